@@ -1,0 +1,181 @@
+"""Typed configuration: one YAML file describes grid, data, model and training. Unknown keys are refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from perception.errors import InputError
+from perception.grid import BevGrid, Reference
+
+Positive = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Section(BaseModel):
+    """A part of the configuration; strict about types and names."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Grid(Section):
+    x: tuple[float, float] = Field((-51.2, 51.2), strict=False)  # m
+    y: tuple[float, float] = Field((-51.2, 51.2), strict=False)  # m
+    z: tuple[float, float] = Field((-5.0, 3.0), strict=False)  # m
+    cell: float = 0.8  # m, side of a pillar
+    reference: Reference = "ego"
+
+    def build(self) -> BevGrid:
+        return BevGrid(self.x, self.y, self.z, self.cell, self.reference)
+
+
+class Image(Section):
+    """Size of the pictures that the network sees: the recorded width is scaled to `width`, the top is cut off."""
+
+    height: Positive = 256
+    width: Positive = 704
+
+
+class Lidar(Section):
+    max_pillars: Positive = 30000
+    points_per_pillar: Positive = 20
+    channels: Positive = 64
+    sweeps: Annotated[int, Field(ge=0, le=10)] = 10  # past sweeps beside the keyframe
+
+
+class Depth(Section):
+    """Bins of the depth distribution, metres along the optical axis."""
+
+    near: float = 1.0
+    far: float = 60.0
+    bins: Positive = 59
+
+
+class CameraBranch(Section):
+    backbone: str = "resnet50"  # any timm model with features_only
+    weights: str | None = None  # a safetensors file for that backbone; None starts from random numbers
+    stages: tuple[int, ...] = Field((2, 3), strict=False)  # timm feature levels that the FPN joins
+    channels: Positive = 80
+    image: Image = Image()
+    depth: Depth = Depth()
+    heights: tuple[float, ...] = Field((-1.0, 0.0, 1.0, 2.0), strict=False)  # m, z of the voxels in each BEV cell
+    stride: Positive = 4  # BEV cells of this branch, in pillars
+
+
+class Trunk(Section):
+    """2-D BEV trunk after SECOND: stages of convolutions, each halving the grid, joined at the head's stride."""
+
+    channels: tuple[Positive, ...] = Field((64, 128, 256), strict=False)
+    blocks: tuple[Positive, ...] = Field((3, 5, 5), strict=False)  # 3x3 convolutions after the strided one
+    strides: tuple[Positive, ...] = Field((2, 2, 2), strict=False)
+    up_channels: Positive = 128
+    stride: Positive = 4  # of the head's cells, in pillars
+
+    @model_validator(mode="after")
+    def _lengths(self) -> Trunk:
+        if not len(self.channels) == len(self.blocks) == len(self.strides):
+            raise ValueError("channels, blocks and strides must have the same length")
+        return self
+
+
+class DetectionHead(Section):
+    channels: Positive = 64
+    top_k: Annotated[int, Field(gt=0, lt=3840)] = 300  # TensorRT's TopK limit
+    min_radius: Annotated[int, Field(ge=0)] = 2  # cells, of the heat map's Gaussians
+
+
+class MapHead(Section):
+    channels: Positive = 64
+
+
+class Model(Section):
+    lidar: Lidar | None = Lidar()
+    camera: CameraBranch | None = None
+    fused_channels: Positive = 64
+    trunk: Trunk = Trunk()
+    detection: DetectionHead = DetectionHead()
+    map: MapHead | None = MapHead()
+
+    @model_validator(mode="after")
+    def _a_sensor(self) -> Model:
+        if self.lidar is None and self.camera is None:
+            raise ValueError("the model needs `lidar`, `camera` or both")
+        return self
+
+
+class Module(Section):
+    """A module at some slots, in force under some conditions."""
+
+    name: str
+    kind: Literal["low_rank"] = "low_rank"
+    slots: tuple[str, ...] = Field(("trunk.*",), strict=False)  # names or globs
+    rank: Positive = 8
+    when: tuple[str, ...] = Field((), strict=False)  # conditions that all must hold, such as [rain, night]
+
+
+class Augment(Section):
+    flip: bool = True  # mirror the bird's-eye view left-right and front-back
+    rotation: float = 0.39  # rad, largest turn about z
+    scale: float = 0.05  # largest relative change of size
+    translation: float = 0.5  # m, standard deviation of the shift
+    image_scale: float = 0.06  # largest relative change of the picture's size
+    image_flip: bool = True
+
+
+class Data(Section):
+    scenes: tuple[str, ...] = Field((), strict=False)  # of the split; empty: all. scene-0103:0-4 takes keyframes 0 to 3
+    workers: Annotated[int, Field(ge=0)] = 0
+    class_balanced: bool = True
+    augment: Augment | None = Augment()
+
+
+class Train(Section):
+    steps: Positive = 1000
+    batch: Positive = 4
+    learning_rate: float = 2e-3  # peak of the one-cycle schedule
+    weight_decay: float = 0.01
+    gradient_clip: float = 35.0  # largest norm
+    drop_lidar: Share = 0.0  # share of the frames that train without LiDAR
+    drop_cameras: Share = 0.0
+    precision: Literal["no", "fp16", "bf16"] = "no"
+    checkpoint_every: Positive = 500  # steps
+
+
+class Config(Section):
+    name: str
+    seed: int = 0
+    grid: Grid = Grid()
+    data: Data = Data()
+    model: Model = Model()
+    modules: tuple[Module, ...] = Field((), strict=False)
+    train: Train = Train()
+
+
+def parse_config(content: Any, source: str) -> Config:
+    """Config of a parsed YAML or JSON document; InputError names the key that is wrong."""
+    try:
+        return Config.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"]) or "(top level)"
+        got = "" if first["type"] in ("extra_forbidden", "missing") else f", got {first['input']!r}"
+        what = "is not a known key" if first["type"] == "extra_forbidden" else f"{first['msg'].lower()}{got}"
+        raise InputError(f"{source}: {key}: {what}") from None
+
+
+def load_config(path: Path) -> Config:
+    """Read a configuration file.
+
+    Raises:
+        InputError: the file is absent, is not YAML, or has an unknown or wrong-typed key.
+    """
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot read the configuration ({error.__class__.__name__})") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    return parse_config(content, str(path))

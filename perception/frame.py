@@ -1,0 +1,183 @@
+"""What the vehicle recorded at one moment, and what was perceived in it. numpy only.
+
+Frames of reference are named in the matrices: `a_from_b` (4, 4) takes homogeneous points of b to a.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+
+import numpy as np
+
+from perception.grid import Reference
+
+# The ten detection classes, in the order that mmdet3d's nuScenes checkpoints use.
+CLASSES = (
+    "car",
+    "truck",
+    "construction_vehicle",
+    "bus",
+    "trailer",
+    "barrier",
+    "motorcycle",
+    "bicycle",
+    "pedestrian",
+    "traffic_cone",
+)
+ATTRIBUTES = (
+    "cycle.with_rider",
+    "cycle.without_rider",
+    "pedestrian.moving",
+    "pedestrian.standing",
+    "pedestrian.sitting_lying_down",
+    "vehicle.moving",
+    "vehicle.parked",
+    "vehicle.stopped",
+)
+MAP_CLASSES = ("drivable_area", "ped_crossing", "walkway", "stop_line", "carpark_area", "divider")
+CAMERAS = ("CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_FRONT_LEFT", "CAM_BACK", "CAM_BACK_LEFT", "CAM_BACK_RIGHT")
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What is known of the circumstances of a frame; None where it is not known."""
+
+    weather: str | None = None  # clear, rain, fog
+    light: str | None = None  # day, night
+    city: str | None = None  # boston, singapore
+
+    def known(self) -> tuple[str, ...]:
+        """The known values, such as ('rain', 'night', 'boston')."""
+        return tuple(v for v in (self.weather, self.light, self.city) if v is not None)
+
+
+def _array(shape: tuple[int, ...], dtype: type) -> np.ndarray:
+    return field(default_factory=lambda: np.zeros(shape, dtype))  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class Boxes:
+    """N boxes in one frame of reference: annotations or detections.
+
+    Rotations are full matrices, so that moving boxes between frames of reference is exact and reversible
+    although the vehicle pitches and rolls.
+    """
+
+    centers: np.ndarray = _array((0, 3), np.float64)  # (N, 3) m, the middle of the box
+    sizes: np.ndarray = _array((0, 3), np.float64)  # (N, 3) m: width, length, height
+    rotations: np.ndarray = _array((0, 3, 3), np.float64)  # (N, 3, 3) box to reference; x is the heading
+    velocities: np.ndarray = _array((0, 3), np.float64)  # (N, 3) m/s; NaN where unknown
+    labels: np.ndarray = _array((0,), np.int64)  # (N,) index into CLASSES
+    attributes: np.ndarray = _array((0,), np.int64)  # (N,) index into ATTRIBUTES; -1 where there is none
+    scores: np.ndarray = _array((0,), np.float64)  # (N,) in [0, 1]; 1 for annotations
+    num_points: np.ndarray = _array((0,), np.int64)  # (N,) LiDAR + radar points inside; -1 for detections
+    instances: np.ndarray = _array((0,), np.str_)  # (N,) token of the object; '' for detections
+
+    @staticmethod
+    def from_yaws(
+        centers: np.ndarray,
+        sizes: np.ndarray,
+        yaws: np.ndarray,
+        velocities: np.ndarray,
+        labels: np.ndarray,
+        attributes: np.ndarray,
+        scores: np.ndarray,
+    ) -> Boxes:
+        """Upright detections: yaws (N,) rad about z, velocities (N, 2) m/s in the ground plane."""
+        n = len(centers)
+        cos, sin, rotations = np.cos(yaws), np.sin(yaws), np.zeros((n, 3, 3))
+        rotations[:, 0, 0], rotations[:, 0, 1] = cos, -sin
+        rotations[:, 1, 0], rotations[:, 1, 1] = sin, cos
+        rotations[:, 2, 2] = 1
+        return Boxes(
+            centers=np.asarray(centers, np.float64),
+            sizes=np.asarray(sizes, np.float64),
+            rotations=rotations,
+            velocities=np.concatenate([velocities, np.zeros((n, 1))], axis=1).astype(np.float64),
+            labels=np.asarray(labels, np.int64),
+            attributes=np.asarray(attributes, np.int64),
+            scores=np.asarray(scores, np.float64),
+            num_points=np.full(n, -1, np.int64),
+            instances=np.full(n, "", "U32"),
+        )
+
+    def __len__(self) -> int:
+        return len(self.centers)
+
+    @property
+    def yaws(self) -> np.ndarray:
+        """(N,) rad: direction of the heading, seen from above."""
+        return np.arctan2(self.rotations[:, 1, 0], self.rotations[:, 0, 0])
+
+    def select(self, index: np.ndarray) -> Boxes:
+        """The boxes at the integer or boolean index (M,)."""
+        return Boxes(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
+
+    def transformed(self, to_from: np.ndarray) -> Boxes:
+        """The same boxes in another frame of reference: to_from (4, 4), rigid."""
+        rotation, translation = to_from[:3, :3], to_from[:3, 3]
+        return replace(
+            self,
+            centers=self.centers @ rotation.T + translation,
+            rotations=rotation @ self.rotations,
+            velocities=self.velocities @ rotation.T,
+        )
+
+    def corners(self) -> np.ndarray:
+        """(N, 8, 3) corners in the devkit's order: four of the front face, then four of the rear."""
+        width, length, height = self.sizes[:, 0:1], self.sizes[:, 1:2], self.sizes[:, 2:3]
+        local = np.stack(
+            [
+                length / 2 * np.array([1, 1, 1, 1, -1, -1, -1, -1]),
+                width / 2 * np.array([1, -1, -1, 1, 1, -1, -1, 1]),
+                height / 2 * np.array([1, 1, -1, -1, 1, 1, -1, -1]),
+            ],
+            axis=-1,
+        )
+        return local @ self.rotations.transpose(0, 2, 1) + self.centers[:, None]
+
+
+@dataclass(frozen=True)
+class Camera:
+    """One camera's picture, with its calibration and the vehicle's pose at the picture's own time."""
+
+    image: np.ndarray  # (H, W, 3) uint8 RGB, as recorded
+    intrinsics: np.ndarray  # (3, 3) pixels
+    ego_from_camera: np.ndarray  # (4, 4); the camera looks along z, x is right and y down
+    global_from_ego: np.ndarray  # (4, 4) at this camera's timestamp
+    timestamp: int  # us
+
+
+@dataclass(frozen=True)
+class Frame:
+    """All that the vehicle's sensors say at one moment. A missing sensor is a value: None, or no entry."""
+
+    token: str
+    timestamp: int  # us, of the LiDAR keyframe
+    reference: Reference
+    global_from_reference: np.ndarray  # (4, 4) at the LiDAR keyframe's time
+    global_from_ego: np.ndarray  # (4, 4) at the LiDAR keyframe's time
+    points: np.ndarray | None  # (N, 5) float32 in the reference frame: x y z (m), intensity (0-255), dt (s, >= 0)
+    cameras: Mapping[str, Camera]  # name in CAMERAS -> picture; absent where it is missing
+    conditions: Conditions = Conditions()
+    boxes: Boxes | None = None  # annotations in the reference frame
+    scene: str = ""  # name of the drive
+    location: str = ""  # name of the map, such as boston-seaport
+
+    def image_from_reference(self, camera: str) -> np.ndarray:
+        """(3, 4) projection of reference points (at the frame's time) to that camera's recorded pixels.
+
+        It goes through the global frame, because the vehicle moved between the LiDAR sweep and the exposure.
+        """
+        c = self.cameras[camera]
+        camera_from_reference = np.linalg.inv(c.global_from_ego @ c.ego_from_camera) @ self.global_from_reference
+        return c.intrinsics @ camera_from_reference[:3]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What was perceived in one frame, in that frame's reference."""
+
+    boxes: Boxes  # detections, best score first
+    map_probabilities: np.ndarray | None  # (6, rows, columns) in [0, 1] on the map grid, in MAP_CLASSES order
