@@ -1,0 +1,311 @@
+"""The JSON tables of a nuScenes dataroot, read row by row and kept as small as frames need them.
+
+v1.0-trainval has 2.6 million rows of sample_data and of ego_pose, and 1.2 million annotations: rows that no
+frame uses (radars, camera pictures between the keyframes, categories that are not detected) are dropped as they
+are read.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from array import array
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from perception.errors import InputError
+from perception.frame import ATTRIBUTES, CAMERAS, CLASSES
+
+LIDAR = "LIDAR_TOP"
+_CHUNK = 1 << 24  # characters read at once; every row is far shorter
+_BETWEEN_ROWS = re.compile(r"[\s,]*")
+
+# nuScenes category -> detection class, as in the devkit's category_to_detection_name.
+_DETECTION_CLASS = {
+    "movable_object.barrier": "barrier",
+    "vehicle.bicycle": "bicycle",
+    "vehicle.bus.bendy": "bus",
+    "vehicle.bus.rigid": "bus",
+    "vehicle.car": "car",
+    "vehicle.construction": "construction_vehicle",
+    "vehicle.motorcycle": "motorcycle",
+    "human.pedestrian.adult": "pedestrian",
+    "human.pedestrian.child": "pedestrian",
+    "human.pedestrian.construction_worker": "pedestrian",
+    "human.pedestrian.police_officer": "pedestrian",
+    "movable_object.trafficcone": "traffic_cone",
+    "vehicle.trailer": "trailer",
+    "vehicle.truck": "truck",
+}
+
+
+def version_folder(dataroot: Path, version: str) -> Path:
+    """The folder of the tables.
+
+    Raises:
+        InputError: the dataroot, or this version in it, does not exist.
+    """
+    folder = dataroot / version
+    if folder.is_dir():
+        return folder
+    if not dataroot.is_dir():
+        raise InputError(f"{dataroot}: no such folder; give the dataroot that holds {version}/ and samples/")
+    found = sorted(path.parent.name for path in dataroot.glob("*/sample_data.json"))
+    if found:
+        raise InputError(f"{dataroot}: has no version {version}; it has {', '.join(found)}")
+    raise InputError(
+        f"{dataroot}: not a nuScenes dataroot: it has no folder {version}/ with sample_data.json"
+    )
+
+
+def rows(folder: Path, table: str) -> Iterator[dict[str, Any]]:
+    """The rows of one table, one at a time, so that a table of a gigabyte needs no gigabytes of memory.
+
+    Raises:
+        InputError: the table is missing or is not a JSON list of objects.
+    """
+    path = folder / f"{table}.json"
+    try:
+        with path.open(encoding="utf-8") as file:
+            yield from _rows(file, path)
+    except FileNotFoundError:
+        raise InputError(f"{path}: the table is missing; complete {folder.name}/ from the dataset") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot read the table ({error.__class__.__name__})") from None
+
+
+def _rows(file: Any, path: Path) -> Iterator[dict[str, Any]]:
+    decoder = json.JSONDecoder()
+    text, position = file.read(_CHUNK).lstrip(), 1
+    if not text.startswith("["):
+        raise InputError(f"{path}: not a table: a JSON list of objects is expected; copy it again")
+    while True:
+        position = _BETWEEN_ROWS.match(text, position).end()  # type: ignore[union-attr]
+        try:
+            row, position = decoder.raw_decode(text, position)
+        except json.JSONDecodeError as error:
+            if text[position : position + 1] == "]":
+                return
+            more = file.read(_CHUNK) if len(text) - position < _CHUNK else ""
+            if not more:
+                start = " ".join(text[position : position + 40].split()) or "the end of the file"
+                raise InputError(
+                    f"{path}: not valid JSON ({error.msg.lower()} at {start!r}); copy it again"
+                ) from None
+            text, position = text[position:] + more, 0
+            continue
+        if not isinstance(row, dict):
+            raise InputError(f"{path}: a row is {type(row).__name__}, not an object; copy it again")
+        yield row
+
+
+@contextmanager
+def linked(folder: Path, table: str) -> Iterator[None]:
+    """Report a missing field, or a token that no row of another table has, as an error in this table."""
+    try:
+        yield
+    except KeyError as error:
+        raise InputError(
+            f"{folder / table}.json: a row lacks, or refers to a missing, {error.args[0]!r}; copy the tables again"
+        ) from None
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{folder / table}.json: a row has a wrong value ({error}); copy it again") from None
+
+
+class Recording(NamedTuple):
+    """A row of sample_data: one sweep or picture on the disk."""
+
+    sample: str
+    timestamp: int  # us
+    channel: str
+    calibration: str
+    pose: str
+    file: str  # relative to the dataroot
+    previous: str  # token of the recording before it by the same sensor; '' at the start of the drive
+    width: int  # pixels, of pictures
+    height: int
+
+
+class Recordings:
+    """All LiDAR sweeps, and the keyframes of the six cameras, with poses and calibrations."""
+
+    def __init__(self, folder: Path) -> None:
+        channels = {row["token"]: row["channel"] for row in rows(folder, "sensor")}
+        with linked(folder, "calibrated_sensor"):
+            calibrations = {row["token"]: row for row in rows(folder, "calibrated_sensor")}
+            channel_of = {token: channels[row["sensor_token"]] for token, row in calibrations.items()}
+        self.sweeps: dict[str, Recording] = {}  # LiDAR, by token
+        self.keyframes: dict[str, dict[str, Recording]] = {}  # by sample token and channel
+        with linked(folder, "sample_data"):
+            for row in rows(folder, "sample_data"):
+                self._add(row, channel_of[row["calibrated_sensor_token"]])
+        with linked(folder, "calibrated_sensor"):
+            self.ego_from_sensor = {
+                token: rigid(row["translation"], row["rotation"]) for token, row in calibrations.items()
+            }
+            self.intrinsics = {
+                token: np.array(row["camera_intrinsic"], np.float64).reshape(3, 3)
+                for token, row in calibrations.items()
+                if channel_of[token] in CAMERAS
+            }
+        self._read_poses(folder)
+
+    def _add(self, row: dict[str, Any], channel: str) -> None:
+        if channel != LIDAR and not (channel in CAMERAS and row["is_key_frame"]):
+            return
+        recording = Recording(
+            row["sample_token"],
+            row["timestamp"],
+            channel,
+            row["calibrated_sensor_token"],
+            row["ego_pose_token"],
+            row["filename"],
+            row["prev"],
+            row["width"],
+            row["height"],
+        )
+        if channel == LIDAR:
+            self.sweeps[row["token"]] = recording
+        if row["is_key_frame"]:
+            self.keyframes.setdefault(recording.sample, {})[channel] = recording
+
+    def _read_poses(self, folder: Path) -> None:
+        needed = {recording.pose for recording in self.sweeps.values()}
+        needed.update(r.pose for keyframe in self.keyframes.values() for r in keyframe.values())
+        self._pose_rows: dict[str, int] = {}
+        values = array("d")
+        with linked(folder, "ego_pose"):
+            for row in rows(folder, "ego_pose"):
+                if row["token"] in needed:
+                    self._pose_rows[row["token"]] = len(self._pose_rows)
+                    values.extend(row["translation"])
+                    values.extend(row["rotation"])
+        self._poses = np.frombuffer(values, np.float64).reshape(-1, 7)
+        missing = needed - self._pose_rows.keys()
+        if missing:
+            raise InputError(
+                f"{folder / 'ego_pose.json'}: lacks {len(missing)} poses that sample_data.json refers to, "
+                f"such as {min(missing)}; copy the tables again"
+            )
+
+    def global_from_ego(self, recording: Recording) -> np.ndarray:
+        """(4, 4) pose of the vehicle at the recording's own time."""
+        pose = self._poses[self._pose_rows[recording.pose]]
+        return rigid(pose[:3], pose[3:])
+
+
+@dataclass(frozen=True)
+class Annotations:
+    """The boxes of the ten detection classes, as columns in the global frame."""
+
+    centers: np.ndarray  # (N, 3) m
+    sizes: np.ndarray  # (N, 3) m: width, length, height
+    quaternions: np.ndarray  # (N, 4) w x y z
+    velocities: np.ndarray  # (N, 3) m/s; NaN where unknown
+    labels: np.ndarray  # (N,) index into CLASSES
+    attributes: np.ndarray  # (N,) index into ATTRIBUTES; -1 where there is none
+    num_points: np.ndarray  # (N,) LiDAR + radar points
+    instances: np.ndarray  # (N,) row of instance_tokens
+    instance_tokens: np.ndarray  # (I,) str
+    of_sample: dict[str, list[int]]  # rows of a sample, in the order of the table
+
+    @staticmethod
+    def read(folder: Path, timestamps: dict[str, int]) -> Annotations:
+        """timestamps: sample token -> us; velocities need them."""
+        instance_tokens, labels_of = _instances(folder)
+        with linked(folder, "attribute"):
+            attribute_of = {
+                row["token"]: ATTRIBUTES.index(row["name"])
+                for row in rows(folder, "attribute")
+                if row["name"] in ATTRIBUTES
+            }
+        instance_row = {token: i for i, token in enumerate(instance_tokens)}
+        row_of: dict[str, int] = {}
+        of_sample: dict[str, list[int]] = {}
+        links: list[tuple[str, str]] = []
+        real, whole = array("d"), array("q")
+        with linked(folder, "sample_annotation"):
+            for row in rows(folder, "sample_annotation"):
+                instance = instance_row[row["instance_token"]]
+                if labels_of[instance] < 0:
+                    continue
+                of_sample.setdefault(row["sample_token"], []).append(len(row_of))
+                row_of[row["token"]] = len(row_of)
+                links.append((row["prev"], row["next"]))
+                real.extend((*row["translation"], *row["size"], *row["rotation"]))
+                attribute = next((attribute_of.get(t, -1) for t in row["attribute_tokens"]), -1)
+                points = row["num_lidar_pts"] + row["num_radar_pts"]
+                whole.extend((timestamps[row["sample_token"]], attribute, points, instance))
+            linked_rows = np.array(
+                [(row_of[a] if a else -1, row_of[b] if b else -1) for a, b in links], np.int64
+            ).reshape(-1, 2)
+            floats = np.frombuffer(real, np.float64).reshape(-1, 10)
+            integers = np.frombuffer(whole, np.int64).reshape(-1, 4)
+        return Annotations(
+            centers=floats[:, :3],
+            sizes=floats[:, 3:6],
+            quaternions=floats[:, 6:],
+            velocities=_velocities(floats[:, :3], integers[:, 0], linked_rows),
+            labels=labels_of[integers[:, 3]],
+            attributes=integers[:, 1],
+            num_points=integers[:, 2],
+            instances=integers[:, 3],
+            instance_tokens=instance_tokens,
+            of_sample=of_sample,
+        )
+
+
+def _instances(folder: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Tokens (I,) of all objects, and their labels (I,); -1 where it is not one of the ten classes."""
+    with linked(folder, "category"):
+        class_of = {row["token"]: _DETECTION_CLASS.get(row["name"]) for row in rows(folder, "category")}
+    tokens, labels = [], []
+    with linked(folder, "instance"):
+        for row in rows(folder, "instance"):
+            name = class_of[row["category_token"]]
+            tokens.append(row["token"])
+            labels.append(-1 if name is None else CLASSES.index(name))
+    return np.array(tokens, np.str_), np.array(labels, np.int64)
+
+
+def _velocities(centers: np.ndarray, timestamps: np.ndarray, links: np.ndarray) -> np.ndarray:
+    """(N, 3) m/s from the annotation before to the one after, as NuScenes.box_velocity.
+
+    Where one of them lacks, the annotation itself takes its place. NaN where both lack, or where they are
+    further apart than 1.5 s (3 s if both exist).
+    """
+    own = np.arange(len(centers))
+    first = np.where(links[:, 0] >= 0, links[:, 0], own)
+    last = np.where(links[:, 1] >= 0, links[:, 1], own)
+    seconds = 1e-6 * timestamps
+    elapsed = seconds[last] - seconds[first]
+    allowed = np.where((links >= 0).all(axis=1), 3.0, 1.5)
+    known = (first != last) & (elapsed <= allowed)
+    return (centers[last] - centers[first]) / np.where(known, elapsed, np.nan)[:, None]
+
+
+def rotation_matrices(quaternions: np.ndarray) -> np.ndarray:
+    """(..., 3, 3) of quaternions (..., 4) in the order w x y z, of any length."""
+    q = np.asarray(quaternions, np.float64)
+    w, x, y, z = np.moveaxis(q / np.linalg.norm(q, axis=-1, keepdims=True), -1, 0)
+    rotation = np.array(
+        [
+            [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
+            [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
+            [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
+        ]
+    )
+    return np.moveaxis(rotation, (0, 1), (-2, -1))
+
+
+def rigid(translation: Any, quaternion: Any) -> np.ndarray:
+    """(4, 4) of a translation in metres and a quaternion w x y z: parent_from_child."""
+    matrix = np.eye(4)
+    matrix[:3, :3] = rotation_matrices(np.asarray(quaternion, np.float64))
+    matrix[:3, 3] = translation
+    return matrix
