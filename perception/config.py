@@ -95,6 +95,7 @@ class Model(Section):
     lidar: Lidar | None = Lidar()
     camera: CameraBranch | None = None
     fused_channels: Positive = 64
+    fused_stride: Positive = 1  # cells of the fused map, in pillars
     trunk: Trunk = Trunk()
     detection: DetectionHead = DetectionHead()
     map: MapHead | None = MapHead()

@@ -1,0 +1,52 @@
+"""LiDAR branch: points, grouped into pillars, become a picture seen from above (PointPillars, Lang et al., 2019)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from perception.config import Lidar
+from perception.grid import BevGrid
+
+
+class PillarEncoder(nn.Module):
+    """Points of each pillar -> features of its cell -> canvas (B, C, rows, columns) on the pillar grid.
+
+    Each point is described by ten numbers: x, y, z, intensity, dt, its offset from the mean of the pillar's
+    points (3) and from the middle of the cell (2). All positions are metres, scaled to about one by the grid.
+    """
+
+    def __init__(self, config: Lidar, grid: BevGrid) -> None:
+        super().__init__()
+        self.grid, self.channels = grid, config.channels
+        self.linear = nn.Linear(10, config.channels, bias=False)
+        self.norm = nn.BatchNorm1d(config.channels, eps=1e-3, momentum=0.01)
+        far = max(abs(v) for v in (*grid.x, *grid.y))
+        high = max(abs(v) for v in grid.z)
+        scale = [1 / far, 1 / far, 1 / high, 1 / 255, 2.0, *(1 / grid.cell,) * 2, 1.0, *(1 / grid.cell,) * 2]
+        self.register_buffer("scale", torch.tensor(scale), persistent=False)
+
+    def forward(self, points: Tensor, counts: Tensor, cells: Tensor) -> Tensor:
+        """points (B, P, M, 5) float, counts (B, P) int, cells (B, P) int -> (B, C, rows, columns)."""
+        b, p, m, _ = points.shape
+        rows, columns = self.grid.shape
+        cells = cells.long()
+
+        real = torch.arange(m, device=points.device) < counts[..., None]  # B P M
+        xyz = points[..., :3]
+        mean = xyz.sum(dim=2, keepdim=True) / counts.clamp(min=1)[..., None, None]
+        column = (cells % columns).to(points.dtype)
+        row = torch.div(cells, columns, rounding_mode="floor").to(points.dtype)
+        center = torch.stack([column + 0.5, row + 0.5], dim=-1) * self.grid.cell  # B P 2
+        center = center + center.new_tensor([self.grid.x[0], self.grid.y[0]])
+        described = torch.cat([points, xyz - mean, xyz[..., :2] - center[:, :, None]], dim=-1)  # B P M 10
+        described = described * self.scale * real[..., None]
+
+        features: Tensor = self.norm(self.linear(described).flatten(0, 2)[..., None])[..., 0]
+        features = torch.relu(features).reshape(b, p, m, self.channels)
+        features = (features * real[..., None]).amax(dim=2)  # B P C, zero for padding
+
+        # Cells are unique, so that a plain scatter serves; padding rows all land in the dummy cell at the end.
+        canvas = features.new_zeros(b, rows * columns + 1, self.channels)
+        canvas = canvas.scatter(1, cells[..., None].expand(-1, -1, self.channels), features)
+        return canvas[:, :-1].transpose(1, 2).reshape(b, self.channels, rows, columns)

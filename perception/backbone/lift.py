@@ -1,0 +1,60 @@
+"""Camera to bird's eye by pull: every BEV voxel looks up what the cameras see where it projects.
+
+The projection matrices are inputs, never constants, so that one engine serves every vehicle and every drift of
+the mounting. Only 4-D GridSample is needed, which TensorRT has without plugins.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from perception.config import CameraBranch
+from perception.grid import BevGrid
+
+
+class Lift(nn.Module):
+    """Features (B, N, C, h, w) with depth probabilities (B, N, D, h, w) -> (B, C * Z, rows, columns).
+
+    A voxel takes the feature at its projection, weighted by the probability that the surface seen there is as
+    far away as the voxel is, and sums over the cameras. Its Z heights become channels.
+    """
+
+    def __init__(self, config: CameraBranch, grid: BevGrid) -> None:
+        super().__init__()
+        self.image, self.depth, self.heights = config.image, config.depth, len(config.heights)
+        self.shape = grid.shape
+        ground = torch.from_numpy(grid.centers())  # rows columns 2
+        layers = [torch.cat([ground, torch.full_like(ground[..., :1], z)], dim=-1) for z in config.heights]
+        self.register_buffer("voxels", torch.stack(layers).flatten(0, 2), persistent=False)  # V=Z*rows*columns 3
+
+    def forward(self, context: Tensor, depth: Tensor, image_from_reference: Tensor) -> Tensor:
+        b, n, c, h, w = context.shape
+        rows, columns = self.shape
+        turn, shift = image_from_reference[..., :3], image_from_reference[..., 3]
+        projected = torch.einsum("bnij,vj->bniv", turn, self.voxels) + shift[..., None]  # B N 3 V
+        along = projected[:, :, 2]  # m, along the optical axis; 0 everywhere for a missing camera
+        ahead = along > 0.1
+        u = projected[:, :, 0] / torch.where(ahead, along, 1.0)
+        v = projected[:, :, 1] / torch.where(ahead, along, 1.0)
+        x = ((2 * u + 1) / self.image.width - 1).clamp(-2, 2)  # [-1, 1] from edge to edge of the picture
+        y = ((2 * v + 1) / self.image.height - 1).clamp(-2, 2)
+        seen = ahead & (x.abs() <= 1) & (y.abs() <= 1)  # B N V
+
+        look = torch.stack([x, y], dim=-1).reshape(b * n, self.heights * rows, columns, 2)
+        pulled = F.grid_sample(context.flatten(0, 1), look, align_corners=False)  # BN C Z*rows columns
+
+        # The depth distributions as one picture a camera: a row for each feature cell, a column for each bin. One
+        # lookup then interpolates along the picture's rows and along depth; it takes the nearest row of features.
+        cell_u = (((x + 1) * w - 1) / 2).clamp(0, w - 1)
+        cell_v = (((y + 1) * h - 1) / 2).round().clamp(0, h - 1)
+        cell = (2 * (cell_v * w + cell_u) + 1) / (h * w) - 1
+        far = (2 * (along - self.depth.near) / (self.depth.far - self.depth.near) - 1).clamp(-2, 2)
+        look = torch.stack([far, cell], dim=-1).reshape(b * n, self.heights * rows, columns, 2)
+        book = depth.flatten(3).transpose(2, 3).reshape(b * n, 1, h * w, self.depth.bins)
+        likely = F.grid_sample(book, look, align_corners=False)  # BN 1 Z*rows columns
+        likely = likely * seen.reshape(likely.shape).to(likely.dtype)
+
+        pulled = (pulled * likely).reshape(b, n, c, self.heights, rows, columns).sum(dim=1)
+        return pulled.reshape(b, c * self.heights, rows, columns)
