@@ -22,9 +22,9 @@ class Section(BaseModel):
 
 
 class Grid(Section):
-    x: tuple[float, float] = Field((-51.2, 51.2), strict=False)  # m
-    y: tuple[float, float] = Field((-51.2, 51.2), strict=False)  # m
-    z: tuple[float, float] = Field((-5.0, 3.0), strict=False)  # m
+    x: tuple[float, float] = Field(default=(-51.2, 51.2), strict=False)  # m
+    y: tuple[float, float] = Field(default=(-51.2, 51.2), strict=False)  # m
+    z: tuple[float, float] = Field(default=(-5.0, 3.0), strict=False)  # m
     cell: float = 0.8  # m, side of a pillar
     reference: Reference = "ego"
 
@@ -57,20 +57,20 @@ class Depth(Section):
 class CameraBranch(Section):
     backbone: str = "resnet50"  # any timm model with features_only
     weights: str | None = None  # a safetensors file for that backbone; None starts from random numbers
-    stages: tuple[int, ...] = Field((2, 3), strict=False)  # timm feature levels that the FPN joins
+    stages: tuple[int, ...] = Field(default=(2, 3), strict=False)  # timm feature levels that the FPN joins
     channels: Positive = 80
     image: Image = Image()
     depth: Depth = Depth()
-    heights: tuple[float, ...] = Field((-1.0, 0.0, 1.0, 2.0), strict=False)  # m, z of the voxels in each BEV cell
+    heights: tuple[float, ...] = Field(default=(-1.0, 0.0, 1.0, 2.0), strict=False)  # m, z of a cell's voxels
     stride: Positive = 4  # BEV cells of this branch, in pillars
 
 
 class Trunk(Section):
     """2-D BEV trunk after SECOND: stages of convolutions, each halving the grid, joined at the head's stride."""
 
-    channels: tuple[Positive, ...] = Field((64, 128, 256), strict=False)
-    blocks: tuple[Positive, ...] = Field((3, 5, 5), strict=False)  # 3x3 convolutions after the strided one
-    strides: tuple[Positive, ...] = Field((2, 2, 2), strict=False)
+    channels: tuple[Positive, ...] = Field(default=(64, 128, 256), strict=False)
+    blocks: tuple[Positive, ...] = Field(default=(3, 5, 5), strict=False)  # 3x3 convolutions after the strided one
+    strides: tuple[Positive, ...] = Field(default=(2, 2, 2), strict=False)
     up_channels: Positive = 128
     stride: Positive = 4  # of the head's cells, in pillars
 
@@ -112,9 +112,9 @@ class Module(Section):
 
     name: str
     kind: Literal["low_rank"] = "low_rank"
-    slots: tuple[str, ...] = Field(("trunk.*",), strict=False)  # names or globs
+    slots: tuple[str, ...] = Field(default=("trunk.*",), strict=False)  # names or globs
     rank: Positive = 8
-    when: tuple[str, ...] = Field((), strict=False)  # conditions that all must hold, such as [rain, night]
+    when: tuple[str, ...] = Field(default=(), strict=False)  # conditions that all must hold, such as [rain, night]
 
 
 class Augment(Section):
@@ -127,7 +127,9 @@ class Augment(Section):
 
 
 class Data(Section):
-    scenes: tuple[str, ...] = Field((), strict=False)  # of the split; empty: all. scene-0103:0-4 takes keyframes 0 to 3
+    scenes: tuple[str, ...] = Field(
+        default=(), strict=False
+    )  # of the split; empty: all. scene-0103:0-4 takes keyframes 0 to 3
     workers: Annotated[int, Field(ge=0)] = 0
     class_balanced: bool = True
     augment: Augment | None = Augment()
@@ -151,7 +153,7 @@ class Config(Section):
     grid: Grid = Grid()
     data: Data = Data()
     model: Model = Model()
-    modules: tuple[Module, ...] = Field((), strict=False)
+    modules: tuple[Module, ...] = Field(default=(), strict=False)
     train: Train = Train()
 
 

@@ -6,7 +6,7 @@ Frames of reference are named in the matrices: `a_from_b` (4, 4) takes homogeneo
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
@@ -52,10 +52,6 @@ class Conditions:
         return tuple(v for v in (self.weather, self.light, self.city) if v is not None)
 
 
-def _array(shape: tuple[int, ...], dtype: type) -> np.ndarray:
-    return field(default_factory=lambda: np.zeros(shape, dtype))  # type: ignore[no-any-return]
-
-
 @dataclass(frozen=True)
 class Boxes:
     """N boxes in one frame of reference: annotations or detections.
@@ -64,15 +60,20 @@ class Boxes:
     although the vehicle pitches and rolls.
     """
 
-    centers: np.ndarray = _array((0, 3), np.float64)  # (N, 3) m, the middle of the box
-    sizes: np.ndarray = _array((0, 3), np.float64)  # (N, 3) m: width, length, height
-    rotations: np.ndarray = _array((0, 3, 3), np.float64)  # (N, 3, 3) box to reference; x is the heading
-    velocities: np.ndarray = _array((0, 3), np.float64)  # (N, 3) m/s; NaN where unknown
-    labels: np.ndarray = _array((0,), np.int64)  # (N,) index into CLASSES
-    attributes: np.ndarray = _array((0,), np.int64)  # (N,) index into ATTRIBUTES; -1 where there is none
-    scores: np.ndarray = _array((0,), np.float64)  # (N,) in [0, 1]; 1 for annotations
-    num_points: np.ndarray = _array((0,), np.int64)  # (N,) LiDAR + radar points inside; -1 for detections
-    instances: np.ndarray = _array((0,), np.str_)  # (N,) token of the object; '' for detections
+    centers: np.ndarray  # (N, 3) m, the middle of the box
+    sizes: np.ndarray  # (N, 3) m: width, length, height
+    rotations: np.ndarray  # (N, 3, 3) box to reference; x is the heading
+    velocities: np.ndarray  # (N, 3) m/s; NaN where unknown
+    labels: np.ndarray  # (N,) int, index into CLASSES
+    attributes: np.ndarray  # (N,) int, index into ATTRIBUTES; -1 where there is none
+    scores: np.ndarray  # (N,) in [0, 1]; 1 for annotations
+    num_points: np.ndarray  # (N,) int, LiDAR + radar points inside; -1 for detections
+    instances: np.ndarray  # (N,) str, token of the object; '' for detections
+
+    @staticmethod
+    def none() -> Boxes:
+        """No boxes at all."""
+        return Boxes.from_yaws(*(np.zeros((0, n)) for n in (3, 3)), np.zeros(0), np.zeros((0, 2)), *(np.zeros(0),) * 3)
 
     @staticmethod
     def from_yaws(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -62,7 +63,8 @@ class PerceptionModel(nn.Module):
     def predict(self, inputs: dict[str, Tensor], conditions: Sequence[Conditions] = ()) -> dict[str, Tensor]:
         """Decoded output: boxes, scores, labels, attributes and, with a map head, map."""
         dense = self(inputs, conditions)
-        return {name: value for head in self.heads.values() for name, value in head.decode(dense).items()}
+        decoders: list[Any] = [head.decode for head in self.heads.values()]
+        return {name: value for decode in decoders for name, value in decode(dense).items()}
 
     def folded(self, conditions: Conditions) -> PerceptionModel:
         """A copy whose modules for these conditions are written into the weights, with every slot empty."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -22,6 +23,9 @@ class ImageEncoder(nn.Module):
     depth probabilities (B, N, D, h, w), with h = H / stride of that level.
     """
 
+    mean: Tensor
+    deviation: Tensor
+
     def __init__(self, config: CameraBranch) -> None:
         super().__init__()
         self.channels, self.bins = config.channels, config.depth.bins
@@ -33,7 +37,8 @@ class ImageEncoder(nn.Module):
             raise InputError(f"model.camera.backbone: {error}") from None
         if config.weights is not None:
             self._load(Path(config.weights))
-        inputs = self.backbone.feature_info.channels()
+        backbone: Any = self.backbone
+        inputs = backbone.feature_info.channels()
         self.lateral = nn.ModuleList(
             ConvBlock(f"camera.lateral{i}", c, config.channels, kernel=1) for i, c in enumerate(inputs)
         )

@@ -30,7 +30,7 @@ class Fuse(nn.Module):
 
     def forward(self, maps: list[Tensor]) -> Tensor:
         adapted = [adapt(m) for adapt, m in zip(self.adapt, maps, strict=True)]
-        size = max((tuple(m.shape[-2:]) for m in adapted))
+        size = max(tuple(m.shape[-2:]) for m in adapted)
         adapted = [m if m.shape[-2:] == size else F.interpolate(m, size=size, mode="nearest") for m in adapted]
         fused: Tensor = self.mix(torch.cat(adapted, dim=1))
         return fused

@@ -16,6 +16,8 @@ class PillarEncoder(nn.Module):
     points (3) and from the middle of the cell (2). All positions are metres, scaled to about one by the grid.
     """
 
+    scale: Tensor
+
     def __init__(self, config: Lidar, grid: BevGrid) -> None:
         super().__init__()
         self.grid, self.channels = grid, config.channels

@@ -21,19 +21,22 @@ class Lift(nn.Module):
     far away as the voxel is, and sums over the cameras. Its Z heights become channels.
     """
 
+    voxels: Tensor  # (3, Z * rows * columns) m, in the reference frame
+
     def __init__(self, config: CameraBranch, grid: BevGrid) -> None:
         super().__init__()
         self.image, self.depth, self.heights = config.image, config.depth, len(config.heights)
         self.shape = grid.shape
         ground = torch.from_numpy(grid.centers())  # rows columns 2
         layers = [torch.cat([ground, torch.full_like(ground[..., :1], z)], dim=-1) for z in config.heights]
-        self.register_buffer("voxels", torch.stack(layers).flatten(0, 2), persistent=False)  # V=Z*rows*columns 3
+        self.register_buffer("voxels", torch.stack(layers).flatten(0, 2).T.contiguous(), persistent=False)
 
     def forward(self, context: Tensor, depth: Tensor, image_from_reference: Tensor) -> Tensor:
         b, n, c, h, w = context.shape
         rows, columns = self.shape
-        turn, shift = image_from_reference[..., :3], image_from_reference[..., 3]
-        projected = torch.einsum("bnij,vj->bniv", turn, self.voxels) + shift[..., None]  # B N 3 V
+        # Sums of products rather than a matrix product, which mixed precision would round to half.
+        (x, y, z), m = self.voxels, image_from_reference[..., None]
+        projected = m[:, :, :, 0] * x + m[:, :, :, 1] * y + m[:, :, :, 2] * z + m[:, :, :, 3]  # B N 3 V=Z*rows*columns
         along = projected[:, :, 2]  # m, along the optical axis; 0 everywhere for a missing camera
         ahead = along > 0.1
         u = projected[:, :, 0] / torch.where(ahead, along, 1.0)

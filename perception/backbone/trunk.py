@@ -19,9 +19,7 @@ class Trunk(nn.Module):
         super().__init__()
         self.channels = config.up_channels * len(config.channels)
         self.stages, self.lifts = nn.ModuleList(), nn.ModuleList()
-        for i, (channels, blocks, step) in enumerate(
-            zip(config.channels, config.blocks, config.strides, strict=True)
-        ):
+        for i, (channels, blocks, step) in enumerate(zip(config.channels, config.blocks, config.strides, strict=True)):
             stride *= step
             layers = [ConvBlock(f"trunk.stage{i}.0", inputs, channels, stride=step)]
             layers += [ConvBlock(f"trunk.stage{i}.{j + 1}", channels, channels) for j in range(blocks)]
@@ -29,9 +27,13 @@ class Trunk(nn.Module):
             down = max(config.stride // stride, 1)
             self.lifts.append(
                 ConvBlock(
-                    f"trunk.lift{i}", channels, config.up_channels, kernel=3 if down > 1 else 1, stride=down,
+                    f"trunk.lift{i}",
+                    channels,
+                    config.up_channels,
+                    kernel=3 if down > 1 else 1,
+                    stride=down,
                     up=max(stride // config.stride, 1),
-                )  # fmt: skip
+                )
             )
             inputs = channels
 

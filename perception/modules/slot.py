@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +28,7 @@ class Slot(nn.Module):
     def __init__(self, name: str, layer: nn.Module) -> None:
         super().__init__()
         self.name = name
-        self.layer = layer
+        self.layer: Any = layer
         self.computations = nn.ModuleDict()
         self.route = Route()
 
@@ -58,6 +59,7 @@ class Slot(nn.Module):
                 continue
             if not (module.affine and self.route.static) or isinstance(weight, Tensor):
                 raise ValueError(f"{self.name}: module {name!r} cannot be folded")
-            self.layer.weight.copy_(module.fold(self.layer.weight, weight))
+            fold: Any = module.fold
+            self.layer.weight.copy_(fold(self.layer.weight, weight))
         self.computations = nn.ModuleDict()
         self.route = Route()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,8 +32,8 @@ class LowRank(nn.Module):
         self.transposed = isinstance(layer, nn.ConvTranspose2d)
         hidden, groups = rank * layer.groups, layer.groups
         if isinstance(layer, nn.ConvTranspose2d):
-            self.a: nn.Module = nn.Conv2d(layer.in_channels, hidden, 1, groups=groups, bias=False)
-            self.b: nn.Module = nn.ConvTranspose2d(
+            self.a: Any = nn.Conv2d(layer.in_channels, hidden, 1, groups=groups, bias=False)
+            self.b: Any = nn.ConvTranspose2d(
                 hidden, layer.out_channels, layer.kernel_size, layer.stride, layer.padding,  # type: ignore[arg-type]
                 layer.output_padding, groups, False, layer.dilation, layer.padding_mode,  # type: ignore[arg-type]
             )  # fmt: skip
@@ -55,11 +56,7 @@ class LowRank(nn.Module):
         """The base layer's weight with `route` times this module in it."""
         a, b, g = self.a.weight, self.b.weight, self.groups
         if self.transposed:  # a (g r, I/g, 1, 1), b (g r, O/g, k, k), weight (I, O/g, k, k)
-            product = torch.einsum(
-                "gri,grokl->giokl", a.unflatten(0, (g, -1))[..., 0, 0], b.unflatten(0, (g, -1))
-            )
+            product = torch.einsum("gri,grokl->giokl", a.unflatten(0, (g, -1))[..., 0, 0], b.unflatten(0, (g, -1)))
         else:  # a (g r, I/g, k, k), b (O, r, 1, 1), weight (O, I/g, k, k)
-            product = torch.einsum(
-                "gor,grikl->goikl", b.unflatten(0, (g, -1))[..., 0, 0], a.unflatten(0, (g, -1))
-            )
+            product = torch.einsum("gor,grikl->goikl", b.unflatten(0, (g, -1))[..., 0, 0], a.unflatten(0, (g, -1)))
         return weight + route * self.scale * product.flatten(0, 1)

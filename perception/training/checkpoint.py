@@ -1,0 +1,162 @@
+"""Checkpoints: a folder of safetensors and JSON that appears whole or not at all.
+
+RUN/checkpoints/step-000500/
+    model.safetensors       parameters and buffers
+    training.safetensors    optimizer moments and random state
+    checkpoint.json         configuration, step, schedule, sha256 of the two files
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from perception.config import Config, parse_config
+from perception.errors import InputError
+from perception.model import PerceptionModel
+
+KEPT = 2  # newest checkpoints of a run that stay on disk
+
+
+def newest(run: Path) -> Path | None:
+    """The run's newest complete checkpoint. Folders that a killed write left behind have another name."""
+    steps = sorted((run / "checkpoints").glob("step-*"))
+    return steps[-1] if steps else None
+
+
+def save(
+    run: Path,
+    step: int,
+    config: Config,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    schedule: dict[str, Any],
+) -> Path:
+    """Write the checkpoint of this step beside the earlier ones, then forget all but the newest few.
+
+    Args:
+        schedule: JSON-able state of learning-rate schedule and loss scaler.
+
+    Raises:
+        InputError: the disk is full or not writable; the earlier checkpoints stay as they were.
+    """
+    final = run / "checkpoints" / f"step-{step:06d}"
+    partial = final.with_name(f".{final.name}.partial")
+    state = optimizer.state_dict()
+    moments = {f"{i}.{name}": value for i, entry in state["state"].items() for name, value in entry.items()}
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        save_file({k: v.contiguous() for k, v in model.state_dict().items()}, partial / "model.safetensors")
+        save_file(moments | {"random": torch.get_rng_state()}, partial / "training.safetensors")
+        content = {
+            "config": config.model_dump(mode="json"),
+            "step": step,
+            "schedule": schedule,
+            "optimizer": state["param_groups"],
+            "sha256": {f.name: _sha256(f) for f in sorted(partial.glob("*.safetensors"))},
+        }
+        (partial / "checkpoint.json").write_text(json.dumps(content, indent=1))
+        for file in partial.iterdir():
+            _flush(file)
+        shutil.rmtree(final, ignore_errors=True)
+        partial.rename(final)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise InputError(
+            f"{final}: cannot write the checkpoint ({error}); the earlier ones are unharmed: free some space, --resume"
+        ) from None
+    for old in sorted(final.parent.glob("step-*"))[:-KEPT]:
+        shutil.rmtree(old)
+    return final
+
+
+def _flush(file: Path) -> None:
+    """Wait until the file is on the disk, so that a power cut after the rename finds it whole."""
+    with file.open("rb") as stream:
+        os.fsync(stream.fileno())
+
+
+def _sha256(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def _read(path: Path) -> tuple[Path, dict[str, Any]]:
+    """The checkpoint's folder (of a run: the newest) and its JSON, with its files verified."""
+    folder = path if (path / "checkpoint.json").exists() else newest(path)
+    if folder is None:
+        raise InputError(f"{path}: no checkpoint here; give a run's folder or one of its checkpoints/step-*")
+    try:
+        content = json.loads((folder / "checkpoint.json").read_text())
+        hashes = content["sha256"]
+    except (OSError, ValueError, KeyError) as error:
+        raise InputError(f"{folder / 'checkpoint.json'}: not readable as a checkpoint ({error})") from None
+    for name, sha256 in hashes.items():
+        if not (folder / name).exists() or _sha256(folder / name) != sha256:
+            raise InputError(f"{folder / name}: missing or damaged (its sha256 is not the recorded one)")
+    return folder, content
+
+
+def _load_weights(model: nn.Module, file: Path) -> None:
+    weights, expected = load_file(file), model.state_dict()
+    absent, unknown = expected.keys() - weights.keys(), weights.keys() - expected.keys()
+    shapes = [k for k in expected.keys() & weights.keys() if expected[k].shape != weights[k].shape]
+    if absent or unknown or shapes:
+        example = min([*absent, *unknown, *shapes])
+        raise InputError(
+            f"{file}: belongs to another configuration: {len(absent)} tensors absent, {len(unknown)} unknown, "
+            f"{len(shapes)} of another shape, such as {example}"
+        )
+    model.load_state_dict(weights)
+
+
+def load_model(path: Path) -> tuple[PerceptionModel, Config]:
+    """The model of a checkpoint or of a run's newest one, in evaluation mode, and its configuration.
+
+    Raises:
+        InputError: no checkpoint, a damaged one, or one whose tensors are not those of its configuration.
+    """
+    folder, content = _read(path)
+    config = parse_config(content["config"], str(folder / "checkpoint.json"))
+    model = PerceptionModel(config)
+    _load_weights(model, folder / "model.safetensors")
+    return model.eval(), config
+
+
+def resume(run: Path, config: Config, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, dict[str, Any]]:
+    """Put the run's newest checkpoint into model and optimizer; returns its step and schedule.
+
+    Raises:
+        InputError: no checkpoint to resume, a damaged one, or one of another configuration.
+    """
+    folder, content = _read(run)
+    different = _differences(content["config"], config.model_dump(mode="json"))
+    if different:
+        raise InputError(f"{folder}: was trained with another configuration: {different[0]}")
+    _load_weights(model, folder / "model.safetensors")
+    tensors = load_file(folder / "training.safetensors")
+    torch.set_rng_state(tensors.pop("random"))
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        index, name = key.split(".", 1)
+        state.setdefault(int(index), {})[name] = value
+    optimizer.load_state_dict({"state": state, "param_groups": content["optimizer"]})
+    return content["step"], content["schedule"]
+
+
+def _differences(a: Any, b: Any, key: str = "") -> list[str]:
+    """Keys at which two JSON documents differ, with both values."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        return [
+            d for k in sorted(a.keys() | b.keys()) for d in _differences(a.get(k), b.get(k), f"{key}.{k}".strip("."))
+        ]
+    return [] if a == b else [f"{key} was {a!r}, is {b!r}"]

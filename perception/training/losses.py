@@ -1,0 +1,59 @@
+"""Losses of the heads: each is a dictionary of named terms whose sum is minimised."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from perception.training.targets import DetectionTargets
+
+REGRESSION_WEIGHT = 0.25  # as CenterPoint's
+VELOCITY_WEIGHT = 0.2  # of the velocity within the regression
+ATTRIBUTE_WEIGHT = 0.2
+
+
+def gaussian_focal(logits: Tensor, target: Tensor) -> Tensor:
+    """Penalty-reduced focal loss (CornerNet, Law and Deng, 2018, eq. 1), per object.
+
+    -(1 - p)^2 log p where the target is 1, else -(1 - target)^4 p^2 log(1 - p), summed and divided by the number
+    of ones. Both arguments have the same shape.
+    """
+    p = logits.sigmoid()
+    positive = target == 1
+    hit = -((1 - p) ** 2) * F.logsigmoid(logits)
+    miss = -((1 - target) ** 4) * p**2 * F.logsigmoid(-logits)
+    return torch.where(positive, hit, miss).sum() / positive.sum().clamp(min=1)
+
+
+def detection_losses(dense: dict[str, Tensor], targets: DetectionTargets) -> dict[str, Tensor]:
+    """Heat map, regression and attribute terms for the head's dense outputs (B, n, rows, columns)."""
+
+    def at_objects(name: str) -> Tensor:  # B N n
+        values = dense[name].flatten(2).transpose(1, 2)
+        return values.gather(1, targets.cells[..., None].expand(-1, -1, values.shape[-1]))
+
+    objects = targets.real.sum().clamp(min=1)
+    regression = dense["heatmap"].new_zeros(())
+    for name, wanted in targets.regression.items():
+        known = targets.real[..., None] & ~wanted.isnan()
+        distance = torch.where(known, (at_objects(name) - wanted.nan_to_num()).abs(), 0.0).sum() / objects
+        regression = regression + distance * (VELOCITY_WEIGHT if name == "velocity" else 1.0)
+
+    has = targets.real & (targets.attributes >= 0)
+    entropy = F.cross_entropy(
+        at_objects("attribute").transpose(1, 2), targets.attributes.clamp(min=0), reduction="none"
+    )  # B N
+    attribute = torch.where(has, entropy, 0.0).sum() / has.sum().clamp(min=1)
+    return {
+        "heatmap": gaussian_focal(dense["heatmap"], targets.heatmap),
+        "regression": REGRESSION_WEIGHT * regression,
+        "attribute": ATTRIBUTE_WEIGHT * attribute,
+    }
+
+
+def map_losses(dense: dict[str, Tensor], labels: Tensor, valid: Tensor) -> dict[str, Tensor]:
+    """Binary cross-entropy of the map logits (B, 6, rows, columns) over the frames whose map is known (valid, B)."""
+    entropy = F.binary_cross_entropy_with_logits(dense["map_logits"], labels.float(), reduction="none")
+    per_frame = entropy.mean(dim=(1, 2, 3))
+    return {"map": torch.where(valid, per_frame, 0.0).sum() / valid.sum().clamp(min=1)}
