@@ -66,7 +66,9 @@ def _enter_boxes(
     direction = rays.directions[column, beam]
     cos, sin = np.cos(solids.yaws)[solid], np.sin(solids.yaws)[solid]
     half = solids.sizes[solid].T / 2
-    position = np.stack([cos * offset[:, 0] + sin * offset[:, 1], cos * offset[:, 1] - sin * offset[:, 0], offset[:, 2]])
+    position = np.stack(
+        [cos * offset[:, 0] + sin * offset[:, 1], cos * offset[:, 1] - sin * offset[:, 0], offset[:, 2]]
+    )
     slope = np.stack(
         [cos * direction[:, 0] + sin * direction[:, 1], cos * direction[:, 1] - sin * direction[:, 0], direction[:, 2]]
     )
@@ -80,9 +82,7 @@ def _enter_boxes(
     return np.where(enters, entry, np.inf), cosine
 
 
-def _candidates(
-    rays: Rays, solids: Solids, velocities: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _candidates(rays: Rays, solids: Solids, velocities: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(N,) solid, column and beam of the pairs that may meet: a superset, by azimuth and elevation."""
     centre = (rays.origins.min(axis=0) + rays.origins.max(axis=0)) / 2
     drift = np.linalg.norm(rays.origins - centre, axis=1).max(initial=0)

@@ -1,0 +1,146 @@
+"""What rain, fog and night do to light on its way from the world to a sensor, after published physics.
+
+A LiDAR echo is expressed by the reflectance that a matt wall across the beam would need to send it back; the
+power at the detector is that divided by the squared range.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from perception.simulate.scenery import Snapshot, Solids, Weather
+
+DROPS = 8000.0  # per m^3 and mm of diameter: N0 of Marshall & Palmer, J. Meteorology 5 (1948)
+PULSE_LENGTH = 0.75  # m of air that a 5 ns pulse lights at once
+BEAM_EXIT, BEAM_DIVERGENCE = 0.011, 0.0019  # m and rad, geometric means of the HDL-32E's two axes
+WATER_INDEX = 1.33
+WATER_REFLECTION = 0.0201  # of light at normal incidence
+# Of a drop, relative to a sphere that scatters all light evenly: the rays along the axis that its front and, focused
+# by n / (2 - n), its back return (van de Hulst, "Light Scattering by Small Particles", 1957, ch. 12).
+DROP_GAIN = WATER_REFLECTION * (1 + (1 - WATER_REFLECTION) ** 2 * (WATER_INDEX / (2 - WATER_INDEX)) ** 2)
+
+
+def extinction(weather: Weather) -> float:
+    """Extinction coefficient of the air, 1/m, for the LiDAR and for the eye alike: fog and rain drops are much
+    larger than either wavelength.
+
+    Fog: 3.912 / visibility, the 2 % contrast of Koschmieder (1924) and Kruse (1962). Rain: drops of diameter D
+    take away twice their cross-section, integrated over the drop sizes N0 exp(-slope D) of Marshall & Palmer:
+    (pi / 2) N0 * 2 / slope^3 = 3.6e-4 rain^0.63, between the power laws of Atlas (J. Meteorology 10, 1953) and
+    ITU-R P.1814.
+    """
+    fog = 3.912 / weather.visibility
+    rain = 0.0 if weather.rain <= 0 else np.pi * DROPS / _drop_slope(weather.rain) ** 3 * 1e-6
+    return float(fog + rain)
+
+
+def _drop_slope(rain: float) -> float:
+    """1/mm: how fast the number of drops falls with their diameter (Marshall & Palmer 1948, eq. 3)."""
+    return 4.1 * rain**-0.21
+
+
+def volume_echo(weather: Weather, beams: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """The strongest echo that the air itself sends back in each beam: range (beams,) in m, 1 m and more, and echo
+    (beams,) including the extinction on the way; 0 where there is none."""
+    ranges, echoes = np.ones(beams), np.zeros(beams)
+    alpha = extinction(weather)
+    if np.isfinite(weather.visibility):
+        ranges, echoes = _fog_echo(weather.visibility, alpha, beams, rng)
+    if weather.rain > 0:
+        drop_ranges, drop_echoes = _drop_echo(weather.rain, alpha, beams, rng)
+        stronger = drop_echoes / drop_ranges**2 > echoes / ranges**2
+        ranges, echoes = np.where(stronger, drop_ranges, ranges), np.where(stronger, drop_echoes, echoes)
+    return ranges, echoes
+
+
+def _fog_echo(visibility: float, alpha: float, beams: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Fog as a soft target: Hahner et al., "Fog Simulation on Real LiDAR Point Clouds", ICCV 2021: power
+    beta exp(-2 alpha r) / r^2 per metre of pulse with beta = 0.046 / visibility. Where in that profile the
+    detector triggers is drawn in proportion to it, and speckle makes the power exponentially distributed
+    (Goodman, "Some fundamental properties of speckle", JOSA 66, 1976)."""
+    r = np.linspace(1, 40, 400)
+    profile = np.cumsum(np.exp(-2 * alpha * r) / r**2)
+    ranges = np.interp(rng.random(beams), profile / profile[-1], r)
+    echoes = np.pi * 0.046 / visibility * PULSE_LENGTH * np.exp(-2 * alpha * ranges)
+    return ranges, echoes * rng.exponential(size=beams)
+
+
+def _drop_echo(rain: float, alpha: float, beams: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Single drops, drawn in the beam's volume by size as in LISA (Kilic et al., arXiv:2107.07004, 2021). A drop
+    sends back DROP_GAIN D^2 / 16 per sr, out of a beam that is wider than the drop."""
+    smallest, slope = 0.5, _drop_slope(rain)  # mm
+    r = np.linspace(1, 15, 300)
+    section = np.pi / 4 * (BEAM_EXIT + BEAM_DIVERGENCE * r) ** 2
+    volume = np.cumsum(section) * (r[1] - r[0])
+    count = rng.poisson(DROPS / slope * np.exp(-slope * smallest) * volume[-1] * beams)
+    beam = rng.integers(beams, size=count)
+    distance = np.interp(rng.random(count), volume / volume[-1], r)
+    diameter = (smallest + rng.exponential(1 / slope, count)) * 1e-3  # m
+    share = np.minimum(diameter / (BEAM_EXIT + BEAM_DIVERGENCE * distance), 1) ** 2
+    echo = DROP_GAIN / 4 * share * np.exp(-2 * alpha * distance)
+    weakest_first = np.argsort(echo / distance**2)
+    ranges, echoes = np.ones(beams), np.zeros(beams)
+    ranges[beam[weakest_first]] = distance[weakest_first]
+    echoes[beam[weakest_first]] = echo[weakest_first]
+    return ranges, echoes
+
+
+def wetness(weather: Weather) -> float:
+    """Share of the ground under a film of water."""
+    return min(weather.rain / 2, 1.0)
+
+
+def wet_albedo(albedo: np.ndarray) -> np.ndarray:
+    """Matt reflectance of a rough surface under a film of water, which keeps part of the light by total internal
+    reflection: Lekner & Dorf, "Why some things are darker when wet", Applied Optics 27 (1988), eq. 9."""
+    enter = 1 - WATER_REFLECTION
+    inside = 1 - (1 - 0.066) / WATER_INDEX**2  # share of matt light that the film sends back down
+    return enter * albedo * (1 - inside) / (1 - inside * albedo)
+
+
+def film_transmission(cosines: np.ndarray) -> np.ndarray:
+    """Share of light that enters a film of water at that incidence; the rest is mirrored away and is lost to a
+    LiDAR (Fresnel, unpolarised; as in Hahner et al., "LiDAR Snowfall Simulation", CVPR 2022, wet ground)."""
+    inside = np.sqrt(1 - (1 - cosines**2) / WATER_INDEX**2)
+    perpendicular = (cosines - WATER_INDEX * inside) / (cosines + WATER_INDEX * inside)
+    parallel = (inside - WATER_INDEX * cosines) / (inside + WATER_INDEX * cosines)
+    return 1 - (perpendicular**2 + parallel**2) / 2
+
+
+def spray(snapshot: Snapshot, rng: np.random.Generator) -> Solids:
+    """Clusters of droplets in the wakes of vehicles on a wet road, as solids without an owner.
+
+    Spray reaches a LiDAR as clusters of turbulence that fill a widening plume behind the vehicle; their number
+    grows with speed and with the water on the road (Linnhoff et al., "Simulating Road Spray Effects in Automotive
+    Lidar Sensor Models", IEEE Sensors J. 2022). Slower than 8 m/s no vehicle raises any.
+    """
+    solids, speeds = snapshot.solids, np.linalg.norm(snapshot.agent_velocities[:, :2], axis=1)
+    water = min(snapshot.weather.rain / 10, 1.0)
+    centers, sizes = [np.zeros((0, 3))], [np.zeros((0, 3))]
+    for agent in np.flatnonzero(speeds > 8) if water > 0 else []:
+        parts = solids.owners == agent
+        if not parts.any():
+            continue
+        heading = snapshot.agent_velocities[agent, :2] / speeds[agent]
+        left = np.array([-heading[1], heading[0]])
+        xy = solids.centers[parts, :2]
+        middle = (xy.max(axis=0) + xy.min(axis=0)) / 2
+        rear = ((xy - middle) @ heading - solids.sizes[parts, 0] / 2).min()
+        width = solids.sizes[parts, 1].max()
+        count = rng.poisson(30 * water * (speeds[agent] / 10) ** 2)
+        behind = rng.exponential(0.25 * speeds[agent], count)
+        aside = rng.normal(0, width / 3 + 0.08 * behind)
+        height = rng.uniform(0.1, 0.5 + 0.15 * behind.clip(0, 8))
+        plan = middle + (rear - behind)[:, None] * heading + aside[:, None] * left
+        centers.append(np.column_stack([plan, height]))
+        sizes.append(rng.uniform(0.05, 0.3, (count, 3)))
+    n = sum(map(len, centers))
+    return Solids(
+        centers=np.concatenate(centers),
+        sizes=np.concatenate(sizes),
+        yaws=np.zeros(n),
+        colours=np.full((n, 3), 200, np.uint8),
+        reflectances=rng.uniform(0.01, 0.05, n),
+        lamps=np.zeros(n),
+        owners=np.full(n, -1),
+    )
