@@ -73,7 +73,8 @@ class Boxes:
     @staticmethod
     def none() -> Boxes:
         """No boxes at all."""
-        return Boxes.from_yaws(*(np.zeros((0, n)) for n in (3, 3)), np.zeros(0), np.zeros((0, 2)), *(np.zeros(0),) * 3)
+        triple, pair, single = np.zeros((0, 3)), np.zeros((0, 2)), np.zeros(0)
+        return Boxes.from_yaws(triple, triple, single, pair, single, single, single)
 
     @staticmethod
     def from_yaws(

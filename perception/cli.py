@@ -1,0 +1,163 @@
+"""The `perception` command. It is the one place that knows both `perception` and `deploy`.
+
+Heavy modules are imported inside the commands, so that --help answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from perception.errors import InputError
+
+app = typer.Typer(
+    help="Camera + LiDAR perception built from modules: train on nuScenes, export engines, replay drives.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+Root = Annotated[Path, typer.Option("--data", help="nuScenes dataroot, recorded or simulated.")]
+Version = Annotated[str, typer.Option(help="Folder of the tables: v1.0-mini, v1.0-trainval, v1.0-sim.")]
+Out = Annotated[Path, typer.Option("--out", help="Folder to write.")]
+Scenes = Annotated[str, typer.Option(help="Only these: scene-0103,scene-0916 or keyframes scene-0103:0-4.")]
+
+
+TRAINING = {"v1.0-mini": "mini_train", "v1.0-trainval": "train", "v1.0-sim": "sim_train"}
+VALIDATION = {"v1.0-mini": "mini_val", "v1.0-trainval": "val", "v1.0-sim": "sim_val"}
+
+
+def _names(text: str) -> list[str]:
+    return [name for name in text.split(",") if name]
+
+
+@app.command(epilog="Example: perception simulate drives --scenes 8 --samples 20 --conditions clear-day-boston")
+def simulate(
+    out: Annotated[Path, typer.Argument(help="New dataroot to write.")],
+    scenes: Annotated[int, typer.Option(help="Number of drives.", min=1)] = 8,
+    samples: Annotated[int, typer.Option(help="Keyframes (at 2 Hz) in each drive.", min=1)] = 20,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 0,
+    conditions: Annotated[
+        str, typer.Option(help="all, or names such as clear-day-boston,rain-night-singapore.")
+    ] = "all",
+    sweeps: Annotated[int, typer.Option(help="LiDAR sweeps (at 20 Hz) before each keyframe.", min=0, max=10)] = 0,
+) -> None:
+    """Write simulated drives in nuScenes' own schema, which the official devkit loads."""
+    from perception.simulate.simulate import simulate as run
+
+    run(out, scenes, samples, seed, _names(conditions), sweeps)
+
+
+@app.command(epilog="Example: perception train configs/tiny.yaml --data drives --version v1.0-sim --out runs/a")
+def train(
+    config: Annotated[Path, typer.Argument(help="YAML file, such as configs/tiny.yaml.")],
+    data: Root,
+    version: Version,
+    out: Out,
+    split: Annotated[str | None, typer.Option(help="Default: the version's training split; all: every scene.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in --out.")] = False,
+    steps: Annotated[int | None, typer.Option(help="Instead of the configuration's number of steps.", min=1)] = None,
+) -> None:
+    """Train a model; checkpoints and TensorBoard logs go to --out. Several GPUs: accelerate launch -m perception.cli train ..."""
+    from perception.config import load_config
+    from perception.data.nuscenes import NuScenesTables
+    from perception.training.loop import train as run
+
+    settings = load_config(config)
+    if steps is not None:
+        settings = settings.model_copy(update={"train": settings.train.model_copy(update={"steps": steps})})
+    print(run(settings, NuScenesTables(data, version), split or TRAINING.get(version, "all"), out, resume))
+
+
+@app.command(epilog="Example: perception evaluate runs/a --data drives --version v1.0-sim --out runs/a/evaluation")
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="A run, one of its checkpoints, or an exported bundle.")],
+    data: Root,
+    version: Version,
+    out: Out,
+    split: Annotated[
+        str | None, typer.Option(help="Default: the version's validation split; all: every scene.")
+    ] = None,
+    scenes: Scenes = "",
+) -> None:
+    """Score a model with the official devkit: mAP, NDS, TP errors; and the map's IoU."""
+    from perception.data.nuscenes import NuScenesTables
+    from perception.evaluation.evaluate import evaluate as run
+
+    tables, split = NuScenesTables(data, version), split or VALIDATION.get(version, "all")
+    if (model / "manifest.json").exists():
+        from deploy.runtime import Runtime
+
+        runtime = Runtime(model)
+        run(runtime, tables, split, _names(scenes), out, runtime.bundle.spec)
+    else:
+        from perception.predict import TorchPredictor
+
+        predictor = TorchPredictor.load(model)
+        run(predictor, tables, split, _names(scenes), out, predictor.spec)
+
+
+@app.command(epilog="Example: perception export runs/a --out runs/a/bundle --conditions rain")
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="A run, or one of its checkpoints.")],
+    out: Out,
+    conditions: Annotated[str, typer.Option(help="Fold the modules for these, such as rain,boston.")] = "",
+) -> None:
+    """Export a checkpoint to a bundle: ONNX, manifest, golden inputs and outputs."""
+    from deploy.export import export as run
+
+    run(checkpoint, out, tuple(_names(conditions)))
+
+
+@app.command(epilog="Example: perception build runs/a/bundle --target rtx-ampere")
+def build(
+    bundle: Annotated[Path, typer.Argument(help="An exported bundle.")],
+    target: Annotated[
+        str, typer.Option(help="cpu, rtx-ampere, rtx-ada, rtx-blackwell, orin, thor, drive-orin, drive-thor.")
+    ],
+) -> None:
+    """Compile a bundle's graph to an engine for a target."""
+    from deploy.build import build as run
+
+    run(bundle, target)
+
+
+@app.command(
+    epilog="Example: perception replay drives --version v1.0-sim --scenes sim-0003 --bundle runs/a/bundle --out runs/a/replay"
+)
+def replay(
+    drive: Annotated[Path, typer.Argument(help="nuScenes dataroot, recorded or simulated.")],
+    bundle: Annotated[Path, typer.Option(help="An exported bundle.")],
+    version: Version,
+    out: Out,
+    scenes: Scenes = "",
+) -> None:
+    """Run recorded scenes through an exported bundle; writes results, latencies and an HTML report."""
+    from deploy.replay.player import replay as run
+
+    run(drive, version, _names(scenes), bundle, out)
+
+
+@app.command()
+def demo(out: Annotated[Path, typer.Option("--out", help="Folder to write.")] = Path("runs/demo")) -> None:
+    """Simulate, train, evaluate, export, compile and replay, in minutes, ending in a report to open."""
+    from deploy.demo import demo as run
+
+    run(out)
+
+
+def main() -> None:
+    """Run the command; an InputError becomes one line on stderr and exit code 2."""
+    try:
+        app()
+    except InputError as error:
+        print(f"perception: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,37 @@
+"""A trained model as a predictor: frame in, prediction out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from perception.data.inputs import InputSpec, prepare
+from perception.data.outputs import to_prediction
+from perception.frame import Frame, Prediction
+from perception.model import PerceptionModel
+from perception.training.checkpoint import load_model
+
+
+class TorchPredictor:
+    """Runs a PerceptionModel frame by frame, with the modules that the frame's conditions route to."""
+
+    def __init__(self, model: PerceptionModel) -> None:
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.model, self.spec = model.eval().to(self.device), InputSpec.of(model.config)
+
+    @staticmethod
+    def load(checkpoint: Path) -> TorchPredictor:
+        """Of a run's folder or one of its checkpoints.
+
+        Raises:
+            InputError: there is no checkpoint, or it is damaged.
+        """
+        model, _ = load_model(checkpoint)
+        return TorchPredictor(model)
+
+    @torch.inference_mode()
+    def __call__(self, frame: Frame) -> Prediction:
+        inputs = {name: torch.from_numpy(value).to(self.device) for name, value in prepare(frame, self.spec).items()}
+        outputs = self.model.predict(inputs, [frame.conditions])
+        return to_prediction({name: value.cpu().numpy() for name, value in outputs.items()})
