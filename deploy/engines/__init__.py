@@ -1,0 +1,33 @@
+"""What runs an exported network: ONNX Runtime on a CPU, TensorRT on a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import numpy as np
+
+from deploy.bundle import Bundle
+from deploy.targets import find_target
+
+
+class Engine(Protocol):
+    """A network ready to run."""
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Outputs by name, for inputs by name with the shapes and types of the bundle's manifest."""
+
+
+def open_engine(bundle: Bundle, target: str = "cpu") -> Engine:
+    """The engine that runs `bundle` on `target`.
+
+    Raises:
+        InputError: an unknown target, a plan that is missing or stale, or no such hardware here.
+    """
+    if find_target(target).compiler == "onnxruntime":
+        from deploy.engines.onnxruntime import OnnxRuntimeEngine
+
+        return OnnxRuntimeEngine(bundle.onnx)
+    from deploy.engines.tensorrt import TensorRtEngine
+
+    return TensorRtEngine(bundle.plan(target), find_target(target))

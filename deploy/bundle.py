@@ -1,0 +1,241 @@
+"""The bundle: a folder with all that a vehicle needs to run one exported network, and the proof that it is intact.
+
+    manifest.json         what the network takes and gives, how it was made, and the sha256 of every other file
+    model.onnx            the network
+    golden.safetensors    the inputs of one frame, and the outputs that the trained network gave for them
+    engines/              plans compiled from model.onnx by `perception build`, each with its own record
+
+The manifest carries its own sha256 too, so no byte of a bundle can change unnoticed. No torch here: a bundle is
+read on the vehicle.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from pydantic import ValidationError
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
+
+from perception.config import CameraBranch, Grid, Lidar, Section
+from perception.data.inputs import InputSpec
+from perception.errors import InputError
+
+SCHEMA_VERSION = 1
+MANIFEST, ONNX, GOLDEN, ENGINES = "manifest.json", "model.onnx", "golden.safetensors", "engines"
+
+Arrays = Mapping[str, np.ndarray]
+
+
+class TensorInfo(Section):
+    """One input or output of the network."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str  # numpy's name
+    unit: str  # what the numbers mean
+
+
+class Manifest(Section):
+    """What the bundle says of itself; `manifest.json` is exactly this."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    sha256: str = ""  # of this manifest, written with an empty string here
+    name: str  # of the configuration
+    precision: Literal["fp32"] = "fp32"
+    opset: int
+    tolerance: float  # how far an engine's outputs for the golden frame may be off, see deploy.golden
+    classes: tuple[str, ...]
+    attributes: tuple[str, ...]
+    map_classes: tuple[str, ...]  # empty: the network has no map head
+    cameras: tuple[str, ...]  # order of the pictures in the inputs
+    grid: Grid
+    map_grid: Grid | None  # of the map output
+    lidar: Lidar | None
+    camera: CameraBranch | None
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    modules: tuple[str, ...]  # that were in the checkpoint
+    conditions: tuple[str, ...]  # that the network was exported for
+    folded: tuple[str, ...]  # modules in force under these conditions, now part of the weights
+    parameters: int
+    flops: int  # of one frame; a multiply-add counts as two
+    operators: dict[str, int]  # ONNX operator -> number of nodes
+    files: dict[str, str]  # name -> sha256
+
+    @property
+    def spec(self) -> InputSpec:
+        """How a frame becomes the network's inputs."""
+        return InputSpec(self.grid.build(), self.lidar, self.camera)
+
+    def sealed(self) -> str:
+        """The text of manifest.json, with its sha256 filled in."""
+        digest = hashlib.sha256(self.model_copy(update={"sha256": ""}).model_dump_json(indent=2).encode())
+        return self.model_copy(update={"sha256": digest.hexdigest()}).model_dump_json(indent=2)
+
+
+class EngineRecord(Section):
+    """engines/<target>.json: where a plan came from."""
+
+    target: str
+    compiler: str  # with its version
+    layers: int
+    seconds: float
+    plan_bytes: int
+    plan_sha256: str
+    onnx_sha256: str  # of the model.onnx that was compiled
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle on disk whose hashes were right when it was opened."""
+
+    path: Path
+    manifest: Manifest
+
+    @staticmethod
+    def load(path: Path) -> Bundle:
+        """Open the bundle in the folder `path`.
+
+        Raises:
+            InputError: it is no bundle, has another schema version, or a file is missing or was changed.
+        """
+        manifest = _read_manifest(path)
+        for name, digest in manifest.files.items():
+            verify(path / name, digest, "export the bundle again")
+        return Bundle(path, manifest)
+
+    @property
+    def onnx(self) -> Path:
+        return self.path / ONNX
+
+    def golden(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+        """Inputs and outputs of the golden frame."""
+        try:
+            tensors = load_file(self.path / GOLDEN)
+        except (OSError, SafetensorError) as error:
+            raise InputError(f"{self.path / GOLDEN}: cannot read the golden frame ({error})") from None
+        inputs = {name: tensors[f"inputs.{name}"] for name in (t.name for t in self.manifest.inputs)}
+        outputs = {name: tensors[f"outputs.{name}"] for name in (t.name for t in self.manifest.outputs)}
+        return inputs, outputs
+
+    def plan(self, target: str) -> Path:
+        """The plan compiled for `target`, checked against its record and this network.
+
+        Raises:
+            InputError: there is none, it was changed, or it was compiled from another network.
+        """
+        plan, record_path = self.path / ENGINES / f"{target}.plan", self.path / ENGINES / f"{target}.json"
+        remedy = f"run `perception build {self.path} --target {target}`"
+        try:
+            record = EngineRecord.model_validate_json(record_path.read_bytes())
+        except FileNotFoundError:
+            raise InputError(f"{self.path}: no engine for {target}; {remedy}") from None
+        except ValidationError:
+            raise InputError(f"{record_path}: not an engine record; {remedy}") from None
+        if record.onnx_sha256 != self.manifest.files[ONNX]:
+            raise InputError(f"{plan}: compiled from another network; {remedy}")
+        verify(plan, record.plan_sha256, remedy)
+        return plan
+
+    def add_plan(self, plan: bytes, record: EngineRecord) -> Path:
+        """Store a compiled plan. The record is written last: without it, or with an older one, the plan is refused."""
+        folder = self.path / ENGINES
+        folder.mkdir(exist_ok=True)
+        write_atomically(folder / f"{record.target}.plan", plan)
+        write_atomically(folder / f"{record.target}.json", record.model_dump_json(indent=2).encode())
+        return folder / f"{record.target}.plan"
+
+
+def write_bundle(path: Path, onnx: bytes, golden: tuple[Arrays, Arrays], describe: Callable[..., Manifest]) -> Bundle:
+    """Write a bundle to the folder `path`, replacing the bundle that is there.
+
+    Everything is written to a folder beside it that takes its place at the end: when the disk fills up or the
+    process dies before that, the old bundle is still whole.
+
+    Args:
+        golden: inputs and outputs by name.
+        describe: makes the manifest, given `files`, the sha256 of each file.
+
+    Raises:
+        InputError: `path` exists and is no bundle, or cannot be written.
+    """
+    if path.exists() and not (path / MANIFEST).is_file() and (not path.is_dir() or any(path.iterdir())):
+        raise InputError(f"{path}: exists and is not a bundle; choose another place for the export")
+    fresh, old = (path.with_name(f".{path.name}.{suffix}-{os.getpid()}") for suffix in ("new", "old"))
+    try:
+        fresh.mkdir(parents=True)
+        (fresh / ONNX).write_bytes(onnx)
+        tensors = {
+            f"{side}.{k}": np.ascontiguousarray(v)
+            for side, arrays in zip(("inputs", "outputs"), golden, strict=True)
+            for k, v in arrays.items()
+        }
+        (fresh / GOLDEN).write_bytes(save(tensors))
+        manifest = describe(files={name: sha256(fresh / name) for name in (ONNX, GOLDEN)})
+        (fresh / MANIFEST).write_text(manifest.sealed())
+        if path.exists():
+            path.rename(old)
+        fresh.rename(path)
+    except (OSError, SafetensorError) as error:
+        if old.exists() and not path.exists():
+            old.rename(path)
+        raise InputError(f"{path}: cannot write the bundle ({error})") from None
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
+    return Bundle.load(path)
+
+
+def _read_manifest(path: Path) -> Manifest:
+    file = path / MANIFEST
+    try:
+        text = file.read_text()
+    except (OSError, UnicodeDecodeError):
+        if path.is_dir() and file.is_file():
+            raise InputError(f"{file}: cannot read the manifest; export the bundle again") from None
+        raise InputError(f"{path}: not a bundle (no {MANIFEST}); make one with `perception export`") from None
+    try:
+        manifest = Manifest.model_validate_json(text)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the text"
+        if where == "schema_version":
+            raise InputError(
+                f"{file}: schema version {first['input']}, but this program reads version {SCHEMA_VERSION}; export again"
+            ) from None
+        raise InputError(f"{file}: {where}: {first['msg'].lower()}; export the bundle again") from None
+    if text != manifest.sealed():
+        raise InputError(f"{file}: was changed after the export (its sha256 differs); export the bundle again")
+    return manifest
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal digest of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def verify(path: Path, digest: str, remedy: str) -> None:
+    """Raise InputError unless the file is there and has this sha256."""
+    if not path.is_file():
+        raise InputError(f"{path}: the file is missing; {remedy}")
+    if sha256(path) != digest:
+        raise InputError(f"{path}: was changed (its sha256 differs from the record); {remedy}")
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write a file so that at every moment either the old or the new content is there, whole."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        temporary.write_bytes(content)
+        os.replace(temporary, path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise InputError(f"{path}: cannot write ({error.strerror or error})") from None

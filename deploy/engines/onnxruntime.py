@@ -1,0 +1,36 @@
+"""ONNX Runtime: the engine that runs on any CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+
+from perception.errors import InputError
+
+
+class OnnxRuntimeEngine:
+    """A network on the CPU, from an ONNX file or its content.
+
+    Raises:
+        InputError: ONNX Runtime refuses the file.
+    """
+
+    def __init__(self, onnx: Path | bytes) -> None:
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3  # errors; warnings tell of optimisations it left out
+        try:
+            self._session = onnxruntime.InferenceSession(
+                onnx if isinstance(onnx, bytes) else str(onnx), sess_options=options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # its exceptions share no base class
+            what = "the graph" if isinstance(onnx, bytes) else onnx
+            raise InputError(f"{what}: ONNX Runtime refuses it: {' '.join(str(error).split())}") from None
+        self._outputs = [output.name for output in self._session.get_outputs()]
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Outputs by name, for inputs by name with the shapes and types of the manifest."""
+        values = self._session.run(self._outputs, dict(inputs))
+        return dict(zip(self._outputs, values, strict=True))

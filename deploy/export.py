@@ -1,0 +1,176 @@
+"""A checkpoint becomes a bundle: modules folded into the weights, one ONNX graph, proved against torch.
+
+The graph keeps to the ONNX standard domain and static shapes, so that ONNX Runtime and TensorRT take it as it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from deploy.bundle import Bundle, Manifest, TensorInfo, write_bundle
+from deploy.engines.onnxruntime import OnnxRuntimeEngine
+from deploy.golden import require_agreement, synthetic_frame
+from perception.config import Config, Grid
+from perception.data.inputs import InputSpec, prepare
+from perception.errors import InputError
+from perception.frame import ATTRIBUTES, CAMERAS, CLASSES, MAP_CLASSES, Conditions, Frame
+from perception.model import PerceptionModel
+from perception.training.checkpoint import load_model
+
+OPSET = 18  # TensorRT 10 reads 9-20, TensorRT 11 9-25
+TOLERANCE = 1e-4  # FP32, between engines
+
+UNITS = {
+    "pillar_points": "x y z m, intensity 0-255, dt s; reference frame, grouped by pillar, zeros as padding",
+    "pillar_counts": "points in the pillar; 0: padding",
+    "pillar_cells": "row * columns + column on the pillar grid; rows * columns: padding",
+    "images": "RGB 0-255, in the order of `cameras`; zeros where missing",
+    "image_from_reference": "pixels of the network's picture per m; zeros where missing",
+    "boxes": "x y z w l h m, sin and cos of yaw, vx vy m/s; reference frame",
+    "scores": "probability, descending",
+    "labels": "index in `classes`",
+    "attributes": "index in `attributes`",
+    "map": "probability, in the order of `map_classes`, on `map_grid`",
+}
+
+
+def export(checkpoint: Path, out: Path, conditions: Sequence[str] = (), golden: Frame | None = None) -> Bundle:
+    """Write the bundle of a checkpoint to the folder `out`.
+
+    Args:
+        conditions: what is known of the drives to come, such as ("rain", "boston"); the modules for them are
+            folded into the weights.
+        golden: the frame that proves engines later; None takes a synthetic one. It becomes part of the bundle,
+            and with it the licence of its recording.
+
+    Raises:
+        InputError: no such checkpoint or condition, ONNX Runtime differs from torch, or `out` cannot be written.
+    """
+    model, config = load_model(checkpoint)
+    known = parse_conditions(conditions)
+    spec = InputSpec.of(config)
+    inputs = prepare(golden or synthetic_frame(spec.grid.reference), spec)
+    routed = model.router([known])
+    model = model.folded(known).eval()
+    outputs, flops = _run(model, inputs)
+    graph = to_onnx(model, inputs, list(outputs))
+    content = graph.SerializeToString(deterministic=True)
+    require_agreement(outputs, OnnxRuntimeEngine(content).run(inputs), TOLERANCE, "ONNX Runtime")
+    describe = functools.partial(
+        Manifest,
+        name=config.name,
+        opset=OPSET,
+        tolerance=TOLERANCE,
+        classes=CLASSES,
+        attributes=ATTRIBUTES,
+        map_classes=MAP_CLASSES if config.model.map else (),
+        cameras=CAMERAS,
+        grid=config.grid,
+        map_grid=_map_grid(config),
+        lidar=config.model.lidar,
+        camera=config.model.camera,
+        inputs=_describe(inputs),
+        outputs=_describe(outputs),
+        modules=tuple(module.name for module in config.modules),
+        conditions=known.known(),
+        folded=tuple(routed.weights),
+        parameters=sum(p.numel() for p in model.parameters()),
+        flops=flops,
+        operators=dict(sorted(Counter(node.op_type for node in graph.graph.node).items())),
+    )
+    return write_bundle(out, content, (inputs, outputs), describe)
+
+
+def parse_conditions(values: Sequence[str]) -> Conditions:
+    """Conditions of values such as ("rain", "boston"); InputError on an unknown or a contradictory one."""
+    kinds = {
+        "weather": ("clear", "rain", "fog"),
+        "light": ("day", "night"),
+        "city": ("boston", "singapore"),
+    }
+    chosen: dict[str, str] = {}
+    for value in values:
+        kind = next((kind for kind, known in kinds.items() if value in known), None)
+        if kind is None:
+            raise InputError(f"{value}: unknown condition; choose from {', '.join(sum(kinds.values(), ()))}")
+        if chosen.setdefault(kind, value) != value:
+            raise InputError(f"{value}: contradicts {chosen[kind]}; give one {kind}")
+    return Conditions(**chosen)
+
+
+class _Graph(nn.Module):
+    """`PerceptionModel.predict` with tensors in a row instead of a dict, which is what an ONNX graph has."""
+
+    def __init__(self, model: PerceptionModel, names: Sequence[str]) -> None:
+        super().__init__()
+        self.model, self.names = model, list(names)
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        inputs = dict(zip(self.names, tensors, strict=True))
+        if "images" in inputs:
+            # TensorRT takes uint8 into a Cast and into nothing else, so that must be the first node.
+            inputs["images"] = inputs["images"].float()
+        return tuple(self.model.predict(inputs).values())
+
+
+def to_onnx(model: PerceptionModel, inputs: dict[str, np.ndarray], outputs: Sequence[str]) -> onnx.ModelProto:
+    """The graph of `model.predict` for inputs of these shapes; the same checkpoint gives the same bytes.
+
+    Raises:
+        InputError: the graph would need an operator outside the ONNX standard domain.
+    """
+    tensors = tuple(torch.from_numpy(array) for array in inputs.values())
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):  # it prints progress marks
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            _Graph(model, list(inputs)).eval(),
+            tensors,
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=list(inputs),
+            output_names=list(outputs),
+            optimize=True,
+            verbose=False,
+        )
+    assert program is not None  # only None when it writes a file itself
+    graph: onnx.ModelProto = program.model_proto
+    foreign = sorted({f"{n.domain}::{n.op_type}" for n in graph.graph.node if n.domain} | {f.name for f in graph.functions})
+    if foreign:
+        raise InputError(f"the graph needs operators outside the ONNX standard: {', '.join(foreign)}")
+    # The exporter notes the Python source of every node: paths of this machine, and a third of the file.
+    for item in (graph.graph, *graph.graph.node, *graph.graph.value_info, *graph.graph.input, *graph.graph.output):
+        del item.metadata_props[:]
+    del graph.metadata_props[:]
+    graph.producer_name, graph.producer_version = "tessera", ""
+    return graph
+
+
+def _run(model: PerceptionModel, inputs: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], int]:
+    """Torch's outputs for the golden inputs, and the floating-point operations that they took."""
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter:
+        outputs = model.predict({name: torch.from_numpy(array) for name, array in inputs.items()})
+    return {name: value.numpy() for name, value in outputs.items()}, counter.get_total_flops()
+
+
+def _map_grid(config: Config) -> Grid | None:
+    return config.grid.model_copy(update={"cell": config.grid.cell * config.model.trunk.stride}) if config.model.map else None
+
+
+def _describe(arrays: dict[str, np.ndarray]) -> tuple[TensorInfo, ...]:
+    return tuple(
+        TensorInfo(name=name, shape=array.shape, dtype=array.dtype.name, unit=UNITS[name])
+        for name, array in arrays.items()
+    )

@@ -1,0 +1,104 @@
+"""The golden frame: one frame whose outputs are known, to prove that an engine computes the trained network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from perception.errors import InputError
+from perception.frame import CAMERAS, Camera, Frame
+from perception.grid import Reference
+
+Arrays = Mapping[str, np.ndarray]
+
+
+def synthetic_frame(reference: Reference, seed: int = 0) -> Frame:
+    """A frame of a flat street with a few blocks in it, seen by LiDAR and six cameras; the same for every seed.
+
+    It resembles a drive enough to fill every input with values of their usual size. Pictures are blocks of
+    colour with noise, so that no two cells of the network see the same and scores do not tie.
+    """
+    rng = np.random.default_rng(seed)
+    ground = np.column_stack([rng.uniform(-50, 50, (12000, 2)), rng.normal(0, 0.03, 12000)])
+    blocks = np.repeat(np.column_stack([rng.uniform(-40, 40, (40, 2)), rng.uniform(0.5, 1.5, 40)]), 100, axis=0)
+    xyz = np.concatenate([ground, blocks + rng.uniform(-1, 1, blocks.shape) * [2.0, 1.0, 0.5]])
+    n = len(xyz)
+    points = np.column_stack([xyz, rng.uniform(0, 255, n), rng.choice([0.0, 0.05, 0.1], n)]).astype(np.float32)
+    cameras = {}
+    for name, yaw in zip(CAMERAS, np.radians([0, -55, 55, 180, 110, -110]), strict=True):
+        ego_from_camera = np.eye(4)
+        # Columns are the camera's axes in the vehicle: right, down, along the optical axis.
+        ego_from_camera[:3, :3] = np.array(
+            [[np.sin(yaw), 0, np.cos(yaw)], [-np.cos(yaw), 0, np.sin(yaw)], [0, -1, 0]]
+        )
+        ego_from_camera[:3, 3] = [np.cos(yaw), np.sin(yaw), 1.5]
+        coarse = rng.integers(0, 200, (9, 16, 3))
+        image = coarse.repeat(100, axis=0).repeat(100, axis=1) + rng.integers(0, 56, (900, 1600, 1))
+        intrinsics = np.array([[1260.0, 0, 800], [0, 1260, 450], [0, 0, 1]])
+        cameras[name] = Camera(image.astype(np.uint8), intrinsics, ego_from_camera, np.eye(4), 0)
+    return Frame(
+        token=f"synthetic-{seed}",
+        timestamp=0,
+        reference=reference,
+        global_from_reference=np.eye(4),
+        global_from_ego=np.eye(4),
+        points=points,
+        cameras=cameras,
+    )
+
+
+def differences(expected: Arrays, actual: Arrays, tolerance: float) -> list[str]:
+    """What is off between two engines' outputs for the same frame; empty when they agree.
+
+    Dense outputs (`map`) and the sorted `scores` are compared number by number: sorting is continuous, so equal
+    networks give equal sorted scores. Which detection stands at which rank is not: engines order equal scores as
+    they please, and where scores tie at the end of the list they are free to choose who is in it. So every expected
+    detection that scores clearly above the last one must be found, with its label, attribute and box, among those
+    that score the same within the tolerance; the ones tied with the last are compared by score only.
+
+    Args:
+        tolerance: largest difference allowed, absolute below 1 and relative above.
+    """
+    problems = []
+    for name in expected:
+        if name not in actual:
+            problems.append(f"{name} is missing")
+        elif actual[name].shape != expected[name].shape:
+            problems.append(f"{name} has shape {actual[name].shape} instead of {expected[name].shape}")
+        elif not np.isfinite(actual[name]).all():
+            problems.append(f"{name} is not finite")
+    if problems:
+        return problems
+    for name in ("scores", "map"):
+        if name in expected and (off := _off(expected[name], actual[name]).max()) > tolerance:
+            problems.append(f"{name} is off by {off:.2g}")
+    for i in range(len(expected["scores"])):
+        lost = _lost_detections(
+            {k: v[i] for k, v in expected.items()}, {k: v[i] for k, v in actual.items()}, tolerance
+        )
+        if len(lost):
+            problems.append(f"{len(lost)} of {expected['scores'].shape[1]} detections differ, first rank {lost[0]}")
+    return problems
+
+
+def _lost_detections(expected: Arrays, actual: Arrays, tolerance: float) -> np.ndarray:
+    """Ranks of expected detections (arrays without batch dimension) that have no counterpart."""
+    same = np.abs(expected["scores"][:, None] - actual["scores"]) <= tolerance  # (K, K)
+    for name in ("labels", "attributes"):
+        same &= expected[name][:, None] == actual[name]
+    same &= _off(expected["boxes"][:, None], actual["boxes"]).max(axis=-1) <= tolerance
+    cut = expected["scores"] <= expected["scores"][-1] + 2 * tolerance
+    return np.flatnonzero(~same.any(axis=1) & ~cut)
+
+
+def _off(expected: np.ndarray, actual: np.ndarray) -> np.ndarray:
+    return np.abs(expected - actual) / np.maximum(1, np.abs(expected))
+
+
+def require_agreement(expected: Arrays, actual: Arrays, tolerance: float, who: str) -> None:
+    """Raise InputError unless `who`'s outputs for the golden frame are the expected ones."""
+    if problems := differences(expected, actual, tolerance):
+        raise InputError(
+            f"{who} does not compute the exported network (tolerance {tolerance:g}): {'; '.join(problems)}"
+        )
