@@ -1,4 +1,4 @@
-"""Scores of a submission, by the official nuScenes devkit: mAP, NDS, true-positive errors and AP per class."""
+"""Scores of a submission by the official nuScenes devkit: mAP, NDS, true-positive errors, AP per class."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ def score_submission(submission: Path, nusc: NuScenes, samples: Sequence[str]) -
     Predictions for further samples are left aside; for an official or custom split, give all its samples.
 
     Returns:
-        A dict that strict JSON can hold. What is not defined (such as the velocity error of a traffic cone) is None.
-        `mAP`, `NDS`; `mAP_present`: mean AP over the classes that have at least one box in the ground truth after
-        the devkit's own filtering, None if there is none; `ground_truth`: those boxes per class; and under the
-        devkit's names `label_aps` (per class and matching distance), `mean_dist_aps` (AP per class),
-        `label_tp_errors`, `tp_errors`, `tp_scores`. Errors: metres, 1 - IoU, radians, m/s and 1 - accuracy.
+        A dict that strict JSON can hold; None is what is not defined, such as a cone's velocity error.
+        `mAP`, `NDS`; `mAP_present`: mean AP over the classes that have at least one box in the ground truth
+        after the devkit's own filtering, None if no class has; `ground_truth`: how many, per class; and under
+        the devkit's names `label_aps` (per class and matching distance), `mean_dist_aps` (AP per class),
+        `label_tp_errors`, `tp_errors`, `tp_scores`. Errors are metres, 1 - IoU, radians, m/s and 1 - accuracy.
 
     Raises:
         InputError: the file is no submission, or some of the samples have no entry in it.
@@ -78,10 +78,7 @@ def score_submission(submission: Path, nusc: NuScenes, samples: Sequence[str]) -
             "mAP_present": sum(present) / len(present) if present else None,
             "ground_truth": {name: counts[name] for name in summary["mean_dist_aps"]},
         }
-        | {
-            key: summary[key]
-            for key in ("label_aps", "mean_dist_aps", "label_tp_errors", "tp_errors", "tp_scores")
-        }
+        | {key: summary[key] for key in ("label_aps", "mean_dist_aps", "label_tp_errors", "tp_errors", "tp_scores")}
     )
 
 
@@ -91,11 +88,13 @@ def _load(submission: Path, samples: Sequence[str], most: int) -> EvalBoxes:
     from nuscenes.eval.detection.data_classes import DetectionBox
 
     try:
-        results = json.loads(submission.read_text())["results"]
+        content = json.loads(submission.read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"{submission}: cannot read the submission ({error.strerror})") from None
-    except (ValueError, KeyError, TypeError):
-        raise InputError(f"{submission}: not a nuScenes submission: no JSON object with `results`") from None
+    except ValueError:
+        content = None
+    if not isinstance(content, dict) or not isinstance(results := content.get("results"), dict):
+        raise InputError(f"{submission}: not a nuScenes submission: no JSON object with an object `results`")
     missing = [token for token in samples if token not in results]
     if missing:
         raise InputError(
@@ -104,13 +103,14 @@ def _load(submission: Path, samples: Sequence[str], most: int) -> EvalBoxes:
         )
     wanted = set(samples)
     selected = {token: entries for token, entries in results.items() if token in wanted}
-    for token, entries in selected.items():
-        if len(entries) > most:
-            raise InputError(f"{submission}: sample {token} has {len(entries)} boxes; {most} are allowed")
     try:
-        return EvalBoxes.deserialize(selected, DetectionBox)
+        boxes = EvalBoxes.deserialize(selected, DetectionBox)
     except (AssertionError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{submission}: a box is malformed: {error!r}") from None
+    for token in boxes.sample_tokens:
+        if len(boxes[token]) > most:
+            raise InputError(f"{submission}: sample {token} has {len(boxes[token])} boxes; {most} are allowed")
+    return boxes
 
 
 def _filtered(nusc: NuScenes, boxes: EvalBoxes, config: Any) -> EvalBoxes:

@@ -1,7 +1,7 @@
-"""Predictions as a nuScenes detection submission, the file that the official devkit scores. numpy and json only.
+"""Predictions as a nuScenes detection submission, the file that the official devkit scores. numpy only.
 
-Format: https://www.nuscenes.org/object-detection. `meta` says which sensors were used; `results` lists, for each
-sample token, at most 500 boxes in the global frame.
+Format: https://www.nuscenes.org/object-detection. `meta` says which sensors were used; `results` lists, for
+each sample token, at most 500 boxes in the global frame.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 
@@ -44,11 +45,11 @@ STILL_ATTRIBUTE = {
 
 
 def attribute_name(class_name: str, attribute: int, speed: float) -> str:
-    """The attribute to submit for a box: the predicted one where it fits the class, else a default by its speed.
+    """The attribute to submit for a box: the predicted one where it fits the class, else a default.
 
-    The defaults are those of mmdet3d's NuScenesMetric for LiDAR boxes: faster than 0.2 m/s, a vehicle is moving,
-    a cycle has a rider and a pedestrian is moving; otherwise a vehicle is parked (a bus is stopped), a cycle has
-    no rider and a pedestrian is standing. Barriers and traffic cones have the empty attribute.
+    The defaults are those of mmdet3d's NuScenesMetric for LiDAR boxes: faster than 0.2 m/s, a vehicle is
+    moving, a cycle has a rider and a pedestrian is moving; else a vehicle is parked (a bus is stopped), a cycle
+    has no rider and a pedestrian is standing. Barriers and traffic cones have the empty attribute.
 
     Args:
         class_name: one of CLASSES.
@@ -68,8 +69,8 @@ def attribute_name(class_name: str, attribute: int, speed: float) -> str:
 def quaternions(rotations: np.ndarray) -> np.ndarray:
     """(N, 4) unit quaternions w x y z, w >= 0, of rotation matrices (N, 3, 3).
 
-    Four times the outer product q q^T is linear in the matrix. Its row with the largest diagonal entry is a multiple
-    of q that never loses digits, whatever the angle (Shepperd, "Quaternion from rotation matrix", 1978).
+    Four times the outer product q q^T is linear in the matrix. Its row with the largest diagonal entry is a
+    multiple of q that loses no digits at any angle (Shepperd, "Quaternion from rotation matrix", 1978).
     """
     m = rotations
     xx, yy, zz = m[:, 0, 0], m[:, 1, 1], m[:, 2, 2]
@@ -91,25 +92,32 @@ def quaternions(rotations: np.ndarray) -> np.ndarray:
 
 
 def sample_results(frame: Frame, boxes: Boxes) -> list[dict[str, object]]:
-    """The entries of one sample, best score first: `boxes` (N, in the frame's reference) moved to the global frame.
+    """The entries of one sample, best score first.
 
-    Only the best 500 are kept. An unknown velocity (NaN) is submitted as zero: the format has no word for unknown.
+    Only the best 500 are kept. An unknown velocity (NaN) is submitted as zero, because the format has no word
+    for unknown.
+
+    Args:
+        frame: the sample; it says where in the world its reference frame is.
+        boxes: N boxes in the frame's reference.
 
     Raises:
         InputError: a box is not finite or has a size that is not positive.
     """
     best = np.argsort(-boxes.scores, kind="stable")[:MAX_BOXES]
-    boxes = boxes.select(best).transformed(frame.global_from_reference)
-    velocities = np.where(np.isnan(boxes.velocities), 0.0, boxes.velocities)[:, :2]
+    boxes = boxes.select(best)
+    boxes = replace(boxes, velocities=np.where(np.isnan(boxes.velocities), 0.0, boxes.velocities))
     numbers = np.column_stack(
-        [boxes.centers, boxes.sizes, boxes.rotations.reshape(-1, 9), velocities, boxes.scores]
+        [boxes.centers, boxes.sizes, boxes.rotations.reshape(-1, 9), boxes.velocities, boxes.scores]
     )
     wrong = ~np.isfinite(numbers).all(axis=1) | (boxes.sizes <= 0).any(axis=1)
     if wrong.any():
         raise InputError(
-            f"sample {frame.token}: {wrong.sum()} of {len(boxes)} predicted boxes are not finite or have no extent; "
-            "check the weights and the precision that produced them"
+            f"sample {frame.token}: {wrong.sum()} of {len(boxes)} predicted boxes are not finite or have no "
+            "extent; check the weights and the precision that produced them"
         )
+    boxes = boxes.transformed(frame.global_from_reference)
+    velocities = boxes.velocities[:, :2]
     speeds = np.linalg.norm(velocities, axis=1)
     names = [CLASSES[label] for label in boxes.labels]
     return [
@@ -143,8 +151,8 @@ class SubmissionWriter:
         with SubmissionWriter(path, sensors=("camera", "lidar")) as submission:
             submission.add(frame, prediction)
 
-    The file appears under its name, complete, when the block ends; after an exception nothing is left of it and an
-    earlier file is untouched.
+    The file appears under its name, complete, when the block ends; after an exception nothing is left of it
+    and an earlier file is untouched.
 
     Args:
         path: of the JSON file; its folder must exist.

@@ -1,0 +1,148 @@
+"""Run a predictor over a split and score it: a nuScenes submission, the devkit's metrics, IoU of the map."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from perception.data.inputs import InputSpec
+from perception.data.map_expansion import MapExpansion
+from perception.data.nuscenes import NuScenesTables
+from perception.errors import InputError
+from perception.evaluation.detection import open_devkit, score_submission
+from perception.evaluation.map_segmentation import MapIou
+from perception.evaluation.submission import SubmissionWriter
+from perception.frame import CLASSES, MAP_CLASSES, Frame, Prediction
+from perception.grid import BevGrid
+
+ERRORS = {"trans_err": "ATE", "scale_err": "ASE", "orient_err": "AOE", "vel_err": "AVE", "attr_err": "AAE"}
+
+
+def evaluate(
+    predictor: Callable[[Frame], Prediction],
+    tables: NuScenesTables,
+    split: str | None,
+    selectors: Sequence[str],
+    out: Path,
+    spec: InputSpec,
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Score `predictor` on the samples of a split.
+
+    One frame at a time is held, and read without its annotations. Samples without any sensor file are scored
+    as well: the predictor gets a frame whose sensors are all missing.
+
+    Args:
+        split: official or custom split; None or "all" for every sample of the tables.
+        selectors: of the split only these scenes or keyframes (see NuScenesTables.samples); empty for all.
+        out: folder for `results_nusc.json`, the submission, and `metrics.json`, what is returned.
+        spec: what the model sees; sensors that it lacks are not read.
+        console: where progress and tables go; standard output by default.
+
+    Returns:
+        `split`, `selectors`, `samples` (their number), the keys of `score_submission`, and `map`: what
+        `MapIou.result` gives, None where there is no map or no map head. All of it is strict JSON.
+
+    Raises:
+        InputError: an unknown split or scene, a damaged file, or a folder that cannot be written.
+    """
+    console = console or Console()
+    samples = tables.samples(split, selectors)
+    submission = _folder(out) / "results_nusc.json"
+    sensors = [name for name, part in (("lidar", spec.lidar), ("camera", spec.camera)) if part is not None]
+    expansion = cache(lambda location: MapExpansion.load(tables.dataroot, location))
+    iou = MapIou()
+    with SubmissionWriter(submission, sensors) as writer:
+        for token in track(samples, "Evaluating", console=console, transient=True):
+            frame = tables.frame(
+                token,
+                spec.grid.reference,
+                spec.sweeps,
+                annotations=False,
+                lidar="lidar" in sensors,
+                cameras="camera" in sensors,
+            )
+            prediction = predictor(frame)
+            writer.add(frame, prediction)
+            if prediction.map_probabilities is not None and (truth := expansion(frame.location)) is not None:
+                grid = _map_grid(spec.grid, prediction.map_probabilities.shape[1])
+                iou.add(prediction.map_probabilities, truth.rasterize(frame, grid))
+    with console.status("Scoring with the nuScenes devkit"):
+        scores = score_submission(submission, open_devkit(tables.dataroot, tables.version), samples)
+    metrics = {
+        "split": split or "all",
+        "selectors": list(selectors),
+        "samples": len(samples),
+        **scores,
+        "map": iou.result(),
+    }
+    _write_json(out / "metrics.json", metrics)
+    console.print(detection_table(metrics))
+    if metrics["map"] is not None:
+        console.print(map_table(metrics["map"]))
+    return metrics
+
+
+def detection_table(metrics: dict[str, Any]) -> Table:
+    """AP and true-positive errors per class, with mAP, NDS and mAP_present in the title."""
+    summary = "  ".join(f"{key} {_number(metrics[key])}" for key in ("mAP", "NDS", "mAP_present"))
+    table = Table(title=f"{metrics['split']}, {metrics['samples']} samples: {summary}", show_footer=True)
+    table.add_column("class", footer="mean")
+    table.add_column("boxes", str(sum(metrics["ground_truth"].values())), justify="right")
+    table.add_column("AP", _number(metrics["mAP"]), justify="right")
+    for error, short in ERRORS.items():
+        table.add_column(short, _number(metrics["tp_errors"][error]), justify="right")
+    for name in CLASSES:
+        errors = metrics["label_tp_errors"][name]
+        table.add_row(
+            name,
+            str(metrics["ground_truth"][name]),
+            _number(metrics["mean_dist_aps"][name]),
+            *(_number(errors[error]) for error in ERRORS),
+        )
+    return table
+
+
+def map_table(ious: dict[str, dict[str, float | None]]) -> Table:
+    """IoU per map class: the best over BEVFusion's thresholds, and at 0.5."""
+    table = Table(title="map", show_footer=True)
+    table.add_column("class", footer="mean")
+    table.add_column("IoU max", _number(ious["iou_max"]["mean"]), justify="right")
+    table.add_column("IoU 0.5", _number(ious["iou_0.5"]["mean"]), justify="right")
+    for name in MAP_CLASSES:
+        table.add_row(name, _number(ious["iou_max"][name]), _number(ious["iou_0.5"][name]))
+    return table
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _map_grid(pillars: BevGrid, rows: int) -> BevGrid:
+    """The map head's grid: the same ground as the pillars in `rows` rows."""
+    return pillars.coarser(pillars.shape[0] // rows)
+
+
+def _folder(out: Path) -> Path:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{out}: cannot make the folder ({error.strerror}); choose another --out") from None
+    return out
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        os.replace(temporary, path)
+    except OSError as error:
+        raise InputError(f"{path}: cannot write the metrics ({error.strerror}); choose another --out") from None
