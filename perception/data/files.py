@@ -24,7 +24,7 @@ def read_points(path: Path) -> np.ndarray:
         raise InputError(f"{path}: an empty sweep (0 bytes); copy the file again or delete it")
     if len(content) % _POINT_BYTES:
         raise InputError(
-            f"{path}: {len(content)} bytes are not a whole number of {_POINT_BYTES}-byte points (truncated?); "
+            f"{path}: {len(content)} bytes are no whole number of {_POINT_BYTES}-byte points (truncated?); "
             "copy the file again or delete it"
         )
     points = np.frombuffer(content, np.float32).reshape(-1, 5)

@@ -48,8 +48,7 @@ class NuScenesTables:
             scenes = {row["token"]: row for row in rows(self._folder, "scene")}
             self._location = {row["name"]: locations[row["log_token"]] for row in scenes.values()}
             self._conditions = {
-                row["name"]: conditions_of(row["description"], self._location[row["name"]])
-                for row in scenes.values()
+                row["name"]: conditions_of(row["description"], self._location[row["name"]]) for row in scenes.values()
             }
         with linked(self._folder, "sample"):
             samples = [
@@ -101,7 +100,7 @@ class NuScenesTables:
             keyframes = self._samples[name]
             if stop is not None and not start < stop <= len(keyframes):
                 raise InputError(
-                    f"{selector}: {name} has keyframes 0 to {len(keyframes) - 1}; write FIRST-END"
+                    f"{selector}: {name} has keyframes 0 to {len(keyframes) - 1}; in FIRST-END the end is left out"
                 )
             tokens.update(dict.fromkeys(keyframes[start:stop]))
         return list(tokens)
@@ -209,9 +208,7 @@ class NuScenesTables:
             location=self._location[scene],
         )
 
-    def _points(
-        self, keyframe: Recording, sweeps: int, reference_from_global: np.ndarray
-    ) -> np.ndarray | None:
+    def _points(self, keyframe: Recording, sweeps: int, reference_from_global: np.ndarray) -> np.ndarray | None:
         """(N, 5) of the keyframe, then of the sweeps before it, latest first; None without the keyframe.
 
         As LidarPointCloud.from_file_multisweep of the devkit, which cannot read a drive with a missing sweep.
@@ -237,9 +234,7 @@ class NuScenesTables:
         """Points (N, 5) of one sweep in the reference frame, with dt in place of the ring."""
         points = points[(np.abs(points[:, :2]) >= _CLOSE).any(axis=1)]
         ego_from_lidar = self._recordings.ego_from_sensor[recording.calibration]
-        move = (reference_from_global @ self._recordings.global_from_ego(recording) @ ego_from_lidar).astype(
-            np.float32
-        )
+        move = (reference_from_global @ self._recordings.global_from_ego(recording) @ ego_from_lidar).astype(np.float32)
         placed = np.empty_like(points)
         placed[:, :3] = points[:, :3] @ move[:3, :3].T + move[:3, 3]
         placed[:, 3] = points[:, 3]
@@ -269,14 +264,12 @@ class NuScenesTables:
 def conditions_of(description: str, location: str) -> Conditions:
     """Conditions named by a scene's description, such as 'Night, after rain, many peds', and its location.
 
-    A road after rain counts as rain, as in published rain splits: it reflects and swallows LiDAR returns alike.
+    A road after rain counts as rain, as in published rain splits: it swallows LiDAR returns alike.
     Whole words only, because trains and terrain are not rain.
     """
     city = location.split("-", maxsplit=1)[0]
     words = set(re.findall(r"[a-z]+", description.lower()))
-    weather = (
-        "rain" if words & {"rain", "rainy", "raining"} else "fog" if words & {"fog", "foggy"} else "clear"
-    )
+    weather = "rain" if words & {"rain", "rainy", "raining"} else "fog" if words & {"fog", "foggy"} else "clear"
     return Conditions(
         weather=weather if words else None,
         light=("night" if "night" in words else "day") if words else None,
@@ -288,9 +281,7 @@ def _parse_selector(selector: str) -> tuple[str, int, int | None]:
     """('scene-0103', 0, 4) of 'scene-0103:0-4'; the end is None where the selector names a whole scene."""
     match = re.fullmatch(r"([^:]+)(?::(\d+)-(\d+))?", selector)
     if match is None:
-        raise InputError(
-            f"{selector}: not a selector; write a scene's name, or NAME:FIRST-END for some keyframes"
-        )
+        raise InputError(f"{selector}: not a selector; write a scene's name, or NAME:FIRST-END for some keyframes")
     name, start, stop = match.groups()
     return name, int(start or 0), None if stop is None else int(stop)
 

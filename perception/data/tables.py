@@ -1,8 +1,8 @@
 """The JSON tables of a nuScenes dataroot, read row by row and kept as small as frames need them.
 
 v1.0-trainval has 2.6 million rows of sample_data and of ego_pose, and 1.2 million annotations: rows that no
-frame uses (radars, camera pictures between the keyframes, categories that are not detected) are dropped as they
-are read.
+frame uses (radars, camera pictures between the keyframes, categories that are not detected) are dropped as
+they are read.
 """
 
 from __future__ import annotations
@@ -58,9 +58,7 @@ def version_folder(dataroot: Path, version: str) -> Path:
     found = sorted(path.parent.name for path in dataroot.glob("*/sample_data.json"))
     if found:
         raise InputError(f"{dataroot}: has no version {version}; it has {', '.join(found)}")
-    raise InputError(
-        f"{dataroot}: not a nuScenes dataroot: it has no folder {version}/ with sample_data.json"
-    )
+    raise InputError(f"{dataroot}: not a nuScenes dataroot: it has no folder {version}/ with sample_data.json")
 
 
 def rows(folder: Path, table: str) -> Iterator[dict[str, Any]]:
@@ -94,9 +92,7 @@ def _rows(file: Any, path: Path) -> Iterator[dict[str, Any]]:
             more = file.read(_CHUNK) if len(text) - position < _CHUNK else ""
             if not more:
                 start = " ".join(text[position : position + 40].split()) or "the end of the file"
-                raise InputError(
-                    f"{path}: not valid JSON ({error.msg.lower()} at {start!r}); copy it again"
-                ) from None
+                raise InputError(f"{path}: not valid JSON ({error.msg.lower()} at {start!r}); copy it again") from None
             text, position = text[position:] + more, 0
             continue
         if not isinstance(row, dict):
@@ -111,7 +107,7 @@ def linked(folder: Path, table: str) -> Iterator[None]:
         yield
     except KeyError as error:
         raise InputError(
-            f"{folder / table}.json: a row lacks, or refers to a missing, {error.args[0]!r}; copy the tables again"
+            f"{folder / table}.json: the field or token {error.args[0]!r} is missing; copy the tables again"
         ) from None
     except (TypeError, ValueError) as error:
         raise InputError(f"{folder / table}.json: a row has a wrong value ({error}); copy it again") from None
