@@ -1,0 +1,171 @@
+"""The vector maps of nuScenes' map expansion, drawn on the bird's-eye-view grid as labels."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from perception.errors import InputError
+from perception.frame import MAP_CLASSES, Frame
+from perception.grid import BevGrid
+
+_LINE_LAYERS = ("road_divider", "lane_divider")
+_SUBPIXEL_BITS = 4  # cv2 takes integers; these are sixteenths of a cell
+
+
+@dataclass(frozen=True)
+class Edges:
+    """Closed outlines of one map class: outer ones run counter-clockwise, holes clockwise."""
+
+    starts: np.ndarray  # (E, 2) m, global
+    ends: np.ndarray  # (E, 2) m, global
+    polygon: np.ndarray  # (E,) which polygon the edge belongs to
+    low: np.ndarray  # (P, 2) m, bounds of each polygon
+    high: np.ndarray  # (P, 2) m
+
+    @staticmethod
+    def of(polygons: Iterable[tuple[np.ndarray, list[np.ndarray]]]) -> Edges:
+        """polygons: outer outline (N, 2) and the outlines of holes, each without a repeated last point."""
+        starts, ends, index, low, high = [], [], [], [], []
+        for i, (outer, holes) in enumerate(polygons):
+            for ring, orientation in [(outer, 1), *((hole, -1) for hole in holes)]:
+                oriented = ring if orientation * _area(ring) > 0 else ring[::-1]
+                starts.append(oriented)
+                ends.append(np.roll(oriented, -1, axis=0))
+                index.append(np.full(len(ring), i))
+            low.append(outer.min(axis=0))
+            high.append(outer.max(axis=0))
+        if not starts:
+            nothing = np.zeros((0, 2))
+            return Edges(nothing, nothing, np.zeros(0, np.int64), nothing, nothing)
+        return Edges(np.concatenate(starts), np.concatenate(ends), np.concatenate(index), np.array(low), np.array(high))
+
+
+@dataclass(frozen=True)
+class MapExpansion:
+    """The map of one location, in the global frame."""
+
+    areas: Mapping[str, Edges]  # by map class
+    lines: tuple[np.ndarray, ...]  # dividers, each (N, 2) m
+
+    @staticmethod
+    def load(dataroot: Path, location: str) -> MapExpansion | None:
+        """The map of a location such as boston-seaport; None where the dataroot has none.
+
+        Raises:
+            InputError: the file is damaged.
+        """
+        path = Path(dataroot) / "maps" / "expansion" / f"{location}.json"
+        if not path.exists():
+            return None
+        try:
+            return _parse(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            what = " ".join(f"{error.__class__.__name__}: {error}".split())
+            raise InputError(f"{path}: not a map of the nuScenes map expansion ({what}); copy it again") from None
+
+    def rasterize(self, frame: Frame, grid: BevGrid) -> np.ndarray:
+        """(6, rows, columns) uint8 in MAP_CLASSES order: 1 where the class covers the middle of the cell.
+
+        Dividers are lines two cells thick, as the devkit draws them. The map is flat: it lies at the height where
+        the vehicle stands. A frame that was augmented has its map augmented with it.
+        """
+        cells_from_global = _cells_from_global(frame, grid)
+        low, high = _bounds(cells_from_global, grid)
+        masks = [
+            _fill(self.areas[name], cells_from_global, low, high, grid.shape)
+            for name in MAP_CLASSES
+            if name != "divider"
+        ]
+        near = [line for line in self.lines if (line.max(0) >= low).all() and (line.min(0) <= high).all()]
+        return np.stack([*masks, _draw(near, cells_from_global, grid.shape)])
+
+
+def _parse(layers: Mapping[str, Any]) -> MapExpansion:
+    nodes = {node["token"]: (node["x"], node["y"]) for node in layers["node"]}
+    polygons = {polygon["token"]: polygon for polygon in layers["polygon"]}
+    lines = {line["token"]: line["node_tokens"] for line in layers["line"]}
+
+    def ring(tokens: list[str]) -> np.ndarray:
+        return np.array([nodes[token] for token in tokens], np.float64).reshape(-1, 2)
+
+    def outlines(name: str) -> Iterable[tuple[np.ndarray, list[np.ndarray]]]:
+        for record in layers[name]:
+            for token in record.get("polygon_tokens") or [record["polygon_token"]]:
+                polygon = polygons[token]
+                if polygon["exterior_node_tokens"]:
+                    holes = [ring(hole["node_tokens"]) for hole in polygon["holes"] if hole["node_tokens"]]
+                    yield ring(polygon["exterior_node_tokens"]), holes
+
+    dividers = [ring(lines[record["line_token"]]) for name in _LINE_LAYERS for record in layers[name]]
+    return MapExpansion(
+        areas={name: Edges.of(outlines(name)) for name in MAP_CLASSES if name != "divider"},
+        lines=tuple(line for line in dividers if len(line)),
+    )
+
+
+def _area(ring: np.ndarray) -> float:
+    """Signed area of an outline (N, 2); positive where it runs counter-clockwise."""
+    x, y = (ring - ring[0]).T
+    return float(x @ np.roll(y, -1) - y @ np.roll(x, -1)) / 2
+
+
+def _cells_from_global(frame: Frame, grid: BevGrid) -> np.ndarray:
+    """(2, 3) continuous column and row of a global point (x, y, 1) at the vehicle's height."""
+    reference_from_global = np.linalg.inv(frame.global_from_reference)
+    height = frame.global_from_ego[2, 3]
+    affine = np.empty((2, 3))
+    affine[:, :2] = reference_from_global[:2, :2]
+    affine[:, 2] = reference_from_global[:2, 2] * height + reference_from_global[:2, 3]
+    affine[:, 2] -= (grid.x[0], grid.y[0])
+    return affine / grid.cell
+
+
+def _bounds(cells_from_global: np.ndarray, grid: BevGrid) -> tuple[np.ndarray, np.ndarray]:
+    """Global bounds of the grid, with a margin of two cells for the thickness of lines."""
+    rows, columns = grid.shape
+    corners = np.array([[c, r] for c in (-2, columns + 2) for r in (-2, rows + 2)]) - cells_from_global[:, 2]
+    places = corners @ np.linalg.inv(cells_from_global[:, :2]).T
+    return places.min(axis=0), places.max(axis=0)
+
+
+def _fill(
+    edges: Edges, cells_from_global: np.ndarray, low: np.ndarray, high: np.ndarray, shape: tuple[int, int]
+) -> np.ndarray:
+    """(rows, columns) 1 where a polygon covers the cell's middle: winding numbers, scanned along each row.
+
+    A row's winding number changes by one where an edge crosses it, so it is a running sum of the crossings.
+    """
+    rows, columns = shape
+    near = ((edges.high >= low) & (edges.low <= high)).all(axis=1)[edges.polygon]
+    x0, y0 = _apply(cells_from_global, edges.starts[near]).T
+    x1, y1 = _apply(cells_from_global, edges.ends[near]).T
+    first = np.clip(np.ceil(np.minimum(y0, y1) - 0.5), 0, rows).astype(np.int64)
+    end = np.clip(np.ceil(np.maximum(y0, y1) - 0.5), 0, rows).astype(np.int64)  # rows first..end-1 are crossed
+    crossed = end - first
+    edge = np.repeat(np.arange(len(crossed)), crossed)
+    row = np.arange(len(edge)) - np.repeat(np.cumsum(crossed) - crossed, crossed) + first[edge]
+    x = x0[edge] + (row + 0.5 - y0[edge]) * ((x1 - x0)[edge] / (y1 - y0)[edge])
+    column = np.clip(np.ceil(x - 0.5), 0, columns).astype(np.int64)
+    direction = np.sign(y1 - y0)[edge]
+    changes = np.bincount(row * (columns + 1) + column, direction, minlength=rows * (columns + 1))
+    winding = np.cumsum(changes.reshape(rows, columns + 1), axis=1)[:, :columns]
+    return (winding != 0).astype(np.uint8)
+
+
+def _draw(lines: list[np.ndarray], cells_from_global: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    mask = np.zeros(shape, np.uint8)
+    scaled = [(_apply(cells_from_global, line) - 0.5) * (1 << _SUBPIXEL_BITS) for line in lines]
+    corners = [np.round(line).astype(np.int32) for line in scaled]
+    cv2.polylines(mask, corners, False, (1,), thickness=2, shift=_SUBPIXEL_BITS)
+    return mask
+
+
+def _apply(affine: np.ndarray, places: np.ndarray) -> np.ndarray:
+    return places @ affine[:, :2].T + affine[:, 2]
