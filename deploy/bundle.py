@@ -75,6 +75,11 @@ class Manifest(Section):
         """How a frame becomes the network's inputs."""
         return InputSpec(self.grid.build(), self.lidar, self.camera)
 
+    @property
+    def sensors(self) -> tuple[str, ...]:
+        """Which sensors the network takes."""
+        return tuple(name for name in ("lidar", "camera") if getattr(self, name) is not None)
+
     def sealed(self) -> str:
         """The text of manifest.json, with its sha256 filled in."""
         digest = hashlib.sha256(self.model_copy(update={"sha256": ""}).model_dump_json(indent=2).encode())
@@ -111,6 +116,11 @@ class Bundle:
         for name, digest in manifest.files.items():
             verify(path / name, digest, "export the bundle again")
         return Bundle(path, manifest)
+
+    @property
+    def spec(self) -> InputSpec:
+        """How a frame becomes the network's inputs."""
+        return self.manifest.spec
 
     @property
     def onnx(self) -> Path:

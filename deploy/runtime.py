@@ -29,13 +29,12 @@ class Runtime:
         self.engine = open_engine(self.bundle, target)
         inputs, outputs = self.bundle.golden()
         require_agreement(outputs, self.engine.run(inputs), self.bundle.manifest.tolerance, f"{path} on {target}")
-        self.spec = self.bundle.manifest.spec
         self.seconds: dict[str, float] = {}  # of each stage of the latest step
 
     def step(self, frame: Frame) -> Prediction:
         """What is perceived in one frame, whichever of its sensors are missing."""
         with self._timed("preprocess"):
-            inputs = prepare(frame, self.spec)
+            inputs = prepare(frame, self.bundle.spec)
         with self._timed("engine"):
             outputs = self.engine.run(inputs)
         with self._timed("postprocess"):

@@ -1,0 +1,45 @@
+"""How long each stage of the replay took."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+STAGES = {
+    "read": "sensor files from disk, pictures decoded, sweeps moved to the keyframe's time",
+    "preprocess": "points grouped into pillars, pictures resized, projections",
+    "engine": "the network, with its in-graph decoding and the copies to and from the engine",
+    "postprocess": "output arrays to boxes and map",
+}
+
+
+class Latency:
+    """Seconds of every stage of every frame. The engine has run the golden frame before, so the first is warm."""
+
+    def __init__(self) -> None:
+        self.frames: list[Mapping[str, float]] = []
+
+    def add(self, seconds: Mapping[str, float]) -> None:
+        self.frames.append({stage: seconds[stage] for stage in STAGES})
+
+    def summary(self) -> dict[str, Any]:
+        """Milliseconds of each stage and of their sum: p50, p95, p99, mean and largest; and what was measured where."""
+        milliseconds = {stage: np.array([frame[stage] for frame in self.frames]) * 1e3 for stage in STAGES}
+        milliseconds["total"] = np.sum(list(milliseconds.values()), axis=0)
+        return {
+            "unit": "ms",
+            "frames": len(self.frames),
+            "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, {platform.system()}",
+            "includes": STAGES,
+            "stages": {stage: _quantiles(values) for stage, values in milliseconds.items()},
+        }
+
+
+def _quantiles(values: np.ndarray) -> dict[str, float]:
+    p50, p95, p99 = np.percentile(values, [50, 95, 99])
+    numbers = {"p50": p50, "p95": p95, "p99": p99, "mean": values.mean(), "max": values.max()}
+    return {name: round(float(value), 3) for name, value in numbers.items()}

@@ -1,0 +1,125 @@
+"""What the report shows of a frame: points and map from above, camera pictures, and boxes as lines on both."""
+
+from __future__ import annotations
+
+import base64
+
+import cv2
+import numpy as np
+
+from perception.frame import Boxes, Frame
+from perception.grid import BevGrid, Reference
+
+# Map classes in the order of MAP_CLASSES, as RGB; what comes later lies on top.
+MAP_COLOURS = ((58, 74, 96), (196, 154, 66), (94, 78, 120), (190, 72, 72), (44, 104, 104), (226, 214, 150))
+# Points by height above the road, from below it to 4 m.
+HEIGHT_COLOURS = cv2.applyColorMap(np.linspace(60, 235, 12).astype(np.uint8)[:, None], cv2.COLORMAP_VIRIDIS)[:, 0]
+
+# Corners as `Boxes.corners` orders them: 0-3 of the front face, 4-7 of the rear; 2, 3, 6, 7 are the lower ones.
+_EDGES = np.array([(0, 1), (1, 2), (2, 3), (3, 0), (4, 5), (5, 6), (6, 7), (7, 4), (0, 4), (1, 5), (2, 6), (3, 7)])
+_NEAR = 0.2  # m, what is closer to the camera's plane is cut off
+
+
+def from_above(reference: Reference) -> np.ndarray:
+    """(2, 2) screen from reference: x right, y down in metres, so that the vehicle drives up the screen."""
+    return np.array([[0.0, -1], [-1, 0]]) if reference == "ego" else np.array([[1.0, 0], [0, -1]])
+
+
+def points_picture(frame: Frame, grid: BevGrid, size: int) -> str | None:
+    """Data URI of the keyframe's points on a clear ground, coloured by height; None without LiDAR."""
+    if frame.points is None:
+        return None
+    points = frame.points[frame.points[:, 4] == 0]
+    points = points[grid.inside(points)]
+    ego_from_reference = np.linalg.inv(frame.global_from_ego) @ frame.global_from_reference
+    height = points[:, :3] @ ego_from_reference[2, :3] + ego_from_reference[2, 3]
+    order = np.argsort(height, kind="stable")  # the highest point of a pixel is drawn last
+    screen = points[order, :2] @ from_above(frame.reference).T
+    low, span = _extent(grid)
+    pixels = np.clip(((screen - low) / span * size).astype(int), 0, size - 1)
+    shade = np.clip((height[order] + 0.5) / 4.5 * len(HEIGHT_COLOURS), 0, len(HEIGHT_COLOURS) - 1).astype(int)
+    picture = np.zeros((size, size, 4), np.uint8)
+    picture[pixels[:, 1], pixels[:, 0], :3] = HEIGHT_COLOURS[shade]
+    picture[pixels[:, 1], pixels[:, 0], 3] = 255
+    return _uri(".png", picture, [cv2.IMWRITE_PNG_COMPRESSION, 9])
+
+
+def map_picture(probabilities: np.ndarray | None, reference: Reference) -> str | None:
+    """Data URI of map probabilities (6, rows, columns), each class as opaque as it is likely; None without a map."""
+    if probabilities is None:
+        return None
+    colour, opacity = np.zeros((*probabilities.shape[1:], 3)), np.zeros(probabilities.shape[1:])
+    for probability, rgb in zip(probabilities, MAP_COLOURS, strict=True):
+        alpha = np.round(np.clip((probability - 0.25) / 0.5, 0, 1) * 8) / 8  # few levels compress well
+        opacity_below = opacity * (1 - alpha)
+        opacity = alpha + opacity_below
+        weights = np.divide(alpha, opacity, out=np.zeros_like(alpha), where=opacity > 0)
+        colour += weights[..., None] * (np.array(rgb) - colour)
+    picture = np.concatenate([colour[..., ::-1], 255 * opacity[..., None]], axis=-1).astype(np.uint8)
+    picture = picture[::-1, ::-1].transpose(1, 0, 2) if reference == "ego" else picture[::-1]
+    return _uri(".png", np.ascontiguousarray(picture), [cv2.IMWRITE_PNG_COMPRESSION, 9])
+
+
+def camera_picture(image: np.ndarray, width: int) -> str:
+    """Data URI of a camera's picture (H, W, 3), `width` pixels wide."""
+    height = round(image.shape[0] * width / image.shape[1])
+    small = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+    return _uri(".jpg", cv2.cvtColor(small, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 72])
+
+
+def outlines_from_above(boxes: Boxes, reference: Reference) -> np.ndarray:
+    """(N, 6, 2) corners of each box's ground, front left first, then its middle and its front's middle; m, on the screen."""
+    corners = boxes.corners()[..., :2]
+    ground = corners[:, [3, 2, 6, 7]]
+    middle, front = ground.mean(axis=1, keepdims=True), ground[:, :2].mean(axis=1, keepdims=True)
+    outlines: np.ndarray = np.concatenate([ground, middle, front], axis=1) @ from_above(reference).T
+    return outlines
+
+
+def outlines_in_camera(boxes: Boxes, projection: np.ndarray, shape: tuple[int, ...], width: int) -> list[str]:
+    """SVG path of each box's edges in a picture reduced to `width`; '' where the box is not in it.
+
+    Args:
+        projection: (3, 4) recorded pixels from reference points.
+        shape: of the recorded picture, (H, W, ...).
+    """
+    if not len(boxes):
+        return []
+    corners = np.concatenate([boxes.corners(), np.ones((len(boxes), 8, 1))], axis=-1) @ projection.T  # u*d, v*d, d
+    start, end = corners[:, _EDGES[:, 0]], corners[:, _EDGES[:, 1]]  # (N, 12, 3)
+    start, end = _clipped(start, end), _clipped(end, start)
+    scale = width / shape[1]
+    with np.errstate(invalid="ignore"):
+        lines = np.stack([start[..., :2] / start[..., 2:], end[..., :2] / end[..., 2:]], axis=2) * scale  # (N, 12, 2, 2)
+    seen = np.isfinite(lines).all(axis=(2, 3))
+    limit = np.array([width, shape[0] * scale])
+    low = np.where(seen[..., None], lines.min(axis=2), np.inf).min(axis=1)
+    high = np.where(seen[..., None], lines.max(axis=2), -np.inf).max(axis=1)
+    inside = (low < limit).all(axis=1) & (high > 0).all(axis=1)
+    pixels = np.round(np.clip(np.nan_to_num(lines), -4 * width, 5 * width)).astype(int)
+    return [
+        "".join(f"M{a} {b}L{c} {d}" for (a, b), (c, d) in pixels[i][seen[i]]) if inside[i] else ""
+        for i in range(len(boxes))
+    ]
+
+
+def _clipped(start: np.ndarray, end: np.ndarray) -> np.ndarray:
+    """`start` moved along the edge to the near plane where it lies behind it; NaN where the whole edge does."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        share = (_NEAR - start[..., 2:]) / (end[..., 2:] - start[..., 2:])
+        moved = start + share * (end - start)
+    behind, both = start[..., 2:] < _NEAR, (start[..., 2:] < _NEAR) & (end[..., 2:] < _NEAR)
+    return np.where(both, np.nan, np.where(behind, moved, start))
+
+
+def _extent(grid: BevGrid) -> tuple[np.ndarray, np.ndarray]:
+    """Low corner and size of the ground on the screen, m."""
+    ranges = np.array([grid.x, grid.y])
+    corners = np.stack([ranges[:, 0], ranges[:, 1]]) @ from_above(grid.reference).T
+    return corners.min(axis=0), np.abs(corners[1] - corners[0])
+
+
+def _uri(kind: str, picture: np.ndarray, options: list[int]) -> str:
+    _, content = cv2.imencode(kind, picture, options)
+    mime = {".png": "image/png", ".jpg": "image/jpeg"}[kind]
+    return f"data:{mime};base64,{base64.b64encode(content.tobytes()).decode()}"

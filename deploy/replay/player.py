@@ -1,0 +1,109 @@
+"""Replays recorded drives through an exported bundle, to see what the vehicle would have seen."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from deploy.bundle import write_atomically
+from deploy.replay.latency import Latency
+from deploy.replay.report import Report
+from deploy.replay.sources import NuScenesDrive
+from deploy.runtime import Runtime
+from perception.data.nuscenes import NuScenesTables
+from perception.errors import InputError
+from perception.evaluation.submission import SubmissionWriter
+from perception.frame import Frame
+
+
+class Player:
+    """Runs drives through a runtime and writes to the folder `out`:
+
+    results.json    every detection, as a nuScenes submission
+    latency.json    p50, p95 and p99 of every stage
+    report.html     all of it to look at, in one file
+    """
+
+    def __init__(self, runtime: Runtime, drives: Sequence[NuScenesDrive], out: Path, console: Console) -> None:
+        self.runtime, self.drives, self.out, self.console = runtime, drives, out, console
+        self.latency = Latency()
+        self.report = Report(runtime.bundle.manifest, runtime.target, sum(len(drive) for drive in drives))
+
+    def run(self) -> dict[str, Any]:
+        """Replay everything once; returns the summary that the report begins with."""
+        with SubmissionWriter(self._file("results.json"), self.runtime.bundle.manifest.sensors) as results:
+            for frame, reading in self._frames():
+                prediction = self.runtime.step(frame)
+                seconds = {"read": reading, **self.runtime.seconds}
+                results.add(frame, prediction)
+                self.latency.add(seconds)
+                self.report.add(frame, prediction, seconds)
+        latency = self.latency.summary()
+        write_atomically(self._file("latency.json"), json.dumps(latency, indent=2).encode())
+        write_atomically(self._file("report.html"), self.report.html(latency).encode())
+        return {
+            "frames": latency["frames"],
+            "latency_ms": latency["stages"],
+            "results": str(self._file("results.json")),
+            "latency": str(self._file("latency.json")),
+            "report": str(self._file("report.html")),
+        }
+
+    def _frames(self) -> Iterator[tuple[Frame, float]]:
+        """Every frame of every drive, with the seconds that reading it took."""
+        frames = (frame for drive in self.drives for frame in drive)
+        for _ in track(range(sum(len(d) for d in self.drives)), "Replaying", console=self.console, transient=True):
+            start = time.perf_counter()
+            frame = next(frames)
+            yield frame, time.perf_counter() - start
+
+    def _file(self, name: str) -> Path:
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{self.out}: cannot make the folder ({error.strerror}); choose another --out") from None
+        return self.out / name
+
+
+def replay(
+    dataroot: Path,
+    version: str,
+    scenes: Sequence[str],
+    bundle: Path,
+    out: Path,
+    target: str = "cpu",
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Replay scenes of a nuScenes dataroot through a bundle.
+
+    Args:
+        scenes: names, or keyframes such as `scene-0103:0-4`; empty for every scene.
+        target: the engine of the bundle that runs.
+
+    Raises:
+        InputError: no such dataroot, scene, bundle or engine, a damaged file, or `out` cannot be written.
+    """
+    console = console or Console()
+    runtime = Runtime(bundle, target)
+    tables = NuScenesTables(dataroot, version)
+    drives = [NuScenesDrive(tables, scene, runtime.bundle.spec) for scene in scenes or tables.scenes()]
+    summary = Player(runtime, drives, out, console).run()
+    console.print(_latency_table(summary))
+    console.print(f"report: {summary['report']}")
+    return summary
+
+
+def _latency_table(summary: dict[str, Any]) -> Table:
+    table = Table(title=f"{summary['frames']} frames, ms")
+    for column in ("stage", "p50", "p95", "p99"):
+        table.add_column(column, justify="left" if column == "stage" else "right")
+    for stage, numbers in summary["latency_ms"].items():
+        table.add_row(stage, *(f"{numbers[p]:.1f}" for p in ("p50", "p95", "p99")))
+    return table

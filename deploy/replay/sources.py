@@ -1,0 +1,35 @@
+"""Recorded drives to replay."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from perception.data.inputs import InputSpec
+from perception.data.nuscenes import NuScenesTables
+from perception.frame import Frame
+
+
+class NuScenesDrive:
+    """One scene of a nuScenes dataroot, recorded or simulated, keyframe by keyframe in order of time.
+
+    All sensors are read, also those that the network does not take, because the report shows them. A sensor whose
+    file is absent is missing in the frame.
+
+    Args:
+        scene: its name, or `scene-0103:0-4` for its keyframes 0, 1, 2 and 3.
+        spec: what the network takes: frame of reference and number of LiDAR sweeps.
+
+    Raises:
+        InputError: there is no such scene.
+    """
+
+    def __init__(self, tables: NuScenesTables, scene: str, spec: InputSpec) -> None:
+        self._tables, self._spec = tables, spec
+        self._samples = tables.samples(selectors=[scene])
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __iter__(self) -> Iterator[Frame]:
+        for sample in self._samples:
+            yield self._tables.frame(sample, self._spec.grid.reference, self._spec.sweeps)
