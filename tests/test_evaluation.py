@@ -26,15 +26,33 @@ from perception.grid import BevGrid
 
 CUSTOM = "v1.0-custom"
 SPLITS = {"boston": ["scene-0103"], "singapore": ["scene-0916"]}
+EAST = 610.0  # m; scene-0103 starts ten metres west of it
 SPEC = InputSpec(BevGrid(), Lidar(sweeps=0), camera=None)
+
+
+def map_east_of(x: float) -> dict:
+    corners = [(x, 0), (x + 2000, 0), (x + 2000, 3000), (x, 3000)]
+    layers: dict[str, list] = {name: [] for name in (*MAP_CLASSES[1:-1], "road_divider", "lane_divider", "line")}
+    return layers | {
+        "node": [{"token": str(i), "x": x, "y": y} for i, (x, y) in enumerate(corners)],
+        "polygon": [{"token": "p", "exterior_node_tokens": ["0", "1", "2", "3"], "holes": []}],
+        "drivable_area": [{"token": "d", "polygon_tokens": ["p"]}],
+    }
 
 
 @pytest.fixture(scope="module")
 def dataroot(nuscenes_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The real dataroot with custom splits, once under the official version and once under another."""
+    """The real dataroot with custom splits under the official version and another, and a map of one city.
+
+    The map is a single drivable area: Boston east of EAST.
+    """
     root = tmp_path_factory.mktemp("nuscenes")
-    for folder in ("maps", "samples", "sweeps"):
+    for folder in ("samples", "sweeps"):
         (root / folder).symlink_to(nuscenes_root / folder)
+    (root / "maps" / "expansion").mkdir(parents=True)
+    for picture in (nuscenes_root / "maps").glob("*.png"):
+        (root / "maps" / picture.name).symlink_to(picture)
+    (root / "maps" / "expansion" / "boston-seaport.json").write_text(json.dumps(map_east_of(EAST)))
     for version in ("v1.0-mini", CUSTOM):
         (root / version).mkdir()
         for table in (nuscenes_root / "v1.0-mini").glob("*.json"):
@@ -122,11 +140,13 @@ def test_perfect_predictions_score_perfectly(dataroot: Path, tmp_path: Path, ref
 
     def watched(frame: Frame) -> Prediction:
         with_points.append(frame.points is not None)
+        assert frame.reference == reference
         assert not frame.cameras  # a model without cameras does not have them read
         return predictor(frame)
 
     spec = InputSpec(BevGrid(reference=reference), Lidar(sweeps=0), camera=None)
     metrics = evaluate(watched, tables, split, selectors, tmp_path, spec, Console(file=io.StringIO()))
+    assert metrics["split"] == (split or "all")
     assert [metrics["samples"], len(with_points), sum(with_points)] == [samples, samples, seen]
     present = {name for name, count in metrics["ground_truth"].items() if count}
     assert {"car", "pedestrian"} < present
@@ -147,7 +167,7 @@ def test_evaluate_writes_and_shows_what_it_returns(tables: NuScenesTables, datar
     assert results["meta"]["use_lidar"]
     assert not results["meta"]["use_camera"]
     assert list(results["results"]) == tables.samples("mini_val", ["scene-0103:0-4"])
-    # The four keyframes show cars, trucks, pedestrians and traffic cones; cars alone were predicted.
+    # The four keyframes hold cars, pedestrians and traffic cones in range; cars alone were predicted.
     present = [name for name, count in metrics["ground_truth"].items() if count]
     assert metrics["mAP"] == pytest.approx(1 / 10)
     assert metrics["mAP_present"] == pytest.approx(1 / len(present))
@@ -155,6 +175,28 @@ def test_evaluate_writes_and_shows_what_it_returns(tables: NuScenesTables, datar
     text = shown.getvalue()
     for expected in ("mAP 0.100", f"NDS {metrics['NDS']:.3f}", f"mAP_present {metrics['mAP_present']:.3f}", *CLASSES):
         assert expected in text
+
+
+def test_the_map_is_scored_where_there_is_one(tables: NuScenesTables, tmp_path: Path) -> None:
+    def unsure(frame: Frame) -> Prediction:
+        """Right about the drivable area, with a probability of 0.4; useless where there is no map."""
+        probabilities = np.zeros((len(MAP_CLASSES), 32, 32), np.float32)  # the head's cells are 4 pillars wide
+        middles = SPEC.grid.coarser(4).centers()
+        east = middles @ frame.global_from_reference[0, :2] + frame.global_from_reference[0, 3]
+        assert 0.1 < (east > EAST).mean() < 0.9
+        probabilities[0] = 0.4 * (east > EAST) if frame.location == "boston-seaport" else 1
+        return Prediction(tables.boxes(frame.token).select(np.arange(0)), probabilities)
+
+    console = Console(file=io.StringIO())
+    scenes = ["scene-0103:0-2", "scene-0916:0-2"]
+    ious = evaluate(unsure, tables, "mini_val", scenes, tmp_path, SPEC, console)["map"]
+    absent = dict.fromkeys(MAP_CLASSES[1:])
+    assert ious == {
+        "iou_max": absent | {"drivable_area": 1.0, "mean": 1.0},
+        "iou_0.5": absent | {"drivable_area": 0.0, "mean": 0.0},
+    }
+    assert "IoU max" in console.file.getvalue()
+    assert evaluate(unsure, tables, "mini_val", scenes[1:], tmp_path, SPEC, console)["map"] is None
 
 
 def test_a_model_that_finds_nothing_scores_zero(tables: NuScenesTables, nusc: NuScenes, tmp_path: Path) -> None:
@@ -257,6 +299,13 @@ def test_map_iou_is_the_brute_force_count(seed: int, frames: int, density: float
     for key, expected in (("iou_max", best), ("iou_0.5", half)):
         mean = pytest.approx(np.mean(list(expected.values()))) if expected else None
         assert found[key]["mean"] == mean
+
+
+def test_a_probability_on_the_threshold_counts() -> None:
+    iou = MapIou()
+    everywhere = np.ones((len(MAP_CLASSES), 2, 2))
+    iou.add(np.float32(0.65) * everywhere.astype(np.float32), everywhere)
+    assert iou.intersections.tolist() == [[4] * 7] * 6
 
 
 def test_map_iou_without_frames_is_none() -> None:

@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -185,3 +187,9 @@ def test_a_full_disk(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"r\.json: cannot write the submission \(No space left"):
         write(path, *((a_frame(str(i)), detections(100)) for i in range(3)))
     assert json.loads(path.read_text()) == before
+
+
+def test_the_vehicle_can_write_submissions_without_torch_or_devkit() -> None:
+    code = "import sys, perception.evaluation.submission; print([m for m in ('torch', 'nuscenes') if m in sys.modules])"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
