@@ -6,6 +6,7 @@ power at the detector is that divided by the squared range.
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 
 from perception.simulate.scenery import Snapshot, Solids, Weather
@@ -13,6 +14,7 @@ from perception.simulate.scenery import Snapshot, Solids, Weather
 DROPS = 8000.0  # per m^3 and mm of diameter: N0 of Marshall & Palmer, J. Meteorology 5 (1948)
 PULSE_LENGTH = 0.75  # m of air that a 5 ns pulse lights at once
 BEAM_EXIT, BEAM_DIVERGENCE = 0.011, 0.0019  # m and rad, geometric means of the HDL-32E's two axes
+CLEAR_AIR = 3.912 / 23e3  # 1/m of light on a clear day: a visual range of 23 km (Kruse 1962)
 WATER_INDEX = 1.33
 WATER_REFLECTION = 0.0201  # of light at normal incidence
 # Of a drop, relative to a sphere that scatters all light evenly: the rays along the axis that its front and, focused
@@ -144,3 +146,52 @@ def spray(snapshot: Snapshot, rng: np.random.Generator) -> Solids:
         lamps=np.zeros(n),
         owners=np.full(n, -1),
     )
+
+
+def koschmieder(radiance: np.ndarray, distance: np.ndarray, alpha: float, airlight: np.ndarray) -> np.ndarray:
+    """(H, W, 3) light (H, W, 3) after `distance` (H, W) m through air that scatters in as much as it takes out:
+    J t + A (1 - t) with t = exp(-alpha distance) (Koschmieder 1924; Narasimhan & Nayar, IJCV 48, 2002)."""
+    transmission = np.exp(distance * np.float32(-alpha))[..., None]
+    return (radiance - airlight) * transmission + airlight
+
+
+def rain_streaks(
+    radiance: np.ndarray, rain: float, focal_length: float, airlight: np.ndarray, rng: np.random.Generator
+) -> np.ndarray:
+    """The picture (H, W, 3) through falling drops near the camera and wet optics.
+
+    Drops are as frequent as Marshall & Palmer say, fall 9.65 - 10.3 exp(-0.6 D) m/s (Atlas et al., Rev. Geophys. 11,
+    1973) during the exposure, and show as streaks of the sky's light (Garg & Nayar, "Vision and Rain", IJCV 75, 2007).
+    """
+    if rain <= 0:
+        return radiance
+    height, width = radiance.shape[:2]
+    smallest, farthest, exposure = 1.0, 4.0, 0.008  # mm, m, s
+    slope = _drop_slope(rain)
+    volume = width * height / focal_length**2 * farthest**3 / 3
+    count = rng.poisson(0.1 * DROPS / slope * np.exp(-slope * smallest) * volume)
+    distance = farthest * rng.random(count) ** (1 / 3)
+    diameter = smallest + rng.exponential(1 / slope, count)
+    length = (9.65 - 10.3 * np.exp(-0.6 * diameter)) * exposure * focal_length / distance
+    breadth = diameter * 1e-3 * focal_length / distance  # px
+    opacity = 0.35 * breadth.clip(0, 1)
+    start = rng.random((count, 2)) * [width, height + 60] - [0, 60]
+    end = start + np.stack([rng.normal(0.06, 0.02, count), np.ones(count)], axis=1) * length[:, None]
+    mask = np.zeros((height, width), np.uint8)
+    weakest_first = np.argsort(opacity)
+    ends = np.rint(np.stack([start, end], axis=1) * 16).astype(int).tolist()
+    shades = [(shade,) for shade in (255 * opacity).tolist()]
+    widths = np.rint(breadth).clip(1, 4).astype(int).tolist()
+    for i in weakest_first.tolist():
+        cv2.line(mask, ends[i][0], ends[i][1], shades[i], widths[i], cv2.LINE_AA, shift=4)
+    veil = cv2.blur(mask, (3, 3)).astype(np.float32)[..., None] / 255
+    return (radiance * (1 - veil) + 1.2 * airlight * veil) * (1 - 0.15 * min(rain / 20, 1))
+
+
+def expose(radiance: np.ndarray, exposure: float, gain: float, rng: np.random.Generator) -> np.ndarray:
+    """(H, W, 3) uint8 what a sensor makes of the light: lens blur, shot noise of the photons counted, read noise,
+    amplification, and gamma 2 (EMVA 1288; a white sheet at noon frees 10 000 electrons a pixel)."""
+    electrons = 1e4 * exposure * cv2.GaussianBlur(radiance, (3, 3), 0.55)
+    noise = rng.standard_normal(electrons.shape, np.float32)
+    electrons += noise * np.sqrt(electrons + 4.0**2)
+    return (255 * np.sqrt((electrons * (gain / 1e4)).clip(0, 1)) + 0.5).astype(np.uint8)
