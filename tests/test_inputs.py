@@ -1,0 +1,241 @@
+"""Pillars against a loop over points; pictures and projections against painted pixels; predictions."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from perception.config import CameraBranch, Config, Grid, Image, Lidar, Model, load_config
+from perception.data.inputs import InputSpec, fit_width, prepare, warp
+from perception.data.nuscenes import NuScenesTables
+from perception.data.outputs import to_prediction
+from perception.data.pillars import group
+from perception.frame import CAMERAS, Camera, Frame
+from perception.grid import BevGrid
+
+TINY = Path(__file__).parents[1] / "configs" / "tiny.yaml"
+
+
+def _grouped_one_by_one(
+    points: np.ndarray, grid: BevGrid, max_pillars: int, points_per_pillar: int
+) -> dict[int, list[np.ndarray]]:
+    """The definition: every point goes to its cell, then the fullest cells are kept, then their first points."""
+    rows, columns = grid.shape
+    cells: dict[int, list[np.ndarray]] = {}
+    for point in points:
+        x, y, z = map(float, point[:3])
+        if grid.x[0] <= x < grid.x[1] and grid.y[0] <= y < grid.y[1] and grid.z[0] <= z < grid.z[1]:
+            column = min(int((x - grid.x[0]) / grid.cell), columns - 1)
+            row = min(int((y - grid.y[0]) / grid.cell), rows - 1)
+            cells.setdefault(row * columns + column, []).append(point)
+    fullest = sorted(cells, key=lambda cell: (-len(cells[cell]), cell))[:max_pillars]
+    return {cell: cells[cell][:points_per_pillar] for cell in sorted(fullest)}
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    number=st.integers(0, 200),
+    spread=st.floats(0.1, 8),
+    grid=st.sampled_from(
+        [
+            BevGrid(x=(-4.0, 4.0), y=(-3.0, 3.0), cell=1.0),
+            BevGrid(x=(-4.0, 4.2), y=(-1.1, 3.0), z=(-1.0, 1.0), cell=0.7),
+            BevGrid(x=(-60.0, 60.0), y=(-50.0, 50.0), cell=0.1),  # more cells than 16 bits count
+        ]
+    ),
+    max_pillars=st.integers(1, 60),
+    points_per_pillar=st.integers(1, 6),
+)
+def test_grouping_equals_a_loop_over_points(
+    seed: int, number: int, spread: float, grid: BevGrid, max_pillars: int, points_per_pillar: int
+) -> None:
+    rng = np.random.default_rng(seed)
+    points = (rng.normal(size=(number, 5)) * spread).astype(np.float32)
+    points[rng.random(number) < 0.2, 0] = grid.x[0]  # on the edge
+    points[rng.random(number) < 0.2, 1] = grid.y[1]
+    pillar_points, counts, cells = group(points, grid, max_pillars, points_per_pillar)
+    expected = _grouped_one_by_one(points, grid, max_pillars, points_per_pillar)
+    assert cells.tolist() == list(expected)
+    assert counts.tolist() == [len(kept) for kept in expected.values()]
+    assert pillar_points.shape == (len(expected), points_per_pillar, 5)
+    for pillar, kept in zip(pillar_points, expected.values(), strict=True):
+        np.testing.assert_array_equal(pillar[: len(kept)], kept)
+        assert not pillar[len(kept) :].any()
+    assert (pillar_points.dtype, counts.dtype, cells.dtype) == (np.float32, np.int32, np.int32)
+
+
+def test_points_at_the_far_edge_stay_on_the_grid() -> None:
+    grid = BevGrid()
+    edge = np.nextafter(np.float32(51.2), np.float32(0))
+    cells = group(np.array([[edge, edge, 0, 0, 0]], np.float32), grid, 1, 1)[2]
+    assert cells.tolist() == [grid.cells - 1]
+
+
+def _blob(height: int, width: int, u: float, v: float) -> np.ndarray:
+    """A picture with a bright spot around pixel (u, v)."""
+    y, x = np.mgrid[:height, :width]
+    spot = 255 * np.exp(-((x - u) ** 2 + (y - v) ** 2) / (2 * 6.0**2))
+    return np.repeat(np.round(spot).astype(np.uint8)[..., None], 3, axis=2)
+
+
+def spot_of(image: np.ndarray) -> np.ndarray:
+    """(2,) u and v of the middle of the bright spot."""
+    weights = image[..., 0].astype(np.float64)
+    y, x = np.mgrid[: image.shape[0], : image.shape[1]]
+    return np.array([(weights * x).sum(), (weights * y).sum()]) / weights.sum()
+
+
+def painted_frame(point: np.ndarray, size: tuple[int, int] = (900, 1600)) -> Frame:
+    """A frame whose front camera, at its own time and place, sees a bright spot where the point (3,) projects."""
+    ego_from_camera = np.eye(4)
+    ego_from_camera[:3, :3] = [[0, 0, 1], [-1, 0, 0], [0, -1, 0]]
+    ego_from_camera[:3, 3] = (1.7, 0.1, 1.5)
+    ego, later = np.eye(4), np.eye(4)
+    ego[:3, 3], later[:3, 3] = (600, 1600, 0), (600.4, 1600.05, 0)
+    later[:2, :2] = [[np.cos(0.02), -np.sin(0.02)], [np.sin(0.02), np.cos(0.02)]]
+    focal = 1260 * size[1] / 1600
+    intrinsics = np.array([[focal, 0, size[1] / 2], [0, focal, size[0] / 2], [0, 0, 1]])
+    camera = Camera(np.zeros((*size, 3), np.uint8), intrinsics, ego_from_camera, later, 0)
+    frame = Frame("t", 0, "ego", ego, ego, np.zeros((0, 5), np.float32), {"CAM_FRONT": camera})
+    u, v = _pixel(frame.image_from_reference("CAM_FRONT"), point)
+    painted = Camera(_blob(*size, u, v), intrinsics, ego_from_camera, later, 0)
+    return Frame("t", 0, "ego", ego, ego, np.zeros((0, 5), np.float32), {"CAM_FRONT": painted})
+
+
+def _pixel(projection: np.ndarray, point: np.ndarray) -> np.ndarray:
+    u, v, depth = projection @ np.append(point, 1)
+    return np.array([u, v]) / depth
+
+
+@pytest.mark.parametrize("size", [(900, 1600), (450, 800), (1080, 1920)])
+@pytest.mark.parametrize(
+    "image", [Image(height=256, width=704), Image(height=128, width=352), Image(height=448, width=800)]
+)
+def test_projections_hit_the_pixels_that_show_the_point(size: tuple[int, int], image: Image) -> None:
+    point = np.array([20.0, 2.5, 0.4])
+    spec = InputSpec(BevGrid(), None, CameraBranch(image=image))
+    inputs = prepare(painted_frame(point, size), spec)
+    assert inputs["images"].shape == (1, 6, image.height, image.width, 3)
+    expected = _pixel(inputs["image_from_reference"][0, 0].astype(np.float64), point)
+    np.testing.assert_allclose(spot_of(inputs["images"][0, 0]), expected, atol=0.15)
+
+
+def test_fitting_keeps_the_bottom_and_the_edges_of_pixels() -> None:
+    affine = fit_width((900, 1600, 3), Image(height=256, width=704))
+    np.testing.assert_allclose(affine @ [-0.5, 899.5, 1], [-0.5, 255.5, 1], atol=1e-9)
+    np.testing.assert_allclose(affine @ [1599.5, 899.5, 1], [703.5, 255.5, 1], atol=1e-9)
+
+
+def test_a_low_picture_gets_black_rows_on_top() -> None:
+    recorded = np.full((10, 40, 3), 200, np.uint8)
+    image = warp(recorded, fit_width(recorded.shape, Image(height=16, width=40)), Image(height=16, width=40))
+    assert not image[:6].any()
+    np.testing.assert_array_equal(image[6:], recorded)
+
+
+def test_shrinking_averages_all_pixels() -> None:
+    recorded = np.zeros((64, 64, 3), np.uint8)
+    recorded[::4] = 240
+    image = warp(recorded, fit_width(recorded.shape, Image(height=16, width=16)), Image(height=16, width=16))
+    np.testing.assert_allclose(image, 60, atol=1)
+
+
+def test_inputs_of_a_frame(tiny_root: Path) -> None:
+    tables = NuScenesTables(tiny_root, "v1.0-tiny")
+    spec = InputSpec.of(load_config(TINY))
+    frame = tables.frame(tables.samples()[1], sweeps=spec.sweeps)
+    inputs = prepare(frame, spec)
+    assert spec.sweeps == 2
+    assert frame.points is not None
+    assert {name: (array.shape, array.dtype.name) for name, array in inputs.items()} == {
+        "pillar_points": ((1, 8000, 8, 5), "float32"),
+        "pillar_counts": ((1, 8000), "int32"),
+        "pillar_cells": ((1, 8000), "int32"),
+        "images": ((1, 6, 128, 352, 3), "uint8"),
+        "image_from_reference": ((1, 6, 3, 4), "float32"),
+    }
+    occupied = inputs["pillar_counts"][0] > 0
+    assert inputs["pillar_counts"].sum() == spec.grid.inside(frame.points).sum()
+    assert (inputs["pillar_cells"][0, ~occupied] == spec.grid.cells).all()
+    assert (inputs["pillar_cells"][0, occupied] < spec.grid.cells).all()
+    for i, name in enumerate(CAMERAS):
+        affine = fit_width(frame.cameras[name].image.shape, Image(height=128, width=352))
+        expected = affine @ frame.image_from_reference(name)
+        np.testing.assert_allclose(inputs["image_from_reference"][0, i], expected, rtol=1e-6)
+
+
+def test_missing_sensors_are_padding_and_zeros(tiny_root: Path) -> None:
+    tables, spec = NuScenesTables(tiny_root, "v1.0-tiny"), InputSpec.of(load_config(TINY))
+    frame = tables.frame(tables.samples()[0], lidar=False)
+    del frame.cameras["CAM_BACK"]  # type: ignore[attr-defined]
+    inputs = prepare(frame, spec)
+    assert not inputs["pillar_points"].any()
+    assert not inputs["pillar_counts"].any()
+    assert (inputs["pillar_cells"] == spec.grid.cells).all()
+    seen = [name != "CAM_BACK" for name in CAMERAS]
+    assert inputs["images"][0].any(axis=(1, 2, 3)).tolist() == seen
+    assert inputs["image_from_reference"][0].any(axis=(1, 2)).tolist() == seen
+
+
+def test_a_model_without_a_sensor_lacks_its_inputs(tiny_root: Path) -> None:
+    tables = NuScenesTables(tiny_root, "v1.0-tiny")
+    frame = tables.frame(tables.samples()[0])
+    lidar_only = prepare(frame, InputSpec(BevGrid(), Lidar(), None))
+    camera_only = prepare(frame, InputSpec(BevGrid(), None, CameraBranch()))
+    assert set(lidar_only) == {"pillar_points", "pillar_counts", "pillar_cells"}
+    assert set(camera_only) == {"images", "image_from_reference"}
+    with pytest.raises(ValueError, match="the frame is in 'ego'"):
+        prepare(frame, InputSpec(BevGrid(reference="lidar"), Lidar(), None))
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        Config(name="lidar"),
+        Config(name="camera", model=Model(lidar=None, camera=CameraBranch(weights="a.safetensors"))),
+        Config(name="fusion", grid=Grid(cell=0.2, reference="lidar"), model=Model(camera=CameraBranch())),
+    ],
+)
+def test_the_spec_survives_json(config: Config) -> None:
+    spec = InputSpec.of(config)
+    assert InputSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
+
+
+def test_outputs_become_a_prediction() -> None:
+    yaws = np.array([0.3, -3.0, 1.2])
+    boxes = np.zeros((2, 3, 10), np.float32)
+    boxes[1, :, :3] = [[1, 2, 3], [4, 5, 6], [7, 8, 9]]
+    boxes[1, :, 3:6] = [2, 4, 1.5]
+    boxes[1, :, 6], boxes[1, :, 7] = 0.5 * np.sin(yaws), 0.5 * np.cos(yaws)  # a network's are not of length one
+    boxes[1, :, 8:] = [3, -1]
+    outputs = {
+        "boxes": boxes,
+        "scores": np.array([[1, 1, 1], [0.9, 0.5, 0.1]], np.float32),
+        "labels": np.array([[0, 0, 0], [3, 1, 8]]),
+        "attributes": np.array([[0, 0, 0], [5, 6, 2]]),
+    }
+    prediction = to_prediction(outputs, index=1, score_threshold=0.3)
+    assert prediction.map_probabilities is None
+    assert prediction.boxes.labels.tolist() == [3, 1]
+    assert prediction.boxes.attributes.tolist() == [5, 6]
+    np.testing.assert_allclose(prediction.boxes.scores, [0.9, 0.5], atol=1e-7)
+    np.testing.assert_allclose(prediction.boxes.yaws, yaws[:2], atol=1e-6)
+    np.testing.assert_allclose(prediction.boxes.centers, [[1, 2, 3], [4, 5, 6]])
+    np.testing.assert_allclose(prediction.boxes.velocities, [[3, -1, 0]] * 2)
+    np.testing.assert_allclose(np.linalg.det(prediction.boxes.rotations), 1)
+    maps = np.random.default_rng(0).random((2, 6, 4, 5))
+    np.testing.assert_array_equal(to_prediction({**outputs, "map": maps}, 1).map_probabilities, maps[1])
+
+
+def test_reading_and_preparing_need_no_torch() -> None:
+    modules = "nuscenes, inputs, outputs, pillars, map_expansion"
+    code = f"import sys; from perception.data import {modules}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
