@@ -22,7 +22,7 @@ class PillarEncoder(nn.Module):
         super().__init__()
         self.grid, self.channels = grid, config.channels
         self.linear = nn.Linear(10, config.channels, bias=False)
-        self.norm = nn.BatchNorm1d(config.channels, eps=1e-3, momentum=0.01)
+        self.norm = nn.BatchNorm1d(config.channels, eps=1e-3)
         far = max(abs(v) for v in (*grid.x, *grid.y))
         high = max(abs(v) for v in grid.z)
         scale = [1 / far, 1 / far, 1 / high, 1 / 255, 2.0, *(1 / grid.cell,) * 2, 1.0, *(1 / grid.cell,) * 2]

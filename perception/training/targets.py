@@ -35,16 +35,16 @@ class DetectionTargets:
 
 
 def gaussian_radius(length: np.ndarray, width: np.ndarray, overlap: float = 0.1) -> np.ndarray:
-    """Radius (cells) at which a box of length x width cells, moved, still overlaps itself by this IoU.
+    """How far (cells) the corners of a box of length x width cells may move for the IoU to stay above `overlap`.
 
-    The smallest of CornerNet's three cases (Law and Deng, 2018, section 3.2), with the roots as CenterPoint's
-    code takes them.
+    The smallest of the three cases of CornerNet (Law and Deng, 2018, section 3.2): the box is shifted, shrunk or
+    grown by the radius along both axes. Each is the root of a quadratic equation.
     """
     total, area = length + width, length * width
-    both_inside = (total + np.sqrt(total**2 - 4 * area * (1 - overlap) / (1 + overlap))) / 2
-    inside = (2 * total + np.sqrt(4 * total**2 - 16 * (1 - overlap) * area)) / 2
-    outside = (-2 * overlap * total + np.sqrt(4 * overlap**2 * total**2 + 16 * overlap * (1 - overlap) * area)) / 2
-    return np.minimum(np.minimum(both_inside, inside), outside)
+    shifted = (total - np.sqrt(total**2 - 4 * area * (1 - overlap) / (1 + overlap))) / 2
+    shrunk = (total - np.sqrt(total**2 - 4 * area * (1 - overlap))) / 4
+    grown = (-total + np.sqrt(total**2 + 4 * area * (1 - overlap) / overlap)) / 4
+    return np.minimum(np.minimum(shifted, shrunk), grown)
 
 
 def _draw(heatmap: np.ndarray, row: int, column: int, radius: int) -> None:

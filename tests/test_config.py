@@ -1,0 +1,54 @@
+"""Every configuration in the repository loads; every mistake in one is named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from perception.config import load_config
+from perception.errors import InputError
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").rglob("*.yaml"))
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_shipped_configurations_are_valid_and_build(path):
+    from perception.model import PerceptionModel
+
+    config = load_config(path)
+    model = PerceptionModel(config)
+    grid = config.grid.build()
+    assert all(n % config.model.trunk.stride == 0 for n in grid.shape)
+    assert ("camera" in dict(model.named_children())) == (config.model.camera is not None)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name: a\nmodle: {}", "modle: is not a known key"),
+        ("name: a\nmodel: {trunk: {chanels: [3]}}", "model.trunk.chanels: is not a known key"),
+        ("name: a\ntrain: {steps: many}", "train.steps: input should be a valid integer, got 'many'"),
+        ("name: a\ntrain: {steps: 0}", "train.steps: input should be greater than 0, got 0"),
+        ("name: a\ntrain: {drop_lidar: 1.5}", "train.drop_lidar: input should be less than or equal to 1"),
+        ("name: a\nseed: 1.5", "seed: input should be a valid integer"),
+        ("name: a\nmodel: {lidar: null}", "the model needs `lidar`, `camera` or both"),
+        ("name: a\nmodel: {trunk: {channels: [3, 4]}}", "channels, blocks and strides must have the same length"),
+        ("{}", "name: field required"),
+        ("name: [", "not valid YAML"),
+        ("just text", "(top level): input should be"),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_the_key(tmp_path, text, message):
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError) as error:
+        load_config(path)
+    assert message in str(error.value)
+    assert str(error.value).startswith(str(path))
+    assert "\n" not in str(error.value)
+
+
+def test_an_absent_file_is_named(tmp_path):
+    with pytest.raises(InputError, match="cannot read the configuration"):
+        load_config(tmp_path / "none.yaml")

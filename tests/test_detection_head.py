@@ -1,0 +1,130 @@
+"""Targets, losses and decoding of the detection head against closed forms and each other."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from perception.config import DetectionHead
+from perception.frame import ATTRIBUTES, CLASSES, Boxes
+from perception.grid import BevGrid
+from perception.heads.detection import REGRESSION, CenterHead
+from perception.training.losses import detection_losses, gaussian_focal, map_losses
+from perception.training.targets import detection_targets, gaussian_radius
+
+GRID = BevGrid(x=(-16.0, 16.0), y=(-8.0, 8.0), cell=0.5)
+
+
+def random_boxes(rng: np.random.Generator, n: int) -> Boxes:
+    """Boxes whose cells are far enough apart that each is a peak of its own."""
+    cells = rng.choice(8 * 4, size=n, replace=False)
+    centers = np.stack([cells % 8 * 4.0 - 14 + rng.uniform(-1, 1, n), cells // 8 * 4.0 - 6 + rng.uniform(-1, 1, n)], 1)
+    boxes = Boxes.from_yaws(
+        np.concatenate([centers, rng.normal(size=(n, 1))], axis=1), rng.uniform(0.3, 6, (n, 3)),
+        rng.uniform(-np.pi, np.pi, n), rng.normal(size=(n, 2)), rng.integers(0, 10, n), np.full(n, -1), np.ones(n),
+    )  # fmt: skip
+    return boxes
+
+
+def perfect_dense(boxes: Boxes) -> dict[str, torch.Tensor]:
+    """What a head would output that predicted its targets exactly."""
+    targets = detection_targets([boxes], GRID, min_radius=2)
+    rows, columns = GRID.shape
+    dense = {"heatmap": torch.logit(targets.heatmap, eps=1e-6)}
+    for name, values in targets.regression.items():
+        plane = torch.zeros(1, rows * columns, REGRESSION[name])
+        plane[0, targets.cells[0]] = values[0]
+        dense[name] = plane.transpose(1, 2).unflatten(2, (rows, columns))
+    dense["attribute"] = torch.zeros(1, len(ATTRIBUTES), rows, columns)
+    return dense
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 10_000), st.integers(1, 20))
+def test_decoding_perfect_outputs_returns_the_boxes(seed, n):
+    boxes = random_boxes(np.random.default_rng(seed), n)
+    head = CenterHead(DetectionHead(top_k=50), 8, GRID)
+    decoded = {k: v[0].numpy() for k, v in head.decode(perfect_dense(boxes)).items()}
+    assert (decoded["scores"][:n] > 0.99).all()
+    order = np.lexsort((decoded["boxes"][:n, 1], decoded["boxes"][:n, 0]))
+    expected_order = np.lexsort((boxes.centers[:, 1], boxes.centers[:, 0]))
+    got, want = decoded["boxes"][:n][order], boxes.select(expected_order)
+    np.testing.assert_allclose(got[:, :3], want.centers, atol=1e-5)
+    np.testing.assert_allclose(got[:, 3:6], want.sizes, rtol=1e-5)
+    np.testing.assert_allclose(got[:, 6:8], np.stack([np.sin(want.yaws), np.cos(want.yaws)], 1), atol=1e-5)
+    np.testing.assert_allclose(got[:, 8:], want.velocities[:, :2], atol=1e-6)
+    np.testing.assert_array_equal(decoded["labels"][:n][order], want.labels)
+
+
+def test_attributes_fit_their_classes():
+    head = CenterHead(DetectionHead(top_k=200), 8, GRID)
+    torch.manual_seed(0)
+    dense = {name: torch.randn(1, n, *GRID.shape) for name, n in {**REGRESSION, "heatmap": 10, "attribute": 8}.items()}
+    decoded = head.decode(dense)
+    family = {"pedestrian": "pedestrian", "motorcycle": "cycle", "bicycle": "cycle"}
+    for label, attribute in zip(decoded["labels"][0].tolist(), decoded["attributes"][0].tolist(), strict=True):
+        name = CLASSES[label]
+        if name in ("barrier", "traffic_cone"):
+            assert attribute == -1
+        else:
+            assert ATTRIBUTES[attribute].split(".")[0] == family.get(name, "vehicle")
+
+
+@given(st.floats(0.5, 30), st.floats(0.5, 30), st.floats(0.1, 0.9))
+def test_radius_is_the_smallest_move_that_leaves_the_wanted_iou(length, width, overlap):
+    radius = gaussian_radius(np.array(length), np.array(width), overlap).item()
+    area = length * width
+    shared = (length - radius) * (width - radius)
+    shifted = shared / (2 * area - shared)
+    shrunk = (length - 2 * radius) * (width - 2 * radius) / area
+    grown = area / ((length + 2 * radius) * (width + 2 * radius))
+    assert abs(min(shifted, shrunk, grown) - overlap) < 1e-9
+
+
+def test_boxes_without_points_or_outside_the_grid_are_no_targets():
+    boxes = random_boxes(np.random.default_rng(0), 3)
+    boxes.centers[1, 0] = 16.5
+    boxes.num_points[:] = [0, 5, 5]
+    targets = detection_targets([boxes, Boxes.none()], GRID, min_radius=1)
+    assert targets.real.sum(1).tolist() == [1, 0]
+    assert (targets.heatmap == 1).sum((1, 2, 3)).tolist() == [1, 0]
+
+
+def test_gaussian_focal_equals_its_equation_and_has_right_gradients():
+    torch.manual_seed(0)
+    logits = torch.randn(2, 3, 4, 5, dtype=torch.float64, requires_grad=True)
+    target = torch.rand(2, 3, 4, 5, dtype=torch.float64)
+    target[0, 1, 2, 3] = target[1, 0, 0, 0] = 1
+    expected = 0.0
+    for x, y in zip(logits.flatten().tolist(), target.flatten().tolist(), strict=True):
+        p = 1 / (1 + np.exp(-x))
+        expected -= (1 - p) ** 2 * np.log(p) if y == 1 else (1 - y) ** 4 * p**2 * np.log(1 - p)
+    torch.testing.assert_close(gaussian_focal(logits, target).item(), expected / 2, rtol=1e-12, atol=0)
+    assert torch.autograd.gradcheck(gaussian_focal, (logits, target))
+
+
+def test_unknown_velocities_and_padding_carry_no_gradient():
+    boxes = random_boxes(np.random.default_rng(1), 4)
+    boxes.velocities[2] = np.nan
+    targets = detection_targets([boxes, boxes.select(np.arange(2))], GRID, min_radius=1)
+    names = {**REGRESSION, "heatmap": 10, "attribute": 8}
+    dense = {name: torch.randn(2, n, *GRID.shape, requires_grad=True) for name, n in names.items()}
+    losses = detection_losses(dense, targets)
+    assert all(torch.isfinite(v) for v in losses.values())
+    sum(losses.values()).backward()
+    touched = (dense["velocity"].grad != 0).any(1).flatten(1)  # B cells
+    assert set(touched[0].nonzero().flatten().tolist()) == {targets.cells[0, i].item() for i in (0, 1, 3)}
+    assert set(touched[1].nonzero().flatten().tolist()) == set(targets.cells[1, :2].tolist())
+
+
+def test_map_loss_counts_only_frames_with_a_map():
+    logits, labels = torch.randn(2, 6, 3, 3, requires_grad=True), torch.randint(0, 2, (2, 6, 3, 3))
+    loss = map_losses({"map_logits": logits}, labels, torch.tensor([True, False]))["map"]
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(logits[0], labels[0].float())
+    torch.testing.assert_close(loss, expected)
+    loss.backward()
+    assert torch.equal(logits.grad[1], torch.zeros(6, 3, 3))
+    none = map_losses({"map_logits": logits}, labels, torch.tensor([False, False]))["map"]
+    assert none.item() == 0
