@@ -16,7 +16,6 @@ from perception.frame import MAP_CLASSES, Frame
 from perception.grid import BevGrid
 
 _LINE_LAYERS = ("road_divider", "lane_divider")
-_SUBPIXEL_BITS = 4  # cv2 takes integers; these are sixteenths of a cell
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,9 @@ class MapExpansion:
     """The map of one location, in the global frame."""
 
     areas: Mapping[str, Edges]  # by map class
-    lines: tuple[np.ndarray, ...]  # dividers, each (N, 2) m
+    lines: tuple[np.ndarray, ...]  # L dividers, each (N, 2) m
+    line_low: np.ndarray  # (L, 2) m, bounds of each divider
+    line_high: np.ndarray  # (L, 2) m
 
     @staticmethod
     def load(dataroot: Path, location: str) -> MapExpansion | None:
@@ -73,7 +74,7 @@ class MapExpansion:
     def rasterize(self, frame: Frame, grid: BevGrid) -> np.ndarray:
         """(6, rows, columns) uint8 in MAP_CLASSES order: 1 where the class covers the middle of the cell.
 
-        Dividers are lines two cells thick, as the devkit draws them. The map is flat: it lies at the height where
+        Dividers are the devkit's lines of thickness 2. The map is flat: it lies at the height where
         the vehicle stands. A frame that was augmented has its map augmented with it.
         """
         cells_from_global = _cells_from_global(frame, grid)
@@ -83,8 +84,9 @@ class MapExpansion:
             for name in MAP_CLASSES
             if name != "divider"
         ]
-        near = [line for line in self.lines if (line.max(0) >= low).all() and (line.min(0) <= high).all()]
-        return np.stack([*masks, _draw(near, cells_from_global, grid.shape)])
+        near = np.flatnonzero(((self.line_high >= low) & (self.line_low <= high)).all(axis=1))
+        lines = [self.lines[i] for i in near]
+        return np.stack([*masks, _draw(lines, cells_from_global, grid.shape)])
 
 
 def _parse(layers: Mapping[str, Any]) -> MapExpansion:
@@ -104,9 +106,12 @@ def _parse(layers: Mapping[str, Any]) -> MapExpansion:
                     yield ring(polygon["exterior_node_tokens"]), holes
 
     dividers = [ring(lines[record["line_token"]]) for name in _LINE_LAYERS for record in layers[name]]
+    dividers = [line for line in dividers if len(line)]
     return MapExpansion(
         areas={name: Edges.of(outlines(name)) for name in MAP_CLASSES if name != "divider"},
-        lines=tuple(line for line in dividers if len(line)),
+        lines=tuple(dividers),
+        line_low=np.array([line.min(axis=0) for line in dividers]).reshape(-1, 2),
+        line_high=np.array([line.max(axis=0) for line in dividers]).reshape(-1, 2),
     )
 
 
@@ -160,10 +165,10 @@ def _fill(
 
 
 def _draw(lines: list[np.ndarray], cells_from_global: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """(rows, columns) 1 along the lines, from the cell that holds one node to the cell that holds the next."""
     mask = np.zeros(shape, np.uint8)
-    scaled = [(_apply(cells_from_global, line) - 0.5) * (1 << _SUBPIXEL_BITS) for line in lines]
-    corners = [np.round(line).astype(np.int32) for line in scaled]
-    cv2.polylines(mask, corners, False, (1,), thickness=2, shift=_SUBPIXEL_BITS)
+    nodes = [np.floor(_apply(cells_from_global, line)).astype(np.int32) for line in lines]
+    cv2.polylines(mask, nodes, False, (1,), thickness=2)
     return mask
 
 

@@ -1,0 +1,238 @@
+"""Map labels against point-in-polygon tests of every cell, and against the devkit's own masks."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import shapely
+from nuscenes.map_expansion.map_api import NuScenesMap
+
+from perception.config import Augment
+from perception.data.augment import draw_similarity, transformed
+from perception.data.map_expansion import MapExpansion
+from perception.errors import InputError
+from perception.frame import MAP_CLASSES, Frame
+from perception.grid import BevGrid
+
+AREAS = MAP_CLASSES[:5]
+LAYERS = (
+    *("polygon", "line", "node", "drivable_area", "road_segment", "road_block", "lane", "ped_crossing", "walkway"),
+    *("stop_line", "carpark_area", "road_divider", "lane_divider", "traffic_light", "lane_connector"),
+)
+Place = tuple[float, float]
+
+
+class MapWriter:
+    """A map in the format of the map expansion."""
+
+    def __init__(self) -> None:
+        self.layers: dict[str, Any] = {layer: [] for layer in LAYERS}
+        self.layers |= {"version": "1.3", "arcline_path_3": {}, "connectivity": {}}
+        self.layers["canvas_edge"] = [600.0, 600.0]
+
+    def nodes(self, places: list[Place]) -> list[str]:
+        tokens = [f"node{len(self.layers['node']) + i}" for i in range(len(places))]
+        self.layers["node"] += [{"token": t, "x": x, "y": y} for t, (x, y) in zip(tokens, places, strict=True)]
+        return tokens
+
+    def polygon(self, outer: list[Place], *holes: list[Place]) -> str:
+        token = f"polygon{len(self.layers['polygon'])}"
+        record = {"token": token, "exterior_node_tokens": self.nodes(outer)}
+        record["holes"] = [{"node_tokens": self.nodes(hole)} for hole in holes]
+        self.layers["polygon"].append(record)
+        return token
+
+    def area(self, layer: str, *polygons: str) -> None:
+        token = f"{layer}{len(self.layers[layer])}"
+        if layer == "drivable_area":
+            self.layers[layer].append({"token": token, "polygon_tokens": list(polygons)})
+        for polygon in polygons if layer != "drivable_area" else ():
+            record: dict[str, Any] = {"token": f"{token}{polygon}", "polygon_token": polygon}
+            if layer == "stop_line":
+                record |= {"stop_line_type": "TURN_STOP", "ped_crossing_tokens": []}
+            self.layers[layer].append(record)
+
+    def divider(self, layer: str, places: list[Place]) -> None:
+        token = f"line{len(self.layers['line'])}"
+        self.layers["line"].append({"token": token, "node_tokens": self.nodes(places)})
+        self.layers[layer].append({"token": f"{layer}{token}", "line_token": token})
+
+    def write(self, root: Path) -> MapExpansion:
+        folder = root / "maps" / "expansion"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "boston-seaport.json").write_text(json.dumps(self.layers))
+        loaded = MapExpansion.load(root, "boston-seaport")
+        assert loaded is not None
+        return loaded
+
+
+def _street() -> MapWriter:
+    """Roads with an island, an overlapping second road, crossings, and dividers, around (300, 300)."""
+    m = MapWriter()
+    road = [(200.0, 290.0), (420.0, 293.0), (421.0, 310.5), (330.0, 312.0), (200.0, 308.0)]
+    island = [(305.0, 297.0), (315.0, 297.0), (315.0, 303.0), (305.0, 303.0)]
+    side = [(310.0, 240.0), (310.0, 360.0), (318.0, 360.0), (318.0, 240.0)]  # runs clockwise
+    m.area("drivable_area", m.polygon(road, island), m.polygon(side))
+    m.area("ped_crossing", m.polygon([(285.0, 289.0), (289.0, 289.5), (288.5, 309.0), (284.5, 308.0)]))
+    m.area("walkway", m.polygon([(200.0, 309.0), (300.0, 312.0), (300.0, 318.0), (200.0, 315.0)]))
+    m.area("walkway", m.polygon([(280.0, 280.0), (300.0, 280.0), (290.0, 270.0)]))
+    m.area("stop_line", m.polygon([(283.0, 291.0), (284.0, 291.0), (284.0, 300.0), (283.0, 300.0)]))
+    m.area("carpark_area", m.polygon([(320.0, 320.0), (400.0, 320.0), (400.0, 390.0), (320.0, 340.0)]))
+    m.divider("road_divider", [(240.0, 299.0), (300.0, 301.0), (359.0, 302.0)])
+    m.divider("lane_divider", [(312.0, 260.0), (314.0, 280.0)])
+    return m
+
+
+def _frame(x: float = 300, y: float = 300, yaw: float = 0.4, height: float = 0.0) -> Frame:
+    pose = np.eye(4)
+    pose[:2, :2] = [[np.cos(yaw), -np.sin(yaw)], [np.sin(yaw), np.cos(yaw)]]
+    pose[:3, 3] = (x, y, height)
+    return Frame("t", 0, "ego", pose, pose, None, {})
+
+
+def _shape(writer: MapWriter, layer: str) -> shapely.Geometry:
+    nodes = {n["token"]: (n["x"], n["y"]) for n in writer.layers["node"]}
+    outlines = {
+        p["token"]: shapely.Polygon(
+            [nodes[t] for t in p["exterior_node_tokens"]],
+            [[nodes[t] for t in hole["node_tokens"]] for hole in p["holes"]],
+        )
+        for p in writer.layers["polygon"]
+    }
+    records = writer.layers[layer]
+    return shapely.union_all([outlines[t] for r in records for t in r.get("polygon_tokens") or [r["polygon_token"]]])
+
+
+def _global_centers(frame: Frame, grid: BevGrid) -> np.ndarray:
+    """(rows, columns, 2) global x and y of the middles of cells, on the ground."""
+    centers = grid.centers().astype(np.float64)
+    places = np.concatenate([centers, np.zeros((*grid.shape, 1)), np.ones((*grid.shape, 1))], axis=-1)
+    return (places @ frame.global_from_reference.T)[..., :2]
+
+
+@pytest.mark.parametrize("seed", [None, *range(6)])
+@pytest.mark.parametrize("cell", [0.8, 0.5])
+def test_areas_equal_point_in_polygon_tests(tmp_path: Path, seed: int | None, cell: float) -> None:
+    writer = _street()
+    area, grid, frame = writer.write(tmp_path), BevGrid(cell=cell, x=(-40.0, 56.0)), _frame()
+    if seed is not None:  # mirrored, turned, scaled and shifted; the ground stays the plane z = 0
+        similarity = draw_similarity(np.random.default_rng(seed), Augment(rotation=3, scale=0.2, translation=4))
+        similarity[2, 3] = 0
+        frame = transformed(frame, similarity)
+    masks = area.rasterize(frame, grid)
+    assert masks.shape == (6, *grid.shape)
+    assert masks.dtype == np.uint8
+    places = _global_centers(frame, grid)
+    for mask, layer in zip(masks, AREAS, strict=False):
+        expected = shapely.contains_xy(_shape(writer, layer), places[..., 0], places[..., 1])
+        np.testing.assert_array_equal(mask, expected)
+        assert mask.any()
+
+
+def test_the_islands_hole_and_the_overlap(tmp_path: Path) -> None:
+    mask = _street().write(tmp_path).rasterize(_frame(yaw=0), BevGrid())[0]
+
+    def at(x: float, y: float) -> int:
+        column, row = np.floor(BevGrid().continuous(np.array([[x - 300, y - 300]]))[0]).astype(int)
+        return int(mask[row, column])
+
+    assert (at(300, 300), at(307, 300), at(314, 300), at(314, 330), at(300, 330)) == (1, 0, 1, 1, 0)
+
+
+@pytest.mark.parametrize("yaw", [0.0, 0.7, -2.0])
+def test_areas_agree_with_the_devkits_but_for_rounding(tmp_path: Path, yaw: float) -> None:
+    writer, grid = _street(), BevGrid(x=(-50.0, 50.0), y=(-50.0, 50.0), cell=0.5)
+    frame, area = _frame(yaw=yaw), writer.write(tmp_path)
+    devkit = NuScenesMap(str(tmp_path), "boston-seaport")
+    patch, degrees = (300.0, 300.0, 100.0, 100.0), float(np.rad2deg(yaw))
+    theirs = devkit.get_map_mask(patch, degrees, list(AREAS), grid.shape)
+    ours = area.rasterize(frame, grid)
+    places = _global_centers(frame, grid)
+    for name, mask, expected in zip(AREAS, ours, theirs, strict=False):
+        outline = _shape(writer, name).boundary
+        # The devkit rounds corners to whole cells and fills the outline too: one cell is its error.
+        sure = shapely.distance(outline, shapely.points(places)) > 2 * grid.cell
+        np.testing.assert_array_equal(mask[sure], expected[sure])
+        assert (mask != expected).mean() < 0.02
+
+
+@pytest.mark.parametrize("yaw", [0.0, 0.7, -2.0])
+@pytest.mark.parametrize("cells", [300, 150])
+def test_dividers_equal_the_devkits(tmp_path: Path, yaw: float, cells: int) -> None:
+    grid = BevGrid(x=(-75.0, 75.0), y=(-75.0, 75.0), cell=150 / cells)
+    ours = _street().write(tmp_path).rasterize(_frame(yaw=yaw), grid)[5]
+    devkit = NuScenesMap(str(tmp_path), "boston-seaport")
+    layers = ["road_divider", "lane_divider"]
+    theirs = devkit.get_map_mask((300.0, 300.0, 150.0, 150.0), float(np.rad2deg(yaw)), layers, grid.shape)
+    np.testing.assert_array_equal(ours, theirs.max(axis=0))
+
+
+def test_dividers_cover_the_cells_they_run_through(tmp_path: Path) -> None:
+    frame, grid = _frame(yaw=0.3), BevGrid()
+    mask = _street().write(tmp_path).rasterize(frame, grid)[5]
+    along = np.linspace([240.0, 299.0], [300.0, 301.0], 500)
+    local = np.linalg.inv(frame.global_from_reference) @ np.c_[along, np.zeros(500), np.ones(500)].T
+    columns, rows = np.floor(grid.continuous(local[:2].T)).astype(int).T
+    inside = (columns >= 0) & (rows >= 0)
+    assert inside.sum() > 300
+    assert mask[rows[inside], columns[inside]].all()
+
+
+def test_the_map_follows_the_height_of_a_tilted_vehicle(tmp_path: Path) -> None:
+    area, grid = _street().write(tmp_path), BevGrid()
+    level = _frame(height=20.0)
+    tilted = level.global_from_ego.copy()
+    tilted[:3, :3] = tilted[:3, :3] @ [[np.cos(0.02), 0, np.sin(0.02)], [0, 1, 0], [-np.sin(0.02), 0, np.cos(0.02)]]
+    frame = replace(level, global_from_reference=tilted, global_from_ego=tilted)
+    assert (area.rasterize(frame, grid) != area.rasterize(level, grid)).mean() < 2e-3
+    np.testing.assert_array_equal(area.rasterize(level, grid), area.rasterize(_frame(), grid))
+
+
+def test_the_lidar_reference_sees_the_same_ground(tmp_path: Path) -> None:
+    area = _street().write(tmp_path)
+    ego = _frame()
+    mount = np.eye(4)
+    mount[:2, :2], mount[2, 3] = [[0, 1], [-1, 0]], 1.84  # the LiDAR's x points right, its y forward
+    lidar = replace(ego, reference="lidar", global_from_reference=ego.global_from_ego @ mount)
+    seen = area.rasterize(lidar, BevGrid(reference="lidar"))
+    # forward is x for ego and y for the LiDAR; left is y for ego and -x for the LiDAR
+    turned = area.rasterize(ego, BevGrid()).transpose(0, 2, 1)[:, :, ::-1]
+    np.testing.assert_array_equal(seen[:5], turned[:5])
+
+
+def test_far_from_the_map_there_is_nothing(tmp_path: Path) -> None:
+    area = _street().write(tmp_path)
+    assert not area.rasterize(_frame(x=5000, y=-300), BevGrid()).any()
+
+
+def test_a_location_without_a_map_and_a_damaged_one(tmp_path: Path) -> None:
+    assert MapExpansion.load(tmp_path, "boston-seaport") is None
+    writer = _street()
+    writer.layers["node"].pop(0)
+    with pytest.raises(InputError, match=r"boston-seaport.json: not a map .*KeyError: 'node0'") as caught:
+        writer.write(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_city_is_drawn_within_ten_milliseconds(tmp_path: Path) -> None:
+    writer, rng = MapWriter(), np.random.default_rng(0)
+    angles = np.linspace(0, 2 * np.pi, 60, endpoint=False)
+    for layer in AREAS:
+        for x, y in rng.uniform(0, 2000, (400, 2)):
+            ring = np.c_[x + 20 * np.cos(angles), y + 15 * np.sin(angles)]
+            writer.area(layer, writer.polygon([tuple(p) for p in ring]))
+    for x, y in rng.uniform(0, 2000, (1000, 2)):
+        writer.divider("lane_divider", [(x + 10 * i, y + i * i) for i in range(6)])
+    area = writer.write(tmp_path)
+    took = []
+    for _ in range(9):
+        start = time.perf_counter()
+        area.rasterize(_frame(x=1000, y=1000), BevGrid(cell=0.8))
+        took.append(time.perf_counter() - start)
+    assert min(took) < 0.010
