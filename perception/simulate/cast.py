@@ -1,0 +1,158 @@
+"""Who is there besides traffic: walkers, parked vehicles, racks, and a construction site on a closed lane."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from perception.simulate.agents import Agent, build_parts, draw_size
+from perception.simulate.city import City
+from perception.simulate.lanes import Lane
+from perception.simulate.streets import DIRECTIONS
+
+NEAR = 95.0  # m from the drive, beyond which nobody is placed who does not come closer
+KERB_GAP = 1.3  # m between vehicles parked in line, at least
+
+# Per city: people a metre of walking path; share of free kerb spots with a cycle, with a person; share of parking
+# spaces taken; share of motorcycles among parked cycles.
+DENSITIES = {"boston": (0.016, 0.06, 0.05, 0.72, 0.35), "singapore": (0.016, 0.13, 0.06, 0.74, 0.6)}
+
+
+def parked_agent(
+    category: str, xy: np.ndarray, yaw: float, rng: np.random.Generator, size: np.ndarray | None = None
+) -> Agent:
+    """An agent that stays where it is, with its lamps off."""
+    cycle = category in ("vehicle.motorcycle", "vehicle.bicycle")
+    behaviour = "riderless" if cycle else "parked" if category.startswith("vehicle") else ""
+    if category.startswith("human"):
+        behaviour = "walking"
+    size = draw_size(category, rng, ridden=False) if cycle else draw_size(category, rng) if size is None else size
+    parts = build_parts(category, size, rng, ridden=False, lit=False)
+    return Agent(category, size, behaviour, parts, xy[None], np.array([yaw]))
+
+
+def near(xy: np.ndarray, drive: np.ndarray, radius: float = NEAR) -> bool:
+    """Whether the point (2,) or any of the points (N, 2) comes that close to the drive (M, 2)."""
+    gaps = np.linalg.norm(np.atleast_2d(xy)[:, None] - drive[None], axis=-1)
+    return bool(gaps.min() < radius)
+
+
+def walkers(city: City, drive: np.ndarray, times: np.ndarray, rng: np.random.Generator) -> list[Agent]:
+    """People on the walkways. All on one path walk alike, so that nobody walks through another."""
+    density, people = DENSITIES[city.name][0], []
+    for block in city.tracks:
+        for number, (path, length) in enumerate(block):
+            speed, sense = float(rng.uniform(0.9, 1.7)), 1 if number % 2 == 0 else -1
+            count = int(rng.poisson(density * length))
+            starts = np.sort(rng.uniform(0, length, count))
+            starts = starts[np.diff(starts, prepend=-9.0) > 1.2]  # nobody on another's heels
+            if len(starts) and starts[0] + length - starts[-1] < 1.2:
+                starts = starts[:-1]
+            arc = np.linspace(0, length, len(path))
+            for start in starts:
+                at = start + sense * speed * times
+                xy = _on_ring(path, arc, at)
+                ahead = _on_ring(path, arc, at + 0.3 * sense) - _on_ring(path, arc, at - 0.3 * sense)
+                child = rng.random() < 0.08
+                category = f"human.pedestrian.{'child' if child else 'adult'}"
+                size = draw_size(category, rng)
+                parts = build_parts(category, size, rng, ridden=False, lit=False)
+                if near(xy[:: max(1, len(xy) // 8)], drive):
+                    yaw = np.unwrap(np.arctan2(ahead[:, 1], ahead[:, 0]))
+                    people.append(Agent(category, size, "walking", parts, xy, yaw))
+    return people
+
+
+def _on_ring(path: np.ndarray, arc: np.ndarray, at: np.ndarray) -> np.ndarray:
+    at = np.mod(at, arc[-1])
+    return np.stack([np.interp(at, arc, path[:, 0]), np.interp(at, arc, path[:, 1])], axis=1)
+
+
+def beside_the_kerb(city: City, drive: np.ndarray, rng: np.random.Generator) -> list[Agent]:
+    """Parked cycles, and people who stand or sit, on the free spots of the furniture strip."""
+    _, cycles, people, _, motorcycles = DENSITIES[city.name]
+    agents = []
+    for uv, direction in city.furniture:
+        draw, yaw_noise = rng.random(), float(rng.normal(0, 0.04))
+        xy = city.plan.to_global(uv)
+        if draw > cycles + people or not near(xy, drive):
+            continue
+        along = city.plan.heading(uv, np.array([np.cos(direction), np.sin(direction)]))
+        if draw < cycles:
+            category = "vehicle.motorcycle" if rng.random() < motorcycles else "vehicle.bicycle"
+            agents.append(parked_agent(category, xy, float(along) + yaw_noise + np.pi * rng.integers(2), rng))
+        elif rng.random() < 0.25:
+            size = draw_size("human.pedestrian.adult", rng)
+            size[2] = round(size[2] * 0.74, 3)
+            parts = build_parts("human.pedestrian.adult", size, rng, ridden=False, lit=False)
+            yaw = np.array([float(along) + np.pi * rng.integers(2)])
+            agents.append(Agent("human.pedestrian.adult", size, "sitting", parts, xy[None], yaw))
+        else:
+            agents.append(parked_agent("human.pedestrian.adult", xy, float(rng.uniform(-np.pi, np.pi)), rng))
+    return agents
+
+
+def parked_vehicles(city: City, drive: np.ndarray, site: Lane | None, rng: np.random.Generator) -> list[Agent]:
+    """Rows at the kerb where the city has a parking strip, and in the parking lots."""
+    plan, taken = city.plan, DENSITIES[city.name][3]
+    agents = []
+    for i, j, arm, side in plan.kerb_sides() if plan.style.parking else ():
+        start, end = plan.stretch(i, j, arm)
+        left = side * (plan.half_width(i, j, arm) - plan.style.parking / 2)
+        # Right-hand traffic on the right-hand kerb faces along the arm.
+        direction = DIRECTIONS[arm] * (1.0 if (side < 0) == plan.style.right_hand else -1.0)
+        at = start + float(rng.uniform(1, 6))
+        while at < end - 8.0:
+            draw = rng.random()
+            category = "vehicle.car" if draw < 0.9 else "vehicle.truck" if draw < 0.97 else "vehicle.trailer"
+            size = draw_size(category, rng)
+            size[0] = min(size[0], 2.15)  # what fits into the strip
+            size[1] = min(size[1], 7.5)
+            uv = plan.on_arm(i, j, arm, np.array(at + size[1] / 2), np.array(left + rng.normal(0, 0.04)))
+            at += float(size[1]) + KERB_GAP + float(rng.exponential(0.8))
+            xy = plan.to_global(uv)
+            if rng.random() > taken or not near(xy, drive):
+                continue
+            if site is not None and near(xy, site.path, 6.0):
+                continue
+            yaw = float(plan.heading(uv, direction)) + float(rng.normal(0, 0.01))
+            agents.append(parked_agent(category, xy, yaw, rng, size.round(3)))
+    for lot in city.lots:
+        for u, v, heading in lot.spaces:
+            uv = np.array([u, v])
+            xy = plan.to_global(uv)
+            if rng.random() > taken or not near(xy, drive):
+                continue
+            heading += np.pi * rng.integers(2)
+            yaw = float(plan.heading(uv, np.array([np.cos(heading), np.sin(heading)])))
+            agents.append(parked_agent("vehicle.car", xy, yaw + float(rng.normal(0, 0.02)), rng))
+    return agents
+
+
+def construction_site(city: City, lane: Lane, rng: np.random.Generator) -> list[Agent]:
+    """A kerb lane closed by a taper of cones and a row of barriers, with a machine and workers behind them."""
+    plan = city.plan
+    width, kerb = plan.style.lane_width, -1.0 if plan.style.right_hand else 1.0  # kerb: left positive
+    agents = []
+
+    def place(category: str, s: float, left: float, turn: float = 0.0) -> None:
+        k = int(np.clip(s / lane.length * (len(lane.path) - 1), 1, len(lane.path) - 2))
+        ahead = lane.path[k + 1] - lane.path[k - 1]
+        yaw = float(np.arctan2(ahead[1], ahead[0]))
+        xy = lane.path[k] + left * np.array([-np.sin(yaw), np.cos(yaw)])
+        agents.append(parked_agent(category, xy, yaw + turn, rng))
+
+    inner = -kerb * (width / 2 - 0.3)
+    first, last = 12.0, min(lane.length - 8.0, 12.0 + float(rng.uniform(30, 42)))
+    for n in range(6):  # the taper, against the traffic
+        place("movable_object.trafficcone", first - 9.0 + 1.8 * n, kerb * (width / 2 - 0.4) * (1 - 2 * n / 5))
+    for s in np.arange(first + 2.0, last, 2.9):
+        place("movable_object.barrier", float(s), inner, np.pi / 2 + float(rng.normal(0, 0.03)))
+    for s in (last + 1.0, last + 2.5, last + 4.0):
+        place("movable_object.trafficcone", s, inner)
+    middle = float(rng.uniform(first + 8, last - 8))
+    place("vehicle.construction", middle, kerb * (0.9 if plan.style.parking else 0.35), np.pi * rng.integers(2))
+    for s in (middle - 6.5, middle + 6.0):
+        place("human.pedestrian.construction_worker", s, kerb * 0.4, float(rng.uniform(-np.pi, np.pi)))
+    for s in (middle - 8.0, middle + 7.5):
+        place("movable_object.trafficcone", s, kerb * 0.9)
+    return agents

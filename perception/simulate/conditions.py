@@ -1,0 +1,63 @@
+"""Names of conditions such as `rain-night-singapore`: what they ask for, and how a scene's description tells them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+
+import numpy as np
+
+from perception.errors import InputError
+from perception.frame import Conditions
+from perception.simulate.scenery import Weather
+
+WEATHERS, LIGHTS, CITIES = ("clear", "rain", "fog"), ("day", "night"), ("boston", "singapore")
+RAIN, FOG = (5.0, 40.0), (40.0, 150.0)  # mm/h; m of meteorological optical range
+
+
+def parse(names: Sequence[str]) -> list[Conditions]:
+    """The conditions of these names, in order; `all` stands for every combination.
+
+    Raises InputError for a name that is none.
+    """
+    found = []
+    for name in names:
+        if name == "all":
+            found += [Conditions(*combination) for combination in product(WEATHERS, LIGHTS, CITIES)]
+            continue
+        parts = name.split("-")
+        if len(parts) != 3 or any(p not in known for p, known in zip(parts, (WEATHERS, LIGHTS, CITIES), strict=True)):
+            raise InputError(
+                f"unknown condition '{name}': write <{'|'.join(WEATHERS)}>-<{'|'.join(LIGHTS)}>-<{'|'.join(CITIES)}>, or all"
+            )
+        found.append(Conditions(*parts))
+    if not found:
+        raise InputError("no conditions given: name at least one, such as clear-day-boston, or all")
+    return found
+
+
+def draw_weather(conditions: Conditions, rng: np.random.Generator) -> Weather:
+    """Physical magnitudes for these conditions."""
+    rain, fog = float(rng.uniform(*RAIN)), float(rng.uniform(*FOG))
+    return Weather(
+        rain=rain if conditions.weather == "rain" else 0.0,
+        visibility=fog if conditions.weather == "fog" else np.inf,
+        night=conditions.light == "night",
+    )
+
+
+def split(conditions: Sequence[Conditions]) -> tuple[list[int], list[int]]:
+    """Scene numbers for training and validation, about 3 : 1; conditions are in both as far as the counts allow."""
+    if len(conditions) < 2:
+        return list(range(len(conditions))), []
+    left: dict[Conditions, list[int]] = {}
+    for number, condition in enumerate(conditions):
+        left.setdefault(condition, []).append(number)
+    wanted, validation = max(1, round(len(conditions) / 4)), []
+    while len(validation) < wanted:
+        several = [scenes for scenes in left.values() if len(scenes) > 1]
+        pool = several or [scenes for scenes in left.values() if scenes]
+        count = min(wanted - len(validation), len(pool))
+        for k in range(count):  # evenly over the pool; the odd step keeps the cities mixed
+            validation.append(pool[(int((k + 0.5) * len(pool) / count) + k % 2) % len(pool)].pop())
+    return [n for n in range(len(conditions)) if n not in validation], sorted(validation)

@@ -1,0 +1,126 @@
+"""nuScenes' thirteen tables of a simulated drive log."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from perception.frame import ATTRIBUTES
+from perception.simulate.agents import SIZES
+from perception.simulate.city import City
+from perception.simulate.map_writer import map_expansion
+from perception.simulate.rig import RIG
+from perception.simulate.scenery import Ground
+
+VERSION = "v1.0-sim"
+Row = dict[str, Any]
+Tables = dict[str, list[Row]]
+LEVELS = ((0.4, "v0-40", "0 and 40%"), (0.6, "v40-60", "40 and 60%"), (0.8, "v60-80", "60 and 80%"), (np.inf, "v80-100", "80 and 100%"))  # fmt: skip
+
+
+def token(*parts: object) -> str:
+    """A token that depends on what it names alone."""
+    return hashlib.md5("/".join(map(str, parts)).encode()).hexdigest()
+
+
+def visibility_token(share: float) -> str:
+    """nuScenes' bin of the visible share; NaN, in no picture at all, is the lowest."""
+    return str(1 if np.isnan(share) else 1 + next(n for n, (top, _, _) in enumerate(LEVELS) if share < top))
+
+
+def quaternion(rotation: np.ndarray) -> list[float]:
+    """w, x, y, z of a rotation matrix (3, 3), by the largest component (Shepperd 1978)."""
+    trace = np.trace(rotation)
+    squares = np.array([trace, *np.diag(rotation)]) * 2 + np.array([1 + 0 * trace, *[1 - trace] * 3])
+    squares[0] = 1 + trace
+    k = int(np.argmax(squares))
+    r = rotation
+    candidates = (
+        [1 + trace, r[2, 1] - r[1, 2], r[0, 2] - r[2, 0], r[1, 0] - r[0, 1]],
+        [r[2, 1] - r[1, 2], squares[1], r[0, 1] + r[1, 0], r[0, 2] + r[2, 0]],
+        [r[0, 2] - r[2, 0], r[0, 1] + r[1, 0], squares[2], r[1, 2] + r[2, 1]],
+        [r[1, 0] - r[0, 1], r[0, 2] + r[2, 0], r[1, 2] + r[2, 1], squares[3]],
+    )
+    q = np.array(candidates[k])
+    q = q / np.linalg.norm(q)
+    return [float(x) for x in (-q if q[0] < 0 else q)]
+
+
+def fixed_tables() -> Tables:
+    """Tables that are the same for every log."""
+    return {
+        "category": [{"token": token("category", name), "name": name, "description": ""} for name in SIZES],
+        "attribute": [{"token": token("attribute", a), "name": a, "description": ""} for a in ATTRIBUTES],
+        "visibility": [
+            {"token": str(n + 1), "level": level, "description": f"visibility of whole object is between {text}"}
+            for n, (_, level, text) in enumerate(LEVELS)
+        ],
+        "sensor": [
+            {
+                "token": token("sensor", channel),
+                "channel": channel,
+                "modality": "lidar" if sensor.intrinsics is None else "camera",
+            }
+            for channel, sensor in RIG.items()
+        ],
+    }
+
+
+def calibrated_sensors(scene: str) -> list[Row]:
+    """This scene's rows of calibrated_sensor."""
+    return [
+        {
+            "token": token("calibrated_sensor", scene, channel),
+            "sensor_token": token("sensor", channel),
+            "translation": sensor.ego_from_sensor[:3, 3].tolist(),
+            "rotation": quaternion(sensor.ego_from_sensor[:3, :3]),
+            "camera_intrinsic": [] if sensor.intrinsics is None else sensor.intrinsics.tolist(),
+        }
+        for channel, sensor in RIG.items()
+    ]
+
+
+def link(rows: list[Row]) -> None:
+    """Chain rows, in order of time, through prev and next."""
+    for row, following in zip(rows, [*rows[1:], None], strict=True):
+        row["next"] = following["token"] if following else ""
+        row.setdefault("prev", "")
+        if following:
+            following["prev"] = row["token"]
+
+
+def write_maps(out: Path, city: City) -> str:
+    """Write a city's map expansion and its drivable mask; return the mask's file name relative to `out`."""
+    location = city.plan.style.location
+    (out / "maps" / "expansion").mkdir(parents=True, exist_ok=True)
+    text = json.dumps(map_expansion(city), separators=(",", ":"))
+    _replace(out / "maps" / "expansion" / f"{location}.json", text.encode())
+    # nuScenes' semantic prior: 255 where vehicles drive or people walk, 0.1 m a pixel, north up.
+    prior = np.where(city.ground.kinds == Ground.GRASS, 0, 255).astype(np.uint8)[::-1]
+    name = f"maps/{token('map', location)}.png"
+    _replace(out / name, cv2.imencode(".png", prior)[1].tobytes())
+    return name
+
+
+def write_tables(out: Path, tables: Tables, splits: dict[str, list[str]]) -> None:
+    """Write the version folder; it appears as a whole or not at all."""
+    partial = out / f".{VERSION}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    for name, rows in tables.items():
+        (partial / f"{name}.json").write_text(json.dumps(rows, indent=0))
+    (partial / "splits.json").write_text(json.dumps(splits, indent=1))
+    os.replace(partial, out / VERSION)
+
+
+def _replace(path: Path, content: bytes) -> None:
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_bytes(content)
+    os.replace(partial, path)

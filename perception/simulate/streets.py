@@ -1,0 +1,207 @@
+"""The plan of a city: a grid of streets in plan coordinates (u, v), gently bent and turned into global metres.
+
+In the plan every street is straight and every block is a rectangle with rounded corners, which keeps the geometry
+easy; `Plan.to_global` bends it, so that headings, curves and junction angles vary as they do in a real town.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import shapely
+from shapely.geometry import Polygon, box
+
+# Directions of travel, and the arms of a junction: towards +u, +v, -u, -v.
+DIRECTIONS = np.array([[1, 0], [0, 1], [-1, 0], [0, -1]])
+CROSSING_WIDTH = 4.0  # m along the street
+STOP_LINE_DEPTH = 1.0  # m along the street
+FRAME = 34.0  # m, depth of the land outside the outermost streets
+FURNITURE = 0.9  # m, strip of the walkway next to the kerb for trees, lamps, racks and people who wait
+
+
+@dataclass(frozen=True)
+class CityStyle:
+    """What makes one city look and move differently from another."""
+
+    location: str  # name of the map in nuScenes
+    right_hand: bool  # side of the road that traffic keeps
+    columns: tuple[int, ...]  # lanes per direction of the streets along v, from small to large u
+    rows: tuple[int, ...]  # lanes per direction of the streets along u, from small to large v
+    spacing: tuple[float, float]  # m between street centres along u and v
+    lane_width: float  # m
+    parking: float  # m, parking strip at each kerb; 0 for none
+    verge: float  # m of grass between kerb and walkway
+    walkway: float  # m
+    corner: float  # m, kerb radius at junctions
+    rotation: float  # rad
+    bend: tuple[float, float]  # m: amplitude and wavelength
+    yellow_divider: bool  # colour of the paint between the directions
+    speed: float  # m/s that drivers like
+    building_heights: tuple[float, float]  # m
+    setback: float  # m of green in front of the houses
+    tree_gap: float  # m between street trees
+    tree_height: float  # m
+    carparks: float  # share of blocks with a parking lot
+
+
+BOSTON = CityStyle(
+    location="boston-seaport",
+    right_hand=True,
+    columns=(2, 1, 2, 1, 2),
+    rows=(2, 1, 2, 2),
+    spacing=(98.0, 104.0),
+    lane_width=3.6,
+    parking=2.5,
+    verge=0.0,
+    walkway=4.2,
+    corner=5.0,
+    rotation=0.21,
+    bend=(6.0, 270.0),
+    yellow_divider=True,
+    speed=10.5,
+    building_heights=(9.0, 32.0),
+    setback=0.6,
+    tree_gap=19.0,
+    tree_height=6.0,
+    carparks=0.6,
+)
+SINGAPORE = CityStyle(
+    location="singapore-onenorth",
+    right_hand=False,
+    columns=(2, 2, 1, 2),
+    rows=(2, 1, 2, 2),
+    spacing=(118.0, 112.0),
+    lane_width=3.2,
+    parking=0.0,
+    verge=1.6,
+    walkway=3.4,
+    corner=8.0,
+    rotation=-0.44,
+    bend=(8.0, 310.0),
+    yellow_divider=False,
+    speed=11.5,
+    building_heights=(15.0, 48.0),
+    setback=7.0,
+    tree_gap=10.0,
+    tree_height=9.0,
+    carparks=0.75,
+)
+
+
+class Plan:
+    """Streets, junctions and blocks of a city in plan coordinates, and the way to global ones."""
+
+    def __init__(self, style: CityStyle) -> None:
+        self.style = style
+        self.u = FRAME + 16.0 + np.arange(len(style.columns)) * style.spacing[0]
+        self.v = FRAME + 16.0 + np.arange(len(style.rows)) * style.spacing[1]
+        self.column_half = np.array([self._half(lanes) for lanes in style.columns])
+        self.row_half = np.array([self._half(lanes) for lanes in style.rows])
+        inner = (self.u[0] - self.column_half[0], self.v[0] - self.row_half[0])
+        outer = (self.u[-1] + self.column_half[-1], self.v[-1] + self.row_half[-1])
+        self.street_rectangle = box(*inner, *outer)
+        self._offset = np.zeros(2)
+        edge = np.array(self.street_rectangle.buffer(FRAME, join_style="mitre").segmentize(2.0).exterior.coords)
+        bent = self.to_global(edge)
+        self._offset = 5.0 - bent.min(axis=0)
+        self.canvas = tuple(float(x) for x in np.ceil(bent.max(axis=0) - bent.min(axis=0) + 10.0))
+
+    def _half(self, lanes: int) -> float:
+        return lanes * self.style.lane_width + self.style.parking
+
+    # -- junctions --------------------------------------------------------------------------------------------
+
+    def junctions(self) -> list[tuple[int, int]]:
+        """(column, row) of every junction."""
+        return [(i, j) for i in range(len(self.u)) for j in range(len(self.v))]
+
+    def neighbour(self, i: int, j: int, arm: int) -> tuple[int, int] | None:
+        """The junction at the other end of that arm."""
+        k, m = i + DIRECTIONS[arm][0], j + DIRECTIONS[arm][1]
+        return (int(k), int(m)) if 0 <= k < len(self.u) and 0 <= m < len(self.v) else None
+
+    def centre(self, i: int, j: int) -> np.ndarray:
+        return np.array([self.u[i], self.v[j]])
+
+    def lanes(self, i: int, j: int, arm: int) -> int:
+        """Lanes per direction of the street that this arm belongs to."""
+        return self.style.rows[j] if arm % 2 == 0 else self.style.columns[i]
+
+    def half_width(self, i: int, j: int, arm: int) -> float:
+        """m from the middle of that arm's street to its kerb."""
+        return float(self.row_half[j] if arm % 2 == 0 else self.column_half[i])
+
+    def crossing_start(self, i: int, j: int, arm: int) -> float:
+        """m from the junction's centre, along the arm, to the near edge of its crossing."""
+        return self.half_width(i, j, arm + 1) + self.style.corner + 0.4
+
+    def reach(self, i: int, j: int, arm: int) -> float:
+        """m from the junction's centre to where lanes end, just outside the stop line."""
+        return self.crossing_start(i, j, arm) + CROSSING_WIDTH + 1.0 + STOP_LINE_DEPTH
+
+    def on_arm(self, i: int, j: int, arm: int, along: np.ndarray, left: np.ndarray) -> np.ndarray:
+        """(..., 2) plan points `along` metres out on the arm and `left` metres to the left when looking outwards."""
+        direction = DIRECTIONS[arm].astype(float)
+        left_of = np.array([-direction[1], direction[0]])
+        return self.centre(i, j) + np.multiply.outer(along, direction) + np.multiply.outer(left, left_of)
+
+    def rectangle(self, i: int, j: int, arm: int, along: tuple[float, float], left: tuple[float, float]) -> Polygon:
+        """A rectangle on an arm, in plan coordinates."""
+        corners = [(along[0], left[0]), (along[1], left[0]), (along[1], left[1]), (along[0], left[1])]
+        return Polygon([self.on_arm(i, j, arm, np.array(a), np.array(b)) for a, b in corners])
+
+    # -- blocks -----------------------------------------------------------------------------------------------
+
+    def blocks(self) -> list[Polygon]:
+        """The land between streets, up to the kerb, with rounded corners."""
+        radius = self.style.corner
+        return [
+            box(
+                self.u[i] + self.column_half[i],
+                self.v[j] + self.row_half[j],
+                self.u[i + 1] - self.column_half[i + 1],
+                self.v[j + 1] - self.row_half[j + 1],
+            )
+            .buffer(-radius, join_style="mitre")
+            .buffer(radius)
+            for i in range(len(self.u) - 1)
+            for j in range(len(self.v) - 1)
+        ]
+
+    def kerb_sides(self) -> list[tuple[int, int, int, float]]:
+        """(column, row, arm, side) of every stretch of kerb: arm 0 or 1 out of a junction, side +1 left or -1 right."""
+        return [
+            (i, j, arm, side)
+            for i, j in self.junctions()
+            for arm in (0, 1)
+            if self.neighbour(i, j, arm) is not None
+            for side in (1.0, -1.0)
+        ]
+
+    def stretch(self, i: int, j: int, arm: int) -> tuple[float, float]:
+        """m along the arm, from this junction's centre: where the street between two junctions begins and ends."""
+        other = self.neighbour(i, j, arm)
+        assert other is not None
+        span = float(np.abs(self.centre(*other) - self.centre(i, j)).sum())
+        return self.reach(i, j, arm), span - self.reach(*other, (arm + 2) % 4)
+
+    # -- to the global frame ----------------------------------------------------------------------------------
+
+    def to_global(self, uv: np.ndarray) -> np.ndarray:
+        """(..., 2) global metres of plan points (..., 2)."""
+        amplitude, wavelength = self.style.bend
+        k = 2 * np.pi / wavelength
+        bent_u = uv[..., 0] + amplitude * np.sin(k * uv[..., 1] + 0.7)
+        bent_v = uv[..., 1] + amplitude * np.sin(k * uv[..., 0] + 2.1)
+        cos, sin = np.cos(self.style.rotation), np.sin(self.style.rotation)
+        return np.stack([cos * bent_u - sin * bent_v, sin * bent_u + cos * bent_v], axis=-1) + self._offset
+
+    def heading(self, uv: np.ndarray, direction: np.ndarray) -> np.ndarray:
+        """(...) rad: global heading of the plan direction (2,) or (..., 2) at plan points (..., 2)."""
+        step = self.to_global(uv + 0.5 * direction) - self.to_global(uv - 0.5 * direction)
+        return np.arctan2(step[..., 1], step[..., 0])
+
+    def bend(self, shape: Polygon) -> Polygon:
+        """The global polygon of a plan polygon; long edges follow the bend."""
+        return shapely.transform(shape.segmentize(3.0), self.to_global)
