@@ -114,17 +114,22 @@ def _in_view(solids: Solids, intrinsics: np.ndarray, global_from_camera: np.ndar
 
 
 def _albedo(surfaces: Surfaces, snapshot: Snapshot) -> np.ndarray:
-    """(H, W, 3) float32 linear reflectance, with a grain that is fixed in the world; 0 in the sky."""
+    """(3, H, W) float32 linear reflectance, with a grain that is fixed in the world; 0 in the sky."""
     palette = (np.array([GROUND_COLOURS[kind] for kind in Ground], np.float32) / 255) ** 2
     palette = palette + weather.wetness(snapshot.weather) * (weather.wet_albedo(palette) - palette)
-    painted = (surfaces.solids.colours[surfaces.faces.solids].astype(np.float32) / 255) ** 2
+    solid = surfaces.faces.solids
+    painted = (surfaces.solids.colours[solid].astype(np.float32) / 255) ** 2
     table = np.concatenate([palette, painted, np.zeros((1, 3), np.float32)])
 
     index = surfaces.face_at + len(palette)
     ground = surfaces.ground
     index[ground] = snapshot.ground.at(np.stack([surfaces.points[0][ground], surfaces.points[1][ground]], axis=-1))
     index[surfaces.sky] = len(table) - 1
-    grain = np.full(len(table), 0.22, np.float32)  # by how much a texture varies
-    grain[: len(palette)] = 0.15
-    grain[Ground.GRASS] = 0.5
-    return table[index] * (1 + grain[index] * texture(surfaces))[..., None]
+    # By how much the grain varies: smooth paint and cloth on agents, walls, rough leaves on what is green.
+    red, green, blue = painted.T
+    leaves = (green > 1.3 * np.maximum(red, blue)) & (surfaces.solids.owners[solid] < 0)
+    smooth = surfaces.solids.owners[solid] >= 0
+    ground_grain = np.full(len(palette), 0.13)
+    ground_grain[Ground.GRASS] = 0.45
+    grain = np.concatenate([ground_grain, np.select([smooth, leaves], [0.04, 0.75], 0.16), [0]]).astype(np.float32)
+    return table.T[:, index] * (1 + grain[index] * texture(surfaces)).clip(0.15)

@@ -35,7 +35,7 @@ _GROUND_REFLECTANCES = np.array([REFLECTANCES[kind] for kind in Ground])
 # nuScenes' Renault Zoe, body and cabin, in the ego frame, whose origin is the ground below the rear axle. It hides
 # what is behind it from the LiDAR.
 _BODY_CENTERS = np.array([[1.42, 0.0, 0.6], [0.65, 0.0, 1.25]])
-_BODY_SIZES = np.array([[4.08, 1.73, 0.7], [2.1, 1.2, 0.5]])
+_BODY_SIZES = np.array([[4.08, 1.73, 0.7], [2.1, 1.1, 0.5]])
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def sweep(
     )
     solids = _within(snapshot.solids, rays.origins[COLUMNS // 2], MAX_RANGE + 5)
     solids = _joined(solids, weather.spray(snapshot, rng))
-    velocities = np.where(solids.owners[:, None] >= 0, snapshot.agent_velocities[solids.owners], 0.0)
+    velocities = np.append(snapshot.agent_velocities, np.zeros((1, 3)), axis=0)[solids.owners]  # -1: the zeros
     hits = cast(rays, solids, velocities)
     ranges, echoes, owners = _echoes(hits, rays, solids, snapshot, rng)
 

@@ -6,7 +6,7 @@ Light is linear, in units of what a white sheet on the ground sends back under a
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 
 import cv2
 import numpy as np
@@ -16,7 +16,7 @@ from perception.simulate.rasterize import Faces, project
 from perception.simulate.scenery import Snapshot, Solids, Weather
 
 LUX = 1e-4  # in the unit of light
-STREET_LAMP, CAR_LAMP, LOW_BEAM = 2500.0, 120.0, 12000.0  # cd; CAR_LAMP is what others' lamps spill to all sides
+STREET_LAMP, CAR_LAMP, LOW_BEAM = 2500.0, 120.0, 25000.0  # cd; CAR_LAMP is what others' lamps spill to all sides
 LAMP_LUMINANCE = 0.05
 SHADOW_RANGE = 70.0  # m
 COARSE = 4  # lamps are summed on every fourth pixel: their light is smooth
@@ -41,11 +41,16 @@ class Surfaces:
         """(H, W) bool."""
         return (self.face_at < 0) & ~self.sky
 
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """(H, W) float32 of the rays."""
+        x, y, z = self.rays
+        return np.sqrt(x * x + y * y + z * z)
+
     @property
     def distance(self) -> np.ndarray:
-        """(H, W) m from the camera; inf for the sky."""
-        length = np.sqrt((self.rays**2).sum(axis=0))
-        return np.where(self.sky, np.float32(np.inf), self.depth * length)
+        """(H, W) float32 m from the camera; inf for the sky."""
+        return np.where(self.sky, np.float32(np.inf), self.depth * self.lengths)
 
 
 @dataclass(frozen=True)
@@ -75,63 +80,71 @@ class Light:
             grey = rgb(0.92, 0.96, 1.0)
             return Light(dark, direction, grey * 0.8, grey * 0.72, grey * 0.55, 1.0, 1.15)
         blue = rgb(0.75, 0.9, 1.15)
-        return Light(
-            rgb(1.0, 0.93, 0.8), direction, blue * 0.42, rgb(0.72, 0.82, 0.92), rgb(0.18, 0.36, 0.75), 1.0, 0.95
-        )
+        return Light(rgb(1.0, 0.93, 0.8), direction, blue * 0.42, rgb(0.6, 0.76, 0.93), rgb(0.1, 0.28, 0.72), 1.0, 0.95)
 
 
 def radiance(
     surfaces: Surfaces, albedo: np.ndarray, snapshot: Snapshot, light: Light, global_from_ego: np.ndarray | None
 ) -> np.ndarray:
-    """(H, W, 3) float32 light that leaves each pixel's surface, or sky, towards the camera.
+    """(3, H, W) float32 light that leaves each pixel's surface, or sky, towards the camera.
 
-    albedo: (H, W, 3). global_from_ego: (4, 4) pose of the vehicle whose headlights shine at night.
+    albedo: (3, H, W). global_from_ego: (4, 4) pose of the vehicle whose headlights shine at night.
     """
     faces, ground = surfaces.faces, surfaces.ground
     facing = (faces.normals @ light.direction).clip(0)[:, None] * light.sun
     from_sky = (0.62 + 0.38 * faces.normals[:, 2:]) * light.ambient
     level = light.direction[2] * light.sun + light.ambient
-    table = np.concatenate([facing + from_sky, level[None]]).astype(np.float32)
-    lit = table[surfaces.face_at]
-    shade = _shadows(surfaces, snapshot.solids, light)
-    lit *= np.where(ground, 1 - shade, _near_ground(surfaces))[..., None]
+    lit = _by_face(surfaces, facing + from_sky, level)
+    lit *= np.where(ground, 1 - _shadows(surfaces, snapshot.solids, light), _near_ground(surfaces))
     if snapshot.weather.night:
         lit += _lamplight(surfaces, snapshot.solids, global_from_ego)
     seen = albedo * lit
+    seen += _by_face(surfaces, _gloss(surfaces, light), np.zeros(3))
     if snapshot.weather.rain > 0:
         seen += _wet_mirror(surfaces, snapshot.weather, light)
-    glow = np.append(surfaces.solids.lamps[faces.solids] ** 2, 0).astype(np.float32)[surfaces.face_at]
-    seen += _lamps(surfaces, glow, night=snapshot.weather.night)
-    seen[surfaces.sky] = _sky(surfaces, light, clear=bool(light.sun.any()))
+    seen += _lamps(surfaces, night=snapshot.weather.night)
+    seen[:, surfaces.sky] = _sky(surfaces, light, clear=bool(light.sun.any()))
     return seen
 
 
-def _lamps(surfaces: Surfaces, glow: np.ndarray, night: bool) -> np.ndarray:
-    """(H, W, 3) light of the lamps themselves, and the halo that a lens makes around them at night."""
-    colours = (surfaces.solids.colours[surfaces.faces.solids].astype(np.float32) / 255) ** 2
-    colours = np.concatenate([colours, np.zeros((1, 3), np.float32)])
-    shining = glow[..., None] * colours[surfaces.face_at]
-    if not night:
-        return shining * 0.5
-    shining *= LAMP_LUMINANCE
-    height, width = glow.shape
-    halo = cv2.GaussianBlur(
-        cv2.resize(shining, (width // COARSE, height // COARSE), interpolation=cv2.INTER_AREA), (0, 0), 4
-    )
-    return shining + 0.35 * cv2.resize(halo, (width, height))
+def _by_face(surfaces: Surfaces, colours: np.ndarray, otherwise: np.ndarray) -> np.ndarray:
+    """(3, H, W) float32 the colour (F, 3) of each pixel's face; `otherwise` (3,) on ground and sky."""
+    return np.append(colours, otherwise[None], axis=0).astype(np.float32).T[:, surfaces.face_at]
+
+
+def _gloss(surfaces: Surfaces, light: Light) -> np.ndarray:
+    """(F, 3) the sky mirrored in the paint and glass of agents, by Schlick's approximation at the face's middle."""
+    faces = surfaces.faces
+    to_camera = surfaces.global_from_camera[:3, 3] - faces.corners.mean(axis=1)
+    cosines = (to_camera * faces.normals).sum(axis=1) / np.linalg.norm(to_camera, axis=1)
+    mirrored = 0.02 + 0.5 * (1 - cosines.clip(0, 1)) ** 5
+    sees_sky = 0.5 + 0.5 * faces.normals[:, 2]
+    return (mirrored * sees_sky * (surfaces.solids.owners[faces.solids] >= 0))[:, None] * light.horizon
+
+
+def _lamps(surfaces: Surfaces, night: bool) -> np.ndarray:
+    """(3, H, W) light of the lamps themselves, and the halo that a lens makes around them at night."""
+    solid = surfaces.faces.solids
+    colours = (surfaces.solids.colours[solid] / 255) ** 2 * surfaces.solids.lamps[solid, None] ** 2
+    shining = _by_face(surfaces, colours * (LAMP_LUMINANCE if night else 0.5), np.zeros(3))
+    if night:
+        height, width = surfaces.depth.shape
+        for plane in shining:
+            small = cv2.resize(plane, (width // COARSE, height // COARSE), interpolation=cv2.INTER_AREA)
+            plane += 0.35 * cv2.resize(cv2.GaussianBlur(small, (0, 0), 4), (width, height))
+    return shining
 
 
 def _sky(surfaces: Surfaces, light: Light, clear: bool) -> np.ndarray:
-    """(N, 3) radiance of the N sky pixels: from horizon to zenith, with thin clouds when it is clear."""
-    x, y, z = (axis[surfaces.sky] for axis in surfaces.rays)
-    elevation = (z / np.sqrt(x**2 + y**2 + z**2)).clip(0.001)
-    height = np.sqrt(elevation)[:, None]
-    sky = light.horizon * (1 - height) + light.zenith * height
+    """(3, N) radiance of the N sky pixels: from horizon to zenith, with thin clouds when it is clear."""
+    x, y, z = surfaces.rays[:, surfaces.sky]
+    elevation = (z / surfaces.lengths[surfaces.sky]).clip(0.001)
+    height = np.sqrt(elevation)
+    sky = light.horizon[:, None] * (1 - height) + light.zenith[:, None] * height
     if clear:
-        plane = np.stack([x, y]) / (z.clip(0.02) + 0.08 * np.hypot(x, y))
-        noise = _sample(*(plane * 28)) + 0.5 * _sample(*(plane * 70))
-        cloud = ((noise - 0.25) * 0.9).clip(0, 0.8) * (elevation * 6).clip(0, 1)
-        sky += cloud[:, None] * (np.array([1.0, 1.0, 1.0], np.float32) - sky)
+        flat = z.clip(0.02) + 0.1 * np.hypot(x, y)  # clouds as on a flat ceiling, less drawn out at the horizon
+        cloud = _sample(x / flat * 9, y / flat * 9) + 0.5 * _sample(x / flat * 25, y / flat * 25)
+        sky += (cloud * 0.5).clip(0, 0.6) * (elevation * 8).clip(0, 1) * (1 - sky)
     return sky
 
 
@@ -167,22 +180,20 @@ def _near_ground(surfaces: Surfaces) -> np.ndarray:
 
 
 def _wet_mirror(surfaces: Surfaces, circumstances: Weather, light: Light) -> np.ndarray:
-    """(H, W, 3) the sky mirrored in the film of water on the ground."""
-    down = -surfaces.rays[2]
-    cosines = (down / np.sqrt((surfaces.rays**2).sum(axis=0))).clip(0, 1)
-    ripples = 1 + 0.5 * texture(surfaces)
-    mirrored = (1 - weather.film_transmission(cosines)) * ripples * weather.wetness(circumstances)
-    return np.where(surfaces.ground, mirrored, 0)[..., None] * light.horizon * 0.7
+    """(3, H, W) the sky mirrored in the film of water on the ground."""
+    cosines = (-surfaces.rays[2] / surfaces.lengths).clip(0, 1)
+    mirrored = (1 - weather.film_transmission(cosines)) * (1 + 0.2 * texture(surfaces)) * weather.wetness(circumstances)
+    return np.where(surfaces.ground, mirrored, np.float32(0)) * (0.7 * light.horizon[:, None, None])
 
 
 def _lamplight(surfaces: Surfaces, solids: Solids, global_from_ego: np.ndarray | None) -> np.ndarray:
-    """(H, W, 3) light that falls on each surface from the lamps around and from the vehicle's headlights: intensity,
+    """(3, H, W) light that falls on each surface from the lamps around and from the vehicle's headlights: intensity,
     times the cosine of incidence, over the squared distance."""
     height, width = surfaces.depth.shape
     points = surfaces.points[:, ::COARSE, ::COARSE]
     normals = np.append(surfaces.faces.normals, [[0, 0, 1]], axis=0).astype(np.float32)
     normals = normals[surfaces.face_at[::COARSE, ::COARSE]].transpose(2, 0, 1)
-    total = np.zeros((*points.shape[1:], 3), np.float32)
+    total = np.zeros(points.shape, np.float32)
 
     lamps = np.flatnonzero(solids.lamps > 0.7)
     distance = np.linalg.norm(solids.centers[lamps] - surfaces.global_from_camera[:3, 3], axis=1)
@@ -190,7 +201,7 @@ def _lamplight(surfaces: Surfaces, solids: Solids, global_from_ego: np.ndarray |
         colour = (solids.colours[lamp].astype(np.float32) / 255) ** 2
         hangs = solids.centers[lamp, 2] > 2.5
         lux, _ = _illuminance(points, normals, solids.centers[lamp], STREET_LAMP if hangs else CAR_LAMP)
-        total += lux[..., None] * colour
+        total += lux * colour[:, None, None]
     if global_from_ego is not None:
         ego_from_global = np.linalg.inv(global_from_ego)
         for side in (0.6, -0.6):
@@ -199,8 +210,18 @@ def _lamplight(surfaces: Surfaces, solids: Solids, global_from_ego: np.ndarray |
             azimuth, elevation = np.arctan2(left, forward), np.arcsin(up.clip(-1, 1))
             # Low beam: a broad fan, brightest just below the horizon and cut off above it.
             fan = np.exp(-((azimuth / 0.45) ** 2)) * np.where(elevation < 0, np.exp(elevation / 0.15), 0.02)
-            total += (lux * fan)[..., None] * np.array([1.0, 0.93, 0.8], np.float32)
-    return cv2.resize(total * LUX, (width, height))
+            total += lux * fan * np.array([1.0, 0.93, 0.8], np.float32)[:, None, None]
+    # Ground, level and upright surfaces are enlarged apart, lest the light of one bleed into another.
+    kinds = np.append(np.where(surfaces.faces.normals[:, 2] > 0.5, 1, 2), 0)[surfaces.face_at]
+    small = kinds[::COARSE, ::COARSE]
+    planes = [_enlarged(total, small == kind, width, height) for kind in range(3)]
+    return np.where(kinds == 0, planes[0], np.where(kinds == 1, planes[1], planes[2])) * np.float32(LUX)
+
+
+def _enlarged(coarse: np.ndarray, valid: np.ndarray, width: int, height: int) -> np.ndarray:
+    """(3, H, W) of the coarse (3, h, w), interpolated between valid (h, w) values alone."""
+    weight = cv2.resize(valid.astype(np.float32), (width, height)) + np.float32(1e-6)
+    return np.stack([cv2.resize(plane * valid, (width, height)) / weight for plane in coarse])
 
 
 def _illuminance(
@@ -214,17 +235,17 @@ def _illuminance(
 
 
 def texture(surfaces: Surfaces) -> np.ndarray:
-    """(H, W) grain of surfaces, about -1 to 1, fixed in the world, and finer than a pixel far away: fading to 0."""
+    """(H, W) grain of surfaces, about -1 to 1, fixed in the world; fading to 0 where it is finer than a pixel."""
     x, y, z = surfaces.points
     standing = surfaces.face_at >= 0
     first, second = np.where(standing, x + y, x), np.where(standing, 1.7 * z, y)
-    near, far = np.exp(-surfaces.depth / 12), np.exp(-surfaces.depth / 60)
-    return near * _sample(first * 40, second * 40) + far * _sample(first * 7, second * 7)
+    fine, coarse = np.exp(surfaces.depth * np.float32(-1 / 12)), np.exp(surfaces.depth * np.float32(-1 / 60))
+    return fine * _sample(first * 40, second * 40) + coarse * _sample(first * 8, second * 8)
 
 
 def _sample(u: np.ndarray, v: np.ndarray) -> np.ndarray:
     """The noise at the points, of unit wavelength some four units long."""
-    return _noise()[v.astype(np.int64) & 255, u.astype(np.int64) & 255]
+    return _noise().ravel()[(v.astype(np.int32) & 255) << 8 | (u.astype(np.int32) & 255)]
 
 
 @cache

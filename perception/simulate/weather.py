@@ -61,8 +61,7 @@ def _fog_echo(visibility: float, alpha: float, beams: int, rng: np.random.Genera
     detector triggers is drawn in proportion to it, and speckle makes the power exponentially distributed
     (Goodman, "Some fundamental properties of speckle", JOSA 66, 1976)."""
     r = np.linspace(1, 40, 400)
-    profile = np.cumsum(np.exp(-2 * alpha * r) / r**2)
-    ranges = np.interp(rng.random(beams), profile / profile[-1], r)
+    ranges = np.interp(rng.random(beams), *_distribution(np.exp(-2 * alpha * r) / r**2, r))
     echoes = np.pi * 0.046 / visibility * PULSE_LENGTH * np.exp(-2 * alpha * ranges)
     return ranges, echoes * rng.exponential(size=beams)
 
@@ -73,10 +72,10 @@ def _drop_echo(rain: float, alpha: float, beams: int, rng: np.random.Generator) 
     smallest, slope = 0.5, _drop_slope(rain)  # mm
     r = np.linspace(1, 15, 300)
     section = np.pi / 4 * (BEAM_EXIT + BEAM_DIVERGENCE * r) ** 2
-    volume = np.cumsum(section) * (r[1] - r[0])
-    count = rng.poisson(DROPS / slope * np.exp(-slope * smallest) * volume[-1] * beams)
+    volume = float(section.mean() * (r[-1] - r[0]))
+    count = rng.poisson(DROPS / slope * np.exp(-slope * smallest) * volume * beams)
     beam = rng.integers(beams, size=count)
-    distance = np.interp(rng.random(count), volume / volume[-1], r)
+    distance = np.interp(rng.random(count), *_distribution(section, r))
     diameter = (smallest + rng.exponential(1 / slope, count)) * 1e-3  # m
     share = np.minimum(diameter / (BEAM_EXIT + BEAM_DIVERGENCE * distance), 1) ** 2
     echo = DROP_GAIN / 4 * share * np.exp(-2 * alpha * distance)
@@ -85,6 +84,12 @@ def _drop_echo(rain: float, alpha: float, beams: int, rng: np.random.Generator) 
     ranges[beam[weakest_first]] = distance[weakest_first]
     echoes[beam[weakest_first]] = echo[weakest_first]
     return ranges, echoes
+
+
+def _distribution(density: np.ndarray, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Cumulated probability (N,) of a density (N,), not normalised, given at points (N,); and those points."""
+    cumulated = np.concatenate([[0], np.cumsum((density[1:] + density[:-1]) * np.diff(at))])
+    return cumulated / cumulated[-1], at
 
 
 def wetness(weather: Weather) -> float:
@@ -149,49 +154,59 @@ def spray(snapshot: Snapshot, rng: np.random.Generator) -> Solids:
 
 
 def koschmieder(radiance: np.ndarray, distance: np.ndarray, alpha: float, airlight: np.ndarray) -> np.ndarray:
-    """(H, W, 3) light (H, W, 3) after `distance` (H, W) m through air that scatters in as much as it takes out:
-    J t + A (1 - t) with t = exp(-alpha distance) (Koschmieder 1924; Narasimhan & Nayar, IJCV 48, 2002)."""
-    transmission = np.exp(distance * np.float32(-alpha))[..., None]
+    """(3, H, W) light (3, H, W) after `distance` (H, W) m through air that scatters in as much as it takes out:
+    J t + A (1 - t) with t = exp(-alpha distance) (Koschmieder 1924; Narasimhan & Nayar, IJCV 48, 2002).
+
+    airlight: (3,) radiance of air without end.
+    """
+    transmission = np.exp(distance * np.float32(-alpha))
+    airlight = airlight[:, None, None]
     return (radiance - airlight) * transmission + airlight
 
 
 def rain_streaks(
     radiance: np.ndarray, rain: float, focal_length: float, airlight: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
-    """The picture (H, W, 3) through falling drops near the camera and wet optics.
+    """The picture (3, H, W) through falling drops near the camera and wet optics.
 
     Drops are as frequent as Marshall & Palmer say, fall 9.65 - 10.3 exp(-0.6 D) m/s (Atlas et al., Rev. Geophys. 11,
     1973) during the exposure, and show as streaks of the sky's light (Garg & Nayar, "Vision and Rain", IJCV 75, 2007).
     """
     if rain <= 0:
         return radiance
-    height, width = radiance.shape[:2]
+    height, width = radiance.shape[1:]
     smallest, farthest, exposure = 1.0, 4.0, 0.008  # mm, m, s
     slope = _drop_slope(rain)
     volume = width * height / focal_length**2 * farthest**3 / 3
+    # Nine in ten are out of focus or too thin to show.
     count = rng.poisson(0.1 * DROPS / slope * np.exp(-slope * smallest) * volume)
     distance = farthest * rng.random(count) ** (1 / 3)
     diameter = smallest + rng.exponential(1 / slope, count)
     length = (9.65 - 10.3 * np.exp(-0.6 * diameter)) * exposure * focal_length / distance
     breadth = diameter * 1e-3 * focal_length / distance  # px
-    opacity = 0.35 * breadth.clip(0, 1)
     start = rng.random((count, 2)) * [width, height + 60] - [0, 60]
     end = start + np.stack([rng.normal(0.06, 0.02, count), np.ones(count)], axis=1) * length[:, None]
-    mask = np.zeros((height, width), np.uint8)
-    weakest_first = np.argsort(opacity)
     ends = np.rint(np.stack([start, end], axis=1) * 16).astype(int).tolist()
-    shades = [(shade,) for shade in (255 * opacity).tolist()]
+    shades = (255 * 0.35 * breadth.clip(0, 1)).tolist()
     widths = np.rint(breadth).clip(1, 4).astype(int).tolist()
-    for i in weakest_first.tolist():
-        cv2.line(mask, ends[i][0], ends[i][1], shades[i], widths[i], cv2.LINE_AA, shift=4)
-    veil = cv2.blur(mask, (3, 3)).astype(np.float32)[..., None] / 255
-    return (radiance * (1 - veil) + 1.2 * airlight * veil) * (1 - 0.15 * min(rain / 20, 1))
+    mask = np.zeros((height, width), np.uint8)
+    for i in np.argsort(breadth, kind="stable").tolist():
+        cv2.line(mask, ends[i][0], ends[i][1], (shades[i],), widths[i], cv2.LINE_AA, shift=4)
+    veil = cv2.blur(mask, (3, 3)).astype(np.float32) / 255
+    dimming = np.float32(1 - 0.15 * min(rain / 20, 1))
+    return (radiance * (1 - veil) + 1.2 * airlight[:, None, None] * veil) * dimming
 
 
 def expose(radiance: np.ndarray, exposure: float, gain: float, rng: np.random.Generator) -> np.ndarray:
-    """(H, W, 3) uint8 what a sensor makes of the light: lens blur, shot noise of the photons counted, read noise,
-    amplification, and gamma 2 (EMVA 1288; a white sheet at noon frees 10 000 electrons a pixel)."""
-    electrons = 1e4 * exposure * cv2.GaussianBlur(radiance, (3, 3), 0.55)
-    noise = rng.standard_normal(electrons.shape, np.float32)
-    electrons += noise * np.sqrt(electrons + 4.0**2)
-    return (255 * np.sqrt((electrons * (gain / 1e4)).clip(0, 1)) + 0.5).astype(np.uint8)
+    """(H, W, 3) uint8 what a sensor makes of the light (3, H, W): lens blur, shot noise of the photons counted, read
+    noise, amplification, and gamma 2 (EMVA 1288; a white sheet at noon frees 10 000 electrons a pixel)."""
+    image = np.empty((*radiance.shape[1:], 3), np.uint8)
+    for channel, plane in enumerate(radiance):
+        electrons = cv2.GaussianBlur(plane, (3, 3), 0.55) * np.float32(1e4 * exposure)
+        noise = rng.standard_normal(plane.shape, np.float32)
+        noise *= np.sqrt(electrons + np.float32(4.0**2))
+        electrons += noise
+        electrons *= np.float32(gain / 1e4)
+        np.sqrt(electrons.clip(0, 1, out=electrons), out=electrons)
+        image[..., channel] = electrons * 255 + np.float32(0.5)
+    return image

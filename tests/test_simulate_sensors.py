@@ -1,0 +1,440 @@
+"""The simulated LiDAR, cameras and weather against closed forms and brute force."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.special import ndtr
+
+from perception.simulate import lidar, weather
+from perception.simulate.camera import Picture, render
+from perception.simulate.raycast import NOTHING, Rays, cast
+from perception.simulate.scenery import Ground, GroundRaster, Snapshot, Solids, Weather
+
+EGO_FROM_LIDAR = np.array([[0, 1, 0, 0.94], [-1, 0, 0, 0], [0, 0, 1, 1.84], [0, 0, 0, 1.0]])
+INTRINSICS = np.array([[160.0, 0, 99.5], [0, 160.0, 59.5], [0, 0, 1]])
+SIZE = (200, 120)
+
+CLEAR = Weather()
+
+
+def boxes(rows: list[tuple], reflectance: float = 0.8, colour: tuple[int, int, int] = (200, 200, 200)) -> Solids:
+    """Solids from rows of x y z length width height yaw; each is an agent of its own."""
+    table = np.array(rows, np.float64).reshape(-1, 7)
+    n = len(table)
+    return Solids(
+        centers=table[:, :3],
+        sizes=table[:, 3:6],
+        yaws=table[:, 6],
+        colours=np.tile(np.array(colour, np.uint8), (n, 1)),
+        reflectances=np.full(n, reflectance),
+        lamps=np.zeros(n),
+        owners=np.arange(n),
+    )
+
+
+def moment(solids: Solids, circumstances: Weather = CLEAR, velocity: tuple = (0, 0, 0)) -> Snapshot:
+    agents = int(solids.owners.max(initial=-1)) + 1
+    ground = GroundRaster(np.full((1, 1), Ground.ROAD, np.uint8), (-500.0, -500.0), 1000.0)
+    return Snapshot(solids, ground, np.tile(np.array(velocity, np.float64), (agents, 1)), circumstances)
+
+
+def turn(snapshot: Snapshot, speed: float = 0.0, seed: int = 0) -> lidar.LidarSweep:
+    """A sweep that ends at time 0, from a vehicle that drives along x and is at the origin then."""
+
+    def pose(time: float) -> np.ndarray:
+        matrix = np.eye(4)
+        matrix[0, 3] = speed * time
+        return matrix
+
+    return lidar.sweep(lambda _: snapshot, pose, 0.0, EGO_FROM_LIDAR, np.random.default_rng(seed))
+
+
+def looking(yaw: float = 0.0, pitch: float = 0.0, position: tuple = (0, 0, 1.5)) -> np.ndarray:
+    """(4, 4) pose of a camera that looks along the yaw, and down by the pitch, rad."""
+    forward = np.array([math.cos(yaw) * math.cos(pitch), math.sin(yaw) * math.cos(pitch), -math.sin(pitch)])
+    right = np.array([math.sin(yaw), -math.cos(yaw), 0])
+    pose = np.eye(4)
+    pose[:3, 0], pose[:3, 1], pose[:3, 2], pose[:3, 3] = right, np.cross(forward, right), forward, position
+    return pose
+
+
+def picture(snapshot: Snapshot, pose: np.ndarray, seed: int = 0) -> Picture:
+    return render(snapshot, INTRINSICS, pose, SIZE, np.random.default_rng(seed))
+
+
+def linear(image: np.ndarray) -> np.ndarray:
+    """The light that the pixels stand for, up to the gain: the sensor encodes with gamma 2."""
+    return (image.astype(np.float64) / 255) ** 2
+
+
+# ---------------------------------------------------------------- rays
+
+
+def enter_box(origin: np.ndarray, direction: np.ndarray, box: np.ndarray) -> float:
+    """Oracle: the range at which a ray enters a box, face by face."""
+    cos, sin = math.cos(box[6]), math.sin(box[6])
+    rotation = np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]])
+    start, slope, half = rotation.T @ (origin - box[:3]), rotation.T @ direction, box[3:6] / 2
+    for axis in range(3):
+        for side in (1, -1):
+            if slope[axis] * side >= 0:
+                continue  # leaves through this face
+            distance = (side * half[axis] - start[axis]) / slope[axis]
+            inside = np.abs(start + distance * slope)[[a for a in range(3) if a != axis]]
+            if distance > 0 and (inside <= half[[a for a in range(3) if a != axis]]).all():
+                return distance
+    return math.inf
+
+
+coordinate = st.floats(-20, 20, allow_nan=False)
+box_rows = st.lists(
+    st.tuples(coordinate, coordinate, st.floats(0, 6), *[st.floats(0.1, 12)] * 3, st.floats(-7, 7)), max_size=6
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(rows=box_rows, seed=st.integers(0, 10_000), speed=st.floats(-40, 40))
+def test_cast_equals_brute_force(rows: list[tuple], seed: int, speed: float) -> None:
+    rng = np.random.default_rng(seed)
+    solids, columns, beams = boxes(rows), 7, 5
+    rays = Rays(
+        origins=np.array([0, 0, 2.0]) + rng.normal(0, 0.5, (columns, 3)).clip(-1, 1),
+        directions=(d := rng.normal(size=(columns, beams, 3))) / np.linalg.norm(d, axis=-1, keepdims=True),
+        times=rng.uniform(-0.03, 0.03, columns),
+    )
+    velocities = rng.normal(size=(len(rows), 3)) * speed
+    hits = cast(rays, solids, velocities)
+    for c in range(columns):
+        for r in range(beams):
+            origin, direction = rays.origins[c], rays.directions[c, r]
+            ranges = [
+                enter_box(origin - velocities[i] * rays.times[c], direction, np.array(row))
+                for i, row in enumerate(rows)
+            ]
+            ranges.append(-origin[2] / direction[2] if direction[2] < 0 else math.inf)
+            expected = min(ranges)
+            if math.isinf(expected):
+                assert hits.solids[c, r] == NOTHING
+                assert math.isinf(hits.ranges[c, r])
+            else:
+                assert hits.ranges[c, r] == pytest.approx(expected, abs=1e-9)
+                assert ranges[hits.solids[c, r]] == pytest.approx(expected, abs=1e-9)  # GROUND, -1, is the last
+
+
+def test_box_at_known_distance() -> None:
+    """A box turned by 30 degrees, whose near face is 10 m away along its normal."""
+    yaw = math.radians(30)
+    solids = boxes([(11 * math.cos(yaw), 11 * math.sin(yaw), 1, 2, 4, 4, yaw)])
+    directions = np.array([[[1.0, 0, 0], [math.cos(yaw), math.sin(yaw), 0]]])
+    hits = cast(Rays(np.array([[0, 0, 1.0]]), directions, np.zeros(1)), solids, np.zeros((1, 3)))
+    assert hits.solids.tolist() == [[NOTHING, 0]]
+    assert hits.ranges[0, 1] == pytest.approx(10, abs=1e-9)
+    assert hits.cosines[0, 1] == pytest.approx(1, abs=1e-9)
+    near = cast(
+        Rays(np.array([[0, 0, 1.0]]), directions, np.zeros(1)),
+        replace(solids, sizes=np.array([[2, 40, 4.0]])),
+        np.zeros((1, 3)),
+    )
+    assert near.ranges[0, 0] == pytest.approx(10 / math.cos(yaw), abs=1e-9)
+    assert near.cosines[0, 0] == pytest.approx(math.cos(yaw), abs=1e-9)
+
+
+# ---------------------------------------------------------------- LiDAR
+
+
+def test_rings_have_the_sensors_elevations() -> None:
+    points = turn(moment(boxes([(15, 0, 5, 1, 60, 20, 0)]))).points
+    elevation = np.degrees(np.arctan2(points[:, 2], np.hypot(points[:, 0], points[:, 1])))
+    assert set(points[:, 4]) == set(range(32))
+    np.testing.assert_allclose(elevation, -30.67 + points[:, 4] * 41.34 / 31, atol=1e-4)
+
+
+def test_ranges_of_the_ground_and_of_a_wall() -> None:
+    """Noise of 2 cm around the exact distances; no return from the vehicle's own body or from nearer than 1 m."""
+    sweep = turn(moment(boxes([(30, 0, 5, 1, 80, 10, 0)])))
+    assert sweep.points.dtype == np.float32
+    xyz, owners = sweep.points[:, :3].astype(np.float64), sweep.owners
+    ranges = np.linalg.norm(xyz, axis=1)
+    wall, ground = owners == 0, owners == -1
+    off_wall = ranges[wall] * (1 - (29.5 - 0.94) / xyz[wall, 1])
+    off_ground = ranges[ground] * (1 + 1.84 / xyz[ground, 2])
+    for off in (off_wall, off_ground):
+        assert off.mean() == pytest.approx(0, abs=5 * 0.02 / math.sqrt(len(off)))
+        assert off.std() == pytest.approx(0.02, rel=0.1)
+    x, y = xyz[:, 1] + 0.94, -xyz[:, 0]  # in the ego frame
+    assert not ((x > -0.6) & (x < 3.4) & (np.abs(y) < 0.85)).any()
+    assert len(sweep.points) > 20_000
+
+
+def test_motion_within_the_sweep_of_the_vehicle() -> None:
+    """Each point of a wall ahead is as far as the wall was when that beam fired."""
+    speed, sweep = 20.0, turn(moment(boxes([(30, 0, 5, 1, 80, 10, 0)])), speed=20.0)
+    xyz = sweep.points[sweep.owners == 0, :3].astype(np.float64)
+    turned = np.mod(lidar.FIRST_AZIMUTH - np.arctan2(xyz[:, 1], xyz[:, 0]), 2 * np.pi)
+    fired = -0.05 + 0.05 * turned / (2 * np.pi)
+    off = xyz[:, 1] - (29.5 - 0.94 - speed * fired)
+    assert fired.max() - fired.min() > 0.01  # 20 cm of driving between the wall's first point and its last
+    assert np.abs(off).max() < 6 * 0.02
+    assert off.mean() == pytest.approx(0, abs=5 * 0.02 / math.sqrt(len(off)))
+
+
+def test_motion_within_the_sweep_of_an_agent() -> None:
+    """A wall that drives away at 20 m/s, in the middle of its way at the middle of the sweep."""
+    sweep = turn(moment(boxes([(30, 0, 5, 1, 80, 10, 0)]), velocity=(20, 0, 0)))
+    xyz = sweep.points[sweep.owners == 0, :3].astype(np.float64)
+    turned = np.mod(lidar.FIRST_AZIMUTH - np.arctan2(xyz[:, 1], xyz[:, 0]), 2 * np.pi)
+    off = xyz[:, 1] - (29.5 - 0.94 + 20 * 0.05 * (turned / (2 * np.pi) - 0.5))
+    assert off.mean() == pytest.approx(0, abs=5 * 0.02 / math.sqrt(len(off)))
+    assert np.abs(off).max() < 6 * 0.02
+
+
+@pytest.mark.parametrize(("distance", "reflectance"), [(40.0, 0.02), (60.0, 0.04), (90.0, 0.08)])
+def test_dropout_grows_with_range_and_falling_reflectance(distance: float, reflectance: float) -> None:
+    """The share that is seen of a small wall square to the beams."""
+    wall = boxes([(distance + 0.94 + 0.5, 0, 2, 1, 0.3 * distance, 4, 0)], reflectance)
+    seen = sum((turn(moment(wall), seed=seed).owners == 0).sum() for seed in range(12))
+    beams = 12 * (turn(moment(replace(wall, reflectances=np.ones(1) * 1e6))).owners == 0).sum()
+    assert seen / beams == pytest.approx(seen_share(reflectance / distance**2), abs=5 * math.sqrt(0.25 / beams) + 0.01)
+
+
+@pytest.mark.parametrize("circumstances", [Weather(visibility=60), Weather(visibility=150), Weather(rain=50)])
+def test_beer_lambert(circumstances: Weather) -> None:
+    """Mean intensity of a wall is exp(-2 alpha R) of what it is in clear air."""
+    wall = boxes([(12.44, 0, 2, 1, 3, 4, 0)])
+    mean = {}
+    for name, air in (("clear", Weather()), ("bad", circumstances)):
+        sweeps = [turn(moment(wall, air), seed=seed) for seed in range(6)]
+        mean[name] = np.concatenate([s.points[s.owners == 0, 3] for s in sweeps]).mean()
+    alpha = weather.extinction(circumstances)
+    assert mean["bad"] / mean["clear"] == pytest.approx(math.exp(-2 * alpha * 11.05), rel=0.03)
+
+
+def test_extinction_of_rain_integrates_the_drops() -> None:
+    """Twice the cross-section of the drops that Marshall & Palmer count, summed numerically."""
+    for rain in (1.0, 10.0, 60.0):
+        d = np.linspace(0, 20, 200_001)
+        number = 8000 * np.exp(-4.1 * rain**-0.21 * d)
+        area = np.pi / 4 * (d * 1e-3) ** 2
+        expected = float((2 * area * number).sum() * (d[1] - d[0]))
+        assert weather.extinction(Weather(rain=rain)) == pytest.approx(expected, rel=1e-4)
+    assert weather.extinction(Weather()) == 0
+    assert weather.extinction(Weather(visibility=100)) == pytest.approx(0.03912)
+
+
+def test_fog_sends_back_by_the_inverse_square() -> None:
+    """Ranges of fog echoes follow exp(-2 alpha r) / r^2, and their mean power that of Hahner et al."""
+    fog = Weather(visibility=50)
+    ranges, echoes = weather.volume_echo(fog, 200_000, np.random.default_rng(0))
+    alpha = weather.extinction(fog)
+    r = np.linspace(1, 40, 40_001)
+    density = np.exp(-2 * alpha * r) / r**2
+    for limit in (1.5, 2.0, 4.0, 8.0):
+        assert (ranges < limit).mean() == pytest.approx(density[r < limit].sum() / density.sum(), abs=0.02)
+    near = (ranges > 2) & (ranges < 2.2)
+    expected = np.pi * 0.046 / 50 * weather.PULSE_LENGTH * math.exp(-2 * alpha * 2.1)
+    assert echoes[near].mean() == pytest.approx(expected, rel=0.05)
+
+
+def test_fog_hides_the_far_and_returns_the_near() -> None:
+    wall = boxes([(60, 0, 5, 1, 80, 10, 0)])
+    clear, fog = turn(moment(wall)), turn(moment(wall, Weather(visibility=40)))
+    assert (clear.owners == 0).sum() > 1000
+    assert (fog.owners == 0).sum() == 0
+    near = np.linalg.norm(fog.points[:, :3], axis=1) < 2.5  # nearer than the first ground
+    assert near.sum() > 1000
+    assert (np.linalg.norm(clear.points[:, :3], axis=1) < 2.5).sum() == 0
+
+
+def seen_share(signal: np.ndarray | float) -> np.ndarray:
+    """P(signal * lognormal of mean 1 > sensitivity) = Phi((log(signal / sensitivity) - s^2 / 2) / s)."""
+    spread = lidar.SIGNAL_SPREAD
+    return ndtr(np.log(np.asarray(signal) / lidar.SENSITIVITY) / spread - spread / 2)
+
+
+@pytest.mark.parametrize("rain", [0.0, 1.0, 3.0])
+def test_wet_road_loses_grazing_returns(rain: float) -> None:
+    """Ring by ring, beyond the vehicle's body: Oren-Nayar, the film of water and Beer-Lambert make the drop-out."""
+    steep = np.sin(-lidar.ELEVATIONS[16:23])  # cosines of incidence on flat ground
+    ranges = 1.84 / steep
+    wet = weather.wet_albedo(np.array(0.17)) * weather.film_transmission(steep) ** 2
+    reflectance = 0.17 + min(rain / 2, 1) * (wet - 0.17)
+    alpha = weather.extinction(Weather(rain=rain))
+    signal = reflectance * lidar.oren_nayar(steep) * np.exp(-2 * alpha * ranges) / ranges**2
+
+    sweeps = [turn(moment(boxes([]), Weather(rain=rain)), seed=seed).points for seed in range(4)]
+    points = np.concatenate(sweeps)
+    on_ground = np.abs(points[:, 2] + 1.84) < 0.1
+    ground, drops = (
+        np.bincount(p[:, 4].astype(int), minlength=32)[16:23] for p in (points[on_ground], points[~on_ground])
+    )
+    np.testing.assert_allclose(ground / (4 * lidar.COLUMNS - drops), seen_share(signal), atol=0.03)
+
+
+def test_water_film() -> None:
+    """Fresnel at normal and at grazing incidence, and at Brewster's angle, where one polarisation enters whole."""
+    brewster = math.atan(1.33)
+    normal, at_brewster, grazing = weather.film_transmission(np.array([1.0, math.cos(brewster), 0.0]))
+    assert normal == pytest.approx(1 - (0.33 / 2.33) ** 2)
+    assert at_brewster == pytest.approx(1 - 0.5 * math.cos(2 * brewster) ** 2)
+    assert grazing == pytest.approx(0)
+    albedo = np.linspace(0, 1, 11)
+    wet = weather.wet_albedo(albedo)
+    assert wet[0] == 0
+    assert (wet[1:] < albedo[1:]).all()
+    assert wet[2] / albedo[2] == pytest.approx(0.6, abs=0.05)  # asphalt and sand look a good third darker
+
+
+def test_spray_is_behind_fast_vehicles_on_wet_roads() -> None:
+    car = boxes([(20, 3, 1, 4, 1.8, 1.5, 0)])
+    clusters = weather.spray(moment(car, Weather(rain=20), (15, 0, 0)), np.random.default_rng(0))
+    assert len(clusters.centers) > 20
+    assert (clusters.centers[:, 0] <= 18).all()
+    assert np.median(np.abs(clusters.centers[:, 1] - 3)) < 2
+    assert (clusters.owners == -1).all()
+    for still in (moment(car, Weather(), (15, 0, 0)), moment(car, Weather(rain=20), (3, 0, 0))):
+        assert len(weather.spray(still, np.random.default_rng(0)).centers) == 0
+
+
+# ---------------------------------------------------------------- cameras
+
+
+def pinhole(points: np.ndarray, pose: np.ndarray) -> np.ndarray:
+    local = (points - pose[:3, 3]) @ pose[:3, :3]
+    pixels = local @ INTRINSICS.T
+    return pixels[:, :2] / pixels[:, 2:]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    x=st.floats(8, 40),
+    y=st.floats(-4, 4),
+    yaw=st.floats(-4, 4),
+    size=st.tuples(*[st.floats(1, 6)] * 3),
+    pitch=st.floats(-0.1, 0.2),
+)
+def test_silhouette_is_the_hull_of_the_projected_corners(
+    x: float, y: float, yaw: float, size: tuple, pitch: float
+) -> None:
+    pose = looking(pitch=pitch)
+    solids = boxes([(x, y, size[2] / 2, *size, yaw)])
+    seen = picture(moment(solids), pose).owners == 0
+    cos, sin = math.cos(yaw), math.sin(yaw)
+    signs = np.array(np.meshgrid([1, -1], [1, -1], [1, -1])).reshape(3, -1).T
+    corners = signs * np.array(size) / 2 @ np.array([[cos, sin, 0], [-sin, cos, 0], [0, 0, 1]]) + solids.centers[0]
+    hull = cv2.convexHull(pinhole(corners, pose).astype(np.float32))
+    expected = np.zeros(SIZE[::-1], np.uint8)
+    cv2.fillConvexPoly(expected, np.rint(hull * 256).astype(np.int32), (1,), shift=8)
+    cross = np.ones((3, 3), np.uint8)
+    assert not (seen & (cv2.dilate(expected, cross) == 0)).any()
+    assert not (~seen & (cv2.erode(expected, cross, borderValue=1) == 1)).any()
+
+
+@settings(max_examples=60, deadline=None)
+@given(rows=box_rows, yaw=st.floats(-3, 3), pitch=st.floats(-0.3, 0.6))
+def test_owners_equal_ray_casting(rows: list[tuple], yaw: float, pitch: float) -> None:
+    """Any boxes, around, behind and across the camera's plane too: a pixel shows what its ray meets first."""
+    pose, (width, height) = looking(yaw, pitch, (0.3, -0.2, 2.0)), SIZE
+    u, v = np.meshgrid(np.arange(width), np.arange(height))
+    directions = np.stack([u, v, np.ones_like(u)], axis=-1) @ np.linalg.inv(INTRINSICS).T @ pose[:3, :3].T
+    directions /= np.linalg.norm(directions, axis=-1, keepdims=True)
+    rays = Rays(np.tile(pose[:3, 3], (height, 1)), directions, np.zeros(height))
+    still = np.zeros((1, 3))
+    ranges = np.stack(
+        [cast(rays, boxes([]), still[:0]).ranges] + [cast(rays, boxes([row]), still).ranges for row in rows]
+    )
+    nearest = ranges.min(axis=0)
+
+    owners = picture(moment(boxes(rows)), pose).owners
+    shown = np.take_along_axis(ranges, owners[None] + 1, axis=0)[0]
+    with np.errstate(invalid="ignore"):
+        wrong = ~((shown <= nearest * 1.0001) | (nearest < 0.2))  # within 20 cm the near plane may have cut
+    assert wrong.sum() <= 5  # on edges, where rounding decides
+
+
+def test_nearer_hides_farther_and_half_hides_half() -> None:
+    near, far = (10, 0, 1.5, 0.2, 2, 2, 0), (20, 0, 1.5, 0.2, 2, 2, 0)
+    hidden = picture(moment(boxes([far, near])), looking())
+    assert set(np.unique(hidden.owners)) == {-1, 1}
+    assert hidden.visible_share.tolist() == [0, 1]
+
+    half = picture(moment(boxes([far, (10, 1, 1.5, 0.2, 2, 2, 0)])), looking())
+    assert half.visible_share[0] == pytest.approx(0.5, abs=0.04)  # 16 pixels wide
+    assert half.visible_share[1] == 1
+
+    behind = picture(moment(boxes([far, (-10, 0, 1, 2, 2, 2, 0)])), looking())
+    assert behind.visible_share[0] == 1
+    assert np.isnan(behind.visible_share[1])
+
+
+def test_ground_is_painted_where_it_lies() -> None:
+    """A strip of yellow paint appears where the pinhole formula puts its corners."""
+    kinds = np.full((100, 100), Ground.ROAD, np.uint8)
+    kinds[48:52, 56:60] = Ground.YELLOW  # x 6 to 10 m, y -2 to 2 m
+    snapshot = replace(moment(boxes([]), Weather(rain=0.001)), ground=GroundRaster(kinds, (-50.0, -50.0), 1.0))
+    pose = looking(pitch=0.2)
+    image = picture(snapshot, pose).image.astype(int)
+    yellow = image[..., 0] - image[..., 2] > 60
+    corners = pinhole(np.array([[6, -2, 0], [6, 2, 0], [10, 2, 0], [10, -2, 0.0]]), pose)
+    expected = np.zeros(SIZE[::-1], np.uint8)
+    cv2.fillConvexPoly(expected, np.rint(corners * 256).astype(np.int32), (1,), shift=8)
+    cross = np.ones((3, 3), np.uint8)
+    assert not (yellow & (cv2.dilate(expected, cross) == 0)).any()
+    assert not (~yellow & (cv2.erode(expected, cross) == 1)).any()
+
+
+def test_koschmieder_contrast() -> None:
+    """The contrast of a black and a white wall side by side falls by exp(-alpha d), as fog alone makes it."""
+
+    def contrast(distance: float, visibility: float) -> float:
+        walls = boxes([(distance + 0.5, 2, 1.5, 1, 4, 3, 0), (distance + 0.5, -2, 1.5, 1, 4, 3, 0)])
+        walls = replace(walls, colours=np.array([[200] * 3, [40] * 3], np.uint8))
+        light = linear(picture(moment(walls, Weather(visibility=visibility)), looking()).image)
+        left, right = (slice(55, 64), slice(85, 97), 1), (slice(55, 64), slice(103, 115), 1)
+        return float(light[left].mean() - light[right].mean())
+
+    for distance in (10.0, 18.0):
+        alpha = 3.912 / 40 - 3.912 / 80
+        assert contrast(distance, 40) / contrast(distance, 80) == pytest.approx(math.exp(-alpha * distance), rel=0.05)
+
+    light, airlight = np.full((3, 1, 2), [[[0.2, 0.9]]]), np.array([0.7, 0.7, 0.7])
+    far = weather.koschmieder(light, np.full((1, 2), 50.0), 0.02, airlight)
+    np.testing.assert_allclose(far[..., 1] - far[..., 0], 0.7 * math.exp(-1.0))
+    np.testing.assert_allclose(weather.koschmieder(light, np.full((1, 2), np.inf), 0.02, airlight), 0.7)
+
+
+def test_headlights_light_the_road_and_fall_with_distance() -> None:
+    night, pose = moment(boxes([]), Weather(night=True)), looking(pitch=0.1)
+    dark = linear(picture(night, pose).image)
+    lit = linear(render(night, INTRINSICS, pose, SIZE, np.random.default_rng(0), np.eye(4)).image)
+    rows = pinhole(np.array([[x, 0, 0] for x in (10.0, 20.0, 40.0)]), pose)[:, 1].astype(int)
+    near, middle, far = ((lit - dark)[row - 1 : row + 2, 80:120].mean() for row in rows)
+    assert near > 2 * middle > 4 * far > 0
+    assert near > 4 * dark[rows[0], 80:120].mean()
+    day = linear(picture(moment(boxes([])), pose).image)
+    assert day[rows].mean() > 4 * dark[rows].mean()
+
+
+def test_lamps_shine_at_night() -> None:
+    lamp = boxes([(10, 0, 1.5, 0.1, 0.5, 0.5, 0)])
+    off = picture(moment(lamp, Weather(night=True)), looking()).image[58:62, 98:102]
+    on = picture(moment(replace(lamp, lamps=np.ones(1)), Weather(night=True)), looking()).image[58:62, 98:102]
+    assert on.min() > 200
+    assert off.mean() < 100
+
+
+@pytest.mark.parametrize("circumstances", [Weather(rain=20), Weather(visibility=60, night=True)])
+def test_same_seed_same_bytes(circumstances: Weather) -> None:
+    snapshot = moment(boxes([(15, 2, 1, 4, 2, 1.5, 0.3), (8, -3, 1, 1, 1, 2, 0)]), circumstances, (12, 0, 0))
+    first, again, other = (turn(snapshot, 8.0, seed) for seed in (3, 3, 4))
+    assert first.points.tobytes() == again.points.tobytes()
+    assert first.owners.tobytes() == again.owners.tobytes()
+    assert first.points.tobytes() != other.points.tobytes()
+    assert picture(snapshot, looking(), 3).image.tobytes() == picture(snapshot, looking(), 3).image.tobytes()
+    assert picture(snapshot, looking(), 3).image.tobytes() != picture(snapshot, looking(), 4).image.tobytes()
