@@ -375,9 +375,9 @@ def test_nearer_hides_farther_and_half_hides_half() -> None:
 
 def test_ground_is_painted_where_it_lies() -> None:
     """A strip of yellow paint appears where the pinhole formula puts its corners."""
-    kinds = np.full((100, 100), Ground.ROAD, np.uint8)
-    kinds[48:52, 56:60] = Ground.YELLOW  # x 6 to 10 m, y -2 to 2 m
-    snapshot = replace(moment(boxes([]), Weather(rain=0.001)), ground=GroundRaster(kinds, (-50.0, -50.0), 1.0))
+    kinds = np.full((400, 400), Ground.ROAD, np.uint8)
+    kinds[180:220, 260:300] = Ground.YELLOW  # x 6 to 10 m, y -2 to 2 m
+    snapshot = replace(moment(boxes([])), ground=GroundRaster(kinds, (-20.0, -20.0), 0.1))
     pose = looking(pitch=0.2)
     image = picture(snapshot, pose).image.astype(int)
     yellow = image[..., 0] - image[..., 2] > 60

@@ -8,8 +8,8 @@ import numpy as np
 
 from perception.simulate import weather
 from perception.simulate.rasterize import Faces, Spans, draw, project
-from perception.simulate.scenery import Ground, Snapshot, Solids
-from perception.simulate.shading import Light, Surfaces, radiance, texture
+from perception.simulate.scenery import Ground, GroundRaster, Snapshot, Solids
+from perception.simulate.shading import Light, Surfaces, is_foliage, radiance, texture
 
 FAR = 3000.0  # m: how far the ground reaches
 GROUND_COLOURS = {
@@ -122,14 +122,39 @@ def _albedo(surfaces: Surfaces, snapshot: Snapshot) -> np.ndarray:
     table = np.concatenate([palette, painted, np.zeros((1, 3), np.float32)])
 
     index = surfaces.face_at + len(palette)
-    ground = surfaces.ground
-    index[ground] = snapshot.ground.at(np.stack([surfaces.points[0][ground], surfaces.points[1][ground]], axis=-1))
     index[surfaces.sky] = len(table) - 1
+    albedo = table.T[:, index]
+    ground = np.flatnonzero(surfaces.ground)
+    x, y = surfaces.points[0].ravel()[ground], surfaces.points[1].ravel()[ground]
+    kinds, albedo.reshape(3, -1)[:, ground] = _ground_paint(snapshot.ground, palette, x, y)
+    index.ravel()[ground] = kinds
     # By how much the grain varies: smooth paint and cloth on agents, walls, rough leaves on what is green.
-    red, green, blue = painted.T
-    leaves = (green > 1.3 * np.maximum(red, blue)) & (surfaces.solids.owners[solid] < 0)
-    smooth = surfaces.solids.owners[solid] >= 0
+    leaves, smooth = is_foliage(surfaces.solids)[solid], surfaces.solids.owners[solid] >= 0
     ground_grain = np.full(len(palette), 0.13)
     ground_grain[Ground.GRASS] = 0.45
-    grain = np.concatenate([ground_grain, np.select([smooth, leaves], [0.04, 0.75], 0.16), [0]]).astype(np.float32)
-    return table.T[:, index] * (1 + grain[index] * texture(surfaces)).clip(0.15)
+    grain = np.concatenate([ground_grain, np.select([smooth, leaves], [0.04, 0.75], 0.1), [0]]).astype(np.float32)
+    albedo *= (1 + grain[index] * texture(surfaces)).clip(0.15)
+    albedo[:, surfaces.windows > 0] = np.array([[0.03], [0.045], [0.06]], np.float32)
+    return albedo
+
+
+def _ground_paint(
+    ground: GroundRaster, palette: np.ndarray, x: np.ndarray, y: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """(N,) kind and (3, N) colour of the ground at each point, from the four nearest cells: an edge that runs across
+    the raster is a slope, not stairs."""
+    rows, columns = ground.kinds.shape
+    u, v = (x - ground.origin[0]) / ground.cell - 0.5, (y - ground.origin[1]) / ground.cell - 0.5
+    left, low = np.floor(u).astype(np.int32), np.floor(v).astype(np.int32)
+    inside = (left >= -1) & (left < columns) & (low >= -1) & (low < rows)
+    flat = ground.kinds.ravel()
+    column = [(left + step).clip(0, columns - 1) for step in (0, 1)]
+    row = [(low + step).clip(0, rows - 1) * columns for step in (0, 1)]
+    near = np.stack([flat[r + c] for r in row for c in column])
+    near[:, ~inside] = Ground.GRASS
+    colour = palette.T[:, near[0]]
+    mixed = np.flatnonzero((near != near[0]).any(axis=0))
+    u, v = (u - left)[mixed], (v - low)[mixed]
+    weights = np.stack([(1 - u) * (1 - v), u * (1 - v), (1 - u) * v, u * v])
+    colour[:, mixed] = (palette.T[:, near[:, mixed]] * weights).sum(axis=1)
+    return near[0], colour

@@ -47,6 +47,33 @@ class Surfaces:
         x, y, z = self.rays
         return np.sqrt(x * x + y * y + z * z)
 
+    @cached_property
+    def upright(self) -> np.ndarray:
+        """(H, W) bool: faces that stand, unlike ground, sky, and the tops and undersides of boxes."""
+        return np.append(np.abs(self.faces.normals[:, 2]) < 0.5, False)[self.face_at]
+
+    @cached_property
+    def across(self) -> np.ndarray:
+        """(H, W) float32 m along the surface: along a standing face, or global x."""
+        tangents = np.where(self.faces.normals[:, 2:] ** 2 < 0.25, self.faces.normals[:, [1, 0]] * [-1, 1], [1, 0])
+        tangents = np.append(tangents, [[1, 0]], axis=0).astype(np.float32)
+        return tangents[:, 0][self.face_at] * self.points[0] + tangents[:, 1][self.face_at] * self.points[1]
+
+    @cached_property
+    def windows(self) -> np.ndarray:
+        """(H, W) uint8: 1 in the upper windows of buildings, which `Solids` leaves blank, 2 where a light is on."""
+        solids = self.solids
+        building = (solids.owners < 0) & (solids.sizes[:, :2].min(axis=1) > 4) & (solids.sizes[:, 2] > 5)
+        building &= ~is_foliage(solids)
+        wall = np.append(building[self.faces.solids], False)[self.face_at] & self.upright
+        across, up = self.across[wall] / 3.2, self.points[2][wall] / 3.3
+        bay, floor = np.floor(across), np.floor(up)
+        glass = (floor > 0) & (np.abs(across - bay - 0.5) < 0.26) & (np.abs(up - floor - 0.55) < 0.24)
+        lit = _sample(bay * 37 + floor * 11, floor * 59 + bay * 5) > 0.35
+        windows = np.zeros(wall.shape, np.uint8)
+        windows[wall] = np.where(glass, 1 + lit, 0)
+        return windows
+
     @property
     def distance(self) -> np.ndarray:
         """(H, W) float32 m from the camera; inf for the sky."""
@@ -77,8 +104,8 @@ class Light:
             sky = rgb(0.6, 0.75, 1.2)
             return Light(dark, direction, sky * 3e-4, sky * 5e-4, sky * 2e-4, 4.0, 30.0)
         if circumstances.rain > 0 or circumstances.visibility < 2000:
-            grey = rgb(0.92, 0.96, 1.0)
-            return Light(dark, direction, grey * 0.8, grey * 0.72, grey * 0.55, 1.0, 1.15)
+            grey = rgb(0.92, 0.96, 1.0) * (0.7 if circumstances.rain > 0 else 1.0)
+            return Light(dark, direction, grey * 0.8, grey * 0.75, grey * 0.6, 1.0, 1.15)
         blue = rgb(0.75, 0.9, 1.15)
         return Light(rgb(1.0, 0.93, 0.8), direction, blue * 0.42, rgb(0.6, 0.76, 0.93), rgb(0.1, 0.28, 0.72), 1.0, 0.95)
 
@@ -128,6 +155,7 @@ def _lamps(surfaces: Surfaces, night: bool) -> np.ndarray:
     colours = (surfaces.solids.colours[solid] / 255) ** 2 * surfaces.solids.lamps[solid, None] ** 2
     shining = _by_face(surfaces, colours * (LAMP_LUMINANCE if night else 0.5), np.zeros(3))
     if night:
+        shining[:, surfaces.windows == 2] = np.array([[0.006], [0.0045], [0.0022]], np.float32)
         height, width = surfaces.depth.shape
         for plane in shining:
             small = cv2.resize(plane, (width // COARSE, height // COARSE), interpolation=cv2.INTER_AREA)
@@ -212,7 +240,7 @@ def _lamplight(surfaces: Surfaces, solids: Solids, global_from_ego: np.ndarray |
             fan = np.exp(-((azimuth / 0.45) ** 2)) * np.where(elevation < 0, np.exp(elevation / 0.15), 0.02)
             total += lux * fan * np.array([1.0, 0.93, 0.8], np.float32)[:, None, None]
     # Ground, level and upright surfaces are enlarged apart, lest the light of one bleed into another.
-    kinds = np.append(np.where(surfaces.faces.normals[:, 2] > 0.5, 1, 2), 0)[surfaces.face_at]
+    kinds = np.where(surfaces.upright, 2, surfaces.face_at >= 0)
     small = kinds[::COARSE, ::COARSE]
     planes = [_enlarged(total, small == kind, width, height) for kind in range(3)]
     return np.where(kinds == 0, planes[0], np.where(kinds == 1, planes[1], planes[2])) * np.float32(LUX)
@@ -234,11 +262,15 @@ def _illuminance(
     return candela * (towards * normals).sum(axis=0).clip(0) / squared, towards
 
 
+def is_foliage(solids: Solids) -> np.ndarray:
+    """(M,) bool: leaves are what is green and nobody's."""
+    red, green, blue = solids.colours.T.astype(np.int64)
+    return (solids.owners < 0) & (green > 1.15 * np.maximum(red, blue))
+
+
 def texture(surfaces: Surfaces) -> np.ndarray:
     """(H, W) grain of surfaces, about -1 to 1, fixed in the world; fading to 0 where it is finer than a pixel."""
-    x, y, z = surfaces.points
-    standing = surfaces.face_at >= 0
-    first, second = np.where(standing, x + y, x), np.where(standing, 1.7 * z, y)
+    first, second = surfaces.across, np.where(surfaces.upright, 1.7 * surfaces.points[2], surfaces.points[1])
     fine, coarse = np.exp(surfaces.depth * np.float32(-1 / 12)), np.exp(surfaces.depth * np.float32(-1 / 60))
     return fine * _sample(first * 40, second * 40) + coarse * _sample(first * 8, second * 8)
 
