@@ -47,9 +47,13 @@ def simulate(
     sweeps: Annotated[int, typer.Option(help="LiDAR sweeps (at 20 Hz) before each keyframe.", min=0, max=10)] = 0,
 ) -> None:
     """Write simulated drives in nuScenes' own schema, which the official devkit loads."""
+    from rich.progress import Progress
+
     from perception.simulate.simulate import simulate as run
 
-    run(out, scenes, samples, seed, _names(conditions), sweeps)
+    with Progress() as progress:
+        bar = progress.add_task("keyframes", total=scenes * samples)
+        run(out, scenes, samples, seed, _names(conditions), sweeps, lambda done, _: progress.update(bar, completed=done))
 
 
 @app.command(epilog="Example: perception train configs/tiny.yaml --data drives --version v1.0-sim --out runs/a")
@@ -142,7 +146,7 @@ def replay(
     run(drive, version, _names(scenes), bundle, out)
 
 
-@app.command()
+@app.command(epilog="Example: perception demo --out runs/demo")
 def demo(out: Annotated[Path, typer.Option("--out", help="Folder to write.")] = Path("runs/demo")) -> None:
     """Simulate, train, evaluate, export, compile and replay, in minutes, ending in a report to open."""
     from deploy.demo import demo as run

@@ -182,3 +182,10 @@ def load_config(path: Path) -> Config:
     except yaml.YAMLError as error:
         raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     return parse_config(content, str(path))
+
+
+def find_config(name: str) -> Path:
+    """The configuration of this name among those that come with the package, such as `tiny`."""
+    here = Path(__file__).parent
+    folders = (here / "configs", here.parent / "configs")  # an installed package; a checkout of the repository
+    return next(folder / f"{name}.yaml" for folder in folders if (folder / f"{name}.yaml").exists())

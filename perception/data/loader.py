@@ -192,6 +192,7 @@ def batches(
         num_workers=config.data.workers,
         collate_fn=dataset.collate,
         worker_init_fn=_one_thread,
+        generator=torch.Generator(),  # the global one must not move when a training is resumed
     )
 
 

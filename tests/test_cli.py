@@ -1,0 +1,59 @@
+"""The command as a user types it: help, exit codes, one line for each mistake."""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PERCEPTION = Path(sys.executable).with_name("perception")
+CONFIG = Path(__file__).parents[1] / "configs" / "tiny.yaml"
+COMMANDS = ("simulate", "train", "evaluate", "export", "build", "replay", "demo")
+
+
+def perception(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([PERCEPTION, *map(str, arguments)], capture_output=True, text=True, timeout=60)
+
+
+def test_help_answers_at_once_and_names_every_command():
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    shown = perception("--help")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    # Processor time, which is the time to wait on a machine that does nothing else.
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5
+    assert all(command in shown.stdout for command in COMMANDS)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_has_help_with_an_example(command):
+    shown = perception(command, "--help")
+    assert shown.returncode == 0
+    assert f"Example: perception {command}" in " ".join(shown.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", CONFIG, "--data", "{tmp}", "--version", "v1.0-mini", "--out", "{tmp}/r"], "{tmp}"),
+        (["train", "{tmp}/no.yaml", "--data", "{tmp}", "--version", "v1.0-mini", "--out", "{tmp}/r"], "no.yaml: cannot"),
+        (["evaluate", "{tmp}", "--data", "{tmp}", "--version", "v1.0-mini", "--out", "{tmp}/r"], "{tmp}"),
+        (["export", "{tmp}", "--out", "{tmp}/b"], "no checkpoint here"),
+        (["build", "{tmp}", "--target", "cpu"], "{tmp}"),
+        (["replay", "{tmp}", "--version", "v1.0-mini", "--bundle", "{tmp}", "--out", "{tmp}/r"], "{tmp}"),
+        (["simulate", "{tmp}/d", "--conditions", "hail"], "hail"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(tmp_path, arguments, message):
+    shown = perception(*(str(a).replace("{tmp}", str(tmp_path)) for a in arguments))
+    assert shown.returncode == 2
+    assert shown.stderr.count("\n") == 1, shown.stderr
+    assert shown.stderr.startswith("perception: ")
+    assert message.replace("{tmp}", str(tmp_path)) in shown.stderr
+
+
+def test_bad_usage_is_exit_code_2():
+    assert perception("train", "--nonsense").returncode == 2
+    assert perception("fly").returncode == 2

@@ -1,0 +1,122 @@
+"""Training: what is interrupted goes on bit for bit, and gradients reach only what was routed."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from perception.config import (
+    Augment, CameraBranch, Config, Data, Depth, DetectionHead, Grid, Image, Lidar, MapHead, Model, Module, Train, Trunk,
+)  # fmt: skip
+from perception.data.loader import FrameDataset, batches
+from perception.data.nuscenes import NuScenesTables
+from perception.errors import InputError
+from perception.frame import Conditions
+from perception.model import PerceptionModel
+from perception.training.loop import losses_of, train
+
+
+def small(**training: object) -> Config:
+    """Both sensors and both heads at a size that trains in a moment."""
+    return Config(
+        name="small",
+        grid=Grid(cell=3.2),
+        data=Data(augment=Augment()),
+        model=Model(
+            lidar=Lidar(max_pillars=1500, points_per_pillar=5, channels=8, sweeps=0),
+            camera=CameraBranch(
+                backbone="resnet10t", stages=(2, 3), channels=8, image=Image(height=32, width=96), depth=Depth(bins=8),
+                heights=(0.0, 1.0), stride=1,
+            ),
+            fused_channels=8,
+            trunk=Trunk(channels=(8, 8), blocks=(1, 1), strides=(1, 2), up_channels=8, stride=1),
+            detection=DetectionHead(channels=8, top_k=20),
+            map=MapHead(channels=8),
+        ),
+        modules=(Module(name="rain", rank=2, slots=("trunk.*", "heads.*"), when=("rain",)),),
+        train=Train(**{"steps": 6, "batch": 2, "checkpoint_every": 3, "drop_lidar": 0.3, "drop_cameras": 0.3} | training),
+    )  # fmt: skip
+
+
+def test_a_resumed_training_ends_with_the_bytes_of_an_uninterrupted_one(sim_root, tmp_path):
+    tables = NuScenesTables(sim_root, "v1.0-sim")
+    whole = train(small(), tables, "all", tmp_path / "whole")
+    halves = tmp_path / "halves" / "checkpoints"
+    halves.mkdir(parents=True)
+    shutil.copytree(tmp_path / "whole" / "checkpoints" / "step-000003", halves / "step-000003")
+    resumed = train(small(), tables, "all", tmp_path / "halves", resume=True)
+    for name in ("model.safetensors", "training.safetensors", "checkpoint.json"):
+        assert (resumed / name).read_bytes() == (whole / name).read_bytes(), name
+    before = load_file(tmp_path / "whole" / "checkpoints" / "step-000003" / "model.safetensors")
+    after = load_file(whole / "model.safetensors")
+    assert not torch.equal(before["fuse.mix.conv.layer.weight"], after["fuse.mix.conv.layer.weight"])
+
+
+def test_training_on_a_few_frames_lowers_every_loss(sim_root):
+    config = small(steps=40, batch=2, drop_lidar=0.0, drop_cameras=0.0)
+    config = config.model_copy(update={"data": Data(augment=None, class_balanced=False)})
+    tables = NuScenesTables(sim_root, "v1.0-sim")
+    dataset = FrameDataset(tables, tables.samples("all")[:2], config)
+    torch.manual_seed(0)
+    model = PerceptionModel(config)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    history = []
+    for batch in batches(dataset, config):
+        losses = losses_of(config, model(batch.inputs, batch.conditions), batch)
+        sum(losses.values()).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        history.append({name: value.item() for name, value in losses.items()})
+    for name in history[0]:
+        assert history[-1][name] < 0.6 * history[0][name], (name, history[0][name], history[-1][name])
+
+
+def test_gradients_reach_a_module_only_on_its_route(sim_root):
+    config = small()
+    tables = NuScenesTables(sim_root, "v1.0-sim")
+    batch = next(iter(batches(FrameDataset(tables, tables.samples("all"), config), config)))
+    for conditions, reached in ((Conditions(weather="rain"), True), (Conditions(weather="clear"), False)):
+        model = PerceptionModel(config)
+        sum(losses_of(config, model(batch.inputs, [conditions] * 2), batch).values()).backward()
+        modules = {k: p.grad for k, p in model.named_parameters() if ".computations." in k and k.endswith("b.weight")}
+        assert modules
+        assert all((grad is not None and bool(grad.any())) == reached for grad in modules.values())
+
+
+def test_a_folded_model_is_the_routed_model(sim_root):
+    config = small()
+    tables = NuScenesTables(sim_root, "v1.0-sim")
+    batch = next(iter(batches(FrameDataset(tables, tables.samples("all"), config), config)))
+    torch.manual_seed(0)
+    model = PerceptionModel(config).double().eval()
+    for name, parameter in model.named_parameters():
+        if ".computations." in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    rain = Conditions(weather="rain")
+    inputs = {k: v.double() if v.is_floating_point() else v for k, v in batch.inputs.items()}
+    routed, plain = model(inputs, [rain, rain]), model(inputs)
+    folded = model.folded(rain)(inputs)
+    base = model.folded(Conditions())(inputs)
+    for name in routed:
+        torch.testing.assert_close(folded[name], routed[name], rtol=1e-10, atol=1e-10)
+        assert torch.equal(base[name], plain[name])
+    assert not torch.allclose(routed["heatmap"], plain["heatmap"])
+
+
+def test_a_trained_run_is_not_overwritten(sim_root, tmp_path):
+    tables = NuScenesTables(sim_root, "v1.0-sim")
+    train(small(steps=1), tables, "all", tmp_path)
+    with pytest.raises(InputError, match="holds a trained run already; add --resume"):
+        train(small(steps=1), tables, "all", tmp_path)
+    with pytest.raises(InputError, match=r"another configuration: train.batch was 2, is 1"):
+        train(small(steps=1, batch=1), tables, "all", tmp_path, resume=True)
+
+
+def test_a_loss_that_is_not_finite_stops_the_training(sim_root, tmp_path):
+    with pytest.raises(InputError, match=r"the loss at step \d+ is (nan|inf); lower train.learning_rate"):
+        train(small(steps=30, learning_rate=1e30), NuScenesTables(sim_root, "v1.0-sim"), "all", tmp_path)
+    assert not list(Path(tmp_path).glob("checkpoints/step-00003*"))
