@@ -19,7 +19,8 @@ LUX = 1e-4  # in the unit of light
 STREET_LAMP, CAR_LAMP, LOW_BEAM = 2500.0, 120.0, 25000.0  # cd; CAR_LAMP is what others' lamps spill to all sides
 LAMP_LUMINANCE = 0.05
 SHADOW_RANGE = 70.0  # m
-COARSE = 4  # lamps are summed on every fourth pixel: their light is smooth
+SKY_DISTANCE = 1500.0  # m
+COARSE = 2  # lamps are summed on every other pixel of each axis: their light is smooth
 
 
 @dataclass(frozen=True)
@@ -76,8 +77,8 @@ class Surfaces:
 
     @property
     def distance(self) -> np.ndarray:
-        """(H, W) float32 m from the camera; inf for the sky."""
-        return np.where(self.sky, np.float32(np.inf), self.depth * self.lengths)
+        """(H, W) float32 m from the camera; to the sky as far as weather reaches up."""
+        return np.where(self.sky, np.float32(SKY_DISTANCE), self.depth * self.lengths)
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ class Light:
             grey = rgb(0.92, 0.96, 1.0) * (0.7 if circumstances.rain > 0 else 1.0)
             return Light(dark, direction, grey * 0.8, grey * 0.75, grey * 0.6, 1.0, 1.15)
         blue = rgb(0.75, 0.9, 1.15)
-        return Light(rgb(1.0, 0.93, 0.8), direction, blue * 0.42, rgb(0.6, 0.76, 0.93), rgb(0.1, 0.28, 0.72), 1.0, 0.95)
+        return Light(rgb(1.0, 0.93, 0.8), direction, blue * 0.42, rgb(0.52, 0.7, 0.92), rgb(0.06, 0.2, 0.62), 1.0, 0.95)
 
 
 def radiance(
@@ -126,10 +127,9 @@ def radiance(
     if snapshot.weather.night:
         lit += _lamplight(surfaces, snapshot.solids, global_from_ego)
     seen = albedo * lit
-    seen += _by_face(surfaces, _gloss(surfaces, light), np.zeros(3))
     if snapshot.weather.rain > 0:
         seen += _wet_mirror(surfaces, snapshot.weather, light)
-    seen += _lamps(surfaces, night=snapshot.weather.night)
+    seen += _gloss_and_lamps(surfaces, light, night=snapshot.weather.night)
     seen[:, surfaces.sky] = _sky(surfaces, light, clear=bool(light.sun.any()))
     return seen
 
@@ -149,16 +149,18 @@ def _gloss(surfaces: Surfaces, light: Light) -> np.ndarray:
     return (mirrored * sees_sky * (surfaces.solids.owners[faces.solids] >= 0))[:, None] * light.horizon
 
 
-def _lamps(surfaces: Surfaces, night: bool) -> np.ndarray:
-    """(3, H, W) light of the lamps themselves, and the halo that a lens makes around them at night."""
+def _gloss_and_lamps(surfaces: Surfaces, light: Light, night: bool) -> np.ndarray:
+    """(3, H, W) light that does not depend on the surface's colour in white light: the sky mirrored in agents, lamps
+    and, at night, lit windows and the halo that the camera's lens makes around all that shines."""
     solid = surfaces.faces.solids
     colours = (surfaces.solids.colours[solid] / 255) ** 2 * surfaces.solids.lamps[solid, None] ** 2
-    shining = _by_face(surfaces, colours * (LAMP_LUMINANCE if night else 0.5), np.zeros(3))
+    colours = colours * (LAMP_LUMINANCE if night else 0.5) + _gloss(surfaces, light)
+    shining = _by_face(surfaces, colours, np.zeros(3))
     if night:
         shining[:, surfaces.windows == 2] = np.array([[0.006], [0.0045], [0.0022]], np.float32)
         height, width = surfaces.depth.shape
         for plane in shining:
-            small = cv2.resize(plane, (width // COARSE, height // COARSE), interpolation=cv2.INTER_AREA)
+            small = cv2.resize(plane, (width // 4, height // 4), interpolation=cv2.INTER_AREA)
             plane += 0.35 * cv2.resize(cv2.GaussianBlur(small, (0, 0), 4), (width, height))
     return shining
 
@@ -171,8 +173,8 @@ def _sky(surfaces: Surfaces, light: Light, clear: bool) -> np.ndarray:
     sky = light.horizon[:, None] * (1 - height) + light.zenith[:, None] * height
     if clear:
         flat = z.clip(0.02) + 0.1 * np.hypot(x, y)  # clouds as on a flat ceiling, less drawn out at the horizon
-        cloud = _sample(x / flat * 9, y / flat * 9) + 0.5 * _sample(x / flat * 25, y / flat * 25)
-        sky += (cloud * 0.5).clip(0, 0.6) * (elevation * 8).clip(0, 1) * (1 - sky)
+        cloud = _sample(x / flat * 60, y / flat * 60, _noise(1024, (14.0, 6.0, 2.5)))
+        sky += (cloud * 1.2 - 0.1).clip(0, 0.85) * (elevation * 8).clip(0, 1) * (1 - sky)
     return sky
 
 
@@ -218,17 +220,19 @@ def _lamplight(surfaces: Surfaces, solids: Solids, global_from_ego: np.ndarray |
     """(3, H, W) light that falls on each surface from the lamps around and from the vehicle's headlights: intensity,
     times the cosine of incidence, over the squared distance."""
     height, width = surfaces.depth.shape
-    points = surfaces.points[:, ::COARSE, ::COARSE]
+    sampled = (slice(COARSE // 2, None, COARSE),) * 2
+    points = surfaces.points[:, sampled[0], sampled[1]]
     normals = np.append(surfaces.faces.normals, [[0, 0, 1]], axis=0).astype(np.float32)
-    normals = normals[surfaces.face_at[::COARSE, ::COARSE]].transpose(2, 0, 1)
+    normals = normals[surfaces.face_at[sampled]].transpose(2, 0, 1)
     total = np.zeros(points.shape, np.float32)
 
     lamps = np.flatnonzero(solids.lamps > 0.7)
+    candela = np.where(solids.centers[lamps, 2] > 2.5, STREET_LAMP, CAR_LAMP)
     distance = np.linalg.norm(solids.centers[lamps] - surfaces.global_from_camera[:3, 3], axis=1)
-    for lamp in lamps[np.argsort(distance, kind="stable")[:24]]:
+    for i in np.argsort(distance**2 / candela, kind="stable")[:10]:
+        lamp = lamps[i]
         colour = (solids.colours[lamp].astype(np.float32) / 255) ** 2
-        hangs = solids.centers[lamp, 2] > 2.5
-        lux, _ = _illuminance(points, normals, solids.centers[lamp], STREET_LAMP if hangs else CAR_LAMP)
+        lux, _ = _illuminance(points, normals, solids.centers[lamp], candela[i])
         total += lux * colour[:, None, None]
     if global_from_ego is not None:
         ego_from_global = np.linalg.inv(global_from_ego)
@@ -241,7 +245,7 @@ def _lamplight(surfaces: Surfaces, solids: Solids, global_from_ego: np.ndarray |
             total += lux * fan * np.array([1.0, 0.93, 0.8], np.float32)[:, None, None]
     # Ground, level and upright surfaces are enlarged apart, lest the light of one bleed into another.
     kinds = np.where(surfaces.upright, 2, surfaces.face_at >= 0)
-    small = kinds[::COARSE, ::COARSE]
+    small = kinds[sampled]
     planes = [_enlarged(total, small == kind, width, height) for kind in range(3)]
     return np.where(kinds == 0, planes[0], np.where(kinds == 1, planes[1], planes[2])) * np.float32(LUX)
 
@@ -275,14 +279,18 @@ def texture(surfaces: Surfaces) -> np.ndarray:
     return fine * _sample(first * 40, second * 40) + coarse * _sample(first * 8, second * 8)
 
 
-def _sample(u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """The noise at the points, of unit wavelength some four units long."""
-    return _noise().ravel()[(v.astype(np.int32) & 255) << 8 | (u.astype(np.int32) & 255)]
+def _sample(u: np.ndarray, v: np.ndarray, noise: np.ndarray | None = None) -> np.ndarray:
+    """The noise at the points, which repeats beyond its size; by default the fine noise of surfaces."""
+    noise = _noise(256, (1.5,)) if noise is None else noise
+    size = len(noise)
+    return noise.ravel()[(v.astype(np.int32) % size) * size + u.astype(np.int32) % size]
 
 
 @cache
-def _noise() -> np.ndarray:
-    """(256, 256) float32 smooth noise that repeats without a seam."""
-    white = np.random.default_rng(0).normal(size=(256, 256)).astype(np.float32)
-    smooth = cv2.GaussianBlur(np.tile(white, (3, 3)), (0, 0), 1.5)[256:512, 256:512]
+def _noise(size: int, scales: tuple[float, ...]) -> np.ndarray:
+    """(size, size) float32 smooth noise of standard deviation 0.5 that repeats without a seam; details of the given
+    scales, the finer the weaker."""
+    white = np.random.default_rng(0).normal(size=(size, size)).astype(np.float32)
+    wrapped = cv2.copyMakeBorder(white, 64, 64, 64, 64, cv2.BORDER_WRAP)
+    smooth = sum(scale**1.5 * cv2.GaussianBlur(wrapped, (0, 0), scale)[64:-64, 64:-64] for scale in scales)
     return smooth / (2 * smooth.std())
