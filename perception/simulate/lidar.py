@@ -14,9 +14,9 @@ from perception.simulate.scenery import Ground, Snapshot, Solids
 ELEVATIONS = np.deg2rad(np.linspace(-30.67, 10.67, 32))  # of ring 0 to 31
 COLUMNS = 1090  # firings in a turn
 SWEEP_SECONDS = 0.05
-# The turn starts left of the rear and runs clockwise, so that the beam crosses each camera's axis when nuScenes'
-# cameras expose: the front 35 ms before the sweep's timestamp, the rear 10 ms before.
-FIRST_AZIMUTH = np.deg2rad(200.0)  # in the LiDAR's frame, where y points forward
+# The turn starts on the left and runs clockwise, as in nuScenes' files, so that the beam crosses each camera's axis
+# about when nuScenes' cameras expose: the front 36 ms before the sweep's timestamp, the rear 11 ms before.
+FIRST_AZIMUTH = np.deg2rad(188.0)  # in the LiDAR's frame, where y points forward
 MIN_RANGE, MAX_RANGE = 1.0, 105.0  # m
 RANGE_NOISE = 0.02  # m, standard deviation
 SENSITIVITY = 1e-5  # 1/m^2: a matt wall of 10 % reflectance is seen at 100 m, half of the time
