@@ -121,7 +121,7 @@ def _echoes(
 
 def oren_nayar(cosines: np.ndarray) -> np.ndarray:
     """How bright a rough matt surface looks from the light itself, relative to one square to it: Oren & Nayar,
-    "Generalization of Lambert's Reflectance Model", SIGGRAPH 1994, eq. 30 for equal directions. At grazing
+    "Generalization of Lambert's Reflectance Model", SIGGRAPH 1994, for equal directions. At grazing
     incidence it stays bright, which is why LiDARs see roads at a distance."""
     variance = ROUGHNESS**2
     matt, rough = 1 - 0.5 * variance / (variance + 0.33), 0.45 * variance / (variance + 0.09)

@@ -28,8 +28,7 @@ def extinction(weather: Weather) -> float:
 
     Fog: 3.912 / visibility, the 2 % contrast of Koschmieder (1924) and Kruse (1962). Rain: drops of diameter D
     take away twice their cross-section, integrated over the drop sizes N0 exp(-slope D) of Marshall & Palmer:
-    (pi / 2) N0 * 2 / slope^3 = 3.6e-4 rain^0.63, between the power laws of Atlas (J. Meteorology 10, 1953) and
-    ITU-R P.1814.
+    (pi / 2) N0 * 2 / slope^3 = 3.6e-4 rain^0.63, near ITU-R P.1814's 2.5e-4 rain^0.67.
     """
     fog = 3.912 / weather.visibility
     rain = 0.0 if weather.rain <= 0 else np.pi * DROPS / _drop_slope(weather.rain) ** 3 * 1e-6
@@ -37,7 +36,7 @@ def extinction(weather: Weather) -> float:
 
 
 def _drop_slope(rain: float) -> float:
-    """1/mm: how fast the number of drops falls with their diameter (Marshall & Palmer 1948, eq. 3)."""
+    """1/mm: how fast the number of drops falls with their diameter (Marshall & Palmer 1948)."""
     return 4.1 * rain**-0.21
 
 
@@ -99,7 +98,7 @@ def wetness(weather: Weather) -> float:
 
 def wet_albedo(albedo: np.ndarray) -> np.ndarray:
     """Matt reflectance of a rough surface under a film of water, which keeps part of the light by total internal
-    reflection: Lekner & Dorf, "Why some things are darker when wet", Applied Optics 27 (1988), eq. 9."""
+    reflection: Lekner & Dorf, "Why some things are darker when wet", Applied Optics 27 (1988)."""
     enter = 1 - WATER_REFLECTION
     inside = 1 - (1 - 0.066) / WATER_INDEX**2  # share of matt light that the film sends back down
     return enter * albedo * (1 - inside) / (1 - inside * albedo)
