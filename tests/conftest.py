@@ -29,11 +29,11 @@ def nuscenes_root() -> Path:
 
 @pytest.fixture(scope="session")
 def sim_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A dataroot with version v1.0-sim: two short drives, by day and in rain."""
-    from perception.simulate import simulate
+    """A dataroot with version v1.0-sim: two drives of three keyframes, two LiDAR sweeps before each."""
+    from perception.simulate.simulate import simulate
 
     root = tmp_path_factory.mktemp("simulated")
-    simulate(root, scenes=2, samples=3, seed=0, conditions=["clear-day-boston", "rain-night-singapore"])
+    simulate(root, 2, 3, seed=0, condition_names=["clear-day-boston", "rain-night-singapore"], sweeps=2)
     return root
 
 

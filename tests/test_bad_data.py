@@ -52,7 +52,10 @@ def _change(table: str, **values: Any) -> Callable[[Path], None]:
 
 
 def _cut(file: Callable[[Path], Path], size: int) -> Callable[[Path], None]:
-    return lambda root: file(root).write_bytes(file(root).read_bytes()[:size]) and None
+    def spoil(root: Path) -> None:
+        file(root).write_bytes(file(root).read_bytes()[:size])
+
+    return spoil
 
 
 def _read(root: Path) -> None:

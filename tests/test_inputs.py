@@ -232,7 +232,9 @@ def test_outputs_become_a_prediction() -> None:
     np.testing.assert_allclose(prediction.boxes.velocities, [[3, -1, 0]] * 2)
     np.testing.assert_allclose(np.linalg.det(prediction.boxes.rotations), 1)
     maps = np.random.default_rng(0).random((2, 6, 4, 5))
-    np.testing.assert_array_equal(to_prediction({**outputs, "map": maps}, 1).map_probabilities, maps[1])
+    probabilities = to_prediction({**outputs, "map": maps}, 1).map_probabilities
+    assert probabilities is not None
+    np.testing.assert_array_equal(probabilities, maps[1])
 
 
 def test_reading_and_preparing_need_no_torch() -> None:

@@ -7,6 +7,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -71,6 +72,15 @@ def test_workers_and_the_cache_change_nothing(tables: NuScenesTables, monkeypatc
     monkeypatch.setattr(loader, "_CACHE_BYTES", 0)
     for a, b in zip(alone, _batches(tables, _config(workers=2)), strict=True):
         _assert_equal(a, b)
+
+
+def test_workers_start_after_opencv_ran_threads_here(tables: NuScenesTables) -> None:
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(4)
+    cv2.warpAffine(np.zeros((2000, 2000, 3), np.uint8), np.eye(2, 3), (2000, 2000))
+    assert len(_batches(tables, _config(workers=1))) == 6
+    assert cv2.getNumThreads() == 4
+    cv2.setNumThreads(threads)
 
 
 def test_processes_share_the_positions_of_a_step(tables: NuScenesTables) -> None:

@@ -43,7 +43,7 @@ class MapWriter:
 
     def polygon(self, outer: list[Place], *holes: list[Place]) -> str:
         token = f"polygon{len(self.layers['polygon'])}"
-        record = {"token": token, "exterior_node_tokens": self.nodes(outer)}
+        record: dict[str, Any] = {"token": token, "exterior_node_tokens": self.nodes(outer)}
         record["holes"] = [{"node_tokens": self.nodes(hole)} for hole in holes]
         self.layers["polygon"].append(record)
         return token

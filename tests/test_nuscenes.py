@@ -208,6 +208,7 @@ def test_missing_files_are_missing_sensors(tiny_root: Path) -> None:
     frame = tables.frame(sample, sweeps=10)
     assert set(whole.cameras) - set(frame.cameras) == {"CAM_BACK"}
     assert whole.points is not None
+    assert frame.points is not None
     np.testing.assert_array_equal(frame.points, whole.points[whole.points[:, 4] != np.float32(0.25)])
     (tiny_root / keyframe["LIDAR_TOP"].file).unlink()
     assert tables.frame(sample, sweeps=10).points is None

@@ -6,7 +6,7 @@ or one with another number of worker processes, sees the same samples bit for bi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import cv2
@@ -174,7 +174,7 @@ class FrameDataset(Dataset[Sample]):
 
 def batches(
     dataset: FrameDataset, config: Config, start_step: int = 0, process: int = 0, processes: int = 1
-) -> Iterable[Batch]:
+) -> Iterator[Batch]:
     """The batches of the steps from `start_step` to the end of the training.
 
     Args:
@@ -186,18 +186,21 @@ def batches(
     """
     size = config.train.batch
     starts = [(step * processes + process) * size for step in range(start_step, config.train.steps)]
-    return DataLoader(
+    loader = DataLoader(
         dataset,
         batch_sampler=[list(range(start, start + size)) for start in starts],
         num_workers=config.data.workers,
         collate_fn=dataset.collate,
-        worker_init_fn=_one_thread,
-        generator=torch.Generator(),  # the global one must not move when a training is resumed
     )
-
-
-def _one_thread(_worker: int) -> None:
-    cv2.setNumThreads(1)  # the workers are the threads
+    threads = cv2.getNumThreads()
+    if config.data.workers:
+        # Workers are forked, and a child waits for ever on OpenCV's threads, which a fork does not copy. So there
+        # are none while workers run, and each worker has one thread, as it should.
+        cv2.setNumThreads(1)
+    try:
+        yield from loader
+    finally:
+        cv2.setNumThreads(threads)
 
 
 def _frames_of_classes(tables: NuScenesTables, tokens: list[str]) -> list[np.ndarray]:
