@@ -5,13 +5,17 @@ Heavy modules are imported inside the commands, so that --help answers at once.
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from perception.errors import InputError
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 app = typer.Typer(
     help="Camera + LiDAR perception built from modules: train on nuScenes, export engines, replay drives.",
@@ -22,13 +26,34 @@ app = typer.Typer(
 )
 
 Root = Annotated[Path, typer.Option("--data", help="nuScenes dataroot, recorded or simulated.")]
-Version = Annotated[str, typer.Option(help="Folder of the tables: v1.0-mini, v1.0-trainval, v1.0-sim.")]
+Version = Annotated[str | None, typer.Option(help="v1.0-mini, v1.0-trainval, ... Default: the only one there is.")]
 Out = Annotated[Path, typer.Option("--out", help="Folder to write.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON to standard output, all else to standard error.")]
 Scenes = Annotated[str, typer.Option(help="Only these: scene-0103,scene-0916 or keyframes scene-0103:0-4.")]
 
 
 TRAINING = {"v1.0-mini": "mini_train", "v1.0-trainval": "train", "v1.0-sim": "sim_train"}
 VALIDATION = {"v1.0-mini": "mini_val", "v1.0-trainval": "val", "v1.0-sim": "sim_val"}
+
+
+def _only_version(dataroot: Path) -> str:
+    from perception.data.tables import versions
+
+    found = versions(dataroot)
+    if len(found) != 1:
+        raise InputError(f"{dataroot}: holds {', '.join(found) or 'no tables'}; say which with --version")
+    return found[0]
+
+
+def _report(result: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(result))
+
+
+def _console(as_json: bool) -> Console:
+    from rich.console import Console
+
+    return Console(stderr=as_json)
 
 
 def _names(text: str) -> list[str]:
@@ -53,20 +78,25 @@ def simulate(
 
     with Progress() as progress:
         bar = progress.add_task("keyframes", total=scenes * samples)
-        run(out, scenes, samples, seed, _names(conditions), sweeps, lambda done, _: progress.update(bar, completed=done))
+        run(
+            out, scenes, samples, seed, _names(conditions), sweeps, lambda done, _: progress.update(bar, completed=done)
+        )
 
 
-@app.command(epilog="Example: perception train configs/tiny.yaml --data drives --version v1.0-sim --out runs/a")
+@app.command(epilog="Example: perception train configs/tiny.yaml --data drives --out runs/a")
 def train(
     config: Annotated[Path, typer.Argument(help="YAML file, such as configs/tiny.yaml.")],
     data: Root,
-    version: Version,
     out: Out,
+    version: Version = None,
     split: Annotated[str | None, typer.Option(help="Default: the version's training split; all: every scene.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in --out.")] = False,
     steps: Annotated[int | None, typer.Option(help="Instead of the configuration's number of steps.", min=1)] = None,
 ) -> None:
-    """Train a model; checkpoints and TensorBoard logs go to --out. Several GPUs: accelerate launch -m perception.cli train ..."""
+    """Train a model; checkpoints and TensorBoard logs go to --out.
+
+    Several GPUs: accelerate launch -m perception.cli train ...
+    """
     from perception.config import load_config
     from perception.data.nuscenes import NuScenesTables
     from perception.training.loop import train as run
@@ -74,35 +104,39 @@ def train(
     settings = load_config(config)
     if steps is not None:
         settings = settings.model_copy(update={"train": settings.train.model_copy(update={"steps": steps})})
-    print(run(settings, NuScenesTables(data, version), split or TRAINING.get(version, "all"), out, resume))
+    tables = NuScenesTables(data, version or _only_version(data))
+    print(run(settings, tables, split or TRAINING.get(tables.version, "all"), out, resume))
 
 
-@app.command(epilog="Example: perception evaluate runs/a --data drives --version v1.0-sim --out runs/a/evaluation")
+@app.command(epilog="Example: perception evaluate runs/a --data drives --out runs/a/evaluation")
 def evaluate(
     model: Annotated[Path, typer.Argument(help="A run, one of its checkpoints, or an exported bundle.")],
     data: Root,
-    version: Version,
     out: Out,
+    version: Version = None,
     split: Annotated[
         str | None, typer.Option(help="Default: the version's validation split; all: every scene.")
     ] = None,
     scenes: Scenes = "",
+    as_json: Json = False,
 ) -> None:
     """Score a model with the official devkit: mAP, NDS, TP errors; and the map's IoU."""
     from perception.data.nuscenes import NuScenesTables
     from perception.evaluation.evaluate import evaluate as run
 
-    tables, split = NuScenesTables(data, version), split or VALIDATION.get(version, "all")
+    tables, console = NuScenesTables(data, version or _only_version(data)), _console(as_json)
+    split = split or VALIDATION.get(tables.version, "all")
     if (model / "manifest.json").exists():
         from deploy.runtime import Runtime
 
         runtime = Runtime(model)
-        run(runtime, tables, split, _names(scenes), out, runtime.bundle.spec)
+        result = run(runtime, tables, split, _names(scenes), out, runtime.bundle.spec, console)
     else:
         from perception.predict import TorchPredictor
 
         predictor = TorchPredictor.load(model)
-        run(predictor, tables, split, _names(scenes), out, predictor.spec)
+        result = run(predictor, tables, split, _names(scenes), out, predictor.spec, console)
+    _report(result, as_json)
 
 
 @app.command(epilog="Example: perception export runs/a --out runs/a/bundle --conditions rain")
@@ -110,11 +144,13 @@ def export(
     checkpoint: Annotated[Path, typer.Argument(help="A run, or one of its checkpoints.")],
     out: Out,
     conditions: Annotated[str, typer.Option(help="Fold the modules for these, such as rain,boston.")] = "",
+    as_json: Json = False,
 ) -> None:
     """Export a checkpoint to a bundle: ONNX, manifest, golden inputs and outputs."""
     from deploy.export import export as run
 
-    run(checkpoint, out, tuple(_names(conditions)))
+    bundle = run(checkpoint, out, _names(conditions), console=_console(as_json))
+    _report(bundle.manifest.model_dump(mode="json"), as_json)
 
 
 @app.command(epilog="Example: perception build runs/a/bundle --target rtx-ampere")
@@ -123,27 +159,28 @@ def build(
     target: Annotated[
         str, typer.Option(help="cpu, rtx-ampere, rtx-ada, rtx-blackwell, orin, thor, drive-orin, drive-thor.")
     ],
+    as_json: Json = False,
 ) -> None:
     """Compile a bundle's graph to an engine for a target."""
     from deploy.build import build as run
 
-    run(bundle, target)
+    _report(run(bundle, target, _console(as_json)).model_dump(mode="json"), as_json)
 
 
-@app.command(
-    epilog="Example: perception replay drives --version v1.0-sim --scenes sim-0003 --bundle runs/a/bundle --out runs/a/replay"
-)
+@app.command(epilog="Example: perception replay drives --scenes scene-0003 --bundle runs/a/bundle --out runs/a/replay")
 def replay(
     drive: Annotated[Path, typer.Argument(help="nuScenes dataroot, recorded or simulated.")],
     bundle: Annotated[Path, typer.Option(help="An exported bundle.")],
-    version: Version,
     out: Out,
+    version: Version = None,
     scenes: Scenes = "",
+    as_json: Json = False,
 ) -> None:
     """Run recorded scenes through an exported bundle; writes results, latencies and an HTML report."""
     from deploy.replay.player import replay as run
 
-    run(drive, version, _names(scenes), bundle, out)
+    version = version or _only_version(drive)
+    _report(run(drive, version, _names(scenes), bundle, out, console=_console(as_json)), as_json)
 
 
 @app.command(epilog="Example: perception demo --out runs/demo")

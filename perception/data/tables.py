@@ -55,10 +55,14 @@ def version_folder(dataroot: Path, version: str) -> Path:
         return folder
     if not dataroot.is_dir():
         raise InputError(f"{dataroot}: no such folder; give the dataroot that holds {version}/ and samples/")
-    found = sorted(path.parent.name for path in dataroot.glob("*/sample_data.json"))
-    if found:
+    if found := versions(dataroot):
         raise InputError(f"{dataroot}: has no version {version}; it has {', '.join(found)}")
     raise InputError(f"{dataroot}: not a nuScenes dataroot: it has no folder {version}/ with sample_data.json")
+
+
+def versions(dataroot: Path) -> list[str]:
+    """The versions whose tables a dataroot holds."""
+    return sorted(path.parent.name for path in dataroot.glob("*/sample_data.json"))
 
 
 def rows(folder: Path, table: str) -> Iterator[dict[str, Any]]:
