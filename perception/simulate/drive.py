@@ -17,7 +17,8 @@ from perception.simulate.city import build_city
 from perception.simulate.conditions import draw_weather
 from perception.simulate.nuscenes_writer import Row, Tables, calibrated_sensors, link, quaternion, token
 from perception.simulate.rig import IMAGE_SIZE, LIDAR, RIG
-from perception.simulate.world import World, build_world
+from perception.simulate.staging import build_world
+from perception.simulate.world import World
 
 PERIOD = 0.5  # s between keyframes
 SWEEP = 0.05  # s between LiDAR sweeps
@@ -177,9 +178,11 @@ def _photograph(drive: Drive, recorder: _Recorder, channel: str, time: float, sa
     sensor, world = RIG[channel], recorder.world
     moment = time + sensor.delay
     assert sensor.intrinsics is not None
-    global_from_camera = world.global_from_ego_at(moment) @ sensor.ego_from_sensor
+    pose = world.global_from_ego_at(moment)
     rng = drive.rng(3, round(time / PERIOD), CAMERAS.index(channel))
-    picture = camera.render(world.snapshot_at(moment), sensor.intrinsics, global_from_camera, IMAGE_SIZE, rng)
+    picture = camera.render(
+        world.snapshot_at(moment), sensor.intrinsics, pose @ sensor.ego_from_sensor, IMAGE_SIZE, rng, pose
+    )
     bgr = np.ascontiguousarray(picture.image[..., ::-1])
     content = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1].tobytes()
     recorder.add(channel, moment, sample, True, content)
