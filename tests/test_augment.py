@@ -116,7 +116,7 @@ def test_pixels_move_with_the_projected_point(seed: int) -> None:
     inputs = prepare(transformed(frame, similarity), spec, {"CAM_FRONT": affine})
     projection = inputs["image_from_reference"][0, 0].astype(np.float64)
     expected = _pixels(projection, _apply(similarity, point[None]))[0]
-    np.testing.assert_allclose(spot_of(inputs["images"][0, 0]), expected, atol=0.15)
+    np.testing.assert_allclose(spot_of(inputs["images"][0, 0]), expected, atol=0.08)
 
 
 @settings(max_examples=100, deadline=None)

@@ -125,7 +125,7 @@ def test_projections_hit_the_pixels_that_show_the_point(size: tuple[int, int], i
     inputs = prepare(painted_frame(point, size), spec)
     assert inputs["images"].shape == (1, 6, image.height, image.width, 3)
     expected = _pixel(inputs["image_from_reference"][0, 0].astype(np.float64), point)
-    np.testing.assert_allclose(spot_of(inputs["images"][0, 0]), expected, atol=0.15)
+    np.testing.assert_allclose(spot_of(inputs["images"][0, 0]), expected, atol=0.08)
 
 
 def test_fitting_keeps_the_bottom_and_the_edges_of_pixels() -> None:

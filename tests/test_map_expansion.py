@@ -16,6 +16,7 @@ from nuscenes.map_expansion.map_api import NuScenesMap
 from perception.config import Augment
 from perception.data.augment import draw_similarity, transformed
 from perception.data.map_expansion import MapExpansion
+from perception.data.nuscenes import NuScenesTables
 from perception.errors import InputError
 from perception.frame import MAP_CLASSES, Frame
 from perception.grid import BevGrid
@@ -96,16 +97,16 @@ def _frame(x: float = 300, y: float = 300, yaw: float = 0.4, height: float = 0.0
     return Frame("t", 0, "ego", pose, pose, None, {})
 
 
-def _shape(writer: MapWriter, layer: str) -> shapely.Geometry:
-    nodes = {n["token"]: (n["x"], n["y"]) for n in writer.layers["node"]}
+def _shape(layers: dict[str, Any], layer: str) -> shapely.Geometry:
+    nodes = {n["token"]: (n["x"], n["y"]) for n in layers["node"]}
     outlines = {
         p["token"]: shapely.Polygon(
             [nodes[t] for t in p["exterior_node_tokens"]],
             [[nodes[t] for t in hole["node_tokens"]] for hole in p["holes"]],
         )
-        for p in writer.layers["polygon"]
+        for p in layers["polygon"]
     }
-    records = writer.layers[layer]
+    records = layers[layer]
     return shapely.union_all([outlines[t] for r in records for t in r.get("polygon_tokens") or [r["polygon_token"]]])
 
 
@@ -130,7 +131,7 @@ def test_areas_equal_point_in_polygon_tests(tmp_path: Path, seed: int | None, ce
     assert masks.dtype == np.uint8
     places = _global_centers(frame, grid)
     for mask, layer in zip(masks, AREAS, strict=False):
-        expected = shapely.contains_xy(_shape(writer, layer), places[..., 0], places[..., 1])
+        expected = shapely.contains_xy(_shape(writer.layers, layer), places[..., 0], places[..., 1])
         np.testing.assert_array_equal(mask, expected)
         assert mask.any()
 
@@ -152,11 +153,31 @@ def test_areas_agree_with_the_devkits_but_for_rounding(tmp_path: Path, yaw: floa
     devkit = NuScenesMap(str(tmp_path), "boston-seaport")
     patch, degrees = (300.0, 300.0, 100.0, 100.0), float(np.rad2deg(yaw))
     theirs = devkit.get_map_mask(patch, degrees, list(AREAS), grid.shape)
-    ours = area.rasterize(frame, grid)
+    _assert_agree(area.rasterize(frame, grid), theirs, writer.layers, frame, grid)
+
+
+def test_simulated_maps_agree_with_the_devkits(sim_root: Path) -> None:
+    tables, grid = NuScenesTables(sim_root, "v1.0-sim"), BevGrid(x=(-50.0, 50.0), y=(-50.0, 50.0), cell=0.5)
+    for scene in tables.scenes():
+        frame = tables.frame(tables.samples(None, [scene])[0], lidar=False, cameras=False)
+        area = MapExpansion.load(sim_root, frame.location)
+        assert area is not None
+        pose = frame.global_from_ego
+        degrees = float(np.rad2deg(np.arctan2(pose[1, 0], pose[0, 0])))
+        patch = (pose[0, 3], pose[1, 3], 100.0, 100.0)
+        theirs = NuScenesMap(str(sim_root), frame.location).get_map_mask(patch, degrees, list(AREAS), grid.shape)
+        layers = json.loads((sim_root / "maps" / "expansion" / f"{frame.location}.json").read_text())
+        ours = area.rasterize(frame, grid)
+        _assert_agree(ours, theirs, layers, frame, grid)
+        assert ours[0].any()
+        assert ours[5].any()
+
+
+def _assert_agree(ours: np.ndarray, theirs: np.ndarray, layers: dict[str, Any], frame: Frame, grid: BevGrid) -> None:
+    """The devkit rounds corners to whole cells and fills the outline too: near outlines one cell is its error."""
     places = _global_centers(frame, grid)
     for name, mask, expected in zip(AREAS, ours, theirs, strict=False):
-        outline = _shape(writer, name).boundary
-        # The devkit rounds corners to whole cells and fills the outline too: one cell is its error.
+        outline = _shape(layers, name).boundary
         sure = shapely.distance(outline, shapely.points(places)) > 2 * grid.cell
         np.testing.assert_array_equal(mask[sure], expected[sure])
         assert (mask != expected).mean() < 0.02
