@@ -1,4 +1,4 @@
-"""Agents: who is annotated, how large they are, what they are built of, and what attribute their behaviour gives them."""
+"""Agents: who is annotated, how large they are, what they are built of, and which attribute their behaviour gives."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SIZES: dict[str, tuple[tuple[float, float, float], float]] = {
     "vehicle.truck": ((2.4, 7.0, 2.9), 0.05),
     "vehicle.bus.rigid": ((2.8, 11.2, 3.4), 0.03),
     "vehicle.trailer": ((2.45, 10.5, 3.6), 0.05),
-    "vehicle.construction": ((2.4, 6.3, 3.1), 0.05),
+    "vehicle.construction": ((2.3, 6.3, 3.1), 0.03),
     "vehicle.motorcycle": ((0.78, 2.1, 1.55), 0.06),
     "vehicle.bicycle": ((0.62, 1.75, 1.65), 0.06),
     "human.pedestrian.adult": ((0.66, 0.72, 1.74), 0.06),
@@ -25,10 +25,12 @@ RIDERLESS = {"vehicle.motorcycle": 1.15, "vehicle.bicycle": 1.05}  # m, height w
 MOVING = 0.2  # m/s, above it an agent counts as moving
 
 PAINTS = np.array(
-    [[228, 228, 226], [24, 24, 28], [122, 126, 130], [178, 182, 186], [150, 24, 28], [32, 58, 118], [70, 84, 62], [196, 160, 72]]
+    [[228, 228, 226], [24, 24, 28], [122, 126, 130], [178, 182, 186], [150, 24, 28], [32, 58, 118], [70, 84, 62],
+     [196, 160, 72]]
 )  # fmt: skip
 CLOTHES = np.array(
-    [[36, 40, 58], [150, 40, 44], [60, 96, 150], [214, 206, 190], [92, 70, 54], [40, 104, 72], [210, 158, 48], [92, 92, 96]]
+    [[36, 40, 58], [150, 40, 44], [60, 96, 150], [214, 206, 190], [92, 70, 54], [40, 104, 72], [210, 158, 48],
+     [92, 92, 96]]
 )  # fmt: skip
 SKIN, GLASS, RUBBER, ORANGE = (206, 160, 130), (38, 46, 56), (22, 22, 22), (238, 104, 24)
 WHITE_LAMP, RED_LAMP = (250, 246, 226), (190, 20, 20)

@@ -14,7 +14,7 @@ KERB_GAP = 1.3  # m between vehicles parked in line, at least
 
 # Per city: people a metre of walking path; share of free kerb spots with a cycle, with a person; share of parking
 # spaces taken; share of motorcycles among parked cycles.
-DENSITIES = {"boston": (0.016, 0.06, 0.05, 0.72, 0.35), "singapore": (0.016, 0.13, 0.06, 0.74, 0.6)}
+DENSITIES = {"boston": (0.019, 0.06, 0.05, 0.72, 0.35), "singapore": (0.021, 0.13, 0.06, 0.82, 0.6)}
 
 
 def parked_agent(
@@ -132,25 +132,28 @@ def construction_site(city: City, lane: Lane, rng: np.random.Generator) -> list[
     """A kerb lane closed by a taper of cones and a row of barriers, with a machine and workers behind them."""
     plan = city.plan
     width, kerb = plan.style.lane_width, -1.0 if plan.style.right_hand else 1.0  # kerb: left positive
+    arc = np.linspace(0, lane.length, len(lane.path))
     agents = []
 
     def place(category: str, s: float, left: float, turn: float = 0.0) -> None:
-        k = int(np.clip(s / lane.length * (len(lane.path) - 1), 1, len(lane.path) - 2))
-        ahead = lane.path[k + 1] - lane.path[k - 1]
-        yaw = float(np.arctan2(ahead[1], ahead[0]))
-        xy = lane.path[k] + left * np.array([-np.sin(yaw), np.cos(yaw)])
+        here, ahead = (
+            np.array([np.interp(at, arc, lane.path[:, k]) for k in (0, 1)]) for at in (s, min(s + 1.0, lane.length))
+        )
+        yaw = float(np.arctan2(*(ahead - here)[::-1]))
+        xy = here + left * np.array([-np.sin(yaw), np.cos(yaw)])
         agents.append(parked_agent(category, xy, yaw + turn, rng))
 
     inner = -kerb * (width / 2 - 0.3)
     first, last = 12.0, min(lane.length - 8.0, 12.0 + float(rng.uniform(30, 42)))
     for n in range(6):  # the taper, against the traffic
         place("movable_object.trafficcone", first - 9.0 + 1.8 * n, kerb * (width / 2 - 0.4) * (1 - 2 * n / 5))
-    for s in np.arange(first + 2.0, last, 2.9):
+    for s in np.arange(first + 2.0, last - 1.5, 3.0):
         place("movable_object.barrier", float(s), inner, np.pi / 2 + float(rng.normal(0, 0.03)))
     for s in (last + 1.0, last + 2.5, last + 4.0):
         place("movable_object.trafficcone", s, inner)
     middle = float(rng.uniform(first + 8, last - 8))
-    place("vehicle.construction", middle, kerb * (0.9 if plan.style.parking else 0.35), np.pi * rng.integers(2))
+    machine = kerb * (0.9 if plan.style.parking else 0.35)
+    place("vehicle.construction", middle, machine, np.pi * rng.integers(2))
     for s in (middle - 6.5, middle + 6.0):
         place("human.pedestrian.construction_worker", s, kerb * 0.4, float(rng.uniform(-np.pi, np.pi)))
     for s in (middle - 8.0, middle + 7.5):

@@ -1,9 +1,10 @@
-"""A city: map polygons and lines in global metres, the lane graph, the painted ground, and what stands beside the road."""
+"""A city: map polygons and lines in global metres, lane graph, painted ground, and what stands beside the road."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 
 import numpy as np
 import shapely
@@ -197,7 +198,7 @@ def _dividers(plan: Plan) -> dict[str, list[LineString]]:
                 left = np.full(len(along), k * plan.style.lane_width)
                 points = plan.to_global(_along_arm(plan, i, j, arm, along, left))
                 name = "road_divider" if k == 0 else "lane_divider"
-                lines[name] += [LineString(pair) for pair in zip(points[:-1], points[1:], strict=True)]
+                lines[name] += [LineString(pair) for pair in pairwise(points)]
     return lines
 
 
@@ -223,11 +224,11 @@ def _crossings(plan: Plan, graph: LaneGraph) -> list[Crossing]:
 
 
 def _tracks(plan: Plan, block: Polygon) -> list[tuple[np.ndarray, float]]:
-    """Closed walking paths around a block, 0.8 m apart, clear of the furniture strip."""
+    """Closed walking paths around a block, 0.95 m apart, clear of the furniture strip."""
     first = plan.style.verge + FURNITURE + 0.5
     last = plan.style.verge + plan.style.walkway - 0.4
     tracks = []
-    for inset in np.arange(first, last, 0.8):
+    for inset in np.arange(first, last, 0.95):
         ring = shapely.segmentize(block.buffer(-inset).exterior, 1.0)
         tracks.append(resample(plan.to_global(np.array(ring.coords)), 1.0))
     return tracks

@@ -28,7 +28,8 @@ def parse(names: Sequence[str]) -> list[Conditions]:
         parts = name.split("-")
         if len(parts) != 3 or any(p not in known for p, known in zip(parts, (WEATHERS, LIGHTS, CITIES), strict=True)):
             raise InputError(
-                f"unknown condition '{name}': write <{'|'.join(WEATHERS)}>-<{'|'.join(LIGHTS)}>-<{'|'.join(CITIES)}>, or all"
+                f"unknown condition '{name}': write weather-light-city with one of "
+                f"{', '.join(WEATHERS)}; {', '.join(LIGHTS)}; {', '.join(CITIES)}, or all"
             )
         found.append(Conditions(*parts))
     if not found:
@@ -53,11 +54,14 @@ def split(conditions: Sequence[Conditions]) -> tuple[list[int], list[int]]:
     left: dict[Conditions, list[int]] = {}
     for number, condition in enumerate(conditions):
         left.setdefault(condition, []).append(number)
-    wanted, validation = max(1, round(len(conditions) / 4)), []
+    validation: list[int] = []
+    wanted = max(1, round(len(conditions) / 4))
     while len(validation) < wanted:
         several = [scenes for scenes in left.values() if len(scenes) > 1]
         pool = several or [scenes for scenes in left.values() if scenes]
         count = min(wanted - len(validation), len(pool))
+        stride = len(pool) / count
         for k in range(count):  # evenly over the pool; the odd step keeps the cities mixed
-            validation.append(pool[(int((k + 0.5) * len(pool) / count) + k % 2) % len(pool)].pop())
+            shift = k % 2 if stride >= 2 else 0
+            validation.append(pool[(int((k + 0.5) * stride) + shift) % len(pool)].pop())
     return [n for n in range(len(conditions)) if n not in validation], sorted(validation)

@@ -1,4 +1,4 @@
-"""Recording one drive: the world advances, the sensors look at it, files are written, and what was there is annotated."""
+"""Recording one drive: the world advances, the sensors look at it, files are written, what they saw is annotated."""
 
 from __future__ import annotations
 

@@ -50,11 +50,11 @@ def _cells(points: np.ndarray) -> np.ndarray:
 
 def _fill(kinds: np.ndarray, polygon: Polygon, kind: Ground) -> None:
     rings = [polygon.exterior, *polygon.interiors]
-    cv2.fillPoly(kinds, [_cells(np.array(ring.coords)) for ring in rings], int(kind), shift=SHIFT)
+    cv2.fillPoly(kinds, [_cells(np.array(ring.coords)) for ring in rings], [int(kind)], shift=SHIFT)
 
 
 def _stroke(kinds: np.ndarray, points: np.ndarray, kind: Ground) -> None:
-    cv2.polylines(kinds, [_cells(points)], False, int(kind), LINE, shift=SHIFT)
+    cv2.polylines(kinds, [_cells(points)], False, [int(kind)], LINE, shift=SHIFT)
 
 
 def _zebra(crossing: Polygon) -> list[Polygon]:

@@ -73,7 +73,7 @@ class LaneGraph:
         uv = plan.centre(i, j) + along[:, None] * DIRECTIONS[arm] + left[:, None] * _left(arm)
         path, length = resample(plan.to_global(uv))
         arm_in = (arm + 2) % 4
-        self._by_start[i, j, arm, k] = self._by_end[(*other, arm_in, k)] = len(self.lanes)
+        self._by_start[i, j, arm, k] = self._by_end[other[0], other[1], arm_in, k] = len(self.lanes)
         junction = self.junctions.index(other)
         self.lanes.append(Lane(path, length, plan.style.speed, junction, arm_in, -1, k, False, (i, j, arm), []))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -140,7 +141,7 @@ def _arcline_path(lane: Lane) -> list[dict[str, Any]]:
     """The lane's centre line as straight Dubins pieces."""
     points, _ = resample(lane.path, PIECE)
     pieces = []
-    for start, end in zip(points[:-1], points[1:], strict=True):
+    for start, end in pairwise(points):
         length = float(np.linalg.norm(end - start))
         yaw, last = float(np.arctan2(*(end - start)[::-1])), end
         pieces.append(

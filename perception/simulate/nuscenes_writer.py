@@ -22,7 +22,8 @@ from perception.simulate.scenery import Ground
 VERSION = "v1.0-sim"
 Row = dict[str, Any]
 Tables = dict[str, list[Row]]
-LEVELS = ((0.4, "v0-40", "0 and 40%"), (0.6, "v40-60", "40 and 60%"), (0.8, "v60-80", "60 and 80%"), (np.inf, "v80-100", "80 and 100%"))  # fmt: skip
+VISIBLE = (0.4, 0.6, 0.8)  # visible shares that separate nuScenes' four levels
+LEVELS = ("0-40", "40-60", "60-80", "80-100")  # %
 
 
 def token(*parts: object) -> str:
@@ -32,18 +33,17 @@ def token(*parts: object) -> str:
 
 def visibility_token(share: float) -> str:
     """nuScenes' bin of the visible share; NaN, in no picture at all, is the lowest."""
-    return str(1 if np.isnan(share) else 1 + next(n for n, (top, _, _) in enumerate(LEVELS) if share < top))
+    return str(1 + sum(share >= limit for limit in VISIBLE))  # NaN is not >= anything
 
 
 def quaternion(rotation: np.ndarray) -> list[float]:
     """w, x, y, z of a rotation matrix (3, 3), by the largest component (Shepperd 1978)."""
-    trace = np.trace(rotation)
-    squares = np.array([trace, *np.diag(rotation)]) * 2 + np.array([1 + 0 * trace, *[1 - trace] * 3])
-    squares[0] = 1 + trace
+    r, trace = rotation, float(np.trace(rotation))
+    squares = np.array([trace, *np.diag(rotation)])  # w, x, y, z: the largest divides best
     k = int(np.argmax(squares))
-    r = rotation
+    squares = 1 + 2 * squares - trace
     candidates = (
-        [1 + trace, r[2, 1] - r[1, 2], r[0, 2] - r[2, 0], r[1, 0] - r[0, 1]],
+        [squares[0], r[2, 1] - r[1, 2], r[0, 2] - r[2, 0], r[1, 0] - r[0, 1]],
         [r[2, 1] - r[1, 2], squares[1], r[0, 1] + r[1, 0], r[0, 2] + r[2, 0]],
         [r[0, 2] - r[2, 0], r[0, 1] + r[1, 0], squares[2], r[1, 2] + r[2, 1]],
         [r[1, 0] - r[0, 1], r[0, 2] + r[2, 0], r[1, 2] + r[2, 1], squares[3]],
@@ -59,8 +59,8 @@ def fixed_tables() -> Tables:
         "category": [{"token": token("category", name), "name": name, "description": ""} for name in SIZES],
         "attribute": [{"token": token("attribute", a), "name": a, "description": ""} for a in ATTRIBUTES],
         "visibility": [
-            {"token": str(n + 1), "level": level, "description": f"visibility of whole object is between {text}"}
-            for n, (_, level, text) in enumerate(LEVELS)
+            {"token": str(n + 1), "level": f"v{level}", "description": f"{level} % of the object is visible"}
+            for n, level in enumerate(LEVELS)
         ],
         "sensor": [
             {

@@ -85,7 +85,7 @@ SINGAPORE = CityStyle(
     setback=7.0,
     tree_gap=10.0,
     tree_height=9.0,
-    carparks=0.75,
+    carparks=1.0,
 )
 
 

@@ -7,6 +7,7 @@ crossings and the exit on its way are free. So paths never conflict by construct
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,6 +16,8 @@ from perception.simulate.city import City, Crossing
 from perception.simulate.lanes import Lane
 
 DT = 0.1  # s
+TURN_RATE = 1.6  # rad/s, of people who turn round
+HARDEST_BRAKING = 6.0  # m/s^2
 GREEN = 7.0  # s for each arm
 ACCELERATION, BRAKING, HEADWAY, STANDSTILL = 1.6, 2.2, 1.2, 2.2  # IDM: m/s^2, m/s^2, s, m
 SIGHT = 70.0  # m that drivers look ahead
@@ -47,6 +50,7 @@ class Crosser:
     wait: float  # s left before the next attempt
     side: int  # the end where the person stands, or comes from
     progress: float = -1.0  # m walked; negative while waiting
+    turned: float = 0.0  # rad that the person, who came from the other side, has still to turn round
     recorded: list[tuple[float, float, float]] = field(default_factory=list)  # x, y, heading
 
 
@@ -157,7 +161,7 @@ class Traffic:
             if distance > SIGHT:
                 break
             lane = self.lanes[vehicle.route[k]]
-            allowed = min(allowed, np.sqrt(lane.speed**2 + 2 * 1.6 * max(0.0, distance - 2.0)))
+            allowed = min(allowed, math.sqrt(lane.speed**2 + 2 * 1.6 * max(0.0, distance - 2.0)))
             if lane.connector and k > vehicle.claimed:
                 if distance < vehicle.speed**2 / (2 * BRAKING) + 8.0:
                     behind = found == vehicle.cursor and self.vehicles[leader].claimed < self.vehicles[leader].cursor
@@ -172,11 +176,11 @@ class Traffic:
         acceleration = ACCELERATION * (1 - (speed / max(allowed, 0.1)) ** 4)
         for distance, other_speed in obstacles:
             if distance < SIGHT:
-                closing = speed * (speed - other_speed) / (2 * np.sqrt(ACCELERATION * BRAKING))
+                closing = speed * (speed - other_speed) / (2 * math.sqrt(ACCELERATION * BRAKING))
                 wanted = STANDSTILL + max(0.0, speed * HEADWAY + closing)
                 free = 1 - (speed / max(allowed, 0.1)) ** 4
                 acceleration = min(acceleration, ACCELERATION * (free - (wanted / max(distance, 0.1)) ** 2))
-        return float(np.clip(acceleration, -6.0, ACCELERATION)), gap
+        return max(-HARDEST_BRAKING, acceleration), gap
 
     def _may_enter(
         self, n: int, k: int, occupied: dict[int, list[tuple[float, float, int]]], ego: tuple[int, int, int] | None
@@ -229,6 +233,7 @@ class Traffic:
         width = float(np.linalg.norm(crossing.ends[1] - crossing.ends[0]))
         if crosser.progress < 0:
             crosser.wait -= DT
+            crosser.turned = max(0.0, crosser.turned - TURN_RATE * DT)
             if crosser.wait <= 0 and self._may_walk(key, ego):
                 crosser.progress = 0.0
                 self.on_crossing[key] = self.on_crossing.get(key, 0) + 1
@@ -236,7 +241,7 @@ class Traffic:
         crosser.progress += crosser.speed * DT
         if crosser.progress >= width:
             crosser.side, crosser.progress = 1 - crosser.side, -1.0
-            crosser.wait = float(self.rng.uniform(4, 15))
+            crosser.wait, crosser.turned = float(self.rng.uniform(4, 15)), math.pi
             self.on_crossing[key] -= 1
 
     def _may_walk(self, key: tuple[int, int], ego: tuple[int, int, int] | None) -> bool:
@@ -257,7 +262,7 @@ class Traffic:
             start, end = crosser.crossing.ends[crosser.side], crosser.crossing.ends[1 - crosser.side]
             ahead = (end - start) / np.linalg.norm(end - start)
             here = start + max(crosser.progress, 0.0) * ahead + crosser.lane * crosser.crossing.along
-            crosser.recorded.append((here[0], here[1], float(np.arctan2(ahead[1], ahead[0]))))
+            crosser.recorded.append((here[0], here[1], math.atan2(ahead[1], ahead[0]) + crosser.turned))
 
 
 def poses(lanes: list[Lane], vehicle: Vehicle, behind: float, length: float) -> tuple[np.ndarray, np.ndarray]:
