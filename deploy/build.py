@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import time
+from pathlib import Path
 
 import onnxruntime
+from rich.console import Console
 
 from deploy.bundle import ONNX, Bundle, EngineRecord
 from deploy.engines import open_engine
@@ -14,17 +16,24 @@ from deploy.golden import require_agreement
 from deploy.targets import Target, find_target
 
 
-def build(bundle: Bundle, target_name: str) -> EngineRecord:
-    """Compile the bundle's network for a target, and keep the plan in BUNDLE/engines.
+def build(path: Path, target_name: str, console: Console | None = None) -> EngineRecord:
+    """Compile the network of the bundle in folder `path` for a target; the plan goes to its `engines` folder.
 
     ONNX Runtime compiles whenever it opens a network, so for `cpu` there is no plan to keep: the golden frame is
     run, and the record says how long it took to get ready.
 
     Raises:
-        InputError: an unknown target, no compiler for it here, or a graph that it refuses.
+        InputError: no bundle, an unknown target, no compiler for it here, or a graph that it refuses.
     """
-    target = find_target(target_name)
-    return _build_cpu(bundle, target) if target.compiler == "onnxruntime" else _build_plan(bundle, target)
+    console = console or Console()
+    target, bundle = find_target(target_name), Bundle.load(path)
+    with console.status(f"Compiling for {target.device}"):
+        record = _build_cpu(bundle, target) if target.compiler == "onnxruntime" else _build_plan(bundle, target)
+    size = f"{record.plan_bytes / 1e6:.1f} MB" if record.plan_bytes else "no plan to keep"
+    console.print(
+        f"{target.name} ({target.device}): {record.compiler}, {record.layers} layers, {size}, {record.seconds:.2f} s"
+    )
+    return record
 
 
 def _build_plan(bundle: Bundle, target: Target) -> EngineRecord:

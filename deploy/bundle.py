@@ -28,7 +28,7 @@ from perception.config import CameraBranch, Grid, Lidar, Section
 from perception.data.inputs import InputSpec
 from perception.errors import InputError
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 1  # as in Manifest
 MANIFEST, ONNX, GOLDEN, ENGINES = "manifest.json", "model.onnx", "golden.safetensors", "engines"
 
 Arrays = Mapping[str, np.ndarray]
@@ -46,7 +46,7 @@ class TensorInfo(Section):
 class Manifest(Section):
     """What the bundle says of itself; `manifest.json` is exactly this."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1] = 1
     sha256: str = ""  # of this manifest, written with an empty string here
     name: str  # of the configuration
     precision: Literal["fp32"] = "fp32"
@@ -219,7 +219,7 @@ def _read_manifest(path: Path) -> Manifest:
         where = ".".join(str(part) for part in first["loc"]) or "the text"
         if where == "schema_version":
             raise InputError(
-                f"{file}: schema version {first['input']}, but this program reads version {SCHEMA_VERSION}; export again"
+                f"{file}: schema version {first['input']}, but this program reads {SCHEMA_VERSION}; export again"
             ) from None
         raise InputError(f"{file}: {where}: {first['msg'].lower()}; export the bundle again") from None
     if text != manifest.sealed():

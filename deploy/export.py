@@ -16,6 +16,8 @@ from pathlib import Path
 import numpy as np
 import onnx
 import torch
+from rich.console import Console
+from rich.table import Table
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -46,27 +48,36 @@ UNITS = {
 }
 
 
-def export(checkpoint: Path, out: Path, conditions: Sequence[str] = (), golden: Frame | None = None) -> Bundle:
-    """Write the bundle of a checkpoint to the folder `out`.
+def export(
+    checkpoint: Path,
+    out: Path,
+    conditions: Sequence[str] = (),
+    golden: Frame | None = None,
+    console: Console | None = None,
+) -> Bundle:
+    """Write the bundle of a checkpoint to the folder `out`, and print what it is.
 
     Args:
         conditions: what is known of the drives to come, such as ("rain", "boston"); the modules for them are
             folded into the weights.
         golden: the frame that proves engines later; None takes a synthetic one. It becomes part of the bundle,
             and with it the licence of its recording.
+        console: where progress and the table go; standard output by default.
 
     Raises:
         InputError: no such checkpoint or condition, ONNX Runtime differs from torch, or `out` cannot be written.
     """
-    model, config = load_model(checkpoint)
+    console = console or Console()
     known = parse_conditions(conditions)
+    model, config = load_model(checkpoint)
     spec = InputSpec.of(config)
     inputs = prepare(golden or synthetic_frame(spec.grid.reference), spec)
-    routed = model.router([known])
+    folded = tuple(model.router([known]).weights)
     model = model.folded(known).eval()
     outputs, flops = _run(model, inputs)
-    graph = to_onnx(model, inputs, list(outputs))
-    content = graph.SerializeToString(deterministic=True)
+    with console.status("Exporting to ONNX"):
+        graph = to_onnx(model, inputs, list(outputs))
+        content = graph.SerializeToString(deterministic=True)
     require_agreement(outputs, OnnxRuntimeEngine(content).run(inputs), TOLERANCE, "ONNX Runtime")
     describe = functools.partial(
         Manifest,
@@ -85,12 +96,14 @@ def export(checkpoint: Path, out: Path, conditions: Sequence[str] = (), golden: 
         outputs=_describe(outputs),
         modules=tuple(module.name for module in config.modules),
         conditions=known.known(),
-        folded=tuple(routed.weights),
+        folded=folded,
         parameters=sum(p.numel() for p in model.parameters()),
         flops=flops,
         operators=dict(sorted(Counter(node.op_type for node in graph.graph.node).items())),
     )
-    return write_bundle(out, content, (inputs, outputs), describe)
+    bundle = write_bundle(out, content, (inputs, outputs), describe)
+    console.print(_table(bundle.manifest))
+    return bundle
 
 
 def parse_conditions(values: Sequence[str]) -> Conditions:
@@ -146,7 +159,9 @@ def to_onnx(model: PerceptionModel, inputs: dict[str, np.ndarray], outputs: Sequ
         )
     assert program is not None  # only None when it writes a file itself
     graph: onnx.ModelProto = program.model_proto
-    foreign = sorted({f"{n.domain}::{n.op_type}" for n in graph.graph.node if n.domain} | {f.name for f in graph.functions})
+    foreign = sorted(
+        {f"{n.domain}::{n.op_type}" for n in graph.graph.node if n.domain} | {f.name for f in graph.functions}
+    )
     if foreign:
         raise InputError(f"the graph needs operators outside the ONNX standard: {', '.join(foreign)}")
     # The exporter notes the Python source of every node: paths of this machine, and a third of the file.
@@ -166,7 +181,11 @@ def _run(model: PerceptionModel, inputs: dict[str, np.ndarray]) -> tuple[dict[st
 
 
 def _map_grid(config: Config) -> Grid | None:
-    return config.grid.model_copy(update={"cell": config.grid.cell * config.model.trunk.stride}) if config.model.map else None
+    return (
+        config.grid.model_copy(update={"cell": config.grid.cell * config.model.trunk.stride})
+        if config.model.map
+        else None
+    )
 
 
 def _describe(arrays: dict[str, np.ndarray]) -> tuple[TensorInfo, ...]:
@@ -174,3 +193,19 @@ def _describe(arrays: dict[str, np.ndarray]) -> tuple[TensorInfo, ...]:
         TensorInfo(name=name, shape=array.shape, dtype=array.dtype.name, unit=UNITS[name])
         for name, array in arrays.items()
     )
+
+
+def _table(manifest: Manifest) -> Table:
+    """Size of the network, and how many of each ONNX operator it has."""
+    table = Table(title=f"{manifest.name}: ONNX opset {manifest.opset}, {manifest.precision}", show_header=False)
+    most_first = sorted(manifest.operators.items(), key=lambda item: (-item[1], item[0]))
+    for what, value in (
+        ("parameters", f"{manifest.parameters:,}"),
+        ("GFLOP per frame", f"{manifest.flops / 1e9:.2f}"),
+        ("conditions", ", ".join(manifest.conditions) or "none known"),
+        ("modules folded", ", ".join(manifest.folded) or "none"),
+        (f"{sum(manifest.operators.values())} operators", ", ".join(f"{name} {n}" for name, n in most_first)),
+        ("ONNX Runtime", f"equals torch within {manifest.tolerance:g}"),
+    ):
+        table.add_row(what, value)
+    return table

@@ -29,9 +29,7 @@ def synthetic_frame(reference: Reference, seed: int = 0) -> Frame:
     for name, yaw in zip(CAMERAS, np.radians([0, -55, 55, 180, 110, -110]), strict=True):
         ego_from_camera = np.eye(4)
         # Columns are the camera's axes in the vehicle: right, down, along the optical axis.
-        ego_from_camera[:3, :3] = np.array(
-            [[np.sin(yaw), 0, np.cos(yaw)], [-np.cos(yaw), 0, np.sin(yaw)], [0, -1, 0]]
-        )
+        ego_from_camera[:3, :3] = np.array([[np.sin(yaw), 0, np.cos(yaw)], [-np.cos(yaw), 0, np.sin(yaw)], [0, -1, 0]])
         ego_from_camera[:3, 3] = [np.cos(yaw), np.sin(yaw), 1.5]
         coarse = rng.integers(0, 200, (9, 16, 3))
         image = coarse.repeat(100, axis=0).repeat(100, axis=1) + rng.integers(0, 56, (900, 1600, 1))
@@ -74,9 +72,7 @@ def differences(expected: Arrays, actual: Arrays, tolerance: float) -> list[str]
         if name in expected and (off := _off(expected[name], actual[name]).max()) > tolerance:
             problems.append(f"{name} is off by {off:.2g}")
     for i in range(len(expected["scores"])):
-        lost = _lost_detections(
-            {k: v[i] for k, v in expected.items()}, {k: v[i] for k, v in actual.items()}, tolerance
-        )
+        lost = _lost_detections({k: v[i] for k, v in expected.items()}, {k: v[i] for k, v in actual.items()}, tolerance)
         if len(lost):
             problems.append(f"{len(lost)} of {expected['scores'].shape[1]} detections differ, first rank {lost[0]}")
     return problems

@@ -77,7 +77,7 @@ def _compiler(target: Target) -> Any:
 def _listen(trt: Any) -> Any:
     """A logger that remembers the errors and the node that was read last."""
 
-    class Log(trt.ILogger):  # type: ignore[misc]
+    class Log(trt.ILogger):
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
             self.errors: list[str] = []

@@ -12,8 +12,8 @@ from perception.grid import BevGrid, Reference
 
 # Map classes in the order of MAP_CLASSES, as RGB; what comes later lies on top.
 MAP_COLOURS = ((58, 74, 96), (196, 154, 66), (94, 78, 120), (190, 72, 72), (44, 104, 104), (226, 214, 150))
-# Points by height above the road, from below it to 4 m.
-HEIGHT_COLOURS = cv2.applyColorMap(np.linspace(60, 235, 12).astype(np.uint8)[:, None], cv2.COLORMAP_VIRIDIS)[:, 0]
+# Points by height above the road, from below it to 4 m: from slate to warm white, as RGB.
+HEIGHT_COLOURS = np.linspace((104, 126, 150), (255, 240, 205), 12).astype(np.uint8)
 
 # Corners as `Boxes.corners` orders them: 0-3 of the front face, 4-7 of the rear; 2, 3, 6, 7 are the lower ones.
 _EDGES = np.array([(0, 1), (1, 2), (2, 3), (3, 0), (4, 5), (5, 6), (6, 7), (7, 4), (0, 4), (1, 5), (2, 6), (3, 7)])
@@ -39,7 +39,7 @@ def points_picture(frame: Frame, grid: BevGrid, size: int) -> str | None:
     pixels = np.clip(((screen - low) / span * size).astype(int), 0, size - 1)
     shade = np.clip((height[order] + 0.5) / 4.5 * len(HEIGHT_COLOURS), 0, len(HEIGHT_COLOURS) - 1).astype(int)
     picture = np.zeros((size, size, 4), np.uint8)
-    picture[pixels[:, 1], pixels[:, 0], :3] = HEIGHT_COLOURS[shade]
+    picture[pixels[:, 1], pixels[:, 0], :3] = HEIGHT_COLOURS[shade, ::-1]  # OpenCV writes BGR
     picture[pixels[:, 1], pixels[:, 0], 3] = 255
     return _uri(".png", picture, [cv2.IMWRITE_PNG_COMPRESSION, 9])
 
@@ -68,7 +68,7 @@ def camera_picture(image: np.ndarray, width: int) -> str:
 
 
 def outlines_from_above(boxes: Boxes, reference: Reference) -> np.ndarray:
-    """(N, 6, 2) corners of each box's ground, front left first, then its middle and its front's middle; m, on the screen."""
+    """(N, 6, 2) ground corners of each box from front left on, its middle, its front's middle; m, on the screen."""
     corners = boxes.corners()[..., :2]
     ground = corners[:, [3, 2, 6, 7]]
     middle, front = ground.mean(axis=1, keepdims=True), ground[:, :2].mean(axis=1, keepdims=True)
@@ -90,7 +90,9 @@ def outlines_in_camera(boxes: Boxes, projection: np.ndarray, shape: tuple[int, .
     start, end = _clipped(start, end), _clipped(end, start)
     scale = width / shape[1]
     with np.errstate(invalid="ignore"):
-        lines = np.stack([start[..., :2] / start[..., 2:], end[..., :2] / end[..., 2:]], axis=2) * scale  # (N, 12, 2, 2)
+        lines = (
+            np.stack([start[..., :2] / start[..., 2:], end[..., :2] / end[..., 2:]], axis=2) * scale
+        )  # (N, 12, 2, 2)
     seen = np.isfinite(lines).all(axis=(2, 3))
     limit = np.array([width, shape[0] * scale])
     low = np.where(seen[..., None], lines.min(axis=2), np.inf).min(axis=1)

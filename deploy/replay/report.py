@@ -50,7 +50,8 @@ class Report:
                     "points": pictures.points_picture(frame, self._grid, ABOVE_SIZE),
                     "map": pictures.map_picture(prediction.map_probabilities, frame.reference),
                     "cameras": {
-                        name: pictures.camera_picture(camera.image, CAMERA_WIDTH) for name, camera in frame.cameras.items()
+                        name: pictures.camera_picture(camera.image, CAMERA_WIDTH)
+                        for name, camera in frame.cameras.items()
                     },
                     "predicted": _drawn(_worth_showing(prediction.boxes), frame),
                     "annotated": None if frame.boxes is None else _drawn(_annotated(frame.boxes, self._grid), frame),
@@ -99,7 +100,7 @@ def _worth_showing(boxes: Boxes) -> Boxes:
 
 
 def _annotated(boxes: Boxes, grid: BevGrid) -> Boxes:
-    """Annotations that a sensor could have seen: on the grid, and with a LiDAR or radar point (as the devkit scores)."""
+    """Annotations that count: on the grid, and with a LiDAR or radar point, as the devkit scores."""
     return boxes.select(grid.inside(boxes.centers * [1, 1, 0]) & (boxes.num_points != 0))
 
 

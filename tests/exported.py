@@ -1,0 +1,79 @@
+"""A random network of the demo's configuration, exported once for all the tests of this process."""
+
+from __future__ import annotations
+
+import atexit
+import shutil
+import tempfile
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from torch import nn
+
+from deploy.bundle import Bundle
+from deploy.export import export
+from deploy.golden import synthetic_frame
+from perception.config import load_config
+from perception.data.inputs import InputSpec, prepare
+from perception.frame import Frame, Prediction
+from perception.model import PerceptionModel
+from perception.training.checkpoint import save
+
+QUIET = Console(quiet=True)
+CONFIG = Path(__file__).parents[1] / "configs" / "tiny.yaml"
+
+
+@cache
+def folder() -> Path:
+    path = Path(tempfile.mkdtemp(prefix="exported-"))
+    atexit.register(shutil.rmtree, path, ignore_errors=True)
+    return path
+
+
+@cache
+def checkpoint() -> Path:
+    """Random weights, with statistics of real activations, so that the outputs vary as a trained network's do."""
+    config = load_config(CONFIG)
+    torch.manual_seed(0)
+    model = PerceptionModel(config)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.momentum = 1.0  # take over the statistics of the next batch
+        inputs = prepare(synthetic_frame("ego", seed=7), InputSpec.of(config))
+        model.train().forward({name: torch.from_numpy(array) for name, array in inputs.items()})
+        for name, parameter in model.named_parameters():
+            if "computations" in name:  # modules begin as the identity; these shall matter
+                parameter.normal_(0, 0.05)
+        heads = model.heads["detection"].branches
+        heads["heatmap"][1].weight.normal_(0, 0.15)
+        heads["heatmap"][1].bias.fill_(-3.0)
+    save(folder() / "run", 1, config, model, torch.optim.AdamW(model.parameters()), {})
+    return folder() / "run"
+
+
+@cache
+def bundle(*conditions: str) -> Bundle:
+    name = "-".join(("bundle", *conditions))
+    return export(checkpoint(), folder() / name, conditions, console=QUIET)
+
+
+def copied(to: Path) -> Path:
+    """A copy of the bundle that a test may damage."""
+    shutil.copytree(bundle().path, to)
+    return to
+
+
+def assert_equal(a: Prediction, b: Prediction) -> None:
+    """Equal to the last bit."""
+    for field in ("centers", "sizes", "rotations", "velocities", "labels", "attributes", "scores"):
+        np.testing.assert_array_equal(getattr(a.boxes, field), getattr(b.boxes, field))
+    np.testing.assert_array_equal(a.map_probabilities, b.map_probabilities)
+
+
+def without(frame: Frame, sensor: str) -> Frame:
+    return replace(frame, cameras={}) if sensor == "camera" else replace(frame, points=None)

@@ -1,0 +1,145 @@
+"""Compiling for a target: NVIDIA's own compiler takes the whole graph, and what it refuses is said."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from exported import QUIET, bundle, copied
+from onnx import TensorProto, helper
+
+from deploy.build import build
+from deploy.bundle import Bundle
+from deploy.engines import open_engine
+from deploy.engines.cuda import compute_capability
+from deploy.engines.onnxruntime import OnnxRuntimeEngine
+from deploy.engines.tensorrt import build_engine
+from deploy.runtime import Runtime
+from deploy.targets import TARGETS, find_target
+from perception.errors import InputError
+
+
+def scatter(reduction: str) -> bytes:
+    """A graph whose third node scatters with this reduction."""
+    value = helper.make_tensor_value_info
+    nodes = [
+        helper.make_node("Relu", ["x"], ["r"], name="relu"),
+        helper.make_node("ScatterElements", ["r", "i", "u"], ["s"], name="plain", axis=0),
+        helper.make_node("ScatterElements", ["s", "i", "u"], ["y"], name="canvas", axis=0, reduction=reduction),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "scatter",
+        [
+            value("x", TensorProto.FLOAT, [9, 4]),
+            value("i", TensorProto.INT32, [3, 4]),
+            value("u", TensorProto.FLOAT, [3, 4]),
+        ],
+        [value("y", TensorProto.FLOAT, [9, 4])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    onnx.checker.check_model(model)
+    return model.SerializeToString()
+
+
+@pytest.mark.parametrize("target", [name for name, target in TARGETS.items() if target.compiler == "tensorrt_rtx"])
+def test_whole_graph_compiles_without_a_gpu(tmp_path: Path, target: str) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    path = copied(tmp_path / "bundle")
+    record = build(path, target, QUIET)
+    loaded = Bundle.load(path)  # the engine is no part of what the manifest seals
+    assert loaded.plan(target).stat().st_size == record.plan_bytes > 4 * loaded.manifest.parameters
+    assert record.layers >= loaded.manifest.operators["Conv"]
+
+
+def test_refusal_names_node_operator_and_reason() -> None:
+    pytest.importorskip("tensorrt_rtx")
+    assert build_engine(scatter("none"), find_target("rtx-ampere")).layers > 0
+    with pytest.raises(InputError, match=r"refuses node canvas \[ScatterElements\]: Unsupported reduction type"):
+        build_engine(scatter("add"), find_target("rtx-ampere"))
+
+
+def test_refusal_of_pictures_that_are_not_cast() -> None:
+    pytest.importorskip("tensorrt_rtx")
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        [helper.make_node("Transpose", ["x"], ["t"], name="turn"), helper.make_node("Cast", ["t"], ["y"], to=1)],
+        "pictures",
+        [value("x", TensorProto.UINT8, [4, 3])],
+        [value("y", TensorProto.FLOAT, [3, 4])],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    with pytest.raises(InputError, match=r"refuses node turn \[Transpose\]: .*UInt8") as error:
+        build_engine(model.SerializeToString(), find_target("rtx-ampere"))
+    assert "\n" not in str(error.value)
+
+
+def test_refusal_of_a_file_that_is_no_graph() -> None:
+    pytest.importorskip("tensorrt_rtx")
+    with pytest.raises(InputError, match=r"refuses the file: .*Failed to parse the ONNX model"):
+        build_engine(bundle().onnx.read_bytes()[:5000], find_target("rtx-ada"))
+
+
+def test_device_targets_say_where_to_build() -> None:
+    with pytest.raises(InputError, match=r"orin: needs tensorrt on the Jetson Orin itself, .* JetPack 6"):
+        build(bundle().path, "orin", QUIET)
+    with pytest.raises(InputError, match="toaster: unknown target; choose one of cpu, rtx-ampere"):
+        build(bundle().path, "toaster", QUIET)
+
+
+def test_plan_is_checked_before_it_runs(tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    path = copied(tmp_path / "bundle")
+    with pytest.raises(InputError, match="no engine for rtx-ada; run `perception build"):
+        Runtime(path, "rtx-ada")
+    build(path, "rtx-ada", QUIET)
+    plan = path / "engines" / "rtx-ada.plan"
+    content = plan.read_bytes()
+    plan.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(InputError, match=r"rtx-ada.plan: was changed"):
+        Bundle.load(path).plan("rtx-ada")
+    plan.write_bytes(content)
+    record = path / "engines" / "rtx-ada.json"
+    record.write_text(record.read_text().replace(bundle().manifest.files["model.onnx"], "0" * 64))
+    with pytest.raises(InputError, match="compiled from another network"):
+        Bundle.load(path).plan("rtx-ada")
+
+
+def test_plan_without_a_gpu_is_one_clear_line(tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    path = copied(tmp_path / "bundle")
+    build(path, "rtx-ampere", QUIET)
+    try:
+        compute_capability()
+    except InputError as error:
+        reason = str(error)
+        with pytest.raises(InputError, match="GPU") as refusal:
+            open_engine(Bundle.load(path), "rtx-ampere")
+        assert str(refusal.value) == reason
+        assert "\n" not in reason
+    else:
+        Runtime(path, "rtx-ampere")  # there is one: it must compute the network
+
+
+def test_cpu_build_runs_the_golden_frame(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = copied(tmp_path / "bundle")
+    assert build(path, "cpu", QUIET).layers == sum(bundle().manifest.operators.values())
+    _, another = bundle("rain").golden()
+    monkeypatch.setattr(OnnxRuntimeEngine, "run", lambda self, inputs: another)
+    with pytest.raises(InputError, match="ONNX Runtime does not compute the exported network"):
+        build(path, "cpu", QUIET)
+
+
+def test_onnxruntime_refuses_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"not a graph")
+    with pytest.raises(InputError, match=r"model\.onnx: ONNX Runtime refuses it") as error:
+        OnnxRuntimeEngine(tmp_path / "model.onnx")
+    assert "\n" not in str(error.value)
+
+
+def test_engine_gives_the_same_bytes_twice() -> None:
+    engine = open_engine(bundle())
+    inputs, _ = bundle().golden()
+    first, second = engine.run(inputs), engine.run(inputs)
+    for name in first:
+        np.testing.assert_array_equal(first[name], second[name])

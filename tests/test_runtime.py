@@ -1,0 +1,76 @@
+"""The runtime verifies before it drives, and is the predictor that the network is."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from exported import assert_equal, bundle, checkpoint, copied, without
+
+from deploy.bundle import Bundle, write_bundle
+from deploy.engines.onnxruntime import OnnxRuntimeEngine
+from deploy.golden import synthetic_frame
+from deploy.runtime import Runtime
+from perception.data.inputs import prepare
+from perception.data.outputs import to_prediction
+from perception.errors import InputError
+from perception.predict import TorchPredictor
+
+
+def test_step_is_prepare_engine_and_postprocess() -> None:
+    runtime, frame = Runtime(bundle().path), synthetic_frame("ego", seed=3)
+    expected = to_prediction(OnnxRuntimeEngine(bundle().onnx).run(prepare(frame, bundle().spec)))
+    assert_equal(runtime.step(frame), expected)
+    assert_equal(runtime(frame), expected)
+    assert set(runtime.seconds) == {"preprocess", "engine", "postprocess"}
+    assert all(seconds > 0 for seconds in runtime.seconds.values())
+
+
+@pytest.mark.parametrize("missing", [None, "camera", "lidar"])
+def test_runtime_agrees_with_the_torch_predictor(missing: str | None) -> None:
+    frame = synthetic_frame("ego", seed=5)
+    frame = without(frame, missing) if missing else frame
+    expected, actual = TorchPredictor.load(checkpoint())(frame), Runtime(bundle().path)(frame)
+    np.testing.assert_allclose(actual.boxes.scores, expected.boxes.scores, atol=1e-4)
+    np.testing.assert_allclose(actual.map_probabilities, expected.map_probabilities, atol=1e-4)
+
+
+def test_golden_mismatch_refuses_to_drive(tmp_path: Path) -> None:
+    """Sealed and whole, but the recorded outputs are another network's."""
+    inputs, _ = bundle().golden()
+    _, outputs = bundle("rain").golden()
+    write_bundle(
+        tmp_path / "bundle",
+        bundle().onnx.read_bytes(),
+        (inputs, outputs),
+        lambda files: bundle().manifest.model_copy(update={"files": files}),
+    )
+    Bundle.load(tmp_path / "bundle")
+    with pytest.raises(InputError, match="does not compute the exported network") as error:
+        Runtime(tmp_path / "bundle")
+    assert "\n" not in str(error.value)
+
+
+def test_engine_that_drifts_a_little_is_refused(tmp_path: Path) -> None:
+    inputs, outputs = bundle().golden()
+    path = tmp_path / "bundle"
+    for offset, accepted in ((5e-5, True), (2e-4, False)):
+        drifted = outputs | {"scores": outputs["scores"] + np.float32(offset)}
+        write_bundle(
+            path,
+            bundle().onnx.read_bytes(),
+            (inputs, drifted),
+            lambda files: bundle().manifest.model_copy(update={"files": files}),
+        )
+        if accepted:
+            Runtime(path)
+        else:
+            with pytest.raises(InputError, match=r"scores is off by 0\.0002"):
+                Runtime(path)
+
+
+def test_changed_bundle_does_not_run(tmp_path: Path) -> None:
+    path = copied(tmp_path / "bundle")
+    with (path / "model.onnx").open("ab") as file:
+        file.write(b"\0")
+    with pytest.raises(InputError, match=r"model\.onnx: was changed"):
+        Runtime(path)

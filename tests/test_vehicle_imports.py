@@ -1,0 +1,79 @@
+"""What runs on the vehicle imports no torch, and perception knows nothing of deploy."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from exported import bundle
+
+ROOT = Path(__file__).parents[1]
+VEHICLE = (
+    "perception.frame",
+    "perception.grid",
+    "perception.data.nuscenes",
+    "perception.data.pillars",
+    "perception.data.inputs",
+    "perception.data.outputs",
+    "perception.evaluation.submission",
+    "deploy.bundle",
+    "deploy.build",
+    "deploy.golden",
+    "deploy.targets",
+    "deploy.engines",
+    "deploy.engines.cuda",
+    "deploy.engines.onnxruntime",
+    "deploy.engines.tensorrt",
+    "deploy.runtime",
+    "deploy.replay.latency",
+    "deploy.replay.pictures",
+    "deploy.replay.player",
+    "deploy.replay.report",
+    "deploy.replay.sources",
+)
+# The rest of deploy is the workshop's: it trains or exports.
+WORKSHOP = {"deploy.export", "deploy.demo"}
+ABSENT = ["torch", "torchvision", "timm", "onnx", "onnxscript", "accelerate"]
+BLOCKED = f"import sys\nsys.modules.update(dict.fromkeys({ABSENT}))\n"
+
+
+def python(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-c", BLOCKED + code], capture_output=True, text=True, check=False, cwd=ROOT)
+
+
+def test_vehicle_side_imports_and_runs_without_torch() -> None:
+    imports = "".join(f"import {name}\n" for name in VEHICLE)
+    result = python(
+        f"{imports}from pathlib import Path\n"
+        f"runtime = deploy.runtime.Runtime(Path({str(bundle().path)!r}))\n"
+        "print(len(runtime.step(deploy.golden.synthetic_frame('ego', 1)).boxes))"
+    )
+    assert result.returncode == 0, result.stderr
+    assert int(result.stdout) == 200
+
+
+def test_every_module_of_deploy_is_on_the_vehicle_or_in_the_workshop() -> None:
+    modules = {
+        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+        for path in (ROOT / "deploy").rglob("*.py")
+    }
+    assert modules - {"deploy", "deploy.replay"} - WORKSHOP == {name for name in VEHICLE if name.startswith("deploy")}
+
+
+@pytest.mark.parametrize("module", ["deploy.export"])
+def test_the_block_works(module: str) -> None:
+    assert "ModuleNotFoundError" in python(f"import {module}").stderr
+
+
+def test_perception_does_not_import_deploy() -> None:
+    """Except the command line, which knows both."""
+    for path in (ROOT / "perception").rglob("*.py"):
+        imported = {
+            name
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.Import | ast.ImportFrom)
+            for name in ([a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or ""])
+        }
+        if path.name != "cli.py":
+            assert not {name for name in imported if name.split(".")[0] == "deploy"}, path
