@@ -5,18 +5,18 @@ from __future__ import annotations
 import numpy as np
 
 from perception.simulate import cast
-from perception.simulate.agents import Agent, build_parts, draw_size
+from perception.simulate.agents import MOVING, Agent, build_parts, draw_size
 from perception.simulate.city import City, build_city
 from perception.simulate.lanes import Lane
 from perception.simulate.scenery import Weather
-from perception.simulate.traffic import DT, Crosser, Traffic, Vehicle, poses
+from perception.simulate.traffic import DT, Crosser, Traffic, Vehicle
 from perception.simulate.world import LEAD_IN, World
 
 WARM_UP = 14.0  # s of traffic before anything is recorded
 EGO_LENGTH, EGO_WIDTH, EGO_REAR = 4.1, 1.75, 0.8  # m; EGO_REAR: from the rear bumper to the rear axle, ego's origin
 HITCH = 1.0  # m between a truck and its trailer
 CANDIDATES = 9  # drives to choose from
-LIVELY = 3.6  # score at which to stop looking, see build_world
+LIVELY = 5.0  # score at which to stop looking, see build_world
 TURNING = 0.4  # share of drives in which the vehicle should turn at a junction
 
 # Vehicles a metre of lane, and the shares of the classes among them.
@@ -60,7 +60,7 @@ def build_world(city_name: str, weather: Weather, duration: float, rng: np.rando
 
 
 def _liveliness(world: World, duration: float) -> float:
-    """0 to 3: how much the vehicle moves, how many cars it meets, and how many classes come near it."""
+    """0 to 4.5: how much the vehicle moves, how many cars it meets, how many move, and how many classes come near."""
     recorded = np.flatnonzero((world.times >= 0) & (world.times <= duration))[::5]
     path = world.ego_xy[recorded]
     speed = np.linalg.norm(np.diff(path, axis=0), axis=1).sum() / (DT * 5 * max(1, len(recorded) - 1))
@@ -68,7 +68,10 @@ def _liveliness(world: World, duration: float) -> float:
     categories = np.array([agent.category for agent in world.agents])
     cars = (gaps[:, categories == "vehicle.car"] < 50.0).sum(axis=1).mean()
     near = {".".join(c.split(".")[:2]) for c in categories[gaps.min(axis=0) < 28.0]}
-    return min(speed / 6.0, 1.0) + min(cars / 13.0, 1.0) + len(near) / 10
+    traffic = np.array([agent.behaviour in ("traffic", "ridden") for agent in world.agents])
+    moves = np.linalg.norm(np.diff(world.xy[recorded], axis=0), axis=2) > MOVING * DT * 5
+    moving = (moves & traffic & (gaps[1:] < 50.0)).sum(axis=1).mean() if len(moves) else 0.0
+    return 1.5 * min(speed / 6.0, 1.0) + min(cars / 13.0, 1.0) + min(moving / 6.0, 1.0) + len(near) / 10
 
 
 def _turns(world: World, duration: float) -> bool:
@@ -89,7 +92,7 @@ def _draw_world(city: City, weather: Weather, duration: float, turns: float, rng
     traffic = Traffic(city, vehicles, crossers, closed, rng)
     traffic.run(WARM_UP, LEAD_IN + duration + 3 * DT)
     times = np.arange(len(ego.fronts)) * DT - LEAD_IN
-    middle, ego_yaw = poses(lanes, ego, 0.0, EGO_LENGTH)
+    middle, ego_yaw = _poses(lanes, ego, 0.0, EGO_LENGTH)
     ego_xy = middle - (EGO_LENGTH / 2 - EGO_REAR) * np.stack([np.cos(ego_yaw), np.sin(ego_yaw)], axis=1)
     agents = []
     for vehicle, body in zip(vehicles[1:], bodies, strict=True):
@@ -192,7 +195,7 @@ def _driven(lanes: list[Lane], vehicle: Vehicle, body: tuple[str, np.ndarray], r
     names = ["vehicle.truck", "vehicle.trailer"] if category == "vehicle.trailer" else [category]
     agents, behind = [], 0.0
     for name, size in zip(names, np.atleast_2d(sizes), strict=True):
-        xy, yaw = poses(lanes, vehicle, behind, float(size[1]))
+        xy, yaw = _poses(lanes, vehicle, behind, float(size[1]))
         parts = build_parts(name, size, rng, ridden=True, lit=True)
         agents.append(Agent(name, size, behaviour, parts, xy, yaw))
         behind += float(size[1]) + HITCH
@@ -216,3 +219,23 @@ def _crossing_person(crosser: Crosser, rng: np.random.Generator) -> Agent:
     size, record = draw_size(category, rng), np.array(crosser.recorded)
     parts = build_parts(category, size, rng, ridden=False, lit=False)
     return Agent(category, size, "walking", parts, record[:, :2], np.unwrap(record[:, 2]))
+
+
+def _poses(lanes: list[Lane], vehicle: Vehicle, behind: float, length: float) -> tuple[np.ndarray, np.ndarray]:
+    """Centres (T, 2) and unwrapped headings (T,) of a body whose front is `behind` metres behind the vehicle's.
+
+    The body rests on its route with two axles, so that a long one swings out as it turns.
+    """
+    path = np.concatenate([lanes[k].path[:-1] for k in vehicle.route])
+    arcs = [
+        vehicle.starts[n] + np.linspace(0, lanes[k].length, len(lanes[k].path))[:-1]
+        for n, k in enumerate(vehicle.route)
+    ]
+    arc = np.concatenate(arcs)
+    middle = np.array(vehicle.fronts) - behind - length / 2
+    axles = []
+    for at in (middle + 0.3 * length, middle - 0.3 * length):
+        axles.append(np.stack([np.interp(at, arc, path[:, 0]), np.interp(at, arc, path[:, 1])], axis=1))
+    front, rear = axles
+    along = front - rear
+    return (front + rear) / 2, np.unwrap(np.arctan2(along[:, 1], along[:, 0]))

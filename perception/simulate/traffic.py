@@ -1,8 +1,9 @@
 """Traffic: vehicles that follow lanes and each other, signals at junctions, and people on the crossings between them.
 
 Car following is the Intelligent Driver Model (Treiber, Hennecke, Helbing, Physical Review E 62, 2000, eq. 3-5).
-A junction is given to one arm at a time; a vehicle claims it while it can still stop in front of it, and only when the
-crossings and the exit on its way are free. So paths never conflict by construction.
+A junction is given to one arm at a time, and with it to those from the opposite arm who do not cross its path. A
+vehicle claims it while it can still stop in front of it, and only when the crossings and the exit on its way are free.
+So paths never conflict by construction.
 """
 
 from __future__ import annotations
@@ -18,10 +19,14 @@ from perception.simulate.lanes import Lane
 DT = 0.1  # s
 TURN_RATE = 1.6  # rad/s, of people who turn round
 HARDEST_BRAKING = 6.0  # m/s^2
-GREEN = 7.0  # s for each arm
+GREEN = 8.0  # s for each arm, while others wait
+DEMAND = 45.0  # m before a junction at which a vehicle asks for green
 ACCELERATION, BRAKING, HEADWAY, STANDSTILL = 1.6, 2.2, 1.2, 2.2  # IDM: m/s^2, m/s^2, s, m
 SIGHT = 70.0  # m that drivers look ahead
-EGO_PRIORITY = 85.0  # m before a junction at which the signals make way for the recording vehicle
+EGO_PRIORITY = 60.0  # m before a junction at which the signals make way for the recording vehicle
+
+
+Claim = tuple[int, int, int, int]  # junction, arm in, arm out, connector
 
 
 @dataclass
@@ -62,10 +67,12 @@ class Traffic:
     ) -> None:
         self.lanes: list[Lane] = city.graph.lanes
         self.vehicles, self.crossers, self.closed, self.rng = vehicles, crossers, closed, rng
-        self.phase_shift = rng.uniform(0, 4 * GREEN, len(city.graph.junctions))
         self.arms = [
             [arm for arm in range(4) if city.plan.neighbour(i, j, arm) is not None] for i, j in city.graph.junctions
         ]
+        self.far_turn = 3 if city.plan.style.right_hand else 1  # from the arm in to the arm out, across the other side
+        self.green = [arms[int(rng.integers(len(arms)))] for arms in self.arms]
+        self.green_since = [0.0] * len(self.arms)
         self.members: dict[int, list[int]] = {j: [] for j in range(len(self.arms))}
         self.on_crossing: dict[tuple[int, int], int] = {}
         self.time = 0.0
@@ -100,6 +107,7 @@ class Traffic:
     def _step(self) -> None:
         occupied = self._occupancy()
         ego = self._ego_claim()
+        self._switch_signals(ego)
         accelerations = [self._acceleration(n, occupied, ego) for n in range(len(self.vehicles))]
         for n, (acceleration, gap) in enumerate(accelerations):
             vehicle = self.vehicles[n]
@@ -149,7 +157,7 @@ class Traffic:
         return np.inf, -1, -1
 
     def _acceleration(
-        self, n: int, occupied: dict[int, list[tuple[float, float, int]]], ego: tuple[int, int, int] | None
+        self, n: int, occupied: dict[int, list[tuple[float, float, int]]], ego: Claim | None
     ) -> tuple[float, float]:
         """Acceleration (m/s^2) and the gap (m) that must not be closed."""
         vehicle = self.vehicles[n]
@@ -183,15 +191,14 @@ class Traffic:
         return max(-HARDEST_BRAKING, acceleration), gap
 
     def _may_enter(
-        self, n: int, k: int, occupied: dict[int, list[tuple[float, float, int]]], ego: tuple[int, int, int] | None
+        self, n: int, k: int, occupied: dict[int, list[tuple[float, float, int]]], ego: Claim | None
     ) -> bool:
         vehicle = self.vehicles[n]
         way, target = self.lanes[vehicle.route[k]], self.lanes[vehicle.route[k]].successors[0]
-        junction, arms = way.junction, self.arms[way.junction]
-        green = arms[int((self.time + self.phase_shift[junction]) / GREEN) % len(arms)]
-        if ego is not None and ego[0] == junction:
-            green = ego[1]
-        if green != way.arm_in:
+        junction, green = way.junction, self.green[way.junction]
+        alone = ego is not None and ego[0] == junction and self._crosses(self.lanes[ego[3]])
+        shared = not alone and not self._crosses(way)
+        if way.arm_in != green and not (shared and way.arm_in == (green + 2) % 4):
             return False
         if any(self.on_crossing.get((junction, arm), 0) for arm in (way.arm_in, way.arm_out)):
             return False
@@ -199,7 +206,9 @@ class Traffic:
         for m in self.members[junction]:
             other = self.vehicles[m]
             claim = self.lanes[other.route[other.claimed]]
-            if claim.arm_in != way.arm_in:
+            if claim.arm_in != way.arm_in and (
+                claim.arm_in != (way.arm_in + 2) % 4 or self._crosses(claim) or self._crosses(way)
+            ):
                 return False
             if claim.successors[0] == target:
                 needed += other.length + STANDSTILL
@@ -209,6 +218,26 @@ class Traffic:
         rear, last = min(queue)
         return rear + 2.0 * self.vehicles[last].speed > needed
 
+    def _crosses(self, way: Lane) -> bool:
+        """Whether this way through a junction crosses the path of those who come from the opposite arm."""
+        return way.arm_out == (way.arm_in + self.far_turn) % 4
+
+    def _switch_signals(self, ego: Claim | None) -> None:
+        """Green goes round the arms where somebody waits; the recording vehicle finds it green."""
+        waiting: dict[int, set[int]] = {}
+        for vehicle in self.vehicles:
+            k = vehicle.cursor + 1 + self.lanes[vehicle.route[vehicle.cursor]].connector
+            way = self.lanes[vehicle.route[k]]
+            if k > vehicle.claimed and vehicle.starts[k] - vehicle.front < DEMAND:
+                waiting.setdefault(way.junction, set()).add(way.arm_in)
+        for junction, arms in waiting.items():
+            if self.green[junction] not in arms or self.time - self.green_since[junction] > GREEN:
+                turn = self.green[junction]
+                self.green[junction] = min(arms, key=lambda arm: (arm - turn - 1) % 4)
+                self.green_since[junction] = self.time
+        if ego is not None:
+            self.green[ego[0]] = ego[1]
+
     def _leave_junctions(self, n: int) -> None:
         vehicle = self.vehicles[n]
         if vehicle.claimed >= 0 and vehicle.front - vehicle.length > vehicle.starts[vehicle.claimed + 1]:
@@ -216,18 +245,18 @@ class Traffic:
             if n in members:
                 members.remove(n)
 
-    def _ego_claim(self) -> tuple[int, int, int] | None:
-        """(junction, arm in, arm out) that the recording vehicle is in or will soon reach."""
+    def _ego_claim(self) -> Claim | None:
+        """What the recording vehicle is driving through, or will soon."""
         vehicle = self.vehicles[0]
         for k in range(vehicle.cursor, len(vehicle.route)):
             lane = self.lanes[vehicle.route[k]]
             if vehicle.starts[k] - vehicle.front > EGO_PRIORITY:
                 return None
             if lane.connector:
-                return lane.junction, lane.arm_in, lane.arm_out
+                return lane.junction, lane.arm_in, lane.arm_out, vehicle.route[k]
         return None
 
-    def _walk(self, crosser: Crosser, ego: tuple[int, int, int] | None) -> None:
+    def _walk(self, crosser: Crosser, ego: Claim | None) -> None:
         crossing = crosser.crossing
         key = (crossing.junction, crossing.arm)
         width = float(np.linalg.norm(crossing.ends[1] - crossing.ends[0]))
@@ -244,9 +273,9 @@ class Traffic:
             crosser.wait, crosser.turned = float(self.rng.uniform(4, 15)), math.pi
             self.on_crossing[key] -= 1
 
-    def _may_walk(self, key: tuple[int, int], ego: tuple[int, int, int] | None) -> bool:
+    def _may_walk(self, key: tuple[int, int], ego: Claim | None) -> bool:
         junction, arm = key
-        if ego is not None and ego[0] == junction and arm in ego[1:]:
+        if ego is not None and ego[0] == junction and arm in ego[1:3]:
             return False
         for n in self.members[junction]:
             vehicle = self.vehicles[n]
@@ -263,23 +292,3 @@ class Traffic:
             ahead = (end - start) / np.linalg.norm(end - start)
             here = start + max(crosser.progress, 0.0) * ahead + crosser.lane * crosser.crossing.along
             crosser.recorded.append((here[0], here[1], math.atan2(ahead[1], ahead[0]) + crosser.turned))
-
-
-def poses(lanes: list[Lane], vehicle: Vehicle, behind: float, length: float) -> tuple[np.ndarray, np.ndarray]:
-    """Centres (T, 2) and unwrapped headings (T,) of a body whose front is `behind` metres behind the vehicle's.
-
-    The body rests on its route with two axles, so that a long one swings out as it turns.
-    """
-    path = np.concatenate([lanes[k].path[:-1] for k in vehicle.route])
-    arcs = [
-        vehicle.starts[n] + np.linspace(0, lanes[k].length, len(lanes[k].path))[:-1]
-        for n, k in enumerate(vehicle.route)
-    ]
-    arc = np.concatenate(arcs)
-    middle = np.array(vehicle.fronts) - behind - length / 2
-    axles = []
-    for at in (middle + 0.3 * length, middle - 0.3 * length):
-        axles.append(np.stack([np.interp(at, arc, path[:, 0]), np.interp(at, arc, path[:, 1])], axis=1))
-    front, rear = axles
-    along = front - rear
-    return (front + rear) / 2, np.unwrap(np.arctan2(along[:, 1], along[:, 0]))
