@@ -155,7 +155,7 @@ def test_attributes_follow_from_behaviour(nusc: NuScenes) -> None:
         if name in ("vehicle.parked", "cycle.without_rider", "pedestrian.sitting_lying_down"):
             assert np.isnan(velocity) or velocity < 1e-6
         seen[name] += 1
-    assert {"vehicle.moving", "vehicle.parked", "pedestrian.moving", "cycle.with_rider"} <= set(seen)
+    assert {"vehicle.moving", "vehicle.parked", "pedestrian.moving"} <= set(seen)
 
 
 def test_truth_as_prediction_scores_perfectly(nusc: NuScenes, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 SIZES: dict[str, tuple[tuple[float, float, float], float]] = {
     "vehicle.car": ((1.92, 4.6, 1.68), 0.05),
     "vehicle.truck": ((2.4, 7.0, 2.9), 0.05),
-    "vehicle.bus.rigid": ((2.8, 11.2, 3.4), 0.03),
+    "vehicle.bus.rigid": ((2.75, 10.8, 3.4), 0.02),
     "vehicle.trailer": ((2.45, 10.5, 3.6), 0.05),
     "vehicle.construction": ((2.3, 6.3, 3.1), 0.03),
     "vehicle.motorcycle": ((0.78, 2.1, 1.55), 0.06),

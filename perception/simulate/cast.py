@@ -72,7 +72,7 @@ def beside_the_kerb(city: City, drive: np.ndarray, rng: np.random.Generator) -> 
     _, cycles, people, _, motorcycles = DENSITIES[city.name]
     agents = []
     for uv, direction in city.furniture:
-        draw, yaw_noise = rng.random(), float(rng.normal(0, 0.04))
+        draw, yaw_noise = rng.random(), float(rng.normal(0, 0.02))
         xy = city.plan.to_global(uv)
         if draw > cycles + people or not near(xy, drive):
             continue
@@ -107,14 +107,14 @@ def parked_vehicles(city: City, drive: np.ndarray, site: Lane | None, rng: np.ra
             size = draw_size(category, rng)
             size[0] = min(size[0], 2.15)  # what fits into the strip
             size[1] = min(size[1], 7.5)
-            uv = plan.on_arm(i, j, arm, np.array(at + size[1] / 2), np.array(left + rng.normal(0, 0.04)))
+            uv = plan.on_arm(i, j, arm, np.array(at + size[1] / 2), np.array(left + rng.normal(0, 0.03)))
             at += float(size[1]) + KERB_GAP + float(rng.exponential(0.8))
             xy = plan.to_global(uv)
             if rng.random() > taken or not near(xy, drive):
                 continue
             if site is not None and near(xy, site.path, 6.0):
                 continue
-            yaw = float(plan.heading(uv, direction)) + float(rng.normal(0, 0.01))
+            yaw = float(plan.heading(uv, direction)) + float(rng.normal(0, 0.006))
             agents.append(parked_agent(category, xy, yaw, rng, size.round(3)))
     for lot in city.lots:
         for u, v, heading in lot.spaces:

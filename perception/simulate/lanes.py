@@ -10,6 +10,7 @@ from perception.simulate.streets import DIRECTIONS, Plan
 
 STEP = 0.5  # m between points of a path
 LATERAL_ACCELERATION = 2.2  # m/s^2 that drivers accept in a turn
+LATE = 2.8  # m by which the radius of a near turn is smaller than it could be, for the rear of a bus to clear the kerb
 APART = 3.3  # m between two paths at which vehicles on them no longer touch
 
 
@@ -80,9 +81,8 @@ class LaneGraph:
     def _add_connectors(self, i: int, j: int, arm_in: int) -> None:
         plan, lanes = self.plan, self.plan.lanes(i, j, arm_in)
         heading = (arm_in + 2) % 4
-        near, far = ((heading + 3) % 4, (heading + 1) % 4)
-        if not plan.style.right_hand:
-            near, far = far, near
+        near = self._near(heading)
+        far = (near + 2) % 4
         exists = [plan.neighbour(i, j, arm) is not None for arm in range(4)]
         for k in range(lanes):
             ways = []
@@ -97,6 +97,10 @@ class LaneGraph:
                 ways.append((turn, min(k, plan.lanes(i, j, turn) - 1)))
             for arm_out, k_out in ways:
                 self._add_connector(i, j, (arm_in, k), (arm_out, k_out))
+
+    def _near(self, heading: int) -> int:
+        """The arm of a turn that stays on the own side of the road."""
+        return (heading + (3 if self.plan.style.right_hand else 1)) % 4
 
     def _add_connector(self, i: int, j: int, way_in: tuple[int, int], way_out: tuple[int, int]) -> None:
         plan, (arm_in, k_in), (arm_out, k_out) = self.plan, way_in, way_out
@@ -116,6 +120,8 @@ class LaneGraph:
                 plan.half_width(i, j, arm_out) + plan.style.corner + float(begin @ corner),
                 plan.half_width(i, j, arm_in) + plan.style.corner - float(end @ corner),
             )
+            if arm_out == self._near(heading):
+                radius -= LATE
             middle = corner - radius * begin + radius * end
             angle = np.linspace(0, np.pi / 2, 40)[:, None]
             arc = middle - radius * np.cos(angle) * end + radius * np.sin(angle) * begin

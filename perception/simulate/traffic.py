@@ -210,6 +210,9 @@ class Traffic:
                 claim.arm_in != (way.arm_in + 2) % 4 or self._crosses(claim) or self._crosses(way)
             ):
                 return False
+            beside = claim.arm_out == way.arm_out != (way.arm_in + 2) % 4 and claim.predecessor != way.predecessor
+            if beside and (vehicle.cautious or other.cautious):
+                return False  # long ones need both lanes of a double turn
             if claim.successors[0] == target:
                 needed += other.length + STANDSTILL
         queue = [(rear, other) for rear, _, other in occupied.get(target, ()) if other not in self.members[junction]]
