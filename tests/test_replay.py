@@ -1,7 +1,6 @@
 """Replay: the same numbers as the predictor, every frame, and a report that needs nothing else."""
 
 import base64
-import filecmp
 import json
 import re
 from dataclasses import replace
@@ -11,7 +10,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from exported import QUIET, bundle
+from exported import QUIET, assert_same_results, bundle
 from nuscenes.utils.geometry_utils import view_points
 from pyquaternion import Quaternion
 
@@ -51,19 +50,16 @@ def test_results_are_the_predictors(nuscenes_root: Path, replayed: Path) -> None
     tables, runtime = NuScenesTables(nuscenes_root, "v1.0-mini"), Runtime(bundle().path)
     submission = json.loads((replayed / "results.json").read_text())
     samples = tables.samples(selectors=[SCENE])
-    assert list(submission["results"]) == samples
-    for sample in samples:
-        frame = tables.frame(sample, sweeps=2)
-        expected = sample_results(frame, runtime(frame).boxes)
-        for found, entry in zip(submission["results"][sample], expected, strict=True):
-            assert found == entry
-    assert submission["meta"]["use_lidar"]
-    assert submission["meta"]["use_camera"]
+    frames = [tables.frame(sample, sweeps=2) for sample in samples]
+    expected = {frame.token: sample_results(frame, runtime(frame).boxes) for frame in frames}
+    meta = {"use_camera": True, "use_lidar": True, "use_radar": False, "use_map": False, "use_external": False}
+    assert_same_results(submission, {"meta": meta, "results": expected})
 
 
 def test_replay_twice_gives_the_same_results(nuscenes_root: Path, replayed: Path, tmp_path: Path) -> None:
     replay(nuscenes_root, "v1.0-mini", [SCENE], bundle().path, tmp_path, console=QUIET)
-    assert filecmp.cmp(tmp_path / "results.json", replayed / "results.json", shallow=False)
+    again, once = (json.loads((path / "results.json").read_text()) for path in (tmp_path, replayed))
+    assert_same_results(again, once)
 
 
 def test_latency_file(replayed: Path) -> None:
