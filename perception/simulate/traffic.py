@@ -210,9 +210,11 @@ class Traffic:
                 claim.arm_in != (way.arm_in + 2) % 4 or self._crosses(claim) or self._crosses(way)
             ):
                 return False
-            beside = claim.arm_out == way.arm_out != (way.arm_in + 2) % 4 and claim.predecessor != way.predecessor
-            if beside and (vehicle.cautious or other.cautious):
-                return False  # long ones need both lanes of a double turn
+            abreast = claim.arm_in == way.arm_in and claim.predecessor != way.predecessor
+            straight, long = (way.arm_in + 2) % 4, vehicle.cautious + other.cautious
+            turning = (way.arm_out, claim.arm_out) != (straight, straight)
+            if abreast and turning and (long == 2 or (long and claim.arm_out == way.arm_out)):
+                return False  # a long one needs the room beside it to turn
             if claim.successors[0] == target:
                 needed += other.length + STANDSTILL
         queue = [(rear, other) for rear, _, other in occupied.get(target, ()) if other not in self.members[junction]]
