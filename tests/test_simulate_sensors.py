@@ -174,15 +174,19 @@ def test_ranges_of_the_ground_and_of_a_wall() -> None:
 
 
 def test_motion_within_the_sweep_of_the_vehicle() -> None:
-    """Each point of a wall ahead is as far as the wall was when that beam fired."""
+    """A wall ahead is flat where it stands at the sweep's end, though each beam left from where the vehicle was."""
     speed, sweep = 20.0, turn(moment(boxes([(30, 0, 5, 1, 80, 10, 0)])), speed=20.0)
-    xyz = sweep.points[sweep.owners == 0, :3].astype(np.float64)
-    turned = np.mod(lidar.FIRST_AZIMUTH - np.arctan2(xyz[:, 1], xyz[:, 0]), 2 * np.pi)
-    fired = -0.05 + 0.05 * turned / (2 * np.pi)
-    off = xyz[:, 1] - (29.5 - 0.94 - speed * fired)
-    assert fired.max() - fired.min() > 0.01  # 20 cm of driving between the wall's first point and its last
+    xyz, ring = sweep.points[sweep.owners == 0, :3].astype(np.float64), sweep.points[sweep.owners == 0, 4]
+    off = xyz[:, 1] - (29.5 - 0.94)
     assert np.abs(off).max() < 6 * 0.02
     assert off.mean() == pytest.approx(0, abs=5 * 0.02 / math.sqrt(len(off)))
+    fired = np.zeros(len(xyz))
+    for _ in range(5):  # the beam's azimuth tells its time, its time tells where it left from
+        x, y = xyz[:, 0], xyz[:, 1] - speed * fired
+        fired = 0.05 * (np.mod(lidar.FIRST_AZIMUTH - np.arctan2(y, x), 2 * np.pi) / (2 * np.pi) - 1)
+    assert fired.max() - fired.min() > 0.01  # 20 cm of driving between the wall's first point and its last
+    elevations = np.arctan2(xyz[:, 2], np.hypot(x, y))
+    np.testing.assert_allclose(elevations, lidar.ELEVATIONS[ring.astype(int)], atol=1e-6)
 
 
 def test_motion_within_the_sweep_of_an_agent() -> None:

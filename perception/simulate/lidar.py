@@ -55,9 +55,9 @@ def sweep(
 ) -> LidarSweep:
     """The turn that ends at `time` (s), as nuScenes stamps it.
 
-    Each firing leaves from where the vehicle is at its own moment, and its points are stored in the LiDAR's frame
-    at that moment, as measured: the distortion by the vehicle's motion stays in, as in nuScenes. Agents move on
-    straight lines during the turn.
+    Each firing leaves from where the vehicle is at its own moment. As in nuScenes' files, points are compensated for
+    the vehicle's motion: all are in the LiDAR's frame at `time`. Agents move on straight lines during the turn, and
+    that is not compensated.
 
     global_from_ego_at, ego_from_lidar: (4, 4).
     """
@@ -90,7 +90,10 @@ def sweep(
     measured = ranges[seen] + rng.normal(0, RANGE_NOISE, len(column))
     # The HDL-32E reports calibrated reflectivity, 100 for a matt white wall: range is compensated, weather is not.
     intensity = np.rint(100 * echoes[seen]).clip(0, 255)
-    points = np.column_stack([directions[seen] * measured[:, None], intensity, ring])
+    touched = rays.origins[column] + rays.directions[seen] * measured[:, None]
+    lidar_from_global = np.linalg.inv(global_from_ego_at(time) @ ego_from_lidar)
+    xyz = touched @ lidar_from_global[:3, :3].T + lidar_from_global[:3, 3]
+    points = np.column_stack([xyz, intensity, ring])
     return LidarSweep(points.astype(np.float32), owners[seen])
 
 
