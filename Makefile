@@ -1,4 +1,4 @@
-.PHONY: demo test lint
+.PHONY: demo test lint overfit
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -20,3 +20,14 @@ lint: .venv/installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# Fit the complete keyframes of nuScenes scene-0103 with each set of sensors, then score and replay the exported bundle.
+NUSCENES ?= $(or $(PERCEPTION_NUSCENES),../shared/data/nuscenes)
+DATA := --data $(NUSCENES) --version v1.0-mini
+
+overfit: .venv/installed
+	set -e; for sensors in fusion lidar camera; do run=runs/overfit_$$sensors; rm -rf $$run; \
+	$(BIN)/perception train configs/nuscenes/overfit_$$sensors.yaml $(DATA) --split mini_val --out $$run; \
+	$(BIN)/perception export $$run --out $$run/bundle; \
+	$(BIN)/perception evaluate $$run/bundle $(DATA) --scenes scene-0103:0-4 --out $$run/evaluation; done
+	$(BIN)/perception replay $(NUSCENES) --bundle runs/overfit_fusion/bundle --scenes scene-0103 --out runs/overfit_fusion/replay

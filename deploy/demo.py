@@ -45,7 +45,7 @@ def demo(out: Path) -> dict[str, object]:
     with Progress(console=console) as progress:
         bar = progress.add_task("keyframes")
         simulate(
-            drives, scenes=8, samples=20, seed=0, condition_names=CONDITIONS,
+            drives, scenes=16, samples=10, seed=0, condition_names=CONDITIONS,
             progress=lambda done, total: progress.update(bar, completed=done, total=total),
         )  # fmt: skip
     tables = NuScenesTables(drives, VERSION)

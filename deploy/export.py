@@ -40,7 +40,7 @@ UNITS = {
     "pillar_cells": "row * columns + column on the pillar grid; rows * columns: padding",
     "images": "RGB 0-255, in the order of `cameras`; zeros where missing",
     "image_from_reference": "pixels of the network's picture per m; zeros where missing",
-    "boxes": "x y z w l h m, sin and cos of yaw, vx vy m/s; reference frame",
+    "boxes": "x y z w l h m, sin and cos of yaw times any factor, vx vy m/s; reference frame",
     "scores": "probability, descending",
     "labels": "index in `classes`",
     "attributes": "index in `attributes`",

@@ -11,7 +11,6 @@ from perception.frame import CAMERAS, Camera, Frame
 from perception.grid import Reference
 
 Arrays = Mapping[str, np.ndarray]
-HEADING = slice(6, 8)  # sine and cosine of the yaw in `boxes`
 
 
 def synthetic_frame(reference: Reference, seed: int = 0) -> Frame:
@@ -56,10 +55,6 @@ def differences(expected: Arrays, actual: Arrays, tolerance: float) -> list[str]
     detection that scores clearly above the last one must be found, with its label, attribute and box, among those
     that score the same within the tolerance; the ones tied with the last are compared by score only.
 
-    The heading is the direction of a regressed vector: its error is that of the vector divided by the vector's length,
-    which the outputs do not tell. It may be off by a hundred times the tolerance, which a vector of a hundredth
-    of the usual length 1 needs.
-
     Args:
         tolerance: largest difference allowed, absolute below 1 and relative above.
     """
@@ -88,9 +83,7 @@ def _lost_detections(expected: Arrays, actual: Arrays, tolerance: float) -> np.n
     same = np.abs(expected["scores"][:, None] - actual["scores"]) <= tolerance  # (K, K)
     for name in ("labels", "attributes"):
         same &= expected[name][:, None] == actual[name]
-    off = _off(expected["boxes"][:, None], actual["boxes"])
-    off[..., HEADING] /= 100
-    same &= off.max(axis=-1) <= tolerance
+    same &= _off(expected["boxes"][:, None], actual["boxes"]).max(axis=-1) <= tolerance
     cut = expected["scores"] <= expected["scores"][-1] + 2 * tolerance
     return np.flatnonzero(~same.any(axis=1) & ~cut)
 

@@ -8,7 +8,6 @@ import tempfile
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -70,21 +69,10 @@ def copied(to: Path) -> Path:
 
 
 def assert_equal(a: Prediction, b: Prediction) -> None:
-    """Equal to the last bit; rotations to the last but one, because numpy's arctan2 rounds as memory happens to lie."""
-    for field in ("centers", "sizes", "velocities", "labels", "attributes", "scores"):
+    """Equal to the last bit."""
+    for field in ("centers", "sizes", "rotations", "velocities", "labels", "attributes", "scores"):
         np.testing.assert_array_equal(getattr(a.boxes, field), getattr(b.boxes, field))
-    np.testing.assert_allclose(a.boxes.rotations, b.boxes.rotations, rtol=0, atol=1e-15)
     np.testing.assert_array_equal(a.map_probabilities, b.map_probabilities)
-
-
-def assert_same_results(a: dict[str, Any], b: dict[str, Any]) -> None:
-    """The same two submissions, as `assert_equal` means it."""
-    assert a["meta"] == b["meta"]
-    assert list(a["results"]) == list(b["results"])
-    for found, expected in zip(a["results"].values(), b["results"].values(), strict=True):
-        for one, other in zip(found, expected, strict=True):
-            np.testing.assert_allclose(one["rotation"], other["rotation"], rtol=0, atol=1e-15)
-            assert one | {"rotation": None} == other | {"rotation": None}
 
 
 def without(frame: Frame, sensor: str) -> Frame:

@@ -15,7 +15,7 @@ COMMANDS = ("simulate", "train", "evaluate", "export", "build", "replay", "demo"
 
 
 def perception(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([PERCEPTION, *map(str, arguments)], capture_output=True, text=True, timeout=60)
+    return subprocess.run([PERCEPTION, *map(str, arguments)], check=False, capture_output=True, text=True, timeout=60)
 
 
 def test_help_answers_at_once_and_names_every_command():
@@ -38,7 +38,10 @@ def test_every_command_has_help_with_an_example(command):
     ("arguments", "message"),
     [
         (["train", CONFIG, "--data", "{tmp}", "--version", "v1.0-mini", "--out", "{tmp}/r"], "{tmp}"),
-        (["train", "{tmp}/no.yaml", "--data", "{tmp}", "--version", "v1.0-mini", "--out", "{tmp}/r"], "no.yaml: cannot"),
+        (
+            ["train", "{tmp}/no.yaml", "--data", "{tmp}", "--version", "v1.0-mini", "--out", "{tmp}/r"],
+            "no.yaml",
+        ),
         (["evaluate", "{tmp}", "--data", "{tmp}", "--version", "v1.0-mini", "--out", "{tmp}/r"], "{tmp}"),
         (["export", "{tmp}", "--out", "{tmp}/b"], "no checkpoint here"),
         (["build", "{tmp}", "--target", "cpu"], "{tmp}"),

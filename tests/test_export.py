@@ -181,14 +181,6 @@ def test_one_wrong_number_is_noticed(seed: int, name: str, rank: int) -> None:
     assert differences(expected, actual, TOLERANCE) != []
 
 
-def test_heading_of_a_short_vector_may_turn_a_little() -> None:
-    expected = detections(0, tied=False)
-    for turn, problems in ((5e-3, 0), (2e-2, 1)):
-        actual = {k: v.copy() for k, v in expected.items()}
-        expected["boxes"][0, 3, 6:8], actual["boxes"][0, 3, 6:8] = (0, 1), (np.sin(turn), np.cos(turn))
-        assert len(differences(expected, actual, TOLERANCE)) == problems
-
-
 def test_who_is_last_among_equals_is_free() -> None:
     expected = detections(0, tied=True)
     actual = {k: v.copy() for k, v in expected.items()}

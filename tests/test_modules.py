@@ -23,17 +23,17 @@ def convolutions(draw: st.DrawFn) -> tuple[nn.Module, torch.Tensor]:
     """A random convolution in float64, and an input for it."""
     torch.manual_seed(draw(st.integers(0, 1000)))
     groups = draw(st.sampled_from([1, 2, 3]))
-    common = dict(
-        in_channels=groups * draw(st.integers(1, 3)),
-        out_channels=groups * draw(st.integers(1, 3)),
-        kernel_size=draw(st.sampled_from([1, 2, 3, (3, 1)])),
-        stride=draw(st.sampled_from([1, 2])),
-        padding=draw(st.sampled_from([0, 1])),
-        dilation=draw(st.sampled_from([1, 2])),
-        groups=groups,
-        bias=draw(st.booleans()),
-        dtype=torch.float64,
-    )
+    common = {
+        "in_channels": groups * draw(st.integers(1, 3)),
+        "out_channels": groups * draw(st.integers(1, 3)),
+        "kernel_size": draw(st.sampled_from([1, 2, 3, (3, 1)])),
+        "stride": draw(st.sampled_from([1, 2])),
+        "padding": draw(st.sampled_from([0, 1])),
+        "dilation": draw(st.sampled_from([1, 2])),
+        "groups": groups,
+        "bias": draw(st.booleans()),
+        "dtype": torch.float64,
+    }
     if draw(st.booleans()):
         layer: nn.Module = nn.ConvTranspose2d(**common)
     else:

@@ -1,6 +1,7 @@
 """Replay: the same numbers as the predictor, every frame, and a report that needs nothing else."""
 
 import base64
+import filecmp
 import json
 import re
 from dataclasses import replace
@@ -10,7 +11,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from exported import QUIET, assert_same_results, bundle
+from exported import QUIET, bundle
 from nuscenes.utils.geometry_utils import view_points
 from pyquaternion import Quaternion
 
@@ -51,15 +52,14 @@ def test_results_are_the_predictors(nuscenes_root: Path, replayed: Path) -> None
     submission = json.loads((replayed / "results.json").read_text())
     samples = tables.samples(selectors=[SCENE])
     frames = [tables.frame(sample, sweeps=2) for sample in samples]
-    expected = {frame.token: sample_results(frame, runtime(frame).boxes) for frame in frames}
-    meta = {"use_camera": True, "use_lidar": True, "use_radar": False, "use_map": False, "use_external": False}
-    assert_same_results(submission, {"meta": meta, "results": expected})
+    assert submission["results"] == {frame.token: sample_results(frame, runtime(frame).boxes) for frame in frames}
+    assert submission["meta"]["use_lidar"]
+    assert submission["meta"]["use_camera"]
 
 
 def test_replay_twice_gives_the_same_results(nuscenes_root: Path, replayed: Path, tmp_path: Path) -> None:
     replay(nuscenes_root, "v1.0-mini", [SCENE], bundle().path, tmp_path, console=QUIET)
-    again, once = (json.loads((path / "results.json").read_text()) for path in (tmp_path, replayed))
-    assert_same_results(again, once)
+    assert filecmp.cmp(tmp_path / "results.json", replayed / "results.json", shallow=False)
 
 
 def test_latency_file(replayed: Path) -> None:

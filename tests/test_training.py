@@ -9,9 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from perception.config import (
-    Augment, CameraBranch, Config, Data, Depth, DetectionHead, Grid, Image, Lidar, MapHead, Model, Module, Train, Trunk,
-)  # fmt: skip
+from perception import config as c
+from perception.config import Config, Data
 from perception.data.loader import FrameDataset, batches
 from perception.data.nuscenes import NuScenesTables
 from perception.errors import InputError
@@ -22,24 +21,30 @@ from perception.training.loop import losses_of, train
 
 def small(**training: object) -> Config:
     """Both sensors and both heads at a size that trains in a moment."""
+    defaults = {"steps": 6, "batch": 2, "checkpoint_every": 3, "drop_lidar": 0.3, "drop_cameras": 0.3}
     return Config(
         name="small",
-        grid=Grid(cell=3.2),
-        data=Data(augment=Augment()),
-        model=Model(
-            lidar=Lidar(max_pillars=1500, points_per_pillar=5, channels=8, sweeps=0),
-            camera=CameraBranch(
-                backbone="resnet10t", stages=(2, 3), channels=8, image=Image(height=32, width=96), depth=Depth(bins=8),
-                heights=(0.0, 1.0), stride=1,
+        grid=c.Grid(cell=3.2),
+        data=Data(augment=c.Augment()),
+        model=c.Model(
+            lidar=c.Lidar(max_pillars=1500, points_per_pillar=5, channels=8, sweeps=0),
+            camera=c.CameraBranch(
+                backbone="resnet10t",
+                stages=(2, 3),
+                channels=8,
+                image=c.Image(height=32, width=96),
+                depth=c.Depth(bins=8),
+                heights=(0.0, 1.0),
+                stride=1,
             ),
             fused_channels=8,
-            trunk=Trunk(channels=(8, 8), blocks=(1, 1), strides=(1, 2), up_channels=8, stride=1),
-            detection=DetectionHead(channels=8, top_k=20),
-            map=MapHead(channels=8),
+            trunk=c.Trunk(channels=(8, 8), blocks=(1, 1), strides=(1, 2), up_channels=8, stride=1),
+            detection=c.DetectionHead(channels=8, top_k=20),
+            map=c.MapHead(channels=8),
         ),
-        modules=(Module(name="rain", rank=2, slots=("trunk.*", "heads.*"), when=("rain",)),),
-        train=Train(**{"steps": 6, "batch": 2, "checkpoint_every": 3, "drop_lidar": 0.3, "drop_cameras": 0.3} | training),
-    )  # fmt: skip
+        modules=(c.Module(name="rain", rank=2, slots=("trunk.*", "heads.*"), when=("rain",)),),
+        train=c.Train(**(defaults | training)),
+    )
 
 
 def test_a_resumed_training_ends_with_the_bytes_of_an_uninterrupted_one(sim_root, tmp_path):

@@ -13,8 +13,9 @@ def to_prediction(outputs: Mapping[str, np.ndarray], index: int = 0, score_thres
     """Prediction of one frame of the batch.
 
     Args:
-        outputs: boxes (B, K, 10) of x y z, w l h (m), sin and cos of the yaw, vx vy (m/s); scores (B, K), descending;
-            labels and attributes (B, K); and map (B, 6, rows, columns) if the model has a map head.
+        outputs: boxes (B, K, 10) of x y z, w l h (m), sin and cos of the yaw times any factor, vx vy (m/s);
+            scores (B, K), descending; labels and attributes (B, K); and map (B, 6, rows, columns) if the model has a
+            map head.
         index: which frame of the batch.
         score_threshold: boxes below it are left out.
     """
@@ -22,10 +23,10 @@ def to_prediction(outputs: Mapping[str, np.ndarray], index: int = 0, score_thres
     kept = scores >= score_threshold
     boxes = outputs["boxes"][index][kept].astype(np.float64)
     return Prediction(
-        boxes=Boxes.from_yaws(
+        boxes=Boxes.from_headings(
             centers=boxes[:, 0:3],
             sizes=boxes[:, 3:6],
-            yaws=np.arctan2(boxes[:, 6], boxes[:, 7]),
+            headings=boxes[:, 6:8],
             velocities=boxes[:, 8:10],
             labels=outputs["labels"][index][kept],
             attributes=outputs["attributes"][index][kept],

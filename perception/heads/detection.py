@@ -64,7 +64,8 @@ class CenterHead(nn.Module):
         """The K best peaks of the heat maps, in the graph: boxes (B, K, 10), scores, labels and attributes (B, K).
 
         A box is x, y, z (m), width, length, height (m), sine and cosine of the yaw, and the velocity (m/s), in the
-        grid's reference frame.
+        grid's reference frame. Sine and cosine are as regressed, so their squares need not sum to 1: to normalise
+        here would blow up the rounding errors of short ones.
         """
         scores = dense["heatmap"].sigmoid()  # B 10 rows columns
         peaks = scores * (scores == F.max_pool2d(scores, 3, stride=1, padding=1)).to(scores.dtype)
@@ -81,8 +82,8 @@ class CenterHead(nn.Module):
         corner = torch.stack([cell - row * columns, row], dim=-1).to(scores.dtype)
         origin = corner.new_tensor([self.grid.x[0], self.grid.y[0]])
         center = (corner + at("offset")) * self.grid.cell + origin
-        heading = F.normalize(at("heading"), dim=-1)
-        boxes = torch.cat([center, at("height"), at("size").clamp(-5, 5).exp(), heading, at("velocity")], dim=-1)
+        size = at("size").clamp(-5, 5).exp()
+        boxes = torch.cat([center, at("height"), size, at("heading"), at("velocity")], dim=-1)
         possible = self.possible[label]  # B K 8
         attribute = torch.where(possible, at("attribute"), -1e4).argmax(dim=-1)
         attribute = torch.where(possible.any(dim=-1), attribute, -1)
