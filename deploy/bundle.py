@@ -24,6 +24,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
+from perception.atomic import write_atomically
 from perception.config import CameraBranch, Grid, Lidar, Section
 from perception.data.inputs import InputSpec
 from perception.errors import InputError
@@ -238,14 +239,3 @@ def verify(path: Path, digest: str, remedy: str) -> None:
         raise InputError(f"{path}: the file is missing; {remedy}")
     if sha256(path) != digest:
         raise InputError(f"{path}: was changed (its sha256 differs from the record); {remedy}")
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that at every moment either the old or the new content is there, whole."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise InputError(f"{path}: cannot write ({error.strerror or error})") from None

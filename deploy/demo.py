@@ -12,9 +12,9 @@ from rich.console import Console
 from rich.progress import Progress
 
 from deploy.build import build
-from deploy.bundle import write_atomically
 from deploy.export import export
 from deploy.replay.player import replay
+from perception.atomic import write_atomically
 from perception.config import find_config, load_config
 from perception.data.nuscenes import NuScenesTables
 from perception.errors import InputError

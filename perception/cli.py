@@ -198,6 +198,9 @@ def main() -> None:
     except InputError as error:
         print(f"perception: {error}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:  # a full disk, a folder without permission
+        print(f"perception: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)
+        sys.exit(2)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A random network of the demo's configuration, exported once for all the tests of this process."""
+"""Networks with random weights, exported once for all the tests of this process."""
 
 from __future__ import annotations
 
@@ -17,14 +17,13 @@ from torch import nn
 from deploy.bundle import Bundle
 from deploy.export import export
 from deploy.golden import synthetic_frame
-from perception.config import load_config
+from perception.config import find_config, load_config
 from perception.data.inputs import InputSpec, prepare
 from perception.frame import Frame, Prediction
 from perception.model import PerceptionModel
 from perception.training.checkpoint import save
 
 QUIET = Console(quiet=True)
-CONFIG = Path(__file__).parents[1] / "configs" / "tiny.yaml"
 
 
 @cache
@@ -35,9 +34,9 @@ def folder() -> Path:
 
 
 @cache
-def checkpoint() -> Path:
+def checkpoint(configuration: str = "tiny") -> Path:
     """Random weights, with statistics of real activations, so that the outputs vary as a trained network's do."""
-    config = load_config(CONFIG)
+    config = load_config(find_config(configuration))
     torch.manual_seed(0)
     model = PerceptionModel(config)
     with torch.no_grad():
@@ -52,8 +51,8 @@ def checkpoint() -> Path:
         heads = model.heads["detection"].branches
         heads["heatmap"][1].weight.normal_(0, 0.15)
         heads["heatmap"][1].bias.fill_(-3.0)
-    save(folder() / "run", 1, config, model, torch.optim.AdamW(model.parameters()), {})
-    return folder() / "run"
+    save(folder() / f"run-{config.name}", 1, config, model, torch.optim.AdamW(model.parameters()), {})
+    return folder() / f"run-{config.name}"
 
 
 @cache

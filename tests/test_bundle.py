@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from exported import bundle, copied
 
-from deploy import bundle as bundles
 from deploy.bundle import Bundle, write_bundle
 from deploy.export import UNITS
+from perception.atomic import write_atomically
 from perception.config import load_config
 from perception.data.inputs import InputSpec
 from perception.errors import InputError
@@ -134,12 +134,12 @@ def test_failure_while_writing_leaves_the_old_bundle(
 
 def test_write_atomically_keeps_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "file"
-    bundles.write_atomically(file, b"old")
+    write_atomically(file, b"old")
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("os.replace", full)
     with pytest.raises(InputError, match=str(file)):
-        bundles.write_atomically(file, b"new")
+        write_atomically(file, b"new")
     assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("file", b"old")]

@@ -12,11 +12,11 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from deploy.bundle import write_atomically
 from deploy.replay.latency import Latency
 from deploy.replay.report import Report
 from deploy.replay.sources import NuScenesDrive
 from deploy.runtime import Runtime
+from perception.atomic import write_atomically
 from perception.data.nuscenes import NuScenesTables
 from perception.errors import InputError
 from perception.evaluation.submission import SubmissionWriter

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
@@ -13,6 +12,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from perception.atomic import write_atomically
 from perception.data.inputs import InputSpec
 from perception.data.map_expansion import MapExpansion
 from perception.data.nuscenes import NuScenesTables
@@ -84,7 +84,7 @@ def evaluate(
         **scores,
         "map": iou.result(),
     }
-    _write_json(out / "metrics.json", metrics)
+    write_atomically(out / "metrics.json", json.dumps(metrics, indent=2, allow_nan=False).encode())
     console.print(detection_table(metrics))
     if metrics["map"] is not None:
         console.print(map_table(metrics["map"]))
@@ -137,12 +137,3 @@ def _folder(out: Path) -> Path:
     except OSError as error:
         raise InputError(f"{out}: cannot make the folder ({error.strerror}); choose another --out") from None
     return out
-
-
-def _write_json(path: Path, content: dict[str, Any]) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        temporary.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-        os.replace(temporary, path)
-    except OSError as error:
-        raise InputError(f"{path}: cannot write the metrics ({error.strerror}); choose another --out") from None

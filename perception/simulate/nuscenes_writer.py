@@ -12,6 +12,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from perception.atomic import write_atomically
 from perception.frame import ATTRIBUTES
 from perception.simulate.agents import SIZES
 from perception.simulate.city import City
@@ -101,11 +102,11 @@ def write_maps(out: Path, city: City) -> str:
     location = city.plan.style.location
     (out / "maps" / "expansion").mkdir(parents=True, exist_ok=True)
     text = json.dumps(map_expansion(city), separators=(",", ":"))
-    _replace(out / "maps" / "expansion" / f"{location}.json", text.encode())
+    write_atomically(out / "maps" / "expansion" / f"{location}.json", text.encode())
     # nuScenes' semantic prior: 255 where vehicles drive or people walk, 0.1 m a pixel, north up.
     prior = np.where(city.ground.kinds == Ground.GRASS, 0, 255).astype(np.uint8)[::-1]
     name = f"maps/{token('map', location)}.png"
-    _replace(out / name, cv2.imencode(".png", prior)[1].tobytes())
+    write_atomically(out / name, cv2.imencode(".png", prior)[1].tobytes())
     return name
 
 
@@ -118,9 +119,3 @@ def write_tables(out: Path, tables: Tables, splits: dict[str, list[str]]) -> Non
         (partial / f"{name}.json").write_text(json.dumps(rows, indent=0))
     (partial / "splits.json").write_text(json.dumps(splits, indent=1))
     os.replace(partial, out / VERSION)
-
-
-def _replace(path: Path, content: bytes) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)
