@@ -24,7 +24,7 @@ from perception.simulate.simulate import simulate
 from perception.training.loop import train
 
 VERSION = "v1.0-sim"
-CONDITIONS = ("clear-day-boston", "clear-day-singapore", "rain-day-boston", "clear-night-boston")
+CONDITIONS = ("clear-day-boston", "rain-day-boston")
 
 
 def demo(out: Path) -> dict[str, object]:

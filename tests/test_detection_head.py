@@ -11,7 +11,7 @@ from perception.config import DetectionHead
 from perception.frame import ATTRIBUTES, CLASSES, Boxes
 from perception.grid import BevGrid
 from perception.heads.detection import REGRESSION, CenterHead
-from perception.training.losses import detection_losses, gaussian_focal, map_losses
+from perception.training.losses import MAP_WEIGHT, detection_losses, gaussian_focal, map_losses
 from perception.training.targets import detection_targets, gaussian_radius
 
 GRID = BevGrid(x=(-16.0, 16.0), y=(-8.0, 8.0), cell=0.5)
@@ -123,7 +123,7 @@ def test_map_loss_counts_only_frames_with_a_map():
     logits, labels = torch.randn(2, 6, 3, 3, requires_grad=True), torch.randint(0, 2, (2, 6, 3, 3))
     loss = map_losses({"map_logits": logits}, labels, torch.tensor([True, False]))["map"]
     expected = torch.nn.functional.binary_cross_entropy_with_logits(logits[0], labels[0].float())
-    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(loss, MAP_WEIGHT * expected)
     loss.backward()
     assert torch.equal(logits.grad[1], torch.zeros(6, 3, 3))
     none = map_losses({"map_logits": logits}, labels, torch.tensor([False, False]))["map"]

@@ -52,7 +52,9 @@ def save(
     final = run / "checkpoints" / f"step-{step:06d}"
     partial = final.with_name(f".{final.name}.partial")
     state = optimizer.state_dict()
-    moments = {f"{i}.{name}": value for i, entry in state["state"].items() for name, value in entry.items()}
+    moments = {
+        f"{i}.{name}": value.contiguous() for i, entry in state["state"].items() for name, value in entry.items()
+    }
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)

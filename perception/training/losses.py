@@ -11,6 +11,7 @@ from perception.training.targets import DetectionTargets
 REGRESSION_WEIGHT = 0.25  # as CenterPoint's
 VELOCITY_WEIGHT = 0.2  # of the velocity within the regression
 ATTRIBUTE_WEIGHT = 0.2
+MAP_WEIGHT = 4.0  # a mean over cells is small beside the detection's sums over objects
 
 
 def gaussian_focal(logits: Tensor, target: Tensor) -> Tensor:
@@ -56,4 +57,4 @@ def map_losses(dense: dict[str, Tensor], labels: Tensor, valid: Tensor) -> dict[
     """Binary cross-entropy of the map logits (B, 6, rows, columns) over the frames whose map is known (valid, B)."""
     entropy = F.binary_cross_entropy_with_logits(dense["map_logits"], labels.float(), reduction="none")
     per_frame = entropy.mean(dim=(1, 2, 3))
-    return {"map": torch.where(valid, per_frame, 0.0).sum() / valid.sum().clamp(min=1)}
+    return {"map": MAP_WEIGHT * torch.where(valid, per_frame, 0.0).sum() / valid.sum().clamp(min=1)}

@@ -1,0 +1,51 @@
+"""The README's commands, as they stand there but smaller."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+REPOSITORY = Path(__file__).parents[1]
+SMALLER = {
+    "--scenes 8 --samples 20": "--scenes 2 --samples 2",
+    "train configs/tiny.yaml": "train configs/tiny.yaml --steps 2",
+    "--scenes scene-0005": "--scenes scene-0002",
+}
+
+
+def run(folder: Path, command: str) -> str:
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command.split(), cwd=folder, env=environment, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, f"{command}\n{done.stderr}"
+    return done.stdout
+
+
+def test_commands_of_the_readme(tmp_path: Path) -> None:
+    text = (REPOSITORY / "README.md").read_text()
+    (tmp_path / "configs").symlink_to(REPOSITORY / "configs")
+    commands = re.findall(r"^perception .*$", text, re.MULTILINE)
+    assert {c.split()[1] for c in commands} >= {"simulate", "train", "evaluate", "export", "build", "replay"}
+    for large, small in SMALLER.items():
+        assert sum(large in command for command in commands) == 1, large
+        commands = [command.replace(large, small) for command in commands]
+    for command in commands:
+        run(tmp_path, command)
+
+    metrics = json.loads((tmp_path / "runs/tiny/evaluation/metrics.json").read_text())
+    assert metrics["samples"] == 2
+    manifest = json.loads((tmp_path / "runs/tiny/bundle/manifest.json").read_text())
+    assert (manifest["conditions"], manifest["folded"]) == (["rain"], ["rain"])
+    record = json.loads((tmp_path / "runs/tiny/bundle/engines/rtx-ampere.json").read_text())
+    assert record["plan_bytes"] > 4 * manifest["parameters"]
+    latency = json.loads((tmp_path / "runs/tiny/replay/latency.json").read_text())
+    assert latency["frames"] == 2
+
+    launched = "accelerate launch --cpu --num_processes 2 -m perception.cli train"
+    assert launched.replace(" --cpu --num_processes 2", "") in text
+    run(tmp_path, f"{launched} configs/tiny.yaml --data drives --out runs/two --steps 2")
+    checkpoint = json.loads((tmp_path / "runs/two/checkpoints/step-000002/checkpoint.json").read_text())
+    assert checkpoint["step"] == 2
