@@ -153,13 +153,14 @@ def test_inputs_of_a_frame(tiny_root: Path) -> None:
     spec = InputSpec.of(load_config(TINY))
     frame = tables.frame(tables.samples()[1], sweeps=spec.sweeps)
     inputs = prepare(frame, spec)
-    assert spec.sweeps == 2
+    assert spec.lidar is not None
+    pillars, image = spec.lidar.max_pillars, Image(height=96, width=256)
     assert frame.points is not None
     assert {name: (array.shape, array.dtype.name) for name, array in inputs.items()} == {
-        "pillar_points": ((1, 8000, 8, 5), "float32"),
-        "pillar_counts": ((1, 8000), "int32"),
-        "pillar_cells": ((1, 8000), "int32"),
-        "images": ((1, 6, 128, 352, 3), "uint8"),
+        "pillar_points": ((1, pillars, 8, 5), "float32"),
+        "pillar_counts": ((1, pillars), "int32"),
+        "pillar_cells": ((1, pillars), "int32"),
+        "images": ((1, 6, 96, 256, 3), "uint8"),
         "image_from_reference": ((1, 6, 3, 4), "float32"),
     }
     occupied = inputs["pillar_counts"][0] > 0
@@ -167,7 +168,7 @@ def test_inputs_of_a_frame(tiny_root: Path) -> None:
     assert (inputs["pillar_cells"][0, ~occupied] == spec.grid.cells).all()
     assert (inputs["pillar_cells"][0, occupied] < spec.grid.cells).all()
     for i, name in enumerate(CAMERAS):
-        affine = fit_width(frame.cameras[name].image.shape, Image(height=128, width=352))
+        affine = fit_width(frame.cameras[name].image.shape, image)
         expected = affine @ frame.image_from_reference(name)
         np.testing.assert_allclose(inputs["image_from_reference"][0, i], expected, rtol=1e-6)
 

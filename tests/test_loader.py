@@ -102,7 +102,7 @@ def test_without_augmentation_samples_are_the_prepared_frames(tables: NuScenesTa
     epoch = [dataset[position] for position in range(3)]
     assert sorted(sample.token for sample in epoch) == sorted(tables.samples())
     for sample in epoch:
-        frame = tables.frame(sample.token, sweeps=2)
+        frame = tables.frame(sample.token, sweeps=dataset._spec.sweeps)
         for name, array in prepare(frame, dataset._spec).items():
             np.testing.assert_array_equal(sample.inputs[name], array)
         assert frame.boxes is not None
@@ -120,7 +120,7 @@ def test_batches_are_joined_and_trimmed(tables: NuScenesTables) -> None:
     counts = [int((sample.inputs["pillar_counts"] > 0).sum()) for sample in samples]
     assert batch.inputs["pillar_points"].shape == (2, max(counts), 8, 5)
     assert (batch.inputs["pillar_counts"] > 0).sum(dim=1).tolist() == counts
-    assert batch.inputs["images"].shape == (2, 6, 128, 352, 3)
+    assert batch.inputs["images"].shape == (2, 6, 96, 256, 3)
     assert batch.map_labels is not None
     assert batch.map_labels.shape == (2, 6, 128, 128)
     assert batch.map_valid.tolist() == [True, True]

@@ -51,7 +51,7 @@ def test_results_are_the_predictors(nuscenes_root: Path, replayed: Path) -> None
     tables, runtime = NuScenesTables(nuscenes_root, "v1.0-mini"), Runtime(bundle().path)
     submission = json.loads((replayed / "results.json").read_text())
     samples = tables.samples(selectors=[SCENE])
-    frames = [tables.frame(sample, sweeps=2) for sample in samples]
+    frames = [tables.frame(sample, sweeps=runtime.bundle.spec.sweeps) for sample in samples]
     assert submission["results"] == {frame.token: sample_results(frame, runtime(frame).boxes) for frame in frames}
     assert submission["meta"]["use_lidar"]
     assert submission["meta"]["use_camera"]

@@ -191,6 +191,7 @@ def batches(
         batch_sampler=[list(range(start, start + size)) for start in starts],
         num_workers=config.data.workers,
         collate_fn=dataset.collate,
+        generator=torch.Generator(),  # the global one must not move when a training is resumed
     )
     threads = cv2.getNumThreads()
     if config.data.workers:
