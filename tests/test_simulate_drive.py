@@ -287,6 +287,13 @@ def test_numbers_out_of_range_are_named(field: str, tmp_path: Path) -> None:
         simulate(tmp_path, condition_names=["all"], **arguments)
 
 
+def test_all_conditions_are_all_and_mixed() -> None:
+    every = parse(["all"])
+    assert len(set(every)) == len(every) == 12
+    for kind in ("weather", "light", "city"):
+        assert {getattr(c, kind) for c in every[:6]} == {getattr(c, kind) for c in every}
+
+
 @given(st.integers(2, 60), st.integers(1, 12))
 def test_splits_share_out_the_conditions(scenes: int, kinds: int) -> None:
     listed = parse(["all"])[:kinds]
