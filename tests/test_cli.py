@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 PERCEPTION = Path(sys.executable).with_name("perception")
@@ -55,6 +56,17 @@ def test_bad_input_is_one_line_and_exit_code_2(tmp_path, arguments, message):
     assert shown.stderr.count("\n") == 1, shown.stderr
     assert shown.stderr.startswith("perception: ")
     assert message.replace("{tmp}", str(tmp_path)) in shown.stderr
+
+
+def test_damaged_sensor_files_end_a_training_with_exit_code_2(tiny_root, tmp_path):
+    for file in sorted((tiny_root / "samples" / "LIDAR_TOP").iterdir()):
+        points = np.fromfile(file, np.float32)
+        points[7] = np.nan
+        points.tofile(file)
+    shown = perception("train", CONFIG, "--data", tiny_root, "--split", "all", "--out", tmp_path / "run")
+    assert shown.returncode == 2
+    assert "LIDAR_TOP" in shown.stderr.splitlines()[-1]
+    assert "1 of 500 points hold NaN or infinity" in shown.stderr.splitlines()[-1]
 
 
 def test_bad_usage_is_exit_code_2():
