@@ -30,4 +30,5 @@ overfit: .venv/installed
 	$(BIN)/perception train configs/nuscenes/overfit_$$sensors.yaml $(DATA) --split mini_val --out $$run; \
 	$(BIN)/perception export $$run --out $$run/bundle; \
 	$(BIN)/perception evaluate $$run/bundle $(DATA) --scenes scene-0103:0-4 --out $$run/evaluation; done
+	$(BIN)/perception evaluate runs/overfit_fusion/bundle $(DATA) --scenes scene-0103 --out runs/overfit_fusion/scene
 	$(BIN)/perception replay $(NUSCENES) --bundle runs/overfit_fusion/bundle --scenes scene-0103 --out runs/overfit_fusion/replay
