@@ -121,6 +121,12 @@ def test_a_trained_run_is_not_overwritten(sim_root, tmp_path):
         train(small(steps=1, batch=1), tables, "all", tmp_path, resume=True)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_half_precision_needs_a_gpu(sim_root, tmp_path):
+    with pytest.raises(InputError, match="fp16 needs a GPU; use bf16 or no"):
+        train(small(precision="fp16"), NuScenesTables(sim_root, "v1.0-sim"), "all", tmp_path)
+
+
 def test_a_loss_that_is_not_finite_stops_the_training(sim_root, tmp_path):
     with pytest.raises(InputError, match=r"the loss at step \d+ is (nan|inf); lower train.learning_rate"):
         train(small(steps=30, learning_rate=1e30), NuScenesTables(sim_root, "v1.0-sim"), "all", tmp_path)

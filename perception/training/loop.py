@@ -41,11 +41,13 @@ def train(config: Config, tables: NuScenesTables, split: str | None, run: Path, 
     CPU, ends with the bytes that an uninterrupted run ends with.
 
     Raises:
-        InputError: no frames, a checkpoint that does not fit, RUN already trained, or a disk that is full.
+        InputError: no frames, a checkpoint that does not fit, RUN already trained, fp16 without a GPU, or a full disk.
     """
     if not resume and checkpoint.newest(run) is not None:
         raise InputError(f"{run}: holds a trained run already; add --resume to go on with it, or choose another --out")
     settings = config.train
+    if settings.precision == "fp16" and not torch.cuda.is_available():
+        raise InputError(f"{config.name}: train.precision fp16 needs a GPU; use bf16 or no")
     accelerator = Accelerator(
         mixed_precision=settings.precision,
         cpu=not torch.cuda.is_available(),
