@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from perception.config import CameraBranch, Config, Grid, Image, Lidar, Model, load_config
+from perception.config import CameraBranch, Image, Lidar, load_config
 from perception.data.inputs import InputSpec, fit_width, prepare, warp
 from perception.data.nuscenes import NuScenesTables
 from perception.data.outputs import to_prediction
@@ -195,19 +194,6 @@ def test_a_model_without_a_sensor_lacks_its_inputs(tiny_root: Path) -> None:
     assert set(camera_only) == {"images", "image_from_reference"}
     with pytest.raises(ValueError, match="the frame is in 'ego'"):
         prepare(frame, InputSpec(BevGrid(reference="lidar"), Lidar(), None))
-
-
-@pytest.mark.parametrize(
-    "config",
-    [
-        Config(name="lidar"),
-        Config(name="camera", model=Model(lidar=None, camera=CameraBranch(weights="a.safetensors"))),
-        Config(name="fusion", grid=Grid(cell=0.2, reference="lidar"), model=Model(camera=CameraBranch())),
-    ],
-)
-def test_the_spec_survives_json(config: Config) -> None:
-    spec = InputSpec.of(config)
-    assert InputSpec.from_json(json.loads(json.dumps(spec.to_json()))) == spec
 
 
 def test_outputs_become_a_prediction() -> None:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import cv2
 import numpy as np
@@ -31,23 +30,6 @@ class InputSpec:
     def sweeps(self) -> int:
         """LiDAR sweeps before the keyframe that the model wants in its frames."""
         return 0 if self.lidar is None else self.lidar.sweeps
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "grid": asdict(self.grid),
-            "lidar": self.lidar and self.lidar.model_dump(mode="json"),
-            "camera": self.camera and self.camera.model_dump(mode="json"),
-        }
-
-    @staticmethod
-    def from_json(content: Mapping[str, Any]) -> InputSpec:
-        grid, lidar, camera = content["grid"], content["lidar"], content["camera"]
-        ranges = {axis: tuple(grid[axis]) for axis in "xyz"}
-        return InputSpec(
-            grid=BevGrid(**{**grid, **ranges}),
-            lidar=None if lidar is None else Lidar.model_validate(lidar),
-            camera=None if camera is None else CameraBranch.model_validate(camera),
-        )
 
 
 def prepare(

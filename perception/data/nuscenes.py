@@ -133,10 +133,6 @@ class NuScenesTables:
             raise InputError(f"{path}: not an object of split names and lists of scene names")
         return splits
 
-    def scene_of(self, sample: str) -> str:
-        """Name of the drive of a keyframe."""
-        return self._scene[sample]
-
     def conditions(self, sample: str) -> Conditions:
         """What is known of the circumstances of a keyframe; reads no file."""
         return self._conditions[self._scene[sample]]
