@@ -66,6 +66,7 @@ class Manifest(Section):
     modules: tuple[str, ...]  # that were in the checkpoint
     conditions: tuple[str, ...]  # that the network was exported for
     folded: tuple[str, ...]  # modules in force under these conditions, now part of the weights
+    inline: tuple[str, ...]  # modules in force under these conditions that stay in the graph beside their layers
     parameters: int
     flops: int  # of one frame; a multiply-add counts as two
     operators: dict[str, int]  # ONNX operator -> number of nodes

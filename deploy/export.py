@@ -27,7 +27,7 @@ from deploy.golden import require_agreement, synthetic_frame
 from perception.config import Config, Grid
 from perception.data.inputs import InputSpec, prepare
 from perception.errors import InputError
-from perception.frame import ATTRIBUTES, CAMERAS, CLASSES, MAP_CLASSES, Conditions, Frame
+from perception.frame import ATTRIBUTES, CAMERAS, CLASSES, CONDITIONS, MAP_CLASSES, Conditions, Frame
 from perception.model import PerceptionModel
 from perception.training.checkpoint import load_model
 
@@ -72,9 +72,10 @@ def export(
     model, config = load_model(checkpoint)
     spec = InputSpec.of(config)
     inputs = prepare(golden or synthetic_frame(spec.grid.reference), spec)
-    folded = tuple(model.router([known]).weights)
+    unfolded, _ = _run(model, inputs, known)  # it also shows prompts the size of their input
     model = model.folded(known).eval()
     outputs, flops = _run(model, inputs)
+    require_agreement(unfolded, outputs, TOLERANCE, "the folded network")
     with console.status("Exporting to ONNX"):
         graph = to_onnx(model, inputs, list(outputs))
         content = graph.SerializeToString(deterministic=True)
@@ -96,7 +97,8 @@ def export(
         outputs=_describe(outputs),
         modules=tuple(module.name for module in config.modules),
         conditions=known.known(),
-        folded=folded,
+        folded=model.bank.folded,
+        inline=tuple(model.bank.modules),
         parameters=sum(p.numel() for p in model.parameters()),
         flops=flops,
         operators=dict(sorted(Counter(node.op_type for node in graph.graph.node).items())),
@@ -108,16 +110,11 @@ def export(
 
 def parse_conditions(values: Sequence[str]) -> Conditions:
     """Conditions of values such as ("rain", "boston"); InputError on an unknown or a contradictory one."""
-    kinds = {
-        "weather": ("clear", "rain", "fog"),
-        "light": ("day", "night"),
-        "city": ("boston", "singapore"),
-    }
     chosen: dict[str, str] = {}
     for value in values:
-        kind = next((kind for kind, known in kinds.items() if value in known), None)
+        kind = next((kind for kind, known in CONDITIONS.items() if value in known), None)
         if kind is None:
-            raise InputError(f"{value}: unknown condition; choose from {', '.join(sum(kinds.values(), ()))}")
+            raise InputError(f"{value}: unknown condition; choose from {', '.join(sum(CONDITIONS.values(), ()))}")
         if chosen.setdefault(kind, value) != value:
             raise InputError(f"{value}: contradicts {chosen[kind]}; give one {kind}")
     return Conditions(**chosen)
@@ -172,11 +169,14 @@ def to_onnx(model: PerceptionModel, inputs: dict[str, np.ndarray], outputs: Sequ
     return graph
 
 
-def _run(model: PerceptionModel, inputs: dict[str, np.ndarray]) -> tuple[dict[str, np.ndarray], int]:
+def _run(
+    model: PerceptionModel, inputs: dict[str, np.ndarray], conditions: Conditions | None = None
+) -> tuple[dict[str, np.ndarray], int]:
     """Torch's outputs for the golden inputs, and the floating-point operations that they took."""
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:
-        outputs = model.predict({name: torch.from_numpy(array) for name, array in inputs.items()})
+        tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
+        outputs = model.predict(tensors, () if conditions is None else [conditions])
     return {name: value.numpy() for name, value in outputs.items()}, counter.get_total_flops()
 
 
@@ -204,6 +204,7 @@ def _table(manifest: Manifest) -> Table:
         ("GFLOP per frame", f"{manifest.flops / 1e9:.2f}"),
         ("conditions", ", ".join(manifest.conditions) or "none known"),
         ("modules folded", ", ".join(manifest.folded) or "none"),
+        ("modules inline", ", ".join(manifest.inline) or "none"),
         (f"{sum(manifest.operators.values())} operators", ", ".join(f"{name} {n}" for name, n in most_first)),
         ("ONNX Runtime", f"equals torch within {manifest.tolerance:g}"),
     ):

@@ -60,6 +60,18 @@ def _names(text: str) -> list[str]:
     return [name for name in text.split(",") if name]
 
 
+def _numbers(options: list[str]) -> dict[str, float]:
+    """Of `rank=4` and the like."""
+    numbers: dict[str, float] = {}
+    for text in options:
+        name, _, value = text.partition("=")
+        try:
+            numbers[name] = int(value) if value.lstrip("-").isdigit() else float(value)
+        except ValueError:
+            raise InputError(f"--option {text}: write NAME=NUMBER, such as rank=4") from None
+    return numbers
+
+
 @app.command(epilog="Example: perception simulate drives --scenes 8 --samples 20 --conditions clear-day-boston")
 def simulate(
     out: Annotated[Path, typer.Argument(help="New dataroot to write.")],
@@ -137,6 +149,98 @@ def evaluate(
         predictor = TorchPredictor.load(model)
         result = run(predictor, tables, split, _names(scenes), out, predictor.spec, console)
     _report(result, as_json)
+
+
+@app.command(
+    epilog="Example: perception adapt runs/a --add low_rank:rain --data drives --conditions rain --out runs/rain"
+)
+def adapt(
+    checkpoint: Annotated[Path, typer.Argument(help="A run, or one of its checkpoints.")],
+    add: Annotated[str, typer.Option(help="KIND:NAME of the new module, such as low_rank:rain.")],
+    data: Root,
+    out: Out,
+    conditions: Annotated[
+        str, typer.Option(help="Train on the frames with these, such as rain,night, and route to the module there.")
+    ] = "",
+    slots: Annotated[str, typer.Option(help="Names or globs of the places in the network.")] = "fuse*,trunk.*,heads.*",
+    option: Annotated[
+        list[str] | None, typer.Option(help="NAME=NUMBER of the kind, such as rank=4; repeatable.")
+    ] = None,
+    version: Version = None,
+    split: Annotated[str | None, typer.Option(help="Default: the version's training split; all: every scene.")] = None,
+    scenes: Scenes = "",
+    steps: Annotated[int, typer.Option(help="Training steps.", min=1)] = 300,
+    learning_rate: Annotated[float, typer.Option(help="Peak of the one-cycle schedule.", min=0)] = 5e-3,
+) -> None:
+    """Train a new module on a checkpoint's frozen base, beside its other modules (post-hoc; repeated: continual).
+
+    Base and earlier modules keep every bit. OUT/modules gets the module alone, OUT/checkpoints the whole model.
+    Kinds: low_rank, sparse_delta, batch_norm, prompt, series_adapter, parallel_adapter, bottleneck, rescale,
+    scale_shift, film, hypernetwork.
+    """
+    from perception.data.nuscenes import NuScenesTables
+    from perception.training.adapt import adapt as run
+
+    kind, _, name = add.partition(":")
+    if not name:
+        raise InputError(f"--add {add}: write KIND:NAME, such as low_rank:rain")
+    module = {"kind": kind, "name": name, "slots": _names(slots), "when": _names(conditions)} | _numbers(option or [])
+    tables = NuScenesTables(data, version or _only_version(data))
+    split = split or TRAINING.get(tables.version, "all")
+    print(run(checkpoint, module, tables, split, _names(scenes), out, steps=steps, learning_rate=learning_rate))
+
+
+@app.command(
+    epilog="Example: perception merge runs/both --modules rain,night --method ties --name wet_night --out runs/merged"
+)
+def merge(
+    checkpoint: Annotated[Path, typer.Argument(help="A run, or one of its checkpoints.")],
+    modules: Annotated[str, typer.Option(help="Two or more of its modules, such as rain,night.")],
+    name: Annotated[str, typer.Option(help="Name of the new module.")],
+    out: Out,
+    method: Annotated[str, typer.Option(help="average, task-arithmetic, ties or dare.")] = "average",
+    conditions: Annotated[str, typer.Option(help="Route to the new module where these hold.")] = "",
+    option: Annotated[
+        list[str] | None, typer.Option(help="strength=, keep= (ties), drop= and seed= (dare), rank=; repeatable.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Merge modules of one kind into a new one; the members stay. OUT is a checkpoint with all of them."""
+    from perception.training.combine import merge as run
+
+    lost = run(checkpoint, _names(modules), name, method, out, _names(conditions), **_numbers(option or []))
+    _report({"module": name, "lost": lost}, as_json)
+    if not as_json:
+        print(f"{name}: {method} of {modules}; at most {max(lost.values()):.1%} of a slot's change had no room")
+
+
+@app.command(epilog="Example: perception modules runs/a --load runs/rain/modules/rain.safetensors --out runs/both")
+def modules(
+    checkpoint: Annotated[Path, typer.Argument(help="A run, or one of its checkpoints.")],
+    load: Annotated[str, typer.Option(help="Add modules from files: FILE,FILE or NEW_NAME=FILE. Needs --out.")] = "",
+    out: Annotated[Path | None, typer.Option("--out", help="Folder for the checkpoint with the added modules.")] = None,
+    as_json: Json = False,
+) -> None:
+    """List a checkpoint's modules and its base's fingerprint; put modules that were trained apart together."""
+    if bool(load) != (out is not None):
+        raise InputError("--load and --out go together: the checkpoint with the added modules is a new one")
+    from dataclasses import asdict
+
+    from perception.modules.status import table
+    from perception.training.checkpoint import load_model
+    from perception.training.combine import combine, described
+
+    if out is not None:
+        combine(checkpoint, _names(load), out)
+        checkpoint = out
+    model, _ = load_model(checkpoint)
+    rows, base = described(model, checkpoint), model.bank.base_hash()
+    if as_json:
+        print(json.dumps({"base": base, "modules": [asdict(row) for row in rows]}))
+    else:
+        console = _console(as_json)
+        console.print(table(rows) if rows else "no modules")
+        console.print(f"base {base}", soft_wrap=True)
 
 
 @app.command(epilog="Example: perception export runs/a --out runs/a/bundle --conditions rain")

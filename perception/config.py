@@ -6,19 +6,15 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from perception.errors import InputError
 from perception.grid import BevGrid, Reference
+from perception.modules.spec import Module
+from perception.section import Section
 
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
-
-
-class Section(BaseModel):
-    """A part of the configuration; strict about types and names."""
-
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
 class Grid(Section):
@@ -107,14 +103,25 @@ class Model(Section):
         return self
 
 
-class Module(Section):
-    """A module at some slots, in force under some conditions."""
+class LearnedRouting(Section):
+    """A network chooses the modules after the fusion (`perception/modules/routing/learned.py`)."""
 
-    name: str
-    kind: Literal["low_rank"] = "low_rank"
-    slots: tuple[str, ...] = Field(default=("trunk.*",), strict=False)  # names or globs
-    rank: Positive = 8
-    when: tuple[str, ...] = Field(default=(), strict=False)  # conditions that all must hold, such as [rain, night]
+    kind: Literal["learned"]
+    choose: Literal["soft", "top_k", "gumbel", "reinforce"] = "soft"
+    modules: tuple[str, ...] = Field(default=(), strict=False)  # the options; empty: all that are after the fusion
+    k: Positive = 1  # options that top_k keeps; the base alone is one of them
+    level: Literal["global", "slot", "cell"] = "global"
+    temperature: Annotated[float, Field(gt=0)] = 1.0  # of gumbel
+    balance: Annotated[float, Field(ge=0)] = 0.0  # weight of the load-balancing loss
+    supervise: Annotated[float, Field(ge=0)] = 0.0  # weight of the cross-entropy with what the tags choose
+
+
+class ClassifierRouting(Section):
+    """The conditions are recognised and choose the modules after the fusion, as tags would."""
+
+    kind: Literal["classifier"]
+    confidence: Share = 0.5  # a condition less probable than this is not known
+    supervise: Annotated[float, Field(gt=0)] = 1.0  # weight of the classifier's loss
 
 
 class Augment(Section):
@@ -154,6 +161,8 @@ class Config(Section):
     data: Data = Data()
     model: Model = Model()
     modules: tuple[Module, ...] = Field(default=(), strict=False)
+    fusions: tuple[str, ...] = Field(default=(), strict=False)  # such as fuse(rain, night): attention over modules
+    routing: Annotated[LearnedRouting | ClassifierRouting, Field(discriminator="kind")] | None = None  # None: fixed
     train: Train = Train()
 
 

@@ -38,6 +38,8 @@ ATTRIBUTES = (
 MAP_CLASSES = ("drivable_area", "ped_crossing", "walkway", "stop_line", "carpark_area", "divider")
 CAMERAS = ("CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_FRONT_LEFT", "CAM_BACK", "CAM_BACK_LEFT", "CAM_BACK_RIGHT")
 
+CONDITIONS = {"weather": ("clear", "rain", "fog"), "light": ("day", "night"), "city": ("boston", "singapore")}
+
 
 @dataclass(frozen=True)
 class Conditions:

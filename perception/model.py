@@ -17,8 +17,17 @@ from perception.config import Config
 from perception.frame import Conditions
 from perception.heads.detection import CenterHead
 from perception.heads.map_segmentation import MapSegmentationHead
+from perception.modules.aggregation.notation import parse_block
+from perception.modules.aggregation.representations import add_fusion
 from perception.modules.bank import Bank
+from perception.modules.route import Route
+from perception.modules.routing.classifier import ConditionClassifier
+from perception.modules.routing.facts import present
+from perception.modules.routing.features import after_fusion
 from perception.modules.routing.fixed import FixedRouter
+from perception.modules.routing.learned import LearnedRouter
+
+CHOOSERS = {"learned": LearnedRouter, "classifier": ConditionClassifier}
 
 
 class PerceptionModel(nn.Module):
@@ -45,20 +54,58 @@ class PerceptionModel(nn.Module):
             self.heads["map"] = MapSegmentationHead(model.map, self.trunk.channels)
         self.bank = Bank(self)
         for module in config.modules:
-            self.bank.add(module.name, module.kind, module.slots, module.rank)
-        self.router = FixedRouter({module.name: module.when for module in config.modules})
+            self.bank.add(module)
+        for text in config.fusions:
+            add_fusion(self.bank, parse_block(text))
+        self.router = FixedRouter(self.bank, tuple(self.heads))
+        chooser: Any = CHOOSERS[config.routing.kind] if config.routing else None
+        self.chooser = chooser and chooser(config.routing, model.fused_channels, self.bank)
+        self.routes: list[Route] = []  # of the last forward pass, one for each group of tasks
 
     def forward(self, inputs: dict[str, Tensor], conditions: Sequence[Conditions] = ()) -> dict[str, Tensor]:
-        """Dense output of every head, for inputs as `data/inputs.py` makes them and the frames' conditions."""
-        self.bank.apply(self.router(conditions))
+        """Dense output of every head, for inputs as `data/inputs.py` makes them and the frames' conditions.
+
+        Tasks whose modules differ are computed one after the other; where none do, there is one pass for all.
+        """
+        outputs: dict[str, Tensor] = {}
+        sensors, self.routes = present(inputs), []
+        for route, tasks in self.router(conditions, sensors):
+            self.bank.apply(route)
+            fused = self.fuse(self._maps(inputs))
+            if self._chooses():
+                route = self.chooser(fused, route, sensors, tasks, conditions)
+                self.bank.apply(route)
+            features = self.trunk(fused)
+            for task in tasks:
+                outputs |= self.heads[task](features)
+            self.routes.append(route)
+        return outputs
+
+    def routing_losses(self, costs: Tensor | None = None) -> dict[str, Tensor]:
+        """Terms of the chooser for the batch of the last forward pass, to be added to the losses of the tasks.
+
+        Args:
+            costs: (B,) what the tasks lost on each frame; for REINFORCE.
+
+        Raises:
+            ValueError: REINFORCE without costs.
+        """
+        return self.chooser.losses(self.routes, costs) if self._chooses() else {}
+
+    def _chooses(self) -> bool:
+        """Whether there is something to choose: no module is activated by hand or merged, and slots hold some."""
+        holding = any(self.bank.slots[slot].computations for slot in after_fusion(self.bank))
+        return self.chooser is not None and self.bank.active is None and holding
+
+    def _maps(self, inputs: dict[str, Tensor]) -> list[Tensor]:
+        """What each sensor sees, from above."""
         maps = []
         if self.config.model.lidar:
             maps.append(self.lidar(inputs["pillar_points"], inputs["pillar_counts"], inputs["pillar_cells"]))
         if self.config.model.camera:
             context, depth = self.camera(inputs["images"])
             maps.append(self.lift(context, depth, inputs["image_from_reference"]))
-        features = self.trunk(self.fuse(maps))
-        return {name: value for head in self.heads.values() for name, value in head(features).items()}
+        return maps
 
     def predict(self, inputs: dict[str, Tensor], conditions: Sequence[Conditions] = ()) -> dict[str, Tensor]:
         """Decoded output: boxes, scores, labels, attributes and, with a map head, map."""
@@ -67,8 +114,12 @@ class PerceptionModel(nn.Module):
         return {name: value for decode in decoders for name, value in decode(dense).items()}
 
     def folded(self, conditions: Conditions) -> PerceptionModel:
-        """A copy whose modules for these conditions are written into the weights, with every slot empty."""
+        """A copy whose modules for these conditions, with all sensors there, are written into the weights.
+
+        Modules that do not fold stay at their slots, without a gate; those that are not routed are gone. Where a
+        chooser decides, all modules stay.
+        """
         model = copy.deepcopy(self)
-        model.bank.fold(self.router([conditions]))
-        model.router = FixedRouter({})
+        routes = model.router.settle(conditions)
+        model.bank.fold([route for route, _ in routes], keep=after_fusion(model.bank) if model.chooser else ())
         return model

@@ -49,8 +49,8 @@ def checkpoint(configuration: str = "tiny") -> Path:
             if "computations" in name:  # modules begin as the identity; these shall matter
                 parameter.normal_(0, 0.05)
         heads = model.heads["detection"].branches
-        heads["heatmap"][1].weight.normal_(0, 0.15)
-        heads["heatmap"][1].bias.fill_(-3.0)
+        heads["heatmap"][1].layer.weight.normal_(0, 0.15)
+        heads["heatmap"][1].layer.bias.fill_(-3.0)
     save(folder() / f"run-{config.name}", 1, config, model, torch.optim.AdamW(model.parameters()), {})
     return folder() / f"run-{config.name}"
 

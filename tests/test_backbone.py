@@ -20,9 +20,9 @@ GRID = BevGrid(x=(-4.0, 4.0), y=(-2.0, 2.0), z=(-2.0, 2.0), cell=1.0)  # 4 rows,
 def test_pillar_encoder_equals_a_loop_over_points():
     torch.manual_seed(0)
     encoder = PillarEncoder(Lidar(channels=5, points_per_pillar=3), GRID).double().eval()
-    encoder.norm.running_mean.normal_()
-    encoder.norm.running_var.uniform_(0.5, 2)
-    encoder.norm.bias.data.normal_()
+    encoder.norm.layer.running_mean.normal_()
+    encoder.norm.layer.running_var.uniform_(0.5, 2)
+    encoder.norm.layer.bias.data.normal_()
     cells, counts = [3, 17, 30], [2, 3, 1]
     points = torch.zeros(1, 5, 3, 5, dtype=torch.float64)
     for i, (cell, count) in enumerate(zip(cells, counts, strict=True)):
@@ -46,8 +46,8 @@ def test_pillar_encoder_equals_a_loop_over_points():
         for point in real:
             ten = torch.cat([point, point[:3] - real[:, :3].mean(0), point[:2] - center])
             ten = ten * torch.tensor([1 / 4, 1 / 4, 1 / 2, 1 / 255, 2, 1, 1, 1, 1, 1], dtype=torch.float64)
-            value = encoder.linear.weight @ ten
-            norm = encoder.norm
+            value = encoder.linear.layer.weight @ ten
+            norm = encoder.norm.layer
             value = (value - norm.running_mean) / (norm.running_var + norm.eps).sqrt() * norm.weight + norm.bias
             best = torch.maximum(best, value.relu())
         expected[:, row, column] = best

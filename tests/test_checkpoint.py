@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from perception.config import Config, Lidar, Model, Module, Trunk
+from perception.config import Config, Lidar, Model, Trunk
 from perception.errors import InputError
 from perception.model import PerceptionModel
+from perception.modules.spec import LowRank
 from perception.training import checkpoint
 
 CONFIG = Config(
@@ -22,7 +23,7 @@ CONFIG = Config(
     model=Model(
         lidar=Lidar(channels=4), fused_channels=4, trunk=Trunk(channels=(4,), blocks=(1,), strides=(2,), up_channels=4)
     ),
-    modules=(Module(name="rain", rank=1, when=("rain",)),),
+    modules=(LowRank(name="rain", rank=1, when=("rain",)),),
 )
 
 WRITER = """

@@ -12,7 +12,7 @@ import pytest
 
 PERCEPTION = Path(sys.executable).with_name("perception")
 CONFIG = Path(__file__).parents[1] / "configs" / "tiny.yaml"
-COMMANDS = ("simulate", "train", "evaluate", "export", "build", "replay", "demo")
+COMMANDS = ("simulate", "train", "evaluate", "export", "build", "replay", "modules", "demo")
 
 
 def perception(*arguments: object) -> subprocess.CompletedProcess[str]:

@@ -16,6 +16,7 @@ from perception.data.nuscenes import NuScenesTables
 from perception.errors import InputError
 from perception.frame import Conditions
 from perception.model import PerceptionModel
+from perception.modules.spec import LowRank
 from perception.training.loop import losses_of, train
 
 
@@ -42,7 +43,7 @@ def small(**training: object) -> Config:
             detection=c.DetectionHead(channels=8, top_k=20),
             map=c.MapHead(channels=8),
         ),
-        modules=(c.Module(name="rain", rank=2, slots=("trunk.*", "heads.*"), when=("rain",)),),
+        modules=(LowRank(name="rain", rank=2, slots=("trunk.*", "heads.*"), when=("rain",)),),
         train=c.Train(**(defaults | training)),
     )
 

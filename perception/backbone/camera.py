@@ -11,9 +11,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from perception.backbone.layers import ConvBlock
+from perception.backbone.layers import ConvBlock, slotted
 from perception.config import CameraBranch
 from perception.errors import InputError
+from perception.modules.slot import Slot
 
 
 class ImageEncoder(nn.Module):
@@ -38,12 +39,13 @@ class ImageEncoder(nn.Module):
         if config.weights is not None:
             self._load(Path(config.weights))
         backbone: Any = self.backbone
+        slotted(backbone, "camera.backbone")
         inputs = backbone.feature_info.channels()
         self.lateral = nn.ModuleList(
             ConvBlock(f"camera.lateral{i}", c, config.channels, kernel=1) for i, c in enumerate(inputs)
         )
         self.smooth = ConvBlock("camera.neck", config.channels, config.channels)
-        self.head = nn.Conv2d(config.channels, config.channels + config.depth.bins, 1)
+        self.head = Slot("camera.output", nn.Conv2d(config.channels, config.channels + config.depth.bins, 1))
         self.register_buffer("mean", torch.tensor([123.675, 116.28, 103.53]), persistent=False)  # ImageNet, RGB
         self.register_buffer("deviation", torch.tensor([58.395, 57.12, 57.375]), persistent=False)
 

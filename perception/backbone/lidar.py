@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from perception.config import Lidar
 from perception.grid import BevGrid
+from perception.modules.slot import Slot
 
 
 class PillarEncoder(nn.Module):
@@ -21,8 +22,8 @@ class PillarEncoder(nn.Module):
     def __init__(self, config: Lidar, grid: BevGrid) -> None:
         super().__init__()
         self.grid, self.channels = grid, config.channels
-        self.linear = nn.Linear(10, config.channels, bias=False)
-        self.norm = nn.BatchNorm1d(config.channels, eps=1e-3)
+        self.linear = Slot("lidar.pillar", nn.Linear(10, config.channels, bias=False))
+        self.norm = Slot("lidar.pillar.norm", nn.BatchNorm1d(config.channels, eps=1e-3))
         far = max(abs(v) for v in (*grid.x, *grid.y))
         high = max(abs(v) for v in grid.z)
         scale = [1 / far, 1 / far, 1 / high, 1 / 255, 2.0, *(1 / grid.cell,) * 2, 1.0, *(1 / grid.cell,) * 2]

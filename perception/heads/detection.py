@@ -12,6 +12,7 @@ from perception.backbone.layers import ConvBlock
 from perception.config import DetectionHead
 from perception.frame import ATTRIBUTES, CLASSES
 from perception.grid import BevGrid
+from perception.modules.slot import Slot
 
 # What is regressed at an object's cell, and in how many numbers.
 REGRESSION = {
@@ -45,13 +46,15 @@ class CenterHead(nn.Module):
             {
                 name: nn.Sequential(
                     ConvBlock(f"heads.detection.{name}", config.channels, config.channels),
-                    nn.Conv2d(config.channels, n, 1),
+                    Slot(f"heads.detection.{name}.output", nn.Conv2d(config.channels, n, 1)),
                 )
                 for name, n in outputs.items()
             }
         )
         final = self.branches["heatmap"][1]  # type: ignore[index]
-        nn.init.constant_(final.bias, -math.log((1 - 0.01) / 0.01))  # start at p = 0.01 (RetinaNet, Lin et al. 2017)
+        nn.init.constant_(
+            final.layer.bias, -math.log((1 - 0.01) / 0.01)
+        )  # start at p = 0.01 (RetinaNet, Lin et al. 2017)
         families = [ATTRIBUTE_FAMILY.get(c, "vehicle.") for c in CLASSES]
         possible = torch.tensor([[a.startswith(f) for a in ATTRIBUTES] for f in families])
         self.register_buffer("possible", possible, persistent=False)

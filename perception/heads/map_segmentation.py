@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from perception.backbone.layers import ConvBlock
 from perception.config import MapHead
 from perception.frame import MAP_CLASSES
+from perception.modules.slot import Slot
 
 
 class MapSegmentationHead(nn.Module):
@@ -15,7 +16,7 @@ class MapSegmentationHead(nn.Module):
     def __init__(self, config: MapHead, inputs: int) -> None:
         super().__init__()
         self.shared = ConvBlock("heads.map", inputs, config.channels)
-        self.logits = nn.Conv2d(config.channels, len(MAP_CLASSES), 1)
+        self.logits = Slot("heads.map.output", nn.Conv2d(config.channels, len(MAP_CLASSES), 1))
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         return {"map_logits": self.logits(self.shared(x))}

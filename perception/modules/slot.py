@@ -2,64 +2,140 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-
-@dataclass(frozen=True)
-class Route:
-    """Which modules compute, and with what weight: what a router decides.
-
-    A weight is a number for the whole batch or a tensor (B,) with one for each frame. Modules without an entry
-    do not run. `static` says that the weights do not depend on the input, so that an affine module can be folded.
-    """
-
-    weights: Mapping[str, float | Tensor] = field(default_factory=dict)
-    static: bool = True
+from perception.errors import InputError
+from perception.modules.aggregation.composition import Block, Fuse, deltas, folded, is_affine, names
+from perception.modules.computation.computation import Affine, Site
+from perception.modules.route import Route
 
 
 class Slot(nn.Module):
-    """Wraps one layer; modules add their deltas to its output: y = layer(x) + sum_m route[m] * module_m(x, y)."""
+    """Wraps one layer; modules add their deltas to its output: y = layer(x) + sum_m weight_m * module_m(x, y).
+
+    That is how they combine where the route does not say otherwise (`aggregation/composition.py`).
+    """
+
+    constant: Tensor | None
 
     def __init__(self, name: str, layer: nn.Module) -> None:
         super().__init__()
         self.name = name
         self.layer: Any = layer
         self.computations = nn.ModuleDict()
+        self.fusions = nn.ModuleDict()  # the attention of Fuse blocks, by `Fuse.key`
+        self.register_buffer("constant", None)  # (1, O, H, W) that a folded prompt adds to the output
         self.route = Route()
 
     def forward(self, x: Tensor) -> Tensor:
         y: Tensor = self.layer(x)
-        delta: Tensor | None = None
-        for name, module in self.computations.items():
-            weight = self.route.weights.get(name)
-            if weight is None:
-                continue
-            part = module(x, y)
-            if isinstance(weight, Tensor):
-                weight = weight.to(part).reshape(-1, *(1,) * (part.ndim - 1))
-            part = weight * part
-            delta = part if delta is None else delta + part
+        if self.constant is not None:
+            y = y + self.constant
+        block = self.route.combination(self.name) if self.computations else None
+        if block is None:
+            return y
+        delta = deltas(block, Site(x, y, self.layer, self.route.z), self._weighted_delta, self._fuse)
         return y if delta is None else y + delta
+
+    def routed(self) -> list[str]:
+        """The modules at this slot that the route in force runs, in its order."""
+        block, weights = self.route.combination(self.name), self.route.at(self.name)
+        return [] if block is None else [n for n in names(block) if n in self.computations and n in weights]
+
+    def folds(self) -> bool:
+        """Whether what the route runs here is affine, with weights that do not depend on the input."""
+        block, modules = self.route.combination(self.name), [self.computations[name] for name in self.routed()]
+        joined = block is None or is_affine(block, list(self.fusions))
+        return self.route.static and joined and all(m.affine for m in modules)
 
     @torch.no_grad()
     def fold(self) -> None:
-        """Write the routed modules into the layer's weights and empty the slot.
+        """Write the routed modules into the layer, and leave at the slot only what does not fold.
 
-        Raises:
-            ValueError: a routed module is not affine, or its weight depends on the input.
+        All of them fold or none: one that reads the layer's output must not find another's delta in it.
         """
-        for name, module in self.computations.items():
-            weight = self.route.weights.get(name)
-            if weight is None:
-                continue
-            if not (module.affine and self.route.static) or isinstance(weight, Tensor):
-                raise ValueError(f"{self.name}: module {name!r} cannot be folded")
-            fold: Any = module.fold
-            self.layer.weight.copy_(fold(self.layer.weight, weight))
-        self.computations = nn.ModuleDict()
-        self.route = Route()
+        routed, block = self.routed(), self.route.combination(self.name)
+        if not self.folds():
+            self.computations = nn.ModuleDict({name: self.computations[name] for name in routed})
+            return
+        if routed and block is not None:
+            function = folded(block, Affine.of(self.layer, self.constant), self._with_module)
+            self.layer.weight.copy_(function.weight)
+            if self.layer.bias is not None:
+                self.layer.bias.copy_(function.bias)
+            elif function.bias.any():
+                self.layer.bias = nn.Parameter(function.bias.clone())
+            self.constant = function.constant
+        self.computations, self.fusions = nn.ModuleDict(), nn.ModuleDict()
+
+    def _with_module(self, name: str, function: Affine) -> Affine:
+        weight = self.route.at(self.name).get(name)
+        if weight is None or name not in self.computations:
+            return function
+        assert isinstance(weight, float | int), "a static route has numbers for weights"
+        module: Any = self.computations[name]
+        return function.plus(module.fold(function, self.layer, self.route.z), function, weight)
+
+    def _fuse(self, block: Fuse, site: Site, parts: list[Tensor | None]) -> Tensor | None:
+        """Attention over the members that run; where only one can, the slot has no attention and that one is all."""
+        running = [(member, part) for member, part in zip(block.members, parts, strict=True) if part is not None]
+        if block.key in self.fusions and running:
+            there = [self._runs(member, site.y) for member, _ in running]
+            fused: Tensor = self.fusions[block.key](site, [part for _, part in running], there)
+            return fused
+        if len(running) > 1:
+            raise InputError(f"slot {self.name} has no attention for {block}: add it (`add_fusion`) and train it")
+        return running[0][1] if running else None
+
+    def _runs(self, member: Block, y: Tensor) -> Tensor | bool:
+        """Whether a part of the member has a weight other than zero, where that differs for each row or cell of y."""
+        weights = self.route.at(self.name)
+        runs: Tensor | bool = False
+        for name in names(member):
+            if name in weights and name in self.computations:
+                weight = weights[name]
+                runs = runs | ((spread(weight, y) if isinstance(weight, Tensor) else weight) != 0)
+        return runs
+
+    def _weighted_delta(self, name: str, site: Site) -> Tensor | None:
+        """weight * delta of a module; None if it is not at this slot or not routed."""
+        weight = self.route.at(self.name).get(name)
+        if weight is None or name not in self.computations:
+            return None
+        module: Any = self.computations[name]
+        if not isinstance(weight, Tensor):
+            part: Tensor = module(site)
+            return part if weight == 1 else weight * part
+        if weight.ndim == 1:
+            return _per_frame(module, weight, site)
+        return spread(weight, site.y).to(site.y) * module(site)
+
+
+def spread(weight: Tensor, y: Tensor) -> Tensor:
+    """Weights (B,) of frames, each of them one row of y or more, or (B, 1, h, w) of cells, made to broadcast over y."""
+    if weight.ndim == 1:
+        rows = weight.repeat_interleave(y.shape[0] // len(weight)) if len(weight) > 1 else weight.expand(len(y))
+        return rows.reshape(-1, *(1,) * (y.ndim - 1))
+    return weight if weight.shape[-2:] == y.shape[-2:] else F.interpolate(weight, size=y.shape[-2:], mode="nearest")
+
+
+def _per_frame(module: Any, weight: Tensor, site: Site) -> Tensor:
+    """weight (B,) times the delta. A slot may have several rows for each frame, such as its six pictures.
+
+    Frames whose weight is zero are not computed, and so do not enter a batch normalisation's statistics, unless
+    a gradient for the weight needs them.
+    """
+    rows = spread(weight, site.y)
+    if weight.requires_grad or torch.compiler.is_compiling() or bool((rows != 0).all()):
+        return rows.to(site.y) * module(site)
+    chosen = rows.nonzero()[:, 0]
+    if len(chosen) == 0:
+        return torch.zeros_like(site.y)
+    z = site.z if site.z is None or len(site.z) == 1 else site.z[weight.nonzero()[:, 0].to(site.z.device)]
+    part = module(Site(site.x[chosen], site.y[chosen], site.layer, z))
+    total = part.new_zeros(site.y.shape)  # in mixed precision the delta can be of another type than y
+    return total.index_add(0, chosen.to(part.device), rows[chosen].to(part) * part)

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from perception.errors import InputError
-from perception.frame import Conditions
+from perception.frame import CONDITIONS, Conditions
 from perception.simulate.scenery import Weather
 
-WEATHERS, LIGHTS, CITIES = ("clear", "rain", "fog"), ("day", "night"), ("boston", "singapore")
+WEATHERS, LIGHTS, CITIES = CONDITIONS.values()
 RAIN, FOG = (5.0, 40.0), (40.0, 150.0)  # mm/h; m of meteorological optical range
 
 

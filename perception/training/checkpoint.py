@@ -50,23 +50,47 @@ def save(
         InputError: the disk is full or not writable; the earlier checkpoints stay as they were.
     """
     final = run / "checkpoints" / f"step-{step:06d}"
-    partial = final.with_name(f".{final.name}.partial")
     state = optimizer.state_dict()
-    moments = {
-        f"{i}.{name}": value.contiguous() for i, entry in state["state"].items() for name, value in entry.items()
+    moments = {f"{i}.{name}": value for i, entry in state["state"].items() for name, value in entry.items()}
+    tensors = {
+        "model.safetensors": model.state_dict(),
+        "training.safetensors": moments | {"random": torch.get_rng_state()},
     }
+    content = {
+        "config": config.model_dump(mode="json"),
+        "step": step,
+        "schedule": schedule,
+        "optimizer": state["param_groups"],
+    }
+    _write(final, tensors, content)
+    for old in sorted(final.parent.glob("step-*"))[:-KEPT]:
+        shutil.rmtree(old)
+    return final
+
+
+def save_model(folder: Path, config: Config, model: PerceptionModel) -> None:
+    """Write the model with the modules that its bank has now, as a checkpoint from which no training goes on.
+
+    Raises:
+        InputError: the folder holds something already, modules are merged, or the disk is full or not writable.
+    """
+    if folder.exists() and any(folder.iterdir()):
+        raise InputError(f"{folder}: holds files already; choose another --out")
+    model.bank.require_unmerged()
+    bank = model.bank
+    config = config.model_copy(update={"modules": tuple(bank.modules.values()), "fusions": tuple(bank.fusions)})
+    _write(folder, {"model.safetensors": model.state_dict()}, {"config": config.model_dump(mode="json")})
+
+
+def _write(final: Path, tensors: dict[str, dict[str, Tensor]], content: dict[str, Any]) -> None:
+    """A folder with a safetensors file for each name and with the content and their sha256 as checkpoint.json."""
+    partial = final.with_name(f".{final.name}.partial")
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        save_file({k: v.contiguous() for k, v in model.state_dict().items()}, partial / "model.safetensors")
-        save_file(moments | {"random": torch.get_rng_state()}, partial / "training.safetensors")
-        content = {
-            "config": config.model_dump(mode="json"),
-            "step": step,
-            "schedule": schedule,
-            "optimizer": state["param_groups"],
-            "sha256": {f.name: _sha256(f) for f in sorted(partial.glob("*.safetensors"))},
-        }
+        for name, values in tensors.items():
+            save_file({k: v.contiguous() for k, v in values.items()}, partial / name)
+        content["sha256"] = {f.name: _sha256(f) for f in sorted(partial.glob("*.safetensors"))}
         (partial / "checkpoint.json").write_text(json.dumps(content, indent=1))
         for file in partial.iterdir():
             _flush(file)
@@ -77,9 +101,6 @@ def save(
         raise InputError(
             f"{final}: cannot write the checkpoint ({error}); the earlier ones are unharmed: free some space, --resume"
         ) from None
-    for old in sorted(final.parent.glob("step-*"))[:-KEPT]:
-        shutil.rmtree(old)
-    return final
 
 
 def _flush(file: Path) -> None:
@@ -141,6 +162,8 @@ def resume(run: Path, config: Config, model: nn.Module, optimizer: torch.optim.O
         InputError: no checkpoint to resume, a damaged one, or one of another configuration.
     """
     folder, content = _read(run)
+    if "training.safetensors" not in content["sha256"]:
+        raise InputError(f"{folder}: holds a model without the state of a training; no training goes on from it")
     different = _differences(content["config"], config.model_dump(mode="json"))
     if different:
         raise InputError(f"{folder}: was trained with another configuration: {different[0]}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,12 @@ from torch import Tensor
 from torch.optim.lr_scheduler import OneCycleLR
 from torch.utils.tensorboard import SummaryWriter
 
-from perception.config import Config
+from perception.config import Config, LearnedRouting
 from perception.data.loader import Batch, FrameDataset, batches
 from perception.data.nuscenes import NuScenesTables
 from perception.errors import InputError
 from perception.model import PerceptionModel
-from perception.training import checkpoint
+from perception.training import checkpoint, settings
 from perception.training.losses import detection_losses, map_losses
 from perception.training.targets import detection_targets
 
@@ -34,8 +36,31 @@ def losses_of(config: Config, dense: dict[str, Tensor], batch: Batch) -> dict[st
     return losses
 
 
+@torch.no_grad()
+def costs_of(config: Config, dense: dict[str, Tensor], batch: Batch) -> Tensor:
+    """(B,): what the tasks lose on each frame alone."""
+    costs = []
+    for i in range(len(batch.boxes)):
+        labels = None if batch.map_labels is None else batch.map_labels[i : i + 1]
+        frame = replace(batch, boxes=batch.boxes[i : i + 1], map_labels=labels, map_valid=batch.map_valid[i : i + 1])
+        losses = losses_of(config, {name: value[i : i + 1] for name, value in dense.items()}, frame)
+        costs.append(torch.stack(list(losses.values())).sum())
+    return torch.stack(costs)
+
+
 def train(config: Config, tables: NuScenesTables, split: str | None, run: Path, resume: bool = False) -> Path:
-    """Train on the split's frames and return the last checkpoint's folder.
+    """Train base and modules jointly on the split's frames; returns the last checkpoint's folder.
+
+    Writes and raises as `fit` does.
+    """
+    set_seed(config.seed)
+    model = PerceptionModel(config)
+    settings.joint(model)
+    return fit(model, tables, tables.samples(split, config.data.scenes), run, resume)
+
+
+def fit(model: PerceptionModel, tables: NuScenesTables, tokens: Sequence[str], run: Path, resume: bool = False) -> Path:
+    """Train what the training setting left unfrozen, on these keyframes; returns the last checkpoint's folder.
 
     Writes RUN/checkpoints/step-* and RUN/tensorboard. With `resume` it goes on from the newest checkpoint and, on a
     CPU, ends with the bytes that an uninterrupted run ends with.
@@ -45,30 +70,27 @@ def train(config: Config, tables: NuScenesTables, split: str | None, run: Path, 
     """
     if not resume and checkpoint.newest(run) is not None:
         raise InputError(f"{run}: holds a trained run already; add --resume to go on with it, or choose another --out")
-    settings = config.train
-    if settings.precision == "fp16" and not torch.cuda.is_available():
+    config, options = model.config, model.config.train
+    if options.precision == "fp16" and not torch.cuda.is_available():
         raise InputError(f"{config.name}: train.precision fp16 needs a GPU; use bf16 or no")
     accelerator = Accelerator(
-        mixed_precision=settings.precision,
+        mixed_precision=options.precision,
         cpu=not torch.cuda.is_available(),
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=bool(config.modules))],
+        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=bool(config.modules or config.routing))],
     )
     set_seed(config.seed)
-    model = PerceptionModel(config)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a tenth faster
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, foreach=True
-    )
-    schedule = OneCycleLR(optimizer, settings.learning_rate, total_steps=settings.steps + 1)
+    optimizer = settings.optimizer_of(model, options.learning_rate, options.weight_decay)
+    schedule = OneCycleLR(optimizer, options.learning_rate, total_steps=options.steps + 1)
     first = 0
     if resume:
         first, state = checkpoint.resume(run, config, model, optimizer)
         schedule.load_state_dict(state["rate"])
         if accelerator.scaler is not None and state["scaler"]:
             accelerator.scaler.load_state_dict(state["scaler"])
-    dataset = FrameDataset(tables, tables.samples(split, config.data.scenes), config)
+    dataset = FrameDataset(tables, tokens, config)
     parallel, optimizer = accelerator.prepare(model, optimizer)
-    parallel.train()
+    reinforced = isinstance(config.routing, LearnedRouting) and config.routing.choose == "reinforce"
 
     def save(step: int) -> Path:
         scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else {}
@@ -77,16 +99,18 @@ def train(config: Config, tables: NuScenesTables, split: str | None, run: Path, 
 
     writer = SummaryWriter(str(run / "tensorboard")) if accelerator.is_main_process else None
     with _progress(accelerator.is_main_process) as progress:
-        bar = progress.add_task("training", total=settings.steps, completed=first, losses="")
+        bar = progress.add_task("training", total=options.steps, completed=first, losses="")
         share = (accelerator.process_index, accelerator.num_processes)
         for step, batch in enumerate(batches(dataset, config, first, *share), first + 1):
             inputs = {name: value.to(accelerator.device) for name, value in batch.inputs.items()}
-            losses = losses_of(config, parallel(inputs, batch.conditions), batch)
+            dense = parallel(inputs, batch.conditions)
+            costs = costs_of(config, dense, batch) if reinforced else None
+            losses = losses_of(config, dense, batch) | model.routing_losses(costs)
             loss = torch.stack(list(losses.values())).sum()
             if not torch.isfinite(loss):
                 raise InputError(f"{run}: the loss at step {step} is {loss.item()}; lower train.learning_rate")
             accelerator.backward(loss)
-            norm = accelerator.clip_grad_norm_(parallel.parameters(), settings.gradient_clip)
+            norm = accelerator.clip_grad_norm_(parallel.parameters(), options.gradient_clip)
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
@@ -95,11 +119,11 @@ def train(config: Config, tables: NuScenesTables, split: str | None, run: Path, 
             progress.update(bar, completed=step, losses=" ".join(f"{k} {v:.2f}" for k, v in values.items()))
             if writer is not None:
                 _log(writer, step, values | {"norm": float(norm), "learning_rate": schedule.get_last_lr()[0]})
-                if step % settings.checkpoint_every == 0 and step < settings.steps:
+                if step % options.checkpoint_every == 0 and step < options.steps:
                     save(step)
-    last = run / "checkpoints" / f"step-{settings.steps:06d}"
+    last = run / "checkpoints" / f"step-{options.steps:06d}"
     if writer is not None:
-        last = save(settings.steps)
+        last = save(options.steps)
         writer.close()
     accelerator.wait_for_everyone()
     return last

@@ -1,4 +1,4 @@
-"""Low-rank modules: LoRA (Hu et al., 2021) for convolutions."""
+"""Low-rank modules: LoRA (Hu et al., 2021) for convolutions and linear layers."""
 
 from __future__ import annotations
 
@@ -8,55 +8,100 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from perception.modules.computation.computation import (
+    CONVOLUTIONS,
+    Affine,
+    Computation,
+    Site,
+    groups_of,
+    inputs,
+    outputs,
+    pointwise,
+)
 
-class LowRank(nn.Module):
-    """delta(x) = (alpha / r) B(A x), with A shaped like the base layer (I -> r) and B pointwise (r -> O).
+
+class LowRank(Computation):
+    """delta = (alpha / r) B(A x), with A shaped like the base layer (I -> r) and B pointwise (r -> O).
 
     For a transposed convolution the roles are exchanged: A is pointwise and B is shaped like the base layer.
-    B starts at zero, so that the module starts as the identity. A grouped layer gets grouped A and B.
+    B starts at zero. A grouped layer gets grouped A and B.
 
     Args:
-        layer: the Conv2d or ConvTranspose2d of the slot.
+        layer: of the slot.
         rank: r, per group.
-        alpha: scale of the delta; alpha / r multiplies it, and alpha = r where it is not given.
+        alpha: alpha / r multiplies the delta; None stands for alpha = r.
     """
 
     kind = "low_rank"
-    affine = True
+    layers = (*CONVOLUTIONS, nn.Linear)
 
-    def __init__(self, layer: nn.Module, rank: int, alpha: float | None = None) -> None:
+    def __init__(self, layer: Any, rank: int, alpha: float | None = None) -> None:
         super().__init__()
-        if not isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
-            raise TypeError(f"low_rank attaches to convolutions, not to {type(layer).__name__}")
-        self.groups, self.scale = layer.groups, (rank if alpha is None else alpha) / rank
+        self.groups, self.scale = groups_of(layer), (rank if alpha is None else alpha) / rank
         self.transposed = isinstance(layer, nn.ConvTranspose2d)
-        hidden, groups = rank * layer.groups, layer.groups
-        if isinstance(layer, nn.ConvTranspose2d):
-            self.a: Any = nn.Conv2d(layer.in_channels, hidden, 1, groups=groups, bias=False)
+        hidden = rank * self.groups
+        if self.transposed:
+            self.a: Any = pointwise(layer, inputs(layer), hidden, self.groups)
             self.b: Any = nn.ConvTranspose2d(
-                hidden, layer.out_channels, layer.kernel_size, layer.stride, layer.padding,  # type: ignore[arg-type]
-                layer.output_padding, groups, False, layer.dilation, layer.padding_mode,  # type: ignore[arg-type]
+                hidden, outputs(layer), layer.kernel_size, layer.stride, layer.padding,
+                layer.output_padding, self.groups, False, layer.dilation, layer.padding_mode,
             )  # fmt: skip
         else:
-            self.a = nn.Conv2d(
-                layer.in_channels, hidden, layer.kernel_size, layer.stride, layer.padding,  # type: ignore[arg-type]
-                layer.dilation, groups, False, layer.padding_mode,  # type: ignore[arg-type]
-            )  # fmt: skip
-            self.b = nn.Conv2d(hidden, layer.out_channels, 1, groups=groups, bias=False)
+            if isinstance(layer, nn.Linear):
+                self.a = nn.Linear(inputs(layer), hidden, bias=False)
+            else:
+                self.a = nn.Conv2d(
+                    inputs(layer), hidden, layer.kernel_size, layer.stride, layer.padding,
+                    layer.dilation, self.groups, False, layer.padding_mode,
+                )  # fmt: skip
+            self.b = pointwise(layer, hidden, outputs(layer), self.groups)
         nn.init.kaiming_uniform_(self.a.weight, a=math.sqrt(5))
         nn.init.zeros_(self.b.weight)
         self.to(layer.weight)
 
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """The delta (B, O, H, W) for the layer's input x (B, I, H', W') and its output y."""
-        delta: Tensor = self.b(self.a(x))
+    def forward(self, site: Site) -> Tensor:
+        delta: Tensor = self.b(self.a(site.x))
         return delta * self.scale if self.scale != 1 else delta
 
-    def fold(self, weight: Tensor, route: float = 1.0) -> Tensor:
-        """The base layer's weight with `route` times this module in it."""
+    def product(self) -> Tensor:
+        """(alpha / r) B A as one weight, shaped like the layer's."""
         a, b, g = self.a.weight, self.b.weight, self.groups
         if self.transposed:  # a (g r, I/g, 1, 1), b (g r, O/g, k, k), weight (I, O/g, k, k)
             product = torch.einsum("gri,grokl->giokl", a.unflatten(0, (g, -1))[..., 0, 0], b.unflatten(0, (g, -1)))
-        else:  # a (g r, I/g, k, k), b (O, r, 1, 1), weight (O, I/g, k, k)
-            product = torch.einsum("gor,grikl->goikl", b.unflatten(0, (g, -1))[..., 0, 0], a.unflatten(0, (g, -1)))
-        return weight + route * self.scale * product.flatten(0, 1)
+        else:  # a (g r, I/g, k, k) or (r, I), b (O, r, 1, 1) or (O, r), weight (O, I/g, k, k) or (O, I)
+            left = b.flatten(1).unflatten(0, (g, -1))
+            product = torch.einsum("gor,gr...->go...", left, a.unflatten(0, (g, -1)))
+        return self.scale * product.flatten(0, 1)
+
+    def fold(self, function: Affine, layer: Any, z: Tensor | None) -> Affine:
+        return function._replace(weight=function.weight + self.product())
+
+    def multiply_adds(self, layer: Any) -> int:
+        """At a transposed convolution both factors are counted at the input's cells."""
+        return int(self.a.weight.numel() + self.b.weight.numel())
+
+    def task_vector(self, layer: Any) -> dict[str, Tensor]:
+        """The product, not the factors: the mean of two products is not the product of the means."""
+        return {"weight": self.product().detach()}
+
+    @torch.no_grad()
+    def set_task_vector(self, vector: dict[str, Tensor], layer: Any) -> None:
+        """The nearest product of rank r in each group (Eckart and Young, 1936).
+
+        A gets orthonormal rows (transposed: B's size is in its k x k filters, A is pointwise) and B the size, so
+        that rows to which nothing falls go on learning as those of a new module do.
+        """
+        weight, a, g = vector["weight"], self.a.weight, self.groups
+        matrices = weight.unflatten(0, (g, -1)).flatten(2).double()  # g O/g (I/g k k); transposed g I/g (O/g k k)
+        u, s, v = torch.linalg.svd(matrices, full_matrices=False)
+        if self.transposed:
+            u, v = v.transpose(1, 2), u.transpose(1, 2)
+        r = min(s.shape[1], len(a) // g)
+        rows, columns = v[:, :r], (u * s[:, None])[:, :, :r] / self.scale
+        nn.init.zeros_(self.b.weight)
+        a.unflatten(0, (g, -1))[:, :r] = rows.unflatten(2, a.shape[1:]).to(a)
+        if self.transposed:  # b (g r, O/g, k, k)
+            by_row = self.b.weight.unflatten(0, (g, -1))
+            by_row[:, :r] = columns.transpose(1, 2).unflatten(2, by_row.shape[2:]).to(a)
+        else:  # b (O, r, 1, 1) or (O, r)
+            self.b.weight.flatten(1).unflatten(0, (g, -1))[:, :, :r] = columns.to(a)

@@ -1,32 +1,81 @@
-"""Fixed routing: known conditions choose the modules."""
+"""Fixed routing: what is known of the frames chooses the modules."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from perception.frame import Conditions
-from perception.modules.slot import Route
+from perception.modules.bank import Bank
+from perception.modules.computation.kinds import KINDS
+from perception.modules.route import Route, Weight
+from perception.modules.routing.facts import Facts, condition_vectors, facts
+from perception.modules.spec import SENSORS, TASKS
 
 
 class FixedRouter:
-    """Runs a module on the frames whose known conditions include all that the module asks for.
+    """Runs a module on the frames of which all that the module asks for is known to hold.
 
-    An unknown condition matches nothing, so that such a frame uses the base alone.
+    What is not known does not hold, so that a frame of which nothing is known uses the base alone.
+
+    Args:
+        bank: of the model; modules that are added to it later are routed too.
+        tasks: of the model's heads.
     """
 
-    def __init__(self, when: Mapping[str, Sequence[str]]) -> None:
-        self.when = {name: frozenset(conditions) for name, conditions in when.items()}
+    def __init__(self, bank: Bank, tasks: Sequence[str]) -> None:
+        self.bank, self.tasks = bank, tuple(tasks)
+        self._settled: list[tuple[Route, tuple[str, ...]]] | None = None
 
-    def __call__(self, conditions: Sequence[Conditions]) -> Route:
-        """The route for a batch of frames; empty `conditions` mean that nothing is known."""
-        weights: dict[str, float | Tensor] = {}
-        for name, asked in self.when.items():
-            chosen = [asked <= set(c.known()) for c in conditions]
-            if all(chosen) and chosen:
-                weights[name] = 1.0
-            elif any(chosen):
-                weights[name] = torch.tensor(chosen, dtype=torch.float32)
-        return Route(weights)
+    def __call__(
+        self, conditions: Sequence[Conditions], sensors: Mapping[str, Tensor]
+    ) -> list[tuple[Route, tuple[str, ...]]]:
+        """Routes for a batch of frames, each with the tasks that it serves.
+
+        Args:
+            conditions: of each frame; empty where nothing is known.
+            sensors: for each sensor of the model, which frames have it (B,).
+        """
+        if self._settled is not None:
+            return self._settled
+        asks = {name: self.bank.asks(name) for name in self.bank.modules}
+        asked = frozenset[str]().union(*asks.values())
+        z = (
+            condition_vectors(conditions)
+            if any(KINDS[m.kind].conditional for m in self.bank.modules.values())
+            else None
+        )
+        if self.bank.active is not None:
+            return [(replace(self.bank.active, z=z), self.tasks)]
+        if not asked & {*SENSORS, *(f"no-{s}" for s in SENSORS)}:
+            sensors = {}  # to look at them would tie an exported graph to one input
+        routes: list[tuple[Route, tuple[str, ...]]] = []
+        for task in self.tasks if asked & set(TASKS) else (None,):
+            weights = fixed_weights(asks, facts(conditions, sensors, task))
+            routes.append((Route(weights, z=z), self.tasks if task is None else (task,)))
+        return routes
+
+    def settle(self, conditions: Conditions) -> list[tuple[Route, tuple[str, ...]]]:
+        """Route all frames to come as one under these conditions with all sensors there."""
+        self._settled = self([conditions], {name: torch.tensor([True]) for name in SENSORS})
+        return self._settled
+
+
+def fixed_weights(asks: Mapping[str, Facts], frames: Sequence[Facts]) -> dict[str, Weight]:
+    """Weights of the modules that run: 1.0 on all frames, or (B,) ones and zeros.
+
+    Args:
+        asks: the facts that each module asks for.
+        frames: the facts of each frame.
+    """
+    weights: dict[str, Weight] = {}
+    for name, asked in asks.items():
+        chosen = [asked <= known for known in frames]
+        if chosen and all(chosen):
+            weights[name] = 1.0
+        elif any(chosen):
+            weights[name] = torch.tensor(chosen, dtype=torch.float32)
+    return weights

@@ -1,0 +1,225 @@
+"""Function aggregation: how several modules at one slot combine, in blocks that nest.
+
+    Stack("rain", "night")                       night computes on what rain made of the output
+    Parallel("rain", "night")                    all see the layer's output; their deltas are summed
+    Average("rain", "night", weights=[0.7, 0.3]) as Parallel, each delta times its weight; without weights, the mean
+    Fuse("rain", "night")                        as Parallel, with attention over the deltas (`representations.py`)
+
+The text form of the same blocks, in error messages and in configurations, is `stack(rain, night)` and
+`average(0.7*rain, 0.3*night)`; `notation.py` reads it.
+
+A block holds modules and blocks of the other three types, in any depth; a block directly in one of its own type is
+refused, and so is a module that comes twice. Blocks are validated when they are built: an error shows the block and,
+between >>> and <<<, what is wrong in it.
+
+Prompts change what the layer reads, and each is computed from the layer's own input: added prompts add up, and
+concatenated ones are read side by side, as more channels, in whatever order they stand. Only the modules that
+read the layer's output (adapters, rescale, scale and shift, FiLM) depend on their place in a Stack.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Collection, Sequence
+
+from torch import Tensor
+
+from perception.errors import InputError
+from perception.modules.computation.computation import Affine, Site
+
+NAME = re.compile(r"[A-Za-z][\w-]*")  # of a module
+
+
+class Composition:
+    """A block of members, which are names of modules or blocks of other types.
+
+    Raises:
+        InputError: too few members, a member of the block's own type, or a module that comes twice.
+    """
+
+    fewest = 1
+
+    def __init__(self, *members: Block) -> None:
+        self.members = members
+        if len(members) < self.fewest:
+            raise InputError(f"{self!r}: {self.word()} needs {self.fewest} or more members")
+        used: set[str] = set()
+        for i, member in enumerate(members):
+            fault = self._fault(member) or _again(names(member), used)
+            if fault:
+                raise InputError(f"{self._marked(i)}: {fault}")
+            used |= set(names(member))
+
+    @classmethod
+    def word(cls) -> str:
+        """The type's name in the text form."""
+        return cls.__name__.lower()
+
+    def _fault(self, member: object) -> str | None:
+        if isinstance(member, str):
+            return None if NAME.fullmatch(member) else "a module's name is a letter, then letters, digits, _ and -"
+        if not isinstance(member, Composition):
+            return f"a member is a name or a block, not {type(member).__name__}"
+        if type(member) is type(self):
+            return f"{self.word()} cannot stand directly in {self.word()}; write its members in its place"
+        return None
+
+    def _texts(self) -> list[str]:
+        """The members' text forms."""
+        return [str(member) for member in self.members]
+
+    def _marked(self, wrong: int) -> str:
+        parts = [f">>>{text}<<<" if i == wrong else text for i, text in enumerate(self._texts())]
+        return f"{self.word()}({', '.join(parts)})"
+
+    def __repr__(self) -> str:
+        return f"{self.word()}({', '.join(self._texts())})"
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Composition) and str(self) == str(other)
+
+    def __hash__(self) -> int:
+        return hash(str(self))
+
+
+Block = str | Composition
+
+
+class Stack(Composition):
+    """One after the other: each member reads the output with the deltas of those before it."""
+
+
+class Parallel(Composition):
+    """Side by side: the members' deltas are summed."""
+
+
+class Fuse(Composition):
+    """Side by side, joined by attention over the members' deltas, which the slots hold by `key`."""
+
+    fewest = 2
+
+    @property
+    def key(self) -> str:
+        """Name of the block's attention at a slot: the same in whatever order the members stand."""
+        return "+".join(sorted(self._texts())).replace(".", ",")  # the name of a submodule has no dots
+
+
+class Average(Composition):
+    """Side by side: the sum of the members' deltas, each times its weight.
+
+    A member that is not at a slot, or not routed, counts there with a delta of zero: its weight is not shared out.
+
+    Args:
+        weights: used as they are, they need not sum to one; None stands for 1 / N each.
+
+    Raises:
+        InputError: as for any block; or not one finite weight for each member.
+    """
+
+    def __init__(self, *members: Block, weights: Sequence[float] | None = None) -> None:
+        self.weights: tuple[float, ...] | None = None  # while the members are checked
+        super().__init__(*members)
+        even = (1 / len(members),) * len(members)
+        given = even if weights is None else tuple(map(float, weights))
+        if len(given) != len(members):
+            raise InputError(f"{self!r}: {len(members)} members, {len(given)} weights")
+        for i, weight in enumerate(given):
+            if not math.isfinite(weight):
+                raise InputError(f"{self._marked(i)}: its weight {weight} is not a finite number")
+        self.weights = given if given != even else None
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """The weight of each member."""
+        return self.weights or (1 / len(self.members),) * len(self.members)
+
+    def _texts(self) -> list[str]:
+        texts = super()._texts()
+        if self.weights is None:
+            return texts
+        return [f"{weight!r}*{text}" for weight, text in zip(self.weights, texts, strict=True)]
+
+
+def _again(members: Sequence[str], used: set[str]) -> str | None:
+    again = used & set(members)
+    return f"module {min(again)!r} is in the block twice" if again else None
+
+
+def names(block: Block) -> list[str]:
+    """The modules in a block, in order."""
+    return [name for member in block.members for name in names(member)] if isinstance(block, Composition) else [block]
+
+
+def fuses(block: Block) -> list[Fuse]:
+    """The Fuse blocks in a block, itself included."""
+    if isinstance(block, str):
+        return []
+    own = [block] if isinstance(block, Fuse) else []
+    return own + [fuse for member in block.members for fuse in fuses(member)]
+
+
+def deltas(
+    block: Block,
+    site: Site,
+    module: Callable[[str, Site], Tensor | None],
+    fusion: Callable[[Fuse, Site, list[Tensor | None]], Tensor | None],
+) -> Tensor | None:
+    """What the block adds to `site.y`; None where none of its modules runs.
+
+    Args:
+        module: the delta of the module of this name, times its weight; None where it does not run.
+        fusion: attention over the deltas of a Fuse block's members, of which some may not run.
+    """
+    if isinstance(block, str):
+        return module(block, site)
+    if isinstance(block, Stack):
+        total: Tensor | None = None
+        for member in block.members:
+            part = deltas(member, site, module, fusion)
+            if part is not None:
+                total = part if total is None else total + part
+                site = site._replace(y=site.y + part)
+        return total
+    parts = [deltas(member, site, module, fusion) for member in block.members]
+    if isinstance(block, Fuse):
+        return fusion(block, site, parts)
+    if isinstance(block, Average):
+        parts = [part if part is None else share * part for share, part in zip(block.shares, parts, strict=True)]
+    running = [part for part in parts if part is not None]
+    return sum(running[1:], start=running[0]) if running else None
+
+
+def folded(block: Block, function: Affine, module: Callable[[str, Affine], Affine]) -> Affine:
+    """The affine function of a layer with the block's modules in it; `deltas` in numbers, for all inputs at once.
+
+    The block must be affine at the slot, as `is_affine` has it; so at most one member of a Fuse block runs.
+
+    Args:
+        function: of the layer alone.
+        module: a function with the module of this name, at its weight, in it.
+    """
+    if isinstance(block, str):
+        return module(block, function)
+    if isinstance(block, Stack):
+        for member in block.members:
+            function = folded(member, function, module)
+        return function
+    shares = block.shares if isinstance(block, Average) else (1.0,) * len(block.members)
+    total = function
+    for member, share in zip(block.members, shares, strict=True):
+        total = total.plus(folded(member, function, module), function, share)
+    return total
+
+
+def is_affine(block: Block, attentions: Collection[str]) -> bool:
+    """Whether the block is affine at a slot, where all its modules are.
+
+    Args:
+        attentions: keys of the Fuse blocks whose attention the slot has.
+    """
+    if isinstance(block, str):
+        return True
+    return not (isinstance(block, Fuse) and block.key in attentions) and all(
+        is_affine(member, attentions) for member in block.members
+    )

@@ -1,0 +1,150 @@
+"""Merging: modules of a bank become one new module, through their task vectors (`parameters.py`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from perception.errors import InputError
+from perception.modules.aggregation.parameters import Vector, average, dare, task_arithmetic, ties, weighted
+
+if TYPE_CHECKING:
+    from perception.modules.bank import Bank
+
+Method = Literal["average", "task_arithmetic", "ties", "dare"]
+
+
+@torch.no_grad()
+def merge_modules(
+    bank: Bank,
+    name: str,
+    members: Sequence[str],
+    method: Method,
+    *,
+    weights: Sequence[float] | None = None,
+    strength: float = 1.0,
+    keep: float = 0.2,
+    drop: float = 0.5,
+    seed: int = 0,
+    rank: int | None = None,
+    when: Sequence[str] = (),
+) -> dict[str, float]:
+    """Add the module `name`, which is the members merged. They stay as they are.
+
+    It has room for any weighted sum of its members: low-rank modules are merged as products, and the ranks add up;
+    sparse ones keep every entry that one of them has. Only what TIES and DARE make of low-rank products is of a
+    higher rank, and is cut to the nearest one that fits.
+    Merged weights shrink the variance of activations: recalibrate batch normalisations after a merge.
+
+    Args:
+        bank: of the members.
+        members: modules of one kind, at the same slots.
+        method: average: the mean, or with weights their weighted sum; task_arithmetic: the sum; ties; dare: entries
+            are dropped at random, then as task_arithmetic, or with weights their weighted sum.
+        weights: one for each member, used as they are.
+        strength: lambda, which multiplies the result of any method.
+        keep: share of its entries, over all slots, that each member keeps for ties.
+        drop: probability that dare drops an entry.
+        seed: for dare.
+        rank: of the new module, where the kind is low_rank, instead of the sum of the ranks.
+        when: facts that the new module asks for.
+
+    Returns:
+        What the new module had no room for: for each slot, the norm of the missing part of the merged task vector
+        over the norm of all of it; zero up to rounding but for the cuts above and for a smaller `rank`.
+
+    Raises:
+        InputError: the members cannot be merged, or a name or number is wrong. The bank is as it was.
+    """
+    specs = _specs(bank, members)
+    vectors = [_task_vector(bank, member) for member in members]
+    merged = {key: strength * v for key, v in _joined(vectors, method, weights, keep, drop, seed).items()}
+    bank.add(_spec(specs, vectors, name, rank, when))
+    return {slot: _fill(module, merged, bank.slots[slot]) for slot, module in bank.at(name).items()}
+
+
+def _specs(bank: Bank, members: Sequence[str]) -> list[Any]:
+    """The members' specs, which must be of one kind and at the same slots."""
+    for member in members:
+        if member not in bank.modules:
+            raise InputError(
+                f"the model has no module called {member!r}; there are: {', '.join(bank.modules) or 'none'}"
+            )
+    specs = [bank.modules[member] for member in members]
+    for member, spec in zip(members, specs, strict=True):
+        instead = f"they can run together as they are: average({members[0]}, {member})"
+        if spec.kind != specs[0].kind:
+            raise InputError(
+                f"{members[0]!r} is {specs[0].kind}, {member!r} is {spec.kind}, and do not merge; {instead}"
+            )
+        only = sorted(bank.at(member).keys() ^ bank.at(members[0]).keys())
+        if only:
+            raise InputError(f"only one of {members[0]!r} and {member!r} is at {', '.join(only)}; {instead}")
+    return specs
+
+
+def _task_vector(bank: Bank, name: str) -> Vector:
+    """The module's task vectors at all its slots as one: names are SLOT/TENSOR."""
+    try:
+        return {
+            f"{slot}/{key}": tensor
+            for slot, module in bank.at(name).items()
+            for key, tensor in module.task_vector(bank.slots[slot].layer).items()
+        }
+    except NotImplementedError as error:
+        raise InputError(f"{name!r}: {error}") from None
+
+
+def _joined(
+    vectors: list[Vector], method: Method, weights: Sequence[float] | None, keep: float, drop: float, seed: int
+) -> Vector:
+    if method not in get_args(Method):
+        raise InputError(f"no way to merge is called {method!r}; there are {', '.join(get_args(Method))}")
+    if method == "ties":
+        if weights is not None:
+            raise InputError("ties elects by size and takes no weights; leave them out, or use average")
+        return ties(vectors, keep)
+    if method == "dare":
+        vectors = dare(vectors, drop, torch.Generator().manual_seed(seed))
+    if weights is not None:
+        return weighted(vectors, weights)
+    return average(vectors) if method == "average" else task_arithmetic(vectors, 1.0)
+
+
+def _spec(specs: list[Any], vectors: list[Vector], name: str, rank: int | None, when: Sequence[str]) -> Any:
+    """The new module in words: of the members' kind, with room for any weighted sum of them."""
+    options = specs[0].options()
+    if specs[0].kind == "low_rank":
+        options = {"rank": sum(spec.rank for spec in specs) if rank is None else rank, "alpha": None}
+    elif rank is not None:
+        raise InputError(f"only low_rank modules have a rank, these are {specs[0].kind}; leave `rank` out")
+    if specs[0].kind == "sparse_delta":
+        options = {"share": min(1.0, max(sum(spec.share for spec in specs), _filled(vectors)))}
+    try:
+        return type(specs[0])(name=name, slots=specs[0].slots, when=tuple(when), **options)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise InputError(f"module {name!r}: {where}: {first['msg'].lower()}, got {first['input']!r}") from None
+
+
+def _filled(vectors: list[Vector]) -> float:
+    """Largest share of a tensor's entries that are not zero in at least one of the vectors."""
+    used = {key: torch.stack([vector[key] != 0 for vector in vectors]).any(dim=0) for key in vectors[0]}
+    return max(float(there.double().mean()) for there in used.values())
+
+
+def _fill(module: Any, merged: Mapping[str, Tensor], slot: Any) -> float:
+    """Make the module, at this slot, the merged one; returns the share of the norm that it has no room for."""
+    wanted = {key.removeprefix(f"{slot.name}/"): v for key, v in merged.items() if key.startswith(f"{slot.name}/")}
+    module.set_task_vector(wanted, slot.layer)
+    missing = {key: wanted[key] - got for key, got in module.task_vector(slot.layer).items()}
+    return _norm(missing) / max(_norm(wanted), torch.finfo(torch.float64).tiny)
+
+
+def _norm(vector: Mapping[str, Tensor]) -> float:
+    return float(torch.cat([tensor.double().flatten() for tensor in vector.values()]).norm())

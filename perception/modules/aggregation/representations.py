@@ -1,0 +1,114 @@
+"""Representation aggregation: attention over what the modules at a slot add, AdapterFusion (Pfeiffer et al., 2021).
+
+The other ways to join representations need no parameters: Parallel and Average blocks and the route's weights.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from perception.errors import InputError
+from perception.modules.aggregation.composition import Block, Fuse, names
+from perception.modules.base import own_parameters
+from perception.modules.computation.computation import Site, outputs
+
+if TYPE_CHECKING:
+    from perception.modules.bank import Bank
+    from perception.modules.slot import Slot
+
+
+class AttentionFusion(nn.Module):
+    """sum_i a_i V delta_i with a = softmax_i((Q y) . (K delta_i) / sqrt(O)), at each cell (of a Linear: each row).
+
+    The members share Q, K and V, so their order does not matter. V starts as the identity and Q at zero: a new
+    fusion is the mean of its members. Q y . K delta_i is computed as (K' Q y) . delta_i and the sum before V, so
+    that the three maps run once however many members there are.
+
+    Args:
+        layer: of the slot, with O output channels.
+        block: whose members are joined.
+    """
+
+    def __init__(self, layer: Any, block: Fuse) -> None:
+        super().__init__()
+        self.block = block
+        channels = outputs(layer)
+        self.rows = isinstance(layer, nn.Linear)  # channels are the last dimension of y, not its second
+        self.query = nn.Parameter(torch.zeros(channels, channels))
+        self.key = nn.Parameter(torch.empty(channels, channels))
+        self.value = nn.Parameter(torch.eye(channels))
+        nn.init.kaiming_uniform_(self.key, a=math.sqrt(5))
+        self.to(layer.weight)
+
+    def forward(self, site: Site, parts: list[Tensor], there: Sequence[Tensor | bool] = ()) -> Tensor:
+        """The joint delta, of the shape of `site.y`.
+
+        Args:
+            parts: the members' deltas, each of the shape of `site.y`.
+            there: for each member whether it runs, or where: (B, 1, ...) bool, which broadcasts over `site.y`. The
+                attention is over those that do. Empty stands for all.
+        """
+        channel = -1 if self.rows else 1
+        asked = self._map(self.key.T, self._map(self.query, site.y)) / math.sqrt(len(self.query))
+        scores = torch.stack([(asked * part).sum(dim=channel, keepdim=True) for part in parts])
+        if any(isinstance(where, Tensor) or not where for where in there):
+            runs = [torch.as_tensor(where, device=scores.device).expand(scores.shape[1:]) for where in there]
+            scores = scores.masked_fill(~torch.stack(runs), torch.finfo(scores.dtype).min)
+        shares = scores.softmax(dim=0)
+        return self._map(self.value, sum(share * part for share, part in zip(shares, parts, strict=True)))
+
+    def _map(self, matrix: Tensor, channels: Any) -> Tensor:
+        """The matrix (O, O) on the channels of each cell or row."""
+        if self.rows:
+            return F.linear(channels, matrix)
+        if channels.ndim == 4:  # what engines run fastest
+            return F.conv2d(channels, matrix[:, :, None, None])
+        return torch.einsum("po,bo...->bp...", matrix, channels)
+
+
+def add_fusion(bank: Bank, block: Block) -> None:
+    """Give every slot that has two or more of the block's members the attention that joins them.
+
+    As a new module it is frozen where the base is; `Bank.train(block.key)` trains it.
+
+    Raises:
+        InputError: it is no Fuse block, the model lacks a module of it, no slot has two members, or it has its
+            attention already.
+    """
+    if not isinstance(block, Fuse):
+        raise InputError(f"{block}: only a fuse block has attention, such as fuse(rain, night)")
+    absent = [name for name in names(block) if name not in bank.modules]
+    if absent:
+        raise InputError(f"{block}: the model has no module called {absent[0]!r}; there are {', '.join(bank.modules)}")
+    shared = [slot for slot in bank.slots.values() if len(_members(block, slot)) > 1]
+    if not shared:
+        raise InputError(f"{block}: no slot has two of its members, so there is nothing to fuse; use parallel")
+    if any(block.key in slot.fusions for slot in shared):
+        raise InputError(f"{block}: the model already has its attention")
+    frozen = not any(parameter.requires_grad for parameter in own_parameters(bank.network))
+    for slot in shared:
+        slot.fusions[block.key] = AttentionFusion(slot.layer, block).train(slot.training).requires_grad_(not frozen)
+
+
+def remove_fusion(bank: Bank, block: Fuse) -> None:
+    """Take the block's attention out of every slot; its members stay.
+
+    Raises:
+        InputError: there is none.
+    """
+    holders = [slot for slot in bank.slots.values() if block.key in slot.fusions]
+    if not holders:
+        raise InputError(f"{block}: the model has no attention for it")
+    for slot in holders:
+        del slot.fusions[block.key]
+
+
+def _members(block: Fuse, slot: Slot) -> list[Any]:
+    """Members of the block of which at least one module is at the slot."""
+    return [member for member in block.members if any(name in slot.computations for name in names(member))]

@@ -1,0 +1,173 @@
+"""The contract of computation functions, and the linear algebra of the layers that they attach to."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
+NORMS = (nn.BatchNorm2d, nn.BatchNorm1d)
+LAYERS = (*CONVOLUTIONS, nn.Linear, *NORMS)  # what a slot may hold
+
+
+class Site(NamedTuple):
+    """What a module sees at its slot."""
+
+    x: Tensor  # input of the layer: (B, I, ...), of a Linear (..., I)
+    y: Tensor  # output of the layer and of what is stacked before the module: (B, O, ...), of a Linear (..., O)
+    layer: Any  # the slot's layer; read only
+    z: Tensor | None  # (B, Z) or (1, Z) condition vectors, see `routing/facts.py`; None: nothing is known
+
+
+class Affine(NamedTuple):
+    """An affine function with the geometry (stride, padding, groups, statistics) of some layer, in numbers.
+
+    y = layer's own operation with `weight` (shaped like the layer's) + bias (O) + constant (1, O, H, W) or nothing.
+    The constant is what a prompt leaves: a bias that differs from cell to cell.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    constant: Tensor | None = None
+
+    @staticmethod
+    def of(layer: Any, constant: Tensor | None = None) -> Affine:
+        bias = layer.weight.new_zeros(outputs(layer)) if layer.bias is None else layer.bias
+        return Affine(layer.weight, bias, constant)
+
+    def plus(self, change: Affine, since: Affine, weight: float) -> Affine:
+        """self + weight * (change - since)."""
+        constant = self.constant
+        if change.constant is not None:
+            step = change.constant if since.constant is None else change.constant - since.constant
+            constant = weight * step if constant is None else constant + weight * step
+        return Affine(
+            self.weight + weight * (change.weight - since.weight),
+            self.bias + weight * (change.bias - since.bias),
+            constant,
+        )
+
+
+class Computation(nn.Module):
+    """A computation function at one slot: forward gives the delta that it adds to the output of the slot's layer.
+
+    A new one is the identity: its delta is exactly zero. Where `affine`, `fold` gives layer and module as one affine
+    function for a given condition vector (module-free export); the delta of a non-affine one stays in the graph.
+    The module's own tensors have the type and device of the layer's.
+    """
+
+    kind: ClassVar[str]
+    layers: ClassVar[tuple[type[nn.Module], ...]]
+    affine: ClassVar[bool] = True
+    conditional: ClassVar[bool] = False  # whether it reads `Site.z`
+
+    @classmethod
+    def attaches_to(cls, layer: nn.Module) -> bool:
+        """Whether a slot with this layer can hold such a module."""
+        return isinstance(layer, cls.layers) and not (isinstance(layer, NORMS) and _is_bare(layer))
+
+    def forward(self, site: Site) -> Tensor:
+        """The delta, of the shape of `site.y`."""
+        raise NotImplementedError
+
+    def fold(self, function: Affine, layer: Any, z: Tensor | None) -> Affine:
+        """`function`, which has the geometry of `layer`, followed or accompanied by this module.
+
+        Args:
+            function: what the slot computes without this module.
+            layer: the slot's layer, for its geometry.
+            z: (1, Z) condition vector, as in Site.
+        """
+        raise NotImplementedError(f"{self.kind} is not affine")
+
+    def multiply_adds(self, layer: Any) -> int:
+        """Multiplications at each output cell (of a Linear: each row) while the module is not folded.
+
+        Those of a transposed convolution inside it are counted at the input's cells, as many as its weights.
+        """
+        raise NotImplementedError
+
+    def task_vector(self, layer: Any) -> dict[str, Tensor]:
+        """What the module learned as tensors that may be added and scaled; all zero at the identity.
+
+        Raises:
+            NotImplementedError: the module is not linear in any set of tensors; join such modules at run time.
+        """
+        raise NotImplementedError(f"{self.kind} modules cannot be merged; use Parallel, Average or Stack")
+
+    def set_task_vector(self, vector: dict[str, Tensor], layer: Any) -> None:
+        """Become the module with this task vector, as nearly as the module's size allows."""
+        raise NotImplementedError
+
+
+def _is_bare(norm: Any) -> bool:
+    """Whether it lacks weights to fold into, or statistics of its own."""
+    return not (norm.affine and norm.track_running_stats)
+
+
+def inputs(layer: Any) -> int:
+    """Number of input channels I."""
+    if isinstance(layer, NORMS):
+        return int(layer.num_features)
+    return int(layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels)
+
+
+def outputs(layer: Any) -> int:
+    """Number of output channels O."""
+    if isinstance(layer, NORMS):
+        return int(layer.num_features)
+    return int(layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels)
+
+
+def per_channel(vector: Tensor, y: Tensor, layer: Any) -> Tensor:
+    """(O,) or (B, O) made to broadcast over the layer's output y, whose rows may be several for each frame."""
+    frames = vector.reshape(-1, vector.shape[-1])
+    if len(frames) > 1:
+        frames = frames.repeat_interleave(y.shape[0] // len(frames), dim=0)
+    if isinstance(layer, nn.Linear):
+        return frames.reshape(len(frames), *(1,) * (y.ndim - 2), -1)
+    return frames.reshape(len(frames), -1, *(1,) * (y.ndim - 2))
+
+
+def scaled_outputs(weight: Tensor, scale: Tensor, layer: Any) -> Tensor:
+    """The layer's `weight` with output channel o multiplied by scale[o]."""
+    if isinstance(layer, nn.ConvTranspose2d):  # (I, O / g, k, k), whose input channels are grouped
+        by_group = weight.unflatten(0, (layer.groups, -1)) * scale.reshape(layer.groups, 1, -1, 1, 1)
+        return by_group.flatten(0, 1)
+    return weight * scale.reshape(-1, *(1,) * (weight.ndim - 1))
+
+
+def mixed_outputs(weight: Tensor, matrix: Tensor, layer: Any) -> Tensor:
+    """The layer's `weight` with its output channels multiplied by a matrix (g, O / g, O / g), one for each group."""
+    groups = len(matrix)
+    if isinstance(layer, nn.ConvTranspose2d):
+        return torch.einsum("gpo,giokl->gipkl", matrix, weight.unflatten(0, (groups, -1))).flatten(0, 1)
+    return torch.einsum("gpo,go...->gp...", matrix, weight.unflatten(0, (groups, -1))).flatten(0, 1)
+
+
+def groups_of(layer: Any) -> int:
+    """Groups of a convolution; 1 for other layers."""
+    return int(getattr(layer, "groups", 1))
+
+
+def pointwise(layer: Any, inputs: int, outputs: int, groups: int = 1) -> Any:
+    """A linear map of the channels at each cell, without bias, for tensors laid out as the layer's."""
+    if isinstance(layer, nn.Linear):
+        return nn.Linear(inputs, outputs, bias=False)
+    return nn.Conv2d(inputs, outputs, 1, groups=groups, bias=False)
+
+
+def apply_weight(x: Tensor, weight: Tensor, layer: Any) -> Tensor:
+    """The layer's operation on x with another weight and without bias: the linear part of a linear layer."""
+    if isinstance(layer, nn.Linear):
+        return functional.linear(x, weight)
+    if isinstance(layer, nn.ConvTranspose2d):
+        return functional.conv_transpose2d(
+            x, weight, None, layer.stride, layer.padding, layer.output_padding, layer.groups, layer.dilation  # type: ignore[arg-type]
+        )  # fmt: skip
+    convolve: Any = layer._conv_forward  # knows the padding modes
+    y: Tensor = convolve(x, weight, None)
+    return y

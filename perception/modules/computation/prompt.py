@@ -1,0 +1,78 @@
+"""Prompts: a learned map beside the layer's input (after visual prompt tuning, Jia et al., 2022)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from perception.errors import InputError
+from perception.modules.computation.computation import Affine, Computation, Site, apply_weight, outputs
+
+
+class Prompt(Computation):
+    """A map p of size x size cells, stretched over the layer's input.
+
+    Added to the input (channels = 0), conv(x + p) = conv(x) + conv(p); or concatenated to it as so many channels,
+    conv([x, p]) = conv(x) + V p, with V shaped like the layer. Either way the delta is a map of biases that does
+    not depend on the input. It folds into a constant for one size of input, the last one seen; not into a bias,
+    because the borders of a zero-padded convolution see less of p. Of all kinds that fold it alone leaves something
+    in the graph: an addition, behind which a batch normalisation no longer merges with the layer.
+
+    Args:
+        layer: of the slot.
+        size: cells of p along each side.
+        channels: 0, or how many to concatenate.
+    """
+
+    kind = "prompt"
+    layers = (nn.Conv2d,)
+
+    def __init__(self, layer: Any, size: int, channels: int) -> None:
+        super().__init__()
+        self.map = nn.Parameter(torch.zeros(1, channels or layer.in_channels, size, size))
+        self.mix: Any = None
+        if channels:
+            self.mix = nn.Conv2d(
+                channels, outputs(layer), layer.kernel_size, layer.stride, layer.padding, layer.dilation,
+                bias=False, padding_mode=layer.padding_mode,
+            )  # fmt: skip
+            nn.init.zeros_(self.mix.weight)
+            nn.init.normal_(self.map)
+        self.seen: tuple[int, int] | None = None  # rows and columns of the last input
+        self.to(layer.weight)
+
+    def forward(self, site: Site) -> Tensor:
+        self.seen = (site.x.shape[-2], site.x.shape[-1])
+        return self.constant(site.layer).expand_as(site.y)
+
+    def constant(self, layer: Any) -> Tensor:
+        """The delta (1, O, H, W) for inputs of the size last seen."""
+        stretched = F.interpolate(self.map, size=self.seen, mode="bilinear")
+        if self.mix is not None:
+            mixed: Tensor = self.mix(stretched)
+            return mixed
+        return apply_weight(stretched, layer.weight, layer)
+
+    def fold(self, function: Affine, layer: Any, z: Tensor | None) -> Affine:
+        """Raises InputError if the module has not run yet: the size of the input is not known."""
+        if self.seen is None:
+            raise InputError("a prompt folds for one size of input: run a frame through the model first")
+        own = self.constant(layer)
+        return function._replace(constant=own if function.constant is None else function.constant + own)
+
+    def multiply_adds(self, layer: Any) -> int:
+        """One convolution of the map for the whole batch, counted as if for one frame."""
+        return int(layer.weight.numel() if self.mix is None else self.mix.weight.numel())
+
+    def task_vector(self, layer: Any) -> dict[str, Tensor]:
+        """Raises NotImplementedError for a concatenated prompt: it is a product of two factors."""
+        if self.mix is not None:
+            return super().task_vector(layer)
+        return {"map": self.map.detach().clone()}
+
+    @torch.no_grad()
+    def set_task_vector(self, vector: dict[str, Tensor], layer: Any) -> None:
+        self.map.copy_(vector["map"])

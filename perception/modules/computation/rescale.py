@@ -1,0 +1,76 @@
+"""Modules that scale and shift the channels of the output."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from perception.modules.computation.computation import (
+    LAYERS,
+    Affine,
+    Computation,
+    Site,
+    outputs,
+    per_channel,
+    scaled_outputs,
+)
+
+
+class Rescale(Computation):
+    """l * y for each channel, starting at l = 1: IA3 (Liu et al., 2022)."""
+
+    kind = "rescale"
+    layers = LAYERS
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(layer.weight.new_ones(outputs(layer)))
+
+    def forward(self, site: Site) -> Tensor:
+        return per_channel(self.scale - 1, site.y, site.layer) * site.y
+
+    def fold(self, function: Affine, layer: Any, z: Tensor | None) -> Affine:
+        return scaled(function, self.scale, layer)
+
+    def multiply_adds(self, layer: Any) -> int:
+        return outputs(layer)
+
+    def task_vector(self, layer: Any) -> dict[str, Tensor]:
+        return {"scale": self.scale.detach() - 1}
+
+    @torch.no_grad()
+    def set_task_vector(self, vector: dict[str, Tensor], layer: Any) -> None:
+        self.scale.copy_(1 + vector["scale"])
+
+
+class ScaleShift(Rescale):
+    """g * y + b for each channel, starting at g = 1 and b = 0: FiLM with a fixed condition (Perez et al., 2018)."""
+
+    kind = "scale_shift"
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__(layer)
+        self.shift = nn.Parameter(layer.weight.new_zeros(outputs(layer)))
+
+    def forward(self, site: Site) -> Tensor:
+        return super().forward(site) + per_channel(self.shift, site.y, site.layer)
+
+    def fold(self, function: Affine, layer: Any, z: Tensor | None) -> Affine:
+        function = super().fold(function, layer, z)
+        return function._replace(bias=function.bias + self.shift)
+
+    def task_vector(self, layer: Any) -> dict[str, Tensor]:
+        return super().task_vector(layer) | {"shift": self.shift.detach().clone()}
+
+    @torch.no_grad()
+    def set_task_vector(self, vector: dict[str, Tensor], layer: Any) -> None:
+        super().set_task_vector(vector, layer)
+        self.shift.copy_(vector["shift"])
+
+
+def scaled(function: Affine, scale: Tensor, layer: Any) -> Affine:
+    """The function with its output channels multiplied by scale (O)."""
+    constant = None if function.constant is None else scale[:, None, None] * function.constant
+    return Affine(scaled_outputs(function.weight, scale, layer), function.bias * scale, constant)

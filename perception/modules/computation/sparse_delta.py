@@ -1,0 +1,64 @@
+"""Sparse deltas: a few single weights of the layer change (Ansell et al., 2022)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from perception.modules.computation.computation import CONVOLUTIONS, Affine, Computation, Site, apply_weight
+
+
+class SparseDelta(Computation):
+    """W' = W + m * d, where the mask m keeps s = share * numel(W) entries.
+
+    The mask starts on the largest weights by magnitude; `select` moves it, for instance to those of which the
+    loss asks most.
+
+    Args:
+        layer: of the slot.
+        share: of the layer's weights that may change; at least one does.
+    """
+
+    kind = "sparse_delta"
+    layers = (*CONVOLUTIONS, nn.Linear)
+    indices: Tensor
+
+    def __init__(self, layer: Any, share: float) -> None:
+        super().__init__()
+        self.shape = layer.weight.shape
+        count = max(1, round(share * layer.weight.numel()))
+        self.values = nn.Parameter(layer.weight.new_zeros(count))
+        self.register_buffer("indices", torch.zeros(count, dtype=torch.int64, device=layer.weight.device))
+        self.select(layer.weight.detach().abs())
+
+    @torch.no_grad()
+    def select(self, score: Tensor) -> None:
+        """Put the mask on the weights with the largest scores (shaped like the weight); the delta is zero again."""
+        self.indices.copy_(score.flatten().topk(len(self.values)).indices.sort().values)
+        self.values.zero_()
+
+    def delta(self) -> Tensor:
+        """m * d, shaped like the layer's weight."""
+        empty = self.values.new_zeros(self.shape.numel())
+        return empty.scatter(0, self.indices, self.values).reshape(self.shape)
+
+    def forward(self, site: Site) -> Tensor:
+        return apply_weight(site.x, self.delta(), site.layer)
+
+    def fold(self, function: Affine, layer: Any, z: Tensor | None) -> Affine:
+        return function._replace(weight=function.weight + self.delta())
+
+    def multiply_adds(self, layer: Any) -> int:
+        """As many as the layer itself: the delta runs densely."""
+        return int(layer.weight.numel())
+
+    def task_vector(self, layer: Any) -> dict[str, Tensor]:
+        return {"weight": self.delta().detach().clone()}
+
+    @torch.no_grad()
+    def set_task_vector(self, vector: dict[str, Tensor], layer: Any) -> None:
+        """Keeps the entries of the largest magnitude, as many as the mask has."""
+        self.select(vector["weight"].abs())
+        self.values.copy_(vector["weight"].flatten()[self.indices])

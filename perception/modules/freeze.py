@@ -1,0 +1,66 @@
+"""Holding parts of a network still: no gradients, and no running statistics that move."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from typing import Any
+
+from torch import nn
+
+from perception.modules.base import is_own, own_parameters
+from perception.modules.slot import Slot
+
+
+class Freeze:
+    """Decides what trains in a network with slots: the base, its modules, the attentions of Fuse blocks.
+
+    `requires_grad` is where it is written down. A frozen batch normalisation must be in evaluation mode as well, and a
+    training loop that calls `network.train()` would undo that; so a hook sets the modes anew before each forward pass
+    of the network. What trains follows the network's own mode.
+    """
+
+    def __init__(self, network: nn.Module, slots: Collection[Slot]) -> None:
+        self.network, self.slots = network, slots
+        self._hook: Any = None
+
+    def base_is_frozen(self) -> bool:
+        return not any(parameter.requires_grad for parameter in own_parameters(self.network))
+
+    def keys(self) -> set[str]:
+        """Of the Fuse blocks whose attention the slots have."""
+        return {key for slot in self.slots for key in slot.fusions}
+
+    def all_but(self, names: Collection[str]) -> None:
+        """Only the parts with these names or keys train; the network is in training mode."""
+        _still(own_parameters(self.network))
+        _still(parameter for part in self._parts() for parameter in part.parameters())
+        for part in self._parts(names):
+            part.requires_grad_(True)
+        self.network.train()
+        self._set_modes()
+
+    def these(self, names: Collection[str]) -> None:
+        """The parts with these names or keys hold still."""
+        _still(parameter for part in self._parts(names) for parameter in part.parameters())
+        self._set_modes()
+
+    def _parts(self, names: Collection[str] | None = None) -> list[nn.Module]:
+        """Modules and attentions at all slots; those with the names or keys, or all."""
+        found = ((name, part) for s in self.slots for d in (s.computations, s.fusions) for name, part in d.items())
+        return [part for name, part in found if names is None or name in names]
+
+    def _set_modes(self, *_: Any) -> None:
+        if self._hook is None:
+            self._hook = self.network.register_forward_pre_hook(self._set_modes)
+        if self.base_is_frozen():
+            for name, layer in self.network.named_modules():
+                if name and is_own(f"{name}."):
+                    layer.training = False
+        for part in self._parts():
+            part.train(self.network.training and any(parameter.requires_grad for parameter in part.parameters()))
+
+
+def _still(parameters: Iterable[nn.Parameter]) -> None:
+    """The gradients that they have go too, which an optimizer would apply."""
+    for parameter in parameters:
+        parameter.requires_grad_(False).grad = None

@@ -1,0 +1,89 @@
+"""Modules written into the weights of the base, and the way back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from perception.errors import InputError
+from perception.modules.aggregation.composition import is_affine
+from perception.modules.route import Route
+from perception.modules.slot import Slot
+
+
+class Merge:
+    """Writes what a route runs into the layers of the slots; they are empty until `undo`.
+
+    Raises:
+        InputError: one of the modules does not fold; the slots are as they were.
+    """
+
+    def __init__(self, slots: Iterable[Slot], route: Route) -> None:
+        self._backups = [_Backup.of(slot) for slot in slots if slot.computations]
+        try:
+            for backup in self._backups:
+                backup.slot.route = route
+                _require_foldable(backup.slot)
+            self.names = {name for backup in self._backups for name in backup.slot.routed()}
+            for backup in self._backups:
+                backup.slot.fold()
+        except Exception:
+            self.undo()
+            raise
+
+    @property
+    def computations(self) -> dict[str, nn.ModuleDict]:
+        """What was at each slot, by the slot's name."""
+        return {backup.slot.name: backup.computations for backup in self._backups}
+
+    def undo(self) -> None:
+        """Bring weights and modules back, bit for bit."""
+        for backup in self._backups:
+            backup.restore()
+
+
+class _Backup(NamedTuple):
+    """A slot before its layer was written to."""
+
+    slot: Slot
+    layer: dict[str, Tensor]
+    constant: Tensor | None
+    computations: nn.ModuleDict
+    fusions: nn.ModuleDict
+    route: Route
+
+    @classmethod
+    def of(cls, slot: Slot) -> _Backup:
+        layer = {name: tensor.clone() for name, tensor in slot.layer.state_dict().items()}
+        return cls(slot, layer, slot.constant, slot.computations, slot.fusions, slot.route)
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """The tensors go into the parameters that there are, so that an optimizer still knows them."""
+        if "bias" not in self.layer:
+            self.slot.layer.bias = None  # folding may have made one
+        for name, tensor in self.slot.layer.state_dict().items():
+            tensor.copy_(self.layer[name])
+        self.slot.constant, self.slot.route = self.constant, self.route
+        self.slot.computations, self.slot.fusions = self.computations, self.fusions
+
+
+def _require_foldable(slot: Slot) -> None:
+    route = slot.route
+    for name in slot.routed():
+        module, weight = slot.computations[name], route.at(slot.name)[name]
+        if not module.affine:
+            raise InputError(
+                f"cannot merge {name!r}: a {module.kind} module is not affine, it has to stay at its slots"
+            )
+        if isinstance(weight, Tensor):
+            raise InputError(f"cannot merge {name!r}: its weight differs from frame to frame; give one number")
+        if module.conditional and (route.z is None or len(route.z) != 1):
+            raise InputError(f"cannot merge {name!r}: a {module.kind} module needs a Route with one condition vector z")
+    if not route.static:
+        raise InputError("cannot merge: the weights of this route depend on the input")
+    if route.block is not None and not is_affine(route.block, set(slot.fusions)):
+        raise InputError(f"cannot merge {route.block!r}: the attention of fuse is not affine")

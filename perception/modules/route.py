@@ -1,0 +1,44 @@
+"""A route: which modules compute, with what weight, and how they combine."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from perception.modules.aggregation.composition import Block, Parallel
+
+# A number for the whole batch; a tensor (B,) with one for each frame; or (B, 1, rows, columns) with one for each
+# cell of the bird's-eye view, which is stretched over the slot's grid.
+Weight = float | Tensor
+
+
+@dataclass(frozen=True)
+class Route:
+    """What a router decides. Modules without a weight do not run.
+
+    `static` says that the weights and `z` do not depend on the input and are the same for all frames, so that
+    affine modules can be folded.
+    """
+
+    weights: Mapping[str, Weight] = field(default_factory=dict)
+    by_slot: Mapping[str, Mapping[str, Weight]] = field(default_factory=dict)  # slots with weights of their own
+    block: Block | None = None  # how the modules combine; None: side by side, their deltas summed
+    z: Tensor | None = None  # (B, Z) or (1, Z) condition vectors for conditional modules
+    static: bool = True
+
+    def at(self, slot: str) -> Mapping[str, Weight]:
+        """Weights of the modules at the slot of this name."""
+        return self.by_slot.get(slot, self.weights)
+
+    def combination(self, slot: str) -> Block | None:
+        """How the modules combine at the slot; None if none is routed there."""
+        if self.block is not None:
+            return self.block
+        names = tuple(self.at(slot))
+        return Parallel(*names) if names else None
+
+    def __deepcopy__(self, memo: object) -> Route:
+        """Itself: nothing changes a route, and torch does not copy tensors that are part of a graph."""
+        return self

@@ -1,0 +1,214 @@
+"""Learned routing: the network chooses its modules by what it sees."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from perception.config import LearnedRouting
+from perception.errors import InputError
+from perception.frame import Conditions
+from perception.modules.bank import Bank
+from perception.modules.route import Route, Weight
+from perception.modules.routing import choose
+from perception.modules.routing.balance import gshard, possible_options
+from perception.modules.routing.facts import asked_kinds, possible
+from perception.modules.routing.features import HIDDEN, PerCell, Pooled, after_fusion
+
+BASELINE_RATE = 0.05  # of the running mean that REINFORCE compares costs with
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LearnedRoute(Route):
+    """A route with what its losses need: N options (the base alone, then the modules), P places (slots, or just one).
+
+    At level `cell` the tensors go on with (rows, columns).
+    """
+
+    logits: Tensor  # (B, N, P); -inf where the option is impossible
+    chosen: Tensor  # (B, N, P) weights
+    target: Tensor | None  # (B, N, P) as the tags would choose, zero on frames without tags; None: not asked for
+
+
+class LearnedRouter(nn.Module):
+    """Chooses, from the fused map, among the base alone and the modules at the slots after the fusion.
+
+    At level `global` one choice holds for all those slots, at `slot` each has its own, at `cell` each cell of the
+    fused map. The sensors and tasks that a module asks for are certain: where one is missing the module is never
+    chosen. The weather, light and city that it asks for are the router's to find out.
+
+    Each option has a head of its own, by the module's name. A module that is added to the bank keeps the fixed route
+    and one that is deleted is no option any more; `update` makes and drops heads, and leaves the others' bytes alone.
+
+    Args:
+        config: of the router.
+        channels: C of the fused map.
+        bank: of the model.
+
+    Raises:
+        InputError: the configuration names an option that is no module after the fusion.
+    """
+
+    baseline: Tensor
+    batches: Tensor
+
+    def __init__(self, config: LearnedRouting, channels: int, bank: Bank) -> None:
+        super().__init__()
+        self.config, self.bank, self.slots = config, bank, after_fusion(bank)
+        self.features = PerCell(channels) if config.level == "cell" else Pooled(channels)
+        self.base, self.options = self._head(), nn.ModuleDict()
+        if config.choose == "reinforce":
+            self.register_buffer("baseline", torch.zeros(()))
+            self.register_buffer("batches", torch.zeros(()))
+        self.update()
+        for name in config.modules:
+            if name not in self.options:
+                there = ", ".join(self._there()) or "none"
+                raise InputError(f"routing.modules: no module {name!r} is after the fusion; there are: {there}")
+
+    @property
+    def names(self) -> list[str]:
+        """The modules among which it chooses, in the bank's order."""
+        return [name for name in self.bank.modules if name in self.options]
+
+    def update(self) -> None:
+        """Make a head for each module that is to be an option, and drop those of deleted ones."""
+        options = [name for name in self._there() if not self.config.modules or name in self.config.modules]
+        known = {name: self.options[name] if name in self.options else self._head() for name in options}
+        self.options = nn.ModuleDict(known)
+
+    def forward(
+        self,
+        fused: Tensor,
+        route: Route,
+        sensors: Mapping[str, Tensor],
+        tasks: Sequence[str],
+        conditions: Sequence[Conditions],
+    ) -> LearnedRoute:
+        """`route` with other weights at the slots after the fusion.
+
+        Args:
+            fused: (B, C, rows, columns).
+            route: the fixed one.
+            sensors: for each sensor of the model, which frames have it (B,).
+            tasks: that the features to come are for.
+            conditions: of each frame; empty where nothing is known. Only the target depends on them.
+        """
+        slots = [slot for slot in self.slots if self.bank.slots[slot].computations]
+        here = self._here(slots).to(fused.device)
+        logits = self._logits(fused, slots)
+        allowed = _like(self._allowed(sensors, tasks)[..., None] & here, logits)
+        logits = logits.masked_fill(~allowed, choose.NEVER)
+        chosen = self._choose(logits)
+        target = None
+        if self.config.supervise and conditions:
+            target = _like(self._target(route, here, conditions), logits).expand_as(logits)
+        by_slot = {slot: self._weights(chosen, place, route) for place, slot in enumerate(slots)}
+        return LearnedRoute(
+            route.weights, by_slot, route.block, route.z, static=False, logits=logits, chosen=chosen, target=target
+        )
+
+    def losses(self, routes: Sequence[LearnedRoute], costs: Tensor | None) -> dict[str, Tensor]:
+        """Terms to add to the task's loss, for the routes of one batch.
+
+        Args:
+            costs: (B,) what the task lost on each frame; for REINFORCE.
+
+        Raises:
+            ValueError: REINFORCE without costs.
+        """
+        terms = {}
+        if self.config.balance:
+            parts = [gshard(choose.soft(r.logits), choose.hard(r.logits), possible_options(r.logits)) for r in routes]
+            terms["balance"] = self.config.balance * torch.stack(parts).mean()
+        targets = [(r.logits, r.target) for r in routes if r.target is not None]
+        if targets:
+            terms["supervision"] = self.config.supervise * torch.stack([supervision(*t) for t in targets]).mean()
+        if self.config.choose == "reinforce":
+            if costs is None:
+                raise ValueError("REINFORCE needs the costs of the frames")
+            logs = torch.stack([choose.log_probability(r.logits, r.chosen) for r in routes]).sum(dim=0)
+            terms["reinforce"] = choose.reinforce(logs, costs, self.baseline)
+            if self.training:
+                self.batches += 1
+                self.baseline.lerp_(costs.detach().mean(), (1 / self.batches).clamp(min=BASELINE_RATE))
+        return terms
+
+    def _there(self) -> list[str]:
+        """The modules that the bank has after the fusion, in its order."""
+        there = {name for slot in self.slots for name in self.bank.slots[slot].computations}
+        return [name for name in self.bank.modules if name in there]
+
+    def _head(self) -> nn.Module:
+        """Logits of one option from the features; all equal at first."""
+        head: nn.Module
+        if self.config.level == "cell":
+            head = nn.Conv2d(HIDDEN, 1, 1)
+        else:
+            head = nn.Linear(HIDDEN, len(self.slots) if self.config.level == "slot" else 1)
+        for parameter in head.parameters():
+            nn.init.zeros_(parameter)
+        return head.to(next(self.features.parameters()).device)
+
+    def _logits(self, fused: Tensor, slots: Sequence[str]) -> Tensor:
+        features = self.features(fused)
+        logits = torch.stack([head(features) for head in (self.base, *(self.options[n] for n in self.names))], dim=1)
+        return logits[:, :, [self.slots.index(slot) for slot in slots]] if self.config.level == "slot" else logits
+
+    def _choose(self, logits: Tensor) -> Tensor:
+        """Weights (B, N, P) from logits; without chance in evaluation."""
+        if self.config.choose == "soft":
+            return choose.soft(logits)
+        if self.config.choose == "top_k":
+            return choose.top_k(logits, self.config.k)
+        if not self.training:
+            return choose.hard(logits)
+        if self.config.choose == "gumbel":
+            return choose.gumbel(logits, self.config.temperature)
+        return choose.sample(logits)
+
+    def _here(self, slots: Sequence[str]) -> Tensor:
+        """(N, P) bool: the options that each place has."""
+        if self.config.level != "slot":
+            return torch.ones(1 + len(self.names), 1, dtype=torch.bool)
+        modules = [[name in self.bank.slots[slot].computations for slot in slots] for name in self.names]
+        return torch.tensor([[True] * len(slots), *modules])
+
+    def _allowed(self, sensors: Mapping[str, Tensor], tasks: Sequence[str]) -> Tensor:
+        """(B, N) bool: the options whose sensors and task are there."""
+        asked = [frozenset[str](), *(self.bank.asks(name) for name in self.names)]
+        return torch.stack([possible(facts, sensors, tasks) for facts in asked], dim=1)
+
+    def _target(self, route: Route, here: Tensor, conditions: Sequence[Conditions]) -> Tensor:
+        """(B, N, P): equal shares for the modules of the fixed route, or all for the base; zero without tags."""
+        kinds = asked_kinds([self.bank.asks(name) for name in self.names])
+        tagged = [all(getattr(frame, kind) is not None for kind in kinds) for frame in conditions]
+        fixed = [torch.as_tensor(route.weights.get(name, 0.0)).expand(len(tagged)) for name in self.names]
+        modules = torch.stack([torch.zeros(len(tagged)), *(w.to("cpu") for w in fixed)], dim=1).to(here.device)
+        modules = modules[..., None] * here
+        modules[:, 0] = (modules.sum(dim=1) == 0).to(modules)
+        return modules / modules.sum(dim=1, keepdim=True) * here.new_tensor(tagged)[:, None, None]
+
+    def _weights(self, chosen: Tensor, place: int, route: Route) -> dict[str, Weight]:
+        """Weights at a place by module; those that are no option keep the fixed route's."""
+        weights = {name: weight for name, weight in route.weights.items() if name not in self.options}
+        for option, name in enumerate(self.names, start=1):
+            if self.config.level == "cell":
+                weights[name] = chosen[:, option]  # (B, 1, rows, columns)
+            else:
+                weights[name] = chosen[:, option, place if self.config.level == "slot" else 0]
+        return weights
+
+
+def supervision(logits: Tensor, target: Tensor) -> Tensor:
+    """Cross-entropy between the router and what the tags choose, over the places of the frames that have tags."""
+    logs = logits.log_softmax(dim=1).masked_fill(logits == choose.NEVER, 0.0)
+    return -(target * logs).sum() / target.sum().clamp(min=1)
+
+
+def _like(mask: Tensor, logits: Tensor) -> Tensor:
+    """(B, N, P) with a dimension of one for rows and columns where the logits have these."""
+    return mask.reshape(*mask.shape, *(1,) * (logits.ndim - 3))

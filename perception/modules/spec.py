@@ -1,0 +1,106 @@
+"""What a module is, in words: its kind and options, its slots, and when it is in force."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, Union
+
+from pydantic import Field, field_validator
+
+from perception.frame import CONDITIONS
+from perception.section import Section
+
+Positive = Annotated[int, Field(gt=0)]
+SENSORS = ("lidar", "cameras")
+TASKS = ("detection", "map")
+# What can be known of a frame, and so what a module can ask for.
+FACTS = (*sum(CONDITIONS.values(), ()), *TASKS, *SENSORS, *(f"no-{sensor}" for sensor in SENSORS))
+
+
+class _Module(Section):
+    """A module at some slots, in force where all of `when` holds."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z][\w-]*$")]
+    slots: tuple[str, ...] = Field(default=("trunk.*",), strict=False)  # names or globs
+    when: tuple[str, ...] = Field(default=(), strict=False)  # facts, such as [rain, night], [map], [no-lidar]
+
+    @field_validator("when")
+    @classmethod
+    def _known(cls, when: tuple[str, ...]) -> tuple[str, ...]:
+        for fact in when:
+            if fact not in FACTS:
+                raise ValueError(f"{fact!r} is none of {', '.join(FACTS)}")
+        return when
+
+    def options(self) -> dict[str, Any]:
+        """Arguments of the computation function beside its layer."""
+        return self.model_dump(exclude={"name", "kind", "slots", "when"})
+
+
+class LowRank(_Module):
+    kind: Literal["low_rank"] = "low_rank"
+    rank: Positive = 8
+    alpha: float | None = None  # alpha / rank scales the delta; None: alpha = rank
+
+
+class SparseDelta(_Module):
+    kind: Literal["sparse_delta"] = "sparse_delta"
+    share: Annotated[float, Field(gt=0, le=1)] = 0.01  # of the layer's weights that change
+
+
+class BatchNorm(_Module):
+    kind: Literal["batch_norm"] = "batch_norm"
+
+
+class Prompt(_Module):
+    kind: Literal["prompt"] = "prompt"
+    size: Positive = 8  # the map is size x size, stretched over the input
+    channels: Annotated[int, Field(ge=0)] = 0  # 0: added to the input; n: concatenated to it as n more channels
+
+
+class SeriesAdapter(_Module):
+    kind: Literal["series_adapter"] = "series_adapter"
+
+
+class ParallelAdapter(_Module):
+    kind: Literal["parallel_adapter"] = "parallel_adapter"
+
+
+class Bottleneck(_Module):
+    kind: Literal["bottleneck"] = "bottleneck"
+    reduction: Positive = 8  # the hidden width is the output's, divided by this
+
+
+class Rescale(_Module):
+    kind: Literal["rescale"] = "rescale"
+
+
+class ScaleShift(_Module):
+    kind: Literal["scale_shift"] = "scale_shift"
+
+
+class Film(_Module):
+    kind: Literal["film"] = "film"
+
+
+class HyperNetwork(_Module):
+    kind: Literal["hypernetwork"] = "hypernetwork"
+    rank: Positive = 4
+    hidden: Positive = 8
+
+
+Module = Annotated[
+    Union[  # noqa: UP007 - pydantic reads it at run time, in Python 3.10 too
+        LowRank,
+        SparseDelta,
+        BatchNorm,
+        Prompt,
+        SeriesAdapter,
+        ParallelAdapter,
+        Bottleneck,
+        Rescale,
+        ScaleShift,
+        Film,
+        HyperNetwork,
+    ],
+    Field(discriminator="kind"),
+]

@@ -1,0 +1,100 @@
+"""A bank's modules as rows of a table."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from rich.table import Column, Table
+
+from perception.modules.base import own_parameters
+from perception.modules.computation.kinds import KINDS
+
+if TYPE_CHECKING:
+    from perception.modules.bank import Bank
+
+
+@dataclass(frozen=True)
+class Row:
+    name: str
+    kind: str
+    slots: int
+    where: list[str]  # names of the slots; `trunk.*` for all that the kind attaches to there
+    parameters: int
+    share: float  # of the number of the base's parameters
+    multiply_adds: int  # of all slots, at each output cell, while the module is not folded
+    folds: bool
+    when: list[str]
+    state: list[str]  # of active, merged, training, frozen
+    domain: str = ""
+    metrics: Mapping[str, float | None] = field(default_factory=dict)
+
+
+def rows(bank: Bank) -> list[Row]:
+    base = sum(parameter.numel() for parameter in own_parameters(bank.network))
+    return [_row(bank, name, base) for name in bank.modules]
+
+
+def _row(bank: Bank, name: str, base: int) -> Row:
+    spec, computations = bank.modules[name], bank.at(name)
+    able = [slot.name for slot in bank.slots.values() if KINDS[spec.kind].attaches_to(slot.layer)]
+    parameters = [parameter for computation in computations.values() for parameter in computation.parameters()]
+    count = sum(parameter.numel() for parameter in parameters)
+    trainable = any(parameter.requires_grad for parameter in parameters)
+    state = {
+        "active": bank.active is not None and name in bank.active.weights,
+        "merged": bank.merged is not None and name in bank.merged.names,
+        "training": trainable and any(computation.training for computation in computations.values()),
+        "frozen": not trainable,
+    }
+    return Row(
+        name,
+        spec.kind,
+        len(computations),
+        compact(computations.keys(), able),
+        count,
+        count / base,
+        sum(computation.multiply_adds(bank.slots[slot].layer) for slot, computation in computations.items()),
+        all(computation.affine for computation in computations.values()),
+        list(spec.when),
+        [word for word, holds in state.items() if holds],
+    )
+
+
+def compact(chosen: Collection[str], able: Sequence[str], depth: int = 1) -> list[str]:
+    """Few names and globs that, among the able, match the chosen and nothing else."""
+    groups: dict[str, list[str]] = {}
+    for name in able:
+        groups.setdefault(".".join(name.split(".")[:depth]), []).append(name)
+    found = []
+    for prefix, group in groups.items():
+        here = [name for name in group if name in chosen]
+        if len(here) <= 1:
+            found += here
+        elif len(here) == len(group):
+            found += [name for name in group if name == prefix] + [f"{prefix}.*"]
+        else:
+            found += compact(here, group, depth + 1)
+    return found
+
+
+def table(modules: Sequence[Row]) -> Table:
+    """For a console, without the columns that are empty."""
+    columns = {
+        "name": [row.name for row in modules],
+        "kind": [row.kind for row in modules],
+        "slots": [f"{row.slots}: {', '.join(row.where)}" for row in modules],
+        "parameters": [f"{row.parameters:,} ({row.share:.2%})" for row in modules],
+        "multiply-adds": [f"{row.multiply_adds:,}" for row in modules],
+        "folds": ["yes" if row.folds else "no" for row in modules],
+        "when": [", ".join(row.when) for row in modules],
+        "state": [", ".join(row.state) for row in modules],
+        "domain": [row.domain for row in modules],
+        "metrics": [", ".join(f"{k} {v:.3g}" for k, v in row.metrics.items() if v is not None) for row in modules],
+    }
+    filled = {title: cells for title, cells in columns.items() if any(cells)}
+    shown = Table(*(Column(title, overflow="fold") for title in filled))
+    for cells in zip(*filled.values(), strict=True):
+        shown.add_row(*cells)
+    return shown

@@ -1,0 +1,86 @@
+"""Modules that were trained apart, together in one checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from perception.errors import InputError
+from perception.model import PerceptionModel
+from perception.modules.aggregation.merge import merge_modules
+from perception.modules.files import Record, read_record, read_records
+from perception.modules.status import Row
+from perception.training.checkpoint import load_model, save_model
+
+OPTIONS = {"strength", "keep", "drop", "seed", "rank"}  # of a merge
+
+
+def described(model: PerceptionModel, checkpoint: Path) -> list[Row]:
+    """The bank's status, with what RUN/modules says of the modules that were trained on this base."""
+    base, records = model.bank.base_hash(), read_records(checkpoint)
+    known = {name: record for name, record in records.items() if record.base == base}
+    return [
+        replace(row, domain=known[row.name].domain, metrics=known[row.name].metrics) if row.name in known else row
+        for row in model.bank.status()
+    ]
+
+
+def combine(checkpoint: Path, modules: Sequence[str], out: Path) -> None:
+    """Write the checkpoint's model with more modules to OUT, and what is known of each module to OUT/modules.
+
+    Args:
+        modules: files of modules: FILE, or NAME=FILE to give the module another name.
+
+    Raises:
+        InputError: a module does not fit, OUT holds files, or the disk is full.
+    """
+    model, _ = load_model(checkpoint)
+    bank, records = model.bank, read_records(checkpoint)
+    named = [(Path(file), name) for name, _, file in (module.rpartition("=") for module in modules)]
+    files = [file for file, _ in named]
+    if len(set(files)) < len(files):
+        raise InputError(f"{max(files, key=files.count)}: is named twice")
+    added = bank.load(*files, rename={file: name for file, name in named if name})
+    records |= {name: read_record(file) for name, file in zip(added, files, strict=True)}
+    _save(model, records, out)
+
+
+def merge(
+    checkpoint: Path, members: Sequence[str], name: str, method: str, out: Path, when: Sequence[str], **options: Any
+) -> dict[str, float]:
+    """Write the checkpoint's model with the module `name`, made of its members, to OUT and the module to OUT/modules.
+
+    Args:
+        method: average, task-arithmetic, ties or dare.
+        when: facts that the new module asks for.
+        options: of `merge_modules`: strength, keep, drop, seed, rank.
+
+    Returns:
+        The share of each slot's change that the new module had no room for.
+
+    Raises:
+        InputError: an unknown member, method or option, members that do not merge, or OUT holds files.
+    """
+    unknown = sorted(options.keys() - OPTIONS)
+    if unknown:
+        raise InputError(f"{unknown[0]} is no option of a merge; there are {', '.join(sorted(OPTIONS))}")
+    model, _ = load_model(checkpoint)
+    way: Any = method.replace("-", "_")
+    lost = merge_modules(model.bank, name, members, way, when=when, **options)
+    records = read_records(checkpoint)
+    _save(model, records, out)
+    model.bank.save(name, out / "modules" / name, f"{method} of {', '.join(members)}")
+    return lost
+
+
+def _save(model: PerceptionModel, records: dict[str, Record], out: Path) -> None:
+    """The model to OUT, and to OUT/modules those of its modules of which there are records."""
+    if model.chooser is not None:
+        model.chooser.update()
+    save_model(out, model.config, model)
+    base = model.bank.base_hash()
+    for name, record in records.items():
+        if name in model.bank.modules and record.base == base:
+            model.bank.save(name, out / "modules" / name, record.domain, record.metrics)

@@ -1,0 +1,74 @@
+"""Training settings: who learns. Each prepares a model's parameters and modes; the loop trains what it finds.
+
+A layer that does not learn is in evaluation mode: its batch normalisation keeps its statistics, which freezing
+parameters alone would not do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import nn
+
+from perception.data.nuscenes import NuScenesTables
+from perception.frame import CONDITIONS
+from perception.model import PerceptionModel
+from perception.modules.base import is_own
+
+
+def joint(model: PerceptionModel) -> None:
+    """Base and modules learn together; a gradient reaches a module only from frames and tasks that route to it."""
+    model.requires_grad_(True).train()
+
+
+def post_hoc(model: PerceptionModel, modules: Sequence[str]) -> None:
+    """Only these modules learn, on a frozen base beside frozen other modules. Adding one at a time is continual.
+
+    The key of a Fuse block stands for its attention.
+    """
+    model.bank.train(*modules)
+    if model.chooser is not None:
+        model.chooser.requires_grad_(False).eval()
+
+
+def routing(model: PerceptionModel) -> None:
+    """Only the learned router or the classifier of conditions learns, over frozen base and modules."""
+    post_hoc(model, ())
+    model.chooser.requires_grad_(True).train()
+
+
+def base(model: PerceptionModel, parts: Sequence[str] = ("*",)) -> None:
+    """The base learns as a whole or in the parts that globs of parameter names give, such as `heads.*`; no module."""
+    model.requires_grad_(False).eval()
+    for path, part in model.named_modules():
+        own: Any = part
+        names = [f"{path}.{name}" for name, _ in own.named_parameters(recurse=False)]
+        if names and all(is_own(name) and any(fnmatchcase(name, p) for p in parts) for name in names):
+            own.requires_grad_(True).train()
+
+
+def trainable(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """Names and parameters that learn."""
+    return [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+
+
+def optimizer_of(model: nn.Module, rate: float, decay: float) -> torch.optim.Optimizer:
+    """AdamW over what learns. Modules do not decay: zero is not where every module is the identity."""
+    groups: dict[bool, list[nn.Parameter]] = {False: [], True: []}
+    for name, parameter in trainable(model):
+        groups[not is_own(name)].append(parameter)
+    settings = [
+        {"params": parameters, "weight_decay": 0.0 if module else decay}
+        for module, parameters in groups.items()
+        if parameters
+    ]
+    return torch.optim.AdamW(settings, lr=rate, foreach=True)
+
+
+def under(tables: NuScenesTables, tokens: Sequence[str], facts: Sequence[str]) -> list[str]:
+    """The keyframes whose conditions include all those among `facts`."""
+    asked = {fact for fact in facts if any(fact in values for values in CONDITIONS.values())}
+    return [token for token in tokens if asked <= set(tables.conditions(token).known())]

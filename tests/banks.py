@@ -1,0 +1,59 @@
+"""A bank of a small network in float64 with every kind of layer, and modules with random numbers for it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from perception.modules.bank import Bank
+from perception.modules.files import SPECS
+from perception.modules.slot import Slot
+
+
+def close(actual: Tensor, expected: Tensor) -> None:
+    """To 1e-12 of the largest number."""
+    assert (actual - expected).abs().max() <= 1e-12 * max(1.0, float(expected.abs().max()))
+
+
+def randomize(module: nn.Module) -> None:
+    """Random numbers in all of a module's parameters and statistics."""
+    for tensor in module.parameters():
+        nn.init.normal_(tensor, std=0.5)
+    for name, tensor in module.named_buffers():
+        if name.endswith("running_mean"):
+            nn.init.normal_(tensor)
+        elif name.endswith("running_var"):
+            nn.init.uniform_(tensor, 0.5, 1.5)
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        f64 = torch.float64
+        self.one = Slot("one", nn.Conv2d(4, 6, 3, padding=1, groups=2, dtype=f64))
+        self.up = Slot("up", nn.ConvTranspose2d(6, 4, 2, 2, dtype=f64))
+        self.two = Slot("two", nn.Conv2d(4, 4, 3, padding=1, bias=False, dtype=f64))
+        self.norm = Slot("norm", nn.BatchNorm2d(4, dtype=f64))
+        self.rows = Slot("rows", nn.Linear(4, 3, dtype=f64))
+
+    def forward(self, x: Tensor) -> Tensor:
+        features: Tensor = self.norm(self.two(self.up(self.one(x))))
+        return self.rows(features.permute(0, 2, 3, 1))
+
+
+def new_bank() -> Bank:
+    torch.manual_seed(0)
+    net = Net()
+    randomize(net)
+    return Bank(net.eval())
+
+
+def add(bank: Bank, name: str, kind: str = "low_rank", slots: tuple[str, ...] = ("*",), **options: Any) -> None:
+    """A module with random numbers."""
+    bank.add(SPECS.validate_python({"name": name, "kind": kind, "slots": slots, **options}))
+    for slot, module in bank.at(name).items():
+        if kind == "sparse_delta":
+            module.select(torch.rand_like(bank.slots[slot].layer.weight))
+        randomize(module)

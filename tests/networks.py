@@ -1,0 +1,101 @@
+"""A small perception model, and small networks of slots, with random weights."""
+
+from __future__ import annotations
+
+import copy
+from functools import cache
+
+import torch
+from pydantic import TypeAdapter
+from torch import Tensor, nn
+
+from deploy.golden import synthetic_frame
+from perception.config import Config, Image, find_config, load_config
+from perception.data.inputs import InputSpec, prepare
+from perception.frame import Conditions
+from perception.model import PerceptionModel
+from perception.modules.computation.kinds import KINDS
+from perception.modules.slot import Slot
+from perception.modules.spec import Module
+
+FOG = Conditions(weather="fog")
+BRANCHES = ("lidar.*", "camera.*", "fuse*", "trunk.*", "heads.*")
+AFFINE = [kind for kind, computation in KINDS.items() if computation.affine]
+
+
+def spec(name: str, kind: str, *slots: str, **options: object) -> Module:
+    """A module that runs in fog."""
+    return TypeAdapter(Module).validate_python(
+        {"name": name, "kind": kind, "slots": slots or ("trunk.*",), "when": ["fog"], **options}
+    )
+
+
+@cache
+def config() -> Config:
+    """`tiny` without modules, with a view of 26 m and pictures of 64 x 32 pixels."""
+    tiny = load_config(find_config("tiny"))
+    assert tiny.model.lidar is not None and tiny.model.camera is not None  # noqa: PT018
+    model = tiny.model.model_copy(
+        update={
+            "lidar": tiny.model.lidar.model_copy(update={"max_pillars": 200, "channels": 16}),
+            "camera": tiny.model.camera.model_copy(update={"image": Image(height=32, width=64)}),
+        }
+    )
+    grid = tiny.grid.model_copy(update={"x": (-12.8, 12.8), "y": (-12.8, 12.8)})
+    return tiny.model_copy(update={"grid": grid, "model": model, "modules": ()})
+
+
+@cache
+def inputs(*seeds: int) -> dict[str, Tensor]:
+    """A batch with one frame for each seed."""
+    frames = [prepare(synthetic_frame("ego", seed), InputSpec.of(config())) for seed in seeds]
+    return {name: torch.cat([torch.from_numpy(frame[name]) for frame in frames]) for name in frames[0]}
+
+
+@cache
+def _model() -> PerceptionModel:
+    torch.manual_seed(0)
+    model = PerceptionModel(config())
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    for norm in norms:
+        norm.momentum = 1.0  # take over the statistics of the next batch
+    with torch.no_grad():
+        model(inputs(7, 8))
+    for norm in norms:
+        norm.momentum = 0.1
+    return model.eval()
+
+
+def model() -> PerceptionModel:
+    """A copy of one model without modules, with statistics of real activations."""
+    return copy.deepcopy(_model())
+
+
+def disturb(network: nn.Module, name: str, size: float = 0.1, seed: int = 0) -> None:
+    """Random numbers on all parameters of the module of this name, as if it had learned something."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for key, parameter in network.named_parameters():
+            if f".computations.{name}." in key:
+                parameter += size * torch.randn(parameter.shape, generator=generator, dtype=parameter.dtype)
+
+
+class Layers(nn.Module):
+    """Every type of layer that a slot may hold, in float64: (B, 2, H, W) -> (B, 3)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = Slot("conv", nn.Conv2d(2, 4, 3, padding=1, bias=False))
+        self.norm = Slot("conv.norm", nn.BatchNorm2d(4))
+        self.up = Slot("up", nn.ConvTranspose2d(4, 4, 2, 2))
+        self.linear = Slot("head.linear", nn.Linear(4, 6))
+        self.last = Slot("head.norm", nn.BatchNorm1d(6))
+        self.double()
+        for norm in (self.norm.layer, self.last.layer):
+            nn.init.normal_(norm.running_mean)
+            nn.init.uniform_(norm.running_var, 0.5, 2.0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.up(self.norm(self.conv(x))))
+        y: Tensor = self.last(self.linear(x.mean(dim=(2, 3))))
+        return y

@@ -1,0 +1,530 @@
+"""The life of a module: added, trained, frozen, merged, deleted; and a base that keeps every bit through all of it."""
+
+from __future__ import annotations
+
+import copy
+from fnmatch import fnmatchcase
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from networks import AFFINE, BRANCHES, FOG, Layers, disturb, inputs, model, spec
+from torch import Tensor, nn
+
+from perception.errors import InputError
+from perception.frame import Conditions
+from perception.model import PerceptionModel
+from perception.modules.aggregation.composition import Average, Fuse, Parallel, Stack
+from perception.modules.aggregation.representations import add_fusion
+from perception.modules.bank import Bank
+from perception.modules.base import is_own
+from perception.modules.computation.kinds import KINDS
+from perception.modules.route import Route
+from perception.modules.status import compact
+
+KIND_NAMES = list(KINDS)
+
+
+UNKNOWN = Conditions()
+
+
+def outputs(network: PerceptionModel, conditions: Conditions = UNKNOWN) -> dict[str, Tensor]:
+    with torch.no_grad():
+        return network.eval()(inputs(1), [conditions])
+
+
+def state(network: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in network.state_dict().items()}
+
+
+def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
+    """The same names and bits."""
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def of_module(network: nn.Module, name: str) -> dict[str, Tensor]:
+    return {key: tensor for key, tensor in state(network).items() if f".computations.{name}." in key}
+
+
+def learn(network: PerceptionModel, *modules: str, steps: int = 2) -> None:
+    """Train as a loop does that knows nothing of modules: training mode, an optimizer over all there is, decay."""
+    network.bank.train(*modules)
+    optimizer = torch.optim.AdamW(network.parameters(), lr=0.02, weight_decay=0.1)
+    for step in range(steps):
+        network.train()
+        dense = network(inputs(2, 3 + step), [FOG, FOG])
+        loss = sum((value - 1).square().mean() for value in dense.values())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+
+
+def some_slots(data: st.DataObject, network: PerceptionModel, kind: str) -> list[str]:
+    able = [slot for slot in network.bank.slots.values() if KINDS[kind].attaches_to(slot.layer)]
+    globs = [glob for glob in BRANCHES if any(fnmatchcase(slot.name, glob) for slot in able)]
+    return data.draw(st.lists(st.sampled_from(globs), min_size=1, max_size=2, unique=True))
+
+
+@pytest.mark.parametrize("kind", KIND_NAMES)
+@settings(deadline=None, max_examples=2, suppress_health_check=[HealthCheck.too_slow])
+@given(st.data())
+def test_whatever_is_done_with_modules_the_base_keeps_every_bit(kind, data):
+    network = model()
+    pristine, expected, fingerprint = state(network), outputs(network), network.bank.base_hash()
+    bank, moves = (
+        network.bank,
+        ["add", "train", *data.draw(st.lists(st.sampled_from(["add", "train", "delete"]), max_size=3))],
+    )
+    for i, move in enumerate(moves):
+        there = list(bank.modules)
+        if move == "add":
+            chosen = kind if i == 0 else data.draw(st.sampled_from(KIND_NAMES))
+            bank.add(spec(f"m{i}", chosen, *some_slots(data, network, chosen)))
+        elif move == "train" and there:
+            names = data.draw(st.lists(st.sampled_from(there), min_size=1, unique=True))
+            before = {name: of_module(network, name) for name in there}
+            learn(network, *names)
+            for name in there:
+                assert same(before[name], of_module(network, name)) == (name not in names)
+        elif there:
+            bank.delete(data.draw(st.sampled_from(there)))
+        after = state(network)
+        assert all(torch.equal(after[name], value) for name, value in pristine.items())
+        assert same(outputs(network), expected)
+        assert bank.base_hash() == fingerprint
+        assert bool(bank.modules) or after.keys() == pristine.keys()
+
+
+@pytest.mark.parametrize(("a", "b"), list(zip(KIND_NAMES, KIND_NAMES[1:] + KIND_NAMES[:1], strict=True)))
+def test_training_a_second_module_leaves_the_first_bit_for_bit(a, b):
+    network = model()
+    base = outputs(network)
+    network.bank.add(spec("a", a, "trunk.*", "heads.*"))
+    learn(network, "a")
+    network.bank.activate("a")
+    expected, tensors = outputs(network, FOG), of_module(network, "a")
+    assert not same(expected, base)
+    assert all(value.isfinite().all() for value in expected.values())
+
+    network.bank.add(spec("b", b, "trunk.*", "heads.*"))
+    network.bank.activate(Stack("a", "b"))
+    learn(network, "b")
+    assert not same(outputs(network, FOG), expected)
+    network.bank.activate("a")
+    assert same(outputs(network, FOG), expected)
+    assert same(of_module(network, "a"), tensors)
+
+
+# train and freeze
+
+
+def owner(key: str) -> str:
+    """The module that a part or a tensor belongs to, or `base`."""
+    return key.split(".computations.")[1].split(".", maxsplit=1)[0] if ".computations." in key else "base"
+
+
+def training_parts(network: nn.Module) -> set[str]:
+    """Whose batch normalisations and other layers are in training mode."""
+    layers_of = ((key, part) for key, part in network.named_modules() if key and not isinstance(part, nn.ModuleDict))
+    return {owner(key) for key, part in layers_of if part.training}
+
+
+def with_gradients(network: nn.Module) -> set[str]:
+    return {owner(key) for key, parameter in network.named_parameters() if parameter.requires_grad}
+
+
+def two_modules() -> PerceptionModel:
+    network = model()
+    network.bank.add(spec("a", "batch_norm", "trunk.*"))
+    network.bank.add(spec("b", "low_rank", "heads.*"))
+    return network
+
+
+def test_what_trains_follows_the_networks_mode_and_all_else_stays_in_evaluation():
+    network = two_modules()
+    network.bank.train("a")
+    assert with_gradients(network) == {"a"}
+    assert training_parts(network) == {"a"}
+    network.train()  # as any loop may
+    network(inputs(1), [FOG])
+    assert training_parts(network) == {"a"}
+    network.eval()
+    network(inputs(1), [FOG])
+    assert training_parts(network) == set()
+    network.train()
+    network.bank.train("b")
+    assert with_gradients(network) == training_parts(network) == {"b"}
+    network.bank.freeze("b")
+    assert with_gradients(network) == training_parts(network) == set()
+
+
+def test_a_frozen_module_holds_still_while_the_base_trains():
+    network = two_modules()
+    network.bank.freeze("a")
+    network.train()
+    before = state(network)
+    network(inputs(1), [FOG])
+    after = state(network)
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert with_gradients(network) == {"base", "b"}
+    assert moved
+    assert all(is_own(name) for name in moved)
+
+
+def test_a_module_that_is_added_to_a_frozen_base_waits_to_be_named():
+    network = two_modules()
+    network.bank.train("a")
+    network.bank.add(spec("c", "rescale"))
+    assert with_gradients(network) == {"a"}
+    network.bank.train("a", "c")
+    assert with_gradients(network) == {"a", "c"}
+
+
+def test_gradients_from_before_freezing_do_not_reach_an_optimizer():
+    network = two_modules()
+    optimizer = torch.optim.SGD(network.parameters(), lr=1.0)
+    sum(value.sum() for value in network(inputs(1), [FOG]).values()).backward()
+    network.bank.train("b")
+    before = state(network)
+    optimizer.step()
+    moved = {name for name, value in state(network).items() if not torch.equal(value, before[name])}
+    assert all(".computations.b." in name for name in moved)
+
+
+def test_a_copy_holds_still_on_its_own():
+    network = two_modules()
+    network.bank.train("a")
+    twin = copy.deepcopy(network)
+    twin.bank.train("b")
+    for each in (network, twin):
+        each.train()
+        each(inputs(1), [FOG])
+    assert training_parts(network) == {"a"}
+    assert training_parts(twin) == {"b"}
+
+
+def test_the_attention_of_a_fuse_block_trains_alone_by_its_key():
+    network = model()
+    for name in ("a", "b"):
+        network.bank.add(spec(name, "low_rank", "heads.*"))
+        disturb(network, name)
+    block = Fuse("b", "a")
+    add_fusion(network.bank, block)
+    network.bank.activate(block)
+    before = state(network)
+    learn(network, block.key)
+    moved = {name for name, value in state(network).items() if not torch.equal(value, before[name])}
+    assert moved
+    assert all(f".fusions.{block.key}." in name for name in moved)
+
+
+def test_deleting_a_module_takes_the_attention_of_its_blocks_along():
+    network = model()
+    before = state(network)
+    for name in ("a", "b", "stack", "c"):
+        network.bank.add(spec(name, "low_rank", "heads.*"))
+    add_fusion(network.bank, Fuse("a", "b"))
+    add_fusion(network.bank, Fuse("c", Stack("b", "a")))
+    network.bank.delete("stack")  # in the key of a block this is a type, no module
+    assert sum(".fusions." in name and name.endswith("query") for name in state(network)) == 2 * len(
+        network.bank.at("a")
+    )
+    network.bank.delete("a")
+    assert not any(".fusions." in name for name in state(network))
+    network.bank.delete("b")
+    network.bank.delete("c")
+    assert same(state(network), before)
+
+
+# fingerprint
+
+
+def test_the_fingerprint_is_the_same_in_every_memory_format_and_with_modules_or_without():
+    network = two_modules()
+    fingerprint = model().bank.base_hash()
+    assert network.bank.base_hash() == fingerprint
+    assert network.to(memory_format=torch.channels_last).bank.base_hash() == fingerprint
+    strides = network.trunk.stages[0][0].conv.layer.weight.stride()
+    assert strides != torch.empty(network.trunk.stages[0][0].conv.layer.weight.shape).stride()
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.data())
+def test_the_fingerprint_sees_every_bit_of_every_parameter_and_buffer(data):
+    network = Layers()
+    bank = Bank(network)
+    before = bank.base_hash()
+    tensor = network.state_dict()[data.draw(st.sampled_from(sorted(network.state_dict())))]
+    raw = tensor.reshape(-1).view(torch.uint8)
+    raw[data.draw(st.integers(0, len(raw) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    assert bank.base_hash() != before
+
+
+def test_the_fingerprint_tells_types_and_shapes_with_the_same_bytes_apart():
+    a, b = nn.Linear(2, 3), nn.Linear(3, 2)
+    for layer in (a, b):
+        nn.init.zeros_(layer.weight)
+        layer.bias = None
+    assert Bank(a).base_hash() != Bank(b).base_hash()
+    a.weight = nn.Parameter(torch.zeros(2, 3))
+    assert Bank(a).base_hash() == Bank(b).base_hash()
+    a.weight = nn.Parameter(torch.zeros(2, 3, dtype=torch.int32), requires_grad=False)
+    assert Bank(a).base_hash() != Bank(b).base_hash()
+
+
+# merge and unmerge
+
+Z = torch.tensor([[0.0, 0.0, 1.0, 1.0, 0.0, 0.5, 0.0]])
+
+
+def layers(*kinds: str, seed: int = 0) -> tuple[Layers, Bank]:
+    """Every type of layer, with a module of each kind, called after it, that has learned something."""
+    torch.manual_seed(seed)
+    network = Layers().eval()
+    bank = Bank(network)
+    for i, kind in enumerate(kinds):
+        bank.add(spec(kind, kind, "*"))
+        disturb(network, kind, seed=i)
+    return network, bank
+
+
+def run(network: Layers, route: Route) -> Tensor:
+    x = torch.randn(3, 2, 6, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    for slot in (module for module in network.modules() if hasattr(module, "computations")):
+        slot.route = route
+    with torch.no_grad():
+        return network(x)
+
+
+@pytest.mark.parametrize("kind", AFFINE)
+@pytest.mark.parametrize("weight", [1.0, -0.7])
+def test_merged_equals_routed_and_unmerged_is_what_was_there_bit_for_bit(kind, weight):
+    network, bank = layers(kind)
+    route = Route({kind: weight}, z=Z.double())
+    base, before = run(network, Route()), state(network)
+    expected = run(network, route)
+    assert not torch.allclose(expected, base)
+    homes = [dict(slot.computations) for slot in bank.slots.values()]
+    weights = [slot.layer.weight for slot in bank.slots.values()]
+    for _ in range(3):
+        bank.merge(route)
+        assert not any(slot.computations for slot in bank.slots.values())
+        torch.testing.assert_close(run(network, route), expected, rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(run(network, Route()), expected, rtol=1e-12, atol=1e-12)
+        bank.unmerge()
+        assert same(state(network), before)
+        assert network.conv.layer.bias is None
+        assert [dict(slot.computations) for slot in bank.slots.values()] == homes
+        assert all(slot.layer.weight is weight for slot, weight in zip(bank.slots.values(), weights, strict=True))
+        assert torch.equal(run(network, route), expected)
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        Stack("rescale", "low_rank", "batch_norm"),
+        Parallel("rescale", Stack("low_rank", "scale_shift")),
+        Average("prompt", "rescale", weights=[0.3, 0.9]),
+    ],
+    ids=str,
+)
+def test_blocks_merge(block):
+    network, bank = layers("rescale", "low_rank", "batch_norm", "scale_shift", "prompt")
+    before = state(network)
+    bank.activate(block)
+    assert bank.active is not None
+    expected = run(network, bank.active)
+    bank.merge(block)
+    torch.testing.assert_close(run(network, Route()), expected, rtol=1e-12, atol=1e-12)
+    bank.unmerge()
+    assert same(state(network), before)
+
+
+def test_two_merges_after_each_other_do_not_mix():
+    network, bank = layers("low_rank", "rescale")
+    before = state(network)
+    for name in ("low_rank", "rescale", "low_rank"):
+        expected = run(network, Route({name: 1.0}))
+        bank.merge(name)
+        torch.testing.assert_close(run(network, Route()), expected, rtol=1e-12, atol=1e-12)
+        bank.unmerge()
+    assert same(state(network), before)
+
+
+def test_the_perception_model_merges_and_unmerges_bit_for_bit():
+    network = model()
+    network.bank.add(spec("a", "low_rank", "*"))
+    network.bank.add(spec("b", "series_adapter", "trunk.*"))
+    disturb(network, "a", 0.01)
+    before, expected = state(network), outputs(network, FOG)
+    network.bank.merge("a")
+    merged = outputs(network)
+    assert not same(merged, outputs(model()))
+    assert same(merged, outputs(network, FOG))
+    network.bank.activate("a")
+    network.bank.unmerge()
+    active = outputs(network)
+    for name, value in active.items():
+        torch.testing.assert_close(merged[name], value, rtol=1e-4, atol=1e-4)
+    network.bank.activate(None)
+    assert same(state(network), before)
+    assert same(outputs(network, FOG), expected)
+
+
+def test_statistics_that_move_while_modules_are_merged_come_back_too():
+    network, bank = layers("scale_shift")
+    before = state(network)
+    bank.merge("scale_shift")
+    network.train()
+    run(network, Route())
+    bank.unmerge()
+    assert same(state(network), before)
+
+
+@pytest.mark.parametrize(
+    ("what", "message"),
+    [
+        ("bottleneck", "'bottleneck': a bottleneck module is not affine"),
+        (Stack("low_rank", "bottleneck"), "'bottleneck': a bottleneck module is not affine"),
+        (Fuse("low_rank", "rescale"), "the attention of fuse is not affine"),
+        ("film", "a film module needs a Route with one condition vector"),
+        (Route({"low_rank": torch.ones(3)}), "differs from frame to frame"),
+        (Route({"low_rank": 1.0}, static=False), "depend on the input"),
+        ("prompt", "run a frame through the model first"),
+        ("other", "no module called 'other'"),
+        (Route({"low_rank": 1.0}, by_slot={"up": {"other": 1.0}}), "no module called 'other'"),
+    ],
+    ids=str,
+)
+def test_what_does_not_merge_is_said_and_changes_nothing(what, message):
+    network, bank = layers("low_rank", "rescale", "bottleneck", "film", "prompt")
+    add_fusion(bank, Fuse("low_rank", "rescale"))
+    before = state(network)
+    with pytest.raises(InputError, match=message):
+        bank.merge(what)
+    assert same(state(network), before)
+    with pytest.raises(InputError, match="no modules are merged"):
+        bank.unmerge()
+
+
+def test_a_merge_that_fails_halfway_is_undone():
+    network, bank = layers("low_rank", "prompt")
+    bank.slots = dict(reversed(bank.slots.items()))  # the first convolution, whose prompt has not run, comes last
+    before, routes = state(network), {slot: slot.route for slot in bank.slots.values()}
+    with pytest.raises(InputError, match="run a frame through the model first"):
+        bank.merge(Parallel("low_rank", "prompt"))
+    assert same(state(network), before)
+    assert all(slot.route is route for slot, route in routes.items())
+    assert bank.merged is None
+
+
+def test_while_modules_are_merged_the_bank_changes_nothing_else(tmp_path):
+    _, bank = layers("low_rank", "rescale")
+    bank.save("low_rank", tmp_path / "m")
+    bank.merge("low_rank")
+    for change in (
+        lambda: bank.merge("rescale"),
+        lambda: bank.add(spec("c", "rescale", "*")),
+        lambda: bank.delete("rescale"),
+        lambda: bank.save("low_rank", tmp_path / "n"),
+        lambda: bank.load(tmp_path / "m"),
+        lambda: bank.train("low_rank"),
+        lambda: bank.freeze("low_rank"),
+    ):
+        with pytest.raises(InputError, match="unmerge first"):
+            change()
+
+
+def test_an_average_holds_the_weighted_mean_of_what_its_members_changed():
+    network, bank = layers("low_rank")
+    bank.add(spec("other", "low_rank", "*"))
+    disturb(network, "other", seed=5)
+    bank.average("mean", ["low_rank", "other"])
+    for slot in bank.slots.values():
+        if "mean" in slot.computations:
+            a, b, mean = (slot.computations[name].product() for name in ("low_rank", "other", "mean"))
+            torch.testing.assert_close(mean, (a + b) / 2, rtol=1e-12, atol=1e-12)
+
+
+# status
+
+
+def test_status_counts_by_hand():
+    _, bank = layers()
+    bank.add(spec("lora", "low_rank", "conv", "head.*", rank=2))
+    bank.add(spec("neck", "bottleneck", "up", reduction=2))
+    bank.train("lora")
+    bank.activate("neck")
+    base = 4 * 2 * 9 + 2 * 4 + 4 * 4 * 4 + 4 + 4 * 6 + 6 + 2 * 6
+    lora, neck = bank.status()
+    assert (lora.name, lora.kind, lora.slots, lora.where) == ("lora", "low_rank", 2, ["conv", "head.linear"])
+    assert lora.parameters == lora.multiply_adds == (2 * 2 * 9 + 2 * 4) + (2 * 4 + 2 * 6)
+    assert lora.share == lora.parameters / base
+    assert (lora.folds, lora.when, lora.state) == (True, ["fog"], ["training"])
+    assert (neck.slots, neck.where, neck.parameters) == (1, ["up"], 4 * 2 + 2 * 4)
+    assert (neck.folds, neck.state) == (False, ["active", "frozen"])
+    bank.activate(None)
+    bank.merge("lora")
+    merged, idle = bank.status()
+    assert (merged.parameters, merged.slots, merged.share) == (lora.parameters, 2, lora.share)
+    assert "merged" in merged.state
+    assert "merged" not in idle.state
+
+
+NAMES = st.lists(
+    st.sampled_from(["a", "a.norm", "a.b", "a.b.c", "ab", "ab.x", "b.a", "b.b", "b.b.c"]), min_size=1, unique=True
+)
+
+
+@given(NAMES, st.data())
+def test_compact_names_match_the_chosen_slots_and_no_others(able, data):
+    chosen = data.draw(st.lists(st.sampled_from(able), unique=True))
+    globs = compact(chosen, able)
+    assert {name for name in able if any(fnmatchcase(name, glob) for glob in globs)} == set(chosen)
+    assert len(globs) <= len(chosen)
+
+
+# mistakes
+
+
+def test_add_refuses_unknown_slots_layers_that_do_not_fit_and_used_names():
+    network, bank = layers()
+    before = state(network)
+    with pytest.raises(InputError, match=r"no slot is called 'tronk.*'; there are conv, conv.norm, up,"):
+        bank.add(spec("a", "low_rank", "conv", "tronk.*"))
+    with pytest.raises(InputError, match=r"low_rank does not attach to BatchNorm1d, which is what 'head.norm' names"):
+        bank.add(spec("a", "low_rank", "head.norm"))
+    assert same(state(network), before)
+    bank.add(spec("a", "low_rank", "conv"))
+    with pytest.raises(InputError, match="already has a module called 'a'"):
+        bank.add(spec("a", "low_rank", "up"))
+
+
+@pytest.mark.parametrize("action", ["activate", "train", "freeze", "delete", "merge"])
+def test_what_is_not_there_is_said(action):
+    _, bank = layers("low_rank")
+    with pytest.raises(InputError, match="no module called 'rain'; there are: low_rank"):
+        getattr(bank, action)("rain")
+
+
+def test_an_active_module_is_not_deleted():
+    _, bank = layers("low_rank", "rescale")
+    bank.activate(Stack("rescale", "low_rank"))
+    with pytest.raises(InputError, match="module 'low_rank' is active"):
+        bank.delete("low_rank")
+    bank.activate("rescale")
+    bank.delete("low_rank")
+    assert list(bank.modules) == ["rescale"]
+
+
+def test_globs_take_the_slots_that_fit_and_deleting_leaves_no_trace():
+    network, bank = layers()
+    before = state(network)
+    bank.add(spec("a", "low_rank", "head.*", "conv*"))
+    bank.add(spec("b", "rescale", "*"))
+    assert set(bank.at("a")) == {"head.linear", "conv"}
+    assert set(bank.at("b")) == set(bank.slots)
+    bank.delete("a")
+    bank.delete("b")
+    assert same(state(network), before)

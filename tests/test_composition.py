@@ -1,0 +1,361 @@
+"""Blocks: what validation accepts, their text form, and what they compute, by hand and folded."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from banks import close, randomize
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from perception.errors import InputError
+from perception.modules.aggregation.composition import Average, Fuse, Parallel, Stack, names
+from perception.modules.aggregation.notation import parse_block
+from perception.modules.computation.computation import Site
+from perception.modules.computation.conditional import Z
+from perception.modules.computation.kinds import KINDS
+from perception.modules.route import Route
+from perception.modules.slot import Slot
+
+BUILD = {"stack": Stack, "parallel": Parallel, "average": Average, "fuse": Fuse}
+NAMES = ("a", "b", "c", "d", "stack", "no-lidar_2")
+OPTIONS = {
+    "low_rank": {"rank": 2, "alpha": 3.0},
+    "sparse_delta": {"share": 0.2},
+    "prompt": {"size": 3, "channels": 0},
+    "concatenated": {"size": 3, "channels": 2},
+    "series_adapter": {},
+    "parallel_adapter": {},
+    "rescale": {},
+    "scale_shift": {},
+    "film": {},
+}
+
+# A block as plain data: a name, or (type, members, weights).
+weights = st.floats(-1e6, 1e6, allow_nan=False)
+
+
+def trees(members: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    def extend(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+        def block(kind: str, parts: list[Any]) -> st.SearchStrategy[Any]:
+            own = st.none() | st.lists(weights, min_size=len(parts), max_size=len(parts))
+            return st.tuples(st.just(kind), st.just(parts), own if kind == "average" else st.none())
+
+        return st.tuples(st.sampled_from(sorted(BUILD)), st.lists(inner, max_size=3)).flatmap(lambda d: block(*d))
+
+    return st.recursive(members, extend, max_leaves=6)
+
+
+def build(tree: Any) -> Any:
+    if isinstance(tree, str):
+        return tree
+    kind, members, own = tree
+    parts = [build(member) for member in members]
+    return Average(*parts, weights=own) if kind == "average" else BUILD[kind](*parts)
+
+
+def leaves(tree: Any) -> list[str]:
+    return [tree] if isinstance(tree, str) else [name for member in tree[1] for name in leaves(member)]
+
+
+def allowed(tree: Any) -> bool:
+    """The documented rule, apart from modules that come twice."""
+    if isinstance(tree, str):
+        return True
+    kind, members, _ = tree
+    enough = len(members) >= (2 if kind == "fuse" else 1)
+    return enough and all(isinstance(m, str) or m[0] != kind for m in members) and all(map(allowed, members))
+
+
+@settings(deadline=None, max_examples=300)
+@given(trees(st.sampled_from(NAMES)))
+def test_validation_accepts_exactly_what_is_documented(tree):
+    if allowed(tree) and len(leaves(tree)) == len(set(leaves(tree))):
+        assert names(build(tree)) == leaves(tree)
+    else:
+        with pytest.raises(InputError):
+            build(tree)
+
+
+def distinct(tree: Any, counter: list[int]) -> Any:
+    """The tree with modules m0, m1, ... in the place of its leaves."""
+    if isinstance(tree, str):
+        counter[0] += 1
+        return f"m{counter[0] - 1}"
+    return tree[0], [distinct(member, counter) for member in tree[1]], tree[2]
+
+
+def valid_trees() -> st.SearchStrategy[Any]:
+    return trees(st.just("m")).filter(allowed).map(lambda tree: distinct(tree, [0]))
+
+
+@settings(deadline=None, max_examples=100)
+@given(valid_trees(), st.sampled_from(["", " ", "\n  "]))
+def test_the_text_form_reads_back_whatever_the_space_between_tokens(tree, space):
+    block = build(tree)
+    text = str(block).replace(" ", "")
+    for mark in "(),*":
+        text = text.replace(mark, f"{space}{mark}{space}")
+    again = parse_block(text)
+    assert str(again) == str(block)
+    assert again == block
+
+
+def test_text_forms():
+    assert parse_block("rain") == "rain"
+    block = parse_block("stack(rain, average(0.7*night, .3*fog), parallel(a, fuse(b, c-1)))")
+    assert block == Stack("rain", Average("night", "fog", weights=[0.7, 0.3]), Parallel("a", Fuse("b", "c-1")))
+    assert str(block) == "stack(rain, average(0.7*night, 0.3*fog), parallel(a, fuse(b, c-1)))"
+    assert parse_block("average(stack, average)") == Average("stack", "average")  # modules with such names
+
+
+def test_averages_are_equal_only_with_equal_weights():
+    assert Average("a", "b", weights=[0.5, 0.5]) == Average("a", "b")
+    assert Average("a", "b", weights=[1, 1]) != Average("a", "b")
+    assert len({Average("a", "b"), Average("a", "b", weights=[1, 1]), Parallel("a", "b")}) == 3
+
+
+@pytest.mark.parametrize(
+    ("text", "shows", "says", "character"),
+    [
+        ("", ">>><<<", "expected the name of a module or a block", 1),
+        ("stack(rain, averge(a, b))", "stack(rain, >>>averge<<<(a, b))", "there are stack, parallel,", 13),
+        ("stack(rain, 3d)", "stack(rain, >>>3<<<d)", "only an average has weights", 13),
+        ("stack(rain", "stack(rain>>><<<", "expected , or )", 11),
+        ("stack(rain night)", "stack(rain >>>night<<<)", "expected , or )", 12),
+        ("stack()", "stack(>>>)<<<", "expected the name", 7),
+        ("stack(a,)", "stack(a,>>>)<<<", "expected the name", 9),
+        ("stack(a, b))", "stack(a, b)>>>)<<<", "the block ends before this", 12),
+        ("average(0.5*a, b)", "average(0.5*a, >>>b<<<)", "for all its members or for none", 16),
+        ("average(a, 2*b)", "average(a, >>>2<<<*b)", "for all its members or for none", 12),
+        ("average(2 a)", "average(2 >>>a<<<)", "expected *", 11),
+        ("2*a", ">>>2<<<*a", "expected the name", 1),
+        ("a, b", "a>>>,<<< b", "the block ends before this", 2),
+        ("stack(a; b)", "stack(a>>>;<<< b)", "expected , or )", 8),
+    ],
+)  # fmt: skip
+def test_what_is_no_block_is_shown_in_its_place(text, shows, says, character):
+    with pytest.raises(InputError) as error:
+        parse_block(text)
+    assert str(error.value).startswith(f"{shows}: ")
+    assert says in str(error.value)
+    assert str(error.value).endswith(f"(character {character})")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (Stack, "stack(): stack needs 1 or more members"),
+        (lambda: Fuse("a"), "fuse(a): fuse needs 2 or more members"),
+        (
+            lambda: Parallel("x", Stack("y", Parallel("z")), Parallel("a", "b")),
+            "parallel(x, stack(y, parallel(z)), >>>parallel(a, b)<<<): parallel cannot stand directly in parallel; "
+            "write its members in its place",
+        ),
+        (lambda: Stack("a", Average("b", "a")), "stack(a, >>>average(b, a)<<<): module 'a' is in the block twice"),
+        (lambda: Stack("a", "b c"), "stack(a, >>>b c<<<): a module's name is a letter, then letters, digits, _ and -"),
+        (lambda: Stack("a", 3), "stack(a, >>>3<<<): a member is a name or a block, not int"),  # type: ignore[arg-type]
+        (lambda: Average("a", "b", weights=[1.0]), "average(a, b): 2 members, 1 weights"),
+        (
+            lambda: Average("a", "b", weights=[0.5, math.nan]),
+            "average(a, >>>b<<<): its weight nan is not a finite number",
+        ),
+        (lambda: parse_block("fuse(a, fuse(b, c))"), "fuse(a, >>>fuse(b, c)<<<): fuse cannot stand directly in fuse; "
+         "write its members in its place"),
+    ],
+)  # fmt: skip
+def test_errors_show_the_nesting_that_is_wrong(make, message):
+    with pytest.raises(InputError) as error:
+        make()
+    assert str(error.value) == message
+
+
+# What blocks compute
+
+
+def add(slot: Slot, name: str, kind: str) -> Any:
+    """A module with random numbers at the slot."""
+    make: Any = KINDS["prompt" if kind == "concatenated" else kind]
+    module = make(slot.layer, **OPTIONS[kind])
+    randomize(module)
+    slot.computations[name] = module.eval()
+    return module
+
+
+def conv_slot(seed: int = 0) -> Slot:
+    torch.manual_seed(seed)
+    return Slot("s", nn.Conv2d(3, 4, 3, stride=2, padding=1, dtype=torch.float64)).eval()
+
+
+def route(block: Any, **module_weights: float) -> Route:
+    return Route({name: module_weights.get(name, 1.0) for name in names(block)}, block=block)
+
+
+@pytest.mark.parametrize("make", [Stack, Parallel])
+@pytest.mark.parametrize("kind", ["scale_shift", "low_rank", "series_adapter"])
+def test_beside_a_module_that_does_nothing_there_is_only_the_other(make, kind):
+    slot, x = conv_slot(), torch.randn(2, 3, 6, 7, dtype=torch.float64)
+    add(slot, "a", kind)
+    slot.computations["null"] = KINDS["low_rank"](slot.layer, rank=1)  # type: ignore[call-arg]
+    slot.route = route("a")
+    alone = slot(x)
+    assert not torch.allclose(alone, slot.layer(x))
+    for block in (make("a", "null"), make("null", "a")):
+        slot.route = route(block)
+        assert torch.equal(slot(x), alone)
+
+
+def test_stack_is_the_second_after_the_first():
+    slot, x = conv_slot(), torch.randn(2, 3, 6, 7, dtype=torch.float64)
+    y = slot.layer(x)
+    a, b = add(slot, "a", "scale_shift"), add(slot, "b", "scale_shift")
+
+    def by_hand(module: Any, values: torch.Tensor) -> torch.Tensor:
+        return module.scale[:, None, None] * values + module.shift[:, None, None]
+
+    slot.route = route(Stack("a", "b"))
+    close(slot(x), by_hand(b, by_hand(a, y)))
+    slot.route = route(Stack("b", "a"))
+    close(slot(x), by_hand(a, by_hand(b, y)))
+    slot.route = route(Parallel("b", "a"))
+    close(slot(x), by_hand(a, y) + by_hand(b, y) - y)
+
+
+def test_the_average_of_equal_modules_is_one_of_them():
+    """And not one divided by their number once more, as in the library `adapters`."""
+    slot, x = conv_slot(), torch.randn(2, 3, 6, 7, dtype=torch.float64)
+    module = add(slot, "a", "low_rank")
+    for name in ("b", "c"):
+        add(slot, name, "low_rank").load_state_dict(module.state_dict())
+    slot.route = route("a")
+    alone = slot(x)
+    slot.route = route(Average("a", "b", "c"))
+    close(slot(x), alone)
+    slot.route = route(Average("a", "b", weights=[0.7, 0.3]))
+    close(slot(x), alone)
+    slot.route = route(Average("a", "b", weights=[2, 1]))  # as they are: not made to sum to one
+    close(slot(x) - slot.layer(x), 3 * (alone - slot.layer(x)))
+
+
+def test_a_member_of_an_average_that_is_not_at_the_slot_counts_as_zero():
+    slot, x = conv_slot(), torch.randn(2, 3, 6, 7, dtype=torch.float64)
+    add(slot, "a", "low_rank")
+    slot.route = route("a")
+    delta = slot(x) - slot.layer(x)
+    slot.route = route(Average("a", "elsewhere"))
+    close(slot(x) - slot.layer(x), delta / 2)
+    slot.route = route(Average("elsewhere", "nowhere"))
+    assert torch.equal(slot(x), slot.layer(x))
+
+
+def test_nested_blocks_by_hand():
+    """On single numbers: y = 2 x + 1, modules that multiply and add."""
+    layer = nn.Linear(1, 1, dtype=torch.float64)
+    nn.init.constant_(layer.weight, 2.0)
+    nn.init.constant_(layer.bias, 1.0)
+    slot = Slot("s", layer)
+    for name, scale, shift in (("a", 3.0, 0.0), ("b", 1.0, 5.0), ("c", 0.5, 1.0), ("d", -1.0, 2.0)):
+        module: Any = KINDS["scale_shift"](layer)  # type: ignore[call-arg]
+        nn.init.constant_(module.scale, scale)
+        nn.init.constant_(module.shift, shift)
+        slot.computations[name] = module
+    x = torch.tensor([[1.0]], dtype=torch.float64)  # y = 3
+    expected = {
+        "stack(a, b)": 3 * 3 + 5,
+        "stack(b, a)": (3 + 5) * 3,
+        "parallel(a, b)": 3 + 6 + 5,
+        "average(a, b)": 3 + (6 + 5) / 2,
+        "stack(a, average(b, c), d)": -(9 + (5 - 3.5) / 2) + 2,  # a: 9; b adds 5, c adds 0.5 * 9 + 1 - 9
+        "parallel(stack(a, b), d)": 3 + (14 - 3) + (-1 - 3),
+        "average(0.25*stack(a, parallel(b, c)), 2*d)": 3 + 0.25 * ((9 + 5 - 3.5) - 3) + 2 * (-1 - 3),
+    }
+    for text, value in expected.items():
+        slot.route = route(parse_block(text))
+        assert slot(x).item() == pytest.approx(value, abs=1e-12), text
+    slot.route = route(parse_block("stack(a, b)"), a=0.5, b=2.0)
+    assert slot(x).item() == pytest.approx(3 + 0.5 * 6 + 2 * 5, abs=1e-12)
+
+
+def brute(tree: Any, slot: Slot, x: torch.Tensor, y: torch.Tensor, module_weights: dict[str, float]) -> torch.Tensor:
+    """The output of a tree on the output y so far; deltas as differences of outputs."""
+    if isinstance(tree, str):
+        return y + module_weights[tree] * slot.computations[tree](Site(x, y, slot.layer, slot.route.z))
+    kind, members, own = tree
+    if kind == "stack":
+        for member in members:
+            y = brute(member, slot, x, y, module_weights)
+        return y
+    shares = [1.0 if kind == "parallel" else 1 / len(members)] * len(members) if own is None else own
+    total = y.clone()
+    for member, share in zip(members, shares, strict=True):
+        total += share * (brute(member, slot, x, y, module_weights) - y)
+    return total
+
+
+def affine_trees() -> st.SearchStrategy[Any]:
+    def has_fuse(tree: Any) -> bool:
+        return not isinstance(tree, str) and (tree[0] == "fuse" or any(map(has_fuse, tree[1])))
+
+    def tame(tree: Any) -> Any:
+        """Weights of the size of one."""
+        if isinstance(tree, str):
+            return tree
+        return tree[0], [tame(m) for m in tree[1]], None if tree[2] is None else [math.sin(w) for w in tree[2]]
+
+    return valid_trees().filter(lambda tree: not has_fuse(tree)).map(tame)
+
+
+@settings(deadline=None, max_examples=80)
+@given(affine_trees(), st.data())
+def test_folding_a_nest_equals_running_it_and_running_it_the_brute_force(tree, data):
+    slot, block = conv_slot(data.draw(st.integers(0, 99))), build(tree)
+    module_weights = {name: data.draw(st.sampled_from([1.0, -0.7, 0.0, 0.3])) for name in leaves(tree)}
+    for name in leaves(tree):
+        add(slot, name, data.draw(st.sampled_from(sorted(OPTIONS))))
+    slot.route = Route(module_weights, block=block, z=torch.rand(1, Z, dtype=torch.float64))
+    x = torch.randn(2, 3, 6, 7, dtype=torch.float64)
+    running = slot(x)
+    close(running, brute(tree, slot, x, slot.layer(x), module_weights))
+    assert slot.folds()
+    slot.fold()
+    assert len(slot.computations) == 0
+    close(slot(x), running)
+
+
+def test_a_fuse_block_of_which_one_member_is_at_the_slot_folds():
+    slot, x = conv_slot(), torch.randn(2, 3, 6, 7, dtype=torch.float64)
+    add(slot, "a", "low_rank")
+    add(slot, "b", "scale_shift")
+    slot.route = route(Stack(Fuse("a", "elsewhere"), "b"))
+    running = slot(x)
+    slot.fold()
+    assert len(slot.computations) == 0
+    close(slot(x), running)
+
+
+# Input aggregation
+
+
+def test_concatenated_prompts_are_read_side_by_side_in_any_order():
+    slot, x = conv_slot(), torch.randn(2, 3, 6, 7, dtype=torch.float64)
+    prompts = [add(slot, name, "concatenated") for name in ("a", "b")]
+    maps = [nn.functional.interpolate(p.map, (6, 7), mode="bilinear").expand(2, -1, -1, -1) for p in prompts]
+    inputs = torch.cat([x, *maps], dim=1)
+    weight = torch.cat([slot.layer.weight, *(p.mix.weight for p in prompts)], dim=1)
+    expected = nn.functional.conv2d(inputs, weight, slot.layer.bias, 2, 1)
+    for block in (Stack("a", "b"), Stack("b", "a"), Parallel("a", "b")):
+        slot.route = route(block)
+        close(slot(x), expected)
+
+
+def test_added_prompts_add_up():
+    slot, x = conv_slot(), torch.randn(2, 3, 6, 7, dtype=torch.float64)
+    prompts = [add(slot, name, "prompt") for name in ("a", "b")]
+    maps = [nn.functional.interpolate(p.map, (6, 7), mode="bilinear") for p in prompts]
+    for block in (Stack("a", "b"), Stack("b", "a"), Parallel("a", "b")):
+        slot.route = route(block)
+        close(slot(x), slot.layer(x + maps[0] + maps[1]))

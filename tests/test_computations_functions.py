@@ -1,0 +1,329 @@
+"""What each computation function computes: its equation, its cost, its gradients, against arithmetic by hand."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from computations import Place, assert_near, delta_of, fixed, make, randomize, slot_with, trained
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from perception.errors import InputError
+from perception.modules.computation.computation import Affine
+from perception.modules.computation.conditional import Film, HyperNetwork
+from perception.modules.computation.kinds import KINDS
+from perception.modules.computation.low_rank import LowRank
+from perception.modules.computation.prompt import Prompt
+from perception.modules.computation.rescale import ScaleShift
+from perception.modules.computation.sparse_delta import SparseDelta
+from perception.modules.route import Route
+
+
+def normalized(y: Tensor, norm: nn.BatchNorm2d) -> Tensor:
+    """Batch normalisation with stored statistics, by its formula."""
+    mean, var, gamma, beta = (
+        t[:, None, None] for t in (norm.running_mean, norm.running_var, norm.weight, norm.bias)
+    )  # fmt: skip
+    return gamma * (y - mean) / (var + norm.eps).sqrt() + beta
+
+
+def pixelwise(matrix: Tensor, y: Tensor) -> Tensor:
+    """matrix (P, C) times the channels of each cell of y (B, C, H, W)."""
+    return torch.stack([sum(row[c] * y[:, c] for c in range(y.shape[1])) for row in matrix], dim=1)
+
+
+# ---- low rank ----
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("mode", ["zeros", "reflect", "replicate", "circular"])
+def test_low_rank_is_a_convolution_with_the_product_of_its_factors(groups, mode):
+    torch.manual_seed(0)
+    place = fixed(nn.Conv2d, groups=groups, stride=2, dilation=(1, 2), padding=(1, 2), padding_mode=mode)
+    module = trained("low_rank", place.layer)  # rank 2 in each group, alpha 3
+    weight = torch.zeros_like(place.layer.weight)
+    for o in range(4):
+        group = o // (4 // groups)
+        for r in range(2):
+            weight[o] += 3 / 2 * module.b.weight[o, r, 0, 0] * module.a.weight[2 * group + r]
+    padded = F.pad(place.x, (2, 2, 1, 1), mode="constant" if mode == "zeros" else mode)
+    expected = F.conv2d(padded, weight, stride=2, dilation=(1, 2), groups=groups)
+    assert_near(delta_of(module, place), expected)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_low_rank_of_a_transposed_convolution_is_one_with_the_product_of_its_factors(groups):
+    place = fixed(nn.ConvTranspose2d, groups=groups, stride=2, output_padding=1)
+    module = trained("low_rank", place.layer)
+    weight = torch.zeros_like(place.layer.weight)  # (I, O / g, k, k)
+    for i in range(2):
+        group = i // (2 // groups)
+        for r in range(2):
+            weight[i] += (
+                3 / 2 * module.a.weight[2 * group + r, i % (2 // groups), 0, 0] * module.b.weight[2 * group + r]
+            )
+    expected = F.conv_transpose2d(place.x, weight, stride=2, padding=1, output_padding=1, groups=groups)
+    assert_near(delta_of(module, place), expected)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Conv2d(3, 5, 3, 2, 1),
+        nn.Conv2d(3, 5, (3, 1), (1, 2), (1, 0), bias=False),
+        nn.Conv2d(3, 5, 1),
+        nn.Linear(3, 5),
+    ],
+    ids=["3x3", "3x1", "1x1", "linear"],
+)
+def test_low_rank_equals_peft(layer):
+    # peft has no transposed convolutions, and its A takes over neither dilation, padding mode nor groups of the layer.
+    from peft import LoraConfig, get_peft_model  # it takes seconds
+
+    torch.manual_seed(0)
+    layer = layer.double()
+    x = torch.randn(*((2, 4, 3) if isinstance(layer, nn.Linear) else (2, 3, 8, 9)), dtype=torch.float64)
+    ours = LowRank(layer, 2, 5.0)
+    randomize(ours)
+    config = LoraConfig(r=2, lora_alpha=5, target_modules=["0"])
+    theirs = get_peft_model(nn.Sequential(copy.deepcopy(layer)), config).double()
+    tuned = theirs.base_model.model[0]
+    with torch.no_grad():
+        tuned.lora_A["default"].weight.copy_(ours.a.weight)
+        tuned.lora_B["default"].weight.copy_(ours.b.weight)
+    slot = slot_with(layer, m=ours)
+    assert_near(slot(x), theirs(x))
+    slot.fold()
+    assert_near(slot.layer.weight, theirs.merge_and_unload()[0].weight)
+
+
+# ---- sparse delta ----
+
+
+def test_sparse_delta_changes_the_weights_in_its_mask_and_no_others():
+    place = fixed(nn.Conv2d)
+    module = make("sparse_delta", place.layer)
+    slot = slot_with(place.layer, m=module)
+    loss = slot(place.x).square().sum()
+    dense = place.layer.weight.clone().requires_grad_()  # the gradient that all weights would have
+    F.conv2d(place.x, dense, place.layer.bias, padding=1).square().sum().backward()
+    loss.backward()
+    assert_near(module.values.grad, dense.grad.flatten()[module.indices])
+    torch.optim.SGD(slot.parameters(), lr=0.1).step()
+    count = round(0.3 * 72)
+    assert len(module.indices.unique()) == module.values.numel() == count
+    moved = module.delta().flatten() != 0
+    assert moved.nonzero().flatten().tolist() == module.indices.tolist()
+    assert place.layer.weight.flatten()[moved].abs().min() >= place.layer.weight.flatten()[~moved].abs().max()
+    assert_near(slot(place.x), F.conv2d(place.x, place.layer.weight + module.delta(), place.layer.bias, padding=1))
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.integers(1, 100))
+def test_sparse_delta_has_the_share_that_was_asked_for(percent):
+    layer = nn.Linear(10, 10)
+    assert len(SparseDelta(layer, percent / 100).values) == percent
+    assert len(SparseDelta(layer, percent / 1e6).values) == 1
+
+
+def test_the_mask_of_a_sparse_delta_moves_to_what_scores_most():
+    place = fixed(nn.Linear)
+    module = trained("sparse_delta", place.layer)
+    score = torch.randn_like(place.layer.weight)
+    module.select(score)
+    assert not delta_of(module, place).any()
+    nn.init.ones_(module.values)
+    assert torch.equal(module.delta(), (score >= score.flatten().sort().values[-len(module.values)]).double())
+
+
+# ---- batch normalisation ----
+
+
+def test_batch_norm_replaces_the_layers_normalisation():
+    layer, x, _ = fixed(nn.BatchNorm2d)
+    module = trained("batch_norm", layer)
+    assert_near(slot_with(layer, m=module)(x), normalized(x, module.norm))
+    assert_near(
+        slot_with(layer, Route({"m": 0.3}), m=module)(x), 0.7 * normalized(x, layer) + 0.3 * normalized(x, module.norm)
+    )
+
+
+def test_one_step_of_a_batch_norm_moves_its_own_tensors_and_no_others():
+    layer, x, _ = fixed(nn.BatchNorm2d)
+    slot = slot_with(layer, m=make("batch_norm", layer))
+    before, norm = copy.deepcopy(slot.state_dict()), slot.computations["m"].norm
+    slot.computations.train()
+    y = slot(x)
+    mean, var = x.mean((0, 2, 3)), x.var((0, 2, 3), correction=0)
+    gamma, beta = layer.weight[:, None, None], layer.bias[:, None, None]
+    hat = (x - mean[:, None, None]) / (var + layer.eps).sqrt()[:, None, None]
+    assert_near(y, gamma * hat + beta)
+    y.square().sum().backward()
+    torch.optim.SGD(slot.parameters(), lr=0.01).step()
+    assert_near(norm.running_mean, 0.9 * layer.running_mean + 0.1 * mean)
+    assert_near(norm.running_var, 0.9 * layer.running_var + 0.1 * x.var((0, 2, 3), correction=1))
+    assert_near(norm.weight, layer.weight - 0.01 * (2 * y * hat).sum((0, 2, 3)))
+    assert_near(norm.bias, layer.bias - 0.01 * (2 * y).sum((0, 2, 3)))
+    after = slot.state_dict()
+    still = {name for name in after if torch.equal(after[name], before[name])}
+    assert still == {f"layer.{name}" for name in layer.state_dict()}
+
+
+# ---- prompts ----
+
+
+def bilinear(p: Tensor, rows: int, columns: int) -> Tensor:
+    """p (1, C, h, w) stretched, cell centres over cell centres, cell by cell."""
+    out = p.new_zeros(1, p.shape[1], rows, columns)
+    for i in range(rows):
+        for j in range(columns):
+            down = max((i + 0.5) * p.shape[2] / rows - 0.5, 0.0)
+            across = max((j + 0.5) * p.shape[3] / columns - 0.5, 0.0)
+            r, c = int(down), int(across)
+            r1, c1, u, v = min(r + 1, p.shape[2] - 1), min(c + 1, p.shape[3] - 1), down - r, across - c
+            upper = (1 - v) * p[0, :, r, c] + v * p[0, :, r, c1]
+            lower = (1 - v) * p[0, :, r1, c] + v * p[0, :, r1, c1]
+            out[0, :, i, j] = (1 - u) * upper + u * lower
+    return out
+
+
+@pytest.mark.parametrize("mode", ["zeros", "reflect"])
+def test_a_prompt_is_added_to_the_input(mode):
+    layer, x, _ = fixed(nn.Conv2d, stride=(2, 1), padding_mode=mode)
+    module = trained("prompt", layer)
+    p = bilinear(module.map, 4, 5)
+    assert_near(slot_with(layer, m=module)(x), layer(x + p))
+
+
+def test_a_prompt_is_concatenated_to_the_input():
+    layer, x, _ = fixed(nn.Conv2d, dilation=2, padding=2, padding_mode="circular")
+    module = trained("concatenated", layer)
+    p = bilinear(module.map, 4, 5).expand(4, -1, -1, -1)
+    weight = torch.cat([layer.weight, module.mix.weight], dim=1)
+    padded = F.pad(torch.cat([x, p], dim=1), (2, 2, 2, 2), mode="circular")
+    assert_near(slot_with(layer, m=module)(x), F.conv2d(padded, weight, layer.bias, dilation=2))
+
+
+def test_a_folded_prompt_is_a_map_and_not_a_bias():
+    layer, x, _ = fixed(nn.Conv2d)
+    module = Prompt(layer, 1, 0)
+    nn.init.ones_(module.map)  # the same everywhere, but zero padding shows less of it at the border
+    delta_of(module, Place(layer, x, None))
+    constant = module.fold(Affine.of(layer), layer, None).constant[0]
+    inside, corner = layer.weight.sum((1, 2, 3)), layer.weight[..., 1:, 1:].sum((1, 2, 3))
+    assert_near(constant[:, 1:-1, 1:-1], inside[:, None, None].expand(4, 2, 3))
+    assert_near(constant[:, 0, 0], corner)
+    assert (inside - corner).abs().min() > 1e-2
+
+
+def test_a_prompt_that_has_seen_no_input_does_not_fold():
+    layer = fixed(nn.Conv2d).layer
+    with pytest.raises(InputError, match="run a frame"):
+        slot_with(layer, m=make("prompt", layer)).fold()
+
+
+# ---- adapters ----
+
+
+def test_a_series_adapter_normalises_mixes_and_normalises_again():
+    layer, x, _ = fixed(nn.Conv2d)
+    module = trained("series_adapter", layer)
+    y = layer(x)
+    mixed = y + pixelwise(module.a.weight[..., 0, 0], normalized(y, module.before))
+    assert_near(slot_with(layer, m=module)(x), normalized(mixed, module.after))
+
+
+def test_a_series_adapter_normalises_by_the_batch_while_it_trains_but_only_at_first():
+    layer, x, _ = fixed(nn.Conv2d)
+    module = make("series_adapter", layer).train()
+    nn.init.normal_(module.a.weight)
+    y = layer(x)
+    hat = (y - y.mean((0, 2, 3), keepdim=True)) / (
+        y.var((0, 2, 3), correction=0, keepdim=True) + module.before.eps
+    ).sqrt()
+    assert_near(delta_of(module, Place(layer, x, None)), pixelwise(module.a.weight[..., 0, 0], hat))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 3), (3, 5)])
+def test_a_parallel_adapter_folds_into_the_middle_tap(size):
+    torch.manual_seed(0)
+    layer = nn.Conv2d(2, 4, size, 2, (size[0] // 2, size[1] // 2), bias=False, dtype=torch.float64)
+    module, x = trained("parallel_adapter", layer), torch.randn(1, 2, 7, 8, dtype=torch.float64)
+    assert_near(delta_of(module, Place(layer, x, None)), pixelwise(module.a.weight[..., 0, 0], x[..., ::2, ::2]))
+    change = module.fold(Affine.of(layer), layer, None).weight - layer.weight
+    assert_near(change[..., size[0] // 2, size[1] // 2], module.a.weight[..., 0, 0])
+    change[..., size[0] // 2, size[1] // 2] = 0
+    assert not change.any()
+
+
+def test_a_bottleneck_adds_what_passes_its_relu():
+    layer, x, _ = fixed(nn.Conv2d)
+    module = trained("bottleneck", layer)
+    down, up = module.down.weight[..., 0, 0], module.up.weight[..., 0, 0]
+    assert down.shape == (2, 4)
+    y = layer(x)
+    assert_near(slot_with(layer, m=module)(x), y + pixelwise(up, pixelwise(down, y).clamp(min=0)))
+
+
+# ---- scales and shifts ----
+
+
+@pytest.mark.parametrize("value", [0.0, -1.5, 2.0])
+def test_rescale_folds_exactly_with_any_sign_before_the_relu_and_not_after_it(value):
+    layer, x, _ = fixed(nn.Conv2d)
+    module = make("rescale", layer)
+    nn.init.constant_(module.scale, value)
+    slot = slot_with(layer, m=module)
+    expected = value * (F.conv2d(x, layer.weight, padding=1) + layer.bias[:, None, None])
+    assert_near(slot(x), expected)
+    slot.fold()
+    assert_near(slot(x).relu(), expected.relu())
+    assert torch.allclose(slot(x).relu(), value * layer(x).relu()) == (value >= 0)
+
+
+def test_scale_and_shift_act_on_channels():
+    for kind in KINDS["scale_shift"].layers:
+        place = fixed(kind)
+        module, y = trained("scale_shift", place.layer), place.layer(place.x)
+        channels = -1 if kind is nn.Linear else 1
+        expected = y.clone()
+        for c in range(4):
+            expected.select(channels, c).mul_(module.scale[c]).add_(module.shift[c])
+        assert_near(slot_with(place.layer, m=module)(place.x), expected)
+
+
+def test_film_under_a_fixed_condition_is_scale_and_shift_and_is_linear_in_the_condition():
+    place = fixed(nn.ConvTranspose2d, groups=2)
+    film, fixed_one = trained("film", place.layer), ScaleShift(place.layer)
+    z, other = torch.randn(2, 1, 7, dtype=torch.float64)
+    with torch.no_grad():
+        fixed_one.scale.copy_(1 + film.scale @ z[0])
+        fixed_one.shift.copy_(film.shift @ z[0])
+    assert_near(delta_of(film, place._replace(z=z)), delta_of(fixed_one, place))
+    parts = delta_of(film, place._replace(z=z)) + 2 * delta_of(film, place._replace(z=other))
+    assert_near(delta_of(film, place._replace(z=z + 2 * other)), parts)
+
+
+def test_a_hypernetwork_under_a_fixed_condition_is_low_rank_with_the_factor_it_wrote():
+    place = fixed(nn.Conv2d, stride=2, padding_mode="reflect")
+    hyper, low = trained("hypernetwork", place.layer), LowRank(place.layer, 2)
+    z = torch.randn(1, 7, dtype=torch.float64)
+    written = hyper.generate.weight @ (hyper.embed.weight @ z[0]).clamp(min=0)  # B row by row
+    with torch.no_grad():
+        low.a.weight.copy_(hyper.a.weight)
+        low.b.weight.copy_(written.reshape(4, 2, 1, 1))
+    assert_near(delta_of(hyper, place._replace(z=z)), delta_of(low, place))
+    assert delta_of(low, place).any()
+
+
+@pytest.mark.parametrize("kind", [Film, HyperNetwork])
+def test_what_depends_on_a_condition_is_the_identity_where_none_is_known(kind):
+    place = fixed(nn.Conv2d)
+    module = trained(kind.kind, place.layer)
+    assert delta_of(module, place).any()
+    assert not delta_of(module, place._replace(z=None)).any()
+    assert not delta_of(module, place._replace(z=torch.zeros(2, 7))).any()

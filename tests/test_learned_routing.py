@@ -1,0 +1,324 @@
+"""The learned router: sensors, levels, losses, learning, export; and the classifier beside it."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from slotted import EVERYWHERE, ROUTED, Net, learned, randomised, softmax, weights_at
+from torch import Tensor, nn
+
+from deploy.engines.onnxruntime import OnnxRuntimeEngine
+from deploy.export import to_onnx
+from perception.config import ClassifierRouting, LearnedRouting
+from perception.errors import InputError
+from perception.frame import Conditions
+from perception.modules.route import Route
+from perception.modules.routing import balance
+from perception.modules.routing.learned import supervision
+from perception.modules.spec import LowRank
+
+EXACT: dict[str, Any] = {"rtol": 1e-12, "atol": 1e-12}
+LEVELS = ("global", "slot", "cell")
+CHOOSERS = ("soft", "top_k", "gumbel", "reinforce")
+
+
+# ---- the route
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(st.booleans(), min_size=1, max_size=4),
+    st.sampled_from(CHOOSERS), st.sampled_from(LEVELS), st.booleans(), st.integers(0, 100),
+)  # fmt: skip
+def test_a_module_whose_sensor_is_missing_is_never_chosen(
+    lidar: list[bool], chooser: str, level: str, training: bool, seed: int
+) -> None:
+    network = randomised(Net(ROUTED, learned(chooser, level, k=2))).double().train(training)
+    torch.manual_seed(seed)
+    there = torch.tensor(lidar)
+    network(torch.randn(len(lidar), 4, 6, 8, dtype=torch.float64), {"lidar": there})
+    for slot in ("trunk.one", "heads.two"):
+        weights = weights_at(network, slot)
+        assert (weights["seeing"][~there] == 0).all()
+        if "blind" in weights:
+            assert (weights["blind"][there] == 0).all()
+    chosen = network.route.chosen
+    torch.testing.assert_close(chosen.sum(dim=1), torch.ones_like(chosen[:, 0]), **EXACT)
+    assert (chosen >= 0).all()
+    if level == "slot":
+        assert (chosen[:, network.chooser.names.index("blind") + 1, 1] == 0).all()  # heads.two does not have it
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_what_is_left_without_a_sensor_is_the_softmax_over_what_is_left(level: str) -> None:
+    network = randomised(Net(ROUTED, learned("soft", level))).double()
+    x = torch.randn(1, 4, 6, 8, dtype=torch.float64)
+    network(x, {"lidar": torch.tensor([False])})
+    blind = network.route.chosen
+    network.bank.delete("seeing")
+    network(x, {"lidar": torch.tensor([False])})
+    assert (blind[:, 3] == 0).all()
+    torch.testing.assert_close(blind[:, :3], network.route.chosen, **EXACT)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("chooser", CHOOSERS)
+def test_evaluation_leaves_nothing_to_chance(chooser: str, level: str) -> None:
+    network = randomised(Net(ROUTED, learned(chooser, level, k=2)), 0.3).double().eval()
+    x, sensors = torch.randn(20, 4, 6, 8, dtype=torch.float64), {"lidar": torch.ones(20, dtype=torch.bool)}
+    draws = []
+    for training, seed in itertools.product([False, True], [1, 2]):
+        torch.manual_seed(seed)
+        draws.append(network.train(training)(x, sensors))
+    assert torch.equal(draws[0], draws[1])
+    assert torch.equal(draws[2], draws[3]) == (chooser in ("soft", "top_k"))
+
+
+@pytest.mark.parametrize("at_one", [True, False])
+def test_at_level_slot_each_slot_follows_its_own_logits(at_one: bool) -> None:
+    """Row 0 of a head is for trunk.one, row 1 for heads.two, also where trunk.one holds no module."""
+    slots = EVERYWHERE if at_one else ("heads.*",)
+    network = Net([LowRank(name=name, slots=slots, rank=1) for name in ("a", "b")], learned("gumbel", "slot")).eval()
+    network.chooser.options["a"].bias.data = torch.tensor([3.0, 1.0])
+    network.chooser.options["b"].bias.data = torch.tensor([1.0, 3.0])
+    network(torch.randn(1, 4, 6, 8), {"lidar": torch.tensor([True])})
+    assert {name: w.item() for name, w in weights_at(network, "heads.two").items()} == {"a": 0, "b": 1}
+    if at_one:
+        assert {name: w.item() for name, w in weights_at(network, "trunk.one").items()} == {"a": 1, "b": 0}
+
+
+def test_all_levels_agree_where_their_logits_do() -> None:
+    """Heads that look at nothing but their bias give the same weights everywhere."""
+    x, sensors = torch.randn(2, 4, 6, 8, dtype=torch.float64), {"lidar": torch.tensor([True, False])}
+    everywhere = [m.model_copy(update={"slots": EVERYWHERE}) for m in ROUTED]
+    outputs = []
+    for level in LEVELS:
+        network = randomised(Net(everywhere, learned("soft", level)))
+        torch.manual_seed(3)
+        for slot in (network.one, network.two):
+            for parameter in slot.parameters():
+                nn.init.normal_(parameter)
+        for i, head in enumerate((network.chooser.base, *network.chooser.options.values())):
+            nn.init.zeros_(head.weight)
+            nn.init.constant_(head.bias, 0.3 * i)
+        outputs.append(network.double()(x, sensors))
+    torch.testing.assert_close(outputs[1], outputs[0], **EXACT)
+    torch.testing.assert_close(outputs[2], outputs[0], **EXACT)
+
+
+def test_cells_are_weighted_one_by_one() -> None:
+    network = randomised(Net(ROUTED[:1], learned("soft", "cell"))).double()
+    x = torch.randn(1, 4, 6, 8, dtype=torch.float64)
+    y = network(x, {"lidar": torch.tensor([True])})
+    weight = network.route.at("trunk.one")["rain"]
+    assert weight.shape == (1, 1, 6, 8)
+    assert weight.std() > 0.01
+    one, two = network.one.computations["rain"], network.two.computations["rain"]
+    coarse = weight[..., ::2, ::2]  # the slots' cells take over the weight of their first
+    middle = network.one.layer(x) + coarse * one.b(one.a(x))
+    torch.testing.assert_close(y, network.two.layer(middle) + coarse * two.b(two.a(middle)), **EXACT)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_module_added_later_keeps_the_fixed_route_until_update(level: str) -> None:
+    network = randomised(Net(ROUTED[:1], learned("soft", level, supervise=1.0))).double()
+    x, sensors = torch.randn(2, 4, 6, 8, dtype=torch.float64), {"lidar": torch.tensor([True, True])}
+    dry, before = network(x, sensors), copy.deepcopy(network.chooser.state_dict())
+    network.bank.add(LowRank(name="fog", rank=2, when=("fog",)))
+    nn.init.normal_(network.one.computations["fog"].b.weight)
+    assert torch.equal(network(x, sensors), dry)
+    tags = [Conditions(weather="fog"), Conditions(weather="clear")]
+    mixed = network(x, sensors, tags)
+    assert torch.equal(mixed[1], dry[1])
+    assert not torch.allclose(mixed[0], dry[0])
+    network.chooser.update()
+    assert network.chooser.names == ["rain", "fog"]
+    after = network.chooser.state_dict()
+    assert all(torch.equal(after[key], before[key]) for key in before)
+    network.bank.delete("fog")
+    network.chooser.update()
+    assert network.chooser.state_dict().keys() == before.keys()
+    assert torch.equal(network(x, sensors), dry)
+
+
+def test_options_may_be_named_and_must_exist() -> None:
+    assert Net(ROUTED, learned(modules=["blind"])).chooser.names == ["blind"]
+    with pytest.raises(InputError, match=r"routing\.modules: no module 'snow' is after the fusion; there are: rain, b"):
+        Net(ROUTED, learned(modules=["blind", "snow"]))
+
+
+# ---- losses
+
+
+def test_supervision_is_the_cross_entropy_with_the_tagged_option() -> None:
+    """By hand: rain where it rains, the base where it is dry, and nothing is asked where the weather is unknown."""
+    network = randomised(Net(ROUTED[:1], learned("soft", "global", supervise=2.0))).double()
+    tags = [Conditions(weather="rain"), Conditions(weather="clear"), Conditions(light="night")]
+    network(torch.randn(3, 4, 6, 8, dtype=torch.float64), {"lidar": torch.ones(3, dtype=torch.bool)}, tags)
+    p = [softmax(frame) for frame in network.route.logits[..., 0].detach().numpy()]
+    expected = 2.0 * -(math.log(p[0][1]) + math.log(p[1][0])) / 2
+    losses = network.chooser.losses([network.route], None)
+    assert losses.keys() == {"supervision"}
+    assert losses["supervision"].item() == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("level", ["slot", "cell"])
+def test_supervision_at_a_place_asks_only_for_what_is_there(level: str) -> None:
+    modules = [ROUTED[0], LowRank(name="night", slots=("heads.*",), rank=2, when=("night",))]
+    network = randomised(Net(modules, learned("soft", level, supervise=1.0))).double()
+    tags = [Conditions("rain", "night"), Conditions("clear", "night"), Conditions("rain")]
+    network(torch.randn(3, 4, 6, 8, dtype=torch.float64), {"lidar": torch.ones(3, dtype=torch.bool)}, tags)
+    both, night, nothing = ([0, 0.5, 0.5], [0, 0, 1.0], [0.0, 0, 0])
+    wanted = {"cell": [[both], [night], [nothing]], "slot": [[[0, 1, 0], both], [[1, 0, 0], night], [nothing] * 2]}
+    target = network.route.target[..., 0, 0] if level == "cell" else network.route.target
+    expected = torch.tensor(wanted[level], dtype=target.dtype).transpose(1, 2)
+    torch.testing.assert_close(target, expected, **EXACT)
+    logs = network.route.logits.log_softmax(dim=1)
+    if level == "slot":
+        by_hand = -(logs[0, 1, 0] + logs[1, 0, 0] + (logs[0, 1, 1] + logs[0, 2, 1]) / 2 + logs[1, 2, 1]) / 4
+    else:
+        by_hand = -((logs[0, 1] + logs[0, 2]) / 2 + logs[1, 2]).mean() / 2
+    torch.testing.assert_close(supervision(network.route.logits, network.route.target), by_hand, **EXACT)
+
+
+def test_reinforce_compares_with_the_running_mean_of_earlier_costs() -> None:
+    network = randomised(Net(ROUTED, learned("reinforce"))).double().train()
+    x, sensors = torch.randn(4, 4, 6, 8, dtype=torch.float64), {"lidar": torch.ones(4, dtype=torch.bool)}
+    means: list[float] = []
+    for step in range(30):
+        torch.manual_seed(step)
+        network(x, sensors)
+        costs = torch.rand(4, dtype=torch.float64) + 5
+        baseline = 0.0
+        for n, mean in enumerate(means, 1):
+            baseline += max(1 / n, 0.05) * (mean - baseline)
+        logs = network.route.logits.log_softmax(dim=1)[..., 0]
+        picked = logs[torch.arange(4), network.route.chosen[..., 0].argmax(dim=1)]
+        expected = ((costs - baseline) * picked).mean()
+        loss = network.chooser.losses([network.route], costs)["reinforce"]
+        torch.testing.assert_close(loss, expected, rtol=1e-12, atol=1e-12)
+        means.append(costs.mean().item())
+    with pytest.raises(ValueError, match="REINFORCE needs the costs"):
+        network.chooser.losses([network.route], None)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("chooser", CHOOSERS)
+def test_the_task_teaches_every_head_of_the_router(chooser: str, level: str) -> None:
+    """Top-k's k is three: what is never among the k best learns from the balance alone."""
+    network = randomised(Net(ROUTED, learned(chooser, level, k=3)), 0.3).double().train()
+    gradients = {name: torch.zeros_like(p) for name, p in network.chooser.named_parameters()}
+    for seed in range(5):
+        torch.manual_seed(seed)
+        network.zero_grad()
+        y = network(torch.randn(6, 4, 6, 8, dtype=torch.float64), {"lidar": torch.arange(6) % 2 > 0})
+        costs = y.square().mean(dim=(1, 2, 3))
+        terms = network.chooser.losses([network.route], costs.detach())
+        (costs.mean() + sum(terms.values())).backward()
+        for name, parameter in network.chooser.named_parameters():
+            gradients[name] += parameter.grad.abs()
+    assert all(gradient.sum() > 0 for gradient in gradients.values())
+
+
+# ---- learning
+
+
+def domains(n: int, seed: int) -> tuple[Tensor, Tensor, list[Conditions]]:
+    """Maps of three kinds, that differ in the mean of a channel, in equal shares; their kind; their tags."""
+    torch.manual_seed(seed)
+    kind = torch.arange(n) % 3
+    x = torch.randn(n, 4, 6, 8)
+    x[torch.arange(n), kind] += 1.0
+    return (
+        x,
+        kind,
+        [(Conditions(weather="clear"), Conditions(weather="rain"), Conditions(weather="fog"))[k] for k in kind],
+    )
+
+
+def specialists(routing: LearnedRouting) -> Net:
+    """A frozen network with the modules rain and fog, each of which changes its output a lot."""
+    weathers = [LowRank(name=name, slots=("heads.*",), rank=3, when=(name,)) for name in ("rain", "fog")]
+    network = Net(weathers, routing)
+    torch.manual_seed(0)
+    for name, parameter in network.named_parameters():
+        if not name.startswith("chooser"):
+            nn.init.normal_(parameter, 0, 0.5).requires_grad_(False)
+    return network
+
+
+@pytest.mark.parametrize("chooser", ["soft", "top_k", "gumbel", "reinforce", "supervised"])
+def test_a_router_finds_the_right_module(chooser: str) -> None:
+    """Right is the module that the output was made with. `supervised` is told by tags and never sees the output."""
+    supervised = chooser == "supervised"
+    options = {"supervise": 1.0} if supervised else {"k": 2}
+    network = specialists(learned("soft" if supervised else chooser, **options))
+    optimizer = torch.optim.Adam(network.chooser.parameters(), 0.01)
+    for step in range(300):
+        x, kind, tags = domains(48, step)
+        sensors = {"lidar": torch.ones(48, dtype=torch.bool)}
+        y = network(x, sensors, tags if supervised else None)
+        route = network.route
+        network.bank.apply(Route({"rain": (kind == 1).float(), "fog": (kind == 2).float()}))
+        costs = (y - network.two(network.one(x))).square().mean(dim=(1, 2, 3))
+        terms = network.chooser.losses([route], costs.detach())
+        loss = sum(terms.values()) if supervised else costs.mean() + sum(terms.values())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    x, kind, _ = domains(300, 10_000)
+    network.eval()(x, {"lidar": torch.ones(300, dtype=torch.bool)})
+    accuracy = (network.route.chosen[..., 0].argmax(dim=1) == kind).float().mean()
+    report = balance.report(network.route.logits, network.route.chosen)
+    assert accuracy >= 0.9, report
+    assert report["gshard"] == pytest.approx(1.0, abs=0.15)  # the kinds have equal shares
+    assert report["importance_cv2"] < 0.1
+
+
+def test_the_balance_loss_undoes_a_collapse() -> None:
+    network = specialists(learned("gumbel", balance=1.0))
+    nn.init.constant_(network.chooser.options["fog"].bias, 3.0)
+    optimizer = torch.optim.Adam(network.chooser.parameters(), 0.01)
+    values = []
+    for step in range(300):
+        x, _, _ = domains(48, step)
+        network(x, {"lidar": torch.ones(48, dtype=torch.bool)})
+        loss = network.chooser.losses([network.route], None)["balance"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        values.append(loss.item())
+    assert values[0] > 2.5
+    assert np.mean(values[-20:]) < 1.2
+
+
+# ---- export
+
+
+@pytest.mark.parametrize(
+    "routing",
+    [learned(chooser, level, k=2) for chooser in ("soft", "top_k", "gumbel") for level in LEVELS]
+    + [ClassifierRouting(kind="classifier", confidence=0.0)],
+    ids=lambda routing: f"{getattr(routing, 'choose', routing.kind)}-{getattr(routing, 'level', 'global')}",
+)
+def test_onnx_equals_torch_with_and_without_the_sensor(routing: LearnedRouting | ClassifierRouting) -> None:
+    network = randomised(Net(ROUTED, routing)).eval()
+    torch.manual_seed(0)
+    example = {"x": np.ones((2, 4, 6, 8), np.float32), "lidar": np.ones(2, np.int32)}
+    engine = OnnxRuntimeEngine(to_onnx(network, example, ["y"]).SerializeToString())  # type: ignore[arg-type]
+    distinct = set()
+    for lidar in ([1, 1], [0, 1], [0, 0]):
+        inputs = {"x": torch.randn(2, 4, 6, 8).numpy(), "lidar": np.array(lidar, np.int32)}
+        with torch.no_grad():
+            expected = network.predict({name: torch.from_numpy(value) for name, value in inputs.items()})["y"]
+        np.testing.assert_allclose(engine.run(inputs)["y"], expected, rtol=1e-4, atol=1e-4)
+        distinct.add(tuple(float(w.sum()) for w in weights_at(network, "trunk.one").values()))
+    assert len(distinct) > 1  # the inputs do change the route

@@ -1,0 +1,234 @@
+"""Routing in the whole model: by facts, by a chooser, and in the exported graph."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from slotted import EVERYWHERE, randomised
+from torch import Tensor, nn
+
+from deploy.engines.onnxruntime import OnnxRuntimeEngine
+from deploy.export import to_onnx
+from deploy.golden import differences, synthetic_frame
+from perception.config import parse_config
+from perception.data.inputs import InputSpec, prepare
+from perception.errors import InputError
+from perception.frame import Conditions
+from perception.model import PerceptionModel
+from perception.modules.route import Route
+from perception.modules.routing.inspect import routing_table
+
+LITTLE = {
+    "name": "little",
+    "grid": {"x": [-12.8, 12.8], "y": [-12.8, 12.8]},
+    "model": {
+        "lidar": {"max_pillars": 600, "points_per_pillar": 4, "channels": 8, "sweeps": 0},
+        "fused_channels": 8,
+        "trunk": {"channels": [8, 8], "blocks": [1, 1], "strides": [1, 2], "up_channels": 8, "stride": 1},
+        "detection": {"channels": 8, "top_k": 20},
+        "map": {"channels": 8},
+    },
+}
+CAMERA = {
+    "backbone": "resnet10t", "stages": [2], "channels": 8, "image": {"height": 32, "width": 64},
+    "depth": {"bins": 8}, "heights": [0.0], "stride": 2,
+}  # fmt: skip
+
+
+def module(name: str, *when: str, slots: tuple[str, ...] = EVERYWHERE) -> dict[str, Any]:
+    return {"name": name, "kind": "low_rank", "slots": list(slots), "rank": 2, "when": list(when)}
+
+
+def little(
+    modules: list[dict[str, Any]], routing: dict[str, Any] | None = None, camera: bool = False
+) -> PerceptionModel:
+    content = copy.deepcopy(LITTLE) | {"modules": modules, "routing": routing}
+    if camera:
+        content["model"]["camera"] = CAMERA  # type: ignore[index]
+    torch.manual_seed(0)
+    model = PerceptionModel(parse_config(content, "little"))
+    heatmap: Any = model.heads["detection"].branches["heatmap"]
+    nn.init.normal_(heatmap[1].layer.weight, 0, 0.3)  # so that the peaks differ
+    return randomised(model, 0.2).eval()
+
+
+def frame_inputs(model: PerceptionModel, *seeds: int) -> dict[str, Tensor]:
+    frames = [prepare(synthetic_frame("ego", seed=seed), InputSpec.of(model.config)) for seed in seeds]
+    return {name: torch.from_numpy(np.concatenate([f[name] for f in frames])) for name in frames[0]}
+
+
+def assert_same(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
+    assert a.keys() == b.keys()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def copied_base(model: PerceptionModel, to: PerceptionModel) -> PerceptionModel:
+    own = model.state_dict()
+    to.load_state_dict({key: own[key] for key in to.state_dict()})
+    return to
+
+
+ALL = [
+    module("rain", "rain"), module("night", "night"), module("boston", "boston"), module("blind", "no-lidar"),
+    module("cam", slots=("camera.*",)),
+]  # fmt: skip
+
+
+@torch.no_grad()
+def test_without_modules_for_a_frame_the_model_is_the_base_bit_for_bit() -> None:
+    model = little(ALL[:4], camera=True)
+    base = copied_base(model, little([], camera=True))
+    inputs = frame_inputs(model, 1, 2)
+    assert_same(model(inputs), base(inputs))
+    assert_same(model(inputs, [Conditions("clear", "day", "singapore"), Conditions()]), base(inputs))
+    wet = model(inputs, [Conditions("rain"), Conditions()])
+    assert not torch.allclose(wet["heatmap"][0], base(inputs)["heatmap"][0])
+    torch.testing.assert_close(wet["heatmap"][1], base(inputs)["heatmap"][1])
+
+
+@torch.no_grad()
+def test_swapping_a_module_that_does_not_run_leaves_every_bit() -> None:
+    model = little(ALL, camera=True)
+    inputs, tags = frame_inputs(model, 1), [Conditions("rain", "day", "singapore")]
+    before = model(inputs, tags)
+    for name in ("night", "boston", "blind"):
+        for slot in model.bank.slots.values():
+            if name in slot.computations:
+                nn.init.normal_(slot.computations[name].b.weight)
+    assert_same(model(inputs, tags), before)
+    nn.init.normal_(model.bank.slots["trunk.stage0.0"].computations["rain"].b.weight)
+    assert not torch.equal(model(inputs, tags)["heatmap"], before["heatmap"])
+
+
+@torch.no_grad()
+def test_a_mixed_batch_equals_its_frames_one_by_one() -> None:
+    model = little(ALL, camera=True)
+    inputs = frame_inputs(model, 1, 2, 3)
+    inputs["pillar_counts"][1] = 0  # frame 1 has no LiDAR, frame 2 no pictures
+    inputs["pillar_points"][1] = 0
+    inputs["pillar_cells"][1] = 32 * 32
+    inputs["images"][2], inputs["image_from_reference"][2] = 0, 0
+    tags = [Conditions("rain", "night", "boston"), Conditions(), Conditions("rain", "day")]
+    together = model(inputs, tags)
+    for i, tag in enumerate(tags):
+        alone = model({name: value[i : i + 1] for name, value in inputs.items()}, [tag])
+        for name, value in alone.items():
+            torch.testing.assert_close(together[name][i], value[0], rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_tasks_with_their_own_modules_in_the_trunk_get_their_own_passes() -> None:
+    modules = [module("find", "detection", slots=("trunk.*",)), module("draw", "map", slots=("trunk.*",))]
+    model = little(modules)
+    inputs = frame_inputs(model, 1)
+    outputs = model(inputs)
+    assert len(model.routes) == 2
+    model.bank.activate("find")
+    found = model(inputs)
+    model.bank.activate("draw")
+    drawn = model(inputs)
+    assert not torch.allclose(found["map_logits"], drawn["map_logits"])
+    for name, value in outputs.items():
+        assert torch.equal(value, (drawn if name == "map_logits" else found)[name])
+
+
+# ---- the whole model with a chooser
+
+
+def test_without_routing_the_model_has_no_chooser_and_with_it_all_its_keys_are_the_choosers() -> None:
+    plain = little(ALL[:2]).state_dict().keys()
+    assert not [key for key in plain if "chooser" in key]
+    for routing in ({"kind": "learned", "choose": "reinforce"}, {"kind": "classifier"}):
+        more = little(ALL[:2], routing).state_dict().keys()
+        assert plain < more
+        assert all(key.startswith("chooser.") for key in more - plain)
+
+
+def test_configuration_of_the_routing_is_strict() -> None:
+    with pytest.raises(InputError, match=r"x: routing\.learned\.choose: input should be 'soft', 'top_k', 'gumbel'"):
+        parse_config(LITTLE | {"routing": {"kind": "learned", "choose": "hard"}}, "x")
+    with pytest.raises(InputError, match=r"x: routing\.classifier\.level: is not a known key"):
+        parse_config(LITTLE | {"routing": {"kind": "classifier", "level": "slot"}}, "x")
+    with pytest.raises(InputError, match=r"x: routing: input tag 'fixed'"):
+        parse_config(LITTLE | {"routing": {"kind": "fixed"}}, "x")
+
+
+@torch.no_grad()
+def test_the_chooser_serves_the_slots_after_the_fusion_and_tags_the_others() -> None:
+    """With all logits on `rain`, the model is the one that runs it after the fusion alone, whatever the tags say."""
+    modules = [module("rain", "rain", slots=("lidar.*", "trunk.*")), module("night", "night")]
+    model = little(modules, {"kind": "learned", "choose": "gumbel"})
+    fixed = copied_base(model, little(modules))
+    nn.init.constant_(model.chooser.options["rain"].bias, 1e4)
+    inputs = frame_inputs(model, 1)
+    served = {name: {"rain": 1.0} for name in model.bank.slots if name.startswith(("trunk.", "heads."))}
+    for tags, before in (([], {}), ([Conditions("rain", "night")], {"rain": 1.0})):
+        fixed.bank.active = Route(before, served)
+        assert_same(model(inputs, tags), fixed(inputs))
+    model.bank.activate("night")
+    fixed.bank.activate("night")
+    assert_same(model(inputs), fixed(inputs))
+
+
+def test_routing_losses_of_a_training_batch_teach_the_chooser() -> None:
+    model = little(ALL[:4], {"kind": "learned", "choose": "reinforce", "balance": 0.1, "supervise": 0.5}).train()
+    inputs = frame_inputs(model, 1, 2)
+    model(inputs, [Conditions("rain", "day", "boston"), Conditions("clear", "night", "singapore")])
+    losses = model.routing_losses(torch.tensor([1.0, 2.0]))
+    assert losses.keys() == {"balance", "supervision", "reinforce"}
+    chooser = dict(model.chooser.named_parameters())
+    for loss in losses.values():
+        gradients = torch.autograd.grad(loss, list(chooser.values()), retain_graph=True)
+        assert sum(g.abs().sum() for g in gradients) > 0
+    assert little(ALL[:4]).routing_losses() == {}
+    assert copy.deepcopy(model).state_dict().keys() == model.state_dict().keys()  # in the middle of training, too
+
+
+@pytest.mark.parametrize("task", ["detection", "map"])
+def test_a_module_of_another_task_is_no_option(task: str) -> None:
+    modules = [module("find", "detection", slots=("trunk.*",)), module("draw", "map", slots=("trunk.*",))]
+    model = little(modules, {"kind": "learned"})
+    model(frame_inputs(model, 1))
+    detection, drawing = model.routes
+    other, route = ("draw", detection) if task == "detection" else ("find", drawing)
+    weights = route.at("trunk.stage0.0")
+    assert weights[other].item() == 0
+    assert 0 < weights["find" if task == "detection" else "draw"].item() < 1
+
+
+# ---- export
+
+
+def test_an_exported_model_keeps_its_chooser_and_folds_what_is_before_it() -> None:
+    modules = [module("rain", "rain", slots=("trunk.*",)), module("blind", "no-lidar", slots=("trunk.*",))]
+    routing = {"kind": "learned", "choose": "top_k", "k": 2, "level": "slot"}
+    model = little([*modules, module("beam", "rain", slots=("lidar.*",))], routing)
+    folded = model.folded(Conditions(weather="rain"))
+    assert (folded.bank.folded, list(folded.bank.modules)) == (("beam",), ["rain", "blind"])
+    inputs = frame_inputs(model, 1)
+    expected = predicted(folded, inputs)
+    assert differences(predicted(model, inputs, [Conditions(weather="rain")]), expected, 1e-4) == []
+    content = to_onnx(folded, arrays(inputs), list(expected)).SerializeToString()
+    assert differences(expected, OnnxRuntimeEngine(content).run(arrays(inputs)), 1e-4) == []
+
+    blind = {"pillar_points": 0, "pillar_counts": 0, "pillar_cells": 32 * 32}
+    inputs = {name: torch.full_like(inputs[name], value) for name, value in blind.items()}
+    expected = predicted(folded, inputs)
+    assert any(row.weight > 0 for row in routing_table(folded.routes[0], folded.bank) if row.module == "blind")
+    assert differences(expected, OnnxRuntimeEngine(content).run(arrays(inputs)), 1e-4) == []
+
+
+def predicted(
+    model: PerceptionModel, inputs: dict[str, Tensor], tags: Sequence[Conditions] = ()
+) -> dict[str, np.ndarray]:
+    with torch.no_grad():
+        return arrays(model.predict(inputs, tags))
+
+
+def arrays(tensors: dict[str, Tensor]) -> dict[str, np.ndarray]:
+    return {name: value.numpy() for name, value in tensors.items()}

@@ -1,0 +1,233 @@
+"""Training settings: what learns, what keeps every bit, and where gradients go."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from test_training import small
+
+from perception.config import Config
+from perception.data.loader import Batch, FrameDataset, batches
+from perception.data.nuscenes import NuScenesTables
+from perception.errors import InputError
+from perception.frame import Conditions
+from perception.model import PerceptionModel
+from perception.modules.spec import BatchNorm, LowRank
+from perception.training import settings
+from perception.training.adapt import adapt
+from perception.training.checkpoint import load_model
+from perception.training.combine import merge
+from perception.training.loop import costs_of, fit, losses_of, train
+from perception.training.recalibrate import recalibrate
+
+
+@pytest.fixture(scope="module")
+def tables(sim_root: Path) -> NuScenesTables:
+    return NuScenesTables(sim_root, "v1.0-sim")
+
+
+@pytest.fixture(scope="module")
+def trained(tables: NuScenesTables, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of a base without modules."""
+    run = tmp_path_factory.mktemp("runs") / "base"
+    train(without_modules(), tables, "all", run)
+    return run
+
+
+def without_modules(**training: object) -> Config:
+    return small(**training).model_copy(update={"modules": ()})
+
+
+def first_batch(config: Config, tables: NuScenesTables) -> Batch:
+    return next(iter(batches(FrameDataset(tables, tables.samples("all"), config), config)))
+
+
+def base_of(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: value for name, value in state.items() if ".computations." not in name}
+
+
+def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    assert a.keys() == b.keys()
+    assert [name for name in a if not torch.equal(a[name], b[name])] == []
+
+
+def test_gradients_of_a_task_reach_only_the_modules_on_its_route(tables):
+    modules = tuple(
+        LowRank(name=name, rank=1, slots=("trunk.*",), when=when)
+        for name, when in {"boxes": ("detection",), "ground": ("map",), "both": (), "wet": ("rain",)}.items()
+    )
+    config = small().model_copy(update={"modules": modules})
+    batch = first_batch(config, tables)
+    for term, reached in (("map", {"ground", "both"}), ("heatmap", {"boxes", "both"})):
+        torch.manual_seed(0)
+        model = PerceptionModel(config)
+        settings.joint(model)
+        for name, parameter in model.named_parameters():
+            if ".computations." in name:
+                torch.nn.init.normal_(parameter, std=0.1)
+        losses_of(config, model(batch.inputs, [Conditions(weather="clear")] * 2), batch)[term].backward()
+        for name in ("boxes", "ground", "both", "wet"):
+            for slot, module in model.bank.at(name).items():
+                grads = [p.grad for p in module.parameters()]
+                got = all(g is not None and bool(g.any()) for g in grads)
+                assert got == (name in reached), (term, name, slot)
+                assert got or not any(g is not None and g.any() for g in grads)
+
+
+def test_post_hoc_training_moves_the_module_and_nothing_else(tables, trained, tmp_path):
+    model, _ = load_model(trained)
+    model.bank.add(LowRank(name="a", rank=2, slots=("*",)))
+    model.bank.add(BatchNorm(name="b", slots=("*",)))
+    before = copy.deepcopy(model.state_dict())
+    settings.post_hoc(model, ["a", "b"])
+    fit(model, tables, tables.samples("all"), tmp_path / "run")
+    after = model.state_dict()
+    assert_same(base_of(before), base_of(after))
+    moved = [k for k in after if ".computations." in k and not torch.equal(before[k], after[k])]
+    assert {k.split(".computations.")[1].split(".")[0] for k in moved} == {"a", "b"}
+    assert any(k.endswith("running_mean") for k in moved)  # a BN set collects its own statistics
+
+
+def test_only_the_parts_asked_for_learn(tables, trained, tmp_path):
+    model, _ = load_model(trained)
+    before = copy.deepcopy(model.state_dict())
+    settings.base(model, ("heads.*",))
+    fit(model, tables, tables.samples("all"), tmp_path / "run")
+    moved = {name.split(".")[0] for name, value in model.state_dict().items() if not torch.equal(before[name], value)}
+    assert moved == {"heads"}
+
+
+def test_a_full_fine_tune_moves_all_of_the_base_and_no_module(tables, trained, tmp_path):
+    model, _ = load_model(trained)
+    model.bank.add(LowRank(name="a", rank=2, slots=("*",)))
+    before = copy.deepcopy(model.state_dict())
+    settings.base(model)
+    names = {name for name, _ in settings.trainable(model)}
+    assert names == {name for name, _ in model.named_parameters() if ".computations." not in name}
+    fit(model, tables, tables.samples("all"), tmp_path / "run")
+    after = model.state_dict()
+    assert all(torch.equal(before[k], after[k]) for k in after if ".computations." in k)
+    still = [k for k in base_of(after) if torch.equal(before[k], after[k])]
+    assert all(k.endswith("bias") or after[k].numel() < 3 for k in still), still
+
+
+def test_adapting_again_and_again_leaves_what_was_there_bit_for_bit(tables, trained, tmp_path):
+    rain = {"kind": "low_rank", "name": "rain", "slots": ["trunk.*"], "rank": 2, "when": ["rain"]}
+    night = {"kind": "scale_shift", "name": "night", "slots": ["trunk.*"], "when": ["night"]}
+    adapt(trained, rain, tables, "all", (), tmp_path / "rain", steps=3)
+    adapt(tmp_path / "rain", night, tables, "all", (), tmp_path / "both", steps=3)
+    one, _ = load_model(tmp_path / "rain")
+    both, config = load_model(tmp_path / "both")
+    assert [m.name for m in config.modules] == ["rain", "night"]
+    base = load_model(trained)[0]
+    assert_same(base.state_dict(), base_of(both.state_dict()))
+    assert both.bank.base_hash() == base.bank.base_hash()
+    inputs = first_batch(without_modules(), tables).inputs
+    with torch.no_grad():
+        for conditions in (Conditions(), Conditions(weather="rain"), Conditions(weather="rain", light="day")):
+            earlier, later = one(inputs, [conditions] * 2), both(inputs, [conditions] * 2)
+            assert_same(earlier, later)
+        night_outputs = both(inputs, [Conditions(light="night")] * 2)
+    assert not torch.equal(night_outputs["heatmap"], later["heatmap"])
+    record = json.loads((tmp_path / "both" / "modules" / "night.json").read_text())
+    assert record["base"] == base.bank.base_hash()
+    plain, _ = load_model(trained)
+    plain.bank.load(tmp_path / "both" / "modules" / "night.safetensors")
+    for slot, module in both.bank.at("night").items():
+        assert_same(module.state_dict(), plain.bank.at("night")[slot].state_dict())
+
+
+def test_adapt_trains_on_the_frames_under_its_conditions_alone(tables):
+    every = tables.samples("all")
+    wet = settings.under(tables, every, ("rain", "night"))
+    assert 0 < len(wet) < len(every)
+    assert {tables.conditions(token).weather for token in wet} == {"rain"}
+    assert settings.under(tables, every, ("map",)) == every  # a task is no condition
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"kind": "lora"}, "lora"),
+        ({"when": ["snow"]}, "snow"),
+        ({"when": ["fog"]}, "no keyframe of the split is known to have fog"),
+        ({"slots": ["tronk.*"]}, "no slot is called 'tronk"),
+        ({"rank": 0}, "rank"),
+        ({"width": 3}, "width"),
+        ({"name": "not a name"}, "name"),
+    ],
+)
+def test_adapt_refuses_what_makes_no_sense(tables, trained, tmp_path, change, message):
+    module = {"kind": "low_rank", "name": "a", "slots": ["trunk.*"], "when": []} | change
+    with pytest.raises(InputError, match=message):
+        adapt(trained, module, tables, "all", (), tmp_path / "run", steps=1)
+    assert not (tmp_path / "run").exists()
+
+
+def test_merged_modules_are_a_checkpoint_with_one_more(tables, trained, tmp_path):
+    checkpoint = trained
+    for name, when in (("rain", "rain"), ("night", "night")):
+        module = {"kind": "low_rank", "name": name, "slots": ["trunk.*"], "rank": 2, "when": [when]}
+        adapt(checkpoint, module, tables, "all", (), tmp_path / name, steps=2)
+        checkpoint = tmp_path / name
+    lost = merge(checkpoint, ["rain", "night"], "wet_night", "average", tmp_path / "merged", ["rain", "night"])
+    assert max(lost.values()) < 1e-5
+    model, config = load_model(tmp_path / "merged")
+    assert [m.name for m in config.modules] == ["rain", "night", "wet_night"]
+    for slot, module in model.bank.at("wet_night").items():
+        mean = sum(model.bank.at(n)[slot].product() for n in ("rain", "night")) / 2
+        torch.testing.assert_close(module.product(), mean, rtol=1e-4, atol=1e-6)
+    assert (tmp_path / "merged" / "modules" / "wet_night.json").exists()
+    for members, method, options, message in (
+        (["rain", "fog"], "average", {}, "no module called 'fog'"),
+        (["rain", "night"], "magic", {}, "magic"),
+        (["rain", "night"], "ties", {"depth": 1}, "depth"),
+    ):
+        with pytest.raises(InputError, match=message):
+            merge(checkpoint, members, "c", method, tmp_path / "no", [], **options)
+        assert not (tmp_path / "no").exists()
+
+
+def test_recalibrated_statistics_are_those_of_the_batches(tables, trained):
+    model, config = load_model(trained)
+    model.double()
+    settings.post_hoc(model, ())  # a frozen base is recalibrated as well
+    model.eval()
+    seen: dict[str, list[torch.Tensor]] = {}
+    norms = {n: m for n, m in model.named_modules() if isinstance(m, torch.nn.BatchNorm2d)}
+    for name, norm in norms.items():
+        norm.register_forward_pre_hook(lambda _, x, name=name: seen.setdefault(name, []).append(x[0].detach()))
+    chosen = [*zip(range(2), batches(FrameDataset(tables, tables.samples("all"), config), config), strict=False)]
+    frames = [
+        ({k: v.double() if v.is_floating_point() else v for k, v in batch.inputs.items()}, batch.conditions)
+        for _, batch in chosen
+    ]
+    flags = [p.requires_grad for p in model.parameters()]
+    recalibrate(model, frames)
+    assert [p.requires_grad for p in model.parameters()] == flags
+    assert not any(m.training for m in model.modules())
+    assert len(norms) > 20
+    for name, norm in norms.items():
+        means = torch.stack([x.mean(dim=(0, 2, 3)) for x in seen[name]]).mean(dim=0)
+        variances = torch.stack([x.var(dim=(0, 2, 3)) for x in seen[name]]).mean(dim=0)
+        torch.testing.assert_close(norm.running_mean, means, rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(norm.running_var, variances, rtol=1e-10, atol=1e-12)
+
+
+def test_costs_of_frames_are_their_losses_alone(tables):
+    config = without_modules(batch=1)
+    model = PerceptionModel(config).eval()
+    dataset = FrameDataset(tables, tables.samples("all"), config)
+    samples = [dataset[0], dataset[1]]
+    with torch.no_grad():
+        alone = [
+            sum(losses_of(config, model(batch.inputs), batch).values())
+            for batch in (dataset.collate([sample]) for sample in samples)
+        ]
+        both = dataset.collate(samples)
+        together = costs_of(config, model(both.inputs), both)
+    torch.testing.assert_close(together, torch.stack(alone), rtol=1e-4, atol=1e-4)

@@ -1,0 +1,322 @@
+"""Does the modular idea pay? One base, other weathers, lights and cities, every way to adapt, measured.
+
+    python tools/evidence.py --out runs/evidence --seeds 3
+
+Simulates the drives, trains a base on the clear days of one city, adapts it to each target in every way, composes
+the modules for combinations of conditions that no module saw, and writes evidence.json, evidence.md and evidence.png.
+Each number is kept in OUT/rows as soon as it is there: a killed run goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from evidence_report import write_report
+from rich.console import Console
+
+from perception.atomic import write_atomically
+from perception.config import Config, find_config, load_config, parse_config
+from perception.data.inputs import InputSpec, prepare
+from perception.data.nuscenes import NuScenesTables
+from perception.evaluation.evaluate import evaluate
+from perception.frame import Conditions, Frame, Prediction
+from perception.model import PerceptionModel
+from perception.modules.aggregation.merge import merge_modules
+from perception.modules.aggregation.notation import parse_block
+from perception.modules.routing.inspect import routing_table
+from perception.predict import TorchPredictor
+from perception.simulate.simulate import simulate
+from perception.training import settings
+from perception.training.adapt import with_module
+from perception.training.checkpoint import load_model, newest
+from perception.training.loop import fit
+
+SOURCE = ("clear", "day", "boston")
+TARGETS = {
+    "rain": ("rain", "day", "boston"),
+    "fog": ("fog", "day", "boston"),
+    "night": ("clear", "night", "boston"),
+    "singapore": ("clear", "day", "singapore"),
+}
+COMBINATIONS = {  # conditions, and the modules whose conditions they combine
+    "rain+night": (("rain", "night", "boston"), ("rain", "night")),
+    "rain+singapore": (("rain", "day", "singapore"), ("rain", "singapore")),
+}
+SCENES, SAMPLES = 160, 8  # of which the source has a quarter and each other set of conditions an eighth
+BASE_STEPS, STEPS = 1200, 240
+AFTER_FUSION = ("trunk.*", "heads.*")  # where a router that sees the fused map can choose
+
+
+@dataclass(frozen=True)
+class Way:
+    """A way to adapt: who trains, with which peak learning rate."""
+
+    rate: float
+    parts: tuple[str, ...] = ()  # of the base
+    module: dict[str, Any] = field(default_factory=dict)  # kind and options of a new module
+
+
+WAYS = {
+    "full fine-tune": Way(1e-3, parts=("*",)),
+    "heads only": Way(3e-3, parts=("heads.*",)),
+    "low_rank": Way(5e-3, module={"kind": "low_rank", "rank": 3}),
+    "sparse_delta": Way(5e-3, module={"kind": "sparse_delta", "share": 0.06}),
+    "batch_norm": Way(5e-3, module={"kind": "batch_norm"}),
+    "prompt": Way(
+        5e-3, module={"kind": "prompt", "size": 8, "slots": ["trunk.stage0.0", "heads.detection", "heads.map"]}
+    ),
+    "series_adapter": Way(
+        2e-3, module={"kind": "series_adapter", "slots": ["trunk.stage0*", "trunk.lift*", "heads.*"]}
+    ),
+    "parallel_adapter": Way(
+        2e-3, module={"kind": "parallel_adapter", "slots": ["trunk.stage0*", "trunk.stage1*", "trunk.lift*"]}
+    ),
+    "bottleneck": Way(5e-3, module={"kind": "bottleneck", "reduction": 8}),
+    "rescale": Way(1e-2, module={"kind": "rescale"}),
+    "scale_shift": Way(1e-2, module={"kind": "scale_shift"}),
+    "film": Way(1e-2, module={"kind": "film"}),
+    "hypernetwork": Way(5e-3, module={"kind": "hypernetwork", "rank": 2, "hidden": 4}),
+}
+ROUTERS = {  # learned on drives of all single conditions, with the low-rank modules and the base frozen
+    "router: soft, tags as labels": {"kind": "learned", "choose": "soft", "supervise": 1.0},
+    "router: Gumbel, no tags": {"kind": "learned", "choose": "gumbel", "balance": 0.01},
+    "router: conditions recognised": {"kind": "classifier"},
+}
+CLAIMED = ("full fine-tune", "heads only", "low_rank", "scale_shift")  # ways that all seeds go
+
+
+class Evidence:
+    """The experiment in a folder."""
+
+    def __init__(self, out: Path, seeds: int) -> None:
+        self.out, self.seeds, self.console = out, seeds, Console()
+        boston, singapore = [*TARGETS.values()][:3], TARGETS["singapore"]
+        conditions = [SOURCE, *boston, SOURCE, singapore, *(c for c, _ in COMBINATIONS.values())]
+        if not (out / "drives" / "v1.0-sim").exists():
+            self.console.print("simulating the drives")
+            simulate(out / "drives", SCENES, SAMPLES, 3, ["-".join(c) for c in conditions])
+        self.tables = NuScenesTables(out / "drives", "v1.0-sim")
+
+    def run(self) -> None:
+        for seed in range(self.seeds):
+            self.zero_shot(seed)
+            for target in TARGETS:
+                for way in CLAIMED:
+                    self.adapt(seed, target, way)
+            for combination in COMBINATIONS:
+                self.compose(seed, combination)
+            for router in ROUTERS:
+                self.route(seed, router)
+        for target in TARGETS:
+            for way in WAYS:
+                self.adapt(0, target, way)
+        for combination in COMBINATIONS:
+            for way in WAYS:
+                self.adapt(0, combination, way)
+        write_report(self.out)
+
+    # Each of these makes rows, unless they are there already.
+
+    def zero_shot(self, seed: int) -> None:
+        for domain in ("source", *TARGETS, *COMBINATIONS):
+            self.row(seed, domain, "zero-shot", lambda domain=domain: {"target": self.scores(self.base(seed), domain)})
+
+    def adapt(self, seed: int, target: str, name: str) -> None:
+        """One way to adapt to one target, scored there and, where the base itself changed, on the source."""
+
+        def measure() -> dict[str, Any]:
+            model, way = self.adapted(seed, target, name), WAYS[name]
+            trained = sum(p.numel() for _, p in settings.trainable(self.prepared(seed, target, name)))
+            row: dict[str, Any] = {
+                "parameters": trained,
+                "share": trained / sum(p.numel() for p in self.base(seed).parameters()),
+                "target": self.scores(model, target),
+            }
+            if way.module:  # the base's bytes are as before, so that the source scores as before
+                row["base_unchanged"] = model.bank.base_hash() == self.base(seed).bank.base_hash()
+            else:
+                row["source"] = self.scores(model, "source")
+            return row
+
+        self.row(seed, target, name, measure)
+
+    def compose(self, seed: int, combination: str) -> None:
+        """Modules for single conditions, put together for a combination that none of them was trained on."""
+        for name, make in self.compositions(seed, combination):
+            self.row(seed, combination, name, lambda make=make: {"target": self.scores(make(), combination)})
+
+    def route(self, seed: int, name: str) -> None:
+        """A router that sees no tags, scored everywhere; and how often it picks the module that the tags would."""
+        self.row(seed, "routing", name, lambda: self.picks(self.router(seed, name)))
+        for domain in ("source", *TARGETS, *COMBINATIONS):
+            self.row(
+                seed, domain, name, lambda d=domain: {"target": self.scores(self.router(seed, name), d, blind=True)}
+            )
+
+    def compositions(self, seed: int, combination: str) -> Iterator[tuple[str, Callable[[], PerceptionModel]]]:
+        _, (a, b) = COMBINATIONS[combination]
+
+        def activated(text: str) -> Callable[[], PerceptionModel]:
+            def make() -> PerceptionModel:
+                model = self.together(seed)
+                model.bank.activate(parse_block(text))
+                return model
+
+            return make
+
+        def merged(method: str, **options: Any) -> Callable[[], PerceptionModel]:
+            def make() -> PerceptionModel:
+                model = self.together(seed)
+                merge_modules(model.bank, "merged", [a, b], method, **options)
+                model.bank.activate("merged")
+                return model
+
+            return make
+
+        yield f"module {a}", activated(a)
+        yield f"module {b}", activated(b)
+        yield "routed by tags", lambda: self.together(seed)
+        yield f"stack({a}, {b})", activated(f"stack({a}, {b})")
+        yield f"stack({b}, {a})", activated(f"stack({b}, {a})")
+        yield f"average({a}, {b})", activated(f"average({a}, {b})")
+        yield "merge: average", merged("average")
+        yield "merge: task arithmetic 0.7", merged("task_arithmetic", strength=0.7)
+        yield "merge: TIES 0.5", merged("ties", keep=0.5)
+        yield "merge: DARE 0.5", merged("dare", drop=0.5)
+
+    # What the rows are made of.
+
+    def tokens(self, split: str, domain: str) -> list[str]:
+        conditions = SOURCE if domain == "source" else TARGETS.get(domain) or COMBINATIONS[domain][0]
+        return settings.under(self.tables, self.tables.samples(split), conditions)
+
+    def config(self, seed: int, **training: Any) -> Config:
+        config = load_config(find_config("tiny"))
+        options = {"precision": "bf16", "checkpoint_every": 10_000, "steps": BASE_STEPS} | training
+        train = config.train.model_copy(update=options)
+        return config.model_copy(update={"modules": (), "seed": seed, "train": train})
+
+    def base(self, seed: int) -> PerceptionModel:
+        run = self.out / f"seed{seed}" / "base"
+        if newest(run) is None:
+            torch.manual_seed(seed)
+            model = PerceptionModel(self.config(seed))
+            settings.joint(model)
+            fit(model, self.tables, self.tokens("sim_train", "source"), run)
+        return load_model(run)[0]
+
+    def prepared(self, seed: int, target: str, name: str) -> PerceptionModel:
+        """The base, set to train in this way."""
+        model, way = self.base(seed), WAYS[name]
+        config = self.config(seed, steps=STEPS, learning_rate=way.rate)
+        if way.module:
+            conditions = TARGETS.get(target) or COMBINATIONS[target][0]
+            when = [c for c in conditions if c not in SOURCE]
+            module = {"name": target.replace("+", "_"), "slots": AFTER_FUSION, "when": when} | way.module
+            config = with_module(config, module)
+            torch.manual_seed(seed)
+            model.bank.add(config.modules[-1])
+            settings.post_hoc(model, [config.modules[-1].name])
+        else:
+            settings.base(model, way.parts)
+        model.config = config
+        return model
+
+    def adapted(self, seed: int, target: str, name: str) -> PerceptionModel:
+        run = self.out / f"seed{seed}" / target / name.replace(" ", "-")
+        if newest(run) is None:
+            fit(self.prepared(seed, target, name), self.tables, self.tokens("sim_train", target), run)
+        return load_model(run)[0]
+
+    def together(self, seed: int, way: str = "low_rank") -> PerceptionModel:
+        """The base with the modules of all single targets."""
+        model = self.base(seed)
+        for target in TARGETS:
+            trained = self.adapted(seed, target, way)
+            model.bank.add(trained.bank.modules[target])
+            model.load_state_dict(trained.state_dict(), strict=False)
+        return model.eval()
+
+    def router(self, seed: int, name: str) -> PerceptionModel:
+        """All single modules and a router learned on the drives of all single conditions."""
+        run = self.out / f"seed{seed}" / "routers" / "".join(c for c in name if c.isalpha())
+        if newest(run) is None:
+            together = self.together(seed)
+            content = self.config(seed, steps=STEPS, learning_rate=5e-3).model_dump(mode="json")
+            modules = [spec.model_dump(mode="json") for spec in together.bank.modules.values()]
+            model = PerceptionModel(parse_config(content | {"modules": modules, "routing": ROUTERS[name]}, name))
+            model.load_state_dict(together.state_dict(), strict=False)
+            settings.routing(model)
+            tokens = [token for domain in ("source", *TARGETS) for token in self.tokens("sim_train", domain)]
+            fit(model, self.tables, tokens, run)
+        return load_model(run)[0]
+
+    @torch.inference_mode()
+    def picks(self, model: PerceptionModel) -> dict[str, Any]:
+        """Of the validation frames of each single domain, how many went to which option."""
+        spec, options = InputSpec.of(model.config), ("base", *TARGETS)
+        picked = {domain: dict.fromkeys(options, 0) for domain in ("source", *TARGETS)}
+        for domain, counts in picked.items():
+            for token in self.tokens("sim_val", domain):
+                frame = self.tables.frame(token, spec.grid.reference, spec.sweeps, annotations=False)
+                model({name: torch.from_numpy(value) for name, value in prepare(frame, spec).items()})
+                rows = routing_table(model.routes[0], model.bank)
+                weights = {row.module: row.weight for row in rows if row.slot == "trunk.stage0.0"}
+                weights["base"] = 1 - sum(weights.values())
+                counts[max(options, key=lambda o: weights.get(o, 0.0))] += 1
+        frames = sum(sum(counts.values()) for counts in picked.values())
+        right = sum(counts["base" if domain == "source" else domain] for domain, counts in picked.items())
+        load = {o: sum(counts[o] for counts in picked.values()) / frames for o in options}
+        return {"accuracy": right / frames, "load": load, "picked": picked}
+
+    def scores(self, model: PerceptionModel, domain: str, blind: bool = False) -> dict[str, Any]:
+        """On the domain's validation drives; blind: without a word about their conditions."""
+        see, folder = TorchPredictor(model), self.out / "evaluation"
+
+        def predictor(frame: Frame) -> Prediction:
+            return see(replace(frame, conditions=Conditions()) if blind else frame)
+
+        selectors = self.selectors(self.tokens("sim_val", domain))
+        quiet = Console(quiet=True)
+        metrics = evaluate(predictor, self.tables, "sim_val", selectors, folder, see.spec, quiet)
+        shutil.rmtree(folder)
+        return {
+            "mAP": metrics["mAP"],
+            "NDS": metrics["NDS"],
+            "mIoU": metrics["map"]["iou_max"]["mean"],
+            "car_ap": metrics["mean_dist_aps"]["car"],
+            "frames": metrics["samples"],
+        }
+
+    def selectors(self, tokens: list[str]) -> list[str]:
+        return sorted({self.tables.frame(token, lidar=False, cameras=False).scene for token in tokens})
+
+    def row(self, seed: int, domain: str, way: str, measure: Callable[[], dict[str, Any]]) -> None:
+        key = hashlib.sha1(f"{seed}/{domain}/{way}".encode()).hexdigest()[:16]
+        path = self.out / "rows" / f"{key}.json"
+        if path.exists():
+            return
+        content = {"seed": seed, "domain": domain, "way": way} | measure()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
+        self.console.print(content)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/evidence"))
+    parser.add_argument("--seeds", type=int, default=3)
+    arguments = parser.parse_args()
+    Evidence(arguments.out, arguments.seeds).run()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""The evidence as a table, a plot and one JSON file, made of the rows that are there."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+
+mpl.use("Agg")
+from matplotlib import pyplot as plt
+
+from perception.atomic import write_atomically
+
+MEASURES = ("mAP", "NDS", "mIoU")
+Rows = list[dict[str, Any]]
+
+
+def read(out: Path) -> Rows:
+    return [json.loads(path.read_text()) for path in sorted((out / "rows").glob("*.json"))]
+
+
+def score(scores: dict[str, float]) -> float:
+    """One number for both tasks: the mean of NDS and the map's mean IoU."""
+    return (scores["NDS"] + scores["mIoU"]) / 2
+
+
+def summarise(rows: Rows) -> Rows:
+    """One entry for each domain and way: means and spreads over seeds, recovered gain, forgetting."""
+    by_key = {(row["seed"], row["domain"], row["way"]): row for row in rows}
+    entries = []
+    for domain, way in dict.fromkeys((row["domain"], row["way"]) for row in rows):
+        seeds = sorted(seed for seed, d, w in by_key if (d, w) == (domain, way))
+        own = [by_key[seed, domain, way] for seed in seeds]
+        entry: dict[str, Any] = {"domain": domain, "way": way, "seeds": seeds, "share": own[0].get("share")}
+        for measure in MEASURES:
+            entry[measure] = spread([row["target"][measure] for row in own])
+        gains, recovered, forgotten, sources = [], [], [], []
+        for seed, row in zip(seeds, own, strict=True):
+            before, full = by_key.get((seed, domain, "zero-shot")), by_key.get((seed, domain, "full fine-tune"))
+            source = by_key.get((seed, "source", "zero-shot"))
+            if before:
+                gains.append(score(row["target"]) - score(before["target"]))
+                if full:
+                    recovered.append(gains[-1] / (score(full["target"]) - score(before["target"])))
+            if source and "source" in row:
+                forgotten.append(score(source["target"]) - score(row["source"]))
+                sources.append(row["source"])
+            elif source and row.get("base_unchanged"):
+                forgotten.append(0.0)
+                sources.append(source["target"])
+        entry |= {"gain": spread(gains), "recovered": spread(recovered), "forgetting": spread(forgotten)}
+        for measure in MEASURES:
+            entry[f"source {measure}"] = spread([s[measure] for s in sources])
+        entries.append(entry)
+    return entries
+
+
+def spread(values: list[float]) -> list[float] | None:
+    """Mean, and standard deviation where there are several."""
+    if not values:
+        return None
+    return [statistics.mean(values), statistics.stdev(values)] if len(values) > 1 else [values[0]]
+
+
+def write_report(out: Path) -> None:
+    """Write evidence.json, evidence.md and evidence.png to the folder."""
+    entries = summarise(read(out))
+    times = json.loads((out / "times.json").read_text()) if (out / "times.json").exists() else {}
+    for entry in entries:
+        entry["seconds_per_step"] = times.get(entry["way"])
+    write_atomically(out / "evidence.json", (json.dumps(entries, indent=1) + "\n").encode())
+    write_atomically(out / "evidence.md", table(entries).encode())
+    plot(entries, out / "evidence.png")
+
+
+def table(entries: Rows) -> str:
+    """Markdown, one table for each domain."""
+    head = (
+        "way",
+        "seeds",
+        *MEASURES,
+        *(f"source {m}" for m in MEASURES),
+        "trained",
+        "s/step",
+        "recovered",
+        "forgetting",
+    )
+    lines = []
+    for domain in dict.fromkeys(entry["domain"] for entry in entries):
+        lines += [f"### {domain}", "", "| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+        for e in (entry for entry in entries if entry["domain"] == domain):
+            share = "" if e["share"] is None else f"{e['share']:.2%}"
+            seconds = "" if e["seconds_per_step"] is None else f"{e['seconds_per_step']:.3f}"
+            cells = [e["way"], str(len(e["seeds"])), *(number(e[m]) for m in MEASURES)]
+            cells += [*(number(e[f"source {m}"]) for m in MEASURES), share, seconds]
+            cells += [number(e["recovered"]), number(e["forgetting"])]
+            lines.append("| " + " | ".join(cells) + " |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def number(values: list[float] | None) -> str:
+    return "" if values is None else " ± ".join(f"{v:.3f}" for v in values)
+
+
+def plot(entries: Rows, path: Path) -> None:
+    """Gain of each way on each domain."""
+    domains = [d for d in dict.fromkeys(e["domain"] for e in entries) if d != "source"]
+    figure, axes = plt.subplots(1, len(domains), figsize=(3.2 * len(domains), 6), squeeze=False)
+    for axis, domain in zip(axes[0], domains, strict=True):
+        own = [e for e in entries if e["domain"] == domain and e["gain"] and e["way"] != "zero-shot"]
+        own.sort(key=lambda e: e["gain"][0])
+        axis.barh([e["way"] for e in own], [e["gain"][0] for e in own], xerr=[(e["gain"] + [0])[1] for e in own])
+        axis.set_title(domain)
+        axis.set_xlabel("gain in (NDS + mIoU) / 2")
+        axis.tick_params(labelsize=7)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
