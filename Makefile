@@ -1,4 +1,4 @@
-.PHONY: demo test lint overfit
+.PHONY: demo test lint overfit real
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -32,3 +32,11 @@ overfit: .venv/installed
 	$(BIN)/perception evaluate $$run/bundle $(DATA) --scenes scene-0103:0-4 --out $$run/evaluation; done
 	$(BIN)/perception evaluate runs/overfit_fusion/bundle $(DATA) --scenes scene-0103 --out runs/overfit_fusion/scene
 	$(BIN)/perception replay $(NUSCENES) --bundle runs/overfit_fusion/bundle --scenes scene-0103 --out runs/overfit_fusion/replay
+
+# A module carries the demo's simulated base to real sensors: trained on two keyframes of scene-0103, scored on two others.
+real: .venv/installed
+	rm -rf runs/real
+	$(BIN)/perception evaluate runs/demo/run $(DATA) --scenes scene-0103:2-4 --out runs/real/before
+	$(BIN)/perception adapt runs/demo/run --add low_rank:real --option rank=4 --slots 'lidar.*,fuse*,trunk.*,heads.*' \
+	$(DATA) --split mini_val --scenes scene-0103:0-2 --steps 200 --out runs/real/adapted
+	$(BIN)/perception evaluate runs/real/adapted $(DATA) --scenes scene-0103:2-4 --out runs/real/after

@@ -17,7 +17,7 @@ from torch import nn
 from deploy.bundle import Bundle
 from deploy.export import export
 from deploy.golden import synthetic_frame
-from perception.config import find_config, load_config
+from perception.config import Config, find_config, load_config
 from perception.data.inputs import InputSpec, prepare
 from perception.frame import Frame, Prediction
 from perception.model import PerceptionModel
@@ -36,7 +36,10 @@ def folder() -> Path:
 @cache
 def checkpoint(configuration: str = "tiny") -> Path:
     """Random weights, with statistics of real activations, so that the outputs vary as a trained network's do."""
-    config = load_config(find_config(configuration))
+    return checkpoint_of(load_config(find_config(configuration)))
+
+
+def checkpoint_of(config: Config) -> Path:
     torch.manual_seed(0)
     model = PerceptionModel(config)
     with torch.no_grad():

@@ -12,7 +12,7 @@ import pytest
 
 PERCEPTION = Path(sys.executable).with_name("perception")
 CONFIG = Path(__file__).parents[1] / "configs" / "tiny.yaml"
-COMMANDS = ("simulate", "train", "evaluate", "export", "build", "replay", "modules", "demo")
+COMMANDS = ("simulate", "train", "evaluate", "export", "build", "replay", "adapt", "modules", "merge", "demo")
 
 
 def perception(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -48,6 +48,15 @@ def test_every_command_has_help_with_an_example(command):
         (["build", "{tmp}", "--target", "cpu"], "{tmp}"),
         (["replay", "{tmp}", "--version", "v1.0-mini", "--bundle", "{tmp}", "--out", "{tmp}/r"], "{tmp}"),
         (["simulate", "{tmp}/d", "--conditions", "hail"], "hail"),
+        (["adapt", "{tmp}", "--add", "low_rank", "--data", "{tmp}", "--out", "{tmp}/r"], "write KIND:NAME"),
+        (
+            ["adapt", "{tmp}", "--add", "low_rank:a", "--option", "rank=x", "--data", "{tmp}", "--out", "{tmp}/r"],
+            "--option rank=x: write NAME=NUMBER",
+        ),
+        (["adapt", "{tmp}", "--add", "low_rank:a", "--data", "{tmp}", "--out", "{tmp}/r"], "{tmp}: holds no tables"),
+        (["merge", "{tmp}", "--modules", "a,b", "--name", "c", "--out", "{tmp}/r"], "no checkpoint here"),
+        (["modules", "{tmp}"], "no checkpoint here"),
+        (["modules", "{tmp}", "--load", "a.safetensors"], "--load and --out go together"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(tmp_path, arguments, message):

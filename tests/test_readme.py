@@ -14,6 +14,7 @@ SMALLER = {
     "--scenes 8 --samples 20": "--scenes 2 --samples 2",
     "train configs/tiny.yaml": "train configs/tiny.yaml --steps 2",
     "--scenes scene-0005": "--scenes scene-0002",
+    "--conditions night --out": "--conditions night --split all --steps 2 --out",
 }
 
 
@@ -28,7 +29,17 @@ def test_commands_of_the_readme(tmp_path: Path) -> None:
     text = (REPOSITORY / "README.md").read_text()
     (tmp_path / "configs").symlink_to(REPOSITORY / "configs")
     commands = re.findall(r"^perception .*$", text, re.MULTILINE)
-    assert {c.split()[1] for c in commands} >= {"simulate", "train", "evaluate", "export", "build", "replay"}
+    assert {c.split()[1] for c in commands} >= {
+        "simulate",
+        "train",
+        "evaluate",
+        "export",
+        "build",
+        "replay",
+        "adapt",
+        "merge",
+        "modules",
+    }
     for large, small in SMALLER.items():
         assert sum(large in command for command in commands) == 1, large
         commands = [command.replace(large, small) for command in commands]
@@ -41,6 +52,12 @@ def test_commands_of_the_readme(tmp_path: Path) -> None:
     assert (manifest["conditions"], manifest["folded"]) == (["rain"], ["rain"])
     record = json.loads((tmp_path / "runs/tiny/bundle/engines/rtx-ampere.json").read_text())
     assert record["plan_bytes"] > 4 * manifest["parameters"]
+    (python,) = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    (tmp_path / "modules.py").write_text(python)
+    assert "name='rainy_night'" in run(tmp_path, f"{sys.executable} modules.py")
+    assert (tmp_path / "runs/fog.json").exists()
+    names = [m["name"] for m in json.loads(run(tmp_path, "perception modules runs/merged --json"))["modules"]]
+    assert names == ["rain", "night", "rainy_night"]
     latency = json.loads((tmp_path / "runs/tiny/replay/latency.json").read_text())
     assert latency["frames"] == 2
 

@@ -1,10 +1,13 @@
-"""Compare what a run reached with what the README promises: `check_figures.py demo` or `check_figures.py overfit`."""
+"""Compare what a run reached with what the README promises: `check_figures.py demo`, `overfit` or `real`."""
 
 from __future__ import annotations
 
 import json
 import sys
 from pathlib import Path
+
+import numpy as np
+from safetensors.numpy import load_file
 
 RUNS = Path("runs")
 
@@ -33,9 +36,26 @@ def overfit() -> dict[str, bool]:
     return figures
 
 
+def real() -> dict[str, bool]:
+    """What `make real` gained on keyframes that the module was not trained on, and that the base is as it was."""
+    before, after = (json.loads((RUNS / "real" / when / "metrics.json").read_text()) for when in ("before", "after"))
+    car = [metrics["mean_dist_aps"]["car"] for metrics in (before, after)]
+    present = [metrics["mAP_present"] for metrics in (before, after)]
+    base, adapted = (
+        load_file(sorted((RUNS / run / "checkpoints").iterdir())[-1] / "model.safetensors")
+        for run in ("demo/run", "real/adapted")
+    )
+    same = all(np.array_equal(adapted[name], tensor) for name, tensor in base.items())
+    return {
+        f"car AP {car[0]:.3f} -> {car[1]:.3f}": car[1] > car[0],
+        f"mAP over present classes {present[0]:.3f} -> {present[1]:.3f}": present[1] > present[0],
+        f"all {len(base)} tensors of the base are as they were": same,
+    }
+
+
 def main() -> None:
     """Print each figure; exit with 1 if one falls short."""
-    figures = {"demo": demo, "overfit": overfit}[sys.argv[1]]()
+    figures = {"demo": demo, "overfit": overfit, "real": real}[sys.argv[1]]()
     for text, reached in figures.items():
         print(f"{'ok     ' if reached else 'MISSED '} {text}")
     sys.exit(0 if all(figures.values()) else 1)

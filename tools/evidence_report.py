@@ -39,8 +39,8 @@ def summarise(rows: Rows) -> Rows:
             entry[measure] = spread([row["target"][measure] for row in own])
         gains, recovered, forgotten, sources = [], [], [], []
         for seed, row in zip(seeds, own, strict=True):
-            before, full = by_key.get((seed, domain, "zero-shot")), by_key.get((seed, domain, "full fine-tune"))
-            source = by_key.get((seed, "source", "zero-shot"))
+            before, full = by_key.get((0, domain, "zero-shot")), by_key.get((seed, domain, "full fine-tune"))
+            source = by_key.get((0, "source", "zero-shot"))
             if before:
                 gains.append(score(row["target"]) - score(before["target"]))
                 if full:
@@ -67,8 +67,9 @@ def spread(values: list[float]) -> list[float] | None:
 
 def write_report(out: Path) -> None:
     """Write evidence.json, evidence.md and evidence.png to the folder."""
-    entries = summarise(read(out))
-    times = json.loads((out / "times.json").read_text()) if (out / "times.json").exists() else {}
+    rows = [row for row in read(out) if row["domain"] != "routing"]
+    entries = summarise(rows)
+    times = json.loads((out / "times.json").read_text())["seconds_per_step"] if (out / "times.json").exists() else {}
     for entry in entries:
         entry["seconds_per_step"] = times.get(entry["way"])
     write_atomically(out / "evidence.json", (json.dumps(entries, indent=1) + "\n").encode())

@@ -1,0 +1,78 @@
+"""Modules in a bundle: what folds is gone, what does not is in the graph, and the compiler takes it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from exported import QUIET, bundle, checkpoint_of
+
+from deploy.build import build
+from deploy.export import export
+from perception.config import Config, find_config, load_config, parse_config
+
+# Every kind, in every branch. Export itself refuses a graph that differs from torch, and a fold from the routed.
+AFFINE = [
+    {"name": "rank", "kind": "low_rank", "slots": ["*"], "rank": 2},
+    {"name": "few", "kind": "sparse_delta", "slots": ["lidar.*", "trunk.*"], "when": ["rain"]},
+    {"name": "norms", "kind": "batch_norm", "slots": ["lidar.*", "camera.*"], "when": ["rain"]},
+    {"name": "series", "kind": "series_adapter", "slots": ["fuse*"], "when": ["rain"]},
+    {"name": "parallel", "kind": "parallel_adapter", "slots": ["camera.*", "heads.*"]},
+    {"name": "scales", "kind": "rescale", "slots": ["*"]},
+    {"name": "shifts", "kind": "scale_shift", "slots": ["camera.*", "trunk.*"], "when": ["rain"]},
+    {"name": "film", "kind": "film", "slots": ["heads.*"]},
+    {"name": "hyper", "kind": "hypernetwork", "slots": ["trunk.*"]},
+    {"name": "dry", "kind": "low_rank", "slots": ["trunk.*"], "when": ["clear"]},
+]
+NOT_AFFINE = {"name": "bend", "kind": "bottleneck", "slots": ["camera.neck", "trunk.stage0.1", "heads.map"]}
+
+
+def modular(name: str, modules: list[dict[str, object]], **more: object) -> Config:
+    content = load_config(find_config("tiny")).model_dump(mode="json")
+    return parse_config(content | {"name": name, "modules": modules} | more, name)
+
+
+def test_affine_modules_of_every_kind_cost_nothing(tmp_path: Path) -> None:
+    folded = export(checkpoint_of(modular("affine", AFFINE)), tmp_path / "bundle", ["rain"], console=QUIET).manifest
+    assert folded.folded == tuple(m["name"] for m in AFFINE if m["name"] != "dry")
+    assert folded.inline == ()
+    base = bundle().manifest
+    assert (folded.operators, folded.flops) == (base.operators, base.flops)
+
+
+def test_what_does_not_fold_stays_in_the_graph_and_compiles(tmp_path: Path) -> None:
+    checkpoint = checkpoint_of(modular("bent", [NOT_AFFINE, AFFINE[0] | {"slots": ["fused"]}]))
+    exported = export(checkpoint, tmp_path / "bundle", console=QUIET)
+    assert (exported.manifest.folded, exported.manifest.inline) == (("rank",), ("bend",))
+    assert exported.manifest.operators["Relu"] == bundle().manifest.operators["Relu"] + 3
+    assert exported.manifest.operators["Conv"] == bundle().manifest.operators["Conv"] + 6
+    pytest.importorskip("tensorrt_rtx")
+    assert build(tmp_path / "bundle", "rtx-ampere", QUIET).layers > 0
+
+
+@pytest.mark.parametrize(
+    "routing",
+    [
+        {"kind": "learned", "choose": "top_k", "k": 2, "level": "slot"},
+        {"kind": "learned", "choose": "soft", "level": "cell"},
+        {"kind": "classifier"},
+    ],
+)
+def test_a_learned_router_is_part_of_the_graph_and_compiles(tmp_path: Path, routing: dict[str, object]) -> None:
+    modules = [
+        {"name": "a", "kind": "low_rank", "slots": ["trunk.stage*"], "rank": 2, "when": ["rain"]},
+        {"name": "b", "kind": "bottleneck", "slots": ["trunk.stage0.1", "heads.map"], "when": ["night"]},
+    ]
+    name = "-".join(str(value) for value in routing.values())
+    exported = export(checkpoint_of(modular(name, modules, routing=routing)), tmp_path / "bundle", console=QUIET)
+    assert (exported.manifest.folded, exported.manifest.inline) == ((), ("a", "b"))
+    pytest.importorskip("tensorrt_rtx")
+    assert build(tmp_path / "bundle", "rtx-ampere", QUIET).layers > 0
+
+
+def test_a_prompt_leaves_a_constant(tmp_path: Path) -> None:
+    prompt = {"name": "p", "kind": "prompt", "slots": ["heads.map.output"], "size": 4}  # no norm follows this one
+    manifest = export(checkpoint_of(modular("prompted", [prompt])), tmp_path / "bundle", console=QUIET).manifest
+    assert manifest.folded == ("p",)
+    base = bundle().manifest.operators
+    assert {k: n - base.get(k, 0) for k, n in manifest.operators.items() if n != base.get(k, 0)} == {"Add": 1}

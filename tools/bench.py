@@ -1,0 +1,81 @@
+"""Benchmarks. Each measures all sides in one run, alternating them, and quotes medians.
+
+python tools/bench.py adapt --evidence runs/evidence --json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from evidence import STEPS, WAYS, Evidence
+
+from perception.data.loader import FrameDataset
+from perception.training import settings
+from perception.training.loop import losses_of
+
+
+def adapt(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Seconds for each training step of each way to adapt, on the evidence's base and rainy drives.
+
+    A step is what a training repeats: take two frames from memory, augment and prepare them, forward, backward,
+    clip, optimizer. The first two rounds do not count.
+    """
+    evidence = Evidence(arguments.evidence, 1)
+    models = {way: evidence.prepared(0, "rain", way) for way in WAYS}
+    for model in models.values():
+        model.to(memory_format=torch.channels_last)  # as the training loop has it
+    optimizers = {way: settings.optimizer_of(model, 1e-4, 0.01) for way, model in models.items()}
+    dataset = FrameDataset(evidence.tables, evidence.tokens("sim_train", "rain"), evidence.config(0, steps=STEPS))
+    seconds: dict[str, list[float]] = {way: [] for way in WAYS}
+    loading: list[float] = []
+    for sample in range(2):
+        dataset[sample]
+    for _ in range(arguments.rounds + 2):
+        for way, model in models.items():
+            start = time.perf_counter()
+            batch = dataset.collate([dataset[0], dataset[1]])
+            loading.append(time.perf_counter() - start)
+            with torch.autocast("cpu", torch.bfloat16):
+                dense = model(batch.inputs, batch.conditions)
+            losses = losses_of(model.config, {k: v.float() for k, v in dense.items()}, batch)
+            torch.stack(list(losses.values())).sum().backward()
+            torch.nn.utils.clip_grad_norm_([p for _, p in settings.trainable(model)], 35.0)
+            optimizers[way].step()
+            optimizers[way].zero_grad()
+            seconds[way].append(time.perf_counter() - start)
+    medians = {way: statistics.median(values[2:]) for way, values in seconds.items()}
+    return {
+        "seconds_per_step": medians,
+        "ratio_to_full": {way: value / medians["full fine-tune"] for way, value in medians.items()},
+        "of_which_loading": statistics.median(loading),
+        "rounds": arguments.rounds,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True)
+    command = commands.add_parser("adapt", help="time per step of every way to adapt")
+    command.add_argument("--evidence", type=Path, default=Path("runs/evidence"), help="folder of tools/evidence.py")
+    command.add_argument("--rounds", type=int, default=15)
+    command.set_defaults(run=adapt)
+    for each in commands.choices.values():
+        each.add_argument("--json", action="store_true", help="print one JSON object")
+    arguments = parser.parse_args()
+    result = arguments.run(arguments)
+    if arguments.json:
+        print(json.dumps(result))
+    else:
+        for key, value in result.items():
+            print(f"{key}: {value}")
+
+
+if __name__ == "__main__":
+    main()
