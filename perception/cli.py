@@ -17,6 +17,8 @@ from perception.errors import InputError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from perception.model import PerceptionModel
+
 app = typer.Typer(
     help="Camera + LiDAR perception built from modules: train on nuScenes, export engines, replay drives.",
     no_args_is_help=True,
@@ -214,16 +216,45 @@ def merge(
         print(f"{name}: {method} of {modules}; at most {max(lost.values()):.1%} of a slot's change had no room")
 
 
+def _show_route(
+    model: PerceptionModel, data: Path, version: str | None, frame: str, picture: Path | None, console: Console
+) -> None:
+    from perception.data.nuscenes import NuScenesTables
+    from perception.modules.routing import inspect
+    from perception.predict import TorchPredictor
+
+    scene, _, number = frame.partition(":")
+    if not number.isdigit():
+        raise InputError(f"--frame {frame}: write a scene and the number of its keyframe, such as scene-0103:0")
+    tables, predictor = NuScenesTables(data, version or _only_version(data)), TorchPredictor(model)
+    (token,) = tables.samples(selectors=[f"{scene}:{number}-{int(number) + 1}"])
+    recorded = tables.frame(token, predictor.spec.grid.reference, predictor.spec.sweeps)
+    predictor(recorded)
+    console.print(f"{frame}: {', '.join(recorded.conditions.known()) or 'conditions not known'}")
+    for route in model.routes:  # one for each group of tasks
+        console.print(inspect.as_table(inspect.routing_table(route, model.bank)))
+    if picture is not None:
+        inspect.picture(inspect.routing_table(model.routes[0], model.bank)).savefig(picture)
+
+
 @app.command(epilog="Example: perception modules runs/a --load runs/rain/modules/rain.safetensors --out runs/both")
 def modules(
     checkpoint: Annotated[Path, typer.Argument(help="A run, or one of its checkpoints.")],
     load: Annotated[str, typer.Option(help="Add modules from files: FILE,FILE or NEW_NAME=FILE. Needs --out.")] = "",
     out: Annotated[Path | None, typer.Option("--out", help="Folder for the checkpoint with the added modules.")] = None,
+    frame: Annotated[str, typer.Option(help="Show how this keyframe is routed: scene-0103:0. Needs --data.")] = "",
+    data: Annotated[Path | None, typer.Option("--data", help="nuScenes dataroot of --frame.")] = None,
+    version: Version = None,
+    picture: Annotated[
+        Path | None, typer.Option(help="Picture of the route of --frame to write, such as a.png.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """List a checkpoint's modules and its base's fingerprint; put modules that were trained apart together."""
     if bool(load) != (out is not None):
         raise InputError("--load and --out go together: the checkpoint with the added modules is a new one")
+    if bool(frame) != (data is not None) or (picture and not frame):
+        raise InputError("--frame and --data go together, and --picture needs them")
     from dataclasses import asdict
 
     from perception.modules.status import table
@@ -241,6 +272,8 @@ def modules(
         console = _console(as_json)
         console.print(table(rows) if rows else "no modules")
         console.print(f"base {base}", soft_wrap=True)
+    if data is not None:
+        _show_route(model, data, version, frame, picture, _console(as_json))
 
 
 @app.command(epilog="Example: perception export runs/a --out runs/a/bundle --conditions rain")

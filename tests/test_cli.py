@@ -56,6 +56,7 @@ def test_every_command_has_help_with_an_example(command):
         (["adapt", "{tmp}", "--add", "low_rank:a", "--data", "{tmp}", "--out", "{tmp}/r"], "{tmp}: holds no tables"),
         (["merge", "{tmp}", "--modules", "a,b", "--name", "c", "--out", "{tmp}/r"], "no checkpoint here"),
         (["modules", "{tmp}"], "no checkpoint here"),
+        (["modules", "{tmp}", "--frame", "scene-0001:0"], "--frame and --data go together"),
         (["modules", "{tmp}", "--load", "a.safetensors"], "--load and --out go together"),
     ],
 )

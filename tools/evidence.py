@@ -29,8 +29,10 @@ from perception.data.nuscenes import NuScenesTables
 from perception.evaluation.evaluate import evaluate
 from perception.frame import Conditions, Frame, Prediction
 from perception.model import PerceptionModel
-from perception.modules.aggregation.merge import merge_modules
+from perception.modules.aggregation.composition import fuses
+from perception.modules.aggregation.merge import Method, merge_modules
 from perception.modules.aggregation.notation import parse_block
+from perception.modules.aggregation.representations import add_fusion
 from perception.modules.routing.inspect import routing_table
 from perception.predict import TorchPredictor
 from perception.simulate.simulate import simulate
@@ -38,6 +40,7 @@ from perception.training import settings
 from perception.training.adapt import with_module
 from perception.training.checkpoint import load_model, newest
 from perception.training.loop import fit
+from perception.training.recalibrate import recalibrate
 
 SOURCE = ("clear", "day", "boston")
 TARGETS = {
@@ -171,11 +174,13 @@ class Evidence:
 
             return make
 
-        def merged(method: str, **options: Any) -> Callable[[], PerceptionModel]:
+        def merged(method: Method, calibrated: bool = False, **options: Any) -> Callable[[], PerceptionModel]:
             def make() -> PerceptionModel:
                 model = self.together(seed)
                 merge_modules(model.bank, "merged", [a, b], method, **options)
                 model.bank.activate("merged")
+                if calibrated:  # needs drives of the combination, but none of their annotations
+                    recalibrate(model, self.inputs(self.tokens("sim_train", combination)))
                 return model
 
             return make
@@ -188,8 +193,10 @@ class Evidence:
         yield f"average({a}, {b})", activated(f"average({a}, {b})")
         yield "merge: average", merged("average")
         yield "merge: task arithmetic 0.7", merged("task_arithmetic", strength=0.7)
+        yield "merge: average, recalibrated", merged("average", calibrated=True)
         yield "merge: TIES 0.5", merged("ties", keep=0.5)
         yield "merge: DARE 0.5", merged("dare", drop=0.5)
+        yield f"fuse({a}, {b})", lambda: self.fused(seed, a, b)
 
     # What the rows are made of.
 
@@ -261,12 +268,11 @@ class Evidence:
     @torch.inference_mode()
     def picks(self, model: PerceptionModel) -> dict[str, Any]:
         """Of the validation frames of each single domain, how many went to which option."""
-        spec, options = InputSpec.of(model.config), ("base", *TARGETS)
+        options = ("base", *TARGETS)
         picked = {domain: dict.fromkeys(options, 0) for domain in ("source", *TARGETS)}
         for domain, counts in picked.items():
-            for token in self.tokens("sim_val", domain):
-                frame = self.tables.frame(token, spec.grid.reference, spec.sweeps, annotations=False)
-                model({name: torch.from_numpy(value) for name, value in prepare(frame, spec).items()})
+            for inputs, _ in self.inputs(self.tokens("sim_val", domain)):
+                model(inputs)
                 rows = routing_table(model.routes[0], model.bank)
                 weights = {row.module: row.weight for row in rows if row.slot == "trunk.stage0.0"}
                 weights["base"] = 1 - sum(weights.values())
@@ -275,6 +281,29 @@ class Evidence:
         right = sum(counts["base" if domain == "source" else domain] for domain, counts in picked.items())
         load = {o: sum(counts[o] for counts in picked.values()) / frames for o in options}
         return {"accuracy": right / frames, "load": load, "picked": picked}
+
+    def fused(self, seed: int, a: str, b: str) -> PerceptionModel:
+        """Two modules joined by attention, which was trained on drives of the one and of the other condition."""
+        run, text = self.out / f"seed{seed}" / "fusions" / f"{a}-{b}", f"fuse({a}, {b})"
+        if newest(run) is None:
+            model, block = self.together(seed), parse_block(text)
+            config = self.config(seed, steps=STEPS, learning_rate=2e-3)
+            modules = tuple(model.bank.modules.values())
+            model.config = config.model_copy(update={"modules": modules, "fusions": (text,)})
+            add_fusion(model.bank, block)
+            model.bank.activate(block)
+            settings.post_hoc(model, [fuse.key for fuse in fuses(block)])
+            fit(model, self.tables, self.tokens("sim_train", a) + self.tokens("sim_train", b), run)
+        model = load_model(run)[0]
+        model.bank.activate(parse_block(text))
+        return model
+
+    def inputs(self, tokens: list[str]) -> Iterator[tuple[dict[str, torch.Tensor], list[Conditions]]]:
+        """What the network takes, frame by frame."""
+        spec = InputSpec.of(self.config(0))
+        for token in tokens:
+            frame = self.tables.frame(token, spec.grid.reference, spec.sweeps, annotations=False)
+            yield {k: torch.from_numpy(v) for k, v in prepare(frame, spec).items()}, [frame.conditions]
 
     def scores(self, model: PerceptionModel, domain: str, blind: bool = False) -> dict[str, Any]:
         """On the domain's validation drives; blind: without a word about their conditions."""

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from perception.frame import Conditions
 from perception.model import PerceptionModel
+from perception.modules.base import is_own
 
 
 @torch.no_grad()
 def recalibrate(model: PerceptionModel, frames: Iterable[tuple[dict[str, Tensor], Sequence[Conditions]]]) -> None:
-    """Estimate the running mean and variance of every batch normalisation anew, as averages over these batches.
+    """Estimate the running mean and variance of the base's batch normalisations anew, averages over these batches.
 
     Averaged weights shrink the variance of what they compute (Jordan et al., REPAIR, 2023), while the statistics are
     still those of the weights before. Meant for a model whose modules are merged or folded: it changes the base.
@@ -22,7 +23,8 @@ def recalibrate(model: PerceptionModel, frames: Iterable[tuple[dict[str, Tensor]
     Args:
         frames: inputs as the model takes them, with the conditions of their frames.
     """
-    norms: list[Any] = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    layers = [layer for name, layer in model.named_modules() if name and is_own(f"{name}.")]
+    norms: list[Any] = [layer for layer in layers if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
     mode, momenta = model.training, [norm.momentum for norm in norms]
     frozen = [p for p in model.parameters() if not p.requires_grad]
     model.eval().requires_grad_(True)  # the bank holds the normalisations of a frozen base in evaluation mode
