@@ -172,7 +172,7 @@ def adapt(
     split: Annotated[str | None, typer.Option(help="Default: the version's training split; all: every scene.")] = None,
     scenes: Scenes = "",
     steps: Annotated[int, typer.Option(help="Training steps.", min=1)] = 300,
-    learning_rate: Annotated[float, typer.Option(help="Peak of the one-cycle schedule.", min=0)] = 5e-3,
+    learning_rate: Annotated[float, typer.Option(help="Peak of the one-cycle schedule.", min=0)] = 1e-2,
 ) -> None:
     """Train a new module on a checkpoint's frozen base, beside its other modules (post-hoc; repeated: continual).
 

@@ -166,9 +166,9 @@ class Evidence:
     def compositions(self, seed: int, combination: str) -> Iterator[tuple[str, Callable[[], PerceptionModel]]]:
         _, (a, b) = COMBINATIONS[combination]
 
-        def activated(text: str) -> Callable[[], PerceptionModel]:
+        def activated(text: str, way: str = "low_rank") -> Callable[[], PerceptionModel]:
             def make() -> PerceptionModel:
-                model = self.together(seed)
+                model = self.together(seed, way)
                 model.bank.activate(parse_block(text))
                 return model
 
@@ -185,18 +185,19 @@ class Evidence:
 
             return make
 
-        yield f"module {a}", activated(a)
-        yield f"module {b}", activated(b)
-        yield "routed by tags", lambda: self.together(seed)
-        yield f"stack({a}, {b})", activated(f"stack({a}, {b})")
-        yield f"stack({b}, {a})", activated(f"stack({b}, {a})")
-        yield f"average({a}, {b})", activated(f"average({a}, {b})")
-        yield "merge: average", merged("average")
-        yield "merge: task arithmetic 0.7", merged("task_arithmetic", strength=0.7)
-        yield "merge: average, recalibrated", merged("average", calibrated=True)
-        yield "merge: TIES 0.5", merged("ties", keep=0.5)
-        yield "merge: DARE 0.5", merged("dare", drop=0.5)
-        yield f"fuse({a}, {b})", lambda: self.fused(seed, a, b)
+        for way in ("low_rank", "batch_norm"):
+            yield f"{way}: {a} alone", activated(a, way)
+            yield f"{way}: {b} alone", activated(b, way)
+            yield f"{way}: routed by tags", lambda way=way: self.together(seed, way)
+            yield f"{way}: average({a}, {b})", activated(f"average({a}, {b})", way)
+        yield f"low_rank: stack({a}, {b})", activated(f"stack({a}, {b})")
+        yield f"low_rank: stack({b}, {a})", activated(f"stack({b}, {a})")
+        yield "low_rank merged: average", merged("average")
+        yield "low_rank merged: task arithmetic 0.7", merged("task_arithmetic", strength=0.7)
+        yield "low_rank merged: average, recalibrated", merged("average", calibrated=True)
+        yield "low_rank merged: TIES 0.5", merged("ties", keep=0.5)
+        yield "low_rank merged: DARE 0.5", merged("dare", drop=0.5)
+        yield f"low_rank: fuse({a}, {b})", lambda: self.fused(seed, a, b)
 
     # What the rows are made of.
 

@@ -43,8 +43,9 @@ def summarise(rows: Rows) -> Rows:
             source = by_key.get((0, "source", "zero-shot"))
             if before:
                 gains.append(score(row["target"]) - score(before["target"]))
-                if full:
-                    recovered.append(gains[-1] / (score(full["target"]) - score(before["target"])))
+                possible = score(full["target"]) - score(before["target"]) if full else 0.0
+                if possible > 0:  # where fine-tuning gained nothing there is nothing to recover
+                    recovered.append(gains[-1] / possible)
             if source and "source" in row:
                 forgotten.append(score(source["target"]) - score(row["source"]))
                 sources.append(row["source"])
