@@ -10,8 +10,8 @@ Each number is kept in OUT/rows as soon as it is there: a killed run goes on whe
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -329,11 +329,12 @@ class Evidence:
         return sorted({self.tables.frame(token, lidar=False, cameras=False).scene for token in tokens})
 
     def row(self, seed: int, domain: str, way: str, measure: Callable[[], dict[str, Any]]) -> None:
-        key = hashlib.sha1(f"{seed}/{domain}/{way}".encode()).hexdigest()[:16]
-        path = self.out / "rows" / f"{key}.json"
-        if path.exists():
+        words = re.findall(r"[\w.]+", way)
+        path = self.out / "rows" / f"{domain}-{'-'.join(words)}-{seed}.json"
+        base = self.base().bank.base_hash()
+        if path.exists() and json.loads(path.read_text())["base"] == base:
             return
-        content = {"seed": seed, "domain": domain, "way": way} | measure()
+        content = {"seed": seed, "domain": domain, "way": way, "base": base} | measure()
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
         self.console.print(content)

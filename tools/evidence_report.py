@@ -15,6 +15,7 @@ from matplotlib import pyplot as plt
 from perception.atomic import write_atomically
 
 MEASURES = ("mAP", "NDS", "mIoU")
+DOMAINS = ("source", "rain", "fog", "night", "singapore", "rain+night", "rain+singapore")  # in the order of the report
 Rows = list[dict[str, Any]]
 
 
@@ -56,7 +57,7 @@ def summarise(rows: Rows) -> Rows:
         for measure in MEASURES:
             entry[f"source {measure}"] = spread([s[measure] for s in sources])
         entries.append(entry)
-    return entries
+    return sorted(entries, key=lambda e: (DOMAINS.index(e["domain"]), e["way"] != "zero-shot", -(e["gain"] or [0])[0]))
 
 
 def spread(values: list[float]) -> list[float] | None:
@@ -67,12 +68,13 @@ def spread(values: list[float]) -> list[float] | None:
 
 
 def write_report(out: Path) -> None:
-    """Write evidence.json, evidence.md and evidence.png to the folder."""
+    """Write rows.json, evidence.json, evidence.md and evidence.png to the folder."""
     rows = [row for row in read(out) if row["domain"] != "routing"]
     entries = summarise(rows)
     times = json.loads((out / "times.json").read_text())["seconds_per_step"] if (out / "times.json").exists() else {}
     for entry in entries:
         entry["seconds_per_step"] = times.get(entry["way"])
+    write_atomically(out / "rows.json", (json.dumps(read(out), indent=1) + "\n").encode())
     write_atomically(out / "evidence.json", (json.dumps(entries, indent=1) + "\n").encode())
     write_atomically(out / "evidence.md", table(entries).encode())
     plot(entries, out / "evidence.png")
@@ -111,8 +113,8 @@ def number(values: list[float] | None) -> str:
 def plot(entries: Rows, path: Path) -> None:
     """Gain of each way on each domain."""
     domains = [d for d in dict.fromkeys(e["domain"] for e in entries) if d != "source"]
-    figure, axes = plt.subplots(1, len(domains), figsize=(3.2 * len(domains), 6), squeeze=False)
-    for axis, domain in zip(axes[0], domains, strict=True):
+    figure, axes = plt.subplots(2, 3, figsize=(16, 12))
+    for axis, domain in zip(axes.flat, domains, strict=False):
         own = [e for e in entries if e["domain"] == domain and e["gain"] and e["way"] != "zero-shot"]
         own.sort(key=lambda e: e["gain"][0])
         axis.barh([e["way"] for e in own], [e["gain"][0] for e in own], xerr=[(e["gain"] + [0])[1] for e in own])
