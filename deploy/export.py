@@ -27,7 +27,7 @@ from deploy.golden import require_agreement, synthetic_frame
 from perception.config import Config, Grid
 from perception.data.inputs import InputSpec, prepare
 from perception.errors import InputError
-from perception.frame import ATTRIBUTES, CAMERAS, CLASSES, CONDITIONS, MAP_CLASSES, Conditions, Frame
+from perception.frame import ATTRIBUTES, CAMERAS, CLASSES, CONDITION_VALUES, CONDITIONS, MAP_CLASSES, Conditions, Frame
 from perception.model import PerceptionModel
 from perception.training.checkpoint import load_model
 
@@ -114,7 +114,7 @@ def parse_conditions(values: Sequence[str]) -> Conditions:
     for value in values:
         kind = next((kind for kind, known in CONDITIONS.items() if value in known), None)
         if kind is None:
-            raise InputError(f"{value}: unknown condition; choose from {', '.join(sum(CONDITIONS.values(), ()))}")
+            raise InputError(f"{value}: unknown condition; choose from {', '.join(CONDITION_VALUES)}")
         if chosen.setdefault(kind, value) != value:
             raise InputError(f"{value}: contradicts {chosen[kind]}; give one {kind}")
     return Conditions(**chosen)

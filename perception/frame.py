@@ -39,6 +39,7 @@ MAP_CLASSES = ("drivable_area", "ped_crossing", "walkway", "stop_line", "carpark
 CAMERAS = ("CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_FRONT_LEFT", "CAM_BACK", "CAM_BACK_LEFT", "CAM_BACK_RIGHT")
 
 CONDITIONS = {"weather": ("clear", "rain", "fog"), "light": ("day", "night"), "city": ("boston", "singapore")}
+CONDITION_VALUES = tuple(value for values in CONDITIONS.values() for value in values)
 
 
 @dataclass(frozen=True)

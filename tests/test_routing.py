@@ -14,10 +14,9 @@ from slotted import ROUTED, Net, softmax, weights_at
 from torch import Tensor, nn
 
 from perception.config import ClassifierRouting
-from perception.frame import CONDITIONS, Conditions
+from perception.frame import CONDITION_VALUES, CONDITIONS, Conditions
 from perception.modules.route import Route
 from perception.modules.routing.classifier import classification, recognised
-from perception.modules.routing.facts import VALUES
 from perception.modules.routing.fixed import FixedRouter
 from perception.modules.routing.inspect import as_table, picture, routing_table
 from perception.modules.spec import LowRank
@@ -34,7 +33,7 @@ def confident(conditions: list[Conditions], strength: float = 20.0) -> dict[str,
 
 
 known_conditions = st.builds(Conditions, **{k: st.sampled_from([None, *v]) for k, v in CONDITIONS.items()})
-fact = st.sampled_from([*VALUES, "lidar", "no-lidar", "cameras", "no-cameras"])
+fact = st.sampled_from([*CONDITION_VALUES, "lidar", "no-lidar", "cameras", "no-cameras"])
 
 
 @settings(deadline=None, max_examples=60)

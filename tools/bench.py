@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from evidence import STEPS, WAYS, Evidence
+from evidence import Evidence
+from evidence_plan import STEPS, WAYS
 
 from perception.data.loader import FrameDataset
 from perception.training import settings

@@ -14,11 +14,25 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from evidence_plan import (
+    BASE_STEPS,
+    BEHIND_BACKBONE,
+    CLAIMED,
+    COMBINATIONS,
+    ROUTED,
+    ROUTERS,
+    SAMPLES,
+    SCENES,
+    SOURCE,
+    STEPS,
+    TARGETS,
+    WAYS,
+)
 from evidence_report import write_report
 from rich.console import Console
 
@@ -41,58 +55,6 @@ from perception.training.adapt import with_module
 from perception.training.checkpoint import load_model, newest
 from perception.training.loop import fit
 from perception.training.recalibrate import recalibrate
-
-SOURCE = ("clear", "day", "boston")
-TARGETS = {
-    "rain": ("rain", "day", "boston"),
-    "fog": ("fog", "day", "boston"),
-    "night": ("clear", "night", "boston"),
-    "singapore": ("clear", "day", "singapore"),
-}
-COMBINATIONS = {  # conditions, and the modules whose conditions they combine
-    "rain+night": (("rain", "night", "boston"), ("rain", "night")),
-    "rain+singapore": (("rain", "day", "singapore"), ("rain", "singapore")),
-}
-SCENES, SAMPLES = 400, 3  # of which the source has a quarter and each other set of conditions an eighth
-BASE_STEPS, STEPS = 1200, 200
-# All but the image backbone: to train there would take its backward pass.
-BEHIND_BACKBONE = ("lidar.*", "camera.lateral*", "camera.neck*", "fuse*", "trunk.*", "heads.*")
-ROUTED = "low_rank after the fusion"  # what a router that sees the fused map can choose
-
-
-@dataclass(frozen=True)
-class Way:
-    """A way to adapt: who trains, with which peak learning rate."""
-
-    rate: float
-    parts: tuple[str, ...] = ()  # of the base
-    module: dict[str, Any] = field(default_factory=dict)  # kind and options of a new module
-
-
-WAYS = {
-    "full fine-tune": Way(5e-4, parts=("*",)),
-    "heads only": Way(3e-3, parts=("heads.*",)),
-    "low_rank": Way(1.2e-2, module={"kind": "low_rank", "rank": 2}),
-    "sparse_delta": Way(5e-3, module={"kind": "sparse_delta", "share": 0.06}),
-    "batch_norm": Way(1e-2, module={"kind": "batch_norm"}),
-    "prompt": Way(1e-2, module={"kind": "prompt", "slots": ["camera.neck", "fused", "heads.detection", "heads.map"]}),
-    "series_adapter": Way(
-        5e-3, module={"kind": "series_adapter", "slots": ["trunk.stage0*", "trunk.lift*", "heads.*"]}
-    ),
-    "parallel_adapter": Way(5e-3, module={"kind": "parallel_adapter", "slots": ["fuse*", "trunk.stage[01]*"]}),
-    "bottleneck": Way(1e-2, module={"kind": "bottleneck", "reduction": 8}),
-    "rescale": Way(2e-2, module={"kind": "rescale"}),
-    "scale_shift": Way(2e-2, module={"kind": "scale_shift"}),
-    "film": Way(2e-2, module={"kind": "film"}),
-    "hypernetwork": Way(1e-2, module={"kind": "hypernetwork", "rank": 2, "hidden": 4}),
-    ROUTED: Way(1.2e-2, module={"kind": "low_rank", "rank": 3, "slots": ["trunk.*", "heads.*"]}),
-}
-ROUTERS = {  # learned on drives of all single conditions, with the low-rank modules and the base frozen
-    "router: soft, tags as labels": {"kind": "learned", "choose": "soft", "supervise": 1.0},
-    "router: Gumbel, no tags": {"kind": "learned", "choose": "gumbel", "balance": 0.01},
-    "router: conditions recognised": {"kind": "classifier"},
-}
-CLAIMED = ("full fine-tune", "low_rank", "batch_norm")  # ways that all seeds go
 
 
 class Evidence:

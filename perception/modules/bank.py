@@ -15,7 +15,7 @@ from perception.modules.aggregation.composition import Block, fuses, names
 from perception.modules.base import base_hash
 from perception.modules.computation.kinds import KINDS
 from perception.modules.freeze import Freeze
-from perception.modules.merge import Merge
+from perception.modules.merge_into_base import Merge
 from perception.modules.route import Route
 from perception.modules.slot import Slot
 from perception.modules.spec import Module
@@ -205,7 +205,8 @@ class Bank:
             if slot.name in keep:
                 routed |= set(slot.computations)
                 continue
-            for slot.route in routes:
+            for route in routes:
+                slot.route = route
                 routed |= set(slot.routed())
             slot.route = routes[0]
             if all(r.at(slot.name) == routes[0].at(slot.name) and r.block == routes[0].block for r in routes):

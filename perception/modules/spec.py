@@ -6,20 +6,21 @@ from typing import Annotated, Any, Literal, Union
 
 from pydantic import Field, field_validator
 
-from perception.frame import CONDITIONS
+from perception.frame import CONDITION_VALUES
 from perception.section import Section
 
+NAME = r"[A-Za-z][\w-]*"  # of a module
 Positive = Annotated[int, Field(gt=0)]
 SENSORS = ("lidar", "cameras")
 TASKS = ("detection", "map")
 # What can be known of a frame, and so what a module can ask for.
-FACTS = (*sum(CONDITIONS.values(), ()), *TASKS, *SENSORS, *(f"no-{sensor}" for sensor in SENSORS))
+FACTS = (*CONDITION_VALUES, *TASKS, *SENSORS, *(f"no-{sensor}" for sensor in SENSORS))
 
 
 class _Module(Section):
     """A module at some slots, in force where all of `when` holds."""
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z][\w-]*$")]
+    name: Annotated[str, Field(pattern=f"^{NAME}$")]
     slots: tuple[str, ...] = Field(default=("trunk.*",), strict=False)  # names or globs
     when: tuple[str, ...] = Field(default=(), strict=False)  # facts, such as [rain, night], [map], [no-lidar]
 

@@ -61,7 +61,7 @@ def adapt(
     tokens = settings.under(tables, tables.samples(split, selectors), spec.when)
     if not tokens:
         raise InputError(f"{tables.dataroot}: no keyframe of the split is known to have {', '.join(spec.when)}")
-    if isinstance(config.routing, LearnedRouting) and base.chooser is not None:
+    if isinstance(config.routing, LearnedRouting):
         # A new option would change what the router makes of all frames; the new module goes by its conditions.
         routing = config.routing.model_copy(update={"modules": tuple(base.chooser.names)})
         config = config.model_copy(update={"routing": routing})

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from perception.data.nuscenes import NuScenesTables
-from perception.frame import CONDITIONS
+from perception.frame import CONDITION_VALUES
 from perception.model import PerceptionModel
 from perception.modules.base import is_own
 
@@ -70,5 +70,5 @@ def optimizer_of(model: nn.Module, rate: float, decay: float) -> torch.optim.Opt
 
 def under(tables: NuScenesTables, tokens: Sequence[str], facts: Sequence[str]) -> list[str]:
     """The keyframes whose conditions include all those among `facts`."""
-    asked = {fact for fact in facts if any(fact in values for values in CONDITIONS.values())}
+    asked = set(facts) & set(CONDITION_VALUES)
     return [token for token in tokens if asked <= set(tables.conditions(token).known())]

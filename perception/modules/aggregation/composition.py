@@ -26,9 +26,10 @@ from collections.abc import Callable, Collection, Sequence
 from torch import Tensor
 
 from perception.errors import InputError
+from perception.modules import spec
 from perception.modules.computation.computation import Affine, Site
 
-NAME = re.compile(r"[A-Za-z][\w-]*")  # of a module
+NAME = re.compile(spec.NAME)
 
 
 class Composition:

@@ -43,12 +43,12 @@ def task_arithmetic(vectors: Sequence[Vector], strength: float) -> Vector:
     return weighted(vectors, [strength] * len(vectors))
 
 
-def ties(vectors: Sequence[Vector], keep: float, strength: float = 1.0) -> Vector:
+def ties(vectors: Sequence[Vector], keep: float) -> Vector:
     """Trim, elect sign, merge (Yadav et al., 2023).
 
     Of each vector the entries of the largest magnitudes stay, a share `keep` of all its entries together; each
-    entry's sign is that of the sum of what stayed; the result is strength * the mean of the non-zero entries of
-    that sign, and zero where they cancel.
+    entry's sign is that of the sum of what stayed; the result is the mean of the non-zero entries of that
+    sign, and zero where they cancel.
 
     Args:
         keep: 0 < keep <= 1; rounded to whole entries, and entries as large as the smallest of them stay too.
@@ -64,7 +64,7 @@ def ties(vectors: Sequence[Vector], keep: float, strength: float = 1.0) -> Vecto
     for name in trimmed[0]:
         entries = torch.stack([vector[name] for vector in trimmed])
         agrees = entries.sign() == entries.sum(dim=0).sign()  # where the sum is zero, with zeros only
-        merged[name] = strength * (entries * agrees).sum(dim=0) / agrees.sum(dim=0).clamp(min=1)
+        merged[name] = (entries * agrees).sum(dim=0) / agrees.sum(dim=0).clamp(min=1)
     return merged
 
 

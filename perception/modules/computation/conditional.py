@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from perception.frame import CONDITIONS
+from perception.frame import CONDITION_VALUES
 from perception.modules.computation.computation import (
     LAYERS,
     Affine,
@@ -24,7 +24,7 @@ from perception.modules.computation.computation import (
 )
 from perception.modules.computation.rescale import scaled
 
-Z = sum(len(values) for values in CONDITIONS.values())  # length of a condition vector
+Z = len(CONDITION_VALUES)  # length of a condition vector
 
 
 class Film(Computation):

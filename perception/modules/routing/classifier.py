@@ -10,11 +10,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from perception.config import ClassifierRouting
-from perception.frame import CONDITIONS, Conditions
+from perception.frame import CONDITION_VALUES, CONDITIONS, Conditions
 from perception.modules.bank import Bank
 from perception.modules.route import Route, Weight
 from perception.modules.routing.choose import hard
-from perception.modules.routing.facts import VALUES, condition_vectors, possible
+from perception.modules.routing.facts import condition_vectors, possible
 from perception.modules.routing.features import HIDDEN, Pooled, after_fusion
 
 
@@ -73,7 +73,7 @@ class ConditionClassifier(nn.Module):
     def conditions(self, route: ClassifiedRoute) -> list[Conditions]:
         """What it takes each frame's conditions to be."""
         z = recognised(route.logits, self.config.confidence)
-        held = [{value for value, on in zip(VALUES, frame, strict=True) if on} for frame in z.tolist()]
+        held = [{value for value, on in zip(CONDITION_VALUES, frame, strict=True) if on} for frame in z.tolist()]
         return [
             Conditions(**{kind: next((v for v in values if v in frame), None) for kind, values in CONDITIONS.items()})
             for frame in held
@@ -82,7 +82,7 @@ class ConditionClassifier(nn.Module):
     def _weight(self, name: str, z: Tensor, sensors: Mapping[str, Tensor], tasks: Sequence[str]) -> Tensor:
         """(B,): one where all that the module asks for holds."""
         asked = self.bank.asks(name)
-        conditions = [i for i, value in enumerate(VALUES) if value in asked]
+        conditions = [i for i, value in enumerate(CONDITION_VALUES) if value in asked]
         weight: Tensor = possible(asked, sensors, tasks).to(z) * z[:, conditions].prod(dim=1)
         return weight
 

@@ -7,11 +7,10 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from perception.frame import CONDITIONS, Conditions
+from perception.frame import CONDITION_VALUES, CONDITIONS, Conditions
 from perception.modules.spec import SENSORS, TASKS
 
 Facts = frozenset[str]  # members of `spec.FACTS`
-VALUES = tuple(sum(CONDITIONS.values(), ()))  # the order of a condition vector
 
 
 def present(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -42,9 +41,9 @@ def facts(conditions: Sequence[Conditions], sensors: Mapping[str, Tensor], task:
 
 
 def condition_vectors(conditions: Sequence[Conditions]) -> Tensor:
-    """(B, 7): one where a condition holds, in the order of VALUES; zeros where nothing is known."""
+    """(B, 7): one where a condition holds, in the order of CONDITION_VALUES; zeros where nothing is known."""
     known = [c.known() for c in conditions] or [()]
-    return torch.tensor([[float(value in frame) for value in VALUES] for frame in known])
+    return torch.tensor([[float(value in frame) for value in CONDITION_VALUES] for frame in known])
 
 
 def possible(asked: Facts, sensors: Mapping[str, Tensor], tasks: Sequence[str]) -> Tensor:
