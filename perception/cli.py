@@ -74,6 +74,20 @@ def _numbers(options: list[str]) -> dict[str, float]:
     return numbers
 
 
+def _kinds(text: str, slots: list[str], options: dict[str, float]) -> dict[str, Any]:
+    """Of a module's description what `low_rank`, or `batch_norm+low_rank` for a union, and its options say."""
+    kinds = text.split("+")
+    if len(kinds) == 1:
+        return {"kind": text, "slots": slots, **options}
+    parts: dict[str, dict[str, Any]] = {kind: {"kind": kind, "slots": slots} for kind in kinds}
+    for name, value in options.items():
+        kind, _, own = name.partition(".")
+        if kind not in parts:
+            raise InputError(f"--option {name}: write KIND.NAME=NUMBER, with KIND one of {', '.join(kinds)}")
+        parts[kind][own] = value
+    return {"kind": "union", "parts": list(parts.values())}
+
+
 @app.command(epilog="Example: perception simulate drives --scenes 8 --samples 20 --conditions clear-day-boston")
 def simulate(
     out: Annotated[Path, typer.Argument(help="New dataroot to write.")],
@@ -158,7 +172,9 @@ def evaluate(
 )
 def adapt(
     checkpoint: Annotated[Path, typer.Argument(help="A run, or one of its checkpoints.")],
-    add: Annotated[str, typer.Option(help="KIND:NAME of the new module, such as low_rank:rain.")],
+    add: Annotated[
+        str, typer.Option(help="KIND:NAME of the new module: low_rank:rain; of several: batch_norm+low_rank:rain.")
+    ],
     data: Root,
     out: Out,
     conditions: Annotated[
@@ -166,7 +182,8 @@ def adapt(
     ] = "",
     slots: Annotated[str, typer.Option(help="Names or globs of the places in the network.")] = "fuse*,trunk.*,heads.*",
     option: Annotated[
-        list[str] | None, typer.Option(help="NAME=NUMBER of the kind, such as rank=4; repeatable.")
+        list[str] | None,
+        typer.Option(help="NAME=NUMBER of the kind, such as rank=4; of several: low_rank.rank=4; repeatable."),
     ] = None,
     version: Version = None,
     split: Annotated[str | None, typer.Option(help="Default: the version's training split; all: every scene.")] = None,
@@ -183,10 +200,10 @@ def adapt(
     from perception.data.nuscenes import NuScenesTables
     from perception.training.adapt import adapt as run
 
-    kind, _, name = add.partition(":")
+    kinds, _, name = add.partition(":")
     if not name:
         raise InputError(f"--add {add}: write KIND:NAME, such as low_rank:rain")
-    module = {"kind": kind, "name": name, "slots": _names(slots), "when": _names(conditions)} | _numbers(option or [])
+    module = {"name": name, "when": _names(conditions)} | _kinds(kinds, _names(slots), _numbers(option or []))
     tables = NuScenesTables(data, version or _only_version(data))
     split = split or TRAINING.get(tables.version, "all")
     print(run(checkpoint, module, tables, split, _names(scenes), out, steps=steps, learning_rate=learning_rate))

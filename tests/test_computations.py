@@ -65,6 +65,27 @@ def test_folded_equals_unfolded(case, data, weight):
     assert_near(slot(x), unfolded)
 
 
+@every_kind
+@few
+@given(st.data())
+def test_a_module_alone_computes_and_learns_as_by_its_delta(case, data):
+    layer, x, z = data.draw(places(case))
+    module = trained(case, layer)
+    alone = slot_with(layer, Route({"m": 1.0}, z=z), m=module)
+    beside = slot_with(layer, Route({"m": 1.0}, z=z, block=Average("m")), m=copy.deepcopy(module))
+    for slot in (alone, beside):
+        slot.computations.train()  # batch norms normalise by the batch, and the layer's do not
+    y, expected = alone(x), beside(x)
+    assert_near(y, expected)
+    direction = torch.randn_like(y)
+    for out in (y, expected):
+        (out * direction).sum().backward()
+    for one, other in zip(alone.computations.parameters(), beside.computations.parameters(), strict=True):
+        assert_near(one.grad, other.grad)
+    for one, other in zip(alone.computations.buffers(), beside.computations.buffers(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
 every_pair = pytest.mark.parametrize("pair", PAIRS, ids="-".join)
 
 

@@ -18,7 +18,7 @@ from perception.modules.freeze import Freeze
 from perception.modules.merge_into_base import Merge
 from perception.modules.route import Route
 from perception.modules.slot import Slot
-from perception.modules.spec import Module
+from perception.modules.spec import Module, ModuleUnion
 
 BRANCHES = {"lidar": "lidar", "camera": "cameras"}  # first part of a slot's name: the sensor
 
@@ -60,13 +60,19 @@ class Bank:
         """A new module, the identity at first, at each slot that its patterns name. On a frozen base it is frozen too.
 
         Raises:
-            InputError: the name is taken, or a pattern fits no slot.
+            InputError: the name is taken, a pattern fits no slot, or two parts of a union want the same one.
         """
         self.require_unmerged()
         if spec.name in self.modules:
             raise InputError(f"the model already has a module called {spec.name!r}")
-        make: Any = KINDS[spec.kind]
-        self._attach(spec, {s.name: make(s.layer, **spec.options()) for s in self.match(spec.slots, spec.kind)})
+        computations: dict[str, Any] = {}
+        for part in spec.single():
+            make: Any = KINDS[part.kind]
+            for slot in self.match(part.slots, part.kind):
+                if slot.name in computations:
+                    raise InputError(f"two parts of {spec.name!r} are at {slot.name}; give each part slots of its own")
+                computations[slot.name] = make(slot.layer, **part.options())
+        self._attach(spec, computations)
 
     def delete(self, name: str) -> None:
         """Take the module, and the attention of blocks with it, out of every slot.
@@ -124,7 +130,11 @@ class Bank:
         """
         self.require_unmerged()
         self.require([name])
-        files.write(path, self.modules[name], self.slots, self.at(name), self.base_hash(), domain, metrics or {})
+        spec, at = self.modules[name], self.at(name)
+        if isinstance(spec, ModuleUnion):  # each part with its slots by name
+            parts = [p.model_copy(update={"slots": [s.name for s in self.match(p.slots, p.kind)]}) for p in spec.parts]
+            spec = spec.model_copy(update={"parts": tuple(parts)})
+        files.write(path, spec, self.slots, at, self.base_hash(), domain, metrics or {})
 
     def load(self, *paths: Path, rename: Mapping[Path, str] | None = None) -> list[str]:
         """Add modules from files; returns their names.

@@ -52,11 +52,11 @@ class Record(Section):
     sha256: str  # of the safetensors file
 
     def spec(self, name: str) -> Any:
-        """The module under this name, at the slots of the record."""
-        slots = tuple(place.name for place in self.slots)
-        return SPECS.validate_python(
-            {**self.options, "name": name, "kind": self.kind, "slots": slots, "when": self.when}
-        )
+        """The module under this name, at the slots of the record; the parts of a union say which are theirs."""
+        content = {**self.options, "name": name, "kind": self.kind, "when": self.when}
+        if self.kind != "union":
+            content["slots"] = tuple(place.name for place in self.slots)
+        return SPECS.validate_python(content)
 
 
 def tensors_of(computations: Mapping[str, Computation]) -> dict[str, Tensor]:
@@ -85,6 +85,7 @@ def write(
 
     Args:
         path: of either file, or of both without a suffix.
+        spec: of a union, with the exact slots of each part.
         slots: of the network.
         computations: what the module is at each of its slots.
 
@@ -163,15 +164,17 @@ def read(path: Path, name: str | None, slots: Mapping[str, Slot], base: str) -> 
         raise InputError(
             f"{words}: was trained on another base ({record.base[:12]}, this is {base[:12]}); load it on its own"
         )
-    for place in record.slots:
-        _check_place(words, place, slots, record.kind)
     try:
         spec = record.spec(name or record.name)
     except ValidationError:
         raise InputError(f"{words}: {name!r} is no name for a module; use letters, digits, _ and -") from None
+    parts = {slot: part for part in spec.single() for slot in part.slots}
+    if parts.keys() != {place.name for place in record.slots}:
+        raise InputError(f"{words}: the slots of its parts are not the slots it lists; it was changed by hand")
+    for place in record.slots:
+        _check_place(words, place, slots, parts[place.name].kind)
     tensors = _read_tensors(weights, record.sha256)
-    make: Any = KINDS[record.kind]
-    built = {place.name: make(slots[place.name].layer, **spec.options()) for place in record.slots}
+    built = {slot: _build(part, slots[slot].layer) for slot, part in parts.items()}
     expected = tensors_of(built)
     different = sorted(expected.keys() ^ tensors.keys()) or [
         key for key, own in expected.items() if (own.shape, own.dtype) != (tensors[key].shape, tensors[key].dtype)
@@ -183,6 +186,12 @@ def read(path: Path, name: str | None, slots: Mapping[str, Slot], base: str) -> 
     for slot, computation in built.items():
         computation.load_state_dict({key: tensors[f"{slot}/{key}"] for key in computation.state_dict()})
     return spec, built
+
+
+def _build(part: Any, layer: Any) -> Computation:
+    make: Any = KINDS[part.kind]
+    computation: Computation = make(layer, **part.options())
+    return computation
 
 
 def _check_place(words: Path, place: Place, slots: Mapping[str, Slot], kind: str) -> None:

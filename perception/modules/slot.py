@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from perception.errors import InputError
-from perception.modules.aggregation.composition import Block, Fuse, deltas, folded, is_affine, names
+from perception.modules.aggregation.composition import Block, Fuse, deltas, folded, is_affine, is_sum, names
 from perception.modules.computation.computation import Affine, Site
 from perception.modules.route import Route
 
@@ -32,14 +32,26 @@ class Slot(nn.Module):
         self.route = Route()
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.layer(x)
+        block = self.route.combination(self.name) if self.computations else None
+        alone = None if block is None or self.constant is not None else self._alone(block)
+        if alone is not None:
+            y: Tensor = alone.output(x, self.layer, self.route.z)
+            return y
+        y = self.layer(x)
         if self.constant is not None:
             y = y + self.constant
-        block = self.route.combination(self.name) if self.computations else None
         if block is None:
             return y
         delta = deltas(block, Site(x, y, self.layer, self.route.z), self._weighted_delta, self._fuse)
         return y if delta is None else y + delta
+
+    def _alone(self, block: Block) -> Any:
+        """The module that the route runs here if it is the only one, its delta neither weighted nor attended to."""
+        running = self.routed()
+        if len(running) != 1 or not is_sum(block):
+            return None
+        weight = self.route.at(self.name)[running[0]]
+        return self.computations[running[0]] if not isinstance(weight, Tensor) and weight == 1 else None
 
     def routed(self) -> list[str]:
         """The modules at this slot that the route in force runs, in its order."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, Union
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from perception.frame import CONDITION_VALUES
 from perception.section import Section
@@ -33,8 +33,12 @@ class _Module(Section):
         return when
 
     def options(self) -> dict[str, Any]:
-        """Arguments of the computation function beside its layer."""
+        """Arguments of the computation function beside its layer; of a union its parts."""
         return self.model_dump(exclude={"name", "kind", "slots", "when"})
+
+    def single(self) -> tuple[Any, ...]:
+        """The module as modules of one kind each."""
+        return (self,)
 
 
 class LowRank(_Module):
@@ -89,7 +93,7 @@ class HyperNetwork(_Module):
     hidden: Positive = 8
 
 
-Module = Annotated[
+Single = Annotated[
     Union[  # noqa: UP007 - pydantic reads it at run time, in Python 3.10 too
         LowRank,
         SparseDelta,
@@ -105,3 +109,33 @@ Module = Annotated[
     ],
     Field(discriminator="kind"),
 ]
+
+
+class ModuleUnion(_Module):
+    """One module of several kinds, each at slots of its own: batch norms of its own, say, and low-rank deltas.
+
+    He et al., "Towards a unified view of parameter-efficient transfer learning", 2022, section 4.
+    """
+
+    kind: Literal["union"] = "union"
+    slots: tuple[()] = Field(default=(), strict=False)  # the parts have theirs
+    parts: tuple[Single, ...] = Field(min_length=1, strict=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_name(cls, content: Any) -> Any:
+        """The parts go by the name and the facts of the union."""
+        if not isinstance(content, dict) or not isinstance(content.get("parts"), list | tuple):
+            return content
+        shared = {"name": content.get("name"), "when": content.get("when", ())}
+        parts = [part.model_dump() if isinstance(part, _Module) else part for part in content["parts"]]
+        return {**content, "parts": [{**part, **shared} if isinstance(part, dict) else part for part in parts]}
+
+    def options(self) -> dict[str, Any]:
+        return {"parts": [part.model_dump(mode="json", exclude={"name", "when"}) for part in self.parts]}
+
+    def single(self) -> tuple[Any, ...]:
+        return self.parts
+
+
+Module = Annotated[Union[Single, ModuleUnion], Field(discriminator="kind")]  # noqa: UP007

@@ -38,7 +38,8 @@ def rows(bank: Bank) -> list[Row]:
 
 def _row(bank: Bank, name: str, base: int) -> Row:
     spec, computations = bank.modules[name], bank.at(name)
-    able = [slot.name for slot in bank.slots.values() if KINDS[spec.kind].attaches_to(slot.layer)]
+    kinds = list(dict.fromkeys(part.kind for part in spec.single()))
+    able = [s.name for s in bank.slots.values() if any(KINDS[kind].attaches_to(s.layer) for kind in kinds)]
     parameters = [parameter for computation in computations.values() for parameter in computation.parameters()]
     count = sum(parameter.numel() for parameter in parameters)
     trainable = any(parameter.requires_grad for parameter in parameters)
@@ -50,7 +51,7 @@ def _row(bank: Bank, name: str, base: int) -> Row:
     }
     return Row(
         name,
-        spec.kind,
+        " + ".join(kinds),
         len(computations),
         compact(computations.keys(), able),
         count,

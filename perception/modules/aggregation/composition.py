@@ -213,6 +213,13 @@ def folded(block: Block, function: Affine, module: Callable[[str, Affine], Affin
     return total
 
 
+def is_sum(block: Block) -> bool:
+    """Whether nothing in the block changes a delta: no weights, no attention."""
+    if isinstance(block, str):
+        return True
+    return not isinstance(block, Average | Fuse) and all(is_sum(member) for member in block.members)
+
+
 def is_affine(block: Block, attentions: Collection[str]) -> bool:
     """Whether the block is affine at a slot, where all its modules are.
 

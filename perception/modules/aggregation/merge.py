@@ -63,7 +63,7 @@ def merge_modules(
     specs = _specs(bank, members)
     vectors = [_task_vector(bank, member) for member in members]
     merged = {key: strength * v for key, v in _joined(vectors, method, weights, keep, drop, seed).items()}
-    bank.add(_spec(specs, vectors, name, rank, when))
+    bank.add(_spec(bank, specs, vectors, name, rank, when))
     return {slot: _fill(module, merged, bank.slots[slot]) for slot, module in bank.at(name).items()}
 
 
@@ -75,16 +75,25 @@ def _specs(bank: Bank, members: Sequence[str]) -> list[Any]:
                 f"the model has no module called {member!r}; there are: {', '.join(bank.modules) or 'none'}"
             )
     specs = [bank.modules[member] for member in members]
-    for member, spec in zip(members, specs, strict=True):
+    first = _kinds(bank, members[0]) if members else {}
+    for member in members:
         instead = f"they can run together as they are: average({members[0]}, {member})"
-        if spec.kind != specs[0].kind:
-            raise InputError(
-                f"{members[0]!r} is {specs[0].kind}, {member!r} is {spec.kind}, and do not merge; {instead}"
-            )
-        only = sorted(bank.at(member).keys() ^ bank.at(members[0]).keys())
+        kinds = _kinds(bank, member)
+        one, other = (" + ".join(dict(k.values()).values()) for k in (first, kinds))
+        if one != other:
+            raise InputError(f"{members[0]!r} is {one}, {member!r} is {other}, and do not merge; {instead}")
+        only = sorted(kinds.keys() ^ first.keys())
         if only:
             raise InputError(f"only one of {members[0]!r} and {member!r} is at {', '.join(only)}; {instead}")
+        if kinds != first:
+            raise InputError(f"the parts of {members[0]!r} and {member!r} are at different slots; {instead}")
     return specs
+
+
+def _kinds(bank: Bank, name: str) -> dict[str, tuple[int, str]]:
+    """At each slot of the module the number and the kind of its part there."""
+    parts = enumerate(bank.modules[name].single())
+    return {slot.name: (i, part.kind) for i, part in parts for slot in bank.match(part.slots, part.kind)}
 
 
 def _task_vector(bank: Bank, name: str) -> Vector:
@@ -115,21 +124,32 @@ def _joined(
     return average(vectors) if method == "average" else task_arithmetic(vectors, 1.0)
 
 
-def _spec(specs: list[Any], vectors: list[Vector], name: str, rank: int | None, when: Sequence[str]) -> Any:
-    """The new module in words: of the members' kind, with room for any weighted sum of them."""
-    options = specs[0].options()
-    if specs[0].kind == "low_rank":
-        options = {"rank": sum(spec.rank for spec in specs) if rank is None else rank, "alpha": None}
-    elif rank is not None:
-        raise InputError(f"only low_rank modules have a rank, these are {specs[0].kind}; leave `rank` out")
-    if specs[0].kind == "sparse_delta":
-        options = {"share": min(1.0, max(sum(spec.share for spec in specs), _filled(vectors)))}
+def _spec(bank: Bank, specs: list[Any], vectors: list[Vector], name: str, rank: int | None, when: Sequence[str]) -> Any:
+    """The new module in words: of the members' kinds, with room for any weighted sum of them."""
+    of_parts = list(zip(*(spec.single() for spec in specs), strict=True))
+    if rank is not None and not any(parts[0].kind == "low_rank" for parts in of_parts):
+        kinds = " + ".join(parts[0].kind for parts in of_parts)
+        raise InputError(f"only low_rank modules have a rank, these are {kinds}; leave `rank` out")
+    parts = [{"kind": p[0].kind, "slots": p[0].slots} | _options(bank, p, vectors, rank) for p in of_parts]
+    content: dict[str, Any] = {"name": name, "when": tuple(when)}
+    content |= {"parts": parts} if specs[0].kind == "union" else parts[0]
     try:
-        return type(specs[0])(name=name, slots=specs[0].slots, when=tuple(when), **options)
+        return type(specs[0])(**content)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise InputError(f"module {name!r}: {where}: {first['msg'].lower()}, got {first['input']!r}") from None
+
+
+def _options(bank: Bank, parts: Sequence[Any], vectors: list[Vector], rank: int | None) -> dict[str, Any]:
+    """Of the kind that these modules, or parts of unions, have in common."""
+    if parts[0].kind == "low_rank":
+        return {"rank": sum(part.rank for part in parts) if rank is None else rank, "alpha": None}
+    if parts[0].kind == "sparse_delta":
+        slots = {slot.name for slot in bank.match(parts[0].slots, parts[0].kind)}
+        own = [{key: v for key, v in vector.items() if key.split("/")[0] in slots} for vector in vectors]
+        return {"share": min(1.0, max(sum(part.share for part in parts), _filled(own)))}
+    return dict(parts[0].options())
 
 
 def _filled(vectors: list[Vector]) -> float:

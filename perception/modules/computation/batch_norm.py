@@ -30,6 +30,11 @@ class BatchNorm(Computation):
         replaced: Tensor = self.norm(site.x)
         return replaced - site.y
 
+    def output(self, x: Tensor, layer: Any, z: Tensor | None) -> Tensor:
+        """BN'(x) alone."""
+        y: Tensor = self.norm(x)
+        return y
+
     def fold(self, function: Affine, layer: Any, z: Tensor | None) -> Affine:
         """In terms of the layer's statistics: gamma' sigma / sigma' and beta' + gamma' (mu - mu') / sigma'."""
         norm: Any = self.norm

@@ -73,6 +73,11 @@ class Computation(nn.Module):
         """The delta, of the shape of `site.y`."""
         raise NotImplementedError
 
+    def output(self, x: Tensor, layer: Any, z: Tensor | None) -> Tensor:
+        """layer(x) and the delta: what a slot gives with this module alone. Overridden where there is a shorter way."""
+        y: Tensor = layer(x)
+        return y + self(Site(x, y, layer, z))
+
     def fold(self, function: Affine, layer: Any, z: Tensor | None) -> Affine:
         """`function`, which has the geometry of `layer`, followed or accompanied by this module.
 

@@ -45,7 +45,7 @@ class FixedRouter:
         asked = frozenset[str]().union(*asks.values())
         z = (
             condition_vectors(conditions)
-            if any(KINDS[m.kind].conditional for m in self.bank.modules.values())
+            if any(KINDS[part.kind].conditional for m in self.bank.modules.values() for part in m.single())
             else None
         )
         if self.bank.active is not None:
