@@ -214,7 +214,7 @@ def adapt(
 )
 def merge(
     checkpoint: Annotated[Path, typer.Argument(help="A run, or one of its checkpoints.")],
-    modules: Annotated[str, typer.Option(help="Two or more of its modules, such as rain,night.")],
+    modules: Annotated[str, typer.Option(help="Two or more of its modules: rain,night or 0.7*rain,0.3*night.")],
     name: Annotated[str, typer.Option(help="Name of the new module.")],
     out: Out,
     method: Annotated[str, typer.Option(help="average, task-arithmetic, ties or dare.")] = "average",

@@ -92,6 +92,11 @@ class PerceptionModel(nn.Module):
         """
         return self.chooser.losses(self.routes, costs) if self._chooses() else {}
 
+    def routing_balance(self) -> dict[str, float]:
+        """How evenly a learned router used its options on the batch of the last forward pass; empty without one."""
+        learned = self._chooses() and isinstance(self.chooser, LearnedRouter)
+        return self.chooser.balance(self.routes) if learned else {}
+
     def _chooses(self) -> bool:
         """Whether there is something to choose: no module is activated by hand or merged, and slots hold some."""
         holding = any(self.bank.slots[slot].computations for slot in after_fusion(self.bank))

@@ -21,6 +21,7 @@ from perception.errors import InputError
 from perception.frame import Conditions
 from perception.model import PerceptionModel
 from perception.modules.route import Route
+from perception.modules.routing import balance
 from perception.modules.routing.inspect import routing_table
 
 LITTLE = {
@@ -186,6 +187,10 @@ def test_routing_losses_of_a_training_batch_teach_the_chooser() -> None:
         gradients = torch.autograd.grad(loss, list(chooser.values()), retain_graph=True)
         assert sum(g.abs().sum() for g in gradients) > 0
     assert little(ALL[:4]).routing_losses() == {}
+    assert little(ALL[:4]).routing_balance() == {}
+    evenness = model.routing_balance()
+    assert losses["balance"].item() == pytest.approx(0.1 * evenness["gshard"])
+    assert evenness == balance.report(model.routes[0].logits, model.routes[0].chosen)
     assert copy.deepcopy(model).state_dict().keys() == model.state_dict().keys()  # in the middle of training, too
 
 

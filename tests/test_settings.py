@@ -182,9 +182,16 @@ def test_merged_modules_are_a_checkpoint_with_one_more(tables, trained, tmp_path
         mean = sum(model.bank.at(n)[slot].product() for n in ("rain", "night")) / 2
         torch.testing.assert_close(module.product(), mean, rtol=1e-4, atol=1e-6)
     assert (tmp_path / "merged" / "modules" / "wet_night.json").exists()
+    merge(checkpoint, ["0.5*rain", "-2*night"], "mixed", "task-arithmetic", tmp_path / "mixed", [])
+    bank = load_model(tmp_path / "mixed")[0].bank
+    for slot, module in bank.at("mixed").items():
+        total = 0.5 * bank.at("rain")[slot].product() - 2 * bank.at("night")[slot].product()
+        torch.testing.assert_close(module.product(), total, rtol=1e-4, atol=1e-6)
     for members, method, options, message in (
         (["rain", "fog"], "average", {}, "no module called 'fog'"),
         (["rain", "night"], "magic", {}, "magic"),
+        (["0.5*rain", "night"], "average", {}, "an average has weights for all its members or for none"),
+        (["0.5*stack(rain, night)"], "average", {}, "modules merge, blocks do not"),
         (["rain", "night"], "ties", {"depth": 1}, "depth"),
     ):
         with pytest.raises(InputError, match=message):

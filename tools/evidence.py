@@ -31,6 +31,7 @@ from evidence_plan import (
     SOURCE,
     STEPS,
     TARGETS,
+    UNION,
     WAYS,
 )
 from evidence_report import write_report
@@ -92,6 +93,7 @@ class Evidence:
     def zero_shot(self) -> None:
         for domain in ("source", *TARGETS, *COMBINATIONS):
             self.row(0, domain, "zero-shot", lambda domain=domain: {"target": self.scores(self.base(), domain)})
+        self.adapt(0, "source", "full fine-tune")  # what more training alone gains
 
     def adapt(self, seed: int, target: str, name: str) -> None:
         """One way to adapt to one target, scored there and, where the base itself changed, on the source."""
@@ -128,9 +130,9 @@ class Evidence:
     def compositions(self, seed: int, combination: str) -> Iterator[tuple[str, Callable[[], PerceptionModel]]]:
         _, (a, b) = COMBINATIONS[combination]
 
-        def activated(text: str, way: str = "low_rank") -> Callable[[], PerceptionModel]:
+        def activated(text: str) -> Callable[[], PerceptionModel]:
             def make() -> PerceptionModel:
-                model = self.together(seed, way)
+                model = self.together(seed)
                 model.bank.activate(parse_block(text))
                 return model
 
@@ -147,19 +149,19 @@ class Evidence:
 
             return make
 
-        for way in ("low_rank", "batch_norm"):
-            yield f"{way}: {a} alone", activated(a, way)
-            yield f"{way}: {b} alone", activated(b, way)
-            yield f"{way}: routed by tags", lambda way=way: self.together(seed, way)
-            yield f"{way}: average({a}, {b})", activated(f"average({a}, {b})", way)
-        yield f"low_rank: stack({a}, {b})", activated(f"stack({a}, {b})")
-        yield f"low_rank: stack({b}, {a})", activated(f"stack({b}, {a})")
-        yield "low_rank merged: average", merged("average")
-        yield "low_rank merged: task arithmetic 0.7", merged("task_arithmetic", strength=0.7)
-        yield "low_rank merged: average, recalibrated", merged("average", calibrated=True)
-        yield "low_rank merged: TIES 0.5", merged("ties", keep=0.5)
-        yield "low_rank merged: DARE 0.5", merged("dare", drop=0.5)
-        yield f"low_rank: fuse({a}, {b})", lambda: self.fused(seed, a, b)
+        yield f"alone: {a}", activated(a)
+        yield f"alone: {b}", activated(b)
+        yield "composed: routed by tags", lambda: self.together(seed)
+        yield "composed: average", activated(f"average({a}, {b})")
+        yield "composed: 0.7 of each", activated(f"average(0.7*{a}, 0.7*{b})")
+        yield f"composed: stack({a}, {b})", activated(f"stack({a}, {b})")
+        yield "merged: average", merged("average")
+        yield "merged: average, recalibrated", merged("average", calibrated=True)
+        yield "merged: task arithmetic 0.7", merged("task_arithmetic", strength=0.7)
+        yield "merged: TIES 0.5", merged("ties", keep=0.5)
+        yield "merged: DARE 0.5", merged("dare", drop=0.5)
+        if seed == 0:
+            yield f"composed: fuse({a}, {b})", lambda: self.fused(seed, a, b)
 
     # What the rows are made of.
 
@@ -189,7 +191,8 @@ class Evidence:
         if way.module:
             conditions = TARGETS.get(target) or COMBINATIONS[target][0]
             when = [c for c in conditions if c not in SOURCE]
-            module = {"name": target.replace("+", "_"), "slots": BEHIND_BACKBONE, "when": when} | way.module
+            slots = {} if "parts" in way.module else {"slots": BEHIND_BACKBONE}
+            module = {"name": target.replace("+", "_"), "when": when} | slots | way.module
             config = with_module(config, module)
             torch.manual_seed(seed)
             model.bank.add(config.modules[-1])
@@ -205,7 +208,7 @@ class Evidence:
             fit(self.prepared(seed, target, name), self.tables, self.tokens("sim_train", target), run)
         return load_model(run)[0]
 
-    def together(self, seed: int, way: str = "low_rank") -> PerceptionModel:
+    def together(self, seed: int, way: str = UNION) -> PerceptionModel:
         """The base with the modules of all single targets."""
         model = self.base()
         for target in TARGETS:

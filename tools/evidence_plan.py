@@ -21,6 +21,7 @@ BASE_STEPS, STEPS = 1200, 200
 # All but the image backbone: to train there would take its backward pass.
 BEHIND_BACKBONE = ("lidar.*", "camera.lateral*", "camera.neck*", "fuse*", "trunk.*", "heads.*")
 ROUTED = "low_rank after the fusion"  # what a router that sees the fused map can choose
+UNION = "batch_norm + low_rank"
 
 
 @dataclass(frozen=True)
@@ -33,9 +34,29 @@ class Way:
 
 
 WAYS = {
-    "full fine-tune": Way(5e-4, parts=("*",)),
+    "full fine-tune": Way(1e-3, parts=("*",)),
     "heads only": Way(3e-3, parts=("heads.*",)),
     "low_rank": Way(1.2e-2, module={"kind": "low_rank", "rank": 2}),
+    UNION: Way(
+        1.2e-2,
+        module={
+            "kind": "union",
+            "parts": [
+                {"kind": "batch_norm", "slots": ["*"]},
+                {"kind": "low_rank", "rank": 2, "slots": BEHIND_BACKBONE},
+            ],
+        },
+    ),
+    f"{UNION} behind the backbone": Way(
+        1.2e-2,
+        module={
+            "kind": "union",
+            "parts": [
+                {"kind": "batch_norm", "slots": BEHIND_BACKBONE},
+                {"kind": "low_rank", "rank": 3, "slots": ["trunk.*"]},
+            ],
+        },
+    ),
     "sparse_delta": Way(5e-3, module={"kind": "sparse_delta", "share": 0.06}),
     "batch_norm": Way(1e-2, module={"kind": "batch_norm"}),
     "prompt": Way(1e-2, module={"kind": "prompt", "slots": ["camera.neck", "fused", "heads.detection", "heads.map"]}),
@@ -55,4 +76,4 @@ ROUTERS = {  # learned on drives of all single conditions, with the low-rank mod
     "router: Gumbel, no tags": {"kind": "learned", "choose": "gumbel", "balance": 0.01},
     "router: conditions recognised": {"kind": "classifier"},
 }
-CLAIMED = ("full fine-tune", "low_rank", "batch_norm")  # ways that all seeds go
+CLAIMED = ("full fine-tune", UNION)  # ways that all seeds go

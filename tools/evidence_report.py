@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+from evidence_plan import CLAIMED, COMBINATIONS, TARGETS, WAYS
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
 
 from perception.atomic import write_atomically
 
+MOST_PARAMETERS, LEAST_RECOVERED, MOST_TIME, LEAST_PICKED = 0.02, 0.95, 0.7, 0.9
 MEASURES = ("mAP", "NDS", "mIoU")
 DOMAINS = ("source", "rain", "fog", "night", "singapore", "rain+night", "rain+singapore")  # in the order of the report
 Rows = list[dict[str, Any]]
@@ -70,14 +72,63 @@ def spread(values: list[float]) -> list[float] | None:
 def write_report(out: Path) -> None:
     """Write rows.json, evidence.json, evidence.md and evidence.png to the folder."""
     rows = [row for row in read(out) if row["domain"] != "routing"]
+    routed = [row for row in read(out) if row["domain"] == "routing"]
     entries = summarise(rows)
     times = json.loads((out / "times.json").read_text())["seconds_per_step"] if (out / "times.json").exists() else {}
     for entry in entries:
         entry["seconds_per_step"] = times.get(entry["way"])
     write_atomically(out / "rows.json", (json.dumps(read(out), indent=1) + "\n").encode())
     write_atomically(out / "evidence.json", (json.dumps(entries, indent=1) + "\n").encode())
-    write_atomically(out / "evidence.md", table(entries).encode())
+    words = "\n".join([*claims(entries), *routing(routed), "", table(entries)])
+    write_atomically(out / "evidence.md", words.encode())
     plot(entries, out / "evidence.png")
+
+
+def claims(entries: Rows) -> list[str]:
+    """What was promised and what came of it, in lines."""
+    by_key = {(e["domain"], e["way"]): e for e in entries}
+    lines = [
+        "### Claims",
+        "",
+        f"A module of at most {MOST_PARAMETERS:.0%} of the parameters recovers at least {LEAST_RECOVERED:.0%} of the "
+        f"full fine-tune's gain on three of {len(TARGETS)} targets at no more than {MOST_TIME} of its time per step:",
+        "",
+    ]
+    full = by_key.get(("rain", "full fine-tune"), {}).get("seconds_per_step")
+    for way in (way for way in CLAIMED if WAYS[way].module):
+        own = [(target, by_key[target, way]) for target in TARGETS if (target, way) in by_key]
+        shares = {target: e["recovered"][0] for target, e in own if e["recovered"]}
+        ratio = own[0][1]["seconds_per_step"] / full if own and full and own[0][1]["seconds_per_step"] else None
+        holds = sum(s >= LEAST_RECOVERED for s in shares.values()) >= 3 and all(
+            e["share"] <= MOST_PARAMETERS for _, e in own
+        )
+        found = ", ".join(f"{target} {share:.2f}" for target, share in shares.items()) or "nothing measured"
+        time = "time not measured" if ratio is None else f"{ratio:.2f} of the time"
+        verdict = "holds" if holds and ratio is not None and ratio <= MOST_TIME else "does not hold"
+        lines.append(f"- {way}: {verdict}: {found}; {own[0][1]['share']:.2%} of the parameters, {time}" if own else way)
+    lines += ["", "Modules composed for a combination that none of them saw beat the base and the best of them:", ""]
+    for combination in COMBINATIONS:
+        made = [e for e in entries if e["domain"] == combination and e["gain"]]
+        single = max((e for e in made if e["way"].startswith("alone")), key=lambda e: e["gain"][0], default=None)
+        composed = (e for e in made if e["way"].startswith(("composed", "merged")))
+        best = max(composed, key=lambda e: e["gain"][0], default=None)
+        if single and best:
+            verdict = "holds" if best["gain"][0] > max(0.0, single["gain"][0]) else "does not hold"
+            lines.append(
+                f"- {combination}: {verdict}: {best['way']} gains {number(best['gain'])} over the base, "
+                f"{single['way']} {number(single['gain'])}"
+            )
+    return lines
+
+
+def routing(rows: Rows) -> list[str]:
+    """How often learned routers, blind for tags, picked what the tags would, and how evenly they use the modules."""
+    lines = ["", f"Learned routers pick the module of the tags on {LEAST_PICKED:.0%} of the validation frames:", ""]
+    for row in rows:
+        verdict = "holds" if row["accuracy"] >= LEAST_PICKED else "does not hold"
+        load = ", ".join(f"{option} {share:.2f}" for option, share in row["load"].items())
+        lines.append(f"- {row['way'].removeprefix('router: ')}: {verdict}: {row['accuracy']:.3f}; load {load}")
+    return lines
 
 
 def table(entries: Rows) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 from perception.errors import InputError
 from perception.model import PerceptionModel
 from perception.modules.aggregation.merge import merge_modules
+from perception.modules.aggregation.notation import parse_block
 from perception.modules.files import Record, read_record, read_records
 from perception.modules.status import Row
 from perception.training.checkpoint import load_model, save_model
@@ -53,6 +54,7 @@ def merge(
     """Write the checkpoint's model with the module `name`, made of its members, to OUT and the module to OUT/modules.
 
     Args:
+        members: names, all or none of them with a weight: 0.7*rain.
         method: average, task-arithmetic, ties or dare.
         when: facts that the new module asks for.
         options: of `merge_modules`: strength, keep, drop, seed, rank.
@@ -66,13 +68,25 @@ def merge(
     unknown = sorted(options.keys() - OPTIONS)
     if unknown:
         raise InputError(f"{unknown[0]} is no option of a merge; there are {', '.join(sorted(OPTIONS))}")
+    names, weights = _weighted(members)
     model, _ = load_model(checkpoint)
     way: Any = method.replace("-", "_")
-    lost = merge_modules(model.bank, name, members, way, when=when, **options)
+    lost = merge_modules(model.bank, name, names, way, weights=weights, when=when, **options)
     records = read_records(checkpoint)
     _save(model, records, out)
     model.bank.save(name, out / "modules" / name, f"{method} of {', '.join(members)}")
     return lost
+
+
+def _weighted(members: Sequence[str]) -> tuple[list[str], list[float] | None]:
+    """Names of modules, and their weights where they are written as 0.7*rain."""
+    text = f"average({', '.join(members)})"
+    if "*" not in text:
+        return list(members), None
+    block: Any = parse_block(text)
+    if not all(isinstance(member, str) for member in block.members):
+        raise InputError(f"{text}: modules merge, blocks do not; merge the inner ones first")
+    return list(block.members), list(block.shares)
 
 
 def _save(model: PerceptionModel, records: dict[str, Record], out: Path) -> None:

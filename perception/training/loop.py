@@ -118,6 +118,7 @@ def fit(model: PerceptionModel, tables: NuScenesTables, tokens: Sequence[str], r
             values = {name: value.item() for name, value in losses.items()}
             progress.update(bar, completed=step, losses=" ".join(f"{k} {v:.2f}" for k, v in values.items()))
             if writer is not None:
+                values |= model.routing_balance()
                 _log(writer, step, values | {"norm": float(norm), "learning_rate": schedule.get_last_lr()[0]})
                 if step % options.checkpoint_every == 0 and step < options.steps:
                     save(step)

@@ -14,7 +14,7 @@ from perception.frame import Conditions
 from perception.modules.bank import Bank
 from perception.modules.route import Route, Weight
 from perception.modules.routing import choose
-from perception.modules.routing.balance import gshard, possible_options
+from perception.modules.routing.balance import gshard, possible_options, report
 from perception.modules.routing.facts import asked_kinds, possible
 from perception.modules.routing.features import HIDDEN, PerCell, Pooled, after_fusion
 
@@ -136,6 +136,11 @@ class LearnedRouter(nn.Module):
                 self.batches += 1
                 self.baseline.lerp_(costs.detach().mean(), (1 / self.batches).clamp(min=BASELINE_RATE))
         return terms
+
+    def balance(self, routes: Sequence[LearnedRoute]) -> dict[str, float]:
+        """`balance.report` on the routes of one batch, averaged over them."""
+        reports = [report(route.logits, route.chosen) for route in routes]
+        return {name: sum(each[name] for each in reports) / len(reports) for name in reports[0]}
 
     def _there(self) -> list[str]:
         """The modules that the bank has after the fusion, in its order."""
