@@ -110,7 +110,7 @@ def fit(model: PerceptionModel, tables: NuScenesTables, tokens: Sequence[str], r
             if not torch.isfinite(loss):
                 raise InputError(f"{run}: the loss at step {step} is {loss.item()}; lower train.learning_rate")
             accelerator.backward(loss)
-            norm = accelerator.clip_grad_norm_(parallel.parameters(), options.gradient_clip)
+            norm = float(accelerator.clip_grad_norm_(parallel.parameters(), options.gradient_clip))
             optimizer.step()
             schedule.step()
             optimizer.zero_grad()
@@ -118,8 +118,11 @@ def fit(model: PerceptionModel, tables: NuScenesTables, tokens: Sequence[str], r
             values = {name: value.item() for name, value in losses.items()}
             progress.update(bar, completed=step, losses=" ".join(f"{k} {v:.2f}" for k, v in values.items()))
             if writer is not None:
-                values |= model.routing_balance()
-                _log(writer, step, values | {"norm": float(norm), "learning_rate": schedule.get_last_lr()[0]})
+                _log(
+                    writer,
+                    step,
+                    {**values, **model.routing_balance(), "norm": norm, "learning_rate": schedule.get_last_lr()[0]},
+                )
                 if step % options.checkpoint_every == 0 and step < options.steps:
                     save(step)
     last = run / "checkpoints" / f"step-{options.steps:06d}"
