@@ -9,6 +9,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import yaml
+
+from perception.config import parse_config
+
 REPOSITORY = Path(__file__).parents[1]
 SMALLER = {
     "--scenes 8 --samples 20": "--scenes 2 --samples 2",
@@ -52,6 +56,9 @@ def test_commands_of_the_readme(tmp_path: Path) -> None:
     assert (manifest["conditions"], manifest["folded"]) == (["rain"], ["rain"])
     record = json.loads((tmp_path / "runs/tiny/bundle/engines/rtx-ampere.json").read_text())
     assert record["plan_bytes"] > 4 * manifest["parameters"]
+    (modules,) = re.findall(r"^```yaml\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    (rain,) = parse_config(yaml.safe_load("name: readme\n" + modules), "README").modules
+    assert [part.kind for part in rain.single()] == ["batch_norm", "low_rank"]
     (python,) = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
     (tmp_path / "modules.py").write_text(python)
     assert "name='rainy_night'" in run(tmp_path, f"{sys.executable} modules.py")

@@ -168,6 +168,25 @@ def test_adapt_refuses_what_makes_no_sense(tables, trained, tmp_path, change, me
     assert not (tmp_path / "run").exists()
 
 
+def test_a_module_of_several_kinds_is_trained_and_saved_as_one(tables, trained, tmp_path):
+    parts = [{"kind": "batch_norm", "slots": ["*"]}, {"kind": "low_rank", "slots": ["trunk.*"], "rank": 2}]
+    adapt(trained, {"kind": "union", "name": "rain", "parts": parts}, tables, "all", (), tmp_path / "run", steps=2)
+    model, config = load_model(tmp_path / "run")
+    assert config.modules[-1] == model.bank.modules["rain"]
+    base, _ = load_model(trained)
+    learned = base.bank.load(tmp_path / "run" / "modules" / "rain.json")
+    assert learned == ["rain"]
+    for slot, computation in base.bank.at("rain").items():
+        for key, value in computation.state_dict().items():
+            assert torch.equal(value, model.bank.at("rain")[slot].state_dict()[key])
+    products = [c.product() for c in model.bank.at("rain").values() if c.kind == "low_rank"]
+    assert any(product.abs().max() > 0 for product in products)
+    for slot, computation in model.bank.at("rain").items():
+        if computation.kind == "batch_norm":  # it saw the two batches, and the base's did not
+            counts = [int(norm.num_batches_tracked) for norm in (computation.norm, model.bank.slots[slot].layer)]
+            assert counts[0] - counts[1] == 2
+
+
 def test_merged_modules_are_a_checkpoint_with_one_more(tables, trained, tmp_path):
     checkpoint = trained
     for name, when in (("rain", "rain"), ("night", "night")):
