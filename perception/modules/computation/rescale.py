@@ -31,10 +31,6 @@ class Rescale(Computation):
     def forward(self, site: Site) -> Tensor:
         return per_channel(self.scale - 1, site.y, site.layer) * site.y
 
-    def output(self, x: Tensor, layer: Any, z: Tensor | None) -> Tensor:
-        y: Tensor = layer(x)
-        return y * per_channel(self.scale, y, layer)
-
     def fold(self, function: Affine, layer: Any, z: Tensor | None) -> Affine:
         return scaled(function, self.scale, layer)
 
@@ -60,10 +56,6 @@ class ScaleShift(Rescale):
 
     def forward(self, site: Site) -> Tensor:
         return super().forward(site) + per_channel(self.shift, site.y, site.layer)
-
-    def output(self, x: Tensor, layer: Any, z: Tensor | None) -> Tensor:
-        y = super().output(x, layer, z)
-        return y + per_channel(self.shift, y, layer)
 
     def fold(self, function: Affine, layer: Any, z: Tensor | None) -> Affine:
         function = super().fold(function, layer, z)
