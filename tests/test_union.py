@@ -10,7 +10,7 @@ from banks import add, close, new_bank, randomize
 from networks import FOG, inputs, model
 from pydantic import ValidationError
 
-from perception.cli import _kinds
+from perception.commands.modules import _kinds
 from perception.errors import InputError
 from perception.modules.aggregation.merge import merge_modules
 from perception.modules.aggregation.notation import parse_block

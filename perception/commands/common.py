@@ -1,0 +1,59 @@
+"""What the commands share: the application, the types of their options, and how they read and print.
+
+Heavy modules are imported inside the commands, so that --help answers at once.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from perception.errors import InputError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+app = typer.Typer(
+    help="Camera + LiDAR perception built from modules: train on nuScenes, export engines, replay drives.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+Root = Annotated[Path, typer.Option("--data", help="nuScenes dataroot, recorded or simulated.")]
+Version = Annotated[str | None, typer.Option(help="v1.0-mini, v1.0-trainval, ... Default: the only one there is.")]
+Out = Annotated[Path, typer.Option("--out", help="Folder to write.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON to standard output, all else to standard error.")]
+Scenes = Annotated[str, typer.Option(help="Only these: scene-0103,scene-0916 or keyframes scene-0103:0-4.")]
+
+
+TRAINING = {"v1.0-mini": "mini_train", "v1.0-trainval": "train", "v1.0-sim": "sim_train"}
+VALIDATION = {"v1.0-mini": "mini_val", "v1.0-trainval": "val", "v1.0-sim": "sim_val"}
+
+
+def only_version(dataroot: Path) -> str:
+    from perception.data.tables import versions
+
+    found = versions(dataroot)
+    if len(found) != 1:
+        raise InputError(f"{dataroot}: holds {', '.join(found) or 'no tables'}; say which with --version")
+    return found[0]
+
+
+def report(result: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(result))
+
+
+def console_for(as_json: bool) -> Console:
+    from rich.console import Console
+
+    return Console(stderr=as_json)
+
+
+def names(text: str) -> list[str]:
+    return [name for name in text.split(",") if name]

@@ -1,0 +1,100 @@
+"""Simulate, train, evaluate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from perception.commands.common import (
+    TRAINING,
+    VALIDATION,
+    Json,
+    Out,
+    Root,
+    Scenes,
+    Version,
+    app,
+    console_for,
+    names,
+    only_version,
+    report,
+)
+
+
+@app.command(epilog="Example: perception simulate drives --scenes 8 --samples 20 --conditions clear-day-boston")
+def simulate(
+    out: Annotated[Path, typer.Argument(help="New dataroot to write.")],
+    scenes: Annotated[int, typer.Option(help="Number of drives.", min=1)] = 8,
+    samples: Annotated[int, typer.Option(help="Keyframes (at 2 Hz) in each drive.", min=1)] = 20,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 0,
+    conditions: Annotated[
+        str, typer.Option(help="all, or names such as clear-day-boston,rain-night-singapore.")
+    ] = "all",
+    sweeps: Annotated[int, typer.Option(help="LiDAR sweeps (at 20 Hz) before each keyframe.", min=0, max=10)] = 0,
+) -> None:
+    """Write simulated drives in nuScenes' own schema, which the official devkit loads."""
+    from rich.progress import Progress
+
+    from perception.simulate.simulate import simulate as run
+
+    with Progress() as progress:
+        bar = progress.add_task("keyframes", total=scenes * samples)
+        run(out, scenes, samples, seed, names(conditions), sweeps, lambda done, _: progress.update(bar, completed=done))
+
+
+@app.command(epilog="Example: perception train configs/tiny.yaml --data drives --out runs/a")
+def train(
+    config: Annotated[Path, typer.Argument(help="YAML file, such as configs/tiny.yaml.")],
+    data: Root,
+    out: Out,
+    version: Version = None,
+    split: Annotated[str | None, typer.Option(help="Default: the version's training split; all: every scene.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in --out.")] = False,
+    steps: Annotated[int | None, typer.Option(help="Instead of the configuration's number of steps.", min=1)] = None,
+) -> None:
+    """Train a model; checkpoints and TensorBoard logs go to --out.
+
+    Several GPUs: accelerate launch -m perception.cli train ...
+    """
+    from perception.config import load_config
+    from perception.data.nuscenes import NuScenesTables
+    from perception.training.loop import train as run
+
+    settings = load_config(config)
+    if steps is not None:
+        settings = settings.model_copy(update={"train": settings.train.model_copy(update={"steps": steps})})
+    tables = NuScenesTables(data, version or only_version(data))
+    print(run(settings, tables, split or TRAINING.get(tables.version, "all"), out, resume))
+
+
+@app.command(epilog="Example: perception evaluate runs/a --data drives --out runs/a/evaluation")
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="A run, one of its checkpoints, or an exported bundle.")],
+    data: Root,
+    out: Out,
+    version: Version = None,
+    split: Annotated[
+        str | None, typer.Option(help="Default: the version's validation split; all: every scene.")
+    ] = None,
+    scenes: Scenes = "",
+    as_json: Json = False,
+) -> None:
+    """Score a model with the official devkit: mAP, NDS, TP errors; and the map's IoU."""
+    from perception.data.nuscenes import NuScenesTables
+    from perception.evaluation.evaluate import evaluate as run
+
+    tables, console = NuScenesTables(data, version or only_version(data)), console_for(as_json)
+    split = split or VALIDATION.get(tables.version, "all")
+    if (model / "manifest.json").exists():
+        from deploy.runtime import Runtime
+
+        runtime = Runtime(model)
+        result = run(runtime, tables, split, names(scenes), out, runtime.bundle.spec, console)
+    else:
+        from perception.predict import TorchPredictor
+
+        predictor = TorchPredictor.load(model)
+        result = run(predictor, tables, split, names(scenes), out, predictor.spec, console)
+    report(result, as_json)

@@ -1,0 +1,181 @@
+"""Modules: adapt, merge, list."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from perception.commands.common import (
+    TRAINING,
+    Json,
+    Out,
+    Root,
+    Scenes,
+    Version,
+    app,
+    console_for,
+    names,
+    only_version,
+    report,
+)
+from perception.errors import InputError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from perception.model import PerceptionModel
+
+
+def _numbers(options: list[str]) -> dict[str, float]:
+    """Of `rank=4` and the like."""
+    numbers: dict[str, float] = {}
+    for text in options:
+        name, _, value = text.partition("=")
+        try:
+            numbers[name] = int(value) if value.lstrip("-").isdigit() else float(value)
+        except ValueError:
+            raise InputError(f"--option {text}: write NAME=NUMBER, such as rank=4") from None
+    return numbers
+
+
+def _kinds(text: str, slots: list[str], options: dict[str, float]) -> dict[str, Any]:
+    """Of a module's description what `low_rank`, or `batch_norm+low_rank` for a union, and its options say."""
+    kinds = text.split("+")
+    if len(kinds) == 1:
+        return {"kind": text, "slots": slots, **options}
+    parts: dict[str, dict[str, Any]] = {kind: {"kind": kind, "slots": slots} for kind in kinds}
+    for name, value in options.items():
+        kind, _, own = name.partition(".")
+        if kind not in parts:
+            raise InputError(f"--option {name}: write KIND.NAME=NUMBER, with KIND one of {', '.join(kinds)}")
+        parts[kind][own] = value
+    return {"kind": "union", "parts": list(parts.values())}
+
+
+@app.command(
+    epilog="Example: perception adapt runs/a --add low_rank:rain --data drives --conditions rain --out runs/rain"
+)
+def adapt(
+    checkpoint: Annotated[Path, typer.Argument(help="A run, or one of its checkpoints.")],
+    add: Annotated[
+        str, typer.Option(help="KIND:NAME of the new module: low_rank:rain; of several: batch_norm+low_rank:rain.")
+    ],
+    data: Root,
+    out: Out,
+    conditions: Annotated[
+        str, typer.Option(help="Train on the frames with these, such as rain,night, and route to the module there.")
+    ] = "",
+    slots: Annotated[str, typer.Option(help="Names or globs of the places in the network.")] = "fuse*,trunk.*,heads.*",
+    option: Annotated[
+        list[str] | None,
+        typer.Option(help="NAME=NUMBER of the kind, such as rank=4; of several: low_rank.rank=4; repeatable."),
+    ] = None,
+    version: Version = None,
+    split: Annotated[str | None, typer.Option(help="Default: the version's training split; all: every scene.")] = None,
+    scenes: Scenes = "",
+    steps: Annotated[int, typer.Option(help="Training steps.", min=1)] = 300,
+    learning_rate: Annotated[float, typer.Option(help="Peak of the one-cycle schedule.", min=0)] = 1e-2,
+) -> None:
+    """Train a new module on a checkpoint's frozen base, beside its other modules (post-hoc; repeated: continual).
+
+    Base and earlier modules keep every bit. OUT/modules gets the module alone, OUT/checkpoints the whole model.
+    Kinds: low_rank, sparse_delta, batch_norm, prompt, series_adapter, parallel_adapter, bottleneck, rescale,
+    scale_shift, film, hypernetwork.
+    """
+    from perception.data.nuscenes import NuScenesTables
+    from perception.training.adapt import adapt as run
+
+    kinds, _, name = add.partition(":")
+    if not name:
+        raise InputError(f"--add {add}: write KIND:NAME, such as low_rank:rain")
+    module = {"name": name, "when": names(conditions)} | _kinds(kinds, names(slots), _numbers(option or []))
+    tables = NuScenesTables(data, version or only_version(data))
+    split = split or TRAINING.get(tables.version, "all")
+    print(run(checkpoint, module, tables, split, names(scenes), out, steps=steps, learning_rate=learning_rate))
+
+
+@app.command(
+    epilog="Example: perception merge runs/both --modules rain,night --method ties --name wet_night --out runs/merged"
+)
+def merge(
+    checkpoint: Annotated[Path, typer.Argument(help="A run, or one of its checkpoints.")],
+    modules: Annotated[str, typer.Option(help="Two or more of its modules: rain,night or 0.7*rain,0.3*night.")],
+    name: Annotated[str, typer.Option(help="Name of the new module.")],
+    out: Out,
+    method: Annotated[str, typer.Option(help="average, task-arithmetic, ties or dare.")] = "average",
+    conditions: Annotated[str, typer.Option(help="Route to the new module where these hold.")] = "",
+    option: Annotated[
+        list[str] | None, typer.Option(help="strength=, keep= (ties), drop= and seed= (dare), rank=; repeatable.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Merge modules of one kind into a new one; the members stay. OUT is a checkpoint with all of them."""
+    from perception.training.combine import merge as run
+
+    lost = run(checkpoint, names(modules), name, method, out, names(conditions), **_numbers(option or []))
+    report({"module": name, "lost": lost}, as_json)
+    if not as_json:
+        print(f"{name}: {method} of {modules}; at most {max(lost.values()):.1%} of a slot's change had no room")
+
+
+def _show_route(
+    model: PerceptionModel, data: Path, version: str | None, frame: str, picture: Path | None, console: Console
+) -> None:
+    from perception.data.nuscenes import NuScenesTables
+    from perception.modules.routing import inspect
+    from perception.predict import TorchPredictor
+
+    scene, _, number = frame.partition(":")
+    if not number.isdigit():
+        raise InputError(f"--frame {frame}: write a scene and the number of its keyframe, such as scene-0103:0")
+    tables, predictor = NuScenesTables(data, version or only_version(data)), TorchPredictor(model)
+    (token,) = tables.samples(selectors=[f"{scene}:{number}-{int(number) + 1}"])
+    recorded = tables.frame(token, predictor.spec.grid.reference, predictor.spec.sweeps)
+    predictor(recorded)
+    console.print(f"{frame}: {', '.join(recorded.conditions.known()) or 'conditions not known'}")
+    for route in model.routes:  # one for each group of tasks
+        console.print(inspect.as_table(inspect.routing_table(route, model.bank)))
+    if picture is not None:
+        inspect.picture(inspect.routing_table(model.routes[0], model.bank)).savefig(picture)
+
+
+@app.command(epilog="Example: perception modules runs/a --load runs/rain/modules/rain.safetensors --out runs/both")
+def modules(
+    checkpoint: Annotated[Path, typer.Argument(help="A run, or one of its checkpoints.")],
+    load: Annotated[str, typer.Option(help="Add modules from files: FILE,FILE or NEW_NAME=FILE. Needs --out.")] = "",
+    out: Annotated[Path | None, typer.Option("--out", help="Folder for the checkpoint with the added modules.")] = None,
+    frame: Annotated[str, typer.Option(help="Show how this keyframe is routed: scene-0103:0. Needs --data.")] = "",
+    data: Annotated[Path | None, typer.Option("--data", help="nuScenes dataroot of --frame.")] = None,
+    version: Version = None,
+    picture: Annotated[
+        Path | None, typer.Option(help="Picture of the route of --frame to write, such as a.png.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """List a checkpoint's modules and its base's fingerprint; put modules that were trained apart together."""
+    if bool(load) != (out is not None):
+        raise InputError("--load and --out go together: the checkpoint with the added modules is a new one")
+    if bool(frame) != (data is not None) or (picture and not frame):
+        raise InputError("--frame and --data go together, and --picture needs them")
+    from dataclasses import asdict
+
+    from perception.modules.status import table
+    from perception.training.checkpoint import load_model
+    from perception.training.combine import combine, described
+
+    if out is not None:
+        combine(checkpoint, names(load), out)
+        checkpoint = out
+    model, _ = load_model(checkpoint)
+    rows, base = described(model, checkpoint), model.bank.base_hash()
+    if as_json:
+        print(json.dumps({"base": base, "modules": [asdict(row) for row in rows]}))
+    else:
+        console = console_for(as_json)
+        console.print(table(rows) if rows else "no modules")
+        console.print(f"base {base}", soft_wrap=True)
+    if data is not None:
+        _show_route(model, data, version, frame, picture, console_for(as_json))

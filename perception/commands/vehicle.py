@@ -1,0 +1,62 @@
+"""On the way to the vehicle: export, build, replay; and the whole way at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from perception.commands.common import Json, Out, Scenes, Version, app, console_for, names, only_version, report
+
+
+@app.command(epilog="Example: perception export runs/a --out runs/a/bundle --conditions rain")
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="A run, or one of its checkpoints.")],
+    out: Out,
+    conditions: Annotated[str, typer.Option(help="Fold the modules for these, such as rain,boston.")] = "",
+    as_json: Json = False,
+) -> None:
+    """Export a checkpoint to a bundle: ONNX, manifest, golden inputs and outputs."""
+    from deploy.export import export as run
+
+    bundle = run(checkpoint, out, names(conditions), console=console_for(as_json))
+    report(bundle.manifest.model_dump(mode="json"), as_json)
+
+
+@app.command(epilog="Example: perception build runs/a/bundle --target rtx-ampere")
+def build(
+    bundle: Annotated[Path, typer.Argument(help="An exported bundle.")],
+    target: Annotated[
+        str, typer.Option(help="cpu, rtx-ampere, rtx-ada, rtx-blackwell, orin, thor, drive-orin, drive-thor.")
+    ],
+    as_json: Json = False,
+) -> None:
+    """Compile a bundle's graph to an engine for a target."""
+    from deploy.build import build as run
+
+    report(run(bundle, target, console_for(as_json)).model_dump(mode="json"), as_json)
+
+
+@app.command(epilog="Example: perception replay drives --scenes scene-0003 --bundle runs/a/bundle --out runs/a/replay")
+def replay(
+    drive: Annotated[Path, typer.Argument(help="nuScenes dataroot, recorded or simulated.")],
+    bundle: Annotated[Path, typer.Option(help="An exported bundle.")],
+    out: Out,
+    version: Version = None,
+    scenes: Scenes = "",
+    as_json: Json = False,
+) -> None:
+    """Run recorded scenes through an exported bundle; writes results, latencies and an HTML report."""
+    from deploy.replay.player import replay as run
+
+    version = version or only_version(drive)
+    report(run(drive, version, names(scenes), bundle, out, console=console_for(as_json)), as_json)
+
+
+@app.command(epilog="Example: perception demo --out runs/demo")
+def demo(out: Annotated[Path, typer.Option("--out", help="Folder to write.")] = Path("runs/demo")) -> None:
+    """Simulate, train, evaluate, export, compile and replay, in minutes, ending in a report to open."""
+    from deploy.demo import demo as run
+
+    run(out)
