@@ -24,12 +24,13 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
+from deploy.route import Banked
 from perception.atomic import write_atomically
 from perception.config import CameraBranch, Grid, Lidar, Section
 from perception.data.inputs import InputSpec
 from perception.errors import InputError
 
-SCHEMA_VERSION = 1  # as in Manifest
+SCHEMA_VERSION = 2  # as in Manifest
 MANIFEST, ONNX, GOLDEN, ENGINES = "manifest.json", "model.onnx", "golden.safetensors", "engines"
 
 Arrays = Mapping[str, np.ndarray]
@@ -47,7 +48,7 @@ class TensorInfo(Section):
 class Manifest(Section):
     """What the bundle says of itself; `manifest.json` is exactly this."""
 
-    schema_version: Literal[1] = 1
+    schema_version: Literal[2] = 2
     sha256: str = ""  # of this manifest, written with an empty string here
     name: str  # of the configuration
     precision: Literal["fp32"] = "fp32"
@@ -64,9 +65,10 @@ class Manifest(Section):
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
     modules: tuple[str, ...]  # that were in the checkpoint
-    conditions: tuple[str, ...]  # that the network was exported for
-    folded: tuple[str, ...]  # modules in force under these conditions, now part of the weights
-    inline: tuple[str, ...]  # modules in force under these conditions that stay in the graph beside their layers
+    routes: tuple[str, ...]  # conditions that the network was exported for, such as boston+rain; base: none known
+    folded: tuple[str, ...]  # modules in force on all routes, now part of the weights
+    inline: tuple[str, ...]  # modules in force on all routes that stay in the graph beside their layers
+    banked: tuple[Banked, ...]  # modules in force on some routes, in the order of the input `route`
     parameters: int
     flops: int  # of one frame; a multiply-add counts as two
     operators: dict[str, int]  # ONNX operator -> number of nodes
@@ -76,6 +78,11 @@ class Manifest(Section):
     def spec(self) -> InputSpec:
         """How a frame becomes the network's inputs."""
         return InputSpec(self.grid.build(), self.lidar, self.camera)
+
+    @property
+    def conditional(self) -> bool:
+        """Whether the network takes the conditions as an input."""
+        return any(tensor.name == "conditions" for tensor in self.inputs)
 
     @property
     def sensors(self) -> tuple[str, ...]:

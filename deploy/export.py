@@ -24,11 +24,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from deploy.bundle import Bundle, Manifest, TensorInfo, write_bundle
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
 from deploy.golden import require_agreement, synthetic_frame
+from deploy.route import Banked, steering
 from perception.config import Config, Grid
 from perception.data.inputs import InputSpec, prepare
 from perception.errors import InputError
 from perception.frame import ATTRIBUTES, CAMERAS, CLASSES, CONDITION_VALUES, CONDITIONS, MAP_CLASSES, Conditions, Frame
 from perception.model import PerceptionModel
+from perception.modules.routing.steered import SteeredRouter
+from perception.modules.spec import TASKS
 from perception.training.checkpoint import load_model
 
 OPSET = 18  # TensorRT 10 reads 9-20, TensorRT 11 9-25
@@ -38,6 +41,8 @@ UNITS = {
     "pillar_points": "x y z m, intensity 0-255, dt s; reference frame, grouped by pillar, zeros as padding",
     "pillar_counts": "points in the pillar; 0: padding",
     "pillar_cells": "row * columns + column on the pillar grid; rows * columns: padding",
+    "route": "weight of each module, in the order of `banked`; 1: it runs",
+    "conditions": "1 for each that is known to hold, in the order clear rain fog day night boston singapore",
     "images": "RGB 0-255, in the order of `cameras`; zeros where missing",
     "image_from_reference": "pixels of the network's picture per m; zeros where missing",
     "boxes": "x y z w l h m, sin and cos of yaw times any factor, vx vy m/s; reference frame",
@@ -51,15 +56,16 @@ UNITS = {
 def export(
     checkpoint: Path,
     out: Path,
-    conditions: Sequence[str] = (),
+    routes: Sequence[Sequence[str]] = ((),),
     golden: Frame | None = None,
     console: Console | None = None,
 ) -> Bundle:
     """Write the bundle of a checkpoint to the folder `out`, and print what it is.
 
     Args:
-        conditions: what is known of the drives to come, such as ("rain", "boston"); the modules for them are
-            folded into the weights.
+        routes: what can be known of the drives to come, such as (("rain", "boston"), ("boston",)). The modules for
+            one route are folded into the weights. With several, those that differ between them stay in the graph,
+            and a `route` input switches them.
         golden: the frame that proves engines later; None takes a synthetic one. It becomes part of the bundle,
             and with it the licence of its recording.
         console: where progress and the table go; standard output by default.
@@ -68,18 +74,26 @@ def export(
         InputError: no such checkpoint or condition, ONNX Runtime differs from torch, or `out` cannot be written.
     """
     console = console or Console()
-    known = parse_conditions(conditions)
-    model, config = load_model(checkpoint)
+    known = [parse_conditions(route) for route in routes]
+    trained, config = load_model(checkpoint)
     spec = InputSpec.of(config)
-    inputs = prepare(golden or synthetic_frame(spec.grid.reference), spec)
-    unfolded, _ = _run(model, inputs, known)  # it also shows prompts the size of their input
-    model = model.folded(known).eval()
+    frame = prepare(golden or synthetic_frame(spec.grid.reference), spec)
+    expected = [_run(trained, frame, each)[0] for each in known]  # it also shows prompts the size of their input
+    model = trained.folded(*known).eval()
+    banked, conditional = _banked(trained, model)
+    steered = [frame | steering(each, frame, banked, conditional) for each in known]
+    inputs = steered[0]
+    if banked:  # weights of which no two are the same, so that the golden frame sees every module
+        inputs = inputs | {"route": np.linspace(0.5, 1, len(banked), dtype=np.float32)[None]}
     outputs, flops = _run(model, inputs)
-    require_agreement(unfolded, outputs, TOLERANCE, "the folded network")
     with console.status("Exporting to ONNX"):
         graph = to_onnx(model, inputs, list(outputs))
         content = graph.SerializeToString(deterministic=True)
-    require_agreement(outputs, OnnxRuntimeEngine(content).run(inputs), TOLERANCE, "ONNX Runtime")
+    engine = OnnxRuntimeEngine(content)
+    require_agreement(outputs, engine.run(inputs), TOLERANCE, "ONNX Runtime")
+    for on_route, alone, route in zip(steered, expected, routes, strict=True):
+        require_agreement(alone, _run(model, on_route)[0], TOLERANCE, f"the folded network on route {_named(route)}")
+        require_agreement(alone, engine.run(on_route), TOLERANCE, f"ONNX Runtime on route {_named(route)}")
     describe = functools.partial(
         Manifest,
         name=config.name,
@@ -96,9 +110,10 @@ def export(
         inputs=_describe(inputs),
         outputs=_describe(outputs),
         modules=tuple(module.name for module in config.modules),
-        conditions=known.known(),
+        routes=tuple(_named(route) for route in routes),
         folded=model.bank.folded,
-        inline=tuple(model.bank.modules),
+        inline=tuple(name for name in model.bank.modules if name not in {each.name for each in banked}),
+        banked=banked,
         parameters=sum(p.numel() for p in model.parameters()),
         flops=flops,
         operators=dict(sorted(Counter(node.op_type for node in graph.graph.node).items())),
@@ -120,6 +135,18 @@ def parse_conditions(values: Sequence[str]) -> Conditions:
     return Conditions(**chosen)
 
 
+def _banked(trained: PerceptionModel, model: PerceptionModel) -> tuple[tuple[Banked, ...], bool]:
+    """The modules that the graph's `route` input steers, with what they ask for, and whether it takes conditions."""
+    if not isinstance(model.router, SteeredRouter):
+        return (), False
+    asks = {name: sorted({*trained.bank.modules[name].when} - set(TASKS)) for name in model.router.steered}
+    return tuple(Banked(name=name, asks=tuple(facts)) for name, facts in asks.items()), model.router.conditional
+
+
+def _named(route: Sequence[str]) -> str:
+    return "+".join(route) or "base"
+
+
 class _Graph(nn.Module):
     """`PerceptionModel.predict` with tensors in a row instead of a dict, which is what an ONNX graph has."""
 
@@ -132,7 +159,15 @@ class _Graph(nn.Module):
         if "images" in inputs:
             # TensorRT takes uint8 into a Cast and into nothing else, so that must be the first node.
             inputs["images"] = inputs["images"].float()
+        _steer(self.model, inputs)
         return tuple(self.model.predict(inputs).values())
+
+
+def _steer(model: PerceptionModel, inputs: dict[str, Tensor]) -> None:
+    """Take the inputs that steer modules out of `inputs`, and obey."""
+    weights, z = inputs.pop("route", None), inputs.pop("conditions", None)
+    if isinstance(model.router, SteeredRouter):
+        model.router.steer(torch.ones(1, 0) if weights is None else weights, z)
 
 
 def to_onnx(model: PerceptionModel, inputs: dict[str, np.ndarray], outputs: Sequence[str]) -> onnx.ModelProto:
@@ -176,6 +211,7 @@ def _run(
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:
         tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
+        _steer(model, tensors)
         outputs = model.predict(tensors, () if conditions is None else [conditions])
     return {name: value.numpy() for name, value in outputs.items()}, counter.get_total_flops()
 
@@ -202,9 +238,10 @@ def _table(manifest: Manifest) -> Table:
     for what, value in (
         ("parameters", f"{manifest.parameters:,}"),
         ("GFLOP per frame", f"{manifest.flops / 1e9:.2f}"),
-        ("conditions", ", ".join(manifest.conditions) or "none known"),
+        ("routes", ", ".join(manifest.routes)),
         ("modules folded", ", ".join(manifest.folded) or "none"),
         ("modules inline", ", ".join(manifest.inline) or "none"),
+        ("modules banked", ", ".join(module.name for module in manifest.banked) or "none"),
         (f"{sum(manifest.operators.values())} operators", ", ".join(f"{name} {n}" for name, n in most_first)),
         ("ONNX Runtime", f"equals torch within {manifest.tolerance:g}"),
     ):

@@ -10,6 +10,7 @@ from pathlib import Path
 from deploy.bundle import Bundle
 from deploy.engines import open_engine
 from deploy.golden import require_agreement
+from deploy.route import steering
 from perception.data.inputs import prepare
 from perception.data.outputs import to_prediction
 from perception.frame import Frame, Prediction
@@ -35,6 +36,7 @@ class Runtime:
         """What is perceived in one frame, whichever of its sensors are missing."""
         with self._timed("preprocess"):
             inputs = prepare(frame, self.bundle.spec)
+            inputs |= steering(frame.conditions, inputs, self.bundle.manifest.banked, self.bundle.manifest.conditional)
         with self._timed("engine"):
             outputs = self.engine.run(inputs)
         with self._timed("postprocess"):

@@ -26,6 +26,8 @@ from perception.modules.routing.facts import present
 from perception.modules.routing.features import after_fusion
 from perception.modules.routing.fixed import FixedRouter
 from perception.modules.routing.learned import LearnedRouter
+from perception.modules.routing.steered import SteeredRouter
+from perception.modules.spec import SENSORS
 
 CHOOSERS = {"learned": LearnedRouter, "classifier": ConditionClassifier}
 
@@ -57,7 +59,7 @@ class PerceptionModel(nn.Module):
             self.bank.add(module)
         for text in config.fusions:
             add_fusion(self.bank, parse_block(text))
-        self.router = FixedRouter(self.bank, tuple(self.heads))
+        self.router: FixedRouter | SteeredRouter = FixedRouter(self.bank, tuple(self.heads))
         chooser: Any = CHOOSERS[config.routing.kind] if config.routing else None
         self.chooser = chooser and chooser(config.routing, model.fused_channels, self.bank)
         self.routes: list[Route] = []  # of the last forward pass, one for each group of tasks
@@ -118,13 +120,23 @@ class PerceptionModel(nn.Module):
         decoders: list[Any] = [head.decode for head in self.heads.values()]
         return {name: value for decode in decoders for name, value in decode(dense).items()}
 
-    def folded(self, conditions: Conditions) -> PerceptionModel:
-        """A copy whose modules for these conditions, with all sensors there, are written into the weights.
+    def folded(self, *routes: Conditions) -> PerceptionModel:
+        """A copy for these conditions whose modules are written into the weights.
 
         Modules that do not fold stay at their slots, without a gate; those that are not routed are gone. Where a
-        chooser decides, all modules stay.
+        chooser decides, all modules stay. What runs under some of several sets of conditions only, or with or without
+        a sensor, stays as well, and a `SteeredRouter` runs it; what computes the same on all these routes is folded.
         """
         model = copy.deepcopy(self)
-        routes = model.router.settle(conditions)
-        model.bank.fold([route for route, _ in routes], keep=after_fusion(model.bank) if model.chooser else ())
+        model.router = router = FixedRouter(model.bank, tuple(model.heads))
+        chosen = model.chooser.names if model.chooser else ()
+        fixed = [module for name, module in model.bank.modules.items() if name not in chosen]
+        asked = {fact.removeprefix("no-") for module in fixed for fact in module.when}
+        sensors: list[list[str]] = [[], *([sensor] for sensor in SENSORS if sensor in asked)]  # that are missing
+        cases = [router.settle(conditions, missing) for missing in sensors for conditions in routes]
+        settled = [route for case in cases for route, _ in case]
+        always = {name for name in model.bank.modules if all(any(name in r.weights for r, _ in case) for case in cases)}
+        model.bank.fold(settled, keep=after_fusion(model.bank) if model.chooser else ())
+        if len(cases) > 1:
+            model.router = SteeredRouter(model.bank, tuple(model.heads), always)
         return model

@@ -61,7 +61,7 @@ def checkpoint_of(config: Config) -> Path:
 @cache
 def bundle(*conditions: str) -> Bundle:
     name = "-".join(("bundle", *conditions))
-    return export(checkpoint(), folder() / name, conditions, console=QUIET)
+    return export(checkpoint(), folder() / name, [conditions], console=QUIET)
 
 
 def copied(to: Path) -> Path:

@@ -78,7 +78,7 @@ def test_missing_file_is_named(tmp_path: Path, name: str) -> None:
 def test_other_schema_version_says_so(tmp_path: Path) -> None:
     file = copied(tmp_path / "bundle") / "manifest.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"schema_version": 7}))
-    with pytest.raises(InputError, match="schema version 7, but this program reads 1"):
+    with pytest.raises(InputError, match="schema version 7, but this program reads 2"):
         Bundle.load(file.parent)
 
 

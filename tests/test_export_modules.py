@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
-from exported import QUIET, bundle, checkpoint_of
+import torch
+from exported import QUIET, bundle, checkpoint_of, without
 
 from deploy.build import build
 from deploy.export import export
+from deploy.golden import differences, synthetic_frame
+from deploy.route import steering
+from deploy.runtime import Runtime
 from perception.config import Config, find_config, load_config, parse_config
+from perception.data.inputs import prepare
+from perception.data.outputs import to_prediction
+from perception.frame import Conditions
+from perception.training.checkpoint import load_model
 
 # Every kind, in every branch. Export itself refuses a graph that differs from torch, and a fold from the routed.
 AFFINE = [
@@ -33,7 +43,7 @@ def modular(name: str, modules: list[dict[str, object]], **more: object) -> Conf
 
 
 def test_affine_modules_of_every_kind_cost_nothing(tmp_path: Path) -> None:
-    folded = export(checkpoint_of(modular("affine", AFFINE)), tmp_path / "bundle", ["rain"], console=QUIET).manifest
+    folded = export(checkpoint_of(modular("affine", AFFINE)), tmp_path / "bundle", [["rain"]], console=QUIET).manifest
     assert folded.folded == tuple(m["name"] for m in AFFINE if m["name"] != "dry")
     assert folded.inline == ()
     base = bundle().manifest
@@ -76,3 +86,50 @@ def test_a_prompt_leaves_a_constant(tmp_path: Path) -> None:
     assert manifest.folded == ("p",)
     base = bundle().manifest.operators
     assert {k: n - base.get(k, 0) for k, n in manifest.operators.items() if n != base.get(k, 0)} == {"Add": 1}
+
+
+BANK = [
+    {"name": "city", "kind": "low_rank", "slots": ["trunk.*"], "rank": 2, "when": ["boston"]},
+    {"name": "rain", "kind": "low_rank", "slots": ["trunk.stage1*", "heads.*"], "rank": 2, "when": ["rain"]},
+    {"name": "night", "kind": "batch_norm", "slots": ["camera.*"], "when": ["night"]},
+    {"name": "film", "kind": "film", "slots": ["heads.map*"], "when": ["map"]},
+    {"name": "blind", "kind": "scale_shift", "slots": ["fused"], "when": ["no-cameras"]},
+    {"name": "dry", "kind": "rescale", "slots": ["trunk.*"], "when": ["clear"]},
+]
+ROUTES = [["boston"], ["boston", "rain"], ["boston", "night"]]
+
+
+def test_one_graph_serves_several_routes_and_any_mixture_of_them(tmp_path: Path) -> None:
+    checkpoint = checkpoint_of(modular("banked", BANK))
+    exported = export(checkpoint, tmp_path / "bundle", ROUTES, console=QUIET)
+    manifest = exported.manifest
+    assert manifest.routes == ("boston", "boston+rain", "boston+night")
+    assert {m.name: m.asks for m in manifest.banked} == {
+        "rain": ("rain",),
+        "night": ("night",),
+        "blind": ("no-cameras",),
+    }
+    assert (manifest.folded, manifest.inline) == ((), ("city", "film"))
+    assert manifest.conditional
+    model, _ = load_model(checkpoint)
+    runtime = Runtime(tmp_path / "bundle")
+    frame = synthetic_frame("ego", 3)
+    for conditions in (
+        Conditions(city="boston"),
+        Conditions(weather="rain", city="boston"),
+        Conditions(light="night", city="boston"),
+        Conditions("rain", "night", "boston"),
+    ):
+        for seen in (frame, without(frame, "camera"), without(frame, "lidar")):
+            inputs = prepare(seen, exported.spec)
+            steer = steering(conditions, inputs, manifest.banked, manifest.conditional)
+            actual = runtime.engine.run(inputs | steer)
+            tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
+            with torch.no_grad():
+                expected = {name: value.numpy() for name, value in model.predict(tensors, [conditions]).items()}
+            assert differences(expected, actual, 1e-4) == [], (conditions, seen.cameras.keys())
+            if seen is frame:
+                step = runtime.step(replace(frame, conditions=conditions))
+                np.testing.assert_array_equal(step.map_probabilities, to_prediction(actual).map_probabilities)
+    pytest.importorskip("tensorrt_rtx")
+    assert build(tmp_path / "bundle", "rtx-ampere", QUIET).layers > 0

@@ -53,7 +53,7 @@ def test_commands_of_the_readme(tmp_path: Path) -> None:
     metrics = json.loads((tmp_path / "runs/tiny/evaluation/metrics.json").read_text())
     assert metrics["samples"] == 2
     manifest = json.loads((tmp_path / "runs/tiny/bundle/manifest.json").read_text())
-    assert (manifest["conditions"], manifest["folded"]) == (["rain"], ["rain"])
+    assert (manifest["routes"], manifest["folded"]) == (["rain"], ["rain"])
     record = json.loads((tmp_path / "runs/tiny/bundle/engines/rtx-ampere.json").read_text())
     assert record["plan_bytes"] > 4 * manifest["parameters"]
     (modules,) = re.findall(r"^```yaml\n(.*?)^```", text, re.MULTILINE | re.DOTALL)

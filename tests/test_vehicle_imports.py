@@ -25,6 +25,7 @@ VEHICLE = (
     "deploy.engines.cuda",
     "deploy.engines.onnxruntime",
     "deploy.engines.tensorrt",
+    "deploy.route",
     "deploy.runtime",
     "deploy.replay.latency",
     "deploy.replay.pictures",

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from perception.commands.common import Json, Out, Scenes, Version, app, console_for, names, only_version, report
+from perception.errors import InputError
 
 
 @app.command(epilog="Example: perception export runs/a --out runs/a/bundle --conditions rain")
@@ -15,12 +16,19 @@ def export(
     checkpoint: Annotated[Path, typer.Argument(help="A run, or one of its checkpoints.")],
     out: Out,
     conditions: Annotated[str, typer.Option(help="Fold the modules for these, such as rain,boston.")] = "",
+    routes: Annotated[
+        str,
+        typer.Option(help="Several sets of conditions that one graph shall serve: boston,boston+rain,boston+night."),
+    ] = "",
     as_json: Json = False,
 ) -> None:
     """Export a checkpoint to a bundle: ONNX, manifest, golden inputs and outputs."""
     from deploy.export import export as run
 
-    bundle = run(checkpoint, out, names(conditions), console=console_for(as_json))
+    if conditions and routes:
+        raise InputError("--conditions is for one route, --routes for several; give one of them")
+    sets = [[fact for fact in route.split("+") if fact != "base"] for route in names(routes)] or [names(conditions)]
+    bundle = run(checkpoint, out, sets, console=console_for(as_json))
     report(bundle.manifest.model_dump(mode="json"), as_json)
 
 

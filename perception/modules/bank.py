@@ -215,12 +215,13 @@ class Bank:
             if slot.name in keep:
                 routed |= set(slot.computations)
                 continue
-            for route in routes:
-                slot.route = route
-                routed |= set(slot.routed())
+            here = slot.routed_by(routes)
+            routed |= set(here)
             slot.route = routes[0]
-            if all(r.at(slot.name) == routes[0].at(slot.name) and r.block == routes[0].block for r in routes):
+            if slot.alike(routes):
                 slot.fold()
+            else:
+                slot.computations = nn.ModuleDict({name: slot.computations[name] for name in here})
         left = {name for slot in self.slots.values() for name in slot.computations}
         self.folded = tuple(name for name in self.modules if name in routed - left)
         self.modules = {name: spec for name, spec in self.modules.items() if name in routed & left}

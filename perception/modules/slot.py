@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -57,6 +58,25 @@ class Slot(nn.Module):
         """The modules at this slot that the route in force runs, in its order."""
         block, weights = self.route.combination(self.name), self.route.at(self.name)
         return [] if block is None else [n for n in names(block) if n in self.computations and n in weights]
+
+    def routed_by(self, routes: Sequence[Route]) -> list[str]:
+        """The modules at this slot that one of the routes or more run."""
+        found: dict[str, None] = {}
+        for route in routes:
+            self.route = route
+            found |= dict.fromkeys(self.routed())
+        return list(found)
+
+    def alike(self, routes: Sequence[Route]) -> bool:
+        """Whether all routes compute the same at this slot."""
+        conditional = any(module.conditional for module in self.computations.values())
+
+        def here(route: Route) -> tuple[Any, ...]:
+            weights = {name: weight for name, weight in route.at(self.name).items() if name in self.computations}
+            z = route.z.tolist() if conditional and route.z is not None else None
+            return weights, route.block, z
+
+        return all(here(route) == here(routes[0]) for route in routes)
 
     def folds(self) -> bool:
         """Whether what the route runs here is affine, with weights that do not depend on the input."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -41,7 +41,21 @@ class FixedRouter:
         """
         if self._settled is not None:
             return self._settled
-        asks = {name: self.bank.asks(name) for name in self.bank.modules}
+        return self._routes({name: self.bank.asks(name) for name in self.bank.modules}, conditions, sensors)
+
+    def settle(self, conditions: Conditions, missing: Collection[str] = ()) -> list[tuple[Route, tuple[str, ...]]]:
+        """Route all frames to come as one under these conditions with all sensors there but the missing ones.
+
+        The branch of a missing sensor gives zeros whatever its modules do, so they go by their `when` alone here.
+        """
+        asks = {name: frozenset(module.when) for name, module in self.bank.modules.items()}
+        sensors = {name: torch.tensor([name not in missing]) for name in SENSORS}
+        self._settled = self._routes(asks, [conditions], sensors)
+        return self._settled
+
+    def _routes(
+        self, asks: Mapping[str, Facts], conditions: Sequence[Conditions], sensors: Mapping[str, Tensor]
+    ) -> list[tuple[Route, tuple[str, ...]]]:
         asked = frozenset[str]().union(*asks.values())
         z = (
             condition_vectors(conditions)
@@ -57,11 +71,6 @@ class FixedRouter:
             weights = fixed_weights(asks, facts(conditions, sensors, task))
             routes.append((Route(weights, z=z), self.tasks if task is None else (task,)))
         return routes
-
-    def settle(self, conditions: Conditions) -> list[tuple[Route, tuple[str, ...]]]:
-        """Route all frames to come as one under these conditions with all sensors there."""
-        self._settled = self([conditions], {name: torch.tensor([True]) for name in SENSORS})
-        return self._settled
 
 
 def fixed_weights(asks: Mapping[str, Facts], frames: Sequence[Facts]) -> dict[str, Weight]:

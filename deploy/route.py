@@ -1,0 +1,41 @@
+"""Steering a network with modules on board: the weight of each one, from what is known of a frame. No torch here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from perception.frame import CONDITION_VALUES, Conditions
+from perception.section import Section
+
+
+class Banked(Section):
+    """A module in the graph whose weight is part of the input `route`."""
+
+    name: str
+    asks: tuple[str, ...]  # facts that must be known to hold of a frame for it to run
+
+
+def steering(
+    conditions: Conditions, inputs: Mapping[str, np.ndarray], banked: Sequence[Banked], conditional: bool
+) -> dict[str, np.ndarray]:
+    """The inputs that steer the network for a frame: `route`, and `conditions` where modules read them.
+
+    Args:
+        conditions: what is known of the frame.
+        inputs: its sensors' inputs, as of `prepare`; zeros where a sensor is missing.
+        banked: the modules in the order of the input.
+        conditional: whether the network has an input `conditions`.
+    """
+    known = {*conditions.known()}
+    if "pillar_counts" in inputs:
+        known.add("lidar" if inputs["pillar_counts"].any() else "no-lidar")
+    if "image_from_reference" in inputs:
+        known.add("cameras" if inputs["image_from_reference"].any() else "no-cameras")
+    steer = {}
+    if banked:
+        steer["route"] = np.array([[known.issuperset(module.asks) for module in banked]], np.float32)
+    if conditional:
+        steer["conditions"] = np.array([[value in known for value in CONDITION_VALUES]], np.float32)
+    return steer

@@ -1,0 +1,50 @@
+"""Steered routing: the weights of modules come as numbers with each frame, so that one graph serves many routes."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+
+from torch import Tensor
+
+from perception.frame import Conditions
+from perception.modules.bank import Bank
+from perception.modules.computation.kinds import KINDS
+from perception.modules.route import Route, Weight
+from perception.modules.spec import TASKS
+
+
+class SteeredRouter:
+    """Runs each module with the weight that it was given last; stands in a model in place of the fixed router.
+
+    Args:
+        bank: of the model.
+        tasks: of the model's heads.
+        always: modules that run on every route, at weight one.
+    """
+
+    def __init__(self, bank: Bank, tasks: Sequence[str], always: Collection[str]) -> None:
+        self.bank, self.tasks = bank, tuple(tasks)
+        self.always = tuple(name for name in bank.modules if name in always)
+        self.steered = tuple(name for name in bank.modules if name not in always)
+        self.conditional = any(KINDS[part.kind].conditional for m in bank.modules.values() for part in m.single())
+        self.weights: Tensor | None = None
+        self.z: Tensor | None = None
+
+    def steer(self, weights: Tensor, z: Tensor | None = None) -> None:
+        """Set the weights (1, M) of the `steered` modules, and the condition vector (1, Z) of conditional ones."""
+        self.weights, self.z = weights, z
+
+    def __call__(
+        self, conditions: Sequence[Conditions], sensors: Mapping[str, Tensor]
+    ) -> list[tuple[Route, tuple[str, ...]]]:
+        """As of `FixedRouter`; the conditions and sensors have spoken in the weights already."""
+        assert self.weights is not None, "steer before the first forward pass"
+        weights: dict[str, Weight] = dict.fromkeys(self.always, 1.0)
+        weights |= {name: self.weights[:, i] for i, name in enumerate(self.steered)}
+        asked = {name: self.bank.asks(name) & set(TASKS) for name in weights}
+        if not any(asked.values()):
+            return [(Route(weights, z=self.z, static=False), self.tasks)]
+        return [
+            (Route({n: w for n, w in weights.items() if asked[n] <= {task}}, z=self.z, static=False), (task,))
+            for task in self.tasks
+        ]
