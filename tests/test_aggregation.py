@@ -318,6 +318,15 @@ def test_ties_trims_over_all_slots_and_equal_members_merge_to_what_one_alone_giv
         close(vector(bank, "same")[key], tensor)
 
 
+def test_dare_drops_nothing_of_batch_norms(bank):
+    for name in ("a", "b"):
+        add(bank, name, "batch_norm", slots=("norm",))
+    merge_modules(bank, "sum", ["a", "b"], "task_arithmetic")
+    merge_modules(bank, "new", ["a", "b"], "dare", drop=0.9)
+    for key, value in bank.at("sum")["norm"].state_dict().items():
+        assert torch.equal(bank.at("new")["norm"].state_dict()[key], value)
+
+
 def test_dare_is_unbiased_through_the_bank_and_follows_its_seed(bank):
     add(bank, "a", "rescale", slots=("one",))
     add(bank, "b", "rescale", slots=("one",))

@@ -16,6 +16,7 @@ from perception.data.nuscenes import NuScenesTables
 from perception.errors import InputError
 from perception.frame import Conditions
 from perception.model import PerceptionModel
+from perception.modules.files import SPECS
 from perception.modules.spec import BatchNorm, LowRank
 from perception.training import settings
 from perception.training.adapt import adapt
@@ -242,6 +243,38 @@ def test_recalibrated_statistics_are_those_of_the_batches(tables, trained):
         variances = torch.stack([x.var(dim=(0, 2, 3)) for x in seen[name]]).mean(dim=0)
         torch.testing.assert_close(norm.running_mean, means, rtol=1e-10, atol=1e-12)
         torch.testing.assert_close(norm.running_var, variances, rtol=1e-10, atol=1e-12)
+
+
+def test_the_statistics_of_a_module_are_recalibrated_and_the_base_stays(tables, trained):
+    model, config = load_model(trained)
+    model.bank.add(SPECS.validate_python({"kind": "batch_norm", "name": "own", "slots": ["trunk.*", "heads.*"]}))
+    model.bank.activate("own")
+    settings.post_hoc(model, ["own"])
+    model.double().eval()
+    before, base = model.bank.base_hash(), {k: v.clone() for k, v in model.state_dict().items()}
+    seen: dict[str, list[torch.Tensor]] = {}
+    for name, computation in model.bank.at("own").items():
+        computation.norm.register_forward_pre_hook(
+            lambda _, x, name=name: seen.setdefault(name, []).append(x[0].detach())
+        )
+    dataset = FrameDataset(tables, tables.samples("all"), config)
+    chosen = [batch for _, batch in zip(range(2), batches(dataset, config), strict=False)]
+    frames = [
+        ({k: v.double() if v.is_floating_point() else v for k, v in batch.inputs.items()}, batch.conditions)
+        for batch in chosen
+    ]
+    recalibrate(model, frames, "own")
+    assert len(seen) > 10
+    for name, inputs in seen.items():
+        norm = model.bank.at("own")[name].norm
+        means = torch.stack([x.mean(dim=(0, 2, 3)) for x in inputs]).mean(dim=0)
+        torch.testing.assert_close(norm.running_mean, means, rtol=1e-10, atol=1e-12)
+        assert not norm.training
+        assert norm.momentum == model.bank.slots[name].layer.momentum
+    assert model.bank.base_hash() == before
+    changed = {k for k, v in model.state_dict().items() if not torch.equal(v, base[k])}
+    assert changed
+    assert all(".computations.own.norm." in key for key in changed)
 
 
 def test_costs_of_frames_are_their_losses_alone(tables):

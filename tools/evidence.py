@@ -144,7 +144,7 @@ class Evidence:
                 merge_modules(model.bank, "merged", [a, b], method, **options)
                 model.bank.activate("merged")
                 if calibrated:  # needs drives of the combination, but none of their annotations
-                    recalibrate(model, self.inputs(self.tokens("sim_train", combination)))
+                    recalibrate(model, self.inputs(self.tokens("sim_train", combination)), "merged")
                 return model
 
             return make

@@ -14,28 +14,40 @@ from perception.modules.base import is_own
 
 
 @torch.no_grad()
-def recalibrate(model: PerceptionModel, frames: Iterable[tuple[dict[str, Tensor], Sequence[Conditions]]]) -> None:
-    """Estimate the running mean and variance of the base's batch normalisations anew, averages over these batches.
+def recalibrate(
+    model: PerceptionModel,
+    frames: Iterable[tuple[dict[str, Tensor], Sequence[Conditions]]],
+    module: str | None = None,
+) -> None:
+    """Estimate the running mean and variance of batch normalisations anew, averages over these batches.
 
     Averaged weights shrink the variance of what they compute (Jordan et al., REPAIR, 2023), while the statistics are
-    still those of the weights before. Meant for a model whose modules are merged or folded: it changes the base.
+    still those of the weights before.
 
     Args:
         frames: inputs as the model takes them, with the conditions of their frames.
+        module: whose own batch normalisations are meant; it must run on the frames. None: those of the base, which
+            it changes: for a model whose modules are merged or folded.
     """
     layers = [layer for name, layer in model.named_modules() if name and is_own(f"{name}.")]
+    if module is not None:
+        model.bank.require([module])
+        layers = [layer for computation in model.bank.at(module).values() for layer in computation.modules()]
     norms: list[Any] = [layer for layer in layers if isinstance(layer, nn.modules.batchnorm._BatchNorm)]
     mode, momenta = model.training, [norm.momentum for norm in norms]
-    frozen = [p for p in model.parameters() if not p.requires_grad]
-    model.eval().requires_grad_(True)  # the bank holds the normalisations of a frozen base in evaluation mode
+    model.eval()
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # averages over all batches
-        norm.train()
+
+    def learn(*_: Any) -> None:
+        for norm in norms:
+            norm.train()
+
+    hook = model.register_forward_pre_hook(learn)  # after the bank's, which holds what is frozen in evaluation mode
     for inputs, conditions in frames:
         model(inputs, conditions)
+    hook.remove()
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
-    for parameter in frozen:
-        parameter.requires_grad_(False)
     model.train(mode)

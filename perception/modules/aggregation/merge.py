@@ -48,7 +48,7 @@ def merge_modules(
         weights: one for each member, used as they are.
         strength: lambda, which multiplies the result of any method.
         keep: share of its entries, over all slots, that each member keeps for ties.
-        drop: probability that dare drops an entry.
+        drop: probability that dare drops an entry. Of batch norms it drops none: statistics are not redundant.
         seed: for dare.
         rank: of the new module, where the kind is low_rank, instead of the sum of the ranks.
         when: facts that the new module asks for.
@@ -62,7 +62,9 @@ def merge_modules(
     """
     specs = _specs(bank, members)
     vectors = [_task_vector(bank, member) for member in members]
-    merged = {key: strength * v for key, v in _joined(vectors, method, weights, keep, drop, seed).items()}
+    fixed = {slot for slot, (_, kind) in _kinds(bank, members[0]).items() if kind == "batch_norm"} if members else set()
+    joined = _joined(vectors, method, weights, keep, drop, seed, fixed)
+    merged = {key: strength * v for key, v in joined.items()}
     bank.add(_spec(bank, specs, vectors, name, rank, when))
     return {slot: _fill(module, merged, bank.slots[slot]) for slot, module in bank.at(name).items()}
 
@@ -109,7 +111,13 @@ def _task_vector(bank: Bank, name: str) -> Vector:
 
 
 def _joined(
-    vectors: list[Vector], method: Method, weights: Sequence[float] | None, keep: float, drop: float, seed: int
+    vectors: list[Vector],
+    method: Method,
+    weights: Sequence[float] | None,
+    keep: float,
+    drop: float,
+    seed: int,
+    fixed: set[str],
 ) -> Vector:
     if method not in get_args(Method):
         raise InputError(f"no way to merge is called {method!r}; there are {', '.join(get_args(Method))}")
@@ -118,7 +126,13 @@ def _joined(
             raise InputError("ties elects by size and takes no weights; leave them out, or use average")
         return ties(vectors, keep)
     if method == "dare":
-        vectors = dare(vectors, drop, torch.Generator().manual_seed(seed))
+        whole = [{key: v for key, v in vector.items() if key.split("/")[0] in fixed} for vector in vectors]
+        thin = [
+            {key: v for key, v in vector.items() if key not in kept}
+            for vector, kept in zip(vectors, whole, strict=True)
+        ]
+        thinned = dare(thin, drop, torch.Generator().manual_seed(seed))
+        vectors = [kept | rest for kept, rest in zip(whole, thinned, strict=True)]
     if weights is not None:
         return weighted(vectors, weights)
     return average(vectors) if method == "average" else task_arithmetic(vectors, 1.0)
