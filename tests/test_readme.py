@@ -43,6 +43,7 @@ def test_commands_of_the_readme(tmp_path: Path) -> None:
         "adapt",
         "merge",
         "modules",
+        "plan",
     }
     for large, small in SMALLER.items():
         assert sum(large in command for command in commands) == 1, large
@@ -54,6 +55,9 @@ def test_commands_of_the_readme(tmp_path: Path) -> None:
     assert metrics["samples"] == 2
     manifest = json.loads((tmp_path / "runs/tiny/bundle/manifest.json").read_text())
     assert (manifest["routes"], manifest["folded"]) == (["rain"], ["rain"])
+    banked = json.loads((tmp_path / "runs/merged/bundle/manifest.json").read_text())
+    assert banked["routes"] == ["base", "rain", "night"]
+    assert [module["name"] for module in banked["banked"]] == ["rain", "night"]
     record = json.loads((tmp_path / "runs/tiny/bundle/engines/rtx-ampere.json").read_text())
     assert record["plan_bytes"] > 4 * manifest["parameters"]
     (modules,) = re.findall(r"^```yaml\n(.*?)^```", text, re.MULTILINE | re.DOTALL)

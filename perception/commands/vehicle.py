@@ -10,25 +10,49 @@ import typer
 from perception.commands.common import Json, Out, Scenes, Version, app, console_for, names, only_version, report
 from perception.errors import InputError
 
+Routes = Annotated[
+    str, typer.Option(help="Several sets of conditions that one graph shall serve: base,rain,boston+rain,boston+night.")
+]
+
+
+def _routes(conditions: str, routes: str) -> list[list[str]]:
+    """Of `rain,boston`, which is one route, or of `boston,boston+rain`, which are two; `base`: nothing is known."""
+    if conditions and routes:
+        raise InputError("--conditions is for one route, --routes for several; give one of them")
+    return [[fact for fact in route.split("+") if fact != "base"] for route in names(routes)] or [names(conditions)]
+
+
+@app.command(epilog="Example: perception plan runs/a --routes base,rain")
+def plan(
+    checkpoint: Annotated[Path, typer.Argument(help="A run, or one of its checkpoints.")],
+    conditions: Annotated[str, typer.Option(help="Fold the modules for these, such as rain,boston.")] = "",
+    routes: Routes = "",
+    as_json: Json = False,
+) -> None:
+    """Show what an export will do with the modules at every slot, and what they will cost."""
+    from dataclasses import asdict
+
+    from deploy.plan import plan as run
+    from deploy.plan import table
+
+    planned = run(checkpoint, _routes(conditions, routes))
+    report(asdict(planned), as_json)
+    if not as_json:
+        console_for(as_json).print(table(planned))
+
 
 @app.command(epilog="Example: perception export runs/a --out runs/a/bundle --conditions rain")
 def export(
     checkpoint: Annotated[Path, typer.Argument(help="A run, or one of its checkpoints.")],
     out: Out,
     conditions: Annotated[str, typer.Option(help="Fold the modules for these, such as rain,boston.")] = "",
-    routes: Annotated[
-        str,
-        typer.Option(help="Several sets of conditions that one graph shall serve: boston,boston+rain,boston+night."),
-    ] = "",
+    routes: Routes = "",
     as_json: Json = False,
 ) -> None:
     """Export a checkpoint to a bundle: ONNX, manifest, golden inputs and outputs."""
     from deploy.export import export as run
 
-    if conditions and routes:
-        raise InputError("--conditions is for one route, --routes for several; give one of them")
-    sets = [[fact for fact in route.split("+") if fact != "base"] for route in names(routes)] or [names(conditions)]
-    bundle = run(checkpoint, out, sets, console=console_for(as_json))
+    bundle = run(checkpoint, out, _routes(conditions, routes), console=console_for(as_json))
     report(bundle.manifest.model_dump(mode="json"), as_json)
 
 

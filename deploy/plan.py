@@ -1,0 +1,132 @@
+"""What an export will do with the modules at every slot, before anything is exported."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from rich.table import Table
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from deploy.export import parse_conditions
+from deploy.golden import synthetic_frame
+from perception.data.inputs import InputSpec, prepare
+from perception.model import PerceptionModel
+from perception.modules.computation.computation import inputs, outputs
+from perception.modules.routing.features import after_fusion
+from perception.modules.routing.steered import SteeredRouter
+from perception.modules.slot import Slot
+from perception.training.checkpoint import load_model
+
+What = Literal["folded", "banked", "inline"]  # in the weights; in the graph with a switch; in the graph without one
+
+
+@dataclass(frozen=True)
+class Step:
+    """What happens at one slot."""
+
+    slot: str
+    what: What
+    modules: tuple[str, ...]
+    parameters: int  # that stay beside those of the layer
+    flops: int  # that a frame costs beside those of the layer; all modules are computed, whatever their weights
+    why: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What happens at the slots that have modules."""
+
+    steps: tuple[Step, ...]
+    unused: tuple[str, ...]  # modules that no route runs: the export leaves them out
+    parameters: int  # of the base
+    flops: int  # of the base, for a frame
+
+
+def plan(checkpoint: Path, routes: Sequence[Sequence[str]] = ((),)) -> Plan:
+    """What `export` will make of a checkpoint for these routes, and what it costs.
+
+    Raises:
+        InputError: no such checkpoint or condition.
+    """
+    model, config = load_model(checkpoint)
+    base = PerceptionModel(config.model_copy(update={"modules": (), "fusions": (), "routing": None})).eval()
+    spec = InputSpec.of(config)
+    frame = {k: torch.from_numpy(v) for k, v in prepare(synthetic_frame(spec.grid.reference), spec).items()}
+    cells, flops = _cells(base, frame)
+    known = [parse_conditions(route) for route in routes]
+    with torch.no_grad():
+        for conditions in known:  # shows prompts the size of their input
+            model(frame, [conditions])
+    settled = model.folded(*known)
+    running = {*settled.bank.folded, *settled.bank.modules}
+    steps = []
+    for name, slot in model.bank.slots.items():
+        here = tuple(module for module in slot.computations if module in running)
+        if here:
+            steps.append(_step(settled.bank.slots[name], here, settled, cells[name]))
+    unused = tuple(module for module in model.bank.modules if module not in running)
+    return Plan(tuple(steps), unused, sum(p.numel() for p in base.parameters()), flops)
+
+
+def _step(slot: Slot, here: tuple[str, ...], settled: PerceptionModel, cells: int) -> Step:
+    """Of a slot after folding; `here` are the modules that it had before."""
+    left: dict[str, Any] = dict(slot.computations.items())
+    if not left:
+        return Step(slot.name, "folded", here, 0, 0, "affine, and the same on all routes")
+    steered = settled.router.steered if isinstance(settled.router, SteeredRouter) else ()
+    switched = [name for name in left if name in steered]
+    curved = [name for name, module in left.items() if not module.affine]
+    what: What = "inline"
+    why = f"{', '.join(curved)} cannot fold"
+    if settled.chooser is not None and slot.name in after_fusion(settled.bank):
+        what, why = "banked", "the router in the graph chooses"
+    elif switched:
+        what, why = "banked", f"{', '.join(switched)}: not on all routes"
+    elif not curved:
+        why = "the tasks or the conditions that it reads differ between routes"
+    parameters = sum(p.numel() for module in left.values() for p in module.parameters())
+    flops = 2 * cells * sum(module.multiply_adds(slot.layer) for module in left.values())
+    return Step(slot.name, what, tuple(left), parameters, flops, why)
+
+
+def _cells(base: PerceptionModel, frame: dict[str, Tensor]) -> tuple[dict[str, int], int]:
+    """At how many places a frame's modules compute at each slot, and the operations of the base for a frame."""
+    cells: dict[str, int] = {}
+
+    def count(name: str) -> Any:
+        def hook(layer: nn.Module, seen: tuple[Tensor], y: Tensor) -> None:
+            transposed = isinstance(layer, nn.ConvTranspose2d)  # whose modules' work is counted at the input
+            cells[name] = seen[0].numel() // inputs(layer) if transposed else y.numel() // outputs(layer)
+
+        return hook
+
+    hooks = [slot.layer.register_forward_hook(count(name)) for name, slot in base.bank.slots.items()]
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter:
+        base.predict(frame)
+    for each in hooks:
+        each.remove()
+    return cells, counter.get_total_flops()
+
+
+def table(plan: Plan) -> Table:
+    """For a console."""
+    shown = Table("slot", "what", "modules", "parameters", "MFLOP", "why")
+    for step in plan.steps:
+        shown.add_row(
+            step.slot, step.what, ", ".join(step.modules), f"{step.parameters:,}", f"{step.flops / 1e6:.2f}", step.why
+        )
+    parameters, flops = (sum(getattr(step, what) for step in plan.steps) for what in ("parameters", "flops"))
+    shown.add_section()
+    shown.add_row(
+        "all", "", "", f"{parameters:,} ({parameters / plan.parameters:.2%})",
+        f"{flops / 1e6:.2f} ({flops / plan.flops:.2%})", f"of the base's {plan.flops / 1e9:.2f} GFLOP a frame",
+    )  # fmt: skip
+    if plan.unused:
+        shown.caption = f"on no route, and left out: {', '.join(plan.unused)}"
+    return shown
