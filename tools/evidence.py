@@ -294,23 +294,32 @@ class Evidence:
         return sorted({self.tables.frame(token, lidar=False, cameras=False).scene for token in tokens})
 
     def row(self, seed: int, domain: str, way: str, measure: Callable[[], dict[str, Any]]) -> None:
-        words = re.findall(r"[\w.]+", way)
-        path = self.out / "rows" / f"{domain}-{'-'.join(words)}-{seed}.json"
-        base = self.base().bank.base_hash()
+        path, base = self.place(seed, domain, way), self.base().bank.base_hash()
         if path.exists() and json.loads(path.read_text())["base"] == base:
             return
         content = {"seed": seed, "domain": domain, "way": way, "base": base} | measure()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
+        self.keep(content)
         self.console.print(content)
+
+    def place(self, seed: int, domain: str, way: str) -> Path:
+        return self.out / "rows" / f"{domain}-{'-'.join(re.findall(r'[\w.]+', way))}-{seed}.json"
+
+    def keep(self, row: dict[str, Any]) -> None:
+        path = self.place(row["seed"], row["domain"], row["way"])
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, (json.dumps(row, indent=1) + "\n").encode())
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/evidence"))
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--rows", type=Path, help="rows.json of an earlier run; those on the same base count")
     arguments = parser.parse_args()
-    Evidence(arguments.out, arguments.seeds).run()
+    evidence = Evidence(arguments.out, arguments.seeds)
+    for row in json.loads(arguments.rows.read_text()) if arguments.rows else ():
+        evidence.keep(row)
+    evidence.run()
 
 
 if __name__ == "__main__":
