@@ -302,7 +302,8 @@ class Evidence:
         self.console.print(content)
 
     def place(self, seed: int, domain: str, way: str) -> Path:
-        return self.out / "rows" / f"{domain}-{'-'.join(re.findall(r'[\w.]+', way))}-{seed}.json"
+        words = re.findall(r"[\w.]+", way)
+        return self.out / "rows" / f"{domain}-{'-'.join(words)}-{seed}.json"
 
     def keep(self, row: dict[str, Any]) -> None:
         path = self.place(row["seed"], row["domain"], row["way"])
