@@ -129,7 +129,7 @@ def test_cells_are_weighted_one_by_one() -> None:
 
 @pytest.mark.parametrize("level", LEVELS)
 def test_a_module_added_later_keeps_the_fixed_route_until_update(level: str) -> None:
-    network = randomised(Net(ROUTED[:1], learned("soft", level, supervise=1.0))).double()
+    network = randomised(Net(ROUTED[:1], learned("soft", level, supervise=1.0))).double().eval()
     x, sensors = torch.randn(2, 4, 6, 8, dtype=torch.float64), {"lidar": torch.tensor([True, True])}
     dry, before = network(x, sensors), copy.deepcopy(network.chooser.state_dict())
     network.bank.add(LowRank(name="fog", rank=2, when=("fog",)))

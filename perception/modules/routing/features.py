@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from perception.modules.bank import Bank
 
 HIDDEN = 32
+FAR = 5.0  # deviations
 
 
 def after_fusion(bank: Bank) -> list[str]:
@@ -15,12 +16,46 @@ def after_fusion(bank: Bank) -> list[str]:
     return [name for name in bank.slots if name.startswith(("trunk.", "heads."))]
 
 
+class Standardised(nn.Module):
+    """(B, F, ...) with each feature's mean and deviation over all that was seen in training taken out.
+
+    What tells a condition from another is small beside what all frames share. A batch is too few frames to
+    normalise by, so running estimates serve in training, too; what lies far out is cut.
+    """
+
+    mean: Tensor
+    variance: Tensor
+    batches: Tensor
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(features))
+        self.register_buffer("variance", torch.ones(features))
+        self.register_buffer("batches", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.to(self.mean)
+        if self.training:
+            self._learn(x.detach().transpose(0, 1).flatten(1))
+        shape = (1, -1, *(1,) * (x.ndim - 2))
+        centred = x - self.mean.reshape(shape)
+        return (centred / (self.variance.reshape(shape) + 1e-6).sqrt()).clamp(-FAR, FAR)
+
+    def _learn(self, seen: Tensor) -> None:
+        """Averages over all batches, and from the hundredth on over the later ones more (West, 1979)."""
+        self.batches += 1
+        rate = (1 / self.batches).clamp(min=0.01)
+        step = seen.mean(dim=1) - self.mean
+        self.variance.copy_((1 - rate) * (self.variance + rate * step**2) + rate * seen.var(dim=1, correction=0))
+        self.mean += rate * step
+
+
 class Pooled(nn.Module):
     """(B, C, rows, columns) -> (B, HIDDEN): mean, deviation and maximum over the cells, through one layer."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.layers = nn.Sequential(nn.LayerNorm(3 * channels), nn.Linear(3 * channels, HIDDEN), nn.ReLU())
+        self.layers = nn.Sequential(Standardised(3 * channels), nn.Linear(3 * channels, HIDDEN), nn.ReLU())
 
     def forward(self, fused: Tensor) -> Tensor:
         cells = fused.flatten(2)
@@ -35,7 +70,7 @@ class PerCell(nn.Module):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.layers = nn.Sequential(nn.Conv2d(channels, HIDDEN, 1), nn.ReLU())
+        self.layers = nn.Sequential(Standardised(channels), nn.Conv2d(channels, HIDDEN, 1), nn.ReLU())
 
     def forward(self, fused: Tensor) -> Tensor:
         features: Tensor = self.layers(fused)
