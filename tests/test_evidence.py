@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
-from evidence_report import summarise, table, write_report
+from evidence_plan import UNION
+from evidence_report import claims, routing, summarise, table, write_report
 
 
 def scores(nds: float, iou: float) -> dict[str, float]:
@@ -58,5 +59,54 @@ def test_the_report_has_a_line_for_each_way_and_a_picture(tmp_path):
     assert "2.00%" in line
     assert "0.250" in line
     assert "0.875 ± 0.177" in line
-    assert lines == table(json.loads((tmp_path / "evidence.json").read_text())).splitlines()
+    tables = table(json.loads((tmp_path / "evidence.json").read_text())).splitlines()
+    assert lines[-len(tables) :] == tables
     assert (tmp_path / "evidence.png").stat().st_size > 5000
+
+
+def claimed(share: float, third: float, seconds: float) -> str:
+    """The line on a module that recovers all of the gain on two targets and `third` of it on one more."""
+    rows = []
+    for target, recovered in (("rain", 1.0), ("fog", 1.0), ("singapore", third)):
+        rows += [
+            row(0, target, "zero-shot", scores(0.4, 0.2)),
+            row(0, target, "full fine-tune", scores(0.5, 0.3), share=1.0),
+            row(0, target, UNION, scores(0.4 + 0.1 * recovered, 0.2 + 0.1 * recovered), share=share),
+        ]
+    entries = summarise(rows)
+    for each in entries:
+        each["seconds_per_step"] = {"full fine-tune": 1.0, UNION: seconds}.get(each["way"])
+    return next(line for line in claims(entries) if line.startswith(f"- {UNION}:"))
+
+
+def test_a_claim_holds_only_with_all_its_parts():
+    assert claimed(0.02, 0.96, 0.7) == (
+        f"- {UNION}: holds: rain 1.00, fog 1.00, singapore 0.96; 2.00% of the parameters, 0.70 of the time"
+    )
+    for share, third, seconds in ((0.021, 0.96, 0.7), (0.02, 0.94, 0.7), (0.02, 0.96, 0.71)):
+        assert claimed(share, third, seconds).startswith(f"- {UNION}: does not hold: rain 1.00")
+
+
+@pytest.mark.parametrize(("composed", "verdict"), [(0.46, "holds"), (0.44, "does not hold")])
+def test_a_composition_must_beat_the_best_single_module_and_the_base(composed, verdict):
+    rows = [
+        row(0, "rain+night", "zero-shot", scores(0.4, 0.4)),
+        row(0, "rain+night", "alone: rain", scores(0.45, 0.45)),
+        row(0, "rain+night", "alone: night", scores(0.41, 0.41)),
+        row(0, "rain+night", "composed: average", scores(composed, composed)),
+        row(0, "rain+night", "merged: average", scores(0.3, 0.3)),
+    ]
+    (line,) = [line for line in claims(summarise(rows)) if line.startswith("- rain+night")]
+    assert line.startswith(f"- rain+night: {verdict}: composed: average gains {composed - 0.4:.3f} over the base, ")
+    assert line.endswith("alone: rain 0.050")
+
+
+def test_routers_are_judged_by_how_often_they_pick_what_the_tags_would():
+    rows = [
+        {"way": "router: a", "accuracy": 0.9, "load": {"base": 0.5, "rain": 0.5}},
+        {"way": "router: b", "accuracy": 0.89, "load": {"base": 1.0, "rain": 0.0}},
+    ]
+    assert routing(rows)[-2:] == [
+        "- a: holds: 0.900; load base 0.50, rain 0.50",
+        "- b: does not hold: 0.890; load base 1.00, rain 0.00",
+    ]

@@ -74,7 +74,7 @@ WAYS = {
 }
 ROUTERS = {  # learned on drives of all single conditions, with the low-rank modules and the base frozen
     "router: soft, tags as labels": {"kind": "learned", "choose": "soft", "supervise": 1.0},
-    "router: Gumbel, no tags": {"kind": "learned", "choose": "gumbel", "balance": 0.01},
+    "router: Gumbel, no tags": {"kind": "learned", "choose": "gumbel", "balance": 0.1},
     "router: conditions recognised": {"kind": "classifier"},
 }
 CLAIMED = ("full fine-tune", UNION)  # ways that all seeds go
