@@ -44,6 +44,11 @@ class ConditionClassifier(nn.Module):
         self.features = Pooled(channels)
         self.heads = nn.ModuleDict({kind: nn.Linear(HIDDEN, len(values)) for kind, values in CONDITIONS.items()})
 
+    @property
+    def names(self) -> list[str]:
+        """The modules that it decides about, in the bank's order."""
+        return list(self.bank.modules)
+
     def forward(
         self,
         fused: Tensor,
