@@ -16,6 +16,7 @@ from matplotlib import pyplot as plt
 from perception.atomic import write_atomically
 
 MOST_PARAMETERS, LEAST_RECOVERED, MOST_TIME, LEAST_PICKED = 0.02, 0.95, 0.7, 0.9
+TAGGED = "composed: routed by tags"
 MEASURES = ("mAP", "NDS", "mIoU")
 DOMAINS = ("source", "rain", "fog", "night", "singapore", "rain+night", "rain+singapore")  # in the order of the report
 Rows = list[dict[str, Any]]
@@ -106,17 +107,23 @@ def claims(entries: Rows) -> list[str]:
         time = "time not measured" if ratio is None else f"{ratio:.2f} of the time"
         verdict = "holds" if holds and ratio is not None and ratio <= MOST_TIME else "does not hold"
         lines.append(f"- {way}: {verdict}: {found}; {own[0][1]['share']:.2%} of the parameters, {time}" if own else way)
-    lines += ["", "Modules composed for a combination that none of them saw beat the base and the best of them:", ""]
+    lines += [
+        "",
+        "Modules composed as tags route them, for a combination that none saw, beat the base and each alone:",
+        "",
+    ]
     for combination in COMBINATIONS:
-        made = [e for e in entries if e["domain"] == combination and e["gain"]]
-        single = max((e for e in made if e["way"].startswith("alone")), key=lambda e: e["gain"][0], default=None)
-        composed = (e for e in made if e["way"].startswith(("composed", "merged")))
-        best = max(composed, key=lambda e: e["gain"][0], default=None)
-        if single and best:
-            verdict = "holds" if best["gain"][0] > max(0.0, single["gain"][0]) else "does not hold"
+        gains = {e["way"]: e["gain"] for e in entries if e["domain"] == combination and e["gain"]}
+        alone = {way: gain for way, gain in gains.items() if way.startswith("alone")}
+        composed = {way: gain for way, gain in gains.items() if way.startswith(("composed", "merged"))}
+        if alone and TAGGED in composed:
+            single, best = max(alone, key=lambda w: alone[w][0]), max(composed, key=lambda w: composed[w][0])
+            least = max(0.0, alone[single][0])
+            beaten = sum(gain[0] > least for gain in composed.values())
             lines.append(
-                f"- {combination}: {verdict}: {best['way']} gains {number(best['gain'])} over the base, "
-                f"{single['way']} {number(single['gain'])}"
+                f"- {combination}: {'holds' if composed[TAGGED][0] > least else 'does not hold'}: it gains "
+                f"{number(composed[TAGGED])} over the base, {single} {number(alone[single])}; so do {beaten} of "
+                f"{len(composed)} ways to compose, the best {best} with {number(composed[best])}"
             )
     return lines
 
