@@ -13,7 +13,7 @@ from perception.errors import InputError
 from perception.modules import files, status
 from perception.modules.aggregation.composition import Block, fuses, names
 from perception.modules.base import base_hash
-from perception.modules.computation.kinds import KINDS
+from perception.modules.computation.kinds import KINDS, build
 from perception.modules.freeze import Freeze
 from perception.modules.merge_into_base import Merge
 from perception.modules.route import Route
@@ -67,11 +67,10 @@ class Bank:
             raise InputError(f"the model already has a module called {spec.name!r}")
         computations: dict[str, Any] = {}
         for part in spec.single():
-            make: Any = KINDS[part.kind]
             for slot in self.match(part.slots, part.kind):
                 if slot.name in computations:
                     raise InputError(f"two parts of {spec.name!r} are at {slot.name}; give each part slots of its own")
-                computations[slot.name] = make(slot.layer, **part.options())
+                computations[slot.name] = build(part, slot.layer)
         self._attach(spec, computations)
 
     def delete(self, name: str) -> None:
@@ -132,8 +131,9 @@ class Bank:
         self.require([name])
         spec, at = self.modules[name], self.at(name)
         if isinstance(spec, ModuleUnion):  # each part with its slots by name
-            parts = [p.model_copy(update={"slots": [s.name for s in self.match(p.slots, p.kind)]}) for p in spec.parts]
-            spec = spec.model_copy(update={"parts": tuple(parts)})
+            exact = (tuple(slot.name for slot in self.match(part.slots, part.kind)) for part in spec.parts)
+            parts = zip(spec.parts, exact, strict=True)
+            spec = spec.model_copy(update={"parts": tuple(p.model_copy(update={"slots": own}) for p, own in parts)})
         files.write(path, spec, self.slots, at, self.base_hash(), domain, metrics or {})
 
     def load(self, *paths: Path, rename: Mapping[Path, str] | None = None) -> list[str]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from perception.atomic import write_together
 from perception.errors import InputError
 from perception.modules.computation.computation import Computation
-from perception.modules.computation.kinds import KINDS
+from perception.modules.computation.kinds import KINDS, build
 from perception.modules.slot import Slot
 from perception.modules.spec import Module
 from perception.section import Section
@@ -174,7 +174,7 @@ def read(path: Path, name: str | None, slots: Mapping[str, Slot], base: str) -> 
     for place in record.slots:
         _check_place(words, place, slots, parts[place.name].kind)
     tensors = _read_tensors(weights, record.sha256)
-    built = {slot: _build(part, slots[slot].layer) for slot, part in parts.items()}
+    built = {slot: build(part, slots[slot].layer) for slot, part in parts.items()}
     expected = tensors_of(built)
     different = sorted(expected.keys() ^ tensors.keys()) or [
         key for key, own in expected.items() if (own.shape, own.dtype) != (tensors[key].shape, tensors[key].dtype)
@@ -186,12 +186,6 @@ def read(path: Path, name: str | None, slots: Mapping[str, Slot], base: str) -> 
     for slot, computation in built.items():
         computation.load_state_dict({key: tensors[f"{slot}/{key}"] for key in computation.state_dict()})
     return spec, built
-
-
-def _build(part: Any, layer: Any) -> Computation:
-    make: Any = KINDS[part.kind]
-    computation: Computation = make(layer, **part.options())
-    return computation
 
 
 def _check_place(words: Path, place: Place, slots: Mapping[str, Slot], kind: str) -> None:

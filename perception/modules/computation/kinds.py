@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from perception.modules.computation.adapter import Bottleneck, ParallelAdapter, SeriesAdapter
 from perception.modules.computation.batch_norm import BatchNorm
 from perception.modules.computation.computation import Computation
@@ -27,3 +29,10 @@ KINDS: dict[str, type[Computation]] = {
         HyperNetwork,
     )
 }
+
+
+def build(module: Any, layer: Any) -> Computation:
+    """A new computation function, for this layer, of a module of one kind (`spec.py`)."""
+    make: Any = KINDS[module.kind]
+    computation: Computation = make(layer, **module.options())
+    return computation
