@@ -443,7 +443,7 @@ def test_an_average_holds_the_weighted_mean_of_what_its_members_changed():
     bank.average("mean", ["low_rank", "other"])
     for slot in bank.slots.values():
         if "mean" in slot.computations:
-            a, b, mean = (slot.computations[name].product() for name in ("low_rank", "other", "mean"))
+            a, b, mean = (slot.computations[name].delta() for name in ("low_rank", "other", "mean"))
             torch.testing.assert_close(mean, (a + b) / 2, rtol=1e-12, atol=1e-12)
 
 

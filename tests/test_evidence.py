@@ -105,10 +105,11 @@ def test_a_composition_must_beat_the_best_single_module_and_the_base(composed, v
 
 def test_routers_are_judged_by_how_often_they_pick_what_the_tags_would():
     rows = [
-        {"way": "router: a", "accuracy": 0.9, "load": {"base": 0.5, "rain": 0.5}},
+        {"way": "router: a", "accuracy": 0.88, "load": {"base": 0.5, "rain": 0.5}},
         {"way": "router: b", "accuracy": 0.89, "load": {"base": 1.0, "rain": 0.0}},
+        {"way": "router: a", "accuracy": 0.92, "load": {"base": 0.6, "rain": 0.4}},
     ]
     assert routing(rows)[-2:] == [
-        "- a: holds: 0.900; load base 0.50, rain 0.50",
+        "- a: holds: 0.900 ± 0.028; load base 0.55, rain 0.45",
         "- b: does not hold: 0.890; load base 1.00, rain 0.00",
     ]

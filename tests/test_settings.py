@@ -180,7 +180,7 @@ def test_a_module_of_several_kinds_is_trained_and_saved_as_one(tables, trained, 
     for slot, computation in base.bank.at("rain").items():
         for key, value in computation.state_dict().items():
             assert torch.equal(value, model.bank.at("rain")[slot].state_dict()[key])
-    products = [c.product() for c in model.bank.at("rain").values() if c.kind == "low_rank"]
+    products = [c.delta() for c in model.bank.at("rain").values() if c.kind == "low_rank"]
     assert any(product.abs().max() > 0 for product in products)
     for slot, computation in model.bank.at("rain").items():
         if computation.kind == "batch_norm":  # it saw the two batches, and the base's did not
@@ -199,14 +199,14 @@ def test_merged_modules_are_a_checkpoint_with_one_more(tables, trained, tmp_path
     model, config = load_model(tmp_path / "merged")
     assert [m.name for m in config.modules] == ["rain", "night", "wet_night"]
     for slot, module in model.bank.at("wet_night").items():
-        mean = sum(model.bank.at(n)[slot].product() for n in ("rain", "night")) / 2
-        torch.testing.assert_close(module.product(), mean, rtol=1e-4, atol=1e-6)
+        mean = sum(model.bank.at(n)[slot].delta() for n in ("rain", "night")) / 2
+        torch.testing.assert_close(module.delta(), mean, rtol=1e-4, atol=1e-6)
     assert (tmp_path / "merged" / "modules" / "wet_night.json").exists()
     merge(checkpoint, ["0.5*rain", "-2*night"], "mixed", "task-arithmetic", tmp_path / "mixed", [])
     bank = load_model(tmp_path / "mixed")[0].bank
     for slot, module in bank.at("mixed").items():
-        total = 0.5 * bank.at("rain")[slot].product() - 2 * bank.at("night")[slot].product()
-        torch.testing.assert_close(module.product(), total, rtol=1e-4, atol=1e-6)
+        total = 0.5 * bank.at("rain")[slot].delta() - 2 * bank.at("night")[slot].delta()
+        torch.testing.assert_close(module.delta(), total, rtol=1e-4, atol=1e-6)
     for members, method, options, message in (
         (["rain", "fog"], "average", {}, "no module called 'fog'"),
         (["rain", "night"], "magic", {}, "magic"),

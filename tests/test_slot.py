@@ -27,7 +27,7 @@ def slot() -> Slot:
 def parts(s: Slot, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The layer's output and what each module adds to it, as one dense convolution each."""
     y = s.layer(x)
-    deltas = [nn.functional.conv2d(x, s.computations[name].product(), padding=1) for name in ("a", "b")]
+    deltas = [nn.functional.conv2d(x, s.computations[name].delta(), padding=1) for name in ("a", "b")]
     return y, *deltas
 
 

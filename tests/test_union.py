@@ -131,7 +131,7 @@ def test_the_mean_of_two_has_parts_of_all_kinds_with_room_for_both():
     norm, rank = bank.modules["mean"].single()
     assert (norm.kind, rank.kind, rank.rank) == ("batch_norm", "low_rank", 3)
     for slot in ("one", "two"):
-        product = [bank.at(m)[slot].product() for m in ("a", "b", "mean")]
+        product = [bank.at(m)[slot].delta() for m in ("a", "b", "mean")]
         close(product[2], (product[0] + product[1]) / 2)
     variances = [bank.at(m)["norm"].norm.running_var for m in ("a", "b", "mean")]
     close(variances[2], (variances[0] + variances[1]) / 2)

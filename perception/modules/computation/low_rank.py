@@ -9,18 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from perception.modules.computation.computation import (
-    CONVOLUTIONS,
-    Affine,
-    Computation,
     Site,
     groups_of,
     inputs,
     outputs,
     pointwise,
 )
+from perception.modules.computation.weight_delta import WeightDelta
 
 
-class LowRank(Computation):
+class LowRank(WeightDelta):
     """delta = (alpha / r) B(A x), with A shaped like the base layer (I -> r) and B pointwise (r -> O).
 
     For a transposed convolution the roles are exchanged: A is pointwise and B is shaped like the base layer.
@@ -33,7 +31,6 @@ class LowRank(Computation):
     """
 
     kind = "low_rank"
-    layers = (*CONVOLUTIONS, nn.Linear)
 
     def __init__(self, layer: Any, rank: int, alpha: float | None = None) -> None:
         super().__init__()
@@ -63,8 +60,8 @@ class LowRank(Computation):
         delta: Tensor = self.b(self.a(site.x))
         return delta * self.scale if self.scale != 1 else delta
 
-    def product(self) -> Tensor:
-        """(alpha / r) B A as one weight, shaped like the layer's."""
+    def delta(self) -> Tensor:
+        """(alpha / r) B A."""
         a, b, g = self.a.weight, self.b.weight, self.groups
         if self.transposed:  # a (g r, I/g, 1, 1), b (g r, O/g, k, k), weight (I, O/g, k, k)
             product = torch.einsum("gri,grokl->giokl", a.unflatten(0, (g, -1))[..., 0, 0], b.unflatten(0, (g, -1)))
@@ -73,16 +70,9 @@ class LowRank(Computation):
             product = torch.einsum("gor,gr...->go...", left, a.unflatten(0, (g, -1)))
         return self.scale * product.flatten(0, 1)
 
-    def fold(self, function: Affine, layer: Any, z: Tensor | None) -> Affine:
-        return function._replace(weight=function.weight + self.product())
-
     def multiply_adds(self, layer: Any) -> int:
         """At a transposed convolution both factors are counted at the input's cells."""
         return int(self.a.weight.numel() + self.b.weight.numel())
-
-    def task_vector(self, layer: Any) -> dict[str, Tensor]:
-        """The product, not the factors: the mean of two products is not the product of the means."""
-        return {"weight": self.product().detach()}
 
     @torch.no_grad()
     def set_task_vector(self, vector: dict[str, Tensor], layer: Any) -> None:

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from perception.modules.computation.computation import CONVOLUTIONS, Affine, Computation, Site, apply_weight
+from perception.modules.computation.weight_delta import WeightDelta
 
 
-class SparseDelta(Computation):
+class SparseDelta(WeightDelta):
     """W' = W + m * d, where the mask m keeps s = share * numel(W) entries.
 
     The mask starts on the largest weights by magnitude; `select` moves it, for instance to those of which the
@@ -22,7 +22,6 @@ class SparseDelta(Computation):
     """
 
     kind = "sparse_delta"
-    layers = (*CONVOLUTIONS, nn.Linear)
     indices: Tensor
 
     def __init__(self, layer: Any, share: float) -> None:
@@ -44,18 +43,9 @@ class SparseDelta(Computation):
         empty = self.values.new_zeros(self.shape.numel())
         return empty.scatter(0, self.indices, self.values).reshape(self.shape)
 
-    def forward(self, site: Site) -> Tensor:
-        return apply_weight(site.x, self.delta(), site.layer)
-
-    def fold(self, function: Affine, layer: Any, z: Tensor | None) -> Affine:
-        return function._replace(weight=function.weight + self.delta())
-
     def multiply_adds(self, layer: Any) -> int:
         """As many as the layer itself: the delta runs densely."""
         return int(layer.weight.numel())
-
-    def task_vector(self, layer: Any) -> dict[str, Tensor]:
-        return {"weight": self.delta().detach().clone()}
 
     @torch.no_grad()
     def set_task_vector(self, vector: dict[str, Tensor], layer: Any) -> None:

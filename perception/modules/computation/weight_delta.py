@@ -1,0 +1,33 @@
+"""What modules share that add a delta to the weights of a layer: W' = W + delta."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from perception.modules.computation.computation import CONVOLUTIONS, Affine, Computation, Site, apply_weight
+
+
+class WeightDelta(Computation):
+    """A module whose delta to the layer's output is the layer's operation with another weight."""
+
+    layers = (*CONVOLUTIONS, nn.Linear)
+
+    def delta(self) -> Tensor:
+        """The change of the weight, shaped like the layer's."""
+        raise NotImplementedError
+
+    def forward(self, site: Site) -> Tensor:
+        return apply_weight(site.x, self.delta(), site.layer)
+
+    def output(self, x: Tensor, layer: Any, z: Tensor | None) -> Tensor:
+        """One operation with W + delta, whatever the rank: convolutions to few channels are slow for their size."""
+        return apply_weight(x, layer.weight + self.delta(), layer, layer.bias)
+
+    def fold(self, function: Affine, layer: Any, z: Tensor | None) -> Affine:
+        return function._replace(weight=function.weight + self.delta())
+
+    def task_vector(self, layer: Any) -> dict[str, Tensor]:
+        """The delta as a whole: of a product's factors the means would not give the mean."""
+        return {"weight": self.delta().detach().clone()}
