@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import onnx.utils
 import torch
-from evidence import Evidence
+from evidence_models import Models
 from evidence_plan import STEPS, WAYS
 from rich.console import Console
 
@@ -39,7 +39,7 @@ def adapt(arguments: argparse.Namespace) -> dict[str, Any]:
     A step is what a training repeats: take two frames from memory, augment and prepare them, forward, backward,
     clip, optimizer. The first two rounds do not count.
     """
-    evidence = Evidence(arguments.evidence, 1)
+    evidence = Models(arguments.evidence)
     models = {way: evidence.prepared(0, "rain", way) for way in WAYS}
     for model in models.values():
         model.to(memory_format=torch.channels_last)  # as the training loop has it

@@ -131,10 +131,13 @@ def claims(entries: Rows) -> list[str]:
 def routing(rows: Rows) -> list[str]:
     """How often learned routers, blind for tags, picked what the tags would, and how evenly they use the modules."""
     lines = ["", f"Learned routers pick the module of the tags on {LEAST_PICKED:.0%} of the validation frames:", ""]
-    for row in rows:
-        verdict = "holds" if row["accuracy"] >= LEAST_PICKED else "does not hold"
-        load = ", ".join(f"{option} {share:.2f}" for option, share in row["load"].items())
-        lines.append(f"- {row['way'].removeprefix('router: ')}: {verdict}: {row['accuracy']:.3f}; load {load}")
+    for way in dict.fromkeys(row["way"] for row in rows):
+        own = [row for row in rows if row["way"] == way]
+        accuracy = spread([row["accuracy"] for row in own])
+        verdict = "holds" if accuracy and accuracy[0] >= LEAST_PICKED else "does not hold"
+        means = {o: statistics.mean(row["load"][o] for row in own) for o in own[0]["load"]}
+        load = ", ".join(f"{option} {share:.2f}" for option, share in means.items())
+        lines.append(f"- {way.removeprefix('router: ')}: {verdict}: {number(accuracy)}; load {load}")
     return lines
 
 
