@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from evidence_models import Models
-from evidence_plan import CLAIMED, COMBINATIONS, ROUTERS, TARGETS, WAYS
+from evidence_plan import CLAIMED, COMBINATIONS, ROUTED_BY, ROUTERS, TARGETS, WAYS
 from evidence_report import write_report
 from evidence_rows import Rows
 from rich.console import Console
@@ -54,14 +54,11 @@ class Evidence:
         for seed in range(self.seeds):
             for combination in COMBINATIONS:
                 self.compose(seed, combination)
-        for way in WAYS:
-            for target in TARGETS:
-                self.adapt(0, target, way)
         for router in ROUTERS:
             self.learn_to_route(router)
-        for way in CLAIMED:
-            for combination in COMBINATIONS:
-                self.adapt(0, combination, way)
+        for target in (*TARGETS, *COMBINATIONS):
+            for way in WAYS if target in TARGETS else CLAIMED:
+                self.adapt(0, target, way)
         write_report(self.out)
 
     # Each of these makes rows, unless they are there already.
@@ -103,7 +100,7 @@ class Evidence:
         def blind(domain: str) -> dict[str, Any]:
             return {"target": self.scores(self.models.router(0, name), domain, blind=True)}
 
-        for seed in range(self.seeds):
+        for seed in range(self.seeds if name == ROUTED_BY else 1):
             self.rows.add(seed, "routing", name, lambda seed=seed: self.picks(self.models.router(seed, name)))
         for domain in ("source", *TARGETS, *COMBINATIONS):
             self.rows.add(0, domain, name, lambda domain=domain: blind(domain))

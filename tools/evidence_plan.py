@@ -72,8 +72,9 @@ WAYS = {
     "hypernetwork": Way(1e-2, module={"kind": "hypernetwork", "rank": 2, "hidden": 4}),
     ROUTED: Way(1.2e-2, module={"kind": "low_rank", "rank": 3, "slots": ["trunk.*", "heads.*"]}),
 }
+ROUTED_BY = "router: soft, tags as labels"  # the one that all seeds go
 ROUTERS = {  # learned on drives of all single conditions, with the low-rank modules and the base frozen
-    "router: soft, tags as labels": {"kind": "learned", "choose": "soft", "supervise": 1.0},
+    ROUTED_BY: {"kind": "learned", "choose": "soft", "supervise": 1.0},
     "router: Gumbel, no tags": {"kind": "learned", "choose": "gumbel", "balance": 0.1},
     "router: conditions recognised": {"kind": "classifier"},
 }
