@@ -24,6 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from deploy.bundle import Bundle, Manifest, TensorInfo, write_bundle
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
 from deploy.golden import require_agreement, synthetic_frame
+from deploy.norms import fold_norms
 from deploy.route import Banked, steering
 from perception.config import Config, Grid
 from perception.data.inputs import InputSpec, prepare
@@ -200,6 +201,7 @@ def to_onnx(model: PerceptionModel, inputs: dict[str, np.ndarray], outputs: Sequ
     for item in (graph.graph, *graph.graph.node, *graph.graph.value_info, *graph.graph.input, *graph.graph.output):
         del item.metadata_props[:]
     del graph.metadata_props[:]
+    fold_norms(graph.graph)
     graph.producer_name, graph.producer_version = "tessera", ""
     return graph
 

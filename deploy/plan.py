@@ -76,10 +76,12 @@ def plan(checkpoint: Path, routes: Sequence[Sequence[str]] = ((),)) -> Plan:
 def _step(slot: Slot, here: tuple[str, ...], settled: PerceptionModel, cells: int) -> Step:
     """Of a slot after folding; `here` are the modules that it had before."""
     left: dict[str, Any] = dict(slot.computations.items())
-    if not left:
+    stacked: list[Any] = [slot.stack] if slot.stack else []
+    names = tuple(name for name in here if name in left or any(name in stack.names for stack in stacked))
+    if not names:
         return Step(slot.name, "folded", here, 0, 0, "affine, and the same on all routes")
     steered = settled.router.steered if isinstance(settled.router, SteeredRouter) else ()
-    switched = [name for name in left if name in steered]
+    switched = [name for name in names if name in steered]
     curved = [name for name, module in left.items() if not module.affine]
     what: What = "inline"
     why = f"{', '.join(curved)} cannot fold"
@@ -89,9 +91,10 @@ def _step(slot: Slot, here: tuple[str, ...], settled: PerceptionModel, cells: in
         what, why = "banked", f"{', '.join(switched)}: not on all routes"
     elif not curved:
         why = "the tasks or the conditions that it reads differ between routes"
-    parameters = sum(p.numel() for module in left.values() for p in module.parameters())
-    flops = 2 * cells * sum(module.multiply_adds(slot.layer) for module in left.values())
-    return Step(slot.name, what, tuple(left), parameters, flops, why)
+    parts = [*left.values(), *stacked]
+    parameters = sum(p.numel() for part in parts for p in part.parameters())
+    flops = 2 * cells * sum(part.multiply_adds(slot.layer) for part in parts)
+    return Step(slot.name, what, names, parameters, flops, why)
 
 
 def _cells(base: PerceptionModel, frame: dict[str, Tensor]) -> tuple[dict[str, int], int]:

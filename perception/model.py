@@ -139,4 +139,7 @@ class PerceptionModel(nn.Module):
         model.bank.fold(settled, keep=after_fusion(model.bank) if model.chooser else ())
         if len(cases) > 1:
             model.router = SteeredRouter(model.bank, tuple(model.heads), always)
+            if model.chooser is None:
+                for slot in model.bank.slots.values():
+                    slot.stack_low_rank()
         return model

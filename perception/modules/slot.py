@@ -12,6 +12,8 @@ from torch.nn import functional as F
 from perception.errors import InputError
 from perception.modules.aggregation.composition import Block, Fuse, deltas, folded, is_affine, is_sum, names
 from perception.modules.computation.computation import Affine, Site
+from perception.modules.computation.low_rank import LowRank
+from perception.modules.computation.low_rank_stack import LowRankStack
 from perception.modules.route import Route
 
 
@@ -29,22 +31,23 @@ class Slot(nn.Module):
         self.layer: Any = layer
         self.computations = nn.ModuleDict()
         self.fusions = nn.ModuleDict()  # the attention of Fuse blocks, by `Fuse.key`
+        self.stack: LowRankStack | None = None  # of several low-rank modules, see `stack_low_rank`
         self.register_buffer("constant", None)  # (1, O, H, W) that a folded prompt adds to the output
         self.route = Route()
 
     def forward(self, x: Tensor) -> Tensor:
         block = self.route.combination(self.name) if self.computations else None
-        alone = None if block is None or self.constant is not None else self._alone(block)
+        alone = None if block is None or self.constant is not None or self.stack else self._alone(block)
         if alone is not None:
             y: Tensor = alone.output(x, self.layer, self.route.z)
             return y
         y = self.layer(x)
         if self.constant is not None:
             y = y + self.constant
-        if block is None:
-            return y
-        delta = deltas(block, Site(x, y, self.layer, self.route.z), self._weighted_delta, self._fuse)
-        return y if delta is None else y + delta
+        parts = [self.stack(x, self.route.at(self.name))] if self.stack else []
+        if block is not None:
+            parts.append(deltas(block, Site(x, y, self.layer, self.route.z), self._weighted_delta, self._fuse))
+        return sum((part for part in parts if part is not None), start=y)
 
     def _alone(self, block: Block) -> Any:
         """The module that the route runs here if it is the only one, its delta neither weighted nor attended to."""
@@ -103,6 +106,13 @@ class Slot(nn.Module):
                 self.layer.bias = nn.Parameter(function.bias.clone())
             self.constant = function.constant
         self.computations, self.fusions = nn.ModuleDict(), nn.ModuleDict()
+
+    def stack_low_rank(self) -> None:
+        """Put the slot's low-rank modules together, which then run side by side only, at weights for the batch."""
+        low: dict[str, Any] = {name: m for name, m in self.computations.items() if isinstance(m, LowRank)}
+        if len(low) > 1:
+            self.stack = LowRankStack(low)
+            self.computations = nn.ModuleDict({n: m for n, m in self.computations.items() if n not in low})
 
     def _with_module(self, name: str, function: Affine) -> Affine:
         weight = self.route.at(self.name).get(name)
