@@ -51,6 +51,7 @@ def _grouped_one_by_one(
         [
             BevGrid(x=(-4.0, 4.0), y=(-3.0, 3.0), cell=1.0),
             BevGrid(x=(-4.0, 4.2), y=(-1.1, 3.0), z=(-1.0, 1.0), cell=0.7),
+            BevGrid(x=(-4.0, 4.5), y=(-1.1, 2.7), cell=0.7),  # reaches beyond its last cells
             BevGrid(x=(-60.0, 60.0), y=(-50.0, 50.0), cell=0.1),  # more cells than 16 bits count
         ]
     ),
