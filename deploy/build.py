@@ -39,12 +39,12 @@ def build(
     target, bundle = find_target(target_name), Bundle.load(path)
     target.versions_for(dla)  # a DLA is there if one is asked for
     target.require_acceptable(bundle.manifest.precision, bundle.manifest.opset)
-    on_device = target.compiler == "tensorrt" and not compiles_here(target)
-    if out is not None and not on_device:
+    elsewhere = not compiles_here(target)
+    if out is not None and not elsewhere:
         raise InputError(f"{target.name}: compiles here, into the bundle; --out is for targets that compile elsewhere")
     if dla and bundle.manifest.precision == "fp32":
         console.print("A DLA runs fp16 and int8 only: all layers of this fp32 bundle will stay on the GPU.")
-    if on_device:
+    if elsewhere:
         package = write_package(
             bundle, target, out or path.resolve().with_name(f"{path.resolve().name}-{target.name}"), dla
         )

@@ -49,7 +49,8 @@ case "$capability" in
     *) unfit "this GPU has compute capability $capability, a @device@ has @capabilities@; run the script there" ;;
 esac
 
-# As in deploy/bundle.py: the record is written last, and without it the runtime refuses the plan.
+# As in deploy/bundle.py: the record is written last, and without it the runtime refuses the plan. How many layers the
+# parser made of the graph trtexec does not say.
 digest() { sha256sum "$1" | cut -d ' ' -f 1; }
 cat >bundle/engines/@target@.json.new <<END
 {

@@ -14,7 +14,7 @@ from deploy.bundle import Bundle
 from deploy.engines import open_engine
 from deploy.engines.cuda import compute_capability
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
-from deploy.engines.tensorrt import build_engine, place_on_dla
+from deploy.engines.tensorrt import build_engine, compiles_here, place_on_dla
 from deploy.runtime import Runtime
 from deploy.targets import TARGETS, Versions, find_target
 from perception.errors import InputError
@@ -86,6 +86,15 @@ def test_plan_needs_the_compiler_of_its_device() -> None:
         build_engine(bundle().onnx.read_bytes(), find_target("orin"))
     with pytest.raises(InputError, match="toaster: unknown target; choose one of cpu, rtx-ampere"):
         build(bundle().path, "toaster", QUIET)
+
+
+def test_tensorrt_compiles_only_beside_the_gpu_of_the_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert all(compiles_here(target) == (target.compiler != "tensorrt") for target in TARGETS.values())
+    (tmp_path / "tensorrt.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    for capability, expected in ((87, {"orin", "drive-orin"}), (110, {"thor", "drive-thor"}), (101, {"drive-thor"})):
+        monkeypatch.setattr("deploy.engines.cuda.compute_capability", lambda here=capability: here)
+        assert {name for name, t in TARGETS.items() if t.compiler == "tensorrt" and compiles_here(t)} == expected
 
 
 def test_another_version_of_the_compiler_is_refused() -> None:

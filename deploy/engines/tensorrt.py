@@ -34,11 +34,13 @@ class Plan:
 
 
 def compiles_here(target: Target) -> bool:
-    """Whether this machine compiles for the target: TensorRT is here, and the GPU is of the target's kind."""
-    if importlib.util.find_spec(target.compiler) is None:
+    """Whether this is a machine to compile for the target on. TensorRT needs to be here, and the target's own GPU."""
+    if target.compiler != "tensorrt":
+        return True
+    if importlib.util.find_spec("tensorrt") is None:
         return False
     try:
-        return target.compiler == "tensorrt_rtx" or cuda.compute_capability() in target.compute_capabilities
+        return cuda.compute_capability() in target.compute_capabilities
     except InputError:  # no GPU
         return False
 
