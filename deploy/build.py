@@ -1,4 +1,4 @@
-"""Compile a bundle for a target."""
+"""Compile a bundle for a target, or write what a target needs to compile it."""
 
 from __future__ import annotations
 
@@ -9,26 +9,52 @@ from pathlib import Path
 import onnxruntime
 from rich.console import Console
 
+from deploy.build_package import BuildPackage, write_package
 from deploy.bundle import ONNX, Bundle, EngineRecord
 from deploy.engines import open_engine
-from deploy.engines.tensorrt import build_engine
+from deploy.engines.tensorrt import build_engine, compiles_here
 from deploy.golden import require_agreement
 from deploy.targets import Target, find_target
+from perception.errors import InputError
 
 
-def build(path: Path, target_name: str, console: Console | None = None) -> EngineRecord:
+def build(
+    path: Path, target_name: str, console: Console | None = None, dla: bool = False, out: Path | None = None
+) -> EngineRecord | BuildPackage:
     """Compile the network of the bundle in folder `path` for a target; the plan goes to its `engines` folder.
 
     ONNX Runtime compiles whenever it opens a network, so for `cpu` there is no plan to keep: the golden frame is
-    run, and the record says how long it took to get ready.
+    run, and the record says how long it took to get ready. TensorRT compiles on the GPU that shall run the plan: where
+    that is another machine, a build package for it is written instead.
+
+    Args:
+        dla: place on the target's DLA what it can run.
+        out: folder of the build package; `<bundle>-<target>` beside the bundle by default.
 
     Raises:
-        InputError: no bundle, an unknown target, no compiler for it here, or a graph that it refuses.
+        InputError: no bundle, an unknown target, a bundle or a DLA that it does not take, no compiler for it here, a
+            graph that the compiler refuses, or a package that cannot be written.
     """
     console = console or Console()
     target, bundle = find_target(target_name), Bundle.load(path)
+    target.versions_for(dla)  # a DLA is there if one is asked for
+    target.require_acceptable(bundle.manifest.precision, bundle.manifest.opset)
+    elsewhere = not compiles_here(target)
+    if out is not None and not elsewhere:
+        raise InputError(f"{target.name}: compiles here, into the bundle; --out is for targets that compile elsewhere")
+    if dla and bundle.manifest.precision == "fp32":
+        console.print("A DLA runs fp16 and int8 only: all layers of this fp32 bundle will stay on the GPU.")
+    if elsewhere:
+        package = write_package(
+            bundle, target, out or path.resolve().with_name(f"{path.resolve().name}-{target.name}"), dla
+        )
+        console.print(
+            f"{target.name}: TensorRT compiles on the {target.device} itself. Copy {package.package} there and run "
+            f"build.sh ({target.compiler} {package.versions})"
+        )
+        return package
     with console.status(f"Compiling for {target.device}"):
-        record = _build_cpu(bundle, target) if target.compiler == "onnxruntime" else _build_plan(bundle, target)
+        record = _build_cpu(bundle, target) if target.compiler == "onnxruntime" else _build_plan(bundle, target, dla)
     size = f"{record.plan_bytes / 1e6:.1f} MB" if record.plan_bytes else "no plan to keep"
     console.print(
         f"{target.name} ({target.device}): {record.compiler}, {record.layers} layers, {size}, {record.seconds:.2f} s"
@@ -36,9 +62,9 @@ def build(path: Path, target_name: str, console: Console | None = None) -> Engin
     return record
 
 
-def _build_plan(bundle: Bundle, target: Target) -> EngineRecord:
+def _build_plan(bundle: Bundle, target: Target, dla: bool) -> EngineRecord:
     start = time.perf_counter()
-    plan = build_engine(bundle.onnx.read_bytes(), target)
+    plan = build_engine(bundle.onnx.read_bytes(), target, dla)
     record = EngineRecord(
         target=target.name,
         compiler=plan.compiler,

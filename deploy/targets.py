@@ -1,13 +1,49 @@
-"""What a bundle can be compiled for, with which compiler, and where."""
+"""What a bundle can be compiled for: the compiler and its versions, what it accepts, and where it runs.
+
+Where the facts come from (pages of docs.nvidia.com/deeplearning/tensorrt, read for TensorRT 11.4.1):
+
+- TensorRT compiles for the GPU it runs on; TensorRT-RTX compiles for any RTX GPU on any x86-64 machine.
+- Opsets: TensorRT 10 reads 9-20, TensorRT 11 9-25 ("ONNX Opset Guide"). A range here holds for all of a target's
+  versions. TensorRT-RTX is taken to read what TensorRT 10 reads, whose parser it has.
+- Jetson Orin: JetPack 6.1 brings TensorRT 10.3, and JetPack 6 stays on 10 ("Migrating TensorRT from 10.x to 11.x on
+  Jetson/JetPack"). JetPack 7.2.2 would bring 11.4 to AGX Orin; that is not offered here.
+- Jetson Thor: JetPack 7.0 brings TensorRT 10.13, JetPack 7.2.2 allows 11.4 (the same page).
+- DRIVE Orin: DriveOS stays on a branch of TensorRT 10 ("Migrating TensorRT from 10.x to 11.x on NVIDIA DriveOS").
+- DRIVE Thor: DriveOS 7.0.3 brings TensorRT 10.10 and calls the GPU 10.1 ("TensorRT Release Properties" of DRIVE OS);
+  DriveOS 7.2.5 brings TensorRT 11. CUDA 13 calls the same GPU 11.0.
+- DLA: two cores on AGX Orin and DRIVE Orin, none on Thor, which run FP16 and INT8. TensorRT 10.7 is the last 10 that
+  compiles for them ("Working with DLA"). The smallest Orin modules have none; the build finds that out on the device.
+- INT8 means explicit Q/DQ. TensorRT-RTX's support matrix promises less, but such graphs were compiled with 1.7.
+"""
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+from rich import box
+from rich.table import Table
 
 from perception.errors import InputError
 
 Compiler = Literal["onnxruntime", "tensorrt_rtx", "tensorrt"]
+
+
+@dataclass(frozen=True)
+class Versions:
+    """A range of versions, each as (major, minor): from `first` on, and before `end`."""
+
+    first: tuple[int, int]
+    end: tuple[int, int]
+
+    def __str__(self) -> str:
+        return f">={self.first[0]}.{self.first[1]},<{self.end[0]}" + (f".{self.end[1]}" if self.end[1] else "")
+
+    def __contains__(self, version: str) -> bool:
+        """Whether a version such as `10.3.0` or `1.7.1.116` lies in the range."""
+        numbers = re.match(r"(\d+)\.(\d+)", version)
+        return numbers is not None and self.first <= (int(numbers[1]), int(numbers[2])) < self.end
 
 
 @dataclass(frozen=True)
@@ -17,25 +53,101 @@ class Target:
     name: str
     device: str
     compiler: Compiler
-    compute_capability: int | None = None  # of its GPU: 86 is 8.6
-    install: str = ""  # how its compiler gets there
+    versions: Versions  # of the compiler
+    opsets: tuple[int, int]  # of ONNX, the first and the last
+    install: str  # how the compiler gets there
+    compute_capabilities: tuple[int, ...] = ()  # of its GPU: 87 is 8.7; two where CUDA renamed it
+    dla_cores: int = 0
+    dla_versions: Versions | None = None  # of the compiler, to compile for a DLA
+    precisions: tuple[str, ...] = ("fp32", "fp16", "int8")
+
+    def versions_for(self, dla: bool) -> Versions:
+        """The versions of the compiler that serve, with or without a DLA.
+
+        Raises:
+            InputError: a DLA is asked for and the target has none.
+        """
+        if not dla:
+            return self.versions
+        if self.dla_versions is None:
+            equipped = " and ".join(target.name for target in TARGETS.values() if target.dla_cores)
+            raise InputError(f"{self.name}: has no DLA; leave out --dla ({equipped} have one)")
+        return self.dla_versions
+
+    def require_acceptable(self, precision: str, opset: int) -> None:
+        """Raise InputError when no compiler of this target takes such a graph."""
+        if precision not in self.precisions:
+            raise InputError(f"{self.name}: takes {', '.join(self.precisions)}, but the bundle is {precision}")
+        first, last = self.opsets
+        if not first <= opset <= last:
+            raise InputError(f"{self.name}: takes ONNX opsets {first} to {last}, but the bundle has {opset}")
+
+    def described(self) -> dict[str, Any]:
+        """What the table of targets shows, for machines."""
+        return {
+            "target": self.name,
+            "device": self.device,
+            "compiler": self.compiler,
+            "versions": str(self.versions),
+            "compiles_on": "the device" if self.compiler == "tensorrt" else "any machine",
+            "compute_capabilities": [value / 10 for value in self.compute_capabilities],
+            "precisions": list(self.precisions),
+            "opsets": list(self.opsets),
+            "dla_cores": self.dla_cores,
+            "dla_versions": None if self.dla_versions is None else str(self.dla_versions),
+            "install": self.install,
+        }
 
 
-_RTX = "pip install 'tessera-perception[rtx]' (Linux or Windows, x86-64; no GPU needed)"
+def _rtx(name: str, device: str, compute_capability: int) -> Target:
+    return Target(
+        name,
+        device,
+        "tensorrt_rtx",
+        Versions((1, 1), (2, 0)),
+        opsets=(9, 20),
+        install="pip install 'tessera-perception[rtx]' (Linux or Windows, x86-64; no GPU needed)",
+        compute_capabilities=(compute_capability,),
+    )
 
-# TensorRT-RTX compiles for any RTX GPU on any x86-64 machine. TensorRT compiles for the GPU it runs on: for Jetson
-# and DRIVE that is the device itself.
-TARGETS = {
+
+def _orin(name: str, device: str, versions: Versions, install: str) -> Target:
+    return Target(
+        name,
+        device,
+        "tensorrt",
+        versions,
+        opsets=(9, 20),
+        install=install,
+        compute_capabilities=(87,),
+        dla_cores=2,
+        dla_versions=Versions(versions.first, (10, 8)),
+    )
+
+
+def _thor(name: str, device: str, versions: Versions, install: str, compute_capabilities: tuple[int, ...]) -> Target:
+    return Target(name, device, "tensorrt", versions, (9, 20), install, compute_capabilities)
+
+
+TARGETS: dict[str, Target] = {
     target.name: target
     for target in (
-        Target("cpu", "any CPU", "onnxruntime"),
-        Target("rtx-ampere", "GeForce RTX 30, RTX A2000-A6000", "tensorrt_rtx", 86, _RTX),
-        Target("rtx-ada", "GeForce RTX 40, RTX 2000-6000 Ada", "tensorrt_rtx", 89, _RTX),
-        Target("rtx-blackwell", "GeForce RTX 50, RTX PRO Blackwell", "tensorrt_rtx", 120, _RTX),
-        Target("orin", "Jetson Orin", "tensorrt", 87, "JetPack 6 brings TensorRT 10"),
-        Target("thor", "Jetson Thor", "tensorrt", 110, "JetPack 7 brings TensorRT 10.13 or later"),
-        Target("drive-orin", "DRIVE AGX Orin", "tensorrt", 87, "DRIVE OS 6.5 or later brings TensorRT 10"),
-        Target("drive-thor", "DRIVE AGX Thor", "tensorrt", 101, "DRIVE OS 7 brings TensorRT 10"),
+        Target("cpu", "any CPU", "onnxruntime", Versions((1, 20), (2, 0)), (7, 21), "pip install onnxruntime"),
+        _rtx("rtx-ampere", "GeForce RTX 30, RTX A2000 to A6000", 86),
+        _rtx("rtx-ada", "GeForce RTX 40, RTX 2000 to 6000 Ada", 89),
+        _rtx("rtx-blackwell", "GeForce RTX 50, RTX PRO Blackwell", 120),
+        _orin("orin", "Jetson Orin", Versions((10, 3), (11, 0)), "JetPack 6.1 or later brings TensorRT 10"),
+        _thor("thor", "Jetson Thor", Versions((10, 13), (12, 0)), "JetPack 7 brings TensorRT 10.13 or later", (110,)),
+        _orin(
+            "drive-orin", "DRIVE AGX Orin", Versions((10, 0), (11, 0)), "DriveOS for Orin with TensorRT 10 brings it"
+        ),
+        _thor(
+            "drive-thor",
+            "DRIVE AGX Thor",
+            Versions((10, 10), (12, 0)),
+            "DriveOS 7 brings TensorRT 10.10 or later",
+            (101, 110),
+        ),
     )
 }
 
@@ -45,3 +157,25 @@ def find_target(name: str) -> Target:
     if name not in TARGETS:
         raise InputError(f"{name}: unknown target; choose one of {', '.join(TARGETS)}")
     return TARGETS[name]
+
+
+def table() -> Table:
+    """All targets with what each accepts."""
+    shown = Table(title="Targets", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    shown.add_column("target", no_wrap=True)
+    shown.add_column("device", min_width=11)
+    shown.add_column("compiler", no_wrap=True)
+    for column in ("compiles\non", "GPU", "types", "ONNX\nopsets", "DLA\ncores"):
+        shown.add_column(column)
+    for target in TARGETS.values():
+        shown.add_row(
+            target.name,
+            target.device,
+            f"{target.compiler}\n{target.versions}",
+            target.described()["compiles_on"],
+            "\n".join(str(value / 10) for value in target.compute_capabilities),
+            "\n".join(target.precisions),
+            "{}-{}".format(*target.opsets),
+            str(target.dla_cores or "none"),
+        )
+    return shown

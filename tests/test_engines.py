@@ -1,5 +1,6 @@
 """Compiling for a target: NVIDIA's own compiler takes the whole graph, and what it refuses is said."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,9 @@ from deploy.bundle import Bundle
 from deploy.engines import open_engine
 from deploy.engines.cuda import compute_capability
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
-from deploy.engines.tensorrt import build_engine
+from deploy.engines.tensorrt import build_engine, compiles_here, place_on_dla
 from deploy.runtime import Runtime
-from deploy.targets import TARGETS, find_target
+from deploy.targets import TARGETS, Versions, find_target
 from perception.errors import InputError
 
 
@@ -80,11 +81,40 @@ def test_refusal_of_a_file_that_is_no_graph() -> None:
         build_engine(bundle().onnx.read_bytes()[:5000], find_target("rtx-ada"))
 
 
-def test_device_targets_say_where_to_build() -> None:
+def test_plan_needs_the_compiler_of_its_device() -> None:
     with pytest.raises(InputError, match=r"orin: needs tensorrt on the Jetson Orin itself, .* JetPack 6"):
-        build(bundle().path, "orin", QUIET)
+        build_engine(bundle().onnx.read_bytes(), find_target("orin"))
     with pytest.raises(InputError, match="toaster: unknown target; choose one of cpu, rtx-ampere"):
         build(bundle().path, "toaster", QUIET)
+
+
+def test_tensorrt_compiles_only_beside_the_gpu_of_the_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert all(compiles_here(target) == (target.compiler != "tensorrt") for target in TARGETS.values())
+    (tmp_path / "tensorrt.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    for capability, expected in ((87, {"orin", "drive-orin"}), (110, {"thor", "drive-thor"}), (101, {"drive-thor"})):
+        monkeypatch.setattr("deploy.engines.cuda.compute_capability", lambda here=capability: here)
+        assert {name for name, t in TARGETS.items() if t.compiler == "tensorrt" and compiles_here(t)} == expected
+
+
+def test_another_version_of_the_compiler_is_refused() -> None:
+    trt = pytest.importorskip("tensorrt_rtx")
+    older = replace(find_target("rtx-ampere"), versions=Versions((0, 9), (1, 1)))
+    with pytest.raises(InputError, match=rf"needs tensorrt_rtx >=0.9,<1.1, but {trt.__version__} is here"):
+        build_engine(bundle().onnx.read_bytes(), older)
+
+
+def test_dla_is_configured_and_found_absent() -> None:
+    """NVIDIA's configuration object takes the placement; no machine that these tests run on has a DLA."""
+    trt = pytest.importorskip("tensorrt_rtx")
+    config = trt.Builder(trt.Logger()).create_builder_config()
+    place_on_dla(trt, config)
+    assert config.default_device_type == trt.DeviceType.DLA
+    assert config.get_flag(trt.BuilderFlag.GPU_FALLBACK)
+    smallest_orin = replace(find_target("orin"), compiler="tensorrt_rtx", compute_capabilities=(86,))
+    smallest_orin = replace(smallest_orin, dla_versions=find_target("rtx-ampere").versions)
+    with pytest.raises(InputError, match="orin: this module has no DLA; build without --dla"):
+        build_engine(bundle().onnx.read_bytes(), smallest_orin, dla=True)
 
 
 def test_plan_is_checked_before_it_runs(tmp_path: Path) -> None:

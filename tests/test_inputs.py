@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,9 @@ from perception.data.outputs import to_prediction
 from perception.data.pillars import group
 from perception.frame import CAMERAS, Camera, Frame
 from perception.grid import BevGrid
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
+from bench_pillars import pillars, street
 
 TINY = Path(__file__).parents[1] / "configs" / "tiny.yaml"
 
@@ -47,6 +51,7 @@ def _grouped_one_by_one(
         [
             BevGrid(x=(-4.0, 4.0), y=(-3.0, 3.0), cell=1.0),
             BevGrid(x=(-4.0, 4.2), y=(-1.1, 3.0), z=(-1.0, 1.0), cell=0.7),
+            BevGrid(x=(-4.0, 4.5), y=(-1.1, 2.7), cell=0.7),  # reaches beyond its last cells
             BevGrid(x=(-60.0, 60.0), y=(-50.0, 50.0), cell=0.1),  # more cells than 16 bits count
         ]
     ),
@@ -69,6 +74,28 @@ def test_grouping_equals_a_loop_over_points(
         np.testing.assert_array_equal(pillar[: len(kept)], kept)
         assert not pillar[len(kept) :].any()
     assert (pillar_points.dtype, counts.dtype, cells.dtype) == (np.float32, np.int32, np.int32)
+
+
+def test_grouping_of_ten_sweeps_equals_a_loop_over_points() -> None:
+    """The cloud of tools/bench.py: many chunks, more pillars than fit, and pillars with more points than fit."""
+    grid, points = BevGrid(cell=0.2), street()
+    pillar_points, counts, cells = group(points, grid, 30_000, 20)
+    expected = _grouped_one_by_one(points, grid, 30_000, 20)
+    assert len(cells) == 30_000
+    assert cells.tolist() == list(expected)
+    assert counts.tolist() == [len(kept) for kept in expected.values()]
+    assert counts.max() == 20
+    padded = np.zeros_like(pillar_points)
+    for pillar, kept in zip(padded, expected.values(), strict=True):
+        pillar[: len(kept)] = kept
+    np.testing.assert_array_equal(pillar_points, padded)
+
+
+def test_benchmark_of_the_grouping() -> None:
+    figures = pillars(argparse.Namespace(config="nuscenes/fusion", rounds=1))
+    assert figures.keys() == {"points", "ms"}
+    assert 290_000 < figures["points"] < 310_000
+    assert figures["ms"] > 0
 
 
 def test_points_at_the_far_edge_stay_on_the_grid() -> None:

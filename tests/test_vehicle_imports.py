@@ -19,6 +19,7 @@ VEHICLE = (
     "perception.evaluation.submission",
     "deploy.bundle",
     "deploy.build",
+    "deploy.build_package",
     "deploy.golden",
     "deploy.targets",
     "deploy.engines",

@@ -2,6 +2,7 @@
 
 python tools/bench.py adapt --evidence runs/evidence --json
 python tools/bench.py modular --config tiny
+python tools/bench.py pillars --json
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 import onnx.utils
 import torch
+from bench_pillars import pillars
 from evidence_models import Models
 from evidence_plan import STEPS, WAYS
 from rich.console import Console
@@ -169,6 +171,10 @@ def main() -> None:
     command.add_argument("--config", default="tiny")
     command.add_argument("--rounds", type=int, default=30)
     command.set_defaults(run=modular)
+    command = commands.add_parser("pillars", help="time to group ten LiDAR sweeps into pillars, on one core")
+    command.add_argument("--config", default="nuscenes/fusion")
+    command.add_argument("--rounds", type=int, default=50)
+    command.set_defaults(run=pillars)
     for each in commands.choices.values():
         each.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args()

@@ -1,14 +1,16 @@
 """TensorRT: compiles a graph for a GPU and runs it there.
 
 Written once against the API that `tensorrt` (10 and later; Jetson, DRIVE) and `tensorrt_rtx` (RTX GPUs) share.
-Compiling with `tensorrt_rtx` needs no GPU and is tested on every change. Running a plan needs one; `TensorRtEngine`
-follows NVIDIA's documentation and has not been exercised by these tests, which have no GPU: the golden frame that
-`Runtime` runs first tells whether it computes the network.
+Compiling with `tensorrt_rtx` needs no GPU and is tested on every change. What these tests cannot run, because it needs
+the device: compiling with `tensorrt` itself; placing layers on a DLA (the calls are made on `tensorrt_rtx`'s
+configuration, which takes them, but no DLA is there to compile for); and running a plan. `TensorRtEngine` follows
+NVIDIA's documentation: the golden frame that `Runtime` runs first tells whether it computes the network.
 """
 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -31,19 +33,32 @@ class Plan:
     compiler: str  # with its version
 
 
-def build_engine(onnx: bytes, target: Target) -> Plan:
-    """Compile an ONNX graph for a target.
+def compiles_here(target: Target) -> bool:
+    """Whether this is a machine to compile for the target on. TensorRT needs to be here, and the target's own GPU."""
+    if target.compiler != "tensorrt":
+        return True
+    if importlib.util.find_spec("tensorrt") is None:
+        return False
+    try:
+        return cuda.compute_capability() in target.compute_capabilities
+    except InputError:  # no GPU
+        return False
+
+
+def build_engine(onnx: bytes, target: Target, dla: bool = False) -> Plan:
+    """Compile an ONNX graph for a target, on a machine where that is possible (`compiles_here`).
+
+    Args:
+        dla: place on the first DLA what it can run, and the rest on the GPU.
 
     Raises:
-        InputError: the compiler is not installed, the target is not this machine, or the compiler refuses the
+        InputError: the compiler is not installed or of another version, there is no DLA, or the compiler refuses the
             graph: then the message names the node, its operator and the reason.
     """
     trt = _compiler(target)
-    if target.compiler == "tensorrt" and (here := cuda.compute_capability()) != target.compute_capability:
-        raise InputError(
-            f"{target.name}: TensorRT compiles for the GPU it runs on, and this one has compute capability "
-            f"{here / 10} instead of {(target.compute_capability or 0) / 10}; build on the {target.device} itself"
-        )
+    if trt.__version__ not in (versions := target.versions_for(dla)):
+        purpose = " with a DLA" if dla else ""
+        raise InputError(f"{target.name}: needs {target.compiler} {versions}{purpose}, but {trt.__version__} is here")
     log = _listen(trt)
     builder = trt.Builder(log)
     # Strongly typed: the types in the graph are the precision, and nothing is lowered behind our back.
@@ -55,13 +70,24 @@ def build_engine(onnx: bytes, target: Target) -> Plan:
     config.clear_flag(trt.BuilderFlag.TF32)  # its 10-bit mantissa is not FP32
     if target.compiler == "tensorrt_rtx":
         config.num_compute_capabilities = 1
-        config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{target.compute_capability}"), 0)
+        config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{target.compute_capabilities[0]}"), 0)
+    if dla:
+        if not builder.num_DLA_cores:
+            raise InputError(f"{target.name}: this module has no DLA; build without --dla")
+        place_on_dla(trt, config)
     plan = builder.build_serialized_network(network, config)
     if plan is None:
         raise InputError(
             f"{target.name}: {trt.__name__} {trt.__version__} cannot compile the graph: {' '.join(log.errors)}"
         )
-    return Plan(bytes(plan), network.num_layers, f"{trt.__name__} {trt.__version__}")
+    return Plan(bytes(plan), network.num_layers, f"{trt.__name__} {trt.__version__}{' with DLA 0' if dla else ''}")
+
+
+def place_on_dla(trt: Any, config: Any) -> None:
+    """Set a builder's configuration to place every layer on DLA 0 that it can run, and the others on the GPU."""
+    config.default_device_type = trt.DeviceType.DLA
+    config.DLA_core = 0
+    config.set_flag(trt.BuilderFlag.GPU_FALLBACK)
 
 
 def _compiler(target: Target) -> Any:

@@ -58,16 +58,29 @@ def export(
 
 @app.command(epilog="Example: perception build runs/a/bundle --target rtx-ampere")
 def build(
-    bundle: Annotated[Path, typer.Argument(help="An exported bundle.")],
-    target: Annotated[
-        str, typer.Option(help="cpu, rtx-ampere, rtx-ada, rtx-blackwell, orin, thor, drive-orin, drive-thor.")
-    ],
+    bundle: Annotated[Path | None, typer.Argument(help="An exported bundle.", show_default=False)] = None,
+    target: Annotated[str, typer.Option(help="What to compile for; --list shows the choice.")] = "",
+    dla: Annotated[bool, typer.Option("--dla", help="Place on the target's DLA what it can run.")] = False,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the build package, where the device compiles itself. Default: beside the bundle."),
+    ] = None,
+    show: Annotated[bool, typer.Option("--list", help="Show all targets and what each accepts.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Compile a bundle's graph to an engine for a target."""
+    """Compile a bundle's graph to an engine for a target, or write a package with which the target compiles it."""
+    if show:
+        from deploy.targets import TARGETS, table
+
+        report({"targets": [each.described() for each in TARGETS.values()]}, as_json)
+        if not as_json:
+            console_for(as_json).print(table())
+        return
+    if bundle is None or not target:
+        raise InputError("build takes a bundle and its --target; `perception build --list` shows the targets")
     from deploy.build import build as run
 
-    report(run(bundle, target, console_for(as_json)).model_dump(mode="json"), as_json)
+    report(run(bundle, target, console_for(as_json), dla, out).model_dump(mode="json"), as_json)
 
 
 @app.command(epilog="Example: perception replay drives --scenes scene-0003 --bundle runs/a/bundle --out runs/a/replay")

@@ -1,0 +1,68 @@
+#!/bin/sh
+# Compiles the bundle beside this script for the @device@, on the @device@. README.md says more.
+# Exit code: 0, the engine is in the bundle; 1, TensorRT cannot compile the graph; 2, this package or machine is unfit.
+set -eu
+
+unfit() {
+    echo "build.sh: $1" >&2
+    exit 2
+}
+
+cd "$(dirname "$0")"
+[ $# -eq 0 ] || unfit "takes no arguments; README.md says what it does"
+if ! checked=$(LC_ALL=C sha256sum -c SHA256SUMS 2>/dev/null); then
+    changed=$(echo "$checked" | sed -n 's/: FAILED.*//p' | head -n 1)
+    unfit "${changed:-SHA256SUMS}: is missing or was changed; copy the package again"
+fi
+
+trtexec=$(command -v trtexec || echo /usr/src/tensorrt/bin/trtexec)  # where JetPack and DriveOS have it
+[ -x "$trtexec" ] || unfit "no trtexec on the PATH or in /usr/src/tensorrt/bin; @install@"
+# Its first line says [TensorRT v100300] for 10.3.0.
+version=$("$trtexec" --help 2>&1 | sed -n 's/.*\[TensorRT v\([0-9]*\)\].*/\1/p' | head -n 1)
+[ -n "$version" ] || unfit "$trtexec does not say which TensorRT it is of"
+readable="$((version / 10000)).$((version / 100 % 100)).$((version % 100))"
+if [ "$version" -lt @first@ ] || [ "$version" -ge @end@ ]; then
+    unfit "@target@ needs TensorRT @versions@, but $trtexec is of $readable"
+fi
+
+mkdir -p bundle/engines
+plan=bundle/engines/@target@.plan
+set -- --onnx=bundle/@graph@ --saveEngine=$plan.new @flags@
+if [ "$version" -lt 110000 ]; then
+    set -- "$@" --stronglyTyped  # TensorRT 11 knows no other networks
+fi
+trap 'rm -f "$plan.new"' EXIT
+start=$(date +%s)
+if ! "$trtexec" "$@" >build.log 2>&1; then
+    echo "build.sh: TensorRT $readable cannot compile the graph; build.log says why:" >&2
+    grep -F '[E]' build.log | tail -n 5 >&2
+    exit 1
+fi
+seconds=$(($(date +%s) - start))
+if [ ! -s $plan.new ]; then
+    echo "build.sh: trtexec reports success but wrote no engine; build.log has its output" >&2
+    exit 1
+fi
+capability=$(sed -n 's/.*Compute Capability: \([0-9.]*\).*/\1/p' build.log | head -n 1)
+case "$capability" in
+    @capabilities@ | "") ;;
+    *) unfit "this GPU has compute capability $capability, a @device@ has @capabilities@; run the script there" ;;
+esac
+
+# As in deploy/bundle.py: the record is written last, and without it the runtime refuses the plan. How many layers the
+# parser made of the graph trtexec does not say.
+digest() { sha256sum "$1" | cut -d ' ' -f 1; }
+cat >bundle/engines/@target@.json.new <<END
+{
+  "target": "@target@",
+  "compiler": "tensorrt $readable@with_dla@",
+  "layers": 0,
+  "seconds": $seconds,
+  "plan_bytes": $(($(wc -c <$plan.new))),
+  "plan_sha256": "$(digest $plan.new)",
+  "onnx_sha256": "$(digest bundle/@graph@)"
+}
+END
+mv $plan.new $plan
+mv bundle/engines/@target@.json.new bundle/engines/@target@.json
+echo "$plan: compiled by TensorRT $readable in $seconds s"

@@ -1,0 +1,158 @@
+"""What a device needs to compile a bundle with its own TensorRT, in one folder to copy there.
+
+    bundle/       the bundle; the engine will be stored in it
+    build.sh      checks the package and the device's TensorRT, compiles, and writes the engine's record
+    README.md     the same for people, with the exact commands
+    SHA256SUMS    of all of these
+
+Options of trtexec are those of TensorRT 10 and 11 (docs.nvidia.com/deeplearning/tensorrt, "Migrating trtexec Usage from
+TensorRT 10.x to 11.x", "Building and Launching the Loadable"). The script is tested with a stand-in for trtexec, which
+comes with JetPack and DriveOS only.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from importlib.resources import files
+from pathlib import Path
+
+from deploy.bundle import ENGINES, Bundle, sha256
+from deploy.targets import Target
+from perception.errors import InputError
+from perception.section import Section
+
+SUMS = "SHA256SUMS"
+
+README = """# {name} for {device}
+
+Copy this folder to the {device} and run
+
+    sh build.sh
+
+It checks every file against {sums}, finds `trtexec` (on the PATH or in /usr/src/tensorrt/bin), checks that its TensorRT
+is {versions}, compiles, checks that the GPU has compute capability {capabilities}, and leaves the engine and its
+record in `bundle/engines`, where the runtime looks for them. What it runs:
+
+{commands}
+
+`build.log` keeps the output. Exit code: 0, the engine is in the bundle; 1, TensorRT cannot compile the graph; 2, the
+package or the machine is unfit; then the last line says why.
+
+Where this project and TensorRT's Python module are installed on the device, `bundle` can be compiled without trtexec:
+
+    {perception}
+
+Neither was run on a {device} when this was written. The runtime runs the golden frame of the bundle before its first
+real one, and refuses an engine that computes something else.
+{dla_note}"""
+
+DLA_NOTE = """
+Layers that the DLA cannot run stay on the GPU, and trtexec says so only in `build.log`. A DLA runs FP16 and INT8; this
+bundle is {precision}.
+"""
+
+
+class BuildPackage(Section):
+    """A build package that was written."""
+
+    target: str
+    package: str  # its folder
+    versions: str  # of TensorRT that may compile it
+    commands: dict[str, str]  # what build.sh runs, for each major version of TensorRT
+
+
+def write_package(bundle: Bundle, target: Target, out: Path, dla: bool) -> BuildPackage:
+    """Write the build package of a bundle for a TensorRT target to the folder `out`, replacing one that is there.
+
+    Engines that the bundle already has stay behind: they were compiled elsewhere.
+
+    Raises:
+        InputError: `out` exists and is no build package, or cannot be written; what was there stays.
+    """
+    if out.exists() and not (out / SUMS).is_file() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out}: exists and is not a build package; choose another --out")
+    package = _describe(bundle, target, out, dla)
+    fresh, old = (out.with_name(f".{out.name}.{suffix}-{os.getpid()}") for suffix in ("new", "old"))
+    try:
+        shutil.copytree(bundle.path, fresh / "bundle", ignore=shutil.ignore_patterns(ENGINES))
+        script = fresh / "build.sh"
+        script.write_text(_script(bundle, target, dla))
+        script.chmod(0o755)
+        (fresh / "README.md").write_text(_readme(bundle, target, package, dla))
+        names = sorted(str(path.relative_to(fresh)) for path in fresh.rglob("*") if path.is_file())
+        (fresh / SUMS).write_text("".join(f"{sha256(fresh / name)}  {name}\n" for name in names))
+        if out.exists():
+            out.rename(old)
+        fresh.rename(out)
+    except OSError as error:
+        if old.exists() and not out.exists():
+            old.rename(out)
+        raise InputError(f"{out}: cannot write the build package ({error.strerror or error})") from None
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
+    return package
+
+
+def _describe(bundle: Bundle, target: Target, out: Path, dla: bool) -> BuildPackage:
+    """What build.sh will run, in the same order."""
+    versions = target.versions_for(dla)
+    command = (
+        f"trtexec --onnx=bundle/{bundle.onnx.relative_to(bundle.path)} "
+        f"--saveEngine=bundle/engines/{target.name}.plan.new {_flags(dla)}"
+    )
+    majors = range(versions.first[0], versions.end[0] + bool(versions.end[1]))
+    return BuildPackage(
+        target=target.name,
+        package=str(out),
+        versions=str(versions),
+        commands={str(major): command + (" --stronglyTyped" if major < 11 else "") for major in majors},
+    )
+
+
+def _flags(dla: bool) -> str:
+    """Options of trtexec for every version: FP32 without TF32's short mantissa, and no timing after the build."""
+    return "--noTF32 --skipInference" + (" --useDLACore=0 --allowGPUFallback" if dla else "")
+
+
+def _script(bundle: Bundle, target: Target, dla: bool) -> str:
+    script = files("deploy").joinpath("build.sh").read_text(encoding="utf-8")
+    versions = target.versions_for(dla)
+    for name, value in {
+        "target": target.name,
+        "device": target.device,
+        "install": target.install,
+        "versions": str(versions),
+        "first": _numbered(versions.first),
+        "end": _numbered(versions.end),
+        "graph": str(bundle.onnx.relative_to(bundle.path)),
+        "flags": _flags(dla),
+        "capabilities": _capabilities(target, " | "),
+        "with_dla": " with DLA 0" if dla else "",
+    }.items():
+        script = script.replace(f"@{name}@", value)
+    return script
+
+
+def _readme(bundle: Bundle, target: Target, package: BuildPackage, dla: bool) -> str:
+    commands = "\n\n".join(f"    # TensorRT {major}\n    {command}" for major, command in package.commands.items())
+    return README.format(
+        name=bundle.manifest.name,
+        device=target.device,
+        sums=SUMS,
+        versions=package.versions,
+        capabilities=_capabilities(target, " or "),
+        commands=commands,
+        perception=f"perception build bundle --target {target.name}{' --dla' if dla else ''}",
+        dla_note=DLA_NOTE.format(precision=bundle.manifest.precision) if dla else "",
+    )
+
+
+def _capabilities(target: Target, between: str) -> str:
+    return between.join(str(value / 10) for value in target.compute_capabilities)
+
+
+def _numbered(version: tuple[int, int]) -> str:
+    """As trtexec writes versions: 100300 for 10.3.0."""
+    return str(10000 * version[0] + 100 * version[1])

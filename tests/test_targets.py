@@ -1,0 +1,78 @@
+"""What each target takes, and the table that shows it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from exported import QUIET, bundle
+
+from deploy.build import build
+from deploy.targets import TARGETS, Versions, find_target
+from perception.errors import InputError
+
+PERCEPTION = Path(sys.executable).with_name("perception")
+NAMES = ["cpu", "rtx-ampere", "rtx-ada", "rtx-blackwell", "orin", "thor", "drive-orin", "drive-thor"]
+
+
+def build_command(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([PERCEPTION, "build", *arguments], check=False, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    ("version", "inside"),
+    [("10.2.9", False), ("10.3.0", True), ("10.13.3.9", True), ("11.0.0", False), ("9.9", False), ("unknown", False)],
+)
+def test_versions(version: str, inside: bool) -> None:
+    assert (version in Versions((10, 3), (11, 0))) is inside
+
+
+def test_the_table_shows_every_target() -> None:
+    listed = build_command("--list", "--json")
+    assert listed.returncode == 0
+    targets = json.loads(listed.stdout)["targets"]
+    assert [target["target"] for target in targets] == NAMES == list(TARGETS)
+    by_name = {target["target"]: target for target in targets}
+    assert {name for name in NAMES if by_name[name]["dla_cores"]} == {"orin", "drive-orin"}
+    assert {name for name in NAMES if by_name[name]["compiles_on"] == "the device"} == {*NAMES[4:]}
+    assert by_name["drive-thor"]["compute_capabilities"] == [10.1, 11.0]
+    shown = build_command("--list").stdout
+    for target in TARGETS.values():
+        assert target.name in shown
+        assert str(target.versions) in shown
+
+
+def test_every_target_takes_what_is_exported() -> None:
+    for target in TARGETS.values():
+        target.require_acceptable(bundle().manifest.precision, bundle().manifest.opset)
+
+
+def test_a_target_refuses_what_its_compiler_does_not_take() -> None:
+    with pytest.raises(InputError, match="orin: takes fp32, fp16, int8, but the bundle is fp8"):
+        find_target("orin").require_acceptable("fp8", 18)
+    with pytest.raises(InputError, match="orin: takes ONNX opsets 9 to 20, but the bundle has 21"):
+        find_target("orin").require_acceptable("fp32", 21)
+
+
+@pytest.mark.parametrize("target", [name for name in NAMES if "orin" not in name])
+def test_a_dla_is_refused_where_there_is_none(target: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=rf"^{target}: has no DLA; leave out --dla \(orin and drive-orin have one\)$"):
+        build(bundle().path, target, QUIET, dla=True, out=tmp_path / "package")
+    assert not (tmp_path / "package").exists()
+
+
+def test_a_package_is_only_for_targets_that_compile_themselves(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cpu: compiles here, into the bundle; --out is for"):
+        build(bundle().path, "cpu", QUIET, out=tmp_path / "package")
+
+
+def test_build_needs_a_bundle_and_a_target() -> None:
+    for arguments in ([], [str(bundle().path)], ["--target", "cpu"]):
+        done = build_command(*arguments)
+        assert done.returncode == 2
+        assert done.stderr == (
+            "perception: build takes a bundle and its --target; `perception build --list` shows the targets\n"
+        )
