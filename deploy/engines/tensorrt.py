@@ -61,7 +61,13 @@ def build_engine(onnx: bytes, target: Target) -> Plan:
         raise InputError(
             f"{target.name}: {trt.__name__} {trt.__version__} cannot compile the graph: {' '.join(log.errors)}"
         )
-    return Plan(bytes(plan), network.num_layers, f"{trt.__name__} {trt.__version__}")
+    return Plan(bytes(plan), network.num_layers, installed(target))
+
+
+def installed(target: Target) -> str:
+    """The target's compiler on this machine, with its version; InputError where it is not installed."""
+    trt = _compiler(target)
+    return f"{trt.__name__} {trt.__version__}"
 
 
 def _compiler(target: Target) -> Any:
