@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import onnxruntime
 from rich.console import Console
@@ -17,9 +18,17 @@ from deploy.golden import require_agreement
 from deploy.targets import Target, find_target
 from perception.errors import InputError
 
+if TYPE_CHECKING:
+    from deploy.signature import Sign
+
 
 def build(
-    path: Path, target_name: str, console: Console | None = None, dla: bool = False, out: Path | None = None
+    path: Path,
+    target_name: str,
+    console: Console | None = None,
+    dla: bool = False,
+    out: Path | None = None,
+    sign: Path | None = None,
 ) -> EngineRecord | BuildPackage:
     """Compile the network of the bundle in folder `path` for a target; the plan goes to its `engines` folder.
 
@@ -30,10 +39,11 @@ def build(
     Args:
         dla: place on the target's DLA what it can run.
         out: folder of the build package; `<bundle>-<target>` beside the bundle by default.
+        sign: private key (PEM, `deploy.signature`) that signs the plan's record.
 
     Raises:
-        InputError: no bundle, an unknown target, a bundle or a DLA that it does not take, no compiler for it here, a
-            graph that the compiler refuses, or a package that cannot be written.
+        InputError: no bundle or key, an unknown target, a bundle or a DLA that it does not take, no compiler for it
+            here, a graph that the compiler refuses, or a package that cannot be written.
     """
     console = console or Console()
     target, bundle = find_target(target_name), Bundle.load(path)
@@ -44,6 +54,9 @@ def build(
         raise InputError(f"{target.name}: compiles here, into the bundle; --out is for targets that compile elsewhere")
     if dla and bundle.manifest.precision == "fp32":
         console.print("A DLA runs fp16 and int8 only: all layers of this fp32 bundle will stay on the GPU.")
+    if sign is not None and (elsewhere or target.compiler == "onnxruntime"):
+        why = f"the {target.device} compiles it itself" if elsewhere else "its network is the bundle's own"
+        raise InputError(f"--sign: there is no plan for {target.name} to sign here; {why}")
     if elsewhere:
         package = write_package(
             bundle, target, out or path.resolve().with_name(f"{path.resolve().name}-{target.name}"), dla
@@ -53,8 +66,12 @@ def build(
             f"build.sh ({target.compiler} {package.versions})"
         )
         return package
+    signed = _signer(sign)
     with console.status(f"Compiling for {target.device}"):
-        record = _build_cpu(bundle, target) if target.compiler == "onnxruntime" else _build_plan(bundle, target, dla)
+        if target.compiler == "onnxruntime":
+            record = _build_cpu(bundle, target)
+        else:
+            record = _build_plan(bundle, target, dla, signed)
     size = f"{record.plan_bytes / 1e6:.1f} MB" if record.plan_bytes else "no plan to keep"
     console.print(
         f"{target.name} ({target.device}): {record.compiler}, {record.layers} layers, {size}, {record.seconds:.2f} s"
@@ -62,7 +79,15 @@ def build(
     return record
 
 
-def _build_plan(bundle: Bundle, target: Target, dla: bool) -> EngineRecord:
+def _signer(key: Path | None) -> Sign | None:
+    if key is None:
+        return None
+    from deploy.signature import signer  # what builds without a key needs no cryptography
+
+    return signer(key)
+
+
+def _build_plan(bundle: Bundle, target: Target, dla: bool, sign: Sign | None) -> EngineRecord:
     start = time.perf_counter()
     plan = build_engine(bundle.onnx.read_bytes(), target, dla)
     record = EngineRecord(
@@ -74,7 +99,7 @@ def _build_plan(bundle: Bundle, target: Target, dla: bool) -> EngineRecord:
         plan_sha256=hashlib.sha256(plan.content).hexdigest(),
         onnx_sha256=bundle.manifest.files[ONNX],
     )
-    bundle.add_plan(plan.content, record)
+    bundle.add_plan(plan.content, record, sign)
     return record
 
 

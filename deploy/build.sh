@@ -49,20 +49,18 @@ case "$capability" in
     *) unfit "this GPU has compute capability $capability, a @device@ has @capabilities@; run the script there" ;;
 esac
 
-# As in deploy/bundle.py: the record is written last, and without it the runtime refuses the plan. How many layers the
-# parser made of the graph trtexec does not say.
-digest() { sha256sum "$1" | cut -d ' ' -f 1; }
-cat >bundle/engines/@target@.json.new <<END
-{
-  "target": "@target@",
-  "compiler": "tensorrt $readable@with_dla@",
-  "layers": 0,
-  "seconds": $seconds,
-  "plan_bytes": $(($(wc -c <$plan.new))),
-  "plan_sha256": "$(digest $plan.new)",
-  "onnx_sha256": "$(digest bundle/@graph@)"
+# As deploy/bundle.py writes it, with a sha256 of its own. It is written last: without it the runtime refuses the plan.
+# How many layers the parser made of the graph trtexec does not say.
+digest() { sha256sum "$@" | cut -d ' ' -f 1; }
+record() {
+    printf '{\n  "sha256": "%s",\n  "target": "@target@",\n  "compiler": "tensorrt %s",\n' "$1" "$readable@with_dla@"
+    printf '  "layers": 0,\n  "seconds": %s.0,\n  "plan_bytes": %s,\n' "$seconds" "$bytes"
+    printf '  "plan_sha256": "%s",\n  "onnx_sha256": "%s"\n}' "$compiled" "$network"
 }
-END
+bytes=$(($(wc -c <$plan.new)))
+compiled=$(digest $plan.new)
+network=$(digest bundle/@graph@)
+record "$(record "" | digest)" >bundle/engines/@target@.json.new
 mv $plan.new $plan
 mv bundle/engines/@target@.json.new bundle/engines/@target@.json
 echo "$plan: compiled by TensorRT $readable in $seconds s"

@@ -17,7 +17,8 @@ import shutil
 from importlib.resources import files
 from pathlib import Path
 
-from deploy.bundle import ENGINES, Bundle, sha256
+from deploy.bundle import ENGINES, Bundle
+from deploy.integrity import sha256
 from deploy.targets import Target
 from perception.errors import InputError
 from perception.section import Section

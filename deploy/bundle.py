@@ -1,101 +1,46 @@
 """The bundle: a folder with all that a vehicle needs to run one exported network, and the proof that it is intact.
 
     manifest.json         what the network takes and gives, how it was made, and the sha256 of every other file
+    manifest.sig          the signature of manifest.json, where the exporter signed
     model.onnx            the network
     golden.safetensors    the inputs of one frame, and the outputs that the trained network gave for them
+    modules/              the modules that the network was made with, as `Bank.save` writes them
     engines/              plans compiled from model.onnx by `perception build`, each with its own record
 
-The manifest carries its own sha256 too, so no byte of a bundle can change unnoticed. No torch here: a bundle is
-read on the vehicle.
+Manifest and records carry their own sha256 too, and a file that the manifest does not name is refused, except in
+engines/, which is filled later: so no byte of a bundle can change unnoticed. Who knows how can compute all hashes anew,
+though: that nobody did is what a signature and a key tell. No torch here: a bundle is read on the vehicle.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
-from deploy.route import Banked
+from deploy.integrity import Sealed, require_inside, require_nothing_else, require_unchanged, sha256
+from deploy.manifest import MANIFEST, Manifest, TensorInfo, read_manifest
 from perception.atomic import write_atomically
-from perception.config import CameraBranch, Grid, Lidar, Section
 from perception.data.inputs import InputSpec
 from perception.errors import InputError
 
-SCHEMA_VERSION = 2  # as in Manifest
-MANIFEST, ONNX, GOLDEN, ENGINES = "manifest.json", "model.onnx", "golden.safetensors", "engines"
+if TYPE_CHECKING:
+    from deploy.signature import Sign
+
+ONNX, GOLDEN, MODULES, ENGINES, SIGNATURE = "model.onnx", "golden.safetensors", "modules", "engines", "manifest.sig"
 
 Arrays = Mapping[str, np.ndarray]
 
 
-class TensorInfo(Section):
-    """One input or output of the network."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str  # numpy's name
-    unit: str  # what the numbers mean
-
-
-class Manifest(Section):
-    """What the bundle says of itself; `manifest.json` is exactly this."""
-
-    schema_version: Literal[2] = 2
-    sha256: str = ""  # of this manifest, written with an empty string here
-    name: str  # of the configuration
-    precision: Literal["fp32"] = "fp32"
-    opset: int
-    tolerance: float  # how far an engine's outputs for the golden frame may be off, see deploy.golden
-    classes: tuple[str, ...]
-    attributes: tuple[str, ...]
-    map_classes: tuple[str, ...]  # empty: the network has no map head
-    cameras: tuple[str, ...]  # order of the pictures in the inputs
-    grid: Grid
-    map_grid: Grid | None  # of the map output
-    lidar: Lidar | None
-    camera: CameraBranch | None
-    inputs: tuple[TensorInfo, ...]
-    outputs: tuple[TensorInfo, ...]
-    modules: tuple[str, ...]  # that were in the checkpoint
-    routes: tuple[str, ...]  # conditions that the network was exported for, such as boston+rain; base: none known
-    folded: tuple[str, ...]  # modules in force on all routes, now part of the weights
-    inline: tuple[str, ...]  # modules in force on all routes that stay in the graph beside their layers
-    banked: tuple[Banked, ...]  # modules in force on some routes, in the order of the input `route`
-    parameters: int
-    flops: int  # of one frame; a multiply-add counts as two
-    operators: dict[str, int]  # ONNX operator -> number of nodes
-    files: dict[str, str]  # name -> sha256
-
-    @property
-    def spec(self) -> InputSpec:
-        """How a frame becomes the network's inputs."""
-        return InputSpec(self.grid.build(), self.lidar, self.camera)
-
-    @property
-    def conditional(self) -> bool:
-        """Whether the network takes the conditions as an input."""
-        return any(tensor.name == "conditions" for tensor in self.inputs)
-
-    @property
-    def sensors(self) -> tuple[str, ...]:
-        """Which sensors the network takes."""
-        return tuple(name for name in ("lidar", "camera") if getattr(self, name) is not None)
-
-    def sealed(self) -> str:
-        """The text of manifest.json, with its sha256 filled in."""
-        digest = hashlib.sha256(self.model_copy(update={"sha256": ""}).model_dump_json(indent=2).encode())
-        return self.model_copy(update={"sha256": digest.hexdigest()}).model_dump_json(indent=2)
-
-
-class EngineRecord(Section):
+class EngineRecord(Sealed):
     """engines/<target>.json: where a plan came from."""
 
     target: str
@@ -113,18 +58,29 @@ class Bundle:
 
     path: Path
     manifest: Manifest
+    key: Path | None = None  # that signed the manifest, and must have signed an engine's record
 
     @staticmethod
-    def load(path: Path) -> Bundle:
+    def load(path: Path, key: Path | None = None) -> Bundle:
         """Open the bundle in the folder `path`.
 
+        Args:
+            key: the public key (PEM, `deploy.signature`) of whom to trust; None trusts everyone who can write files.
+
         Raises:
-            InputError: it is no bundle, has another schema version, or a file is missing or was changed.
+            InputError: it is no bundle, has another schema version, a file is missing, was changed or does not belong
+                there, a path leads out of the folder, or it was not signed by `key`.
         """
-        manifest = _read_manifest(path)
+        manifest = read_manifest(path, key)
+        for name in manifest.files:
+            require_inside(path, name)
+        for name in (ONNX, GOLDEN):
+            if name not in manifest.files:
+                raise InputError(f"{path / MANIFEST}: does not name {name}; export the bundle again")
+        require_nothing_else(path, {MANIFEST, SIGNATURE, *manifest.files}, ENGINES)
         for name, digest in manifest.files.items():
-            verify(path / name, digest, "export the bundle again")
-        return Bundle(path, manifest)
+            require_unchanged(path / name, digest, "export the bundle again")
+        return Bundle(path, manifest, key)
 
     @property
     def spec(self) -> InputSpec:
@@ -136,44 +92,98 @@ class Bundle:
         return self.path / ONNX
 
     def golden(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """Inputs and outputs of the golden frame."""
-        try:
-            tensors = load_file(self.path / GOLDEN)
-        except (OSError, SafetensorError) as error:
-            raise InputError(f"{self.path / GOLDEN}: cannot read the golden frame ({error})") from None
-        inputs = {name: tensors[f"inputs.{name}"] for name in (t.name for t in self.manifest.inputs)}
-        outputs = {name: tensors[f"outputs.{name}"] for name in (t.name for t in self.manifest.outputs)}
-        return inputs, outputs
-
-    def plan(self, target: str) -> Path:
-        """The plan compiled for `target`, checked against its record and this network.
+        """Inputs and outputs of the golden frame.
 
         Raises:
-            InputError: there is none, it was changed, or it was compiled from another network.
+            InputError: the file holds something else than the inputs and outputs of the manifest.
         """
-        plan, record_path = self.path / ENGINES / f"{target}.plan", self.path / ENGINES / f"{target}.json"
-        remedy = f"run `perception build {self.path} --target {target}`"
+        file = self.path / GOLDEN
         try:
-            record = EngineRecord.model_validate_json(record_path.read_bytes())
+            tensors = load_file(file)
+        except (OSError, SafetensorError) as error:
+            raise InputError(f"{file}: cannot read the golden frame ({error})") from None
+
+        def side(name: str, described: tuple[TensorInfo, ...]) -> dict[str, np.ndarray]:
+            arrays = {}
+            for t in described:
+                array = tensors.get(f"{name}.{t.name}")
+                if array is None or (array.shape, array.dtype.name) != (t.shape, t.dtype):
+                    found = "is missing" if array is None else f"is {array.dtype.name} {array.shape}"
+                    raise InputError(f"{file}: {name}.{t.name} {found}, the manifest says {t.dtype} {t.shape}")
+                arrays[t.name] = array
+            return arrays
+
+        return side("inputs", self.manifest.inputs), side("outputs", self.manifest.outputs)
+
+    def plan(self, target: str, compiler: str | None = None) -> Path:
+        """The plan compiled for `target`, checked against its record and this network.
+
+        Args:
+            compiler: the one of the machine that is to run it, with its version: plans of others do not load.
+                None takes a plan of any.
+
+        Raises:
+            InputError: there is none, it was changed or not signed by the bundle's key, or it was compiled from
+                another network, for another target or by another compiler.
+        """
+        record, plan = self.engine_record(target), self.path / ENGINES / f"{target}.plan"
+        remedy = self._build(target)
+        if compiler not in (None, record.compiler.split(" with ")[0]):  # a DLA is no other compiler
+            raise InputError(f"{plan}: compiled by {record.compiler}, but here is {compiler}; {remedy}")
+        require_unchanged(plan, record.plan_sha256, remedy)
+        return plan
+
+    def engine_record(self, target: str) -> EngineRecord:
+        """Where the plan for `target` came from. Raises as `plan` does, which checks the plan itself as well."""
+        names = (f"{ENGINES}/{target}.{suffix}" for suffix in ("json", "plan", "sig"))
+        for name in names:
+            require_inside(self.path, name)
+        file, remedy = self.path / ENGINES / f"{target}.json", self._build(target)
+        try:
+            content = file.read_bytes()
+            record = EngineRecord.model_validate_json(content)
         except FileNotFoundError:
             raise InputError(f"{self.path}: no engine for {target}; {remedy}") from None
         except ValidationError:
-            raise InputError(f"{record_path}: not an engine record; {remedy}") from None
+            raise InputError(f"{file}: not an engine record of this version; {remedy}") from None
+        if self.key is not None:
+            from deploy.signature import require_signed
+
+            require_signed(file, content, self.key)
+        if content != record.sealed():
+            raise InputError(f"{file}: was changed (its sha256 differs); {remedy}")
+        if record.target != target:
+            raise InputError(f"{file}: is of an engine for {record.target}; {remedy}")
         if record.onnx_sha256 != self.manifest.files[ONNX]:
-            raise InputError(f"{plan}: compiled from another network; {remedy}")
-        verify(plan, record.plan_sha256, remedy)
-        return plan
+            raise InputError(f"{file.with_suffix('.plan')}: compiled from another network; {remedy}")
+        return record
 
-    def add_plan(self, plan: bytes, record: EngineRecord) -> Path:
+    def add_plan(self, plan: bytes, record: EngineRecord, sign: Sign | None = None) -> Path:
         """Store a compiled plan. The record is written last: without it, or with an older one, the plan is refused."""
-        folder = self.path / ENGINES
-        folder.mkdir(exist_ok=True)
-        write_atomically(folder / f"{record.target}.plan", plan)
-        write_atomically(folder / f"{record.target}.json", record.model_dump_json(indent=2).encode())
-        return folder / f"{record.target}.plan"
+        file, content = self.path / ENGINES / f"{record.target}.plan", record.sealed()
+        require_inside(self.path, ENGINES)
+        file.parent.mkdir(exist_ok=True)
+        write_atomically(file, plan)
+        if sign is None:
+            file.with_suffix(".sig").unlink(missing_ok=True)
+        else:
+            write_atomically(file.with_suffix(".sig"), sign(content))
+        write_atomically(file.with_suffix(".json"), content)
+        return file
+
+    def _build(self, target: str) -> str:
+        """What to do about an engine that cannot be used."""
+        return f"run `perception build {self.path} --target {target}`"
 
 
-def write_bundle(path: Path, onnx: bytes, golden: tuple[Arrays, Arrays], describe: Callable[..., Manifest]) -> Bundle:
+def write_bundle(
+    path: Path,
+    onnx: bytes,
+    golden: tuple[Arrays, Arrays],
+    describe: Callable[..., Manifest],
+    modules: Mapping[str, bytes] | None = None,
+    sign: Sign | None = None,
+) -> Bundle:
     """Write a bundle to the folder `path`, replacing the bundle that is there.
 
     Everything is written to a folder beside it that takes its place at the end: when the disk fills up or the
@@ -182,6 +192,8 @@ def write_bundle(path: Path, onnx: bytes, golden: tuple[Arrays, Arrays], describ
     Args:
         golden: inputs and outputs by name.
         describe: makes the manifest, given `files`, the sha256 of each file.
+        modules: the files in modules/ by name.
+        sign: signs the manifest.
 
     Raises:
         InputError: `path` exists and is no bundle, or cannot be written.
@@ -191,15 +203,20 @@ def write_bundle(path: Path, onnx: bytes, golden: tuple[Arrays, Arrays], describ
     fresh, old = (path.with_name(f".{path.name}.{suffix}-{os.getpid()}") for suffix in ("new", "old"))
     try:
         fresh.mkdir(parents=True)
-        (fresh / ONNX).write_bytes(onnx)
         tensors = {
             f"{side}.{k}": np.ascontiguousarray(v)
             for side, arrays in zip(("inputs", "outputs"), golden, strict=True)
             for k, v in arrays.items()
         }
-        (fresh / GOLDEN).write_bytes(save(tensors))
-        manifest = describe(files={name: sha256(fresh / name) for name in (ONNX, GOLDEN)})
-        (fresh / MANIFEST).write_text(manifest.sealed())
+        contents = {f"{MODULES}/{name}": content for name, content in (modules or {}).items()}
+        contents = {ONNX: onnx, GOLDEN: save(tensors)} | contents
+        for name, content in contents.items():
+            (fresh / name).parent.mkdir(exist_ok=True)
+            (fresh / name).write_bytes(content)
+        manifest = describe(files={name: sha256(fresh / name) for name in contents}).sealed()
+        (fresh / MANIFEST).write_bytes(manifest)
+        if sign is not None:
+            (fresh / SIGNATURE).write_bytes(sign(manifest))
         if path.exists():
             path.rename(old)
         fresh.rename(path)
@@ -211,39 +228,3 @@ def write_bundle(path: Path, onnx: bytes, golden: tuple[Arrays, Arrays], describ
         shutil.rmtree(fresh, ignore_errors=True)
     shutil.rmtree(old, ignore_errors=True)
     return Bundle.load(path)
-
-
-def _read_manifest(path: Path) -> Manifest:
-    file = path / MANIFEST
-    try:
-        text = file.read_text()
-    except (OSError, UnicodeDecodeError):
-        if path.is_dir() and file.is_file():
-            raise InputError(f"{file}: cannot read the manifest; export the bundle again") from None
-        raise InputError(f"{path}: not a bundle (no {MANIFEST}); make one with `perception export`") from None
-    try:
-        manifest = Manifest.model_validate_json(text)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the text"
-        if where == "schema_version":
-            raise InputError(
-                f"{file}: schema version {first['input']}, but this program reads {SCHEMA_VERSION}; export again"
-            ) from None
-        raise InputError(f"{file}: {where}: {first['msg'].lower()}; export the bundle again") from None
-    if text != manifest.sealed():
-        raise InputError(f"{file}: was changed after the export (its sha256 differs); export the bundle again")
-    return manifest
-
-
-def sha256(path: Path) -> str:
-    """Hexadecimal digest of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def verify(path: Path, digest: str, remedy: str) -> None:
-    """Raise InputError unless the file is there and has this sha256."""
-    if not path.is_file():
-        raise InputError(f"{path}: the file is missing; {remedy}")
-    if sha256(path) != digest:
-        raise InputError(f"{path}: was changed (its sha256 differs from the record); {remedy}")

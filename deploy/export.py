@@ -21,11 +21,14 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from deploy.bundle import Bundle, Manifest, TensorInfo, write_bundle
+from deploy.bundle import Bundle, write_bundle
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
 from deploy.golden import require_agreement, synthetic_frame
+from deploy.manifest import Manifest, TensorInfo
 from deploy.norms import fold_norms
+from deploy.origin import origin
 from deploy.route import Banked, steering
+from deploy.signature import signer
 from perception.config import Config, Grid
 from perception.data.inputs import InputSpec, prepare
 from perception.errors import InputError
@@ -60,6 +63,8 @@ def export(
     routes: Sequence[Sequence[str]] = ((),),
     golden: Frame | None = None,
     console: Console | None = None,
+    sign: Path | None = None,
+    license: str = "",
 ) -> Bundle:
     """Write the bundle of a checkpoint to the folder `out`, and print what it is.
 
@@ -70,15 +75,18 @@ def export(
         golden: the frame that proves engines later; None takes a synthetic one. It becomes part of the bundle,
             and with it the licence of its recording.
         console: where progress and the table go; standard output by default.
+        sign: private key (PEM, `deploy.signature`) that signs the bundle.
+        license: of the network, its modules and the golden frame: an SPDX identifier or a text.
 
     Raises:
-        InputError: no such checkpoint or condition, ONNX Runtime differs from torch, or `out` cannot be written.
+        InputError: no such checkpoint, condition or key, ONNX Runtime differs from torch, or `out` cannot be written.
     """
-    console = console or Console()
+    console, signed = console or Console(), None if sign is None else signer(sign)
     known = [parse_conditions(route) for route in routes]
     trained, config = load_model(checkpoint)
     spec = InputSpec.of(config)
-    frame = prepare(golden or synthetic_frame(spec.grid.reference), spec)
+    golden = golden or synthetic_frame(spec.grid.reference)
+    frame = prepare(golden, spec)
     expected = [_run(trained, frame, each)[0] for each in known]  # it also shows prompts the size of their input
     model = trained.folded(*known).eval()
     banked, conditional = _banked(trained, model)
@@ -95,6 +103,9 @@ def export(
     for on_route, alone, route in zip(steered, expected, routes, strict=True):
         require_agreement(alone, _run(model, on_route)[0], TOLERANCE, f"the folded network on route {_named(route)}")
         require_agreement(alone, engine.run(on_route), TOLERANCE, f"ONNX Runtime on route {_named(route)}")
+    inline = tuple(name for name in model.bank.modules if name not in {each.name for each in banked})
+    on_board = (*model.bank.folded, *inline, *(each.name for each in banked))
+    source, modules = origin(trained, checkpoint, on_board, golden.token, license)
     describe = functools.partial(
         Manifest,
         name=config.name,
@@ -113,13 +124,14 @@ def export(
         modules=tuple(module.name for module in config.modules),
         routes=tuple(_named(route) for route in routes),
         folded=model.bank.folded,
-        inline=tuple(name for name in model.bank.modules if name not in {each.name for each in banked}),
+        inline=inline,
         banked=banked,
+        origin=source,
         parameters=sum(p.numel() for p in model.parameters()),
         flops=flops,
         operators=dict(sorted(Counter(node.op_type for node in graph.graph.node).items())),
     )
-    bundle = write_bundle(out, content, (inputs, outputs), describe)
+    bundle = write_bundle(out, content, (inputs, outputs), describe, modules, signed)
     console.print(_table(bundle.manifest))
     return bundle
 
@@ -244,6 +256,8 @@ def _table(manifest: Manifest) -> Table:
         ("modules folded", ", ".join(manifest.folded) or "none"),
         ("modules inline", ", ".join(manifest.inline) or "none"),
         ("modules banked", ", ".join(module.name for module in manifest.banked) or "none"),
+        ("trained on", "; ".join(manifest.origin.data) or "the checkpoint does not say"),
+        ("license", manifest.origin.license or "not stated"),
         (f"{sum(manifest.operators.values())} operators", ", ".join(f"{name} {n}" for name, n in most_first)),
         ("ONNX Runtime", f"equals torch within {manifest.tolerance:g}"),
     ):

@@ -21,12 +21,16 @@ class Runtime:
 
     Before its first frame it verifies every hash of the bundle and runs the golden frame.
 
+    Args:
+        key: the public key that must have signed the bundle (`deploy.signature`); None takes it unsigned.
+
     Raises:
-        InputError: the bundle was changed, the engine is not there, or it computes something else.
+        InputError: the bundle was changed or not signed by `key`, the engine is not there, or it computes something
+            else.
     """
 
-    def __init__(self, path: Path, target: str = "cpu") -> None:
-        self.bundle, self.target = Bundle.load(path), target
+    def __init__(self, path: Path, target: str = "cpu", key: Path | None = None) -> None:
+        self.bundle, self.target = Bundle.load(path, key), target
         self.engine = open_engine(self.bundle, target)
         inputs, outputs = self.bundle.golden()
         require_agreement(outputs, self.engine.run(inputs), self.bundle.manifest.tolerance, f"{path} on {target}")

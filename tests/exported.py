@@ -11,12 +11,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 from rich.console import Console
 from torch import nn
 
-from deploy.bundle import Bundle
+from deploy.bundle import Bundle, write_bundle
 from deploy.export import export
 from deploy.golden import synthetic_frame
+from deploy.signature import signer
 from perception.config import Config, find_config, load_config
 from perception.data.inputs import InputSpec, prepare
 from perception.frame import Frame, Prediction
@@ -46,6 +49,8 @@ def checkpoint_of(config: Config) -> Path:
         for module in model.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.momentum = 1.0  # take over the statistics of the next batch
+                if not module.weight.any():  # timm begins with residual branches that add nothing
+                    module.weight.fill_(0.5)
         inputs = prepare(synthetic_frame("ego", seed=7), InputSpec.of(config))
         model.train().forward({name: torch.from_numpy(array) for name, array in inputs.items()})
         for name, parameter in model.named_parameters():
@@ -64,10 +69,32 @@ def bundle(*conditions: str) -> Bundle:
     return export(checkpoint(), folder() / name, [conditions], console=QUIET)
 
 
-def copied(to: Path) -> Path:
+def copied(to: Path, *conditions: str) -> Path:
     """A copy of the bundle that a test may damage."""
-    shutil.copytree(bundle().path, to)
+    shutil.copytree(bundle(*conditions).path, to)
     return to
+
+
+def keys(folder: Path) -> tuple[Path, Path]:
+    """A new private and its public key, as PEM files in the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    private = Ed25519PrivateKey.generate()
+    pem = private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    (folder / "key.pem").write_bytes(pem)
+    pem = private.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    (folder / "public.pem").write_bytes(pem)
+    return folder / "key.pem", folder / "public.pem"
+
+
+def rewritten(path: Path, onnx: bytes | None = None, sign: Path | None = None, **manifest: object) -> Path:
+    """The bundle at `path` with another network or another manifest, and every hash made anew, as a forger would."""
+    old = Bundle.load(path)
+    modules = {file.name: file.read_bytes() for file in (path / "modules").glob("*")}
+    describe = lambda files: old.manifest.model_copy(update={"files": files, **manifest})  # noqa: E731
+    write_bundle(
+        path, onnx or old.onnx.read_bytes(), old.golden(), describe, modules, None if sign is None else signer(sign)
+    )
+    return path
 
 
 def assert_equal(a: Prediction, b: Prediction) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import signal
 import subprocess
@@ -65,6 +66,18 @@ def test_what_is_saved_comes_back_bit_for_bit(tmp_path):
     before, after = optimizer.state_dict()["state"], fresh.state_dict()["state"]
     assert before.keys() == after.keys()
     assert all(torch.equal(before[i][k], after[i][k]) for i in before for k in before[i])
+
+
+def test_a_checkpoint_says_what_it_is_and_what_it_was_trained_on(tmp_path):
+    model, optimizer = trained()
+    folder = checkpoint.save(tmp_path, 7, CONFIG, model, optimizer, {}, ["drives", "drives at night"])
+    weights = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    assert checkpoint.provenance(tmp_path) == (weights, ("drives", "drives at night"))
+    content = json.loads((folder / "checkpoint.json").read_text())
+    del content["data"]  # as earlier versions wrote it
+    (folder / "checkpoint.json").write_text(json.dumps(content))
+    assert checkpoint.provenance(tmp_path) == (weights, ())
+    checkpoint.resume(tmp_path, CONFIG, model, optimizer)
 
 
 def test_only_the_newest_stay(tmp_path):

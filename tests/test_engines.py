@@ -118,7 +118,7 @@ def test_dla_is_configured_and_found_absent() -> None:
 
 
 def test_plan_is_checked_before_it_runs(tmp_path: Path) -> None:
-    pytest.importorskip("tensorrt_rtx")
+    tensorrt_rtx = pytest.importorskip("tensorrt_rtx")
     path = copied(tmp_path / "bundle")
     with pytest.raises(InputError, match="no engine for rtx-ada; run `perception build"):
         Runtime(path, "rtx-ada")
@@ -129,10 +129,24 @@ def test_plan_is_checked_before_it_runs(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"rtx-ada.plan: was changed"):
         Bundle.load(path).plan("rtx-ada")
     plan.write_bytes(content)
-    record = path / "engines" / "rtx-ada.json"
-    record.write_text(record.read_text().replace(bundle().manifest.files["model.onnx"], "0" * 64))
-    with pytest.raises(InputError, match="compiled from another network"):
-        Bundle.load(path).plan("rtx-ada")
+    record = Bundle.load(path).engine_record("rtx-ada")
+    remedy = f"; run `perception build {path} --target rtx-ada`"
+    file = path / "engines" / "rtx-ada.json"
+    here = f"tensorrt_rtx {tensorrt_rtx.__version__}"
+    for change, message in (
+        ({"onnx_sha256": "0" * 64}, f"{plan}: compiled from another network"),
+        ({"target": "rtx-ampere"}, f"{file}: is of an engine for rtx-ampere"),
+        ({"compiler": "tensorrt_rtx 1.0.0"}, f"{plan}: compiled by tensorrt_rtx 1.0.0, but here is {here}"),
+        ({"compiler": "tensorrt 10.3.0"}, f"{plan}: compiled by tensorrt 10.3.0, but here is {here}"),
+        ({"plan_sha256": "0" * 64}, f"{plan}: was changed (its sha256 differs from the record)"),
+    ):
+        file.write_bytes(record.model_copy(update=change).sealed())
+        with pytest.raises(InputError) as error:
+            Runtime(path, "rtx-ada")
+        assert str(error.value) == message + remedy
+    file.write_text("{}")
+    with pytest.raises(InputError, match=r"rtx-ada.json: not an engine record of this version; run `perception build"):
+        Runtime(path, "rtx-ada")
 
 
 def test_plan_without_a_gpu_is_one_clear_line(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from perception.modules.files import SPECS
 from perception.modules.spec import BatchNorm, LowRank
 from perception.training import settings
 from perception.training.adapt import adapt
-from perception.training.checkpoint import load_model
+from perception.training.checkpoint import load_model, provenance
 from perception.training.combine import merge
 from perception.training.loop import costs_of, fit, losses_of, train
 from perception.training.recalibrate import recalibrate
@@ -202,6 +202,8 @@ def test_merged_modules_are_a_checkpoint_with_one_more(tables, trained, tmp_path
         mean = sum(model.bank.at(n)[slot].delta() for n in ("rain", "night")) / 2
         torch.testing.assert_close(module.delta(), mean, rtol=1e-4, atol=1e-6)
     assert (tmp_path / "merged" / "modules" / "wet_night.json").exists()
+    all_drives, one_drive = "v1.0-sim: 6 keyframes of 2 scenes", "v1.0-sim: 3 keyframes of 1 scenes"
+    assert provenance(tmp_path / "merged").data == (all_drives, one_drive, one_drive)
     merge(checkpoint, ["0.5*rain", "-2*night"], "mixed", "task-arithmetic", tmp_path / "mixed", [])
     bank = load_model(tmp_path / "mixed")[0].bank
     for slot, module in bank.at("mixed").items():

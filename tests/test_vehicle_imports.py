@@ -21,6 +21,8 @@ VEHICLE = (
     "deploy.build",
     "deploy.build_package",
     "deploy.golden",
+    "deploy.integrity",
+    "deploy.manifest",
     "deploy.targets",
     "deploy.engines",
     "deploy.engines.cuda",
@@ -28,6 +30,7 @@ VEHICLE = (
     "deploy.engines.tensorrt",
     "deploy.route",
     "deploy.runtime",
+    "deploy.signature",
     "deploy.replay.latency",
     "deploy.replay.pictures",
     "deploy.replay.player",
@@ -35,7 +38,7 @@ VEHICLE = (
     "deploy.replay.sources",
 )
 # The rest of deploy is the workshop's: it trains or exports.
-WORKSHOP = {"deploy.export", "deploy.plan", "deploy.demo"}
+WORKSHOP = {"deploy.export", "deploy.origin", "deploy.plan", "deploy.verify", "deploy.demo"}
 ABSENT = ["torch", "torchvision", "timm", "onnx", "onnxscript", "accelerate"]
 BLOCKED = f"import sys\nsys.modules.update(dict.fromkeys({ABSENT}))\n"
 
@@ -53,6 +56,17 @@ def test_vehicle_side_imports_and_runs_without_torch() -> None:
     )
     assert result.returncode == 0, result.stderr
     assert int(result.stdout) == 200
+
+
+def test_a_vehicle_without_a_key_needs_no_cryptography() -> None:
+    code = f"from pathlib import Path\nimport deploy.runtime\ndeploy.runtime.Runtime(Path({str(bundle().path)!r}))\n"
+    assert python(f"sys.modules['cryptography'] = None\n{code}").returncode == 0
+
+
+def test_a_bundle_is_verified_without_torch() -> None:
+    code = f"from pathlib import Path\nfrom deploy.verify import verify\nprint(verify(Path({str(bundle().path)!r})))\n"
+    result = python(f"del sys.modules['onnx']\n{code}")
+    assert "ONNX Runtime gives the recorded outputs" in result.stdout, result.stderr
 
 
 def test_every_module_of_deploy_is_on_the_vehicle_or_in_the_workshop() -> None:

@@ -22,12 +22,13 @@ def open_engine(bundle: Bundle, target: str = "cpu") -> Engine:
     """The engine that runs `bundle` on `target`.
 
     Raises:
-        InputError: an unknown target, a plan that is missing or stale, or no such hardware here.
+        InputError: an unknown target, a plan that is missing, stale or of another version of the compiler, or no such
+            hardware here.
     """
     if find_target(target).compiler == "onnxruntime":
         from deploy.engines.onnxruntime import OnnxRuntimeEngine
 
         return OnnxRuntimeEngine(bundle.onnx)
-    from deploy.engines.tensorrt import TensorRtEngine
+    from deploy.engines.tensorrt import TensorRtEngine, installed
 
-    return TensorRtEngine(bundle.plan(target), find_target(target))
+    return TensorRtEngine(bundle.plan(target, installed(find_target(target))), find_target(target))

@@ -32,5 +32,8 @@ class OnnxRuntimeEngine:
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Outputs by name, for inputs by name with the shapes and types of the manifest."""
-        values = self._session.run(self._outputs, dict(inputs))
+        try:
+            values = self._session.run(self._outputs, dict(inputs))
+        except Exception as error:  # as above
+            raise InputError(f"ONNX Runtime cannot run the network: {' '.join(str(error).split())}") from None
         return dict(zip(self._outputs, values, strict=True))

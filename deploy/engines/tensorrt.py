@@ -80,7 +80,7 @@ def build_engine(onnx: bytes, target: Target, dla: bool = False) -> Plan:
         raise InputError(
             f"{target.name}: {trt.__name__} {trt.__version__} cannot compile the graph: {' '.join(log.errors)}"
         )
-    return Plan(bytes(plan), network.num_layers, f"{trt.__name__} {trt.__version__}{' with DLA 0' if dla else ''}")
+    return Plan(bytes(plan), network.num_layers, f"{installed(target)}{' with DLA 0' if dla else ''}")
 
 
 def place_on_dla(trt: Any, config: Any) -> None:
@@ -88,6 +88,12 @@ def place_on_dla(trt: Any, config: Any) -> None:
     config.default_device_type = trt.DeviceType.DLA
     config.DLA_core = 0
     config.set_flag(trt.BuilderFlag.GPU_FALLBACK)
+
+
+def installed(target: Target) -> str:
+    """The target's compiler on this machine, with its version; InputError where it is not installed."""
+    trt = _compiler(target)
+    return f"{trt.__name__} {trt.__version__}"
 
 
 def _compiler(target: Target) -> Any:

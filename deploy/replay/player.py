@@ -79,6 +79,7 @@ def replay(
     bundle: Path,
     out: Path,
     target: str = "cpu",
+    key: Path | None = None,
     console: Console | None = None,
 ) -> dict[str, Any]:
     """Replay scenes of a nuScenes dataroot through a bundle.
@@ -86,12 +87,14 @@ def replay(
     Args:
         scenes: names, or keyframes such as `scene-0103:0-4`; empty for every scene.
         target: the engine of the bundle that runs.
+        key: the public key that must have signed the bundle.
 
     Raises:
-        InputError: no such dataroot, scene, bundle or engine, a damaged file, or `out` cannot be written.
+        InputError: no such dataroot, scene, bundle or engine, a damaged file, a bundle that `key` did not sign, or
+            `out` cannot be written.
     """
     console = console or Console()
-    runtime = Runtime(bundle, target)
+    runtime = Runtime(bundle, target, key)
     tables = NuScenesTables(dataroot, version)
     drives = [NuScenesDrive(tables, scene, runtime.bundle.spec) for scene in scenes or tables.scenes()]
     summary = Player(runtime, drives, out, console).run()

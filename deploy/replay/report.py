@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from deploy.bundle import Manifest
+from deploy.manifest import Manifest
 from deploy.replay import pictures
 from perception.frame import CAMERAS, CLASSES, MAP_CLASSES, Boxes, Frame, Prediction
 from perception.grid import BevGrid

@@ -14,6 +14,9 @@ Routes = Annotated[
     str, typer.Option(help="Several sets of conditions that one graph shall serve: base,rain,boston+rain,boston+night.")
 ]
 
+Sign = Annotated[Path | None, typer.Option(help="Private key (Ed25519, PEM) to sign with.")]
+Key = Annotated[Path | None, typer.Option(help="Public key (Ed25519, PEM): refuse what it has not signed.")]
+
 
 def _routes(conditions: str, routes: str) -> list[list[str]]:
     """Of `rain,boston`, which is one route, or of `boston,boston+rain`, which are two; `base`: nothing is known."""
@@ -43,16 +46,40 @@ def plan(
 
 @app.command(epilog="Example: perception export runs/a --out runs/a/bundle --conditions rain")
 def export(
-    checkpoint: Annotated[Path, typer.Argument(help="A run, or one of its checkpoints.")],
-    out: Out,
+    checkpoint: Annotated[Path | None, typer.Argument(help="A run, or one of its checkpoints.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder to write.")] = None,
     conditions: Annotated[str, typer.Option(help="Fold the modules for these, such as rain,boston.")] = "",
     routes: Routes = "",
+    license: Annotated[str, typer.Option(help="Of the network and its data: an SPDX identifier or a text.")] = "",
+    sign: Sign = None,
+    verify: Annotated[
+        Path | None, typer.Option(help="Instead of exporting, check this bundle: hashes, graph, golden frame, engines.")
+    ] = None,
+    key: Key = None,
     as_json: Json = False,
 ) -> None:
-    """Export a checkpoint to a bundle: ONNX, manifest, golden inputs and outputs."""
+    """Export a checkpoint to a bundle: ONNX, manifest, modules, golden inputs and outputs. Or verify a bundle.
+
+    Keys: openssl genpkey -algorithm ed25519 -out key.pem && openssl pkey -in key.pem -pubout -out public.pem
+    """
+    if verify is not None:
+        if checkpoint or out or conditions or routes or license or sign:
+            raise InputError("--verify checks a bundle that is there; beside it only --key and --json have a meaning")
+        from deploy.verify import table
+        from deploy.verify import verify as check
+
+        verified = check(verify, key)
+        report(verified, as_json)
+        if not as_json:
+            console_for(as_json).print(table(verify, verified))
+        return
+    if checkpoint is None or out is None:
+        raise InputError("give CHECKPOINT and --out to export, or --verify BUNDLE to check a bundle")
+    if key is not None:
+        raise InputError("--key goes with --verify; what signs an export is --sign")
     from deploy.export import export as run
 
-    bundle = run(checkpoint, out, _routes(conditions, routes), console=console_for(as_json))
+    bundle = run(checkpoint, out, _routes(conditions, routes), console=console_for(as_json), sign=sign, license=license)
     report(bundle.manifest.model_dump(mode="json"), as_json)
 
 
@@ -66,6 +93,7 @@ def build(
         typer.Option(help="Folder of the build package, where the device compiles itself. Default: beside the bundle."),
     ] = None,
     show: Annotated[bool, typer.Option("--list", help="Show all targets and what each accepts.")] = False,
+    sign: Sign = None,
     as_json: Json = False,
 ) -> None:
     """Compile a bundle's graph to an engine for a target, or write a package with which the target compiles it."""
@@ -80,7 +108,7 @@ def build(
         raise InputError("build takes a bundle and its --target; `perception build --list` shows the targets")
     from deploy.build import build as run
 
-    report(run(bundle, target, console_for(as_json), dla, out).model_dump(mode="json"), as_json)
+    report(run(bundle, target, console_for(as_json), dla, out, sign).model_dump(mode="json"), as_json)
 
 
 @app.command(epilog="Example: perception replay drives --scenes scene-0003 --bundle runs/a/bundle --out runs/a/replay")
@@ -90,13 +118,14 @@ def replay(
     out: Out,
     version: Version = None,
     scenes: Scenes = "",
+    key: Key = None,
     as_json: Json = False,
 ) -> None:
     """Run recorded scenes through an exported bundle; writes results, latencies and an HTML report."""
     from deploy.replay.player import replay as run
 
     version = version or only_version(drive)
-    report(run(drive, version, names(scenes), bundle, out, console=console_for(as_json)), as_json)
+    report(run(drive, version, names(scenes), bundle, out, key=key, console=console_for(as_json)), as_json)
 
 
 @app.command(epilog="Example: perception demo --out runs/demo")

@@ -133,6 +133,10 @@ class NuScenesTables:
             raise InputError(f"{path}: not an object of split names and lists of scene names")
         return splits
 
+    def scene(self, sample: str) -> str:
+        """Name of the drive that a keyframe is from."""
+        return self._scene[sample]
+
     def conditions(self, sample: str) -> Conditions:
         """What is known of the circumstances of a keyframe; reads no file."""
         return self._conditions[self._scene[sample]]

@@ -11,7 +11,7 @@ from perception.data.nuscenes import NuScenesTables
 from perception.errors import InputError
 from perception.modules.spec import Module
 from perception.training import settings
-from perception.training.checkpoint import load_model, newest
+from perception.training.checkpoint import load_model, newest, provenance
 from perception.training.loop import fit
 
 
@@ -68,6 +68,6 @@ def adapt(
     base.bank.add(spec)
     base.config = config
     settings.post_hoc(base, [spec.name])
-    last = fit(base, tables, tokens, run)
+    last = fit(base, tables, tokens, run, earlier=provenance(checkpoint).data)
     base.bank.save(spec.name, run / "modules" / spec.name, domain=", ".join(spec.when))
     return last

@@ -3,7 +3,7 @@
 RUN/checkpoints/step-000500/
     model.safetensors       parameters and buffers
     training.safetensors    optimizer moments and random state
-    checkpoint.json         configuration, step, schedule, sha256 of the two files
+    checkpoint.json         configuration, step, schedule, what it was trained on, sha256 of the two files
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError
@@ -40,11 +41,13 @@ def save(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     schedule: dict[str, Any],
+    data: Sequence[str] = (),
 ) -> Path:
     """Write the checkpoint of this step beside the earlier ones, then forget all but the newest few.
 
     Args:
         schedule: JSON-able state of learning-rate schedule and loss scaler.
+        data: what the model was trained on, an entry for each training.
 
     Raises:
         InputError: the disk is full or not writable; the earlier checkpoints stay as they were.
@@ -61,6 +64,7 @@ def save(
         "step": step,
         "schedule": schedule,
         "optimizer": state["param_groups"],
+        "data": list(data),
     }
     _write(final, tensors, content)
     for old in sorted(final.parent.glob("step-*"))[:-KEPT]:
@@ -68,8 +72,11 @@ def save(
     return final
 
 
-def save_model(folder: Path, config: Config, model: PerceptionModel) -> None:
+def save_model(folder: Path, config: Config, model: PerceptionModel, data: Sequence[str] = ()) -> None:
     """Write the model with the modules that its bank has now, as a checkpoint from which no training goes on.
+
+    Args:
+        data: what the model was trained on, an entry for each training.
 
     Raises:
         InputError: the folder holds something already, modules are merged, or the disk is full or not writable.
@@ -79,7 +86,8 @@ def save_model(folder: Path, config: Config, model: PerceptionModel) -> None:
     model.bank.require_unmerged()
     bank = model.bank
     config = config.model_copy(update={"modules": tuple(bank.modules.values()), "fusions": tuple(bank.fusions)})
-    _write(folder, {"model.safetensors": model.state_dict()}, {"config": config.model_dump(mode="json")})
+    content = {"config": config.model_dump(mode="json"), "data": list(data)}
+    _write(folder, {"model.safetensors": model.state_dict()}, content)
 
 
 def _write(final: Path, tensors: dict[str, dict[str, Tensor]], content: dict[str, Any]) -> None:
@@ -153,6 +161,23 @@ def load_model(path: Path) -> tuple[PerceptionModel, Config]:
     model = PerceptionModel(config)
     _load_weights(model, folder / "model.safetensors")
     return model.eval(), config
+
+
+class Provenance(NamedTuple):
+    """Where a model comes from."""
+
+    weights: str  # sha256 of its model.safetensors
+    data: tuple[str, ...]  # what it was trained on, an entry for each training; empty: the checkpoint does not say
+
+
+def provenance(path: Path) -> Provenance:
+    """Of a checkpoint or of a run's newest one.
+
+    Raises:
+        InputError: no checkpoint, or a damaged one.
+    """
+    _, content = _read(path)
+    return Provenance(content["sha256"]["model.safetensors"], tuple(content.get("data", ())))
 
 
 def resume(run: Path, config: Config, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, dict[str, Any]]:

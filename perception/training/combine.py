@@ -13,7 +13,7 @@ from perception.modules.aggregation.merge import merge_modules
 from perception.modules.aggregation.notation import parse_block
 from perception.modules.files import Record, read_record, read_records
 from perception.modules.status import Row
-from perception.training.checkpoint import load_model, save_model
+from perception.training.checkpoint import load_model, provenance, save_model
 
 OPTIONS = {"strength", "keep", "drop", "seed", "rank"}  # of a merge
 
@@ -45,7 +45,7 @@ def combine(checkpoint: Path, modules: Sequence[str], out: Path) -> None:
         raise InputError(f"{max(files, key=files.count)}: is named twice")
     added = bank.load(*files, rename={file: name for file, name in named if name})
     records |= {name: read_record(file) for name, file in zip(added, files, strict=True)}
-    _save(model, records, out)
+    _save(model, records, checkpoint, out)
 
 
 def merge(
@@ -73,7 +73,7 @@ def merge(
     way: Any = method.replace("-", "_")
     lost = merge_modules(model.bank, name, names, way, weights=weights, when=when, **options)
     records = read_records(checkpoint)
-    _save(model, records, out)
+    _save(model, records, checkpoint, out)
     model.bank.save(name, out / "modules" / name, f"{method} of {', '.join(members)}")
     return lost
 
@@ -89,11 +89,11 @@ def _weighted(members: Sequence[str]) -> tuple[list[str], list[float] | None]:
     return list(block.members), list(block.shares)
 
 
-def _save(model: PerceptionModel, records: dict[str, Record], out: Path) -> None:
-    """The model to OUT, and to OUT/modules those of its modules of which there are records."""
+def _save(model: PerceptionModel, records: dict[str, Record], checkpoint: Path, out: Path) -> None:
+    """The model of the checkpoint to OUT, and to OUT/modules those of its modules of which there are records."""
     if model.chooser is not None:
         model.chooser.update()
-    save_model(out, model.config, model)
+    save_model(out, model.config, model, provenance(checkpoint).data)
     base = model.bank.base_hash()
     for name, record in records.items():
         if name in model.bank.modules and record.base == base:

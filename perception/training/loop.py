@@ -59,11 +59,21 @@ def train(config: Config, tables: NuScenesTables, split: str | None, run: Path, 
     return fit(model, tables, tables.samples(split, config.data.scenes), run, resume)
 
 
-def fit(model: PerceptionModel, tables: NuScenesTables, tokens: Sequence[str], run: Path, resume: bool = False) -> Path:
+def fit(
+    model: PerceptionModel,
+    tables: NuScenesTables,
+    tokens: Sequence[str],
+    run: Path,
+    resume: bool = False,
+    earlier: Sequence[str] = (),
+) -> Path:
     """Train what the training setting left unfrozen, on these keyframes; returns the last checkpoint's folder.
 
     Writes RUN/checkpoints/step-* and RUN/tensorboard. With `resume` it goes on from the newest checkpoint and, on a
     CPU, ends with the bytes that an uninterrupted run ends with.
+
+    Args:
+        earlier: what the model was trained on before, as `checkpoint.provenance` tells it.
 
     Raises:
         InputError: no frames, a checkpoint that does not fit, RUN already trained, fp16 without a GPU, or a full disk.
@@ -95,7 +105,7 @@ def fit(model: PerceptionModel, tables: NuScenesTables, tokens: Sequence[str], r
     def save(step: int) -> Path:
         scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else {}
         state = {"rate": schedule.state_dict(), "scaler": scaler}
-        return checkpoint.save(run, step, config, model, optimizer, state)
+        return checkpoint.save(run, step, config, model, optimizer, state, (*earlier, _described(tables, tokens)))
 
     writer = SummaryWriter(str(run / "tensorboard")) if accelerator.is_main_process else None
     with _progress(accelerator.is_main_process) as progress:
@@ -131,6 +141,11 @@ def fit(model: PerceptionModel, tables: NuScenesTables, tokens: Sequence[str], r
         writer.close()
     accelerator.wait_for_everyone()
     return last
+
+
+def _described(tables: NuScenesTables, tokens: Sequence[str]) -> str:
+    """The keyframes of a training in words."""
+    return f"{tables.version}: {len(tokens)} keyframes of {len({*map(tables.scene, tokens)})} scenes"
 
 
 def _log(writer: SummaryWriter, step: int, values: dict[str, Any]) -> None:

@@ -1,0 +1,60 @@
+"""Files that cannot change, move or be joined by others unnoticed. No torch here."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Collection
+from pathlib import Path, PureWindowsPath
+
+from perception.errors import InputError
+from perception.section import Section
+
+
+class Sealed(Section):
+    """A record that carries its own sha256, so that no byte of its file can change unnoticed."""
+
+    sha256: str = ""  # of the record's text, written with an empty string here
+
+    def sealed(self) -> bytes:
+        """The content of the record's file."""
+        digest = hashlib.sha256(self.model_copy(update={"sha256": ""}).model_dump_json(indent=2).encode())
+        return self.model_copy(update={"sha256": digest.hexdigest()}).model_dump_json(indent=2).encode()
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal digest of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def require_unchanged(path: Path, digest: str, remedy: str) -> None:
+    """Raise InputError unless the file is there and has this sha256."""
+    if not path.is_file():
+        raise InputError(f"{path}: the file is missing; {remedy}")
+    if sha256(path) != digest:
+        raise InputError(f"{path}: was changed (its sha256 differs from the record); {remedy}")
+
+
+def require_inside(folder: Path, name: str) -> None:
+    """Raise InputError unless `name` is a plain relative path that stays in the folder, links followed.
+
+    It is read by Windows' rules, which see more ways out than POSIX's: drives and backslashes too.
+    """
+    plain = PureWindowsPath(name)
+    if plain.anchor or ".." in plain.parts or plain.as_posix() != name or not name.isprintable():
+        raise InputError(f"{folder}: names {name!r}, which is no path inside it; do not use this bundle")
+    if not Path(os.path.realpath(folder / name)).is_relative_to(os.path.realpath(folder)):
+        raise InputError(f"{folder / name}: a link leads out of the bundle; put the file itself there")
+
+
+def require_nothing_else(folder: Path, names: Collection[str], free: str) -> None:
+    """Raise InputError if the folder holds a file that is none of `names`, except in its folder `free`.
+
+    Args:
+        names: paths in the folder, with forward slashes.
+    """
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if name in names or name.split("/")[0] == free or (path.is_dir() and not path.is_symlink()):
+            continue
+        raise InputError(f"{path}: the manifest does not name this file; remove it, or export the bundle again")

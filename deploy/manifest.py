@@ -1,0 +1,128 @@
+"""manifest.json: what a bundle says of itself. No torch here."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Literal
+
+from pydantic import ValidationError
+
+from deploy.integrity import Sealed, require_inside
+from deploy.route import Banked
+from perception.config import CameraBranch, Grid, Lidar, Section
+from perception.data.inputs import InputSpec
+from perception.errors import InputError
+
+SCHEMA_VERSION = 3  # as in Manifest
+MANIFEST = "manifest.json"
+
+
+class TensorInfo(Section):
+    """One input or output of the network."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str  # numpy's name
+    unit: str  # what the numbers mean
+
+
+class Origin(Section):
+    """Where the network comes from, and under which terms it may be used."""
+
+    checkpoint: str  # sha256 of the checkpoint's model.safetensors
+    base: str  # fingerprint of the base that the modules are for, as `perception modules` prints it
+    modules: dict[str, str]  # module in the network, whose files are modules/NAME.* -> what it was trained on, if known
+    data: tuple[str, ...]  # what the checkpoint was trained on, an entry for each training; empty: it does not say
+    golden: str  # token of the golden frame; synthetic-0 is made by deploy.golden, all others were recorded
+    license: str  # of network, modules and golden frame, as the exporter stated it; empty: not stated
+
+
+class Manifest(Sealed):
+    """What the bundle says of itself; `manifest.json` is exactly this."""
+
+    schema_version: Literal[3] = 3
+    name: str  # of the configuration
+    precision: Literal["fp32"] = "fp32"
+    opset: int
+    tolerance: float  # how far an engine's outputs for the golden frame may be off, see deploy.golden
+    classes: tuple[str, ...]
+    attributes: tuple[str, ...]
+    map_classes: tuple[str, ...]  # empty: the network has no map head
+    cameras: tuple[str, ...]  # order of the pictures in the inputs
+    grid: Grid
+    map_grid: Grid | None  # of the map output
+    lidar: Lidar | None
+    camera: CameraBranch | None
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    modules: tuple[str, ...]  # that were in the checkpoint
+    routes: tuple[str, ...]  # conditions that the network was exported for, such as boston+rain; base: none known
+    folded: tuple[str, ...]  # modules in force on all routes, now part of the weights
+    inline: tuple[str, ...]  # modules in force on all routes that stay in the graph beside their layers
+    banked: tuple[Banked, ...]  # modules in force on some routes, in the order of the input `route`
+    origin: Origin
+    parameters: int
+    flops: int  # of one frame; a multiply-add counts as two
+    operators: dict[str, int]  # ONNX operator -> number of nodes
+    files: dict[str, str]  # name -> sha256
+
+    @property
+    def spec(self) -> InputSpec:
+        """How a frame becomes the network's inputs."""
+        return InputSpec(self.grid.build(), self.lidar, self.camera)
+
+    @property
+    def conditional(self) -> bool:
+        """Whether the network takes the conditions as an input."""
+        return any(tensor.name == "conditions" for tensor in self.inputs)
+
+    @property
+    def sensors(self) -> tuple[str, ...]:
+        """Which sensors the network takes."""
+        return tuple(name for name in ("lidar", "camera") if getattr(self, name) is not None)
+
+
+def read_manifest(bundle: Path, key: Path | None = None) -> Manifest:
+    """The manifest of the bundle in this folder.
+
+    Args:
+        key: the public key (PEM) that must have signed it; None takes it unsigned.
+
+    Raises:
+        InputError: no bundle, another schema version, a manifest that was changed, or one that `key` did not sign.
+    """
+    require_inside(bundle, MANIFEST)
+    file = bundle / MANIFEST
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        if file.is_file():
+            raise InputError(f"{file}: cannot read the manifest ({error.strerror})") from None
+        raise InputError(f"{bundle}: not a bundle (no {MANIFEST}); make one with `perception export`") from None
+    if key is not None:
+        from deploy.signature import require_signed  # what drives without a key needs no cryptography
+
+        require_signed(file, content, key)
+    _require_schema(file, content)
+    try:
+        manifest = Manifest.model_validate_json(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the text"
+        raise InputError(f"{file}: {where}: {first['msg'].lower()}; export the bundle again") from None
+    if content != manifest.sealed():
+        raise InputError(f"{file}: was changed after the export (its sha256 differs); export the bundle again")
+    return manifest
+
+
+def _require_schema(file: Path, content: bytes) -> None:
+    """Before all else is read: another version may know other fields. What is no JSON is left to the reader."""
+    try:
+        version = json.loads(content)["schema_version"]
+    except (ValueError, KeyError, TypeError):
+        return
+    if version != SCHEMA_VERSION:
+        newer = isinstance(version, int) and version > SCHEMA_VERSION
+        remedy = "update this program, or export again with it" if newer else "export again"
+        raise InputError(f"{file}: this bundle is schema {version!r}, this version reads {SCHEMA_VERSION}; {remedy}")

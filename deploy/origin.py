@@ -1,0 +1,36 @@
+"""Where an exported network comes from: its checkpoint, base, modules and data."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from deploy.manifest import Origin
+from perception.model import PerceptionModel
+from perception.modules.files import read_records
+from perception.training.checkpoint import provenance
+
+
+def origin(
+    model: PerceptionModel, checkpoint: Path, modules: Sequence[str], golden: str, license: str
+) -> tuple[Origin, dict[str, bytes]]:
+    """The record for the manifest, and the files of the modules by name.
+
+    Args:
+        model: the checkpoint's, with its modules at their slots.
+        modules: those that the exported network is made with. What they were trained on is what RUN/modules says,
+            where it speaks of this base.
+        golden: token of the golden frame.
+        license: as the exporter states it.
+    """
+    base, records, source = model.bank.base_hash(), read_records(checkpoint), provenance(checkpoint)
+    known = {name: record for name, record in records.items() if record.base == base}
+    domains = {name: known[name].domain if name in known else "" for name in modules}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, domain in domains.items():
+            model.bank.save(name, Path(folder) / name, domain, known[name].metrics if name in known else None)
+        files = {file.name: file.read_bytes() for file in sorted(Path(folder).iterdir())}
+    return Origin(
+        checkpoint=source.weights, base=base, modules=domains, data=source.data, golden=golden, license=license
+    ), files

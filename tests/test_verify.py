@@ -1,0 +1,187 @@
+"""`perception export --verify`: what it checks, what it says, and how it ends."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import onnx
+import pytest
+from exported import bundle, copied, keys, rewritten
+from onnx import TensorProto
+
+from deploy.bundle import Bundle
+from deploy.runtime import Runtime
+from deploy.verify import verify
+from perception.errors import InputError
+
+PERCEPTION = Path(sys.executable).with_name("perception")
+
+
+def perception(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([PERCEPTION, *map(str, arguments)], check=False, capture_output=True, text=True, timeout=60)
+
+
+def test_what_is_verified_is_told(tmp_path: Path) -> None:
+    key, public = keys(tmp_path)
+    path = rewritten(copied(tmp_path / "bundle", "rain"), sign=key)
+    assert verify(path)["signature"] == "not checked, no --key was given"
+    assert verify(bundle().path)["signature"] == "none"
+    manifest = bundle("rain").manifest
+    told = json.loads(perception("export", "--verify", path, "--key", public, "--json").stdout)
+    assert told == {
+        "manifest": f"schema 3, sha256 {json.loads((path / 'manifest.json').read_text())['sha256']}",
+        "signature": f"by {public}",
+        "files": f"4 files, {sum((path / name).stat().st_size for name in manifest.files) / 1e6:.1f} MB: "
+        "as recorded, and no others",
+        "graph": f"opset 18, 5 inputs, 5 outputs, {sum(manifest.operators.values())} operators: as in the manifest",
+        "golden frame": "synthetic-0: ONNX Runtime gives the recorded outputs within 0.0001",
+        "engines": "none",
+        "base": manifest.origin.base,
+        "modules": "rain (domain not known)",
+        "trained on": "the checkpoint did not say",
+        "license": "not stated",
+    }
+    shown = perception("export", "--verify", path, "--key", public)
+    assert shown.returncode == 0
+    assert all(what in shown.stdout for what in told)
+
+
+def renamed(model: onnx.ModelProto) -> None:
+    graph = model.graph
+    graph.input[0].name = "points"
+    for node in graph.node:
+        node.input[:] = ["points" if name == "pillar_points" else name for name in node.input]
+
+
+def another_opset(model: onnx.ModelProto) -> None:
+    model.opset_import[0].version = 17
+
+
+def another_domain(model: onnx.ModelProto) -> None:
+    model.opset_import.append(onnx.helper.make_opsetid("com.acme", 1))
+
+
+def another_shape(model: onnx.ModelProto) -> None:
+    model.graph.input[1].type.tensor_type.shape.dim[1].dim_value = 7
+
+
+def another_type(model: onnx.ModelProto) -> None:
+    model.graph.output[2].type.tensor_type.elem_type = TensorProto.INT32
+
+
+def one_output_less(model: onnx.ModelProto) -> None:
+    del model.graph.output[-1]
+
+
+def one_node_more(model: onnx.ModelProto) -> None:
+    model.graph.node.append(onnx.helper.make_node("Softsign", [model.graph.output[1].name], ["unused"]))
+
+
+def weights_elsewhere(model: onnx.ModelProto) -> None:
+    tensor = model.graph.initializer[0]
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="../weights")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (another_opset, "opset: ONNX is 17, the manifest says 18"),
+        (another_domain, "opset: com.acme is 1, the manifest says that there is none"),
+        (renamed, "inputs: pillar_points is not there, the manifest says float32 (1, 12000, 8, 5)"),
+        (another_shape, "inputs: pillar_counts is int32 (1, 7), the manifest says int32 (1, 12000)"),
+        (another_type, "outputs: labels is int32 (1, 200), the manifest says int64 (1, 200)"),
+        (one_output_less, "outputs: map is not there, the manifest says float32 (1, 6, 128, 128)"),
+        (one_node_more, "operators: Softsign is 1, the manifest says that there is none"),
+        (weights_elsewhere, "keeps weights in another file, which nothing vouches for"),
+    ],
+)
+def test_a_graph_that_is_not_the_manifests_is_refused(
+    tmp_path: Path, change: Callable[[onnx.ModelProto], None], message: str
+) -> None:
+    """Whole by its hashes, which a forger made anew."""
+    model = onnx.load(bundle().onnx)
+    change(model)
+    path = rewritten(copied(tmp_path / "bundle"), onnx=model.SerializeToString())
+    Bundle.load(path)
+    with pytest.raises(InputError) as error:
+        verify(path)
+    assert str(error.value) == f"{path}/model.onnx: {message}; export the bundle again"
+
+
+def test_an_opset_that_the_engine_does_not_know(tmp_path: Path) -> None:
+    model = onnx.load(bundle().onnx)
+    model.opset_import[0].version = 99
+    path = rewritten(copied(tmp_path / "bundle"), onnx=model.SerializeToString(), opset=99)
+    with pytest.raises(InputError, match=r"model\.onnx: ONNX Runtime refuses it: .*[Oo]pset 99") as error:
+        verify(path)
+    assert "\n" not in str(error.value)
+
+
+def test_what_is_no_graph_at_all(tmp_path: Path) -> None:
+    path = rewritten(copied(tmp_path / "bundle"), onnx=b"not a graph")
+    with pytest.raises(InputError, match=r"model\.onnx: not an ONNX file"):
+        verify(path)
+
+
+def test_a_golden_frame_that_is_not_the_manifests(tmp_path: Path) -> None:
+    inputs = bundle().manifest.inputs
+    for change, message in (
+        ({"shape": (1, 2)}, "inputs.pillar_points is float32 (1, 12000, 8, 5), the manifest says float32 (1, 2)"),
+        ({"dtype": "uint8"}, "inputs.pillar_points is float32 (1, 12000, 8, 5), the manifest says uint8"),
+        ({"name": "radar"}, "inputs.radar is missing, the manifest says float32 (1, 12000, 8, 5)"),
+    ):
+        wrong = (inputs[0].model_copy(update=change), *inputs[1:])
+        path = rewritten(copied(tmp_path / str(change)), inputs=wrong)
+        with pytest.raises(InputError) as error:
+            Runtime(path)
+        assert str(error.value).startswith(f"{path}/golden.safetensors: {message}")
+
+
+def test_a_network_that_does_not_take_the_golden_frame_is_one_line(tmp_path: Path) -> None:
+    """Where there is no onnx to see it beforehand."""
+    model = onnx.load(bundle().onnx)
+    renamed(model)
+    path = rewritten(copied(tmp_path / "bundle"), onnx=model.SerializeToString())
+    with pytest.raises(InputError, match=r"ONNX Runtime cannot run the network: .*pillar_points") as error:
+        Runtime(path)
+    assert "\n" not in str(error.value)
+
+
+def test_engines_are_verified_too(tmp_path: Path) -> None:
+    path = copied(tmp_path / "bundle")
+    (path / "engines").mkdir()
+    (path / "engines" / "orin.plan").write_bytes(b"of nobody")
+    with pytest.raises(InputError, match="no engine for orin; run `perception build"):
+        verify(path)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--verify", "{tmp}"], "{tmp}: not a bundle"),
+        (["--verify", "{tmp}", "--out", "{tmp}/b"], "--verify checks a bundle that is there"),
+        (["{tmp}", "--verify", "{tmp}"], "--verify checks a bundle that is there"),
+        (["{tmp}"], "give CHECKPOINT and --out to export, or --verify BUNDLE"),
+        (["{tmp}", "--out", "{tmp}/b", "--key", "k.pem"], "--key goes with --verify"),
+    ],
+)
+def test_mistakes_with_the_command_are_one_line(tmp_path: Path, arguments: list[str], message: str) -> None:
+    shown = perception("export", *(argument.format(tmp=tmp_path) for argument in arguments))
+    assert shown.returncode == 2
+    assert shown.stderr.startswith(f"perception: {message.format(tmp=tmp_path)}")
+    assert shown.stderr.count("\n") == 1
+
+
+def test_a_damaged_bundle_ends_with_exit_code_2(tmp_path: Path) -> None:
+    path = copied(tmp_path / "bundle")
+    with (path / "golden.safetensors").open("ab") as file:
+        file.write(b"\0")
+    shown = perception("export", "--verify", path)
+    assert (shown.returncode, shown.stdout) == (2, "")
+    assert shown.stderr.startswith(f"perception: {path}/golden.safetensors: was changed")
+    assert shown.stderr.count("\n") == 1
