@@ -79,7 +79,7 @@ def test_an_engine_is_signed_on_its_own(signed: tuple[Path, Path, Path], tmp_pat
     Bundle.load(path).plan("rtx-ampere")
     with pytest.raises(InputError, match=r"engines/rtx-ampere\.json: is not signed"):
         Bundle.load(path, public).plan("rtx-ampere")
-    build(path, "rtx-ampere", QUIET, key)
+    build(path, "rtx-ampere", QUIET, sign=key)
     plan = Bundle.load(path, public).plan("rtx-ampere")
     record = Bundle.load(path).engine_record("rtx-ampere")
     build(path, "rtx-ampere", QUIET)  # the old signature goes with the old plan
@@ -90,9 +90,10 @@ def test_an_engine_is_signed_on_its_own(signed: tuple[Path, Path, Path], tmp_pat
         Bundle.load(path, public).plan("rtx-ampere")
 
 
-def test_there_is_no_plan_to_sign_for_a_cpu(signed: tuple[Path, Path, Path]) -> None:
-    with pytest.raises(InputError, match="--sign: there is no plan for cpu to sign"):
-        build(signed[0], "cpu", QUIET, signed[1])
+def test_there_is_no_plan_to_sign_here_for_a_cpu_or_a_device(signed: tuple[Path, Path, Path]) -> None:
+    for target in ("cpu", "orin"):
+        with pytest.raises(InputError, match=f"--sign: there is no plan for {target} to sign here"):
+            build(signed[0], target, QUIET, sign=signed[1])
 
 
 def test_keys_that_are_none(tmp_path: Path) -> None:
