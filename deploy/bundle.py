@@ -2,6 +2,7 @@
 
     manifest.json         what the network takes and gives, how it was made, and the sha256 of every other file
     model.onnx            the network
+    model.cpu.onnx        the same in INT8 as ONNX Runtime wants it, where TensorRT wants it otherwise
     golden.safetensors    the inputs of one frame, and the outputs that the trained network gave for them
     engines/              plans compiled from model.onnx by `perception build`, each with its own record
 
@@ -32,8 +33,10 @@ from perception.errors import InputError
 
 SCHEMA_VERSION = 2  # as in Manifest
 MANIFEST, ONNX, GOLDEN, ENGINES = "manifest.json", "model.onnx", "golden.safetensors", "engines"
+CPU_ONNX = "model.cpu.onnx"
 
 Arrays = Mapping[str, np.ndarray]
+Precision = Literal["fp32", "fp16", "int8"]
 
 
 class TensorInfo(Section):
@@ -45,15 +48,26 @@ class TensorInfo(Section):
     unit: str  # what the numbers mean
 
 
+class Block(Section):
+    """A part of an INT8 network, and whether it is INT8 itself."""
+
+    name: str
+    layers: int  # convolutions
+    error: float  # of the outputs with this block alone in INT8, see deploy.precision.sensitivity
+    precision: Precision
+
+
 class Manifest(Section):
     """What the bundle says of itself; `manifest.json` is exactly this."""
 
     schema_version: Literal[2] = 2
     sha256: str = ""  # of this manifest, written with an empty string here
     name: str  # of the configuration
-    precision: Literal["fp32"] = "fp32"
+    precision: Precision = "fp32"
+    blocks: tuple[Block, ...] = ()  # of INT8
     opset: int
     tolerance: float  # how far an engine's outputs for the golden frame may be off, see deploy.golden
+    outliers: float = 0.0  # share of them that may be off by more
     classes: tuple[str, ...]
     attributes: tuple[str, ...]
     map_classes: tuple[str, ...]  # empty: the network has no map head
@@ -135,6 +149,11 @@ class Bundle:
     def onnx(self) -> Path:
         return self.path / ONNX
 
+    @property
+    def cpu_onnx(self) -> Path:
+        """The network as ONNX Runtime runs it fastest."""
+        return self.path / (CPU_ONNX if CPU_ONNX in self.manifest.files else ONNX)
+
     def golden(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         """Inputs and outputs of the golden frame."""
         try:
@@ -173,7 +192,13 @@ class Bundle:
         return folder / f"{record.target}.plan"
 
 
-def write_bundle(path: Path, onnx: bytes, golden: tuple[Arrays, Arrays], describe: Callable[..., Manifest]) -> Bundle:
+def write_bundle(
+    path: Path,
+    onnx: bytes,
+    golden: tuple[Arrays, Arrays],
+    describe: Callable[..., Manifest],
+    cpu_onnx: bytes | None = None,
+) -> Bundle:
     """Write a bundle to the folder `path`, replacing the bundle that is there.
 
     Everything is written to a folder beside it that takes its place at the end: when the disk fills up or the
@@ -182,6 +207,7 @@ def write_bundle(path: Path, onnx: bytes, golden: tuple[Arrays, Arrays], describ
     Args:
         golden: inputs and outputs by name.
         describe: makes the manifest, given `files`, the sha256 of each file.
+        cpu_onnx: the network for ONNX Runtime, where it is another file.
 
     Raises:
         InputError: `path` exists and is no bundle, or cannot be written.
@@ -191,14 +217,16 @@ def write_bundle(path: Path, onnx: bytes, golden: tuple[Arrays, Arrays], describ
     fresh, old = (path.with_name(f".{path.name}.{suffix}-{os.getpid()}") for suffix in ("new", "old"))
     try:
         fresh.mkdir(parents=True)
-        (fresh / ONNX).write_bytes(onnx)
+        graphs = {ONNX: onnx} | ({CPU_ONNX: cpu_onnx} if cpu_onnx is not None else {})
+        for name, content in graphs.items():
+            (fresh / name).write_bytes(content)
         tensors = {
             f"{side}.{k}": np.ascontiguousarray(v)
             for side, arrays in zip(("inputs", "outputs"), golden, strict=True)
             for k, v in arrays.items()
         }
         (fresh / GOLDEN).write_bytes(save(tensors))
-        manifest = describe(files={name: sha256(fresh / name) for name in (ONNX, GOLDEN)})
+        manifest = describe(files={name: sha256(fresh / name) for name in (*graphs, GOLDEN)})
         (fresh / MANIFEST).write_text(manifest.sealed())
         if path.exists():
             path.rename(old)

@@ -34,7 +34,10 @@ VEHICLE = (
     "deploy.replay.sources",
 )
 # The rest of deploy is the workshop's: it trains or exports.
-WORKSHOP = {"deploy.export", "deploy.plan", "deploy.demo"}
+WORKSHOP = {"deploy.export", "deploy.plan", "deploy.demo"} | {
+    f"deploy.precision{name}"
+    for name in ("", ".calibrate", ".frames", ".graph", ".half", ".lower", ".quantise", ".sensitivity")
+}
 ABSENT = ["torch", "torchvision", "timm", "onnx", "onnxscript", "accelerate"]
 BLOCKED = f"import sys\nsys.modules.update(dict.fromkeys({ABSENT}))\n"
 

@@ -27,7 +27,7 @@ def open_engine(bundle: Bundle, target: str = "cpu") -> Engine:
     if find_target(target).compiler == "onnxruntime":
         from deploy.engines.onnxruntime import OnnxRuntimeEngine
 
-        return OnnxRuntimeEngine(bundle.onnx)
+        return OnnxRuntimeEngine(bundle.cpu_onnx)
     from deploy.engines.tensorrt import TensorRtEngine
 
     return TensorRtEngine(bundle.plan(target), find_target(target))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -41,18 +42,41 @@ def plan(
         console_for(as_json).print(table(planned))
 
 
-@app.command(epilog="Example: perception export runs/a --out runs/a/bundle --conditions rain")
+class PrecisionName(str, Enum):
+    fp32 = "fp32"
+    fp16 = "fp16"
+    int8 = "int8"
+
+
+@app.command(
+    epilog="Example: perception export runs/a --out runs/a/bundle --conditions rain --precision int8 --calibrate drives"
+)
 def export(
     checkpoint: Annotated[Path, typer.Argument(help="A run, or one of its checkpoints.")],
     out: Out,
     conditions: Annotated[str, typer.Option(help="Fold the modules for these, such as rain,boston.")] = "",
     routes: Routes = "",
+    precision: Annotated[PrecisionName, typer.Option(help="Of the layers that bear it.")] = PrecisionName.fp32,
+    calibrate: Annotated[
+        Path | None, typer.Option(help="Dataroot of drives to measure the range of activations on, for int8.")
+    ] = None,
+    version: Version = None,
+    scenes: Scenes = "",
     as_json: Json = False,
 ) -> None:
     """Export a checkpoint to a bundle: ONNX, manifest, golden inputs and outputs."""
     from deploy.export import export as run
+    from deploy.precision.frames import Drives
 
-    bundle = run(checkpoint, out, _routes(conditions, routes), console=console_for(as_json))
+    if calibrate is None and (version or scenes):
+        raise InputError(
+            "--version and --scenes say which drives to calibrate on; name their dataroot with --calibrate"
+        )
+    drives = Drives(calibrate, version or only_version(calibrate), names(scenes)) if calibrate else None
+    console = console_for(as_json)
+    bundle = run(
+        checkpoint, out, _routes(conditions, routes), console=console, precision=precision.value, calibration=drives
+    )
     report(bundle.manifest.model_dump(mode="json"), as_json)
 
 
