@@ -89,6 +89,7 @@ def export(
     known = [parse_conditions(route) for route in routes]
     trained, config = load_model(checkpoint)
     spec = InputSpec.of(config)
+    recorded = calibration.inputs(spec) if calibration else []
     frame = prepare(golden or synthetic_frame(spec.grid.reference), spec)
     expected = [_run(trained, frame, each)[0] for each in known]  # it also shows prompts the size of their input
     model = trained.folded(*known).eval()
@@ -106,7 +107,6 @@ def export(
         require_agreement(alone, _run(model, on_route)[0], TOLERANCE, f"the folded network on route {_named(route)}")
         require_agreement(alone, engine.run(on_route), TOLERANCE, f"ONNX Runtime on route {_named(route)}")
     with console.status(f"Lowering to {precision}"):
-        recorded = calibration.inputs(spec) if calibration else []
         frames = [each | steering(route, each, banked, conditional) for each in recorded for route in known]
         lowered = lower(graph, precision, frames)
         contents = {name: _bytes(each) for name, each in lowered.graphs.items()}

