@@ -28,7 +28,7 @@ from perception.data.inputs import InputSpec, prepare
 from perception.data.nuscenes import NuScenesTables
 from perception.data.outputs import to_prediction
 from perception.evaluation.evaluate import evaluate
-from perception.frame import Frame
+from perception.frame import Conditions, Frame
 from perception.model import PerceptionModel
 from perception.training.settings import under
 
@@ -52,7 +52,7 @@ def speed(configuration: str, rounds: int) -> dict[str, Any]:
     frame = _dense(config.grid.reference)
     inputs = prepare(frame, spec)
     torch.manual_seed(0)
-    model = PerceptionModel(config).eval().folded()
+    model = PerceptionModel(config).eval().folded(Conditions()).eval()
     with torch.no_grad():
         outputs = list(model.predict({name: torch.from_numpy(array) for name, array in inputs.items()}))
     whole = to_onnx(model, inputs, outputs)
