@@ -108,13 +108,14 @@ def _build_cpu(bundle: Bundle, target: Target) -> EngineRecord:
     engine = open_engine(bundle, target.name)
     seconds = time.perf_counter() - start
     inputs, outputs = bundle.golden()
-    require_agreement(outputs, engine.run(inputs), bundle.manifest.tolerance, "ONNX Runtime")
+    manifest = bundle.manifest
+    require_agreement(outputs, engine.run(inputs), manifest.tolerance, "ONNX Runtime", manifest.outliers)
     return EngineRecord(
         target=target.name,
         compiler=f"onnxruntime {onnxruntime.__version__}",
-        layers=sum(bundle.manifest.operators.values()),
+        layers=sum(manifest.operators.values()),
         seconds=round(seconds, 3),
         plan_bytes=0,
         plan_sha256="",
-        onnx_sha256=bundle.manifest.files[ONNX],
+        onnx_sha256=manifest.files[bundle.cpu_onnx.name],
     )

@@ -3,6 +3,7 @@
     manifest.json         what the network takes and gives, how it was made, and the sha256 of every other file
     manifest.sig          the signature of manifest.json, where the exporter signed
     model.onnx            the network
+    model.cpu.onnx        the same in INT8 as ONNX Runtime wants it, where TensorRT wants it otherwise
     golden.safetensors    the inputs of one frame, and the outputs that the trained network gave for them
     modules/              the modules that the network was made with, as `Bank.save` writes them
     engines/              plans compiled from model.onnx by `perception build`, each with its own record
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from deploy.signature import Sign
 
 ONNX, GOLDEN, MODULES, ENGINES, SIGNATURE = "model.onnx", "golden.safetensors", "modules", "engines", "manifest.sig"
+CPU_ONNX = "model.cpu.onnx"
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -90,6 +92,11 @@ class Bundle:
     @property
     def onnx(self) -> Path:
         return self.path / ONNX
+
+    @property
+    def cpu_onnx(self) -> Path:
+        """The network as ONNX Runtime runs it fastest."""
+        return self.path / (CPU_ONNX if CPU_ONNX in self.manifest.files else ONNX)
 
     def golden(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
         """Inputs and outputs of the golden frame.
@@ -183,6 +190,7 @@ def write_bundle(
     describe: Callable[..., Manifest],
     modules: Mapping[str, bytes] | None = None,
     sign: Sign | None = None,
+    cpu_onnx: bytes | None = None,
 ) -> Bundle:
     """Write a bundle to the folder `path`, replacing the bundle that is there.
 
@@ -194,6 +202,7 @@ def write_bundle(
         describe: makes the manifest, given `files`, the sha256 of each file.
         modules: the files in modules/ by name.
         sign: signs the manifest.
+        cpu_onnx: the network for ONNX Runtime, where it is another file.
 
     Raises:
         InputError: `path` exists and is no bundle, or cannot be written.
@@ -209,7 +218,8 @@ def write_bundle(
             for k, v in arrays.items()
         }
         contents = {f"{MODULES}/{name}": content for name, content in (modules or {}).items()}
-        contents = {ONNX: onnx, GOLDEN: save(tensors)} | contents
+        graphs = {ONNX: onnx} | ({CPU_ONNX: cpu_onnx} if cpu_onnx is not None else {})
+        contents = graphs | {GOLDEN: save(tensors)} | contents
         for name, content in contents.items():
             (fresh / name).parent.mkdir(exist_ok=True)
             (fresh / name).write_bytes(content)

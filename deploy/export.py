@@ -21,12 +21,14 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from deploy.bundle import Bundle, write_bundle
+from deploy.bundle import CPU_ONNX, ONNX, Bundle, write_bundle
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
 from deploy.golden import require_agreement, synthetic_frame
-from deploy.manifest import Manifest, TensorInfo
+from deploy.manifest import Manifest, Precision, TensorInfo
 from deploy.norms import fold_norms
 from deploy.origin import origin
+from deploy.precision.frames import Drives
+from deploy.precision.lower import OUTLIERS, lower, tolerance
 from deploy.route import Banked, steering
 from deploy.signature import signer
 from perception.config import Config, Grid
@@ -65,6 +67,8 @@ def export(
     console: Console | None = None,
     sign: Path | None = None,
     license: str = "",
+    precision: Precision = "fp32",
+    calibration: Drives | None = None,
 ) -> Bundle:
     """Write the bundle of a checkpoint to the folder `out`, and print what it is.
 
@@ -77,14 +81,23 @@ def export(
         console: where progress and the table go; standard output by default.
         sign: private key (PEM, `deploy.signature`) that signs the bundle.
         license: of the network, its modules and the golden frame: an SPDX identifier or a text.
+        precision: of the graph, see `deploy.precision`.
+        calibration: drives to measure the ranges of activations on, for INT8.
 
     Raises:
-        InputError: no such checkpoint, condition or key, ONNX Runtime differs from torch, or `out` cannot be written.
+        InputError: no such checkpoint, condition or key, ONNX Runtime differs from torch, INT8 without drives to
+            calibrate on, or `out` cannot be written.
     """
     console, signed = console or Console(), None if sign is None else signer(sign)
+    if (precision == "int8") != (calibration is not None):
+        raise InputError(
+            f"{precision}: {'needs' if precision == 'int8' else 'has no use for'} --calibrate, the drives "
+            "that INT8 measures the range of activations on"
+        )
     known = [parse_conditions(route) for route in routes]
     trained, config = load_model(checkpoint)
     spec = InputSpec.of(config)
+    recorded = calibration.inputs(spec) if calibration else []
     golden = golden or synthetic_frame(spec.grid.reference)
     frame = prepare(golden, spec)
     expected = [_run(trained, frame, each)[0] for each in known]  # it also shows prompts the size of their input
@@ -97,12 +110,18 @@ def export(
     outputs, flops = _run(model, inputs)
     with console.status("Exporting to ONNX"):
         graph = to_onnx(model, inputs, list(outputs))
-        content = graph.SerializeToString(deterministic=True)
-    engine = OnnxRuntimeEngine(content)
+    engine = OnnxRuntimeEngine(_bytes(graph))
     require_agreement(outputs, engine.run(inputs), TOLERANCE, "ONNX Runtime")
     for on_route, alone, route in zip(steered, expected, routes, strict=True):
         require_agreement(alone, _run(model, on_route)[0], TOLERANCE, f"the folded network on route {_named(route)}")
         require_agreement(alone, engine.run(on_route), TOLERANCE, f"ONNX Runtime on route {_named(route)}")
+    with console.status(f"Lowering to {precision}"):
+        frames = [each | steering(route, each, banked, conditional) for each in recorded for route in known]
+        lowered = lower(graph, precision, frames)
+        contents = {name: _bytes(each) for name, each in lowered.graphs.items()}
+        found = [OnnxRuntimeEngine(content).run(inputs) for content in contents.values()]
+        allowed = TOLERANCE if precision == "fp32" else tolerance(outputs, found, precision)
+    graph = lowered.graphs[ONNX]
     inline = tuple(name for name in model.bank.modules if name not in {each.name for each in banked})
     on_board = (*model.bank.folded, *inline, *(each.name for each in banked))
     source, modules = origin(trained, checkpoint, on_board, golden.token, license)
@@ -110,7 +129,10 @@ def export(
         Manifest,
         name=config.name,
         opset=OPSET,
-        tolerance=TOLERANCE,
+        precision=precision,
+        blocks=lowered.blocks,
+        tolerance=allowed,
+        outliers=OUTLIERS[precision],
         classes=CLASSES,
         attributes=ATTRIBUTES,
         map_classes=MAP_CLASSES if config.model.map else (),
@@ -131,7 +153,7 @@ def export(
         flops=flops,
         operators=dict(sorted(Counter(node.op_type for node in graph.graph.node).items())),
     )
-    bundle = write_bundle(out, content, (inputs, outputs), describe, modules, signed)
+    bundle = write_bundle(out, contents[ONNX], (inputs, outputs), describe, modules, signed, contents.get(CPU_ONNX))
     console.print(_table(bundle.manifest))
     return bundle
 
@@ -154,6 +176,11 @@ def _banked(trained: PerceptionModel, model: PerceptionModel) -> tuple[tuple[Ban
         return (), False
     asks = {name: sorted({*trained.bank.modules[name].when} - set(TASKS)) for name in model.router.steered}
     return tuple(Banked(name=name, asks=tuple(facts)) for name, facts in asks.items()), model.router.conditional
+
+
+def _bytes(graph: onnx.ModelProto) -> bytes:
+    content: bytes = graph.SerializeToString(deterministic=True)
+    return content
 
 
 def _named(route: Sequence[str]) -> str:
@@ -260,6 +287,7 @@ def _table(manifest: Manifest) -> Table:
         ("license", manifest.origin.license or "not stated"),
         (f"{sum(manifest.operators.values())} operators", ", ".join(f"{name} {n}" for name, n in most_first)),
         ("ONNX Runtime", f"equals torch within {manifest.tolerance:g}"),
+        *((f"in {block.precision}: {block.name}", f"error {block.error:.3f}") for block in manifest.blocks),
     ):
         table.add_row(what, value)
     return table

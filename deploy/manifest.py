@@ -17,6 +17,8 @@ from perception.errors import InputError
 SCHEMA_VERSION = 3  # as in Manifest
 MANIFEST = "manifest.json"
 
+Precision = Literal["fp32", "fp16", "int8"]
+
 
 class TensorInfo(Section):
     """One input or output of the network."""
@@ -25,6 +27,15 @@ class TensorInfo(Section):
     shape: tuple[int, ...]
     dtype: str  # numpy's name
     unit: str  # what the numbers mean
+
+
+class Block(Section):
+    """A part of an INT8 network, and whether it is INT8 itself."""
+
+    name: str
+    layers: int  # convolutions
+    error: float  # of the outputs with this block alone in INT8, see deploy.precision.sensitivity
+    precision: Precision
 
 
 class Origin(Section):
@@ -43,9 +54,11 @@ class Manifest(Sealed):
 
     schema_version: Literal[3] = 3
     name: str  # of the configuration
-    precision: Literal["fp32"] = "fp32"
+    precision: Precision = "fp32"
+    blocks: tuple[Block, ...] = ()  # of INT8
     opset: int
     tolerance: float  # how far an engine's outputs for the golden frame may be off, see deploy.golden
+    outliers: float = 0.0  # share of them that may be off by more
     classes: tuple[str, ...]
     attributes: tuple[str, ...]
     map_classes: tuple[str, ...]  # empty: the network has no map head

@@ -33,7 +33,8 @@ class Runtime:
         self.bundle, self.target = Bundle.load(path, key), target
         self.engine = open_engine(self.bundle, target)
         inputs, outputs = self.bundle.golden()
-        require_agreement(outputs, self.engine.run(inputs), self.bundle.manifest.tolerance, f"{path} on {target}")
+        tolerance, outliers = self.bundle.manifest.tolerance, self.bundle.manifest.outliers
+        require_agreement(outputs, self.engine.run(inputs), tolerance, f"{path} on {target}", outliers)
         self.seconds: dict[str, float] = {}  # of each stage of the latest step
 
     def step(self, frame: Frame) -> Prediction:

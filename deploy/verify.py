@@ -28,10 +28,13 @@ def verify(path: Path, key: Path | None = None) -> dict[str, str]:
     bundle = Bundle.load(path, key)
     manifest, origin = bundle.manifest, bundle.manifest.origin
     size = sum((path / name).stat().st_size for name in manifest.files)
-    require_graph(bundle.onnx, manifest)
+    require_graph(bundle.onnx, manifest, manifest.operators)
+    if bundle.cpu_onnx != bundle.onnx:
+        require_graph(bundle.cpu_onnx, manifest)
     inputs, outputs = bundle.golden()
-    actual = OnnxRuntimeEngine(bundle.onnx).run(inputs)
-    require_agreement(outputs, actual, manifest.tolerance, f"{bundle.onnx}: ONNX Runtime")
+    for graph in dict.fromkeys((bundle.onnx, bundle.cpu_onnx)):
+        actual = OnnxRuntimeEngine(graph).run(inputs)
+        require_agreement(outputs, actual, manifest.tolerance, f"{graph}: ONNX Runtime", manifest.outliers)
     engines = {target: bundle.engine_record(target).compiler for target in _targets(path) if bundle.plan(target)}
     return {
         "manifest": f"schema {manifest.schema_version}, sha256 {manifest.sha256}",
@@ -49,8 +52,12 @@ def verify(path: Path, key: Path | None = None) -> dict[str, str]:
     }
 
 
-def require_graph(file: Path, manifest: Manifest) -> None:
-    """Raise InputError unless the ONNX file is the network that the manifest describes."""
+def require_graph(file: Path, manifest: Manifest, operators: dict[str, int] | None = None) -> None:
+    """Raise InputError unless the ONNX file is the network that the manifest describes.
+
+    Args:
+        operators: how many of each it must have; None: that is not told of this file.
+    """
     try:
         model = onnx.load(file, load_external_data=False)
     except Exception:  # protobuf's DecodeError, whose package comes without types
@@ -58,12 +65,13 @@ def require_graph(file: Path, manifest: Manifest) -> None:
     graph = model.graph
     if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in graph.initializer):
         raise InputError(f"{file}: keeps weights in another file, which nothing vouches for; export the bundle again")
+    counted = dict(Counter(node.op_type for node in graph.node))
     opsets = {each.domain or "ONNX": each.version for each in model.opset_import}
     for what, found, described in (
         ("opset", opsets, {"ONNX": manifest.opset}),
         ("inputs", _tensors(graph.input), _described(manifest.inputs)),
         ("outputs", _tensors(graph.output), _described(manifest.outputs)),
-        ("operators", Counter(node.op_type for node in graph.node), manifest.operators),
+        ("operators", counted, counted if operators is None else operators),
     ):
         for name in {**described, **found}:
             if found.get(name) != described.get(name):

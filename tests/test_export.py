@@ -112,8 +112,9 @@ def test_flops_of_the_convolutions() -> None:
         elif node.op_type == "ConvTranspose":
             size = shapes[node.input[0]] if node.input[0] in shapes else weights[node.input[0]]
             total += 2 * int(np.prod(size)) * int(np.prod(weights[node.input[1]][1:]))
-        elif node.op_type == "MatMul":
-            total += 2 * int(np.prod(shapes[node.output[0]])) * weights[node.input[1]][0]
+        elif node.op_type == "Gemm":
+            rows, columns = shapes[node.output[0]]
+            total += 2 * rows * columns * (int(np.prod(weights[node.input[1]])) // columns)
     assert bundle().manifest.flops == total
 
 

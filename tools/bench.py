@@ -3,6 +3,7 @@
 python tools/bench.py adapt --evidence runs/evidence --json
 python tools/bench.py modular --config tiny
 python tools/bench.py pillars --json
+python tools/bench.py precision --checkpoint runs/evidence/base --data runs/evidence/drives --json
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import numpy as np
 import onnx.utils
 import torch
 from bench_pillars import pillars
+from bench_precision import precision
 from evidence_models import Models
 from evidence_plan import STEPS, WAYS
 from rich.console import Console
@@ -175,6 +177,15 @@ def main() -> None:
     command.add_argument("--config", default="nuscenes/fusion")
     command.add_argument("--rounds", type=int, default=50)
     command.set_defaults(run=pillars)
+    command = commands.add_parser("precision", help="speed of INT8 on a CPU, and scores lost in FP16 and INT8")
+    command.add_argument("--config", default="nuscenes/lidar", help="for the speed")
+    command.add_argument("--rounds", type=int, default=15)
+    command.add_argument("--checkpoint", type=Path, help="for the scores; without one only the speed is measured")
+    command.add_argument("--data", type=Path, default=Path("runs/evidence/drives"), help="simulated drives to score on")
+    command.add_argument("--version", default="v1.0-sim")
+    command.add_argument("--conditions", default="clear,day,boston", help="of the drives")
+    command.add_argument("--frames", type=int, help="score only so many keyframes, evenly spread")
+    command.set_defaults(run=precision)
     for each in commands.choices.values():
         each.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args()

@@ -28,7 +28,7 @@ def open_engine(bundle: Bundle, target: str = "cpu") -> Engine:
     if find_target(target).compiler == "onnxruntime":
         from deploy.engines.onnxruntime import OnnxRuntimeEngine
 
-        return OnnxRuntimeEngine(bundle.onnx)
+        return OnnxRuntimeEngine(bundle.cpu_onnx)
     from deploy.engines.tensorrt import TensorRtEngine, installed
 
     return TensorRtEngine(bundle.plan(target, installed(find_target(target))), find_target(target))

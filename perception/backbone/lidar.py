@@ -45,7 +45,8 @@ class PillarEncoder(nn.Module):
         described = torch.cat([points, xyz - mean, xyz[..., :2] - center[:, :, None]], dim=-1)  # B P M 10
         described = described * self.scale * real[..., None]
 
-        features: Tensor = self.norm(self.linear(described).flatten(0, 2)[..., None])[..., 0]
+        # A matrix of points: the export then folds the normalisation into the linear layer.
+        features: Tensor = self.norm(self.linear(described.flatten(0, 2)))
         features = torch.relu(features).reshape(b, p, m, self.channels)
         features = (features * real[..., None]).amax(dim=2)  # B P C, zero for padding
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
@@ -44,12 +45,26 @@ def plan(
         console_for(as_json).print(table(planned))
 
 
-@app.command(epilog="Example: perception export runs/a --out runs/a/bundle --conditions rain")
+class PrecisionName(str, Enum):
+    fp32 = "fp32"
+    fp16 = "fp16"
+    int8 = "int8"
+
+
+@app.command(
+    epilog="Example: perception export runs/a --out runs/a/bundle --conditions rain --precision int8 --calibrate drives"
+)
 def export(
     checkpoint: Annotated[Path | None, typer.Argument(help="A run, or one of its checkpoints.")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder to write.")] = None,
     conditions: Annotated[str, typer.Option(help="Fold the modules for these, such as rain,boston.")] = "",
     routes: Routes = "",
+    precision: Annotated[PrecisionName, typer.Option(help="Of the layers that bear it.")] = PrecisionName.fp32,
+    calibrate: Annotated[
+        Path | None, typer.Option(help="Dataroot of drives to measure the range of activations on, for int8.")
+    ] = None,
+    version: Version = None,
+    scenes: Scenes = "",
     license: Annotated[str, typer.Option(help="Of the network and its data: an SPDX identifier or a text.")] = "",
     sign: Sign = None,
     verify: Annotated[
@@ -63,7 +78,7 @@ def export(
     Keys: openssl genpkey -algorithm ed25519 -out key.pem && openssl pkey -in key.pem -pubout -out public.pem
     """
     if verify is not None:
-        if checkpoint or out or conditions or routes or license or sign:
+        if checkpoint or out or conditions or routes or license or sign or calibrate:
             raise InputError("--verify checks a bundle that is there; beside it only --key and --json have a meaning")
         from deploy.verify import table
         from deploy.verify import verify as check
@@ -78,8 +93,18 @@ def export(
     if key is not None:
         raise InputError("--key goes with --verify; what signs an export is --sign")
     from deploy.export import export as run
+    from deploy.precision.frames import Drives
 
-    bundle = run(checkpoint, out, _routes(conditions, routes), console=console_for(as_json), sign=sign, license=license)
+    if calibrate is None and (version or scenes):
+        raise InputError(
+            "--version and --scenes say which drives to calibrate on; name their dataroot with --calibrate"
+        )
+    drives = Drives(calibrate, version or only_version(calibrate), names(scenes)) if calibrate else None
+    console = console_for(as_json)
+    bundle = run(
+        checkpoint, out, _routes(conditions, routes), console=console, sign=sign, license=license,
+        precision=precision.value, calibration=drives,
+    )  # fmt: skip
     report(bundle.manifest.model_dump(mode="json"), as_json)
 
 

@@ -1,0 +1,42 @@
+"""The recorded frames that an INT8 graph is calibrated on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from perception.data.inputs import InputSpec, prepare
+from perception.data.nuscenes import NuScenesTables
+from perception.errors import InputError
+
+MOST = 32  # keyframes
+
+
+@dataclass(frozen=True)
+class Drives:
+    """Keyframes of recorded or simulated drives: up to `MOST`, evenly spread."""
+
+    root: Path
+    version: str
+    scenes: Sequence[str] = ()  # or keyframes, as scene-0103:0-4; empty: all
+
+    def inputs(self, spec: InputSpec) -> list[dict[str, np.ndarray]]:
+        """What a network takes of each; keyframes that lack one of its sensors are left out.
+
+        Raises:
+            InputError: no such drives, or no keyframe with all its sensors.
+        """
+        tables = NuScenesTables(self.root, self.version)
+        tokens = tables.samples(selectors=self.scenes)
+        found = []
+        for i in np.unique(np.linspace(0, len(tokens) - 1, min(MOST, len(tokens))).astype(int)):
+            frame = tables.frame(tokens[i], spec.grid.reference, spec.sweeps, annotations=False)
+            if (spec.lidar and frame.points is None) or (spec.camera and not frame.cameras):
+                continue
+            found.append(prepare(frame, spec))
+        if not found:
+            raise InputError(f"{self.root}: no keyframe of these scenes has all sensors; calibrate on others")
+        return found

@@ -1,0 +1,170 @@
+"""Bundles in FP16 and INT8: written by the command, sealed, and run in the layout that fits the engine."""
+
+from __future__ import annotations
+
+import shutil
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from conftest import write_tiny
+from exported import checkpoint_of, folder
+from lowered import MODULES
+from networks import config
+from typer.testing import CliRunner
+
+from deploy.build import build
+from deploy.bundle import Bundle
+from deploy.engines import open_engine
+from deploy.golden import differences, synthetic_frame
+from deploy.precision.lower import LARGEST_CHANGE, MARGIN, OUTLIERS
+from deploy.precision.sensitivity import LARGEST_ERROR
+from deploy.runtime import Runtime
+from perception.cli import main
+from perception.commands.common import app
+from perception.config import parse_config
+from perception.errors import InputError
+
+
+@cache
+def checkpoint() -> Path:
+    return checkpoint_of(
+        parse_config(config().model_dump(mode="json") | {"name": "small", "modules": MODULES}, "small")
+    )
+
+
+@cache
+def drives() -> Path:
+    """Three keyframes with all sensors."""
+    write_tiny(folder() / "tiny-drives")
+    return folder() / "tiny-drives"
+
+
+@cache
+def exported(precision: str) -> Path:
+    """Banked, by the command."""
+    out = folder() / f"small-{precision}"
+    arguments = [
+        "export",
+        str(checkpoint()),
+        "--out",
+        str(out),
+        "--routes",
+        "base,rain,night",
+        "--precision",
+        precision,
+    ]
+    if precision == "int8":
+        arguments += ["--calibrate", str(drives())]
+    result = CliRunner().invoke(app, arguments, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return out
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_the_manifest_says_how_exact_and_the_runtime_holds_it_to_that(precision: str) -> None:
+    manifest = Bundle.load(exported(precision)).manifest
+    assert (manifest.precision, manifest.outliers) == (precision, OUTLIERS[precision])  # type: ignore[index]
+    assert 1e-4 < manifest.tolerance <= MARGIN * LARGEST_CHANGE[precision]  # type: ignore[index]
+    assert [module.name for module in manifest.banked] == ["rain", "night"]
+    runtime = Runtime(exported(precision))  # it runs the golden frame
+    assert len(runtime(synthetic_frame("ego", 3)).boxes) == 200
+    assert build(exported(precision), "cpu").layers == sum(manifest.operators.values())
+
+
+def test_what_is_known_of_the_blocks_is_in_the_manifest() -> None:
+    manifest = Bundle.load(exported("int8")).manifest
+    blocks = {block.name: block for block in manifest.blocks}
+    assert {"camera.backbone", "fuse.mix", "trunk.stages.2", "heads.detection"} <= {*blocks}
+    for block in blocks.values():
+        assert block.precision == ("int8" if block.error <= LARGEST_ERROR else "fp32")
+    assert sum(block.precision == "int8" for block in blocks.values()) > len(blocks) / 2
+    assert manifest.operators["QuantizeLinear"] > 10
+    assert Bundle.load(exported("fp16")).manifest.blocks == ()
+
+
+def test_each_engine_gets_its_layout() -> None:
+    bundle = Bundle.load(exported("int8"))
+    assert {*bundle.manifest.files} == {"model.onnx", "model.cpu.onnx", "golden.safetensors"}
+    types = {}
+    for path in (bundle.onnx, bundle.cpu_onnx):
+        graph = onnx.load(path).graph
+        zeros = {n.input[2] for n in graph.node if n.op_type == "QuantizeLinear"}
+        types[path.name] = {t.data_type for t in graph.initializer if t.name in zeros}
+    assert types == {"model.onnx": {onnx.TensorProto.INT8}, "model.cpu.onnx": {onnx.TensorProto.UINT8}}
+    assert Bundle.load(exported("fp16")).cpu_onnx.name == "model.onnx"
+    (inputs, outputs), manifest = bundle.golden(), bundle.manifest
+    assert differences(outputs, open_engine(bundle).run(inputs), manifest.tolerance, manifest.outliers) == []
+
+
+def test_the_network_for_the_cpu_is_sealed_too(tmp_path: Path) -> None:
+    shutil.copytree(exported("int8"), tmp_path / "bundle")
+    file = tmp_path / "bundle" / "model.cpu.onnx"
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    with pytest.raises(InputError, match=r"model\.cpu\.onnx: was changed"):
+        Bundle.load(tmp_path / "bundle")
+
+
+def test_the_plan_is_compiled_from_the_layout_of_tensorrt() -> None:
+    pytest.importorskip("tensorrt_rtx")
+    record = build(exported("int8"), "rtx-ada")
+    assert record.onnx_sha256 == Bundle.load(exported("int8")).manifest.files["model.onnx"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--precision", "int8"], "int8: needs --calibrate"),
+        (["--precision", "fp16", "--calibrate", "DRIVES"], "fp16: has no use for --calibrate"),
+        (["--scenes", "scene-0001"], "name their dataroot with --calibrate"),
+        (["--precision", "int8", "--calibrate", "nowhere"], "nowhere"),
+        (["--precision", "int8", "--calibrate", "DRIVES", "--scenes", "scene-9"], "scene-9"),
+    ],
+)
+def test_wrong_arguments_are_one_line(
+    tmp_path: Path,
+    arguments: list[str],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    given = [str(drives()) if each == "DRIVES" else each for each in arguments]
+    command = ["perception", "export", str(checkpoint()), "--out", str(tmp_path / "bundle"), *given]
+    monkeypatch.setattr("sys.argv", command)
+    with pytest.raises(SystemExit) as exit_:
+        main()
+    assert exit_.value.code == 2
+    printed = capsys.readouterr().err
+    assert message in " ".join(printed.split())
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_a_drive_without_cameras_calibrates_nothing(tmp_path: Path) -> None:
+    from deploy.precision.frames import Drives
+    from perception.data.inputs import InputSpec
+
+    write_tiny(tmp_path / "drives")
+    shutil.rmtree(tmp_path / "drives" / "samples" / "CAM_FRONT")
+    assert len(Drives(tmp_path / "drives", "v1.0-tiny").inputs(InputSpec.of(config()))) == 3  # five are enough
+    for camera in (tmp_path / "drives" / "samples").glob("CAM_*"):
+        shutil.rmtree(camera)
+    with pytest.raises(InputError, match="no keyframe of these scenes has all sensors"):
+        Drives(tmp_path / "drives", "v1.0-tiny").inputs(InputSpec.of(config()))
+
+
+def test_frames_are_spread_over_the_drives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from deploy.precision import frames
+    from perception.data.inputs import InputSpec
+
+    monkeypatch.setattr(frames, "MOST", 2)
+    spec = InputSpec.of(config())
+    every = frames.Drives(drives(), "v1.0-tiny", ["scene-0001:0-3"]).inputs(spec)
+    first = frames.Drives(drives(), "v1.0-tiny", ["scene-0001:0-1"]).inputs(spec)
+    last = frames.Drives(drives(), "v1.0-tiny", ["scene-0001:2-3"]).inputs(spec)
+    assert len(every) == 2
+    for actual, expected in zip(every, first + last, strict=True):
+        np.testing.assert_array_equal(actual["pillar_points"], expected["pillar_points"])

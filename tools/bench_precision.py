@@ -1,0 +1,121 @@
+"""What precision gains and costs: the speed of INT8 on a CPU, and the scores that FP16 and INT8 lose."""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from deploy.engines.onnxruntime import OnnxRuntimeEngine
+from deploy.export import export, to_onnx
+from deploy.golden import synthetic_frame
+from deploy.manifest import Precision
+from deploy.precision.calibrate import ranges
+from deploy.precision.frames import Drives
+from deploy.precision.quantise import CPU, activations, quantisable, quantise
+from deploy.runtime import Runtime
+from perception.config import find_config, load_config
+from perception.data.inputs import InputSpec, prepare
+from perception.data.nuscenes import NuScenesTables
+from perception.data.outputs import to_prediction
+from perception.evaluation.evaluate import evaluate
+from perception.frame import Conditions, Frame
+from perception.model import PerceptionModel
+from perception.training.settings import under
+
+QUIET = Console(quiet=True)
+SWEEPS = 20  # synthetic frames that make one with as many points as nuScenes' keyframe with nine sweeps
+
+
+def precision(arguments: argparse.Namespace) -> dict[str, Any]:
+    """INT8 against FP32 in ONNX Runtime, whole frame; and with a checkpoint, the losses of scores on its drives."""
+    result = speed(arguments.config, arguments.rounds)
+    if arguments.checkpoint:
+        conditions = [value for value in arguments.conditions.split(",") if value]
+        result |= losses(arguments.checkpoint, arguments.data, arguments.version, conditions, arguments.frames)
+    return result
+
+
+def speed(configuration: str, rounds: int) -> dict[str, Any]:
+    """Seconds from points to boxes with random weights, all blocks in INT8; medians of alternating rounds."""
+    config = load_config(find_config(configuration))
+    spec = InputSpec.of(config)
+    frame = _dense(config.grid.reference)
+    inputs = prepare(frame, spec)
+    torch.manual_seed(0)
+    model = PerceptionModel(config).eval().folded(Conditions()).eval()
+    with torch.no_grad():
+        outputs = list(model.predict({name: torch.from_numpy(array) for name, array in inputs.items()}))
+    whole = to_onnx(model, inputs, outputs)
+    measured = ranges(whole, activations(whole.graph), [inputs])
+    graphs = {"fp32": whole, "int8": quantise(whole, [*quantisable(whole.graph)], measured, CPU)}
+    engines = {name: OnnxRuntimeEngine(graph.SerializeToString()) for name, graph in graphs.items()}
+    seconds: dict[str, list[float]] = {name: [] for name in engines}
+    for _ in range(rounds + 2):
+        for name, engine in engines.items():
+            start = time.perf_counter()
+            to_prediction(engine.run(prepare(frame, spec)))
+            seconds[name].append(time.perf_counter() - start)
+    medians = {name: statistics.median(values[2:]) for name, values in seconds.items()}
+    return {"int8_speedup": medians["fp32"] / medians["int8"], "seconds": medians, "rounds": rounds}
+
+
+def _dense(reference: Any) -> Frame:
+    frames = [synthetic_frame(reference, seed) for seed in range(SWEEPS)]
+    return replace(frames[0], points=np.concatenate([frame.points for frame in frames if frame.points is not None]))
+
+
+def losses(checkpoint: Path, data: Path, version: str, conditions: Sequence[str], frames: int | None) -> dict[str, Any]:
+    """NDS, mAP and the map's mIoU of every precision on the validation drives under these conditions.
+
+    INT8 is calibrated on the training drives under the same conditions.
+
+    Args:
+        frames: score only so many, evenly spread; None: all.
+    """
+    tables = NuScenesTables(data, version)
+    names = {s: _keyframes(tables, s, conditions) for s in ("sim_train", "sim_val")}
+    scored = [names["sim_val"][i] for i in _spread(len(names["sim_val"]), frames)]
+    scores = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for each in ("fp32", "fp16", "int8"):
+            kind: Precision = each  # type: ignore[assignment]
+            drives = Drives(data, version, names["sim_train"]) if kind == "int8" else None
+            bundle = export(checkpoint, Path(folder) / kind, console=QUIET, precision=kind, calibration=drives)
+            runtime = Runtime(bundle.path)
+            metrics = evaluate(runtime, tables, "sim_val", scored, Path(folder) / f"{kind}-scores", bundle.spec, QUIET)
+            scores[kind] = {
+                "NDS": metrics["NDS"],
+                "mAP": metrics["mAP"],
+                "mIoU": metrics["map"]["iou_max"]["mean"],
+                "tolerance": bundle.manifest.tolerance,
+            }
+    blocks = {block.name: [block.precision, round(block.error, 4)] for block in bundle.manifest.blocks}
+    lost = {
+        f"{kind}_{name}_loss": scores["fp32"][key] - scores[kind][key]
+        for kind in ("fp16", "int8")
+        for name, key in (("nds", "NDS"), ("map", "mAP"), ("miou", "mIoU"))
+    }
+    return lost | {"scores": scores, "blocks": blocks, "frames": len(scored)}
+
+
+def _keyframes(tables: NuScenesTables, split: str, conditions: Sequence[str]) -> list[str]:
+    """Selectors of the split's keyframes under these conditions."""
+    selectors = []
+    for scene in tables.scenes(split):
+        tokens = tables.samples(selectors=[scene])
+        selectors += [f"{scene}:{i}-{i + 1}" for i, t in enumerate(tokens) if under(tables, [t], conditions)]
+    return selectors
+
+
+def _spread(total: int, most: int | None) -> list[int]:
+    return sorted({int(i) for i in np.linspace(0, total - 1, min(total, most or total))})

@@ -1,0 +1,95 @@
+"""Which graphs NVIDIA's compiler takes: every configuration x precision x folded or banked x GPU, without a GPU.
+
+    python tools/compile_matrix.py --configs tiny,nuscenes/lidar
+
+Random weights, and ranges of one for INT8: neither matters to the compiler. Exit code 1 where it refuses one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+
+from deploy.engines.tensorrt import build_engine
+from deploy.export import to_onnx
+from deploy.golden import synthetic_frame
+from deploy.precision.half import to_half
+from deploy.precision.quantise import TENSORRT, activations, quantisable, quantise
+from deploy.targets import find_target
+from perception.config import find_config, load_config, parse_config
+from perception.data.inputs import InputSpec, prepare
+from perception.errors import InputError
+from perception.frame import Conditions
+from perception.model import PerceptionModel
+
+CONFIGS = "tiny,nuscenes/lidar,nuscenes/camera,nuscenes/fusion"
+TARGETS = ("rtx-ampere", "rtx-ada")
+MODULE = {"name": "rain", "kind": "low_rank", "slots": ["trunk.*", "heads.*"], "rank": 4, "when": ["rain"]}
+
+
+def graph_of(name: str, kind: str) -> onnx.ModelProto:
+    """In FP32; banked: with a module on board that an input switches."""
+    content = load_config(find_config(name)).model_dump(mode="json") | {"modules": [MODULE]}
+    config = parse_config(content, name)
+    inputs = prepare(synthetic_frame(config.grid.reference), InputSpec.of(config))
+    routes = [Conditions(weather="rain")]
+    if kind == "banked":
+        routes.append(Conditions())
+        inputs["route"] = np.ones((1, 1), np.float32)
+    model = PerceptionModel(config).eval().folded(*routes).eval()
+    outputs = ["boxes", "scores", "labels", "attributes", *(["map"] if config.model.map else [])]
+    with torch.no_grad():
+        return to_onnx(model, inputs, outputs)
+
+
+def at_precision(graph: onnx.ModelProto, precision: str) -> onnx.ModelProto:
+    if precision == "fp16":
+        return to_half(graph)
+    if precision == "int8":
+        ranges = dict.fromkeys(activations(graph.graph), (-1.0, 1.0))
+        return quantise(graph, [*quantisable(graph.graph)], ranges, TENSORRT)
+    return graph
+
+
+def matrix(configs: list[str]) -> Iterator[dict[str, Any]]:
+    for config in configs:
+        for kind in ("folded", "banked"):
+            whole = graph_of(config, kind)
+            for precision in ("fp32", "fp16", "int8"):
+                content = at_precision(whole, precision).SerializeToString()
+                for target in TARGETS:
+                    row = {"config": config, "kind": kind, "precision": precision, "target": target}
+                    start = time.perf_counter()
+                    try:
+                        plan = build_engine(content, find_target(target))
+                    except InputError as error:
+                        yield row | {"refused": str(error)}
+                        continue
+                    size, seconds = len(plan.content) / 1e6, time.perf_counter() - start
+                    yield row | {"layers": plan.layers, "megabytes": round(size, 1), "seconds": round(seconds, 2)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--configs", default=CONFIGS, help=f"names of configurations (default: {CONFIGS})")
+    parser.add_argument("--json", action="store_true", help="print one JSON list")
+    arguments = parser.parse_args()
+    rows = []
+    for row in matrix(arguments.configs.split(",")):
+        rows.append(row)
+        print(*row.values(), file=sys.stderr if arguments.json else sys.stdout, flush=True)
+    if arguments.json:
+        print(json.dumps(rows))
+    sys.exit(any("refused" in row for row in rows))
+
+
+if __name__ == "__main__":
+    main()
