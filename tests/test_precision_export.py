@@ -87,7 +87,8 @@ def test_what_is_known_of_the_blocks_is_in_the_manifest() -> None:
 
 def test_each_engine_gets_its_layout() -> None:
     bundle = Bundle.load(exported("int8"))
-    assert {*bundle.manifest.files} == {"model.onnx", "model.cpu.onnx", "golden.safetensors"}
+    graphs = {name for name in bundle.manifest.files if name.endswith(".onnx")}
+    assert graphs == {"model.onnx", "model.cpu.onnx"}
     types = {}
     for path in (bundle.onnx, bundle.cpu_onnx):
         graph = onnx.load(path).graph
