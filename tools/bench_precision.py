@@ -6,12 +6,13 @@ import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import torch
 from rich.console import Console
 
@@ -58,15 +59,41 @@ def speed(configuration: str, rounds: int) -> dict[str, Any]:
     whole = to_onnx(model, inputs, outputs)
     measured = ranges(whole, activations(whole.graph), [inputs])
     graphs = {"fp32": whole, "int8": quantise(whole, [*quantisable(whole.graph)], measured, CPU)}
-    engines = {name: OnnxRuntimeEngine(graph.SerializeToString()) for name, graph in graphs.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in engines}
+    contents = {name: graph.SerializeToString() for name, graph in graphs.items()}
+    engines = {name: OnnxRuntimeEngine(content) for name, content in contents.items()}
+    alone = {name: _one_thread(content) for name, content in contents.items()}
+
+    def whole_frame(run: Callable[[dict[str, np.ndarray]], Any]) -> Callable[[], Any]:
+        return lambda: to_prediction(run(prepare(frame, spec)))
+
+    wall = _medians({name: whole_frame(engine.run) for name, engine in engines.items()}, time.perf_counter, rounds)
+    cpu = _medians({name: whole_frame(run) for name, run in alone.items()}, time.process_time, rounds)
+    return {
+        "int8_speedup": wall["fp32"] / wall["int8"],
+        "int8_speedup_one_thread": cpu["fp32"] / cpu["int8"],  # processor time, which other load disturbs less
+        "seconds": wall,
+        "processor_seconds_one_thread": cpu,
+        "rounds": rounds,
+    }
+
+
+def _one_thread(content: bytes) -> Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = 1, 3
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    return lambda inputs: dict(zip(names, session.run(names, inputs), strict=True))
+
+
+def _medians(sides: dict[str, Callable[[], Any]], clock: Callable[[], float], rounds: int) -> dict[str, float]:
+    """Seconds of each side, alternated; the first two rounds do not count."""
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(rounds + 2):
-        for name, engine in engines.items():
-            start = time.perf_counter()
-            to_prediction(engine.run(prepare(frame, spec)))
-            seconds[name].append(time.perf_counter() - start)
-    medians = {name: statistics.median(values[2:]) for name, values in seconds.items()}
-    return {"int8_speedup": medians["fp32"] / medians["int8"], "seconds": medians, "rounds": rounds}
+        for name, side in sides.items():
+            start = clock()
+            side()
+            seconds[name].append(clock() - start)
+    return {name: statistics.median(values[2:]) for name, values in seconds.items()}
 
 
 def _dense(reference: Any) -> Frame:

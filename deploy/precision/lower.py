@@ -15,7 +15,6 @@ from deploy.precision.calibrate import Inputs, ranges
 from deploy.precision.half import to_half
 from deploy.precision.quantise import CPU, TENSORRT, activations, quantise
 from deploy.precision.sensitivity import blocks, sensitivity
-from perception.errors import InputError
 
 SENSITIVITY_FRAMES = 8  # of those for calibration, that the blocks are tried on
 
@@ -40,17 +39,15 @@ def lower(model: onnx.ModelProto, precision: Precision, frames: Sequence[Inputs]
 
     Args:
         model: in FP32.
-        frames: to measure the ranges of activations on, for INT8.
+        frames: to measure the ranges of activations on; INT8 needs one or more.
 
     Raises:
-        InputError: INT8 without frames, or a weight beyond FP16.
+        InputError: a weight beyond FP16.
     """
     if precision == "fp32":
         return Lowered({ONNX: model}, ())
     if precision == "fp16":
         return Lowered({ONNX: to_half(model)}, ())
-    if not frames:
-        raise InputError("int8 needs frames to measure the range of activations on; name a dataroot with --calibrate")
     measured = ranges(model, activations(model.graph), frames)
     few = [frames[i] for i in np.linspace(0, len(frames) - 1, min(SENSITIVITY_FRAMES, len(frames))).astype(int)]
     table, members = sensitivity(model, measured, few), blocks(model.graph)
