@@ -58,6 +58,9 @@ def test_commands_of_the_readme(tmp_path: Path) -> None:
     banked = json.loads((tmp_path / "runs/merged/bundle/manifest.json").read_text())
     assert banked["routes"] == ["base", "rain", "night"]
     assert [module["name"] for module in banked["banked"]] == ["rain", "night"]
+    lowered = json.loads((tmp_path / "runs/tiny/int8/manifest.json").read_text())
+    assert (lowered["precision"], "model.cpu.onnx" in lowered["files"]) == ("int8", True)
+    assert (tmp_path / "runs/tiny/bundle-orin/build.sh").exists()
     record = json.loads((tmp_path / "runs/tiny/bundle/engines/rtx-ampere.json").read_text())
     assert record["plan_bytes"] > 4 * manifest["parameters"]
     (modules,) = re.findall(r"^```yaml\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
