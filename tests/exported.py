@@ -50,7 +50,7 @@ def checkpoint_of(config: Config) -> Path:
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.momentum = 1.0  # take over the statistics of the next batch
                 if not module.weight.any():  # timm begins with residual branches that add nothing
-                    module.weight.fill_(0.5)
+                    module.weight.fill_(0.2)
         inputs = prepare(synthetic_frame("ego", seed=7), InputSpec.of(config))
         model.train().forward({name: torch.from_numpy(array) for name, array in inputs.items()})
         for name, parameter in model.named_parameters():

@@ -165,14 +165,14 @@ def pointwise(layer: Any, inputs: int, outputs: int, groups: int = 1) -> Any:
     return nn.Conv2d(inputs, outputs, 1, groups=groups, bias=False)
 
 
-def apply_weight(x: Tensor, weight: Tensor, layer: Any, bias: Tensor | None = None) -> Tensor:
-    """The layer's operation on x with another weight, and without bias where none is given."""
+def apply_weight(x: Tensor, weight: Tensor, layer: Any) -> Tensor:
+    """The layer's operation on x with another weight and without bias: the linear part of a linear layer."""
     if isinstance(layer, nn.Linear):
-        return functional.linear(x, weight, bias)
+        return functional.linear(x, weight)
     if isinstance(layer, nn.ConvTranspose2d):
         return functional.conv_transpose2d(
-            x, weight, bias, layer.stride, layer.padding, layer.output_padding, layer.groups, layer.dilation  # type: ignore[arg-type]
+            x, weight, None, layer.stride, layer.padding, layer.output_padding, layer.groups, layer.dilation  # type: ignore[arg-type]
         )  # fmt: skip
     convolve: Any = layer._conv_forward  # knows the padding modes
-    y: Tensor = convolve(x, weight, bias)
+    y: Tensor = convolve(x, weight, None)
     return y

@@ -21,10 +21,6 @@ class WeightDelta(Computation):
     def forward(self, site: Site) -> Tensor:
         return apply_weight(site.x, self.delta(), site.layer)
 
-    def output(self, x: Tensor, layer: Any, z: Tensor | None) -> Tensor:
-        """One operation with W + delta, whatever the rank: convolutions to few channels are slow for their size."""
-        return apply_weight(x, layer.weight + self.delta(), layer, layer.bias)
-
     def fold(self, function: Affine, layer: Any, z: Tensor | None) -> Affine:
         return function._replace(weight=function.weight + self.delta())
 
