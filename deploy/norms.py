@@ -10,6 +10,8 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
+from deploy.precision.graph import drop_unused
+
 _CONVOLUTIONS = {"Conv": 0, "ConvTranspose": 1}  # the axis of the output channels in their weights
 
 
@@ -32,10 +34,7 @@ def fold_norms(graph: onnx.GraphProto) -> None:
         for node in graph.node:
             node.input[:] = [norm.input[0] if name == norm.output[0] else name for name in node.input]
         graph.node.remove(norm)
-    used = {name for node in graph.node for name in node.input}
-    kept = [tensor for tensor in graph.initializer if tensor.name in used]
-    del graph.initializer[:]
-    graph.initializer.extend(kept)
+    drop_unused(graph)
 
 
 def _leaves(graph: onnx.GraphProto, name: str, constants: dict[str, onnx.TensorProto]) -> list[onnx.NodeProto] | None:
