@@ -161,7 +161,7 @@ def test_half_is_what_lies_between_the_sensors_and_the_last_layers() -> None:
     half, whole = by_type[TensorProto.FLOAT16], by_type[TensorProto.FLOAT]
     # 8 heads and the cameras' context and depth are last layers.
     assert (half["Conv"], whole["Conv"], half["ConvTranspose"]) == (36, 9, 2)
-    single = {"Gemm", "ScatterElements", "GridSample", "Softmax", "ReduceSum", "TopK", "Sigmoid", "Exp"}
+    single = {"Gemm", "ScatterND", "GridSample", "Softmax", "ReduceSum", "TopK", "Sigmoid", "Exp"}
     assert single.isdisjoint(half)
     assert single <= {*whole} | {"TopK"}
     for name in ("input", "output"):
@@ -171,7 +171,7 @@ def test_half_is_what_lies_between_the_sensors_and_the_last_layers() -> None:
 def test_geometry_and_pillars_keep_every_bit() -> None:
     graph = lowered.single()
     grids = [node.input[1] for node in graph.graph.node if node.op_type == "GridSample"]
-    canvas = [node.output[0] for node in graph.graph.node if node.op_type == "ScatterElements"]
+    canvas = [node.output[0] for node in graph.graph.node if node.op_type == "ScatterND"]
     assert (len(grids), len(canvas)) == (2, 1)
     inputs = lowered.frame(0)
     expected, actual = (lowered.run(giving(g, grids + canvas), inputs) for g in (graph, lowered.graph("fp16")))
