@@ -7,6 +7,7 @@
     golden.safetensors    the inputs of one frame, and the outputs that the trained network gave for them
     modules/              the modules that the network was made with, as `Bank.save` writes them
     engines/              plans compiled from model.onnx by `perception build`, each with its own record
+    routes/               bundles of the same checkpoint for other routes, where each has a network of its own
 
 Manifest and records carry their own sha256 too, and a file that the manifest does not name is refused, except in
 engines/, which is filled later: so no byte of a bundle can change unnoticed. Who knows how can compute all hashes anew,
@@ -15,10 +16,9 @@ though: that nobody did is what a signature and a key tell. No torch here: a bun
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,7 +29,7 @@ from safetensors.numpy import load_file, save
 
 from deploy.integrity import Sealed, require_inside, require_nothing_else, require_unchanged, sha256
 from deploy.manifest import MANIFEST, Manifest, TensorInfo, read_manifest
-from perception.atomic import write_atomically
+from perception.atomic import folder_written_whole, write_atomically
 from perception.data.inputs import InputSpec
 from perception.errors import InputError
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from deploy.signature import Sign
 
 ONNX, GOLDEN, MODULES, ENGINES, SIGNATURE = "model.onnx", "golden.safetensors", "modules", "engines", "manifest.sig"
-CPU_ONNX = "model.cpu.onnx"
+CPU_ONNX, ROUTES = "model.cpu.onnx", "routes"
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -61,6 +61,7 @@ class Bundle:
     path: Path
     manifest: Manifest
     key: Path | None = None  # that signed the manifest, and must have signed an engine's record
+    routes: Mapping[str, Bundle] = field(default_factory=dict)  # for other routes
 
     @staticmethod
     def load(path: Path, key: Path | None = None) -> Bundle:
@@ -76,13 +77,15 @@ class Bundle:
         manifest = read_manifest(path, key)
         for name in manifest.files:
             require_inside(path, name)
-        for name in (ONNX, GOLDEN):
+        apart = {route: f"{ROUTES}/{route}" for route in manifest.apart}
+        for name in (ONNX, GOLDEN, *(f"{folder}/{MANIFEST}" for folder in apart.values())):
             if name not in manifest.files:
                 raise InputError(f"{path / MANIFEST}: does not name {name}; export the bundle again")
-        require_nothing_else(path, {MANIFEST, SIGNATURE, *manifest.files}, ENGINES)
+        free = (ENGINES, *(f"{folder}/{ENGINES}" for folder in apart.values()))
+        require_nothing_else(path, {MANIFEST, SIGNATURE, *manifest.files}, free)
         for name, digest in manifest.files.items():
             require_unchanged(path / name, digest, "export the bundle again")
-        return Bundle(path, manifest, key)
+        return Bundle(path, manifest, key, {route: Bundle.load(path / folder, key) for route, folder in apart.items()})
 
     @property
     def spec(self) -> InputSpec:
@@ -191,11 +194,11 @@ def write_bundle(
     modules: Mapping[str, bytes] | None = None,
     sign: Sign | None = None,
     cpu_onnx: bytes | None = None,
+    routes: Mapping[str, Path] | None = None,
 ) -> Bundle:
     """Write a bundle to the folder `path`, replacing the bundle that is there.
 
-    Everything is written to a folder beside it that takes its place at the end: when the disk fills up or the
-    process dies before that, the old bundle is still whole.
+    Until it is whole, the old one stays.
 
     Args:
         golden: inputs and outputs by name.
@@ -203,38 +206,29 @@ def write_bundle(
         modules: the files in modules/ by name.
         sign: signs the manifest.
         cpu_onnx: the network for ONNX Runtime, where it is another file.
+        routes: bundles for other routes, which are copied into this one.
 
     Raises:
         InputError: `path` exists and is no bundle, or cannot be written.
     """
     if path.exists() and not (path / MANIFEST).is_file() and (not path.is_dir() or any(path.iterdir())):
         raise InputError(f"{path}: exists and is not a bundle; choose another place for the export")
-    fresh, old = (path.with_name(f".{path.name}.{suffix}-{os.getpid()}") for suffix in ("new", "old"))
-    try:
-        fresh.mkdir(parents=True)
-        tensors = {
-            f"{side}.{k}": np.ascontiguousarray(v)
-            for side, arrays in zip(("inputs", "outputs"), golden, strict=True)
-            for k, v in arrays.items()
-        }
-        contents = {f"{MODULES}/{name}": content for name, content in (modules or {}).items()}
-        graphs = {ONNX: onnx} | ({CPU_ONNX: cpu_onnx} if cpu_onnx is not None else {})
-        contents = graphs | {GOLDEN: save(tensors)} | contents
+    tensors = {
+        f"{side}.{k}": np.ascontiguousarray(v)
+        for side, arrays in zip(("inputs", "outputs"), golden, strict=True)
+        for k, v in arrays.items()
+    }
+    contents = {ONNX: onnx} | ({CPU_ONNX: cpu_onnx} if cpu_onnx is not None else {}) | {GOLDEN: save(tensors)}
+    contents |= {f"{MODULES}/{name}": content for name, content in (modules or {}).items()}
+    with folder_written_whole(path, "the bundle") as fresh:
         for name, content in contents.items():
             (fresh / name).parent.mkdir(exist_ok=True)
             (fresh / name).write_bytes(content)
-        manifest = describe(files={name: sha256(fresh / name) for name in contents}).sealed()
+        for route, bundle in (routes or {}).items():
+            shutil.copytree(bundle, fresh / ROUTES / route)
+        names = sorted(file.relative_to(fresh).as_posix() for file in fresh.rglob("*") if file.is_file())
+        manifest = describe(files={name: sha256(fresh / name) for name in names}).sealed()
         (fresh / MANIFEST).write_bytes(manifest)
         if sign is not None:
             (fresh / SIGNATURE).write_bytes(sign(manifest))
-        if path.exists():
-            path.rename(old)
-        fresh.rename(path)
-    except (OSError, SafetensorError) as error:
-        if old.exists() and not path.exists():
-            old.rename(path)
-        raise InputError(f"{path}: cannot write the bundle ({error})") from None
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
-    shutil.rmtree(old, ignore_errors=True)
     return Bundle.load(path)

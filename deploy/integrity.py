@@ -47,14 +47,15 @@ def require_inside(folder: Path, name: str) -> None:
         raise InputError(f"{folder / name}: a link leads out of the bundle; put the file itself there")
 
 
-def require_nothing_else(folder: Path, names: Collection[str], free: str) -> None:
-    """Raise InputError if the folder holds a file that is none of `names`, except in its folder `free`.
+def require_nothing_else(folder: Path, names: Collection[str], free: Collection[str]) -> None:
+    """Raise InputError if the folder holds a file that is none of `names`, except in the folders `free`.
 
     Args:
-        names: paths in the folder, with forward slashes.
+        names: paths in the folder, with forward slashes; so is `free`.
     """
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        if name in names or name.split("/")[0] == free or (path.is_dir() and not path.is_symlink()):
+        inside = any(f"{name}/".startswith(f"{each}/") for each in free)
+        if name in names or inside or (path.is_dir() and not path.is_symlink()):
             continue
         raise InputError(f"{path}: the manifest does not name this file; remove it, or export the bundle again")

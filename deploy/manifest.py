@@ -14,7 +14,7 @@ from perception.config import CameraBranch, Grid, Lidar, Section
 from perception.data.inputs import InputSpec
 from perception.errors import InputError
 
-SCHEMA_VERSION = 3  # as in Manifest
+SCHEMA_VERSION = 4  # as in Manifest
 MANIFEST = "manifest.json"
 
 Precision = Literal["fp32", "fp16", "int8"]
@@ -52,7 +52,7 @@ class Origin(Section):
 class Manifest(Sealed):
     """What the bundle says of itself; `manifest.json` is exactly this."""
 
-    schema_version: Literal[3] = 3
+    schema_version: Literal[4] = 4
     name: str  # of the configuration
     precision: Precision = "fp32"
     blocks: tuple[Block, ...] = ()  # of INT8
@@ -71,6 +71,7 @@ class Manifest(Sealed):
     outputs: tuple[TensorInfo, ...]
     modules: tuple[str, ...]  # that were in the checkpoint
     routes: tuple[str, ...]  # conditions that the network was exported for, such as boston+rain; base: none known
+    apart: tuple[str, ...] = ()  # other routes, each with a bundle of its own in routes/
     folded: tuple[str, ...]  # modules in force on all routes, now part of the weights
     inline: tuple[str, ...]  # modules in force on all routes that stay in the graph beside their layers
     banked: tuple[Banked, ...]  # modules in force on some routes, in the order of the input `route`

@@ -12,8 +12,8 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from deploy.export import parse_conditions
 from deploy.golden import synthetic_frame
+from deploy.route import parse_conditions
 from perception.data.inputs import InputSpec, prepare
 from perception.model import PerceptionModel
 from perception.modules.computation.computation import inputs, outputs

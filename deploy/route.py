@@ -1,4 +1,4 @@
-"""Steering a network with modules on board: the weight of each one, from what is known of a frame. No torch here."""
+"""Routes: what is known of a frame, and the weight of each module on board that follows from it. No torch here."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from perception.frame import CONDITION_VALUES, Conditions
+from perception.errors import InputError
+from perception.frame import CONDITION_VALUES, CONDITIONS, Conditions
 from perception.section import Section
 
 
@@ -39,3 +40,25 @@ def steering(
     if conditional:
         steer["conditions"] = np.array([[value in known for value in CONDITION_VALUES]], np.float32)
     return steer
+
+
+def parse_conditions(values: Sequence[str]) -> Conditions:
+    """Conditions of values such as ("rain", "boston"); InputError on an unknown or a contradictory one."""
+    chosen: dict[str, str] = {}
+    for value in values:
+        kind = next((kind for kind, known in CONDITIONS.items() if value in known), None)
+        if kind is None:
+            raise InputError(f"{value}: unknown condition; choose from {', '.join(CONDITION_VALUES)}")
+        if chosen.setdefault(kind, value) != value:
+            raise InputError(f"{value}: contradicts {chosen[kind]}; give one {kind}")
+    return Conditions(**chosen)
+
+
+def named(route: Sequence[str]) -> str:
+    """Of ("boston", "rain"), boston+rain; of nothing, base."""
+    return "+".join(route) or "base"
+
+
+def facts(name: str) -> frozenset[str]:
+    """Of boston+rain, {"boston", "rain"}; `named` turned around."""
+    return frozenset(name.split("+")) - {"base"}

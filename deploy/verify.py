@@ -35,6 +35,8 @@ def verify(path: Path, key: Path | None = None) -> dict[str, str]:
     for graph in dict.fromkeys((bundle.onnx, bundle.cpu_onnx)):
         actual = OnnxRuntimeEngine(graph).run(inputs)
         require_agreement(outputs, actual, manifest.tolerance, f"{graph}: ONNX Runtime", manifest.outliers)
+    for part in bundle.routes.values():
+        verify(part.path, key)
     engines = {target: bundle.engine_record(target).compiler for target in _targets(path) if bundle.plan(target)}
     return {
         "manifest": f"schema {manifest.schema_version}, sha256 {manifest.sha256}",
@@ -44,6 +46,7 @@ def verify(path: Path, key: Path | None = None) -> dict[str, str]:
         f"{sum(manifest.operators.values())} operators: as in the manifest",
         "golden frame": f"{origin.golden}: ONNX Runtime gives the recorded outputs within {manifest.tolerance:g}",
         "engines": ", ".join(f"{target} by {compiler}" for target, compiler in engines.items()) or "none",
+        "routes": ", ".join((*manifest.routes, *(f"{route} with its own network" for route in manifest.apart))),
         "base": origin.base,
         "modules": ", ".join(f"{name} ({domain or 'domain not known'})" for name, domain in origin.modules.items())
         or "none",

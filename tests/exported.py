@@ -20,7 +20,7 @@ from deploy.bundle import Bundle, write_bundle
 from deploy.export import export
 from deploy.golden import synthetic_frame
 from deploy.signature import signer
-from perception.config import Config, find_config, load_config
+from perception.config import Config, find_config, load_config, parse_config
 from perception.data.inputs import InputSpec, prepare
 from perception.frame import Frame, Prediction
 from perception.model import PerceptionModel
@@ -61,6 +61,12 @@ def checkpoint_of(config: Config) -> Path:
         heads["heatmap"][1].layer.bias.fill_(-3.0)
     save(folder() / f"run-{config.name}", 1, config, model, torch.optim.AdamW(model.parameters()), {})
     return folder() / f"run-{config.name}"
+
+
+def modular(name: str, modules: list[dict[str, object]], **more: object) -> Config:
+    """`tiny` with these modules."""
+    content = load_config(find_config("tiny")).model_dump(mode="json")
+    return parse_config(content | {"name": name, "modules": modules} | more, name)
 
 
 @cache

@@ -10,11 +10,11 @@ import torch
 from networks import config, model
 
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
-from deploy.export import to_onnx
 from deploy.golden import synthetic_frame
 from deploy.precision.calibrate import ranges
 from deploy.precision.lower import lower
 from deploy.precision.quantise import CPU, TENSORRT, Ranges, activations, quantisable, quantise
+from deploy.trace import to_onnx
 from perception.config import parse_config
 from perception.data.inputs import InputSpec, prepare
 from perception.frame import Conditions

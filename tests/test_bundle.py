@@ -7,7 +7,7 @@ import pytest
 from exported import bundle, copied
 
 from deploy.bundle import Bundle, write_bundle
-from deploy.export import UNITS
+from deploy.network import UNITS
 from perception.atomic import write_atomically
 from perception.config import load_config
 from perception.data.inputs import InputSpec
@@ -47,9 +47,9 @@ def test_manifest_describes_the_golden_frame_and_the_configuration() -> None:
 @pytest.mark.parametrize(
     ("version", "message"),
     [
-        (4, "this bundle is schema 4, this version reads 3; update this program, or export again with it"),
-        (2, "this bundle is schema 2, this version reads 3; export again"),
-        ("new", "this bundle is schema 'new', this version reads 3; export again"),
+        (5, "this bundle is schema 5, this version reads 4; update this program, or export again with it"),
+        (3, "this bundle is schema 3, this version reads 4; export again"),
+        ("new", "this bundle is schema 'new', this version reads 4; export again"),
     ],
 )
 def test_another_schema_version_says_so_whatever_else_is_new(tmp_path: Path, version: object, message: str) -> None:

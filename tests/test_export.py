@@ -12,8 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
-from deploy.export import export, parse_conditions, to_onnx
+from deploy.export import export
 from deploy.golden import differences, synthetic_frame
+from deploy.route import parse_conditions
+from deploy.trace import to_onnx
 from perception.data.inputs import prepare
 from perception.data.nuscenes import NuScenesTables
 from perception.errors import InputError
@@ -134,7 +136,7 @@ def test_operator_outside_the_standard_is_refused(monkeypatch: pytest.MonkeyPatc
 def test_engine_that_computes_something_else_is_not_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, outputs = bundle().golden()
     outputs["map"] = outputs["map"] + np.float32(3e-4)
-    monkeypatch.setattr("deploy.export.to_onnx", lambda *arguments: onnx.load(bundle().onnx))  # the slow part
+    monkeypatch.setattr("deploy.network.to_onnx", lambda *arguments: onnx.load(bundle().onnx))  # the slow part
     monkeypatch.setattr(OnnxRuntimeEngine, "run", lambda self, inputs: outputs)
     with pytest.raises(InputError, match=r"map is off by 0\.0003"):
         export(checkpoint(), tmp_path / "bundle", console=QUIET)

@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from exported import QUIET, bundle, checkpoint_of, without
+from exported import QUIET, bundle, checkpoint_of, modular, without
 
 from deploy.build import build
+from deploy.engines.onnxruntime import OnnxRuntimeEngine
 from deploy.export import export
 from deploy.golden import differences, synthetic_frame
 from deploy.route import steering
 from deploy.runtime import Runtime
-from perception.config import Config, find_config, load_config, parse_config
 from perception.data.inputs import prepare
 from perception.data.outputs import to_prediction
 from perception.frame import Conditions
@@ -35,11 +35,6 @@ AFFINE = [
     {"name": "dry", "kind": "low_rank", "slots": ["trunk.*"], "when": ["clear"]},
 ]
 NOT_AFFINE = {"name": "bend", "kind": "bottleneck", "slots": ["camera.neck", "trunk.stage0.1", "heads.map"]}
-
-
-def modular(name: str, modules: list[dict[str, object]], **more: object) -> Config:
-    content = load_config(find_config("tiny")).model_dump(mode="json")
-    return parse_config(content | {"name": name, "modules": modules} | more, name)
 
 
 def test_affine_modules_of_every_kind_cost_nothing(tmp_path: Path) -> None:
@@ -112,7 +107,7 @@ def test_one_graph_serves_several_routes_and_any_mixture_of_them(tmp_path: Path)
     assert (manifest.folded, manifest.inline) == ((), ("city", "film"))
     assert manifest.conditional
     model, _ = load_model(checkpoint)
-    runtime = Runtime(tmp_path / "bundle")
+    runtime, engine = Runtime(tmp_path / "bundle"), OnnxRuntimeEngine(exported.onnx)
     frame = synthetic_frame("ego", 3)
     for conditions in (
         Conditions(city="boston"),
@@ -123,7 +118,7 @@ def test_one_graph_serves_several_routes_and_any_mixture_of_them(tmp_path: Path)
         for seen in (frame, without(frame, "camera"), without(frame, "lidar")):
             inputs = prepare(seen, exported.spec)
             steer = steering(conditions, inputs, manifest.banked, manifest.conditional)
-            actual = runtime.engine.run(inputs | steer)
+            actual = engine.run(inputs | steer)
             tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
             with torch.no_grad():
                 expected = {name: value.numpy() for name, value in model.predict(tensors, [conditions]).items()}

@@ -16,7 +16,7 @@ from slotted import EVERYWHERE, ROUTED, Net, learned, randomised, softmax, weigh
 from torch import Tensor, nn
 
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
-from deploy.export import to_onnx
+from deploy.trace import to_onnx
 from perception.config import ClassifierRouting, LearnedRouting
 from perception.errors import InputError
 from perception.frame import Conditions

@@ -13,8 +13,8 @@ from slotted import EVERYWHERE, randomised
 from torch import Tensor, nn
 
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
-from deploy.export import to_onnx
 from deploy.golden import differences, synthetic_frame
+from deploy.trace import to_onnx
 from perception.config import parse_config
 from perception.data.inputs import InputSpec, prepare
 from perception.errors import InputError

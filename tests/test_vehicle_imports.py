@@ -38,7 +38,16 @@ VEHICLE = (
     "deploy.replay.sources",
 )
 # The rest of deploy is the workshop's: it trains or exports.
-WORKSHOP = {"deploy.export", "deploy.norms", "deploy.origin", "deploy.plan", "deploy.verify", "deploy.demo"} | {
+WORKSHOP = {
+    "deploy.export",
+    "deploy.network",
+    "deploy.norms",
+    "deploy.trace",
+    "deploy.origin",
+    "deploy.plan",
+    "deploy.verify",
+    "deploy.demo",
+} | {
     f"deploy.precision{name}"
     for name in ("", ".calibrate", ".frames", ".graph", ".half", ".lower", ".quantise", ".sensitivity")
 }

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from perception.config import find_config, load_config
+from perception.data.inputs import InputSpec, no_sensors
 from perception.data.pillars import group
 
 SWEEPS, BEAMS, FIRINGS = 10, 32, 940  # 300,800 points
@@ -25,10 +26,12 @@ def pillars(arguments: argparse.Namespace) -> dict[str, Any]:
     lidar, grid, points = config.model.lidar, config.grid.build(), street()
     if lidar is None:
         raise SystemExit(f"{arguments.config} has no LiDAR")
+    inputs = no_sensors(InputSpec(grid, lidar, None))
+    buffers = [inputs[f"pillar_{name}"][0] for name in ("points", "counts", "cells")]
     seconds = []
     for _ in range(arguments.rounds + 2):
         start = time.thread_time()
-        group(points, grid, lidar.max_pillars, lidar.points_per_pillar)
+        group(points, grid, *buffers)
         seconds.append(time.thread_time() - start)
     return {"points": len(points), "ms": 1000 * statistics.median(seconds[2:])}
 

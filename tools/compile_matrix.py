@@ -19,11 +19,11 @@ import onnx
 import torch
 
 from deploy.engines.tensorrt import build_engine
-from deploy.export import to_onnx
 from deploy.golden import synthetic_frame
 from deploy.precision.half import to_half
 from deploy.precision.quantise import TENSORRT, activations, quantisable, quantise
 from deploy.targets import find_target
+from deploy.trace import to_onnx
 from perception.config import find_config, load_config, parse_config
 from perception.data.inputs import InputSpec, prepare
 from perception.errors import InputError

@@ -59,6 +59,9 @@ def export(
     out: Annotated[Path | None, typer.Option("--out", help="Folder to write.")] = None,
     conditions: Annotated[str, typer.Option(help="Fold the modules for these, such as rain,boston.")] = "",
     routes: Routes = "",
+    apart: Annotated[
+        bool, typer.Option("--apart", help="A network for each of the routes, which costs memory, but no time.")
+    ] = False,
     precision: Annotated[PrecisionName, typer.Option(help="Of the layers that bear it.")] = PrecisionName.fp32,
     calibrate: Annotated[
         Path | None, typer.Option(help="Dataroot of drives to measure the range of activations on, for int8.")
@@ -78,7 +81,7 @@ def export(
     Keys: openssl genpkey -algorithm ed25519 -out key.pem && openssl pkey -in key.pem -pubout -out public.pem
     """
     if verify is not None:
-        if checkpoint or out or conditions or routes or license or sign or calibrate:
+        if checkpoint or out or conditions or routes or apart or license or sign or calibrate:
             raise InputError("--verify checks a bundle that is there; beside it only --key and --json have a meaning")
         from deploy.verify import table
         from deploy.verify import verify as check
@@ -103,7 +106,7 @@ def export(
     console = console_for(as_json)
     bundle = run(
         checkpoint, out, _routes(conditions, routes), console=console, sign=sign, license=license,
-        precision=precision.value, calibration=drives,
+        precision=precision.value, calibration=drives, apart=apart,
     )  # fmt: skip
     report(bundle.manifest.model_dump(mode="json"), as_json)
 

@@ -32,8 +32,29 @@ class InputSpec:
         return 0 if self.lidar is None else self.lidar.sweeps
 
 
+def no_sensors(spec: InputSpec) -> dict[str, np.ndarray]:
+    """Inputs of a frame without any sensor, as `prepare` describes them: padding and zeros."""
+    shapes: dict[str, tuple[tuple[int, ...], type, int]] = {}
+    if spec.lidar is not None:
+        pillars = (1, spec.lidar.max_pillars)
+        shapes["pillar_points"] = ((*pillars, spec.lidar.points_per_pillar, 5), np.float32, 0)
+        shapes["pillar_counts"] = (pillars, np.int32, 0)
+        shapes["pillar_cells"] = (pillars, np.int32, spec.grid.cells)
+    if spec.camera is not None:
+        size = spec.camera.image
+        shapes["images"] = ((1, len(CAMERAS), size.height, size.width, 3), np.uint8, 0)
+        shapes["image_from_reference"] = ((1, len(CAMERAS), 3, 4), np.float32, 0)
+    inputs: dict[str, np.ndarray] = {name: np.empty(shape, dtype) for name, (shape, dtype, _) in shapes.items()}
+    for name, array in inputs.items():
+        array.fill(shapes[name][2])  # np.zeros would not ask for huge pages
+    return inputs
+
+
 def prepare(
-    frame: Frame, spec: InputSpec, image_affines: Mapping[str, np.ndarray] | None = None
+    frame: Frame,
+    spec: InputSpec,
+    image_affines: Mapping[str, np.ndarray] | None = None,
+    into: dict[str, np.ndarray] | None = None,
 ) -> dict[str, np.ndarray]:
     """Inputs of one frame, with a batch dimension of 1; a missing sensor becomes padding and zeros.
 
@@ -41,6 +62,7 @@ def prepare(
         frame: in the reference frame of the grid.
         spec: the model's sensors and sizes.
         image_affines: for some cameras, another (3, 3) network pixels from recorded pixels than `fit_width`.
+        into: inputs of an earlier frame, which are overwritten; None takes new memory.
 
     Returns:
         With LiDAR: pillar_points (1, P, M, 5) float32, pillar_counts (1, P) int32, pillar_cells (1, P) int32.
@@ -49,38 +71,28 @@ def prepare(
     """
     if frame.reference != spec.grid.reference:
         raise ValueError(f"the frame is in {frame.reference!r}, the model's grid in {spec.grid.reference!r}")
-    inputs: dict[str, np.ndarray] = {}
+    inputs = no_sensors(spec) if into is None else into
     if spec.lidar is not None:
-        inputs |= _lidar_inputs(frame, spec.grid, spec.lidar)
+        points = np.zeros((0, 5), np.float32) if frame.points is None else frame.points
+        group(points, spec.grid, *(inputs[f"pillar_{name}"][0] for name in ("points", "counts", "cells")))
     if spec.camera is not None:
-        inputs |= _camera_inputs(frame, spec.camera.image, image_affines or {})
+        _fill_cameras(inputs, frame, spec.camera.image, image_affines or {})
     return inputs
 
 
-def _lidar_inputs(frame: Frame, grid: BevGrid, lidar: Lidar) -> dict[str, np.ndarray]:
-    inputs = {
-        "pillar_points": np.zeros((1, lidar.max_pillars, lidar.points_per_pillar, 5), np.float32),
-        "pillar_counts": np.zeros((1, lidar.max_pillars), np.int32),
-        "pillar_cells": np.full((1, lidar.max_pillars), grid.cells, np.int32),
-    }
-    if frame.points is not None:
-        points, counts, cells = group(frame.points, grid, lidar.max_pillars, lidar.points_per_pillar)
-        inputs["pillar_points"][0, : len(cells)] = points
-        inputs["pillar_counts"][0, : len(cells)] = counts
-        inputs["pillar_cells"][0, : len(cells)] = cells
-    return inputs
-
-
-def _camera_inputs(frame: Frame, size: Image, affines: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    images = np.zeros((1, len(CAMERAS), size.height, size.width, 3), np.uint8)
-    projections = np.zeros((1, len(CAMERAS), 3, 4), np.float32)
+def _fill_cameras(
+    inputs: Mapping[str, np.ndarray], frame: Frame, size: Image, affines: Mapping[str, np.ndarray]
+) -> None:
+    images, projections = inputs["images"][0], inputs["image_from_reference"][0]
     for i, name in enumerate(CAMERAS):
         if name in frame.cameras:
             recorded = frame.cameras[name].image
             affine = affines[name] if name in affines else fit_width(recorded.shape, size)
-            images[0, i] = warp(recorded, affine, size)
-            projections[0, i] = affine @ frame.image_from_reference(name)
-    return {"images": images, "image_from_reference": projections}
+            images[i] = warp(recorded, affine, size)
+            projections[i] = affine @ frame.image_from_reference(name)
+        else:
+            images[i].fill(0)
+            projections[i].fill(0)
 
 
 def fit_width(recorded: tuple[int, ...], size: Image) -> np.ndarray:

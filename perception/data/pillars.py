@@ -14,9 +14,7 @@ from perception.grid import BevGrid
 _CHUNK = 16_384  # points copied at once
 
 
-def group(
-    points: np.ndarray, grid: BevGrid, max_pillars: int, points_per_pillar: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def group(points: np.ndarray, grid: BevGrid, pillars: np.ndarray, counts: np.ndarray, cells: np.ndarray) -> int:
     """Group the points inside the grid by the cell they lie in.
 
     A pillar keeps its first points in the order of input, so the keyframe's go before those of older sweeps. Of
@@ -25,31 +23,34 @@ def group(
     Args:
         points: (N, 5) float32 x y z (m, reference frame), intensity, dt.
         grid: cells of the pillars.
-        max_pillars: largest P.
-        points_per_pillar: M.
+        pillars: (P, M, 5) float32, is overwritten with the points of each pillar; zeros as padding.
+        counts: (P,) int32, is overwritten with the number of points kept in each pillar; zeros as padding.
+        cells: (P,) int32, is overwritten with row * columns + column, ascending; rows * columns as padding.
 
     Returns:
-        pillar_points (P, M, 5) float32, zeros as padding; counts (P,) int32 of points kept in each pillar;
-        cells (P,) int32, row * columns + column, ascending.
+        How many pillars there are.
     """
     index = np.flatnonzero(grid.inside(points)).astype(np.int32)
     cell_of_point = _flat_cells(points[index, 0], points[index, 1], grid)
     index = index[_stable_order(cell_of_point)]  # points pillar by pillar
     occupancy = np.bincount(cell_of_point, minlength=grid.cells)
-    cells = np.flatnonzero(occupancy)
-    totals = occupancy[cells]
+    occupied = np.flatnonzero(occupancy)
+    totals = occupancy[occupied]
     place = np.arange(len(index), dtype=np.int32)  # of a point in its pillar
     place -= np.repeat((np.cumsum(totals) - totals).astype(np.int32), totals)
-    row_of_cell = _rows(totals, max_pillars)
+    most, size = pillars.shape[:2]
+    row_of_cell = _rows(totals, most)
     row = np.repeat(row_of_cell, totals)
-    kept = np.flatnonzero((place < points_per_pillar) & (row >= 0))
-    cells = cells[row_of_cell >= 0]
-    pillar_points = np.empty((len(cells) * points_per_pillar, 5), np.float32)
-    pillar_points.fill(0)  # np.zeros would not ask for huge pages
+    kept = np.flatnonzero((place < size) & (row >= 0))
+    occupied = occupied[row_of_cell >= 0]
+    found = len(occupied)
+    pillars.fill(0)
+    flat = pillars.reshape(most * size, 5)
     for some in np.split(kept, range(_CHUNK, len(kept), _CHUNK)):
-        pillar_points[row[some] * points_per_pillar + place[some]] = np.take(points, index[some], axis=0)
-    counts = np.minimum(occupancy[cells], points_per_pillar)
-    return pillar_points.reshape(-1, points_per_pillar, 5), counts.astype(np.int32), cells.astype(np.int32)
+        flat[row[some] * size + place[some]] = np.take(points, index[some], axis=0)
+    counts[:found], counts[found:] = np.minimum(occupancy[occupied], size), 0
+    cells[:found], cells[found:] = occupied, grid.cells
+    return found
 
 
 def _rows(totals: np.ndarray, max_pillars: int) -> np.ndarray:

@@ -1,0 +1,99 @@
+"""One bundle with a network for each route: as cheap as the base, the right one for every frame, none unguarded."""
+
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from shutil import copytree
+
+import numpy as np
+import pytest
+import torch
+from exported import QUIET, bundle, checkpoint_of, folder, keys, modular
+
+from deploy.bundle import Bundle
+from deploy.export import export
+from deploy.golden import synthetic_frame
+from deploy.runtime import Runtime
+from deploy.verify import verify
+from perception.data.inputs import prepare
+from perception.data.outputs import to_prediction
+from perception.errors import InputError
+from perception.frame import Conditions
+from perception.training.checkpoint import load_model
+
+MODULES = [
+    {"name": name, "kind": "low_rank", "slots": ["trunk.*"], "rank": 2, "when": [name]} for name in ("rain", "night")
+]
+ROUTES = [[], ["rain"], ["rain", "night"]]
+
+
+@cache
+def run() -> Path:
+    return checkpoint_of(modular("apart", MODULES))
+
+
+@cache
+def exported() -> Bundle:
+    return export(run(), folder() / "apart", ROUTES, console=QUIET, apart=True)
+
+
+@pytest.mark.parametrize(
+    ("conditions", "served"),
+    [
+        (Conditions(), Conditions()),
+        (Conditions(weather="rain", city="boston"), Conditions(weather="rain")),
+        (Conditions("rain", "night"), Conditions("rain", "night")),
+        (Conditions(light="night"), Conditions()),  # no network for night alone: the one that asks for nothing
+    ],
+)
+def test_each_frame_gets_the_network_that_asks_for_most_of_what_is_known(
+    conditions: Conditions, served: Conditions
+) -> None:
+    frame = replace(synthetic_frame("ego", 3), conditions=conditions)
+    inputs = {name: torch.from_numpy(a) for name, a in prepare(frame, exported().spec).items()}
+    with torch.no_grad():
+        expected = to_prediction({k: v.numpy() for k, v in load_model(run())[0].predict(inputs, [served]).items()})
+    found = Runtime(exported().path).step(frame)
+    np.testing.assert_allclose(found.boxes.scores, expected.boxes.scores, atol=1e-4)
+    np.testing.assert_allclose(found.map_probabilities, expected.map_probabilities, atol=1e-4)
+
+
+def test_every_network_has_the_operators_of_the_base_alone() -> None:
+    for part in (exported(), *exported().routes.values()):
+        assert part.manifest.operators == bundle().manifest.operators
+        assert part.manifest.banked == ()
+    assert [part.manifest.folded for part in exported().routes.values()] == [("rain",), ("rain", "night")]
+
+
+def test_verify_looks_into_every_network(tmp_path: Path) -> None:
+    assert verify(exported().path)["routes"] == "base, rain with its own network, rain+night with its own network"
+    for file, message in (
+        ("routes/rain/model.onnx", "was changed"),
+        ("routes/rain/manifest.json", "was changed"),
+        ("routes/rain+night/golden.safetensors", "was changed"),
+        ("routes/rain/more", "does not name this file"),
+        ("routes/fog/manifest.json", "does not name this file"),
+    ):
+        path = copytree(exported().path, tmp_path / file.replace("/", "-"))
+        (path / file).parent.mkdir(exist_ok=True)
+        with (path / file).open("ab") as opened:
+            opened.write(b" ")
+        with pytest.raises(InputError, match=f"{file.split('/')[-1]}: .*{message}"):
+            Bundle.load(path)
+
+
+def test_a_route_that_leads_out_of_the_bundle_is_refused(tmp_path: Path) -> None:
+    path = copytree(exported().path, tmp_path / "bundle")
+    forged = exported().manifest.model_copy(update={"apart": ("../elsewhere",)})
+    (path / "manifest.json").write_bytes(forged.sealed())
+    with pytest.raises(InputError, match="does not name routes/"):
+        Bundle.load(path)
+
+
+def test_a_signature_holds_for_all_networks(tmp_path: Path) -> None:
+    private, public = keys(tmp_path / "mine")
+    _, another = keys(tmp_path / "another")
+    path = export(run(), tmp_path / "bundle", ROUTES[:2], console=QUIET, apart=True, sign=private).path
+    assert set(Bundle.load(path, public).routes) == {"rain"}
+    with pytest.raises(InputError, match="not the signature"):
+        Bundle.load(path, another)
