@@ -49,9 +49,9 @@ def tagged(conditions: Conditions) -> Evidence:
 class ConditionBelief:
     """The conditions of one drive, smoothed over time, with hysteresis.
 
-    One contradicting frame, or a burst shorter than a second, switches nothing. A change that lasts switches once,
-    within 2 s at frame rates from 2 Hz on where its observations are sure (a tag, or a probability of 0.98). A value
-    is believed until another one is, or until nothing has spoken for it for SILENCE.
+    One contradicting frame, or a burst of at most half a second, switches nothing. A change that lasts switches once,
+    at frame rates from 2 Hz on: within 2 s where tags say so, within 3 s where a recogniser is 0.9 sure. A value is
+    believed until another one is, or until nothing has spoken for it for SILENCE.
     """
 
     def __init__(self) -> None:
@@ -132,8 +132,8 @@ class _Filter:
         total = math.fsum(posterior)
         self.probabilities = [p / total for p in posterior]
         self.observed = time
-        spoken = self.values[mean.index(max(mean))]
-        if max(mean) > min(mean):
+        if mean.count(max(mean)) == 1:
+            spoken = self.values[mean.index(max(mean))]
             self.recent.append((time, spoken))
             if spoken == self.value:
                 self.supported = time

@@ -9,7 +9,7 @@ from perception.grid import BevGrid
 
 # Log odds are whole numbers of 1 / SCALE: sums of integers have no order and no rounding, and take two bytes a cell.
 SCALE = 256
-LEVELS = 1023  # probabilities are told apart in steps of 1 / LEVELS
+LEVELS = 1024  # probabilities are told apart in steps of 1 / LEVELS
 FRAME_LIMIT = 2  # of the log odds that one frame adds: probabilities from 0.12 to 0.88
 LIMIT = 4  # of the fused log odds: probabilities from 0.018 to 0.982, so that the map can change its mind
 REACH = 100.0  # m around the grid that are remembered at least
