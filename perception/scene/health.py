@@ -27,7 +27,7 @@ ALL = 0.99
 # A picture's mean difference over 1 pixel by that over 4: 0.25 of a smooth slope, 0.32 and more of sharp pictures,
 # under 0.27 after a Gaussian blur of 3 pixels.
 SMOOTH = 0.27
-EVERY = 8  # points that are skipped for each that is looked at
+EVERY = 16  # one point in so many is looked at
 SWEEP = 0.04  # s: points that are not older are the latest sweep's; earlier ones come and go
 FEW = 2000  # points of a sweep; an HDL-32E gives 20,000 to 28,000
 THINNED = 0.5  # share of the points that lately were usual
@@ -85,7 +85,7 @@ class HealthMonitor:
             return
         camera, now = frame.cameras[name], frame.timestamp
         step = max(1, len(camera.image) // ROWS)
-        rows = camera.image[step // 2 :: step, :, 1]  # green
+        rows = np.ascontiguousarray(camera.image[step // 2 :: step, :, 1])  # green
         stuck = self._stuck(name, rows.tobytes(), camera.timestamp, now)
         if np.count_nonzero(rows < DARK) >= ALL * rows.size:
             yield "dark", f"nearly all pixels are below {DARK} of 255"
@@ -115,7 +115,8 @@ class HealthMonitor:
             yield "frozen", f"the same points for {stuck:.2f} s"
         if newest > LATE:
             yield "late", f"the newest point is {newest:.2f} s older than the frame"
-        corrupt = 1 - np.count_nonzero((np.abs(sample[:, :3]) < FAR).all(axis=1)) / len(sample)  # NaN is not < FAR
+        measured = (np.abs(sample[:, :3].T) < FAR).all(axis=0)  # NaN is not
+        corrupt = 1 - np.count_nonzero(measured) / len(sample)
         if corrupt > CORRUPT:
             yield "degraded", f"{corrupt:.0%} of the points are not finite or beyond {FAR:.0f} m"
         if count < FEW:
