@@ -164,6 +164,8 @@ def test_why_a_route_is_in_force() -> None:
         frame = frame_at(i, Conditions("rain", "day" if i else None))
         scene.observe(frame)
         found = scene.update(frame, prediction_of(frame), {"rain": 1.0, "rain-night": 0.0, "blind": 0.0, "always": 1.0})
+        if i == 0:
+            assert found.route["rain-night"].why == "light unknown: nothing observed"
     assert {name: each.why for name, each in found.route.items()} == {
         "rain": "rain since 0.0 s: 1 of 1 frames",
         "rain-night": "day since 0.5 s: 1 of 1 frames",

@@ -158,8 +158,10 @@ class Scene:
         reasons: dict[bool, list[str]] = {True: [], False: []}
         for fact in self._modules[name]:
             if fact in _KINDS:
-                belief = beliefs[_KINDS[fact]]
-                reasons[belief.value == fact].append(belief.why)
+                kind = _KINDS[fact]
+                belief = beliefs[kind]
+                reason = belief.why if belief.value else f"{kind} unknown: {belief.why}"
+                reasons[belief.value == fact].append(reason)
             elif (sensor := fact.removeprefix("no-")) in there:
                 holds = there[sensor] != fact.startswith("no-")
                 reasons[holds].append(f"{sensor} {'there' if there[sensor] else 'missing'}")
