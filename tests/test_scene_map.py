@@ -6,12 +6,15 @@ import math
 import pickle
 import time
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from perception.data.map_expansion import MapExpansion
+from perception.data.nuscenes import NuScenesTables
 from perception.evaluation.map_segmentation import MapIou
 from perception.frame import MAP_CLASSES
 from perception.grid import BevGrid
@@ -137,6 +140,30 @@ def test_a_static_world_seen_with_noise_is_seen_better_together() -> None:
     for name in MAP_CLASSES:
         assert together["iou_0.5"][name] > alone["iou_0.5"][name] + 0.05, name
     assert together["iou_0.5"]["mean"] > alone["iou_0.5"]["mean"] + 0.2
+
+
+def test_a_simulated_drive_is_seen_better_together(sim_root: Path) -> None:
+    """From its poses over its own map; the third frame has two before it."""
+    grid, rng = BevGrid(), np.random.default_rng(6)
+    tables, single, fused = NuScenesTables(sim_root, "v1.0-sim"), MapIou(), MapIou()
+    for scene in tables.scenes():
+        memory = MapMemory(grid)
+        for sample in tables.samples(selectors=[scene]):
+            frame = tables.frame(sample, annotations=False, lidar=False, cameras=False)
+            area = MapExpansion.load(sim_root, frame.location)
+            assert area is not None
+            truth = area.rasterize(frame, grid)
+            probabilities = noisy(truth, rng)
+            memory.update(probabilities, frame.global_from_reference)
+        single.add(probabilities, truth)
+        fused.add(memory.around(frame.global_from_reference), truth)
+    alone, together = single.result(), fused.result()
+    assert alone is not None
+    assert together is not None
+    for name in MAP_CLASSES:
+        if alone["iou_0.5"][name] is not None:
+            assert together["iou_0.5"][name] > alone["iou_0.5"][name], name
+    assert together["iou_0.5"]["mean"] > alone["iou_0.5"]["mean"] + 0.05
 
 
 def test_a_vehicle_that_stands_converges_to_what_is_there() -> None:
