@@ -18,10 +18,12 @@ from perception.data.nuscenes import NuScenesTables
 from perception.evaluation.map_segmentation import MapIou
 from perception.frame import MAP_CLASSES
 from perception.grid import BevGrid
-from perception.scene.map_memory import REACH, MapMemory
+from perception.scene.map_memory import PRIOR, REACH, MapMemory
 
 SMALL = BevGrid(x=(-4.0, 6.0), y=(-5.0, 3.0), cell=1.0)
 CLASSES = len(MAP_CLASSES)
+PRIOR_ODDS = np.log(PRIOR / (1 - PRIOR))
+UNSEEN = np.broadcast_to(PRIOR.astype(np.float32)[:, None, None], (CLASSES, *SMALL.shape))
 
 
 def pose(x: float, y: float, yaw: float, pitch: float = 0.0) -> np.ndarray:
@@ -36,7 +38,7 @@ def pose(x: float, y: float, yaw: float, pitch: float = 0.0) -> np.ndarray:
 def fused_cell_by_cell(
     grid: BevGrid, frames: list[tuple[np.ndarray, np.ndarray]], at: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The definition: every cell of the ground adds the log odds of the frames' cells in which its middle lies.
+    """The definition: a cell of the ground adds what the frames' cells in which its middle lies say beyond the prior.
 
     Returns (6, rows, columns) probabilities around the pose `at`; and (rows, columns) how many frames they are of.
     """
@@ -53,17 +55,17 @@ def fused_cell_by_cell(
                 if not (-0.25 <= row < rows + 0.25 and -0.25 <= column < columns + 0.25):
                     continue
                 cell = (min(max(math.floor(row), 0), rows - 1), min(max(math.floor(column), 0), columns - 1))
-                p = probabilities[(slice(None), *cell)].astype(np.float64).clip(1e-6, 1 - 1e-6)
-                added = odds.get((i, j), np.zeros(CLASSES)) + np.log(p / (1 - p)).clip(-2, 2)
-                odds[i, j], counts[i, j] = added.clip(-4, 4), counts.get((i, j), 0) + 1
-    around, looks = np.full((CLASSES, rows, columns), 0.5), np.zeros((rows, columns), int)
+                p = probabilities[(slice(None), *cell)].astype(np.float64)
+                added = odds.get((i, j), np.zeros(CLASSES)) + (np.log(p / (1 - p)) - PRIOR_ODDS).clip(-3, 3)
+                odds[i, j], counts[i, j] = added.clip(-8, 8), counts.get((i, j), 0) + 1
+    around, looks = np.zeros((CLASSES, rows, columns)), np.zeros((rows, columns), int)
     for row in range(rows):
         for column in range(columns):
             point = [grid.x[0] + (column + 0.5) * grid.cell, grid.y[0] + (row + 0.5) * grid.cell, 0, 1]
             x, y = (at @ point)[:2] / grid.cell
             cell = (math.floor(y), math.floor(x))
             if cell in odds:
-                around[:, row, column] = 1 / (1 + np.exp(-odds[cell]))
+                around[:, row, column] = 1 / (1 + np.exp(-odds[cell] - PRIOR_ODDS))
                 looks[row, column] = counts[cell]
     return around, looks
 
@@ -85,12 +87,12 @@ def test_fusion_equals_a_loop_over_cells(seed: int, moves: list[tuple[float, flo
         # Irrational steps, so that no middle of a cell lies on an edge of another.
         x, y = x + dx * math.sqrt(2), y + dy * math.sqrt(3)
         at = pose(x + 0.01 * rng.random(), y + 0.01 * rng.random(), yaw + 0.01 * rng.random(), pitch)
-        frames.append((rng.random((CLASSES, *SMALL.shape)).astype(np.float32), at))
+        frames.append((rng.uniform(0.02, 0.98, (CLASSES, *SMALL.shape)).astype(np.float32), at))
         memory.update(*frames[-1])
         expected, looks = fused_cell_by_cell(SMALL, frames, at)
         assert looks.min() >= 1  # every cell of the newest frame is known
-        # Rounded to 1 / 1024 of probability and 1 / 256 of log odds in every frame, whose log odds are at most 2.
-        np.testing.assert_allclose(memory.around(at), expected, atol=0.25 * 0.007 * len(frames))
+        # A frame rounds to 1 / 4096 of probability, which is 0.006 of log odds at 0.02, and to 1 / 256 of those.
+        np.testing.assert_allclose(memory.around(at), expected, atol=0.25 * 0.009 * len(frames))
 
 
 def world(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -116,11 +118,12 @@ def seen_from(at: np.ndarray, grid: BevGrid) -> np.ndarray:
     return world(ground[..., 0], ground[..., 1])
 
 
-def noisy(truth: np.ndarray, rng: np.random.Generator, noise: float = 1.5) -> np.ndarray:
-    """Probabilities that are wrong in patches of 3 x 3 cells, as a network's are."""
+def noisy(truth: np.ndarray, rng: np.random.Generator, noise: float = 1.0) -> np.ndarray:
+    """What a calibrated network gives: Bayes' rule for a measurement of 1 or -1 with normal noise in 3 x 3 patches."""
     white = rng.normal(size=(CLASSES, truth.shape[1] + 2, truth.shape[2] + 2))
     patches = np.lib.stride_tricks.sliding_window_view(white, (3, 3), axis=(1, 2)).mean(axis=(3, 4)) * 3
-    return (1 / (1 + np.exp(-(2.0 * truth - 1 + noise * patches)))).astype(np.float32)
+    measured = 2.0 * truth - 1 + noise * patches
+    return (1 / (1 + np.exp(-PRIOR_ODDS[:, None, None] - 2 * measured / noise**2))).astype(np.float32)
 
 
 def test_a_static_world_seen_with_noise_is_seen_better_together() -> None:
@@ -173,35 +176,43 @@ def test_a_vehicle_that_stands_converges_to_what_is_there() -> None:
     truth = seen_from(at, grid)
     wrong = []
     for _ in range(30):
-        probabilities = noisy(truth, rng, 0.6)
+        probabilities = noisy(truth, rng, 0.7)
         memory.update(probabilities, at)
         wrong.append(np.count_nonzero((probabilities > 0.5) != truth) / truth.size)
-    assert np.mean(wrong) > 0.03
+    assert np.mean(wrong) > 0.01
     np.testing.assert_array_equal(memory.around(at) > 0.5, truth)
-    assert np.abs(memory.around(at) - truth).max() < 0.2
 
 
 def test_a_map_that_changed_is_learned_anew() -> None:
     """However long it was otherwise: certainty is limited."""
     memory, at = MapMemory(SMALL), pose(0, 0, 0)
-    for _ in range(1000):
-        memory.update(np.ones((CLASSES, *SMALL.shape), np.float32), at)
-    assert memory.around(at) == pytest.approx(1 / (1 + math.exp(-4)), abs=1e-6)
-    for _ in range(3):
-        memory.update(np.zeros((CLASSES, *SMALL.shape), np.float32), at)
-    assert memory.around(at) == pytest.approx(1 / (1 + math.exp(2)), abs=1e-6)
+    for frames, value, evidence in ((1, 1, 3), (1000, 1, 8), (1, 0, 5), (6, 0, -8)):
+        for _ in range(frames):
+            memory.update(np.full((CLASSES, *SMALL.shape), value, np.float32), at)
+        expected = 1 / (1 + np.exp(-PRIOR_ODDS - evidence))
+        np.testing.assert_allclose(memory.around(at)[:, 3, 3], expected, rtol=1e-5)
+
+
+def test_a_network_that_sees_nothing_changes_nothing() -> None:
+    """What it says then is how common the classes are."""
+    memory, at, rng = MapMemory(SMALL), pose(0, 0, 0), np.random.default_rng(8)
+    memory.update(rng.random((CLASSES, *SMALL.shape)).astype(np.float32), at)
+    before = memory.around(at)
+    for _ in range(20):
+        memory.update(UNSEEN, at)
+    np.testing.assert_allclose(memory.around(at), before, atol=0.12)
 
 
 @pytest.mark.parametrize(("away", "remembered"), [(REACH - 1, True), (500.0, False)])
 def test_revisits(away: float, remembered: bool) -> None:
     memory, rng = MapMemory(SMALL), np.random.default_rng(2)
-    home, silent = pose(77.3, -41.2, 0.4), np.full((CLASSES, *SMALL.shape), 0.5, np.float32)
+    home, silent = pose(77.3, -41.2, 0.4), np.full((CLASSES, *SMALL.shape), np.nan, np.float32)
     memory.update(rng.random((CLASSES, *SMALL.shape)).astype(np.float32), home)
     before = memory.around(home)
-    assert np.abs(before - 0.5).max() > 0.3
+    assert np.abs(before - UNSEEN).max() > 0.3
     for distance in [*np.arange(0, away, 10), away, *np.arange(away, 0, -10)]:
         memory.update(silent, pose(77.3 + distance * 0.8, -41.2 - distance * 0.6, -0.6))
-    np.testing.assert_array_equal(memory.around(home), before if remembered else np.full_like(before, 0.5))
+    np.testing.assert_array_equal(memory.around(home), before if remembered else UNSEEN)
 
 
 def test_memory_is_as_stated_over_a_long_drive() -> None:
@@ -244,13 +255,13 @@ def test_the_same_frames_give_the_same_bytes() -> None:
         assert one.around(at).tobytes() == other.around(at).tobytes()
 
 
-def test_nothing_seen_is_even_odds() -> None:
+def test_what_none_has_seen_is_as_common_as_anywhere() -> None:
     memory, at = MapMemory(SMALL), pose(5, 5, 1)
-    np.testing.assert_array_equal(memory.around(at), np.full((CLASSES, *SMALL.shape), 0.5, np.float32))
+    np.testing.assert_array_equal(memory.around(at), UNSEEN)
     memory.update(np.full((CLASSES, *SMALL.shape), np.nan, np.float32), at)
-    np.testing.assert_allclose(memory.around(at), 0.5, atol=0.001)
+    np.testing.assert_array_equal(memory.around(at), UNSEEN)
     memory.update(np.ones((CLASSES, *SMALL.shape), np.float32), at)
-    np.testing.assert_array_equal(memory.around(pose(1e6, -1e6, 0)), np.full((CLASSES, *SMALL.shape), 0.5, np.float32))
+    np.testing.assert_array_equal(memory.around(pose(1e6, -1e6, 0)), UNSEEN)
 
 
 def test_a_map_of_another_grid_is_refused() -> None:
