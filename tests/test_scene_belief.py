@@ -206,7 +206,7 @@ def test_a_moment_that_is_not_later_tells_nothing_new() -> None:
     assert belief.beliefs == before
     for i in range(1, 4):
         belief.update(5_000_000 + i * 500_000, [tagged(Conditions(weather="rain"))])
-    assert belief.beliefs["weather"].why == "rain since 1.5 s: 3 of 4 frames"
+    assert belief.beliefs["weather"].why == "rain since 1.0 s: 2 of 3 frames"
 
 
 def test_reasons() -> None:

@@ -22,8 +22,8 @@ from perception.scene.map_memory import PRIOR, REACH, MapMemory
 
 SMALL = BevGrid(x=(-4.0, 6.0), y=(-5.0, 3.0), cell=1.0)
 CLASSES = len(MAP_CLASSES)
-PRIOR_ODDS = np.log(PRIOR / (1 - PRIOR))
-UNSEEN = np.broadcast_to(PRIOR.astype(np.float32)[:, None, None], (CLASSES, *SMALL.shape))
+PRIOR_ODDS = np.log(PRIOR) - np.log1p(-np.array(PRIOR))
+UNSEEN = np.broadcast_to(np.array(PRIOR, np.float32)[:, None, None], (CLASSES, *SMALL.shape))
 
 
 def pose(x: float, y: float, yaw: float, pitch: float = 0.0) -> np.ndarray:

@@ -49,10 +49,10 @@ def tagged(conditions: Conditions) -> Evidence:
 class ConditionBelief:
     """The conditions of one drive, smoothed over time, with hysteresis.
 
-    At first one sure observation is enough. Then one that contradicts, or a burst of at most half a second, switches
-    nothing. A change that lasts switches once, at frame rates from 2 Hz on: within 2 s where tags say so, within 3 s
-    where a recogniser is 0.9 sure. A value is believed until another one is, or until nothing has spoken for it for
-    SILENCE.
+    At first one sure observation is enough. Then one frame that contradicts switches nothing and, after the first
+    seconds, nor does a burst of at most half a second. A change that lasts switches once, at frame rates from 2 Hz on:
+    within 2 s where tags say so, within 3 s where a recogniser is 0.9 sure. A value is believed until another one is,
+    or until nothing has spoken for it for SILENCE.
     """
 
     def __init__(self) -> None:

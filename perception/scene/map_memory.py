@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from perception.frame import MAP_CLASSES
@@ -9,7 +11,7 @@ from perception.grid import BevGrid
 
 # How much of the ground within 50 m each class covers: about that in the simulated drives. A network that sees little,
 # as far away, says about this; it must not count as news, or a second look would add up to "nothing is there".
-PRIOR = np.array([0.3, 0.02, 0.1, 0.005, 0.02, 0.07])  # in MAP_CLASSES order
+PRIOR = (0.3, 0.02, 0.1, 0.005, 0.02, 0.07)  # in MAP_CLASSES order
 # Log odds are whole numbers of 1 / SCALE: sums of integers have no order and no rounding, and take two bytes a cell.
 SCALE = 256
 LEVELS = 4096  # probabilities are told apart in steps of 1 / LEVELS
@@ -20,23 +22,24 @@ STEP = 32  # cells by which the window follows the vehicle
 MARGIN = 0.25  # cells around the grid that take its outermost values, so that every cell of it finds one
 
 
-def _log_odds(p: np.ndarray) -> np.ndarray:
-    return np.log(p / (1 - p))
+def _log_odds(p: float) -> float:
+    return math.log(p / (1 - p))
 
 
 def _evidence_table() -> np.ndarray:
     """(6, LEVELS + 2) int16 log odds that the probabilities 0, 1 / LEVELS, ... 1 add, and NaN: nothing."""
-    levels = np.linspace(0, 1, LEVELS + 1).clip(0.25 / LEVELS, 1 - 0.25 / LEVELS)
-    evidence = (_log_odds(levels) - _log_odds(PRIOR)[:, None]).clip(-FRAME_LIMIT, FRAME_LIMIT)
-    return np.pad(np.rint(SCALE * evidence), ((0, 0), (0, 1))).astype(np.int16)
+    levels = np.linspace(0, 1, LEVELS + 1).clip(0.25 / LEVELS, 1 - 0.25 / LEVELS).tolist()
+    evidence = np.array([[_log_odds(p) - _log_odds(prior) for p in levels] for prior in PRIOR])
+    return np.pad(np.rint(SCALE * evidence.clip(-FRAME_LIMIT, FRAME_LIMIT)), ((0, 0), (0, 1))).astype(np.int16)
 
 
 def _probability_table() -> np.ndarray:
     """(6, 2 SCALE LIMIT + 1) float32 probabilities, given sums of log odds from -LIMIT to LIMIT."""
-    odds = np.arange(-SCALE * LIMIT, SCALE * LIMIT + 1) / SCALE + _log_odds(PRIOR)[:, None]
-    return (1 / (1 + np.exp(-odds))).astype(np.float32)
+    sums = range(-SCALE * LIMIT, SCALE * LIMIT + 1)
+    return np.array([[1 / (1 + math.exp(-s / SCALE - _log_odds(p))) for s in sums] for p in PRIOR], np.float32)
 
 
+# By `math`, not numpy, whose logarithms may differ in the last bit from one run to the next.
 _EVIDENCE, _PROBABILITIES = _evidence_table(), _probability_table()
 _CLASS = np.arange(len(MAP_CLASSES))[:, None, None]
 
@@ -100,7 +103,7 @@ class MapMemory:
         """(6, rows, columns) float32 fused probabilities on the grid of a frame; PRIOR where none looked."""
         rows, columns = self.grid.shape
         if self._origin is None:
-            return np.broadcast_to(PRIOR.astype(np.float32)[:, None, None], (len(MAP_CLASSES), rows, columns)).copy()
+            return np.tile(np.array(PRIOR, np.float32)[:, None, None], (1, rows, columns))
         xs = self.grid.x[0] + (np.arange(columns) + 0.5) * self.grid.cell
         ys = self.grid.y[0] + (np.arange(rows)[:, None] + 0.5) * self.grid.cell
         (xx, xy), (yx, yy) = global_from_reference[:2, :2] / self.grid.cell
