@@ -17,6 +17,7 @@ VEHICLE = (
     "perception.data.inputs",
     "perception.data.outputs",
     "perception.evaluation.submission",
+    "perception.scene.scene",
     "deploy.bundle",
     "deploy.build",
     "deploy.build_package",

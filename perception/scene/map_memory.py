@@ -1,0 +1,153 @@
+"""The map as seen so far: what single frames say about the ground, fused where the vehicle has been. numpy only."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from perception.frame import MAP_CLASSES
+from perception.grid import BevGrid
+
+# How much of the ground within 50 m each class covers: about that in the simulated drives. A network that sees little,
+# as far away, says about this; it must not count as news, or a second look would add up to "nothing is there".
+PRIOR = (0.3, 0.02, 0.1, 0.005, 0.02, 0.07)  # in MAP_CLASSES order
+# Log odds are whole numbers of 1 / SCALE: sums of integers have no order and no rounding, and take two bytes a cell.
+SCALE = 256
+LEVELS = 4096  # probabilities are told apart in steps of 1 / LEVELS
+FRAME_LIMIT = 3  # of the log odds that one frame adds
+LIMIT = 8  # of their sum, so that the map can change its mind
+REACH = 100.0  # m around the grid that are remembered at least
+STEP = 32  # cells by which the window follows the vehicle
+MARGIN = 0.25  # cells around the grid that take its outermost values, so that every cell of it finds one
+
+
+def _log_odds(p: float) -> float:
+    return math.log(p / (1 - p))
+
+
+def _evidence_table() -> np.ndarray:
+    """(6, LEVELS + 2) int16 log odds that the probabilities 0, 1 / LEVELS, ... 1 add, and NaN: nothing."""
+    levels = np.linspace(0, 1, LEVELS + 1).clip(0.25 / LEVELS, 1 - 0.25 / LEVELS).tolist()
+    evidence = np.array([[_log_odds(p) - _log_odds(prior) for p in levels] for prior in PRIOR])
+    return np.pad(np.rint(SCALE * evidence.clip(-FRAME_LIMIT, FRAME_LIMIT)), ((0, 0), (0, 1))).astype(np.int16)
+
+
+def _probability_table() -> np.ndarray:
+    """(6, 2 SCALE LIMIT + 1) float32 probabilities, given sums of log odds from -LIMIT to LIMIT."""
+    sums = range(-SCALE * LIMIT, SCALE * LIMIT + 1)
+    return np.array([[1 / (1 + math.exp(-s / SCALE - _log_odds(p))) for s in sums] for p in PRIOR], np.float32)
+
+
+# By `math`, not numpy, whose logarithms may differ in the last bit from one run to the next.
+_EVIDENCE, _PROBABILITIES = _evidence_table(), _probability_table()
+_CLASS = np.arange(len(MAP_CLASSES))[:, None, None]
+
+
+class MapMemory:
+    """Fuses map segmentation over a drive, compensated for the vehicle's motion.
+
+    Each cell of the ground adds up the log odds, less those of PRIOR, that frames give it for each class, as an
+    occupancy grid does (Thrun, Burgard & Fox, "Probabilistic Robotics", 2005, table 9.1). The cells are as large as
+    the grid's and lie square in the global frame. A window follows the vehicle: what is farther than REACH from the
+    grid may be forgotten, and the memory stays at `bytes` however long the drive.
+
+    Args:
+        grid: of the frames' maps, in their reference frame.
+    """
+
+    def __init__(self, grid: BevGrid) -> None:
+        self.grid = grid
+        corners = np.abs([*grid.x, *grid.y]).reshape(2, 2).max(axis=1)
+        half = (np.hypot(*corners) + REACH) / grid.cell
+        side = 2 * (int(np.ceil(half)) + STEP)
+        self._odds = np.zeros((len(MAP_CLASSES), side, side), np.int16)
+        self._origin: np.ndarray | None = None  # row and column of the window's first cell in the global frame
+
+    @property
+    def bytes(self) -> int:
+        """What the memory takes, from the first frame to the last."""
+        return self._odds.nbytes
+
+    def update(self, probabilities: np.ndarray, global_from_reference: np.ndarray) -> None:
+        """Add what one frame says of the ground around it.
+
+        Args:
+            probabilities: (6, rows, columns) in [0, 1] on the grid, in MAP_CLASSES order; NaN says nothing.
+            global_from_reference: (4, 4) of the frame.
+
+        Raises:
+            ValueError: the map is not on the grid.
+        """
+        rows, columns = self.grid.shape
+        if probabilities.shape != (len(MAP_CLASSES), rows, columns):
+            raise ValueError(f"a map of {probabilities.shape} on a grid of {rows} x {columns} cells")
+        first, last = self._footprint(global_from_reference)
+        self._follow(global_from_reference[1::-1, 3])
+        row, column = self._grid_cells(first, last, global_from_reference)
+        outside = (row < -MARGIN) | (row >= rows + MARGIN) | (column < -MARGIN) | (column >= columns + MARGIN)
+        row, column = (np.floor(i).clip(0, n - 1).astype(np.intp) for i, n in ((row, rows), (column, columns)))
+        index = np.where(outside, rows * columns, row * columns + column)
+
+        levels = np.rint(np.nan_to_num(probabilities).clip(0, 1) * np.float32(LEVELS)).astype(np.intp)
+        levels[np.isnan(probabilities)] = LEVELS + 1
+        levels += _CLASS * _EVIDENCE.shape[1]
+        says = np.zeros((len(MAP_CLASSES), rows * columns + 1), np.int16)  # the last one: nothing
+        says[:, :-1] = _EVIDENCE.take(levels).reshape(len(MAP_CLASSES), -1)
+        (top, left), (bottom, right) = first - self._origin, last - self._origin
+        block = self._odds[:, top:bottom, left:right]
+        block += says.take(index, axis=1)
+        np.clip(block, -SCALE * LIMIT, SCALE * LIMIT, out=block)
+
+    def around(self, global_from_reference: np.ndarray) -> np.ndarray:
+        """(6, rows, columns) float32 fused probabilities on the grid of a frame; PRIOR where none looked."""
+        rows, columns = self.grid.shape
+        if self._origin is None:
+            return np.tile(np.array(PRIOR, np.float32)[:, None, None], (1, rows, columns))
+        xs = self.grid.x[0] + (np.arange(columns) + 0.5) * self.grid.cell
+        ys = self.grid.y[0] + (np.arange(rows)[:, None] + 0.5) * self.grid.cell
+        (xx, xy), (yx, yy) = global_from_reference[:2, :2] / self.grid.cell
+        x, y = global_from_reference[:2, 3] / self.grid.cell
+        column = np.floor(xx * xs + xy * ys + x).astype(np.intp) - self._origin[1]
+        row = np.floor(yx * xs + yy * ys + y).astype(np.intp) - self._origin[0]
+        side = self._odds.shape[1]
+        inside = (row >= 0) & (row < side) & (column >= 0) & (column < side)
+        index = np.where(inside, row * side + column, 0)
+        odds = np.where(inside, self._odds.reshape(len(MAP_CLASSES), -1).take(index, axis=1), 0)
+        return _PROBABILITIES.take(odds + (SCALE * LIMIT + _CLASS * _PROBABILITIES.shape[1]))
+
+    def _footprint(self, global_from_reference: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """First (row, column) of the global cells that the grid touches, and the one after the last."""
+        margin = MARGIN * self.grid.cell
+        xs = np.array([self.grid.x[0] - margin, self.grid.x[1] + margin])
+        ys = np.array([[self.grid.y[0] - margin], [self.grid.y[1] + margin]])
+        (xx, xy), (yx, yy) = global_from_reference[:2, :2]
+        x, y = global_from_reference[:2, 3]
+        corners = np.stack([yx * xs + yy * ys + y, xx * xs + xy * ys + x]).reshape(2, 4) / self.grid.cell
+        return np.floor(corners.min(axis=1)).astype(np.intp), np.floor(corners.max(axis=1)).astype(np.intp) + 1
+
+    def _grid_cells(
+        self, first: np.ndarray, last: np.ndarray, global_from_reference: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Row and column on the frame's grid, as real numbers, of the middles of the global cells first to last."""
+        (xx, xy), (yx, yy) = global_from_reference[:2, :2]  # the ground is the plane z = 0 of the reference frame
+        determinant = xx * yy - xy * yx
+        x = (np.arange(first[1], last[1]) + 0.5) * self.grid.cell - global_from_reference[0, 3]
+        y = (np.arange(first[0], last[0])[:, None] + 0.5) * self.grid.cell - global_from_reference[1, 3]
+        column = ((yy * x - xy * y) / determinant - self.grid.x[0]) / self.grid.cell
+        row = ((xx * y - yx * x) / determinant - self.grid.y[0]) / self.grid.cell
+        return row, column
+
+    def _follow(self, position: np.ndarray) -> None:
+        """Move the window in whole steps until the vehicle, at (y, x) m in the global frame, is in its middle."""
+        side = self._odds.shape[1]
+        middle = np.floor(position / self.grid.cell / STEP).astype(np.intp) * STEP
+        origin = middle - side // 2
+        if self._origin is not None and (origin != self._origin).any():
+            moved = np.zeros_like(self._odds)
+            (down, right) = origin - self._origin
+            kept = [slice(max(d, 0), max(side + min(d, 0), 0)) for d in (down, right)]
+            target = [slice(max(-d, 0), max(side - max(d, 0), 0)) for d in (down, right)]
+            moved[:, target[0], target[1]] = self._odds[:, kept[0], kept[1]]
+            self._odds = moved
+        self._origin = origin

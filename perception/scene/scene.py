@@ -1,0 +1,174 @@
+"""What a drive looks like so far: the outputs of single frames joined into one picture. numpy only."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from perception.frame import CONDITIONS, Boxes, Conditions, Frame, Prediction
+from perception.grid import BevGrid
+from perception.scene.belief import Belief, ConditionBelief, Evidence, tagged
+from perception.scene.health import HealthMonitor, SensorHealth
+from perception.scene.map_memory import MapMemory
+
+_KINDS = {value: kind for kind, values in CONDITIONS.items() for value in values}
+
+
+class Tracks(Protocol):
+    """Objects that are followed, in the global frame."""
+
+    @property
+    def ids(self) -> np.ndarray:
+        """(N,) int, the same for an object as long as it is followed."""
+
+    @property
+    def boxes(self) -> Boxes:
+        """N boxes in the global frame."""
+
+
+class Tracker(Protocol):
+    """Follows the objects of one drive."""
+
+    def update(self, boxes_global: Boxes, timestamp: int) -> Tracks:
+        """The tracks at this time (us), given what was detected."""
+
+
+@dataclass(frozen=True)
+class Routed:
+    """How far a module is in force, and why."""
+
+    weight: float
+    why: str  # such as 'rain since 12.5 s: 3 of 4 frames'
+
+
+@dataclass(frozen=True)
+class SceneFrame:
+    """A drive up to and including one frame."""
+
+    token: str
+    scene: str  # name of the drive
+    timestamp: int  # us
+    prediction: Prediction  # of this frame alone, in its reference
+    tracks: Tracks | None  # None without a tracker
+    map: np.ndarray | None  # (6, rows, columns) fused probabilities, as the prediction's; None if it has no map
+    conditions: Conditions  # believed
+    beliefs: Mapping[str, Belief]  # for each kind of condition, with the reasons
+    route: Mapping[str, Routed]  # module -> in force or not
+    health: Mapping[str, SensorHealth]  # sensor -> how it is doing
+    seconds: Mapping[str, float] = field(compare=False)  # that each stage took; all else is the same in every replay
+
+
+class Scene:
+    """A drive, frame by frame in order of time; a frame of another drive begins anew.
+
+    Before the engine runs, `observe` says which conditions to route by; after it, `update` takes in what it perceived.
+    Memory does not grow with the length of the drive, and the same frames give the same bytes.
+
+    Args:
+        sensors: that the network takes: LIDAR_TOP and names of cameras.
+        map_grid: of the network's map; None if it has none.
+        modules: those that a route switches, each with the facts that must hold for it (`perception.modules.spec`).
+        new_tracker: makes a tracker for a drive; None follows no objects.
+    """
+
+    def __init__(
+        self,
+        sensors: Sequence[str],
+        map_grid: BevGrid | None = None,
+        modules: Mapping[str, Sequence[str]] | None = None,
+        new_tracker: Callable[[], Tracker] | None = None,
+    ) -> None:
+        self._sensors, self._map_grid, self._new_tracker = tuple(sensors), map_grid, new_tracker
+        self._modules = {name: tuple(asks) for name, asks in (modules or {}).items()}
+        self._drive: str | None = None
+        self._observed: str | None = None  # token of the frame between `observe` and `update`
+        self._seconds: dict[str, float] = {}
+
+    def observe(self, frame: Frame, recognised: Sequence[Evidence] = ()) -> Conditions:
+        """Conditions believed at the time of a frame, before the network has seen it.
+
+        Args:
+            recognised: what recognisers say of its conditions, beside its tags.
+        """
+        if frame.scene != self._drive:
+            self._begin(frame.scene)
+        self._seconds, self._observed = {}, frame.token
+        with self._timed("health"):
+            self._health = self._monitor.update(frame)
+        with self._timed("belief"):
+            return self._belief.update(frame.timestamp, [tagged(frame.conditions), *recognised])
+
+    def update(self, frame: Frame, prediction: Prediction, weights: Mapping[str, float] | None = None) -> SceneFrame:
+        """The drive with one more frame.
+
+        Args:
+            frame: the one that was observed last.
+            prediction: what the network perceived in it.
+            weights: of the modules that the route switches, as the network ran with them.
+
+        Raises:
+            ValueError: the frame was not observed, or a weight is for a module that the scene does not know.
+        """
+        if frame.token != self._observed or frame.scene != self._drive:
+            raise ValueError(f"frame {frame.token} was not observed: call observe(frame) before the engine runs")
+        pose, tracks, fused = frame.global_from_reference, None, None
+        with self._timed("track"):
+            if self._tracker is not None:
+                tracks = self._tracker.update(prediction.boxes.transformed(pose), frame.timestamp)
+        with self._timed("map"):
+            if self._map is not None and prediction.map_probabilities is not None:
+                self._map.update(prediction.map_probabilities, pose)
+                fused = self._map.around(pose)
+        beliefs = self._belief.beliefs
+        return SceneFrame(
+            token=frame.token,
+            scene=frame.scene,
+            timestamp=frame.timestamp,
+            prediction=prediction,
+            tracks=tracks,
+            map=fused,
+            conditions=self._belief.conditions,
+            beliefs=beliefs,
+            route={
+                name: Routed(weight, self._why(name, weight, frame, beliefs))
+                for name, weight in (weights or {}).items()
+            },
+            health=self._health,
+            seconds=self._seconds,
+        )
+
+    def _begin(self, drive: str) -> None:
+        self._drive = drive
+        self._monitor, self._belief = HealthMonitor(self._sensors), ConditionBelief()
+        self._tracker = self._new_tracker() if self._new_tracker else None
+        self._map = MapMemory(self._map_grid) if self._map_grid else None
+
+    def _why(self, name: str, weight: float, frame: Frame, beliefs: Mapping[str, Belief]) -> str:
+        """Why a module has its weight: all that holds of what it asks for, or all that does not."""
+        if name not in self._modules:
+            raise ValueError(
+                f"a weight for {name}, which is none of the modules {', '.join(self._modules) or '(none)'}"
+            )
+        there = {"lidar": frame.points is not None and len(frame.points) > 0, "cameras": bool(frame.cameras)}
+        reasons: dict[bool, list[str]] = {True: [], False: []}
+        for fact in self._modules[name]:
+            if fact in _KINDS:
+                kind = _KINDS[fact]
+                belief = beliefs[kind]
+                reason = belief.why if belief.value else f"{kind} unknown: {belief.why}"
+                reasons[belief.value == fact].append(reason)
+            elif (sensor := fact.removeprefix("no-")) in there:
+                holds = there[sensor] != fact.startswith("no-")
+                reasons[holds].append(f"{sensor} {'there' if there[sensor] else 'missing'}")
+        return "; ".join(reasons[weight > 0]) or "asks for nothing more"
+
+    @contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self._seconds[stage] = time.perf_counter() - start

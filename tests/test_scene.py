@@ -1,0 +1,257 @@
+"""A drive joined from its frames: conditions before the engine runs, the rest after it; repeatable and bounded."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import pickle
+import time
+import tracemalloc
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+
+from perception.data.nuscenes import NuScenesTables
+from perception.frame import CAMERAS, MAP_CLASSES, Boxes, Camera, Conditions, Frame, Prediction
+from perception.grid import BevGrid
+from perception.scene.belief import ConditionBelief, tagged
+from perception.scene.health import HealthMonitor
+from perception.scene.map_memory import MapMemory
+from perception.scene.scene import Routed, Scene, SceneFrame
+
+SENSORS = ("LIDAR_TOP", *CAMERAS)
+GRID = BevGrid(x=(-12.8, 12.8), y=(-12.8, 12.8), cell=1.6)
+UNKNOWN = Conditions()
+MODULES = {"rain": ("rain",), "rain-night": ("rain", "night"), "blind": ("no-cameras", "lidar"), "always": ("map",)}
+
+
+@dataclass(frozen=True)
+class Numbered:
+    """Every box with its number in the drive."""
+
+    ids: np.ndarray
+    boxes: Boxes
+
+
+class Numbering:
+    """The least that can follow objects: every detection is a new one."""
+
+    def __init__(self) -> None:
+        self.total = 0
+
+    def update(self, boxes_global: Boxes, timestamp: int) -> Numbered:
+        ids = np.arange(self.total, self.total + len(boxes_global))
+        self.total += len(boxes_global)
+        return Numbered(ids, boxes_global)
+
+
+def frame_at(i: int, conditions: Conditions = UNKNOWN, scene: str = "scene-0001", period: int = 500_000) -> Frame:
+    """A made-up frame of a drive along a curve."""
+    rng, angle = np.random.default_rng(i), 0.02 * i
+    pose = np.eye(4)
+    pose[:2, :2] = [[math.cos(angle), -math.sin(angle)], [math.sin(angle), math.cos(angle)]]
+    pose[:2, 3] = 300 * math.sin(angle), 300 * (1 - math.cos(angle))
+    points = rng.uniform([-50, -50, -2, 0, 0], [50, 50, 3, 255, 0], (3000, 5)).astype(np.float32)
+    now = 1_500_000_000_000_000 + period * i
+    camera = Camera(rng.integers(0, 255, (45, 80, 3), np.uint8), np.eye(3), np.eye(4), pose, now - 30_000)
+    return Frame(
+        f"token-{i}", now, "ego", pose, pose, points, dict.fromkeys(CAMERAS, camera), conditions, scene=scene
+    )  # fmt: skip
+
+
+def prediction_of(frame: Frame) -> Prediction:
+    rng = np.random.default_rng(frame.timestamp // 1000)
+    n = 5
+    boxes = Boxes.from_yaws(
+        rng.uniform(-10, 10, (n, 3)), np.ones((n, 3)), rng.uniform(-3, 3, n), rng.normal(size=(n, 2)),
+        rng.integers(0, 10, n), np.full(n, -1), rng.random(n),
+    )  # fmt: skip
+    return Prediction(boxes, rng.random((len(MAP_CLASSES), *GRID.shape)).astype(np.float32))
+
+
+def new_scene() -> Scene:
+    return Scene(SENSORS, GRID, MODULES, Numbering)
+
+
+def drive(scene: Scene, frames: list[Frame]) -> Iterator[SceneFrame]:
+    for frame in frames:
+        conditions = scene.observe(frame)
+        weights = {"rain": float(conditions.weather == "rain")}
+        yield scene.update(frame, prediction_of(frame), weights)
+
+
+def content(scene_frame: SceneFrame) -> bytes:
+    """All of it but the time that it took."""
+    f = scene_frame
+    assert f.map is not None
+    assert f.tracks is not None
+    words = repr((f.token, f.scene, f.timestamp, f.conditions, f.beliefs, f.route, f.health))
+    arrays = (f.map, f.tracks.ids, f.tracks.boxes.centers, f.prediction.boxes.centers)
+    return words.encode() + b"".join(array.tobytes() for array in arrays)
+
+
+def test_a_scene_is_its_parts() -> None:
+    """Each part alone, given the same frames, says what the scene says."""
+    monitor, belief, memory = HealthMonitor(SENSORS), ConditionBelief(), MapMemory(GRID)
+    frames = [frame_at(i, Conditions("rain", "day")) for i in range(5)]
+    for i, (frame, found) in enumerate(zip(frames, drive(new_scene(), frames), strict=True)):
+        prediction = prediction_of(frame)
+        assert (found.token, found.scene, found.timestamp) == (frame.token, frame.scene, frame.timestamp)
+        assert found.health == monitor.update(frame)
+        assert found.conditions == belief.update(frame.timestamp, [tagged(frame.conditions)])
+        assert found.conditions == Conditions("rain", "day")
+        assert found.beliefs == belief.beliefs
+        memory.update(prediction.map_probabilities, frame.global_from_reference)
+        np.testing.assert_array_equal(found.map, memory.around(frame.global_from_reference))
+        assert found.prediction.boxes.centers.tobytes() == prediction.boxes.centers.tobytes()
+        assert found.tracks is not None
+        assert found.tracks.ids.tolist() == list(range(5 * i, 5 * i + 5))
+        # The tracker works in the global frame.
+        rotation, shift = frame.global_from_reference[:3, :3], frame.global_from_reference[:3, 3]
+        expected = [rotation @ center + shift for center in prediction.boxes.centers]
+        np.testing.assert_allclose(found.tracks.boxes.centers, expected, atol=1e-12)
+        assert found.route == {"rain": Routed(1.0, "rain since 0.0 s: 1 of 1 frames")}
+        assert set(found.seconds) == {"health", "belief", "track", "map"}
+        assert all(seconds > 0 for seconds in found.seconds.values())
+
+
+def test_another_drive_begins_anew() -> None:
+    first = [frame_at(i, Conditions("rain")) for i in range(4)]
+    second = [frame_at(i, Conditions("clear"), "scene-0002") for i in range(4)]
+    scene = new_scene()
+    both = [content(each) for each in drive(scene, first + second)]
+    assert both[4:] == [content(each) for each in drive(new_scene(), second)]
+
+
+def test_two_replays_give_the_same_bytes_and_so_does_a_stored_scene() -> None:
+    frames = [frame_at(i, Conditions("rain" if 10 <= i < 20 else "clear")) for i in range(40)]
+    expected = [content(each) for each in drive(new_scene(), frames)]
+    assert [content(each) for each in drive(new_scene(), frames)] == expected
+    scene = new_scene()
+    before = [content(each) for each in drive(scene, frames[:15])]
+    restored = pickle.loads(pickle.dumps(scene))
+    assert before + [content(each) for each in drive(restored, frames[15:])] == expected
+
+
+@pytest.mark.parametrize("rate", [2, 20])
+def test_the_route_follows_a_drive_into_rain_and_a_tunnel(rate: int) -> None:
+    """Within 2 s, once per change, and not for a wiper stroke or a lamp."""
+    seconds = {"rain": 20, "night": 40, "out": 60}
+    scene, route, period = new_scene(), [], 1_000_000 // rate
+    for i in range(80 * rate):
+        weather = "rain" if i >= seconds["rain"] * rate else "clear"
+        light = "night" if seconds["night"] * rate <= i < seconds["out"] * rate else "day"
+        if i % (10 * rate) == 5 * rate:
+            weather, light = "fog", "night" if light == "day" else "day"
+        frame = frame_at(i, Conditions(weather, light, "boston"), period=period)
+        believed = scene.observe(frame)
+        known = set(believed.known())
+        weights = {name: float(known.issuperset(MODULES[name])) for name in ("rain", "rain-night")}
+        found = scene.update(frame, prediction_of(frame), weights)
+        route.append(tuple(found.route[name].weight for name in weights))
+    runs = [(value, len(list(run))) for value, run in itertools.groupby(route)]
+    assert [value for value, _ in runs] == [(0, 0), (1, 0), (1, 1), (1, 0)]
+    changes = list(itertools.accumulate(length / rate for _, length in runs))[:3]
+    for change, at in zip(changes, seconds.values(), strict=True):
+        assert 0 < change - at <= 2
+
+
+def test_why_a_route_is_in_force() -> None:
+    scene = new_scene()
+    for i in range(4):
+        frame = frame_at(i, Conditions("rain", "day" if i else None))
+        scene.observe(frame)
+        found = scene.update(frame, prediction_of(frame), {"rain": 1.0, "rain-night": 0.0, "blind": 0.0, "always": 1.0})
+        if i == 0:
+            assert found.route["rain-night"].why == "light unknown: nothing observed"
+    assert {name: each.why for name, each in found.route.items()} == {
+        "rain": "rain since 0.0 s: 1 of 1 frames",
+        "rain-night": "day since 0.5 s: 1 of 1 frames",
+        "blind": "cameras there",
+        "always": "asks for nothing more",
+    }
+    blind = replace(frame_at(4, Conditions()), cameras={})
+    scene.observe(blind)
+    assert scene.update(blind, prediction_of(blind), {"blind": 1.0}).route == {
+        "blind": Routed(1.0, "cameras missing; lidar there")
+    }
+
+
+def test_a_recogniser_takes_the_place_of_tags() -> None:
+    scene = new_scene()
+    assert scene.observe(frame_at(0)) == Conditions()
+    assert scene.observe(frame_at(1), [{"weather": [0.02, 0.03, 0.95]}]) == Conditions("fog")
+
+
+def test_what_the_network_does_not_have_is_none() -> None:
+    frame = frame_at(0)
+    scene = Scene(["CAM_BACK"])
+    scene.observe(frame)
+    found = scene.update(frame, prediction_of(frame))
+    assert (found.tracks, found.map, found.route, list(found.health)) == (None, None, {}, ["CAM_BACK"])
+    scene = new_scene()
+    scene.observe(frame)
+    assert scene.update(frame, replace(prediction_of(frame), map_probabilities=None)).map is None
+
+
+def test_wrong_use_is_refused() -> None:
+    scene, frame = new_scene(), frame_at(0)
+    with pytest.raises(ValueError, match="frame token-0 was not observed"):
+        scene.update(frame, prediction_of(frame))
+    scene.observe(frame)
+    with pytest.raises(ValueError, match="frame token-1 was not observed"):
+        scene.update(frame_at(1), prediction_of(frame))
+    with pytest.raises(ValueError, match="a weight for snow, which is none of the modules rain, rain-night"):
+        scene.update(frame, prediction_of(frame), {"snow": 1.0})
+
+
+def moved(x: float, y: float) -> np.ndarray:
+    pose = np.eye(4)
+    pose[:2, 3] = x, y
+    return pose
+
+
+def test_memory_does_not_grow_with_the_drive() -> None:
+    """15 minutes at 2 Hz, with faults and changes of the weather."""
+    scene, prediction = new_scene(), prediction_of(frame_at(0))
+    pool = [frame_at(i) for i in range(8)]
+    sizes = []
+    tracemalloc.start()
+    try:
+        for i in range(1800):
+            frame = replace(
+                pool[i % 8],
+                token=f"token-{i}",
+                global_from_reference=moved(9.0 * i, 5.0 * i),
+                timestamp=pool[0].timestamp + 500_000 * i,
+                conditions=Conditions(("clear", "rain", "fog")[i // 7 % 3], ("day", "night")[i // 11 % 2]),
+                cameras={} if i % 13 == 0 else pool[i % 8].cameras,
+                points=None if i % 17 == 0 else pool[i % 8].points,
+            )
+            scene.observe(frame)
+            scene.update(frame, prediction, {"rain": 1.0})
+            if i % 300 == 299:
+                sizes.append(tracemalloc.get_traced_memory()[0])
+    finally:
+        tracemalloc.stop()
+    assert max(sizes[1:]) - sizes[0] < 100_000
+    assert sizes[-1] < MapMemory(GRID).bytes + 1_000_000
+
+
+def test_a_real_drive(nuscenes_root: object) -> None:
+    """scene-0103, whose last keyframes have no cameras; nothing of it takes long."""
+    tables = NuScenesTables(nuscenes_root, "v1.0-mini")  # type: ignore[arg-type]
+    frames = [tables.frame(s, sweeps=2) for s in tables.samples(selectors=["scene-0103:0-7"])]
+    scene, seconds = Scene(SENSORS, GRID, MODULES, Numbering), []
+    for i, frame in enumerate(frames):
+        start = time.process_time()
+        assert scene.observe(frame) == Conditions("clear", "day", "boston")
+        found = scene.update(frame, prediction_of(frame), {"blind": float(i >= 4)})
+        seconds.append(time.process_time() - start)
+        assert {h.status for h in found.health.values()} == ({"ok"} if i < 4 else {"ok", "missing"})
+        assert found.map is not None
+        assert np.abs(found.map - 0.5).max() > 0.3
+    assert found.route["blind"].why == "cameras missing; lidar there"
+    assert min(seconds) < 0.01

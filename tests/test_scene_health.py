@@ -1,0 +1,231 @@
+"""Sensor health: silent on real and simulated drives in all conditions, and right about every fault put into them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+from perception.data.nuscenes import NuScenesTables
+from perception.frame import CAMERAS, Frame
+from perception.scene.health import HealthMonitor, SensorHealth
+from perception.simulate.simulate import simulate
+
+SENSORS = ("LIDAR_TOP", *CAMERAS)
+HALF_SECOND = 500_000  # us between keyframes
+
+
+@pytest.fixture(scope="module")
+def foggy_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("foggy")
+    simulate(root, 2, 1, seed=5, condition_names=["fog-day-boston", "fog-night-singapore"])
+    return root
+
+
+def frames(root: Path, version: str, selectors: list[str] | None = None, sweeps: int = 2) -> list[Frame]:
+    tables = NuScenesTables(root, version)
+    return [tables.frame(s, sweeps=sweeps, annotations=False) for s in tables.samples(selectors=selectors or [])]
+
+
+@pytest.fixture(scope="module")
+def real(nuscenes_root: Path) -> list[Frame]:
+    """Seven keyframes: four with all sensors, three with the LiDAR alone."""
+    return frames(nuscenes_root, "v1.0-mini", ["scene-0103:0-7"])
+
+
+@pytest.fixture(scope="module")
+def rainy_night(sim_root: Path) -> list[Frame]:
+    return frames(sim_root, "v1.0-sim", ["scene-0002"])
+
+
+def test_real_keyframes_are_healthy(real: list[Frame]) -> None:
+    """And where the recording has no pictures, the cameras are missing from there on."""
+    monitor, begin, end = HealthMonitor(SENSORS), real[0].timestamp, real[4].timestamp
+    for frame in real:
+        health = monitor.update(frame)
+        assert list(health) == list(SENSORS)
+        assert health["LIDAR_TOP"] == SensorHealth("ok", begin, "")
+        expected = SensorHealth("ok", begin, "") if frame.cameras else SensorHealth("missing", end, "no picture")
+        assert [health[name] for name in CAMERAS] == [expected] * 6
+
+
+def test_simulated_drives_are_healthy(sim_root: Path, foggy_root: Path) -> None:
+    """Day and night; clear, rain and fog."""
+    seen = set()
+    for root in (sim_root, foggy_root):
+        monitors: dict[str, HealthMonitor] = {}
+        for frame in frames(root, "v1.0-sim"):
+            monitor = monitors.setdefault(frame.scene, HealthMonitor(SENSORS))
+            assert {name: h.reason for name, h in monitor.update(frame).items()} == dict.fromkeys(SENSORS, "")
+            seen.add((frame.conditions.weather, frame.conditions.light))
+    assert seen == {("clear", "day"), ("rain", "night"), ("fog", "day"), ("fog", "night")}
+
+
+def with_camera(frame: Frame, name: str, **changes: object) -> Frame:
+    return replace(frame, cameras={**frame.cameras, name: replace(frame.cameras[name], **changes)})
+
+
+def pictured(change: Callable[[np.ndarray], np.ndarray]) -> Callable[[list[Frame], int, str], Frame]:
+    """The fault that changes a camera's picture."""
+    return lambda drive, i, name: with_camera(drive[i], name, image=change(drive[i].cameras[name].image))
+
+
+def thinned(share: float) -> Callable[[list[Frame], int, str], Frame]:
+    def apply(drive: list[Frame], i: int, name: str) -> Frame:
+        points = drive[i].points
+        assert points is not None
+        return replace(drive[i], points=points[np.random.default_rng(i).random(len(points)) < share])
+
+    return apply
+
+
+def corrupted(drive: list[Frame], i: int, name: str) -> Frame:
+    points = np.array(drive[i].points)
+    bits = points.view(np.uint32)
+    rng = np.random.default_rng(i)
+    hit = rng.choice(len(points), len(points) // 20, replace=False)  # every 20th packet
+    bits[hit] ^= rng.integers(0, 2**32, (len(hit), 5), np.uint32)
+    bits[hit, 4] = 0
+    return replace(drive[i], points=points)
+
+
+def older(drive: list[Frame], i: int, name: str) -> Frame:
+    points = np.array(drive[i].points)
+    points[:, 4] += 0.3
+    return replace(drive[i], points=points)
+
+
+def as_before(drive: list[Frame], i: int, name: str) -> Frame:
+    return replace(drive[i], cameras={**drive[i].cameras, name: drive[1].cameras[name]})
+
+
+CAMERA_FAULTS: dict[str, tuple[Callable[[list[Frame], int, str], Frame], str, str]] = {
+    "gone": (
+        lambda drive, i, name: replace(
+            drive[i], cameras={n: camera for n, camera in drive[i].cameras.items() if n != name}
+        ),
+        "missing",
+        "no picture",
+    ),
+    "black": (pictured(np.zeros_like), "dark", "nearly all pixels are below 10 of 255"),
+    "almost black": (pictured(lambda image: image // 32), "dark", "nearly all pixels are below 10 of 255"),
+    "white": (pictured(lambda image: np.full_like(image, 255)), "saturated", "nearly all pixels are above 245 of 255"),
+    "grey": (pictured(lambda image: np.full_like(image, 128)), "degraded", "blurred: no fine texture"),
+    "blur": (pictured(lambda image: cv2.GaussianBlur(image, (0, 0), 3)), "degraded", "blurred: no fine texture"),
+    "strong blur": (pictured(lambda image: cv2.GaussianBlur(image, (0, 0), 9)), "degraded", "blurred: no fine texture"),
+    "the same message again": (as_before, "frozen", "the same picture for 0.5"),
+    "the same picture, stamped anew": (
+        lambda drive, i, name: with_camera(drive[i], name, image=drive[1].cameras[name].image),
+        "frozen",
+        "the same picture for 0.5",
+    ),
+    "another picture, stamped as before": (
+        lambda drive, i, name: with_camera(drive[i], name, timestamp=drive[1].cameras[name].timestamp),
+        "frozen",
+        "the same picture for 0.5",
+    ),
+    "delay": (
+        lambda drive, i, name: with_camera(drive[i], name, timestamp=drive[i].timestamp - 300_000),
+        "late",
+        "taken 0.30 s before the frame",
+    ),
+    "clock ahead": (
+        lambda drive, i, name: with_camera(drive[i], name, timestamp=drive[i].timestamp + 200_000),
+        "late",
+        "taken 0.20 s after the frame",
+    ),
+}
+LIDAR_FAULTS: dict[str, tuple[Callable[[list[Frame], int, str], Frame], str, str]] = {
+    "gone": (lambda drive, i, name: replace(drive[i], points=None), "missing", "no points"),
+    "empty": (lambda drive, i, name: replace(drive[i], points=np.zeros((0, 5), np.float32)), "missing", "no points"),
+    "frozen": (
+        lambda drive, i, name: replace(drive[i], points=drive[1].points),
+        "frozen",
+        "the same points for 0.5",
+    ),
+    "delay": (older, "late", "the newest point is 0.30 s older than the frame"),
+    "two in three dropped": (thinned(1 / 3), "degraded", "were usual"),
+    "almost all dropped": (thinned(0.02), "degraded", " points"),
+    "corrupt packets": (corrupted, "degraded", "% of the points are not finite or beyond 500 m"),
+}
+
+
+def assert_told(drive: list[Frame], name: str, fault: tuple[Callable[..., Frame], str, str]) -> None:
+    """The fault at the third frame is told then, of that sensor alone, and so is its end."""
+    apply, status, reason = fault
+    monitor = HealthMonitor(SENSORS)
+    for frame in drive[:2]:
+        monitor.update(frame)
+    health = monitor.update(apply(drive, 2, name))
+    assert (health[name].status, health[name].since) == (status, drive[2].timestamp)
+    assert reason in health[name].reason
+    assert {health[other].status for other in SENSORS if other != name} == {"ok"}
+    later = replace(drive[1], timestamp=drive[2].timestamp + HALF_SECOND)
+    moved = {n: replace(c, timestamp=later.timestamp, image=c.image[:, ::-1]) for n, c in later.cameras.items()}
+    recovered = monitor.update(replace(later, cameras=moved, points=None if later.points is None else later.points[9:]))
+    assert recovered[name] == SensorHealth("ok", later.timestamp, "")
+
+
+@pytest.mark.parametrize("fault", CAMERA_FAULTS)
+def test_camera_faults_on_a_real_drive(real: list[Frame], fault: str) -> None:
+    for name in CAMERAS:
+        assert_told(real, name, CAMERA_FAULTS[fault])
+
+
+@pytest.mark.parametrize("fault", CAMERA_FAULTS)
+def test_camera_faults_on_a_rainy_night(rainy_night: list[Frame], fault: str) -> None:
+    for name in ("CAM_FRONT", "CAM_BACK"):
+        assert_told(rainy_night, name, CAMERA_FAULTS[fault])
+
+
+@pytest.mark.parametrize("fault", LIDAR_FAULTS)
+@pytest.mark.parametrize("drive", ["real", "rainy_night"])
+def test_lidar_faults(drive: str, fault: str, request: pytest.FixtureRequest) -> None:
+    assert_told(request.getfixturevalue(drive), "LIDAR_TOP", LIDAR_FAULTS[fault])
+
+
+def test_a_camera_slower_than_the_frames_is_not_frozen(real: list[Frame]) -> None:
+    """20 frames a second with 5 pictures a second; at the second picture the camera gets stuck."""
+    monitor, name, told = HealthMonitor(["CAM_FRONT"]), "CAM_FRONT", []
+    for i in range(14):
+        now = real[0].timestamp + 50_000 * i
+        image = real[min(i // 4, 1)].cameras[name].image
+        frame = with_camera(replace(real[0], timestamp=now), name, image=image, timestamp=now - 50_000 * (i % 4))
+        told.append(monitor.update(frame)[name])
+    assert [health.status for health in told] == ["ok"] * 10 + ["frozen"] * 4
+    assert [health.reason for health in told[-2:]] == ["the same picture for 0.40 s", "the same picture for 0.45 s"]
+    assert told[-1].since == real[0].timestamp + 500_000
+
+
+def test_fewer_points_for_long_become_usual(real: list[Frame]) -> None:
+    """A drive out of town has fewer echoes, which is no fault for ever."""
+    monitor, rng = HealthMonitor(["LIDAR_TOP"]), np.random.default_rng(0)
+    told = []
+    for i in range(300):
+        points = rng.uniform(-50, 50, (20_000 if i < 10 else 8_000, 5)).astype(np.float32)
+        points[:, 4] = 0
+        told.append(monitor.update(replace(real[0], points=points, timestamp=i * HALF_SECOND))["LIDAR_TOP"])
+    assert [told[i].status for i in (9, 10, 40, 299)] == ["ok", "degraded", "degraded", "ok"]
+    assert told[10].reason == "8000 points, where 19900 were usual"
+
+
+def test_only_the_networks_sensors_are_watched(real: list[Frame]) -> None:
+    assert list(HealthMonitor(["CAM_BACK"]).update(real[5])) == ["CAM_BACK"]
+
+
+def test_health_takes_less_than_two_milliseconds(nuscenes_root: Path) -> None:
+    """Of processor time, for six pictures of 1600 x 900 and 300,000 points."""
+    drive = frames(nuscenes_root, "v1.0-mini", ["scene-0103:0-4"])
+    points = np.concatenate([drive[3].points] * 15)[:300_000]  # type: ignore[list-item]
+    monitor, seconds = HealthMonitor(SENSORS), []
+    for i in range(20):
+        frame = replace(drive[i % 4], timestamp=i, points=points)
+        start = time.process_time()
+        monitor.update(frame)
+        seconds.append(time.process_time() - start)
+    assert min(seconds) < 0.002
