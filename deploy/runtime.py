@@ -1,11 +1,11 @@
-"""The vehicle's loop: a frame in, a prediction out. No torch here."""
+"""The vehicle's loop: a frame in, the drive so far out. No torch here."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from deploy.bundle import Bundle
@@ -14,7 +14,8 @@ from deploy.golden import require_agreement
 from deploy.route import facts, steering
 from perception.data.inputs import no_sensors, prepare
 from perception.data.outputs import to_prediction
-from perception.frame import Conditions, Frame, Prediction
+from perception.frame import CAMERAS, Conditions, Frame, Prediction
+from perception.scene.scene import Scene, SceneFrame
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,10 @@ class _Network:
 
 
 class Runtime:
-    """A bundle running on an engine. Callable, so that it serves wherever a predictor does.
+    """A bundle running on an engine.
 
-    Before its first frame it verifies every hash of the bundle and runs the golden frame.
+    Before its first frame it verifies every hash of the bundle and runs the golden frame. All that a frame needs is
+    allocated then, but for what the engine and OpenCV take and give back.
 
     Args:
         key: the public key that must have signed the bundle (`deploy.signature`); None takes it unsigned.
@@ -53,22 +55,43 @@ class Runtime:
         parts = {first: self.bundle, **self.bundle.routes}
         # All are open at once: switching takes no longer than not switching.
         self._networks = [_Network.open(part, target, facts(route)) for route, part in parts.items()]
-        self._inputs = no_sensors(self.bundle.spec)  # every frame's are written here
-        self.seconds: dict[str, float] = {}  # of each stage of the latest step
+        self._switched = _switched(self._networks)
+        manifest, spec = self.bundle.manifest, self.bundle.spec
+        sensors = (*(("LIDAR_TOP",) if spec.lidar else ()), *(CAMERAS if spec.camera else ()))
+        self.scene = Scene(sensors, manifest.map_grid.build() if manifest.map_grid else None, self._switched)
+        self._inputs = no_sensors(spec)  # every frame's are written here
+        self.seconds: dict[str, float] = {}  # of each stage of the latest frame
 
-    def step(self, frame: Frame) -> Prediction:
-        """What is perceived in one frame, whichever of its sensors are missing."""
-        network = self._network(frame.conditions)
+    def step(self, frame: Frame) -> SceneFrame:
+        """The drive up to this frame, whichever of its sensors are missing; frames come in order of time.
+
+        Modules run as the conditions ask for that are believed in, not those of this frame's tags alone.
+        """
+        believed = self.scene.observe(frame)
+        prediction, weights = self._perceive(frame, believed)
+        scene = self.scene.update(frame, prediction, weights)
+        self.seconds |= scene.seconds
+        return replace(scene, seconds=dict(self.seconds))
+
+    def __call__(self, frame: Frame) -> Prediction:
+        """What is perceived in one frame alone, under the conditions of its tags: as other predictors do."""
+        return self._perceive(frame, frame.conditions)[0]
+
+    def _perceive(self, frame: Frame, conditions: Conditions) -> tuple[Prediction, dict[str, float]]:
+        """What the network sees, and the weights of the modules that the conditions switch."""
+        network = self._network(conditions)
         manifest = network.bundle.manifest
         with self._timed("preprocess"):
             inputs = prepare(frame, self.bundle.spec, into=self._inputs)
-            inputs = inputs | steering(frame.conditions, inputs, manifest.banked, manifest.conditional)
+            steer = steering(conditions, inputs, manifest.banked, manifest.conditional)
         with self._timed("engine"):
-            outputs = network.engine.run(inputs)
+            outputs = network.engine.run(inputs | steer)
         with self._timed("postprocess"):
-            return to_prediction(outputs)
-
-    __call__ = step
+            prediction = to_prediction(outputs)
+        weights = {name: float(name in manifest.folded) for name in self._switched}
+        for i, module in enumerate(manifest.banked):
+            weights[module.name] = float(steer["route"][0, i])
+        return prediction, weights
 
     def _network(self, conditions: Conditions) -> _Network:
         """Of the networks that ask for nothing but what is known, the one that asks for most; else the first."""
@@ -81,3 +104,15 @@ class Runtime:
         start = time.perf_counter()
         yield
         self.seconds[stage] = time.perf_counter() - start
+
+
+def _switched(networks: list[_Network]) -> Mapping[str, tuple[str, ...]]:
+    """The modules that not every frame runs with, and the facts that each asks for."""
+    asks: dict[str, tuple[str, ...]] = {}
+    for network in networks:
+        manifest = network.bundle.manifest
+        asks |= {module.name: module.asks for module in manifest.banked}
+        for name in manifest.folded:
+            if any(name not in other.bundle.manifest.folded for other in networks):
+                asks.setdefault(name, tuple(sorted(network.asks)))
+    return asks

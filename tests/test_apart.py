@@ -53,7 +53,7 @@ def test_each_frame_gets_the_network_that_asks_for_most_of_what_is_known(
     inputs = {name: torch.from_numpy(a) for name, a in prepare(frame, exported().spec).items()}
     with torch.no_grad():
         expected = to_prediction({k: v.numpy() for k, v in load_model(run())[0].predict(inputs, [served]).items()})
-    found = Runtime(exported().path).step(frame)
+    found = Runtime(exported().path).step(frame).prediction
     np.testing.assert_allclose(found.boxes.scores, expected.boxes.scores, atol=1e-4)
     np.testing.assert_allclose(found.map_probabilities, expected.map_probabilities, atol=1e-4)
 

@@ -124,7 +124,7 @@ def test_one_graph_serves_several_routes_and_any_mixture_of_them(tmp_path: Path)
                 expected = {name: value.numpy() for name, value in model.predict(tensors, [conditions]).items()}
             assert differences(expected, actual, 1e-4) == [], (conditions, seen.cameras.keys())
             if seen is frame:
-                step = runtime.step(replace(frame, conditions=conditions))
+                step = runtime(replace(frame, conditions=conditions))
                 np.testing.assert_array_equal(step.map_probabilities, to_prediction(actual).map_probabilities)
     pytest.importorskip("tensorrt_rtx")
     assert build(tmp_path / "bundle", "rtx-ampere", QUIET).layers > 0

@@ -19,10 +19,11 @@ from perception.predict import TorchPredictor
 def test_step_is_prepare_engine_and_postprocess() -> None:
     runtime, frame = Runtime(bundle().path), synthetic_frame("ego", seed=3)
     expected = to_prediction(OnnxRuntimeEngine(bundle().onnx).run(prepare(frame, bundle().spec)))
-    assert_equal(runtime.step(frame), expected)
+    seen = runtime.step(frame)
+    assert_equal(seen.prediction, expected)
     assert_equal(runtime(frame), expected)
-    assert set(runtime.seconds) == {"preprocess", "engine", "postprocess"}
-    assert all(seconds > 0 for seconds in runtime.seconds.values())
+    assert set(seen.seconds) == {"preprocess", "engine", "postprocess", "health", "belief", "track", "map"}
+    assert all(seconds > 0 for seconds in seen.seconds.values())
 
 
 @pytest.mark.parametrize("missing", [None, "camera", "lidar"])

@@ -14,6 +14,10 @@ STAGES = {
     "preprocess": "points grouped into pillars, pictures resized, projections",
     "engine": "the network, with its in-graph decoding and the copies to and from the engine",
     "postprocess": "output arrays to boxes and map",
+    "health": "how each sensor is doing",
+    "belief": "the conditions, smoothed over time",
+    "track": "detections joined to objects",
+    "map": "the map fused with what was seen before",
 }
 
 

@@ -40,11 +40,11 @@ class Player:
         """Replay everything once; returns the summary that the report begins with."""
         with SubmissionWriter(self._file("results.json"), self.runtime.bundle.manifest.sensors) as results:
             for frame, reading in self._frames():
-                prediction = self.runtime.step(frame)
-                seconds = {"read": reading, **self.runtime.seconds}
-                results.add(frame, prediction)
+                seen = self.runtime.step(frame)
+                seconds = {"read": reading, **seen.seconds}
+                results.add(frame, seen.prediction)
                 self.latency.add(seconds)
-                self.report.add(frame, prediction, seconds)
+                self.report.add(frame, seen.prediction, seconds)
         latency = self.latency.summary()
         write_atomically(self._file("latency.json"), json.dumps(latency, indent=2).encode())
         write_atomically(self._file("report.html"), self.report.html(latency).encode())
