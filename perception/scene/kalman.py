@@ -34,15 +34,14 @@ class Motion:
 
     @staticmethod
     def begun(centers: np.ndarray, velocities: np.ndarray, noise: Noise) -> Motion:
-        """After one measurement of objects of which nothing was known; arguments as in `updated`."""
-        known = _known(velocities)
-        position = noise.position**2 + np.zeros(len(centers))
-        velocity = np.where(known, noise.velocity**2, noise.speed**2)
+        """After one measurement of objects of which only their class was known; arguments as in `updated`."""
+        known, prior, measured = _known(velocities), noise.speed**2, noise.velocity**2
+        weight = np.where(known, prior / (prior + measured), 0.0)
         return Motion(
             centers=np.array(centers),
-            velocities=np.where(known[:, None], velocities, 0.0),
-            covariances=np.stack([position, np.zeros_like(position), velocity], axis=1),
-            height_variances=position,
+            velocities=weight[:, None] * np.where(known[:, None], velocities, 0.0),
+            covariances=np.stack([noise.position**2, np.zeros(len(known)), (1 - weight) * prior], axis=1),
+            height_variances=noise.position**2,
         )
 
     def predicted(self, seconds: float, noise: Noise) -> Motion:

@@ -16,27 +16,30 @@ from scipy.optimize import linear_sum_assignment
 from perception.frame import CLASSES, Boxes
 from perception.scene.kalman import Motion, Noise
 
-LIFETIME = 2.0  # s without a detection, after which a track ends
+LIFETIME = 3.0  # s without a detection, after which a track ends
 FADING = 1.0  # s without a detection, in which a track's score falls to 1 / e
 MAX_TRACKS = 1000  # at once; where there are more, those with the lowest scores end
+LIKELY = 4.0  # standard deviations from its expected place, within which a track takes a detection
 CLIMB = 0.3  # m, what the height of an object changes by within 1 s
 DRIFT = np.array([0.02, 1.0])  # how much the variance of size and heading grows in 1 s, in variances of a measured one
 
-# Per class. The gate is how far from its expected place a track takes a detection, in m. `acceleration` (m/s within
-# 1 s) and `speed` (m/s) are about twice the root mean square in nuScenes' annotations; the errors of a detection (m,
-# m/s) are about those of CenterPoint on nuScenes' validation split.
+# Per class. A detection further than `gate` (m) from its expected place is another object. `acceleration` (m/s within
+# 1 s) is about twice the root mean square in nuScenes' annotations, `speed` (m/s) what is expected of a class before
+# anything is measured. The errors of a detection (m, m/s): places are found as well as CenterPoint finds them, but a
+# velocity may be no measurement at all. Published detectors, and any that sees a single sweep, report 0 for what moves;
+# trusted less, it still helps a track to start.
 _CLASSES = {
     #                        gate  acceleration  position  velocity  speed
-    "car":                  (4.0, 1.0, 0.3, 0.5, 5.0),
-    "truck":                (4.0, 1.0, 0.4, 0.5, 5.0),
-    "construction_vehicle": (3.0, 0.5, 0.6, 0.3, 1.0),
-    "bus":                  (5.0, 1.0, 0.5, 0.7, 6.0),
-    "trailer":              (4.0, 1.0, 0.7, 0.5, 5.0),
-    "barrier":              (1.0, 0.1, 0.3, 0.2, 0.2),
-    "motorcycle":           (4.0, 1.0, 0.3, 0.7, 5.0),
-    "bicycle":              (3.0, 0.7, 0.3, 0.4, 4.0),
-    "pedestrian":           (1.5, 0.5, 0.2, 0.3, 1.2),
-    "traffic_cone":         (1.0, 0.1, 0.2, 0.2, 0.2),
+    "car":                  (5.0, 0.6, 0.3, 2.0, 5.0),
+    "truck":                (5.0, 0.6, 0.4, 2.0, 5.0),
+    "construction_vehicle": (3.0, 0.3, 0.6, 0.3, 1.0),
+    "bus":                  (5.0, 0.8, 0.5, 2.0, 6.0),
+    "trailer":              (5.0, 0.6, 0.7, 2.0, 5.0),
+    "barrier":              (1.5, 0.05, 0.3, 0.2, 0.05),
+    "motorcycle":           (5.0, 0.6, 0.3, 2.0, 5.0),
+    "bicycle":              (5.0, 0.6, 0.3, 2.0, 4.0),
+    "pedestrian":           (2.0, 0.35, 0.2, 0.8, 1.2),
+    "traffic_cone":         (1.5, 0.05, 0.2, 0.2, 0.05),
 }  # fmt: skip
 _GATE, _ACCELERATION, _POSITION, _VELOCITY, _SPEED = np.array([_CLASSES[name] for name in CLASSES]).T
 
@@ -111,8 +114,10 @@ class Tracker:
         return _output(self._tracks, now)
 
 
-def associate(tracks: np.ndarray, detections: np.ndarray, gate: float) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs of tracks and detections, each in one pair at most, that are closer to each other than the gate.
+def associate(
+    tracks: np.ndarray, detections: np.ndarray, gate: float, reach: np.ndarray | float = np.inf
+) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs of tracks and detections, each in one pair at most, that are closer to each other than gate and reach.
 
     Of all ways to pair them, the one with the largest sum of what each pair is closer than the gate.
 
@@ -120,27 +125,30 @@ def associate(tracks: np.ndarray, detections: np.ndarray, gate: float) -> tuple[
         tracks: (T, 2) m, expected centres in the ground plane.
         detections: (D, 2) m.
         gate: m.
+        reach: (T,) m, of each track.
 
     Returns:
         (M,) indices of tracks and (M,) of their detections.
     """
     difference = tracks[:, None] - detections
-    gain = np.maximum(gate - np.sqrt(difference[..., 0] ** 2 + difference[..., 1] ** 2), 0)
+    distance = np.sqrt(difference[..., 0] ** 2 + difference[..., 1] ** 2)
+    near = distance < np.minimum(gate, np.reshape(reach, (-1, 1)))
+    gain = np.where(near, gate - distance, 0.0)
     rows, columns = linear_sum_assignment(gain, maximize=True)
-    near = gain[rows, columns] > 0
-    return rows[near], columns[near]
+    paired = near[rows, columns]
+    return rows[paired], columns[paired]
 
 
 def _associated(tracks: np.ndarray, boxes: Boxes) -> tuple[np.ndarray, np.ndarray]:
     """`associate` for each class on its own."""
-    pairs = [(np.zeros(0, np.int64), np.zeros(0, np.int64))]
-    for label in range(len(CLASSES)):
-        own, theirs = np.flatnonzero(tracks["label"] == label), np.flatnonzero(boxes.labels == label)
-        if len(own) and len(theirs):
-            rows, columns = associate(tracks["centers"][own, :2], boxes.centers[theirs, :2], _GATE[label])
-            pairs.append((own[rows], theirs[columns]))
-    rows, columns = zip(*pairs, strict=True)
-    return np.concatenate(rows), np.concatenate(columns)
+    own, theirs = [], []
+    reach = LIKELY * np.sqrt(tracks["covariances"][:, 0] + _POSITION[tracks["label"]] ** 2)
+    for label, gate in enumerate(_GATE):
+        old, new = np.flatnonzero(tracks["label"] == label), np.flatnonzero(boxes.labels == label)
+        rows, columns = associate(tracks["centers"][old, :2], boxes.centers[new, :2], gate, reach[old])
+        own.append(old[rows])
+        theirs.append(new[columns])
+    return np.concatenate(own), np.concatenate(theirs)
 
 
 def _predicted(tracks: np.ndarray, seconds: float) -> np.ndarray:
