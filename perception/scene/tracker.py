@@ -20,6 +20,7 @@ LIFETIME = 3.0  # s without a detection, after which a track ends
 FADING = 1.0  # s without a detection, in which a track's score falls to 1 / e
 MAX_TRACKS = 1000  # at once; where there are more, those with the lowest scores end
 LIKELY = 4.0  # standard deviations from its expected place, within which a track takes a detection
+MAJORITY = 0.2  # a track turns round when the share of detections that face back is larger by this
 CLIMB = 0.3  # m, what the height of an object changes by within 1 s
 DRIFT = np.array([0.02, 1.0])  # how much the variance of size and heading grows in 1 s, in variances of a measured one
 
@@ -171,7 +172,7 @@ def _seen(tracks: np.ndarray, boxes: Boxes, now: int) -> np.ndarray:
     measured = _headings(boxes)
     same = np.where((measured * tracks["heading"]).sum(axis=1) < 0, -1.0, 1.0)
     tracks["forward"] += size_gain[:, 0] * (same - tracks["forward"])
-    sense = np.where(tracks["forward"] < 0, -1.0, 1.0)
+    sense = np.where(tracks["forward"] < -MAJORITY, -1.0, 1.0)
     heading = tracks["heading"] + heading_gain * (same[:, None] * measured - tracks["heading"])
     tracks["heading"] = _unit(sense[:, None] * heading)
     tracks["forward"] *= sense
