@@ -12,15 +12,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TypeVar
 
 import numpy as np
 
 from perception.errors import InputError
 from perception.frame import ATTRIBUTES, CLASSES, Boxes, Frame, Prediction
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 MAX_BOXES = 500  # per sample; the devkit refuses more
 MOVING = 0.2  # m/s; below it a box counts as standing still
@@ -155,6 +152,9 @@ def global_boxes(sample: str, boxes: Boxes) -> list[dict[str, object]]:
     ]
 
 
+Writer = TypeVar("Writer", bound="ResultsWriter")
+
+
 class ResultsWriter:
     """Writes a submission one sample at a time, so that memory does not grow with the drive.
 
@@ -172,7 +172,7 @@ class ResultsWriter:
         self.temporary = path.with_name(f".{path.name}.tmp")
         self.tokens: set[str] = set()
 
-    def __enter__(self) -> Self:
+    def __enter__(self: Writer) -> Writer:
         try:
             self.file = self.temporary.open("w", encoding="utf-8")
         except OSError as error:
