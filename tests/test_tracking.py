@@ -30,9 +30,9 @@ class KnownIds:
     def __init__(self) -> None:
         self.ids: dict[str, int] = {}
 
-    def update(self, boxes: Boxes, timestamp: int) -> Tracks:
-        ids = [self.ids.setdefault(instance, len(self.ids)) for instance in boxes.instances.tolist()]
-        known = replace(boxes, velocities=np.nan_to_num(boxes.velocities))
+    def update(self, boxes_global: Boxes, timestamp: int) -> Tracks:
+        ids = [self.ids.setdefault(instance, len(self.ids)) for instance in boxes_global.instances.tolist()]
+        known = replace(boxes_global, velocities=np.nan_to_num(boxes_global.velocities))
         return Tracks(np.array(ids, int), known, np.zeros(len(ids)), np.zeros(len(ids)))
 
 

@@ -17,7 +17,7 @@ CLUTTER = 5.0  # false detections per keyframe
 
 
 class AnyTracker(Protocol):
-    def update(self, boxes: Boxes, timestamp: int) -> Tracks: ...
+    def update(self, boxes_global: Boxes, timestamp: int) -> Tracks: ...
 
 
 class NaiveTracker:
@@ -26,8 +26,8 @@ class NaiveTracker:
     def __init__(self) -> None:
         self.boxes, self.ids, self.seen, self.next = Boxes.none(), np.zeros(0, int), np.zeros(0, int), 1
 
-    def update(self, boxes: Boxes, timestamp: int) -> Tracks:
-        boxes = replace(boxes, velocities=np.zeros((len(boxes), 3)))
+    def update(self, boxes_global: Boxes, timestamp: int) -> Tracks:
+        boxes = replace(boxes_global, velocities=np.zeros((len(boxes_global), 3)))
         ids = np.zeros(len(boxes), int)
         recent = self.seen >= timestamp - 1e6 * LIFETIME
         for label in range(len(CLASSES)):

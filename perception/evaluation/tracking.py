@@ -24,8 +24,8 @@ if TYPE_CHECKING:  # the devkit takes a second to import
 
 PROTOCOL = "tracking_nips_2019"
 TRACKING_CLASSES = ("bicycle", "bus", "car", "motorcycle", "pedestrian", "trailer", "truck")
-# Sums over the classes in the devkit's summary, and means over those that occur; None where no class does.
-SCORES = ("amota", "amotp", "recall", "motar", "mota", "motp", "ids", "frag", "tp", "fp", "fn", "gt", "mt", "ml")
+# Of all classes: the first six are means over those that occur, the others sums.
+SCORES = ("amota", "amotp", "recall", "motar", "mota", "motp", "ids", "frag", "tp", "fp", "fn", "mt", "ml")
 
 
 class TrackWriter(ResultsWriter):
@@ -71,7 +71,7 @@ def score_tracks(submission: Path, nusc: NuScenes, samples: Sequence[str]) -> di
 
     Returns:
         A dict that strict JSON can hold; None is what is not defined. Under the devkit's names its summary: `amota`,
-        `amotp` (m), `recall`, `ids` (switches), ... over all classes, and each per class in `label_metrics`.
+        `amotp` (m), `recall`, `ids` (switches), ... over all classes, and all it knows per class in `label_metrics`.
 
     Raises:
         InputError: the file is no submission, or some of the samples have no entry in it.

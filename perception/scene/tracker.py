@@ -27,8 +27,8 @@ DRIFT = np.array([0.02, 1.0])  # how much the variance of size and heading grows
 # Per class. A detection further than `gate` (m) from its expected place is another object. `acceleration` (m/s within
 # 1 s) is about twice the root mean square in nuScenes' annotations, `speed` (m/s) what is expected of a class before
 # anything is measured. The errors of a detection (m, m/s): places are found as well as CenterPoint finds them, but a
-# velocity may be no measurement at all. Published detectors, and any that sees a single sweep, report 0 for what moves;
-# trusted less, it still helps a track to start.
+# velocity may be no measurement at all: a detector that sees a single sweep reports 0 for what moves. Trusted less, it
+# still helps a track to start.
 _CLASSES = {
     #                        gate  acceleration  position  velocity  speed
     "car":                  (5.0, 0.6, 0.3, 2.0, 5.0),
@@ -88,12 +88,12 @@ class Tracker:
         self._time = 0  # us, of the latest frame
         self._next = 1
 
-    def update(self, boxes: Boxes, timestamp: int) -> Tracks:
+    def update(self, boxes_global: Boxes, timestamp: int) -> Tracks:
         """The tracks after one more frame.
 
         Args:
-            boxes: what was detected, in the global frame; none (`Boxes.none()`) where no sensor looked. A box that is
-                not finite is left out.
+            boxes_global: what was detected, in the global frame; none (`Boxes.none()`) where no sensor looked. A box
+                that is not finite is left out.
             timestamp: us. A frame that is late by up to LIFETIME is taken to be of the same time as the latest one;
                 later still, the clock was set back, and all tracks end.
         """
@@ -102,7 +102,7 @@ class Tracker:
         now = max(timestamp, self._time)
         tracks = self._tracks[self._tracks["seen"] >= now - 1e6 * LIFETIME]
         tracks = _predicted(tracks, 1e-6 * (now - self._time))
-        boxes = boxes.select(_finite(boxes))
+        boxes = boxes_global.select(_finite(boxes_global))
         rows, columns = _associated(tracks, boxes)
         tracks[rows] = _seen(tracks[rows], boxes.select(columns), now)
         new = np.ones(len(boxes), bool)
