@@ -42,7 +42,6 @@ FORBIDDEN = {
     "onnxscript",
     "accelerate",
     "nuscenes-devkit",
-    "scipy",
     "matplotlib",
 }
 

@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[1]
 VEHICLE = (
     "perception.frame",
     "perception.grid",
+    "perception.scene.tracker",
     "perception.data.nuscenes",
     "perception.data.pillars",
     "perception.data.inputs",

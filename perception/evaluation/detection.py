@@ -51,7 +51,6 @@ def score_submission(submission: Path, nusc: NuScenes, samples: Sequence[str]) -
         InputError: the file is no submission, or some of the samples have no entry in it.
     """
     from nuscenes.eval.common.config import config_factory
-    from nuscenes.eval.common.loaders import load_gt_of_sample_tokens
     from nuscenes.eval.detection.data_classes import DetectionBox
     from nuscenes.eval.detection.evaluate import DetectionEval
 
@@ -61,17 +60,14 @@ def score_submission(submission: Path, nusc: NuScenes, samples: Sequence[str]) -
         def __init__(self) -> None:
             self.cfg = config_factory(PROTOCOL)
             self.verbose = False
-            self.pred_boxes = _filtered(nusc, _load(submission, samples, self.cfg.max_boxes_per_sample), self.cfg)
-            with contextlib.redirect_stderr(io.StringIO()):  # a progress bar that verbose does not turn off
-                ground_truth = load_gt_of_sample_tokens(nusc, list(samples), DetectionBox)
-            self.gt_boxes = _filtered(nusc, ground_truth, self.cfg)
+            self.pred_boxes, self.gt_boxes = boxes_to_compare(submission, nusc, samples, self.cfg, DetectionBox)
 
     evaluation = SampleEval()
     metrics, _ = evaluation.evaluate()
     summary = metrics.serialize()
     counts = Counter(box.detection_name for box in evaluation.gt_boxes.all)
     present = [ap for name, ap in summary["mean_dist_aps"].items() if counts[name]]
-    return _strict(
+    return strict(
         {
             "mAP": summary["mean_ap"],
             "NDS": summary["nd_score"],
@@ -82,10 +78,29 @@ def score_submission(submission: Path, nusc: NuScenes, samples: Sequence[str]) -
     )
 
 
-def _load(submission: Path, samples: Sequence[str], most: int) -> EvalBoxes:
+def boxes_to_compare(
+    submission: Path, nusc: NuScenes, samples: Sequence[str], config: Any, box_type: Any
+) -> tuple[EvalBoxes, EvalBoxes]:
+    """Predictions and annotations of `samples` after the devkit's filter by class range, points inside, bicycle racks.
+
+    Args:
+        config: the devkit's, of the task.
+        box_type: DetectionBox or TrackingBox of the devkit.
+
+    Raises:
+        InputError: the file is no submission, or some of the samples have no entry in it.
+    """
+    from nuscenes.eval.common.loaders import load_gt_of_sample_tokens
+
+    predictions = _load(submission, samples, config.max_boxes_per_sample, box_type)
+    with contextlib.redirect_stderr(io.StringIO()):  # a progress bar that verbose does not turn off
+        annotations = load_gt_of_sample_tokens(nusc, list(samples), box_type)
+    return _filtered(nusc, predictions, config), _filtered(nusc, annotations, config)
+
+
+def _load(submission: Path, samples: Sequence[str], most: int, box_type: Any) -> EvalBoxes:
     """The predictions for `samples`, in the order of the file: the devkit breaks ties of scores by it."""
     from nuscenes.eval.common.data_classes import EvalBoxes
-    from nuscenes.eval.detection.data_classes import DetectionBox
 
     try:
         content = json.loads(submission.read_text(encoding="utf-8"))
@@ -104,7 +119,7 @@ def _load(submission: Path, samples: Sequence[str], most: int) -> EvalBoxes:
     wanted = set(samples)
     selected = {token: entries for token, entries in results.items() if token in wanted}
     try:
-        boxes = EvalBoxes.deserialize(selected, DetectionBox)
+        boxes = EvalBoxes.deserialize(selected, box_type)
     except (AssertionError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{submission}: a box is malformed: {error!r}") from None
     for token in boxes.sample_tokens:
@@ -122,10 +137,10 @@ def _filtered(nusc: NuScenes, boxes: EvalBoxes, config: Any) -> EvalBoxes:
     return filter_eval_boxes(nusc, add_center_dist(nusc, boxes), config.class_range)
 
 
-def _strict(value: Any) -> Any:
+def strict(value: Any) -> Any:
     """The same value as strict JSON has it: string keys, None for NaN, Python numbers."""
     if isinstance(value, dict):
-        return {str(key): _strict(entry) for key, entry in value.items()}
+        return {str(key): strict(entry) for key, entry in value.items()}
     if value is None or isinstance(value, int):
         return value
     return None if math.isnan(value) else float(value)

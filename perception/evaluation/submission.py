@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
+from typing import TypeVar
 
 import numpy as np
 
@@ -117,25 +118,17 @@ def sample_results(frame: Frame, boxes: Boxes) -> list[dict[str, object]]:
             "extent; check the weights and the precision that produced them"
         )
     boxes = boxes.transformed(frame.global_from_reference)
-    velocities = boxes.velocities[:, :2]
-    speeds = np.linalg.norm(velocities, axis=1)
+    speeds = np.linalg.norm(boxes.velocities[:, :2], axis=1)
     names = [CLASSES[label] for label in boxes.labels]
     return [
-        {
-            "sample_token": frame.token,
-            "translation": translation,
-            "size": size,
-            "rotation": rotation,
-            "velocity": velocity,
+        box
+        | {
             "detection_name": name,
             "detection_score": score,
             "attribute_name": attribute_name(name, attribute, speed),
         }
-        for translation, size, rotation, velocity, name, score, attribute, speed in zip(
-            boxes.centers.tolist(),
-            boxes.sizes.tolist(),
-            quaternions(boxes.rotations).tolist(),
-            velocities.tolist(),
+        for box, name, score, attribute, speed in zip(
+            global_boxes(frame.token, boxes),
             names,
             boxes.scores.tolist(),
             boxes.attributes.tolist(),
@@ -145,11 +138,25 @@ def sample_results(frame: Frame, boxes: Boxes) -> list[dict[str, object]]:
     ]
 
 
-class SubmissionWriter:
-    """Writes a submission one frame at a time, so that memory does not grow with the drive.
+def global_boxes(sample: str, boxes: Boxes) -> list[dict[str, object]]:
+    """What the entries of every task say of boxes in the global frame: where, how large, how fast."""
+    return [
+        {"sample_token": sample, "translation": translation, "size": size, "rotation": rotation, "velocity": velocity}
+        for translation, size, rotation, velocity in zip(
+            boxes.centers.tolist(),
+            boxes.sizes.tolist(),
+            quaternions(boxes.rotations).tolist(),
+            boxes.velocities[:, :2].tolist(),
+            strict=True,
+        )
+    ]
 
-        with SubmissionWriter(path, sensors=("camera", "lidar")) as submission:
-            submission.add(frame, prediction)
+
+Writer = TypeVar("Writer", bound="ResultsWriter")
+
+
+class ResultsWriter:
+    """Writes a submission one sample at a time, so that memory does not grow with the drive.
 
     The file appears under its name, complete, when the block ends; after an exception nothing is left of it
     and an earlier file is untouched.
@@ -165,7 +172,7 @@ class SubmissionWriter:
         self.temporary = path.with_name(f".{path.name}.tmp")
         self.tokens: set[str] = set()
 
-    def __enter__(self) -> SubmissionWriter:
+    def __enter__(self: Writer) -> Writer:
         try:
             self.file = self.temporary.open("w", encoding="utf-8")
         except OSError as error:
@@ -173,18 +180,17 @@ class SubmissionWriter:
         self._write(f'{{"meta": {json.dumps(self.meta)}, "results": {{')
         return self
 
-    def add(self, frame: Frame, prediction: Prediction) -> None:
+    def add_entries(self, sample: str, entries: list[dict[str, object]]) -> None:
         """Append the boxes of one sample; a sample without boxes is written too, as the devkit demands.
 
         Raises:
-            InputError: the sample was added before, a box is not finite, or the disk is full.
+            InputError: the sample was added before, or the disk is full.
         """
-        if frame.token in self.tokens:
-            raise InputError(f"{self.path}: sample {frame.token} is predicted twice; give each sample once")
-        entries = json.dumps(sample_results(frame, prediction.boxes), allow_nan=False)
+        if sample in self.tokens:
+            raise InputError(f"{self.path}: sample {sample} is predicted twice; give each sample once")
         separator = ",\n" if self.tokens else "\n"
-        self._write(f"{separator}{json.dumps(frame.token)}: {entries}")
-        self.tokens.add(frame.token)
+        self._write(f"{separator}{json.dumps(sample)}: {json.dumps(entries, allow_nan=False)}")
+        self.tokens.add(sample)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -211,3 +217,19 @@ class SubmissionWriter:
 
     def _cannot_write(self, error: OSError) -> InputError:
         return InputError(f"{self.path}: cannot write the submission ({error.strerror}); choose another folder")
+
+
+class SubmissionWriter(ResultsWriter):
+    """Writes detections.
+
+    with SubmissionWriter(path, sensors=("camera", "lidar")) as submission:
+        submission.add(frame, prediction)
+    """
+
+    def add(self, frame: Frame, prediction: Prediction) -> None:
+        """Append the detections of one sample.
+
+        Raises:
+            InputError: the sample was added before, a box is not finite, or the disk is full.
+        """
+        self.add_entries(frame.token, sample_results(frame, prediction.boxes))

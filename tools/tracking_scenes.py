@@ -1,0 +1,156 @@
+"""Drives to track: annotations, also with a detector's errors or occlusions; and a tracker that knows no motion."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+from typing import Protocol
+
+import numpy as np
+
+from perception.data.nuscenes import NuScenesTables
+from perception.frame import CLASSES, Boxes
+from perception.scene.tracker import LIFETIME, Tracks, associate
+
+GATE = 4.0  # m, of the naive tracker, for all classes
+OCCLUDED = 1.0  # s
+CLUTTER = 5.0  # false detections per keyframe
+
+
+class AnyTracker(Protocol):
+    def update(self, boxes_global: Boxes, timestamp: int) -> Tracks: ...
+
+
+class NaiveTracker:
+    """A detection is the object of its class that was last seen nearest, up to GATE and LIFETIME; nothing moves."""
+
+    def __init__(self) -> None:
+        self.boxes, self.ids, self.seen, self.next = Boxes.none(), np.zeros(0, int), np.zeros(0, int), 1
+
+    def update(self, boxes_global: Boxes, timestamp: int) -> Tracks:
+        boxes = replace(boxes_global, velocities=np.zeros((len(boxes_global), 3)))
+        ids = np.zeros(len(boxes), int)
+        recent = self.seen >= timestamp - 1e6 * LIFETIME
+        for label in range(len(CLASSES)):
+            old, new = np.flatnonzero(recent & (self.boxes.labels == label)), np.flatnonzero(boxes.labels == label)
+            rows, columns = associate(self.boxes.centers[old, :2], boxes.centers[new, :2], GATE)
+            ids[new[columns]] = self.ids[old[rows]]
+        born = ids == 0
+        ids[born] = self.next + np.arange(born.sum())
+        self.next += born.sum()
+        gone = recent & ~np.isin(self.ids, ids)
+        self.boxes = joined(boxes, self.boxes.select(gone))
+        self.ids = np.concatenate([ids, self.ids[gone]])
+        self.seen = np.concatenate([np.full(len(ids), timestamp), self.seen[gone]])
+        unseen = 1e-6 * (timestamp - self.seen)
+        return Tracks(self.ids, self.boxes, np.zeros(len(self.ids)), unseen)
+
+
+@dataclass(frozen=True)
+class Moment:
+    """One keyframe of a scene."""
+
+    sample: str
+    timestamp: int  # us
+    truth: Boxes  # annotations with LiDAR or radar points, in the global frame
+    boxes: Boxes  # detections, in the global frame
+
+
+Scene = list[Moment]
+
+
+def joined(a: Boxes, b: Boxes) -> Boxes:
+    return Boxes(**{f.name: np.concatenate([getattr(a, f.name), getattr(b, f.name)]) for f in fields(Boxes)})
+
+
+def annotated_scene(tables: NuScenesTables, scene: str) -> Scene:
+    """A scene whose detections are the annotations themselves."""
+    moments = []
+    for sample in tables.samples(selectors=[scene]):
+        frame = tables.frame(sample, annotations=False, lidar=False, cameras=False)
+        boxes = tables.boxes(sample)
+        assert boxes is not None, f"{scene} has no annotations"
+        boxes = boxes.select(boxes.num_points > 0)
+        moments.append(Moment(sample, frame.timestamp, boxes, boxes))
+    return moments
+
+
+def with_errors(scene: Scene, seed: int = 0, missed: float = 0.2) -> Scene:
+    """The same with a share of the boxes missed, the errors of a detector, and false detections among them."""
+    rng = np.random.default_rng(seed)
+    moments = []
+    for moment in scene:
+        boxes = moment.boxes.select(rng.random(len(moment.boxes)) >= missed)
+        n = len(boxes)
+        found = Boxes.from_yaws(
+            boxes.centers + rng.normal(0, [0.2, 0.2, 0.1], (n, 3)),
+            boxes.sizes * np.exp(rng.normal(0, 0.05, (n, 3))),
+            boxes.yaws + rng.normal(0, 0.1, n),
+            np.nan_to_num(boxes.velocities[:, :2]) + rng.normal(0, 0.5, (n, 2)),
+            boxes.labels,
+            boxes.attributes,
+            rng.beta(6, 3, n),
+        )
+        false = moment.truth.select(rng.integers(0, len(moment.truth), rng.poisson(CLUTTER) if n else 0))
+        shift = np.column_stack([rng.uniform(-15, 15, (len(false), 2)), np.zeros(len(false))])
+        false = replace(false, centers=false.centers + shift, scores=rng.beta(3, 6, len(false)))
+        moments.append(replace(moment, boxes=joined(found, false)))
+    return moments
+
+
+def occluded(scene: Scene, seed: int = 0) -> tuple[Scene, dict[str, tuple[int, int]]]:
+    """The same without the detections of each object for OCCLUDED, from a moment after its second one on.
+
+    Returns:
+        the scene, and for each object the last keyframe before and the first one after. An object that is not annotated
+        in two keyframes before, all of them in between and one after is left as it is.
+    """
+    rng = np.random.default_rng(seed)
+    times = np.array([moment.timestamp for moment in scene])
+    appearances: dict[str, list[int]] = {}
+    for k, moment in enumerate(scene):
+        for instance in moment.truth.instances:
+            appearances.setdefault(instance, []).append(k)
+    hidden: dict[str, tuple[int, int]] = {}
+    for instance, at in appearances.items():
+        ends = {k: int(np.searchsorted(times, times[k] + 1e6 * OCCLUDED)) for k in at}
+        starts = [(k, end) for k, end in ends.items() if set(range(k - 2, end + 1)) <= set(at)]
+        if starts:
+            start, end = starts[rng.integers(len(starts))]
+            hidden[instance] = start - 1, end
+    moments = []
+    for k, moment in enumerate(scene):
+        gone = [instance for instance, (before, after) in hidden.items() if before < k < after]
+        moments.append(replace(moment, boxes=moment.boxes.select(~np.isin(moment.boxes.instances, gone))))
+    return moments, hidden
+
+
+def tracked(tracker: AnyTracker, scene: Scene) -> list[Tracks]:
+    return [tracker.update(moment.boxes, moment.timestamp) for moment in scene]
+
+
+def survival(scene: Scene, hidden: dict[str, tuple[int, int]], history: list[Tracks]) -> dict[str, bool]:
+    """Whether each hidden object has the id when it is found again that it had when it was last found before.
+
+    The id is that of the seen track of its class that is nearest, within the 2 m of the devkit. Objects that were not
+    found before, or never again, are left out.
+    """
+    ids = [ids_of_objects(moment, tracks) for moment, tracks in zip(scene, history, strict=True)]
+    survived = {}
+    for instance, (before, after) in hidden.items():
+        earlier = [found[instance] for found in ids[: before + 1] if instance in found]
+        later = [found[instance] for found in ids[after:] if instance in found]
+        if earlier and later:
+            survived[instance] = earlier[-1] == later[0]
+    return survived
+
+
+def ids_of_objects(moment: Moment, tracks: Tracks) -> dict[str, int]:
+    """The id of the track that is at each object, of those that are seen."""
+    seen = tracks.unseen == 0
+    found: dict[str, int] = {}
+    for label in range(len(CLASSES)):
+        own = np.flatnonzero(moment.truth.labels == label)
+        theirs = np.flatnonzero(seen & (tracks.boxes.labels == label))
+        rows, columns = associate(moment.truth.centers[own, :2], tracks.boxes.centers[theirs, :2], 2.0)
+        found |= dict(zip(moment.truth.instances[own[rows]], tracks.ids[theirs[columns]].tolist(), strict=True))
+    return found
