@@ -40,7 +40,7 @@ def damaged_image(image: np.ndarray, share: float, rng: np.random.Generator) -> 
     """
     rows, columns = image.shape[0] // MCU, image.shape[1] // MCU
     blocks = image[: rows * MCU, : columns * MCU].reshape(rows, MCU, columns, MCU, 3).copy()
-    hit = np.flatnonzero(rng.random(rows) < share)
+    hit = rng.permutation(rows)[: int(np.ceil(share * rows))]
     spoilt = np.arange(columns) >= rng.integers(0, columns, len(hit))[:, None]
     row, column = np.nonzero(spoilt)
     elsewhere = blocks[rng.integers(0, rows, len(row)), :, rng.integers(0, columns, len(row))]
