@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -27,6 +28,7 @@ CLASS_RANGE = {
     "pedestrian": 40,
     "traffic_cone": 30,
 }
+_WHITESPACE = re.compile(r"[ \t\n\r]*")
 _RANGES = np.array([CLASS_RANGE[name] for name in CLASSES], np.float64)
 _CYCLES = [CLASSES.index(name) for name in ("bicycle", "motorcycle")]
 _LABEL = {name: i for i, name in enumerate(CLASSES)}
@@ -176,23 +178,28 @@ def _samples(path: Path) -> Iterator[tuple[str, list[dict[str, Any]]]]:
         raise InputError(f"{path}: not a nuScenes submission: no JSON object with an object `results`") from None
 
 
+def _blank(text: str, position: int) -> int:
+    """Where the white space from this position on ends."""
+    match = _WHITESPACE.match(text, position)
+    return position if match is None else match.end()
+
+
 def _members(text: str, position: int, decoder: json.JSONDecoder) -> Iterable[tuple[str, int]]:
     """Keys of the JSON object at the position, and where their values start."""
-    blank = json.decoder.WHITESPACE.match
-    position = blank(text, position).end()  # type: ignore[union-attr]
+    position = _blank(text, position)
     if text[position : position + 1] != "{":
         raise ValueError("an object is expected")
-    position = blank(text, position + 1).end()  # type: ignore[union-attr]
+    position = _blank(text, position + 1)
     while text[position : position + 1] != "}":
         key, position = decoder.raw_decode(text, position)
-        position = blank(text, position).end()  # type: ignore[union-attr]
+        position = _blank(text, position)
         if not isinstance(key, str) or text[position : position + 1] != ":":
             raise ValueError("a key is expected")
-        position = blank(text, position + 1).end()  # type: ignore[union-attr]
+        position = _blank(text, position + 1)
         yield key, position
         position = decoder.raw_decode(text, position)[1]
-        position = blank(text, position).end()  # type: ignore[union-attr]
+        position = _blank(text, position)
         if text[position : position + 1] == ",":
-            position = blank(text, position + 1).end()  # type: ignore[union-attr]
+            position = _blank(text, position + 1)
         elif text[position : position + 1] != "}":
             raise ValueError("a comma is expected")
