@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from perception.errors import InputError
-from perception.evaluation.submission import MAX_BOXES
-from perception.frame import ATTRIBUTES, CLASSES
+from perception.evaluation.submission import MAX_BOXES, sample_results
+from perception.frame import ATTRIBUTES, CLASSES, Boxes, Frame
 
 # What counts, of each class: metres from the vehicle, as the devkit's detection_cvpr_2019.
 CLASS_RANGE = {
@@ -134,7 +134,7 @@ def read_submission(path: Path, frame_of: Mapping[str, int]) -> BoxColumns:
     return BoxColumns.of(np.concatenate(rows))
 
 
-def _rows(boxes: list[dict[str, Any]], frame: int) -> np.ndarray:
+def _rows(boxes: Sequence[Mapping[str, Any]], frame: int) -> np.ndarray:
     """(N, 14) as BoxColumns.of takes."""
     if not boxes:
         return np.zeros((0, 14))
@@ -152,6 +152,11 @@ def _rows(boxes: list[dict[str, Any]], frame: int) -> np.ndarray:
     if not np.isfinite(rows[:, [2, 3, 4, 5, 6, 7, 8, 12]]).all() or (rows[:, 5:8] <= 0).any():
         raise ValueError("a number is not finite or a size not positive")
     return rows
+
+
+def detection_rows(frame: Frame, boxes: Boxes, index: int) -> np.ndarray:
+    """(N, 14) as BoxColumns.of takes: the submission of a frame, which gets this index, without a file between."""
+    return _rows(sample_results(frame, boxes), index)
 
 
 def _samples(path: Path) -> Iterator[tuple[str, list[dict[str, Any]]]]:
