@@ -9,7 +9,7 @@ import numpy as np
 
 from deploy.replay.finished import Finished
 from perception.evaluation.columns import BoxColumns
-from perception.evaluation.detection_scores import DetectionScores
+from perception.evaluation.detection_scores import DetectionScores, Scores
 from perception.evaluation.map_counts import RING, ious
 from perception.evaluation.matching import match
 from perception.frame import CLASSES, MAP_CLASSES
@@ -36,6 +36,7 @@ class Measures:
     def __init__(self, finished: Finished) -> None:
         self.finished = finished
         self._detection = lru_cache(maxsize=None)(self._matched)
+        self._scored: dict[tuple[str | None, Range, bytes], Scores] = {}
 
     def score(self, subject: Subject, draws: np.ndarray | None = None) -> np.ndarray:
         """(R,) score of each draw.
@@ -50,12 +51,15 @@ class Measures:
         if metric == "IoU":
             return self._iou(class_, condition, bounds, draws)
         scores = self._detection(condition, bounds)
+        key = condition, bounds, b"" if draws is None else draws.tobytes()
+        if key not in self._scored:
+            self._scored[key] = scores.scored(draws)
+        scored = self._scored[key]
         if metric == "AP":
             label = CLASSES.index(str(class_))
             if not scores.annotated[:, label].any():
                 raise Unmeasured(f"no {class_} is annotated{_in(condition, bounds)}")
-            return scores.scored(draws).class_aps[:, label]
-        scored = scores.scored(draws)
+            return scored.class_aps[:, label]
         return scored.mean_ap if metric == "mAP" else scored.nds
 
     def classes(self, condition: str | None, bounds: Range) -> list[str]:

@@ -52,9 +52,10 @@ class Player:
     def run(self) -> dict[str, Any]:
         """Replay everything once; returns the summary that the report begins with."""
         manifest = self.runtime.bundle.manifest
+        map_grid = None if manifest.map_grid is None else manifest.map_grid.build()
         with (
             SubmissionWriter(self._file("results.json"), manifest.sensors) as results,
-            StatisticsWriter(self._file(STATISTICS), manifest, self.truth) as statistics,
+            StatisticsWriter(self._file(STATISTICS), manifest.sensors, map_grid, self.truth) as statistics,
         ):
             for frame, reading in self._frames():
                 prediction = self.runtime.step(frame)

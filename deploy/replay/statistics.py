@@ -7,6 +7,7 @@ import json
 import math
 import os
 import zlib
+from collections.abc import Sequence
 from functools import cache, cached_property
 from pathlib import Path
 from types import TracebackType
@@ -14,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from deploy.manifest import Manifest
 from perception.data.map_expansion import MapExpansion
 from perception.data.nuscenes import NuScenesTables
 from perception.data.racks import read_racks
 from perception.evaluation.map_counts import count_rings, predicted_cells
 from perception.frame import Frame, Prediction
+from perception.grid import BevGrid
 
 
 class Truth:
@@ -54,14 +55,14 @@ class StatisticsWriter:
     """Writes statistics.jsonl, one line for each frame; it appears whole when the block ends.
 
     Args:
-        manifest: of the bundle that is replayed.
+        sensors: what the network takes, of "camera" and "lidar".
+        grid: of its map; None where it has no map head.
         truth: None where the drive has no annotations.
     """
 
-    def __init__(self, path: Path, manifest: Manifest, truth: Truth | None) -> None:
+    def __init__(self, path: Path, sensors: Sequence[str], grid: BevGrid | None, truth: Truth | None) -> None:
         self.path, self.truth = path, truth
-        self._sensors = set(manifest.sensors)
-        self._grid = None if manifest.map_grid is None else manifest.map_grid.build()
+        self._sensors, self._grid = set(sensors), grid
         self._temporary = path.with_name(f".{path.name}.tmp")
 
     def __enter__(self) -> StatisticsWriter:
