@@ -27,7 +27,7 @@ from deploy.replay.measure import Measures, Subject
 from deploy.replay.player import replay
 from deploy.replay.statistics import StatisticsWriter, Truth, pack, unpack
 from deploy.replay.verdict import Case, Verdict, judge
-from perception.commands.common import app
+from perception.cli import app
 from perception.data.map_expansion import MapExpansion
 from perception.data.nuscenes import NuScenesTables
 from perception.errors import InputError
@@ -465,7 +465,9 @@ def in_int8(to: Path, share: float) -> Path:
     lowered = quantise(model, [*quantisable(model.graph)], small, CPU).SerializeToString()
     outputs = OnnxRuntimeEngine(lowered).run(golden)
     modules = {file.name: file.read_bytes() for file in (old.path / "modules").glob("*")}
-    write_bundle(to, lowered, (golden, outputs), lambda f: old.manifest.model_copy(update={"files": f}), modules)
+    write_bundle(
+        to, lowered, (golden, outputs), lambda files: old.manifest.model_copy(update={"files": files}), modules
+    )
     return rewritten(to)
 
 
