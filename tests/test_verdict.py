@@ -205,7 +205,11 @@ def test_a_replay_passes_against_itself(fair: Path) -> None:
     assert all(case.value == 0 for case in differences)
     # Only one drive is rainy, which gives no interval.
     assert all(case.interval == (None if "rain" in case.name else (0, 0)) for case in differences)
-    assert judge(fair, fair).passed
+    usual = judge(fair, fair)
+    assert usual.passed
+    assert [case.name for case in usual.cases[:4]] == [
+        f"{of}{part} against the baseline" for part in ("", " in boston") for of in ("mAP", "NDS")
+    ]
     written = json.loads((fair / "verdict.json").read_text())
     assert written["passed"] is True
     assert written["frames"] == 6
@@ -285,9 +289,11 @@ def test_one_scene_is_judged_by_the_difference_itself(
 def test_without_annotations_agreement_decides(drives: NuScenesTables, frames: list[Frame], tmp_path: Path) -> None:
     fair = finish(tmp_path / "fair", drives, frames, truth=False)
     blind = finish(tmp_path / "blind", drives, frames, lost("car"), truth=False)
-    assert [case.metric for case in judge(fair, fair).cases] == ["agreement"]
-    assert judge(fair, fair).passed
-    case = only(judge(blind, fair))
+    usual = judge(fair, fair)
+    assert usual.passed
+    parts = ["", *(f" in {condition}" for condition in ("boston", "clear", "day", "night", "rain", "singapore"))]
+    assert [case.name for case in usual.cases] == [f"agreement of detections{part} with the baseline" for part in parts]
+    case = judge(blind, fair).cases[0]
     assert not case.passed
     counts = [Finished.load(path).detections for path in (blind, fair)]
     here, there = ((boxes.scores >= 0.2).sum() for boxes in counts)

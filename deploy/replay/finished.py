@@ -66,6 +66,12 @@ class Finished:
         """(F,) bool: frames of which all the conditions of a text such as rain+night are known to hold."""
         return np.array([set(condition.split("+")) <= set(line["conditions"]) for line in self.lines], bool)
 
+    @property
+    def conditions(self) -> list[str]:
+        """Conditions that are known of some frames but not of all, such as rain and clear."""
+        known = [frozenset(line["conditions"]) for line in self.lines]
+        return sorted(frozenset.union(*known) - frozenset.intersection(*known))
+
     @cached_property
     def racks(self) -> np.ndarray:
         """(K, 11) frame, then centre, size and rotation of the annotated bicycle racks."""

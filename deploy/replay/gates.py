@@ -13,6 +13,7 @@ gates:
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Literal, Union
 
@@ -24,6 +25,8 @@ from perception.errors import InputError
 from perception.evaluation.map_counts import RING
 from perception.frame import CLASSES, CONDITION_VALUES, MAP_CLASSES
 from perception.section import Section
+
+USUAL_LOSS, USUAL_AGREEMENT = 0.01, 0.9
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Metric = Literal["mAP", "NDS", "AP", "IoU"]
@@ -177,9 +180,16 @@ def load_gates(path: Path) -> Gates:
         raise InputError(f"{path}: {key}: {what}") from None
 
 
-def usual_gates(annotated: bool) -> Gates:
-    """Against a baseline, where no file says otherwise: hardly worse by score, or without annotations much the same."""
-    gates: list[Gate] = [Agreement(metric="agreement", of="detections", at_least=0.9)]
-    if annotated:
-        gates = [Difference(metric="difference", of=of, at_most=0.02) for of in ("mAP", "NDS")]
+def usual_gates(annotated: bool, conditions: Iterable[str]) -> Gates:
+    """Against a baseline, where no file says otherwise: no worse by score, or without annotations much the same.
+
+    Over all frames, and in each of the conditions by itself: a module that is missing is missed in its own alone.
+    """
+    gates: list[Gate] = []
+    for condition in (None, *conditions):
+        if annotated:
+            for of in ("mAP", "NDS"):
+                gates.append(Difference(metric="difference", of=of, condition=condition, at_most=USUAL_LOSS))
+        else:
+            gates.append(Agreement(metric="agreement", of="detections", condition=condition, at_least=USUAL_AGREEMENT))
     return Gates(gates=tuple(gates))

@@ -131,7 +131,9 @@ class _Judge:
             self.pair = Measures(finished.only(common)), Measures(other.only(common))
 
     def verdict(self, gates: Gates | None) -> Verdict:
-        self.gates = gates = gates or usual_gates(self.finished.truth is not None)
+        if gates is None:
+            gates = usual_gates(self.finished.truth is not None, self.finished.conditions)
+        self.gates = gates
         cases = tuple(case for gate in gates.gates for case in self._cases(gate))
         scenes = int(self.finished.scenes.max()) + 1
         return Verdict(cases, len(self.finished), scenes, None if self.baseline is None else str(self.baseline))
