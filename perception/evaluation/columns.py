@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -167,44 +167,61 @@ def _samples(path: Path) -> Iterator[tuple[str, list[dict[str, Any]]]]:
         raise InputError(f"{path}: cannot read the submission ({error.strerror})") from None
     except UnicodeDecodeError:
         text = ""
-    decoder, seen = json.JSONDecoder(), False
+    reader, seen = _Json(text), False
     try:
-        for key, start in _members(text, 0, decoder):
+        for key in reader.members():
             if key == "results":
                 seen = True
-                for token, at in _members(text, start, decoder):
-                    boxes = decoder.raw_decode(text, at)[0]
+                for token in reader.members():
+                    boxes = reader.value()
                     if not isinstance(boxes, list):
                         raise ValueError("the boxes of a sample are a list")
                     yield token, boxes
+            else:
+                reader.value()
     except ValueError:
         seen = False
     if not seen:
         raise InputError(f"{path}: not a nuScenes submission: no JSON object with an object `results`") from None
 
 
-def _blank(text: str, position: int) -> int:
-    """Where the white space from this position on ends."""
-    match = _WHITESPACE.match(text, position)
-    return position if match is None else match.end()
+class _Json:
+    """A JSON text that is read value by value; each value is parsed once."""
 
+    def __init__(self, text: str) -> None:
+        self.text, self.position = text, 0
+        self._decoder = json.JSONDecoder()
 
-def _members(text: str, position: int, decoder: json.JSONDecoder) -> Iterable[tuple[str, int]]:
-    """Keys of the JSON object at the position, and where their values start."""
-    position = _blank(text, position)
-    if text[position : position + 1] != "{":
-        raise ValueError("an object is expected")
-    position = _blank(text, position + 1)
-    while text[position : position + 1] != "}":
-        key, position = decoder.raw_decode(text, position)
-        position = _blank(text, position)
-        if not isinstance(key, str) or text[position : position + 1] != ":":
-            raise ValueError("a key is expected")
-        position = _blank(text, position + 1)
-        yield key, position
-        position = decoder.raw_decode(text, position)[1]
-        position = _blank(text, position)
-        if text[position : position + 1] == ",":
-            position = _blank(text, position + 1)
-        elif text[position : position + 1] != "}":
-            raise ValueError("a comma is expected")
+    def value(self) -> Any:
+        """The value that is next."""
+        value, self.position = self._decoder.raw_decode(self.text, self.position)
+        return value
+
+    def members(self) -> Iterator[str]:
+        """Keys of the object that is next; after each its value must be read."""
+        self._pass("{")
+        if self.text.startswith("}", self.position):
+            self.position += 1
+            return
+        while True:
+            key = self.value()
+            if not isinstance(key, str):
+                raise ValueError("a key is expected")
+            self._pass(":")
+            yield key
+            if self._pass(",}") == "}":
+                return
+
+    def _pass(self, expected: str) -> str:
+        """Which of these characters is next; moves behind it and the blanks around it."""
+        self._skip()
+        found = self.text[self.position : self.position + 1]
+        if not found or found not in expected:
+            raise ValueError(f"one of {expected} is expected")
+        self.position += 1
+        self._skip()
+        return found
+
+    def _skip(self) -> None:
+        match = _WHITESPACE.match(self.text, self.position)
+        self.position = self.position if match is None else match.end()

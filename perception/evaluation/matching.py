@@ -13,7 +13,7 @@ import numpy as np
 from perception.evaluation.columns import BoxColumns
 from perception.frame import CLASSES
 
-_PAIRS = 1 << 22  # pairs of boxes that are held at once
+_PAIRS = 1 << 18  # pairs of boxes that are held at once
 
 
 def best_first(scores: np.ndarray) -> np.ndarray:
