@@ -20,17 +20,14 @@ RESULTS, STATISTICS, LATENCY, TRACKING = "results.json", "statistics.jsonl", "la
 
 @dataclass(frozen=True)
 class Finished:
-    """The frames of a replay and what was perceived in them.
-
-    Raises:
-        InputError: the folder holds no finished replay.
-    """
+    """The frames of a replay and what was perceived in them; the other files are read when they are asked for."""
 
     folder: Path
     lines: Sequence[dict[str, Any]]  # of statistics.jsonl, a line for each frame
 
     @staticmethod
     def load(folder: Path) -> Finished:
+        """Raises InputError where the folder holds no finished replay."""
         path = folder / STATISTICS
         try:
             lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]

@@ -92,7 +92,7 @@ class DetectionScores:
             for part in _parts(len(draws), held):
                 positives = draws[part] @ self.annotated[:, label]
                 for level, curve in enumerate(curves):
-                    at = curve.at_recalls(draws[part], positives)
+                    at = _AtRecalls(curve, draws[part], positives)
                     aps[part, label, level] = _average(at.precision())
                     if level == _ERROR_THRESHOLD and len(curve.positions):
                         confidence = at.confidence(self._scores[label])
@@ -126,9 +126,6 @@ class _Curve:
             self.false_before[:, scene] = np.searchsorted(own[~true[own]], self.positions)
             self.last_before[:, scene] = np.append(own, -1)[before - 1]  # before = 0 takes the -1 that is appended
             self.last[scene] = own[-1] if len(own) else -1
-
-    def at_recalls(self, draws: np.ndarray, positives: np.ndarray) -> _AtRecalls:
-        return _AtRecalls(self, draws, positives)
 
 
 class _AtRecalls:
