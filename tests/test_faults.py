@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deploy.golden import synthetic_frame
-from deploy.replay.faults import KINDS, LIDAR, Fault, FaultyDrive, inject
+from deploy.replay.faults import KINDS, LIDAR, Fault, inject
 from deploy.runtime import Runtime
 from perception.data import corrupt
 from perception.data.inputs import prepare
@@ -83,7 +83,7 @@ def equal(a: Frame, b: Frame, sensor: str) -> bool:
 def test_a_fault_hits_its_sensors_in_its_window_and_nothing_else(text: str) -> None:
     frames = drive()
     fault = Fault.parse(f"{text}@1.0-2.0")
-    changed = list(FaultyDrive(frames, [fault]))
+    changed = list(inject(frames, [fault]))
     assert [frame.token for frame in changed] == [frame.token for frame in frames]
     for before, after, hit in zip(frames, changed, [False, False, True, True, False, False], strict=True):
         for sensor in (LIDAR, *CAMERAS):

@@ -10,7 +10,7 @@ import re
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Protocol
+from typing import Annotated
 
 import numpy as np
 from pydantic import Field, ValidationError
@@ -277,24 +277,3 @@ def _recalled(kind: Kind, past: deque[Frame], frame: Frame, inside: bool) -> Fra
             past.popleft()
         return past[0] if past[0].timestamp <= shown else None
     return None
-
-
-class Sized(Protocol):
-    """A drive: its frames, and how many they are."""
-
-    def __len__(self) -> int: ...
-
-    def __iter__(self) -> Iterator[Frame]: ...
-
-
-class FaultyDrive:
-    """A drive whose sensors have faults."""
-
-    def __init__(self, drive: Sized, faults: Sequence[Fault]) -> None:
-        self.drive, self.faults = drive, faults
-
-    def __len__(self) -> int:
-        return len(self.drive)
-
-    def __iter__(self) -> Iterator[Frame]:
-        return inject(self.drive, self.faults)

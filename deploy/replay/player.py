@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from deploy.replay.faults import Fault, FaultyDrive, Sized
+from deploy.replay.faults import Fault, inject
 from deploy.replay.finished import STATISTICS
 from deploy.replay.gates import Gates
 from deploy.replay.latency import Latency
@@ -40,12 +40,14 @@ class Player:
     def __init__(
         self,
         runtime: Runtime,
-        drives: Sequence[Sized],
+        drives: Sequence[NuScenesDrive],
         out: Path,
         console: Console,
         truth: Truth | None = None,
+        faults: Sequence[Fault] = (),
     ) -> None:
-        self.runtime, self.drives, self.out, self.console, self.truth = runtime, drives, out, console, truth
+        self.runtime, self.drives, self.out, self.console = runtime, drives, out, console
+        self.truth, self.faults = truth, faults
         self.latency = Latency()
         self.report = Report(runtime.bundle.manifest, runtime.target, sum(len(drive) for drive in drives))
 
@@ -77,7 +79,7 @@ class Player:
 
     def _frames(self) -> Iterator[tuple[Frame, float]]:
         """Every frame of every drive, with the seconds that reading it took."""
-        frames = (frame for drive in self.drives for frame in drive)
+        frames = inject((frame for drive in self.drives for frame in drive), self.faults)
         for _ in track(range(sum(len(d) for d in self.drives)), "Replaying", console=self.console, transient=True):
             start = time.perf_counter()
             frame = next(frames)
@@ -125,10 +127,8 @@ def replay(
     require_comparable(baseline, gates)
     runtime = Runtime(bundle, target, key)
     tables = NuScenesTables(dataroot, version)
-    drives = [
-        FaultyDrive(NuScenesDrive(tables, scene, runtime.bundle.spec), faults) for scene in scenes or tables.scenes()
-    ]
-    summary = Player(runtime, drives, out, console, Truth(tables)).run()
+    drives = [NuScenesDrive(tables, scene, runtime.bundle.spec) for scene in scenes or tables.scenes()]
+    summary = Player(runtime, drives, out, console, Truth(tables), faults).run()
     console.print(_latency_table(summary))
     console.print(f"report: {summary['report']}")
     if gates is not None or baseline is not None:
