@@ -33,11 +33,17 @@ VEHICLE = (
     "deploy.route",
     "deploy.runtime",
     "deploy.signature",
+    "deploy.replay.faults",
+    "deploy.replay.finished",
+    "deploy.replay.gates",
     "deploy.replay.latency",
+    "deploy.replay.measure",
     "deploy.replay.pictures",
     "deploy.replay.player",
     "deploy.replay.report",
     "deploy.replay.sources",
+    "deploy.replay.statistics",
+    "deploy.replay.verdict",
 )
 # The rest of deploy is the workshop's: it trains or exports.
 WORKSHOP = {

@@ -1,6 +1,7 @@
 """Benchmarks. Each measures all sides in one run, alternating them, and quotes medians.
 
 python tools/bench.py adapt --evidence runs/evidence --json
+python tools/bench.py evaluator --data runs/demo/drives --json
 python tools/bench.py modular --config tiny
 python tools/bench.py pillars --json
 python tools/bench.py precision --checkpoint runs/evidence/base --data runs/evidence/drives --json
@@ -21,6 +22,7 @@ from typing import Any
 import numpy as np
 import onnx.utils
 import torch
+from bench_evaluator import evaluator
 from bench_pillars import pillars
 from bench_precision import precision
 from evidence_models import Models
@@ -186,6 +188,11 @@ def main() -> None:
     command.add_argument("--conditions", default="clear,day,boston", help="of the drives")
     command.add_argument("--frames", type=int, help="score only so many keyframes, evenly spread")
     command.set_defaults(run=precision)
+    command = commands.add_parser("evaluator", help="speed and memory of scoring a submission, against the devkit")
+    command.add_argument("--data", type=Path, default=Path("runs/demo/drives"), help="annotated drives")
+    command.add_argument("--version", help="default: the only one")
+    command.add_argument("--rounds", type=int, default=3)
+    command.set_defaults(run=evaluator)
     for each in commands.choices.values():
         each.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args()

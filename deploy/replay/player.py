@@ -12,9 +12,14 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from deploy.replay.faults import Fault, inject
+from deploy.replay.finished import STATISTICS
+from deploy.replay.gates import Gates
 from deploy.replay.latency import Latency
 from deploy.replay.report import Report
 from deploy.replay.sources import NuScenesDrive
+from deploy.replay.statistics import StatisticsWriter, Truth
+from deploy.replay.verdict import judge, require_comparable
 from deploy.runtime import Runtime
 from perception.atomic import write_atomically
 from perception.data.nuscenes import NuScenesTables
@@ -26,23 +31,39 @@ from perception.frame import Frame
 class Player:
     """Runs drives through a runtime and writes to the folder `out`:
 
-    results.json    every detection, as a nuScenes submission
-    latency.json    p50, p95 and p99 of every stage
-    report.html     all of it to look at, in one file
+    results.json      every detection, as a nuScenes submission
+    statistics.jsonl  of every frame what a verdict needs besides
+    latency.json      p50, p95 and p99 of every stage
+    report.html       all of it to look at, in one file
     """
 
-    def __init__(self, runtime: Runtime, drives: Sequence[NuScenesDrive], out: Path, console: Console) -> None:
+    def __init__(
+        self,
+        runtime: Runtime,
+        drives: Sequence[NuScenesDrive],
+        out: Path,
+        console: Console,
+        truth: Truth | None = None,
+        faults: Sequence[Fault] = (),
+    ) -> None:
         self.runtime, self.drives, self.out, self.console = runtime, drives, out, console
+        self.truth, self.faults = truth, faults
         self.latency = Latency()
         self.report = Report(runtime.bundle.manifest, runtime.target, sum(len(drive) for drive in drives))
 
     def run(self) -> dict[str, Any]:
         """Replay everything once; returns the summary that the report begins with."""
-        with SubmissionWriter(self._file("results.json"), self.runtime.bundle.manifest.sensors) as results:
+        manifest = self.runtime.bundle.manifest
+        map_grid = None if manifest.map_grid is None else manifest.map_grid.build()
+        with (
+            SubmissionWriter(self._file("results.json"), manifest.sensors) as results,
+            StatisticsWriter(self._file(STATISTICS), manifest.sensors, map_grid, self.truth) as statistics,
+        ):
             for frame, reading in self._frames():
                 seen = self.runtime.step(frame)
                 seconds = {"read": reading, **seen.seconds}
                 results.add(frame, seen.prediction)
+                statistics.add(frame, seen.prediction)
                 self.latency.add(seconds)
                 self.report.add(frame, seen.prediction, seconds)
         latency = self.latency.summary()
@@ -58,7 +79,7 @@ class Player:
 
     def _frames(self) -> Iterator[tuple[Frame, float]]:
         """Every frame of every drive, with the seconds that reading it took."""
-        frames = (frame for drive in self.drives for frame in drive)
+        frames = inject((frame for drive in self.drives for frame in drive), self.faults)
         for _ in track(range(sum(len(d) for d in self.drives)), "Replaying", console=self.console, transient=True):
             start = time.perf_counter()
             frame = next(frames)
@@ -81,25 +102,39 @@ def replay(
     target: str = "cpu",
     key: Path | None = None,
     console: Console | None = None,
+    faults: Sequence[Fault] = (),
+    baseline: Path | None = None,
+    gates: Gates | None = None,
 ) -> dict[str, Any]:
-    """Replay scenes of a nuScenes dataroot through a bundle.
+    """Replay scenes of a nuScenes dataroot through a bundle, and judge it where there are gates or a baseline.
 
     Args:
         scenes: names, or keyframes such as `scene-0103:0-4`; empty for every scene.
         target: the engine of the bundle that runs.
         key: the public key that must have signed the bundle.
+        faults: of the sensors, in this order.
+        baseline: the folder of another replay of the same scenes, to compare with.
+        gates: what must be reached; without them and with a baseline the usual ones.
+
+    Returns:
+        The summary, with the verdict under `verdict` where there is one.
 
     Raises:
-        InputError: no such dataroot, scene, bundle or engine, a damaged file, a bundle that `key` did not sign, or
-            `out` cannot be written.
+        InputError: no such dataroot, scene, bundle or engine, a damaged file, a bundle that `key` did not sign, a gate
+            or baseline that cannot be used, or `out` cannot be written.
     """
     console = console or Console()
+    require_comparable(baseline, gates)
     runtime = Runtime(bundle, target, key)
     tables = NuScenesTables(dataroot, version)
     drives = [NuScenesDrive(tables, scene, runtime.bundle.spec) for scene in scenes or tables.scenes()]
-    summary = Player(runtime, drives, out, console).run()
+    summary = Player(runtime, drives, out, console, Truth(tables), faults).run()
     console.print(_latency_table(summary))
     console.print(f"report: {summary['report']}")
+    if gates is not None or baseline is not None:
+        verdict = judge(out, baseline, gates)
+        console.print(verdict.table())
+        summary["verdict"] = verdict.as_dict()
     return summary
 
 

@@ -146,14 +146,33 @@ def replay(
     out: Out,
     version: Version = None,
     scenes: Scenes = "",
+    fault: Annotated[
+        list[str] | None,
+        typer.Option(help="KIND:SENSOR[,NAME=NUMBER]@START-END in seconds, as drop:CAM_FRONT@2.0-4.0; repeatable."),
+    ] = None,
+    baseline: Annotated[
+        Path | None, typer.Option(help="Folder of another replay of the scenes to compare with.")
+    ] = None,
+    gates: Annotated[Path | None, typer.Option(help="YAML file of what must be reached to pass.")] = None,
     key: Key = None,
     as_json: Json = False,
 ) -> None:
-    """Run recorded scenes through an exported bundle; writes results, latencies and an HTML report."""
+    """Run recorded scenes through an exported bundle; writes results, latencies and an HTML report.
+
+    With --gates or --baseline it gives a verdict too (verdict.json, junit.xml): exit code 0 is pass, 1 is fail.
+    """
+    from deploy.replay.faults import Fault
+    from deploy.replay.gates import load_gates
     from deploy.replay.player import replay as run
 
-    version = version or only_version(drive)
-    report(run(drive, version, names(scenes), bundle, out, key=key, console=console_for(as_json)), as_json)
+    summary = run(
+        drive, version or only_version(drive), names(scenes), bundle, out, key=key, console=console_for(as_json),
+        faults=[Fault.parse(text) for text in fault or ()], baseline=baseline,
+        gates=None if gates is None else load_gates(gates),
+    )  # fmt: skip
+    report(summary, as_json)
+    if not summary.get("verdict", {"passed": True})["passed"]:
+        raise typer.Exit(1)
 
 
 @app.command(epilog="Example: perception demo --out runs/demo")

@@ -1,0 +1,279 @@
+"""Faults of sensors, injected into a drive while it is replayed.
+
+A fault is written KIND:SENSOR[,NAME=NUMBER]...[@START-END], such as drop:CAM_FRONT@2.0-4.0.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated
+
+import numpy as np
+from pydantic import Field, ValidationError
+
+from perception.data import corrupt
+from perception.errors import InputError
+from perception.frame import CAMERAS, Camera, Frame
+from perception.section import Section
+
+LIDAR = "lidar"
+GROUPS = {"cameras": CAMERAS, "all": (LIDAR, *CAMERAS), "LIDAR_TOP": (LIDAR,)}
+LONGEST_DELAY = 10.0  # s; so long the frames are held in memory
+
+Share = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+Amount = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+OrNone = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+
+
+class Kind(Section):
+    """What happens to a sensor, while its calibration and the clock go on. Subclasses say what differs."""
+
+    def camera(self, camera: Camera, past: Camera | None, rng: np.random.Generator) -> Camera | None:
+        """The camera as the frame gets it.
+
+        Args:
+            past: it in the frame that `recalls` names.
+            rng: of the fault, the sensor and the frame.
+        """
+        return replace(camera, image=self.image(camera.image, rng))
+
+    def image(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        return image
+
+    def lidar(self, frame: Frame, past: Frame | None, rng: np.random.Generator) -> np.ndarray | None:
+        """The points (N, 5) of the frame, which has some, as the network gets them."""
+        assert frame.points is not None
+        return self.points(frame.points, rng)
+
+    def points(self, points: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        return points
+
+
+class Drop(Kind):
+    """Nothing arrives."""
+
+    def camera(self, camera: Camera, past: Camera | None, rng: np.random.Generator) -> None:
+        return None
+
+    def lidar(self, frame: Frame, past: Frame | None, rng: np.random.Generator) -> None:
+        return None
+
+
+class Freeze(Kind):
+    """The last data before the fault arrive again and again, as if they were new."""
+
+    def camera(self, camera: Camera, past: Camera | None, rng: np.random.Generator) -> Camera | None:
+        return past and replace(camera, image=past.image)
+
+    def lidar(self, frame: Frame, past: Frame | None, rng: np.random.Generator) -> np.ndarray | None:
+        return None if past is None else past.points
+
+
+class Delay(Kind):
+    """Data arrive late, with their own time and pose; before the first ones the sensor is missing."""
+
+    seconds: Annotated[float, Field(gt=0, le=LONGEST_DELAY)] = 0.5
+
+    def camera(self, camera: Camera, past: Camera | None, rng: np.random.Generator) -> Camera | None:
+        return past
+
+    def lidar(self, frame: Frame, past: Frame | None, rng: np.random.Generator) -> np.ndarray | None:
+        if past is None or past.points is None:
+            return None
+        points = corrupt.moved(past.points, np.linalg.inv(frame.global_from_reference) @ past.global_from_reference)
+        points[:, 4] += 1e-6 * (frame.timestamp - past.timestamp)
+        return points
+
+
+class Blackout(Kind):
+    """The sensor works and sees nothing: black pictures, a sweep without a return."""
+
+    def image(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        return np.zeros_like(image)
+
+    def points(self, points: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        return points[:0]
+
+
+class Blur(Kind):
+    pixels: Amount = 5.0  # standard deviation, of the recorded picture
+
+    def image(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        return corrupt.blurred(image, self.pixels)
+
+
+class Noise(Kind):
+    levels: Amount = 25.0  # standard deviation on pictures, of 255 grey levels
+    metres: Amount = 0.1  # and on points
+
+    def image(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        return corrupt.noisy_image(image, self.levels, rng)
+
+    def points(self, points: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        return corrupt.noisy_points(points, self.metres, rng)
+
+
+class Miscalibration(Kind):
+    """The mounting is turned and shifted against the calibration; the LiDAR's about the frame of reference."""
+
+    degrees: OrNone = 1.0
+    metres: OrNone = 0.05
+
+    def camera(self, camera: Camera, past: Camera | None, rng: np.random.Generator) -> Camera:
+        return replace(camera, ego_from_camera=camera.ego_from_camera @ self._displacement(rng))
+
+    def points(self, points: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        return corrupt.moved(points, self._displacement(rng))
+
+    def _displacement(self, rng: np.random.Generator) -> np.ndarray:
+        return corrupt.displacement(self.degrees, self.metres, rng)
+
+
+class Points(Kind):
+    """Returns are lost, as in spray or on dark paint."""
+
+    share: Share = 0.5
+
+    def points(self, points: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        return corrupt.thinned(points, self.share, rng)
+
+
+class Corruption(Kind):
+    """Packets arrive with wrong bytes."""
+
+    share: Share = 0.2  # of the LiDAR's packets, of the pictures' rows of blocks
+
+    def image(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        return corrupt.damaged_image(image, self.share, rng)
+
+    def points(self, points: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        return corrupt.garbled_points(points, self.share, rng)
+
+
+KINDS: dict[str, type[Kind]] = {kind.__name__.lower(): kind for kind in Kind.__subclasses__()}
+ONLY = {"blur": CAMERAS, "points": (LIDAR,)}  # kinds that only these sensors can suffer
+
+_TEXT = re.compile(r"(?P<kind>\w*):(?P<sensor>\w*)(?P<options>(?:,[^,@]*)*)(?:@(?P<start>[^-]*)-(?P<end>.*))?")
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One fault of some sensors in a window of time."""
+
+    text: str  # as it was written; with the sensor and the frame it seeds what is random
+    kind: Kind
+    sensors: tuple[str, ...]  # "lidar" and names in CAMERAS
+    start: float  # s since the first frame of the drive
+    end: float  # s; from here on all is well again
+
+    @staticmethod
+    def parse(text: str) -> Fault:
+        """A fault of KIND:SENSOR[,NAME=NUMBER]...[@START-END].
+
+        Raises:
+            InputError: there is no such kind, sensor or option, a number is out of range, or the window is empty.
+        """
+        match = _TEXT.fullmatch(text)
+        if match is None:
+            raise InputError(f"--fault {text}: write KIND:SENSOR[,NAME=NUMBER]@START-END, as drop:CAM_FRONT@2.0-4.0")
+        name, sensor = match["kind"], match["sensor"]
+        if name not in KINDS:
+            raise InputError(f"--fault {text}: no kind {name!r}; one of {', '.join(KINDS)}")
+        if sensor not in (LIDAR, *CAMERAS, *GROUPS):
+            raise InputError(f"--fault {text}: no sensor {sensor!r}; one of {', '.join((*GROUPS, LIDAR, *CAMERAS))}")
+        sensors = GROUPS.get(sensor, (sensor,))
+        if outside := set(sensors) - set(ONLY.get(name, sensors)):
+            raise InputError(f"--fault {text}: {name} is nothing that {sensor} can have ({', '.join(sorted(outside))})")
+        start, end = _window(text, match["start"], match["end"])
+        return Fault(text, _kind(text, KINDS[name], match["options"]), sensors, start, end)
+
+    def random(self, *seeds: str) -> np.random.Generator:
+        """The same numbers for the same fault and seeds on every machine."""
+        digest = hashlib.sha256("\0".join((self.text, *seeds)).encode()).digest()
+        return np.random.default_rng(np.frombuffer(digest, np.uint32))
+
+    def applied(self, frame: Frame, past: Frame | None) -> Frame:
+        """The frame, in the window, with the fault; `past` is what a frozen or late sensor still shows."""
+        # A displaced sensor stays where it is; all else is drawn for each frame anew.
+        seed = () if isinstance(self.kind, Miscalibration) else (frame.token,)
+        cameras = dict(frame.cameras)
+        for name in set(self.sensors) & cameras.keys():
+            before = None if past is None else past.cameras.get(name)
+            camera = self.kind.camera(cameras.pop(name), before, self.random(name, *seed))
+            if camera is not None:
+                cameras[name] = camera
+        points = frame.points
+        if LIDAR in self.sensors and points is not None:
+            points = self.kind.lidar(frame, past, self.random(LIDAR, *seed))
+        # In the order of the recording, whichever were touched.
+        return replace(frame, points=points, cameras={name: cameras[name] for name in frame.cameras if name in cameras})
+
+
+def _window(text: str, start: str | None, end: str | None) -> tuple[float, float]:
+    if start is None or end is None:
+        return 0.0, np.inf
+    try:
+        window = float(start), float(end)
+    except ValueError:
+        window = (0.0, 0.0)
+    if not 0 <= window[0] < window[1]:
+        raise InputError(f"--fault {text}: the window is @START-END in seconds of the drive, such as @2.0-4.0")
+    return window
+
+
+def _kind(text: str, kind: type[Kind], options: str) -> Kind:
+    known = ", ".join(kind.model_fields) or "none"
+    values: dict[str, float] = {}
+    for option in options.split(",")[1:]:
+        name, _, number = option.partition("=")
+        try:
+            values[name] = float(number)
+        except ValueError:
+            raise InputError(f"--fault {text}: {option!r}: write NAME=NUMBER; options: {known}") from None
+    try:
+        return kind(**values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        what = "is no option" if first["type"] == "extra_forbidden" else first["msg"].lower()
+        raise InputError(f"--fault {text}: {first['loc'][0]}: {what}; options: {known}") from None
+
+
+def inject(frames: Iterable[Frame], faults: Sequence[Fault]) -> Iterator[Frame]:
+    """The frames of one or more drives with all the faults, in the order in which they are given.
+
+    It is a function of the faults and the frames alone: the same drive gives the same frames, bit for bit.
+    """
+    for fault in faults:
+        frames = _with(frames, fault)
+    return iter(frames)
+
+
+def _with(frames: Iterable[Frame], fault: Fault) -> Iterator[Frame]:
+    scene, start, past = None, 0, deque[Frame]()
+    for frame in frames:
+        if frame.scene != scene:
+            scene, start, past = frame.scene, frame.timestamp, deque()
+        inside = fault.start <= 1e-6 * (frame.timestamp - start) < fault.end
+        known = _recalled(fault.kind, past, frame, inside)
+        yield fault.applied(frame, known) if inside else frame
+
+
+def _recalled(kind: Kind, past: deque[Frame], frame: Frame, inside: bool) -> Frame | None:
+    """Which earlier frame the sensor still shows; `past` holds no more frames than that needs."""
+    if isinstance(kind, Freeze):
+        if not inside or not past:
+            past.append(frame)
+        while len(past) > 1:
+            past.popleft()
+        return past[0]
+    if isinstance(kind, Delay):
+        past.append(frame)
+        shown = frame.timestamp - 1e6 * kind.seconds
+        while len(past) > 1 and past[1].timestamp <= shown:
+            past.popleft()
+        return past[0] if past[0].timestamp <= shown else None
+    return None

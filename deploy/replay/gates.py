@@ -1,0 +1,195 @@
+"""What a replay must reach to pass, as a YAML file says it. Any number of gates:
+
+gates:
+  - {metric: NDS, at_least: 0.3}
+  - {metric: AP, class: car, condition: rain+night, range: [0, 30], at_least: 0.5}
+  - {metric: IoU, at_least: 0.4}
+  - {metric: AMOTA, at_least: 0.2}
+  - {metric: latency, stage: total, quantile: p99, at_most: 100}
+  - {metric: dropped, at_most: 0}
+  - {metric: difference, of: AP, at_most: 0.05}
+  - {metric: agreement, of: detections, at_least: 0.9}
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Literal, Union
+
+import yaml
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from deploy.replay.latency import STAGES
+from perception.errors import InputError
+from perception.evaluation.map_counts import RING
+from perception.frame import CLASSES, CONDITION_VALUES, MAP_CLASSES
+from perception.section import Section
+
+USUAL_LOSS, USUAL_AGREEMENT = 0.01, 0.9
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Metric = Literal["mAP", "NDS", "AP", "IoU"]
+
+
+class _Part(Section):
+    """Of which frames and boxes."""
+
+    class_: str | None = Field(default=None, alias="class")  # None: AP of each class, the mean IoU
+    condition: str | None = None  # frames that are known to be so, such as rain or rain+night
+    range: tuple[float, float] | None = Field(default=None, strict=False)  # m from the vehicle: from, to
+
+    @field_validator("condition")
+    @classmethod
+    def _known(cls, condition: str | None) -> str | None:
+        for value in condition.split("+") if condition else ():
+            if value not in CONDITION_VALUES:
+                raise ValueError(f"{value!r} is none of {', '.join(CONDITION_VALUES)}")
+        return condition
+
+    @field_validator("range")
+    @classmethod
+    def _ordered(cls, bounds: tuple[float, float] | None) -> tuple[float, float] | None:
+        if bounds is not None and not 0 <= bounds[0] < bounds[1]:
+            raise ValueError("a range is [from, to] in metres")
+        return bounds
+
+    def of_class(self, metric: str) -> None:
+        """Whether the metric has this class and this range."""
+        allowed = {"AP": CLASSES, "detections": CLASSES, "IoU": MAP_CLASSES, "map": MAP_CLASSES}.get(metric, ())
+        if self.class_ is not None and self.class_ not in allowed:
+            raise ValueError(f"{metric} has no class {self.class_!r}; {', '.join(allowed) or 'it is of all classes'}")
+        if metric == "IoU" and self.range is not None and any(bound % RING for bound in self.range):
+            raise ValueError(f"cells are counted in rings of {RING:g} m; give a range of multiples")
+
+    @property
+    def where(self) -> str:
+        """What of: ' car in rain, 0 to 30 m'."""
+        parts = [f" {self.class_}" if self.class_ else "", f" in {self.condition}" if self.condition else ""]
+        return "".join(parts) + (", {:g} to {:g} m".format(*self.range) if self.range else "")
+
+
+class Score(_Part):
+    """The scores of nuScenes (devkit's numbers), and IoU of the map at a probability of 0.5."""
+
+    metric: Metric
+    at_least: float
+
+    @model_validator(mode="after")
+    def _sensible(self) -> Score:
+        self.of_class(self.metric)
+        return self
+
+
+class Tracking(Section):
+    metric: Literal["AMOTA"]
+    at_least: float
+
+
+class LatencyLimit(Section):
+    metric: Literal["latency"]
+    stage: str = "total"
+    quantile: Literal["p50", "p95", "p99", "max"] = "p99"
+    at_most: Annotated[float, Field(gt=0)]  # ms
+
+    @field_validator("stage")
+    @classmethod
+    def _measured(cls, stage: str) -> str:
+        if stage not in (*STAGES, "total"):
+            raise ValueError(f"{stage!r} is none of {', '.join((*STAGES, 'total'))}")
+        return stage
+
+
+class Dropped(Section):
+    """Keyframes that lack, and frames without any sensor that the network takes."""
+
+    metric: Literal["dropped"]
+    at_most: Annotated[int, Field(ge=0)]
+
+
+class Difference(_Part):
+    """How far a score may fall behind the baseline's: not even the lower end of the interval may fall further.
+
+    The interval is the percentile bootstrap over scenes (Efron and Tibshirani, 1993, section 13.3), paired: both
+    replays are scored on the same scenes drawn with replacement. One scene alone gives no interval; then the difference
+    itself is judged.
+    """
+
+    metric: Literal["difference"]
+    of: Metric
+    at_most: Share
+    confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
+
+    @model_validator(mode="after")
+    def _sensible(self) -> Difference:
+        self.of_class(self.of)
+        return self
+
+
+class Agreement(_Part):
+    """How far the outputs are the baseline's; needs no annotations.
+
+    detections: 2 M / (A + B) of A and B detections over a score, of which M have a partner of their class nearer than
+    `metres`, best score first. map: IoU of the cells of both.
+    """
+
+    metric: Literal["agreement"]
+    of: Literal["detections", "map"]
+    at_least: Share
+    score: Share = 0.2
+    metres: Annotated[float, Field(gt=0)] = 1.0
+
+    @model_validator(mode="after")
+    def _sensible(self) -> Agreement:
+        self.of_class(self.of)
+        if self.of == "map" and self.range is not None:
+            raise ValueError("the agreement of maps is of all ranges")
+        return self
+
+
+Gate = Annotated[
+    Union[Score, Tracking, LatencyLimit, Dropped, Difference, Agreement],  # noqa: UP007 - pydantic, Python 3.10
+    Field(discriminator="metric"),
+]
+
+
+class Gates(Section):
+    gates: tuple[Gate, ...] = Field(min_length=1, strict=False)
+    resamples: Annotated[int, Field(gt=0)] = 1000  # of the bootstrap
+    seed: int = 0  # of its random numbers
+
+
+def load_gates(path: Path) -> Gates:
+    """Read a YAML file of gates.
+
+    Raises:
+        InputError: the file is absent, is not YAML, or has an unknown or wrong-typed key.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot read the gates ({error.__class__.__name__})") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    try:
+        return Gates.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"]) or "(top level)"
+        what = "is not a known key" if first["type"] == "extra_forbidden" else first["msg"].lower()
+        raise InputError(f"{path}: {key}: {what}") from None
+
+
+def usual_gates(annotated: bool, conditions: Iterable[str]) -> Gates:
+    """Against a baseline, where no file says otherwise: no worse by score, or without annotations much the same.
+
+    Over all frames, and in each of the conditions by itself: a module that is missing is missed in its own alone.
+    """
+    gates: list[Gate] = []
+    for condition in (None, *conditions):
+        if annotated:
+            for of in ("mAP", "NDS"):
+                gates.append(Difference(metric="difference", of=of, condition=condition, at_most=USUAL_LOSS))
+        else:
+            gates.append(Agreement(metric="agreement", of="detections", condition=condition, at_least=USUAL_AGREEMENT))
+    return Gates(gates=tuple(gates))

@@ -1,0 +1,100 @@
+"""What goes wrong with sensors, done to their arrays: noise, lost points, garbled packets, damaged pictures. numpy and
+OpenCV only.
+
+Hendrycks and Dietterich, "Benchmarking neural network robustness to common corruptions and perturbations", 2019;
+Dong et al., "Benchmarking robustness of 3D object detection to common corruptions", 2023.
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+MCU = 16  # pixels: side of the blocks in which JPEG codes a picture with 4:2:0 chroma
+SECTOR = np.radians(2.0)  # azimuth that one packet of a spinning LiDAR covers: 12 firings, as a Velodyne HDL-32E's
+REACH = 100.0  # m, the largest range that a packet can say
+
+
+def blurred(image: np.ndarray, pixels: float) -> np.ndarray:
+    """(H, W, 3) as through a smeared lens: a Gaussian of this standard deviation in recorded pixels."""
+    return np.asarray(cv2.GaussianBlur(image, (0, 0), pixels))
+
+
+def noisy_image(image: np.ndarray, levels: float, rng: np.random.Generator) -> np.ndarray:
+    """(H, W, 3) uint8 with Gaussian noise of this standard deviation, in grey levels, on every value."""
+    noise = rng.standard_normal(image.shape, np.float32)
+    noise *= levels
+    noise += image
+    return np.clip(np.rint(noise, out=noise), 0, 255, out=noise).astype(np.uint8)
+
+
+def damaged_image(image: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
+    """(H, W, 3) uint8 as a JPEG decodes whose bytes were garbled.
+
+    A wrong byte derails the Huffman decoding up to the next restart marker, here the end of a row of 16 x 16 blocks:
+    the blocks from there on hold what belongs elsewhere, and all are off by one level, since the DC coefficients are
+    coded as differences.
+
+    Args:
+        share: of the rows of blocks that are hit.
+    """
+    rows, columns = image.shape[0] // MCU, image.shape[1] // MCU
+    blocks = image[: rows * MCU, : columns * MCU].reshape(rows, MCU, columns, MCU, 3).copy()
+    hit = rng.permutation(rows)[: int(np.ceil(share * rows))]
+    spoilt = np.arange(columns) >= rng.integers(0, columns, len(hit))[:, None]
+    row, column = np.nonzero(spoilt)
+    elsewhere = blocks[rng.integers(0, rows, len(row)), :, rng.integers(0, columns, len(row))]
+    levels = rng.integers(-96, 97, (len(hit), 1, 1, 3))[row]
+    blocks[hit[row], :, column] = np.clip(elsewhere.astype(np.int64) + levels, 0, 255)
+    damaged = image.copy()
+    damaged[: rows * MCU, : columns * MCU] = blocks.reshape(rows * MCU, columns * MCU, 3)
+    return damaged
+
+
+def noisy_points(points: np.ndarray, metres: float, rng: np.random.Generator) -> np.ndarray:
+    """(N, 5) with Gaussian noise of this standard deviation on x, y and z."""
+    noisy = points.copy()
+    noisy[:, :3] += metres * rng.standard_normal((len(points), 3), np.float32)
+    return noisy
+
+
+def thinned(points: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
+    """(M, 5): the points without this share of them, drawn at random."""
+    return points[rng.random(len(points)) >= share]
+
+
+def garbled_points(points: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
+    """(N, 5) with garbage in the ranges and intensities of this share of the packets.
+
+    A packet holds the returns of 2 degrees of azimuth of one sweep, here about the origin of the frame of reference.
+    Its bytes give any range up to 100 m and any intensity; directions are the scanner's own and stay.
+    """
+    azimuth = np.floor((np.arctan2(points[:, 1], points[:, 0]) + np.pi) / SECTOR).astype(np.int64)
+    _, sweep = np.unique(points[:, 4], return_inverse=True)
+    packets = rng.random((sweep.max(initial=0) + 1, azimuth.max(initial=0) + 1)) < share
+    hit = np.flatnonzero(packets[sweep, azimuth])
+    garbled = points.copy()
+    distance = np.maximum(np.linalg.norm(points[hit, :3], axis=1, keepdims=True), 1e-3)
+    garbled[hit, :3] *= rng.uniform(0, REACH, (len(hit), 1)).astype(np.float32) / distance
+    garbled[hit, 3] = rng.uniform(0, 255, len(hit))
+    return garbled
+
+
+def moved(points: np.ndarray, to_from: np.ndarray) -> np.ndarray:
+    """(N, 5) with x, y and z moved by a rigid motion (4, 4)."""
+    placed = points.copy()
+    move = to_from.astype(np.float32)
+    placed[:, :3] = points[:, :3] @ move[:3, :3].T + move[:3, 3]
+    return placed
+
+
+def displacement(degrees: float, metres: float, rng: np.random.Generator) -> np.ndarray:
+    """(4, 4) rigid motion: a turn by so many degrees about a random axis, then a shift by so many metres anywhere."""
+    axis, way = rng.standard_normal((2, 3))
+    axis /= np.linalg.norm(axis)
+    cross = np.cross(np.eye(3), -axis)
+    angle = np.radians(degrees)
+    motion = np.eye(4)
+    motion[:3, :3] += np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross  # Rodrigues
+    motion[:3, 3] = metres * way / np.linalg.norm(way)
+    return motion

@@ -1,0 +1,252 @@
+"""Our scores are the devkit's: published results, random boxes, drawn scenes, racks; and unusable submissions."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from nuscenes.eval.common.config import config_factory
+from nuscenes.eval.common.data_classes import EvalBoxes
+from nuscenes.eval.detection.algo import accumulate, calc_ap, calc_tp
+from nuscenes.eval.detection.data_classes import DetectionBox, DetectionMetrics
+from nuscenes.utils.data_classes import Box
+from nuscenes.utils.geometry_utils import points_in_box
+from pyquaternion import Quaternion
+
+from perception.errors import InputError
+from perception.evaluation.columns import CLASS_RANGE, BoxColumns, read_submission
+from perception.evaluation.detection_scores import _UNDEFINED, ERRORS, THRESHOLDS, DetectionScores, Scores
+from perception.evaluation.matching import match
+from perception.frame import ATTRIBUTES, CLASSES
+
+CONFIG = config_factory("detection_cvpr_2019")
+
+
+def devkit_boxes(boxes: BoxColumns, tokens: Sequence[str]) -> EvalBoxes:
+    made = EvalBoxes()
+    for token in tokens:
+        made.add_boxes(token, [])
+    for i in range(len(boxes)):
+        attribute = boxes.attributes[i]
+        made.add_boxes(
+            tokens[boxes.frames[i]],
+            [
+                DetectionBox(
+                    sample_token=tokens[boxes.frames[i]],
+                    translation=tuple(boxes.centers[i]),
+                    size=tuple(boxes.sizes[i]),
+                    rotation=tuple(Quaternion(axis=[0, 0, 1], radians=boxes.yaws[i])),
+                    velocity=tuple(boxes.velocities[i]),
+                    num_pts=int(boxes.num_points[i]),
+                    detection_name=CLASSES[boxes.labels[i]],
+                    detection_score=float(boxes.scores[i]),
+                    attribute_name=ATTRIBUTES[attribute] if attribute >= 0 else "",
+                )
+            ],
+        )
+    return made
+
+
+def devkit_scores(truth: BoxColumns, detections: BoxColumns, frames: int) -> DetectionMetrics:
+    """DetectionEval.evaluate on boxes that are filtered already."""
+    tokens = [f"s{i}" for i in range(frames)]
+    gt, predicted, metrics = devkit_boxes(truth, tokens), devkit_boxes(detections, tokens), DetectionMetrics(CONFIG)
+    for name in CLASSES:
+        for threshold in CONFIG.dist_ths:
+            data = accumulate(gt, predicted, name, CONFIG.dist_fcn_callable, threshold)
+            metrics.add_label_ap(name, threshold, calc_ap(data, CONFIG.min_recall, CONFIG.min_precision))
+            if threshold == CONFIG.dist_th_tp:
+                for error in ERRORS:
+                    undefined = error in _UNDEFINED.get(name, ())
+                    metrics.add_label_tp(name, error, np.nan if undefined else calc_tp(data, CONFIG.min_recall, error))
+    return metrics
+
+
+def assert_devkits(scores: Scores, draw: int, theirs: DetectionMetrics) -> None:
+    close = {"rtol": 0, "atol": 1e-9}
+    for label, name in enumerate(CLASSES):
+        aps = [theirs.get_label_ap(name, threshold) for threshold in THRESHOLDS]
+        np.testing.assert_allclose(scores.aps[draw, label], aps, **close, err_msg=name)
+        errors = [theirs.get_label_tp(name, error) for error in ERRORS]
+        np.testing.assert_allclose(scores.errors[draw, label], errors, **close, err_msg=name)
+    np.testing.assert_allclose(scores.mean_ap[draw], theirs.mean_ap, **close)
+    np.testing.assert_allclose(scores.nds[draw], theirs.nd_score, **close)
+
+
+def random_boxes(
+    rng: np.random.Generator, frames: int, ties: bool = False, classes: Sequence[int] = (0, 5, 8, 9), boxes: int = 60
+) -> tuple[BoxColumns, BoxColumns]:
+    """Annotations, and detections of most of them among false ones; some velocities and attributes are unknown."""
+    labels = rng.choice(classes, boxes)
+    rows = np.column_stack(
+        [
+            rng.integers(0, frames, boxes), labels, rng.uniform(-8, 8, (boxes, 3)), rng.uniform(0.5, 4, (boxes, 3)),
+            rng.uniform(-7, 7, boxes), rng.normal(0, 3, (boxes, 2)), rng.integers(-1, 8, boxes),
+            np.ones(boxes), rng.integers(1, 5, boxes),
+        ]
+    )  # fmt: skip
+    rows[rng.random(boxes) < 0.1, 9:11] = np.nan
+    found = rows[rng.integers(0, boxes, 3 * boxes)]
+    found[:, 2:5] += rng.normal(0, 1.2, (len(found), 3))
+    found[:, 5:8] *= rng.uniform(0.8, 1.2, (len(found), 3))
+    found[:, 8] += rng.normal(0, 1, len(found))
+    found[:, 9:11] = rng.normal(0, 3, (len(found), 2))
+    found[:, 12] = rng.integers(1, 6, len(found)) / 5 if ties else rng.uniform(0.01, 1, len(found))
+    return BoxColumns.of(rows), BoxColumns.of(found)
+
+
+def in_order(boxes: BoxColumns) -> BoxColumns:
+    """Frame by frame, as in a file."""
+    return boxes.select(np.argsort(boxes.frames, kind="stable"))
+
+
+@settings(deadline=None, max_examples=40)
+@given(seed=st.integers(0, 2**32 - 1), frames=st.integers(1, 4), ties=st.booleans(), boxes=st.integers(1, 60))
+def test_random_boxes_score_as_with_the_devkit(seed: int, frames: int, ties: bool, boxes: int) -> None:
+    truth, detections = random_boxes(np.random.default_rng(seed), frames, ties, boxes=boxes)
+    detections = in_order(detections)
+    scenes = np.arange(frames) % 2 * (frames > 1)
+    assert_devkits(DetectionScores(truth, detections, scenes).scored(), 0, devkit_scores(truth, detections, frames))
+
+
+def test_drawn_scenes_score_as_a_data_set_of_their_copies() -> None:
+    """Each draw against the devkit on the frames of the drawn scenes, every copy a frame of its own."""
+    rng = np.random.default_rng(3)
+    truth, detections = random_boxes(rng, frames=9, boxes=80)
+    scenes = np.arange(9) // 3
+    scored = DetectionScores(truth, detections, scenes)
+    draws = np.array([[1, 1, 1], [0, 2, 1], [3, 0, 0], [0, 0, 1], [1, 4, 2], [0, 0, 0]])
+    scores = scored.scored(draws)
+    for i, draw in enumerate(draws):
+        copies = [frame for frame in range(9) for _ in range(draw[scenes[frame]])]
+        drawn = []
+        for boxes in (truth, detections):
+            parts = [boxes.select(boxes.frames == frame) for frame in copies]
+            parts = [replace(part, frames=np.full(len(part), k)) for k, part in enumerate(parts)]
+            everything = parts or [boxes.select(np.zeros(0, int))]
+            drawn.append(
+                BoxColumns(**{
+                    name: np.concatenate([getattr(part, name) for part in everything])
+                    for name in BoxColumns.__dataclass_fields__
+                })
+            )  # fmt: skip
+        assert_devkits(scores, i, devkit_scores(drawn[0], drawn[1], len(copies)))
+    np.testing.assert_array_equal(scores.aps[0], scored.scored().aps[0])
+
+
+def test_nothing_found_and_nothing_there() -> None:
+    truth, detections = random_boxes(np.random.default_rng(0), 2)
+    none = np.zeros(0, int)
+    for gt, found in ((truth.select(none), detections), (truth, detections.select(none))):
+        scores = DetectionScores(gt, found, np.zeros(2, int)).scored()
+        assert scores.mean_ap[0] == scores.nds[0] == 0
+        assert_devkits(scores, 0, devkit_scores(gt, found, 2))
+
+
+@given(seed=st.integers(0, 2**32 - 1), ties=st.booleans())
+def test_matches_are_those_of_the_greedy_loop(seed: int, ties: bool) -> None:
+    truth, detections = random_boxes(np.random.default_rng(seed), 2, ties, boxes=30)
+    expected = np.full((2, len(detections)), -1)
+    for level, threshold in enumerate((0.7, 3.0)):
+        taken: set[int] = set()
+        order = sorted(range(len(detections)), key=lambda i: (detections.scores[i], i), reverse=True)
+        for i in order:
+            group = (truth.frames == detections.frames[i]) & (truth.labels == detections.labels[i])
+            free = [j for j in np.flatnonzero(group) if j not in taken]
+            away = [np.linalg.norm(truth.centers[j, :2] - detections.centers[i, :2]) for j in free]
+            if away and min(away) < threshold:
+                expected[level, i] = free[int(np.argmin(away))]
+                taken.add(expected[level, i])
+    np.testing.assert_array_equal(match(truth, detections, (0.7, 3.0)), expected)
+
+
+def test_class_ranges_are_the_devkits() -> None:
+    assert CONFIG.class_range == CLASS_RANGE
+    assert tuple(CONFIG.dist_ths) == THRESHOLDS
+
+
+@given(seed=st.integers(0, 2**32 - 1))
+def test_what_stands_in_a_rack_does_not_count(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    boxes, _ = random_boxes(rng, 2, classes=[CLASSES.index(n) for n in ("bicycle", "motorcycle", "car")])
+    racks = np.column_stack(
+        [rng.integers(0, 2, 3), rng.uniform(-8, 8, (3, 3)), rng.uniform(1, 12, (3, 3)), rng.normal(0, 1, (3, 4))]
+    )
+    kept = {tuple(center) for center in boxes.counted(np.zeros((2, 2)), racks).centers}
+    for i in range(len(boxes)):
+        inside = any(
+            points_in_box(Box(rack[1:4], rack[4:7], Quaternion(rack[7:11]).normalised), boxes.centers[i][:, None])[0]
+            for rack in racks[racks[:, 0] == boxes.frames[i]]
+        )
+        assert (tuple(boxes.centers[i]) in kept) == (CLASSES[boxes.labels[i]] == "car" or not inside)
+
+
+def test_far_boxes_and_those_without_points_do_not_count() -> None:
+    boxes, _ = random_boxes(np.random.default_rng(0), 1, boxes=3)
+    boxes = replace(
+        boxes,
+        labels=np.array([0, 8, 0]),
+        centers=np.array([[49.9, 0, 0], [40.1, 0, 0], [1, 0, 0.0]]),
+        num_points=np.array([-1, 3, 0]),
+    )
+    assert boxes.counted(np.zeros((1, 2)), np.zeros((0, 11))).centers.tolist() == [[49.9, 0, 0]]
+    moved = boxes.counted(np.array([[1.0, 0]]), np.zeros((0, 11)))  # the vehicle is a metre nearer
+    assert moved.centers.tolist() == [[49.9, 0, 0], [40.1, 0, 0]]
+
+
+BOX = {
+    "sample_token": "a",
+    "translation": [0, 0, 0],
+    "size": [1, 1, 1],
+    "rotation": [1, 0, 0, 0],
+    "velocity": [0, 0],
+    "detection_name": "car",
+    "detection_score": 0.5,
+    "attribute_name": "",
+}
+
+
+def test_a_submission_reads_in_any_order_and_layout(tmp_path: Path) -> None:
+    boxes = [BOX | {"rotation": [0, 0, 0, 1], "attribute_name": "vehicle.parked"}, BOX | {"detection_score": 0.25}]
+    content = {"results": {"b": boxes, "x": [BOX], "a": []}, "meta": {"use_lidar": True, "why": ["[{,"]}}
+    for indent in (None, 2):
+        (tmp_path / "r.json").write_text(" " + json.dumps(content, indent=indent) + "\n")
+        read = read_submission(tmp_path / "r.json", {"a": 0, "b": 1})
+        assert read.frames.tolist() == [1, 1]
+        assert read.scores.tolist() == [0.5, 0.25]
+        assert np.abs(read.yaws).tolist() == [np.pi, 0]
+        assert read.attributes.tolist() == [ATTRIBUTES.index("vehicle.parked"), -1]
+        assert read.num_points.tolist() == [-1, -1]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "cannot read the submission"),
+        ("{", "not a nuScenes submission"),
+        ("[]", "not a nuScenes submission"),
+        ('{"results": []}', "not a nuScenes submission"),
+        ('{"results": {"a": [}}', "not a nuScenes submission"),
+        ('{"results": {"a": []} "b"}', "not a nuScenes submission"),
+        ('{"meta": {}}', "not a nuScenes submission"),
+        ('{"results": {"b": []}}', "no prediction for 1 of 1 samples, such as a"),
+        ({"a": [BOX] * 501}, "sample a has 501 boxes; 500 are allowed"),
+        ({"a": [{"translation": [0, 0, 0]}]}, "sample a: a box is malformed: KeyError"),
+        ({"a": [BOX | {"detection_name": "tank"}]}, "a box is malformed: KeyError"),
+        ({"a": [BOX | {"size": [1, 0, 1]}]}, "a box is malformed: .*not positive"),
+        ({"a": [BOX | {"translation": [0, 0]}]}, "a box is malformed: ValueError"),
+        ({"a": [3]}, "a box is malformed: TypeError"),
+    ],
+)
+def test_an_unusable_submission_is_named(tmp_path: Path, content: str | dict | None, message: str) -> None:
+    path = tmp_path / "r.json"
+    if content is not None:
+        path.write_text(content if isinstance(content, str) else json.dumps({"results": content}))
+    with pytest.raises(InputError, match=message) as caught:
+        read_submission(path, {"a": 0})
+    assert str(caught.value).startswith(str(path))
+    assert "\n" not in str(caught.value)

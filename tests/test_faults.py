@@ -1,0 +1,286 @@
+"""Faults: what each does to which sensor and when, the same every time, and what is no fault is named."""
+
+import re
+import weakref
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
+from itertools import combinations
+
+import cv2
+import numpy as np
+import pytest
+from exported import bundle
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from deploy.golden import synthetic_frame
+from deploy.replay.faults import KINDS, LIDAR, Fault, inject
+from deploy.runtime import Runtime
+from perception.data import corrupt
+from perception.data.inputs import prepare
+from perception.errors import InputError
+from perception.frame import CAMERAS, Frame
+
+EVERY = [
+    f"{kind}:{sensor}"
+    for kind in KINDS
+    for sensor in (LIDAR, CAMERAS[0], "cameras", "all")
+    if not (kind == "blur" and sensor in (LIDAR, "all")) and not (kind == "points" and sensor != LIDAR)
+]
+
+
+def pose(metres: float) -> np.ndarray:
+    """The vehicle after so many metres along a bend."""
+    turn = metres / 40
+    matrix = np.eye(4)
+    matrix[:2, :2] = [[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]]
+    matrix[:3, 3] = 40 * np.sin(turn), 40 * (1 - np.cos(turn)), 0
+    return matrix
+
+
+@cache
+def recorded(seed: int) -> Frame:
+    return synthetic_frame("ego", seed)
+
+
+def drive(frames: int = 6, scene: str = "a") -> list[Frame]:
+    """Two keyframes a second; every frame has points and small pictures of its own."""
+    made = []
+    for i in range(frames):
+        frame, place = recorded(i), pose(4.0 * i)
+        cameras = {
+            name: replace(camera, image=camera.image[:96, :160], timestamp=i * 500_000, global_from_ego=place)
+            for name, camera in frame.cameras.items()
+        }
+        made.append(
+            replace(
+                frame, token=f"{scene}{i}", scene=scene, timestamp=7_000_000 + i * 500_000, cameras=cameras,
+                global_from_reference=place, global_from_ego=place,
+            )
+        )  # fmt: skip
+    return made
+
+
+def faulty(frames: Sequence[Frame], *texts: str) -> list[Frame]:
+    return list(inject(frames, [Fault.parse(text) for text in texts]))
+
+
+def equal(a: Frame, b: Frame, sensor: str) -> bool:
+    if sensor == LIDAR:
+        return a.points is b.points or (
+            a.points is not None and b.points is not None and np.array_equal(a.points, b.points)
+        )
+    if (sensor in a.cameras) != (sensor in b.cameras):
+        return False
+    return sensor not in a.cameras or all(
+        np.array_equal(getattr(a.cameras[sensor], part), getattr(b.cameras[sensor], part))
+        for part in ("image", "ego_from_camera", "global_from_ego", "timestamp")
+    )
+
+
+@pytest.mark.parametrize("text", EVERY)
+def test_a_fault_hits_its_sensors_in_its_window_and_nothing_else(text: str) -> None:
+    frames = drive()
+    fault = Fault.parse(f"{text}@1.0-2.0")
+    changed = list(inject(frames, [fault]))
+    assert [frame.token for frame in changed] == [frame.token for frame in frames]
+    for before, after, hit in zip(frames, changed, [False, False, True, True, False, False], strict=True):
+        for sensor in (LIDAR, *CAMERAS):
+            assert equal(before, after, sensor) == (not hit or sensor not in fault.sensors), (after.token, sensor)
+    again = faulty(frames, f"{text}@1.0-2.0")
+    assert all(equal(a, b, sensor) for a, b in zip(changed, again, strict=True) for sensor in (LIDAR, *CAMERAS))
+
+
+def test_drop_and_blackout_differ() -> None:
+    frames = drive(1)
+    dropped, black = faulty(frames, "drop:all")[0], faulty(frames, "blackout:all")[0]
+    assert dropped.points is None
+    assert dropped.cameras == {}
+    assert black.points is not None
+    assert black.points.shape == (0, 5)
+    assert not any(camera.image.any() for camera in black.cameras.values())
+    assert list(black.cameras) == list(frames[0].cameras)
+
+
+def test_a_frozen_sensor_shows_the_last_picture_before_as_if_it_were_new() -> None:
+    frames = drive()
+    changed = faulty(frames, "freeze:all@1.0-2.0")
+    for i in (2, 3):
+        assert changed[i].points is frames[1].points
+        camera = changed[i].cameras["CAM_BACK"]
+        assert camera.image is frames[1].cameras["CAM_BACK"].image
+        assert camera.timestamp == frames[i].cameras["CAM_BACK"].timestamp
+        np.testing.assert_array_equal(camera.global_from_ego, frames[i].global_from_ego)
+    assert all(frame.points is frames[0].points for frame in faulty(frames, "freeze:lidar"))
+
+
+def test_each_drive_has_its_own_clock_and_past() -> None:
+    first, second = drive(3, "a"), drive(3, "b")
+    changed = faulty([*first, *second], "freeze:lidar@0.5-9")
+    assert [frame.points is first[0].points for frame in changed[:3]] == [True] * 3
+    assert [frame.points is second[0].points for frame in changed[3:]] == [True] * 3
+    assert [frame.points is None for frame in faulty([*first, *second], "drop:lidar@1-2")] == [False, False, True] * 2
+
+
+def test_delayed_points_and_pictures_are_where_they_were_in_the_world() -> None:
+    frames = drive()
+    changed = faulty(frames, "delay:all,seconds=0.9@1.0-9")
+    for i in range(2, 6):  # 0.9 s late: what was recorded 1.0 s ago
+        old = frames[i - 2]
+        assert old.points is not None
+        points = changed[i].points
+        assert points is not None
+        world = points[:, :3] @ frames[i].global_from_reference[:3, :3].T + frames[i].global_from_reference[:3, 3]
+        then = old.points[:, :3] @ old.global_from_reference[:3, :3].T + old.global_from_reference[:3, 3]
+        np.testing.assert_allclose(world, then, atol=1e-4)
+        np.testing.assert_allclose(points[:, 4], old.points[:, 4] + 1.0, atol=1e-6)
+        assert changed[i].cameras["CAM_FRONT"] is old.cameras["CAM_FRONT"]
+    early = faulty(frames, "delay:all,seconds=0.9")
+    assert [frame.points is None for frame in early] == [True, True, False, False, False, False]
+    assert [len(frame.cameras) for frame in early] == [0, 0, 6, 6, 6, 6]
+
+
+def test_memory_of_a_delay_ends() -> None:
+    """Of an endless drive only the frames within the delay are held."""
+    alive: list[weakref.ref[Frame]] = []
+
+    def endless():
+        for frame in drive(1) * 40:
+            frame = replace(frame, timestamp=len(alive) * 500_000)
+            alive.append(weakref.ref(frame))
+            yield frame
+
+    for _ in inject(endless(), [Fault.parse("delay:all,seconds=2"), Fault.parse("freeze:cameras@3-99")]):
+        assert sum(ref() is not None for ref in alive) <= 8
+
+
+@given(degrees=st.floats(0, 20), metres=st.floats(0, 2), seed=st.integers(0, 2**32 - 1))
+def test_a_displacement_turns_and_shifts_by_what_was_asked(degrees: float, metres: float, seed: int) -> None:
+    motion = corrupt.displacement(degrees, metres, np.random.default_rng(seed))
+    np.testing.assert_allclose(motion[:3, :3] @ motion[:3, :3].T, np.eye(3), atol=1e-12)
+    turn = np.degrees(np.arccos(np.clip((np.trace(motion[:3, :3]) - 1) / 2, -1, 1)))
+    np.testing.assert_allclose(turn, degrees, atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(motion[:3, 3]), metres, atol=1e-12)
+
+
+def test_a_miscalibration_stays_and_is_that_of_one_camera() -> None:
+    frames = drive(3)
+    changed = faulty(frames, "miscalibration:cameras,degrees=3,metres=0.2")
+    moves = {
+        name: [
+            np.linalg.inv(a.cameras[name].ego_from_camera) @ b.cameras[name].ego_from_camera
+            for a, b in zip(frames, changed, strict=True)
+        ]
+        for name in CAMERAS
+    }
+    for each in moves.values():
+        np.testing.assert_allclose(each, [each[0]] * 3, atol=1e-12)
+        np.testing.assert_allclose(np.degrees(np.arccos((np.trace(each[0][:3, :3]) - 1) / 2)), 3, atol=1e-6)
+        np.testing.assert_allclose(np.linalg.norm(each[0][:3, 3]), 0.2)
+    assert not np.allclose(moves["CAM_FRONT"][0], moves["CAM_BACK"][0])
+
+
+def test_amounts_are_those_that_were_asked() -> None:
+    rng = np.random.default_rng(0)
+    image = np.full((480, 640, 3), 128, np.uint8)
+    points = rng.uniform(-50, 50, (20_000, 5)).astype(np.float32)
+    points[:, 4] = np.repeat([0, 0.5], 10_000)
+    noise = corrupt.noisy_image(image, 10, rng).astype(float) - 128
+    assert noise.std() == pytest.approx(10, abs=0.1)
+    moved = corrupt.noisy_points(points, 0.2, rng) - points
+    assert moved[:, :3].std() == pytest.approx(0.2, abs=0.01)
+    assert not moved[:, 3:].any()
+    thinned = corrupt.thinned(points, 0.3, rng)
+    assert len(thinned) == pytest.approx(14_000, abs=300)
+    assert set(map(bytes, thinned)) <= set(map(bytes, points))
+    edge = np.zeros((64, 64, 3), np.uint8)
+    edge[:, 32:] = 255
+    across = np.diff(corrupt.blurred(edge, 3.0)[32, :, 0].astype(float))
+    middle = (across * np.arange(63)).sum() / across.sum()  # the derivative of a blurred edge is the Gaussian itself
+    assert np.sqrt((across * (np.arange(63) - middle) ** 2).sum() / across.sum()) == pytest.approx(3, abs=0.1)
+
+
+def test_garbled_packets_keep_directions_and_are_whole_sectors() -> None:
+    rng = np.random.default_rng(1)
+    points = rng.uniform(-50, 50, (50_000, 5)).astype(np.float32)
+    points[:, 4] = np.repeat([0, 0.5], 25_000)
+    garbled = corrupt.garbled_points(points, 0.25, rng)
+    hit = (garbled != points).any(axis=1)
+    assert hit.mean() == pytest.approx(0.25, abs=0.06)
+    sector = np.floor(np.degrees(np.arctan2(points[:, 1], points[:, 0]) + np.pi) / 2) + 1000 * points[:, 4]
+    for packet in np.unique(sector):
+        assert len(set(hit[sector == packet])) == 1
+    unit = [p[hit, :3] / np.linalg.norm(p[hit, :3], axis=1, keepdims=True) for p in (points, garbled)]
+    np.testing.assert_allclose(*unit, atol=1e-4)
+    distance = np.linalg.norm(garbled[hit, :3], axis=1)
+    np.testing.assert_allclose(np.quantile(distance, [0.25, 0.5, 0.75]), [25, 50, 75], atol=2)
+    assert np.isfinite(garbled).all()
+
+
+@pytest.mark.parametrize("shape", [(900, 1600), (50, 83)])
+def test_a_damaged_picture_is_right_up_to_the_damage(shape: tuple[int, int]) -> None:
+    image = cv2.resize(np.random.default_rng(0).integers(0, 255, (5, 8, 3), np.uint8), shape[::-1])
+    damaged = corrupt.damaged_image(image, 0.5, np.random.default_rng(1))
+    wrong = (damaged != image).any(axis=2)
+    assert 0.02 < wrong.mean() < 0.7
+    for row in range(shape[0] // 16):
+        blocks = wrong[row * 16 : row * 16 + 16, : shape[1] // 16 * 16].reshape(16, -1, 16).any(axis=(0, 2))
+        if blocks.any():  # from the first damaged block on, to the end of the row
+            assert blocks[blocks.argmax() :].mean() > 0.8
+    assert not wrong[shape[0] // 16 * 16 :].any()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("drop", "write KIND:SENSOR"),
+        ("drop:CAM_FRONT@2", "write KIND:SENSOR"),
+        ("melt:lidar", "no kind 'melt'; one of drop, freeze"),
+        ("drop:CAM_FRNT", "no sensor 'CAM_FRNT'; one of cameras, all, LIDAR_TOP, lidar, CAM_FRONT"),
+        ("drop:lidar@4-2", "the window is @START-END"),
+        ("drop:lidar@a-b", "the window is @START-END"),
+        ("drop:lidar@nan-2", "the window is @START-END"),
+        ("blur:lidar", "blur is nothing that lidar can have"),
+        ("blur:all", r"blur is nothing that all can have \(lidar\)"),
+        ("points:CAM_FRONT", "points is nothing that CAM_FRONT can have"),
+        ("noise:lidar,0.5", "'0.5': write NAME=NUMBER; options: levels, metres"),
+        ("noise:lidar,metres=much", "'metres=much': write NAME=NUMBER"),
+        ("noise:lidar,meters=1", "meters: is no option; options: levels, metres"),
+        ("noise:lidar,metres=nan", "metres: input should be a finite number"),
+        ("points:lidar,share=1.5", "share: input should be less than or equal to 1"),
+        ("delay:lidar,seconds=60", "seconds: input should be less than or equal to 10"),
+        ("drop:lidar,share=1", "share: is no option; options: none"),
+        ("", "write KIND:SENSOR"),
+    ],
+)
+def test_what_is_no_fault_is_named_in_one_line(text: str, message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        Fault.parse(text)
+    assert str(caught.value).startswith(f"--fault {text}")
+    assert "\n" not in str(caught.value)
+
+
+@given(st.text(max_size=40) | st.from_regex(r"[a-z]{1,6}:[a-zA-Z_]{1,9}(,[a-z]*=?[0-9.e-]*)?(@[0-9.-]*)?"))
+def test_any_text_is_a_fault_or_one_line(text: str) -> None:
+    try:
+        sensors: Sequence[str] = Fault.parse(text).sensors
+    except InputError as error:
+        sensors, text = (), str(error)
+    assert sensors if re.match(r"\w+:\w+", text) else text.startswith("--fault ")
+
+
+def test_the_network_gives_finite_boxes_under_every_fault() -> None:
+    runtime, frames = Runtime(bundle().path), drive(2)
+    for text in EVERY:
+        boxes = runtime(faulty(frames, text)[1]).boxes
+        assert np.isfinite(boxes.centers).all()
+        assert np.isfinite(boxes.scores).all()
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.sampled_from(list(combinations(EVERY, 2))))
+def test_pairs_of_faults_reach_the_network_as_finite_inputs(pair: tuple[str, str]) -> None:
+    for frame in faulty(drive(2), *pair):
+        for name, array in prepare(frame, bundle().spec).items():
+            assert np.isfinite(array).all(), (pair, name)

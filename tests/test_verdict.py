@@ -1,0 +1,546 @@
+"""Verdicts: the devkit's numbers, the right reason for a fail, the same against itself, and what a CI system reads."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from exported import QUIET, bundle, folder, rewritten
+from hypothesis import given
+from hypothesis import strategies as st
+from junitparser import Error, Failure, JUnitXml
+from typer.testing import CliRunner
+
+from deploy.bundle import Bundle, write_bundle
+from deploy.engines.onnxruntime import OnnxRuntimeEngine
+from deploy.precision.calibrate import ranges
+from deploy.precision.quantise import CPU, activations, quantisable, quantise
+from deploy.replay.faults import Fault
+from deploy.replay.finished import Finished
+from deploy.replay.gates import Gates, load_gates
+from deploy.replay.measure import Measures, Subject
+from deploy.replay.player import replay
+from deploy.replay.statistics import StatisticsWriter, Truth, pack, unpack
+from deploy.replay.verdict import Case, Verdict, judge
+from perception.cli import app
+from perception.data.map_expansion import MapExpansion
+from perception.data.nuscenes import NuScenesTables
+from perception.errors import InputError
+from perception.evaluation.detection import open_devkit, score_submission
+from perception.evaluation.map_counts import count_rings, ious
+from perception.evaluation.map_segmentation import THRESHOLDS, MapIou
+from perception.evaluation.submission import SubmissionWriter
+from perception.frame import CLASSES, MAP_CLASSES, Boxes, Frame, Prediction
+from perception.grid import BevGrid
+
+LATENCY = {"frames": 1, "stages": {"total": {"p50": 20.0, "p95": 30.0, "p99": 40.0, "max": 50.0}}}
+GRID = BevGrid().coarser(2)  # of the map
+Change = Callable[[Frame, Prediction], Prediction]
+
+
+@pytest.fixture(scope="module")
+def drives(sim_root: Path) -> NuScenesTables:
+    """Two drives of three keyframes, by day and by night in rain."""
+    return NuScenesTables(sim_root, "v1.0-sim")
+
+
+@pytest.fixture(scope="module")
+def frames(drives: NuScenesTables) -> list[Frame]:
+    return [drives.frame(token, lidar=False, cameras=False) for token in drives.samples()]
+
+
+@cache
+def expansion(dataroot: Path, location: str) -> MapExpansion | None:
+    return MapExpansion.load(dataroot, location)
+
+
+def seen(tables: NuScenesTables, frame: Frame) -> Prediction:
+    """What a fair network would see: most annotations, not quite in place, and some that are not there."""
+    rng = np.random.default_rng(frame.timestamp % 2**32)
+    assert frame.boxes is not None
+    boxes = frame.boxes.select(rng.permutation(np.repeat(np.arange(len(frame.boxes)), 2)))
+    boxes = replace(
+        boxes,
+        centers=boxes.centers + rng.normal(0, 0.8, boxes.centers.shape),
+        scores=rng.uniform(0.05, 1, len(boxes)),
+        velocities=np.nan_to_num(boxes.velocities) + rng.normal(0, 0.3, boxes.velocities.shape),
+        num_points=np.full(len(boxes), -1),
+    )
+    found = expansion(tables.dataroot, frame.location)
+    assert found is not None
+    truth = found.rasterize(frame, GRID)
+    return Prediction(boxes, np.clip(truth + rng.normal(0, 0.4, truth.shape), 0, 1).astype(np.float32))
+
+
+def finish(
+    out: Path,
+    tables: NuScenesTables,
+    frames: list[Frame],
+    change: Change = lambda frame, prediction: prediction,
+    truth: bool = True,
+) -> Path:
+    """The folder of a replay of a network that sees as `seen`, changed."""
+    out.mkdir()
+    with (
+        SubmissionWriter(out / "results.json", ["lidar"]) as results,
+        StatisticsWriter(out / "statistics.jsonl", ["lidar"], GRID, Truth(tables) if truth else None) as statistics,
+    ):
+        for frame in frames:
+            prediction = change(frame, seen(tables, frame))
+            results.add(frame, prediction)
+            statistics.add(frame, prediction)
+    (out / "latency.json").write_text(json.dumps(LATENCY))
+    return out
+
+
+@pytest.fixture(scope="module")
+def fair(drives: NuScenesTables, frames: list[Frame], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return finish(tmp_path_factory.mktemp("fair") / "out", drives, frames)
+
+
+def gates(*each: dict[str, Any], **options: Any) -> Gates:
+    return Gates.model_validate({"gates": each, **options})
+
+
+def only(verdict: Verdict) -> Case:
+    assert len(verdict.cases) == 1
+    return verdict.cases[0]
+
+
+def lost(name: str) -> Change:
+    return lambda frame, p: replace(p, boxes=p.boxes.select(p.boxes.labels != CLASSES.index(name)))
+
+
+def test_scores_are_the_devkits_of_all_and_of_some_conditions(drives: NuScenesTables, fair: Path) -> None:
+    nusc = open_devkit(drives.dataroot, drives.version)
+    measures = Measures(Finished.load(fair))
+    for condition in (None, "rain", "clear+day"):
+        samples = [
+            token
+            for token in drives.samples()
+            if condition is None or set(condition.split("+")) <= set(drives.conditions(token).known())
+        ]
+        assert len(samples) == (6 if condition is None else 3)
+        official = score_submission(fair / "results.json", nusc, samples)
+        for metric in ("mAP", "NDS"):
+            ours = measures.score(Subject(metric, None, condition, None))[0]
+            assert ours == pytest.approx(official[metric], abs=1e-9)
+            assert ours > 0.03
+        present = [name for name, count in official["ground_truth"].items() if count]
+        assert set(measures.classes(condition, None)) == set(present)
+        for name in present:
+            ours = measures.score(Subject("AP", name, condition, None))[0]
+            assert ours == pytest.approx(official["mean_dist_aps"][name], abs=1e-9)
+
+
+def test_iou_is_that_of_the_evaluation_and_of_a_ring_by_hand(
+    drives: NuScenesTables, frames: list[Frame], fair: Path
+) -> None:
+    measures, iou = Measures(Finished.load(fair)), MapIou()
+    middles = np.linalg.norm(GRID.centers().astype(float), axis=2)
+    ring, inter, union = (middles >= 10) & (middles < 30), 0, 0
+    for frame in frames:
+        found = expansion(drives.dataroot, frame.location)
+        assert found is not None
+        truth, predicted = found.rasterize(frame, GRID), seen(drives, frame).map_probabilities
+        assert predicted is not None
+        iou.add(predicted, truth)
+        for p, t in zip(predicted[0][ring] >= 0.5, truth[0][ring] > 0, strict=True):
+            inter, union = inter + (p and t), union + (p or t)
+    expected = iou.result()
+    assert expected is not None
+    for name in (None, *(n for n in MAP_CLASSES if expected["iou_0.5"][n] is not None)):
+        assert measures.score(Subject("IoU", name, None, None))[0] == pytest.approx(expected["iou_0.5"][name or "mean"])
+    assert measures.score(Subject("IoU", MAP_CLASSES[0], None, (10, 30)))[0] == pytest.approx(inter / union)
+
+
+def test_a_range_counts_only_what_is_in_it(drives: NuScenesTables, frames: list[Frame], tmp_path: Path) -> None:
+    """A network that sees all up to 20 m and nothing beyond."""
+
+    def near(frame: Frame, prediction: Prediction) -> Prediction:
+        assert frame.boxes is not None
+        distance = np.linalg.norm(
+            frame.boxes.transformed(frame.global_from_reference).centers[:, :2] - frame.global_from_ego[:2, 3], axis=1
+        )
+        boxes = frame.boxes.select((distance < 20) & (frame.boxes.num_points > 0))
+        return replace(prediction, boxes=boxes)
+
+    measures = Measures(Finished.load(finish(tmp_path / "near", drives, frames, near)))
+    for name in measures.classes(None, (0, 20)):
+        assert measures.score(Subject("AP", name, None, (0, 20)))[0] == pytest.approx(1)
+    far = [measures.score(Subject("AP", name, None, (20, 50)))[0] for name in measures.classes(None, (20, 50))]
+    assert far
+    assert not any(far)
+
+
+EVERY = gates(
+    {"metric": "difference", "of": "mAP", "at_most": 0},
+    {"metric": "difference", "of": "NDS", "at_most": 0},
+    {"metric": "difference", "of": "AP", "at_most": 0},
+    {"metric": "difference", "of": "IoU", "at_most": 0},
+    {"metric": "difference", "of": "AP", "class": "car", "condition": "rain", "range": [0, 30], "at_most": 0},
+    {"metric": "agreement", "of": "detections", "at_least": 1},
+    {"metric": "agreement", "of": "map", "at_least": 1},
+    {"metric": "dropped", "at_most": 8},
+    {"metric": "latency", "at_most": 40},
+    {"metric": "latency", "quantile": "p50", "at_most": 20},
+    {"metric": "mAP", "at_least": 0.01},
+    {"metric": "NDS", "condition": "rain", "at_least": 0.01},
+    {"metric": "AP", "at_least": 0.0},
+    {"metric": "IoU", "class": "drivable_area", "at_least": 0.1},
+    resamples=200,
+)
+
+
+def test_a_replay_passes_against_itself(fair: Path) -> None:
+    verdict = judge(fair, fair, EVERY)
+    assert verdict.passed
+    differences = [case for case in verdict.cases if case.metric == "difference"]
+    assert len(differences) > 6
+    assert all(case.value == 0 for case in differences)
+    # Only one drive is rainy, which gives no interval.
+    assert all(case.interval == (None if "rain" in case.name else (0, 0)) for case in differences)
+    usual = judge(fair, fair)
+    assert usual.passed
+    assert [case.name for case in usual.cases[:4]] == [
+        f"{of}{part} against the baseline" for part in ("", " in boston") for of in ("mAP", "NDS")
+    ]
+    written = json.loads((fair / "verdict.json").read_text())
+    assert written["passed"] is True
+    assert written["frames"] == 6
+    assert written["scenes"] == 2
+
+
+def test_a_network_that_lost_a_class_fails_for_this_class_alone(
+    drives: NuScenesTables, frames: list[Frame], fair: Path, tmp_path: Path
+) -> None:
+    blind = finish(tmp_path / "blind", drives, frames, lost("car"))
+    verdict = judge(blind, fair, gates({"metric": "difference", "of": "AP", "at_most": 0.05}))
+    failed = [case for case in verdict.cases if not case.passed]
+    assert [case.name for case in failed] == ["AP car against the baseline"]
+    before = Measures(Finished.load(fair)).score(Subject("AP", "car", None, None))[0]
+    assert failed[0].value == pytest.approx(-before)
+    assert f"{before:.4f} became 0.0000 ({-before:+.4f}, 95% interval" in failed[0].reason
+    assert "it may fall by 0.05" in failed[0].reason
+    back = judge(fair, blind, gates({"metric": "difference", "of": "AP", "at_most": 0.05}))
+    assert back.passed  # better than the baseline is no fault
+
+
+def test_the_interval_is_the_bootstrap_by_a_loop(
+    drives: NuScenesTables, frames: list[Frame], fair: Path, tmp_path: Path
+) -> None:
+    def shaken(frame: Frame, p: Prediction) -> Prediction:
+        rng = np.random.default_rng(frame.timestamp % 2**32)
+        return replace(p, boxes=replace(p.boxes, centers=p.boxes.centers + rng.normal(0, 0.5, p.boxes.centers.shape)))
+
+    worse = finish(tmp_path / "worse", drives, frames, shaken)
+    case = only(judge(worse, fair, gates({"metric": "difference", "of": "NDS", "at_most": 1}, resamples=60, seed=4)))
+    sides = [Measures(Finished.load(path)) for path in (worse, fair)]
+    subject = Subject("NDS", None, None, None)
+    changes = []
+    for draw in np.random.default_rng(4).multinomial(2, [0.5] * 2, size=60):
+        scores = [float(side.score(subject, draw[None])[0]) for side in sides]
+        changes.append(scores[0] - scores[1])
+    assert case.interval == pytest.approx(np.quantile(changes, [0.025, 0.975]))
+    assert case.interval is not None
+    assert case.value is not None
+    assert case.interval[0] <= case.value <= case.interval[1] != case.interval[0]
+
+
+def test_a_fall_that_is_not_ruled_out_fails_and_says_so(
+    drives: NuScenesTables, frames: list[Frame], fair: Path, tmp_path: Path
+) -> None:
+    """Worse in one scene of two: the mean is within the bound, the lower end of the interval is not."""
+    scene = frames[0].scene
+
+    def change(frame: Frame, p: Prediction) -> Prediction:
+        return lost("car")(frame, p) if frame.scene == scene else p
+
+    part = finish(tmp_path / "part", drives, frames, change)
+    fell = only(judge(part, fair, gates({"metric": "difference", "of": "AP", "class": "car", "at_most": 0}))).value
+    assert fell is not None
+    bound = round(-fell + 0.005, 3)
+    case = only(judge(part, fair, gates({"metric": "difference", "of": "AP", "class": "car", "at_most": bound})))
+    assert not case.passed
+    assert "that it fell further is not ruled out" in case.reason
+
+
+def test_one_scene_is_judged_by_the_difference_itself(
+    drives: NuScenesTables, frames: list[Frame], tmp_path: Path
+) -> None:
+    both = [
+        finish(tmp_path / name, drives, frames[:3], change)
+        for name, change in (("fair", lambda f, p: p), ("blind", lost("car")))
+    ]
+    for a, b, passed in ((0, 0, True), (1, 0, False)):
+        case = only(
+            judge(both[a], both[b], gates({"metric": "difference", "of": "AP", "class": "car", "at_most": 0.1}))
+        )
+        assert case.passed == passed
+        assert case.interval is None
+        assert "one scene: no interval" in case.reason
+
+
+def test_without_annotations_agreement_decides(drives: NuScenesTables, frames: list[Frame], tmp_path: Path) -> None:
+    fair = finish(tmp_path / "fair", drives, frames, truth=False)
+    blind = finish(tmp_path / "blind", drives, frames, lost("car"), truth=False)
+    usual = judge(fair, fair)
+    assert usual.passed
+    parts = ["", *(f" in {condition}" for condition in ("boston", "clear", "day", "night", "rain", "singapore"))]
+    assert [case.name for case in usual.cases] == [f"agreement of detections{part} with the baseline" for part in parts]
+    case = judge(blind, fair).cases[0]
+    assert not case.passed
+    counts = [Finished.load(path).detections for path in (blind, fair)]
+    here, there = ((boxes.scores >= 0.2).sum() for boxes in counts)
+    assert case.value == pytest.approx(2 * here / (here + there))  # what is left has its partner
+    assert f"of {here} detections and the baseline's {there}; at least 0.9" in case.reason
+    unmeasured = only(judge(fair, fair, gates({"metric": "mAP", "at_least": 0})))
+    assert unmeasured.value is None
+    assert unmeasured.reason == "not measured: the drive has no annotations"
+    assert not unmeasured.passed
+
+
+def test_map_agreement_is_the_mean_iou_of_both(drives: NuScenesTables, frames: list[Frame], tmp_path: Path) -> None:
+    def half(frame: Frame, p: Prediction) -> Prediction:
+        assert p.map_probabilities is not None
+        cells = p.map_probabilities.copy()
+        cells[:, ::2] = 0
+        return replace(p, map_probabilities=cells)
+
+    fair = finish(tmp_path / "fair", drives, frames, truth=False)
+    worse = finish(tmp_path / "half", drives, frames, half, truth=False)
+    case = only(judge(worse, fair, gates({"metric": "agreement", "of": "map", "at_least": 0.9})))
+    both, either = np.zeros(6), np.zeros(6)
+    for frame in frames:
+        cells = seen(drives, frame).map_probabilities
+        assert cells is not None
+        either += (cells >= 0.5).sum(axis=(1, 2))
+        both += (cells[:, 1::2] >= 0.5).sum(axis=(1, 2))
+    assert case.value == pytest.approx((both / either).mean())
+    assert not case.passed
+
+
+def test_frames_that_lack_and_blind_ones_are_dropped(
+    drives: NuScenesTables, frames: list[Frame], tmp_path: Path
+) -> None:
+    times = [0, 1, 2, 5, 6, 7.2]  # between 2 and 5 lack two
+    few = [
+        replace(frames[0], token=frames[i].token, timestamp=int(5e5 * time), points=np.zeros((1, 5), np.float32))
+        for i, time in enumerate(times)
+    ]
+    few[1] = replace(few[1], points=None)
+    out = finish(tmp_path / "few", drives, few, lambda f, p: p)
+    assert Finished.load(out).dropped == (2, 1)
+    case = only(judge(out, None, gates({"metric": "dropped", "at_most": 2})))
+    assert not case.passed
+    assert case.reason == "2 keyframes lack and 1 are without any sensor; at most 2"
+    assert judge(out, None, gates({"metric": "dropped", "at_most": 3})).passed
+
+
+def test_junit_is_what_a_reader_of_junit_reads(drives: NuScenesTables, fair: Path) -> None:
+    verdict = judge(
+        fair,
+        None,
+        gates(
+            {"metric": "mAP", "at_least": 0.99},
+            {"metric": "NDS", "at_least": 0},
+            {"metric": "AMOTA", "at_least": 0.5},
+            {"metric": "latency", "at_most": 39.9},
+            {"metric": "NDS", "condition": "fog", "at_least": 0},
+        ),
+    )
+    suites = JUnitXml.fromfile(str(fair / "junit.xml"))
+    assert (suites.tests, suites.failures, suites.errors) == (5, 2, 2)
+    cases = [case for suite in suites for case in suite]
+    assert [case.name for case in cases] == [case.name for case in verdict.cases]
+    kinds = [type(case.result[0]) if case.result else None for case in cases]
+    assert kinds == [Failure, None, Error, Failure, Error]
+    assert cases[0].result[0].message == f"{verdict.cases[0].value:.4f}; at least 0.99"
+    assert cases[2].result[0].message == "not measured: the tracks of this replay were not scored"
+    assert cases[3].result[0].message == "40.0 ms; at most 39.9 ms"
+    assert cases[4].result[0].message == "not measured: no frame is known to be in fog"
+
+
+def test_amota_is_what_the_tracks_were_scored(fair: Path) -> None:
+    (fair / "tracking_metrics.json").write_text('{"amota": 0.625}')
+    case = only(judge(fair, None, gates({"metric": "AMOTA", "at_least": 0.6})))
+    (fair / "tracking_metrics.json").unlink()
+    assert case.passed
+    assert case.value == 0.625
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_packed_cells_come_back(seed: int) -> None:
+    cells = np.random.default_rng(seed).random((6, 5, 7)) < 0.3
+    np.testing.assert_array_equal(unpack(json.loads(json.dumps(pack(cells)))), cells)
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_rings_sum_to_the_whole_map(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    grid = BevGrid(x=(-16, 24), y=(-20, 12), cell=2.0)
+    probabilities, truth = rng.random((6, *grid.shape)).astype(np.float32), rng.integers(0, 2, (6, *grid.shape))
+    counts = count_rings(probabilities >= 0.5, truth, grid)
+    iou = MapIou()
+    iou.add(probabilities, truth)
+    half = list(THRESHOLDS).index(0.5)
+    np.testing.assert_array_equal(counts.sum(axis=2)[0], iou.intersections[:, half])
+    np.testing.assert_array_equal(counts.sum(axis=2)[1], iou.unions[:, half])
+    np.testing.assert_allclose(ious(counts.sum(axis=2)), iou.intersections[:, half] / iou.unions[:, half])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("gates: []", "gates: tuple should have at least 1 item"),
+        ("{}", "gates: field required"),
+        ("gates: [{metric: mAP}]", "at_least: field required"),
+        ("gates: [{metric: MAP, at_least: 1}]", "does not match any of the expected tags"),
+        ("gates: [{metric: mAP, class: car, at_least: 1}]", "map has no class 'car'; it is of all classes"),
+        ("gates: [{metric: AP, class: tank, at_least: 1}]", "ap has no class 'tank'; car, truck"),
+        ("gates: [{metric: IoU, class: car, at_least: 1}]", "iou has no class 'car'; drivable_area"),
+        ("gates: [{metric: IoU, range: [0, 15], at_least: 1}]", "rings of 10 m"),
+        ("gates: [{metric: NDS, range: [30, 10], at_least: 1}]", r"a range is \[from, to\]"),
+        ("gates: [{metric: NDS, condition: hail, at_least: 1}]", "'hail' is none of clear, rain"),
+        ("gates: [{metric: latency, stage: think, at_most: 1}]", "'think' is none of read, preprocess"),
+        ("gates: [{metric: latency, at_most: fast}]", "at_most: input should be a valid number"),
+        ("gates: [{metric: difference, of: NDS, at_most: 2}]", "less than or equal to 1"),
+        ("gates: [{metric: NDS, at_leest: 1, at_least: 1}]", "at_leest: is not a known key"),
+        ("gates: [", "not valid YAML"),
+        (None, "cannot read the gates"),
+    ],
+)
+def test_gates_that_cannot_be_used_are_named(tmp_path: Path, text: str | None, message: str) -> None:
+    path = tmp_path / "gates.yaml"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(InputError, match=message) as caught:
+        load_gates(path)
+    assert str(caught.value).startswith(str(path))
+    assert "\n" not in str(caught.value)
+
+
+def test_the_gates_of_the_documentation_are_valid(tmp_path: Path) -> None:
+    from deploy.replay import gates as module
+
+    assert module.__doc__
+    (tmp_path / "gates.yaml").write_text(module.__doc__.split("\n\n", 1)[1])
+    assert {gate.metric for gate in load_gates(tmp_path / "gates.yaml").gates} == {
+        "NDS", "AP", "IoU", "AMOTA", "latency", "dropped", "difference", "agreement",
+    }  # fmt: skip
+
+
+def test_what_cannot_be_judged_is_one_line(
+    drives: NuScenesTables, frames: list[Frame], fair: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match="holds no finished replay"):
+        judge(tmp_path)
+    with pytest.raises(InputError, match="'difference' compares with a replay; give its folder with --baseline"):
+        judge(fair, None, EVERY)
+    parts = [finish(tmp_path / name, drives, part) for name, part in (("a", frames[:3]), ("b", frames[3:]))]
+    with pytest.raises(InputError, match="has no frame of this replay"):
+        judge(parts[0], parts[1])
+
+
+SCENE = "scene-0001"
+
+
+@cache
+def rained(root: Path, path: Path, *faults: str) -> Path:
+    """A replay of rainy keyframes through a bundle with random weights."""
+    out = folder() / f"replayed-{path.name}-{len(faults)}"
+    injected = [Fault.parse(text) for text in faults]
+    replay(root, "v1.0-sim", [], path, out, console=QUIET, faults=injected)
+    return out
+
+
+def in_int8(to: Path, share: float) -> Path:
+    """The bundle with its trunk in INT8 on ranges of this share of the measured ones: 1 is right, less is broken.
+
+    It is sealed anew with golden outputs of its own, so nothing but its results gives it away.
+    """
+    old = Bundle.load(bundle().path)
+    model, golden = onnx.load(old.onnx), old.golden()[0]
+    measured = ranges(model, activations(model.graph), [golden])
+    small = {name: (share * low, share * high) for name, (low, high) in measured.items()}
+    lowered = quantise(model, [*quantisable(model.graph)], small, CPU).SerializeToString()
+    outputs = OnnxRuntimeEngine(lowered).run(golden)
+    modules = {file.name: file.read_bytes() for file in (old.path / "modules").glob("*")}
+    write_bundle(
+        to, lowered, (golden, outputs), lambda files: old.manifest.model_copy(update={"files": files}), modules
+    )
+    return rewritten(to)
+
+
+AGREE = gates(
+    {"metric": "agreement", "of": "detections", "at_least": 0.98, "score": 0.05},
+    {"metric": "agreement", "of": "map", "at_least": 0.98},
+)
+
+
+def test_a_bundle_passes_against_itself_and_fails_without_its_module(sim_root: Path) -> None:
+    whole = rained(sim_root, bundle("rain").path)
+    again = rained(sim_root, bundle("rain").path)
+    assert judge(again, whole, AGREE).passed
+    without = judge(rained(sim_root, bundle().path), whole, AGREE)
+    assert [case.passed for case in without.cases] == [False, False]
+    assert "detections and the baseline's" in without.cases[0].reason
+
+
+def test_a_broken_scale_of_int8_fails_where_a_right_one_agrees_more(sim_root: Path, tmp_path: Path) -> None:
+    whole = rained(sim_root, bundle().path)
+    values = []
+    for share in (1.0, 0.25):
+        verdict = judge(rained(sim_root, in_int8(tmp_path / f"int8-{share}", share)), whole, AGREE)
+        values.append([case.value for case in verdict.cases])
+    assert not verdict.passed
+    assert all(right > broken for right, broken in zip(*values, strict=True)), values
+    assert values[1][1] < 0.9
+
+
+def test_faults_fail_the_verdict(sim_root: Path) -> None:
+    whole = rained(sim_root, bundle().path)
+    blind = rained(sim_root, bundle().path, "drop:all@0.4-0.9")
+    assert Finished.load(whole).dropped == (0, 0)
+    assert Finished.load(blind).dropped == (0, 2)  # the second of three keyframes of both drives
+    verdict = judge(blind, whole, gates({"metric": "dropped", "at_most": 0}, *AGREE.model_dump(by_alias=True)["gates"]))
+    assert [case.passed for case in verdict.cases] == [False, False, False]
+
+
+@pytest.fixture
+def command(sim_root: Path, tmp_path: Path) -> Callable[..., Any]:
+    def run(out: str, *arguments: str) -> Any:
+        given = ["replay", str(sim_root), "--scenes", f"{SCENE}:0-1", "--bundle", str(bundle().path)]
+        return CliRunner().invoke(app, [*given, "--out", str(tmp_path / out), *arguments])
+
+    return run
+
+
+def test_exit_code_is_the_verdict(command: Callable[..., Any], tmp_path: Path) -> None:
+    first = command("first")
+    assert first.exit_code == 0, first.output
+    assert not (tmp_path / "first" / "verdict.json").exists()
+    passed = command("second", "--baseline", str(tmp_path / "first"), "--json")
+    assert passed.exit_code == 0, passed.output
+    (tmp_path / "gates.yaml").write_text("gates: [{metric: latency, at_most: 0.001}, {metric: dropped, at_most: 0}]")
+    failed = command("third", "--gates", str(tmp_path / "gates.yaml"), "--fault", "blackout:cameras")
+    assert failed.exit_code == 1
+    verdict = json.loads((tmp_path / "third" / "verdict.json").read_text())
+    assert [case["passed"] for case in verdict["cases"]] == [False, True]
+    assert isinstance(command("fourth", "--fault", "melt:lidar").exception, InputError)
+    assert isinstance(command("fourth", "--baseline", str(tmp_path)).exception, InputError)
+    assert not (tmp_path / "fourth").exists()
+
+
+def test_no_boxes_at_all_is_a_verdict(drives: NuScenesTables, frames: list[Frame], tmp_path: Path) -> None:
+    empty = finish(tmp_path / "empty", drives, frames, lambda f, p: replace(p, boxes=Boxes.none()))
+    case = only(judge(empty, None, gates({"metric": "mAP", "at_least": 0.1})))
+    assert case.value == 0
+    assert not case.passed
+    case = only(judge(empty, empty, gates({"metric": "agreement", "of": "detections", "at_least": 0.9})))
+    assert case.reason == "not measured: neither replay detects anything with a score of 0.2"

@@ -1,0 +1,129 @@
+"""How fast a submission is scored, and in how much memory, against the official devkit: from the tables to the numbers.
+
+Each side runs in a fresh process: reads the tables, the annotations and the submission, filters, matches and scores.
+Seconds are those of the processor, so what other processes take from it does not count.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from perception.data.nuscenes import NuScenesTables
+from perception.data.racks import read_racks
+from perception.data.tables import versions
+from perception.evaluation.columns import BoxColumns, read_submission
+from perception.evaluation.detection_scores import ERRORS, THRESHOLDS, DetectionScores
+from perception.evaluation.submission import SubmissionWriter
+from perception.frame import CLASSES, Boxes, Prediction
+
+BOXES = 200  # detections in each sample
+
+
+def evaluator(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Median seconds and peak memory gained of both sides, and the largest difference of any of their numbers."""
+    version = arguments.version or versions(arguments.data)[0]
+    with tempfile.TemporaryDirectory() as folder:
+        submission = Path(folder) / "results.json"
+        samples = _write(NuScenesTables(arguments.data, version), submission)
+        command = [sys.executable, __file__, str(arguments.data), version, str(submission)]
+        runs: dict[str, list[dict[str, Any]]] = {"devkit": [], "numpy": []}
+        for _ in range(arguments.rounds):
+            for side, results in runs.items():
+                done = subprocess.run([*command, side], check=True, capture_output=True, text=True)
+                results.append(json.loads(done.stdout))
+    seconds = {side: statistics.median(run["seconds"] for run in each) for side, each in runs.items()}
+    megabytes = {side: statistics.median(run["megabytes"] for run in each) for side, each in runs.items()}
+    numbers = [np.array(runs[side][0]["numbers"], np.float64) for side in runs]
+    return {
+        "speedup": seconds["devkit"] / seconds["numpy"],
+        "memory_ratio": megabytes["numpy"] / megabytes["devkit"],
+        "max_abs_difference": float(np.nanmax(np.abs(numbers[0] - numbers[1]))),
+        "seconds": seconds,
+        "megabytes": megabytes,
+        "samples": samples,
+        "detections": samples * BOXES,
+        "rounds": arguments.rounds,
+    }
+
+
+def _write(tables: NuScenesTables, path: Path) -> int:
+    """A submission of annotations out of place among others that are nowhere."""
+    rng, samples = np.random.default_rng(0), tables.samples()
+    with SubmissionWriter(path, ["lidar"]) as writer:
+        for token in samples:
+            frame = tables.frame(token, lidar=False, cameras=False)
+            boxes = frame.boxes or Boxes.none()
+            boxes = boxes.select(rng.integers(0, len(boxes), BOXES)) if len(boxes) else boxes
+            spread = np.where(rng.random((len(boxes), 1)) < 0.3, 0.5, 8.0)
+            boxes = replace(
+                boxes,
+                centers=boxes.centers + spread * rng.normal(0, 1, boxes.centers.shape),
+                scores=rng.uniform(0.01, 1, len(boxes)),
+            )
+            writer.add(frame, Prediction(boxes, None))
+    return len(samples)
+
+
+def _numpy(dataroot: Path, version: str, submission: Path) -> list[Any]:
+    tables = NuScenesTables(dataroot, version)
+    samples, all_racks, rows = tables.samples(), read_racks(dataroot, version), []
+    frames = [tables.frame(token, lidar=False, cameras=False, annotations=False) for token in samples]
+    for i, token in enumerate(samples):
+        boxes = tables.boxes(token) or Boxes.none()
+        rows.append(
+            np.column_stack(
+                [
+                    np.full(len(boxes), i), boxes.labels, boxes.centers, boxes.sizes, boxes.yaws,
+                    boxes.velocities[:, :2], boxes.attributes, boxes.scores, boxes.num_points,
+                ]
+            )
+        )  # fmt: skip
+    egos = np.array([frame.global_from_ego[:2, 3] for frame in frames])
+    racks = np.array([[i, *r] for i, t in enumerate(samples) for r in all_racks.get(t, ())]).reshape(-1, 11)
+    scenes = np.unique([frame.scene for frame in frames], return_inverse=True)[1]
+    detections = read_submission(submission, {token: i for i, token in enumerate(samples)})
+    truth = BoxColumns.of(np.concatenate(rows)).counted(egos, racks)
+    scores = DetectionScores(truth, detections.counted(egos, racks), scenes).scored()
+    every = [scores.mean_ap[0], scores.nds[0], *scores.aps[0].ravel(), *scores.errors[0].ravel()]
+    return [None if np.isnan(number) else float(number) for number in every]
+
+
+def _devkit(dataroot: Path, version: str, submission: Path) -> list[Any]:
+    from perception.evaluation.detection import open_devkit, score_submission
+
+    nusc = open_devkit(dataroot, version)
+    scores = score_submission(submission, nusc, [sample["token"] for sample in nusc.sample])
+    aps = [scores["label_aps"][name][str(threshold)] for name in CLASSES for threshold in THRESHOLDS]
+    return [scores["mAP"], scores["NDS"], *aps, *(scores["label_tp_errors"][n][e] for n in CLASSES for e in ERRORS)]
+
+
+def _side(dataroot: str, version: str, submission: str, side: str) -> None:
+    if side == "devkit":
+        import nuscenes.eval.detection.evaluate  # noqa: F401 - what is imported is not measured
+    run = _devkit if side == "devkit" else _numpy
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    before, start = _peak(), time.process_time()
+    numbers = run(Path(dataroot), version, Path(submission))
+    seconds = time.process_time() - start
+    print(json.dumps({"seconds": seconds, "megabytes": _peak() - before, "numbers": numbers}))
+
+
+def _peak() -> float:
+    """Megabytes that this process has held at most; getrusage would count those of the process that started it."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(float(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 1e3
+
+
+if __name__ == "__main__":
+    _side(*sys.argv[1:])

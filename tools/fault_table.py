@@ -1,0 +1,113 @@
+"""What each fault of the sensors costs: a table of faults, alone and in pairs, by mAP, NDS and IoU.
+
+python tools/fault_table.py --bundle runs/demo/bundle --data runs/demo/drives --split sim_val
+python tools/fault_table.py --bundle runs/demo/bundle --data runs/demo/drives --split sim_val --frames 3 --pairs
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from deploy.replay.faults import Fault, inject
+from deploy.replay.statistics import Truth
+from deploy.runtime import Runtime
+from perception.data.nuscenes import NuScenesTables
+from perception.data.tables import versions
+from perception.evaluation.columns import BoxColumns, detection_rows
+from perception.evaluation.detection_scores import DetectionScores
+from perception.evaluation.map_counts import count_rings, ious, predicted_cells
+from perception.frame import Frame
+
+FAULTS = (
+    "drop:lidar",
+    "drop:CAM_FRONT",
+    "drop:cameras",
+    "drop:all",
+    "freeze:lidar",
+    "freeze:cameras",
+    "delay:lidar,seconds=0.5",
+    "delay:cameras,seconds=0.5",
+    "blackout:lidar",
+    "blackout:CAM_FRONT",
+    "blackout:cameras",
+    "blur:cameras,pixels=8",
+    "noise:lidar,metres=0.2",
+    "noise:cameras,levels=40",
+    "miscalibration:lidar,degrees=2,metres=0.2",
+    "miscalibration:cameras,degrees=2,metres=0.2",
+    "points:lidar,share=0.5",
+    "points:lidar,share=0.9",
+    "corruption:lidar,share=0.2",
+    "corruption:cameras,share=0.2",
+)
+
+
+def scores(runtime: Runtime, frames: Sequence[Frame], truth: Truth, faults: Sequence[str]) -> dict[str, Any]:
+    """mAP, NDS and mean IoU of the frames with the faults."""
+    egos = np.array([frame.global_from_ego[:2, 3] for frame in frames])
+    racks = np.array([[i, *rack] for i, f in enumerate(frames) for rack in truth.racks(f.token)]).reshape(-1, 11)
+    annotated = [[i, *box] for i, frame in enumerate(frames) for box in truth.boxes(frame.token) or ()]
+    scenes = np.unique([frame.scene for frame in frames], return_inverse=True)[1]
+    grid, counts, rows = runtime.bundle.manifest.map_grid, [], []
+    for i, frame in enumerate(inject(frames, [Fault.parse(text) for text in faults])):
+        prediction = runtime.step(frame)
+        rows.append(detection_rows(frame, prediction.boxes, i))
+        if prediction.map_probabilities is not None and grid is not None and (known := truth.map(frame.location)):
+            cells = predicted_cells(prediction.map_probabilities)
+            counts.append(count_rings(cells, known.rasterize(frame, grid.build()), grid.build()).sum(axis=2))
+    sides = [BoxColumns.of(np.array(side, np.float64)) for side in (annotated, np.concatenate(rows))]
+    scored = DetectionScores(sides[0].counted(egos, racks), sides[1].counted(egos, racks), scenes).scored()
+    return {
+        "fault": " + ".join(faults) or "none",
+        "mAP": float(scored.mean_ap[0]),
+        "NDS": float(scored.nds[0]),
+        "mIoU": float(np.nanmean(ious(np.sum(counts, axis=0)))) if counts else None,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bundle", type=Path, required=True)
+    parser.add_argument("--data", type=Path, required=True, help="dataroot of annotated drives")
+    parser.add_argument("--version", help="default: the only one")
+    parser.add_argument("--split", default="all")
+    parser.add_argument("--frames", type=int, default=5, help="of each drive, so many keyframes from its start")
+    parser.add_argument("--pairs", action="store_true", help="each two faults together")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    arguments = parser.parse_args()
+    tables = NuScenesTables(arguments.data, arguments.version or versions(arguments.data)[0])
+    runtime, truth = Runtime(arguments.bundle), Truth(tables)
+    spec = runtime.bundle.spec
+    tokens = [
+        t for scene in tables.scenes(arguments.split) for t in tables.samples(selectors=[scene])[: arguments.frames]
+    ]
+    frames = [tables.frame(token, spec.grid.reference, spec.sweeps) for token in tokens]
+    alone: list[tuple[str, ...]] = [(), *((fault,) for fault in FAULTS)]
+    chosen = [(), *combinations(FAULTS, 2)] if arguments.pairs else alone
+    console = Console(stderr=arguments.json)
+    found = [scores(runtime, frames, truth, each) for each in track(chosen, "Faults", console=Console(stderr=True))]
+    if arguments.json:
+        json.dump({"frames": len(frames), "faults": found}, sys.stdout)
+        return
+    table = Table(title=f"{len(frames)} keyframes of {arguments.data}, {arguments.bundle}")
+    for column in ("fault", "mAP", "NDS", "mIoU"):
+        table.add_column(column, justify="left" if column == "fault" else "right", no_wrap=True)
+    for row in found:
+        numbers = (row["mAP"], row["NDS"], row["mIoU"])
+        table.add_row(row["fault"], *("-" if number is None else f"{number:.3f}" for number in numbers))
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()
