@@ -187,7 +187,7 @@ def test_a_sweep_is_moved_by_the_vehicles_motion(tiny_root: Path) -> None:
     sample = tables.samples()[1]
     points = tables.frame(sample, sweeps=1).points
     assert points is not None
-    path = tables.recordings.sweeps[tables._recordings.keyframes[sample]["LIDAR_TOP"].previous].file
+    path = tables.recordings.sweeps[tables.recordings.keyframes[sample]["LIDAR_TOP"].previous].file
     raw = np.fromfile(tiny_root / path, np.float32).reshape(-1, 5)
     raw = raw[(np.abs(raw[:, :2]) >= 1).any(axis=1)]
     older = points[points[:, 4] > 0]

@@ -29,7 +29,11 @@ else:
 ROOT = Path(__file__).parents[1]
 REQUIREMENTS = ROOT / "requirements-vehicle.txt"
 COMMAND = ("perception.cli", "perception.commands.common", "perception.commands.vehicle")
-DISTRIBUTIONS = {"cv2": "opencv-python-headless", "yaml": "PyYAML"}  # where they are not called as what is imported
+DISTRIBUTIONS = {
+    "cv2": "opencv-python-headless",
+    "yaml": "PyYAML",
+    "mcap_protobuf": "mcap-protobuf-support",
+}  # where they are not called as what is imported
 # TensorRT comes with the device; tensorrt_rtx is an extra.
 LATE = {"tensorrt", "tensorrt_rtx"}
 # Imported inside functions that the vehicle does not need: the official splits, and training and export.

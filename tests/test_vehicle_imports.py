@@ -36,6 +36,22 @@ VEHICLE = (
     "deploy.replay.player",
     "deploy.replay.report",
     "deploy.replay.sources",
+    "deploy.replay.sources.assemble",
+    "deploy.replay.sources.cameras",
+    "deploy.replay.sources.counts",
+    "deploy.replay.sources.encoded",
+    "deploy.replay.sources.foxglove",
+    "deploy.replay.sources.lidar",
+    "deploy.replay.sources.mcap",
+    "deploy.replay.sources.messages",
+    "deploy.replay.sources.nuscenes",
+    "deploy.replay.sources.pace",
+    "deploy.replay.sources.reading",
+    "deploy.replay.sources.recorded",
+    "deploy.replay.sources.ros",
+    "deploy.replay.sources.rosbag",
+    "deploy.replay.sources.topics",
+    "deploy.replay.sources.transforms",
 )
 # The rest of deploy is the workshop's: it trains or exports.
 WORKSHOP = {"deploy.export", "deploy.norms", "deploy.origin", "deploy.plan", "deploy.verify", "deploy.demo"} | {

@@ -14,10 +14,9 @@ from rich.table import Table
 
 from deploy.replay.latency import Latency
 from deploy.replay.report import Report
-from deploy.replay.sources import NuScenesDrive
+from deploy.replay.sources import Drive, open_drives
 from deploy.runtime import Runtime
 from perception.atomic import write_atomically
-from perception.data.nuscenes import NuScenesTables
 from perception.errors import InputError
 from perception.evaluation.submission import SubmissionWriter
 from perception.frame import Frame
@@ -28,10 +27,11 @@ class Player:
 
     results.json    every detection, as a nuScenes submission
     latency.json    p50, p95 and p99 of every stage
+    sources.json    per drive: frames, missing sensors, and what was wrong with a recording's messages
     report.html     all of it to look at, in one file
     """
 
-    def __init__(self, runtime: Runtime, drives: Sequence[NuScenesDrive], out: Path, console: Console) -> None:
+    def __init__(self, runtime: Runtime, drives: Sequence[Drive], out: Path, console: Console) -> None:
         self.runtime, self.drives, self.out, self.console = runtime, drives, out, console
         self.latency = Latency()
         self.report = Report(runtime.bundle.manifest, runtime.target, sum(len(drive) for drive in drives))
@@ -47,22 +47,26 @@ class Player:
                 self.report.add(frame, prediction, seconds)
         latency = self.latency.summary()
         write_atomically(self._file("latency.json"), json.dumps(latency, indent=2).encode())
+        counts = [drive.counts.summary() for drive in self.drives]
+        write_atomically(self._file("sources.json"), json.dumps(counts, indent=2).encode())
         write_atomically(self._file("report.html"), self.report.html(latency).encode())
         return {
             "frames": latency["frames"],
             "latency_ms": latency["stages"],
             "results": str(self._file("results.json")),
+            "sources": str(self._file("sources.json")),
             "latency": str(self._file("latency.json")),
             "report": str(self._file("report.html")),
         }
 
     def _frames(self) -> Iterator[tuple[Frame, float]]:
         """Every frame of every drive, with the seconds that reading it took."""
-        frames = (frame for drive in self.drives for frame in drive)
-        for _ in track(range(sum(len(d) for d in self.drives)), "Replaying", console=self.console, transient=True):
-            start = time.perf_counter()
-            frame = next(frames)
+        frames = iter(frame for drive in self.drives for frame in drive)
+        start = time.perf_counter()
+        expected = sum(len(drive) for drive in self.drives)
+        for frame in track(frames, "Replaying", expected, console=self.console, transient=True):
             yield frame, time.perf_counter() - start
+            start = time.perf_counter()
 
     def _file(self, name: str) -> Path:
         try:
@@ -73,32 +77,37 @@ class Player:
 
 
 def replay(
-    dataroot: Path,
-    version: str,
+    drive: Path,
+    version: str | None,
     scenes: Sequence[str],
     bundle: Path,
     out: Path,
     target: str = "cpu",
     key: Path | None = None,
     console: Console | None = None,
+    topics: Path | None = None,
 ) -> dict[str, Any]:
-    """Replay scenes of a nuScenes dataroot through a bundle.
+    """Replay scenes of a nuScenes dataroot, or a recording, through a bundle.
 
     Args:
-        scenes: names, or keyframes such as `scene-0103:0-4`; empty for every scene.
+        drive: a nuScenes dataroot, a .mcap or .db3 file, or a rosbag2's folder.
+        version: of the tables of a dataroot; None for a recording.
+        scenes: of a dataroot: names, or keyframes such as `scene-0103:0-4`; empty for every scene.
         target: the engine of the bundle that runs.
         key: the public key that must have signed the bundle.
+        topics: a YAML file that says which topics of a recording are which sensor.
 
     Raises:
-        InputError: no such dataroot, scene, bundle or engine, a damaged file, a bundle that `key` did not sign, or
+        InputError: no such drive, scene, bundle or engine, a damaged file, a bundle that `key` did not sign, or
             `out` cannot be written.
     """
     console = console or Console()
     runtime = Runtime(bundle, target, key)
-    tables = NuScenesTables(dataroot, version)
-    drives = [NuScenesDrive(tables, scene, runtime.bundle.spec) for scene in scenes or tables.scenes()]
+    drives = open_drives(drive, version, scenes, runtime.bundle.spec, topics)
     summary = Player(runtime, drives, out, console).run()
     console.print(_latency_table(summary))
+    for each in drives:
+        console.print(each.counts.line())
     console.print(f"report: {summary['report']}")
     return summary
 

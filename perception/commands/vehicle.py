@@ -138,19 +138,24 @@ def build(
 
 @app.command(epilog="Example: perception replay drives --scenes scene-0003 --bundle runs/a/bundle --out runs/a/replay")
 def replay(
-    drive: Annotated[Path, typer.Argument(help="nuScenes dataroot, recorded or simulated.")],
+    drive: Annotated[Path, typer.Argument(help="nuScenes dataroot, recorded or simulated; .mcap file; rosbag2.")],
     bundle: Annotated[Path, typer.Option(help="An exported bundle.")],
     out: Out,
     version: Version = None,
     scenes: Scenes = "",
+    topics: Annotated[
+        Path | None, typer.Option(help="YAML that says which topics of a recording are which sensor.")
+    ] = None,
     key: Key = None,
     as_json: Json = False,
 ) -> None:
     """Run recorded scenes through an exported bundle; writes results, latencies and an HTML report."""
     from deploy.replay.player import replay as run
+    from deploy.replay.sources import is_recording
 
-    version = version or only_version(drive)
-    report(run(drive, version, names(scenes), bundle, out, key=key, console=console_for(as_json)), as_json)
+    version = version or (None if is_recording(drive) else only_version(drive))
+    console = console_for(as_json)
+    report(run(drive, version, names(scenes), bundle, out, key=key, console=console, topics=topics), as_json)
 
 
 @app.command(epilog="Example: perception demo --out runs/demo")
