@@ -12,6 +12,7 @@ from deploy.replay.sources.recorded import RecordedDrive
 from deploy.replay.sources.topics import Topics, load_topics
 from perception.data.inputs import InputSpec
 from perception.data.nuscenes import NuScenesTables
+from perception.data.tables import versions
 from perception.errors import InputError
 from perception.frame import Frame
 
@@ -28,9 +29,10 @@ class Drive(Protocol):
 
 def is_recording(path: Path) -> bool:
     """Whether it is an MCAP file or a rosbag2, not a nuScenes dataroot."""
-    if path.is_dir():
-        return (path / "metadata.yaml").exists() or any(path.glob("*.db3")) or any(path.glob("*.mcap"))
-    return path.suffix in (".mcap", ".db3")
+    if not path.is_dir():
+        return path.suffix in (".mcap", ".db3")
+    files = ((path / "metadata.yaml").exists(), any(path.glob("*.db3")), any(path.glob("*.mcap")))
+    return any(files) and not versions(path)
 
 
 def open_drives(

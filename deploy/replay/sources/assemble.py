@@ -24,7 +24,7 @@ _MOST_WAITING = 8  # frames to come
 _REMEMBERED = 64  # stamps of a topic, to know a repetition
 
 
-class Drive(NamedTuple):
+class DriveInfo(NamedTuple):
     """What is known of a drive as a whole."""
 
     scene: str
@@ -63,7 +63,7 @@ class Assembler:
     """
 
     def __init__(
-        self, topics: Topics, sweeps: int, reference: Reference, counts: Counts, drive: Drive, keyframed: bool
+        self, topics: Topics, sweeps: int, reference: Reference, counts: Counts, drive: DriveInfo, keyframed: bool
     ) -> None:
         self._topics, self._reference, self._counts, self._drive = topics, reference, counts, drive
         self._wait, self._tolerance = round(topics.wait * 1e6), round(topics.tolerance * 1e6)

@@ -80,12 +80,12 @@ def _cloud(message: Any) -> list[Content]:
         if _xyz(pose.position) != _AT_THE_ORIGIN[0] or turn not in _AT_THE_ORIGIN[1]:
             raise Corrupt("a cloud with a pose of its own, which is not read")
     fields = {
-        each.name: (each.offset, np.dtype(_POINT_FIELDS[each.type]))
+        each.name: (int(each.offset), np.dtype(_POINT_FIELDS[each.type]))
         for each in message.fields
         if each.type in _POINT_FIELDS
     }
     data = np.frombuffer(_bytes(message.data), np.uint8)
-    return [cloud(_stamp(message), message.frame_id, fields, message.point_stride, data, False)]
+    return [cloud(_stamp(message), message.frame_id, fields, int(message.point_stride), data, False)]
 
 
 def _compressed(message: Any) -> list[Content]:
@@ -93,12 +93,12 @@ def _compressed(message: Any) -> list[Content]:
 
 
 def _raw(message: Any) -> list[Content]:
-    data, size = np.frombuffer(_bytes(message.data), np.uint8), (message.width, message.height)
-    return [raw_picture(_stamp(message), message.frame_id, message.encoding, size, message.step, data)]
+    data, size = np.frombuffer(_bytes(message.data), np.uint8), (int(message.width), int(message.height))
+    return [raw_picture(_stamp(message), message.frame_id, message.encoding, size, int(message.step), data)]
 
 
 def _calibration(message: Any) -> list[Content]:
-    size = message.width, message.height
+    size = int(message.width), int(message.height)
     return [intrinsics(_stamp(message), message.frame_id, size, np.array(message.K), np.array(message.P))]
 
 

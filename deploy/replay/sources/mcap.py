@@ -5,6 +5,7 @@ https://mcap.dev/spec. The index at the end is used where there is one, to know 
 
 from __future__ import annotations
 
+import io
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from functools import partial
@@ -133,11 +134,15 @@ class _Careful:
             raise ValueError("a length that is none")
         return self._file.read(length)
 
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        return self._file.seek(offset, whence)
+
 
 def _summary(file: BinaryIO) -> tuple[Summary | None, dict[str, str]]:
     """The index at the end, and the metadata of the drive; nothing of a file that was cut off."""
     try:
-        reader = SeekingReader(file, record_size_limit=_MOST)
+        stream: Any = _Careful(file)
+        reader = SeekingReader(stream, record_size_limit=_MOST)
         info = next((each.metadata for each in reader.iter_metadata() if each.name == _INFO), {})
         return reader.get_summary(), info
     except Exception:  # whatever a damaged index makes the reader run into

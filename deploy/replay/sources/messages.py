@@ -15,6 +15,7 @@ from perception.frame import CONDITIONS, Conditions
 LATEST = 1 << 53  # us; later than any clock says, and still whole as a float
 _MOST_POINTS = 1 << 22
 _FARTHEST = 1e4  # m from the LiDAR; farther is damage
+_BRIGHTEST = 65535  # of intensities, and of rings
 _LARGEST_PICTURE = 1 << 14  # pixels along an edge
 _LONGEST_NAME = 200  # characters
 
@@ -119,6 +120,8 @@ def cloud(
         points = points[finite]
     if (np.abs(points[:, :3]) > _FARTHEST).any():
         raise Corrupt("points farther than a LiDAR reaches")
+    if (np.abs(points[:, 3:]) > _BRIGHTEST).any():
+        raise Corrupt("points brighter than a LiDAR measures")
     return Cloud(stamp, _name(frame), points)
 
 
@@ -138,7 +141,12 @@ def intrinsics(stamp: int, frame: str, size: tuple[int, int], k: np.ndarray, p: 
         p.reshape(3, 4)[:, :3] if p.size == 12 and p.any() else k.reshape(3, 3) if k.size == 9 else np.zeros((3, 3))
     )
     focal = np.diag(matrix)[:2]
-    if not np.isfinite(matrix).all() or (focal <= 0).any() or (np.abs(matrix) > 1e6).any() or matrix[2, 2] != 1:
+    if (
+        not np.isfinite(matrix).all()
+        or (focal <= 0).any()
+        or (np.abs(matrix) > 1e6).any()
+        or matrix[2].tolist() != [0, 0, 1]
+    ):
         raise Corrupt("no projection to the picture")
     return Intrinsics(stamp, _name(frame), _size(size), matrix.copy())
 
@@ -164,6 +172,8 @@ def keyframe(content: object) -> Keyframe:
         raise Corrupt("conditions that are not known")
     if not isinstance(sweeps, list) or len(sweeps) > 100 or not all(map(_is_stamp, [stamp, *sweeps])):
         raise Corrupt("a stamp that is no time")
+    if any(each >= stamp for each in sweeps):
+        raise Corrupt("a sweep before the keyframe that is after it")
     token, scene, location = (content.get(name, "") for name in ("token", "scene", "location"))
     if not token:
         raise Corrupt("a keyframe without a token")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from deploy.replay.sources.assemble import Assembler, Drive
+from deploy.replay.sources.assemble import Assembler, DriveInfo
 from deploy.replay.sources.counts import Counts
 from deploy.replay.sources.mcap import McapRecording
 from deploy.replay.sources.messages import Corrupt
@@ -38,7 +38,7 @@ class RecordedDrive:
         held = self._recording.held
         known = held.location or held.description
         conditions = conditions_of(held.description, held.location) if known else Conditions()
-        self._drive = Drive(held.scene, held.location, conditions)
+        self._drive = DriveInfo(held.scene, held.location, conditions)
         self._keyframed = topics.keyframes is not None and topics.keyframes in held.counts
         self.counts = Counts()
 
