@@ -64,6 +64,8 @@ def stream(
     topics = topics or Topics()
     assembler = Assembler(topics, sweeps, reference, counts, DriveInfo("log"), keyframed)
     for each in log:
+        if each.topic not in topics.names():
+            continue
         yield from assembler.advance(each.time)
         try:
             contents = ros.decode(each.type_name, each.data)

@@ -16,10 +16,11 @@ class Pace:
     """
 
     def __init__(self, period: int, lidar: bool) -> None:
+        self._lidar = lidar
         self._sweep = round(period * (1 - _EARLY))
         self._picture = round(period * 1.5) if lidar else self._sweep
         self._last: int | None = None  # stamp of the last frame
-        self._begun: int | None = None  # stamp of the first picture
+        self._begun: int | None = None  # stamp of the first picture, where a sweep is to be expected
         self.jumps = 0  # how often time went back; with it stamps are unique
 
     def sweep(self, stamp: int) -> bool:
@@ -28,7 +29,7 @@ class Pace:
 
     def picture(self, stamp: int) -> bool:
         """Whether a picture makes a frame."""
-        if self._last is None and self._begun is None:
+        if self._begun is None and self._lidar:
             self._begun = stamp
         return self._due(stamp, self._begun if self._last is None else self._last, self._picture)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections import deque
 
 import numpy as np
 
@@ -35,7 +36,7 @@ class Transforms:
 
     def mounting(self, parent: str, child: str) -> np.ndarray | None:
         """(4, 4) parent_from_child of what is bolted together, as last said; None where it is not known."""
-        return self._chain(parent, child, None, MOST_FRAMES)
+        return self._chain(parent, child, None)
 
     def pose(self, parent: str, child: str, stamp: int) -> np.ndarray | None:
         """(4, 4) parent_from_child at a time (us).
@@ -44,18 +45,21 @@ class Transforms:
         linearly and the rotation on the great arc (Shoemake, "Animating rotation with quaternion curves", 1985).
         None where the poses before and after are more than 1 s apart, or all are more than 50 ms away.
         """
-        return self._chain(parent, child, stamp, MOST_FRAMES)
+        return self._chain(parent, child, stamp)
 
-    def _chain(self, root: str, child: str, stamp: int | None, most: int) -> np.ndarray | None:
-        """most: steps that are still allowed, since a damaged tree may be a ring."""
-        if child == root:
-            return np.eye(4)
-        for parent, edge in self._edges.get(child, {}).items() if most else ():
-            matrix = edge.last() if stamp is None else edge.at(stamp)
-            above = None if matrix is None else self._chain(root, parent, stamp, most - 1)
-            if above is not None:
-                return matrix if parent == root else np.asarray(above @ matrix)
-        return None
+    def _chain(self, root: str, child: str, stamp: int | None) -> np.ndarray | None:
+        """The shortest way up; each frame is passed once, since a damaged tree may have rings."""
+        found: dict[str, np.ndarray | None] = {child: None}  # from child; None where they are the same
+        queue = deque([child])
+        while queue and root not in found:
+            frame = queue.popleft()
+            for parent, edge in self._edges.get(frame, {}).items():
+                matrix = edge.last() if stamp is None else edge.at(stamp)
+                if parent not in found and matrix is not None:
+                    below = found[frame]
+                    found[parent] = matrix if below is None else matrix @ below
+                    queue.append(parent)
+        return np.eye(4) if root == child else found.get(root)
 
 
 class _Edge:
