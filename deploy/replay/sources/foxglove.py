@@ -13,7 +13,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-from mcap.exceptions import McapError
 from mcap.records import Schema
 from mcap_protobuf.decoder import DecoderFactory
 
@@ -41,7 +40,7 @@ def decoder(encoding: str, schema: Schema) -> Callable[[bytes], list[Content]]:
             return read(parse(data))
         except Corrupt:
             raise
-        except Exception:  # Protobuf's errors have no common base, and JSON may hold anything at all
+        except Exception:  # as there, and JSON may hold anything at all
             raise Corrupt("bytes that are not the message") from None
 
     return decode
@@ -50,7 +49,7 @@ def decoder(encoding: str, schema: Schema) -> Callable[[bytes], list[Content]]:
 def _protobuf(schema: Schema) -> Callable[[bytes], Any] | None:
     try:
         return DecoderFactory().decoder_for("protobuf", schema)
-    except (McapError, ValueError, TypeError, KeyError):  # the schema in the file is damaged
+    except Exception:  # a damaged schema; Protobuf's errors have no common base
         return None
 
 
