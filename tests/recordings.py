@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ from perception.frame import Frame
 from perception.grid import Reference
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
-from make_log import TOPICS, TYPES, Message, make_log, messages
+from make_log import TYPES, Message, make_log, messages
 
 STORAGES = {"file": "drive.mcap", "sqlite3": "drive_sqlite3", "mcap": "drive_mcap"}
 TINY = "scene-0001"
@@ -76,13 +76,13 @@ def stream(
     yield from assembler.finish()
 
 
-def write_raw_mcap(path: Path, log: Iterable[Sent]) -> Path:
+def write_raw_mcap(path: Path, log: Sequence[Sent]) -> Path:
     """An MCAP file of exactly these messages, in this order, in small chunks."""
     with path.open("wb") as file:
         writer = Writer(file, chunk_size=20_000)
         writer.start(profile="ros2")
         channels = {}
-        for topic, type_name in TOPICS.items():
+        for topic, type_name in {each.topic: each.type_name for each in log}.items():
             schema = writer.register_schema(type_name, "ros2msg", TYPES.generate_msgdef(type_name)[0].encode())
             channels[topic] = writer.register_channel(topic, "cdr", schema)
         for each in log:
@@ -119,4 +119,4 @@ def assert_equal_frames(a: Frame, b: Frame) -> None:
             np.testing.assert_array_equal(getattr(c, name), getattr(b.cameras[camera], name))
 
 
-__all__ = ["STORAGES", "TINY", "Message", "make_log", "messages"]
+__all__ = ["STORAGES", "TINY", "TYPES", "Message", "make_log", "messages"]

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from conftest import write_tiny
-from recordings import TINY, Sent, assembled, assert_equal_frames, edited, sent
+from recordings import TINY, TYPES, Sent, assembled, assert_equal_frames, edited, sent
 from scipy.spatial.transform import Rotation, Slerp
 
 from deploy.replay.sources.messages import Transform
@@ -198,6 +199,24 @@ def test_without_keyframes_and_lidar_pictures_set_the_pace(log: list[Sent]) -> N
     # A LiDAR that should be there may be late: pictures wait half a period for it.
     frames, _ = assembled(silent, Topics(keyframes=None), keyframed=False)
     assert len(frames) == 1
+
+
+def test_the_frame_of_the_lidar(log: list[Sent], expected: list[Frame]) -> None:
+    """As the map of topics names it, else as the header does; without a transform of either it is missing."""
+    for frame in ("lidar_top", "elsewhere", None):
+        frames, _ = assembled(log, Topics(lidar=LidarTopic(topic=LIDAR, frame=frame)))
+        assert_equal_frames(frames[0], expected[0])
+    other = [edited(each, header=header_of(each, "nowhere")) if each.topic == LIDAR else each for each in log]
+    frames, _ = assembled(other, Topics(lidar=LidarTopic(topic=LIDAR, frame="lidar_top")))
+    assert_equal_frames(frames[0], expected[0])
+    frames, counts = assembled(other, Topics(lidar=LidarTopic(topic=LIDAR)))
+    assert [frame.points for frame in frames] == [None] * 3
+    assert counts.summary()["reasons"] == {LIDAR: {"no transform from the sensor to the vehicle": 3}}
+
+
+def header_of(message: Sent, frame: str) -> Any:
+    header = TYPES.deserialize_cdr(message.data, message.type_name).header
+    return replace(header, frame_id=frame)
 
 
 def test_time_that_goes_back_gives_tokens_of_its_own(log: list[Sent]) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from exported import QUIET, bundle
 from mcap.reader import make_reader
-from recordings import STORAGES, TINY, assembled, assert_equal_frames, make_log, sent
+from recordings import STORAGES, TINY, assembled, assert_equal_frames, make_log, sent, write_raw_mcap
 from rosbags.highlevel import AnyReader
 from test_cli import perception
 
@@ -91,6 +91,16 @@ def test_a_missing_sweep_is_left_out_as_from_the_tables(tiny_root: Path) -> None
     assert_equal_frames(frames[-1], tables.frame(sample, "ego", 2))
     assert frames[-1].points is not None
     assert len(np.unique(frames[-1].points[:, 4])) == 2  # not three: none took its place
+
+
+def test_a_recording_without_keyframes_or_lidar(tiny_root: Path, tmp_path: Path) -> None:
+    """Pictures set the pace, without waiting for sweeps; the frames are named after the file."""
+    log = [each for each in sent(tiny_root, "v1.0-tiny", TINY) if each.topic not in ("/keyframe", "/lidar_top")]
+    [drive] = open_drives(write_raw_mcap(tmp_path / "walk.mcap", log), None, (), SPEC, None)
+    frames = list(drive)
+    assert len(frames) == 3
+    assert [frame.token for frame in frames] == [f"walk@{frame.cameras['CAM_FRONT'].timestamp}" for frame in frames]
+    assert drive.counts.summary()["missing"] == {"LIDAR_TOP": 3}
 
 
 def test_odometry_takes_the_place_of_transforms(tiny_root: Path) -> None:

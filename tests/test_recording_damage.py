@@ -66,6 +66,14 @@ def recording(log: list[Sent], tmp_path_factory: pytest.TempPathFactory) -> byte
     return write_raw_mcap(tmp_path_factory.mktemp("mcap") / "drive.mcap", log).read_bytes()
 
 
+@pytest.fixture(scope="module")
+def database(root: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The SQLite file of a rosbag2."""
+    folder = tmp_path_factory.mktemp("rosbag") / "drive"
+    make_log(root, TINY, folder, "sqlite3")
+    return (folder / "drive.db3").read_bytes()
+
+
 def assert_usable(frames: list[Frame]) -> None:
     """What a runtime and a submission need: finite numbers, and a token only once."""
     assert len({frame.token for frame in frames}) == len(frames)
@@ -135,13 +143,15 @@ def test_any_stamps(log: list[Sent], data: st.DataObject) -> None:
     assert len(frames) <= len(log)
 
 
+@pytest.mark.parametrize("kind", [".mcap", ".db3"])
 @FUZZ
 @given(data=st.data())
-def test_a_spoiled_file(recording: bytes, expected: list[Frame], tmp_path: Path, data: st.DataObject) -> None:
+def test_a_spoiled_file(
+    recording: bytes, database: bytes, expected: list[Frame], tmp_path: Path, kind: str, data: st.DataObject
+) -> None:
     """Frames that are in it, or an error for the user; nothing else."""
-    path = tmp_path / "drive.mcap"
-    bad = spoiled(data, recording)
-    path.write_bytes(bad)
+    path = tmp_path / f"drive{kind}"
+    path.write_bytes(spoiled(data, recording if kind == ".mcap" else database))
     with suppress(InputError):
         [drive] = open_drives(path, None, (), SPEC, None)
         frames = list(drive)

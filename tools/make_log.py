@@ -137,7 +137,9 @@ def messages(tables: NuScenesTables, scene: str, sweeps: int) -> Iterator[Messag
     chains: dict[str, list[Recording]] = {}
     found: dict[str, Recording] = {}  # by file: a sweep before one keyframe may be before the next
     for sample in samples:
-        keyframe = recordings.keyframes[sample]
+        keyframe = recordings.keyframes.get(sample, {})
+        if LIDAR not in keyframe:
+            raise InputError(f"{tables.dataroot}: no {LIDAR} keyframe of sample {sample}; copy the tables again")
         chains[sample] = list(recordings.chain(keyframe[LIDAR], sweeps))
         found |= {each.file: each for each in [*chains[sample], *keyframe.values()]}
     ordered = sorted(found.values(), key=lambda each: (each.timestamp, each.channel))

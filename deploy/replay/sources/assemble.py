@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from deploy.replay.sources.cameras import CameraPictures
+from deploy.replay.sources.cameras import UNMOUNTED, CameraPictures
 from deploy.replay.sources.counts import LIDAR, Counts
 from deploy.replay.sources.lidar import LidarSweeps
 from deploy.replay.sources.messages import Cloud, Content, Intrinsics, Keyframe, Picture, Transform
@@ -161,9 +161,13 @@ class Assembler:
     def _made(self, moment: _Moment) -> Iterator[Frame]:
         """The frame of a moment; none where the vehicle's pose is not known."""
         lidar = self._lidar
-        ego_from_lidar = None if lidar is None or lidar.frame is None else self._mounting(lidar.frame)
+        ego_from_lidar = None
         if lidar is not None:
             lidar.place(self._pose)
+            mountings = (self._mounting(name) for name in lidar.frames)
+            ego_from_lidar = next((each for each in mountings if each is not None), None)
+            if ego_from_lidar is None and lidar.has(moment.stamp):
+                self._counts.corrupt(lidar.topic, UNMOUNTED)
         pose = self._pose(moment.stamp)
         if pose is None or (self._reference == "lidar" and ego_from_lidar is None):
             self._counts.unposed_frames += 1

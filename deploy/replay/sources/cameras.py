@@ -12,6 +12,7 @@ from deploy.replay.sources.messages import Corrupt, Intrinsics, Picture
 from deploy.replay.sources.topics import CameraTopics
 from perception.frame import Camera
 
+UNMOUNTED = "no transform from the sensor to the vehicle"
 _MOST = 32  # pictures
 
 
@@ -72,7 +73,7 @@ class CameraPictures:
         if self.intrinsics is None:
             raise Corrupt("a picture of a camera without CameraInfo")
         if mounting is None:
-            raise Corrupt("no transform from the sensor to the vehicle")
+            raise Corrupt(UNMOUNTED)
         if picture.size != self.intrinsics.size:
             raise Corrupt("a picture of another size than its CameraInfo")
         image = picture.decode()

@@ -23,16 +23,22 @@ class LidarSweeps:
     """
 
     def __init__(self, topic: LidarTopic, sweeps: int) -> None:
-        self.topic, self.frame = topic.topic, topic.frame  # the frame of reference is known from the first sweep on
+        self.topic = topic.topic
+        self.frames = [] if topic.frame is None else [topic.frame]  # names of its frame of reference, best first
         self._sweeps = sweeps
         self._clouds: dict[int, Cloud] = {}  # by stamp
         self._poses: dict[int, np.ndarray] = {}  # (4, 4) global from ego, by stamp
 
     def add(self, cloud: Cloud) -> None:
-        self.frame = self.frame or cloud.frame
+        if cloud.frame not in self.frames:
+            self.frames = [*self.frames[:1], cloud.frame]
         self._clouds[cloud.stamp] = cloud
         if len(self._clouds) > self._sweeps + _MORE:
             self._drop(next(iter(self._clouds)))
+
+    def has(self, stamp: int) -> bool:
+        """Whether the sweep of this stamp is there."""
+        return stamp in self._clouds
 
     def place(self, pose_at: Callable[[int], np.ndarray | None]) -> None:
         """Look up the poses that are not known yet, before the transforms forget them."""

@@ -33,13 +33,16 @@ class RecordedDrive:
     """
 
     def __init__(self, path: Path, topics: Topics, spec: InputSpec) -> None:
-        self._path, self._topics, self._spec = path, topics, spec
+        self._path, self._spec = path, spec
         self._recording: Recording = McapRecording(path) if path.suffix == ".mcap" else RosbagRecording(path)
         held = self._recording.held
         known = held.location or held.description
         conditions = conditions_of(held.description, held.location) if known else Conditions()
         self._drive = DriveInfo(held.scene, held.location, conditions)
         self._keyframed = topics.keyframes is not None and topics.keyframes in held.counts
+        if topics.lidar is not None and not held.counts.get(topics.lidar.topic):
+            topics = topics.model_copy(update={"lidar": None})  # no frame shall wait for it
+        self._topics = topics
         self.counts = Counts()
 
     def __len__(self) -> int:

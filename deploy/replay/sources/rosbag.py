@@ -74,6 +74,7 @@ class _SqliteFile:
                 wanted = [each for each in reader.connections if each.topic in topics]
                 decoders = {each.msgtype: partial(ros.decode, each.msgtype) for each in wanted}
                 for connection, time, data in reader.messages(wanted) if wanted else ():
+                    data = data if isinstance(data, bytes) else b""  # SQLite's columns hold any type
                     yield Raw(connection.topic, time // 1000, data, decoders[connection.msgtype])
         except Exception as error:
             damage(f"{self._path.name}: damaged ({' '.join(str(error).split())[:120]})")

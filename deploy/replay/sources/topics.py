@@ -21,13 +21,13 @@ Seconds = Annotated[float, Field(gt=0, le=10)]
 
 class LidarTopic(Section):
     topic: Name
-    frame: Name | None = None  # of the sensor; None: what the message's header says
+    frame: Name | None = None  # of the sensor; where it is not given or has no transform: what the header says
 
 
 class CameraTopics(Section):
     image: Name  # rectified pictures
     info: Name  # CameraInfo of the rectified pictures
-    frame: Name | None = None
+    frame: Name | None = None  # of the sensor; None: what the header says
 
 
 def _camera_topics() -> dict[str, CameraTopics]:
