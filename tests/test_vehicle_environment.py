@@ -6,6 +6,7 @@ Builds a virtual environment with pip from the registry (or pip's cache): the sl
 from __future__ import annotations
 
 import ast
+import filecmp
 import json
 import os
 import re
@@ -17,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from exported import QUIET, bundle
+from recordings import make_log
 from test_vehicle_imports import VEHICLE
 
 from deploy.replay.player import replay
@@ -29,7 +31,11 @@ else:
 ROOT = Path(__file__).parents[1]
 REQUIREMENTS = ROOT / "requirements-vehicle.txt"
 COMMAND = ("perception.cli", "perception.commands.common", "perception.commands.vehicle")
-DISTRIBUTIONS = {"cv2": "opencv-python-headless", "yaml": "PyYAML"}  # where they are not called as what is imported
+DISTRIBUTIONS = {
+    "cv2": "opencv-python-headless",
+    "yaml": "PyYAML",
+    "mcap_protobuf": "mcap-protobuf-support",
+}  # where they are not called as what is imported
 # TensorRT comes with the device; tensorrt_rtx is an extra.
 LATE = {"tensorrt", "tensorrt_rtx"}
 # Imported inside functions that the vehicle does not need: the official splits, and training and export.
@@ -123,6 +129,13 @@ def test_a_simulated_drive_is_replayed_without_torch(environment: Path, sim_root
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["frames"] == 3
     assert (tmp_path / "replay" / "report.html").stat().st_size > 100_000
+
+    # Its recording too, to the byte.
+    make_log(sim_root, "scene-0001", tmp_path / "drive.mcap")
+    arguments = ["--bundle", str(bundle().path), "--out", "recorded"]
+    done = run([str(environment / "perception"), "replay", "drive.mcap", *arguments], tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert filecmp.cmp(tmp_path / "recorded" / "results.json", tmp_path / "replay" / "results.json", shallow=False)
 
     # The same as here, up to the versions of numpy, OpenCV and ONNX Runtime.
     replay(sim_root, "v1.0-sim", ["scene-0001"], bundle().path, tmp_path / "here", console=QUIET)

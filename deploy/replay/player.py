@@ -17,12 +17,11 @@ from deploy.replay.finished import STATISTICS
 from deploy.replay.gates import Gates
 from deploy.replay.latency import Latency
 from deploy.replay.report import Report
-from deploy.replay.sources import NuScenesDrive
+from deploy.replay.sources import Drive, open_drives
 from deploy.replay.statistics import StatisticsWriter, Truth
 from deploy.replay.verdict import judge, require_comparable
 from deploy.runtime import Runtime
 from perception.atomic import write_atomically
-from perception.data.nuscenes import NuScenesTables
 from perception.errors import InputError
 from perception.evaluation.submission import SubmissionWriter
 from perception.frame import Frame
@@ -33,6 +32,7 @@ class Player:
 
     results.json      every detection, as a nuScenes submission
     statistics.jsonl  of every frame what a verdict needs besides
+    sources.json      per drive: frames, missing sensors, and what was wrong with a recording's messages
     latency.json      p50, p95 and p99 of every stage
     report.html       all of it to look at, in one file
     """
@@ -40,14 +40,15 @@ class Player:
     def __init__(
         self,
         runtime: Runtime,
-        drives: Sequence[NuScenesDrive],
+        drives: Sequence[Drive],
         out: Path,
         console: Console,
-        truth: Truth | None = None,
         faults: Sequence[Fault] = (),
     ) -> None:
         self.runtime, self.drives, self.out, self.console = runtime, drives, out, console
-        self.truth, self.faults = truth, faults
+        self.faults = faults
+        known = [drive.tables for drive in drives if drive.tables is not None]
+        self.truth = Truth(known[0]) if known else None
         self.latency = Latency()
         self.report = Report(runtime.bundle.manifest, runtime.target, sum(len(drive) for drive in drives))
 
@@ -68,11 +69,14 @@ class Player:
                 self.report.add(frame, seen.prediction, seconds)
         latency = self.latency.summary()
         write_atomically(self._file("latency.json"), json.dumps(latency, indent=2).encode())
+        counts = [drive.counts.summary() for drive in self.drives]
+        write_atomically(self._file("sources.json"), json.dumps(counts, indent=2).encode())
         write_atomically(self._file("report.html"), self.report.html(latency).encode())
         return {
             "frames": latency["frames"],
             "latency_ms": latency["stages"],
             "results": str(self._file("results.json")),
+            "sources": str(self._file("sources.json")),
             "latency": str(self._file("latency.json")),
             "report": str(self._file("report.html")),
         }
@@ -80,10 +84,11 @@ class Player:
     def _frames(self) -> Iterator[tuple[Frame, float]]:
         """Every frame of every drive, with the seconds that reading it took."""
         frames = inject((frame for drive in self.drives for frame in drive), self.faults)
-        for _ in track(range(sum(len(d) for d in self.drives)), "Replaying", console=self.console, transient=True):
-            start = time.perf_counter()
-            frame = next(frames)
+        start = time.perf_counter()
+        expected = sum(len(drive) for drive in self.drives)
+        for frame in track(frames, "Replaying", expected, console=self.console, transient=True):
             yield frame, time.perf_counter() - start
+            start = time.perf_counter()
 
     def _file(self, name: str) -> Path:
         try:
@@ -94,8 +99,8 @@ class Player:
 
 
 def replay(
-    dataroot: Path,
-    version: str,
+    drive: Path,
+    version: str | None,
     scenes: Sequence[str],
     bundle: Path,
     out: Path,
@@ -105,31 +110,38 @@ def replay(
     faults: Sequence[Fault] = (),
     baseline: Path | None = None,
     gates: Gates | None = None,
+    topics: Path | None = None,
 ) -> dict[str, Any]:
-    """Replay scenes of a nuScenes dataroot through a bundle, and judge it where there are gates or a baseline.
+    """Replay scenes of a nuScenes dataroot, or a recording, through a bundle.
+
+    Where there are gates or a baseline the outcome is judged.
 
     Args:
-        scenes: names, or keyframes such as `scene-0103:0-4`; empty for every scene.
+        drive: a nuScenes dataroot, a .mcap or .db3 file, or a rosbag2's folder.
+        version: of the tables of a dataroot; None for a recording.
+        scenes: of a dataroot: names, or keyframes such as `scene-0103:0-4`; empty for every scene.
         target: the engine of the bundle that runs.
         key: the public key that must have signed the bundle.
         faults: of the sensors, in this order.
         baseline: the folder of another replay of the same scenes, to compare with.
         gates: what must be reached; without them and with a baseline the usual ones.
+        topics: a YAML file that says which topics of a recording are which sensor.
 
     Returns:
         The summary, with the verdict under `verdict` where there is one.
 
     Raises:
-        InputError: no such dataroot, scene, bundle or engine, a damaged file, a bundle that `key` did not sign, a gate
+        InputError: no such drive, scene, bundle or engine, a damaged file, a bundle that `key` did not sign, a gate
             or baseline that cannot be used, or `out` cannot be written.
     """
     console = console or Console()
     require_comparable(baseline, gates)
     runtime = Runtime(bundle, target, key)
-    tables = NuScenesTables(dataroot, version)
-    drives = [NuScenesDrive(tables, scene, runtime.bundle.spec) for scene in scenes or tables.scenes()]
-    summary = Player(runtime, drives, out, console, Truth(tables), faults).run()
+    drives = open_drives(drive, version, scenes, runtime.bundle.spec, topics)
+    summary = Player(runtime, drives, out, console, faults).run()
     console.print(_latency_table(summary))
+    for each in drives:
+        console.print(each.counts.line())
     console.print(f"report: {summary['report']}")
     if gates is not None or baseline is not None:
         verdict = judge(out, baseline, gates)

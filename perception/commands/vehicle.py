@@ -141,11 +141,14 @@ def build(
 
 @app.command(epilog="Example: perception replay drives --scenes scene-0003 --bundle runs/a/bundle --out runs/a/replay")
 def replay(
-    drive: Annotated[Path, typer.Argument(help="nuScenes dataroot, recorded or simulated.")],
+    drive: Annotated[Path, typer.Argument(help="nuScenes dataroot, recorded or simulated; .mcap file; rosbag2.")],
     bundle: Annotated[Path, typer.Option(help="An exported bundle.")],
     out: Out,
     version: Version = None,
     scenes: Scenes = "",
+    topics: Annotated[
+        Path | None, typer.Option(help="YAML that says which topics of a recording are which sensor.")
+    ] = None,
     fault: Annotated[
         list[str] | None,
         typer.Option(help="KIND:SENSOR[,NAME=NUMBER]@START-END in seconds, as drop:CAM_FRONT@2.0-4.0; repeatable."),
@@ -164,11 +167,12 @@ def replay(
     from deploy.replay.faults import Fault
     from deploy.replay.gates import load_gates
     from deploy.replay.player import replay as run
+    from deploy.replay.sources import is_recording
 
     summary = run(
-        drive, version or only_version(drive), names(scenes), bundle, out, key=key, console=console_for(as_json),
-        faults=[Fault.parse(text) for text in fault or ()], baseline=baseline,
-        gates=None if gates is None else load_gates(gates),
+        drive, version or (None if is_recording(drive) else only_version(drive)), names(scenes), bundle, out, key=key,
+        console=console_for(as_json), topics=topics, faults=[Fault.parse(text) for text in fault or ()],
+        baseline=baseline, gates=None if gates is None else load_gates(gates),
     )  # fmt: skip
     report(summary, as_json)
     if not summary.get("verdict", {"passed": True})["passed"]:

@@ -45,16 +45,28 @@ def read_picture(path: Path) -> np.ndarray:
         InputError: the file is no picture or is truncated.
     """
     content = _read(path)
+    try:
+        return decode_picture(content)
+    except ValueError as error:
+        raise InputError(f"{path}: {error} ({len(content)} bytes); copy the file again or delete it") from None
+
+
+def decode_picture(content: bytes) -> np.ndarray:
+    """(H, W, 3) uint8 RGB of a JPEG or PNG, as recorded.
+
+    Raises:
+        ValueError: it is no picture or is truncated.
+    """
     # OpenCV fills the missing rest of a truncated JPEG with grey and returns it as if it were whole.
-    truncated = content.startswith(b"\xff\xd8") and b"\xff\xd9" not in content[-64:]
+    if content.startswith(b"\xff\xd8") and b"\xff\xd9" not in content[-64:]:
+        raise ValueError("a truncated JPEG")
     picture = None
-    if content and not truncated:
+    if content:
         # The calibration belongs to the stored pixels, so an EXIF orientation must not turn them.
         flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
         picture = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
     if picture is None:
-        what = "a truncated JPEG" if truncated else "not a picture that can be decoded"
-        raise InputError(f"{path}: {what} ({len(content)} bytes); copy the file again or delete it")
+        raise ValueError("not a picture that can be decoded")
     return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
 
 

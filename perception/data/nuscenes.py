@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from perception.data.files import read_picture, read_points
+from perception.data.sweeps import Sweep, accumulated, global_from_reference
 from perception.data.tables import (
     LIDAR,
     Annotations,
@@ -29,11 +30,10 @@ from perception.frame import CAMERAS, Boxes, Camera, Conditions, Frame
 from perception.grid import Reference
 
 _OFFICIAL_VERSIONS = ("v1.0-mini", "v1.0-trainval", "v1.0-test")
-_CLOSE = 1.0  # m; returns from the vehicle's own roof, which the devkit drops as well
 
 
 class NuScenesTables:
-    """The drives of one version of a dataroot.
+    """The drives of one version of a dataroot; `recordings` are its sensor files with poses and calibrations.
 
     Raises:
         InputError: the dataroot, the version or a table is missing or damaged.
@@ -60,7 +60,7 @@ class NuScenesTables:
         self._samples: dict[str, list[str]] = {name: [] for name in self._location}
         for _, token, scene in sorted(samples):
             self._samples[scene].append(token)
-        self._recordings = Recordings(self._folder)
+        self.recordings = Recordings(self._folder)
 
     @cached_property
     def _annotations(self) -> Annotations:
@@ -182,15 +182,14 @@ class NuScenesTables:
         Raises:
             InputError: a damaged file, or an unknown sample.
         """
-        keyframe = self._recordings.keyframes.get(sample, {})
+        keyframe = self.recordings.keyframes.get(sample, {})
         if LIDAR not in keyframe:
             raise InputError(f"{self._folder / 'sample_data.json'}: no {LIDAR} keyframe of sample {sample}")
         top = keyframe[LIDAR]
-        global_from_ego = self._recordings.global_from_ego(top)
-        global_from_reference = global_from_ego
-        if grid_reference == "lidar":
-            global_from_reference = global_from_ego @ self._recordings.ego_from_sensor[top.calibration]
-        reference_from_global = np.linalg.inv(global_from_reference)
+        global_from_ego = self.recordings.global_from_ego(top)
+        ego_from_lidar = self.recordings.ego_from_sensor[top.calibration]
+        reference = global_from_reference(global_from_ego, ego_from_lidar, grid_reference)
+        reference_from_global = np.linalg.inv(reference)
         boxes = self.boxes(sample) if annotations else None
         pictures = {name: self._camera(keyframe[name]) for name in CAMERAS if cameras and name in keyframe}
         scene = self._scene[sample]
@@ -198,7 +197,7 @@ class NuScenesTables:
             token=sample,
             timestamp=top.timestamp,
             reference=grid_reference,
-            global_from_reference=global_from_reference,
+            global_from_reference=reference,
             global_from_ego=global_from_ego,
             points=self._points(top, sweeps, reference_from_global) if lidar else None,
             cameras={name: camera for name, camera in pictures.items() if camera is not None},
@@ -211,35 +210,20 @@ class NuScenesTables:
     def _points(self, keyframe: Recording, sweeps: int, reference_from_global: np.ndarray) -> np.ndarray | None:
         """(N, 5) of the keyframe, then of the sweeps before it, latest first; None without the keyframe.
 
-        As LidarPointCloud.from_file_multisweep of the devkit, which cannot read a drive with a missing sweep.
+        The devkit cannot read a drive with a missing sweep; here it is left out.
         """
-        clouds, recording = [], keyframe
-        for _ in range(sweeps + 1):
+        found = []
+        for recording in self.recordings.chain(keyframe, sweeps):
             try:
                 points = read_points(self.dataroot / recording.file)
             except FileNotFoundError:
                 if recording is keyframe:
                     return None
             else:
-                clouds.append(self._placed(points, recording, keyframe.timestamp, reference_from_global))
-            if not recording.previous:
-                break
-            with linked(self._folder, "sample_data"):
-                recording = self._recordings.sweeps[recording.previous]
-        return np.concatenate(clouds)
-
-    def _placed(
-        self, points: np.ndarray, recording: Recording, timestamp: int, reference_from_global: np.ndarray
-    ) -> np.ndarray:
-        """Points (N, 5) of one sweep in the reference frame, with dt in place of the ring."""
-        points = points[(np.abs(points[:, :2]) >= _CLOSE).any(axis=1)]
-        ego_from_lidar = self._recordings.ego_from_sensor[recording.calibration]
-        move = (reference_from_global @ self._recordings.global_from_ego(recording) @ ego_from_lidar).astype(np.float32)
-        placed = np.empty_like(points)
-        placed[:, :3] = points[:, :3] @ move[:3, :3].T + move[:3, 3]
-        placed[:, 3] = points[:, 3]
-        placed[:, 4] = 1e-6 * (timestamp - recording.timestamp)
-        return placed
+                ego_from_lidar = self.recordings.ego_from_sensor[recording.calibration]
+                pose = self.recordings.global_from_ego(recording)
+                found.append(Sweep(points, recording.timestamp, pose, ego_from_lidar))
+        return accumulated(found, keyframe.timestamp, reference_from_global)
 
     def _camera(self, recording: Recording) -> Camera | None:
         path = self.dataroot / recording.file
@@ -254,9 +238,9 @@ class NuScenesTables:
             )
         return Camera(
             image=image,
-            intrinsics=self._recordings.intrinsics[recording.calibration],
-            ego_from_camera=self._recordings.ego_from_sensor[recording.calibration],
-            global_from_ego=self._recordings.global_from_ego(recording),
+            intrinsics=self.recordings.intrinsics[recording.calibration],
+            ego_from_camera=self.recordings.ego_from_sensor[recording.calibration],
+            global_from_ego=self.recordings.global_from_ego(recording),
             timestamp=recording.timestamp,
         )
 

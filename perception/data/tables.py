@@ -135,6 +135,7 @@ class Recordings:
     """All LiDAR sweeps, and the keyframes of the six cameras, with poses and calibrations."""
 
     def __init__(self, folder: Path) -> None:
+        self._folder = folder
         channels = {row["token"]: row["channel"] for row in rows(folder, "sensor")}
         with linked(folder, "calibrated_sensor"):
             calibrations = {row["token"]: row for row in rows(folder, "calibrated_sensor")}
@@ -145,9 +146,12 @@ class Recordings:
             for row in rows(folder, "sample_data"):
                 self._add(row, channel_of[row["calibrated_sensor_token"]])
         with linked(folder, "calibrated_sensor"):
-            self.ego_from_sensor = {
-                token: rigid(row["translation"], row["rotation"]) for token, row in calibrations.items()
+            # By token of the calibration: translation (m), quaternion w x y z; and the matrix of it.
+            self.mountings = {
+                token: np.array([*row["translation"], *row["rotation"]], np.float64)
+                for token, row in calibrations.items()
             }
+            self.ego_from_sensor = {token: rigid(m[:3], m[3:]) for token, m in self.mountings.items()}
             self.intrinsics = {
                 token: np.array(row["camera_intrinsic"], np.float64).reshape(3, 3)
                 for token, row in calibrations.items()
@@ -193,9 +197,24 @@ class Recordings:
                 f"such as {min(missing)}; copy the tables again"
             )
 
+    def chain(self, keyframe: Recording, sweeps: int) -> Iterator[Recording]:
+        """A LiDAR keyframe, then as many sweeps before it as there are, latest first, at most `sweeps`."""
+        recording = keyframe
+        yield recording
+        for _ in range(sweeps):
+            if not recording.previous:
+                return
+            with linked(self._folder, "sample_data"):
+                recording = self.sweeps[recording.previous]
+            yield recording
+
+    def pose(self, recording: Recording) -> np.ndarray:
+        """(7,) pose of the vehicle at the recording's own time: translation (m), quaternion w x y z."""
+        return np.asarray(self._poses[self._pose_rows[recording.pose]])
+
     def global_from_ego(self, recording: Recording) -> np.ndarray:
         """(4, 4) pose of the vehicle at the recording's own time."""
-        pose = self._poses[self._pose_rows[recording.pose]]
+        pose = self.pose(recording)
         return rigid(pose[:3], pose[3:])
 
 

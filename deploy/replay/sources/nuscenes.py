@@ -1,9 +1,10 @@
-"""Recorded drives to replay."""
+"""Scenes of a nuScenes dataroot, as drives to replay."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
+from deploy.replay.sources.counts import Counts
 from perception.data.inputs import InputSpec
 from perception.data.nuscenes import NuScenesTables
 from perception.frame import Frame
@@ -24,12 +25,17 @@ class NuScenesDrive:
     """
 
     def __init__(self, tables: NuScenesTables, scene: str, spec: InputSpec) -> None:
-        self._tables, self._spec = tables, spec
+        self.tables = tables
+        self._spec = spec
+        self.counts = Counts()
         self._samples = tables.samples(selectors=[scene])
 
     def __len__(self) -> int:
         return len(self._samples)
 
     def __iter__(self) -> Iterator[Frame]:
+        self.counts = Counts()
         for sample in self._samples:
-            yield self._tables.frame(sample, self._spec.grid.reference, self._spec.sweeps)
+            frame = self.tables.frame(sample, self._spec.grid.reference, self._spec.sweeps)
+            self.counts.frame(frame)
+            yield frame

@@ -1,0 +1,82 @@
+"""The latest pictures of one of a recording's cameras, to find that of a frame among."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+
+import numpy as np
+
+from deploy.replay.sources.counts import Counts
+from deploy.replay.sources.messages import Corrupt, Intrinsics, Picture
+from deploy.replay.sources.topics import CameraTopics
+from perception.frame import Camera
+
+UNMOUNTED = "no transform from the sensor to the vehicle"
+_MOST = 32  # pictures
+
+
+class CameraPictures:
+    """A bounded number of pictures, not decoded, and the camera's calibration as last said.
+
+    Args:
+        tolerance: us between the stamps of a picture and of its frame, at most.
+        keep: us of recording time that a picture is kept.
+    """
+
+    def __init__(self, topics: CameraTopics, tolerance: int, keep: int) -> None:
+        self.topics, self._tolerance, self._keep = topics, tolerance, keep
+        self.intrinsics: Intrinsics | None = None
+        self._pictures: deque[tuple[int, Picture]] = deque(maxlen=_MOST)
+
+    def add(self, time: int, picture: Picture) -> None:
+        """Take in a picture that was recorded at a time (us)."""
+        while self._pictures and time - self._pictures[0][0] > self._keep:
+            self._pictures.popleft()
+        self._pictures.append((time, picture))
+
+    def closest(
+        self,
+        stamp: int,
+        pose_at: Callable[[int], np.ndarray | None],
+        mounting_of: Callable[[str], np.ndarray | None],
+        counts: Counts,
+    ) -> Camera | None:
+        """The picture closest to the stamp (us), with its pose and calibration; None where there is none to use.
+
+        What turns out to be damaged is counted and dropped, and the next closest taken.
+        """
+        near = [(abs(each.stamp - stamp), each.stamp, n) for n, (_, each) in enumerate(self._pictures)]
+        dropped = []
+        camera = None
+        for distance, _, n in sorted(near):
+            if distance > self._tolerance:
+                break
+            picture = self._pictures[n][1]
+            pose = pose_at(picture.stamp)
+            if pose is None:
+                counts.wrong("unposed", self.topics.image)
+                dropped.append(picture)
+                continue
+            try:
+                camera = self._camera(picture, pose, mounting_of)
+                break
+            except Corrupt as error:
+                counts.corrupt(self.topics.image, str(error))
+                dropped.append(picture)
+        for picture in dropped:
+            self._pictures = deque((each for each in self._pictures if each[1] is not picture), maxlen=_MOST)
+        return camera
+
+    def _camera(self, picture: Picture, pose: np.ndarray, mounting_of: Callable[[str], np.ndarray | None]) -> Camera:
+        mounting = mounting_of(self.topics.frame or picture.frame)
+        if self.intrinsics is None:
+            raise Corrupt("a picture of a camera without CameraInfo")
+        if mounting is None:
+            raise Corrupt(UNMOUNTED)
+        if picture.size != self.intrinsics.size:
+            raise Corrupt("a picture of another size than its CameraInfo")
+        image = picture.decode()
+        if (image.shape[1], image.shape[0]) != picture.size:
+            raise Corrupt("a picture of another size than it says")
+        return Camera(image, self.intrinsics.matrix, mounting, pose, picture.stamp)

@@ -1,0 +1,81 @@
+"""Pictures as messages hold them: compressed files and raw pixels. Sizes are read without decoding."""
+
+from __future__ import annotations
+
+import struct
+
+import cv2
+import numpy as np
+
+from deploy.replay.sources.messages import Corrupt, Picture, picture
+from perception.data.files import decode_picture
+
+# Raw encoding: bytes of a pixel, and how OpenCV makes RGB of them.
+_RAW = {
+    "rgb8": (3, None),
+    "bgr8": (3, cv2.COLOR_BGR2RGB),
+    "rgba8": (4, cv2.COLOR_RGBA2RGB),
+    "bgra8": (4, cv2.COLOR_BGRA2RGB),
+    "mono8": (1, cv2.COLOR_GRAY2RGB),
+    "8UC3": (3, cv2.COLOR_BGR2RGB),
+    "8UC1": (1, cv2.COLOR_GRAY2RGB),
+}
+_START_OF_FRAME = {0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF}
+
+
+def compressed_picture(stamp: int, frame: str, content: bytes) -> Picture:
+    """Of a JPEG or PNG file's bytes; whatever the format field says, the bytes tell.
+
+    Raises:
+        Corrupt: the header is damaged. The rest is found damaged when the picture is decoded.
+    """
+    size = _jpeg_size(content) if content.startswith(b"\xff\xd8") else _png_size(content)
+
+    def decode() -> np.ndarray:
+        try:
+            return decode_picture(content)
+        except (ValueError, cv2.error):
+            raise Corrupt("a picture that cannot be decoded") from None
+
+    return picture(stamp, frame, decode, size)
+
+
+def raw_picture(stamp: int, frame: str, encoding: str, size: tuple[int, int], step: int, data: np.ndarray) -> Picture:
+    """Of rows of pixels.
+
+    Args:
+        size: width, height.
+        step: bytes from one row to the next.
+        data: (height * step,) uint8.
+    """
+    if encoding not in _RAW:
+        raise Corrupt("an encoding that is not read; 8 bit RGB, BGR, with or without alpha, and grey are")
+    (width, height), (channels, conversion) = size, _RAW[encoding]
+    if step < width * channels or data.size != height * step:
+        raise Corrupt("data that is not as large as the picture")
+
+    def decode() -> np.ndarray:
+        pixels = data.reshape(height, step)[:, : width * channels].reshape(height, width, channels)
+        return pixels.copy() if conversion is None else cv2.cvtColor(np.ascontiguousarray(pixels), conversion)
+
+    return picture(stamp, frame, decode, size)
+
+
+def _jpeg_size(content: bytes) -> tuple[int, int]:
+    """Width and height in the frame header (ITU-T T.81, B.2.2)."""
+    position = 2
+    while position + 9 <= len(content) and content[position] == 0xFF:
+        marker = content[position + 1]
+        if marker in _START_OF_FRAME:
+            height, width = struct.unpack_from(">HH", content, position + 5)
+            return width, height
+        # A fill byte stands alone; every segment before the frame header has a length.
+        position += 1 if marker == 0xFF else 2 + struct.unpack_from(">H", content, position + 2)[0]
+    raise Corrupt("a picture that cannot be decoded")
+
+
+def _png_size(content: bytes) -> tuple[int, int]:
+    if not content.startswith(b"\x89PNG\r\n\x1a\n") or len(content) < 24:
+        raise Corrupt("a picture that cannot be decoded")
+    width, height = struct.unpack_from(">II", content, 16)
+    return width, height

@@ -1,0 +1,121 @@
+"""Messages with Foxglove's schemas, in Protobuf and JSON, as foxglove/nuscenes2mcap writes nuScenes.
+
+https://docs.foxglove.dev/docs/sdk/schemas. Read are PointCloud, CompressedImage, RawImage, CameraCalibration,
+FrameTransform and FrameTransforms.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from mcap.records import Schema
+from mcap_protobuf.decoder import DecoderFactory
+
+from deploy.replay.sources.encoded import compressed_picture, raw_picture
+from deploy.replay.sources.messages import Content, Corrupt, cloud, intrinsics, stamp_of, transform
+
+# foxglove.PackedElementField's numeric types; little endian always.
+_POINT_FIELDS = {1: "u1", 2: "i1", 3: "<u2", 4: "<i2", 5: "<u4", 6: "<i4", 7: "<f4", 8: "<f8"}
+_AT_THE_ORIGIN = ([0.0, 0.0, 0.0], ([0.0, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, 0.0]))  # no rotation given: none
+
+
+def decoder(encoding: str, schema: Schema) -> Callable[[bytes], list[Content]]:
+    """What decodes the messages of a channel; it raises Corrupt where the bytes are damaged or the schema is unknown.
+
+    Args:
+        encoding: of the channel, `protobuf` or `json`.
+    """
+    read = READ.get(schema.name)
+    parse = _json if encoding == "json" else _protobuf(schema) if read else None
+
+    def decode(data: bytes) -> list[Content]:
+        if read is None or parse is None:
+            raise Corrupt("a type of message that is not read")
+        try:
+            return read(parse(data))
+        except Corrupt:
+            raise
+        except Exception:  # as there, and JSON may hold anything at all
+            raise Corrupt("bytes that are not the message") from None
+
+    return decode
+
+
+def _protobuf(schema: Schema) -> Callable[[bytes], Any] | None:
+    try:
+        return DecoderFactory().decoder_for("protobuf", schema)
+    except Exception:  # a damaged schema; Protobuf's errors have no common base
+        return None
+
+
+def _json(data: bytes) -> Any:
+    return json.loads(data, object_hook=lambda fields: SimpleNamespace(**fields))
+
+
+def _bytes(data: bytes | str) -> bytes:
+    return base64.b64decode(data, validate=True) if isinstance(data, str) else data
+
+
+def _stamp(message: Any) -> int:
+    time = message.timestamp
+    if hasattr(time, "nsec"):  # JSON
+        return stamp_of(time.sec, time.nsec)
+    return stamp_of(time.seconds, time.nanos)
+
+
+def _xyz(vector: Any) -> list[float]:
+    return [vector.x, vector.y, vector.z]
+
+
+def _cloud(message: Any) -> list[Content]:
+    pose = getattr(message, "pose", None)
+    if pose is not None:
+        turn = [*_xyz(pose.orientation), pose.orientation.w]
+        if _xyz(pose.position) != _AT_THE_ORIGIN[0] or turn not in _AT_THE_ORIGIN[1]:
+            raise Corrupt("a cloud with a pose of its own, which is not read")
+    fields = {
+        each.name: (int(each.offset), np.dtype(_POINT_FIELDS[each.type]))
+        for each in message.fields
+        if each.type in _POINT_FIELDS
+    }
+    data = np.frombuffer(_bytes(message.data), np.uint8)
+    return [cloud(_stamp(message), message.frame_id, fields, int(message.point_stride), data, False)]
+
+
+def _compressed(message: Any) -> list[Content]:
+    return [compressed_picture(_stamp(message), message.frame_id, _bytes(message.data))]
+
+
+def _raw(message: Any) -> list[Content]:
+    data, size = np.frombuffer(_bytes(message.data), np.uint8), (int(message.width), int(message.height))
+    return [raw_picture(_stamp(message), message.frame_id, message.encoding, size, int(message.step), data)]
+
+
+def _calibration(message: Any) -> list[Content]:
+    size = int(message.width), int(message.height)
+    return [intrinsics(_stamp(message), message.frame_id, size, np.array(message.K), np.array(message.P))]
+
+
+def _transform(message: Any) -> list[Content]:
+    rotation = [message.rotation.w, *_xyz(message.rotation)]
+    parent, child = message.parent_frame_id, message.child_frame_id
+    return [transform(_stamp(message), parent, child, _xyz(message.translation), rotation)]
+
+
+def _transforms(message: Any) -> list[Content]:
+    return [content for each in message.transforms for content in _transform(each)]
+
+
+READ: dict[str, Callable[[Any], list[Content]]] = {
+    "foxglove.PointCloud": _cloud,
+    "foxglove.CompressedImage": _compressed,
+    "foxglove.RawImage": _raw,
+    "foxglove.CameraCalibration": _calibration,
+    "foxglove.FrameTransform": _transform,
+    "foxglove.FrameTransforms": _transforms,
+}

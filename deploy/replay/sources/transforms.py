@@ -1,0 +1,118 @@
+"""Where the vehicle and its sensors are, from the transforms of a recording, in bounded memory."""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import deque
+
+import numpy as np
+
+from deploy.replay.sources.messages import Transform
+from perception.data.tables import rigid
+
+MOST_FRAMES = 64
+MOST_POSES = 4096  # of one frame; the older half is forgotten beyond
+_LONGEST_GAP = 1_000_000  # us between two poses that may be interpolated
+_FARTHEST = 50_000  # us that a pose may be from a time outside all poses
+_Pose = tuple[np.ndarray, np.ndarray]  # translation (m), quaternion w x y z
+
+
+class Transforms:
+    """The tree of frames of reference. A damaged message may name a second parent; then a way to the root counts."""
+
+    def __init__(self) -> None:
+        self._edges: dict[str, dict[str, _Edge]] = {}  # by child and parent
+        self._known = 0
+
+    def add(self, transform: Transform, static: bool) -> bool:
+        """Take in a transform, which holds at all times or at its own; whether it is no repetition."""
+        edge = self._edges.get(transform.child, {}).get(transform.parent)
+        if edge is None:
+            if self._known >= MOST_FRAMES:
+                return True
+            self._known += 1
+            edge = self._edges.setdefault(transform.child, {})[transform.parent] = _Edge()
+        return edge.add(transform, static)
+
+    def mounting(self, parent: str, child: str) -> np.ndarray | None:
+        """(4, 4) parent_from_child of what is bolted together, as last said; None where it is not known."""
+        return self._chain(parent, child, None)
+
+    def pose(self, parent: str, child: str, stamp: int) -> np.ndarray | None:
+        """(4, 4) parent_from_child at a time (us).
+
+        What was recorded at that very time is given as it is. Between two times the translation is interpolated
+        linearly and the rotation on the great arc (Shoemake, "Animating rotation with quaternion curves", 1985).
+        None where the poses before and after are more than 1 s apart, or all are more than 50 ms away.
+        """
+        return self._chain(parent, child, stamp)
+
+    def _chain(self, root: str, child: str, stamp: int | None) -> np.ndarray | None:
+        """The shortest way up; each frame is passed once, since a damaged tree may have rings."""
+        found: dict[str, np.ndarray | None] = {child: None}  # from child; None where they are the same
+        queue = deque([child])
+        while queue and root not in found:
+            frame = queue.popleft()
+            for parent, edge in self._edges.get(frame, {}).items():
+                matrix = edge.last() if stamp is None else edge.at(stamp)
+                if parent not in found and matrix is not None:
+                    below = found[frame]
+                    found[parent] = matrix if below is None else matrix @ below
+                    queue.append(parent)
+        return np.eye(4) if root == child else found.get(root)
+
+
+class _Edge:
+    """One frame in its parent, over time."""
+
+    def __init__(self) -> None:
+        self._stamps: list[int] = []
+        self._poses: list[_Pose] = []
+        self._latest: _Pose | None = None  # as recorded
+        self._static = False
+
+    def add(self, transform: Transform, static: bool) -> bool:
+        place = bisect_left(self._stamps, transform.stamp)
+        if not static and place < len(self._stamps) and self._stamps[place] == transform.stamp:
+            return False
+        self._latest = transform.translation, transform.rotation
+        self._static = self._static or static
+        if not static:
+            self._stamps.insert(place, transform.stamp)
+            self._poses.insert(place, self._latest)
+            if len(self._stamps) > MOST_POSES:
+                del self._stamps[: MOST_POSES // 2], self._poses[: MOST_POSES // 2]
+        return True
+
+    def last(self) -> np.ndarray | None:
+        return None if self._latest is None else rigid(*self._latest)
+
+    def at(self, stamp: int) -> np.ndarray | None:
+        if self._static:
+            return self.last()
+        place = bisect_left(self._stamps, stamp)
+        if place < len(self._stamps) and self._stamps[place] == stamp:
+            return rigid(*self._poses[place])
+        if 0 < place < len(self._stamps):
+            before, after = self._stamps[place - 1], self._stamps[place]
+            if after - before <= _LONGEST_GAP:
+                return _between(self._poses[place - 1], self._poses[place], (stamp - before) / (after - before))
+        near = [i for i in (place - 1, place) if 0 <= i < len(self._stamps)]
+        nearest = min(near, key=lambda i: self._distance(i, stamp))
+        return rigid(*self._poses[nearest]) if self._distance(nearest, stamp) <= _FARTHEST else None
+
+    def _distance(self, place: int, stamp: int) -> int:
+        return abs(self._stamps[place] - stamp)
+
+
+def _between(first: _Pose, second: _Pose, share: float) -> np.ndarray:
+    (t0, q0), (t1, q1) = first, second
+    cosine = float(q0 @ q1)
+    if cosine < 0:  # q and -q are the same rotation; take the shorter arc
+        q1, cosine = -q1, -cosine
+    angle = np.arccos(min(cosine, 1.0))
+    if angle < 1e-6:
+        rotation = q0 + share * (q1 - q0)
+    else:
+        rotation = (np.sin((1 - share) * angle) * q0 + np.sin(share * angle) * q1) / np.sin(angle)
+    return rigid(t0 + share * (t1 - t0), rotation)

@@ -1,0 +1,122 @@
+"""Recordings to test on: scenes written by tools/make_log.py, whole, spoiled, and with Foxglove's schemas."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from mcap.writer import Writer
+
+from deploy.replay.sources import ros
+from deploy.replay.sources.assemble import Assembler, DriveInfo
+from deploy.replay.sources.counts import Counts
+from deploy.replay.sources.messages import Corrupt
+from deploy.replay.sources.topics import Topics
+from perception.data.nuscenes import NuScenesTables
+from perception.frame import Frame
+from perception.grid import Reference
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
+from make_log import TYPES, Message, make_log, messages
+
+STORAGES = {"file": "drive.mcap", "sqlite3": "drive_sqlite3", "mcap": "drive_mcap"}
+TINY = "scene-0001"
+
+
+class Sent(NamedTuple):
+    """A message on its way to the assembler."""
+
+    topic: str
+    type_name: str
+    time: int  # us
+    data: bytes
+
+
+def sent(root: Path, version: str, scene: str, sweeps: int = 10) -> list[Sent]:
+    """The messages of a scene."""
+    log = messages(NuScenesTables(root, version), scene, sweeps)
+    return [Sent(each.topic, each.type_name, each.stamp, each.data) for each in log]
+
+
+def assembled(
+    log: Iterable[Sent],
+    topics: Topics | None = None,
+    sweeps: int = 1,
+    reference: Reference = "ego",
+    keyframed: bool = True,
+) -> tuple[list[Frame], Counts]:
+    """The frames of messages, and what was counted."""
+    counts = Counts()
+    return list(stream(log, counts, topics, sweeps, reference, keyframed)), counts
+
+
+def stream(
+    log: Iterable[Sent],
+    counts: Counts,
+    topics: Topics | None = None,
+    sweeps: int = 1,
+    reference: Reference = "ego",
+    keyframed: bool = True,
+) -> Iterator[Frame]:
+    topics = topics or Topics()
+    assembler = Assembler(topics, sweeps, reference, counts, DriveInfo("log"), keyframed)
+    for each in log:
+        if each.topic not in topics.names():
+            continue
+        yield from assembler.advance(each.time)
+        try:
+            contents = ros.decode(each.type_name, each.data)
+        except Corrupt as error:
+            counts.corrupt(each.topic, str(error))
+        else:
+            assembler.add(each.topic, each.time, contents)
+    yield from assembler.finish()
+
+
+def write_raw_mcap(path: Path, log: Sequence[Sent]) -> Path:
+    """An MCAP file of exactly these messages, in this order, in small chunks."""
+    with path.open("wb") as file:
+        writer = Writer(file, chunk_size=20_000)
+        writer.start(profile="ros2")
+        channels = {}
+        for topic, type_name in {each.topic: each.type_name for each in log}.items():
+            schema = writer.register_schema(type_name, "ros2msg", TYPES.generate_msgdef(type_name)[0].encode())
+            channels[topic] = writer.register_channel(topic, "cdr", schema)
+        for each in log:
+            writer.add_message(channels[each.topic], 1000 * each.time, each.data, 1000 * each.time)
+        writer.finish()
+    return path
+
+
+def edited(message: Sent, **changes: Any) -> Sent:
+    """The message with fields of its content replaced; `stamp` (us) is that of the header, `time` that of the log."""
+    content = TYPES.deserialize_cdr(message.data, message.type_name)
+    time = changes.pop("time", message.time)
+    if "stamp" in changes:
+        stamp = changes.pop("stamp")
+        content.header.stamp.sec, content.header.stamp.nanosec = stamp // 1_000_000, stamp % 1_000_000 * 1000
+    for name, value in changes.items():
+        assert hasattr(content, name)
+        object.__setattr__(content, name, value)
+    return message._replace(time=time, data=bytes(TYPES.serialize_cdr(content, message.type_name)))
+
+
+def assert_equal_frames(a: Frame, b: Frame) -> None:
+    """Equal to the last bit, without the annotations."""
+    for name in ("token", "timestamp", "reference", "conditions", "scene", "location"):
+        assert getattr(a, name) == getattr(b, name)
+    np.testing.assert_array_equal(a.global_from_reference, b.global_from_reference)
+    np.testing.assert_array_equal(a.global_from_ego, b.global_from_ego)
+    assert (a.points is None) == (b.points is None)
+    if a.points is not None:
+        np.testing.assert_array_equal(a.points, b.points)
+    assert a.cameras.keys() == b.cameras.keys()
+    for camera, c in a.cameras.items():
+        for name in ("image", "intrinsics", "ego_from_camera", "global_from_ego", "timestamp"):
+            np.testing.assert_array_equal(getattr(c, name), getattr(b.cameras[camera], name))
+
+
+__all__ = ["STORAGES", "TINY", "TYPES", "Message", "make_log", "messages"]

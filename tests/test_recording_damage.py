@@ -1,0 +1,329 @@
+"""Damaged recordings: bytes, order, stamps and files. Nothing crashes, hangs or grows; what is whole is used."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sqlite3
+import tracemalloc
+from collections.abc import Callable
+from contextlib import suppress
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import write_tiny
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from recordings import (
+    TINY,
+    Sent,
+    assembled,
+    assert_equal_frames,
+    edited,
+    make_log,
+    sent,
+    stream,
+    write_raw_mcap,
+)
+
+from deploy.replay.sources import open_drives, transforms
+from deploy.replay.sources.counts import Counts
+from deploy.replay.sources.messages import LATEST
+from deploy.replay.sources.topics import Topics
+from perception.config import find_config, load_config
+from perception.data.inputs import InputSpec, prepare
+from perception.errors import InputError
+from perception.frame import Frame
+
+SPEC = InputSpec.of(load_config(find_config("tiny")))
+LIDAR, FRONT, INFO = "/lidar_top", "/cam_front/image_rect_compressed", "/cam_front/camera_info"
+FUZZ = settings(max_examples=60, deadline=5000, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("tiny") / "root"
+    write_tiny(root)
+    return root
+
+
+@pytest.fixture(scope="module")
+def log(root: Path) -> list[Sent]:
+    return sent(root, "v1.0-tiny", TINY)
+
+
+@pytest.fixture(scope="module")
+def expected(log: list[Sent]) -> list[Frame]:
+    return assembled(log)[0]
+
+
+@pytest.fixture(scope="module")
+def recording(log: list[Sent], tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """An MCAP file of many chunks."""
+    return write_raw_mcap(tmp_path_factory.mktemp("mcap") / "drive.mcap", log).read_bytes()
+
+
+@pytest.fixture(scope="module")
+def database(root: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The SQLite file of a rosbag2."""
+    folder = tmp_path_factory.mktemp("rosbag") / "drive"
+    make_log(root, TINY, folder, "sqlite3")
+    return (folder / "drive.db3").read_bytes()
+
+
+def assert_usable(frames: list[Frame]) -> None:
+    """What a runtime and a submission need: finite numbers, and a token only once."""
+    assert len({frame.token for frame in frames}) == len(frames)
+    for frame in frames:
+        assert np.isfinite(frame.global_from_reference).all()
+        assert frame.points is None or np.isfinite(frame.points).all()
+        for name, camera in frame.cameras.items():
+            assert camera.image.dtype == np.uint8
+            assert np.isfinite(frame.image_from_reference(name)).all()
+
+
+def spoiled(data: st.DataObject, content: bytes) -> bytes:
+    """Bytes changed, cut off, put in, or all replaced."""
+    kind = data.draw(st.sampled_from(["change", "number", "cut", "insert", "other"]))
+    place = data.draw(st.integers(0, max(len(content) - 1, 0)))
+    if kind == "change":
+        return content[:place] + data.draw(st.binary(min_size=1, max_size=4)) + content[place + 1 :]
+    if kind == "number":  # where lengths, sizes and numbers are
+        place -= place % 4
+        number = data.draw(st.sampled_from([0, 1, 0x7FFFFFFF, 0xFFFFFFFF, 0x7FC00000, 0x7F800000, 0x7F7FFFFF]))
+        return content[:place] + number.to_bytes(4, "little") + content[place + 4 :]
+    if kind == "cut":
+        return content[:place]
+    return content[:place] + data.draw(st.binary(max_size=64)) + (content[place:] if kind == "insert" else b"")
+
+
+@FUZZ
+@given(data=st.data())
+def test_spoiled_bytes(log: list[Sent], data: st.DataObject) -> None:
+    """Of any messages, also of the transforms and the calibration that all else hangs on."""
+    bad = [*log]
+    for i in data.draw(st.lists(st.integers(0, len(log) - 1), min_size=1, max_size=12)):
+        bad[i] = bad[i]._replace(data=spoiled(data, bad[i].data))
+    frames, counts = assembled(bad, keyframed=data.draw(st.booleans()))
+    assert_usable(frames)
+    assert counts.frames == len(frames) <= 6
+
+
+@FUZZ
+@given(data=st.data())
+def test_any_order(log: list[Sent], data: st.DataObject) -> None:
+    """Shuffled, left out and repeated messages, with the times of the recording in order or not."""
+    places = data.draw(st.lists(st.integers(0, len(log) - 1), max_size=2 * len(log)))
+    bad = [log[i] for i in places]
+    if data.draw(st.booleans()):
+        times = sorted(each.time for each in bad)
+        bad = [each._replace(time=time) for each, time in zip(bad, times, strict=True)]
+    frames, _ = assembled(bad, keyframed=data.draw(st.booleans()))
+    assert_usable(frames)
+    assert len(frames) <= 6
+
+
+@FUZZ
+@given(data=st.data())
+def test_any_stamps(log: list[Sent], data: st.DataObject) -> None:
+    """Stamps in headers, and times of the recording, of any size: no loop goes from one to the next."""
+    bad = [*log]
+    stamped = [i for i, each in enumerate(log) if each.topic not in ("/tf", "/tf_static", "/keyframe")]
+    near = st.integers(-2_000_000, 2_000_000).map(lambda offset: log[0].time + offset)
+    stamps = st.one_of(near, st.integers(0, (1 << 31) * 1_000_000 - 1))
+    for i in data.draw(st.lists(st.sampled_from(stamped), min_size=1, max_size=20)):
+        bad[i] = edited(bad[i], stamp=data.draw(stamps))
+    for i in data.draw(st.lists(st.integers(0, len(log) - 1), max_size=20)):
+        bad[i] = bad[i]._replace(time=data.draw(st.one_of(near, st.integers(0, LATEST))))
+    frames, _ = assembled(bad, Topics(odometry="/odometry"), keyframed=data.draw(st.booleans()))
+    assert_usable(frames)
+    assert len(frames) <= len(log)
+
+
+@pytest.mark.parametrize("kind", [".mcap", ".db3"])
+@FUZZ
+@given(data=st.data())
+def test_a_spoiled_file(
+    recording: bytes, database: bytes, expected: list[Frame], tmp_path: Path, kind: str, data: st.DataObject
+) -> None:
+    """Frames that are in it, or an error for the user; nothing else."""
+    path = tmp_path / f"drive{kind}"
+    path.write_bytes(spoiled(data, recording if kind == ".mcap" else database))
+    with suppress(InputError):
+        [drive] = open_drives(path, None, (), SPEC, None)
+        frames = list(drive)
+        assert_usable(frames)
+        assert {frame.token for frame in frames} <= {frame.token for frame in expected}
+
+
+def test_a_file_that_was_cut_off_is_replayed_up_to_there(
+    recording: bytes, expected: list[Frame], tmp_path: Path
+) -> None:
+    path = tmp_path / "drive.mcap"
+    seen = []
+    for share in (1.0, 0.95, 0.6, 0.3):
+        path.write_bytes(recording[: round(len(recording) * share)])
+        [drive] = open_drives(path, None, (), SPEC, None)
+        frames = list(drive)
+        assert [frame.token for frame in frames] == [frame.token for frame in expected][: len(frames)]
+        for a, b in zip(frames[:-1], expected, strict=False):
+            np.testing.assert_array_equal(a.global_from_ego, b.global_from_ego)
+            assert a.cameras.keys() == b.cameras.keys()
+        assert len(drive.counts.summary()["damage"]) == (share < 1)
+        seen.append(len(frames))
+    assert seen[0] == 3
+    assert seen == sorted(seen, reverse=True)
+    assert seen[-1] >= 1
+    path.write_bytes(recording[:200])
+    [drive] = open_drives(path, None, (), SPEC, None)
+    with pytest.raises(InputError, match="no frame can be made of it"):
+        list(drive)
+
+
+def test_a_damaged_chunk_is_passed_over(recording: bytes, expected: list[Frame], tmp_path: Path) -> None:
+    """What comes after it is replayed: 64 bytes of noise in the middle of the file."""
+    path = tmp_path / "drive.mcap"
+    middle = len(recording) // 2
+    path.write_bytes(recording[:middle] + bytes(range(64)) + recording[middle + 64 :])
+    [drive] = open_drives(path, None, (), SPEC, None)
+    frames = list(drive)
+    assert [frame.token for frame in frames][-1] == expected[-1].token
+    assert drive.counts.summary()["damaged_places"] == 1
+    assert "drive.mcap: damaged before byte" in drive.counts.summary()["damage"][0]
+
+
+def test_a_rosbag_whose_recorder_was_killed(root: Path, expected: list[Frame], tmp_path: Path) -> None:
+    """No metadata.yaml."""
+    for storage in ("sqlite3", "mcap"):
+        path = tmp_path / storage
+        make_log(root, TINY, path, storage)
+        (path / "metadata.yaml").unlink()
+        [drive] = open_drives(path, None, (), SPEC, None)
+        assert [frame.token for frame in drive] == [frame.token for frame in expected]
+
+
+def test_a_rosbag_of_several_files(root: Path, expected: list[Frame], tmp_path: Path) -> None:
+    """One of which cannot be read: the others are."""
+    path = tmp_path / "bag"
+    make_log(root, TINY, path, "sqlite3")
+    (path / "metadata.yaml").unlink()
+    shutil.copy(path / "bag.db3", path / "bag_1.db3")
+    for name, condition in (("bag.db3", ">="), ("bag_1.db3", "<")):
+        with sqlite3.connect(path / name) as database:
+            database.execute(f"DELETE FROM messages WHERE timestamp {condition} ?", (expected[1].timestamp * 1000,))
+    [drive] = open_drives(path, None, (), SPEC, None)
+    for a, b in zip(drive, expected, strict=True):
+        assert a.token == b.token
+        assert a.cameras.keys() == b.cameras.keys()
+    (path / "bag_1.db3").write_bytes((path / "bag_1.db3").read_bytes()[:3000])
+    [drive] = open_drives(path, None, (), SPEC, None)
+    assert [frame.token for frame in drive] == [expected[0].token]
+    assert "bag_1.db3: cannot read the recording" in drive.counts.summary()["damage"][0]
+
+
+def field(topic: str, **changes: Any) -> Callable[[list[Sent]], tuple[int, Sent]]:
+    """The last message of a topic, with some fields replaced."""
+
+    def change(log: list[Sent]) -> tuple[int, Sent]:
+        i = max(i for i, each in enumerate(log) if each.topic == topic)
+        return i, edited(log[i], **changes)
+
+    return change
+
+
+NAN = np.full((500, 5), np.nan, np.float32).view(np.uint8).ravel()
+FAR = np.full((500, 5), 1e30, np.float32).view(np.uint8).ravel()
+JPEG = b"\xff\xd8\xff\xe0\x00\x04ab\xff\xc0\x00\x11\x08"  # begins as one: then height, width
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (field(LIDAR, data=NAN), "points that are not finite"),
+        (field(LIDAR, data=FAR), "points farther than a LiDAR reaches"),
+        (field(LIDAR, width=501), "data that is not as large as the cloud"),
+        (field(LIDAR, height=1 << 31, width=1 << 31), "data that is not as large as the cloud"),
+        (field(LIDAR, point_step=0, row_step=10_000), "data that is no whole number of points"),
+        (field(LIDAR, fields=[]), "points without x, y and z"),
+        (field(FRONT, data=np.zeros(0, np.uint8)), "a picture that cannot be decoded"),
+        (field(FRONT, data=np.arange(99, dtype=np.uint8)), "a picture that cannot be decoded"),
+        (field(FRONT, data=np.frombuffer(JPEG + b"\xff\xff\xff\xff" * 3, np.uint8)), "a picture of no sensible size"),
+        (
+            field(FRONT, data=np.frombuffer(JPEG + b"\x00\x40" * 6, np.uint8)),
+            "a picture of another size than its CameraInfo",
+        ),
+        (
+            field(FRONT, data=np.frombuffer(JPEG + b"\x00\x32\x00\x50" * 3, np.uint8)),
+            "a picture that cannot be decoded",
+        ),
+        (field(INFO, width=0), "a picture of no sensible size"),
+        (field(INFO, k=np.full(9, np.nan), p=np.full(12, np.nan)), "no projection to the picture"),
+    ],
+)
+def test_a_corrupt_message_is_dropped_for_its_reason(
+    log: list[Sent], expected: list[Frame], change: Callable[[list[Sent]], tuple[int, Sent]], reason: str
+) -> None:
+    i, message = change(log)
+    frames, counts = assembled([*log[:i], message, *log[i + 1 :]])
+    assert counts.summary()["reasons"] == {message.topic: {reason: 1}}
+    assert counts.summary()["corrupt"] == {message.topic: 1}
+    for a, b in zip(frames[:2], expected, strict=False):
+        assert_equal_frames(a, b)
+    missing = {LIDAR: {"LIDAR_TOP": 1}, FRONT: {"CAM_FRONT": 1}, INFO: {}}  # the calibration stays as it was
+    assert counts.summary()["missing"] == missing[message.topic]
+
+
+def test_a_cloud_that_says_it_is_not_dense_loses_the_beams_without_return(
+    log: list[Sent], expected: list[Frame]
+) -> None:
+    i, message = field(LIDAR, is_dense=False)(log)
+    frames, counts = assembled([*log[:i], message, *log[i + 1 :]])
+    assert_equal_frames(frames[-1], expected[-1])
+    _, message = field(LIDAR, is_dense=False, data=NAN)(log)
+    frames, counts = assembled([*log[:i], message, *log[i + 1 :]], sweeps=0)
+    assert frames[-1].points is not None
+    assert len(frames[-1].points) == 0
+    assert "corrupt" not in counts.summary()
+    assert prepare(frames[-1], SPEC)["pillar_counts"].sum() == 0
+
+
+def endless(log: list[Sent], keyframes: bool) -> Any:
+    """The same second and a half over and over, without end; every fifteenth message is spoiled or misplaced."""
+    rng = np.random.default_rng(0)
+    for lap in range(1 << 30):
+        offset = lap * 1_500_000
+        for each in log:
+            if each.topic in ("/tf", "/tf_static") or (each.topic == "/keyframe" and not keyframes):
+                continue
+            time = each.time + offset
+            if each.topic == "/keyframe":
+                said = {"stamp": time, "token": f"{time}", "sweeps": [time - 250_000]}
+                yield edited(each, data=json.dumps(said), time=time)
+                continue
+            kind = rng.integers(30)
+            if kind == 0:
+                yield each._replace(time=time, data=each.data[: rng.integers(len(each.data))])
+            elif kind == 1:
+                yield edited(each, stamp=int(rng.integers(0, 1 << 50)), time=time)
+            else:
+                yield edited(each, stamp=time, time=time)
+
+
+@pytest.mark.parametrize("keyframed", [True, False])
+def test_memory_does_not_grow(log: list[Sent], keyframed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second half of a minute and a half takes no more than the first, once all that is bounded is full."""
+    monkeypatch.setattr(transforms, "MOST_POSES", 256)
+    static = [each for each in log if each.topic == "/tf_static"]
+    messages = islice(chain(static, endless(log, keyframed)), 60 * len(log))
+    counts = Counts()
+    frames = stream(messages, counts, Topics(odometry="/odometry", keyframes="/keyframe"), 5, "ego", keyframed)
+    tracemalloc.start()
+    held = []
+    for _ in frames:
+        held.append(tracemalloc.get_traced_memory()[0])
+    tracemalloc.stop()
+    assert counts.frames > 100
+    assert max(held[len(held) // 2 :]) < 1.3 * max(held[: len(held) // 2])

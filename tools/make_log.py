@@ -1,0 +1,291 @@
+"""Write a nuScenes scene, recorded or simulated, as a vehicle would have recorded it with ROS 2.
+
+python tools/make_log.py runs/demo/drives --scene scene-0001 --out drive.mcap
+python tools/make_log.py ../shared/data/nuscenes --scene scene-0103:0-8 --out drive --storage sqlite3
+
+Written are the LiDAR's keyframes and the sweeps before them, the cameras' keyframes (their JPEG files byte for byte),
+CameraInfo, /tf_static with the calibration, and /tf and /odometry with the vehicle's pose at the stamp of every sensor,
+also of one whose file is absent. What ROS has no message for, the tokens, the name of the scene and what is known of
+it, is in /keyframe, as JSON in std_msgs/String.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from mcap.writer import Writer as McapWriter
+from rosbags.interfaces import Qos, QosDurability, QosHistory, QosLiveliness, QosReliability, QosTime
+from rosbags.rosbag2 import StoragePlugin
+from rosbags.rosbag2 import Writer as RosbagWriter
+from rosbags.typesys import Stores, get_typestore
+
+from perception.commands.common import only_version
+from perception.data.nuscenes import NuScenesTables
+from perception.data.tables import LIDAR, Recording
+from perception.errors import InputError
+from perception.frame import CAMERAS
+
+TYPES = get_typestore(Stores.ROS2_HUMBLE)
+SWEEPS = 10  # before each keyframe; networks take as many or fewer
+CHUNK = 4 << 20  # bytes
+MAP, EGO = "map", "base_link"
+FOREVER = QosTime(2147483647, 4294967295)
+# A latched topic: who listens later still gets what was said last.
+LATCHED = Qos(
+    QosHistory.KEEP_LAST, 1, QosReliability.RELIABLE, QosDurability.TRANSIENT_LOCAL, FOREVER, FOREVER,
+    QosLiveliness.AUTOMATIC, FOREVER, False,
+)  # fmt: skip
+
+
+class Message(NamedTuple):
+    topic: str
+    type_name: str
+    stamp: int  # us
+    content: Any
+
+    @property
+    def data(self) -> bytes:
+        return bytes(TYPES.serialize_cdr(self.content, self.type_name))
+
+
+def topic_of(channel: str) -> str:
+    return f"/{channel.lower()}" if channel == LIDAR else f"/{channel.lower()}/image_rect_compressed"
+
+
+TOPICS = {
+    "/tf_static": "tf2_msgs/msg/TFMessage",
+    "/tf": "tf2_msgs/msg/TFMessage",
+    "/odometry": "nav_msgs/msg/Odometry",
+    "/keyframe": "std_msgs/msg/String",
+    topic_of(LIDAR): "sensor_msgs/msg/PointCloud2",
+    **{topic_of(camera): "sensor_msgs/msg/CompressedImage" for camera in CAMERAS},
+    **{f"/{camera.lower()}/camera_info": "sensor_msgs/msg/CameraInfo" for camera in CAMERAS},
+}
+
+
+def make(type_name: str, /, **fields: Any) -> Any:
+    return TYPES.types[type_name](**fields)
+
+
+def header(stamp: int, frame: str) -> Any:
+    seconds, microseconds = divmod(stamp, 1_000_000)
+    time = make("builtin_interfaces/msg/Time", sec=seconds, nanosec=1000 * microseconds)
+    return make("std_msgs/msg/Header", stamp=time, frame_id=frame)
+
+
+def vector(x: float, y: float, z: float, kind: str = "Vector3") -> Any:
+    return make(f"geometry_msgs/msg/{kind}", x=float(x), y=float(y), z=float(z))
+
+
+def quaternion(w: float, x: float, y: float, z: float) -> Any:
+    return make("geometry_msgs/msg/Quaternion", x=float(x), y=float(y), z=float(z), w=float(w))
+
+
+def transform(stamp: int, parent: str, child: str, pose: np.ndarray) -> Any:
+    """pose (7,): translation, quaternion w x y z."""
+    value = make("geometry_msgs/msg/Transform", translation=vector(*pose[:3]), rotation=quaternion(*pose[3:]))
+    return make(
+        "geometry_msgs/msg/TransformStamped", header=header(stamp, parent), child_frame_id=child, transform=value
+    )
+
+
+def odometry(stamp: int, pose: np.ndarray) -> Any:
+    unknown = np.zeros(36)
+    place = make("geometry_msgs/msg/Pose", position=vector(*pose[:3], "Point"), orientation=quaternion(*pose[3:]))
+    still = make("geometry_msgs/msg/Twist", linear=vector(0, 0, 0), angular=vector(0, 0, 0))
+    return make(
+        "nav_msgs/msg/Odometry",
+        header=header(stamp, MAP),
+        child_frame_id=EGO,
+        pose=make("geometry_msgs/msg/PoseWithCovariance", pose=place, covariance=unknown),
+        twist=make("geometry_msgs/msg/TwistWithCovariance", twist=still, covariance=unknown),
+    )
+
+
+def cloud(stamp: int, frame: str, content: bytes) -> Any:
+    fields = [
+        make("sensor_msgs/msg/PointField", name=name, offset=4 * i, datatype=7, count=1)
+        for i, name in enumerate(("x", "y", "z", "intensity", "ring"))
+    ]
+    data = np.frombuffer(content, np.uint8)
+    return make(
+        "sensor_msgs/msg/PointCloud2", header=header(stamp, frame), height=1, width=len(data) // 20, fields=fields,
+        is_bigendian=False, point_step=20, row_step=len(data), data=data, is_dense=True,
+    )  # fmt: skip
+
+
+def camera_info(stamp: int, frame: str, size: tuple[int, int], intrinsics: np.ndarray) -> Any:
+    region = make("sensor_msgs/msg/RegionOfInterest", x_offset=0, y_offset=0, height=0, width=0, do_rectify=False)
+    projection = np.concatenate([intrinsics, np.zeros((3, 1))], axis=1)
+    return make(
+        "sensor_msgs/msg/CameraInfo", header=header(stamp, frame), height=size[1], width=size[0],
+        distortion_model="plumb_bob", d=np.zeros(5), k=intrinsics.ravel(), r=np.eye(3).ravel(), p=projection.ravel(),
+        binning_x=0, binning_y=0, roi=region,
+    )  # fmt: skip
+
+
+def messages(tables: NuScenesTables, scene: str, sweeps: int) -> Iterator[Message]:
+    """Everything in order of time. `scene` may be a range of keyframes, such as scene-0103:0-4."""
+    samples = tables.samples(selectors=[scene])
+    recordings = tables.recordings
+    chains: dict[str, list[Recording]] = {}
+    found: dict[str, Recording] = {}  # by file: a sweep before one keyframe may be before the next
+    for sample in samples:
+        keyframe = recordings.keyframes.get(sample, {})
+        if LIDAR not in keyframe:
+            raise InputError(f"{tables.dataroot}: no {LIDAR} keyframe of sample {sample}; copy the tables again")
+        chains[sample] = list(recordings.chain(keyframe[LIDAR], sweeps))
+        found |= {each.file: each for each in [*chains[sample], *keyframe.values()]}
+    ordered = sorted(found.values(), key=lambda each: (each.timestamp, each.channel))
+    samples_at = {recordings.keyframes[sample][LIDAR].file: sample for sample in samples}
+    mountings = {each.channel: recordings.mountings[each.calibration] for each in ordered}
+    start = ordered[0].timestamp
+    still = [transform(start, EGO, channel.lower(), pose) for channel, pose in sorted(mountings.items())]
+    yield Message("/tf_static", TOPICS["/tf_static"], start, make("tf2_msgs/msg/TFMessage", transforms=still))
+    posed = -1
+    for each in ordered:
+        if each.timestamp != posed:  # two sensors at the same microsecond have the same pose
+            posed, pose = each.timestamp, recordings.pose(each)
+            moved = make("tf2_msgs/msg/TFMessage", transforms=[transform(posed, MAP, EGO, pose)])
+            yield Message("/tf", TOPICS["/tf"], posed, moved)
+            yield Message("/odometry", TOPICS["/odometry"], posed, odometry(posed, pose))
+        if each.file in samples_at:
+            yield keyframe_message(tables, samples_at[each.file], chains[samples_at[each.file]])
+        yield from sensor_messages(tables, each)
+
+
+def keyframe_message(tables: NuScenesTables, sample: str, chain: list[Recording]) -> Message:
+    frame = tables.frame(sample, annotations=False, lidar=False, cameras=False)
+    known = {
+        "stamp": frame.timestamp,
+        "token": frame.token,
+        "scene": frame.scene,
+        "location": frame.location,
+        "conditions": vars(frame.conditions),
+        "sweeps": [each.timestamp for each in chain[1:]],
+    }
+    return Message(
+        "/keyframe", TOPICS["/keyframe"], frame.timestamp, make("std_msgs/msg/String", data=json.dumps(known))
+    )
+
+
+def sensor_messages(tables: NuScenesTables, recording: Recording) -> Iterator[Message]:
+    """What one sensor recorded at one time; nothing where its file is absent."""
+    path, stamp, frame = tables.dataroot / recording.file, recording.timestamp, recording.channel.lower()
+    if not path.exists():
+        return
+    content, topic = path.read_bytes(), topic_of(recording.channel)
+    if recording.channel == LIDAR:
+        yield Message(topic, TOPICS[topic], stamp, cloud(stamp, frame, content))
+        return
+    size, intrinsics = (recording.width, recording.height), tables.recordings.intrinsics[recording.calibration]
+    info = f"/{frame}/camera_info"
+    yield Message(info, TOPICS[info], stamp, camera_info(stamp, frame, size, intrinsics))
+    data = np.frombuffer(content, np.uint8)
+    picture = make("sensor_msgs/msg/CompressedImage", header=header(stamp, frame), format="jpeg", data=data)
+    yield Message(topic, TOPICS[topic], stamp, picture)
+
+
+def write_mcap(path: Path, log: Iterator[Message]) -> int:
+    """One MCAP file, in chunks; returns the number of messages. It appears whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    count = 0
+    try:
+        with partial.open("wb") as file:
+            writer = McapWriter(file, chunk_size=CHUNK)
+            writer.start(profile="ros2")
+            schemas: dict[str, int] = {}
+            channels: dict[str, int] = {}
+            for topic, type_name in TOPICS.items():
+                if type_name not in schemas:
+                    definition, _ = TYPES.generate_msgdef(type_name, ros_version=2)
+                    schemas[type_name] = writer.register_schema(type_name, "ros2msg", definition.encode())
+                channels[topic] = writer.register_channel(topic, "cdr", schemas[type_name])
+            for each in log:
+                count += 1
+                time = 1000 * each.stamp
+                writer.add_message(channels[each.topic], time, each.data, time, count)
+            writer.finish()
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    return count
+
+
+def write_rosbag(path: Path, log: Iterator[Message], storage: StoragePlugin) -> int:
+    """A rosbag2's folder; returns the number of messages. It appears whole or not at all."""
+    partial = path.with_name(f".{path.name}.partial") / path.name  # the files in it are named after the folder
+    shutil.rmtree(partial.parent, ignore_errors=True)
+    count = 0
+    try:
+        with RosbagWriter(partial, version=9, storage_plugin=storage) as writer:
+            connections = {
+                topic: writer.add_connection(
+                    topic, type_name, typestore=TYPES, offered_qos_profiles=[LATCHED] if topic == "/tf_static" else []
+                )
+                for topic, type_name in TOPICS.items()
+            }
+            for each in log:
+                count += 1
+                writer.write(connections[each.topic], 1000 * each.stamp, each.data)
+        partial.replace(path)
+    finally:
+        shutil.rmtree(partial.parent, ignore_errors=True)
+    return count
+
+
+STORAGES: dict[str, Callable[[Path, Iterator[Message]], int]] = {
+    "file": write_mcap,
+    "sqlite3": lambda path, log: write_rosbag(path, log, StoragePlugin.SQLITE3),
+    "mcap": lambda path, log: write_rosbag(path, log, StoragePlugin.MCAP),
+}
+
+
+def make_log(
+    dataroot: Path, scene: str, out: Path, storage: str = "file", version: str | None = None, sweeps: int = SWEEPS
+) -> int:
+    """Write one scene, or some of its keyframes; returns the number of messages.
+
+    Args:
+        storage: `file` for one MCAP file; `sqlite3` or `mcap` for a rosbag2's folder with files of that kind.
+        sweeps: LiDAR sweeps before each keyframe.
+
+    Raises:
+        InputError: no such scene, or `out` is there already or cannot be written.
+    """
+    tables = NuScenesTables(dataroot, version or only_version(dataroot))
+    if out.exists():
+        raise InputError(f"{out}: is there already; choose another --out")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        return STORAGES[storage](out, messages(tables, scene, sweeps))
+    except OSError as error:
+        raise InputError(f"{out}: cannot write ({error.strerror}); choose another --out") from None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("dataroot", type=Path)
+    parser.add_argument("--scene", required=True, help="its name, or some of its keyframes: scene-0103:0-4")
+    parser.add_argument("--out", type=Path, required=True, help="file (drive.mcap) or folder to write")
+    parser.add_argument(
+        "--storage", choices=STORAGES, default="file", help="file: one MCAP; others: a rosbag2's folder"
+    )
+    parser.add_argument("--version", help="of the tables; default: the only one there is")
+    parser.add_argument("--sweeps", type=int, default=SWEEPS, help="before each keyframe")
+    a = parser.parse_args()
+    try:
+        count = make_log(a.dataroot, a.scene, a.out, a.storage, a.version, a.sweeps)
+    except InputError as error:
+        parser.exit(2, f"{error}\n")
+    print(f"{a.out}: {count} messages")
+
+
+if __name__ == "__main__":
+    main()
