@@ -29,6 +29,8 @@ VEHICLE = (
     "deploy.engines.cuda",
     "deploy.engines.onnxruntime",
     "deploy.engines.tensorrt",
+    "deploy.engines.tensorrt_plan",
+    "deploy.refit",
     "deploy.route",
     "deploy.runtime",
     "deploy.signature",
