@@ -298,8 +298,8 @@ def perception(*arguments: object) -> subprocess.CompletedProcess[str]:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"refittable": False}, "not compiled to be refitted; run `perception build {old} --target rtx-ampere --refit`"),
-        ({"compiler": "tensorrt_rtx 1.0.0"}, "compiled by tensorrt_rtx 1.0.0, but here is {here}; run `perception build"),
+        ({"refittable": False}, "to be refitted; run `perception build {old} --target rtx-ampere --refit`"),
+        ({"compiler": "tensorrt_rtx 1.0.0"}, "compiled by tensorrt_rtx 1.0.0, but here is {here}; run"),
         ({"plan_sha256": "0" * 64}, "was changed (its sha256 differs from the record)"),
     ],
 )  # fmt: skip
