@@ -109,7 +109,7 @@ def refit(
             f"{plan}: was not compiled to be refitted; run `perception build {old} --target {target.name} --refit`"
         )
     require_same_structure(bundle.onnx, source.onnx)
-    record = record.model_copy(update={"weights_sha256": bundle.manifest.files[ONNX]})
+    record = record.model_copy(update={"sha256": "", "weights_sha256": bundle.manifest.files[ONNX]})
     bundle.add_plan(plan.read_bytes(), record, _signer(sign))
     (console or Console()).print(
         f"{target.name} ({target.device}): the plan of {old}, to run with the weights of {path}; nothing was compiled"

@@ -112,7 +112,7 @@ def test_weights_of_a_convolution_in_int8_are_its_structure(files: tuple[Path, P
 
 
 @given(st.data())
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_everything_else_is_part_of_the_structure(data: st.DataObject) -> None:
     """Whatever is changed of a node, of an input or of a constant, the plan is refused; the message names it."""
     graph = lowered.graph("fp32", "banked")
@@ -162,7 +162,7 @@ def test_everything_else_is_part_of_the_structure(data: st.DataObject) -> None:
 
 def test_a_module_trained_further_is_the_same_structure_and_one_of_another_rank_is_not(tmp_path: Path) -> None:
     """From the exporter itself, with a learned router in the graph."""
-    example = {name: np.ones((1, 4, 6, 8), np.float32) for name in ("x", "lidar")}
+    example = {"x": np.ones((1, 4, 6, 8), np.float32), "lidar": np.ones(1, np.float32)}
     made = {}
     for name, rank, scale in (("old", 2, 1.0), ("further", 2, 1.5), ("wider", 3, 1.0)):
         network = randomised(Net([LowRank(name="rain", slots=EVERYWHERE, rank=rank)], learned()), scale).eval()
@@ -205,14 +205,17 @@ def test_numbers_of_an_unknown_role_are_part_of_the_structure(files: tuple[Path,
 
 @given(st.binary(max_size=60))
 @settings(deadline=None)
-def test_bytes_that_are_no_graph_are_one_line(content: bytes) -> None:
+def test_bytes_that_are_no_graph_raise_nothing_else(content: bytes) -> None:
     file = folder() / "bytes.onnx"
     file.write_bytes(content)
-    with contextlib.suppress(InputError):  # nothing else is raised, and some bytes are a message of no meaning
+    with contextlib.suppress(InputError):  # or they are a message of no meaning
         structure(file)
-    file.write_bytes(bundle().onnx.read_bytes()[:-7])
-    with pytest.raises(InputError, match="not an ONNX file"):
-        structure(file)
+
+
+def test_half_a_graph_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "half.onnx").write_bytes(bundle().onnx.read_bytes()[:-7])
+    with pytest.raises(InputError, match=r"half.onnx: not an ONNX file; export the bundle again"):
+        structure(tmp_path / "half.onnx")
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
@@ -250,7 +253,7 @@ def test_a_plan_moves_to_a_bundle_with_other_weights(tmp_path: Path) -> None:
     private, public = keys(tmp_path / "keys")
     record = refit(new, old, TARGET, QUIET, private)
     loaded, compiled = Bundle.load(new), Bundle.load(old).engine_record(TARGET)
-    assert loaded.engine_record(TARGET) == record
+    assert loaded.engine_record(TARGET).sealed() == record.sealed()
     file = new / "engines" / f"{TARGET}.json"
     require_signed(file, file.read_bytes(), public)
     assert record.onnx_sha256 == compiled.onnx_sha256 == hashlib.sha256((old / "model.onnx").read_bytes()).hexdigest()
