@@ -27,7 +27,7 @@ from slotted import EVERYWHERE, Net, learned, randomised
 from deploy.build import build, refit
 from deploy.bundle import Bundle
 from deploy.engines import cuda, open_engine
-from deploy.engines.tensorrt import installed
+from deploy.engines.tensorrt import build_engine, installed
 from deploy.export import to_onnx
 from deploy.refit import FLOATS, WEIGHTS, require_same_structure, structure
 from deploy.signature import require_signed
@@ -353,3 +353,17 @@ def test_int8_is_not_compiled_to_be_refitted(tmp_path: Path) -> None:
     path = rewritten(copied(tmp_path / "bundle"), precision="int8")
     with pytest.raises(InputError, match="rtx-ampere: the scales of int8 follow its weights and are compiled"):
         build(path, TARGET, QUIET, refittable=True)
+
+
+@no_gpu
+def test_the_compiler_itself_needs_a_gpu_for_what_can_be_refitted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When a version of tensorrt_rtx comes that does not, this fails, and the refusal above can go."""
+    pytest.importorskip("tensorrt_rtx")
+    monkeypatch.setattr("deploy.engines.tensorrt._require_gpu", lambda target: None)
+    value, target = helper.make_tensor_value_info, find_target(TARGET)
+    ends = ([value(name, TensorProto.FLOAT, [1, 1, 4, 4])] for name in "xy")
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "without weights", *ends)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    assert build_engine(model.SerializeToString(), target, refittable=True).layers > 0
+    with pytest.raises(InputError, match=r"cannot compile the graph: .*Myelin"):
+        build_engine(bundle().onnx.read_bytes(), target, refittable=True)
