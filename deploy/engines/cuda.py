@@ -4,7 +4,8 @@ Only the driver API, whose library comes with every NVIDIA GPU: calls and consta
 Reference Manual". A driver runs what was made for an older CUDA, so the bindings of CUDA 12 serve JetPack 6 (CUDA 12.6)
 and all that came after it. Everything here belongs to the thread that made it.
 
-On no machine with a GPU has any of this run yet: only its refusals were tested, where there is none.
+None of this has run on a GPU yet. Its refusals are tested where there is none, and its calls, through the real
+bindings, with a stand-in for the driver.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """TensorRT's runtime: a plan runs on a GPU.
 
 Follows NVIDIA's documentation ("Performing Inference", "CUDA Graphs", "Refitting an Engine") and the API that
-`tensorrt` and `tensorrt_rtx` share. Nothing here has run on a GPU yet; tests/test_gpu.py does where there is one. The
-golden frame that `Runtime` runs first tells whether a plan computes the network, refitted or not.
+`tensorrt` and `tensorrt_rtx` share. None of this has run on a GPU yet: it is tested with stand-ins for TensorRT and the
+driver, and by tests/test_gpu.py where there is a GPU. The golden frame that `Runtime` runs first tells whether a plan
+computes the network, refitted or not.
 """
 
 from __future__ import annotations
