@@ -51,10 +51,10 @@ no_gpu = pytest.mark.skipif(has_gpu(), reason="there is a GPU; tests/test_gpu.py
 
 def trained_further(graph: onnx.ModelProto, seed: int = 1) -> onnx.ModelProto:
     """The same network with other numbers wherever a layer, a norm or a module has its own, by onnx's reader."""
-    other, rng = onnx.ModelProto(), np.random.default_rng(seed)
+    other, rng, trained = onnx.ModelProto(), np.random.default_rng(seed), weights(graph)
     other.CopyFrom(graph)
     for tensor in other.graph.initializer:
-        if tensor.name in weights(graph):
+        if tensor.name in trained:
             values = numpy_helper.to_array(tensor)
             fresh = (values * rng.uniform(0.9, 1.1, values.shape)).astype(values.dtype)
             tensor.CopyFrom(numpy_helper.from_array(fresh, tensor.name))
@@ -118,7 +118,8 @@ def test_everything_else_is_part_of_the_structure(data: st.DataObject) -> None:
     graph = lowered.graph("fp32", "banked")
     other = onnx.ModelProto()
     other.CopyFrom(graph)
-    constants = [tensor for tensor in other.graph.initializer if tensor.name not in weights(graph)]
+    trained = weights(graph)
+    constants = [tensor for tensor in other.graph.initializer if tensor.name not in trained]
     kind = data.draw(st.sampled_from(["constant", "node", "link", "attribute", "shape", "order", "more", "opset"]))
     named = ""
     if kind == "constant":
@@ -139,7 +140,7 @@ def test_everything_else_is_part_of_the_structure(data: st.DataObject) -> None:
         next(a for a in node.attribute if a.name == "pads").ints[0] += 1
         named = f"node {node.name} [Conv] differs"
     elif kind == "shape":
-        tensor = data.draw(st.sampled_from([t for t in other.graph.initializer if t.name in weights(graph)]))
+        tensor = data.draw(st.sampled_from([t for t in other.graph.initializer if t.name in trained]))
         tensor.dims[0] += 1
         named = f"weights {tensor.name} of float32 "
     elif kind == "order":
