@@ -13,8 +13,9 @@ from rich.console import Console
 from deploy.build_package import BuildPackage, write_package
 from deploy.bundle import ONNX, Bundle, EngineRecord
 from deploy.engines import open_engine
-from deploy.engines.tensorrt import build_engine, compiles_here
+from deploy.engines.tensorrt import build_engine, compiles_here, installed
 from deploy.golden import require_agreement
+from deploy.refit import require_same_structure
 from deploy.targets import Target, find_target
 from perception.errors import InputError
 
@@ -29,6 +30,7 @@ def build(
     dla: bool = False,
     out: Path | None = None,
     sign: Path | None = None,
+    refittable: bool = False,
 ) -> EngineRecord | BuildPackage:
     """Compile the network of the bundle in folder `path` for a target; the plan goes to its `engines` folder.
 
@@ -40,6 +42,7 @@ def build(
         dla: place on the target's DLA what it can run.
         out: folder of the build package; `<bundle>-<target>` beside the bundle by default.
         sign: private key (PEM, `deploy.signature`) that signs the plan's record.
+        refittable: compile a plan that can take the weights of a later bundle (`refit`).
 
     Raises:
         InputError: no bundle or key, an unknown target, a bundle or a DLA that it does not take, no compiler for it
@@ -49,6 +52,8 @@ def build(
     target, bundle = find_target(target_name), Bundle.load(path)
     target.versions_for(dla)  # a DLA is there if one is asked for
     target.require_acceptable(bundle.manifest.precision, bundle.manifest.opset)
+    if refittable:
+        _require_refittable(bundle, target, dla)
     elsewhere = not compiles_here(target)
     if out is not None and not elsewhere:
         raise InputError(f"{target.name}: compiles here, into the bundle; --out is for targets that compile elsewhere")
@@ -59,7 +64,7 @@ def build(
         raise InputError(f"--sign: there is no plan for {target.name} to sign here; {why}")
     if elsewhere:
         package = write_package(
-            bundle, target, out or path.resolve().with_name(f"{path.resolve().name}-{target.name}"), dla
+            bundle, target, out or path.resolve().with_name(f"{path.resolve().name}-{target.name}"), dla, refittable
         )
         console.print(
             f"{target.name}: TensorRT compiles on the {target.device} itself. Copy {package.package} there and run "
@@ -71,12 +76,57 @@ def build(
         if target.compiler == "onnxruntime":
             record = _build_cpu(bundle, target)
         else:
-            record = _build_plan(bundle, target, dla, signed)
+            record = _build_plan(bundle, target, dla, refittable, signed)
     size = f"{record.plan_bytes / 1e6:.1f} MB" if record.plan_bytes else "no plan to keep"
     console.print(
         f"{target.name} ({target.device}): {record.compiler}, {record.layers} layers, {size}, {record.seconds:.2f} s"
     )
     return record
+
+
+def refit(
+    path: Path, old: Path, target_name: str, console: Console | None = None, sign: Path | None = None
+) -> EngineRecord:
+    """Give the bundle in folder `path` the plan of the one in `old`, which has other weights, without compiling.
+
+    The plan is copied as it is; its new record tells the engine to give it this bundle's weights whenever it opens it.
+
+    Args:
+        old: has a plan that was built `refittable`, by the compiler that is here, of a network of the same structure
+            (`deploy.refit`).
+        sign: private key (PEM, `deploy.signature`) that signs the plan's record.
+
+    Raises:
+        InputError: no bundle or key, an unknown target or one without plans, no such plan, no compiler here, or a
+            network of another structure.
+    """
+    target, bundle, source = find_target(target_name), Bundle.load(path), Bundle.load(old)
+    if target.compiler == "onnxruntime":
+        raise InputError(f"{target.name}: has no plan to refit; ONNX Runtime takes any bundle as it is")
+    plan, record = source.plan(target.name, installed(target)), source.engine_record(target.name)
+    if not record.refittable:
+        raise InputError(
+            f"{plan}: was not compiled to be refitted; run `perception build {old} --target {target.name} --refit`"
+        )
+    require_same_structure(bundle.onnx, source.onnx)
+    record = record.model_copy(update={"sha256": "", "weights_sha256": bundle.manifest.files[ONNX]})
+    bundle.add_plan(plan.read_bytes(), record, _signer(sign))
+    (console or Console()).print(
+        f"{target.name} ({target.device}): the plan of {old}, to run with the weights of {path}; nothing was compiled"
+    )
+    return record
+
+
+def _require_refittable(bundle: Bundle, target: Target, dla: bool) -> None:
+    reason = None
+    if target.compiler == "onnxruntime":
+        reason = "ONNX Runtime takes any bundle as it is"
+    elif dla:
+        reason = "refitting is not offered for layers on a DLA"
+    elif bundle.manifest.precision == "int8":
+        reason = "the scales of int8 follow its weights and are compiled into the plan"
+    if reason is not None:
+        raise InputError(f"{target.name}: {reason}; leave out --refit")
 
 
 def _signer(key: Path | None) -> Sign | None:
@@ -87,9 +137,9 @@ def _signer(key: Path | None) -> Sign | None:
     return signer(key)
 
 
-def _build_plan(bundle: Bundle, target: Target, dla: bool, sign: Sign | None) -> EngineRecord:
+def _build_plan(bundle: Bundle, target: Target, dla: bool, refittable: bool, sign: Sign | None) -> EngineRecord:
     start = time.perf_counter()
-    plan = build_engine(bundle.onnx.read_bytes(), target, dla)
+    plan = build_engine(bundle.onnx.read_bytes(), target, dla, refittable)
     record = EngineRecord(
         target=target.name,
         compiler=plan.compiler,
@@ -97,7 +147,9 @@ def _build_plan(bundle: Bundle, target: Target, dla: bool, sign: Sign | None) ->
         seconds=round(time.perf_counter() - start, 3),
         plan_bytes=len(plan.content),
         plan_sha256=hashlib.sha256(plan.content).hexdigest(),
+        refittable=refittable,
         onnx_sha256=bundle.manifest.files[ONNX],
+        weights_sha256=bundle.manifest.files[ONNX],
     )
     bundle.add_plan(plan.content, record, sign)
     return record
@@ -117,5 +169,7 @@ def _build_cpu(bundle: Bundle, target: Target) -> EngineRecord:
         seconds=round(seconds, 3),
         plan_bytes=0,
         plan_sha256="",
+        refittable=False,
         onnx_sha256=manifest.files[bundle.cpu_onnx.name],
+        weights_sha256=manifest.files[bundle.cpu_onnx.name],
     )

@@ -55,7 +55,8 @@ digest() { sha256sum "$@" | cut -d ' ' -f 1; }
 record() {
     printf '{\n  "sha256": "%s",\n  "target": "@target@",\n  "compiler": "tensorrt %s",\n' "$1" "$readable@with_dla@"
     printf '  "layers": 0,\n  "seconds": %s.0,\n  "plan_bytes": %s,\n' "$seconds" "$bytes"
-    printf '  "plan_sha256": "%s",\n  "onnx_sha256": "%s"\n}' "$compiled" "$network"
+    printf '  "plan_sha256": "%s",\n  "refittable": @refittable@,\n' "$compiled"
+    printf '  "onnx_sha256": "%s",\n  "weights_sha256": "%s"\n}' "$network" "$network"
 }
 bytes=$(($(wc -c <$plan.new)))
 compiled=$(digest $plan.new)

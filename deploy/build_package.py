@@ -63,7 +63,7 @@ class BuildPackage(Section):
     commands: dict[str, str]  # what build.sh runs, for each major version of TensorRT
 
 
-def write_package(bundle: Bundle, target: Target, out: Path, dla: bool) -> BuildPackage:
+def write_package(bundle: Bundle, target: Target, out: Path, dla: bool, refittable: bool) -> BuildPackage:
     """Write the build package of a bundle for a TensorRT target to the folder `out`, replacing one that is there.
 
     Engines that the bundle already has stay behind: they were compiled elsewhere.
@@ -73,14 +73,14 @@ def write_package(bundle: Bundle, target: Target, out: Path, dla: bool) -> Build
     """
     if out.exists() and not (out / SUMS).is_file() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: exists and is not a build package; choose another --out")
-    package = _describe(bundle, target, out, dla)
+    package = _describe(bundle, target, out, dla, refittable)
     fresh, old = (out.with_name(f".{out.name}.{suffix}-{os.getpid()}") for suffix in ("new", "old"))
     try:
         shutil.copytree(bundle.path, fresh / "bundle", ignore=shutil.ignore_patterns(ENGINES))
         script = fresh / "build.sh"
-        script.write_text(_script(bundle, target, dla))
+        script.write_text(_script(bundle, target, dla, refittable))
         script.chmod(0o755)
-        (fresh / "README.md").write_text(_readme(bundle, target, package, dla))
+        (fresh / "README.md").write_text(_readme(bundle, target, package, dla, refittable))
         names = sorted(str(path.relative_to(fresh)) for path in fresh.rglob("*") if path.is_file())
         (fresh / SUMS).write_text("".join(f"{sha256(fresh / name)}  {name}\n" for name in names))
         if out.exists():
@@ -96,12 +96,12 @@ def write_package(bundle: Bundle, target: Target, out: Path, dla: bool) -> Build
     return package
 
 
-def _describe(bundle: Bundle, target: Target, out: Path, dla: bool) -> BuildPackage:
+def _describe(bundle: Bundle, target: Target, out: Path, dla: bool, refittable: bool) -> BuildPackage:
     """What build.sh will run, in the same order."""
     versions = target.versions_for(dla)
     command = (
         f"trtexec --onnx=bundle/{bundle.onnx.relative_to(bundle.path)} "
-        f"--saveEngine=bundle/engines/{target.name}.plan.new {_flags(dla)}"
+        f"--saveEngine=bundle/engines/{target.name}.plan.new {_flags(dla, refittable)}"
     )
     majors = range(versions.first[0], versions.end[0] + bool(versions.end[1]))
     return BuildPackage(
@@ -112,12 +112,13 @@ def _describe(bundle: Bundle, target: Target, out: Path, dla: bool) -> BuildPack
     )
 
 
-def _flags(dla: bool) -> str:
+def _flags(dla: bool, refittable: bool) -> str:
     """Options of trtexec for every version: FP32 without TF32's short mantissa, and no timing after the build."""
-    return "--noTF32 --skipInference" + (" --useDLACore=0 --allowGPUFallback" if dla else "")
+    options = "--noTF32 --skipInference" + (" --useDLACore=0 --allowGPUFallback" if dla else "")
+    return options + (" --refit" if refittable else "")
 
 
-def _script(bundle: Bundle, target: Target, dla: bool) -> str:
+def _script(bundle: Bundle, target: Target, dla: bool, refittable: bool) -> str:
     script = files("deploy").joinpath("build.sh").read_text(encoding="utf-8")
     versions = target.versions_for(dla)
     for name, value in {
@@ -128,7 +129,8 @@ def _script(bundle: Bundle, target: Target, dla: bool) -> str:
         "first": _numbered(versions.first),
         "end": _numbered(versions.end),
         "graph": str(bundle.onnx.relative_to(bundle.path)),
-        "flags": _flags(dla),
+        "flags": _flags(dla, refittable),
+        "refittable": "true" if refittable else "false",
         "capabilities": _capabilities(target, " | "),
         "with_dla": " with DLA 0" if dla else "",
     }.items():
@@ -136,7 +138,7 @@ def _script(bundle: Bundle, target: Target, dla: bool) -> str:
     return script
 
 
-def _readme(bundle: Bundle, target: Target, package: BuildPackage, dla: bool) -> str:
+def _readme(bundle: Bundle, target: Target, package: BuildPackage, dla: bool, refittable: bool) -> str:
     commands = "\n\n".join(f"    # TensorRT {major}\n    {command}" for major, command in package.commands.items())
     return README.format(
         name=bundle.manifest.name,
@@ -145,7 +147,9 @@ def _readme(bundle: Bundle, target: Target, package: BuildPackage, dla: bool) ->
         versions=package.versions,
         capabilities=_capabilities(target, " or "),
         commands=commands,
-        perception=f"perception build bundle --target {target.name}{' --dla' if dla else ''}",
+        perception=f"perception build bundle --target {target.name}"
+        + (" --dla" if dla else "")
+        + (" --refit" if refittable else ""),
         dla_note=DLA_NOTE.format(precision=bundle.manifest.precision) if dla else "",
     )
 

@@ -6,7 +6,8 @@
     model.cpu.onnx        the same in INT8 as ONNX Runtime wants it, where TensorRT wants it otherwise
     golden.safetensors    the inputs of one frame, and the outputs that the trained network gave for them
     modules/              the modules that the network was made with, as `Bank.save` writes them
-    engines/              plans compiled from model.onnx by `perception build`, each with its own record
+    engines/              plans compiled by `perception build`, each with its own record, from model.onnx or from one
+                          of the same structure
     routes/               bundles of the same checkpoint for other routes, where each has a network of its own
 
 Manifest and records carry their own sha256 too, and a file that the manifest does not name is refused, except in
@@ -43,7 +44,7 @@ Arrays = Mapping[str, np.ndarray]
 
 
 class EngineRecord(Sealed):
-    """engines/<target>.json: where a plan came from."""
+    """engines/<target>.json: where a plan came from, and which network it runs."""
 
     target: str
     compiler: str  # with its version
@@ -51,7 +52,14 @@ class EngineRecord(Sealed):
     seconds: float
     plan_bytes: int
     plan_sha256: str
+    refittable: bool  # whether it was compiled to take other weights
     onnx_sha256: str  # of the model.onnx that was compiled
+    weights_sha256: str  # of the model.onnx whose weights it runs with: the same, or one of the same structure
+
+    @property
+    def refitted(self) -> bool:
+        """Whether the plan is to be given other weights than it was compiled with."""
+        return self.weights_sha256 != self.onnx_sha256
 
 
 @dataclass(frozen=True)
@@ -164,7 +172,7 @@ class Bundle:
             raise InputError(f"{file}: was changed (its sha256 differs); {remedy}")
         if record.target != target:
             raise InputError(f"{file}: is of an engine for {record.target}; {remedy}")
-        if record.onnx_sha256 != self.manifest.files[ONNX]:
+        if record.weights_sha256 != self.manifest.files[ONNX] or (record.refitted and not record.refittable):
             raise InputError(f"{file.with_suffix('.plan')}: compiled from another network; {remedy}")
         return record
 

@@ -10,11 +10,19 @@ from perception.errors import InputError
 
 
 def main() -> None:
-    """Run the command; an InputError becomes one line on stderr and exit code 2."""
+    """Run the command; an InputError becomes one line on stderr and exit code 2, as does a package that is left out."""
     try:
         app()
     except InputError as error:
         print(f"perception: {error}", file=sys.stderr)
+        sys.exit(2)
+    except ModuleNotFoundError as error:  # on the vehicle: no torch, no devkit
+        package = (error.name or str(error)).split(".")[0]
+        print(
+            f"perception: this command needs {package}, which is not installed here; run it where `pip install "
+            "tessera-perception` has installed all dependencies",
+            file=sys.stderr,
+        )
         sys.exit(2)
     except OSError as error:  # a full disk, a folder without permission
         print(f"perception: {error.filename or 'a file'}: {error.strerror or error}", file=sys.stderr)

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from rich.console import Console
 from torch import nn
 
-from deploy.bundle import Bundle, write_bundle
+from deploy.bundle import Arrays, Bundle, write_bundle
 from deploy.export import export
 from deploy.golden import synthetic_frame
 from deploy.signature import signer
@@ -92,13 +92,24 @@ def keys(folder: Path) -> tuple[Path, Path]:
     return folder / "key.pem", folder / "public.pem"
 
 
-def rewritten(path: Path, onnx: bytes | None = None, sign: Path | None = None, **manifest: object) -> Path:
-    """The bundle at `path` with another network or another manifest, and every hash made anew, as a forger would."""
+def rewritten(
+    path: Path,
+    onnx: bytes | None = None,
+    sign: Path | None = None,
+    golden: tuple[Arrays, Arrays] | None = None,
+    **manifest: object,
+) -> Path:
+    """The bundle at `path` with another network, frame or manifest, and every hash made anew, as a forger would."""
     old = Bundle.load(path)
     modules = {file.name: file.read_bytes() for file in (path / "modules").glob("*")}
     describe = lambda files: old.manifest.model_copy(update={"files": files, **manifest})  # noqa: E731
     write_bundle(
-        path, onnx or old.onnx.read_bytes(), old.golden(), describe, modules, None if sign is None else signer(sign)
+        path,
+        onnx or old.onnx.read_bytes(),
+        golden or old.golden(),
+        describe,
+        modules,
+        None if sign is None else signer(sign),
     )
     return path
 

@@ -34,8 +34,8 @@ WRITES = (
 TOOLS = ("cat", "cut", "date", "dirname", "grep", "head", "mkdir", "mv", "rm", "sed", "sh", "sha256sum", "tail", "wc")
 
 
-def packaged(folder: Path, target: str, dla: bool = False) -> BuildPackage:
-    package = build(bundle().path, target, QUIET, dla, folder / "package")
+def packaged(folder: Path, target: str, dla: bool = False, refittable: bool = False) -> BuildPackage:
+    package = build(bundle().path, target, QUIET, dla, folder / "package", refittable=refittable)
     assert isinstance(package, BuildPackage)
     return package
 
@@ -73,6 +73,8 @@ def refused(done: subprocess.CompletedProcess[str], reason: str) -> None:
 @pytest.mark.parametrize(
     ("target", "version", "capability", "dla", "options"),
     [
+        ("orin", 100300, "8.7", False, ["--refit", "--stronglyTyped"]),
+        ("thor", 110401, "11.0", False, ["--refit"]),
         ("orin", 100300, "8.7", False, ["--stronglyTyped"]),
         ("orin", 100300, "8.7", True, ["--useDLACore=0", "--allowGPUFallback", "--stronglyTyped"]),
         ("drive-orin", 100700, "8.7", True, ["--useDLACore=0", "--allowGPUFallback", "--stronglyTyped"]),
@@ -85,7 +87,8 @@ def refused(done: subprocess.CompletedProcess[str], reason: str) -> None:
 def test_script_compiles_and_leaves_an_engine_that_the_bundle_accepts(
     tmp_path: Path, target: str, version: int, capability: str, dla: bool, options: list[str]
 ) -> None:
-    package, device = packaged(tmp_path, target, dla), Device(tmp_path, version, capability)
+    refittable = "--refit" in options
+    package, device = packaged(tmp_path, target, dla, refittable), Device(tmp_path, version, capability)
     done = device.builds(package)
     assert (done.returncode, done.stderr) == (0, "")
     plan = f"bundle/engines/{target}.plan"
@@ -99,6 +102,8 @@ def test_script_compiles_and_leaves_an_engine_that_the_bundle_accepts(
     assert Bundle.load(tmp_path / "package" / "bundle").plan(target).read_text() == "compiled\n"
     record = json.loads((tmp_path / "package" / "bundle" / "engines" / f"{target}.json").read_text())
     readable = f"{version // 10000}.{version // 100 % 100}.{version % 100}"
+    assert record["refittable"] is refittable
+    assert ("--refit\n" in (tmp_path / "package" / "README.md").read_text()) is refittable
     assert record["compiler"] == f"tensorrt {readable}{' with DLA 0' if dla else ''}"
     assert sorted(path.suffix for path in (tmp_path / "package" / "bundle" / "engines").iterdir()) == [".json", ".plan"]
     assert device.builds(package).returncode == 0  # once more, over the engine that is there

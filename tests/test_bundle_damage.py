@@ -47,7 +47,9 @@ def signed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
         seconds=0.5,
         plan_bytes=len(plan),
         plan_sha256=hashlib.sha256(plan).hexdigest(),
+        refittable=False,
         onnx_sha256=Bundle.load(path).manifest.files["model.onnx"],
+        weights_sha256=Bundle.load(path).manifest.files["model.onnx"],
     )
     Bundle.load(path).add_plan(plan, record, signer(key))
     return path, public

@@ -78,11 +78,16 @@ def test_the_header_has_a_smoke_test_and_says_what_was_not_done(file: Path) -> N
 
 
 def test_vehicle_installs_the_tested_requirements_and_nothing_more() -> None:
-    installs = [run for run in arguments(DOCKERFILES[1], "RUN") if "pip install" in run]
-    assert installs == [
+    """And the bindings without which no TensorRT plan runs, as the extra for TensorRT asks for them."""
+    runs = [each.strip() for run in arguments(DOCKERFILES[1], "RUN") for each in run.split("&&")]
+    extra = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["tensorrt"]
+    (bindings,) = (requirement for requirement in extra if requirement.startswith("cuda-bindings"))
+    assert [run for run in runs if "pip install" in run] == [
         "python3 -m pip install --no-cache-dir --requirement requirements-vehicle.txt",
+        f'python3 -m pip install --no-cache-dir "{bindings}"',
         "python3 -m pip install --no-cache-dir --no-deps .",
     ]
+    assert f"'{bindings}'" in (ROOT / "deploy" / "engines" / "cuda.py").read_text()  # what its absence is told with
 
 
 def test_train_installs_torch_for_the_cuda_of_its_base_image_and_the_extras() -> None:

@@ -36,8 +36,8 @@ DISTRIBUTIONS = {
     "yaml": "PyYAML",
     "mcap_protobuf": "mcap-protobuf-support",
 }  # where they are not called as what is imported
-# TensorRT comes with the device; tensorrt_rtx is an extra.
-LATE = {"tensorrt", "tensorrt_rtx"}
+# TensorRT comes with the device; tensorrt_rtx and the bindings (cuda) are in extras.
+LATE = {"tensorrt", "tensorrt_rtx", "cuda"}
 # Imported inside functions that the vehicle does not need: the official splits, and training and export.
 DEVKIT, WORKSHOP = "nuscenes", {"deploy.demo", "deploy.export", "deploy.plan"}
 FORBIDDEN = {
@@ -144,6 +144,23 @@ def test_a_simulated_drive_is_replayed_without_torch(environment: Path, sim_root
     for token in here:
         scores = [np.sort([box["detection_score"] for box in side[token]]) for side in (there, here)]
         np.testing.assert_allclose(*scores, atol=1e-3)
+
+
+@pytest.mark.registry
+def test_commands_of_the_workshop_say_what_they_lack(environment: Path, sim_root: Path, tmp_path: Path) -> None:
+    config, run_ = ROOT / "configs" / "tiny.yaml", str(tmp_path)
+    for command in (
+        ["train", str(config), "--data", str(sim_root), "--out", "run"],
+        ["export", run_, "--out", "bundle"],
+        ["plan", run_],
+        ["evaluate", run_, "--data", str(sim_root), "--out", "evaluation"],
+        ["modules", run_],
+        ["demo", "--out", "demo"],
+    ):
+        done = run([str(environment / "perception"), *command], tmp_path)
+        assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+        assert "this command needs " in done.stderr
+        assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.registry

@@ -1,6 +1,7 @@
 """What runs on the vehicle imports no torch, and perception knows nothing of deploy."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -30,6 +31,8 @@ VEHICLE = (
     "deploy.engines.cuda",
     "deploy.engines.onnxruntime",
     "deploy.engines.tensorrt",
+    "deploy.engines.tensorrt_plan",
+    "deploy.refit",
     "deploy.route",
     "deploy.runtime",
     "deploy.signature",
@@ -97,6 +100,32 @@ def test_vehicle_side_imports_and_runs_without_torch() -> None:
 def test_a_vehicle_without_a_key_needs_no_cryptography() -> None:
     code = f"from pathlib import Path\nimport deploy.runtime\ndeploy.runtime.Runtime(Path({str(bundle().path)!r}))\n"
     assert python(f"sys.modules['cryptography'] = None\n{code}").returncode == 0
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train", "configs/tiny.yaml", "--data", "DATA"],
+        ["evaluate", ".", "--data", "DATA"],
+        ["adapt", ".", "--add", "low_rank:a", "--data", "DATA"],
+        ["merge", ".", "--modules", "a,b", "--name", "c"],
+        ["modules", "."],
+        ["plan", "."],
+        ["export", "."],
+        ["demo"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_a_command_that_needs_torch_is_one_line(arguments: list[str], tiny_root: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    writes = [] if arguments[0] in ("modules", "plan") else ["--out", str(out)]
+    given = [str(tiny_root) if argument == "DATA" else argument for argument in arguments]
+    done = python(f"sys.argv = {['perception', *given, *writes]}\nfrom perception.cli import main\nmain()")
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1, done.stderr
+    needs = r"perception: this command needs (torch|onnx|timm|accelerate), which is not installed here; run it where "
+    assert re.match(needs, done.stderr), done.stderr
+    assert not out.exists()
 
 
 def test_a_bundle_is_verified_without_torch() -> None:

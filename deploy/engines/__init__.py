@@ -21,6 +21,8 @@ class Engine(Protocol):
 def open_engine(bundle: Bundle, target: str = "cpu") -> Engine:
     """The engine that runs `bundle` on `target`.
 
+    A plan that was compiled from another bundle's network (`deploy.build.refit`) is given this one's weights.
+
     Raises:
         InputError: an unknown target, a plan that is missing, stale or of another version of the compiler, or no such
             hardware here.
@@ -29,6 +31,9 @@ def open_engine(bundle: Bundle, target: str = "cpu") -> Engine:
         from deploy.engines.onnxruntime import OnnxRuntimeEngine
 
         return OnnxRuntimeEngine(bundle.cpu_onnx)
-    from deploy.engines.tensorrt import TensorRtEngine, installed
+    from deploy.engines.tensorrt import installed
+    from deploy.engines.tensorrt_plan import TensorRtEngine
 
-    return TensorRtEngine(bundle.plan(target, installed(find_target(target))), find_target(target))
+    plan = bundle.plan(target, installed(find_target(target)))
+    weights = bundle.onnx if bundle.engine_record(target).refitted else None
+    return TensorRtEngine(plan, find_target(target), weights)

@@ -1,10 +1,11 @@
-"""TensorRT: compiles a graph for a GPU and runs it there.
+"""TensorRT's compiler: a graph becomes a plan for a GPU.
 
 Written once against the API that `tensorrt` (10 and later; Jetson, DRIVE) and `tensorrt_rtx` (RTX GPUs) share.
-Compiling with `tensorrt_rtx` needs no GPU and is tested on every change. What these tests cannot run, because it needs
-the device: compiling with `tensorrt` itself; placing layers on a DLA (the calls are made on `tensorrt_rtx`'s
-configuration, which takes them, but no DLA is there to compile for); and running a plan. `TensorRtEngine` follows
-NVIDIA's documentation: the golden frame that `Runtime` runs first tells whether it computes the network.
+Compiling with `tensorrt_rtx` needs no GPU and is tested on every change. What has never run, because it needs the
+device: compiling with `tensorrt` itself; placing layers on a DLA (the calls are made on `tensorrt_rtx`'s configuration,
+which takes them, but no DLA is there to compile for); and compiling a plan to be refitted, for which `tensorrt_rtx`
+needs a GPU as well (1.4 and 1.7 fail without the driver as soon as the graph has weights: "graph_jit.cpp:
+CHECK(status == CUDA_SUCCESS)").
 """
 
 from __future__ import annotations
@@ -12,12 +13,8 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from deploy.engines import cuda
 from deploy.targets import Target
@@ -34,32 +31,40 @@ class Plan:
 
 
 def compiles_here(target: Target) -> bool:
-    """Whether this is a machine to compile for the target on. TensorRT needs to be here, and the target's own GPU."""
+    """Whether this is a machine to compile for the target on. TensorRT needs to be here, and the target's own GPU.
+
+    Raises:
+        InputError: TensorRT is here, but not what it takes to see the GPU.
+    """
     if target.compiler != "tensorrt":
         return True
     if importlib.util.find_spec("tensorrt") is None:
         return False
     try:
         return cuda.compute_capability() in target.compute_capabilities
-    except InputError:  # no GPU
+    except cuda.NoGpuError:
         return False
 
 
-def build_engine(onnx: bytes, target: Target, dla: bool = False) -> Plan:
+def build_engine(onnx: bytes, target: Target, dla: bool = False, refittable: bool = False) -> Plan:
     """Compile an ONNX graph for a target, on a machine where that is possible (`compiles_here`).
 
     Args:
         dla: place on the first DLA what it can run, and the rest on the GPU.
+        refittable: the plan shall take other weights later (`deploy.refit`), and gives up what the compiler would make
+            of their values. It cannot be compiled without a GPU.
 
     Raises:
-        InputError: the compiler is not installed or of another version, there is no DLA, or the compiler refuses the
-            graph: then the message names the node, its operator and the reason.
+        InputError: the compiler is not installed or of another version, there is no DLA, no GPU for a plan to be
+            refitted, or the compiler refuses the graph: then the message names the node, its operator and the reason.
     """
-    trt = _compiler(target)
+    trt = compiler(target)
+    if refittable:
+        _require_gpu(target)
     if trt.__version__ not in (versions := target.versions_for(dla)):
         purpose = " with a DLA" if dla else ""
         raise InputError(f"{target.name}: needs {target.compiler} {versions}{purpose}, but {trt.__version__} is here")
-    log = _listen(trt)
+    log = listen(trt)
     builder = trt.Builder(log)
     # Strongly typed: the types in the graph are the precision, and nothing is lowered behind our back.
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
@@ -71,6 +76,11 @@ def build_engine(onnx: bytes, target: Target, dla: bool = False) -> Plan:
     if target.compiler == "tensorrt_rtx":
         config.num_compute_capabilities = 1
         config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{target.compute_capabilities[0]}"), 0)
+    if hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):
+        # tensorrt_rtx from 1.2 on: no memory is taken as the plan runs, so that its work can be recorded.
+        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
+    if refittable:
+        config.set_flag(trt.BuilderFlag.REFIT)
     if dla:
         if not builder.num_DLA_cores:
             raise InputError(f"{target.name}: this module has no DLA; build without --dla")
@@ -83,6 +93,16 @@ def build_engine(onnx: bytes, target: Target, dla: bool = False) -> Plan:
     return Plan(bytes(plan), network.num_layers, f"{installed(target)}{' with DLA 0' if dla else ''}")
 
 
+def _require_gpu(target: Target) -> None:
+    try:
+        cuda.compute_capability()
+    except cuda.NoGpuError:
+        raise InputError(
+            f"{target.name}: what can be refitted compiles only where there is an NVIDIA GPU; run this there, or leave "
+            "out --refit"
+        ) from None
+
+
 def place_on_dla(trt: Any, config: Any) -> None:
     """Set a builder's configuration to place every layer on DLA 0 that it can run, and the others on the GPU."""
     config.default_device_type = trt.DeviceType.DLA
@@ -92,11 +112,12 @@ def place_on_dla(trt: Any, config: Any) -> None:
 
 def installed(target: Target) -> str:
     """The target's compiler on this machine, with its version; InputError where it is not installed."""
-    trt = _compiler(target)
+    trt = compiler(target)
     return f"{trt.__name__} {trt.__version__}"
 
 
-def _compiler(target: Target) -> Any:
+def compiler(target: Target) -> Any:
+    """The target's compiler, a module; InputError where it is not installed."""
     try:
         return importlib.import_module(target.compiler)
     except ImportError:
@@ -106,7 +127,7 @@ def _compiler(target: Target) -> Any:
         ) from None
 
 
-def _listen(trt: Any) -> Any:
+def listen(trt: Any) -> Any:
     """A logger that remembers the errors and the node that was read last."""
 
     class Log(trt.ILogger):
@@ -134,44 +155,3 @@ def _refusal(parser: Any, log: Any) -> str:
     reason = re.sub(r"\s*\[checkMacros.*", "", reason)
     code = str(error.code()).split(".")[-1].split(":")[0].lower().replace("_", " ")
     return f"{f'node {node}' if node else 'the file'}: {reason} ({code}, {error.func()})"
-
-
-class TensorRtEngine:
-    """A plan on this machine's GPU. Inputs and outputs are copied to and from the host at every run.
-
-    Raises:
-        InputError: no GPU, no TensorRT, or a plan for another version or GPU.
-    """
-
-    def __init__(self, plan: Path, target: Target) -> None:
-        trt = _compiler(target)
-        self._stream = cuda.Stream()
-        log = _listen(trt)
-        self._runtime = trt.Runtime(log)
-        self._engine = self._runtime.deserialize_cuda_engine(plan.read_bytes())
-        if self._engine is None:
-            raise InputError(f"{plan}: {trt.__name__} {trt.__version__} refuses it: {' '.join(log.errors)}")
-        self._context = self._engine.create_execution_context()
-        self._arrays: dict[str, np.ndarray] = {}  # host side of every input and output
-        self._buffers: dict[str, cuda.Buffer] = {}
-        self._outputs = []
-        for i in range(self._engine.num_io_tensors):
-            name = self._engine.get_tensor_name(i)
-            dtype = trt.nptype(self._engine.get_tensor_dtype(name))
-            self._arrays[name] = np.zeros(tuple(self._engine.get_tensor_shape(name)), dtype)
-            self._buffers[name] = cuda.Buffer(self._arrays[name].nbytes)
-            self._context.set_tensor_address(name, self._buffers[name].address)
-            if self._engine.get_tensor_mode(name) == trt.TensorIOMode.OUTPUT:
-                self._outputs.append(name)
-
-    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Outputs by name, for inputs by name with the shapes and types of the manifest."""
-        for name, array in inputs.items():
-            np.copyto(self._arrays[name], array, casting="no")
-            self._stream.upload(self._buffers[name], self._arrays[name])
-        if not self._context.execute_async_v3(self._stream.handle):
-            raise RuntimeError("TensorRT could not run the plan")
-        for name in self._outputs:
-            self._stream.download(self._arrays[name], self._buffers[name])
-        self._stream.wait()
-        return {name: self._arrays[name].copy() for name in self._outputs}

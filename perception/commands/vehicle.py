@@ -121,6 +121,13 @@ def build(
         typer.Option(help="Folder of the build package, where the device compiles itself. Default: beside the bundle."),
     ] = None,
     show: Annotated[bool, typer.Option("--list", help="Show all targets and what each accepts.")] = False,
+    refit: Annotated[
+        bool, typer.Option("--refit", help="Compile a plan that can take the weights of a later bundle.")
+    ] = False,
+    refit_from: Annotated[
+        Path | None,
+        typer.Option(help="Instead of compiling, take the plan of this bundle, built with --refit, with new weights."),
+    ] = None,
     sign: Sign = None,
     as_json: Json = False,
 ) -> None:
@@ -134,9 +141,18 @@ def build(
         return
     if bundle is None or not target:
         raise InputError("build takes a bundle and its --target; `perception build --list` shows the targets")
+    if refit_from is not None:
+        if refit or dla or out:
+            raise InputError("--refit-from compiles nothing; --refit, --dla and --out have no meaning beside it")
+        from deploy.build import refit as run_refit
+
+        record = run_refit(bundle, refit_from, target, console_for(as_json), sign)
+        report(record.model_dump(mode="json"), as_json)
+        return
     from deploy.build import build as run
 
-    report(run(bundle, target, console_for(as_json), dla, out, sign).model_dump(mode="json"), as_json)
+    built = run(bundle, target, console_for(as_json), dla, out, sign, refit)
+    report(built.model_dump(mode="json"), as_json)
 
 
 @app.command(epilog="Example: perception replay drives --scenes scene-0003 --bundle runs/a/bundle --out runs/a/replay")

@@ -1,41 +1,22 @@
-"""What a drive looks like so far: the outputs of single frames joined into one picture. numpy only."""
+"""What a drive looks like so far: the outputs of single frames joined into one picture. No torch here."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import numpy as np
 
-from perception.frame import CONDITIONS, Boxes, Conditions, Frame, Prediction
+from perception.frame import CONDITIONS, Conditions, Frame, Prediction
 from perception.grid import BevGrid
 from perception.scene.belief import Belief, ConditionBelief, Evidence, tagged
 from perception.scene.health import HealthMonitor, SensorHealth
 from perception.scene.map_memory import MapMemory
+from perception.scene.tracker import Tracker, Tracks
 
 _KINDS = {value: kind for kind, values in CONDITIONS.items() for value in values}
-
-
-class Tracks(Protocol):
-    """Objects that are followed, in the global frame."""
-
-    @property
-    def ids(self) -> np.ndarray:
-        """(N,) int, the same for an object as long as it is followed."""
-
-    @property
-    def boxes(self) -> Boxes:
-        """N boxes in the global frame."""
-
-
-class Tracker(Protocol):
-    """Follows the objects of one drive."""
-
-    def update(self, boxes_global: Boxes, timestamp: int) -> Tracks:
-        """The tracks at this time (us), given what was detected."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +35,7 @@ class SceneFrame:
     scene: str  # name of the drive
     timestamp: int  # us
     prediction: Prediction  # of this frame alone, in its reference
-    tracks: Tracks | None  # None without a tracker
+    tracks: Tracks  # objects that are followed, in the global frame
     map: np.ndarray | None  # (6, rows, columns) fused probabilities, as the prediction's; None if it has no map
     conditions: Conditions  # believed
     beliefs: Mapping[str, Belief]  # for each kind of condition, with the reasons
@@ -73,7 +54,6 @@ class Scene:
         sensors: that the network takes: LIDAR_TOP and names of cameras.
         map_grid: of the network's map; None if it has none.
         modules: those that a route switches, each with the facts that must hold for it (`perception.modules.spec`).
-        new_tracker: makes a tracker for a drive; None follows no objects.
     """
 
     def __init__(
@@ -81,9 +61,8 @@ class Scene:
         sensors: Sequence[str],
         map_grid: BevGrid | None = None,
         modules: Mapping[str, Sequence[str]] | None = None,
-        new_tracker: Callable[[], Tracker] | None = None,
     ) -> None:
-        self._sensors, self._map_grid, self._new_tracker = tuple(sensors), map_grid, new_tracker
+        self._sensors, self._map_grid = tuple(sensors), map_grid
         self._modules = {name: tuple(asks) for name, asks in (modules or {}).items()}
         self._drive: str | None = None
         self._observed: str | None = None  # token of the frame between `observe` and `update`
@@ -116,10 +95,9 @@ class Scene:
         """
         if frame.token != self._observed or frame.scene != self._drive:
             raise ValueError(f"frame {frame.token} was not observed: call observe(frame) before the engine runs")
-        pose, tracks, fused = frame.global_from_reference, None, None
+        pose, fused = frame.global_from_reference, None
         with self._timed("track"):
-            if self._tracker is not None:
-                tracks = self._tracker.update(prediction.boxes.transformed(pose), frame.timestamp)
+            tracks = self._tracker.update(prediction.boxes.transformed(pose), frame.timestamp)
         with self._timed("map"):
             if self._map is not None and prediction.map_probabilities is not None:
                 self._map.update(prediction.map_probabilities, pose)
@@ -145,7 +123,7 @@ class Scene:
     def _begin(self, drive: str) -> None:
         self._drive = drive
         self._monitor, self._belief = HealthMonitor(self._sensors), ConditionBelief()
-        self._tracker = self._new_tracker() if self._new_tracker else None
+        self._tracker = Tracker()
         self._map = MapMemory(self._map_grid) if self._map_grid else None
 
     def _why(self, name: str, weight: float, frame: Frame, beliefs: Mapping[str, Belief]) -> str:

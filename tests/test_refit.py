@@ -1,0 +1,370 @@
+"""Plans that take the weights of another bundle: what is the same structure, and what is refused.
+
+No plan is compiled or refitted here: tensorrt_rtx needs a GPU for both, and tests/test_gpu.py does them on one. What a
+refittable plan's record says, and what becomes of it, is tested with a plan that was compiled as usual.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import lowered
+import numpy as np
+import onnx
+import pytest
+from exported import QUIET, bundle, copied, folder, keys, rewritten
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+from slotted import EVERYWHERE, Net, learned, randomised
+
+from deploy.build import build, refit
+from deploy.bundle import Bundle
+from deploy.engines import cuda, open_engine
+from deploy.engines.tensorrt import build_engine, installed
+from deploy.refit import FLOATS, WEIGHTS, require_same_structure, structure
+from deploy.signature import require_signed
+from deploy.targets import find_target
+from deploy.trace import to_onnx
+from perception.errors import InputError
+from perception.modules.spec import LowRank
+
+PERCEPTION = Path(sys.executable).with_name("perception")
+TARGET = "rtx-ampere"
+
+
+def has_gpu() -> bool:
+    try:
+        return cuda.compute_capability() > 0
+    except InputError:
+        return False
+
+
+no_gpu = pytest.mark.skipif(has_gpu(), reason="there is a GPU; tests/test_gpu.py does it for real")
+
+
+def trained_further(graph: onnx.ModelProto, seed: int = 1) -> onnx.ModelProto:
+    """The same network with other numbers wherever a layer, a norm or a module has its own, by onnx's reader."""
+    other, rng, trained = onnx.ModelProto(), np.random.default_rng(seed), weights(graph)
+    other.CopyFrom(graph)
+    for tensor in other.graph.initializer:
+        if tensor.name in trained:
+            values = numpy_helper.to_array(tensor)
+            fresh = (values * rng.uniform(0.9, 1.1, values.shape)).astype(values.dtype)
+            tensor.CopyFrom(numpy_helper.from_array(fresh, tensor.name))
+    return other
+
+
+def weights(graph: onnx.ModelProto) -> set[str]:
+    """Names of the float arrays that only ever are what `WEIGHTS` says, by onnx's reader."""
+    places = {}
+    for node in graph.graph.node:
+        for place, name in enumerate(node.input):
+            places.setdefault(name, []).append(place in WEIGHTS.get(node.op_type, ()))
+    return {t.name for t in graph.graph.initializer if t.data_type in FLOATS and t.dims and all(places[t.name])}
+
+
+def differing(ours: Path, theirs: Path) -> str:
+    with pytest.raises(InputError, match="has another structure than") as error:
+        require_same_structure(ours, theirs)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> tuple[Path, Path]:
+    return tmp_path / "new.onnx", tmp_path / "old.onnx"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_weights_are_no_part_of_the_structure(files: tuple[Path, Path], precision: str) -> None:
+    graph, (new, old) = lowered.graph(precision, "banked"), files
+    other = trained_further(graph)
+    new.write_bytes(other.SerializeToString())
+    old.write_bytes(graph.SerializeToString())
+    assert new.read_bytes() != old.read_bytes()
+    assert structure(new) == structure(old)
+    require_same_structure(new, old)
+    assert {what.split()[1] for what, _ in structure(old) if what.startswith("weights ")} == weights(graph)
+    if precision != "int8":  # where they pass through a Q/DQ pair first
+        layers = {name for node in graph.graph.node if node.op_type.startswith("Conv") for name in node.input[1:]}
+        assert layers & {t.name for t in graph.graph.initializer} <= weights(graph)
+    assert len(weights(graph)) > 10
+
+
+def test_weights_of_a_convolution_in_int8_are_its_structure(files: tuple[Path, Path]) -> None:
+    graph, (new, old) = lowered.graph("int8", "banked"), files
+    old.write_bytes(graph.SerializeToString())
+    other = onnx.ModelProto()
+    other.CopyFrom(graph)
+    quantised = {node.input[0] for node in graph.graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")}
+    tensor = next(tensor for tensor in other.graph.initializer if tensor.name in quantised)
+    values = numpy_helper.to_array(tensor)
+    tensor.CopyFrom(numpy_helper.from_array(values // 2 if values.dtype == np.int8 else values / 2, tensor.name))
+    new.write_bytes(other.SerializeToString())
+    assert f"constant {tensor.name} differs" in differing(new, old)
+
+
+@given(st.data())
+@settings(max_examples=20, deadline=None)
+def test_everything_else_is_part_of_the_structure(data: st.DataObject) -> None:
+    """Whatever is changed of a node, of an input or of a constant, the plan is refused; the message names it."""
+    graph = lowered.graph("fp32", "banked")
+    other = onnx.ModelProto()
+    other.CopyFrom(graph)
+    trained = weights(graph)
+    constants = [tensor for tensor in other.graph.initializer if tensor.name not in trained]
+    kind = data.draw(st.sampled_from(["constant", "node", "link", "attribute", "shape", "order", "more", "opset"]))
+    named = ""
+    if kind == "constant":
+        tensor = data.draw(st.sampled_from([tensor for tensor in constants if np.prod(tensor.dims)]))
+        values = numpy_helper.to_array(tensor).copy()
+        values.flat[data.draw(st.integers(0, values.size - 1))] += 1
+        tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+        named = f"constant {tensor.name} differs"
+    elif kind in ("node", "link"):
+        node = data.draw(st.sampled_from(other.graph.node))
+        named = f"node {node.name} [{node.op_type}]"
+        if kind == "node":
+            node.op_type += "X"
+        else:
+            node.output[0] += "x"
+    elif kind == "attribute":
+        node = data.draw(st.sampled_from([n for n in other.graph.node if n.op_type == "Conv"]))
+        next(a for a in node.attribute if a.name == "pads").ints[0] += 1
+        named = f"node {node.name} [Conv] differs"
+    elif kind == "shape":
+        tensor = data.draw(st.sampled_from([t for t in other.graph.initializer if t.name in trained]))
+        tensor.dims[0] += 1
+        named = f"weights {tensor.name} of float32 "
+    elif kind == "order":
+        tensors = list(other.graph.initializer)
+        i = data.draw(st.integers(1, len(tensors) - 1))
+        tensors[0], tensors[i] = tensors[i], tensors[0]
+        del other.graph.initializer[:]
+        other.graph.initializer.extend(tensors)
+    elif kind == "more":
+        other.graph.output.append(other.graph.output[0])
+        named = "the inputs and outputs of the graph differs"
+    else:
+        other.opset_import[0].version += 1
+        named = "the version of the graph differs"
+    new, old = folder() / "new.onnx", folder() / "old.onnx"
+    new.write_bytes(other.SerializeToString())
+    old.write_bytes(graph.SerializeToString())
+    assert named in differing(new, old)
+
+
+def test_a_module_trained_further_is_the_same_structure_and_one_of_another_rank_is_not(tmp_path: Path) -> None:
+    """From the exporter itself, with a learned router in the graph."""
+    example = {"x": np.ones((1, 4, 6, 8), np.float32), "lidar": np.ones(1, np.float32)}
+    made = {}
+    for name, rank, scale in (("old", 2, 1.0), ("further", 2, 1.5), ("wider", 3, 1.0)):
+        network = randomised(Net([LowRank(name="rain", slots=EVERYWHERE, rank=rank)], learned()), scale).eval()
+        made[name] = tmp_path / f"{name}.onnx"
+        made[name].write_bytes(to_onnx(network, example, ["y"]).SerializeToString())
+    require_same_structure(made["further"], made["old"])
+    assert made["further"].read_bytes() != made["old"].read_bytes()
+    said = differing(made["wider"], made["old"])
+    assert re.search(r"weights \S+ of float32 \(.*3.*\) here, weights \S+ .*2.* there", said)
+
+
+def test_numbers_of_an_unknown_role_are_part_of_the_structure(files: tuple[Path, Path]) -> None:
+    """A limit, a scalar, or a weight that is a limit elsewhere."""
+    value = helper.make_tensor_value_info
+
+    def graph(**changed: float) -> bytes:
+        numbers = {"kernel": np.ones((1, 1, 1, 1)), "both": np.ones(1), "limit": np.array(2.0), "scale": np.array(3.0)}
+        nodes = [
+            helper.make_node("Conv", ["x", "kernel", "both"], ["a"], name="conv"),
+            helper.make_node("Clip", ["a", "", "limit"], ["b"], name="clip"),
+            helper.make_node("Mul", ["b", "scale"], ["c"], name="scaled"),
+            helper.make_node("Where", ["m", "c", "both"], ["y"], name="where"),
+        ]
+        tensors = [
+            numpy_helper.from_array((number + changed.get(name, 0)).astype(np.float32), name)
+            for name, number in numbers.items()
+        ]
+        inputs = [value("x", TensorProto.FLOAT, [1, 1, 4, 4]), value("m", TensorProto.BOOL, [1, 1, 4, 4])]
+        made = helper.make_graph(nodes, "g", inputs, [value("y", TensorProto.FLOAT, [1, 1, 4, 4])], tensors)
+        return helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)], ir_version=10).SerializeToString()
+
+    new, old = files
+    old.write_bytes(graph())
+    new.write_bytes(graph(kernel=1.0))
+    require_same_structure(new, old)
+    for name in ("both", "limit", "scale"):
+        new.write_bytes(graph(**{name: 1.0}))
+        assert f"constant {name} differs" in differing(new, old)
+
+
+@given(st.binary(max_size=60))
+@settings(deadline=None)
+def test_bytes_that_are_no_graph_raise_nothing_else(content: bytes) -> None:
+    file = folder() / "bytes.onnx"
+    file.write_bytes(content)
+    with contextlib.suppress(InputError):  # or they are a message of no meaning
+        structure(file)
+
+
+def test_half_a_graph_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "half.onnx").write_bytes(bundle().onnx.read_bytes()[:-7])
+    with pytest.raises(InputError, match=r"half.onnx: not an ONNX file; export the bundle again"):
+        structure(tmp_path / "half.onnx")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_the_compiler_knows_the_weights_by_their_names(precision: str) -> None:
+    """NVIDIA's network has refittable weights of each of these names; norms alone it combines."""
+    trt = pytest.importorskip("tensorrt_rtx")
+    graph = lowered.graph(precision, "banked")
+    builder = trt.Builder(trt.Logger(trt.Logger.INTERNAL_ERROR))
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, trt.Logger(trt.Logger.INTERNAL_ERROR))
+    assert parser.parse(graph.SerializeToString())
+    norms = {name for node in graph.graph.node if node.op_type == "BatchNormalization" for name in node.input}
+    assert {name for name in weights(graph) if not network.mark_weights_refittable(name)} <= norms
+
+
+def with_plan(path: Path, **changed: object) -> Path:
+    """A copy of the bundle with a record as of a plan that was compiled to be refitted."""
+    copied(path)
+    build(path, TARGET, QUIET)
+    record = Bundle.load(path).engine_record(TARGET).model_copy(update={"refittable": True, **changed})
+    (path / "engines" / f"{TARGET}.json").write_bytes(record.sealed())
+    return path
+
+
+def retrained(path: Path, seed: int = 1) -> Path:
+    """A copy of the bundle with other weights."""
+    graph = trained_further(onnx.load(bundle().onnx), seed)
+    return rewritten(copied(path), graph.SerializeToString(deterministic=True))
+
+
+def test_a_plan_moves_to_a_bundle_with_other_weights(tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    old, new = with_plan(tmp_path / "old"), retrained(tmp_path / "new")
+    before = {file: file.read_bytes() for file in old.rglob("*") if file.is_file()}
+    private, public = keys(tmp_path / "keys")
+    record = refit(new, old, TARGET, QUIET, private)
+    loaded, compiled = Bundle.load(new), Bundle.load(old).engine_record(TARGET)
+    assert loaded.engine_record(TARGET).sealed() == record.sealed()
+    file = new / "engines" / f"{TARGET}.json"
+    require_signed(file, file.read_bytes(), public)
+    assert record.onnx_sha256 == compiled.onnx_sha256 == hashlib.sha256((old / "model.onnx").read_bytes()).hexdigest()
+    assert record.weights_sha256 == hashlib.sha256((new / "model.onnx").read_bytes()).hexdigest()
+    assert (record.refitted, compiled.refitted) == (True, False)
+    assert (
+        loaded.plan(TARGET, installed(find_target(TARGET))).read_bytes() == Bundle.load(old).plan(TARGET).read_bytes()
+    )
+    assert before == {file: file.read_bytes() for file in old.rglob("*") if file.is_file()}
+    # On from there: the plan of the plan's new owner, which still names the graph it was compiled from.
+    third = retrained(tmp_path / "third", seed=2)
+    assert refit(third, new, TARGET, QUIET).onnx_sha256 == record.onnx_sha256
+    # Its weights are this bundle's and no other's.
+    shutil.rmtree(new / "engines")
+    shutil.copytree(third / "engines", new / "engines")
+    with pytest.raises(InputError, match=r"rtx-ampere.plan: compiled from another network; run `perception build"):
+        Bundle.load(new).plan(TARGET)
+    forged = refit(new, old, TARGET, QUIET).model_copy(update={"refittable": False})
+    (new / "engines" / f"{TARGET}.json").write_bytes(forged.sealed())
+    with pytest.raises(InputError, match=r"rtx-ampere.plan: compiled from another network; run `perception build"):
+        Bundle.load(new).plan(TARGET)
+
+
+@no_gpu
+def test_a_refitted_plan_without_a_gpu_is_one_clear_line(tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    new = retrained(tmp_path / "new")
+    refit(new, with_plan(tmp_path / "old"), TARGET, QUIET)
+    with pytest.raises(InputError, match="no NVIDIA GPU driver on this machine"):
+        open_engine(Bundle.load(new), TARGET)
+
+
+@no_gpu
+def test_compiling_to_refit_without_a_gpu_is_one_clear_line(tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    done = perception("build", bundle().path, "--target", TARGET, "--refit")
+    reason = "what can be refitted compiles only where there is an NVIDIA GPU; run this there, or leave out --refit"
+    assert (done.returncode, done.stderr) == (2, f"perception: {TARGET}: {reason}\n")
+
+
+def perception(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([PERCEPTION, *map(str, arguments)], check=False, capture_output=True, text=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"refittable": False}, "to be refitted; run `perception build {old} --target rtx-ampere --refit`"),
+        ({"compiler": "tensorrt_rtx 1.0.0"}, "compiled by tensorrt_rtx 1.0.0, but here is {here}; run"),
+        ({"plan_sha256": "0" * 64}, "was changed (its sha256 differs from the record)"),
+    ],
+)  # fmt: skip
+def test_another_plan_is_refused(tmp_path: Path, change: dict[str, object], message: str) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    old = with_plan(tmp_path / "old", **change)
+    done = perception("build", retrained(tmp_path / "new"), "--target", TARGET, "--refit-from", old)
+    here = installed(find_target(TARGET))
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert str(old / "engines" / f"{TARGET}.plan") in done.stderr
+    assert message.format(old=old, here=here) in done.stderr
+    assert not (tmp_path / "new" / "engines").exists()
+
+
+def test_another_network_is_refused(tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    graph = onnx.load(bundle().onnx)
+    conv = next(node for node in graph.graph.node if node.op_type == "Conv")
+    next(a for a in conv.attribute if a.name == "dilations").ints[0] = 2
+    new = rewritten(copied(tmp_path / "new"), graph.SerializeToString())
+    with pytest.raises(
+        InputError, match=rf"has another structure than .* \(node {conv.name} \[Conv\] differs\), so it needs"
+    ):
+        refit(new, with_plan(tmp_path / "old"), TARGET, QUIET)
+    with pytest.raises(InputError, match="no engine for rtx-ada; run `perception build"):
+        refit(new, tmp_path / "old", "rtx-ada", QUIET)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--target", "cpu", "--refit"], "cpu: ONNX Runtime takes any bundle as it is; leave out --refit"),
+        (["--target", "cpu", "--refit-from", "{bundle}"], "cpu: has no plan to refit"),
+        (["--target", "orin", "--refit", "--dla"], "orin: refitting is not offered for layers on a DLA"),
+        (["--target", "orin", "--refit-from", "{bundle}"], "orin: needs tensorrt on the Jetson Orin itself"),
+        (["--target", TARGET, "--refit", "--refit-from", "{bundle}"], "--refit-from compiles nothing"),
+        (["--target", TARGET, "--refit-from", "nowhere"], "nowhere: not a bundle"),
+    ],
+)
+def test_what_has_no_meaning_is_refused(arguments: list[str], reason: str) -> None:
+    path = bundle().path
+    done = perception("build", path, *(each.format(bundle=path) for each in arguments))
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert reason in done.stderr
+
+
+def test_int8_is_not_compiled_to_be_refitted(tmp_path: Path) -> None:
+    path = rewritten(copied(tmp_path / "bundle"), precision="int8")
+    with pytest.raises(InputError, match="rtx-ampere: the scales of int8 follow its weights and are compiled"):
+        build(path, TARGET, QUIET, refittable=True)
+
+
+@no_gpu
+def test_the_compiler_itself_needs_a_gpu_for_what_can_be_refitted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When a version of tensorrt_rtx comes that does not, this fails, and the refusal above can go."""
+    pytest.importorskip("tensorrt_rtx")
+    monkeypatch.setattr("deploy.engines.tensorrt._require_gpu", lambda target: None)
+    value, target = helper.make_tensor_value_info, find_target(TARGET)
+    ends = ([value(name, TensorProto.FLOAT, [1, 1, 4, 4])] for name in "xy")
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "without weights", *ends)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    assert build_engine(model.SerializeToString(), target, refittable=True).layers > 0
+    with pytest.raises(InputError, match=r"cannot compile the graph: .*Myelin"):
+        build_engine(bundle().onnx.read_bytes(), target, refittable=True)
