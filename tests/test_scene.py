@@ -8,7 +8,7 @@ import pickle
 import time
 import tracemalloc
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -20,31 +20,12 @@ from perception.scene.belief import ConditionBelief, tagged
 from perception.scene.health import HealthMonitor
 from perception.scene.map_memory import MapMemory
 from perception.scene.scene import Routed, Scene, SceneFrame
+from perception.scene.tracker import Tracker
 
 SENSORS = ("LIDAR_TOP", *CAMERAS)
 GRID = BevGrid(x=(-12.8, 12.8), y=(-12.8, 12.8), cell=1.6)
 UNKNOWN = Conditions()
 MODULES = {"rain": ("rain",), "rain-night": ("rain", "night"), "blind": ("no-cameras", "lidar"), "always": ("map",)}
-
-
-@dataclass(frozen=True)
-class Numbered:
-    """Every box with its number in the drive."""
-
-    ids: np.ndarray
-    boxes: Boxes
-
-
-class Numbering:
-    """The least that can follow objects: every detection is a new one."""
-
-    def __init__(self) -> None:
-        self.total = 0
-
-    def update(self, boxes_global: Boxes, timestamp: int) -> Numbered:
-        ids = np.arange(self.total, self.total + len(boxes_global))
-        self.total += len(boxes_global)
-        return Numbered(ids, boxes_global)
 
 
 def frame_at(i: int, conditions: Conditions = UNKNOWN, scene: str = "scene-0001", period: int = 500_000) -> Frame:
@@ -72,7 +53,7 @@ def prediction_of(frame: Frame) -> Prediction:
 
 
 def new_scene() -> Scene:
-    return Scene(SENSORS, GRID, MODULES, Numbering)
+    return Scene(SENSORS, GRID, MODULES)
 
 
 def drive(scene: Scene, frames: list[Frame]) -> Iterator[SceneFrame]:
@@ -86,7 +67,6 @@ def content(scene_frame: SceneFrame) -> bytes:
     """All of it but the time that it took."""
     f = scene_frame
     assert f.map is not None
-    assert f.tracks is not None
     words = repr((f.token, f.scene, f.timestamp, f.conditions, f.beliefs, f.route, f.health))
     arrays = (f.map, f.tracks.ids, f.tracks.boxes.centers, f.prediction.boxes.centers)
     return words.encode() + b"".join(array.tobytes() for array in arrays)
@@ -94,9 +74,9 @@ def content(scene_frame: SceneFrame) -> bytes:
 
 def test_a_scene_is_its_parts() -> None:
     """Each part alone, given the same frames, says what the scene says."""
-    monitor, belief, memory = HealthMonitor(SENSORS), ConditionBelief(), MapMemory(GRID)
+    monitor, belief, memory, tracker = HealthMonitor(SENSORS), ConditionBelief(), MapMemory(GRID), Tracker()
     frames = [frame_at(i, Conditions("rain", "day")) for i in range(5)]
-    for i, (frame, found) in enumerate(zip(frames, drive(new_scene(), frames), strict=True)):
+    for frame, found in zip(frames, drive(new_scene(), frames), strict=True):
         prediction = prediction_of(frame)
         assert (found.token, found.scene, found.timestamp) == (frame.token, frame.scene, frame.timestamp)
         assert found.health == monitor.update(frame)
@@ -106,12 +86,9 @@ def test_a_scene_is_its_parts() -> None:
         memory.update(prediction.map_probabilities, frame.global_from_reference)
         np.testing.assert_array_equal(found.map, memory.around(frame.global_from_reference))
         assert found.prediction.boxes.centers.tobytes() == prediction.boxes.centers.tobytes()
-        assert found.tracks is not None
-        assert found.tracks.ids.tolist() == list(range(5 * i, 5 * i + 5))
-        # The tracker works in the global frame.
-        rotation, shift = frame.global_from_reference[:3, :3], frame.global_from_reference[:3, 3]
-        expected = [rotation @ center + shift for center in prediction.boxes.centers]
-        np.testing.assert_allclose(found.tracks.boxes.centers, expected, atol=1e-12)
+        tracks = tracker.update(prediction.boxes.transformed(frame.global_from_reference), frame.timestamp)
+        np.testing.assert_array_equal(found.tracks.ids, tracks.ids)
+        np.testing.assert_array_equal(found.tracks.boxes.centers, tracks.boxes.centers)
         assert found.route == {"rain": Routed(1.0, "rain since 0.0 s: 1 of 1 frames")}
         assert set(found.seconds) == {"health", "belief", "track", "map"}
         assert all(seconds > 0 for seconds in found.seconds.values())
@@ -190,7 +167,7 @@ def test_what_the_network_does_not_have_is_none() -> None:
     scene = Scene(["CAM_BACK"])
     scene.observe(frame)
     found = scene.update(frame, prediction_of(frame))
-    assert (found.tracks, found.map, found.route, list(found.health)) == (None, None, {}, ["CAM_BACK"])
+    assert (found.map, found.route, list(found.health)) == (None, {}, ["CAM_BACK"])
     scene = new_scene()
     scene.observe(frame)
     assert scene.update(frame, replace(prediction_of(frame), map_probabilities=None)).map is None
@@ -244,7 +221,7 @@ def test_a_real_drive(nuscenes_root: object) -> None:
     """scene-0103, whose last keyframes have no cameras; nothing of it takes long."""
     tables = NuScenesTables(nuscenes_root, "v1.0-mini")  # type: ignore[arg-type]
     frames = [tables.frame(s, sweeps=2) for s in tables.samples(selectors=["scene-0103:0-7"])]
-    scene, seconds = Scene(SENSORS, GRID, MODULES, Numbering), []
+    scene, seconds = Scene(SENSORS, GRID, MODULES), []
     for i, frame in enumerate(frames):
         start = time.process_time()
         assert scene.observe(frame) == Conditions("clear", "day", "boston")
