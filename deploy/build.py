@@ -32,7 +32,7 @@ def build(
     sign: Path | None = None,
     refittable: bool = False,
 ) -> EngineRecord | BuildPackage:
-    """Compile the network of the bundle in folder `path` for a target; the plan goes to its `engines` folder.
+    """Compile the networks of the bundle in folder `path` for a target; each plan goes to its `engines` folder.
 
     ONNX Runtime compiles whenever it opens a network, so for `cpu` there is no plan to keep: the golden frame is
     run, and the record says how long it took to get ready. TensorRT compiles on the GPU that shall run the plan: where
@@ -43,6 +43,9 @@ def build(
         out: folder of the build package; `<bundle>-<target>` beside the bundle by default.
         sign: private key (PEM, `deploy.signature`) that signs the plan's record.
         refittable: compile a plan that can take the weights of a later bundle (`refit`).
+
+    Returns:
+        The record of the first route's plan, or the package.
 
     Raises:
         InputError: no bundle or key, an unknown target, a bundle or a DLA that it does not take, no compiler for it
@@ -71,17 +74,19 @@ def build(
             f"build.sh ({target.compiler} {package.versions})"
         )
         return package
-    signed = _signer(sign)
+    signed, parts = _signer(sign), (bundle, *bundle.routes.values())
     with console.status(f"Compiling for {target.device}"):
         if target.compiler == "onnxruntime":
-            record = _build_cpu(bundle, target)
+            records = [_build_cpu(part, target) for part in parts]
         else:
-            record = _build_plan(bundle, target, dla, refittable, signed)
-    size = f"{record.plan_bytes / 1e6:.1f} MB" if record.plan_bytes else "no plan to keep"
-    console.print(
-        f"{target.name} ({target.device}): {record.compiler}, {record.layers} layers, {size}, {record.seconds:.2f} s"
-    )
-    return record
+            records = [_build_plan(part, target, dla, refittable, signed) for part in parts]
+    for part, record in zip(parts, records, strict=True):
+        size = f"{record.plan_bytes / 1e6:.1f} MB" if record.plan_bytes else "no plan to keep"
+        console.print(
+            f"{target.name} ({target.device}) for {', '.join(part.manifest.routes)}: {record.compiler}, "
+            f"{record.layers} layers, {size}, {record.seconds:.2f} s"
+        )
+    return records[0]
 
 
 def refit(
@@ -103,17 +108,27 @@ def refit(
     target, bundle, source = find_target(target_name), Bundle.load(path), Bundle.load(old)
     if target.compiler == "onnxruntime":
         raise InputError(f"{target.name}: has no plan to refit; ONNX Runtime takes any bundle as it is")
-    plan, record = source.plan(target.name, installed(target)), source.engine_record(target.name)
-    if not record.refittable:
-        raise InputError(
-            f"{plan}: was not compiled to be refitted; run `perception build {old} --target {target.name} --refit`"
-        )
-    require_same_structure(bundle.onnx, source.onnx)
-    record = record.model_copy(update={"sha256": "", "weights_sha256": bundle.manifest.files[ONNX]})
-    bundle.add_plan(plan.read_bytes(), record, _signer(sign))
+    if bundle.routes.keys() != source.routes.keys():
+        raise InputError(f"{path}: has networks for other routes than {old}; build it anew, without --refit-from")
+    record = _refit(bundle, source, target, _signer(sign))
+    for route, part in bundle.routes.items():
+        _refit(part, source.routes[route], target, _signer(sign))
     (console or Console()).print(
         f"{target.name} ({target.device}): the plan of {old}, to run with the weights of {path}; nothing was compiled"
     )
+    return record
+
+
+def _refit(bundle: Bundle, source: Bundle, target: Target, sign: Sign | None) -> EngineRecord:
+    plan, record = source.plan(target.name, installed(target)), source.engine_record(target.name)
+    if not record.refittable:
+        raise InputError(
+            f"{plan}: was not compiled to be refitted; run `perception build {source.path} --target {target.name} "
+            "--refit`"
+        )
+    require_same_structure(bundle.onnx, source.onnx)
+    record = record.model_copy(update={"sha256": "", "weights_sha256": bundle.manifest.files[ONNX]})
+    bundle.add_plan(plan.read_bytes(), record, sign)
     return record
 
 

@@ -25,30 +25,6 @@ if [ "$version" -lt @first@ ] || [ "$version" -ge @end@ ]; then
     unfit "@target@ needs TensorRT @versions@, but $trtexec is of $readable"
 fi
 
-mkdir -p bundle/engines
-plan=bundle/engines/@target@.plan
-set -- --onnx=bundle/@graph@ --saveEngine=$plan.new @flags@
-if [ "$version" -lt 110000 ]; then
-    set -- "$@" --stronglyTyped  # TensorRT 11 knows no other networks
-fi
-trap 'rm -f "$plan.new"' EXIT
-start=$(date +%s)
-if ! "$trtexec" "$@" >build.log 2>&1; then
-    echo "build.sh: TensorRT $readable cannot compile the graph; build.log says why:" >&2
-    grep -F '[E]' build.log | tail -n 5 >&2
-    exit 1
-fi
-seconds=$(($(date +%s) - start))
-if [ ! -s $plan.new ]; then
-    echo "build.sh: trtexec reports success but wrote no engine; build.log has its output" >&2
-    exit 1
-fi
-capability=$(sed -n 's/.*Compute Capability: \([0-9.]*\).*/\1/p' build.log | head -n 1)
-case "$capability" in
-    @capabilities@ | "") ;;
-    *) unfit "this GPU has compute capability $capability, a @device@ has @capabilities@; run the script there" ;;
-esac
-
 # As deploy/bundle.py writes it, with a sha256 of its own. It is written last: without it the runtime refuses the plan.
 # How many layers the parser made of the graph trtexec does not say.
 digest() { sha256sum "$@" | cut -d ' ' -f 1; }
@@ -58,10 +34,40 @@ record() {
     printf '  "plan_sha256": "%s",\n  "refittable": @refittable@,\n' "$compiled"
     printf '  "onnx_sha256": "%s",\n  "weights_sha256": "%s"\n}' "$network" "$network"
 }
-bytes=$(($(wc -c <$plan.new)))
-compiled=$(digest $plan.new)
-network=$(digest bundle/@graph@)
-record "$(record "" | digest)" >bundle/engines/@target@.json.new
-mv $plan.new $plan
-mv bundle/engines/@target@.json.new bundle/engines/@target@.json
-echo "$plan: compiled by TensorRT $readable in $seconds s"
+
+compile() { # the network of the bundle in folder $1
+    folder=$1
+    mkdir -p "$folder/engines"
+    plan=$folder/engines/@target@.plan
+    trap 'rm -f "$plan.new"' EXIT
+    set -- "--onnx=$folder/@graph@" "--saveEngine=$plan.new" @flags@
+    if [ "$version" -lt 110000 ]; then
+        set -- "$@" --stronglyTyped  # TensorRT 11 knows no other networks
+    fi
+    start=$(date +%s)
+    if ! "$trtexec" "$@" >>build.log 2>&1; then
+        echo "build.sh: TensorRT $readable cannot compile $folder/@graph@; build.log says why:" >&2
+        grep -F '[E]' build.log | tail -n 5 >&2
+        exit 1
+    fi
+    seconds=$(($(date +%s) - start))
+    if [ ! -s "$plan.new" ]; then
+        echo "build.sh: trtexec reports success but wrote no engine; build.log has its output" >&2
+        exit 1
+    fi
+    capability=$(sed -n 's/.*Compute Capability: \([0-9.]*\).*/\1/p' build.log | head -n 1)
+    case "$capability" in
+        @capabilities@ | "") ;;
+        *) unfit "this GPU has compute capability $capability, a @device@ has @capabilities@; run the script there" ;;
+    esac
+    bytes=$(($(wc -c <"$plan.new")))
+    compiled=$(digest "$plan.new")
+    network=$(digest "$folder/@graph@")
+    record "$(record "" | digest)" >"$folder/engines/@target@.json.new"
+    mv "$plan.new" "$plan"
+    mv "$folder/engines/@target@.json.new" "$folder/engines/@target@.json"
+    echo "$plan: compiled by TensorRT $readable in $seconds s"
+}
+
+: >build.log
+@compile@

@@ -12,14 +12,15 @@ comes with JetPack and DriveOS only.
 
 from __future__ import annotations
 
-import os
 import shutil
+import textwrap
 from importlib.resources import files
 from pathlib import Path
 
 from deploy.bundle import ENGINES, Bundle
 from deploy.integrity import sha256
 from deploy.targets import Target
+from perception.atomic import folder_written_whole
 from perception.errors import InputError
 from perception.section import Section
 
@@ -60,7 +61,7 @@ class BuildPackage(Section):
     target: str
     package: str  # its folder
     versions: str  # of TensorRT that may compile it
-    commands: dict[str, str]  # what build.sh runs, for each major version of TensorRT
+    commands: dict[str, str]  # what build.sh runs, for each major version of TensorRT, a line for each network
 
 
 def write_package(bundle: Bundle, target: Target, out: Path, dla: bool, refittable: bool) -> BuildPackage:
@@ -74,8 +75,7 @@ def write_package(bundle: Bundle, target: Target, out: Path, dla: bool, refittab
     if out.exists() and not (out / SUMS).is_file() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: exists and is not a build package; choose another --out")
     package = _describe(bundle, target, out, dla, refittable)
-    fresh, old = (out.with_name(f".{out.name}.{suffix}-{os.getpid()}") for suffix in ("new", "old"))
-    try:
+    with folder_written_whole(out, "the build package") as fresh:
         shutil.copytree(bundle.path, fresh / "bundle", ignore=shutil.ignore_patterns(ENGINES))
         script = fresh / "build.sh"
         script.write_text(_script(bundle, target, dla, refittable))
@@ -83,33 +83,32 @@ def write_package(bundle: Bundle, target: Target, out: Path, dla: bool, refittab
         (fresh / "README.md").write_text(_readme(bundle, target, package, dla, refittable))
         names = sorted(str(path.relative_to(fresh)) for path in fresh.rglob("*") if path.is_file())
         (fresh / SUMS).write_text("".join(f"{sha256(fresh / name)}  {name}\n" for name in names))
-        if out.exists():
-            out.rename(old)
-        fresh.rename(out)
-    except OSError as error:
-        if old.exists() and not out.exists():
-            old.rename(out)
-        raise InputError(f"{out}: cannot write the build package ({error.strerror or error})") from None
-    finally:
-        shutil.rmtree(fresh, ignore_errors=True)
-    shutil.rmtree(old, ignore_errors=True)
     return package
 
 
 def _describe(bundle: Bundle, target: Target, out: Path, dla: bool, refittable: bool) -> BuildPackage:
     """What build.sh will run, in the same order."""
     versions = target.versions_for(dla)
-    command = (
-        f"trtexec --onnx=bundle/{bundle.onnx.relative_to(bundle.path)} "
-        f"--saveEngine=bundle/engines/{target.name}.plan.new {_flags(dla, refittable)}"
-    )
+    commands = [
+        f"trtexec --onnx={folder}/{bundle.onnx.name} --saveEngine={folder}/engines/{target.name}.plan.new "
+        f"{_flags(dla, refittable)}"
+        for folder in _folders(bundle)
+    ]
     majors = range(versions.first[0], versions.end[0] + bool(versions.end[1]))
     return BuildPackage(
         target=target.name,
         package=str(out),
         versions=str(versions),
-        commands={str(major): command + (" --stronglyTyped" if major < 11 else "") for major in majors},
+        commands={
+            str(major): "\n".join(command + (" --stronglyTyped" if major < 11 else "") for command in commands)
+            for major in majors
+        },
     )
+
+
+def _folders(bundle: Bundle) -> list[str]:
+    """Of the bundle's networks in the package: its own, and those of other routes."""
+    return ["bundle", *(f"bundle/{part.path.relative_to(bundle.path).as_posix()}" for part in bundle.routes.values())]
 
 
 def _flags(dla: bool, refittable: bool) -> str:
@@ -128,7 +127,8 @@ def _script(bundle: Bundle, target: Target, dla: bool, refittable: bool) -> str:
         "versions": str(versions),
         "first": _numbered(versions.first),
         "end": _numbered(versions.end),
-        "graph": str(bundle.onnx.relative_to(bundle.path)),
+        "graph": bundle.onnx.name,
+        "compile": "\n".join(f"compile {folder}" for folder in _folders(bundle)),
         "flags": _flags(dla, refittable),
         "refittable": "true" if refittable else "false",
         "capabilities": _capabilities(target, " | "),
@@ -139,14 +139,14 @@ def _script(bundle: Bundle, target: Target, dla: bool, refittable: bool) -> str:
 
 
 def _readme(bundle: Bundle, target: Target, package: BuildPackage, dla: bool, refittable: bool) -> str:
-    commands = "\n\n".join(f"    # TensorRT {major}\n    {command}" for major, command in package.commands.items())
+    commands = "\n\n".join(f"# TensorRT {major}\n{command}" for major, command in package.commands.items())
     return README.format(
         name=bundle.manifest.name,
         device=target.device,
         sums=SUMS,
         versions=package.versions,
         capabilities=_capabilities(target, " or "),
-        commands=commands,
+        commands=textwrap.indent(commands, "    "),
         perception=f"perception build bundle --target {target.name}"
         + (" --dla" if dla else "")
         + (" --refit" if refittable else ""),

@@ -10,6 +10,7 @@ import pytest
 import torch
 from exported import QUIET, bundle, checkpoint_of, folder, keys, modular
 
+from deploy.build import build
 from deploy.bundle import Bundle
 from deploy.export import export
 from deploy.golden import synthetic_frame
@@ -97,3 +98,16 @@ def test_a_signature_holds_for_all_networks(tmp_path: Path) -> None:
     assert set(Bundle.load(path, public).routes) == {"rain"}
     with pytest.raises(InputError, match="not the signature"):
         Bundle.load(path, another)
+
+
+def test_every_network_is_compiled(tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    path = copytree(exported().path, tmp_path / "bundle")
+    build(path, "rtx-ampere", QUIET)
+    found = Bundle.load(path)
+    plans = [part.plan("rtx-ampere") for part in (found, *found.routes.values())]
+    assert len({plan.read_bytes() for plan in plans}) == 3
+    assert "rtx-ampere by tensorrt_rtx" in verify(path)["engines"]
+    plans[1].write_bytes(plans[0].read_bytes())
+    with pytest.raises(InputError, match=r"routes/rain/engines/rtx-ampere.plan: was changed"):
+        verify(path)

@@ -11,11 +11,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from exported import QUIET, bundle, copied
+from exported import QUIET, bundle, checkpoint_of, copied, modular
 
 from deploy.build import build
 from deploy.build_package import BuildPackage
 from deploy.bundle import Bundle
+from deploy.export import export
 from perception.errors import InputError
 
 PERCEPTION = Path(sys.executable).with_name("perception")
@@ -208,3 +209,23 @@ def test_command_writes_a_package(tmp_path: Path) -> None:
     assert "--useDLACore=0 --allowGPUFallback" in described["commands"]["10"]
     assert "all layers of this fp32 bundle will stay on the GPU" in " ".join(done.stderr.split())
     assert (tmp_path / "package" / "build.sh").exists()
+
+
+def test_every_network_of_a_bundle_is_compiled(tmp_path: Path) -> None:
+    modules = [{"name": "rain", "kind": "low_rank", "slots": ["trunk.stage2.1"], "rank": 2, "when": ["rain"]}]
+    checkpoint = checkpoint_of(modular("packaged-apart", modules))
+    export(checkpoint, tmp_path / "bundle", [[], ["rain"]], console=QUIET, apart=True)
+    package = build(tmp_path / "bundle", "orin", QUIET, out=tmp_path / "package")
+    assert isinstance(package, BuildPackage)
+    device = Device(tmp_path, 100300)
+    done = device.builds(package)
+    assert done.returncode == 0, done.stderr
+    announced = package.commands["10"].splitlines()
+    assert [line.split()[1] for line in announced] == [
+        "--onnx=bundle/model.onnx",
+        "--onnx=bundle/routes/rain/model.onnx",
+    ]
+    found = Bundle.load(Path(package.package) / "bundle")
+    for part in (found, found.routes["rain"]):
+        assert part.plan("orin", "tensorrt 10.3.0").read_bytes() == b"compiled\n"
+    assert device.arguments == announced[1].split()[1:]  # of the last run
