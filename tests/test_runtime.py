@@ -1,5 +1,7 @@
 """The runtime verifies before it drives, and is the predictor that the network is."""
 
+import argparse
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +12,13 @@ from deploy.bundle import Bundle, write_bundle
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
 from deploy.golden import synthetic_frame
 from deploy.runtime import Runtime
-from perception.data.inputs import prepare
+from perception.data.inputs import no_sensors, prepare
 from perception.data.outputs import to_prediction
 from perception.errors import InputError
 from perception.predict import TorchPredictor
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
+from bench_runtime import runtime
 
 
 def test_step_is_prepare_engine_and_postprocess() -> None:
@@ -75,3 +80,22 @@ def test_changed_bundle_does_not_run(tmp_path: Path) -> None:
         file.write(b"\0")
     with pytest.raises(InputError, match=r"model\.onnx: was changed"):
         Runtime(path)
+
+
+def test_memory_does_not_grow() -> None:
+    """`tools/bench.py runtime` drives 10,000 frames."""
+    figures = runtime(argparse.Namespace(frames=300))
+    assert abs(figures["growth_megabytes"]) < 2
+
+
+def test_inputs_are_written_to_the_same_memory_and_hold_nothing_of_the_frame_before() -> None:
+    spec = bundle().spec
+    frames = [synthetic_frame("ego", seed) for seed in (1, 2)]
+    frames += [without(frames[0], "camera"), without(frames[1], "lidar"), frames[0]]
+    memory = no_sensors(spec)
+    addresses = {name: array.ctypes.data for name, array in memory.items()}
+    for frame in frames:
+        found = prepare(frame, spec, into=memory)
+        for name, fresh in prepare(frame, spec).items():
+            np.testing.assert_array_equal(found[name], fresh)
+        assert {name: array.ctypes.data for name, array in found.items()} == addresses

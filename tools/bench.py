@@ -4,6 +4,7 @@ python tools/bench.py adapt --evidence runs/evidence --json
 python tools/bench.py evaluator --data runs/demo/drives --json
 python tools/bench.py modular --config tiny
 python tools/bench.py pillars --json
+python tools/bench.py runtime --frames 10000 --json
 python tools/bench.py precision --checkpoint runs/evidence/base --data runs/evidence/drives --json
 """
 
@@ -21,6 +22,7 @@ from bench_evaluator import evaluator
 from bench_modular import modular
 from bench_pillars import pillars
 from bench_precision import precision
+from bench_runtime import runtime
 from evidence_models import Models
 from evidence_plan import STEPS, WAYS
 
@@ -97,6 +99,9 @@ def main() -> None:
     command.add_argument("--version", help="default: the only one")
     command.add_argument("--rounds", type=int, default=3)
     command.set_defaults(run=evaluator)
+    command = commands.add_parser("runtime", help="memory of the vehicle's loop over a long drive")
+    command.add_argument("--frames", type=int, default=10_000)
+    command.set_defaults(run=runtime)
     for each in commands.choices.values():
         each.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args()

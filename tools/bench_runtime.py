@@ -1,0 +1,95 @@
+"""Whether the vehicle's loop keeps its memory over a long drive, and how long its stages take."""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+from rich.console import Console
+
+from deploy.export import export
+from deploy.golden import synthetic_frame
+from deploy.runtime import Runtime
+from perception.config import Config, find_config, load_config, parse_config
+from perception.frame import Camera, Conditions, Frame
+from perception.model import PerceptionModel
+from perception.training.checkpoint import save_model
+
+DIFFERENT = 8  # frames, that come again and again in other places
+SPEED = 10.0  # m/s
+STAGES = ("preprocess", "engine", "postprocess", "health", "belief", "track", "map")
+WARM = 0.1  # share of the frames until all that is allocated once has been
+
+
+def runtime(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Memory of the process over a drive at 2 Hz with changing conditions and failing sensors, and times of a step.
+
+    The network is `tiny` on a coarse grid with few channels, and two modules on board: what the loop itself keeps does
+    not depend on the size of the network.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        config = small()
+        save_model(Path(folder) / "run", config, PerceptionModel(config))
+        routes: list[list[str]] = [[], ["rain"], ["night"]]
+        bundle = export(Path(folder) / "run", Path(folder) / "bundle", routes, console=Console(quiet=True))
+        vehicle, held = Runtime(bundle.path), np.zeros(arguments.frames)
+        seconds = np.zeros((arguments.frames, len(STAGES)))
+        for i, frame in enumerate(drive(arguments.frames)):
+            took = vehicle.step(frame).seconds
+            seconds[i], held[i] = [took[stage] for stage in STAGES], resident()
+    begin, end = np.array_split(held[int(WARM * arguments.frames) :], 4)[::3]
+    return {
+        "frames": arguments.frames,
+        "megabytes": float(np.median(end)),
+        "growth_megabytes": float(np.median(end) - np.median(begin)),
+        "stage_ms_p50_p99": {
+            stage: [1e3 * float(np.percentile(times, p)) for p in (50, 99)]
+            for stage, times in zip(STAGES, seconds.T, strict=True)
+        },
+    }
+
+
+def small() -> Config:
+    content = load_config(find_config("tiny")).model_dump(mode="json")
+    content["grid"]["cell"] = 1.6
+    content["model"]["lidar"] |= {"max_pillars": 3000, "points_per_pillar": 4, "channels": 8}
+    content["model"]["camera"] |= {"channels": 8, "image": {"height": 32, "width": 96}}
+    content["model"] |= {"fused_channels": 8}
+    content["model"]["trunk"] |= {"channels": [8, 8, 8], "up_channels": 8}
+    content["modules"] = [
+        {"name": name, "kind": "low_rank", "slots": ["trunk.*"], "rank": 2, "when": [name]}
+        for name in ("rain", "night")
+    ]
+    return parse_config(content, "small")
+
+
+def drive(frames: int) -> Iterator[Frame]:
+    """Straight on for as many frames; weather and light change, and sensors fail now and then."""
+    pool = [synthetic_frame("ego", seed) for seed in range(DIFFERENT)]
+    for frame in pool:  # small pictures, because resizing large ones would take most of the time
+        for name, camera in frame.cameras.items():
+            cast(dict[str, Camera], frame.cameras)[name] = replace(camera, image=camera.image[::8, ::8].copy())
+    for i in range(frames):
+        frame, pose = pool[i % DIFFERENT], np.eye(4)
+        pose[0, 3] = 0.5 * SPEED * i
+        yield replace(
+            frame,
+            token=f"frame-{i}",
+            timestamp=500_000 * i,
+            global_from_reference=pose,
+            global_from_ego=pose,
+            points=None if i % 13 == 0 else frame.points,
+            cameras={} if i % 17 == 0 else frame.cameras,
+            conditions=Conditions(("clear", "rain")[i // 50 % 2], ("day", "night")[i // 70 % 2]),
+        )
+
+
+def resident() -> float:
+    """Megabytes of memory that this process holds."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 1e6
