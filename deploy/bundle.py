@@ -5,6 +5,7 @@
     model.onnx            the network
     model.cpu.onnx        the same in INT8 as ONNX Runtime wants it, where TensorRT wants it otherwise
     golden.safetensors    the inputs of one frame, and the outputs that the trained network gave for them
+    calibration.json      of INT8: on which frames the ranges of activations were measured, and what they are
     modules/              the modules that the network was made with, as `Bank.save` writes them
     engines/              plans compiled by `perception build`, each with its own record, from model.onnx or from one
                           of the same structure
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
     from deploy.signature import Sign
 
 ONNX, GOLDEN, MODULES, ENGINES, SIGNATURE = "model.onnx", "golden.safetensors", "modules", "engines", "manifest.sig"
-CPU_ONNX, ROUTES = "model.cpu.onnx", "routes"
+CPU_ONNX, CALIBRATION, ROUTES = "model.cpu.onnx", "calibration.json", "routes"
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -199,7 +200,7 @@ def write_bundle(
     onnx: bytes,
     golden: tuple[Arrays, Arrays],
     describe: Callable[..., Manifest],
-    modules: Mapping[str, bytes] | None = None,
+    more: Mapping[str, bytes] | None = None,
     sign: Sign | None = None,
     cpu_onnx: bytes | None = None,
     routes: Mapping[str, Path] | None = None,
@@ -211,7 +212,7 @@ def write_bundle(
     Args:
         golden: inputs and outputs by name.
         describe: makes the manifest, given `files`, the sha256 of each file.
-        modules: the files in modules/ by name.
+        more: other files by name, such as modules/rain.json.
         sign: signs the manifest.
         cpu_onnx: the network for ONNX Runtime, where it is another file.
         routes: bundles for other routes, which are copied into this one.
@@ -227,7 +228,7 @@ def write_bundle(
         for k, v in arrays.items()
     }
     contents = {ONNX: onnx} | ({CPU_ONNX: cpu_onnx} if cpu_onnx is not None else {}) | {GOLDEN: save(tensors)}
-    contents |= {f"{MODULES}/{name}": content for name, content in (modules or {}).items()}
+    contents |= more or {}
     with folder_written_whole(path, "the bundle") as fresh:
         for name, content in contents.items():
             (fresh / name).parent.mkdir(exist_ok=True)

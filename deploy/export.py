@@ -9,9 +9,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from deploy.bundle import CPU_ONNX, ONNX, Bundle, write_bundle
+from deploy.bundle import CALIBRATION, CPU_ONNX, ONNX, Bundle, write_bundle
 from deploy.golden import synthetic_frame
-from deploy.manifest import Manifest, Precision
+from deploy.manifest import Calibration, Manifest, Precision
 from deploy.network import make_network
 from deploy.origin import origin
 from deploy.precision.frames import Drives
@@ -65,14 +65,14 @@ def export(
         parse_conditions(route)  # before the work begins
     trained, config = load_model(checkpoint)
     spec = InputSpec.of(config)
-    recorded = calibration.inputs(spec) if calibration else []
+    recorded = calibration.inputs(spec) if calibration else {}
     frame = golden or synthetic_frame(spec.grid.reference)
 
     def write(path: Path, served: Sequence[Sequence[str]], others: Mapping[str, Path]) -> Bundle:
         names = ", ".join(named(route) for route in served)
         with console.status(f"Exporting to ONNX in {precision} for {names}"):
-            network = make_network(trained, served, prepare(frame, spec), precision, recorded)
-        source, modules = origin(trained, checkpoint, network.modules, frame.token, license)
+            network = make_network(trained, served, prepare(frame, spec), precision, recorded.values())
+        source, more = origin(trained, checkpoint, network.modules, frame.token, license)
 
         def describe(files: dict[str, str]) -> Manifest:
             return Manifest(
@@ -92,8 +92,11 @@ def export(
                 **network.described,
             )
 
+        if calibration is not None:
+            measured = Calibration(data=calibration.version, frames=tuple(recorded), ranges=dict(network.ranges))
+            more[CALIBRATION] = measured.model_dump_json(indent=2).encode()
         cpu_onnx = network.graphs.get(CPU_ONNX)
-        bundle = write_bundle(path, network.graphs[ONNX], network.golden, describe, modules, signed, cpu_onnx, others)
+        bundle = write_bundle(path, network.graphs[ONNX], network.golden, describe, more, signed, cpu_onnx, others)
         console.print(_table(bundle.manifest))
         return bundle
 

@@ -38,6 +38,14 @@ class Block(Section):
     precision: Precision
 
 
+class Calibration(Section):
+    """calibration.json: what the ranges of an INT8 network's activations were measured on, and found to be."""
+
+    data: str  # version of the tables
+    frames: tuple[str, ...]  # tokens of the keyframes
+    ranges: dict[str, tuple[float, float]]  # tensor -> low and high, as deploy.precision.calibrate gives them
+
+
 class Origin(Section):
     """Where the network comes from, and under which terms it may be used."""
 

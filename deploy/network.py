@@ -6,7 +6,7 @@ The graphs keep to the ONNX standard domain and static shapes, so that ONNX Runt
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from deploy.engines.onnxruntime import OnnxRuntimeEngine
 from deploy.golden import require_agreement
 from deploy.manifest import Precision, TensorInfo
 from deploy.precision.lower import OUTLIERS, lower, tolerance
+from deploy.precision.quantise import Ranges
 from deploy.route import Banked, named, parse_conditions, steering
 from deploy.trace import OPSET, run, to_onnx
 from perception.model import PerceptionModel
@@ -49,6 +50,7 @@ class Network:
     graphs: dict[str, bytes]  # by name of the file
     golden: tuple[dict[str, np.ndarray], dict[str, np.ndarray]]  # inputs and outputs
     modules: tuple[str, ...]  # that it was made with
+    ranges: Ranges  # of the activations, as measured for INT8
     described: dict[str, Any]  # in the fields of the manifest
 
 
@@ -57,7 +59,7 @@ def make_network(
     routes: Sequence[Sequence[str]],
     golden: dict[str, np.ndarray],
     precision: Precision,
-    recorded: Sequence[Mapping[str, np.ndarray]],
+    recorded: Collection[Mapping[str, np.ndarray]],
 ) -> Network:
     """Fold what is the same on all routes, leave a `route` input to switch the rest, export, lower and compare.
 
@@ -91,6 +93,7 @@ def make_network(
     return Network(
         graphs=graphs,
         golden=(inputs, outputs),
+        ranges=lowered.ranges,
         modules=(*model.bank.folded, *inline, *(each.name for each in banked)),
         described={
             "opset": OPSET,

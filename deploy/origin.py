@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from deploy.bundle import MODULES
 from deploy.manifest import Origin
 from perception.model import PerceptionModel
 from perception.modules.files import read_records
@@ -15,7 +16,7 @@ from perception.training.checkpoint import provenance
 def origin(
     model: PerceptionModel, checkpoint: Path, modules: Sequence[str], golden: str, license: str
 ) -> tuple[Origin, dict[str, bytes]]:
-    """The record for the manifest, and the files of the modules by name.
+    """The record for the manifest, and the files of the modules by their names in the bundle.
 
     Args:
         model: the checkpoint's, with its modules at their slots.
@@ -30,7 +31,7 @@ def origin(
     with tempfile.TemporaryDirectory() as folder:
         for name, domain in domains.items():
             model.bank.save(name, Path(folder) / name, domain, known[name].metrics if name in known else None)
-        files = {file.name: file.read_bytes() for file in sorted(Path(folder).iterdir())}
+        files = {f"{MODULES}/{file.name}": file.read_bytes() for file in sorted(Path(folder).iterdir())}
     return Origin(
         checkpoint=source.weights, base=base, modules=domains, data=source.data, golden=golden, license=license
     ), files

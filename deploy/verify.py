@@ -9,10 +9,10 @@ from pathlib import Path
 import onnx
 from rich.table import Table
 
-from deploy.bundle import ENGINES, SIGNATURE, Bundle
+from deploy.bundle import CALIBRATION, ENGINES, SIGNATURE, Bundle
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
 from deploy.golden import require_agreement
-from deploy.manifest import Manifest, TensorInfo
+from deploy.manifest import Calibration, Manifest, TensorInfo
 from perception.errors import InputError
 
 
@@ -47,6 +47,7 @@ def verify(path: Path, key: Path | None = None) -> dict[str, str]:
         "golden frame": f"{origin.golden}: ONNX Runtime gives the recorded outputs within {manifest.tolerance:g}",
         "engines": ", ".join(f"{target} by {compiler}" for target, compiler in engines.items()) or "none",
         "routes": ", ".join((*manifest.routes, *(f"{route} with its own network" for route in manifest.apart))),
+        "calibration": _calibration(path),
         "base": origin.base,
         "modules": ", ".join(f"{name} ({domain or 'domain not known'})" for name, domain in origin.modules.items())
         or "none",
@@ -98,6 +99,14 @@ def _described(tensors: Iterable[TensorInfo]) -> dict[str, str]:
 def _targets(path: Path) -> list[str]:
     """Of which something is in the folder of the engines."""
     return sorted({file.stem for file in (path / ENGINES).glob("*.*") if file.suffix in (".plan", ".json", ".sig")})
+
+
+def _calibration(path: Path) -> str:
+    file = path / CALIBRATION
+    if not file.exists():
+        return "none"
+    measured = Calibration.model_validate_json(file.read_bytes())
+    return f"{len(measured.ranges)} ranges on {len(measured.frames)} keyframes of {measured.data}"
 
 
 def _signature(path: Path, key: Path | None) -> str:

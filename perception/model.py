@@ -121,7 +121,7 @@ class PerceptionModel(nn.Module):
         return {name: value for decode in decoders for name, value in decode(dense).items()}
 
     def folded(self, *routes: Conditions) -> PerceptionModel:
-        """A copy for these conditions whose modules are written into the weights.
+        """A copy for these conditions, or for none that are known, whose modules are written into the weights.
 
         Modules that do not fold stay at their slots, without a gate; those that are not routed are gone. Where a
         chooser decides, all modules stay. What runs under some of several sets of conditions only, or with or without
@@ -133,7 +133,8 @@ class PerceptionModel(nn.Module):
         fixed = [module for name, module in model.bank.modules.items() if name not in chosen]
         asked = {fact.removeprefix("no-") for module in fixed for fact in module.when}
         sensors: list[list[str]] = [[], *([sensor] for sensor in SENSORS if sensor in asked)]  # that are missing
-        cases = [router.settle(conditions, missing) for missing in sensors for conditions in routes]
+        known = routes or (Conditions(),)
+        cases = [router.settle(conditions, missing) for missing in sensors for conditions in known]
         settled = [route for case in cases for route, _ in case]
         always = {name for name in model.bank.modules if all(any(name in r.weights for r, _ in case) for case in cases)}
         model.bank.fold(settled, keep=after_fusion(model.bank) if model.chooser else ())

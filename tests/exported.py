@@ -101,7 +101,7 @@ def rewritten(
 ) -> Path:
     """The bundle at `path` with another network, frame or manifest, and every hash made anew, as a forger would."""
     old = Bundle.load(path)
-    modules = {file.name: file.read_bytes() for file in (path / "modules").glob("*")}
+    modules = {f"modules/{file.name}": file.read_bytes() for file in (path / "modules").glob("*")}
     describe = lambda files: old.manifest.model_copy(update={"files": files, **manifest})  # noqa: E731
     write_bundle(
         path,

@@ -21,7 +21,7 @@ def rewrite(path: Path) -> None:
     """Write the tiny bundle's content over the bundle at `path`."""
     source = bundle("rain")
     describe = lambda files: source.manifest.model_copy(update={"files": files})  # noqa: E731
-    modules = {file.name: file.read_bytes() for file in (source.path / "modules").iterdir()}
+    modules = {f"modules/{file.name}": file.read_bytes() for file in (source.path / "modules").iterdir()}
     write_bundle(path, source.onnx.read_bytes(), source.golden(), describe, modules)
 
 

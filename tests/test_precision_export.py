@@ -13,18 +13,22 @@ from conftest import write_tiny
 from exported import checkpoint_of, folder
 from lowered import MODULES
 from networks import config
+from onnx import numpy_helper
 from typer.testing import CliRunner
 
 from deploy.build import build
 from deploy.bundle import Bundle
 from deploy.engines import open_engine
 from deploy.golden import differences, synthetic_frame
+from deploy.manifest import Calibration
 from deploy.precision.lower import LARGEST_CHANGE, MARGIN, OUTLIERS
 from deploy.precision.sensitivity import LARGEST_ERROR
 from deploy.runtime import Runtime
+from deploy.verify import verify
 from perception.cli import main
 from perception.commands.common import app
 from perception.config import parse_config
+from perception.data.nuscenes import NuScenesTables
 from perception.errors import InputError
 
 
@@ -100,6 +104,20 @@ def test_each_engine_gets_its_layout() -> None:
     assert differences(outputs, open_engine(bundle).run(inputs), manifest.tolerance, manifest.outliers) == []
 
 
+def test_the_bundle_tells_what_it_was_calibrated_on(tmp_path: Path) -> None:
+    """The scales in the graph are those of the ranges, and the keyframes those of the drives."""
+    calibration = Calibration.model_validate_json((exported("int8") / "calibration.json").read_bytes())
+    assert calibration.data == "v1.0-tiny"
+    assert list(calibration.frames) == NuScenesTables(drives(), "v1.0-tiny").samples()
+    graph = onnx.load(exported("int8") / "model.onnx").graph
+    constants = {tensor.name: numpy_helper.to_array(tensor) for tensor in graph.initializer}
+    rounded = {n.input[0]: constants[n.input[1]] for n in graph.node if n.op_type == "QuantizeLinear"}
+    assert len(rounded) > 20
+    for name, scale in rounded.items():
+        np.testing.assert_allclose(scale, max(map(abs, calibration.ranges[name])) / 127, rtol=1e-6)
+    assert verify(exported("int8"))["calibration"] == f"{len(calibration.ranges)} ranges on 3 keyframes of v1.0-tiny"
+
+
 def test_the_network_for_the_cpu_is_sealed_too(tmp_path: Path) -> None:
     shutil.copytree(exported("int8"), tmp_path / "bundle")
     file = tmp_path / "bundle" / "model.cpu.onnx"
@@ -166,6 +184,6 @@ def test_frames_are_spread_over_the_drives(tmp_path: Path, monkeypatch: pytest.M
     every = frames.Drives(drives(), "v1.0-tiny", ["scene-0001:0-3"]).inputs(spec)
     first = frames.Drives(drives(), "v1.0-tiny", ["scene-0001:0-1"]).inputs(spec)
     last = frames.Drives(drives(), "v1.0-tiny", ["scene-0001:2-3"]).inputs(spec)
-    assert len(every) == 2
-    for actual, expected in zip(every, first + last, strict=True):
+    assert list(every) == [*first, *last]
+    for actual, expected in zip(every.values(), (first | last).values(), strict=True):
         np.testing.assert_array_equal(actual["pillar_points"], expected["pillar_points"])

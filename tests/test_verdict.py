@@ -470,7 +470,7 @@ def in_int8(to: Path, share: float) -> Path:
     small = {name: (share * low, share * high) for name, (low, high) in measured.items()}
     lowered = quantise(model, [*quantisable(model.graph)], small, CPU).SerializeToString()
     outputs = OnnxRuntimeEngine(lowered).run(golden)
-    modules = {file.name: file.read_bytes() for file in (old.path / "modules").glob("*")}
+    modules = {f"modules/{file.name}": file.read_bytes() for file in (old.path / "modules").glob("*")}
     write_bundle(
         to, lowered, (golden, outputs), lambda files: old.manifest.model_copy(update={"files": files}), modules
     )

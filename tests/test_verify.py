@@ -41,6 +41,7 @@ def test_what_is_verified_is_told(tmp_path: Path) -> None:
         "golden frame": "synthetic-0: ONNX Runtime gives the recorded outputs within 0.0001",
         "engines": "none",
         "routes": "rain",
+        "calibration": "none",
         "base": manifest.origin.base,
         "modules": "rain (domain not known)",
         "trained on": "the checkpoint did not say",

@@ -23,20 +23,20 @@ class Drives:
     version: str
     scenes: Sequence[str] = ()  # or keyframes, as scene-0103:0-4; empty: all
 
-    def inputs(self, spec: InputSpec) -> list[dict[str, np.ndarray]]:
-        """What a network takes of each; keyframes that lack one of its sensors are left out.
+    def inputs(self, spec: InputSpec) -> dict[str, dict[str, np.ndarray]]:
+        """What a network takes of each, by token; keyframes that lack one of its sensors are left out.
 
         Raises:
             InputError: no such drives, or no keyframe with all its sensors.
         """
         tables = NuScenesTables(self.root, self.version)
         tokens = tables.samples(selectors=self.scenes)
-        found = []
+        found = {}
         for i in np.unique(np.linspace(0, len(tokens) - 1, min(MOST, len(tokens))).astype(int)):
             frame = tables.frame(tokens[i], spec.grid.reference, spec.sweeps, annotations=False)
             if (spec.lidar and frame.points is None) or (spec.camera and not frame.cameras):
                 continue
-            found.append(prepare(frame, spec))
+            found[frame.token] = prepare(frame, spec)
         if not found:
             raise InputError(f"{self.root}: no keyframe of these scenes has all sensors; calibrate on others")
         return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import onnx
@@ -13,7 +13,7 @@ from deploy.golden import differences, require_agreement
 from deploy.manifest import Block, Precision
 from deploy.precision.calibrate import Inputs, ranges
 from deploy.precision.half import to_half
-from deploy.precision.quantise import CPU, TENSORRT, activations, quantise
+from deploy.precision.quantise import CPU, TENSORRT, Ranges, activations, quantise
 from deploy.precision.sensitivity import blocks, sensitivity
 
 SENSITIVITY_FRAMES = 8  # of those for calibration, that the blocks are tried on
@@ -31,7 +31,8 @@ class Lowered:
     """The graphs of a bundle at one precision."""
 
     graphs: dict[str, onnx.ModelProto]  # by name of the file
-    blocks: tuple[Block, ...]  # of INT8: what became of each
+    blocks: tuple[Block, ...] = ()  # of INT8: what became of each
+    ranges: Ranges = field(default_factory=dict)  # of INT8: of the activations, as measured
 
 
 def lower(model: onnx.ModelProto, precision: Precision, frames: Sequence[Inputs]) -> Lowered:
@@ -45,15 +46,15 @@ def lower(model: onnx.ModelProto, precision: Precision, frames: Sequence[Inputs]
         InputError: a weight beyond FP16.
     """
     if precision == "fp32":
-        return Lowered({ONNX: model}, ())
+        return Lowered({ONNX: model})
     if precision == "fp16":
-        return Lowered({ONNX: to_half(model)}, ())
+        return Lowered({ONNX: to_half(model)})
     measured = ranges(model, activations(model.graph), frames)
     few = [frames[i] for i in np.linspace(0, len(frames) - 1, min(SENSITIVITY_FRAMES, len(frames))).astype(int)]
     table, members = sensitivity(model, measured, few), blocks(model.graph)
     layers = [layer for block in table if block.precision == "int8" for layer in members[block.name]]
     graphs = {name: quantise(model, layers, measured, of) for name, of in ((ONNX, TENSORRT), (CPU_ONNX, CPU))}
-    return Lowered(graphs, table)
+    return Lowered(graphs, table, measured)
 
 
 def tolerance(expected: Inputs, found: Iterable[Inputs], precision: Precision) -> float:
