@@ -105,7 +105,8 @@ class Boxes:
     ) -> Boxes:
         """Upright detections: headings (N, 2) sine and cosine of the yaw, times any positive factor; 0 0 is yaw 0.
 
-        No trigonometric function is called: numpy's differ in the last bit from one call to the next.
+        No trigonometric function is called: numpy's differ in the last bit from one call to the next. And all arrays
+        are contiguous, so that the same boxes go the same way through BLAS wherever they come from.
         """
         n = len(centers)
         rotations = np.zeros((n, 3, 3))
@@ -116,8 +117,8 @@ class Boxes:
         rotations[:, 1, 0], rotations[:, 1, 1] = sin, cos
         rotations[:, 2, 2] = 1
         return Boxes(
-            centers=np.asarray(centers, np.float64),
-            sizes=np.asarray(sizes, np.float64),
+            centers=np.ascontiguousarray(centers, np.float64),
+            sizes=np.ascontiguousarray(sizes, np.float64),
             rotations=rotations,
             velocities=np.concatenate([velocities, np.zeros((n, 1))], axis=1).astype(np.float64),
             labels=np.asarray(labels, np.int64),

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,15 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from deploy.integrity import sha256
+from deploy.manifest import MANIFEST
 from deploy.replay.faults import Fault, inject
 from deploy.replay.finished import STATISTICS
 from deploy.replay.gates import Gates
+from deploy.replay.journal import JOURNAL, Journal
 from deploy.replay.latency import Latency
 from deploy.replay.report import Report
+from deploy.replay.selection import RealTime, Selection
 from deploy.replay.sources import Drive, open_drives
 from deploy.replay.statistics import StatisticsWriter, Truth
 from deploy.replay.verdict import judge, require_comparable
@@ -24,17 +29,26 @@ from deploy.runtime import Runtime
 from perception.atomic import write_atomically
 from perception.errors import InputError
 from perception.evaluation.submission import SubmissionWriter
+from perception.evaluation.tracking import TrackWriter
 from perception.frame import Frame
+from perception.scene.scene import SceneFrame
 
 
 class Player:
     """Runs drives through a runtime and writes to the folder `out`:
 
     results.json      every detection, as a nuScenes submission
+    tracks.json       every object that is followed, as a nuScenes tracking submission
     statistics.jsonl  of every frame what a verdict needs besides
-    sources.json      per drive: frames, missing sensors, and what was wrong with a recording's messages
+    sources.json      per drive: frames that were read, missing sensors, and what was wrong with a recording's messages
     latency.json      p50, p95 and p99 of every stage
     report.html       all of it to look at, in one file
+
+    Until they are whole, replay.journal holds what was perceived so far. A replay of the same frames that was killed
+    goes on from there, and the first three files are the same bytes as if it had not been killed.
+
+    Args:
+        about: what the frames depend on, as JSON holds it.
     """
 
     def __init__(
@@ -43,52 +57,80 @@ class Player:
         drives: Sequence[Drive],
         out: Path,
         console: Console,
+        about: Mapping[str, Any],
         faults: Sequence[Fault] = (),
+        selection: Selection | None = None,
+        real_time: bool = False,
     ) -> None:
         self.runtime, self.drives, self.out, self.console = runtime, drives, out, console
-        self.faults = faults
+        self.about = {**about, "bundle": sha256(runtime.bundle.path / MANIFEST), "target": runtime.target}
+        self.faults, self.selection = faults, selection or Selection()
+        self.clock = RealTime() if real_time else None
         known = [drive.tables for drive in drives if drive.tables is not None]
         self.truth = Truth(known[0]) if known else None
         self.latency = Latency()
-        self.report = Report(runtime.bundle.manifest, runtime.target, sum(len(drive) for drive in drives))
+        self.expected = sum(self.selection.expected(len(drive), drive.seconds) for drive in drives)
+        self.report = Report(runtime.bundle.manifest, runtime.target, self.expected)
 
     def run(self) -> dict[str, Any]:
         """Replay everything once; returns the summary that the report begins with."""
         manifest = self.runtime.bundle.manifest
         map_grid = None if manifest.map_grid is None else manifest.map_grid.build()
-        with (
-            SubmissionWriter(self._file("results.json"), manifest.sensors) as results,
-            StatisticsWriter(self._file(STATISTICS), manifest.sensors, map_grid, self.truth) as statistics,
-        ):
-            for frame, reading in self._frames():
-                seen = self.runtime.step(frame)
-                seconds = {"read": reading, **seen.seconds}
-                results.add(frame, seen.prediction)
-                statistics.add(frame, seen.prediction)
-                self.latency.add(seconds)
-                self.report.add(frame, seen.prediction, seconds)
-        latency = self.latency.summary()
-        write_atomically(self._file("latency.json"), json.dumps(latency, indent=2).encode())
-        counts = [drive.counts.summary() for drive in self.drives]
-        write_atomically(self._file("sources.json"), json.dumps(counts, indent=2).encode())
-        write_atomically(self._file("report.html"), self.report.html(latency).encode())
+        with Journal(self._file(JOURNAL), self.about) as journal:
+            if journal.resumed:
+                self.console.print(f"{journal.path}: going on with the replay that was interrupted")
+            with (
+                SubmissionWriter(self._file("results.json"), manifest.sensors) as results,
+                TrackWriter(self._file("tracks.json"), manifest.sensors) as tracks,
+                StatisticsWriter(self._file(STATISTICS), manifest.sensors, map_grid, self.truth) as statistics,
+            ):
+                for frame, reading in self._frames():
+                    seen = self._seen(frame, reading, journal)
+                    results.add(frame, seen.prediction)
+                    tracks.add(frame.token, seen.tracks)
+                    statistics.add(frame, seen.prediction)
+                    self.latency.add(seen.seconds)
+                    self.report.add(frame, seen.prediction, seen.seconds)
+            latency = self.latency.summary()
+            write_atomically(self._file("latency.json"), json.dumps(latency, indent=2).encode())
+            counts = [drive.counts.summary() for drive in self.drives]
+            write_atomically(self._file("sources.json"), json.dumps(counts, indent=2).encode())
+            write_atomically(self._file("report.html"), self.report.html(latency).encode())
+            journal.finish()
         return {
             "frames": latency["frames"],
+            "resumed_at_frame": journal.recalled,
             "latency_ms": latency["stages"],
             "results": str(self._file("results.json")),
+            "tracks": str(self._file("tracks.json")),
             "sources": str(self._file("sources.json")),
             "latency": str(self._file("latency.json")),
             "report": str(self._file("report.html")),
         }
 
     def _frames(self) -> Iterator[tuple[Frame, float]]:
-        """Every frame of every drive, with the seconds that reading it took."""
-        frames = inject((frame for drive in self.drives for frame in drive), self.faults)
+        """The selected frames of every drive, with the seconds that reading each took."""
+        drives = (frame for drive in self.drives for frame in self.selection.until_end(drive))
+        # Faults come first: their windows count from the drive's first frame, and a frozen sensor shows an earlier one.
+        frames = self.selection.of(inject(drives, self.faults))
         start = time.perf_counter()
-        expected = sum(len(drive) for drive in self.drives)
-        for frame in track(frames, "Replaying", expected, console=self.console, transient=True):
+        for frame in track(frames, "Replaying", self.expected, console=self.console, transient=True):
             yield frame, time.perf_counter() - start
             start = time.perf_counter()
+
+    def _seen(self, frame: Frame, reading: float, journal: Journal) -> SceneFrame:
+        """The drive up to a frame, as the journal has it, else as the network sees it. Reading is a stage too."""
+        recorded = journal.recall(frame)
+        if recorded is not None:
+            self.runtime.scene.observe(frame)
+            seen = self.runtime.scene.update(frame, recorded.prediction, recorded.weights)
+            return replace(seen, seconds=recorded.seconds)
+        if self.clock is not None:
+            self.clock.wait_for(frame)
+        seen = self.runtime.step(frame)
+        seen = replace(seen, seconds={"read": reading, **seen.seconds})
+        journal.add(frame, seen)
+        return seen
 
     def _file(self, name: str) -> Path:
         try:
@@ -111,10 +153,13 @@ def replay(
     baseline: Path | None = None,
     gates: Gates | None = None,
     topics: Path | None = None,
+    selection: Selection | None = None,
+    real_time: bool = False,
 ) -> dict[str, Any]:
     """Replay scenes of a nuScenes dataroot, or a recording, through a bundle.
 
-    Where there are gates or a baseline the outcome is judged.
+    Where `out` holds an unfinished replay of the same, it goes on. Where there are gates or a baseline the outcome is
+    judged.
 
     Args:
         drive: a nuScenes dataroot, a .mcap or .db3 file, or a rosbag2's folder.
@@ -126,22 +171,37 @@ def replay(
         baseline: the folder of another replay of the same scenes, to compare with.
         gates: what must be reached; without them and with a baseline the usual ones.
         topics: a YAML file that says which topics of a recording are which sensor.
+        selection: the part of every drive that is replayed; None: all of it.
+        real_time: whether no frame is given to the network before the vehicle had it.
 
     Returns:
         The summary, with the verdict under `verdict` where there is one.
 
     Raises:
         InputError: no such drive, scene, bundle or engine, a damaged file, a bundle that `key` did not sign, a gate
-            or baseline that cannot be used, or `out` cannot be written.
+            or baseline that cannot be used, no frame selected, or `out` cannot be written or holds an unfinished
+            replay of something else.
     """
     console = console or Console()
     require_comparable(baseline, gates)
     runtime = Runtime(bundle, target, key)
     drives = open_drives(drive, version, scenes, runtime.bundle.spec, topics)
-    summary = Player(runtime, drives, out, console, faults).run()
+    selection = selection or Selection()
+    about = {
+        "drive": str(drive.resolve()),
+        "version": version,
+        "scenes": list(scenes),
+        "topics": None if topics is None else sha256(topics),
+        "faults": [fault.text for fault in faults],
+        "selection": asdict(selection),
+    }
+    player = Player(runtime, drives, out, console, about, faults, selection, real_time)
+    summary = player.run()
     console.print(_latency_table(summary))
     for each in drives:
         console.print(each.counts.line())
+    if player.clock is not None:
+        console.print(f"at most {player.clock.behind:.2f} s behind real time")
     console.print(f"report: {summary['report']}")
     if gates is not None or baseline is not None:
         verdict = judge(out, baseline, gates)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
@@ -169,6 +170,14 @@ def replay(
         list[str] | None,
         typer.Option(help="KIND:SENSOR[,NAME=NUMBER]@START-END in seconds, as drop:CAM_FRONT@2.0-4.0; repeatable."),
     ] = None,
+    start: Annotated[float, typer.Option(help="Leave out what comes before, in seconds of each drive.")] = 0.0,
+    end: Annotated[
+        float | None, typer.Option(help="Leave out what comes from here on, in seconds of each drive.")
+    ] = None,
+    every: Annotated[int, typer.Option(help="Replay each Nth frame alone, from the first one on.")] = 1,
+    real_time: Annotated[
+        bool, typer.Option("--real-time", help="No faster than the vehicle drove. Default: as fast as possible.")
+    ] = False,
     baseline: Annotated[
         Path | None, typer.Option(help="Folder of another replay of the scenes to compare with.")
     ] = None,
@@ -176,19 +185,23 @@ def replay(
     key: Key = None,
     as_json: Json = False,
 ) -> None:
-    """Run recorded scenes through an exported bundle; writes results, latencies and an HTML report.
+    """Run recorded scenes through an exported bundle; writes results, tracks, latencies and an HTML report.
+
+    A replay that was interrupted goes on where it was when the same command is given again, with the same results.
 
     With --gates or --baseline it gives a verdict too (verdict.json, junit.xml): exit code 0 is pass, 1 is fail.
     """
     from deploy.replay.faults import Fault
     from deploy.replay.gates import load_gates
     from deploy.replay.player import replay as run
+    from deploy.replay.selection import Selection
     from deploy.replay.sources import is_recording
 
     summary = run(
         drive, version or (None if is_recording(drive) else only_version(drive)), names(scenes), bundle, out, key=key,
         console=console_for(as_json), topics=topics, faults=[Fault.parse(text) for text in fault or ()],
         baseline=baseline, gates=None if gates is None else load_gates(gates),
+        selection=Selection(start, math.inf if end is None else end, every), real_time=real_time,
     )  # fmt: skip
     report(summary, as_json)
     if not summary.get("verdict", {"passed": True})["passed"]:

@@ -137,6 +137,10 @@ class NuScenesTables:
         """Name of the drive that a keyframe is from."""
         return self._scene[sample]
 
+    def timestamp(self, sample: str) -> int:
+        """When a keyframe was taken, us."""
+        return self._timestamps[sample]
+
     def conditions(self, sample: str) -> Conditions:
         """What is known of the circumstances of a keyframe; reads no file."""
         return self._conditions[self._scene[sample]]

@@ -26,6 +26,11 @@ class Drive(Protocol):
     def tables(self) -> NuScenesTables | None:
         """What knows what was there; a recording has none."""
 
+    @property
+    def seconds(self) -> float:
+        """From the first frame to the last, about; 0 where it does not say."""
+        ...
+
     def __len__(self) -> int: ...
 
     def __iter__(self) -> Iterator[Frame]: ...

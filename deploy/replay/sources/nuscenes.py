@@ -30,6 +30,11 @@ class NuScenesDrive:
         self.counts = Counts()
         self._samples = tables.samples(selectors=[scene])
 
+    @property
+    def seconds(self) -> float:
+        """From the first keyframe to the last."""
+        return 1e-6 * (self.tables.timestamp(self._samples[-1]) - self.tables.timestamp(self._samples[0]))
+
     def __len__(self) -> int:
         return len(self._samples)
 

@@ -47,6 +47,11 @@ class RecordedDrive:
         self._topics = topics
         self.counts = Counts()
 
+    @property
+    def seconds(self) -> float:
+        """From the first message to the last; 0 where the recording does not say."""
+        return 1e-6 * self._recording.held.duration
+
     def __len__(self) -> int:
         """How many frames to expect; damage and gaps make them fewer."""
         held = self._recording.held

@@ -1,0 +1,191 @@
+"""What an unfinished replay has perceived so far, so that it goes on there after it was killed. numpy only.
+
+The file is a sequence of records, each with its length and CRC-32 before it. The first says what is replayed, every
+further one what was perceived in a frame: JSON and tensors, nothing that runs when it is read. A record that was being
+written when the replay was killed, or that does not hold what was written, ends the journal.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import struct
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import load, save
+
+from perception.errors import InputError
+from perception.frame import Boxes, Frame, Prediction
+from perception.scene.scene import SceneFrame
+
+JOURNAL = "replay.journal"
+_BEFORE = struct.Struct("<QI")  # length in bytes and CRC-32 of a record
+_NUMBERS = tuple(field.name for field in fields(Boxes) if field.name != "instances")  # detections have no instance
+_ROWS = 16  # of a picture one row in so many is checked
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What was perceived in a frame before the replay was killed."""
+
+    prediction: Prediction
+    weights: Mapping[str, float]  # of the modules that the route switches
+    seconds: Mapping[str, float]  # of each stage
+
+
+class Journal:
+    """The journal of one replay. First it gives what is in it, frame by frame, then it takes what is new.
+
+    with Journal(path, about) as journal:
+        for frame in frames:
+            recorded = journal.recall(frame)
+            if recorded is None:
+                journal.add(frame, scene.step(frame))
+        journal.finish()
+
+    Args:
+        path: of the file; it is made where it is not there.
+        about: what the results depend on, as JSON holds it; it must be what the journal was begun with.
+
+    Raises:
+        InputError: it is the journal of another replay, one that still runs, or it cannot be written.
+    """
+
+    def __init__(self, path: Path, about: Mapping[str, Any]) -> None:
+        self.path, self.about = path, about
+        self.recalled = 0  # frames so far
+        self._recalling = True
+
+    def __enter__(self) -> Journal:
+        try:
+            self._file = os.fdopen(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644), "r+b", buffering=0)
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self._file.close()
+            raise InputError(f"{self.path}: another replay writes there; wait for it or choose another --out") from None
+        except OSError as error:
+            raise self._cannot_write(error) from None
+        about = json.dumps(self.about).encode()
+        first, start = self._read(), self._file.tell()
+        self.resumed = first is not None and self._read() is not None  # at least one frame is there
+        if not self.resumed:
+            self._cut(0)
+            self._append(about)
+        elif first != about:
+            self._file.close()
+            raise InputError(self._other(first or b"{}"))
+        else:
+            self._file.seek(start)
+        return self
+
+    def recall(self, frame: Frame) -> Recorded | None:
+        """What is in the journal of the next frame; None from the first one on that is not in it.
+
+        Raises:
+            InputError: it is another frame than before.
+        """
+        if not self._recalling:
+            return None
+        start, record = self._file.tell(), self._read()
+        if record is None:
+            self._recalling = False
+            self._cut(start)
+            return None
+        length = int.from_bytes(record[:8], "little")
+        known = json.loads(json.loads(record[8 : 8 + length])["__metadata__"]["frame"])
+        if known["checksum"] != _checksum(frame):
+            raise InputError(
+                f"{self.path}: frame {self.recalled} of the drive is not the one that was replayed before; "
+                "bring the old drive back to go on, or remove this file to begin anew"
+            )
+        self.recalled += 1
+        arrays = load(record)
+        numbers = {name: arrays[name] for name in _NUMBERS}
+        boxes = Boxes(**numbers, instances=np.full(len(numbers["centers"]), "", "U32"))
+        return Recorded(Prediction(boxes, arrays.get("map")), known["weights"], known["seconds"])
+
+    def add(self, frame: Frame, seen: SceneFrame) -> None:
+        """Append what was perceived in a frame. From here on it survives a kill, though not a power cut.
+
+        Raises:
+            InputError: the disk is full.
+        """
+        known = {
+            "checksum": _checksum(frame),
+            "weights": {name: routed.weight for name, routed in seen.route.items()},
+            "seconds": dict(seen.seconds),
+        }
+        arrays = {name: np.ascontiguousarray(getattr(seen.prediction.boxes, name)) for name in _NUMBERS}
+        if seen.prediction.map_probabilities is not None:
+            arrays["map"] = np.ascontiguousarray(seen.prediction.map_probabilities)
+        self._append(save(arrays, {"frame": json.dumps(known)}))
+
+    def finish(self) -> None:
+        """The results are written: the journal has done its duty."""
+        self.path.unlink()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    def _read(self) -> bytes | None:
+        """The next record; None where there is none, or it is torn or damaged."""
+        before = self._file.read(_BEFORE.size)
+        if len(before) < _BEFORE.size:
+            return None
+        length, checksum = _BEFORE.unpack(before)
+        if length > os.fstat(self._file.fileno()).st_size - self._file.tell():
+            return None
+        record = self._file.read(length)
+        return record if zlib.crc32(record) == checksum else None
+
+    def _append(self, record: bytes) -> None:
+        unwritten = memoryview(_BEFORE.pack(len(record), zlib.crc32(record)) + record)
+        try:
+            while unwritten:
+                unwritten = unwritten[self._file.write(unwritten) :]
+        except OSError as error:
+            raise self._cannot_write(error) from None
+
+    def _cut(self, end: int) -> None:
+        self._file.seek(end)
+        self._file.truncate()
+
+    def _other(self, first: bytes) -> str:
+        """What the unfinished replay has other than this one."""
+        old = json.loads(first)
+        names = [name for name, value in self.about.items() if old.get(name) != value]
+        other = ", ".join(f"{name} {_short(old.get(name))} (now {_short(self.about[name])})" for name in names)
+        return (
+            f"{self.path}: is of an unfinished replay with {other}; repeat that one to finish it, "
+            "or remove this file to begin anew"
+        )
+
+    def _cannot_write(self, error: OSError) -> InputError:
+        return InputError(f"{self.path}: cannot write ({error.strerror}); make room or choose another --out")
+
+
+def _checksum(frame: Frame) -> int:
+    """CRC-32 of a frame as its sensors gave it, of its pictures by a sample of their rows."""
+    known = (frame.token, frame.scene, frame.timestamp, frame.reference, frame.location, frame.conditions)
+    arrays = [frame.global_from_reference, frame.global_from_ego]
+    arrays += [] if frame.points is None else [frame.points]
+    for camera in frame.cameras.values():
+        arrays += [camera.intrinsics, camera.ego_from_camera, camera.global_from_ego, camera.image[::_ROWS]]
+    checksum = zlib.crc32(repr((known, [(name, c.timestamp) for name, c in frame.cameras.items()])).encode())
+    for array in arrays:
+        checksum = zlib.crc32(np.ascontiguousarray(array).data, checksum)
+    return checksum
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,0 +1,97 @@
+"""Which frames of the drives are replayed, and when."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from perception.errors import InputError
+from perception.frame import Frame
+
+LONGEST_WAIT = 60.0  # s between two frames; more is a pause, or a clock that was set
+
+
+@dataclass(frozen=True)
+class Selection:
+    """A part of every drive.
+
+    Args:
+        start: s since the first frame of the drive.
+        end: s; frames from there on are left out.
+        every: of the frames between them the first one, and each that comes so many frames after the last.
+
+    Raises:
+        InputError: no frame can be in it.
+    """
+
+    start: float = 0.0
+    end: float = math.inf
+    every: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.start < self.end:
+            raise InputError(f"--start {self.start:g} --end {self.end:g}: give seconds with 0 <= START < END")
+        if self.every < 1:
+            raise InputError(f"--every {self.every}: give 1 for every frame, 2 for every second one, ...")
+
+    def until_end(self, drive: Iterable[Frame]) -> Iterator[Frame]:
+        """The frames of one drive before `end`. Of the others only the first is read."""
+        start = None
+        for frame in drive:
+            start = frame.timestamp if start is None else start
+            if 1e-6 * (frame.timestamp - start) >= self.end:
+                return
+            yield frame
+
+    def of(self, frames: Iterable[Frame]) -> Iterator[Frame]:
+        """The selected ones of the frames of one or more drives.
+
+        Raises:
+            InputError: there is none.
+        """
+        scene, start, inside, last, none = None, 0, 0, 0.0, True
+        for frame in frames:
+            if frame.scene != scene:
+                scene, start, inside = frame.scene, frame.timestamp, 0
+            last = 1e-6 * (frame.timestamp - start)
+            if self.start <= last < self.end:
+                if inside % self.every == 0:
+                    none = False
+                    yield frame
+                inside += 1
+        if none:
+            raise InputError(f"--start {self.start:g}: the last frame of the drive is at {last:.1f} s; start earlier")
+
+    def expected(self, frames: int, seconds: float) -> int:
+        """How many of the frames of a drive are selected, if they come at a steady rate.
+
+        Args:
+            seconds: from the first to the last of them.
+        """
+        period = seconds / max(frames - 1, 1)
+        if period <= 0:
+            return -(-frames // self.every)
+        first = math.ceil(self.start / period)
+        end = frames if math.isinf(self.end) else min(frames, math.ceil(self.end / period))
+        return -(-max(end - first, 0) // self.every)
+
+
+class RealTime:
+    """Gives the frames of a drive when the vehicle had them, none earlier; a frame that is late is not left out."""
+
+    def __init__(self) -> None:
+        self.behind = 0.0  # s that a frame was late at most
+        self._last: tuple[str, float] | None = None  # scene and s of the latest frame
+        self._zero = 0.0  # s, of the clock, when the drive's time was 0
+
+    def wait_for(self, frame: Frame) -> None:
+        """Sleep until it is time for the frame. The first one of a drive or after a jump says what time it is."""
+        now, seconds = time.monotonic(), 1e-6 * frame.timestamp
+        if self._last is None or self._last[0] != frame.scene or not 0 <= seconds - self._last[1] <= LONGEST_WAIT:
+            self._zero = now - seconds
+        self._last = frame.scene, seconds
+        early = self._zero + seconds - now
+        self.behind = max(self.behind, -early)
+        time.sleep(max(early, 0.0))
