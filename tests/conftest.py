@@ -59,7 +59,7 @@ _SPEED = 5.0  # m/s
 _START = 1_500_000_000_000_000  # us
 
 
-def write_tiny(root: Path) -> None:
+def write_tiny(root: Path, keyframes: int = 3) -> None:
     rng = np.random.default_rng(0)
     calibrations, recordings, poses = [], [], []
     for i, channel in enumerate(_SENSORS):
@@ -78,7 +78,7 @@ def write_tiny(root: Path) -> None:
             }
         )
         previous = ""
-        for step in range(6):  # 4 Hz; every second one is a keyframe
+        for step in range(2 * keyframes):  # 4 Hz; every second one is a keyframe
             keyframe, sample = step % 2 == 1, step // 2
             if channel != "LIDAR_TOP" and not keyframe:
                 continue
@@ -125,9 +125,9 @@ def write_tiny(root: Path) -> None:
             "timestamp": _START + (2 * i + 1) * 250_000,
             "scene_token": token("scene"),
             "prev": token("sample", i - 1) if i > 0 else "",
-            "next": token("sample", i + 1) if i < 2 else "",
+            "next": token("sample", i + 1) if i < keyframes - 1 else "",
         }
-        for i in range(3)
+        for i in range(keyframes)
     ]
     categories = {"car": "vehicle.car", "walker": "human.pedestrian.adult", "rack": "static_object.bicycle_rack"}
     tables: dict[str, list[dict[str, Any]]] = {
@@ -148,7 +148,7 @@ def write_tiny(root: Path) -> None:
         "category": [{"token": token("category", n), "name": c} for n, c in categories.items()],
         "attribute": [{"token": token("attribute"), "name": "vehicle.moving"}],
         "instance": [{"token": token("instance", n), "category_token": token("category", n)} for n in categories],
-        "sample_annotation": [_annotation(name, i) for i in range(3) for name in categories],
+        "sample_annotation": [_annotation(name, i, keyframes - 1) for i in range(keyframes) for name in categories],
     }
     folder = root / "v1.0-tiny"
     folder.mkdir()
@@ -157,7 +157,7 @@ def write_tiny(root: Path) -> None:
     (folder / "splits.json").write_text(json.dumps({"train": ["scene-0001"], "val": ["scene-0002"]}))
 
 
-def _annotation(name: str, sample: int) -> dict[str, Any]:
+def _annotation(name: str, sample: int, last: int) -> dict[str, Any]:
     seconds = (2 * sample + 1) * 0.25
     ahead, left = {"car": (10 + _SPEED * seconds, 0.0), "walker": (5.0, 8.0), "rack": (5.0, -8.0)}[name]
     return {
@@ -169,7 +169,7 @@ def _annotation(name: str, sample: int) -> dict[str, Any]:
         "size": [2.0, 4.0, 1.5],
         "rotation": [1.0, 0.0, 0.0, 0.0],
         "prev": token("annotation", name, sample - 1) if sample > 0 else "",
-        "next": token("annotation", name, sample + 1) if sample < 2 else "",
+        "next": token("annotation", name, sample + 1) if sample < last else "",
         "num_lidar_pts": 4,
         "num_radar_pts": 1,
     }

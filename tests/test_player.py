@@ -1,0 +1,383 @@
+"""A replay that is killed goes on and ends with the same bytes; parts of a drive; real time; memory on a long drive."""
+
+import gc
+import json
+import math
+import multiprocessing
+import random
+import shutil
+import struct
+import time
+import tracemalloc
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import cache
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import networks
+import numpy as np
+import pytest
+from conftest import token, write_tiny
+from exported import QUIET, assert_equal, checkpoint_of, folder, rewritten
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from deploy.export import export
+from deploy.replay.faults import Fault, inject
+from deploy.replay.journal import JOURNAL, Journal
+from deploy.replay.player import Player, replay
+from deploy.replay.selection import RealTime, Selection
+from deploy.replay.sources import open_drives
+from deploy.replay.sources.counts import Counts
+from deploy.runtime import Runtime
+from perception.config import find_config, load_config
+from perception.errors import InputError
+from perception.evaluation.tracking import TrackWriter
+from perception.frame import Frame
+
+FRAMES, VERSION = 120, "v1.0-tiny"
+SAME = ("results.json", "tracks.json", "statistics.jsonl", "sources.json")
+# Both show earlier frames, which a replay that goes on must have as well.
+FAULTS = [Fault.parse("delay:lidar,seconds=1.2@5-20"), Fault.parse("freeze:lidar@25-40")]
+
+
+@cache
+def small() -> Path:
+    """A LiDAR network with a view of 26 m and a module for rain, for routes with and without it."""
+    tiny, config = load_config(find_config("tiny")), networks.config()
+    model = config.model.model_copy(
+        update={"camera": None, "detection": config.model.detection.model_copy(update={"top_k": 30})}
+    )
+    config = config.model_copy(update={"name": "small", "modules": tiny.modules, "model": model})
+    return export(checkpoint_of(config), folder() / "small", [[], ["rain"]], console=QUIET).path
+
+
+@pytest.fixture(scope="module")
+def drive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataroot with a drive of FRAMES keyframes at 2 Hz."""
+    root = tmp_path_factory.mktemp("drive") / "tiny"
+    write_tiny(root, FRAMES)
+    return root
+
+
+@pytest.fixture(scope="module")
+def undisturbed(drive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("undisturbed")
+    summary = replayed(drive, out)
+    assert (summary["frames"], summary["resumed_at_frame"]) == (FRAMES, 0)
+    assert not (out / JOURNAL).exists()
+    return out
+
+
+@pytest.fixture(scope="module")
+def stopped(drive: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """The journal of a replay that could not read the last frame."""
+    out = tmp_path_factory.mktemp("stopped")
+    last = max((drive / "samples" / "LIDAR_TOP").iterdir())
+    content = last.read_bytes()
+    last.write_bytes(content[:-1])
+    with pytest.raises(InputError, match=last.name):
+        replayed(drive, out)
+    last.write_bytes(content)
+    assert not (out / "results.json").exists()
+    return (out / JOURNAL).read_bytes()
+
+
+def replayed(drive: Path, out: Path, **options: Any) -> dict[str, Any]:
+    given = {"faults": FAULTS, "console": QUIET} | options
+    return replay(drive, VERSION, given.pop("scenes", []), given.pop("bundle", small()), out, **given)
+
+
+def frames(drive: Path) -> list[Frame]:
+    (source,) = open_drives(drive, VERSION, ["scene-0001"], Runtime(small()).bundle.spec, None)
+    return list(source)
+
+
+def assert_same(out: Path, expected: Path) -> None:
+    for name in SAME:
+        assert (out / name).read_bytes() == (expected / name).read_bytes(), name
+
+
+def test_two_replays_give_the_same_bytes(drive: Path, undisturbed: Path, tmp_path: Path) -> None:
+    replayed(drive, tmp_path)
+    assert_same(tmp_path, undisturbed)
+
+
+def test_killed_at_20_random_moments_it_ends_with_the_same_bytes(
+    drive: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["deploy.replay.player", "deploy.engines.onnxruntime"])
+    rng, kills, journalled = random.Random(0), 0, {0}
+    while kills < 20:
+        given = (drive, VERSION, (), small(), tmp_path)
+        process = context.Process(target=replay, args=given, kwargs={"faults": FAULTS})
+        process.start()
+        process.join(rng.uniform(0.2, 1.8))
+        process.kill()
+        process.join()
+        kills += process.exitcode != 0  # one that was done before the kill was not killed
+        journal = tmp_path / JOURNAL
+        journalled.add(journal.stat().st_size if journal.exists() else 0)
+    assert len(journalled) > 2, "no kill came while frames were replayed"
+    replayed(drive, tmp_path)
+    assert_same(tmp_path, undisturbed)
+    assert not (tmp_path / JOURNAL).exists()
+
+
+@pytest.mark.parametrize("damage", ["none", "torn", "flipped", "garbage"])
+def test_a_damaged_journal_is_used_up_to_the_damage(
+    drive: Path, undisturbed: Path, stopped: bytes, tmp_path: Path, damage: str
+) -> None:
+    ends, content = record_ends(stopped), bytearray(stopped)
+    middle = (ends[60] + ends[61]) // 2  # in the record of frame 60: the first record is no frame's
+    if damage == "torn":
+        del content[middle:]
+    elif damage == "flipped":
+        content[middle] ^= 1
+    elif damage == "garbage":
+        content[ends[60] :] = b"\xff" * 100  # a length of 2^64 - 1
+    (tmp_path / JOURNAL).write_bytes(content)
+    summary = replayed(drive, tmp_path)
+    assert summary["resumed_at_frame"] == (FRAMES - 1 if damage == "none" else 60)
+    assert_same(tmp_path, undisturbed)
+    latency = json.loads((tmp_path / "latency.json").read_text())
+    assert latency["frames"] == FRAMES
+    assert latency["stages"]["engine"]["p50"] > 0
+
+
+def record_ends(journal: bytes) -> list[int]:
+    """Where each record ends."""
+    ends, at = [], 0
+    while at < len(journal):
+        at += 12 + struct.unpack_from("<Q", journal, at)[0]
+        ends.append(at)
+    return ends
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_cut_anywhere_it_holds_the_frames_that_are_whole(
+    drive: Path, stopped: bytes, tmp_path: Path, data: st.DataObject
+) -> None:
+    ends = record_ends(stopped)[:6]
+    cut = data.draw(st.integers(0, ends[-1]) | st.sampled_from(ends))
+    path = tmp_path / JOURNAL
+    path.write_bytes(stopped[:cut])
+    about = json.loads(stopped[12 : ends[0]])
+    whole = max(sum(end <= cut for end in ends) - 1, 0)
+    with Journal(path, about) as journal:
+        assert journal.resumed == (whole > 0)
+        assert [journal.recall(frame) is not None for frame in first_frames(drive)] == [i < whole for i in range(7)]
+    # What follows the whole records is gone, so that new ones can be appended.
+    assert path.read_bytes() == stopped[: ends[whole]]
+
+
+@cache
+def first_frames(drive: Path) -> list[Frame]:
+    return list(inject(frames(drive)[:7], FAULTS))
+
+
+def test_a_recalled_frame_gives_the_same_scene(drive: Path, tmp_path: Path) -> None:
+    given, path = first_frames(drive), tmp_path / JOURNAL
+    runtime, live = Runtime(small()), []
+    with Journal(path, {}) as journal:
+        for frame in given:
+            assert journal.recall(frame) is None
+            live.append(runtime.step(frame))
+            journal.add(frame, live[-1])
+    scene = Runtime(small()).scene
+    with Journal(path, {}) as journal:
+        for frame, expected in zip(given, live, strict=True):
+            recorded = journal.recall(frame)
+            assert recorded is not None
+            scene.observe(frame)
+            found = scene.update(frame, recorded.prediction, recorded.weights)
+            assert recorded.seconds == expected.seconds
+            assert_equal(found.prediction, expected.prediction)
+            assert (found.route, found.beliefs, found.health) == (expected.route, expected.beliefs, expected.health)
+            np.testing.assert_array_equal(found.map, expected.map)
+            np.testing.assert_array_equal(found.tracks.ids, expected.tracks.ids)
+            np.testing.assert_array_equal(found.tracks.boxes.centers, expected.tracks.boxes.centers)
+    assert {routed.weight for seen in live for routed in seen.route.values()} == {1.0}  # it rains
+
+
+def test_of_another_replay_it_is_refused_in_one_line(drive: Path, stopped: bytes, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / JOURNAL).write_bytes(stopped)
+    moved = tmp_path / "moved"
+    shutil.copytree(drive, moved)
+    shutil.copytree(small(), tmp_path / "bundle")
+    others: dict[str, tuple[Path, dict[str, Any]]] = {
+        "bundle": (drive, {"bundle": rewritten(tmp_path / "bundle", name="other")}),
+        "drive": (moved, {}),
+        "scenes": (drive, {"scenes": ["scene-0001"]}),
+        "faults": (drive, {"faults": []}),
+        "selection": (drive, {"selection": Selection(every=2)}),
+    }
+    for what, (root, options) in others.items():
+        with pytest.raises(InputError) as refused:
+            replayed(root, tmp_path / "out", **options)
+        message = str(refused.value)
+        assert f"of an unfinished replay with {what} " in message
+        assert "\n" not in message
+        assert "remove this file" in message
+        assert (tmp_path / "out" / JOURNAL).read_bytes() == stopped
+
+
+def test_frames_that_changed_are_refused(drive: Path, stopped: bytes, tmp_path: Path) -> None:
+    about, path = json.loads(stopped[12 : record_ends(stopped)[0]]), tmp_path / JOURNAL
+    path.write_bytes(stopped)
+    frame, second, *_ = first_frames(drive)
+    front = frame.cameras["CAM_FRONT"]
+    changed = [
+        second,
+        replace(frame, timestamp=frame.timestamp + 1),
+        replace(frame, points=frame.points[1:]),
+        replace(frame, cameras={**frame.cameras, "CAM_FRONT": replace(front, image=255 - front.image)}),
+        replace(frame, cameras={**frame.cameras, "CAM_FRONT": replace(front, intrinsics=2 * front.intrinsics)}),
+        replace(frame, cameras={}),
+    ]
+    for other in changed:
+        with Journal(path, about) as journal, pytest.raises(InputError, match="frame 0 of the drive is not the one"):
+            journal.recall(other)
+    assert path.read_bytes() == stopped
+
+
+def test_two_replays_do_not_write_one_journal(tmp_path: Path) -> None:
+    with Journal(tmp_path / JOURNAL, {}), pytest.raises(InputError, match="another replay writes there"):
+        Journal(tmp_path / JOURNAL, {}).__enter__()
+
+
+def test_a_journal_without_a_frame_binds_to_nothing(tmp_path: Path) -> None:
+    for about in ({"bundle": "a"}, {"bundle": "b"}):
+        with Journal(tmp_path / JOURNAL, about) as journal:
+            assert not journal.resumed
+
+
+def test_tracks_are_those_of_the_scene(drive: Path, undisturbed: Path, tmp_path: Path) -> None:
+    runtime = Runtime(small())
+    with TrackWriter(tmp_path / "tracks.json", runtime.bundle.manifest.sensors) as writer:
+        for frame in inject(frames(drive), FAULTS):
+            writer.add(frame.token, runtime.step(frame).tracks)
+    assert (tmp_path / "tracks.json").read_bytes() == (undisturbed / "tracks.json").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("selection", "expected"),
+    [
+        (Selection(start=1.0), range(2, FRAMES)),
+        (Selection(end=3.0), range(6)),
+        (Selection(every=50), range(0, FRAMES, 50)),
+        (Selection(6.2, 10.0, 3), range(13, 20, 3)),
+    ],
+)
+def test_a_part_of_a_drive(
+    drive: Path, undisturbed: Path, tmp_path: Path, selection: Selection, expected: Sequence[int]
+) -> None:
+    """Its detections are those of the whole drive; faults keep their times."""
+    assert replayed(drive, tmp_path, selection=selection)["frames"] == len(expected)
+    whole, part = (json.loads((out / "results.json").read_text())["results"] for out in (undisturbed, tmp_path))
+    assert part == {token("sample", i): whole[token("sample", i)] for i in expected}
+    assert selection.expected(FRAMES, 0.5 * (FRAMES - 1)) == len(expected)
+
+
+selections = st.builds(
+    lambda start, length, every: Selection(start, start + length, every),
+    st.sampled_from([0.0, 0.5, 1.25, 7.0]),
+    st.sampled_from([0.5, 2.0, 3.75, math.inf]),
+    st.integers(1, 4),
+)
+
+
+@given(selections, st.lists(st.lists(st.integers(0, 10_000_000), min_size=1), min_size=1, max_size=3))
+def test_selection(selection: Selection, drives: list[list[int]]) -> None:
+    """Against a loop over each drive, at any rate of frames."""
+    given = [
+        [Frame(f"{i}-{k}", t, "ego", np.eye(4), np.eye(4), None, {}, scene=str(i)) for k, t in enumerate(sorted(each))]
+        for i, each in enumerate(drives)
+    ]
+    expected = []
+    for each in given:
+        inside = [f for f in each if selection.start <= (f.timestamp - each[0].timestamp) * 1e-6 < selection.end]
+        expected += inside[:: selection.every]
+    chosen = selection.of(frame for each in given for frame in selection.until_end(each))
+    if expected:
+        assert [frame.token for frame in chosen] == [frame.token for frame in expected]
+    else:
+        with pytest.raises(InputError, match="start earlier"):
+            list(chosen)
+
+
+def test_after_the_end_one_frame_is_read() -> None:
+    times = iter(range(0, 10_000_000, 500_000))
+    drive = (Frame(str(t), t, "ego", np.eye(4), np.eye(4), None, {}) for t in times)
+    assert len(list(Selection(end=2.0).until_end(drive))) == 4
+    assert next(times) == 2_500_000
+
+
+@pytest.mark.parametrize("wrong", [(-1.0, 2.0, 1), (2.0, 2.0, 1), (math.nan, 2.0, 1), (0.0, math.nan, 1), (0, 1, 0)])
+def test_impossible_selections_are_one_line(wrong: tuple[float, float, int]) -> None:
+    with pytest.raises(InputError, match=r"--start|--every"):
+        Selection(*wrong)
+
+
+def test_real_time() -> None:
+    """Frames come when they were taken; a jump of the clock is not waited for."""
+    steps = [0, 100, 100, 3_600_000, 100, -7_200_000, 100]  # ms
+    clock, start, came = RealTime(), time.monotonic(), []
+    for i, ms in enumerate(accumulate(steps)):
+        clock.wait_for(Frame(str(i), 1000 * ms, "ego", np.eye(4), np.eye(4), None, {}, scene="a"))
+        came.append(time.monotonic() - start)
+    for moment, expected in zip(came, [0, 0.1, 0.2, 0.2, 0.3, 0.3, 0.4], strict=True):
+        assert expected <= moment + 1e-3
+    assert came[-1] < 5
+
+
+def test_real_time_says_how_late_a_frame_was() -> None:
+    clock = RealTime()
+    for i in range(2):
+        clock.wait_for(Frame(str(i), 10_000 * i, "ego", np.eye(4), np.eye(4), None, {}))
+        time.sleep(0.2 if i == 0 else 0)
+    assert 0.19 <= clock.behind < 5
+
+
+def test_a_replay_in_real_time_takes_as_long_as_the_drive(drive: Path, undisturbed: Path, tmp_path: Path) -> None:
+    start = time.monotonic()
+    replayed(drive, tmp_path, selection=Selection(end=2.0), real_time=True)
+    assert time.monotonic() - start >= 1.5  # four frames
+
+
+class LongDrive:
+    """A drive of one frame again and again, which sees by how much memory grows between its frames 100 and 200."""
+
+    tables, seconds, grown = None, 100.0, 0
+
+    def __init__(self, frame: Frame) -> None:
+        self.frame, self.counts = frame, Counts()
+
+    def __len__(self) -> int:
+        return 201
+
+    def __iter__(self) -> Iterator[Frame]:
+        for i in range(len(self)):
+            if i == 50:
+                tracemalloc.start()
+            if i in (100, 200):
+                gc.collect()
+                self.grown = tracemalloc.get_traced_memory()[0] - self.grown
+            if i == 200:
+                tracemalloc.stop()
+            self.counts.frame(self.frame)
+            points = self.frame.points + np.float32(0)
+            yield replace(self.frame, token=str(i), timestamp=500_000 * i, points=points)
+
+
+def test_memory_does_not_grow_with_the_drive(drive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Points and map of a frame take 44 kB here; what is kept of it, its token and latencies, 2 kB at most."""
+    monkeypatch.setattr("deploy.replay.report.PICTURED", 2)  # their number does not depend on the drive
+    long = LongDrive(replace(first_frames(drive)[0], cameras={}))
+    Player(Runtime(small()), [long], tmp_path, QUIET, {}).run()
+    assert 0 < long.grown < 100 * 2000
