@@ -47,7 +47,7 @@ class Journal:
         for frame in frames:
             recorded = journal.recall(frame)
             if recorded is None:
-                journal.add(frame, scene.step(frame))
+                journal.add(frame, runtime.step(frame))
         journal.finish()
 
     Args:
@@ -73,14 +73,14 @@ class Journal:
         except OSError as error:
             raise self._cannot_write(error) from None
         about = json.dumps(self.about).encode()
-        first, start = self._read(), self._file.tell()
-        self.resumed = first is not None and self._read() is not None  # at least one frame is there
+        first, start = self._read() or b"", self._file.tell()
+        self.resumed = bool(first) and self._read() is not None  # at least one frame is there
         if not self.resumed:
             self._cut(0)
             self._append(about)
         elif first != about:
             self._file.close()
-            raise InputError(self._other(first or b"{}"))
+            raise InputError(self._other(first))
         else:
             self._file.seek(start)
         return self
