@@ -62,7 +62,10 @@ VEHICLE = (
     "deploy.replay.sources.topics",
     "deploy.replay.sources.transforms",
     "deploy.replay.statistics",
+    "deploy.replay.timeline",
+    "deploy.replay.trails",
     "deploy.replay.verdict",
+    "deploy.replay.worst",
 )
 # The rest of deploy is the workshop's: it trains or exports.
 WORKSHOP = {

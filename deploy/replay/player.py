@@ -19,7 +19,7 @@ from deploy.replay.latency import Latency
 from deploy.replay.report import Report
 from deploy.replay.sources import Drive, open_drives
 from deploy.replay.statistics import StatisticsWriter, Truth
-from deploy.replay.verdict import judge, require_comparable
+from deploy.replay.verdict import Verdict, judge, require_comparable
 from deploy.runtime import Runtime
 from perception.atomic import write_atomically
 from perception.errors import InputError
@@ -66,12 +66,12 @@ class Player:
                 results.add(frame, seen.prediction)
                 statistics.add(frame, seen.prediction)
                 self.latency.add(seconds)
-                self.report.add(frame, seen.prediction, seconds)
+                self.report.add(frame, seen, seconds)
         latency = self.latency.summary()
         write_atomically(self._file("latency.json"), json.dumps(latency, indent=2).encode())
         counts = [drive.counts.summary() for drive in self.drives]
         write_atomically(self._file("sources.json"), json.dumps(counts, indent=2).encode())
-        write_atomically(self._file("report.html"), self.report.html(latency).encode())
+        self.write_report()
         return {
             "frames": latency["frames"],
             "latency_ms": latency["stages"],
@@ -80,6 +80,11 @@ class Player:
             "latency": str(self._file("latency.json")),
             "report": str(self._file("report.html")),
         }
+
+    def write_report(self, verdict: Verdict | None = None) -> None:
+        """Write the report's page; once more when there is a verdict, with which it then begins."""
+        page = self.report.html(self.latency.summary(), None if verdict is None else verdict.as_dict())
+        write_atomically(self._file("report.html"), page.encode())
 
     def _frames(self) -> Iterator[tuple[Frame, float]]:
         """Every frame of every drive, with the seconds that reading it took."""
@@ -138,13 +143,15 @@ def replay(
     require_comparable(baseline, gates)
     runtime = Runtime(bundle, target, key)
     drives = open_drives(drive, version, scenes, runtime.bundle.spec, topics)
-    summary = Player(runtime, drives, out, console, faults).run()
+    player = Player(runtime, drives, out, console, faults)
+    summary = player.run()
     console.print(_latency_table(summary))
     for each in drives:
         console.print(each.counts.line())
     console.print(f"report: {summary['report']}")
     if gates is not None or baseline is not None:
         verdict = judge(out, baseline, gates)
+        player.write_report(verdict)
         console.print(verdict.table())
         summary["verdict"] = verdict.as_dict()
     return summary
