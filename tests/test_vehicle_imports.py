@@ -38,6 +38,8 @@ VEHICLE = (
     "deploy.signature",
     "deploy.replay.faults",
     "deploy.replay.finished",
+    "deploy.replay.foxglove_messages",
+    "deploy.replay.foxglove_results",
     "deploy.replay.gates",
     "deploy.replay.latency",
     "deploy.replay.measure",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from rich.table import Table
 
 from deploy.replay.faults import Fault, inject
 from deploy.replay.finished import STATISTICS
+from deploy.replay.foxglove_results import MCAP, FoxgloveWriter
 from deploy.replay.gates import Gates
 from deploy.replay.latency import Latency
 from deploy.replay.report import Report
@@ -35,6 +37,7 @@ class Player:
     sources.json      per drive: frames, missing sensors, and what was wrong with a recording's messages
     latency.json      p50, p95 and p99 of every stage
     report.html       all of it to look at, in one file
+    results.mcap      where it is asked for: all of it to look at in Foxglove
     """
 
     def __init__(
@@ -44,9 +47,10 @@ class Player:
         out: Path,
         console: Console,
         faults: Sequence[Fault] = (),
+        mcap: bool = False,
     ) -> None:
         self.runtime, self.drives, self.out, self.console = runtime, drives, out, console
-        self.faults = faults
+        self.faults, self.mcap = faults, mcap
         known = [drive.tables for drive in drives if drive.tables is not None]
         self.truth = Truth(known[0]) if known else None
         self.latency = Latency()
@@ -59,6 +63,7 @@ class Player:
         with (
             SubmissionWriter(self._file("results.json"), manifest.sensors) as results,
             StatisticsWriter(self._file(STATISTICS), manifest.sensors, map_grid, self.truth) as statistics,
+            FoxgloveWriter(self._file(MCAP), map_grid) if self.mcap else nullcontext() as foxglove,
         ):
             for frame, reading in self._frames():
                 seen = self.runtime.step(frame)
@@ -67,6 +72,8 @@ class Player:
                 statistics.add(frame, seen.prediction)
                 self.latency.add(seconds)
                 self.report.add(frame, seen, seconds)
+                if foxglove is not None:
+                    foxglove.add(frame, seen)
         latency = self.latency.summary()
         write_atomically(self._file("latency.json"), json.dumps(latency, indent=2).encode())
         counts = [drive.counts.summary() for drive in self.drives]
@@ -79,6 +86,7 @@ class Player:
             "sources": str(self._file("sources.json")),
             "latency": str(self._file("latency.json")),
             "report": str(self._file("report.html")),
+            **({"mcap": str(self._file(MCAP))} if self.mcap else {}),
         }
 
     def write_report(self, verdict: Verdict | None = None) -> None:
@@ -116,6 +124,7 @@ def replay(
     baseline: Path | None = None,
     gates: Gates | None = None,
     topics: Path | None = None,
+    mcap: bool = False,
 ) -> dict[str, Any]:
     """Replay scenes of a nuScenes dataroot, or a recording, through a bundle.
 
@@ -131,6 +140,7 @@ def replay(
         baseline: the folder of another replay of the same scenes, to compare with.
         gates: what must be reached; without them and with a baseline the usual ones.
         topics: a YAML file that says which topics of a recording are which sensor.
+        mcap: whether to write results.mcap.
 
     Returns:
         The summary, with the verdict under `verdict` where there is one.
@@ -143,7 +153,7 @@ def replay(
     require_comparable(baseline, gates)
     runtime = Runtime(bundle, target, key)
     drives = open_drives(drive, version, scenes, runtime.bundle.spec, topics)
-    player = Player(runtime, drives, out, console, faults)
+    player = Player(runtime, drives, out, console, faults, mcap)
     summary = player.run()
     console.print(_latency_table(summary))
     for each in drives:
