@@ -17,6 +17,7 @@ from pages import page_data
 from pyquaternion import Quaternion
 
 from deploy.replay import pictures
+from deploy.replay.gates import Gates
 from deploy.replay.latency import STAGES, Latency
 from deploy.replay.player import replay
 from deploy.runtime import Runtime
@@ -74,6 +75,14 @@ def test_latency_percentiles() -> None:
     assert stages["read"] == {"p50": 50, "p95": 95, "p99": 99, "mean": 50, "max": 100}
     assert stages["map"]["p95"] == 95
     assert stages["total"]["p99"] == 100
+
+
+def test_report_has_the_verdict(sim_root: Path, tmp_path: Path) -> None:
+    gates = Gates.model_validate({"gates": [{"metric": "dropped", "at_most": 0}, {"metric": "mAP", "at_least": 1}]})
+    replay(sim_root, "v1.0-sim", ["scene-0001"], bundle().path, tmp_path, console=QUIET, gates=gates)
+    verdict = json.loads((tmp_path / "verdict.json").read_text())
+    assert page_data(tmp_path / "report.html")["verdict"] == verdict
+    assert [case["passed"] for case in verdict["cases"]] == [True, False]
 
 
 def test_report_is_self_contained(replayed: Path) -> None:

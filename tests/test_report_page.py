@@ -7,7 +7,7 @@ import json
 import re
 import shutil
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from deploy.replay.report import Report
 from deploy.replay.verdict import Case, Verdict
 from deploy.runtime import Runtime
 from perception.data.nuscenes import NuScenesTables
+from perception.scene.scene import Routed
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="chromium not found: apt-get install chromium")
@@ -47,7 +48,9 @@ def page(sim_root: Path) -> str:
     report, latency = Report(bundle().manifest, "cpu", FRAMES), Latency()
     for i in range(FRAMES):
         seconds = dict.fromkeys(STAGES, 0.01) | {"engine": 3.0 if i == SLOWEST else 0.05 + 1e-4 * i}
-        report.add(frames[i * len(frames) // FRAMES], seen[i * len(frames) // FRAMES], seconds)
+        which = i * len(frames) // FRAMES
+        routed = Routed(1.0, "rain since 0.0 s: 1 of 1 frames") if which >= 3 else Routed(0.0, "clear")
+        report.add(frames[which], replace(seen[which], route={"wet_road": routed}), seconds)
         latency.add(seconds)
     return report.html(latency.summary(), VERDICT.as_dict())
 
@@ -91,6 +94,7 @@ def test_page_opens_quickly_with_the_verdict_first(page: str, tmp_path: Path) ->
           top: document.getElementById("verdict").getBoundingClientRect().top,
           loaded: performance.getEntriesByType("resource").filter(each => !each.name.startsWith("data:")).length,
           bars: document.querySelectorAll("#histogram rect").length,
+          why: [...document.querySelectorAll("#lanes title")].map(title => title.textContent),
           lanes: document.querySelectorAll("#lanes rect").length,
         });""",
     )
@@ -104,6 +108,8 @@ def test_page_opens_quickly_with_the_verdict_first(page: str, tmp_path: Path) ->
     assert opened.found["loaded"] == 0
     assert opened.found["bars"] >= 8
     assert opened.found["lanes"] > 10
+    route = [why for why in opened.found["why"] if why.startswith("wet road")]
+    assert set(route) == {"wet road: 0\nclear", "wet road: 1\nrain since 0.0 s: 1 of 1 frames"}
 
 
 LOOK = """
@@ -113,7 +119,7 @@ LOOK = """
     marked: [...document.querySelectorAll(".worst a.now")].map(link => link.hash),
     pictures: [...document.querySelectorAll(".camera img")].filter(image => image.naturalWidth > 0).length,
     hash: location.hash,
-    tracks: document.querySelectorAll("#boxes text").length,
+    facts: document.getElementById("reasoned").innerText,
   });
 """
 
@@ -153,6 +159,7 @@ def test_address_of_a_frame_shows_it_and_the_arrow_goes_on(page: str, tmp_path: 
     )
     assert opened.console == []
     assert opened.found["before"]["counter"] == f"frame {SLOWEST + 1} of {FRAMES}"
+    assert "off: clear" in opened.found["before"]["facts"]
     number = int(opened.found["after"]["counter"].split()[1])
     assert SLOWEST + 1 < number <= SLOWEST + 6
     assert opened.found["after"]["hash"] == f"#frame-{number - 1}"

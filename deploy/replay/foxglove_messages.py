@@ -26,13 +26,11 @@ from foxglove_schemas_protobuf.TextPrimitive_pb2 import TextPrimitive
 from foxglove_schemas_protobuf.Vector2_pb2 import Vector2
 from foxglove_schemas_protobuf.Vector3_pb2 import Vector3
 
-from deploy.replay.pictures import edges_in_camera, map_colours
+from deploy.replay.pictures import BOX_COLOURS, edges_in_camera, map_colours
 from perception.evaluation.submission import quaternions
 from perception.frame import CLASSES, Boxes, Camera
 from perception.grid import BevGrid
 
-# By class, as RGB in hexadecimal: those of the report.
-COLOURS = ("4cc9f0", "4895ef", "f79d5c", "7b86ff", "9d8cff", "d0b48a", "80ed99", "b5e48c", "ff70a6", "ffb627")
 JPEG_QUALITY = 85
 ROAD = -0.05  # m, height of the map, so that points on the road lie over it
 
@@ -165,5 +163,5 @@ def _pose(rotation: np.ndarray, translation: np.ndarray) -> Pose:
 
 
 def _colour(label: int, opacity: float) -> Color:
-    red, green, blue = (int(COLOURS[label][i : i + 2], 16) / 255 for i in (0, 2, 4))
+    red, green, blue = (int(BOX_COLOURS[label][i : i + 2], 16) / 255 for i in (1, 3, 5))
     return Color(r=red, g=green, b=blue, a=opacity)

@@ -10,6 +10,10 @@ import numpy as np
 from perception.frame import Boxes, Frame
 from perception.grid import BevGrid, Reference
 
+# Boxes by their class, in the order of CLASSES.
+BOX_COLOURS = (
+    "#4cc9f0", "#4895ef", "#f79d5c", "#7b86ff", "#9d8cff", "#d0b48a", "#80ed99", "#b5e48c", "#ff70a6", "#ffb627"
+)  # fmt: skip
 # Map classes in the order of MAP_CLASSES, as RGB; what comes later lies on top.
 MAP_COLOURS = ((58, 74, 96), (196, 154, 66), (94, 78, 120), (190, 72, 72), (44, 104, 104), (226, 214, 150))
 # Points by height above the road, from below it to 4 m: from slate to warm white, as RGB.

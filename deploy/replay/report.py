@@ -68,7 +68,7 @@ class Report:
         data = {
             "verdict": verdict,
             "bundle": _facts(self.manifest, self.target),
-            "classes": CLASSES,
+            "classes": [{"name": name, "colour": pictures.BOX_COLOURS[i]} for i, name in enumerate(CLASSES)],
             "mapClasses": [
                 {"name": name, "colour": "rgb({},{},{})".format(*rgb)}
                 for name, rgb in zip(MAP_CLASSES, pictures.MAP_COLOURS, strict=True)

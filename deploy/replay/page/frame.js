@@ -1,10 +1,6 @@
 // One frame from above and in the cameras, and what moves from one to another.
 
-const COLOURS = {
-  car: "#4cc9f0", truck: "#4895ef", construction_vehicle: "#f79d5c", bus: "#7b86ff", trailer: "#9d8cff",
-  barrier: "#d0b48a", motorcycle: "#80ed99", bicycle: "#b5e48c", pedestrian: "#ff70a6", traffic_cone: "#ffb627",
-};
-const colour = box => COLOURS[data.classes[box.class]];
+const colour = box => data.classes[box.class].colour;
 // As the cameras look: the front row, then the rear one, left to right.
 const ARRANGED = ["CAM_FRONT_LEFT", "CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_BACK_LEFT", "CAM_BACK", "CAM_BACK_RIGHT"];
 const [left, top_, width, height] = data.extent;
@@ -17,7 +13,7 @@ const mark = (parent, background, text, outline) => {
 };
 mark(at("legend"), "#fff", "annotated, found", true);
 mark(at("legend"), "#ff5c5c", "annotated, missed", true);
-for (const name of data.classes) mark(at("legend"), COLOURS[name], words(name));
+for (const {name, colour} of data.classes) mark(at("legend"), colour, words(name));
 for (const layer of data.mapClasses) mark(at("legend"), layer.colour, `map: ${words(layer.name)}`);
 
 for (const name of ARRANGED) {
@@ -130,11 +126,11 @@ function show(index) {
   at("counts").replaceChildren();
   const row = make("tr", at("counts"));
   for (const title of ["class", "predicted", ...(frame.annotated ? ["annotated", "found", "missed", "extra"] : [])]) make("th", row, title);
-  data.classes.forEach((name, k) => {
+  data.classes.forEach(({name, colour}, k) => {
     const mine = predicted.filter(box => box.class === k), truths = (frame.annotated || []).filter(box => box.class === k);
     if (!mine.length && !truths.length) return;
     const found = truths.filter(box => taken.has(box)).length, line = make("tr", at("counts"));
-    make("td", line, words(name)).style.color = COLOURS[name];
+    make("td", line, words(name)).style.color = colour;
     for (const n of [mine.length, ...(frame.annotated ? [truths.length, found, truths.length - found, mine.length - found] : [])]) make("td", line, n);
   });
 }
