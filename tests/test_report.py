@@ -88,7 +88,7 @@ def test_worst_frames_are_those_that_sorting_finds(values: list[int]) -> None:
 
 
 def test_report_lists_the_frames_with_most_mistakes() -> None:
-    report, scene = Report(bundle().manifest, "cpu", 3), Scene(["LIDAR_TOP"])
+    report, scene = Report(bundle().manifest, "cpu", 3), Scene(["LIDAR_TOP", "CAM_FRONT"])
     truth = replace(cars([[10, 0, 0], [20, 0, 0]], [1, 1]), num_points=np.full(2, 5))
     # Two found; one missed and one out of place; of the two that find nothing one is too uncertain to count.
     for i, detections in enumerate(
@@ -105,7 +105,7 @@ def test_report_lists_the_frames_with_most_mistakes() -> None:
         ("mistakes", 1): "1 missed, 1 extra",
         ("mistakes", 2): "1 missed, 1 extra",
     }
-    assert listed["sensors", 0] == "LIDAR_TOP missing"
+    assert listed["sensors", 0] == "LIDAR_TOP, CAM_FRONT missing"
 
 
 def test_tracks_keep_their_id_and_leave_a_trail() -> None:

@@ -97,10 +97,19 @@ class Report:
 
     def _badness(self, seen: SceneFrame, annotated: Boxes | None) -> dict[str, tuple[float, str]]:
         total = sum(self._milliseconds[-1])
-        ill = {name: health for name, health in seen.health.items() if health.status != "ok"}
+        ill: dict[str, list[str]] = {}  # sensors by status
+        for name, health in seen.health.items():
+            if health.status != "ok":
+                ill.setdefault(health.status, []).append(name)
         measures = {
             "slowest": (total, f"{total:.0f} ms"),
-            "sensors": (len(ill), ", ".join(f"{name} {health.status}" for name, health in ill.items())),
+            "sensors": (
+                sum(map(len, ill.values())),
+                "; ".join(
+                    f"{', '.join(names) if len(names) < 3 else f'{len(names)} sensors'} {status}"
+                    for status, names in ill.items()
+                ),
+            ),
         }
         if annotated is None:
             return measures
