@@ -13,17 +13,18 @@ import numpy as np
 import pytest
 from exported import QUIET, bundle
 from nuscenes.utils.geometry_utils import view_points
+from pages import page_data
 from pyquaternion import Quaternion
 
 from deploy.replay import pictures
-from deploy.replay.latency import Latency
+from deploy.replay.gates import Gates
+from deploy.replay.latency import STAGES, Latency
 from deploy.replay.player import replay
-from deploy.replay.report import PICTURED, Report
 from deploy.runtime import Runtime
 from perception.data.nuscenes import NuScenesTables
 from perception.errors import InputError
 from perception.evaluation.submission import sample_results
-from perception.frame import CAMERAS, Boxes, Frame, Prediction
+from perception.frame import CAMERAS, Boxes, Frame
 from perception.grid import BevGrid
 
 SCENE = "scene-0103:2-8"  # all sensors twice, three times LiDAR only, then none
@@ -34,12 +35,6 @@ def replayed(nuscenes_root: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     out = tmp_path_factory.mktemp("replay") / "out"
     replay(nuscenes_root, "v1.0-mini", [SCENE], bundle().path, out, console=QUIET)
     return out
-
-
-def page_data(path: Path) -> dict[str, Any]:
-    content = re.search(r'<script id="data" type="application/json">(.*?)</script>', path.read_text(), re.DOTALL)
-    assert content
-    return json.loads(content[1])
 
 
 def picture(uri: str) -> np.ndarray:
@@ -65,7 +60,7 @@ def test_replay_twice_gives_the_same_results(nuscenes_root: Path, replayed: Path
 def test_latency_file(replayed: Path) -> None:
     latency = json.loads((replayed / "latency.json").read_text())
     assert latency["frames"] == 6
-    assert list(latency["stages"]) == ["read", "preprocess", "engine", "postprocess", "total"]
+    assert list(latency["stages"]) == [*STAGES, "total"]
     for numbers in latency["stages"].values():
         assert 0 < numbers["p50"] <= numbers["p95"] <= numbers["p99"] <= numbers["max"]
     stages = {name: numbers["mean"] for name, numbers in latency["stages"].items()}
@@ -75,10 +70,19 @@ def test_latency_file(replayed: Path) -> None:
 def test_latency_percentiles() -> None:
     latency = Latency()
     for i in range(101):
-        latency.add({"read": i / 1e3, "preprocess": 0, "engine": (100 - i) / 1e3, "postprocess": 0})
+        latency.add(dict.fromkeys(STAGES, 0.0) | {"read": i / 1e3, "map": (100 - i) / 1e3})
     stages = latency.summary()["stages"]
     assert stages["read"] == {"p50": 50, "p95": 95, "p99": 99, "mean": 50, "max": 100}
+    assert stages["map"]["p95"] == 95
     assert stages["total"]["p99"] == 100
+
+
+def test_report_has_the_verdict(sim_root: Path, tmp_path: Path) -> None:
+    gates = Gates.model_validate({"gates": [{"metric": "dropped", "at_most": 0}, {"metric": "mAP", "at_least": 1}]})
+    replay(sim_root, "v1.0-sim", ["scene-0001"], bundle().path, tmp_path, console=QUIET, gates=gates)
+    verdict = json.loads((tmp_path / "verdict.json").read_text())
+    assert page_data(tmp_path / "report.html")["verdict"] == verdict
+    assert [case["passed"] for case in verdict["cases"]] == [True, False]
 
 
 def test_report_is_self_contained(replayed: Path) -> None:
@@ -105,24 +109,6 @@ def test_report_counts_annotations_as_the_devkit_does(nuscenes_root: Path, repla
         assert boxes is not None
         near = (np.abs(boxes.centers[:, :2]) < 51.2).all(axis=1)
         assert len(frame["annotated"]) == ((boxes.num_points > 0) & near).sum()
-
-
-def test_report_pictures_are_limited_and_spread(tmp_path: Path) -> None:
-    report = Report(bundle().manifest, "cpu", 101)
-    seconds = dict.fromkeys(("read", "preprocess", "engine", "postprocess"), 0.01)
-    latency = Latency()
-    for i in range(101):
-        frame = Frame(f"s{i}", i * 500_000, "ego", np.eye(4), np.eye(4), None, {}, scene="</script>")
-        report.add(frame, Prediction(Boxes.none(), None), seconds)
-        latency.add(seconds)
-    (tmp_path / "report.html").write_text(report.html(latency.summary()))
-    data = page_data(tmp_path / "report.html")
-    numbers = [frame["number"] for frame in data["frames"]]
-    assert len(numbers) == PICTURED
-    assert (numbers[0], numbers[-1]) == (0, 100)
-    assert set(np.diff(numbers)) == {2, 3}
-    assert len(data["timeline"]) == 101
-    assert data["frames"][0]["scene"] == "</script>"
 
 
 @pytest.mark.parametrize("reference", ["ego", "lidar"])
@@ -206,18 +192,3 @@ def test_camera_picture_keeps_colours() -> None:
     drawn = picture(pictures.camera_picture(image, 448))
     assert drawn.shape == (252, 448, 3)
     np.testing.assert_allclose(drawn[100, 100, ::-1], (200, 60, 20), atol=3)
-
-
-def test_report_draws_only_boxes_worth_showing() -> None:
-    rng = np.random.default_rng(0)
-    n = 200
-    scores = -np.sort(-rng.uniform(0, 1, n))
-    boxes = Boxes.from_yaws(
-        rng.uniform(-50, 50, (n, 3)), np.ones((n, 3)), np.zeros(n), np.zeros((n, 2)), np.zeros(n), np.zeros(n), scores
-    )
-    report = Report(bundle().manifest, "cpu", 1)
-    frame = Frame("s", 0, "ego", np.eye(4), np.eye(4), None, {}, boxes=replace(boxes, num_points=np.zeros(n, int)))
-    report.add(frame, Prediction(boxes, None), dict.fromkeys(("read", "preprocess", "engine", "postprocess"), 0.01))
-    drawn = report._frames[0]
-    assert [box["score"] for box in drawn["predicted"]] == scores[:120].round(3).tolist()
-    assert drawn["annotated"] == []

@@ -35,6 +35,7 @@ DISTRIBUTIONS = {
     "cv2": "opencv-python-headless",
     "yaml": "PyYAML",
     "mcap_protobuf": "mcap-protobuf-support",
+    "foxglove_schemas_protobuf": "foxglove-schemas-protobuf",
 }  # where they are not called as what is imported
 # TensorRT comes with the device; tensorrt_rtx and the bindings (cuda) are in extras.
 LATE = {"tensorrt", "tensorrt_rtx", "cuda"}

@@ -39,6 +39,8 @@ VEHICLE = (
     "deploy.signature",
     "deploy.replay.faults",
     "deploy.replay.finished",
+    "deploy.replay.foxglove_messages",
+    "deploy.replay.foxglove_results",
     "deploy.replay.gates",
     "deploy.replay.journal",
     "deploy.replay.latency",
@@ -65,7 +67,10 @@ VEHICLE = (
     "deploy.replay.sources.topics",
     "deploy.replay.sources.transforms",
     "deploy.replay.statistics",
+    "deploy.replay.timeline",
+    "deploy.replay.trails",
     "deploy.replay.verdict",
+    "deploy.replay.worst",
 )
 # The rest of deploy is the workshop's: it trains or exports.
 WORKSHOP = {

@@ -10,6 +10,10 @@ import numpy as np
 from perception.frame import Boxes, Frame
 from perception.grid import BevGrid, Reference
 
+# Boxes by their class, in the order of CLASSES.
+BOX_COLOURS = (
+    "#4cc9f0", "#4895ef", "#f79d5c", "#7b86ff", "#9d8cff", "#d0b48a", "#80ed99", "#b5e48c", "#ff70a6", "#ffb627"
+)  # fmt: skip
 # Map classes in the order of MAP_CLASSES, as RGB; what comes later lies on top.
 MAP_COLOURS = ((58, 74, 96), (196, 154, 66), (94, 78, 120), (190, 72, 72), (44, 104, 104), (226, 214, 150))
 # Points by height above the road, from below it to 4 m: from slate to warm white, as RGB.
@@ -44,10 +48,8 @@ def points_picture(frame: Frame, grid: BevGrid, size: int) -> str | None:
     return _uri(".png", picture, [cv2.IMWRITE_PNG_COMPRESSION, 9])
 
 
-def map_picture(probabilities: np.ndarray | None, reference: Reference) -> str | None:
-    """Data URI of map probabilities (6, rows, columns), each class as opaque as it is likely; None without a map."""
-    if probabilities is None:
-        return None
+def map_colours(probabilities: np.ndarray) -> np.ndarray:
+    """(rows, columns, 4) uint8 RGBA of map probabilities (6, rows, columns): each class as opaque as it is likely."""
     colour, opacity = np.zeros((*probabilities.shape[1:], 3)), np.zeros(probabilities.shape[1:])
     for probability, rgb in zip(probabilities, MAP_COLOURS, strict=True):
         alpha = np.round(np.clip((probability - 0.25) / 0.5, 0, 1) * 8) / 8  # few levels compress well
@@ -55,7 +57,14 @@ def map_picture(probabilities: np.ndarray | None, reference: Reference) -> str |
         opacity = alpha + opacity_below
         weights = np.divide(alpha, opacity, out=np.zeros_like(alpha), where=opacity > 0)
         colour += weights[..., None] * (np.array(rgb) - colour)
-    picture = np.concatenate([colour[..., ::-1], 255 * opacity[..., None]], axis=-1).astype(np.uint8)
+    return np.concatenate([colour, 255 * opacity[..., None]], axis=-1).astype(np.uint8)
+
+
+def map_picture(probabilities: np.ndarray | None, reference: Reference) -> str | None:
+    """Data URI of map probabilities (6, rows, columns), see map_colours; None without a map."""
+    if probabilities is None:
+        return None
+    picture = map_colours(probabilities)[..., [2, 1, 0, 3]]
     picture = picture[::-1, ::-1].transpose(1, 0, 2) if reference == "ego" else picture[::-1]
     return _uri(".png", np.ascontiguousarray(picture), [cv2.IMWRITE_PNG_COMPRESSION, 9])
 
@@ -64,7 +73,7 @@ def camera_picture(image: np.ndarray, width: int) -> str:
     """Data URI of a camera's picture (H, W, 3), `width` pixels wide."""
     height = round(image.shape[0] * width / image.shape[1])
     small = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
-    return _uri(".jpg", cv2.cvtColor(small, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 72])
+    return _uri(".jpg", cv2.cvtColor(small, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 66])
 
 
 def outlines_from_above(boxes: Boxes, reference: Reference) -> np.ndarray:
@@ -76,29 +85,38 @@ def outlines_from_above(boxes: Boxes, reference: Reference) -> np.ndarray:
     return outlines
 
 
-def outlines_in_camera(boxes: Boxes, projection: np.ndarray, shape: tuple[int, ...], width: int) -> list[str]:
-    """SVG path of each box's edges in a picture reduced to `width`; '' where the box is not in it.
+def edges_in_camera(boxes: Boxes, projection: np.ndarray, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Edges of boxes in a picture, cut off at the camera's plane.
 
     Args:
         projection: (3, 4) recorded pixels from reference points.
         shape: of the recorded picture, (H, W, ...).
+
+    Returns:
+        (N, 12, 2, 2) x y of each edge's start and end, recorded pixels, NaN where the edge lies behind the camera;
+        and (N,) bool, which boxes are in the picture.
     """
-    if not len(boxes):
-        return []
     corners = np.concatenate([boxes.corners(), np.ones((len(boxes), 8, 1))], axis=-1) @ projection.T  # u*d, v*d, d
     start, end = corners[:, _EDGES[:, 0]], corners[:, _EDGES[:, 1]]  # (N, 12, 3)
     start, end = _clipped(start, end), _clipped(end, start)
-    scale = width / shape[1]
     with np.errstate(invalid="ignore"):
-        lines = (
-            np.stack([start[..., :2] / start[..., 2:], end[..., :2] / end[..., 2:]], axis=2) * scale
-        )  # (N, 12, 2, 2)
-    seen = np.isfinite(lines).all(axis=(2, 3))
-    limit = np.array([width, shape[0] * scale])
-    low = np.where(seen[..., None], lines.min(axis=2), np.inf).min(axis=1)
-    high = np.where(seen[..., None], lines.max(axis=2), -np.inf).max(axis=1)
-    inside = (low < limit).all(axis=1) & (high > 0).all(axis=1)
-    pixels = np.round(np.clip(np.nan_to_num(lines), -4 * width, 5 * width)).astype(int)
+        edges = np.stack([start[..., :2] / start[..., 2:], end[..., :2] / end[..., 2:]], axis=2)
+    seen = np.isfinite(edges).all(axis=(2, 3))
+    edges[~seen] = np.nan
+    low = np.where(seen[..., None], edges.min(axis=2), np.inf).min(axis=1)
+    high = np.where(seen[..., None], edges.max(axis=2), -np.inf).max(axis=1)
+    inside: np.ndarray = (low < np.array(shape[1::-1])).all(axis=1) & (high > 0).all(axis=1)
+    return edges, inside
+
+
+def outlines_in_camera(boxes: Boxes, projection: np.ndarray, shape: tuple[int, ...], width: int) -> list[str]:
+    """SVG path of each box's edges in a picture reduced to `width`; '' where the box is not in it.
+
+    Args: as those of edges_in_camera.
+    """
+    edges, inside = edges_in_camera(boxes, projection, shape)
+    seen = np.isfinite(edges).all(axis=(2, 3))
+    pixels = np.round(np.clip(np.nan_to_num(edges * (width / shape[1])), -4 * width, 5 * width)).astype(int)
     return [
         "".join(f"M{a} {b}L{c} {d}" for (a, b), (c, d) in pixels[i][seen[i]]) if inside[i] else ""
         for i in range(len(boxes))

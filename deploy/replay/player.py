@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from deploy.integrity import sha256
 from deploy.manifest import MANIFEST
 from deploy.replay.faults import Fault, inject
 from deploy.replay.finished import STATISTICS
+from deploy.replay.foxglove_results import MCAP, FoxgloveWriter
 from deploy.replay.gates import Gates
 from deploy.replay.journal import JOURNAL, Journal
 from deploy.replay.latency import Latency
@@ -24,7 +26,7 @@ from deploy.replay.report import Report
 from deploy.replay.selection import RealTime, Selection
 from deploy.replay.sources import Drive, open_drives
 from deploy.replay.statistics import StatisticsWriter, Truth
-from deploy.replay.verdict import judge, require_comparable
+from deploy.replay.verdict import Verdict, judge, require_comparable
 from deploy.runtime import Runtime
 from perception.atomic import write_atomically
 from perception.errors import InputError
@@ -43,6 +45,7 @@ class Player:
     sources.json      per drive: frames that were read, missing sensors, and what was wrong with a recording's messages
     latency.json      p50, p95 and p99 of every stage
     report.html       all of it to look at, in one file
+    results.mcap      where it is asked for: all of it to look at in Foxglove
 
     Until they are whole, replay.journal holds what was perceived so far. A replay of the same frames that was killed
     goes on from there, and the first three files are the same bytes as if it had not been killed.
@@ -61,11 +64,13 @@ class Player:
         faults: Sequence[Fault] = (),
         selection: Selection | None = None,
         real_time: bool = False,
+        mcap: bool = False,
     ) -> None:
         self.runtime, self.drives, self.out, self.console = runtime, drives, out, console
         self.about = {**about, "bundle": sha256(runtime.bundle.path / MANIFEST), "target": runtime.target}
         self.faults, self.selection = faults, selection or Selection()
         self.clock = RealTime() if real_time else None
+        self.mcap = mcap
         known = [drive.tables for drive in drives if drive.tables is not None]
         self.truth = Truth(known[0]) if known else None
         self.latency = Latency()
@@ -83,6 +88,7 @@ class Player:
                 SubmissionWriter(self._file("results.json"), manifest.sensors) as results,
                 TrackWriter(self._file("tracks.json"), manifest.sensors) as tracks,
                 StatisticsWriter(self._file(STATISTICS), manifest.sensors, map_grid, self.truth) as statistics,
+                FoxgloveWriter(self._file(MCAP), map_grid) if self.mcap else nullcontext() as foxglove,
             ):
                 for frame, reading in self._frames():
                     seen = self._seen(frame, reading, journal)
@@ -90,12 +96,14 @@ class Player:
                     tracks.add(frame.token, seen.tracks)
                     statistics.add(frame, seen.prediction)
                     self.latency.add(seen.seconds)
-                    self.report.add(frame, seen.prediction, seen.seconds)
+                    self.report.add(frame, seen, seen.seconds)
+                    if foxglove is not None:
+                        foxglove.add(frame, seen)
             latency = self.latency.summary()
             write_atomically(self._file("latency.json"), json.dumps(latency, indent=2).encode())
             counts = [drive.counts.summary() for drive in self.drives]
             write_atomically(self._file("sources.json"), json.dumps(counts, indent=2).encode())
-            write_atomically(self._file("report.html"), self.report.html(latency).encode())
+            self.write_report()
             journal.finish()
         return {
             "frames": latency["frames"],
@@ -106,7 +114,13 @@ class Player:
             "sources": str(self._file("sources.json")),
             "latency": str(self._file("latency.json")),
             "report": str(self._file("report.html")),
+            **({"mcap": str(self._file(MCAP))} if self.mcap else {}),
         }
+
+    def write_report(self, verdict: Verdict | None = None) -> None:
+        """Write the report's page; once more when there is a verdict, with which it then begins."""
+        page = self.report.html(self.latency.summary(), None if verdict is None else verdict.as_dict())
+        write_atomically(self._file("report.html"), page.encode())
 
     def _frames(self) -> Iterator[tuple[Frame, float]]:
         """The selected frames of every drive, with the seconds that reading each took."""
@@ -155,6 +169,7 @@ def replay(
     topics: Path | None = None,
     selection: Selection | None = None,
     real_time: bool = False,
+    mcap: bool = False,
 ) -> dict[str, Any]:
     """Replay scenes of a nuScenes dataroot, or a recording, through a bundle.
 
@@ -173,6 +188,7 @@ def replay(
         topics: a YAML file that says which topics of a recording are which sensor.
         selection: the part of every drive that is replayed; None: all of it.
         real_time: whether no frame is given to the network before the vehicle had it.
+        mcap: whether to write results.mcap.
 
     Returns:
         The summary, with the verdict under `verdict` where there is one.
@@ -195,7 +211,7 @@ def replay(
         "faults": [fault.text for fault in faults],
         "selection": asdict(selection),
     }
-    player = Player(runtime, drives, out, console, about, faults, selection, real_time)
+    player = Player(runtime, drives, out, console, about, faults, selection, real_time, mcap)
     summary = player.run()
     console.print(_latency_table(summary))
     for each in drives:
@@ -205,6 +221,7 @@ def replay(
     console.print(f"report: {summary['report']}")
     if gates is not None or baseline is not None:
         verdict = judge(out, baseline, gates)
+        player.write_report(verdict)
         console.print(verdict.table())
         summary["verdict"] = verdict.as_dict()
     return summary

@@ -11,12 +11,18 @@ import numpy as np
 
 from deploy.manifest import Manifest
 from deploy.replay import pictures
-from perception.frame import CAMERAS, CLASSES, MAP_CLASSES, Boxes, Frame, Prediction
+from deploy.replay.latency import STAGES
+from deploy.replay.timeline import Timeline
+from deploy.replay.trails import Trails
+from deploy.replay.worst import WITHIN, Worst, mistakes
+from perception.frame import CAMERAS, CLASSES, MAP_CLASSES, Boxes, Frame
 from perception.grid import BevGrid
+from perception.scene.scene import SceneFrame
 
-PICTURED = 40  # keyframes with pictures, evenly spread over the replay; they make the size of the file
-ABOVE_SIZE, CAMERA_WIDTH = 720, 448  # pixels
-LOWEST_SCORE, MOST_BOXES = 0.05, 120  # of the detections that the page can show
+SPREAD = 28  # keyframes with pictures, evenly spread over the replay; they and the worst make the size of the file
+ABOVE_SIZE, CAMERA_WIDTH = 640, 400  # pixels
+LOWEST_SCORE, MOST_BOXES = 0.1, 80  # of the detections and tracks that the page can show
+THRESHOLD = 0.3  # score from which a detection counts as one, until the reader moves the slider
 
 
 class Report:
@@ -29,71 +35,145 @@ class Report:
     def __init__(self, manifest: Manifest, target: str, frames: int) -> None:
         self.manifest, self.target = manifest, target
         self._grid = manifest.grid.build()
-        self._pictured = set(np.linspace(0, frames - 1, min(frames, PICTURED)).round().astype(int).tolist())
-        self._frames: list[dict[str, Any]] = []
-        self._timeline: list[dict[str, Any]] = []  # every frame, also those without pictures
-        self._start: dict[str, int] = {}  # timestamp of each scene's first frame
+        self._spread = set(np.linspace(0, frames - 1, min(frames, SPREAD)).round().astype(int).tolist())
+        self._frames: dict[int, dict[str, Any]] = {}  # those with pictures, by number
+        self._milliseconds: list[list[float]] = []  # of every frame, as STAGES
+        self._scenes: list[tuple[int, str]] = []  # number of each scene's first frame
+        self._start = 0  # us, of the scene
+        self._timeline, self._trails, self._worst = Timeline(), Trails(), Worst()
 
-    def add(self, frame: Frame, prediction: Prediction, seconds: Mapping[str, float]) -> None:
+    def add(self, frame: Frame, seen: SceneFrame, seconds: Mapping[str, float]) -> None:
         """The next frame, with what was perceived in it and how long each stage took."""
-        since = (frame.timestamp - self._start.setdefault(frame.scene, frame.timestamp)) * 1e-6
-        stages = {stage: round(value * 1e3, 2) for stage, value in seconds.items()}
-        if len(self._timeline) in self._pictured:
-            self._frames.append(
-                {
-                    "token": frame.token,
-                    "scene": frame.scene,
-                    "seconds": round(since, 2),
-                    "location": frame.location,
-                    "conditions": frame.conditions.known(),
-                    "number": len(self._timeline),
-                    "points": pictures.points_picture(frame, self._grid, ABOVE_SIZE),
-                    "map": pictures.map_picture(prediction.map_probabilities, frame.reference),
-                    "cameras": {
-                        name: pictures.camera_picture(camera.image, CAMERA_WIDTH)
-                        for name, camera in frame.cameras.items()
-                    },
-                    "predicted": _drawn(_worth_showing(prediction.boxes), frame),
-                    "annotated": None if frame.boxes is None else _drawn(_annotated(frame.boxes, self._grid), frame),
-                }
-            )
-        self._timeline.append({"scene": frame.scene, "ms": stages})
+        number = len(self._milliseconds)
+        if not self._scenes or self._scenes[-1][1] != frame.scene:
+            self._scenes.append((number, frame.scene))
+            self._start = frame.timestamp
+        self._milliseconds.append([round(seconds[stage] * 1e3, 2) for stage in STAGES])
+        self._timeline.add(number, seen)
+        self._trails.add(frame.scene, frame.timestamp, seen.tracks)
+        annotated = None if frame.boxes is None else _annotated(frame.boxes, self._grid)
+        if self._worst.add(number, self._badness(seen, annotated)) | (number in self._spread):
+            self._frames[number] = self._pictured(number, frame, seen, annotated)
+            for number in self._frames.keys() - self._spread - self._worst.numbers:
+                del self._frames[number]
 
-    def html(self, latency: Mapping[str, Any]) -> str:
-        """The page; `latency` is Latency.summary()."""
-        m = self.manifest
-        low = pictures.from_above(m.grid.reference) @ np.array([m.grid.x, m.grid.y])
+    def html(self, latency: Mapping[str, Any], verdict: Mapping[str, Any] | None = None) -> str:
+        """The page.
+
+        Args:
+            latency: Latency.summary().
+            verdict: Verdict.as_dict(); None where the replay is not judged.
+        """
+        low = pictures.from_above(self._grid.reference) @ np.array([self._grid.x, self._grid.y])
         data = {
-            "bundle": {
-                "network": m.name,
-                "sensors": " + ".join(m.sensors),
-                "engine": self.target,
-                "precision": m.precision,
-                "routes": ", ".join(m.routes),
-                "modules folded": ", ".join(m.folded) or "none",
-                "modules on board": ", ".join(module.name for module in m.banked) or "none",
-                "parameters": f"{m.parameters:,}",
-                "GFLOP per frame": f"{m.flops / 1e9:.1f}",
-                "ONNX": f"opset {m.opset}, {sum(m.operators.values())} nodes, sha256 {m.files['model.onnx'][:16]}",
-                "grid": f"{m.grid.x[0]:g} to {m.grid.x[1]:g} m, pillars of {m.grid.cell:g} m",
-            },
-            "classes": CLASSES,
+            "verdict": verdict,
+            "bundle": _facts(self.manifest, self.target),
+            "classes": [{"name": name, "colour": pictures.BOX_COLOURS[i]} for i, name in enumerate(CLASSES)],
             "mapClasses": [
                 {"name": name, "colour": "rgb({},{},{})".format(*rgb)}
                 for name, rgb in zip(MAP_CLASSES, pictures.MAP_COLOURS, strict=True)
             ]
-            if m.map_classes
+            if self.manifest.map_classes
             else [],
             "cameras": CAMERAS,
             "cameraWidth": CAMERA_WIDTH,
             "extent": [low[0].min(), low[1].min(), np.ptp(low[0]), np.ptp(low[1])],
+            "threshold": [LOWEST_SCORE, THRESHOLD],
+            "within": WITHIN,
             "latency": latency,
-            "timeline": self._timeline,
-            "frames": self._frames,
+            "stages": list(STAGES),
+            "milliseconds": self._milliseconds,
+            "scenes": self._scenes,
+            "lanes": self._timeline.lanes(),
+            "worst": self._worst.listed(),
+            "frames": [self._frames[number] for number in sorted(self._frames)],
         }
-        page = files("deploy.replay").joinpath("page.html").read_text(encoding="utf-8")
+        parts = files("deploy.replay").joinpath("page")
+        page = parts.joinpath("page.html").read_text(encoding="utf-8")
+        for name in ("style.css", "drive.js", "frame.js"):
+            page = page.replace(f"__{name}__", parts.joinpath(name).read_text(encoding="utf-8"))
         # "</" could end the script element that holds the data.
-        return page.replace("__DATA__", json.dumps(data, separators=(",", ":")).replace("</", "<\\/"))
+        return page.replace("__data__", json.dumps(data, separators=(",", ":")).replace("</", "<\\/"))
+
+    def _badness(self, seen: SceneFrame, annotated: Boxes | None) -> dict[str, tuple[float, str]]:
+        total = sum(self._milliseconds[-1])
+        ill: dict[str, list[str]] = {}  # sensors by status
+        for name, health in seen.health.items():
+            if health.status != "ok":
+                ill.setdefault(health.status, []).append(name)
+        measures = {
+            "slowest": (total, f"{total:.0f} ms"),
+            "sensors": (
+                sum(map(len, ill.values())),
+                "; ".join(
+                    f"{', '.join(names) if len(names) < 3 else f'{len(names)} sensors'} {status}"
+                    for status, names in ill.items()
+                ),
+            ),
+        }
+        if annotated is None:
+            return measures
+        boxes = seen.prediction.boxes
+        missed, extra = mistakes(boxes.select(boxes.scores >= THRESHOLD), annotated)
+        return {"mistakes": (missed + extra, f"{missed} missed, {extra} extra"), **measures}
+
+    def _pictured(self, number: int, frame: Frame, seen: SceneFrame, annotated: Boxes | None) -> dict[str, Any]:
+        return {
+            "token": frame.token,
+            "scene": frame.scene,
+            "seconds": round((frame.timestamp - self._start) * 1e-6, 2),
+            "location": frame.location,
+            "conditions": frame.conditions.known(),
+            "number": number,
+            "points": pictures.points_picture(frame, self._grid, ABOVE_SIZE),
+            "map": pictures.map_picture(seen.map, frame.reference),
+            "cameras": {
+                name: pictures.camera_picture(camera.image, CAMERA_WIDTH) for name, camera in frame.cameras.items()
+            },
+            "predicted": _drawn(_worth_showing(seen.prediction.boxes), frame),
+            "annotated": None if annotated is None else _drawn(annotated, frame),
+            "tracks": self._tracks(frame, seen),
+            "believed": {kind: [belief.value, belief.why] for kind, belief in seen.beliefs.items()},
+            "route": {name: [routed.weight, routed.why] for name, routed in seen.route.items()},
+            "health": {name: [health.status, health.reason] for name, health in seen.health.items()},
+        }
+
+    def _tracks(self, frame: Frame, seen: SceneFrame) -> list[dict[str, Any]]:
+        """Each track as the page draws it, those with the best scores."""
+        tracks, to_reference = seen.tracks, np.linalg.inv(frame.global_from_reference)
+        best = np.argsort(-tracks.boxes.scores, kind="stable")[:MOST_BOXES]
+        best = best[tracks.boxes.scores[best] >= LOWEST_SCORE]
+        boxes = tracks.boxes.select(best).transformed(to_reference)
+        above = pictures.outlines_from_above(boxes, frame.reference).round(2).tolist()
+        to_screen = pictures.from_above(frame.reference) @ to_reference[:2]
+        trails = [self._trails.of(track) for track in tracks.ids[best].tolist()]
+        return [
+            {
+                "id": int(tracks.ids[index]),
+                "class": int(boxes.labels[i]),
+                "score": round(float(boxes.scores[i]), 3),
+                "unseen": round(float(tracks.unseen[index]), 2),
+                "above": above[i],
+                "trail": (trails[i] @ to_screen[:, :3].T + to_screen[:, 3]).round(1).tolist(),
+            }
+            for i, index in enumerate(best)
+        ]
+
+
+def _facts(m: Manifest, target: str) -> dict[str, str]:
+    return {
+        "network": m.name,
+        "sensors": " + ".join(m.sensors),
+        "engine": target,
+        "precision": m.precision,
+        "routes": ", ".join(m.routes),
+        "modules folded": ", ".join(m.folded) or "none",
+        "modules on board": ", ".join(module.name for module in m.banked) or "none",
+        "parameters": f"{m.parameters:,}",
+        "GFLOP per frame": f"{m.flops / 1e9:.1f}",
+        "ONNX": f"opset {m.opset}, {sum(m.operators.values())} nodes, sha256 {m.files['model.onnx'][:16]}",
+        "grid": f"{m.grid.x[0]:g} to {m.grid.x[1]:g} m, pillars of {m.grid.cell:g} m",
+    }
 
 
 def _worth_showing(boxes: Boxes) -> Boxes:

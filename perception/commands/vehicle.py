@@ -182,6 +182,7 @@ def replay(
         Path | None, typer.Option(help="Folder of another replay of the scenes to compare with.")
     ] = None,
     gates: Annotated[Path | None, typer.Option(help="YAML file of what must be reached to pass.")] = None,
+    mcap: Annotated[bool, typer.Option("--mcap", help="Write results.mcap too, to look at in Foxglove.")] = False,
     key: Key = None,
     as_json: Json = False,
 ) -> None:
@@ -201,7 +202,7 @@ def replay(
         drive, version or (None if is_recording(drive) else only_version(drive)), names(scenes), bundle, out, key=key,
         console=console_for(as_json), topics=topics, faults=[Fault.parse(text) for text in fault or ()],
         baseline=baseline, gates=None if gates is None else load_gates(gates),
-        selection=Selection(start, math.inf if end is None else end, every), real_time=real_time,
+        selection=Selection(start, math.inf if end is None else end, every), real_time=real_time, mcap=mcap,
     )  # fmt: skip
     report(summary, as_json)
     if not summary.get("verdict", {"passed": True})["passed"]:

@@ -1,0 +1,167 @@
+"""Boxes, maps and pictures as Foxglove's messages (https://docs.foxglove.dev/docs/sdk/schemas)."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+from foxglove_schemas_protobuf.CameraCalibration_pb2 import CameraCalibration
+from foxglove_schemas_protobuf.Color_pb2 import Color
+from foxglove_schemas_protobuf.CompressedImage_pb2 import CompressedImage
+from foxglove_schemas_protobuf.CubePrimitive_pb2 import CubePrimitive
+from foxglove_schemas_protobuf.FrameTransform_pb2 import FrameTransform
+from foxglove_schemas_protobuf.Grid_pb2 import Grid
+from foxglove_schemas_protobuf.ImageAnnotations_pb2 import ImageAnnotations
+from foxglove_schemas_protobuf.LinePrimitive_pb2 import LinePrimitive
+from foxglove_schemas_protobuf.PackedElementField_pb2 import PackedElementField
+from foxglove_schemas_protobuf.Point2_pb2 import Point2
+from foxglove_schemas_protobuf.Point3_pb2 import Point3
+from foxglove_schemas_protobuf.PointCloud_pb2 import PointCloud
+from foxglove_schemas_protobuf.PointsAnnotation_pb2 import PointsAnnotation
+from foxglove_schemas_protobuf.Pose_pb2 import Pose
+from foxglove_schemas_protobuf.Quaternion_pb2 import Quaternion
+from foxglove_schemas_protobuf.SceneEntity_pb2 import SceneEntity
+from foxglove_schemas_protobuf.SceneEntityDeletion_pb2 import SceneEntityDeletion
+from foxglove_schemas_protobuf.SceneUpdate_pb2 import SceneUpdate
+from foxglove_schemas_protobuf.TextPrimitive_pb2 import TextPrimitive
+from foxglove_schemas_protobuf.Vector2_pb2 import Vector2
+from foxglove_schemas_protobuf.Vector3_pb2 import Vector3
+
+from deploy.replay.pictures import BOX_COLOURS, edges_in_camera, map_colours
+from perception.evaluation.submission import quaternions
+from perception.frame import CLASSES, Boxes, Camera
+from perception.grid import BevGrid
+
+JPEG_QUALITY = 85
+ROAD = -0.05  # m, height of the map, so that points on the road lie over it
+
+
+def scene_update(
+    boxes: Boxes, names: list[str], texts: list[str], frame_id: str, timestamp: int, opacity: float
+) -> SceneUpdate:
+    """Boxes as cubes with a text above each, which take the place of all that the topic showed before.
+
+    Args:
+        names: of the entities, one for each box.
+        timestamp: us.
+    """
+    update = SceneUpdate(deletions=[SceneEntityDeletion(type=SceneEntityDeletion.ALL)])
+    update.deletions[0].timestamp.FromMicroseconds(timestamp)
+    for i, (name, text) in enumerate(zip(names, texts, strict=True)):
+        width, length, height = boxes.sizes[i].tolist()
+        x, y, z = boxes.centers[i].tolist()
+        pose = _pose(boxes.rotations[i], boxes.centers[i])
+        above = Pose(position=Vector3(x=x, y=y, z=z + height / 2 + 0.6), orientation=Quaternion(w=1))
+        entity = SceneEntity(frame_id=frame_id, id=name, frame_locked=False)
+        entity.timestamp.FromMicroseconds(timestamp)
+        entity.cubes.append(
+            CubePrimitive(pose=pose, size=Vector3(x=length, y=width, z=height), color=_colour(boxes.labels[i], opacity))
+        )
+        entity.texts.append(
+            TextPrimitive(pose=above, billboard=True, font_size=0.7, color=_colour(boxes.labels[i], 1), text=text)
+        )
+        if np.isfinite(boxes.velocities[i]).all():
+            end = (boxes.centers[i] + boxes.velocities[i]).tolist()  # where it is in 1 s
+            entity.lines.append(
+                LinePrimitive(
+                    type=LinePrimitive.LINE_STRIP, pose=Pose(orientation=Quaternion(w=1)), thickness=0.1,
+                    points=[Point3(x=x, y=y, z=z), Point3(x=end[0], y=end[1], z=end[2])],
+                    color=_colour(boxes.labels[i], 1),
+                )
+            )  # fmt: skip
+        update.entities.append(entity)
+    return update
+
+
+def class_names(boxes: Boxes) -> list[str]:
+    return [CLASSES[label].replace("_", " ") for label in boxes.labels.tolist()]
+
+
+def image(camera: Camera, frame_id: str) -> CompressedImage:
+    encoded = cv2.imencode(
+        ".jpg", cv2.cvtColor(camera.image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
+    )[1]
+    message = CompressedImage(frame_id=frame_id, data=encoded.tobytes(), format="jpeg")
+    message.timestamp.FromMicroseconds(camera.timestamp)
+    return message
+
+
+def image_annotations(boxes: Boxes, projection: np.ndarray, camera: Camera) -> ImageAnnotations:
+    """The edges of the boxes that are in a picture.
+
+    Args:
+        projection: (3, 4) recorded pixels from the points of the boxes' reference.
+    """
+    edges, inside = edges_in_camera(boxes, projection, camera.image.shape)
+    limit = 4.0 * max(camera.image.shape)
+    message = ImageAnnotations()
+    for i in np.flatnonzero(inside).tolist():
+        ends = edges[i][np.isfinite(edges[i]).all(axis=(1, 2))].reshape(-1, 2).clip(-limit, limit).tolist()
+        lines = PointsAnnotation(
+            type=PointsAnnotation.LINE_LIST,
+            points=[Point2(x=x, y=y) for x, y in ends],
+            outline_color=_colour(boxes.labels[i], 1),
+            thickness=2,
+        )
+        lines.timestamp.FromMicroseconds(camera.timestamp)
+        message.points.append(lines)
+    return message
+
+
+def calibration(camera: Camera, frame_id: str) -> CameraCalibration:
+    height, width = camera.image.shape[:2]
+    message = CameraCalibration(
+        frame_id=frame_id, width=width, height=height, K=camera.intrinsics.ravel().tolist(), R=np.eye(3).ravel(),
+        P=np.concatenate([camera.intrinsics, np.zeros((3, 1))], axis=1).ravel().tolist(),
+    )  # fmt: skip
+    message.timestamp.FromMicroseconds(camera.timestamp)
+    return message
+
+
+def transform(parent: str, child: str, parent_from_child: np.ndarray, timestamp: int) -> FrameTransform:
+    pose = _pose(parent_from_child[:3, :3], parent_from_child[:3, 3])
+    message = FrameTransform(
+        parent_frame_id=parent, child_frame_id=child, translation=pose.position, rotation=pose.orientation
+    )
+    message.timestamp.FromMicroseconds(timestamp)
+    return message
+
+
+def map_grid(probabilities: np.ndarray, grid: BevGrid, frame_id: str, timestamp: int) -> Grid:
+    """The map in the report's colours, on the road; columns run along x, as in BevGrid."""
+    _, columns = grid.shape
+    message = Grid(
+        frame_id=frame_id, pose=_pose(np.eye(3), np.array([grid.x[0], grid.y[0], ROAD])), column_count=columns,
+        cell_size=Vector2(x=grid.cell, y=grid.cell), row_stride=4 * columns, cell_stride=4,
+        fields=_fields(("red", "green", "blue", "alpha"), PackedElementField.UINT8, 1),
+        data=map_colours(probabilities).tobytes(),
+    )  # fmt: skip
+    message.timestamp.FromMicroseconds(timestamp)
+    return message
+
+
+def point_cloud(points: np.ndarray, frame_id: str, timestamp: int) -> PointCloud:
+    """The keyframe's points (N, 5) as a Frame has them: x y z, intensity."""
+    message = PointCloud(
+        frame_id=frame_id, pose=_pose(np.eye(3), np.zeros(3)), point_stride=16,
+        fields=_fields(("x", "y", "z", "intensity"), PackedElementField.FLOAT32, 4),
+        data=points[points[:, 4] == 0, :4].astype("<f4").tobytes(),
+    )  # fmt: skip
+    message.timestamp.FromMicroseconds(timestamp)
+    return message
+
+
+def _fields(
+    names: tuple[str, ...], kind: PackedElementField.NumericType.ValueType, size: int
+) -> list[PackedElementField]:
+    return [PackedElementField(name=name, offset=size * i, type=kind) for i, name in enumerate(names)]
+
+
+def _pose(rotation: np.ndarray, translation: np.ndarray) -> Pose:
+    w, x, y, z = quaternions(rotation[None])[0].tolist()
+    position = dict(zip("xyz", translation.tolist(), strict=True))
+    return Pose(position=Vector3(**position), orientation=Quaternion(w=w, x=x, y=y, z=z))
+
+
+def _colour(label: int, opacity: float) -> Color:
+    red, green, blue = (int(BOX_COLOURS[label][i : i + 2], 16) / 255 for i in (1, 3, 5))
+    return Color(r=red, g=green, b=blue, a=opacity)

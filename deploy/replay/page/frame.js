@@ -1,0 +1,172 @@
+// One frame from above and in the cameras, and what moves from one to another.
+
+const colour = box => data.classes[box.class].colour;
+// As the cameras look: the front row, then the rear one, left to right.
+const ARRANGED = ["CAM_FRONT_LEFT", "CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_BACK_LEFT", "CAM_BACK", "CAM_BACK_RIGHT"];
+const [left, top_, width, height] = data.extent;
+let now = 0, timer = null;
+
+const mark = (parent, background, text, outline) => {
+  const item = make("span", parent);
+  make("i", item, null, outline ? {className: "outline"} : {}).style[outline ? "borderColor" : "background"] = background;
+  item.append(text);
+};
+mark(at("legend"), "#fff", "annotated, found", true);
+mark(at("legend"), "#ff5c5c", "annotated, missed", true);
+for (const {name, colour} of data.classes) mark(at("legend"), colour, words(name));
+for (const layer of data.mapClasses) mark(at("legend"), layer.colour, `map: ${words(layer.name)}`);
+
+for (const name of ARRANGED) {
+  const tile = make("div", at("cameras"), null, {className: "camera", id: name});
+  make("img", tile, null, {alt: ""});
+  tile.insertAdjacentHTML("beforeend", "<svg preserveAspectRatio='none'></svg>");
+  make("div", tile, "no picture", {className: "absent"});
+  make("span", tile, words(name.replace("CAM_", "")).toLowerCase(), {className: "label"});
+  tile.onclick = () => tile.classList.toggle("large");
+}
+
+function matched(frame, threshold) {
+  // Best score first; each takes the nearest free annotation of its class within reach.
+  const taken = new Set();
+  const predicted = frame.predicted.filter(box => box.score >= threshold);
+  for (const box of predicted) {
+    let nearest = null, distance = data.within;
+    for (const truth of frame.annotated || []) {
+      const d = Math.hypot(box.above[4][0] - truth.above[4][0], box.above[4][1] - truth.above[4][1]);
+      if (truth.class === box.class && !taken.has(truth) && d < distance) [nearest, distance] = [truth, d];
+    }
+    if (nearest) taken.add(nearest);
+  }
+  return {predicted, taken};
+}
+
+function outline(box, style) {
+  const [a, b, c, d, middle, front] = box.above.map(p => p.join(" "));
+  const to = [box.above[4][0] + box.velocity[0], box.above[4][1] + box.velocity[1]].join(" ");
+  const moving = Math.hypot(...box.velocity) > 0.5 ? `M${middle}L${to}` : "";
+  return `<path d="M${a}L${b}L${c}L${d}ZM${middle}L${front}" ${style}/>` +
+    (moving ? `<path d="${moving}" fill="none" stroke="#fff" stroke-opacity=".6" stroke-width=".18"/>` : "");
+}
+
+function trail(track) {
+  // Where the object was, its box and its id; dashed while nothing is seen of it.
+  const [a, b, c, d, [x, y], front] = track.above, path = track.trail.map(p => p.join(" ")).join("L");
+  return (track.trail.length > 1 ? `<path d="M${path}" fill="none" stroke="${colour(track)}" stroke-width=".35" stroke-opacity=".75" stroke-linecap="round" stroke-linejoin="round"/>` : "") +
+    `<path d="M${[a, b, c, d].map(p => p.join(" ")).join("L")}ZM${x} ${y}L${front.join(" ")}" fill="none" stroke="${colour(track)}" stroke-width=".22" ${track.unseen ? 'stroke-dasharray=".35 .35"' : ""}/>` +
+    `<text x="${x + 1.2}" y="${y - 1}" font-size="1.9" fill="${colour(track)}" stroke="#080b10" stroke-width=".45" paint-order="stroke">${track.id}</text>`;
+}
+
+function facts(frame) {
+  at("reasoned").replaceChildren();
+  const line = (name, text, className) => { make("dt", at("reasoned"), name); make("dd", at("reasoned"), text, {className}); };
+  for (const [kind, [value, why]] of Object.entries(frame.believed)) {
+    if (value) line(kind, why || value, "");
+  }
+  for (const [name, [weight, why]] of Object.entries(frame.route)) {
+    line(name, `${weight > 0 ? "in force" : "off"}${why ? `: ${why}` : ""}`, weight > 0 ? "" : "dim");
+  }
+  for (const [name, [status, why]] of Object.entries(frame.health)) {
+    if (status !== "ok") line(sensor(name), why ? `${status}: ${why}` : status, "warning");
+  }
+}
+
+function show(index) {
+  now = (index + data.frames.length) % data.frames.length;
+  const frame = data.frames[now], threshold = Number(at("threshold").value);
+  const {predicted, taken} = matched(frame, threshold);
+  const layers = {
+    predicted: at("predicted").checked ? predicted : [],
+    annotated: at("annotated").checked ? frame.annotated || [] : [],
+    tracks: at("tracked").checked ? frame.tracks.filter(track => track.score >= threshold) : [],
+  };
+  at("position").value = now;
+  at("shown").textContent = threshold.toFixed(2);
+  at("counter").textContent = `frame ${frame.number + 1} of ${frameCount}`;
+  cursor.setAttribute("x", across(frame.number));
+  document.querySelectorAll(".worst a").forEach(link => link.classList.toggle("now", link.hash === place(frame.number)));
+  if (location.hash && location.hash !== place(frame.number)) history.replaceState(null, "", place(frame.number));
+
+  at("above").classList.toggle("missing", !frame.points);
+  for (const [id, source] of [["points", frame.points], ["map", at("mapped").checked ? frame.map : null]]) {
+    at(id).style.display = source ? "" : "none";
+    if (source) at(id).src = source;
+  }
+  const truthColour = box => taken.has(box) ? "#ffffff" : "#ff5c5c";
+  at("boxes").setAttribute("viewBox", `${left} ${top_} ${width} ${height}`);
+  at("boxes").innerHTML =
+    [10, 20, 30, 40, 50].map(r => `<circle r="${r}" fill="none" stroke="#fff" stroke-opacity=".09" stroke-width=".15"/>` +
+      `<text x=".5" y="${-r + 2.2}" font-size="2" fill="#fff" fill-opacity=".35">${r} m</text>`).join("") +
+    `<path d="M0 -2.4L1.1 2.2L0 1.4L-1.1 2.2Z" fill="#fff"/>` +
+    layers.annotated.map(box => outline(box, `fill="none" stroke="${truthColour(box)}" stroke-width=".22" stroke-dasharray=".7 .45"`)).join("") +
+    layers.predicted.map(box => outline(box, `fill="${colour(box)}" fill-opacity=".28" stroke="${colour(box)}" stroke-width=".2"`)).join("") +
+    layers.tracks.map(trail).join("");
+
+  for (const name of ARRANGED) {
+    const tile = at(name), source = frame.cameras[name], picture = tile.querySelector("img");
+    tile.classList.toggle("missing", !source);
+    picture.style.display = source ? "" : "none";
+    if (source) picture.src = source;
+    const paths = (boxes, style) => boxes.filter(box => box.cameras[name]).map(box => `<path d="${box.cameras[name]}" fill="none" ${style(box)}/>`).join("");
+    const overlay = tile.querySelector("svg");
+    overlay.setAttribute("viewBox", `0 0 ${data.cameraWidth} ${data.cameraWidth * 9 / 16}`);
+    overlay.innerHTML = paths(layers.annotated, box => `stroke="${truthColour(box)}" stroke-opacity=".75" stroke-width="1" stroke-dasharray="3 2"`) +
+      paths(layers.predicted, box => `stroke="${colour(box)}" stroke-width="1.4"`);
+  }
+
+  at("status").replaceChildren();
+  make("strong", at("status"), `${frame.scene}, ${frame.seconds.toFixed(1)} s`);
+  make("span", at("status"), [frame.location, ...frame.conditions].filter(Boolean).join(" \u00b7 "), {className: "dim"});
+  make("span", at("status"), data.stages.map((s, i) => `${s} ${data.milliseconds[frame.number][i].toFixed(0)}`).join(" \u00b7 ") + " ms", {className: "dim"});
+  const absent = data.cameras.filter(name => !frame.cameras[name]);
+  const lost = [...(frame.points ? [] : ["LiDAR"]), ...(absent.length === 6 ? ["all cameras"] : absent)];
+  if (lost.length) make("span", at("status"), `missing: ${lost.join(", ")}`, {className: "warning"});
+
+  facts(frame);
+
+  at("counts").replaceChildren();
+  const row = make("tr", at("counts"));
+  for (const title of ["class", "predicted", ...(frame.annotated ? ["annotated", "found", "missed", "extra"] : [])]) make("th", row, title);
+  data.classes.forEach(({name, colour}, k) => {
+    const mine = predicted.filter(box => box.class === k), truths = (frame.annotated || []).filter(box => box.class === k);
+    if (!mine.length && !truths.length) return;
+    const found = truths.filter(box => taken.has(box)).length, line = make("tr", at("counts"));
+    make("td", line, words(name)).style.color = colour;
+    for (const n of [mine.length, ...(frame.annotated ? [truths.length, found, truths.length - found, mine.length - found] : [])]) make("td", line, n);
+  });
+}
+
+function play(on) {
+  clearInterval(timer);
+  timer = on ? setInterval(() => show(now + 1), 500) : null;
+  at("play").textContent = on ? "Pause" : "Play";
+}
+at("position").max = data.frames.length - 1;
+at("position").oninput = event => show(Number(event.target.value));
+for (const id of ["threshold", "predicted", "tracked", "annotated", "mapped"]) at(id).oninput = () => show(now);
+at("previous").onclick = () => show(now - 1);
+at("next").onclick = () => show(now + 1);
+at("play").onclick = () => play(!timer);
+document.addEventListener("keydown", event => {
+  if (event.target.tagName === "INPUT" && event.target.type === "range" && event.key !== " ") {
+    if (event.target.id === "threshold") return;
+    event.preventDefault();
+  }
+  if (event.key === "ArrowLeft") show(now - 1);
+  else if (event.key === "ArrowRight") show(now + 1);
+  else if (event.key === " " && event.target.tagName !== "BUTTON") { event.preventDefault(); play(!timer); }
+});
+// A link to a frame, such as #frame-12, shows it: the one nearest to it that has pictures.
+function follow() {
+  const wanted = /^#frame-(\d+)$/.exec(location.hash);
+  const distance = frame => Math.abs(frame.number - Number(wanted[1]));
+  return wanted ? data.frames.indexOf(data.frames.reduce((a, b) => distance(b) < distance(a) ? b : a)) : -1;
+}
+window.addEventListener("hashchange", () => {
+  if (follow() < 0) return;
+  show(follow());
+  at("viewer").scrollIntoView();
+});
+[at("threshold").min, at("threshold").value] = data.threshold;
+at("countsNote").textContent = "Found: an annotated box with a detection of its class, not yet taken by a better one, whose middle is " +
+  `within ${data.within} m, as in the official matching. Annotated boxes without a LiDAR or radar point are left out. For the official scores run perception evaluate.`;
+show(Math.max(follow(), 0));

@@ -1,0 +1,36 @@
+"""What held from which frame to which over a replay: conditions, modules in force, health of the sensors."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from perception.scene.scene import SceneFrame
+
+
+class Timeline:
+    """Lanes of spans. What does not change takes no room, so a long drive stays small."""
+
+    def __init__(self) -> None:
+        self._lanes: dict[tuple[str, str], list[dict[str, Any]]] = {}  # (kind, name) -> spans
+        self._scene = ""
+
+    def add(self, number: int, seen: SceneFrame) -> None:
+        """The next frame of the replay."""
+        for kind, belief in seen.beliefs.items():
+            self._extend(("conditions", kind), number, seen.scene, belief.value or "", belief.why)
+        for module, routed in seen.route.items():
+            self._extend(("route", module), number, seen.scene, f"{routed.weight:g}", routed.why)
+        for sensor, health in seen.health.items():
+            self._extend(("health", sensor), number, seen.scene, health.status, health.reason)
+        self._scene = seen.scene
+
+    def _extend(self, lane: tuple[str, str], number: int, scene: str, value: str, why: str) -> None:
+        """A span ends with its drive; its reason is the one it began with."""
+        spans = self._lanes.setdefault(lane, [])
+        if spans and spans[-1]["value"] == value and spans[-1]["to"] == number - 1 and scene == self._scene:
+            spans[-1]["to"] = number
+        else:
+            spans.append({"from": number, "to": number, "value": value, "why": why})
+
+    def lanes(self) -> list[dict[str, Any]]:
+        return [{"kind": kind, "name": name, "spans": spans} for (kind, name), spans in self._lanes.items()]

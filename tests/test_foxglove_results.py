@@ -1,0 +1,221 @@
+"""results.mcap, read back with the official readers: everything lies where the submission and the scene have it."""
+
+from __future__ import annotations
+
+import filecmp
+import json
+from collections import defaultdict
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pytest
+from exported import QUIET, bundle
+from mcap.reader import make_reader
+from mcap_protobuf.decoder import DecoderFactory
+from pyquaternion import Quaternion
+
+from deploy.replay.faults import Fault
+from deploy.replay.foxglove_results import LOWEST_SCORE, FoxgloveWriter
+from deploy.replay.pictures import map_colours
+from deploy.replay.player import replay
+from deploy.runtime import Runtime
+from perception.data.nuscenes import NuScenesTables
+from perception.errors import InputError
+from perception.frame import CAMERAS, CLASSES, Frame
+from perception.scene.scene import SceneFrame
+
+Messages = dict[str, dict[int, list[Any]]]  # topic -> log time, us -> messages
+
+
+def read(path: Path) -> Messages:
+    found: Messages = defaultdict(lambda: defaultdict(list))
+    with path.open("rb") as file:
+        reader = make_reader(file, validate_crcs=True, decoder_factories=[DecoderFactory()])
+        for _, channel, message, content in reader.iter_decoded_messages():
+            found[channel.topic][message.log_time // 1000].append(content)
+    return found
+
+
+@pytest.fixture(scope="module")
+def steps(sim_root: Path) -> list[tuple[Frame, SceneFrame]]:
+    tables, runtime = NuScenesTables(sim_root, "v1.0-sim"), Runtime(bundle().path)
+    frames = [tables.frame(sample, sweeps=runtime.bundle.spec.sweeps) for sample in tables.samples()]
+    return [(frame, runtime.step(frame)) for frame in frames]
+
+
+@pytest.fixture(scope="module")
+def replayed(sim_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("foxglove")
+    summary = replay(sim_root, "v1.0-sim", [], bundle().path, out, console=QUIET, mcap=True)
+    assert summary["mcap"] == str(out / "results.mcap")
+    return out
+
+
+@pytest.fixture(scope="module")
+def messages(replayed: Path) -> Messages:
+    return read(replayed / "results.mcap")
+
+
+def pose(position: Any, orientation: Any) -> np.ndarray:
+    matrix = Quaternion(orientation.w, orientation.x, orientation.y, orientation.z).transformation_matrix
+    matrix[:3, 3] = position.x, position.y, position.z
+    return matrix
+
+
+def transforms(messages: Messages, time: int) -> dict[str, np.ndarray]:
+    """map from each frame of reference."""
+    from_parent = {
+        each.child_frame_id: (each.parent_frame_id, pose(each.translation, each.rotation))
+        for each in messages["/tf"][time][0].transforms
+    }
+    found = {"map": np.eye(4)}
+    for child, (parent, matrix) in from_parent.items():
+        found[child] = found[parent] @ matrix
+    return found
+
+
+def cubes(messages: Messages, topic: str, time: int) -> list[tuple[str, str, np.ndarray, list[float]]]:
+    """Entity, text, map from box, length, width and height."""
+    map_from = transforms(messages, time)
+    found = []
+    for entity in messages[topic][time][0].entities:
+        (cube,), (text,) = entity.cubes, entity.texts
+        size = [cube.size.x, cube.size.y, cube.size.z]
+        map_from_box = map_from[entity.frame_id] @ pose(cube.pose.position, cube.pose.orientation)
+        found.append((entity.id, text.text, map_from_box, size))
+    return found
+
+
+def test_detections_are_those_of_the_submission(
+    messages: Messages, replayed: Path, steps: list[tuple[Frame, SceneFrame]]
+) -> None:
+    submission = json.loads((replayed / "results.json").read_text())["results"]
+    compared = 0
+    for frame, _ in steps:
+        submitted = [box for box in submission[frame.token] if box["detection_score"] >= LOWEST_SCORE]
+        shown = cubes(messages, "/detections", frame.timestamp)
+        assert len(shown) == len(submitted)
+        for (_, text, map_from_box, (length, width, height)), box in zip(shown, submitted, strict=True):
+            np.testing.assert_allclose(map_from_box[:3, 3], box["translation"], atol=1e-4)
+            np.testing.assert_allclose([width, length, height], box["size"], atol=1e-4)
+            # The submission's boxes stand upright, these lean with the vehicle.
+            heading = Quaternion(box["rotation"]).rotation_matrix[:2, 0]
+            np.testing.assert_allclose(map_from_box[:2, 0] @ heading, 1, atol=1e-3)
+            assert text == f"{box['detection_name'].replace('_', ' ')} {box['detection_score']:.2f}"
+            compared += 1
+    assert compared > 20
+
+
+def test_tracks_carry_their_ids(messages: Messages, steps: list[tuple[Frame, SceneFrame]]) -> None:
+    for frame, seen in steps:
+        shown = cubes(messages, "/tracks", frame.timestamp)
+        kept = np.flatnonzero(seen.tracks.boxes.scores >= LOWEST_SCORE)
+        assert [int(name) for name, *_ in shown] == seen.tracks.ids[kept].tolist()
+        for i, (name, text, map_from_box, _) in zip(kept, shown, strict=True):
+            np.testing.assert_allclose(map_from_box[:3, 3], seen.tracks.boxes.centers[i], atol=1e-6)
+            np.testing.assert_allclose(map_from_box[:3, :3], seen.tracks.boxes.rotations[i], atol=1e-6)
+            assert text == f"{CLASSES[seen.tracks.boxes.labels[i]].replace('_', ' ')} {name}"
+
+
+def test_annotations_move_with_the_global_frame(messages: Messages, steps: list[tuple[Frame, SceneFrame]]) -> None:
+    for frame, _ in steps:
+        assert frame.boxes is not None
+        truth = frame.boxes.transformed(frame.global_from_reference).select(frame.boxes.num_points != 0)
+        shown = cubes(messages, "/annotations", frame.timestamp)
+        assert [name for name, *_ in shown] == truth.instances.tolist()
+        np.testing.assert_allclose([each[2][:3, 3] for each in shown], truth.centers, atol=1e-6)
+
+
+def test_edges_in_a_picture_are_the_cubes_seen_by_the_camera(
+    messages: Messages, steps: list[tuple[Frame, SceneFrame]]
+) -> None:
+    """From the file alone: cubes, transforms and calibrations give the corners that are drawn on the pictures."""
+    corners = np.array([[x, y, z, 2] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)]) / 2
+    compared = 0
+    for frame, _ in steps:
+        map_from, boxes = transforms(messages, frame.timestamp), cubes(messages, "/detections", frame.timestamp)
+        for name in CAMERAS:
+            topic = f"/{name.lower()}"
+            (info,), (drawn,) = (
+                messages[f"{topic}/{kind}"][frame.timestamp] for kind in ("camera_info", "annotations")
+            )
+            expected = []
+            for _, _, map_from_box, size in boxes:
+                points = np.linalg.inv(map_from[name]) @ map_from_box @ (corners * [*size, 1]).T
+                if points[2].min() < 0.3:
+                    continue
+                pixels = (np.array(info.K).reshape(3, 3) @ points[:3] / points[2])[:2].T
+                if (pixels.max(axis=0) > 1).all() and (pixels.min(axis=0) < [info.width - 1, info.height - 1]).all():
+                    expected.append(pixels)
+            ends = [np.array([(point.x, point.y) for point in each.points]) for each in drawn.points]
+            for pixels in expected:
+                nearest = [np.linalg.norm(each[:, None] - pixels[None], axis=2).min(axis=1).max() for each in ends]
+                assert min(nearest) < 0.1
+                compared += 1
+    assert compared > 20
+
+
+def test_map_points_and_pictures_are_the_frames(messages: Messages, steps: list[tuple[Frame, SceneFrame]]) -> None:
+    grid = bundle().manifest.map_grid
+    assert grid is not None
+    centers = grid.build().centers()
+    for frame, seen in steps:
+        (shown,) = messages["/map"][frame.timestamp]
+        assert [(field.name, field.offset) for field in shown.fields] == [
+            ("red", 0), ("green", 1), ("blue", 2), ("alpha", 3)
+        ]  # fmt: skip
+        cells = np.frombuffer(shown.data, np.uint8).reshape(-1, shown.row_stride)
+        cells = cells.reshape(len(cells), shown.column_count, shown.cell_stride)
+        assert seen.map is not None
+        np.testing.assert_array_equal(cells, map_colours(seen.map))
+        x = shown.pose.position.x + (np.arange(shown.column_count) + 0.5) * shown.cell_size.x
+        y = shown.pose.position.y + (np.arange(len(cells)) + 0.5) * shown.cell_size.y
+        np.testing.assert_allclose(np.stack(np.meshgrid(x, y), axis=-1), centers, atol=1e-4)
+
+        (cloud,) = messages["/lidar_top"][frame.timestamp]
+        assert frame.points is not None
+        points = np.frombuffer(cloud.data, "<f4").reshape(-1, cloud.point_stride // 4)
+        np.testing.assert_array_equal(points, frame.points[frame.points[:, 4] == 0, :4])
+
+        for name, camera in frame.cameras.items():
+            (picture,) = messages[f"/{name.lower()}/image"][frame.timestamp]
+            pixels = cv2.imdecode(np.frombuffer(picture.data, np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
+            assert pixels.shape == camera.image.shape
+            small = [cv2.resize(each, (50, 28), interpolation=cv2.INTER_AREA) for each in (pixels, camera.image)]
+            np.testing.assert_allclose(*np.asarray(small, float), atol=6)  # without the noise, which JPEG changes
+            assert picture.timestamp.ToMicroseconds() == camera.timestamp
+
+
+def test_changes_of_health_are_logged(sim_root: Path, tmp_path: Path) -> None:
+    faults = [Fault.parse("drop:CAM_FRONT@0.3-0.8")]
+    replay(sim_root, "v1.0-sim", ["scene-0001"], bundle().path, tmp_path, console=QUIET, faults=faults, mcap=True)
+    found = read(tmp_path / "results.mcap")
+    times = sorted(found["/tf"])
+    said = {time: {log.name: (log.message, log.level) for log in found["/log"].get(time, [])} for time in times}
+    first, second, third = (said[time] for time in times)
+    assert first["drive"][0] == "drive: scene-0001"
+    assert first["weather"][0].startswith("weather: clear (clear since 0.0 s")
+    assert second["CAM_FRONT"][0].startswith("CAM_FRONT: missing")
+    assert second["CAM_FRONT"][1] > first["CAM_FRONT"][1]
+    assert third["CAM_FRONT"][0] == "CAM_FRONT: ok"
+    assert {name for name in second if name.startswith("CAM")} == {"CAM_FRONT"}
+    assert [len(found["/cam_front/image"].get(time, [])) for time in times] == [1, 0, 1]
+
+
+def test_same_frames_give_the_same_bytes_and_a_failure_leaves_nothing(
+    steps: list[tuple[Frame, SceneFrame]], tmp_path: Path
+) -> None:
+    grid = bundle().manifest.map_grid
+    for name in ("a", "b"):
+        with FoxgloveWriter(tmp_path / name, grid and grid.build()) as writer:
+            for frame, seen in steps[:2]:
+                writer.add(frame, replace(seen, seconds={"engine": float(len(name))}))
+    assert filecmp.cmp(tmp_path / "a", tmp_path / "b", shallow=False)
+    with pytest.raises(AttributeError), FoxgloveWriter(tmp_path / "c", None) as writer:
+        writer.add(steps[0][0], None)  # type: ignore[arg-type]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
+    with pytest.raises(InputError, match="choose another --out"):
+        FoxgloveWriter(tmp_path / "a" / "results.mcap", None).__enter__()

@@ -1,0 +1,162 @@
+"""What the report keeps of a replay: which frames have pictures, tracks and their trails, the worst, what lasted."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from exported import bundle
+from hypothesis import given
+from hypothesis import strategies as st
+from pages import page_data
+
+from deploy.replay.latency import STAGES, Latency
+from deploy.replay.report import MOST_BOXES, SPREAD, Report
+from deploy.replay.timeline import Timeline
+from deploy.replay.worst import Worst, mistakes
+from perception.frame import Boxes, Conditions, Frame, Prediction
+from perception.scene.scene import Scene, SceneFrame
+
+
+def seen(scene: Scene, frame: Frame, boxes: Boxes) -> SceneFrame:
+    scene.observe(frame)
+    return scene.update(frame, Prediction(boxes, None))
+
+
+def blind(i: int, scene: str = "drive", boxes: Boxes | None = None) -> Frame:
+    return Frame(f"s{i}", i * 500_000, "ego", np.eye(4), np.eye(4), None, {}, boxes=boxes, scene=scene)
+
+
+def test_report_pictures_are_limited_and_spread(tmp_path: Path) -> None:
+    report, scene, latency = Report(bundle().manifest, "cpu", 101), Scene([]), Latency()
+    slow = {7: 9.0, 40: 8.0, 41: 7.0, 99: 6.0, 12: 5.0}
+    for i in range(101):
+        frame = blind(i, "</script>")
+        seconds = dict.fromkeys(STAGES, 0.01) | {"engine": slow.get(i, 0.01)}
+        report.add(frame, seen(scene, frame, Boxes.none()), seconds)
+        latency.add(seconds)
+    (tmp_path / "report.html").write_text(report.html(latency.summary()))
+    data = page_data(tmp_path / "report.html")
+    assert [(each["measure"], each["number"]) for each in data["worst"]] == [
+        ("slowest", 7), ("slowest", 40), ("slowest", 41), ("slowest", 99)
+    ]  # fmt: skip
+    numbers = [frame["number"] for frame in data["frames"]]
+    spread = [number for number in numbers if number not in slow]
+    assert {7, 40, 41, 99} <= set(numbers)
+    assert SPREAD - 4 <= len(spread) <= SPREAD
+    assert (spread[0], spread[-1]) == (0, 100)
+    assert set(np.diff(spread)) <= {3, 4, 7, 8}  # 7 and 8 where a slow one lies between
+    assert len(data["milliseconds"]) == 101
+    assert data["frames"][0]["scene"] == "</script>"
+
+
+def cars(places: list[list[float]], scores: list[float]) -> Boxes:
+    n = len(places)
+    zeros = np.zeros(n)
+    return Boxes.from_yaws(
+        np.array(places).reshape(n, 3), np.ones((n, 3)), zeros, np.zeros((n, 2)), zeros, zeros, np.array(scores)
+    )
+
+
+@given(seed=st.integers(0, 2**32 - 1))
+def test_mistakes_are_the_official_matchings(seed: int) -> None:
+    """As nuscenes.eval.detection.algo.accumulate pairs them at 2 m, here with plain loops."""
+    rng = np.random.default_rng(seed)
+    n, m = rng.integers(0, 12, 2)
+    predicted = cars(rng.uniform(0, 8, (n, 3)).tolist(), (-np.sort(-rng.uniform(0, 1, n))).tolist())
+    annotated = cars(rng.uniform(0, 8, (m, 3)).tolist(), [1.0] * int(m))
+    predicted = replace(predicted, labels=rng.integers(0, 2, n))
+    annotated = replace(annotated, labels=rng.integers(0, 2, m))
+    taken: set[int] = set()
+    for i in range(n):
+        free = [j for j in range(m) if j not in taken and annotated.labels[j] == predicted.labels[i]]
+        apart = {j: math.dist(predicted.centers[i, :2], annotated.centers[j, :2]) for j in free}
+        nearest = min(apart, key=apart.__getitem__, default=None)
+        if nearest is not None and apart[nearest] < 2:
+            taken.add(nearest)
+    assert mistakes(predicted, annotated) == (m - len(taken), n - len(taken))
+
+
+@given(values=st.lists(st.integers(0, 5), max_size=60))
+def test_worst_frames_are_those_that_sorting_finds(values: list[int]) -> None:
+    worst = Worst()
+    for i, value in enumerate(values):
+        worst.add(i, {"mistakes": (value, "")})
+    bad = sorted((i for i, value in enumerate(values) if value), key=lambda i: (-values[i], i))
+    assert [each["number"] for each in worst.listed()] == bad[:4]
+    assert worst.numbers == set(bad[:4])
+
+
+def test_report_lists_the_frames_with_most_mistakes() -> None:
+    report, scene = Report(bundle().manifest, "cpu", 3), Scene(["LIDAR_TOP", "CAM_FRONT"])
+    truth = replace(cars([[10, 0, 0], [20, 0, 0]], [1, 1]), num_points=np.full(2, 5))
+    # Two found; one missed and one out of place; of the two that find nothing one is too uncertain to count.
+    for i, detections in enumerate(
+        (
+            cars([[10, 1, 0], [20, 0, 0]], [0.9, 0.8]),
+            cars([[10, 3, 0], [20, 0, 0]], [0.9, 0.8]),
+            cars([[40, 0, 0], [10, 0, 0], [44, 0, 0]], [0.9, 0.8, 0.2]),
+        )
+    ):
+        frame = blind(i, boxes=truth)
+        report.add(frame, seen(scene, frame, detections), dict.fromkeys(STAGES, 0.01))
+    listed = {(each["measure"], each["number"]): each["text"] for each in report._worst.listed()}
+    assert {key: text for key, text in listed.items() if key[0] == "mistakes"} == {
+        ("mistakes", 1): "1 missed, 1 extra",
+        ("mistakes", 2): "1 missed, 1 extra",
+    }
+    assert listed["sensors", 0] == "LIDAR_TOP, CAM_FRONT missing"
+
+
+def test_tracks_keep_their_id_and_leave_a_trail() -> None:
+    """A car ahead stands still while the vehicle comes nearer at 10 m/s and turns left."""
+    report, scene = Report(bundle().manifest, "cpu", 8), Scene([])
+    for i in range(8):
+        pose = np.eye(4)
+        pose[:2, :2] = [[np.cos(0.1 * i), -np.sin(0.1 * i)], [np.sin(0.1 * i), np.cos(0.1 * i)]]
+        pose[0, 3] = 5.0 * i
+        frame = replace(blind(i), global_from_reference=pose, global_from_ego=pose)
+        detection = cars([[50, 2, 0]], [0.9]).transformed(np.linalg.inv(pose))
+        report.add(frame, seen(scene, frame, detection), dict.fromkeys(STAGES, 0.01))
+    drawn = [report._frames[i]["tracks"] for i in range(8)]
+    assert [len(tracks) for tracks in drawn] == [1] * 8
+    assert len({tracks[0]["id"] for tracks in drawn}) == 1
+    for i, (track,) in enumerate(drawn):
+        x, y = 50 - 5.0 * i, 2.0  # as the vehicle sees it before it turns
+        ahead, leftward = x * np.cos(0.1 * i) + y * np.sin(0.1 * i), y * np.cos(0.1 * i) - x * np.sin(0.1 * i)
+        np.testing.assert_allclose(track["above"][4], [-leftward, -ahead], atol=0.05)
+        np.testing.assert_allclose(track["trail"], [[-leftward, -ahead]] * min(i + 1, 9), atol=0.1)
+
+
+def test_timeline_has_spans_for_what_lasts() -> None:
+    timeline, scene = Timeline(), Scene(["LIDAR_TOP"])
+    points = np.zeros((4000, 5), np.float32)
+    points[:, :3] = np.random.default_rng(0).uniform(-20, 20, (4000, 3))
+    drives = ["a"] * 6 + ["b"] * 2
+    for i, drive in enumerate(drives):
+        there = None if i in (2, 3) else points + np.float32(1e-3 * i)
+        frame = replace(blind(i, drive), points=there, conditions=Conditions("rain" if i > 2 else "clear"))
+        timeline.add(i, seen(scene, frame, Boxes.none()))
+    lanes = {(lane["kind"], lane["name"]): lane["spans"] for lane in timeline.lanes()}
+    spans = [(span["from"], span["to"], span["value"]) for span in lanes["health", "LIDAR_TOP"]]
+    assert spans == [(0, 1, "ok"), (2, 3, "missing"), (4, 5, "ok"), (6, 7, "ok")]
+    weather = [(span["from"], span["to"], span["value"]) for span in lanes["conditions", "weather"]]
+    assert weather[0] == (0, 4, "clear")  # three frames of rain, from 3 on, until it is believed
+    assert weather[1:] == [(5, 5, "rain"), (6, 7, "rain")]
+    assert "rain" in lanes["conditions", "weather"][1]["why"]
+
+
+def test_report_draws_only_boxes_worth_showing() -> None:
+    rng = np.random.default_rng(0)
+    n = 200
+    scores = -np.sort(-rng.uniform(0, 1, n))
+    boxes = Boxes.from_yaws(
+        rng.uniform(-50, 50, (n, 3)), np.ones((n, 3)), np.zeros(n), np.zeros((n, 2)), np.zeros(n), np.zeros(n), scores
+    )
+    report = Report(bundle().manifest, "cpu", 1)
+    frame = Frame("s", 0, "ego", np.eye(4), np.eye(4), None, {}, boxes=replace(boxes, num_points=np.zeros(n, int)))
+    report.add(frame, seen(Scene([]), frame, boxes), dict.fromkeys(STAGES, 0.01))
+    drawn = report._frames[0]
+    assert [box["score"] for box in drawn["predicted"]] == scores[:MOST_BOXES].round(3).tolist()
+    assert len(drawn["tracks"]) == MOST_BOXES
+    assert drawn["annotated"] == []
