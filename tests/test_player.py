@@ -377,7 +377,7 @@ class LongDrive:
 
 def test_memory_does_not_grow_with_the_drive(drive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Points and map of a frame take 44 kB here; what is kept of it, its token and latencies, 2 kB at most."""
-    monkeypatch.setattr("deploy.replay.report.PICTURED", 2)  # their number does not depend on the drive
+    monkeypatch.setattr("deploy.replay.report.SPREAD", 2)  # their number does not depend on the drive
     long = LongDrive(replace(first_frames(drive)[0], cameras={}))
     Player(Runtime(small()), [long], tmp_path, QUIET, {}).run()
     assert 0 < long.grown < 100 * 2000
