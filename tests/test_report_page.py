@@ -132,7 +132,7 @@ def test_link_of_a_worst_frame_shows_it(page: str, tmp_path: Path) -> None:
         LOOK
         + f"""
         const before = look();
-        document.querySelector('.worst a[href="#frame-{SLOWEST}"]').click();
+        document.querySelector('.worst a[href="#frame-{SLOWEST + 1}"]').click();
         setTimeout(() => report({{before, after: look()}}), 500);""",
         "--virtual-time-budget=2000",
     )
@@ -141,7 +141,7 @@ def test_link_of_a_worst_frame_shows_it(page: str, tmp_path: Path) -> None:
     assert before["counter"] == f"frame 1 of {FRAMES}"
     assert after["counter"] == f"frame {SLOWEST + 1} of {FRAMES}"
     assert "engine 3000" in after["times"]
-    assert set(after["marked"]) == {f"#frame-{SLOWEST}"}
+    assert set(after["marked"]) == {f"#frame-{SLOWEST + 1}"}
     assert after["pictures"] == 6
 
 
@@ -155,14 +155,14 @@ def test_address_of_a_frame_shows_it_and_the_arrow_goes_on(page: str, tmp_path: 
         const before = look();
         document.dispatchEvent(new KeyboardEvent("keydown", {key: "ArrowRight"}));
         report({before, after: look()});""",
-        fragment=f"#frame-{SLOWEST}",
+        fragment=f"#frame-{SLOWEST + 1}",
     )
     assert opened.console == []
     assert opened.found["before"]["counter"] == f"frame {SLOWEST + 1} of {FRAMES}"
     assert "off: clear" in opened.found["before"]["facts"]
     number = int(opened.found["after"]["counter"].split()[1])
     assert SLOWEST + 1 < number <= SLOWEST + 6
-    assert opened.found["after"]["hash"] == f"#frame-{number - 1}"
+    assert opened.found["after"]["hash"] == f"#frame-{number}"
 
 
 @needs_chromium

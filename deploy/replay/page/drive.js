@@ -19,7 +19,7 @@ const plural = (n, what) => `${n} ${what}${n === 1 ? "" : "s"}`;
 const frameCount = data.milliseconds.length;
 const totals = data.milliseconds.map(stages => stages.reduce((sum, ms) => sum + ms, 0));
 const sceneOf = number => data.scenes.filter(([first]) => first <= number).pop()[1];
-const place = number => `#frame-${number}`;
+const place = number => `#frame-${number + 1}`;  // readers count from 1
 const total = data.latency.stages.total;
 
 // ---- verdict

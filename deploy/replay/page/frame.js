@@ -158,7 +158,7 @@ document.addEventListener("keydown", event => {
 // A link to a frame, such as #frame-12, shows it: the one nearest to it that has pictures.
 function follow() {
   const wanted = /^#frame-(\d+)$/.exec(location.hash);
-  const distance = frame => Math.abs(frame.number - Number(wanted[1]));
+  const distance = frame => Math.abs(frame.number + 1 - Number(wanted[1]));
   return wanted ? data.frames.indexOf(data.frames.reduce((a, b) => distance(b) < distance(a) ? b : a)) : -1;
 }
 window.addEventListener("hashchange", () => {
