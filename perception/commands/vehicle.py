@@ -161,6 +161,7 @@ def replay(
     drive: Annotated[Path, typer.Argument(help="nuScenes dataroot, recorded or simulated; .mcap file; rosbag2.")],
     bundle: Annotated[Path, typer.Option(help="An exported bundle.")],
     out: Out,
+    target: Annotated[str, typer.Option(help="Whose engine of the bundle runs: `perception build --list`.")] = "cpu",
     version: Version = None,
     scenes: Scenes = "",
     topics: Annotated[
@@ -199,7 +200,7 @@ def replay(
     from deploy.replay.sources import is_recording
 
     summary = run(
-        drive, version or (None if is_recording(drive) else only_version(drive)), names(scenes), bundle, out, key=key,
+        drive, version or (None if is_recording(drive) else only_version(drive)), names(scenes), bundle, out, target, key,
         console=console_for(as_json), topics=topics, faults=[Fault.parse(text) for text in fault or ()],
         baseline=baseline, gates=None if gates is None else load_gates(gates),
         selection=Selection(start, math.inf if end is None else end, every), real_time=real_time, mcap=mcap,
