@@ -202,7 +202,8 @@ def replay(
     summary = run(
         drive, version or (None if is_recording(drive) else only_version(drive)), names(scenes), bundle, out,
         target=target, key=key, console=console_for(as_json), topics=topics,
-        faults=[Fault.parse(text) for text in fault or ()], baseline=baseline, gates=None if gates is None else load_gates(gates),
+        faults=[Fault.parse(text) for text in fault or ()],
+        baseline=baseline, gates=None if gates is None else load_gates(gates),
         selection=Selection(start, math.inf if end is None else end, every), real_time=real_time, mcap=mcap,
     )  # fmt: skip
     report(summary, as_json)
