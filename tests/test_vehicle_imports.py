@@ -68,6 +68,7 @@ VEHICLE = (
     "deploy.replay.sources.transforms",
     "deploy.replay.statistics",
     "deploy.replay.timeline",
+    "deploy.replay.tracking",
     "deploy.replay.trails",
     "deploy.replay.verdict",
     "deploy.replay.worst",

@@ -25,6 +25,7 @@ from deploy.replay.finished import Finished
 from deploy.replay.gates import Gates, load_gates
 from deploy.replay.measure import Measures, Subject
 from deploy.replay.player import replay
+from deploy.replay.selection import Selection
 from deploy.replay.statistics import StatisticsWriter, Truth, pack, unpack
 from deploy.replay.verdict import Case, Verdict, judge
 from perception.cli import app
@@ -35,6 +36,7 @@ from perception.evaluation.detection import open_devkit, score_submission
 from perception.evaluation.map_counts import count_rings, ious
 from perception.evaluation.map_segmentation import THRESHOLDS, MapIou
 from perception.evaluation.submission import SubmissionWriter
+from perception.evaluation.tracking import score_tracks
 from perception.frame import CLASSES, MAP_CLASSES, Boxes, Frame, Prediction
 from perception.grid import BevGrid
 
@@ -361,7 +363,10 @@ def test_junit_is_what_a_reader_of_junit_reads(drives: NuScenesTables, fair: Pat
     kinds = [type(case.result[0]) if case.result else None for case in cases]
     assert kinds == [Failure, None, Error, Failure, Error]
     assert cases[0].result[0].message == f"{verdict.cases[0].value:.4f}; at least 0.99"
-    assert cases[2].result[0].message == "not measured: the tracks of this replay were not scored"
+    assert (
+        cases[2].result[0].message
+        == "not measured: AMOTA takes annotations, every keyframe and nuscenes-devkit with motmetrics"
+    )
     assert cases[3].result[0].message == "40.0 ms; at most 39.9 ms"
     assert cases[4].result[0].message == "not measured: no frame is known to be in fog"
 
@@ -372,6 +377,19 @@ def test_amota_is_what_the_tracks_were_scored(fair: Path) -> None:
     (fair / "tracking_metrics.json").unlink()
     assert case.passed
     assert case.value == 0.625
+
+
+def test_a_replay_with_a_gate_on_amota_scores_its_tracks(drives: NuScenesTables, tmp_path: Path) -> None:
+    """As the devkit scores the same file by itself; a replay of each second frame is not scored."""
+    gate = gates({"metric": "AMOTA", "at_least": 0.0})
+    arguments = (drives.dataroot, drives.version, [SCENE], bundle().path)
+    found = replay(*arguments, tmp_path / "out", gates=gate, console=QUIET)["verdict"]["cases"][0]
+    nusc = open_devkit(drives.dataroot, drives.version)
+    scored = score_tracks(tmp_path / "out" / "tracks.json", nusc, drives.samples(selectors=[SCENE]))
+    assert json.loads((tmp_path / "out" / "tracking_metrics.json").read_text()) == scored
+    assert found["value"] == scored["amota"]
+    replay(*arguments, tmp_path / "out", gates=gate, console=QUIET, selection=Selection(every=2))
+    assert not (tmp_path / "out" / "tracking_metrics.json").exists()
 
 
 @given(st.integers(0, 2**32 - 1))

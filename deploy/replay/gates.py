@@ -158,6 +158,11 @@ class Gates(Section):
     resamples: Annotated[int, Field(gt=0)] = 1000  # of the bootstrap
     seed: int = 0  # of its random numbers
 
+    @property
+    def tracking(self) -> bool:
+        """Whether a gate asks for AMOTA; it is not measured otherwise, because that takes longer than the replay."""
+        return any(isinstance(gate, Tracking) for gate in self.gates)
+
 
 def load_gates(path: Path) -> Gates:
     """Read a YAML file of gates.

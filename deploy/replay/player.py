@@ -17,7 +17,7 @@ from rich.table import Table
 from deploy.integrity import sha256
 from deploy.manifest import MANIFEST
 from deploy.replay.faults import Fault, inject
-from deploy.replay.finished import STATISTICS
+from deploy.replay.finished import STATISTICS, TRACKING
 from deploy.replay.foxglove_results import MCAP, FoxgloveWriter
 from deploy.replay.gates import Gates
 from deploy.replay.journal import JOURNAL, Journal
@@ -26,6 +26,7 @@ from deploy.replay.report import Report
 from deploy.replay.selection import RealTime, Selection
 from deploy.replay.sources import Drive, open_drives
 from deploy.replay.statistics import StatisticsWriter, Truth
+from deploy.replay.tracking import score_tracking
 from deploy.replay.verdict import Verdict, judge, require_comparable
 from deploy.runtime import Runtime
 from perception.atomic import write_atomically
@@ -219,6 +220,9 @@ def replay(
     if player.clock is not None:
         console.print(f"at most {player.clock.behind:.2f} s behind real time")
     console.print(f"report: {summary['report']}")
+    (out / TRACKING).unlink(missing_ok=True)
+    if gates is not None and gates.tracking and player.truth is not None and selection.every == 1:
+        score_tracking(out, player.truth.tables)
     if gates is not None or baseline is not None:
         verdict = judge(out, baseline, gates)
         player.write_report(verdict)

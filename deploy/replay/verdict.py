@@ -185,7 +185,7 @@ class _Judge:
     def _amota(self) -> float:
         value = self.finished.amota
         if value is None:
-            raise Unmeasured("the tracks of this replay were not scored")
+            raise Unmeasured("AMOTA takes annotations, every keyframe and nuscenes-devkit with motmetrics")
         return value
 
     def _difference(self, gate: Difference) -> Case:
