@@ -4,6 +4,7 @@ python tools/bench.py adapt --evidence runs/evidence --json
 python tools/bench.py evaluator --data runs/demo/drives --json
 python tools/bench.py modular --config tiny
 python tools/bench.py pillars --json
+python tools/bench.py replay --bundle runs/demo/bundle --data runs/demo/drives --json
 python tools/bench.py runtime --frames 10000 --json
 python tools/bench.py precision --checkpoint runs/evidence/base --data runs/evidence/drives --json
 """
@@ -22,6 +23,7 @@ from bench_evaluator import evaluator
 from bench_modular import modular
 from bench_pillars import pillars
 from bench_precision import precision
+from bench_replay import replay_speed
 from bench_runtime import runtime
 from evidence_models import Models
 from evidence_plan import STEPS, WAYS
@@ -102,6 +104,13 @@ def main() -> None:
     command = commands.add_parser("runtime", help="memory of the vehicle's loop over a long drive")
     command.add_argument("--frames", type=int, default=10_000)
     command.set_defaults(run=runtime)
+    command = commands.add_parser("replay", help="speed of a replay with all that it writes")
+    command.add_argument("--bundle", type=Path, default=Path("runs/demo/bundle"))
+    command.add_argument("--data", type=Path, default=Path("runs/demo/drives"))
+    command.add_argument("--version", default="v1.0-sim")
+    command.add_argument("--scenes", type=int, default=16, help="at most so many")
+    command.add_argument("--rounds", type=int, default=3)
+    command.set_defaults(run=replay_speed)
     for each in commands.choices.values():
         each.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args()
