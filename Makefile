@@ -7,7 +7,7 @@ BIN := .venv/bin
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet --editable '.[rtx,dev]'
+	$(BIN)/pip install --quiet --editable '.[rtx,viewer,dev]'
 	touch $@
 
 demo: .venv/installed

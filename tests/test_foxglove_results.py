@@ -49,8 +49,8 @@ def steps(sim_root: Path) -> list[tuple[Frame, SceneFrame]]:
 @pytest.fixture(scope="module")
 def replayed(sim_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("foxglove")
-    summary = replay(sim_root, "v1.0-sim", [], bundle().path, out, console=QUIET, mcap=True)
-    assert summary["mcap"] == str(out / "results.mcap")
+    summary = replay(sim_root, "v1.0-sim", [], bundle().path, out, console=QUIET, viewers=["foxglove"])
+    assert summary["viewers"]["foxglove"] == str(out / "results.mcap")
     return out
 
 
@@ -191,7 +191,16 @@ def test_map_points_and_pictures_are_the_frames(messages: Messages, steps: list[
 
 def test_changes_of_health_are_logged(sim_root: Path, tmp_path: Path) -> None:
     faults = [Fault.parse("drop:CAM_FRONT@0.3-0.8")]
-    replay(sim_root, "v1.0-sim", ["scene-0001"], bundle().path, tmp_path, console=QUIET, faults=faults, mcap=True)
+    replay(
+        sim_root,
+        "v1.0-sim",
+        ["scene-0001"],
+        bundle().path,
+        tmp_path,
+        console=QUIET,
+        faults=faults,
+        viewers=["foxglove"],
+    )
     found = read(tmp_path / "results.mcap")
     times = sorted(found["/tf"])
     said = {time: {log.name: (log.message, log.level) for log in found["/log"].get(time, [])} for time in times}

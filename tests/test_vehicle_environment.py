@@ -40,7 +40,7 @@ DISTRIBUTIONS = {
 # TensorRT comes with the device; tensorrt_rtx and the bindings (cuda) are in extras.
 LATE = {"tensorrt", "tensorrt_rtx", "cuda"}
 # Imported inside functions that the vehicle does not need: the official splits, and training and export.
-DEVKIT, WORKSHOP = "nuscenes", {"deploy.demo", "deploy.export", "deploy.plan"}
+DEVKIT, WORKSHOP = "nuscenes", {"deploy.demo", "deploy.export", "deploy.plan", "deploy.replay.rerun_results"}
 FORBIDDEN = {
     "torch",
     "torchvision",

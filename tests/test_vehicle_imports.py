@@ -71,10 +71,12 @@ VEHICLE = (
     "deploy.replay.tracking",
     "deploy.replay.trails",
     "deploy.replay.verdict",
+    "deploy.replay.viewers",
     "deploy.replay.worst",
 )
 # The rest of deploy is the workshop's: it trains or exports.
 WORKSHOP = {
+    "deploy.replay.rerun_results",
     "deploy.export",
     "deploy.network",
     "deploy.norms",

@@ -20,7 +20,6 @@ from perception.frame import Frame
 from perception.grid import BevGrid
 from perception.scene.scene import SceneFrame
 
-MCAP = "results.mcap"
 MAP, EGO = "map", "base_link"
 LOWEST_SCORE = 0.1  # of what is shown
 CHUNK = 4 << 20  # bytes

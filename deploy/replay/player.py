@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,6 @@ from deploy.integrity import sha256
 from deploy.manifest import MANIFEST
 from deploy.replay.faults import Fault, inject
 from deploy.replay.finished import STATISTICS, TRACKING
-from deploy.replay.foxglove_results import MCAP, FoxgloveWriter
 from deploy.replay.gates import Gates
 from deploy.replay.journal import JOURNAL, Journal
 from deploy.replay.latency import Latency
@@ -28,6 +27,8 @@ from deploy.replay.sources import Drive, open_drives
 from deploy.replay.statistics import StatisticsWriter, Truth
 from deploy.replay.tracking import score_tracking
 from deploy.replay.verdict import Verdict, judge, require_comparable
+from deploy.replay.viewers import FILES as VIEWER_FILES
+from deploy.replay.viewers import open_viewer, require_viewers
 from deploy.runtime import Runtime
 from perception.atomic import write_atomically
 from perception.errors import InputError
@@ -46,7 +47,7 @@ class Player:
     sources.json      per drive: frames that were read, missing sensors, and what was wrong with a recording's messages
     latency.json      p50, p95 and p99 of every stage
     report.html       all of it to look at, in one file
-    results.mcap      where it is asked for: all of it to look at in Foxglove
+    results.mcap/rrd  where they are asked for: all of it to look at in Foxglove or Rerun
 
     Until they are whole, replay.journal holds what was perceived so far. A replay of the same frames that was killed
     goes on from there, and the first three files are the same bytes as if it had not been killed.
@@ -65,13 +66,13 @@ class Player:
         faults: Sequence[Fault] = (),
         selection: Selection | None = None,
         real_time: bool = False,
-        mcap: bool = False,
+        viewers: Sequence[str] = (),
     ) -> None:
         self.runtime, self.drives, self.out, self.console = runtime, drives, out, console
         self.about = {**about, "bundle": sha256(runtime.bundle.path / MANIFEST), "target": runtime.target}
         self.faults, self.selection = faults, selection or Selection()
         self.clock = RealTime() if real_time else None
-        self.mcap = mcap
+        self.viewers = viewers
         known = [drive.tables for drive in drives if drive.tables is not None]
         self.truth = Truth(known[0]) if known else None
         self.latency = Latency()
@@ -89,8 +90,9 @@ class Player:
                 SubmissionWriter(self._file("results.json"), manifest.sensors) as results,
                 TrackWriter(self._file("tracks.json"), manifest.sensors) as tracks,
                 StatisticsWriter(self._file(STATISTICS), manifest.sensors, map_grid, self.truth) as statistics,
-                FoxgloveWriter(self._file(MCAP), map_grid) if self.mcap else nullcontext() as foxglove,
+                ExitStack() as stack,
             ):
+                shown = [stack.enter_context(open_viewer(name, self.out, map_grid)) for name in self.viewers]
                 for frame, reading in self._frames():
                     seen = self._seen(frame, reading, journal)
                     results.add(frame, seen.prediction)
@@ -98,8 +100,8 @@ class Player:
                     statistics.add(frame, seen.prediction)
                     self.latency.add(seen.seconds)
                     self.report.add(frame, seen, seen.seconds)
-                    if foxglove is not None:
-                        foxglove.add(frame, seen)
+                    for viewer in shown:
+                        viewer.add(frame, seen)
             latency = self.latency.summary()
             write_atomically(self._file("latency.json"), json.dumps(latency, indent=2).encode())
             counts = [drive.counts.summary() for drive in self.drives]
@@ -115,7 +117,7 @@ class Player:
             "sources": str(self._file("sources.json")),
             "latency": str(self._file("latency.json")),
             "report": str(self._file("report.html")),
-            **({"mcap": str(self._file(MCAP))} if self.mcap else {}),
+            "viewers": {name: str(self._file(VIEWER_FILES[name])) for name in self.viewers},
         }
 
     def write_report(self, verdict: Verdict | None = None) -> None:
@@ -170,7 +172,7 @@ def replay(
     topics: Path | None = None,
     selection: Selection | None = None,
     real_time: bool = False,
-    mcap: bool = False,
+    viewers: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Replay scenes of a nuScenes dataroot, or a recording, through a bundle.
 
@@ -189,7 +191,7 @@ def replay(
         topics: a YAML file that says which topics of a recording are which sensor.
         selection: the part of every drive that is replayed; None: all of it.
         real_time: whether no frame is given to the network before the vehicle had it.
-        mcap: whether to write results.mcap.
+        viewers: for which to write a file, see deploy.replay.viewers.
 
     Returns:
         The summary, with the verdict under `verdict` where there is one.
@@ -201,6 +203,7 @@ def replay(
     """
     console = console or Console()
     require_comparable(baseline, gates)
+    require_viewers(viewers)
     runtime = Runtime(bundle, target, key)
     drives = open_drives(drive, version, scenes, runtime.bundle.spec, topics)
     selection = selection or Selection()
@@ -212,7 +215,7 @@ def replay(
         "faults": [fault.text for fault in faults],
         "selection": asdict(selection),
     }
-    player = Player(runtime, drives, out, console, about, faults, selection, real_time, mcap)
+    player = Player(runtime, drives, out, console, about, faults, selection, real_time, viewers)
     summary = player.run()
     console.print(_latency_table(summary))
     for each in drives:

@@ -183,7 +183,7 @@ def replay(
         Path | None, typer.Option(help="Folder of another replay of the scenes to compare with.")
     ] = None,
     gates: Annotated[Path | None, typer.Option(help="YAML file of what must be reached to pass.")] = None,
-    mcap: Annotated[bool, typer.Option("--mcap", help="Write results.mcap too, to look at in Foxglove.")] = False,
+    viewer: Annotated[str, typer.Option(help="foxglove, rerun: write results.mcap, results.rrd too.")] = "",
     key: Key = None,
     as_json: Json = False,
 ) -> None:
@@ -204,7 +204,7 @@ def replay(
         target=target, key=key, console=console_for(as_json), topics=topics,
         faults=[Fault.parse(text) for text in fault or ()],
         baseline=baseline, gates=None if gates is None else load_gates(gates),
-        selection=Selection(start, math.inf if end is None else end, every), real_time=real_time, mcap=mcap,
+        selection=Selection(start, math.inf if end is None else end, every), real_time=real_time, viewers=names(viewer),
     )  # fmt: skip
     report(summary, as_json)
     if not summary.get("verdict", {"passed": True})["passed"]:
