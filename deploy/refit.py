@@ -35,7 +35,6 @@ WEIGHTS = {
     "Gemm": (0, 1, 2),
     "MatMul": (0, 1),
     "Mul": (0, 1),
-    "ScatterElements": (2,),
     "Sub": (0, 1),
 }
 

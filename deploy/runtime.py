@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -14,8 +12,10 @@ from deploy.golden import require_agreement
 from deploy.route import facts, steering
 from perception.data.inputs import no_sensors, prepare
 from perception.data.outputs import to_prediction
+from perception.data.tables import LIDAR
 from perception.frame import CAMERAS, Conditions, Frame, Prediction
 from perception.scene.scene import Scene, SceneFrame
+from perception.timing import timed
 
 
 @dataclass(frozen=True)
@@ -57,10 +57,10 @@ class Runtime:
         self._networks = [_Network.open(part, target, facts(route)) for route, part in parts.items()]
         self._switched = _switched(self._networks)
         manifest, spec = self.bundle.manifest, self.bundle.spec
-        sensors = (*(("LIDAR_TOP",) if spec.lidar else ()), *(CAMERAS if spec.camera else ()))
+        sensors = (*((LIDAR,) if spec.lidar else ()), *(CAMERAS if spec.camera else ()))
         self.scene = Scene(sensors, manifest.map_grid.build() if manifest.map_grid else None, self._switched)
         self._inputs = no_sensors(spec)  # every frame's are written here
-        self.seconds: dict[str, float] = {}  # of each stage of the latest frame
+        self._seconds: dict[str, float] = {}  # of each stage of the latest frame
 
     def step(self, frame: Frame) -> SceneFrame:
         """The drive up to this frame, whichever of its sensors are missing; frames come in order of time.
@@ -70,8 +70,7 @@ class Runtime:
         believed = self.scene.observe(frame)
         prediction, weights = self._perceive(frame, believed)
         scene = self.scene.update(frame, prediction, weights)
-        self.seconds |= scene.seconds
-        return replace(scene, seconds=dict(self.seconds))
+        return replace(scene, seconds={**self._seconds, **scene.seconds})
 
     def __call__(self, frame: Frame) -> Prediction:
         """What is perceived in one frame alone, under the conditions of its tags: as other predictors do."""
@@ -81,12 +80,12 @@ class Runtime:
         """What the network sees, and the weights of the modules that the conditions switch."""
         network = self._network(conditions)
         manifest = network.bundle.manifest
-        with self._timed("preprocess"):
+        with timed(self._seconds, "preprocess"):
             inputs = prepare(frame, self.bundle.spec, into=self._inputs)
             steer = steering(conditions, inputs, manifest.banked, manifest.conditional)
-        with self._timed("engine"):
+        with timed(self._seconds, "engine"):
             outputs = network.engine.run(inputs | steer)
-        with self._timed("postprocess"):
+        with timed(self._seconds, "postprocess"):
             prediction = to_prediction(outputs)
         weights = {name: float(name in manifest.folded) for name in self._switched}
         for i, module in enumerate(manifest.banked):
@@ -98,12 +97,6 @@ class Runtime:
         known = {*conditions.known()}
         fitting = [network for network in self._networks if network.asks <= known]
         return max(fitting, key=lambda network: len(network.asks), default=self._networks[0])
-
-    @contextmanager
-    def _timed(self, stage: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self.seconds[stage] = time.perf_counter() - start
 
 
 def _switched(networks: list[_Network]) -> Mapping[str, tuple[str, ...]]:

@@ -5,13 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from perception.errors import InputError
 from perception.grid import BevGrid, Reference
 from perception.modules.spec import Module
-from perception.section import Section
+from perception.section import Section, load_section, parse_section
 
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -168,14 +166,7 @@ class Config(Section):
 
 def parse_config(content: Any, source: str) -> Config:
     """Config of a parsed YAML or JSON document; InputError names the key that is wrong."""
-    try:
-        return Config.model_validate(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"]) or "(top level)"
-        got = "" if first["type"] in ("extra_forbidden", "missing") else f", got {first['input']!r}"
-        what = "is not a known key" if first["type"] == "extra_forbidden" else f"{first['msg'].lower()}{got}"
-        raise InputError(f"{source}: {key}: {what}") from None
+    return parse_section(Config, content, source)
 
 
 def load_config(path: Path) -> Config:
@@ -184,13 +175,7 @@ def load_config(path: Path) -> Config:
     Raises:
         InputError: the file is absent, is not YAML, or has an unknown or wrong-typed key.
     """
-    try:
-        content = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot read the configuration ({error.__class__.__name__})") from None
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    return parse_config(content, str(path))
+    return load_section(Config, path, "the configuration")
 
 
 def find_config(name: str) -> Path:

@@ -1,11 +1,54 @@
-"""The base of every part of the configuration."""
+"""The base of every part of a file that people write, and how such files are read."""
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from pathlib import Path
+from typing import TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from perception.errors import InputError
 
 
 class Section(BaseModel):
-    """A part of the configuration; strict about types and names."""
+    """A part of a file; strict about types and names."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+Kind = TypeVar("Kind", bound=Section)
+
+
+def parse_section(kind: type[Kind], content: object, source: str) -> Kind:
+    """The section of a parsed YAML or JSON document; InputError names the key that is wrong."""
+    try:
+        return kind.model_validate(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(str(part) for part in first["loc"]) or "(top level)"
+        if first["type"] == "extra_forbidden":
+            what = "is not a known key"
+        elif first["type"] == "value_error":  # our own words
+            what = first["msg"].removeprefix("Value error, ")
+        else:
+            what = first["msg"].lower() + ("" if first["type"] == "missing" else f", got {first['input']!r}")
+        raise InputError(f"{source}: {key}: {what}") from None
+
+
+def load_section(kind: type[Kind], path: Path, name: str) -> Kind:
+    """Read a YAML file; an empty one has no keys.
+
+    Args:
+        name: what the file holds, for the message.
+
+    Raises:
+        InputError: the file is absent, is not YAML, or has an unknown or wrong-typed key.
+    """
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot read {name} ({error.__class__.__name__})") from None
+    except yaml.YAMLError as error:
+        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    return parse_section(kind, {} if content is None else content, str(path))

@@ -13,10 +13,11 @@ from recordings import TINY, TYPES, Sent, assembled, assert_equal_frames, edited
 from scipy.spatial.transform import Rotation, Slerp
 
 from deploy.replay.sources.messages import Transform
-from deploy.replay.sources.topics import CameraTopics, LidarTopic, Topics, load_topics
+from deploy.replay.sources.topics import CameraTopics, LidarTopic, Topics
 from deploy.replay.sources.transforms import MOST_FRAMES, MOST_POSES, Transforms
 from perception.errors import InputError
 from perception.frame import CAMERAS, Frame
+from perception.section import load_section
 
 LIDAR = "/lidar_top"
 FRONT = "/cam_front/image_rect_compressed"
@@ -242,18 +243,18 @@ def test_a_map_of_topics(tmp_path: Path) -> None:
         "cameras:\n  CAM_FRONT: {image: /front/image, info: /front/info, frame: front}\n"
     )
     front = CameraTopics(image="/front/image", info="/front/info", frame="front")
-    assert load_topics(file) == Topics(
+    assert load_section(Topics, file, "the map of topics") == Topics(
         global_frame="odom", lidar=LidarTopic(topic="/top/points"), cameras={"CAM_FRONT": front}
     )
     file.write_text("")
-    assert load_topics(file) == Topics()
+    assert load_section(Topics, file, "the map of topics") == Topics()
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("speed: 3", "speed: is not a known key"),
-        ("lidar: {}", "lidar.topic: Field required"),
+        ("lidar: {}", "lidar.topic: field required"),
         ("tolerance: soon", "tolerance: input should be a valid number, got 'soon'"),
         ("tolerance: -1.0", "tolerance: input should be greater than 0, got -1.0"),
         (
@@ -270,7 +271,7 @@ def test_a_wrong_map_of_topics_is_told_in_one_line(tmp_path: Path, text: str, me
     file = tmp_path / "topics.yaml"
     file.write_text(text)
     with pytest.raises(InputError) as error:
-        load_topics(file)
+        load_section(Topics, file, "the map of topics")
     assert message in str(error.value)
     assert str(error.value).startswith(f"{file}: ")
     assert len(str(error.value).splitlines()) == 1

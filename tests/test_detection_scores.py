@@ -16,6 +16,7 @@ from nuscenes.eval.detection.data_classes import DetectionBox, DetectionMetrics
 from nuscenes.utils.data_classes import Box
 from nuscenes.utils.geometry_utils import points_in_box
 from pyquaternion import Quaternion
+from submissions import BOX
 
 from perception.errors import InputError
 from perception.evaluation.columns import CLASS_RANGE, BoxColumns, read_submission
@@ -196,18 +197,6 @@ def test_far_boxes_and_those_without_points_do_not_count() -> None:
     assert boxes.counted(np.zeros((1, 2)), np.zeros((0, 11))).centers.tolist() == [[49.9, 0, 0]]
     moved = boxes.counted(np.array([[1.0, 0]]), np.zeros((0, 11)))  # the vehicle is a metre nearer
     assert moved.centers.tolist() == [[49.9, 0, 0], [40.1, 0, 0]]
-
-
-BOX = {
-    "sample_token": "a",
-    "translation": [0, 0, 0],
-    "size": [1, 1, 1],
-    "rotation": [1, 0, 0, 0],
-    "velocity": [0, 0],
-    "detection_name": "car",
-    "detection_score": 0.5,
-    "attribute_name": "",
-}
 
 
 def test_a_submission_reads_in_any_order_and_layout(tmp_path: Path) -> None:

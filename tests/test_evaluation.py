@@ -13,6 +13,7 @@ from nuscenes import NuScenes
 from nuscenes.eval.common.config import config_factory
 from nuscenes.eval.detection.evaluate import DetectionEval
 from rich.console import Console
+from submissions import BOX
 
 from perception.config import Lidar
 from perception.data.inputs import InputSpec
@@ -211,18 +212,6 @@ def test_a_model_that_finds_nothing_scores_zero(tables: NuScenesTables, nusc: Nu
     assert set(scores["tp_errors"].values()) == {1.0}
 
 
-BOX = {
-    "sample_token": "",
-    "translation": [0, 0, 0],
-    "size": [1, 1, 1],
-    "rotation": [1, 0, 0, 0],
-    "velocity": [0, 0],
-    "detection_name": "car",
-    "detection_score": 0.5,
-    "attribute_name": "",
-}
-
-
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -235,7 +224,7 @@ BOX = {
         ({"results": [{"translation": [0, 0, 0]}]}, "a box is malformed: KeyError"),
         ({"results": [BOX | {"detection_name": "tank"}]}, "a box is malformed: .*Unknown detection_name tank"),
         ({"results": [3]}, "a box is malformed"),
-        ({"results": 3}, "a box is malformed"),
+        ({"results": 3}, "not a nuScenes submission"),
     ],
 )
 def test_an_unusable_submission_is_named(

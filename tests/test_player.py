@@ -28,7 +28,8 @@ from deploy.export import export
 from deploy.replay.faults import Fault, inject
 from deploy.replay.journal import JOURNAL, Journal
 from deploy.replay.player import Player, replay
-from deploy.replay.selection import RealTime, Selection
+from deploy.replay.real_time import RealTime
+from deploy.replay.selection import Selection
 from deploy.replay.sources import open_drives
 from deploy.replay.sources.counts import Counts
 from deploy.runtime import Runtime

@@ -33,7 +33,7 @@ def test_report_pictures_are_limited_and_spread(tmp_path: Path) -> None:
     for i in range(101):
         frame = blind(i, "</script>")
         seconds = dict.fromkeys(STAGES, 0.01) | {"engine": slow.get(i, 0.01)}
-        report.add(frame, seen(scene, frame, Boxes.none()), seconds)
+        report.add(frame, replace(seen(scene, frame, Boxes.none()), seconds=seconds))
         latency.add(seconds)
     (tmp_path / "report.html").write_text(report.html(latency.summary()))
     data = page_data(tmp_path / "report.html")
@@ -99,7 +99,7 @@ def test_report_lists_the_frames_with_most_mistakes() -> None:
         )
     ):
         frame = blind(i, boxes=truth)
-        report.add(frame, seen(scene, frame, detections), dict.fromkeys(STAGES, 0.01))
+        report.add(frame, replace(seen(scene, frame, detections), seconds=dict.fromkeys(STAGES, 0.01)))
     listed = {(each["measure"], each["number"]): each["text"] for each in report._worst.listed()}
     assert {key: text for key, text in listed.items() if key[0] == "mistakes"} == {
         ("mistakes", 1): "1 missed, 1 extra",
@@ -117,7 +117,7 @@ def test_tracks_keep_their_id_and_leave_a_trail() -> None:
         pose[0, 3] = 5.0 * i
         frame = replace(blind(i), global_from_reference=pose, global_from_ego=pose)
         detection = cars([[50, 2, 0]], [0.9]).transformed(np.linalg.inv(pose))
-        report.add(frame, seen(scene, frame, detection), dict.fromkeys(STAGES, 0.01))
+        report.add(frame, replace(seen(scene, frame, detection), seconds=dict.fromkeys(STAGES, 0.01)))
     drawn = [report._frames[i]["tracks"] for i in range(8)]
     assert [len(tracks) for tracks in drawn] == [1] * 8
     assert len({tracks[0]["id"] for tracks in drawn}) == 1
@@ -155,7 +155,7 @@ def test_report_draws_only_boxes_worth_showing() -> None:
     )
     report = Report(bundle().manifest, "cpu", 1)
     frame = Frame("s", 0, "ego", np.eye(4), np.eye(4), None, {}, boxes=replace(boxes, num_points=np.zeros(n, int)))
-    report.add(frame, seen(Scene([]), frame, boxes), dict.fromkeys(STAGES, 0.01))
+    report.add(frame, replace(seen(Scene([]), frame, boxes), seconds=dict.fromkeys(STAGES, 0.01)))
     drawn = report._frames[0]
     assert [box["score"] for box in drawn["predicted"]] == scores[:MOST_BOXES].round(3).tolist()
     assert len(drawn["tracks"]) == MOST_BOXES

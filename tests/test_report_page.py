@@ -50,7 +50,7 @@ def page(sim_root: Path) -> str:
         seconds = dict.fromkeys(STAGES, 0.01) | {"engine": 3.0 if i == SLOWEST else 0.05 + 1e-4 * i}
         which = i * len(frames) // FRAMES
         routed = Routed(1.0, "rain since 0.0 s: 1 of 1 frames") if which >= 3 else Routed(0.0, "clear")
-        report.add(frames[which], replace(seen[which], route={"wet_road": routed}), seconds)
+        report.add(frames[which], replace(seen[which], route={"wet_road": routed}, seconds=seconds))
         latency.add(seconds)
     return report.html(latency.summary(), VERDICT.as_dict())
 

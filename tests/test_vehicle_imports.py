@@ -47,6 +47,7 @@ VEHICLE = (
     "deploy.replay.measure",
     "deploy.replay.pictures",
     "deploy.replay.player",
+    "deploy.replay.real_time",
     "deploy.replay.report",
     "deploy.replay.selection",
     "deploy.replay.sources",

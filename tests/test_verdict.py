@@ -22,7 +22,7 @@ from deploy.precision.calibrate import ranges
 from deploy.precision.quantise import CPU, activations, quantisable, quantise
 from deploy.replay.faults import Fault
 from deploy.replay.finished import Finished
-from deploy.replay.gates import Gates, load_gates
+from deploy.replay.gates import Gates
 from deploy.replay.measure import Measures, Subject
 from deploy.replay.player import replay
 from deploy.replay.selection import Selection
@@ -39,6 +39,7 @@ from perception.evaluation.submission import SubmissionWriter
 from perception.evaluation.tracking import score_tracks
 from perception.frame import CLASSES, MAP_CLASSES, Boxes, Frame, Prediction
 from perception.grid import BevGrid
+from perception.section import load_section
 
 LATENCY = {"frames": 1, "stages": {"total": {"p50": 20.0, "p95": 30.0, "p99": 40.0, "max": 50.0}}}
 GRID = BevGrid().coarser(2)  # of the map
@@ -419,9 +420,9 @@ def test_rings_sum_to_the_whole_map(seed: int) -> None:
         ("{}", "gates: field required"),
         ("gates: [{metric: mAP}]", "at_least: field required"),
         ("gates: [{metric: MAP, at_least: 1}]", "does not match any of the expected tags"),
-        ("gates: [{metric: mAP, class: car, at_least: 1}]", "map has no class 'car'; it is of all classes"),
-        ("gates: [{metric: AP, class: tank, at_least: 1}]", "ap has no class 'tank'; car, truck"),
-        ("gates: [{metric: IoU, class: car, at_least: 1}]", "iou has no class 'car'; drivable_area"),
+        ("gates: [{metric: mAP, class: car, at_least: 1}]", "mAP has no class 'car'; it is of all classes"),
+        ("gates: [{metric: AP, class: tank, at_least: 1}]", "AP has no class 'tank'; car, truck"),
+        ("gates: [{metric: IoU, class: car, at_least: 1}]", "IoU has no class 'car'; drivable_area"),
         ("gates: [{metric: IoU, range: [0, 15], at_least: 1}]", "rings of 10 m"),
         ("gates: [{metric: NDS, range: [30, 10], at_least: 1}]", r"a range is \[from, to\]"),
         ("gates: [{metric: NDS, condition: hail, at_least: 1}]", "'hail' is none of clear, rain"),
@@ -438,7 +439,7 @@ def test_gates_that_cannot_be_used_are_named(tmp_path: Path, text: str | None, m
     if text is not None:
         path.write_text(text)
     with pytest.raises(InputError, match=message) as caught:
-        load_gates(path)
+        load_section(Gates, path, "the gates")
     assert str(caught.value).startswith(str(path))
     assert "\n" not in str(caught.value)
 
@@ -448,7 +449,7 @@ def test_the_gates_of_the_documentation_are_valid(tmp_path: Path) -> None:
 
     assert module.__doc__
     (tmp_path / "gates.yaml").write_text(module.__doc__.split("\n\n", 1)[1])
-    assert {gate.metric for gate in load_gates(tmp_path / "gates.yaml").gates} == {
+    assert {gate.metric for gate in load_section(Gates, tmp_path / "gates.yaml", "the gates").gates} == {
         "NDS", "AP", "IoU", "AMOTA", "latency", "dropped", "difference", "agreement",
     }  # fmt: skip
 

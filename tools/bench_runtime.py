@@ -15,6 +15,7 @@ from rich.console import Console
 
 from deploy.export import export
 from deploy.golden import synthetic_frame
+from deploy.replay.latency import STAGES as REPLAYED
 from deploy.runtime import Runtime
 from perception.config import Config, find_config, load_config, parse_config
 from perception.frame import Camera, Conditions, Frame
@@ -23,7 +24,7 @@ from perception.training.checkpoint import save_model
 
 DIFFERENT = 8  # frames, that come again and again in other places
 SPEED = 10.0  # m/s
-STAGES = ("preprocess", "engine", "postprocess", "health", "belief", "track", "map")
+STAGES = [stage for stage in REPLAYED if stage != "read"]
 WARM = 0.1  # share of the frames until all that is allocated once has been
 
 

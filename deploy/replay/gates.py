@@ -14,14 +14,11 @@ gates:
 from __future__ import annotations
 
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Annotated, Literal, Union
 
-import yaml
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from deploy.replay.latency import STAGES
-from perception.errors import InputError
 from perception.evaluation.map_counts import RING
 from perception.frame import CLASSES, CONDITION_VALUES, MAP_CLASSES
 from perception.section import Section
@@ -162,27 +159,6 @@ class Gates(Section):
     def tracking(self) -> bool:
         """Whether a gate asks for AMOTA; it is not measured otherwise, because that takes longer than the replay."""
         return any(isinstance(gate, Tracking) for gate in self.gates)
-
-
-def load_gates(path: Path) -> Gates:
-    """Read a YAML file of gates.
-
-    Raises:
-        InputError: the file is absent, is not YAML, or has an unknown or wrong-typed key.
-    """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot read the gates ({error.__class__.__name__})") from None
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    try:
-        return Gates.model_validate(content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"]) or "(top level)"
-        what = "is not a known key" if first["type"] == "extra_forbidden" else first["msg"].lower()
-        raise InputError(f"{path}: {key}: {what}") from None
 
 
 def usual_gates(annotated: bool, conditions: Iterable[str]) -> Gates:

@@ -21,8 +21,9 @@ from deploy.replay.finished import STATISTICS, TRACKING
 from deploy.replay.gates import Gates
 from deploy.replay.journal import JOURNAL, Journal
 from deploy.replay.latency import Latency
+from deploy.replay.real_time import RealTime
 from deploy.replay.report import Report
-from deploy.replay.selection import RealTime, Selection
+from deploy.replay.selection import Selection
 from deploy.replay.sources import Drive, open_drives
 from deploy.replay.statistics import StatisticsWriter, Truth
 from deploy.replay.tracking import score_tracking
@@ -99,7 +100,7 @@ class Player:
                     tracks.add(frame.token, seen.tracks)
                     statistics.add(frame, seen.prediction)
                     self.latency.add(seen.seconds)
-                    self.report.add(frame, seen, seen.seconds)
+                    self.report.add(frame, seen)
                     for viewer in shown:
                         viewer.add(frame, seen)
             latency = self.latency.summary()

@@ -42,13 +42,13 @@ class Report:
         self._start = 0  # us, of the scene
         self._timeline, self._trails, self._worst = Timeline(), Trails(), Worst()
 
-    def add(self, frame: Frame, seen: SceneFrame, seconds: Mapping[str, float]) -> None:
-        """The next frame, with what was perceived in it and how long each stage took."""
+    def add(self, frame: Frame, seen: SceneFrame) -> None:
+        """The next frame, with what was perceived in it; its seconds have every one of STAGES."""
         number = len(self._milliseconds)
         if not self._scenes or self._scenes[-1][1] != frame.scene:
             self._scenes.append((number, frame.scene))
             self._start = frame.timestamp
-        self._milliseconds.append([round(seconds[stage] * 1e3, 2) for stage in STAGES])
+        self._milliseconds.append([round(seen.seconds[stage] * 1e3, 2) for stage in STAGES])
         self._timeline.add(number, seen)
         self._trails.add(frame.scene, frame.timestamp, seen.tracks)
         annotated = None if frame.boxes is None else _annotated(frame.boxes, self._grid)

@@ -39,7 +39,7 @@ class RerunWriter:
         self.path, self._temporary = path, path.with_name(f".{path.name}.tmp")
 
     def __enter__(self) -> RerunWriter:
-        self._recording = rerun.RecordingStream("tessera", recording_id=str(self.path))
+        self._recording = rerun.RecordingStream("tessera")
         self._recording.save(self._temporary)
         self._recording.log("world", rerun.ViewCoordinates.RIGHT_HAND_Z_UP, static=True)
         return self

@@ -1,16 +1,13 @@
-"""Which frames of the drives are replayed, and when."""
+"""Which frames of the drives are replayed."""
 
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from perception.errors import InputError
 from perception.frame import Frame
-
-LONGEST_WAIT = 60.0  # s between two frames; more is a pause, or a clock that was set
 
 
 @dataclass(frozen=True)
@@ -76,22 +73,3 @@ class Selection:
         first = math.ceil(self.start / period)
         end = frames if math.isinf(self.end) else min(frames, math.ceil(self.end / period))
         return -(-max(end - first, 0) // self.every)
-
-
-class RealTime:
-    """Gives the frames of a drive when the vehicle had them, none earlier; a frame that is late is not left out."""
-
-    def __init__(self) -> None:
-        self.behind = 0.0  # s that a frame was late at most
-        self._last: tuple[str, float] | None = None  # scene and s of the latest frame
-        self._zero = 0.0  # s, of the clock, when the drive's time was 0
-
-    def wait_for(self, frame: Frame) -> None:
-        """Sleep until it is time for the frame. The first one of a drive or after a jump says what time it is."""
-        now, seconds = time.monotonic(), 1e-6 * frame.timestamp
-        if self._last is None or self._last[0] != frame.scene or not 0 <= seconds - self._last[1] <= LONGEST_WAIT:
-            self._zero = now - seconds
-        self._last = frame.scene, seconds
-        early = self._zero + seconds - now
-        self.behind = max(self.behind, -early)
-        time.sleep(max(early, 0.0))

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from perception.evaluation.columns import BoxColumns
+from perception.evaluation.matching import match
 from perception.frame import Boxes
 
 KEPT = 4  # frames by each measure
@@ -17,21 +19,14 @@ WITHIN = 2.0  # m in the ground plane between the middles of a detection and of 
 def mistakes(predicted: Boxes, annotated: Boxes) -> tuple[int, int]:
     """How many annotated boxes no detection found, and how many detections found none.
 
-    Best score first, each detection takes the nearest annotation of its class that is within WITHIN and still free,
-    as the official matching does at that distance.
+    Matched as the scores are, at a distance of WITHIN.
 
     Args:
-        predicted: those that count, best score first.
+        predicted: those that count.
         annotated: in the same frame of reference.
     """
-    distances = np.linalg.norm(predicted.centers[:, None, :2] - annotated.centers[None, :, :2], axis=2)
-    distances[predicted.labels[:, None] != annotated.labels[None]] = np.inf
-    found = 0
-    for i in np.flatnonzero((distances < WITHIN).any(axis=1)):
-        nearest = distances[i].argmin()
-        if distances[i, nearest] < WITHIN:
-            distances[:, nearest] = np.inf
-            found += 1
+    taken = match(BoxColumns.of_frame(annotated), BoxColumns.of_frame(predicted), [WITHIN])
+    found = np.count_nonzero(taken >= 0)
     return len(annotated) - found, len(predicted) - found
 
 

@@ -194,16 +194,17 @@ def replay(
     With --gates or --baseline it gives a verdict too (verdict.json, junit.xml): exit code 0 is pass, 1 is fail.
     """
     from deploy.replay.faults import Fault
-    from deploy.replay.gates import load_gates
+    from deploy.replay.gates import Gates
     from deploy.replay.player import replay as run
     from deploy.replay.selection import Selection
     from deploy.replay.sources import is_recording
+    from perception.section import load_section
 
     summary = run(
         drive, version or (None if is_recording(drive) else only_version(drive)), names(scenes), bundle, out,
         target=target, key=key, console=console_for(as_json), topics=topics,
         faults=[Fault.parse(text) for text in fault or ()],
-        baseline=baseline, gates=None if gates is None else load_gates(gates),
+        baseline=baseline, gates=None if gates is None else load_section(Gates, gates, "the gates"),
         selection=Selection(start, math.inf if end is None else end, every), real_time=real_time, viewers=names(viewer),
     )  # fmt: skip
     report(summary, as_json)

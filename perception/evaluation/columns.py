@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from perception.data.tables import rotation_matrices
 from perception.errors import InputError
-from perception.evaluation.submission import MAX_BOXES, sample_results
+from perception.evaluation.reader import read_samples
+from perception.evaluation.submission import sample_results
 from perception.frame import ATTRIBUTES, CLASSES, Boxes, Frame
 
 # What counts, of each class: metres from the vehicle, as the devkit's detection_cvpr_2019.
@@ -28,7 +28,6 @@ CLASS_RANGE = {
     "pedestrian": 40,
     "traffic_cone": 30,
 }
-_WHITESPACE = re.compile(r"[ \t\n\r]*")
 _RANGES = np.array([CLASS_RANGE[name] for name in CLASSES], np.float64)
 _CYCLES = [CLASSES.index(name) for name in ("bicycle", "motorcycle")]
 _LABEL = {name: i for i, name in enumerate(CLASSES)}
@@ -65,6 +64,21 @@ class BoxColumns:
             num_points=whole[:, 3],
         )
 
+    @staticmethod
+    def of_frame(boxes: Boxes) -> BoxColumns:
+        """Boxes of frame 0 alone, in whatever frame of reference."""
+        return BoxColumns(
+            frames=np.zeros(len(boxes), np.int64),
+            labels=boxes.labels,
+            centers=boxes.centers,
+            sizes=boxes.sizes,
+            yaws=boxes.yaws,
+            velocities=boxes.velocities[:, :2],
+            attributes=boxes.attributes,
+            scores=boxes.scores,
+            num_points=boxes.num_points,
+        )
+
     def __len__(self) -> int:
         return len(self.frames)
 
@@ -92,14 +106,7 @@ class BoxColumns:
         racked = np.zeros(len(self), bool)
         cycles = np.flatnonzero(np.isin(self.labels, _CYCLES) & np.isin(self.frames, racks[:, 0]))
         for rack in racks if len(cycles) else ():
-            w, x, y, z = rack[7:11] / np.linalg.norm(rack[7:11])
-            rotation = np.array(
-                [
-                    [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
-                    [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
-                    [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
-                ]
-            )
+            rotation = rotation_matrices(rack[7:11])
             here = cycles[self.frames[cycles] == rack[0]]
             inside = np.abs((self.centers[here] - rack[1:4]) @ rotation) <= rack[[5, 4, 6]] / 2
             racked[here] |= inside.all(axis=1)
@@ -114,23 +121,12 @@ def read_submission(path: Path, frame_of: Mapping[str, int]) -> BoxColumns:
     Raises:
         InputError: the file is no submission, a box is malformed, or a sample is absent or has more than 500 boxes.
     """
-    found: set[str] = set()
     rows: list[np.ndarray] = [np.zeros((0, 14))]
-    for token, boxes in _samples(path):
-        if token not in frame_of:
-            continue
-        found.add(token)
-        if len(boxes) > MAX_BOXES:
-            raise InputError(f"{path}: sample {token} has {len(boxes)} boxes; {MAX_BOXES} are allowed")
+    for token, boxes in read_samples(path, frame_of):
         try:
             rows.append(_rows(boxes, frame_of[token]))
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"{path}: sample {token}: a box is malformed: {error!r}") from None
-    if missing := frame_of.keys() - found:
-        raise InputError(
-            f"{path}: no prediction for {len(missing)} of {len(frame_of)} samples, such as {min(missing)}; "
-            "predict them (an empty list counts) or select fewer"
-        )
     return BoxColumns.of(np.concatenate(rows))
 
 
@@ -157,71 +153,3 @@ def _rows(boxes: Sequence[Mapping[str, Any]], frame: int) -> np.ndarray:
 def detection_rows(frame: Frame, boxes: Boxes, index: int) -> np.ndarray:
     """(N, 14) as BoxColumns.of takes: the submission of a frame, which gets this index, without a file between."""
     return _rows(sample_results(frame, boxes), index)
-
-
-def _samples(path: Path) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """Each sample's token and boxes, parsed one after the other."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{path}: cannot read the submission ({error.strerror})") from None
-    except UnicodeDecodeError:
-        text = ""
-    reader, seen = _Json(text), False
-    try:
-        for key in reader.members():
-            if key == "results":
-                seen = True
-                for token in reader.members():
-                    boxes = reader.value()
-                    if not isinstance(boxes, list):
-                        raise ValueError("the boxes of a sample are a list")
-                    yield token, boxes
-            else:
-                reader.value()
-    except ValueError:
-        seen = False
-    if not seen:
-        raise InputError(f"{path}: not a nuScenes submission: no JSON object with an object `results`") from None
-
-
-class _Json:
-    """A JSON text that is read value by value; each value is parsed once."""
-
-    def __init__(self, text: str) -> None:
-        self.text, self.position = text, 0
-        self._decoder = json.JSONDecoder()
-
-    def value(self) -> Any:
-        """The value that is next."""
-        value, self.position = self._decoder.raw_decode(self.text, self.position)
-        return value
-
-    def members(self) -> Iterator[str]:
-        """Keys of the object that is next; after each its value must be read."""
-        self._pass("{")
-        if self.text.startswith("}", self.position):
-            self.position += 1
-            return
-        while True:
-            key = self.value()
-            if not isinstance(key, str):
-                raise ValueError("a key is expected")
-            self._pass(":")
-            yield key
-            if self._pass(",}") == "}":
-                return
-
-    def _pass(self, expected: str) -> str:
-        """Which of these characters is next; moves behind it and the blanks around it."""
-        self._skip()
-        found = self.text[self.position : self.position + 1]
-        if not found or found not in expected:
-            raise ValueError(f"one of {expected} is expected")
-        self.position += 1
-        self._skip()
-        return found
-
-    def _skip(self) -> None:
-        match = _WHITESPACE.match(self.text, self.position)
-        self.position = self.position if match is None else match.end()

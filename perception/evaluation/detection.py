@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from perception.errors import InputError
+from perception.evaluation.reader import read_samples
 
 if TYPE_CHECKING:  # the devkit takes a second to import
     from nuscenes import NuScenes
@@ -92,39 +92,21 @@ def boxes_to_compare(
     """
     from nuscenes.eval.common.loaders import load_gt_of_sample_tokens
 
-    predictions = _load(submission, samples, config.max_boxes_per_sample, box_type)
+    predictions = _load(submission, samples, box_type)
     with contextlib.redirect_stderr(io.StringIO()):  # a progress bar that verbose does not turn off
         annotations = load_gt_of_sample_tokens(nusc, list(samples), box_type)
     return _filtered(nusc, predictions, config), _filtered(nusc, annotations, config)
 
 
-def _load(submission: Path, samples: Sequence[str], most: int, box_type: Any) -> EvalBoxes:
+def _load(submission: Path, samples: Sequence[str], box_type: Any) -> EvalBoxes:
     """The predictions for `samples`, in the order of the file: the devkit breaks ties of scores by it."""
     from nuscenes.eval.common.data_classes import EvalBoxes
 
-    try:
-        content = json.loads(submission.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{submission}: cannot read the submission ({error.strerror})") from None
-    except ValueError:
-        content = None
-    if not isinstance(content, dict) or not isinstance(results := content.get("results"), dict):
-        raise InputError(f"{submission}: not a nuScenes submission: no JSON object with an object `results`")
-    missing = [token for token in samples if token not in results]
-    if missing:
-        raise InputError(
-            f"{submission}: no prediction for {len(missing)} of {len(samples)} samples, such as {missing[0]}; "
-            "predict them (an empty list counts) or select fewer"
-        )
-    wanted = set(samples)
-    selected = {token: entries for token, entries in results.items() if token in wanted}
+    selected = dict(read_samples(submission, set(samples)))
     try:
         boxes = EvalBoxes.deserialize(selected, box_type)
     except (AssertionError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"{submission}: a box is malformed: {error!r}") from None
-    for token in boxes.sample_tokens:
-        if len(boxes[token]) > most:
-            raise InputError(f"{submission}: sample {token} has {len(boxes[token])} boxes; {most} are allowed")
     return boxes
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -15,6 +13,7 @@ from perception.scene.belief import Belief, ConditionBelief, Evidence, tagged
 from perception.scene.health import HealthMonitor, SensorHealth
 from perception.scene.map_memory import MapMemory
 from perception.scene.tracker import Tracker, Tracks
+from perception.timing import timed
 
 _KINDS = {value: kind for kind, values in CONDITIONS.items() for value in values}
 
@@ -77,9 +76,9 @@ class Scene:
         if frame.scene != self._drive:
             self._begin(frame.scene)
         self._seconds, self._observed = {}, frame.token
-        with self._timed("health"):
+        with timed(self._seconds, "health"):
             self._health = self._monitor.update(frame)
-        with self._timed("belief"):
+        with timed(self._seconds, "belief"):
             return self._belief.update(frame.timestamp, [tagged(frame.conditions), *recognised])
 
     def update(self, frame: Frame, prediction: Prediction, weights: Mapping[str, float] | None = None) -> SceneFrame:
@@ -96,9 +95,9 @@ class Scene:
         if frame.token != self._observed or frame.scene != self._drive:
             raise ValueError(f"frame {frame.token} was not observed: call observe(frame) before the engine runs")
         pose, fused = frame.global_from_reference, None
-        with self._timed("track"):
+        with timed(self._seconds, "track"):
             tracks = self._tracker.update(prediction.boxes.transformed(pose), frame.timestamp)
-        with self._timed("map"):
+        with timed(self._seconds, "map"):
             if self._map is not None and prediction.map_probabilities is not None:
                 self._map.update(prediction.map_probabilities, pose)
                 fused = self._map.around(pose)
@@ -144,9 +143,3 @@ class Scene:
                 holds = there[sensor] != fact.startswith("no-")
                 reasons[holds].append(f"{sensor} {'there' if there[sensor] else 'missing'}")
         return "; ".join(reasons[weight > 0]) or "asks for nothing more"
-
-    @contextmanager
-    def _timed(self, stage: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        self._seconds[stage] = time.perf_counter() - start

@@ -9,12 +9,13 @@ from typing import Protocol
 from deploy.replay.sources.counts import Counts
 from deploy.replay.sources.nuscenes import NuScenesDrive
 from deploy.replay.sources.recorded import RecordedDrive
-from deploy.replay.sources.topics import Topics, load_topics
+from deploy.replay.sources.topics import Topics
 from perception.data.inputs import InputSpec
 from perception.data.nuscenes import NuScenesTables
 from perception.data.tables import versions
 from perception.errors import InputError
 from perception.frame import Frame
+from perception.section import load_section
 
 
 class Drive(Protocol):
@@ -61,7 +62,9 @@ def open_drives(
     if is_recording(path):
         if version is not None or scenes:
             raise InputError(f"{path}: a recording is one drive; --version and --scenes choose within a dataroot")
-        return [RecordedDrive(path, Topics() if topics is None else load_topics(topics), spec)]
+        return [
+            RecordedDrive(path, Topics() if topics is None else load_section(Topics, topics, "the map of topics"), spec)
+        ]
     if topics is not None:
         raise InputError(f"{path}: a dataroot has no topics; --topics goes with a .mcap file or a rosbag2")
     if version is None:

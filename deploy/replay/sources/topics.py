@@ -5,13 +5,10 @@ The default names are those of foxglove/nuscenes2mcap as well.
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
-import yaml
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from perception.errors import InputError
 from perception.frame import CAMERAS
 from perception.section import Section
 
@@ -74,27 +71,3 @@ class Topics(Section):
         single = [self.odometry, self.keyframes, None if self.lidar is None else self.lidar.topic]
         cameras = [topic for each in self.cameras.values() for topic in (each.image, each.info)]
         return [self.transforms, self.static_transforms, *(name for name in single if name is not None), *cameras]
-
-
-def load_topics(path: Path) -> Topics:
-    """Read a map of topics; keys that it does not give have their defaults.
-
-    Raises:
-        InputError: the file cannot be read, or has an unknown or wrong key.
-    """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot read the map of topics ({error.__class__.__name__})") from None
-    except yaml.YAMLError as error:
-        raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    try:
-        return Topics.model_validate({} if content is None else content)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"]) or "(top level)"
-        if first["type"] == "extra_forbidden":
-            raise InputError(f"{path}: {key}: is not a known key") from None
-        what = first["msg"].removeprefix("Value error, ")
-        got = "" if first["type"] in ("missing", "value_error") else f", got {first['input']!r}"
-        raise InputError(f"{path}: {key}: {what[:1].lower() + what[1:] if got else what}{got}") from None
