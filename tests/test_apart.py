@@ -98,6 +98,12 @@ def test_a_signature_holds_for_all_networks(tmp_path: Path) -> None:
     assert set(Bundle.load(path, public).routes) == {"rain"}
     with pytest.raises(InputError, match="not the signature"):
         Bundle.load(path, another)
+    pytest.importorskip("tensorrt_rtx")
+    build(path, "rtx-ampere", QUIET)  # not signed
+    with pytest.raises(InputError, match=r"routes/rain/engines/rtx-ampere\..*sign"):
+        Bundle.load(path, public).routes["rain"].plan("rtx-ampere")
+    build(path, "rtx-ampere", QUIET, sign=private)
+    assert Bundle.load(path, public).routes["rain"].plan("rtx-ampere").is_file()
 
 
 def test_every_network_is_compiled(tmp_path: Path) -> None:
