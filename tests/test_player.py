@@ -1,8 +1,7 @@
-"""A replay that is killed goes on and ends with the same bytes; parts of a drive; real time; memory on a long drive."""
+"""A replay that is killed goes on and ends with the same bytes; parts of a drive; memory on a long drive."""
 
 import gc
 import json
-import math
 import multiprocessing
 import random
 import shutil
@@ -12,7 +11,6 @@ import tracemalloc
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cache
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +26,6 @@ from deploy.export import export
 from deploy.replay.faults import Fault, inject
 from deploy.replay.journal import JOURNAL, Journal
 from deploy.replay.player import Player, replay
-from deploy.replay.real_time import RealTime
 from deploy.replay.selection import Selection
 from deploy.replay.sources import open_drives
 from deploy.replay.sources.counts import Counts
@@ -283,66 +280,6 @@ def test_a_part_of_a_drive(
     whole, part = (json.loads((out / "results.json").read_text())["results"] for out in (undisturbed, tmp_path))
     assert part == {token("sample", i): whole[token("sample", i)] for i in expected}
     assert selection.expected(FRAMES, 0.5 * (FRAMES - 1)) == len(expected)
-
-
-selections = st.builds(
-    lambda start, length, every: Selection(start, start + length, every),
-    st.sampled_from([0.0, 0.5, 1.25, 7.0]),
-    st.sampled_from([0.5, 2.0, 3.75, math.inf]),
-    st.integers(1, 4),
-)
-
-
-@given(selections, st.lists(st.lists(st.integers(0, 10_000_000), min_size=1), min_size=1, max_size=3))
-def test_selection(selection: Selection, drives: list[list[int]]) -> None:
-    """Against a loop over each drive, at any rate of frames."""
-    given = [
-        [Frame(f"{i}-{k}", t, "ego", np.eye(4), np.eye(4), None, {}, scene=str(i)) for k, t in enumerate(sorted(each))]
-        for i, each in enumerate(drives)
-    ]
-    expected = []
-    for each in given:
-        inside = [f for f in each if selection.start <= (f.timestamp - each[0].timestamp) * 1e-6 < selection.end]
-        expected += inside[:: selection.every]
-    chosen = selection.of(frame for each in given for frame in selection.until_end(each))
-    if expected:
-        assert [frame.token for frame in chosen] == [frame.token for frame in expected]
-    else:
-        with pytest.raises(InputError, match="start earlier"):
-            list(chosen)
-
-
-def test_after_the_end_one_frame_is_read() -> None:
-    times = iter(range(0, 10_000_000, 500_000))
-    drive = (Frame(str(t), t, "ego", np.eye(4), np.eye(4), None, {}) for t in times)
-    assert len(list(Selection(end=2.0).until_end(drive))) == 4
-    assert next(times) == 2_500_000
-
-
-@pytest.mark.parametrize("wrong", [(-1.0, 2.0, 1), (2.0, 2.0, 1), (math.nan, 2.0, 1), (0.0, math.nan, 1), (0, 1, 0)])
-def test_impossible_selections_are_one_line(wrong: tuple[float, float, int]) -> None:
-    with pytest.raises(InputError, match=r"--start|--every"):
-        Selection(*wrong)
-
-
-def test_real_time() -> None:
-    """Frames come when they were taken; a jump of the clock is not waited for."""
-    steps = [0, 100, 100, 3_600_000, 100, -7_200_000, 100]  # ms
-    clock, start, came = RealTime(), time.monotonic(), []
-    for i, ms in enumerate(accumulate(steps)):
-        clock.wait_for(Frame(str(i), 1000 * ms, "ego", np.eye(4), np.eye(4), None, {}, scene="a"))
-        came.append(time.monotonic() - start)
-    for moment, expected in zip(came, [0, 0.1, 0.2, 0.2, 0.3, 0.3, 0.4], strict=True):
-        assert expected <= moment + 1e-3
-    assert came[-1] < 5
-
-
-def test_real_time_says_how_late_a_frame_was() -> None:
-    clock = RealTime()
-    for i in range(2):
-        clock.wait_for(Frame(str(i), 10_000 * i, "ego", np.eye(4), np.eye(4), None, {}))
-        time.sleep(0.2 if i == 0 else 0)
-    assert 0.19 <= clock.behind < 5
 
 
 def test_a_replay_in_real_time_takes_as_long_as_the_drive(drive: Path, undisturbed: Path, tmp_path: Path) -> None:

@@ -5,30 +5,18 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import onnx
 import pytest
-from exported import QUIET, bundle, folder, rewritten
 from hypothesis import given
 from hypothesis import strategies as st
+from judged import gates, only
 from junitparser import Error, Failure, JUnitXml
-from typer.testing import CliRunner
 
-from deploy.bundle import Bundle, write_bundle
-from deploy.engines.onnxruntime import OnnxRuntimeEngine
-from deploy.precision.calibrate import ranges
-from deploy.precision.quantise import CPU, activations, quantisable, quantise
-from deploy.replay.faults import Fault
 from deploy.replay.finished import Finished
-from deploy.replay.gates import Gates
 from deploy.replay.measure import Measures, Subject
-from deploy.replay.player import replay
-from deploy.replay.selection import Selection
 from deploy.replay.statistics import StatisticsWriter, Truth, pack, unpack
-from deploy.replay.verdict import Case, Verdict, judge
-from perception.cli import app
+from deploy.replay.verdict import judge
 from perception.data.map_expansion import MapExpansion
 from perception.data.nuscenes import NuScenesTables
 from perception.errors import InputError
@@ -36,10 +24,8 @@ from perception.evaluation.detection import open_devkit, score_submission
 from perception.evaluation.map_counts import count_rings, ious
 from perception.evaluation.map_segmentation import THRESHOLDS, MapIou
 from perception.evaluation.submission import SubmissionWriter
-from perception.evaluation.tracking import score_tracks
 from perception.frame import CLASSES, MAP_CLASSES, Boxes, Frame, Prediction
 from perception.grid import BevGrid
-from perception.section import load_section
 
 LATENCY = {"frames": 1, "stages": {"total": {"p50": 20.0, "p95": 30.0, "p99": 40.0, "max": 50.0}}}
 GRID = BevGrid().coarser(2)  # of the map
@@ -104,15 +90,6 @@ def finish(
 @pytest.fixture(scope="module")
 def fair(drives: NuScenesTables, frames: list[Frame], tmp_path_factory: pytest.TempPathFactory) -> Path:
     return finish(tmp_path_factory.mktemp("fair") / "out", drives, frames)
-
-
-def gates(*each: dict[str, Any], **options: Any) -> Gates:
-    return Gates.model_validate({"gates": each, **options})
-
-
-def only(verdict: Verdict) -> Case:
-    assert len(verdict.cases) == 1
-    return verdict.cases[0]
 
 
 def lost(name: str) -> Change:
@@ -380,19 +357,6 @@ def test_amota_is_what_the_tracks_were_scored(fair: Path) -> None:
     assert case.value == 0.625
 
 
-def test_a_replay_with_a_gate_on_amota_scores_its_tracks(drives: NuScenesTables, tmp_path: Path) -> None:
-    """As the devkit scores the same file by itself; a replay of each second frame is not scored."""
-    gate = gates({"metric": "AMOTA", "at_least": 0.0})
-    arguments = (drives.dataroot, drives.version, [SCENE], bundle().path)
-    found = replay(*arguments, tmp_path / "out", gates=gate, console=QUIET)["verdict"]["cases"][0]
-    nusc = open_devkit(drives.dataroot, drives.version)
-    scored = score_tracks(tmp_path / "out" / "tracks.json", nusc, drives.samples(selectors=[SCENE]))
-    assert json.loads((tmp_path / "out" / "tracking_metrics.json").read_text()) == scored
-    assert found["value"] == scored["amota"]
-    replay(*arguments, tmp_path / "out", gates=gate, console=QUIET, selection=Selection(every=2))
-    assert not (tmp_path / "out" / "tracking_metrics.json").exists()
-
-
 @given(st.integers(0, 2**32 - 1))
 def test_packed_cells_come_back(seed: int) -> None:
     cells = np.random.default_rng(seed).random((6, 5, 7)) < 0.3
@@ -413,47 +377,6 @@ def test_rings_sum_to_the_whole_map(seed: int) -> None:
     np.testing.assert_allclose(ious(counts.sum(axis=2)), iou.intersections[:, half] / iou.unions[:, half])
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("gates: []", "gates: tuple should have at least 1 item"),
-        ("{}", "gates: field required"),
-        ("gates: [{metric: mAP}]", "at_least: field required"),
-        ("gates: [{metric: MAP, at_least: 1}]", "does not match any of the expected tags"),
-        ("gates: [{metric: mAP, class: car, at_least: 1}]", "mAP has no class 'car'; it is of all classes"),
-        ("gates: [{metric: AP, class: tank, at_least: 1}]", "AP has no class 'tank'; car, truck"),
-        ("gates: [{metric: IoU, class: car, at_least: 1}]", "IoU has no class 'car'; drivable_area"),
-        ("gates: [{metric: IoU, range: [0, 15], at_least: 1}]", "rings of 10 m"),
-        ("gates: [{metric: NDS, range: [30, 10], at_least: 1}]", r"a range is \[from, to\]"),
-        ("gates: [{metric: NDS, condition: hail, at_least: 1}]", "'hail' is none of clear, rain"),
-        ("gates: [{metric: latency, stage: think, at_most: 1}]", "'think' is none of read, preprocess"),
-        ("gates: [{metric: latency, at_most: fast}]", "at_most: input should be a valid number"),
-        ("gates: [{metric: difference, of: NDS, at_most: 2}]", "less than or equal to 1"),
-        ("gates: [{metric: NDS, at_leest: 1, at_least: 1}]", "at_leest: is not a known key"),
-        ("gates: [", "not valid YAML"),
-        (None, "cannot read the gates"),
-    ],
-)
-def test_gates_that_cannot_be_used_are_named(tmp_path: Path, text: str | None, message: str) -> None:
-    path = tmp_path / "gates.yaml"
-    if text is not None:
-        path.write_text(text)
-    with pytest.raises(InputError, match=message) as caught:
-        load_section(Gates, path, "the gates")
-    assert str(caught.value).startswith(str(path))
-    assert "\n" not in str(caught.value)
-
-
-def test_the_gates_of_the_documentation_are_valid(tmp_path: Path) -> None:
-    from deploy.replay import gates as module
-
-    assert module.__doc__
-    (tmp_path / "gates.yaml").write_text(module.__doc__.split("\n\n", 1)[1])
-    assert {gate.metric for gate in load_section(Gates, tmp_path / "gates.yaml", "the gates").gates} == {
-        "NDS", "AP", "IoU", "AMOTA", "latency", "dropped", "difference", "agreement",
-    }  # fmt: skip
-
-
 def test_what_cannot_be_judged_is_one_line(
     drives: NuScenesTables, frames: list[Frame], fair: Path, tmp_path: Path
 ) -> None:
@@ -464,96 +387,6 @@ def test_what_cannot_be_judged_is_one_line(
     parts = [finish(tmp_path / name, drives, part) for name, part in (("a", frames[:3]), ("b", frames[3:]))]
     with pytest.raises(InputError, match="has no frame of this replay"):
         judge(parts[0], parts[1])
-
-
-SCENE = "scene-0001"
-
-
-@cache
-def rained(root: Path, path: Path, *faults: str) -> Path:
-    """A replay of rainy keyframes through a bundle with random weights."""
-    out = folder() / f"replayed-{path.name}-{len(faults)}"
-    injected = [Fault.parse(text) for text in faults]
-    replay(root, "v1.0-sim", [], path, out, console=QUIET, faults=injected)
-    return out
-
-
-def in_int8(to: Path, share: float) -> Path:
-    """The bundle with its trunk in INT8 on ranges of this share of the measured ones: 1 is right, less is broken.
-
-    It is sealed anew with golden outputs of its own, so nothing but its results gives it away.
-    """
-    old = Bundle.load(bundle().path)
-    model, golden = onnx.load(old.onnx), old.golden()[0]
-    measured = ranges(model, activations(model.graph), [golden])
-    small = {name: (share * low, share * high) for name, (low, high) in measured.items()}
-    lowered = quantise(model, [*quantisable(model.graph)], small, CPU).SerializeToString()
-    outputs = OnnxRuntimeEngine(lowered).run(golden)
-    modules = {f"modules/{file.name}": file.read_bytes() for file in (old.path / "modules").glob("*")}
-    write_bundle(
-        to, lowered, (golden, outputs), lambda files: old.manifest.model_copy(update={"files": files}), modules
-    )
-    return rewritten(to)
-
-
-AGREE = gates(
-    {"metric": "agreement", "of": "detections", "at_least": 0.98, "score": 0.05},
-    {"metric": "agreement", "of": "map", "at_least": 0.98},
-)
-
-
-def test_a_bundle_passes_against_itself_and_fails_without_its_module(sim_root: Path) -> None:
-    whole = rained(sim_root, bundle("rain").path)
-    again = rained(sim_root, bundle("rain").path)
-    assert judge(again, whole, AGREE).passed
-    without = judge(rained(sim_root, bundle().path), whole, AGREE)
-    assert [case.passed for case in without.cases] == [False, False]
-    assert "detections and the baseline's" in without.cases[0].reason
-
-
-def test_a_broken_scale_of_int8_fails_where_a_right_one_agrees_more(sim_root: Path, tmp_path: Path) -> None:
-    whole = rained(sim_root, bundle().path)
-    values = []
-    for share in (1.0, 0.25):
-        verdict = judge(rained(sim_root, in_int8(tmp_path / f"int8-{share}", share)), whole, AGREE)
-        values.append([case.value for case in verdict.cases])
-    assert not verdict.passed
-    assert all(right > broken for right, broken in zip(*values, strict=True)), values
-    assert values[1][1] < 0.9
-
-
-def test_faults_fail_the_verdict(sim_root: Path) -> None:
-    whole = rained(sim_root, bundle().path)
-    blind = rained(sim_root, bundle().path, "drop:all@0.4-0.9")
-    assert Finished.load(whole).dropped == (0, 0)
-    assert Finished.load(blind).dropped == (0, 2)  # the second of three keyframes of both drives
-    verdict = judge(blind, whole, gates({"metric": "dropped", "at_most": 0}, *AGREE.model_dump(by_alias=True)["gates"]))
-    assert [case.passed for case in verdict.cases] == [False, False, False]
-
-
-@pytest.fixture
-def command(sim_root: Path, tmp_path: Path) -> Callable[..., Any]:
-    def run(out: str, *arguments: str) -> Any:
-        given = ["replay", str(sim_root), "--scenes", f"{SCENE}:0-1", "--bundle", str(bundle().path)]
-        return CliRunner().invoke(app, [*given, "--out", str(tmp_path / out), *arguments])
-
-    return run
-
-
-def test_exit_code_is_the_verdict(command: Callable[..., Any], tmp_path: Path) -> None:
-    first = command("first")
-    assert first.exit_code == 0, first.output
-    assert not (tmp_path / "first" / "verdict.json").exists()
-    passed = command("second", "--baseline", str(tmp_path / "first"), "--json")
-    assert passed.exit_code == 0, passed.output
-    (tmp_path / "gates.yaml").write_text("gates: [{metric: latency, at_most: 0.001}, {metric: dropped, at_most: 0}]")
-    failed = command("third", "--gates", str(tmp_path / "gates.yaml"), "--fault", "blackout:cameras")
-    assert failed.exit_code == 1
-    verdict = json.loads((tmp_path / "third" / "verdict.json").read_text())
-    assert [case["passed"] for case in verdict["cases"]] == [False, True]
-    assert isinstance(command("fourth", "--fault", "melt:lidar").exception, InputError)
-    assert isinstance(command("fourth", "--baseline", str(tmp_path)).exception, InputError)
-    assert not (tmp_path / "fourth").exists()
 
 
 def test_no_boxes_at_all_is_a_verdict(drives: NuScenesTables, frames: list[Frame], tmp_path: Path) -> None:
