@@ -10,7 +10,7 @@ import numpy as np
 from deploy.replay.finished import Finished
 from perception.evaluation.columns import BoxColumns
 from perception.evaluation.detection_scores import DetectionScores, Scores
-from perception.evaluation.map_counts import RING, ious
+from perception.evaluation.map_counts import ious, rings
 from perception.evaluation.matching import match
 from perception.frame import CLASSES, MAP_CLASSES
 
@@ -79,10 +79,9 @@ class Measures:
         finished, counts = self.finished, self.finished.map_counts
         if counts is None:
             raise Unmeasured("there is no map of the drive, or the network has none")
-        rings = slice(None) if bounds is None else slice(int(bounds[0] // RING), int(bounds[1] // RING))
         frames = _frames(finished, condition)
         per_scene = np.zeros((finished.scenes.max() + 1, *counts.shape[1:3]))
-        np.add.at(per_scene, finished.scenes[frames], counts[frames][..., rings].sum(axis=-1))
+        np.add.at(per_scene, finished.scenes[frames], counts[frames][..., rings(bounds)].sum(axis=-1))
         draws = np.ones((1, len(per_scene))) if draws is None else draws
         found = ious(np.tensordot(draws.astype(np.float64), per_scene, 1))
         if class_ is None:
@@ -147,8 +146,7 @@ def _frames(finished: Finished, condition: str | None) -> np.ndarray:
 def _part(boxes: BoxColumns, finished: Finished, frames: np.ndarray, bounds: Range) -> BoxColumns:
     chosen = frames[boxes.frames]
     if bounds is not None:
-        distance = boxes.distances(finished.egos)
-        chosen &= (distance >= bounds[0]) & (distance < bounds[1])
+        chosen &= boxes.within(bounds, finished.egos)
     return boxes.select(chosen)
 
 

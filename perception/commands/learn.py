@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -21,6 +22,10 @@ from perception.commands.common import (
     only_version,
     report,
 )
+from perception.errors import InputError
+
+if TYPE_CHECKING:
+    from perception.frame import Frame, Prediction
 
 
 @app.command(epilog="Example: perception simulate drives --scenes 8 --samples 20 --conditions clear-day-boston")
@@ -69,7 +74,7 @@ def train(
     print(run(settings, tables, split or TRAINING.get(tables.version, "all"), out, resume))
 
 
-@app.command(epilog="Example: perception evaluate runs/a --data drives --out runs/a/evaluation")
+@app.command(epilog="Example: perception evaluate runs/a --data drives --out runs/a/evaluation --by condition,range")
 def evaluate(
     model: Annotated[Path, typer.Argument(help="A run, one of its checkpoints, or an exported bundle.")],
     data: Root,
@@ -79,6 +84,12 @@ def evaluate(
         str | None, typer.Option(help="Default: the version's validation split; all: every scene.")
     ] = None,
     scenes: Scenes = "",
+    by: Annotated[str, typer.Option(help="Also score the parts: of condition, city, scene, range.")] = "",
+    corruptions: Annotated[
+        str, typer.Option(help="Also score with corrupted sensors: all, or names such as lidar_noise,camera_missing.")
+    ] = "",
+    target: Annotated[str, typer.Option(help="Engine of a bundle: cpu, or what `perception build` made.")] = "cpu",
+    key: Annotated[Path | None, typer.Option(help="Public key; a bundle that it has not signed is refused.")] = None,
     as_json: Json = False,
 ) -> None:
     """Score a model with the official devkit: mAP, NDS, TP errors; and the map's IoU."""
@@ -87,14 +98,17 @@ def evaluate(
 
     tables, console = NuScenesTables(data, version or only_version(data)), console_for(as_json)
     split = split or VALIDATION.get(tables.version, "all")
+    predictor: Callable[[Frame], Prediction]
     if (model / "manifest.json").exists():
         from deploy.runtime import Runtime
 
-        runtime = Runtime(model)
-        result = run(runtime, tables, split, names(scenes), out, runtime.bundle.spec, console)
+        predictor = runtime = Runtime(model, target, key)
+        spec = runtime.bundle.spec
+    elif key is not None or target != "cpu":
+        raise InputError(f"{model}: --target and --key are of a bundle; export one first")
     else:
         from perception.predict import TorchPredictor
 
-        predictor = TorchPredictor.load(model)
-        result = run(predictor, tables, split, names(scenes), out, predictor.spec, console)
-    report(result, as_json)
+        predictor = of_run = TorchPredictor.load(model)
+        spec = of_run.spec
+    report(run(predictor, tables, split, names(scenes), out, spec, console, names(by), names(corruptions)), as_json)

@@ -65,10 +65,10 @@ class BoxColumns:
         )
 
     @staticmethod
-    def of_frame(boxes: Boxes) -> BoxColumns:
-        """Boxes of frame 0 alone, in whatever frame of reference."""
+    def of_frame(boxes: Boxes, frame: int = 0) -> BoxColumns:
+        """Boxes of one frame, which gets this index, in whatever frame of reference."""
         return BoxColumns(
-            frames=np.zeros(len(boxes), np.int64),
+            frames=np.full(len(boxes), frame, np.int64),
             labels=boxes.labels,
             centers=boxes.centers,
             sizes=boxes.sizes,
@@ -77,6 +77,14 @@ class BoxColumns:
             attributes=boxes.attributes,
             scores=boxes.scores,
             num_points=boxes.num_points,
+        )
+
+    @staticmethod
+    def joined(parts: Sequence[BoxColumns]) -> BoxColumns:
+        """All boxes of the parts, one after the other."""
+        every = [BoxColumns.of(np.zeros((0, 14))), *parts]
+        return BoxColumns(
+            **{f.name: np.concatenate([getattr(part, f.name) for part in every]) for f in fields(BoxColumns)}
         )
 
     def __len__(self) -> int:
@@ -100,6 +108,11 @@ class BoxColumns:
         """(N,) m from the vehicle, seen from above."""
         away = self.centers[:, :2] - egos[self.frames]
         return np.sqrt(np.square(away).sum(axis=1))
+
+    def within(self, bounds: tuple[float, float], egos: np.ndarray) -> np.ndarray:
+        """(N,) bool: boxes this far (m, from and to) from the vehicle, seen from above."""
+        distance = self.distances(egos)
+        return np.asarray((distance >= bounds[0]) & (distance < bounds[1]))
 
     def _racked(self, racks: np.ndarray) -> np.ndarray:
         """(N,) bool: bicycles and motorcycles whose middle is in a rack."""

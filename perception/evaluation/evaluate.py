@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from functools import cache
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
 from perception.atomic import write_atomically
 from perception.data.inputs import InputSpec
-from perception.data.map_expansion import MapExpansion
 from perception.data.nuscenes import NuScenesTables
 from perception.errors import InputError
+from perception.evaluation.annotated import Annotated
+from perception.evaluation.columns import read_submission
 from perception.evaluation.detection import open_devkit, score_submission
 from perception.evaluation.map_segmentation import MapIou
+from perception.evaluation.robustness import chosen_corruptions, robustness, robustness_table
+from perception.evaluation.slices import check_axes, slice_scores, slice_table
 from perception.evaluation.submission import SubmissionWriter
 from perception.frame import CLASSES, MAP_CLASSES, Frame, Prediction
-from perception.grid import BevGrid
 
 ERRORS = {"trans_err": "ATE", "scale_err": "ASE", "orient_err": "AOE", "vel_err": "AVE", "attr_err": "AAE"}
 
@@ -34,6 +36,8 @@ def evaluate(
     out: Path,
     spec: InputSpec,
     console: Console | None = None,
+    by: Sequence[str] = (),
+    corruptions: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Score `predictor` on the samples of a split.
 
@@ -46,23 +50,29 @@ def evaluate(
         out: folder for `results_nusc.json`, the submission, and `metrics.json`, what is returned.
         spec: what the model sees; sensors that it lacks are not read.
         console: where progress and tables go; standard output by default.
+        by: also score the parts of these axes, see `slices.AXES`.
+        corruptions: also score under these, see `robustness.CORRUPTIONS`, or `all` of the model's sensors.
 
     Returns:
         `split`, `selectors`, `samples` (their number), the keys of `score_submission`, and `map`: what
-        `MapIou.result` gives, None where there is no map or no map head. All of it is strict JSON.
+        `MapIou.result` gives, None where there is no map or no map head; `slices` as `slice_scores` and `robustness`
+        as the function of that name, where asked for. All of it is strict JSON.
 
     Raises:
-        InputError: an unknown split or scene, a damaged file, or a folder that cannot be written.
+        InputError: an unknown split, scene, axis or corruption, a damaged file, or a folder that cannot be written.
     """
+    check_axes(by)
     console = console or Console()
     samples = tables.samples(split, selectors)
     submission = _folder(out) / "results_nusc.json"
     sensors = [name for name, part in (("lidar", spec.lidar), ("camera", spec.camera)) if part is not None]
-    expansion = cache(lambda location: MapExpansion.load(tables.dataroot, location))
-    iou = MapIou()
-    with SubmissionWriter(submission, sensors) as writer:
-        for token in track(samples, "Evaluating", console=console, transient=True):
-            frame = tables.frame(
+    corruptions = chosen_corruptions(corruptions, sensors)
+    iou, annotated = MapIou(), Annotated(tables, spec.grid)
+    counts: dict[int, np.ndarray] = {}  # of the map's cells, by frame
+
+    def frames(what: str) -> Iterator[Frame]:
+        for token in track(samples, what, console=console, transient=True):
+            yield tables.frame(
                 token,
                 spec.grid.reference,
                 spec.sweeps,
@@ -70,11 +80,16 @@ def evaluate(
                 lidar="lidar" in sensors,
                 cameras="camera" in sensors,
             )
+
+    with SubmissionWriter(submission, sensors) as writer:
+        for frame in frames("Evaluating"):
             prediction = predictor(frame)
             writer.add(frame, prediction)
-            if prediction.map_probabilities is not None and (truth := expansion(frame.location)) is not None:
-                grid = _map_grid(spec.grid, prediction.map_probabilities.shape[1])
-                iou.add(prediction.map_probabilities, truth.rasterize(frame, grid))
+            if (truth := annotated.map_truth(frame, prediction)) is not None:
+                assert prediction.map_probabilities is not None
+                iou.add(prediction.map_probabilities, truth)
+                counts[len(annotated.tokens)] = annotated.map_counts(prediction, truth)
+            annotated.add(frame)
     with console.status("Scoring with the nuScenes devkit"):
         scores = score_submission(submission, open_devkit(tables.dataroot, tables.version), samples)
     metrics = {
@@ -84,10 +99,20 @@ def evaluate(
         **scores,
         "map": iou.result(),
     }
+    if by:
+        frame_of = {token: i for i, token in enumerate(samples)}
+        detections = annotated.counted(read_submission(submission, frame_of))
+        metrics["slices"] = slice_scores(annotated, detections, counts, by)
+    if corruptions:
+        metrics["robustness"] = robustness(predictor, frames, annotated, corruptions, metrics["NDS"])
     write_atomically(out / "metrics.json", json.dumps(metrics, indent=2, allow_nan=False).encode())
     console.print(detection_table(metrics))
     if metrics["map"] is not None:
         console.print(map_table(metrics["map"]))
+    if by:
+        console.print(slice_table(metrics["slices"]))
+    if corruptions:
+        console.print(robustness_table(metrics["robustness"]))
     return metrics
 
 
@@ -124,11 +149,6 @@ def map_table(ious: dict[str, dict[str, float | None]]) -> Table:
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.3f}"
-
-
-def _map_grid(pillars: BevGrid, rows: int) -> BevGrid:
-    """The map head's grid: the same ground as the pillars in `rows` rows."""
-    return pillars.coarser(pillars.shape[0] // rows)
 
 
 def _folder(out: Path) -> Path:

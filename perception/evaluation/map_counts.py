@@ -43,3 +43,8 @@ def ious(counts: np.ndarray) -> np.ndarray:
     """(..., 6) intersection over union of counts (..., 3, 6); NaN for a class that is nowhere in truth."""
     intersection, union, present = np.moveaxis(counts.astype(np.float64), -2, 0)
     return np.divide(intersection, union, out=np.full_like(union, np.nan), where=present > 0)
+
+
+def rings(bounds: tuple[float, float] | None) -> slice:
+    """Which rings of `count_rings` lie in a range of multiples of 10 m; None: all."""
+    return slice(None) if bounds is None else slice(int(bounds[0] // RING), int(bounds[1] // RING))

@@ -1,0 +1,187 @@
+"""What corrupted sensors cost a model: its scores under each corruption at three levels, beside the clean ones.
+
+Dong et al., "Benchmarking robustness of 3D object detection to common corruptions", 2023; Hendrycks and Dietterich,
+"Benchmarking neural network robustness to common corruptions and perturbations", 2019. As there, the resilience to a
+corruption is the share of the clean NDS that is left, on average over its levels; mRA is the mean over corruptions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from rich.table import Table
+
+from perception.data import corrupt
+from perception.errors import InputError
+from perception.evaluation.annotated import Annotated
+from perception.evaluation.columns import BoxColumns, detection_rows
+from perception.evaluation.detection_scores import DetectionScores
+from perception.evaluation.map_counts import ious
+from perception.frame import CAMERAS, Frame, Prediction
+
+Image = Callable[[np.ndarray, float, np.random.Generator], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Corruption:
+    """One thing that goes wrong with a sensor, mild, medium and severe."""
+
+    sensor: str  # "lidar" or "camera"
+    levels: tuple[float, ...]
+    unit: str
+    apply: Callable[[Frame, float, np.random.Generator], Frame]
+
+
+def _points(change: Image) -> Callable[[Frame, float, np.random.Generator], Frame]:
+    def apply(frame: Frame, level: float, rng: np.random.Generator) -> Frame:
+        return frame if frame.points is None else replace(frame, points=change(frame.points, level, rng))
+
+    return apply
+
+
+def _images(change: Image) -> Callable[[Frame, float, np.random.Generator], Frame]:
+    def apply(frame: Frame, level: float, rng: np.random.Generator) -> Frame:
+        cameras = {name: replace(c, image=change(c.image, level, rng)) for name, c in frame.cameras.items()}
+        return replace(frame, cameras=cameras)
+
+    return apply
+
+
+def _turned_points(points: np.ndarray, degrees: float, rng: np.random.Generator) -> np.ndarray:
+    return corrupt.moved(points, corrupt.displacement(degrees, 0.1 * degrees, rng))
+
+
+def _turned_cameras(frame: Frame, degrees: float, rng: np.random.Generator) -> Frame:
+    cameras = {
+        name: replace(c, ego_from_camera=c.ego_from_camera @ corrupt.displacement(degrees, 0.1 * degrees, rng))
+        for name, c in frame.cameras.items()
+    }
+    return replace(frame, cameras=cameras)
+
+
+def _fewer_cameras(frame: Frame, number: float, rng: np.random.Generator) -> Frame:
+    missing = set(rng.permutation(CAMERAS)[: int(number)])
+    return replace(frame, cameras={name: camera for name, camera in frame.cameras.items() if name not in missing})
+
+
+def _without_lidar(frame: Frame, number: float, rng: np.random.Generator) -> Frame:
+    return replace(frame, points=None)
+
+
+CORRUPTIONS = {
+    "lidar_noise": Corruption("lidar", (0.05, 0.1, 0.2), "m", _points(corrupt.noisy_points)),
+    "lidar_lost_points": Corruption("lidar", (0.3, 0.6, 0.9), "of the points", _points(corrupt.thinned)),
+    "lidar_packets": Corruption("lidar", (0.05, 0.1, 0.2), "of the packets", _points(corrupt.garbled_points)),
+    "lidar_miscalibrated": Corruption("lidar", (0.5, 1.0, 2.0), "degrees, and 0.1 m each", _points(_turned_points)),
+    "lidar_missing": Corruption("lidar", (1,), "LiDAR", _without_lidar),
+    "camera_blur": Corruption("camera", (2, 5, 10), "pixels", _images(lambda i, level, _: corrupt.blurred(i, level))),
+    "camera_noise": Corruption("camera", (10, 25, 50), "grey levels", _images(corrupt.noisy_image)),
+    "camera_damage": Corruption("camera", (0.1, 0.2, 0.4), "of the rows", _images(corrupt.damaged_image)),
+    "camera_miscalibrated": Corruption("camera", (0.5, 1.0, 2.0), "degrees, and 0.1 m each", _turned_cameras),
+    "camera_missing": Corruption("camera", (1, 3, 6), "cameras", _fewer_cameras),
+}
+
+
+def chosen_corruptions(names: Sequence[str], sensors: Sequence[str]) -> list[str]:
+    """The corruptions of these names, or `all` that concern the model's sensors.
+
+    Raises:
+        InputError: there is none of that name, or it is of a sensor that the model does not see.
+    """
+    possible = [name for name, corruption in CORRUPTIONS.items() if corruption.sensor in sensors]
+    for name in names:
+        if name not in possible and list(names) != ["all"]:
+            why = "the model does not see that sensor" if name in CORRUPTIONS else "no such corruption"
+            raise InputError(f"--corruptions {name}: {why}; all, or of {','.join(possible)}")
+    return possible if list(names) == ["all"] else list(dict.fromkeys(names))
+
+
+def robustness(
+    predictor: Callable[[Frame], Prediction],
+    frames: Callable[[str], Iterable[Frame]],
+    annotated: Annotated,
+    names: Sequence[str],
+    clean_nds: float,
+) -> dict[str, Any]:
+    """Scores of `predictor` under each corruption at each of its levels.
+
+    What is random is drawn from the corruption's name, its level and the frame alone, so that every model meets the
+    same frames; a displaced sensor stays where it is for the whole evaluation.
+
+    Args:
+        frames: gives those of `annotated` again, in its order, without annotations; it is told what they are read for.
+        names: keys of CORRUPTIONS.
+        clean_nds: of the same frames as they were recorded.
+
+    Returns:
+        `mRA`, and by corruption under `corruptions` its `unit`, `levels` (each `level`, `mAP`, `NDS`, `iou`: mean over
+        the map's classes at 0.5, None without a map) and `resilience`. A share is None where the clean NDS is 0.
+    """
+    truth = annotated.truth()
+    found: dict[str, Any] = {}
+    for name in names:
+        corruption = CORRUPTIONS[name]
+        levels = [
+            _scores(predictor, frames(f"{name} {level:g}"), annotated, truth, name, level)
+            for level in corruption.levels
+        ]
+        left = float(np.mean([level["NDS"] for level in levels])) / clean_nds if clean_nds else None
+        found[name] = {"unit": corruption.unit, "levels": levels, "resilience": left}
+    shares = [each["resilience"] for each in found.values() if each["resilience"] is not None]
+    return {"mRA": float(np.mean(shares)) if shares else None, "corruptions": found}
+
+
+def _scores(
+    predictor: Callable[[Frame], Prediction],
+    frames: Iterable[Frame],
+    annotated: Annotated,
+    truth: BoxColumns,
+    name: str,
+    level: float,
+) -> dict[str, Any]:
+    rows, cells = [], np.zeros((3, 6), np.int64)
+    for i, frame in enumerate(frames):
+        seed = "" if name.endswith("miscalibrated") else frame.token
+        digest = hashlib.sha256(f"{name}\0{level}\0{seed}".encode()).digest()
+        rng = np.random.default_rng(np.frombuffer(digest, np.uint32))
+        corrupted = CORRUPTIONS[name].apply(frame, level, rng)
+        prediction = predictor(corrupted)
+        rows.append(detection_rows(corrupted, prediction.boxes, i))
+        if (seen := annotated.map_truth(frame, prediction)) is not None:
+            cells += annotated.map_counts(prediction, seen).sum(axis=-1)
+    detections = annotated.counted(BoxColumns.of(np.concatenate(rows)))
+    scored = DetectionScores(truth, detections, np.zeros(len(rows), np.int64)).scored()
+    iou = ious(cells)
+    return {
+        "level": level,
+        "mAP": float(scored.mean_ap[0]),
+        "NDS": float(scored.nds[0]),
+        "iou": None if np.isnan(iou).all() else float(np.nanmean(iou)),
+    }
+
+
+def robustness_table(metrics: dict[str, Any]) -> Table:
+    """A row for each corruption and level, below the clean scores."""
+    left = "-" if metrics["mRA"] is None else f"{metrics['mRA']:.3f}"
+    table = Table(title=f"corrupted sensors: mRA {left}")
+    table.add_column("corruption")
+    table.add_column("level")
+    for column in ("mAP", "NDS", "map IoU 0.5", "resilience"):
+        table.add_column(column, justify="right")
+    for name, corruption in metrics["corruptions"].items():
+        for level in corruption["levels"]:
+            last = level is corruption["levels"][-1] and corruption["resilience"] is not None
+            table.add_row(
+                name if level is corruption["levels"][0] else "",
+                f"{level['level']:g} {corruption['unit']}",
+                f"{level['mAP']:.3f}",
+                f"{level['NDS']:.3f}",
+                "-" if level["iou"] is None else f"{level['iou']:.3f}",
+                f"{corruption['resilience']:.3f}" if last else "",
+            )
+        table.add_section()
+    return table

@@ -1,0 +1,141 @@
+"""Corrupted sensors: each score equals the devkit's on frames that were corrupted beforehand."""
+
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from perception.config import CameraBranch, Lidar
+from perception.data.inputs import InputSpec
+from perception.data.nuscenes import NuScenesTables
+from perception.errors import InputError
+from perception.evaluation.evaluate import evaluate
+from perception.evaluation.robustness import CORRUPTIONS, chosen_corruptions
+from perception.frame import CAMERAS, Boxes, Frame, Prediction
+from perception.grid import BevGrid
+
+SPEC = InputSpec(BevGrid(), Lidar(sweeps=0), CameraBranch())
+
+
+@pytest.fixture(scope="module")
+def tables(sim_root: Path) -> NuScenesTables:
+    return NuScenesTables(sim_root, "v1.0-sim")
+
+
+def detector(tables: NuScenesTables) -> Callable[[Frame], Prediction]:
+    """Sees annotated objects by their LiDAR points, which pull their centres, and rates them by the pictures."""
+
+    def predict(frame: Frame) -> Prediction:
+        boxes = tables.boxes(frame.token).transformed(np.linalg.inv(frame.global_from_reference))
+        centers, scores = boxes.centers.copy(), np.zeros(len(boxes))
+        points = np.zeros((0, 3)) if frame.points is None else frame.points[:, :3].astype(np.float64)
+        grain = [np.abs(np.diff(camera.image.astype(int), axis=1)).mean() for camera in frame.cameras.values()]
+        mounting = sum(camera.ego_from_camera[0, 3] for camera in frame.cameras.values())
+        for i in range(len(boxes)):
+            local = (points - boxes.centers[i]) @ boxes.rotations[i]
+            inside = (np.abs(local) <= boxes.sizes[i][[1, 0, 2]] / 2 + 0.2).all(axis=1)
+            if inside.any():
+                centers[i] = points[inside].mean(axis=0)
+            scores[i] = inside.sum() / (inside.sum() + 5) + 0.01 * sum(grain) / (i + 1) + 0.001 * mounting
+        found = Boxes(**{**boxes.__dict__, "centers": centers, "scores": np.clip(scores, 0, 1)})
+        return Prediction(found.select(scores > 0.3), None)
+
+    return predict
+
+
+def test_every_level_scores_as_its_frames_do(
+    tables: NuScenesTables, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    console, shown = Console(file=io.StringIO()), io.StringIO()
+    names = ["lidar_noise", "lidar_missing", "camera_missing", "camera_noise"]
+    predictor, applied = detector(tables), []
+    for name in names:  # remember what each corruption made, to score it again below
+        whole = CORRUPTIONS[name]
+
+        def remember(frame, level, rng, name=name, apply=whole.apply):
+            made = apply(frame, level, rng)
+            applied.append((name, level, made))
+            return made
+
+        monkeypatch.setitem(CORRUPTIONS, name, type(whole)(whole.sensor, whole.levels, whole.unit, remember))
+    metrics = evaluate(predictor, tables, "all", [], tmp_path, SPEC, Console(file=shown, width=120), corruptions=names)
+    assert metrics == json.loads((tmp_path / "metrics.json").read_text())
+    found = metrics["robustness"]["corruptions"]
+    assert list(found) == names
+    for name in names:
+        for level in found[name]["levels"]:
+            made = {frame.token: frame for kind, at, frame in applied if (kind, at) == (name, level["level"])}
+            alone = evaluate(
+                lambda f, made=made: predictor(made[f.token]), tables, "all", [], tmp_path / "b", SPEC, console
+            )
+            assert level["NDS"] == pytest.approx(alone["NDS"], abs=1e-9)
+            assert level["mAP"] == pytest.approx(alone["mAP"], abs=1e-9)
+            assert level["iou"] is None
+        mean = np.mean([level["NDS"] for level in found[name]["levels"]])
+        assert found[name]["resilience"] == pytest.approx(mean / metrics["NDS"], abs=1e-12)
+        assert name in shown.getvalue()
+    assert metrics["robustness"]["mRA"] == pytest.approx(np.mean([each["resilience"] for each in found.values()]))
+    assert found["lidar_missing"]["levels"][0]["mAP"] < 0.5 * metrics["mAP"]
+
+
+@pytest.mark.parametrize("name", CORRUPTIONS)
+def test_a_corruption_touches_its_sensor_alone_and_more_at_each_level(tables: NuScenesTables, name: str) -> None:
+    frame = tables.frame(tables.samples()[0])
+    change = []
+    for level in CORRUPTIONS[name].levels:
+        made = [CORRUPTIONS[name].apply(frame, level, np.random.default_rng(0)) for _ in range(2)]
+        change.append(difference(frame, made[0], CORRUPTIONS[name].sensor))
+        assert difference(made[0], made[1], "lidar") == difference(made[0], made[1], "camera") == 0
+        other = "camera" if CORRUPTIONS[name].sensor == "lidar" else "lidar"
+        assert difference(frame, made[0], other) == 0
+    assert change[0] > 0
+    assert change == sorted(change)
+    assert len(set(change)) == len(change)
+
+
+def difference(a: Frame, b: Frame, sensor: str) -> float:
+    """How far the data of a sensor are from each other; what is missing counts most."""
+    if sensor == "lidar":
+        if a.points is None or b.points is None:
+            return 0.0 if a.points is b.points else np.inf
+        gone = abs(len(a.points) - len(b.points))
+        return float(gone) if gone else float(np.abs(a.points[:, :3] - b.points[:, :3]).sum())
+    gone = len(a.cameras.keys() ^ b.cameras.keys())
+    both = a.cameras.keys() & b.cameras.keys()
+    pictures = sum(np.abs(a.cameras[n].image.astype(int) - b.cameras[n].image.astype(int)).mean() for n in both)
+    mounting = sum(np.abs(a.cameras[n].ego_from_camera - b.cameras[n].ego_from_camera).sum() for n in both)
+    return 1e6 * gone + float(pictures) + float(mounting)
+
+
+def test_every_model_meets_the_same_frames(tables: NuScenesTables, tmp_path: Path) -> None:
+    def watching(seen: list) -> Callable[[Frame], Prediction]:
+        def predict(frame: Frame) -> Prediction:
+            seen.append(frame.points.tobytes())
+            return Prediction(Boxes.none(), None)
+
+        return predict
+
+    seen: tuple[list, list] = ([], [])
+    for each, scenes in zip(seen, ([], ["scene-0001"]), strict=True):
+        lidar = InputSpec(BevGrid(), Lidar(sweeps=0), camera=None)
+        names = ["lidar_noise", "lidar_miscalibrated"]
+        console = Console(file=io.StringIO())
+        metrics = evaluate(watching(each), tables, "all", scenes, tmp_path, lidar, console, corruptions=names)
+        assert metrics["robustness"]["mRA"] is None  # nothing is left of nothing
+    assert set(seen[1]) <= set(seen[0])
+    assert len(set(seen[0])) == len(seen[0]) == 6 * 7
+
+
+def test_which_corruptions() -> None:
+    assert chosen_corruptions([], ["lidar"]) == []
+    assert chosen_corruptions(["all"], ["lidar", "camera"]) == list(CORRUPTIONS)
+    assert {CORRUPTIONS[name].sensor for name in chosen_corruptions(["all"], ["camera"])} == {"camera"}
+    with pytest.raises(InputError, match="--corruptions rust: no such corruption; all, or of lidar_noise,"):
+        chosen_corruptions(["lidar_noise", "rust"], ["lidar", "camera"])
+    with pytest.raises(InputError, match="--corruptions camera_blur: the model does not see that sensor; all, or of"):
+        chosen_corruptions(["camera_blur"], ["lidar"])
+    assert int(CORRUPTIONS["camera_missing"].levels[-1]) == len(CAMERAS)
