@@ -96,7 +96,7 @@ class Assembler:
             if isinstance(content, Transform) and topic in (t.transforms, t.static_transforms, t.odometry):
                 self._add_transform(topic, content)
             elif isinstance(content, Intrinsics) and topic in self._informed:
-                self._cameras[self._informed[topic]].intrinsics = content
+                self._cameras[self._informed[topic]].inform(content)
             elif isinstance(content, Keyframe) and topic == t.keyframes:
                 self._add_keyframe(topic, time, content)
             elif isinstance(content, Cloud) and lidar is not None and topic == lidar.topic:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
@@ -28,6 +29,13 @@ class CameraPictures:
         self.topics, self._tolerance, self._keep = topics, tolerance, keep
         self.intrinsics: Intrinsics | None = None
         self._pictures: deque[tuple[int, Picture]] = deque(maxlen=_MOST)
+
+    def inform(self, intrinsics: Intrinsics) -> None:
+        """Take in the calibration; CameraInfo repeats it with each picture, and a lens that is the same stays."""
+        before = self.intrinsics
+        if before is not None and before.lens is not None and before.lens.equals(intrinsics.lens):
+            intrinsics = replace(intrinsics, lens=before.lens)
+        self.intrinsics = intrinsics
 
     def add(self, time: int, picture: Picture) -> None:
         """Take in a picture that was recorded at a time (us)."""
@@ -76,7 +84,13 @@ class CameraPictures:
             raise Corrupt(UNMOUNTED)
         if picture.size != self.intrinsics.size:
             raise Corrupt("a picture of another size than its CameraInfo")
+        lens = self.intrinsics.lens if self.topics.as_taken else None
+        if lens is not None and not lens.known:
+            raise Corrupt("a picture of a lens whose model is not known")
         image = picture.decode()
         if (image.shape[1], image.shape[0]) != picture.size:
             raise Corrupt("a picture of another size than it says")
+        if lens is not None:
+            image, mounting = lens.rectified(image), mounting.copy()
+            mounting[:3, :3] = mounting[:3, :3] @ lens.rotation.T
         return Camera(image, self.intrinsics.matrix, mounting, pose, picture.stamp)

@@ -98,7 +98,8 @@ def _raw(message: Any) -> list[Content]:
 
 def _calibration(message: Any) -> list[Content]:
     size = int(message.width), int(message.height)
-    return [intrinsics(_stamp(message), message.frame_id, size, np.array(message.K), np.array(message.P))]
+    d, k, r, p = (np.array(getattr(message, name), np.float64) for name in "DKRP")
+    return [intrinsics(_stamp(message), message.frame_id, size, message.distortion_model, d, k, r, p)]
 
 
 def _transform(message: Any) -> list[Content]:

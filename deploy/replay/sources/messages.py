@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from deploy.replay.sources.rectify import Lens
 from perception.frame import CONDITIONS, Conditions
 
 LATEST = 1 << 53  # us; later than any clock says, and still whole as a float
@@ -45,12 +46,13 @@ class Picture:
 
 @dataclass(frozen=True)
 class Intrinsics:
-    """Calibration of a camera's rectified picture."""
+    """Calibration of a camera."""
 
     stamp: int
     frame: str
     size: tuple[int, int]  # width, height in pixels
-    matrix: np.ndarray  # (3, 3)
+    matrix: np.ndarray  # (3, 3) of the rectified picture
+    lens: Lens | None  # of the picture as taken; None where that is the same
 
 
 @dataclass(frozen=True)
@@ -129,26 +131,45 @@ def picture(stamp: int, frame: str, decode: Callable[[], np.ndarray], size: tupl
     return Picture(stamp, _name(frame), decode, _size(size))
 
 
-def intrinsics(stamp: int, frame: str, size: tuple[int, int], k: np.ndarray, p: np.ndarray) -> Intrinsics:
-    """Of a CameraInfo: P, which belongs to rectified pictures, or K where P is not given.
+def intrinsics(
+    stamp: int,
+    frame: str,
+    size: tuple[int, int],
+    model: str,
+    d: np.ndarray,
+    k: np.ndarray,
+    r: np.ndarray,
+    p: np.ndarray,
+) -> Intrinsics:
+    """Of a CameraInfo: P, which belongs to rectified pictures, or K where P is not given; and the lens.
 
     Args:
-        k: (9,) row by row.
+        model: of the distortion, by ROS's name.
+        d: its coefficients.
+        k: (9,) row by row, of pictures as taken.
+        r: (9,) row by row, rectified camera from the camera as mounted; zero or empty where it is not turned.
         p: (12,) row by row.
     """
-    p, k = np.asarray(p, np.float64), np.asarray(k, np.float64)
-    matrix = (
-        p.reshape(3, 4)[:, :3] if p.size == 12 and p.any() else k.reshape(3, 3) if k.size == 9 else np.zeros((3, 3))
-    )
-    focal = np.diag(matrix)[:2]
-    if (
-        not np.isfinite(matrix).all()
-        or (focal <= 0).any()
-        or (np.abs(matrix) > 1e6).any()
-        or matrix[2].tolist() != [0, 0, 1]
-    ):
+    d, k, r, p = (np.asarray(each, np.float64) for each in (d, k, r, p))
+    taken = k.reshape(3, 3) if k.size == 9 and k.any() else None
+    matrix = p.reshape(3, 4)[:, :3].copy() if p.size == 12 and p.any() else taken
+    turn = r.reshape(3, 3) if r.size == 9 and r.any() else np.eye(3)
+    if matrix is None or not _projects(matrix) or (taken is not None and not _projects(taken)):
         raise Corrupt("no projection to the picture")
-    return Intrinsics(stamp, _name(frame), _size(size), matrix.copy())
+    if not np.isfinite(d).all() or not np.isfinite(turn).all() or np.abs(turn @ turn.T - np.eye(3)).max() > 0.01:
+        raise Corrupt("a lens of numbers that are none")
+    size = _size(size)
+    lens = None
+    if taken is not None and (d.any() or (turn != np.eye(3)).any() or (taken != matrix).any()):
+        coefficients = d if d.any() else np.zeros(4)
+        lens = Lens(str(model) if d.any() else "plumb_bob", coefficients, taken.copy(), turn.copy(), matrix, size)
+    return Intrinsics(stamp, _name(frame), size, matrix, lens)
+
+
+def _projects(matrix: np.ndarray) -> bool:
+    """Whether it is a pinhole's (3, 3) matrix."""
+    whole = bool(np.isfinite(matrix).all() and (np.abs(matrix) < 1e6).all() and matrix[2].tolist() == [0, 0, 1])
+    return whole and bool((np.diag(matrix)[:2] > 0).all())
 
 
 def transform(stamp: int, parent: str, child: str, translation: list[float], rotation: list[float]) -> Transform:

@@ -71,7 +71,8 @@ def _image(message: Any) -> list[Content]:
 
 def _camera_info(message: Any) -> list[Content]:
     size = message.width, message.height
-    return [intrinsics(_stamp(message), message.header.frame_id, size, message.k, message.p)]
+    frame, model = message.header.frame_id, message.distortion_model
+    return [intrinsics(_stamp(message), frame, size, model, message.d, message.k, message.r, message.p)]
 
 
 def _transforms(message: Any) -> list[Content]:

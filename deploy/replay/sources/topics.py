@@ -22,9 +22,15 @@ class LidarTopic(Section):
 
 
 class CameraTopics(Section):
-    image: Name  # rectified pictures
-    info: Name  # CameraInfo of the rectified pictures
+    image: Name
+    info: Name  # CameraInfo
     frame: Name | None = None  # of the sensor; None: what the header says
+    rectified: bool | None = None  # whether the lens is gone from the pictures; None: if the topic says so by "rect"
+
+    @property
+    def as_taken(self) -> bool:
+        """Whether pictures are still to be rectified; ROS's image_pipeline names topics image_raw and image_rect."""
+        return "rect" not in self.image if self.rectified is None else not self.rectified
 
 
 def _camera_topics() -> dict[str, CameraTopics]:
