@@ -53,6 +53,9 @@ def test_commands_of_the_readme(tmp_path: Path) -> None:
 
     metrics = json.loads((tmp_path / "runs/tiny/evaluation/metrics.json").read_text())
     assert metrics["samples"] == 2
+    parts = json.loads((tmp_path / "runs/tiny/parts/metrics.json").read_text())
+    assert list(parts["slices"]) == ["condition", "range"]
+    assert [level["level"] for level in parts["robustness"]["corruptions"]["lidar_noise"]["levels"]] == [0.05, 0.1, 0.2]
     manifest = json.loads((tmp_path / "runs/tiny/bundle/manifest.json").read_text())
     assert (manifest["routes"], manifest["folded"]) == (["rain"], ["rain"])
     banked = json.loads((tmp_path / "runs/merged/bundle/manifest.json").read_text())
