@@ -49,6 +49,10 @@ class Keyframes(Protocol):
         """Annotations of a keyframe in the global frame; None where there are none at all."""
         ...
 
+    def racks(self) -> Mapping[str, list[list[float]]]:
+        """By token the annotated bicycle racks, each x y z, width length height (m), rotation w x y z; all global."""
+        ...
+
     def frame(
         self,
         sample: str,

@@ -15,6 +15,7 @@ import numpy as np
 
 from perception.data.files import read_picture, read_points
 from perception.data.keyframes import select_samples, select_scenes, shortened
+from perception.data.racks import read_racks
 from perception.data.sweeps import Sweep, accumulated, global_from_reference
 from perception.data.tables import (
     LIDAR,
@@ -145,6 +146,10 @@ class NuScenesTables:
             num_points=a.num_points[index],
             instances=a.instance_tokens[a.instances[index]],
         )
+
+    def racks(self) -> dict[str, list[list[float]]]:
+        """Annotated bicycle racks by keyframe, see `read_racks`."""
+        return read_racks(self.dataroot, self.version)
 
     def frame(
         self,

@@ -65,10 +65,10 @@ class BoxColumns:
         )
 
     @staticmethod
-    def of_frame(boxes: Boxes) -> BoxColumns:
-        """Boxes of frame 0 alone, in whatever frame of reference."""
+    def of_frame(boxes: Boxes, frame: int = 0) -> BoxColumns:
+        """Boxes of one frame, which gets this index, in whatever frame of reference."""
         return BoxColumns(
-            frames=np.zeros(len(boxes), np.int64),
+            frames=np.full(len(boxes), frame, np.int64),
             labels=boxes.labels,
             centers=boxes.centers,
             sizes=boxes.sizes,
@@ -77,6 +77,14 @@ class BoxColumns:
             attributes=boxes.attributes,
             scores=boxes.scores,
             num_points=boxes.num_points,
+        )
+
+    @staticmethod
+    def joined(parts: Sequence[BoxColumns]) -> BoxColumns:
+        """All boxes of the parts, one after the other."""
+        every = [BoxColumns.of(np.zeros((0, 14))), *parts]
+        return BoxColumns(
+            **{f.name: np.concatenate([getattr(part, f.name) for part in every]) for f in fields(BoxColumns)}
         )
 
     def __len__(self) -> int:

@@ -16,6 +16,7 @@ from perception.data.files import read_picture, read_points
 from perception.data.keyframes import select_samples, select_scenes
 from perception.data.sweeps import Sweep, accumulated, global_from_reference
 from perception.errors import InputError
+from perception.evaluation.submission import quaternions
 from perception.frame import Boxes, Camera, Conditions, Frame
 from perception.grid import Reference
 from perception.mmdet3d.layouts import Keyframe, Picture, read_keyframes
@@ -84,10 +85,14 @@ class Infos:
             return None
         return (keyframe.boxes or Boxes.none()).transformed(keyframe.lidar.global_from_sensor)
 
-    def racks(self, sample: str) -> Boxes:
-        """Bicycle racks of a keyframe in the global frame; none in the layout since mmdet3d 1.1, which drops them."""
-        keyframe = self._keyframes[sample]
-        return keyframe.racks.transformed(keyframe.lidar.global_from_sensor)
+    def racks(self) -> dict[str, list[list[float]]]:
+        """Annotated bicycle racks by keyframe, see `read_racks`; the layout since mmdet3d 1.1 does not tell them."""
+        found = {}
+        for token, keyframe in self._keyframes.items():
+            racks = keyframe.racks.transformed(keyframe.lidar.global_from_sensor)
+            if len(racks):
+                found[token] = np.column_stack([racks.centers, racks.sizes, quaternions(racks.rotations)]).tolist()
+        return found
 
     def frame(
         self,
