@@ -93,7 +93,7 @@ def export(
             )
 
         if calibration is not None:
-            measured = Calibration(data=calibration.version, frames=tuple(recorded), ranges=dict(network.ranges))
+            measured = Calibration(data=calibration.source.version, frames=tuple(recorded), ranges=dict(network.ranges))
             more[CALIBRATION] = measured.model_dump_json(indent=2).encode()
         cpu_onnx = network.graphs.get(CPU_ONNX)
         bundle = write_bundle(path, network.graphs[ONNX], network.golden, describe, more, signed, cpu_onnx, others)

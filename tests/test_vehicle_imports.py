@@ -63,6 +63,7 @@ VEHICLE = (
     "deploy.replay.sources.pace",
     "deploy.replay.sources.reading",
     "deploy.replay.sources.recorded",
+    "deploy.replay.sources.rectify",
     "deploy.replay.sources.ros",
     "deploy.replay.sources.rosbag",
     "deploy.replay.sources.topics",

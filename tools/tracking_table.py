@@ -31,8 +31,8 @@ from tracking_scenes import (
 )
 
 from deploy.runtime import Runtime
-from perception.commands.common import only_version
 from perception.data.nuscenes import NuScenesTables
+from perception.data.tables import only_version
 from perception.evaluation.detection import open_devkit
 from perception.evaluation.tracking import TrackWriter, score_tracks
 from perception.scene.tracker import Tracker

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from perception.data.inputs import InputSpec, prepare
-from perception.data.nuscenes import NuScenesTables
+from perception.data.keyframes import Keyframes
+from perception.data.source import open_source
 from perception.errors import InputError
 
 MOST = 32  # keyframes
@@ -20,8 +22,13 @@ class Drives:
     """Keyframes of recorded or simulated drives: up to `MOST`, evenly spread."""
 
     root: Path
-    version: str
+    version: str | None = None  # of a dataroot's tables; None: the only one there is
     scenes: Sequence[str] = ()  # or keyframes, as scene-0103:0-4; empty: all
+
+    @cached_property
+    def source(self) -> Keyframes:
+        """The drives, opened."""
+        return open_source(self.root, self.version)
 
     def inputs(self, spec: InputSpec) -> dict[str, dict[str, np.ndarray]]:
         """What a network takes of each, by token; keyframes that lack one of its sensors are left out.
@@ -29,11 +36,10 @@ class Drives:
         Raises:
             InputError: no such drives, or no keyframe with all its sensors.
         """
-        tables = NuScenesTables(self.root, self.version)
-        tokens = tables.samples(selectors=self.scenes)
+        tokens = self.source.samples(selectors=self.scenes)
         found = {}
         for i in np.unique(np.linspace(0, len(tokens) - 1, min(MOST, len(tokens))).astype(int)):
-            frame = tables.frame(tokens[i], spec.grid.reference, spec.sweeps, annotations=False)
+            frame = self.source.frame(tokens[i], spec.grid.reference, spec.sweeps, annotations=False)
             if (spec.lidar and frame.points is None) or (spec.camera and not frame.cameras):
                 continue
             found[frame.token] = prepare(frame, spec)

@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from perception.errors import InputError
-
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -24,7 +22,10 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 
-Root = Annotated[Path, typer.Option("--data", help="nuScenes dataroot, recorded or simulated.")]
+Root = Annotated[
+    Path,
+    typer.Option("--data", help="nuScenes dataroot, recorded or simulated; or mmdet3d's nuscenes_infos_*.pkl in one."),
+]
 Version = Annotated[str | None, typer.Option(help="v1.0-mini, v1.0-trainval, ... Default: the only one there is.")]
 Out = Annotated[Path, typer.Option("--out", help="Folder to write.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON to standard output, all else to standard error.")]
@@ -33,15 +34,6 @@ Scenes = Annotated[str, typer.Option(help="Only these: scene-0103,scene-0916 or 
 
 TRAINING = {"v1.0-mini": "mini_train", "v1.0-trainval": "train", "v1.0-sim": "sim_train"}
 VALIDATION = {"v1.0-mini": "mini_val", "v1.0-trainval": "val", "v1.0-sim": "sim_val"}
-
-
-def only_version(dataroot: Path) -> str:
-    from perception.data.tables import versions
-
-    found = versions(dataroot)
-    if len(found) != 1:
-        raise InputError(f"{dataroot}: holds {', '.join(found) or 'no tables'}; say which with --version")
-    return found[0]
 
 
 def report(result: dict[str, Any], as_json: bool) -> None:

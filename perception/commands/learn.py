@@ -19,7 +19,6 @@ from perception.commands.common import (
     app,
     console_for,
     names,
-    only_version,
     report,
 )
 from perception.errors import InputError
@@ -64,13 +63,13 @@ def train(
     Several GPUs: accelerate launch -m perception.cli train ...
     """
     from perception.config import load_config
-    from perception.data.nuscenes import NuScenesTables
+    from perception.data.source import open_source
     from perception.training.loop import train as run
 
     settings = load_config(config)
     if steps is not None:
         settings = settings.model_copy(update={"train": settings.train.model_copy(update={"steps": steps})})
-    tables = NuScenesTables(data, version or only_version(data))
+    tables = open_source(data, version)
     print(run(settings, tables, split or TRAINING.get(tables.version, "all"), out, resume))
 
 
@@ -93,10 +92,10 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Score a model with the official devkit: mAP, NDS, TP errors; and the map's IoU."""
-    from perception.data.nuscenes import NuScenesTables
+    from perception.data.source import open_source
     from perception.evaluation.evaluate import evaluate as run
 
-    tables, console = NuScenesTables(data, version or only_version(data)), console_for(as_json)
+    tables, console = open_source(data, version), console_for(as_json)
     split = split or VALIDATION.get(tables.version, "all")
     predictor: Callable[[Frame], Prediction]
     if (model / "manifest.json").exists():

@@ -18,7 +18,6 @@ from perception.commands.common import (
     app,
     console_for,
     names,
-    only_version,
     report,
 )
 from perception.errors import InputError
@@ -85,14 +84,14 @@ def adapt(
     Kinds: low_rank, sparse_delta, batch_norm, prompt, series_adapter, parallel_adapter, bottleneck, rescale,
     scale_shift, film, hypernetwork.
     """
-    from perception.data.nuscenes import NuScenesTables
+    from perception.data.source import open_source
     from perception.training.adapt import adapt as run
 
     kinds, _, name = add.partition(":")
     if not name:
         raise InputError(f"--add {add}: write KIND:NAME, such as low_rank:rain")
     module = {"name": name, "when": names(conditions)} | _kinds(kinds, names(slots), _numbers(option or []))
-    tables = NuScenesTables(data, version or only_version(data))
+    tables = open_source(data, version)
     split = split or TRAINING.get(tables.version, "all")
     print(run(checkpoint, module, tables, split, names(scenes), out, steps=steps, learning_rate=learning_rate))
 
@@ -124,14 +123,14 @@ def merge(
 def _show_route(
     model: PerceptionModel, data: Path, version: str | None, frame: str, picture: Path | None, console: Console
 ) -> None:
-    from perception.data.nuscenes import NuScenesTables
+    from perception.data.source import open_source
     from perception.modules.routing import inspect
     from perception.predict import TorchPredictor
 
     scene, _, number = frame.partition(":")
     if not number.isdigit():
         raise InputError(f"--frame {frame}: write a scene and the number of its keyframe, such as scene-0103:0")
-    tables, predictor = NuScenesTables(data, version or only_version(data)), TorchPredictor(model)
+    tables, predictor = open_source(data, version), TorchPredictor(model)
     (token,) = tables.samples(selectors=[f"{scene}:{number}-{int(number) + 1}"])
     recorded = tables.frame(token, predictor.spec.grid.reference, predictor.spec.sweeps)
     predictor(recorded)

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from perception.commands.common import Json, Out, Scenes, Version, app, console_for, names, only_version, report
+from perception.commands.common import Json, Out, Scenes, Version, app, console_for, names, report
 from perception.errors import InputError
 
 Routes = Annotated[
@@ -65,7 +65,7 @@ def export(
     ] = False,
     precision: Annotated[PrecisionName, typer.Option(help="Of the layers that bear it.")] = PrecisionName.fp32,
     calibrate: Annotated[
-        Path | None, typer.Option(help="Dataroot of drives to measure the range of activations on, for int8.")
+        Path | None, typer.Option(help="Drives to measure the range of activations on, for int8: as --data elsewhere.")
     ] = None,
     version: Version = None,
     scenes: Scenes = "",
@@ -103,7 +103,7 @@ def export(
         raise InputError(
             "--version and --scenes say which drives to calibrate on; name their dataroot with --calibrate"
         )
-    drives = Drives(calibrate, version or only_version(calibrate), names(scenes)) if calibrate else None
+    drives = Drives(calibrate, version, names(scenes)) if calibrate else None
     console = console_for(as_json)
     bundle = run(
         checkpoint, out, _routes(conditions, routes), console=console, sign=sign, license=license,
@@ -198,6 +198,7 @@ def replay(
     from deploy.replay.player import replay as run
     from deploy.replay.selection import Selection
     from deploy.replay.sources import is_recording
+    from perception.data.tables import only_version
     from perception.section import load_section
 
     summary = run(

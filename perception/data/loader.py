@@ -17,8 +17,8 @@ from torch.utils.data import DataLoader, Dataset
 from perception.config import Config
 from perception.data.augment import draw_image_affine, draw_similarity, transformed
 from perception.data.inputs import InputSpec, prepare
+from perception.data.keyframes import Keyframes
 from perception.data.map_expansion import MapExpansion
-from perception.data.nuscenes import NuScenesTables
 from perception.errors import InputError
 from perception.frame import CLASSES, MAP_CLASSES, Boxes, Conditions, Frame
 
@@ -52,7 +52,7 @@ class FrameDataset(Dataset[Sample]):
     """The samples of a training by position.
 
     Args:
-        tables: the dataroot.
+        tables: the drives.
         tokens: keyframes to train on.
         config: of the model and the training.
 
@@ -60,7 +60,7 @@ class FrameDataset(Dataset[Sample]):
         InputError: there are no frames, or class-balanced sampling finds no box.
     """
 
-    def __init__(self, tables: NuScenesTables, tokens: Sequence[str], config: Config) -> None:
+    def __init__(self, tables: Keyframes, tokens: Sequence[str], config: Config) -> None:
         if not tokens:
             raise InputError(f"{tables.dataroot}: no keyframes to train on; choose other scenes or another split")
         self._tables, self._tokens, self._config = tables, list(tokens), config
@@ -204,7 +204,7 @@ def batches(
         cv2.setNumThreads(threads)
 
 
-def _frames_of_classes(tables: NuScenesTables, tokens: list[str]) -> list[np.ndarray]:
+def _frames_of_classes(tables: Keyframes, tokens: list[str]) -> list[np.ndarray]:
     """For each class that is there, the indices of the frames that hold it."""
     holders: list[list[int]] = [[] for _ in CLASSES]
     for i, token in enumerate(tokens):

@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from perception.data.files import read_picture, read_points
+from perception.data.keyframes import select_samples, select_scenes, shortened
+from perception.data.racks import read_racks
 from perception.data.sweeps import Sweep, accumulated, global_from_reference
 from perception.data.tables import (
     LIDAR,
@@ -72,15 +74,9 @@ class NuScenesTables:
         Raises:
             InputError: an unknown split or selector.
         """
-        names = self._split(split)
-        if not selectors:
-            return names
-        chosen = [_parse_selector(selector)[0] for selector in selectors]
-        for name in chosen:
-            if name not in names:
-                where = f"split {split} of {self._folder}" if name in self._samples else str(self._folder)
-                raise InputError(f"{name}: no such scene in {where}; it has {_shortened(names)}")
-        return list(dict.fromkeys(chosen))
+        return select_scenes(
+            self._split(split), selectors, str(self._folder) if split is None else f"split {split} of {self._folder}"
+        )
 
     def samples(self, split: str | None = None, selectors: Sequence[str] = ()) -> list[str]:
         """Tokens of the keyframes, drive by drive in order of time.
@@ -91,19 +87,7 @@ class NuScenesTables:
         Raises:
             InputError: an unknown split or selector, or a range that the scene does not have.
         """
-        names = self.scenes(split, selectors)
-        if not selectors:
-            return [token for name in names for token in self._samples[name]]
-        tokens: dict[str, None] = {}
-        for selector in selectors:
-            name, start, stop = _parse_selector(selector)
-            keyframes = self._samples[name]
-            if stop is not None and not start < stop <= len(keyframes):
-                raise InputError(
-                    f"{selector}: {name} has keyframes 0 to {len(keyframes) - 1}; in FIRST-END the end is left out"
-                )
-            tokens.update(dict.fromkeys(keyframes[start:stop]))
-        return list(tokens)
+        return select_samples(self._samples, self.scenes(split, selectors), selectors)
 
     def _split(self, split: str | None) -> list[str]:
         if split in (None, "all"):
@@ -115,7 +99,7 @@ class NuScenesTables:
         names = [name for name in self._samples if name in set(splits[split])]
         if not names:
             raise InputError(
-                f"{self._folder}: no scene of split {split} is here; it has {_shortened(list(self._samples))}"
+                f"{self._folder}: no scene of split {split} is here; it has {shortened(list(self._samples))}"
             )
         return names
 
@@ -162,6 +146,10 @@ class NuScenesTables:
             num_points=a.num_points[index],
             instances=a.instance_tokens[a.instances[index]],
         )
+
+    def racks(self) -> dict[str, list[list[float]]]:
+        """Annotated bicycle racks by keyframe, see `read_racks`."""
+        return read_racks(self.dataroot, self.version)
 
     def frame(
         self,
@@ -263,16 +251,3 @@ def conditions_of(description: str, location: str) -> Conditions:
         light=("night" if "night" in words else "day") if words else None,
         city=city if city in ("boston", "singapore") else None,
     )
-
-
-def _parse_selector(selector: str) -> tuple[str, int, int | None]:
-    """('scene-0103', 0, 4) of 'scene-0103:0-4'; the end is None where the selector names a whole scene."""
-    match = re.fullmatch(r"([^:]+)(?::(\d+)-(\d+))?", selector)
-    if match is None:
-        raise InputError(f"{selector}: not a selector; write a scene's name, or NAME:FIRST-END for some keyframes")
-    name, start, stop = match.groups()
-    return name, int(start or 0), None if stop is None else int(stop)
-
-
-def _shortened(names: list[str]) -> str:
-    return ", ".join(names) if len(names) <= 6 else f"{', '.join(names[:5])}, ... ({len(names)} in all)"

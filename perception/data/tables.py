@@ -65,6 +65,18 @@ def versions(dataroot: Path) -> list[str]:
     return sorted(path.parent.name for path in dataroot.glob("*/sample_data.json"))
 
 
+def only_version(dataroot: Path) -> str:
+    """The version of a dataroot that holds one.
+
+    Raises:
+        InputError: it holds several, or none.
+    """
+    found = versions(dataroot)
+    if len(found) != 1:
+        raise InputError(f"{dataroot}: holds {', '.join(found) or 'no tables'}; say which with --version")
+    return found[0]
+
+
 def rows(folder: Path, table: str) -> Iterator[dict[str, Any]]:
     """The rows of one table, one at a time, so that a table of a gigabyte needs no gigabytes of memory.
 

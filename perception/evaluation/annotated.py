@@ -6,9 +6,8 @@ from functools import cache, cached_property
 
 import numpy as np
 
+from perception.data.keyframes import Keyframes
 from perception.data.map_expansion import MapExpansion
-from perception.data.nuscenes import NuScenesTables
-from perception.data.racks import read_racks
 from perception.errors import InputError
 from perception.evaluation.columns import BoxColumns
 from perception.evaluation.map_counts import count_rings, predicted_cells
@@ -23,7 +22,7 @@ class Annotated:
         grid: of the pillars; the map head's covers the same ground in fewer cells.
     """
 
-    def __init__(self, tables: NuScenesTables, grid: BevGrid) -> None:
+    def __init__(self, tables: Keyframes, grid: BevGrid) -> None:
         self.tables, self.grid = tables, grid
         self.tokens: list[str] = []
         self.scenes: list[str] = []
@@ -45,7 +44,7 @@ class Annotated:
     @cached_property
     def racks(self) -> np.ndarray:
         """(K, 11) frame, then centre, size and rotation of the annotated bicycle racks."""
-        racks = read_racks(self.tables.dataroot, self.tables.version)
+        racks = self.tables.racks()
         rows = [[i, *rack] for i, token in enumerate(self.tokens) for rack in racks.get(token, [])]
         return np.array(rows, np.float64).reshape(-1, 11)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from perception.config import Config, LearnedRouting, parse_config
-from perception.data.nuscenes import NuScenesTables
+from perception.data.keyframes import Keyframes
 from perception.errors import InputError
 from perception.modules.spec import Module
 from perception.training import settings
@@ -30,7 +30,7 @@ def with_module(config: Config, module: Mapping[str, Any], **training: Any) -> C
 def adapt(
     checkpoint: Path,
     module: Mapping[str, Any],
-    tables: NuScenesTables,
+    tables: Keyframes,
     split: str | None,
     selectors: Sequence[str],
     run: Path,

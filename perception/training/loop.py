@@ -16,8 +16,8 @@ from torch.optim.lr_scheduler import OneCycleLR
 from torch.utils.tensorboard import SummaryWriter
 
 from perception.config import Config, LearnedRouting
+from perception.data.keyframes import Keyframes
 from perception.data.loader import Batch, FrameDataset, batches
-from perception.data.nuscenes import NuScenesTables
 from perception.errors import InputError
 from perception.model import PerceptionModel
 from perception.training import checkpoint, settings
@@ -48,7 +48,7 @@ def costs_of(config: Config, dense: dict[str, Tensor], batch: Batch) -> Tensor:
     return torch.stack(costs)
 
 
-def train(config: Config, tables: NuScenesTables, split: str | None, run: Path, resume: bool = False) -> Path:
+def train(config: Config, tables: Keyframes, split: str | None, run: Path, resume: bool = False) -> Path:
     """Train base and modules jointly on the split's frames; returns the last checkpoint's folder.
 
     Writes and raises as `fit` does.
@@ -61,7 +61,7 @@ def train(config: Config, tables: NuScenesTables, split: str | None, run: Path, 
 
 def fit(
     model: PerceptionModel,
-    tables: NuScenesTables,
+    tables: Keyframes,
     tokens: Sequence[str],
     run: Path,
     resume: bool = False,
@@ -143,7 +143,7 @@ def fit(
     return last
 
 
-def _described(tables: NuScenesTables, tokens: Sequence[str]) -> str:
+def _described(tables: Keyframes, tokens: Sequence[str]) -> str:
     """The keyframes of a training in words."""
     return f"{tables.version}: {len(tokens)} keyframes of {len({*map(tables.scene, tokens)})} scenes"
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from perception.data.nuscenes import NuScenesTables
+from perception.data.keyframes import Keyframes
 from perception.frame import CONDITION_VALUES
 from perception.model import PerceptionModel
 from perception.modules.base import is_own
@@ -68,7 +68,7 @@ def optimizer_of(model: nn.Module, rate: float, decay: float) -> torch.optim.Opt
     return torch.optim.AdamW(settings, lr=rate, foreach=True)
 
 
-def under(tables: NuScenesTables, tokens: Sequence[str], facts: Sequence[str]) -> list[str]:
+def under(tables: Keyframes, tokens: Sequence[str], facts: Sequence[str]) -> list[str]:
     """The keyframes whose conditions include all those among `facts`."""
     asked = set(facts) & set(CONDITION_VALUES)
     return [token for token in tokens if asked <= set(tables.conditions(token).known())]

@@ -1,0 +1,188 @@
+"""Frames out of mmdet3d's nuscenes_infos_*.pkl, as NuScenesTables makes them of the tables.
+
+Infos know less: no conditions, no location and so no map, no attributes, no tokens of objects. Boxes are upright in the
+LiDAR's frame. Poses in the newer layout are float32: 0.03 mm at a kilometre. Nor are there scenes: a drive ends where
+the log changes, where no keyframe follows within 1.5 s, and before one that has no earlier sweep.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from perception.data.files import read_picture, read_points
+from perception.data.keyframes import select_samples, select_scenes
+from perception.data.sweeps import Sweep, accumulated, global_from_reference
+from perception.errors import InputError
+from perception.evaluation.submission import quaternions
+from perception.frame import Boxes, Camera, Conditions, Frame
+from perception.grid import Reference
+from perception.mmdet3d.layouts import Keyframe, Picture, read_keyframes
+from perception.mmdet3d.unpickle import read_plain
+
+_GAP = 1_500_000  # us; keyframes of a drive are 0.5 to 0.6 s apart
+
+
+class Infos:
+    """The keyframes of an infos file that lies in its dataroot, beside samples/ and sweeps/.
+
+    Raises:
+        InputError: the file is unsafe, damaged, no infos of nuScenes, or apart from the files that it names.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+        self.dataroot, self.version = self.path.parent, self.path.name
+        content = read_plain(self.path)
+        keyframes = read_keyframes(content, self.path, self.path.stat().st_size)
+        self._keyframes = {keyframe.token: keyframe for keyframe in keyframes}
+        self._annotated = any(keyframe.boxes is not None and len(keyframe.boxes) for keyframe in keyframes)
+        self._samples = {f"drive-{i + 1:04d}": tokens for i, tokens in enumerate(_drives(keyframes))}
+        self._scene = {token: name for name, tokens in self._samples.items() for token in tokens}
+        named = [each.file for keyframe in keyframes for each in (keyframe.lidar, *keyframe.cameras.values())]
+        if not any((self.dataroot / file).exists() for file in named):
+            raise InputError(
+                f"{self.path}: none of the {len(named)} files that it names is there, such as "
+                f"{self.dataroot / named[0]}; put it into the dataroot, beside samples/"
+            )
+
+    def scenes(self, split: str | None = None, selectors: Sequence[str] = ()) -> list[str]:
+        """Names of the drives, drive-0001 and so on, of those only the selected ones.
+
+        Raises:
+            InputError: an unknown selector, or a split: the file is one.
+        """
+        if split not in (None, "all"):
+            raise InputError(f"{self.path}: has no split {split}: the file is one; leave out --split")
+        return select_scenes(list(self._samples), selectors, str(self.path))
+
+    def samples(self, split: str | None = None, selectors: Sequence[str] = ()) -> list[str]:
+        """Tokens of the keyframes, drive by drive in order of time; drive-0001:0-4 selects four.
+
+        Raises:
+            InputError: an unknown selector, or a split.
+        """
+        return select_samples(self._samples, self.scenes(split, selectors), selectors)
+
+    def scene(self, sample: str) -> str:
+        """Name of the drive that a keyframe is from."""
+        return self._scene[sample]
+
+    def timestamp(self, sample: str) -> int:
+        """When a keyframe was taken, us."""
+        return self._keyframes[sample].lidar.timestamp
+
+    def conditions(self, sample: str) -> Conditions:
+        """Infos do not know them."""
+        return Conditions()
+
+    def boxes(self, sample: str) -> Boxes | None:
+        """Annotations of a keyframe in the global frame; None where the file has none, as of the test set."""
+        keyframe = self._keyframes[sample]
+        if not self._annotated:
+            return None
+        return (keyframe.boxes or Boxes.none()).transformed(keyframe.lidar.global_from_sensor)
+
+    def racks(self) -> dict[str, list[list[float]]]:
+        """Annotated bicycle racks by keyframe, see `read_racks`; the layout since mmdet3d 1.1 does not tell them."""
+        found = {}
+        for token, keyframe in self._keyframes.items():
+            racks = keyframe.racks.transformed(keyframe.lidar.global_from_sensor)
+            if len(racks):
+                found[token] = np.column_stack([racks.centers, racks.sizes, quaternions(racks.rotations)]).tolist()
+        return found
+
+    def frame(
+        self,
+        sample: str,
+        grid_reference: Reference = "ego",
+        sweeps: int = 0,
+        annotations: bool = True,
+        *,
+        lidar: bool = True,
+        cameras: bool = True,
+    ) -> Frame:
+        """What the sensors recorded at a keyframe; a sensor whose file is absent is missing in the frame.
+
+        Args and errors as of NuScenesTables.frame; the file holds a limited number of sweeps, mostly ten.
+        """
+        if sample not in self._keyframes:
+            raise InputError(f"{self.path}: no keyframe {sample}")
+        keyframe = self._keyframes[sample]
+        global_from_lidar = keyframe.lidar.global_from_sensor
+        ego_from_lidar = np.linalg.inv(keyframe.global_from_ego) @ global_from_lidar
+        reference = global_from_reference(keyframe.global_from_ego, ego_from_lidar, grid_reference)
+        reference_from_global = np.linalg.inv(reference)
+        boxes = self.boxes(sample) if annotations else None
+        pictures = {name: self._camera(picture) for name, picture in keyframe.cameras.items() if cameras}
+        return Frame(
+            token=sample,
+            timestamp=keyframe.lidar.timestamp,
+            reference=grid_reference,
+            global_from_reference=reference,
+            global_from_ego=keyframe.global_from_ego,
+            points=self._points(keyframe, sweeps, reference_from_global) if lidar else None,
+            cameras={name: camera for name, camera in pictures.items() if camera is not None},
+            boxes=None if boxes is None else boxes.transformed(reference_from_global),
+            scene=self._scene[sample],
+        )
+
+    def _points(self, keyframe: Keyframe, sweeps: int, reference_from_global: np.ndarray) -> np.ndarray | None:
+        """(N, 5) of the keyframe, then of the sweeps before it, latest first; None without the keyframe."""
+        found = []
+        for recorded in (keyframe.lidar, *keyframe.sweeps[:sweeps]):
+            try:
+                points = read_points(self.dataroot / recorded.file)
+            except FileNotFoundError:
+                if recorded is keyframe.lidar:
+                    return None
+            else:
+                found.append(Sweep(points, recorded.timestamp, recorded.global_from_sensor, np.eye(4)))
+        return accumulated(found, keyframe.lidar.timestamp, reference_from_global)
+
+    def _camera(self, picture: Picture) -> Camera | None:
+        path = self.dataroot / picture.file
+        try:
+            image = read_picture(path)
+        except FileNotFoundError:
+            return None
+        middle = picture.intrinsics[:2, 2] / image.shape[1::-1]
+        if (abs(middle - 0.5) > 0.25).any():  # infos do not say how large the recorded picture was
+            raise InputError(
+                f"{path}: the picture is {image.shape[1]}x{image.shape[0]}, but {self.path.name} has its optical axis "
+                f"at {picture.intrinsics[0, 2]:.0f}, {picture.intrinsics[1, 2]:.0f}; use the picture as recorded"
+            )
+        return Camera(
+            image=image,
+            intrinsics=picture.intrinsics,
+            ego_from_camera=picture.ego_from_camera,
+            global_from_ego=picture.global_from_sensor @ np.linalg.inv(picture.ego_from_camera),
+            timestamp=picture.timestamp,
+        )
+
+
+def _drives(keyframes: Sequence[Keyframe]) -> list[list[str]]:
+    """Tokens of each drive, in order of time."""
+    ordered = sorted(keyframes, key=lambda each: (_log(each), each.lidar.timestamp))
+    with_sweeps = any(keyframe.sweeps for keyframe in keyframes)
+    drives: list[list[str]] = []
+    last: Keyframe | None = None
+    for keyframe in ordered:
+        if (
+            last is None
+            or _log(keyframe) != _log(last)
+            or keyframe.lidar.timestamp - last.lidar.timestamp > _GAP
+            or (with_sweeps and not keyframe.sweeps)
+        ):
+            drives.append([])
+        drives[-1].append(keyframe.token)
+        last = keyframe
+    return drives
+
+
+def _log(keyframe: Keyframe) -> str:
+    """The log that nuScenes' file names begin with, as n015-2018-07-18-11-07-57+0800__LIDAR_TOP__... does."""
+    log, found, _ = Path(keyframe.lidar.file).name.partition("__")
+    return log if found else ""
