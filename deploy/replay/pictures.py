@@ -64,7 +64,7 @@ def few_colours_png(picture: np.ndarray, colours: np.ndarray) -> bytes:
         b"IHDR": struct.pack(">IIBBBBB", width, height, 4, 3, 0, 0, 0),  # 3: colours by index
         b"PLTE": bytes(3) + colours.tobytes(),
         b"tRNS": b"\0",  # the opacity of colour 0; others are opaque
-        b"IDAT": zlib.compress(lines, 3),
+        b"IDAT": zlib.compress(lines.tobytes(), 3),
         b"IEND": b"",
     }
     parts = [
