@@ -95,7 +95,7 @@ class Player:
                 ExitStack() as stack,
             ):
                 shown = [stack.enter_context(open_viewer(name, self.out, map_grid)) for name in self.viewers]
-                writers = _Writers(journal, results, tracks, statistics, self.latency, self.report, shown)
+                writers = Writers(journal, results, tracks, statistics, self.latency, self.report, shown)
                 behind = stack.enter_context(Behind())
                 for frame, reading in self._frames():
                     recorded = journal.recall(frame)
@@ -229,7 +229,7 @@ def replay(
     return summary
 
 
-class _Writers(NamedTuple):
+class Writers(NamedTuple):
     """All that takes in what was perceived in a frame."""
 
     journal: Journal
