@@ -1,4 +1,4 @@
-"""How much faster than the vehicle drove a replay is, with all that it writes."""
+"""How much faster than the vehicle drove a replay is, with all that it writes, and whether writing slows it."""
 
 from __future__ import annotations
 
@@ -6,13 +6,16 @@ import argparse
 import statistics
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from rich.console import Console
 
 from deploy.replay.latency import STAGES
-from deploy.replay.player import replay
+from deploy.replay.player import Writers, replay
+from deploy.replay.report import Report
 from perception.data.nuscenes import NuScenesTables
 
 QUIET = Console(quiet=True)
@@ -21,29 +24,60 @@ QUIET = Console(quiet=True)
 def replay_speed(arguments: argparse.Namespace) -> dict[str, Any]:
     """Seconds of the drives over seconds of their replay, from opening the bundle to the last file.
 
-    `writing` is what is left beside the stages of the frames: results, tracks, journal, statistics for the verdict,
-    pictures and page of the report. Medians of the rounds.
+    Frames are read and files written beside the network, so the stages of a frame add up to more than a frame takes.
+    `writing` is all that is written of a frame: journal, results, tracks, statistics for the verdict and, of that,
+    `report`. `writing_slows` is by how much a replay with the report takes longer than one without, in turns with it.
+    Medians of the rounds.
     """
     tables = NuScenesTables(arguments.data, arguments.version)
     scenes = tables.scenes()[: arguments.scenes]
     driven = sum(_seconds(tables, scene) for scene in scenes)
-    walls, shares = [], []
+    walls, without, cores, shares = [], [], [], []
     for _ in range(arguments.rounds):
-        with tempfile.TemporaryDirectory() as folder:
-            start = time.perf_counter()
-            out = Path(folder) / "out"
-            summary = replay(arguments.data, arguments.version, scenes, arguments.bundle, out, console=QUIET)
-            walls.append(time.perf_counter() - start)
+        seconds: dict[str, float] = {"writing": 0.0, "report": 0.0}
+        writing, report = _timed(Writers.add, seconds, "writing"), _timed(Report.add, seconds, "report")
+        with patch.object(Writers, "add", writing), patch.object(Report, "add", report):
+            processor = time.process_time()
+            wall, summary = _replayed(arguments, scenes)
+            processor = time.process_time() - processor
         frames = summary["frames"]
+        walls.append(wall)
+        cores.append(1e3 * processor / frames)
         stages = {stage: summary["latency_ms"][stage]["mean"] for stage in STAGES}
-        shares.append(stages | {"writing": 1e3 * walls[-1] / frames - sum(stages.values())})
+        shares.append(stages | {name: 1e3 * each / frames for name, each in seconds.items()})
+        with patch.object(Report, "add", lambda *_: None):
+            without.append(_replayed(arguments, scenes)[0])
     return {
         "realtime_factor": driven / statistics.median(walls),
         "stage_ms": {name: statistics.median(each[name] for each in shares) for name in shares[0]},
+        "frame_ms": 1e3 * statistics.median(walls) / frames,
+        "processor_ms": statistics.median(cores),
+        "writing_slows": statistics.median(walls) / statistics.median(without) - 1,
         "frames": frames,
         "driven_s": driven,
         "replay_s": walls,
+        "without_report_s": without,
     }
+
+
+def _replayed(arguments: argparse.Namespace, scenes: list[str]) -> tuple[float, dict[str, Any]]:
+    """Seconds that a replay takes, and its summary."""
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        out = Path(folder) / "out"
+        summary = replay(arguments.data, arguments.version, scenes, arguments.bundle, out, console=QUIET)
+        return time.perf_counter() - start, summary
+
+
+def _timed(function: Callable[..., None], seconds: dict[str, float], name: str) -> Callable[..., None]:
+    """The function, which adds to the seconds under the name how long it takes."""
+
+    def timed(*given: Any) -> None:
+        start = time.perf_counter()
+        function(*given)
+        seconds[name] += time.perf_counter() - start
+
+    return timed
 
 
 def _seconds(tables: NuScenesTables, scene: str) -> float:

@@ -21,6 +21,8 @@ class OnnxRuntimeEngine:
     def __init__(self, onnx: Path | bytes) -> None:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3  # errors; warnings tell of optimisations it left out
+        # A thread that waits for work sleeps: it would keep a core from whoever reads and writes beside the network.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             self._session = onnxruntime.InferenceSession(
                 onnx if isinstance(onnx, bytes) else str(onnx), sess_options=options, providers=["CPUExecutionProvider"]

@@ -1,8 +1,11 @@
 """What an unfinished replay has perceived so far, so that it goes on there after it was killed. numpy only.
 
 The file is a sequence of records, each with its length and CRC-32 before it. The first says what is replayed, every
-further one what was perceived in a frame: JSON and tensors, nothing that runs when it is read. A record that was being
-written when the replay was killed, or that does not hold what was written, ends the journal.
+further one what was perceived in a frame: JSON and tensors, compressed, nothing that runs when it is read. A record
+that was being written when the replay was killed, or that does not hold what was written, ends the journal.
+
+Detections are kept to the last bit. Of the map is kept what the results are made of: the level of each cell, as the
+fused map tells them apart, and on which side of one half it is.
 """
 
 from __future__ import annotations
@@ -23,11 +26,13 @@ from safetensors.numpy import load, save
 
 from perception.errors import InputError
 from perception.frame import Boxes, Frame, Prediction
+from perception.scene.map_memory import LEVELS, levels_of
 from perception.scene.scene import SceneFrame
 
 JOURNAL = "replay.journal"
 _BEFORE = struct.Struct("<QI")  # length in bytes and CRC-32 of a record
 _NUMBERS = tuple(field.name for field in fields(Boxes) if field.name != "instances")  # detections have no instance
+_HALF, _BELOW_HALF = np.float32(0.5), LEVELS + 2  # the level of what is below one half, but rounds to it
 _ROWS = 16  # of a picture one row in so many is checked
 
 
@@ -98,6 +103,7 @@ class Journal:
             self._recalling = False
             self._cut(start)
             return None
+        record = zlib.decompress(record)
         length = int.from_bytes(record[:8], "little")
         known = json.loads(json.loads(record[8 : 8 + length])["__metadata__"]["frame"])
         if known["checksum"] != _checksum(frame):
@@ -109,7 +115,8 @@ class Journal:
         arrays = load(record)
         numbers = {name: arrays[name] for name in _NUMBERS}
         boxes = Boxes(**numbers, instances=np.full(len(numbers["centers"]), "", "U32"))
-        return Recorded(Prediction(boxes, arrays.get("map")), known["weights"], known["seconds"])
+        map_probabilities = unpacked(arrays["map"]) if "map" in arrays else None
+        return Recorded(Prediction(boxes, map_probabilities), known["weights"], known["seconds"])
 
     def add(self, frame: Frame, seen: SceneFrame) -> None:
         """Append what was perceived in a frame. From here on it survives a kill, though not a power cut.
@@ -124,8 +131,10 @@ class Journal:
         }
         arrays = {name: np.ascontiguousarray(getattr(seen.prediction.boxes, name)) for name in _NUMBERS}
         if seen.prediction.map_probabilities is not None:
-            arrays["map"] = np.ascontiguousarray(seen.prediction.map_probabilities)
-        self._append(save(arrays, {"frame": json.dumps(known)}))
+            arrays["map"] = packed(seen.prediction.map_probabilities)
+        # Runs alone are looked for: longer matches are rare in such numbers, and take thrice the time.
+        compressor = zlib.compressobj(strategy=zlib.Z_RLE)
+        self._append(compressor.compress(save(arrays, {"frame": json.dumps(known)})) + compressor.flush())
 
     def finish(self) -> None:
         """The results are written: the journal has done its duty."""
@@ -171,6 +180,28 @@ class Journal:
 
     def _cannot_write(self, error: OSError) -> InputError:
         return InputError(f"{self.path}: cannot write ({error.strerror}); make room or choose another --out")
+
+
+def packed(probabilities: np.ndarray) -> np.ndarray:
+    """(2, 6, rows, columns) uint8, which compress well, of map probabilities (6, rows, columns).
+
+    They are the low and the high bytes of what each level changes by in both directions, plus 128: mostly little.
+    """
+    levels = levels_of(probabilities)
+    levels[(levels == LEVELS // 2) & (probabilities < _HALF)] = _BELOW_HALF
+    zero = np.uint16(0)
+    changes = np.diff(np.diff(levels, axis=1, prepend=zero), axis=2, prepend=zero) + np.uint16(128)  # modulo 2^16
+    return np.stack([changes & 255, changes >> 8]).astype(np.uint8)
+
+
+def unpacked(changes: np.ndarray) -> np.ndarray:
+    """(6, rows, columns) float32 probabilities with the levels, and on the sides of one half, of those packed."""
+    low, high = changes.astype(np.uint16)
+    levels = (low + 256 * high - np.uint16(128)).cumsum(axis=2, dtype=np.uint16).cumsum(axis=1, dtype=np.uint16)
+    probabilities = levels / np.float32(LEVELS)
+    probabilities[levels == _BELOW_HALF] = np.nextafter(_HALF, np.float32(0))
+    probabilities[levels == LEVELS + 1] = np.nan
+    return np.asarray(probabilities)
 
 
 def _checksum(frame: Frame) -> int:

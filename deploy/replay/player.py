@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.progress import track
@@ -16,10 +16,11 @@ from rich.table import Table
 
 from deploy.integrity import sha256
 from deploy.manifest import MANIFEST
+from deploy.replay.beside import Behind, ahead
 from deploy.replay.faults import Fault, inject
 from deploy.replay.finished import STATISTICS, TRACKING
 from deploy.replay.gates import Gates
-from deploy.replay.journal import JOURNAL, Journal
+from deploy.replay.journal import JOURNAL, Journal, Recorded
 from deploy.replay.latency import Latency
 from deploy.replay.real_time import RealTime
 from deploy.replay.report import Report
@@ -29,7 +30,7 @@ from deploy.replay.statistics import StatisticsWriter, Truth
 from deploy.replay.tracking import score_tracking
 from deploy.replay.verdict import Verdict, judge, require_comparable
 from deploy.replay.viewers import FILES as VIEWER_FILES
-from deploy.replay.viewers import open_viewer, require_viewers
+from deploy.replay.viewers import ViewerWriter, open_viewer, require_viewers
 from deploy.runtime import Runtime
 from perception.atomic import write_atomically
 from perception.errors import InputError
@@ -94,15 +95,12 @@ class Player:
                 ExitStack() as stack,
             ):
                 shown = [stack.enter_context(open_viewer(name, self.out, map_grid)) for name in self.viewers]
+                writers = Writers(journal, results, tracks, statistics, self.latency, self.report, shown)
+                behind = stack.enter_context(Behind())
                 for frame, reading in self._frames():
-                    seen = self._seen(frame, reading, journal)
-                    results.add(frame, seen.prediction)
-                    tracks.add(frame.token, seen.tracks)
-                    statistics.add(frame, seen.prediction)
-                    self.latency.add(seen.seconds)
-                    self.report.add(frame, seen)
-                    for viewer in shown:
-                        viewer.add(frame, seen)
+                    recorded = journal.recall(frame)
+                    seen = self._seen(frame, reading) if recorded is None else self._recalled(frame, recorded)
+                    behind.call(writers.add, frame, seen, recorded is None)
             latency = self.latency.summary()
             write_atomically(self._file("latency.json"), json.dumps(latency, indent=2).encode())
             counts = [drive.counts.summary() for drive in self.drives]
@@ -130,25 +128,21 @@ class Player:
         """The selected frames of every drive, with the seconds that reading each took."""
         drives = (frame for drive in self.drives for frame in self.selection.until_end(drive))
         # Faults come first: their windows count from the drive's first frame, and a frozen sensor shows an earlier one.
-        frames = self.selection.of(inject(drives, self.faults))
-        start = time.perf_counter()
-        for frame in track(frames, "Replaying", self.expected, console=self.console, transient=True):
-            yield frame, time.perf_counter() - start
-            start = time.perf_counter()
+        frames = ahead(_clocked(self.selection.of(inject(drives, self.faults))))
+        return iter(track(frames, "Replaying", self.expected, console=self.console, transient=True))
 
-    def _seen(self, frame: Frame, reading: float, journal: Journal) -> SceneFrame:
-        """The drive up to a frame, as the journal has it, else as the network sees it. Reading is a stage too."""
-        recorded = journal.recall(frame)
-        if recorded is not None:
-            self.runtime.scene.observe(frame)
-            seen = self.runtime.scene.update(frame, recorded.prediction, recorded.weights)
-            return replace(seen, seconds=recorded.seconds)
+    def _seen(self, frame: Frame, reading: float) -> SceneFrame:
+        """The drive up to a frame, as the network sees it. Reading is a stage too."""
         if self.clock is not None:
             self.clock.wait_for(frame)
         seen = self.runtime.step(frame)
-        seen = replace(seen, seconds={"read": reading, **seen.seconds})
-        journal.add(frame, seen)
-        return seen
+        return replace(seen, seconds={"read": reading, **seen.seconds})
+
+    def _recalled(self, frame: Frame, recorded: Recorded) -> SceneFrame:
+        """The drive up to a frame, as the journal has it."""
+        self.runtime.scene.observe(frame)
+        seen = self.runtime.scene.update(frame, recorded.prediction, recorded.weights)
+        return replace(seen, seconds=recorded.seconds)
 
     def _file(self, name: str) -> Path:
         try:
@@ -233,6 +227,38 @@ def replay(
         console.print(verdict.table())
         summary["verdict"] = verdict.as_dict()
     return summary
+
+
+class Writers(NamedTuple):
+    """All that takes in what was perceived in a frame."""
+
+    journal: Journal
+    results: SubmissionWriter
+    tracks: TrackWriter
+    statistics: StatisticsWriter
+    latency: Latency
+    report: Report
+    viewers: Sequence[ViewerWriter]
+
+    def add(self, frame: Frame, seen: SceneFrame, new: bool) -> None:
+        """The next frame; `new`: the journal does not have it yet."""
+        if new:
+            self.journal.add(frame, seen)
+        self.results.add(frame, seen.prediction)
+        self.tracks.add(frame.token, seen.tracks)
+        self.statistics.add(frame, seen.prediction)
+        self.latency.add(seen.seconds)
+        self.report.add(frame, seen)
+        for viewer in self.viewers:
+            viewer.add(frame, seen)
+
+
+def _clocked(frames: Iterator[Frame]) -> Iterator[tuple[Frame, float]]:
+    """The frames, with the seconds that each took to come."""
+    start = time.perf_counter()
+    for frame in frames:
+        yield frame, time.perf_counter() - start
+        start = time.perf_counter()
 
 
 def _latency_table(summary: dict[str, Any]) -> Table:

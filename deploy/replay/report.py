@@ -199,7 +199,7 @@ def _drawn(boxes: Boxes, frame: Frame) -> list[dict[str, Any]]:
             "score": round(float(boxes.scores[i]), 3),
             "above": above[i],
             "velocity": moved[i],
-            "cameras": {name: paths[i] for name, paths in in_cameras.items() if paths[i]},
+            "cameras": {name: edges[i] for name, edges in in_cameras.items() if i in edges},
         }
         for i in range(len(boxes))
     ]

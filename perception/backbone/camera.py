@@ -60,8 +60,8 @@ class ImageEncoder(nn.Module):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         b, n = images.shape[:2]
-        x = (images.flatten(0, 1).to(self.mean.dtype) - self.mean) / self.deviation  # BN H W 3
-        levels = self.backbone(x.permute(0, 3, 1, 2))
+        x = images.flatten(0, 1).to(self.mean.dtype).permute(0, 3, 1, 2)  # BN 3 H W
+        levels = self.backbone((x - self.mean[:, None, None]) / self.deviation[:, None, None])
         x = self.lateral[-1](levels[-1])
         for level, lateral in zip(levels[-2::-1], list(self.lateral)[-2::-1], strict=True):
             x = lateral(level) + F.interpolate(x, size=level.shape[-2:], mode="nearest")

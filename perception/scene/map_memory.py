@@ -44,6 +44,13 @@ _EVIDENCE, _PROBABILITIES = _evidence_table(), _probability_table()
 _CLASS = np.arange(len(MAP_CLASSES))[:, None, None]
 
 
+def levels_of(probabilities: np.ndarray) -> np.ndarray:
+    """Probabilities as the memory tells them apart: uint16 of 1 / LEVELS; LEVELS + 1 where they are NaN."""
+    levels = np.rint(np.nan_to_num(probabilities).clip(0, 1) * np.float32(LEVELS)).astype(np.uint16)
+    levels[np.isnan(probabilities)] = LEVELS + 1
+    return levels
+
+
 class MapMemory:
     """Fuses map segmentation over a drive, compensated for the vehicle's motion.
 
@@ -89,9 +96,7 @@ class MapMemory:
         row, column = (np.floor(i).clip(0, n - 1).astype(np.intp) for i, n in ((row, rows), (column, columns)))
         index = np.where(outside, rows * columns, row * columns + column)
 
-        levels = np.rint(np.nan_to_num(probabilities).clip(0, 1) * np.float32(LEVELS)).astype(np.intp)
-        levels[np.isnan(probabilities)] = LEVELS + 1
-        levels += _CLASS * _EVIDENCE.shape[1]
+        levels = levels_of(probabilities) + _CLASS * _EVIDENCE.shape[1]
         says = np.zeros((len(MAP_CLASSES), rows * columns + 1), np.int16)  # the last one: nothing
         says[:, :-1] = _EVIDENCE.take(levels).reshape(len(MAP_CLASSES), -1)
         (top, left), (bottom, right) = first - self._origin, last - self._origin

@@ -48,6 +48,12 @@ function outline(box, style) {
     (moving ? `<path d="${moving}" fill="none" stroke="#fff" stroke-opacity=".6" stroke-width=".18"/>` : "");
 }
 
+function edges(ends) {
+  let path = "";
+  for (let k = 0; k < ends.length; k += 4) path += `M${ends[k]} ${ends[k + 1]}L${ends[k + 2]} ${ends[k + 3]}`;
+  return path;
+}
+
 function trail(track) {
   // Where the object was, its box and its id; dashed while nothing is seen of it.
   const [a, b, c, d, [x, y], front] = track.above, path = track.trail.map(p => p.join(" ")).join("L");
@@ -106,7 +112,7 @@ function show(index) {
     tile.classList.toggle("missing", !source);
     picture.style.display = source ? "" : "none";
     if (source) picture.src = source;
-    const paths = (boxes, style) => boxes.filter(box => box.cameras[name]).map(box => `<path d="${box.cameras[name]}" fill="none" ${style(box)}/>`).join("");
+    const paths = (boxes, style) => boxes.filter(box => box.cameras[name]).map(box => `<path d="${edges(box.cameras[name])}" fill="none" ${style(box)}/>`).join("");
     const overlay = tile.querySelector("svg");
     overlay.setAttribute("viewBox", `0 0 ${data.cameraWidth} ${data.cameraWidth * 9 / 16}`);
     overlay.innerHTML = paths(layers.annotated, box => `stroke="${truthColour(box)}" stroke-opacity=".75" stroke-width="1" stroke-dasharray="3 2"`) +
