@@ -78,7 +78,7 @@ class Player:
         self.truth = Truth(known[0]) if known else None
         self.latency = Latency()
         self.expected = sum(self.selection.expected(len(drive), drive.seconds) for drive in drives)
-        self.report = Report(runtime.bundle.manifest, runtime.target, self.expected)
+        self.report = Report(runtime.bundle.manifest, runtime.target, self.expected, faults)
 
     def run(self) -> dict[str, Any]:
         """Replay everything once; returns the summary that the report begins with."""
@@ -130,7 +130,7 @@ class Player:
         """The selected frames of every drive, with the seconds that reading each took."""
         drives = (frame for drive in self.drives for frame in self.selection.until_end(drive))
         # Faults come first: their windows count from the drive's first frame, and a frozen sensor shows an earlier one.
-        frames = self.selection.of(inject(drives, self.faults))
+        frames = self.selection.of(inject(self.report.told.watched(drives), self.faults))
         start = time.perf_counter()
         for frame in track(frames, "Replaying", self.expected, console=self.console, transient=True):
             yield frame, time.perf_counter() - start

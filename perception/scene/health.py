@@ -10,7 +10,7 @@ import math
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from perception.data.tables import LIDAR
 from perception.frame import Camera, Frame
 from perception.scene.signs import BEYOND, BRIGHT, DARK, FAR, SweepSigns, picture_signs, sweep_signs
 
+# The worst first.
 Status = Literal[
     "ok", "missing", "dark", "saturated", "frozen", "late", "corrupt", "noisy", "blurred", "thinned", "miscalibrated"
 ]
@@ -26,15 +27,16 @@ Status = Literal[
 FROZEN = 0.25  # s that the same content may be given again: a camera may be slower than the frames
 LATE = 0.15  # s between a sensor's time and the frame's; nuScenes' cameras fire up to 0.045 s before the LiDAR
 ALL = 0.99  # of the pixels, that are dark or bright
+MOSTLY = 0.5  # of the pixels; simulated nights have 0.16 at most that are dark
+SHAPELESS = 0.95  # texture, of noise alone
 SMOOTH = 0.27  # texture: 0.32 and more of sharp pictures, under 0.27 after a Gaussian blur of 2 pixels
-TORN = 0.2  # share of a row of blocks: healthy and noisy pictures have 0.12 at most
+TORN = 0.13  # share of a row of blocks: healthy pictures have 0.04 at most, noisy ones 0.08, damaged ones 0.16 and more
 NOISY = 12.0  # grey levels: 0.4 of real pictures by day, 8 of simulated ones by night
 ROUGH = 0.03  # m: streets have 0.005 at most, under noise of 0.05 m on the points it is 0.045
 IMPOSSIBLE = 0.01  # share of the points
 GARBLED = 0.03  # share of the azimuth; healthy sweeps have none
 FEW = 2000  # points of a sweep; an HDL-32E gives 20,000 to 28,000
-# Share of what lately was usual. Out of town all points fall below it, beside a lorry those on the ground nearby;
-# both together only where returns are lost.
+# Share of what lately was usual. Out of town there are fewer points, but those on the ground nearby are as dense.
 THINNED = 0.7
 USUAL = 60.0  # s in which fewer points become usual
 # The mean of some frames, since springs and the road's own shape move the ground by 1.1 degrees and 0.08 m.
@@ -69,7 +71,8 @@ class SensorHealth:
 
 
 Findings = Iterator[tuple[Status, str]]
-_PASSING = ("corrupt", "noisy", "blurred", "thinned", "miscalibrated")  # chance may hide these in a frame
+_WORST_FIRST = get_args(Status)[1:]
+_PASSING = _WORST_FIRST[5:]  # chance may hide these in a frame
 
 
 @dataclass
@@ -100,7 +103,7 @@ class HealthMonitor:
         self._health: dict[str, SensorHealth] = {}
         self._found: dict[str, dict[Status, _Finding]] = {name: {} for name in self.sensors}
         self._seen: dict[str, _Seen] = {}
-        self._usual = np.zeros(2)  # points of a sweep, and those on the ground nearby, lately
+        self._usual = np.zeros(2)  # points of a sweep, and their density on the ground nearby, lately
         self._counted: int | None = None  # us, when they were counted last
         self._grounds: deque[tuple[int, float, float, float]] = deque(maxlen=64)  # time (us), slopes and height
 
@@ -125,7 +128,7 @@ class HealthMonitor:
         }
         if not {"missing", "dark", "saturated"} & found.keys():  # where nothing can be seen, nothing else is said
             held = {s: f for s, f in before.items() if s in _PASSING and now - f.last < 1e6 * HELD}
-            found = {**found, **{status: each for status, each in held.items() if status not in found}}
+            found = {status: {**held, **found}[status] for status in _WORST_FIRST if status in held | found}
         self._found[name] = found
         if not found:
             old = self._health.get(name)
@@ -138,15 +141,17 @@ class HealthMonitor:
         signs = picture_signs(camera.image)
         stuck = self._stuck(name, signs.sample, camera.timestamp, now)
         late = 1e-6 * abs(now - camera.timestamp)
-        if signs.dark >= ALL:
+        if dark := signs.dark >= ALL:
             yield "dark", f"nearly all pixels are below {DARK} of 255"
+        elif dark := signs.dark > MOSTLY and signs.texture > SHAPELESS:
+            yield "dark", f"most pixels are below {DARK} of 255, and the rest is noise"
         elif signs.bright >= ALL:
             yield "saturated", f"nearly all pixels are above {BRIGHT} of 255"
         elif stuck > FROZEN:
             yield "frozen", f"the same picture for {stuck:.2f} s"
         if late > LATE:
             yield "late", f"taken {late:.2f} s {'before' if camera.timestamp < now else 'after'} the frame"
-        if signs.dark >= ALL or signs.bright >= ALL:
+        if dark or signs.bright >= ALL:
             return
         if signs.torn > TORN:
             yield "corrupt", f"a row of blocks does not fit the others in {signs.torn:.0%} of its width"
@@ -175,7 +180,7 @@ class HealthMonitor:
             yield "noisy", f"the ground nearby is rough by {signs.roughness:.2f} m"
         if signs.points < FEW:
             yield "thinned", f"{signs.points} points"
-        elif signs.points < THINNED * usual[0] and signs.ground < THINNED * usual[1]:
+        elif signs.points < THINNED * usual[0] and signs.density < THINNED * usual[1]:
             yield "thinned", f"{signs.points} points, where {usual[0]:.0f} were usual"
         if signs.age <= LATE:  # the ground where the vehicle was before may be another
             yield from self._level(signs, frame.timestamp)
@@ -201,8 +206,8 @@ class HealthMonitor:
         return 1e-6 * (now - seen.first)
 
     def _usual_counts(self, signs: SweepSigns, now: int) -> np.ndarray:
-        """Points that are usual: the most lately, of which fewer make less within a minute."""
-        counts = np.array([signs.points, signs.ground], float)
+        """Points and density that are usual: the most lately, of which fewer make less within a minute."""
+        counts = np.array([signs.points, signs.density], float)
         forgotten = 0.0 if self._counted is None else 1 - math.exp(-1e-6 * max(0, now - self._counted) / USUAL)
         self._usual = np.maximum(counts, self._usual + forgotten * (counts - self._usual))
         self._counted = now

@@ -39,7 +39,7 @@ class PictureSigns:
     bright: float  # and above BRIGHT
     texture: float  # mean difference over 1 pixel by that over 4: 0.25 of a smooth slope, 0.7 of noise
     noise: float  # grey levels, standard deviation where the picture is flattest
-    torn: float  # of the row of blocks that fits least between its neighbours, the share that fits neither
+    torn: float  # share of a row of blocks that fits neither the row above nor that below; of the second worst row
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class SweepSigns:
     age: float  # s, of its newest point
     impossible: float  # share of the points that are not finite or beyond FAR; of all sweeps
     garbled: float  # share of the azimuth whose returns are far and bright as no street is
-    ground: int  # points on the ground nearby
+    density: float  # points of each cell of 1 x 1 m nearby that has any, of the ground for the most part
     roughness: float  # m, of the ground within cells of 1 x 1 m; NaN where there is too little of it
     tilt: tuple[float, float]  # slopes of the ground along x and y of the vehicle; NaN where there is too little of it
     height: float  # m, of the ground below the vehicle's origin; NaN as well
@@ -77,10 +77,10 @@ def picture_signs(image: np.ndarray) -> PictureSigns:
 
 
 def _torn(image: np.ndarray) -> float:
-    """Largest share of a row of JPEG's blocks that is parted from both its neighbours, the row above and that below.
+    """Share of a row of JPEG's blocks that is parted from both its neighbours, the row above and that below.
 
     In the right half, because what derails a decoder does so to the end of the row. An edge in the street may run along
-    one such seam. Along two, as far apart as blocks are high, it does not for long.
+    one such seam; along both seams of two rows none does for long. So it is the second worst row that counts.
     """
     blocks = image.shape[1] // MCU
     right = image[:, (blocks - blocks // 2) * MCU : blocks * MCU]
@@ -90,7 +90,7 @@ def _torn(image: np.ndarray) -> float:
         for y in (MCU - 1, MCU)
     )  # each the mean of four pixels of a block
     parted = cv2.absdiff(upper, lower) > STEP
-    return float((parted[1:] & parted[:-1]).mean(axis=1).max())
+    return float(np.sort((parted[1:] & parted[:-1]).mean(axis=1))[-2])
 
 
 def _noise(rows: np.ndarray) -> float:
@@ -116,13 +116,13 @@ def sweep_signs(frame: Frame) -> SweepSigns:
     if frame.reference != "ego":
         move = (np.linalg.inv(frame.global_from_ego) @ frame.global_from_reference).astype(np.float32)
         points = points @ move[:3, :3].T + move[:3, 3]
-    ground, roughness, plane = _ground(points)
+    density, roughness, plane = _ground(points)
     return SweepSigns(
         points=len(latest),
         age=age,
         impossible=1 - np.count_nonzero(measured) / len(sample),
         garbled=_garbled(latest[:: 4 * step]),
-        ground=step * ground,
+        density=step * density,
         roughness=roughness,
         tilt=(float(plane[0]), float(plane[1])),
         height=float(plane[2]),
@@ -151,8 +151,8 @@ def _garbled(points: np.ndarray) -> float:
     return float(np.count_nonzero((share > 0.3) & (bright > 70) & (count >= 4))) / SECTORS
 
 
-def _ground(points: np.ndarray) -> tuple[int, float, np.ndarray]:
-    """Points on the ground near the vehicle, the ground's roughness in m and its plane z = a x + b y + c.
+def _ground(points: np.ndarray) -> tuple[float, float, np.ndarray]:
+    """Points in a cell of the ground near the vehicle, the ground's roughness in m and its plane z = a x + b y + c.
 
     Args:
         points: (N, 3) in the vehicle's frame.
@@ -165,9 +165,10 @@ def _ground(points: np.ndarray) -> tuple[int, float, np.ndarray]:
     z = z[near].astype(np.float64)
     cell = (x[near] + NEAR[1]).astype(np.int64) * side + (y[near] + NEAR[1]).astype(np.int64)
     count, low, square = (np.bincount(cell, weight, side * side) for weight in (None, z, z * z))
+    density = len(near) / max(1, np.count_nonzero(count))
     full = np.flatnonzero(count >= CELL_POINTS)
     if len(full) < 8:
-        return len(near), math.nan, np.full(3, math.nan)
+        return density, math.nan, np.full(3, math.nan)
     count, mean = count[full], low[full] / count[full]
     spread = np.sqrt(np.maximum(square[full] / count - mean * mean, 0))
     places = np.stack([full // side + 0.5 - NEAR[1], full % side + 0.5 - NEAR[1], np.ones(len(full))], axis=1)
@@ -179,4 +180,4 @@ def _ground(points: np.ndarray) -> tuple[int, float, np.ndarray]:
         kept = places[on]
         plane = np.linalg.solve(kept.T @ kept + 1e-6 * np.eye(3), kept.T @ mean[on])
         off = np.abs(mean - places @ plane)
-    return len(near), float(_lowest(spread, 0.25)), plane
+    return density, float(_lowest(spread, 0.25)), plane
