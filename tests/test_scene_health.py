@@ -115,9 +115,9 @@ CAMERA_FAULTS: dict[str, tuple[Callable[[list[Frame], int, str], Frame], str, st
     "black": (pictured(np.zeros_like), "dark", "nearly all pixels are below 10 of 255"),
     "almost black": (pictured(lambda image: image // 32), "dark", "nearly all pixels are below 10 of 255"),
     "white": (pictured(lambda image: np.full_like(image, 255)), "saturated", "nearly all pixels are above 245 of 255"),
-    "grey": (pictured(lambda image: np.full_like(image, 128)), "degraded", "blurred: no fine texture"),
-    "blur": (pictured(lambda image: cv2.GaussianBlur(image, (0, 0), 3)), "degraded", "blurred: no fine texture"),
-    "strong blur": (pictured(lambda image: cv2.GaussianBlur(image, (0, 0), 9)), "degraded", "blurred: no fine texture"),
+    "grey": (pictured(lambda image: np.full_like(image, 128)), "blurred", "no fine texture"),
+    "blur": (pictured(lambda image: cv2.GaussianBlur(image, (0, 0), 3)), "blurred", "no fine texture"),
+    "strong blur": (pictured(lambda image: cv2.GaussianBlur(image, (0, 0), 9)), "blurred", "no fine texture"),
     "the same message again": (as_before, "frozen", "the same picture for 0.5"),
     "the same picture, stamped anew": (
         lambda drive, i, name: with_camera(drive[i], name, image=drive[1].cameras[name].image),
@@ -142,21 +142,25 @@ CAMERA_FAULTS: dict[str, tuple[Callable[[list[Frame], int, str], Frame], str, st
 }
 LIDAR_FAULTS: dict[str, tuple[Callable[[list[Frame], int, str], Frame], str, str]] = {
     "gone": (lambda drive, i, name: replace(drive[i], points=None), "missing", "no points"),
-    "empty": (lambda drive, i, name: replace(drive[i], points=np.zeros((0, 5), np.float32)), "missing", "no points"),
+    "empty": (
+        lambda drive, i, name: replace(drive[i], points=np.zeros((0, 5), np.float32)),
+        "missing",
+        "a sweep without a return",
+    ),
     "frozen": (
         lambda drive, i, name: replace(drive[i], points=drive[1].points),
         "frozen",
         "the same points for 0.5",
     ),
     "delay": (older, "late", "the newest point is 0.30 s older than the frame"),
-    "two in three dropped": (thinned(1 / 3), "degraded", "were usual"),
-    "almost all dropped": (thinned(0.02), "degraded", " points"),
-    "corrupt packets": (corrupted, "degraded", "% of the points are not finite or beyond 500 m"),
+    "two in three dropped": (thinned(1 / 3), "thinned", "were usual"),
+    "almost all dropped": (thinned(0.02), "thinned", " points"),
+    "corrupt packets": (corrupted, "corrupt", "% of the points are not finite or beyond 500 m"),
 }
 
 
 def assert_told(drive: list[Frame], name: str, fault: tuple[Callable[..., Frame], str, str]) -> None:
-    """The fault at the third frame is told then, of that sensor alone, and so is its end."""
+    """The fault at the third frame is told then, of that sensor alone, and its end within a second."""
     apply, status, reason = fault
     monitor = HealthMonitor(SENSORS)
     for frame in drive[:2]:
@@ -165,7 +169,7 @@ def assert_told(drive: list[Frame], name: str, fault: tuple[Callable[..., Frame]
     assert (health[name].status, health[name].since) == (status, drive[2].timestamp)
     assert reason in health[name].reason
     assert {health[other].status for other in SENSORS if other != name} == {"ok"}
-    later = replace(drive[1], timestamp=drive[2].timestamp + HALF_SECOND)
+    later = replace(drive[1], timestamp=drive[2].timestamp + 2 * HALF_SECOND)
     moved = {n: replace(c, timestamp=later.timestamp, image=c.image[:, ::-1]) for n, c in later.cameras.items()}
     recovered = monitor.update(replace(later, cameras=moved, points=None if later.points is None else later.points[9:]))
     assert recovered[name] == SensorHealth("ok", later.timestamp, "")
@@ -210,7 +214,7 @@ def test_fewer_points_for_long_become_usual(real: list[Frame]) -> None:
         points = rng.uniform(-50, 50, (20_000 if i < 10 else 8_000, 5)).astype(np.float32)
         points[:, 4] = 0
         told.append(monitor.update(replace(real[0], points=points, timestamp=i * HALF_SECOND))["LIDAR_TOP"])
-    assert [told[i].status for i in (9, 10, 40, 299)] == ["ok", "degraded", "degraded", "ok"]
+    assert [told[i].status for i in (9, 10, 40, 299)] == ["ok", "thinned", "thinned", "ok"]
     assert told[10].reason == "8000 points, where 19900 were usual"
 
 
@@ -218,14 +222,15 @@ def test_only_the_networks_sensors_are_watched(real: list[Frame]) -> None:
     assert list(HealthMonitor(["CAM_BACK"]).update(real[5])) == ["CAM_BACK"]
 
 
-def test_health_takes_less_than_two_milliseconds(nuscenes_root: Path) -> None:
-    """Of processor time, for six pictures of 1600 x 900 and 300,000 points."""
+def test_health_takes_less_than_three_milliseconds(nuscenes_root: Path) -> None:
+    """Of processor time, for six pictures of 1600 x 900 and ten sweeps of 30,000 points."""
     drive = frames(nuscenes_root, "v1.0-mini", ["scene-0103:0-4"])
     points = np.concatenate([drive[3].points] * 15)[:300_000]  # type: ignore[list-item]
+    points[:, 4] = np.repeat(0.05 * np.arange(10), 30_000)
     monitor, seconds = HealthMonitor(SENSORS), []
     for i in range(20):
         frame = replace(drive[i % 4], timestamp=i, points=points)
         start = time.process_time()
         monitor.update(frame)
         seconds.append(time.process_time() - start)
-    assert min(seconds) < 0.002
+    assert min(seconds) < 0.003

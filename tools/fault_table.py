@@ -1,4 +1,5 @@
-"""What each fault of the sensors costs: a table of faults, alone and in pairs, by mAP, NDS and IoU.
+"""What each fault of the sensors costs, and whether a vehicle knows of it: faults, alone and in pairs, by mAP, NDS, IoU
+and what health says of a drive that has them from its second SINCE on, with the longest delay of all drives.
 
 python tools/fault_table.py --bundle runs/demo/bundle --data runs/demo/drives --split sim_val
 python tools/fault_table.py --bundle runs/demo/bundle --data runs/demo/drives --split sim_val --frames 3 --pairs
@@ -9,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections import defaultdict
 from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
@@ -21,13 +23,15 @@ from rich.table import Table
 
 from deploy.replay.faults import Fault, inject
 from deploy.replay.statistics import Truth
+from deploy.replay.told import Told
 from deploy.runtime import Runtime
 from perception.data.nuscenes import NuScenesTables
-from perception.data.tables import versions
+from perception.data.tables import LIDAR, versions
 from perception.evaluation.columns import BoxColumns, detection_rows
 from perception.evaluation.detection_scores import DetectionScores
 from perception.evaluation.map_counts import count_rings, ious, predicted_cells
-from perception.frame import Frame
+from perception.frame import CAMERAS, Frame
+from perception.scene.health import HealthMonitor
 
 FAULTS = (
     "drop:lidar",
@@ -44,13 +48,14 @@ FAULTS = (
     "blur:cameras,pixels=8",
     "noise:lidar,metres=0.2",
     "noise:cameras,levels=40",
-    "miscalibration:lidar,degrees=2,metres=0.2",
-    "miscalibration:cameras,degrees=2,metres=0.2",
+    "miscalibration:lidar,degrees=3,metres=0.2",
+    "miscalibration:cameras,degrees=3,metres=0.2",
     "points:lidar,share=0.5",
     "points:lidar,share=0.9",
     "corruption:lidar,share=0.2",
     "corruption:cameras,share=0.2",
 )
+SINCE, LONGEST = 1.0, 1e6  # s
 
 
 def scores(runtime: Runtime, frames: Sequence[Frame], truth: Truth, faults: Sequence[str]) -> dict[str, Any]:
@@ -76,6 +81,24 @@ def scores(runtime: Runtime, frames: Sequence[Frame], truth: Truth, faults: Sequ
     }
 
 
+def said(frames: Sequence[Frame], faults: Sequence[str]) -> str:
+    """What health says of the sensors that each fault is of, such as 'dark 0.0 s (6 of 6)'; before it all are well."""
+    parsed = [Fault.parse(f"{text}@{SINCE}-{LONGEST}") for text in faults]
+    told, monitors = Told(parsed), defaultdict[str, HealthMonitor](lambda: HealthMonitor((LIDAR, *CAMERAS)))
+    for frame in inject(told.watched(frames), parsed):
+        told.add(frame, monitors[frame.scene].update(frame))
+    texts = []
+    for fault in parsed:
+        rows = [each["said"] for each in told.listed() if each["fault"] == fault.text]
+        heard = {
+            name: [row[name] for row in rows if name in row] for name in dict.fromkeys(n for row in rows for n in row)
+        }
+        texts.append(
+            ", ".join(f"{name} {max(s):.1f} s ({len(s)} of {len(rows)})" for name, s in heard.items()) or "nothing"
+        )
+    return "; ".join(texts)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bundle", type=Path, required=True)
@@ -96,16 +119,19 @@ def main() -> None:
     alone: list[tuple[str, ...]] = [(), *((fault,) for fault in FAULTS)]
     chosen = [(), *combinations(FAULTS, 2)] if arguments.pairs else alone
     console = Console(stderr=arguments.json)
-    found = [scores(runtime, frames, truth, each) for each in track(chosen, "Faults", console=Console(stderr=True))]
+    found = [
+        scores(runtime, frames, truth, each) | {"health": said(frames, each)}
+        for each in track(chosen, "Faults", console=Console(stderr=True))
+    ]
     if arguments.json:
         json.dump({"frames": len(frames), "faults": found}, sys.stdout)
         return
     table = Table(title=f"{len(frames)} keyframes of {arguments.data}, {arguments.bundle}")
-    for column in ("fault", "mAP", "NDS", "mIoU"):
-        table.add_column(column, justify="left" if column == "fault" else "right", no_wrap=True)
+    for column in ("fault", "mAP", "NDS", "mIoU", "health says, after (sensors)"):
+        table.add_column(column, justify="right" if column in ("mAP", "NDS", "mIoU") else "left", no_wrap=True)
     for row in found:
         numbers = (row["mAP"], row["NDS"], row["mIoU"])
-        table.add_row(row["fault"], *("-" if number is None else f"{number:.3f}" for number in numbers))
+        table.add_row(row["fault"], *("-" if number is None else f"{number:.3f}" for number in numbers), row["health"])
     console.print(table)
 
 

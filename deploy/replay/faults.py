@@ -10,7 +10,7 @@ import re
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import numpy as np
 from pydantic import Field, ValidationError
@@ -18,6 +18,7 @@ from pydantic import Field, ValidationError
 from perception.data import corrupt
 from perception.errors import InputError
 from perception.frame import CAMERAS, Camera, Frame
+from perception.scene.health import Status
 from perception.section import Section
 
 LIDAR = "lidar"
@@ -31,6 +32,8 @@ OrNone = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 class Kind(Section):
     """What happens to a sensor, while its calibration and the clock go on. Subclasses say what differs."""
+
+    told_as: ClassVar[frozenset[Status]]  # what health calls it
 
     def camera(self, camera: Camera, past: Camera | None, rng: np.random.Generator) -> Camera | None:
         """The camera as the frame gets it.
@@ -56,6 +59,8 @@ class Kind(Section):
 class Drop(Kind):
     """Nothing arrives."""
 
+    told_as = frozenset({"missing"})
+
     def camera(self, camera: Camera, past: Camera | None, rng: np.random.Generator) -> None:
         return None
 
@@ -65,6 +70,8 @@ class Drop(Kind):
 
 class Freeze(Kind):
     """The last data before the fault arrive again and again, as if they were new."""
+
+    told_as = frozenset({"frozen"})
 
     def camera(self, camera: Camera, past: Camera | None, rng: np.random.Generator) -> Camera | None:
         return past and replace(camera, image=past.image)
@@ -76,6 +83,7 @@ class Freeze(Kind):
 class Delay(Kind):
     """Data arrive late, with their own time and pose; before the first ones the sensor is missing."""
 
+    told_as = frozenset({"late", "missing"})
     seconds: Annotated[float, Field(gt=0, le=LONGEST_DELAY)] = 0.5
 
     def camera(self, camera: Camera, past: Camera | None, rng: np.random.Generator) -> Camera | None:
@@ -92,6 +100,8 @@ class Delay(Kind):
 class Blackout(Kind):
     """The sensor works and sees nothing: black pictures, a sweep without a return."""
 
+    told_as = frozenset({"dark", "missing"})
+
     def image(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         return np.zeros_like(image)
 
@@ -100,6 +110,7 @@ class Blackout(Kind):
 
 
 class Blur(Kind):
+    told_as = frozenset({"blurred"})
     pixels: Amount = 5.0  # standard deviation, of the recorded picture
 
     def image(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -107,6 +118,7 @@ class Blur(Kind):
 
 
 class Noise(Kind):
+    told_as = frozenset({"noisy"})
     levels: Amount = 25.0  # standard deviation on pictures, of 255 grey levels
     metres: Amount = 0.1  # and on points
 
@@ -118,10 +130,14 @@ class Noise(Kind):
 
 
 class Miscalibration(Kind):
-    """The mounting is turned and shifted against the calibration; the LiDAR's about the frame of reference."""
+    """The mounting is turned and shifted against the calibration; the LiDAR's about the frame of reference.
 
-    degrees: OrNone = 1.0
-    metres: OrNone = 0.05
+    Health sees what tilts or lifts the ground under a LiDAR, more than springs and road do; nothing of a camera's.
+    """
+
+    told_as = frozenset({"miscalibrated"})
+    degrees: OrNone = 3.0
+    metres: OrNone = 0.1
 
     def camera(self, camera: Camera, past: Camera | None, rng: np.random.Generator) -> Camera:
         return replace(camera, ego_from_camera=camera.ego_from_camera @ self._displacement(rng))
@@ -136,6 +152,7 @@ class Miscalibration(Kind):
 class Points(Kind):
     """Returns are lost, as in spray or on dark paint."""
 
+    told_as = frozenset({"thinned"})
     share: Share = 0.5
 
     def points(self, points: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -145,6 +162,7 @@ class Points(Kind):
 class Corruption(Kind):
     """Packets arrive with wrong bytes."""
 
+    told_as = frozenset({"corrupt"})
     share: Share = 0.2  # of the LiDAR's packets, of the pictures' rows of blocks
 
     def image(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -118,7 +118,7 @@ class FoxgloveWriter:
         for module, routed in seen.route.items():
             said[module] = ("in force" if routed.weight > 0 else "off", routed.why, Log.INFO)
         for sensor, health in seen.health.items():
-            said[sensor] = (health.status, health.reason, Log.INFO if health.status == "ok" else Log.WARNING)
+            said[sensor] = (health.words, health.reasons, Log.INFO if health.status == "ok" else Log.WARNING)
         for name, (value, why, level) in said.items():
             if self._said.get(name) != value:
                 self._said[name] = value

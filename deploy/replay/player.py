@@ -79,7 +79,7 @@ class Player:
         self.truth = Truth(known[0]) if known else None
         self.latency = Latency()
         self.expected = sum(self.selection.expected(len(drive), drive.seconds) for drive in drives)
-        self.report = Report(runtime.bundle.manifest, runtime.target, self.expected)
+        self.report = Report(runtime.bundle.manifest, runtime.target, self.expected, faults)
 
     def run(self) -> dict[str, Any]:
         """Replay everything once; returns the summary that the report begins with."""
@@ -128,7 +128,8 @@ class Player:
         """The selected frames of every drive, with the seconds that reading each took."""
         drives = (frame for drive in self.drives for frame in self.selection.until_end(drive))
         # Faults come first: their windows count from the drive's first frame, and a frozen sensor shows an earlier one.
-        frames = ahead(_clocked(self.selection.of(inject(drives, self.faults))))
+        watched = inject(self.report.told.watched(drives), self.faults)
+        frames = ahead(_clocked(self.selection.of(watched)))
         return iter(track(frames, "Replaying", self.expected, console=self.console, transient=True))
 
     def _seen(self, frame: Frame, reading: float) -> SceneFrame:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
@@ -11,8 +11,10 @@ import numpy as np
 
 from deploy.manifest import Manifest
 from deploy.replay import pictures
+from deploy.replay.faults import Fault
 from deploy.replay.latency import STAGES
 from deploy.replay.timeline import Timeline
+from deploy.replay.told import Told
 from deploy.replay.trails import Trails
 from deploy.replay.worst import WITHIN, Worst, mistakes
 from perception.frame import CAMERAS, CLASSES, MAP_CLASSES, Boxes, Frame
@@ -30,9 +32,10 @@ class Report:
 
     Args:
         frames: how many there will be.
+        faults: that are injected.
     """
 
-    def __init__(self, manifest: Manifest, target: str, frames: int) -> None:
+    def __init__(self, manifest: Manifest, target: str, frames: int, faults: Sequence[Fault] = ()) -> None:
         self.manifest, self.target = manifest, target
         self._grid = manifest.grid.build()
         self._spread = set(np.linspace(0, frames - 1, min(frames, SPREAD)).round().astype(int).tolist())
@@ -40,6 +43,7 @@ class Report:
         self._milliseconds: list[list[float]] = []  # of every frame, as STAGES
         self._scenes: list[tuple[int, str]] = []  # number of each scene's first frame
         self._start = 0  # us, of the scene
+        self.told = Told(faults)
         self._timeline, self._trails, self._worst = Timeline(), Trails(), Worst()
 
     def add(self, frame: Frame, seen: SceneFrame) -> None:
@@ -50,6 +54,7 @@ class Report:
             self._start = frame.timestamp
         self._milliseconds.append([round(seen.seconds[stage] * 1e3, 2) for stage in STAGES])
         self._timeline.add(number, seen)
+        self.told.add(frame, seen.health)
         self._trails.add(frame.scene, frame.timestamp, seen.tracks)
         annotated = None if frame.boxes is None else _annotated(frame.boxes, self._grid)
         if self._worst.add(number, self._badness(seen, annotated)) | (number in self._spread):
@@ -85,6 +90,7 @@ class Report:
             "milliseconds": self._milliseconds,
             "scenes": self._scenes,
             "lanes": self._timeline.lanes(),
+            "told": self.told.listed(),
             "worst": self._worst.listed(),
             "frames": [self._frames[number] for number in sorted(self._frames)],
         }
@@ -100,7 +106,7 @@ class Report:
         ill: dict[str, list[str]] = {}  # sensors by status
         for name, health in seen.health.items():
             if health.status != "ok":
-                ill.setdefault(health.status, []).append(name)
+                ill.setdefault(health.words, []).append(name)
         measures = {
             "slowest": (total, f"{total:.0f} ms"),
             "sensors": (
@@ -135,7 +141,7 @@ class Report:
             "tracks": self._tracks(frame, seen),
             "believed": {kind: [belief.value, belief.why] for kind, belief in seen.beliefs.items()},
             "route": {name: [routed.weight, routed.why] for name, routed in seen.route.items()},
-            "health": {name: [health.status, health.reason] for name, health in seen.health.items()},
+            "health": {name: [health.words, health.reasons] for name, health in seen.health.items()},
         }
 
     def _tracks(self, frame: Frame, seen: SceneFrame) -> list[dict[str, Any]]:

@@ -89,7 +89,7 @@ def _words(seen: SceneFrame) -> dict[str, list[str]]:
     return {
         "conditions": [f"{kind}: {belief.value or 'unknown'} ({belief.why})" for kind, belief in seen.beliefs.items()],
         "route": [f"{name}: {routed.weight:g} ({routed.why})" for name, routed in seen.route.items()],
-        "health": [f"{name}: {health.status} {health.reason}" for name, health in seen.health.items()],
+        "health": [f"{name}: {health.words} {health.reasons}" for name, health in seen.health.items()],
     }
 
 

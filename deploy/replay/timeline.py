@@ -21,7 +21,7 @@ class Timeline:
         for module, routed in seen.route.items():
             self._extend(("route", module), number, seen.scene, f"{routed.weight:g}", routed.why)
         for sensor, health in seen.health.items():
-            self._extend(("health", sensor), number, seen.scene, health.status, health.reason)
+            self._extend(("health", sensor), number, seen.scene, health.words, health.reasons)
         self._scene = seen.scene
 
     def _extend(self, lane: tuple[str, str], number: int, scene: str, value: str, why: str) -> None:

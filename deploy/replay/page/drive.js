@@ -65,6 +65,16 @@ for (const [number, what] of [
   make("span", tile, what, {className: "dim"});
 }
 
+// ---- injected faults
+
+for (const each of data.told) {
+  const said = Object.entries(each.said).map(([name, seconds]) => `${name} after ${seconds.toFixed(1)} s`).join(", ");
+  const row = make("tr", at("faults").querySelector("table"), null, {className: each.told ? "pass" : "fail"});
+  for (const text of [each.told ? "told" : "not told", each.fault, sensor(each.sensor), said || "nothing",
+    `in ${each.told} of ${plural(each.frames, "frame")}`]) make("td", row, text);
+}
+if (!data.told.length) at("faults").remove();
+
 // ---- worst frames
 
 const MEASURES = {mistakes: "most mistakes", slowest: "slowest", sensors: "ill sensors"};

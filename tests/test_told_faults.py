@@ -1,0 +1,229 @@
+"""Every fault, alone and in pairs, of every sensor: what health says of it and when; and what it cannot say.
+
+The faults are those of the command, in windows of time, on simulated drives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import permutations, product
+from pathlib import Path
+
+import numpy as np
+import pytest
+from exported import QUIET, bundle
+from pages import page_data
+
+from deploy.replay.faults import KINDS, LIDAR, ONLY, Fault, inject
+from deploy.replay.player import replay
+from deploy.replay.told import Told
+from perception.data.nuscenes import NuScenesTables
+from perception.data.tables import LIDAR as LIDAR_TOP
+from perception.frame import CAMERAS, Frame
+from perception.scene.health import RAISED, TILTED, HealthMonitor, Status
+from perception.simulate.simulate import simulate
+
+FRAMES, WINDOW = 8, (1.0, 2.2)  # keyframes at 2 Hz, s
+BEGIN, END = 2, 5  # the frames with the fault, and the first without
+SENSORS = (LIDAR, *CAMERAS)
+SUFFERED = [(kind, sensor) for kind in KINDS for sensor in SENSORS if sensor in ONLY.get(kind, SENSORS)]
+# Health outlives what chance may hide in a frame by a second, and a tilt is the median of three frames.
+LATER = {"corruption": 2, "noise": 2, "blur": 2, "points": 2, "miscalibration": 3}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("long")
+    simulate(root, 2, FRAMES, seed=11, condition_names=["clear-day-boston", "rain-night-singapore"], sweeps=0)
+    return root
+
+
+@pytest.fixture(scope="module")
+def drives(root: Path) -> list[list[Frame]]:
+    tables = NuScenesTables(root, "v1.0-sim")
+    return [
+        [tables.frame(token, sweeps=0, annotations=False) for token in tables.samples(selectors=[scene])]
+        for scene in tables.scenes("all")
+    ]
+
+
+def windowed(kind: str, sensor: str) -> str:
+    return f"{kind}:{sensor}@{WINDOW[0]}-{WINDOW[1]}"
+
+
+def named(kind: str, sensor: str) -> set[Status]:
+    """What health calls a fault; nothing where it cannot see it."""
+    if kind == "miscalibration" and sensor != LIDAR:
+        return set()
+    by_kind: dict[str, Status] = {"delay": "late", "blackout": "missing" if sensor == LIDAR else "dark"}
+    return {by_kind[kind]} if kind in by_kind else set(KINDS[kind].told_as)
+
+
+def said(frames: Sequence[Frame], texts: Sequence[str], sensors: Sequence[str]) -> list[Mapping[str, set[Status]]]:
+    """All that health says at every frame of the sensors that are wrong."""
+    monitor = HealthMonitor([LIDAR_TOP if sensor == LIDAR else sensor for sensor in sensors])
+    found = []
+    for frame in inject(frames, [Fault.parse(text) for text in texts]):
+        health = monitor.update(frame)
+        ill = {name: {each.status for each in h.findings} for name, h in health.items() if h.status != "ok"}
+        found.append({LIDAR if name == LIDAR_TOP else name: statuses for name, statuses in ill.items()})
+    return found
+
+
+def test_healthy_drives_are_healthy(drives: list[list[Frame]]) -> None:
+    for frames in drives:
+        assert said(frames, [], SENSORS) == [{}] * FRAMES
+
+
+@pytest.mark.parametrize(("kind", "sensor"), SUFFERED)
+def test_a_fault_is_told_from_its_first_frame_to_its_end(drives: list[list[Frame]], kind: str, sensor: str) -> None:
+    """By its name, of its sensor and of no other; a tilt one frame later."""
+    name, first = named(kind, sensor), BEGIN + (kind == "miscalibration")
+    for frames in drives:
+        found = said(frames, [windowed(kind, sensor)], SENSORS)
+        assert found[:first] == [{}] * first
+        for i in range(first, END):
+            extra = found[i].get(sensor, set()) - name
+            # The first late picture is the last one that was in time, again.
+            assert extra <= ({"frozen"} if kind == "delay" and i == BEGIN else set())
+            assert found[i].keys() == ({sensor} if name else set())
+            assert name <= found[i].get(sensor, set())
+        assert found[END + LATER.get(kind, 0) :] == [{}] * (FRAMES - END - LATER.get(kind, 0))
+
+
+# Which of two faults of one sensor cannot be seen, for the other; `first` is injected first. An empty set is any fault.
+HIDING = [
+    # (sensors, first, second, what is hidden)
+    ("any", {"drop"}, set(), "second"),  # what is not there has no other fault
+    ("any", set(), {"drop"}, "first"),
+    ("lidar", {"blackout"}, {"noise", "miscalibration", "points", "corruption"}, "second"),  # no returns
+    ("lidar", set(), {"blackout"}, "first"),
+    ("cameras", {"blackout"}, {"blur", "noise"}, "second"),  # nothing but black
+    ("cameras", {"freeze", "blur", "noise", "corruption"}, {"blackout"}, "first"),
+    (
+        "any",
+        {"blackout", "blur", "noise", "points", "corruption", "miscalibration"},
+        {"freeze"},
+        "first",
+    ),  # shows before
+    ("lidar", {"delay"}, {"freeze"}, "first"),
+    ("any", {"freeze"}, {"noise", "corruption", "points"}, "first"),  # what comes is never the same
+    ("lidar", {"freeze"}, {"delay"}, "first"),  # moved by the vehicle's way
+    ("cameras", {"blur"}, {"noise"}, "first"),  # the last one has its way
+    ("cameras", {"noise", "corruption"}, {"blur"}, "first"),
+    ("lidar", {"delay"}, {"miscalibration"}, "second"),  # the ground was elsewhere
+    ("lidar", {"miscalibration"}, {"delay"}, "first"),
+]
+
+
+def hidden(first: str, second: str, sensor: str) -> set[str]:
+    return {
+        {"first": first, "second": second}[what]
+        for sensors, firsts, seconds, what in HIDING
+        if sensors in ("any", "lidar" if sensor == LIDAR else "cameras")
+        and first in (firsts or KINDS)
+        and second in (seconds or KINDS)
+    }
+
+
+@pytest.mark.parametrize("sensor", [LIDAR, "CAM_FRONT", "CAM_BACK_LEFT"])
+def test_two_faults_of_one_sensor_are_both_told_but_for_what_one_hides(drives: list[list[Frame]], sensor: str) -> None:
+    kinds = [kind for kind, suffering in SUFFERED if suffering == sensor]
+    wrong = []
+    for frames, (first, second) in product(drives, permutations(kinds, 2)):
+        found = said(frames, [windowed(first, sensor), windowed(second, sensor)], [sensor])
+        lies = hidden(first, second, sensor)
+        if (first, second) == ("blackout", "corruption") and sensor != LIDAR:
+            # Garbage out of black blocks is either brighter, or as black.
+            assert all(each.keys() == {sensor} for each in found[BEGIN:END])
+            continue
+        early = set().union(*(each.get(sensor, set()) for each in found[BEGIN : BEGIN + 3]))
+        untold = {kind for kind in {first, second} - lies if not named(kind, sensor) <= early}
+        # What is hidden is not told, unless both have the same name.
+        shown = named(first, sensor) if second in lies else named(second, sensor)
+        guessed = {kind for kind in lies if named(kind, sensor) and named(kind, sensor) <= early - shown}
+        if untold or guessed or not early or found[-1]:
+            wrong.append((frames[0].scene, first, second, untold, guessed, early, found[-1]))
+    assert not wrong
+
+
+def test_faults_of_two_sensors_do_not_hide_one_another(drives: list[list[Frame]]) -> None:
+    """Each sensor's health is what it is with its own fault alone."""
+    frames = drives[0]
+    for pair in ((LIDAR, "CAM_FRONT"), ("CAM_FRONT", "CAM_BACK")):
+        kinds = [[kind for kind, suffering in SUFFERED if suffering == sensor] for sensor in pair]
+        alone = {
+            (kind, sensor): [each.get(sensor) for each in said(frames, [windowed(kind, sensor)], [sensor])]
+            for sensor, of in zip(pair, kinds, strict=True)
+            for kind in of
+        }
+        for both in product(*kinds):
+            found = said(frames, [windowed(*each) for each in zip(both, pair, strict=True)], pair)
+            for kind, sensor in zip(both, pair, strict=True):
+                assert [each.get(sensor) for each in found] == alone[kind, sensor], both
+
+
+@pytest.mark.parametrize(("degrees", "metres"), [(0.5, 0.02), (1.0, 0.1), (3.0, 0.1), (5.0, 0.3), (0.0, 0.6)])
+def test_a_lidar_is_miscalibrated_where_the_ground_is_tilted_or_lifted(
+    drives: list[list[Frame]], degrees: float, metres: float
+) -> None:
+    """The limits are those of the closed form: the plane z = 0 under the very displacement that was injected."""
+    for i in range(6):
+        text = f"miscalibration:lidar,degrees={degrees},metres={metres}@0-{90 + i}"
+        fault = Fault.parse(text)
+        moved = fault.applied(np_frame(), None)
+        origin, *along = moved.points[:, :3].astype(float)  # type: ignore[index]
+        normal = np.cross(along[0] - origin, along[1] - origin)
+        tilt = np.degrees(np.arccos(normal[2] / np.linalg.norm(normal)))
+        height = abs(origin @ normal / normal[2])
+        if min(abs(tilt - TILTED) / TILTED, abs(height - RAISED) / RAISED) < 0.15:
+            continue  # too near the limit
+        found = said(drives[0][:4], [text], [LIDAR])
+        assert found[-1] == ({LIDAR: {"miscalibrated"}} if tilt > TILTED or height > RAISED else {}), (tilt, height)
+
+
+def np_frame() -> Frame:
+    """Three points of the ground: the origin, ahead, and to the left."""
+    points = np.array([[0, 0, 0, 0, 0], [10, 0, 0, 0, 0], [0, 10, 0, 0, 0]], np.float32)
+    return Frame("t", 0, "ego", np.eye(4), np.eye(4), points, {})
+
+
+def test_the_report_lists_faults_beside_what_health_said(root: Path, tmp_path: Path) -> None:
+    """Through the command's own way: injected into drives that the exported network perceives."""
+    texts = [
+        windowed("drop", "cameras"),
+        windowed("noise", LIDAR),
+        "miscalibration:CAM_BACK@3.0-9.0",
+        "blur:CAM_BACK@99-100",
+    ]
+    scene = "scene-0001"
+    summary = replay(
+        root, "v1.0-sim", [scene], bundle().path, tmp_path, console=QUIET, faults=[Fault.parse(t) for t in texts]
+    )
+    assert summary["frames"] == FRAMES
+    data = page_data(tmp_path / "report.html")
+    expected = [
+        {"fault": texts[0], "sensor": name, "frames": 3, "told": 3, "said": {"missing": 0.0}} for name in CAMERAS
+    ]
+    expected += [
+        {"fault": texts[1], "sensor": LIDAR_TOP, "frames": 3, "told": 3, "said": {"noisy": 0.0}},
+        {"fault": texts[2], "sensor": "CAM_BACK", "frames": 2, "told": 0, "said": {}},
+        {"fault": texts[3], "sensor": "CAM_BACK", "frames": 0, "told": 0, "said": {}},
+    ]
+    assert data["told"] == expected
+    lanes = {lane["name"]: lane["spans"] for lane in data["lanes"] if lane["kind"] == "health"}
+    spans = [(span["from"], span["to"], span["value"]) for span in lanes["CAM_FRONT"]]
+    assert spans == [(0, 1, "ok"), (2, 4, "missing"), (5, 7, "ok")]
+    spans = [(span["from"], span["to"], span["value"]) for span in lanes[LIDAR_TOP]]
+    assert spans == [(0, 1, "ok"), (2, 5, "noisy"), (6, 7, "ok")]
+
+
+def test_of_several_drives_the_longest_delay_counts(drives: list[list[Frame]]) -> None:
+    """The tilt is told half a second late in each drive, whose windows count from its own first frame."""
+    told = Told([fault := Fault.parse(windowed("miscalibration", LIDAR))])
+    for frames in drives:
+        monitor = HealthMonitor([LIDAR_TOP])
+        for frame in inject(told.watched(frames), [fault]):
+            told.add(frame, monitor.update(frame))
+    [found] = told.listed()
+    assert (found["frames"], found["told"], found["said"]) == (6, 4, {"miscalibrated": pytest.approx(0.5, abs=0.02)})
