@@ -35,7 +35,7 @@ from perception.atomic import write_atomically
 from perception.errors import InputError
 from perception.evaluation.submission import SubmissionWriter
 from perception.evaluation.tracking import TrackWriter
-from perception.frame import Frame
+from perception.frame import Conditions, Frame
 from perception.scene.scene import SceneFrame
 
 
@@ -55,6 +55,7 @@ class Player:
 
     Args:
         about: what the frames depend on, as JSON holds it.
+        told: conditions that the vehicle is told of every frame; None: the drive's tags.
     """
 
     def __init__(
@@ -68,12 +69,13 @@ class Player:
         selection: Selection | None = None,
         real_time: bool = False,
         viewers: Sequence[str] = (),
+        told: Conditions | None = None,
     ) -> None:
         self.runtime, self.drives, self.out, self.console = runtime, drives, out, console
         self.about = {**about, "bundle": sha256(runtime.bundle.path / MANIFEST), "target": runtime.target}
         self.faults, self.selection = faults, selection or Selection()
         self.clock = RealTime() if real_time else None
-        self.viewers = viewers
+        self.viewers, self.told = viewers, told
         known = [drive.tables for drive in drives if drive.tables is not None]
         self.truth = Truth(known[0]) if known else None
         self.latency = Latency()
@@ -138,6 +140,8 @@ class Player:
 
     def _seen(self, frame: Frame, reading: float, journal: Journal) -> SceneFrame:
         """The drive up to a frame, as the journal has it, else as the network sees it. Reading is a stage too."""
+        if self.told is not None:
+            frame = replace(frame, conditions=self.told)
         recorded = journal.recall(frame)
         if recorded is not None:
             self.runtime.scene.observe(frame)
@@ -168,6 +172,7 @@ def replay(
     key: Path | None = None,
     console: Console | None = None,
     faults: Sequence[Fault] = (),
+    told: Conditions | None = None,
     baseline: Path | None = None,
     gates: Gates | None = None,
     topics: Path | None = None,
@@ -187,6 +192,7 @@ def replay(
         target: the engine of the bundle that runs.
         key: the public key that must have signed the bundle.
         faults: of the sensors, in this order.
+        told: conditions that the vehicle is told of every frame instead of the drive's tags; None: the tags.
         baseline: the folder of another replay of the same scenes, to compare with.
         gates: what must be reached; without them and with a baseline the usual ones.
         topics: a YAML file that says which topics of a recording are which sensor.
@@ -214,9 +220,10 @@ def replay(
         "scenes": list(scenes),
         "topics": None if topics is None else sha256(topics),
         "faults": [fault.text for fault in faults],
+        "conditions": None if told is None else told.known(),
         "selection": asdict(selection),
     }
-    player = Player(runtime, drives, out, console, about, faults, selection, real_time, viewers)
+    player = Player(runtime, drives, out, console, about, faults, selection, real_time, viewers, told)
     summary = player.run()
     console.print(_latency_table(summary))
     for each in drives:
