@@ -109,7 +109,7 @@ class Journal:
         arrays = load(record)
         numbers = {name: arrays[name] for name in _NUMBERS}
         boxes = Boxes(**numbers, instances=np.full(len(numbers["centers"]), "", "U32"))
-        return Recorded(Prediction(boxes, arrays.get("map")), known["weights"], known["seconds"])
+        return Recorded(Prediction(boxes, arrays.get("map"), known["recognised"]), known["weights"], known["seconds"])
 
     def add(self, frame: Frame, seen: SceneFrame) -> None:
         """Append what was perceived in a frame. From here on it survives a kill, though not a power cut.
@@ -120,6 +120,7 @@ class Journal:
         known = {
             "checksum": _checksum(frame),
             "weights": {name: routed.weight for name, routed in seen.route.items()},
+            "recognised": seen.prediction.recognised,
             "seconds": dict(seen.seconds),
         }
         arrays = {name: np.ascontiguousarray(getattr(seen.prediction.boxes, name)) for name in _NUMBERS}
