@@ -57,8 +57,8 @@ def synthetic_frame(reference: Reference, seed: int = 0) -> Frame:
 def differences(expected: Arrays, actual: Arrays, tolerance: float, outliers: float = 0.0) -> list[str]:
     """What is off between two engines' outputs for the same frame; empty when they agree.
 
-    Dense outputs (`map`) and the sorted `scores` are compared number by number: sorting is continuous, so equal
-    networks give equal sorted scores. Which detection stands at which rank is not: engines order equal scores as
+    Dense outputs (`map`, `recognised`) and the sorted `scores` are compared number by number: sorting is continuous, so
+    equal networks give equal sorted scores. Which detection stands at which rank is not: engines order equal scores as
     they please, and where scores tie at the end of the list they are free to choose who is in it. So every expected
     detection that scores clearly above the last one must be found, with its label, attribute and box, among those
     that score the same within the tolerance; the ones tied with the last are compared by score only.
@@ -77,7 +77,7 @@ def differences(expected: Arrays, actual: Arrays, tolerance: float, outliers: fl
             problems.append(f"{name} is not finite")
     if problems:
         return problems
-    for name in ("scores", "map"):
+    for name in ("scores", "map", "recognised"):
         if name in expected:
             off = _off(expected[name], actual[name])
             if (off > tolerance).mean() > outliers:

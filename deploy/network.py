@@ -39,6 +39,7 @@ UNITS = {
     "scores": "probability, descending",
     "labels": "index in `classes`",
     "attributes": "index in `attributes`",
+    "recognised": "probability of each, in the order clear rain fog, day night, boston singapore; each kind sums to 1",
     "map": "probability, in the order of `map_classes`, on `map_grid`",
 }
 

@@ -161,6 +161,7 @@ class Config(Section):
     modules: tuple[Module, ...] = Field(default=(), strict=False)
     fusions: tuple[str, ...] = Field(default=(), strict=False)  # such as fuse(rain, night): attention over modules
     routing: Annotated[LearnedRouting | ClassifierRouting, Field(discriminator="kind")] | None = None  # None: fixed
+    recognise: bool = False  # weather, light and city, for the scene to believe in and route by where there are no tags
     train: Train = Train()
 
 

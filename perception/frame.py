@@ -5,8 +5,8 @@ Frames of reference are named in the matrices: `a_from_b` (4, 4) takes homogeneo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 
 import numpy as np
 
@@ -207,3 +207,4 @@ class Prediction:
 
     boxes: Boxes  # detections, best score first
     map_probabilities: np.ndarray | None  # (6, rows, columns) in [0, 1] on the map grid, in MAP_CLASSES order
+    recognised: Mapping[str, Sequence[float]] = field(default_factory=dict)  # kind of condition -> of each value in it

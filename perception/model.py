@@ -26,7 +26,9 @@ from perception.modules.routing.facts import present
 from perception.modules.routing.features import after_fusion
 from perception.modules.routing.fixed import FixedRouter
 from perception.modules.routing.learned import LearnedRouter
+from perception.modules.routing.recogniser import Recogniser
 from perception.modules.routing.steered import SteeredRouter
+from perception.modules.routing.wandering import WanderingRouter
 from perception.modules.spec import SENSORS
 
 CHOOSERS = {"learned": LearnedRouter, "classifier": ConditionClassifier}
@@ -59,9 +61,10 @@ class PerceptionModel(nn.Module):
             self.bank.add(module)
         for text in config.fusions:
             add_fusion(self.bank, parse_block(text))
-        self.router: FixedRouter | SteeredRouter = FixedRouter(self.bank, tuple(self.heads))
+        self.router: FixedRouter | SteeredRouter | WanderingRouter = FixedRouter(self.bank, tuple(self.heads))
         chooser: Any = CHOOSERS[config.routing.kind] if config.routing else None
         self.chooser = chooser and chooser(config.routing, model.fused_channels, self.bank)
+        self.recogniser = Recogniser(model.fused_channels) if config.recognise else None
         self.routes: list[Route] = []  # of the last forward pass, one for each group of tasks
 
     def forward(self, inputs: dict[str, Tensor], conditions: Sequence[Conditions] = ()) -> dict[str, Tensor]:
@@ -74,6 +77,8 @@ class PerceptionModel(nn.Module):
         for route, tasks in self.router(conditions, sensors):
             self.bank.apply(route)
             fused = self.fuse(self._maps(inputs))
+            if self.recogniser is not None:
+                outputs |= self.recogniser(fused)
             if self._chooses():
                 route = self.chooser(fused, route, sensors, tasks, conditions)
                 self.bank.apply(route)
@@ -93,6 +98,10 @@ class PerceptionModel(nn.Module):
             ValueError: REINFORCE without costs.
         """
         return self.chooser.losses(self.routes, costs) if self._chooses() else {}
+
+    def recognition_losses(self, dense: dict[str, Tensor], conditions: Sequence[Conditions]) -> dict[str, Tensor]:
+        """Cross-entropy of what is recognised with the frames' tags; empty without a recogniser."""
+        return {} if self.recogniser is None else self.recogniser.losses(dense, conditions)
 
     def routing_balance(self) -> dict[str, float]:
         """How evenly a learned router used its options on the batch of the last forward pass; empty without one."""
@@ -115,9 +124,10 @@ class PerceptionModel(nn.Module):
         return maps
 
     def predict(self, inputs: dict[str, Tensor], conditions: Sequence[Conditions] = ()) -> dict[str, Tensor]:
-        """Decoded output: boxes, scores, labels, attributes and, with a map head, map."""
+        """Decoded output: boxes, scores, labels, attributes, with a map head map, with a recogniser recognised."""
         dense = self(inputs, conditions)
         decoders: list[Any] = [head.decode for head in self.heads.values()]
+        decoders += [] if self.recogniser is None else [self.recogniser.decode]
         return {name: value for decode in decoders for name, value in decode(dense).items()}
 
     def folded(self, *routes: Conditions) -> PerceptionModel:

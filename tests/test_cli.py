@@ -54,6 +54,12 @@ def test_every_command_has_help_with_an_example(command):
             "--option rank=x: write NAME=NUMBER",
         ),
         (["adapt", "{tmp}", "--add", "low_rank:a", "--data", "{tmp}", "--out", "{tmp}/r"], "{tmp}: holds no tables"),
+        (["adapt", "{tmp}", "--recognise", "--data", "{tmp}", "--out", "{tmp}/r"], "{tmp}: holds no tables"),
+        (
+            ["adapt", "{tmp}", "--recognise", "--add", "low_rank:a", "--data", "{tmp}", "--out", "{tmp}/r"],
+            "--recognise learns on all frames",
+        ),
+        (["replay", "{tmp}/a.mcap", "--bundle", "{tmp}", "--out", "{tmp}/r", "--conditions", "hail"], "hail: unknown"),
         (["merge", "{tmp}", "--modules", "a,b", "--name", "c", "--out", "{tmp}/r"], "no checkpoint here"),
         (["modules", "{tmp}"], "no checkpoint here"),
         (["modules", "{tmp}", "--frame", "scene-0001:0"], "--frame and --data go together"),

@@ -136,7 +136,7 @@ def test_timeline_has_spans_for_what_lasts() -> None:
     for i, drive in enumerate(drives):
         there = None if i in (2, 3) else points + np.float32(1e-3 * i)
         frame = replace(blind(i, drive), points=there, conditions=Conditions("rain" if i > 2 else "clear"))
-        timeline.add(i, seen(scene, frame, Boxes.none()))
+        timeline.add(i, frame, seen(scene, frame, Boxes.none()))
     lanes = {(lane["kind"], lane["name"]): lane["spans"] for lane in timeline.lanes()}
     spans = [(span["from"], span["to"], span["value"]) for span in lanes["health", "LIDAR_TOP"]]
     assert spans == [(0, 1, "ok"), (2, 3, "missing"), (4, 5, "ok"), (6, 7, "ok")]
@@ -144,6 +144,8 @@ def test_timeline_has_spans_for_what_lasts() -> None:
     assert weather[0] == (0, 4, "clear")  # three frames of rain, from 3 on, until it is believed
     assert weather[1:] == [(5, 5, "rain"), (6, 7, "rain")]
     assert "rain" in lanes["conditions", "weather"][1]["why"]
+    tags = [(span["from"], span["to"], span["value"]) for span in lanes["tags", "weather"]]
+    assert tags == [(0, 2, "clear"), (3, 5, "rain"), (6, 7, "rain")]
 
 
 def test_report_draws_only_boxes_worth_showing() -> None:

@@ -18,11 +18,12 @@ from deploy.trace import to_onnx
 from perception.config import parse_config
 from perception.data.inputs import InputSpec, prepare
 from perception.errors import InputError
-from perception.frame import Conditions
+from perception.frame import CONDITIONS, Conditions
 from perception.model import PerceptionModel
 from perception.modules.route import Route
 from perception.modules.routing import balance
 from perception.modules.routing.inspect import routing_table
+from perception.training import settings
 
 LITTLE = {
     "name": "little",
@@ -46,9 +47,12 @@ def module(name: str, *when: str, slots: tuple[str, ...] = EVERYWHERE) -> dict[s
 
 
 def little(
-    modules: list[dict[str, Any]], routing: dict[str, Any] | None = None, camera: bool = False
+    modules: list[dict[str, Any]],
+    routing: dict[str, Any] | None = None,
+    camera: bool = False,
+    recognise: bool = False,
 ) -> PerceptionModel:
-    content = copy.deepcopy(LITTLE) | {"modules": modules, "routing": routing}
+    content = copy.deepcopy(LITTLE) | {"modules": modules, "routing": routing, "recognise": recognise}
     if camera:
         content["model"]["camera"] = CAMERA  # type: ignore[index]
     torch.manual_seed(0)
@@ -204,6 +208,45 @@ def test_a_module_of_another_task_is_no_option(task: str) -> None:
     weights = route.at("trunk.stage0.0")
     assert weights[other].item() == 0
     assert 0 < weights["find" if task == "detection" else "draw"].item() < 1
+
+
+# ---- a recogniser beside the route
+
+
+def test_what_is_recognised_shapes_neither_base_nor_modules() -> None:
+    model = little(ALL[:2], recognise=True).train()
+    tags = [Conditions("rain", "day", "boston"), Conditions("clear", "night")]
+    dense = model(frame_inputs(model, 1, 2), tags)
+    losses = model.recognition_losses(dense, tags)
+    losses["recognised"].backward()
+    reached = {name for name, p in model.named_parameters() if p.grad is not None}
+    assert reached == {name for name, _ in model.named_parameters() if name.startswith("recogniser.")}
+    assert little(ALL[:2]).recognition_losses(dense, tags) == {}
+
+
+@torch.no_grad()
+def test_what_is_recognised_is_a_distribution_of_each_kind_and_the_rest_of_the_output_stays() -> None:
+    model = little(ALL[:2], recognise=True)
+    plain = copied_base(model, little(ALL[:2]))
+    inputs, tags = frame_inputs(model, 1), [Conditions("rain")]
+    found = model.predict(inputs, tags)
+    recognised = found.pop("recognised")
+    assert_same(found, plain.predict(inputs, tags))
+    for kind in recognised.split([len(values) for values in CONDITIONS.values()], dim=1):
+        torch.testing.assert_close(kind.sum(dim=1), torch.ones(1))
+
+
+@torch.no_grad()
+def test_while_a_recogniser_learns_modules_run_whatever_the_tags_say() -> None:
+    model = little([module("rain", "rain"), module("night", "night")], recognise=True)
+    settings.recognition(model)
+    inputs, found = frame_inputs(model, 1), set()
+    torch.manual_seed(0)
+    for _ in range(60):
+        model(inputs, [Conditions("clear", "day", "boston")])
+        found.add(frozenset(model.routes[0].weights))
+    assert found == {frozenset(), frozenset({"rain"}), frozenset({"night"}), frozenset({"rain", "night"})}
+    assert {name.split(".")[0] for name, _ in settings.trainable(model)} == {"recogniser"}
 
 
 # ---- export

@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from perception.config import ClassifierRouting
 from perception.frame import CONDITION_VALUES, CONDITIONS, Conditions
 from perception.modules.route import Route
-from perception.modules.routing.classifier import classification, recognised
+from perception.modules.routing.classifier import recognised
 from perception.modules.routing.fixed import FixedRouter
 from perception.modules.routing.inspect import as_table, picture, routing_table
+from perception.modules.routing.recogniser import classification
 from perception.modules.spec import LowRank
 
 # ---- the classifier

@@ -156,10 +156,35 @@ def test_why_a_route_is_in_force() -> None:
     }
 
 
-def test_a_recogniser_takes_the_place_of_tags() -> None:
-    scene = new_scene()
-    assert scene.observe(frame_at(0)) == Conditions()
-    assert scene.observe(frame_at(1), [{"weather": [0.02, 0.03, 0.95]}]) == Conditions("fog")
+def recognising(scene: Scene, frame: Frame, **recognised: list[float]) -> Conditions:
+    believed = scene.observe(frame)
+    scene.update(frame, replace(prediction_of(frame), recognised=recognised))
+    return believed
+
+
+def test_what_was_recognised_takes_the_place_of_tags_from_the_next_frame_on() -> None:
+    scene, fog, night = new_scene(), [0.02, 0.03, 0.95], [0.0, 1.0]
+    assert recognising(scene, frame_at(0), weather=fog, light=night) == Conditions()
+    assert recognising(scene, frame_at(1), weather=fog, light=night) == Conditions("fog", "night")
+    other = frame_at(2, scene="scene-0002")
+    assert recognising(scene, other) == Conditions()
+
+
+def test_a_tag_counts_alone() -> None:
+    """Of weather, while the light goes by what is recognised."""
+    scene, fog, night = new_scene(), [0.02, 0.03, 0.95], [0.0, 1.0]
+    for i in range(20):
+        believed = recognising(scene, frame_at(i, Conditions("rain")), weather=fog, light=night)
+        assert believed == Conditions("rain", "night" if i else None)
+
+
+def test_what_is_recognised_without_a_sensor_is_no_evidence() -> None:
+    scene, blind = new_scene(), replace(frame_at(0), cameras={}, points=None)
+    recognising(scene, blind, light=[0.0, 1.0])
+    assert scene.observe(frame_at(1)) == Conditions()
+    scene, dark = Scene(["CAM_FRONT"]), replace(frame_at(0), cameras={"CAM_BACK": frame_at(0).cameras["CAM_BACK"]})
+    recognising(scene, dark, light=[0.0, 1.0])
+    assert scene.observe(frame_at(1)) == Conditions()
 
 
 def test_what_the_network_does_not_have_is_none() -> None:

@@ -20,9 +20,10 @@ from nuscenes.utils.data_classes import LidarPointCloud
 from nuscenes.utils.geometry_utils import points_in_box
 from pyquaternion import Quaternion
 
+from perception.data.nuscenes import NuScenesTables
 from perception.errors import InputError
 from perception.frame import CAMERAS, Conditions
-from perception.simulate.conditions import parse, split
+from perception.simulate.conditions import Parts, parse, split
 from perception.simulate.drive import PERIOD, Drive, draw_weather
 from perception.simulate.nuscenes_writer import VERSION, quaternion, token
 from perception.simulate.rig import RIG
@@ -44,8 +45,8 @@ def drives() -> list[tuple[Drive, World]]:
     built = []
     for number, name in enumerate(("clear-day-boston", "rain-night-singapore")):
         drive = Drive(0, number, parse([name])[0], SAMPLES, SWEEPS)
-        weather = draw_weather(drive.conditions, drive.rng(0))
-        world = build_world(str(drive.conditions.city), weather, SAMPLES * PERIOD, drive.rng(1))
+        weather = draw_weather(drive.parts[0], drive.rng(0))
+        world = build_world(drive.city, weather, SAMPLES * PERIOD, drive.rng(1))
         built.append((drive, world))
     return built
 
@@ -249,8 +250,33 @@ def test_same_seed_same_log(tmp_path: Path) -> None:
 
 def test_another_seed_is_another_drive(drives: list[tuple[Drive, World]]) -> None:
     _, world = drives[0]
-    other = build_world("boston", world.weather, SAMPLES * PERIOD, Drive(1, 0, drives[0][0].conditions, 3, 0).rng(1))
+    other = build_world("boston", world.weather, SAMPLES * PERIOD, Drive(1, 0, drives[0][0].parts, 3, 0).rng(1))
     assert not np.allclose(world.ego_xy[0], other.ego_xy[0], atol=1.0)
+
+
+def test_a_drive_that_changes_is_under_each_part_the_drive_of_that_part_alone(tmp_path: Path) -> None:
+    """The same streets and traffic, bit for bit; and the devkit reads it."""
+    names = ["clear-day-boston", "rain-day-boston", "rain-night-boston"]
+    for name in [*names, "/".join(names)]:
+        simulate(tmp_path / name.replace("/", "+"), 1, 4, seed=3, condition_names=[name], sweeps=1)
+    *alone, root = (hashes(tmp_path / name.replace("/", "+"), "s*/**/*") for name in [*names, "/".join(names)])
+    assert root.keys() == alone[0].keys()
+    changing = tmp_path / "+".join(names)
+    tables = NuScenesTables(changing, VERSION)
+    found = NuScenes(VERSION, str(changing), verbose=False)
+    (scene,) = found.scene
+    assert scene["description"].endswith("; from 0.75 s: Rain; from 1.25 s: Rain, Night")
+    tags = [tables.conditions(token) for token in tables.samples()]
+    clear, rain, night = (Conditions(*name.split("-")) for name in names)
+    assert tags == [clear, clear, rain, night]
+    assert [tables.frame(token).conditions for token in tables.samples()] == tags
+    compared = 0
+    for row in found.sample_data:
+        if row["is_key_frame"]:
+            part = (clear, rain, night).index(tables.conditions(row["sample_token"]))
+            assert root[row["filename"]] == alone[part][row["filename"]]
+            compared += 1
+    assert compared == 4 * 7
 
 
 def test_a_run_that_is_cut_short_leaves_no_version(tmp_path: Path) -> None:
@@ -272,7 +298,19 @@ def test_an_existing_log_is_not_overwritten(sim_root: Path) -> None:
     assert hashes(sim_root, f"{VERSION}/*") == before
 
 
-@pytest.mark.parametrize("names", [[], ["clear"], ["snow-day-boston"], ["clear-day-boston-x"], ["day-clear-boston"]])
+@pytest.mark.parametrize(
+    "names",
+    [
+        [],
+        ["clear"],
+        ["snow-day-boston"],
+        ["clear-day-boston-x"],
+        ["day-clear-boston"],
+        ["clear-day-boston/"],
+        ["clear-day-boston/clear-day-singapore"],
+        ["clear-day-boston/rain-day-boston"],
+    ],
+)
 def test_unknown_conditions_are_named(names: list[str], tmp_path: Path) -> None:
     with pytest.raises(InputError) as error:
         simulate(tmp_path, 1, 1, seed=0, condition_names=names)
@@ -288,7 +326,7 @@ def test_numbers_out_of_range_are_named(field: str, tmp_path: Path) -> None:
 
 
 def test_all_conditions_are_all_and_mixed() -> None:
-    every = parse(["all"])
+    every = [conditions for (conditions,) in parse(["all"])]
     assert len(set(every)) == len(every) == 12
     for kind in ("weather", "light", "city"):
         assert {getattr(c, kind) for c in every[:6]} == {getattr(c, kind) for c in every}
@@ -297,7 +335,7 @@ def test_all_conditions_are_all_and_mixed() -> None:
 @given(st.integers(2, 60), st.integers(1, 12))
 def test_splits_share_out_the_conditions(scenes: int, kinds: int) -> None:
     listed = parse(["all"])[:kinds]
-    conditions: list[Conditions] = [listed[n % kinds] for n in range(scenes)]
+    conditions: list[Parts] = [listed[n % kinds] for n in range(scenes)]
     training, validation = split(conditions)
     assert sorted(training + validation) == list(range(scenes))
     assert len(validation) == max(1, round(scenes / 4))

@@ -116,7 +116,8 @@ class Journal:
         numbers = {name: arrays[name] for name in _NUMBERS}
         boxes = Boxes(**numbers, instances=np.full(len(numbers["centers"]), "", "U32"))
         map_probabilities = unpacked(arrays["map"]) if "map" in arrays else None
-        return Recorded(Prediction(boxes, map_probabilities), known["weights"], known["seconds"])
+        prediction = Prediction(boxes, map_probabilities, known["recognised"])
+        return Recorded(prediction, known["weights"], known["seconds"])
 
     def add(self, frame: Frame, seen: SceneFrame) -> None:
         """Append what was perceived in a frame. From here on it survives a kill, though not a power cut.
@@ -127,6 +128,7 @@ class Journal:
         known = {
             "checksum": _checksum(frame),
             "weights": {name: routed.weight for name, routed in seen.route.items()},
+            "recognised": seen.prediction.recognised,
             "seconds": dict(seen.seconds),
         }
         arrays = {name: np.ascontiguousarray(getattr(seen.prediction.boxes, name)) for name in _NUMBERS}

@@ -36,7 +36,7 @@ from perception.atomic import write_atomically
 from perception.errors import InputError
 from perception.evaluation.submission import SubmissionWriter
 from perception.evaluation.tracking import TrackWriter
-from perception.frame import Frame
+from perception.frame import Conditions, Frame
 from perception.scene.scene import SceneFrame
 
 
@@ -56,6 +56,7 @@ class Player:
 
     Args:
         about: what the frames depend on, as JSON holds it.
+        told: conditions that the vehicle is told of every frame; None: the drive's tags.
     """
 
     def __init__(
@@ -69,12 +70,13 @@ class Player:
         selection: Selection | None = None,
         real_time: bool = False,
         viewers: Sequence[str] = (),
+        told: Conditions | None = None,
     ) -> None:
         self.runtime, self.drives, self.out, self.console = runtime, drives, out, console
         self.about = {**about, "bundle": sha256(runtime.bundle.path / MANIFEST), "target": runtime.target}
         self.faults, self.selection = faults, selection or Selection()
         self.clock = RealTime() if real_time else None
-        self.viewers = viewers
+        self.viewers, self.told = viewers, told
         known = [drive.tables for drive in drives if drive.tables is not None]
         self.truth = Truth(known[0]) if known else None
         self.latency = Latency()
@@ -99,7 +101,8 @@ class Player:
                 behind = stack.enter_context(Behind())
                 for frame, reading in self._frames():
                     recorded = journal.recall(frame)
-                    seen = self._seen(frame, reading) if recorded is None else self._recalled(frame, recorded)
+                    told = frame if self.told is None else replace(frame, conditions=self.told)
+                    seen = self._seen(told, reading) if recorded is None else self._recalled(told, recorded)
                     behind.call(writers.add, frame, seen, recorded is None)
             latency = self.latency.summary()
             write_atomically(self._file("latency.json"), json.dumps(latency, indent=2).encode())
@@ -163,6 +166,7 @@ def replay(
     key: Path | None = None,
     console: Console | None = None,
     faults: Sequence[Fault] = (),
+    told: Conditions | None = None,
     baseline: Path | None = None,
     gates: Gates | None = None,
     topics: Path | None = None,
@@ -182,6 +186,7 @@ def replay(
         target: the engine of the bundle that runs.
         key: the public key that must have signed the bundle.
         faults: of the sensors, in this order.
+        told: conditions that the vehicle is told of every frame instead of the drive's tags; None: the tags.
         baseline: the folder of another replay of the same scenes, to compare with.
         gates: what must be reached; without them and with a baseline the usual ones.
         topics: a YAML file that says which topics of a recording are which sensor.
@@ -209,9 +214,10 @@ def replay(
         "scenes": list(scenes),
         "topics": None if topics is None else sha256(topics),
         "faults": [fault.text for fault in faults],
+        "conditions": None if told is None else told.known(),
         "selection": asdict(selection),
     }
-    player = Player(runtime, drives, out, console, about, faults, selection, real_time, viewers)
+    player = Player(runtime, drives, out, console, about, faults, selection, real_time, viewers, told)
     summary = player.run()
     console.print(_latency_table(summary))
     for each in drives:

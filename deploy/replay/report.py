@@ -53,7 +53,7 @@ class Report:
             self._scenes.append((number, frame.scene))
             self._start = frame.timestamp
         self._milliseconds.append([round(seen.seconds[stage] * 1e3, 2) for stage in STAGES])
-        self._timeline.add(number, seen)
+        self._timeline.add(number, frame, seen)
         self.told.add(frame, seen.health)
         self._trails.add(frame.scene, frame.timestamp, seen.tracks)
         annotated = None if frame.boxes is None else _annotated(frame.boxes, self._grid)

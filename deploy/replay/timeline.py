@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from perception.frame import CONDITIONS, Frame
 from perception.scene.scene import SceneFrame
 
 
@@ -14,8 +15,10 @@ class Timeline:
         self._lanes: dict[tuple[str, str], list[dict[str, Any]]] = {}  # (kind, name) -> spans
         self._scene = ""
 
-    def add(self, number: int, seen: SceneFrame) -> None:
-        """The next frame of the replay."""
+    def add(self, number: int, frame: Frame, seen: SceneFrame) -> None:
+        """The next frame of the replay, as recorded and as seen."""
+        for kind in CONDITIONS:
+            self._extend(("tags", kind), number, seen.scene, getattr(frame.conditions, kind) or "", "")
         for kind, belief in seen.beliefs.items():
             self._extend(("conditions", kind), number, seen.scene, belief.value or "", belief.why)
         for module, routed in seen.route.items():

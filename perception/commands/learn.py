@@ -34,7 +34,11 @@ def simulate(
     samples: Annotated[int, typer.Option(help="Keyframes (at 2 Hz) in each drive.", min=1)] = 20,
     seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 0,
     conditions: Annotated[
-        str, typer.Option(help="all, or names such as clear-day-boston,rain-night-singapore.")
+        str,
+        typer.Option(
+            help="all, or names such as clear-day-boston,rain-night-singapore; a drive that changes on its way is "
+            "clear-day-boston/rain-day-boston."
+        ),
     ] = "all",
     sweeps: Annotated[int, typer.Option(help="LiDAR sweeps (at 20 Hz) before each keyframe.", min=0, max=10)] = 0,
 ) -> None:

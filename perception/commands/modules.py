@@ -59,11 +59,14 @@ def _kinds(text: str, slots: list[str], options: dict[str, float]) -> dict[str, 
 )
 def adapt(
     checkpoint: Annotated[Path, typer.Argument(help="A run, or one of its checkpoints.")],
-    add: Annotated[
-        str, typer.Option(help="KIND:NAME of the new module: low_rank:rain; of several: batch_norm+low_rank:rain.")
-    ],
     data: Root,
     out: Out,
+    add: Annotated[
+        str, typer.Option(help="KIND:NAME of the new module: low_rank:rain; of several: batch_norm+low_rank:rain.")
+    ] = "",
+    recognise: Annotated[
+        bool, typer.Option("--recognise", help="Instead of a module, what recognises weather, light and city.")
+    ] = False,
     conditions: Annotated[
         str, typer.Option(help="Train on the frames with these, such as rain,night, and route to the module there.")
     ] = "",
@@ -83,17 +86,27 @@ def adapt(
     Base and earlier modules keep every bit. OUT/modules gets the module alone, OUT/checkpoints the whole model.
     Kinds: low_rank, sparse_delta, batch_norm, prompt, series_adapter, parallel_adapter, bottleneck, rescale,
     scale_shift, film, hypernetwork.
+
+    With --recognise it is no module, but what tells the conditions: where a drive has no tags, a bundle then routes by
+    what was recognised over the last frames.
     """
     from perception.data.source import open_source
     from perception.training.adapt import adapt as run
+    from perception.training.adapt import recognise as run_recognise
 
+    if recognise and (add or conditions or option):
+        raise InputError("--recognise learns on all frames; --add, --conditions and --option are for a module")
     kinds, _, name = add.partition(":")
-    if not name:
-        raise InputError(f"--add {add}: write KIND:NAME, such as low_rank:rain")
+    if not name and not recognise:
+        raise InputError(f"--add {add}: write KIND:NAME, such as low_rank:rain, or give --recognise")
     module = {"name": name, "when": names(conditions)} | _kinds(kinds, names(slots), _numbers(option or []))
     tables = open_source(data, version)
     split = split or TRAINING.get(tables.version, "all")
-    print(run(checkpoint, module, tables, split, names(scenes), out, steps=steps, learning_rate=learning_rate))
+    training = {"steps": steps, "learning_rate": learning_rate}
+    if recognise:
+        print(run_recognise(checkpoint, tables, split, names(scenes), out, **training))
+    else:
+        print(run(checkpoint, module, tables, split, names(scenes), out, **training))
 
 
 @app.command(

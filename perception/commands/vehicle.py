@@ -171,6 +171,13 @@ def replay(
         list[str] | None,
         typer.Option(help="KIND:SENSOR[,NAME=NUMBER]@START-END in seconds, as drop:CAM_FRONT@2.0-4.0; repeatable."),
     ] = None,
+    conditions: Annotated[
+        str,
+        typer.Option(
+            help="What the vehicle is told instead of the drive's tags: clear,day to stay on one route; none to go by "
+            "what the network recognises."
+        ),
+    ] = "",
     start: Annotated[float, typer.Option(help="Leave out what comes before, in seconds of each drive.")] = 0.0,
     end: Annotated[
         float | None, typer.Option(help="Leave out what comes from here on, in seconds of each drive.")
@@ -198,6 +205,7 @@ def replay(
     from deploy.replay.player import replay as run
     from deploy.replay.selection import Selection
     from deploy.replay.sources import is_recording
+    from deploy.route import parse_conditions
     from perception.data.tables import only_version
     from perception.section import load_section
 
@@ -205,6 +213,7 @@ def replay(
         drive, version or (None if is_recording(drive) else only_version(drive)), names(scenes), bundle, out,
         target=target, key=key, console=console_for(as_json), topics=topics,
         faults=[Fault.parse(text) for text in fault or ()],
+        told=parse_conditions([] if conditions == "none" else names(conditions)) if conditions else None,
         baseline=baseline, gates=None if gates is None else load_section(Gates, gates, "the gates"),
         selection=Selection(start, math.inf if end is None else end, every), real_time=real_time, viewers=names(viewer),
     )  # fmt: skip

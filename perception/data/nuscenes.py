@@ -49,9 +49,7 @@ class NuScenesTables:
         with linked(self._folder, "scene"):
             scenes = {row["token"]: row for row in rows(self._folder, "scene")}
             self._location = {row["name"]: locations[row["log_token"]] for row in scenes.values()}
-            self._conditions = {
-                row["name"]: conditions_of(row["description"], self._location[row["name"]]) for row in scenes.values()
-            }
+            parts = {row["name"]: parts_of(row["description"], self._location[row["name"]]) for row in scenes.values()}
         with linked(self._folder, "sample"):
             samples = [
                 (row["timestamp"], row["token"], scenes[row["scene_token"]]["name"])
@@ -60,8 +58,11 @@ class NuScenesTables:
         self._timestamps = {token: timestamp for timestamp, token, _ in samples}
         self._scene = {token: scene for _, token, scene in samples}
         self._samples: dict[str, list[str]] = {name: [] for name in self._location}
-        for _, token, scene in sorted(samples):
+        self._conditions: dict[str, Conditions] = {}
+        for timestamp, token, scene in sorted(samples):
             self._samples[scene].append(token)
+            seconds = 1e-6 * (timestamp - self._timestamps[self._samples[scene][0]])
+            self._conditions[token] = next(part for start, part in reversed(parts[scene]) if start <= seconds)
         self.recordings = Recordings(self._folder)
 
     @cached_property
@@ -127,7 +128,7 @@ class NuScenesTables:
 
     def conditions(self, sample: str) -> Conditions:
         """What is known of the circumstances of a keyframe; reads no file."""
-        return self._conditions[self._scene[sample]]
+        return self._conditions[sample]
 
     def boxes(self, sample: str) -> Boxes | None:
         """Annotations of a keyframe in the global frame; None where the version has none, as v1.0-test."""
@@ -193,7 +194,7 @@ class NuScenesTables:
             global_from_ego=global_from_ego,
             points=self._points(top, sweeps, reference_from_global) if lidar else None,
             cameras={name: camera for name, camera in pictures.items() if camera is not None},
-            conditions=self._conditions[scene],
+            conditions=self._conditions[sample],
             boxes=None if boxes is None else boxes.transformed(reference_from_global),
             scene=scene,
             location=self._location[scene],
@@ -235,6 +236,17 @@ class NuScenesTables:
             global_from_ego=self.recordings.global_from_ego(recording),
             timestamp=recording.timestamp,
         )
+
+
+def parts_of(description: str, location: str) -> list[tuple[float, Conditions]]:
+    """When each part of a drive begins, s from its first keyframe, and its conditions.
+
+    Recorded drives have one part. A simulated one that changes on its way says so in its description:
+    'parked cars, peds; from 9.75 s: Rain; from 19.75 s: Rain, Night'.
+    """
+    first, *changes = re.split(r"; from (\d+(?:\.\d+)?) s: ", description)
+    told = [(0.0, first), *((float(start), text) for start, text in zip(changes[::2], changes[1::2], strict=True))]
+    return [(start, conditions_of(text, location)) for start, text in told]
 
 
 def conditions_of(description: str, location: str) -> Conditions:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from perception.data.tables import LIDAR
 from perception.frame import CONDITIONS, Conditions, Frame, Prediction
 from perception.grid import BevGrid
 from perception.scene.belief import Belief, ConditionBelief, Evidence, tagged
@@ -65,13 +66,13 @@ class Scene:
         self._modules = {name: tuple(asks) for name, asks in (modules or {}).items()}
         self._drive: str | None = None
         self._observed: str | None = None  # token of the frame between `observe` and `update`
+        self._recognised: Evidence = {}  # in the latest frame
         self._seconds: dict[str, float] = {}
 
-    def observe(self, frame: Frame, recognised: Sequence[Evidence] = ()) -> Conditions:
+    def observe(self, frame: Frame) -> Conditions:
         """Conditions believed at the time of a frame, before the network has seen it.
 
-        Args:
-            recognised: what recognisers say of its conditions, beside its tags.
+        Of what its tags do not tell, the evidence is what the network recognised in the frame before.
         """
         if frame.scene != self._drive:
             self._begin(frame.scene)
@@ -79,7 +80,7 @@ class Scene:
         with timed(self._seconds, "health"):
             self._health = self._monitor.update(frame)
         with timed(self._seconds, "belief"):
-            return self._belief.update(frame.timestamp, [tagged(frame.conditions), *recognised])
+            return self._belief.update(frame.timestamp, [{**self._recognised, **tagged(frame.conditions)}])
 
     def update(self, frame: Frame, prediction: Prediction, weights: Mapping[str, float] | None = None) -> SceneFrame:
         """The drive with one more frame.
@@ -94,6 +95,7 @@ class Scene:
         """
         if frame.token != self._observed or frame.scene != self._drive:
             raise ValueError(f"frame {frame.token} was not observed: call observe(frame) before the engine runs")
+        self._recognised = prediction.recognised if self._sees(frame) else {}
         pose, fused = frame.global_from_reference, None
         with timed(self._seconds, "track"):
             tracks = self._tracker.update(prediction.boxes.transformed(pose), frame.timestamp)
@@ -123,7 +125,13 @@ class Scene:
         self._drive = drive
         self._monitor, self._belief = HealthMonitor(self._sensors), ConditionBelief()
         self._tracker = Tracker()
+        self._recognised = {}
         self._map = MapMemory(self._map_grid) if self._map_grid else None
+
+    def _sees(self, frame: Frame) -> bool:
+        """Whether the frame has anything that the network takes: without, it would recognise darkness."""
+        points = LIDAR in self._sensors and frame.points is not None and len(frame.points) > 0
+        return points or not frame.cameras.keys().isdisjoint(self._sensors)
 
     def _why(self, name: str, weight: float, frame: Frame, beliefs: Mapping[str, Belief]) -> str:
         """Why a module has its weight: all that holds of what it asks for, or all that does not."""

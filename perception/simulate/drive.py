@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -14,7 +14,7 @@ from perception.simulate import camera, lidar
 from perception.simulate.agents import attribute
 from perception.simulate.annotate import Sighting, annotate, points_in_boxes
 from perception.simulate.city import build_city
-from perception.simulate.conditions import draw_weather
+from perception.simulate.conditions import Parts, draw_weather
 from perception.simulate.nuscenes_writer import Row, Tables, calibrated_sensors, link, quaternion, token
 from perception.simulate.rig import IMAGE_SIZE, LIDAR, RIG
 from perception.simulate.staging import build_world
@@ -34,7 +34,7 @@ class Drive:
 
     seed: int
     number: int
-    conditions: Conditions
+    parts: Parts  # that follow each other, each for the same share of the keyframes
     samples: int  # keyframes
     sweeps: int  # LiDAR sweeps before each keyframe
 
@@ -44,7 +44,17 @@ class Drive:
 
     @property
     def location(self) -> str:
-        return build_city(str(self.conditions.city)).plan.style.location
+        return build_city(self.city).plan.style.location
+
+    @property
+    def city(self) -> str:
+        return str(self.parts[0].city)
+
+    @property
+    def changes(self) -> list[tuple[float, Conditions]]:
+        """When each part but the first begins, s from the first keyframe, half-way between two keyframes."""
+        firsts = [-(-k * self.samples // len(self.parts)) for k in range(1, len(self.parts))]
+        return [(PERIOD * (first - 0.5), part) for first, part in zip(firsts, self.parts[1:], strict=True)]
 
     @property
     def logfile(self) -> str:
@@ -105,8 +115,11 @@ class _Recorder:
 
 def record(drive: Drive, out: Path, progress: Callable[[], None]) -> Tables:
     """Write a drive's sensor files below `out` and return its rows; `progress` is called after each keyframe."""
-    weather = draw_weather(drive.conditions, drive.rng(0))
-    world = build_world(str(drive.conditions.city), weather, drive.samples * PERIOD, drive.rng(1))
+    weather = draw_weather(drive.parts[0], drive.rng(0))
+    world = build_world(drive.city, weather, drive.samples * PERIOD, drive.rng(1))
+    # The same random numbers: what rains before and behind the mouth of a tunnel is the same rain.
+    later = [(start, draw_weather(part, drive.rng(0))) for start, part in drive.changes]
+    world = replace(world, later=tuple(later))
     recorder = _Recorder(drive, world, out)
     samples: list[Row] = []
     sightings: list[list[Sighting]] = []
@@ -215,9 +228,8 @@ def _look(world: World, time: float, points: np.ndarray, visible: np.ndarray) ->
 
 
 def _description(drive: Drive, world: World, sightings: list[list[Sighting]]) -> str:
-    """What nuScenes would say of the scene; its first words tell weather and light."""
-    words = {"rain": ["Rain"], "fog": ["Fog"]}.get(str(drive.conditions.weather), [])
-    words += ["Night"] if drive.conditions.light == "night" else []
+    """What nuScenes would say of the scene; its first words tell weather and light, its last ones how they change."""
+    words = _told(drive.parts[0])
     recorded = (world.times >= 0) & (world.times <= drive.samples * PERIOD)
     turn = np.degrees(world.ego_yaw[recorded][-1] - world.ego_yaw[recorded][0])
     words += ["turn left"] if turn > 50 else ["turn right"] if turn < -50 else []
@@ -233,4 +245,10 @@ def _description(drive: Drive, world: World, sightings: list[list[Sighting]]) ->
     words += ["parked cars"] if any(s.attribute == "vehicle.parked" for s in seen) else []
     people = {s.agent for s in seen if s.category.startswith("human")}
     words += ["many peds"] if len(people) > 12 else ["peds"] if people else []
-    return ", ".join(words) if words else "Quiet street"
+    changes = [f"; from {start:g} s: {', '.join(_told(part)) or 'Clear'}" for start, part in drive.changes]
+    return (", ".join(words) if words else "Quiet street") + "".join(changes)
+
+
+def _told(conditions: Conditions) -> list[str]:
+    words = {"rain": ["Rain"], "fog": ["Fog"]}.get(str(conditions.weather), [])
+    return words + (["Night"] if conditions.light == "night" else [])

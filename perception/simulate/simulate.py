@@ -34,8 +34,9 @@ def simulate(
     """Write a drive log to `out` that `NuScenes('v1.0-sim', out)` and `NuScenesMap` load.
 
     scenes drives of `samples` keyframes at 2 Hz each, going through the conditions in turn, with up to `sweeps`
-    (0-10) LiDAR sweeps at 20 Hz before each keyframe. The same arguments give the same bytes, whatever the number
-    of processors. The version folder appears last, so a killed run leaves none.
+    (0-10) LiDAR sweeps at 20 Hz before each keyframe. A drive of several conditions changes on its way. The same
+    arguments give the same bytes, whatever the number of processors. The version folder appears last, so a killed run
+    leaves none.
 
     Raises InputError if the arguments make no sense or `out` holds such a log already.
     """
@@ -51,6 +52,9 @@ def simulate(
     if (out / VERSION).exists():
         raise InputError(f"{out} already holds a {VERSION} log: choose another folder, or delete this one first")
     listed = conditions.parse(condition_names)
+    longest = max(map(len, listed))
+    if samples < longest:
+        raise InputError(f"samples is {samples}: a drive in {longest} parts needs a keyframe for each")
     drives = [Drive(seed, n, listed[n % len(listed)], samples, sweeps) for n in range(scenes)]
     for channel in (LIDAR, *CAMERAS):
         (out / "samples" / channel).mkdir(parents=True, exist_ok=True)
@@ -66,12 +70,12 @@ def simulate(
             "token": token("map", build_city(city).plan.style.location),
             "category": "semantic_prior",
             "filename": write_maps(out, build_city(city)),
-            "log_tokens": [drive.token("log") for drive in drives if drive.conditions.city == city],
+            "log_tokens": [drive.token("log") for drive in drives if drive.city == city],
         }
         for city in conditions.CITIES
-        if any(drive.conditions.city == city for drive in drives)
+        if any(drive.city == city for drive in drives)
     ]
-    training, validation = conditions.split([drive.conditions for drive in drives])
+    training, validation = conditions.split([drive.parts for drive in drives])
     splits = {"sim_train": training, "sim_val": validation}
     write_tables(out, tables, {name: [drives[n].name for n in chosen] for name, chosen in splits.items()})
 

@@ -29,11 +29,15 @@ class World:
     yaw: np.ndarray  # (T, A) rad
     parts: np.ndarray  # (P, 11) of all agents, see Agent.parts
     owners: np.ndarray  # (P,) index of the agent
+    later: tuple[tuple[float, Weather], ...] = ()  # s from which on the weather is another, in order of time
 
     def _between(self, time: float) -> tuple[int, float]:
         """The record before this time, and the share of the way to the next one."""
         at = float(np.clip((time - self.times[0]) / DT, 0, len(self.times) - 1.001))
         return int(at), at - int(at)
+
+    def weather_at(self, time: float) -> Weather:
+        return next((weather for start, weather in reversed(self.later) if start <= time), self.weather)
 
     def global_from_ego_at(self, time: float) -> np.ndarray:
         """(4, 4) pose of the recording vehicle."""
@@ -74,4 +78,4 @@ class World:
             owners=np.concatenate([scenery.owners[close], owners]),
         )
         flat = np.concatenate([velocity, np.zeros((len(velocity), 1))], axis=1)
-        return Snapshot(solids, self.city.ground, flat, self.weather)
+        return Snapshot(solids, self.city.ground, flat, self.weather_at(time))

@@ -1,4 +1,4 @@
-"""Post-hoc adaptation: a new module on the frozen base of a checkpoint."""
+"""Post-hoc adaptation: a new module, or a recogniser of conditions, on the frozen base of a checkpoint."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 from perception.config import Config, LearnedRouting, parse_config
 from perception.data.keyframes import Keyframes
 from perception.errors import InputError
+from perception.model import PerceptionModel
 from perception.modules.spec import Module
 from perception.training import settings
 from perception.training.checkpoint import load_model, newest, provenance
@@ -53,8 +54,7 @@ def adapt(
         InputError: an unknown kind, slot, option or condition, a name that is taken, no frame under the conditions,
             or RUN already trained.
     """
-    if newest(run) is not None:
-        raise InputError(f"{run}: holds a trained run already; choose another --out")
+    _require_untrained(run)
     base, config = load_model(checkpoint)
     config = with_module(config, module, **training)
     spec: Module = config.modules[-1]
@@ -71,3 +71,40 @@ def adapt(
     last = fit(base, tables, tokens, run, earlier=provenance(checkpoint).data)
     base.bank.save(spec.name, run / "modules" / spec.name, domain=", ".join(spec.when))
     return last
+
+
+def recognise(
+    checkpoint: Path,
+    tables: Keyframes,
+    split: str | None,
+    selectors: Sequence[str],
+    run: Path,
+    **training: Any,
+) -> Path:
+    """Train a recogniser of weather, light and city beside the base and modules of a checkpoint, which keep every bit.
+
+    RUN/checkpoints has the model with it; one that recognised already learns anew.
+
+    Args:
+        checkpoint, split, selectors, training: as of `adapt`.
+
+    Raises:
+        InputError: no tagged frame, or RUN already trained.
+    """
+    _require_untrained(run)
+    base, config = load_model(checkpoint)
+    tokens = [token for token in tables.samples(split, selectors) if tables.conditions(token).known()]
+    if not tokens:
+        raise InputError(f"{tables.dataroot}: of no keyframe of the split the conditions are known")
+    content = config.model_dump(mode="json") | {"recognise": True}
+    content["train"].update(training)
+    model = PerceptionModel(parse_config(content, str(checkpoint)))
+    kept = {key: value for key, value in base.state_dict().items() if not key.startswith("recogniser.")}
+    model.load_state_dict(kept, strict=False)
+    settings.recognition(model)
+    return fit(model, tables, tokens, run, earlier=provenance(checkpoint).data)
+
+
+def _require_untrained(run: Path) -> None:
+    if newest(run) is not None:
+        raise InputError(f"{run}: holds a trained run already; choose another --out")

@@ -115,7 +115,11 @@ def fit(
             inputs = {name: value.to(accelerator.device) for name, value in batch.inputs.items()}
             dense = parallel(inputs, batch.conditions)
             costs = costs_of(config, dense, batch) if reinforced else None
-            losses = losses_of(config, dense, batch) | model.routing_losses(costs)
+            losses = {
+                **losses_of(config, dense, batch),
+                **model.routing_losses(costs),
+                **model.recognition_losses(dense, batch.conditions),
+            }
             loss = torch.stack(list(losses.values())).sum()
             if not torch.isfinite(loss):
                 raise InputError(f"{run}: the loss at step {step} is {loss.item()}; lower train.learning_rate")

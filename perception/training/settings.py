@@ -17,6 +17,8 @@ from perception.data.keyframes import Keyframes
 from perception.frame import CONDITION_VALUES
 from perception.model import PerceptionModel
 from perception.modules.base import is_own
+from perception.modules.routing.fixed import FixedRouter
+from perception.modules.routing.wandering import WanderingRouter
 
 
 def joint(model: PerceptionModel) -> None:
@@ -32,12 +34,23 @@ def post_hoc(model: PerceptionModel, modules: Sequence[str]) -> None:
     model.bank.train(*modules)
     if model.chooser is not None:
         model.chooser.requires_grad_(False).eval()
+    if model.recogniser is not None:
+        model.recogniser.requires_grad_(False).eval()
 
 
 def routing(model: PerceptionModel) -> None:
     """Only the learned router or the classifier of conditions learns, over frozen base and modules."""
     post_hoc(model, ())
     model.chooser.requires_grad_(True).train()
+
+
+def recognition(model: PerceptionModel) -> None:
+    """Only the recogniser of conditions learns, over frozen base and modules, whichever of these are in force."""
+    assert model.recogniser is not None, "the configuration says not to recognise"
+    assert isinstance(model.router, FixedRouter), "the model is folded"
+    post_hoc(model, ())
+    model.recogniser.requires_grad_(True).train()
+    model.router = WanderingRouter(model.router)
 
 
 def base(model: PerceptionModel, parts: Sequence[str] = ("*",)) -> None:

@@ -95,7 +95,14 @@ if (!data.worst.length) at("worst").remove();
 
 const LANE = 20, BARS = 90, SIDE = 150, WIDE = 1400, COLUMNS = 700;
 const across = number => SIDE + (WIDE - SIDE) * number / frameCount;
-const shownLanes = data.lanes.filter(lane => lane.kind !== "conditions" || lane.spans.some(span => span.value));
+const shownLanes = data.lanes.filter(lane => !["tags", "conditions"].includes(lane.kind) || lane.spans.some(span => span.value));
+const starts = new Set(data.scenes.map(([first]) => first));
+const laneName = lane => {
+  if (lane.kind === "health") return sensor(lane.name);
+  if (lane.kind === "tags") return `${lane.name} by tags`;
+  const switches = lane.spans.filter(span => !starts.has(span.from)).length;
+  return words(lane.name) + (lane.kind === "route" && switches ? `, ${switches} switch${switches === 1 ? "" : "es"}` : "");
+};
 const lanes = at("lanes");
 const high = BARS + 24 + LANE * shownLanes.length;
 lanes.setAttribute("viewBox", `0 0 ${WIDE} ${high}`);
@@ -126,11 +133,11 @@ draw("text", lanes, {x: 0, y: BARS - 4, class: "name"}, `time, up to ${slowest.t
 shownLanes.forEach((lane, row) => {
   const y = BARS + 8 + LANE * row;
   const bad = lane.kind === "health" ? lane.spans.some(span => span.value !== "ok") : false;
-  draw("text", lanes, {x: 0, y: y + 13, class: bad ? "name bad" : "name"}, lane.kind === "health" ? sensor(lane.name) : words(lane.name));
+  draw("text", lanes, {x: 0, y: y + 13, class: bad ? "name bad" : "name"}, laneName(lane));
   for (const span of lane.spans) {
     const x = across(span.from), wide = across(span.to + 1) - x;
     const bar = draw("rect", lanes, {x, y, width: Math.max(wide - 1, 0.6), height: LANE - 4, rx: 2, fill: shade(lane, span.value)});
-    draw("title", bar, {}, [`${words(lane.name)}: ${span.value || "unknown"}`, span.why].filter(Boolean).join("\n"));
+    draw("title", bar, {}, [`${lane.kind === "tags" ? laneName(lane) : words(lane.name)}: ${span.value || "unknown"}`, span.why].filter(Boolean).join("\n"));
     const label = lane.kind === "route" ? (span.value === "0" ? "" : span.why) : span.value === "ok" ? "" : span.value;
     const fits = label.slice(0, Math.floor(wide / 6.4));
     if (fits.length > 2) draw("text", lanes, {x: x + 5, y: y + 12, class: lane.kind === "route" ? "inside dark" : "inside"}, fits);
@@ -147,7 +154,7 @@ lanes.onclick = event => {
   const nearest = data.frames.reduce((a, b) => Math.abs(b.number - number) < Math.abs(a.number - number) ? b : a);
   location.hash = place(nearest.number);
 };
-at("lanesNote").textContent = "Time of each frame, conditions believed in, modules in force and why, health of the sensors. " +
+at("lanesNote").textContent = "Time of each frame, conditions by tags and as believed in, modules in force and why, health of the sensors. " +
   (data.frames.length < frameCount ? `${data.frames.length} of ${frameCount} frames have pictures: the worst, and others evenly spread. ` : "") +
   "Click to see the nearest frame with pictures.";
 

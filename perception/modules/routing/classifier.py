@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 from perception.config import ClassifierRouting
 from perception.frame import CONDITION_VALUES, CONDITIONS, Conditions
@@ -15,7 +14,8 @@ from perception.modules.bank import Bank
 from perception.modules.route import Route, Weight
 from perception.modules.routing.choose import hard
 from perception.modules.routing.facts import condition_vectors, possible
-from perception.modules.routing.features import HIDDEN, Pooled, after_fusion
+from perception.modules.routing.features import after_fusion
+from perception.modules.routing.recogniser import ConditionHeads, classification
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -26,7 +26,7 @@ class ClassifiedRoute(Route):
     tags: tuple[Conditions, ...]  # empty where nothing is known
 
 
-class ConditionClassifier(nn.Module):
+class ConditionClassifier(ConditionHeads):
     """Tells weather, light and city from the fused map; modules after the fusion run where these are what they ask for.
 
     In evaluation tags play no part. In training a known tag counts instead of the classifier's opinion, so that a
@@ -39,10 +39,8 @@ class ConditionClassifier(nn.Module):
     """
 
     def __init__(self, config: ClassifierRouting, channels: int, bank: Bank) -> None:
-        super().__init__()
+        super().__init__(channels)
         self.config, self.bank = config, bank
-        self.features = Pooled(channels)
-        self.heads = nn.ModuleDict({kind: nn.Linear(HIDDEN, len(values)) for kind, values in CONDITIONS.items()})
 
     @property
     def names(self) -> list[str]:
@@ -58,8 +56,7 @@ class ConditionClassifier(nn.Module):
         conditions: Sequence[Conditions],
     ) -> ClassifiedRoute:
         """As `LearnedRouter.forward`."""
-        features = self.features(fused)
-        logits = {kind: head(features) for kind, head in self.heads.items()}
+        logits = self.logits(fused)
         z = recognised(logits, self.config.confidence)
         if self.training and conditions:
             z = _with_tags(z, conditions)
@@ -96,17 +93,6 @@ def recognised(logits: Mapping[str, Tensor], confidence: float) -> Tensor:
     """(B, 7) as `condition_vectors`: one for the likeliest value of each kind, if it is as likely as `confidence`."""
     likely = {kind: values.softmax(dim=1) for kind, values in logits.items()}
     return torch.cat([hard(p) * (p.amax(dim=1, keepdim=True) >= confidence) for p in likely.values()], dim=1).detach()
-
-
-def classification(logits: Mapping[str, Tensor], tags: Sequence[Conditions]) -> Tensor:
-    """Sum over kinds of the mean cross-entropy over the frames whose condition of this kind is known."""
-    total = next(iter(logits.values())).new_zeros(())
-    for kind, values in CONDITIONS.items():
-        known = [(i, values.index(value)) for i, frame in enumerate(tags) if (value := getattr(frame, kind))]
-        if known:
-            frames, labels = torch.tensor(known, device=total.device).T
-            total = total + F.cross_entropy(logits[kind][frames], labels)
-    return total
 
 
 def _with_tags(z: Tensor, conditions: Sequence[Conditions]) -> Tensor:

@@ -1,0 +1,132 @@
+"""What a route costs and gains on drives that change on their way: fixed to clear, by tags, by what is recognised.
+
+make demo                                                   # a base and a module for rain
+perception simulate runs/routing/drives --scenes 16 --samples 10 --seed 1 \\
+  --conditions clear-day-boston,rain-day-boston,clear-night-boston,rain-night-boston
+perception adapt runs/demo/run --add low_rank:night --slots 'trunk.*' --data runs/routing/drives --conditions night \\
+  --out runs/routing/night
+perception adapt runs/routing/night --recognise --data runs/routing/drives --out runs/routing/recognised
+perception export runs/routing/recognised --routes base,rain,night,rain+night --out runs/routing/bundle
+perception simulate runs/routing/changing --scenes 2 --samples 36 --seed 2 \\
+  --conditions clear-day-boston/rain-day-boston/rain-night-boston
+python tools/routing_table.py --bundle runs/routing/bundle --data runs/routing/changing --out runs/routing/table
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from deploy.runtime import Runtime
+from perception.commands.common import only_version
+from perception.data.nuscenes import NuScenesTables
+from perception.errors import InputError
+from perception.evaluation.evaluate import evaluate
+from perception.frame import Conditions, Frame, Prediction
+
+TOLD = {"fixed to clear": Conditions("clear", "day"), "by tags": None, "by what is recognised": Conditions()}
+COLUMNS = ("mAP", "NDS", "mIoU", "frames as tagged", "longest delay, s", "switches", "changes")
+
+
+class Driven:
+    """A vehicle that is told something on its way, as a predictor, with what it believed.
+
+    Args:
+        told: conditions of every frame instead of its tags; None: the tags.
+    """
+
+    def __init__(self, runtime: Runtime, told: Conditions | None) -> None:
+        self.runtime, self.told = runtime, told
+        self.driven: list[tuple[Frame, Conditions]] = []  # and what was believed
+
+    def __call__(self, frame: Frame) -> Prediction:
+        seen = self.runtime.step(frame if self.told is None else replace(frame, conditions=self.told))
+        self.driven.append((replace(frame, points=None, cameras={}), seen.conditions))
+        return seen.prediction
+
+    def summary(self) -> dict[str, Any]:
+        """How the belief about weather and light, by which modules run, followed the tags."""
+        delays: list[float | None] = []
+        switches = changes = right = 0
+        for kind in ("weather", "light"):
+            for (before, was), (frame, believed) in zip(self.driven, self.driven[1:], strict=False):
+                if before.scene != frame.scene:
+                    continue
+                old, new = (getattr(each, kind) for each in (was, believed))
+                switches += old is not None and old != new
+                if getattr(before.conditions, kind) != getattr(frame.conditions, kind):
+                    changes += 1
+                    delays.append(self._delay(frame, kind))
+        for frame, believed in self.driven:
+            right += all(getattr(frame.conditions, kind) == getattr(believed, kind) for kind in ("weather", "light"))
+        longest = None if None in delays or not delays else max(each for each in delays if each is not None)
+        return {
+            "frames as tagged": right / len(self.driven),
+            "longest delay, s": longest,
+            "switches": switches,
+            "changes": changes,
+        }
+
+    def _delay(self, first: Frame, kind: str) -> float | None:
+        """From the first frame under another condition to the first one on which it is believed, s; None: never."""
+        tag = getattr(first.conditions, kind)
+        for frame, believed in self.driven:
+            if frame.scene == first.scene and frame.timestamp >= first.timestamp:
+                if getattr(frame.conditions, kind) != tag:
+                    return None
+                if getattr(believed, kind) == tag:
+                    return 1e-6 * (frame.timestamp - first.timestamp)
+        return None
+
+
+def measured(bundle: Path, tables: NuScenesTables, split: str, out: Path, told: Conditions | None) -> dict[str, Any]:
+    """One line of the table."""
+    runtime = Runtime(bundle)  # anew: the same drives come again
+    driven = Driven(runtime, told)
+    metrics = evaluate(driven, tables, split, (), out, runtime.bundle.spec, Console(quiet=True))
+    iou = metrics["map"] and metrics["map"]["iou_max"]["mean"]
+    return {"mAP": metrics["mAP"], "NDS": metrics["NDS"], "mIoU": iou, **driven.summary()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bundle", type=Path, required=True, help="exported with --routes, with a recogniser")
+    parser.add_argument("--data", type=Path, required=True, help="dataroot of annotated drives")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the submissions and metrics")
+    parser.add_argument("--version", help="default: the only one")
+    parser.add_argument("--split", default="all")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    arguments = parser.parse_args()
+    try:
+        tables = NuScenesTables(arguments.data, arguments.version or only_version(arguments.data))
+        found = {
+            name: measured(arguments.bundle, tables, arguments.split, arguments.out / name.replace(" ", "_"), told)
+            for name, told in TOLD.items()
+        }
+    except InputError as error:
+        parser.exit(2, f"{error}\n")
+    if arguments.json:
+        print(json.dumps(found))
+        return
+    frames = len(tables.samples(arguments.split))
+    table = Table(title=f"{frames} keyframes of {arguments.data}, {arguments.bundle}")
+    table.add_column("route", no_wrap=True)
+    for column in COLUMNS:
+        table.add_column(column, justify="right")
+    for name, line in found.items():
+        table.add_row(name, *map(_shown, (line[column] for column in COLUMNS)))
+    Console().print(table)
+
+
+def _shown(number: float | None) -> str:
+    return "-" if number is None else f"{number:.3f}" if isinstance(number, float) else str(number)
+
+
+if __name__ == "__main__":
+    main()
