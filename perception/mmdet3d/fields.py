@@ -9,6 +9,7 @@ import numpy as np
 
 from perception.errors import InputError
 
+_LARGEST = 1e16  # a time in us is less
 _SKEW = 1e-3  # how far a rotation may be from orthonormal; float32 is 1e-7 off
 
 
@@ -86,9 +87,9 @@ class Field:
         try:
             array = np.array(value, np.float64).reshape(shape)
         except OverflowError:
-            raise self.wrong("holds a number that is too large") from None
-        if not (np.isfinite(array) | (unknown & np.isnan(array))).all():
-            raise self.wrong("holds NaN or infinity")
+            array = np.array(np.inf)
+        if not ((np.abs(array) < _LARGEST) | (unknown & np.isnan(array))).all():
+            raise self.wrong("holds NaN, infinity or a number without sense")
         return array
 
     def names(self) -> list[str]:
