@@ -26,6 +26,8 @@ from perception.errors import InputError
 _DTYPE = re.compile(r"[biufSU]\d{1,6}")  # numbers and text: no objects, no structures
 _KEYS = (str, int, float, bool, bytes, type(None))  # a key is hashed: nested tuples could make that take for ever
 _MOST_DIMENSIONS = 32
+_FOUR_BYTES = struct.Struct("<I").unpack_from
+_DOUBLE = struct.Struct(">d").unpack_from
 _CODES = {opcode.name: ord(opcode.code) for opcode in pickletools.opcodes}
 _NAMES = {code: name for name, code in _CODES.items()}
 
@@ -201,7 +203,7 @@ class _Machine:
         self.stack.append(int.from_bytes(self._bytes(self._number(1)), "little", signed=True))
 
     def BINFLOAT(self) -> None:
-        self.stack.append(struct.unpack_from(">d", self.content, self.at)[0])
+        self.stack.append(_DOUBLE(self.content, self.at)[0])
         self.at += 8
 
     def BINUNICODE(self) -> None:
@@ -293,25 +295,33 @@ class _Machine:
     def _memoize(self, place: int) -> None:
         if place > len(self.memo) + 1:
             raise _Refused(f"memo place {place} after {len(self.memo)}: damaged")
-        self.memo.extend([None] * (place + 1 - len(self.memo)))
-        value = self.memo[place] = self.stack[-1]
+        value = self.stack[-1]
+        if place == len(self.memo):
+            self.memo.append(value)
+        else:
+            self.memo.extend([None] * (place + 1 - len(self.memo)))
+            self.memo[place] = value
         if type(value) is _Unbuilt:
             value.places.append(place)
 
     def BINPUT(self) -> None:
-        self._memoize(self._number(1))
+        self._memoize(self.content[self.at])
+        self.at += 1
 
     def LONG_BINPUT(self) -> None:
-        self._memoize(self._number(4))
+        self._memoize(_FOUR_BYTES(self.content, self.at)[0])
+        self.at += 4
 
     def MEMOIZE(self) -> None:
         self._memoize(len(self.memo))
 
     def BINGET(self) -> None:
-        self.stack.append(self.memo[self._number(1)])
+        self.stack.append(self.memo[self.content[self.at]])
+        self.at += 1
 
     def LONG_BINGET(self) -> None:
-        self.stack.append(self.memo[self._number(4)])
+        self.stack.append(self.memo[_FOUR_BYTES(self.content, self.at)[0]])
+        self.at += 4
 
     # Names, of which none is looked up.
 
