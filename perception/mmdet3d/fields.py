@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -30,7 +31,7 @@ class Field:
         while field.parent is not None:
             names.append(field.name)
             field = field.parent
-        place = ".".join(reversed(names)).replace(".[", "[")
+        place = re.sub(r"[^ -~]", "?", ".".join(reversed(names)).replace(".[", "["))[:200]
         return InputError(
             f"{field.name}: {place or 'the content'} {what}; make the infos again with mmdet3d's converter"
         )
