@@ -23,28 +23,23 @@ MMDET3D_CLASSES = (
 )  # fmt: skip
 
 
-def write_infos(path: Path, content: Any, protocol: int = 2) -> Path:
+def write_infos(path: Path, content: Any) -> Path:
     """As mmengine.dump: protocol 2."""
-    path.write_bytes(pickle.dumps(content, protocol))
+    path.write_bytes(pickle.dumps(content, 2))
     return path
 
 
-def old_infos(devkit: NuScenes, sweeps: int = 10, old_boxes: bool = True, samples: list[str] | None = None) -> Any:
+def old_infos(devkit: NuScenes, old_boxes: bool = True) -> Any:
     """The layout before mmdet3d 1.1.
 
     Args:
         old_boxes: as before 1.0.0rc0.
-        samples: tokens; all by default.
     """
-    rows = [
-        _old_row(devkit, each, sweeps, old_boxes)
-        for each in devkit.sample
-        if samples is None or each["token"] in samples
-    ]
+    rows = [_old_row(devkit, sample, old_boxes) for sample in devkit.sample]
     return {"infos": rows, "metadata": {"version": devkit.version}}
 
 
-def _old_row(devkit: NuScenes, sample: dict[str, Any], sweeps: int, old_boxes: bool) -> dict[str, Any]:
+def _old_row(devkit: NuScenes, sample: dict[str, Any], old_boxes: bool) -> dict[str, Any]:
     lidar = sample["data"]["LIDAR_TOP"]
     data, mounting, pose = _recording(devkit, lidar)
     boxes = devkit.get_boxes(lidar)
@@ -57,7 +52,7 @@ def _old_row(devkit: NuScenes, sample: dict[str, Any], sweeps: int, old_boxes: b
     annotations = [devkit.get("sample_annotation", token) for token in sample["anns"]]
     velocities = [turned.rotate([*devkit.box_velocity(token)[:2], 0.0])[:2] for token in sample["anns"]]
     earlier, token = [], data["prev"]
-    while token and len(earlier) < sweeps:
+    while token and len(earlier) < 10:
         earlier.append(_sensor(devkit, token, lidar, "lidar"))
         token = devkit.get("sample_data", token)["prev"]
     cameras = {name: _sensor(devkit, sample["data"][name], lidar, name) for name in CAMERAS}
@@ -170,6 +165,7 @@ def _new_row(index: int, old: dict[str, Any]) -> dict[str, Any]:
             "timestamp": sweep["timestamp"] / 1e6,
             "ego2global": _single(_matrix(sweep["ego2global_rotation"], sweep["ego2global_translation"])),
             "lidar_points": {
+                "num_pts_feats": None,
                 "lidar_path": sweep["data_path"],
                 "lidar2ego": _single(_matrix(sweep["sensor2ego_rotation"], sweep["sensor2ego_translation"])),
                 "lidar2sensor": _single(_sensor_from_lidar(sweep)),

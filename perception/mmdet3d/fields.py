@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 
 from perception.errors import InputError
 
+_LARGEST = 1e16  # a time in us is less
 _SKEW = 1e-3  # how far a rotation may be from orthonormal; float32 is 1e-7 off
 
 
@@ -29,7 +31,7 @@ class Field:
         while field.parent is not None:
             names.append(field.name)
             field = field.parent
-        place = ".".join(reversed(names)).replace(".[", "[")
+        place = re.sub(r"[^ -~]", "?", ".".join(reversed(names)).replace(".[", "["))[:200]
         return InputError(
             f"{field.name}: {place or 'the content'} {what}; make the infos again with mmdet3d's converter"
         )
@@ -86,9 +88,9 @@ class Field:
         try:
             array = np.array(value, np.float64).reshape(shape)
         except OverflowError:
-            raise self.wrong("holds a number that is too large") from None
-        if not (np.isfinite(array) | (unknown & np.isnan(array))).all():
-            raise self.wrong("holds NaN or infinity")
+            array = np.array(np.inf)
+        if not ((np.abs(array) < _LARGEST) | (unknown & np.isnan(array))).all():
+            raise self.wrong("holds NaN, infinity or a number without sense")
         return array
 
     def names(self) -> list[str]:

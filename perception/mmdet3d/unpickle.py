@@ -24,8 +24,9 @@ import numpy as np
 from perception.errors import InputError
 
 _DTYPE = re.compile(r"[biufSU]\d{1,6}")  # numbers and text: no objects, no structures
-_KEYS = (str, int, float, bool, bytes, type(None))  # a key is hashed: nested tuples could make that take for ever
 _MOST_DIMENSIONS = 32
+_FOUR_BYTES = struct.Struct("<I").unpack_from
+_DOUBLE = struct.Struct(">d").unpack_from
 _CODES = {opcode.name: ord(opcode.code) for opcode in pickletools.opcodes}
 _NAMES = {code: name for name, code in _CODES.items()}
 
@@ -54,6 +55,11 @@ def read_plain(path: Path) -> Any:
 
 class _Refused(ValueError):
     """What is wrong with a file."""
+
+
+def _shown(value: Any) -> str:
+    """A text of the file in an error; of other values the type alone, as lists that hold one another print for ever."""
+    return ascii(value[:40]) if type(value) is str else f"a {type(value).__name__}"
 
 
 class _Unbuilt:
@@ -94,7 +100,7 @@ def _array_to_build(kind: Any, *_: Any) -> _Unbuilt:
 
 def _dtype(kind: Any, *_: Any) -> _Unbuilt:
     if type(kind) is not str or not _DTYPE.fullmatch(kind):
-        raise _Refused(f"an array is of type {str(kind)[:40]!a}; only numbers and text are read")
+        raise _Refused(f"an array is of type {_shown(kind)}; only numbers and text are read")
     return _Unbuilt(kind)
 
 
@@ -131,15 +137,15 @@ class _Machine:
         self.stack: list[Any] = []
         self.below: list[list[Any]] = []  # what was on the stack at each mark
         self.memo: list[Any] = []
-        self.operations: list[Callable[[], None]] = [self._unknown] * 256
-        for name, method in type(self).__dict__.items():
-            if name.isupper():
-                self.operations[_CODES[name]] = method.__get__(self)
 
     def run(self) -> Any:
         if self.content[:1] != b"\x80" or self.content[1:2] not in (b"\x02", b"\x03", b"\x04", b"\x05"):
             raise _Refused("this is no pickle of protocol 2 to 5")
-        content, operations = self.content, self.operations
+        operations: list[Callable[[], None]] = [self._unknown] * 256
+        for name in vars(type(self)):
+            if name.isupper():
+                operations[_CODES[name]] = getattr(self, name)
+        content = self.content
         self.at, end, stop = 2, len(content), ord(".")
         while self.at < end:
             code = content[self.at]
@@ -201,7 +207,7 @@ class _Machine:
         self.stack.append(int.from_bytes(self._bytes(self._number(1)), "little", signed=True))
 
     def BINFLOAT(self) -> None:
-        self.stack.append(struct.unpack_from(">d", self.content, self.at)[0])
+        self.stack.append(_DOUBLE(self.content, self.at)[0])
         self.at += 8
 
     def BINUNICODE(self) -> None:
@@ -279,8 +285,8 @@ class _Machine:
     def _set(self, items: list[Any]) -> None:
         target = self._top(dict)
         for key, value in zip(items[::2], items[1::2], strict=True):
-            if type(key) not in _KEYS:
-                raise _Refused(f"a key of a dict is {type(key).__name__}: damaged")
+            if type(key) is not str:  # tuples and numbers can be such that hashing them takes for ever
+                raise _Refused(f"a key of a dict is {type(key).__name__}, not text")
             target[key] = value
 
     def _top(self, kind: type) -> Any:
@@ -293,25 +299,33 @@ class _Machine:
     def _memoize(self, place: int) -> None:
         if place > len(self.memo) + 1:
             raise _Refused(f"memo place {place} after {len(self.memo)}: damaged")
-        self.memo.extend([None] * (place + 1 - len(self.memo)))
-        value = self.memo[place] = self.stack[-1]
+        value = self.stack[-1]
+        if place == len(self.memo):
+            self.memo.append(value)
+        else:
+            self.memo.extend([None] * (place + 1 - len(self.memo)))
+            self.memo[place] = value
         if type(value) is _Unbuilt:
             value.places.append(place)
 
     def BINPUT(self) -> None:
-        self._memoize(self._number(1))
+        self._memoize(self.content[self.at])
+        self.at += 1
 
     def LONG_BINPUT(self) -> None:
-        self._memoize(self._number(4))
+        self._memoize(_FOUR_BYTES(self.content, self.at)[0])
+        self.at += 4
 
     def MEMOIZE(self) -> None:
         self._memoize(len(self.memo))
 
     def BINGET(self) -> None:
-        self.stack.append(self.memo[self._number(1)])
+        self.stack.append(self.memo[self.content[self.at]])
+        self.at += 1
 
     def LONG_BINGET(self) -> None:
-        self.stack.append(self.memo[self._number(4)])
+        self.stack.append(self.memo[_FOUR_BYTES(self.content, self.at)[0]])
+        self.at += 4
 
     # Names, of which none is looked up.
 
@@ -326,8 +340,10 @@ class _Machine:
     def _name(self, module: Any, name: Any) -> None:
         known = _KNOWN.get((module, name)) if type(module) is type(name) is str else None
         if known is None:
-            asked = " ".join(f"{module}.{name}".split())[:80]
-            raise _Refused(f"it asks for {asked!a}, which plain data and numpy arrays do not need")
+            asked = (
+                ascii(f"{module[:40]}.{name[:40]}") if type(module) is type(name) is str else "names that are no text"
+            )
+            raise _Refused(f"it asks for {asked}, which plain data and numpy arrays do not need")
         self.stack.append(known)
 
     def REDUCE(self) -> None:

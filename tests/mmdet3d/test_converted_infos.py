@@ -1,0 +1,155 @@
+"""Infos that mmdet3d's own converters write, read by us; boxes and projections that its dataset makes of them."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import mmdet3d
+import mmengine
+import numpy as np
+import pytest
+from infos import new_infos, old_infos
+from mmdet3d.datasets import NuScenesDataset
+from mmdet3d.datasets.convert_utils import NuScenesNameMapping
+from nuscenes import NuScenes
+
+from perception.data.nuscenes import NuScenesTables
+from perception.frame import CLASSES
+from perception.mmdet3d.infos import Infos
+
+
+@dataclass(frozen=True)
+class Converted:
+    root: Path
+    devkit: NuScenes
+
+    @property
+    def old(self) -> Path:
+        """As nuscenes_converter.py writes it."""
+        return self.root / "nuscenes_infos_old.pkl"
+
+    @property
+    def new(self) -> Path:
+        """As update_infos_to_v2.py makes it of that."""
+        return self.root / "updated" / "nuscenes_infos_old.pkl"
+
+
+def _tool(name: str) -> ModuleType:
+    """A file of mmdet3d's tools, which come with its wheel, but are in no package."""
+    path = Path(mmdet3d.__file__).parent / ".mim" / "tools" / "dataset_converters" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module", params=["nuscenes_root", "sim_root"])
+def converted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Converted:
+    source = request.getfixturevalue(request.param)
+    version = {"nuscenes_root": "v1.0-mini", "sim_root": "v1.0-sim"}[request.param]
+    home = tmp_path_factory.mktemp("converted")
+    root = home / "data" / "nuscenes"  # the only place where update_infos_to_v2.py looks
+    (root / "updated").mkdir(parents=True)
+    for folder in ("samples", "sweeps", "maps", version):
+        for place in (root, root / "updated"):
+            (place / folder).symlink_to(source / folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(home)
+        patch.setattr(mmengine, "check_file_exist", lambda *_: None)  # most of the real keyframes have none here
+        devkit = NuScenes(version, "./data/nuscenes", verbose=False)
+        scenes = {scene["token"] for scene in devkit.scene}
+        rows, _ = _tool("nuscenes_converter")._fill_trainval_infos(devkit, scenes, set(), False, max_sweeps=10)
+        made = Converted(root, devkit)
+        mmengine.dump({"infos": rows, "metadata": {"version": version}}, made.old)
+        _tool("update_infos_to_v2").update_nuscenes_infos(str(made.old), str(root / "updated"))
+    return made
+
+
+def _assert_close(ours: Any, theirs: Any, place: str) -> None:
+    if isinstance(theirs, dict):
+        missing = {"cam_instances", "num_features", "pts_semantic_mask_path"}  # what we do not read
+        assert set(ours) == set(theirs) - missing, place
+        for key, value in ours.items():
+            _assert_close(value, theirs[key], f"{place}.{key}")
+    elif isinstance(theirs, list | tuple) and theirs and isinstance(theirs[0], dict):
+        assert len(ours) == len(theirs), place
+        for i, pair in enumerate(zip(ours, theirs, strict=True)):
+            _assert_close(*pair, f"{place}[{i}]")
+    elif theirs is None or isinstance(theirs, str) or np.asarray(theirs).dtype.kind in "USb":
+        np.testing.assert_array_equal(ours, theirs, place)
+    else:
+        assert type(np.asarray(ours).dtype) is type(np.asarray(theirs).dtype), place
+        np.testing.assert_allclose(ours, theirs, rtol=1e-6, atol=1e-6, err_msg=place)
+
+
+def test_our_writer_for_tests_writes_what_the_converters_write(converted: Converted) -> None:
+    ours = old_infos(converted.devkit, old_boxes=False)
+    _assert_close(ours["infos"], mmengine.load(converted.old)["infos"], "infos")
+    _assert_close(new_infos(ours)["data_list"], mmengine.load(converted.new)["data_list"], "data_list")
+    assert NuScenesNameMapping["vehicle.bus.rigid"] == "bus"
+
+
+@pytest.mark.parametrize("layout", ["old", "new"])
+def test_the_converters_files_give_the_frames_of_the_tables(converted: Converted, layout: str) -> None:
+    infos = Infos(getattr(converted, layout))
+    tables = NuScenesTables(converted.root, converted.devkit.version)
+    assert set(infos.samples()) == set(tables.samples())
+    seen = 0
+    for token in tables.samples():
+        ours, theirs = (each.frame(token, "lidar", sweeps=10) for each in (infos, tables))
+        assert ours.boxes is not None
+        assert theirs.boxes is not None
+        if ours.points is not None:
+            np.testing.assert_allclose(ours.points, theirs.points, atol=2e-5)
+            seen += 1
+        else:
+            assert theirs.points is None
+        np.testing.assert_allclose(ours.boxes.centers, theirs.boxes.centers, atol=1e-6)
+        assert ours.cameras.keys() == theirs.cameras.keys()
+    assert seen >= 6
+
+
+def test_mmdet3ds_dataset_makes_the_same_boxes_and_projections(converted: Converted) -> None:
+    infos = Infos(converted.new)
+    dataset = NuScenesDataset(
+        data_root=str(converted.root),
+        ann_file=str(converted.new),
+        data_prefix={"pts": "samples/LIDAR_TOP", "sweeps": "sweeps/LIDAR_TOP", "img": ""},
+        modality={"use_lidar": True, "use_camera": True},
+        filter_empty_gt=False,
+        use_valid_flag=True,
+    )
+    seen = 0
+    for i in range(len(dataset)):
+        info = dataset.get_data_info(i)
+        frame = infos.frame(info["token"], "lidar", lidar=False)
+        assert frame.boxes is not None
+        boxes, theirs = frame.boxes.select(frame.boxes.num_points > 0), info["ann_info"]
+        known = theirs["gt_labels_3d"] >= 0
+        found = theirs["gt_bboxes_3d"][known]
+        names = [dataset.metainfo["classes"][label] for label in theirs["gt_labels_3d"][known]]
+        assert [CLASSES[label] for label in boxes.labels] == names
+        # Theirs are float32, and stand on their bottom until asked for the middle.
+        np.testing.assert_allclose(boxes.centers, found.gravity_center.numpy(), atol=1e-5)
+        np.testing.assert_allclose(boxes.sizes[:, [1, 0, 2]], found.dims.numpy(), atol=1e-5)
+        turn = boxes.yaws - found.yaw.numpy()
+        np.testing.assert_allclose(np.angle(np.exp(1j * turn)), 0, atol=1e-6)
+        np.testing.assert_allclose(np.nan_to_num(boxes.velocities[:, :2]), found.tensor[:, 7:].numpy(), atol=1e-5)
+        corners = {tuple(np.round(corner, 2)) for corner in found.corners.numpy().reshape(-1, 3)}
+        assert len(corners) == 8 * len(boxes)
+        np.testing.assert_allclose(
+            np.sort(boxes.corners().reshape(-1, 24), axis=1), np.sort(found.corners.numpy().reshape(-1, 24), axis=1),
+            atol=2e-5,
+        )  # fmt: skip
+        for name in frame.cameras:
+            image = info["images"][name]
+            projection = np.array(image["cam2img"]) @ np.array(image["lidar2cam"])[:3]
+            np.testing.assert_allclose(frame.image_from_reference(name), projection, rtol=1e-5, atol=2e-3)
+            seen += 1
+    assert seen >= 24
