@@ -13,8 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from perception.config import Config
 from perception.mmdet3d.importing import import_checkpoint
 from perception.mmdet3d.install import import_mmdet3d
+from perception.training.checkpoint import load_model
 
 CONFIGS = Path(import_mmdet3d().__file__ or "").parent / ".mim" / "configs" / "centerpoint"
 NMS = {
@@ -96,7 +98,7 @@ def predicted(model: Any, points: np.ndarray) -> Any:
 
 def saved(model: Any) -> Path:
     """A checkpoint of the network as mmengine writes one."""
-    file = folder() / "centerpoint.pth"
+    file = folder() / f"centerpoint-{id(model)}.pth"
     torch.save({"meta": {"mmengine_version": "0.10"}, "state_dict": model.state_dict()}, file)
     return file
 
@@ -104,6 +106,12 @@ def saved(model: Any) -> Path:
 @cache
 def run(checkpoint: Path, nms: str = "circle") -> Path:
     """The run that the import of a checkpoint writes."""
-    out = folder() / f"run-{nms}"
+    out = folder() / f"run-{nms}-{checkpoint.stem}"
     import_checkpoint(NMS[nms], checkpoint, out)
     return out
+
+
+@cache
+def converted(nms: str = "circle") -> Config:
+    """What our configuration of it is."""
+    return load_model(run(saved(built(nms)), nms))[1]
