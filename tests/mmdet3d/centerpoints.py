@@ -65,7 +65,7 @@ def spread(model: Any, points: np.ndarray) -> None:
         for i, task in enumerate(model.pts_bbox_head.task_heads):
             for name in task.heads:
                 last = getattr(task, name)[-1]
-                wanted = {"heatmap": 0.7, "dim": 0.4}.get(name, 1.0)  # standard deviation
+                wanted = {"heatmap": 0.7, "dim": 0.2}.get(name, 1.0)  # standard deviation
                 last.weight *= wanted / maps[i][name].std()
                 last.bias.copy_(0.2 * torch.randn(last.bias.shape, generator=generator))
                 if name == "heatmap":
