@@ -26,8 +26,8 @@ def written(folder: Path, **files: str) -> Path:
 def test_values_are_those_that_python_gives(tmp_path: Path) -> None:
     text = (
         "size = [0.2, 0.2, 8]\nlow, = (1,)\nrange_ = [-51.2, -51.2, -5.0, 51.2]\nroot = 'data/'\n"
-        "model = dict(a=size[:2], b=range_[::-1], c=root + 'x', d=sum([128, 128]), e={'k': (1, -2)}, f=len(size) * 2 - 1,"
-        " g=size[-1] / 4 // 1, h=list((1, 2)), i=tuple([dict(z=None)]), j=True)\nmodel_2 = model\n"
+        "model = dict(a=size[:2], b=range_[::-1], c=root + 'x', d=sum([128, 128]), e={'k': (1, -2)},"
+        " f=len(size) * 2 - 1, g=size[-1] / 4 // 1, h=list((1, 2)), i=tuple([dict(z=None)]), j=True)\nmodel_2 = model\n"
     )
     expected: dict[str, object] = {}
     exec(text, expected)
