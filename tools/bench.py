@@ -2,6 +2,7 @@
 
 python tools/bench.py adapt --evidence runs/evidence --json
 python tools/bench.py evaluator --data runs/demo/drives --json
+python tools/bench.py mmdet3d --data ../shared/data/nuscenes --json
 python tools/bench.py modular --config tiny
 python tools/bench.py pillars --json
 python tools/bench.py replay --bundle runs/demo/bundle --data runs/demo/drives --json
@@ -20,6 +21,7 @@ from typing import Any
 
 import torch
 from bench_evaluator import evaluator
+from bench_mmdet3d import mmdet3d
 from bench_modular import modular
 from bench_pillars import pillars
 from bench_precision import precision
@@ -79,6 +81,11 @@ def main() -> None:
     command.add_argument("--evidence", type=Path, default=Path("runs/evidence"), help="folder of tools/evidence.py")
     command.add_argument("--rounds", type=int, default=15)
     command.set_defaults(run=adapt)
+    command = commands.add_parser("mmdet3d", help="speed against mmdet3d, CenterPoint from points to boxes on a CPU")
+    command.add_argument("--data", type=Path, default=Path("../shared/data/nuscenes"), help="real keyframes, v1.0-mini")
+    command.add_argument("--scenes", default="scene-0103:0-4", help="keyframes")
+    command.add_argument("--rounds", type=int, default=5)
+    command.set_defaults(run=mmdet3d)
     command = commands.add_parser("modular", help="latency and memory of two tasks and four domains in one graph")
     command.add_argument("--config", default="tiny")
     command.add_argument("--rounds", type=int, default=30)

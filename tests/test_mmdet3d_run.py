@@ -1,0 +1,93 @@
+"""What of ours works on a run that was imported: modules, fold, export, int8, compilers, evaluation, replay."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from centerpoint_reference import files
+from rich.console import Console
+from safetensors.torch import load_file
+
+from deploy.build import build
+from deploy.bundle import Bundle
+from deploy.export import export
+from deploy.golden import synthetic_frame
+from deploy.precision.frames import Drives
+from deploy.runtime import Runtime
+from perception.cli import main
+from perception.data.nuscenes import NuScenesTables
+from perception.mmdet3d.importing import import_checkpoint
+from perception.training.adapt import adapt
+
+QUIET = Console(quiet=True)
+RAIN = {"name": "rain", "kind": "low_rank", "slots": ["lidar.*", "trunk.*", "heads.*"], "rank": 2, "when": ["rain"]}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("imported")
+    import_checkpoint(*files(folder), folder / "run")
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def adapted(run: Path, sim_root: Path) -> Path:
+    tables = NuScenesTables(sim_root, "v1.0-sim")
+    return adapt(run, RAIN, tables, "all", [], run.parent / "rain", steps=2, batch=1, learning_rate=0.05)
+
+
+def test_a_module_is_trained_beside_the_imported_base(run: Path, adapted: Path) -> None:
+    base, both = (load_file(folder / "model.safetensors") for folder in (run, adapted))
+    assert all(torch.equal(both[name], tensor) for name, tensor in base.items())
+    deltas = [name for name in both if ".computations.rain." in name]
+    places = {name.split(".computations")[0] for name in deltas}
+    assert {"lidar.linear", "trunk.lifts.0.conv", "heads.detection.branches.group5_heatmap.1"} <= places
+    assert all(both[name].any() for name in deltas if name.endswith("up"))  # each had a gradient
+    assert {name.rpartition(".")[2] for name in deltas} >= {"up"}
+
+
+def test_its_routes_are_exported_folded_and_on_board(adapted: Path, tmp_path: Path) -> None:
+    """`export` itself compares every route with the network in torch that has its module beside the layers."""
+    bundle = export(adapted, tmp_path / "bundle", [[], ["rain"]], console=QUIET)
+    assert [module.name for module in bundle.manifest.banked] == ["rain"]
+    assert export(adapted, tmp_path / "folded", [["rain"]], console=QUIET).manifest.folded == ("rain",)
+    assert len(Runtime(bundle.path)(synthetic_frame("lidar", 3)).boxes) > 20
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_every_precision_runs_and_compiles(run: Path, sim_root: Path, tmp_path: Path, precision: Any) -> None:
+    drives = Drives(sim_root, "v1.0-sim") if precision == "int8" else None
+    bundle = export(run, tmp_path / "bundle", console=QUIET, precision=precision, calibration=drives)
+    manifest = bundle.manifest
+    assert manifest.suppression is not None
+    assert {t.name: t.shape for t in manifest.outputs}["boxes"] == (1, 6, 40, 10)
+    Runtime(bundle.path)  # it gives the golden outputs within the manifest's tolerance
+    pytest.importorskip("tensorrt_rtx")
+    record = build(bundle.path, "rtx-ampere", QUIET)
+    assert Bundle.load(bundle.path).plan("rtx-ampere").stat().st_size == record.plan_bytes
+    assert record.layers >= 40
+
+
+def test_it_is_scored_and_replayed(
+    run: Path, sim_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = export(run, tmp_path / "bundle", console=QUIET)
+    scenes = ["--scenes", "scene-0001"]
+    for command in (
+        ["evaluate", str(bundle.path), "--data", str(sim_root), "--split", "all", "--out", str(tmp_path / "scores")],
+        ["replay", str(sim_root), "--bundle", str(bundle.path), "--out", str(tmp_path / "replay")],
+    ):
+        monkeypatch.setattr("sys.argv", ["perception", *command, *scenes])
+        with pytest.raises(SystemExit) as done:
+            main()
+        assert done.value.code in (0, None), capsys.readouterr().err
+    metrics = json.loads((tmp_path / "scores" / "metrics.json").read_text())
+    assert 0 <= metrics["mAP"] < 0.2  # random weights
+    tracks = json.loads((tmp_path / "replay" / "tracks.json").read_text())
+    assert len(tracks["results"]) == 3
+    assert np.mean([len(boxes) for boxes in tracks["results"].values()]) > 1

@@ -1,0 +1,142 @@
+"""CenterPoint on pillars, from points to boxes: mmdet3d against the same network imported, in torch and exported."""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+
+from deploy.precision.calibrate import ranges
+from deploy.precision.quantise import CPU, activations, quantisable, quantise
+from deploy.trace import run, to_onnx
+from perception.data.inputs import InputSpec, prepare
+from perception.data.nuscenes import NuScenesTables
+from perception.data.outputs import to_prediction
+from perception.frame import Conditions
+from perception.mmdet3d.centerpoint import NAMES
+from perception.mmdet3d.importing import import_checkpoint
+from perception.training.checkpoint import load_model
+
+OUTPUTS = ["boxes", "scores", "labels", "attributes"]
+THREADS = 2
+SIDE = 2048  # of the matrices whose product shows the machine's limit
+
+
+def mmdet3d(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Speed against mmdet3d on complete real keyframes, medians of alternating rounds after one that does not count.
+
+    Both get the points in memory. mmdet3d groups them with its data_preprocessor and predicts, NMS included; ours is
+    `prepare`, the network and `to_prediction`. INT8 is of all blocks. The share of preparation and of what comes behind
+    the network is that of the exported FP32 network's time.
+    """
+    from centerpoints import NMS, built, predicted, raw, saved, spread  # imports mmdet3d
+
+    torch.set_num_threads(THREADS)
+    tables = NuScenesTables(arguments.data, "v1.0-mini")
+    frames = [tables.frame(t, "lidar", 9, cameras=False) for t in tables.samples(selectors=[arguments.scenes])]
+    theirs = built()
+    spread(theirs, frames[-1].points)
+    with tempfile.TemporaryDirectory() as folder:
+        import_checkpoint(NMS["circle"], saved(theirs), Path(folder) / "run")
+        model, config = load_model(Path(folder) / "run")
+    spec, suppression = InputSpec.of(config), config.model.detection.suppression
+    inputs = [prepare(frame, spec) for frame in frames]
+    _, flops = run(model, inputs[0])
+    graph = to_onnx(model.folded(Conditions()).eval(), inputs[0], OUTPUTS)
+    measured = ranges(graph, activations(graph.graph), inputs[:2])
+    integers = quantise(graph, [*quantisable(graph.graph)], measured, CPU)
+    sessions = {name: _session(each.SerializeToString(), THREADS) for name, each in
+                (("fp32", graph), ("int8", integers))}  # fmt: skip
+    stages: dict[str, list[float]] = {"preprocess": [], "engine": [], "postprocess": []}
+
+    def exported(name: str) -> Callable[[Any], Any]:
+        def whole(frame: Any) -> Any:
+            begin = time.perf_counter()
+            arrays = prepare(frame, spec)
+            prepared = time.perf_counter()
+            outputs = dict(zip(OUTPUTS, sessions[name].run(OUTPUTS, arrays), strict=True))
+            computed = time.perf_counter()
+            prediction = to_prediction(outputs, suppression=suppression)
+            if name == "fp32":
+                for stage, seconds in zip(
+                    stages, np.diff([begin, prepared, computed, time.perf_counter()]), strict=True
+                ):
+                    stages[stage].append(float(seconds))
+            return prediction
+
+        return whole
+
+    @torch.inference_mode()
+    def in_torch(frame: Any) -> Any:
+        tensors = {name: torch.from_numpy(array) for name, array in prepare(frame, spec).items()}
+        outputs = {name: value.numpy() for name, value in model.predict(tensors).items()}
+        return to_prediction(outputs, suppression=suppression)
+
+    sides: Mapping[str, Callable[[Any], Any]] = {
+        "mmdet3d": lambda frame: predicted(theirs, frame.points),
+        "torch": in_torch,
+        "fp32": exported("fp32"),
+        "int8": exported("int8"),
+    }
+    wall: dict[str, list[float]] = {name: [] for name in sides}
+    cpu: dict[str, list[float]] = {name: [] for name in sides}
+    for i in range(arguments.rounds + 1):
+        for frame in frames:
+            for name, side in sides.items():
+                begin, begin_cpu = time.perf_counter(), time.process_time()
+                side(frame)
+                if i:
+                    wall[name].append(time.perf_counter() - begin)
+                    cpu[name].append(time.process_time() - begin_cpu)
+    seconds, processor = ({name: statistics.median(each) for name, each in times.items()} for times in (wall, cpu))
+    whole = statistics.median(map(sum, zip(*stages.values(), strict=True)))
+    return {
+        **{f"{name}_speedup": seconds["mmdet3d"] / seconds[name] for name in ("fp32", "int8", "torch")},
+        "max_abs_difference": max(_difference(theirs, model, raw, frame, spec) for frame in frames[:2]),
+        "sgemm_gflops": sgemm(),
+        "network_gflop": flops / 1e9,
+        "preprocess_share": statistics.median(stages["preprocess"]) / whole,
+        "postprocess_share": statistics.median(stages["postprocess"]) / whole,
+        "seconds": seconds,
+        "processor_seconds": processor,  # of all threads; what other processes take does not count
+        "pillars": [int((each["pillar_counts"] > 0).sum()) for each in inputs],
+        "rounds": arguments.rounds,
+        "threads": THREADS,
+    }
+
+
+def _session(content: bytes, threads: int) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = threads, 3
+    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+
+
+@torch.no_grad()
+def _difference(theirs: Any, model: Any, raw: Callable[..., Any], frame: Any, spec: InputSpec) -> float:
+    """The largest between the maps of the heads."""
+    ours = model({name: torch.from_numpy(array) for name, array in prepare(frame, spec).items()})
+    largest = 0.0
+    for i, task in enumerate(raw(theirs, frame.points)):
+        for name, other in NAMES.items():
+            wanted = task[other][:, [1, 0, 2]] if name == "size" else task[other]
+            largest = max(largest, float((ours[f"group{i}_{name}"] - wanted).abs().max()))
+    return largest
+
+
+def sgemm() -> float:
+    """GFLOP per second of a product of large matrices in float32: the best of ten."""
+    a, b = torch.randn(2, SIDE, SIDE)
+    best = float("inf")
+    for _ in range(10):
+        begin = time.perf_counter()
+        torch.mm(a, b)
+        best = min(best, time.perf_counter() - begin)
+    return 2 * SIDE**3 / best / 1e9
