@@ -59,7 +59,9 @@ def _kinds(text: str, slots: list[str], options: dict[str, float]) -> dict[str, 
     epilog="Example: perception adapt runs/a --add low_rank:rain --data drives --conditions rain --out runs/rain"
 )
 def adapt(
-    checkpoint: Annotated[Path, typer.Argument(help="A run, or one of its checkpoints.")],
+    checkpoint: Annotated[
+        Path, typer.Argument(help="A run, or one of its checkpoints; or a YAML file with a backbone of mmdet3d.")
+    ],
     add: Annotated[
         str, typer.Option(help="KIND:NAME of the new module: low_rank:rain; of several: batch_norm+low_rank:rain.")
     ],
@@ -82,10 +84,12 @@ def adapt(
     """Train a new module on a checkpoint's frozen base, beside its other modules (post-hoc; repeated: continual).
 
     Base and earlier modules keep every bit. OUT/modules gets the module alone, OUT/checkpoints the whole model.
+    With a backbone of mmdet3d (perception/mmdet3d/foreign_config.py) its own losses and data pipeline train the module.
     Kinds: low_rank, sparse_delta, batch_norm, prompt, series_adapter, parallel_adapter, bottleneck, rescale,
     scale_shift, film, hypernetwork.
     """
     from perception.data.nuscenes import NuScenesTables
+    from perception.mmdet3d.foreign_config import foreign_config
     from perception.training.adapt import adapt as run
 
     kinds, _, name = add.partition(":")
@@ -94,7 +98,13 @@ def adapt(
     module = {"name": name, "when": names(conditions)} | _kinds(kinds, names(slots), _numbers(option or []))
     tables = NuScenesTables(data, version or only_version(data))
     split = split or TRAINING.get(tables.version, "all")
-    print(run(checkpoint, module, tables, split, names(scenes), out, steps=steps, learning_rate=learning_rate))
+    foreign = foreign_config(checkpoint)
+    if foreign is not None:
+        from perception.mmdet3d.adapt import adapt_foreign
+
+        print(adapt_foreign(foreign, module, tables, split, names(scenes), out, steps, learning_rate))
+    else:
+        print(run(checkpoint, module, tables, split, names(scenes), out, steps=steps, learning_rate=learning_rate))
 
 
 @app.command(

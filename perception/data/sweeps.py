@@ -44,8 +44,13 @@ def accumulated(sweeps: Iterable[Sweep], timestamp: int, reference_from_global: 
     return np.concatenate([_placed(sweep, timestamp, reference_from_global) for sweep in sweeps])
 
 
+def far_enough(points: np.ndarray) -> np.ndarray:
+    """(N,) bool: which of the points (N, >=2) in the sensor's frame are no returns from the vehicle's own roof."""
+    return np.asarray((np.abs(points[:, :2]) >= _CLOSE).any(axis=1))
+
+
 def _placed(sweep: Sweep, timestamp: int, reference_from_global: np.ndarray) -> np.ndarray:
-    points = sweep.points[(np.abs(sweep.points[:, :2]) >= _CLOSE).any(axis=1)]
+    points = sweep.points[far_enough(sweep.points)]
     move = (reference_from_global @ sweep.global_from_ego @ sweep.ego_from_lidar).astype(np.float32)
     placed = np.empty_like(points)
     placed[:, :3] = points[:, :3] @ move[:3, :3].T + move[:3, 3]

@@ -1,0 +1,97 @@
+"""Checkpoints of mmdet3d: tensors are all that is taken from them, and every one must be accounted for."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from perception.errors import InputError
+
+_SHOWN = 6  # names of keys in a message
+
+
+def read_state(path: Path) -> dict[str, Tensor]:
+    """The `state_dict` of a checkpoint; no code in it runs.
+
+    Raises:
+        InputError: the file is absent, cut short or no checkpoint, or holds objects besides tensors and plain data.
+    """
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such checkpoint") from None
+    except pickle.UnpicklingError as error:
+        if "GLOBAL" in str(error):
+            raise InputError(
+                f"{path}: holds objects that would run code when they are read ({_named(error)}); of your own training, "
+                "keep the weights alone: tools/model_converters/publish_model.py of mmdet3d"
+            ) from None
+        raise InputError(f"{path}: not a checkpoint of torch, or damaged") from None
+    except Exception:  # a reader of bytes that come from elsewhere: whatever it stumbles over
+        raise InputError(f"{path}: not a checkpoint of torch, or cut short") from None
+    state = content.get("state_dict", content) if isinstance(content, dict) else None
+    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
+        raise InputError(f"{path}: holds no `state_dict` of tensors; give a checkpoint of mmdet3d")
+    return dict(state)
+
+
+def _named(error: Exception) -> str:
+    """The object that torch's reader refused."""
+    text = str(error)
+    return text[text.find("GLOBAL ") :].split()[1] if "GLOBAL " in text else "unknown"
+
+
+def take(
+    state: Mapping[str, Tensor], expected: Mapping[str, Tensor], modules: Mapping[str, str], path: Path
+) -> dict[str, Tensor]:
+    """The checkpoint's tensors under our names; all that we have must be there, and all that is there must be ours.
+
+    Args:
+        state: of the checkpoint.
+        expected: our `state_dict`, for names and shapes.
+        modules: our module -> theirs, such as trunk.stages.0.0.conv.layer -> pts_backbone.blocks.0.0.
+        path: of the checkpoint, for messages.
+
+    Raises:
+        InputError: keys are missing, unexpected or of another shape; the message names them.
+    """
+    theirs = {}
+    for ours in expected:
+        module, _, leaf = ours.rpartition(".")
+        theirs[ours] = f"{modules[module]}.{leaf}"
+    missing = sorted(key for key in theirs.values() if key not in state)
+    unexpected = sorted(state.keys() - set(theirs.values()))
+    if missing or unexpected:
+        raise InputError(
+            f"{path}: does not fit its configuration: {len(missing)} keys are missing{_list(missing)}, "
+            f"{len(unexpected)} unexpected{_list(unexpected)}"
+        )
+    for ours, key in theirs.items():
+        if state[key].shape != expected[ours].shape:
+            found, wanted = (tuple(tensor.shape) for tensor in (state[key], expected[ours]))
+            raise InputError(f"{path}: {key} has the shape {found}, the configuration says {wanted}")
+    return {ours: state[key].to(expected[ours].dtype) for ours, key in theirs.items()}
+
+
+def _list(keys: list[str]) -> str:
+    """Of `a, b, c` the first few."""
+    more = f", and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else ""
+    return f" ({', '.join(keys[:_SHOWN])}{more})" if keys else ""
+
+
+def same_norm(weights: dict[str, Tensor], norm: str, theirs: float, ours: float) -> None:
+    """Scale a batch normalisation's weight so that it computes with our epsilon what it did with theirs.
+
+    weight / sqrt(variance + theirs) = weight' / sqrt(variance + ours), of each channel, with running statistics.
+
+    Args:
+        weights: our `state_dict`, changed in place.
+        norm: our name of the module.
+    """
+    variance, weight = (weights[f"{norm}.{name}"].double() for name in ("running_var", "weight"))
+    scaled = weight * ((variance + ours) / (variance + theirs)).sqrt()
+    weights[f"{norm}.weight"] = scaled.to(weights[f"{norm}.weight"])
