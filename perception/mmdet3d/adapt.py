@@ -54,8 +54,8 @@ def adapt_foreign(
         learning_rate: peak of the one-cycle schedule.
 
     Raises:
-        InputError: as `load_foreign` and `fit`; an unknown kind, slot or condition; no frame under the conditions; or RUN
-            already trained.
+        InputError: as `load_foreign` and `fit`; an unknown kind, slot or condition; no frame under the conditions; or
+            RUN already trained.
     """
     if (run / FILE).exists():
         raise InputError(f"{run}: holds a trained run already; choose another --out")

@@ -55,6 +55,7 @@ def write(path: Path, tables: NuScenesTables, samples: Sequence[str], sweeps: in
         },
         "data_list": [_entry(tables, sample, i, sweeps) for i, sample in enumerate(there)],
     }
+    path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, json.dumps(content).encode())
 
 

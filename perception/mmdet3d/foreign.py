@@ -63,10 +63,13 @@ def read_config(backbone: ForeignBackbone) -> Any:
 
 def _build(theirs: Any, backbone: ForeignBackbone) -> Any:
     from mmdet3d.registry import MODELS
+    from mmengine.logging import MMLogger
 
+    MMLogger.get_current_instance().setLevel("WARNING")  # else every parameter's initialisation is a line
     try:
         detector = MODELS.build(theirs.model)
-        detector.init_weights()
+        if backbone.checkpoint is None:
+            detector.init_weights()
     except Exception as error:  # of any layer that the configuration names
         raise InputError(f"{backbone.config}: mmdet3d cannot build the model ({_line(error)})") from None
     if backbone.checkpoint is not None:

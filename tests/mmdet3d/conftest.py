@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,20 +12,19 @@ from perception.mmdet3d.install import import_mmdet3d
 
 import_mmdet3d()
 
-TRAINING, VALIDATION = ("scene-0061",), ("scene-0103", "scene-0916")  # names that the devkit's splits know
+VALIDATION = ("scene-0103", "scene-0916")  # mini_val in the devkit
 
 
 @pytest.fixture(scope="session")
-def mini_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Simulated drives as version v1.0-mini, whose splits mmdet3d's metric knows: a drive to train, two to score."""
-    from perception.simulate.simulate import simulate
-
+def mini_root(sim_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The simulated drives as version v1.0-mini, whose splits mmdet3d's metric knows; all of them are mini_val."""
     root = tmp_path_factory.mktemp("mini")
-    simulate(root, 3, 3, seed=0, condition_names=["clear-day-boston", "rain-night-singapore"], sweeps=2)
-    folder = root / "v1.0-sim"
-    scenes = json.loads((folder / "scene.json").read_text())
-    for scene, name in zip(scenes, TRAINING + VALIDATION, strict=True):
+    shutil.copytree(sim_root / "v1.0-sim", root / "v1.0-mini")
+    for folder in ("samples", "sweeps", "maps"):
+        (root / folder).symlink_to(sim_root / folder)
+    table = root / "v1.0-mini" / "scene.json"
+    scenes = json.loads(table.read_text())
+    for scene, name in zip(scenes, VALIDATION, strict=True):
         scene["name"] = name
-    (folder / "scene.json").write_text(json.dumps(scenes))
-    folder.rename(root / "v1.0-mini")
+    table.write_text(json.dumps(scenes))
     return root

@@ -29,7 +29,7 @@ def tiny_lidar(folder: Path, sweeps: int) -> Path:
 
 
 def runner_config(root: Path, model: dict[str, Any], work: Path, sweeps: int, steps: int = 20) -> Config:
-    """Trains on mini_train for `steps` iterations of two frames, tests on mini_val."""
+    """Trains for `steps` iterations of two frames on mini_val and tests on the same."""
     tables = NuScenesTables(root, "v1.0-mini")
     loaded = [
         {"type": "LoadPointsFromFile", "coord_type": "LIDAR", "load_dim": 5, "use_dim": 5},
@@ -46,9 +46,9 @@ def runner_config(root: Path, model: dict[str, Any], work: Path, sweeps: int, st
         {"type": "Pack3DDetInputs", "keys": ["points", "gt_bboxes_3d", "gt_labels_3d", "attr_labels"]},
     ]
 
-    def loader(split: str, pipeline: list[dict[str, Any]], training: bool) -> dict[str, Any]:
-        annotations = work / f"{split}.json"
-        annotation_file.write(annotations, tables, tables.samples(split))
+    def loader(name: str, pipeline: list[dict[str, Any]], training: bool) -> dict[str, Any]:
+        annotations = work / f"{name}.json"
+        annotation_file.write(annotations, tables, tables.samples("mini_val"))
         return {
             "batch_size": 2 if training else 1,
             "num_workers": 0,
@@ -67,13 +67,13 @@ def runner_config(root: Path, model: dict[str, Any], work: Path, sweeps: int, st
         }
 
     work.mkdir(parents=True, exist_ok=True)
-    testing = loader("mini_val", [*loaded, {"type": "Pack3DDetInputs", "keys": ["points"]}], training=False)
+    testing = loader("testing", [*loaded, {"type": "Pack3DDetInputs", "keys": ["points"]}], training=False)
     content = {
         "default_scope": "mmdet3d",
         "custom_imports": {"imports": ["perception.mmdet3d.registered", "perception.mmdet3d.metric"]},
         "work_dir": str(work),
         "model": model,
-        "train_dataloader": loader("mini_train", [*loaded, *annotated], training=True),
+        "train_dataloader": loader("training", [*loaded, *annotated], training=True),
         "train_cfg": {"by_epoch": False, "max_iters": steps, "val_interval": steps + 1},
         "optim_wrapper": {"optimizer": {"type": "AdamW", "lr": 2e-3}, "clip_grad": {"max_norm": 35}},
         "test_dataloader": testing,
