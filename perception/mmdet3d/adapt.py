@@ -26,6 +26,7 @@ from perception.training import settings
 GRADIENT_CLIP = 35.0  # largest norm, as CenterPoint's
 # It pastes objects cut out of other frames, from a database that mmdet3d's create_data.py makes of a whole data set.
 LEFT_OUT = "ObjectSample"
+NO_OPERATOR = ("is not implemented on CPU", "implementation for device")  # how mmcv says so
 
 
 class _Addition(Section):
@@ -134,7 +135,9 @@ def _loss(detector: Any, batch: Any) -> Tensor:
     try:
         loss, _ = detector.parse_losses(detector(**detector.data_preprocessor(batch, True), mode="loss"))
     except (NotImplementedError, RuntimeError) as error:
-        if "implementation for device" not in str(error):
+        if not any(words in str(error) for words in NO_OPERATOR):
             raise
-        raise InputError(f"mmcv: {' '.join(str(error).split())}; sparse convolutions need its CUDA build") from None
+        raise InputError(
+            f"mmcv: {' '.join(str(error).split())}: sparse convolutions run on a GPU, with a build of mmcv for CUDA"
+        ) from None
     return loss  # type: ignore[no-any-return]

@@ -75,7 +75,7 @@ def runner_config(root: Path, model: dict[str, Any], work: Path, sweeps: int, st
         "model": model,
         "train_dataloader": loader("training", [*loaded, *annotated], training=True),
         "train_cfg": {"by_epoch": False, "max_iters": steps, "val_interval": steps + 1},
-        "optim_wrapper": {"optimizer": {"type": "AdamW", "lr": 2e-3}, "clip_grad": {"max_norm": 35}},
+        "optim_wrapper": {"optimizer": {"type": "AdamW", "lr": 5e-3}, "clip_grad": {"max_norm": 35}},
         "test_dataloader": testing,
         "test_cfg": {},
         "test_evaluator": {

@@ -24,6 +24,7 @@ from perception.modules.aggregation.notation import parse_block
 from perception.modules.spec import LowRank
 
 PILLARS = "centerpoint_pillar02_second_secfpn_8xb4-cyclic-20e_nus-3d"
+VOXELS = "centerpoint_voxel0075_second_secfpn_8xb4-cyclic-20e_nus-3d"
 
 
 @pytest.fixture(scope="module")
@@ -152,3 +153,16 @@ def test_slots_that_are_not_there_are_refused(base: ForeignBackbone):
 def test_an_unknown_configuration_is_refused():
     with pytest.raises(InputError, match="has no configuration resnet"):
         read_config(ForeignBackbone(kind="mmdet3d", config="resnet"))
+
+
+def test_voxel_centerpoint_loads_and_says_what_its_sparse_convolutions_need(
+    mini_root: Path, tmp_path_factory: pytest.TempPathFactory
+):
+    config = ForeignConfig(name="v", backbone=ForeignBackbone(kind="mmdet3d", config=VOXELS), batch=1)
+    trunk = load_foreign(config)
+    assert {f"pts_backbone.blocks.1.{i}" for i in range(0, 18, 3)} <= trunk.bank.slots.keys()
+    trunk.bank.add(LowRank(name="rain", slots=("pts_backbone.*",), rank=2))
+    frames = training_frames(trunk, mini_root, tmp_path_factory)
+    if not torch.cuda.is_available():
+        with pytest.raises(InputError, match="sparse convolutions run on a GPU"):
+            fit(trunk, "rain", frames, config, 1, 1e-2)
