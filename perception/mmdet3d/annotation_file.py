@@ -89,14 +89,21 @@ def _entry(tables: NuScenesTables, sample: str, index: int, sweeps: int) -> dict
 
 
 def _sweep(tables: NuScenesTables, recording: Recording, global_from_lidar: np.ndarray) -> dict[str, Any]:
+    """mmdet3d places a sweep's points as p @ R - t, where t must be what it takes to be `lidar2sensor`'s translation.
+
+    Its own converter writes the translation of the inverse there, which puts sweeps beside their place in turns.
+    """
     pose, ego_from_lidar = _pose(tables, recording)
+    lidar_from_sensor = np.linalg.inv(global_from_lidar) @ pose @ ego_from_lidar
+    placing = np.eye(4)
+    placing[:3, :3], placing[:3, 3] = lidar_from_sensor[:3, :3].T, -lidar_from_sensor[:3, 3]
     return {
         "timestamp": 1e-6 * recording.timestamp,
         "ego2global": pose.tolist(),
         "lidar_points": {
             "lidar_path": recording.file,
             "lidar2ego": ego_from_lidar.tolist(),
-            "lidar2sensor": (np.linalg.inv(pose @ ego_from_lidar) @ global_from_lidar).tolist(),
+            "lidar2sensor": placing.tolist(),
         },
     }
 

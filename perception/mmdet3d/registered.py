@@ -110,7 +110,9 @@ class PerceptionDetector(BaseModel):  # type: ignore[misc]
         for cloud in points:
             arrays = no_sensors(self.spec)
             recorded = cloud.detach().cpu().numpy()
-            near_removed = np.ascontiguousarray(recorded[far_enough(recorded)], np.float32)
+            # mmdet3d drops returns from the vehicle's roof in earlier sweeps alone; in the keyframe, dt is 0.
+            kept = far_enough(recorded) | (recorded[:, 4] > 0)
+            near_removed = np.ascontiguousarray(recorded[kept], np.float32)
             parts = (arrays[f"pillar_{name}"][0] for name in ("points", "counts", "cells"))
             most = max(most, min(group(near_removed, self.spec.grid, *parts), arrays["pillar_counts"].shape[1]))
             frames.append(arrays)
