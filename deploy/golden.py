@@ -19,6 +19,7 @@ from perception.frame import CAMERAS, Camera, Frame
 from perception.grid import Reference
 
 Arrays = Mapping[str, np.ndarray]
+_DETECTIONS = ("boxes", "scores", "labels", "attributes")
 
 
 def synthetic_frame(reference: Reference, seed: int = 0) -> Frame:
@@ -61,7 +62,8 @@ def differences(expected: Arrays, actual: Arrays, tolerance: float, outliers: fl
     networks give equal sorted scores. Which detection stands at which rank is not: engines order equal scores as
     they please, and where scores tie at the end of the list they are free to choose who is in it. So every expected
     detection that scores clearly above the last one must be found, with its label, attribute and box, among those
-    that score the same within the tolerance; the ones tied with the last are compared by score only.
+    that score the same within the tolerance; the ones tied with the last are compared by score only. Where classes
+    are in groups, each has its own list.
 
     Args:
         tolerance: largest difference allowed, absolute below 1 and relative above.
@@ -82,10 +84,11 @@ def differences(expected: Arrays, actual: Arrays, tolerance: float, outliers: fl
             off = _off(expected[name], actual[name])
             if (off > tolerance).mean() > outliers:
                 problems.append(f"{name} is off by {np.quantile(off, 1 - outliers):.2g}")
-    for i in range(len(expected["scores"])):
-        lost = _lost_detections({k: v[i] for k, v in expected.items()}, {k: v[i] for k, v in actual.items()}, tolerance)
-        if len(lost) > outliers * expected["scores"].shape[1]:
-            problems.append(f"{len(lost)} of {expected['scores'].shape[1]} detections differ, first rank {lost[0]}")
+    for i in np.ndindex(expected["scores"].shape[:-1]):  # of each frame, and group
+        mine, other = ({name: side[name][i] for name in _DETECTIONS} for side in (expected, actual))
+        lost, most = _lost_detections(mine, other, tolerance), expected["scores"].shape[-1]
+        if len(lost) > outliers * most:
+            problems.append(f"{len(lost)} of {most} detections differ, first rank {lost[0]}")
     return problems
 
 

@@ -10,11 +10,11 @@ from pydantic import ValidationError
 
 from deploy.integrity import Sealed, require_inside
 from deploy.route import Banked
-from perception.config import CameraBranch, Grid, Lidar, Section
+from perception.config import CameraBranch, Grid, Lidar, Section, Suppression
 from perception.data.inputs import InputSpec
 from perception.errors import InputError
 
-SCHEMA_VERSION = 4  # as in Manifest
+SCHEMA_VERSION = 5  # as in Manifest
 MANIFEST = "manifest.json"
 
 Precision = Literal["fp32", "fp16", "int8"]
@@ -60,7 +60,7 @@ class Origin(Section):
 class Manifest(Sealed):
     """What the bundle says of itself; `manifest.json` is exactly this."""
 
-    schema_version: Literal[4] = 4
+    schema_version: Literal[5] = 5
     name: str  # of the configuration
     precision: Precision = "fp32"
     blocks: tuple[Block, ...] = ()  # of INT8
@@ -75,6 +75,7 @@ class Manifest(Sealed):
     map_grid: Grid | None  # of the map output
     lidar: Lidar | None
     camera: CameraBranch | None
+    suppression: Suppression | None  # of boxes, behind the network
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
     modules: tuple[str, ...]  # that were in the checkpoint

@@ -36,7 +36,7 @@ UNITS = {
     "images": "RGB 0-255, in the order of `cameras`; zeros where missing",
     "image_from_reference": "pixels of the network's picture per m; zeros where missing",
     "boxes": "x y z w l h m, sin and cos of yaw times any factor, vx vy m/s; reference frame",
-    "scores": "probability, descending",
+    "scores": "probability, descending; where classes are in groups, in each",
     "labels": "index in `classes`",
     "attributes": "index in `attributes`",
     "map": "probability, in the order of `map_classes`, on `map_grid`",

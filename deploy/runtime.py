@@ -86,7 +86,7 @@ class Runtime:
         with timed(self._seconds, "engine"):
             outputs = network.engine.run(inputs | steer)
         with timed(self._seconds, "postprocess"):
-            prediction = to_prediction(outputs)
+            prediction = to_prediction(outputs, suppression=manifest.suppression)
         weights = {name: float(name in manifest.folded) for name in self._switched}
         for i, module in enumerate(manifest.banked):
             weights[module.name] = float(steer["route"][0, i])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from perception.commands import learn, modules, vehicle  # noqa: F401 - they add their commands to the application
+from perception.commands import bridge, learn, modules, vehicle  # noqa: F401 - they add their commands to the application
 from perception.commands.common import app
 from perception.errors import InputError
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from perception.frame import CLASSES
 from perception.grid import BevGrid, Reference
 from perception.modules.spec import Module
 from perception.section import Section, load_section, parse_section
@@ -35,8 +36,10 @@ class Image(Section):
 
 class Lidar(Section):
     max_pillars: Positive = 30000
+    overflow: Literal["fullest", "first"] = "fullest"  # which pillars stay; first: as mmdet3d's voxelisation has it
     points_per_pillar: Positive = 20
     channels: Positive = 64
+    encoder: Literal["masked", "padded"] = "masked"  # padded: as mmdet3d's PillarFeatureNet, see backbone/lidar.py
     sweeps: Annotated[int, Field(ge=0, le=10)] = 10  # past sweeps beside the keyframe
 
 
@@ -67,6 +70,7 @@ class Trunk(Section):
     strides: tuple[Positive, ...] = Field(default=(2, 2, 2), strict=False)
     up_channels: Positive = 128
     stride: Positive = 4  # of the head's cells, in pillars
+    down: Literal["overlap", "patch"] = "overlap"  # stages finer than that: 3x3, or a kernel as large as its stride
 
     @model_validator(mode="after")
     def _lengths(self) -> Trunk:
@@ -75,10 +79,36 @@ class Trunk(Section):
         return self
 
 
+class Suppression(Section):
+    """Which of the boxes that a network gives are left out, behind the graph: `data/suppression.py`."""
+
+    threshold: Share  # scores up to it are left out
+    low: tuple[float, float, float] = Field(strict=False)  # m, of the centres that stay
+    high: tuple[float, float, float] = Field(strict=False)  # m
+    kind: Literal["circle", "rotated"]  # what is near a better box of its group: by distance, or by overlap
+    radii: tuple[float, ...] = Field(default=(), strict=False)  # m, of circle: for each group
+    overlap: Share = 0.2  # of rotated: intersection over union from which the worse box goes
+    most: Positive = 83  # boxes of a group that stay
+
+
 class DetectionHead(Section):
     channels: Positive = 64
-    top_k: Annotated[int, Field(gt=0, lt=3840)] = 300  # TensorRT's TopK limit
+    groups: tuple[Annotated[tuple[str, ...], Field(strict=False)], ...] = Field(
+        default=(CLASSES,), strict=False
+    )  # classes with regression and best boxes of their own; in the order of CLASSES
+    top_k: Annotated[int, Field(gt=0, lt=3840)] = 300  # boxes of each group; TensorRT's TopK limit
+    output_kernel: Literal[1, 3] = 1  # of the last convolutions
+    attributes: Literal["learned", "speed"] = "learned"
+    suppression: Suppression | None = None  # None: only peaks of the heat maps are boxes
     min_radius: Annotated[int, Field(ge=0)] = 2  # cells, of the heat map's Gaussians
+
+    @model_validator(mode="after")
+    def _groups(self) -> DetectionHead:
+        if tuple(name for group in self.groups for name in group) != CLASSES or () in self.groups:
+            raise ValueError(f"the groups, one after the other, must be {', '.join(CLASSES)}")
+        if self.suppression and self.suppression.kind == "circle" and len(self.suppression.radii) != len(self.groups):
+            raise ValueError("suppression.radii must have a radius for each group")
+        return self
 
 
 class MapHead(Section):
@@ -88,6 +118,7 @@ class MapHead(Section):
 class Model(Section):
     lidar: Lidar | None = Lidar()
     camera: CameraBranch | None = None
+    fusion: bool = True  # False: the one sensor's map goes into the trunk as it is
     fused_channels: Positive = 64
     fused_stride: Positive = 1  # cells of the fused map, in pillars
     trunk: Trunk = Trunk()
@@ -98,6 +129,16 @@ class Model(Section):
     def _a_sensor(self) -> Model:
         if self.lidar is None and self.camera is None:
             raise ValueError("the model needs `lidar`, `camera` or both")
+        return self
+
+    @model_validator(mode="after")
+    def _nothing_to_fuse(self) -> Model:
+        if not self.fusion:
+            alone = self.lidar is not None and self.camera is None
+            if not alone or self.lidar is None or (self.fused_channels, self.fused_stride) != (self.lidar.channels, 1):
+                raise ValueError(
+                    "without `fusion` there is LiDAR alone, with `fused_channels` its own, `fused_stride` 1"
+                )
         return self
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from perception.backbone.camera import ImageEncoder
-from perception.backbone.fuse import Fuse
+from perception.backbone.fuse import Alone, Fuse
 from perception.backbone.lidar import PillarEncoder
 from perception.backbone.lift import Lift
 from perception.backbone.trunk import Trunk
@@ -47,7 +47,7 @@ class PerceptionModel(nn.Module):
             self.camera = ImageEncoder(model.camera)
             self.lift = Lift(model.camera, grid.coarser(model.camera.stride))
             inputs.append((model.camera.channels * len(model.camera.heights), model.camera.stride))
-        self.fuse = Fuse(inputs, model.fused_channels, model.fused_stride)
+        self.fuse = Fuse(inputs, model.fused_channels, model.fused_stride) if model.fusion else Alone()
         self.trunk = Trunk(model.trunk, model.fused_channels, model.fused_stride)
         self.heads = nn.ModuleDict(
             {"detection": CenterHead(model.detection, self.trunk.channels, grid.coarser(model.trunk.stride))}

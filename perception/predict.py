@@ -34,4 +34,5 @@ class TorchPredictor:
     def __call__(self, frame: Frame) -> Prediction:
         inputs = {name: torch.from_numpy(value).to(self.device) for name, value in prepare(frame, self.spec).items()}
         outputs = self.model.predict(inputs, [frame.conditions])
-        return to_prediction({name: value.cpu().numpy() for name, value in outputs.items()})
+        found = {name: value.cpu().numpy() for name, value in outputs.items()}
+        return to_prediction(found, suppression=self.model.config.model.detection.suppression)

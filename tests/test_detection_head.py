@@ -30,7 +30,7 @@ def random_boxes(rng: np.random.Generator, n: int) -> Boxes:
 
 def perfect_dense(boxes: Boxes) -> dict[str, torch.Tensor]:
     """What a head would output that predicted its targets exactly."""
-    targets = detection_targets([boxes], GRID, min_radius=2)
+    targets = detection_targets([boxes], GRID, DetectionHead(min_radius=2))
     rows, columns = GRID.shape
     dense = {"heatmap": torch.logit(targets.heatmap, eps=1e-6)}
     for name, values in targets.regression.items():
@@ -87,7 +87,7 @@ def test_boxes_without_points_or_outside_the_grid_are_no_targets():
     boxes = random_boxes(np.random.default_rng(0), 3)
     boxes.centers[1, 0] = 16.5
     boxes.num_points[:] = [0, 5, 5]
-    targets = detection_targets([boxes, Boxes.none()], GRID, min_radius=1)
+    targets = detection_targets([boxes, Boxes.none()], GRID, DetectionHead(min_radius=1))
     assert targets.real.sum(1).tolist() == [1, 0]
     assert (targets.heatmap == 1).sum((1, 2, 3)).tolist() == [1, 0]
 
@@ -108,7 +108,7 @@ def test_gaussian_focal_equals_its_equation_and_has_right_gradients():
 def test_unknown_velocities_and_padding_carry_no_gradient():
     boxes = random_boxes(np.random.default_rng(1), 4)
     boxes.velocities[2] = np.nan
-    targets = detection_targets([boxes, boxes.select(np.arange(2))], GRID, min_radius=1)
+    targets = detection_targets([boxes, boxes.select(np.arange(2))], GRID, DetectionHead(min_radius=1))
     names = {**REGRESSION, "heatmap": 10, "attribute": 8}
     dense = {name: torch.randn(2, n, *GRID.shape, requires_grad=True) for name, n in names.items()}
     losses = detection_losses(dense, targets)

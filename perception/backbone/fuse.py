@@ -34,3 +34,11 @@ class Fuse(nn.Module):
         adapted = [m if m.shape[-2:] == size else F.interpolate(m, size=size, mode="nearest") for m in adapted]
         fused: Tensor = self.mix(torch.cat(adapted, dim=1))
         return fused
+
+
+class Alone(nn.Module):
+    """The map of the one sensor as it is."""
+
+    def forward(self, maps: list[Tensor]) -> Tensor:
+        (alone,) = maps
+        return alone

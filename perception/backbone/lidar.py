@@ -15,18 +15,22 @@ class PillarEncoder(nn.Module):
 
     Each point is described by ten numbers: x, y, z, intensity, dt, its offset from the mean of the pillar's
     points (3) and from the middle of the cell (2). All positions are metres, scaled to about one by the grid.
+
+    `padded`, as PillarFeatureNet of mmdet3d, has an eleventh, the offset from the middle of the pillar in z, and in a
+    pillar that is not full the zeros of a point that is not there take part in the maximum.
     """
 
     scale: Tensor
 
     def __init__(self, config: Lidar, grid: BevGrid) -> None:
         super().__init__()
-        self.grid, self.channels = grid, config.channels
-        self.linear = Slot("lidar.pillar", nn.Linear(10, config.channels, bias=False))
+        self.grid, self.channels, self.padded = grid, config.channels, config.encoder == "padded"
+        self.linear = Slot("lidar.pillar", nn.Linear(11 if self.padded else 10, config.channels, bias=False))
         self.norm = Slot("lidar.pillar.norm", nn.BatchNorm1d(config.channels, eps=1e-3))
         far = max(abs(v) for v in (*grid.x, *grid.y))
         high = max(abs(v) for v in grid.z)
         scale = [1 / far, 1 / far, 1 / high, 1 / 255, 2.0, *(1 / grid.cell,) * 2, 1.0, *(1 / grid.cell,) * 2]
+        scale += [1 / high] if self.padded else []
         self.register_buffer("scale", torch.tensor(scale), persistent=False)
 
     def forward(self, points: Tensor, counts: Tensor, cells: Tensor) -> Tensor:
@@ -42,13 +46,17 @@ class PillarEncoder(nn.Module):
         row = torch.div(cells, columns, rounding_mode="floor").to(points.dtype)
         center = torch.stack([column + 0.5, row + 0.5], dim=-1) * self.grid.cell  # B P 2
         center = center + center.new_tensor([self.grid.x[0], self.grid.y[0]])
-        described = torch.cat([points, xyz - mean, xyz[..., :2] - center[:, :, None]], dim=-1)  # B P M 10
+        offsets = [xyz - mean, xyz[..., :2] - center[:, :, None]]
+        if self.padded:
+            offsets.append(xyz[..., 2:] - sum(self.grid.z) / 2)
+        described = torch.cat([points, *offsets], dim=-1)  # B P M 10
         described = described * self.scale * real[..., None]
 
         # A matrix of points: the export then folds the normalisation into the linear layer.
         features: Tensor = self.norm(self.linear(described.flatten(0, 2))).reshape(b, p, m, self.channels)
         # The greatest of the points is taken before ReLU, which then has M times fewer numbers to look at.
-        features = torch.relu((features * real[..., None]).amax(dim=2))  # B P C, zero for padding
+        features = features if self.padded else features * real[..., None]
+        features = torch.relu(features.amax(dim=2))  # B P C
 
         # Cells are unique, so that whole rows are put, not added; padding all lands in the dummy cell at a frame's end.
         canvas = features.new_zeros(b * (rows * columns + 1), self.channels)

@@ -30,7 +30,7 @@ class Trunk(nn.Module):
                     f"trunk.lift{i}",
                     channels,
                     config.up_channels,
-                    kernel=3 if down > 1 else 1,
+                    kernel=1 if down == 1 else down if config.down == "patch" else 3,
                     stride=down,
                     up=max(stride // config.stride, 1),
                 )

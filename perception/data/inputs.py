@@ -74,7 +74,8 @@ def prepare(
     inputs = no_sensors(spec) if into is None else into
     if spec.lidar is not None:
         points = np.zeros((0, 5), np.float32) if frame.points is None else frame.points
-        group(points, spec.grid, *(inputs[f"pillar_{name}"][0] for name in ("points", "counts", "cells")))
+        pillars, counts, cells = (inputs[f"pillar_{name}"][0] for name in ("points", "counts", "cells"))
+        group(points, spec.grid, pillars, counts, cells, spec.lidar.overflow)
     if spec.camera is not None:
         _fill_cameras(inputs, frame, spec.camera.image, image_affines or {})
     return inputs

@@ -6,31 +6,45 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from perception.config import Suppression
+from perception.data.suppression import survivors
 from perception.frame import Boxes, Prediction
 
 
-def to_prediction(outputs: Mapping[str, np.ndarray], index: int = 0, score_threshold: float = 0.0) -> Prediction:
+def to_prediction(
+    outputs: Mapping[str, np.ndarray],
+    index: int = 0,
+    score_threshold: float = 0.0,
+    suppression: Suppression | None = None,
+) -> Prediction:
     """Prediction of one frame of the batch.
 
     Args:
         outputs: boxes (B, K, 10) of x y z, w l h (m), sin and cos of the yaw times any factor, vx vy (m/s);
-            scores (B, K), descending; labels and attributes (B, K); and map (B, 6, rows, columns) if the model has a
-            map head.
+            scores (B, K), descending; labels and attributes (B, K); with groups (B, groups, K, 10) and
+            (B, groups, K); and map (B, 6, rows, columns) if the model has a map head.
         index: which frame of the batch.
         score_threshold: boxes below it are left out.
+        suppression: of boxes near better ones; None: they all stay.
     """
-    scores = outputs["scores"][index]
-    kept = scores >= score_threshold
-    boxes = outputs["boxes"][index][kept].astype(np.float64)
+    scores, boxes = outputs["scores"][index], outputs["boxes"][index]
+    kept = np.arange(scores.size)
+    if suppression is not None:
+        groups = zip(boxes, scores, strict=True) if scores.ndim == 2 else [(boxes, scores)]
+        stay = [survivors(*group, suppression, i) + i * scores.shape[-1] for i, group in enumerate(groups)]
+        kept = np.concatenate(stay)
+    kept = kept[np.argsort(-scores.flat[kept], kind="stable")]
+    kept = kept[scores.flat[kept] >= score_threshold]
+    boxes = boxes.reshape(-1, boxes.shape[-1])[kept].astype(np.float64)
     return Prediction(
         boxes=Boxes.from_headings(
             centers=boxes[:, 0:3],
             sizes=boxes[:, 3:6],
             headings=boxes[:, 6:8],
             velocities=boxes[:, 8:10],
-            labels=outputs["labels"][index][kept],
-            attributes=outputs["attributes"][index][kept],
-            scores=scores[kept],
+            labels=outputs["labels"][index].flat[kept],
+            attributes=outputs["attributes"][index].flat[kept],
+            scores=scores.flat[kept],
         ),
         map_probabilities=outputs["map"][index] if "map" in outputs else None,
     )

@@ -5,6 +5,8 @@ Lang et al., "PointPillars: Fast encoders for object detection from point clouds
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 
 from perception.grid import BevGrid
@@ -14,11 +16,19 @@ from perception.grid import BevGrid
 _CHUNK = 16_384  # points copied at once
 
 
-def group(points: np.ndarray, grid: BevGrid, pillars: np.ndarray, counts: np.ndarray, cells: np.ndarray) -> int:
+def group(
+    points: np.ndarray,
+    grid: BevGrid,
+    pillars: np.ndarray,
+    counts: np.ndarray,
+    cells: np.ndarray,
+    overflow: Literal["fullest", "first"] = "fullest",
+) -> int:
     """Group the points inside the grid by the cell they lie in.
 
     A pillar keeps its first points in the order of input, so the keyframe's go before those of older sweeps. Of
-    too many pillars those with the most points stay; of equal ones those of the lowest cell index.
+    too many pillars those with the most points stay; of equal ones those of the lowest cell index. With `first` it is
+    those whose first point comes first, and cells are computed in float32, as mmcv's hard voxelisation does.
 
     Args:
         points: (N, 5) float32 x y z (m, reference frame), intensity, dt.
@@ -30,8 +40,11 @@ def group(points: np.ndarray, grid: BevGrid, pillars: np.ndarray, counts: np.nda
     Returns:
         How many pillars there are.
     """
-    index = np.flatnonzero(grid.inside(points)).astype(np.int32)
-    cell_of_point = _flat_cells(points[index, 0], points[index, 1], grid)
+    if overflow == "first":
+        index, cell_of_point = _in_single_precision(points, grid)
+    else:
+        index = np.flatnonzero(grid.inside(points)).astype(np.int32)
+        cell_of_point = _flat_cells(points[index, 0], points[index, 1], grid)
     index = index[_stable_order(cell_of_point)]  # points pillar by pillar
     occupancy = np.bincount(cell_of_point, minlength=grid.cells)
     occupied = np.flatnonzero(occupancy)
@@ -39,7 +52,7 @@ def group(points: np.ndarray, grid: BevGrid, pillars: np.ndarray, counts: np.nda
     place = np.arange(len(index), dtype=np.int32)  # of a point in its pillar
     place -= np.repeat((np.cumsum(totals) - totals).astype(np.int32), totals)
     most, size = pillars.shape[:2]
-    row_of_cell = _rows(totals, most)
+    row_of_cell = _rows(-totals if overflow == "fullest" else index[np.cumsum(totals) - totals], most)
     row = np.repeat(row_of_cell, totals)
     kept = np.flatnonzero((place < size) & (row >= 0))
     occupied = occupied[row_of_cell >= 0]
@@ -53,14 +66,31 @@ def group(points: np.ndarray, grid: BevGrid, pillars: np.ndarray, counts: np.nda
     return found
 
 
-def _rows(totals: np.ndarray, max_pillars: int) -> np.ndarray:
-    """Row (P0,) int32 of each occupied cell among the max_pillars fullest; -1 for the cells that are dropped."""
-    if len(totals) <= max_pillars:
-        return np.arange(len(totals), dtype=np.int32)
-    rows = np.full(len(totals), -1, np.int32)
-    fullest = np.argsort(-totals, kind="stable")[:max_pillars]
-    rows[np.sort(fullest)] = np.arange(max_pillars)
+def _rows(rank: np.ndarray, max_pillars: int) -> np.ndarray:
+    """Row (P0,) int32 of each occupied cell among the max_pillars of lowest rank; -1 for the cells that are dropped."""
+    if len(rank) <= max_pillars:
+        return np.arange(len(rank), dtype=np.int32)
+    rows = np.full(len(rank), -1, np.int32)
+    kept = np.argsort(rank, kind="stable")[:max_pillars]
+    rows[np.sort(kept)] = np.arange(max_pillars)
     return rows
+
+
+def _in_single_precision(points: np.ndarray, grid: BevGrid) -> tuple[np.ndarray, np.ndarray]:
+    """Indices (N,) int32 of the points (>=N, >=3) float32 inside the grid, and the cells (N,) int32 that they lie in.
+
+    All in float32, as `dynamic_voxelize_forward` of mmcv, so that points on the edge of a cell go to the same one.
+    """
+    rows, columns = grid.shape
+    inside, places = np.ones(len(points), bool), []
+    for axis, ((low, _), cell, cells) in enumerate(
+        ((grid.x, grid.cell, columns), (grid.y, grid.cell, rows), (grid.z, grid.z[1] - grid.z[0], 1))
+    ):
+        place = (points[:, axis] - np.float32(low)) / np.float32(cell)
+        inside &= (place >= 0) & (place < cells)
+        places.append(place)
+    index = np.flatnonzero(inside).astype(np.int32)
+    return index, places[1][index].astype(np.int32) * np.int32(columns) + places[0][index].astype(np.int32)
 
 
 def _flat_cells(x: np.ndarray, y: np.ndarray, grid: BevGrid) -> np.ndarray:

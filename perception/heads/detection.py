@@ -30,34 +30,52 @@ ATTRIBUTE_FAMILY = {
     "barrier": "-",
     "traffic_cone": "-",
 }
+# For heads that have not learned them, the attribute of what moves and of what does not, as mmdet3d's NuScenesMetric.
+FAST = 0.2  # m/s
+BY_SPEED = {
+    "bus": ("vehicle.moving", "vehicle.stopped"),
+    "motorcycle": ("cycle.with_rider", "cycle.without_rider"),
+    "bicycle": ("cycle.with_rider", "cycle.without_rider"),
+    "pedestrian": ("pedestrian.moving", "pedestrian.standing"),
+    "barrier": ("", ""),
+    "traffic_cone": ("", ""),
+}
+OTHER_VEHICLES = ("vehicle.moving", "vehicle.parked")
 
 
 class CenterHead(nn.Module):
-    """(B, C, rows, columns) -> heat map of each class and, at every cell, the box of the object centred there."""
+    """(B, C, rows, columns) -> heat map of each class and, at every cell, the box of the object centred there.
+
+    Each group of classes has branches, and so maps, of its own.
+    """
 
     possible: Tensor
+    by_speed: Tensor
 
     def __init__(self, config: DetectionHead, inputs: int, grid: BevGrid) -> None:
         super().__init__()
-        self.grid, self.top_k = grid, config.top_k
+        self.grid, self.config = grid, config
         self.shared = ConvBlock("heads.detection", inputs, config.channels)
-        outputs = {"heatmap": len(CLASSES), **REGRESSION, "attribute": len(ATTRIBUTES)}
-        self.branches = nn.ModuleDict(
-            {
-                name: nn.Sequential(
-                    ConvBlock(f"heads.detection.{name}", config.channels, config.channels),
-                    Slot(f"heads.detection.{name}.output", nn.Conv2d(config.channels, n, 1)),
+        self.branches = nn.ModuleDict()
+        for i, group in enumerate(config.groups):
+            outputs = {"heatmap": len(group), **REGRESSION}
+            if config.attributes == "learned":
+                outputs["attribute"] = len(ATTRIBUTES)
+            for name, n in outputs.items():
+                own = map_name(config, name, i)
+                last = nn.Conv2d(config.channels, n, config.output_kernel, padding=config.output_kernel // 2)
+                self.branches[own] = nn.Sequential(
+                    ConvBlock(f"heads.detection.{own}", config.channels, config.channels),
+                    Slot(f"heads.detection.{own}.output", last),
                 )
-                for name, n in outputs.items()
-            }
-        )
-        final = self.branches["heatmap"][1]  # type: ignore[index]
-        nn.init.constant_(
-            final.layer.bias, -math.log((1 - 0.01) / 0.01)
-        )  # start at p = 0.01 (RetinaNet, Lin et al. 2017)
+                if name == "heatmap":  # start at p = 0.01 (RetinaNet, Lin et al. 2017)
+                    nn.init.constant_(last.bias, -math.log((1 - 0.01) / 0.01))  # type: ignore[arg-type]
         families = [ATTRIBUTE_FAMILY.get(c, "vehicle.") for c in CLASSES]
         possible = torch.tensor([[a.startswith(f) for a in ATTRIBUTES] for f in families])
         self.register_buffer("possible", possible, persistent=False)
+        index = {"": -1, **{name: i for i, name in enumerate(ATTRIBUTES)}}
+        by_speed = torch.tensor([[index[a] for a in BY_SPEED.get(c, OTHER_VEHICLES)] for c in CLASSES])
+        self.register_buffer("by_speed", by_speed, persistent=False)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         x = self.shared(x)
@@ -69,13 +87,32 @@ class CenterHead(nn.Module):
         A box is x, y, z (m), width, length, height (m), sine and cosine of the yaw, and the velocity (m/s), in the
         grid's reference frame. Sine and cosine are as regressed, so their squares need not sum to 1: to normalise
         here would blow up the rounding errors of short ones.
+
+        With several groups each gives its K best: (B, groups, K, 10) and (B, groups, K). Where boxes are suppressed
+        behind the graph, all cells are taken for peaks.
         """
-        scores = dense["heatmap"].sigmoid()  # B 10 rows columns
-        peaks = scores * (scores == F.max_pool2d(scores, 3, stride=1, padding=1)).to(scores.dtype)
+        groups, first = [], 0
+        for i, group in enumerate(self.config.groups):
+            groups.append(self._best({name: dense[map_name(self.config, name, i)] for name in self._names}, first))
+            first += len(group)
+        if len(groups) == 1:
+            return groups[0]
+        return {name: torch.stack([group[name] for group in groups], dim=1) for name in groups[0]}
+
+    @property
+    def _names(self) -> list[str]:
+        return ["heatmap", *REGRESSION, *(["attribute"] if self.config.attributes == "learned" else [])]
+
+    def _best(self, dense: dict[str, Tensor], first: int) -> dict[str, Tensor]:
+        """Of one group's maps; its classes have the labels from `first` on."""
+        scores = dense["heatmap"].sigmoid()  # B n rows columns
+        if self.config.suppression is None:
+            scores = scores * (scores == F.max_pool2d(scores, 3, stride=1, padding=1)).to(scores.dtype)
         rows, columns = self.grid.shape
-        best, index = peaks.flatten(1).topk(self.top_k)  # B K
+        best, index = scores.flatten(1).topk(min(self.config.top_k, scores[0].numel()))  # B K
         label = torch.div(index, rows * columns, rounding_mode="floor")
         cell = index - label * (rows * columns)
+        label = label + first if first else label
 
         def at(name: str) -> Tensor:  # B K n
             values = dense[name].flatten(2).transpose(1, 2)
@@ -86,8 +123,32 @@ class CenterHead(nn.Module):
         origin = corner.new_tensor([self.grid.x[0], self.grid.y[0]])
         center = (corner + at("offset")) * self.grid.cell + origin
         size = at("size").clamp(-5, 5).exp()
-        boxes = torch.cat([center, at("height"), size, at("heading"), at("velocity")], dim=-1)
-        possible = self.possible[label]  # B K 8
-        attribute = torch.where(possible, at("attribute"), -1e4).argmax(dim=-1)
-        attribute = torch.where(possible.any(dim=-1), attribute, -1)
+        velocity = at("velocity")
+        boxes = torch.cat([center, at("height"), size, at("heading"), velocity], dim=-1)
+        if self.config.attributes == "learned":
+            possible = self.possible[label]  # B K 8
+            attribute = torch.where(possible, at("attribute"), -1e4).argmax(dim=-1)
+            attribute = torch.where(possible.any(dim=-1), attribute, -1)
+        else:
+            moving, still = self.by_speed[label].unbind(dim=-1)
+            attribute = torch.where(velocity.square().sum(dim=-1) > FAST**2, moving, still)
         return {"boxes": boxes, "scores": best, "labels": label, "attributes": attribute}
+
+
+def map_name(config: DetectionHead, name: str, group: int) -> str:
+    """Of a group's branch and of its dense output; the groups' index is left out where there is one."""
+    return name if len(config.groups) == 1 else f"group{group}_{name}"
+
+
+def joined(config: DetectionHead, dense: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The dense outputs of all groups under one name each.
+
+    Returns:
+        heatmap (B, 10, rows, columns), and the others (B, groups * n, rows, columns).
+    """
+    parts: dict[str, list[Tensor]] = {}
+    for i in range(len(config.groups)):
+        for name in ("heatmap", *REGRESSION, "attribute"):
+            if (own := map_name(config, name, i)) in dense:
+                parts.setdefault(name, []).append(dense[own])
+    return {name: torch.cat(maps, dim=1) for name, maps in parts.items()}

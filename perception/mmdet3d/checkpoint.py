@@ -27,7 +27,7 @@ def read_state(path: Path) -> dict[str, Tensor]:
     except pickle.UnpicklingError as error:
         if "GLOBAL" in str(error):
             raise InputError(
-                f"{path}: holds objects that would run code when they are read ({_named(error)}); of your own training, "
+                f"{path}: holds more than tensors and plain data ({_named(error)}), which would run code when read; "
                 "keep the weights alone: tools/model_converters/publish_model.py of mmdet3d"
             ) from None
         raise InputError(f"{path}: not a checkpoint of torch, or damaged") from None

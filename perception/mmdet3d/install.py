@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import importlib
 from types import ModuleType
+from typing import Any
 
 from perception.errors import InputError
 
-# mmdet 3.3.0 and mmdet3d 1.4.0 assert mmcv < 2.2.0 when they are imported. That limit was set before mmcv 2.2 was there;
-# what they call of it is the same in the maintained fork (onedl-mmcv), which says 2.3 or later. So it says this for
-# as long as they are being imported.
+# mmdet 3.3.0 and mmdet3d 1.4.0 assert mmcv < 2.2.0 when they are imported. That limit was set before mmcv 2.2 was
+# there; what they call of it is the same in the maintained fork (onedl-mmcv), which says 2.3 or later. So it says this
+# for as long as they are being imported.
 ASSERTED = "2.1.0"
 
 
@@ -20,7 +21,7 @@ def import_mmdet3d() -> ModuleType:
         InputError: it, mmdet or mmcv is not installed, or they do not fit each other.
     """
     try:
-        mmcv = importlib.import_module("mmcv")
+        mmcv: Any = importlib.import_module("mmcv")
         version, mmcv.__version__ = mmcv.__version__, ASSERTED
         try:
             importlib.import_module("mmdet")

@@ -19,6 +19,7 @@ from perception.config import Config, LearnedRouting
 from perception.data.loader import Batch, FrameDataset, batches
 from perception.data.nuscenes import NuScenesTables
 from perception.errors import InputError
+from perception.heads.detection import joined
 from perception.model import PerceptionModel
 from perception.training import checkpoint, settings
 from perception.training.losses import detection_losses, map_losses
@@ -27,10 +28,11 @@ from perception.training.targets import detection_targets
 
 def losses_of(config: Config, dense: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
     """Named loss terms of all heads for one batch; their sum is minimised."""
-    device = dense["heatmap"].device
+    head = config.model.detection
+    device = next(iter(dense.values())).device
     grid = config.grid.build().coarser(config.model.trunk.stride)
-    targets = detection_targets(batch.boxes, grid, config.model.detection.min_radius)
-    losses = detection_losses(dense, targets.to(device))
+    targets = detection_targets(batch.boxes, grid, head)
+    losses = detection_losses(joined(head, dense), targets.to(device))
     if config.model.map and batch.map_labels is not None:
         losses |= map_losses(dense, batch.map_labels.to(device), batch.map_valid.to(device))
     return losses

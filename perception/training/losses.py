@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from perception.frame import ATTRIBUTES
 from perception.training.targets import DetectionTargets
 
 REGRESSION_WEIGHT = 0.25  # as CenterPoint's
@@ -28,29 +29,35 @@ def gaussian_focal(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def detection_losses(dense: dict[str, Tensor], targets: DetectionTargets) -> dict[str, Tensor]:
-    """Heat map, regression and attribute terms for the head's dense outputs (B, n, rows, columns)."""
+    """Heat map, regression and attribute terms for the head's dense outputs, of all groups (`heads.detection.joined`).
 
-    def at_objects(name: str) -> Tensor:  # B N n
-        values = dense[name].flatten(2).transpose(1, 2)
-        return values.gather(1, targets.cells[..., None].expand(-1, -1, values.shape[-1]))
+    The attribute's is left out where the head does not learn it.
+    """
+    cells = dense["heatmap"][0, 0].numel()
+
+    def at_objects(name: str, n: int) -> Tensor:  # B N n
+        values = dense[name].flatten(2).unflatten(1, (-1, n)).transpose(2, 3).flatten(1, 2)  # B groups*cells n
+        place = targets.groups * cells + targets.cells
+        return values.gather(1, place[..., None].expand(-1, -1, n))
 
     objects = targets.real.sum().clamp(min=1)
     regression = dense["heatmap"].new_zeros(())
     for name, wanted in targets.regression.items():
         known = targets.real[..., None] & ~wanted.isnan()
-        distance = torch.where(known, (at_objects(name) - wanted.nan_to_num()).abs(), 0.0).sum() / objects
+        found = at_objects(name, wanted.shape[-1])
+        distance = torch.where(known, (found - wanted.nan_to_num()).abs(), 0.0).sum() / objects
         regression = regression + distance * (VELOCITY_WEIGHT if name == "velocity" else 1.0)
 
-    has = targets.real & (targets.attributes >= 0)
-    entropy = F.cross_entropy(
-        at_objects("attribute").transpose(1, 2), targets.attributes.clamp(min=0), reduction="none"
-    )  # B N
-    attribute = torch.where(has, entropy, 0.0).sum() / has.sum().clamp(min=1)
-    return {
+    losses = {
         "heatmap": gaussian_focal(dense["heatmap"], targets.heatmap),
         "regression": REGRESSION_WEIGHT * regression,
-        "attribute": ATTRIBUTE_WEIGHT * attribute,
     }
+    if "attribute" in dense:
+        has = targets.real & (targets.attributes >= 0)
+        logits = at_objects("attribute", len(ATTRIBUTES)).transpose(1, 2)
+        entropy = F.cross_entropy(logits, targets.attributes.clamp(min=0), reduction="none")  # B N
+        losses["attribute"] = ATTRIBUTE_WEIGHT * torch.where(has, entropy, 0.0).sum() / has.sum().clamp(min=1)
+    return losses
 
 
 def map_losses(dense: dict[str, Tensor], labels: Tensor, valid: Tensor) -> dict[str, Tensor]:

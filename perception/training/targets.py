@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from perception.config import DetectionHead
 from perception.frame import CLASSES, Boxes
 from perception.grid import BevGrid
 
@@ -19,6 +20,7 @@ class DetectionTargets:
 
     heatmap: Tensor  # (B, 10, rows, columns) float32: 1 at an object's cell, a Gaussian around it
     cells: Tensor  # (B, N) int64: row * columns + column of each object
+    groups: Tensor  # (B, N) int64: in which of the head's groups each object's class is
     real: Tensor  # (B, N) bool
     regression: dict[str, Tensor]  # (B, N, n) float32 under the names of heads.detection.REGRESSION; NaN if unknown
     attributes: Tensor  # (B, N) int64; -1 where there is none
@@ -28,6 +30,7 @@ class DetectionTargets:
         return DetectionTargets(
             self.heatmap.to(device),
             self.cells.to(device),
+            self.groups.to(device),
             self.real.to(device),
             {name: value.to(device) for name, value in self.regression.items()},
             self.attributes.to(device),
@@ -60,12 +63,13 @@ def _draw(heatmap: np.ndarray, row: int, column: int, radius: int) -> None:
     np.maximum(part, bell, out=part)
 
 
-def detection_targets(batch: Sequence[Boxes], grid: BevGrid, min_radius: int) -> DetectionTargets:
+def detection_targets(batch: Sequence[Boxes], grid: BevGrid, head: DetectionHead) -> DetectionTargets:
     """Targets on the head's grid for each frame's boxes (in the grid's reference frame).
 
     Objects outside the grid, and those that no LiDAR or radar point hit, are left out, as the evaluation does.
     """
     rows, columns = grid.shape
+    group_of_class = np.repeat(np.arange(len(head.groups)), [len(group) for group in head.groups])
     heatmap = np.zeros((len(batch), len(CLASSES), rows, columns), np.float32)
     kept = []
     for frame, boxes in enumerate(batch):
@@ -75,7 +79,7 @@ def detection_targets(batch: Sequence[Boxes], grid: BevGrid, min_radius: int) ->
         kept.append(boxes)
         cells = grid.continuous(boxes.centers).astype(np.int64)
         radii = gaussian_radius(boxes.sizes[:, 1] / grid.cell, boxes.sizes[:, 0] / grid.cell)
-        radii = np.maximum(radii.astype(np.int64), min_radius)
+        radii = np.maximum(radii.astype(np.int64), head.min_radius)
         for (column, row), radius, label in zip(cells, radii, boxes.labels, strict=True):
             _draw(heatmap[frame, label], row, column, radius)
 
@@ -99,6 +103,7 @@ def detection_targets(batch: Sequence[Boxes], grid: BevGrid, min_radius: int) ->
     return DetectionTargets(
         heatmap=torch.from_numpy(heatmap),
         cells=padded(flat, 0, np.int64),
+        groups=padded([group_of_class[b.labels] for b in kept], 0, np.int64),
         real=padded([np.ones(len(b)) for b in kept], 0, np.bool_),
         regression={name: padded(values, np.nan, np.float32) for name, values in regression.items()},
         attributes=padded([b.attributes for b in kept], -1, np.int64),

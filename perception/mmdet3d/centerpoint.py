@@ -1,0 +1,202 @@
+"""CenterPoint of mmdet3d on pillars (Yin et al., 2021) becomes our network, with the same outputs.
+
+What differs is settled in the weights: their sizes are length, width, height, ours width, length, height; they see
+positions in metres, our pillar encoder sees them scaled; their normalisations have other epsilons. Offsets, heights
+(of the middle of a box), sine and cosine of the yaw and velocities mean the same, in the LiDAR's own frame.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from perception.config import Config, DetectionHead, Grid, Lidar, Model, Suppression
+from perception.frame import CLASSES
+from perception.heads.detection import map_name
+from perception.mmdet3d.checkpoint import same_norm, take
+from perception.mmdet3d.second import same_lifts, trunk, trunk_modules
+from perception.mmdet3d.settings import Settings
+from perception.model import PerceptionModel
+
+EPSILON = 1e-3  # of our batch normalisations
+NAMES = {
+    "heatmap": "heatmap",
+    "offset": "reg",
+    "height": "height",
+    "size": "dim",
+    "heading": "rot",
+    "velocity": "vel",
+}
+
+
+def convert(
+    model: Mapping[str, Any], config: Path, checkpoint: Path, state: Mapping[str, Tensor], sweeps: int
+) -> tuple[Config, PerceptionModel]:
+    """Our configuration and network.
+
+    Args:
+        model: of the configuration.
+        config: its path, for messages.
+        checkpoint: path, for messages.
+        state: of the checkpoint.
+        sweeps: before the keyframe.
+
+    Raises:
+        InputError: settings without a counterpart here, or keys that are missing or unexpected.
+    """
+    theirs = Settings(model, config, "model")
+    ours = Config(
+        name=config.stem,
+        grid=grid(theirs),
+        model=Model(
+            lidar=lidar(theirs, sweeps),
+            fusion=False,
+            fused_channels=theirs.part("pts_voxel_encoder")["feat_channels"][-1],
+            trunk=trunk(theirs.part("pts_backbone"), theirs.part("pts_neck")),
+            detection=_head(theirs),
+            map=None,
+        ),
+    )
+    network = PerceptionModel(ours)
+    weights = take(state, network.state_dict(), _modules(ours), checkpoint)
+    weights["lidar.linear.layer.weight"] = weights["lidar.linear.layer.weight"] / network.lidar.scale
+    same_lifts(weights, model["pts_neck"])
+    _same_norms(weights, theirs)
+    for i in range(len(ours.model.detection.groups)):
+        for leaf in ("weight", "bias"):
+            name = f"heads.detection.branches.{map_name(ours.model.detection, 'size', i)}.1.layer.{leaf}"
+            weights[name] = weights[name][[1, 0, 2]]
+    network.load_state_dict(weights)
+    return ours, network.eval()
+
+
+def grid(model: Settings) -> Grid:
+    """Of the pillars, in the LiDAR's frame."""
+    voxels = model.part("data_preprocessor").part("voxel_layer")
+    low, high = voxels["point_cloud_range"][:3], voxels["point_cloud_range"][3:]
+    size = voxels["voxel_size"]
+    if size[0] != size[1] or abs(size[2] - (high[2] - low[2])) > 1e-6:
+        raise voxels.refused(f"voxels of {size} are no pillars on square cells")
+    x, y, z = zip(low, high, strict=True)
+    return Grid(x=x, y=y, z=z, cell=size[0], reference="lidar")
+
+
+def lidar(model: Settings, sweeps: int) -> Lidar:
+    """How points become pillars, and those a map."""
+    preprocessor, encoder = model.part("data_preprocessor"), model.part("pts_voxel_encoder")
+    voxels = preprocessor.part("voxel_layer")
+    preprocessor.require("voxel_type", "hard", default="hard")
+    encoder.require("type", "PillarFeatureNet")
+    for key, served, default in (
+        ("in_channels", 5, 4),
+        ("with_distance", False, False),
+        ("with_cluster_center", True, True),
+        ("with_voxel_center", True, True),
+        ("legacy", False, True),
+        ("mode", "max", "max"),
+        ("voxel_size", voxels["voxel_size"], (0.2, 0.2, 4)),
+        ("point_cloud_range", voxels["point_cloud_range"], ()),
+    ):
+        encoder.require(key, served, default=default)
+    if len(encoder["feat_channels"]) != 1:
+        raise encoder.refused(f"{len(encoder['feat_channels'])} layers, ours has one")
+    model.part("pts_middle_encoder").require("type", "PointPillarsScatter")
+    most = voxels["max_voxels"]
+    return Lidar(
+        max_pillars=most if isinstance(most, int) else most[1],  # those of testing
+        overflow="first",
+        points_per_pillar=voxels["max_num_points"],
+        channels=encoder["feat_channels"][0],
+        encoder="padded",
+        sweeps=sweeps,
+    )
+
+
+def _head(model: Settings) -> DetectionHead:
+    head, testing = model.part("pts_bbox_head"), model.part("test_cfg").part("pts")
+    separate, coder = head.part("separate_head"), head.part("bbox_coder")
+    head.require("type", "CenterHead")
+    head.require("norm_bbox", True, default=True)
+    head.require("num_heatmap_convs", 2, default=2)
+    head.require("common_heads", {"reg": (2, 2), "height": (1, 2), "dim": (3, 2), "rot": (2, 2), "vel": (2, 2)})
+    head.require("bias", "auto", default="auto")
+    separate.require("type", "SeparateHead", "mmdet.SeparateHead")
+    separate.require("final_kernel", 3, default=1)
+    channels = head.get("share_conv_channel", 64)
+    separate.require("head_conv", channels, default=64)
+    groups = tuple(tuple(task["class_names"]) for task in head["tasks"])
+    if tuple(name for group in groups for name in group) != CLASSES:
+        raise head.refused(f"the classes of its tasks must be, in this order, {', '.join(CLASSES)}")
+    return DetectionHead(
+        channels=channels,
+        groups=groups,
+        top_k=coder["max_num"],
+        output_kernel=3,
+        attributes="speed",
+        suppression=_suppression(coder, testing),
+    )
+
+
+def _suppression(coder: Settings, testing: Settings) -> Suppression:
+    testing.require("nms_type", "circle", "rotate")
+    limits, circle = coder["post_center_range"], testing["nms_type"] == "circle"
+    if not circle:  # there they are cut a second time
+        testing.require("post_center_limit_range", limits)
+        testing.require("score_threshold", coder["score_threshold"])
+        if testing["pre_max_size"] < coder["max_num"]:
+            raise testing.refused(f"pre_max_size must be at least bbox_coder.max_num, {coder['max_num']}")
+    return Suppression(
+        threshold=coder["score_threshold"],
+        low=limits[:3],
+        high=limits[3:],
+        kind="circle" if circle else "rotated",
+        radii=tuple(radius**0.5 for radius in testing["min_radius"])
+        if circle
+        else (),  # theirs are squares of distances
+        overlap=testing.get("nms_thr", 0.2),
+        most=testing["post_max_size"],
+    )
+
+
+def _modules(config: Config) -> dict[str, str]:
+    """Our module -> theirs."""
+    modules = {
+        "lidar.linear.layer": "pts_voxel_encoder.pfn_layers.0.linear",
+        "lidar.norm.layer": "pts_voxel_encoder.pfn_layers.0.norm",
+        "heads.detection.shared.conv.layer": "pts_bbox_head.shared_conv.conv",
+        "heads.detection.shared.norm.layer": "pts_bbox_head.shared_conv.bn",
+        **trunk_modules(config.model.trunk),
+    }
+    for i in range(len(config.model.detection.groups)):
+        for ours, name in NAMES.items():
+            branch = f"heads.detection.branches.{map_name(config.model.detection, ours, i)}"
+            task = f"pts_bbox_head.task_heads.{i}.{name}"
+            modules |= {
+                f"{branch}.0.conv.layer": f"{task}.0.conv",
+                f"{branch}.0.norm.layer": f"{task}.0.bn",
+                f"{branch}.1.layer": f"{task}.1",
+            }
+    return modules
+
+
+def _same_norms(weights: dict[str, Tensor], model: Settings) -> None:
+    """Give every normalisation the weight that it needs with our epsilon."""
+    head = model.part("pts_bbox_head")
+    epsilons = {  # by the beginning of our names; mmdet3d's defaults where the configuration is silent
+        "lidar.": _epsilon(model.part("pts_voxel_encoder"), 1e-3),
+        "trunk.stages.": _epsilon(model.part("pts_backbone"), 1e-3),
+        "trunk.lifts.": _epsilon(model.part("pts_neck"), 1e-3),
+        "heads.detection.shared.": _epsilon(head, 1e-5),
+        "heads.detection.branches.": _epsilon(head.part("separate_head"), 1e-5),
+    }
+    for key in [key for key in weights if key.endswith(".running_var")]:
+        theirs = next(epsilon for start, epsilon in epsilons.items() if key.startswith(start))
+        same_norm(weights, key.removesuffix(".running_var"), theirs, EPSILON)
+
+
+def _epsilon(part: Settings, default: float) -> float:
+    """Of a part's normalisations; a `norm_cfg` without `eps` means torch's."""
+    return float(part.get("norm_cfg", {"eps": default}).get("eps", 1e-5))

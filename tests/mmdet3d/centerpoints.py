@@ -1,0 +1,117 @@
+"""CenterPoint of mmdet3d with random weights that matter, the same network imported, and frames for both."""
+
+from __future__ import annotations
+
+import atexit
+import shutil
+import tempfile
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from perception.config import Config
+from perception.mmdet3d.importing import import_checkpoint
+from perception.mmdet3d.install import import_mmdet3d
+from perception.training.checkpoint import load_model
+
+CONFIGS = Path(import_mmdet3d().__file__ or "").parent / ".mim" / "configs" / "centerpoint"
+NMS = {
+    "circle": CONFIGS / "centerpoint_pillar02_second_secfpn_head-circlenms_8xb4-cyclic-20e_nus-3d.py",
+    "rotate": CONFIGS / "centerpoint_pillar02_second_secfpn_8xb4-cyclic-20e_nus-3d.py",
+}
+
+
+@cache
+def folder() -> Path:
+    path = Path(tempfile.mkdtemp(prefix="centerpoint-"))
+    atexit.register(shutil.rmtree, path, ignore_errors=True)
+    return path
+
+
+@cache
+def built(nms: str = "circle") -> Any:
+    """mmdet3d's network as its configuration has it."""
+    from mmdet3d.registry import MODELS
+    from mmengine.config import Config
+
+    torch.manual_seed(0)
+    return MODELS.build(Config.fromfile(NMS[nms]).model).eval()
+
+
+def spread(model: Any, points: np.ndarray) -> None:
+    """Random weights whose outputs on frames like this one vary as a trained network's do, and give some boxes.
+
+    Normalisations get the statistics of what they see, disturbed, and random weights and biases, so that all matter.
+    """
+    generator = torch.Generator().manual_seed(0)
+    norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+    for norm in norms:
+        norm.momentum = 1.0  # take over the statistics of the next batch
+    with torch.no_grad():
+        model.train()
+        raw(model, points)
+        model.eval()
+        for norm in norms:
+            for tensor, low, high in ((norm.weight, 0.7, 1.3), (norm.bias, -0.2, 0.2)):
+                tensor.copy_(low + (high - low) * torch.rand(tensor.shape, generator=generator))
+            deviation = norm.running_var.sqrt()
+            norm.running_mean += 0.1 * deviation * torch.randn(deviation.shape, generator=generator)
+            norm.running_var *= 0.8 + 0.4 * torch.rand(deviation.shape, generator=generator)
+        maps = raw(model, points)
+        for i, task in enumerate(model.pts_bbox_head.task_heads):
+            for name in task.heads:
+                last = getattr(task, name)[-1]
+                wanted = {"heatmap": 0.7, "dim": 0.4}.get(name, 1.0)  # standard deviation
+                last.weight *= wanted / maps[i][name].std()
+                last.bias.copy_(0.2 * torch.randn(last.bias.shape, generator=generator))
+                if name == "heatmap":
+                    last.bias -= 3.5
+
+
+def given(model: Any, points: np.ndarray) -> tuple[dict[str, Any], list[Any]]:
+    """What `predict` takes."""
+    from mmdet3d.structures import Det3DDataSample, LiDARInstance3DBoxes
+
+    sample = Det3DDataSample(metainfo={"box_type_3d": LiDARInstance3DBoxes})
+    data = {"inputs": {"points": [torch.from_numpy(points)]}, "data_samples": [sample]}
+    return model.data_preprocessor(data, False)["inputs"], [sample]
+
+
+@torch.no_grad()
+def raw(model: Any, points: np.ndarray) -> list[dict[str, Tensor]]:
+    """The maps of each task, as they leave the last convolutions."""
+    inputs, samples = given(model, points)
+    features = model.extract_feat(inputs, [sample.metainfo for sample in samples])[1]
+    return [task[0] for task in model.pts_bbox_head(features)]
+
+
+@torch.no_grad()
+def predicted(model: Any, points: np.ndarray) -> Any:
+    """Boxes, scores and labels behind the suppression."""
+    inputs, samples = given(model, points)
+    return model.predict(inputs, samples)[0].pred_instances_3d
+
+
+def saved(model: Any) -> Path:
+    """A checkpoint of the network as mmengine writes one."""
+    file = folder() / f"centerpoint-{id(model)}.pth"
+    torch.save({"meta": {"mmengine_version": "0.10"}, "state_dict": model.state_dict()}, file)
+    return file
+
+
+@cache
+def run(checkpoint: Path, nms: str = "circle") -> Path:
+    """The run that the import of a checkpoint writes."""
+    out = folder() / f"run-{nms}-{checkpoint.stem}"
+    import_checkpoint(NMS[nms], checkpoint, out)
+    return out
+
+
+@cache
+def converted(nms: str = "circle") -> Config:
+    """What our configuration of it is."""
+    return load_model(run(saved(built(nms)), nms))[1]

@@ -1,0 +1,87 @@
+"""Suppression of boxes against a loop over pairs, with shapely's polygons."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from shapely.geometry import Polygon
+
+from perception.config import Suppression
+from perception.data.outputs import to_prediction
+from perception.data.suppression import survivors
+from perception.frame import Boxes
+
+
+def crowd(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Boxes on top of each other, some of them the same, and their scores."""
+    boxes = np.zeros((n, 10), np.float32)
+    boxes[:, :3] = rng.normal(size=(n, 3)) * 3
+    boxes[:, 3:6] = rng.uniform(0.3, 5, (n, 3))
+    yaws = rng.choice([0, np.pi / 2, 0.3, *rng.uniform(-np.pi, np.pi, 5)], n)
+    boxes[:, 6], boxes[:, 7] = np.sin(yaws) * 2, np.cos(yaws) * 2
+    twins = rng.random(n) < 0.3
+    boxes[twins] = boxes[rng.integers(0, n, twins.sum())]
+    return boxes, (rng.permutation(n) / n).astype(np.float32)  # no two alike
+
+
+def polygon(box: np.ndarray) -> Polygon:
+    one = Boxes.from_headings(box[None, :3], box[None, 3:6], box[None, 6:8], box[None, 8:], [0], [0], [0])
+    return Polygon(one.corners()[0][[0, 1, 5, 4], :2])
+
+
+def one_by_one(boxes: np.ndarray, scores: np.ndarray, rules: Suppression, group: int) -> tuple[list[int], bool]:
+    """The definition, and whether rounding could decide otherwise."""
+    kept: list[int] = []
+    close = False
+    for i in np.argsort(-scores):
+        x, y, z = boxes[i, :3].astype(float)
+        limits = zip((x, y, z), rules.low, rules.high, strict=True)
+        if scores[i] <= rules.threshold or not all(low <= v <= high for v, low, high in limits):
+            continue
+        good = True
+        for j in kept:
+            if rules.kind == "circle":
+                value, limit = -np.hypot(*(boxes[i, :2].astype(float) - boxes[j, :2])), -rules.radii[group]
+            else:
+                a, b = polygon(boxes[i]), polygon(boxes[j])
+                value, limit = a.intersection(b).area / a.union(b).area, rules.overlap
+            close |= abs(value - limit) < 1e-4
+            good &= value < limit
+        if good:
+            kept.append(int(i))
+    return kept[: rules.most], close
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    n=st.integers(1, 40),
+    kind=st.sampled_from(["circle", "rotated"]),
+    overlap=st.floats(0.05, 0.9),
+    most=st.integers(1, 20),
+)
+def test_survivors_equal_a_loop_over_pairs(seed: int, n: int, kind: str, overlap: float, most: int) -> None:
+    boxes, scores = crowd(np.random.default_rng(seed), n)
+    rules = Suppression(
+        threshold=0.2, low=(-5, -4, -6), high=(5, 6, 6), kind=kind, radii=(0.5, 2.0), overlap=overlap, most=most
+    )
+    expected, close = one_by_one(boxes, scores, rules, 1)
+    if not close:
+        assert survivors(boxes, scores, rules, 1).tolist() == expected
+
+
+def test_groups_do_not_suppress_each_other() -> None:
+    box, _ = crowd(np.random.default_rng(0), 1)
+    outputs = {
+        "boxes": np.broadcast_to(box, (1, 2, 3, 10)),
+        "scores": np.array([[[0.5, 0.4, 0.3], [0.9, 0.8, 0.05]]], np.float32),
+        "labels": np.array([[[0, 0, 0], [1, 2, 1]]]),
+        "attributes": np.zeros((1, 2, 3), np.int64),
+    }
+    rules = Suppression(threshold=0.1, low=(-99,) * 3, high=(99,) * 3, kind="circle", radii=(1.0, 1.0))
+    found = to_prediction(outputs, suppression=rules).boxes
+    assert found.scores.tolist() == pytest.approx([0.9, 0.5])
+    assert found.labels.tolist() == [1, 0]
+    assert len(to_prediction(outputs).boxes) == 6
