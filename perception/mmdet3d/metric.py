@@ -1,7 +1,7 @@
 """mmdet3d's NuScenesMetric with the attributes that a model predicts.
 
-Of LiDAR boxes mmdet3d's own takes attributes from the speed, whatever was predicted: mAP is the same, NDS is not. Where a
-model predicts none, neither differs.
+Of LiDAR boxes mmdet3d's own takes attributes from the speed, whatever was predicted: mAP is the same, NDS is not.
+Where a model predicts none, neither differs.
 """
 
 from __future__ import annotations

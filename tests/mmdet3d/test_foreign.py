@@ -29,7 +29,7 @@ VOXELS = "centerpoint_voxel0075_second_secfpn_8xb4-cyclic-20e_nus-3d"
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> ForeignBackbone:
-    """The shipped pillar CenterPoint on cells of 0.8 m, a sixteenth of the work, with a checkpoint of random weights."""
+    """The shipped pillar CenterPoint on cells of 0.8 m, a sixteenth of the work, with random weights in a checkpoint."""
     folder = tmp_path_factory.mktemp("centerpoint")
     config = read_config(ForeignBackbone(kind="mmdet3d", config=PILLARS))
     model, cell = config.model, [0.8, 0.8, 8]
@@ -130,7 +130,7 @@ def test_the_command_adapts_a_foreign_backbone_and_goes_on_from_there(
     assert set(bank.at("rain")) == {f"pts_backbone.blocks.1.{i}" for i in range(0, 18, 3)}
     assert bank.active is None
 
-    with pytest.raises(InputError, match="does not export.*import-mmdet3d"):
+    with pytest.raises(InputError, match=r"does not export.*import-mmdet3d"):
         CliRunner().invoke(app, ["export", str(tmp_path / "two"), "--out", str(tmp_path / "b")], catch_exceptions=False)
 
 
