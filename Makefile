@@ -1,4 +1,4 @@
-.PHONY: demo test lint overfit real
+.PHONY: demo test lint overfit real install-mmdet3d test-mmdet3d
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -15,6 +15,19 @@ demo: .venv/installed
 
 test: .venv/installed
 	$(BIN)/python -m pytest
+
+# mmdet3d beside all else, in the same environment; without what its packages ask for, which would be a second OpenCV.
+# mmcv's operators are compiled, once per machine: pip's cache keeps the wheel.
+.venv/mmdet3d: .venv/installed
+	$(BIN)/pip install --quiet --editable '.[rtx,viewer,dev,mmdet3d]'
+	$(BIN)/pip install --no-build-isolation --no-deps onedl-mmcv==2.3.6 onedl-mmengine==0.10.12 mmdet==3.3.0 \
+	mmdet3d==1.4.0 lyft-dataset-sdk==0.0.8
+	touch $@
+
+install-mmdet3d: .venv/mmdet3d
+
+test-mmdet3d: .venv/mmdet3d
+	$(BIN)/python -m pytest tests/mmdet3d
 
 lint: .venv/installed
 	$(BIN)/ruff format --check .

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+
 from torch import Tensor, nn
 
 from perception.modules.computation.computation import LAYERS
@@ -30,10 +33,24 @@ class ConvBlock(nn.Module):
         return x
 
 
-def slotted(network: nn.Module, prefix: str) -> None:
-    """Wrap every convolution, normalisation and linear layer of a foreign network in a slot, named after its path."""
-    for name, child in list(network.named_children()):
-        if type(child) in LAYERS:
-            setattr(network, name, Slot(f"{prefix}.{name}", child))
-        elif not isinstance(child, Slot):
-            slotted(child, f"{prefix}.{name}")
+def slotted(
+    network: nn.Module,
+    prefix: str = "",
+    patterns: Sequence[str] = ("*",),
+    kinds: Sequence[type[nn.Module]] = LAYERS,
+) -> None:
+    """Wrap the convolutions, normalisations and linear layers of a foreign network in slots, named after their paths.
+
+    A layer that the network has in several places gets one slot, named after the first.
+
+    Args:
+        prefix: of the names.
+        patterns: globs; only layers whose names fit one of them get a slot.
+        kinds: classes of the layers; a subclass may compute something else and is left alone.
+    """
+    made: dict[int, Slot] = {}
+    for path, parent in list(network.named_modules(prefix=prefix)):
+        for name, child in list(parent.named_children()) if not isinstance(parent, Slot) else ():
+            full = f"{path}.{name}" if path else name
+            if type(child) in kinds and any(fnmatchcase(full, pattern) for pattern in patterns):
+                setattr(parent, name, made.setdefault(id(child), Slot(full, child)))

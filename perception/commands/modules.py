@@ -58,7 +58,9 @@ def _kinds(text: str, slots: list[str], options: dict[str, float]) -> dict[str, 
     epilog="Example: perception adapt runs/a --add low_rank:rain --data drives --conditions rain --out runs/rain"
 )
 def adapt(
-    checkpoint: Annotated[Path, typer.Argument(help="A run, or one of its checkpoints.")],
+    checkpoint: Annotated[
+        Path, typer.Argument(help="A run, or one of its checkpoints; or a YAML file with a backbone of mmdet3d.")
+    ],
     data: Root,
     out: Out,
     add: Annotated[
@@ -84,13 +86,17 @@ def adapt(
     """Train a new module on a checkpoint's frozen base, beside its other modules (post-hoc; repeated: continual).
 
     Base and earlier modules keep every bit. OUT/modules gets the module alone, OUT/checkpoints the whole model.
+    With a backbone of mmdet3d (perception/mmdet3d/foreign_config.py) its own losses and data pipeline train the module.
     Kinds: low_rank, sparse_delta, batch_norm, prompt, series_adapter, parallel_adapter, bottleneck, rescale,
     scale_shift, film, hypernetwork.
+
 
     With --recognise it is no module, but what tells the conditions: where a drive has no tags, a bundle then routes by
     what was recognised over the last frames.
     """
+    from perception.data.nuscenes import NuScenesTables
     from perception.data.source import open_source
+    from perception.mmdet3d.foreign_config import foreign_config
     from perception.training.adapt import adapt as run
     from perception.training.adapt import recognise as run_recognise
 
@@ -102,11 +108,19 @@ def adapt(
     module = {"name": name, "when": names(conditions)} | _kinds(kinds, names(slots), _numbers(option or []))
     tables = open_source(data, version)
     split = split or TRAINING.get(tables.version, "all")
-    training = {"steps": steps, "learning_rate": learning_rate}
-    if recognise:
-        print(run_recognise(checkpoint, tables, split, names(scenes), out, **training))
+    foreign = foreign_config(checkpoint)
+    if foreign is not None:
+        if recognise:
+            raise InputError(f"{checkpoint}: --recognise takes a run of ours; a foreign backbone has no classifier")
+        if not isinstance(tables, NuScenesTables):
+            raise InputError(f"{data}: a backbone of mmdet3d trains on nuScenes' tables; give their dataroot")
+        from perception.mmdet3d.adapt import adapt_foreign
+
+        print(adapt_foreign(foreign, module, tables, split, names(scenes), out, steps, learning_rate))
+    elif recognise:
+        print(run_recognise(checkpoint, tables, split, names(scenes), out, steps=steps, learning_rate=learning_rate))
     else:
-        print(run(checkpoint, module, tables, split, names(scenes), out, **training))
+        print(run(checkpoint, module, tables, split, names(scenes), out, steps=steps, learning_rate=learning_rate))
 
 
 @app.command(

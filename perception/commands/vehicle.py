@@ -98,7 +98,9 @@ def export(
         raise InputError("--key goes with --verify; what signs an export is --sign")
     from deploy.export import export as run
     from deploy.precision.frames import Drives
+    from perception.mmdet3d.foreign_config import refuse_export
 
+    refuse_export(checkpoint)
     if calibrate is None and (version or scenes):
         raise InputError(
             "--version and --scenes say which drives to calibrate on; name their dataroot with --calibrate"

@@ -44,10 +44,15 @@ def accumulated(sweeps: Iterable[Sweep], timestamp: int, reference_from_global: 
     return np.concatenate([_placed(sweep, timestamp, reference_from_global) for sweep in sweeps])
 
 
+def far_enough(points: np.ndarray) -> np.ndarray:
+    """(N,) bool: which of the points (N, >=2) in the sensor's frame are no returns from the vehicle's own roof."""
+    # Column by column: numpy is slow along an axis of two numbers.
+    return np.asarray((np.abs(points[:, 0]) >= _CLOSE) | (np.abs(points[:, 1]) >= _CLOSE))
+
+
 def _placed(sweep: Sweep, timestamp: int, reference_from_global: np.ndarray) -> np.ndarray:
-    # Column by column, and rows by np.compress: numpy is slow along an axis of three or five numbers.
-    far = (np.abs(sweep.points[:, 0]) >= _CLOSE) | (np.abs(sweep.points[:, 1]) >= _CLOSE)
-    placed = np.compress(far, sweep.points, axis=0)
+    # Rows by np.compress: numpy is slow along an axis of five numbers.
+    placed = np.compress(far_enough(sweep.points), sweep.points, axis=0)
     move = (reference_from_global @ sweep.global_from_ego @ sweep.ego_from_lidar).astype(np.float32)
     placed[:, :3] = placed[:, :3] @ move[:3, :3].T
     for axis in range(3):

@@ -95,10 +95,13 @@ class Bank:
     def activate(self, block: Block | None) -> None:
         """Run these modules, combined like this, on all frames whatever the router says; None: as the router says.
 
+        In a network without a router, such as a foreign one, None runs none.
+
         Raises:
             InputError: the model has no module of that name.
         """
         self.active = None if block is None else self._route(block)
+        self.apply(self.active or Route())  # a router puts its own in force at the next frame
 
     def train(self, *modules: str) -> None:
         """From now on these train and all else, the base first, holds still; without names all of it does.

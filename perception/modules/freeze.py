@@ -32,11 +32,11 @@ class Freeze:
 
     def all_but(self, names: Collection[str]) -> None:
         """Only the parts with these names or keys train; the network is in training mode."""
+        self.network.train()  # first: foreign backbones freeze their first stages whenever they are told to train
         _still(own_parameters(self.network))
         _still(parameter for part in self._parts() for parameter in part.parameters())
         for part in self._parts(names):
             part.requires_grad_(True)
-        self.network.train()
         self._set_modes()
 
     def these(self, names: Collection[str]) -> None:

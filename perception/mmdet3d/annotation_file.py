@@ -1,0 +1,153 @@
+"""Our tables as the annotation file ("infos", version 2) that mmdet3d's NuScenesDataset and NuScenesMetric read.
+
+Written as JSON: mmdet3d picks the reader by the file's name, and nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from perception.atomic import write_atomically
+from perception.data.nuscenes import NuScenesTables
+from perception.data.tables import LIDAR, Recording
+from perception.errors import InputError
+from perception.frame import ATTRIBUTES, CAMERAS, CLASSES, Boxes
+
+# The order of mmdet3d's NuScenesDataset.METAINFO, which labels in the file refer to.
+LABELS = (
+    "car",
+    "truck",
+    "trailer",
+    "bus",
+    "construction_vehicle",
+    "bicycle",
+    "motorcycle",
+    "pedestrian",
+    "traffic_cone",
+    "barrier",
+)
+
+
+def write(path: Path, tables: NuScenesTables, samples: Sequence[str], sweeps: int = 10) -> None:
+    """Write the file for these keyframes; those without their LiDAR file are left out, as mmdet3d needs it.
+
+    Args:
+        path: ends in .json.
+        sweeps: how many LiDAR sweeps before each keyframe to list.
+
+    Raises:
+        InputError: no keyframe has its LiDAR file, or the disk is full.
+    """
+    there = [s for s in samples if (tables.dataroot / tables.recordings.keyframes[s][LIDAR].file).exists()]
+    if not there:
+        raise InputError(f"{tables.dataroot}: none of the {len(samples)} keyframes has its LiDAR file")
+    content = {
+        "metainfo": {
+            "categories": {name: i for i, name in enumerate(LABELS)},
+            "dataset": "nuscenes",
+            "version": tables.version,
+            "info_version": "1.1",
+        },
+        "data_list": [_entry(tables, sample, i, sweeps) for i, sample in enumerate(there)],
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, json.dumps(content).encode())
+
+
+def _entry(tables: NuScenesTables, sample: str, index: int, sweeps: int) -> dict[str, Any]:
+    recordings = tables.recordings
+    keyframe, *earlier = recordings.chain(recordings.keyframes[sample][LIDAR], sweeps)
+    frame = tables.frame(sample, "lidar", lidar=False, cameras=False)
+    assert frame.boxes is not None
+    return {
+        "sample_idx": index,
+        "token": sample,
+        "timestamp": 1e-6 * tables.timestamp(sample),  # s
+        "ego2global": frame.global_from_ego.tolist(),
+        "lidar_points": {
+            "num_pts_feats": 5,
+            "lidar_path": Path(keyframe.file).name,
+            "lidar2ego": recordings.ego_from_sensor[keyframe.calibration].tolist(),
+        },
+        "lidar_sweeps": [
+            _sweep(tables, recording, frame.global_from_reference)
+            for recording in earlier
+            if (tables.dataroot / recording.file).exists()
+        ],
+        "images": {
+            name: _image(tables, recordings.keyframes[sample][name], frame.global_from_reference)
+            for name in CAMERAS
+            if name in recordings.keyframes[sample]
+        },
+        "instances": _instances(frame.boxes),
+    }
+
+
+def _sweep(tables: NuScenesTables, recording: Recording, global_from_lidar: np.ndarray) -> dict[str, Any]:
+    """mmdet3d places a sweep's points as p @ R - t, where t must be what it takes to be `lidar2sensor`'s translation.
+
+    Its own converter writes the translation of the inverse there, which puts sweeps beside their place in turns.
+    """
+    pose, ego_from_lidar = _pose(tables, recording)
+    lidar_from_sensor = np.linalg.inv(global_from_lidar) @ pose @ ego_from_lidar
+    placing = np.eye(4)
+    placing[:3, :3], placing[:3, 3] = lidar_from_sensor[:3, :3].T, -lidar_from_sensor[:3, 3]
+    return {
+        "timestamp": 1e-6 * recording.timestamp,
+        "ego2global": pose.tolist(),
+        "lidar_points": {
+            "lidar_path": recording.file,
+            "lidar2ego": ego_from_lidar.tolist(),
+            "lidar2sensor": placing.tolist(),
+        },
+    }
+
+
+def _image(tables: NuScenesTables, recording: Recording, global_from_lidar: np.ndarray) -> dict[str, Any]:
+    pose, ego_from_camera = _pose(tables, recording)
+    return {
+        "img_path": Path(recording.file).name,
+        "timestamp": 1e-6 * recording.timestamp,
+        "cam2img": tables.recordings.intrinsics[recording.calibration].tolist(),
+        "cam2ego": ego_from_camera.tolist(),
+        "lidar2cam": (np.linalg.inv(pose @ ego_from_camera) @ global_from_lidar).tolist(),
+    }
+
+
+def _pose(tables: NuScenesTables, recording: Recording) -> tuple[np.ndarray, np.ndarray]:
+    """global_from_ego at the recording's time and ego_from_sensor."""
+    recordings = tables.recordings
+    return recordings.global_from_ego(recording), recordings.ego_from_sensor[recording.calibration]
+
+
+def _instances(boxes: Boxes) -> list[dict[str, Any]]:
+    """Boxes in the LiDAR's frame: middle, length along x, width along y, height, yaw; their points are not told apart
+    by sensor, so all count as LiDAR's."""
+    middles, sizes = boxes.centers.tolist(), boxes.sizes[:, [1, 0, 2]].tolist()
+    return [
+        {
+            "bbox_label": LABELS.index(CLASSES[label]),
+            "bbox_label_3d": LABELS.index(CLASSES[label]),
+            "bbox_3d": [*middle, *size, yaw],
+            "velocity": velocity,
+            "num_lidar_pts": points,
+            "num_radar_pts": 0,
+            "bbox_3d_isvalid": points > 0,
+            "attr_label": attribute if attribute >= 0 else len(ATTRIBUTES),
+        }
+        for label, middle, size, yaw, velocity, points, attribute in zip(
+            boxes.labels.tolist(),
+            middles,
+            sizes,
+            boxes.yaws.tolist(),
+            boxes.velocities[:, :2].tolist(),
+            boxes.num_points.tolist(),
+            boxes.attributes.tolist(),
+            strict=True,
+        )
+    ]

@@ -1,0 +1,62 @@
+"""A detector of mmdet3d as the shared backbone of modules of ours, as a YAML file says it.
+
+name: centerpoint
+backbone:
+  kind: mmdet3d
+  config: centerpoint_pillar02_second_secfpn_8xb4-cyclic-20e_nus-3d   # of the package, or a file
+  checkpoint: centerpoint.pth
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import Field
+
+from perception.atomic import write_atomically
+from perception.errors import InputError
+from perception.section import Section, load_section
+
+FILE = "foreign.yaml"  # in the folder of a run
+Positive = Annotated[int, Field(gt=0)]
+
+
+class ForeignBackbone(Section):
+    kind: Literal["mmdet3d"]
+    config: str  # a file, which is Python and is run, or the name of one that comes with mmdet3d
+    checkpoint: str | None = None  # as mmdet3d's zoo publishes it; None starts from random numbers
+    slots: tuple[str, ...] = Field(default=("*",), strict=False)  # globs of layers' names, such as pts_backbone.*
+
+
+class ForeignConfig(Section):
+    name: str
+    seed: int = 0
+    backbone: ForeignBackbone
+    modules: tuple[str, ...] = Field(default=(), strict=False)  # files of trained modules
+    batch: Positive = 2
+
+
+def foreign_config(path: Path) -> ForeignConfig | None:
+    """Of a YAML file or of the folder that `perception adapt` wrote for one; None if this is neither.
+
+    Raises:
+        InputError: an unknown or wrong-typed key.
+    """
+    file = path / FILE if (path / FILE).exists() else path
+    return load_section(ForeignConfig, file, "the configuration") if file.suffix in (".yaml", ".yml") else None
+
+
+def write_foreign_config(run: Path, config: ForeignConfig) -> None:
+    """To the folder of a run."""
+    write_atomically(run / FILE, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).encode())
+
+
+def refuse_export(path: Path) -> None:
+    """Raises InputError if this is a foreign backbone."""
+    if foreign_config(path) is not None:
+        raise InputError(
+            f"{path}: a foreign backbone runs in mmdet3d alone and does not export (sparse convolutions would need a "
+            "plugin); `perception import-mmdet3d` makes pillar CenterPoint and PointPillars into models that do"
+        )

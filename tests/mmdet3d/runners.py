@@ -1,0 +1,91 @@
+"""Configurations of MMEngine's Runner for our model on simulated drives, through mmdet3d's pipeline and metric."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from mmengine.config import Config
+
+from perception.config import find_config
+from perception.data.nuscenes import NuScenesTables
+from perception.frame import CLASSES
+from perception.mmdet3d import annotation_file
+
+FOLDERS = {"pts": "samples/LIDAR_TOP", "sweeps": "sweeps/LIDAR_TOP", "img": ""}
+
+
+def tiny_lidar(folder: Path, sweeps: int) -> Path:
+    """configs/tiny.yaml with LiDAR only, in the LiDAR's frame."""
+    content = yaml.safe_load(find_config("tiny").read_text())
+    content["grid"]["reference"] = "lidar"
+    content["model"] |= {"camera": None, "map": None}
+    content["model"]["lidar"]["sweeps"] = sweeps
+    content["modules"] = []
+    path = folder / "tiny_lidar.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def runner_config(root: Path, model: dict[str, Any], work: Path, sweeps: int, steps: int = 20) -> Config:
+    """Trains for `steps` iterations of two frames on mini_val and tests on the same."""
+    tables = NuScenesTables(root, "v1.0-mini")
+    loaded = [
+        {"type": "LoadPointsFromFile", "coord_type": "LIDAR", "load_dim": 5, "use_dim": 5},
+        {
+            "type": "LoadPointsFromMultiSweeps",
+            "sweeps_num": sweeps,
+            "use_dim": [0, 1, 2, 3, 4],
+            "remove_close": True,
+            "test_mode": True,
+        },
+    ]
+    annotated = [
+        {"type": "LoadAnnotations3D", "with_bbox_3d": True, "with_label_3d": True, "with_attr_label": True},
+        {"type": "Pack3DDetInputs", "keys": ["points", "gt_bboxes_3d", "gt_labels_3d", "attr_labels"]},
+    ]
+
+    def loader(name: str, pipeline: list[dict[str, Any]], training: bool) -> dict[str, Any]:
+        annotations = work / f"{name}.json"
+        annotation_file.write(annotations, tables, tables.samples("mini_val"))
+        return {
+            "batch_size": 2 if training else 1,
+            "num_workers": 0,
+            "sampler": {"type": "InfiniteSampler" if training else "DefaultSampler", "shuffle": training},
+            "dataset": {
+                "type": "NuScenesDataset",
+                "data_root": str(root),
+                "ann_file": str(annotations),
+                "data_prefix": FOLDERS,
+                "metainfo": {"classes": CLASSES, "version": "v1.0-mini"},
+                "pipeline": pipeline,
+                "use_valid_flag": True,
+                "test_mode": not training,
+                "box_type_3d": "LiDAR",
+            },
+        }
+
+    work.mkdir(parents=True, exist_ok=True)
+    testing = loader("testing", [*loaded, {"type": "Pack3DDetInputs", "keys": ["points"]}], training=False)
+    content = {
+        "default_scope": "mmdet3d",
+        "custom_imports": {"imports": ["perception.mmdet3d.registered", "perception.mmdet3d.metric"]},
+        "work_dir": str(work),
+        "model": model,
+        "train_dataloader": loader("training", [*loaded, *annotated], training=True),
+        "train_cfg": {"by_epoch": False, "max_iters": steps, "val_interval": steps + 1},
+        "optim_wrapper": {"optimizer": {"type": "AdamW", "lr": 5e-3}, "clip_grad": {"max_norm": 35}},
+        "test_dataloader": testing,
+        "test_cfg": {},
+        "test_evaluator": {
+            "type": "NuScenesMetric",
+            "data_root": str(root),
+            "ann_file": testing["dataset"]["ann_file"],
+        },
+        "default_hooks": {"checkpoint": {"type": "CheckpointHook", "interval": -1, "by_epoch": False}},
+        "log_level": "WARNING",
+        "randomness": {"seed": 0},
+    }
+    Config(content).dump(work / "config.py")
+    return Config.fromfile(work / "config.py")  # which also imports what `custom_imports` names

@@ -1,0 +1,85 @@
+"""Our tables as mmdet3d's annotation file, against what mmdet3d's own converter collects from the same tables."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+from typing import Any
+
+import mmdet3d
+import numpy as np
+import pytest
+from mmdet3d.datasets import NuScenesDataset
+from nuscenes import NuScenes
+
+from perception.data.nuscenes import NuScenesTables
+from perception.data.tables import rigid
+from perception.errors import InputError
+from perception.mmdet3d import annotation_file
+from perception.mmdet3d.annotation_file import LABELS
+
+
+def converted(root: Path) -> list[dict[str, Any]]:
+    """Of mmdet3d's nuscenes_converter.py, which comes with its wheel, but is in no package."""
+    path = Path(mmdet3d.__file__).parent / ".mim" / "tools" / "dataset_converters" / "nuscenes_converter.py"
+    spec = importlib.util.spec_from_file_location("nuscenes_converter", path)
+    assert spec is not None
+    assert spec.loader is not None
+    converter = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(converter)
+    devkit = NuScenes("v1.0-mini", str(root), verbose=False)
+    rows, _ = converter._fill_trainval_infos(devkit, {scene["token"] for scene in devkit.scene}, set())
+    return rows
+
+
+def test_the_file_says_what_mmdet3ds_converter_says(mini_root: Path, tmp_path: Path):
+    tables = NuScenesTables(mini_root, "v1.0-mini")
+    annotation_file.write(tmp_path / "a.json", tables, tables.samples())
+    content = json.loads((tmp_path / "a.json").read_text())
+    theirs = {row["token"]: row for row in converted(mini_root)}
+    assert content["metainfo"]["version"] == "v1.0-mini"
+    assert [entry["sample_idx"] for entry in content["data_list"]] == list(range(len(theirs)))
+    for entry in content["data_list"]:
+        row = theirs.pop(entry["token"])
+        assert entry["timestamp"] == pytest.approx(row["timestamp"] / 1e6, abs=1e-6)
+        _close(entry["ego2global"], rigid(row["ego2global_translation"], row["ego2global_rotation"]))
+        _close(entry["lidar_points"]["lidar2ego"], rigid(row["lidar2ego_translation"], row["lidar2ego_rotation"]))
+        assert (mini_root / "samples/LIDAR_TOP" / entry["lidar_points"]["lidar_path"]).samefile(row["lidar_path"])
+        assert len(entry["lidar_sweeps"]) == len(row["sweeps"])
+        for ours, sweep in zip(entry["lidar_sweeps"], row["sweeps"], strict=True):
+            placing = np.array(ours["lidar_points"]["lidar2sensor"])  # p @ placing[:3, :3] - placing[:3, 3]
+            _close(placing[:3, :3], sweep["sensor2lidar_rotation"].T)
+            _close(-placing[:3, 3], sweep["sensor2lidar_translation"])
+            assert ours["timestamp"] == pytest.approx(sweep["timestamp"] / 1e6, abs=1e-6)
+        for name, camera in row["cams"].items():
+            image = entry["images"][name]
+            lidar_from_camera = np.eye(4)
+            lidar_from_camera[:3, :3], lidar_from_camera[:3, 3] = (
+                camera["sensor2lidar_rotation"],
+                camera["sensor2lidar_translation"],
+            )
+            _close(image["lidar2cam"], np.linalg.inv(lidar_from_camera))
+            _close(image["cam2img"], camera["cam_intrinsic"])
+        known = [i for i, name in enumerate(row["gt_names"]) if name in LABELS]
+        instances = entry["instances"]
+        _close([i["bbox_3d"] for i in instances], row["gt_boxes"][known])
+        _close([i["velocity"] for i in instances], row["gt_velocity"][known])
+        assert [LABELS[i["bbox_label_3d"]] for i in instances] == row["gt_names"][known].tolist()
+        assert [i["bbox_3d_isvalid"] for i in instances] == row["valid_flag"][known].tolist()
+    assert not theirs
+
+
+def _close(ours: Any, theirs: Any) -> None:
+    np.testing.assert_allclose(np.reshape(ours, np.shape(theirs)), theirs, rtol=0, atol=1e-6)
+
+
+def test_labels_are_in_the_order_of_mmdet3ds_dataset():
+    assert NuScenesDataset.METAINFO["classes"] == LABELS
+
+
+def test_keyframes_without_a_lidar_file_are_left_out(mini_root: Path, tmp_path: Path):
+    tables = NuScenesTables(mini_root, "v1.0-mini")
+    tables.dataroot = tmp_path
+    with pytest.raises(InputError, match="none of the 6 keyframes has its LiDAR file"):
+        annotation_file.write(tmp_path / "a.json", tables, tables.samples())
