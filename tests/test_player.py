@@ -331,7 +331,7 @@ class LongDrive:
             if i == 50:
                 tracemalloc.start()
             if i in (100, 200):
-                while self.player.latency.summary()["frames"] < i:  # frames that are on their way take memory too
+                while len(self.player.latency) < i:  # frames that are on their way take memory too
                     time.sleep(0.01)
                 gc.collect()
                 self.grown = tracemalloc.get_traced_memory()[0] - self.grown

@@ -35,13 +35,17 @@ class Latency:
         for stage, each in self._seconds.items():
             each.append(seconds[stage])
 
+    def __len__(self) -> int:
+        """Frames that were added, all stages of them."""
+        return min(map(len, self._seconds.values()))
+
     def summary(self) -> dict[str, Any]:
         """Milliseconds of each stage and of their sum: p50, p95, p99, mean and largest; and what was measured where."""
         milliseconds = {stage: np.array(each) * 1e3 for stage, each in self._seconds.items()}
         milliseconds["total"] = np.sum(list(milliseconds.values()), axis=0)
         return {
             "unit": "ms",
-            "frames": len(milliseconds["total"]),
+            "frames": len(self),
             "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, {platform.system()}",
             "includes": STAGES,
             "stages": {stage: _quantiles(values) for stage, values in milliseconds.items()},
