@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
+
+# Of numpy's linear algebra: it wakes its threads even to invert a 4 x 4 matrix, and then they spin for 20 ms.
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 from perception.commands import bridge, learn, modules, vehicle  # noqa: F401 - they add their commands to the application
 from perception.commands.common import app

@@ -22,8 +22,15 @@ STAGES = {
 }
 
 
+# Said beside the numbers, because it is not the only way to count.
+COUNTED = (
+    "each stage by the clock, where it is done, and a frame's total is the sum of its stages: meanwhile the next "
+    "frames are read and the last ones written, on the same cores; what a frame waits between stages is not counted"
+)
+
+
 class Latency:
-    """Seconds of every stage of every frame. The engine has run the golden frame before, so the first is warm.
+    """Seconds of every stage of every frame, see COUNTED. The engine has run the golden frame before, so it is warm.
 
     An hour at 2 Hz takes half a megabyte.
     """
@@ -47,6 +54,7 @@ class Latency:
             "unit": "ms",
             "frames": len(self),
             "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, {platform.system()}",
+            "counted": COUNTED,
             "includes": STAGES,
             "stages": {stage: _quantiles(values) for stage, values in milliseconds.items()},
         }

@@ -54,6 +54,8 @@ class Player:
     Until they are whole, replay.journal holds what was perceived so far. A replay of the same frames that was killed
     goes on from there, and the first three files are the same bytes as if it had not been killed.
 
+    While the network sees a frame, the next ones are read and the last ones written (`deploy.replay.beside`).
+
     Args:
         about: what the frames depend on, as JSON holds it.
         told: conditions that the vehicle is told of every frame; None: the drive's tags.

@@ -172,7 +172,7 @@ for (const [stage, numbers] of Object.entries(data.latency.stages)) {
   bar.style.background = stageColour(stage);
 }
 at("latencyNote").textContent = data.stages.map(s => `${s}: ${data.latency.includes[s]}`).join(". ") +
-  `. Measured on ${data.latency.machine}; the engine was warm.`;
+  `. Counted is ${data.latency.counted}. Measured on ${data.latency.machine}; the engine was warm.`;
 
 const least = Math.min(...totals), BINS = Math.min(40, Math.max(8, Math.ceil(Math.sqrt(frameCount) * 2)));
 const span = Math.max(slowest - least, 1e-3), counts = new Array(BINS).fill(0);
