@@ -110,7 +110,7 @@ def sweep_signs(frame: Frame) -> SweepSigns:
     assert frame.points is not None
     sample = frame.points[::EVERY]
     age = float(sample[:, 4].min())
-    latest = frame.points[: EVERY * int(np.count_nonzero(sample[:, 4] < age + SWEEP))]
+    latest = frame.points[: EVERY * max(1, np.count_nonzero(sample[:, 4] < age + SWEEP))]
     measured = (np.abs(sample[:, :3].T) < FAR).all(axis=0)  # NaN is not
     step = -(-len(latest) // MOST)
     points = latest[::step, :3]
