@@ -10,9 +10,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
+from deploy.replay.faults import Fault, inject
 from perception.data.nuscenes import NuScenesTables
-from perception.frame import CAMERAS, Frame
+from perception.frame import CAMERAS, Camera, Frame
 from perception.scene.health import HealthMonitor, SensorHealth
 from perception.simulate.simulate import simulate
 
@@ -216,6 +220,59 @@ def test_fewer_points_for_long_become_usual(real: list[Frame]) -> None:
         told.append(monitor.update(replace(real[0], points=points, timestamp=i * HALF_SECOND))["LIDAR_TOP"])
     assert [told[i].status for i in (9, 10, 40, 299)] == ["ok", "thinned", "thinned", "ok"]
     assert told[10].reason == "8000 points, where 19900 were usual"
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    shapes=st.lists(st.tuples(st.integers(1, 200), st.integers(1, 200)), min_size=1, max_size=4),
+    clouds=st.lists(
+        arrays(np.float32, st.tuples(st.integers(0, 40), st.just(5)), elements=st.floats(width=32)),
+        min_size=1,
+        max_size=4,
+    ),
+    times=st.lists(st.integers(0, 2**53), min_size=1, max_size=12),
+)
+def test_no_picture_points_or_time_is_too_much(
+    shapes: list[tuple[int, int]], clouds: list[np.ndarray], times: list[int]
+) -> None:
+    """Any sizes, NaN and infinity, times to and fro: a word for each sensor, and no more memory than at first."""
+    monitor, rng = HealthMonitor(["LIDAR_TOP", "CAM_FRONT"]), np.random.default_rng(0)
+    for i, now in enumerate(times):
+        image = rng.integers(0, 255, (*shapes[i % len(shapes)], 3), np.uint8)
+        camera = Camera(image, np.eye(3), np.eye(4), np.eye(4), times[-i])
+        points = np.repeat(clouds[i % len(clouds)], 1 + 50 * (i % 2), axis=0)
+        health = monitor.update(Frame("t", now, "ego", np.eye(4), np.eye(4), points, {"CAM_FRONT": camera}))
+        assert list(health) == ["LIDAR_TOP", "CAM_FRONT"]
+        for each in health.values():
+            assert (each.status == "ok") == (not each.findings)
+            assert each.since in times
+    assert len(monitor._grounds) <= 64
+
+
+@pytest.mark.parametrize(
+    ("text", "status"),
+    [
+        ("noise:CAM_FRONT,levels=18", "noisy"),
+        ("noise:CAM_FRONT,levels=60", "noisy"),
+        ("blur:CAM_FRONT,pixels=3", "blurred"),
+        ("blur:CAM_FRONT,pixels=20", "blurred"),
+        ("corruption:CAM_FRONT,share=0.6", "corrupt"),
+        ("noise:lidar,metres=0.05", "noisy"),
+        ("noise:lidar,metres=0.3", "noisy"),
+        ("points:lidar,share=0.4", "thinned"),
+        ("points:lidar,share=0.9", "thinned"),
+        ("corruption:lidar,share=0.06", "corrupt"),
+        ("corruption:lidar,share=0.6", "corrupt"),
+    ],
+)
+@pytest.mark.parametrize("drive", ["real", "rainy_night"])
+def test_weaker_and_stronger_faults_have_the_same_name(
+    text: str, status: str, drive: str, request: pytest.FixtureRequest
+) -> None:
+    monitor = HealthMonitor(SENSORS)
+    for frame in inject(request.getfixturevalue(drive)[:3], [Fault.parse(f"{text}@1.0-9.0")]):
+        health = monitor.update(frame)
+    assert {each.words for each in health.values()} == {"ok", status}
 
 
 def test_only_the_networks_sensors_are_watched(real: list[Frame]) -> None:

@@ -66,7 +66,7 @@ def scores(runtime: Runtime, frames: Sequence[Frame], truth: Truth, faults: Sequ
     scenes = np.unique([frame.scene for frame in frames], return_inverse=True)[1]
     grid, counts, rows = runtime.bundle.manifest.map_grid, [], []
     for i, frame in enumerate(inject(frames, [Fault.parse(text) for text in faults])):
-        prediction = runtime.step(frame)
+        prediction = runtime(frame)
         rows.append(detection_rows(frame, prediction.boxes, i))
         if prediction.map_probabilities is not None and grid is not None and (known := truth.map(frame.location)):
             cells = predicted_cells(prediction.map_probabilities)

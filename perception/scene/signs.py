@@ -66,17 +66,18 @@ def picture_signs(image: np.ndarray) -> PictureSigns:
         return PictureSigns(sample, dark, bright, texture=1.0, noise=0.0, torn=0.0)
     # Rows have their say alone: a few that are torn do not sharpen a blurred picture.
     fine, coarse = (cv2.absdiff(rows[:, n:], rows[:, :-n]).sum(axis=1, dtype=np.uint32) for n in (1, 4))
+    noise = _noise(rows)
     return PictureSigns(
         sample,
         dark,
         bright,
         texture=float(np.median(fine / np.maximum(coarse, 1))),
-        noise=_noise(rows),
-        torn=_torn(image),
+        noise=noise,
+        torn=_torn(image, noise),
     )
 
 
-def _torn(image: np.ndarray) -> float:
+def _torn(image: np.ndarray, noise: float) -> float:
     """Share of a row of JPEG's blocks that is parted from both its neighbours, the row above and that below.
 
     In the right half, because what derails a decoder does so to the end of the row. An edge in the street may run along
@@ -89,7 +90,7 @@ def _torn(image: np.ndarray) -> float:
         cv2.resize(np.ascontiguousarray(right[y::MCU, 2::4, 1][: size[1]]), size, interpolation=cv2.INTER_AREA)
         for y in (MCU - 1, MCU)
     )  # each the mean of four pixels of a block
-    parted = cv2.absdiff(upper, lower) > STEP
+    parted = cv2.absdiff(upper, lower) > max(STEP, 2 * noise)  # of which there is less in the mean of four
     return float(np.sort((parted[1:] & parted[:-1]).mean(axis=1))[-2])
 
 
@@ -109,7 +110,7 @@ def sweep_signs(frame: Frame) -> SweepSigns:
     assert frame.points is not None
     sample = frame.points[::EVERY]
     age = float(sample[:, 4].min())
-    latest = frame.points[: EVERY * int(np.count_nonzero(sample[:, 4] < age + SWEEP))]
+    latest = frame.points[: EVERY * max(1, np.count_nonzero(sample[:, 4] < age + SWEEP))]
     measured = (np.abs(sample[:, :3].T) < FAR).all(axis=0)  # NaN is not
     step = -(-len(latest) // MOST)
     points = latest[::step, :3]
