@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from perception.data.nuscenes import NuScenesTables
-from perception.frame import CAMERAS, MAP_CLASSES, Boxes, Camera, Conditions, Frame, Prediction
+from perception.frame import CAMERAS, CONDITIONS, MAP_CLASSES, Boxes, Camera, Conditions, Frame, Prediction
 from perception.grid import BevGrid
 from perception.scene.belief import ConditionBelief, tagged
 from perception.scene.health import HealthMonitor
@@ -112,9 +112,17 @@ def test_two_replays_give_the_same_bytes_and_so_does_a_stored_scene() -> None:
     assert before + [content(each) for each in drive(restored, frames[15:])] == expected
 
 
+def recognised_as(conditions: Conditions, sure: float) -> dict[str, list[float]]:
+    return {
+        kind: [sure if value in conditions.known() else (1 - sure) / (len(values) - 1) for value in values]
+        for kind, values in CONDITIONS.items()
+    }
+
+
+@pytest.mark.parametrize("tags", [True, False])
 @pytest.mark.parametrize("rate", [2, 20])
-def test_the_route_follows_a_drive_into_rain_and_a_tunnel(rate: int) -> None:
-    """Within 2 s, once per change, and not for a wiper stroke or a lamp."""
+def test_the_route_follows_a_drive_into_rain_and_a_tunnel(rate: int, tags: bool) -> None:
+    """Within 2 s, once per change, and not for a wiper stroke or a lamp; by tags, or recognised with 0.99."""
     seconds = {"rain": 20, "night": 40, "out": 60}
     scene, route, period = new_scene(), [], 1_000_000 // rate
     for i in range(80 * rate):
@@ -122,11 +130,13 @@ def test_the_route_follows_a_drive_into_rain_and_a_tunnel(rate: int) -> None:
         light = "night" if seconds["night"] * rate <= i < seconds["out"] * rate else "day"
         if i % (10 * rate) == 5 * rate:
             weather, light = "fog", "night" if light == "day" else "day"
-        frame = frame_at(i, Conditions(weather, light, "boston"), period=period)
+        true = Conditions(weather, light, "boston")
+        frame = frame_at(i, true if tags else UNKNOWN, period=period)
         believed = scene.observe(frame)
         known = set(believed.known())
         weights = {name: float(known.issuperset(MODULES[name])) for name in ("rain", "rain-night")}
-        found = scene.update(frame, prediction_of(frame), weights)
+        recognised = {} if tags else recognised_as(true, 0.99)
+        found = scene.update(frame, replace(prediction_of(frame), recognised=recognised), weights)
         route.append(tuple(found.route[name].weight for name in weights))
     runs = [(value, len(list(run))) for value, run in itertools.groupby(route)]
     assert [value for value, _ in runs] == [(0, 0), (1, 0), (1, 1), (1, 0)]

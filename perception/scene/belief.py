@@ -51,8 +51,9 @@ class ConditionBelief:
 
     At first one sure observation is enough. Then one frame that contradicts switches nothing and, after the first
     seconds, nor does a burst of at most half a second. A change that lasts switches once, at frame rates from 2 Hz on:
-    within 2 s where tags say so, within 3 s where a recogniser is 0.9 sure. A value is believed until another one is,
-    or until nothing has spoken for it for SILENCE.
+    within 2 s where tags say so, within 3 s where a recogniser is 0.9 sure. What is recognised in a frame is evidence
+    from the next one on; at 2 Hz that is still within 2 s where the recogniser is 0.99 sure. A value is believed until
+    another one is, or until nothing has spoken for it for SILENCE.
     """
 
     def __init__(self) -> None:
