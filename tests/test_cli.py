@@ -12,7 +12,10 @@ import pytest
 
 PERCEPTION = Path(sys.executable).with_name("perception")
 CONFIG = Path(__file__).parents[1] / "configs" / "tiny.yaml"
-COMMANDS = ("simulate", "train", "evaluate", "export", "build", "replay", "adapt", "modules", "merge", "demo")
+COMMANDS = (
+    *("simulate", "train", "evaluate", "export", "build", "replay", "adapt", "modules", "merge", "demo"),
+    "import-mmdet3d",
+)
 
 
 def perception(*arguments: object) -> subprocess.CompletedProcess[str]:
