@@ -108,7 +108,7 @@ def fit(
         loss = _loss(detector, batch)
         if not torch.isfinite(loss):
             raise InputError(f"{config.name}: the loss at step {len(losses)} is {loss.item()}; lower --learning-rate")
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         torch.nn.utils.clip_grad_norm_([p for _, p in settings.trainable(detector)], GRADIENT_CLIP)
         optimizer.step()
         schedule.step()
@@ -140,4 +140,4 @@ def _loss(detector: Any, batch: Any) -> Tensor:
         raise InputError(
             f"mmcv: {' '.join(str(error).split())}: sparse convolutions run on a GPU, with a build of mmcv for CUDA"
         ) from None
-    return loss  # type: ignore[no-any-return]
+    return loss

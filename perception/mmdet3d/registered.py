@@ -41,7 +41,7 @@ from mmengine.structures import InstanceData  # noqa: E402
 
 
 @MODELS.register_module()
-class PerceptionDetector(BaseModel):  # type: ignore[misc]
+class PerceptionDetector(BaseModel):
     """A PerceptionModel behind mmdet3d's interface, LiDAR only.
 
     Points and boxes are in the LiDAR's frame, as mmdet3d's are. The dataset's `metainfo` must have the classes in the

@@ -29,7 +29,7 @@ VOXELS = "centerpoint_voxel0075_second_secfpn_8xb4-cyclic-20e_nus-3d"
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> ForeignBackbone:
-    """The shipped pillar CenterPoint on cells of 0.8 m, a sixteenth of the work, with random weights in a checkpoint."""
+    """The shipped pillar CenterPoint on cells of 0.8 m, a sixteenth of the work, and random weights of it."""
     folder = tmp_path_factory.mktemp("centerpoint")
     config = read_config(ForeignBackbone(kind="mmdet3d", config=PILLARS))
     model, cell = config.model, [0.8, 0.8, 8]
