@@ -29,7 +29,7 @@ VOXELS = "centerpoint_voxel0075_second_secfpn_8xb4-cyclic-20e_nus-3d"
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> ForeignBackbone:
-    """The shipped pillar CenterPoint on cells of 0.8 m, with random weights in a checkpoint."""
+    """The shipped pillar CenterPoint on cells of 0.8 m, a sixteenth of the work, and random weights of it."""
     folder = tmp_path_factory.mktemp("centerpoint")
     config = read_config(ForeignBackbone(kind="mmdet3d", config=PILLARS))
     model, cell = config.model, [0.8, 0.8, 8]
@@ -166,3 +166,26 @@ def test_voxel_centerpoint_loads_and_says_what_its_sparse_convolutions_need(
     if not torch.cuda.is_available():
         with pytest.raises(InputError, match="sparse convolutions run on a GPU"):
             fit(trunk, "rain", frames, config, 1, 1e-2)
+
+
+def test_a_detector_of_a_project_beside_mmdet3d_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """As BEVFusion, which is in mmdet3d's repository and not in its package: `custom_imports` says where it is."""
+    (tmp_path / "project_of_mine.py").write_text(
+        "from mmdet3d.registry import MODELS\n"
+        "from mmengine.model import BaseModel\n"
+        "from torch import nn\n"
+        "@MODELS.register_module()\n"
+        "class MyDetector(BaseModel):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.neck = nn.Conv2d(3, 4, 1)\n"
+        "    def forward(self, inputs, data_samples=None, mode='tensor'):\n"
+        "        return self.neck(inputs)\n"
+    )
+    file = tmp_path / "mine.py"
+    file.write_text('custom_imports = dict(imports=["project_of_mine"])\nmodel = dict(type="MyDetector")\n')
+    config = ForeignConfig(name="m", backbone=ForeignBackbone(kind="mmdet3d", config=str(file)))
+    with pytest.raises(InputError, match=r"mine\.py: cannot be read .*project_of_mine"):
+        load_foreign(config)
+    monkeypatch.syspath_prepend(tmp_path)
+    assert list(load_foreign(config).bank.slots) == ["neck"]

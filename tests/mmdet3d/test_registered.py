@@ -95,9 +95,11 @@ def test_frames_of_the_pipeline_become_the_inputs_and_targets_of_our_own(
         assert np.array_equal(theirs["pillar_cells"], ours["pillar_cells"][:, :pillars])
         np.testing.assert_allclose(theirs["pillar_points"], ours["pillar_points"][:, :pillars], rtol=0, atol=2e-5)
 
-        grid = detector.spec.grid
+        grid, head = detector.spec.grid, detector.network.config.model.detection
         assert frame.boxes is not None
-        got, expected = (detection_targets([boxes], grid, 2) for boxes in (_boxes(sample.gt_instances_3d), frame.boxes))
+        got, expected = (
+            detection_targets([boxes], grid, head) for boxes in (_boxes(sample.gt_instances_3d), frame.boxes)
+        )
         assert torch.equal(got.heatmap, expected.heatmap)
         assert torch.equal(got.attributes, expected.attributes)
         for name, values in expected.regression.items():
