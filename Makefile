@@ -13,8 +13,9 @@ BIN := .venv/bin
 demo: .venv/installed
 	$(BIN)/perception demo
 
+# A process for each core, so torch needs no second thread; a file's tests share what they prepare.
 test: .venv/installed
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
 
 # mmdet3d beside all else, in the same environment; without what its packages ask for, which would be a second OpenCV.
 # mmcv's operators are compiled, once per machine: pip's cache keeps the wheel.
@@ -27,7 +28,7 @@ test: .venv/installed
 install-mmdet3d: .venv/mmdet3d
 
 test-mmdet3d: .venv/mmdet3d
-	$(BIN)/python -m pytest tests/mmdet3d
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile tests/mmdet3d
 
 lint: .venv/installed
 	$(BIN)/ruff format --check .
