@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -98,6 +99,9 @@ class Player:
                 StatisticsWriter(self._file(STATISTICS), manifest.sensors, map_grid, self.truth) as statistics,
                 ExitStack() as stack,
             ):
+                # Tables and bundle stay to the end: the collector need not look through them while frames are seen.
+                gc.freeze()
+                stack.callback(gc.unfreeze)
                 shown = [stack.enter_context(open_viewer(name, self.out, map_grid)) for name in self.viewers]
                 writers = Writers(journal, results, tracks, statistics, self.latency, self.report, shown)
                 behind = stack.enter_context(Behind())
