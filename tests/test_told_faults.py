@@ -171,7 +171,7 @@ def test_a_lidar_is_miscalibrated_where_the_ground_is_tilted_or_lifted(
     for i in range(6):
         text = f"miscalibration:lidar,degrees={degrees},metres={metres}@0-{90 + i}"
         fault = Fault.parse(text)
-        moved = fault.applied(np_frame(), None)
+        moved = fault.applied(ground_frame(), None)
         origin, *along = moved.points[:, :3].astype(float)  # type: ignore[index]
         normal = np.cross(along[0] - origin, along[1] - origin)
         tilt = np.degrees(np.arccos(normal[2] / np.linalg.norm(normal)))
@@ -182,7 +182,7 @@ def test_a_lidar_is_miscalibrated_where_the_ground_is_tilted_or_lifted(
         assert found[-1] == ({LIDAR: {"miscalibrated"}} if tilt > TILTED or height > RAISED else {}), (tilt, height)
 
 
-def np_frame() -> Frame:
+def ground_frame() -> Frame:
     """Three points of the ground: the origin, ahead, and to the left."""
     points = np.array([[0, 0, 0, 0, 0], [10, 0, 0, 0, 0], [0, 10, 0, 0, 0]], np.float32)
     return Frame("t", 0, "ego", np.eye(4), np.eye(4), points, {})

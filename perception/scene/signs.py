@@ -37,7 +37,7 @@ class PictureSigns:
     sample: bytes  # of its pixels, that tells it from another
     dark: float  # share of the pixels below DARK
     bright: float  # and above BRIGHT
-    texture: float  # mean difference over 1 pixel by that over 4: 0.25 of a smooth slope, 0.7 of noise
+    texture: float  # mean difference over 1 pixel by that over 4: 0.25 of a smooth slope, 1 of noise
     noise: float  # grey levels, standard deviation where the picture is flattest
     torn: float  # share of a row of blocks that fits neither the row above nor that below; of the second worst row
 
