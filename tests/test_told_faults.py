@@ -48,7 +48,8 @@ def drives(root: Path) -> list[list[Frame]]:
 
 
 def windowed(kind: str, sensor: str) -> str:
-    return f"{kind}:{sensor}@{WINDOW[0]}-{WINDOW[1]}"
+    amount = ",degrees=3,metres=0.1" if kind == "miscalibration" else ""  # of 1 degree health says nothing
+    return f"{kind}:{sensor}{amount}@{WINDOW[0]}-{WINDOW[1]}"
 
 
 def named(kind: str, sensor: str) -> set[Status]:

@@ -136,8 +136,8 @@ class Miscalibration(Kind):
     """
 
     told_as = frozenset({"miscalibrated"})
-    degrees: OrNone = 3.0
-    metres: OrNone = 0.1
+    degrees: OrNone = 1.0
+    metres: OrNone = 0.05
 
     def camera(self, camera: Camera, past: Camera | None, rng: np.random.Generator) -> Camera:
         return replace(camera, ego_from_camera=camera.ego_from_camera @ self._displacement(rng))
