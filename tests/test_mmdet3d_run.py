@@ -47,7 +47,7 @@ def test_a_module_is_trained_beside_the_imported_base(run: Path, adapted: Path) 
     deltas = [name for name in both if ".computations.rain." in name]
     places = {name.split(".computations")[0] for name in deltas}
     assert {"lidar.linear", "trunk.lifts.0.conv", "heads.detection.branches.group5_heatmap.1"} <= places
-    begun_at_zero = [name for name in deltas if name.endswith(".up.weight")]
+    begun_at_zero = [name for name in deltas if name.endswith(".b.weight")]
     assert len(begun_at_zero) == len(places)
     assert all(both[name].any() for name in begun_at_zero)  # each had a gradient
 
