@@ -37,6 +37,7 @@ VEHICLE = (
     "deploy.route",
     "deploy.runtime",
     "deploy.signature",
+    "deploy.replay.beside",
     "deploy.replay.faults",
     "deploy.replay.finished",
     "deploy.replay.foxglove_messages",
