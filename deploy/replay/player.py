@@ -260,10 +260,10 @@ class Writers(NamedTuple):
         self.results.add(frame, seen.prediction)
         self.tracks.add(frame.token, seen.tracks)
         self.statistics.add(frame, seen.prediction)
-        self.latency.add(seen.seconds)
         self.report.add(frame, seen)
         for viewer in self.viewers:
             viewer.add(frame, seen)
+        self.latency.add(seen.seconds)  # last: it counts the frames of which all is written
 
 
 def _clocked(frames: Iterator[Frame]) -> Iterator[tuple[Frame, float]]:
