@@ -85,7 +85,7 @@ def export(
                 map_grid=_map_grid(config),
                 lidar=config.model.lidar,
                 camera=config.model.camera,
-                suppression=config.model.detection.suppression,
+                suppression=config.model.suppression,
                 modules=tuple(module.name for module in config.modules),
                 origin=source,
                 apart=tuple(others),

@@ -94,12 +94,21 @@ def differences(expected: Arrays, actual: Arrays, tolerance: float, outliers: fl
 
 def _lost_detections(expected: Arrays, actual: Arrays, tolerance: float) -> np.ndarray:
     """Ranks of expected detections (arrays without batch dimension) that have no counterpart."""
-    same = np.abs(expected["scores"][:, None] - actual["scores"]) <= tolerance  # (K, K)
+    scores = expected["scores"].astype(np.float64)
+    asked = np.flatnonzero(scores > scores[-1] + 2 * tolerance)
+    by_score = np.argsort(actual["scores"], kind="stable")
+    others = actual["scores"][by_score].astype(np.float64)
+    first = np.searchsorted(others, scores[asked] - tolerance, "left")
+    several = np.searchsorted(others, scores[asked] + tolerance, "right") - first  # that score the same
+    mine = np.repeat(asked, several)
+    theirs = by_score[np.arange(len(mine)) + np.repeat(first - np.cumsum(several) + several, several)]
     for name in ("labels", "attributes"):
-        same &= expected[name][:, None] == actual[name]
-    same &= _off(expected["boxes"][:, None], actual["boxes"]).max(axis=-1) <= tolerance
-    cut = expected["scores"] <= expected["scores"][-1] + 2 * tolerance
-    return np.flatnonzero(~same.any(axis=1) & ~cut)
+        same = expected[name][mine] == actual[name][theirs]
+        mine, theirs = mine[same], theirs[same]
+    for number in range(expected["boxes"].shape[-1]):
+        same = _off(expected["boxes"][mine, number], actual["boxes"][theirs, number]) <= tolerance
+        mine, theirs = mine[same], theirs[same]
+    return np.setdiff1d(asked, mine)
 
 
 def _off(expected: np.ndarray, actual: np.ndarray) -> np.ndarray:

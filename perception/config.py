@@ -40,7 +40,14 @@ class Lidar(Section):
     points_per_pillar: Positive = 20
     channels: Positive = 64
     encoder: Literal["masked", "padded"] = "masked"  # padded: as mmdet3d's PillarFeatureNet, see backbone/lidar.py
+    hidden: tuple[Positive, ...] = Field(default=(), strict=False)  # of padded: channels of the layers before the last
     sweeps: Annotated[int, Field(ge=0, le=10)] = 10  # past sweeps beside the keyframe
+
+    @model_validator(mode="after")
+    def _layers(self) -> Lidar:
+        if self.hidden and self.encoder != "padded":
+            raise ValueError("`hidden` layers are for the encoder `padded`")
+        return self
 
 
 class Depth(Section):
@@ -71,6 +78,7 @@ class Trunk(Section):
     up_channels: Positive = 128
     stride: Positive = 4  # of the head's cells, in pillars
     down: Literal["overlap", "patch"] = "overlap"  # stages finer than that: 3x3, or a kernel as large as its stride
+    pyramid: bool = False  # a map for each stage, on its own grid, instead of one
 
     @model_validator(mode="after")
     def _lengths(self) -> Trunk:
@@ -83,12 +91,13 @@ class Suppression(Section):
     """Which of the boxes that a network gives are left out, behind the graph: `data/suppression.py`."""
 
     threshold: Share  # scores up to it are left out
-    low: tuple[float, float, float] = Field(strict=False)  # m, of the centres that stay
-    high: tuple[float, float, float] = Field(strict=False)  # m
+    low: tuple[float, float, float] | None = Field(default=None, strict=False)  # m, of the centres that stay
+    high: tuple[float, float, float] | None = Field(default=None, strict=False)  # m
     kind: Literal["circle", "rotated"]  # what is near a better box of its group: by distance, or by overlap
     radii: tuple[float, ...] = Field(default=(), strict=False)  # m, of circle: for each group
     overlap: Share = 0.2  # of rotated: intersection over union from which the worse box goes
-    most: Positive = 83  # boxes of a group that stay
+    most: Positive | None = 83  # boxes of a group that stay
+    total: Positive | None = None  # boxes of all groups that stay
 
 
 class DetectionHead(Section):
@@ -111,6 +120,31 @@ class DetectionHead(Section):
         return self
 
 
+class Anchor(Section):
+    """A box that objects are told from, at the middle of each of the map's cells."""
+
+    size: tuple[float, float, float] = Field(strict=False)  # m: width, length, height
+    bottom: float  # m, z of the underside
+    x: tuple[float, float] = Field(strict=False)  # m, over which the map's cells are spread
+    y: tuple[float, float] = Field(strict=False)
+
+
+class AnchorHead(Section):
+    anchors: tuple[Anchor, ...] = Field(strict=False, min_length=1)
+    rotations: tuple[float, ...] = Field(default=(0.0, 1.57), strict=False)  # rad, of each anchor
+    scales: tuple[Positive, ...] = Field(default=(1,), strict=False)  # of the anchors on each of the trunk's maps
+    direction_offset: float = 0.0  # rad; from here on, half a turn is one direction, the next the other
+    direction_limit_offset: float = 0.0  # turns of pi
+    candidates: Positive = 1000  # boxes of each map that the best are looked for among
+    suppression: Suppression = Suppression(threshold=0.05, kind="rotated", most=None, total=500)
+
+    @model_validator(mode="after")
+    def _sorted_in_the_graph(self) -> AnchorHead:
+        if self.candidates * len(self.scales) >= 3840:
+            raise ValueError("candidates of all maps together must be fewer than 3840, TensorRT's TopK limit")
+        return self
+
+
 class MapHead(Section):
     channels: Positive = 64
 
@@ -123,6 +157,7 @@ class Model(Section):
     fused_stride: Positive = 1  # cells of the fused map, in pillars
     trunk: Trunk = Trunk()
     detection: DetectionHead = DetectionHead()
+    anchors: AnchorHead | None = None  # detects instead of `detection`
     map: MapHead | None = MapHead()
 
     @model_validator(mode="after")
@@ -130,6 +165,20 @@ class Model(Section):
         if self.lidar is None and self.camera is None:
             raise ValueError("the model needs `lidar`, `camera` or both")
         return self
+
+    @model_validator(mode="after")
+    def _maps_for_the_heads(self) -> Model:
+        maps = len(self.trunk.channels) if self.trunk.pyramid else 1
+        if self.anchors and len(self.anchors.scales) != maps:
+            raise ValueError(f"anchors.scales must have one for each of the trunk's maps, {maps}")
+        if self.trunk.pyramid and (self.anchors is None or self.map is not None):
+            raise ValueError("a trunk with `pyramid` is for `anchors`, without `map`")
+        return self
+
+    @property
+    def suppression(self) -> Suppression | None:
+        """Of the boxes that the network gives."""
+        return self.anchors.suppression if self.anchors else self.detection.suppression
 
     @model_validator(mode="after")
     def _nothing_to_fuse(self) -> Model:

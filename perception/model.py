@@ -12,9 +12,12 @@ from perception.backbone.camera import ImageEncoder
 from perception.backbone.fuse import Alone, Fuse
 from perception.backbone.lidar import PillarEncoder
 from perception.backbone.lift import Lift
+from perception.backbone.pyramid import PyramidTrunk
 from perception.backbone.trunk import Trunk
+from perception.backbone.voxel_features import VoxelFeatureEncoder
 from perception.config import Config
 from perception.frame import Conditions
+from perception.heads.anchors import AnchorHead
 from perception.heads.detection import CenterHead
 from perception.heads.map_segmentation import MapSegmentationHead
 from perception.modules.aggregation.notation import parse_block
@@ -43,17 +46,26 @@ class PerceptionModel(nn.Module):
         grid, model = config.grid.build(), config.model
         inputs = []  # channels and stride of each sensor's bird's-eye map
         if model.lidar:
-            self.lidar = PillarEncoder(model.lidar, grid)
+            self.lidar = (
+                VoxelFeatureEncoder(model.lidar, grid) if model.lidar.hidden else PillarEncoder(model.lidar, grid)
+            )
             inputs.append((model.lidar.channels, 1))
         if model.camera:
             self.camera = ImageEncoder(model.camera)
             self.lift = Lift(model.camera, grid.coarser(model.camera.stride))
             inputs.append((model.camera.channels * len(model.camera.heights), model.camera.stride))
         self.fuse = Fuse(inputs, model.fused_channels, model.fused_stride) if model.fusion else Alone()
-        self.trunk = Trunk(model.trunk, model.fused_channels, model.fused_stride)
-        self.heads = nn.ModuleDict(
-            {"detection": CenterHead(model.detection, self.trunk.channels, grid.coarser(model.trunk.stride))}
-        )
+        self.trunk: Trunk | PyramidTrunk
+        if model.trunk.pyramid:
+            self.trunk = PyramidTrunk(model.trunk, model.fused_channels)
+        else:
+            self.trunk = Trunk(model.trunk, model.fused_channels, model.fused_stride)
+        self.heads = nn.ModuleDict()
+        if model.anchors:
+            self.heads["detection"] = AnchorHead(model.anchors, self.trunk.channels)
+        else:
+            grid = grid.coarser(model.trunk.stride)
+            self.heads["detection"] = CenterHead(model.detection, self.trunk.channels, grid)
         if model.map:
             self.heads["map"] = MapSegmentationHead(model.map, self.trunk.channels)
         self.bank = Bank(self)

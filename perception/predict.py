@@ -35,4 +35,4 @@ class TorchPredictor:
         inputs = {name: torch.from_numpy(value).to(self.device) for name, value in prepare(frame, self.spec).items()}
         outputs = self.model.predict(inputs, [frame.conditions])
         found = {name: value.cpu().numpy() for name, value in outputs.items()}
-        return to_prediction(found, suppression=self.model.config.model.detection.suppression)
+        return to_prediction(found, suppression=self.model.config.model.suppression)

@@ -18,6 +18,7 @@ VEHICLE = (
     "perception.data.pillars",
     "perception.data.inputs",
     "perception.data.outputs",
+    "perception.data.overlap",
     "perception.data.suppression",
     "perception.evaluation.submission",
     "perception.evaluation.tracking",

@@ -21,9 +21,7 @@ class Trunk(nn.Module):
         self.stages, self.lifts = nn.ModuleList(), nn.ModuleList()
         for i, (channels, blocks, step) in enumerate(zip(config.channels, config.blocks, config.strides, strict=True)):
             stride *= step
-            layers = [ConvBlock(f"trunk.stage{i}.0", inputs, channels, stride=step)]
-            layers += [ConvBlock(f"trunk.stage{i}.{j + 1}", channels, channels) for j in range(blocks)]
-            self.stages.append(nn.Sequential(*layers))
+            self.stages.append(stage(i, inputs, channels, blocks, step))
             down = max(config.stride // stride, 1)
             self.lifts.append(
                 ConvBlock(
@@ -43,3 +41,10 @@ class Trunk(nn.Module):
             x = stage(x)
             lifted.append(lift(x))
         return torch.cat(lifted, dim=1)
+
+
+def stage(index: int, inputs: int, channels: int, blocks: int, stride: int) -> nn.Sequential:
+    """A strided convolution and `blocks` more behind it."""
+    layers = [ConvBlock(f"trunk.stage{index}.0", inputs, channels, stride=stride)]
+    layers += [ConvBlock(f"trunk.stage{index}.{i + 1}", channels, channels) for i in range(blocks)]
+    return nn.Sequential(*layers)

@@ -19,7 +19,7 @@ def import_mmdet3d(
 ) -> None:
     """Import a trained network of mmdet3d: OUT is a run like those that `train` writes.
 
-    Served: CenterPoint on pillars, with circle or rotated NMS, on nuScenes. mmdet3d need not be installed.
+    Served: CenterPoint and PointPillars on nuScenes, on pillars. mmdet3d need not be installed.
     """
     from perception.mmdet3d.importing import import_checkpoint
 

@@ -34,7 +34,7 @@ def to_prediction(
         groups = zip(boxes, scores, strict=True) if scores.ndim == 2 else [(boxes, scores)]
         stay = [survivors(*group, suppression, i) + i * scores.shape[-1] for i, group in enumerate(groups)]
         kept = np.concatenate(stay)
-    kept = kept[np.argsort(-scores.flat[kept], kind="stable")]
+    kept = kept[np.argsort(-scores.flat[kept], kind="stable")][: suppression and suppression.total]
     kept = kept[scores.flat[kept] >= score_threshold]
     boxes = boxes.reshape(-1, boxes.shape[-1])[kept].astype(np.float64)
     return Prediction(

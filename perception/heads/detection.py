@@ -12,6 +12,7 @@ from perception.backbone.layers import ConvBlock
 from perception.config import DetectionHead
 from perception.frame import ATTRIBUTES, CLASSES
 from perception.grid import BevGrid
+from perception.heads.attributes import by_speed
 from perception.modules.slot import Slot
 
 # What is regressed at an object's cell, and in how many numbers.
@@ -30,17 +31,6 @@ ATTRIBUTE_FAMILY = {
     "barrier": "-",
     "traffic_cone": "-",
 }
-# For heads that have not learned them, the attribute of what moves and of what does not, as mmdet3d's NuScenesMetric.
-FAST = 0.2  # m/s
-BY_SPEED = {
-    "bus": ("vehicle.moving", "vehicle.stopped"),
-    "motorcycle": ("cycle.with_rider", "cycle.without_rider"),
-    "bicycle": ("cycle.with_rider", "cycle.without_rider"),
-    "pedestrian": ("pedestrian.moving", "pedestrian.standing"),
-    "barrier": ("", ""),
-    "traffic_cone": ("", ""),
-}
-OTHER_VEHICLES = ("vehicle.moving", "vehicle.parked")
 
 
 class CenterHead(nn.Module):
@@ -50,7 +40,6 @@ class CenterHead(nn.Module):
     """
 
     possible: Tensor
-    by_speed: Tensor
 
     def __init__(self, config: DetectionHead, inputs: int, grid: BevGrid) -> None:
         super().__init__()
@@ -73,9 +62,6 @@ class CenterHead(nn.Module):
         families = [ATTRIBUTE_FAMILY.get(c, "vehicle.") for c in CLASSES]
         possible = torch.tensor([[a.startswith(f) for a in ATTRIBUTES] for f in families])
         self.register_buffer("possible", possible, persistent=False)
-        index = {"": -1, **{name: i for i, name in enumerate(ATTRIBUTES)}}
-        by_speed = torch.tensor([[index[a] for a in BY_SPEED.get(c, OTHER_VEHICLES)] for c in CLASSES])
-        self.register_buffer("by_speed", by_speed, persistent=False)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         x = self.shared(x)
@@ -130,8 +116,7 @@ class CenterHead(nn.Module):
             attribute = torch.where(possible, at("attribute"), -1e4).argmax(dim=-1)
             attribute = torch.where(possible.any(dim=-1), attribute, -1)
         else:
-            moving, still = self.by_speed[label].unbind(dim=-1)
-            attribute = torch.where(velocity.square().sum(dim=-1) > FAST**2, moving, still)
+            attribute = by_speed(label, velocity)
         return {"boxes": boxes, "scores": best, "labels": label, "attributes": attribute}
 
 

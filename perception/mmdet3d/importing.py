@@ -6,11 +6,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
 from torch import Tensor
 
 from perception.config import Config
 from perception.errors import InputError
-from perception.mmdet3d import centerpoint
+from perception.mmdet3d import centerpoint, pointpillars
 from perception.mmdet3d.checkpoint import read_state
 from perception.mmdet3d.config import read_model, read_sweeps
 from perception.model import PerceptionModel
@@ -19,7 +20,7 @@ from perception.training.checkpoint import save_model
 # By the configuration's type of model: our configuration and network, from the `model` of theirs, its path, the path
 # of the checkpoint, its state, and the number of sweeps before the keyframe.
 Converter = Callable[[Mapping[str, Any], Path, Path, Mapping[str, Tensor], int], tuple[Config, PerceptionModel]]
-CONVERTERS: Mapping[str, Converter] = {"CenterPoint": centerpoint.convert}
+CONVERTERS: Mapping[str, Converter] = {"CenterPoint": centerpoint.convert, "MVXFasterRCNN": pointpillars.convert}
 FOREIGN = "it loads as a foreign trunk (`backbone: {kind: mmdet3d, ...}`)"
 
 
@@ -37,7 +38,12 @@ def import_checkpoint(config: Path, checkpoint: Path, out: Path) -> tuple[Config
         raise InputError(
             f"{config}: {kind} is none of {', '.join(CONVERTERS)}, which have a counterpart here; {FOREIGN}"
         )
-    ours, network = CONVERTERS[kind](model, config, checkpoint, read_state(checkpoint), read_sweeps(config))
+    try:
+        ours, network = CONVERTERS[kind](model, config, checkpoint, read_state(checkpoint), read_sweeps(config))
+    except ValidationError as error:  # a value that our configuration cannot have
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise InputError(f"{config}: no counterpart here: {where}: {first['msg']}".replace(": : ", ": ")) from None
     save_model(out, ours, network, [f"checkpoint {checkpoint.name} of mmdet3d"])
     return ours, network
 

@@ -43,6 +43,8 @@ class Slot(nn.Module):
             return y
         y = self.layer(x)
         if self.constant is not None:
+            if self.constant.shape[-2:] != y.shape[-2:]:
+                raise InputError(f"slot {self.name}: a prompt folds for one size of input, this layer sees several")
             y = y + self.constant
         parts = [self.stack(x, self.route.at(self.name))] if self.stack else []
         if block is not None:

@@ -22,6 +22,7 @@ from perception.errors import InputError
 from perception.heads.detection import joined
 from perception.model import PerceptionModel
 from perception.training import checkpoint, settings
+from perception.training.anchors import anchor_losses
 from perception.training.losses import detection_losses, map_losses
 from perception.training.targets import detection_targets
 
@@ -30,9 +31,12 @@ def losses_of(config: Config, dense: dict[str, Tensor], batch: Batch) -> dict[st
     """Named loss terms of all heads for one batch; their sum is minimised."""
     head = config.model.detection
     device = next(iter(dense.values())).device
-    grid = config.grid.build().coarser(config.model.trunk.stride)
-    targets = detection_targets(batch.boxes, grid, head)
-    losses = detection_losses(joined(head, dense), targets.to(device))
+    if config.model.anchors:
+        losses = anchor_losses(config.model.anchors, config.grid, dense, batch.boxes)
+    else:
+        grid = config.grid.build().coarser(config.model.trunk.stride)
+        targets = detection_targets(batch.boxes, grid, head)
+        losses = detection_losses(joined(head, dense), targets.to(device))
     if config.model.map and batch.map_labels is not None:
         losses |= map_losses(dense, batch.map_labels.to(device), batch.map_valid.to(device))
     return losses

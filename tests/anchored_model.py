@@ -1,0 +1,70 @@
+"""A small network with anchors, as those that are imported, with random weights that matter."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import torch
+from exported import folder
+from torch import nn
+
+from deploy.golden import synthetic_frame
+from perception.config import Config, parse_config
+from perception.data.inputs import InputSpec, prepare
+from perception.model import PerceptionModel
+from perception.training.checkpoint import save_model
+
+SIDES = [[1.9, 4.6, 1.7], [0.7, 0.7, 1.8], [2.5, 0.5, 1.0]]
+RAIN = {"name": "rain", "kind": "low_rank", "slots": ["lidar.*", "trunk.*", "heads.*"], "rank": 2, "when": ["rain"]}
+
+
+def config(neck: str, modules: list[dict[str, object]] | None = None) -> Config:
+    """With a `pyramid` of three maps, or with one that is `joined`; a view of 13 m, LiDAR alone."""
+    pyramid = neck == "pyramid"
+    anchors = [{"size": size, "bottom": -1.8, "x": [-12.8, 12.8], "y": [-12.7, 12.7]} for size in SIDES]
+    content = {
+        "name": f"anchored-{neck}",
+        "grid": {"x": [-12.8, 12.8], "y": [-12.8, 12.8], "cell": 0.4, "reference": "lidar"},
+        "model": {
+            "lidar": {
+                "max_pillars": 1500, "overflow": "first", "points_per_pillar": 8, "encoder": "padded", "hidden": [8],
+                "channels": 8, "sweeps": 2,
+            },
+            "fusion": False,
+            "fused_channels": 8,
+            "trunk": {"channels": [8, 12, 16], "blocks": [1, 1, 1], "up_channels": 8, "stride": 2, "pyramid": pyramid},
+            "anchors": {
+                "anchors": anchors, "scales": [1, 2, 4] if pyramid else [1], "candidates": 200,
+                "direction_offset": -0.7854,
+                "suppression": {"threshold": 0.05, "kind": "rotated", "most": None, "total": 4000},
+            },
+            "map": None,
+        },
+        "modules": modules or [],
+    }  # fmt: skip
+    return parse_config(content, "test")
+
+
+@cache
+def run(neck: str, modular: bool = False) -> Path:
+    """A run with this network: statistics of real activations, and scores that are low on an empty street."""
+    out = folder() / f"run-anchored-{neck}-{modular}"
+    torch.manual_seed(0)
+    model = PerceptionModel(config(neck, [RAIN] if modular else None))
+    inputs = prepare(synthetic_frame("lidar", seed=7), InputSpec.of(model.config))
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.momentum = 1.0  # take over the statistics of the next batch
+        dense = model.train()({name: torch.from_numpy(array) for name, array in inputs.items()})
+        for name, deviation in {"classes": 1.0, "boxes": 0.2, "directions": 1.0}.items():
+            layer = model.heads["detection"].branches[name].layer
+            maps = [dense[f"{name}.{i}"] for i in range(len(model.heads["detection"].config.scales))]
+            layer.weight *= deviation / max(values.std() for values in maps)
+        model.heads["detection"].branches["classes"].layer.bias.fill_(-5.2)
+        for name, parameter in model.named_parameters():
+            if "computations" in name:  # modules begin as the identity; these shall matter
+                parameter.normal_(0, 0.05)
+    save_model(out, model.config, model.eval())
+    return out

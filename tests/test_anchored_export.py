@@ -1,0 +1,129 @@
+"""A network with anchors on its way to the vehicle: export, precisions, modules, compiler, runtime."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from anchored_model import run
+from exported import QUIET, assert_equal, folder
+
+from deploy.build import build
+from deploy.bundle import Bundle
+from deploy.export import export
+from deploy.golden import synthetic_frame
+from deploy.precision.frames import Drives
+from deploy.runtime import Runtime
+from perception.cli import main
+from perception.data.inputs import prepare
+from perception.data.nuscenes import NuScenesTables
+from perception.errors import InputError
+from perception.frame import Frame, Prediction
+from perception.modules.spec import Prompt
+from perception.predict import TorchPredictor
+from perception.training.checkpoint import load_model
+
+NECKS = ["pyramid", "joined"]
+
+
+@cache
+def bundle(neck: str) -> Bundle:
+    return export(run(neck), folder() / f"bundle-anchored-{neck}", console=QUIET)
+
+
+def assert_close(a: Prediction, b: Prediction) -> None:
+    """The same boxes one to one, up to the rounding of engines, which may swap neighbours in the order."""
+    numbers, others = (
+        np.concatenate(
+            [
+                x.centers,
+                x.sizes,
+                x.rotations[:, :2, 0],
+                x.velocities[:, :2],
+                x.scores[:, None],
+                9.0 * x.labels[:, None],
+            ],
+            axis=1,
+        )
+        for x in (a.boxes, b.boxes)
+    )
+    assert len(numbers) == len(others)
+    off = np.abs(numbers[:, None] - others).max(axis=2)
+    np.testing.assert_array_equal(np.sort(off.argmin(axis=1)), np.arange(len(others)))
+    assert off.min(axis=1).max() < 1e-3
+
+
+@pytest.mark.parametrize("neck", NECKS)
+def test_bundle_perceives_what_torch_does(neck: str, sim_root: Path) -> None:
+    tables = NuScenesTables(sim_root, "v1.0-sim")
+    predictor, runtime = TorchPredictor.load(run(neck)), Runtime(bundle(neck).path)
+    frames: list[Frame] = [tables.frame(token, "lidar", 2, cameras=False) for token in tables.samples()[:2]]
+    for frame in (*frames, synthetic_frame("lidar", 3)):
+        expected, found = predictor(frame), runtime(frame)
+        assert 20 < len(expected.boxes) < 4000
+        assert len(np.unique(expected.boxes.labels)) > 2
+        assert_close(expected, found)
+        assert_equal(found, runtime(frame))
+    shapes = {tensor.name: tensor.shape for tensor in bundle(neck).manifest.outputs}
+    assert shapes["boxes"] == (1, 10, 600 if neck == "pyramid" else 200, 10)
+    assert runtime.bundle.manifest.suppression == predictor.model.config.model.suppression
+
+
+@pytest.mark.parametrize("neck", NECKS)
+def test_compiler_takes_the_whole_graph(neck: str, tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    exported = export(run(neck), tmp_path / "bundle", console=QUIET, precision="fp16")
+    assert build(exported.path, "rtx-ampere", QUIET).layers > 10
+
+
+def test_modules_fold_and_switch(sim_root: Path, tmp_path: Path) -> None:
+    """`rain` at every slot; the export compares each route with torch."""
+    tables = NuScenesTables(sim_root, "v1.0-sim")
+    wet = next(f for f in (tables.frame(t, "lidar", 2) for t in tables.samples()) if f.conditions.weather == "rain")
+    predictor = TorchPredictor.load(run("pyramid", modular=True))
+    folded = export(run("pyramid", modular=True), tmp_path / "folded", [["rain"]], console=QUIET)
+    switched = export(run("pyramid", modular=True), tmp_path / "both", [[], ["rain"]], console=QUIET)
+    assert folded.manifest.folded == ("rain",)
+    assert switched.manifest.banked[0].name == "rain"
+    expected = predictor(wet)
+    assert_close(expected, Runtime(folded.path)(wet))
+    assert_close(expected, Runtime(switched.path)(wet))
+
+
+def test_prompt_that_would_have_to_fold_for_several_sizes_is_refused() -> None:
+    model, _ = load_model(run("pyramid"))
+    model.bank.add(Prompt(name="dry", slots=("heads.detection.classes",), size=4))
+    inputs = {
+        name: torch.from_numpy(v) for name, v in prepare(synthetic_frame("lidar"), bundle("pyramid").spec).items()
+    }
+    with torch.no_grad():
+        model.predict(inputs)  # without a fold each map has its own
+        with pytest.raises(
+            InputError, match=r"heads\.detection\.classes: a prompt folds for one size of input, this"
+        ) as error:
+            model.folded().predict(inputs)
+    assert "\n" not in str(error.value)
+
+
+def test_int8_is_scored_and_replayed(
+    sim_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Export compares with torch; ranges are measured on the same drives."""
+    drives = Drives(sim_root, "v1.0-sim")
+    exported = export(run("joined"), tmp_path / "int8", console=QUIET, precision="int8", calibration=drives)
+    assert any(block.precision == "int8" for block in exported.manifest.blocks)
+    scene = ["--scenes", "scene-0001"]
+    for command in (
+        ["evaluate", str(exported.path), "--data", str(sim_root), "--split", "all", "--out", str(tmp_path / "scores")],
+        ["replay", str(sim_root), "--bundle", str(exported.path), "--out", str(tmp_path / "replay")],
+    ):
+        monkeypatch.setattr("sys.argv", ["perception", *command, *scene])
+        with pytest.raises(SystemExit) as done:
+            main()
+        assert done.value.code in (0, None), capsys.readouterr().err
+    assert 0 <= json.loads((tmp_path / "scores" / "metrics.json").read_text())["mAP"] < 0.2  # random weights
+    assert len(json.loads((tmp_path / "replay" / "tracks.json").read_text())["results"]) == 3
