@@ -117,10 +117,10 @@ def test_the_table_tells_how_the_belief_followed(drives: Path, bundle: Path) -> 
     """By tags three frames of another condition are believed; the third comes 1 s after the first."""
     tables = NuScenesTables(drives, VERSION)
     for told, expected in (
-        (None, {"frames as tagged": 14 / 18, "longest delay, s": 1.0, "switches": 2, "changes": 2}),
+        (None, {"as tagged": 14 / 18, "delay, s": 1.0, "switches": 2, "changes": 2}),
         (
             Conditions("clear", "day"),
-            {"frames as tagged": 6 / 18, "longest delay, s": None, "switches": 0, "changes": 2},
+            {"as tagged": 6 / 18, "delay, s": None, "switches": 0, "changes": 2},
         ),
     ):
         driven = Driven(Runtime(bundle), told)
