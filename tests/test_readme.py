@@ -9,7 +9,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import centerpoint_reference
 import yaml
+from infos import new_infos, old_infos, write_infos
+from nuscenes import NuScenes
 
 from perception.config import parse_config
 
@@ -19,6 +22,8 @@ SMALLER = {
     "train configs/tiny.yaml": "train configs/tiny.yaml --steps 2",
     "--scenes scene-0005": "--scenes scene-0002",
     "--conditions night --out": "--conditions night --split all --steps 2 --out",
+    "--recognise": "--recognise --split all --steps 2",
+    "--samples 36": "--samples 3",
 }
 
 
@@ -44,13 +49,23 @@ def test_commands_of_the_readme(tmp_path: Path) -> None:
         "merge",
         "modules",
         "plan",
+        "import-mmdet3d",
     }
     for large, small in SMALLER.items():
         assert sum(large in command for command in commands) == 1, large
         commands = [command.replace(large, small) for command in commands]
+    centerpoint_reference.files(tmp_path)
     for command in commands:
+        if "infos" in command:
+            devkit = NuScenes("v1.0-sim", str(tmp_path / "drives"), verbose=False)
+            write_infos(tmp_path / "drives" / "nuscenes_infos_val.pkl", new_infos(old_infos(devkit)))
         run(tmp_path, command)
 
+    infos = json.loads((tmp_path / "runs/tiny/infos/metrics.json").read_text())
+    assert infos["samples"] == 4
+    recognised = json.loads((tmp_path / "runs/recognising/replay/latency.json").read_text())
+    assert recognised["frames"] == 3
+    assert (tmp_path / "runs/centerpoint/bundle/model.onnx").exists()
     metrics = json.loads((tmp_path / "runs/tiny/evaluation/metrics.json").read_text())
     assert metrics["samples"] == 2
     parts = json.loads((tmp_path / "runs/tiny/parts/metrics.json").read_text())
