@@ -38,7 +38,7 @@ def one_by_one(boxes: np.ndarray, scores: np.ndarray, rules: Suppression, group:
     for i in np.argsort(-scores):
         x, y, z = boxes[i, :3].astype(float)
         limits = zip((x, y, z), rules.low, rules.high, strict=True)
-        if scores[i] <= rules.threshold or not all(low <= v <= high for v, low, high in limits):
+        if scores[i] <= np.float32(rules.threshold) or not all(low <= v <= high for v, low, high in limits):
             continue
         good = True
         for j in kept:
