@@ -52,11 +52,9 @@ class CenterHead(nn.Module):
                 outputs["attribute"] = len(ATTRIBUTES)
             for name, n in outputs.items():
                 own = map_name(config, name, i)
+                hidden = ConvBlock(f"heads.detection.{own}", config.channels, config.channels)
                 last = nn.Conv2d(config.channels, n, config.output_kernel, padding=config.output_kernel // 2)
-                self.branches[own] = nn.Sequential(
-                    ConvBlock(f"heads.detection.{own}", config.channels, config.channels),
-                    Slot(f"heads.detection.{own}.output", last),
-                )
+                self.branches[own] = nn.Sequential(hidden, Slot(f"heads.detection.{own}.output", last))
                 if name == "heatmap":  # start at p = 0.01 (RetinaNet, Lin et al. 2017)
                     nn.init.constant_(last.bias, -math.log((1 - 0.01) / 0.01))  # type: ignore[arg-type]
         families = [ATTRIBUTE_FAMILY.get(c, "vehicle.") for c in CLASSES]
