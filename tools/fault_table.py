@@ -127,8 +127,10 @@ def main() -> None:
         json.dump({"frames": len(frames), "faults": found}, sys.stdout)
         return
     table = Table(title=f"{len(frames)} keyframes of {arguments.data}, {arguments.bundle}")
-    for column in ("fault", "mAP", "NDS", "mIoU", "health says, after (sensors)"):
-        table.add_column(column, justify="right" if column in ("mAP", "NDS", "mIoU") else "left", no_wrap=True)
+    table.add_column("fault", overflow="fold")
+    for column in ("mAP", "NDS", "mIoU"):
+        table.add_column(column, justify="right", min_width=5)
+    table.add_column("health says, after (sensors)", overflow="fold")
     for row in found:
         numbers = (row["mAP"], row["NDS"], row["mIoU"])
         table.add_row(row["fault"], *("-" if number is None else f"{number:.3f}" for number in numbers), row["health"])
