@@ -46,9 +46,8 @@ class PerceptionModel(nn.Module):
         grid, model = config.grid.build(), config.model
         inputs = []  # channels and stride of each sensor's bird's-eye map
         if model.lidar:
-            self.lidar = (
-                VoxelFeatureEncoder(model.lidar, grid) if model.lidar.hidden else PillarEncoder(model.lidar, grid)
-            )
+            encoder = VoxelFeatureEncoder if model.lidar.encoder == "padded" else PillarEncoder
+            self.lidar = encoder(model.lidar, grid)
             inputs.append((model.lidar.channels, 1))
         if model.camera:
             self.camera = ImageEncoder(model.camera)

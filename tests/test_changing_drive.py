@@ -74,7 +74,7 @@ def bundle(recognising: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def untagged(drives: Path, bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The report of a replay whose vehicle is told nothing."""
     out, faults = tmp_path_factory.mktemp("untagged"), [Fault.parse(text) for text in OUTLIERS]
-    replay(drives, VERSION, (), bundle, out, console=QUIET, faults=faults, told=Conditions())
+    replay(drives, VERSION, (), bundle, out, console=QUIET, faults=faults, conditions=Conditions())
     return out / "report.html"
 
 
@@ -107,7 +107,7 @@ def test_the_route_follows_the_tags(drives: Path, bundle: Path, tmp_path: Path) 
 
 
 def test_a_route_that_the_vehicle_is_told_stays(drives: Path, bundle: Path, tmp_path: Path) -> None:
-    replay(drives, VERSION, (), bundle, tmp_path, console=QUIET, told=Conditions("clear", "day", "boston"))
+    replay(drives, VERSION, (), bundle, tmp_path, console=QUIET, conditions=Conditions("clear", "day", "boston"))
     report = tmp_path / "report.html"
     assert spans(report, "route", "wet_road") == spans(report, "route", "dark") == [("0", 0.0)]
     assert spans(report, "tags", "weather") == [("clear", 0.0), ("rain", 3.0)]

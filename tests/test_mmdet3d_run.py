@@ -46,7 +46,7 @@ def test_a_module_is_trained_beside_the_imported_base(run: Path, adapted: Path) 
     assert all(torch.equal(both[name], tensor) for name, tensor in base.items())
     deltas = [name for name in both if ".computations.rain." in name]
     places = {name.split(".computations")[0] for name in deltas}
-    assert {"lidar.linear", "trunk.lifts.0.conv", "heads.detection.branches.group5_heatmap.1"} <= places
+    assert {"lidar.layers.0.points", "trunk.lifts.0.conv", "heads.detection.branches.group5_heatmap.1"} <= places
     begun_at_zero = [name for name in deltas if name.endswith(".b.weight")]
     assert len(begun_at_zero) == len(places)
     still = {name for name in begun_at_zero if not both[name].any()}  # no gradient came there

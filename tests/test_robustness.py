@@ -3,6 +3,7 @@
 import io
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -61,7 +62,7 @@ def test_every_level_scores_as_its_frames_do(
             applied.append((name, level, made))
             return made
 
-        monkeypatch.setitem(CORRUPTIONS, name, type(whole)(whole.sensor, whole.levels, whole.unit, remember))
+        monkeypatch.setitem(CORRUPTIONS, name, replace(whole, apply=remember))
     metrics = evaluate(predictor, tables, "all", [], tmp_path, SPEC, Console(file=shown, width=120), corruptions=names)
     assert metrics == json.loads((tmp_path / "metrics.json").read_text())
     found = metrics["robustness"]["corruptions"]
@@ -128,6 +129,17 @@ def test_every_model_meets_the_same_frames(tables: NuScenesTables, tmp_path: Pat
         assert metrics["robustness"]["mRA"] is None  # nothing is left of nothing
     assert set(seen[1]) <= set(seen[0])
     assert len(set(seen[0])) == len(seen[0]) == 6 * 7
+
+
+def test_a_displaced_camera_is_displaced_alike_beside_a_missing_one(tables: NuScenesTables) -> None:
+    whole = tables.frame(tables.samples()[0])
+    partial = replace(whole, cameras={name: camera for name, camera in whole.cameras.items() if name != "CAM_FRONT"})
+    displaced = [
+        CORRUPTIONS["camera_miscalibrated"].apply(frame, 1.0, np.random.default_rng(5)) for frame in (whole, partial)
+    ]
+    assert len(displaced[1].cameras) == 5
+    for name, camera in displaced[1].cameras.items():
+        np.testing.assert_array_equal(camera.ego_from_camera, displaced[0].cameras[name].ego_from_camera)
 
 
 def test_which_corruptions() -> None:

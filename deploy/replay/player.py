@@ -59,7 +59,7 @@ class Player:
 
     Args:
         about: what the frames depend on, as JSON holds it.
-        told: conditions that the vehicle is told of every frame; None: the drive's tags.
+        conditions: what the vehicle is told of every frame; None: the drive's tags.
     """
 
     def __init__(
@@ -73,13 +73,13 @@ class Player:
         selection: Selection | None = None,
         real_time: bool = False,
         viewers: Sequence[str] = (),
-        told: Conditions | None = None,
+        conditions: Conditions | None = None,
     ) -> None:
         self.runtime, self.drives, self.out, self.console = runtime, drives, out, console
         self.about = {**about, "bundle": sha256(runtime.bundle.path / MANIFEST), "target": runtime.target}
         self.faults, self.selection = faults, selection or Selection()
         self.clock = RealTime() if real_time else None
-        self.viewers, self.told = viewers, told
+        self.viewers, self.conditions = viewers, conditions
         known = [drive.tables for drive in drives if drive.tables is not None]
         self.truth = Truth(known[0]) if known else None
         self.latency = Latency()
@@ -107,8 +107,8 @@ class Player:
                 behind = stack.enter_context(Behind())
                 for frame, reading in self._frames():
                     recorded = journal.recall(frame)
-                    told = frame if self.told is None else replace(frame, conditions=self.told)
-                    seen = self._seen(told, reading) if recorded is None else self._recalled(told, recorded)
+                    given = frame if self.conditions is None else replace(frame, conditions=self.conditions)
+                    seen = self._seen(given, reading) if recorded is None else self._recalled(given, recorded)
                     behind.call(writers.add, frame, seen, recorded is None)
             latency = self.latency.summary()
             write_atomically(self._file("latency.json"), json.dumps(latency, indent=2).encode())
@@ -172,7 +172,7 @@ def replay(
     key: Path | None = None,
     console: Console | None = None,
     faults: Sequence[Fault] = (),
-    told: Conditions | None = None,
+    conditions: Conditions | None = None,
     baseline: Path | None = None,
     gates: Gates | None = None,
     topics: Path | None = None,
@@ -192,7 +192,7 @@ def replay(
         target: the engine of the bundle that runs.
         key: the public key that must have signed the bundle.
         faults: of the sensors, in this order.
-        told: conditions that the vehicle is told of every frame instead of the drive's tags; None: the tags.
+        conditions: what the vehicle is told of every frame instead of the drive's tags; None: the tags.
         baseline: the folder of another replay of the same scenes, to compare with.
         gates: what must be reached; without them and with a baseline the usual ones.
         topics: a YAML file that says which topics of a recording are which sensor.
@@ -220,10 +220,10 @@ def replay(
         "scenes": list(scenes),
         "topics": None if topics is None else sha256(topics),
         "faults": [fault.text for fault in faults],
-        "conditions": None if told is None else told.known(),
+        "conditions": None if conditions is None else conditions.known(),
         "selection": asdict(selection),
     }
-    player = Player(runtime, drives, out, console, about, faults, selection, real_time, viewers, told)
+    player = Player(runtime, drives, out, console, about, faults, selection, real_time, viewers, conditions)
     summary = player.run()
     console.print(_latency_table(summary))
     for each in drives:

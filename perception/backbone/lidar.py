@@ -15,28 +15,24 @@ class PillarEncoder(nn.Module):
 
     Each point is described by ten numbers: x, y, z, intensity, dt, its offset from the mean of the pillar's
     points (3) and from the middle of the cell (2). All positions are metres, scaled to about one by the grid.
-
-    `padded`, as PillarFeatureNet of mmdet3d, has an eleventh, the offset from the middle of the pillar in z, and in a
-    pillar that is not full the zeros of a point that is not there take part in the maximum.
     """
 
     scale: Tensor
 
     def __init__(self, config: Lidar, grid: BevGrid) -> None:
         super().__init__()
-        self.grid, self.channels, self.padded = grid, config.channels, config.encoder == "padded"
-        self.linear = Slot("lidar.pillar", nn.Linear(11 if self.padded else 10, config.channels, bias=False))
+        self.grid, self.channels = grid, config.channels
+        self.linear = Slot("lidar.pillar", nn.Linear(10, config.channels, bias=False))
         self.norm = Slot("lidar.pillar.norm", nn.BatchNorm1d(config.channels, eps=1e-3))
         far = max(abs(v) for v in (*grid.x, *grid.y))
         high = max(abs(v) for v in grid.z)
         scale = [1 / far, 1 / far, 1 / high, 1 / 255, 2.0, *(1 / grid.cell,) * 2, 1.0, *(1 / grid.cell,) * 2]
-        scale += [1 / high] if self.padded else []
         self.register_buffer("scale", torch.tensor(scale), persistent=False)
 
     def forward(self, points: Tensor, counts: Tensor, cells: Tensor) -> Tensor:
         """points (B, P, M, 5) float, counts (B, P) int, cells (B, P) int -> (B, C, rows, columns)."""
         b, p, m, _ = points.shape
-        rows, columns = self.grid.shape
+        columns = self.grid.shape[1]
         cells = cells.long()
 
         real = torch.arange(m, device=points.device) < counts[..., None]  # B P M
@@ -46,21 +42,26 @@ class PillarEncoder(nn.Module):
         row = torch.div(cells, columns, rounding_mode="floor").to(points.dtype)
         center = torch.stack([column + 0.5, row + 0.5], dim=-1) * self.grid.cell  # B P 2
         center = center + center.new_tensor([self.grid.x[0], self.grid.y[0]])
-        offsets = [xyz - mean, xyz[..., :2] - center[:, :, None]]
-        if self.padded:
-            offsets.append(xyz[..., 2:] - sum(self.grid.z) / 2)
-        described = torch.cat([points, *offsets], dim=-1)  # B P M 10
+        described = torch.cat([points, xyz - mean, xyz[..., :2] - center[:, :, None]], dim=-1)  # B P M 10
         described = described * self.scale * real[..., None]
 
         # A matrix of points: the export then folds the normalisation into the linear layer.
         features: Tensor = self.norm(self.linear(described.flatten(0, 2))).reshape(b, p, m, self.channels)
         # The greatest of the points is taken before ReLU, which then has M times fewer numbers to look at.
-        features = features if self.padded else features * real[..., None]
-        features = torch.relu(features.amax(dim=2))  # B P C
+        features = torch.relu((features * real[..., None]).amax(dim=2))  # B P C, zero for padding
 
-        # Cells are unique, so that whole rows are put, not added; padding all lands in the dummy cell at a frame's end.
-        canvas = features.new_zeros(b * (rows * columns + 1), self.channels)
-        starts = torch.arange(b, device=cells.device)[:, None] * (rows * columns + 1)
-        canvas = canvas.index_put(((cells + starts).flatten(),), features.flatten(0, 1))
-        canvas = canvas.reshape(b, rows * columns + 1, self.channels)[:, :-1]
-        return canvas.transpose(1, 2).reshape(b, self.channels, rows, columns)
+        return canvas(features, cells, self.grid.shape)
+
+
+def canvas(features: Tensor, cells: Tensor, shape: tuple[int, int]) -> Tensor:
+    """(B, C, rows, columns) of the features (B, P, C) of the cells (B, P), zero where none is.
+
+    Cells are unique, so that whole rows are put, not added; padding all lands in the dummy cell at a frame's end.
+    """
+    b, _, channels = features.shape
+    rows, columns = shape
+    whole = features.new_zeros(b * (rows * columns + 1), channels)
+    starts = torch.arange(b, device=cells.device)[:, None] * (rows * columns + 1)
+    whole = whole.index_put(((cells + starts).flatten(),), features.flatten(0, 1))
+    whole = whole.reshape(b, rows * columns + 1, channels)[:, :-1]
+    return whole.transpose(1, 2).reshape(b, channels, rows, columns)

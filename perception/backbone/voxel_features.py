@@ -7,6 +7,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from perception.backbone.lidar import canvas
 from perception.config import Lidar
 from perception.grid import BevGrid
 from perception.modules.slot import Slot
@@ -19,15 +20,15 @@ class VoxelFeatureEncoder(nn.Module):
 
     Each point is described by eleven numbers: x, y, z, intensity, dt, its offset from the mean of the pillar's points
     (3) and from the middle of the pillar (3). All positions are metres, scaled to about one by the grid. Each layer but
-    the first sees them beside the greatest of the pillar. As in mmdet3d's HardVFE, the rows of a pillar that no point
-    fills take part in the greatest, described by zeros.
+    the first sees them beside the greatest of the pillar. As in mmdet3d's HardVFE, and with one layer in its
+    PillarFeatureNet, the rows of a pillar that no point fills take part in the greatest, described by zeros.
     """
 
     scale: Tensor
 
     def __init__(self, config: Lidar, grid: BevGrid) -> None:
         super().__init__()
-        self.grid, self.channels = grid, config.channels
+        self.grid = grid
         widths = (DESCRIPTION, *config.hidden, config.channels)
         self.layers = nn.ModuleList(
             _Layer(f"lidar.pillar{i}", inputs, outputs, shared=i > 0)
@@ -40,8 +41,6 @@ class VoxelFeatureEncoder(nn.Module):
 
     def forward(self, points: Tensor, counts: Tensor, cells: Tensor) -> Tensor:
         """points (B, P, M, 5) float, counts (B, P) int, cells (B, P) int -> (B, C, rows, columns)."""
-        rows, columns = self.grid.shape
-        b = len(points)
         cells = cells.long()
         x, greatest = self._describe(points, counts, cells).flatten(0, 1), None  # BP M 11
         for layer in self.layers[:-1]:
@@ -50,12 +49,7 @@ class VoxelFeatureEncoder(nn.Module):
         # The greatest of the points is taken before ReLU, which then has M times fewer numbers to look at.
         features = torch.relu(self.layers[-1](x, greatest).amax(dim=1))  # BP C
 
-        # As in PillarEncoder: padding all lands in the dummy cell at a frame's end.
-        canvas = features.new_zeros(b * (rows * columns + 1), self.channels)
-        starts = torch.arange(b, device=cells.device)[:, None] * (rows * columns + 1)
-        canvas = canvas.index_put(((cells + starts).flatten(),), features)
-        canvas = canvas.reshape(b, rows * columns + 1, self.channels)[:, :-1]
-        return canvas.transpose(1, 2).reshape(b, self.channels, rows, columns)
+        return canvas(features.unflatten(0, counts.shape), cells, self.grid.shape)
 
     def _describe(self, points: Tensor, counts: Tensor, cells: Tensor) -> Tensor:
         """(B, P, M, 11)."""

@@ -215,7 +215,7 @@ def replay(
         drive, version or (None if is_recording(drive) else only_version(drive)), names(scenes), bundle, out,
         target=target, key=key, console=console_for(as_json), topics=topics,
         faults=[Fault.parse(text) for text in fault or ()],
-        told=parse_conditions([] if conditions == "none" else names(conditions)) if conditions else None,
+        conditions=parse_conditions([] if conditions == "none" else names(conditions)) if conditions else None,
         baseline=baseline, gates=None if gates is None else load_section(Gates, gates, "the gates"),
         selection=Selection(start, math.inf if end is None else end, every), real_time=real_time, viewers=names(viewer),
     )  # fmt: skip

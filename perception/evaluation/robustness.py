@@ -23,7 +23,7 @@ from perception.evaluation.detection_scores import DetectionScores
 from perception.evaluation.map_counts import ious
 from perception.frame import CAMERAS, Frame, Prediction
 
-Image = Callable[[np.ndarray, float, np.random.Generator], np.ndarray]
+Change = Callable[[np.ndarray, float, np.random.Generator], np.ndarray]  # of points or a picture, at a level
 
 
 @dataclass(frozen=True)
@@ -34,16 +34,17 @@ class Corruption:
     levels: tuple[float, ...]
     unit: str
     apply: Callable[[Frame, float, np.random.Generator], Frame]
+    lasting: bool = False  # the same in all frames, as where a sensor is displaced
 
 
-def _points(change: Image) -> Callable[[Frame, float, np.random.Generator], Frame]:
+def _points(change: Change) -> Callable[[Frame, float, np.random.Generator], Frame]:
     def apply(frame: Frame, level: float, rng: np.random.Generator) -> Frame:
         return frame if frame.points is None else replace(frame, points=change(frame.points, level, rng))
 
     return apply
 
 
-def _images(change: Image) -> Callable[[Frame, float, np.random.Generator], Frame]:
+def _images(change: Change) -> Callable[[Frame, float, np.random.Generator], Frame]:
     def apply(frame: Frame, level: float, rng: np.random.Generator) -> Frame:
         cameras = {name: replace(c, image=change(c.image, level, rng)) for name, c in frame.cameras.items()}
         return replace(frame, cameras=cameras)
@@ -56,10 +57,9 @@ def _turned_points(points: np.ndarray, degrees: float, rng: np.random.Generator)
 
 
 def _turned_cameras(frame: Frame, degrees: float, rng: np.random.Generator) -> Frame:
-    cameras = {
-        name: replace(c, ego_from_camera=c.ego_from_camera @ corrupt.displacement(degrees, 0.1 * degrees, rng))
-        for name, c in frame.cameras.items()
-    }
+    # Drawn for all, so that a camera is displaced alike in frames where another is missing.
+    moved = {name: corrupt.displacement(degrees, 0.1 * degrees, rng) for name in CAMERAS}
+    cameras = {name: replace(c, ego_from_camera=c.ego_from_camera @ moved[name]) for name, c in frame.cameras.items()}
     return replace(frame, cameras=cameras)
 
 
@@ -76,12 +76,14 @@ CORRUPTIONS = {
     "lidar_noise": Corruption("lidar", (0.05, 0.1, 0.2), "m", _points(corrupt.noisy_points)),
     "lidar_lost_points": Corruption("lidar", (0.3, 0.6, 0.9), "of the points", _points(corrupt.thinned)),
     "lidar_packets": Corruption("lidar", (0.05, 0.1, 0.2), "of the packets", _points(corrupt.garbled_points)),
-    "lidar_miscalibrated": Corruption("lidar", (0.5, 1.0, 2.0), "degrees, and 0.1 m each", _points(_turned_points)),
+    "lidar_miscalibrated": Corruption(
+        "lidar", (0.5, 1.0, 2.0), "degrees, and 0.1 m each", _points(_turned_points), True
+    ),
     "lidar_missing": Corruption("lidar", (1,), "LiDAR", _without_lidar),
     "camera_blur": Corruption("camera", (2, 5, 10), "pixels", _images(lambda i, level, _: corrupt.blurred(i, level))),
     "camera_noise": Corruption("camera", (10, 25, 50), "grey levels", _images(corrupt.noisy_image)),
     "camera_damage": Corruption("camera", (0.1, 0.2, 0.4), "of the rows", _images(corrupt.damaged_image)),
-    "camera_miscalibrated": Corruption("camera", (0.5, 1.0, 2.0), "degrees, and 0.1 m each", _turned_cameras),
+    "camera_miscalibrated": Corruption("camera", (0.5, 1.0, 2.0), "degrees, and 0.1 m each", _turned_cameras, True),
     "camera_missing": Corruption("camera", (1, 3, 6), "cameras", _fewer_cameras),
 }
 
@@ -145,7 +147,7 @@ def _scores(
 ) -> dict[str, Any]:
     rows, cells = [], np.zeros((3, 6), np.int64)
     for i, frame in enumerate(frames):
-        seed = "" if name.endswith("miscalibrated") else frame.token
+        seed = "" if CORRUPTIONS[name].lasting else frame.token
         digest = hashlib.sha256(f"{name}\0{level}\0{seed}".encode()).digest()
         rng = np.random.default_rng(np.frombuffer(digest, np.uint32))
         corrupted = CORRUPTIONS[name].apply(frame, level, rng)

@@ -13,15 +13,25 @@ from typing import Any
 
 from torch import Tensor
 
-from perception.config import Config, DetectionHead, Grid, Lidar, Model, Suppression
+from perception.config import Config, DetectionHead, Model, Suppression
 from perception.frame import CLASSES
 from perception.heads.detection import map_name
 from perception.mmdet3d.checkpoint import same_norm, take
+from perception.mmdet3d.pillars import FIRST, grid, lidar
 from perception.mmdet3d.second import same_lifts, trunk, trunk_modules
 from perception.mmdet3d.settings import Settings
 from perception.model import PerceptionModel
 
 EPSILON = 1e-3  # of our batch normalisations
+# Of PillarFeatureNet: what is served, and mmdet3d's default.
+SEEN = {
+    "in_channels": (5, 4),
+    "with_distance": (False, False),
+    "with_cluster_center": (True, True),
+    "with_voxel_center": (True, True),
+    "legacy": (False, True),
+    "mode": ("max", "max"),
+}
 NAMES = {
     "heatmap": "heatmap",
     "offset": "reg",
@@ -48,13 +58,16 @@ def convert(
         InputError: settings without a counterpart here, or keys that are missing or unexpected.
     """
     theirs = Settings(model, config, "model")
+    encoder = theirs.part("pts_voxel_encoder")
+    if len(encoder["feat_channels"]) != 1:
+        raise encoder.refused(f"{len(encoder['feat_channels'])} layers, ours has one")
     ours = Config(
         name=config.stem,
         grid=grid(theirs),
         model=Model(
-            lidar=lidar(theirs, sweeps),
+            lidar=lidar(theirs, "PillarFeatureNet", SEEN, sweeps),
             fusion=False,
-            fused_channels=theirs.part("pts_voxel_encoder")["feat_channels"][-1],
+            fused_channels=encoder["feat_channels"][-1],
             trunk=trunk(theirs.part("pts_backbone"), theirs.part("pts_neck")),
             detection=_head(theirs),
             map=None,
@@ -62,7 +75,7 @@ def convert(
     )
     network = PerceptionModel(ours)
     weights = take(state, network.state_dict(), _modules(ours), checkpoint)
-    weights["lidar.linear.layer.weight"] = weights["lidar.linear.layer.weight"] / network.lidar.scale
+    weights[FIRST] = weights[FIRST] / network.lidar.scale
     same_lifts(weights, model["pts_neck"])
     _same_norms(weights, theirs)
     for i in range(len(ours.model.detection.groups)):
@@ -71,48 +84,6 @@ def convert(
             weights[name] = weights[name][[1, 0, 2]]
     network.load_state_dict(weights)
     return ours, network.eval()
-
-
-def grid(model: Settings) -> Grid:
-    """Of the pillars, in the LiDAR's frame."""
-    voxels = model.part("data_preprocessor").part("voxel_layer")
-    low, high = voxels["point_cloud_range"][:3], voxels["point_cloud_range"][3:]
-    size = voxels["voxel_size"]
-    if size[0] != size[1] or abs(size[2] - (high[2] - low[2])) > 1e-6:
-        raise voxels.refused(f"voxels of {size} are no pillars on square cells")
-    x, y, z = zip(low, high, strict=True)
-    return Grid(x=x, y=y, z=z, cell=size[0], reference="lidar")
-
-
-def lidar(model: Settings, sweeps: int) -> Lidar:
-    """How points become pillars, and those a map."""
-    preprocessor, encoder = model.part("data_preprocessor"), model.part("pts_voxel_encoder")
-    voxels = preprocessor.part("voxel_layer")
-    preprocessor.require("voxel_type", "hard", default="hard")
-    encoder.require("type", "PillarFeatureNet")
-    for key, served, default in (
-        ("in_channels", 5, 4),
-        ("with_distance", False, False),
-        ("with_cluster_center", True, True),
-        ("with_voxel_center", True, True),
-        ("legacy", False, True),
-        ("mode", "max", "max"),
-        ("voxel_size", voxels["voxel_size"], (0.2, 0.2, 4)),
-        ("point_cloud_range", voxels["point_cloud_range"], ()),
-    ):
-        encoder.require(key, served, default=default)
-    if len(encoder["feat_channels"]) != 1:
-        raise encoder.refused(f"{len(encoder['feat_channels'])} layers, ours has one")
-    model.part("pts_middle_encoder").require("type", "PointPillarsScatter")
-    most = voxels["max_voxels"]
-    return Lidar(
-        max_pillars=most if isinstance(most, int) else most[1],  # those of testing
-        overflow="first",
-        points_per_pillar=voxels["max_num_points"],
-        channels=encoder["feat_channels"][0],
-        encoder="padded",
-        sweeps=sweeps,
-    )
 
 
 def _head(model: Settings) -> DetectionHead:
@@ -164,8 +135,8 @@ def _suppression(coder: Settings, testing: Settings) -> Suppression:
 def _modules(config: Config) -> dict[str, str]:
     """Our module -> theirs."""
     modules = {
-        "lidar.linear.layer": "pts_voxel_encoder.pfn_layers.0.linear",
-        "lidar.norm.layer": "pts_voxel_encoder.pfn_layers.0.norm",
+        "lidar.layers.0.points.layer": "pts_voxel_encoder.pfn_layers.0.linear",
+        "lidar.layers.0.norm.layer": "pts_voxel_encoder.pfn_layers.0.norm",
         "heads.detection.shared.conv.layer": "pts_bbox_head.shared_conv.conv",
         "heads.detection.shared.norm.layer": "pts_bbox_head.shared_conv.bn",
         **trunk_modules(config.model.trunk),

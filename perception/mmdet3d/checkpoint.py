@@ -63,18 +63,22 @@ def take(
     for ours in expected:
         module, _, leaf = ours.rpartition(".")
         theirs[ours] = f"{modules[module]}.{leaf}"
-    missing = sorted(key for key in theirs.values() if key not in state)
-    unexpected = sorted(state.keys() - set(theirs.values()))
+    require_fit(state, {key: expected[ours] for ours, key in theirs.items()}, path)
+    return {ours: state[key].to(expected[ours].dtype) for ours, key in theirs.items()}
+
+
+def require_fit(state: Mapping[str, Tensor], expected: Mapping[str, Tensor], path: Path) -> None:
+    """Raise InputError, which names the keys, unless a checkpoint has all tensors that are expected and no other."""
+    missing, unexpected = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
     if missing or unexpected:
         raise InputError(
             f"{path}: does not fit its configuration: {len(missing)} keys are missing{_list(missing)}, "
             f"{len(unexpected)} unexpected{_list(unexpected)}"
         )
-    for ours, key in theirs.items():
-        if state[key].shape != expected[ours].shape:
-            found, wanted = (tuple(tensor.shape) for tensor in (state[key], expected[ours]))
+    for key, tensor in expected.items():
+        if state[key].shape != tensor.shape:
+            found, wanted = tuple(state[key].shape), tuple(tensor.shape)
             raise InputError(f"{path}: {key} has the shape {found}, the configuration says {wanted}")
-    return {ours: state[key].to(expected[ours].dtype) for ours, key in theirs.items()}
 
 
 def _list(keys: list[str]) -> str:

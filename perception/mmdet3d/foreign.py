@@ -15,7 +15,7 @@ from torch import nn
 
 from perception.backbone.layers import slotted
 from perception.errors import InputError
-from perception.mmdet3d.checkpoint import read_state
+from perception.mmdet3d.checkpoint import read_state, require_fit
 from perception.mmdet3d.foreign_config import ForeignBackbone, ForeignConfig
 from perception.mmdet3d.install import import_mmdet3d
 from perception.modules.bank import Bank
@@ -73,21 +73,11 @@ def _build(theirs: Any, backbone: ForeignBackbone) -> Any:
     except Exception as error:  # of any layer that the configuration names
         raise InputError(f"{backbone.config}: mmdet3d cannot build the model ({_line(error)})") from None
     if backbone.checkpoint is not None:
-        _load(detector, read_state(Path(backbone.checkpoint)), backbone.checkpoint)
+        path = Path(backbone.checkpoint)
+        state = read_state(path)
+        require_fit(state, detector.state_dict(), path)  # a part of it would train modules on random layers
+        detector.load_state_dict(state)
     return detector
-
-
-def _load(detector: nn.Module, state: dict[str, Any], path: str) -> None:
-    """All of a checkpoint, or nothing: a partial one would train modules on random layers."""
-    expected = detector.state_dict()
-    missing, unexpected = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
-    shapes = sorted(k for k in expected.keys() & state.keys() if expected[k].shape != state[k].shape)
-    if missing or unexpected or shapes:
-        raise InputError(
-            f"{path}: is of another configuration: {len(missing)} tensors missing, {len(unexpected)} unexpected, "
-            f"{len(shapes)} of another shape, such as {[*missing, *unexpected, *shapes][0]}"
-        )
-    detector.load_state_dict(state)
 
 
 def with_slots(detector: nn.Module, patterns: tuple[str, ...] = ("*",)) -> Bank:

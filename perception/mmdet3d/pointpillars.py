@@ -16,14 +16,23 @@ from torch import Tensor
 
 from perception.config import Anchor, AnchorHead, Config, Lidar, Model, Suppression, Trunk
 from perception.frame import CLASSES
-from perception.mmdet3d.centerpoint import EPSILON, grid
+from perception.mmdet3d.centerpoint import EPSILON
 from perception.mmdet3d.checkpoint import same_norm, take
 from perception.mmdet3d.config import read_config
+from perception.mmdet3d.pillars import FIRST, grid, lidar
 from perception.mmdet3d.second import same_lifts, trunk, trunk_modules
 from perception.mmdet3d.settings import Settings
 from perception.model import PerceptionModel
 
-_FIRST = "lidar.layers.0.points.layer.weight"
+# Of HardVFE: what is served, and mmdet3d's default.
+SEEN = {
+    "with_distance": (False, False),
+    "with_cluster_center": (True, False),
+    "with_voxel_center": (True, False),
+    "fusion_layer": (None, None),
+    "return_point_feats": (False, False),
+    "mode": ("max", "max"),
+}
 _HEAD = {"classes": "conv_cls", "boxes": "conv_reg", "directions": "conv_dir_cls"}
 
 
@@ -36,14 +45,14 @@ def convert(
         theirs.require(part, None, default=None)
     pyramidal = theirs.part("pts_neck").get("type", "") == "mmdet.FPN"
     backbone, neck = theirs.part("pts_backbone"), theirs.part("pts_neck")
-    lidar = _lidar(theirs, sweeps)
+    seen = lidar(theirs, "HardVFE", SEEN, sweeps)
     ours = Config(
         name=config.stem,
         grid=grid(theirs),
         model=Model(
-            lidar=lidar,
+            lidar=seen,
             fusion=False,
-            fused_channels=lidar.channels,
+            fused_channels=seen.channels,
             trunk=_pyramid(backbone, neck) if pyramidal else trunk(backbone, neck),
             anchors=_head(theirs),
             map=None,
@@ -51,48 +60,18 @@ def convert(
     )
     network = PerceptionModel(ours)
     columns = _point_columns(theirs, config)
-    expected = _expected(network, lidar, columns)
+    expected = _expected(network, seen, columns)
     if not pyramidal:
         same_lifts(expected, model["pts_neck"])
     weights = take(state, expected, _modules(ours), checkpoint)
     _describe_points(weights, columns, network)
-    _split_layers(weights, lidar)
+    _split_layers(weights, seen)
     if not pyramidal:
         same_lifts(weights, model["pts_neck"])
     _order_outputs(weights, ours, _classes(theirs, config))
     _same_norms(weights, theirs)
     network.load_state_dict(weights)
     return ours, network.eval()
-
-
-def _lidar(model: Settings, sweeps: int) -> Lidar:
-    preprocessor, encoder = model.part("data_preprocessor"), model.part("pts_voxel_encoder")
-    voxels = preprocessor.part("voxel_layer")
-    preprocessor.require("voxel_type", "hard", default="hard")
-    encoder.require("type", "HardVFE")
-    for key, served, default in (
-        ("with_distance", False, False),
-        ("with_cluster_center", True, False),
-        ("with_voxel_center", True, False),
-        ("fusion_layer", None, None),
-        ("return_point_feats", False, False),
-        ("mode", "max", "max"),
-        ("voxel_size", voxels["voxel_size"], (0.2, 0.2, 4)),
-        ("point_cloud_range", voxels["point_cloud_range"], (0, -40, -3, 70.4, 40, 1)),
-    ):
-        encoder.require(key, served, default=default)
-    model.part("pts_middle_encoder").require("type", "PointPillarsScatter")
-    *hidden, channels = encoder["feat_channels"]
-    most = voxels["max_voxels"]
-    return Lidar(
-        max_pillars=most if isinstance(most, int) else most[1],  # those of testing
-        overflow="first",
-        points_per_pillar=voxels["max_num_points"],
-        encoder="padded",
-        hidden=hidden,
-        channels=channels,
-        sweeps=sweeps,
-    )
 
 
 def _point_columns(model: Settings, config: Path) -> list[int]:
@@ -193,7 +172,7 @@ def _expected(network: PerceptionModel, lidar: Lidar, columns: list[int]) -> dic
     """Our `state_dict` with the encoder's layers as they are in theirs: without the numbers that their points lack, and
     with one matrix for a point and its pillar."""
     expected = dict(network.state_dict())
-    expected[_FIRST] = expected[_FIRST][:, : len(columns) + 6]
+    expected[FIRST] = expected[FIRST][:, : len(columns) + 6]
     for i in range(1, len(lidar.hidden) + 1):
         names = [f"lidar.layers.{i}.{part}.layer.weight" for part in ("points", "pillar")]
         expected[names[0]] = torch.cat([expected[names[0]], expected.pop(names[1])], dim=1)
@@ -202,10 +181,10 @@ def _expected(network: PerceptionModel, lidar: Lidar, columns: list[int]) -> dic
 
 def _describe_points(weights: dict[str, Tensor], columns: list[int], network: PerceptionModel) -> None:
     """Weights for our description of a point: what theirs does not see has none, and all are for scaled numbers."""
-    theirs = weights[_FIRST]
+    theirs = weights[FIRST]
     ours = theirs.new_zeros(len(theirs), len(network.lidar.scale))
     ours[:, [*columns, *range(5, 11)]] = theirs
-    weights[_FIRST] = ours / network.lidar.scale
+    weights[FIRST] = ours / network.lidar.scale
 
 
 def _split_layers(weights: dict[str, Tensor], lidar: Lidar) -> None:

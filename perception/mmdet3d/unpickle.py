@@ -11,9 +11,7 @@ write them.
 
 from __future__ import annotations
 
-import math
 import pickletools
-import re
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -22,9 +20,8 @@ from typing import Any
 import numpy as np
 
 from perception.errors import InputError
+from perception.mmdet3d.pickled_arrays import KNOWN, Known, Refused, Unbuilt, array
 
-_DTYPE = re.compile(r"[biufSU]\d{1,6}")  # numbers and text: no objects, no structures
-_MOST_DIMENSIONS = 32
 _FOUR_BYTES = struct.Struct("<I").unpack_from
 _DOUBLE = struct.Struct(">d").unpack_from
 _CODES = {opcode.name: ord(opcode.code) for opcode in pickletools.opcodes}
@@ -44,89 +41,13 @@ def read_plain(path: Path) -> Any:
     machine = _Machine(content)
     try:
         return machine.run()
-    except _Refused as error:
+    except Refused as error:
         reason = str(error)
     except (IndexError, struct.error):
         reason = "damaged or truncated"
     except (TypeError, ValueError, OverflowError, AttributeError) as error:
         reason = f"damaged ({' '.join(str(error).split())[:80]})"
     raise InputError(f"{path}: not read: at byte {machine.at} of {len(content)}, {reason}; nothing in it was run")
-
-
-class _Refused(ValueError):
-    """What is wrong with a file."""
-
-
-def _shown(value: Any) -> str:
-    """A text of the file in an error; of other values the type alone, as lists that hold one another print for ever."""
-    return ascii(value[:40]) if type(value) is str else f"a {type(value).__name__}"
-
-
-class _Unbuilt:
-    """An array or a type whose state follows, and the places in the memo that wait for it."""
-
-    def __init__(self, dtype: str | None = None) -> None:
-        self.dtype = dtype  # None: an array
-        self.places: list[int] = []
-
-
-class _Known:
-    """A name that a file may use; what it names is never looked up, `make` gives the value that it stands for."""
-
-    def __init__(self, make: Callable[..., Any]) -> None:
-        self.make = make
-
-
-def _array(content: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
-    """The read-only array of these bytes; nothing is allocated that the file does not hold."""
-    if not isinstance(dtype, np.dtype) or type(content) is not bytes or order not in ("C", "F"):
-        raise _Refused("an array without type or content: damaged")
-    sizes = shape if type(shape) is tuple and len(shape) <= _MOST_DIMENSIONS else (-1,)
-    if any(type(size) is not int or size < 0 for size in sizes):
-        raise _Refused("an array's shape is no short tuple of numbers: damaged")
-    count = math.prod(sizes)
-    if count * dtype.itemsize != len(content) or (count and not content):
-        raise _Refused(f"an array of shape {str(shape)[:40]} and type {dtype} has {len(content)} bytes: truncated")
-    if not content:
-        return np.zeros(shape, dtype)
-    return np.frombuffer(content, dtype).reshape(shape, order=order)
-
-
-def _array_to_build(kind: Any, *_: Any) -> _Unbuilt:
-    if kind is not _NDARRAY:
-        raise _Refused("an array of a class of its own; only numpy's are read")
-    return _Unbuilt()
-
-
-def _dtype(kind: Any, *_: Any) -> _Unbuilt:
-    if type(kind) is not str or not _DTYPE.fullmatch(kind):
-        raise _Refused(f"an array is of type {_shown(kind)}; only numbers and text are read")
-    return _Unbuilt(kind)
-
-
-def _scalar(dtype: Any, content: Any) -> Any:
-    return _array(content, dtype, (), "C").item()
-
-
-def _encoded(text: Any, encoding: Any) -> bytes:
-    """Bytes as protocol 2 has them."""
-    if type(text) is not str or encoding != "latin1":
-        raise _Refused("bytes in an unknown encoding: damaged")
-    return text.encode("latin1")
-
-
-_NDARRAY = _Known(_array_to_build)  # only ever an argument
-_KNOWN = {
-    ("numpy", "ndarray"): _NDARRAY,
-    ("numpy", "dtype"): _Known(_dtype),
-    ("_codecs", "encode"): _Known(_encoded),
-    ("__builtin__", "bytes"): _Known(lambda: b""),  # no bytes, as protocol 2 has them
-    ("collections", "OrderedDict"): _Known(lambda: {}),
-}
-for _core in ("numpy.core", "numpy._core"):
-    _KNOWN[f"{_core}.multiarray", "_reconstruct"] = _Known(_array_to_build)
-    _KNOWN[f"{_core}.multiarray", "scalar"] = _Known(_scalar)
-    _KNOWN[f"{_core}.numeric", "_frombuffer"] = _Known(_array)
 
 
 class _Machine:
@@ -140,7 +61,7 @@ class _Machine:
 
     def run(self) -> Any:
         if self.content[:1] != b"\x80" or self.content[1:2] not in (b"\x02", b"\x03", b"\x04", b"\x05"):
-            raise _Refused("this is no pickle of protocol 2 to 5")
+            raise Refused("this is no pickle of protocol 2 to 5")
         operations: list[Callable[[], None]] = [self._unknown] * 256
         for name in vars(type(self)):
             if name.isupper():
@@ -152,20 +73,20 @@ class _Machine:
             self.at += 1
             if code == stop:
                 if self.at < end or self.below or len(self.stack) != 1:
-                    raise _Refused("it ends too early: damaged")
+                    raise Refused("it ends too early: damaged")
                 return self.stack[0]
             operations[code]()
-        raise _Refused("it ends without its last opcode: truncated")
+        raise Refused("it ends without its last opcode: truncated")
 
     def _unknown(self) -> None:
         name = _NAMES.get(self.content[self.at - 1])
-        raise _Refused(f"it asks for {name}, which plain data does not need" if name else "no opcode: damaged")
+        raise Refused(f"it asks for {name}, which plain data does not need" if name else "no opcode: damaged")
 
     # What opcodes carry.
 
     def _bytes(self, count: int) -> bytes:
         if count > len(self.content) - self.at:
-            raise _Refused(f"{count} bytes should follow, but the file ends: truncated")
+            raise Refused(f"{count} bytes should follow, but the file ends: truncated")
         self.at += count
         return self.content[self.at - count : self.at]
 
@@ -180,7 +101,7 @@ class _Machine:
 
     def FRAME(self) -> None:
         if self._number(8) > len(self.content) - self.at:
-            raise _Refused("the file ends before its frame: truncated")
+            raise Refused("the file ends before its frame: truncated")
 
     # Values.
 
@@ -286,26 +207,26 @@ class _Machine:
         target = self._top(dict)
         for key, value in zip(items[::2], items[1::2], strict=True):
             if type(key) is not str:  # tuples and numbers can be such that hashing them takes for ever
-                raise _Refused(f"a key of a dict is {type(key).__name__}, not text")
+                raise Refused(f"a key of a dict is {type(key).__name__}, not text")
             target[key] = value
 
     def _top(self, kind: type) -> Any:
         if type(self.stack[-1]) is not kind:
-            raise _Refused(f"a {kind.__name__} should be on the stack: damaged")
+            raise Refused(f"a {kind.__name__} should be on the stack: damaged")
         return self.stack[-1]
 
     # The memo. Writers number it from 0 (or 1) on, so a place far behind its end is damage, and costs no memory.
 
     def _memoize(self, place: int) -> None:
         if place > len(self.memo) + 1:
-            raise _Refused(f"memo place {place} after {len(self.memo)}: damaged")
+            raise Refused(f"memo place {place} after {len(self.memo)}: damaged")
         value = self.stack[-1]
         if place == len(self.memo):
             self.memo.append(value)
         else:
             self.memo.extend([None] * (place + 1 - len(self.memo)))
             self.memo[place] = value
-        if type(value) is _Unbuilt:
+        if type(value) is Unbuilt:
             value.places.append(place)
 
     def BINPUT(self) -> None:
@@ -338,31 +259,31 @@ class _Machine:
         self._name(module, name)
 
     def _name(self, module: Any, name: Any) -> None:
-        known = _KNOWN.get((module, name)) if type(module) is type(name) is str else None
+        known = KNOWN.get((module, name)) if type(module) is type(name) is str else None
         if known is None:
             asked = (
                 ascii(f"{module[:40]}.{name[:40]}") if type(module) is type(name) is str else "names that are no text"
             )
-            raise _Refused(f"it asks for {asked}, which plain data and numpy arrays do not need")
+            raise Refused(f"it asks for {asked}, which plain data and numpy arrays do not need")
         self.stack.append(known)
 
     def REDUCE(self) -> None:
         arguments, name = self.stack.pop(), self.stack.pop()
-        if type(arguments) is not tuple or type(name) is not _Known:
-            raise _Refused("it calls what is no name: damaged")
+        if type(arguments) is not tuple or type(name) is not Known:
+            raise Refused("it calls what is no name: damaged")
         self.stack.append(name.make(*arguments))
 
     def BUILD(self) -> None:
         state, unbuilt = self.stack.pop(), self.stack.pop()
-        if type(state) is not tuple or type(unbuilt) is not _Unbuilt:
-            raise _Refused("it gives a state to what has none: damaged")
+        if type(state) is not tuple or type(unbuilt) is not Unbuilt:
+            raise Refused("it gives a state to what has none: damaged")
         if unbuilt.dtype is None:
             _, shape, dtype, fortran, content = state
-            value: Any = _array(content, dtype, shape, "F" if fortran is True else "C")
+            value: Any = array(content, dtype, shape, "F" if fortran is True else "C")
         else:
             _, order, subtype, names, fields, *_ = state
             if order not in ("<", ">", "|", "=") or (subtype, names, fields) != (None, None, None):
-                raise _Refused(f"an array's type {unbuilt.dtype!a} has fields; only numbers and text are read")
+                raise Refused(f"an array's type {unbuilt.dtype!a} has fields; only numbers and text are read")
             value = np.dtype(unbuilt.dtype).newbyteorder(order)
         for place in unbuilt.places:
             self.memo[place] = value
