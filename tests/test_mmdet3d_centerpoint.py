@@ -121,6 +121,13 @@ def test_every_key_must_be_accounted_for(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+def test_a_key_too_many_is_refused_where_none_is_missing(tmp_path: Path) -> None:
+    extra = "pts_bbox_head.task_heads.0.iou.1.bias"
+    with pytest.raises(InputError, match=rf"0 keys are missing, 1 unexpected \({extra}\)"):
+        import_checkpoint(*changed(tmp_path, **{extra: torch.zeros(1)}), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_every_shape_must_be_that_of_the_configuration(tmp_path: Path) -> None:
     conv = "pts_backbone.blocks.1.0.weight"
     with pytest.raises(
