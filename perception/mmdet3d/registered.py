@@ -107,14 +107,16 @@ class PerceptionDetector(BaseModel):
     def _pillars(self, points: Sequence[Tensor]) -> dict[str, Tensor]:
         """Inputs of the network; padding that all frames have is left out."""
         frames, most = [], 1
+        assert self.spec.lidar is not None
         for cloud in points:
             arrays = no_sensors(self.spec)
             recorded = cloud.detach().cpu().numpy()
             # mmdet3d drops returns from the vehicle's roof in earlier sweeps alone; in the keyframe, dt is 0.
             kept = far_enough(recorded) | (recorded[:, 4] > 0)
             near_removed = np.ascontiguousarray(recorded[kept], np.float32)
-            parts = (arrays[f"pillar_{name}"][0] for name in ("points", "counts", "cells"))
-            most = max(most, min(group(near_removed, self.spec.grid, *parts), arrays["pillar_counts"].shape[1]))
+            pillars, counts, cells = (arrays[f"pillar_{name}"][0] for name in ("points", "counts", "cells"))
+            found = group(near_removed, self.spec.grid, pillars, counts, cells, self.spec.lidar.overflow)
+            most = max(most, found)
             frames.append(arrays)
         device = points[0].device
         return {

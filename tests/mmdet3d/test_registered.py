@@ -18,6 +18,7 @@ from runners import runner_config, tiny_lidar
 
 from perception.data.inputs import prepare
 from perception.data.nuscenes import NuScenesTables
+from perception.data.sweeps import far_enough
 from perception.errors import InputError
 from perception.evaluation.evaluate import evaluate
 from perception.frame import Frame, Prediction
@@ -105,6 +106,22 @@ def test_frames_of_the_pipeline_become_the_inputs_and_targets_of_our_own(
         for name, values in expected.regression.items():
             known = values.nan_to_num() if name == "velocity" else values  # mmdet3d: an unknown velocity is zero
             torch.testing.assert_close(got.regression[name], known, rtol=0, atol=1e-3)
+
+
+def test_of_too_many_pillars_those_stay_that_the_configuration_says(tmp_path: Path):
+    file = tiny_lidar(tmp_path, SWEEPS)
+    content = yaml.safe_load(file.read_text())
+    content["model"]["lidar"] |= {"max_pillars": 20, "overflow": "first"}
+    file.write_text(yaml.safe_dump(content))
+    detector = PerceptionDetector(config=str(file)).eval()
+    points = np.random.default_rng(0).uniform([-30, -30, -2, 0, 0], [30, 30, 1, 255, 0], (400, 5)).astype(np.float32)
+    points = points[far_enough(points)]
+    frame = Frame("t", 0, "lidar", np.eye(4), np.eye(4), points, {})
+    ours = {name: torch.from_numpy(array) for name, array in prepare(frame, detector.spec).items()}
+    with torch.no_grad():
+        given, expected = detector({"points": [torch.from_numpy(points)]}), detector.network(ours)
+    for name in expected:
+        torch.testing.assert_close(given[name], expected[name])
 
 
 def _token(tables: NuScenesTables, file: str) -> str:
