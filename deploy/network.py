@@ -73,7 +73,7 @@ def make_network(
     """
     known = [parse_conditions(route) for route in routes]
     expected = [run(trained, golden, each)[0] for each in known]  # it also shows prompts the size of their input
-    model = trained.folded(*known).eval()
+    model = trained.deployed(*known)
     banked, conditional = _banked(trained, model)
     steered = [golden | steering(each, golden, banked, conditional) for each in known]
     inputs = steered[0]

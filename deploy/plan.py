@@ -10,11 +10,12 @@ from typing import Any, Literal
 import torch
 from rich.table import Table
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from deploy.golden import synthetic_frame
 from deploy.route import parse_conditions
+from deploy.trace import run
 from perception.data.inputs import InputSpec, prepare
+from perception.heads.peaks import PeakHead
 from perception.model import PerceptionModel
 from perception.modules.computation.computation import inputs, outputs
 from perception.modules.routing.features import after_fusion
@@ -56,13 +57,16 @@ def plan(checkpoint: Path, routes: Sequence[Sequence[str]] = ((),)) -> Plan:
     model, config = load_model(checkpoint)
     base = PerceptionModel(config.model_copy(update={"modules": (), "fusions": (), "routing": None})).eval()
     spec = InputSpec.of(config)
-    frame = {k: torch.from_numpy(v) for k, v in prepare(synthetic_frame(spec.grid.reference), spec).items()}
-    cells, flops = _cells(base, frame)
+    arrays = prepare(synthetic_frame(spec.grid.reference), spec)
+    frame = {name: torch.from_numpy(array) for name, array in arrays.items()}
     known = [parse_conditions(route) for route in routes]
     with torch.no_grad():
         for conditions in known:  # shows prompts the size of their input
             model(frame, [conditions])
-    settled = model.folded(*known)
+    settled = model.deployed(*known)
+    # A module may keep the regression at all cells.
+    lean = base.deployed() if isinstance(settled.heads["detection"], PeakHead) else base
+    cells, flops = _cells(base, frame), run(lean, arrays)[1]
     running = {*settled.bank.folded, *settled.bank.modules}
     steps = []
     for name, slot in model.bank.slots.items():
@@ -97,8 +101,8 @@ def _step(slot: Slot, here: tuple[str, ...], settled: PerceptionModel, cells: in
     return Step(slot.name, what, names, parameters, flops, why)
 
 
-def _cells(base: PerceptionModel, frame: dict[str, Tensor]) -> tuple[dict[str, int], int]:
-    """At how many places a frame's modules compute at each slot, and the operations of the base for a frame."""
+def _cells(base: PerceptionModel, frame: dict[str, Tensor]) -> dict[str, int]:
+    """At how many places a frame's modules compute at each slot."""
     cells: dict[str, int] = {}
 
     def count(name: str) -> Any:
@@ -109,12 +113,11 @@ def _cells(base: PerceptionModel, frame: dict[str, Tensor]) -> tuple[dict[str, i
         return hook
 
     hooks = [slot.layer.register_forward_hook(count(name)) for name, slot in base.bank.slots.items()]
-    counter = FlopCounterMode(display=False)
-    with torch.no_grad(), counter:
+    with torch.no_grad():
         base.predict(frame)
     for each in hooks:
         each.remove()
-    return cells, counter.get_total_flops()
+    return cells
 
 
 def table(plan: Plan) -> Table:

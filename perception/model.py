@@ -20,6 +20,7 @@ from perception.frame import Conditions
 from perception.heads.anchors import AnchorHead
 from perception.heads.detection import CenterHead
 from perception.heads.map_segmentation import MapSegmentationHead
+from perception.heads.peaks import at_peaks
 from perception.modules.aggregation.notation import parse_block
 from perception.modules.aggregation.representations import add_fusion
 from perception.modules.bank import Bank
@@ -164,4 +165,13 @@ class PerceptionModel(nn.Module):
             if model.chooser is None:
                 for slot in model.bank.slots.values():
                     slot.stack_low_rank()
+        return model
+
+    def deployed(self, *routes: Conditions) -> PerceptionModel:
+        """`folded`, for predictions alone: what is regressed is computed only at the peaks that become boxes.
+
+        Then `forward` gives the heat maps and what `predict` needs beside them.
+        """
+        model = self.folded(*routes).eval()
+        model.heads["detection"] = at_peaks(model.heads["detection"])
         return model

@@ -50,7 +50,7 @@ def mmdet3d(arguments: argparse.Namespace) -> dict[str, Any]:
     spec, suppression = InputSpec.of(config), config.model.detection.suppression
     inputs = [prepare(frame, spec) for frame in frames]
     _, flops = run(model, inputs[0])
-    graph = to_onnx(model.folded(Conditions()).eval(), inputs[0], OUTPUTS)
+    graph = to_onnx(model.deployed(Conditions()), inputs[0], OUTPUTS)
     measured = ranges(graph, activations(graph.graph), inputs[:2])
     integers = quantise(graph, [*quantisable(graph.graph)], measured, CPU)
     sessions = {name: _session(each.SerializeToString(), THREADS) for name, each in

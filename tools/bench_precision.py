@@ -54,7 +54,7 @@ def speed(configuration: str, rounds: int) -> dict[str, Any]:
     frame = _dense(config.grid.reference)
     inputs = prepare(frame, spec)
     torch.manual_seed(0)
-    model = PerceptionModel(config).eval().folded(Conditions()).eval()
+    model = PerceptionModel(config).deployed(Conditions())
     with torch.no_grad():
         outputs = list(model.predict({name: torch.from_numpy(array) for name, array in inputs.items()}))
     whole = to_onnx(model, inputs, outputs)

@@ -44,7 +44,7 @@ def graph_of(name: str, kind: str) -> onnx.ModelProto:
     if kind == "banked":
         routes.append(Conditions())
         inputs["route"] = np.ones((1, 1), np.float32)
-    model = PerceptionModel(config).eval().folded(*routes).eval()
+    model = PerceptionModel(config).deployed(*routes)
     outputs = ["boxes", "scores", "labels", "attributes", *(["map"] if config.model.map else [])]
     with torch.no_grad():
         return to_onnx(model, inputs, outputs)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -47,10 +49,7 @@ class CenterHead(nn.Module):
         self.shared = ConvBlock("heads.detection", inputs, config.channels)
         self.branches = nn.ModuleDict()
         for i, group in enumerate(config.groups):
-            outputs = {"heatmap": len(group), **REGRESSION}
-            if config.attributes == "learned":
-                outputs["attribute"] = len(ATTRIBUTES)
-            for name, n in outputs.items():
+            for name, n in {"heatmap": len(group), **self.regressed}.items():
                 own = map_name(config, name, i)
                 hidden = ConvBlock(f"heads.detection.{own}", config.channels, config.channels)
                 last = nn.Conv2d(config.channels, n, config.output_kernel, padding=config.output_kernel // 2)
@@ -75,21 +74,38 @@ class CenterHead(nn.Module):
         With several groups each gives its K best: (B, groups, K, 10) and (B, groups, K). Where boxes are suppressed
         behind the graph, all cells are taken for peaks.
         """
+
+        def gathered(group: int, cell: Tensor) -> dict[str, Tensor]:
+            maps = {
+                name: dense[map_name(self.config, name, group)].flatten(2).transpose(1, 2) for name in self.regressed
+            }
+            return {n: m.gather(1, cell[..., None].expand(-1, -1, m.shape[-1])) for n, m in maps.items()}
+
+        return self.boxes(dense, gathered)
+
+    def boxes(self, dense: dict[str, Tensor], regress: Callable[[int, Tensor], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """What `decode` gives, of the heat maps among the dense outputs.
+
+        Args:
+            regress: of the index of a group and cells (B, K), row * columns + column, what is regressed there: for each
+                of `regressed` (B, K, n).
+        """
         groups, first = [], 0
         for i, group in enumerate(self.config.groups):
-            groups.append(self._best({name: dense[map_name(self.config, name, i)] for name in self._names}, first))
+            groups.append(self._best(dense[map_name(self.config, "heatmap", i)], first, partial(regress, i)))
             first += len(group)
         if len(groups) == 1:
             return groups[0]
         return {name: torch.stack([group[name] for group in groups], dim=1) for name in groups[0]}
 
     @property
-    def _names(self) -> list[str]:
-        return ["heatmap", *REGRESSION, *(["attribute"] if self.config.attributes == "learned" else [])]
+    def regressed(self) -> dict[str, int]:
+        """What is regressed at a cell, and in how many numbers."""
+        return REGRESSION | ({"attribute": len(ATTRIBUTES)} if self.config.attributes == "learned" else {})
 
-    def _best(self, dense: dict[str, Tensor], first: int) -> dict[str, Tensor]:
-        """Of one group's maps; its classes have the labels from `first` on."""
-        scores = dense["heatmap"].sigmoid()  # B n rows columns
+    def _best(self, heatmap: Tensor, first: int, regress: Callable[[Tensor], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Of one group; its classes have the labels from `first` on."""
+        scores = heatmap.sigmoid()  # B n rows columns
         if self.config.suppression is None:
             scores = scores * (scores == F.max_pool2d(scores, 3, stride=1, padding=1)).to(scores.dtype)
         rows, columns = self.grid.shape
@@ -97,21 +113,18 @@ class CenterHead(nn.Module):
         label = torch.div(index, rows * columns, rounding_mode="floor")
         cell = index - label * (rows * columns)
         label = label + first if first else label
-
-        def at(name: str) -> Tensor:  # B K n
-            values = dense[name].flatten(2).transpose(1, 2)
-            return values.gather(1, cell[..., None].expand(-1, -1, values.shape[-1]))
+        at = regress(cell)
 
         row = torch.div(cell, columns, rounding_mode="floor")
         corner = torch.stack([cell - row * columns, row], dim=-1).to(scores.dtype)
         origin = corner.new_tensor([self.grid.x[0], self.grid.y[0]])
-        center = (corner + at("offset")) * self.grid.cell + origin
-        size = at("size").clamp(-5, 5).exp()
-        velocity = at("velocity")
-        boxes = torch.cat([center, at("height"), size, at("heading"), velocity], dim=-1)
+        center = (corner + at["offset"]) * self.grid.cell + origin
+        size = at["size"].clamp(-5, 5).exp()
+        velocity = at["velocity"]
+        boxes = torch.cat([center, at["height"], size, at["heading"], velocity], dim=-1)
         if self.config.attributes == "learned":
             possible = self.possible[label]  # B K 8
-            attribute = torch.where(possible, at("attribute"), -1e4).argmax(dim=-1)
+            attribute = torch.where(possible, at["attribute"], -1e4).argmax(dim=-1)
             attribute = torch.where(possible.any(dim=-1), attribute, -1)
         else:
             attribute = by_speed(label, velocity)
