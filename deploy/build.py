@@ -154,7 +154,7 @@ def _signer(key: Path | None) -> Sign | None:
 
 def _build_plan(bundle: Bundle, target: Target, dla: bool, refittable: bool, sign: Sign | None) -> EngineRecord:
     start = time.perf_counter()
-    plan = build_engine(bundle.onnx.read_bytes(), target, dla, refittable)
+    plan = build_engine(bundle.onnx.read_bytes(), target, dla, refittable, bundle.manifest.input_shapes)
     record = EngineRecord(
         target=target.name,
         compiler=plan.compiler,

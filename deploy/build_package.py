@@ -21,6 +21,7 @@ from deploy.bundle import ENGINES, Bundle
 from deploy.integrity import sha256
 from deploy.targets import Target
 from perception.atomic import folder_written_whole
+from perception.data.inputs import PILLARS
 from perception.errors import InputError
 from perception.section import Section
 
@@ -91,7 +92,7 @@ def _describe(bundle: Bundle, target: Target, out: Path, dla: bool, refittable: 
     versions = target.versions_for(dla)
     commands = [
         f"trtexec --onnx={folder}/{bundle.onnx.name} --saveEngine={folder}/engines/{target.name}.plan.new "
-        f"{_flags(dla, refittable)}"
+        f"{_flags(bundle, dla, refittable)}"
         for folder in _folders(bundle)
     ]
     majors = range(versions.first[0], versions.end[0] + bool(versions.end[1]))
@@ -111,10 +112,17 @@ def _folders(bundle: Bundle) -> list[str]:
     return ["bundle", *(f"bundle/{part.path.relative_to(bundle.path).as_posix()}" for part in bundle.routes.values())]
 
 
-def _flags(dla: bool, refittable: bool) -> str:
-    """Options of trtexec for every version: FP32 without TF32's short mantissa, and no timing after the build."""
-    options = "--noTF32 --skipInference" + (" --useDLACore=0 --allowGPUFallback" if dla else "")
-    return options + (" --refit" if refittable else "")
+def _flags(bundle: Bundle, dla: bool, refittable: bool) -> str:
+    """Options of trtexec for every version: FP32 without TF32's short mantissa, and no timing after the build.
+
+    The graph takes any number of pillars, the plan as many as the manifest says.
+    """
+    options = "--noTF32 --skipInference"
+    pillars = [tensor for tensor in bundle.manifest.inputs if tensor.name in PILLARS]
+    if pillars:
+        shapes = ",".join(f"{tensor.name}:{'x'.join(map(str, tensor.shape))}" for tensor in pillars)
+        options += "".join(f" --{bound}Shapes={shapes}" for bound in ("min", "opt", "max"))
+    return options + (" --useDLACore=0 --allowGPUFallback" if dla else "") + (" --refit" if refittable else "")
 
 
 def _script(bundle: Bundle, target: Target, dla: bool, refittable: bool) -> str:
@@ -129,7 +137,7 @@ def _script(bundle: Bundle, target: Target, dla: bool, refittable: bool) -> str:
         "end": _numbered(versions.end),
         "graph": bundle.onnx.name,
         "compile": "\n".join(f"compile {folder}" for folder in _folders(bundle)),
-        "flags": _flags(dla, refittable),
+        "flags": _flags(bundle, dla, refittable),
         "refittable": "true" if refittable else "false",
         "capabilities": _capabilities(target, " | "),
         "with_dla": " with DLA 0" if dla else "",

@@ -24,7 +24,7 @@ class TensorInfo(Section):
     """One input or output of the network."""
 
     name: str
-    shape: tuple[int, ...]
+    shape: tuple[int, ...]  # with as many pillars as there can be; the graph takes fewer too
     dtype: str  # numpy's name
     unit: str  # what the numbers mean
 
@@ -94,6 +94,11 @@ class Manifest(Sealed):
     def spec(self) -> InputSpec:
         """How a frame becomes the network's inputs."""
         return InputSpec(self.grid.build(), self.lidar, self.camera)
+
+    @property
+    def input_shapes(self) -> dict[str, tuple[int, ...]]:
+        """By name."""
+        return {tensor.name: tensor.shape for tensor in self.inputs}
 
     @property
     def conditional(self) -> bool:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from deploy.norms import fold_norms
+from perception.data.inputs import PILLARS
 from perception.errors import InputError
 from perception.frame import Conditions
 from perception.model import PerceptionModel
@@ -29,6 +30,7 @@ def to_onnx(model: PerceptionModel, inputs: dict[str, np.ndarray], outputs: Sequ
         InputError: the graph would need an operator outside the ONNX standard domain.
     """
     tensors = tuple(torch.from_numpy(array) for array in inputs.values())
+    pillars = torch.export.Dim("pillars")
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):  # it prints progress marks
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
@@ -38,6 +40,7 @@ def to_onnx(model: PerceptionModel, inputs: dict[str, np.ndarray], outputs: Sequ
             opset_version=OPSET,
             input_names=list(inputs),
             output_names=list(outputs),
+            dynamic_shapes=(tuple({1: pillars} if name in PILLARS else None for name in inputs),),
             optimize=True,
             verbose=False,
         )

@@ -13,6 +13,7 @@ from deploy.bundle import CALIBRATION, ENGINES, SIGNATURE, Bundle
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
 from deploy.golden import require_agreement
 from deploy.manifest import Calibration, Manifest, TensorInfo
+from perception.data.inputs import PILLARS
 from perception.errors import InputError
 
 
@@ -86,14 +87,17 @@ def require_graph(file: Path, manifest: Manifest, operators: dict[str, int] | No
 
 
 def _tensors(values: Iterable[onnx.ValueInfoProto]) -> dict[str, str]:
-    """Type and shape of a graph's inputs or outputs by name; a dimension without a fixed size is 0."""
+    """Type and shape of a graph's inputs or outputs by name; of a dimension without a fixed size its name."""
     tensors = {value.name: value.type.tensor_type for value in values}
     dtypes = {name: onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name for name, tensor in tensors.items()}
-    return {name: f"{dtypes[name]} {tuple(d.dim_value for d in t.shape.dim)}" for name, t in tensors.items()}
+    return {
+        name: f"{dtypes[name]} {tuple(d.dim_param or d.dim_value for d in t.shape.dim)}" for name, t in tensors.items()
+    }
 
 
 def _described(tensors: Iterable[TensorInfo]) -> dict[str, str]:
-    return {tensor.name: f"{tensor.dtype} {tensor.shape}" for tensor in tensors}
+    shapes = {t.name: (1, "pillars", *t.shape[2:]) if t.name in PILLARS else t.shape for t in tensors}
+    return {tensor.name: f"{tensor.dtype} {shapes[tensor.name]}" for tensor in tensors}
 
 
 def _targets(path: Path) -> list[str]:

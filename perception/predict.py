@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from perception.data.inputs import InputSpec, prepare
+from perception.data.inputs import InputSpec, prepare, without_padding
 from perception.data.outputs import to_prediction
 from perception.frame import Frame, Prediction
 from perception.model import PerceptionModel
@@ -32,7 +32,8 @@ class TorchPredictor:
 
     @torch.inference_mode()
     def __call__(self, frame: Frame) -> Prediction:
-        inputs = {name: torch.from_numpy(value).to(self.device) for name, value in prepare(frame, self.spec).items()}
+        arrays = without_padding(prepare(frame, self.spec))
+        inputs = {name: torch.from_numpy(array).to(self.device) for name, array in arrays.items()}
         outputs = self.model.predict(inputs, [frame.conditions])
         found = {name: value.cpu().numpy() for name, value in outputs.items()}
         return to_prediction(found, suppression=self.model.config.model.suppression)

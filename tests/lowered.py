@@ -34,7 +34,7 @@ Arrays = dict[str, np.ndarray]
 def network(kind: str = "folded") -> PerceptionModel:
     """Random weights, `folded`: no modules; `banked`: those of `MODULES`, switched by an input."""
     if kind == "folded":
-        return model()
+        return model().deployed()
     content = config().model_dump(mode="json") | {"modules": MODULES}
     torch.manual_seed(0)
     modular = PerceptionModel(parse_config(content, "banked"))
@@ -43,7 +43,7 @@ def network(kind: str = "folded") -> PerceptionModel:
         for name, parameter in modular.named_parameters():
             if "computations" in name:
                 parameter += 0.05 * torch.randn_like(parameter)
-    return modular.eval().folded(*ROUTES).eval()
+    return modular.deployed(*ROUTES)
 
 
 def frame(seed: int, kind: str = "folded") -> Arrays:

@@ -32,6 +32,7 @@ WRITES = (
     """for each in "$@"; do case "$each" in --saveEngine=*) echo compiled > "${each#--saveEngine=}" ;; esac; done"""
 )
 
+PILLARS = "pillar_points:1x12000x8x5,pillar_counts:1x12000,pillar_cells:1x12000"
 TOOLS = ("cat", "cut", "date", "dirname", "grep", "head", "mkdir", "mv", "rm", "sed", "sh", "sha256sum", "tail", "wc")
 
 
@@ -94,7 +95,8 @@ def test_script_compiles_and_leaves_an_engine_that_the_bundle_accepts(
     assert (done.returncode, done.stderr) == (0, "")
     plan = f"bundle/engines/{target}.plan"
     assert device.arguments == [
-        "--onnx=bundle/model.onnx", f"--saveEngine={plan}.new", "--noTF32", "--skipInference", *options
+        "--onnx=bundle/model.onnx", f"--saveEngine={plan}.new", "--noTF32", "--skipInference",
+        *(f"--{bound}Shapes={PILLARS}" for bound in ("min", "opt", "max")), *options
     ]  # fmt: skip
     # What the README and --json announce is what ran.
     announced = package.commands[str(version // 10000)]

@@ -114,7 +114,7 @@ def test_dla_is_configured_and_found_absent() -> None:
     smallest_orin = replace(find_target("orin"), compiler="tensorrt_rtx", compute_capabilities=(86,))
     smallest_orin = replace(smallest_orin, dla_versions=find_target("rtx-ampere").versions)
     with pytest.raises(InputError, match="orin: this module has no DLA; build without --dla"):
-        build_engine(bundle().onnx.read_bytes(), smallest_orin, dla=True)
+        build_engine(bundle().onnx.read_bytes(), smallest_orin, dla=True, inputs=bundle().manifest.input_shapes)
 
 
 def test_plan_is_checked_before_it_runs(tmp_path: Path) -> None:

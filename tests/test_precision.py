@@ -54,14 +54,16 @@ def test_every_precision_compiles(precision: str, kind: str, target: str) -> Non
     pytest.importorskip("tensorrt_rtx")
     graph = lowered.graph(precision, kind)
     onnx.checker.check_model(graph, full_check=True)
-    assert build_engine(graph.SerializeToString(), find_target(target)).layers > 0
+    shapes = {name: array.shape for name, array in lowered.frame(0, kind).items()}
+    assert build_engine(graph.SerializeToString(), find_target(target), inputs=shapes).layers > 0
 
 
 def test_tensorrt_refuses_the_layout_of_the_cpu() -> None:
     """Which is why there are two."""
     pytest.importorskip("tensorrt_rtx")
+    shapes = {name: array.shape for name, array in lowered.frame(0).items()}
     with pytest.raises(InputError, match=r"rtx-ada: tensorrt_rtx .* refuses"):
-        build_engine(lowered.graph("int8.cpu").SerializeToString(), find_target("rtx-ada"))
+        build_engine(lowered.graph("int8.cpu").SerializeToString(), find_target("rtx-ada"), inputs=shapes)
 
 
 # How far outputs may be from torch's, about twice what was measured on these frames and others: the largest change of

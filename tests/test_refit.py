@@ -367,4 +367,4 @@ def test_the_compiler_itself_needs_a_gpu_for_what_can_be_refitted(monkeypatch: p
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
     assert build_engine(model.SerializeToString(), target, refittable=True).layers > 0
     with pytest.raises(InputError, match=r"cannot compile the graph: .*Myelin"):
-        build_engine(bundle().onnx.read_bytes(), target, refittable=True)
+        build_engine(bundle().onnx.read_bytes(), target, refittable=True, inputs=bundle().manifest.input_shapes)

@@ -40,6 +40,8 @@ class Context:
         self.content, self.addresses = content, {}
         if b"rtx" in content:
             self.is_stream_capturable = lambda handle: False
+    def set_input_shape(self, name, shape):
+        calls.append((name, shape))
     def set_tensor_address(self, name, address):
         self.addresses[name] = address
     def execute_async_v3(self, handle):
@@ -58,7 +60,9 @@ class Engine:
     def get_tensor_dtype(self, name):
         return np.float32
     def get_tensor_shape(self, name):
-        return [2, 3]
+        return [-1, 3] if name == "x" and b"open" in self.content else [2, 3]
+    def get_tensor_profile_shape(self, name, profile):
+        return [[1, 3], [1, 3], [2, 3]]  # least, best, most
     def get_tensor_mode(self, name):
         return {"x": "input", "y": "output"}[name]
     def create_execution_context(self):
@@ -145,6 +149,13 @@ with pytest.raises(InputError, match="^a.plan: tensorrt 10.3.0 cannot give it .*
 with pytest.raises(InputError, match="^a.plan: tensorrt 10.3.0 cannot give it .*: it lacks conv.bias"):
     opened(b"refittable lacks", b"weights")
 assert calls == []
+""",
+    "an input that the plan leaves open has the size it was compiled for": """
+engine = opened(b"open")
+assert calls[:2] == ["context", ("x", (2, 3))]
+copies(engine)
+with pytest.raises(InputError, match="x is float32 .1, 3., the plan takes float32 .2, 3.$"):
+    engine.run({"x": np.zeros((1, 3), "f4")})
 """,
     "a plan of another version": """
 with pytest.raises(InputError, match="^a.plan: tensorrt 10.3.0 refuses it: wrong magic number$"):

@@ -94,8 +94,8 @@ def weights_elsewhere(model: onnx.ModelProto) -> None:
     [
         (another_opset, "opset: ONNX is 17, the manifest says 18"),
         (another_domain, "opset: com.acme is 1, the manifest says that there is none"),
-        (renamed, "inputs: pillar_points is not there, the manifest says float32 (1, 12000, 8, 5)"),
-        (another_shape, "inputs: pillar_counts is int32 (1, 7), the manifest says int32 (1, 12000)"),
+        (renamed, "inputs: pillar_points is not there, the manifest says float32 (1, 'pillars', 8, 5)"),
+        (another_shape, "inputs: pillar_counts is int32 (1, 7), the manifest says int32 (1, 'pillars')"),
         (another_type, "outputs: labels is int32 (1, 200), the manifest says int64 (1, 200)"),
         (one_output_less, "outputs: map is not there, the manifest says float32 (1, 6, 128, 128)"),
         (one_node_more, "operators: Softsign is 1, the manifest says that there is none"),

@@ -17,7 +17,7 @@ import torch
 from deploy.precision.calibrate import ranges
 from deploy.precision.quantise import CPU, activations, quantisable, quantise
 from deploy.trace import run, to_onnx
-from perception.data.inputs import InputSpec, prepare
+from perception.data.inputs import InputSpec, prepare, without_padding
 from perception.data.nuscenes import NuScenesTables
 from perception.data.outputs import to_prediction
 from perception.frame import Conditions
@@ -50,7 +50,8 @@ def mmdet3d(arguments: argparse.Namespace) -> dict[str, Any]:
     spec, suppression = InputSpec.of(config), config.model.detection.suppression
     inputs = [prepare(frame, spec) for frame in frames]
     _, flops = run(model, inputs[0])
-    graph = to_onnx(model.deployed(Conditions()), inputs[0], OUTPUTS)
+    deployed = model.deployed(Conditions())
+    graph = to_onnx(deployed, inputs[0], OUTPUTS)
     measured = ranges(graph, activations(graph.graph), inputs[:2])
     integers = quantise(graph, [*quantisable(graph.graph)], measured, CPU)
     sessions = {name: _session(each.SerializeToString(), THREADS) for name, each in
@@ -62,7 +63,7 @@ def mmdet3d(arguments: argparse.Namespace) -> dict[str, Any]:
             begin = time.perf_counter()
             arrays = prepare(frame, spec)
             prepared = time.perf_counter()
-            outputs = dict(zip(OUTPUTS, sessions[name].run(OUTPUTS, arrays), strict=True))
+            outputs = dict(zip(OUTPUTS, sessions[name].run(OUTPUTS, without_padding(arrays)), strict=True))
             computed = time.perf_counter()
             prediction = to_prediction(outputs, suppression=suppression)
             if name == "fp32":
@@ -76,8 +77,8 @@ def mmdet3d(arguments: argparse.Namespace) -> dict[str, Any]:
 
     @torch.inference_mode()
     def in_torch(frame: Any) -> Any:
-        tensors = {name: torch.from_numpy(array) for name, array in prepare(frame, spec).items()}
-        outputs = {name: value.numpy() for name, value in model.predict(tensors).items()}
+        tensors = {name: torch.from_numpy(array) for name, array in without_padding(prepare(frame, spec)).items()}
+        outputs = {name: value.numpy() for name, value in deployed.predict(tensors).items()}
         return to_prediction(outputs, suppression=suppression)
 
     sides: Mapping[str, Callable[[Any], Any]] = {

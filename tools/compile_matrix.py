@@ -35,8 +35,8 @@ TARGETS = ("rtx-ampere", "rtx-ada")
 MODULE = {"name": "rain", "kind": "low_rank", "slots": ["trunk.*", "heads.*"], "rank": 4, "when": ["rain"]}
 
 
-def graph_of(name: str, kind: str) -> onnx.ModelProto:
-    """In FP32; banked: with a module on board that an input switches."""
+def graph_of(name: str, kind: str) -> tuple[onnx.ModelProto, dict[str, tuple[int, ...]]]:
+    """In FP32, and the shapes of its inputs; banked: with a module on board that an input switches."""
     content = load_config(find_config(name)).model_dump(mode="json") | {"modules": [MODULE]}
     config = parse_config(content, name)
     inputs = prepare(synthetic_frame(config.grid.reference), InputSpec.of(config))
@@ -47,7 +47,7 @@ def graph_of(name: str, kind: str) -> onnx.ModelProto:
     model = PerceptionModel(config).deployed(*routes)
     outputs = ["boxes", "scores", "labels", "attributes", *(["map"] if config.model.map else [])]
     with torch.no_grad():
-        return to_onnx(model, inputs, outputs)
+        return to_onnx(model, inputs, outputs), {name: array.shape for name, array in inputs.items()}
 
 
 def at_precision(graph: onnx.ModelProto, precision: str) -> onnx.ModelProto:
@@ -62,14 +62,14 @@ def at_precision(graph: onnx.ModelProto, precision: str) -> onnx.ModelProto:
 def matrix(configs: list[str]) -> Iterator[dict[str, Any]]:
     for config in configs:
         for kind in ("folded", "banked"):
-            whole = graph_of(config, kind)
+            whole, shapes = graph_of(config, kind)
             for precision in ("fp32", "fp16", "int8"):
                 content = at_precision(whole, precision).SerializeToString()
                 for target in TARGETS:
                     row = {"config": config, "kind": kind, "precision": precision, "target": target}
                     start = time.perf_counter()
                     try:
-                        plan = build_engine(content, find_target(target))
+                        plan = build_engine(content, find_target(target), inputs=shapes)
                     except InputError as error:
                         yield row | {"refused": str(error)}
                         continue

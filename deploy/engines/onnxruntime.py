@@ -1,4 +1,4 @@
-"""ONNX Runtime: the engine that runs on any CPU."""
+"""ONNX Runtime: the engine that runs on any CPU, and computes only the pillars that a frame has."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
+from perception.data.inputs import without_padding
 from perception.errors import InputError
 
 
@@ -21,6 +22,8 @@ class OnnxRuntimeEngine:
     def __init__(self, onnx: Path | bytes) -> None:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3  # errors; warnings tell of optimisations it left out
+        # It would keep a plan of its memory for every number of pillars that it ever sees.
+        options.enable_mem_pattern = False
         # A thread that waits for work sleeps: it would keep a core from whoever reads and writes beside the network.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
@@ -35,7 +38,7 @@ class OnnxRuntimeEngine:
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Outputs by name, for inputs by name with the shapes and types of the manifest."""
         try:
-            values = self._session.run(self._outputs, dict(inputs))
+            values = self._session.run(self._outputs, without_padding(inputs))
         except Exception as error:  # as above
             raise InputError(f"ONNX Runtime cannot run the network: {' '.join(str(error).split())}") from None
         return dict(zip(self._outputs, values, strict=True))

@@ -13,6 +13,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,13 +47,20 @@ def compiles_here(target: Target) -> bool:
         return False
 
 
-def build_engine(onnx: bytes, target: Target, dla: bool = False, refittable: bool = False) -> Plan:
+def build_engine(
+    onnx: bytes,
+    target: Target,
+    dla: bool = False,
+    refittable: bool = False,
+    inputs: Mapping[str, tuple[int, ...]] | None = None,
+) -> Plan:
     """Compile an ONNX graph for a target, on a machine where that is possible (`compiles_here`).
 
     Args:
         dla: place on the first DLA what it can run, and the rest on the GPU.
         refittable: the plan shall take other weights later (`deploy.refit`), and gives up what the compiler would make
             of their values. It cannot be compiled without a GPU.
+        inputs: shapes by name, of those at least that the graph leaves a dimension of open: a plan takes one size.
 
     Raises:
         InputError: the compiler is not installed or of another version, there is no DLA, no GPU for a plan to be
@@ -71,6 +79,10 @@ def build_engine(onnx: bytes, target: Target, dla: bool = False, refittable: boo
     parser = trt.OnnxParser(network, log)
     if not parser.parse(onnx):
         raise InputError(f"{target.name}: {trt.__name__} {trt.__version__} refuses {_refusal(parser, log)}")
+    for i in range(network.num_inputs):
+        tensor = network.get_input(i)
+        if -1 in tuple(tensor.shape):
+            tensor.shape = (inputs or {})[tensor.name]
     config = builder.create_builder_config()
     config.clear_flag(trt.BuilderFlag.TF32)  # its 10-bit mantissa is not FP32
     if target.compiler == "tensorrt_rtx":

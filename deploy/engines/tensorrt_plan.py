@@ -55,9 +55,13 @@ class TensorRtEngine:
         for i in range(self._engine.num_io_tensors):
             name = self._engine.get_tensor_name(i)
             dtype = np.dtype(trt.nptype(self._engine.get_tensor_dtype(name)))
-            buffer = cuda.Buffer(tuple(self._engine.get_tensor_shape(name)), dtype)
-            self._context.set_tensor_address(name, buffer.address)
+            shape = tuple(self._engine.get_tensor_shape(name))
             is_input = self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT
+            if is_input and -1 in shape:  # trtexec leaves it open, and says in the profile what was compiled for
+                shape = tuple(self._engine.get_tensor_profile_shape(name, 0)[2])
+                self._context.set_input_shape(name, shape)
+            buffer = cuda.Buffer(shape, dtype)
+            self._context.set_tensor_address(name, buffer.address)
             (self._inputs if is_input else self._outputs)[name] = buffer
         self._queue()
         self._stream.wait()

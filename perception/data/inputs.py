@@ -13,6 +13,8 @@ from perception.data.pillars import group
 from perception.frame import CAMERAS, Frame
 from perception.grid import BevGrid
 
+PILLARS = ("pillar_points", "pillar_counts", "pillar_cells")  # inputs with an axis of pillars, the second
+
 
 @dataclass(frozen=True)
 class InputSpec:
@@ -79,6 +81,14 @@ def prepare(
     if spec.camera is not None:
         _fill_cameras(inputs, frame, spec.camera.image, image_affines or {})
     return inputs
+
+
+def without_padding(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Inputs (B, ...) without the pillars that are padding in every frame, as views; one at least is left."""
+    if "pillar_counts" not in inputs:
+        return dict(inputs)
+    pillars = max(1, int((inputs["pillar_counts"] > 0).sum(axis=1).max(initial=0)))
+    return {name: array[:, :pillars] if name in PILLARS else array for name, array in inputs.items()}
 
 
 def _fill_cameras(

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from perception.config import Config
 from perception.data.augment import draw_image_affine, draw_similarity, transformed
-from perception.data.inputs import InputSpec, prepare
+from perception.data.inputs import InputSpec, prepare, without_padding
 from perception.data.keyframes import Keyframes
 from perception.data.map_expansion import MapExpansion
 from perception.errors import InputError
@@ -153,10 +153,7 @@ class FrameDataset(Dataset[Sample]):
     def collate(self, samples: list[Sample]) -> Batch:
         """Join samples, without the padding rows that every one of them has."""
         inputs = {name: np.concatenate([sample.inputs[name] for sample in samples]) for name in samples[0].inputs}
-        if "pillar_counts" in inputs:
-            pillars = max(1, int((inputs["pillar_counts"] > 0).sum(axis=1).max()))
-            for name in ("pillar_points", "pillar_counts", "pillar_cells"):
-                inputs[name] = inputs[name][:, :pillars]
+        inputs = without_padding(inputs)
         labels = None
         if self._config.model.map is not None:
             none = np.zeros((len(MAP_CLASSES), *self._map_grid.shape), np.uint8)
