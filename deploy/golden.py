@@ -55,7 +55,9 @@ def synthetic_frame(reference: Reference, seed: int = 0) -> Frame:
     )
 
 
-def differences(expected: Arrays, actual: Arrays, tolerance: float, outliers: float = 0.0) -> list[str]:
+def differences(
+    expected: Arrays, actual: Arrays, tolerance: float, outliers: float = 0.0, recognised: float | None = None
+) -> list[str]:
     """What is off between two engines' outputs for the same frame; empty when they agree.
 
     Dense outputs (`map`, `recognised`) and the sorted `scores` are compared number by number: sorting is continuous, so
@@ -68,6 +70,7 @@ def differences(expected: Arrays, actual: Arrays, tolerance: float, outliers: fl
     Args:
         tolerance: largest difference allowed, absolute below 1 and relative above.
         outliers: share of each output's numbers, and of the detections, that may be off by more.
+        recognised: largest difference allowed of `recognised`; None: the tolerance.
     """
     problems = []
     for name in expected:
@@ -82,7 +85,8 @@ def differences(expected: Arrays, actual: Arrays, tolerance: float, outliers: fl
     for name in ("scores", "map", "recognised"):
         if name in expected:
             off = _off(expected[name], actual[name])
-            if (off > tolerance).mean() > outliers:
+            allowed = recognised if name == "recognised" and recognised is not None else tolerance
+            if (off > allowed).mean() > outliers:
                 problems.append(f"{name} is off by {np.quantile(off, 1 - outliers):.2g}")
     for i in np.ndindex(expected["scores"].shape[:-1]):  # of each frame, and group
         mine, other = ({name: side[name][i] for name in _DETECTIONS} for side in (expected, actual))
@@ -115,9 +119,16 @@ def _off(expected: np.ndarray, actual: np.ndarray) -> np.ndarray:
     return np.abs(expected - actual) / np.maximum(1, np.abs(expected))
 
 
-def require_agreement(expected: Arrays, actual: Arrays, tolerance: float, who: str, outliers: float = 0.0) -> None:
+def require_agreement(
+    expected: Arrays,
+    actual: Arrays,
+    tolerance: float,
+    who: str,
+    outliers: float = 0.0,
+    recognised: float | None = None,
+) -> None:
     """Raise InputError unless `who`'s outputs for the golden frame are the expected ones, see `differences`."""
-    if problems := differences(expected, actual, tolerance, outliers):
+    if problems := differences(expected, actual, tolerance, outliers, recognised):
         raise InputError(
             f"{who} does not compute the exported network (tolerance {tolerance:g}): {'; '.join(problems)}"
         )

@@ -67,6 +67,7 @@ class Manifest(Sealed):
     opset: int
     tolerance: float  # how far an engine's outputs for the golden frame may be off, see deploy.golden
     outliers: float = 0.0  # share of them that may be off by more
+    recognised_tolerance: float | None = None  # how far what is recognised may be off; None: the tolerance
     classes: tuple[str, ...]
     attributes: tuple[str, ...]
     map_classes: tuple[str, ...]  # empty: the network has no map head

@@ -31,7 +31,9 @@ class _Network:
         manifest, engine = bundle.manifest, open_engine(bundle, target)
         inputs, outputs = bundle.golden()
         who = f"{bundle.path} on {target}"
-        require_agreement(outputs, engine.run(inputs), manifest.tolerance, who, manifest.outliers)
+        require_agreement(
+            outputs, engine.run(inputs), manifest.tolerance, who, manifest.outliers, manifest.recognised_tolerance
+        )
         return _Network(bundle, engine, asks)
 
 

@@ -121,7 +121,7 @@ def test_the_tolerance_passes_the_graph_and_no_other(precision: str) -> None:
         inputs = lowered.frame(0, kind)
         expected = lowered.run(lowered.graph("fp32", kind), inputs)
         found = [lowered.run(lowered.graph(name, kind), inputs) for name in names]
-        allowed = tolerance(expected, found, precision)
+        allowed, _ = tolerance(expected, found, precision)
         for actual in found:
             assert differences(expected, actual, allowed / MARGIN * 1.01, OUTLIERS[precision]) == []
         graph = lowered.graph(names[0], kind)
@@ -161,8 +161,8 @@ def test_half_is_what_lies_between_the_sensors_and_the_last_layers() -> None:
     types = typed(graph)
     by_type = {t: Counter(n.op_type for n in graph.graph.node if types[n.output[0]] == t) for t in set(types.values())}
     half, whole = by_type[TensorProto.FLOAT16], by_type[TensorProto.FLOAT]
-    # 8 heads and the cameras' context and depth are last layers.
-    assert (half["Conv"], whole["Conv"], half["ConvTranspose"]) == (36, 9, 2)
+    # Heat map, what is regressed at its peaks, map, and the cameras' context and depth are last layers.
+    assert (half["Conv"], whole["Conv"], half["ConvTranspose"]) == (31, 4, 2)
     single = {"Gemm", "ScatterND", "GridSample", "Softmax", "ReduceSum", "TopK", "Sigmoid", "Exp"}
     assert single.isdisjoint(half)
     assert single <= {*whole} | {"TopK"}
@@ -267,7 +267,7 @@ def test_last_layers_and_view_transform_are_never_quantised() -> None:
     plain = {node.output[0] for node in convolutions if not {node.input[0], node.input[1]} <= rounded}
     where = places(lowered.single().graph)
     assert plain == where.heads | where.views
-    assert (len(where.heads), len(where.views), len(convolutions)) == (8, 1, 47)
+    assert (len(where.heads), len(where.views), len(convolutions)) == (3, 1, 37)
     for node in graph.node:
         if node.op_type in ("GridSample", "Softmax", "TopK", "Sigmoid", "Gemm"):
             assert rounded.isdisjoint(node.input), node.op_type
@@ -281,8 +281,8 @@ def test_the_cpu_layout_runs_on_integer_kernels(tmp_path: Path) -> None:
     content = lowered.graph("int8.cpu").SerializeToString()
     onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
     made = Counter(node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node)
-    assert made["QLinearConv"] == 36
-    assert made["Conv"] + made["FusedConv"] == 9
+    assert made["QLinearConv"] == 31
+    assert made["Conv"] + made["FusedConv"] == 4
 
 
 def test_blocks_are_the_parts_of_the_model() -> None:

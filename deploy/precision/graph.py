@@ -23,7 +23,7 @@ class Places:
     encoding: frozenset[
         str
     ]  # between the sensors, or constants, and the convolutions: points, pillars, projection, lift
-    heads: frozenset[str]  # convolutions with no other between them and the outputs
+    heads: frozenset[str]  # convolutions that lead to outputs and to no other convolution
     views: frozenset[str]  # convolutions with no other between them and the view transform
     decoding: frozenset[str]  # behind both: peaks, boxes, probabilities, depths
 
@@ -47,9 +47,28 @@ def places(graph: onnx.GraphProto) -> Places:
         else:
             continue
         encoding.add(node.output[0])
-    heads, decoding = _back(graph, {tensor.name for tensor in graph.output}, encoding)
+    ends, decoding = _back(graph, {tensor.name for tensor in graph.output}, encoding)
     views, lifted = _back(graph, met, encoding)
+    heads = ends - _leading_on(graph)  # the fused map, from which conditions are recognised, goes on into the trunk
     return Places(frozenset(encoding), frozenset(heads), frozenset(views), frozenset(decoding | lifted))
+
+
+def _leading_on(graph: onnx.GraphProto) -> set[str]:
+    """First outputs of the nodes behind which there is another convolution.
+
+    Which cells are the best decides where boxes are regressed, but is no input of that convolution.
+    """
+    taken: set[str] = set()
+    leading = set()
+    for node in reversed(graph.node):
+        if node.op_type == "TopK":
+            continue
+        if not taken.isdisjoint(node.output):
+            leading.add(node.output[0])
+        elif node.op_type not in CONVOLUTIONS:
+            continue
+        taken.update(node.input)
+    return leading
 
 
 def _back(graph: onnx.GraphProto, wanted: set[str], encoding: set[str]) -> tuple[set[str], set[str]]:

@@ -36,24 +36,26 @@ def sensitivity(model: onnx.ModelProto, ranges: Ranges, frames: Sequence[Inputs]
     # Boxes may be regressed at the peaks alone: at those of FP32, so that numbers of the same cells are compared.
     frames = [
         {**frame, **{f"{name}.given": cell for name, cell in found.items()}}
-        for frame, found in zip(frames, _run(_giving(model, cells), frames), strict=True)
+        for frame, found in zip(frames, run(_giving(model, cells), frames), strict=True)
     ]
-    expected = _run(watched, frames)
+    expected = run(watched, frames)
     table = []
     for name, layers in blocks(model.graph).items():
-        off = error(expected, _run(quantise(watched, layers, ranges, TENSORRT), frames))
+        off = error(expected, run(quantise(watched, layers, ranges, TENSORRT), frames))
         precision: Precision = "int8" if off <= LARGEST_ERROR else "fp32"
         table.append(Block(name=name, layers=len(layers), error=off, precision=precision))
     return tuple(table)
 
 
 def watch(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy of a graph that gives what its outputs are decoded from: probabilities and other maps of the heads.
+    """A copy of a graph that gives what its outputs are decoded from, and the conditions that it recognises.
 
-    The cells of the peaks become inputs, called as they were with `.given` behind.
+    Outputs are decoded from probabilities and other maps of the heads. The cells of the peaks become inputs,
+    called as they were with `.given` behind.
     """
     probabilities = {n.input[0]: n.output[0] for n in model.graph.node if n.op_type == "Sigmoid"}
-    watched = _giving(model, [probabilities.get(name, name) for name in places(model.graph).heads])
+    maps = {probabilities.get(name, name) for name in places(model.graph).heads}
+    watched = _giving(model, maps | {output.name for output in model.graph.output if output.name == "recognised"})
     known = _values(model)
     cells = {node.output[1] for node in model.graph.node if node.op_type == "TopK"}
     for node in watched.graph.node:
@@ -94,6 +96,7 @@ def error(expected: Maps, actual: Maps) -> float:
     )
 
 
-def _run(model: onnx.ModelProto, frames: Sequence[Mapping[str, np.ndarray]]) -> Maps:
+def run(model: onnx.ModelProto, frames: Sequence[Mapping[str, np.ndarray]]) -> Maps:
+    """The outputs of a graph for each frame, by ONNX Runtime."""
     engine = OnnxRuntimeEngine(model.SerializeToString())
     return [engine.run(inputs) for inputs in frames]
