@@ -6,7 +6,7 @@ or one with another number of worker processes, sees the same samples bit for bi
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import cv2
@@ -151,22 +151,26 @@ class FrameDataset(Dataset[Sample]):
         return None if area is None else area.rasterize(frame, self._map_grid)
 
     def collate(self, samples: list[Sample]) -> Batch:
-        """Join samples, without the padding rows that every one of them has."""
-        inputs = {name: np.concatenate([sample.inputs[name] for sample in samples]) for name in samples[0].inputs}
-        inputs = without_padding(inputs)
+        """Join samples."""
         labels = None
         if self._config.model.map is not None:
             none = np.zeros((len(MAP_CLASSES), *self._map_grid.shape), np.uint8)
             stacked = np.stack([none if s.map_labels is None else s.map_labels for s in samples])
             labels = torch.from_numpy(stacked)
         return Batch(
-            inputs={name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in inputs.items()},
+            inputs=joined([sample.inputs for sample in samples]),
             boxes=[sample.boxes for sample in samples],
             map_labels=labels,
             map_valid=torch.tensor([sample.map_labels is not None for sample in samples]),
             conditions=[sample.conditions for sample in samples],
             tokens=[sample.token for sample in samples],
         )
+
+
+def joined(frames: Sequence[Mapping[str, np.ndarray]]) -> dict[str, torch.Tensor]:
+    """Inputs of several frames, each as of `prepare`, in one batch, without the padding rows that all of them have."""
+    inputs = without_padding({name: np.concatenate([frame[name] for frame in frames]) for name in frames[0]})
+    return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in inputs.items()}
 
 
 def batches(

@@ -1,9 +1,23 @@
 """Our model as one of mmdet3d's: mmdet3d's own entry points train and test it on mmdet3d's own data pipeline.
 
-In a configuration of mmdet3d:
+In a configuration of mmdet3d, for a model with LiDAR and cameras, such as tiny.yaml with `grid: {reference: lidar}`:
 
     custom_imports = dict(imports=["perception.mmdet3d.registered"])
-    model = dict(type="PerceptionDetector", config="configs/tiny.yaml")
+    model = dict(type="PerceptionDetector", config="tiny.yaml")
+    pipeline = [
+        dict(type="LoadPointsFromFile", coord_type="LIDAR", load_dim=5, use_dim=5),
+        dict(type="LoadPointsFromMultiSweeps", sweeps_num=5, use_dim=list(range(5)), remove_close=True, test_mode=True),
+        dict(type="LoadMultiViewImageFromFiles", num_views=6),  # or LoadViewsThatAreThere: some may be missing
+        dict(type="LoadAnnotations3D", with_bbox_3d=True, with_label_3d=True, with_attr_label=True),
+        dict(type="Pack3DDetInputs", keys=["points", "img", "gt_bboxes_3d", "gt_labels_3d", "attr_labels"]),
+    ]
+
+with `sweeps_num` of the model's `lidar.sweeps`, in a NuScenesDataset that has `modality=dict(use_lidar=True,
+use_camera=True)`, in `data_prefix` a folder for each camera, and classes in the order of perception.frame.CLASSES. A
+model without cameras or without LiDAR leaves their steps out. GlobalRotScaleTrans and RandomFlip3D may stand among the
+steps, which turn points and boxes (with cameras, RandomFlip3D of 1.4 spoils pictures unless its horizontal ratio is 0);
+pictures go in as recorded. mmdet3d knows neither maps nor conditions: a map head is not trained, and modules that ask
+for conditions are not routed to.
 
 What MMEngine's Runner has trained becomes a run of ours, to evaluate, adapt and export, by
 
@@ -21,12 +35,12 @@ import torch
 from torch import Tensor
 
 from perception.config import load_config
-from perception.data.inputs import InputSpec, no_sensors
-from perception.data.loader import Batch
-from perception.data.pillars import group
-from perception.data.sweeps import far_enough
+from perception.data.inputs import InputSpec, prepare
+from perception.data.loader import Batch, joined
 from perception.errors import InputError
 from perception.frame import ATTRIBUTES, Boxes, Conditions
+from perception.mmdet3d import loading  # noqa: F401 - registers its step
+from perception.mmdet3d.frames import frame_of
 from perception.mmdet3d.install import import_mmdet3d
 from perception.model import PerceptionModel
 from perception.training.checkpoint import load_model
@@ -42,18 +56,18 @@ from mmengine.structures import InstanceData  # noqa: E402
 
 @MODELS.register_module()
 class PerceptionDetector(BaseModel):
-    """A PerceptionModel behind mmdet3d's interface, LiDAR only.
+    """A PerceptionModel behind mmdet3d's interface.
 
-    Points and boxes are in the LiDAR's frame, as mmdet3d's are. The dataset's `metainfo` must have the classes in the
-    order of perception.frame.CLASSES, which is that of mmdet3d's CenterPoint configurations.
+    Points and boxes are in the LiDAR's frame, as mmdet3d's are.
 
     Args:
-        config: YAML file of the model, with `grid.reference: lidar` and without `model.camera`.
+        config: YAML file of the model, with `grid.reference: lidar`.
         checkpoint: a run of ours whose weights and configuration to take instead; one of the two is given.
-        data_preprocessor: of mmdet3d; by default the one that brings points and samples together.
+        data_preprocessor: of mmdet3d; by default the one that brings points, pictures and samples together.
 
     Raises:
-        InputError: the configuration is for another frame of reference or has cameras.
+        InputError: the configuration is for another frame of reference, or the preprocessor makes other pictures than
+            RGB from 0 to 255.
     """
 
     def __init__(
@@ -63,16 +77,22 @@ class PerceptionDetector(BaseModel):
         data_preprocessor: Mapping[str, Any] | None = None,
         init_cfg: Any = None,
     ) -> None:
-        super().__init__(dict(data_preprocessor or {"type": "Det3DDataPreprocessor"}), init_cfg)
+        preprocessor = dict(data_preprocessor or {"type": "Det3DDataPreprocessor", "bgr_to_rgb": True})
+        super().__init__(preprocessor, init_cfg)
         if (config is None) == (checkpoint is None):
             raise InputError("PerceptionDetector: give either config, a YAML file, or checkpoint, a run")
         self.network = PerceptionModel(load_config(Path(config))) if config else load_model(Path(str(checkpoint)))[0]
         self.spec = InputSpec.of(self.network.config)
-        where = config or checkpoint
         if self.spec.grid.reference != "lidar":
-            raise InputError(f"{where}: mmdet3d's points and boxes are in the LiDAR's frame; set grid.reference: lidar")
-        if self.spec.camera is not None or self.spec.lidar is None:
-            raise InputError(f"{where}: mmdet3d's pipeline gives it points alone; leave model.camera out")
+            raise InputError(
+                f"{config or checkpoint}: mmdet3d's points and boxes are in the LiDAR's frame; set "
+                "grid.reference: lidar"
+            )
+        if self.spec.camera and (not preprocessor.get("bgr_to_rgb") or preprocessor.get("mean") is not None):
+            raise InputError(
+                "PerceptionDetector: data_preprocessor needs bgr_to_rgb=True and no mean or std: the network takes "
+                "pictures in RGB from 0 to 255"
+            )
 
     def forward(
         self, inputs: Mapping[str, Any], data_samples: Sequence[Any] | None = None, mode: str = "tensor"
@@ -80,14 +100,14 @@ class PerceptionDetector(BaseModel):
         """As mmdet3d's detectors: losses by name, the samples with `pred_instances_3d`, or the dense outputs.
 
         Args:
-            inputs: `points`, a list of (N, 5) x y z (m), intensity (0-255), dt (s, >= 0).
-            data_samples: Det3DDataSample of each frame; for `loss` with `gt_instances_3d`, whose `attr_labels` are
-                optional.
+            inputs: `points`, a list of (N, 5) x y z (m), intensity (0-255), dt (s, >= 0); with cameras `imgs`,
+                (B, 6, 3, H, W) RGB 0-255.
+            data_samples: Det3DDataSample of each frame, with cameras and for `predict` and `loss`; for `loss` with
+                `gt_instances_3d`, whose `attr_labels` are optional.
             mode: loss, predict or tensor.
         """
-        points: Sequence[Tensor] = inputs["points"]
-        conditions = [Conditions()] * len(points)
-        arrays = self._pillars(points)
+        arrays = self._arrays(inputs, data_samples)
+        conditions = [Conditions()] * len(next(iter(arrays.values())))
         if mode == "predict":
             return _with_predictions(self.network.predict(arrays, conditions), data_samples or ())
         dense = self.network(arrays, conditions)
@@ -97,31 +117,26 @@ class PerceptionDetector(BaseModel):
             inputs=arrays,
             boxes=[_boxes(sample.gt_instances_3d) for sample in data_samples or ()],
             map_labels=None,
-            map_valid=torch.zeros(len(points), dtype=torch.bool),
+            map_valid=torch.zeros(len(conditions), dtype=torch.bool),
             conditions=conditions,
-            tokens=[""] * len(points),
+            tokens=[""] * len(conditions),
         )
         losses = losses_of(self.network.config, dense, batch) | self.network.routing_losses()
         return {f"loss_{name}": value for name, value in losses.items()}
 
-    def _pillars(self, points: Sequence[Tensor]) -> dict[str, Tensor]:
-        """Inputs of the network; padding that all frames have is left out."""
-        frames, most = [], 1
-        assert self.spec.lidar is not None
-        for cloud in points:
-            arrays = no_sensors(self.spec)
-            recorded = cloud.detach().cpu().numpy()
-            # mmdet3d drops returns from the vehicle's roof in earlier sweeps alone; in the keyframe, dt is 0.
-            kept = far_enough(recorded) | (recorded[:, 4] > 0)
-            near_removed = np.ascontiguousarray(recorded[kept], np.float32)
-            pillars, counts, cells = (arrays[f"pillar_{name}"][0] for name in ("points", "counts", "cells"))
-            found = group(near_removed, self.spec.grid, pillars, counts, cells, self.spec.lidar.overflow)
-            most = max(most, found)
-            frames.append(arrays)
-        device = points[0].device
-        return {
-            name: torch.from_numpy(np.concatenate([f[name][:, :most] for f in frames])).to(device) for name in frames[0]
-        }
+    def _arrays(self, inputs: Mapping[str, Any], data_samples: Sequence[Any] | None) -> dict[str, Tensor]:
+        """Inputs of the network, as our own loader makes them."""
+        metas = [sample.metainfo for sample in data_samples] if data_samples else [{}] * len(inputs["points"])
+
+        def given(key: str, used: bool) -> Sequence[Tensor | None]:
+            if used and key not in inputs:
+                raise InputError(f"mmdet3d's pipeline gives no {key}, which the network takes; see {__name__}")
+            return inputs[key] if used else [None] * len(metas)
+
+        points, pictures = given("points", self.spec.lidar is not None), given("imgs", self.spec.camera is not None)
+        frames = [frame_of(*frame) for frame in zip(points, pictures, metas, strict=True)]
+        arrays, device = joined([prepare(frame, self.spec) for frame in frames]), next(self.parameters()).device
+        return {name: array.to(device) for name, array in arrays.items()}
 
 
 def _boxes(instances: Any) -> Boxes:
