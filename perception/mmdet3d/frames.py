@@ -81,11 +81,11 @@ def _cameras(pictures: Tensor, meta: Mapping[str, Any]) -> dict[str, Camera]:
 
 def _recorded_size(pictures: Tensor, meta: Mapping[str, Any]) -> tuple[int, int]:
     """Height and width. The network's own resizing and the calibration are for pictures as recorded."""
-    size, there = tuple(meta["img_shape"]), tuple(pictures.shape[-2:])
-    if size != tuple(meta["ori_shape"]) or np.any(meta.get("flip", False)) or any(np.greater(size, there)):
+    loaded, size, there = meta.get("ori_shape"), meta.get("img_shape"), tuple(pictures.shape[-2:])
+    if size is None or size != loaded or np.any(meta.get("flip", False)) or any(np.greater(size, there)):
         raise InputError(
-            f"mmdet3d's pipeline has changed the pictures ({meta['ori_shape']} as loaded, {meta['img_shape']} then, "
-            f"{there} at the end); leave out the steps that resize, crop or mirror them: the network does it itself"
+            f"mmdet3d's pipeline has changed the pictures, {size} in size, {loaded} as loaded, {there} at the end; "
+            "leave out the steps that resize, crop or mirror them: the network resizes them itself"
         )
     height, width = size
     return int(height), int(width)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,40 +11,45 @@ from mmengine.config import Config
 
 from perception.config import find_config
 from perception.data.nuscenes import NuScenesTables
-from perception.frame import CLASSES
+from perception.frame import CAMERAS, CLASSES
 from perception.mmdet3d import annotation_file
 
-FOLDERS = {"pts": "samples/LIDAR_TOP", "sweeps": "sweeps/LIDAR_TOP", "img": ""}
+FOLDERS = {"pts": "samples/LIDAR_TOP", "sweeps": "sweeps/LIDAR_TOP", **{name: f"samples/{name}" for name in CAMERAS}}
+LOADING = [
+    {"type": "LoadPointsFromFile", "coord_type": "LIDAR", "load_dim": 5, "use_dim": 5},
+    {
+        "type": "LoadPointsFromMultiSweeps",
+        "sweeps_num": 5,
+        "use_dim": [0, 1, 2, 3, 4],
+        "remove_close": True,
+        "test_mode": True,
+    },
+    {"type": "LoadMultiViewImageFromFiles", "num_views": 6},
+]
 
 
-def tiny_lidar(folder: Path, sweeps: int) -> Path:
-    """configs/tiny.yaml with LiDAR only, in the LiDAR's frame."""
+def tiny(folder: Path, **model: Any) -> Path:
+    """configs/tiny.yaml in the LiDAR's frame, with changes to its `model`."""
     content = yaml.safe_load(find_config("tiny").read_text())
     content["grid"]["reference"] = "lidar"
-    content["model"] |= {"camera": None, "map": None}
-    content["model"]["lidar"]["sweeps"] = sweeps
-    content["modules"] = []
-    path = folder / "tiny_lidar.yaml"
+    content["model"] |= model
+    path = folder / "tiny.yaml"
     path.write_text(yaml.safe_dump(content))
     return path
 
 
-def runner_config(root: Path, model: dict[str, Any], work: Path, sweeps: int, steps: int = 20) -> Config:
-    """Trains for `steps` iterations of two frames on mini_val and tests on the same."""
+def runner_config(
+    root: Path, model: dict[str, Any], work: Path, steps: int = 20, loaded: Sequence[dict[str, Any]] = LOADING
+) -> Config:
+    """Trains for `steps` iterations of two frames on mini_val and tests on the same.
+
+    Args:
+        loaded: the pipeline before the annotations.
+    """
     tables = NuScenesTables(root, "v1.0-mini")
-    loaded = [
-        {"type": "LoadPointsFromFile", "coord_type": "LIDAR", "load_dim": 5, "use_dim": 5},
-        {
-            "type": "LoadPointsFromMultiSweeps",
-            "sweeps_num": sweeps,
-            "use_dim": [0, 1, 2, 3, 4],
-            "remove_close": True,
-            "test_mode": True,
-        },
-    ]
     annotated = [
         {"type": "LoadAnnotations3D", "with_bbox_3d": True, "with_label_3d": True, "with_attr_label": True},
-        {"type": "Pack3DDetInputs", "keys": ["points", "gt_bboxes_3d", "gt_labels_3d", "attr_labels"]},
+        {"type": "Pack3DDetInputs", "keys": ["points", "img", "gt_bboxes_3d", "gt_labels_3d", "attr_labels"]},
     ]
 
     def loader(name: str, pipeline: list[dict[str, Any]], training: bool) -> dict[str, Any]:
@@ -59,6 +65,7 @@ def runner_config(root: Path, model: dict[str, Any], work: Path, sweeps: int, st
                 "ann_file": str(annotations),
                 "data_prefix": FOLDERS,
                 "metainfo": {"classes": CLASSES, "version": "v1.0-mini"},
+                "modality": {"use_lidar": True, "use_camera": True},
                 "pipeline": pipeline,
                 "use_valid_flag": True,
                 "test_mode": not training,
@@ -67,7 +74,7 @@ def runner_config(root: Path, model: dict[str, Any], work: Path, sweeps: int, st
         }
 
     work.mkdir(parents=True, exist_ok=True)
-    testing = loader("testing", [*loaded, {"type": "Pack3DDetInputs", "keys": ["points"]}], training=False)
+    testing = loader("testing", [*loaded, {"type": "Pack3DDetInputs", "keys": ["points", "img"]}], training=False)
     content = {
         "default_scope": "mmdet3d",
         "custom_imports": {"imports": ["perception.mmdet3d.registered", "perception.mmdet3d.metric"]},

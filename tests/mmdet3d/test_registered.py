@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -10,13 +12,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import yaml
 from mmdet3d.registry import DATASETS
+from mmengine.dataset import pseudo_collate
 from mmengine.runner import Runner
 from rich.console import Console
-from runners import runner_config, tiny_lidar
+from runners import LOADING, runner_config, tiny
+from torch import Tensor
 
+from perception.config import find_config
 from perception.data.inputs import prepare
+from perception.data.loader import joined
 from perception.data.nuscenes import NuScenesTables
 from perception.data.sweeps import far_enough
 from perception.errors import InputError
@@ -29,15 +34,15 @@ from perception.training.targets import detection_targets
 
 PREFIX = "NuScenes metric/pred_instances_3d_NuScenes"
 STEPS = 80  # enough for objects to be found, so that scores say something
-SWEEPS = 5
+SWEEPS = 5  # of tiny
 
 
 @pytest.fixture(scope="module")
 def trained(mini_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Runner:
-    """A Runner that has fitted the drives which it tests on. It takes half a minute."""
+    """A Runner that has fitted `tiny`, LiDAR and cameras, to the drives which it tests on. It takes two minutes."""
     work = tmp_path_factory.mktemp("work")
-    model = {"type": "PerceptionDetector", "config": str(tiny_lidar(work, SWEEPS))}
-    runner = Runner.from_cfg(runner_config(mini_root, model, work, SWEEPS, STEPS))
+    model = {"type": "PerceptionDetector", "config": str(tiny(work))}
+    runner = Runner.from_cfg(runner_config(mini_root, model, work, STEPS))
     runner.train()
     return runner
 
@@ -67,7 +72,7 @@ def test_scores_equal_those_of_our_own_evaluation(trained: Runner, mini_root: Pa
     save_model(run, trained.model.network.config, trained.model.network)
     ours = own_scores(mini_root, TorchPredictor.load(run), tmp_path / "ours", metric == "AttributeNuScenesMetric")
 
-    config = runner_config(mini_root, {"type": "PerceptionDetector", "checkpoint": str(run)}, tmp_path, SWEEPS)
+    config = runner_config(mini_root, {"type": "PerceptionDetector", "checkpoint": str(run)}, tmp_path)
     config.test_evaluator.type = metric
     theirs = Runner.from_cfg(config).test()
 
@@ -78,28 +83,45 @@ def test_scores_equal_those_of_our_own_evaluation(trained: Runner, mini_root: Pa
 
 @pytest.fixture
 def detector(tmp_path: Path) -> PerceptionDetector:
-    return PerceptionDetector(config=str(tiny_lidar(tmp_path, SWEEPS)))
+    return PerceptionDetector(config=str(tiny(tmp_path)))
+
+
+def frames_of(root: Path, work: Path, loaded: Sequence[dict[str, Any]] = LOADING) -> list[tuple[dict[str, Any], Frame]]:
+    """Keyframes of mini_val as the pipeline gives them for training, and as our tables do."""
+    tables = NuScenesTables(root, "v1.0-mini")
+    content = runner_config(root, {"type": "PerceptionDetector"}, work, loaded=loaded).train_dataloader.dataset
+    dataset = DATASETS.build(content)
+    tokens = [dataset.get_data_info(i)["token"] for i in range(len(dataset))]
+    return [(dataset[i], tables.frame(token, "lidar", SWEEPS)) for i, token in enumerate(tokens)]
+
+
+def inputs_of(detector: PerceptionDetector, *frames: dict[str, Any]) -> dict[str, Tensor]:
+    """What the network is given of a batch."""
+    batch = detector.data_preprocessor(pseudo_collate([*frames]), False)
+    return detector._arrays(batch["inputs"], batch["data_samples"])
 
 
 def test_frames_of_the_pipeline_become_the_inputs_and_targets_of_our_own(
     detector: PerceptionDetector, mini_root: Path, tmp_path: Path
 ):
-    """Points of the keyframe and its sweeps to rounding, in the same pillars; boxes as the tables have them."""
-    config = runner_config(mini_root, {"type": "PerceptionDetector"}, tmp_path, SWEEPS)
-    tables = NuScenesTables(mini_root, "v1.0-mini")
-    for data in DATASETS.build(config.train_dataloader.dataset):
-        sample = data["data_samples"]
-        frame = tables.frame(_token(tables, sample.lidar_path), "lidar", SWEEPS, cameras=False)
-        theirs, ours = detector._pillars([data["inputs"]["points"]]), prepare(frame, detector.spec)
-        pillars = theirs["pillar_counts"].shape[1]
-        assert not ours["pillar_counts"][:, pillars:].any()
-        assert np.array_equal(theirs["pillar_cells"], ours["pillar_cells"][:, :pillars])
-        np.testing.assert_allclose(theirs["pillar_points"], ours["pillar_points"][:, :pillars], rtol=0, atol=2e-5)
+    """Pictures and projections bit for bit; points of the keyframe and its sweeps to rounding, in the same pillars;
+    boxes as the tables have them."""
+    pairs = frames_of(mini_root, tmp_path)
+    theirs = inputs_of(detector, *(data for data, _ in pairs))
+    ours = joined([prepare(frame, detector.spec) for _, frame in pairs])
+    assert theirs.keys() == ours.keys()
+    assert ours["images"].float().std() > 10  # the pictures show something
+    for name, expected in ours.items():
+        assert theirs[name].dtype == expected.dtype
+        off = 2e-5 if name == "pillar_points" else 0
+        torch.testing.assert_close(theirs[name], expected, rtol=0, atol=off, msg=name)
 
+    for data, frame in pairs:
         grid, head = detector.spec.grid, detector.network.config.model.detection
         assert frame.boxes is not None
         got, expected = (
-            detection_targets([boxes], grid, head) for boxes in (_boxes(sample.gt_instances_3d), frame.boxes)
+            detection_targets([boxes], grid, head)
+            for boxes in (_boxes(data["data_samples"].gt_instances_3d), frame.boxes)
         )
         assert torch.equal(got.heatmap, expected.heatmap)
         assert torch.equal(got.attributes, expected.attributes)
@@ -108,12 +130,73 @@ def test_frames_of_the_pipeline_become_the_inputs_and_targets_of_our_own(
             torch.testing.assert_close(got.regression[name], known, rtol=0, atol=1e-3)
 
 
+def test_pictures_that_are_missing_are_so_for_the_network(
+    detector: PerceptionDetector, nuscenes_root: Path, mini_root: Path, tmp_path: Path
+):
+    """Real keyframes of which some have no pictures at all, and simulated ones without one of theirs."""
+    drives = tmp_path / "drives"
+    shutil.copytree(mini_root, drives, symlinks=False)
+    for gone in (drives / "samples" / "CAM_BACK").iterdir():
+        gone.unlink()
+    loaded = [*LOADING[:-1], {"type": "LoadViewsThatAreThere"}]
+    pairs = [*frames_of(nuscenes_root, tmp_path, loaded), *frames_of(drives, tmp_path, loaded)[:1]]
+    assert {len(frame.cameras) for _, frame in pairs} == {0, 5, 6}
+    theirs = inputs_of(detector, *(data for data, _ in pairs))
+    ours = joined([prepare(frame, detector.spec) for _, frame in pairs])
+    assert torch.equal(theirs["images"], ours["images"])
+    assert torch.equal(theirs["image_from_reference"], ours["image_from_reference"])
+
+
+def test_augmented_points_are_seen_where_they_were_recorded(
+    detector: PerceptionDetector, mini_root: Path, tmp_path: Path
+):
+    """By LiDAR and cameras: what turns, scales, shifts and mirrors points and boxes leaves their pixels alone."""
+    moves = {"rot_range": [0.3, 0.5], "scale_ratio_range": [1.1, 1.2], "translation_std": [2, 2, 0.5]}
+    mirrored = {"type": "RandomFlip3D", "flip_ratio_bev_vertical": 1.0, "sync_2d": False}
+    plain, _ = frames_of(mini_root, tmp_path)[0]
+    turned, _ = frames_of(mini_root, tmp_path, [*LOADING, {"type": "GlobalRotScaleTrans", **moves}, mirrored])[0]
+    points, moved = (data["inputs"]["points"][:, :3].double() for data in (plain, turned))
+    assert (points - moved).abs().max() > 5
+
+    def pixels(data: dict[str, Any], seen: Tensor) -> Tensor:
+        projections = inputs_of(detector, data)["image_from_reference"][0].double()
+        found = torch.einsum("cij,nj->cni", projections, torch.cat([seen, torch.ones_like(seen[:, :1])], dim=1))
+        return torch.where(found[..., 2:] > 1, found[..., :2] / found[..., 2:], 0)
+
+    torch.testing.assert_close(pixels(turned, moved), pixels(plain, points), rtol=1e-3, atol=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("step", "reason"),
+    [
+        ({"type": "MultiViewWrapper", "transforms": [{"type": "mmdet.Resize", "scale": (320, 180)}]}, "resize, crop"),
+        ({"type": "LoadMultiViewImageFromFiles"}, "gives 5 pictures of a frame, it must be 6.*LoadViewsThatAreThere"),
+    ],
+)
+def test_pictures_that_the_calibration_is_not_for_are_refused(
+    detector: PerceptionDetector, mini_root: Path, tmp_path: Path, step: dict[str, Any], reason: str
+):
+    content = runner_config(mini_root, {"type": "PerceptionDetector"}, tmp_path, loaded=[*LOADING, step])
+    dataset = DATASETS.build(content.train_dataloader.dataset)
+    info = dataset.get_data_info(0)
+    if "5 pictures" in reason:
+        del info["images"]["CAM_BACK"]
+    with pytest.raises(InputError, match=reason):
+        inputs_of(detector, dataset.pipeline({**info, "box_type_3d": dataset.box_type_3d}))
+
+
+def test_a_pipeline_without_pictures_and_other_colours_are_refused(detector: PerceptionDetector, tmp_path: Path):
+    with pytest.raises(InputError, match="gives no imgs"):
+        detector({"points": [torch.zeros(1, 5)]})
+    for wrong in ({}, {"bgr_to_rgb": True, "mean": [123.7, 116.3, 103.5], "std": [58.4, 57.1, 57.4]}):
+        preprocessor = {"type": "Det3DDataPreprocessor", **wrong}
+        with pytest.raises(InputError, match="needs bgr_to_rgb=True and no mean"):
+            PerceptionDetector(config=str(tiny(tmp_path)), data_preprocessor=preprocessor)
+
+
 def test_of_too_many_pillars_those_stay_that_the_configuration_says(tmp_path: Path):
-    file = tiny_lidar(tmp_path, SWEEPS)
-    content = yaml.safe_load(file.read_text())
-    content["model"]["lidar"] |= {"max_pillars": 20, "overflow": "first"}
-    file.write_text(yaml.safe_dump(content))
-    detector = PerceptionDetector(config=str(file)).eval()
+    lidar = {"max_pillars": 20, "overflow": "first", "channels": 32}
+    detector = PerceptionDetector(config=str(tiny(tmp_path, camera=None, lidar=lidar))).eval()
     points = np.random.default_rng(0).uniform([-30, -30, -2, 0, 0], [30, 30, 1, 255, 0], (400, 5)).astype(np.float32)
     points = points[far_enough(points)]
     frame = Frame("t", 0, "lidar", np.eye(4), np.eye(4), points, {})
@@ -124,19 +207,6 @@ def test_of_too_many_pillars_those_stay_that_the_configuration_says(tmp_path: Pa
         torch.testing.assert_close(given[name], expected[name])
 
 
-def _token(tables: NuScenesTables, file: str) -> str:
-    """The keyframe of a LiDAR file."""
-    name = Path(file).name
-    return next(r.sample for r in tables.recordings.sweeps.values() if Path(r.file).name == name)
-
-
-def test_a_model_in_the_vehicles_frame_and_one_with_cameras_are_refused(tmp_path: Path):
-    path = tiny_lidar(tmp_path, 0)
-    for changed, reason in (
-        ({"grid": {"cell": 0.8}}, "set grid.reference: lidar"),
-        ({"model": {"camera": {}}}, "camera"),
-    ):
-        wrong = tmp_path / "wrong.yaml"
-        wrong.write_text(yaml.safe_dump({**yaml.safe_load(path.read_text()), **changed}))
-        with pytest.raises(InputError, match=reason):
-            PerceptionDetector(config=str(wrong))
+def test_a_model_in_the_vehicles_frame_is_refused(tmp_path: Path):
+    with pytest.raises(InputError, match=r"set grid\.reference: lidar"):
+        PerceptionDetector(config=str(find_config("tiny")))
