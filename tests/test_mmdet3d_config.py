@@ -96,6 +96,10 @@ def test_nothing_in_a_configuration_runs(tmp_path: Path, text: str) -> None:
         ("model = \n", "config.py: not a Python file (SyntaxError)"),
         ("_base_ = 'config.py'\n", "config.py: is its own `_base_`"),
         ("_base_ = 'absent.py'\n", "absent.py: cannot read the configuration (FileNotFoundError)"),
+        (
+            "_base_ = 'mmdet9d::_base_/a.py'\n",
+            "config.py: its `_base_` mmdet9d::_base_/a.py is not here: mmdet9d is not",
+        ),
         ("_base_ = [1]\n", "config.py: `_base_` must be a path or a list of paths"),
     ],
 )

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import operator
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -88,8 +89,19 @@ def _read(path: Path, readers: tuple[Path, ...]) -> dict[str, Any]:
         raise InputError(f"{path}: `_base_` must be a path or a list of paths")
     inherited: dict[str, Any] = {}
     for base in bases:
-        inherited |= _read(path.parent / base, (*readers, path.resolve()))
+        inherited |= _read(_base(base, path), (*readers, path.resolve()))
     return _merged(inherited, names)
+
+
+def _base(name: str, reader: Path) -> Path:
+    """The file of a `_base_`: beside the one that names it or, as in mmdet3d::_base_/..., of the package."""
+    package, scoped, file = name.partition("::")
+    if not scoped:
+        return reader.parent / name
+    found = find_spec("mmdet3d") if package == "mmdet3d" else None  # it is not imported
+    if found is None or found.origin is None:
+        raise InputError(f"{reader}: its `_base_` {name} is not here: {package} is not installed")
+    return Path(found.origin).parent / ".mim" / "configs" / file
 
 
 def _merged(base: dict[str, Any], child: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ The detector stays what it is: its own data pipeline, losses, decoding. No route
 
 from __future__ import annotations
 
+import copy
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -57,6 +58,12 @@ def read_config(backbone: ForeignBackbone) -> Any:
         file = found[0]
     try:
         return Config.fromfile(file)
+    except ImportError as error:
+        raise InputError(
+            f"{file}: what its custom_imports name cannot be imported ({_line(_first(error))}); the folder that has it "
+            "must be on PYTHONPATH, with its operators compiled. `projects`, such as BEVFusion, are in mmdet3d's "
+            "repository and not in its package"
+        ) from None
     except Exception as error:  # the file is a program
         raise InputError(f"{file}: cannot be read as a configuration of mmdet3d ({_line(error)})") from None
 
@@ -66,8 +73,11 @@ def _build(theirs: Any, backbone: ForeignBackbone) -> Any:
     from mmengine.logging import MMLogger
 
     MMLogger.get_current_instance().setLevel("WARNING")  # else every parameter's initialisation is a line
+    model = copy.deepcopy(theirs.model)  # some detectors take out of it what is not for their parts
+    if backbone.checkpoint is not None:
+        _leave_out_pretrained(model)
     try:
-        detector = MODELS.build(theirs.model)
+        detector = MODELS.build(model)
         if backbone.checkpoint is None:
             detector.init_weights()
     except Exception as error:  # of any layer that the configuration names
@@ -78,6 +88,16 @@ def _build(theirs: Any, backbone: ForeignBackbone) -> Any:
         require_fit(state, detector.state_dict(), path)  # a part of it would train modules on random layers
         detector.load_state_dict(state)
     return detector
+
+
+def _leave_out_pretrained(part: Any) -> None:
+    """Take out of a configuration the files that its parts begin with: they are fetched, and the checkpoint has all."""
+    if isinstance(part, dict):
+        begins = part.get("init_cfg")
+        if isinstance(begins, dict) and begins.get("type") == "Pretrained":
+            del part["init_cfg"]
+    for each in part.values() if isinstance(part, dict) else part if isinstance(part, list | tuple) else ():
+        _leave_out_pretrained(each)
 
 
 def with_slots(detector: nn.Module, patterns: tuple[str, ...] = ("*",)) -> Bank:
@@ -100,5 +120,11 @@ def with_slots(detector: nn.Module, patterns: tuple[str, ...] = ("*",)) -> Bank:
     return bank
 
 
-def _line(error: Exception) -> str:
+def _first(error: BaseException) -> BaseException:
+    """The error that led to this one."""
+    earlier = error.__cause__ or error.__context__
+    return error if earlier is None else _first(earlier)
+
+
+def _line(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:300]

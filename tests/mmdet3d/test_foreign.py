@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +12,19 @@ import torch
 import yaml
 from mmdet3d.registry import MODELS
 from mmengine.config import Config
+from runners import FOLDERS, LOADING
 from torch import Tensor
 from typer.testing import CliRunner
 
 from perception.cli import app
 from perception.data.nuscenes import NuScenesTables
 from perception.errors import InputError
+from perception.frame import CLASSES
 from perception.mmdet3d import annotation_file
 from perception.mmdet3d.adapt import fit, training_set
 from perception.mmdet3d.foreign import ForeignTrunk, load_foreign, read_config
 from perception.mmdet3d.foreign_config import ForeignBackbone, ForeignConfig, foreign_config
+from perception.mmdet3d.importing import import_checkpoint
 from perception.modules.aggregation.notation import parse_block
 from perception.modules.spec import LowRank
 
@@ -168,24 +173,131 @@ def test_voxel_centerpoint_loads_and_says_what_its_sparse_convolutions_need(
             fit(trunk, "rain", frames, config, 1, 1e-2)
 
 
-def test_a_detector_of_a_project_beside_mmdet3d_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """As BEVFusion, which is in mmdet3d's repository and not in its package: `custom_imports` says where it is."""
-    (tmp_path / "project_of_mine.py").write_text(
-        "from mmdet3d.registry import MODELS\n"
-        "from mmengine.model import BaseModel\n"
-        "from torch import nn\n"
-        "@MODELS.register_module()\n"
-        "class MyDetector(BaseModel):\n"
-        "    def __init__(self):\n"
-        "        super().__init__()\n"
-        "        self.neck = nn.Conv2d(3, 4, 1)\n"
-        "    def forward(self, inputs, data_samples=None, mode='tensor'):\n"
-        "        return self.neck(inputs)\n"
+SPARSE = {"type": "SparseEncoder", "in_channels": 5, "sparse_shape": [41, 128, 128], "output_channels": 128}
+SCATTER = {"type": "PointPillarsScatter", "in_channels": 5, "output_shape": [128, 128]}
+
+
+def fusion_config(folder: Path, middle: dict[str, Any], cells: int, channels: int) -> Path:
+    """A small BEVFusion, written as in mmdet3d's repository; its middle encoder gives `channels` on cells x cells."""
+    low, high = [-51.2, -51.2, -5.0], [51.2, 51.2, 3.0]
+    voxels = {
+        "max_num_points": 10,
+        "voxel_size": [0.8, 0.8, 0.2 if middle is SPARSE else 8],
+        "max_voxels": [5000, 5000],
+    }
+    attention = {"embed_dims": 32, "num_heads": 2}
+    fetched = {"type": "Pretrained", "checkpoint": str(folder / "fetched.pth")}
+    model = {
+        "type": "BEVFusion",
+        "data_preprocessor": {
+            "type": "Det3DDataPreprocessor",
+            "mean": [123.675, 116.28, 103.53],
+            "std": [58.395, 57.12, 57.375],
+            "bgr_to_rgb": False,
+            "pad_size_divisor": 32,
+            "voxelize_cfg": {**voxels, "point_cloud_range": [*low, *high], "voxelize_reduce": True},
+        },
+        "img_backbone": {
+            **{"type": "mmdet.SwinTransformer", "embed_dims": 12, "depths": [1, 1], "num_heads": [2, 2]},
+            **{"strides": [4, 2], "out_indices": [1], "convert_weights": True, "init_cfg": fetched},
+        },
+        "img_neck": {"type": "mmdet.FPN", "in_channels": [24], "out_channels": 16, "num_outs": 1},
+        "vtransform": {"type": "DepthLSSTransform", "in_channels": 16, "out_channels": 8, "size": [cells, cells]},
+        "pts_voxel_encoder": {"type": "HardSimpleVFE", "num_features": 5},
+        "pts_middle_encoder": middle,
+        "fusion_layer": {"type": "ConvFuser", "in_channels": [8, channels], "out_channels": 16},
+        "pts_backbone": {
+            **{"type": "SECOND", "in_channels": 16, "out_channels": [16, 32], "layer_nums": [1, 1]},
+            "layer_strides": [2, 2],
+        },
+        "pts_neck": {
+            **{"type": "SECONDFPN", "in_channels": [16, 32], "out_channels": [16, 16], "upsample_strides": [0.5, 1]},
+            "use_conv_for_no_stride": True,
+        },
+        "bbox_head": {
+            **{"type": "TransFusionHead", "in_channels": 32, "hidden_channel": 32, "num_classes": 10},
+            "decoder_layer": {
+                "self_attn_cfg": attention,
+                "cross_attn_cfg": attention,
+                "ffn_cfg": {"embed_dims": 32, "feedforward_channels": 32},
+            },
+        },
+    }
+    pipeline = [*LOADING, {"type": "LoadAnnotations3D", "with_bbox_3d": True, "with_label_3d": True}]
+    pipeline.append({"type": "Pack3DDetInputs", "keys": ["points", "img", "gt_bboxes_3d", "gt_labels_3d"]})
+    frames = {
+        "type": "NuScenesDataset",
+        "data_prefix": FOLDERS,
+        "modality": {"use_lidar": True, "use_camera": True},
+        "metainfo": {"classes": CLASSES},
+        "pipeline": pipeline,
+    }
+    file = folder / "bevfusion.py"
+    file.write_text(
+        "_base_ = ['mmdet3d::_base_/default_runtime.py']\n"
+        "custom_imports = dict(imports=['projects.BEVFusion.bevfusion'], allow_failed_imports=False)\n"
+        f"model = {model!r}\n"
+        f"train_dataloader = dict(dataset=dict(type='CBGSDataset', dataset={frames!r}))\n"
+        f"test_pipeline = {LOADING!r}\n"
     )
-    file = tmp_path / "mine.py"
-    file.write_text('custom_imports = dict(imports=["project_of_mine"])\nmodel = dict(type="MyDetector")\n')
-    config = ForeignConfig(name="m", backbone=ForeignBackbone(kind="mmdet3d", config=str(file)))
-    with pytest.raises(InputError, match=r"mine\.py: cannot be read .*project_of_mine"):
-        load_foreign(config)
-    monkeypatch.syspath_prepend(tmp_path)
-    assert list(load_foreign(config).bank.slots) == ["neck"]
+    return file
+
+
+@pytest.fixture(scope="module")
+def projects(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder that a clone of mmdet3d's repository would be."""
+    clone = tmp_path_factory.mktemp("clone")
+    package = clone / "projects" / "BEVFusion" / "bevfusion"
+    package.mkdir(parents=True)
+    shutil.copy(Path(__file__).with_name("fusion_project.py"), package / "__init__.py")
+    return clone
+
+
+def on_disk(config: Path) -> ForeignConfig:
+    """With a checkpoint of random weights."""
+    content = Config.fromfile(config).model
+    content.img_backbone.init_cfg = None
+    torch.save({"state_dict": MODELS.build(content).state_dict()}, config.with_suffix(".pth"))
+    backbone = ForeignBackbone(kind="mmdet3d", config=str(config), checkpoint=str(config.with_suffix(".pth")))
+    return ForeignConfig(name="f", backbone=backbone, batch=2)
+
+
+def test_a_module_trains_on_bevfusion_and_its_sparse_convolutions_are_told(
+    projects: Path,
+    mini_root: Path,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """With the project in reach; before it is, a line says what is to be done."""
+    sparse = fusion_config(tmp_path, SPARSE, 16, 256)
+    missing = ForeignConfig(name="f", backbone=ForeignBackbone(kind="mmdet3d", config=str(sparse)))
+    with pytest.raises(InputError, match=r"No module named 'projects'\).*on PYTHONPATH, with its operators compiled"):
+        load_foreign(missing)
+    with pytest.raises(InputError, match=r"BEVFusion with SparseEncoder has no counterpart.*without a plugin"):
+        import_checkpoint(sparse, tmp_path / "absent.pth", tmp_path / "run")
+    monkeypatch.syspath_prepend(projects)
+    with pytest.raises(InputError, match=r"cannot build the model .*fetched\.pth"):
+        load_foreign(missing)
+
+    config = on_disk(sparse)
+    trunk = load_foreign(config)  # nothing is fetched: the checkpoint has all
+    assert {"img_backbone.stages.0.blocks.0.attn.w_msa.qkv", "fusion_layer.0"} <= trunk.bank.slots.keys()
+    assert "pts_middle_encoder.conv_input.0" not in trunk.bank.slots
+    trunk.bank.add(LowRank(name="rain", slots=("pts_backbone.*",), rank=2))
+    frames = training_frames(trunk, mini_root, tmp_path_factory)
+    if not torch.cuda.is_available():
+        with pytest.raises(InputError, match="sparse convolutions run on a GPU"):
+            fit(trunk, "rain", frames, config, 1, 1e-2)
+    file = tmp_path / "bevfusion.yaml"
+    file.write_text(yaml.safe_dump(config.model_dump(mode="json")))
+    with pytest.raises(InputError, match=r"does not export \(sparse convolutions would need a plugin\)"):
+        CliRunner().invoke(app, ["export", str(file), "--out", str(tmp_path / "b")], catch_exceptions=False)
+
+    config = on_disk(fusion_config(tmp_path, SCATTER, 128, 5))
+    trunk = load_foreign(config)
+    trunk.bank.add(LowRank(name="rain", slots=("img_backbone.*", "pts_backbone.*", "bbox_head.*"), rank=2))
+    fingerprint = trunk.bank.base_hash()
+    losses = fit(trunk, "rain", training_frames(trunk, mini_root, tmp_path_factory), config, 4, 1e-2)
+    assert losses[-1] < losses[0]
+    assert trunk.bank.base_hash() == fingerprint
