@@ -18,6 +18,7 @@ from deploy.replay.faults import Fault, inject
 from perception.data.nuscenes import NuScenesTables
 from perception.frame import CAMERAS, Camera, Frame
 from perception.scene.health import HealthMonitor, SensorHealth
+from perception.scene.scan import unbroken
 from perception.simulate.simulate import simulate
 
 SENSORS = ("LIDAR_TOP", *CAMERAS)
@@ -273,6 +274,47 @@ def test_weaker_and_stronger_faults_have_the_same_name(
     for frame in inject(request.getfixturevalue(drive)[:3], [Fault.parse(f"{text}@1.0-9.0")]):
         health = monitor.update(frame)
     assert {each.words for each in health.values()} == {"ok", status}
+
+
+@pytest.mark.parametrize("share", [0.5, 0.7, 0.9])
+@pytest.mark.parametrize("drive", ["real", "sim_root", "foggy_root"])
+def test_points_lost_from_the_first_frame_on_are_told_at_once(
+    drive: str, share: float, request: pytest.FixtureRequest
+) -> None:
+    """Where no usual count is known yet, by the gaps in the scan; and no more when all are there again."""
+    given = request.getfixturevalue(drive)
+    given = given[:3] if drive == "real" else frames(given, "v1.0-sim")
+    monitors: dict[str, HealthMonitor] = {}
+    for i, frame in enumerate(given):
+        monitor = monitors.setdefault(frame.scene, HealthMonitor(["LIDAR_TOP"]))
+        told = monitor.update(thinned(1 - share)(given, i, "LIDAR_TOP"))["LIDAR_TOP"]
+        assert (told.words, told.reason) == ("thinned", "gaps between the points on the ground")
+    restored = monitors[given[0].scene].update(replace(given[0], timestamp=given[-1].timestamp + 2 * HALF_SECOND))
+    assert restored["LIDAR_TOP"].status == "ok"
+
+
+@pytest.mark.parametrize(
+    ("text", "status"),
+    [("noise:lidar", "noisy"), ("corruption:lidar", "corrupt"), ("miscalibration:lidar,degrees=2,metres=0", "")],
+)
+def test_other_faults_from_the_first_frame_on_leave_no_gaps(real: list[Frame], text: str, status: str) -> None:
+    monitor = HealthMonitor(["LIDAR_TOP"])
+    for frame in inject(real[:2], [Fault.parse(text)]):  # of a tilted ground three are asked for
+        assert monitor.update(frame)["LIDAR_TOP"].words == (status or "ok")
+
+
+@pytest.mark.parametrize("kept", [1.0, 0.8, 0.6, 0.4])
+@pytest.mark.parametrize(("beams", "steps"), [(16, 1800), (32, 1090), (64, 2048)])
+def test_the_share_without_gaps_is_that_of_two_neighbours_at_once(beams: int, steps: int, kept: float) -> None:
+    """Rings on flat ground 1.8 m below a LiDAR over the vehicle's origin, of which each return is kept by chance."""
+    elevation = np.radians(np.linspace(-25, -5, beams))
+    azimuth = 2 * np.pi * np.arange(steps) / steps
+    away = -1.8 / np.tan(elevation)
+    x, y = away[:, None] * np.cos(azimuth), away[:, None] * np.sin(azimuth)
+    points = np.stack([x, y, *[np.zeros_like(x)] * 3], axis=2).reshape(-1, 5).astype(np.float32)
+    points = points[np.random.default_rng(0).random(len(points)) < kept]
+    found = unbroken(Frame("t", 0, "ego", np.eye(4), np.eye(4), points, {}))
+    assert found == pytest.approx(kept**2, abs=0.05)
 
 
 def test_only_the_networks_sensors_are_watched(real: list[Frame]) -> None:

@@ -16,6 +16,7 @@ import numpy as np
 
 from perception.data.tables import LIDAR
 from perception.frame import Camera, Frame
+from perception.scene.scan import unbroken
 from perception.scene.signs import BEYOND, BRIGHT, DARK, FAR, SweepSigns, picture_signs, sweep_signs
 
 # The worst first.
@@ -38,6 +39,7 @@ GARBLED = 0.03  # share of the azimuth; healthy sweeps have none
 FEW = 2000  # points of a sweep; an HDL-32E gives 20,000 to 28,000
 # Share of what lately was usual. Out of town there are fewer points, but those on the ground nearby are as dense.
 THINNED = 0.7
+BROKEN = 0.6  # share of the ground's points; see `scan.unbroken`: 0.45 to 0.53 where three in ten returns are lost
 USUAL = 60.0  # s in which fewer points become usual
 # The mean of some frames, since springs and the road's own shape move the ground by 1.1 degrees and 0.08 m.
 TILTED = 1.5  # degrees between the ground and the vehicle's x-y plane
@@ -105,6 +107,7 @@ class HealthMonitor:
         self._seen: dict[str, _Seen] = {}
         self._usual = np.zeros(2)  # points of a sweep, and their density on the ground nearby, lately
         self._counted: int | None = None  # us, when they were counted last
+        self._whole = False  # whether a sweep so far had no gaps
         self._grounds: deque[tuple[int, float, float, float]] = deque(maxlen=64)  # time (us), slopes and height
 
     def update(self, frame: Frame) -> dict[str, SensorHealth]:
@@ -182,8 +185,20 @@ class HealthMonitor:
             yield "thinned", f"{signs.points} points"
         elif signs.points < THINNED * usual[0] and signs.density < THINNED * usual[1]:
             yield "thinned", f"{signs.points} points, where {usual[0]:.0f} were usual"
+        elif self._broken(frame, signs):
+            yield "thinned", "gaps between the points on the ground"
         if signs.age <= LATE:  # the ground where the vehicle was before may be another
             yield from self._level(signs, frame.timestamp)
+
+    def _broken(self, frame: Frame, signs: SweepSigns) -> bool:
+        """Whether the scan has gaps that it has had since the drive began: counts are usual once it had none."""
+        if self._whole or signs.age > LATE or signs.impossible > IMPOSSIBLE or signs.garbled > GARBLED:
+            return False
+        if not signs.roughness <= ROUGH:  # noise leaves no steps to see gaps by
+            return False
+        share = unbroken(frame)
+        self._whole = share >= BROKEN
+        return share < BROKEN
 
     def _level(self, signs: SweepSigns, now: int) -> Findings:
         """Whether the LiDAR sees the ground where the calibration says that it is."""

@@ -109,15 +109,10 @@ def sweep_signs(frame: Frame) -> SweepSigns:
     """Signs of the points of a frame, which has some, the latest sweep first."""
     assert frame.points is not None
     sample = frame.points[::EVERY]
-    age = float(sample[:, 4].min())
-    latest = frame.points[: EVERY * max(1, np.count_nonzero(sample[:, 4] < age + SWEEP))]
+    age, latest = float(sample[:, 4].min()), latest_sweep(frame)
     measured = (np.abs(sample[:, :3].T) < FAR).all(axis=0)  # NaN is not
     step = -(-len(latest) // MOST)
-    points = latest[::step, :3]
-    if frame.reference != "ego":
-        move = (np.linalg.inv(frame.global_from_ego) @ frame.global_from_reference).astype(np.float32)
-        points = points @ move[:3, :3].T + move[:3, 3]
-    density, roughness, plane = _ground(points)
+    density, roughness, plane = _ground(in_vehicle(frame, latest[::step]))
     return SweepSigns(
         points=len(latest),
         age=age,
@@ -128,6 +123,22 @@ def sweep_signs(frame: Frame) -> SweepSigns:
         tilt=(float(plane[0]), float(plane[1])),
         height=float(plane[2]),
     )
+
+
+def latest_sweep(frame: Frame) -> np.ndarray:
+    """The points (M, 5) of the latest sweep of a frame, which has some and that one first."""
+    assert frame.points is not None
+    ages = frame.points[::EVERY, 4]
+    return frame.points[: EVERY * max(1, np.count_nonzero(ages < ages.min() + SWEEP))]
+
+
+def in_vehicle(frame: Frame, points: np.ndarray) -> np.ndarray:
+    """The x y z (M, 3) of points (M, 5) of a frame in the vehicle's frame."""
+    points = points[:, :3]
+    if frame.reference != "ego":
+        move = (np.linalg.inv(frame.global_from_ego) @ frame.global_from_reference).astype(np.float32)
+        points = points @ move[:3, :3].T + move[:3, 3]
+    return points
 
 
 def _lowest(values: np.ndarray, share: float) -> np.ndarray:
