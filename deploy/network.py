@@ -1,6 +1,7 @@
 """A trained model becomes the graphs of one network that serves some routes, proved against torch.
 
 The graphs keep to the ONNX standard domain and static shapes, so that ONNX Runtime and TensorRT take them as they are.
+Only the number of pillars is open: ONNX Runtime computes those of the frame, a plan of TensorRT as many as can be.
 """
 
 from __future__ import annotations

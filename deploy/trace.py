@@ -1,4 +1,4 @@
-"""A network in torch becomes an ONNX graph of standard operators with static shapes."""
+"""A network in torch becomes an ONNX graph of standard operators with static shapes but for the number of pillars."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ OPSET = 18  # TensorRT 10 reads 9-20, TensorRT 11 9-25
 
 
 def to_onnx(model: PerceptionModel, inputs: dict[str, np.ndarray], outputs: Sequence[str]) -> onnx.ModelProto:
-    """The graph of `model.predict` for inputs of these shapes; the same checkpoint gives the same bytes.
+    """The graph of `model.predict` for inputs of these shapes, of whose pillars there may be any number from one on.
+
+    The same checkpoint gives the same bytes.
 
     Raises:
         InputError: the graph would need an operator outside the ONNX standard domain.

@@ -66,7 +66,7 @@ def flipped(weight: np.ndarray, bit: np.uint32) -> np.ndarray:
 
 def test_as_exported_it_passes() -> None:
     inputs, outputs = small().golden()
-    assert len(weights()) == small().manifest.operators["Conv"] + small().manifest.operators["ConvTranspose"] == 47
+    assert len(weights()) == small().manifest.operators["Conv"] + small().manifest.operators["ConvTranspose"] == 37
     assert differences(outputs, engine().run(inputs), 1e-4) == []
 
 
