@@ -1,11 +1,10 @@
 """The golden frame: one frame whose outputs are known, to prove that an engine computes the trained network.
 
 It finds what matters to the outputs. In `tiny` with random weights that is the wrong sign of the largest weight of each
-of the 37 convolutions, except those before the attributes, which are the index of a largest number: there it is a wrong
-exponent. Of 60 weights drawn from all it found the wrong sign of 58, the wrong top bit of the exponent of 60, the
-double or the half of 56, and a relative change below 1 % of 14. It cannot find a weight that this frame does not use,
-or a change too small to move an output by the tolerance: that no byte has changed is for the hashes to say, and who
-made the bundle for a signature.
+of the 37 convolutions. Of 60 weights drawn from all, when the head was still dense, it found the wrong sign of 58, the
+wrong top bit of the exponent of 60, the double or the half of 56, and a relative change below 1 % of 14. It cannot find
+a weight that this frame does not use, or a change too small to move an output by the tolerance: that no byte has
+changed is for the hashes to say, and who made the bundle for a signature.
 """
 
 from __future__ import annotations
