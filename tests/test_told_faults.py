@@ -1,11 +1,13 @@
 """Every fault, alone and in pairs, of every sensor: what health says of it and when; and what it cannot say.
 
-The faults are those of the command, in windows of time, on simulated drives.
+The faults are those of the command, in windows of time, on simulated drives. A camera that is turned is told while the
+vehicle drives, after more than two seconds: by then the short windows are over, and a longer drive shows it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from itertools import permutations, product
 from pathlib import Path
 
@@ -17,9 +19,10 @@ from pages import page_data
 from deploy.replay.faults import KINDS, LIDAR, ONLY, Fault, inject
 from deploy.replay.player import replay
 from deploy.replay.told import Told
+from perception.data import corrupt
 from perception.data.nuscenes import NuScenesTables
 from perception.data.tables import LIDAR as LIDAR_TOP
-from perception.frame import CAMERAS, Frame
+from perception.frame import CAMERAS, Camera, Frame
 from perception.scene.health import RAISED, TILTED, HealthMonitor, Status
 from perception.simulate.simulate import simulate
 
@@ -53,7 +56,7 @@ def windowed(kind: str, sensor: str) -> str:
 
 
 def named(kind: str, sensor: str) -> set[Status]:
-    """What health calls a fault; nothing where it cannot see it."""
+    """What health calls a fault; nothing where it cannot see it in so short a window."""
     if kind == "miscalibration" and sensor != LIDAR:
         return set()
     by_kind: dict[str, Status] = {"delay": "late", "blackout": "missing" if sensor == LIDAR else "dark"}
@@ -187,6 +190,64 @@ def ground_frame() -> Frame:
     """Three points of the ground: the origin, ahead, and to the left."""
     points = np.array([[0, 0, 0, 0, 0], [10, 0, 0, 0, 0], [0, 10, 0, 0, 0]], np.float32)
     return Frame("t", 0, "ego", np.eye(4), np.eye(4), points, {})
+
+
+@pytest.fixture(scope="module")
+def long_drive(tmp_path_factory: pytest.TempPathFactory) -> list[Frame]:
+    """6 s through the city by day."""
+    root = tmp_path_factory.mktemp("longer")
+    simulate(root, 1, 12, seed=11, condition_names=["clear-day-boston"], sweeps=0)
+    tables = NuScenesTables(root, "v1.0-sim")
+    return [tables.frame(token, sweeps=0, annotations=False) for token in tables.samples()]
+
+
+def test_a_long_drive_is_healthy(long_drive: list[Frame]) -> None:
+    assert said(long_drive, [], SENSORS) == [{}] * len(long_drive)
+
+
+@pytest.mark.parametrize("degrees", [2, 3])
+@pytest.mark.parametrize("name", CAMERAS)
+def test_a_turned_camera_is_told_while_the_vehicle_drives(long_drive: list[Frame], name: str, degrees: int) -> None:
+    """Of the displacement only what turns the optical axis can be seen."""
+    found = said(long_drive, [turning(name, degrees)], SENSORS)
+    told = [i for i, each in enumerate(found) if each]
+    assert told
+    assert 4 < told[0] <= 9  # 2.5 to 4.5 s
+    assert found[-1] == {name: {"miscalibrated"}}
+    assert all(each.keys() <= {name} for each in found)
+
+
+def turning(name: str, degrees: float) -> str:
+    """A fault, little of which turns the camera about its own axis."""
+    texts = (f"miscalibration:{name},degrees={degrees}@0-{90 + i}" for i in range(99))
+    return next(text for text in texts if axis_turned(text, name) > 0.9 * degrees)
+
+
+def axis_turned(text: str, name: str) -> float:
+    """Degrees between the optical axes before and after a fault."""
+    camera = Camera(np.zeros((1, 1, 3), np.uint8), np.eye(3), np.eye(4), np.eye(4), 0)
+    frame = Frame("t", 0, "ego", np.eye(4), np.eye(4), None, {name: camera})
+    cosine = Fault.parse(text).applied(frame, None).cameras[name].ego_from_camera[2, 2]
+    return float(np.degrees(np.arccos(cosine)))
+
+
+def test_six_turned_cameras_are_told_or_taken_for_a_turned_lidar(long_drive: list[Frame]) -> None:
+    """Each is turned in its own way, but most may agree on one turn of the LiDAR by chance."""
+    found = said(long_drive, ["miscalibration:cameras,degrees=3@0-99"], SENSORS)
+    assert LIDAR in found[-1] or len(found[-1]) >= 4
+    assert set().union(*found[-1].values()) == {"miscalibrated"}
+
+
+@pytest.mark.parametrize("degrees", [-3, -2, 2, 3])
+def test_a_lidar_that_is_turned_about_the_vertical_is_told(long_drive: list[Frame], degrees: float) -> None:
+    """The ground is as level as before; all cameras disagree alike, and none of them is blamed."""
+    angle = np.radians(degrees)
+    turn = np.eye(4)
+    turn[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+    turned = [replace(frame, points=corrupt.moved(frame.points, turn)) for frame in long_drive[:9]]  # type: ignore[arg-type]
+    found = said(turned, [], SENSORS)
+    assert found[:5] == [{}] * 5
+    assert found[7:] == [{LIDAR: {"miscalibrated"}}] * 2
 
 
 def test_the_report_lists_faults_beside_what_health_said(root: Path, tmp_path: Path) -> None:

@@ -132,7 +132,10 @@ class Noise(Kind):
 class Miscalibration(Kind):
     """The mounting is turned and shifted against the calibration; the LiDAR's about the frame of reference.
 
-    Health sees what tilts or lifts the ground under a LiDAR, more than springs and road do; nothing of a camera's.
+    Health sees what tilts or lifts the ground under a LiDAR more than springs and road do, within a second; and while
+    the vehicle drives, within some seconds, what turns a camera against the LiDAR, or the LiDAR against most cameras.
+    By how much it must be turned, and that a turn about a camera's own axis or a shift alone is not seen, says
+    `perception.scene.alignment`.
     """
 
     told_as = frozenset({"miscalibrated"})

@@ -1,7 +1,8 @@
 """Which sensors of a drive can be trusted right now, told from signs that are cheap to measure. numpy and OpenCV only.
 
-What cannot be told from them: a camera that is turned against its calibration, and a LiDAR that is turned about the
-vertical or by so little that springs and road tilt it as much. Health then says nothing.
+A camera that is turned against the LiDAR, and a LiDAR that is turned against most cameras, are told from `alignment`,
+which says what cannot be; a tilted or lifted LiDAR from the ground as well. Where the LiDAR is none of the sensors, or
+has another fault, nothing new is said of turned cameras.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 
 from perception.data.tables import LIDAR
 from perception.frame import Camera, Frame
+from perception.scene.alignment import Alignment
 from perception.scene.scan import unbroken
 from perception.scene.signs import BEYOND, BRIGHT, DARK, FAR, SweepSigns, picture_signs, sweep_signs
 
@@ -109,18 +111,34 @@ class HealthMonitor:
         self._counted: int | None = None  # us, when they were counted last
         self._whole = False  # whether a sweep so far had no gaps
         self._grounds: deque[tuple[int, float, float, float]] = deque(maxlen=64)  # time (us), slopes and height
+        self._alignment = Alignment()
 
     def update(self, frame: Frame) -> dict[str, SensorHealth]:
         """Health of every sensor at the time of a frame."""
+        signs = sweep_signs(frame) if LIDAR in self.sensors and frame.points is not None and len(frame.points) else None
+        said: dict[str, dict[Status, str]] = {}
         for name in self.sensors:
             if name == LIDAR:
-                findings = self._lidar(frame)
+                findings = self._lidar(frame, signs)
             elif name in frame.cameras:
                 findings = self._camera(name, frame.cameras[name], frame.timestamp)
             else:
                 findings = iter([("missing", "no picture")])
-            self._health[name] = self._joined(name, dict(findings), frame.timestamp)
+            said[name] = dict(findings)
+        self._align(frame, signs, said)
+        self._health = {name: self._joined(name, said[name], frame.timestamp) for name in self.sensors}
         return dict(self._health)
+
+    def _align(self, frame: Frame, signs: SweepSigns | None, said: dict[str, dict[Status, str]]) -> None:
+        """Adds what is said of sensors that are turned against one another; all others but well ones have no say."""
+        if signs is not None and not said[LIDAR]:
+            self._alignment.update(frame, signs, [name for name in said if name != LIDAR and not said[name]])
+        if self._alignment.lidar is not None and LIDAR in said:
+            said[LIDAR].setdefault(
+                "miscalibrated", f"turned by {self._alignment.lidar:.1f} degrees against most cameras"
+            )
+        for name, degrees in self._alignment.cameras.items():
+            said[name]["miscalibrated"] = f"turned by {degrees:.1f} degrees against the LiDAR"
 
     def _joined(self, name: str, said: dict[Status, str], now: int) -> SensorHealth:
         """The health of a sensor from what this frame and those before it say, the worst first."""
@@ -163,12 +181,11 @@ class HealthMonitor:
         if signs.texture <= SMOOTH:
             yield "blurred", "no fine texture"
 
-    def _lidar(self, frame: Frame) -> Findings:
+    def _lidar(self, frame: Frame, signs: SweepSigns | None) -> Findings:
         """What is wrong with the LiDAR, the worst first."""
-        if frame.points is None or not len(frame.points):
+        if frame.points is None or signs is None:
             yield "missing", "no points" if frame.points is None else "a sweep without a return"
             return
-        signs = sweep_signs(frame)
         usual = self._usual_counts(signs, frame.timestamp)
         stuck = self._stuck(LIDAR, frame.points[:4096, :4].tobytes(), None, frame.timestamp)
         if stuck > FROZEN:

@@ -102,7 +102,7 @@ def _noise(rows: np.ndarray) -> float:
     """
     second = cv2.convertScaleAbs(cv2.filter2D(rows, cv2.CV_16S, np.array([[1.0, -2.0, 1.0]])))
     pieces = cv2.resize(second, (rows.shape[1] // MCU, len(rows)), interpolation=cv2.INTER_AREA)
-    return float(_lowest(pieces.ravel(), FLAT)) / math.sqrt(6 * 2 / math.pi)
+    return float(lowest(pieces.ravel(), FLAT)) / math.sqrt(6 * 2 / math.pi)
 
 
 def sweep_signs(frame: Frame) -> SweepSigns:
@@ -141,7 +141,7 @@ def in_vehicle(frame: Frame, points: np.ndarray) -> np.ndarray:
     return points
 
 
-def _lowest(values: np.ndarray, share: float) -> np.ndarray:
+def lowest(values: np.ndarray, share: float) -> np.ndarray:
     """The value (scalar) that this share of the values is below; np.quantile takes five times as long."""
     place = int(share * len(values))
     return np.asarray(np.partition(values, place)[place])
@@ -184,12 +184,12 @@ def _ground(points: np.ndarray) -> tuple[float, float, np.ndarray]:
     count, mean = count[full], low[full] / count[full]
     spread = np.sqrt(np.maximum(square[full] / count - mean * mean, 0))
     places = np.stack([full // side + 0.5 - NEAR[1], full % side + 0.5 - NEAR[1], np.ones(len(full))], axis=1)
-    flat = np.flatnonzero(spread <= _lowest(spread, 0.5))  # not kerbs, wheels and hedges
+    flat = np.flatnonzero(spread <= lowest(spread, 0.5))  # not kerbs, wheels and hedges
     places, mean = places[flat], mean[flat]
     plane, off = np.zeros(3), np.abs(mean)
     for _ in range(3):  # what lies lower or higher than most, such as a pavement, has no say after the first
-        on = off <= 2 * _lowest(off, 0.5) + 0.02
+        on = off <= 2 * lowest(off, 0.5) + 0.02
         kept = places[on]
         plane = np.linalg.solve(kept.T @ kept + 1e-6 * np.eye(3), kept.T @ mean[on])
         off = np.abs(mean - places @ plane)
-    return density, float(_lowest(spread, 0.25)), plane
+    return density, float(lowest(spread, 0.25)), plane
