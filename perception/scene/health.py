@@ -211,7 +211,8 @@ class HealthMonitor:
         """Whether the scan has gaps that it has had since the drive began: counts are usual once it had none."""
         if self._whole or signs.age > LATE or signs.impossible > IMPOSSIBLE or signs.garbled > GARBLED:
             return False
-        if not signs.roughness <= ROUGH:  # noise leaves no steps to see gaps by
+        # Noise leaves no steps to see gaps by, and where the ground is not where it should be, something else is seen.
+        if not (signs.roughness <= ROUGH and abs(signs.height) <= RAISED):
             return False
         share = unbroken(frame)
         self._whole = share >= BROKEN
