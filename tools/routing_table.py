@@ -1,11 +1,11 @@
 """What a route costs and gains on drives that change on their way: fixed to clear, by tags, by what is recognised.
 
 make demo                                                   # a base and a module for rain
-perception simulate runs/routing/drives --scenes 16 --samples 10 --seed 1 \\
+perception simulate runs/routing/drives --scenes 48 --samples 5 --seed 1 \\
   --conditions clear-day-boston,rain-day-boston,clear-night-boston,rain-night-boston
 perception adapt runs/demo/run --add low_rank:night --slots 'trunk.*' --data runs/routing/drives --conditions night \\
   --out runs/routing/night
-perception adapt runs/routing/night --recognise --data runs/routing/drives --out runs/routing/recognised
+perception adapt runs/routing/night --recognise --steps 600 --data runs/routing/drives --out runs/routing/recognised
 perception export runs/routing/recognised --routes base,rain,night,rain+night --out runs/routing/bundle
 perception simulate runs/routing/changing --scenes 2 --samples 36 --seed 2 \\
   --conditions clear-day-boston/rain-day-boston/rain-night-boston
