@@ -92,10 +92,9 @@ def image_annotations(boxes: Boxes, projection: np.ndarray, camera: Camera) -> I
         projection: (3, 4) recorded pixels from the points of the boxes' reference.
     """
     edges, inside = edges_in_camera(boxes, projection, camera.image.shape)
-    limit = 4.0 * max(camera.image.shape)
     message = ImageAnnotations()
     for i in np.flatnonzero(inside).tolist():
-        ends = edges[i][np.isfinite(edges[i]).all(axis=(1, 2))].reshape(-1, 2).clip(-limit, limit).tolist()
+        ends = edges[i][np.isfinite(edges[i]).all(axis=(1, 2))].reshape(-1, 2).tolist()
         lines = PointsAnnotation(
             type=PointsAnnotation.LINE_LIST,
             points=[Point2(x=x, y=y) for x, y in ends],
