@@ -14,7 +14,7 @@ from perception.config import CameraBranch, Grid, Lidar, Section, Suppression
 from perception.data.inputs import InputSpec
 from perception.errors import InputError
 
-SCHEMA_VERSION = 5  # as in Manifest
+SCHEMA_VERSION = 6  # as in Manifest
 MANIFEST = "manifest.json"
 
 Precision = Literal["fp32", "fp16", "int8"]
@@ -60,7 +60,7 @@ class Origin(Section):
 class Manifest(Sealed):
     """What the bundle says of itself; `manifest.json` is exactly this."""
 
-    schema_version: Literal[5] = 5
+    schema_version: Literal[6] = 6
     name: str  # of the configuration
     precision: Precision = "fp32"
     blocks: tuple[Block, ...] = ()  # of INT8

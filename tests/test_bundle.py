@@ -47,9 +47,9 @@ def test_manifest_describes_the_golden_frame_and_the_configuration() -> None:
 @pytest.mark.parametrize(
     ("version", "message"),
     [
-        (6, "this bundle is schema 6, this version reads 5; update this program, or export again with it"),
-        (4, "this bundle is schema 4, this version reads 5; export again"),
-        ("new", "this bundle is schema 'new', this version reads 5; export again"),
+        (7, "this bundle is schema 7, this version reads 6; update this program, or export again with it"),
+        (5, "this bundle is schema 5, this version reads 6; export again"),
+        ("new", "this bundle is schema 'new', this version reads 6; export again"),
     ],
 )
 def test_another_schema_version_says_so_whatever_else_is_new(tmp_path: Path, version: object, message: str) -> None:
