@@ -29,6 +29,7 @@ from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
+from deploy.golden import require_agreement
 from deploy.integrity import Sealed, require_inside, require_nothing_else, require_unchanged, sha256
 from deploy.manifest import MANIFEST, Manifest, TensorInfo, read_manifest
 from perception.atomic import folder_written_whole, write_atomically
@@ -133,6 +134,12 @@ class Bundle:
             return arrays
 
         return side("inputs", self.manifest.inputs), side("outputs", self.manifest.outputs)
+
+    def require_golden(self, run: Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]], who: str) -> None:
+        """Raise InputError unless `run` gives the golden frame's outputs, as exactly as the manifest asks."""
+        (inputs, outputs), manifest = self.golden(), self.manifest
+        allowed = manifest.tolerance, manifest.outliers, manifest.recognised_tolerance
+        require_agreement(outputs, run(inputs), who, *allowed)
 
     def plan(self, target: str, compiler: str | None = None) -> Path:
         """The plan compiled for `target`, checked against its record and this network.

@@ -125,8 +125,8 @@ def _off(expected: np.ndarray, actual: np.ndarray) -> np.ndarray:
 def require_agreement(
     expected: Arrays,
     actual: Arrays,
-    tolerance: float,
     who: str,
+    tolerance: float,
     outliers: float = 0.0,
     recognised: float | None = None,
 ) -> None:

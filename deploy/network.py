@@ -83,10 +83,10 @@ def make_network(
     outputs, flops = run(model, inputs)
     graph = to_onnx(model, inputs, list(outputs))
     engine = OnnxRuntimeEngine(_bytes(graph))
-    require_agreement(outputs, engine.run(inputs), TOLERANCE, "ONNX Runtime")
+    require_agreement(outputs, engine.run(inputs), "ONNX Runtime", TOLERANCE)
     for on_route, alone, route in zip(steered, expected, routes, strict=True):
-        require_agreement(alone, run(model, on_route)[0], TOLERANCE, f"the folded network on route {named(route)}")
-        require_agreement(alone, engine.run(on_route), TOLERANCE, f"ONNX Runtime on route {named(route)}")
+        require_agreement(alone, run(model, on_route)[0], f"the folded network on route {named(route)}", TOLERANCE)
+        require_agreement(alone, engine.run(on_route), f"ONNX Runtime on route {named(route)}", TOLERANCE)
     frames = [{**each, **steering(route, each, banked, conditional)} for each in recorded for route in known]
     lowered = lower(graph, precision, frames)
     graphs = {name: _bytes(each) for name, each in lowered.graphs.items()}

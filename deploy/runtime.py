@@ -8,7 +8,6 @@ from pathlib import Path
 
 from deploy.bundle import Bundle
 from deploy.engines import Engine, open_engine
-from deploy.golden import require_agreement
 from deploy.route import facts, steering
 from perception.data.inputs import no_sensors, prepare
 from perception.data.outputs import to_prediction
@@ -28,12 +27,8 @@ class _Network:
 
     @staticmethod
     def open(bundle: Bundle, target: str, asks: frozenset[str]) -> _Network:
-        manifest, engine = bundle.manifest, open_engine(bundle, target)
-        inputs, outputs = bundle.golden()
-        who = f"{bundle.path} on {target}"
-        require_agreement(
-            outputs, engine.run(inputs), manifest.tolerance, who, manifest.outliers, manifest.recognised_tolerance
-        )
+        engine = open_engine(bundle, target)
+        bundle.require_golden(engine.run, f"{bundle.path} on {target}")
         return _Network(bundle, engine, asks)
 
 

@@ -11,7 +11,6 @@ from rich.table import Table
 
 from deploy.bundle import CALIBRATION, ENGINES, SIGNATURE, Bundle
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
-from deploy.golden import require_agreement
 from deploy.manifest import Calibration, Manifest, TensorInfo
 from perception.data.inputs import PILLARS
 from perception.errors import InputError
@@ -32,17 +31,8 @@ def verify(path: Path, key: Path | None = None) -> dict[str, str]:
     require_graph(bundle.onnx, manifest, manifest.operators)
     if bundle.cpu_onnx != bundle.onnx:
         require_graph(bundle.cpu_onnx, manifest)
-    inputs, outputs = bundle.golden()
     for graph in dict.fromkeys((bundle.onnx, bundle.cpu_onnx)):
-        actual = OnnxRuntimeEngine(graph).run(inputs)
-        require_agreement(
-            outputs,
-            actual,
-            manifest.tolerance,
-            f"{graph}: ONNX Runtime",
-            manifest.outliers,
-            manifest.recognised_tolerance,
-        )
+        bundle.require_golden(OnnxRuntimeEngine(graph).run, f"{graph}: ONNX Runtime")
     for part in bundle.routes.values():
         verify(part.path, key)
     engines = {target: bundle.engine_record(target).compiler for target in _targets(path) if bundle.plan(target)}
