@@ -2,6 +2,7 @@
 
 import io
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from perception.errors import InputError
 from perception.evaluation.detection import open_devkit, score_submission
 from perception.evaluation.evaluate import evaluate
 from perception.evaluation.map_segmentation import THRESHOLDS, MapIou
+from perception.evaluation.official import compare, require_official
 from perception.frame import CLASSES, MAP_CLASSES, Boxes, Frame, Prediction
 from perception.grid import BevGrid
 
@@ -302,3 +304,31 @@ def test_a_probability_on_the_threshold_counts() -> None:
 
 def test_map_iou_without_frames_is_none() -> None:
     assert MapIou().result() is None
+
+
+def test_official_scores_stand_beside_ours(tables: NuScenesTables, tmp_path: Path) -> None:
+    """The devkit judges the same submission; a score that was changed shows as a difference of just that size."""
+    console = Console(file=io.StringIO())
+    even = perfect(tables, lambda b: b.labels % 2 == 0)
+    metrics = evaluate(even, tables, "mini_val", ["scene-0103"], tmp_path, SPEC, console)
+    compared = compare(tmp_path, tables, metrics, console)
+    assert compared["official"]["largest_difference"] <= 1e-9
+    assert {**compared["official"]["mean_dist_aps"]}["car"] == 1 > compared["official"]["mAP"] > 0
+    assert json.loads((tmp_path / "metrics.json").read_text()) == compared
+    wrong = compare(tmp_path, tables, metrics | {"NDS": metrics["NDS"] - 0.25}, console)
+    assert wrong["official"]["largest_difference"] == pytest.approx(0.25)
+    undefined = compare(tmp_path, tables, metrics | {"mAP": None}, console)
+    assert undefined["official"]["largest_difference"] is None
+
+
+def test_without_the_devkit_scores_are_ours_and_official_ones_are_refused(
+    tables: NuScenesTables, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in sys.modules if name.split(".")[0] in ("nuscenes", "motmetrics", "pyquaternion")]:
+        monkeypatch.setitem(sys.modules, name, None)
+    every, scenes = perfect(tables, lambda b: b.labels >= 0), ["scene-0103:0-2"]
+    metrics = evaluate(every, tables, "mini_val", scenes, tmp_path, SPEC, Console(quiet=True))
+    assert metrics["samples"] == 2
+    assert metrics["mAP_present"] == pytest.approx(1)
+    with pytest.raises(InputError, match=r"devkit is not installed; `pip install .*--no-deps nuscenes-devkit`"):
+        require_official(tables)

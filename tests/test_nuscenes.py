@@ -20,7 +20,7 @@ from nuscenes.utils.geometry_utils import BoxVisibility, view_points
 from nuscenes.utils.splits import create_splits_scenes
 
 from perception.data import tables as tables_module
-from perception.data.nuscenes import NuScenesTables, conditions_of
+from perception.data.nuscenes import NuScenesTables, conditions_of, official_splits
 from perception.errors import InputError
 from perception.frame import ATTRIBUTES, CAMERAS, CLASSES, Conditions
 
@@ -134,6 +134,10 @@ def test_both_references_place_points_and_boxes_alike(oracle: Oracle) -> None:
         moved = lidar.points[:, :3] @ ego_from_lidar[:3, :3].T + ego_from_lidar[:3, 3]
         np.testing.assert_allclose(ego.points[:, :3], moved, atol=1e-4)
         np.testing.assert_array_equal(ego.global_from_ego, ego.global_from_reference)
+
+
+def test_official_splits_equal_the_devkits() -> None:
+    assert official_splits() == create_splits_scenes()
 
 
 def test_official_splits(nuscenes_root: Path) -> None:

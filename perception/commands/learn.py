@@ -93,13 +93,19 @@ def evaluate(
     ] = "",
     target: Annotated[str, typer.Option(help="Engine of a bundle: cpu, or what `perception build` made.")] = "cpu",
     key: Annotated[Path | None, typer.Option(help="Public key; a bundle that it has not signed is refused.")] = None,
+    official: Annotated[
+        bool, typer.Option("--official", help="Also score the submission with nuscenes-devkit, and compare.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Score a model with the official devkit: mAP, NDS, TP errors; and the map's IoU."""
+    """Score a model as nuScenes does: mAP, NDS, TP errors; and the map's IoU."""
     from perception.data.source import open_source
     from perception.evaluation.evaluate import evaluate as run
+    from perception.evaluation.official import compare, require_official
 
     tables, console = open_source(data, version), console_for(as_json)
+    if official:
+        require_official(tables)
     split = split or VALIDATION.get(tables.version, "all")
     predictor: Callable[[Frame], Prediction]
     if (model / "manifest.json").exists():
@@ -114,4 +120,7 @@ def evaluate(
 
         predictor = of_run = TorchPredictor.load(model)
         spec = of_run.spec
-    report(run(predictor, tables, split, names(scenes), out, spec, console, names(by), names(corruptions)), as_json)
+    metrics = run(predictor, tables, split, names(scenes), out, spec, console, names(by), names(corruptions))
+    if official:
+        metrics = compare(out, tables, metrics, console)
+    report(metrics, as_json)

@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Sequence
 from functools import cached_property
+from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,12 @@ from perception.frame import CAMERAS, Boxes, Camera, Conditions, Frame
 from perception.grid import Reference
 
 _OFFICIAL_VERSIONS = ("v1.0-mini", "v1.0-trainval", "v1.0-test")
+
+
+def official_splits() -> dict[str, list[str]]:
+    """Scene names of nuScenes' own splits, the same lists as `nuscenes.utils.splits` of the devkit."""
+    numbers = json.loads(files("perception.data").joinpath("nuscenes_splits.json").read_text(encoding="utf-8"))
+    return {split: [f"scene-{number:04d}" for number in scenes] for split, scenes in numbers.items()}
 
 
 class NuScenesTables:
@@ -106,9 +113,7 @@ class NuScenesTables:
 
     def _splits(self) -> dict[str, list[str]]:
         if self.version in _OFFICIAL_VERSIONS:
-            from nuscenes.utils.splits import create_splits_scenes
-
-            return dict(create_splits_scenes())
+            return official_splits()
         path = self._folder / "splits.json"
         try:
             splits = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}

@@ -7,6 +7,7 @@ import io
 import math
 from collections import Counter
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,12 +21,22 @@ if TYPE_CHECKING:  # the devkit takes a second to import
 PROTOCOL = "detection_cvpr_2019"
 
 
+def require_devkit() -> None:
+    """Raise InputError, which says how to install it, where the devkit is not there: only its own scores need it."""
+    if find_spec("nuscenes") is None:
+        raise InputError(
+            "the official nuScenes devkit is not installed; `pip install 'tessera-perception[devkit]' && "
+            "pip install --no-deps nuscenes-devkit` installs it beside any numpy"
+        )
+
+
 def open_devkit(dataroot: Path, version: str) -> NuScenes:
     """The devkit's own reading of the tables; seconds for the mini set, a minute for the whole data set.
 
     Raises:
-        InputError: the devkit does not accept the dataroot.
+        InputError: the devkit is not installed, or does not accept the dataroot.
     """
+    require_devkit()
     from nuscenes import NuScenes
 
     try:

@@ -1,4 +1,4 @@
-"""Run a predictor over a split and score it: a nuScenes submission, the devkit's metrics, IoU of the map."""
+"""Run a predictor over a split and score it: a nuScenes submission, nuScenes' metrics, IoU of the map."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ from perception.data.nuscenes import NuScenesTables
 from perception.errors import InputError
 from perception.evaluation.annotated import Annotated
 from perception.evaluation.columns import read_submission
-from perception.evaluation.detection import open_devkit, score_submission
 from perception.evaluation.map_segmentation import MapIou
 from perception.evaluation.own_scores import score
 from perception.evaluation.robustness import chosen_corruptions, robustness, robustness_table
@@ -56,7 +55,7 @@ def evaluate(
         corruptions: also score under these, see `robustness.CORRUPTIONS`, or `all` of the model's sensors.
 
     Returns:
-        `split`, `selectors`, `samples` (their number), the keys of `score_submission`, and `map`: what
+        `split`, `selectors`, `samples` (their number), the keys of `own_scores.score`, and `map`: what
         `MapIou.result` gives, None where there is no map or no map head; `slices` as `slice_scores` and `robustness`
         as the function of that name, where asked for. All of it is strict JSON.
 
@@ -93,11 +92,8 @@ def evaluate(
                 counts[len(annotated.tokens)] = annotated.map_counts(prediction, truth)
             annotated.add(frame)
     detections = annotated.counted(read_submission(submission, {token: i for i, token in enumerate(samples)}))
-    with console.status("Scoring"):  # by the devkit where it can read the drives
-        if isinstance(tables, NuScenesTables):
-            scores = score_submission(submission, open_devkit(tables.dataroot, tables.version), samples)
-        else:
-            scores = score(annotated.truth(), detections, len(samples))
+    with console.status("Scoring"):
+        scores = score(annotated.truth(), detections, len(samples))
     metrics = {
         "split": split or "all",
         "selectors": list(selectors),
