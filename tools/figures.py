@@ -1,0 +1,181 @@
+"""Measure the figures that README quotes, and write the page that it quotes them from.
+
+    python tools/figures.py            # every section, one after the other; `make figures` runs what they need before
+    python tools/figures.py replay     # one section; the others stay as they are
+    python tools/figures.py --write    # measure nothing: write page and README again from docs/figures.json
+
+docs/figures.json keeps each section with its command, commit, date and machine. docs/figures.md and the block in
+README.md between the two `figures` comments are written from it, and tests/test_figures.py holds the three together.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from perception.atomic import write_atomically
+
+REPOSITORY = Path(__file__).parents[1]
+RECORD, PAGE, README = (REPOSITORY / name for name in ("docs/figures.json", "docs/figures.md", "README.md"))
+PACKAGES = ("torch", "onnxruntime", "numpy", "opencv-python-headless")
+# Section -> the command that prints its figures as one JSON object. `python` is this environment's.
+COMMANDS = {
+    "demo": "python tools/check_figures.py demo --json",
+    "overfit": "python tools/check_figures.py overfit --json",
+    "real": "python tools/check_figures.py real --json",
+    "replay": "python tools/bench.py replay --json",
+    "precision": "python tools/bench.py precision --checkpoint runs/demo/run --data runs/demo/drives --json",
+    "modular": "python tools/bench.py modular --json",
+    "pillars": "python tools/bench.py pillars --json",
+    "evaluator": "python tools/bench.py evaluator --json",
+    "mmdet3d": ".venv-mmdet3d/bin/python tools/bench.py mmdet3d --json",
+    "compile": "python tools/compile_matrix.py --json",
+}
+# What README quotes: description, and the figures in it as {section.key:format}.
+QUOTED = {
+    "demo, held-out simulated drives": "car AP {demo.car_ap:.3f}, mAP {demo.mAP:.3f}, NDS {demo.NDS:.3f}, drivable "
+    "area IoU {demo.iou_drivable_area:.3f}; {demo.seconds:.0f} s in all",
+    "four real keyframes, fitted from random weights": "car AP {overfit.fusion.car_ap:.3f} with LiDAR + cameras, "
+    "{overfit.lidar.car_ap:.3f} with LiDAR, {overfit.camera.car_ap:.3f} with cameras; mAP of the classes present "
+    "{overfit.fusion.mAP_present:.3f}, {overfit.lidar.mAP_present:.3f}, {overfit.camera.mAP_present:.3f}",
+    "a module carries the demo's base to real keyframes": "car AP {real.before.car_ap:.3f} to "
+    "{real.after.car_ap:.3f}, mAP of the classes present {real.before.mAP_present:.3f} to {real.after.mAP_present:.3f}",
+    "replay with all that it writes": "{replay.realtime_factor:.1f} times as fast as driven in FP32",
+    "INT8 on a CPU, whole frame": "{precision.int8_speedup:.2f} times as fast as FP32; NDS changes by "
+    "{precision.int8_nds_loss:+.4f} lost in INT8, {precision.fp16_nds_loss:+.4f} in FP16",
+    "four modules on board, two tasks": "time x {modular.latency_ratio_banked:.2f}, memory x "
+    "{modular.memory_ratio_banked:.2f}; folded x {modular.latency_ratio_folded:.2f}; a network for each instead x "
+    "{modular.latency_ratio_separate:.2f}",
+    "CenterPoint, imported and exported, against mmdet3d": "{mmdet3d.fp32_speedup:.2f} times as fast in FP32, "
+    "{mmdet3d.int8_speedup:.2f} in INT8, {mmdet3d.torch_speedup:.2f} in torch",
+    "scores without the devkit": "{evaluator.speedup:.1f} times as fast, the same to "
+    "{evaluator.max_abs_difference:.0e}",
+    "ten LiDAR sweeps into pillars": "{pillars.points:,} points in {pillars.ms:.0f} ms of one core",
+}
+BEGIN, END = "<!-- figures: written by tools/figures.py -->\n", "<!-- /figures -->\n"
+
+Record = dict[str, dict[str, Any]]
+
+
+def measure(section: str) -> dict[str, Any]:
+    """Run a section's command: its figures, and where they come from.
+
+    Raises:
+        SystemExit: the command failed; its own words are on stderr.
+    """
+    command = COMMANDS[section]
+    words = [sys.executable if word == "python" else word for word in shlex.split(command)]
+    print(f"{section}: {command}", file=sys.stderr, flush=True)
+    done = subprocess.run(words, cwd=REPOSITORY, stdout=subprocess.PIPE, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{section}: `{command}` ended with {done.returncode}; the other sections stay as they were")
+    return {
+        "command": command,
+        "commit": _git("describe", "--always", "--dirty", "--exclude", "*"),
+        "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
+        "machine": subprocess.run([words[0], __file__, "--machine"], capture_output=True, text=True, check=True).stdout,
+        "figures": json.loads(done.stdout.splitlines()[-1]),
+    }
+
+
+def machine() -> str:
+    """Processor, cores, Python and the packages that compute."""
+    text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    model = re.search(r"model name\s*: (.*)", text)
+    processor = " ".join((model[1] if model else platform.processor() or platform.machine()).split())
+    packages = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
+    return f"{processor}, {text.count('processor') or '?'} cores; Python {platform.python_version()}, {packages}"
+
+
+def page(record: Record) -> str:
+    """docs/figures.md."""
+    parts = ["# Figures\n\nWritten by `make figures`, from docs/figures.json. Ratios are medians of alternated runs.\n"]
+    for section in sorted(record):
+        entry = record[section]
+        rows = [f"| {name} | {_shown(value)} |" for name, value in flat(entry["figures"])]
+        parts.append(
+            f"## {section}\n\n    {entry['command']}\n\n"
+            f"Commit {entry['commit']}, {entry['date']}. {entry['machine']}.\n\n"
+            "| figure | value |\n|---|---|\n" + "\n".join(rows) + "\n"
+        )
+    return "\n".join(parts)
+
+
+def quoted(record: Record) -> str:
+    """README's block: the figures whose sections were measured."""
+    rows = []
+    for what, text in QUOTED.items():
+        sections = sorted(set(re.findall(r"\{(\w+)\.", text)))
+        if all(section in record for section in sections):
+            commands = ", ".join(f"`{record[section]['command'].removesuffix(' --json')}`" for section in sections)
+            rows.append(f"| {what} | {_filled(text, record)} | {commands} |")
+    return "| what | figures | command |\n|---|---|---|\n" + "\n".join(rows) + "\n"
+
+
+def with_block(readme: str, block: str) -> str:
+    """README's text with the block between its two comments replaced."""
+    before, rest = readme.split(BEGIN)
+    return before + BEGIN + block + END + rest.split(END)[1]
+
+
+def flat(figures: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Name and value of every number and word in nested dicts and lists: `before.car_ap`, `rounds.0`."""
+    if isinstance(figures, dict | list):
+        for name, value in figures.items() if isinstance(figures, dict) else enumerate(figures):
+            yield from flat(value, f"{prefix}.{name}" if prefix else str(name))
+    else:
+        yield prefix, figures
+
+
+def _filled(text: str, record: Record) -> str:
+    def fill(match: re.Match[str]) -> str:
+        section, *keys = match[1].split(".")
+        value = record[section]["figures"]
+        for key in keys:
+            value = value[key]
+        return format(value, match[2])
+
+    return re.sub(r"\{([\w.]+):([^}]*)\}", fill, text)
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _git(*arguments: str) -> str:
+    return subprocess.run(
+        ["git", *arguments], cwd=REPOSITORY, capture_output=True, text=True, check=True
+    ).stdout.strip()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sections", nargs="*", help=f"default: all of {', '.join(COMMANDS)}")
+    parser.add_argument("--write", action="store_true", help="measure nothing, write page and README anew")
+    parser.add_argument("--machine", action="store_true", help="print what this environment computes with, no more")
+    arguments = parser.parse_args()
+    if arguments.machine:
+        print(machine(), end="")
+        return
+    if unknown := sorted({*arguments.sections} - {*COMMANDS}):
+        parser.error(f"no section {unknown[0]}; there are {', '.join(COMMANDS)}")
+    record: Record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
+    for section in () if arguments.write else arguments.sections or COMMANDS:
+        record[section] = measure(section)
+        write_atomically(RECORD, (json.dumps(record, indent=1, sort_keys=True) + "\n").encode())
+    write_atomically(PAGE, page(record).encode())
+    write_atomically(README, with_block(README.read_text(), quoted(record)).encode())
+
+
+if __name__ == "__main__":
+    main()
