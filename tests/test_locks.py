@@ -76,7 +76,8 @@ def test_what_the_judges_import_is_in_the_extra() -> None:
 def _modules(distribution: str) -> list[Path]:
     """What our evaluation, our tests and mmdet3d import of a judge: not its own tests and examples."""
     listed = [path for path in files(distribution) or [] if path.suffix == ".py" and path.parts[0] in JUDGES]
-    return [Path(str(path.locate())) for path in listed if not {"tests", "scripts", "prediction", "baselines.py"} & set(path.parts)]
+    unused = {"tests", "scripts", "prediction", "baselines.py"}
+    return [Path(str(path.locate())) for path in listed if not unused & set(path.parts)]
 
 
 def _imports(path: Path) -> set[str]:
