@@ -1,36 +1,72 @@
-.PHONY: demo test lint overfit real install-mmdet3d test-mmdet3d
+.PHONY: demo test lint lock overfit real install-mmdet3d test-mmdet3d
 
 PYTHON ?= python3
-BIN := .venv/bin
+VENV ?= .venv
+BIN := $(VENV)/bin
+VERSION := $(shell $(PYTHON) -c 'import sys; print("{}.{}".format(*sys.version_info))')
+LOCK := requirements/py$(VERSION).txt
+# Named by the Python's version, so that an environment made with another one is made anew.
+INSTALLED := $(VENV)/installed-$(VERSION)
+PIP_INSTALL = pip install --quiet --constraint $(LOCK)
 
-# The environment, made anew when the dependencies change. tensorrt-rtx compiles engines without a GPU.
-.venv/installed: pyproject.toml
-	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --upgrade pip
-	$(BIN)/pip install --quiet --editable '.[rtx,viewer,dev]'
+# tensorrt-rtx compiles engines without a GPU.
+$(INSTALLED): pyproject.toml $(LOCK) requirements/devkit.txt
+	$(PYTHON) -m venv $(if $(wildcard $@),,--clear) $(VENV)
+	$(BIN)/$(PIP_INSTALL) --upgrade pip
+	$(BIN)/$(PIP_INSTALL) --editable '.[rtx,viewer,devkit,dev]'
+	$(BIN)/pip install --quiet --no-deps --requirement requirements/devkit.txt
 	touch $@
 
-demo: .venv/installed
+requirements/py%.txt:
+	@echo "Python $* has no locked packages ($@); Python 3.10 to 3.14 have: make PYTHON=python3.13 ..." >&2; exit 1
+
+demo: $(INSTALLED)
 	$(BIN)/perception demo
 
 # A process for each core, so torch needs no second thread; a file's tests share what they prepare.
-test: .venv/installed
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile
+PYTEST := python -m pytest -n auto --dist loadfile --durations=25
 
-# mmdet3d beside all else, in the same environment; without what its packages ask for, which would be a second OpenCV.
+test: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/$(PYTEST)
+
+# mmdet3d needs numpy 1, which the locks of Python 3.10 and 3.11 hold, so it has an environment of its own.
 # mmcv's operators are compiled, once per machine: pip's cache keeps the wheel.
-.venv/mmdet3d: .venv/installed
-	$(BIN)/pip install --quiet --editable '.[rtx,viewer,dev,mmdet3d]'
-	$(BIN)/pip install --no-build-isolation --no-deps onedl-mmcv==2.3.6 onedl-mmengine==0.10.12 mmdet==3.3.0 \
-	mmdet3d==1.4.0 lyft-dataset-sdk==0.0.8
+MMDET3D := .venv-mmdet3d
+MMDET3D_INSTALLED := $(MMDET3D)/installed-$(VERSION)
+
+$(MMDET3D_INSTALLED): pyproject.toml $(LOCK) requirements/devkit.txt requirements/mmdet3d.txt
+	@grep -q '^numpy==1' $(LOCK) || { echo "mmdet3d needs numpy 1: make $(MAKECMDGOALS) PYTHON=python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv $(if $(wildcard $@),,--clear) $(MMDET3D)
+	$(MMDET3D)/bin/$(PIP_INSTALL) --upgrade pip
+	$(MMDET3D)/bin/$(PIP_INSTALL) --editable '.[rtx,viewer,devkit,dev,mmdet3d]'
+	$(MMDET3D)/bin/pip install --no-build-isolation --no-deps --requirement requirements/devkit.txt \
+	--requirement requirements/mmdet3d.txt
 	touch $@
 
-install-mmdet3d: .venv/mmdet3d
+install-mmdet3d: $(MMDET3D_INSTALLED)
 
-test-mmdet3d: .venv/mmdet3d
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist loadfile tests/mmdet3d
+test-mmdet3d: $(MMDET3D_INSTALLED)
+	OMP_NUM_THREADS=1 $(MMDET3D)/bin/$(PYTEST) tests/mmdet3d
 
-lint: .venv/installed
+# Every Python's packages anew, whether or not that Python is installed. 3.10, 3.11 and JetPack 6 get the oldest supported
+# end (numpy 1.26, OpenCV 4.11, torch 2.13), the others the newest of everything: the gate's 3.11 and 3.13 test both ends.
+# `make test` uses the locks as constraints, so a build of torch without CUDA leaves NVIDIA's packages out.
+RESOLVE := uv pip compile --quiet --upgrade --no-python-downloads --no-annotate --only-binary :all: \
+	--custom-compile-command 'make lock'
+HERE := --python-platform x86_64-manylinux_2_31 --no-binary tensorrt-rtx --no-binary tensorrt-rtx-cu13 \
+	--extra rtx --extra viewer --extra devkit --extra dev pyproject.toml
+VEHICLE := --python-platform aarch64-manylinux_2_28 --generate-hashes requirements/vehicle.in
+OLDEST := --constraint requirements/oldest.in
+
+lock: $(INSTALLED)
+	set -e; for version in 3.10 3.11; do $(BIN)/$(RESOLVE) --python-version $$version --output-file requirements/py$$version.txt \
+	$(OLDEST) --extra mmdet3d $(HERE); done
+	set -e; for version in 3.12 3.13 3.14; do $(BIN)/$(RESOLVE) --python-version $$version \
+	--output-file requirements/py$$version.txt $(HERE); done
+	$(BIN)/$(RESOLVE) --python-version 3.10 --output-file requirements/jetpack6.txt $(OLDEST) $(VEHICLE)
+	$(BIN)/$(RESOLVE) --python-version 3.12 --output-file requirements/jetpack7.txt $(VEHICLE)
+
+lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -39,7 +75,7 @@ lint: .venv/installed
 NUSCENES ?= $(or $(PERCEPTION_NUSCENES),../shared/data/nuscenes)
 DATA := --data $(NUSCENES) --version v1.0-mini
 
-overfit: .venv/installed
+overfit: $(INSTALLED)
 	set -e; for sensors in fusion lidar camera; do run=runs/overfit_$$sensors; rm -rf $$run; \
 	$(BIN)/perception train configs/nuscenes/overfit_$$sensors.yaml $(DATA) --split mini_val --out $$run; \
 	$(BIN)/perception export $$run --out $$run/bundle; \
@@ -48,7 +84,7 @@ overfit: .venv/installed
 	$(BIN)/perception replay $(NUSCENES) --bundle runs/overfit_fusion/bundle --scenes scene-0103 --out runs/overfit_fusion/replay
 
 # A module carries the demo's simulated base to real sensors: trained on two keyframes of scene-0103, scored on two others.
-real: .venv/installed
+real: $(INSTALLED)
 	rm -rf runs/real
 	$(BIN)/perception evaluate runs/demo/run $(DATA) --scenes scene-0103:2-4 --out runs/real/before
 	$(BIN)/perception adapt runs/demo/run --add low_rank:real --option rank=4 --slots 'lidar.*,fuse*,trunk.*,heads.*' \

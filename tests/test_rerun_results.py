@@ -1,7 +1,10 @@
 """results.rrd, read back by Rerun itself: boxes, points and words are those of the replay."""
 
+from __future__ import annotations
+
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,29 +15,49 @@ from deploy.runtime import Runtime
 from perception.data.nuscenes import NuScenesTables
 from perception.errors import InputError
 
-rerun = pytest.importorskip("rerun", reason="rerun-sdk is not installed")
+pyarrow = pytest.importorskip("pyarrow", reason="rerun-sdk is not installed")
+pytest.importorskip("rerun", reason="rerun-sdk is not installed")
 SCENE = "scene-0001"
 
 
+# How a recording calls a component, before rerun 0.24 and since.
+NAMES = {
+    "centers": ("Translation3D", "Boxes3D:centers"),
+    "half sizes": ("HalfSize3D", "Boxes3D:half_sizes"),
+    "positions": ("Position3D", "Points3D:positions"),
+    "text": ("Text", "TextDocument:text"),
+}
+
+
 @pytest.fixture(scope="module")
-def recording(sim_root: Path, tmp_path_factory: pytest.TempPathFactory) -> object:
+def recording(sim_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("rerun")
     summary = replay(sim_root, "v1.0-sim", [SCENE], bundle().path, out, console=QUIET, viewers=["rerun"])
     assert summary["viewers"] == {"rerun": str(out / "results.rrd")}
-    from rerun.dataframe import load_recording
-
-    return load_recording(out / "results.rrd")
+    return out / "results.rrd"
 
 
-def column(recording: object, entity: str, component: str) -> list[object]:
+def column(recording: Path, entity: str, component: str) -> list[Any]:
     """The component's values at every time that has one."""
-    view = recording.view(index="time", contents=entity)  # type: ignore[attr-defined]
-    table = view.select().read_all()
-    (name,) = [name for name in table.column_names if name.endswith(component)]
-    return [value for value in table[name].to_pylist() if value is not None]
+    rows: list[tuple[Any, Any]] = []
+    for table in _tables(recording, entity):
+        found = [name for name in table.column_names if name.endswith(NAMES[component])]
+        rows += [row for name in found for row in zip(table["time"].to_pylist(), table[name].to_pylist(), strict=True)]
+    return [value for _, value in sorted(rows, key=lambda row: row[0]) if value is not None]
 
 
-def test_boxes_and_points_are_those_of_the_replay(recording: object, sim_root: Path) -> None:
+def _tables(recording: Path, entity: str) -> list[pyarrow.Table]:
+    try:
+        from rerun.chunk import RrdReader
+    except ImportError:  # rerun 0.23
+        from rerun.dataframe import load_recording
+
+        return [load_recording(recording).view(index="time", contents=entity).select().read_all()]
+    chunks = [chunk for chunk in RrdReader(recording).stream().to_chunks() if chunk.entity_path == f"/{entity}"]
+    return [pyarrow.Table.from_batches([chunk.to_record_batch()]) for chunk in chunks]
+
+
+def test_boxes_and_points_are_those_of_the_replay(recording: Path, sim_root: Path) -> None:
     tables, runtime = NuScenesTables(sim_root, "v1.0-sim"), Runtime(bundle().path)
     spec = bundle().spec
     frames = [tables.frame(sample, spec.grid.reference, spec.sweeps) for sample in tables.samples(selectors=[SCENE])]
@@ -42,11 +65,11 @@ def test_boxes_and_points_are_those_of_the_replay(recording: object, sim_root: P
         seen = runtime.step(frame)
         for entity, boxes in (("world/vehicle/detections", seen.prediction.boxes), ("world/tracks", seen.tracks.boxes)):
             shown = boxes.select(boxes.scores >= 0.1)
-            centers = column(recording, entity, "Translation3D")[i]
+            centers = column(recording, entity, "centers")[i]
             np.testing.assert_allclose(np.reshape(centers, (-1, 3)), shown.centers, rtol=1e-6, atol=1e-3)
-            half = np.reshape(column(recording, entity, "HalfSize3D")[i], (-1, 3))
+            half = np.reshape(column(recording, entity, "half sizes")[i], (-1, 3))
             np.testing.assert_allclose(2 * half, shown.sizes[:, [1, 0, 2]], rtol=1e-5)
-        points = column(recording, "world/vehicle/points", "Position3D")[i]
+        points = column(recording, "world/vehicle/points", "positions")[i]
         np.testing.assert_array_equal(np.reshape(points, (-1, 3)).astype(np.float32), frame.points[:, :3])
 
 
@@ -56,6 +79,6 @@ def test_an_unknown_viewer_is_refused_before_the_replay(sim_root: Path, tmp_path
     assert not (tmp_path / "out").exists()
 
 
-def test_words_say_what_is_believed(recording: object) -> None:
-    text = column(recording, "conditions", "Text")[0]
+def test_words_say_what_is_believed(recording: Path) -> None:
+    text = column(recording, "conditions", "text")[0]
     assert "weather: clear (clear since 0.0 s: 1 of 1 frames)" in json.dumps(text)

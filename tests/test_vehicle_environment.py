@@ -1,4 +1,4 @@
-"""A drive replayed where nothing is installed but requirements-vehicle.txt: no torch, no devkit, no ONNX tools.
+"""A drive replayed where nothing is installed but the vehicle's locked packages: no torch, no devkit, no ONNX tools.
 
 Builds a virtual environment with pip from the registry (or pip's cache): the slowest test there is.
 """
@@ -18,18 +18,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from exported import QUIET, bundle
+from locks import ROOT, pinned, requirements
 from recordings import make_log
 from test_vehicle_imports import VEHICLE
 
 from deploy.replay.player import replay
 
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib
-
-ROOT = Path(__file__).parents[1]
-REQUIREMENTS = ROOT / "requirements-vehicle.txt"
+VERSIONS = {"jetpack6": "3.10", "jetpack7": "3.12"}  # of Python
+JETPACKS = {name: ROOT / "requirements" / f"{name}.txt" for name in VERSIONS}
+each_jetpack = pytest.mark.parametrize("jetpack", JETPACKS)
 COMMAND = ("perception.cli", "perception.commands.common", "perception.commands.vehicle")
 DISTRIBUTIONS = {
     "cv2": "opencv-python-headless",
@@ -37,10 +34,11 @@ DISTRIBUTIONS = {
     "mcap_protobuf": "mcap-protobuf-support",
     "foxglove_schemas_protobuf": "foxglove-schemas-protobuf",
 }  # where they are not called as what is imported
-# TensorRT comes with the device; tensorrt_rtx and the bindings (cuda) are in extras.
-LATE = {"tensorrt", "tensorrt_rtx", "cuda"}
+LATE = {"tensorrt", "tensorrt_rtx"}  # TensorRT comes with the device; tensorrt_rtx is an extra
+BY_NAME = {"cuda-bindings"}  # imported by importlib, in deploy/engines/cuda.py
 # Imported inside functions that the vehicle does not need: the official splits, and training and export.
 DEVKIT, WORKSHOP = "nuscenes", {"deploy.demo", "deploy.export", "deploy.plan", "deploy.replay.rerun_results"}
+DASHES = str.maketrans("_.", "--")  # in the names of distributions
 FORBIDDEN = {
     "torch",
     "torchvision",
@@ -53,15 +51,43 @@ FORBIDDEN = {
 }
 
 
-def required() -> dict[str, str]:
-    """Requirement by distribution."""
-    lines = [line for line in REQUIREMENTS.read_text().splitlines() if line and not line.startswith("#")]
-    return {re.split(r"[<>=]", line)[0]: line for line in lines}
+def required() -> set[str]:
+    return set(requirements(ROOT / "requirements" / "vehicle.in"))
 
 
-def test_requirements_are_those_of_the_project_word_for_word() -> None:
-    dependencies = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
-    assert set(required().values()) <= set(dependencies)
+@each_jetpack
+def test_locked_versions_are_in_the_ranges_of_the_vehicle(jetpack: str) -> None:
+    versions = pinned(JETPACKS[jetpack])
+    for name, requirement in requirements(ROOT / "requirements" / "vehicle.in").items():
+        assert requirement.specifier.contains(versions[name.lower()]), requirement
+
+
+@each_jetpack
+def test_nothing_of_the_workshop_is_locked(jetpack: str) -> None:
+    assert not FORBIDDEN & set(pinned(JETPACKS[jetpack]))
+
+
+def test_the_readme_counts_the_packages() -> None:
+    """Finding D13: it said nine where there were fourteen, and did not count what those need."""
+    (counts,) = re.findall(r"(\d+) packages on JetPack 6, (\d+) on JetPack 7", (ROOT / "README.md").read_text())
+    assert [int(count) for count in counts] == [len(pinned(file)) for file in JETPACKS.values()]
+
+
+@pytest.mark.registry
+@each_jetpack
+def test_every_package_has_a_wheel_for_the_device(jetpack: str, tmp_path: Path) -> None:
+    """Whose content has the locked hash; nothing is installed."""
+    platforms = [f"--platform=manylinux_2_{glibc}_aarch64" for glibc in range(17, 29)]  # pip takes each alone
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--dry-run", "--quiet", "--report=-"]
+    device = ["--only-binary=:all:", *platforms, f"--python-version={VERSIONS[jetpack]}", "--target", str(tmp_path)]
+    # Without dependencies, since pip would choose those of the Python that runs it.
+    done = run([*pip, *device, "--no-deps", "--require-hashes", "--requirement", str(JETPACKS[jetpack])], ROOT)
+    assert done.returncode == 0, done.stderr
+    found = [package["metadata"] for package in json.loads(done.stdout)["install"]]
+    assert {package["name"].lower().translate(DASHES): package["version"] for package in found} == pinned(
+        JETPACKS[jetpack]
+    )
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_requirements_are_what_the_vehicle_imports() -> None:
@@ -82,7 +108,7 @@ def test_requirements_are_what_the_vehicle_imports() -> None:
             else:
                 imported.add(name.split(".")[0])
     third = {DISTRIBUTIONS.get(name, name) for name in imported - set(sys.stdlib_module_names) - LATE - {DEVKIT}}
-    assert third == set(required())
+    assert third | BY_NAME == required()
 
 
 def _imports(tree: ast.Module, late: bool) -> set[str]:
@@ -103,11 +129,15 @@ def _imports(tree: ast.Module, late: bool) -> set[str]:
 
 @pytest.fixture(scope="module")
 def environment(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The `bin` folder of a virtual environment as docker/vehicle makes one."""
+    """The `bin` folder of a virtual environment as docker/vehicle makes one, from the lock that is nearest this Python.
+
+    The locks have the hashes of every platform's wheels, so those of this one are held to them as well.
+    """
+    lock = JETPACKS["jetpack6" if sys.version_info < (3, 12) else "jetpack7"]
     folder = tmp_path_factory.mktemp("vehicle") / "environment"
     venv.create(folder, symlinks=True)  # without pip: the one at hand installs
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--python", str(folder), "install", "--quiet"]
-    for what in (["--requirement", str(REQUIREMENTS)], ["--no-deps", str(ROOT)]):
+    for what in (["--only-binary=:all:", "--require-hashes", "--requirement", str(lock)], ["--no-deps", str(ROOT)]):
         done = run([*pip, "--no-compile", *what], ROOT)
         assert done.returncode == 0, done.stderr
     return folder / "bin"

@@ -77,7 +77,7 @@ class RerunWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            self._recording.flush(blocking=True)
+            self._recording.flush()
             self._recording.disconnect()
             if kind is None:
                 os.replace(self._temporary, self.path)
