@@ -10,11 +10,37 @@ from typing import Any
 
 import cv2
 import numpy as np
+import once
 import pytest
+from hypothesis import settings
 
 from perception.frame import CAMERAS
 
+# The gate draws the same examples on every machine; `pytest --hypothesis-profile=random` draws others each time.
+# What those find becomes an @example.
+settings.register_profile("gate", derandomize=True, deadline=None, print_blob=True)
+settings.register_profile("random", derandomize=False, deadline=None, print_blob=True)
+settings.load_profile("gate")
+
 _REPOSITORY = Path(__file__).parents[1]
+# These files take longest. They come first, so that no worker is left alone with one at the end; pytest-xdist keeps
+# to the order with --no-loadscope-reorder.
+_FIRST = (
+    *("readme", "told_faults", "simulate_drive", "player", "refit", "vehicle_environment", "full_size"),
+    *("export", "settings", "mmdet3d_centerpoint", "build_package", "simulate_world"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    rank = {f"test_{name}.py": i for i, name in enumerate(_FIRST)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _folder_of_the_run(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What `once` prepares lies where all workers of pytest-xdist see it; pytest removes it with the run's folder."""
+    own = tmp_path_factory.getbasetemp()
+    once.run = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
 
 
 @pytest.fixture(scope="session")
@@ -28,13 +54,12 @@ def nuscenes_root() -> Path:
 
 
 @pytest.fixture(scope="session")
-def sim_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def sim_root() -> Path:
     """A dataroot with version v1.0-sim: two drives of three keyframes, two LiDAR sweeps before each."""
     from perception.simulate.simulate import simulate
 
-    root = tmp_path_factory.mktemp("simulated")
-    simulate(root, 2, 3, seed=0, condition_names=["clear-day-boston", "rain-night-singapore"], sweeps=2)
-    return root
+    conditions = ["clear-day-boston", "rain-night-singapore"]
+    return once.once("simulated", lambda root: simulate(root, 2, 3, seed=0, condition_names=conditions, sweeps=2))
 
 
 def token(*parts: Any) -> str:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+from once import once
 from rich.console import Console
 from torch import nn
 
@@ -38,11 +39,18 @@ def folder() -> Path:
 
 @cache
 def checkpoint(configuration: str = "tiny") -> Path:
-    """Random weights, with statistics of real activations, so that the outputs vary as a trained network's do."""
-    return checkpoint_of(load_config(find_config(configuration)))
+    """The run `checkpoint_of` a configuration of the repository; all processes of the tests share it."""
+    config = load_config(find_config(configuration))
+    return once(f"run-{config.name}", lambda run: save_random(run, config))
 
 
 def checkpoint_of(config: Config) -> Path:
+    """Random weights, with statistics of real activations, so that the outputs vary as a trained network's do."""
+    save_random(folder() / f"run-{config.name}", config)
+    return folder() / f"run-{config.name}"
+
+
+def save_random(run: Path, config: Config) -> None:
     torch.manual_seed(0)
     model = PerceptionModel(config)
     with torch.no_grad():
@@ -59,8 +67,7 @@ def checkpoint_of(config: Config) -> Path:
         heads = model.heads["detection"].branches
         heads["heatmap"][1].layer.weight.normal_(0, 0.15)
         heads["heatmap"][1].layer.bias.fill_(-3.0)
-    save(folder() / f"run-{config.name}", 1, config, model, torch.optim.AdamW(model.parameters()), {})
-    return folder() / f"run-{config.name}"
+    save(run, 1, config, model, torch.optim.AdamW(model.parameters()), {})
 
 
 def modular(name: str, modules: list[dict[str, object]], **more: object) -> Config:
@@ -71,8 +78,9 @@ def modular(name: str, modules: list[dict[str, object]], **more: object) -> Conf
 
 @cache
 def bundle(*conditions: str) -> Bundle:
-    name = "-".join(("bundle", *conditions))
-    return export(checkpoint(), folder() / name, [conditions], console=QUIET)
+    """The bundle of `checkpoint` for these conditions; all processes of the tests share it."""
+    name, run = "-".join(("bundle", *conditions)), checkpoint()
+    return Bundle.load(once(name, lambda out: export(run, out, [conditions], console=QUIET)))
 
 
 def copied(to: Path, *conditions: str) -> Path:

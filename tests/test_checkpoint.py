@@ -122,7 +122,7 @@ def test_a_full_disk_is_said_and_leaves_the_previous_one(tmp_path):
     limit = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
     limit += "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
     writer = run_writer(tmp_path, 2, before=limit)
-    _, stderr = writer.communicate(timeout=60)
+    _, stderr = writer.communicate(timeout=600)  # it would write without end, were it not refused
     assert "cannot write the checkpoint" in stderr.splitlines()[-1]
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == [before.name]
     checkpoint.load_model(tmp_path)

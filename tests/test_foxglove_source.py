@@ -20,7 +20,7 @@ from foxglove_schemas_protobuf.PointCloud_pb2 import PointCloud
 from foxglove_schemas_protobuf.RawImage_pb2 import RawImage
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.timestamp_pb2 import Timestamp
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from mcap.records import Schema
 from mcap.writer import Writer
@@ -180,7 +180,6 @@ def test_a_cloud_with_a_pose_of_its_own_is_refused() -> None:
         decoder(PointCloud)(message.SerializeToString())
 
 
-@settings(max_examples=100, deadline=2000)
 @given(data=st.binary(max_size=80), kind=st.sampled_from(sorted(foxglove.READ)), text=st.booleans())
 def test_any_bytes(data: bytes, kind: str, text: bool) -> None:
     """Are a message or corrupt; so are schemas that are noise."""
@@ -192,7 +191,6 @@ def test_any_bytes(data: bytes, kind: str, text: bool) -> None:
             continue
 
 
-@settings(max_examples=100, deadline=2000)
 @given(
     value=st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),

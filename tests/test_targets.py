@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from commands import perception
 from exported import QUIET, bundle
 
 from deploy.build import build
 from deploy.targets import TARGETS, Versions, find_target
 from perception.errors import InputError
 
-PERCEPTION = Path(sys.executable).with_name("perception")
 NAMES = ["cpu", "rtx-ampere", "rtx-ada", "rtx-blackwell", "orin", "thor", "drive-orin", "drive-thor"]
 
 
 def build_command(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([PERCEPTION, "build", *arguments], check=False, capture_output=True, text=True)
+    return perception("build", *arguments)
 
 
 @pytest.mark.parametrize(
