@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from perception.data.corrupt import moved
 from perception.frame import Camera, Frame
 from perception.scene.alignment import Alignment
-from perception.scene.edges import PARTS, REACH, SHIFTS, STEP, fit, range_edges
+from perception.scene.edges import PARTS, REACH, SHIFTS, STEP, fit, range_edges, unrolled
 from perception.scene.signs import latest_sweep, sweep_signs
 
 FOCAL, WIDTH, HEIGHT = 190.0, 240, 136
@@ -120,6 +120,36 @@ def told(frames: Sequence[Frame]) -> Alignment:
     for each in frames:
         alignment.update(each, sweep_signs(each), list(each.cameras))
     return alignment
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    width=st.integers(150, 400).map(lambda half: 2 * half),
+    height=st.integers(200, 500),
+    focal=st.floats(0.4, 1.5),
+    along=st.floats(-0.18, 0.18),
+    down=st.floats(-0.15, 0.15),
+)
+def test_a_picture_is_unrolled_as_the_pinhole_says(
+    width: int, height: int, focal: float, along: float, down: float
+) -> None:
+    """A ramp of grey, which interpolation keeps: each pixel of the cylinder has the grey where its ray meets it."""
+    centre, focal = np.array([width / 2 + 3.3, height / 2 - 2.7]), focal * width
+    u, v = np.meshgrid(np.arange(width), np.arange(height))
+    ramp = 128 + along * (u - width / 2) + down * (v - height / 2)
+    image = np.repeat(np.rint(ramp)[:, :, None], 3, axis=2).astype(np.uint8)
+    intrinsics = np.array([[focal, 0, centre[0]], [0, focal, centre[1]], [0, 0, 1]])
+    (azimuth, slope), found = unrolled(Camera(image, intrinsics, np.eye(4), np.eye(4), 0))
+    azimuths, slopes = azimuth + STEP * np.arange(found.shape[1]), slope + STEP * np.arange(found.shape[0])
+    across = np.broadcast_to(focal * np.tan(azimuths) + centre[0], found.shape)
+    below = focal * slopes[:, None] / np.cos(azimuths) + centre[1]
+    every = max(1, round(focal * STEP / 1.5))  # rows that are looked at
+    inside = (across >= 1) & (across <= width - 2) & (below >= every) & (below <= height - 1 - every)
+    assert inside.any()
+    expected = ramp[0, 0] + along * across + down * below
+    # The picture, the mean of two columns and the interpolation are rounded; places to 1/32 of a pixel.
+    bound = 3 * 0.5 + (2 * abs(along) + every * abs(down)) / 64 + 1e-6
+    assert np.abs(found - expected)[inside].max() <= bound
 
 
 @settings(max_examples=10, deadline=None)

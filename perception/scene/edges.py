@@ -79,21 +79,34 @@ def range_edges(points: np.ndarray, origin: np.ndarray, ground: np.ndarray) -> E
 @lru_cache(maxsize=32)
 def _cylinder(
     width: int, height: int, fx: float, fy: float, cx: float, cy: float
-) -> tuple[np.ndarray, int, np.ndarray]:
-    """Of a picture's cylinder the first azimuth and slope (2,), which rows of the picture are enough for it (every so
-    many), and where (H, W, 2) in these rows its pixels are.
+) -> tuple[np.ndarray, int, tuple[np.ndarray, np.ndarray]]:
+    """A picture's cylinder: its first azimuth and slope (2,), which rows of the picture are enough for it (every so
+    many), and where its pixels (H, W) are in these rows, in halves of columns.
+
+    The places are OpenCV's fixed-point maps (whole pixels and 32nds), which all its versions interpolate with the same
+    integers. With places in float32 the last grey level depends on the version.
     """
     azimuths = np.arctan((np.array([0.0, width - 1]) - cx) / fx).clip(-WIDEST, WIDEST)
     slopes = ((np.array([0.0, height - 1]) - cy) / fy).clip(-STEEPEST, STEEPEST)
     azimuth, slope = (np.arange(first, last, STEP) for first, last in (azimuths, slopes))
     every = max(1, round(fy * STEP / 1.5))
-    u = np.broadcast_to(fx * np.tan(azimuth) + cx, (len(slope), len(azimuth)))
-    v = fy * slope[:, None] / np.cos(azimuth) + cy
-    return (
-        np.array([azimuths[0], slopes[0]]),
-        every,
-        np.stack([u / 2 - 0.25, (v - every // 2) / every], axis=-1).astype(np.float32),
-    )
+    u = np.tile((fx * np.tan(azimuth) + cx) / 2 - 0.25, (len(slope), 1))
+    v = (fy * slope[:, None] / np.cos(azimuth) + cy - every // 2) / every
+    places = cv2.convertMaps(u.astype(np.float32), v.astype(np.float32), cv2.CV_16SC2)
+    return np.array([azimuths[0], slopes[0]]), every, (places[0], places[1])
+
+
+def unrolled(camera: Camera) -> tuple[np.ndarray, np.ndarray]:
+    """First azimuth and slope (2,) rad of the picture's cylinder, and the picture's green on it (H, W) uint8.
+
+    A pixel is STEP wide: column i looks to the azimuth first + i STEP to the right, row j to the slope first + j STEP
+    down, in the camera's frame.
+    """
+    k, (height, width) = camera.intrinsics, camera.image.shape[:2]
+    first, every, places = _cylinder(width, height, *(float(k[i]) for i in ((0, 0), (1, 1), (0, 2), (1, 2))))
+    rows = cv2.extractChannel(camera.image[every // 2 :: every], 1)
+    rows = cv2.resize(rows, (max(1, width // 2), len(rows)), interpolation=cv2.INTER_LINEAR)  # the mean of two
+    return first, cv2.remap(rows, *places, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
 
 
 def picture_edges(camera: Camera) -> tuple[np.ndarray, Edges]:
@@ -101,11 +114,7 @@ def picture_edges(camera: Camera) -> tuple[np.ndarray, Edges]:
 
     Each counts by how much it stands out of those around it, which are 0 in the mean.
     """
-    k, (height, width) = camera.intrinsics, camera.image.shape[:2]
-    first, every, pixels = _cylinder(width, height, *(float(k[i]) for i in ((0, 0), (1, 1), (0, 2), (1, 2))))
-    rows = cv2.extractChannel(camera.image[every // 2 :: every], 1)  # green
-    rows = cv2.resize(rows, (max(1, width // 2), len(rows)), interpolation=cv2.INTER_LINEAR)  # the mean of two
-    grey = cv2.remap(rows, pixels, np.empty(0), cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    first, grey = unrolled(camera)
     roots = np.sqrt(grey, dtype=np.float32)  # of which noise is even, and shade counts as light does
     found = []
     for across in (1, 0):
