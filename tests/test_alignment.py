@@ -16,6 +16,7 @@ from perception.data.corrupt import moved
 from perception.frame import Camera, Frame
 from perception.scene.alignment import Alignment
 from perception.scene.edges import PARTS, REACH, SHIFTS, STEP, fit, range_edges, unrolled
+from perception.scene.limits import LidarLimits
 from perception.scene.signs import latest_sweep, sweep_signs
 
 FOCAL, WIDTH, HEIGHT = 190.0, 240, 136
@@ -118,7 +119,7 @@ def with_lidar(seen: Frame, turned: np.ndarray) -> Frame:
 def told(frames: Sequence[Frame]) -> Alignment:
     alignment = Alignment()
     for each in frames:
-        alignment.update(each, sweep_signs(each), list(each.cameras))
+        alignment.update(each, sweep_signs(each, LidarLimits()), list(each.cameras))
     return alignment
 
 
@@ -159,8 +160,8 @@ def test_edges_fit_best_where_the_camera_was_turned_to(pitch: float, yaw: float,
     total = np.zeros((SHIFTS, SHIFTS))
     for way in WAYS[:3]:
         seen = frame(way, {"CAM_FRONT": (pitch, yaw, 0)}, seed, ["CAM_FRONT"])
-        edges = range_edges(latest_sweep(seen)[:, :3], LIDAR_AT, np.zeros(3))
-        parts, points = fit(seen.cameras["CAM_FRONT"], np.linalg.inv(mounted("CAM_FRONT")), edges)
+        edges = range_edges(latest_sweep(seen, LidarLimits())[:, :3], LIDAR_AT, np.zeros(3), LidarLimits())
+        parts, points = fit(seen.cameras["CAM_FRONT"], np.linalg.inv(mounted("CAM_FRONT")), edges, LidarLimits())
         assert parts.shape == (PARTS, SHIFTS, SHIFTS)
         assert points > 20
         total += parts.sum(axis=0)
@@ -174,7 +175,7 @@ def test_sides_and_tops_are_those_of_the_box() -> None:
     """One box ahead: its corners' azimuths and its upper edge, seen from the LiDAR, to a beam."""
     tower = [[30.0, 20.0, 0.0], [40.0, 40.0, 30.0]]  # elsewhere, so that the box is not where the view ends
     points = sweep(np.array([[[19.0, -1.0, 0.0], [21.0, 2.0, 2.5]], tower]), 0.0)
-    sides, tops = range_edges(points[:, :3], LIDAR_AT, np.zeros(3))
+    sides, tops = range_edges(points[:, :3], LIDAR_AT, np.zeros(3), LidarLimits())
     sides, tops = (each[np.abs(each[:, 1]) < 5] - LIDAR_AT for each in (sides, tops))
     corners = [np.degrees(np.arctan2(y, 19 - LIDAR_AT[0])) for y in (-1.0, 2.0)]
     to_corner = np.abs(np.degrees(np.arctan2(sides[:, 1], sides[:, 0]))[:, None] - corners)
@@ -228,5 +229,5 @@ def test_what_was_told_is_taken_back_when_the_camera_looks_right_again() -> None
     assert alignment.cameras.keys() == {"CAM_FRONT"}
     for i, way in enumerate([*WAYS[::-1], *WAYS]):  # back and there again
         seen = replace(frame(way), timestamp=10_000_000 + 500_000 * i)
-        alignment.update(seen, sweep_signs(seen), list(seen.cameras))
+        alignment.update(seen, sweep_signs(seen, LidarLimits()), list(seen.cameras))
     assert alignment.cameras == {}

@@ -19,6 +19,7 @@ from perception.data.nuscenes import NuScenesTables
 from perception.frame import CAMERAS, Camera, Frame
 from perception.scene.alignment import Alignment
 from perception.scene.health import HealthMonitor, SensorHealth
+from perception.scene.limits import LidarLimits
 from perception.scene.scan import unbroken
 from perception.scene.signs import sweep_signs
 from perception.simulate.simulate import simulate
@@ -316,7 +317,7 @@ def test_the_share_without_gaps_is_that_of_two_neighbours_at_once(beams: int, st
     x, y = away[:, None] * np.cos(azimuth), away[:, None] * np.sin(azimuth)
     points = np.stack([x, y, *[np.zeros_like(x)] * 3], axis=2).reshape(-1, 5).astype(np.float32)
     points = points[np.random.default_rng(0).random(len(points)) < kept]
-    found = unbroken(Frame("t", 0, "ego", np.eye(4), np.eye(4), points, {}))
+    found = unbroken(Frame("t", 0, "ego", np.eye(4), np.eye(4), points, {}), LidarLimits())
     assert found == pytest.approx(kept**2, abs=0.05)
 
 
@@ -327,7 +328,7 @@ def test_only_the_networks_sensors_are_watched(real: list[Frame]) -> None:
 def test_a_look_at_three_cameras_takes_less_than_six_milliseconds(real: list[Frame]) -> None:
     """Of processor time, for pictures of 1600 x 900 that no cache holds; a frame of a drive has one look at most."""
     alignment, seconds = Alignment(), []
-    signs = [sweep_signs(frame) for frame in real[:4]]
+    signs = [sweep_signs(frame, LidarLimits()) for frame in real[:4]]
     for i in range(24):
         frame = real[i % 4]
         place = frame.global_from_ego.copy()

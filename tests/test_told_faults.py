@@ -23,7 +23,8 @@ from perception.data import corrupt
 from perception.data.nuscenes import NuScenesTables
 from perception.data.tables import LIDAR as LIDAR_TOP
 from perception.frame import CAMERAS, Camera, Frame
-from perception.scene.health import RAISED, TILTED, HealthMonitor, Status
+from perception.scene.health import HealthMonitor, Status
+from perception.scene.limits import LidarLimits
 from perception.simulate.simulate import simulate
 
 FRAMES, WINDOW = 8, (1.0, 2.2)  # keyframes at 2 Hz, s
@@ -180,10 +181,18 @@ def test_a_lidar_is_miscalibrated_where_the_ground_is_tilted_or_lifted(
         normal = np.cross(along[0] - origin, along[1] - origin)
         tilt = np.degrees(np.arccos(normal[2] / np.linalg.norm(normal)))
         height = abs(origin @ normal / normal[2])
-        if min(abs(tilt - TILTED) / TILTED, abs(height - RAISED) / RAISED) < 0.15:
+        if (
+            min(
+                abs(tilt - LidarLimits.tilted) / LidarLimits.tilted,
+                abs(height - LidarLimits.raised) / LidarLimits.raised,
+            )
+            < 0.15
+        ):
             continue  # too near the limit
         found = said(drives[0][:4], [text], [LIDAR])
-        assert found[-1] == ({LIDAR: {"miscalibrated"}} if tilt > TILTED or height > RAISED else {}), (tilt, height)
+        assert found[-1] == (
+            {LIDAR: {"miscalibrated"}} if tilt > LidarLimits.tilted or height > LidarLimits.raised else {}
+        ), (tilt, height)
 
 
 def ground_frame() -> Frame:
