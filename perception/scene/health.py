@@ -20,7 +20,7 @@ from perception.frame import Camera, Frame
 from perception.scene.alignment import Alignment
 from perception.scene.limits import HealthLimits
 from perception.scene.scan import unbroken
-from perception.scene.signs import SweepSigns, picture_signs, sweep_signs
+from perception.scene.signs import SLOPE, SweepSigns, picture_signs, sweep_signs
 
 # The worst first.
 Status = Literal[
@@ -169,7 +169,7 @@ class HealthMonitor:
             f"a row of blocks does not fit the others in {signs.torn:.0%} of its width",
         )
         yield "noisy", signs.noise / limits.noisy, f"noise of {signs.noise:.0f} grey levels"
-        yield "blurred", _load_below(signs.texture, limits.smooth), "no fine texture"
+        yield "blurred", _load_below(signs.texture - SLOPE, limits.smooth), "no fine texture"
 
     def _lidar(self, frame: Frame, signs: SweepSigns | None) -> Readings:
         """What may be wrong with the LiDAR, the worst first."""

@@ -19,7 +19,7 @@ class CameraLimits:
     nearly_all: float = 0.99  # share of the pixels that are dark, or bright
     most: float = 0.5  # share of the pixels that are dark, where the rest is noise
     shapeless: float = 0.95  # texture; that of white noise is 1
-    smooth: float = 0.27  # texture; that of a smooth slope is 0.25
+    smooth: float = 0.02  # texture above that of a smooth slope, 0.25
     seam: float = 30.0  # grey levels between the lowest pixels of a JPEG block and the highest of the next
     torn: float = 0.17  # share of a row of blocks that is parted from the rows above and below
     noisy: float = 12.0  # grey levels, standard deviation

@@ -17,6 +17,7 @@ from perception.scene.limits import CameraLimits, LidarLimits
 
 ROWS = 16  # of a picture that are looked at
 SMALL = 128  # pixels of the shorter side: too few rows and blocks to speak of their texture
+SLOPE = 0.25  # texture of a smooth slope
 FLAT = 0.1  # quantile of the pieces of a picture, from the smoothest on, that shows its noise: sky, road, walls
 EVERY = 64  # one point in so many says which points are the latest sweep's, and whether they are measurements
 MOST = 16_000  # points of a sweep that are looked at; of more every other, or fewer
@@ -29,7 +30,7 @@ class PictureSigns:
     sample: bytes  # of its pixels, that tells it from another
     dark: float  # share of the pixels below the dark level
     bright: float  # and above the bright one
-    texture: float  # mean difference over 1 pixel by that over 4: 0.25 of a smooth slope, 1 of noise
+    texture: float  # mean difference over 1 pixel by that over 4: SLOPE of a smooth slope, 1 of noise
     noise: float  # grey levels, standard deviation where the picture is flattest
     torn: float  # share of a row of blocks that fits neither the row above nor that below; of the second worst row
 
