@@ -69,7 +69,6 @@ FAULTS = (
     "noise:cameras",
     "blur:cameras",
     "corruption:cameras",
-    *(f"miscalibration:{name},degrees={degrees},metres=0" for degrees in (2, 3) for name in CAMERAS),
 )
 
 
