@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from perception.data.corrupt import moved
 from perception.frame import Camera, Frame
 from perception.scene.alignment import Alignment
-from perception.scene.edges import PARTS, REACH, SHIFTS, STEP, fit, range_edges
+from perception.scene.edges import PARTS, REACH, SHIFTS, STEP, fit, range_edges, unrolled
+from perception.scene.limits import LidarLimits
 from perception.scene.signs import latest_sweep, sweep_signs
 
 FOCAL, WIDTH, HEIGHT = 190.0, 240, 136
@@ -118,8 +119,38 @@ def with_lidar(seen: Frame, turned: np.ndarray) -> Frame:
 def told(frames: Sequence[Frame]) -> Alignment:
     alignment = Alignment()
     for each in frames:
-        alignment.update(each, sweep_signs(each), list(each.cameras))
+        alignment.update(each, sweep_signs(each, LidarLimits()), list(each.cameras))
     return alignment
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    width=st.integers(150, 400).map(lambda half: 2 * half),
+    height=st.integers(200, 500),
+    focal=st.floats(0.4, 1.5),
+    along=st.floats(-0.18, 0.18),
+    down=st.floats(-0.15, 0.15),
+)
+def test_a_picture_is_unrolled_as_the_pinhole_says(
+    width: int, height: int, focal: float, along: float, down: float
+) -> None:
+    """A ramp of grey, which interpolation keeps: each pixel of the cylinder has the grey where its ray meets it."""
+    centre, focal = np.array([width / 2 + 3.3, height / 2 - 2.7]), focal * width
+    u, v = np.meshgrid(np.arange(width), np.arange(height))
+    ramp = 128 + along * (u - width / 2) + down * (v - height / 2)
+    image = np.repeat(np.rint(ramp)[:, :, None], 3, axis=2).astype(np.uint8)
+    intrinsics = np.array([[focal, 0, centre[0]], [0, focal, centre[1]], [0, 0, 1]])
+    (azimuth, slope), found = unrolled(Camera(image, intrinsics, np.eye(4), np.eye(4), 0))
+    azimuths, slopes = azimuth + STEP * np.arange(found.shape[1]), slope + STEP * np.arange(found.shape[0])
+    across = np.broadcast_to(focal * np.tan(azimuths) + centre[0], found.shape)
+    below = focal * slopes[:, None] / np.cos(azimuths) + centre[1]
+    every = max(1, round(focal * STEP / 1.5))  # rows that are looked at
+    inside = (across >= 1) & (across <= width - 2) & (below >= every) & (below <= height - 1 - every)
+    assert inside.any()
+    expected = ramp[0, 0] + along * across + down * below
+    # The picture, the mean of two columns and the interpolation are rounded; places to 1/32 of a pixel.
+    bound = 3 * 0.5 + (2 * abs(along) + every * abs(down)) / 64 + 1e-6
+    assert np.abs(found - expected)[inside].max() <= bound
 
 
 @settings(max_examples=10, deadline=None)
@@ -129,8 +160,8 @@ def test_edges_fit_best_where_the_camera_was_turned_to(pitch: float, yaw: float,
     total = np.zeros((SHIFTS, SHIFTS))
     for way in WAYS[:3]:
         seen = frame(way, {"CAM_FRONT": (pitch, yaw, 0)}, seed, ["CAM_FRONT"])
-        edges = range_edges(latest_sweep(seen)[:, :3], LIDAR_AT, np.zeros(3))
-        parts, points = fit(seen.cameras["CAM_FRONT"], np.linalg.inv(mounted("CAM_FRONT")), edges)
+        edges = range_edges(latest_sweep(seen, LidarLimits())[:, :3], LIDAR_AT, np.zeros(3), LidarLimits())
+        parts, points = fit(seen.cameras["CAM_FRONT"], np.linalg.inv(mounted("CAM_FRONT")), edges, LidarLimits())
         assert parts.shape == (PARTS, SHIFTS, SHIFTS)
         assert points > 20
         total += parts.sum(axis=0)
@@ -144,7 +175,7 @@ def test_sides_and_tops_are_those_of_the_box() -> None:
     """One box ahead: its corners' azimuths and its upper edge, seen from the LiDAR, to a beam."""
     tower = [[30.0, 20.0, 0.0], [40.0, 40.0, 30.0]]  # elsewhere, so that the box is not where the view ends
     points = sweep(np.array([[[19.0, -1.0, 0.0], [21.0, 2.0, 2.5]], tower]), 0.0)
-    sides, tops = range_edges(points[:, :3], LIDAR_AT, np.zeros(3))
+    sides, tops = range_edges(points[:, :3], LIDAR_AT, np.zeros(3), LidarLimits())
     sides, tops = (each[np.abs(each[:, 1]) < 5] - LIDAR_AT for each in (sides, tops))
     corners = [np.degrees(np.arctan2(y, 19 - LIDAR_AT[0])) for y in (-1.0, 2.0)]
     to_corner = np.abs(np.degrees(np.arctan2(sides[:, 1], sides[:, 0]))[:, None] - corners)
@@ -198,5 +229,5 @@ def test_what_was_told_is_taken_back_when_the_camera_looks_right_again() -> None
     assert alignment.cameras.keys() == {"CAM_FRONT"}
     for i, way in enumerate([*WAYS[::-1], *WAYS]):  # back and there again
         seen = replace(frame(way), timestamp=10_000_000 + 500_000 * i)
-        alignment.update(seen, sweep_signs(seen), list(seen.cameras))
+        alignment.update(seen, sweep_signs(seen, LidarLimits()), list(seen.cameras))
     assert alignment.cameras == {}

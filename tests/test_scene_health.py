@@ -19,6 +19,7 @@ from perception.data.nuscenes import NuScenesTables
 from perception.frame import CAMERAS, Camera, Frame
 from perception.scene.alignment import Alignment
 from perception.scene.health import HealthMonitor, SensorHealth
+from perception.scene.limits import HealthLimits, LidarLimits
 from perception.scene.scan import unbroken
 from perception.scene.signs import sweep_signs
 from perception.simulate.simulate import simulate
@@ -71,6 +72,17 @@ def test_simulated_drives_are_healthy(sim_root: Path, foggy_root: Path) -> None:
             assert {name: h.reason for name, h in monitor.update(frame).items()} == dict.fromkeys(SENSORS, "")
             seen.add((frame.conditions.weather, frame.conditions.light))
     assert seen == {("clear", "day"), ("rain", "night"), ("fog", "day"), ("fog", "night")}
+
+
+def test_another_lidar_brings_its_own_limits(real: list[Frame]) -> None:
+    """Every twentieth point is what a small LiDAR gives: too few for an HDL-32E, and usual for its own kind."""
+    small = HealthLimits(lidar=LidarLimits(fewest_points=500, broken=0.0))
+    for limits, expected in ((None, "thinned"), (small, "ok")):
+        monitor = HealthMonitor(["LIDAR_TOP"], limits)
+        for frame in real[:4]:
+            assert frame.points is not None
+            health = monitor.update(replace(frame, points=frame.points[::20]))
+            assert health["LIDAR_TOP"].status == expected
 
 
 def with_camera(frame: Frame, name: str, **changes: object) -> Frame:
@@ -316,7 +328,7 @@ def test_the_share_without_gaps_is_that_of_two_neighbours_at_once(beams: int, st
     x, y = away[:, None] * np.cos(azimuth), away[:, None] * np.sin(azimuth)
     points = np.stack([x, y, *[np.zeros_like(x)] * 3], axis=2).reshape(-1, 5).astype(np.float32)
     points = points[np.random.default_rng(0).random(len(points)) < kept]
-    found = unbroken(Frame("t", 0, "ego", np.eye(4), np.eye(4), points, {}))
+    found = unbroken(Frame("t", 0, "ego", np.eye(4), np.eye(4), points, {}), LidarLimits())
     assert found == pytest.approx(kept**2, abs=0.05)
 
 
@@ -324,10 +336,22 @@ def test_only_the_networks_sensors_are_watched(real: list[Frame]) -> None:
     assert list(HealthMonitor(["CAM_BACK"]).update(real[5])) == ["CAM_BACK"]
 
 
-def test_a_look_at_three_cameras_takes_less_than_six_milliseconds(real: list[Frame]) -> None:
-    """Of processor time, for pictures of 1600 x 900 that no cache holds; a frame of a drive has one look at most."""
+def decoding(drive: list[Frame]) -> float:
+    """Seconds of processor time that this machine needs to decode the six pictures of a frame."""
+    contents = [cv2.imencode(".jpg", camera.image)[1] for camera in drive[0].cameras.values()]
+    seconds = []
+    for _ in range(5):
+        start = time.process_time()
+        for content in contents:
+            cv2.imdecode(content, cv2.IMREAD_COLOR)
+        seconds.append(time.process_time() - start)
+    return min(seconds)
+
+
+def test_a_look_at_three_cameras_takes_less_than_a_quarter_of_decoding(real: list[Frame]) -> None:
+    """Of six pictures of 1600 x 900, which no cache holds; a frame of a drive has one look at most."""
     alignment, seconds = Alignment(), []
-    signs = [sweep_signs(frame) for frame in real[:4]]
+    signs = [sweep_signs(frame, LidarLimits()) for frame in real[:4]]
     for i in range(24):
         frame = real[i % 4]
         place = frame.global_from_ego.copy()
@@ -336,18 +360,17 @@ def test_a_look_at_three_cameras_takes_less_than_six_milliseconds(real: list[Fra
         alignment.update(replace(frame, timestamp=HALF_SECOND * i, global_from_ego=place), signs[i % 4], CAMERAS)
         seconds.append(time.process_time() - start)
     assert sum(each.frames for each in alignment._fits.values()) == 3 * 24
-    assert min(seconds) < 0.006
+    assert min(seconds) < decoding(real) / 4
 
 
-def test_health_takes_less_than_three_milliseconds(nuscenes_root: Path) -> None:
-    """Of processor time, for six pictures of 1600 x 900 and ten sweeps of 30,000 points, without a look at edges."""
-    drive = frames(nuscenes_root, "v1.0-mini", ["scene-0103:0-4"])
-    points = np.concatenate([drive[3].points] * 15)[:300_000]  # type: ignore[list-item]
+def test_health_takes_less_than_a_quarter_of_decoding(real: list[Frame]) -> None:
+    """Of six pictures of 1600 x 900, beside ten sweeps of 30,000 points, without a look at edges."""
+    points = np.concatenate([real[3].points] * 15)[:300_000]  # type: ignore[list-item]
     points[:, 4] = np.repeat(0.05 * np.arange(10), 30_000)
     monitor, seconds = HealthMonitor(SENSORS), []
     for i in range(20):
-        frame = replace(drive[i % 4], timestamp=i, points=points)
+        frame = replace(real[i % 4], timestamp=i, points=points)
         start = time.process_time()
         monitor.update(frame)
         seconds.append(time.process_time() - start)
-    assert min(seconds) < 0.003
+    assert min(seconds) < decoding(real) / 4

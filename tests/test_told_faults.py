@@ -6,7 +6,9 @@ vehicle drives, after more than two seconds: by then the short windows are over,
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import io
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from itertools import permutations, product
 from pathlib import Path
@@ -15,6 +17,7 @@ import numpy as np
 import pytest
 from exported import QUIET, bundle
 from pages import page_data
+from PIL import Image
 
 from deploy.replay.faults import KINDS, LIDAR, ONLY, Fault, inject
 from deploy.replay.player import replay
@@ -23,7 +26,8 @@ from perception.data import corrupt
 from perception.data.nuscenes import NuScenesTables
 from perception.data.tables import LIDAR as LIDAR_TOP
 from perception.frame import CAMERAS, Camera, Frame
-from perception.scene.health import RAISED, TILTED, HealthMonitor, Status
+from perception.scene.health import HealthMonitor, Status
+from perception.scene.limits import LidarLimits
 from perception.simulate.simulate import simulate
 
 FRAMES, WINDOW = 8, (1.0, 2.2)  # keyframes at 2 Hz, s
@@ -36,18 +40,28 @@ LATER = {"corruption": 2, "noise": 2, "blur": 2, "points": 2, "miscalibration": 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("long")
-    simulate(root, 2, FRAMES, seed=11, condition_names=["clear-day-boston", "rain-night-singapore"], sweeps=0)
+    """One drive of 6 s through the city by day."""
+    root = tmp_path_factory.mktemp("day")
+    simulate(root, 1, 12, seed=11, condition_names=["clear-day-boston"], sweeps=0)
     return root
 
 
 @pytest.fixture(scope="module")
-def drives(root: Path) -> list[list[Frame]]:
+def long_drive(root: Path) -> list[Frame]:
+    return recorded(root)
+
+
+@pytest.fixture(scope="module")
+def drives(long_drive: list[Frame], tmp_path_factory: pytest.TempPathFactory) -> list[list[Frame]]:
+    """The same, as long as a fault's window and what follows it, and a night in the rain."""
+    night = tmp_path_factory.mktemp("night")
+    simulate(night, 1, FRAMES, seed=11, condition_names=["rain-night-singapore"], sweeps=0)
+    return [long_drive[:FRAMES], recorded(night)]
+
+
+def recorded(root: Path) -> list[Frame]:
     tables = NuScenesTables(root, "v1.0-sim")
-    return [
-        [tables.frame(token, sweeps=0, annotations=False) for token in tables.samples(selectors=[scene])]
-        for scene in tables.scenes("all")
-    ]
+    return [tables.frame(token, sweeps=0, annotations=False) for token in tables.samples()]
 
 
 def windowed(kind: str, sensor: str) -> str:
@@ -77,6 +91,76 @@ def said(frames: Sequence[Frame], texts: Sequence[str], sensors: Sequence[str]) 
 def test_healthy_drives_are_healthy(drives: list[list[Frame]]) -> None:
     for frames in drives:
         assert said(frames, [], SENSORS) == [{}] * FRAMES
+
+
+def rounded(image: np.ndarray, seed: int) -> np.ndarray:
+    """Each value off by -1, 0 or 1, as another implementation of a decoder or filter may round."""
+    off = np.random.default_rng(seed).integers(-1, 2, image.shape, np.int8)
+    return np.clip(image.astype(np.int16) + off, 0, 255).astype(np.uint8)
+
+
+def recoded(image: np.ndarray, quality: int) -> np.ndarray:
+    """Encoded anew, and decoded by Pillow."""
+    content = io.BytesIO()
+    Image.fromarray(image).save(content, "JPEG", quality=quality)
+    return np.asarray(Image.open(content))
+
+
+OTHERWISE: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
+    "rounding": rounded,
+    "JPEG 95": lambda image, seed: recoded(image, 95),
+    "JPEG 75": lambda image, seed: recoded(image, 75),
+}
+
+
+def otherwise(frames: Sequence[Frame], how: str) -> list[Frame]:
+    """The frames with pictures as another implementation would give them."""
+    return [
+        replace(
+            frame,
+            cameras={n: replace(c, image=OTHERWISE[how](c.image, i)) for n, c in frame.cameras.items()},
+        )
+        for i, frame in enumerate(frames)
+    ]
+
+
+def loads(frames: Sequence[Frame]) -> dict[tuple[str, str], np.ndarray]:
+    """How near its limit each sign of each sensor is at each frame; 0 where it was not looked at."""
+    monitor, found = HealthMonitor([LIDAR_TOP, *CAMERAS]), defaultdict[tuple[str, str], np.ndarray](zeros(frames))
+    for i, frame in enumerate(frames):
+        monitor.update(frame)
+        for name, signs in monitor.loads.items():
+            for sign, load in signs.items():
+                found[name, sign][i] = load
+    return found
+
+
+def zeros(frames: Sequence[Frame]) -> Callable[[], np.ndarray]:
+    return lambda: np.zeros(len(frames))
+
+
+@pytest.mark.parametrize("how", OTHERWISE)
+def test_limits_are_farther_from_healthy_pictures_than_implementations_are_apart(
+    drives: list[list[Frame]], how: str
+) -> None:
+    """At least twice as far as a sign comes nearer when another implementation decodes the same drive."""
+    for frames in drives:
+        recorded, other = loads(frames), loads(otherwise(frames, how))
+        assert recorded.keys() == other.keys()
+        for sign in recorded:
+            assert np.all(other[sign] <= 1), sign
+            nearer = max(0.0, (other[sign] - recorded[sign]).max())
+            assert recorded[sign].max() + 2 * nearer < 1, sign
+
+
+@pytest.mark.parametrize("how", OTHERWISE)
+def test_faults_are_told_of_pictures_of_another_implementation(drives: list[list[Frame]], how: str) -> None:
+    for frames in (otherwise(drive, how) for drive in drives):
+        for kind in ("blackout", "noise", "blur", "corruption"):
+            found = said(frames, [windowed(kind, "CAM_FRONT")], ["CAM_FRONT"])
+            told = [each.get("CAM_FRONT", set()) for each in found]
+            assert all(named(kind, "CAM_FRONT") <= each for each in told[BEGIN:END])
+            assert not any(told[:BEGIN])
 
 
 @pytest.mark.parametrize(("kind", "sensor"), SUFFERED)
@@ -180,25 +264,24 @@ def test_a_lidar_is_miscalibrated_where_the_ground_is_tilted_or_lifted(
         normal = np.cross(along[0] - origin, along[1] - origin)
         tilt = np.degrees(np.arccos(normal[2] / np.linalg.norm(normal)))
         height = abs(origin @ normal / normal[2])
-        if min(abs(tilt - TILTED) / TILTED, abs(height - RAISED) / RAISED) < 0.15:
+        if (
+            min(
+                abs(tilt - LidarLimits.tilted) / LidarLimits.tilted,
+                abs(height - LidarLimits.raised) / LidarLimits.raised,
+            )
+            < 0.15
+        ):
             continue  # too near the limit
         found = said(drives[0][:4], [text], [LIDAR])
-        assert found[-1] == ({LIDAR: {"miscalibrated"}} if tilt > TILTED or height > RAISED else {}), (tilt, height)
+        assert found[-1] == (
+            {LIDAR: {"miscalibrated"}} if tilt > LidarLimits.tilted or height > LidarLimits.raised else {}
+        ), (tilt, height)
 
 
 def ground_frame() -> Frame:
     """Three points of the ground: the origin, ahead, and to the left."""
     points = np.array([[0, 0, 0, 0, 0], [10, 0, 0, 0, 0], [0, 10, 0, 0, 0]], np.float32)
     return Frame("t", 0, "ego", np.eye(4), np.eye(4), points, {})
-
-
-@pytest.fixture(scope="module")
-def long_drive(tmp_path_factory: pytest.TempPathFactory) -> list[Frame]:
-    """6 s through the city by day."""
-    root = tmp_path_factory.mktemp("longer")
-    simulate(root, 1, 12, seed=11, condition_names=["clear-day-boston"], sweeps=0)
-    tables = NuScenesTables(root, "v1.0-sim")
-    return [tables.frame(token, sweeps=0, annotations=False) for token in tables.samples()]
 
 
 def test_a_long_drive_is_healthy(long_drive: list[Frame]) -> None:
@@ -258,7 +341,7 @@ def test_the_report_lists_faults_beside_what_health_said(root: Path, tmp_path: P
         "miscalibration:CAM_BACK@3.0-9.0",
         "blur:CAM_BACK@99-100",
     ]
-    scene = "scene-0001"
+    scene = f"scene-0001:0-{FRAMES}"
     summary = replay(
         root, "v1.0-sim", [scene], bundle().path, tmp_path, console=QUIET, faults=[Fault.parse(t) for t in texts]
     )

@@ -7,36 +7,30 @@ looked at on a cylinder, where a turn of the camera is the same shift everywhere
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 
 import cv2
 import numpy as np
 
 from perception.frame import Camera
+from perception.scene.limits import LidarLimits
 from perception.scene.signs import lowest
 
-STEP = np.radians(0.5)  # of the cylinder's pixels; a LiDAR's firings are 0.33 degrees apart
+STEP = np.radians(0.5)  # of the cylinder's pixels; an HDL-32E's firings are 0.33 degrees apart
 REACH = 11  # pixels of a shift, 5.5 degrees
 SHIFTS = 2 * REACH + 1
 WIDEST, STEEPEST = 1.05, 0.4  # rad to each side, and slope up and down, that are looked at
 AROUND = 25  # pixels: an edge counts by how much it stands out of so many
 CONTRAST = 0.3  # in roots of grey levels, that has half the say of an edge alone on an even wall
 LOUDEST = 3.0  # times the edges around it, that an edge counts at most
-COLUMN, ROW, ROWS = np.radians(0.4), np.radians(1.4), 24  # of the range image; a 32-beam LiDAR has 1.33 degrees
-COLUMNS = 900
-LOWEST = np.radians(-15.0)  # the elevation of its first row
-RANGE = (4.0, 60.0)  # m: nearer, the LiDAR sees past what the camera sees
-ABOVE = (0.3, 0.02)  # m, and its slope over the range: what is lower is ground
-BEHIND = (0.5, 1.1)  # m, and times the range, that what is seen beside an edge is farther
-TOPMOST = np.radians(2.5)  # below the highest beam nothing ends, but the view
-HALF_BEAM = np.radians(0.66)  # from the highest return of what ends to its end, in the mean
 PARTS = 12  # of the edges in a picture: its sixths, in each the sides and the tops
 MOST = 150  # points of each kind in a picture
 
 Edges = tuple[np.ndarray, np.ndarray]
 
 
-def range_edges(points: np.ndarray, origin: np.ndarray, ground: np.ndarray) -> Edges:
+def range_edges(points: np.ndarray, origin: np.ndarray, ground: np.ndarray, limits: LidarLimits) -> Edges:
     """Where what is above the ground ends in front of something at least 10 % farther: sides (S, 3), tops (T, 3).
 
     Args:
@@ -49,51 +43,67 @@ def range_edges(points: np.ndarray, origin: np.ndarray, ground: np.ndarray) -> E
         away = np.sqrt(x * x + y * y)
         height = z + (origin[2] - ground[2] - ground[:2] @ origin[:2]).astype(np.float32)
         height -= np.float32(ground[0]) * x + np.float32(ground[1]) * y
-        kept = np.flatnonzero((height > ABOVE[0] + ABOVE[1] * away) & (away > RANGE[0]) & (away < RANGE[1]))
+        kept = np.flatnonzero(
+            (height > limits.above[0] + limits.above[1] * away) & (away > limits.range[0]) & (away < limits.range[1])
+        )
     # The nearest of a cell is written last; small integers are sorted fast.
     kept = kept[np.argsort((-100 * away[kept]).astype(np.int16), kind="stable")]
     away, elevation = away[kept], np.arctan2(z[kept], away[kept])
-    row = np.floor((elevation - LOWEST) / ROW).astype(np.int64)
-    inside = np.flatnonzero((row >= 0) & (row < ROWS))
+    row = np.floor((elevation - math.radians(limits.lowest)) / math.radians(limits.row)).astype(np.int64)
+    inside = np.flatnonzero((row >= 0) & (row < limits.rows))
     if not len(inside):
         return np.zeros((0, 3), np.float32), np.zeros((0, 3), np.float32)
     kept, away, elevation, row = kept[inside], away[inside], elevation[inside], row[inside]
-    column = ((np.arctan2(y[kept], x[kept]) + np.pi) / COLUMN).astype(np.int64) % COLUMNS
+    columns, rows = round(360 / limits.column), limits.rows
+    column = ((np.arctan2(y[kept], x[kept]) / (2 * np.pi) + 0.5) * columns).astype(np.int64) % columns
 
     # Two cells more on every side: what is at 180 degrees is beside what is at -180, and above the view is nothing.
-    ranges = np.full((ROWS + 2, COLUMNS + 4), np.inf, np.float32)
-    first = np.zeros((ROWS, COLUMNS), np.int64)
+    ranges = np.full((rows + 2, columns + 4), np.inf, np.float32)
+    first = np.zeros((rows, columns), np.int64)
     ranges[row, column + 2], first[row, column] = away, np.arange(len(kept))
     ranges[:, :2], ranges[:, -2:] = ranges[:, -4:-2], ranges[:, 2:4]
-    near = ranges[:ROWS, 2:-2]
-    far = BEHIND[1] * near + np.float32(BEHIND[0])
-    left = np.minimum(ranges[:ROWS, 3:-1], ranges[:ROWS, 4:]) > far
-    right = np.minimum(ranges[:ROWS, 1:-3], ranges[:ROWS, :-4]) > far
+    near = ranges[:rows, 2:-2]
+    far = limits.behind[1] * near + np.float32(limits.behind[0])
+    left = np.minimum(ranges[:rows, 3:-1], ranges[:rows, 4:]) > far
+    right = np.minimum(ranges[:rows, 1:-3], ranges[:rows, :-4]) > far
     above = np.minimum(ranges[1:-1, 2:-2], ranges[2:, 2:-2]) > far
     seen = np.isfinite(near)
     sides, tops = first[seen & (left | right)], first[seen & above]
-    tops = tops[elevation[tops] < lowest(elevation, 0.99) - TOPMOST]
+    tops = tops[elevation[tops] < lowest(elevation, 0.99) - math.radians(limits.topmost)]
     return points[kept[sides]], points[kept[tops]]
 
 
 @lru_cache(maxsize=32)
 def _cylinder(
     width: int, height: int, fx: float, fy: float, cx: float, cy: float
-) -> tuple[np.ndarray, int, np.ndarray]:
-    """Of a picture's cylinder the first azimuth and slope (2,), which rows of the picture are enough for it (every so
-    many), and where (H, W, 2) in these rows its pixels are.
+) -> tuple[np.ndarray, int, tuple[np.ndarray, np.ndarray]]:
+    """A picture's cylinder: its first azimuth and slope (2,), which rows of the picture are enough for it (every so
+    many), and where its pixels (H, W) are in these rows, in halves of columns.
+
+    The places are OpenCV's fixed-point maps (whole pixels and 32nds), which all its versions interpolate with the same
+    integers. With places in float32 the last grey level depends on the version.
     """
     azimuths = np.arctan((np.array([0.0, width - 1]) - cx) / fx).clip(-WIDEST, WIDEST)
     slopes = ((np.array([0.0, height - 1]) - cy) / fy).clip(-STEEPEST, STEEPEST)
     azimuth, slope = (np.arange(first, last, STEP) for first, last in (azimuths, slopes))
     every = max(1, round(fy * STEP / 1.5))
-    u = np.broadcast_to(fx * np.tan(azimuth) + cx, (len(slope), len(azimuth)))
-    v = fy * slope[:, None] / np.cos(azimuth) + cy
-    return (
-        np.array([azimuths[0], slopes[0]]),
-        every,
-        np.stack([u / 2 - 0.25, (v - every // 2) / every], axis=-1).astype(np.float32),
-    )
+    u = np.tile((fx * np.tan(azimuth) + cx) / 2 - 0.25, (len(slope), 1))
+    v = (fy * slope[:, None] / np.cos(azimuth) + cy - every // 2) / every
+    places = cv2.convertMaps(u.astype(np.float32), v.astype(np.float32), cv2.CV_16SC2)
+    return np.array([azimuths[0], slopes[0]]), every, (places[0], places[1])
+
+
+def unrolled(camera: Camera) -> tuple[np.ndarray, np.ndarray]:
+    """First azimuth and slope (2,) rad of the picture's cylinder, and the picture's green on it (H, W) uint8.
+
+    A pixel is STEP wide: column i looks to the azimuth first + i STEP to the right, row j to the slope first + j STEP
+    down, in the camera's frame.
+    """
+    k, (height, width) = camera.intrinsics, camera.image.shape[:2]
+    first, every, places = _cylinder(width, height, *(float(k[i]) for i in ((0, 0), (1, 1), (0, 2), (1, 2))))
+    rows = cv2.extractChannel(camera.image[every // 2 :: every], 1)
+    rows = cv2.resize(rows, (max(1, width // 2), len(rows)), interpolation=cv2.INTER_LINEAR)  # the mean of two
+    return first, cv2.remap(rows, *places, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
 
 
 def picture_edges(camera: Camera) -> tuple[np.ndarray, Edges]:
@@ -101,11 +111,7 @@ def picture_edges(camera: Camera) -> tuple[np.ndarray, Edges]:
 
     Each counts by how much it stands out of those around it, which are 0 in the mean.
     """
-    k, (height, width) = camera.intrinsics, camera.image.shape[:2]
-    first, every, pixels = _cylinder(width, height, *(float(k[i]) for i in ((0, 0), (1, 1), (0, 2), (1, 2))))
-    rows = cv2.extractChannel(camera.image[every // 2 :: every], 1)  # green
-    rows = cv2.resize(rows, (max(1, width // 2), len(rows)), interpolation=cv2.INTER_LINEAR)  # the mean of two
-    grey = cv2.remap(rows, pixels, np.empty(0), cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    first, grey = unrolled(camera)
     roots = np.sqrt(grey, dtype=np.float32)  # of which noise is even, and shade counts as light does
     found = []
     for across in (1, 0):
@@ -116,7 +122,7 @@ def picture_edges(camera: Camera) -> tuple[np.ndarray, Edges]:
     return first, (found[0], found[1])
 
 
-def fit(camera: Camera, camera_from_vehicle: np.ndarray, edges: Edges) -> tuple[np.ndarray, int]:
+def fit(camera: Camera, camera_from_vehicle: np.ndarray, edges: Edges, limits: LidarLimits) -> tuple[np.ndarray, int]:
     """How well the sweep's edges lie on the picture's if these were shifted, (PARTS, SHIFTS, SHIFTS) down and right,
     for the sides and the tops in each PARTS / 2 of the picture's width; and of how many points it is the sum.
 
@@ -127,7 +133,7 @@ def fit(camera: Camera, camera_from_vehicle: np.ndarray, edges: Edges) -> tuple[
     first, pictured = picture_edges(camera)
     parts, count = [], 0
     move = camera_from_vehicle.astype(np.float32)
-    for points, edge, lift in zip(edges, pictured, (0.0, HALF_BEAM), strict=True):
+    for points, edge, lift in zip(edges, pictured, (0.0, math.radians(limits.half_beam)), strict=True):
         x, y, z = (points @ move[:3, :3].T + move[:3, 3]).T
         ahead = np.flatnonzero(z > 1)
         x, y, z = x[ahead], y[ahead], z[ahead]
