@@ -9,7 +9,8 @@ import numpy as np
 
 from perception.data.nuscenes import NuScenesTables
 from perception.frame import CLASSES, Boxes
-from perception.scene.tracker import LIFETIME, Tracks, associate
+from perception.scene.association import associate
+from perception.scene.tracker import FADING, LIFETIME, Rules, Tracker, Tracks
 
 GATE = 4.0  # m, of the naive tracker, for all classes
 OCCLUDED = 1.0  # s
@@ -42,7 +43,27 @@ class NaiveTracker:
         self.ids = np.concatenate([ids, self.ids[gone]])
         self.seen = np.concatenate([np.full(len(ids), timestamp), self.seen[gone]])
         unseen = 1e-6 * (timestamp - self.seen)
-        return Tracks(self.ids, self.boxes, np.zeros(len(self.ids)), unseen)
+        return Tracks(self.ids, self.boxes, np.zeros(len(self.ids)), unseen, np.ones(len(self.ids), bool))
+
+
+class SingleStage:
+    """What `Tracker` was before it knew scores: a detection goes to the nearest track whatever its score, each one that
+    no track takes begins one, and the score of a track is that of its latest detection, which fades.
+    """
+
+    def __init__(self) -> None:
+        self.tracker = Tracker(Rules(floor=0.0, birth=0.0, sure=0.0, hits=1, trial=LIFETIME))
+        self.latest: dict[int, float] = {}
+
+    def update(self, boxes_global: Boxes, timestamp: int) -> Tracks:
+        # A track has the attribute of its latest detection, so a number in its place tells which that was.
+        tracks = self.tracker.update(replace(boxes_global, attributes=np.arange(len(boxes_global))), timestamp)
+        seen = tracks.unseen == 0
+        scores = boxes_global.scores[tracks.boxes.attributes[seen]]
+        self.latest |= dict(zip(tracks.ids[seen].tolist(), scores.tolist(), strict=True))
+        latest = np.array([self.latest[track] for track in tracks.ids.tolist()]) * np.exp(-tracks.unseen / FADING)
+        attributes = np.full(len(tracks.ids), -1)
+        return replace(tracks, boxes=replace(tracks.boxes, scores=latest, attributes=attributes))
 
 
 @dataclass(frozen=True)
