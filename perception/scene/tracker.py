@@ -55,7 +55,7 @@ class Rules:
     trial: float  # s without a detection, after which a track that is not confirmed ends
 
 
-RULES = Rules(floor=0.05, birth=0.2, sure=0.3, hits=2, trial=2.0)
+RULES = Rules(floor=0.05, birth=0.15, sure=0.3, hits=2, trial=2.0)
 
 # What the tracker remembers of a track.
 _TRACK = np.dtype(
