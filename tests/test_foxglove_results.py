@@ -112,7 +112,7 @@ def test_detections_are_those_of_the_submission(
 def test_tracks_carry_their_ids(messages: Messages, steps: list[tuple[Frame, SceneFrame]]) -> None:
     for frame, seen in steps:
         shown = cubes(messages, "/tracks", frame.timestamp)
-        kept = np.flatnonzero(seen.tracks.boxes.scores >= LOWEST_SCORE)
+        kept = np.flatnonzero(seen.tracks.confirmed & (seen.tracks.boxes.scores >= LOWEST_SCORE))
         assert [int(name) for name, *_ in shown] == seen.tracks.ids[kept].tolist()
         for i, (name, text, map_from_box, _) in zip(kept, shown, strict=True):
             np.testing.assert_allclose(map_from_box[:3, 3], seen.tracks.boxes.centers[i], atol=1e-6)

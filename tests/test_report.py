@@ -119,9 +119,9 @@ def test_tracks_keep_their_id_and_leave_a_trail() -> None:
         detection = cars([[50, 2, 0]], [0.9]).transformed(np.linalg.inv(pose))
         report.add(frame, replace(seen(scene, frame, detection), seconds=dict.fromkeys(STAGES, 0.01)))
     drawn = [report._frames[i]["tracks"] for i in range(8)]
-    assert [len(tracks) for tracks in drawn] == [1] * 8
-    assert len({tracks[0]["id"] for tracks in drawn}) == 1
-    for i, (track,) in enumerate(drawn):
+    assert [len(tracks) for tracks in drawn] == [0] + [1] * 7  # not before a second detection confirms it
+    assert len({tracks[0]["id"] for tracks in drawn[1:]}) == 1
+    for i, (track,) in enumerate(drawn[1:], 1):
         x, y = 50 - 5.0 * i, 2.0  # as the vehicle sees it before it turns
         ahead, leftward = x * np.cos(0.1 * i) + y * np.sin(0.1 * i), y * np.cos(0.1 * i) - x * np.sin(0.1 * i)
         np.testing.assert_allclose(track["above"][4], [-leftward, -ahead], atol=0.05)
@@ -155,10 +155,11 @@ def test_report_draws_only_boxes_worth_showing() -> None:
     boxes = Boxes.from_yaws(
         rng.uniform(-50, 50, (n, 3)), np.ones((n, 3)), np.zeros(n), np.zeros((n, 2)), np.zeros(n), np.zeros(n), scores
     )
-    report = Report(bundle().manifest, "cpu", 1)
-    frame = Frame("s", 0, "ego", np.eye(4), np.eye(4), None, {}, boxes=replace(boxes, num_points=np.zeros(n, int)))
-    report.add(frame, replace(seen(Scene([]), frame, boxes), seconds=dict.fromkeys(STAGES, 0.01)))
-    drawn = report._frames[0]
+    report, scene = Report(bundle().manifest, "cpu", 2), Scene([])
+    for i in range(2):
+        frame = replace(blind(i), boxes=replace(boxes, num_points=np.zeros(n, int)))
+        report.add(frame, replace(seen(scene, frame, boxes), seconds=dict.fromkeys(STAGES, 0.01)))
+    drawn = report._frames[1]
     assert [box["score"] for box in drawn["predicted"]] == scores[:MOST_BOXES].round(3).tolist()
     assert len(drawn["tracks"]) == MOST_BOXES
     assert drawn["annotated"] == []

@@ -33,7 +33,7 @@ class KnownIds:
     def update(self, boxes_global: Boxes, timestamp: int) -> Tracks:
         ids = [self.ids.setdefault(instance, len(self.ids)) for instance in boxes_global.instances.tolist()]
         known = replace(boxes_global, velocities=np.nan_to_num(boxes_global.velocities))
-        return Tracks(np.array(ids, int), known, np.zeros(len(ids)), np.zeros(len(ids)))
+        return Tracks(np.array(ids, int), known, np.zeros(len(ids)), np.zeros(len(ids)), np.ones(len(ids), bool))
 
 
 def write(path: Path, samples: Iterable[tuple[str, Tracks]]) -> Path:
@@ -77,7 +77,7 @@ def some_tracks(n: int = 3) -> Tracks:
         attributes=np.full(n, -1),
         scores=(np.arange(n) + 1) / n,
     )
-    return Tracks(np.arange(n) + 7, boxes, np.ones(n), np.zeros(n))
+    return Tracks(np.arange(n) + 7, boxes, np.ones(n), np.zeros(n), np.arange(n) % 2 == 0)
 
 
 def test_perfect_detections_of_a_simulated_drive_have_perfect_tracks(
@@ -108,7 +108,7 @@ def test_the_scores_are_the_official_evaluations(
         scores = np.where(perfect.ids[kept] % 2, 0.5, 0.9)  # few thresholds, which take the devkit long
         ids = perfect.ids[kept] + 10_000 * (rng.random(len(kept)) < 0.1)
         noisy = replace(boxes, centers=centers, scores=scores)
-        tracks.append((sample, Tracks(ids, noisy, perfect.age[kept], perfect.unseen[kept])))
+        tracks.append((sample, replace(perfect.select(kept), ids=ids, boxes=noisy)))
     path = write(tmp_path / "tracks.json", tracks)
     scores = score_tracks(path, nusc, samples_of(scenes))
     official = TrackingEval(

@@ -9,11 +9,17 @@ import numpy as np
 
 from perception.data.nuscenes import NuScenesTables
 from perception.frame import CLASSES, Boxes
-from perception.scene.tracker import LIFETIME, Tracks, associate
+from perception.scene.association import associate
+from perception.scene.tracker import FADING, LIFETIME, Rules, Tracker, Tracks
 
 GATE = 4.0  # m, of the naive tracker, for all classes
 OCCLUDED = 1.0  # s
+MISSED = 0.2  # share of the objects that a detector does not find, or with a low score
 CLUTTER = 5.0  # false detections per keyframe
+# What a decoder adds that reports every peak of its heat map.
+LOST = 0.25  # share of the missed objects that have no peak at all
+SIDES = 0.3  # share of the detections with a side peak
+JUNK = 100  # peaks per keyframe that are nothing
 
 
 class AnyTracker(Protocol):
@@ -42,7 +48,27 @@ class NaiveTracker:
         self.ids = np.concatenate([ids, self.ids[gone]])
         self.seen = np.concatenate([np.full(len(ids), timestamp), self.seen[gone]])
         unseen = 1e-6 * (timestamp - self.seen)
-        return Tracks(self.ids, self.boxes, np.zeros(len(self.ids)), unseen)
+        return Tracks(self.ids, self.boxes, np.zeros(len(self.ids)), unseen, np.ones(len(self.ids), bool))
+
+
+class SingleStage:
+    """What `Tracker` was before it knew scores: a detection goes to the nearest track whatever its score, each one that
+    no track takes begins one, and the score of a track is that of its latest detection, which fades.
+    """
+
+    def __init__(self) -> None:
+        self.tracker = Tracker(Rules(floor=0.0, birth=0.0, sure=0.0, hits=1, trial=LIFETIME))
+        self.latest: dict[int, float] = {}
+
+    def update(self, boxes_global: Boxes, timestamp: int) -> Tracks:
+        # A track has the attribute of its latest detection, so a number in its place tells which that was.
+        tracks = self.tracker.update(replace(boxes_global, attributes=np.arange(len(boxes_global))), timestamp)
+        seen = tracks.unseen == 0
+        scores = boxes_global.scores[tracks.boxes.attributes[seen]]
+        self.latest |= dict(zip(tracks.ids[seen].tolist(), scores.tolist(), strict=True))
+        latest = np.array([self.latest[track] for track in tracks.ids.tolist()]) * np.exp(-tracks.unseen / FADING)
+        attributes = np.full(len(tracks.ids), -1)
+        return replace(tracks, boxes=replace(tracks.boxes, scores=latest, attributes=attributes))
 
 
 @dataclass(frozen=True)
@@ -74,7 +100,7 @@ def annotated_scene(tables: NuScenesTables, scene: str) -> Scene:
     return moments
 
 
-def with_errors(scene: Scene, seed: int = 0, missed: float = 0.2) -> Scene:
+def with_errors(scene: Scene, seed: int = 0, missed: float = MISSED) -> Scene:
     """The same with a share of the boxes missed, the errors of a detector, and false detections among them."""
     rng = np.random.default_rng(seed)
     moments = []
@@ -95,6 +121,31 @@ def with_errors(scene: Scene, seed: int = 0, missed: float = 0.2) -> Scene:
         false = replace(false, centers=false.centers + shift, scores=rng.beta(3, 6, len(false)))
         moments.append(replace(moment, boxes=joined(found, false)))
     return moments
+
+
+def with_peaks(scene: Scene, seed: int = 0) -> Scene:
+    """As `with_errors`, with what a decoder has besides that reports every peak: most objects that are missed, but with
+    low scores and further off; side peaks with a part of a detection's score; and junk near 0.
+    """
+    moments = []
+    for k, moment in enumerate(scene):
+        rng = np.random.default_rng([seed, k])
+        missed = rng.random(len(moment.boxes)) < MISSED
+        clear = replace(moment, boxes=moment.boxes.select(~missed))
+        (detected,) = with_errors([clear], 1000 * seed + k, missed=0)
+        found, drawn = detected.boxes, rng.random(len(missed))
+        weak, sides = moment.boxes.select(missed & (drawn > LOST)), found.select(rng.random(len(found)) < SIDES)
+        junk = moment.truth.select(rng.integers(0, len(moment.truth), JUNK if len(moment.boxes) else 0))
+        boxes = joined(found, _moved(weak, 0.4, rng.beta(2, 12, len(weak)), rng))
+        boxes = joined(boxes, _moved(sides, 0.6, sides.scores * rng.uniform(0.05, 0.5, len(sides)), rng))
+        moments.append(replace(moment, boxes=joined(boxes, _moved(junk, 20, rng.beta(1.2, 30, len(junk)), rng))))
+    return moments
+
+
+def _moved(boxes: Boxes, metres: float, scores: np.ndarray, rng: np.random.Generator) -> Boxes:
+    """Boxes that lie about `metres` beside the given ones."""
+    shift = np.column_stack([rng.normal(0, metres, (len(boxes), 2)), np.zeros(len(boxes))])
+    return replace(boxes, centers=boxes.centers + shift, scores=scores)
 
 
 def occluded(scene: Scene, seed: int = 0) -> tuple[Scene, dict[str, tuple[int, int]]]:

@@ -1,8 +1,9 @@
-"""The tracker beside one that knows no motion: AMOTA, AMOTP, id switches, recall, and ids that survive an occlusion.
+"""The tracker beside what it was before and one that knows no motion: AMOTA, AMOTP, id switches, recall by the devkit.
 
     python tools/tracking_table.py --data runs/demo/drives --bundle runs/demo/bundle
 
-Objects are the annotations with errors as a detector has them, and, with a bundle, its detections.
+Objects are the annotations with errors as a detector has them, drawn anew in each round (mean and standard deviation),
+and, where given, a bundle's detections or a submission's. The other table says which ids survive an occlusion.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
+from pyquaternion import Quaternion
 from rich.console import Console
 from rich.table import Table
 from tracking_scenes import (
@@ -23,22 +25,39 @@ from tracking_scenes import (
     Moment,
     NaiveTracker,
     Scene,
+    SingleStage,
     annotated_scene,
     occluded,
     survival,
     tracked,
     with_errors,
+    with_peaks,
 )
 
 from deploy.runtime import Runtime
 from perception.data.nuscenes import NuScenesTables
 from perception.data.tables import only_version
 from perception.evaluation.detection import open_devkit
+from perception.evaluation.reader import read_samples
 from perception.evaluation.tracking import TrackWriter, score_tracks
+from perception.frame import CLASSES, Boxes
 from perception.scene.tracker import Tracker
 
 MOVING = 1.0  # m/s
-TRACKERS: dict[str, Callable[[], AnyTracker]] = {"Kalman filter": Tracker, "no motion": NaiveTracker}
+SCORES = {
+    "amota": "AMOTA",
+    "amotp": "AMOTP",
+    "recall": "recall",
+    "ids": "id switches",
+    "frag": "broken",
+    "fp": "false",
+    "fn": "missed",
+}
+TRACKERS: dict[str, Callable[[], AnyTracker]] = {
+    "two stages": Tracker,
+    "one stage": SingleStage,
+    "no motion": NaiveTracker,
+}
 
 
 def main() -> None:
@@ -46,33 +65,45 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="nuScenes dataroot, recorded or simulated")
     parser.add_argument("--version", help="of the tables; default: the only one there is")
     parser.add_argument("--split", help="default: every scene")
+    parser.add_argument("--rounds", type=int, default=3, help="in which the errors are drawn anew")
     parser.add_argument("--bundle", type=Path, help="whose detections are tracked as well")
+    parser.add_argument("--submission", type=Path, help="a detection submission whose boxes are tracked as well")
     arguments = parser.parse_args()
     version = arguments.version or only_version(arguments.data)
     tables, nusc = NuScenesTables(arguments.data, version), open_devkit(arguments.data, version)
     scenes = [annotated_scene(tables, name) for name in tables.scenes(arguments.split)]
-    objects = {"annotations": scenes, "with errors": [with_errors(s, seed) for seed, s in enumerate(scenes)]}
+    objects = {"annotations": [scenes]}
+    for name, errors in (("with errors", with_errors), ("every peak", with_peaks)):
+        objects[name] = [[errors(s, 100 * r + n) for n, s in enumerate(scenes)] for r in range(arguments.rounds)]
     sensors: Sequence[str] = ["lidar"]
     if arguments.bundle:
         runtime = Runtime(arguments.bundle)
         sensors = runtime.bundle.manifest.sensors
-        objects["detections"] = [detected(tables, scene, runtime) for scene in scenes]
+        objects["bundle"] = [[detected(tables, scene, runtime) for scene in scenes]]
+    if arguments.submission:
+        objects["submission"] = [[submitted(arguments.submission, scene) for scene in scenes]]
     console = Console()
     console.print(devkit_table(objects, nusc, sensors))
     console.print(survival_table(scenes))
 
 
-def devkit_table(objects: dict[str, list[Scene]], nusc: Any, sensors: Sequence[str]) -> Table:
-    """What the devkit says of each tracker on each kind of objects."""
+def devkit_table(objects: dict[str, list[list[Scene]]], nusc: Any, sensors: Sequence[str]) -> Table:
+    """What the devkit says of each tracker on each kind of objects: mean and standard deviation over the rounds."""
     table = Table(title="nuScenes tracking, 7 classes")
-    for column in ("objects", "tracker", "AMOTA", "AMOTP", "recall", "id switches", "broken", "false", "missed"):
+    for column in ("objects", "tracker", *SCORES.values()):
         table.add_column(column, justify="left" if column in ("objects", "tracker") else "right")
-    for kind, scenes in objects.items():
+    for kind, rounds in objects.items():
         for name, tracker in TRACKERS.items():
-            scores = score(tracker, scenes, nusc, sensors)
-            means = (f"{scores[key]:.3f}" for key in ("amota", "amotp", "recall"))
-            table.add_row(kind, name, *means, *(f"{scores[key]:.0f}" for key in ("ids", "frag", "fp", "fn")))
+            scores = [score(tracker, scenes, nusc, sensors) for scenes in rounds]
+            table.add_row(kind, name, *(spread([each[key] for each in scores], key) for key in SCORES))
     return table
+
+
+def spread(values: list[float], key: str) -> str:
+    """Mean and standard deviation of one score, in as many digits as its kind has."""
+    digits = 0 if key in ("ids", "frag", "fp", "fn") else 3
+    text = f"{np.mean(values):.{digits}f}"
+    return f"{text} ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else text
 
 
 def survival_table(scenes: list[Scene], rounds: int = 3) -> Table:
@@ -110,6 +141,26 @@ def detected(tables: NuScenesTables, scene: Scene, runtime: Runtime) -> Scene:
         boxes = runtime.step(frame).prediction.boxes.transformed(frame.global_from_reference)
         moments.append(replace(moment, boxes=boxes))
     return moments
+
+
+def submitted(path: Path, scene: Scene) -> Scene:
+    """The same with the boxes of a detection submission."""
+    entries = dict(read_samples(path, {moment.sample for moment in scene}))
+    return [replace(moment, boxes=submitted_boxes(entries[moment.sample])) for moment in scene]
+
+
+def submitted_boxes(entries: Sequence[dict[str, Any]]) -> Boxes:
+    """In the global frame, upright; without attributes."""
+    rotations = [Quaternion(entry["rotation"]).rotation_matrix for entry in entries]
+    return Boxes.from_headings(
+        centers=np.reshape([entry["translation"] for entry in entries], (-1, 3)),
+        sizes=np.reshape([entry["size"] for entry in entries], (-1, 3)),
+        headings=np.reshape([rotation[[1, 0], 0] for rotation in rotations], (-1, 2)),
+        velocities=np.reshape([entry["velocity"] for entry in entries], (-1, 2)),
+        labels=np.array([CLASSES.index(entry["detection_name"]) for entry in entries], int),
+        attributes=np.full(len(entries), -1),
+        scores=np.array([entry["detection_score"] for entry in entries], float),
+    )
 
 
 def score(tracker: Callable[[], AnyTracker], scenes: list[Scene], nusc: Any, sensors: Sequence[str]) -> dict[str, Any]:

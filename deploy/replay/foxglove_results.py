@@ -70,9 +70,8 @@ class FoxgloveWriter:
         ranks = [str(i) for i in range(len(boxes))]
         yield "/detections", messages.scene_update(boxes, ranks, texts, reference, time, 0.35)
 
-        tracks = seen.tracks.boxes
-        shown = np.flatnonzero(tracks.scores >= LOWEST_SCORE)
-        tracks, ids = tracks.select(shown), seen.tracks.ids[shown].tolist()
+        shown = seen.tracks.select(seen.tracks.confirmed & (seen.tracks.boxes.scores >= LOWEST_SCORE))
+        tracks, ids = shown.boxes, shown.ids.tolist()
         texts = [f"{name} {track}" for name, track in zip(messages.class_names(tracks), ids, strict=True)]
         yield "/tracks", messages.scene_update(tracks, [str(track) for track in ids], texts, MAP, time, 0.35)
 

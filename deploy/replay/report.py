@@ -145,8 +145,8 @@ class Report:
         }
 
     def _tracks(self, frame: Frame, seen: SceneFrame) -> list[dict[str, Any]]:
-        """Each track as the page draws it, those with the best scores."""
-        tracks, to_reference = seen.tracks, np.linalg.inv(frame.global_from_reference)
+        """Each confirmed track as the page draws it, those with the best scores."""
+        tracks, to_reference = seen.tracks.select(seen.tracks.confirmed), np.linalg.inv(frame.global_from_reference)
         best = np.argsort(-tracks.boxes.scores, kind="stable")[:MOST_BOXES]
         best = best[tracks.boxes.scores[best] >= LOWEST_SCORE]
         boxes = tracks.boxes.select(best).transformed(to_reference)

@@ -49,11 +49,11 @@ class RerunWriter:
         log = self._recording.log
         self._recording.set_time("time", timestamp=frame.timestamp * 1e-6)
         log("world/vehicle", _transform(frame.global_from_reference))
-        detections, tracks = seen.prediction.boxes, seen.tracks.boxes
+        detections, tracks = seen.prediction.boxes, seen.tracks.select(seen.tracks.confirmed)
         sure = detections.scores >= LOWEST_SCORE
         log("world/vehicle/detections", _boxes(detections.select(sure), [f"{s:.2f}" for s in detections.scores[sure]]))
-        sure = tracks.scores >= LOWEST_SCORE
-        log("world/tracks", _boxes(tracks.select(sure), [str(track) for track in seen.tracks.ids[sure]]))
+        sure = tracks.boxes.scores >= LOWEST_SCORE
+        log("world/tracks", _boxes(tracks.boxes.select(sure), [str(track) for track in tracks.ids[sure]]))
         if frame.boxes is not None:
             truth = frame.boxes.select(frame.boxes.num_points != 0)
             log("world/vehicle/annotations", _boxes(truth, [""] * len(truth)))

@@ -38,7 +38,8 @@ class TrackWriter(ResultsWriter):
     def add(self, sample: str, tracks: Tracks) -> None:
         """Append the tracks of one sample that are seen in it, of the classes that the benchmark tracks.
 
-        A track that is expected but not seen is left out: the devkit itself fills the gaps of a track.
+        A track that is expected but not seen is left out: the devkit itself fills the gaps of a track. One that is
+        not confirmed is written: AMOTA ranks tracks by their scores, and its object would be missed.
 
         Raises:
             InputError: the sample was added before, or the disk is full.

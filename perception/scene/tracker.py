@@ -1,23 +1,22 @@
 """Objects followed through a drive: detections of single moments become tracks with lasting ids. numpy and scipy only.
 
 Each class is tracked on its own with a constant-velocity Kalman filter, in the way of AB3DMOT (Weng et al., "3D
-Multi-Object Tracking", IROS 2020), and associated by the distance of the centres in the ground plane, as in CenterPoint
-(Yin et al., CVPR 2021).
+Multi-Object Tracking", IROS 2020). Detections are associated by the distance of the centres in the ground plane, as in
+CenterPoint (Yin et al., CVPR 2021), in the stages of ByteTrack (Zhang et al., ECCV 2022). docs/tracking.md compares.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 from perception.frame import CLASSES, Boxes
+from perception.scene.association import associate_in_stages
 from perception.scene.kalman import Motion, Noise
 
 LIFETIME = 3.0  # s without a detection, after which a track ends
-FADING = 1.0  # s without a detection, in which a track's score falls to 1 / e
+FADING = 1.0  # s without a detection, in which a track's score falls to a half
 MAX_TRACKS = 1000  # at once; where there are more, those with the lowest scores end
 LIKELY = 4.0  # standard deviations from its expected place, within which a track takes a detection
 MAJORITY = 0.2  # a track turns round when the share of detections that face back is larger by this
@@ -44,15 +43,31 @@ _CLASSES = {
 }  # fmt: skip
 _GATE, _ACCELERATION, _POSITION, _VELOCITY, _SPEED = np.array([_CLASSES[name] for name in CLASSES]).T
 
+
+@dataclass(frozen=True)
+class Rules:
+    """What a detection's score lets it do, and when a track counts. Scores are in [0, 1]."""
+
+    floor: float  # a detection with a lower score is none
+    birth: float  # a detection that no track takes begins one from this score on
+    sure: float  # detections from this score on choose among the confirmed tracks first
+    hits: int  # detections that confirm a track
+    trial: float  # s without a detection, after which a track that is not confirmed ends
+
+
+RULES = Rules(floor=0.05, birth=0.15, sure=0.3, hits=2, trial=2.0)
+
 # What the tracker remembers of a track.
 _TRACK = np.dtype(
     [
         ("id", np.int64),
         ("label", np.int64),
         ("attribute", np.int64),  # of the latest detection
-        ("score", np.float64),
+        ("score", np.float64),  # mean of its detections' scores
+        ("hits", np.int64),  # detections
         ("born", np.int64),  # us
         ("seen", np.int64),  # us
+        ("backed", np.int64),  # us, seen by a detection that could have begun the track
         ("size", np.float64, 3),  # m
         ("heading", np.float64, 2),  # unit vector in the ground plane: sine and cosine of the yaw
         ("forward", np.float64),  # share of the detections that face this way less the share that face back
@@ -73,17 +88,30 @@ class Tracks:
     boxes: Boxes  # upright, in the global frame; `scores` are those of the tracks
     age: np.ndarray  # (N,) s since the first detection
     unseen: np.ndarray  # (N,) s since the latest detection; 0 where there is one at this moment
+    confirmed: np.ndarray  # (N,) bool; a track of a single detection may well be a false one
+
+    def select(self, index: np.ndarray) -> Tracks:
+        """The tracks at the integer or boolean index (M,)."""
+        return Tracks(
+            self.ids[index], self.boxes.select(index), self.age[index], self.unseen[index], self.confirmed[index]
+        )
 
 
 class Tracker:
     """Follows the objects of one drive.
 
-    A track begins with a detection that no track expects, and ends when it was not seen for LIFETIME. All durations
-    are in seconds, so that frames may come at any rate and irregularly. At most MAX_TRACKS are remembered. The same
-    frames give the same tracks, to the last bit.
+    A track begins with a detection that no track takes, is confirmed by further ones, and ends when it was not seen
+    for LIFETIME, or for the trial's time before it is confirmed. To be seen so counts what could also begin a track:
+    no number of detections with lower scores keeps one going. All durations are in seconds, so that frames may come
+    at any rate and irregularly. At most MAX_TRACKS are remembered. The same frames give the same tracks, to the last
+    bit.
+
+    The score of a track is the mean of its detections' scores and one of 0, so that of two tracks with the same
+    detections the one that was seen more often is first; it fades while the track is not seen.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, rules: Rules = RULES) -> None:
+        self._rules = rules
         self._tracks = np.zeros(0, _TRACK)
         self._time = 0  # us, of the latest frame
         self._next = 1
@@ -100,53 +128,35 @@ class Tracker:
         if not len(self._tracks) or timestamp < self._time - 1e6 * LIFETIME:
             self._tracks, self._time = self._tracks[:0], timestamp
         now = max(timestamp, self._time)
-        tracks = self._tracks[self._tracks["seen"] >= now - 1e6 * LIFETIME]
-        tracks = _predicted(tracks, 1e-6 * (now - self._time))
-        boxes = boxes_global.select(_finite(boxes_global))
-        rows, columns = _associated(tracks, boxes)
-        tracks[rows] = _seen(tracks[rows], boxes.select(columns), now)
-        new = np.ones(len(boxes), bool)
+        tracks = _predicted(_alive(self._tracks, now, self._rules), 1e-6 * (now - self._time))
+        boxes = boxes_global.select(_finite(boxes_global) & (boxes_global.scores >= self._rules.floor))
+        rows, columns = _associated(tracks, boxes, self._rules)
+        tracks[rows] = _seen(tracks[rows], boxes.select(columns), now, self._rules)
+        new = boxes.scores >= self._rules.birth
         new[columns] = False
         born = _born(boxes.select(new), now)
         born["id"] = np.arange(self._next, self._next + len(born))
         self._next += len(born)
-        self._tracks = _best(np.concatenate([tracks, born]))
+        self._tracks = _best(np.concatenate([tracks, born]), now)
         self._time = now
-        return _output(self._tracks, now)
+        return _output(self._tracks, now, self._rules)
 
 
-def associate(
-    tracks: np.ndarray, detections: np.ndarray, gate: float, reach: np.ndarray | float = np.inf
-) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs of tracks and detections, each in one pair at most, that are closer to each other than gate and reach.
-
-    Of all ways to pair them, the one with the largest sum of what each pair is closer than the gate.
-
-    Args:
-        tracks: (T, 2) m, expected centres in the ground plane.
-        detections: (D, 2) m.
-        gate: m.
-        reach: (T,) m, of each track.
-
-    Returns:
-        (M,) indices of tracks and (M,) of their detections.
-    """
-    difference = tracks[:, None] - detections
-    distance = np.sqrt(difference[..., 0] ** 2 + difference[..., 1] ** 2)
-    near = distance < np.minimum(gate, np.reshape(reach, (-1, 1)))
-    gain = np.where(near, gate - distance, 0.0)
-    rows, columns = linear_sum_assignment(gain, maximize=True)
-    paired = near[rows, columns]
-    return rows[paired], columns[paired]
+def _alive(tracks: np.ndarray, now: int, rules: Rules) -> np.ndarray:
+    confirmed = tracks["hits"] >= rules.hits
+    return tracks[now - tracks["backed"] <= 1e6 * np.where(confirmed, LIFETIME, rules.trial)]
 
 
-def _associated(tracks: np.ndarray, boxes: Boxes) -> tuple[np.ndarray, np.ndarray]:
-    """`associate` for each class on its own."""
+def _associated(tracks: np.ndarray, boxes: Boxes, rules: Rules) -> tuple[np.ndarray, np.ndarray]:
+    """`associate_in_stages` for each class on its own."""
     own, theirs = [], []
     reach = LIKELY * np.sqrt(tracks["covariances"][:, 0] + _POSITION[tracks["label"]] ** 2)
+    confirmed, sure = tracks["hits"] >= rules.hits, boxes.scores >= rules.sure
     for label, gate in enumerate(_GATE):
         old, new = np.flatnonzero(tracks["label"] == label), np.flatnonzero(boxes.labels == label)
-        rows, columns = associate(tracks["centers"][old, :2], boxes.centers[new, :2], gate, reach[old])
+        rows, columns = associate_in_stages(
+            tracks["centers"][old, :2], confirmed[old], boxes.centers[new, :2], sure[new], gate, reach[old]
+        )
         own.append(old[rows])
         theirs.append(new[columns])
     return np.concatenate(own), np.concatenate(theirs)
@@ -156,11 +166,10 @@ def _predicted(tracks: np.ndarray, seconds: float) -> np.ndarray:
     tracks = tracks.copy()
     _put(tracks, _motion(tracks).predicted(seconds, _noise(tracks["label"])))
     tracks["shape"] += DRIFT * seconds
-    tracks["score"] *= math.exp(-seconds / FADING)
     return tracks
 
 
-def _seen(tracks: np.ndarray, boxes: Boxes, now: int) -> np.ndarray:
+def _seen(tracks: np.ndarray, boxes: Boxes, now: int, rules: Rules) -> np.ndarray:
     """The tracks after their detections."""
     tracks = tracks.copy()
     _put(tracks, _motion(tracks).updated(boxes.centers, boxes.velocities[:, :2], _noise(tracks["label"])))
@@ -177,26 +186,37 @@ def _seen(tracks: np.ndarray, boxes: Boxes, now: int) -> np.ndarray:
     tracks["heading"] = _unit(sense[:, None] * heading)
     tracks["forward"] *= sense
 
-    tracks["attribute"], tracks["score"], tracks["seen"] = boxes.attributes, boxes.scores, now
+    tracks["hits"] += 1
+    tracks["score"] += (boxes.scores - tracks["score"]) / tracks["hits"]
+    tracks["attribute"], tracks["seen"] = boxes.attributes, now
+    tracks["backed"] = np.where(boxes.scores >= rules.birth, now, tracks["backed"])
     return tracks
 
 
 def _born(boxes: Boxes, now: int) -> np.ndarray:
     tracks = np.zeros(len(boxes), _TRACK)
     tracks["label"], tracks["attribute"], tracks["score"] = boxes.labels, boxes.attributes, boxes.scores
-    tracks["born"] = tracks["seen"] = now
+    tracks["hits"] = 1
+    tracks["born"] = tracks["seen"] = tracks["backed"] = now
     tracks["size"], tracks["heading"], tracks["forward"], tracks["shape"] = boxes.sizes, _headings(boxes), 1, 1
     _put(tracks, Motion.begun(boxes.centers, boxes.velocities[:, :2], _noise(boxes.labels)))
     return tracks
 
 
-def _best(tracks: np.ndarray) -> np.ndarray:
+def _scores(tracks: np.ndarray, now: int) -> np.ndarray:
+    """(N,) as they are given out."""
+    often = tracks["hits"] / (tracks["hits"] + 1)
+    unseen = 1e-6 * (now - tracks["seen"])
+    return often * tracks["score"] * FADING / (FADING + unseen)  # no exponential, whose last bit numpy does not promise
+
+
+def _best(tracks: np.ndarray, now: int) -> np.ndarray:
     """At most MAX_TRACKS, in the same order."""
-    best = np.argsort(-tracks["score"], kind="stable")[:MAX_TRACKS]
+    best = np.argsort(-_scores(tracks, now), kind="stable")[:MAX_TRACKS]
     return tracks[np.sort(best)]
 
 
-def _output(tracks: np.ndarray, now: int) -> Tracks:
+def _output(tracks: np.ndarray, now: int, rules: Rules) -> Tracks:
     return Tracks(
         ids=tracks["id"].copy(),
         boxes=Boxes.from_headings(
@@ -206,10 +226,11 @@ def _output(tracks: np.ndarray, now: int) -> Tracks:
             velocities=tracks["velocities"],
             labels=tracks["label"].copy(),
             attributes=tracks["attribute"].copy(),
-            scores=tracks["score"].copy(),
+            scores=_scores(tracks, now),
         ),
         age=1e-6 * (now - tracks["born"]),
         unseen=1e-6 * (now - tracks["seen"]),
+        confirmed=tracks["hits"] >= rules.hits,
     )
 
 
