@@ -19,7 +19,7 @@ from rich.console import Console
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
 from deploy.export import export
 from deploy.golden import synthetic_frame
-from deploy.manifest import Precision
+from deploy.tolerances import Precision
 from deploy.precision.calibrate import ranges
 from deploy.precision.frames import Drives
 from deploy.precision.quantise import CPU, activations, quantisable, quantise
@@ -125,7 +125,7 @@ def losses(checkpoint: Path, data: Path, version: str, conditions: Sequence[str]
                 "NDS": metrics["NDS"],
                 "mAP": metrics["mAP"],
                 "mIoU": metrics["map"]["iou_max"]["mean"],
-                "tolerance": bundle.manifest.tolerance,
+                "tolerances": bundle.manifest.tolerances.model_dump(),
             }
     blocks = {block.name: [block.precision, round(block.error, 4)] for block in bundle.manifest.blocks}
     lost = {

@@ -8,10 +8,11 @@ import numpy as np
 import onnx
 
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
-from deploy.manifest import Block, Precision
+from deploy.manifest import Block
 from deploy.precision.calibrate import Inputs
 from deploy.precision.graph import places
 from deploy.precision.quantise import TENSORRT, Ranges, quantisable, quantise
+from deploy.tolerances import Precision
 
 LARGEST_ERROR = 0.1  # of a block that becomes INT8
 
