@@ -19,7 +19,7 @@ from perception.grid import Reference
 
 Arrays = Mapping[str, np.ndarray]
 _DETECTIONS = ("boxes", "scores", "labels", "attributes")
-_QUANTITIES = ("score", "center", "size", "heading", "velocity")
+QUANTITIES = ("score", "center", "size", "heading", "velocity")
 
 
 def synthetic_frame(reference: Reference, seed: int = 0) -> Frame:
@@ -141,16 +141,14 @@ def differences(expected: Arrays, actual: Arrays, allowed: Tolerances, compared:
             problems.append(f"recognised is off by {off:.2g}")
     compared = distinct(expected, allowed.score.each) if compared is None else compared
     for i, asked in enumerate(compared):
-        found = matched(
-            {k: expected[k][i] for k in _DETECTIONS}, {k: actual[k][i] for k in _DETECTIONS}, asked, allowed
-        )
+        found = matched(*sides(expected, actual, i), asked, allowed)
         if len(found.relabelled):
             problems.append(f"{len(found.relabelled)} labels differ, first rank {found.relabelled[0]}")
         if len(found.lost) > allowed.lost * found.asked:
             problems.append(
                 f"{len(found.lost)} of {found.asked} compared detections differ, first rank {found.lost[0]}"
             )
-        for quantity in _QUANTITIES:
+        for quantity in QUANTITIES:
             mean = found.spread(quantity).mean
             if mean > getattr(allowed, quantity).mean:
                 problems.append(f"{quantity} is off by {mean:.2g} in the mean")
@@ -182,6 +180,12 @@ def matched(expected: Arrays, actual: Arrays, asked: np.ndarray, allowed: Tolera
         off={name: values[found, theirs] for name, values in off.items()},
         score=float(mine["scores"][found].mean()) if len(found) else 0.0,
     )
+
+
+def sides(expected: Arrays, actual: Arrays, index: int) -> tuple[Arrays, Arrays]:
+    """The detections of one frame of both."""
+    mine, other = ({name: side[name][index] for name in _DETECTIONS} for side in (expected, actual))
+    return mine, other
 
 
 def _offsets(mine: Arrays, other: Arrays) -> dict[str, np.ndarray]:

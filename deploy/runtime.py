@@ -18,7 +18,6 @@ from perception.frame import CAMERAS, Conditions, Frame, Prediction
 from perception.scene.scene import Scene, SceneFrame
 from perception.timing import timed
 
-
 CHECK_EVERY = 200  # frames; a golden frame takes no longer than two frames of a drive, so this is 1 % of the time
 
 

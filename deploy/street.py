@@ -107,7 +107,7 @@ def _snapshot() -> Snapshot:
         built = build_parts(category, np.array(SIZES[category][0]), rng, ridden=degrees == 0, lit=False)
         yaw = np.radians(degrees)
         turned = built[:, :2] @ np.array([[np.cos(yaw), np.sin(yaw)], [-np.sin(yaw), np.cos(yaw)]])
-        parts.append(np.column_stack([turned + (x, y), built[:, 2:], np.full(len(built), yaw)]))
+        parts.append(np.column_stack([turned + np.array([x, y]), built[:, 2:], np.full(len(built), yaw)]))
         owners += [i] * len(built)
     along = np.arange(-60.0, 61.0, 15.0)
     houses = [

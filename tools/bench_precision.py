@@ -19,11 +19,11 @@ from rich.console import Console
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
 from deploy.export import export
 from deploy.golden import synthetic_frame
-from deploy.tolerances import Precision
 from deploy.precision.calibrate import ranges
 from deploy.precision.frames import Drives
 from deploy.precision.quantise import CPU, activations, quantisable, quantise
 from deploy.runtime import Runtime
+from deploy.tolerances import Precision
 from deploy.trace import to_onnx
 from perception.config import find_config, load_config
 from perception.data.inputs import InputSpec, prepare

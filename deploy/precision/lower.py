@@ -13,13 +13,14 @@ from deploy.manifest import Block
 from deploy.precision.calibrate import Inputs, ranges
 from deploy.precision.half import to_half
 from deploy.precision.quantise import CPU, TENSORRT, Ranges, activations, quantise
-from deploy.precision.sensitivity import blocks, error, run, sensitivity
+from deploy.precision.sensitivity import blocks, error, run, sensitivity, together
 from deploy.tolerances import Precision
 from perception.errors import InputError
 
 SENSITIVITY_FRAMES = 8  # of those for calibration, that the blocks are tried on
 
 LARGEST_CHANGE = 0.2  # of what INT8 recognises, as `sensitivity.error` counts; one further off is taken for a wrong one
+LARGEST_TOGETHER = 0.5  # of the maps that detections and the map are decoded from, counted likewise
 _CALIBRATION = ", or calibrate on drives that show all that the network was trained for"
 
 
@@ -40,7 +41,7 @@ def lower(model: onnx.ModelProto, precision: Precision, frames: Sequence[Inputs]
         frames: to measure the ranges of activations on; INT8 needs one or more.
 
     Raises:
-        InputError: a weight beyond FP16.
+        InputError: a weight beyond FP16, or INT8 is too far off on these frames.
     """
     if precision == "fp32":
         return Lowered({ONNX: model})
@@ -50,9 +51,15 @@ def lower(model: onnx.ModelProto, precision: Precision, frames: Sequence[Inputs]
     few = [frames[i] for i in np.linspace(0, len(frames) - 1, min(SENSITIVITY_FRAMES, len(frames))).astype(int)]
     table, members = sensitivity(model, measured, few), blocks(model.graph)
     layers = [layer for block in table if block.precision == "int8" for layer in members[block.name]]
-    graphs = {name: quantise(model, layers, measured, of) for name, of in ((ONNX, TENSORRT), (CPU_ONNX, CPU))}
-    for graph in graphs.values():
-        require_recognition(model, graph, few)
+    graphs = {}
+    for name, layout in ((ONNX, TENSORRT), (CPU_ONNX, CPU)):
+        if (off := together(model, layers, measured, few, layout)) > LARGEST_TOGETHER:
+            raise InputError(
+                f"int8 perceives something else than fp32 on the drives it was calibrated on (error {off:.2f}, at most "
+                f"{LARGEST_TOGETHER:g}); export at a higher precision{_CALIBRATION}"
+            )
+        graphs[name] = quantise(model, layers, measured, layout)
+        require_recognition(model, graphs[name], few)
     return Lowered(graphs, table, measured)
 
 

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import onnx
 from onnx import numpy_helper
 
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
-from deploy.golden import Arrays, GoldenFrame, distinct, map_spreads, matched, require_agreement
-from deploy.tolerances import BOUNDS, Precision, Spread, Tolerances, exact, require_bounded, require_enough
+from deploy.golden import QUANTITIES, Arrays, GoldenFrame, distinct, map_spreads, matched, sides
+from deploy.tolerances import BOUNDS, REMEDY, Precision, Spread, Tolerances, exact, require_bounded, require_enough
 from perception.errors import InputError
 
-MARGIN = 2.0  # of a tolerance over what was measured: engines round in different places
-_DETECTIONS = ("boxes", "scores", "labels", "attributes")
-_QUANTITIES = ("score", "center", "size", "heading", "velocity")
+MARGIN = 2.0  # of a tolerance over what was measured in one detection: engines round in different places
+ERRORS = 2.0  # of the mean, in standard errors: it may be small by chance
+MANTISSAS = (10, 12)  # bits, of the engines that are emulated
 
-Proof = tuple[GoldenFrame, Arrays]  # and the outputs of another engine that computes the same
+FEWEST = 20  # detections of a frame that are found again; of fewer the mean is chance, and none is compared
+
+Proof = tuple[GoldenFrame, list[Arrays]]  # and the outputs of other engines that compute the same
 
 
 def golden_of(
@@ -27,7 +29,7 @@ def golden_of(
 
     FP16 is compared with the trained network, from which the tolerances are measured. INT8 is not: where a network is
     shown what it was not calibrated on, it is anything but the trained one, and still an engine must compute it. It is
-    compared with its own graph, and the tolerances are measured on another engine's rounding, emulated.
+    compared with its own graph, and the tolerances are measured on the rounding of other engines, emulated.
 
     Args:
         graphs: by the name of their file.
@@ -37,89 +39,96 @@ def golden_of(
         InputError: a graph is further off than its precision may be.
     """
     if precision == "fp32":
-        proofs = tuple(
-            GoldenFrame(name, *each, distinct(each[1], BOUNDS["fp32"].score.each)) for name, each in frames.items()
-        )
-        return proofs, exact(proofs[0].outputs)
+        least = BOUNDS["fp32"].score.each
+        exactly = [GoldenFrame(name, *each, distinct(each[1], least)) for name, each in frames.items()]
+        return tuple(exactly), exact(exactly[0].outputs)
     measured: list[Proof] = []
     for file, graph in graphs.items():
         engine = OnnxRuntimeEngine(graph.SerializeToString())
-        other = engine if precision == "fp16" else OnnxRuntimeEngine(elsewhere(graph).SerializeToString(), fused=False)
+        others = [engine] if precision == "fp16" else _others(graph)
         for name, (inputs, trained) in frames.items():
             outputs = trained if precision == "fp16" else engine.run(inputs)
-            actual = other.run(inputs)
-            compared = steady(outputs, actual, precision)
-            measured.append((GoldenFrame(name, inputs, outputs, compared, file), actual))
+            found = [other.run(inputs) for other in others]
+            measured.append((GoldenFrame(name, inputs, outputs, steady(outputs, found, precision), file), found))
     tolerances = tolerances_of(measured, precision)
-    for frame, actual in measured:
-        require_agreement(frame.outputs, actual, f"the graph in {precision}", tolerances, frame.compared)
     return tuple(frame for frame, _ in measured), tolerances
 
 
-def elsewhere(graph: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy whose float weights are rounded to a mantissa of 10 bits: it rounds as differently as engines may.
+def _others(graph: onnx.ModelProto) -> list[OnnxRuntimeEngine]:
+    return [OnnxRuntimeEngine(elsewhere(graph, bits).SerializeToString(), fused=False) for bits in MANTISSAS]
+
+
+def elsewhere(graph: onnx.ModelProto, mantissa: int) -> onnx.ModelProto:
+    """A copy whose float weights are rounded to so many bits of mantissa: it rounds as differently as engines may.
 
     INT8 turns a difference of 1e-7 in front of a layer into a whole step behind it, for some numbers; this makes sure
     that all layers get such differences.
     """
-    copy = onnx.ModelProto()
+    copy, cut = onnx.ModelProto(), np.uint32(1 << (23 - mantissa))
     copy.CopyFrom(graph)
     for tensor in copy.graph.initializer:
         if tensor.data_type == onnx.TensorProto.FLOAT and len(tensor.dims) > 1:
             bits = numpy_helper.to_array(tensor).copy().view(np.uint32)
-            rounded = ((bits + np.uint32(0x1000)) & np.uint32(0xFFFFE000)).view(np.float32)
+            rounded = ((bits + cut // 2) & ~(cut - np.uint32(1))).view(np.float32)
             tensor.CopyFrom(numpy_helper.from_array(rounded, tensor.name))
     return copy
 
 
-def steady(expected: Arrays, actual: Arrays, precision: Precision) -> np.ndarray:
-    """Which detections rounding does not decide about: they are found, far enough above the last of the list."""
-    apart = float(np.abs(expected["scores"] - actual["scores"]).max())
-    compared = distinct(expected, min(apart, _half(precision).score.each))
+def steady(expected: Arrays, others: Sequence[Arrays], precision: Precision) -> np.ndarray:
+    """Which detections rounding does not decide about: all engines find them, far enough above the last of the list."""
+    half = _half(precision)
+    apart = max(float(np.abs(expected["scores"] - actual["scores"]).max()) for actual in others)
+    compared = distinct(expected, min(apart, half.score.each))
     for i, frame in enumerate(compared):
-        mine, other = ({k: side[k][i] for k in _DETECTIONS} for side in (expected, actual))
-        frame.flat[matched(mine, other, frame, _half(precision)).lost] = False
+        for actual in others:
+            frame.flat[matched(*sides(expected, actual, i), frame, half).lost] = False
+        frame &= frame.sum() >= FEWEST
     return compared
 
 
-def tolerances_of(measured: list[Proof], precision: Precision) -> Tolerances:
-    """`MARGIN` times as far as these are off: in the mean with one standard error, for it may be small by chance.
+def tolerances_of(measured: Sequence[Proof], precision: Precision) -> Tolerances:
+    """`MARGIN` times as far as single detections are off; what the mean is off by with `ERRORS` standard errors.
 
     Raises:
         InputError: beyond what the precision may be off by, or too few detections are found again.
     """
-    least, spreads = BOUNDS["fp32"], {name: [getattr(BOUNDS["fp32"], name)] for name in _QUANTITIES}
-    maps: list[list[Spread]] = []
-    recognised = least.recognised / MARGIN
-    for frame, actual in measured:
-        for i, asked in enumerate(frame.compared):
-            mine, other = ({k: side[k][i] for k in _DETECTIONS} for side in (frame.outputs, actual))
-            found = matched(mine, other, asked, _half(precision))
-            for name in _QUANTITIES:
-                spreads[name].append(_widened(found.spread(name, errors=1)))
-        apart = float(np.abs(frame.outputs["scores"] - actual["scores"]).max())
-        spreads["score"].append(_widened(Spread(each=apart, mean=0)))
-        if "map" in frame.outputs:
-            maps.append([_widened(each) for each in map_spreads(frame.outputs["map"], actual["map"])])
-        if "recognised" in frame.outputs:
-            off = np.abs(frame.outputs["recognised"] - actual["recognised"]).max()
-            recognised = max(recognised, float(off))
+    least = BOUNDS["fp32"]
+    spreads = {name: [getattr(least, name)] for name in QUANTITIES}
+    maps, recognised = [], 0.0
+    for frame, others in measured:
+        for actual in others:
+            for i, asked in enumerate(frame.compared):
+                same = matched(*sides(frame.outputs, actual, i), asked, _half(precision))
+                for name in QUANTITIES:
+                    spread = same.spread(name, ERRORS)
+                    spreads[name].append(_rounded(MARGIN * spread.each, spread.mean))
+            spreads["score"].append(
+                _rounded(MARGIN * float(np.abs(frame.outputs["scores"] - actual["scores"]).max()), 0)
+            )
+            if "map" in actual:
+                off = map_spreads(frame.outputs["map"], actual["map"])
+                maps.append([_rounded(MARGIN * each.each, MARGIN * each.mean) for each in off])
+            if "recognised" in actual:
+                recognised = max(recognised, float(np.abs(frame.outputs["recognised"] - actual["recognised"]).max()))
     of_map = tuple(_largest([*each, *least.map]) for each in zip(*maps, strict=True))
+    of_recognised = _rounded(MARGIN * recognised, 0).each
     tolerances = Tolerances(
         **{name: _largest(found) for name, found in spreads.items()},
         map=of_map,
-        recognised=min(_rounded(MARGIN * recognised), BOUNDS[precision].recognised),
+        recognised=max(min(of_recognised, 1.0), least.recognised),
         lost=BOUNDS[precision].lost,
     )
     try:
         require_bounded(tolerances, precision, len(of_map), f"the graph in {precision} does not compute the network")
-        compared = [frame.compared for frame, _ in measured]
-        require_enough(
-            sum(int(each.sum()) for each in compared), sum(each.size for each in compared), "the golden frames"
-        )
+        for file in {frame.graph for frame, _ in measured}:
+            compared = [frame.compared for frame, _ in measured if frame.graph == file]
+            found = sum(int(each.sum()) for each in compared)
+            require_enough(
+                found, sum(each.size for each in compared), f"{file} in {precision}: on the golden frames it"
+            )
     except InputError as error:
         calibrate = ", or calibrate on drives that show all that the network was trained for" * (precision == "int8")
-        reason = str(error).removesuffix("; export the bundle again")
+        reason = str(error).removesuffix(f"; {REMEDY}")
         raise InputError(f"{reason}; export at a higher precision{calibrate}") from None
     return tolerances
 
@@ -129,18 +138,15 @@ def _half(precision: Precision) -> Tolerances:
     bound = BOUNDS[precision]
     halved = {
         name: Spread(each=getattr(bound, name).each / MARGIN, mean=getattr(bound, name).mean / MARGIN)
-        for name in _QUANTITIES
+        for name in QUANTITIES
     }
     return bound.model_copy(update={**halved, "lost": 1.0})
-
-
-def _widened(spread: Spread) -> Spread:
-    return Spread(each=_rounded(MARGIN * spread.each), mean=_rounded(MARGIN * spread.mean))
 
 
 def _largest(spreads: list[Spread]) -> Spread:
     return Spread(each=max(each.each for each in spreads), mean=max(each.mean for each in spreads))
 
 
-def _rounded(number: float) -> float:
-    return float(f"{number:.2g}")
+def _rounded(each: float, mean: float) -> Spread:
+    """To two digits."""
+    return Spread(each=float(f"{each:.2g}"), mean=float(f"{mean:.2g}"))
