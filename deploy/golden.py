@@ -19,7 +19,7 @@ from perception.grid import Reference
 
 Arrays = Mapping[str, np.ndarray]
 _DETECTIONS = ("boxes", "scores", "labels", "attributes")
-QUANTITIES = ("score", "center", "size", "heading", "velocity")
+QUANTITIES = ("center", "size", "heading", "velocity")  # of boxes
 
 
 def synthetic_frame(reference: Reference, seed: int = 0) -> Frame:
@@ -90,14 +90,12 @@ class Matched:
         lost: ranks of those without a counterpart.
         relabelled: ranks of those in whose place stands a detection of another class that is not expected.
         off: quantity -> (N, n) of each counterpart: how far it is from what is expected, with its sign.
-        score: mean of the expected scores of the N.
     """
 
     asked: int
     lost: np.ndarray
     relabelled: np.ndarray
     off: Mapping[str, np.ndarray]
-    score: float
 
     def spread(self, quantity: str, errors: float = 0) -> Spread:
         """How far the counterparts are off in the largest case, and in the mean with so many of its standard errors."""
@@ -105,8 +103,7 @@ class Matched:
         if not len(off):
             return Spread(each=0, mean=0)
         mean = np.linalg.norm(off.mean(axis=0)) + errors * np.linalg.norm(off.std(axis=0)) / np.sqrt(len(off))
-        unit = max(self.score, 1e-9) if quantity == "score" else 1
-        return Spread(each=float(np.linalg.norm(off, axis=1).max()), mean=float(mean / unit))
+        return Spread(each=float(np.linalg.norm(off, axis=1).max()), mean=float(mean))
 
 
 def distinct(outputs: Arrays, score: float) -> np.ndarray:
@@ -130,9 +127,11 @@ def differences(expected: Arrays, actual: Arrays, allowed: Tolerances, compared:
     """
     if problems := _malformed(expected, actual):
         return problems
-    off = float(np.abs(expected["scores"] - actual["scores"]).max(initial=0))
-    if off > allowed.score.each:
-        problems.append(f"scores is off by {off:.2g}")
+    scores = score_spread(expected["scores"], actual["scores"])
+    if scores.each > allowed.score.each:
+        problems.append(f"scores is off by {scores.each:.2g}")
+    elif scores.mean > allowed.score.mean:
+        problems.append(f"scores is off by {scores.mean:.2%} in the mean")
     if "map" in expected:
         problems += _map_differences(expected["map"], actual["map"], allowed.map)
     if "recognised" in expected:
@@ -178,7 +177,6 @@ def matched(expected: Arrays, actual: Arrays, asked: np.ndarray, allowed: Tolera
         lost=lost,
         relabelled=relabelled,
         off={name: values[found, theirs] for name, values in off.items()},
-        score=float(mine["scores"][found].mean()) if len(found) else 0.0,
     )
 
 
@@ -202,16 +200,24 @@ def _offsets(mine: Arrays, other: Arrays) -> dict[str, np.ndarray]:
 
 
 def map_spreads(expected: np.ndarray, actual: np.ndarray) -> list[Spread]:
-    """How far a map (B, classes, rows, columns) is off in each class: at a cell, and as a share of its probability.
+    """How far a map (B, classes, rows, columns) is off in each class: at a cell, and in the mean of all.
 
-    A probability of 0.001 is added everywhere, so that a class that is nowhere has no large share.
+    With their signs, so that rounding cancels: what is left is a share of the class's mean probability. To that 0.001
+    is added, so that a class that is nowhere has no large share.
     """
-    off = np.abs(expected.astype(np.float64) - actual).swapaxes(0, 1).reshape(expected.shape[1], -1)
+    off = (actual.astype(np.float64) - expected).swapaxes(0, 1).reshape(expected.shape[1], -1)
     there = expected.swapaxes(0, 1).reshape(off.shape).mean(axis=1, dtype=np.float64) + 1e-3
     return [
         Spread(each=float(most), mean=float(mean))
-        for most, mean in zip(off.max(axis=1), off.mean(axis=1) / there, strict=True)
+        for most, mean in zip(np.abs(off).max(axis=1), np.abs(off.mean(axis=1)) / there, strict=True)
     ]
+
+
+def score_spread(expected: np.ndarray, actual: np.ndarray) -> Spread:
+    """How far the sorted scores are off: in any one, and in the mean of all, as a share of the mean score."""
+    off = actual.astype(np.float64) - expected
+    mean = abs(off.mean()) / max(float(expected.mean(dtype=np.float64)), 1e-9)
+    return Spread(each=float(np.abs(off).max(initial=0)), mean=float(mean))
 
 
 def _map_differences(expected: np.ndarray, actual: np.ndarray, allowed: tuple[Spread, ...]) -> list[str]:
@@ -220,7 +226,7 @@ def _map_differences(expected: np.ndarray, actual: np.ndarray, allowed: tuple[Sp
         if off.each > most.each:
             problems.append(f"map is off by {off.each:.2g} ({name})")
         elif off.mean > most.mean:
-            problems.append(f"map is off by {off.mean:.0%} of {name}")
+            problems.append(f"map is off by {off.mean:.2%} of {name} in the mean")
     return problems
 
 

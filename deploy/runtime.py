@@ -43,8 +43,8 @@ class Runtime:
     """A bundle running on an engine.
 
     Before its first frame it verifies every hash of the bundle and runs the golden frames, and while it drives it
-    repeats one of them every `CHECK_EVERY` frames: a GPU may overheat, and memory may flip a bit. All that a frame needs
-    is allocated before the first, but for what the engine and OpenCV take and give back.
+    repeats one of them every `CHECK_EVERY` frames: a GPU may overheat, memory may flip a bit. All that a frame needs is
+    allocated before the first, but for what the engine and OpenCV take and give back.
 
     Args:
         key: the public key that must have signed the bundle (`deploy.signature`); None takes it unsigned.
@@ -75,7 +75,7 @@ class Runtime:
         Modules run as the conditions ask for that are believed in, not those of this frame's tags alone.
 
         Raises:
-            WrongEngine: a golden frame was due and the engine failed it; no frame since the one before is to be trusted.
+            WrongEngine: a golden frame was due and the engine failed it: no frame since the last is to be trusted.
         """
         self._steps += 1
         if self._steps % CHECK_EVERY == 0:

@@ -31,7 +31,8 @@ _AGENTS = (
     ("vehicle.car", 5.0, -5.6, 0), ("vehicle.car", -4.5, -5.6, 0), ("vehicle.car", 14.0, 16.0, 90),
     ("vehicle.car", 17.0, 16.0, 90), ("vehicle.car", 20.0, 16.0, -90), ("vehicle.truck", 21.0, 3.7, 180),
     ("vehicle.truck", -20.0, 0.1, 0), ("vehicle.bus.rigid", -23.0, 3.8, 180), ("vehicle.trailer", 38.0, 3.6, 180),
-    ("vehicle.construction", 27.0, -5.8, 180), ("vehicle.motorcycle", 7.0, 0.9, 0), ("vehicle.motorcycle", 2.0, 3.2, 180),
+    ("vehicle.construction", 27.0, -5.8, 180), ("vehicle.motorcycle", 7.0, 0.9, 0),
+    ("vehicle.motorcycle", 2.0, 3.2, 180),
     ("vehicle.bicycle", 11.0, -3.2, 0), ("vehicle.bicycle", -14.0, -3.1, 0), ("human.pedestrian.adult", 8.0, -8.6, 0),
     ("human.pedestrian.adult", 15.0, -9.0, 180), ("human.pedestrian.adult", 13.0, 7.2, 90),
     ("human.pedestrian.adult", 4.0, 7.6, 180), ("human.pedestrian.child", -6.0, 7.4, 0),
@@ -55,7 +56,7 @@ _PAINT = (
 
 
 def street_frames(spec: InputSpec) -> dict[str, Frame]:
-    """The street, and what is left of it with sensors missing: every eighth point and no camera, or half the cameras."""
+    """The street, and what is left of it with sensors missing: every eighth point, or half the cameras."""
     frame = street_frame(spec.grid.reference)
     assert frame.points is not None
     if spec.lidar is not None:

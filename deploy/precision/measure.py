@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import onnx
 from onnx import numpy_helper
 
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
-from deploy.golden import QUANTITIES, Arrays, GoldenFrame, distinct, map_spreads, matched, sides
+from deploy.golden import QUANTITIES, Arrays, GoldenFrame, distinct, map_spreads, matched, score_spread, sides
 from deploy.tolerances import BOUNDS, REMEDY, Precision, Spread, Tolerances, exact, require_bounded, require_enough
 from perception.errors import InputError
 
@@ -92,30 +92,29 @@ def tolerances_of(measured: Sequence[Proof], precision: Precision) -> Tolerances
     Raises:
         InputError: beyond what the precision may be off by, or too few detections are found again.
     """
-    least = BOUNDS["fp32"]
-    spreads = {name: [getattr(least, name)] for name in QUANTITIES}
-    maps, recognised = [], 0.0
+    least, half = BOUNDS["fp32"], _half(precision)
+    boxes = {name: [getattr(least, name)] for name in QUANTITIES}
+    scores, maps, recognised = [least.score], [], least.recognised
     for frame, others in measured:
         for actual in others:
             for i, asked in enumerate(frame.compared):
-                same = matched(*sides(frame.outputs, actual, i), asked, _half(precision))
+                same = matched(*sides(frame.outputs, actual, i), asked, half)
                 for name in QUANTITIES:
                     spread = same.spread(name, ERRORS)
-                    spreads[name].append(_rounded(MARGIN * spread.each, spread.mean))
-            spreads["score"].append(
-                _rounded(MARGIN * float(np.abs(frame.outputs["scores"] - actual["scores"]).max()), 0)
-            )
+                    boxes[name].append(_rounded(MARGIN * spread.each, spread.mean))
+            off = score_spread(frame.outputs["scores"], actual["scores"])
+            scores.append(_rounded(MARGIN * off.each, MARGIN * off.mean))
             if "map" in actual:
-                off = map_spreads(frame.outputs["map"], actual["map"])
-                maps.append([_rounded(MARGIN * each.each, MARGIN * each.mean) for each in off])
+                maps.append(map_spreads(frame.outputs["map"], actual["map"]))
             if "recognised" in actual:
-                recognised = max(recognised, float(np.abs(frame.outputs["recognised"] - actual["recognised"]).max()))
-    of_map = tuple(_largest([*each, *least.map]) for each in zip(*maps, strict=True))
-    of_recognised = _rounded(MARGIN * recognised, 0).each
+                moved = float(np.abs(frame.outputs["recognised"] - actual["recognised"]).max())
+                recognised = max(recognised, _rounded(MARGIN * min(moved, 0.5), 0).each)
+    of_map = _of_map(maps)
     tolerances = Tolerances(
-        **{name: _largest(found) for name, found in spreads.items()},
+        score=_largest(scores),
+        **{name: _largest(found) for name, found in boxes.items()},
         map=of_map,
-        recognised=max(min(of_recognised, 1.0), least.recognised),
+        recognised=recognised,
         lost=BOUNDS[precision].lost,
     )
     try:
@@ -133,18 +132,27 @@ def tolerances_of(measured: Sequence[Proof], precision: Precision) -> Tolerances
     return tolerances
 
 
+def _of_map(maps: Sequence[Sequence[Spread]]) -> tuple[Spread, ...]:
+    """Of each class; a mean that is small by chance in one is no smaller than that of the classes together."""
+    least = BOUNDS["fp32"].map[0]
+    largest = [_largest(each) for each in zip(*maps, strict=True)]
+    usual = sum(each.mean for each in largest) / max(1, len(largest))
+    return tuple(_largest([_rounded(MARGIN * each.each, MARGIN * max(each.mean, usual)), least]) for each in largest)
+
+
 def _half(precision: Precision) -> Tolerances:
     """The bounds over `MARGIN`, however many are lost."""
     bound = BOUNDS[precision]
     halved = {
         name: Spread(each=getattr(bound, name).each / MARGIN, mean=getattr(bound, name).mean / MARGIN)
-        for name in QUANTITIES
+        for name in ("score", *QUANTITIES)
     }
     return bound.model_copy(update={**halved, "lost": 1.0})
 
 
-def _largest(spreads: list[Spread]) -> Spread:
-    return Spread(each=max(each.each for each in spreads), mean=max(each.mean for each in spreads))
+def _largest(spreads: Iterable[Spread]) -> Spread:
+    every = list(spreads)
+    return Spread(each=max(each.each for each in every), mean=max(each.mean for each in every))
 
 
 def _rounded(each: float, mean: float) -> Spread:
