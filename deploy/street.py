@@ -56,11 +56,11 @@ _PAINT = (
 
 
 def street_frames(spec: InputSpec) -> dict[str, Frame]:
-    """The street, and what is left of it with sensors missing: every eighth point, or half the cameras."""
+    """The street, and what is left of it with sensors missing: every sixteenth point, or half the cameras."""
     frame = street_frame(spec.grid.reference)
     assert frame.points is not None
     if spec.lidar is not None:
-        partial = replace(frame, points=frame.points[::8], cameras={})
+        partial = replace(frame, points=frame.points[::16], cameras={})
     else:
         partial = replace(frame, cameras={name: frame.cameras[name] for name in CAMERAS[::2]})
     return {"street": frame, "street-partial": partial}
