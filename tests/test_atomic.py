@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 OLD, NEW = {"a": "old", "sub/b": "old", "only-old": "old"}, {"a": "new", "sub/b": "new"}
 
 # Replaces the folder "bundle" again and again, each time in a process that kills itself before another step: one that
-# Python reports to audit hooks (open, mkdir, rename, remove, rmtree, scandir, calls of C functions), or the swap itself.
+# Python reports to audit hooks (open, mkdir, rename, remove, rmtree, scandir, calls of C), or the swap itself.
 KILLED = """
 import os, signal, sys
 from pathlib import Path

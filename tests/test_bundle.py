@@ -47,9 +47,9 @@ def test_manifest_describes_the_golden_frame_and_the_configuration() -> None:
 @pytest.mark.parametrize(
     ("version", "message"),
     [
-        (7, "this bundle is schema 7, this version reads 6; update this program, or export again with it"),
-        (5, "this bundle is schema 5, this version reads 6; export again"),
-        ("new", "this bundle is schema 'new', this version reads 6; export again"),
+        (8, "this bundle is schema 8, this version reads 7; update this program, or export again with it"),
+        (6, "this bundle is schema 6, this version reads 7; export again"),
+        ("new", "this bundle is schema 'new', this version reads 7; export again"),
     ],
 )
 def test_another_schema_version_says_so_whatever_else_is_new(tmp_path: Path, version: object, message: str) -> None:
@@ -94,6 +94,7 @@ def test_failure_while_writing_leaves_the_old_bundle(
     def full(self: Path, *_: object, original: object = None) -> None:
         raise OSError(28, "No space left on device")
 
+    monkeypatch.setattr("perception.atomic._exchange", lambda *_: False)  # as on a disk that cannot
     for method in ("write_bytes", "rename"):
         original = getattr(Path, method)
 
