@@ -33,7 +33,10 @@ WRITES = (
 )
 
 PILLARS = "pillar_points:1x12000x8x5,pillar_counts:1x12000,pillar_cells:1x12000"
-TOOLS = ("cat", "cut", "date", "dirname", "grep", "head", "mkdir", "mv", "rm", "sed", "sh", "sha256sum", "tail", "wc")
+TOOLS = (
+    "basename", "cat", "cut", "date", "dirname", "grep", "head", "mkdir", "mv", "openssl", "rm", "sed", "sh",
+    "sha256sum", "tail", "wc",
+)  # fmt: skip
 
 
 def packaged(folder: Path, target: str, dla: bool = False, refittable: bool = False) -> BuildPackage:
@@ -148,7 +151,9 @@ def test_script_refuses_a_machine_without_trtexec(tmp_path: Path) -> None:
 
 
 def test_script_refuses_arguments(tmp_path: Path) -> None:
-    refused(Device(tmp_path, 100300).builds(packaged(tmp_path, "orin"), "--fast"), "takes no arguments")
+    device, package = Device(tmp_path, 100300), packaged(tmp_path, "orin")
+    refused(device.builds(package, "--fast", "--faster"), "takes the public key that must have signed this package")
+    refused(device.builds(package, "--fast"), "--fast: no such key")
 
 
 def test_script_refuses_the_engine_of_another_gpu(tmp_path: Path) -> None:

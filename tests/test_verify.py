@@ -10,8 +10,9 @@ from pathlib import Path
 
 import onnx
 import pytest
-from exported import bundle, copied, keys, rewritten
+from exported import bundle, copied, keys, rewritten, trusting
 from onnx import TensorProto
+from test_vehicle_imports import python
 
 from deploy.bundle import Bundle
 from deploy.runtime import Runtime
@@ -165,3 +166,21 @@ def test_a_damaged_bundle_ends_with_exit_code_2(tmp_path: Path) -> None:
     assert (shown.returncode, shown.stdout) == (2, "")
     assert shown.stderr.startswith(f"perception: {path}/golden.safetensors: was changed")
     assert shown.stderr.count("\n") == 1
+
+
+def test_a_vehicle_verifies_without_torch_and_onnx(tmp_path: Path) -> None:
+    """The command itself, in a process that cannot import them, says what one says that can."""
+    path, (key, public) = copied(tmp_path / "bundle", "rain"), keys(tmp_path)
+    path = rewritten(path, sign=key)
+    arguments = ["perception", "verify", str(path), "--key", str(public), "--state", str(tmp_path / "state"), "--json"]
+    done = python(f"import sys\nsys.argv = {arguments}\nfrom perception.cli import main\nmain()")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout) == verify(path, trusting(public))
+    model = onnx.load(bundle().onnx)
+    one_node_more(model)
+    path = rewritten(copied(tmp_path / "other"), onnx=model.SerializeToString())
+    done = python(
+        f"import sys\nsys.argv = {['perception', 'verify', str(path)]}\nfrom perception.cli import main\nmain()"
+    )
+    assert done.returncode == 2
+    assert "operators: Softsign is 1, the manifest says that there is none" in done.stderr
