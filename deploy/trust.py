@@ -45,10 +45,8 @@ class Trust:
         """Raise InputError where the manifest `file` has expired, or is of an older release than one that ran."""
         now = datetime.now(timezone.utc)
         if expires is not None and expires <= now:
-            raise InputError(
-                f"{file}: expired at {expires:%Y-%m-%d %H:%M} UTC, and the clock says {now:%Y-%m-%d %H:%M}; take a "
-                "newer release"
-            )
+            end, today = (f"{time.astimezone(timezone.utc):%Y-%m-%d %H:%M}" for time in (expires, now))
+            raise InputError(f"{file}: expired at {end} UTC, and the clock says {today}; take a newer release")
         highest = self.highest()
         if release < highest and not self.allow_older:
             raise InputError(

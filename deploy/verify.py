@@ -8,7 +8,7 @@ from pathlib import Path
 from rich.table import Table
 
 from deploy.build_package import SUMS, SUMS_SIGNATURE
-from deploy.bundle import CALIBRATION, ENGINES, ROUTES, SIGNATURE, Bundle
+from deploy.bundle import CALIBRATION, ENGINES, SIGNATURE, Bundle
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
 from deploy.integrity import Content, read_unchanged, require_inside, require_nothing_else
 from deploy.manifest import MANIFEST, Calibration, Manifest, TensorInfo
@@ -104,7 +104,7 @@ def _verify_package(path: Path, trust: Trust | None) -> dict[str, str]:
         digest, _, name = line.partition("  ")
         require_inside(path, name)
         digests[name] = digest
-    free = [f"bundle/{ENGINES}", *(f"{name.removesuffix(MANIFEST)}{ENGINES}" for name in digests if ROUTES in name)]
+    free = [name.removesuffix(MANIFEST) + ENGINES for name in digests if name.endswith(f"/{MANIFEST}")]
     require_nothing_else(path, {SUMS, SUMS_SIGNATURE, "build.log", *digests}, free)
     for name, digest in digests.items():
         read_unchanged(path / name, digest, "copy the package again")

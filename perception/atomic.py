@@ -106,8 +106,8 @@ def _exchange(a: Path, b: Path) -> bool:
 
 def _flush(path: Path) -> None:
     """Have the disk itself keep a file, or the names in a folder."""
-    if os.name != "posix" and path.is_dir():
-        return  # only POSIX opens folders
+    if os.name != "posix":
+        return  # elsewhere folders cannot be opened, nor files for this alone
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

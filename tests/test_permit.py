@@ -11,7 +11,6 @@ import json
 import subprocess
 import sys
 import types
-from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
@@ -21,6 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_build_package import Device, refused
 from test_refit import trained_further
+from typer.testing import CliRunner
 
 from deploy.build import build
 from deploy.build_package import BuildPackage
@@ -32,6 +32,7 @@ from deploy.runtime import Runtime
 from deploy.sign import sign
 from deploy.targets import TARGETS
 from deploy.verify import verify
+from perception.cli import app
 from perception.errors import InputError
 
 
@@ -45,14 +46,20 @@ class OfOnnxRuntime(OnnxRuntimeEngine):
 
 
 @pytest.fixture
-def device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Device]:
-    """A Jetson Orin with TensorRT 10.3.0, whose module calls itself 10.3.0.30."""
+def device(tmp_path: Path) -> Device:
+    """A Jetson Orin with the trtexec of TensorRT 10.3.0."""
+    return Device(tmp_path / "device", 100300)
+
+
+def drive(path: Path, public: Path, network: bytes | None = None) -> Runtime:
+    """On a device whose TensorRT calls itself 10.3.0.30 in Python, and runs this network for every plan."""
     trt = types.ModuleType("tensorrt")
     trt.__version__ = "10.3.0.30"  # type: ignore[attr-defined]
-    monkeypatch.setitem(sys.modules, "tensorrt", trt)
-    monkeypatch.setattr("deploy.engines.tensorrt_plan.TensorRtEngine", OfOnnxRuntime)
-    monkeypatch.setattr(OfOnnxRuntime, "network", bundle().onnx.read_bytes())
-    return Device(tmp_path / "device", 100300)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, "tensorrt", trt)
+        patch.setattr("deploy.engines.tensorrt_plan.TensorRtEngine", OfOnnxRuntime)
+        patch.setattr(OfOnnxRuntime, "network", network or bundle().onnx.read_bytes())
+        return Runtime(path, "orin", trusting(public))
 
 
 @pytest.fixture
@@ -80,21 +87,20 @@ def test_a_plan_that_the_device_compiled_runs_under_a_key_that_is_not_there(
     assert (done.returncode, done.stderr) == (0, "")
     path = Path(package.package) / "bundle"
     assert not list((path / "engines").glob("*.sig"))
-    Runtime(path, "orin", trusting(public))
+    drive(path, public)
     assert trusting(public).highest() == 4
     assert "orin by tensorrt 10.3.0, not signed" in verify(Path(package.package), trusting(public))["engines"]
 
 
 def test_what_the_golden_frame_refuses_does_not_run_though_it_is_permitted(
-    tmp_path: Path, device: Device, owner: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, device: Device, owner: tuple[Path, Path]
 ) -> None:
     key, public = owner
     package = delivered(tmp_path, key)
     device.builds(package, str(public))
     other = trained_further(onnx.load(bundle().onnx)).SerializeToString()
-    monkeypatch.setattr(OfOnnxRuntime, "network", other)
     with pytest.raises(InputError, match="does not compute the exported network"):
-        Runtime(Path(package.package) / "bundle", "orin", trusting(public))
+        drive(Path(package.package) / "bundle", public, other)
 
 
 def test_a_bundle_that_demands_signatures_gets_them_from_perception_sign(
@@ -105,7 +111,7 @@ def test_a_bundle_that_demands_signatures_gets_them_from_perception_sign(
     device.builds(package)
     path = Path(package.package) / "bundle"
     with pytest.raises(InputError) as error:
-        Runtime(path, "orin", trusting(public))
+        drive(path, public)
     assert str(error.value) == (
         f"{path}/engines/orin.json: is not signed, and the manifest does not permit tensorrt 10.3.0 to compile for "
         f"orin without; sign it with `perception sign {path} --target orin --key PRIVATE`"
@@ -114,7 +120,7 @@ def test_a_bundle_that_demands_signatures_gets_them_from_perception_sign(
     with pytest.raises(InputError, match=r"manifest\.json: is not signed by the key"):
         sign(path, stranger, "orin")
     sign(path, key, "orin")
-    Runtime(path, "orin", trusting(public))
+    drive(path, public)
     assert "orin by tensorrt 10.3.0, signed" in verify(path, trusting(public))["engines"]
     (path / "engines" / "orin.sig").write_bytes(bytes(64))  # a bad signature is not taken for none
     with pytest.raises(InputError, match=r"orin\.sig: not the signature of orin\.json"):
@@ -258,8 +264,8 @@ def test_the_readme_has_the_commands_that_check_the_package(
 def test_a_bundle_is_signed_after_its_export(tmp_path: Path, owner: tuple[Path, Path]) -> None:
     key, public = owner
     path = copied(tmp_path / "bundle", "rain")
-    signed = sign(path, key)
-    assert signed == {"signed": f"{path}/manifest.json", "key": Bundle.load(path).manifest.signer}
+    done = CliRunner().invoke(app, ["sign", str(path), "--key", str(key), "--json"])
+    assert json.loads(done.stdout) == {"signed": f"{path}/manifest.json", "key": Bundle.load(path).manifest.signer}
     assert Runtime(path, trust=trusting(public)).bundle.manifest.files == bundle("rain").manifest.files
     new, new_public = keys(tmp_path / "new")
     sign(path, new)

@@ -10,16 +10,17 @@ from pathlib import Path
 
 import onnx
 import pytest
-from exported import QUIET, bundle, checkpoint, copied, keys, rewritten, trusting
+from exported import bundle, checkpoint, copied, keys, rewritten, trusting
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import numpy_helper
+from typer.testing import CliRunner
 
 from deploy.bundle import Bundle
-from deploy.export import export
-from deploy.release import Release, parse_expiry
+from deploy.release import parse_expiry
 from deploy.runtime import Runtime
 from deploy.trust import Trust
+from perception.cli import app
 from perception.errors import InputError
 
 NOW = datetime.now(timezone.utc).replace(microsecond=0)
@@ -124,12 +125,12 @@ def test_what_cannot_be_remembered_does_not_run(tmp_path: Path) -> None:
 
 def test_an_export_states_its_release(tmp_path: Path) -> None:
     key, public = keys(tmp_path / "keys")
-    expires = parse_expiry("2999-06-30T12:00+02:00")
-    stated = Release(5, expires, sign=key, signed_plans=True)
-    made = export(checkpoint(), tmp_path / "bundle", console=QUIET, release=stated)
-    manifest = Bundle.load(made.path, trusting(public)).manifest
+    stated = ["--release", "5", "--expires", "2999-06-30T12:00+02:00", "--signed-plans", "--sign", str(key)]
+    done = CliRunner().invoke(app, ["export", str(checkpoint()), "--out", str(tmp_path / "bundle"), *stated])
+    assert done.exit_code == 0, done.output
+    manifest = Bundle.load(tmp_path / "bundle", trusting(public)).manifest
+    expires = datetime(2999, 6, 30, 10, tzinfo=timezone.utc)
     assert (manifest.release, manifest.expires, manifest.builds) == (5, expires, ())
-    assert expires == datetime(2999, 6, 30, 10, tzinfo=timezone.utc)
     assert {permit.target for permit in bundle().manifest.builds} == {"orin", "thor", "drive-orin", "drive-thor"}
 
 
@@ -151,6 +152,7 @@ def test_commands_keep_the_release_where_they_are_told(tmp_path: Path) -> None:
 import os
 from pathlib import Path
 from typer.testing import CliRunner
+from perception.cli import app
 from perception.cli import app
 from perception.errors import InputError
 def run(*more, **environment):

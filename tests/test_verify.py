@@ -33,7 +33,7 @@ def test_what_is_verified_is_told(tmp_path: Path) -> None:
     assert verify(path)["signature"] == "not checked, no --key was given"
     assert verify(bundle().path)["signature"] == "none"
     manifest = bundle("rain").manifest
-    told = json.loads(perception("verify", path, "--key", public, "--json").stdout)
+    told = json.loads(perception("verify", path, "--key", public, "--state", tmp_path, "--json").stdout)
     assert told == {
         "manifest": f"schema 7, sha256 {json.loads((path / 'manifest.json').read_text())['sha256']}",
         "release": "0, without end",
@@ -51,7 +51,7 @@ def test_what_is_verified_is_told(tmp_path: Path) -> None:
         "trained on": "the checkpoint did not say",
         "license": "not stated",
     }
-    shown = perception("verify", path, "--key", public)
+    shown = perception("verify", path, "--key", public, "--state", tmp_path)
     assert shown.returncode == 0
     assert all(what in shown.stdout for what in told)
 
