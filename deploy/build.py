@@ -11,7 +11,8 @@ import onnxruntime
 from rich.console import Console
 
 from deploy.build_package import BuildPackage, write_package
-from deploy.bundle import ONNX, Bundle, EngineRecord
+from deploy.bundle import ONNX, Bundle
+from deploy.engine_record import EngineRecord
 from deploy.engines import open_engine
 from deploy.engines.tensorrt import build_engine, compiles_here, installed
 from deploy.refit import require_same_structure
@@ -19,7 +20,7 @@ from deploy.targets import Target, find_target
 from perception.errors import InputError
 
 if TYPE_CHECKING:
-    from deploy.signature import Sign
+    from deploy.signature import Signer
 
 
 def build(
@@ -40,7 +41,8 @@ def build(
     Args:
         dla: place on the target's DLA what it can run.
         out: folder of the build package; `<bundle>-<target>` beside the bundle by default.
-        sign: private key (PEM, `deploy.signature`) that signs the plan's record.
+        sign: private key (PEM, `deploy.signature`) that signs the plan's record, or the package; it must have signed
+            the bundle.
         refittable: compile a plan that can take the weights of a later bundle (`refit`).
 
     Returns:
@@ -61,24 +63,23 @@ def build(
         raise InputError(f"{target.name}: compiles here, into the bundle; --out is for targets that compile elsewhere")
     if dla and bundle.manifest.precision == "fp32":
         console.print("A DLA runs fp16 and int8 only: all layers of this fp32 bundle will stay on the GPU.")
-    if sign is not None and (elsewhere or target.compiler == "onnxruntime"):
-        why = f"the {target.device} compiles it itself" if elsewhere else "its network is the bundle's own"
-        raise InputError(f"--sign: there is no plan for {target.name} to sign here; {why}")
+    if sign is not None and target.compiler == "onnxruntime":
+        raise InputError(f"--sign: there is no plan for {target.name} to sign; its network is the bundle's own")
+    signer = _signer(sign, bundle)
     if elsewhere:
-        package = write_package(
-            bundle, target, out or path.resolve().with_name(f"{path.resolve().name}-{target.name}"), dla, refittable
-        )
+        folder = out or path.resolve().with_name(f"{path.resolve().name}-{target.name}")
+        package = write_package(bundle, target, folder, dla, refittable, signer)
         console.print(
             f"{target.name}: TensorRT compiles on the {target.device} itself. Copy {package.package} there and run "
             f"build.sh ({target.compiler} {package.versions})"
         )
         return package
-    signed, parts = _signer(sign), (bundle, *bundle.routes.values())
+    parts = (bundle, *bundle.routes.values())
     with console.status(f"Compiling for {target.device}"):
         if target.compiler == "onnxruntime":
             records = [_build_cpu(part, target) for part in parts]
         else:
-            records = [_build_plan(part, target, dla, refittable, signed) for part in parts]
+            records = [_build_plan(part, target, dla, refittable, signer) for part in parts]
     for part, record in zip(parts, records, strict=True):
         size = f"{record.plan_bytes / 1e6:.1f} MB" if record.plan_bytes else "no plan to keep"
         console.print(
@@ -98,7 +99,7 @@ def refit(
     Args:
         old: has a plan that was built `refittable`, by the compiler that is here, of a network of the same structure
             (`deploy.refit`).
-        sign: private key (PEM, `deploy.signature`) that signs the plan's record.
+        sign: private key (PEM, `deploy.signature`) that signs the plan's record; it must have signed the bundle.
 
     Raises:
         InputError: no bundle or key, an unknown target or one without plans, no such plan, no compiler here, or a
@@ -109,25 +110,26 @@ def refit(
         raise InputError(f"{target.name}: has no plan to refit; ONNX Runtime takes any bundle as it is")
     if bundle.routes.keys() != source.routes.keys():
         raise InputError(f"{path}: has networks for other routes than {old}; build it anew, without --refit-from")
-    record = _refit(bundle, source, target, _signer(sign))
+    signer = _signer(sign, bundle)
+    record = _refit(bundle, source, target, signer)
     for route, part in bundle.routes.items():
-        _refit(part, source.routes[route], target, _signer(sign))
+        _refit(part, source.routes[route], target, signer)
     (console or Console()).print(
         f"{target.name} ({target.device}): the plan of {old}, to run with the weights of {path}; nothing was compiled"
     )
     return record
 
 
-def _refit(bundle: Bundle, source: Bundle, target: Target, sign: Sign | None) -> EngineRecord:
-    plan, record = source.plan(target.name, installed(target)), source.engine_record(target.name)
-    if not record.refittable:
+def _refit(bundle: Bundle, source: Bundle, target: Target, signer: Signer | None) -> EngineRecord:
+    plan = source.plan(target.name, installed(target))
+    if not plan.record.refittable:
         raise InputError(
-            f"{plan}: was not compiled to be refitted; run `perception build {source.path} --target {target.name} "
+            f"{plan.path}: was not compiled to be refitted; run `perception build {source.path} --target {target.name} "
             "--refit`"
         )
-    require_same_structure(bundle.onnx, source.onnx)
-    record = record.model_copy(update={"sha256": "", "weights_sha256": bundle.manifest.files[ONNX]})
-    bundle.add_plan(plan.read_bytes(), record, sign)
+    require_same_structure(bundle.read(ONNX), source.read(ONNX))
+    record = plan.record.model_copy(update={"sha256": "", "weights_sha256": bundle.manifest.files[ONNX]})
+    bundle.add_plan(plan.data, record, signer)
     return record
 
 
@@ -143,17 +145,20 @@ def _require_refittable(bundle: Bundle, target: Target, dla: bool) -> None:
         raise InputError(f"{target.name}: {reason}; leave out --refit")
 
 
-def _signer(key: Path | None) -> Sign | None:
+def _signer(key: Path | None, bundle: Bundle) -> Signer | None:
+    """InputError: the bundle is not this key's."""
     if key is None:
         return None
     from deploy.signature import signer  # what builds without a key needs no cryptography
 
-    return signer(key)
+    of_key = signer(key)
+    bundle.require_signed_by(of_key)
+    return of_key
 
 
-def _build_plan(bundle: Bundle, target: Target, dla: bool, refittable: bool, sign: Sign | None) -> EngineRecord:
+def _build_plan(bundle: Bundle, target: Target, dla: bool, refittable: bool, signer: Signer | None) -> EngineRecord:
     start = time.perf_counter()
-    plan = build_engine(bundle.onnx.read_bytes(), target, dla, refittable, bundle.manifest.input_shapes)
+    plan = build_engine(bundle.read(ONNX).data, target, dla, refittable, bundle.manifest.input_shapes)
     record = EngineRecord(
         target=target.name,
         compiler=plan.compiler,
@@ -165,7 +170,7 @@ def _build_plan(bundle: Bundle, target: Target, dla: bool, refittable: bool, sig
         onnx_sha256=bundle.manifest.files[ONNX],
         weights_sha256=bundle.manifest.files[ONNX],
     )
-    bundle.add_plan(plan.content, record, sign)
+    bundle.add_plan(plan.content, record, signer)
     return record
 
 

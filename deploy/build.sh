@@ -8,8 +8,22 @@ unfit() {
     exit 2
 }
 
+[ $# -le 1 ] || unfit "takes the public key that must have signed this package, or nothing; README.md says more"
+key=${1-}
+if [ -n "$key" ]; then
+    [ -f "$key" ] || unfit "$key: no such key"
+    key=$(cd "$(dirname "$key")" && pwd -P)/$(basename "$key")
+fi
 cd "$(dirname "$0")"
-[ $# -eq 0 ] || unfit "takes no arguments; README.md says what it does"
+if [ -n "$key" ]; then  # before anything of the package is used; that this script is whole only its caller can check
+    case "$key" in
+        "$(pwd -P)"/*) unfit "$key: the key lies in the package, whose maker could be anyone; take one from elsewhere" ;;
+    esac
+    [ -f SHA256SUMS.sig ] || unfit "this package is not signed (SHA256SUMS.sig is missing); build it with --sign"
+    command -v openssl >/dev/null || unfit "no openssl to check the signature with"
+    openssl pkeyutl -verify -rawin -in SHA256SUMS -sigfile SHA256SUMS.sig -pubin -inkey "$key" >/dev/null 2>&1 ||
+        unfit "SHA256SUMS was not signed by $key, or was changed since"
+fi
 if ! checked=$(LC_ALL=C sha256sum -c SHA256SUMS 2>/dev/null); then
     changed=$(echo "$checked" | sed -n 's/: FAILED.*//p' | head -n 1)
     unfit "${changed:-SHA256SUMS}: is missing or was changed; copy the package again"

@@ -4,6 +4,7 @@
     build.sh      checks the package and the device's TensorRT, compiles, and writes the engine's record
     README.md     the same for people, with the exact commands
     SHA256SUMS    of all of these
+    SHA256SUMS.sig   the signature of SHA256SUMS, where a key was given
 
 Options of trtexec are those of TensorRT 10 and 11 (docs.nvidia.com/deeplearning/tensorrt, "Migrating trtexec Usage from
 TensorRT 10.x to 11.x", "Building and Launching the Loadable"). The script is tested with a stand-in for trtexec, which
@@ -16,6 +17,7 @@ import shutil
 import textwrap
 from importlib.resources import files
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from deploy.bundle import ENGINES, Bundle
 from deploy.integrity import sha256
@@ -25,7 +27,10 @@ from perception.data.inputs import PILLARS
 from perception.errors import InputError
 from perception.section import Section
 
-SUMS = "SHA256SUMS"
+if TYPE_CHECKING:
+    from deploy.signature import Signer
+
+SUMS, SUMS_SIGNATURE = "SHA256SUMS", "SHA256SUMS.sig"
 
 README = """# {name} for {device}
 
@@ -33,9 +38,9 @@ Copy this folder to the {device} and run
 
     sh build.sh
 
-It checks every file against {sums}, finds `trtexec` (on the PATH or in /usr/src/tensorrt/bin), checks that its TensorRT
-is {versions}, compiles, checks that the GPU has compute capability {capabilities}, and leaves the engine and its
-record in `bundle/engines`, where the runtime looks for them. What it runs:
+{signed}It checks every file against {sums}, finds `trtexec` (on the PATH or in /usr/src/tensorrt/bin), checks that its
+TensorRT is {versions}, compiles, checks that the GPU has compute capability {capabilities}, and leaves the engine and
+its record in `bundle/engines`, where the runtime looks for them. What it runs:
 
 {commands}
 
@@ -49,6 +54,18 @@ Where this project and TensorRT's Python module are installed on the device, `bu
 Neither was run on a {device} when this was written. The runtime runs the golden frame of the bundle before its first
 real one, and refuses an engine that computes something else.
 {dla_note}"""
+
+SIGNED = """with the public key of who made it, which must not come with this folder:
+
+    sh build.sh /path/to/public.pem
+
+Then it checks the signature of {sums} by openssl before all else. A script that was changed would not: without trust in
+this folder, check it by what is on the device already, `perception verify . --key /path/to/public.pem` or
+
+    openssl pkeyutl -verify -rawin -in {sums} -sigfile {sums}.sig -pubin -inkey /path/to/public.pem
+    sha256sum -c {sums}
+
+"""
 
 DLA_NOTE = """
 Layers that the DLA cannot run stay on the GPU, and trtexec says so only in `build.log`. A DLA runs FP16 and INT8; this
@@ -65,10 +82,15 @@ class BuildPackage(Section):
     commands: dict[str, str]  # what build.sh runs, for each major version of TensorRT, a line for each network
 
 
-def write_package(bundle: Bundle, target: Target, out: Path, dla: bool, refittable: bool) -> BuildPackage:
+def write_package(
+    bundle: Bundle, target: Target, out: Path, dla: bool, refittable: bool, signer: Signer | None = None
+) -> BuildPackage:
     """Write the build package of a bundle for a TensorRT target to the folder `out`, replacing one that is there.
 
     Engines that the bundle already has stay behind: they were compiled elsewhere.
+
+    Args:
+        signer: signs SHA256SUMS.
 
     Raises:
         InputError: `out` exists and is no build package, or cannot be written; what was there stays.
@@ -81,9 +103,12 @@ def write_package(bundle: Bundle, target: Target, out: Path, dla: bool, refittab
         script = fresh / "build.sh"
         script.write_text(_script(bundle, target, dla, refittable))
         script.chmod(0o755)
-        (fresh / "README.md").write_text(_readme(bundle, target, package, dla, refittable))
+        (fresh / "README.md").write_text(_readme(bundle, target, package, dla, refittable, signer))
         names = sorted(str(path.relative_to(fresh)) for path in fresh.rglob("*") if path.is_file())
-        (fresh / SUMS).write_text("".join(f"{sha256(fresh / name)}  {name}\n" for name in names))
+        sums = "".join(f"{sha256(fresh / name)}  {name}\n" for name in names).encode()
+        (fresh / SUMS).write_bytes(sums)
+        if signer is not None:
+            (fresh / SUMS_SIGNATURE).write_bytes(signer.sign(sums))
     return package
 
 
@@ -146,12 +171,15 @@ def _script(bundle: Bundle, target: Target, dla: bool, refittable: bool) -> str:
     return script
 
 
-def _readme(bundle: Bundle, target: Target, package: BuildPackage, dla: bool, refittable: bool) -> str:
+def _readme(
+    bundle: Bundle, target: Target, package: BuildPackage, dla: bool, refittable: bool, signer: Signer | None
+) -> str:
     commands = "\n\n".join(f"# TensorRT {major}\n{command}" for major, command in package.commands.items())
     return README.format(
         name=bundle.manifest.name,
         device=target.device,
         sums=SUMS,
+        signed=SIGNED.format(sums=SUMS) if signer else "",
         versions=package.versions,
         capabilities=_capabilities(target, " or "),
         commands=textwrap.indent(commands, "    "),

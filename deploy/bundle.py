@@ -12,75 +12,69 @@
     routes/               bundles of the same checkpoint for other routes, where each has a network of its own
 
 Manifest and records carry their own sha256 too, and a file that the manifest does not name is refused, except in
-engines/, which is filled later: so no byte of a bundle can change unnoticed. Who knows how can compute all hashes anew,
-though: that nobody did is what a signature and a key tell. No torch here: a bundle is read on the vehicle.
+engines/, which is filled later: so no byte of a bundle can change unnoticed. Anyone can compute all hashes anew, but
+only a signature tells that nobody did. The bytes that are used are those that were hashed. No torch here: a bundle is
+read on the vehicle.
 """
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
+from deploy.engine_record import EngineRecord, StoredPlan
 from deploy.golden import Arrays, GoldenFrame, require_golden
 from deploy.golden_file import golden_content, read_golden
-from deploy.integrity import Sealed, require_inside, require_nothing_else, require_unchanged, sha256
-from deploy.manifest import MANIFEST, Manifest, read_manifest
-from perception.atomic import folder_written_whole, write_atomically
+from deploy.honoured import require_honoured
+from deploy.integrity import Content, read_unchanged, require_inside, require_nothing_else, sha256
+from deploy.manifest import MANIFEST, Manifest, parse_manifest, read_manifest
+from deploy.onnx_file import require_self_contained
+from deploy.targets import same_compiler
+from deploy.trust import Trust
+from perception.atomic import folder_written_whole, put_back, write_atomically
 from perception.data.inputs import InputSpec
 from perception.errors import InputError
 
 if TYPE_CHECKING:
-    from deploy.signature import Sign
+    from deploy.signature import Signer
 
 ONNX, GOLDEN, MODULES, ENGINES, SIGNATURE = "model.onnx", "golden.safetensors", "modules", "engines", "manifest.sig"
 CPU_ONNX, CALIBRATION, ROUTES = "model.cpu.onnx", "calibration.json", "routes"
 
 
-class EngineRecord(Sealed):
-    """engines/<target>.json: where a plan came from, and which network it runs."""
-
-    target: str
-    compiler: str  # with its version
-    layers: int
-    seconds: float
-    plan_bytes: int
-    plan_sha256: str
-    refittable: bool  # whether it was compiled to take other weights
-    onnx_sha256: str  # of the model.onnx that was compiled
-    weights_sha256: str  # of the model.onnx whose weights it runs with: the same, or one of the same structure
-
-    @property
-    def refitted(self) -> bool:
-        """Whether the plan is to be given other weights than it was compiled with."""
-        return self.weights_sha256 != self.onnx_sha256
-
-
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle on disk whose hashes were right when it was opened."""
+    """A bundle on disk whose hashes were right when it was opened, and are checked again whenever a file is used."""
 
     path: Path
     manifest: Manifest
-    key: Path | None = None  # that signed the manifest, and must have signed an engine's record
+    trust: Trust | None = None  # by which the manifest was accepted, and plans are
     routes: Mapping[str, Bundle] = field(default_factory=dict)  # for other routes
 
     @staticmethod
-    def load(path: Path, key: Path | None = None) -> Bundle:
+    def load(path: Path, trust: Trust | None = None) -> Bundle:
         """Open the bundle in the folder `path`.
 
         Args:
-            key: the public key (PEM, `deploy.signature`) of whom to trust; None trusts everyone who can write files.
+            trust: who must have signed it, and how old it may be; None trusts everyone who can write files.
 
         Raises:
-            InputError: it is no bundle, has another schema version, a file is missing, was changed or does not belong
-                there, a path leads out of the folder, or it was not signed by `key`.
+            InputError: it is no bundle, has another schema version, names classes or conditions that this software
+                does not have, a file is missing, was changed or does not belong there, a graph keeps weights
+                elsewhere, a path leads out of the folder, or `trust` refuses it.
         """
-        manifest = read_manifest(path, key)
+        put_back(path)
+        return Bundle._opened(path, read_manifest(path, trust), trust)
+
+    @staticmethod
+    def _opened(path: Path, manifest: Manifest, trust: Trust | None) -> Bundle:
+        """The bundle of a manifest that was accepted; those of other routes are, by the hashes in it."""
+        require_honoured(path / MANIFEST, manifest)
         for name in manifest.files:
             require_inside(path, name)
         apart = {route: f"{ROUTES}/{route}" for route in manifest.apart}
@@ -89,9 +83,20 @@ class Bundle:
                 raise InputError(f"{path / MANIFEST}: does not name {name}; export the bundle again")
         free = (ENGINES, *(f"{folder}/{ENGINES}" for folder in apart.values()))
         require_nothing_else(path, {MANIFEST, SIGNATURE, *manifest.files}, free)
-        for name, digest in manifest.files.items():
-            require_unchanged(path / name, digest, "export the bundle again")
-        return Bundle(path, manifest, key, {route: Bundle.load(path / folder, key) for route, folder in apart.items()})
+        bundle = Bundle(path, manifest, trust)
+        for name in manifest.files:
+            content = bundle.read(name)
+            if name in (ONNX, CPU_ONNX):
+                require_self_contained(content)
+        routes = {
+            route: Bundle._opened(path / folder, parse_manifest(bundle.read(f"{folder}/{MANIFEST}")), trust)
+            for route, folder in apart.items()
+        }
+        return replace(bundle, routes=routes)
+
+    def read(self, name: str) -> Content:
+        """A file that the manifest names, as it is used; InputError where it is not what the manifest says."""
+        return read_unchanged(self.path / name, self.manifest.files[name], "export the bundle again")
 
     @property
     def spec(self) -> InputSpec:
@@ -120,31 +125,31 @@ class Bundle:
                 to compare.
         """
         graph = graph if graph in self.manifest.files else ONNX
-        return read_golden(self.path / GOLDEN, self.manifest, graph)
+        return read_golden(self.read(GOLDEN), self.manifest, graph)
 
     def require_golden(self, run: Callable[[Arrays], Arrays], who: str, graph: str = ONNX) -> None:
         """Raise WrongEngine unless `run` gives the outputs of `graph` for the golden frames, within the tolerances."""
         require_golden(self.golden_frames(graph), run, who, self.manifest.tolerances)
 
-    def plan(self, target: str, compiler: str | None = None) -> Path:
-        """The plan compiled for `target`, checked against its record and this network.
+    def plan(self, target: str, compiler: str | None = None) -> StoredPlan:
+        """The plan compiled for `target` with its record, checked against it and this network.
 
         Args:
             compiler: the one of the machine that is to run it, with its version: plans of others do not load.
                 None takes a plan of any.
 
         Raises:
-            InputError: there is none, it was changed or not signed by the bundle's key, or it was compiled from
-                another network, for another target or by another compiler.
+            InputError: there is none, it was changed or is not trusted, or it was compiled from another network, for
+                another target or by another compiler.
         """
-        record, plan = self.engine_record(target), self.path / ENGINES / f"{target}.plan"
+        record, plan = self._record(target), self.path / ENGINES / f"{target}.plan"
         remedy = self._build(target)
-        if compiler not in (None, record.compiler.split(" with ")[0]):  # a DLA is no other compiler
+        compiled_by = record.compiler.split(" with ")[0]  # a DLA is no other compiler
+        if compiler is not None and not same_compiler(compiler, compiled_by):
             raise InputError(f"{plan}: compiled by {record.compiler}, but here is {compiler}; {remedy}")
-        require_unchanged(plan, record.plan_sha256, remedy)
-        return plan
+        return StoredPlan(plan, read_unchanged(plan, record.plan_sha256, remedy).data, record)
 
-    def engine_record(self, target: str) -> EngineRecord:
+    def _record(self, target: str) -> EngineRecord:
         """Where the plan for `target` came from. Raises as `plan` does, which checks the plan itself as well."""
         names = (f"{ENGINES}/{target}.{suffix}" for suffix in ("json", "plan", "sig"))
         for name in names:
@@ -157,34 +162,62 @@ class Bundle:
             raise InputError(f"{self.path}: no engine for {target}; {remedy}") from None
         except ValidationError:
             raise InputError(f"{file}: not an engine record of this version; {remedy}") from None
-        if self.key is not None:
-            from deploy.signature import require_signed
-
-            require_signed(file, content, self.key)
+        if self.trust is not None and file.with_suffix(".sig").exists():
+            self.trust.require_signed(file, content)
         if content != record.sealed():
             raise InputError(f"{file}: was changed (its sha256 differs); {remedy}")
         if record.target != target:
             raise InputError(f"{file}: is of an engine for {record.target}; {remedy}")
         if record.weights_sha256 != self.manifest.files[ONNX] or (record.refitted and not record.refittable):
             raise InputError(f"{file.with_suffix('.plan')}: compiled from another network; {remedy}")
+        if self.trust is not None and not file.with_suffix(".sig").exists():
+            self._require_permitted(file, record)
         return record
 
-    def add_plan(self, plan: bytes, record: EngineRecord, sign: Sign | None = None) -> Path:
+    def _require_permitted(self, file: Path, record: EngineRecord) -> None:
+        """Raise InputError unless the manifest permits this plan to run without a signature (`deploy.permit`)."""
+        if record.refitted:
+            reason = "the manifest cannot permit a plan of another bundle's network"
+        elif not any(permit.covers(record.target, record.compiler) for permit in self.manifest.builds):
+            reason = f"the manifest does not permit {record.compiler} to compile for {record.target} without"
+        else:
+            return
+        raise InputError(
+            f"{file}: is not signed, and {reason}; sign it with "
+            f"`perception sign {self.path} --target {record.target} --key PRIVATE`"
+        )
+
+    def add_plan(self, plan: bytes, record: EngineRecord, signer: Signer | None = None) -> Path:
         """Store a compiled plan. The record is written last: without it, or with an older one, the plan is refused."""
         file, content = self.path / ENGINES / f"{record.target}.plan", record.sealed()
         require_inside(self.path, ENGINES)
         file.parent.mkdir(exist_ok=True)
         write_atomically(file, plan)
-        if sign is None:
+        if signer is None:
             file.with_suffix(".sig").unlink(missing_ok=True)
         else:
-            write_atomically(file.with_suffix(".sig"), sign(content))
+            write_atomically(file.with_suffix(".sig"), signer.sign(content))
         write_atomically(file.with_suffix(".json"), content)
         return file
+
+    def require_signed_by(self, signer: Signer) -> None:
+        """Raise InputError unless this key signed the manifest: it would vouch for a plan of somebody else's bundle."""
+        file = self.path / MANIFEST
+        if not signer.signed(file, file.read_bytes()):
+            raise InputError(
+                f"{file}: is not signed by the key {signer.id}, which signs plans of its own bundles only; if it is "
+                f"yours, run `perception sign {self.path} --key PRIVATE` first"
+            )
 
     def _build(self, target: str) -> str:
         """What to do about an engine that cannot be used."""
         return f"run `perception build {self.path} --target {target}`"
+
+
+def manifest_files(manifest: Manifest, signer: Signer | None) -> dict[str, bytes]:
+    """The manifest and, where somebody signs it, its signature; by the names of their files."""
+    content = manifest.model_copy(update={"signer": signer.id if signer else "", "sha256": ""}).sealed()
+    return {MANIFEST: content} | ({SIGNATURE: signer.sign(content)} if signer else {})
 
 
 def write_bundle(
@@ -193,7 +226,7 @@ def write_bundle(
     golden: Sequence[GoldenFrame],
     describe: Callable[..., Manifest],
     more: Mapping[str, bytes] | None = None,
-    sign: Sign | None = None,
+    signer: Signer | None = None,
     cpu_onnx: bytes | None = None,
     routes: Mapping[str, Path] | None = None,
 ) -> Bundle:
@@ -204,7 +237,7 @@ def write_bundle(
     Args:
         describe: makes the manifest, given `files`, the sha256 of each file.
         more: other files by name, such as modules/rain.json.
-        sign: signs the manifest.
+        signer: signs the manifest.
         cpu_onnx: the network for ONNX Runtime, where it is another file.
         routes: bundles for other routes, which are copied into this one.
 
@@ -222,8 +255,7 @@ def write_bundle(
         for route, bundle in (routes or {}).items():
             shutil.copytree(bundle, fresh / ROUTES / route)
         names = sorted(file.relative_to(fresh).as_posix() for file in fresh.rglob("*") if file.is_file())
-        manifest = describe(files={name: sha256(fresh / name) for name in names}).sealed()
-        (fresh / MANIFEST).write_bytes(manifest)
-        if sign is not None:
-            (fresh / SIGNATURE).write_bytes(sign(manifest))
+        manifest = describe(files={name: sha256(fresh / name) for name in names})
+        for name, content in manifest_files(manifest, signer).items():
+            (fresh / name).write_bytes(content)
     return Bundle.load(path)

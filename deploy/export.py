@@ -14,7 +14,9 @@ from deploy.golden import synthetic_frame
 from deploy.manifest import Calibration, Manifest
 from deploy.network import make_network
 from deploy.origin import origin
+from deploy.permit import permits
 from deploy.precision.frames import Drives
+from deploy.release import Release
 from deploy.route import named, parse_conditions
 from deploy.signature import signer
 from deploy.street import street_frames
@@ -22,7 +24,7 @@ from deploy.tolerances import Precision
 from perception.config import Config, Grid
 from perception.data.inputs import InputSpec, prepare
 from perception.errors import InputError
-from perception.frame import ATTRIBUTES, CAMERAS, CLASSES, MAP_CLASSES, Frame
+from perception.frame import ATTRIBUTES, CAMERAS, CLASSES, CONDITION_VALUES, MAP_CLASSES, Frame
 from perception.training.checkpoint import load_model
 
 
@@ -32,8 +34,7 @@ def export(
     routes: Sequence[Sequence[str]] = ((),),
     golden: Frame | None = None,
     console: Console | None = None,
-    sign: Path | None = None,
-    license: str = "",
+    release: Release = Release(),  # noqa: B008 - it cannot be changed
     precision: Precision = "fp32",
     calibration: Drives | None = None,
     apart: bool = False,
@@ -47,8 +48,7 @@ def export(
         golden: the first of the frames that prove engines later; None takes a synthetic one. It becomes part of the
             bundle, and with it the licence of its recording.
         console: where progress and the table go; standard output by default.
-        sign: private key (PEM, `deploy.signature`) that signs the bundle.
-        license: of the network, its modules and the golden frame: an SPDX identifier or a text.
+        release: what the manifest states of this bundle among others, and who signs it.
         precision: of the graph, see `deploy.precision`.
         calibration: drives to measure the ranges of activations on, for INT8.
         apart: a network for each route instead of one for all: its modules cost no time, but memory.
@@ -57,7 +57,7 @@ def export(
         InputError: no such checkpoint, condition or key, ONNX Runtime differs from torch, INT8 without drives to
             calibrate on, or `out` cannot be written.
     """
-    console, signed = console or Console(), None if sign is None else signer(sign)
+    console, signed = console or Console(), None if release.sign is None else signer(release.sign)
     if (precision == "int8") != (calibration is not None):
         raise InputError(
             f"{precision}: {'needs' if precision == 'int8' else 'has no use for'} --calibrate, the drives "
@@ -75,15 +75,19 @@ def export(
         names = ", ".join(named(route) for route in served)
         with console.status(f"Exporting to ONNX in {precision} for {names}"):
             network = make_network(trained, served, proofs, precision, recorded.values())
-        source, more = origin(trained, checkpoint, network.modules, first.token, license)
+        source, more = origin(trained, checkpoint, network.modules, first.token, release.license)
 
         def describe(files: dict[str, str]) -> Manifest:
             return Manifest(
                 name=config.name,
+                release=release.number,
+                expires=release.expires,
+                builds=() if release.signed_plans else permits(precision, network.described["opset"]),
                 classes=CLASSES,
                 attributes=ATTRIBUTES,
                 map_classes=MAP_CLASSES if config.model.map else (),
                 cameras=CAMERAS,
+                conditions=CONDITION_VALUES,
                 grid=config.grid,
                 map_grid=_map_grid(config),
                 lidar=config.model.lidar,

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
+from safetensors.numpy import load, save
 
 from deploy.golden import GoldenFrame
+from deploy.integrity import Content
 from deploy.manifest import Manifest, TensorInfo
 from deploy.tolerances import require_enough
 from perception.data.inputs import PILLARS, no_sensors, without_padding
@@ -33,15 +34,16 @@ def golden_content(frames: Sequence[GoldenFrame]) -> bytes:
     return save({name: np.ascontiguousarray(array) for name, array in tensors.items()})
 
 
-def read_golden(file: Path, manifest: Manifest, graph: str) -> tuple[GoldenFrame, ...]:
+def read_golden(content: Content, manifest: Manifest, graph: str) -> tuple[GoldenFrame, ...]:
     """The frames with one graph's outputs, in the order of their names.
 
     Raises:
         InputError: not the inputs and outputs that the manifest describes, or too few detections to compare.
     """
+    file = content.path
     try:
-        tensors = load_file(file)
-    except (OSError, SafetensorError) as error:
+        tensors = load(content.data)
+    except SafetensorError as error:
         raise InputError(f"{file}: cannot read the golden frames ({error})") from None
     frames = []
     for name in sorted({key.split(".")[0] for key in tensors}):

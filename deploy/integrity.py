@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Collection
+from dataclasses import dataclass, field
 from pathlib import Path, PureWindowsPath
 
 from perception.errors import InputError
@@ -27,12 +28,22 @@ def sha256(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def require_unchanged(path: Path, digest: str, remedy: str) -> None:
-    """Raise InputError unless the file is there and has this sha256."""
+@dataclass(frozen=True)
+class Content:
+    """A file as it was read: what is hashed and what is used are the same bytes."""
+
+    path: Path
+    data: bytes = field(repr=False)
+
+
+def read_unchanged(path: Path, digest: str, remedy: str) -> Content:
+    """Read a file; InputError unless it is there and what was read has this sha256."""
     if not path.is_file():
         raise InputError(f"{path}: the file is missing; {remedy}")
-    if sha256(path) != digest:
+    content = Content(path, path.read_bytes())
+    if hashlib.sha256(content.data).hexdigest() != digest:
         raise InputError(f"{path}: was changed (its sha256 differs from the record); {remedy}")
+    return content
 
 
 def require_inside(folder: Path, name: str) -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Literal
 
-from pydantic import ValidationError
+from pydantic import AwareDatetime, ValidationError
 
-from deploy.integrity import Sealed, require_inside
+from deploy.integrity import Content, Sealed, require_inside
+from deploy.permit import Permit
 from deploy.route import Banked
 from deploy.tolerances import Precision, Tolerances, require_bounded
+from deploy.trust import Trust
 from perception.config import CameraBranch, Grid, Lidar, Section, Suppression
 from perception.data.inputs import InputSpec
 from perception.errors import InputError
@@ -61,6 +64,10 @@ class Manifest(Sealed):
 
     schema_version: Literal[7] = 7
     name: str  # of the configuration
+    release: int = 0  # counts up; a vehicle that has run a higher one refuses this (`deploy.trust`)
+    expires: AwareDatetime | None = None  # from then on a vehicle that trusts keys refuses it
+    signer: str = ""  # the id of the key that signed it (`deploy.signature`); empty: nobody
+    builds: tuple[Permit, ...] = ()  # plans that run without a signature of their own
     precision: Precision = "fp32"
     blocks: tuple[Block, ...] = ()  # of INT8
     opset: int
@@ -69,6 +76,7 @@ class Manifest(Sealed):
     attributes: tuple[str, ...]
     map_classes: tuple[str, ...]  # empty: the network has no map head
     cameras: tuple[str, ...]  # order of the pictures in the inputs
+    conditions: tuple[str, ...]  # order in the input `conditions` and the output `recognised`
     grid: Grid
     map_grid: Grid | None  # of the map output
     lidar: Lidar | None
@@ -109,14 +117,14 @@ class Manifest(Sealed):
         return tuple(name for name in ("lidar", "camera") if getattr(self, name) is not None)
 
 
-def read_manifest(bundle: Path, key: Path | None = None) -> Manifest:
+def read_manifest(bundle: Path, trust: Trust | None = None) -> Manifest:
     """The manifest of the bundle in this folder.
 
     Args:
-        key: the public key (PEM) that must have signed it; None takes it unsigned.
+        trust: who must have signed it, and how old it may be; None takes it unsigned and of any age.
 
     Raises:
-        InputError: no bundle, another schema version, a manifest that was changed, one that `key` did not sign, or
+        InputError: no bundle, another schema version, a manifest that was changed, one that is not trusted, or
             tolerances beyond what its precision needs.
     """
     require_inside(bundle, MANIFEST)
@@ -127,21 +135,36 @@ def read_manifest(bundle: Path, key: Path | None = None) -> Manifest:
         if file.is_file():
             raise InputError(f"{file}: cannot read the manifest ({error.strerror})") from None
         raise InputError(f"{bundle}: not a bundle (no {MANIFEST}); make one with `perception export`") from None
-    if key is not None:
-        from deploy.signature import require_signed  # what drives without a key needs no cryptography
+    if trust is None:
+        return parse_manifest(Content(file, content))
+    trust.require_signed(file, content, _signer(content))
+    manifest = parse_manifest(Content(file, content))
+    trust.require_current(file, manifest.release, manifest.expires)
+    return manifest
 
-        require_signed(file, content, key)
-    _require_schema(file, content)
+
+def parse_manifest(file: Content) -> Manifest:
+    """The manifest in a file's content. InputError: another schema version, or it was changed."""
+    _require_schema(file.path, file.data)
     try:
-        manifest = Manifest.model_validate_json(content)
+        manifest = Manifest.model_validate_json(file.data)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the text"
-        raise InputError(f"{file}: {where}: {first['msg'].lower()}; export the bundle again") from None
-    if content != manifest.sealed():
-        raise InputError(f"{file}: was changed after the export (its sha256 differs); export the bundle again")
-    require_bounded(manifest.tolerances, manifest.precision, len(manifest.map_classes), str(file))
+        raise InputError(f"{file.path}: {where}: {first['msg'].lower()}; export the bundle again") from None
+    if file.data != manifest.sealed():
+        raise InputError(f"{file.path}: was changed after the export (its sha256 differs); export the bundle again")
+    require_bounded(manifest.tolerances, manifest.precision, len(manifest.map_classes), str(file.path))
     return manifest
+
+
+def _signer(content: bytes) -> str:
+    """The key that a manifest names, whose signature is still to be checked."""
+    try:
+        signer = str(json.loads(content)["signer"])
+    except (ValueError, KeyError, TypeError):
+        return ""
+    return signer if re.fullmatch("[0-9a-f]{16}", signer) else ""
 
 
 def _require_schema(file: Path, content: bytes) -> None:

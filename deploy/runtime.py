@@ -11,6 +11,7 @@ from deploy.bundle import ONNX, Bundle
 from deploy.engines import Engine, open_engine
 from deploy.golden import GoldenFrame, require_golden
 from deploy.route import facts, steering
+from deploy.trust import Trust
 from perception.data.inputs import no_sensors, prepare
 from perception.data.outputs import to_prediction
 from perception.data.tables import LIDAR
@@ -47,19 +48,20 @@ class Runtime:
     allocated before the first, but for what the engine and OpenCV take and give back.
 
     Args:
-        key: the public key that must have signed the bundle (`deploy.signature`); None takes it unsigned.
+        trust: who must have signed the bundle, and how old it may be; None takes it unsigned and of any age.
 
     Raises:
-        InputError: the bundle was changed or not signed by `key`, the engine is not there, or it computes something
-            else.
+        InputError: the bundle was changed or is not trusted, the engine is not there, or it computes something else.
     """
 
-    def __init__(self, path: Path, target: str = "cpu", key: Path | None = None) -> None:
-        self.bundle, self.target = Bundle.load(path, key), target
+    def __init__(self, path: Path, target: str = "cpu", trust: Trust | None = None) -> None:
+        self.bundle, self.target = Bundle.load(path, trust), target
         first = self.bundle.manifest.routes[0] if self.bundle.routes else "base"
         parts = {first: self.bundle, **self.bundle.routes}
         # All are open at once: switching takes no longer than not switching.
         self._networks = [_Network.open(part, target, facts(route)) for route, part in parts.items()]
+        if trust is not None:
+            trust.accept(self.bundle.manifest.release)  # now that its networks compute what they must
         self._switched = _switched(self._networks)
         manifest, spec = self.bundle.manifest, self.bundle.spec
         sensors = (*((LIDAR,) if spec.lidar else ()), *(CAMERAS if spec.camera else ()))

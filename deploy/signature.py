@@ -8,23 +8,46 @@ A signature is its bare 64 bytes, in a .sig file beside the record that it signs
 be checked without this program:
 
     openssl pkeyutl -verify -rawin -in manifest.json -sigfile manifest.sig -pubin -inkey public.pem
+
+The id of a key is the beginning of its fingerprint; a signed manifest names it as its `signer`:
+
+    openssl pkey -pubin -in public.pem -outform DER | sha256sum | cut -c 1-16
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_pem_public_key
+from cryptography.hazmat.primitives.serialization import (
+    Encoding,
+    PublicFormat,
+    load_pem_private_key,
+    load_pem_public_key,
+)
 
 from perception.errors import InputError
 
-Sign = Callable[[bytes], bytes]  # content -> signature
+
+@dataclass(frozen=True)
+class Signer:
+    """A private key at work."""
+
+    id: str  # of the public key
+    sign: Callable[[bytes], bytes]  # content -> signature
+    public: Ed25519PublicKey
+
+    def signed(self, record: Path, content: bytes) -> bool:
+        """Whether the .sig file beside `record` is this key's signature of `content`."""
+        file = record.with_suffix(".sig")
+        return file.is_file() and _valid(self.public, file.read_bytes(), content)
 
 
-def signer(key: Path) -> Sign:
+def signer(key: Path) -> Signer:
     """What signs with the private key in a PEM file.
 
     Raises:
@@ -39,15 +62,43 @@ def signer(key: Path) -> Sign:
         raise InputError(f"{key}: not a private key in PEM; {make}") from None
     if not isinstance(private, Ed25519PrivateKey):
         raise InputError(f"{key}: not an Ed25519 key; {make}")
-    return private.sign
+    return Signer(_id(private.public_key()), private.sign, private.public_key())
 
 
-def require_signed(record: Path, content: bytes, key: Path) -> None:
-    """Raise InputError unless the .sig file beside `record` is the signature of `content` by this public key.
+def key_id(key: Path) -> str:
+    """The id of the public key in a PEM file. InputError: the file is no such key."""
+    return _id(_public(key))
+
+
+def require_signed(record: Path, content: bytes, *keys: Path, signer: str = "") -> str:
+    """The id of the key whose signature of `content` the .sig file beside `record` is.
 
     Args:
-        key: PEM file.
+        keys: PEM files of public keys.
+        signer: the id of the key that `content` itself names, for the message.
+
+    Raises:
+        InputError: it is none of these keys', or one of them is no key.
     """
+    public = {key: _public(key) for key in keys}
+    file = record.with_suffix(".sig")
+    trusted = " or ".join(f"{key} ({_id(each)})" for key, each in public.items())
+    if not file.is_file():
+        raise InputError(
+            f"{record}: is not signed ({file.name} is missing), and only what {trusted} signed is accepted"
+        )
+    signature = file.read_bytes()
+    for each in public.values():
+        if _valid(each, signature, content):
+            return _id(each)
+    claimed = f" (it names the key {signer})" if signer else ""
+    raise InputError(
+        f"{file}: not the signature of {record.name} by the key {trusted}: one of them was changed, or it is another's"
+        f"{claimed}"
+    )
+
+
+def _public(key: Path) -> Ed25519PublicKey:
     make = f"make it with `openssl pkey -in key.pem -pubout -out {key.name}`"
     try:
         public = load_pem_public_key(_read(key))
@@ -55,15 +106,19 @@ def require_signed(record: Path, content: bytes, key: Path) -> None:
         raise InputError(f"{key}: not a public key in PEM; {make}") from None
     if not isinstance(public, Ed25519PublicKey):
         raise InputError(f"{key}: not an Ed25519 key; {make}")
-    file = record.with_suffix(".sig")
-    if not file.is_file():
-        raise InputError(f"{record}: is not signed ({file.name} is missing), and only what {key} signed is accepted")
+    return public
+
+
+def _valid(public: Ed25519PublicKey, signature: bytes, content: bytes) -> bool:
     try:
-        public.verify(file.read_bytes(), content)
+        public.verify(signature, content)
     except InvalidSignature:
-        raise InputError(
-            f"{file}: not the signature of {record.name} by the key {key}: one of them was changed, or it is another's"
-        ) from None
+        return False
+    return True
+
+
+def _id(public: Ed25519PublicKey) -> str:
+    return hashlib.sha256(public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)).hexdigest()[:16]
 
 
 def _read(key: Path) -> bytes:

@@ -46,6 +46,19 @@ class Versions:
         return numbers is not None and self.first <= (int(numbers[1]), int(numbers[2])) < self.end
 
 
+def same_compiler(a: str, b: str) -> bool:
+    """Whether `tensorrt 10.3.0` and `tensorrt 10.3.0.30` are one compiler: trtexec says three numbers, Python four.
+
+    A fourth number is a build of the same release; where its plans differ all the same, TensorRT itself refuses them.
+    """
+    numbers = re.compile(r"(\S+) (\d+)\.(\d+)(?:\.(\d+))?(?:\.\d+)*")
+    one, other = numbers.fullmatch(a), numbers.fullmatch(b)
+    if one is None or other is None:
+        return a == b
+    (name, *version), (other_name, *other_version) = one.groups("0"), other.groups("0")
+    return name == other_name and [*map(int, version)] == [*map(int, other_version)]
+
+
 @dataclass(frozen=True)
 class Target:
     """A kind of machine that runs bundles."""

@@ -1,51 +1,57 @@
-"""Is a bundle what it says it is? All that can be told without the vehicle; needs onnx, but no torch."""
+"""Is a bundle, or a build package, what it says it is? All that can be told without a GPU. No torch, no onnx here."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-import onnx
 from rich.table import Table
 
+from deploy.build_package import SUMS, SUMS_SIGNATURE
 from deploy.bundle import CALIBRATION, ENGINES, SIGNATURE, Bundle
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
-from deploy.manifest import Calibration, Manifest, TensorInfo
+from deploy.integrity import Content, read_unchanged, require_inside, require_nothing_else
+from deploy.manifest import MANIFEST, Calibration, Manifest, TensorInfo
+from deploy.onnx_file import read_graph
+from deploy.trust import Trust
 from perception.data.inputs import PILLARS
 from perception.errors import InputError
 
 
-def verify(path: Path, key: Path | None = None) -> dict[str, str]:
-    """Check everything in the bundle in folder `path`; returns what was checked, and what was found.
+def verify(path: Path, trust: Trust | None = None) -> dict[str, str]:
+    """Check everything in the bundle or build package in folder `path`; returns what was checked and found.
 
     Args:
-        key: the public key (PEM) that must have signed it, engines included; None does not look at signatures.
+        trust: who must have signed it, engines included where the manifest does not permit others, and how old it may
+            be; None does not look at signatures and age. The release is not remembered.
 
     Raises:
         InputError: what is wrong first: manifest, signature, files, graph, golden frame or an engine.
     """
-    bundle = Bundle.load(path, key)
-    manifest, origin = bundle.manifest, bundle.manifest.origin
+    if (path / SUMS).is_file():
+        return _verify_package(path, trust)
+    return verify_bundle(Bundle.load(path, trust))
+
+
+def verify_bundle(bundle: Bundle) -> dict[str, str]:
+    """Check what `Bundle.load` does not: graphs, golden frames and engines; returns and raises as `verify`."""
+    path, manifest, origin = bundle.path, bundle.manifest, bundle.manifest.origin
     size = sum((path / name).stat().st_size for name in manifest.files)
-    require_graph(bundle.onnx, manifest, manifest.operators)
-    if bundle.cpu_onnx != bundle.onnx:
-        require_graph(bundle.cpu_onnx, manifest)
-    for graph in dict.fromkeys((bundle.onnx, bundle.cpu_onnx)):
-        bundle.require_golden(OnnxRuntimeEngine(graph).run, f"{graph}: ONNX Runtime", graph.name)
-    for part in bundle.routes.values():
-        verify(part.path, key)
-    engines = {target: bundle.engine_record(target).compiler for target in _targets(path) if bundle.plan(target)}
+    engines, *_ = [_verify_networks(part) for part in (bundle, *bundle.routes.values())]
     return {
         "manifest": f"schema {manifest.schema_version}, sha256 {manifest.sha256}",
-        "signature": _signature(path, key),
+        "release": f"{manifest.release}, "
+        + (f"until {manifest.expires:%Y-%m-%d %H:%M} UTC" if manifest.expires else "without end"),
+        "signature": _signature(bundle),
         "files": f"{len(manifest.files)} files, {size / 1e6:.1f} MB: as recorded, and no others",
         "graph": f"opset {manifest.opset}, {len(manifest.inputs)} inputs, {len(manifest.outputs)} outputs, "
         f"{sum(manifest.operators.values())} operators: as in the manifest",
         "golden frames": f"{origin.golden} and others: ONNX Runtime gives the recorded outputs within the tolerances",
-        "engines": ", ".join(f"{target} by {compiler}" for target, compiler in engines.items()) or "none",
+        "engines": ", ".join(engines) or "none",
+        "unsigned engines": ", ".join(dict.fromkeys(permit.target for permit in manifest.builds))
+        + (" may compile their own" if manifest.builds else "refused"),
         "routes": ", ".join((*manifest.routes, *(f"{route} with its own network" for route in manifest.apart))),
-        "calibration": _calibration(path),
+        "calibration": _calibration(bundle),
         "base": origin.base,
         "modules": ", ".join(f"{name} ({domain or 'domain not known'})" for name, domain in origin.modules.items())
         or "none",
@@ -54,42 +60,56 @@ def verify(path: Path, key: Path | None = None) -> dict[str, str]:
     }
 
 
-def require_graph(file: Path, manifest: Manifest, operators: dict[str, int] | None = None) -> None:
+def _verify_networks(bundle: Bundle) -> list[str]:
+    """Check the graphs, the golden frames and the engines of one network; returns the engines."""
+    for file in dict.fromkeys((bundle.onnx, bundle.cpu_onnx)):
+        content = bundle.read(file.name)
+        require_graph(content, bundle.manifest, bundle.manifest.operators if file == bundle.onnx else None)
+        bundle.require_golden(OnnxRuntimeEngine(content.data, file).run, f"{file}: ONNX Runtime", file.name)
+    plans = {target: bundle.plan(target).record for target in _targets(bundle.path)}
+    signed = {target: (bundle.path / ENGINES / f"{target}.sig").is_file() for target in plans}
+    return [
+        f"{target} by {record.compiler}, {'signed' if signed[target] else 'not signed'}"
+        for target, record in plans.items()
+    ]
+
+
+def require_graph(file: Content, manifest: Manifest, operators: dict[str, int] | None = None) -> None:
     """Raise InputError unless the ONNX file is the network that the manifest describes.
 
     Args:
-        operators: how many of each it must have; None: that is not told of this file.
+        operators: how many of each it must have; None: that is not recorded of this file.
     """
-    try:
-        model = onnx.load(file, load_external_data=False)
-    except Exception:  # protobuf's DecodeError, whose package comes without types
-        raise InputError(f"{file}: not an ONNX file; export the bundle again") from None
-    graph = model.graph
-    if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in graph.initializer):
-        raise InputError(f"{file}: keeps weights in another file, which nothing vouches for; export the bundle again")
-    counted = dict(Counter(node.op_type for node in graph.node))
-    opsets = {each.domain or "ONNX": each.version for each in model.opset_import}
+    graph = read_graph(file)
     for what, found, described in (
-        ("opset", opsets, {"ONNX": manifest.opset}),
-        ("inputs", _tensors(graph.input), _described(manifest.inputs)),
-        ("outputs", _tensors(graph.output), _described(manifest.outputs)),
-        ("operators", counted, counted if operators is None else operators),
+        ("opset", graph.opsets, {"ONNX": manifest.opset}),
+        ("inputs", graph.inputs, _described(manifest.inputs)),
+        ("outputs", graph.outputs, _described(manifest.outputs)),
+        ("operators", graph.operators, graph.operators if operators is None else operators),
     ):
         for name in {**described, **found}:
             if found.get(name) != described.get(name):
                 raise InputError(
-                    f"{file}: {what}: {name} is {found.get(name, 'not there')}, "
+                    f"{file.path}: {what}: {name} is {found.get(name, 'not there')}, "
                     f"the manifest says {described.get(name, 'that there is none')}; export the bundle again"
                 )
 
 
-def _tensors(values: Iterable[onnx.ValueInfoProto]) -> dict[str, str]:
-    """Type and shape of a graph's inputs or outputs by name; of a dimension without a fixed size its name."""
-    tensors = {value.name: value.type.tensor_type for value in values}
-    dtypes = {name: onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name for name, tensor in tensors.items()}
-    return {
-        name: f"{dtypes[name]} {tuple(d.dim_param or d.dim_value for d in t.shape.dim)}" for name, t in tensors.items()
-    }
+def _verify_package(path: Path, trust: Trust | None) -> dict[str, str]:
+    """Check a build package, its script included, without running anything of it."""
+    sums = (path / SUMS).read_bytes()
+    signed = trust.require_signed(path / SUMS, sums) if trust is not None else ""
+    digests = {}
+    for line in sums.decode("utf-8", "replace").splitlines():
+        digest, _, name = line.partition("  ")
+        require_inside(path, name)
+        digests[name] = digest
+    free = [name.removesuffix(MANIFEST) + ENGINES for name in digests if name.endswith(f"/{MANIFEST}")]
+    require_nothing_else(path, {SUMS, SUMS_SIGNATURE, "build.log", *digests}, free)
+    for name, digest in digests.items():
+        read_unchanged(path / name, digest, "copy the package again")
+    signature = f"by {signed}" if signed else _unchecked(path / SUMS_SIGNATURE)
+    return {"package": f"{len(digests)} files as in {SUMS}, signature: {signature}"} | verify(path / "bundle", trust)
 
 
 def _described(tensors: Iterable[TensorInfo]) -> dict[str, str]:
@@ -102,18 +122,21 @@ def _targets(path: Path) -> list[str]:
     return sorted({file.stem for file in (path / ENGINES).glob("*.*") if file.suffix in (".plan", ".json", ".sig")})
 
 
-def _calibration(path: Path) -> str:
-    file = path / CALIBRATION
-    if not file.exists():
+def _calibration(bundle: Bundle) -> str:
+    if CALIBRATION not in bundle.manifest.files:
         return "none"
-    measured = Calibration.model_validate_json(file.read_bytes())
+    measured = Calibration.model_validate_json(bundle.read(CALIBRATION).data)
     return f"{len(measured.ranges)} ranges on {len(measured.frames)} keyframes of {measured.data}"
 
 
-def _signature(path: Path, key: Path | None) -> str:
-    if key is not None:
-        return f"by {key}"
-    return "not checked, no --key was given" if (path / SIGNATURE).exists() else "none"
+def _signature(bundle: Bundle) -> str:
+    if bundle.trust is None:
+        return _unchecked(bundle.path / SIGNATURE)
+    return f"by the key {bundle.trust.require_signed(bundle.path / MANIFEST, bundle.manifest.sealed())}"
+
+
+def _unchecked(signature: Path) -> str:
+    return "not checked, no --key was given" if signature.exists() else "none"
 
 
 def table(path: Path, verified: dict[str, str]) -> Table:

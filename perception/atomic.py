@@ -1,14 +1,18 @@
-"""Files and folders that appear whole or not at all."""
+"""Files and folders that appear whole or not at all, whenever the process or the machine stops."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
 from perception.errors import InputError
+
+_HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE, renameat2(2)
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -30,8 +34,11 @@ def write_together(files: Mapping[Path, bytes]) -> None:
     try:
         for path, content in files.items():
             temporary[path].write_bytes(content)
+            _flush(temporary[path])
         for path in files:
             os.replace(temporary[path], path)
+        for folder in {path.parent for path in files}:
+            _flush(folder)
     except OSError as error:
         for unfinished in temporary.values():
             unfinished.unlink(missing_ok=True)
@@ -42,7 +49,9 @@ def write_together(files: Mapping[Path, bytes]) -> None:
 def folder_written_whole(path: Path, what: str) -> Iterator[Path]:
     """A new folder to fill, which takes the place of `path` and all that is in it when the block ends.
 
-    When the disk fills up, something is raised or the process dies before that, what was there is still whole.
+    When the disk fills up, something is raised or the process dies before that, what was there is still whole. Linux
+    exchanges the two folders in one step. Where it cannot (other systems, some network disks), there is a moment
+    without a folder at `path`; if the process dies then, `put_back` finds the old one.
 
     Args:
         what: is written, for the message.
@@ -50,17 +59,57 @@ def folder_written_whole(path: Path, what: str) -> Iterator[Path]:
     Raises:
         InputError: the disk is full or the folder not writable.
     """
-    fresh, old = (path.with_name(f".{path.name}.{suffix}-{os.getpid()}") for suffix in ("new", "old"))
+    fresh = path.with_name(f".{path.name}.new-{os.getpid()}")
+    shutil.rmtree(fresh, ignore_errors=True)  # of a process that died; in a container all have the same number
     try:
         fresh.mkdir(parents=True)
         yield fresh
-        if path.exists():
-            path.rename(old)
-        fresh.rename(path)
+        for inside in fresh.rglob("*"):
+            _flush(inside)
+        _flush(fresh)
+        put_back(path)
+        _take_place(fresh, path)
+        _flush(path.parent)
     except OSError as error:
-        if old.exists() and not path.exists():
-            old.rename(path)
+        put_back(path)
         raise InputError(f"{path}: cannot write {what} ({error.strerror or error})") from None
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
-    shutil.rmtree(old, ignore_errors=True)
+    shutil.rmtree(_old(path), ignore_errors=True)
+
+
+def put_back(path: Path) -> None:
+    """Where a process died as it replaced the folder `path`, and none is there, put the old one back."""
+    if not os.path.lexists(path) and _old(path).is_dir():
+        _old(path).rename(path)
+
+
+def _old(path: Path) -> Path:
+    return path.with_name(f".{path.name}.old")
+
+
+def _take_place(fresh: Path, path: Path) -> None:
+    """Rename `fresh` to `path`; what was there is then called `fresh`, or `_old(path)` where they cannot exchange."""
+    if not path.exists():
+        fresh.rename(path)
+    elif not _exchange(fresh, path):
+        shutil.rmtree(_old(path), ignore_errors=True)
+        path.rename(_old(path))
+        fresh.rename(path)
+
+
+def _exchange(a: Path, b: Path) -> bool:
+    """Swap two names in one step; False, with nothing done, where the system or the disk cannot."""
+    renameat2 = getattr(ctypes.CDLL(None), "renameat2", None) if sys.platform == "linux" else None
+    return renameat2 is not None and renameat2(_HERE, os.fsencode(a), _HERE, os.fsencode(b), _EXCHANGE) == 0
+
+
+def _flush(path: Path) -> None:
+    """Have the disk itself keep a file, or the names in a folder."""
+    if os.name != "posix":
+        return  # elsewhere folders cannot be opened, nor files for this alone
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

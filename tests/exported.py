@@ -21,6 +21,7 @@ from deploy.bundle import Bundle, write_bundle
 from deploy.export import export
 from deploy.golden import Arrays, GoldenFrame, distinct, synthetic_frame
 from deploy.signature import signer
+from deploy.trust import Trust
 from perception.config import Config, find_config, load_config, parse_config
 from perception.data.inputs import InputSpec, prepare
 from perception.frame import Frame, Prediction
@@ -98,6 +99,11 @@ def keys(folder: Path) -> tuple[Path, Path]:
     pem = private.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
     (folder / "public.pem").write_bytes(pem)
     return folder / "key.pem", folder / "public.pem"
+
+
+def trusting(*public: Path, allow_older: bool = False) -> Trust:
+    """A vehicle that trusts these keys, and keeps its highest release beside the first."""
+    return Trust(public, public[0].parent / "state", allow_older)
 
 
 def rewritten(

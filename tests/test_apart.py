@@ -8,12 +8,13 @@ from shutil import copytree
 import numpy as np
 import pytest
 import torch
-from exported import QUIET, bundle, checkpoint_of, folder, keys, modular
+from exported import QUIET, bundle, checkpoint_of, folder, keys, modular, trusting
 
 from deploy.build import build
 from deploy.bundle import Bundle
 from deploy.export import export
 from deploy.golden import synthetic_frame
+from deploy.release import Release
 from deploy.runtime import Runtime
 from deploy.verify import verify
 from perception.data.inputs import prepare
@@ -87,23 +88,23 @@ def test_a_route_that_leads_out_of_the_bundle_is_refused(tmp_path: Path) -> None
     path = copytree(exported().path, tmp_path / "bundle")
     forged = exported().manifest.model_copy(update={"apart": ("../elsewhere",)})
     (path / "manifest.json").write_bytes(forged.sealed())
-    with pytest.raises(InputError, match="does not name routes/"):
+    with pytest.raises(InputError, match=r"apart: this software does not know '\.\./elsewhere'"):
         Bundle.load(path)
 
 
 def test_a_signature_holds_for_all_networks(tmp_path: Path) -> None:
     private, public = keys(tmp_path / "mine")
     _, another = keys(tmp_path / "another")
-    path = export(run(), tmp_path / "bundle", ROUTES[:2], console=QUIET, apart=True, sign=private).path
-    assert set(Bundle.load(path, public).routes) == {"rain"}
+    path = export(run(), tmp_path / "bundle", ROUTES[:2], console=QUIET, apart=True, release=Release(sign=private)).path
+    assert set(Bundle.load(path, trusting(public)).routes) == {"rain"}
     with pytest.raises(InputError, match="not the signature"):
-        Bundle.load(path, another)
+        Bundle.load(path, trusting(another))
     pytest.importorskip("tensorrt_rtx")
     build(path, "rtx-ampere", QUIET)  # not signed
     with pytest.raises(InputError, match=r"routes/rain/engines/rtx-ampere\..*sign"):
-        Bundle.load(path, public).routes["rain"].plan("rtx-ampere")
+        Bundle.load(path, trusting(public)).routes["rain"].plan("rtx-ampere")
     build(path, "rtx-ampere", QUIET, sign=private)
-    assert Bundle.load(path, public).routes["rain"].plan("rtx-ampere").is_file()
+    assert Bundle.load(path, trusting(public)).routes["rain"].plan("rtx-ampere").data
 
 
 def test_every_network_is_compiled(tmp_path: Path) -> None:
@@ -112,8 +113,8 @@ def test_every_network_is_compiled(tmp_path: Path) -> None:
     build(path, "rtx-ampere", QUIET)
     found = Bundle.load(path)
     plans = [part.plan("rtx-ampere") for part in (found, *found.routes.values())]
-    assert len({plan.read_bytes() for plan in plans}) == 3
+    assert len({plan.data for plan in plans}) == 3
     assert "rtx-ampere by tensorrt_rtx" in verify(path)["engines"]
-    plans[1].write_bytes(plans[0].read_bytes())
+    plans[1].path.write_bytes(plans[0].data)
     with pytest.raises(InputError, match=r"routes/rain/engines/rtx-ampere.plan: was changed"):
         verify(path)

@@ -33,7 +33,10 @@ WRITES = (
 )
 
 PILLARS = "pillar_points:1x12000x8x5,pillar_counts:1x12000,pillar_cells:1x12000"
-TOOLS = ("cat", "cut", "date", "dirname", "grep", "head", "mkdir", "mv", "rm", "sed", "sh", "sha256sum", "tail", "wc")
+TOOLS = (
+    "basename", "cat", "cut", "date", "dirname", "grep", "head", "mkdir", "mv", "openssl", "rm", "sed", "sh",
+    "sha256sum", "tail", "wc",
+)  # fmt: skip
 
 
 def packaged(folder: Path, target: str, dla: bool = False, refittable: bool = False) -> BuildPackage:
@@ -102,7 +105,7 @@ def test_script_compiles_and_leaves_an_engine_that_the_bundle_accepts(
     announced = package.commands[str(version // 10000)]
     assert shlex.split(announced)[1:] == device.arguments
     assert announced in (tmp_path / "package" / "README.md").read_text()
-    assert Bundle.load(tmp_path / "package" / "bundle").plan(target).read_text() == "compiled\n"
+    assert Bundle.load(tmp_path / "package" / "bundle").plan(target).data == b"compiled\n"
     record = json.loads((tmp_path / "package" / "bundle" / "engines" / f"{target}.json").read_text())
     readable = f"{version // 10000}.{version // 100 % 100}.{version % 100}"
     assert record["refittable"] is refittable
@@ -148,7 +151,9 @@ def test_script_refuses_a_machine_without_trtexec(tmp_path: Path) -> None:
 
 
 def test_script_refuses_arguments(tmp_path: Path) -> None:
-    refused(Device(tmp_path, 100300).builds(packaged(tmp_path, "orin"), "--fast"), "takes no arguments")
+    device, package = Device(tmp_path, 100300), packaged(tmp_path, "orin")
+    refused(device.builds(package, "--fast", "--faster"), "takes the public key that must have signed this package")
+    refused(device.builds(package, "--fast"), "--fast: no such key")
 
 
 def test_script_refuses_the_engine_of_another_gpu(tmp_path: Path) -> None:
@@ -168,7 +173,7 @@ def test_script_ends_with_1_and_keeps_the_old_engine(tmp_path: Path, end: str, r
     done = Device(tmp_path / "bad", 100300, end=end).builds(package)
     assert done.returncode == 1
     assert reason in done.stderr
-    assert Bundle.load(tmp_path / "package" / "bundle").plan("orin").read_text() == "compiled\n"
+    assert Bundle.load(tmp_path / "package" / "bundle").plan("orin").data == b"compiled\n"
 
 
 def test_script_passes_shellcheck(tmp_path: Path) -> None:
@@ -229,5 +234,5 @@ def test_every_network_of_a_bundle_is_compiled(tmp_path: Path) -> None:
     ]
     found = Bundle.load(Path(package.package) / "bundle")
     for part in (found, found.routes["rain"]):
-        assert part.plan("orin", "tensorrt 10.3.0").read_bytes() == b"compiled\n"
+        assert part.plan("orin", "tensorrt 10.3.0").data == b"compiled\n"
     assert device.arguments == announced[1].split()[1:]  # of the last run

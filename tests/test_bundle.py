@@ -94,6 +94,7 @@ def test_failure_while_writing_leaves_the_old_bundle(
     def full(self: Path, *_: object, original: object = None) -> None:
         raise OSError(28, "No space left on device")
 
+    monkeypatch.setattr("perception.atomic._exchange", lambda *_: False)  # as on a disk that cannot
     for method in ("write_bytes", "rename"):
         original = getattr(Path, method)
 

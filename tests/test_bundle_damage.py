@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from exported import bundle, copied, keys, rewritten
+from exported import bundle, copied, keys, rewritten, trusting
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deploy.bundle import Bundle, EngineRecord
+from deploy.bundle import Bundle
+from deploy.engine_record import EngineRecord
 from deploy.signature import signer
 from perception.errors import InputError
 
@@ -30,7 +31,7 @@ FILES = (
 
 def opened(path: Path, key: Path | None) -> None:
     """What a vehicle reads."""
-    Bundle.load(path, key).plan("rtx-ampere")
+    Bundle.load(path, None if key is None else trusting(key)).plan("rtx-ampere")
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +164,7 @@ def test_an_engine_is_not_written_through_a_link(tmp_path: Path, signed: tuple[P
     (path / "engines").symlink_to(tmp_path / "elsewhere")
     (tmp_path / "elsewhere").mkdir()
     with pytest.raises(InputError, match="engines: a link leads out"):
-        Bundle.load(path).add_plan(b"plan", Bundle.load(signed[0]).engine_record("rtx-ampere"))
+        Bundle.load(path).add_plan(b"plan", Bundle.load(signed[0]).plan("rtx-ampere").record)
     assert not list((tmp_path / "elsewhere").iterdir())
 
 

@@ -14,7 +14,7 @@ PERCEPTION = Path(sys.executable).with_name("perception")
 CONFIG = Path(__file__).parents[1] / "configs" / "tiny.yaml"
 COMMANDS = (
     *("simulate", "train", "evaluate", "export", "build", "replay", "adapt", "modules", "merge", "demo"),
-    "import-mmdet3d",
+    *("import-mmdet3d", "verify", "sign"),
 )
 
 

@@ -13,7 +13,7 @@ from exported import QUIET, bundle, copied, rewritten
 from test_refit import trained_further
 
 from deploy.build import build, refit
-from deploy.bundle import Bundle
+from deploy.bundle import ONNX, Bundle
 from deploy.engines import cuda, open_engine
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
 from deploy.engines.tensorrt_plan import TensorRtEngine
@@ -100,9 +100,8 @@ def test_a_refitted_plan_is_the_one_compiled_anew(target: Target, tmp_path: Path
 def test_a_plan_that_was_not_compiled_for_it_takes_no_weights(target: Target, tmp_path: Path) -> None:
     path = copied(tmp_path / "bundle")
     build(path, target.name, QUIET)
-    plan = path / "engines" / f"{target.name}.plan"
     with pytest.raises(InputError, match="was not compiled to be refitted"):
-        TensorRtEngine(plan, target, bundle().onnx)
+        TensorRtEngine(Bundle.load(path).plan(target.name), target, bundle().read(ONNX))
 
 
 @pytest.mark.parametrize("change", [lambda a: a[:, :0], lambda a: a.astype(np.float64), lambda a: None])

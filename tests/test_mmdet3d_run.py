@@ -73,7 +73,7 @@ def test_every_precision_runs_and_compiles(run: Path, sim_root: Path, tmp_path: 
     Runtime(bundle.path)  # it gives the golden outputs within the manifest's tolerance
     pytest.importorskip("tensorrt_rtx")
     record = build(bundle.path, "rtx-ampere", QUIET)
-    assert Bundle.load(bundle.path).plan("rtx-ampere").stat().st_size == record.plan_bytes
+    assert len(Bundle.load(bundle.path).plan("rtx-ampere").data) == record.plan_bytes
     assert record.layers >= 40
 
 

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from exported import QUIET, keys
+from exported import QUIET, keys, trusting
 from networks import config, disturb, model, spec
 
 from deploy.bundle import Bundle
 from deploy.export import export
 from deploy.golden import synthetic_frame
 from deploy.manifest import Origin
+from deploy.release import Release
 from deploy.verify import verify
 from perception.errors import InputError
 from perception.modules.files import read_record
@@ -40,7 +41,7 @@ def test_a_bundle_says_where_it_comes_from_and_brings_its_modules(tmp_path: Path
     key, public = keys(tmp_path)
     golden = replace(synthetic_frame("ego", 3), token="ca9a282c")
     out = tmp_path / "bundle"
-    bundle = export(run, out, [["fog"]], golden, QUIET, sign=key, license="CC-BY-NC-SA-4.0")
+    bundle = export(run, out, [["fog"]], golden, QUIET, release=Release(license="CC-BY-NC-SA-4.0", sign=key))
     assert (bundle.manifest.folded, bundle.manifest.inline) == (("fold",), ("stay",))
     assert bundle.manifest.modules == ("fold", "stay", "dry")
     assert bundle.manifest.origin == Origin(
@@ -51,7 +52,7 @@ def test_a_bundle_says_where_it_comes_from_and_brings_its_modules(tmp_path: Path
         golden="ca9a282c",
         license="CC-BY-NC-SA-4.0",
     )
-    told = verify(out, public)
+    told = verify(out, trusting(public))
     assert told["modules"] == "fold (fog over the sea), stay (domain not known)"
     assert told["trained on"] == "v1.0-sim: 6 keyframes of 2 scenes; v1.0-fog: 3 keyframes of 1 scenes"
     assert told["license"] == "CC-BY-NC-SA-4.0"
@@ -65,9 +66,9 @@ def test_a_bundle_says_where_it_comes_from_and_brings_its_modules(tmp_path: Path
     assert again.bank.load(*(out / "modules" / name for name in ("fold", "stay"))) == ["fold", "stay"]
     trained = network.state_dict()
     assert all(torch.equal(trained[key], tensor) for key, tensor in again.state_dict().items())
-    assert Bundle.load(out, public).manifest == bundle.manifest
+    assert Bundle.load(out, trusting(public)).manifest == bundle.manifest
 
 
 def test_a_key_that_cannot_sign_is_said_before_anything_is_done(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"none\.pem: cannot read the key"):
-        export(tmp_path / "no run", tmp_path / "bundle", console=QUIET, sign=tmp_path / "none.pem")
+        export(tmp_path / "no run", tmp_path / "bundle", console=QUIET, release=Release(sign=tmp_path / "none.pem"))

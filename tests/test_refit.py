@@ -28,6 +28,7 @@ from deploy.build import build, refit
 from deploy.bundle import Bundle
 from deploy.engines import cuda, open_engine
 from deploy.engines.tensorrt import build_engine, installed
+from deploy.integrity import Content
 from deploy.refit import FLOATS, WEIGHTS, require_same_structure, structure
 from deploy.signature import require_signed
 from deploy.targets import find_target
@@ -70,9 +71,13 @@ def weights(graph: onnx.ModelProto) -> set[str]:
     return {t.name for t in graph.graph.initializer if t.data_type in FLOATS and t.dims and all(places[t.name])}
 
 
+def read(file: Path) -> Content:
+    return Content(file, file.read_bytes())
+
+
 def differing(ours: Path, theirs: Path) -> str:
     with pytest.raises(InputError, match="has another structure than") as error:
-        require_same_structure(ours, theirs)
+        require_same_structure(read(ours), read(theirs))
     assert "\n" not in str(error.value)
     return str(error.value)
 
@@ -89,9 +94,9 @@ def test_weights_are_no_part_of_the_structure(files: tuple[Path, Path], precisio
     new.write_bytes(other.SerializeToString())
     old.write_bytes(graph.SerializeToString())
     assert new.read_bytes() != old.read_bytes()
-    assert structure(new) == structure(old)
-    require_same_structure(new, old)
-    assert {what.split()[1] for what, _ in structure(old) if what.startswith("weights ")} == weights(graph)
+    assert structure(read(new)) == structure(read(old))
+    require_same_structure(read(new), read(old))
+    assert {what.split()[1] for what, _ in structure(read(old)) if what.startswith("weights ")} == weights(graph)
     if precision != "int8":  # where they pass through a Q/DQ pair first
         layers = {name for node in graph.graph.node if node.op_type.startswith("Conv") for name in node.input[1:]}
         assert layers & {t.name for t in graph.graph.initializer} <= weights(graph)
@@ -169,7 +174,7 @@ def test_a_module_trained_further_is_the_same_structure_and_one_of_another_rank_
         network = randomised(Net([LowRank(name="rain", slots=EVERYWHERE, rank=rank)], learned()), scale).eval()
         made[name] = tmp_path / f"{name}.onnx"
         made[name].write_bytes(to_onnx(network, example, ["y"]).SerializeToString())
-    require_same_structure(made["further"], made["old"])
+    require_same_structure(read(made["further"]), read(made["old"]))
     assert made["further"].read_bytes() != made["old"].read_bytes()
     said = differing(made["wider"], made["old"])
     assert re.search(r"weights \S+ of float32 \(.*3.*\) here, weights \S+ .*2.* there", said)
@@ -198,7 +203,7 @@ def test_numbers_of_an_unknown_role_are_part_of_the_structure(files: tuple[Path,
     new, old = files
     old.write_bytes(graph())
     new.write_bytes(graph(kernel=1.0))
-    require_same_structure(new, old)
+    require_same_structure(read(new), read(old))
     for name in ("both", "limit", "scale"):
         new.write_bytes(graph(**{name: 1.0}))
         assert f"constant {name} differs" in differing(new, old)
@@ -210,13 +215,13 @@ def test_bytes_that_are_no_graph_raise_nothing_else(content: bytes) -> None:
     file = folder() / "bytes.onnx"
     file.write_bytes(content)
     with contextlib.suppress(InputError):  # or they are a message of no meaning
-        structure(file)
+        structure(read(file))
 
 
 def test_half_a_graph_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "half.onnx").write_bytes(bundle().onnx.read_bytes()[:-7])
     with pytest.raises(InputError, match=r"half.onnx: not an ONNX file; export the bundle again"):
-        structure(tmp_path / "half.onnx")
+        structure(read(tmp_path / "half.onnx"))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
@@ -236,7 +241,7 @@ def with_plan(path: Path, **changed: object) -> Path:
     """A copy of the bundle with a record as of a plan that was compiled to be refitted."""
     copied(path)
     build(path, TARGET, QUIET)
-    record = Bundle.load(path).engine_record(TARGET).model_copy(update={"refittable": True, **changed})
+    record = Bundle.load(path).plan(TARGET).record.model_copy(update={"refittable": True, **changed})
     (path / "engines" / f"{TARGET}.json").write_bytes(record.sealed())
     return path
 
@@ -249,20 +254,18 @@ def retrained(path: Path, seed: int = 1) -> Path:
 
 def test_a_plan_moves_to_a_bundle_with_other_weights(tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx")
-    old, new = with_plan(tmp_path / "old"), retrained(tmp_path / "new")
-    before = {file: file.read_bytes() for file in old.rglob("*") if file.is_file()}
     private, public = keys(tmp_path / "keys")
+    old, new = with_plan(tmp_path / "old"), rewritten(retrained(tmp_path / "new"), sign=private)
+    before = {file: file.read_bytes() for file in old.rglob("*") if file.is_file()}
     record = refit(new, old, TARGET, QUIET, private)
-    loaded, compiled = Bundle.load(new), Bundle.load(old).engine_record(TARGET)
-    assert loaded.engine_record(TARGET).sealed() == record.sealed()
+    loaded, compiled = Bundle.load(new), Bundle.load(old).plan(TARGET).record
+    assert loaded.plan(TARGET).record.sealed() == record.sealed()
     file = new / "engines" / f"{TARGET}.json"
     require_signed(file, file.read_bytes(), public)
     assert record.onnx_sha256 == compiled.onnx_sha256 == hashlib.sha256((old / "model.onnx").read_bytes()).hexdigest()
     assert record.weights_sha256 == hashlib.sha256((new / "model.onnx").read_bytes()).hexdigest()
     assert (record.refitted, compiled.refitted) == (True, False)
-    assert (
-        loaded.plan(TARGET, installed(find_target(TARGET))).read_bytes() == Bundle.load(old).plan(TARGET).read_bytes()
-    )
+    assert loaded.plan(TARGET, installed(find_target(TARGET))).data == Bundle.load(old).plan(TARGET).data
     assert before == {file: file.read_bytes() for file in old.rglob("*") if file.is_file()}
     # On from there: the plan of the plan's new owner, which still names the graph it was compiled from.
     third = retrained(tmp_path / "third", seed=2)

@@ -10,13 +10,14 @@ import onnx
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 from cryptography.hazmat.primitives.serialization import BestAvailableEncryption, Encoding, NoEncryption, PrivateFormat
-from exported import QUIET, bundle, copied, keys, rewritten
+from exported import QUIET, bundle, copied, keys, rewritten, trusting
 
 from deploy.build import build
 from deploy.bundle import Bundle
 from deploy.replay.player import replay
 from deploy.runtime import Runtime
-from deploy.signature import require_signed, signer
+from deploy.signature import key_id, require_signed, signer
+from deploy.verify import verify
 from perception.errors import InputError
 
 
@@ -27,37 +28,56 @@ def signed(tmp_path: Path) -> tuple[Path, Path, Path]:
     return rewritten(copied(tmp_path / "bundle"), sign=key), key, public
 
 
-def refusal(path: Path, key: Path | None) -> str:
+def refusal(path: Path, *keys: Path) -> str:
     with pytest.raises(InputError) as error:
-        Bundle.load(path, key)
+        Bundle.load(path, trusting(*keys))
     assert "\n" not in str(error.value)
     return str(error.value)
 
 
 def test_what_the_owner_of_the_key_signed_runs(signed: tuple[Path, Path, Path]) -> None:
-    path, _, public = signed
+    path, key, public = signed
     assert (path / "manifest.sig").stat().st_size == 64
-    assert Runtime(path, key=public).bundle.manifest == bundle().manifest
+    manifest = Runtime(path, trust=trusting(public)).bundle.manifest
+    assert manifest.signer == signer(key).id
+    assert manifest == bundle().manifest.model_copy(update={"signer": manifest.signer, "sha256": manifest.sha256})
     Runtime(path)  # who has no key cannot tell, and looks at hashes only
 
 
 def test_another_key_or_no_signature_is_refused(signed: tuple[Path, Path, Path], tmp_path: Path) -> None:
-    path, _, public = signed
+    path, key, public = signed
     other, other_public = keys(tmp_path / "stranger")
     assert refusal(path, other_public) == (
-        f"{path}/manifest.sig: not the signature of manifest.json by the key {other_public}: "
-        "one of them was changed, or it is another's"
+        f"{path}/manifest.sig: not the signature of manifest.json by the key {other_public} ({signer(other).id}): "
+        f"one of them was changed, or it is another's (it names the key {signer(key).id})"
     )
     rewritten(path)
     assert refusal(path, public) == (
-        f"{path}/manifest.json: is not signed (manifest.sig is missing), and only what {public} signed is accepted"
+        f"{path}/manifest.json: is not signed (manifest.sig is missing), and only what {public} ({signer(key).id}) "
+        "signed is accepted"
     )
     rewritten(path, sign=other)
     assert "manifest.sig: not the signature" in refusal(path, public)
     with pytest.raises(InputError, match=r"manifest\.sig: not the signature"):
-        Runtime(path, key=public)
+        Runtime(path, trust=trusting(public))
     with pytest.raises(InputError, match=r"manifest\.sig: not the signature"):
-        replay(tmp_path, "v1.0-sim", (), path, tmp_path / "out", key=public, console=QUIET)
+        replay(tmp_path, "v1.0-sim", (), path, tmp_path / "out", trust=trusting(public), console=QUIET)
+
+
+def test_while_one_key_replaces_another_both_are_trusted(signed: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    """And each tells its own bundles from those of the other."""
+    path, key, public = signed
+    new, new_public = keys(tmp_path / "new")
+    vehicle = trusting(public, new_public)
+    assert verify(path, vehicle)["signature"] == f"by the key {signer(key).id}"
+    rewritten(path, sign=new)
+    assert verify(path, vehicle)["signature"] == f"by the key {signer(new).id}"
+    assert key_id(new_public) == signer(new).id != signer(key).id == key_id(public)
+    stranger, _ = keys(tmp_path / "stranger")
+    rewritten(path, sign=stranger)
+    message = refusal(path, public, new_public)
+    assert f"by the key {public} ({signer(key).id}) or {new_public} ({signer(new).id})" in message
+    assert f"it names the key {signer(stranger).id}" in message
 
 
 def test_a_forger_who_makes_all_hashes_anew_is_refused(signed: tuple[Path, Path, Path]) -> None:
@@ -78,22 +98,28 @@ def test_an_engine_is_signed_on_its_own(signed: tuple[Path, Path, Path], tmp_pat
     build(path, "rtx-ampere", QUIET)
     Bundle.load(path).plan("rtx-ampere")
     with pytest.raises(InputError, match=r"engines/rtx-ampere\.json: is not signed"):
-        Bundle.load(path, public).plan("rtx-ampere")
+        Bundle.load(path, trusting(public)).plan("rtx-ampere")
     build(path, "rtx-ampere", QUIET, sign=key)
-    plan = Bundle.load(path, public).plan("rtx-ampere")
-    record = Bundle.load(path).engine_record("rtx-ampere")
+    plan = Bundle.load(path, trusting(public)).plan("rtx-ampere")
     build(path, "rtx-ampere", QUIET)  # the old signature goes with the old plan
-    assert not plan.with_suffix(".sig").exists()
+    assert not plan.path.with_suffix(".sig").exists()
     other, _ = keys(tmp_path / "stranger")
-    Bundle.load(path).add_plan(b"of a stranger", record, signer(other))
+    Bundle.load(path).add_plan(b"of a stranger", plan.record, signer(other))
     with pytest.raises(InputError, match=r"rtx-ampere\.sig: not the signature of rtx-ampere\.json"):
-        Bundle.load(path, public).plan("rtx-ampere")
+        Bundle.load(path, trusting(public)).plan("rtx-ampere")
 
 
-def test_there_is_no_plan_to_sign_here_for_a_cpu_or_a_device(signed: tuple[Path, Path, Path]) -> None:
-    for target in ("cpu", "orin"):
-        with pytest.raises(InputError, match=f"--sign: there is no plan for {target} to sign here"):
-            build(signed[0], target, QUIET, sign=signed[1])
+def test_there_is_no_plan_to_sign_for_a_cpu(signed: tuple[Path, Path, Path]) -> None:
+    with pytest.raises(InputError, match="--sign: there is no plan for cpu to sign"):
+        build(signed[0], "cpu", QUIET, sign=signed[1])
+
+
+def test_a_key_signs_no_plan_of_another_ones_bundle(signed: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    other, _ = keys(tmp_path / "stranger")
+    for target in ("rtx-ampere", "orin"):
+        with pytest.raises(InputError, match=r"manifest\.json: is not signed by the key [0-9a-f]{16}, which"):
+            build(signed[0], target, QUIET, sign=other)
+    assert not (signed[0].parent / "bundle-orin").exists()
 
 
 def test_keys_that_are_none(tmp_path: Path) -> None:
@@ -136,9 +162,14 @@ def test_openssl_makes_the_keys_and_agrees_on_the_signature(tmp_path: Path) -> N
     rewritten(copied(tmp_path / "bundle"), sign=tmp_path / "key.pem")
     check = "-rawin -in bundle/manifest.json -sigfile {} -pubin -inkey public.pem"
     shell(f"openssl pkeyutl -verify {check.format('bundle/manifest.sig')}")
+    found = subprocess.run(
+        "openssl pkey -pubin -in public.pem -outform DER | sha256sum | cut -c 1-16",
+        shell=True, check=True, capture_output=True, cwd=tmp_path, text=True,
+    ).stdout  # fmt: skip
+    assert found.strip() == key_id(tmp_path / "public.pem") == Bundle.load(tmp_path / "bundle").manifest.signer
     shell("openssl pkeyutl -sign -rawin -in bundle/manifest.json -inkey key.pem -out theirs.sig")
     (tmp_path / "bundle" / "manifest.sig").write_bytes((tmp_path / "theirs.sig").read_bytes())
-    Bundle.load(tmp_path / "bundle", tmp_path / "public.pem")
+    Bundle.load(tmp_path / "bundle", trusting(tmp_path / "public.pem"))
     (tmp_path / "theirs.sig").write_bytes(bytes(64))
     with pytest.raises(subprocess.CalledProcessError):
         shell(f"openssl pkeyutl -verify {check.format('theirs.sig')}")

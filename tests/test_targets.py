@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 from commands import perception
 from exported import QUIET, bundle
+from hypothesis import given
+from hypothesis import strategies as st
 
 from deploy.build import build
-from deploy.targets import TARGETS, Versions, find_target
+from deploy.targets import TARGETS, Versions, find_target, same_compiler
 from perception.errors import InputError
 
 NAMES = ["cpu", "rtx-ampere", "rtx-ada", "rtx-blackwell", "orin", "thor", "drive-orin", "drive-thor"]
@@ -75,3 +77,29 @@ def test_build_needs_a_bundle_and_a_target() -> None:
         assert done.stderr == (
             "perception: build takes a bundle and its --target; `perception build --list` shows the targets\n"
         )
+
+
+def numbered(count: int) -> st.SearchStrategy[tuple[int, ...]]:
+    return st.tuples(*[st.integers(0, 20)] * count)
+
+
+@given(numbered(3), st.lists(st.integers(0, 200), max_size=2), st.lists(st.integers(0, 200), max_size=2))
+def test_one_release_of_a_compiler_is_one_however_many_numbers_it_tells(
+    release: tuple[int, ...], more: list[int], others: list[int]
+) -> None:
+    """trtexec says 10.3.0, Python's module 10.3.0.30."""
+    one, other = (".".join(map(str, (*release, *numbers))) for numbers in (more, others))
+    assert same_compiler(f"tensorrt {one}", f"tensorrt {other}")
+    assert not same_compiler(f"tensorrt {one}", f"tensorrt_rtx {other}")
+
+
+@given(numbered(3), numbered(3), st.integers(0, 200))
+def test_another_patch_is_another_compiler(a: tuple[int, ...], b: tuple[int, ...], build: int) -> None:
+    one, other = (".".join(map(str, version)) for version in (a, b))
+    assert same_compiler(f"tensorrt {one}", f"tensorrt {other}.{build}") == (a == b)
+
+
+def test_versions_that_are_no_numbers() -> None:
+    assert same_compiler("tensorrt 10.3", "tensorrt 10.3.0")
+    assert same_compiler("tensorrt of mine", "tensorrt of mine")
+    assert not same_compiler("tensorrt of mine", "tensorrt 10.3.0")

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 from pathlib import Path
 from cuda.bindings import driver
+from deploy.integrity import Content
 from deploy.targets import find_target
 from perception.errors import InputError
 
@@ -103,10 +104,8 @@ sys.modules["tensorrt"] = trt
 from deploy.engines.tensorrt_plan import TensorRtEngine
 
 def opened(content, weights=None):
-    Path("a.plan").write_bytes(content)
-    if weights is not None:
-        Path("model.onnx").write_bytes(weights)
-    return TensorRtEngine(Path("a.plan"), find_target("orin"), None if weights is None else Path("model.onnx"))
+    weights = None if weights is None else Content(Path("model.onnx"), weights)
+    return TensorRtEngine(Content(Path("a.plan"), content), find_target("orin"), weights)
 
 def copies(engine):
     frames = [np.arange(6, dtype=np.float32).reshape(2, 3) * n for n in (1, 2, 3)]

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
-from deploy.bundle import Bundle
+from deploy.bundle import ONNX, Bundle
 from deploy.targets import find_target
 
 
@@ -30,10 +30,10 @@ def open_engine(bundle: Bundle, target: str = "cpu") -> Engine:
     if find_target(target).compiler == "onnxruntime":
         from deploy.engines.onnxruntime import OnnxRuntimeEngine
 
-        return OnnxRuntimeEngine(bundle.cpu_onnx)
+        network = bundle.read(bundle.cpu_onnx.name)
+        return OnnxRuntimeEngine(network.data, network.path)
     from deploy.engines.tensorrt import installed
     from deploy.engines.tensorrt_plan import TensorRtEngine
 
     plan = bundle.plan(target, installed(find_target(target)))
-    weights = bundle.onnx if bundle.engine_record(target).refitted else None
-    return TensorRtEngine(plan, find_target(target), weights)
+    return TensorRtEngine(plan, find_target(target), bundle.read(ONNX) if plan.record.refitted else None)

@@ -16,13 +16,14 @@ class OnnxRuntimeEngine:
     """A network on the CPU, from an ONNX file or its content.
 
     Args:
+        name: of the content, for the message.
         fused: as fast as can be; otherwise node by node, as the graph says.
 
     Raises:
         InputError: ONNX Runtime refuses the file.
     """
 
-    def __init__(self, onnx: Path | bytes, fused: bool = True) -> None:
+    def __init__(self, onnx: Path | bytes, name: object = "the graph", fused: bool = True) -> None:
         options = onnxruntime.SessionOptions()
         if not fused:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
@@ -31,13 +32,14 @@ class OnnxRuntimeEngine:
         options.enable_mem_pattern = False
         # A thread that waits for work sleeps: it would keep a core from whoever reads and writes beside the network.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        content, name = (onnx, name) if isinstance(onnx, bytes) else (onnx.read_bytes(), onnx)
         try:
             self._session = onnxruntime.InferenceSession(
-                onnx if isinstance(onnx, bytes) else str(onnx), sess_options=options, providers=["CPUExecutionProvider"]
+                content, sess_options=options, providers=["CPUExecutionProvider"]
             )
         except Exception as error:  # its exceptions share no base class
-            what = "the graph" if isinstance(onnx, bytes) else onnx
-            raise InputError(f"{what}: ONNX Runtime refuses it: {' '.join(str(error).split())}") from None
+            raise InputError(f"{name}: ONNX Runtime refuses it: {' '.join(str(error).split())}") from None
+        self._session._model_bytes = None  # else it keeps the file's content for as long as it lives
         self._outputs = [output.name for output in self._session.get_outputs()]
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -9,13 +9,13 @@ computes the network, refitted or not.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from deploy.engines import cuda
 from deploy.engines.tensorrt import compiler, listen
+from deploy.integrity import Content
 from deploy.targets import Target
 from perception.errors import InputError
 
@@ -39,14 +39,14 @@ class TensorRtEngine:
         InputError: no GPU, no TensorRT, a plan for another version or GPU, or one that does not take the weights.
     """
 
-    def __init__(self, plan: Path, target: Target, weights: Path | None = None) -> None:
+    def __init__(self, plan: Content, target: Target, weights: Content | None = None) -> None:
         trt = compiler(target)
         self._stream = cuda.Stream()
         self._log = listen(trt)
         self._runtime = trt.Runtime(self._log)
-        self._engine = self._runtime.deserialize_cuda_engine(plan.read_bytes())
+        self._engine = self._runtime.deserialize_cuda_engine(plan.data)
         if self._engine is None:
-            raise InputError(f"{plan}: {trt.__name__} {trt.__version__} refuses it: {' '.join(self._log.errors)}")
+            raise InputError(f"{plan.path}: {trt.__name__} {trt.__version__} refuses it: {' '.join(self._log.errors)}")
         if weights is not None:
             self._refit(trt, plan, weights)
         self._context = self._engine.create_execution_context()
@@ -95,18 +95,20 @@ class TensorRtEngine:
         for buffer in self._outputs.values():
             self._stream.download(buffer)
 
-    def _refit(self, trt: Any, plan: Path, weights: Path) -> None:
+    def _refit(self, trt: Any, plan: Content, weights: Content) -> None:
         """Replace the engine's weights by those of an ONNX graph, by their names; before anything runs on it."""
         if not self._engine.refittable:
-            raise InputError(f"{plan}: was not compiled to be refitted, so it cannot take the weights of {weights}")
+            raise InputError(
+                f"{plan.path}: was not compiled to be refitted, so it cannot take the weights of {weights.path}"
+            )
         refitter = trt.Refitter(self._engine, self._log)
         parser = trt.OnnxParserRefitter(refitter, self._log)
-        done = parser.refit_from_bytes(weights.read_bytes())
+        done = parser.refit_from_bytes(weights.data)
         missing = refitter.get_missing_weights()
         if not done or missing or not refitter.refit_cuda_engine():
             reasons = [parser.get_error(i).desc() for i in range(parser.num_errors)]
             lacking = f"it lacks {', '.join(missing[:3])}" if missing else ""
             reason = " ".join(" ".join([lacking, *reasons, *self._log.errors]).split()) or "no reason given"
             raise InputError(
-                f"{plan}: {trt.__name__} {trt.__version__} cannot give it the weights of {weights}: {reason}"
+                f"{plan.path}: {trt.__name__} {trt.__version__} cannot give it the weights of {weights.path}: {reason}"
             )

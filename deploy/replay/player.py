@@ -33,6 +33,7 @@ from deploy.replay.verdict import Verdict, judge, require_comparable
 from deploy.replay.viewers import FILES as VIEWER_FILES
 from deploy.replay.viewers import ViewerWriter, open_viewer, require_viewers
 from deploy.runtime import Runtime
+from deploy.trust import Trust
 from perception.atomic import write_atomically
 from perception.errors import InputError
 from perception.evaluation.submission import SubmissionWriter
@@ -169,7 +170,7 @@ def replay(
     bundle: Path,
     out: Path,
     target: str = "cpu",
-    key: Path | None = None,
+    trust: Trust | None = None,
     console: Console | None = None,
     faults: Sequence[Fault] = (),
     conditions: Conditions | None = None,
@@ -190,7 +191,7 @@ def replay(
         version: of the tables of a dataroot; None for a recording.
         scenes: of a dataroot: names, or keyframes such as `scene-0103:0-4`; empty for every scene.
         target: the engine of the bundle that runs.
-        key: the public key that must have signed the bundle.
+        trust: who must have signed the bundle, and how old it may be.
         faults: of the sensors, in this order.
         conditions: what the vehicle is told of every frame instead of the drive's tags; None: the tags.
         baseline: the folder of another replay of the same scenes, to compare with.
@@ -204,14 +205,14 @@ def replay(
         The summary, with the verdict under `verdict` where there is one.
 
     Raises:
-        InputError: no such drive, scene, bundle or engine, a damaged file, a bundle that `key` did not sign, a gate
+        InputError: no such drive, scene, bundle or engine, a damaged file, a bundle that `trust` refuses, a gate
             or baseline that cannot be used, no frame selected, or `out` cannot be written or holds an unfinished
             replay of something else.
     """
     console = console or Console()
     require_comparable(baseline, gates)
     require_viewers(viewers)
-    runtime = Runtime(bundle, target, key)
+    runtime = Runtime(bundle, target, trust)
     drives = open_drives(drive, version, scenes, runtime.bundle.spec, topics)
     selection = selection or Selection()
     about = {

@@ -11,15 +11,19 @@ import typer
 from perception.commands.common import (
     TRAINING,
     VALIDATION,
+    AllowOlder,
     Json,
+    Keys,
     Out,
     Root,
     Scenes,
+    State,
     Version,
     app,
     console_for,
     names,
     report,
+    trust_in,
 )
 from perception.errors import InputError
 
@@ -92,7 +96,9 @@ def evaluate(
         str, typer.Option(help="Also score with corrupted sensors: all, or names such as lidar_noise,camera_missing.")
     ] = "",
     target: Annotated[str, typer.Option(help="Engine of a bundle: cpu, or what `perception build` made.")] = "cpu",
-    key: Annotated[Path | None, typer.Option(help="Public key; a bundle that it has not signed is refused.")] = None,
+    key: Keys = None,
+    state: State = None,
+    allow_older: AllowOlder = False,
     official: Annotated[
         bool, typer.Option("--official", help="Also score the submission with nuscenes-devkit, and compare.")
     ] = False,
@@ -111,9 +117,9 @@ def evaluate(
     if (model / "manifest.json").exists():
         from deploy.runtime import Runtime
 
-        predictor = runtime = Runtime(model, target, key)
+        predictor = runtime = Runtime(model, target, trust_in(key, state, allow_older))
         spec = runtime.bundle.spec
-    elif key is not None or target != "cpu":
+    elif key or target != "cpu":
         raise InputError(f"{model}: --target and --key are of a bundle; export one first")
     else:
         from perception.predict import TorchPredictor

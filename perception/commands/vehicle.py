@@ -9,7 +9,20 @@ from typing import Annotated
 
 import typer
 
-from perception.commands.common import Json, Out, Scenes, Version, app, console_for, names, report
+from perception.commands.common import (
+    AllowOlder,
+    Json,
+    Keys,
+    Out,
+    Scenes,
+    State,
+    Version,
+    app,
+    console_for,
+    names,
+    report,
+    trust_in,
+)
 from perception.errors import InputError
 
 Routes = Annotated[
@@ -17,7 +30,6 @@ Routes = Annotated[
 ]
 
 Sign = Annotated[Path | None, typer.Option(help="Private key (Ed25519, PEM) to sign with.")]
-Key = Annotated[Path | None, typer.Option(help="Public key (Ed25519, PEM): refuse what it has not signed.")]
 
 
 def _routes(conditions: str, routes: str) -> list[list[str]]:
@@ -56,8 +68,8 @@ class PrecisionName(str, Enum):
     epilog="Example: perception export runs/a --out runs/a/bundle --conditions rain --precision int8 --calibrate drives"
 )
 def export(
-    checkpoint: Annotated[Path | None, typer.Argument(help="A run, or one of its checkpoints.")] = None,
-    out: Annotated[Path | None, typer.Option("--out", help="Folder to write.")] = None,
+    checkpoint: Annotated[Path, typer.Argument(help="A run, or one of its checkpoints.")],
+    out: Out,
     conditions: Annotated[str, typer.Option(help="Fold the modules for these, such as rain,boston.")] = "",
     routes: Routes = "",
     apart: Annotated[
@@ -70,34 +82,21 @@ def export(
     version: Version = None,
     scenes: Scenes = "",
     license: Annotated[str, typer.Option(help="Of the network and its data: an SPDX identifier or a text.")] = "",
+    release: Annotated[int, typer.Option(min=0, help="Counts up: what ran a higher one refuses this.")] = 0,
+    expires: Annotated[str, typer.Option(help="Refuse it from then on: 2027-06-30, or a time of UTC.")] = "",
+    signed_plans: Annotated[
+        bool, typer.Option("--signed-plans", help="Refuse unsigned plans, also those that a device compiles itself.")
+    ] = False,
     sign: Sign = None,
-    verify: Annotated[
-        Path | None, typer.Option(help="Instead of exporting, check this bundle: hashes, graph, golden frame, engines.")
-    ] = None,
-    key: Key = None,
     as_json: Json = False,
 ) -> None:
-    """Export a checkpoint to a bundle: ONNX, manifest, modules, golden inputs and outputs. Or verify a bundle.
+    """Export a checkpoint to a bundle: ONNX, manifest, modules, golden inputs and outputs.
 
     Keys: openssl genpkey -algorithm ed25519 -out key.pem && openssl pkey -in key.pem -pubout -out public.pem
     """
-    if verify is not None:
-        if checkpoint or out or conditions or routes or apart or license or sign or calibrate:
-            raise InputError("--verify checks a bundle that is there; beside it only --key and --json have a meaning")
-        from deploy.verify import table
-        from deploy.verify import verify as check
-
-        verified = check(verify, key)
-        report(verified, as_json)
-        if not as_json:
-            console_for(as_json).print(table(verify, verified))
-        return
-    if checkpoint is None or out is None:
-        raise InputError("give CHECKPOINT and --out to export, or --verify BUNDLE to check a bundle")
-    if key is not None:
-        raise InputError("--key goes with --verify; what signs an export is --sign")
     from deploy.export import export as run
     from deploy.precision.frames import Drives
+    from deploy.release import Release, parse_expiry
     from perception.mmdet3d.foreign_config import refuse_export
 
     refuse_export(checkpoint)
@@ -107,9 +106,10 @@ def export(
         )
     drives = Drives(calibrate, version, names(scenes)) if calibrate else None
     console = console_for(as_json)
+    stated = Release(release, parse_expiry(expires) if expires else None, license, sign, signed_plans)
     bundle = run(
-        checkpoint, out, _routes(conditions, routes), console=console, sign=sign, license=license,
-        precision=precision.value, calibration=drives, apart=apart,
+        checkpoint, out, _routes(conditions, routes), console=console, release=stated, precision=precision.value,
+        calibration=drives, apart=apart,
     )  # fmt: skip
     report(bundle.manifest.model_dump(mode="json"), as_json)
 
@@ -193,7 +193,9 @@ def replay(
     ] = None,
     gates: Annotated[Path | None, typer.Option(help="YAML file of what must be reached to pass.")] = None,
     viewer: Annotated[str, typer.Option(help="foxglove, rerun: write results.mcap, results.rrd too.")] = "",
-    key: Key = None,
+    key: Keys = None,
+    state: State = None,
+    allow_older: AllowOlder = False,
     as_json: Json = False,
 ) -> None:
     """Run recorded scenes through an exported bundle; writes results, tracks, latencies and an HTML report.
@@ -213,7 +215,7 @@ def replay(
 
     summary = run(
         drive, version or (None if is_recording(drive) else only_version(drive)), names(scenes), bundle, out,
-        target=target, key=key, console=console_for(as_json), topics=topics,
+        target=target, trust=trust_in(key, state, allow_older), console=console_for(as_json), topics=topics,
         faults=[Fault.parse(text) for text in fault or ()],
         conditions=parse_conditions([] if conditions == "none" else names(conditions)) if conditions else None,
         baseline=baseline, gates=None if gates is None else load_section(Gates, gates, "the gates"),

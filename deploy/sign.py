@@ -1,0 +1,44 @@
+"""Vouch for a bundle after its export, or for a plan that a device compiled. No torch here."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from deploy.bundle import ENGINES, Bundle, manifest_files
+from deploy.manifest import MANIFEST
+from deploy.signature import signer
+from deploy.targets import find_target
+from deploy.verify import verify_bundle
+from perception.atomic import write_atomically, write_together
+from perception.errors import InputError
+
+
+def sign(path: Path, key: Path, target: str | None = None) -> dict[str, str]:
+    """Sign the manifest of the bundle in folder `path`, or its plans for `target`, once all of it is verified.
+
+    What is verified is that everything fits together; whether it is what you exported, only you know. So a plan is
+    signed only where this key signed the manifest before: that manifest has not changed since.
+
+    Args:
+        key: the private key (PEM).
+
+    Returns:
+        What was signed, and the id of the key.
+
+    Raises:
+        InputError: no key, a bundle that is not whole, one of another key, or no plan for the target.
+    """
+    of_key = signer(key)
+    bundle = Bundle.load(path)
+    verify_bundle(bundle)
+    if target is None:
+        files = manifest_files(bundle.manifest, of_key)
+        write_together({path / name: content for name, content in files.items()})
+        return {"signed": str(path / MANIFEST), "key": of_key.id}
+    if find_target(target).compiler == "onnxruntime":
+        raise InputError(f"{target}: has no plan to sign; its network is the bundle's own")
+    bundle.require_signed_by(of_key)
+    for part in (bundle, *bundle.routes.values()):
+        record = part.plan(target).record
+        write_atomically(part.path / ENGINES / f"{target}.sig", of_key.sign(record.sealed()))
+    return {"signed": str(path / ENGINES / f"{target}.json"), "key": of_key.id}

@@ -1,0 +1,94 @@
+"""Whose bundles a vehicle runs, and that it never goes back to an older one. No torch here.
+
+A vehicle trusts one key or, while one replaces another, both. It keeps the highest release that it ever ran in a folder
+of its own, outside all bundles and for all of them: an old bundle that was signed stays signed for ever, and of another
+name too. Whoever can write to that folder can take the vehicle back, and expiry is only as right as the system's clock.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+
+from perception.atomic import write_atomically
+from perception.errors import InputError
+
+STATE = "release.json"
+
+
+@dataclass(frozen=True)
+class Trust:
+    """What a vehicle accepts.
+
+    Attributes:
+        keys: public keys (PEM, `deploy.signature`); what any one of them has signed is trusted.
+        state: the folder that keeps the highest release that ran.
+        allow_older: whether to take an older release than that. It stays the highest.
+    """
+
+    keys: tuple[Path, ...]
+    state: Path
+    allow_older: bool = False
+
+    def require_signed(self, record: Path, content: bytes, signer: str = "") -> str:
+        """The id of the key that signed `content`; raises as `deploy.signature.require_signed`."""
+        from deploy.signature import require_signed  # what drives without a key needs no cryptography
+
+        return require_signed(record, content, *self.keys, signer=signer)
+
+    def require_current(self, file: Path, release: int, expires: datetime | None) -> None:
+        """Raise InputError where the manifest `file` has expired, or is of an older release than one that ran."""
+        now = datetime.now(timezone.utc)
+        if expires is not None and expires <= now:
+            end, today = (f"{time.astimezone(timezone.utc):%Y-%m-%d %H:%M}" for time in (expires, now))
+            raise InputError(f"{file}: expired at {end} UTC, and the clock says {today}; take a newer release")
+        highest = self.highest()
+        if release < highest and not self.allow_older:
+            raise InputError(
+                f"{file}: is release {release}, but release {highest} ran here before, says {self.state / STATE}; take "
+                "a newer release, or run this one with --allow-older"
+            )
+
+    def highest(self) -> int:
+        """The highest release that ran; 0 where none did. InputError where that cannot be read."""
+        file = self.state / STATE
+        try:
+            release = json.loads(file.read_bytes())["release"]
+        except FileNotFoundError:
+            return 0
+        except (OSError, ValueError, KeyError, TypeError):
+            release = None
+        if not isinstance(release, int) or isinstance(release, bool):
+            raise InputError(f'{file}: does not say the highest release that ran; write {{"release": N}} into it')
+        return release
+
+    def accept(self, release: int) -> None:
+        """Remember that this release ran. InputError where that cannot be written: then it must not run."""
+        if release <= self.highest():
+            return
+        try:
+            self.state.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"{self.state}: cannot keep the release ({error.strerror}); choose another --state"
+            ) from None
+        with _locked(self.state):
+            if release > self.highest():  # two may be starting at once
+                write_atomically(self.state / STATE, json.dumps({"release": release}).encode())
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    import fcntl
+
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)

@@ -1,0 +1,75 @@
+"""Words that are not this software's are refused: what the network calls 3 must be what the tracker calls 3."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from exported import bundle, copied, rewritten
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deploy.bundle import Bundle
+from deploy.honoured import require_honoured
+from deploy.route import Banked
+from perception.errors import InputError
+from perception.frame import ATTRIBUTES, CAMERAS, CLASSES, CONDITION_VALUES, MAP_CLASSES
+
+FIELDS = {
+    "classes": CLASSES,
+    "attributes": ATTRIBUTES,
+    "map_classes": MAP_CLASSES,
+    "cameras": CAMERAS,
+    "conditions": CONDITION_VALUES,
+}
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_another_order_is_refused(tmp_path: Path, field: str) -> None:
+    """By who opens the bundle, whose hashes were all made anew."""
+    words = FIELDS[field]
+    with pytest.raises(InputError) as error:
+        rewritten(copied(tmp_path / "bundle"), **{field: words[::-1]})
+    assert str(error.value) == (
+        f"{tmp_path}/bundle/manifest.json: {field}: number 0 is {words[-1]!r}, but {words[0]!r} for this software; "
+        "export the bundle again, with this version"
+    )
+    with pytest.raises(InputError, match="number 0 is "):
+        Bundle.load(tmp_path / "bundle")
+
+
+@given(st.sampled_from(list(FIELDS)), st.data())
+def test_any_other_words_are_refused_and_the_first_difference_is_named(field: str, data: st.DataObject) -> None:
+    known = FIELDS[field]
+    found = tuple(data.draw(st.lists(st.sampled_from((*known, "horse")), max_size=len(known) + 2)))
+    manifest = bundle().manifest.model_copy(update={field: found})
+    first = next((i for i, pair in enumerate(zip(found, known, strict=False)) if pair[0] != pair[1]), None)
+    if first is None and len(found) != len(known):
+        first = min(len(found), len(known))
+    if first is None:
+        require_honoured(Path("manifest.json"), manifest)
+        return
+    with pytest.raises(InputError, match=rf"^manifest\.json: {field}: number {first} is "):
+        require_honoured(Path("manifest.json"), manifest)
+
+
+def test_classes_of_a_map_that_is_not_there(tmp_path: Path) -> None:
+    manifest = bundle().manifest
+    without = manifest.model_copy(update={"outputs": tuple(o for o in manifest.outputs if o.name != "map")})
+    with pytest.raises(InputError, match="map_classes: number 0 is 'drivable_area', but nothing for this software"):
+        require_honoured(Path("manifest.json"), without)
+    require_honoured(Path("manifest.json"), without.model_copy(update={"map_classes": ()}))
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"routes": ("base", "boston+snow")}, "routes"),
+        ({"apart": ("snow",)}, "apart"),
+        ({"banked": (Banked(name="ski", asks=("no-lidar", "snow")),)}, "banked.ski.asks"),
+    ],
+)
+def test_a_condition_that_no_frame_can_have(change: dict[str, object], field: str) -> None:
+    """Its module would never run, or the network of its route never be chosen, without a word."""
+    with pytest.raises(InputError, match=f"{field}: this software does not know 'snow', only clear, rain, fog"):
+        require_honoured(Path("manifest.json"), bundle().manifest.model_copy(update=change))
