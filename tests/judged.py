@@ -1,9 +1,27 @@
-"""Gates without a file, and what they say."""
+"""Gates without a file, what they say, and what a replay that was made by hand is of."""
 
+from pathlib import Path
 from typing import Any
 
 from deploy.replay.gates import Gates
-from deploy.replay.verdict import Case, Verdict
+from deploy.replay.outcome import Case, Verdict
+from deploy.replay.provenance import ReplayProvenance
+
+REPLAYED = {
+    "bundle": {"name": "by hand", "manifest_sha256": "0" * 64},
+    "engine": {"target": "cpu", "compiler": "none"},
+    "software": {},
+    "machine": {"processor": "any", "cores": 1, "platform": "any"},
+    "path": "drives",
+    "version": "v1.0-sim",
+    "scenes": (),
+    "topics_sha256": None,
+    "faults": (),
+    "conditions": None,
+    "selection": {"start": 0.0, "end": None, "every": 1},
+    "real_time": False,
+    "latency": False,
+}
 
 
 def gates(*each: dict[str, Any], **options: Any) -> Gates:
@@ -13,3 +31,9 @@ def gates(*each: dict[str, Any], **options: Any) -> Gates:
 def only(verdict: Verdict) -> Case:
     assert len(verdict.cases) == 1
     return verdict.cases[0]
+
+
+def record(out: Path, **changes: Any) -> Path:
+    """The folder, with a replay.json of these settings."""
+    ReplayProvenance.model_validate(REPLAYED | changes).write(out)
+    return out

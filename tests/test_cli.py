@@ -13,7 +13,7 @@ from commands import perception
 PERCEPTION = Path(sys.executable).with_name("perception")
 CONFIG = Path(__file__).parents[1] / "configs" / "tiny.yaml"
 COMMANDS = (
-    *("simulate", "train", "evaluate", "export", "build", "replay", "adapt", "modules", "merge", "demo"),
+    *("simulate", "train", "evaluate", "export", "build", "replay", "judge", "adapt", "modules", "merge", "demo"),
     *("import-mmdet3d", "verify", "sign"),
 )
 

@@ -26,6 +26,8 @@ from perception.section import load_section
         ("gates: [{metric: latency, at_most: fast}]", "at_most: input should be a valid number"),
         ("gates: [{metric: difference, of: NDS, at_most: 2}]", "less than or equal to 1"),
         ("gates: [{metric: NDS, at_leest: 1, at_least: 1}]", "at_leest: is not a known key"),
+        ("{gates: [{metric: NDS, at_least: 0}], common: 90}", "common: input should be less than or equal to 1"),
+        ("{gates: [{metric: NDS, at_least: 0}], resamples: 9}", "resamples: is not a known key"),
         ("gates: [", "not valid YAML"),
         (None, "cannot read the gates"),
     ],

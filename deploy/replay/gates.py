@@ -1,4 +1,4 @@
-"""What a replay must reach to pass, as a YAML file says it. Any number of gates:
+"""What a replay must reach to pass, as a YAML file says it: gates, and which share of the frames a baseline must have.
 
 gates:
   - {metric: NDS, at_least: 0.3}
@@ -9,6 +9,7 @@ gates:
   - {metric: dropped, at_most: 0}
   - {metric: difference, of: AP, at_most: 0.05}
   - {metric: agreement, of: detections, at_least: 0.9}
+common: 0.9
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from perception.evaluation.map_counts import RING
 from perception.frame import CLASSES, CONDITION_VALUES, MAP_CLASSES
 from perception.section import Section
 
-USUAL_LOSS, USUAL_AGREEMENT = 0.01, 0.9
+USUAL_LOSS, USUAL_AGREEMENT, USUAL_COMMON = 0.01, 0.9, 0.9
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Metric = Literal["mAP", "NDS", "AP", "IoU"]
@@ -105,11 +106,11 @@ class Dropped(Section):
 
 
 class Difference(_Part):
-    """How far a score may fall behind the baseline's: not even the lower end of the interval may fall further.
+    """How far a score may fall behind the baseline's, judged by an interval over scenes (deploy.replay.interval).
 
-    The interval is the percentile bootstrap over scenes (Efron and Tibshirani, 1993, section 13.3), paired: both
-    replays are scored on the same scenes drawn with replacement. One scene alone gives no interval; then the difference
-    itself is judged.
+    It passes where the whole interval is above the margin, fails where the whole interval is below, and is
+    inconclusive where the margin is inside or the scenes give no interval. It is paired: a scene that is left out is
+    left out of both replays. Replays with the same results pass, whatever the number of scenes.
     """
 
     metric: Literal["difference"]
@@ -152,8 +153,7 @@ Gate = Annotated[
 
 class Gates(Section):
     gates: tuple[Gate, ...] = Field(min_length=1, strict=False)
-    resamples: Annotated[int, Field(gt=0)] = 1000  # of the bootstrap
-    seed: int = 0  # of its random numbers
+    common: Share = USUAL_COMMON  # least share of the frames that a baseline must have too
 
     @property
     def tracking(self) -> bool:

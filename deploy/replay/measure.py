@@ -62,6 +62,28 @@ class Measures:
             return scored.class_aps[:, label]
         return scored.mean_ap if metric == "mAP" else scored.nds
 
+    def sizes(self, subject: Subject) -> np.ndarray:
+        """(S,) share of each scene in what there is to score: annotated boxes, or cells; the mean over the classes."""
+        metric, class_, condition, bounds = subject
+        there = (
+            self._detection(condition, bounds).annotated if metric != "IoU" else self._cells(condition, bounds)[:, 2]
+        )
+        there = there if class_ is None else there[:, [_index(metric, class_)]]
+        present = there[:, there.any(axis=0)]
+        return np.asarray((present / present.sum(axis=0)).sum(axis=1) / max(1, present.shape[1]))
+
+    def same_results(self, other: Measures, subject: Subject) -> bool:
+        """Whether what is scored is the same, number by number, in another replay of the same frames."""
+        metric, class_, condition, bounds = subject
+        if metric == "IoU":
+            different = self._cells(condition, bounds) != other._cells(condition, bounds)
+            return not (different if class_ is None else different[..., _index(metric, class_)]).any()
+        sides = []
+        for finished in (self.finished, other.finished):
+            boxes = _part(finished.detections, finished, _frames(finished, condition), bounds)
+            sides.append(boxes if class_ is None else boxes.select(boxes.labels == _index(metric, class_)))
+        return sides[0].equals(sides[1])
+
     def classes(self, condition: str | None, bounds: Range) -> list[str]:
         """Detection classes with annotations."""
         there = self._detection(condition, bounds).annotated.any(axis=0)
@@ -75,13 +97,18 @@ class Measures:
         boxes = [_part(each, finished, frames, bounds) for each in (truth, finished.detections)]
         return DetectionScores(boxes[0], boxes[1], finished.scenes)
 
-    def _iou(self, class_: str | None, condition: str | None, bounds: Range, draws: np.ndarray | None) -> np.ndarray:
+    def _cells(self, condition: str | None, bounds: Range) -> np.ndarray:
+        """(S, 3, 6) cells of each scene, as count_rings counts them."""
         finished, counts = self.finished, self.finished.map_counts
         if counts is None:
             raise Unmeasured("there is no map of the drive, or the network has none")
         frames = _frames(finished, condition)
         per_scene = np.zeros((finished.scenes.max() + 1, *counts.shape[1:3]))
         np.add.at(per_scene, finished.scenes[frames], counts[frames][..., rings(bounds)].sum(axis=-1))
+        return per_scene
+
+    def _iou(self, class_: str | None, condition: str | None, bounds: Range, draws: np.ndarray | None) -> np.ndarray:
+        per_scene = self._cells(condition, bounds)
         draws = np.ones((1, len(per_scene))) if draws is None else draws
         found = ious(np.tensordot(draws.astype(np.float64), per_scene, 1))
         if class_ is None:
@@ -148,6 +175,10 @@ def _part(boxes: BoxColumns, finished: Finished, frames: np.ndarray, bounds: Ran
     if bounds is not None:
         chosen &= boxes.within(bounds, finished.egos)
     return boxes.select(chosen)
+
+
+def _index(metric: str, class_: str) -> int:
+    return (MAP_CLASSES if metric == "IoU" else CLASSES).index(class_)
 
 
 def _in(condition: str | None, bounds: Range) -> str:

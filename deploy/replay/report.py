@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import Any
@@ -13,6 +12,7 @@ from deploy.manifest import Manifest
 from deploy.replay import pictures
 from deploy.replay.faults import Fault
 from deploy.replay.latency import STAGES
+from deploy.replay.page_data import as_script
 from deploy.replay.timeline import Timeline
 from deploy.replay.told import Told
 from deploy.replay.trails import Trails
@@ -98,8 +98,7 @@ class Report:
         page = parts.joinpath("page.html").read_text(encoding="utf-8")
         for name in ("style.css", "drive.js", "frame.js"):
             page = page.replace(f"__{name}__", parts.joinpath(name).read_text(encoding="utf-8"))
-        # "</" could end the script element that holds the data.
-        return page.replace("__data__", json.dumps(data, separators=(",", ":")).replace("</", "<\\/"))
+        return page.replace("__data__", as_script(data))
 
     def _badness(self, seen: SceneFrame, annotated: Boxes | None) -> dict[str, tuple[float, str]]:
         total = sum(self._milliseconds[-1])

@@ -1,19 +1,17 @@
-"""Pass or fail of a replay, with the reasons, for people and for a CI system."""
+"""Judges a finished replay by gates, alone or against a baseline."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree as xml
 
-import numpy as np
-from rich.table import Table
-
+from deploy.replay.change import change
+from deploy.replay.comparable import common_frames
 from deploy.replay.finished import Finished
 from deploy.replay.gates import (
+    USUAL_COMMON,
     Agreement,
     Difference,
     Dropped,
@@ -25,81 +23,33 @@ from deploy.replay.gates import (
     usual_gates,
 )
 from deploy.replay.measure import Measures, Subject, Unmeasured, detection_agreement, map_agreement
+from deploy.replay.outcome import Case, Verdict
+from deploy.replay.page_data import with_verdict
 from perception.atomic import write_together
 from perception.errors import InputError
 
 
-@dataclass(frozen=True)
-class Case:
-    """One gate, or one class of it."""
-
-    name: str
-    metric: str
-    passed: bool
-    value: float | None  # None: not measured, which does not pass
-    limit: float
-    reason: str  # the numbers, and where it fails what is wrong
-    interval: tuple[float, float] | None = None  # of the value
-
-
-@dataclass(frozen=True)
-class Verdict:
-    cases: tuple[Case, ...]
-    frames: int  # that were judged
-    scenes: int
-    baseline: str | None
-
-    @property
-    def passed(self) -> bool:
-        return all(case.passed for case in self.cases)
-
-    def as_dict(self) -> dict[str, Any]:
-        return {"passed": self.passed} | asdict(self)
-
-    def junit(self) -> bytes:
-        """JUnit XML as Jenkins, GitLab and GitHub's reporters read it: a test case for each gate."""
-        failed = [case for case in self.cases if not case.passed]
-        counts = {
-            "tests": str(len(self.cases)),
-            "failures": str(sum(case.value is not None for case in failed)),
-            "errors": str(sum(case.value is None for case in failed)),
-            "time": "0",
-        }
-        root = xml.Element("testsuites", {"name": "perception replay", **counts})
-        suite = xml.SubElement(root, "testsuite", {"name": "verdict", "skipped": "0", **counts})
-        for case in self.cases:
-            test = xml.SubElement(suite, "testcase", {"classname": f"verdict.{case.metric}", "name": case.name})
-            test.set("time", "0")
-            if not case.passed:
-                kind = "error" if case.value is None else "failure"
-                xml.SubElement(test, kind, {"message": case.reason, "type": case.metric}).text = case.reason
-            xml.SubElement(test, "system-out").text = case.reason
-        xml.indent(root)
-        return bytes(xml.tostring(root, encoding="utf-8", xml_declaration=True)) + b"\n"
-
-    def table(self) -> Table:
-        table = Table(title=f"{'PASS' if self.passed else 'FAIL'}: {self.frames} frames of {self.scenes} scenes")
-        for column in ("", "gate", "because"):
-            table.add_column(column)
-        for case in self.cases:
-            table.add_row("[green]pass" if case.passed else "[red]fail", case.name, case.reason)
-        return table
-
-
 def judge(out: Path, baseline: Path | None = None, gates: Gates | None = None) -> Verdict:
-    """Judge the replay in the folder `out`; writes verdict.json and junit.xml there.
+    """Judge the replay in the folder `out`; writes verdict.json and junit.xml there, and the verdict into report.html.
 
     Args:
         baseline: the folder of another replay of the same drives; the frames that both have are compared.
         gates: what must be reached; without them the usual ones against the baseline.
 
     Raises:
-        InputError: a folder holds no finished replay, no frame is in both, or a gate needs a baseline.
+        InputError: a folder holds no finished replay, the baseline is of something else or has too few of the frames,
+            there is neither a baseline nor a gate, or a gate needs a baseline.
     """
+    if baseline is None and gates is None:
+        raise InputError("there is nothing to judge by; give --gates, --baseline or both")
     require_comparable(baseline, gates)
-    verdict = _Judge(Finished.load(out), baseline).verdict(gates)
+    verdict = _Judge(Finished.load(out), baseline, gates).verdict()
     content = json.dumps(verdict.as_dict(), indent=2, allow_nan=False) + "\n"
-    write_together({out / "verdict.json": content.encode(), out / "junit.xml": verdict.junit()})
+    files = {out / "verdict.json": content.encode(), out / "junit.xml": verdict.junit()}
+    report = out / "report.html"
+    if report.exists():
+        files[report] = with_verdict(report.read_text(encoding="utf-8"), verdict.as_dict()).encode()
+    write_together(files)
     return verdict
 
 
@@ -118,25 +68,22 @@ def require_comparable(baseline: Path | None, gates: Gates | None) -> None:
 
 
 class _Judge:
-    def __init__(self, finished: Finished, baseline: Path | None) -> None:
+    def __init__(self, finished: Finished, baseline: Path | None, gates: Gates | None) -> None:
         self.finished, self.baseline = finished, baseline
-        self.run = Measures(finished)
+        self.run, self.judged = Measures(finished), finished
         self.pair: tuple[Measures, Measures] | None = None  # the frames that both have: this run, the baseline
         if baseline is not None:
             other = Finished.load(baseline)
-            theirs = set(other.tokens)
-            common = [token for token in finished.tokens if token in theirs]
-            if not common:
-                raise InputError(f"{baseline}: has no frame of this replay; give a replay of the same drives")
-            self.pair = Measures(finished.only(common)), Measures(other.only(common))
+            common = common_frames(finished, other, USUAL_COMMON if gates is None else gates.common)
+            self.judged = finished.only(common)
+            self.pair = Measures(self.judged), Measures(other.only(common))
+        self.gates = gates or usual_gates(self.judged.truth is not None, self.judged.conditions)
 
-    def verdict(self, gates: Gates | None) -> Verdict:
-        if gates is None:
-            gates = usual_gates(self.finished.truth is not None, self.finished.conditions)
-        self.gates = gates
-        cases = tuple(case for gate in gates.gates for case in self._cases(gate))
-        scenes = int(self.finished.scenes.max()) + 1
-        return Verdict(cases, len(self.finished), scenes, None if self.baseline is None else str(self.baseline))
+    def verdict(self) -> Verdict:
+        cases = tuple(case for gate in self.gates.gates for case in self._cases(gate))
+        scenes = int(self.judged.scenes.max()) + 1
+        baseline = None if self.baseline is None else str(self.baseline)
+        return Verdict(cases, len(self.judged), scenes, baseline, len(self.finished))
 
     def _cases(self, gate: Gate) -> Iterator[Case]:
         match gate:
@@ -185,7 +132,9 @@ class _Judge:
     def _amota(self) -> float:
         value = self.finished.amota
         if value is None:
-            raise Unmeasured("AMOTA takes annotations, every keyframe and nuscenes-devkit with motmetrics")
+            raise Unmeasured(
+                "AMOTA takes annotations, every keyframe, nuscenes-devkit with motmetrics, and a replay with this gate"
+            )
         return value
 
     def _difference(self, gate: Difference) -> Case:
@@ -193,39 +142,14 @@ class _Judge:
         name = f"{gate.of}{gate.where} against the baseline"
         subject = Subject(gate.of, gate.class_, gate.condition, gate.range)
         try:
-            value, before = (float(each.score(subject)[0]) for each in self.pair)
-            interval = self._interval(subject, gate.confidence)
+            found = change(*self.pair, subject, gate.confidence)
         except Unmeasured as why:
             return _unmeasured(name, gate.metric, gate.at_most, why)
-        change = value - before
-        worst = change if interval is None else interval[0]
-        passed = worst >= -gate.at_most - 1e-12
-        reason = f"{before:.4f} became {value:.4f} ({change:+.4f}"
-        if interval is None:
-            reason += "; one scene: no interval)"
-        else:
-            reason += f", {gate.confidence:.0%} interval {interval[0]:+.4f} to {interval[1]:+.4f})"
-        reason += f"; it may fall by {gate.at_most:g}"
-        if not passed and change >= -gate.at_most:
-            reason += ", and that it fell further is not ruled out"
-        return Case(name, gate.metric, passed, change, gate.at_most, reason, interval)
-
-    def _interval(self, subject: Subject, confidence: float) -> tuple[float, float] | None:
-        """Of the difference to the baseline; see gates.Difference."""
-        assert self.pair is not None
-        frames = self.pair[0].finished
-        scenes = int(frames.scenes.max()) + 1
-        used = frames.scenes if subject.condition is None else frames.scenes[frames.known(subject.condition)]
-        drawn_from = np.unique(used)  # a scene without a frame that counts is none of the sample
-        if len(drawn_from) < 2:
-            return None
-        rng = np.random.default_rng(self.gates.seed)
-        draws = np.zeros((self.gates.resamples, scenes), np.int64)
-        shares = np.full(len(drawn_from), 1 / len(drawn_from))
-        draws[:, drawn_from] = rng.multinomial(len(drawn_from), shares, size=len(draws))
-        changes = self.pair[0].score(subject, draws) - self.pair[1].score(subject, draws)
-        low, high = np.quantile(changes, [(1 - confidence) / 2, (1 + confidence) / 2])
-        return float(low), float(high)
+        outcome, reason = found.outcome(gate.at_most), found.reason(gate.at_most, gate.confidence)
+        return Case(
+            name, gate.metric, outcome == "pass", found.value, gate.at_most, reason, found.interval, found.excludes,
+            outcome == "inconclusive",
+        )  # fmt: skip
 
     def _agreement(self, gate: Agreement) -> Case:
         assert self.pair is not None

@@ -90,6 +90,13 @@ class BoxColumns:
     def __len__(self) -> int:
         return len(self.frames)
 
+    def equals(self, other: BoxColumns) -> bool:
+        """Whether both are the same boxes in the same order, with the same numbers."""
+        return len(self) == len(other) and all(
+            np.array_equal(getattr(self, f.name), getattr(other, f.name), equal_nan=f.name == "velocities")
+            for f in fields(self)
+        )
+
     def select(self, index: np.ndarray) -> BoxColumns:
         """The boxes at the integer or boolean index (M,)."""
         return BoxColumns(**{f.name: getattr(self, f.name)[index] for f in fields(self)})

@@ -1,7 +1,7 @@
 """mAP, NDS and true-positive errors of nuScenes, of all scenes or of scenes drawn again. numpy only.
 
 The numbers of the devkit's detection_cvpr_2019 (Caesar et al., 2020, section 3.1). A detection is matched once; what
-it adds to the curves of precision and recall is kept per scene. So a bootstrap over scenes costs sums and no matching.
+it adds to the curves of precision and recall is kept per scene. So a score of other scenes costs sums and no matching.
 """
 
 from __future__ import annotations

@@ -25,24 +25,28 @@ const total = data.latency.stages.total;
 // ---- verdict
 
 const {verdict} = data;
-at("verdict").classList.add(verdict ? (verdict.passed ? "passed" : "failed") : "unjudged");
-at("outcome").textContent = verdict ? (verdict.passed ? "Pass" : "Fail") : "Replay";
+at("verdict").classList.add(verdict ? {pass: "passed", fail: "failed", inconclusive: "undecided"}[verdict.outcome] : "unjudged");
+at("outcome").textContent = verdict ? verdict.outcome[0].toUpperCase() + verdict.outcome.slice(1) : "Replay";
 at("subtitle").textContent = `${data.bundle.network} on ${data.bundle.engine}, ${data.bundle.precision}`;
 if (verdict) {
-  const failed = verdict.cases.filter(c => !c.passed);
-  at("judged").textContent = (failed.length ? `${failed.length} of ${plural(verdict.cases.length, "gate")} failed`
-    : `all ${plural(verdict.cases.length, "gate")} passed`) +
+  const having = outcome => verdict.cases.filter(c => c.outcome === outcome);
+  const [failed, open] = [having("fail"), having("inconclusive")];
+  const gates = plural(verdict.cases.length, "gate");
+  at("judged").textContent = (failed.length && open.length
+    ? `of ${gates} ${failed.length} failed, ${open.length} inconclusive`
+    : failed.length ? `${failed.length} of ${gates} failed`
+    : open.length ? `${open.length} of ${gates} inconclusive` : `all ${gates} passed`) +
     `, ${plural(verdict.frames, "frame")} of ${plural(verdict.scenes, "scene")}` +
-    (verdict.baseline ? `, against ${verdict.baseline}` : "");
-  for (const c of failed) {
+    (verdict.baseline ? `, ${Math.round(100 * verdict.common)}% of the replay's, against ${verdict.baseline}` : "");
+  for (const c of [...failed, ...open]) {
     const reason = make("li", at("reasons"));
     make("strong", reason, c.name);
     reason.append(`: ${c.reason}`);
   }
   at("gates").querySelector("summary").textContent = "All gates";
   for (const c of verdict.cases) {
-    const row = make("tr", at("gates").querySelector("table"), null, {className: c.passed ? "pass" : "fail"});
-    for (const text of [c.passed ? "pass" : "fail", c.name, c.reason]) make("td", row, text);
+    const row = make("tr", at("gates").querySelector("table"), null, {className: c.outcome});
+    for (const text of [c.outcome, c.name, c.reason]) make("td", row, text);
   }
 } else {
   at("judged").textContent = "not judged: neither gates nor a baseline were given";

@@ -1,0 +1,87 @@
+"""How far a score of a replay has changed from its baseline's, and what the scenes say of it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+from deploy.replay.interval import LEAST_SCENES, delete_one, effective_number, jackknife_interval
+from deploy.replay.measure import Measures, Subject
+from deploy.replay.outcome import Outcome
+
+_ROUNDING = 1e-12
+
+
+@dataclass(frozen=True)
+class Change:
+    before: float
+    after: float
+    scenes: int  # with frames that count
+    same: bool  # whether both replays have the same results, and so the same scores
+    interval: tuple[float, float] | None  # of after - before; None where the scenes give none
+    why: str  # they give none
+
+    @property
+    def value(self) -> float:
+        return self.after - self.before
+
+    @property
+    def excludes(self) -> float | None:
+        """The smallest loss that the scenes exclude; None: they exclude none."""
+        if self.same:
+            return 0.0
+        return None if self.interval is None else max(0.0, -self.interval[0])
+
+    def outcome(self, at_most: float) -> Outcome:
+        """Pass: a loss over `at_most` is excluded. Fail: it is shown. Inconclusive: neither."""
+        if self.excludes is None:
+            return "inconclusive"
+        if self.excludes <= at_most + _ROUNDING:
+            return "pass"
+        return "fail" if self.interval is not None and self.interval[1] < -at_most - _ROUNDING else "inconclusive"
+
+    def reason(self, at_most: float, confidence: float) -> str:
+        numbers = f"{self.before:.4f} became {self.after:.4f} ({self.value:+.4f}"
+        limit = f"it may fall by {at_most:g}"
+        here = "this scene" if self.scenes == 1 else f"these {self.scenes} scenes"
+        if self.same:
+            return f"{numbers}; both replays have the same results); {limit}"
+        if self.interval is None:
+            return f"{numbers}); {limit}, but {here} cannot exclude any loss: {self.why}"
+        low, high = self.interval
+        judged = f"{numbers}, {confidence:.0%} interval {low:+.4f} to {high:+.4f} of {self.scenes} scenes); {limit}"
+        outcome = self.outcome(at_most)
+        if outcome == "fail":
+            return f"{judged}, and fell further"
+        if outcome == "inconclusive":
+            excluded = math.ceil(round(-low * 1e4, 6)) / 1e4
+            return f"{judged}, but {here} can only exclude a loss of {excluded:.4f} or more"
+        return judged
+
+
+def change(run: Measures, baseline: Measures, subject: Subject, confidence: float) -> Change:
+    """Of two replays of the same frames, paired: without a scene both are scored without it.
+
+    Raises:
+        Unmeasured: the frames hold nothing to measure it on.
+    """
+    finished = run.finished
+    used = finished.scenes if subject.condition is None else finished.scenes[finished.known(subject.condition)]
+    scenes = np.unique(used)  # a scene without a frame that counts is no part of the sample
+    after, before = (float(each.score(subject)[0]) for each in (run, baseline))
+    same = run.same_results(baseline, subject)
+    sizes = run.sizes(subject)[scenes]
+    interval, why = None, ""
+    if not same and (sizes > 0).sum() < LEAST_SCENES:
+        why = f"that takes at least {LEAST_SCENES} scenes with something to score"
+    elif not same:
+        draws = delete_one(scenes, int(finished.scenes.max()) + 1)
+        scores = run.score(subject, draws) - baseline.score(subject, draws)
+        low, high = jackknife_interval(scores, sizes, confidence).tolist()
+        if math.isnan(low):
+            why = f"most of what is scored is in one of them, so that they count as {effective_number(sizes):.1f}"
+        else:
+            interval = low, high
+    return Change(before, after, len(scenes), same, interval, why)

@@ -1,0 +1,85 @@
+"""Whether two replays may be compared: of the same frames, with the same annotations, sensors, faults and settings."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from deploy.replay.finished import Finished
+from deploy.replay.provenance import ReplayProvenance, SelectionUsed
+from perception.errors import InputError
+
+
+def require_another(out: Path, baseline: Path) -> None:
+    """Raises InputError where the baseline is the replay that is judged, which would compare it with itself."""
+    if out.resolve() == baseline.resolve():
+        raise InputError(f"{baseline}: is the replay that is judged; give the folder of another one with --baseline")
+
+
+def common_frames(run: Finished, baseline: Finished, least: float) -> list[str]:
+    """Tokens of the frames that both have, in the order of the run.
+
+    Args:
+        least: share of the run's frames that the baseline must have.
+
+    Raises:
+        InputError: it has fewer, or what both replayed is not the same.
+    """
+    require_another(run.folder, baseline.folder)
+    _require_same_settings(run.folder, baseline.folder)
+    theirs = set(baseline.tokens)
+    common = [token for token in run.tokens if token in theirs]
+    if not common:
+        raise InputError(f"{baseline.folder}: has no frame of this replay; give a replay of the same drives")
+    if len(common) < least * len(run):
+        raise InputError(
+            f"{baseline.folder}: has {len(common)} of the {len(run)} frames of this replay "
+            f"({len(common) / len(run):.0%}, at least {least:.0%} are needed); replay the same drives, or set a lower "
+            "`common` in the gates"
+        )
+    _require_same_truth(run.only(common), baseline.only(common))
+    return common
+
+
+def _require_same_settings(run: Path, baseline: Path) -> None:
+    ours, theirs = ReplayProvenance.load(run), ReplayProvenance.load(baseline)
+    for what, here, there in (
+        ("faults", _words(ours.faults), _words(theirs.faults)),
+        ("conditions", _told(ours.conditions), _told(theirs.conditions)),
+        ("selection", _part(ours.selection), _part(theirs.selection)),
+        ("topics", ours.topics_sha256 or "none", theirs.topics_sha256 or "none"),
+    ):
+        if here != there:
+            raise InputError(
+                f"{baseline}: was replayed with {what} {there}, this replay with {here}; replay the baseline alike"
+            )
+    read = {drive.name: drive for drive in theirs.drives}
+    for drive in ours.drives:
+        other = read.get(drive.name, drive)
+        if other.frames == drive.frames and other.sensors_sha256 != drive.sensors_sha256:
+            raise InputError(f"{baseline}: {drive.name} had other sensor data; replay the baseline on the same drives")
+
+
+def _words(texts: tuple[str, ...]) -> str:
+    return ", ".join(texts) or "none"
+
+
+def _told(conditions: tuple[str, ...] | None) -> str:
+    return "of the drives' tags" if conditions is None else _words(conditions)
+
+
+def _part(selection: SelectionUsed) -> str:
+    end = "the end" if selection.end is None else f"{selection.end:g} s"
+    return f"from {selection.start:g} s to {end}, every {selection.every}"
+
+
+def _require_same_truth(run: Finished, baseline: Finished) -> None:
+    for ours, theirs in zip(run.lines, baseline.lines, strict=True):
+        for key, what in (
+            ("boxes", "annotations"), ("racks", "annotations"), ("scene", "scene"), ("timestamp", "time"),
+            ("ego", "vehicle pose"), ("conditions", "conditions"),
+        ):  # fmt: skip
+            if ours[key] != theirs[key]:
+                raise InputError(
+                    f"{baseline.folder}: frame {ours['token']} has another {what.removesuffix('s')} than in this "
+                    "replay; replay the baseline on the same data set"
+                )

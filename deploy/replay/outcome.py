@@ -1,0 +1,124 @@
+"""What a verdict says: pass, fail or inconclusive of each gate, for people and for a CI system."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+from xml.etree import ElementTree as xml
+
+from rich.table import Table
+
+Outcome = Literal["pass", "fail", "inconclusive"]
+EXIT_CODES: Mapping[Outcome, int] = {"pass": 0, "fail": 1, "inconclusive": 3}  # 2 is wrong input
+_COLOURS: Mapping[Outcome, str] = {"pass": "green", "fail": "red", "inconclusive": "yellow"}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One gate, or one class of it."""
+
+    name: str
+    metric: str
+    passed: bool
+    value: float | None  # None: not measured, which is a fail
+    limit: float
+    reason: str  # the numbers, and where it does not pass what is wrong
+    interval: tuple[float, float] | None = None  # of the value
+    excludes: float | None = None  # the smallest loss that the scenes exclude; None: none, or the gate has no interval
+    undecided: bool = False  # where it has not passed: the scenes show neither that it holds nor that it does not
+
+    @property
+    def outcome(self) -> Outcome:
+        return "pass" if self.passed else "inconclusive" if self.undecided else "fail"
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "metric": self.metric,
+            "outcome": self.outcome,
+            "passed": self.passed,
+            "value": self.value,
+            "limit": self.limit,
+            "reason": self.reason,
+            "interval": self.interval,
+            "excludes": self.excludes,
+        }
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """With a baseline, `frames` and `scenes` are those that both replays have; without one, those of the replay."""
+
+    cases: tuple[Case, ...]
+    frames: int
+    scenes: int
+    baseline: str | None
+    replayed: int | None = None  # frames of this replay; None: all were judged
+
+    @property
+    def outcome(self) -> Outcome:
+        outcomes = {case.outcome for case in self.cases}
+        return "fail" if "fail" in outcomes else "inconclusive" if "inconclusive" in outcomes else "pass"
+
+    @property
+    def passed(self) -> bool:
+        return self.outcome == "pass"
+
+    @property
+    def common(self) -> float | None:
+        """Share of this replay's frames that the baseline has; None without a baseline."""
+        return None if self.baseline is None else self.frames / (self.replayed or self.frames)
+
+    def as_dict(self) -> dict[str, Any]:
+        return {
+            "outcome": self.outcome,
+            "passed": self.passed,
+            "frames": self.frames,
+            "scenes": self.scenes,
+            "baseline": self.baseline,
+            "replayed": self.replayed or self.frames,
+            "common": self.common,
+            "cases": [case.as_dict() for case in self.cases],
+        }
+
+    def junit(self) -> bytes:
+        """JUnit XML as Jenkins, GitLab and GitHub's reporters read it: a test case for each gate.
+
+        What was not measured and what is inconclusive is an <error>: a <skipped> would let a CI system pass it.
+        """
+        counts = {
+            "tests": str(len(self.cases)),
+            "failures": str(sum(_junit_kind(case) == "failure" for case in self.cases)),
+            "errors": str(sum(_junit_kind(case) == "error" for case in self.cases)),
+            "time": "0",
+        }
+        root = xml.Element("testsuites", {"name": "perception replay", **counts})
+        suite = xml.SubElement(root, "testsuite", {"name": "verdict", "skipped": "0", **counts})
+        for case in self.cases:
+            test = xml.SubElement(suite, "testcase", {"classname": f"verdict.{case.metric}", "name": case.name})
+            test.set("time", "0")
+            kind = _junit_kind(case)
+            if kind is not None:
+                type_ = "inconclusive" if case.undecided else case.metric
+                xml.SubElement(test, kind, {"message": case.reason, "type": type_}).text = case.reason
+            xml.SubElement(test, "system-out").text = case.reason
+        xml.indent(root)
+        return bytes(xml.tostring(root, encoding="utf-8", xml_declaration=True)) + b"\n"
+
+    def table(self) -> Table:
+        title = f"{self.outcome.upper()}: {self.frames} frames of {self.scenes} scene{'s' * (self.scenes != 1)}"
+        if self.common is not None:
+            title += f", common with the baseline ({self.common:.0%} of this replay's {self.replayed or self.frames})"
+        table = Table(title=title)
+        for column in ("", "gate", "because"):
+            table.add_column(column)
+        for case in self.cases:
+            table.add_row(f"[{_COLOURS[case.outcome]}]{case.outcome}", case.name, case.reason)
+        return table
+
+
+def _junit_kind(case: Case) -> str | None:
+    if case.passed:
+        return None
+    return "error" if case.value is None or case.undecided else "failure"
