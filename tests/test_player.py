@@ -28,6 +28,7 @@ from deploy.replay.faults import Fault, inject
 from deploy.replay.journal import JOURNAL, Journal, packed, unpacked
 from deploy.replay.player import Player, replay
 from deploy.replay.selection import Selection
+from deploy.replay.settings import Settings, Source
 from deploy.replay.sources import open_drives
 from deploy.replay.sources.counts import Counts
 from deploy.runtime import Runtime
@@ -88,8 +89,11 @@ def stopped(drive: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 
 def replayed(drive: Path, out: Path, **options: Any) -> dict[str, Any]:
-    given = {"faults": FAULTS, "console": QUIET} | options
-    return replay(drive, VERSION, given.pop("scenes", []), given.pop("bundle", small()), out, **given)
+    """With FAULTS; the options are those of Source, Settings and replay."""
+    source = Source(drive, VERSION, options.pop("scenes", []))
+    given = {name: options.pop(name) for name in ("bundle", "baseline", "gates", "console") if name in options}
+    settings = Settings(**({"faults": FAULTS} | options))
+    return replay(source, out=out, settings=settings, **({"bundle": small(), "console": QUIET} | given))
 
 
 def frames(drive: Path) -> list[Frame]:
@@ -114,8 +118,8 @@ def test_killed_at_20_random_moments_it_ends_with_the_same_bytes(
     context.set_forkserver_preload(["deploy.replay.player", "deploy.engines.onnxruntime"])
     rng, kills, journalled = random.Random(0), 0, {0}
     while kills < 20:
-        given = (drive, VERSION, (), small(), tmp_path)
-        process = context.Process(target=replay, args=given, kwargs={"faults": FAULTS})
+        given = (Source(drive, VERSION), small(), tmp_path, Settings(faults=FAULTS))
+        process = context.Process(target=replay, args=given)
         process.start()
         process.join(rng.uniform(0.2, 1.8))
         process.kill()

@@ -20,6 +20,7 @@ from deploy.replay import pictures
 from deploy.replay.gates import Gates
 from deploy.replay.latency import STAGES, Latency
 from deploy.replay.player import replay
+from deploy.replay.settings import Source
 from deploy.runtime import Runtime
 from perception.data.nuscenes import NuScenesTables
 from perception.errors import InputError
@@ -33,7 +34,7 @@ SCENE = "scene-0103:2-8"  # all sensors twice, three times LiDAR only, then none
 @pytest.fixture(scope="module")
 def replayed(nuscenes_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("replay") / "out"
-    replay(nuscenes_root, "v1.0-mini", [SCENE], bundle().path, out, console=QUIET)
+    replay(Source(nuscenes_root, "v1.0-mini", [SCENE]), bundle().path, out, console=QUIET)
     return out
 
 
@@ -53,7 +54,7 @@ def test_results_are_the_predictors(nuscenes_root: Path, replayed: Path) -> None
 
 
 def test_replay_twice_gives_the_same_results(nuscenes_root: Path, replayed: Path, tmp_path: Path) -> None:
-    replay(nuscenes_root, "v1.0-mini", [SCENE], bundle().path, tmp_path, console=QUIET)
+    replay(Source(nuscenes_root, "v1.0-mini", [SCENE]), bundle().path, tmp_path, console=QUIET)
     assert filecmp.cmp(tmp_path / "results.json", replayed / "results.json", shallow=False)
 
 
@@ -79,7 +80,7 @@ def test_latency_percentiles() -> None:
 
 def test_report_has_the_verdict(sim_root: Path, tmp_path: Path) -> None:
     gates = Gates.model_validate({"gates": [{"metric": "dropped", "at_most": 0}, {"metric": "mAP", "at_least": 1}]})
-    replay(sim_root, "v1.0-sim", ["scene-0001"], bundle().path, tmp_path, console=QUIET, gates=gates)
+    replay(Source(sim_root, "v1.0-sim", ["scene-0001"]), bundle().path, tmp_path, console=QUIET, gates=gates)
     verdict = json.loads((tmp_path / "verdict.json").read_text())
     assert page_data(tmp_path / "report.html")["verdict"] == verdict
     assert [case["passed"] for case in verdict["cases"]] == [True, False]
@@ -182,7 +183,7 @@ def test_box_edges_end_at_the_cameras_plane() -> None:
 def test_unwritable_folder_is_one_line(nuscenes_root: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot make the folder"):
-        replay(nuscenes_root, "v1.0-mini", [SCENE], bundle().path, tmp_path / "file" / "out", console=QUIET)
+        replay(Source(nuscenes_root, "v1.0-mini", [SCENE]), bundle().path, tmp_path / "file" / "out", console=QUIET)
 
 
 def test_camera_picture_keeps_colours() -> None:

@@ -15,6 +15,7 @@ from exported import QUIET, bundle, copied, keys, rewritten
 from deploy.build import build
 from deploy.bundle import Bundle
 from deploy.replay.player import replay
+from deploy.replay.settings import Settings, Source
 from deploy.runtime import Runtime
 from deploy.signature import require_signed, signer
 from perception.errors import InputError
@@ -57,7 +58,7 @@ def test_another_key_or_no_signature_is_refused(signed: tuple[Path, Path, Path],
     with pytest.raises(InputError, match=r"manifest\.sig: not the signature"):
         Runtime(path, key=public)
     with pytest.raises(InputError, match=r"manifest\.sig: not the signature"):
-        replay(tmp_path, "v1.0-sim", (), path, tmp_path / "out", key=public, console=QUIET)
+        replay(Source(tmp_path, "v1.0-sim"), path, tmp_path / "out", Settings(key=public), console=QUIET)
 
 
 def test_a_forger_who_makes_all_hashes_anew_is_refused(signed: tuple[Path, Path, Path]) -> None:

@@ -16,6 +16,7 @@ from rich.console import Console
 from deploy.replay.latency import STAGES
 from deploy.replay.player import Writers, replay
 from deploy.replay.report import Report
+from deploy.replay.settings import Source
 from perception.data.nuscenes import NuScenesTables
 
 QUIET = Console(quiet=True)
@@ -65,7 +66,7 @@ def _replayed(arguments: argparse.Namespace, scenes: list[str]) -> tuple[float, 
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         out = Path(folder) / "out"
-        summary = replay(arguments.data, arguments.version, scenes, arguments.bundle, out, console=QUIET)
+        summary = replay(Source(arguments.data, arguments.version, scenes), arguments.bundle, out, console=QUIET)
         return time.perf_counter() - start, summary
 
 

@@ -18,14 +18,14 @@ from rich.table import Table
 from deploy.integrity import sha256
 from deploy.manifest import MANIFEST
 from deploy.replay.beside import Behind, ahead
-from deploy.replay.faults import Fault, inject
+from deploy.replay.faults import inject
 from deploy.replay.finished import STATISTICS, TRACKING
 from deploy.replay.gates import Gates
 from deploy.replay.journal import JOURNAL, Journal, Recorded
 from deploy.replay.latency import Latency
 from deploy.replay.real_time import RealTime
 from deploy.replay.report import Report
-from deploy.replay.selection import Selection
+from deploy.replay.settings import Settings, Source
 from deploy.replay.sources import Drive, open_drives
 from deploy.replay.statistics import StatisticsWriter, Truth
 from deploy.replay.tracking import score_tracking
@@ -37,7 +37,7 @@ from perception.atomic import write_atomically
 from perception.errors import InputError
 from perception.evaluation.submission import SubmissionWriter
 from perception.evaluation.tracking import TrackWriter
-from perception.frame import Conditions, Frame
+from perception.frame import Frame
 from perception.scene.scene import SceneFrame
 
 
@@ -59,7 +59,6 @@ class Player:
 
     Args:
         about: what the frames depend on, as JSON holds it.
-        conditions: what the vehicle is told of every frame; None: the drive's tags.
     """
 
     def __init__(
@@ -69,22 +68,17 @@ class Player:
         out: Path,
         console: Console,
         about: Mapping[str, Any],
-        faults: Sequence[Fault] = (),
-        selection: Selection | None = None,
-        real_time: bool = False,
-        viewers: Sequence[str] = (),
-        conditions: Conditions | None = None,
+        settings: Settings | None = None,
     ) -> None:
         self.runtime, self.drives, self.out, self.console = runtime, drives, out, console
         self.about = {**about, "bundle": sha256(runtime.bundle.path / MANIFEST), "target": runtime.target}
-        self.faults, self.selection = faults, selection or Selection()
-        self.clock = RealTime() if real_time else None
-        self.viewers, self.conditions = viewers, conditions
+        self.settings = settings or Settings()
+        self.clock = RealTime() if self.settings.real_time else None
         known = [drive.tables for drive in drives if drive.tables is not None]
         self.truth = Truth(known[0]) if known else None
         self.latency = Latency()
-        self.expected = sum(self.selection.expected(len(drive), drive.seconds) for drive in drives)
-        self.report = Report(runtime.bundle.manifest, runtime.target, self.expected, faults)
+        self.expected = sum(self.settings.selection.expected(len(drive), drive.seconds) for drive in drives)
+        self.report = Report(runtime.bundle.manifest, runtime.target, self.expected, self.settings.faults)
 
     def run(self) -> dict[str, Any]:
         """Replay everything once; returns the summary that the report begins with."""
@@ -102,12 +96,12 @@ class Player:
                 # Tables and bundle stay to the end: the collector need not look through them while frames are seen.
                 gc.freeze()
                 stack.callback(gc.unfreeze)
-                shown = [stack.enter_context(open_viewer(name, self.out, map_grid)) for name in self.viewers]
+                shown = [stack.enter_context(open_viewer(name, self.out, map_grid)) for name in self.settings.viewers]
                 writers = Writers(journal, results, tracks, statistics, self.latency, self.report, shown)
-                behind = stack.enter_context(Behind())
+                behind, told = stack.enter_context(Behind()), self.settings.conditions
                 for frame, reading in self._frames():
                     recorded = journal.recall(frame)
-                    given = frame if self.conditions is None else replace(frame, conditions=self.conditions)
+                    given = frame if told is None else replace(frame, conditions=told)
                     seen = self._seen(given, reading) if recorded is None else self._recalled(given, recorded)
                     behind.call(writers.add, frame, seen, recorded is None)
             latency = self.latency.summary()
@@ -125,7 +119,7 @@ class Player:
             "sources": str(self._file("sources.json")),
             "latency": str(self._file("latency.json")),
             "report": str(self._file("report.html")),
-            "viewers": {name: str(self._file(VIEWER_FILES[name])) for name in self.viewers},
+            "viewers": {name: str(self._file(VIEWER_FILES[name])) for name in self.settings.viewers},
         }
 
     def write_report(self, verdict: Verdict | None = None) -> None:
@@ -135,10 +129,10 @@ class Player:
 
     def _frames(self) -> Iterator[tuple[Frame, float]]:
         """The selected frames of every drive, with the seconds that reading each took."""
-        drives = (frame for drive in self.drives for frame in self.selection.until_end(drive))
+        drives = (frame for drive in self.drives for frame in self.settings.selection.until_end(drive))
         # Faults come first: their windows count from the drive's first frame, and a frozen sensor shows an earlier one.
-        watched = inject(self.report.told.watched(drives), self.faults)
-        frames = ahead(_clocked(self.selection.of(watched)))
+        watched = inject(self.report.told.watched(drives), self.settings.faults)
+        frames = ahead(_clocked(self.settings.selection.of(watched)))
         return iter(track(frames, "Replaying", self.expected, console=self.console, transient=True))
 
     def _seen(self, frame: Frame, reading: float) -> SceneFrame:
@@ -163,67 +157,46 @@ class Player:
 
 
 def replay(
-    drive: Path,
-    version: str | None,
-    scenes: Sequence[str],
+    source: Source,
     bundle: Path,
     out: Path,
-    target: str = "cpu",
-    key: Path | None = None,
-    console: Console | None = None,
-    faults: Sequence[Fault] = (),
-    conditions: Conditions | None = None,
+    settings: Settings | None = None,
     baseline: Path | None = None,
     gates: Gates | None = None,
-    topics: Path | None = None,
-    selection: Selection | None = None,
-    real_time: bool = False,
-    viewers: Sequence[str] = (),
+    console: Console | None = None,
 ) -> dict[str, Any]:
-    """Replay scenes of a nuScenes dataroot, or a recording, through a bundle.
+    """Replay recorded drives through a bundle.
 
     Where `out` holds an unfinished replay of the same, it goes on. Where there are gates or a baseline the outcome is
     judged.
 
     Args:
-        drive: a nuScenes dataroot, a .mcap or .db3 file, or a rosbag2's folder.
-        version: of the tables of a dataroot; None for a recording.
-        scenes: of a dataroot: names, or keyframes such as `scene-0103:0-4`; empty for every scene.
-        target: the engine of the bundle that runs.
-        key: the public key that must have signed the bundle.
-        faults: of the sensors, in this order.
-        conditions: what the vehicle is told of every frame instead of the drive's tags; None: the tags.
         baseline: the folder of another replay of the same scenes, to compare with.
         gates: what must be reached; without them and with a baseline the usual ones.
-        topics: a YAML file that says which topics of a recording are which sensor.
-        selection: the part of every drive that is replayed; None: all of it.
-        real_time: whether no frame is given to the network before the vehicle had it.
-        viewers: for which to write a file, see deploy.replay.viewers.
 
     Returns:
         The summary, with the verdict under `verdict` where there is one.
 
     Raises:
-        InputError: no such drive, scene, bundle or engine, a damaged file, a bundle that `key` did not sign, a gate
+        InputError: no such drive, scene, bundle or engine, a damaged file, a bundle that the key did not sign, a gate
             or baseline that cannot be used, no frame selected, or `out` cannot be written or holds an unfinished
             replay of something else.
     """
-    console = console or Console()
+    console, settings = console or Console(), settings or Settings()
     require_comparable(baseline, gates)
-    require_viewers(viewers)
-    runtime = Runtime(bundle, target, key)
-    drives = open_drives(drive, version, scenes, runtime.bundle.spec, topics)
-    selection = selection or Selection()
+    require_viewers(settings.viewers)
+    runtime = Runtime(bundle, settings.target, settings.key)
+    drives = open_drives(source.path, source.version, source.scenes, runtime.bundle.spec, source.topics)
     about = {
-        "drive": str(drive.resolve()),
-        "version": version,
-        "scenes": list(scenes),
-        "topics": None if topics is None else sha256(topics),
-        "faults": [fault.text for fault in faults],
-        "conditions": None if conditions is None else conditions.known(),
-        "selection": asdict(selection),
+        "drive": str(source.path.resolve()),
+        "version": source.version,
+        "scenes": list(source.scenes),
+        "topics": None if source.topics is None else sha256(source.topics),
+        "faults": [fault.text for fault in settings.faults],
+        "conditions": None if settings.conditions is None else settings.conditions.known(),
+        "selection": asdict(settings.selection),
     }
-    player = Player(runtime, drives, out, console, about, faults, selection, real_time, viewers, conditions)
+    player = Player(runtime, drives, out, console, about, settings)
     summary = player.run()
     console.print(_latency_table(summary))
     for each in drives:
@@ -232,7 +205,7 @@ def replay(
         console.print(f"at most {player.clock.behind:.2f} s behind real time")
     console.print(f"report: {summary['report']}")
     (out / TRACKING).unlink(missing_ok=True)
-    if gates is not None and gates.tracking and player.truth is not None and selection.every == 1:
+    if gates is not None and gates.tracking and player.truth is not None and settings.selection.every == 1:
         score_tracking(out, player.truth.tables)
     if gates is not None or baseline is not None:
         verdict = judge(out, baseline, gates)

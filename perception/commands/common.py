@@ -30,6 +30,7 @@ Version = Annotated[str | None, typer.Option(help="v1.0-mini, v1.0-trainval, ...
 Out = Annotated[Path, typer.Option("--out", help="Folder to write.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON to standard output, all else to standard error.")]
 Scenes = Annotated[str, typer.Option(help="Only these: scene-0103,scene-0916 or keyframes scene-0103:0-4.")]
+Key = Annotated[Path | None, typer.Option(help="Public key (Ed25519, PEM): refuse what it has not signed.")]
 
 
 TRAINING = {"v1.0-mini": "mini_train", "v1.0-trainval": "train", "v1.0-sim": "sim_train"}
