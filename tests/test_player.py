@@ -172,9 +172,9 @@ def test_cut_anywhere_it_holds_the_frames_that_are_whole(
     cut = data.draw(st.integers(0, ends[-1]) | st.sampled_from(ends))
     path = tmp_path / JOURNAL
     path.write_bytes(stopped[:cut])
-    about = json.loads(stopped[12 : ends[0]])
+    begun = json.loads(stopped[12 : ends[0]])
     whole = max(sum(end <= cut for end in ends) - 1, 0)
-    with Journal(path, about) as journal:
+    with Journal(path, **begun) as journal:
         assert journal.resumed == (whole > 0)
         assert [journal.recall(frame) is not None for frame in first_frames(drive)] == [i < whole for i in range(7)]
     # What follows the whole records is gone, so that new ones can be appended.
@@ -256,7 +256,7 @@ def test_of_another_replay_it_is_refused_in_one_line(drive: Path, stopped: bytes
 
 
 def test_frames_that_changed_are_refused(drive: Path, stopped: bytes, tmp_path: Path) -> None:
-    about, path = json.loads(stopped[12 : record_ends(stopped)[0]]), tmp_path / JOURNAL
+    begun, path = json.loads(stopped[12 : record_ends(stopped)[0]]), tmp_path / JOURNAL
     path.write_bytes(stopped)
     frame, second, *_ = first_frames(drive)
     front = frame.cameras["CAM_FRONT"]
@@ -269,7 +269,7 @@ def test_frames_that_changed_are_refused(drive: Path, stopped: bytes, tmp_path: 
         replace(frame, cameras={}),
     ]
     for other in changed:
-        with Journal(path, about) as journal, pytest.raises(InputError, match="frame 0 of the drive is not the one"):
+        with Journal(path, **begun) as journal, pytest.raises(InputError, match="frame 0 of the drive is not the one"):
             journal.recall(other)
     assert path.read_bytes() == stopped
 
@@ -350,6 +350,6 @@ def test_memory_does_not_grow_with_the_drive(drive: Path, tmp_path: Path, monkey
     """Points and map of a frame take 44 kB here; what is kept of it, its token and latencies, 2 kB at most."""
     monkeypatch.setattr("deploy.replay.report.SPREAD", 2)  # their number does not depend on the drive
     long = LongDrive(replace(first_frames(drive)[0], cameras={}))
-    long.player = Player(Runtime(small()), [long], tmp_path, QUIET, {})
+    long.player = Player(Runtime(small()), Source(drive), [long], tmp_path, QUIET)
     long.player.run()
     assert 0 < long.grown < 100 * 2000

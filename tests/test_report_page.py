@@ -51,7 +51,7 @@ def page(sim_root: Path) -> str:
         which = i * len(frames) // FRAMES
         routed = Routed(1.0, "rain since 0.0 s: 1 of 1 frames") if which >= 3 else Routed(0.0, "clear")
         report.add(frames[which], replace(seen[which], route={"wet_road": routed}, seconds=seconds))
-        latency.add(seconds)
+        latency.add(frames[which], seconds)
     return report.html(latency.summary(), VERDICT.as_dict())
 
 

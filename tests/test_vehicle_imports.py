@@ -41,12 +41,15 @@ VEHICLE = (
     "deploy.signature",
     "deploy.replay.beside",
     "deploy.replay.faults",
+    "deploy.replay.fingerprint",
     "deploy.replay.finished",
+    "deploy.replay.folder",
     "deploy.replay.foxglove_messages",
     "deploy.replay.foxglove_results",
     "deploy.replay.gates",
     "deploy.replay.journal",
     "deploy.replay.latency",
+    "deploy.replay.machine",
     "deploy.replay.measure",
     "deploy.replay.pictures",
     "deploy.replay.player",
@@ -78,9 +81,11 @@ VEHICLE = (
     "deploy.replay.told",
     "deploy.replay.tracking",
     "deploy.replay.trails",
+    "deploy.replay.undisturbed",
     "deploy.replay.verdict",
     "deploy.replay.viewers",
     "deploy.replay.worst",
+    "deploy.replay.writers",
 )
 # The rest of deploy is the workshop's: it trains or exports.
 WORKSHOP = {

@@ -47,17 +47,21 @@ class DriveUsed(Section):
     """A scene of a dataroot, or a recording."""
 
     name: str  # of the scene; of a recording the name of the file
-    frames: int  # that were read, selected or not
-    sensors_sha256: str  # of these frames before faults: see deploy.replay.fingerprint
+    frames: int  # that were perceived
+    frames_sha256: str  # of these frames as the network was given them, faults included: deploy.replay.fingerprint
 
 
 class ReplayProvenance(Section):
-    """What was replayed, through what, on what."""
+    """What was replayed, through what, on what.
+
+    Frames of a drive have the same hash in two replays where both read them with the same `reference` and `sweeps`.
+    """
 
     schema_version: Literal[1] = 1
     bundle: BundleUsed
     engine: EngineUsed
     software: dict[str, str]  # version of each program and library that computes; `source` is a hash of our own code
+    commit: str | None  # of our own code, with -dirty where files differed from it; None: not known
     machine: Machine
     path: str  # last part of the drive's path: of the dataroot or the recording
     version: str | None  # of a dataroot's tables
@@ -68,6 +72,8 @@ class ReplayProvenance(Section):
     selection: SelectionUsed
     real_time: bool
     latency: bool  # whether latencies are those of a vehicle: `perception replay --latency`
+    reference: str  # frame that the points are in
+    sweeps: int | None  # of the LiDAR in one frame; None: the network takes no LiDAR
     drives: tuple[DriveUsed, ...] = ()
     frames: int = 0  # that were perceived
     resumed_at_frame: int = 0  # that were perceived before the replay was interrupted
@@ -89,6 +95,23 @@ class ReplayProvenance(Section):
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"]) or "the text"
             raise InputError(f"{path}: {where}: {first['msg'].lower()}; replay again with this version") from None
+
+    def brief(self) -> dict[str, str]:
+        """As a report shows it, by what it is called there."""
+        end = "the end" if self.selection.end is None else f"{self.selection.end:g} s"
+        release = "" if self.bundle.release is None else f", release {self.bundle.release}"
+        return {
+            "bundle": f"manifest {self.bundle.manifest_sha256[:16]}{release}",
+            "compiler": self.engine.compiler,
+            "drives": f"{len(self.drives)} of {self.path}, {self.frames} frames",
+            "selection": f"{self.selection.start:g} s to {end}, every {self.selection.every}",
+            "faults": ", ".join(self.faults) or "none",
+            "conditions": "the drive's tags" if self.conditions is None else ", ".join(self.conditions) or "none known",
+            "software": ", ".join(f"{name} {each[:16]}" for name, each in self.software.items()),
+            "commit": self.commit or "not known",
+            "machine": f"{self.machine.processor}, {self.machine.cores} cores, {self.machine.platform}",
+            "finished": self.finished,
+        }
 
     def write(self, folder: Path) -> None:
         """Raises InputError where the folder cannot be written."""

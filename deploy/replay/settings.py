@@ -39,6 +39,7 @@ class Settings:
         conditions: what the vehicle is told of every frame instead of the drive's tags; None: the tags.
         selection: the part of every drive that is replayed.
         real_time: whether no frame is given to the network before the vehicle had it.
+        latency: whether latencies are measured as a vehicle would see them: at the drive's pace, with nothing beside.
         viewers: for which to write a file, see deploy.replay.viewers.
     """
 
@@ -48,4 +49,5 @@ class Settings:
     conditions: Conditions | None = None
     selection: Selection = field(default_factory=Selection)
     real_time: bool = False
+    latency: bool = False
     viewers: Sequence[str] = ()

@@ -41,6 +41,12 @@ def replay(
     real_time: Annotated[
         bool, typer.Option("--real-time", help="No faster than the vehicle drove. Default: as fast as possible.")
     ] = False,
+    latency: Annotated[
+        bool,
+        typer.Option(
+            "--latency", help="Measure latencies as a vehicle would see them: at the drive's pace, with nothing beside."
+        ),
+    ] = False,
     baseline: Annotated[
         Path | None, typer.Option(help="Folder of another replay of the scenes to compare with.")
     ] = None,
@@ -72,6 +78,7 @@ def replay(
         conditions=parse_conditions([] if conditions == "none" else names(conditions)) if conditions else None,
         selection=Selection(start, math.inf if end is None else end, every),
         real_time=real_time,
+        latency=latency,
         viewers=names(viewer),
     )
     wanted = None if gates is None else load_section(Gates, gates, "the gates")
