@@ -91,12 +91,11 @@ def _processor() -> str:
 def begun(runtime: Runtime, source: Source, settings: Settings) -> ReplayProvenance:
     """What is known of a replay before its first frame."""
     bundle, selection = runtime.bundle, settings.selection
-    manifest, spec = bundle.manifest, bundle.spec
     return ReplayProvenance(
         bundle=BundleUsed(
-            name=manifest.name,
+            name=bundle.manifest.name,
             manifest_sha256=sha256(bundle.path / MANIFEST),
-            release=getattr(manifest, "release", None),
+            release=getattr(bundle.manifest, "release", None),
         ),
         engine=_engine(runtime),
         software=software(),
@@ -113,8 +112,6 @@ def begun(runtime: Runtime, source: Source, settings: Settings) -> ReplayProvena
         ),
         real_time=settings.real_time,
         latency=settings.latency,
-        reference=spec.grid.reference,
-        sweeps=None if spec.lidar is None else spec.sweeps,
     )
 
 

@@ -145,7 +145,7 @@ class Player:
         self.provenance = self.provenance.model_copy(
             update={
                 "drives": tuple(
-                    DriveUsed(name=name, frames=each.frames, frames_sha256=each.hexdigest())
+                    DriveUsed(name=name, frames=each.frames, sensors_sha256=each.hexdigest())
                     for name, each in journal.fingerprints.items()
                 ),
                 "frames": len(self.latency),

@@ -48,20 +48,17 @@ class DriveUsed(Section):
 
     name: str  # of the scene; of a recording the name of the file
     frames: int  # that were perceived
-    frames_sha256: str  # of these frames as the network was given them, faults included: deploy.replay.fingerprint
+    sensors_sha256: str  # of what the sensors gave in these frames, faults included: deploy.replay.fingerprint
 
 
 class ReplayProvenance(Section):
-    """What was replayed, through what, on what.
-
-    Frames of a drive have the same hash in two replays where both read them with the same `reference` and `sweeps`.
-    """
+    """What was replayed, through what, on what."""
 
     schema_version: Literal[1] = 1
     bundle: BundleUsed
     engine: EngineUsed
     software: dict[str, str]  # version of each program and library that computes; `source` is a hash of our own code
-    commit: str | None  # of our own code, with -dirty where files differed from it; None: not known
+    commit: str | None = None  # of our own code, with -dirty where files differed from it; None: not known
     machine: Machine
     path: str  # last part of the drive's path: of the dataroot or the recording
     version: str | None  # of a dataroot's tables
@@ -72,8 +69,6 @@ class ReplayProvenance(Section):
     selection: SelectionUsed
     real_time: bool
     latency: bool  # whether latencies are those of a vehicle: `perception replay --latency`
-    reference: str  # frame that the points are in
-    sweeps: int | None  # of the LiDAR in one frame; None: the network takes no LiDAR
     drives: tuple[DriveUsed, ...] = ()
     frames: int = 0  # that were perceived
     resumed_at_frame: int = 0  # that were perceived before the replay was interrupted
