@@ -175,7 +175,7 @@ def test_the_hash_of_a_drive_is_its_sensors_whatever_network_reads_them(drive: P
     assert sensors(other) == first
 
 
-@pytest.mark.parametrize("changed", ["numpy", "source", "compiler", "processor"])
+@pytest.mark.parametrize("changed", ["numpy", "source", "compiler", "processor", "format"])
 def test_what_other_software_or_another_machine_began_starts_anew(
     drive: Path, judged: Path, tmp_path: Path, changed: str
 ) -> None:
@@ -190,12 +190,16 @@ def test_what_other_software_or_another_machine_began_starts_anew(
     journal = (tmp_path / JOURNAL).read_bytes()
     first, *_ = record_ends(journal)
     begun = json.loads(journal[12:first])
-    begun["computed"][changed] = "another"
+    if changed == "format":
+        begun = begun["about"]  # as versions wrote it that kept no more
+    else:
+        begun["computed"][changed] = "another"
     record = json.dumps(begun).encode()
     header = struct.pack("<QI", len(record), zlib.crc32(record))
     (tmp_path / JOURNAL).write_bytes(header + record + journal[first:])
     console = Console(file=said, width=1000)
     assert replayed(drive, tmp_path, selection=LASTING, console=console)["resumed_at_frame"] == 0
     (line,) = (line for line in said.getvalue().splitlines() if "starting anew" in line)
-    assert f"begun with {changed} another (now " in line
+    expected = "an earlier version" if changed == "format" else f"{changed} another (now "
+    assert f"begun with {expected}" in line
     assert (tmp_path / "results.json").read_bytes() == (judged / "results.json").read_bytes()

@@ -99,10 +99,13 @@ class Journal:
         self.resumed = bool(first) and self._read() is not None  # at least one frame is there
         if self.resumed:
             old = json.loads(first)
-            if _differing(old.get("about", {}), self.about):
+            if "computed" not in old:
+                self.discarded = "an earlier version of this program"
+            elif _differing(old["about"], self.about):
                 self._file.close()
-                raise InputError(self._other(old.get("about", {})))
-            self.discarded = _differing(old["computed"], self.computed)
+                raise InputError(self._other(old["about"]))
+            else:
+                self.discarded = _differing(old["computed"], self.computed)
             self.resumed = self.resume and not self.discarded
         if self.resumed:
             self._file.seek(start)

@@ -88,6 +88,7 @@ class Player:
         self.clock = RealTime() if self.settings.real_time or self.settings.latency else None
         known = [drive.tables for drive in drives if drive.tables is not None]
         self.truth = Truth(known[0]) if known else None
+        self.not_finite = 0  # frames with a NaN or infinity in an output
         self.latency = Latency(VEHICLE if self.settings.latency else THROUGHPUT)
         self.expected = sum(self.settings.selection.expected(len(drive), drive.seconds) for drive in drives)
         self.report = Report(runtime.bundle.manifest, runtime.target, self.expected, self.settings.faults)
@@ -162,6 +163,7 @@ class Player:
         return {
             "frames": latency["frames"],
             "resumed_at_frame": self.provenance.resumed_at_frame,
+            "not_finite": self.not_finite,
             "latency_ms": latency["stages"],
             **{name: str(self.out / file) for name, file in (names | {"provenance": PROVENANCE}).items()},
             "viewers": {name: str(self.out / VIEWER_FILES[name]) for name in self.settings.viewers},
@@ -200,6 +202,7 @@ class Player:
         if journal is not None:
             journal.add(frame, seen)
         writers.add(frame, seen)
+        self.not_finite += bool(seen.prediction.not_finite)
         self.report.add(frame, seen)
         self.latency.add(frame, seen.seconds)  # last: it counts the frames of which all is written
 
@@ -268,6 +271,8 @@ def _print(player: Player, summary: dict[str, Any]) -> None:
     player.console.print(_latency_table(summary))
     for each in player.drives:
         player.console.print(each.counts.line())
+    if player.not_finite:
+        player.console.print(f"NaN or infinite outputs were left out in {player.not_finite} of the frames")
     if player.clock is not None:
         player.console.print(f"at most {player.clock.behind:.2f} s behind real time")
     player.console.print(f"report: {summary['report']}")
