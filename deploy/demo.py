@@ -14,6 +14,7 @@ from rich.progress import Progress
 from deploy.build import build
 from deploy.export import export
 from deploy.replay.player import replay
+from deploy.replay.settings import Source
 from perception.atomic import write_atomically
 from perception.config import find_config, load_config
 from perception.data.nuscenes import NuScenesTables
@@ -64,7 +65,7 @@ def demo(out: Path) -> dict[str, object]:
         build(bundle, "rtx-ampere")
 
     console.rule("5  replay")
-    report = replay(drives, VERSION, tables.scenes("sim_val"), bundle, out / "replay")["report"]
+    report = replay(Source(drives, VERSION, tables.scenes("sim_val")), bundle, out / "replay")["report"]
 
     summary = {
         "car_ap": metrics["mean_dist_aps"]["car"],

@@ -13,8 +13,9 @@ from deploy.golden import GoldenFrame, require_golden
 from deploy.route import facts, steering
 from deploy.trust import Trust
 from perception.data.inputs import no_sensors, prepare
-from perception.data.outputs import to_prediction
+from perception.data.outputs import finite_prediction
 from perception.data.tables import LIDAR
+from perception.errors import InputError
 from perception.frame import CAMERAS, Conditions, Frame, Prediction
 from perception.scene.scene import Scene, SceneFrame
 from perception.timing import timed
@@ -97,8 +98,16 @@ class Runtime:
         require_golden([frame], network.engine.run, network.who, network.bundle.manifest.tolerances)
 
     def __call__(self, frame: Frame) -> Prediction:
-        """What is perceived in one frame alone, under the conditions of its tags: as other predictors do."""
-        return self._perceive(frame, frame.conditions)[0]
+        """What is perceived in one frame alone, under the conditions of its tags: as other predictors do.
+
+        Raises:
+            InputError: an output is not finite, which no score would show.
+        """
+        prediction = self._perceive(frame, frame.conditions)[0]
+        if prediction.not_finite:
+            found = ", ".join(f"{count} of its {name}" for name, count in prediction.not_finite.items())
+            raise InputError(f"sample {frame.token}: the network gives numbers that are not finite ({found})")
+        return prediction
 
     def _perceive(self, frame: Frame, conditions: Conditions) -> tuple[Prediction, dict[str, float]]:
         """What the network sees, and the weights of the modules that the conditions switch."""
@@ -110,7 +119,7 @@ class Runtime:
         with timed(self._seconds, "engine"):
             outputs = network.engine.run(inputs | steer)
         with timed(self._seconds, "postprocess"):
-            prediction = to_prediction(outputs, suppression=manifest.suppression)
+            prediction = finite_prediction(outputs, manifest.suppression)
         weights = {name: float(name in manifest.folded) for name in self._switched}
         for i, module in enumerate(manifest.banked):
             weights[module.name] = float(steer["route"][0, i])

@@ -208,3 +208,4 @@ class Prediction:
     boxes: Boxes  # detections, best score first
     map_probabilities: np.ndarray | None  # (6, rows, columns) in [0, 1] on the map grid, in MAP_CLASSES order
     recognised: Mapping[str, Sequence[float]] = field(default_factory=dict)  # kind of condition -> of each value in it
+    not_finite: Mapping[str, int] = field(default_factory=dict)  # output -> numbers of it left out: NaN or infinite

@@ -17,6 +17,7 @@ from deploy.export import export
 from deploy.golden import differences
 from deploy.replay.faults import Fault
 from deploy.replay.player import replay
+from deploy.replay.settings import Settings, Source
 from deploy.runtime import Runtime
 from perception.config import Data
 from perception.data.nuscenes import NuScenesTables
@@ -76,7 +77,7 @@ def bundle(recognising: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def untagged(drives: Path, bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The report of a replay whose vehicle is told nothing."""
     out, faults = tmp_path_factory.mktemp("untagged"), [Fault.parse(text) for text in OUTLIERS]
-    replay(drives, VERSION, (), bundle, out, console=QUIET, faults=faults, conditions=Conditions())
+    replay(Source(drives, VERSION), bundle, out, Settings(faults=faults, conditions=Conditions()), console=QUIET)
     return out / "report.html"
 
 
@@ -104,12 +105,13 @@ def test_the_route_follows_what_is_recognised_and_no_wiper_stroke(untagged: Path
 
 
 def test_the_route_follows_the_tags(drives: Path, bundle: Path, tmp_path: Path) -> None:
-    replay(drives, VERSION, (), bundle, tmp_path, console=QUIET)
+    replay(Source(drives, VERSION), bundle, tmp_path, console=QUIET)
     require_following(tmp_path / "report.html")
 
 
 def test_a_route_that_the_vehicle_is_told_stays(drives: Path, bundle: Path, tmp_path: Path) -> None:
-    replay(drives, VERSION, (), bundle, tmp_path, console=QUIET, conditions=Conditions("clear", "day", "boston"))
+    told = Settings(conditions=Conditions("clear", "day", "boston"))
+    replay(Source(drives, VERSION), bundle, tmp_path, told, console=QUIET)
     report = tmp_path / "report.html"
     assert spans(report, "route", "wet_road") == spans(report, "route", "dark") == [("0", 0.0)]
     assert spans(report, "tags", "weather") == [("clear", 0.0), ("rain", 3.0)]

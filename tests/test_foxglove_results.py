@@ -21,6 +21,7 @@ from deploy.replay.faults import Fault
 from deploy.replay.foxglove_results import LOWEST_SCORE, FoxgloveWriter
 from deploy.replay.pictures import map_colours
 from deploy.replay.player import replay
+from deploy.replay.settings import Settings, Source
 from deploy.runtime import Runtime
 from perception.data.nuscenes import NuScenesTables
 from perception.errors import InputError
@@ -49,7 +50,7 @@ def steps(sim_root: Path) -> list[tuple[Frame, SceneFrame]]:
 @pytest.fixture(scope="module")
 def replayed(sim_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("foxglove")
-    summary = replay(sim_root, "v1.0-sim", [], bundle().path, out, console=QUIET, viewers=["foxglove"])
+    summary = replay(Source(sim_root, "v1.0-sim"), bundle().path, out, Settings(viewers=["foxglove"]), console=QUIET)
     assert summary["viewers"]["foxglove"] == str(out / "results.mcap")
     return out
 
@@ -191,16 +192,8 @@ def test_map_points_and_pictures_are_the_frames(messages: Messages, steps: list[
 
 def test_changes_of_health_are_logged(sim_root: Path, tmp_path: Path) -> None:
     faults = [Fault.parse("drop:CAM_FRONT@0.3-0.8")]
-    replay(
-        sim_root,
-        "v1.0-sim",
-        ["scene-0001"],
-        bundle().path,
-        tmp_path,
-        console=QUIET,
-        faults=faults,
-        viewers=["foxglove"],
-    )
+    settings = Settings(faults=faults, viewers=["foxglove"])
+    replay(Source(sim_root, "v1.0-sim", ["scene-0001"]), bundle().path, tmp_path, settings, console=QUIET)
     found = read(tmp_path / "results.mcap")
     times = sorted(found["/tf"])
     said = {time: {log.name: (log.message, log.level) for log in found["/log"].get(time, [])} for time in times}

@@ -28,6 +28,7 @@ from deploy.replay.faults import Fault, inject
 from deploy.replay.journal import JOURNAL, Journal, packed, unpacked
 from deploy.replay.player import Player, replay
 from deploy.replay.selection import Selection
+from deploy.replay.settings import Settings, Source
 from deploy.replay.sources import open_drives
 from deploy.replay.sources.counts import Counts
 from deploy.runtime import Runtime
@@ -88,8 +89,11 @@ def stopped(drive: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 
 def replayed(drive: Path, out: Path, **options: Any) -> dict[str, Any]:
-    given = {"faults": FAULTS, "console": QUIET} | options
-    return replay(drive, VERSION, given.pop("scenes", []), given.pop("bundle", small()), out, **given)
+    """With FAULTS; the options are those of Source, Settings and replay."""
+    source = Source(drive, VERSION, options.pop("scenes", []))
+    given = {name: options.pop(name) for name in ("bundle", "baseline", "gates", "console") if name in options}
+    settings = Settings(**({"faults": FAULTS} | options))
+    return replay(source, out=out, settings=settings, **({"bundle": small(), "console": QUIET} | given))
 
 
 def frames(drive: Path) -> list[Frame]:
@@ -113,9 +117,12 @@ def test_killed_at_20_random_moments_it_ends_with_the_same_bytes(
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["deploy.replay.player", "deploy.engines.onnxruntime"])
     rng, kills, journalled = random.Random(0), 0, {0}
+    stale = [tmp_path / name for name in ("verdict.json", "junit.xml", "latency.json", "report.html")]
+    for file in stale:
+        file.write_text("of before")
     while kills < 20:
-        given = (drive, VERSION, (), small(), tmp_path)
-        process = context.Process(target=replay, args=given, kwargs={"faults": FAULTS})
+        given = (Source(drive, VERSION), small(), tmp_path, Settings(faults=FAULTS))
+        process = context.Process(target=replay, args=given)
         process.start()
         process.join(rng.uniform(0.2, 1.8))
         process.kill()
@@ -123,6 +130,7 @@ def test_killed_at_20_random_moments_it_ends_with_the_same_bytes(
         kills += process.exitcode != 0  # one that was done before the kill was not killed
         journal = tmp_path / JOURNAL
         journalled.add(journal.stat().st_size if journal.exists() else 0)
+        assert max(journalled) < 10_000 or not any(file.exists() for file in stale)
     assert len(journalled) > 2, "no kill came while frames were replayed"
     replayed(drive, tmp_path)
     assert_same(tmp_path, undisturbed)
@@ -168,9 +176,9 @@ def test_cut_anywhere_it_holds_the_frames_that_are_whole(
     cut = data.draw(st.integers(0, ends[-1]) | st.sampled_from(ends))
     path = tmp_path / JOURNAL
     path.write_bytes(stopped[:cut])
-    about = json.loads(stopped[12 : ends[0]])
+    begun = json.loads(stopped[12 : ends[0]])
     whole = max(sum(end <= cut for end in ends) - 1, 0)
-    with Journal(path, about) as journal:
+    with Journal(path, **begun) as journal:
         assert journal.resumed == (whole > 0)
         assert [journal.recall(frame) is not None for frame in first_frames(drive)] == [i < whole for i in range(7)]
     # What follows the whole records is gone, so that new ones can be appended.
@@ -252,7 +260,7 @@ def test_of_another_replay_it_is_refused_in_one_line(drive: Path, stopped: bytes
 
 
 def test_frames_that_changed_are_refused(drive: Path, stopped: bytes, tmp_path: Path) -> None:
-    about, path = json.loads(stopped[12 : record_ends(stopped)[0]]), tmp_path / JOURNAL
+    begun, path = json.loads(stopped[12 : record_ends(stopped)[0]]), tmp_path / JOURNAL
     path.write_bytes(stopped)
     frame, second, *_ = first_frames(drive)
     front = frame.cameras["CAM_FRONT"]
@@ -265,7 +273,7 @@ def test_frames_that_changed_are_refused(drive: Path, stopped: bytes, tmp_path: 
         replace(frame, cameras={}),
     ]
     for other in changed:
-        with Journal(path, about) as journal, pytest.raises(InputError, match="frame 0 of the drive is not the one"):
+        with Journal(path, **begun) as journal, pytest.raises(InputError, match="frame 0 of the drive is not the one"):
             journal.recall(other)
     assert path.read_bytes() == stopped
 
@@ -346,6 +354,6 @@ def test_memory_does_not_grow_with_the_drive(drive: Path, tmp_path: Path, monkey
     """Points and map of a frame take 44 kB here; what is kept of it, its token and latencies, 2 kB at most."""
     monkeypatch.setattr("deploy.replay.report.SPREAD", 2)  # their number does not depend on the drive
     long = LongDrive(replace(first_frames(drive)[0], cameras={}))
-    long.player = Player(Runtime(small()), [long], tmp_path, QUIET, {})
+    long.player = Player(Runtime(small()), Source(drive), [long], tmp_path, QUIET)
     long.player.run()
     assert 0 < long.grown < 100 * 2000

@@ -15,6 +15,7 @@ from rosbags.highlevel import AnyReader
 from test_cli import perception
 
 from deploy.replay.player import replay
+from deploy.replay.settings import Source
 from deploy.replay.sources import open_drives
 from deploy.replay.sources.topics import Topics
 from perception.config import find_config, load_config
@@ -36,14 +37,14 @@ def recorded(root: Path, scene: str, storage: str, folder: Path, version: str | 
 def results(sim_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of scene-0002, from the tables."""
     out = tmp_path_factory.mktemp("tables")
-    replay(sim_root, "v1.0-sim", ["scene-0002"], bundle().path, out, console=QUIET)
+    replay(Source(sim_root, "v1.0-sim", ["scene-0002"]), bundle().path, out, console=QUIET)
     return out / "results.json"
 
 
 @pytest.mark.parametrize("storage", STORAGES)
 def test_a_simulated_scene_gives_the_same_bytes(sim_root: Path, results: Path, storage: str, tmp_path: Path) -> None:
     path = recorded(sim_root, "scene-0002", storage, tmp_path)
-    replay(path, None, (), bundle().path, tmp_path / "out", console=QUIET)
+    replay(Source(path), bundle().path, tmp_path / "out", console=QUIET)
     assert filecmp.cmp(tmp_path / "out" / "results.json", results, shallow=False)
     [counts] = json.loads((tmp_path / "out" / "sources.json").read_text())
     assert counts["frames"] == 3
@@ -54,9 +55,9 @@ def test_a_simulated_scene_gives_the_same_bytes(sim_root: Path, results: Path, s
 def test_a_recorded_scene_with_missing_sensors_gives_the_same_bytes(nuscenes_root: Path, tmp_path: Path) -> None:
     """All sensors, then LiDAR alone, then none."""
     scene = "scene-0103:3-8"
-    replay(nuscenes_root, "v1.0-mini", [scene], bundle().path, tmp_path / "tables", console=QUIET)
+    replay(Source(nuscenes_root, "v1.0-mini", [scene]), bundle().path, tmp_path / "tables", console=QUIET)
     path = recorded(nuscenes_root, scene, "sqlite3", tmp_path)
-    replay(path, None, (), bundle().path, tmp_path / "out", console=QUIET)
+    replay(Source(path), bundle().path, tmp_path / "out", console=QUIET)
     assert filecmp.cmp(tmp_path / "out" / "results.json", tmp_path / "tables" / "results.json", shallow=False)
     [counts] = json.loads((tmp_path / "out" / "sources.json").read_text())
     assert counts["missing"] == {"LIDAR_TOP": 1, **dict.fromkeys(CAMERAS, 4)}

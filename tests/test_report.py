@@ -34,7 +34,7 @@ def test_report_pictures_are_limited_and_spread(tmp_path: Path) -> None:
         frame = blind(i, "</script>")
         seconds = dict.fromkeys(STAGES, 0.01) | {"engine": slow.get(i, 0.01)}
         report.add(frame, replace(seen(scene, frame, Boxes.none()), seconds=seconds))
-        latency.add(seconds)
+        latency.add(frame, seconds)
     (tmp_path / "report.html").write_text(report.html(latency.summary()))
     data = page_data(tmp_path / "report.html")
     assert [(each["measure"], each["number"]) for each in data["worst"]] == [

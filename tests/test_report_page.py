@@ -15,6 +15,7 @@ import pytest
 from exported import bundle
 
 from deploy.replay.latency import STAGES, Latency
+from deploy.replay.page_data import with_verdict
 from deploy.replay.report import Report
 from deploy.replay.verdict import Case, Verdict
 from deploy.runtime import Runtime
@@ -51,8 +52,8 @@ def page(sim_root: Path) -> str:
         which = i * len(frames) // FRAMES
         routed = Routed(1.0, "rain since 0.0 s: 1 of 1 frames") if which >= 3 else Routed(0.0, "clear")
         report.add(frames[which], replace(seen[which], route={"wet_road": routed}, seconds=seconds))
-        latency.add(seconds)
-    return report.html(latency.summary(), VERDICT.as_dict())
+        latency.add(frames[which], seconds)
+    return with_verdict(report.html(latency.summary()), VERDICT.as_dict())
 
 
 @dataclass

@@ -11,6 +11,7 @@ import pytest
 from exported import QUIET, bundle
 
 from deploy.replay.player import replay
+from deploy.replay.settings import Settings, Source
 from deploy.runtime import Runtime
 from perception.data.nuscenes import NuScenesTables
 from perception.errors import InputError
@@ -32,7 +33,9 @@ NAMES = {
 @pytest.fixture(scope="module")
 def recording(sim_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("rerun")
-    summary = replay(sim_root, "v1.0-sim", [SCENE], bundle().path, out, console=QUIET, viewers=["rerun"])
+    summary = replay(
+        Source(sim_root, "v1.0-sim", [SCENE]), bundle().path, out, Settings(viewers=["rerun"]), console=QUIET
+    )
     assert summary["viewers"] == {"rerun": str(out / "results.rrd")}
     return out / "results.rrd"
 
@@ -76,7 +79,7 @@ def test_boxes_and_points_are_those_of_the_replay(recording: Path, sim_root: Pat
 
 def test_an_unknown_viewer_is_refused_before_the_replay(sim_root: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="rviz: no file is written for this viewer; choose from foxglove, rerun"):
-        replay(sim_root, "v1.0-sim", [SCENE], bundle().path, tmp_path / "out", console=QUIET, viewers=["rviz"])
+        replay(Source(sim_root, "v1.0-sim"), bundle().path, tmp_path / "out", Settings(viewers=["rviz"]), console=QUIET)
     assert not (tmp_path / "out").exists()
 
 

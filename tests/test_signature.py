@@ -15,6 +15,7 @@ from exported import QUIET, bundle, copied, keys, rewritten, trusting
 from deploy.build import build
 from deploy.bundle import Bundle
 from deploy.replay.player import replay
+from deploy.replay.settings import Settings, Source
 from deploy.runtime import Runtime
 from deploy.signature import key_id, require_signed, signer
 from deploy.verify import verify
@@ -60,8 +61,9 @@ def test_another_key_or_no_signature_is_refused(signed: tuple[Path, Path, Path],
     assert "manifest.sig: not the signature" in refusal(path, public)
     with pytest.raises(InputError, match=r"manifest\.sig: not the signature"):
         Runtime(path, trust=trusting(public))
+    settings = Settings(trust=trusting(public))
     with pytest.raises(InputError, match=r"manifest\.sig: not the signature"):
-        replay(tmp_path, "v1.0-sim", (), path, tmp_path / "out", trust=trusting(public), console=QUIET)
+        replay(Source(tmp_path, "v1.0-sim"), path, tmp_path / "out", settings, console=QUIET)
 
 
 def test_while_one_key_replaces_another_both_are_trusted(signed: tuple[Path, Path, Path], tmp_path: Path) -> None:

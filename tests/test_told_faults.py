@@ -21,6 +21,7 @@ from PIL import Image
 
 from deploy.replay.faults import KINDS, LIDAR, ONLY, Fault, inject
 from deploy.replay.player import replay
+from deploy.replay.settings import Settings, Source
 from deploy.replay.told import Told
 from perception.data import corrupt
 from perception.data.nuscenes import NuScenesTables
@@ -343,7 +344,11 @@ def test_the_report_lists_faults_beside_what_health_said(root: Path, tmp_path: P
     ]
     scene = f"scene-0001:0-{FRAMES}"
     summary = replay(
-        root, "v1.0-sim", [scene], bundle().path, tmp_path, console=QUIET, faults=[Fault.parse(t) for t in texts]
+        Source(root, "v1.0-sim", [scene]),
+        bundle().path,
+        tmp_path,
+        Settings(faults=[Fault.parse(t) for t in texts]),
+        console=QUIET,
     )
     assert summary["frames"] == FRAMES
     data = page_data(tmp_path / "report.html")

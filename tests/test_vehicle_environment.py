@@ -23,11 +23,15 @@ from recordings import make_log
 from test_vehicle_imports import VEHICLE
 
 from deploy.replay.player import replay
+from deploy.replay.settings import Source
 
 VERSIONS = {"jetpack6": "3.10", "jetpack7": "3.12"}  # of Python
 JETPACKS = {name: ROOT / "requirements" / f"{name}.txt" for name in VERSIONS}
 each_jetpack = pytest.mark.parametrize("jetpack", JETPACKS)
-COMMAND = ("perception.cli", "perception.commands.common", "perception.commands.vehicle")
+COMMAND = (
+    *("perception.cli", "perception.commands.common", "perception.commands.bundles", "perception.commands.judge"),
+    *("perception.commands.replays", "perception.commands.vehicle"),
+)
 DISTRIBUTIONS = {
     "cv2": "opencv-python-headless",
     "yaml": "PyYAML",
@@ -169,7 +173,7 @@ def test_a_simulated_drive_is_replayed_without_torch(environment: Path, sim_root
     assert filecmp.cmp(tmp_path / "recorded" / "results.json", tmp_path / "replay" / "results.json", shallow=False)
 
     # The same as here, up to the versions of numpy, OpenCV and ONNX Runtime.
-    replay(sim_root, "v1.0-sim", ["scene-0001"], bundle().path, tmp_path / "here", console=QUIET)
+    replay(Source(sim_root, "v1.0-sim", ["scene-0001"]), bundle().path, tmp_path / "here", console=QUIET)
     there, here = (json.loads((tmp_path / side / "results.json").read_text())["results"] for side in ("replay", "here"))
     assert there.keys() == here.keys()
     for token in here:

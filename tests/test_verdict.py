@@ -31,7 +31,7 @@ from perception.evaluation.submission import SubmissionWriter
 from perception.frame import CLASSES, MAP_CLASSES, Boxes, Frame, Prediction
 from perception.grid import BevGrid
 
-LATENCY = {"frames": 1, "stages": {"total": {"p50": 20.0, "p95": 30.0, "p99": 40.0, "max": 50.0}}}
+LATENCY = {"mode": "vehicle", "frames": 1, "stages": {"total": {"p50": 20.0, "p95": 30.0, "p99": 40.0, "max": 50.0}}}
 GRID = BevGrid().coarser(2)  # of the map
 Change = Callable[[Frame, Prediction], Prediction]
 

@@ -20,6 +20,7 @@ from deploy.replay.faults import Fault
 from deploy.replay.finished import Finished
 from deploy.replay.player import replay
 from deploy.replay.selection import Selection
+from deploy.replay.settings import Settings, Source
 from deploy.replay.verdict import judge
 from perception.cli import app
 from perception.data.nuscenes import NuScenesTables
@@ -35,7 +36,7 @@ def replayed(root: Path, path: Path, *faults: str, time: int = 1) -> Path:
     """The folder of a replay through a bundle with random weights; at another `time` it is replayed again."""
     out = folder() / f"replayed-{path.name}-{len(faults)}-{time}"
     injected = [Fault.parse(text) for text in faults]
-    replay(root, "v1.0-sim", [], path, out, console=QUIET, faults=injected)
+    replay(Source(root, "v1.0-sim"), path, out, Settings(faults=injected), console=QUIET)
     return out
 
 
@@ -121,11 +122,11 @@ def test_a_replay_with_a_gate_on_amota_scores_its_tracks(sim_root: Path, tmp_pat
     """As the devkit scores the same file by itself; a replay of each second frame is not scored."""
     gate = gates({"metric": "AMOTA", "at_least": 0.0})
     drives = NuScenesTables(sim_root, "v1.0-sim")
-    arguments = (drives.dataroot, drives.version, [SCENE], bundle().path)
+    arguments = (Source(drives.dataroot, drives.version, [SCENE]), bundle().path)
     found = replay(*arguments, tmp_path / "out", gates=gate, console=QUIET)["verdict"]["cases"][0]
     nusc = open_devkit(drives.dataroot, drives.version)
     scored = score_tracks(tmp_path / "out" / "tracks.json", nusc, drives.samples(selectors=[SCENE]))
     assert json.loads((tmp_path / "out" / "tracking_metrics.json").read_text()) == scored
     assert found["value"] == scored["amota"]
-    replay(*arguments, tmp_path / "out", gates=gate, console=QUIET, selection=Selection(every=2))
+    replay(*arguments, tmp_path / "out", Settings(selection=Selection(every=2)), gates=gate, console=QUIET)
     assert not (tmp_path / "out" / "tracking_metrics.json").exists()

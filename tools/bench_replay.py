@@ -14,8 +14,9 @@ from unittest.mock import patch
 from rich.console import Console
 
 from deploy.replay.latency import STAGES
-from deploy.replay.player import Writers, replay
+from deploy.replay.player import Player, replay
 from deploy.replay.report import Report
+from deploy.replay.settings import Source
 from perception.data.nuscenes import NuScenesTables
 
 QUIET = Console(quiet=True)
@@ -35,8 +36,8 @@ def replay_speed(arguments: argparse.Namespace) -> dict[str, Any]:
     walls, without, cores, shares = [], [], [], []
     for _ in range(arguments.rounds):
         seconds: dict[str, float] = {"writing": 0.0, "report": 0.0}
-        writing, report = _timed(Writers.add, seconds, "writing"), _timed(Report.add, seconds, "report")
-        with patch.object(Writers, "add", writing), patch.object(Report, "add", report):
+        writing, report = _timed(Player._take, seconds, "writing"), _timed(Report.add, seconds, "report")
+        with patch.object(Player, "_take", writing), patch.object(Report, "add", report):
             processor = time.process_time()
             wall, summary = _replayed(arguments, scenes)
             processor = time.process_time() - processor
@@ -65,7 +66,7 @@ def _replayed(arguments: argparse.Namespace, scenes: list[str]) -> tuple[float, 
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         out = Path(folder) / "out"
-        summary = replay(arguments.data, arguments.version, scenes, arguments.bundle, out, console=QUIET)
+        summary = replay(Source(arguments.data, arguments.version, scenes), arguments.bundle, out, console=QUIET)
         return time.perf_counter() - start, summary
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from deploy.replay.latency import VEHICLE
 from deploy.replay.statistics import unpack
 from perception.errors import InputError
 from perception.evaluation.columns import BoxColumns, read_submission
@@ -117,16 +118,30 @@ class Finished:
         return max(0, int(lacking)), sum(line["blind"] for line in self.lines)
 
     @property
+    def not_finite(self) -> list[str]:
+        """Tokens of the frames in which an output of the network was not finite."""
+        return [line["token"] for line in self.lines if line["not_finite"]]
+
+    @property
     def latency(self) -> dict[str, dict[str, float]]:
         """Milliseconds by stage and quantile.
 
         Raises:
             InputError: latency.json is not there.
         """
-        stages = self._json(LATENCY)
-        if stages is None:
+        return dict(self._latency["stages"])
+
+    @property
+    def as_a_vehicle(self) -> bool:
+        """Whether latencies are those of a vehicle (`perception replay --latency`); raises as `latency` does."""
+        return self._latency.get("mode") == VEHICLE
+
+    @property
+    def _latency(self) -> dict[str, Any]:
+        content = self._json(LATENCY)
+        if content is None:
             raise InputError(f"{self.folder}: holds no finished replay (no readable {LATENCY}); replay again")
-        return dict(stages["stages"])
+        return content
 
     @property
     def amota(self) -> float | None:

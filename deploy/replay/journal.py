@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load, save
 
+from deploy.replay.fingerprint import Fingerprint
 from perception.errors import InputError
 from perception.frame import Boxes, Frame, Prediction
 from perception.scene.map_memory import LEVELS, levels_of
@@ -33,7 +34,6 @@ JOURNAL = "replay.journal"
 _BEFORE = struct.Struct("<QI")  # length in bytes and CRC-32 of a record
 _NUMBERS = tuple(field.name for field in fields(Boxes) if field.name != "instances")  # detections have no instance
 _HALF, _BELOW_HALF = np.float32(0.5), LEVELS + 2  # the level of what is below one half, but rounds to it
-_ROWS = 16  # of a picture one row in so many is checked
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,10 @@ class Recorded:
     prediction: Prediction
     weights: Mapping[str, float]  # of the modules that the route switches
     seconds: Mapping[str, float]  # of each stage
+
+
+class OccupiedError(InputError):
+    """Another replay writes to the same folder."""
 
 
 class Journal:
@@ -57,15 +61,27 @@ class Journal:
 
     Args:
         path: of the file; it is made where it is not there.
-        about: what the results depend on, as JSON holds it; it must be what the journal was begun with.
+        about: what is replayed, as JSON holds it; it must be what the journal was begun with.
+        computed: what computes, by name. A journal that other software, or another machine, has begun is emptied:
+            half a replay of each is a replay of neither.
+        resume: whether to go on with what is in it; else it is emptied.
+
+    Attributes:
+        resumed: whether a frame is in it.
+        fingerprints: of the frames that were recalled and added, by drive.
+        discarded: what has computed the frames that it was emptied of, where that is why; else "".
 
     Raises:
-        InputError: it is the journal of another replay, one that still runs, or it cannot be written.
+        InputError: it is the journal of another replay, one that still runs (OccupiedError), or it cannot be written.
     """
 
-    def __init__(self, path: Path, about: Mapping[str, Any]) -> None:
-        self.path, self.about = path, about
+    def __init__(
+        self, path: Path, about: Mapping[str, Any], computed: Mapping[str, Any] | None = None, resume: bool = True
+    ) -> None:
+        self.path, self.about, self.computed, self.resume = path, about, computed or {}, resume
         self.recalled = 0  # frames so far
+        self.fingerprints: dict[str, Fingerprint] = {}
+        self.discarded = ""
         self._recalling = True
 
     def __enter__(self) -> Journal:
@@ -74,20 +90,28 @@ class Journal:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             self._file.close()
-            raise InputError(f"{self.path}: another replay writes there; wait for it or choose another --out") from None
+            message = f"{self.path}: another replay writes there; wait for it or choose another --out"
+            raise OccupiedError(message) from None
         except OSError as error:
             raise self._cannot_write(error) from None
-        about = json.dumps(self.about).encode()
+        begun = {"about": self.about, "computed": self.computed}
         first, start = self._read() or b"", self._file.tell()
         self.resumed = bool(first) and self._read() is not None  # at least one frame is there
-        if not self.resumed:
-            self._cut(0)
-            self._append(about)
-        elif first != about:
-            self._file.close()
-            raise InputError(self._other(first))
-        else:
+        if self.resumed:
+            old = json.loads(first)
+            if "computed" not in old:
+                self.discarded = "an earlier version of this program"
+            elif _differing(old["about"], self.about):
+                self._file.close()
+                raise InputError(self._other(old["about"]))
+            else:
+                self.discarded = _differing(old["computed"], self.computed)
+            self.resumed = self.resume and not self.discarded
+        if self.resumed:
             self._file.seek(start)
+        else:
+            self._cut(0)
+            self._append(json.dumps(begun).encode())
         return self
 
     def recall(self, frame: Frame) -> Recorded | None:
@@ -106,7 +130,7 @@ class Journal:
         record = zlib.decompress(record)
         length = int.from_bytes(record[:8], "little")
         known = json.loads(json.loads(record[8 : 8 + length])["__metadata__"]["frame"])
-        if known["checksum"] != _checksum(frame):
+        if known["sha256"] != self._fingerprint(frame):
             raise InputError(
                 f"{self.path}: frame {self.recalled} of the drive is not the one that was replayed before; "
                 "bring the old drive back to go on, or remove this file to begin anew"
@@ -116,7 +140,7 @@ class Journal:
         numbers = {name: arrays[name] for name in _NUMBERS}
         boxes = Boxes(**numbers, instances=np.full(len(numbers["centers"]), "", "U32"))
         map_probabilities = unpacked(arrays["map"]) if "map" in arrays else None
-        prediction = Prediction(boxes, map_probabilities, known["recognised"])
+        prediction = Prediction(boxes, map_probabilities, known["recognised"], known["not_finite"])
         return Recorded(prediction, known["weights"], known["seconds"])
 
     def add(self, frame: Frame, seen: SceneFrame) -> None:
@@ -126,9 +150,10 @@ class Journal:
             InputError: the disk is full.
         """
         known = {
-            "checksum": _checksum(frame),
+            "sha256": self._fingerprint(frame),
             "weights": {name: routed.weight for name, routed in seen.route.items()},
             "recognised": seen.prediction.recognised,
+            "not_finite": seen.prediction.not_finite,
             "seconds": dict(seen.seconds),
         }
         arrays = {name: np.ascontiguousarray(getattr(seen.prediction.boxes, name)) for name in _NUMBERS}
@@ -146,6 +171,9 @@ class Journal:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._file.close()
+
+    def _fingerprint(self, frame: Frame) -> str:
+        return self.fingerprints.setdefault(frame.scene, Fingerprint()).add(frame)
 
     def _read(self) -> bytes | None:
         """The next record; None where there is none, or it is torn or damaged."""
@@ -170,14 +198,10 @@ class Journal:
         self._file.seek(end)
         self._file.truncate()
 
-    def _other(self, first: bytes) -> str:
-        """What the unfinished replay has other than this one."""
-        old = json.loads(first)
-        names = [name for name, value in self.about.items() if old.get(name) != value]
-        other = ", ".join(f"{name} {_short(old.get(name))} (now {_short(self.about[name])})" for name in names)
+    def _other(self, old: Mapping[str, Any]) -> str:
         return (
-            f"{self.path}: is of an unfinished replay with {other}; repeat that one to finish it, "
-            "or remove this file to begin anew"
+            f"{self.path}: is of an unfinished replay with {_differing(old, self.about)}; repeat that one to finish "
+            "it, or remove this file to begin anew"
         )
 
     def _cannot_write(self, error: OSError) -> InputError:
@@ -206,17 +230,11 @@ def unpacked(changes: np.ndarray) -> np.ndarray:
     return np.asarray(probabilities)
 
 
-def _checksum(frame: Frame) -> int:
-    """CRC-32 of a frame as its sensors gave it, of its pictures by a sample of their rows."""
-    known = (frame.token, frame.scene, frame.timestamp, frame.reference, frame.location, frame.conditions)
-    arrays = [frame.global_from_reference, frame.global_from_ego]
-    arrays += [] if frame.points is None else [frame.points]
-    for camera in frame.cameras.values():
-        arrays += [camera.intrinsics, camera.ego_from_camera, camera.global_from_ego, camera.image[::_ROWS]]
-    checksum = zlib.crc32(repr((known, [(name, c.timestamp) for name, c in frame.cameras.items()])).encode())
-    for array in arrays:
-        checksum = zlib.crc32(np.ascontiguousarray(array).data, checksum)
-    return checksum
+def _differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """What is other than it was, with both values; "" where all is the same."""
+    new = json.loads(json.dumps(new))  # as the old ones were written
+    names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+    return ", ".join(f"{name} {_short(old.get(name))} (now {_short(new.get(name))})" for name in names)
 
 
 def _short(value: Any) -> str:

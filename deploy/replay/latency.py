@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from perception.frame import Frame
+
 STAGES = {
     "read": "sensor files from disk, pictures decoded, sweeps moved to the keyframe's time",
     "preprocess": "points grouped into pillars, pictures resized, projections",
@@ -22,23 +24,42 @@ STAGES = {
 }
 
 
-# Said beside the numbers, because it is not the only way to count.
-COUNTED = (
-    "each stage by the clock, where it is done, and a frame's total is the sum of its stages: meanwhile the next "
-    "frames are read and the last ones written, on the same cores; what a frame waits between stages is not counted"
-)
+VEHICLE, THROUGHPUT = "vehicle", "throughput"  # how it was measured
+
+# Said beside the numbers.
+COUNTED = {
+    VEHICLE: (
+        "each stage by the clock, on one thread that is bound to a core, and a frame's total is the sum of its stages: "
+        "frames come at the drive's own pace, none is read ahead, and nothing is written while one is perceived"
+    ),
+    THROUGHPUT: (
+        "each stage by the clock, where it is done, and a frame's total is the sum of its stages: meanwhile the next "
+        "frames are read and the last ones written, on the same cores, so a vehicle would see other numbers "
+        "(`perception replay --latency`); what a frame waits between stages is not counted"
+    ),
+}
 
 
 class Latency:
     """Seconds of every stage of every frame, see COUNTED. The engine has run the golden frame before, so it is warm.
 
     An hour at 2 Hz takes half a megabyte.
+
+    Args:
+        mode: VEHICLE or THROUGHPUT.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, mode: str = THROUGHPUT) -> None:
+        self.mode = mode
         self._seconds = {stage: array("d") for stage in STAGES}
+        self._periods = array("d")  # s, from each frame to the next one of its drive
+        self._last = "", 0  # scene and us of the latest frame
 
-    def add(self, seconds: Mapping[str, float]) -> None:
+    def add(self, frame: Frame, seconds: Mapping[str, float]) -> None:
+        scene, before = self._last
+        if scene == frame.scene and len(self):
+            self._periods.append(1e-6 * (frame.timestamp - before))
+        self._last = frame.scene, frame.timestamp
         for stage, each in self._seconds.items():
             each.append(seconds[stage])
 
@@ -47,14 +68,22 @@ class Latency:
         return min(map(len, self._seconds.values()))
 
     def summary(self) -> dict[str, Any]:
-        """Milliseconds of each stage and of their sum: p50, p95, p99, mean and largest; and what was measured where."""
+        """Milliseconds of each stage and of their sum: p50, p95, p99, mean and largest; and what was measured where.
+
+        A frame that takes longer in all than from one frame to the next, by the median, misses its deadline: the next
+        one is there before it is done. Where no drive has two frames there is no deadline.
+        """
         milliseconds = {stage: np.array(each) * 1e3 for stage, each in self._seconds.items()}
         milliseconds["total"] = np.sum(list(milliseconds.values()), axis=0)
+        period = 1e3 * float(np.median(self._periods)) if self._periods else None
         return {
             "unit": "ms",
+            "mode": self.mode,
             "frames": len(self),
+            "period": None if period is None else round(period, 3),
+            "deadline_misses": None if period is None else int((milliseconds["total"] > period).sum()),
             "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, {platform.system()}",
-            "counted": COUNTED,
+            "counted": COUNTED[self.mode],
             "includes": STAGES,
             "stages": {stage: _quantiles(values) for stage, values in milliseconds.items()},
         }

@@ -2,43 +2,51 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import replace
+from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from deploy.integrity import sha256
-from deploy.manifest import MANIFEST
 from deploy.replay.beside import Behind, ahead
-from deploy.replay.faults import Fault, inject
-from deploy.replay.finished import STATISTICS, TRACKING
+from deploy.replay.faults import inject
+from deploy.replay.finished import LATENCY, RESULTS
+from deploy.replay.folder import (
+    CONCLUDED,
+    REPORT,
+    SOURCES,
+    TRACKS,
+    judged_or_broken,
+    made,
+    remove,
+    require_apart,
+)
 from deploy.replay.gates import Gates
 from deploy.replay.journal import JOURNAL, Journal, Recorded
-from deploy.replay.latency import Latency
+from deploy.replay.latency import THROUGHPUT, VEHICLE, Latency
+from deploy.replay.machine import begun
+from deploy.replay.provenance import PROVENANCE, DriveUsed
 from deploy.replay.real_time import RealTime
 from deploy.replay.report import Report
-from deploy.replay.selection import Selection
+from deploy.replay.settings import Settings, Source
 from deploy.replay.sources import Drive, open_drives
-from deploy.replay.statistics import StatisticsWriter, Truth
+from deploy.replay.statistics import Truth
 from deploy.replay.tracking import score_tracking
-from deploy.replay.verdict import Verdict, judge, require_comparable
+from deploy.replay.undisturbed import uncollected, undisturbed
+from deploy.replay.verdict import judge, require_comparable
 from deploy.replay.viewers import FILES as VIEWER_FILES
-from deploy.replay.viewers import ViewerWriter, open_viewer, require_viewers
+from deploy.replay.viewers import require_viewers
+from deploy.replay.writers import Writers, open_writers
 from deploy.runtime import Runtime
-from deploy.trust import Trust
 from perception.atomic import write_atomically
-from perception.errors import InputError
-from perception.evaluation.submission import SubmissionWriter
-from perception.evaluation.tracking import TrackWriter
-from perception.frame import Conditions, Frame
+from perception.frame import Frame
 from perception.scene.scene import SceneFrame
 
 
@@ -52,219 +60,201 @@ class Player:
     latency.json      p50, p95 and p99 of every stage
     report.html       all of it to look at, in one file
     results.mcap/rrd  where they are asked for: all of it to look at in Foxglove or Rerun
+    replay.json       what was replayed, through what, on what (`deploy.replay.provenance`)
 
-    Until they are whole, replay.journal holds what was perceived so far. A replay of the same frames that was killed
-    goes on from there, and the first three files are the same bytes as if it had not been killed.
+    An earlier replay's files are removed first. Until the new ones are whole, replay.journal holds what was perceived
+    so far. A replay of the same frames that was killed goes on from there, and the first three files are the same bytes
+    as if it had not been killed. Where other software or another machine began it, it starts anew.
 
-    While the network sees a frame, the next ones are read and the last ones written (`deploy.replay.beside`).
+    While the network sees a frame, the next ones are read and the last ones written (`deploy.replay.beside`). Where
+    latencies are measured, the drive goes first by itself, into the journal (`_drive_as_a_vehicle`).
 
     Args:
-        about: what the frames depend on, as JSON holds it.
-        conditions: what the vehicle is told of every frame; None: the drive's tags.
+        source: of the drives.
     """
 
     def __init__(
         self,
         runtime: Runtime,
+        source: Source,
         drives: Sequence[Drive],
         out: Path,
         console: Console,
-        about: Mapping[str, Any],
-        faults: Sequence[Fault] = (),
-        selection: Selection | None = None,
-        real_time: bool = False,
-        viewers: Sequence[str] = (),
-        conditions: Conditions | None = None,
+        settings: Settings | None = None,
     ) -> None:
-        self.runtime, self.drives, self.out, self.console = runtime, drives, out, console
-        self.about = {**about, "bundle": sha256(runtime.bundle.path / MANIFEST), "target": runtime.target}
-        self.faults, self.selection = faults, selection or Selection()
-        self.clock = RealTime() if real_time else None
-        self.viewers, self.conditions = viewers, conditions
+        self.runtime, self.source, self.drives, self.out, self.console = runtime, source, drives, out, console
+        self.settings = settings or Settings()
+        self.provenance = begun(runtime, source, self.settings)
+        self.clock = RealTime() if self.settings.real_time or self.settings.latency else None
         known = [drive.tables for drive in drives if drive.tables is not None]
         self.truth = Truth(known[0]) if known else None
-        self.latency = Latency()
-        self.expected = sum(self.selection.expected(len(drive), drive.seconds) for drive in drives)
-        self.report = Report(runtime.bundle.manifest, runtime.target, self.expected, faults)
+        self.not_finite = 0  # frames with a NaN or infinity in an output
+        self.latency = Latency(VEHICLE if self.settings.latency else THROUGHPUT)
+        self.expected = sum(self.settings.selection.expected(len(drive), drive.seconds) for drive in drives)
+        self.report = Report(runtime.bundle.manifest, runtime.target, self.expected, self.settings.faults)
 
     def run(self) -> dict[str, Any]:
         """Replay everything once; returns the summary that the report begins with."""
-        manifest = self.runtime.bundle.manifest
-        map_grid = None if manifest.map_grid is None else manifest.map_grid.build()
-        with Journal(self._file(JOURNAL), self.about) as journal:
-            if journal.resumed:
+        if self.settings.latency:
+            self._drive_as_a_vehicle()
+        with self._journal() as journal, uncollected():
+            remove(self.out, CONCLUDED)
+            if journal.resumed and not self.settings.latency:
                 self.console.print(f"{journal.path}: going on with the replay that was interrupted")
-            with (
-                SubmissionWriter(self._file("results.json"), manifest.sensors) as results,
-                TrackWriter(self._file("tracks.json"), manifest.sensors) as tracks,
-                StatisticsWriter(self._file(STATISTICS), manifest.sensors, map_grid, self.truth) as statistics,
-                ExitStack() as stack,
-            ):
-                # Tables and bundle stay to the end: the collector need not look through them while frames are seen.
-                gc.freeze()
-                stack.callback(gc.unfreeze)
-                shown = [stack.enter_context(open_viewer(name, self.out, map_grid)) for name in self.viewers]
-                writers = Writers(journal, results, tracks, statistics, self.latency, self.report, shown)
-                behind = stack.enter_context(Behind())
-                for frame, reading in self._frames():
+            if journal.discarded:
+                self.console.print(f"{journal.path}: starting anew, for it was begun with {journal.discarded}")
+            with ExitStack() as files:
+                manifest, viewers = self.runtime.bundle.manifest, self.settings.viewers
+                writers = open_writers(files, self.out, manifest, self.truth, viewers)
+                behind = files.enter_context(Behind())
+                frames = ahead(self._frames())
+                for frame, reading in track(frames, "Replaying", self.expected, console=self.console, transient=True):
                     recorded = journal.recall(frame)
-                    given = frame if self.conditions is None else replace(frame, conditions=self.conditions)
-                    seen = self._seen(given, reading) if recorded is None else self._recalled(given, recorded)
-                    behind.call(writers.add, frame, seen, recorded is None)
-            latency = self.latency.summary()
-            write_atomically(self._file("latency.json"), json.dumps(latency, indent=2).encode())
-            counts = [drive.counts.summary() for drive in self.drives]
-            write_atomically(self._file("sources.json"), json.dumps(counts, indent=2).encode())
-            self.write_report()
+                    seen = self._seen(frame, reading) if recorded is None else self._recalled(frame, recorded)
+                    behind.call(self._take, writers, journal if recorded is None else None, frame, seen)
+            self._conclude(journal)
             journal.finish()
+        return self._summary()
+
+    def _drive_as_a_vehicle(self) -> None:
+        """Perceive every frame when the vehicle had it, with nothing beside; only the journal is written.
+
+        What an interrupted replay has perceived is not used: its latencies would be of another run.
+        """
+        seconds = sum(drive.seconds for drive in self.drives)
+        self.console.print(f"measuring latencies at the drive's own pace: up to {seconds:.0f} s")
+        with self._journal(resume=False) as journal, undisturbed():
+            remove(self.out, CONCLUDED)
+            for frame, reading in self._frames():
+                journal.add(frame, self._seen(frame, reading))
+        self.runtime.scene.restart()
+
+    def _journal(self, resume: bool = True) -> Journal:
+        known = self.provenance.model_dump(mode="json")
+        names = ("version", "scenes", "topics_sha256", "faults", "conditions", "selection", "latency")
+        about = {"drive": str(self.source.path.resolve()), **{name: known[name] for name in names}}
+        about |= {"bundle": self.provenance.bundle.manifest_sha256, "target": self.runtime.target}
+        computed = {**known["software"], **known["engine"], **known["machine"]}
+        return Journal(made(self.out) / JOURNAL, about, computed, resume)
+
+    def _conclude(self, journal: Journal) -> None:
+        """Write what is known at the end; replay.json last."""
+        late = {} if self.clock is None else {"behind": round(1e3 * self.clock.behind, 3)}
+        write_atomically(self.out / LATENCY, json.dumps(self.latency.summary() | late, indent=2).encode())
+        counts = [drive.counts.summary() for drive in self.drives]
+        write_atomically(self.out / SOURCES, json.dumps(counts, indent=2).encode())
+        self.provenance = self.provenance.model_copy(
+            update={
+                "drives": tuple(
+                    DriveUsed(name=name, frames=each.frames, sensors_sha256=each.hexdigest())
+                    for name, each in journal.fingerprints.items()
+                ),
+                "frames": len(self.latency),
+                "resumed_at_frame": 0 if self.settings.latency else journal.recalled,
+                "finished": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            }
+        )
+        self.write_report()
+        self.provenance.write(self.out)
+
+    def _summary(self) -> dict[str, Any]:
+        latency = self.latency.summary()
+        names = {"results": RESULTS, "tracks": TRACKS, "sources": SOURCES, "latency": LATENCY, "report": REPORT}
         return {
             "frames": latency["frames"],
-            "resumed_at_frame": journal.recalled,
+            "resumed_at_frame": self.provenance.resumed_at_frame,
+            "not_finite": self.not_finite,
             "latency_ms": latency["stages"],
-            "results": str(self._file("results.json")),
-            "tracks": str(self._file("tracks.json")),
-            "sources": str(self._file("sources.json")),
-            "latency": str(self._file("latency.json")),
-            "report": str(self._file("report.html")),
-            "viewers": {name: str(self._file(VIEWER_FILES[name])) for name in self.viewers},
+            **{name: str(self.out / file) for name, file in (names | {"provenance": PROVENANCE}).items()},
+            "viewers": {name: str(self.out / VIEWER_FILES[name]) for name in self.settings.viewers},
         }
 
-    def write_report(self, verdict: Verdict | None = None) -> None:
-        """Write the report's page; once more when there is a verdict, with which it then begins."""
-        page = self.report.html(self.latency.summary(), None if verdict is None else verdict.as_dict())
-        write_atomically(self._file("report.html"), page.encode())
+    def write_report(self) -> None:
+        """Write the report's page; `judge` adds its verdict."""
+        page = self.report.html(self.latency.summary(), self.provenance.brief())
+        write_atomically(self.out / REPORT, page.encode())
 
     def _frames(self) -> Iterator[tuple[Frame, float]]:
         """The selected frames of every drive, with the seconds that reading each took."""
-        drives = (frame for drive in self.drives for frame in self.selection.until_end(drive))
+        selection, faults = self.settings.selection, self.settings.faults
+        drives = (frame for drive in self.drives for frame in selection.until_end(drive))
         # Faults come first: their windows count from the drive's first frame, and a frozen sensor shows an earlier one.
-        watched = inject(self.report.told.watched(drives), self.faults)
-        frames = ahead(_clocked(self.selection.of(watched)))
-        return iter(track(frames, "Replaying", self.expected, console=self.console, transient=True))
+        watched = inject(self.report.told.watched(drives), faults)
+        return _clocked(selection.of(watched))
 
     def _seen(self, frame: Frame, reading: float) -> SceneFrame:
         """The drive up to a frame, as the network sees it. Reading is a stage too."""
         if self.clock is not None:
             self.clock.wait_for(frame)
-        seen = self.runtime.step(frame)
+        seen = self.runtime.step(self._as_told(frame))
         return replace(seen, seconds={"read": reading, **seen.seconds})
 
     def _recalled(self, frame: Frame, recorded: Recorded) -> SceneFrame:
         """The drive up to a frame, as the journal has it."""
-        self.runtime.scene.observe(frame)
-        seen = self.runtime.scene.update(frame, recorded.prediction, recorded.weights)
+        given = self._as_told(frame)
+        self.runtime.scene.observe(given)
+        seen = self.runtime.scene.update(given, recorded.prediction, recorded.weights)
         return replace(seen, seconds=recorded.seconds)
 
-    def _file(self, name: str) -> Path:
-        try:
-            self.out.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"{self.out}: cannot make the folder ({error.strerror}); choose another --out") from None
-        return self.out / name
+    def _take(self, writers: Writers, journal: Journal | None, frame: Frame, seen: SceneFrame) -> None:
+        """Write what was perceived in a frame; None: the journal has it already."""
+        if journal is not None:
+            journal.add(frame, seen)
+        writers.add(frame, seen)
+        self.not_finite += bool(seen.prediction.not_finite)
+        self.report.add(frame, seen)
+        self.latency.add(frame, seen.seconds)  # last: it counts the frames of which all is written
+
+    def _as_told(self, frame: Frame) -> Frame:
+        """The frame with the conditions that the vehicle is told."""
+        told = self.settings.conditions
+        return frame if told is None else replace(frame, conditions=told)
 
 
 def replay(
-    drive: Path,
-    version: str | None,
-    scenes: Sequence[str],
+    source: Source,
     bundle: Path,
     out: Path,
-    target: str = "cpu",
-    trust: Trust | None = None,
-    console: Console | None = None,
-    faults: Sequence[Fault] = (),
-    conditions: Conditions | None = None,
+    settings: Settings | None = None,
     baseline: Path | None = None,
     gates: Gates | None = None,
-    topics: Path | None = None,
-    selection: Selection | None = None,
-    real_time: bool = False,
-    viewers: Sequence[str] = (),
+    console: Console | None = None,
 ) -> dict[str, Any]:
-    """Replay scenes of a nuScenes dataroot, or a recording, through a bundle.
+    """Replay recorded drives through a bundle.
 
     Where `out` holds an unfinished replay of the same, it goes on. Where there are gates or a baseline the outcome is
     judged.
 
     Args:
-        drive: a nuScenes dataroot, a .mcap or .db3 file, or a rosbag2's folder.
-        version: of the tables of a dataroot; None for a recording.
-        scenes: of a dataroot: names, or keyframes such as `scene-0103:0-4`; empty for every scene.
-        target: the engine of the bundle that runs.
-        trust: who must have signed the bundle, and how old it may be.
-        faults: of the sensors, in this order.
-        conditions: what the vehicle is told of every frame instead of the drive's tags; None: the tags.
         baseline: the folder of another replay of the same scenes, to compare with.
         gates: what must be reached; without them and with a baseline the usual ones.
-        topics: a YAML file that says which topics of a recording are which sensor.
-        selection: the part of every drive that is replayed; None: all of it.
-        real_time: whether no frame is given to the network before the vehicle had it.
-        viewers: for which to write a file, see deploy.replay.viewers.
 
     Returns:
         The summary, with the verdict under `verdict` where there is one.
 
     Raises:
-        InputError: no such drive, scene, bundle or engine, a damaged file, a bundle that `trust` refuses, a gate
+        InputError: no such drive, scene, bundle or engine, a damaged file, a bundle that is not trusted, a gate
             or baseline that cannot be used, no frame selected, or `out` cannot be written or holds an unfinished
             replay of something else.
     """
-    console = console or Console()
+    console, settings = console or Console(), settings or Settings()
+    require_apart(out, baseline)
     require_comparable(baseline, gates)
-    require_viewers(viewers)
-    runtime = Runtime(bundle, target, trust)
-    drives = open_drives(drive, version, scenes, runtime.bundle.spec, topics)
-    selection = selection or Selection()
-    about = {
-        "drive": str(drive.resolve()),
-        "version": version,
-        "scenes": list(scenes),
-        "topics": None if topics is None else sha256(topics),
-        "faults": [fault.text for fault in faults],
-        "conditions": None if conditions is None else conditions.known(),
-        "selection": asdict(selection),
-    }
-    player = Player(runtime, drives, out, console, about, faults, selection, real_time, viewers, conditions)
-    summary = player.run()
-    console.print(_latency_table(summary))
-    for each in drives:
-        console.print(each.counts.line())
-    if player.clock is not None:
-        console.print(f"at most {player.clock.behind:.2f} s behind real time")
-    console.print(f"report: {summary['report']}")
-    (out / TRACKING).unlink(missing_ok=True)
-    if gates is not None and gates.tracking and player.truth is not None and selection.every == 1:
-        score_tracking(out, player.truth.tables)
-    if gates is not None or baseline is not None:
-        verdict = judge(out, baseline, gates)
-        player.write_report(verdict)
-        console.print(verdict.table())
-        summary["verdict"] = verdict.as_dict()
+    require_viewers(settings.viewers)
+    judged = gates is not None or baseline is not None
+    with judged_or_broken(out, judged):
+        runtime = Runtime(bundle, settings.target, settings.trust)
+        drives = open_drives(source.path, source.version, source.scenes, runtime.bundle.spec, source.topics)
+        player = Player(runtime, source, drives, out, console, settings)
+        summary = player.run()
+        _print(player, summary)
+        if gates is not None and gates.tracking and player.truth is not None and settings.selection.every == 1:
+            score_tracking(out, player.truth.tables)
+        if judged:
+            verdict = judge(out, baseline, gates)
+            console.print(verdict.table())
+            summary["verdict"] = verdict.as_dict()
     return summary
-
-
-class Writers(NamedTuple):
-    """All that takes in what was perceived in a frame."""
-
-    journal: Journal
-    results: SubmissionWriter
-    tracks: TrackWriter
-    statistics: StatisticsWriter
-    latency: Latency
-    report: Report
-    viewers: Sequence[ViewerWriter]
-
-    def add(self, frame: Frame, seen: SceneFrame, new: bool) -> None:
-        """The next frame; `new`: the journal does not have it yet."""
-        if new:
-            self.journal.add(frame, seen)
-        self.results.add(frame, seen.prediction)
-        self.tracks.add(frame.token, seen.tracks)
-        self.statistics.add(frame, seen.prediction)
-        self.report.add(frame, seen)
-        for viewer in self.viewers:
-            viewer.add(frame, seen)
-        self.latency.add(seen.seconds)  # last: it counts the frames of which all is written
 
 
 def _clocked(frames: Iterator[Frame]) -> Iterator[tuple[Frame, float]]:
@@ -273,6 +263,17 @@ def _clocked(frames: Iterator[Frame]) -> Iterator[tuple[Frame, float]]:
     for frame in frames:
         yield frame, time.perf_counter() - start
         start = time.perf_counter()
+
+
+def _print(player: Player, summary: dict[str, Any]) -> None:
+    player.console.print(_latency_table(summary))
+    for each in player.drives:
+        player.console.print(each.counts.line())
+    if player.not_finite:
+        player.console.print(f"NaN or infinite outputs were left out in {player.not_finite} of the frames")
+    if player.clock is not None:
+        player.console.print(f"at most {player.clock.behind:.2f} s behind real time")
+    player.console.print(f"report: {summary['report']}")
 
 
 def _latency_table(summary: dict[str, Any]) -> Table:

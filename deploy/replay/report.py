@@ -62,17 +62,17 @@ class Report:
             for number in self._frames.keys() - self._spread - self._worst.numbers:
                 del self._frames[number]
 
-    def html(self, latency: Mapping[str, Any], verdict: Mapping[str, Any] | None = None) -> str:
-        """The page.
+    def html(self, latency: Mapping[str, Any], provenance: Mapping[str, str] | None = None) -> str:
+        """The page, without a verdict, which `page_data.with_verdict` adds.
 
         Args:
             latency: Latency.summary().
-            verdict: Verdict.as_dict(); None where the replay is not judged.
+            provenance: ReplayProvenance.brief().
         """
         low = pictures.from_above(self._grid.reference) @ np.array([self._grid.x, self._grid.y])
         data = {
-            "verdict": verdict,
-            "bundle": _facts(self.manifest, self.target),
+            "verdict": None,
+            "bundle": _facts(self.manifest, self.target) | dict(provenance or {}),
             "classes": [{"name": name, "colour": pictures.BOX_COLOURS[i]} for i, name in enumerate(CLASSES)],
             "mapClasses": [
                 {"name": name, "colour": "rgb({},{},{})".format(*rgb)}

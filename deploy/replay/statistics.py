@@ -84,6 +84,7 @@ class StatisticsWriter:
             "boxes": self.truth and self.truth.boxes(frame.token),
             "racks": self.truth.racks(frame.token) if self.truth else [],
             "map": self._map(frame, prediction),
+            "not_finite": dict(prediction.not_finite),
         }
 
     def _map(self, frame: Frame, prediction: Prediction) -> dict[str, Any] | None:

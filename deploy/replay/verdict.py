@@ -80,7 +80,7 @@ class _Judge:
         self.gates = gates or usual_gates(self.judged.truth is not None, self.judged.conditions)
 
     def verdict(self) -> Verdict:
-        cases = tuple(case for gate in self.gates.gates for case in self._cases(gate))
+        cases = tuple(case for gate in self.gates.gates for case in self._cases(gate)) + self._finite()
         scenes = int(self.judged.scenes.max()) + 1
         baseline = None if self.baseline is None else str(self.baseline)
         return Verdict(cases, len(self.judged), scenes, baseline, len(self.finished))
@@ -100,6 +100,9 @@ class _Judge:
                 yield _measured("AMOTA", "AMOTA", gate.at_least, self._amota)
             case LatencyLimit():
                 name = f"latency {gate.stage} {gate.quantile}"
+                if not self.finished.as_a_vehicle:
+                    yield _unmeasured(name, gate.metric, gate.at_most, Unmeasured("measure with --latency"))
+                    return
                 value = self.finished.latency[gate.stage][gate.quantile]
                 passed, limit = value <= gate.at_most, f"at most {gate.at_most:g} ms"
                 yield Case(name, gate.metric, passed, value, gate.at_most, f"{value:.1f} ms; {limit}")
@@ -108,6 +111,12 @@ class _Judge:
                 reason = f"{lacking} keyframes lack and {blind} are without any sensor; at most {gate.at_most}"
                 passed = lacking + blind <= gate.at_most
                 yield Case("dropped frames", gate.metric, passed, lacking + blind, gate.at_most, reason)
+
+    def _finite(self) -> tuple[Case, ...]:
+        """A case that fails where outputs were not finite, whatever the gates are; none where all were."""
+        tokens, frames = self.finished.not_finite, len(self.finished)
+        reason = f"{len(tokens)} of {frames} frames not finite, first {tokens[0]}" if tokens else ""
+        return (Case("finite", "finite", False, len(tokens) / frames, 0.0, reason),) if tokens else ()
 
     def _expanded(self, gate: Any, metric: str, measures: Measures) -> Iterator[Any]:
         """AP without a class is that of each class that is annotated."""

@@ -46,6 +46,7 @@ State = Annotated[
 ]
 AllowOlder = Annotated[bool, typer.Option("--allow-older", help="Take an older release than one that ran here.")]
 Scenes = Annotated[str, typer.Option(help="Only these: scene-0103,scene-0916 or keyframes scene-0103:0-4.")]
+Key = Annotated[Path | None, typer.Option(help="Public key (Ed25519, PEM): refuse what it has not signed.")]
 
 
 TRAINING = {"v1.0-mini": "mini_train", "v1.0-trainval": "train", "v1.0-sim": "sim_train"}

@@ -1,28 +1,14 @@
-"""On the way to the vehicle: export, build, replay; and the whole way at once."""
+"""On the way to the vehicle: export and build; and the whole way at once."""
 
 from __future__ import annotations
 
-import math
 from enum import Enum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from perception.commands.common import (
-    AllowOlder,
-    Json,
-    Keys,
-    Out,
-    Scenes,
-    State,
-    Version,
-    app,
-    console_for,
-    names,
-    report,
-    trust_in,
-)
+from perception.commands.common import Json, Out, Scenes, Version, app, console_for, names, report
 from perception.errors import InputError
 
 Routes = Annotated[
@@ -156,74 +142,6 @@ def build(
 
     built = run(bundle, target, console_for(as_json), dla, out, sign, refit)
     report(built.model_dump(mode="json"), as_json)
-
-
-@app.command(epilog="Example: perception replay drives --scenes scene-0003 --bundle runs/a/bundle --out runs/a/replay")
-def replay(
-    drive: Annotated[Path, typer.Argument(help="nuScenes dataroot, recorded or simulated; .mcap file; rosbag2.")],
-    bundle: Annotated[Path, typer.Option(help="An exported bundle.")],
-    out: Out,
-    target: Annotated[str, typer.Option(help="Whose engine of the bundle runs: `perception build --list`.")] = "cpu",
-    version: Version = None,
-    scenes: Scenes = "",
-    topics: Annotated[
-        Path | None, typer.Option(help="YAML that says which topics of a recording are which sensor.")
-    ] = None,
-    fault: Annotated[
-        list[str] | None,
-        typer.Option(help="KIND:SENSOR[,NAME=NUMBER]@START-END in seconds, as drop:CAM_FRONT@2.0-4.0; repeatable."),
-    ] = None,
-    conditions: Annotated[
-        str,
-        typer.Option(
-            help="What the vehicle is told instead of the drive's tags: clear,day to stay on one route; none to go by "
-            "what the network recognises."
-        ),
-    ] = "",
-    start: Annotated[float, typer.Option(help="Leave out what comes before, in seconds of each drive.")] = 0.0,
-    end: Annotated[
-        float | None, typer.Option(help="Leave out what comes from here on, in seconds of each drive.")
-    ] = None,
-    every: Annotated[int, typer.Option(help="Replay each Nth frame alone, from the first one on.")] = 1,
-    real_time: Annotated[
-        bool, typer.Option("--real-time", help="No faster than the vehicle drove. Default: as fast as possible.")
-    ] = False,
-    baseline: Annotated[
-        Path | None, typer.Option(help="Folder of another replay of the scenes to compare with.")
-    ] = None,
-    gates: Annotated[Path | None, typer.Option(help="YAML file of what must be reached to pass.")] = None,
-    viewer: Annotated[str, typer.Option(help="foxglove, rerun: write results.mcap, results.rrd too.")] = "",
-    key: Keys = None,
-    state: State = None,
-    allow_older: AllowOlder = False,
-    as_json: Json = False,
-) -> None:
-    """Run recorded scenes through an exported bundle; writes results, tracks, latencies and an HTML report.
-
-    A replay that was interrupted goes on where it was when the same command is given again, with the same results.
-
-    With --gates or --baseline it gives a verdict too (verdict.json, junit.xml): exit code 0 is pass, 1 is fail.
-    """
-    from deploy.replay.faults import Fault
-    from deploy.replay.gates import Gates
-    from deploy.replay.player import replay as run
-    from deploy.replay.selection import Selection
-    from deploy.replay.sources import is_recording
-    from deploy.route import parse_conditions
-    from perception.data.tables import only_version
-    from perception.section import load_section
-
-    summary = run(
-        drive, version or (None if is_recording(drive) else only_version(drive)), names(scenes), bundle, out,
-        target=target, trust=trust_in(key, state, allow_older), console=console_for(as_json), topics=topics,
-        faults=[Fault.parse(text) for text in fault or ()],
-        conditions=parse_conditions([] if conditions == "none" else names(conditions)) if conditions else None,
-        baseline=baseline, gates=None if gates is None else load_section(Gates, gates, "the gates"),
-        selection=Selection(start, math.inf if end is None else end, every), real_time=real_time, viewers=names(viewer),
-    )  # fmt: skip
-    report(summary, as_json)
-    if not summary.get("verdict", {"passed": True})["passed"]:
-        raise typer.Exit(1)
 
 
 @app.command(epilog="Example: perception demo --out runs/demo")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 
@@ -50,6 +51,33 @@ def to_prediction(
         map_probabilities=outputs["map"][index] if "map" in outputs else None,
         recognised=_by_kind(outputs["recognised"][index]) if "recognised" in outputs else {},
     )
+
+
+def finite_prediction(outputs: Mapping[str, np.ndarray], suppression: Suppression | None = None) -> Prediction:
+    """Prediction of one frame, of the outputs that are finite numbers; `not_finite` counts the others.
+
+    Left out are boxes with a NaN or infinite number or score, and what is recognised where a probability is such; cells
+    of the map become NaN, which says nothing. A tracker or a belief that took in one NaN would never lose it again.
+
+    Args:
+        outputs: as `to_prediction`, of one frame.
+    """
+    wrong = {
+        "boxes": ~(np.isfinite(outputs["boxes"]).all(axis=-1) & np.isfinite(outputs["scores"])),
+        **{name: ~np.isfinite(outputs[name]) for name in ("map", "recognised") if name in outputs},
+    }
+    counts = {name: count for name, each in wrong.items() if (count := int(np.count_nonzero(each)))}
+    if not counts:
+        return to_prediction(outputs, suppression=suppression)
+    kept = dict(outputs)
+    if "boxes" in counts:
+        kept["boxes"] = np.where(wrong["boxes"][..., None], 0, kept["boxes"])
+        kept["scores"] = np.where(wrong["boxes"], -1, kept["scores"])  # below every threshold
+    if "map" in counts:
+        kept["map"] = np.where(wrong["map"], np.nan, kept["map"]).astype(kept["map"].dtype)
+    if "recognised" in counts:
+        del kept["recognised"]
+    return replace(to_prediction(kept, suppression=suppression), not_finite=counts)
 
 
 def _by_kind(probabilities: np.ndarray) -> dict[str, list[float]]:

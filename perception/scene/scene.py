@@ -121,6 +121,10 @@ class Scene:
             seconds=self._seconds,
         )
 
+    def restart(self) -> None:
+        """Forget the drive: the next frame begins anew, also one of the same drive."""
+        self._drive = None
+
     def _begin(self, drive: str) -> None:
         self._drive = drive
         self._monitor, self._belief = HealthMonitor(self._sensors), ConditionBelief()

@@ -1,0 +1,50 @@
+"""Whether a frame, or a drive, is the one that was seen before, without keeping it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+
+import numpy as np
+
+from perception.frame import Frame
+
+_ROWS = 16  # of a picture one row in so many is hashed: other pictures differ in nearly all of them
+
+
+class Fingerprint:
+    """SHA-256 of what the sensors gave in the frames of a drive, one after the other, whatever network reads them."""
+
+    def __init__(self) -> None:
+        self._hash, self.frames = hashlib.sha256(), 0
+
+    def add(self, frame: Frame) -> str:
+        """Add a frame; returns the hash of this frame alone, as the network is given it."""
+        sensors = _sensors(frame)
+        self._hash.update(sensors)
+        self.frames += 1
+        points = np.zeros(0, np.float32) if frame.points is None else frame.points
+        return _sha256(sensors + frame.reference.encode(), [frame.global_from_reference, points]).hex()
+
+    def hexdigest(self) -> str:
+        return self._hash.hexdigest()
+
+
+def _sensors(frame: Frame) -> bytes:
+    """SHA-256 of tags, times, poses and calibration, of pictures every 16th row, and of the keyframe's LiDAR returns.
+
+    Of the returns these are the intensities: coordinates and earlier sweeps depend on what the network takes.
+    """
+    known = (frame.token, frame.scene, frame.timestamp, frame.location, frame.conditions, frame.points is None)
+    arrays = [frame.global_from_ego]
+    arrays += [] if frame.points is None else [frame.points[frame.points[:, 4] == 0, 3]]
+    for camera in frame.cameras.values():
+        arrays += [camera.intrinsics, camera.ego_from_camera, camera.global_from_ego, camera.image[::_ROWS]]
+    return _sha256(repr((known, [(name, c.timestamp) for name, c in frame.cameras.items()])).encode(), arrays)
+
+
+def _sha256(text: bytes, arrays: Iterable[np.ndarray]) -> bytes:
+    digest = hashlib.sha256(text)
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.digest()

@@ -1,0 +1,94 @@
+"""The folder of a replay: what is in it when the replay begins, when it is done, and when it broke off."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from xml.etree import ElementTree as xml
+
+from deploy.replay.finished import LATENCY, RESULTS, STATISTICS, TRACKING
+from deploy.replay.journal import OccupiedError
+from deploy.replay.provenance import PROVENANCE
+from deploy.replay.viewers import FILES
+from perception.atomic import write_atomically
+from perception.errors import InputError
+
+VERDICT, JUNIT, REPORT, TRACKS, SOURCES = "verdict.json", "junit.xml", "report.html", "tracks.json", "sources.json"
+JUDGED = (VERDICT, JUNIT)
+CONCLUDED = (
+    *(*JUDGED, PROVENANCE, RESULTS, TRACKS, STATISTICS, SOURCES, LATENCY, TRACKING, REPORT),
+    *FILES.values(),
+)  # by a replay that is done; what is unfinished is in the journal
+
+
+def made(folder: Path) -> Path:
+    """The folder, made where it is not there.
+
+    Raises:
+        InputError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot make the folder ({error.strerror}); choose another --out") from None
+    return folder
+
+
+def remove(folder: Path, names: Sequence[str]) -> None:
+    """Raises InputError where a file of one of these names is there and cannot be removed."""
+    for name in names:
+        try:
+            (folder / name).unlink(missing_ok=True)
+        except NotADirectoryError:
+            return  # nothing is there
+        except OSError as error:
+            remedy = "remove it, or choose another --out"
+            raise InputError(f"{folder / name}: cannot remove ({error.strerror}); {remedy}") from None
+
+
+def require_apart(out: Path, baseline: Path | None) -> None:
+    """Raise InputError where replaying into `out` would change the baseline, links followed."""
+    if baseline is None:
+        return
+    there, here = baseline.resolve(), out.resolve()
+    remedy = "choose another --out"
+    if here == there or there in here.parents:
+        raise InputError(f"{out}: is the folder of the baseline itself, or in it; {remedy}")
+    for name in (RESULTS, STATISTICS, LATENCY, PROVENANCE):
+        if (there / name).resolve() == (here / name).resolve():
+            raise InputError(f"{baseline / name}: is a link to {here / name}, which the replay replaces; {remedy}")
+
+
+@contextmanager
+def judged_or_broken(folder: Path, judged: bool) -> Iterator[None]:
+    """A block that ends in a verdict, if it is to be judged.
+
+    No earlier verdict outlives its beginning. Where it breaks off before there is one, junit.xml says so with an
+    <error>, so that no CI system takes silence for a pass.
+    """
+    remove(folder, JUDGED)
+    try:
+        yield
+    except OccupiedError:
+        raise  # the folder is another's
+    except BaseException as error:
+        if judged:
+            _write_error(folder, error)
+        raise
+
+
+def _write_error(folder: Path, error: BaseException) -> None:
+    kind, message = type(error).__name__, str(error) or "the replay was interrupted"
+    counts = {"tests": "1", "failures": "0", "errors": "1", "time": "0"}
+    root = xml.Element("testsuites", {"name": "perception replay", **counts})
+    suite = xml.SubElement(root, "testsuite", {"name": "verdict", "skipped": "0", **counts})
+    case = xml.SubElement(suite, "testcase", {"classname": "verdict.replay", "name": "replay", "time": "0"})
+    text = "".join(each if each.isprintable() else " " for each in message)  # XML has no control characters
+    xml.SubElement(case, "error", {"message": text, "type": kind}).text = text
+    xml.indent(root)
+    try:
+        content = bytes(xml.tostring(root, encoding="utf-8", xml_declaration=True))
+        write_atomically(made(folder) / JUNIT, content + b"\n")
+    except InputError:
+        pass  # the folder cannot be written, which the error says that is on its way
