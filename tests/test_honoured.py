@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deploy.bundle import Bundle
-from deploy.honoured import require_honoured
+from deploy.honoured import SENSORS, require_honoured
 from deploy.route import Banked
 from perception.errors import InputError
 from perception.frame import ATTRIBUTES, CAMERAS, CLASSES, CONDITION_VALUES, MAP_CLASSES
+from perception.modules.spec import FACTS, TASKS
 
 FIELDS = {
     "classes": CLASSES,
@@ -73,3 +74,8 @@ def test_a_condition_that_no_frame_can_have(change: dict[str, object], field: st
     """Its module would never run, or the network of its route never be chosen, without a word."""
     with pytest.raises(InputError, match=f"{field}: this software does not know 'snow', only clear, rain, fog"):
         require_honoured(Path("manifest.json"), bundle().manifest.model_copy(update=change))
+
+
+def test_all_facts_that_a_module_can_ask_for_are_known() -> None:
+    """A task is not asked of a frame."""
+    assert {*CONDITION_VALUES, *SENSORS} == {*FACTS} - {*TASKS}
