@@ -47,8 +47,8 @@ class DriveUsed(Section):
     """A scene of a dataroot, or a recording."""
 
     name: str  # of the scene; of a recording the name of the file
-    frames: int  # that were read, selected or not
-    sensors_sha256: str  # of these frames before faults: see deploy.replay.fingerprint
+    frames: int  # that were perceived
+    sensors_sha256: str  # of what the sensors gave in these frames, faults included: deploy.replay.fingerprint
 
 
 class ReplayProvenance(Section):
@@ -58,6 +58,7 @@ class ReplayProvenance(Section):
     bundle: BundleUsed
     engine: EngineUsed
     software: dict[str, str]  # version of each program and library that computes; `source` is a hash of our own code
+    commit: str | None = None  # of our own code, with -dirty where files differed from it; None: not known
     machine: Machine
     path: str  # last part of the drive's path: of the dataroot or the recording
     version: str | None  # of a dataroot's tables
@@ -89,6 +90,23 @@ class ReplayProvenance(Section):
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"]) or "the text"
             raise InputError(f"{path}: {where}: {first['msg'].lower()}; replay again with this version") from None
+
+    def brief(self) -> dict[str, str]:
+        """As a report shows it, by what it is called there."""
+        end = "the end" if self.selection.end is None else f"{self.selection.end:g} s"
+        release = "" if self.bundle.release is None else f", release {self.bundle.release}"
+        return {
+            "bundle": f"manifest {self.bundle.manifest_sha256[:16]}{release}",
+            "compiler": self.engine.compiler,
+            "drives": f"{len(self.drives)} of {self.path}, {self.frames} frames",
+            "selection": f"{self.selection.start:g} s to {end}, every {self.selection.every}",
+            "faults": ", ".join(self.faults) or "none",
+            "conditions": "the drive's tags" if self.conditions is None else ", ".join(self.conditions) or "none known",
+            "software": ", ".join(f"{name} {each[:16]}" for name, each in self.software.items()),
+            "commit": self.commit or "not known",
+            "machine": f"{self.machine.processor}, {self.machine.cores} cores, {self.machine.platform}",
+            "finished": self.finished,
+        }
 
     def write(self, folder: Path) -> None:
         """Raises InputError where the folder cannot be written."""
