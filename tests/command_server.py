@@ -31,7 +31,7 @@ def prepare_exporter() -> None:
     """Let torch's exporter import what it imports only once it exports."""
     import torch
 
-    torch.onnx.export(torch.nn.ReLU(), (torch.zeros(1),), dynamo=True, verbose=False)
+    torch.onnx.export(torch.nn.ReLU().eval(), (torch.zeros(1),), dynamo=True, verbose=False)
 
 
 def run(arguments: list[str], folder: str, environment: dict[str, str], stdout: str, stderr: str) -> int:
