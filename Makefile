@@ -66,6 +66,7 @@ lock: $(INSTALLED)
 	$(BIN)/$(RESOLVE) --python-version 3.10 --output-file requirements/jetpack6.txt $(OLDEST) $(VEHICLE)
 	$(BIN)/$(RESOLVE) --python-version 3.12 --output-file requirements/jetpack7.txt $(VEHICLE)
 
+# Types are checked with the locks of Python 3.10 and 3.11: the newest numpy and OpenCV declare other types.
 lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
