@@ -4,7 +4,7 @@
     manifest.sig          the signature of manifest.json, where the exporter signed
     model.onnx            the network
     model.cpu.onnx        the same in INT8 as ONNX Runtime wants it, where TensorRT wants it otherwise
-    golden.safetensors    the inputs of one frame, and the outputs that the trained network gave for them
+    golden.safetensors    the inputs of a few frames, and the outputs that the exported network gave for them
     calibration.json      of INT8: on which frames the ranges of activations were measured, and what they are
     modules/              the modules that the network was made with, as `Bank.save` writes them
     engines/              plans compiled by `perception build`, each with its own record, from model.onnx or from one
@@ -19,19 +19,17 @@ though: that nobody did is what a signature and a key tell. No torch here: a bun
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 from pydantic import ValidationError
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
 
-from deploy.golden import require_agreement
+from deploy.golden import Arrays, GoldenFrame, require_golden
+from deploy.golden_file import golden_content, read_golden
 from deploy.integrity import Sealed, require_inside, require_nothing_else, require_unchanged, sha256
-from deploy.manifest import MANIFEST, Manifest, TensorInfo, read_manifest
+from deploy.manifest import MANIFEST, Manifest, read_manifest
 from perception.atomic import folder_written_whole, write_atomically
 from perception.data.inputs import InputSpec
 from perception.errors import InputError
@@ -41,8 +39,6 @@ if TYPE_CHECKING:
 
 ONNX, GOLDEN, MODULES, ENGINES, SIGNATURE = "model.onnx", "golden.safetensors", "modules", "engines", "manifest.sig"
 CPU_ONNX, CALIBRATION, ROUTES = "model.cpu.onnx", "calibration.json", "routes"
-
-Arrays = Mapping[str, np.ndarray]
 
 
 class EngineRecord(Sealed):
@@ -111,35 +107,24 @@ class Bundle:
         """The network as ONNX Runtime runs it fastest."""
         return self.path / (CPU_ONNX if CPU_ONNX in self.manifest.files else ONNX)
 
-    def golden(self) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-        """Inputs and outputs of the golden frame.
+    def golden(self) -> tuple[Arrays, Arrays]:
+        """Inputs and outputs of the first golden frame, see `golden_frames`."""
+        first = self.golden_frames()[0]
+        return first.inputs, first.outputs
+
+    def golden_frames(self, graph: str = ONNX) -> tuple[GoldenFrame, ...]:
+        """The golden frames, with the outputs of one of the graphs; of graphs that differ only in name, of either.
 
         Raises:
-            InputError: the file holds something else than the inputs and outputs of the manifest.
+            InputError: the file holds something else than the inputs and outputs of the manifest, or too few detections
+                to compare.
         """
-        file = self.path / GOLDEN
-        try:
-            tensors = load_file(file)
-        except (OSError, SafetensorError) as error:
-            raise InputError(f"{file}: cannot read the golden frame ({error})") from None
+        graph = graph if graph in self.manifest.files else ONNX
+        return read_golden(self.path / GOLDEN, self.manifest, graph)
 
-        def side(name: str, described: tuple[TensorInfo, ...]) -> dict[str, np.ndarray]:
-            arrays = {}
-            for t in described:
-                array = tensors.get(f"{name}.{t.name}")
-                if array is None or (array.shape, array.dtype.name) != (t.shape, t.dtype):
-                    found = "is missing" if array is None else f"is {array.dtype.name} {array.shape}"
-                    raise InputError(f"{file}: {name}.{t.name} {found}, the manifest says {t.dtype} {t.shape}")
-                arrays[t.name] = array
-            return arrays
-
-        return side("inputs", self.manifest.inputs), side("outputs", self.manifest.outputs)
-
-    def require_golden(self, run: Callable[[Mapping[str, np.ndarray]], Mapping[str, np.ndarray]], who: str) -> None:
-        """Raise InputError unless `run` gives the golden frame's outputs, as exactly as the manifest asks."""
-        (inputs, outputs), manifest = self.golden(), self.manifest
-        allowed = manifest.tolerance, manifest.outliers, manifest.recognised_tolerance
-        require_agreement(outputs, run(inputs), who, *allowed)
+    def require_golden(self, run: Callable[[Arrays], Arrays], who: str, graph: str = ONNX) -> None:
+        """Raise WrongEngine unless `run` gives the outputs of `graph` for the golden frames, within the tolerances."""
+        require_golden(self.golden_frames(graph), run, who, self.manifest.tolerances)
 
     def plan(self, target: str, compiler: str | None = None) -> Path:
         """The plan compiled for `target`, checked against its record and this network.
@@ -205,7 +190,7 @@ class Bundle:
 def write_bundle(
     path: Path,
     onnx: bytes,
-    golden: tuple[Arrays, Arrays],
+    golden: Sequence[GoldenFrame],
     describe: Callable[..., Manifest],
     more: Mapping[str, bytes] | None = None,
     sign: Sign | None = None,
@@ -217,7 +202,6 @@ def write_bundle(
     Until it is whole, the old one stays.
 
     Args:
-        golden: inputs and outputs by name.
         describe: makes the manifest, given `files`, the sha256 of each file.
         more: other files by name, such as modules/rain.json.
         sign: signs the manifest.
@@ -229,12 +213,7 @@ def write_bundle(
     """
     if path.exists() and not (path / MANIFEST).is_file() and (not path.is_dir() or any(path.iterdir())):
         raise InputError(f"{path}: exists and is not a bundle; choose another place for the export")
-    tensors = {
-        f"{side}.{k}": np.ascontiguousarray(v)
-        for side, arrays in zip(("inputs", "outputs"), golden, strict=True)
-        for k, v in arrays.items()
-    }
-    contents = {ONNX: onnx} | ({CPU_ONNX: cpu_onnx} if cpu_onnx is not None else {}) | {GOLDEN: save(tensors)}
+    contents = {ONNX: onnx} | ({CPU_ONNX: cpu_onnx} if cpu_onnx is not None else {}) | {GOLDEN: golden_content(golden)}
     contents |= more or {}
     with folder_written_whole(path, "the bundle") as fresh:
         for name, content in contents.items():

@@ -11,12 +11,14 @@ from rich.table import Table
 
 from deploy.bundle import CALIBRATION, CPU_ONNX, ONNX, Bundle, write_bundle
 from deploy.golden import synthetic_frame
-from deploy.manifest import Calibration, Manifest, Precision
+from deploy.manifest import Calibration, Manifest
 from deploy.network import make_network
 from deploy.origin import origin
 from deploy.precision.frames import Drives
 from deploy.route import named, parse_conditions
 from deploy.signature import signer
+from deploy.street import street_frames
+from deploy.tolerances import Precision
 from perception.config import Config, Grid
 from perception.data.inputs import InputSpec, prepare
 from perception.errors import InputError
@@ -42,8 +44,8 @@ def export(
         routes: what can be known of the drives to come, such as (("rain", "boston"), ("boston",)). The modules for
             one route are folded into the weights. With several, those that differ between them stay in the graph,
             and a `route` input switches them.
-        golden: the frame that proves engines later; None takes a synthetic one. It becomes part of the bundle,
-            and with it the licence of its recording.
+        golden: the first of the frames that prove engines later; None takes a synthetic one. It becomes part of the
+            bundle, and with it the licence of its recording.
         console: where progress and the table go; standard output by default.
         sign: private key (PEM, `deploy.signature`) that signs the bundle.
         license: of the network, its modules and the golden frame: an SPDX identifier or a text.
@@ -66,13 +68,14 @@ def export(
     trained, config = load_model(checkpoint)
     spec = InputSpec.of(config)
     recorded = calibration.inputs(spec) if calibration else {}
-    frame = golden or synthetic_frame(spec.grid.reference)
+    first = golden or synthetic_frame(spec.grid.reference)
+    proofs = {name: prepare(frame, spec) for name, frame in {"first": first, **street_frames(spec)}.items()}
 
     def write(path: Path, served: Sequence[Sequence[str]], others: Mapping[str, Path]) -> Bundle:
         names = ", ".join(named(route) for route in served)
         with console.status(f"Exporting to ONNX in {precision} for {names}"):
-            network = make_network(trained, served, prepare(frame, spec), precision, recorded.values())
-        source, more = origin(trained, checkpoint, network.modules, frame.token, license)
+            network = make_network(trained, served, proofs, precision, recorded.values())
+        source, more = origin(trained, checkpoint, network.modules, first.token, license)
 
         def describe(files: dict[str, str]) -> Manifest:
             return Manifest(
@@ -130,7 +133,10 @@ def _table(manifest: Manifest) -> Table:
         ("trained on", "; ".join(manifest.origin.data) or "the checkpoint does not say"),
         ("license", manifest.origin.license or "not stated"),
         (f"{sum(manifest.operators.values())} operators", ", ".join(f"{name} {n}" for name, n in most_first)),
-        ("ONNX Runtime", f"equals torch within {manifest.tolerance:g}"),
+        (
+            "engines give scores",
+            f"within {manifest.tolerances.score.each:g}, in the mean {manifest.tolerances.score.mean:.2%}",
+        ),
         *((f"in {block.precision}: {block.name}", f"error {block.error:.3f}") for block in manifest.blocks),
     ):
         table.add_row(what, value)

@@ -1,24 +1,25 @@
-"""The golden frame: one frame whose outputs are known, to prove that an engine computes the trained network.
+"""Golden frames: frames whose outputs are known, to prove that an engine computes the trained network.
 
-It finds what matters to the outputs. In `tiny` with random weights that is the wrong sign of the largest weight of each
-of the 37 convolutions. Of 60 weights drawn from all, when the head was still dense, it found the wrong sign of 58, the
-wrong top bit of the exponent of 60, the double or the half of 56, and a relative change below 1 % of 14. It cannot find
-a weight that this frame does not use, or a change too small to move an output by the tolerance: that no byte has
-changed is for the hashes to say, and who made the bundle for a signature.
+They find what matters to the outputs, such as the wrong sign of the largest weight of any convolution
+(tests/test_golden_sensitivity.py). They cannot find a weight that no golden frame uses, or a change too small to move
+an output by the tolerance: that no byte has changed is for the hashes to say, and who made the bundle for a signature.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
+from deploy.tolerances import Spread, Tolerances
 from perception.errors import InputError
-from perception.frame import CAMERAS, Camera, Frame
+from perception.frame import CAMERAS, MAP_CLASSES, Camera, Frame
 from perception.grid import Reference
 
 Arrays = Mapping[str, np.ndarray]
 _DETECTIONS = ("boxes", "scores", "labels", "attributes")
+QUANTITIES = ("center", "size", "heading", "velocity")  # of boxes
 
 
 def synthetic_frame(reference: Reference, seed: int = 0) -> Frame:
@@ -58,23 +59,178 @@ def synthetic_frame(reference: Reference, seed: int = 0) -> Frame:
     )
 
 
-def differences(
-    expected: Arrays, actual: Arrays, tolerance: float, outliers: float = 0.0, recognised: float | None = None
-) -> list[str]:
+class WrongEngine(InputError):
+    """An engine computes something else than the exported network: nothing that it gave can be relied on."""
+
+
+@dataclass(frozen=True)
+class GoldenFrame:
+    """One frame with the outputs that the exported network gave for it.
+
+    Attributes:
+        outputs: in FP32 and FP16 those of the trained network in torch, in INT8 those of the graph in ONNX Runtime.
+        compared: (B, K) or (B, groups, K) bool, as `scores`: the detections that an engine must find. Rounding does not
+            decide about them: of two peaks that score nearly the same, it may make either the peak.
+        graph: the file whose outputs they are: INT8 has one for TensorRT and one for ONNX Runtime.
+    """
+
+    name: str
+    inputs: Arrays
+    outputs: Arrays
+    compared: np.ndarray
+    graph: str = "model.onnx"
+
+
+@dataclass(frozen=True)
+class Matched:
+    """The detections of one frame of two engines' outputs, as far as they are compared.
+
+    Attributes:
+        asked: how many are compared.
+        lost: ranks of those without a counterpart.
+        relabelled: ranks of those in whose place stands a detection of another class that is not expected.
+        off: quantity -> (N, n) of each counterpart: how far it is from what is expected, with its sign.
+    """
+
+    asked: int
+    lost: np.ndarray
+    relabelled: np.ndarray
+    off: Mapping[str, np.ndarray]
+
+    def spread(self, quantity: str, errors: float = 0) -> Spread:
+        """How far the counterparts are off in the largest case, and in the mean with so many of its standard errors."""
+        off = self.off[quantity]
+        if not len(off):
+            return Spread(each=0, mean=0)
+        mean = np.linalg.norm(off.mean(axis=0)) + errors * np.linalg.norm(off.std(axis=0)) / np.sqrt(len(off))
+        return Spread(each=float(np.linalg.norm(off, axis=1).max()), mean=float(mean))
+
+
+def distinct(outputs: Arrays, score: float) -> np.ndarray:
+    """Which detections score clearly above the last of their list, where engines must differ by this score at most.
+
+    Engines order equal scores as they please, and where scores tie at the end of the list they are free to choose who
+    is in it. Where classes are in groups, each has its own list.
+    """
+    return outputs["scores"] > outputs["scores"][..., -1:] + 2 * score
+
+
+def differences(expected: Arrays, actual: Arrays, allowed: Tolerances, compared: np.ndarray | None = None) -> list[str]:
     """What is off between two engines' outputs for the same frame; empty when they agree.
 
     Dense outputs (`map`, `recognised`) and the sorted `scores` are compared number by number: sorting is continuous, so
-    equal networks give equal sorted scores. Which detection stands at which rank is not: engines order equal scores as
-    they please, and where scores tie at the end of the list they are free to choose who is in it. So every expected
-    detection that scores clearly above the last one must be found, with its label, attribute and box, among those
-    that score the same within the tolerance; the ones tied with the last are compared by score only. Where classes
-    are in groups, each has its own list.
+    equal networks give equal sorted scores. Which detection stands at which rank is not: every expected detection that
+    is compared must be found, with its label, attribute and box, among those that score the same within the tolerance.
 
     Args:
-        tolerance: largest difference allowed, absolute below 1 and relative above.
-        outliers: share of each output's numbers, and of the detections, that may be off by more.
-        recognised: largest difference allowed of `recognised`; None: the tolerance.
+        compared: as `GoldenFrame.compared`; None: all that are `distinct`.
     """
+    if problems := _malformed(expected, actual):
+        return problems
+    scores = score_spread(expected["scores"], actual["scores"])
+    if scores.each > allowed.score.each:
+        problems.append(f"scores is off by {scores.each:.2g}")
+    elif scores.mean > allowed.score.mean:
+        problems.append(f"scores is off by {scores.mean:.2%} in the mean")
+    if "map" in expected:
+        problems += _map_differences(expected["map"], actual["map"], allowed.map)
+    if "recognised" in expected:
+        off = float(np.abs(expected["recognised"] - actual["recognised"]).max())
+        if off > allowed.recognised:
+            problems.append(f"recognised is off by {off:.2g}")
+    compared = distinct(expected, allowed.score.each) if compared is None else compared
+    for i, asked in enumerate(compared):
+        found = matched(*sides(expected, actual, i), asked, allowed)
+        if len(found.relabelled):
+            problems.append(f"{len(found.relabelled)} labels differ, first rank {found.relabelled[0]}")
+        if len(found.lost) > allowed.lost * found.asked:
+            problems.append(
+                f"{len(found.lost)} of {found.asked} compared detections differ, first rank {found.lost[0]}"
+            )
+        for quantity in QUANTITIES:
+            mean = found.spread(quantity).mean
+            if mean > getattr(allowed, quantity).mean:
+                problems.append(f"{quantity} is off by {mean:.2g} in the mean")
+    return problems
+
+
+def matched(expected: Arrays, actual: Arrays, asked: np.ndarray, allowed: Tolerances) -> Matched:
+    """Find the counterparts of one frame's detections (arrays without batch dimension): alike in all, and nearest."""
+    mine, other = (
+        {k: v.reshape(asked.size, *v.shape[asked.ndim :]) for k, v in side.items()} for side in (expected, actual)
+    )
+    ranks = np.flatnonzero(asked)
+    off = {name: values.astype(np.float64) for name, values in _offsets(mine, other).items()}
+    size = {name: np.linalg.norm(values, axis=-1) for name, values in off.items()}
+    label = mine["labels"][:, None] == other["labels"]
+    there = (size["score"] <= allowed.score.each) & (size["center"] <= allowed.center.each)
+    alike = there & label & (mine["attributes"][:, None] == other["attributes"])
+    for name in ("size", "heading", "velocity"):
+        alike &= size[name] <= getattr(allowed, name).each
+    lost = ranks[~alike[ranks].any(axis=1)]
+    unexpected = ~(there & label).any(axis=0)
+    relabelled = lost[(there[lost] & ~label[lost] & unexpected).any(axis=1)]
+    found = np.setdiff1d(ranks, lost)
+    theirs = np.where(alike[found], size["center"][found], np.inf).argmin(axis=1) if len(found) else found
+    return Matched(
+        asked=len(ranks),
+        lost=lost,
+        relabelled=relabelled,
+        off={name: values[found, theirs] for name, values in off.items()},
+    )
+
+
+def sides(expected: Arrays, actual: Arrays, index: int) -> tuple[Arrays, Arrays]:
+    """The detections of one frame of both."""
+    mine, other = ({name: side[name][index] for name in _DETECTIONS} for side in (expected, actual))
+    return mine, other
+
+
+def _offsets(mine: Arrays, other: Arrays) -> dict[str, np.ndarray]:
+    """Quantity -> (N, M, n): how far each of M detections is from each of N."""
+    a, b = mine["boxes"][:, None], other["boxes"][None]
+    yaws = np.arctan2(b[..., 6], b[..., 7]) - np.arctan2(a[..., 6], a[..., 7])
+    return {
+        "score": (other["scores"][None] - mine["scores"][:, None])[..., None],
+        "center": b[..., 0:3] - a[..., 0:3],
+        "size": (b[..., 3:6] - a[..., 3:6]) / np.maximum(np.abs(a[..., 3:6]), 0.1),
+        "heading": ((yaws + np.pi) % (2 * np.pi) - np.pi)[..., None],
+        "velocity": b[..., 8:10] - a[..., 8:10],
+    }
+
+
+def map_spreads(expected: np.ndarray, actual: np.ndarray) -> list[Spread]:
+    """How far a map (B, classes, rows, columns) is off in each class: at a cell, and in the mean of all.
+
+    With their signs, so that rounding cancels: what is left is a share of the class's mean probability. To that 0.001
+    is added, so that a class that is nowhere has no large share.
+    """
+    off = (actual.astype(np.float64) - expected).swapaxes(0, 1).reshape(expected.shape[1], -1)
+    there = expected.swapaxes(0, 1).reshape(off.shape).mean(axis=1, dtype=np.float64) + 1e-3
+    return [
+        Spread(each=float(most), mean=float(mean))
+        for most, mean in zip(np.abs(off).max(axis=1), np.abs(off.mean(axis=1)) / there, strict=True)
+    ]
+
+
+def score_spread(expected: np.ndarray, actual: np.ndarray) -> Spread:
+    """How far the sorted scores are off: in any one, and in the mean of all, as a share of the mean score."""
+    off = actual.astype(np.float64) - expected
+    mean = abs(off.mean()) / max(float(expected.mean(dtype=np.float64)), 1e-9)
+    return Spread(each=float(np.abs(off).max(initial=0)), mean=float(mean))
+
+
+def _map_differences(expected: np.ndarray, actual: np.ndarray, allowed: tuple[Spread, ...]) -> list[str]:
+    problems = []
+    for name, off, most in zip(MAP_CLASSES, map_spreads(expected, actual), allowed, strict=True):
+        if off.each > most.each:
+            problems.append(f"map is off by {off.each:.2g} ({name})")
+        elif off.mean > most.mean:
+            problems.append(f"map is off by {off.mean:.2%} of {name} in the mean")
+    return problems
+
+
+def _malformed(expected: Arrays, actual: Arrays) -> list[str]:
     problems = []
     for name in expected:
         if name not in actual:
@@ -83,55 +239,21 @@ def differences(
             problems.append(f"{name} has shape {actual[name].shape} instead of {expected[name].shape}")
         elif not np.isfinite(actual[name]).all():
             problems.append(f"{name} is not finite")
-    if problems:
-        return problems
-    for name in ("scores", "map", "recognised"):
-        if name in expected:
-            off = _off(expected[name], actual[name])
-            allowed = recognised if name == "recognised" and recognised is not None else tolerance
-            if (off > allowed).mean() > outliers:
-                problems.append(f"{name} is off by {np.quantile(off, 1 - outliers):.2g}")
-    for i in np.ndindex(expected["scores"].shape[:-1]):  # of each frame, and group
-        mine, other = ({name: side[name][i] for name in _DETECTIONS} for side in (expected, actual))
-        lost, most = _lost_detections(mine, other, tolerance), expected["scores"].shape[-1]
-        if len(lost) > outliers * most:
-            problems.append(f"{len(lost)} of {most} detections differ, first rank {lost[0]}")
     return problems
 
 
-def _lost_detections(expected: Arrays, actual: Arrays, tolerance: float) -> np.ndarray:
-    """Ranks of expected detections (arrays without batch dimension) that have no counterpart."""
-    scores = expected["scores"].astype(np.float64)
-    asked = np.flatnonzero(scores > scores[-1] + 2 * tolerance)
-    by_score = np.argsort(actual["scores"], kind="stable")
-    others = actual["scores"][by_score].astype(np.float64)
-    first = np.searchsorted(others, scores[asked] - tolerance, "left")
-    several = np.searchsorted(others, scores[asked] + tolerance, "right") - first  # that score the same
-    mine = np.repeat(asked, several)
-    theirs = by_score[np.arange(len(mine)) + np.repeat(first - np.cumsum(several) + several, several)]
-    for name in ("labels", "attributes"):
-        same = expected[name][mine] == actual[name][theirs]
-        mine, theirs = mine[same], theirs[same]
-    for number in range(expected["boxes"].shape[-1]):
-        same = _off(expected["boxes"][mine, number], actual["boxes"][theirs, number]) <= tolerance
-        mine, theirs = mine[same], theirs[same]
-    return np.setdiff1d(asked, mine)
-
-
-def _off(expected: np.ndarray, actual: np.ndarray) -> np.ndarray:
-    return np.abs(expected - actual) / np.maximum(1, np.abs(expected))
+def require_golden(
+    frames: Sequence[GoldenFrame], run: Callable[[Arrays], Arrays], who: str, allowed: Tolerances
+) -> None:
+    """Raise WrongEngine unless `run` gives the outputs of the golden frames, as exactly as allowed."""
+    for frame in frames:
+        actual = run(frame.inputs)
+        require_agreement(frame.outputs, actual, f"{who}, golden frame {frame.name}:", allowed, frame.compared)
 
 
 def require_agreement(
-    expected: Arrays,
-    actual: Arrays,
-    who: str,
-    tolerance: float,
-    outliers: float = 0.0,
-    recognised: float | None = None,
+    expected: Arrays, actual: Arrays, who: str, allowed: Tolerances, compared: np.ndarray | None = None
 ) -> None:
-    """Raise InputError unless `who`'s outputs for the golden frame are the expected ones, see `differences`."""
-    if problems := differences(expected, actual, tolerance, outliers, recognised):
-        raise InputError(
-            f"{who} does not compute the exported network (tolerance {tolerance:g}): {'; '.join(problems)}"
-        )
+    """Raise WrongEngine unless `who`'s outputs for a golden frame are the expected ones, see `differences`."""
+    if problems := differences(expected, actual, allowed, compared):
+        raise WrongEngine(f"{who} does not compute the exported network: {'; '.join(problems)}")

@@ -10,14 +10,13 @@ from pydantic import ValidationError
 
 from deploy.integrity import Sealed, require_inside
 from deploy.route import Banked
+from deploy.tolerances import Precision, Tolerances, require_bounded
 from perception.config import CameraBranch, Grid, Lidar, Section, Suppression
 from perception.data.inputs import InputSpec
 from perception.errors import InputError
 
-SCHEMA_VERSION = 6  # as in Manifest
+SCHEMA_VERSION = 7  # as in Manifest
 MANIFEST = "manifest.json"
-
-Precision = Literal["fp32", "fp16", "int8"]
 
 
 class TensorInfo(Section):
@@ -53,21 +52,19 @@ class Origin(Section):
     base: str  # fingerprint of the base that the modules are for, as `perception modules` prints it
     modules: dict[str, str]  # module in the network, whose files are modules/NAME.* -> what it was trained on, if known
     data: tuple[str, ...]  # what the checkpoint was trained on, an entry for each training; empty: it does not say
-    golden: str  # token of the golden frame; synthetic-0 is made by deploy.golden, all others were recorded
+    golden: str  # token of the first golden frame; synthetic-0 is made by deploy.golden, all others were recorded
     license: str  # of network, modules and golden frame, as the exporter stated it; empty: not stated
 
 
 class Manifest(Sealed):
     """What the bundle says of itself; `manifest.json` is exactly this."""
 
-    schema_version: Literal[6] = 6
+    schema_version: Literal[7] = 7
     name: str  # of the configuration
     precision: Precision = "fp32"
     blocks: tuple[Block, ...] = ()  # of INT8
     opset: int
-    tolerance: float  # how far an engine's outputs for the golden frame may be off, see deploy.golden
-    outliers: float = 0.0  # share of them that may be off by more
-    recognised_tolerance: float | None = None  # how far what is recognised may be off; None: the tolerance
+    tolerances: Tolerances  # how far an engine's outputs for the golden frames may be off
     classes: tuple[str, ...]
     attributes: tuple[str, ...]
     map_classes: tuple[str, ...]  # empty: the network has no map head
@@ -119,7 +116,8 @@ def read_manifest(bundle: Path, key: Path | None = None) -> Manifest:
         key: the public key (PEM) that must have signed it; None takes it unsigned.
 
     Raises:
-        InputError: no bundle, another schema version, a manifest that was changed, or one that `key` did not sign.
+        InputError: no bundle, another schema version, a manifest that was changed, one that `key` did not sign, or
+            tolerances beyond what its precision needs.
     """
     require_inside(bundle, MANIFEST)
     file = bundle / MANIFEST
@@ -142,6 +140,7 @@ def read_manifest(bundle: Path, key: Path | None = None) -> Manifest:
         raise InputError(f"{file}: {where}: {first['msg'].lower()}; export the bundle again") from None
     if content != manifest.sealed():
         raise InputError(f"{file}: was changed after the export (its sha256 differs); export the bundle again")
+    require_bounded(manifest.tolerances, manifest.precision, len(manifest.map_classes), str(file))
     return manifest
 
 

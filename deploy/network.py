@@ -16,17 +16,17 @@ import onnx
 
 from deploy.bundle import ONNX
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
-from deploy.golden import require_agreement
-from deploy.manifest import Precision, TensorInfo
-from deploy.precision.lower import OUTLIERS, lower, tolerance
+from deploy.golden import GoldenFrame, require_agreement
+from deploy.manifest import TensorInfo
+from deploy.precision.lower import lower
+from deploy.precision.measure import golden_of
 from deploy.precision.quantise import Ranges
 from deploy.route import Banked, named, parse_conditions, steering
+from deploy.tolerances import Precision, exact
 from deploy.trace import OPSET, run, to_onnx
 from perception.model import PerceptionModel
 from perception.modules.routing.steered import SteeredRouter
 from perception.modules.spec import TASKS
-
-TOLERANCE = 1e-4  # FP32, between engines
 
 UNITS = {
     "pillar_points": "x y z m, intensity 0-255, dt s; reference frame, grouped by pillar, zeros as padding",
@@ -50,7 +50,7 @@ class Network:
     """What a bundle holds of one network."""
 
     graphs: dict[str, bytes]  # by name of the file
-    golden: tuple[dict[str, np.ndarray], dict[str, np.ndarray]]  # inputs and outputs
+    golden: tuple[GoldenFrame, ...]
     modules: tuple[str, ...]  # that it was made with
     ranges: Ranges  # of the activations, as measured for INT8
     described: dict[str, Any]  # in the fields of the manifest
@@ -59,53 +59,55 @@ class Network:
 def make_network(
     trained: PerceptionModel,
     routes: Sequence[Sequence[str]],
-    golden: dict[str, np.ndarray],
+    golden: Mapping[str, dict[str, np.ndarray]],
     precision: Precision,
     recorded: Collection[Mapping[str, np.ndarray]],
 ) -> Network:
     """Fold what is the same on all routes, leave a `route` input to switch the rest, export, lower and compare.
 
     Args:
-        golden: inputs of the golden frame.
+        golden: inputs of the golden frames by name; all routes are compared on the first.
         recorded: inputs of frames to calibrate INT8 on.
 
     Raises:
         InputError: an operator outside the ONNX standard, or ONNX Runtime differs from torch.
     """
     known = [parse_conditions(route) for route in routes]
-    expected = [run(trained, golden, each)[0] for each in known]  # it also shows prompts the size of their input
+    first = next(iter(golden.values()))
+    expected = [run(trained, first, each)[0] for each in known]  # it also shows prompts the size of their input
     model = trained.deployed(*known)
     banked, conditional = _banked(trained, model)
-    steered = [golden | steering(each, golden, banked, conditional) for each in known]
-    inputs = steered[0]
-    if banked:  # weights of which no two are the same, so that the golden frame sees every module
-        inputs = inputs | {"route": np.linspace(0.5, 1, len(banked), dtype=np.float32)[None]}
-    outputs, flops = run(model, inputs)
-    graph = to_onnx(model, inputs, list(outputs))
-    engine = OnnxRuntimeEngine(_bytes(graph))
-    require_agreement(outputs, engine.run(inputs), "ONNX Runtime", TOLERANCE)
+    steered = [first | steering(each, first, banked, conditional) for each in known]
+    more = {name: array for name, array in steered[0].items() if name not in first}
+    if banked:  # weights of which no two are the same, so that the golden frames see every module
+        more["route"] = np.linspace(0.5, 1, len(banked), dtype=np.float32)[None]
+    inputs = {name: frame | more for name, frame in golden.items()}
+    computed = {name: run(model, frame) for name, frame in inputs.items()}
+    outputs, flops = computed[next(iter(golden))]
+    graph = to_onnx(model, first | more, list(outputs))
+    engine, allowed = OnnxRuntimeEngine(_bytes(graph)), exact(outputs)
+    for name, frame in inputs.items():
+        require_agreement(computed[name][0], engine.run(frame), f"ONNX Runtime, golden frame {name}:", allowed)
     for on_route, alone, route in zip(steered, expected, routes, strict=True):
-        require_agreement(alone, run(model, on_route)[0], f"the folded network on route {named(route)}", TOLERANCE)
-        require_agreement(alone, engine.run(on_route), f"ONNX Runtime on route {named(route)}", TOLERANCE)
+        require_agreement(alone, run(model, on_route)[0], f"the folded network on route {named(route)}", allowed)
+        require_agreement(alone, engine.run(on_route), f"ONNX Runtime on route {named(route)}", allowed)
     frames = [{**each, **steering(route, each, banked, conditional)} for each in recorded for route in known]
     lowered = lower(graph, precision, frames)
-    graphs = {name: _bytes(each) for name, each in lowered.graphs.items()}
-    found = [OnnxRuntimeEngine(content).run(inputs) for content in graphs.values()]
-    allowed, of_recognised = (TOLERANCE, None) if precision == "fp32" else tolerance(outputs, found, precision)
+    proofs, tolerances = golden_of(
+        lowered.graphs, precision, {name: (frame, computed[name][0]) for name, frame in inputs.items()}
+    )
     inline = tuple(name for name in model.bank.modules if name not in {each.name for each in banked})
     return Network(
-        graphs=graphs,
-        golden=(inputs, outputs),
+        graphs={name: _bytes(each) for name, each in lowered.graphs.items()},
+        golden=proofs,
         ranges=lowered.ranges,
         modules=(*model.bank.folded, *inline, *(each.name for each in banked)),
         described={
             "opset": OPSET,
             "precision": precision,
             "blocks": lowered.blocks,
-            "tolerance": allowed,
-            "recognised_tolerance": of_recognised,
-            "outliers": OUTLIERS[precision],
-            "inputs": _describe(inputs),
+            "tolerances": tolerances,
+            "inputs": _describe(first | more),
             "outputs": _describe(outputs),
             "routes": tuple(named(route) for route in routes),
             "folded": model.bank.folded,

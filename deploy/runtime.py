@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import cycle
 from pathlib import Path
 
-from deploy.bundle import Bundle
+from deploy.bundle import ONNX, Bundle
 from deploy.engines import Engine, open_engine
+from deploy.golden import GoldenFrame, require_golden
 from deploy.route import facts, steering
 from perception.data.inputs import no_sensors, prepare
 from perception.data.outputs import to_prediction
@@ -16,27 +18,33 @@ from perception.frame import CAMERAS, Conditions, Frame, Prediction
 from perception.scene.scene import Scene, SceneFrame
 from perception.timing import timed
 
+CHECK_EVERY = 200  # frames; a golden frame takes no longer than two frames of a drive, so this is 1 % of the time
+
 
 @dataclass(frozen=True)
 class _Network:
-    """One of a bundle's networks, on an engine that computes the recorded outputs of its golden frame."""
+    """One of a bundle's networks, on an engine that computes the recorded outputs of its golden frames."""
 
     bundle: Bundle
     engine: Engine
     asks: frozenset[str]  # what must be known of a frame; of a network that serves all routes, nothing
+    golden: tuple[GoldenFrame, ...]
+    who: str  # for messages
 
     @staticmethod
     def open(bundle: Bundle, target: str, asks: frozenset[str]) -> _Network:
-        engine = open_engine(bundle, target)
-        bundle.require_golden(engine.run, f"{bundle.path} on {target}")
-        return _Network(bundle, engine, asks)
+        engine, who = open_engine(bundle, target), f"{bundle.path} on {target}"
+        golden = bundle.golden_frames(bundle.cpu_onnx.name if target == "cpu" else ONNX)
+        require_golden(golden, engine.run, who, bundle.manifest.tolerances)
+        return _Network(bundle, engine, asks, golden, who)
 
 
 class Runtime:
     """A bundle running on an engine.
 
-    Before its first frame it verifies every hash of the bundle and runs the golden frame. All that a frame needs is
-    allocated then, but for what the engine and OpenCV take and give back.
+    Before its first frame it verifies every hash of the bundle and runs the golden frames, and while it drives it
+    repeats one of them every `CHECK_EVERY` frames: a GPU may overheat, memory may flip a bit. All that a frame needs is
+    allocated before the first, but for what the engine and OpenCV take and give back.
 
     Args:
         key: the public key that must have signed the bundle (`deploy.signature`); None takes it unsigned.
@@ -58,16 +66,33 @@ class Runtime:
         self.scene = Scene(sensors, manifest.map_grid.build() if manifest.map_grid else None, self._switched)
         self._inputs = no_sensors(spec)  # every frame's are written here
         self._seconds: dict[str, float] = {}  # of each stage of the latest frame
+        self._steps = 0
+        self._checks = cycle([(network, frame) for network in self._networks for frame in network.golden])
 
     def step(self, frame: Frame) -> SceneFrame:
         """The drive up to this frame, whichever of its sensors are missing; frames come in order of time.
 
         Modules run as the conditions ask for that are believed in, not those of this frame's tags alone.
+
+        Raises:
+            WrongEngine: a golden frame was due and the engine failed it: no frame since the last is to be trusted.
         """
+        self._steps += 1
+        if self._steps % CHECK_EVERY == 0:
+            self.check()
         believed = self.scene.observe(frame)
         prediction, weights = self._perceive(frame, believed)
         scene = self.scene.update(frame, prediction, weights)
         return replace(scene, seconds={**self._seconds, **scene.seconds})
+
+    def check(self) -> None:
+        """Run the next golden frame, in turn of every network; nothing of the drive changes by it.
+
+        Raises:
+            WrongEngine: the engine does not give its outputs any more.
+        """
+        network, frame = next(self._checks)
+        require_golden([frame], network.engine.run, network.who, network.bundle.manifest.tolerances)
 
     def __call__(self, frame: Frame) -> Prediction:
         """What is perceived in one frame alone, under the conditions of its tags: as other predictors do."""

@@ -32,7 +32,7 @@ def verify(path: Path, key: Path | None = None) -> dict[str, str]:
     if bundle.cpu_onnx != bundle.onnx:
         require_graph(bundle.cpu_onnx, manifest)
     for graph in dict.fromkeys((bundle.onnx, bundle.cpu_onnx)):
-        bundle.require_golden(OnnxRuntimeEngine(graph).run, f"{graph}: ONNX Runtime")
+        bundle.require_golden(OnnxRuntimeEngine(graph).run, f"{graph}: ONNX Runtime", graph.name)
     for part in bundle.routes.values():
         verify(part.path, key)
     engines = {target: bundle.engine_record(target).compiler for target in _targets(path) if bundle.plan(target)}
@@ -42,7 +42,7 @@ def verify(path: Path, key: Path | None = None) -> dict[str, str]:
         "files": f"{len(manifest.files)} files, {size / 1e6:.1f} MB: as recorded, and no others",
         "graph": f"opset {manifest.opset}, {len(manifest.inputs)} inputs, {len(manifest.outputs)} outputs, "
         f"{sum(manifest.operators.values())} operators: as in the manifest",
-        "golden frame": f"{origin.golden}: ONNX Runtime gives the recorded outputs within {manifest.tolerance:g}",
+        "golden frames": f"{origin.golden} and others: ONNX Runtime gives the recorded outputs within the tolerances",
         "engines": ", ".join(f"{target} by {compiler}" for target, compiler in engines.items()) or "none",
         "routes": ", ".join((*manifest.routes, *(f"{route} with its own network" for route in manifest.apart))),
         "calibration": _calibration(path),

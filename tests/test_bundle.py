@@ -22,7 +22,7 @@ def rewrite(path: Path) -> None:
     source = bundle("rain")
     describe = lambda files: source.manifest.model_copy(update={"files": files})  # noqa: E731
     modules = {f"modules/{file.name}": file.read_bytes() for file in (source.path / "modules").iterdir()}
-    write_bundle(path, source.onnx.read_bytes(), source.golden(), describe, modules)
+    write_bundle(path, source.onnx.read_bytes(), source.golden_frames(), describe, modules)
 
 
 def listed(path: Path) -> set[str]:
@@ -47,9 +47,9 @@ def test_manifest_describes_the_golden_frame_and_the_configuration() -> None:
 @pytest.mark.parametrize(
     ("version", "message"),
     [
-        (7, "this bundle is schema 7, this version reads 6; update this program, or export again with it"),
-        (5, "this bundle is schema 5, this version reads 6; export again"),
-        ("new", "this bundle is schema 'new', this version reads 6; export again"),
+        (8, "this bundle is schema 8, this version reads 7; update this program, or export again with it"),
+        (6, "this bundle is schema 6, this version reads 7; export again"),
+        ("new", "this bundle is schema 'new', this version reads 7; export again"),
     ],
 )
 def test_another_schema_version_says_so_whatever_else_is_new(tmp_path: Path, version: object, message: str) -> None:

@@ -30,6 +30,8 @@ from perception.training.checkpoint import load_model
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 from routing_table import Driven
 
+from deploy.tolerances import exact
+
 CHANGES = {"rain": 2.75, "night": 5.75}  # s
 SAMPLES, VERSION = 18, "v1.0-sim"
 ROUTES: list[list[str]] = [[], ["rain"], ["night"], ["rain", "night"]]
@@ -132,8 +134,8 @@ def test_the_table_tells_how_the_belief_followed(drives: Path, bundle: Path) -> 
 def test_what_is_recognised_is_compared_with_the_golden_frame(bundle: Path) -> None:
     _, outputs = Bundle.load(bundle).golden()
     other = {**outputs, "recognised": 1 - outputs["recognised"]}
-    assert differences(outputs, outputs, 1e-4) == []
-    assert len(differences(outputs, other, 1e-4)) == 1
+    assert differences(outputs, outputs, exact(outputs)) == []
+    assert len(differences(outputs, other, exact(outputs))) == 1
 
 
 @needs_chromium

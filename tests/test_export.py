@@ -15,6 +15,7 @@ from deploy.engines.onnxruntime import OnnxRuntimeEngine
 from deploy.export import export
 from deploy.golden import differences, synthetic_frame
 from deploy.route import parse_conditions
+from deploy.tolerances import exact
 from deploy.trace import to_onnx
 from perception.data.inputs import prepare
 from perception.data.nuscenes import NuScenesTables
@@ -37,7 +38,7 @@ def assert_onnx_equals_torch(frame: Frame, exported_for: tuple[str, ...]) -> dic
     exported = bundle(*exported_for)
     expected = torch_outputs(frame, parse_conditions(exported_for))
     actual = OnnxRuntimeEngine(exported.onnx).run(prepare(frame, exported.spec))
-    assert differences(expected, actual, TOLERANCE) == []
+    assert differences(expected, actual, exact(expected)) == []
     return expected
 
 
@@ -100,7 +101,7 @@ def test_folding_costs_nothing_and_matters() -> None:
     assert folded.manifest.operators == base.manifest.operators
     assert (folded.manifest.parameters, folded.manifest.flops) == (base.manifest.parameters, base.manifest.flops)
     assert (base.manifest.folded, folded.manifest.folded) == ((), ("rain",))
-    assert differences(base.golden()[1], folded.golden()[1], TOLERANCE) != []
+    assert differences(base.golden()[1], folded.golden()[1], exact(base.golden()[1])) != []
 
 
 def test_flops_of_the_convolutions() -> None:
@@ -179,7 +180,7 @@ def test_order_among_equal_scores_does_not_matter(seed: int, tied: bool) -> None
     expected = detections(seed, tied)
     shuffle = np.lexsort([np.random.default_rng(seed).random(30), -expected["scores"][0]])
     actual = {k: v if k == "map" else v[:, shuffle] for k, v in expected.items()}
-    assert differences(expected, actual, TOLERANCE) == []
+    assert differences(expected, actual, exact(expected)) == []
 
 
 @given(st.integers(0, 10**6), st.sampled_from(["boxes", "scores", "labels", "attributes", "map"]), st.integers(0, 15))
@@ -188,16 +189,16 @@ def test_one_wrong_number_is_noticed(seed: int, name: str, rank: int) -> None:
     actual = {k: v.copy() for k, v in expected.items()}
     place = (0, rank) if name != "map" else (0, 3, 1, 2)
     actual[name][place] = actual[name][place] + (1 if actual[name].dtype == np.int64 else 0.01)
-    assert differences(expected, actual, TOLERANCE) != []
+    assert differences(expected, actual, exact(expected)) != []
 
 
 def test_who_is_last_among_equals_is_free() -> None:
     expected = detections(0, tied=True)
     actual = {k: v.copy() for k, v in expected.items()}
     actual["boxes"][0, -1] += 5
-    assert differences(expected, actual, TOLERANCE) == []
+    assert differences(expected, actual, exact(expected)) == []
     actual["boxes"][0, 0] += 5
-    assert differences(expected, actual, TOLERANCE) == ["1 of 30 detections differ, first rank 0"]
+    assert differences(expected, actual, exact(expected)) == ["1 of 20 compared detections differ, first rank 0"]
 
 
 @pytest.mark.parametrize("broken", ["missing", "shape", "nan"])
@@ -210,5 +211,5 @@ def test_broken_outputs_are_named(broken: str) -> None:
         actual["map"] = actual["map"][:, :5]
     else:
         actual["map"][0, 0, 0, 0] = np.nan
-    assert len(differences(expected, actual, TOLERANCE)) == 1
-    assert "map" in differences(expected, actual, TOLERANCE)[0]
+    assert len(differences(expected, actual, exact(expected))) == 1
+    assert "map" in differences(expected, actual, exact(expected))[0]

@@ -16,6 +16,7 @@ from deploy.export import export
 from deploy.golden import differences, synthetic_frame
 from deploy.route import steering
 from deploy.runtime import Runtime
+from deploy.tolerances import exact
 from perception.data.inputs import prepare
 from perception.data.outputs import to_prediction
 from perception.frame import Conditions
@@ -122,7 +123,7 @@ def test_one_graph_serves_several_routes_and_any_mixture_of_them(tmp_path: Path)
             tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
             with torch.no_grad():
                 expected = {name: value.numpy() for name, value in model.predict(tensors, [conditions]).items()}
-            assert differences(expected, actual, 1e-4) == [], (conditions, seen.cameras.keys())
+            assert differences(expected, actual, exact(expected)) == [], (conditions, seen.cameras.keys())
             if seen is frame:
                 step = runtime(replace(frame, conditions=conditions))
                 np.testing.assert_array_equal(step.map_probabilities, to_prediction(actual).map_probabilities)

@@ -1,29 +1,33 @@
-"""The golden frame catches a single changed weight, in every layer, where all hashes hold."""
+"""Golden frames catch a single changed weight, in every layer and precision, where all hashes hold."""
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
+from conftest import write_tiny
 from exported import QUIET, checkpoint_of, folder, rewritten
 
 from deploy.bundle import Bundle
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
 from deploy.export import export
 from deploy.golden import differences
+from deploy.precision.frames import Drives
 from deploy.runtime import Runtime
+from deploy.tolerances import Precision
 from perception.config import Image, find_config, load_config
 from perception.errors import InputError
 
-SIGN = np.uint32(1 << 31)
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 
 
 @cache
-def small() -> Bundle:
+def small(precision: Precision = "fp32") -> Bundle:
     """The layers of `tiny`, with a view of 51 m and pictures of 192 x 64 pixels."""
     tiny = load_config(find_config("tiny"))
     assert tiny.model.lidar is not None and tiny.model.camera is not None  # noqa: PT018
@@ -32,57 +36,76 @@ def small() -> Bundle:
     grid = tiny.grid.model_copy(update={"x": (-25.6, 25.6), "y": (-25.6, 25.6)})
     model = tiny.model.model_copy(update={"lidar": lidar, "camera": camera})
     config = tiny.model_copy(update={"name": "small", "grid": grid, "model": model})
-    return export(checkpoint_of(config), folder() / "small", console=QUIET)
+    drives = None
+    if precision == "int8":
+        drives = Drives(folder() / "drives", "v1.0-tiny")
+        write_tiny(drives.root)
+    out = folder() / f"small-{precision}"
+    return export(checkpoint_of(config), out, console=QUIET, precision=precision, calibration=drives)
 
 
 @cache
-def weights() -> dict[str, np.ndarray]:
-    """Of the convolutions, by name."""
-    return _weights(onnx.load(small().onnx))
+def weights(precision: Precision) -> dict[str, np.ndarray]:
+    """Of the convolutions, by name; in INT8 the whole numbers that are dequantised to them."""
+    graph = onnx.load(small(precision).onnx).graph
+    made = {node.output[0]: node for node in graph.node}
+    found = {node.input[1] for node in graph.node if node.op_type in ("Conv", "ConvTranspose")}
+    found = {made[name].input[0] if name in made else name for name in found}
+    return {t.name: onnx.numpy_helper.to_array(t) for t in graph.initializer if t.name in found}
 
 
 @cache
-def engine() -> OnnxRuntimeEngine:
+def engine(precision: Precision) -> OnnxRuntimeEngine:
     """The small network, with an input for the weights of every convolution; without it they are as exported."""
-    model = onnx.load(small().onnx)
-    for name, weight in weights().items():
-        model.graph.input.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, weight.shape))
+    model = onnx.load(small(precision).onnx)
+    for name, weight in weights(precision).items():
+        kind = onnx.helper.np_dtype_to_tensor_dtype(weight.dtype)
+        model.graph.input.append(onnx.helper.make_tensor_value_info(name, kind, weight.shape))
     return OnnxRuntimeEngine(model.SerializeToString())
 
 
-def _weights(model: onnx.ModelProto) -> dict[str, np.ndarray]:
-    convolutions = {node.input[1] for node in model.graph.node if node.op_type in ("Conv", "ConvTranspose")}
-    return {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer if t.name in convolutions}
+def flipped(weight: np.ndarray) -> np.ndarray:
+    """With the sign of the weight of the largest magnitude turned over; in INT8 of all.
 
-
-def flipped(weight: np.ndarray, bit: np.uint32) -> np.ndarray:
-    """With one bit of the weight of the largest magnitude turned over."""
+    One of thousands of weights of INT8 moves the outputs no further than two engines are apart.
+    """
+    if weight.dtype == np.int8:
+        return -weight
     changed = weight.copy()
-    changed.reshape(-1).view(np.uint32)[np.abs(weight).argmax()] ^= bit
+    changed.reshape(-1)[np.abs(weight).argmax()] *= -1
     return changed
 
 
-def test_as_exported_it_passes() -> None:
-    inputs, outputs = small().golden()
-    assert len(weights()) == small().manifest.operators["Conv"] + small().manifest.operators["ConvTranspose"] == 37
-    assert differences(outputs, engine().run(inputs), 1e-4) == []
+def caught(precision: Precision, changed: Mapping[str, np.ndarray]) -> bool:
+    """By any golden frame, with the tolerances that the exporter wrote."""
+    allowed = small(precision).manifest.tolerances
+    return any(
+        differences(frame.outputs, engine(precision).run({**frame.inputs, **changed}), allowed, frame.compared)
+        for frame in small(precision).golden_frames()
+    )
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_as_exported_it_passes(precision: Precision) -> None:
+    operators = small(precision).manifest.operators
+    assert len(weights(precision)) == operators["Conv"] + operators["ConvTranspose"] == 37
+    assert not caught(precision, {})
 
 
 @pytest.mark.parametrize("part", ["camera", "fuse", "trunk", "heads"])
-def test_one_weight_is_caught_in_every_convolution(part: str) -> None:
-    inputs, outputs = small().golden()
-    here = {name: weight for name, weight in weights().items() if name.startswith(f"model.{part}.")}
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_one_weight_is_caught_in_every_convolution(precision: Precision, part: str) -> None:
+    here = {name: weight for name, weight in weights(precision).items() if name.startswith(f"model.{part}.")}
     assert here
-    for name, weight in here.items():
-        assert differences(outputs, engine().run(inputs | {name: flipped(weight, SIGN)}), 1e-4) != [], name
+    assert [name for name, weight in here.items() if not caught(precision, {name: flipped(weight)})] == []
 
 
 def test_a_bundle_with_one_changed_weight_is_refused_though_its_hashes_hold(tmp_path: Path) -> None:
     path = shutil.copytree(small().path, tmp_path / "bundle")
     model = onnx.load(small().onnx)
     name = "model.camera.backbone.layer3.0.conv2.layer.weight"  # the deepest layer, of 590,000 weights
-    changed = flipped(_weights(model)[name], SIGN)
-    next(t for t in model.graph.initializer if t.name == name).raw_data = changed.tobytes()
+    tensor = next(t for t in model.graph.initializer if t.name == name)
+    tensor.raw_data = flipped(weights("fp32")[name]).tobytes()
     Bundle.load(rewritten(path, onnx=model.SerializeToString()))
     with pytest.raises(InputError, match="does not compute the exported network"):
         Runtime(path)

@@ -21,9 +21,9 @@ from deploy.bundle import Bundle
 from deploy.engines import open_engine
 from deploy.golden import differences, synthetic_frame
 from deploy.manifest import Calibration
-from deploy.precision.lower import LARGEST_CHANGE, MARGIN, OUTLIERS
 from deploy.precision.sensitivity import LARGEST_ERROR
 from deploy.runtime import Runtime
+from deploy.tolerances import BOUNDS
 from deploy.verify import verify
 from perception.cli import main
 from perception.commands.common import app
@@ -70,8 +70,10 @@ def exported(precision: str) -> Path:
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
 def test_the_manifest_says_how_exact_and_the_runtime_holds_it_to_that(precision: str) -> None:
     manifest = Bundle.load(exported(precision)).manifest
-    assert (manifest.precision, manifest.outliers) == (precision, OUTLIERS[precision])  # type: ignore[index]
-    assert 1e-4 < manifest.tolerance <= MARGIN * LARGEST_CHANGE[precision]  # type: ignore[index]
+    assert manifest.precision == precision
+    numbers, bounds = (dict(each.numbers()) for each in (manifest.tolerances, BOUNDS[manifest.precision]))
+    assert all(0 <= number <= bounds[name] for name, number in numbers.items())
+    assert numbers["score.each"] > dict(BOUNDS["fp32"].numbers())["score.each"]  # it is lowered
     assert [module.name for module in manifest.banked] == ["rain", "night"]
     runtime = Runtime(exported(precision))  # it runs the golden frame
     assert len(runtime(synthetic_frame("ego", 3)).boxes) == 200
@@ -100,8 +102,9 @@ def test_each_engine_gets_its_layout() -> None:
         types[path.name] = {t.data_type for t in graph.initializer if t.name in zeros}
     assert types == {"model.onnx": {onnx.TensorProto.INT8}, "model.cpu.onnx": {onnx.TensorProto.UINT8}}
     assert Bundle.load(exported("fp16")).cpu_onnx.name == "model.onnx"
-    (inputs, outputs), manifest = bundle.golden(), bundle.manifest
-    assert differences(outputs, open_engine(bundle).run(inputs), manifest.tolerance, manifest.outliers) == []
+    engine, allowed = open_engine(bundle), bundle.manifest.tolerances
+    for frame in bundle.golden_frames("model.cpu.onnx"):
+        assert differences(frame.outputs, engine.run(frame.inputs), allowed, frame.compared) == []
 
 
 def test_the_bundle_tells_what_it_was_calibrated_on(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
 from deploy.golden import differences, synthetic_frame
+from deploy.tolerances import exact
 from deploy.trace import to_onnx
 from perception.config import parse_config
 from perception.data.inputs import InputSpec, prepare
@@ -260,15 +261,15 @@ def test_an_exported_model_keeps_its_chooser_and_folds_what_is_before_it() -> No
     assert (folded.bank.folded, list(folded.bank.modules)) == (("beam",), ["rain", "blind"])
     inputs = frame_inputs(model, 1)
     expected = predicted(folded, inputs)
-    assert differences(predicted(model, inputs, [Conditions(weather="rain")]), expected, 1e-4) == []
+    assert differences(predicted(model, inputs, [Conditions(weather="rain")]), expected, exact(expected)) == []
     content = to_onnx(folded, arrays(inputs), list(expected)).SerializeToString()
-    assert differences(expected, OnnxRuntimeEngine(content).run(arrays(inputs)), 1e-4) == []
+    assert differences(expected, OnnxRuntimeEngine(content).run(arrays(inputs)), exact(expected)) == []
 
     blind = {"pillar_points": 0, "pillar_counts": 0, "pillar_cells": 32 * 32}
     inputs = {name: torch.full_like(inputs[name], value) for name, value in blind.items()}
     expected = predicted(folded, inputs)
     assert any(row.weight > 0 for row in routing_table(folded.routes[0], folded.bank) if row.module == "blind")
-    assert differences(expected, OnnxRuntimeEngine(content).run(arrays(inputs)), 1e-4) == []
+    assert differences(expected, OnnxRuntimeEngine(content).run(arrays(inputs)), exact(expected)) == []
 
 
 def predicted(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from exported import assert_equal, bundle, checkpoint, copied, without
+from exported import assert_equal, bundle, checkpoint, copied, proof, without
 
 from deploy.bundle import Bundle, write_bundle
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
@@ -47,7 +47,7 @@ def test_golden_mismatch_refuses_to_drive(tmp_path: Path) -> None:
     write_bundle(
         tmp_path / "bundle",
         bundle().onnx.read_bytes(),
-        (inputs, outputs),
+        proof(inputs, outputs),
         lambda files: bundle().manifest.model_copy(update={"files": files}),
     )
     Bundle.load(tmp_path / "bundle")
@@ -64,7 +64,7 @@ def test_engine_that_drifts_a_little_is_refused(tmp_path: Path) -> None:
         write_bundle(
             path,
             bundle().onnx.read_bytes(),
-            (inputs, drifted),
+            proof(inputs, drifted),
             lambda files: bundle().manifest.model_copy(update={"files": files}),
         )
         if accepted:

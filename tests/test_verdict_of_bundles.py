@@ -8,7 +8,7 @@ from typing import Any
 
 import onnx
 import pytest
-from exported import QUIET, bundle, folder, rewritten
+from exported import QUIET, bundle, folder, proof, rewritten
 from judged import gates
 from typer.testing import CliRunner
 
@@ -52,7 +52,7 @@ def in_int8(to: Path, share: float) -> Path:
     outputs = OnnxRuntimeEngine(lowered).run(golden)
     modules = {f"modules/{file.name}": file.read_bytes() for file in (old.path / "modules").glob("*")}
     write_bundle(
-        to, lowered, (golden, outputs), lambda files: old.manifest.model_copy(update={"files": files}), modules
+        to, lowered, proof(golden, outputs), lambda files: old.manifest.model_copy(update={"files": files}), modules
     )
     return rewritten(to)
 

@@ -19,11 +19,11 @@ from rich.console import Console
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
 from deploy.export import export
 from deploy.golden import synthetic_frame
-from deploy.manifest import Precision
 from deploy.precision.calibrate import ranges
 from deploy.precision.frames import Drives
 from deploy.precision.quantise import CPU, activations, quantisable, quantise
 from deploy.runtime import Runtime
+from deploy.tolerances import Precision
 from deploy.trace import to_onnx
 from perception.config import find_config, load_config
 from perception.data.inputs import InputSpec, prepare
@@ -125,7 +125,7 @@ def losses(checkpoint: Path, data: Path, version: str, conditions: Sequence[str]
                 "NDS": metrics["NDS"],
                 "mAP": metrics["mAP"],
                 "mIoU": metrics["map"]["iou_max"]["mean"],
-                "tolerance": bundle.manifest.tolerance,
+                "tolerances": bundle.manifest.tolerances.model_dump(),
             }
     blocks = {block.name: [block.precision, round(block.error, 4)] for block in bundle.manifest.blocks}
     lost = {

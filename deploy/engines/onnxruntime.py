@@ -15,12 +15,17 @@ from perception.errors import InputError
 class OnnxRuntimeEngine:
     """A network on the CPU, from an ONNX file or its content.
 
+    Args:
+        fused: as fast as can be; otherwise node by node, as the graph says.
+
     Raises:
         InputError: ONNX Runtime refuses the file.
     """
 
-    def __init__(self, onnx: Path | bytes) -> None:
+    def __init__(self, onnx: Path | bytes, fused: bool = True) -> None:
         options = onnxruntime.SessionOptions()
+        if not fused:
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.log_severity_level = 3  # errors; warnings tell of optimisations it left out
         # It would keep a plan of its memory for every number of pillars that it ever sees.
         options.enable_mem_pattern = False

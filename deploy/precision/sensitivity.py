@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import numpy as np
 import onnx
 
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
-from deploy.manifest import Block, Precision
+from deploy.manifest import Block
 from deploy.precision.calibrate import Inputs
 from deploy.precision.graph import places
-from deploy.precision.quantise import TENSORRT, Ranges, quantisable, quantise
+from deploy.precision.quantise import TENSORRT, Layout, Ranges, quantisable, quantise
+from deploy.tolerances import Precision
 
 LARGEST_ERROR = 0.1  # of a block that becomes INT8
 
@@ -32,12 +33,7 @@ def blocks(graph: onnx.GraphProto) -> dict[str, list[str]]:
 
 def sensitivity(model: onnx.ModelProto, ranges: Ranges, frames: Sequence[Inputs]) -> tuple[Block, ...]:
     """The error of each block on these frames, and what it says: INT8 up to `LARGEST_ERROR`."""
-    watched, cells = watch(model), [node.output[1] for node in model.graph.node if node.op_type == "TopK"]
-    # Boxes may be regressed at the peaks alone: at those of FP32, so that numbers of the same cells are compared.
-    frames = [
-        {**frame, **{f"{name}.given": cell for name, cell in found.items()}}
-        for frame, found in zip(frames, run(_giving(model, cells), frames), strict=True)
-    ]
+    watched, frames = _at_the_same_cells(model, frames)
     expected = run(watched, frames)
     table = []
     for name, layers in blocks(model.graph).items():
@@ -45,6 +41,25 @@ def sensitivity(model: onnx.ModelProto, ranges: Ranges, frames: Sequence[Inputs]
         precision: Precision = "int8" if off <= LARGEST_ERROR else "fp32"
         table.append(Block(name=name, layers=len(layers), error=off, precision=precision))
     return tuple(table)
+
+
+def together(
+    model: onnx.ModelProto, layers: Collection[str], ranges: Ranges, frames: Sequence[Inputs], layout: Layout
+) -> float:
+    """The error of all these layers in INT8 at once."""
+    watched, frames = _at_the_same_cells(model, frames)
+    return error(run(watched, frames), run(quantise(watched, layers, ranges, layout), frames))
+
+
+def _at_the_same_cells(model: onnx.ModelProto, frames: Sequence[Inputs]) -> tuple[onnx.ModelProto, Sequence[Inputs]]:
+    """What to watch a graph by, and the frames with the cells of the peaks of FP32.
+
+    Boxes may be regressed at the peaks alone: at those of FP32, so that numbers of the same cells are compared.
+    """
+    cells = [node.output[1] for node in model.graph.node if node.op_type == "TopK"]
+    found = run(_giving(model, cells), frames)
+    given = [{f"{name}.given": cell for name, cell in each.items()} for each in found]
+    return watch(model), [{**frame, **each} for frame, each in zip(frames, given, strict=True)]
 
 
 def watch(model: onnx.ModelProto) -> onnx.ModelProto:

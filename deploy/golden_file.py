@@ -1,0 +1,81 @@
+"""golden.safetensors: the golden frames of a bundle. No torch here.
+
+Each frame has its `NAME.inputs.*`, and for each graph `NAME.GRAPH.outputs.*` and `NAME.GRAPH.compared`. Pillars are
+stored without the padding behind them, which is most of the file otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save
+
+from deploy.golden import GoldenFrame
+from deploy.manifest import Manifest, TensorInfo
+from deploy.tolerances import require_enough
+from perception.data.inputs import PILLARS, no_sensors, without_padding
+from perception.errors import InputError
+
+_SHORT = {"model.onnx": "model", "model.cpu.onnx": "cpu"}  # graph -> how its outputs are called
+
+
+def golden_content(frames: Sequence[GoldenFrame]) -> bytes:
+    """The file's content; frames of one name, for several graphs, share their inputs."""
+    tensors: dict[str, np.ndarray] = {}
+    for frame in frames:
+        graph = f"{frame.name}.{_SHORT[frame.graph]}"
+        tensors |= {f"{frame.name}.inputs.{name}": each for name, each in without_padding(frame.inputs).items()}
+        tensors |= {f"{graph}.outputs.{name}": each for name, each in frame.outputs.items()}
+        tensors[f"{graph}.compared"] = frame.compared
+    return save({name: np.ascontiguousarray(array) for name, array in tensors.items()})
+
+
+def read_golden(file: Path, manifest: Manifest, graph: str) -> tuple[GoldenFrame, ...]:
+    """The frames with one graph's outputs, in the order of their names.
+
+    Raises:
+        InputError: not the inputs and outputs that the manifest describes, or too few detections to compare.
+    """
+    try:
+        tensors = load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{file}: cannot read the golden frames ({error})") from None
+    frames = []
+    for name in sorted({key.split(".")[0] for key in tensors}):
+        prefix = f"{name}.{_SHORT[graph]}"
+        outputs = {each.name: _checked(file, tensors, f"{prefix}.outputs", each) for each in manifest.outputs}
+        scores = next((each for each in manifest.outputs if each.name == "scores"), None)
+        if scores is None:
+            raise InputError(f"{file}: the manifest describes no scores to compare; export the bundle again")
+        asked = TensorInfo(name="compared", shape=scores.shape, dtype="bool", unit="")
+        inputs = _padded(file, tensors, f"{name}.inputs", manifest)
+        frames.append(GoldenFrame(name, inputs, outputs, _checked(file, tensors, prefix, asked), graph))
+    compared = sum(int(frame.compared.sum()) for frame in frames)
+    require_enough(compared, sum(frame.compared.size for frame in frames), str(file))
+    return tuple(frames)
+
+
+def _padded(file: Path, tensors: Mapping[str, np.ndarray], side: str, manifest: Manifest) -> dict[str, np.ndarray]:
+    inputs = {}
+    padding = no_sensors(manifest.spec)
+    for described in manifest.inputs:
+        if described.name in PILLARS:
+            stored = tensors.get(f"{side}.{described.name}", np.zeros((0, 0)))
+            pillars = min(stored.shape[1], described.shape[1])
+            short = described.model_copy(update={"shape": (described.shape[0], pillars, *described.shape[2:])})
+            inputs[described.name] = padding[described.name]
+            inputs[described.name][:, :pillars] = _checked(file, tensors, side, short)
+        else:
+            inputs[described.name] = _checked(file, tensors, side, described)
+    return inputs
+
+
+def _checked(file: Path, tensors: Mapping[str, np.ndarray], side: str, described: TensorInfo) -> np.ndarray:
+    array, name = tensors.get(f"{side}.{described.name}"), f"{side}.{described.name}"
+    if array is None or (array.shape, array.dtype.name) != (described.shape, described.dtype):
+        found = "is missing" if array is None else f"is {array.dtype.name} {array.shape}"
+        raise InputError(f"{file}: {name} {found}, the manifest says {described.dtype} {described.shape}")
+    return array

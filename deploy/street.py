@@ -1,0 +1,141 @@
+"""A street with objects in it, for the golden frame: of simulated parts, but set by hand, so that it takes a second.
+
+Every detection class stands within 30 m of the vehicle, and every map class is painted on the ground: an engine that
+gets one of them wrong is seen to. Needs the simulator, so it is made at export; the vehicle reads arrays.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import lru_cache
+
+import numpy as np
+
+from perception.data.inputs import InputSpec
+from perception.frame import CAMERAS, Camera, Frame
+from perception.grid import Reference
+from perception.simulate import lidar
+from perception.simulate.agents import SIZES, build_parts
+from perception.simulate.camera import render
+from perception.simulate.rig import IMAGE_SIZE, LIDAR, RIG
+from perception.simulate.scenery import Ground, GroundRaster, Snapshot, Solids, Weather
+
+SEED = 0
+_SMALLER = 2  # than the rig's pictures, by which rendering takes a quarter of the time
+_CELL = 0.1  # m
+_REACH = 80.0  # m around the vehicle that is painted
+# Category, x, y (m, ego) and heading (degrees).
+_AGENTS = (
+    ("vehicle.car", 12.0, 0.2, 0), ("vehicle.car", 25.0, -0.3, 0), ("vehicle.car", 9.0, 3.6, 180),
+    ("vehicle.car", -11.0, 0.0, 0), ("vehicle.car", -8.0, 3.5, 180), ("vehicle.car", 17.0, -5.6, 0),
+    ("vehicle.car", 5.0, -5.6, 0), ("vehicle.car", -4.5, -5.6, 0), ("vehicle.car", 14.0, 16.0, 90),
+    ("vehicle.car", 17.0, 16.0, 90), ("vehicle.car", 20.0, 16.0, -90), ("vehicle.truck", 21.0, 3.7, 180),
+    ("vehicle.truck", -20.0, 0.1, 0), ("vehicle.bus.rigid", -23.0, 3.8, 180), ("vehicle.trailer", 38.0, 3.6, 180),
+    ("vehicle.construction", 27.0, -5.8, 180), ("vehicle.motorcycle", 7.0, 0.9, 0),
+    ("vehicle.motorcycle", 2.0, 3.2, 180),
+    ("vehicle.bicycle", 11.0, -3.2, 0), ("vehicle.bicycle", -14.0, -3.1, 0), ("human.pedestrian.adult", 8.0, -8.6, 0),
+    ("human.pedestrian.adult", 15.0, -9.0, 180), ("human.pedestrian.adult", 13.0, 7.2, 90),
+    ("human.pedestrian.adult", 4.0, 7.6, 180), ("human.pedestrian.child", -6.0, 7.4, 0),
+    ("human.pedestrian.adult", -12.0, -8.8, 0), ("human.pedestrian.adult", 31.5, 1.0, 90),
+    *(("movable_object.barrier", 22.0 + 3 * i, -3.9, 90) for i in range(4)),
+    *(("movable_object.trafficcone", 16.0 + 1.5 * i, -3.6, 0) for i in range(4)),
+)  # fmt: skip
+# Half ranges along and across the road (m), painted in this order.
+_PAINT = (
+    (Ground.ROAD, (-80, 80), (-7.0, 5.5)),
+    (Ground.WALKWAY, (-80, 80), (-10.5, -7.0)),
+    (Ground.WALKWAY, (-80, 80), (5.5, 9.0)),
+    (Ground.CARPARK, (8, 30), (9.0, 22.0)),
+    (Ground.YELLOW, (-80, 80), (1.7, 1.9)),
+    (Ground.MARKING, (-80, 80), (-3.9, -3.75)),
+    (Ground.CROSSING, (29, 33), (-7.0, 5.5)),
+    (Ground.CROSSING, (-18, -14), (-7.0, 5.5)),
+    (Ground.MARKING, (26.5, 27.3), (-7.0, 1.7)),
+    (Ground.MARKING, (-12.3, -11.5), (1.9, 5.5)),
+)
+
+
+def street_frames(spec: InputSpec) -> dict[str, Frame]:
+    """The street, and what is left of it with sensors missing: every sixteenth point, or half the cameras."""
+    frame = street_frame(spec.grid.reference)
+    assert frame.points is not None
+    if spec.lidar is not None:
+        partial = replace(frame, points=frame.points[::16], cameras={})
+    else:
+        partial = replace(frame, cameras={name: frame.cameras[name] for name in CAMERAS[::2]})
+    return {"street": frame, "street-partial": partial}
+
+
+@lru_cache(maxsize=2)
+def street_frame(reference: Reference) -> Frame:
+    """The street by day, seen by the simulator's LiDAR and cameras from a vehicle that stands; always the same.
+
+    Points and pictures as a simulated drive's (`perception.simulate`).
+    """
+    snapshot, still = _snapshot(), np.eye(4)
+    mounted = RIG[LIDAR].ego_from_sensor
+    rng = np.random.default_rng(SEED)
+    xyz, intensity = np.split(
+        lidar.sweep(lambda _: snapshot, lambda _: still, 0.0, mounted, rng).points[:, :4].astype(np.float64),
+        [3],
+        axis=1,
+    )
+    if reference == "ego":
+        xyz = xyz @ mounted[:3, :3].T + mounted[:3, 3]
+    width, height = (side // _SMALLER for side in IMAGE_SIZE)
+    cameras = {}
+    for name in CAMERAS:
+        sensor = RIG[name]
+        assert sensor.intrinsics is not None
+        intrinsics = np.diag([1 / _SMALLER, 1 / _SMALLER, 1]) @ sensor.intrinsics
+        picture = render(snapshot, intrinsics, sensor.ego_from_sensor, (width, height), rng, still)
+        cameras[name] = Camera(picture.image, intrinsics, sensor.ego_from_sensor, still, 0)
+    return Frame(
+        token=f"street-{SEED}",
+        timestamp=0,
+        reference=reference,
+        global_from_reference=still if reference == "ego" else mounted,
+        global_from_ego=still,
+        points=np.column_stack([xyz, intensity, np.zeros(len(xyz))]).astype(np.float32),
+        cameras=cameras,
+    )
+
+
+def _snapshot() -> Snapshot:
+    rng = np.random.default_rng(SEED)
+    parts, owners = [], []
+    for i, (category, x, y, degrees) in enumerate(_AGENTS):
+        built = build_parts(category, np.array(SIZES[category][0]), rng, ridden=degrees == 0, lit=False)
+        yaw = np.radians(degrees)
+        turned = built[:, :2] @ np.array([[np.cos(yaw), np.sin(yaw)], [-np.sin(yaw), np.cos(yaw)]])
+        parts.append(np.column_stack([turned + np.array([x, y]), built[:, 2:], np.full(len(built), yaw)]))
+        owners += [i] * len(built)
+    along = np.arange(-60.0, 61.0, 15.0)
+    houses = [
+        [x, side * 30.0, 4.5, 12.0, 12.0, 9.0, *rng.integers(90, 200, 3), 0.5, 0.0, 0.0]
+        for side in (-1, 1) for x in along
+    ]  # fmt: skip
+    solids = np.concatenate([*parts, houses])
+    return Snapshot(
+        solids=Solids(
+            centers=solids[:, 0:3],
+            sizes=solids[:, 3:6],
+            yaws=solids[:, 11],
+            colours=solids[:, 6:9].astype(np.uint8),
+            reflectances=solids[:, 9],
+            lamps=solids[:, 10],
+            owners=np.array(owners + [-1] * len(houses)),
+        ),
+        ground=_ground(),
+        agent_velocities=np.zeros((len(_AGENTS), 3)),
+        weather=Weather(),
+    )
+
+
+def _ground() -> GroundRaster:
+    cells = round(2 * _REACH / _CELL)
+    kinds = np.full((cells, cells), Ground.GRASS, np.uint8)
+    for kind, along, across in _PAINT:
+        (left, right), (low, high) = ([round((edge + _REACH) / _CELL) for edge in edges] for edges in (along, across))
+        kinds[low:high, left:right] = kind
+    return GroundRaster(kinds, (-_REACH, -_REACH), _CELL)

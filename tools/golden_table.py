@@ -1,0 +1,144 @@
+"""What the golden frames of a bundle find: each fault is put into an engine's outputs, and the frames judge them.
+
+python tools/golden_table.py runs/demo/bundle runs/demo/bundle-int8
+
+Prints the tolerances of every bundle, and a row a fault: in how many of the golden frames it is found. The engine is
+right otherwise: it is the one that this machine runs the bundle on, so that its own rounding is in the outputs.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from deploy.bundle import Bundle
+from deploy.engines import open_engine
+from deploy.golden import Arrays, GoldenFrame, differences
+from perception.frame import CLASSES, MAP_CLASSES
+
+Fault = Callable[[Arrays, GoldenFrame], dict[str, np.ndarray]]
+
+
+def moved(columns: slice, by: float) -> Fault:
+    """These numbers of all boxes, by so much."""
+
+    def fault(outputs: Arrays, frame: GoldenFrame) -> dict[str, np.ndarray]:
+        boxes = outputs["boxes"].copy()
+        boxes[..., columns] += np.float32(by)
+        return {**outputs, "boxes": boxes}
+
+    return fault
+
+
+def turned(degrees: float) -> Fault:
+    """All headings."""
+
+    def fault(outputs: Arrays, frame: GoldenFrame) -> dict[str, np.ndarray]:
+        boxes, angle = outputs["boxes"].copy(), np.float32(np.radians(degrees))
+        sin, cos = boxes[..., 6].copy(), boxes[..., 7].copy()
+        boxes[..., 6] = sin * np.cos(angle) + cos * np.sin(angle)
+        boxes[..., 7] = cos * np.cos(angle) - sin * np.sin(angle)
+        return {**outputs, "boxes": boxes}
+
+    return fault
+
+
+def scaled(name: str, factor: float) -> Fault:
+    """All numbers of one output."""
+    return lambda outputs, frame: {**outputs, name: outputs[name] * np.float32(factor)}
+
+
+def other(name: str, count: int, most: bool = False) -> Fault:
+    """The label or attribute of the best detection that is compared is another; most: of every detection."""
+
+    def fault(outputs: Arrays, frame: GoldenFrame) -> dict[str, np.ndarray]:
+        values = outputs[name].copy()
+        if most:
+            values[...] = 0
+        elif (compared := np.argwhere(frame.compared)).size:
+            best = tuple(max(compared, key=lambda at: frame.outputs["scores"][tuple(at)]))
+            box = frame.outputs["boxes"][best][:3]
+            here = np.argwhere(outputs[name] == frame.outputs[name][best])
+            nearest = min(here, key=lambda at: float(np.linalg.norm(outputs["boxes"][tuple(at)][:3] - box)))
+            values[tuple(nearest)] = (values[tuple(nearest)] + 1) % count
+        return {**outputs, name: values}
+
+    return fault
+
+
+def gone(index: int) -> Fault:
+    """One class of the map."""
+
+    def fault(outputs: Arrays, frame: GoldenFrame) -> dict[str, np.ndarray]:
+        zeroed = outputs["map"].copy()
+        zeroed[:, index] = 0
+        return {**outputs, "map": zeroed}
+
+    return fault
+
+
+def faults(outputs: Arrays) -> Mapping[str, Fault]:
+    """By name, those that these outputs can have."""
+    found: dict[str, Fault] = {"none": lambda outputs, frame: dict(outputs)}
+    found |= {f"boxes +{by:g} m": moved(slice(0, 1), by) for by in (0.1, 0.3, 1, 10)}
+    found |= {f"sizes x {by:g}": _sized(by) for by in (1.1, 1.3)}
+    found |= {f"headings +{by:g} deg": turned(by) for by in (5, 20)}
+    found |= {f"velocities +{by:g} m/s": moved(slice(8, 9), by) for by in (0.3, 1)}
+    found |= {f"scores x {by:g}": scaled("scores", by) for by in (0.95, 0.9, 0.8)}
+    found["one label"], found["all labels"] = other("labels", len(CLASSES)), other("labels", 1, most=True)
+    found["one attribute"], found["all attributes"] = other("attributes", 8), other("attributes", 1, most=True)
+    if "map" in outputs:
+        found |= {f"no {name}": gone(i) for i, name in enumerate(MAP_CLASSES)}
+        found |= {f"map x {by:g}": scaled("map", by) for by in (0.99, 0.9)}
+    if "recognised" in outputs:
+        found["conditions inverted"] = lambda outputs, frame: {**outputs, "recognised": 1 - outputs["recognised"]}
+    return found
+
+
+def _sized(factor: float) -> Fault:
+    def fault(outputs: Arrays, frame: GoldenFrame) -> dict[str, np.ndarray]:
+        boxes = outputs["boxes"].copy()
+        boxes[..., 3:6] *= np.float32(factor)
+        return {**outputs, "boxes": boxes}
+
+    return fault
+
+
+def judged(bundle: Bundle) -> dict[str, int]:
+    """Fault -> in how many golden frames it is found, with the bundle's own tolerances."""
+    frames = bundle.golden_frames(bundle.cpu_onnx.name)
+    run, allowed = open_engine(bundle).run, bundle.manifest.tolerances
+    computed = [(frame, run(frame.inputs)) for frame in frames]
+    return {
+        name: sum(bool(differences(f.outputs, fault(actual, f), allowed, f.compared)) for f, actual in computed)
+        for name, fault in faults(frames[0].outputs).items()
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundles", nargs="+", type=Path)
+    console, bundles = Console(), [Bundle.load(path) for path in parser.parse_args().bundles]
+    table = Table("", *(f"{bundle.manifest.name} {bundle.manifest.precision}" for bundle in bundles))
+    numbers = [dict(bundle.manifest.tolerances.numbers()) for bundle in bundles]
+    for name in numbers[0]:
+        table.add_row(f"tolerance {name}", *(f"{each[name]:g}" for each in numbers))
+    compared = [[int(f.compared.sum()) for f in bundle.golden_frames(bundle.cpu_onnx.name)] for bundle in bundles]
+    table.add_row("detections compared", *("+".join(map(str, each)) for each in compared), end_section=True)
+    results = [judged(bundle) for bundle in bundles]
+    for name in dict.fromkeys(name for each in results for name in each):
+        cells = [
+            "" if name not in each else f"found in {each[name]} of {len(frames)}" if each[name] else "passes"
+            for each, frames in zip(results, compared, strict=True)
+        ]
+        table.add_row(name, *cells)
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()
