@@ -82,7 +82,7 @@ def main() -> None:
         objects["bundle"] = [[detected(tables, scene, runtime) for scene in scenes]]
     if arguments.submission:
         objects["submission"] = [[submitted(arguments.submission, scene) for scene in scenes]]
-    console = Console()
+    console = Console(width=140)  # the columns of rounds with their spread
     console.print(devkit_table(objects, nusc, sensors))
     console.print(survival_table(scenes))
 
