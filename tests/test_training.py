@@ -78,7 +78,8 @@ def test_training_on_a_few_frames_lowers_every_loss(sim_root):
         optimizer.zero_grad()
         history.append({name: value.item() for name, value in losses.items()})
     for name in history[0]:
-        assert history[-1][name] < 0.6 * history[0][name], (name, history[0][name], history[-1][name])
+        values = [losses[name] for losses in history]
+        assert max(values[-10:]) < min(values[:5]), (name, values)
 
 
 def test_gradients_reach_a_module_only_on_its_route(sim_root):
