@@ -1,4 +1,4 @@
-.PHONY: demo test lint lock overfit real install-mmdet3d test-mmdet3d
+.PHONY: demo test lint lock overfit real figures install-mmdet3d test-mmdet3d
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -23,8 +23,9 @@ requirements/py%.txt:
 demo: $(INSTALLED)
 	$(BIN)/perception demo
 
-# A process for each core, so torch needs no second thread; a file's tests share what they prepare.
-PYTEST := python -m pytest -n auto --dist loadfile --durations=25
+# A process for each core, so torch needs no second thread; a file's tests share what they prepare, and the longest files
+# come first (tests/conftest.py).
+PYTEST := python -m pytest -n auto --dist loadfile --no-loadscope-reorder --durations=25
 
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/$(PYTEST)
@@ -91,3 +92,7 @@ real: $(INSTALLED)
 	$(BIN)/perception adapt runs/demo/run --add low_rank:real --option rank=4 --slots 'lidar.*,fuse*,trunk.*,heads.*' \
 	$(DATA) --split mini_val --scenes scene-0103:0-2 --steps 200 --out runs/real/adapted
 	$(BIN)/perception evaluate runs/real/adapted $(DATA) --scenes scene-0103:2-4 --out runs/real/after
+
+# Everything that docs/figures.md records and README quotes, measured on this machine: about an hour on two quiet cores.
+figures: $(INSTALLED) demo overfit real install-mmdet3d
+	$(BIN)/python tools/figures.py
