@@ -31,8 +31,8 @@ DISTRIBUTIONS = {
     "mpl_toolkits": "matplotlib",
 }
 JUDGES = {"nuscenes", "motmetrics"}
-# motmetrics solves assignments with whichever of these is there; scipy is.
-SOLVERS = {"lap", "lapsolver", "munkres", "ortools"}
+# motmetrics solves assignments with whichever of these is there; scipy is. `imp` it takes on Python 2 alone.
+UNUSED = {"lap", "lapsolver", "munkres", "ortools", "imp"}
 
 
 def test_every_python_of_the_project_has_a_lock() -> None:
@@ -69,7 +69,7 @@ def test_what_the_judges_import_is_in_the_extra() -> None:
     offered = {canonicalize_name(Requirement(each).name) for each in (*PROJECT["dependencies"], *EXTRAS["devkit"])}
     for distribution in requirements(ROOT / "requirements" / "devkit.txt"):
         imported = set().union(*(_imports(path) for path in _modules(distribution)))
-        third = imported - set(sys.stdlib_module_names) - JUDGES - SOLVERS
+        third = imported - set(sys.stdlib_module_names) - JUDGES - UNUSED
         assert {canonicalize_name(DISTRIBUTIONS.get(name, name)) for name in third} - offered == set()
 
 
