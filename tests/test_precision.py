@@ -70,12 +70,15 @@ def test_tensorrt_refuses_the_layout_of_the_cpu() -> None:
 
 
 def rounded(values: torch.Tensor, precision: str, channels: int | None = None) -> torch.Tensor:
-    """To half, or to 255 steps of their largest magnitude: of all together, or along an axis."""
+    """To half, or to INT8 with a scale for all together, or along an axis.
+
+    A range that was measured on other frames may be twice as wide as this one's, which costs a bit.
+    """
     if precision == "fp16":
         return values.half().float()
     axes = [i for i in range(values.ndim) if i != channels]
     largest = values.abs().max() if channels is None else values.abs().amax(dim=axes, keepdim=True)
-    step = (largest / 127).clamp(min=1e-12)
+    step = (largest / (63 if channels is None else 127)).clamp(min=1e-12)
     return torch.round(values / step) * step
 
 

@@ -77,5 +77,5 @@ def require_recognition(model: onnx.ModelProto, lowered: onnx.ModelProto, frames
     if (off := error(expected, actual)) > LARGEST_CHANGE:
         raise InputError(
             f"int8 recognises other conditions than fp32 on the drives it was calibrated on (error {off:.2f}, at most "
-            f"{LARGEST_CHANGE['int8']:g}); export at a higher precision{_CALIBRATION}"
+            f"{LARGEST_CHANGE:g}); export at a higher precision{_CALIBRATION}"
         )

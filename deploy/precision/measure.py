@@ -48,7 +48,7 @@ def golden_of(
         others = [engine] if precision == "fp16" else _others(graph)
         for name, (inputs, trained) in frames.items():
             outputs = trained if precision == "fp16" else engine.run(inputs)
-            found = [other.run(inputs) for other in others]
+            found: list[Arrays] = [other.run(inputs) for other in others]
             measured.append((GoldenFrame(name, inputs, outputs, steady(outputs, found, precision), file), found))
     tolerances = tolerances_of(measured, precision)
     return tuple(frame for frame, _ in measured), tolerances
