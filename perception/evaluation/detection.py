@@ -26,7 +26,7 @@ def require_devkit() -> None:
     if find_spec("nuscenes") is None:
         raise InputError(
             "the official nuScenes devkit is not installed; `pip install 'tessera-perception[devkit]' && "
-            "pip install --no-deps nuscenes-devkit` installs it beside any numpy"
+            "pip install --no-deps nuscenes-devkit motmetrics` installs it beside any numpy"
         )
 
 
