@@ -39,7 +39,7 @@ def golden_of(
         InputError: a graph is further off than its precision may be.
     """
     if precision == "fp32":
-        least = BOUNDS["fp32"].score.each
+        least = BOUNDS["fp32"].score.each / 10  # engines are that close, and scores of a young network too
         exactly = [GoldenFrame(name, *each, distinct(each[1], least)) for name, each in frames.items()]
         return tuple(exactly), exact(exactly[0].outputs)
     measured: list[Proof] = []
