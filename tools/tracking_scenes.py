@@ -57,7 +57,7 @@ class SingleStage:
     """
 
     def __init__(self) -> None:
-        self.tracker = Tracker(Rules(floor=0.0, birth=0.0, sure=0.0, hits=1, trial=LIFETIME))
+        self.tracker = Tracker(Rules(floor=0.0, birth=0.0, sure=0.0, hits=1))
         self.latest: dict[int, float] = {}
 
     def update(self, boxes_global: Boxes, timestamp: int) -> Tracks:

@@ -52,10 +52,9 @@ class Rules:
     birth: float  # a detection that no track takes begins one from this score on
     sure: float  # detections from this score on choose among the confirmed tracks first
     hits: int  # detections that confirm a track
-    trial: float  # s without a detection, after which a track that is not confirmed ends
 
 
-RULES = Rules(floor=0.05, birth=0.15, sure=0.3, hits=2, trial=2.0)
+RULES = Rules(floor=0.05, birth=0.15, sure=0.3, hits=2)
 
 # What the tracker remembers of a track.
 _TRACK = np.dtype(
@@ -100,11 +99,10 @@ class Tracks:
 class Tracker:
     """Follows the objects of one drive.
 
-    A track begins with a detection that no track takes, is confirmed by further ones, and ends when it was not seen
-    for LIFETIME, or for the trial's time before it is confirmed. To be seen so counts what could also begin a track:
-    no number of detections with lower scores keeps one going. All durations are in seconds, so that frames may come
-    at any rate and irregularly. At most MAX_TRACKS are remembered. The same frames give the same tracks, to the last
-    bit.
+    A track begins with a detection that no track takes, is confirmed by further ones, and ends after LIFETIME without a
+    detection that could have begun it: no number of detections with lower scores keeps a track going. All durations
+    are in seconds, so that frames may come at any rate and irregularly. At most MAX_TRACKS are remembered. The same
+    frames give the same tracks, to the last bit.
 
     The score of a track is the mean of its detections' scores and one of 0, so that of two tracks with the same
     detections the one that was seen more often is first; it fades while the track is not seen.
@@ -128,7 +126,8 @@ class Tracker:
         if not len(self._tracks) or timestamp < self._time - 1e6 * LIFETIME:
             self._tracks, self._time = self._tracks[:0], timestamp
         now = max(timestamp, self._time)
-        tracks = _predicted(_alive(self._tracks, now, self._rules), 1e-6 * (now - self._time))
+        tracks = self._tracks[self._tracks["backed"] >= now - 1e6 * LIFETIME]
+        tracks = _predicted(tracks, 1e-6 * (now - self._time))
         boxes = boxes_global.select(_finite(boxes_global) & (boxes_global.scores >= self._rules.floor))
         rows, columns = _associated(tracks, boxes, self._rules)
         tracks[rows] = _seen(tracks[rows], boxes.select(columns), now, self._rules)
@@ -140,11 +139,6 @@ class Tracker:
         self._tracks = _best(np.concatenate([tracks, born]), now)
         self._time = now
         return _output(self._tracks, now, self._rules)
-
-
-def _alive(tracks: np.ndarray, now: int, rules: Rules) -> np.ndarray:
-    confirmed = tracks["hits"] >= rules.hits
-    return tracks[now - tracks["backed"] <= 1e6 * np.where(confirmed, LIFETIME, rules.trial)]
 
 
 def _associated(tracks: np.ndarray, boxes: Boxes, rules: Rules) -> tuple[np.ndarray, np.ndarray]:
