@@ -20,7 +20,7 @@ from perception.config import parse_config
 REPOSITORY = Path(__file__).parents[1]
 SMALLER = {
     "--scenes 8 --samples 20": "--scenes 2 --samples 2",
-    "train configs/tiny.yaml": "train configs/tiny.yaml --steps 2",
+    "train configs/tiny.yaml": "train configs/tiny.yaml --steps 25",
     "--scenes scene-0005": "--scenes scene-0002",
     "--conditions night --out": "--conditions night --split all --steps 2 --out",
     "--recognise": "--recognise --split all --steps 2",
