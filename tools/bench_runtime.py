@@ -60,7 +60,7 @@ def runtime(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _model(config: Config) -> PerceptionModel:
-    """Random weights, with statistics of real activations: without, all scores tie and a golden frame proves nothing."""
+    """Random weights, with statistics of real activations: without, scores tie and golden frames prove nothing."""
     model = PerceptionModel(config)
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
