@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from deploy.tolerances import Spread, Tolerances
+from deploy.tolerances import REMEDY, Spread, Tolerances
 from perception.errors import InputError
 from perception.frame import CAMERAS, MAP_CLASSES, Camera, Frame
 from perception.grid import Reference
