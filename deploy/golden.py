@@ -12,13 +12,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from deploy.tolerances import Spread, Tolerances
+from deploy.tolerances import REMEDY, Spread, Tolerances
 from perception.errors import InputError
 from perception.frame import CAMERAS, MAP_CLASSES, Camera, Frame
 from perception.grid import Reference
 
 Arrays = Mapping[str, np.ndarray]
 _DETECTIONS = ("boxes", "scores", "labels", "attributes")
+STANDING = 0.05  # score above the last of the list
+LEAST_COMPARED, LEAST_SHARE = 10, 0.1  # of the detections that stand out
 QUANTITIES = ("center", "size", "heading", "velocity")  # of boxes
 
 
@@ -113,6 +115,19 @@ def distinct(outputs: Arrays, score: float) -> np.ndarray:
     is in it. Where classes are in groups, each has its own list.
     """
     return outputs["scores"] > outputs["scores"][..., -1:] + 2 * score
+
+
+def require_enough(frames: Sequence[GoldenFrame], where: str) -> None:
+    """Raise InputError where too few are compared of the detections that stand out, by `STANDING`, in their lists.
+
+    Ten are, where there are forty, and a tenth in any case. A network that is not trained gives all the same score: none
+    stands out, and its boxes cannot be compared.
+    """
+    standing = sum(int(distinct(frame.outputs, STANDING / 2).sum()) for frame in frames)
+    compared = sum(int(frame.compared.sum()) for frame in frames)
+    least = max(LEAST_COMPARED * (standing >= 4 * LEAST_COMPARED), int(LEAST_SHARE * standing))
+    if compared < least or not frames:
+        raise InputError(f"{where}: compares {compared} of {standing} detections, {least} are needed; {REMEDY}")
 
 
 def differences(expected: Arrays, actual: Arrays, allowed: Tolerances, compared: np.ndarray | None = None) -> list[str]:

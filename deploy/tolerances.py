@@ -15,9 +15,6 @@ from perception.section import Section
 Precision = Literal["fp32", "fp16", "int8"]
 Size = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
-# A golden frame proves nothing unless it is compared in so many detections, and in this share of those that it has.
-LEAST_COMPARED, LEAST_SHARE = 10, 0.03
-
 
 class Spread(Section):
     """Of one quantity."""
@@ -99,10 +96,3 @@ def require_bounded(tolerances: Tolerances, precision: Precision, map_classes: i
             raise InputError(
                 f"{where}: tolerance {name} is {number:g}, in {precision} at most {bounds[name]:g}; {REMEDY}"
             )
-
-
-def require_enough(compared: int, detections: int, where: str) -> None:
-    """Raise InputError where golden frames are compared in too few detections to prove anything."""
-    least = max(LEAST_COMPARED, round(LEAST_SHARE * detections))
-    if compared < least:
-        raise InputError(f"{where}: compares {compared} of {detections} detections, {least} are needed; {REMEDY}")

@@ -198,7 +198,7 @@ def test_who_is_last_among_equals_is_free() -> None:
     actual["boxes"][0, -1] += 5
     assert differences(expected, actual, exact(expected)) == []
     actual["boxes"][0, 0] += 5
-    assert differences(expected, actual, exact(expected)) == ["1 of 20 compared detections differ, first rank 0"]
+    assert differences(expected, actual, exact(expected)) == ["1 of 21 compared detections differ, first rank 0"]
 
 
 @pytest.mark.parametrize("broken", ["missing", "shape", "nan"])

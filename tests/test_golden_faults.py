@@ -85,7 +85,7 @@ def test_a_golden_file_that_compares_nothing_is_refused(tmp_path: Path) -> None:
     path = shutil.copytree(bundle().path, tmp_path / "bundle")
     blind = [replace(frame, compared=np.zeros_like(frame.compared)) for frame in bundle().golden_frames()]
     (path / "golden.safetensors").write_bytes(golden_content(blind))
-    with pytest.raises(InputError, match=r"compares 0 of 600 detections, 18 are needed; export the bundle again"):
+    with pytest.raises(InputError, match=r"compares 0 of \d+ detections, \d+ are needed; export the bundle again"):
         Bundle(path, bundle().manifest).golden_frames()
 
 
