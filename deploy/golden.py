@@ -120,8 +120,8 @@ def distinct(outputs: Arrays, score: float) -> np.ndarray:
 def require_enough(frames: Sequence[GoldenFrame], where: str) -> None:
     """Raise InputError where too few are compared of the detections that stand out, by `STANDING`, in their lists.
 
-    Ten are, where there are forty, and a tenth in any case. A network that is not trained gives all the same score: none
-    stands out, and its boxes cannot be compared.
+    Ten are, where there are forty, and a tenth in any case. A network that is not trained gives all the same score:
+    none stands out, and its boxes cannot be compared.
     """
     standing = sum(int(distinct(frame.outputs, STANDING / 2).sum()) for frame in frames)
     compared = sum(int(frame.compared.sum()) for frame in frames)
