@@ -33,7 +33,7 @@ def test_what_is_verified_is_told(tmp_path: Path) -> None:
     manifest = bundle("rain").manifest
     told = json.loads(perception("export", "--verify", path, "--key", public, "--json").stdout)
     assert told == {
-        "manifest": f"schema 6, sha256 {json.loads((path / 'manifest.json').read_text())['sha256']}",
+        "manifest": f"schema 7, sha256 {json.loads((path / 'manifest.json').read_text())['sha256']}",
         "signature": f"by {public}",
         "files": f"4 files, {sum((path / name).stat().st_size for name in manifest.files) / 1e6:.1f} MB: "
         "as recorded, and no others",
