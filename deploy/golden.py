@@ -120,11 +120,12 @@ def distinct(outputs: Arrays, score: float) -> np.ndarray:
 def require_enough(frames: Sequence[GoldenFrame], where: str) -> None:
     """Raise InputError where too few are compared of the detections that stand out, by `STANDING`, in their lists.
 
-    A network that is not trained gives all the same score: none stands out, and its boxes cannot be compared.
+    Ten are, where there are forty, and a tenth in any case. A network that is not trained gives all the same score:
+    none stands out, and its boxes cannot be compared.
     """
     standing = sum(int(distinct(frame.outputs, STANDING / 2).sum()) for frame in frames)
     compared = sum(int(frame.compared.sum()) for frame in frames)
-    least = max(min(LEAST_COMPARED, standing // 4), round(LEAST_SHARE * standing))
+    least = max(LEAST_COMPARED * (standing >= 4 * LEAST_COMPARED), int(LEAST_SHARE * standing))
     if compared < least or not frames:
         raise InputError(f"{where}: compares {compared} of {standing} detections, {least} are needed; {REMEDY}")
 

@@ -56,7 +56,7 @@ def test_a_bundle_says_where_it_comes_from_and_brings_its_modules(tmp_path: Path
     assert told["modules"] == "fold (fog over the sea), stay (domain not known)"
     assert told["trained on"] == "v1.0-sim: 6 keyframes of 2 scenes; v1.0-fog: 3 keyframes of 1 scenes"
     assert told["license"] == "CC-BY-NC-SA-4.0"
-    assert told["golden frame"].startswith("ca9a282c: ")
+    assert told["golden frames"].startswith("ca9a282c and others: ")
 
     assert sorted(file.name for file in (out / "modules").iterdir()) == [
         "fold.json", "fold.safetensors", "stay.json", "stay.safetensors",
