@@ -147,7 +147,7 @@ def _require_enough(frames: Sequence[GoldenFrame], precision: Precision) -> None
 def _refusal(error: InputError, precision: Precision) -> InputError:
     """What the exporter can do about what a vehicle would refuse."""
     remedy = {
-        "fp32": "train the network first: its scores tie",
+        "fp32": "train the network further: too few detections stand out",
         "fp16": "export at a higher precision",
         "int8": "export at a higher precision, or calibrate on drives that show all that the network was trained for",
     }[precision]
