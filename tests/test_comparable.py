@@ -19,7 +19,7 @@ from perception.errors import InputError
 
 FRAMES, SCENES = 20, 2
 AGREE = {"metric": "agreement", "of": "detections", "at_least": 0.5}
-LINE = {"conditions": ["clear"], "ego": [0.0, 0.0], "blind": False, "racks": [], "map": None}
+LINE = {"conditions": ["clear"], "ego": [0.0, 0.0], "blind": False, "racks": [], "map": None, "not_finite": {}}
 BOX = {
     "translation": [5.0, 0.0, 0.0], "size": [2.0, 4.0, 2.0], "rotation": [1.0, 0.0, 0.0, 0.0], "velocity": [0.0, 0.0],
     "detection_name": "car", "detection_score": 0.9, "attribute_name": "",

@@ -111,11 +111,12 @@ WORKSHOP = {
     "deploy.norms",
     "deploy.trace",
     "deploy.origin",
+    "deploy.street",
     "deploy.plan",
     "deploy.demo",
 } | {
     f"deploy.precision{name}"
-    for name in ("", ".calibrate", ".frames", ".graph", ".half", ".lower", ".quantise", ".sensitivity")
+    for name in ("", ".calibrate", ".frames", ".graph", ".half", ".lower", ".measure", ".quantise", ".sensitivity")
 }
 ABSENT = ["torch", "torchvision", "timm", "onnx", "onnxscript", "accelerate"]
 BLOCKED = f"import sys\nsys.modules.update(dict.fromkeys({ABSENT}))\n"

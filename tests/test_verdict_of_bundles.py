@@ -89,8 +89,9 @@ def test_faults_fail_the_verdict(sim_root: Path) -> None:
     blind = replayed(sim_root, bundle().path, "drop:all@0.4-0.9")
     assert Finished.load(whole).dropped == (0, 0)
     assert Finished.load(blind).dropped == (0, 2)  # the second of three keyframes of both drives
-    verdict = judge(blind, whole, gates({"metric": "dropped", "at_most": 0}, *AGREE.model_dump(by_alias=True)["gates"]))
-    assert [case.passed for case in verdict.cases] == [False, False, False]
+    assert [case.passed for case in judge(blind, None, gates({"metric": "dropped", "at_most": 0})).cases] == [False]
+    with pytest.raises(InputError, match=r"with faults none, this replay with drop:all@0\.4-0\.9; replay the baseline"):
+        judge(blind, whole, AGREE)
 
 
 @pytest.fixture
