@@ -174,25 +174,35 @@ def matched(expected: Arrays, actual: Arrays, asked: np.ndarray, allowed: Tolera
     mine, other = (
         {k: v.reshape(asked.size, *v.shape[asked.ndim :]) for k, v in side.items()} for side in (expected, actual)
     )
-    ranks = np.flatnonzero(asked)
-    off = {name: values.astype(np.float64) for name, values in _offsets(mine, other).items()}
+    ranks, (i, j) = np.flatnonzero(asked), _neighbours(mine["boxes"], other["boxes"], allowed.center.each)
+    off = _offsets({k: v[i] for k, v in mine.items()}, {k: v[j] for k, v in other.items()})
     size = {name: np.linalg.norm(values, axis=-1) for name, values in off.items()}
-    label = mine["labels"][:, None] == other["labels"]
     there = (size["score"] <= allowed.score.each) & (size["center"] <= allowed.center.each)
-    alike = there & label & (mine["attributes"][:, None] == other["attributes"])
+    label = there & (mine["labels"][i] == other["labels"][j])
+    alike = label & (mine["attributes"][i] == other["attributes"][j])
     for name in ("size", "heading", "velocity"):
         alike &= size[name] <= getattr(allowed, name).each
-    lost = ranks[~alike[ranks].any(axis=1)]
-    unexpected = ~(there & label).any(axis=0)
-    relabelled = lost[(there[lost] & ~label[lost] & unexpected).any(axis=1)]
-    found = np.setdiff1d(ranks, lost)
-    theirs = np.where(alike[found], size["center"][found], np.inf).argmin(axis=1) if len(found) else found
+    lost = np.setdiff1d(ranks, i[alike])
+    relabelled = np.intersect1d(lost, i[there & ~label & ~np.isin(j, j[label])])
+    pairs = np.flatnonzero(alike & asked.reshape(-1)[i])
+    pairs = pairs[np.lexsort((size["center"][pairs], i[pairs]))]
+    nearest = pairs[np.unique(i[pairs], return_index=True)[1]]
     return Matched(
         asked=len(ranks),
         lost=lost,
         relabelled=relabelled,
-        off={name: values[found, theirs] for name, values in off.items()},
+        off={name: values[nearest] for name, values in off.items()},
     )
+
+
+def _neighbours(mine: np.ndarray, other: np.ndarray, reach: float) -> tuple[np.ndarray, np.ndarray]:
+    """Indices (P,), (P,) of the pairs of boxes whose x differ by this much (m) at most: few of all that there are."""
+    order, x = np.argsort(other[:, 0], kind="stable"), mine[:, 0].astype(np.float64)
+    ordered = other[order, 0].astype(np.float64)
+    start = np.searchsorted(ordered, x - reach, "left")
+    counts = np.searchsorted(ordered, x + reach, "right") - start
+    place = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    return np.repeat(np.arange(len(mine)), counts), order[np.repeat(start, counts) + place]
 
 
 def sides(expected: Arrays, actual: Arrays, index: int) -> tuple[Arrays, Arrays]:
@@ -202,15 +212,15 @@ def sides(expected: Arrays, actual: Arrays, index: int) -> tuple[Arrays, Arrays]
 
 
 def _offsets(mine: Arrays, other: Arrays) -> dict[str, np.ndarray]:
-    """Quantity -> (N, M, n): how far each of M detections is from each of N."""
-    a, b = mine["boxes"][:, None], other["boxes"][None]
-    yaws = np.arctan2(b[..., 6], b[..., 7]) - np.arctan2(a[..., 6], a[..., 7])
+    """Quantity -> (P, n): how far each of the other detections is from mine."""
+    a, b = (side["boxes"].astype(np.float64) for side in (mine, other))
+    yaws = np.arctan2(b[:, 6], b[:, 7]) - np.arctan2(a[:, 6], a[:, 7])
     return {
-        "score": (other["scores"][None] - mine["scores"][:, None])[..., None],
-        "center": b[..., 0:3] - a[..., 0:3],
-        "size": (b[..., 3:6] - a[..., 3:6]) / np.maximum(np.abs(a[..., 3:6]), 0.1),
-        "heading": ((yaws + np.pi) % (2 * np.pi) - np.pi)[..., None],
-        "velocity": b[..., 8:10] - a[..., 8:10],
+        "score": (other["scores"].astype(np.float64) - mine["scores"])[:, None],
+        "center": b[:, 0:3] - a[:, 0:3],
+        "size": (b[:, 3:6] - a[:, 3:6]) / np.maximum(np.abs(a[:, 3:6]), 0.1),
+        "heading": ((yaws + np.pi) % (2 * np.pi) - np.pi)[:, None],
+        "velocity": b[:, 8:10] - a[:, 8:10],
     }
 
 
