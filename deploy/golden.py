@@ -114,7 +114,8 @@ def distinct(outputs: Arrays, score: float) -> np.ndarray:
     Engines order equal scores as they please, and where scores tie at the end of the list they are free to choose who
     is in it. Where classes are in groups, each has its own list.
     """
-    return outputs["scores"] > outputs["scores"][..., -1:] + 2 * score
+    last = _listed(outputs["scores"], _least(outputs["scores"]))[..., -1:]
+    return outputs["scores"] > last + 2 * score
 
 
 def require_enough(frames: Sequence[GoldenFrame], where: str) -> None:
@@ -142,7 +143,7 @@ def differences(expected: Arrays, actual: Arrays, allowed: Tolerances, compared:
     """
     if problems := _malformed(expected, actual):
         return problems
-    scores = score_spread(expected["scores"], actual["scores"])
+    scores = score_spread(expected["scores"], actual["scores"], allowed.lost)
     if scores.each > allowed.score.each:
         problems.append(f"scores is off by {scores.each:.2g}")
     elif scores.mean > allowed.score.mean:
@@ -238,11 +239,28 @@ def map_spreads(expected: np.ndarray, actual: np.ndarray) -> list[Spread]:
     ]
 
 
-def score_spread(expected: np.ndarray, actual: np.ndarray) -> Spread:
-    """How far the sorted scores are off: in any one, and in the mean of all, as a share of the mean score."""
-    off = actual.astype(np.float64) - expected
+def score_spread(expected: np.ndarray, actual: np.ndarray, lost: float) -> Spread:
+    """How far the sorted scores are off: in any one, and in the mean of all, as a share of the mean score.
+
+    Args:
+        lost: share of the scores that may be further off than any one: which anchors are candidates is for the greatest
+            of their scores to say, so that one that rounding makes a candidate has other scores, too.
+    """
+    least = min(_least(expected), _least(actual))
+    off = _listed(actual, least).astype(np.float64) - _listed(expected, least)
     mean = abs(off.mean()) / max(float(expected.mean(dtype=np.float64)), 1e-9)
-    return Spread(each=float(np.abs(off).max(initial=0)), mean=float(mean))
+    left = np.sort(np.abs(off), axis=None)[: off.size - int(lost * np.count_nonzero(expected))]
+    return Spread(each=float(left.max(initial=0)), mean=float(mean))
+
+
+def _least(scores: np.ndarray) -> float:
+    """The least score of a detection; a network with a threshold fills its lists with zeros."""
+    return float(scores[scores > 0].min(initial=1))
+
+
+def _listed(scores: np.ndarray, least: float) -> np.ndarray:
+    """Scores with the least in place of zeros: sorted scores are continuous again, also at the threshold."""
+    return np.where(scores > 0, scores, np.float32(least))
 
 
 def _map_differences(expected: np.ndarray, actual: np.ndarray, allowed: tuple[Spread, ...]) -> list[str]:

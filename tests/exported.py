@@ -110,7 +110,7 @@ def rewritten(
     path: Path,
     onnx: bytes | None = None,
     sign: Path | None = None,
-    golden: tuple[Arrays, Arrays] | None = None,
+    golden: tuple[Arrays, Arrays] | list[GoldenFrame] | None = None,
     **manifest: object,
 ) -> Path:
     """The bundle at `path` with another network, frame or manifest, and every hash made anew, as a forger would."""
@@ -120,7 +120,7 @@ def rewritten(
     write_bundle(
         path,
         onnx or old.onnx.read_bytes(),
-        proof(*golden) if golden else old.golden_frames(),
+        proof(*golden) if isinstance(golden, tuple) else golden or old.golden_frames(),
         describe,
         modules,
         None if sign is None else signer(sign),

@@ -170,7 +170,7 @@ def test_cpu_build_runs_the_golden_frame(tmp_path: Path, monkeypatch: pytest.Mon
     assert build(path, "cpu", QUIET).layers == sum(bundle().manifest.operators.values())
     _, another = bundle("rain").golden()
     monkeypatch.setattr(OnnxRuntimeEngine, "run", lambda self, inputs: another)
-    with pytest.raises(InputError, match="ONNX Runtime does not compute the exported network"):
+    with pytest.raises(InputError, match=r"ONNX Runtime, golden frame \w+: does not compute the exported network"):
         build(path, "cpu", QUIET)
 
 

@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 from test_golden_sensitivity import PRECISIONS, engine, flipped, small, weights
 
 from deploy.bundle import Bundle
-from deploy.golden import GoldenFrame, WrongEngine, differences, matched, synthetic_frame
-from deploy.golden_file import golden_content
+from deploy.golden import GoldenFrame, WrongEngine, differences, distinct, matched, score_spread, synthetic_frame
 from deploy.runtime import CHECK_EVERY, Runtime
 from deploy.tolerances import BOUNDS, Precision, Spread, require_bounded, uniform
 from deploy.verify import verify
@@ -84,9 +83,9 @@ def test_as_large_as_the_precision_may_need_is_accepted() -> None:
 def test_a_golden_file_that_compares_nothing_is_refused(tmp_path: Path) -> None:
     path = shutil.copytree(bundle().path, tmp_path / "bundle")
     blind = [replace(frame, compared=np.zeros_like(frame.compared)) for frame in bundle().golden_frames()]
-    (path / "golden.safetensors").write_bytes(golden_content(blind))
+    forged = Bundle.load(rewritten(path, golden=blind))
     with pytest.raises(InputError, match=r"compares 0 of \d+ detections, \d+ are needed; export the bundle again"):
-        Bundle(path, bundle().manifest).golden_frames()
+        forged.golden_frames()
 
 
 def test_an_engine_that_goes_wrong_while_driving_is_found_within_the_interval() -> None:
@@ -143,6 +142,19 @@ def test_lost_is_counted_among_those_that_are_compared(seed: int, gone: int) -> 
     actual = {name: array.copy() for name, array in expected.items()}
     actual["boxes"][0, rng.choice(60, gone, replace=False), 0] += 500
     assert bool(differences(expected, actual, allowed, compared)) == (gone > 6)
+
+
+@given(st.integers(0, 10**6), st.floats(0, 0.03))
+def test_scores_below_a_networks_threshold_are_no_further_off_than_rounding(seed: int, rounding: float) -> None:
+    """A score that rounding moves across the threshold becomes 0: sorted, it is off by rounding alone."""
+    rng = np.random.default_rng(seed)
+    score = rng.uniform(0, 0.2, 40)
+    moved = score + rng.uniform(-rounding, rounding, 40)
+    expected, actual = (np.sort(np.where(each > 0.05, each, 0))[None, ::-1] for each in (score, moved))
+    spread = score_spread(expected, actual, 0)
+    assert spread.each <= rounding + 1e-6
+    assert spread.mean <= (rounding + 1e-6) / max(expected.mean(), 1e-9)
+    assert not distinct({"scores": expected}, rounding)[expected < 0.05 + 2 * rounding].any()
 
 
 def test_a_label_that_changes_is_no_lost_detection() -> None:

@@ -23,7 +23,7 @@ from deploy.golden import GoldenFrame, differences, distinct, matched, sides
 from deploy.precision.calibrate import PERCENTILE, ranges
 from deploy.precision.graph import CONVOLUTIONS, places
 from deploy.precision.half import to_half
-from deploy.precision.measure import golden_of
+from deploy.precision.measure import MARGIN, golden_of
 from deploy.precision.quantise import CPU, TENSORRT, activations, quantisable, quantise
 from deploy.precision.sensitivity import LARGEST_ERROR, blocks, sensitivity
 from deploy.targets import find_target
@@ -109,7 +109,7 @@ def assert_close(frame: Frame, graph: onnx.ModelProto, precision: str) -> None:
         assert 0 < off <= FURTHER * allowed, name
     if precision == "fp16":  # the boxes too, but for a few whose peak or attribute is another
         bounds = BOUNDS["fp16"]
-        asked = distinct(expected, bounds.score.each)[0]
+        asked = distinct(expected, bounds.score.each / MARGIN)[0]
         lost, allowed = (len(matched(*sides(expected, each, 0), asked, bounds).lost) for each in (actual, rough))
         assert asked.sum() > 20
         assert lost <= FURTHER * max(1, allowed)

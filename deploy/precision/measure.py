@@ -88,7 +88,8 @@ def elsewhere(graph: onnx.ModelProto, mantissa: int) -> onnx.ModelProto:
 def steady(expected: Arrays, others: Sequence[Arrays], precision: Precision) -> np.ndarray:
     """Which detections rounding does not decide about: all engines find them, far enough above the last of the list."""
     half = _half(precision)
-    apart = max(float(np.abs(expected["scores"] - actual["scores"]).max()) for actual in others)
+    lost = BOUNDS[precision].lost
+    apart = max(score_spread(expected["scores"], actual["scores"], lost).each for actual in others)
     compared = distinct(expected, min(apart, half.score.each))
     for i, frame in enumerate(compared):
         for actual in others:
@@ -113,7 +114,7 @@ def tolerances_of(measured: Sequence[Proof], precision: Precision) -> Tolerances
                 for name in QUANTITIES:
                     spread = same.spread(name, ERRORS)
                     boxes[name].append(_rounded(MARGIN * spread.each, spread.mean))
-            off = score_spread(frame.outputs["scores"], actual["scores"])
+            off = score_spread(frame.outputs["scores"], actual["scores"], BOUNDS[precision].lost)
             scores.append(_rounded(MARGIN * off.each, MARGIN * off.mean))
             if "map" in actual:
                 maps.append(map_spreads(frame.outputs["map"], actual["map"]))

@@ -162,7 +162,8 @@ class Slot(nn.Module):
 def spread(weight: Tensor, y: Tensor) -> Tensor:
     """Weights (B,) of frames, each of them one row of y or more, or (B, 1, h, w) of cells, made to broadcast over y."""
     if weight.ndim == 1:
-        rows = weight.repeat_interleave(y.shape[0] // len(weight)) if len(weight) > 1 else weight.expand(len(y))
+        # `len` would make a number of rows that is open in the graph a constant.
+        rows = weight.repeat_interleave(y.shape[0] // len(weight)) if len(weight) > 1 else weight.expand(y.shape[0])
         return rows.reshape(-1, *(1,) * (y.ndim - 1))
     return weight if weight.shape[-2:] == y.shape[-2:] else F.interpolate(weight, size=y.shape[-2:], mode="nearest")
 
