@@ -197,13 +197,15 @@ def matched(expected: Arrays, actual: Arrays, asked: np.ndarray, allowed: Tolera
 
 
 def _neighbours(mine: np.ndarray, other: np.ndarray, reach: float) -> tuple[np.ndarray, np.ndarray]:
-    """Indices (P,), (P,) of the pairs of boxes whose x differ by this much (m) at most: few of all that there are."""
+    """Indices (P,), (P,) of the pairs of boxes whose x and y differ by this much (m) at most: few of all there are."""
     order, x = np.argsort(other[:, 0], kind="stable"), mine[:, 0].astype(np.float64)
     ordered = other[order, 0].astype(np.float64)
     start = np.searchsorted(ordered, x - reach, "left")
     counts = np.searchsorted(ordered, x + reach, "right") - start
     place = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-    return np.repeat(np.arange(len(mine)), counts), order[np.repeat(start, counts) + place]
+    i, j = np.repeat(np.arange(len(mine)), counts), order[np.repeat(start, counts) + place]
+    near = np.abs(mine[i, 1].astype(np.float64) - other[j, 1]) <= reach
+    return i[near], j[near]
 
 
 def sides(expected: Arrays, actual: Arrays, index: int) -> tuple[Arrays, Arrays]:
