@@ -27,7 +27,8 @@ _REPOSITORY = Path(__file__).parents[1]
 # These files take longest. They come first, so that no worker is left alone with one at the end; pytest-xdist keeps
 # to the order with --no-loadscope-reorder.
 _FIRST = (
-    *("readme", "told_faults", "simulate_drive", "player", "refit", "vehicle_environment", "full_size"),
+    *("anchored_export", "readme", "full_size", "told_faults", "changing_drive", "export_modules", "apart"),
+    *("simulate_drive", "player", "refit", "vehicle_environment"),
     *("export", "settings", "mmdet3d_centerpoint", "build_package", "simulate_world"),
 )
 
