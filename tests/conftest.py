@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import os
@@ -26,7 +27,8 @@ _REPOSITORY = Path(__file__).parents[1]
 # These files take longest. They come first, so that no worker is left alone with one at the end; pytest-xdist keeps
 # to the order with --no-loadscope-reorder.
 _FIRST = (
-    *("readme", "told_faults", "simulate_drive", "player", "refit", "vehicle_environment", "full_size"),
+    *("anchored_export", "readme", "full_size", "told_faults", "changing_drive", "export_modules", "apart"),
+    *("simulate_drive", "player", "refit", "vehicle_environment"),
     *("export", "settings", "mmdet3d_centerpoint", "build_package", "simulate_world"),
 )
 
@@ -34,6 +36,12 @@ _FIRST = (
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     rank = {f"test_{name}.py": i for i, name in enumerate(_FIRST)}
     items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
+
+
+def pytest_collection_finish() -> None:
+    """Collect garbage more rarely: an export allocates much, and each full collection looks at all that is imported."""
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
 
 
 @pytest.fixture(scope="session", autouse=True)

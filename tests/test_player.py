@@ -112,29 +112,38 @@ def test_two_replays_give_the_same_bytes(drive: Path, undisturbed: Path, tmp_pat
 
 
 def test_killed_at_20_random_moments_it_ends_with_the_same_bytes(
-    drive: Path, undisturbed: Path, tmp_path: Path
+    drive: Path, undisturbed: Path, stopped: bytes, tmp_path: Path
 ) -> None:
+    """A third of them before another frame is in the journal, the others once it has grown by up to a tenth."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["deploy.replay.player", "deploy.engines.onnxruntime"])
-    rng, kills, journalled = random.Random(0), 0, {0}
+    rng, kills, journal = random.Random(0), 0, tmp_path / JOURNAL
     stale = [tmp_path / name for name in ("verdict.json", "junit.xml", "latency.json", "report.html")]
     for file in stale:
         file.write_text("of before")
+    step, sizes = len(stopped) // 10, set()
     while kills < 20:
+        moment = size(journal) + max(0, rng.randrange(-step // 2, step))
         given = (Source(drive, VERSION), small(), tmp_path, Settings(faults=FAULTS))
         process = context.Process(target=replay, args=given)
         process.start()
-        process.join(rng.uniform(0.2, 1.8))
+        while process.is_alive() and size(journal) < moment:
+            time.sleep(0.001)
+        process.join(rng.uniform(0, 0.02))
         process.kill()
         process.join()
         kills += process.exitcode != 0  # one that was done before the kill was not killed
-        journal = tmp_path / JOURNAL
-        journalled.add(journal.stat().st_size if journal.exists() else 0)
-        assert max(journalled) < 10_000 or not any(file.exists() for file in stale)
-    assert len(journalled) > 2, "no kill came while frames were replayed"
+        sizes.add(size(journal))
+        old = [file for file in stale if file.exists() and file.read_bytes() == b"of before"]
+        assert size(journal) < 10_000 or not old
+    assert len(sizes) > 10
     replayed(drive, tmp_path)
     assert_same(tmp_path, undisturbed)
     assert not (tmp_path / JOURNAL).exists()
+
+
+def size(journal: Path) -> int:
+    return journal.stat().st_size if journal.exists() else 0
 
 
 @pytest.mark.parametrize("damage", ["none", "torn", "flipped", "garbage"])
