@@ -172,7 +172,7 @@ def main() -> None:
     record: Record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
     for section in () if arguments.write else arguments.sections or COMMANDS:
         record[section] = measure(section)
-        write_atomically(RECORD, (json.dumps(record, indent=1, sort_keys=True) + "\n").encode())
+        write_atomically(RECORD, (json.dumps(record, indent=1) + "\n").encode())
     write_atomically(PAGE, page(record).encode())
     write_atomically(README, with_block(README.read_text(), quoted(record)).encode())
 
