@@ -23,9 +23,9 @@ from deploy.bundle import ENGINES, Bundle
 from deploy.integrity import sha256
 from deploy.targets import Target
 from perception.atomic import folder_written_whole
-from perception.data.inputs import PILLARS
 from perception.errors import InputError
 from perception.section import Section
+from perception.sensors.inputs import PILLARS
 
 if TYPE_CHECKING:
     from deploy.signature import Signer

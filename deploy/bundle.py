@@ -37,8 +37,8 @@ from deploy.onnx_file import require_self_contained
 from deploy.targets import same_compiler
 from deploy.trust import Trust
 from perception.atomic import folder_written_whole, put_back, write_atomically
-from perception.data.inputs import InputSpec
 from perception.errors import InputError
+from perception.sensors.inputs import InputSpec
 
 if TYPE_CHECKING:
     from deploy.signature import Signer

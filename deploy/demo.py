@@ -17,7 +17,7 @@ from deploy.replay.player import replay
 from deploy.replay.settings import Source
 from perception.atomic import write_atomically
 from perception.config import find_config, load_config
-from perception.data.nuscenes import NuScenesTables
+from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
 from perception.evaluation.evaluate import evaluate
 from perception.predict import TorchPredictor

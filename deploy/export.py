@@ -22,9 +22,9 @@ from deploy.signature import signer
 from deploy.street import street_frames
 from deploy.tolerances import Precision
 from perception.config import Config, Grid
-from perception.data.inputs import InputSpec, prepare
 from perception.errors import InputError
 from perception.frame import ATTRIBUTES, CAMERAS, CLASSES, CONDITION_VALUES, MAP_CLASSES, Frame
+from perception.sensors.inputs import InputSpec, prepare
 from perception.training.checkpoint import load_model
 
 

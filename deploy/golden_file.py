@@ -16,8 +16,8 @@ from safetensors.numpy import load, save
 from deploy.golden import GoldenFrame, require_enough
 from deploy.integrity import Content
 from deploy.manifest import Manifest, TensorInfo
-from perception.data.inputs import PILLARS, no_sensors, without_padding
 from perception.errors import InputError
+from perception.sensors.inputs import PILLARS, no_sensors, without_padding
 
 _SHORT = {"model.onnx": "model", "model.cpu.onnx": "cpu"}  # graph -> how its outputs are called
 

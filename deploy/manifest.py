@@ -15,8 +15,8 @@ from deploy.route import Banked
 from deploy.tolerances import Precision, Tolerances, require_bounded
 from deploy.trust import Trust
 from perception.config import CameraBranch, Grid, Lidar, Section, Suppression
-from perception.data.inputs import InputSpec
 from perception.errors import InputError
+from perception.sensors.inputs import InputSpec
 
 SCHEMA_VERSION = 7  # as in Manifest
 MANIFEST = "manifest.json"

@@ -18,14 +18,14 @@ from deploy.bundle import ONNX
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
 from deploy.golden import GoldenFrame, require_agreement
 from deploy.manifest import TensorInfo
-from deploy.precision.lower import lower
+from deploy.onnx_export import OPSET, run, to_onnx
+from deploy.precision.convert import lower
 from deploy.precision.measure import golden_of
 from deploy.precision.quantise import Ranges
 from deploy.route import Banked, named, parse_conditions, steering
 from deploy.tolerances import Precision, exact
-from deploy.trace import OPSET, run, to_onnx
 from perception.model import PerceptionModel
-from perception.modules.routing.steered import SteeredRouter
+from perception.modules.routing.input_weighted import SteeredRouter
 from perception.modules.spec import TASKS
 
 UNITS = {

@@ -12,15 +12,15 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from deploy.golden import synthetic_frame
+from deploy.onnx_export import run
 from deploy.route import parse_conditions
-from deploy.trace import run
-from perception.data.inputs import InputSpec, prepare
-from perception.heads.peaks import PeakHead
 from perception.model import PerceptionModel
 from perception.modules.computation.computation import inputs, outputs
-from perception.modules.routing.features import after_fusion
-from perception.modules.routing.steered import SteeredRouter
+from perception.modules.routing.input_weighted import SteeredRouter
+from perception.modules.routing.pooling import after_fusion
 from perception.modules.slot import Slot
+from perception.sensors.inputs import InputSpec, prepare
+from perception.tasks.detection.peaks import PeakHead
 from perception.training.checkpoint import load_model
 
 What = Literal["folded", "banked", "inline"]  # in the weights; in the graph with a switch; in the graph without one

@@ -12,12 +12,12 @@ from deploy.engines import Engine, open_engine
 from deploy.golden import GoldenFrame, require_golden
 from deploy.route import facts, steering
 from deploy.trust import Trust
-from perception.data.inputs import no_sensors, prepare
-from perception.data.outputs import finite_prediction
-from perception.data.tables import LIDAR
+from perception.datasets.nuscenes.tables import LIDAR
 from perception.errors import InputError
 from perception.frame import CAMERAS, Conditions, Frame, Prediction
 from perception.scene.scene import Scene, SceneFrame
+from perception.sensors.inputs import no_sensors, prepare
+from perception.tasks.result import finite_prediction
 from perception.timing import timed
 
 CHECK_EVERY = 200  # frames; a golden frame takes no longer than two frames of a drive, so this is 1 % of the time

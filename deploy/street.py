@@ -11,9 +11,9 @@ from functools import lru_cache
 
 import numpy as np
 
-from perception.data.inputs import InputSpec
 from perception.frame import CAMERAS, Camera, Frame
 from perception.grid import Reference
+from perception.sensors.inputs import InputSpec
 from perception.simulate import lidar
 from perception.simulate.agents import SIZES, build_parts
 from perception.simulate.camera import render

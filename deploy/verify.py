@@ -14,8 +14,8 @@ from deploy.integrity import Content, read_unchanged, require_inside, require_no
 from deploy.manifest import MANIFEST, Calibration, Manifest, TensorInfo
 from deploy.onnx_file import read_graph
 from deploy.trust import Trust
-from perception.data.inputs import PILLARS
 from perception.errors import InputError
+from perception.sensors.inputs import PILLARS
 
 
 def verify(path: Path, trust: Trust | None = None) -> dict[str, str]:

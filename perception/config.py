@@ -39,7 +39,7 @@ class Lidar(Section):
     overflow: Literal["fullest", "first"] = "fullest"  # which pillars stay; first: as mmdet3d's voxelisation has it
     points_per_pillar: Positive = 20
     channels: Positive = 64
-    encoder: Literal["masked", "padded"] = "masked"  # padded: as mmdet3d's, backbone/voxel_features.py
+    encoder: Literal["masked", "padded"] = "masked"  # padded: as mmdet3d's, sensors/lidar/voxel_features.py
     hidden: tuple[Positive, ...] = Field(default=(), strict=False)  # of padded: channels of the layers before the last
     sweeps: Annotated[int, Field(ge=0, le=10)] = 10  # past sweeps beside the keyframe
 
@@ -88,7 +88,7 @@ class Trunk(Section):
 
 
 class Suppression(Section):
-    """Which of the boxes that a network gives are left out, behind the graph: `data/suppression.py`."""
+    """Which of the boxes that a network gives are left out, behind the graph: `tasks/detection/nms.py`."""
 
     threshold: Share  # scores up to it are left out
     low: tuple[float, float, float] | None = Field(default=None, strict=False)  # m, of the centres that stay

@@ -8,38 +8,38 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from perception.backbone.camera import ImageEncoder
-from perception.backbone.fuse import Alone, Fuse
-from perception.backbone.lidar import PillarEncoder
-from perception.backbone.lift import Lift
-from perception.backbone.pyramid import PyramidTrunk
-from perception.backbone.trunk import Trunk
-from perception.backbone.voxel_features import VoxelFeatureEncoder
+from perception.bev.fuse import Alone, Fuse
+from perception.bev.pyramid import PyramidTrunk
+from perception.bev.trunk import Trunk
 from perception.config import Config
 from perception.frame import Conditions
-from perception.heads.anchors import AnchorHead
-from perception.heads.detection import CenterHead
-from perception.heads.map_segmentation import MapSegmentationHead
-from perception.heads.peaks import at_peaks
 from perception.modules.aggregation.notation import parse_block
 from perception.modules.aggregation.representations import add_fusion
 from perception.modules.bank import Bank
 from perception.modules.route import Route
 from perception.modules.routing.classifier import ConditionClassifier
-from perception.modules.routing.facts import present
-from perception.modules.routing.features import after_fusion
 from perception.modules.routing.fixed import FixedRouter
+from perception.modules.routing.input_weighted import SteeredRouter
 from perception.modules.routing.learned import LearnedRouter
-from perception.modules.routing.recogniser import Recogniser
-from perception.modules.routing.steered import SteeredRouter
-from perception.modules.routing.wandering import WanderingRouter
+from perception.modules.routing.pooling import after_fusion
+from perception.modules.routing.predicates import present
+from perception.modules.routing.random_conditions import WanderingRouter
 from perception.modules.spec import SENSORS
+from perception.sensors.camera.encoder import ImageEncoder
+from perception.sensors.camera.lift import Lift
+from perception.sensors.lidar.encoder import PillarEncoder
+from perception.sensors.lidar.voxel_features import VoxelFeatureEncoder
+from perception.tasks.conditions.network import Recogniser
+from perception.tasks.detection.anchor_head import AnchorHead
+from perception.tasks.detection.center_head import CenterHead
+from perception.tasks.detection.peaks import at_peaks
+from perception.tasks.map.network import MapSegmentationHead
 
 CHOOSERS = {"learned": LearnedRouter, "classifier": ConditionClassifier}
 
 
 class PerceptionModel(nn.Module):
-    """Camera and LiDAR to boxes and map. A missing sensor is an input of zeros (`data/inputs.py`)."""
+    """Camera and LiDAR to boxes and map. A missing sensor is an input of zeros (`sensors/inputs.py`)."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ class PerceptionModel(nn.Module):
         self.routes: list[Route] = []  # of the last forward pass, one for each group of tasks
 
     def forward(self, inputs: dict[str, Tensor], conditions: Sequence[Conditions] = ()) -> dict[str, Tensor]:
-        """Dense output of every head, for inputs as `data/inputs.py` makes them and the frames' conditions.
+        """Dense output of every head, for inputs as `sensors/inputs.py` makes them and the frames' conditions.
 
         Tasks whose modules differ are computed one after the other; where none do, there is one pass for all.
         """

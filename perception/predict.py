@@ -6,10 +6,10 @@ from pathlib import Path
 
 import torch
 
-from perception.data.inputs import InputSpec, prepare, without_padding
-from perception.data.outputs import to_prediction
 from perception.frame import Frame, Prediction
 from perception.model import PerceptionModel
+from perception.sensors.inputs import InputSpec, prepare, without_padding
+from perception.tasks.result import to_prediction
 from perception.training.checkpoint import load_model
 
 

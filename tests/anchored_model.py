@@ -11,8 +11,8 @@ from torch import nn
 
 from deploy.golden import synthetic_frame
 from perception.config import Config, parse_config
-from perception.data.inputs import InputSpec, prepare
 from perception.model import PerceptionModel
+from perception.sensors.inputs import InputSpec, prepare
 from perception.training.checkpoint import save_model
 
 SIDES = [[1.9, 4.6, 1.7], [0.7, 0.7, 1.8], [2.5, 0.5, 1.0]]

@@ -15,10 +15,10 @@ from nuscenes.eval.tracking.evaluate import TrackingEval
 from nuscenes.eval.tracking.loaders import interpolate_tracks
 from tracking_scenes import Scene
 
-from perception.evaluation.submission import global_boxes
-from perception.evaluation.tracking import PROTOCOL, TRACKING_CLASSES
 from perception.frame import CLASSES, Boxes
-from perception.scene.tracker import Tracks
+from perception.tasks.detection.submission import global_boxes
+from perception.tasks.detection.tracker import Tracks
+from perception.tasks.detection.tracking import PROTOCOL, TRACKING_CLASSES
 
 
 def devkit_scores(

@@ -23,9 +23,9 @@ from deploy.golden import Arrays, GoldenFrame, distinct, synthetic_frame
 from deploy.signature import signer
 from deploy.trust import Trust
 from perception.config import Config, find_config, load_config, parse_config
-from perception.data.inputs import InputSpec, prepare
 from perception.frame import Frame, Prediction
 from perception.model import PerceptionModel
+from perception.sensors.inputs import InputSpec, prepare
 from perception.training.checkpoint import save
 
 QUIET = Console(quiet=True)

@@ -11,14 +11,14 @@ from networks import config, model
 
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
 from deploy.golden import synthetic_frame
+from deploy.onnx_export import to_onnx
 from deploy.precision.calibrate import ranges
-from deploy.precision.lower import lower
+from deploy.precision.convert import lower
 from deploy.precision.quantise import CPU, TENSORRT, Ranges, activations, quantisable, quantise
-from deploy.trace import to_onnx
 from perception.config import parse_config
-from perception.data.inputs import InputSpec, prepare
 from perception.frame import Conditions
 from perception.model import PerceptionModel
+from perception.sensors.inputs import InputSpec, prepare
 
 OUTPUTS = ("boxes", "scores", "labels", "attributes", "map")
 ROUTES = (Conditions(), Conditions(weather="rain"), Conditions(light="night"))

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from deploy.golden import synthetic_frame
 from perception.config import Config, Image, find_config, load_config
-from perception.data.inputs import InputSpec, prepare
 from perception.frame import Conditions
 from perception.model import PerceptionModel
 from perception.modules.computation.kinds import KINDS
 from perception.modules.slot import Slot
 from perception.modules.spec import Module
+from perception.sensors.inputs import InputSpec, prepare
 
 FOG = Conditions(weather="fog")
 BRANCHES = ("lidar.*", "camera.*", "fuse*", "trunk.*", "heads.*")

@@ -15,7 +15,7 @@ from deploy.replay.sources.assemble import Assembler, DriveInfo
 from deploy.replay.sources.counts import Counts
 from deploy.replay.sources.messages import Corrupt
 from deploy.replay.sources.topics import Topics
-from perception.data.nuscenes import NuScenesTables
+from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.frame import Frame
 from perception.grid import Reference
 

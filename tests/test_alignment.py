@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from perception.data.corrupt import moved
+from perception.evaluation.corrupt import moved
 from perception.frame import Camera, Frame
-from perception.scene.alignment import Alignment
-from perception.scene.edges import PARTS, REACH, SHIFTS, STEP, fit, range_edges, unrolled
-from perception.scene.limits import LidarLimits
-from perception.scene.signs import latest_sweep, sweep_signs
+from perception.scene.health.alignment import Alignment
+from perception.scene.health.edges import PARTS, REACH, SHIFTS, STEP, fit, range_edges, unrolled
+from perception.scene.health.features import latest_sweep, sweep_signs
+from perception.scene.health.limits import LidarLimits
 
 FOCAL, WIDTH, HEIGHT = 190.0, 240, 136
 INTRINSICS = np.array([[FOCAL, 0, WIDTH / 2], [0, FOCAL, HEIGHT / 2], [0, 0, 1]])

@@ -13,9 +13,9 @@ from perception.config import AnchorHead as Settings
 from perception.config import parse_config
 from perception.errors import InputError
 from perception.frame import ATTRIBUTES, CLASSES
-from perception.heads.anchors import AnchorHead
-from perception.heads.attributes import by_speed
 from perception.section import parse_section
+from perception.tasks.detection.anchor_head import AnchorHead
+from perception.tasks.detection.attributes import by_speed
 
 ANCHORS = [
     {"size": [1.9, 4.6, 1.7], "bottom": -1.8, "x": [-8.0, 8.0], "y": [-6.0, 6.0]},

@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 
 from perception.config import AnchorHead as Settings
 from perception.config import Grid
-from perception.data.nuscenes import NuScenesTables
-from perception.data.outputs import to_prediction
+from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.frame import Boxes
-from perception.heads.anchors import AnchorHead, all_anchors
-from perception.modules.base import base_hash
+from perception.modules.base_weights import base_hash
+from perception.tasks.detection.anchor_head import AnchorHead, all_anchors
+from perception.tasks.detection.anchor_losses import NOTHING, UNSURE, anchor_losses, anchor_targets, focal
+from perception.tasks.result import to_prediction
 from perception.training.adapt import adapt
-from perception.training.anchors import NOTHING, UNSURE, anchor_losses, anchor_targets, focal
 from perception.training.checkpoint import load_model
 
 SHAPES = [(32, 32), (16, 16), (8, 8)]

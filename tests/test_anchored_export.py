@@ -19,12 +19,12 @@ from deploy.golden import synthetic_frame
 from deploy.precision.frames import Drives
 from deploy.runtime import Runtime
 from perception.cli import main
-from perception.data.inputs import prepare
-from perception.data.nuscenes import NuScenesTables
+from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
 from perception.frame import Frame, Prediction
 from perception.modules.spec import Prompt
 from perception.predict import TorchPredictor
+from perception.sensors.inputs import prepare
 from perception.training.checkpoint import load_model
 
 NECKS = ["pyramid", "joined"]

@@ -17,10 +17,10 @@ from deploy.golden import synthetic_frame
 from deploy.release import Release
 from deploy.runtime import Runtime
 from deploy.verify import verify
-from perception.data.inputs import prepare
-from perception.data.outputs import to_prediction
 from perception.errors import InputError
 from perception.frame import Conditions
+from perception.sensors.inputs import prepare
+from perception.tasks.result import to_prediction
 from perception.training.checkpoint import load_model
 
 MODULES = [

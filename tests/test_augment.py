@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from test_inputs import painted_frame, spot_of
 
 from perception.config import Augment, CameraBranch, Image
-from perception.data.augment import draw_image_affine, draw_similarity, transformed
-from perception.data.inputs import InputSpec, fit_width, prepare
 from perception.frame import Boxes, Frame
 from perception.grid import BevGrid
+from perception.sensors.inputs import InputSpec, fit_width, prepare
+from perception.training.augment import draw_image_affine, draw_similarity, transformed
 
 STRONG = Augment(flip=True, rotation=3.0, scale=0.3, translation=2.0, image_scale=0.2, image_flip=True)
 FRAME = painted_frame(np.array([20.0, 2.0, 0.5]))

@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import torch
 
-from perception.backbone.fuse import Fuse
-from perception.backbone.lidar import PillarEncoder
-from perception.backbone.lift import Lift
-from perception.backbone.trunk import Trunk
+from perception.bev.fuse import Fuse
+from perception.bev.trunk import Trunk
 from perception.config import CameraBranch, Depth, Image, Lidar
 from perception.config import Trunk as TrunkConfig
 from perception.grid import BevGrid
+from perception.sensors.camera.lift import Lift
+from perception.sensors.lidar.encoder import PillarEncoder
 
 GRID = BevGrid(x=(-4.0, 4.0), y=(-2.0, 2.0), z=(-2.0, 2.0), cell=1.0)  # 4 rows, 8 columns
 

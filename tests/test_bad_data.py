@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from perception.data.nuscenes import NuScenesTables
+from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
 
 

@@ -18,7 +18,7 @@ from perception.model import PerceptionModel
 from perception.modules.aggregation.composition import Average, Fuse, Parallel, Stack
 from perception.modules.aggregation.representations import add_fusion
 from perception.modules.bank import Bank
-from perception.modules.base import is_own
+from perception.modules.base_weights import is_own
 from perception.modules.computation.kinds import KINDS
 from perception.modules.route import Route
 from perception.modules.status import compact

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deploy.replay.beside import MOST, Behind, ahead
+from deploy.replay.prefetch import MOST, Behind, ahead
 
 
 class Torn(Exception):

@@ -10,9 +10,9 @@ from deploy.bundle import Bundle, write_bundle
 from deploy.network import UNITS
 from perception.atomic import write_atomically
 from perception.config import load_config
-from perception.data.inputs import InputSpec
 from perception.errors import InputError
 from perception.frame import CAMERAS, CLASSES
+from perception.sensors.inputs import InputSpec
 
 FILES = ("manifest.json", "model.onnx", "golden.safetensors", "modules/rain.json", "modules/rain.safetensors")
 

@@ -20,7 +20,7 @@ from deploy.replay.player import replay
 from deploy.replay.settings import Settings, Source
 from deploy.runtime import Runtime
 from perception.config import Data
-from perception.data.nuscenes import NuScenesTables
+from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
 from perception.frame import Conditions
 from perception.modules.spec import LowRank

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from perception.modules.bank import Bank
 from perception.modules.route import Route
-from perception.modules.routing import balance, choose
+from perception.modules.routing import gates, load_balance
 from perception.modules.slot import Slot
 from perception.modules.spec import LowRank
 
@@ -41,7 +41,7 @@ def test_top_k_is_the_softmax_over_the_k_first_of_a_stable_sort(logits: Tensor, 
         values = logits[b, :, i, j].numpy()
         best = np.argsort(-values, kind="stable")[:k]
         expected[b, best, i, j] = softmax(values[best])
-    actual = choose.top_k(logits, k)
+    actual = gates.top_k(logits, k)
     torch.testing.assert_close(actual, torch.from_numpy(expected), **EXACT)
     assert ((actual != 0).sum(dim=1) == min(k, logits.shape[1])).all()
 
@@ -49,9 +49,9 @@ def test_top_k_is_the_softmax_over_the_k_first_of_a_stable_sort(logits: Tensor, 
 @settings(deadline=None, max_examples=30)
 @given(random_logits())
 def test_top_k_of_all_is_soft_and_of_one_is_hard(logits: Tensor) -> None:
-    assert torch.equal(choose.top_k(logits, logits.shape[1]), choose.soft(logits))
-    assert torch.equal(choose.top_k(logits, 1), choose.hard(logits))
-    assert torch.equal(choose.hard(logits).argmax(dim=1), torch.from_numpy(logits.numpy().argmax(axis=1)))
+    assert torch.equal(gates.top_k(logits, logits.shape[1]), gates.soft(logits))
+    assert torch.equal(gates.top_k(logits, 1), gates.hard(logits))
+    assert torch.equal(gates.hard(logits).argmax(dim=1), torch.from_numpy(logits.numpy().argmax(axis=1)))
 
 
 def slot_with(names: str, seed: int = 0) -> Slot:
@@ -71,11 +71,11 @@ def test_soft_with_one_hot_logits_is_that_module_alone(chosen: int) -> None:
     alone = slot(x)
     logits = torch.full((2, 3), -1e4, dtype=torch.float64)
     logits[:, chosen] = 0
-    slot.route = Route(dict(zip("abc", choose.soft(logits).unbind(dim=1), strict=True)))
+    slot.route = Route(dict(zip("abc", gates.soft(logits).unbind(dim=1), strict=True)))
     torch.testing.assert_close(slot(x), alone, **EXACT)
 
 
-@pytest.mark.parametrize("chooser", [choose.soft, lambda logits: choose.top_k(logits, 2)])
+@pytest.mark.parametrize("chooser", [gates.soft, lambda logits: gates.top_k(logits, 2)])
 def test_gradients_of_soft_and_top_k_are_those_of_finite_differences(chooser: Any) -> None:
     torch.manual_seed(0)
     assert torch.autograd.gradcheck(chooser, torch.randn(2, 4, 3, dtype=torch.float64, requires_grad=True))
@@ -86,7 +86,7 @@ def test_gumbel_is_one_hot_forward_and_has_the_gradient_of_the_relaxation(temper
     torch.manual_seed(0)
     logits, g, v = (torch.randn(2, 4, 3, dtype=torch.float64) for _ in range(3))
     own = logits.clone().requires_grad_()
-    weights = choose.gumbel(own, temperature, g)
+    weights = gates.gumbel(own, temperature, g)
     assert torch.equal(weights, nn.functional.one_hot((logits + g).argmax(dim=1), 4).transpose(1, 2).double())
     (weights * v).sum().backward()
     numeric = torch.zeros_like(logits)
@@ -98,7 +98,7 @@ def test_gumbel_is_one_hot_forward_and_has_the_gradient_of_the_relaxation(temper
     torch.testing.assert_close(own.grad, numeric, rtol=1e-8, atol=1e-8)
 
 
-@pytest.mark.parametrize("draw", [choose.sample, lambda logits: choose.gumbel(logits, 0.7)])
+@pytest.mark.parametrize("draw", [gates.sample, lambda logits: gates.gumbel(logits, 0.7)])
 def test_frequencies_are_the_softmax(draw: Any) -> None:
     torch.manual_seed(0)
     n, p = 40_000, torch.tensor([0.5, 0.3, 0.15, 0.05, 0.0], dtype=torch.float64)
@@ -118,7 +118,7 @@ def test_reinforce_enumerated_over_all_joint_choices_is_the_gradient_of_the_expe
     estimate = torch.zeros_like(logits)
     for i, j in itertools.product(range(3), range(3)):
         chosen = nn.functional.one_hot(torch.tensor([[i, j]]), 3).transpose(1, 2)
-        loss = choose.reinforce(choose.log_probability(logits, chosen), costs[i, j][None], baseline)
+        loss = gates.reinforce(gates.log_probability(logits, chosen), costs[i, j][None], baseline)
         estimate += (p[i, 0] * p[j, 1]).detach() * torch.autograd.grad(loss, logits)[0]
     torch.testing.assert_close(estimate, expected, **EXACT)
 
@@ -133,12 +133,12 @@ def test_balance_of_uniform_and_collapsed_routers_in_closed_form() -> None:
     collapsed = torch.zeros(8, n, 1)
     collapsed[:, 2] = 1
     possible = torch.ones(n, 1, dtype=torch.bool)
-    assert balance.gshard(uniform, spread, possible) == 1
-    assert balance.gshard(collapsed, collapsed, possible) == n
-    assert balance.squared_variation(balance.importance(uniform), possible) == 0
-    assert balance.squared_variation(balance.importance(collapsed), possible) == n - 1
-    assert balance.squared_variation(balance.load(spread), possible) == 0
-    assert balance.squared_variation(balance.load(collapsed), possible) == n - 1
+    assert load_balance.gshard(uniform, spread, possible) == 1
+    assert load_balance.gshard(collapsed, collapsed, possible) == n
+    assert load_balance.squared_variation(load_balance.importance(uniform), possible) == 0
+    assert load_balance.squared_variation(load_balance.importance(collapsed), possible) == n - 1
+    assert load_balance.squared_variation(load_balance.load(spread), possible) == 0
+    assert load_balance.squared_variation(load_balance.load(collapsed), possible) == n - 1
 
 
 @settings(deadline=None, max_examples=30)
@@ -148,7 +148,7 @@ def test_balance_counts_frames_and_cells_by_place(seed: int, b: int, n: int, pla
     torch.manual_seed(seed)
     logits = torch.randn(b, n, places, *((2, 3) if by_cell else ()), dtype=torch.float64)
     logits[:, 0, -1] = -math.inf
-    report = balance.report(logits, choose.top_k(logits, 1))
+    report = load_balance.report(logits, gates.top_k(logits, 1))
     expected: dict[str, list[float]] = {"importance_cv2": [], "load_cv2": [], "gshard": []}
     for place in range(places):
         there = list(range(1 if place == places - 1 else 0, n))

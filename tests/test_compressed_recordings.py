@@ -9,9 +9,9 @@ from rosbags.rosbag2 import CompressionFormat, CompressionMode, Reader, StorageP
 from deploy.replay.sources.recorded import RecordedDrive
 from deploy.replay.sources.topics import Topics
 from perception.config import CameraBranch, Lidar
-from perception.data.inputs import InputSpec
 from perception.errors import InputError
 from perception.grid import BevGrid
+from perception.sensors.inputs import InputSpec
 
 SPEC = InputSpec(BevGrid(), Lidar(sweeps=1), CameraBranch())
 

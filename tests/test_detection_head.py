@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from perception.config import DetectionHead
 from perception.frame import ATTRIBUTES, CLASSES, Boxes
 from perception.grid import BevGrid
-from perception.heads.detection import REGRESSION, CenterHead
-from perception.training.losses import MAP_WEIGHT, detection_losses, gaussian_focal, map_losses
-from perception.training.targets import detection_targets, gaussian_radius
+from perception.tasks.detection.center_head import REGRESSION, CenterHead
+from perception.tasks.detection.losses import MAP_WEIGHT, detection_losses, gaussian_focal, map_losses
+from perception.tasks.detection.targets import detection_targets, gaussian_radius
 
 GRID = BevGrid(x=(-16.0, 16.0), y=(-8.0, 8.0), cell=0.5)
 

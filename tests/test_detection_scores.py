@@ -19,10 +19,10 @@ from pyquaternion import Quaternion
 from submissions import BOX
 
 from perception.errors import InputError
-from perception.evaluation.columns import CLASS_RANGE, BoxColumns, read_submission
-from perception.evaluation.detection_scores import _UNDEFINED, ERRORS, THRESHOLDS, DetectionScores, Scores
-from perception.evaluation.matching import match
 from perception.frame import ATTRIBUTES, CLASSES
+from perception.tasks.detection.columns import CLASS_RANGE, BoxColumns, read_submission
+from perception.tasks.detection.matching import match
+from perception.tasks.detection.scores import _UNDEFINED, ERRORS, THRESHOLDS, DetectionScores, Scores
 
 CONFIG = config_factory("detection_cvpr_2019")
 

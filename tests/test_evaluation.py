@@ -17,15 +17,15 @@ from rich.console import Console
 from submissions import BOX
 
 from perception.config import Lidar
-from perception.data.inputs import InputSpec
-from perception.data.nuscenes import NuScenesTables
+from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
-from perception.evaluation.detection import open_devkit, score_submission
 from perception.evaluation.evaluate import evaluate
-from perception.evaluation.map_segmentation import THRESHOLDS, MapIou
-from perception.evaluation.official import compare, require_official
 from perception.frame import CLASSES, MAP_CLASSES, Boxes, Frame, Prediction
 from perception.grid import BevGrid
+from perception.sensors.inputs import InputSpec
+from perception.tasks.detection.devkit import open_devkit, score_submission
+from perception.tasks.detection.official import compare, require_official
+from perception.tasks.map.iou import THRESHOLDS, MapIou
 
 CUSTOM = "v1.0-custom"
 SPLITS = {"boston": ["scene-0103"], "singapore": ["scene-0916"]}

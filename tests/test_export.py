@@ -14,13 +14,13 @@ from hypothesis import strategies as st
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
 from deploy.export import export
 from deploy.golden import differences, synthetic_frame
+from deploy.onnx_export import to_onnx
 from deploy.route import parse_conditions
 from deploy.tolerances import exact
-from deploy.trace import to_onnx
-from perception.data.inputs import prepare
-from perception.data.nuscenes import NuScenesTables
+from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
 from perception.frame import Conditions, Frame
+from perception.sensors.inputs import prepare
 from perception.training.checkpoint import load_model
 
 TOLERANCE = 1e-4

@@ -17,9 +17,9 @@ from deploy.golden import differences, synthetic_frame
 from deploy.route import steering
 from deploy.runtime import Runtime
 from deploy.tolerances import exact
-from perception.data.inputs import prepare
-from perception.data.outputs import to_prediction
 from perception.frame import Conditions
+from perception.sensors.inputs import prepare
+from perception.tasks.result import to_prediction
 from perception.training.checkpoint import load_model
 
 # Every kind, in every branch. Export itself refuses a graph that differs from torch, and a fold from the routed.

@@ -17,10 +17,10 @@ from hypothesis import strategies as st
 from deploy.golden import synthetic_frame
 from deploy.replay.faults import KINDS, LIDAR, Fault, inject
 from deploy.runtime import Runtime
-from perception.data import corrupt
-from perception.data.inputs import prepare
 from perception.errors import InputError
+from perception.evaluation import corrupt
 from perception.frame import CAMERAS, Frame
+from perception.sensors.inputs import prepare
 
 EVERY = [
     f"{kind}:{sensor}"

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from perception.backbone.layers import slotted
 from perception.errors import InputError
+from perception.layers import slotted
 from perception.modules.aggregation.notation import parse_block
 from perception.modules.bank import Bank
 from perception.modules.spec import LowRank

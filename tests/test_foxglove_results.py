@@ -23,7 +23,7 @@ from deploy.replay.pictures import map_colours
 from deploy.replay.player import replay
 from deploy.replay.settings import Settings, Source
 from deploy.runtime import Runtime
-from perception.data.nuscenes import NuScenesTables
+from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
 from perception.frame import CAMERAS, CLASSES, Frame
 from perception.scene.scene import SceneFrame

@@ -29,9 +29,9 @@ from mcap_protobuf.schema import build_file_descriptor_set
 from deploy.replay.sources import foxglove, open_drives
 from deploy.replay.sources.messages import Corrupt, Picture, Transform
 from perception.config import find_config, load_config
-from perception.data.inputs import InputSpec
-from perception.data.nuscenes import NuScenesTables
-from perception.data.tables import LIDAR, Recording
+from perception.datasets.nuscenes.dataset import NuScenesTables
+from perception.datasets.nuscenes.tables import LIDAR, Recording
+from perception.sensors.inputs import InputSpec
 
 SPEC = InputSpec.of(load_config(find_config("tiny")))
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
 from deploy.golden import differences, synthetic_frame
 from deploy.tolerances import exact
-from perception.data.inputs import PILLARS, prepare, without_padding
+from perception.sensors.inputs import PILLARS, prepare, without_padding
 from perception.training.checkpoint import load_model
 
 

@@ -17,16 +17,16 @@ from nuscenes.utils.geometry_utils import BoxVisibility
 from rich.console import Console
 
 from perception.config import Lidar, load_config, parse_config
-from perception.data.inputs import InputSpec
-from perception.data.loader import FrameDataset, batches
-from perception.data.nuscenes import NuScenesTables
+from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.evaluation.annotated import Annotated
-from perception.evaluation.columns import read_submission
 from perception.evaluation.evaluate import evaluate
-from perception.evaluation.own_scores import score
 from perception.frame import Conditions, Frame, Prediction
 from perception.grid import BevGrid
 from perception.mmdet3d.infos import Infos
+from perception.sensors.inputs import InputSpec
+from perception.tasks.detection.columns import read_submission
+from perception.tasks.detection.own_scores import score
+from perception.training.loader import FrameDataset, batches
 
 LAYOUTS = ("since 1.1", "1.0", "before 1.0")
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from infos import new_infos, old_infos, write_infos
 from nuscenes import NuScenes
 
-from perception.data.source import open_source
+from perception.datasets.source import open_source
 from perception.errors import InputError
 from perception.mmdet3d.infos import Infos
 from perception.mmdet3d.layouts import read_keyframes

@@ -13,12 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from perception.config import CameraBranch, Image, Lidar, load_config
-from perception.data.inputs import InputSpec, fit_width, prepare, warp
-from perception.data.nuscenes import NuScenesTables
-from perception.data.outputs import to_prediction
-from perception.data.pillars import group
+from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.frame import CAMERAS, Camera, Frame
 from perception.grid import BevGrid
+from perception.sensors.inputs import InputSpec, fit_width, prepare, warp
+from perception.sensors.lidar.pillars import group
+from perception.tasks.result import to_prediction
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 from bench_pillars import pillars, street

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from perception.scene.kalman import Motion, Noise
+from perception.tasks.detection.kalman import Motion, Noise
 
 MEASURED = np.eye(5)  # of the state x y z vx vy
 

@@ -16,12 +16,12 @@ from slotted import EVERYWHERE, ROUTED, Net, learned, randomised, softmax, weigh
 from torch import Tensor, nn
 
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
-from deploy.trace import to_onnx
+from deploy.onnx_export import to_onnx
 from perception.config import ClassifierRouting, LearnedRouting
 from perception.errors import InputError
 from perception.frame import Conditions
 from perception.modules.route import Route
-from perception.modules.routing import balance
+from perception.modules.routing import load_balance
 from perception.modules.routing.learned import supervision
 from perception.modules.spec import LowRank
 
@@ -277,7 +277,7 @@ def test_a_router_finds_the_right_module(chooser: str) -> None:
     x, kind, _ = domains(300, 10_000)
     network.eval()(x, {"lidar": torch.ones(300, dtype=torch.bool)})
     accuracy = (network.route.chosen[..., 0].argmax(dim=1) == kind).float().mean()
-    report = balance.report(network.route.logits, network.route.chosen)
+    report = load_balance.report(network.route.logits, network.route.chosen)
     # All the options as often is 1 and 0, one of three alone 3 and 2: what was learned is nearer to the former.
     assert accuracy > (1 + 1 / 3) / 2, report
     assert report["gshard"] < 2

@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 from test_map_expansion import MapWriter
 
 from perception.config import Config, load_config, parse_config
-from perception.data import loader
-from perception.data.inputs import prepare
-from perception.data.loader import Batch, FrameDataset, batches, class_balanced_order
-from perception.data.nuscenes import NuScenesTables
+from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
 from perception.frame import CLASSES
+from perception.sensors.inputs import prepare
+from perception.training import loader
+from perception.training.loader import Batch, FrameDataset, batches, class_balanced_order
 
 TINY = load_config(Path(__file__).parents[1] / "configs" / "tiny.yaml").model_dump()
 

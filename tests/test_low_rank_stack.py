@@ -14,7 +14,7 @@ from test_export_modules import modular
 
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
 from deploy.export import export
-from deploy.norms import fold_norms
+from deploy.fold_batchnorm import fold_norms
 from perception.modules.computation.low_rank import LowRank
 from perception.modules.route import Route
 

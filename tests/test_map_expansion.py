@@ -13,13 +13,13 @@ import shapely
 from nuscenes.map_expansion.map_api import NuScenesMap
 
 from perception.config import Augment
-from perception.data import map_expansion
-from perception.data.augment import draw_similarity, transformed
-from perception.data.map_expansion import MapExpansion
-from perception.data.nuscenes import NuScenesTables
+from perception.datasets.nuscenes import map_expansion
+from perception.datasets.nuscenes.dataset import NuScenesTables
+from perception.datasets.nuscenes.map_expansion import MapExpansion
 from perception.errors import InputError
 from perception.frame import MAP_CLASSES, Frame
 from perception.grid import BevGrid
+from perception.training.augment import draw_similarity, transformed
 
 AREAS = MAP_CLASSES[:5]
 LAYERS = (

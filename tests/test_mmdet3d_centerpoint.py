@@ -18,16 +18,16 @@ from deploy.export import export
 from deploy.golden import synthetic_frame
 from deploy.runtime import Runtime
 from perception.cli import main
-from perception.data.inputs import InputSpec, prepare
-from perception.data.pillars import group
 from perception.errors import InputError
 from perception.frame import ATTRIBUTES, CLASSES
 from perception.grid import BevGrid
-from perception.heads.detection import REGRESSION
 from perception.mmdet3d.centerpoint import NAMES
 from perception.mmdet3d.importing import import_checkpoint
 from perception.model import PerceptionModel
 from perception.predict import TorchPredictor
+from perception.sensors.inputs import InputSpec, prepare
+from perception.sensors.lidar.pillars import group
+from perception.tasks.detection.center_head import REGRESSION
 from perception.training.checkpoint import load_model
 
 QUIET = Console(quiet=True)

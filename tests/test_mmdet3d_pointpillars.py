@@ -10,10 +10,10 @@ from centerpoint_reference import voxelised
 from pointpillars_reference import THEIRS, files, reference
 
 from deploy.golden import synthetic_frame
-from perception.data.inputs import InputSpec, prepare
 from perception.errors import InputError
 from perception.frame import CLASSES
 from perception.mmdet3d.importing import import_checkpoint
+from perception.sensors.inputs import InputSpec, prepare
 from perception.training.checkpoint import load_model
 
 FRAME = synthetic_frame("lidar", seed=3)

@@ -20,7 +20,7 @@ from deploy.golden import synthetic_frame
 from deploy.precision.frames import Drives
 from deploy.runtime import Runtime
 from perception.cli import main
-from perception.data.nuscenes import NuScenesTables
+from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.mmdet3d.importing import import_checkpoint
 from perception.training.adapt import adapt
 

@@ -15,12 +15,12 @@ from onnx import helper
 from test_player import replayed, small
 
 from deploy.replay.faults import Fault
-from deploy.replay.finished import Finished
 from deploy.replay.journal import JOURNAL
+from deploy.replay.results import Finished
 from deploy.runtime import Runtime
-from perception.data.outputs import finite_prediction, to_prediction
 from perception.errors import InputError
 from perception.frame import Frame
+from perception.tasks.result import finite_prediction, to_prediction
 
 FRAMES = 8
 

@@ -19,8 +19,8 @@ from nuscenes.utils.data_classes import Box, LidarPointCloud
 from nuscenes.utils.geometry_utils import BoxVisibility, view_points
 from nuscenes.utils.splits import create_splits_scenes
 
-from perception.data import tables as tables_module
-from perception.data.nuscenes import NuScenesTables, conditions_of, official_splits
+from perception.datasets.nuscenes import tables as tables_module
+from perception.datasets.nuscenes.dataset import NuScenesTables, conditions_of, official_splits
 from perception.errors import InputError
 from perception.frame import ATTRIBUTES, CAMERAS, CLASSES, Conditions
 

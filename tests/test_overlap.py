@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from shapely import affinity
 from shapely.geometry import Polygon, box
 
-from perception.data.overlap import footprints, overlaps, without_overlaps
+from perception.tasks.detection.rotated_iou import footprints, overlaps, without_overlaps
 
 
 def random_footprints(seed: int, n: int, spread: float) -> np.ndarray:

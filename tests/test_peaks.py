@@ -12,9 +12,9 @@ from networks import config
 from perception.config import DetectionHead, parse_config
 from perception.frame import CLASSES, Conditions
 from perception.grid import BevGrid
-from perception.heads.detection import CenterHead
-from perception.heads.peaks import PeakHead, at_peaks
 from perception.model import PerceptionModel
+from perception.tasks.detection.center_head import CenterHead
+from perception.tasks.detection.peaks import PeakHead, at_peaks
 
 GRID = BevGrid(x=(-3.5, 3.5), y=(-2.5, 2.5), cell=1.0)  # 5 x 7 cells
 ROWS, COLUMNS = GRID.shape

@@ -34,11 +34,11 @@ from deploy.replay.sources.counts import Counts
 from deploy.runtime import Runtime
 from perception.config import find_config, load_config
 from perception.errors import InputError
-from perception.evaluation.map_counts import predicted_cells
-from perception.evaluation.tracking import TrackWriter
 from perception.frame import Frame
 from perception.grid import BevGrid
-from perception.scene.map_memory import MapMemory
+from perception.tasks.detection.tracking import TrackWriter
+from perception.tasks.map.counts import predicted_cells
+from perception.tasks.map.memory import MapMemory
 
 FRAMES, VERSION = 120, "v1.0-tiny"
 SAME = ("results.json", "tracks.json", "statistics.jsonl", "sources.json")

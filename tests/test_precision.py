@@ -28,10 +28,10 @@ from deploy.precision.quantise import CPU, TENSORRT, activations, quantisable, q
 from deploy.precision.sensitivity import LARGEST_ERROR, blocks, sensitivity
 from deploy.targets import find_target
 from deploy.tolerances import BOUNDS, Precision, Tolerances, uniform
-from perception.data.inputs import InputSpec, prepare
-from perception.data.nuscenes import NuScenesTables
+from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
 from perception.frame import Frame
+from perception.sensors.inputs import InputSpec, prepare
 
 
 def typed(graph: onnx.ModelProto) -> dict[str, int]:

@@ -28,7 +28,7 @@ from deploy.verify import verify
 from perception.cli import main
 from perception.commands.common import app
 from perception.config import parse_config
-from perception.data.nuscenes import NuScenesTables
+from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
 
 
@@ -167,7 +167,7 @@ def test_wrong_arguments_are_one_line(
 
 def test_a_drive_without_cameras_calibrates_nothing(tmp_path: Path) -> None:
     from deploy.precision.frames import Drives
-    from perception.data.inputs import InputSpec
+    from perception.sensors.inputs import InputSpec
 
     write_tiny(tmp_path / "drives")
     shutil.rmtree(tmp_path / "drives" / "samples" / "CAM_FRONT")
@@ -180,7 +180,7 @@ def test_a_drive_without_cameras_calibrates_nothing(tmp_path: Path) -> None:
 
 def test_frames_are_spread_over_the_drives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from deploy.precision import frames
-    from perception.data.inputs import InputSpec
+    from perception.sensors.inputs import InputSpec
 
     monkeypatch.setattr(frames, "MOST", 2)
     spec = InputSpec.of(config())

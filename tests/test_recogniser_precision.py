@@ -17,15 +17,15 @@ from deploy.engines import open_engine
 from deploy.export import export
 from deploy.golden import differences
 from deploy.precision.calibrate import ranges
+from deploy.precision.convert import require_recognition
 from deploy.precision.frames import Drives
 from deploy.precision.graph import places
-from deploy.precision.lower import require_recognition
 from deploy.precision.quantise import CPU, TENSORRT, Layout, activations, quantisable, quantise
 from deploy.precision.sensitivity import blocks, watch
 from deploy.runtime import Runtime
 from deploy.verify import verify
 from perception.config import parse_config
-from perception.data.nuscenes import NuScenesTables
+from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
 
 ROUTES: list[list[str]] = [[], ["rain"], ["night"]]

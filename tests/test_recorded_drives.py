@@ -19,10 +19,10 @@ from deploy.replay.settings import Source
 from deploy.replay.sources import open_drives
 from deploy.replay.sources.topics import Topics
 from perception.config import find_config, load_config
-from perception.data.inputs import InputSpec
-from perception.data.nuscenes import NuScenesTables
+from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
 from perception.frame import CAMERAS
+from perception.sensors.inputs import InputSpec
 
 SPEC = InputSpec.of(load_config(find_config("tiny")))
 

@@ -35,9 +35,9 @@ from deploy.replay.sources.counts import Counts
 from deploy.replay.sources.messages import LATEST
 from deploy.replay.sources.topics import Topics
 from perception.config import find_config, load_config
-from perception.data.inputs import InputSpec, prepare
 from perception.errors import InputError
 from perception.frame import Frame
+from perception.sensors.inputs import InputSpec, prepare
 
 SPEC = InputSpec.of(load_config(find_config("tiny")))
 LIDAR, FRONT, INFO = "/lidar_top", "/cam_front/image_rect_compressed", "/cam_front/camera_info"

@@ -29,10 +29,10 @@ from deploy.bundle import Bundle
 from deploy.engines import cuda, open_engine
 from deploy.engines.tensorrt import build_engine, installed
 from deploy.integrity import Content
+from deploy.onnx_export import to_onnx
 from deploy.refit import FLOATS, WEIGHTS, require_same_structure, structure
 from deploy.signature import require_signed
 from deploy.targets import find_target
-from deploy.trace import to_onnx
 from perception.errors import InputError
 from perception.modules.spec import LowRank
 

@@ -22,11 +22,11 @@ from deploy.replay.latency import STAGES, Latency
 from deploy.replay.player import replay
 from deploy.replay.settings import Source
 from deploy.runtime import Runtime
-from perception.data.nuscenes import NuScenesTables
+from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
-from perception.evaluation.submission import sample_results
 from perception.frame import CAMERAS, Boxes, Frame
 from perception.grid import BevGrid
+from perception.tasks.detection.submission import sample_results
 
 SCENE = "scene-0103:2-8"  # all sensors twice, three times LiDAR only, then none
 

@@ -24,7 +24,7 @@ from deploy.replay.fingerprint import Fingerprint
 from deploy.replay.journal import JOURNAL
 from deploy.replay.provenance import PROVENANCE, ReplayProvenance
 from deploy.replay.selection import Selection
-from perception.data.nuscenes import NuScenesTables
+from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
 
 FRAMES, LASTING = 8, Selection(end=2.0)  # four frames

@@ -14,10 +14,10 @@ from exported import QUIET
 from judged import gates
 from test_player import frames, replayed, small
 
-from deploy.replay.finished import Finished
 from deploy.replay.journal import JOURNAL
 from deploy.replay.latency import STAGES, Latency
 from deploy.replay.player import Player
+from deploy.replay.results import Finished
 from deploy.replay.selection import Selection
 from deploy.replay.settings import Settings, Source
 from deploy.replay.sources.counts import Counts

@@ -13,7 +13,7 @@ from pages import page_data
 from deploy.replay.latency import STAGES, Latency
 from deploy.replay.report import MOST_BOXES, SPREAD, Report
 from deploy.replay.timeline import Timeline
-from deploy.replay.worst import Worst, mistakes
+from deploy.replay.worst_frames import Worst, mistakes
 from perception.frame import Boxes, Conditions, Frame, Prediction
 from perception.scene.scene import Scene, SceneFrame
 

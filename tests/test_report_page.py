@@ -19,7 +19,7 @@ from deploy.replay.page_data import with_verdict
 from deploy.replay.report import Report
 from deploy.replay.verdict import Case, Verdict
 from deploy.runtime import Runtime
-from perception.data.nuscenes import NuScenesTables
+from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.scene.scene import Routed
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")

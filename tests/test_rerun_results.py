@@ -13,7 +13,7 @@ from exported import QUIET, bundle
 from deploy.replay.player import replay
 from deploy.replay.settings import Settings, Source
 from deploy.runtime import Runtime
-from perception.data.nuscenes import NuScenesTables
+from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
 
 pyarrow = pytest.importorskip("pyarrow", reason="rerun-sdk is not installed")

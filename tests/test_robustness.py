@@ -11,13 +11,13 @@ import pytest
 from rich.console import Console
 
 from perception.config import CameraBranch, Lidar
-from perception.data.inputs import InputSpec
-from perception.data.nuscenes import NuScenesTables
+from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
 from perception.evaluation.evaluate import evaluate
 from perception.evaluation.robustness import CORRUPTIONS, chosen_corruptions
 from perception.frame import CAMERAS, Boxes, Frame, Prediction
 from perception.grid import BevGrid
+from perception.sensors.inputs import InputSpec
 
 SPEC = InputSpec(BevGrid(), Lidar(sweeps=0), CameraBranch())
 

@@ -14,16 +14,16 @@ from torch import Tensor, nn
 
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
 from deploy.golden import differences, synthetic_frame
+from deploy.onnx_export import to_onnx
 from deploy.tolerances import exact
-from deploy.trace import to_onnx
 from perception.config import parse_config
-from perception.data.inputs import InputSpec, prepare
 from perception.errors import InputError
 from perception.frame import CONDITIONS, Conditions
 from perception.model import PerceptionModel
 from perception.modules.route import Route
-from perception.modules.routing import balance
-from perception.modules.routing.inspect import routing_table
+from perception.modules.routing import load_balance
+from perception.modules.routing.show_route import routing_table
+from perception.sensors.inputs import InputSpec, prepare
 from perception.training import settings
 
 LITTLE = {
@@ -195,7 +195,7 @@ def test_routing_losses_of_a_training_batch_teach_the_chooser() -> None:
     assert little(ALL[:4]).routing_balance() == {}
     evenness = model.routing_balance()
     assert losses["balance"].item() == pytest.approx(0.1 * evenness["gshard"])
-    assert evenness == balance.report(model.routes[0].logits, model.routes[0].chosen)
+    assert evenness == load_balance.report(model.routes[0].logits, model.routes[0].chosen)
     assert copy.deepcopy(model).state_dict().keys() == model.state_dict().keys()  # in the middle of training, too
 
 

@@ -18,9 +18,9 @@ from perception.frame import CONDITION_VALUES, CONDITIONS, Conditions
 from perception.modules.route import Route
 from perception.modules.routing.classifier import recognised
 from perception.modules.routing.fixed import FixedRouter
-from perception.modules.routing.inspect import as_table, picture, routing_table
-from perception.modules.routing.recogniser import classification
+from perception.modules.routing.show_route import as_table, picture, routing_table
 from perception.modules.spec import LowRank
+from perception.tasks.conditions.network import classification
 
 # ---- the classifier
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from perception.modules.routing.features import FAR, PerCell, Pooled, Standardised
+from perception.modules.routing.pooling import FAR, PerCell, Pooled, Standardised
 
 
 @pytest.mark.parametrize("cells", [(), (3, 4)])

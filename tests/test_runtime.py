@@ -12,11 +12,11 @@ from deploy.bundle import Bundle, write_bundle
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
 from deploy.golden import synthetic_frame
 from deploy.runtime import Runtime
-from perception.data.inputs import no_sensors, prepare
-from perception.data.outputs import to_prediction
 from perception.errors import InputError
 from perception.frame import MAP_CLASSES
 from perception.predict import TorchPredictor
+from perception.sensors.inputs import no_sensors, prepare
+from perception.tasks.result import to_prediction
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 from bench_runtime import runtime, small

@@ -12,14 +12,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from perception.data.nuscenes import NuScenesTables
+from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.frame import CAMERAS, CONDITIONS, MAP_CLASSES, Boxes, Camera, Conditions, Frame, Prediction
 from perception.grid import BevGrid
-from perception.scene.belief import ConditionBelief, tagged
-from perception.scene.health import HealthMonitor
-from perception.scene.map_memory import MapMemory
+from perception.scene.health.monitor import HealthMonitor
 from perception.scene.scene import Routed, Scene, SceneFrame
-from perception.scene.tracker import Tracker
+from perception.tasks.conditions.belief import ConditionBelief, tagged
+from perception.tasks.detection.tracker import Tracker
+from perception.tasks.map.memory import MapMemory
 
 SENSORS = ("LIDAR_TOP", *CAMERAS)
 GRID = BevGrid(x=(-12.8, 12.8), y=(-12.8, 12.8), cell=1.6)

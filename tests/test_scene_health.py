@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from deploy.replay.faults import Fault, inject
-from perception.data.nuscenes import NuScenesTables
+from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.frame import CAMERAS, Camera, Frame
-from perception.scene.alignment import Alignment
-from perception.scene.health import HealthMonitor, SensorHealth
-from perception.scene.limits import HealthLimits, LidarLimits
-from perception.scene.scan import unbroken
-from perception.scene.signs import sweep_signs
+from perception.scene.health.alignment import Alignment
+from perception.scene.health.features import sweep_signs
+from perception.scene.health.limits import HealthLimits, LidarLimits
+from perception.scene.health.monitor import HealthMonitor, SensorHealth
+from perception.scene.health.scan_gaps import unbroken
 from perception.simulate.simulate import simulate
 
 SENSORS = ("LIDAR_TOP", *CAMERAS)

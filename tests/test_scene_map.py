@@ -12,13 +12,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from perception.data.map_expansion import MapExpansion
-from perception.data.nuscenes import NuScenesTables
-from perception.evaluation.map_segmentation import MapIou
+from perception.datasets.nuscenes.dataset import NuScenesTables
+from perception.datasets.nuscenes.map_expansion import MapExpansion
 from perception.frame import MAP_CLASSES
 from perception.grid import BevGrid
-from perception.scene import map_memory
-from perception.scene.map_memory import PRIOR, REACH, MapMemory
+from perception.tasks.map import memory as map_memory
+from perception.tasks.map.iou import MapIou
+from perception.tasks.map.memory import PRIOR, REACH, MapMemory
 
 SMALL = BevGrid(x=(-4.0, 6.0), y=(-5.0, 3.0), cell=1.0)
 CLASSES = len(MAP_CLASSES)

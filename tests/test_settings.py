@@ -11,17 +11,17 @@ import torch
 from test_training import small
 
 from perception.config import Config
-from perception.data.loader import Batch, FrameDataset, batches
-from perception.data.nuscenes import NuScenesTables
+from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
 from perception.frame import Conditions
 from perception.model import PerceptionModel
-from perception.modules.files import SPECS
+from perception.modules.module_io import SPECS
 from perception.modules.spec import BatchNorm, LowRank
 from perception.training import settings
 from perception.training.adapt import adapt
 from perception.training.checkpoint import load_model, provenance
 from perception.training.combine import merge
+from perception.training.loader import Batch, FrameDataset, batches
 from perception.training.loop import costs_of, fit, losses_of, train
 from perception.training.recalibrate import recalibrate
 

@@ -14,16 +14,16 @@ from nuscenes.eval.detection.evaluate import DetectionEval
 from rich.console import Console
 
 from perception.config import Lidar
-from perception.data.inputs import InputSpec
-from perception.data.map_expansion import MapExpansion
-from perception.data.nuscenes import NuScenesTables
-from perception.data.tables import rotation_matrices
+from perception.datasets.nuscenes.dataset import NuScenesTables
+from perception.datasets.nuscenes.map_expansion import MapExpansion
+from perception.datasets.nuscenes.tables import rotation_matrices
 from perception.errors import InputError
-from perception.evaluation.detection import boxes_to_compare, open_devkit, score_submission
 from perception.evaluation.evaluate import evaluate
-from perception.evaluation.map_segmentation import MapIou
 from perception.frame import ATTRIBUTES, CLASSES, MAP_CLASSES, Boxes, Frame, Prediction
 from perception.grid import BevGrid
+from perception.sensors.inputs import InputSpec
+from perception.tasks.detection.devkit import boxes_to_compare, open_devkit, score_submission
+from perception.tasks.map.iou import MapIou
 
 SPEC = InputSpec(BevGrid(), Lidar(sweeps=0), camera=None)
 MAP_GRID = SPEC.grid.coarser(4)

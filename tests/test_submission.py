@@ -17,8 +17,8 @@ from nuscenes.utils.data_classes import Box
 from pyquaternion import Quaternion
 
 from perception.errors import InputError
-from perception.evaluation.submission import SubmissionWriter, attribute_name, quaternions, sample_results
 from perception.frame import ATTRIBUTES, CLASSES, Boxes, Frame, Prediction
+from perception.tasks.detection.submission import SubmissionWriter, attribute_name, quaternions, sample_results
 
 angles = st.floats(-math.pi, math.pi)
 components = st.floats(-1, 1)
@@ -190,6 +190,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
 
 
 def test_the_vehicle_can_write_submissions_without_torch_or_devkit() -> None:
-    code = "import sys, perception.evaluation.submission; print([m for m in ('torch', 'nuscenes') if m in sys.modules])"
+    imported = "import sys, perception.tasks.detection.submission"
+    code = f"{imported}; print([m for m in ('torch', 'nuscenes') if m in sys.modules])"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from shapely.geometry import Polygon
 
 from perception.config import Suppression
-from perception.data.outputs import to_prediction
-from perception.data.suppression import survivors
 from perception.frame import Boxes
+from perception.tasks.detection.nms import survivors
+from perception.tasks.result import to_prediction
 
 
 def crowd(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:

@@ -19,16 +19,16 @@ from exported import QUIET, bundle
 from pages import page_data
 from PIL import Image
 
+from deploy.replay.fault_detection import Told
 from deploy.replay.faults import KINDS, LIDAR, ONLY, Fault, inject
 from deploy.replay.player import replay
 from deploy.replay.settings import Settings, Source
-from deploy.replay.told import Told
-from perception.data import corrupt
-from perception.data.nuscenes import NuScenesTables
-from perception.data.tables import LIDAR as LIDAR_TOP
+from perception.datasets.nuscenes.dataset import NuScenesTables
+from perception.datasets.nuscenes.tables import LIDAR as LIDAR_TOP
+from perception.evaluation import corrupt
 from perception.frame import CAMERAS, Camera, Frame
-from perception.scene.health import HealthMonitor, Status
-from perception.scene.limits import LidarLimits
+from perception.scene.health.limits import LidarLimits
+from perception.scene.health.monitor import HealthMonitor, Status
 from perception.simulate.simulate import simulate
 
 FRAMES, WINDOW = 8, (1.0, 2.2)  # keyframes at 2 Hz, s

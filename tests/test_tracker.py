@@ -13,11 +13,11 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from perception.frame import CLASSES, Boxes, Conditions
-from perception.scene.association import associate, associate_in_stages
-from perception.scene.tracker import LIFETIME, MAX_TRACKS, RULES, Tracker, Tracks
 from perception.simulate.conditions import draw_weather
 from perception.simulate.staging import build_world
 from perception.simulate.world import World
+from perception.tasks.detection.association import associate, associate_in_stages
+from perception.tasks.detection.tracker import LIFETIME, MAX_TRACKS, RULES, Tracker, Tracks
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 from devkit_tracks import devkit_scores
@@ -360,7 +360,7 @@ def test_tracks_that_were_given_out_do_not_change() -> None:
 
 def test_the_vehicle_tracks_without_torch_or_devkit() -> None:
     absent = ["torch", "nuscenes", "motmetrics", "pandas", "sklearn"]
-    code = f"import sys\nsys.modules.update(dict.fromkeys({absent}))\nimport perception.evaluation.tracking"
+    code = f"import sys\nsys.modules.update(dict.fromkeys({absent}))\nimport perception.tasks.detection.tracking"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])
 
 

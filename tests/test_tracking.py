@@ -13,12 +13,12 @@ from nuscenes.eval.common.config import config_factory
 from nuscenes.eval.tracking.data_classes import TrackingBox
 from nuscenes.eval.tracking.evaluate import TrackingEval
 
-from perception.data.nuscenes import NuScenesTables
+from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
-from perception.evaluation.detection import boxes_to_compare, open_devkit
-from perception.evaluation.tracking import PROTOCOL, TRACKING_CLASSES, TrackWriter, score_tracks
 from perception.frame import CLASSES, Boxes
-from perception.scene.tracker import Tracker, Tracks
+from perception.tasks.detection.devkit import boxes_to_compare, open_devkit
+from perception.tasks.detection.tracker import Tracker, Tracks
+from perception.tasks.detection.tracking import PROTOCOL, TRACKING_CLASSES, TrackWriter, score_tracks
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 from tracking_scenes import NaiveTracker, Scene, annotated_scene, tracked

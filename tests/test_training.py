@@ -11,12 +11,12 @@ from safetensors.torch import load_file
 
 from perception import config as c
 from perception.config import Config, Data
-from perception.data.loader import FrameDataset, batches
-from perception.data.nuscenes import NuScenesTables
+from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
 from perception.frame import Conditions
 from perception.model import PerceptionModel
 from perception.modules.spec import LowRank
+from perception.training.loader import FrameDataset, batches
 from perception.training.loop import losses_of, train
 
 

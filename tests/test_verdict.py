@@ -16,20 +16,20 @@ from judged import gates, only, record
 from junitparser import Error, Failure, JUnitXml
 from scipy import stats
 
-from deploy.replay.finished import Finished
-from deploy.replay.measure import Measures, Subject
 from deploy.replay.outcome import Case
+from deploy.replay.results import Finished
+from deploy.replay.scores import Measures, Subject
 from deploy.replay.statistics import StatisticsWriter, Truth, pack, unpack
 from deploy.replay.verdict import judge
-from perception.data.map_expansion import MapExpansion
-from perception.data.nuscenes import NuScenesTables
+from perception.datasets.nuscenes.dataset import NuScenesTables
+from perception.datasets.nuscenes.map_expansion import MapExpansion
 from perception.errors import InputError
-from perception.evaluation.detection import open_devkit, score_submission
-from perception.evaluation.map_counts import count_rings, ious
-from perception.evaluation.map_segmentation import THRESHOLDS, MapIou
-from perception.evaluation.submission import SubmissionWriter
 from perception.frame import CLASSES, MAP_CLASSES, Boxes, Frame, Prediction
 from perception.grid import BevGrid
+from perception.tasks.detection.devkit import open_devkit, score_submission
+from perception.tasks.detection.submission import SubmissionWriter
+from perception.tasks.map.counts import count_rings, ious
+from perception.tasks.map.iou import THRESHOLDS, MapIou
 
 LATENCY = {"mode": "vehicle", "frames": 1, "stages": {"total": {"p50": 20.0, "p95": 30.0, "p99": 40.0, "max": 50.0}}}
 GRID = BevGrid().coarser(2)  # of the map

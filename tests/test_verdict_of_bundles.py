@@ -17,16 +17,16 @@ from deploy.engines.onnxruntime import OnnxRuntimeEngine
 from deploy.precision.calibrate import ranges
 from deploy.precision.quantise import CPU, activations, quantisable, quantise
 from deploy.replay.faults import Fault
-from deploy.replay.finished import Finished
 from deploy.replay.player import replay
+from deploy.replay.results import Finished
 from deploy.replay.selection import Selection
 from deploy.replay.settings import Settings, Source
 from deploy.replay.verdict import judge
 from perception.cli import app
-from perception.data.nuscenes import NuScenesTables
+from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
-from perception.evaluation.detection import open_devkit
-from perception.evaluation.tracking import score_tracks
+from perception.tasks.detection.devkit import open_devkit
+from perception.tasks.detection.tracking import score_tracks
 
 SCENE = "scene-0001"
 

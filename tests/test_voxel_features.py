@@ -5,12 +5,12 @@ from __future__ import annotations
 import torch
 from torch.nn import functional as F
 
-from perception.backbone.pyramid import PyramidTrunk
-from perception.backbone.voxel_features import VoxelFeatureEncoder
+from perception.bev.pyramid import PyramidTrunk
 from perception.config import Lidar, Trunk
-from perception.data.pillars import group
 from perception.grid import BevGrid
 from perception.modules.bank import Bank
+from perception.sensors.lidar.pillars import group
+from perception.sensors.lidar.voxel_features import VoxelFeatureEncoder
 
 GRID = BevGrid(x=(-4.0, 4.0), y=(-2.0, 2.0), z=(-3.0, 1.0), cell=0.5)
 

@@ -33,8 +33,8 @@ from bench_runtime import runtime
 from evidence_models import Models
 from evidence_plan import STEPS, WAYS
 
-from perception.data.loader import FrameDataset
 from perception.training import settings
+from perception.training.loader import FrameDataset
 from perception.training.loop import losses_of
 
 

@@ -19,13 +19,13 @@ from typing import Any
 
 import numpy as np
 
-from perception.data.nuscenes import NuScenesTables
-from perception.data.racks import read_racks
-from perception.data.tables import versions
-from perception.evaluation.columns import BoxColumns, read_submission
-from perception.evaluation.detection_scores import ERRORS, THRESHOLDS, DetectionScores
-from perception.evaluation.submission import SubmissionWriter
+from perception.datasets.nuscenes.dataset import NuScenesTables
+from perception.datasets.nuscenes.racks import read_racks
+from perception.datasets.nuscenes.tables import versions
 from perception.frame import CLASSES, Boxes, Prediction
+from perception.tasks.detection.columns import BoxColumns, read_submission
+from perception.tasks.detection.scores import ERRORS, THRESHOLDS, DetectionScores
+from perception.tasks.detection.submission import SubmissionWriter
 
 BOXES = 200  # detections in each sample
 
@@ -100,7 +100,7 @@ def _numpy(dataroot: Path, version: str, submission: Path) -> list[Any]:
 
 
 def _devkit(dataroot: Path, version: str, submission: Path) -> list[Any]:
-    from perception.evaluation.detection import open_devkit, score_submission
+    from perception.tasks.detection.devkit import open_devkit, score_submission
 
     nusc = open_devkit(dataroot, version)
     scores = score_submission(submission, nusc, [sample["token"] for sample in nusc.sample])

@@ -14,15 +14,15 @@ import numpy as np
 import onnxruntime
 import torch
 
+from deploy.onnx_export import run, to_onnx
 from deploy.precision.calibrate import ranges
 from deploy.precision.quantise import CPU, activations, quantisable, quantise
-from deploy.trace import run, to_onnx
-from perception.data.inputs import InputSpec, prepare, without_padding
-from perception.data.nuscenes import NuScenesTables
-from perception.data.outputs import to_prediction
+from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.frame import Conditions
 from perception.mmdet3d.centerpoint import NAMES
 from perception.mmdet3d.importing import import_checkpoint
+from perception.sensors.inputs import InputSpec, prepare, without_padding
+from perception.tasks.result import to_prediction
 from perception.training.checkpoint import load_model
 
 OUTPUTS = ["boxes", "scores", "labels", "attributes"]

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from perception.config import find_config, load_config
-from perception.data.inputs import InputSpec, no_sensors
-from perception.data.pillars import group
+from perception.sensors.inputs import InputSpec, no_sensors
+from perception.sensors.lidar.pillars import group
 
 SWEEPS, BEAMS, FIRINGS = 10, 32, 940  # 300,800 points
 

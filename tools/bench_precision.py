@@ -19,19 +19,19 @@ from rich.console import Console
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
 from deploy.export import export
 from deploy.golden import synthetic_frame
+from deploy.onnx_export import to_onnx
 from deploy.precision.calibrate import ranges
 from deploy.precision.frames import Drives
 from deploy.precision.quantise import CPU, activations, quantisable, quantise
 from deploy.runtime import Runtime
 from deploy.tolerances import Precision
-from deploy.trace import to_onnx
 from perception.config import find_config, load_config
-from perception.data.inputs import InputSpec, prepare
-from perception.data.nuscenes import NuScenesTables
-from perception.data.outputs import to_prediction
+from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.evaluation.evaluate import evaluate
 from perception.frame import Conditions, Frame
 from perception.model import PerceptionModel
+from perception.sensors.inputs import InputSpec, prepare
+from perception.tasks.result import to_prediction
 from perception.training.settings import under
 
 QUIET = Console(quiet=True)

@@ -17,7 +17,7 @@ from deploy.replay.latency import STAGES
 from deploy.replay.player import Player, replay
 from deploy.replay.report import Report
 from deploy.replay.settings import Source
-from perception.data.nuscenes import NuScenesTables
+from perception.datasets.nuscenes.dataset import NuScenesTables
 
 QUIET = Console(quiet=True)
 

@@ -20,9 +20,9 @@ from deploy.golden import synthetic_frame
 from deploy.replay.latency import STAGES as REPLAYED
 from deploy.runtime import Runtime
 from perception.config import Config, find_config, load_config, parse_config
-from perception.data.inputs import InputSpec, prepare
 from perception.frame import Camera, Conditions, Frame
 from perception.model import PerceptionModel
+from perception.sensors.inputs import InputSpec, prepare
 from perception.training.checkpoint import save_model
 
 DIFFERENT = 8  # frames, that come again and again in other places

@@ -20,15 +20,15 @@ import torch
 
 from deploy.engines.tensorrt import build_engine
 from deploy.golden import synthetic_frame
+from deploy.onnx_export import to_onnx
 from deploy.precision.half import to_half
 from deploy.precision.quantise import TENSORRT, activations, quantisable, quantise
 from deploy.targets import find_target
-from deploy.trace import to_onnx
 from perception.config import find_config, load_config, parse_config
-from perception.data.inputs import InputSpec, prepare
 from perception.errors import InputError
 from perception.frame import Conditions
 from perception.model import PerceptionModel
+from perception.sensors.inputs import InputSpec, prepare
 
 CONFIGS = "tiny,nuscenes/lidar,nuscenes/camera,nuscenes/fusion"
 TARGETS = ("rtx-ampere", "rtx-ada")

@@ -9,10 +9,10 @@ from functools import cache, partial
 import numpy as np
 
 from deploy.replay.interval import delete_one, jackknife_interval
-from perception.evaluation.columns import BoxColumns
-from perception.evaluation.detection_scores import DetectionScores
-from perception.evaluation.map_counts import ious
 from perception.frame import MAP_CLASSES
+from perception.tasks.detection.columns import BoxColumns
+from perception.tasks.detection.scores import DetectionScores
+from perception.tasks.map.counts import ious
 
 
 @dataclass(frozen=True)

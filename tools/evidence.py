@@ -31,7 +31,7 @@ from perception.frame import Conditions, Frame, Prediction
 from perception.model import PerceptionModel
 from perception.modules.aggregation.merge import Method, merge_modules
 from perception.modules.aggregation.notation import parse_block
-from perception.modules.routing.inspect import routing_table
+from perception.modules.routing.show_route import routing_table
 from perception.predict import TorchPredictor
 from perception.training import settings
 from perception.training.recalibrate import recalibrate

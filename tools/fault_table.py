@@ -21,17 +21,17 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from deploy.replay.fault_detection import Told
 from deploy.replay.faults import Fault, inject
 from deploy.replay.statistics import Truth
-from deploy.replay.told import Told
 from deploy.runtime import Runtime
-from perception.data.nuscenes import NuScenesTables
-from perception.data.tables import LIDAR, versions
-from perception.evaluation.columns import BoxColumns, detection_rows
-from perception.evaluation.detection_scores import DetectionScores
-from perception.evaluation.map_counts import count_rings, ious, predicted_cells
+from perception.datasets.nuscenes.dataset import NuScenesTables
+from perception.datasets.nuscenes.tables import LIDAR, versions
 from perception.frame import CAMERAS, Frame
-from perception.scene.health import HealthMonitor
+from perception.scene.health.monitor import HealthMonitor
+from perception.tasks.detection.columns import BoxColumns, detection_rows
+from perception.tasks.detection.scores import DetectionScores
+from perception.tasks.map.counts import count_rings, ious, predicted_cells
 
 FAULTS = (
     "drop:lidar",

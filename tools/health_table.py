@@ -19,10 +19,10 @@ import numpy as np
 from PIL import Image
 
 from deploy.replay.faults import Fault, inject
-from perception.data.nuscenes import NuScenesTables
-from perception.data.tables import LIDAR, versions
+from perception.datasets.nuscenes.dataset import NuScenesTables
+from perception.datasets.nuscenes.tables import LIDAR, versions
 from perception.frame import CAMERAS, Frame
-from perception.scene.health import HealthMonitor
+from perception.scene.health.monitor import HealthMonitor
 
 Change = Callable[[np.ndarray, int], np.ndarray]  # of a picture; the number seeds what is random
 Drive = list[Frame]

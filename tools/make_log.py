@@ -25,8 +25,8 @@ from rosbags.rosbag2 import StoragePlugin
 from rosbags.rosbag2 import Writer as RosbagWriter
 from rosbags.typesys import Stores, get_typestore
 
-from perception.data.nuscenes import NuScenesTables
-from perception.data.tables import LIDAR, Recording, only_version
+from perception.datasets.nuscenes.dataset import NuScenesTables
+from perception.datasets.nuscenes.tables import LIDAR, Recording, only_version
 from perception.errors import InputError
 from perception.frame import CAMERAS
 

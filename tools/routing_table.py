@@ -24,8 +24,8 @@ from rich.console import Console
 from rich.table import Table
 
 from deploy.runtime import Runtime
-from perception.data.nuscenes import NuScenesTables
-from perception.data.tables import only_version
+from perception.datasets.nuscenes.dataset import NuScenesTables
+from perception.datasets.nuscenes.tables import only_version
 from perception.errors import InputError
 from perception.evaluation.evaluate import evaluate
 from perception.frame import Conditions, Frame, Prediction

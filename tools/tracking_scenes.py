@@ -7,10 +7,10 @@ from typing import Protocol
 
 import numpy as np
 
-from perception.data.nuscenes import NuScenesTables
+from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.frame import CLASSES, Boxes
-from perception.scene.association import associate
-from perception.scene.tracker import FADING, LIFETIME, Rules, Tracker, Tracks
+from perception.tasks.detection.association import associate
+from perception.tasks.detection.tracker import FADING, LIFETIME, Rules, Tracker, Tracks
 
 GATE = 4.0  # m, of the naive tracker, for all classes
 OCCLUDED = 1.0  # s

@@ -35,13 +35,13 @@ from tracking_scenes import (
 )
 
 from deploy.runtime import Runtime
-from perception.data.nuscenes import NuScenesTables
-from perception.data.tables import only_version
-from perception.evaluation.detection import open_devkit
-from perception.evaluation.reader import read_samples
-from perception.evaluation.tracking import TrackWriter, score_tracks
+from perception.datasets.nuscenes.dataset import NuScenesTables
+from perception.datasets.nuscenes.tables import only_version
 from perception.frame import CLASSES, Boxes
-from perception.scene.tracker import Tracker
+from perception.tasks.detection.devkit import open_devkit
+from perception.tasks.detection.submission_reader import read_samples
+from perception.tasks.detection.tracker import Tracker
+from perception.tasks.detection.tracking import TrackWriter, score_tracks
 
 MOVING = 1.0  # m/s
 SCORES = {

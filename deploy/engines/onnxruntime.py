@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-from perception.data.inputs import without_padding
 from perception.errors import InputError
+from perception.sensors.inputs import without_padding
 
 
 class OnnxRuntimeEngine:

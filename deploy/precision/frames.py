@@ -9,10 +9,10 @@ from pathlib import Path
 
 import numpy as np
 
-from perception.data.inputs import InputSpec, prepare
-from perception.data.keyframes import Keyframes
-from perception.data.source import open_source
+from perception.datasets.keyframes import Keyframes
+from perception.datasets.source import open_source
 from perception.errors import InputError
+from perception.sensors.inputs import InputSpec, prepare
 
 MOST = 32  # keyframes
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from deploy.replay.interval import LEAST_SCENES, delete_one, effective_number, jackknife_interval
-from deploy.replay.measure import Measures, Subject
 from deploy.replay.outcome import Outcome
+from deploy.replay.scores import Measures, Subject
 
 _ROUNDING = 1e-12
 

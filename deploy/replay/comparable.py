@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from deploy.replay.finished import Finished
 from deploy.replay.provenance import ReplayProvenance, SelectionUsed
+from deploy.replay.results import Finished
 from perception.errors import InputError
 
 

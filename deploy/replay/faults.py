@@ -15,10 +15,10 @@ from typing import Annotated, ClassVar
 import numpy as np
 from pydantic import Field, ValidationError
 
-from perception.data import corrupt
 from perception.errors import InputError
+from perception.evaluation import corrupt
 from perception.frame import CAMERAS, Camera, Frame
-from perception.scene.health import Status
+from perception.scene.health.monitor import Status
 from perception.section import Section
 
 LIDAR = "lidar"
@@ -135,7 +135,7 @@ class Miscalibration(Kind):
     Health sees what tilts or lifts the ground under a LiDAR more than springs and road do, within a second; and while
     the vehicle drives, within some seconds, what turns a camera against the LiDAR, or the LiDAR against most cameras.
     By how much it must be turned, and that a turn about a camera's own axis or a shift alone is not seen, says
-    `perception.scene.alignment`.
+    `perception.scene.health.alignment`.
     """
 
     told_as = frozenset({"miscalibrated"})

@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from xml.etree import ElementTree as xml
 
-from deploy.replay.finished import LATENCY, RESULTS, STATISTICS, TRACKING
 from deploy.replay.journal import OccupiedError
 from deploy.replay.provenance import PROVENANCE
+from deploy.replay.results import LATENCY, RESULTS, STATISTICS, TRACKING
 from deploy.replay.viewers import FILES
 from perception.atomic import write_atomically
 from perception.errors import InputError

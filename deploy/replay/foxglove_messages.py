@@ -27,9 +27,9 @@ from foxglove_schemas_protobuf.Vector2_pb2 import Vector2
 from foxglove_schemas_protobuf.Vector3_pb2 import Vector3
 
 from deploy.replay.pictures import BOX_COLOURS, edges_in_camera, map_colours
-from perception.evaluation.submission import quaternions
 from perception.frame import CLASSES, Boxes, Camera
 from perception.grid import BevGrid
+from perception.tasks.detection.submission import quaternions
 
 JPEG_QUALITY = 85
 ROAD = -0.05  # m, height of the map, so that points on the road lie over it

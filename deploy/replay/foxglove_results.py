@@ -14,7 +14,7 @@ from foxglove_schemas_protobuf.Log_pb2 import Log
 from mcap_protobuf.writer import Writer
 
 from deploy.replay import foxglove_messages as messages
-from perception.data.tables import LIDAR
+from perception.datasets.nuscenes.tables import LIDAR
 from perception.errors import InputError
 from perception.frame import Frame
 from perception.grid import BevGrid

@@ -20,9 +20,9 @@ from typing import Annotated, Literal, Union
 from pydantic import Field, field_validator, model_validator
 
 from deploy.replay.latency import STAGES
-from perception.evaluation.map_counts import RING
 from perception.frame import CLASSES, CONDITION_VALUES, MAP_CLASSES
 from perception.section import Section
+from perception.tasks.map.counts import RING
 
 USUAL_LOSS, USUAL_AGREEMENT, USUAL_COMMON = 0.01, 0.9, 0.9
 

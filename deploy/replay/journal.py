@@ -27,8 +27,8 @@ from safetensors.numpy import load, save
 from deploy.replay.fingerprint import Fingerprint
 from perception.errors import InputError
 from perception.frame import Boxes, Frame, Prediction
-from perception.scene.map_memory import LEVELS, levels_of
 from perception.scene.scene import SceneFrame
+from perception.tasks.map.memory import LEVELS, levels_of
 
 JOURNAL = "replay.journal"
 _BEFORE = struct.Struct("<QI")  # length in bytes and CRC-32 of a record

@@ -15,9 +15,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from deploy.replay.beside import Behind, ahead
 from deploy.replay.faults import inject
-from deploy.replay.finished import LATENCY, RESULTS
 from deploy.replay.folder import (
     CONCLUDED,
     REPORT,
@@ -32,9 +30,11 @@ from deploy.replay.gates import Gates
 from deploy.replay.journal import JOURNAL, Journal, Recorded
 from deploy.replay.latency import THROUGHPUT, VEHICLE, Latency
 from deploy.replay.machine import begun
+from deploy.replay.prefetch import Behind, ahead
 from deploy.replay.provenance import PROVENANCE, DriveUsed
 from deploy.replay.real_time import RealTime
 from deploy.replay.report import Report
+from deploy.replay.results import LATENCY, RESULTS
 from deploy.replay.settings import Settings, Source
 from deploy.replay.sources import Drive, open_drives
 from deploy.replay.statistics import Truth
@@ -66,7 +66,7 @@ class Player:
     so far. A replay of the same frames that was killed goes on from there, and the first three files are the same bytes
     as if it had not been killed. Where other software or another machine began it, it starts anew.
 
-    While the network sees a frame, the next ones are read and the last ones written (`deploy.replay.beside`). Where
+    While the network sees a frame, the next ones are read and the last ones written (`deploy.replay.prefetch`). Where
     latencies are measured, the drive goes first by itself, into the journal (`_drive_as_a_vehicle`).
 
     Args:

@@ -10,13 +10,13 @@ import numpy as np
 
 from deploy.manifest import Manifest
 from deploy.replay import pictures
+from deploy.replay.fault_detection import Told
 from deploy.replay.faults import Fault
 from deploy.replay.latency import STAGES
 from deploy.replay.page_data import as_script
 from deploy.replay.timeline import Timeline
-from deploy.replay.told import Told
-from deploy.replay.trails import Trails
-from deploy.replay.worst import WITHIN, Worst, mistakes
+from deploy.replay.track_history import Trails
+from deploy.replay.worst_frames import WITHIN, Worst, mistakes
 from perception.frame import CAMERAS, CLASSES, MAP_CLASSES, Boxes, Frame
 from perception.grid import BevGrid
 from perception.scene.scene import SceneFrame

@@ -11,9 +11,9 @@ import numpy as np
 
 from deploy.replay.pictures import BOX_COLOURS, map_colours
 from perception.errors import InputError
-from perception.evaluation.submission import quaternions
 from perception.frame import CLASSES, Boxes, Frame
 from perception.scene.scene import SceneFrame
+from perception.tasks.detection.submission import quaternions
 
 try:
     import rerun

@@ -15,12 +15,12 @@ from typing import Any
 
 import numpy as np
 
-from perception.data.map_expansion import MapExpansion
-from perception.data.nuscenes import NuScenesTables
-from perception.data.racks import read_racks
-from perception.evaluation.map_counts import count_rings, predicted_cells
+from perception.datasets.nuscenes.dataset import NuScenesTables
+from perception.datasets.nuscenes.map_expansion import MapExpansion
+from perception.datasets.nuscenes.racks import read_racks
 from perception.frame import Frame, Prediction
 from perception.grid import BevGrid
+from perception.tasks.map.counts import count_rings, predicted_cells
 
 
 class Truth:

@@ -6,9 +6,9 @@ import json
 from importlib.util import find_spec
 from pathlib import Path
 
-from deploy.replay.finished import TRACKING, Finished
+from deploy.replay.results import TRACKING, Finished
 from perception.atomic import write_atomically
-from perception.data.nuscenes import NuScenesTables
+from perception.datasets.nuscenes.dataset import NuScenesTables
 
 
 def score_tracking(out: Path, tables: NuScenesTables) -> bool:
@@ -23,8 +23,8 @@ def score_tracking(out: Path, tables: NuScenesTables) -> bool:
     """
     if any(find_spec(name) is None for name in ("nuscenes", "motmetrics")):
         return False
-    from perception.evaluation.detection import open_devkit
-    from perception.evaluation.tracking import score_tracks
+    from perception.tasks.detection.devkit import open_devkit
+    from perception.tasks.detection.tracking import score_tracks
 
     nusc = open_devkit(tables.dataroot, tables.version)
     metrics = score_tracks(out / "tracks.json", nusc, Finished.load(out).tokens)

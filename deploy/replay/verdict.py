@@ -9,7 +9,6 @@ from typing import Any
 
 from deploy.replay.change import change
 from deploy.replay.comparable import common_frames
-from deploy.replay.finished import Finished
 from deploy.replay.gates import (
     USUAL_COMMON,
     Agreement,
@@ -22,9 +21,10 @@ from deploy.replay.gates import (
     Tracking,
     usual_gates,
 )
-from deploy.replay.measure import Measures, Subject, Unmeasured, detection_agreement, map_agreement
 from deploy.replay.outcome import Case, Verdict
 from deploy.replay.page_data import with_verdict
+from deploy.replay.results import Finished
+from deploy.replay.scores import Measures, Subject, Unmeasured, detection_agreement, map_agreement
 from perception.atomic import write_together
 from perception.errors import InputError
 

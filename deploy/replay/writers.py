@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from deploy.manifest import Manifest
-from deploy.replay.finished import RESULTS, STATISTICS
 from deploy.replay.folder import TRACKS
+from deploy.replay.results import RESULTS, STATISTICS
 from deploy.replay.statistics import StatisticsWriter, Truth
 from deploy.replay.viewers import ViewerWriter, open_viewer
-from perception.evaluation.submission import SubmissionWriter
-from perception.evaluation.tracking import TrackWriter
 from perception.frame import Frame
 from perception.scene.scene import SceneFrame
+from perception.tasks.detection.submission import SubmissionWriter
+from perception.tasks.detection.tracking import TrackWriter
 
 
 class Writers(NamedTuple):

@@ -71,7 +71,7 @@ def train(
     Several GPUs: accelerate launch -m perception.cli train ...
     """
     from perception.config import load_config
-    from perception.data.source import open_source
+    from perception.datasets.source import open_source
     from perception.training.loop import train as run
 
     settings = load_config(config)
@@ -105,9 +105,9 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Score a model as nuScenes does: mAP, NDS, TP errors; and the map's IoU."""
-    from perception.data.source import open_source
+    from perception.datasets.source import open_source
     from perception.evaluation.evaluate import evaluate as run
-    from perception.evaluation.official import compare, require_official
+    from perception.tasks.detection.official import compare, require_official
 
     tables, console = open_source(data, version), console_for(as_json)
     if official:

@@ -94,8 +94,8 @@ def adapt(
     With --recognise it is no module, but what tells the conditions: where a drive has no tags, a bundle then routes by
     what was recognised over the last frames.
     """
-    from perception.data.nuscenes import NuScenesTables
-    from perception.data.source import open_source
+    from perception.datasets.nuscenes.dataset import NuScenesTables
+    from perception.datasets.source import open_source
     from perception.mmdet3d.foreign_config import foreign_config
     from perception.training.adapt import adapt as run
     from perception.training.adapt import recognise as run_recognise
@@ -150,8 +150,8 @@ def merge(
 def _show_route(
     model: PerceptionModel, data: Path, version: str | None, frame: str, picture: Path | None, console: Console
 ) -> None:
-    from perception.data.source import open_source
-    from perception.modules.routing import inspect
+    from perception.datasets.source import open_source
+    from perception.modules.routing import show_route
     from perception.predict import TorchPredictor
 
     scene, _, number = frame.partition(":")
@@ -163,9 +163,9 @@ def _show_route(
     predictor(recorded)
     console.print(f"{frame}: {', '.join(recorded.conditions.known()) or 'conditions not known'}")
     for route in model.routes:  # one for each group of tasks
-        console.print(inspect.as_table(inspect.routing_table(route, model.bank)))
+        console.print(show_route.as_table(show_route.routing_table(route, model.bank)))
     if picture is not None:
-        inspect.picture(inspect.routing_table(model.routes[0], model.bank)).savefig(picture)
+        show_route.picture(show_route.routing_table(model.routes[0], model.bank)).savefig(picture)
 
 
 @app.command(epilog="Example: perception modules runs/a --load runs/rain/modules/rain.safetensors --out runs/both")

@@ -85,7 +85,7 @@ def replay(
     from deploy.replay.settings import Settings, Source
     from deploy.replay.sources import is_recording
     from deploy.route import parse_conditions
-    from perception.data.tables import only_version
+    from perception.datasets.nuscenes.tables import only_version
     from perception.section import load_section
 
     settings = Settings(

@@ -6,13 +6,13 @@ from functools import cache, cached_property
 
 import numpy as np
 
-from perception.data.keyframes import Keyframes
-from perception.data.map_expansion import MapExpansion
+from perception.datasets.keyframes import Keyframes
+from perception.datasets.nuscenes.map_expansion import MapExpansion
 from perception.errors import InputError
-from perception.evaluation.columns import BoxColumns
-from perception.evaluation.map_counts import count_rings, predicted_cells
 from perception.frame import Conditions, Frame, Prediction
 from perception.grid import BevGrid
+from perception.tasks.detection.columns import BoxColumns
+from perception.tasks.map.counts import count_rings, predicted_cells
 
 
 class Annotated:

@@ -13,18 +13,18 @@ from rich.progress import track
 from rich.table import Table
 
 from perception.atomic import write_atomically
-from perception.data.inputs import InputSpec
-from perception.data.keyframes import Keyframes
-from perception.data.nuscenes import NuScenesTables
+from perception.datasets.keyframes import Keyframes
+from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
 from perception.evaluation.annotated import Annotated
-from perception.evaluation.columns import read_submission
-from perception.evaluation.map_segmentation import MapIou
-from perception.evaluation.own_scores import score
 from perception.evaluation.robustness import chosen_corruptions, robustness, robustness_table
 from perception.evaluation.slices import check_axes, slice_scores, slice_table
-from perception.evaluation.submission import SubmissionWriter
 from perception.frame import CLASSES, MAP_CLASSES, Frame, Prediction
+from perception.sensors.inputs import InputSpec
+from perception.tasks.detection.columns import read_submission
+from perception.tasks.detection.own_scores import score
+from perception.tasks.detection.submission import SubmissionWriter
+from perception.tasks.map.iou import MapIou
 
 ERRORS = {"trans_err": "ATE", "scale_err": "ASE", "orient_err": "AOE", "vel_err": "AVE", "attr_err": "AAE"}
 

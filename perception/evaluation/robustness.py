@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 from rich.table import Table
 
-from perception.data import corrupt
 from perception.errors import InputError
+from perception.evaluation import corrupt
 from perception.evaluation.annotated import Annotated
-from perception.evaluation.columns import BoxColumns, detection_rows
-from perception.evaluation.detection_scores import DetectionScores
-from perception.evaluation.map_counts import ious
 from perception.frame import CAMERAS, Frame, Prediction
+from perception.tasks.detection.columns import BoxColumns, detection_rows
+from perception.tasks.detection.scores import DetectionScores
+from perception.tasks.map.counts import ious
 
 Change = Callable[[np.ndarray, float, np.random.Generator], np.ndarray]  # of points or a picture, at a level
 

@@ -10,10 +10,10 @@ from rich.table import Table
 
 from perception.errors import InputError
 from perception.evaluation.annotated import Annotated
-from perception.evaluation.columns import BoxColumns
-from perception.evaluation.detection_scores import DetectionScores
-from perception.evaluation.map_counts import ious, rings
 from perception.frame import CLASSES, CONDITIONS, MAP_CLASSES
+from perception.tasks.detection.columns import BoxColumns
+from perception.tasks.detection.scores import DetectionScores
+from perception.tasks.map.counts import ious, rings
 
 RANGES = ((0.0, 20.0), (20.0, 30.0), (30.0, 50.0))  # m from the vehicle
 AXES = ("condition", "city", "scene", "range")

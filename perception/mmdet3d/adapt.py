@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import OneCycleLR
 from torch.utils.data import DataLoader
 
-from perception.data.nuscenes import NuScenesTables
+from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
 from perception.mmdet3d import annotation_file
 from perception.mmdet3d.foreign import ForeignTrunk, load_foreign

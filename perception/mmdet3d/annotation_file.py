@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from perception.atomic import write_atomically
-from perception.data.nuscenes import NuScenesTables
-from perception.data.tables import LIDAR, Recording
+from perception.datasets.nuscenes.dataset import NuScenesTables
+from perception.datasets.nuscenes.tables import LIDAR, Recording
 from perception.errors import InputError
 from perception.frame import ATTRIBUTES, CAMERAS, CLASSES, Boxes
 

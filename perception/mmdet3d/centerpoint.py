@@ -15,12 +15,12 @@ from torch import Tensor
 
 from perception.config import Config, DetectionHead, Model, Suppression
 from perception.frame import CLASSES
-from perception.heads.detection import map_name
 from perception.mmdet3d.checkpoint import same_norm, take
 from perception.mmdet3d.pillars import FIRST, grid, lidar
 from perception.mmdet3d.second import same_lifts, trunk, trunk_modules
 from perception.mmdet3d.settings import Settings
 from perception.model import PerceptionModel
+from perception.tasks.detection.center_head import map_name
 
 EPSILON = 1e-3  # of our batch normalisations
 # Of PillarFeatureNet: what is served, and mmdet3d's default.

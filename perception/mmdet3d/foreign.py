@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 from accelerate.utils import set_seed
 from torch import nn
 
-from perception.backbone.layers import slotted
 from perception.errors import InputError
+from perception.layers import slotted
 from perception.mmdet3d.checkpoint import read_state, require_fit
 from perception.mmdet3d.foreign_config import ForeignBackbone, ForeignConfig
 from perception.mmdet3d.install import import_mmdet3d

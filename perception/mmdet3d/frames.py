@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from perception.data.sweeps import far_enough
 from perception.errors import InputError
 from perception.frame import CAMERAS, Camera, Frame
 from perception.mmdet3d.install import import_mmdet3d
+from perception.sensors.lidar.sweeps import far_enough
 
 import_mmdet3d()
 

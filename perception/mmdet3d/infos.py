@@ -12,15 +12,15 @@ from pathlib import Path
 
 import numpy as np
 
-from perception.data.files import read_picture, read_points
-from perception.data.keyframes import select_samples, select_scenes
-from perception.data.sweeps import Sweep, accumulated, global_from_reference
+from perception.datasets.files import read_picture, read_points
+from perception.datasets.keyframes import select_samples, select_scenes
 from perception.errors import InputError
-from perception.evaluation.submission import quaternions
 from perception.frame import Boxes, Camera, Conditions, Frame
 from perception.grid import Reference
 from perception.mmdet3d.layouts import Keyframe, Picture, read_keyframes
 from perception.mmdet3d.unpickle import read_plain
+from perception.sensors.lidar.sweeps import Sweep, accumulated, global_from_reference
+from perception.tasks.detection.submission import quaternions
 
 _GAP = 1_500_000  # us; keyframes of a drive are 0.5 to 0.6 s apart
 

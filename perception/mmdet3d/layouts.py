@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from perception.data.racks import CATEGORY as RACK
-from perception.data.tables import LIDAR, rigid
+from perception.datasets.nuscenes.racks import CATEGORY as RACK
+from perception.datasets.nuscenes.tables import LIDAR, rigid
 from perception.errors import InputError
 from perception.frame import CAMERAS, CLASSES, Boxes
 from perception.mmdet3d.fields import Field

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from perception.evaluation.submission import ResultsWriter, attribute_name
 from perception.mmdet3d.install import import_mmdet3d
+from perception.tasks.detection.submission import ResultsWriter, attribute_name
 
 import_mmdet3d()
 

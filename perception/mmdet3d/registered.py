@@ -35,15 +35,15 @@ import torch
 from torch import Tensor
 
 from perception.config import load_config
-from perception.data.inputs import InputSpec, prepare
-from perception.data.loader import Batch, joined
 from perception.errors import InputError
 from perception.frame import ATTRIBUTES, Boxes, Conditions
 from perception.mmdet3d import loading  # noqa: F401 - registers its step
 from perception.mmdet3d.frames import frame_of
 from perception.mmdet3d.install import import_mmdet3d
 from perception.model import PerceptionModel
+from perception.sensors.inputs import InputSpec, prepare
 from perception.training.checkpoint import load_model
+from perception.training.loader import Batch, joined
 from perception.training.loop import losses_of
 
 import_mmdet3d()

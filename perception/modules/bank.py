@@ -10,9 +10,9 @@ from typing import Any
 from torch import nn
 
 from perception.errors import InputError
-from perception.modules import files, status
+from perception.modules import module_io, status
 from perception.modules.aggregation.composition import Block, fuses, names
-from perception.modules.base import base_hash
+from perception.modules.base_weights import base_hash
 from perception.modules.computation.kinds import KINDS, build
 from perception.modules.freeze import Freeze
 from perception.modules.merge_into_base import Merge
@@ -124,7 +124,7 @@ class Bank:
         self._freeze.these(modules)
 
     def save(self, name: str, path: Path, domain: str = "", metrics: Mapping[str, float | None] | None = None) -> None:
-        """Write the module to PATH.safetensors and PATH.json (`files.py`).
+        """Write the module to PATH.safetensors and PATH.json (`module_io.py`).
 
         Args:
             domain: what the module was trained on, in words.
@@ -137,7 +137,7 @@ class Bank:
             exact = (tuple(slot.name for slot in self.match(part.slots, part.kind)) for part in spec.parts)
             parts = zip(spec.parts, exact, strict=True)
             spec = spec.model_copy(update={"parts": tuple(p.model_copy(update={"slots": own}) for p, own in parts)})
-        files.write(path, spec, self.slots, at, self.base_hash(), domain, metrics or {})
+        module_io.write(path, spec, self.slots, at, self.base_hash(), domain, metrics or {})
 
     def load(self, *paths: Path, rename: Mapping[Path, str] | None = None) -> list[str]:
         """Add modules from files; returns their names.
@@ -151,7 +151,7 @@ class Bank:
         self.require_unmerged()
         base, read = self.base_hash(), {}
         for path in paths:
-            spec, computations = files.read(path, (rename or {}).get(path), self.slots, base)
+            spec, computations = module_io.read(path, (rename or {}).get(path), self.slots, base)
             if spec.name in self.modules or spec.name in read:
                 raise InputError(f"{path}: a module called {spec.name!r} is there already; rename this one")
             read[spec.name] = spec, computations

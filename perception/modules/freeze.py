@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from perception.modules.base import is_own, own_parameters
+from perception.modules.base_weights import is_own, own_parameters
 from perception.modules.slot import Slot
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from rich.table import Column, Table
 
-from perception.modules.base import own_parameters
+from perception.modules.base_weights import own_parameters
 from perception.modules.computation.kinds import KINDS
 
 if TYPE_CHECKING:

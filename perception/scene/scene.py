@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from perception.data.tables import LIDAR
+from perception.datasets.nuscenes.tables import LIDAR
 from perception.frame import CONDITIONS, Conditions, Frame, Prediction
 from perception.grid import BevGrid
-from perception.scene.belief import Belief, ConditionBelief, Evidence, tagged
-from perception.scene.health import HealthMonitor, SensorHealth
-from perception.scene.map_memory import MapMemory
-from perception.scene.tracker import Tracker, Tracks
+from perception.scene.health.monitor import HealthMonitor, SensorHealth
+from perception.tasks.conditions.belief import Belief, ConditionBelief, Evidence, tagged
+from perception.tasks.detection.tracker import Tracker, Tracks
+from perception.tasks.map.memory import MapMemory
 from perception.timing import timed
 
 _KINDS = {value: kind for kind, values in CONDITIONS.items() for value in values}

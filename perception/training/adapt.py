@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from perception.config import Config, LearnedRouting, parse_config
-from perception.data.keyframes import Keyframes
+from perception.datasets.keyframes import Keyframes
 from perception.errors import InputError
 from perception.model import PerceptionModel
 from perception.modules.spec import Module

@@ -11,7 +11,7 @@ from perception.errors import InputError
 from perception.model import PerceptionModel
 from perception.modules.aggregation.merge import merge_modules
 from perception.modules.aggregation.notation import parse_block
-from perception.modules.files import Record, read_record, read_records
+from perception.modules.module_io import Record, read_record, read_records
 from perception.modules.status import Row
 from perception.training.checkpoint import load_model, provenance, save_model
 

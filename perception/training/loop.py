@@ -16,15 +16,15 @@ from torch.optim.lr_scheduler import OneCycleLR
 from torch.utils.tensorboard import SummaryWriter
 
 from perception.config import Config, LearnedRouting
-from perception.data.keyframes import Keyframes
-from perception.data.loader import Batch, FrameDataset, batches
+from perception.datasets.keyframes import Keyframes
 from perception.errors import InputError
-from perception.heads.detection import joined
 from perception.model import PerceptionModel
+from perception.tasks.detection.anchor_losses import anchor_losses
+from perception.tasks.detection.center_head import joined
+from perception.tasks.detection.losses import detection_losses, map_losses
+from perception.tasks.detection.targets import detection_targets
 from perception.training import checkpoint, settings
-from perception.training.anchors import anchor_losses
-from perception.training.losses import detection_losses, map_losses
-from perception.training.targets import detection_targets
+from perception.training.loader import Batch, FrameDataset, batches
 
 
 def losses_of(config: Config, dense: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:

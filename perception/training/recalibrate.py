@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from perception.frame import Conditions
 from perception.model import PerceptionModel
-from perception.modules.base import is_own
+from perception.modules.base_weights import is_own
 
 
 @torch.no_grad()

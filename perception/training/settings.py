@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from perception.data.keyframes import Keyframes
+from perception.datasets.keyframes import Keyframes
 from perception.frame import CONDITION_VALUES
 from perception.model import PerceptionModel
-from perception.modules.base import is_own
+from perception.modules.base_weights import is_own
 from perception.modules.routing.fixed import FixedRouter
-from perception.modules.routing.wandering import WanderingRouter
+from perception.modules.routing.random_conditions import WanderingRouter
 
 
 def joint(model: PerceptionModel) -> None:

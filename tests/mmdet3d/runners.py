@@ -10,7 +10,7 @@ import yaml
 from mmengine.config import Config
 
 from perception.config import find_config
-from perception.data.nuscenes import NuScenesTables
+from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.frame import CAMERAS, CLASSES
 from perception.mmdet3d import annotation_file
 

@@ -13,8 +13,8 @@ import pytest
 from mmdet3d.datasets import NuScenesDataset
 from nuscenes import NuScenes
 
-from perception.data.nuscenes import NuScenesTables
-from perception.data.tables import rigid
+from perception.datasets.nuscenes.dataset import NuScenesTables
+from perception.datasets.nuscenes.tables import rigid
 from perception.errors import InputError
 from perception.mmdet3d import annotation_file
 from perception.mmdet3d.annotation_file import LABELS

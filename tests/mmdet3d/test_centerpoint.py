@@ -21,12 +21,12 @@ import centerpoints
 
 from deploy.export import export
 from deploy.runtime import Runtime
-from perception.data.inputs import InputSpec, prepare
-from perception.data.nuscenes import NuScenesTables
-from perception.data.outputs import to_prediction
+from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.frame import Boxes, Frame
 from perception.mmdet3d.centerpoint import NAMES
 from perception.model import PerceptionModel
+from perception.sensors.inputs import InputSpec, prepare
+from perception.tasks.result import to_prediction
 from perception.training.checkpoint import load_model
 
 TOLERANCE = 1e-4

@@ -17,7 +17,7 @@ from mmdet3d.datasets import NuScenesDataset
 from mmdet3d.datasets.convert_utils import NuScenesNameMapping
 from nuscenes import NuScenes
 
-from perception.data.nuscenes import NuScenesTables
+from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.frame import CLASSES
 from perception.mmdet3d.infos import Infos
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from typer.testing import CliRunner
 
 from perception.cli import app
-from perception.data.nuscenes import NuScenesTables
+from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
 from perception.frame import CLASSES
 from perception.mmdet3d import annotation_file

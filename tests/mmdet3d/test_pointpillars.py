@@ -18,13 +18,13 @@ if find_spec("mmdet3d") is None:
 import anchored
 
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
-from deploy.trace import to_onnx
-from perception.data.inputs import InputSpec, prepare
-from perception.data.nuscenes import NuScenesTables
-from perception.data.outputs import to_prediction
+from deploy.onnx_export import to_onnx
+from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.frame import CLASSES, Frame, Prediction
 from perception.model import PerceptionModel
-from perception.training.anchors import anchor_losses
+from perception.sensors.inputs import InputSpec, prepare
+from perception.tasks.detection.anchor_losses import anchor_losses
+from perception.tasks.result import to_prediction
 from perception.training.checkpoint import load_model
 
 TOLERANCE = 1e-4  # of the maps

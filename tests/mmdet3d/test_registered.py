@@ -20,17 +20,17 @@ from runners import LOADING, runner_config, tiny
 from torch import Tensor
 
 from perception.config import find_config
-from perception.data.inputs import prepare
-from perception.data.loader import joined
-from perception.data.nuscenes import NuScenesTables
-from perception.data.sweeps import far_enough
+from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
 from perception.evaluation.evaluate import evaluate
 from perception.frame import Frame, Prediction
 from perception.mmdet3d.registered import PerceptionDetector, _boxes
 from perception.predict import TorchPredictor
+from perception.sensors.inputs import prepare
+from perception.sensors.lidar.sweeps import far_enough
+from perception.tasks.detection.targets import detection_targets
 from perception.training.checkpoint import save_model
-from perception.training.targets import detection_targets
+from perception.training.loader import joined
 
 PREFIX = "NuScenes metric/pred_instances_3d_NuScenes"
 STEPS = 80  # enough for objects to be found, so that scores say something

@@ -10,12 +10,12 @@ from deploy.replay.sources.counts import Counts
 from deploy.replay.sources.nuscenes import NuScenesDrive
 from deploy.replay.sources.recorded import RecordedDrive
 from deploy.replay.sources.topics import Topics
-from perception.data.inputs import InputSpec
-from perception.data.nuscenes import NuScenesTables
-from perception.data.tables import versions
+from perception.datasets.nuscenes.dataset import NuScenesTables
+from perception.datasets.nuscenes.tables import versions
 from perception.errors import InputError
 from perception.frame import Frame
 from perception.section import load_section
+from perception.sensors.inputs import InputSpec
 
 
 class Drive(Protocol):

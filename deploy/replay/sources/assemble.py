@@ -16,9 +16,9 @@ from deploy.replay.sources.messages import Cloud, Content, Intrinsics, Keyframe,
 from deploy.replay.sources.pace import Pace
 from deploy.replay.sources.topics import Topics
 from deploy.replay.sources.transforms import Transforms
-from perception.data.sweeps import global_from_reference
 from perception.frame import Conditions, Frame
 from perception.grid import Reference
+from perception.sensors.lidar.sweeps import global_from_reference
 
 _MOST_WAITING = 8  # frames to come
 _REMEMBERED = 64  # stamps of a topic, to know a repetition

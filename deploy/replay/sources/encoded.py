@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from deploy.replay.sources.messages import Corrupt, Picture, picture
-from perception.data.files import decode_picture
+from perception.datasets.files import decode_picture
 
 # Raw encoding: bytes of a pixel, and how OpenCV makes RGB of them.
 _RAW = {

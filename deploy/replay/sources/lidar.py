@@ -9,7 +9,7 @@ import numpy as np
 from deploy.replay.sources.counts import Counts
 from deploy.replay.sources.messages import Cloud, Keyframe
 from deploy.replay.sources.topics import LidarTopic
-from perception.data.sweeps import Sweep, accumulated
+from perception.sensors.lidar.sweeps import Sweep, accumulated
 
 _MORE = 24  # sweeps kept beyond those of a frame: what comes while a frame waits
 _OLDEST = 1_000_000  # us before the frame, where no keyframe says which sweeps are its own

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from deploy.replay.sources.counts import Counts
-from perception.data.inputs import InputSpec
-from perception.data.nuscenes import NuScenesTables
+from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.frame import Frame
+from perception.sensors.inputs import InputSpec
 
 
 class NuScenesDrive:

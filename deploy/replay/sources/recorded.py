@@ -12,10 +12,10 @@ from deploy.replay.sources.messages import Corrupt
 from deploy.replay.sources.reading import Recording
 from deploy.replay.sources.rosbag import RosbagRecording
 from deploy.replay.sources.topics import Topics
-from perception.data.inputs import InputSpec
-from perception.data.nuscenes import conditions_of
+from perception.datasets.nuscenes.dataset import conditions_of
 from perception.errors import InputError
 from perception.frame import Conditions, Frame
+from perception.sensors.inputs import InputSpec
 
 
 class RecordedDrive:

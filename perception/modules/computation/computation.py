@@ -19,7 +19,7 @@ class Site(NamedTuple):
     x: Tensor  # input of the layer: (B, I, ...), of a Linear (..., I)
     y: Tensor  # output of the layer and of what is stacked before the module: (B, O, ...), of a Linear (..., O)
     layer: Any  # the slot's layer; read only
-    z: Tensor | None  # (B, Z) or (1, Z) condition vectors, see `routing/facts.py`; None: nothing is known
+    z: Tensor | None  # (B, Z) or (1, Z) condition vectors, see `routing/predicates.py`; None: nothing is known
 
 
 class Affine(NamedTuple):

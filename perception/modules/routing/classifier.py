@@ -12,10 +12,10 @@ from perception.config import ClassifierRouting
 from perception.frame import CONDITION_VALUES, CONDITIONS, Conditions
 from perception.modules.bank import Bank
 from perception.modules.route import Route, Weight
-from perception.modules.routing.choose import hard
-from perception.modules.routing.facts import condition_vectors, possible
-from perception.modules.routing.features import after_fusion
-from perception.modules.routing.recogniser import ConditionHeads, classification
+from perception.modules.routing.gates import hard
+from perception.modules.routing.pooling import after_fusion
+from perception.modules.routing.predicates import condition_vectors, possible
+from perception.tasks.conditions.network import ConditionHeads, classification
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -12,7 +12,7 @@ from perception.frame import Conditions
 from perception.modules.bank import Bank
 from perception.modules.computation.kinds import KINDS
 from perception.modules.route import Route, Weight
-from perception.modules.routing.facts import Facts, condition_vectors, facts
+from perception.modules.routing.predicates import Facts, condition_vectors, facts
 from perception.modules.spec import SENSORS, TASKS
 
 

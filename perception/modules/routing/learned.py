@@ -13,10 +13,10 @@ from perception.errors import InputError
 from perception.frame import Conditions
 from perception.modules.bank import Bank
 from perception.modules.route import Route, Weight
-from perception.modules.routing import choose
-from perception.modules.routing.balance import gshard, possible_options, report
-from perception.modules.routing.facts import asked_kinds, possible
-from perception.modules.routing.features import HIDDEN, PerCell, Pooled, after_fusion
+from perception.modules.routing import gates
+from perception.modules.routing.load_balance import gshard, possible_options, report
+from perception.modules.routing.pooling import HIDDEN, PerCell, Pooled, after_fusion
+from perception.modules.routing.predicates import asked_kinds, possible
 
 BASELINE_RATE = 0.05  # of the running mean that REINFORCE compares costs with
 
@@ -101,7 +101,7 @@ class LearnedRouter(nn.Module):
         here = self._here(slots).to(fused.device)
         logits = self._logits(fused, slots)
         allowed = _like(self._allowed(sensors, tasks)[..., None] & here, logits)
-        logits = logits.masked_fill(~allowed, choose.NEVER)
+        logits = logits.masked_fill(~allowed, gates.NEVER)
         chosen = self._choose(logits)
         target = None
         if self.config.supervise and conditions:
@@ -122,7 +122,7 @@ class LearnedRouter(nn.Module):
         """
         terms = {}
         if self.config.balance:
-            parts = [gshard(choose.soft(r.logits), choose.hard(r.logits), possible_options(r.logits)) for r in routes]
+            parts = [gshard(gates.soft(r.logits), gates.hard(r.logits), possible_options(r.logits)) for r in routes]
             terms["balance"] = self.config.balance * torch.stack(parts).mean()
         targets = [(r.logits, r.target) for r in routes if r.target is not None]
         if targets:
@@ -130,8 +130,8 @@ class LearnedRouter(nn.Module):
         if self.config.choose == "reinforce":
             if costs is None:
                 raise ValueError("REINFORCE needs the costs of the frames")
-            logs = torch.stack([choose.log_probability(r.logits, r.chosen) for r in routes]).sum(dim=0)
-            terms["reinforce"] = choose.reinforce(logs, costs, self.baseline)
+            logs = torch.stack([gates.log_probability(r.logits, r.chosen) for r in routes]).sum(dim=0)
+            terms["reinforce"] = gates.reinforce(logs, costs, self.baseline)
             if self.training:
                 self.batches += 1
                 self.baseline.lerp_(costs.detach().mean(), (1 / self.batches).clamp(min=BASELINE_RATE))
@@ -166,14 +166,14 @@ class LearnedRouter(nn.Module):
     def _choose(self, logits: Tensor) -> Tensor:
         """Weights (B, N, P) from logits; without chance in evaluation."""
         if self.config.choose == "soft":
-            return choose.soft(logits)
+            return gates.soft(logits)
         if self.config.choose == "top_k":
-            return choose.top_k(logits, self.config.k)
+            return gates.top_k(logits, self.config.k)
         if not self.training:
-            return choose.hard(logits)
+            return gates.hard(logits)
         if self.config.choose == "gumbel":
-            return choose.gumbel(logits, self.config.temperature)
-        return choose.sample(logits)
+            return gates.gumbel(logits, self.config.temperature)
+        return gates.sample(logits)
 
     def _here(self, slots: Sequence[str]) -> Tensor:
         """(N, P) bool: the options that each place has."""
@@ -210,7 +210,7 @@ class LearnedRouter(nn.Module):
 
 def supervision(logits: Tensor, target: Tensor) -> Tensor:
     """Cross-entropy between the router and what the tags choose, over the places of the frames that have tags."""
-    logs = logits.log_softmax(dim=1).masked_fill(logits == choose.NEVER, 0.0)
+    logs = logits.log_softmax(dim=1).masked_fill(logits == gates.NEVER, 0.0)
     return -(target * logs).sum() / target.sum().clamp(min=1)
 
 

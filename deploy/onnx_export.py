@@ -1,0 +1,97 @@
+"""A network in torch becomes an ONNX graph of standard operators with static shapes but for the number of pillars."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+import onnx
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from deploy.fold_batchnorm import fold_norms
+from perception.errors import InputError
+from perception.frame import Conditions
+from perception.model import PerceptionModel
+from perception.modules.routing.input_weighted import SteeredRouter
+from perception.sensors.inputs import PILLARS
+
+OPSET = 18  # TensorRT 10 reads 9-20, TensorRT 11 9-25
+
+
+def to_onnx(model: PerceptionModel, inputs: dict[str, np.ndarray], outputs: Sequence[str]) -> onnx.ModelProto:
+    """The graph of `model.predict` for inputs of these shapes, of whose pillars there may be any number from one on.
+
+    The same checkpoint gives the same bytes.
+
+    Raises:
+        InputError: the graph would need an operator outside the ONNX standard domain.
+    """
+    tensors = tuple(torch.from_numpy(array) for array in inputs.values())
+    pillars = torch.export.Dim("pillars")
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):  # it prints progress marks
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            _Graph(model, list(inputs)).eval(),
+            tensors,
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=list(inputs),
+            output_names=list(outputs),
+            dynamic_shapes=(tuple({1: pillars} if name in PILLARS else None for name in inputs),),
+            optimize=True,
+            verbose=False,
+        )
+    assert program is not None  # only None when it writes a file itself
+    graph: onnx.ModelProto = program.model_proto
+    foreign = sorted(
+        {f"{n.domain}::{n.op_type}" for n in graph.graph.node if n.domain} | {f.name for f in graph.functions}
+    )
+    if foreign:
+        raise InputError(f"the graph needs operators outside the ONNX standard: {', '.join(foreign)}")
+    # The exporter notes the Python source of every node: paths of this machine, and a third of the file.
+    for item in (graph.graph, *graph.graph.node, *graph.graph.value_info, *graph.graph.input, *graph.graph.output):
+        del item.metadata_props[:]
+    del graph.metadata_props[:]
+    fold_norms(graph.graph)
+    graph.producer_name, graph.producer_version = "tessera", ""
+    return graph
+
+
+def run(
+    model: PerceptionModel, inputs: dict[str, np.ndarray], conditions: Conditions | None = None
+) -> tuple[dict[str, np.ndarray], int]:
+    """Torch's outputs for these inputs, and the floating-point operations that they took."""
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter:
+        tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
+        _steer(model, tensors)
+        outputs = model.predict(tensors, () if conditions is None else [conditions])
+    return {name: value.numpy() for name, value in outputs.items()}, counter.get_total_flops()
+
+
+class _Graph(nn.Module):
+    """`PerceptionModel.predict` with tensors in a row instead of a dict, which is what an ONNX graph has."""
+
+    def __init__(self, model: PerceptionModel, names: Sequence[str]) -> None:
+        super().__init__()
+        self.model, self.names = model, list(names)
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        inputs = dict(zip(self.names, tensors, strict=True))
+        if "images" in inputs:
+            # TensorRT takes uint8 into a Cast and into nothing else, so that must be the first node.
+            inputs["images"] = inputs["images"].float()
+        _steer(self.model, inputs)
+        return tuple(self.model.predict(inputs).values())
+
+
+def _steer(model: PerceptionModel, inputs: dict[str, Tensor]) -> None:
+    """Take the inputs that steer modules out of `inputs`, and obey."""
+    weights, z = inputs.pop("route", None), inputs.pop("conditions", None)
+    if isinstance(model.router, SteeredRouter):
+        model.router.steer(torch.ones(1, 0) if weights is None else weights, z)

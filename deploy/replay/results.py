@@ -1,0 +1,156 @@
+"""A finished replay, read back from its folder to be judged."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from deploy.replay.latency import VEHICLE
+from deploy.replay.statistics import unpack
+from perception.errors import InputError
+from perception.tasks.detection.columns import BoxColumns, read_submission
+
+RESULTS, STATISTICS, LATENCY, TRACKING = "results.json", "statistics.jsonl", "latency.json", "tracking_metrics.json"
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The frames of a replay and what was perceived in them; the other files are read when they are asked for."""
+
+    folder: Path
+    lines: Sequence[dict[str, Any]]  # of statistics.jsonl, a line for each frame
+
+    @staticmethod
+    def load(folder: Path) -> Finished:
+        """Raises InputError where the folder holds no finished replay."""
+        path = folder / STATISTICS
+        try:
+            lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        except (OSError, ValueError):
+            raise InputError(f"{folder}: holds no finished replay (no readable {STATISTICS}); replay again") from None
+        if not lines:
+            raise InputError(f"{path}: no frame was replayed; there is nothing to judge")
+        return Finished(folder, lines)
+
+    def only(self, tokens: Sequence[str]) -> Finished:
+        """The same replay as if it had these frames alone, in this order."""
+        line_of = {line["token"]: line for line in self.lines}
+        return Finished(self.folder, [line_of[token] for token in tokens])
+
+    def __len__(self) -> int:
+        return len(self.lines)
+
+    @property
+    def tokens(self) -> list[str]:
+        return [line["token"] for line in self.lines]
+
+    @cached_property
+    def scenes(self) -> np.ndarray:
+        """(F,) int, the scene of each frame, from 0 on."""
+        return np.asarray(np.unique([line["scene"] for line in self.lines], return_inverse=True)[1])
+
+    @cached_property
+    def egos(self) -> np.ndarray:
+        """(F, 2) m, where the vehicle is, in the global frame."""
+        return np.array([line["ego"] for line in self.lines], np.float64)
+
+    def known(self, condition: str) -> np.ndarray:
+        """(F,) bool: frames of which all the conditions of a text such as rain+night are known to hold."""
+        return np.array([set(condition.split("+")) <= set(line["conditions"]) for line in self.lines], bool)
+
+    @property
+    def conditions(self) -> list[str]:
+        """Conditions that are known of some frames but not of all, such as rain and clear."""
+        known = [frozenset(line["conditions"]) for line in self.lines]
+        return sorted(frozenset.union(*known) - frozenset.intersection(*known))
+
+    @cached_property
+    def racks(self) -> np.ndarray:
+        """(K, 11) frame, then centre, size and rotation of the annotated bicycle racks."""
+        rows = [[i, *rack] for i, line in enumerate(self.lines) for rack in line["racks"]]
+        return np.array(rows, np.float64).reshape(-1, 11)
+
+    @cached_property
+    def truth(self) -> BoxColumns | None:
+        """Annotations that count; None where a frame has none."""
+        if any(line["boxes"] is None for line in self.lines):
+            return None
+        rows = [[i, *box] for i, line in enumerate(self.lines) for box in line["boxes"]]
+        return BoxColumns.of(np.array(rows, np.float64).reshape(-1, 14)).counted(self.egos, self.racks)
+
+    @cached_property
+    def detections(self) -> BoxColumns:
+        """Detections that count, in the order of the file."""
+        frame_of = {token: i for i, token in enumerate(self.tokens)}
+        return read_submission(self.folder / RESULTS, frame_of).counted(self.egos, self.racks)
+
+    @cached_property
+    def map_counts(self) -> np.ndarray | None:
+        """(F, 3, 6, rings) as count_rings; zero where there is no map; None if there is none anywhere."""
+        counts = [(i, line["map"]["counts"]) for i, line in enumerate(self.lines) if line["map"]]
+        counts = [(i, each) for i, each in counts if each is not None]
+        if not counts:
+            return None
+        every = np.zeros((len(self), *np.shape(counts[0][1])), np.int64)
+        for i, each in counts:
+            every[i] = each
+        return every
+
+    def map_cells(self, frame: int) -> np.ndarray | None:
+        """(6, rows, columns) bool: where the network says that each map class is."""
+        return None if self.lines[frame]["map"] is None else unpack(self.lines[frame]["map"]["cells"])
+
+    @property
+    def dropped(self) -> tuple[int, int]:
+        """Keyframes that lack between their neighbours, and frames without any sensor that the network takes.
+
+        A gap counts by the median distance of the keyframes: one of 1.5 s among 0.5 s lacks two.
+        """
+        times = np.array([line["timestamp"] for line in self.lines], np.int64)
+        gaps = np.diff(times)[np.diff(self.scenes) == 0]
+        lacking = np.rint(gaps / np.median(gaps)).sum() - len(gaps) if len(gaps) else 0
+        return max(0, int(lacking)), sum(line["blind"] for line in self.lines)
+
+    @property
+    def not_finite(self) -> list[str]:
+        """Tokens of the frames in which an output of the network was not finite."""
+        return [line["token"] for line in self.lines if line["not_finite"]]
+
+    @property
+    def latency(self) -> dict[str, dict[str, float]]:
+        """Milliseconds by stage and quantile.
+
+        Raises:
+            InputError: latency.json is not there.
+        """
+        return dict(self._latency["stages"])
+
+    @property
+    def as_a_vehicle(self) -> bool:
+        """Whether latencies are those of a vehicle (`perception replay --latency`); raises as `latency` does."""
+        return self._latency.get("mode") == VEHICLE
+
+    @property
+    def _latency(self) -> dict[str, Any]:
+        content = self._json(LATENCY)
+        if content is None:
+            raise InputError(f"{self.folder}: holds no finished replay (no readable {LATENCY}); replay again")
+        return content
+
+    @property
+    def amota(self) -> float | None:
+        """As perception.tasks.detection.tracking scored the tracks of this replay; None where it did not."""
+        metrics = self._json(TRACKING)
+        return None if metrics is None else metrics.get("amota")
+
+    def _json(self, name: str) -> dict[str, Any] | None:
+        try:
+            return dict(json.loads((self.folder / name).read_text(encoding="utf-8")))
+        except (OSError, ValueError):
+            return None

@@ -1,0 +1,50 @@
+"""The 2-D trunk on the bird's-eye grid: SECOND's stages and their pyramid (Yan et al., 2018)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from perception.config import Trunk as TrunkConfig
+from perception.layers import ConvBlock
+
+
+class Trunk(nn.Module):
+    """(B, C, rows, columns) on the fused stride -> (B, channels, ...) on the heads' stride.
+
+    Each stage works on a coarser grid than the one before; the outputs of all are brought to the heads' grid.
+    """
+
+    def __init__(self, config: TrunkConfig, inputs: int, stride: int) -> None:
+        super().__init__()
+        self.channels = config.up_channels * len(config.channels)
+        self.stages, self.lifts = nn.ModuleList(), nn.ModuleList()
+        for i, (channels, blocks, step) in enumerate(zip(config.channels, config.blocks, config.strides, strict=True)):
+            stride *= step
+            self.stages.append(stage(i, inputs, channels, blocks, step))
+            down = max(config.stride // stride, 1)
+            self.lifts.append(
+                ConvBlock(
+                    f"trunk.lift{i}",
+                    channels,
+                    config.up_channels,
+                    kernel=1 if down == 1 else down if config.down == "patch" else 3,
+                    stride=down,
+                    up=max(stride // config.stride, 1),
+                )
+            )
+            inputs = channels
+
+    def forward(self, x: Tensor) -> Tensor:
+        lifted = []
+        for stage, lift in zip(self.stages, self.lifts, strict=True):
+            x = stage(x)
+            lifted.append(lift(x))
+        return torch.cat(lifted, dim=1)
+
+
+def stage(index: int, inputs: int, channels: int, blocks: int, stride: int) -> nn.Sequential:
+    """A strided convolution and `blocks` more behind it."""
+    layers = [ConvBlock(f"trunk.stage{index}.0", inputs, channels, stride=stride)]
+    layers += [ConvBlock(f"trunk.stage{index}.{i + 1}", channels, channels) for i in range(blocks)]
+    return nn.Sequential(*layers)

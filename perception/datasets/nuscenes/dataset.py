@@ -1,0 +1,270 @@
+"""Frames out of a nuScenes dataroot of any version: v1.0-mini, v1.0-trainval, or a simulated drive.
+
+Caesar et al., "nuScenes: A multimodal dataset for autonomous driving", CVPR 2020.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from functools import cached_property
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+
+from perception.datasets.files import read_picture, read_points
+from perception.datasets.keyframes import select_samples, select_scenes, shortened
+from perception.datasets.nuscenes.racks import read_racks
+from perception.datasets.nuscenes.tables import (
+    LIDAR,
+    Annotations,
+    Recording,
+    Recordings,
+    linked,
+    rotation_matrices,
+    rows,
+    version_folder,
+)
+from perception.errors import InputError
+from perception.frame import CAMERAS, Boxes, Camera, Conditions, Frame
+from perception.grid import Reference
+from perception.sensors.lidar.sweeps import Sweep, accumulated, global_from_reference
+
+_OFFICIAL_VERSIONS = ("v1.0-mini", "v1.0-trainval", "v1.0-test")
+
+
+def official_splits() -> dict[str, list[str]]:
+    """Scene names of nuScenes' own splits, the same lists as `nuscenes.utils.splits` of the devkit."""
+    numbers = json.loads(files("perception.datasets.nuscenes").joinpath("splits.json").read_text(encoding="utf-8"))
+    return {split: [f"scene-{number:04d}" for number in scenes] for split, scenes in numbers.items()}
+
+
+class NuScenesTables:
+    """The drives of one version of a dataroot; `recordings` are its sensor files with poses and calibrations.
+
+    Raises:
+        InputError: the dataroot, the version or a table is missing or damaged.
+    """
+
+    def __init__(self, dataroot: Path, version: str) -> None:
+        self.dataroot, self.version = Path(dataroot), version
+        self._folder = version_folder(self.dataroot, version)
+        with linked(self._folder, "log"):
+            locations = {row["token"]: row["location"] for row in rows(self._folder, "log")}
+        with linked(self._folder, "scene"):
+            scenes = {row["token"]: row for row in rows(self._folder, "scene")}
+            self._location = {row["name"]: locations[row["log_token"]] for row in scenes.values()}
+            parts = {row["name"]: parts_of(row["description"], self._location[row["name"]]) for row in scenes.values()}
+        with linked(self._folder, "sample"):
+            samples = [
+                (row["timestamp"], row["token"], scenes[row["scene_token"]]["name"])
+                for row in rows(self._folder, "sample")
+            ]
+        self._timestamps = {token: timestamp for timestamp, token, _ in samples}
+        self._scene = {token: scene for _, token, scene in samples}
+        self._samples: dict[str, list[str]] = {name: [] for name in self._location}
+        self._conditions: dict[str, Conditions] = {}
+        for timestamp, token, scene in sorted(samples):
+            self._samples[scene].append(token)
+            seconds = 1e-6 * (timestamp - self._timestamps[self._samples[scene][0]])
+            self._conditions[token] = next(part for start, part in reversed(parts[scene]) if start <= seconds)
+        self.recordings = Recordings(self._folder)
+
+    @cached_property
+    def _annotations(self) -> Annotations:
+        return Annotations.read(self._folder, self._timestamps)
+
+    def scenes(self, split: str | None = None, selectors: Sequence[str] = ()) -> list[str]:
+        """Names of the drives of a split (None or 'all': every drive), of those only the selected ones.
+
+        Raises:
+            InputError: an unknown split or selector.
+        """
+        return select_scenes(
+            self._split(split), selectors, str(self._folder) if split is None else f"split {split} of {self._folder}"
+        )
+
+    def samples(self, split: str | None = None, selectors: Sequence[str] = ()) -> list[str]:
+        """Tokens of the keyframes, drive by drive in order of time.
+
+        Args:
+            selectors: names of scenes, or `scene-0103:0-4` for its keyframes 0, 1, 2 and 3.
+
+        Raises:
+            InputError: an unknown split or selector, or a range that the scene does not have.
+        """
+        return select_samples(self._samples, self.scenes(split, selectors), selectors)
+
+    def _split(self, split: str | None) -> list[str]:
+        if split in (None, "all"):
+            return list(self._samples)
+        splits = self._splits()
+        if split not in splits:
+            known = ", ".join([*splits, "all"])
+            raise InputError(f"{self._folder}: has no split {split}; known are {known}")
+        names = [name for name in self._samples if name in set(splits[split])]
+        if not names:
+            raise InputError(
+                f"{self._folder}: no scene of split {split} is here; it has {shortened(list(self._samples))}"
+            )
+        return names
+
+    def _splits(self) -> dict[str, list[str]]:
+        if self.version in _OFFICIAL_VERSIONS:
+            return official_splits()
+        path = self._folder / "splits.json"
+        try:
+            splits = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path}: cannot read the splits ({error})") from None
+        if not isinstance(splits, dict):
+            raise InputError(f"{path}: not an object of split names and lists of scene names")
+        return splits
+
+    def scene(self, sample: str) -> str:
+        """Name of the drive that a keyframe is from."""
+        return self._scene[sample]
+
+    def timestamp(self, sample: str) -> int:
+        """When a keyframe was taken, us."""
+        return self._timestamps[sample]
+
+    def conditions(self, sample: str) -> Conditions:
+        """What is known of the circumstances of a keyframe; reads no file."""
+        return self._conditions[sample]
+
+    def boxes(self, sample: str) -> Boxes | None:
+        """Annotations of a keyframe in the global frame; None where the version has none, as v1.0-test."""
+        a = self._annotations
+        if not len(a.labels):
+            return None
+        index = np.array(a.of_sample.get(sample, []), np.int64)
+        return Boxes(
+            centers=a.centers[index],
+            sizes=a.sizes[index],
+            rotations=rotation_matrices(a.quaternions[index]),
+            velocities=a.velocities[index],
+            labels=a.labels[index],
+            attributes=a.attributes[index],
+            scores=np.ones(len(index)),
+            num_points=a.num_points[index],
+            instances=a.instance_tokens[a.instances[index]],
+        )
+
+    def racks(self) -> dict[str, list[list[float]]]:
+        """Annotated bicycle racks by keyframe, see `read_racks`."""
+        return read_racks(self.dataroot, self.version)
+
+    def frame(
+        self,
+        sample: str,
+        grid_reference: Reference = "ego",
+        sweeps: int = 0,
+        annotations: bool = True,
+        *,
+        lidar: bool = True,
+        cameras: bool = True,
+    ) -> Frame:
+        """What the sensors recorded at a keyframe; a sensor whose file is absent is missing in the frame.
+
+        Args:
+            sample: token of the keyframe.
+            grid_reference: the frame of reference of points and boxes, `ego` or `lidar`, at the LiDAR's time.
+            sweeps: how many LiDAR sweeps before the keyframe to add, moved by the vehicle's motion since.
+            annotations: whether to read the boxes.
+            lidar: whether to read the LiDAR.
+            cameras: whether to read the pictures.
+
+        Raises:
+            InputError: a damaged file, or an unknown sample.
+        """
+        keyframe = self.recordings.keyframes.get(sample, {})
+        if LIDAR not in keyframe:
+            raise InputError(f"{self._folder / 'sample_data.json'}: no {LIDAR} keyframe of sample {sample}")
+        top = keyframe[LIDAR]
+        global_from_ego = self.recordings.global_from_ego(top)
+        ego_from_lidar = self.recordings.ego_from_sensor[top.calibration]
+        reference = global_from_reference(global_from_ego, ego_from_lidar, grid_reference)
+        reference_from_global = np.linalg.inv(reference)
+        boxes = self.boxes(sample) if annotations else None
+        pictures = {name: self._camera(keyframe[name]) for name in CAMERAS if cameras and name in keyframe}
+        scene = self._scene[sample]
+        return Frame(
+            token=sample,
+            timestamp=top.timestamp,
+            reference=grid_reference,
+            global_from_reference=reference,
+            global_from_ego=global_from_ego,
+            points=self._points(top, sweeps, reference_from_global) if lidar else None,
+            cameras={name: camera for name, camera in pictures.items() if camera is not None},
+            conditions=self._conditions[sample],
+            boxes=None if boxes is None else boxes.transformed(reference_from_global),
+            scene=scene,
+            location=self._location[scene],
+        )
+
+    def _points(self, keyframe: Recording, sweeps: int, reference_from_global: np.ndarray) -> np.ndarray | None:
+        """(N, 5) of the keyframe, then of the sweeps before it, latest first; None without the keyframe.
+
+        The devkit cannot read a drive with a missing sweep; here it is left out.
+        """
+        found = []
+        for recording in self.recordings.chain(keyframe, sweeps):
+            try:
+                points = read_points(self.dataroot / recording.file)
+            except FileNotFoundError:
+                if recording is keyframe:
+                    return None
+            else:
+                ego_from_lidar = self.recordings.ego_from_sensor[recording.calibration]
+                pose = self.recordings.global_from_ego(recording)
+                found.append(Sweep(points, recording.timestamp, pose, ego_from_lidar))
+        return accumulated(found, keyframe.timestamp, reference_from_global)
+
+    def _camera(self, recording: Recording) -> Camera | None:
+        path = self.dataroot / recording.file
+        try:
+            image = read_picture(path)
+        except FileNotFoundError:
+            return None
+        if image.shape[:2] != (recording.height, recording.width):
+            raise InputError(
+                f"{path}: the picture is {image.shape[1]}x{image.shape[0]}, but its calibration is for "
+                f"{recording.width}x{recording.height}; use the picture as recorded"
+            )
+        return Camera(
+            image=image,
+            intrinsics=self.recordings.intrinsics[recording.calibration],
+            ego_from_camera=self.recordings.ego_from_sensor[recording.calibration],
+            global_from_ego=self.recordings.global_from_ego(recording),
+            timestamp=recording.timestamp,
+        )
+
+
+def parts_of(description: str, location: str) -> list[tuple[float, Conditions]]:
+    """When each part of a drive begins, s from its first keyframe, and its conditions.
+
+    Recorded drives have one part. A simulated one that changes on its way says so in its description:
+    'parked cars, peds; from 9.75 s: Rain; from 19.75 s: Rain, Night'.
+    """
+    first, *changes = re.split(r"; from (\d+(?:\.\d+)?) s: ", description)
+    told = [(0.0, first), *((float(start), text) for start, text in zip(changes[::2], changes[1::2], strict=True))]
+    return [(start, conditions_of(text, location)) for start, text in told]
+
+
+def conditions_of(description: str, location: str) -> Conditions:
+    """Conditions named by a scene's description, such as 'Night, after rain, many peds', and its location.
+
+    A road after rain counts as rain, as in published rain splits: it swallows LiDAR returns alike.
+    Whole words only, because trains and terrain are not rain.
+    """
+    city = location.split("-", maxsplit=1)[0]
+    words = set(re.findall(r"[a-z]+", description.lower()))
+    weather = "rain" if words & {"rain", "rainy", "raining"} else "fog" if words & {"fog", "foggy"} else "clear"
+    return Conditions(
+        weather=weather if words else None,
+        light=("night" if "night" in words else "day") if words else None,
+        city=city if city in ("boston", "singapore") else None,
+    )

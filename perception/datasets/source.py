@@ -1,0 +1,28 @@
+"""Recorded drives as a user names them: a nuScenes dataroot, or mmdet3d's infos in one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from perception.datasets.keyframes import Keyframes
+from perception.datasets.nuscenes.dataset import NuScenesTables
+from perception.datasets.nuscenes.tables import only_version
+from perception.errors import InputError
+from perception.mmdet3d.infos import Infos
+
+
+def open_source(data: Path, version: str | None) -> Keyframes:
+    """The drives of a dataroot, or of an infos file in one.
+
+    Args:
+        data: a dataroot, or a .pkl file beside samples/.
+        version: of a dataroot's tables; None: the only one there is.
+
+    Raises:
+        InputError: there is nothing of the kind, or it is damaged.
+    """
+    if data.suffix != ".pkl":
+        return NuScenesTables(data, version or only_version(data))
+    if version is not None:
+        raise InputError(f"{data}: infos have no --version; it chooses among the tables of a dataroot")
+    return Infos(data)

@@ -1,0 +1,70 @@
+"""Camera branch: pictures become features and a distribution of depth for each of their cells."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from perception.config import CameraBranch
+from perception.errors import InputError
+from perception.layers import ConvBlock, slotted
+from perception.modules.slot import Slot
+
+
+class ImageEncoder(nn.Module):
+    """timm backbone, feature pyramid (Lin et al., 2017), and a head for context and depth (LSS, Philion 2020).
+
+    The pyramid's finest level gives the output: (B, N, H, W, 3) uint8 pictures become context (B, N, C, h, w) and
+    depth probabilities (B, N, D, h, w), with h = H / stride of that level.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+
+    def __init__(self, config: CameraBranch) -> None:
+        super().__init__()
+        self.channels, self.bins = config.channels, config.depth.bins
+        try:
+            self.backbone = timm.create_model(
+                config.backbone, pretrained=False, features_only=True, out_indices=config.stages
+            )
+        except RuntimeError as error:
+            raise InputError(f"model.camera.backbone: {error}") from None
+        if config.weights is not None:
+            self._load(Path(config.weights))
+        backbone: Any = self.backbone
+        slotted(backbone, "camera.backbone")
+        inputs = backbone.feature_info.channels()
+        self.lateral = nn.ModuleList(
+            ConvBlock(f"camera.lateral{i}", c, config.channels, kernel=1) for i, c in enumerate(inputs)
+        )
+        self.smooth = ConvBlock("camera.neck", config.channels, config.channels)
+        self.head = Slot("camera.output", nn.Conv2d(config.channels, config.channels + config.depth.bins, 1))
+        self.register_buffer("mean", torch.tensor([123.675, 116.28, 103.53]), persistent=False)  # ImageNet, RGB
+        self.register_buffer("deviation", torch.tensor([58.395, 57.12, 57.375]), persistent=False)
+
+    def _load(self, path: Path) -> None:
+        try:
+            state = load_file(path)
+        except (OSError, ValueError) as error:
+            raise InputError(f"model.camera.weights: cannot read {path}: {error}") from None
+        absent = self.backbone.load_state_dict(state, strict=False).missing_keys
+        if absent:
+            raise InputError(f"model.camera.weights: {path} lacks {len(absent)} tensors, such as {absent[0]}")
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        b, n = images.shape[:2]
+        x = images.flatten(0, 1).to(self.mean.dtype).permute(0, 3, 1, 2)  # BN 3 H W
+        levels = self.backbone((x - self.mean[:, None, None]) / self.deviation[:, None, None])
+        x = self.lateral[-1](levels[-1])
+        for level, lateral in zip(levels[-2::-1], list(self.lateral)[-2::-1], strict=True):
+            x = lateral(level) + F.interpolate(x, size=level.shape[-2:], mode="nearest")
+        x = self.head(self.smooth(x)).unflatten(0, (b, n))
+        context, depth = x.split([self.channels, self.bins], dim=2)
+        return context, depth.softmax(dim=2)

@@ -1,0 +1,133 @@
+"""A frame made into the arrays that the network and its exported engine take. numpy and OpenCV only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+
+from perception.config import CameraBranch, Config, Image, Lidar
+from perception.frame import CAMERAS, Frame
+from perception.grid import BevGrid
+from perception.sensors.lidar.pillars import group
+
+PILLARS = ("pillar_points", "pillar_counts", "pillar_cells")  # inputs with an axis of pillars, the second
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """What a model takes: the grid, and for each of its sensors the settings that shape the arrays."""
+
+    grid: BevGrid
+    lidar: Lidar | None
+    camera: CameraBranch | None
+
+    @staticmethod
+    def of(config: Config) -> InputSpec:
+        return InputSpec(config.grid.build(), config.model.lidar, config.model.camera)
+
+    @property
+    def sweeps(self) -> int:
+        """LiDAR sweeps before the keyframe that the model wants in its frames."""
+        return 0 if self.lidar is None else self.lidar.sweeps
+
+
+def no_sensors(spec: InputSpec) -> dict[str, np.ndarray]:
+    """Inputs of a frame without any sensor, as `prepare` describes them: padding and zeros."""
+    shapes: dict[str, tuple[tuple[int, ...], type, int]] = {}
+    if spec.lidar is not None:
+        pillars = (1, spec.lidar.max_pillars)
+        shapes["pillar_points"] = ((*pillars, spec.lidar.points_per_pillar, 5), np.float32, 0)
+        shapes["pillar_counts"] = (pillars, np.int32, 0)
+        shapes["pillar_cells"] = (pillars, np.int32, spec.grid.cells)
+    if spec.camera is not None:
+        size = spec.camera.image
+        shapes["images"] = ((1, len(CAMERAS), size.height, size.width, 3), np.uint8, 0)
+        shapes["image_from_reference"] = ((1, len(CAMERAS), 3, 4), np.float32, 0)
+    inputs: dict[str, np.ndarray] = {name: np.empty(shape, dtype) for name, (shape, dtype, _) in shapes.items()}
+    for name, array in inputs.items():
+        array.fill(shapes[name][2])  # np.zeros would not ask for huge pages
+    return inputs
+
+
+def prepare(
+    frame: Frame,
+    spec: InputSpec,
+    image_affines: Mapping[str, np.ndarray] | None = None,
+    into: dict[str, np.ndarray] | None = None,
+) -> dict[str, np.ndarray]:
+    """Inputs of one frame, with a batch dimension of 1; a missing sensor becomes padding and zeros.
+
+    Args:
+        frame: in the reference frame of the grid.
+        spec: the model's sensors and sizes.
+        image_affines: for some cameras, another (3, 3) network pixels from recorded pixels than `fit_width`.
+        into: inputs of an earlier frame, which are overwritten; None takes new memory.
+
+    Returns:
+        With LiDAR: pillar_points (1, P, M, 5) float32, pillar_counts (1, P) int32, pillar_cells (1, P) int32.
+        With cameras: images (1, 6, H, W, 3) uint8 RGB, image_from_reference (1, 6, 3, 4) float32, which projects
+        reference points to network pixels.
+    """
+    if frame.reference != spec.grid.reference:
+        raise ValueError(f"the frame is in {frame.reference!r}, the model's grid in {spec.grid.reference!r}")
+    inputs = no_sensors(spec) if into is None else into
+    if spec.lidar is not None:
+        points = np.zeros((0, 5), np.float32) if frame.points is None else frame.points
+        pillars, counts, cells = (inputs[f"pillar_{name}"][0] for name in ("points", "counts", "cells"))
+        group(points, spec.grid, pillars, counts, cells, spec.lidar.overflow)
+    if spec.camera is not None:
+        _fill_cameras(inputs, frame, spec.camera.image, image_affines or {})
+    return inputs
+
+
+def without_padding(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Inputs (B, ...) without the pillars that are padding in every frame, as views; one at least is left."""
+    if "pillar_counts" not in inputs:
+        return dict(inputs)
+    pillars = max(1, int((inputs["pillar_counts"] > 0).sum(axis=1).max(initial=0)))
+    return {name: array[:, :pillars] if name in PILLARS else array for name, array in inputs.items()}
+
+
+def _fill_cameras(
+    inputs: Mapping[str, np.ndarray], frame: Frame, size: Image, affines: Mapping[str, np.ndarray]
+) -> None:
+    images, projections = inputs["images"][0], inputs["image_from_reference"][0]
+    for i, name in enumerate(CAMERAS):
+        if name in frame.cameras:
+            recorded = frame.cameras[name].image
+            affine = affines[name] if name in affines else fit_width(recorded.shape, size)
+            images[i] = warp(recorded, affine, size)
+            projections[i] = affine @ frame.image_from_reference(name)
+        else:
+            images[i].fill(0)
+            projections[i].fill(0)
+
+
+def fit_width(recorded: tuple[int, ...], size: Image) -> np.ndarray:
+    """(3, 3) network pixels from recorded pixels: scale to the network's width and keep the bottom rows.
+
+    The sky is cut off; a picture that is lower than the network's gets black rows on top. Integer coordinates are
+    the middles of pixels, so a scale by s takes u to s (u + 0.5) - 0.5.
+    """
+    height, width = recorded[:2]
+    scale = size.width / width
+    shift = 0.5 * scale - 0.5
+    return np.array([[scale, 0, shift], [0, scale, shift + size.height - scale * height], [0, 0, 1]])
+
+
+def warp(recorded: np.ndarray, affine: np.ndarray, size: Image) -> np.ndarray:
+    """(height, width, 3) uint8 picture whose pixel affine @ p shows the recorded pixel p; black outside it.
+
+    Bilinear interpolation alone would skip pixels where the picture shrinks by more than 2, so whole multiples
+    are averaged away first.
+    """
+    height, width = recorded.shape[:2]
+    shrink = int(1 / np.sqrt(abs(np.linalg.det(affine[:2, :2]))))
+    if shrink > 1:
+        recorded = cv2.resize(recorded, (width // shrink, height // shrink), interpolation=cv2.INTER_AREA)
+        x, y = width / recorded.shape[1], height / recorded.shape[0]
+        affine = affine @ np.array([[x, 0, 0.5 * x - 0.5], [0, y, 0.5 * y - 0.5], [0, 0, 1]])
+    return cv2.warpAffine(recorded, affine[:2], (size.width, size.height), flags=cv2.INTER_LINEAR)

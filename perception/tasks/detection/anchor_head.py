@@ -1,0 +1,127 @@
+"""Detection of objects as what differs from anchors (SECOND, Yan et al., 2018; PointPillars, Lang et al., 2019)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from perception.config import AnchorHead as AnchorHeadConfig
+from perception.frame import CLASSES
+from perception.modules.slot import Slot
+from perception.tasks.detection.attributes import by_speed
+
+# How a box differs from its anchor: x and y in diagonals of it, z in heights of it, logarithms of the ratios of width,
+# length and height, the turn in rad; and its velocity in m/s.
+CODE = 9
+
+
+class AnchorHead(nn.Module):
+    """Maps (B, C, rows, columns), one for each level -> at every cell, for each of its A anchors, class and box.
+
+    On level i the anchors are `scales[i]` times as large; all levels share the layers. The dense outputs of level i
+    are classes.i (B, A * 10, rows, columns), boxes.i (B, A * 9, ...) and directions.i (B, A * 2, ...).
+    """
+
+    def __init__(self, config: AnchorHeadConfig, inputs: int) -> None:
+        super().__init__()
+        self.config = config
+        anchors = len(config.anchors) * len(config.rotations)
+        self.branches = nn.ModuleDict(
+            {
+                name: Slot(f"heads.detection.{name}", nn.Conv2d(inputs, anchors * n, 1))
+                for name, n in {"classes": len(CLASSES), "boxes": CODE, "directions": 2}.items()
+            }
+        )
+        classes: Slot = self.branches["classes"]  # type: ignore[assignment]
+        nn.init.constant_(classes.layer.bias, -math.log((1 - 0.01) / 0.01))  # start at p = 0.01, as in CenterHead
+
+    def forward(self, levels: Tensor | list[Tensor]) -> dict[str, Tensor]:
+        levels = [levels] if isinstance(levels, Tensor) else levels
+        return {f"{name}.{i}": branch(x) for i, x in enumerate(levels) for name, branch in self.branches.items()}
+
+    def decode(self, dense: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Boxes (B, 10, K, 10), scores, labels and attributes (B, 10, K) as of CenterHead, in the graph.
+
+        Candidates are the boxes of each level whose best class scores highest. Each class has them all, best first;
+        those that are out by their score alone score 0. Overlapping ones are suppressed behind the graph.
+        """
+        parts = [
+            self._candidates(dense[f"classes.{i}"], dense[f"boxes.{i}"], dense[f"directions.{i}"], i)
+            for i in range(len(self.config.scales))
+        ]
+        boxes, scores = (torch.cat(part, dim=1) for part in zip(*parts, strict=True))
+        # An empty street scores the same everywhere: which of it is among the candidates must not matter.
+        scores = torch.where(scores > self.config.suppression.threshold, scores, 0.0)
+        scores, order = scores.transpose(1, 2).topk(scores.shape[1])  # B 10 K
+        boxes = boxes[:, None].expand(-1, len(CLASSES), -1, -1)
+        boxes = boxes.gather(2, order[..., None].expand_as(boxes))
+        # Computed from the order, because a graph cannot give a constant.
+        most = scores.shape[-1]
+        labels = torch.div(order + most * torch.arange(len(CLASSES))[:, None].to(order), most, rounding_mode="floor")
+        return {"boxes": boxes, "scores": scores, "labels": labels, "attributes": by_speed(labels, boxes[..., 8:10])}
+
+    def _candidates(self, classes: Tensor, codes: Tensor, directions: Tensor, level: int) -> tuple[Tensor, Tensor]:
+        """Boxes (B, K, 10) of one level, and their scores (B, K, 10) for the classes."""
+        rows, columns = classes.shape[-2:]
+        scores = classes.sigmoid()
+        best = scores.flatten(2).unflatten(1, (-1, len(CLASSES))).amax(dim=2).flatten(1)  # B A * cells
+        _, index = best.topk(min(self.config.candidates, best.shape[1]))
+        anchor = torch.div(index, rows * columns, rounding_mode="floor")
+        cell = index - anchor * (rows * columns)
+
+        def at(values: Tensor, n: int) -> Tensor:  # B K n
+            first = anchor * (n * rows * columns) + cell
+            places = first[..., None] + torch.arange(n, device=first.device) * (rows * columns)
+            return values.flatten(1).gather(1, places.flatten(1)).unflatten(1, (-1, n))
+
+        code, direction = at(codes, CODE), at(directions, 2).argmax(dim=-1)
+        own = _of_a_cell(self.config, level, rows, columns).to(code)[anchor]  # B K 9
+        row = torch.div(cell, columns, rounding_mode="floor")
+        place = torch.stack([cell - row * columns, row], dim=-1).to(code.dtype) + 0.5
+        diagonal = own[..., 5:7].square().sum(dim=-1, keepdim=True).sqrt()
+        center = own[..., 0:2] + place * own[..., 2:4] + code[..., 0:2] * diagonal
+        z = own[..., 4:5] + (code[..., 2:3] + 0.5) * own[..., 7:8]
+        size = own[..., 5:8] * code[..., 3:6].exp()
+        yaw = self._turned(own[..., 8] + code[..., 6], direction)[..., None]
+        boxes = torch.cat([center, z, size, yaw.sin(), yaw.cos(), code[..., 7:9]], dim=-1)
+        return boxes, at(scores, len(CLASSES))
+
+    def _turned(self, yaw: Tensor, direction: Tensor) -> Tensor:
+        """The yaw modulo pi that lies in the half turn behind the offset, plus half a turn where the direction is 1."""
+        offset, limit = self.config.direction_offset, self.config.direction_limit_offset
+        turns = ((yaw - offset) / math.pi + limit).floor()
+        return yaw + math.pi * (direction.to(yaw.dtype) - turns)
+
+
+def all_anchors(config: AnchorHeadConfig, shapes: Sequence[tuple[int, ...]]) -> Tensor:
+    """(N, 7) x y z (m, the middle), width, length, height (m), yaw (rad) of every anchor on maps of these shapes.
+
+    Map by map, for each anchor of a cell row by row.
+    """
+    maps = []
+    for level, (rows, columns) in enumerate(shapes):
+        cell = _of_a_cell(config, level, rows, columns)[:, None, None]  # A 1 1 9
+        row, column = torch.meshgrid(torch.arange(rows) + 0.5, torch.arange(columns) + 0.5, indexing="ij")
+        place = cell[..., :2] + torch.stack([column, row], dim=-1) * cell[..., 2:4]
+        rest = torch.cat([cell[..., 4:5] + cell[..., 7:8] / 2, cell[..., 5:9]], dim=-1)
+        maps.append(torch.cat([place, rest.expand(-1, rows, columns, -1)], dim=-1).flatten(0, 2))
+    return torch.cat(maps)
+
+
+def _of_a_cell(config: AnchorHeadConfig, level: int, rows: int, columns: int) -> Tensor:
+    """(A, 9): corner x and y of the map and size of its cells along x and y (m), z of the underside (m), width,
+    length and height (m), yaw (rad)."""
+    scale = config.scales[level]
+    anchors = [
+        [
+            *(anchor.x[0], anchor.y[0]),
+            *((anchor.x[1] - anchor.x[0]) / columns, (anchor.y[1] - anchor.y[0]) / rows),
+            *(anchor.bottom, *(scale * side for side in anchor.size), rotation),
+        ]
+        for anchor in config.anchors
+        for rotation in config.rotations
+    ]
+    return torch.tensor(anchors)

@@ -1,0 +1,141 @@
+"""What a head with anchors should say, and what it loses (SECOND, Yan et al., 2018), as mmdet3d for nuScenes has it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from perception.config import AnchorHead, Grid
+from perception.frame import CLASSES, Boxes
+from perception.tasks.detection.anchor_head import CODE, all_anchors
+
+POSITIVE, NEGATIVE = 0.6, 0.3  # overlap from which an anchor is an object, and below which it is none
+LEAST = 0.3  # overlap from which the best anchors of an object are its own although others have more
+ALPHA, GAMMA = 0.25, 2.0  # of the focal loss (Lin et al., 2017)
+BETA = 1 / 9  # where the smooth L1 distance becomes linear
+VELOCITY_WEIGHT, DIRECTION_WEIGHT = 0.2, 0.2
+NOTHING, UNSURE = len(CLASSES), len(CLASSES) + 1  # labels of anchors that are no object, and that count for nothing
+
+
+@dataclass(frozen=True)
+class AnchorTargets:
+    """For one frame with N anchors, of which P are objects."""
+
+    labels: Tensor  # (N,) int64: a class, NOTHING or UNSURE
+    positives: Tensor  # (P,) int64: which anchors are objects
+    codes: Tensor  # (P, 9) float32 as of heads.anchors; NaN where a velocity is unknown
+    directions: Tensor  # (P,) int64: 0 or 1
+
+
+def anchor_losses(
+    config: AnchorHead, grid: Grid, dense: dict[str, Tensor], batch: Sequence[Boxes]
+) -> dict[str, Tensor]:
+    """Terms for the classes, boxes and directions of the head's dense outputs, per anchor that is an object."""
+    classes, codes, directions = (
+        torch.cat([_by_anchor(dense[f"{name}.{i}"], n) for i in range(len(config.scales))], dim=1)
+        for name, n in {"classes": len(CLASSES), "boxes": CODE, "directions": 2}.items()
+    )  # B N n
+    shapes = [tuple(dense[f"classes.{i}"].shape[-2:]) for i in range(len(config.scales))]
+    anchors = all_anchors(config, shapes).to(classes)
+    targets = [anchor_targets(config, _seen(boxes, grid), anchors) for boxes in batch]
+    objects = sum(max(len(each.positives), 1) for each in targets)
+    terms = {"classes": classes.new_zeros(()), "boxes": classes.new_zeros(()), "directions": classes.new_zeros(())}
+    for i, target in enumerate(targets):
+        terms["classes"] = terms["classes"] + focal(classes[i], target.labels)
+        terms["boxes"] = terms["boxes"] + _distance(codes[i, target.positives], target.codes)
+        entropy = F.cross_entropy(directions[i, target.positives], target.directions, reduction="sum")
+        terms["directions"] = terms["directions"] + DIRECTION_WEIGHT * entropy
+    return {name: term / objects for name, term in terms.items()}
+
+
+def anchor_targets(config: AnchorHead, boxes: Boxes, anchors: Tensor) -> AnchorTargets:
+    """Which of the anchors (N, 7) x y z w l h yaw are which object, by their overlap on the ground.
+
+    Boxes count as the rectangles along x and y that are nearest to them. An anchor is the object it overlaps most, if
+    that is by POSITIVE; and the anchors that overlap an object most are that object, if it is by LEAST.
+    """
+    numbers = [boxes.centers, boxes.sizes, boxes.yaws[:, None]]
+    objects = torch.cat([torch.from_numpy(each) for each in numbers], dim=1).to(anchors)
+    chosen = torch.full((len(anchors),), -1, device=anchors.device)  # object; -1: none, -2: unsure
+    if len(boxes):
+        overlap = _overlaps(objects, anchors)  # G N
+        most, best = overlap.max(dim=0)
+        chosen = torch.where(most < NEGATIVE, -1, torch.where(most >= POSITIVE, best, -2))
+        for i, own in enumerate(overlap):
+            if own.max() >= LEAST:
+                chosen[own == own.max()] = i
+    labels = torch.tensor([*boxes.labels.tolist(), UNSURE, NOTHING], device=anchors.device)[chosen]
+    positives = (chosen >= 0).nonzero()[:, 0]
+    mine, own = anchors[positives], objects[chosen[positives]]
+    diagonal = mine[:, 3:5].square().sum(dim=1, keepdim=True).sqrt()
+    velocities = torch.from_numpy(boxes.velocities[:, :2]).to(anchors)[chosen[positives]]
+    codes = [
+        (own[:, :2] - mine[:, :2]) / diagonal,
+        (own[:, 2:3] - mine[:, 2:3]) / mine[:, 5:6],
+        (own[:, 3:6] / mine[:, 3:6]).log(),
+        own[:, 6:7] - mine[:, 6:7],
+        velocities,
+    ]
+    turned = (own[:, 6] - config.direction_offset) / (2 * math.pi)
+    turned = turned - (turned + config.direction_limit_offset).floor()
+    directions = (2 * turned).floor().clamp(0, 1).long()
+    return AnchorTargets(labels, positives, torch.cat(codes, dim=1), directions)
+
+
+def focal(logits: Tensor, labels: Tensor) -> Tensor:
+    """Sum over anchors (N, 10) of the focal loss (Lin et al., 2017, eq. 5); labels (N,) as in `AnchorTargets`.
+
+    -a (1 - q)^g log q, with q = p and a = ALPHA for the class that it is, q = 1 - p and a = 1 - ALPHA for all others.
+    """
+    sure = labels != UNSURE
+    logits, labels = logits[sure], labels[sure]
+    is_it = F.one_hot(labels, len(CLASSES) + 1)[:, :-1].to(logits)
+    signed = torch.where(is_it == 1, logits, -logits)
+    weight = torch.where(is_it == 1, ALPHA, 1 - ALPHA) * (1 - signed.sigmoid()) ** GAMMA
+    return -(weight * F.logsigmoid(signed)).sum()
+
+
+def _distance(codes: Tensor, wanted: Tensor) -> Tensor:
+    """Sum over objects (P, 9) of the smooth L1 distance; of angles that of the sine of their difference.
+
+    So a box that points the other way costs nothing here: that is the direction's part.
+    """
+    known = ~wanted.isnan()
+    off = codes - wanted.nan_to_num()
+    off = torch.cat([off[:, :6], off[:, 6:7].sin(), off[:, 7:]], dim=1)
+    distance = F.smooth_l1_loss(off, torch.zeros_like(off), beta=BETA, reduction="none")
+    weight = torch.ones_like(distance)
+    weight[:, 7:] = VELOCITY_WEIGHT
+    return torch.where(known, weight * distance, 0.0).sum()
+
+
+def _by_anchor(values: Tensor, n: int) -> Tensor:
+    """(B, A * n, rows, columns) -> (B, A * rows * columns, n)."""
+    return values.unflatten(1, (-1, n)).movedim(2, -1).flatten(1, 3)
+
+
+def _seen(boxes: Boxes, grid: Grid) -> Boxes:
+    """The objects on the grid that a LiDAR or radar point hit."""
+    x, y = boxes.centers[:, 0], boxes.centers[:, 1]
+    inside = (x > grid.x[0]) & (x < grid.x[1]) & (y > grid.y[0]) & (y < grid.y[1])
+    return boxes.select(inside & (boxes.num_points != 0))
+
+
+def _overlaps(boxes: Tensor, anchors: Tensor) -> Tensor:
+    """(G, N) intersection over union of the nearest rectangles along x and y of boxes (G, 7) and anchors (N, 7)."""
+    (low, high), (lows, highs) = _rectangles(boxes), _rectangles(anchors)
+    shared = (torch.minimum(high[:, None], highs) - torch.maximum(low[:, None], lows)).clamp(min=0).prod(dim=-1)
+    return shared / ((high - low).prod(dim=-1)[:, None] + (highs - lows).prod(dim=-1) - shared).clamp(min=1e-6)
+
+
+def _rectangles(boxes: Tensor) -> tuple[Tensor, Tensor]:
+    """Low and high corners (N, 2)."""
+    yaw = boxes[:, 6]
+    across = (yaw - (yaw / math.pi + 0.5).floor() * math.pi).abs() > math.pi / 4
+    sides = torch.where(across[:, None], boxes[:, 3:5], boxes[:, [4, 3]])
+    return boxes[:, :2] - sides / 2, boxes[:, :2] + sides / 2

@@ -1,0 +1,150 @@
+"""Detection of objects as peaks in the bird's-eye view (CenterPoint, Yin et al., 2021)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from perception.config import DetectionHead
+from perception.frame import ATTRIBUTES, CLASSES
+from perception.grid import BevGrid
+from perception.layers import ConvBlock
+from perception.modules.slot import Slot
+from perception.tasks.detection.attributes import by_speed
+
+# What is regressed at an object's cell, and in how many numbers.
+REGRESSION = {
+    "offset": 2,  # of the centre from the cell's corner, in cells
+    "height": 1,  # of the centre, m
+    "size": 3,  # logarithm of width, length, height in m
+    "heading": 2,  # sine and cosine of the yaw
+    "velocity": 2,  # m/s
+}
+# Which attributes a class can have, by the word that their names begin with.
+ATTRIBUTE_FAMILY = {
+    "pedestrian": "pedestrian.",
+    "motorcycle": "cycle.",
+    "bicycle": "cycle.",
+    "barrier": "-",
+    "traffic_cone": "-",
+}
+
+
+class CenterHead(nn.Module):
+    """(B, C, rows, columns) -> heat map of each class and, at every cell, the box of the object centred there.
+
+    Each group of classes has branches, and so maps, of its own.
+    """
+
+    possible: Tensor
+
+    def __init__(self, config: DetectionHead, inputs: int, grid: BevGrid) -> None:
+        super().__init__()
+        self.grid, self.config = grid, config
+        self.shared = ConvBlock("heads.detection", inputs, config.channels)
+        self.branches = nn.ModuleDict()
+        for i, group in enumerate(config.groups):
+            for name, n in {"heatmap": len(group), **self.regressed}.items():
+                own = map_name(config, name, i)
+                hidden = ConvBlock(f"heads.detection.{own}", config.channels, config.channels)
+                last = nn.Conv2d(config.channels, n, config.output_kernel, padding=config.output_kernel // 2)
+                self.branches[own] = nn.Sequential(hidden, Slot(f"heads.detection.{own}.output", last))
+                if name == "heatmap":  # start at p = 0.01 (RetinaNet, Lin et al. 2017)
+                    nn.init.constant_(last.bias, -math.log((1 - 0.01) / 0.01))  # type: ignore[arg-type]
+        families = [ATTRIBUTE_FAMILY.get(c, "vehicle.") for c in CLASSES]
+        possible = torch.tensor([[a.startswith(f) for a in ATTRIBUTES] for f in families])
+        self.register_buffer("possible", possible, persistent=False)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        x = self.shared(x)
+        return {name: branch(x) for name, branch in self.branches.items()}
+
+    def decode(self, dense: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The K best peaks of the heat maps, in the graph: boxes (B, K, 10), scores, labels and attributes (B, K).
+
+        A box is x, y, z (m), width, length, height (m), sine and cosine of the yaw, and the velocity (m/s), in the
+        grid's reference frame. Sine and cosine are as regressed, so their squares need not sum to 1: to normalise
+        here would blow up the rounding errors of short ones.
+
+        With several groups each gives its K best: (B, groups, K, 10) and (B, groups, K). Where boxes are suppressed
+        behind the graph, all cells are taken for peaks.
+        """
+
+        def gathered(group: int, cell: Tensor) -> dict[str, Tensor]:
+            maps = {
+                name: dense[map_name(self.config, name, group)].flatten(2).transpose(1, 2) for name in self.regressed
+            }
+            return {n: m.gather(1, cell[..., None].expand(-1, -1, m.shape[-1])) for n, m in maps.items()}
+
+        return self.boxes(dense, gathered)
+
+    def boxes(self, dense: dict[str, Tensor], regress: Callable[[int, Tensor], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """What `decode` gives, of the heat maps among the dense outputs.
+
+        Args:
+            regress: of the index of a group and cells (B, K), row * columns + column, what is regressed there: for each
+                of `regressed` (B, K, n).
+        """
+        groups, first = [], 0
+        for i, group in enumerate(self.config.groups):
+            groups.append(self._best(dense[map_name(self.config, "heatmap", i)], first, partial(regress, i)))
+            first += len(group)
+        if len(groups) == 1:
+            return groups[0]
+        return {name: torch.stack([group[name] for group in groups], dim=1) for name in groups[0]}
+
+    @property
+    def regressed(self) -> dict[str, int]:
+        """What is regressed at a cell, and in how many numbers."""
+        return REGRESSION | ({"attribute": len(ATTRIBUTES)} if self.config.attributes == "learned" else {})
+
+    def _best(self, heatmap: Tensor, first: int, regress: Callable[[Tensor], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """Of one group; its classes have the labels from `first` on."""
+        scores = heatmap.sigmoid()  # B n rows columns
+        if self.config.suppression is None:
+            scores = scores * (scores == F.max_pool2d(scores, 3, stride=1, padding=1)).to(scores.dtype)
+        rows, columns = self.grid.shape
+        best, index = scores.flatten(1).topk(min(self.config.top_k, scores[0].numel()))  # B K
+        label = torch.div(index, rows * columns, rounding_mode="floor")
+        cell = index - label * (rows * columns)
+        label = label + first if first else label
+        at = regress(cell)
+
+        row = torch.div(cell, columns, rounding_mode="floor")
+        corner = torch.stack([cell - row * columns, row], dim=-1).to(scores.dtype)
+        origin = corner.new_tensor([self.grid.x[0], self.grid.y[0]])
+        center = (corner + at["offset"]) * self.grid.cell + origin
+        size = at["size"].clamp(-5, 5).exp()
+        velocity = at["velocity"]
+        boxes = torch.cat([center, at["height"], size, at["heading"], velocity], dim=-1)
+        if self.config.attributes == "learned":
+            possible = self.possible[label]  # B K 8
+            attribute = torch.where(possible, at["attribute"], -1e4).argmax(dim=-1)
+            attribute = torch.where(possible.any(dim=-1), attribute, -1)
+        else:
+            attribute = by_speed(label, velocity)
+        return {"boxes": boxes, "scores": best, "labels": label, "attributes": attribute}
+
+
+def map_name(config: DetectionHead, name: str, group: int) -> str:
+    """Of a group's branch and of its dense output; the groups' index is left out where there is one."""
+    return name if len(config.groups) == 1 else f"group{group}_{name}"
+
+
+def joined(config: DetectionHead, dense: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The dense outputs of all groups under one name each.
+
+    Returns:
+        heatmap (B, 10, rows, columns), and the others (B, groups * n, rows, columns).
+    """
+    parts: dict[str, list[Tensor]] = {}
+    for i in range(len(config.groups)):
+        for name in ("heatmap", *REGRESSION, "attribute"):
+            if (own := map_name(config, name, i)) in dense:
+                parts.setdefault(name, []).append(dense[own])
+    return {name: torch.cat(maps, dim=1) for name, maps in parts.items()}

@@ -1,0 +1,175 @@
+"""Boxes of many frames as columns: detections of a nuScenes submission, or annotations. numpy only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from perception.datasets.nuscenes.tables import rotation_matrices
+from perception.errors import InputError
+from perception.frame import ATTRIBUTES, CLASSES, Boxes, Frame
+from perception.tasks.detection.submission import sample_results
+from perception.tasks.detection.submission_reader import read_samples
+
+# What counts, of each class: metres from the vehicle, as the devkit's detection_cvpr_2019.
+CLASS_RANGE = {
+    "car": 50,
+    "truck": 50,
+    "construction_vehicle": 50,
+    "bus": 50,
+    "trailer": 50,
+    "barrier": 30,
+    "motorcycle": 40,
+    "bicycle": 40,
+    "pedestrian": 40,
+    "traffic_cone": 30,
+}
+_RANGES = np.array([CLASS_RANGE[name] for name in CLASSES], np.float64)
+_CYCLES = [CLASSES.index(name) for name in ("bicycle", "motorcycle")]
+_LABEL = {name: i for i, name in enumerate(CLASSES)}
+_ATTRIBUTE = {name: i for i, name in enumerate(ATTRIBUTES)} | {"": -1}
+
+
+@dataclass(frozen=True)
+class BoxColumns:
+    """N boxes of many frames, in the global frame."""
+
+    frames: np.ndarray  # (N,) int, which frame
+    labels: np.ndarray  # (N,) int, index into CLASSES
+    centers: np.ndarray  # (N, 3) m
+    sizes: np.ndarray  # (N, 3) m: width, length, height
+    yaws: np.ndarray  # (N,) rad
+    velocities: np.ndarray  # (N, 2) m/s; NaN where unknown
+    attributes: np.ndarray  # (N,) int, index into ATTRIBUTES; -1 where there is none
+    scores: np.ndarray  # (N,) in [0, 1]; 1 for annotations
+    num_points: np.ndarray  # (N,) int, LiDAR + radar points inside; -1 for detections
+
+    @staticmethod
+    def of(rows: np.ndarray) -> BoxColumns:
+        """rows (N, 14): frame, label, x y z, w l h, yaw, vx vy, attribute, score, points."""
+        whole = rows[:, [0, 1, 11, 13]].astype(np.int64)
+        return BoxColumns(
+            frames=whole[:, 0],
+            labels=whole[:, 1],
+            centers=rows[:, 2:5],
+            sizes=rows[:, 5:8],
+            yaws=rows[:, 8],
+            velocities=rows[:, 9:11],
+            attributes=whole[:, 2],
+            scores=rows[:, 12],
+            num_points=whole[:, 3],
+        )
+
+    @staticmethod
+    def of_frame(boxes: Boxes, frame: int = 0) -> BoxColumns:
+        """Boxes of one frame, which gets this index, in whatever frame of reference."""
+        return BoxColumns(
+            frames=np.full(len(boxes), frame, np.int64),
+            labels=boxes.labels,
+            centers=boxes.centers,
+            sizes=boxes.sizes,
+            yaws=boxes.yaws,
+            velocities=boxes.velocities[:, :2],
+            attributes=boxes.attributes,
+            scores=boxes.scores,
+            num_points=boxes.num_points,
+        )
+
+    @staticmethod
+    def joined(parts: Sequence[BoxColumns]) -> BoxColumns:
+        """All boxes of the parts, one after the other."""
+        every = [BoxColumns.of(np.zeros((0, 14))), *parts]
+        return BoxColumns(
+            **{f.name: np.concatenate([getattr(part, f.name) for part in every]) for f in fields(BoxColumns)}
+        )
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def equals(self, other: BoxColumns) -> bool:
+        """Whether both are the same boxes in the same order, with the same numbers."""
+        return len(self) == len(other) and all(
+            np.array_equal(getattr(self, f.name), getattr(other, f.name), equal_nan=f.name == "velocities")
+            for f in fields(self)
+        )
+
+    def select(self, index: np.ndarray) -> BoxColumns:
+        """The boxes at the integer or boolean index (M,)."""
+        return BoxColumns(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
+
+    def counted(self, egos: np.ndarray, racks: np.ndarray) -> BoxColumns:
+        """Those that the devkit scores: within the range of their class, not without points, in no bicycle rack.
+
+        Args:
+            egos: (F, 2) m, where the vehicle is in each frame.
+            racks: (K, 11) frame, x y z, w l h and rotation w x y z of the annotated bicycle racks.
+        """
+        near = self.distances(egos) < _RANGES[self.labels]
+        return self.select(near & (self.num_points != 0) & ~self._racked(racks))
+
+    def distances(self, egos: np.ndarray) -> np.ndarray:
+        """(N,) m from the vehicle, seen from above."""
+        away = self.centers[:, :2] - egos[self.frames]
+        return np.sqrt(np.square(away).sum(axis=1))
+
+    def within(self, bounds: tuple[float, float], egos: np.ndarray) -> np.ndarray:
+        """(N,) bool: boxes this far (m, from and to) from the vehicle, seen from above."""
+        distance = self.distances(egos)
+        return np.asarray((distance >= bounds[0]) & (distance < bounds[1]))
+
+    def _racked(self, racks: np.ndarray) -> np.ndarray:
+        """(N,) bool: bicycles and motorcycles whose middle is in a rack."""
+        racked = np.zeros(len(self), bool)
+        cycles = np.flatnonzero(np.isin(self.labels, _CYCLES) & np.isin(self.frames, racks[:, 0]))
+        for rack in racks if len(cycles) else ():
+            rotation = rotation_matrices(rack[7:11])
+            here = cycles[self.frames[cycles] == rack[0]]
+            inside = np.abs((self.centers[here] - rack[1:4]) @ rotation) <= rack[[5, 4, 6]] / 2
+            racked[here] |= inside.all(axis=1)
+        return racked
+
+
+def read_submission(path: Path, frame_of: Mapping[str, int]) -> BoxColumns:
+    """The detections of the samples in `frame_of` (token -> frame), in the order of the file.
+
+    The order matters: the devkit breaks ties of scores by it. One sample at a time is held as Python objects.
+
+    Raises:
+        InputError: the file is no submission, a box is malformed, or a sample is absent or has more than 500 boxes.
+    """
+    rows: list[np.ndarray] = [np.zeros((0, 14))]
+    for token, boxes in read_samples(path, frame_of):
+        try:
+            rows.append(_rows(boxes, frame_of[token]))
+        except (KeyError, TypeError, ValueError) as error:
+            raise InputError(f"{path}: sample {token}: a box is malformed: {error!r}") from None
+    return BoxColumns.of(np.concatenate(rows))
+
+
+def _rows(boxes: Sequence[Mapping[str, Any]], frame: int) -> np.ndarray:
+    """(N, 14) as BoxColumns.of takes."""
+    if not boxes:
+        return np.zeros((0, 14))
+    rows = np.empty((len(boxes), 14))
+    rows[:, 0] = frame
+    rows[:, 1] = [_LABEL[box["detection_name"]] for box in boxes]
+    rows[:, 2:5] = [box["translation"] for box in boxes]
+    rows[:, 5:8] = [box["size"] for box in boxes]
+    w, x, y, z = np.array([box["rotation"] for box in boxes], np.float64).T
+    rows[:, 8] = np.arctan2(2 * (x * y + w * z), w * w + x * x - y * y - z * z)
+    rows[:, 9:11] = [box["velocity"] for box in boxes]
+    rows[:, 11] = [_ATTRIBUTE[box["attribute_name"]] for box in boxes]
+    rows[:, 12] = [box["detection_score"] for box in boxes]
+    rows[:, 13] = -1
+    if not np.isfinite(rows[:, [2, 3, 4, 5, 6, 7, 8, 12]]).all() or (rows[:, 5:8] <= 0).any():
+        raise ValueError("a number is not finite or a size not positive")
+    return rows
+
+
+def detection_rows(frame: Frame, boxes: Boxes, index: int) -> np.ndarray:
+    """(N, 14) as BoxColumns.of takes: the submission of a frame, which gets this index, without a file between."""
+    return _rows(sample_results(frame, boxes), index)

@@ -1,0 +1,111 @@
+"""Boxes regressed only where they are decoded: at the peaks of the heat maps, with the numbers of the dense head."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from perception.modules.slot import Slot
+from perception.tasks.detection.center_head import CenterHead, map_name
+
+
+class PeakHead(nn.Module):
+    """A trained CenterHead for predictions: heat maps first, then what is regressed at their K best cells alone.
+
+    A box is regressed from what surrounds its cell: from 3 x 3 cells, or from 5 x 5 where the last convolutions see
+    3 x 3 cells too. So the branches run on K such patches of the shared features instead of on the whole map, all
+    branches of a group stacked into one.
+    """
+
+    inside: Tensor
+
+    def __init__(self, head: CenterHead) -> None:
+        """The head's weights are copied where they are stacked, and shared otherwise."""
+        super().__init__()
+        self.head = head
+        self.size = head.config.output_kernel  # of the patch that the last convolutions see
+        self.border = (self.size + 2) // 2  # cells around the map that patches at its edge reach into
+        stacked = [_stacked(head, i) for i in range(len(head.config.groups))]
+        self.hidden, self.last = (nn.ModuleList(layers) for layers in zip(*stacked, strict=True))
+        inside = F.pad(torch.ones(head.grid.shape), (self.border,) * 4)
+        self.register_buffer("inside", inside.flatten(), persistent=False)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        """The heat maps, and the features (B, C, rows, columns) that the branches of all groups share."""
+        x, config = self.head.shared(x), self.head.config
+        names = [map_name(config, "heatmap", i) for i in range(len(config.groups))]
+        return {name: self.head.branches[name](x) for name in names} | {"features": x}
+
+    def decode(self, dense: dict[str, Tensor]) -> dict[str, Tensor]:
+        """What `CenterHead.decode` gives."""
+        features = F.pad(dense["features"], (self.border,) * 4).permute(0, 2, 3, 1)  # B rows columns C
+        return self.head.boxes(dense, lambda group, cell: self._regress(group, features, cell))
+
+    def _regress(self, group: int, features: Tensor, cell: Tensor) -> dict[str, Tensor]:
+        """(B, K, n) of each name, from the features with their border."""
+        numbers = self.head.regressed
+        x = torch.relu(self.hidden[group](self._patches(features, cell, self.size + 2).permute(0, 3, 1, 2)))
+        if self.size > 1:
+            # The last convolutions pad the map with zeros, and see nothing of what lies beyond it.
+            inside = self.inside.expand(len(features), -1)[..., None].unflatten(1, features.shape[1:3])
+            x = x * self._patches(inside, cell, self.size).permute(0, 3, 1, 2)
+        found = self.last[group](x).reshape(*cell.shape, sum(numbers.values()))
+        return dict(zip(numbers, found.split(list(numbers.values()), dim=-1), strict=True))
+
+    def _patches(self, padded: Tensor, cell: Tensor, size: int) -> Tensor:
+        """(B K, size, size, C) around cells (B, K) of a map (B, rows, columns, C) with its border."""
+        b, rows, columns, channels = padded.shape
+        row = torch.div(cell, self.head.grid.shape[1], rounding_mode="floor")
+        column = cell - row * self.head.grid.shape[1]
+        first = self.border - size // 2  # of the patch around the map's first cell
+        corner = (row + first) * columns + column + first
+        corner = corner + torch.arange(b, device=cell.device)[:, None] * (rows * columns)
+        steps = torch.arange(size, device=cell.device)
+        index = corner.flatten()[:, None] + (steps[:, None] * columns + steps).flatten()  # BK size * size
+        patches = padded.flatten(0, 2).index_select(0, index.flatten())
+        return patches.reshape(-1, size, size, channels)
+
+
+def at_peaks(head: nn.Module) -> nn.Module:
+    """The head as a `PeakHead`; itself where it is no CenterHead, or where modules at its branches see whole maps."""
+    if not isinstance(head, CenterHead):
+        return head
+    names = [map_name(head.config, name, i) for i in range(len(head.config.groups)) for name in head.regressed]
+    slots = [m for name in names for m in head.branches[name].modules() if isinstance(m, Slot)]
+    if any(slot.computations or slot.stack or slot.constant is not None for slot in slots):
+        return head
+    return PeakHead(head).eval()
+
+
+class _Stacked(nn.Module):
+    """A convolution made of the branches' own; its numbers are theirs, and so no parameters."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def __init__(self, weight: Tensor, layers: list[Any]) -> None:
+        super().__init__()
+        self.register_buffer("weight", weight.detach())
+        self.register_buffer("bias", torch.cat([layer.bias for layer in layers]).detach())
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.weight, self.bias)
+
+
+def _stacked(head: CenterHead, group: int) -> tuple[_Stacked, _Stacked]:
+    """A group's branches in a row: their first convolutions with the normalisation, and their last.
+
+    The first see the same features, each of the last what its own first one makes of them.
+    """
+    branches: list[Any] = [head.branches[map_name(head.config, name, group)] for name in head.regressed]
+    hidden = [fuse_conv_bn_eval(first.conv.layer, first.norm.layer) for first, _ in branches]
+    last = [slot.layer for _, slot in branches]
+    apart = torch.block_diag(*(layer.weight.flatten(1) for layer in last))
+    return (
+        _Stacked(torch.cat([layer.weight for layer in hidden]), hidden),
+        _Stacked(apart.unflatten(1, (-1, *last[0].weight.shape[2:])), last),
+    )

@@ -1,0 +1,244 @@
+"""mAP, NDS and true-positive errors of nuScenes, of all scenes or of scenes drawn again. numpy only.
+
+The numbers of the devkit's detection_cvpr_2019 (Caesar et al., 2020, section 3.1). A detection is matched once; what
+it adds to the curves of precision and recall is kept per scene. So a score of other scenes costs sums and no matching.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from perception.frame import CLASSES
+from perception.tasks.detection.columns import BoxColumns
+from perception.tasks.detection.matching import best_first, match
+
+THRESHOLDS = (0.5, 1.0, 2.0, 4.0)  # m
+ERRORS = ("trans_err", "scale_err", "orient_err", "vel_err", "attr_err")
+_ERROR_THRESHOLD = THRESHOLDS.index(2.0)
+_RECALL = np.linspace(0, 1, 101)
+_FIRST = 11  # recall above 0.1
+_MIN_PRECISION = 0.1
+_UNDEFINED = {"traffic_cone": ("orient_err", "vel_err", "attr_err"), "barrier": ("vel_err", "attr_err")}
+_HELD = 1 << 23  # numbers that are held at once
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Of R draws of scenes."""
+
+    aps: np.ndarray  # (R, 10, 4) average precision of each class at each of THRESHOLDS
+    errors: np.ndarray  # (R, 10, 5) ERRORS of each class: m, 1 - IoU, rad, m/s, 1 - accuracy; NaN: not defined
+
+    @property
+    def class_aps(self) -> np.ndarray:
+        """(R, 10)"""
+        return self.aps.mean(axis=2)
+
+    @property
+    def mean_ap(self) -> np.ndarray:
+        """(R,)"""
+        return self.class_aps.mean(axis=1)
+
+    @property
+    def mean_errors(self) -> np.ndarray:
+        """(R, 5)"""
+        return np.asarray(np.nanmean(self.errors, axis=1))
+
+    @property
+    def nds(self) -> np.ndarray:
+        """(R,) nuScenes detection score."""
+        return (5 * self.mean_ap + np.maximum(0, 1 - self.mean_errors).sum(axis=1)) / 10
+
+
+class DetectionScores:
+    """Detections matched with annotations, to be scored for any draw of scenes.
+
+    Args:
+        truth: annotations that count, see BoxColumns.counted.
+        detections: those that count.
+        scenes: (F,) int, the scene of each frame, from 0 on.
+    """
+
+    def __init__(self, truth: BoxColumns, detections: BoxColumns, scenes: np.ndarray) -> None:
+        self.scenes = int(scenes.max(initial=-1)) + 1
+        self.annotated = np.zeros((self.scenes, len(CLASSES)))  # boxes of each scene and class
+        np.add.at(self.annotated, (scenes[truth.frames], truth.labels), 1)
+        order = best_first(detections.scores)
+        taken = match(truth, detections, THRESHOLDS)[:, order]
+        best = detections.select(order)
+        self._curves, self._scores, self._errors = [], [], []
+        for label in range(len(CLASSES)):
+            own = np.flatnonzero(best.labels == label)
+            self._curves.append([_Curve(each[own] >= 0, scenes[best.frames[own]], self.scenes) for each in taken])
+            self._scores.append(best.scores[own])
+            found = own[taken[_ERROR_THRESHOLD][own] >= 0]
+            self._errors.append(_errors(truth.select(taken[_ERROR_THRESHOLD][found]), best.select(found)))
+
+    def scored(self, draws: np.ndarray | None = None) -> Scores:
+        """Scores of each draw as if its scenes were all there is; a scene drawn twice counts as two scenes.
+
+        Args:
+            draws: (R, S) how often each scene was drawn; None: once, R = 1.
+        """
+        draws = np.ones((1, self.scenes)) if draws is None else draws.astype(np.float64)  # whole numbers, for BLAS
+        aps = np.zeros((len(draws), len(CLASSES), len(THRESHOLDS)))
+        errors = np.ones((len(draws), len(CLASSES), len(ERRORS)))
+        for label, name in enumerate(CLASSES):
+            curves = self._curves[label]
+            held = max(len(curve.positions) for curve in curves) + len(_RECALL) * self.scenes
+            for part in _parts(len(draws), held):
+                positives = draws[part] @ self.annotated[:, label]
+                for level, curve in enumerate(curves):
+                    at = _AtRecalls(curve, draws[part], positives)
+                    aps[part, label, level] = _average(at.precision())
+                    if level == _ERROR_THRESHOLD and len(curve.positions):
+                        confidence = at.confidence(self._scores[label])
+                        weights = draws[part][:, curve.scenes]
+                        errors[part, label] = _mean_errors(
+                            confidence, weights, self._scores[label][curve.positions], self._errors[label]
+                        )
+            errors[:, label, [ERRORS.index(error) for error in _UNDEFINED.get(name, ())]] = np.nan
+        return Scores(aps, errors)
+
+
+def _parts(rows: int, held: int) -> Iterator[slice]:
+    size = max(1, _HELD // max(1, held))
+    for start in range(0, rows, size):
+        yield slice(start, start + size)
+
+
+class _Curve:
+    """Where the T true positives are among the detections of a class, best first, and what is before each of them."""
+
+    def __init__(self, true: np.ndarray, scenes: np.ndarray, count: int) -> None:
+        self.positions = np.flatnonzero(true)
+        self.scenes = scenes[self.positions]
+        self.false_before = np.empty((len(self.positions), count))  # how many false ones of each scene
+        self.last_before = np.empty((len(self.positions), count), np.int64)  # position; -1 where there is none
+        self.false = np.bincount(scenes[~true], minlength=count).astype(np.float64)
+        self.last = np.full(count, -1, np.int64)
+        for scene in range(count):
+            own = np.flatnonzero(scenes == scene)
+            before = np.searchsorted(own, self.positions)
+            self.false_before[:, scene] = np.searchsorted(own[~true[own]], self.positions)
+            self.last_before[:, scene] = np.append(own, -1)[before - 1]  # before = 0 takes the -1 that is appended
+            self.last[scene] = own[-1] if len(own) else -1
+
+
+class _AtRecalls:
+    """R draws at the 101 recalls: after how many true positives each is reached, and what comes before the next.
+
+    The devkit interpolates linearly between the points of the curve, of which every detection is one. A scene that
+    is drawn twice has each detection twice, one behind the other.
+    """
+
+    def __init__(self, curve: _Curve, draws: np.ndarray, positives: np.ndarray) -> None:
+        self.curve, self.draws = curve, draws
+        weights = draws[:, curve.scenes]
+        found = np.cumsum(weights, axis=1)
+        total = weights.sum(axis=1)
+        count = np.maximum(positives, 1)[:, None]
+        whole = np.floor(_RECALL * count)
+        whole += (whole + 1) / count <= _RECALL  # the same rounding as of the devkit's recalls
+        whole -= whole / count > _RECALL
+        self.reached = (whole <= total[:, None]) & (total > 0)[:, None]
+        self.reached &= (whole < total[:, None]) | (whole / count == _RECALL)
+        self.before = np.minimum(whole, total[:, None])
+        self.fraction = np.clip(_RECALL * count - whole, 0, 1)
+        # The true positive that is number `before + 1`; there is none where all were found.
+        offset = np.arange(len(draws))[:, None] * (total.max(initial=0) + 2)
+        place = np.searchsorted((found + offset).ravel(), (self.before + 1 + offset).ravel()).reshape(whole.shape)
+        self.next = place - np.arange(len(draws))[:, None] * found.shape[1]
+        self.ended = self.before >= total[:, None]
+        self.next = np.where(self.ended, 0, self.next)
+        if found.size:
+            row = np.arange(len(draws))[:, None]
+            self.copies = self.before - (found - weights)[row, self.next]  # of the next that were found already
+            false = draws @ curve.false_before.T
+            self.false = np.where(self.ended, (draws @ curve.false)[:, None], false[row, self.next])
+
+    def precision(self) -> np.ndarray:
+        """(R, 101) precision; 0 at recalls that are not reached."""
+        if not len(self.curve.positions):
+            return np.zeros(self.reached.shape)
+        before, false = self.before, self.false
+        low = np.divide(before, before + false, out=np.ones_like(before), where=before + false > 0)
+        high = np.where(self.ended, low, (before + 1) / (before + 1 + false))
+        return np.where(self.reached, low + self.fraction * (high - low), 0.0)
+
+    def confidence(self, scores: np.ndarray) -> np.ndarray:
+        """(R, 101) score at which each recall is reached; 0 where it is not."""
+        curve = self.curve
+        there = (self.draws > 0)[:, None]
+        positions = np.where(self.ended[..., None], curve.last, curve.last_before[self.next])
+        previous = np.where(there, positions, -1).max(axis=2)
+        own = scores[curve.positions[self.next]]
+        low = np.where((self.copies > 0) & ~self.ended | (previous < 0), own, scores[previous])
+        high = np.where(self.ended, low, own)
+        return np.where(self.reached, low + self.fraction * (high - low), 0.0)
+
+
+def _average(precision: np.ndarray) -> np.ndarray:
+    """(R,) average precision of (R, 101): recalls over 0.1, precisions over 0.1."""
+    above = np.maximum(precision[:, _FIRST:] - _MIN_PRECISION, 0)
+    return np.asarray(above.mean(axis=1) / (1 - _MIN_PRECISION))
+
+
+def _errors(truth: BoxColumns, found: BoxColumns) -> np.ndarray:
+    """(5, T) ERRORS of detections of one class and the annotations that they took; NaN where not known."""
+    away = found.centers[:, :2] - truth.centers[:, :2]
+    moved = found.velocities - truth.velocities
+    both = np.minimum(found.sizes, truth.sizes).prod(axis=1)
+    union = found.sizes.prod(axis=1) + truth.sizes.prod(axis=1) - both
+    barrier = len(found) > 0 and CLASSES[found.labels[0]] == "barrier"  # its heading is known up to half a turn
+    period = np.pi if barrier else 2 * np.pi
+    turn = np.abs((truth.yaws - found.yaws + period / 2) % period - period / 2)
+    wrong = np.where(truth.attributes < 0, np.nan, truth.attributes != found.attributes)
+    distance, speed = (np.sqrt(np.square(each).sum(axis=1)) for each in (away, moved))
+    return np.stack([distance, 1 - both / union, turn, speed, wrong])
+
+
+def _mean_errors(confidence: np.ndarray, weights: np.ndarray, scores: np.ndarray, errors: np.ndarray) -> np.ndarray:
+    """(R, 5) means, over the recalls from 0.1 to the largest, of the errors of all matches down to that confidence.
+
+    Args:
+        confidence: (R, 101) of the recalls.
+        weights: (R, T) copies of each match in each draw.
+        scores: (T,) of the matches, falling.
+        errors: (5, T) of the matches.
+    """
+    rows, matches = np.arange(len(weights))[:, None], np.arange(len(scores))
+    here = weights > 0
+    following = np.where(here, matches, len(scores))[:, ::-1]
+    following = np.minimum.accumulate(following, axis=1)[:, ::-1]
+    following = np.pad(following, ((0, 0), (0, 1)), constant_values=len(scores))
+    preceding = np.maximum.accumulate(np.where(here, matches, -1), axis=1)
+    preceding = np.pad(preceding, ((0, 0), (1, 0)), constant_values=-1)
+    above = np.searchsorted(-scores, -confidence, side="left")  # matches with a higher score
+    low, high = following[rows, above], preceding[rows, above]
+    inside = (low < len(scores)) & (high >= 0)
+    low_index, high_index = np.minimum(low, len(scores) - 1), np.maximum(high, 0)
+    gap = scores[high_index] - scores[low_index]
+    share = np.divide(confidence - scores[low_index], gap, out=np.zeros_like(confidence), where=inside & (gap > 0))
+    last = np.where(confidence > 0, np.arange(len(_RECALL)), 0).max(axis=1)
+    averaged = (np.arange(len(_RECALL)) >= _FIRST) & (np.arange(len(_RECALL)) <= last[:, None])
+    result = np.ones((len(weights), len(errors)))
+    for i, each in enumerate(errors):
+        known = ~np.isnan(each)
+        value = np.where(known, each, 0.0)
+        sums, counts = np.cumsum(weights * value, axis=1), np.cumsum(weights * known, axis=1)
+        # The curve has a point for each copy of a match: here behind the last one, there behind the first.
+        all_copies = _ratio(sums, counts)
+        first_copy = _ratio(sums - (weights - 1) * value, counts - (weights - 1) * known)
+        upper, lower = all_copies[rows, high_index], first_copy[rows, low_index]
+        curve = np.where(inside, lower + share * (upper - lower), np.where(high >= 0, upper, lower))
+        mean = (curve * averaged).sum(axis=1) / np.maximum(averaged.sum(axis=1), 1)
+        result[:, i] = np.where((counts[:, -1] > 0) & (last >= _FIRST), mean, 1.0)
+    return result
+
+
+def _ratio(sums: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    return np.divide(sums, counts, out=np.zeros_like(sums), where=counts > 0)

@@ -1,0 +1,258 @@
+"""Objects followed through a drive: detections of single moments become tracks with lasting ids. numpy and scipy only.
+
+Each class is tracked on its own with a constant-velocity Kalman filter, in the way of AB3DMOT (Weng et al., "3D
+Multi-Object Tracking", IROS 2020). Detections are associated by the distance of the centres in the ground plane, as in
+CenterPoint (Yin et al., CVPR 2021), in the stages of ByteTrack (Zhang et al., ECCV 2022). docs/tracking.md compares.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from perception.frame import CLASSES, Boxes
+from perception.tasks.detection.association import associate_in_stages
+from perception.tasks.detection.kalman import Motion, Noise
+
+LIFETIME = 3.0  # s without a detection, after which a track ends
+FADING = 1.0  # s without a detection, in which a track's score falls to a half
+MAX_TRACKS = 1000  # at once; where there are more, those with the lowest scores end
+LIKELY = 4.0  # standard deviations from its expected place, within which a track takes a detection
+MAJORITY = 0.2  # a track turns round when the share of detections that face back is larger by this
+CLIMB = 0.3  # m, what the height of an object changes by within 1 s
+DRIFT = np.array([0.02, 1.0])  # how much the variance of size and heading grows in 1 s, in variances of a measured one
+
+# Per class. A detection further than `gate` (m) from its expected place is another object. `acceleration` (m/s within
+# 1 s) is about twice the root mean square in nuScenes' annotations, `speed` (m/s) what is expected of a class before
+# anything is measured. The errors of a detection (m, m/s): places are found as well as CenterPoint finds them, but a
+# velocity may be no measurement at all: a detector that sees a single sweep reports 0 for what moves. Trusted less, it
+# still helps a track to start.
+_CLASSES = {
+    #                        gate  acceleration  position  velocity  speed
+    "car":                  (5.0, 0.6, 0.3, 2.0, 5.0),
+    "truck":                (5.0, 0.6, 0.4, 2.0, 5.0),
+    "construction_vehicle": (3.0, 0.3, 0.6, 0.3, 1.0),
+    "bus":                  (5.0, 0.8, 0.5, 2.0, 6.0),
+    "trailer":              (5.0, 0.6, 0.7, 2.0, 5.0),
+    "barrier":              (1.5, 0.05, 0.3, 0.2, 0.05),
+    "motorcycle":           (5.0, 0.6, 0.3, 2.0, 5.0),
+    "bicycle":              (5.0, 0.6, 0.3, 2.0, 4.0),
+    "pedestrian":           (2.0, 0.35, 0.2, 0.8, 1.2),
+    "traffic_cone":         (1.5, 0.05, 0.2, 0.2, 0.05),
+}  # fmt: skip
+_GATE, _ACCELERATION, _POSITION, _VELOCITY, _SPEED = np.array([_CLASSES[name] for name in CLASSES]).T
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What a detection's score lets it do, and when a track counts. Scores are in [0, 1]."""
+
+    floor: float  # a detection with a lower score is none
+    birth: float  # a detection that no track takes begins one from this score on
+    sure: float  # detections from this score on choose among the confirmed tracks first
+    hits: int  # detections that confirm a track
+
+
+RULES = Rules(floor=0.05, birth=0.15, sure=0.3, hits=2)
+
+# What the tracker remembers of a track.
+_TRACK = np.dtype(
+    [
+        ("id", np.int64),
+        ("label", np.int64),
+        ("attribute", np.int64),  # of the latest detection
+        ("score", np.float64),  # mean of its detections' scores
+        ("hits", np.int64),  # detections
+        ("born", np.int64),  # us
+        ("seen", np.int64),  # us
+        ("backed", np.int64),  # us, seen by a detection that could have begun the track
+        ("size", np.float64, 3),  # m
+        ("heading", np.float64, 2),  # unit vector in the ground plane: sine and cosine of the yaw
+        ("forward", np.float64),  # share of the detections that face this way less the share that face back
+        ("shape", np.float64, 2),  # variances of size and heading, in those of a measured one
+        ("centers", np.float64, 3),  # these four as in Motion
+        ("velocities", np.float64, 2),
+        ("covariances", np.float64, 3),
+        ("height_variances", np.float64),
+    ]
+)
+
+
+@dataclass(frozen=True)
+class Tracks:
+    """N tracks at one moment, in order of their ids."""
+
+    ids: np.ndarray  # (N,) int, from 1 on; none is ever given twice
+    boxes: Boxes  # upright, in the global frame; `scores` are those of the tracks
+    age: np.ndarray  # (N,) s since the first detection
+    unseen: np.ndarray  # (N,) s since the latest detection; 0 where there is one at this moment
+    confirmed: np.ndarray  # (N,) bool; a track of a single detection may well be a false one
+
+    def select(self, index: np.ndarray) -> Tracks:
+        """The tracks at the integer or boolean index (M,)."""
+        return Tracks(
+            self.ids[index], self.boxes.select(index), self.age[index], self.unseen[index], self.confirmed[index]
+        )
+
+
+class Tracker:
+    """Follows the objects of one drive.
+
+    A track begins with a detection that no track takes, is confirmed by further ones, and ends after LIFETIME without a
+    detection that could have begun it: no number of detections with lower scores keeps a track going. All durations
+    are in seconds, so that frames may come at any rate and irregularly. At most MAX_TRACKS are remembered. The same
+    frames give the same tracks, to the last bit.
+
+    The score of a track is the mean of its detections' scores and one of 0, so that of two tracks with the same
+    detections the one that was seen more often is first; it fades while the track is not seen.
+    """
+
+    def __init__(self, rules: Rules = RULES) -> None:
+        self._rules = rules
+        self._tracks = np.zeros(0, _TRACK)
+        self._time = 0  # us, of the latest frame
+        self._next = 1
+
+    def update(self, boxes_global: Boxes, timestamp: int) -> Tracks:
+        """The tracks after one more frame.
+
+        Args:
+            boxes_global: what was detected, in the global frame; none (`Boxes.none()`) where no sensor looked. A box
+                that is not finite is left out.
+            timestamp: us. A frame that is late by up to LIFETIME is taken to be of the same time as the latest one;
+                later still, the clock was set back, and all tracks end.
+        """
+        if not len(self._tracks) or timestamp < self._time - 1e6 * LIFETIME:
+            self._tracks, self._time = self._tracks[:0], timestamp
+        now = max(timestamp, self._time)
+        tracks = self._tracks[self._tracks["backed"] >= now - 1e6 * LIFETIME]
+        tracks = _predicted(tracks, 1e-6 * (now - self._time))
+        boxes = boxes_global.select(_finite(boxes_global) & (boxes_global.scores >= self._rules.floor))
+        rows, columns = _associated(tracks, boxes, self._rules)
+        tracks[rows] = _seen(tracks[rows], boxes.select(columns), now, self._rules)
+        new = boxes.scores >= self._rules.birth
+        new[columns] = False
+        born = _born(boxes.select(new), now)
+        born["id"] = np.arange(self._next, self._next + len(born))
+        self._next += len(born)
+        self._tracks = _best(np.concatenate([tracks, born]), now)
+        self._time = now
+        return _output(self._tracks, now, self._rules)
+
+
+def _associated(tracks: np.ndarray, boxes: Boxes, rules: Rules) -> tuple[np.ndarray, np.ndarray]:
+    """`associate_in_stages` for each class on its own."""
+    own, theirs = [], []
+    reach = LIKELY * np.sqrt(tracks["covariances"][:, 0] + _POSITION[tracks["label"]] ** 2)
+    confirmed, sure = tracks["hits"] >= rules.hits, boxes.scores >= rules.sure
+    for label, gate in enumerate(_GATE):
+        old, new = np.flatnonzero(tracks["label"] == label), np.flatnonzero(boxes.labels == label)
+        rows, columns = associate_in_stages(
+            tracks["centers"][old, :2], confirmed[old], boxes.centers[new, :2], sure[new], gate, reach[old]
+        )
+        own.append(old[rows])
+        theirs.append(new[columns])
+    return np.concatenate(own), np.concatenate(theirs)
+
+
+def _predicted(tracks: np.ndarray, seconds: float) -> np.ndarray:
+    tracks = tracks.copy()
+    _put(tracks, _motion(tracks).predicted(seconds, _noise(tracks["label"])))
+    tracks["shape"] += DRIFT * seconds
+    return tracks
+
+
+def _seen(tracks: np.ndarray, boxes: Boxes, now: int, rules: Rules) -> np.ndarray:
+    """The tracks after their detections."""
+    tracks = tracks.copy()
+    _put(tracks, _motion(tracks).updated(boxes.centers, boxes.velocities[:, :2], _noise(tracks["label"])))
+    tracks["shape"] /= tracks["shape"] + 1
+    size_gain, heading_gain = tracks["shape"][:, :1], tracks["shape"][:, 1:]
+    tracks["size"] += size_gain * (boxes.sizes - tracks["size"])
+
+    # Detectors mistake the front for the rear: the heading follows the line, and the majority tells its sense.
+    measured = _headings(boxes)
+    same = np.where((measured * tracks["heading"]).sum(axis=1) < 0, -1.0, 1.0)
+    tracks["forward"] += size_gain[:, 0] * (same - tracks["forward"])
+    sense = np.where(tracks["forward"] < -MAJORITY, -1.0, 1.0)
+    heading = tracks["heading"] + heading_gain * (same[:, None] * measured - tracks["heading"])
+    tracks["heading"] = _unit(sense[:, None] * heading)
+    tracks["forward"] *= sense
+
+    tracks["hits"] += 1
+    tracks["score"] += (boxes.scores - tracks["score"]) / tracks["hits"]
+    tracks["attribute"], tracks["seen"] = boxes.attributes, now
+    tracks["backed"] = np.where(boxes.scores >= rules.birth, now, tracks["backed"])
+    return tracks
+
+
+def _born(boxes: Boxes, now: int) -> np.ndarray:
+    tracks = np.zeros(len(boxes), _TRACK)
+    tracks["label"], tracks["attribute"], tracks["score"] = boxes.labels, boxes.attributes, boxes.scores
+    tracks["hits"] = 1
+    tracks["born"] = tracks["seen"] = tracks["backed"] = now
+    tracks["size"], tracks["heading"], tracks["forward"], tracks["shape"] = boxes.sizes, _headings(boxes), 1, 1
+    _put(tracks, Motion.begun(boxes.centers, boxes.velocities[:, :2], _noise(boxes.labels)))
+    return tracks
+
+
+def _scores(tracks: np.ndarray, now: int) -> np.ndarray:
+    """(N,) as they are given out."""
+    often = tracks["hits"] / (tracks["hits"] + 1)
+    unseen = 1e-6 * (now - tracks["seen"])
+    return often * tracks["score"] * FADING / (FADING + unseen)  # no exponential, whose last bit numpy does not promise
+
+
+def _best(tracks: np.ndarray, now: int) -> np.ndarray:
+    """At most MAX_TRACKS, in the same order."""
+    best = np.argsort(-_scores(tracks, now), kind="stable")[:MAX_TRACKS]
+    return tracks[np.sort(best)]
+
+
+def _output(tracks: np.ndarray, now: int, rules: Rules) -> Tracks:
+    return Tracks(
+        ids=tracks["id"].copy(),
+        boxes=Boxes.from_headings(
+            centers=tracks["centers"].copy(),
+            sizes=tracks["size"].copy(),
+            headings=tracks["heading"],
+            velocities=tracks["velocities"],
+            labels=tracks["label"].copy(),
+            attributes=tracks["attribute"].copy(),
+            scores=_scores(tracks, now),
+        ),
+        age=1e-6 * (now - tracks["born"]),
+        unseen=1e-6 * (now - tracks["seen"]),
+        confirmed=tracks["hits"] >= rules.hits,
+    )
+
+
+def _finite(boxes: Boxes) -> np.ndarray:
+    numbers = [boxes.centers, boxes.sizes, boxes.rotations.reshape(len(boxes), 9), boxes.scores]
+    return np.isfinite(np.column_stack(numbers)).all(axis=1)
+
+
+def _headings(boxes: Boxes) -> np.ndarray:
+    """(N, 2) unit vectors in the ground plane: sine and cosine of the yaw."""
+    return _unit(boxes.rotations[:, [1, 0], 0])
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    length = np.sqrt(np.square(vectors).sum(axis=1, keepdims=True))
+    return np.divide(vectors, length, out=np.tile([0.0, 1.0], (len(vectors), 1)), where=length > 0)
+
+
+def _noise(labels: np.ndarray) -> Noise:
+    return Noise(
+        _ACCELERATION[labels], np.full(len(labels), CLIMB), _POSITION[labels], _VELOCITY[labels], _SPEED[labels]
+    )
+
+
+def _motion(tracks: np.ndarray) -> Motion:
+    return Motion(*(tracks[name] for name in ("centers", "velocities", "covariances", "height_variances")))
+
+
+def _put(tracks: np.ndarray, motion: Motion) -> None:
+    for name in ("centers", "velocities", "covariances", "height_variances"):
+        tracks[name] = getattr(motion, name)

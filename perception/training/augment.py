@@ -1,0 +1,84 @@
+"""Augmentation that keeps geometry consistent: one similarity for the ground, one affine for each picture.
+
+Huang et al., "BEVDet: High-performance multi-camera 3D object detection in bird-eye-view", 2021, section 3.3,
+augments the bird's-eye view and the pictures apart from each other in the same way.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+
+from perception.config import Augment, Image
+from perception.frame import Boxes, Frame
+from perception.sensors.inputs import fit_width
+
+
+def draw_similarity(rng: np.random.Generator, settings: Augment) -> np.ndarray:
+    """(4, 4) augmented from reference: mirror, turn about z, scale, then shift, each drawn at random."""
+    signs = rng.choice([-1.0, 1.0], size=2) if settings.flip else np.ones(2)
+    angle = rng.uniform(-settings.rotation, settings.rotation)
+    scale = rng.uniform(1 - settings.scale, 1 + settings.scale)
+    cos, sin = np.cos(angle), np.sin(angle)
+    similarity = np.eye(4)
+    similarity[:2, :2] = np.array([[cos, -sin], [sin, cos]]) * signs
+    similarity[:3, :3] *= scale
+    similarity[:3, 3] = rng.normal(0, settings.translation, size=3)
+    return similarity
+
+
+def transformed(frame: Frame, similarity: np.ndarray) -> Frame:
+    """The frame as if the world around the vehicle were mirrored, turned, scaled and shifted.
+
+    Everything that is placed by `global_from_reference`, so the projections into the pictures and the map, follows
+    by itself: in the frame that is returned this matrix is a similarity, not a rigid motion.
+
+    Args:
+        frame: any frame; its pictures are left as they are.
+        similarity: (4, 4) augmented from reference; its linear part is a scaled rotation, mirrored or not.
+    """
+    points = frame.points
+    if points is not None:
+        linear = similarity.astype(np.float32)
+        points = np.concatenate([points[:, :3] @ linear[:3, :3].T + linear[:3, 3], points[:, 3:]], axis=1)
+    return replace(
+        frame,
+        global_from_reference=frame.global_from_reference @ np.linalg.inv(similarity),
+        points=points,
+        boxes=None if frame.boxes is None else _transformed_boxes(frame.boxes, similarity),
+    )
+
+
+def _transformed_boxes(boxes: Boxes, similarity: np.ndarray) -> Boxes:
+    linear = similarity[:3, :3]
+    determinant = np.linalg.det(linear)
+    scale = np.cbrt(abs(determinant))
+    # A mirrored box is symmetric left to right: mirroring its own y axis too keeps the rotation proper.
+    own = np.diag([1.0, np.sign(determinant), 1.0])
+    return replace(
+        boxes,
+        centers=boxes.centers @ linear.T + similarity[:3, 3],
+        sizes=boxes.sizes * scale,
+        rotations=(linear / scale) @ boxes.rotations @ own,
+        velocities=boxes.velocities @ linear.T,
+    )
+
+
+def draw_image_affine(
+    rng: np.random.Generator, settings: Augment, recorded: tuple[int, ...], size: Image
+) -> np.ndarray:
+    """(3, 3) network pixels from recorded pixels: the fitted picture, zoomed, shifted and mirrored at random.
+
+    A picture zoomed in is shifted only as far as it still fills the network's frame from left to right, one
+    zoomed out only as far as it stays within; a mirrored picture has mirrored projections, so both agree.
+    """
+    zoom = rng.uniform(1 - settings.image_scale, 1 + settings.image_scale)
+    mirror = settings.image_flip and rng.random() < 0.5
+    middle = np.array([size.width - 1, size.height - 1]) / 2
+    slack = abs(zoom - 1) * np.array([size.width, size.height]) / 2
+    shift = rng.uniform(-slack, slack)
+    change = np.eye(3)
+    change[:2, :2] = np.diag([-zoom if mirror else zoom, zoom])
+    change[:2, 2] = middle + shift - change[:2, :2] @ middle
+    return change @ fit_width(recorded, size)

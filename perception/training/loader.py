@@ -1,0 +1,239 @@
+"""Training samples in an order, and with random changes, that depend on the seed and the position alone.
+
+The whole training is one sequence of positions, of which each step takes the next ones. So a resumed training,
+or one with another number of worker processes, sees the same samples bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import cv2
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from perception.config import Config
+from perception.datasets.keyframes import Keyframes
+from perception.datasets.nuscenes.map_expansion import MapExpansion
+from perception.errors import InputError
+from perception.frame import CLASSES, MAP_CLASSES, Boxes, Conditions, Frame
+from perception.sensors.inputs import InputSpec, prepare, without_padding
+from perception.training.augment import draw_image_affine, draw_similarity, transformed
+
+_CACHE_BYTES = 2 << 30  # of decoded frames, shared among the workers
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One training frame, before it is joined to a batch."""
+
+    inputs: dict[str, np.ndarray]  # as of `prepare`, batch dimension 1
+    boxes: Boxes
+    map_labels: np.ndarray | None  # (6, rows, columns) uint8; None where the location has no map
+    conditions: Conditions
+    token: str
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B training frames."""
+
+    inputs: dict[str, torch.Tensor]
+    boxes: list[Boxes]
+    map_labels: torch.Tensor | None  # (B, 6, rows, columns) uint8; None if the model has no map head
+    map_valid: torch.Tensor  # (B,) bool: whether the frame has map labels
+    conditions: list[Conditions]
+    tokens: list[str]
+
+
+class FrameDataset(Dataset[Sample]):
+    """The samples of a training by position.
+
+    Args:
+        tables: the drives.
+        tokens: keyframes to train on.
+        config: of the model and the training.
+
+    Raises:
+        InputError: there are no frames, or class-balanced sampling finds no box.
+    """
+
+    def __init__(self, tables: Keyframes, tokens: Sequence[str], config: Config) -> None:
+        if not tokens:
+            raise InputError(f"{tables.dataroot}: no keyframes to train on; choose other scenes or another split")
+        self._tables, self._tokens, self._config = tables, list(tokens), config
+        self._spec = InputSpec.of(config)
+        self._map_grid = self._spec.grid.coarser(config.model.trunk.stride)
+        self._holders = _frames_of_classes(tables, self._tokens) if config.data.class_balanced else None
+        self._order: tuple[int, np.ndarray] = (-1, np.zeros(0, np.int64))  # epoch and its order
+        self._frames: dict[str, Frame] = {}
+        self._room = _CACHE_BYTES // max(1, config.data.workers)
+        self._maps: dict[str, MapExpansion | None] = {}
+
+    @property
+    def epoch_length(self) -> int:
+        """Positions in an epoch."""
+        if self._holders is None:
+            return len(self._tokens)
+        return len(self._holders) * _quota(self._holders)
+
+    def token(self, position: int) -> str:
+        """The keyframe at a position of the training."""
+        epoch, place = divmod(position, self.epoch_length)
+        if self._order[0] != epoch:
+            rng = np.random.default_rng([self._config.seed, 0, epoch])
+            if self._holders is None:
+                order = rng.permutation(len(self._tokens))
+            else:
+                order = class_balanced_order(self._holders, rng)
+            self._order = (epoch, order)
+        return self._tokens[self._order[1][place]]
+
+    def __getitem__(self, position: int) -> Sample:
+        rng = np.random.default_rng([self._config.seed, 1, position])
+        frame = self._with_dropped_sensors(self._frame(self.token(position)), rng)
+        affines = None
+        augment = self._config.data.augment
+        if augment is not None:
+            frame = transformed(frame, draw_similarity(rng, augment))
+            if self._spec.camera is not None:
+                size = self._spec.camera.image
+                affines = {
+                    name: draw_image_affine(rng, augment, camera.image.shape, size)
+                    for name, camera in frame.cameras.items()
+                }
+        return Sample(
+            inputs=prepare(frame, self._spec, affines),
+            boxes=Boxes.none() if frame.boxes is None else frame.boxes,
+            map_labels=self._map_labels(frame),
+            conditions=frame.conditions,
+            token=frame.token,
+        )
+
+    def _frame(self, token: str) -> Frame:
+        """The decoded frame. The first ones read are kept: in random order no other choice is met more often."""
+        if token in self._frames:
+            return self._frames[token]
+        frame = self._tables.frame(
+            token,
+            self._spec.grid.reference,
+            self._spec.sweeps,
+            lidar=self._spec.lidar is not None,
+            cameras=self._spec.camera is not None,
+        )
+        size = sum(camera.image.nbytes for camera in frame.cameras.values())
+        size += 0 if frame.points is None else frame.points.nbytes
+        if size <= self._room:
+            self._room -= size
+            self._frames[token] = frame
+        return frame
+
+    def _with_dropped_sensors(self, frame: Frame, rng: np.random.Generator) -> Frame:
+        """Without LiDAR or without cameras in the configured shares of frames that have both."""
+        chance = rng.random()
+        if frame.points is None or not frame.cameras:
+            return frame
+        drop_lidar = self._config.train.drop_lidar
+        if chance < drop_lidar:
+            return replace(frame, points=None)
+        if chance < drop_lidar + self._config.train.drop_cameras:
+            return replace(frame, cameras={})
+        return frame
+
+    def _map_labels(self, frame: Frame) -> np.ndarray | None:
+        if self._config.model.map is None:
+            return None
+        if frame.location not in self._maps:
+            self._maps[frame.location] = MapExpansion.load(self._tables.dataroot, frame.location)
+        area = self._maps[frame.location]
+        return None if area is None else area.rasterize(frame, self._map_grid)
+
+    def collate(self, samples: list[Sample]) -> Batch:
+        """Join samples."""
+        labels = None
+        if self._config.model.map is not None:
+            none = np.zeros((len(MAP_CLASSES), *self._map_grid.shape), np.uint8)
+            stacked = np.stack([none if s.map_labels is None else s.map_labels for s in samples])
+            labels = torch.from_numpy(stacked)
+        return Batch(
+            inputs=joined([sample.inputs for sample in samples]),
+            boxes=[sample.boxes for sample in samples],
+            map_labels=labels,
+            map_valid=torch.tensor([sample.map_labels is not None for sample in samples]),
+            conditions=[sample.conditions for sample in samples],
+            tokens=[sample.token for sample in samples],
+        )
+
+
+def joined(frames: Sequence[Mapping[str, np.ndarray]]) -> dict[str, torch.Tensor]:
+    """Inputs of several frames, each as of `prepare`, in one batch, without the padding rows that all of them have."""
+    inputs = without_padding({name: np.concatenate([frame[name] for frame in frames]) for name in frames[0]})
+    return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in inputs.items()}
+
+
+def batches(
+    dataset: FrameDataset, config: Config, start_step: int = 0, process: int = 0, processes: int = 1
+) -> Iterator[Batch]:
+    """The batches of the steps from `start_step` to the end of the training.
+
+    Args:
+        dataset: the samples of the training.
+        config: of the training.
+        start_step: how many steps are done already.
+        process: which of the processes this is; in a step each takes its own `config.train.batch` positions.
+        processes: how many processes train together.
+    """
+    size = config.train.batch
+    starts = [(step * processes + process) * size for step in range(start_step, config.train.steps)]
+    loader = DataLoader(
+        dataset,
+        batch_sampler=[list(range(start, start + size)) for start in starts],
+        num_workers=config.data.workers,
+        collate_fn=dataset.collate,
+        generator=torch.Generator(),  # the global one must not move when a training is resumed
+    )
+    threads = cv2.getNumThreads()
+    if config.data.workers:
+        # Workers are forked, and a child waits for ever on OpenCV's threads, which a fork does not copy. So there
+        # are none while workers run, and each worker has one thread, as it should.
+        cv2.setNumThreads(1)
+    try:
+        yield from loader
+    finally:
+        cv2.setNumThreads(threads)
+
+
+def _frames_of_classes(tables: Keyframes, tokens: list[str]) -> list[np.ndarray]:
+    """For each class that is there, the indices of the frames that hold it."""
+    holders: list[list[int]] = [[] for _ in CLASSES]
+    for i, token in enumerate(tokens):
+        boxes = tables.boxes(token)
+        for label in np.unique(boxes.labels[boxes.num_points > 0]) if boxes is not None else ():
+            holders[label].append(i)
+    present = [np.array(frames) for frames in holders if frames]
+    if not present:
+        raise InputError(
+            f"{tables.dataroot}: no annotated box in the {len(tokens)} keyframes to train on; choose other scenes"
+        )
+    return present
+
+
+def _quota(holders: list[np.ndarray]) -> int:
+    """Frames that each class gets in an epoch."""
+    return sum(len(frames) for frames in holders) // len(holders)
+
+
+def class_balanced_order(holders: list[np.ndarray], rng: np.random.Generator) -> np.ndarray:
+    """Indices of an epoch in which every class is the reason for equally many frames.
+
+    Zhu et al., "Class-balanced grouping and sampling for point cloud 3D object detection", 2019, section 3.1. A
+    class repeats each of its frames equally often, up to one, instead of drawing them with replacement.
+    """
+    quota = _quota(holders)
+    drawn = []
+    for frames in holders:
+        rounds = -(-quota // len(frames))
+        drawn.append(np.concatenate([rng.permutation(frames) for _ in range(rounds)])[:quota])
+    return rng.permutation(np.concatenate(drawn))
