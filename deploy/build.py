@@ -15,7 +15,6 @@ from deploy.bundle import ONNX, Bundle
 from deploy.engine_record import EngineRecord
 from deploy.engines import open_engine
 from deploy.engines.tensorrt import build_engine, compiles_here, installed
-from deploy.refit import require_same_structure
 from deploy.targets import Target, find_target
 from perception.errors import InputError
 
@@ -34,9 +33,9 @@ def build(
 ) -> EngineRecord | BuildPackage:
     """Compile the networks of the bundle in folder `path` for a target; each plan goes to its `engines` folder.
 
-    ONNX Runtime compiles whenever it opens a network, so for `cpu` there is no plan to keep: the golden frame is
-    run, and the record says how long it took to get ready. TensorRT compiles on the GPU that shall run the plan: where
-    that is another machine, a build package for it is written instead.
+    ONNX Runtime compiles whenever it opens a network, so `cpu` has no plan: the golden frames are run, and the record
+    says how long opening took. TensorRT compiles on the GPU that will run the plan: if that is on another machine, a
+    build package for it is written instead.
 
     Args:
         dla: place on the target's DLA what it can run.
@@ -54,17 +53,14 @@ def build(
     """
     console = console or Console()
     target, bundle = find_target(target_name), Bundle.load(path)
-    target.versions_for(dla)  # a DLA is there if one is asked for
+    target.versions_for(dla)  # raises if the target has no DLA
     target.require_acceptable(bundle.manifest.precision, bundle.manifest.opset)
     if refittable:
         _require_refittable(bundle, target, dla)
     elsewhere = not compiles_here(target)
-    if out is not None and not elsewhere:
-        raise InputError(f"{target.name}: compiles here, into the bundle; --out is for targets that compile elsewhere")
+    _require_used(target, None if elsewhere else out, sign)
     if dla and bundle.manifest.precision == "fp32":
         console.print("A DLA runs fp16 and int8 only: all layers of this fp32 bundle will stay on the GPU.")
-    if sign is not None and target.compiler == "onnxruntime":
-        raise InputError(f"--sign: there is no plan for {target.name} to sign; its network is the bundle's own")
     signer = _signer(sign, bundle)
     if elsewhere:
         folder = out or path.resolve().with_name(f"{path.resolve().name}-{target.name}")
@@ -89,16 +85,25 @@ def build(
     return records[0]
 
 
+def _require_used(target: Target, out: Path | None, sign: Path | None) -> None:
+    """Raise InputError for options that have no effect on this target."""
+    if out is not None:
+        raise InputError(f"{target.name}: compiles here, into the bundle; --out is for targets that compile elsewhere")
+    if sign is not None and target.compiler == "onnxruntime":
+        raise InputError(f"--sign: there is no plan for {target.name} to sign; its network is the bundle's own")
+
+
 def refit(
     path: Path, old: Path, target_name: str, console: Console | None = None, sign: Path | None = None
 ) -> EngineRecord:
-    """Give the bundle in folder `path` the plan of the one in `old`, which has other weights, without compiling.
+    """Copy the plan of the bundle in folder `old` to the one in `path`, which has other weights; nothing is compiled.
 
-    The plan is copied as it is; its new record tells the engine to give it this bundle's weights whenever it opens it.
+    The plan's bytes stay the same. Its new record makes the engine load this bundle's weights whenever it opens the
+    plan.
 
     Args:
         old: has a plan that was built `refittable`, by the compiler that is here, of a network of the same structure
-            (`deploy.refit`).
+            (`deploy.structure`).
         sign: private key (PEM, `deploy.signature`) that signs the plan's record; it must have signed the bundle.
 
     Raises:
@@ -127,7 +132,8 @@ def _refit(bundle: Bundle, source: Bundle, target: Target, signer: Signer | None
             f"{plan.path}: was not compiled to be refitted; run `perception build {source.path} --target {target.name} "
             "--refit`"
         )
-    require_same_structure(bundle.read(ONNX), source.read(ONNX))
+    if bundle.manifest.structure_sha256 != source.manifest.structure_sha256:
+        raise InputError(f"{bundle.onnx}: has another structure than {source.onnx}, so it needs a plan of its own")
     record = plan.record.model_copy(update={"sha256": "", "weights_sha256": bundle.manifest.files[ONNX]})
     bundle.add_plan(plan.data, record, signer)
     return record
@@ -146,10 +152,10 @@ def _require_refittable(bundle: Bundle, target: Target, dla: bool) -> None:
 
 
 def _signer(key: Path | None, bundle: Bundle) -> Signer | None:
-    """InputError: the bundle is not this key's."""
+    """The signer with this key, if there is one. InputError: the key did not sign the bundle."""
     if key is None:
         return None
-    from deploy.signature import signer  # what builds without a key needs no cryptography
+    from deploy.signature import signer  # a build without a key needs no cryptography
 
     of_key = signer(key)
     bundle.require_signed_by(of_key)

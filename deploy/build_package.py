@@ -1,4 +1,4 @@
-"""What a device needs to compile a bundle with its own TensorRT, in one folder to copy there.
+"""A folder to copy to a device, which compiles the bundle in it with its own TensorRT.
 
     bundle/       the bundle; the engine will be stored in it
     build.sh      checks the package and the device's TensorRT, compiles, and writes the engine's record
@@ -133,7 +133,7 @@ def _describe(bundle: Bundle, target: Target, out: Path, dla: bool, refittable: 
 
 
 def _folders(bundle: Bundle) -> list[str]:
-    """Of the bundle's networks in the package: its own, and those of other routes."""
+    """Folders of the bundle's networks in the package: its own, and those of other routes."""
     return ["bundle", *(f"bundle/{part.path.relative_to(bundle.path).as_posix()}" for part in bundle.routes.values())]
 
 
@@ -195,5 +195,5 @@ def _capabilities(target: Target, between: str) -> str:
 
 
 def _numbered(version: tuple[int, int]) -> str:
-    """As trtexec writes versions: 100300 for 10.3.0."""
+    """A version as trtexec writes it: 100300 for 10.3.0."""
     return str(10000 * version[0] + 100 * version[1])

@@ -73,7 +73,7 @@ class Bundle:
 
     @staticmethod
     def _opened(path: Path, manifest: Manifest, trust: Trust | None) -> Bundle:
-        """The bundle of a manifest that was accepted; those of other routes are, by the hashes in it."""
+        """Open the bundle of an accepted manifest, whose hashes vouch for the bundles of other routes."""
         require_honoured(path / MANIFEST, manifest)
         for name in manifest.files:
             require_inside(path, name)
@@ -118,7 +118,7 @@ class Bundle:
         return first.inputs, first.outputs
 
     def golden_frames(self, graph: str = ONNX) -> tuple[GoldenFrame, ...]:
-        """The golden frames, with the outputs of one of the graphs; of graphs that differ only in name, of either.
+        """The golden frames with the outputs of `graph`, or those of model.onnx if the bundle has no such graph.
 
         Raises:
             InputError: the file holds something else than the inputs and outputs of the manifest, or too few detections
@@ -135,8 +135,8 @@ class Bundle:
         """The plan compiled for `target` with its record, checked against it and this network.
 
         Args:
-            compiler: the one of the machine that is to run it, with its version: plans of others do not load.
-                None takes a plan of any.
+            compiler: compiler and version of the machine that will run the plan: plans of others do not load.
+                None accepts any.
 
         Raises:
             InputError: there is none, it was changed or is not trusted, or it was compiled from another network, for
@@ -144,13 +144,13 @@ class Bundle:
         """
         record, plan = self._record(target), self.path / ENGINES / f"{target}.plan"
         remedy = self._build(target)
-        compiled_by = record.compiler.split(" with ")[0]  # a DLA is no other compiler
+        compiled_by = record.compiler.split(" with ")[0]  # with a DLA the compiler is the same
         if compiler is not None and not same_compiler(compiler, compiled_by):
             raise InputError(f"{plan}: compiled by {record.compiler}, but here is {compiler}; {remedy}")
         return StoredPlan(plan, read_unchanged(plan, record.plan_sha256, remedy).data, record)
 
     def _record(self, target: str) -> EngineRecord:
-        """Where the plan for `target` came from. Raises as `plan` does, which checks the plan itself as well."""
+        """The record of the plan for `target`; raises as `plan`, which also checks the plan itself."""
         names = (f"{ENGINES}/{target}.{suffix}" for suffix in ("json", "plan", "sig"))
         for name in names:
             require_inside(self.path, name)
@@ -210,12 +210,12 @@ class Bundle:
             )
 
     def _build(self, target: str) -> str:
-        """What to do about an engine that cannot be used."""
+        """The remedy for an engine that cannot be used."""
         return f"run `perception build {self.path} --target {target}`"
 
 
 def manifest_files(manifest: Manifest, signer: Signer | None) -> dict[str, bytes]:
-    """The manifest and, where somebody signs it, its signature; by the names of their files."""
+    """The content of the manifest and, with a signer, of its signature, by file name."""
     content = manifest.model_copy(update={"signer": signer.id if signer else "", "sha256": ""}).sealed()
     return {MANIFEST: content} | ({SIGNATURE: signer.sign(content)} if signer else {})
 
@@ -224,7 +224,7 @@ def write_bundle(
     path: Path,
     onnx: bytes,
     golden: Sequence[GoldenFrame],
-    describe: Callable[..., Manifest],
+    manifest: Manifest,
     more: Mapping[str, bytes] | None = None,
     signer: Signer | None = None,
     cpu_onnx: bytes | None = None,
@@ -232,13 +232,13 @@ def write_bundle(
 ) -> Bundle:
     """Write a bundle to the folder `path`, replacing the bundle that is there.
 
-    Until it is whole, the old one stays.
+    The old one stays until the new one is complete.
 
     Args:
-        describe: makes the manifest, given `files`, the sha256 of each file.
+        manifest: complete except for the sha256 of each file.
         more: other files by name, such as modules/rain.json.
         signer: signs the manifest.
-        cpu_onnx: the network for ONNX Runtime, where it is another file.
+        cpu_onnx: the network for ONNX Runtime, if it has its own file.
         routes: bundles for other routes, which are copied into this one.
 
     Raises:
@@ -255,7 +255,7 @@ def write_bundle(
         for route, bundle in (routes or {}).items():
             shutil.copytree(bundle, fresh / ROUTES / route)
         names = sorted(file.relative_to(fresh).as_posix() for file in fresh.rglob("*") if file.is_file())
-        manifest = describe(files={name: sha256(fresh / name) for name in names})
-        for name, content in manifest_files(manifest, signer).items():
+        whole = manifest.model_copy(update={"files": {name: sha256(fresh / name) for name in names}})
+        for name, content in manifest_files(whole, signer).items():
             (fresh / name).write_bytes(content)
     return Bundle.load(path)

@@ -1,7 +1,7 @@
-"""Batch normalisations behind a sum of convolutions fold into all of them.
+"""Fold batch normalisations behind a sum of convolutions into these convolutions.
 
-The exporter folds a normalisation into the one convolution before it. Where modules stay in the graph their deltas are
-added in between, and it would stay too, a pass over all cells of its own.
+The exporter folds a normalisation only into a single convolution before it. Where modules stay in the graph, their
+deltas are added in between; the normalisation would stay too, as another pass over all cells.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def fold_norms(graph: onnx.GraphProto) -> None:
 
 
 def _leaves(graph: onnx.GraphProto, name: str, constants: dict[str, onnx.TensorProto]) -> list[onnx.NodeProto] | None:
-    """The convolutions that are summed up to the tensor of this name, first the one with most to do; None if others."""
+    """The convolutions whose sum is this tensor; None if other operators add to it or several nodes read it."""
     makers = [node for node in graph.node if name in node.output]
     takers = [node for node in graph.node if name in node.input]
     if not makers or len(takers) != 1:

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from deploy.tolerances import REMEDY, Spread, Tolerances
+from deploy.tolerances import REMEDY, Ranked, Spread, Tolerances
 from perception.errors import InputError
-from perception.frame import CAMERAS, MAP_CLASSES, Camera, Frame
+from perception.frame import CAMERAS, Camera, Frame
 from perception.grid import Reference
+from perception.tasks.task import part_of
 
 Arrays = Mapping[str, np.ndarray]
 _DETECTIONS = ("boxes", "scores", "labels", "attributes")
@@ -71,15 +72,15 @@ class GoldenFrame:
 
     Attributes:
         outputs: in FP32 and FP16 those of the trained network in torch, in INT8 those of the graph in ONNX Runtime.
-        compared: (B, K) or (B, groups, K) bool, as `scores`: the detections that an engine must find. Rounding does not
-            decide about them: of two peaks that score nearly the same, it may make either the peak.
+        compared: by task with detections, (B, K) or (B, groups, K) bool, as `scores`: those that an engine must find.
+            Rounding does not decide about them: of two peaks that score nearly the same, it may make either the peak.
         graph: the file whose outputs they are: INT8 has one for TensorRT and one for ONNX Runtime.
     """
 
     name: str
     inputs: Arrays
     outputs: Arrays
-    compared: np.ndarray
+    compared: Arrays
     graph: str = "model.onnx"
 
 
@@ -109,7 +110,7 @@ class Matched:
 
 
 def distinct(outputs: Arrays, score: float) -> np.ndarray:
-    """Which detections score clearly above the last of their list, where engines must differ by this score at most.
+    """Which of a task's detections score clearly above the last of their list, if engines differ by this at most.
 
     Engines order equal scores as they please, and where scores tie at the end of the list they are free to choose who
     is in it. Where classes are in groups, each has its own list.
@@ -124,37 +125,52 @@ def require_enough(frames: Sequence[GoldenFrame], where: str) -> None:
     Ten are, where there are forty, and a tenth in any case. A network that is not trained gives all the same score:
     none stands out, and its boxes cannot be compared.
     """
-    standing = sum(int(distinct(frame.outputs, STANDING / 2).sum()) for frame in frames)
-    compared = sum(int(frame.compared.sum()) for frame in frames)
-    least = max(LEAST_COMPARED * (standing >= 4 * LEAST_COMPARED), int(LEAST_SHARE * standing))
-    if compared < least or not frames:
-        raise InputError(f"{where}: compares {compared} of {standing} detections, {least} are needed; {REMEDY}")
+    if not frames:
+        raise InputError(f"{where}: holds no golden frame; {REMEDY}")
+    for task in frames[0].compared:
+        outputs = [part_of(task, frame.outputs) for frame in frames]
+        standing = sum(int(distinct(each, STANDING / 2).sum()) for each in outputs)
+        compared = sum(int(frame.compared[task].sum()) for frame in frames)
+        least = max(LEAST_COMPARED * (standing >= 4 * LEAST_COMPARED), int(LEAST_SHARE * standing))
+        if compared < least:
+            raise InputError(f"{where}: compares {compared} of {standing} detections, {least} are needed; {REMEDY}")
 
 
-def differences(expected: Arrays, actual: Arrays, allowed: Tolerances, compared: np.ndarray | None = None) -> list[str]:
+def differences(expected: Arrays, actual: Arrays, allowed: Tolerances, compared: Arrays | None = None) -> list[str]:
     """What is off between two engines' outputs for the same frame; empty when they agree.
-
-    Dense outputs (`map`, `recognised`) and the sorted `scores` are compared number by number: sorting is continuous, so
-    equal networks give equal sorted scores. Which detection stands at which rank is not: every expected detection that
-    is compared must be found, with its label, attribute and box, among those that score the same within the tolerance.
 
     Args:
         compared: as `GoldenFrame.compared`; None: all that are `distinct`.
     """
     if problems := _malformed(expected, actual):
         return problems
+    for task, ranked in allowed.ranked.items():
+        mine, other = part_of(task, expected), part_of(task, actual)
+        asked = distinct(mine, ranked.score.each) if compared is None else compared[task]
+        problems += _ranked_differences(mine, other, ranked, asked)
+    for name, channels in allowed.dense.items():
+        found = dense_spreads(expected[name], actual[name])
+        for (channel, most), off in zip(channels.items(), found, strict=True):
+            if off.each > most.each:
+                problems.append(f"{name} is off by {off.each:.2g} ({channel})")
+            elif off.mean > most.mean:
+                problems.append(f"{name} is off by {off.mean:.2%} of {channel} in the mean")
+    return problems
+
+
+def _ranked_differences(expected: Arrays, actual: Arrays, allowed: Ranked, compared: np.ndarray) -> list[str]:
+    """What is off between two lists of detections.
+
+    The sorted scores are compared number by number: sorting is continuous, so equal networks give equal sorted scores.
+    Which detection stands at which rank is not: every expected detection that is compared must be found, with its
+    label, attribute and box, among those that score the same within the tolerance.
+    """
+    problems = []
     scores = score_spread(expected["scores"], actual["scores"], allowed.lost)
     if scores.each > allowed.score.each:
         problems.append(f"scores is off by {scores.each:.2g}")
     elif scores.mean > allowed.score.mean:
         problems.append(f"scores is off by {scores.mean:.2%} in the mean")
-    if "map" in expected:
-        problems += _map_differences(expected["map"], actual["map"], allowed.map)
-    if "recognised" in expected:
-        off = float(np.abs(expected["recognised"] - actual["recognised"]).max())
-        if off > allowed.recognised:
-            problems.append(f"recognised is off by {off:.2g}")
-    compared = distinct(expected, allowed.score.each) if compared is None else compared
     for i, asked in enumerate(compared):
         found = matched(*sides(expected, actual, i), asked, allowed)
         if len(found.relabelled):
@@ -170,7 +186,7 @@ def differences(expected: Arrays, actual: Arrays, allowed: Tolerances, compared:
     return problems
 
 
-def matched(expected: Arrays, actual: Arrays, asked: np.ndarray, allowed: Tolerances) -> Matched:
+def matched(expected: Arrays, actual: Arrays, asked: np.ndarray, allowed: Ranked) -> Matched:
     """Find the counterparts of one frame's detections (arrays without batch dimension): alike in all, and nearest."""
     mine, other = (
         {k: v.reshape(asked.size, *v.shape[asked.ndim :]) for k, v in side.items()} for side in (expected, actual)
@@ -227,17 +243,17 @@ def _offsets(mine: Arrays, other: Arrays) -> dict[str, np.ndarray]:
     }
 
 
-def map_spreads(expected: np.ndarray, actual: np.ndarray) -> list[Spread]:
-    """How far a map (B, classes, rows, columns) is off in each class: at a cell, and in the mean of all.
+def dense_spreads(expected: np.ndarray, actual: np.ndarray) -> list[Spread]:
+    """How far an output (B, channels, ...) is off in each channel: in one number, and in the mean of its cells.
 
-    With their signs, so that rounding cancels: what is left is a share of the class's mean probability. To that 0.001
-    is added, so that a class that is nowhere has no large share.
+    The mean is of differences with their signs, so that rounding cancels: what is left is a share of the channel's mean
+    size. To that 0.001 is added, so that a class that is nowhere has no large share. Without cells it is 0.
     """
     off = (actual.astype(np.float64) - expected).swapaxes(0, 1).reshape(expected.shape[1], -1)
-    there = expected.swapaxes(0, 1).reshape(off.shape).mean(axis=1, dtype=np.float64) + 1e-3
+    there = np.abs(expected).swapaxes(0, 1).reshape(off.shape).mean(axis=1, dtype=np.float64) + 1e-3
+    mean = np.abs(off.mean(axis=1)) / there if expected.ndim > 2 else np.zeros(len(off))
     return [
-        Spread(each=float(most), mean=float(mean))
-        for most, mean in zip(np.abs(off).max(axis=1), np.abs(off.mean(axis=1)) / there, strict=True)
+        Spread(each=float(most), mean=float(share)) for most, share in zip(np.abs(off).max(axis=1), mean, strict=True)
     ]
 
 
@@ -265,16 +281,6 @@ def _listed(scores: np.ndarray, least: float) -> np.ndarray:
     return np.where(scores > 0, scores, np.float32(least))
 
 
-def _map_differences(expected: np.ndarray, actual: np.ndarray, allowed: tuple[Spread, ...]) -> list[str]:
-    problems = []
-    for name, off, most in zip(MAP_CLASSES, map_spreads(expected, actual), allowed, strict=True):
-        if off.each > most.each:
-            problems.append(f"map is off by {off.each:.2g} ({name})")
-        elif off.mean > most.mean:
-            problems.append(f"map is off by {off.mean:.2%} of {name} in the mean")
-    return problems
-
-
 def _malformed(expected: Arrays, actual: Arrays) -> list[str]:
     problems = []
     for name in expected:
@@ -297,7 +303,7 @@ def require_golden(
 
 
 def require_agreement(
-    expected: Arrays, actual: Arrays, who: str, allowed: Tolerances, compared: np.ndarray | None = None
+    expected: Arrays, actual: Arrays, who: str, allowed: Tolerances, compared: Arrays | None = None
 ) -> None:
     """Raise WrongEngine unless `who`'s outputs for a golden frame are the expected ones, see `differences`."""
     if problems := differences(expected, actual, allowed, compared):

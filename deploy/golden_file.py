@@ -1,7 +1,7 @@
 """golden.safetensors: the golden frames of a bundle. No torch here.
 
-Each frame has its `NAME.inputs.*`, and for each graph `NAME.GRAPH.outputs.*` and `NAME.GRAPH.compared`. Pillars are
-stored without the padding behind them, which is most of the file otherwise.
+Each frame has its `NAME.inputs.*`, and for each graph `NAME.GRAPH.outputs.*` and `NAME.GRAPH.compared.*`. Pillars are
+stored without padding, which would be most of the file.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from deploy.manifest import Manifest, TensorInfo
 from perception.errors import InputError
 from perception.sensors.inputs import PILLARS, no_sensors, without_padding
 
-_SHORT = {"model.onnx": "model", "model.cpu.onnx": "cpu"}  # graph -> how its outputs are called
+_SHORT = {"model.onnx": "model", "model.cpu.onnx": "cpu"}  # graph -> GRAPH in the keys
 
 
 def golden_content(frames: Sequence[GoldenFrame]) -> bytes:
-    """The file's content; frames of one name, for several graphs, share their inputs."""
+    """The file's content; frames with the same name, for different graphs, share their inputs."""
     tensors: dict[str, np.ndarray] = {}
     for frame in frames:
         graph = f"{frame.name}.{_SHORT[frame.graph]}"
         tensors |= {f"{frame.name}.inputs.{name}": each for name, each in without_padding(frame.inputs).items()}
         tensors |= {f"{graph}.outputs.{name}": each for name, each in frame.outputs.items()}
-        tensors[f"{graph}.compared"] = frame.compared
+        tensors |= {f"{graph}.compared.{task}": each for task, each in frame.compared.items()}
     return save({name: np.ascontiguousarray(array) for name, array in tensors.items()})
 
 
@@ -45,15 +45,15 @@ def read_golden(content: Content, manifest: Manifest, graph: str) -> tuple[Golde
     except SafetensorError as error:
         raise InputError(f"{file}: cannot read the golden frames ({error})") from None
     frames = []
+    ranked = [name for name, task in manifest.heads.items() if task.ranked]
+    shapes = {each.name: each.shape for each in manifest.outputs}
+    listed = [TensorInfo(name=task, shape=shapes[f"{task}/scores"], dtype="bool", unit="") for task in ranked]
     for name in sorted({key.split(".")[0] for key in tensors}):
         prefix = f"{name}.{_SHORT[graph]}"
         outputs = {each.name: _checked(file, tensors, f"{prefix}.outputs", each) for each in manifest.outputs}
-        scores = next((each for each in manifest.outputs if each.name == "scores"), None)
-        if scores is None:
-            raise InputError(f"{file}: the manifest describes no scores to compare; export the bundle again")
-        asked = TensorInfo(name="compared", shape=scores.shape, dtype="bool", unit="")
+        compared = {each.name: _checked(file, tensors, f"{prefix}.compared", each) for each in listed}
         inputs = _padded(file, tensors, f"{name}.inputs", manifest)
-        frames.append(GoldenFrame(name, inputs, outputs, _checked(file, tensors, prefix, asked), graph))
+        frames.append(GoldenFrame(name, inputs, outputs, compared, graph))
     require_enough(frames, str(file))
     return tuple(frames)
 

@@ -1,4 +1,4 @@
-"""A manifest's words must be this software's: what the network calls 3 must be what the tracker calls 3."""
+"""A manifest's classes and conditions must be this software's, in its order: class 3 means the same to all parts."""
 
 from __future__ import annotations
 
@@ -10,17 +10,16 @@ from deploy.manifest import Manifest
 from perception.errors import InputError
 from perception.frame import ATTRIBUTES, CAMERAS, CLASSES, CONDITION_VALUES, MAP_CLASSES
 
-# What modules can ask for beside conditions, see deploy.route.steering.
+# Facts that modules can require beside conditions, see deploy.route.steering.
 SENSORS = ("lidar", "no-lidar", "cameras", "no-cameras")
 
 
 def require_honoured(file: Path, manifest: Manifest) -> None:
     """Raise InputError where classes, attributes, cameras or conditions are not this software's, in its order."""
-    has_map = any(output.name == "map" for output in manifest.outputs)
     for field, found, known in (
         ("classes", manifest.classes, CLASSES),
         ("attributes", manifest.attributes, ATTRIBUTES),
-        ("map_classes", manifest.map_classes, MAP_CLASSES if has_map else ()),
+        ("map_classes", manifest.map_classes, MAP_CLASSES if "map" in manifest.tasks else ()),
         ("cameras", manifest.cameras, CAMERAS),
         ("conditions", manifest.conditions, CONDITION_VALUES),
     ):

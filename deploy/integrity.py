@@ -1,4 +1,4 @@
-"""Files that cannot change, move or be joined by others unnoticed. No torch here."""
+"""Detect files that were changed, linked elsewhere or added. No torch here."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from perception.section import Section
 class Sealed(Section):
     """A record that carries its own sha256, so that no byte of its file can change unnoticed."""
 
-    sha256: str = ""  # of the record's text, written with an empty string here
+    sha256: str = ""  # of the record's text with an empty string here
 
     def sealed(self) -> bytes:
         """The content of the record's file."""
@@ -30,14 +30,14 @@ def sha256(path: Path) -> str:
 
 @dataclass(frozen=True)
 class Content:
-    """A file as it was read: what is hashed and what is used are the same bytes."""
+    """The content of a file, read once: the bytes that are used are the bytes that were hashed."""
 
     path: Path
     data: bytes = field(repr=False)
 
 
 def read_unchanged(path: Path, digest: str, remedy: str) -> Content:
-    """Read a file; InputError unless it is there and what was read has this sha256."""
+    """Read a file. InputError if it is missing or its content has another sha256."""
     if not path.is_file():
         raise InputError(f"{path}: the file is missing; {remedy}")
     content = Content(path, path.read_bytes())
@@ -47,9 +47,9 @@ def read_unchanged(path: Path, digest: str, remedy: str) -> Content:
 
 
 def require_inside(folder: Path, name: str) -> None:
-    """Raise InputError unless `name` is a plain relative path that stays in the folder, links followed.
+    """Raise InputError unless `name` is a plain relative path that stays in the folder, also through links.
 
-    It is read by Windows' rules, which see more ways out than POSIX's: drives and backslashes too.
+    It is parsed by Windows' rules, so that drives and backslashes are refused too.
     """
     plain = PureWindowsPath(name)
     if plain.anchor or ".." in plain.parts or plain.as_posix() != name or not name.isprintable():
@@ -59,10 +59,10 @@ def require_inside(folder: Path, name: str) -> None:
 
 
 def require_nothing_else(folder: Path, names: Collection[str], free: Collection[str]) -> None:
-    """Raise InputError if the folder holds a file that is none of `names`, except in the folders `free`.
+    """Raise InputError if the folder has a file that is neither in `names` nor in one of the folders `free`.
 
     Args:
-        names: paths in the folder, with forward slashes; so is `free`.
+        names: paths relative to the folder, with forward slashes, as those in `free`.
     """
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import json
 import re
+from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import AwareDatetime, ValidationError
+from pydantic import AwareDatetime, SerializeAsAny, ValidationError, field_validator
 
 from deploy.integrity import Content, Sealed, require_inside
 from deploy.permit import Permit
 from deploy.route import Banked
 from deploy.tolerances import Precision, Tolerances, require_bounded
 from deploy.trust import Trust
-from perception.config import CameraBranch, Grid, Lidar, Section, Suppression
+from perception.config import CameraBranch, Grid, Lidar, Section
 from perception.errors import InputError
 from perception.sensors.inputs import InputSpec
+from perception.tasks import configured, tasks_of
+from perception.tasks.task import Task, TaskConfig
 
-SCHEMA_VERSION = 7  # as in Manifest
+SCHEMA_VERSION = 8  # as in Manifest
 MANIFEST = "manifest.json"
 
 
@@ -59,42 +62,58 @@ class Origin(Section):
     license: str  # of network, modules and golden frame, as the exporter stated it; empty: not stated
 
 
-class Manifest(Sealed):
+class NetworkFacts(Section):
+    """What a bundle says of its network alone."""
+
+    precision: Precision = "fp32"
+    blocks: tuple[Block, ...] = ()  # of INT8
+    opset: int
+    tolerances: Tolerances  # how far an engine's outputs for the golden frames may be off
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    routes: tuple[str, ...]  # conditions that the network was exported for, such as boston+rain; base: none known
+    folded: tuple[str, ...]  # modules in force on all routes, now part of the weights
+    inline: tuple[str, ...]  # modules in force on all routes that stay in the graph beside their layers
+    banked: tuple[Banked, ...]  # modules in force on some routes, in the order of the input `route`
+    parameters: int
+    flops: int  # of one frame; a multiply-add counts as two
+    operators: dict[str, int]  # ONNX operator -> number of nodes
+    structure_sha256: str  # of all of model.onnx but its weights; a plan can be refitted from a network with the same
+
+
+class Manifest(Sealed, NetworkFacts):
     """What the bundle says of itself; `manifest.json` is exactly this."""
 
-    schema_version: Literal[7] = 7
+    schema_version: Literal[8] = 8
     name: str  # of the configuration
     release: int = 0  # counts up; a vehicle that has run a higher one refuses this (`deploy.trust`)
     expires: AwareDatetime | None = None  # from then on a vehicle that trusts keys refuses it
     signer: str = ""  # the id of the key that signed it (`deploy.signature`); empty: nobody
     builds: tuple[Permit, ...] = ()  # plans that run without a signature of their own
-    precision: Precision = "fp32"
-    blocks: tuple[Block, ...] = ()  # of INT8
-    opset: int
-    tolerances: Tolerances  # how far an engine's outputs for the golden frames may be off
     classes: tuple[str, ...]
     attributes: tuple[str, ...]
     map_classes: tuple[str, ...]  # empty: the network has no map head
     cameras: tuple[str, ...]  # order of the pictures in the inputs
-    conditions: tuple[str, ...]  # order in the input `conditions` and the output `recognised`
+    conditions: tuple[str, ...]  # order in the input `conditions`, and of what is recognised
     grid: Grid
-    map_grid: Grid | None  # of the map output
+    head_grid: Grid  # of the cells that heads see
     lidar: Lidar | None
     camera: CameraBranch | None
-    suppression: Suppression | None  # of boxes, behind the network
-    inputs: tuple[TensorInfo, ...]
-    outputs: tuple[TensorInfo, ...]
+    tasks: dict[str, SerializeAsAny[TaskConfig]]
     modules: tuple[str, ...]  # that were in the checkpoint
-    routes: tuple[str, ...]  # conditions that the network was exported for, such as boston+rain; base: none known
     apart: tuple[str, ...] = ()  # other routes, each with a bundle of its own in routes/
-    folded: tuple[str, ...]  # modules in force on all routes, now part of the weights
-    inline: tuple[str, ...]  # modules in force on all routes that stay in the graph beside their layers
-    banked: tuple[Banked, ...]  # modules in force on some routes, in the order of the input `route`
     origin: Origin
-    parameters: int
-    flops: int  # of one frame; a multiply-add counts as two
-    operators: dict[str, int]  # ONNX operator -> number of nodes
     files: dict[str, str]  # name -> sha256
+
+    @field_validator("tasks", mode="before")
+    @classmethod
+    def _configured(cls, content: object) -> dict[str, TaskConfig]:
+        return configured(content)
+
+    @cached_property
+    def heads(self) -> dict[str, Task[Any]]:
+        """The tasks, by name."""
+        return tasks_of(self.tasks, self.head_grid.build())
 
     @property
     def spec(self) -> InputSpec:
@@ -154,8 +173,19 @@ def parse_manifest(file: Content) -> Manifest:
         raise InputError(f"{file.path}: {where}: {first['msg'].lower()}; export the bundle again") from None
     if file.data != manifest.sealed():
         raise InputError(f"{file.path}: was changed after the export (its sha256 differs); export the bundle again")
-    require_bounded(manifest.tolerances, manifest.precision, len(manifest.map_classes), str(file.path))
+    _require_outputs(file.path, manifest)
+    require_bounded(manifest.tolerances, manifest.precision, manifest.heads, str(file.path))
     return manifest
+
+
+def _require_outputs(file: Path, manifest: Manifest) -> None:
+    """The outputs must be those of the tasks: what no task reads, nothing would compare."""
+    wanted = [f"{name}/{output.name}" for name, task in manifest.heads.items() for output in task.outputs]
+    found = [output.name for output in manifest.outputs]
+    if found != wanted:
+        raise InputError(
+            f"{file}: outputs are {', '.join(found)}, those of its tasks {', '.join(wanted)}; export the bundle again"
+        )
 
 
 def _signer(content: bytes) -> str:

@@ -17,16 +17,18 @@ import onnx
 from deploy.bundle import ONNX
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
 from deploy.golden import GoldenFrame, require_agreement
-from deploy.manifest import TensorInfo
+from deploy.manifest import NetworkFacts, TensorInfo
 from deploy.onnx_export import OPSET, run, to_onnx
 from deploy.precision.convert import lower
 from deploy.precision.measure import golden_of
 from deploy.precision.quantise import Ranges
 from deploy.route import Banked, named, parse_conditions, steering
+from deploy.structure import structure_sha256
 from deploy.tolerances import Precision, exact
 from perception.model import PerceptionModel
 from perception.modules.routing.input_weighted import SteeredRouter
-from perception.modules.spec import TASKS
+from perception.tasks import TASKS
+from perception.tasks.task import Task
 
 UNITS = {
     "pillar_points": "x y z m, intensity 0-255, dt s; reference frame, grouped by pillar, zeros as padding",
@@ -36,12 +38,6 @@ UNITS = {
     "conditions": "1 for each that is known to hold, in the order clear rain fog day night boston singapore",
     "images": "RGB 0-255, in the order of `cameras`; zeros where missing",
     "image_from_reference": "pixels of the network's picture per m; zeros where missing",
-    "boxes": "x y z w l h m, sin and cos of yaw times any factor, vx vy m/s; reference frame",
-    "scores": "probability, descending; where classes are in groups, in each",
-    "labels": "index in `classes`",
-    "attributes": "index in `attributes`",
-    "recognised": "probability of each, in the order clear rain fog, day night, boston singapore; each kind sums to 1",
-    "map": "probability, in the order of `map_classes`, on `map_grid`",
 }
 
 
@@ -53,7 +49,7 @@ class Network:
     golden: tuple[GoldenFrame, ...]
     modules: tuple[str, ...]  # that it was made with
     ranges: Ranges  # of the activations, as measured for INT8
-    described: dict[str, Any]  # in the fields of the manifest
+    facts: NetworkFacts
 
 
 def make_network(
@@ -85,38 +81,36 @@ def make_network(
     computed = {name: run(model, frame) for name, frame in inputs.items()}
     outputs, flops = computed[next(iter(golden))]
     graph = to_onnx(model, first | more, list(outputs))
-    engine, allowed = OnnxRuntimeEngine(_bytes(graph)), exact(outputs)
+    engine, allowed = OnnxRuntimeEngine(_bytes(graph)), exact(trained.tasks)
     for name, frame in inputs.items():
         require_agreement(computed[name][0], engine.run(frame), f"ONNX Runtime, golden frame {name}:", allowed)
     for on_route, alone, route in zip(steered, expected, routes, strict=True):
         require_agreement(alone, run(model, on_route)[0], f"the folded network on route {named(route)}", allowed)
         require_agreement(alone, engine.run(on_route), f"ONNX Runtime on route {named(route)}", allowed)
     frames = [{**each, **steering(route, each, banked, conditional)} for each in recorded for route in known]
-    lowered = lower(graph, precision, frames)
+    lowered = lower(graph, precision, frames, trained.tasks)
     proofs, tolerances = golden_of(
-        lowered.graphs, precision, {name: (frame, computed[name][0]) for name, frame in inputs.items()}
+        lowered.graphs, precision, {name: (frame, computed[name][0]) for name, frame in inputs.items()}, trained.tasks
     )
-    inline = tuple(name for name in model.bank.modules if name not in {each.name for each in banked})
+    facts = NetworkFacts(
+        opset=OPSET,
+        precision=precision,
+        blocks=lowered.blocks,
+        tolerances=tolerances,
+        inputs=_describe(first | more, UNITS),
+        outputs=_describe(outputs, _units(trained.tasks)),
+        routes=tuple(named(route) for route in routes),
+        folded=model.bank.folded,
+        inline=tuple(name for name in model.bank.modules if name not in {each.name for each in banked}),
+        banked=banked,
+        parameters=sum(p.numel() for p in model.parameters()),
+        flops=flops,
+        operators=dict(sorted(Counter(node.op_type for node in lowered.graphs[ONNX].graph.node).items())),
+        structure_sha256=structure_sha256(lowered.graphs[ONNX]),
+    )
+    graphs = {name: _bytes(each) for name, each in lowered.graphs.items()}
     return Network(
-        graphs={name: _bytes(each) for name, each in lowered.graphs.items()},
-        golden=proofs,
-        ranges=lowered.ranges,
-        modules=(*model.bank.folded, *inline, *(each.name for each in banked)),
-        described={
-            "opset": OPSET,
-            "precision": precision,
-            "blocks": lowered.blocks,
-            "tolerances": tolerances,
-            "inputs": _describe(first | more),
-            "outputs": _describe(outputs),
-            "routes": tuple(named(route) for route in routes),
-            "folded": model.bank.folded,
-            "inline": inline,
-            "banked": banked,
-            "parameters": sum(p.numel() for p in model.parameters()),
-            "flops": flops,
-            "operators": dict(sorted(Counter(node.op_type for node in lowered.graphs[ONNX].graph.node).items())),
-        },
+        graphs, proofs, (*facts.folded, *facts.inline, *(each.name for each in banked)), lowered.ranges, facts
     )
 
 
@@ -133,8 +127,12 @@ def _bytes(graph: onnx.ModelProto) -> bytes:
     return content
 
 
-def _describe(arrays: dict[str, np.ndarray]) -> tuple[TensorInfo, ...]:
+def _units(tasks: Mapping[str, Task[Any]]) -> dict[str, str]:
+    return {f"{name}/{output.name}": output.unit for name, task in tasks.items() for output in task.outputs}
+
+
+def _describe(arrays: Mapping[str, np.ndarray], units: Mapping[str, str]) -> tuple[TensorInfo, ...]:
     return tuple(
-        TensorInfo(name=name, shape=array.shape, dtype=array.dtype.name, unit=UNITS[name])
+        TensorInfo(name=name, shape=array.shape, dtype=array.dtype.name, unit=units[name])
         for name, array in arrays.items()
     )

@@ -1,4 +1,4 @@
-"""A network in torch becomes an ONNX graph of standard operators with static shapes but for the number of pillars."""
+"""Export a torch network to an ONNX graph of standard operators; only the number of pillars is dynamic."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ OPSET = 18  # TensorRT 10 reads 9-20, TensorRT 11 9-25
 
 
 def to_onnx(model: PerceptionModel, inputs: dict[str, np.ndarray], outputs: Sequence[str]) -> onnx.ModelProto:
-    """The graph of `model.predict` for inputs of these shapes, of whose pillars there may be any number from one on.
+    """The graph of `model.predict` for inputs of these shapes, with any number of pillars from one on.
 
     The same checkpoint gives the same bytes.
 
@@ -65,7 +65,7 @@ def to_onnx(model: PerceptionModel, inputs: dict[str, np.ndarray], outputs: Sequ
 def run(
     model: PerceptionModel, inputs: dict[str, np.ndarray], conditions: Conditions | None = None
 ) -> tuple[dict[str, np.ndarray], int]:
-    """Torch's outputs for these inputs, and the floating-point operations that they took."""
+    """Torch's outputs for these inputs, and the number of floating-point operations."""
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:
         tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
@@ -75,7 +75,7 @@ def run(
 
 
 class _Graph(nn.Module):
-    """`PerceptionModel.predict` with tensors in a row instead of a dict, which is what an ONNX graph has."""
+    """`PerceptionModel.predict` with positional tensors instead of a dict, as an ONNX graph has them."""
 
     def __init__(self, model: PerceptionModel, names: Sequence[str]) -> None:
         super().__init__()
@@ -84,14 +84,14 @@ class _Graph(nn.Module):
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         inputs = dict(zip(self.names, tensors, strict=True))
         if "images" in inputs:
-            # TensorRT takes uint8 into a Cast and into nothing else, so that must be the first node.
+            # TensorRT accepts uint8 only as the input of a Cast, so that must be the first node.
             inputs["images"] = inputs["images"].float()
         _steer(self.model, inputs)
         return tuple(self.model.predict(inputs).values())
 
 
 def _steer(model: PerceptionModel, inputs: dict[str, Tensor]) -> None:
-    """Take the inputs that steer modules out of `inputs`, and obey."""
+    """Remove the inputs that steer modules from `inputs`, and set the router to them."""
     weights, z = inputs.pop("route", None), inputs.pop("conditions", None)
     if isinstance(model.router, SteeredRouter):
         model.router.steer(torch.ones(1, 0) if weights is None else weights, z)

@@ -20,8 +20,8 @@ def origin(
 
     Args:
         model: the checkpoint's, with its modules at their slots.
-        modules: those that the exported network is made with. What they were trained on is what RUN/modules says,
-            where it speaks of this base.
+        modules: those in the exported network. RUN/modules says what each was trained on, if it has a record for this
+            base.
         golden: token of the golden frame.
         license: as the exporter states it.
     """

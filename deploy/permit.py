@@ -1,10 +1,10 @@
-"""What a signed manifest lets a device compile by itself.
+"""Which plans a signed manifest lets a device compile itself.
 
-A device has no private key, so the record of a plan that it compiled bears no signature. Under a key it is accepted
-where the manifest permits this target, this compiler and this network. Know what that trusts: the record is then the
-word of whoever can write to the bundle's `engines` folder. Its hashes find damage and mix-ups, and the golden frame a
-plan that computes something else, but neither stops somebody who puts in a plan that behaves until it should not. A
-bundle without permits (`perception export --signed-plans`) accepts signed plans only.
+A device has no private key, so it cannot sign the record of a plan that it compiled. A vehicle that trusts keys accepts
+such a plan if the manifest permits its target and compiler and the plan is of this network. This trusts everyone who
+can write to the bundle's `engines` folder: hashes find damage and mix-ups, and golden frames find a plan that computes
+something else, but neither stops a plan that was made to deceive. A bundle without permits (`perception export
+--signed-plans`) accepts signed plans only.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ class Permit(Section):
     """A plan that needs no signature of its own."""
 
     target: str
-    dla: bool  # placed on a DLA, where it can be
-    first: tuple[int, int]  # version of the target's compiler
-    end: tuple[int, int]  # version before which it is
+    dla: bool  # compiled for a DLA
+    first: tuple[int, int]  # first permitted version of the target's compiler
+    end: tuple[int, int]  # first version behind the permitted ones
 
     def covers(self, target: str, compiler: str) -> bool:
-        """Whether it is for a plan of this target and compiler, such as `tensorrt 10.3.0 with DLA 0`."""
+        """Whether it permits a plan for this target by this compiler, such as `tensorrt 10.3.0 with DLA 0`."""
         name, _, rest = compiler.partition(" ")
         version, _, place = rest.partition(" with ")
         return (
@@ -34,7 +34,7 @@ class Permit(Section):
 
 
 def permits(precision: str, opset: int) -> tuple[Permit, ...]:
-    """For all targets that compile such a graph on the device itself."""
+    """Permits for all targets that compile such a graph on the device itself."""
     permitted = []
     for target in TARGETS.values():
         if target.compiler != "tensorrt" or precision not in target.precisions:

@@ -17,7 +17,6 @@ from deploy.route import parse_conditions
 from perception.model import PerceptionModel
 from perception.modules.computation.computation import inputs, outputs
 from perception.modules.routing.input_weighted import SteeredRouter
-from perception.modules.routing.pooling import after_fusion
 from perception.modules.slot import Slot
 from perception.sensors.inputs import InputSpec, prepare
 from perception.tasks.detection.peaks import PeakHead
@@ -33,8 +32,8 @@ class Step:
     slot: str
     what: What
     modules: tuple[str, ...]
-    parameters: int  # that stay beside those of the layer
-    flops: int  # that a frame costs beside those of the layer; all modules are computed, whatever their weights
+    parameters: int  # in the graph, beside those of the layer
+    flops: int  # per frame, beside those of the layer; all modules are computed, whatever their weights
     why: str
 
 
@@ -61,7 +60,7 @@ def plan(checkpoint: Path, routes: Sequence[Sequence[str]] = ((),)) -> Plan:
     frame = {name: torch.from_numpy(array) for name, array in arrays.items()}
     known = [parse_conditions(route) for route in routes]
     with torch.no_grad():
-        for conditions in known:  # shows prompts the size of their input
+        for conditions in known:  # prompts take the size of their input from it
             model(frame, [conditions])
     settled = model.deployed(*known)
     # A module may keep the regression at all cells.
@@ -78,7 +77,7 @@ def plan(checkpoint: Path, routes: Sequence[Sequence[str]] = ((),)) -> Plan:
 
 
 def _step(slot: Slot, here: tuple[str, ...], settled: PerceptionModel, cells: int) -> Step:
-    """Of a slot after folding; `here` are the modules that it had before."""
+    """The step of one slot: `slot` is after folding, `here` are the modules that it had before."""
     left: dict[str, Any] = dict(slot.computations.items())
     stacked: list[Any] = [slot.stack] if slot.stack else []
     names = tuple(name for name in here if name in left or any(name in stack.names for stack in stacked))
@@ -89,7 +88,7 @@ def _step(slot: Slot, here: tuple[str, ...], settled: PerceptionModel, cells: in
     curved = [name for name, module in left.items() if not module.affine]
     what: What = "inline"
     why = f"{', '.join(curved)} cannot fold"
-    if settled.chooser is not None and slot.name in after_fusion(settled.bank):
+    if settled.chooser is not None and slot.name in settled.bank.after_fusion():
         what, why = "banked", "the router in the graph chooses"
     elif switched:
         what, why = "banked", f"{', '.join(switched)}: not on all routes"
@@ -102,7 +101,7 @@ def _step(slot: Slot, here: tuple[str, ...], settled: PerceptionModel, cells: in
 
 
 def _cells(base: PerceptionModel, frame: dict[str, Tensor]) -> dict[str, int]:
-    """At how many places a frame's modules compute at each slot."""
+    """The number of cells at which a frame's modules compute, by slot."""
     cells: dict[str, int] = {}
 
     def count(name: str) -> Any:
@@ -121,7 +120,7 @@ def _cells(base: PerceptionModel, frame: dict[str, Tensor]) -> dict[str, int]:
 
 
 def table(plan: Plan) -> Table:
-    """For a console."""
+    """The plan as a table for a console."""
     shown = Table("slot", "what", "modules", "parameters", "MFLOP", "why")
     for step in plan.steps:
         shown.add_row(

@@ -1,4 +1,4 @@
-"""How a bundle is released: its number, how long it serves, and who signs it. No torch here."""
+"""The release of a bundle: number, expiry, licence and signing key. No torch here."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Release:
 
 
 def parse_expiry(text: str) -> datetime:
-    """A date (its beginning) or a time, of UTC where it names no other zone; InputError where it is none."""
+    """Parse a date (as midnight) or a time, in UTC unless it names a zone. InputError if it is neither."""
     try:
         time = datetime.fromisoformat(text.removesuffix("Z"))
     except ValueError:

@@ -1,4 +1,4 @@
-"""Routes: what is known of a frame, and the weight of each module on board that follows from it. No torch here."""
+"""Routes: the weight of each module on board, given what is known of a frame. No torch here."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Banked(Section):
     """A module in the graph whose weight is part of the input `route`."""
 
     name: str
-    asks: tuple[str, ...]  # facts that must be known to hold of a frame for it to run
+    asks: tuple[str, ...]  # facts that must be known of a frame for the module to run
 
 
 def steering(
@@ -25,7 +25,7 @@ def steering(
 
     Args:
         conditions: what is known of the frame.
-        inputs: its sensors' inputs, as of `prepare`; zeros where a sensor is missing.
+        inputs: its sensors' inputs, as `prepare` makes them; zeros where a sensor is missing.
         banked: the modules in the order of the input.
         conditional: whether the network has an input `conditions`.
     """
@@ -55,10 +55,10 @@ def parse_conditions(values: Sequence[str]) -> Conditions:
 
 
 def named(route: Sequence[str]) -> str:
-    """Of ("boston", "rain"), boston+rain; of nothing, base."""
+    """The name of a route: boston+rain for ("boston", "rain"), base without conditions."""
     return "+".join(route) or "base"
 
 
 def facts(name: str) -> frozenset[str]:
-    """Of boston+rain, {"boston", "rain"}; `named` turned around."""
+    """The conditions in a route's name: {"boston", "rain"} for boston+rain; the inverse of `named`."""
     return frozenset(name.split("+")) - {"base"}

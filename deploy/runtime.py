@@ -12,12 +12,10 @@ from deploy.engines import Engine, open_engine
 from deploy.golden import GoldenFrame, require_golden
 from deploy.route import facts, steering
 from deploy.trust import Trust
-from perception.datasets.nuscenes.tables import LIDAR
-from perception.errors import InputError
-from perception.frame import CAMERAS, Conditions, Frame, Prediction
+from perception.frame import CAMERAS, LIDAR, Conditions, Frame, Prediction
 from perception.scene.scene import Scene, SceneFrame
 from perception.sensors.inputs import no_sensors, prepare
-from perception.tasks.result import finite_prediction
+from perception.tasks.result import to_prediction
 from perception.timing import timed
 
 CHECK_EVERY = 200  # frames; a golden frame takes no longer than two frames of a drive, so this is 1 % of the time
@@ -29,7 +27,7 @@ class _Network:
 
     bundle: Bundle
     engine: Engine
-    asks: frozenset[str]  # what must be known of a frame; of a network that serves all routes, nothing
+    asks: frozenset[str]  # what must be known of a frame; empty for a network that serves all routes
     golden: tuple[GoldenFrame, ...]
     who: str  # for messages
 
@@ -45,8 +43,8 @@ class Runtime:
     """A bundle running on an engine.
 
     Before its first frame it verifies every hash of the bundle and runs the golden frames, and while it drives it
-    repeats one of them every `CHECK_EVERY` frames: a GPU may overheat, memory may flip a bit. All that a frame needs is
-    allocated before the first, but for what the engine and OpenCV take and give back.
+    repeats one of them every `CHECK_EVERY` frames: a GPU may overheat, memory may flip a bit. Memory for frames is
+    allocated before the first one, except what the engine and OpenCV allocate and free themselves.
 
     Args:
         trust: who must have signed the bundle, and how old it may be; None takes it unsigned and of any age.
@@ -62,11 +60,11 @@ class Runtime:
         # All are open at once: switching takes no longer than not switching.
         self._networks = [_Network.open(part, target, facts(route)) for route, part in parts.items()]
         if trust is not None:
-            trust.accept(self.bundle.manifest.release)  # now that its networks compute what they must
+            trust.accept(self.bundle.manifest.release)  # after its networks have passed the golden frames
         self._switched = _switched(self._networks)
         manifest, spec = self.bundle.manifest, self.bundle.spec
         sensors = (*((LIDAR,) if spec.lidar else ()), *(CAMERAS if spec.camera else ()))
-        self.scene = Scene(sensors, manifest.map_grid.build() if manifest.map_grid else None, self._switched)
+        self.scene = Scene(sensors, manifest.heads, self._switched)
         self._inputs = no_sensors(spec)  # every frame's are written here
         self._seconds: dict[str, float] = {}  # of each stage of the latest frame
         self._steps = 0
@@ -75,10 +73,10 @@ class Runtime:
     def step(self, frame: Frame) -> SceneFrame:
         """The drive up to this frame, whichever of its sensors are missing; frames come in order of time.
 
-        Modules run as the conditions ask for that are believed in, not those of this frame's tags alone.
+        The conditions that the scene believes select the modules, not the tags of this frame alone.
 
         Raises:
-            WrongEngine: a golden frame was due and the engine failed it: no frame since the last is to be trusted.
+            WrongEngine: a golden frame was due and the engine failed it; do not trust the frames since the last one.
         """
         self._steps += 1
         if self._steps % CHECK_EVERY == 0:
@@ -89,28 +87,24 @@ class Runtime:
         return replace(scene, seconds={**self._seconds, **scene.seconds})
 
     def check(self) -> None:
-        """Run the next golden frame, in turn of every network; nothing of the drive changes by it.
+        """Run the next golden frame, all networks in turn; the state of the drive does not change.
 
         Raises:
-            WrongEngine: the engine does not give its outputs any more.
+            WrongEngine: the engine no longer gives its outputs.
         """
         network, frame = next(self._checks)
         require_golden([frame], network.engine.run, network.who, network.bundle.manifest.tolerances)
 
     def __call__(self, frame: Frame) -> Prediction:
-        """What is perceived in one frame alone, under the conditions of its tags: as other predictors do.
+        """Perceive one frame alone, under the conditions of its tags, as other predictors do.
 
         Raises:
             InputError: an output is not finite, which no score would show.
         """
-        prediction = self._perceive(frame, frame.conditions)[0]
-        if prediction.not_finite:
-            found = ", ".join(f"{count} of its {name}" for name, count in prediction.not_finite.items())
-            raise InputError(f"sample {frame.token}: the network gives numbers that are not finite ({found})")
-        return prediction
+        return self._perceive(frame, frame.conditions)[0].require_finite(frame.token)
 
     def _perceive(self, frame: Frame, conditions: Conditions) -> tuple[Prediction, dict[str, float]]:
-        """What the network sees, and the weights of the modules that the conditions switch."""
+        """What the network perceives, and the weights of the modules that the conditions switch."""
         network = self._network(conditions)
         manifest = network.bundle.manifest
         with timed(self._seconds, "preprocess"):
@@ -119,21 +113,21 @@ class Runtime:
         with timed(self._seconds, "engine"):
             outputs = network.engine.run(inputs | steer)
         with timed(self._seconds, "postprocess"):
-            prediction = finite_prediction(outputs, manifest.suppression)
+            prediction = to_prediction(manifest.heads, outputs)
         weights = {name: float(name in manifest.folded) for name in self._switched}
         for i, module in enumerate(manifest.banked):
             weights[module.name] = float(steer["route"][0, i])
         return prediction, weights
 
     def _network(self, conditions: Conditions) -> _Network:
-        """Of the networks that ask for nothing but what is known, the one that asks for most; else the first."""
+        """The network for the most conditions, all of them known; the first if there is none."""
         known = {*conditions.known()}
         fitting = [network for network in self._networks if network.asks <= known]
         return max(fitting, key=lambda network: len(network.asks), default=self._networks[0])
 
 
 def _switched(networks: list[_Network]) -> Mapping[str, tuple[str, ...]]:
-    """The modules that not every frame runs with, and the facts that each asks for."""
+    """The modules that do not run in every frame, each with the facts that it requires."""
     asks: dict[str, tuple[str, ...]] = {}
     for network in networks:
         manifest = network.bundle.manifest

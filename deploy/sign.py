@@ -1,4 +1,4 @@
-"""Vouch for a bundle after its export, or for a plan that a device compiled. No torch here."""
+"""Sign a bundle after its export, or a plan that a device compiled. No torch here."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from perception.errors import InputError
 def sign(path: Path, key: Path, target: str | None = None) -> dict[str, str]:
     """Sign the manifest of the bundle in folder `path`, or its plans for `target`, once all of it is verified.
 
-    What is verified is that everything fits together; whether it is what you exported, only you know. So a plan is
-    signed only where this key signed the manifest before: that manifest has not changed since.
+    Verification shows that everything fits together, not that the bundle is the one that you exported. So a plan is
+    signed only if this key signed the manifest before: then the manifest has not changed since.
 
     Args:
         key: the private key (PEM).

@@ -4,8 +4,8 @@ Keys are PEM files, made with
 
     openssl genpkey -algorithm ed25519 -out key.pem && openssl pkey -in key.pem -pubout -out public.pem
 
-A signature is its bare 64 bytes, in a .sig file beside the record that it signs. What a bundle says of itself can thus
-be checked without this program:
+A signature is 64 bytes in a .sig file beside the record that it signs. So a manifest can be checked without this
+program:
 
     openssl pkeyutl -verify -rawin -in manifest.json -sigfile manifest.sig -pubin -inkey public.pem
 
@@ -35,7 +35,7 @@ from perception.errors import InputError
 
 @dataclass(frozen=True)
 class Signer:
-    """A private key at work."""
+    """A private key, ready to sign."""
 
     id: str  # of the public key
     sign: Callable[[bytes], bytes]  # content -> signature
@@ -48,7 +48,7 @@ class Signer:
 
 
 def signer(key: Path) -> Signer:
-    """What signs with the private key in a PEM file.
+    """The signer with the private key in a PEM file.
 
     Raises:
         InputError: the file is no such key, or is encrypted.
@@ -71,14 +71,14 @@ def key_id(key: Path) -> str:
 
 
 def require_signed(record: Path, content: bytes, *keys: Path, signer: str = "") -> str:
-    """The id of the key whose signature of `content` the .sig file beside `record` is.
+    """The id of the key that made the signature of `content` in the .sig file beside `record`.
 
     Args:
         keys: PEM files of public keys.
         signer: the id of the key that `content` itself names, for the message.
 
     Raises:
-        InputError: it is none of these keys', or one of them is no key.
+        InputError: none of these keys signed it, or one of the files is no public key.
     """
     public = {key: _public(key) for key in keys}
     file = record.with_suffix(".sig")

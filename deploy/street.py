@@ -1,7 +1,7 @@
-"""A street with objects in it, for the golden frame: of simulated parts, but set by hand, so that it takes a second.
+"""A street with objects for the golden frames: simulated parts, placed by hand, which takes about a second.
 
-Every detection class stands within 30 m of the vehicle, and every map class is painted on the ground: an engine that
-gets one of them wrong is seen to. Needs the simulator, so it is made at export; the vehicle reads arrays.
+The street has every detection class, and every map class is painted on the ground, so that an engine that gets one of
+them wrong is found. It needs the simulator, so the export makes it; the vehicle reads the arrays.
 """
 
 from __future__ import annotations
@@ -11,17 +11,17 @@ from functools import lru_cache
 
 import numpy as np
 
-from perception.frame import CAMERAS, Camera, Frame
+from perception.frame import CAMERAS, LIDAR, Camera, Frame
 from perception.grid import Reference
 from perception.sensors.inputs import InputSpec
 from perception.simulate import lidar
 from perception.simulate.agents import SIZES, build_parts
 from perception.simulate.camera import render
-from perception.simulate.rig import IMAGE_SIZE, LIDAR, RIG
+from perception.simulate.rig import IMAGE_SIZE, RIG
 from perception.simulate.scenery import Ground, GroundRaster, Snapshot, Solids, Weather
 
 SEED = 0
-_SMALLER = 2  # than the rig's pictures, by which rendering takes a quarter of the time
+_SMALLER = 2  # side of the rig's pictures divided by ours; rendering takes a quarter of the time
 _CELL = 0.1  # m
 _REACH = 80.0  # m around the vehicle that is painted
 # Category, x, y (m, ego) and heading (degrees).
@@ -56,7 +56,7 @@ _PAINT = (
 
 
 def street_frames(spec: InputSpec) -> dict[str, Frame]:
-    """The street, and what is left of it with sensors missing: every sixteenth point, or half the cameras."""
+    """The street, and the same with sensors missing: a sixteenth of the points alone, or half the cameras."""
     frame = street_frame(spec.grid.reference)
     assert frame.points is not None
     if spec.lidar is not None:

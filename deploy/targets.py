@@ -49,7 +49,7 @@ class Versions:
 def same_compiler(a: str, b: str) -> bool:
     """Whether `tensorrt 10.3.0` and `tensorrt 10.3.0.30` are one compiler: trtexec says three numbers, Python four.
 
-    A fourth number is a build of the same release; where its plans differ all the same, TensorRT itself refuses them.
+    The fourth number counts builds of one release. If their plans differ all the same, TensorRT itself refuses them.
     """
     numbers = re.compile(r"(\S+) (\d+)\.(\d+)(?:\.(\d+))?(?:\.\d+)*")
     one, other = numbers.fullmatch(a), numbers.fullmatch(b)
@@ -68,17 +68,17 @@ class Target:
     compiler: Compiler
     versions: Versions  # of the compiler
     opsets: tuple[int, int]  # of ONNX, the first and the last
-    install: str  # how the compiler gets there
+    install: str  # how to install the compiler
     compute_capabilities: tuple[int, ...] = ()  # of its GPU: 87 is 8.7; two where CUDA renamed it
     dla_cores: int = 0
     dla_versions: Versions | None = None  # of the compiler, to compile for a DLA
     precisions: tuple[str, ...] = ("fp32", "fp16", "int8")
 
     def versions_for(self, dla: bool) -> Versions:
-        """The versions of the compiler that serve, with or without a DLA.
+        """The versions of the compiler that this target supports, with or without a DLA.
 
         Raises:
-            InputError: a DLA is asked for and the target has none.
+            InputError: `dla`, but the target has none.
         """
         if not dla:
             return self.versions
@@ -96,7 +96,7 @@ class Target:
             raise InputError(f"{self.name}: takes ONNX opsets {first} to {last}, but the bundle has {opset}")
 
     def described(self) -> dict[str, Any]:
-        """What the table of targets shows, for machines."""
+        """The target's row in the table of targets, as values for JSON."""
         return {
             "target": self.name,
             "device": self.device,

@@ -4,94 +4,131 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-import numpy as np
 from pydantic import Field
 
 from perception.errors import InputError
 from perception.section import Section
+from perception.tasks.task import Output, Task
 
 Precision = Literal["fp32", "fp16", "int8"]
 Size = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+REMEDY = "export the bundle again"
 
 
 class Spread(Section):
     """Of one quantity."""
 
-    each: Size  # in any one detection, or cell of the map
+    each: Size  # in any one detection, or cell
     mean: Size  # of all that are compared, where errors of rounding cancel and those of a wrong network do not
 
 
-class Tolerances(Section):
-    """Labels and attributes have none: they are equal, or the detection has no counterpart."""
+class Ranked(Section):
+    """Of a list of detections. Labels and attributes have none: they are equal, or the detection has no counterpart."""
 
     score: Spread  # probability, of the sorted scores; mean: share of the mean score
     center: Spread  # m
     size: Spread  # share of each side's length
     heading: Spread  # rad
     velocity: Spread  # m/s
-    map: tuple[Spread, ...]  # of each class: probability at a cell; mean: share of the class's mean probability
-    recognised: Size  # probability of a condition
     lost: Size  # share of the detections compared that may have no counterpart
 
-    def numbers(self) -> Iterator[tuple[str, float]]:
-        """Every number with its name, such as center.each; of the map the largest of the classes."""
+    def spreads(self) -> Iterator[tuple[str, Spread]]:
         for name in ("score", "center", "size", "heading", "velocity"):
-            spread: Spread = getattr(self, name)
-            yield from ((f"{name}.each", spread.each), (f"{name}.mean", spread.mean))
-        yield "map.each", max((spread.each for spread in self.map), default=0)
-        yield "map.mean", max((spread.mean for spread in self.map), default=0)
-        yield from (("recognised", self.recognised), ("lost", self.lost))
+            yield name, getattr(self, name)
 
 
-REMEDY = "export the bundle again"
+class Tolerances(Section):
+    ranked: dict[str, Ranked]  # by task
+    dense: dict[str, dict[str, Spread]]  # by output and channel; mean: share of the channel's mean
+
+    def numbers(self) -> Iterator[tuple[str, float]]:
+        """Every number with its name, such as detection.center.each."""
+        for task, ranked in self.ranked.items():
+            for name, spread in ranked.spreads():
+                yield from ((f"{task}.{name}.each", spread.each), (f"{task}.{name}.mean", spread.mean))
+            yield f"{task}.lost", ranked.lost
+        for output, channels in self.dense.items():
+            for channel, spread in channels.items():
+                yield from ((f"{output}.{channel}.each", spread.each), (f"{output}.{channel}.mean", spread.mean))
 
 
-def _bound(
-    score: Pair, meters: Pair, heading: Pair, velocity: Pair, cell: Pair, recognised: float, lost: float
-) -> Tolerances:
-    score_, meters_, heading_, velocity_, cell_ = (
-        Spread(each=each, mean=mean) for each, mean in (score, meters, heading, velocity, cell)
+class Bounds(Section):
+    """What a manifest may ask for at most."""
+
+    ranked: Ranked
+    cells: Spread  # of a dense output with a size of 1, at a cell
+
+
+def _bounds(score: Pair, box: Pair, heading: Pair, velocity: Pair, cells: Pair, lost: float) -> Bounds:
+    score_, box_, heading_, velocity_, cells_ = (
+        Spread(each=each, mean=mean) for each, mean in (score, box, heading, velocity, cells)
     )
-    return Tolerances(
-        score=score_, center=meters_, size=meters_, heading=heading_, velocity=velocity_, map=(cell_,),
-        recognised=recognised, lost=lost,
-    )  # fmt: skip
+    ranked = Ranked(score=score_, center=box_, size=box_, heading=heading_, velocity=velocity_, lost=lost)
+    return Bounds(ranked=ranked, cells=cells_)
 
 
 Pair = tuple[float, float]
-# What a manifest may ask for at most. FP32 and FP16 are compared with torch. INT8 is compared with its own graph, but a
-# number that rounds the other way in one layer moves others in the next, so that any two engines end up a step of INT8
-# apart: single detections may be far off, and their mean may not.
-BOUNDS: Mapping[Precision, Tolerances] = MappingProxyType(
+# FP32 and FP16 are compared with torch. INT8 is compared with its own graph, but a number that rounds the other way in
+# one layer moves others in the next, so that any two engines end up a step of INT8 apart: single detections may be far
+# off, and their mean may not.
+BOUNDS: Mapping[Precision, Bounds] = MappingProxyType(
     {
-        "fp32": _bound((1e-4, 1e-4), (1e-3, 1e-3), (1e-3, 1e-3), (1e-3, 1e-3), (1e-4, 1e-3), 1e-4, 0),
-        "fp16": _bound((0.04, 0.02), (0.1, 0.02), (0.2, 0.02), (0.1, 0.02), (0.1, 0.02), 0.04, 0.02),
-        "int8": _bound((0.25, 0.08), (0.6, 0.2), (0.6, 0.2), (0.8, 0.4), (0.6, 0.2), 1.0, 0.1),
+        "fp32": _bounds((1e-4, 1e-4), (1e-3, 1e-3), (1e-3, 1e-3), (1e-3, 1e-3), (1e-4, 1e-3), 0),
+        "fp16": _bounds((0.04, 0.02), (0.1, 0.02), (0.2, 0.02), (0.1, 0.02), (0.1, 0.02), 0.02),
+        "int8": _bounds((0.25, 0.08), (0.6, 0.2), (0.6, 0.2), (0.8, 0.4), (0.6, 0.2), 0.1),
     }
 )
 
 
-def uniform(most: float, map_classes: int = 6) -> Tolerances:
+def dense_bound(output: Output, precision: Precision) -> Spread:
+    """Of each channel of a dense output, in its unit."""
+    bounds = BOUNDS[precision]
+    if output.steady:
+        bound = bounds.cells if output.cells else Spread(each=bounds.ranked.score.each, mean=0)
+    else:
+        bound = Spread(each=1.0 if precision == "int8" else bounds.ranked.score.each, mean=0)
+    return Spread(each=bound.each * output.size, mean=bound.mean)
+
+
+def exact(tasks: Mapping[str, Task[Any]]) -> Tolerances:
+    """What a network in FP32 may be off by."""
+    return _largest("fp32", tasks)
+
+
+def uniform(most: float, tasks: Mapping[str, Task[Any]]) -> Tolerances:
     """The same number for every quantity, in its unit, and nothing lost."""
     pair = (most, most)
-    bound = _bound(pair, pair, pair, pair, pair, most, 0)
-    return bound.model_copy(update={"map": bound.map * map_classes})
+    spread, ranked = Spread(each=most, mean=most), _bounds(pair, pair, pair, pair, pair, 0).ranked
+    bound = _largest("fp32", tasks)
+    return Tolerances(
+        ranked=dict.fromkeys(bound.ranked, ranked),
+        dense={output: dict.fromkeys(channels, spread) for output, channels in bound.dense.items()},
+    )
 
 
-def exact(outputs: Mapping[str, np.ndarray]) -> Tolerances:
-    """What a network in FP32 with such outputs may be off by."""
-    classes = outputs["map"].shape[1] if "map" in outputs else 0
-    return BOUNDS["fp32"].model_copy(update={"map": BOUNDS["fp32"].map * classes})
+def _largest(precision: Precision, tasks: Mapping[str, Task[Any]]) -> Tolerances:
+    return Tolerances(
+        ranked={name: BOUNDS[precision].ranked for name, task in tasks.items() if task.ranked},
+        dense={
+            f"{name}/{output.name}": dict.fromkeys(output.channels, dense_bound(output, precision))
+            for name, task in tasks.items()
+            if not task.ranked
+            for output in task.outputs
+        },
+    )
 
 
-def require_bounded(tolerances: Tolerances, precision: Precision, map_classes: int, where: str) -> None:
-    """Raise InputError where a tolerance is larger than this precision can need, or the map's are not one a class."""
-    if len(tolerances.map) != map_classes:
-        raise InputError(f"{where}: has tolerances for {len(tolerances.map)} of {map_classes} map classes; {REMEDY}")
-    bounds = dict(BOUNDS[precision].numbers())
-    for name, number in tolerances.numbers():
+def require_bounded(tolerances: Tolerances, precision: Precision, tasks: Mapping[str, Task[Any]], where: str) -> None:
+    """Raise InputError where a tolerance is larger than this precision can need, or an output has none."""
+    bounds = dict(_largest(precision, tasks).numbers())
+    found = dict(tolerances.numbers())
+    if wrong := sorted(bounds.keys() ^ found.keys()):
+        raise InputError(f"{where}: has {'no' if wrong[0] in bounds else 'an unknown'} tolerance {wrong[0]}; {REMEDY}")
+    if [*found] != [*bounds]:
+        raise InputError(f"{where}: has tolerances in another order than its outputs; {REMEDY}")
+    for name, number in found.items():
         if number > bounds[name]:
             raise InputError(
                 f"{where}: tolerance {name} is {number:g}, in {precision} at most {bounds[name]:g}; {REMEDY}"

@@ -1,8 +1,8 @@
-"""Whose bundles a vehicle runs, and that it never goes back to an older one. No torch here.
+"""Which bundles a vehicle accepts: signed by a trusted key, and not older than one that ran before. No torch here.
 
 A vehicle trusts one key or, while one replaces another, both. It keeps the highest release that it ever ran in a folder
-of its own, outside all bundles and for all of them: an old bundle that was signed stays signed for ever, and of another
-name too. Whoever can write to that folder can take the vehicle back, and expiry is only as right as the system's clock.
+of its own, outside all bundles and for all of them: the signature of an old bundle stays valid for ever, under another
+name too. Whoever can write to that folder can roll the vehicle back, and expiry depends on the system's clock.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Trust:
 
     def require_signed(self, record: Path, content: bytes, signer: str = "") -> str:
         """The id of the key that signed `content`; raises as `deploy.signature.require_signed`."""
-        from deploy.signature import require_signed  # what drives without a key needs no cryptography
+        from deploy.signature import require_signed  # without a key no cryptography is needed
 
         return require_signed(record, content, *self.keys, signer=signer)
 
@@ -78,7 +78,7 @@ class Trust:
                 f"{self.state}: cannot keep the release ({error.strerror}); choose another --state"
             ) from None
         with _locked(self.state):
-            if release > self.highest():  # two may be starting at once
+            if release > self.highest():  # another process may have raised it
                 write_atomically(self.state / STATE, json.dumps({"release": release}).encode())
 
 

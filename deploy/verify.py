@@ -1,11 +1,9 @@
-"""Is a bundle, or a build package, what it says it is? All that can be told without a GPU. No torch, no onnx here."""
+"""Verify a bundle or a build package, as far as that needs no GPU. No torch, no onnx here."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-
-from rich.table import Table
 
 from deploy.build_package import SUMS, SUMS_SIGNATURE
 from deploy.bundle import CALIBRATION, ENGINES, SIGNATURE, Bundle
@@ -22,11 +20,11 @@ def verify(path: Path, trust: Trust | None = None) -> dict[str, str]:
     """Check everything in the bundle or build package in folder `path`; returns what was checked and found.
 
     Args:
-        trust: who must have signed it, engines included where the manifest does not permit others, and how old it may
-            be; None does not look at signatures and age. The release is not remembered.
+        trust: whose signature it needs, and how old it may be; engines need a signature too, unless the manifest
+            permits unsigned ones. None checks neither signatures nor age. The release is not remembered.
 
     Raises:
-        InputError: what is wrong first: manifest, signature, files, graph, golden frame or an engine.
+        InputError: the first thing that is wrong: manifest, signature, files, graph, golden frame or an engine.
     """
     if (path / SUMS).is_file():
         return _verify_package(path, trust)
@@ -78,7 +76,7 @@ def require_graph(file: Content, manifest: Manifest, operators: dict[str, int] |
     """Raise InputError unless the ONNX file is the network that the manifest describes.
 
     Args:
-        operators: how many of each it must have; None: that is not recorded of this file.
+        operators: expected number of nodes by operator; None: it is not recorded for this file.
     """
     graph = read_graph(file)
     for what, found, described in (
@@ -96,7 +94,7 @@ def require_graph(file: Content, manifest: Manifest, operators: dict[str, int] |
 
 
 def _verify_package(path: Path, trust: Trust | None) -> dict[str, str]:
-    """Check a build package, its script included, without running anything of it."""
+    """Check a build package, its script included, without running any of it."""
     sums = (path / SUMS).read_bytes()
     signed = trust.require_signed(path / SUMS, sums) if trust is not None else ""
     digests = {}
@@ -118,7 +116,7 @@ def _described(tensors: Iterable[TensorInfo]) -> dict[str, str]:
 
 
 def _targets(path: Path) -> list[str]:
-    """Of which something is in the folder of the engines."""
+    """The targets that have a file in the folder of the engines."""
     return sorted({file.stem for file in (path / ENGINES).glob("*.*") if file.suffix in (".plan", ".json", ".sig")})
 
 
@@ -137,11 +135,3 @@ def _signature(bundle: Bundle) -> str:
 
 def _unchecked(signature: Path) -> str:
     return "not checked, no --key was given" if signature.exists() else "none"
-
-
-def table(path: Path, verified: dict[str, str]) -> Table:
-    """For a console."""
-    shown = Table(title=f"{path} is whole", show_header=False)
-    for what, found in verified.items():
-        shown.add_row(what, found)
-    return shown

@@ -8,11 +8,22 @@ import shutil
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from io import BufferedWriter, FileIO
 from pathlib import Path
+from typing import Any, BinaryIO
 
 from perception.errors import InputError
 
 _HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE, renameat2(2)
+
+
+def made(folder: Path) -> Path:
+    """The folder, made where it is not there; InputError where it cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot make the folder ({error.strerror}); choose another --out") from None
+    return folder
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -43,6 +54,56 @@ def write_together(files: Mapping[Path, bytes]) -> None:
         for unfinished in temporary.values():
             unfinished.unlink(missing_ok=True)
         raise InputError(f"{path}: cannot write ({error.strerror or error})") from None
+
+
+@contextmanager
+def atomic_file(path: Path, what: str) -> Iterator[BinaryIO]:
+    """A file to write piece by piece, which takes the place of `path` when the block ends.
+
+    After an exception nothing is left of it and an earlier file is untouched. What a killed process leaves has the
+    same name in all processes, so that the next one writes over it.
+
+    Args:
+        what: is written, for the message.
+
+    Raises:
+        InputError: the disk is full or the folder not writable.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    raw = _File(temporary, path, what)
+    try:
+        with raw:
+            file = BufferedWriter(raw)
+            yield file
+            with raw.explained():
+                file.flush()
+                os.fsync(raw.fileno())
+        with raw.explained():
+            os.replace(temporary, path)
+            _flush(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+class _File(FileIO):
+    """A file with a temporary name, whose errors name the path that it will have."""
+
+    def __init__(self, temporary: Path, path: Path, what: str) -> None:
+        self.path, self.what = path, what
+        with self.explained():
+            super().__init__(temporary, "w")
+
+    @contextmanager
+    def explained(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            message = f"{self.path}: cannot write {self.what} ({error.strerror}); choose another folder"
+            raise InputError(message) from None
+
+    def write(self, content: Any) -> int:
+        with self.explained():
+            return super().write(content)
 
 
 @contextmanager

@@ -5,12 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
-from perception.frame import CLASSES
 from perception.grid import BevGrid, Reference
-from perception.modules.spec import Module
+from perception.modules.spec import LearnedRouting, Module
 from perception.section import Section, load_section, parse_section
+from perception.tasks import configured
+from perception.tasks.task import TaskConfig
 
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -87,68 +88,6 @@ class Trunk(Section):
         return self
 
 
-class Suppression(Section):
-    """Which of the boxes that a network gives are left out, behind the graph: `tasks/detection/nms.py`."""
-
-    threshold: Share  # scores up to it are left out
-    low: tuple[float, float, float] | None = Field(default=None, strict=False)  # m, of the centres that stay
-    high: tuple[float, float, float] | None = Field(default=None, strict=False)  # m
-    kind: Literal["circle", "rotated"]  # what is near a better box of its group: by distance, or by overlap
-    radii: tuple[float, ...] = Field(default=(), strict=False)  # m, of circle: for each group
-    overlap: Share = 0.2  # of rotated: intersection over union from which the worse box goes
-    most: Positive | None = 83  # boxes of a group that stay
-    total: Positive | None = None  # boxes of all groups that stay
-
-
-class DetectionHead(Section):
-    channels: Positive = 64
-    groups: tuple[Annotated[tuple[str, ...], Field(strict=False)], ...] = Field(
-        default=(CLASSES,), strict=False
-    )  # classes with regression and best boxes of their own; in the order of CLASSES
-    top_k: Annotated[int, Field(gt=0, lt=3840)] = 300  # boxes of each group; TensorRT's TopK limit
-    output_kernel: Literal[1, 3] = 1  # of the last convolutions
-    attributes: Literal["learned", "speed"] = "learned"
-    suppression: Suppression | None = None  # None: only peaks of the heat maps are boxes
-    min_radius: Annotated[int, Field(ge=0)] = 2  # cells, of the heat map's Gaussians
-
-    @model_validator(mode="after")
-    def _groups(self) -> DetectionHead:
-        if tuple(name for group in self.groups for name in group) != CLASSES or () in self.groups:
-            raise ValueError(f"the groups, one after the other, must be {', '.join(CLASSES)}")
-        if self.suppression and self.suppression.kind == "circle" and len(self.suppression.radii) != len(self.groups):
-            raise ValueError("suppression.radii must have a radius for each group")
-        return self
-
-
-class Anchor(Section):
-    """A box that objects are told from, at the middle of each of the map's cells."""
-
-    size: tuple[float, float, float] = Field(strict=False)  # m: width, length, height
-    bottom: float  # m, z of the underside
-    x: tuple[float, float] = Field(strict=False)  # m, over which the map's cells are spread
-    y: tuple[float, float] = Field(strict=False)
-
-
-class AnchorHead(Section):
-    anchors: tuple[Anchor, ...] = Field(strict=False, min_length=1)
-    rotations: tuple[float, ...] = Field(default=(0.0, 1.57), strict=False)  # rad, of each anchor
-    scales: tuple[Positive, ...] = Field(default=(1,), strict=False)  # of the anchors on each of the trunk's maps
-    direction_offset: float = 0.0  # rad; from here on, half a turn is one direction, the next the other
-    direction_limit_offset: float = 0.0  # turns of pi
-    candidates: Positive = 1000  # boxes of each map that the best are looked for among
-    suppression: Suppression = Suppression(threshold=0.05, kind="rotated", most=None, total=500)
-
-    @model_validator(mode="after")
-    def _sorted_in_the_graph(self) -> AnchorHead:
-        if self.candidates * len(self.scales) >= 3840:
-            raise ValueError("candidates of all maps together must be fewer than 3840, TensorRT's TopK limit")
-        return self
-
-
-class MapHead(Section):
-    channels: Positive = 64
-
-
 class Model(Section):
     lidar: Lidar | None = Lidar()
     camera: CameraBranch | None = None
@@ -156,29 +95,12 @@ class Model(Section):
     fused_channels: Positive = 64
     fused_stride: Positive = 1  # cells of the fused map, in pillars
     trunk: Trunk = Trunk()
-    detection: DetectionHead = DetectionHead()
-    anchors: AnchorHead | None = None  # detects instead of `detection`
-    map: MapHead | None = MapHead()
 
     @model_validator(mode="after")
     def _a_sensor(self) -> Model:
         if self.lidar is None and self.camera is None:
             raise ValueError("the model needs `lidar`, `camera` or both")
         return self
-
-    @model_validator(mode="after")
-    def _maps_for_the_heads(self) -> Model:
-        maps = len(self.trunk.channels) if self.trunk.pyramid else 1
-        if self.anchors and len(self.anchors.scales) != maps:
-            raise ValueError(f"anchors.scales must have one for each of the trunk's maps, {maps}")
-        if self.trunk.pyramid and (self.anchors is None or self.map is not None):
-            raise ValueError("a trunk with `pyramid` is for `anchors`, without `map`")
-        return self
-
-    @property
-    def suppression(self) -> Suppression | None:
-        """Of the boxes that the network gives."""
-        return self.anchors.suppression if self.anchors else self.detection.suppression
 
     @model_validator(mode="after")
     def _nothing_to_fuse(self) -> Model:
@@ -189,27 +111,6 @@ class Model(Section):
                     "without `fusion` there is LiDAR alone, with `fused_channels` its own, `fused_stride` 1"
                 )
         return self
-
-
-class LearnedRouting(Section):
-    """A network chooses the modules after the fusion (`perception/modules/routing/learned.py`)."""
-
-    kind: Literal["learned"]
-    choose: Literal["soft", "top_k", "gumbel", "reinforce"] = "soft"
-    modules: tuple[str, ...] = Field(default=(), strict=False)  # the options; empty: all that are after the fusion
-    k: Positive = 1  # options that top_k keeps; the base alone is one of them
-    level: Literal["global", "slot", "cell"] = "global"
-    temperature: Annotated[float, Field(gt=0)] = 1.0  # of gumbel
-    balance: Annotated[float, Field(ge=0)] = 0.0  # weight of the load-balancing loss
-    supervise: Annotated[float, Field(ge=0)] = 0.0  # weight of the cross-entropy with what the tags choose
-
-
-class ClassifierRouting(Section):
-    """The conditions are recognised and choose the modules after the fusion, as tags would."""
-
-    kind: Literal["classifier"]
-    confidence: Share = 0.5  # a condition less probable than this is not known
-    supervise: Annotated[float, Field(gt=0)] = 1.0  # weight of the classifier's loss
 
 
 class Augment(Section):
@@ -248,11 +149,31 @@ class Config(Section):
     grid: Grid = Grid()
     data: Data = Data()
     model: Model = Model()
+    tasks: dict[str, SerializeAsAny[TaskConfig]] = Field(default={"detection": {}, "map": {}}, validate_default=True)
     modules: tuple[Module, ...] = Field(default=(), strict=False)
     fusions: tuple[str, ...] = Field(default=(), strict=False)  # such as fuse(rain, night): attention over modules
-    routing: Annotated[LearnedRouting | ClassifierRouting, Field(discriminator="kind")] | None = None  # None: fixed
-    recognise: bool = False  # weather, light and city, for the scene to believe in and route by where there are no tags
+    routing: LearnedRouting | None = None  # None: fixed
     train: Train = Train()
+
+    @field_validator("tasks", mode="before")
+    @classmethod
+    def _configured(cls, content: object) -> dict[str, TaskConfig]:
+        return configured(content)
+
+    @model_validator(mode="after")
+    def _levels(self) -> Config:
+        trunk = self.model.trunk
+        for name, task in self.tasks.items():
+            try:
+                task.require_levels(len(trunk.channels) if trunk.pyramid else 1)
+            except ValueError as error:
+                raise ValueError(f"tasks.{name}: {error}") from None
+        return self
+
+    @property
+    def head_grid(self) -> BevGrid:
+        """The trunk's cells."""
+        return self.grid.build().coarser(self.model.trunk.stride)
 
 
 def parse_config(content: Any, source: str) -> Config:

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from typing import Any
 
 import numpy as np
 
+from perception.errors import InputError
 from perception.grid import Reference
 
 # The ten detection classes, in the order that mmdet3d's nuScenes checkpoints use.
@@ -36,6 +38,7 @@ ATTRIBUTES = (
     "vehicle.stopped",
 )
 MAP_CLASSES = ("drivable_area", "ped_crossing", "walkway", "stop_line", "carpark_area", "divider")
+LIDAR = "LIDAR_TOP"
 CAMERAS = ("CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_FRONT_LEFT", "CAM_BACK", "CAM_BACK_LEFT", "CAM_BACK_RIGHT")
 
 CONDITIONS = {"weather": ("clear", "rain", "fog"), "light": ("day", "night"), "city": ("boston", "singapore")}
@@ -205,7 +208,28 @@ class Frame:
 class Prediction:
     """What was perceived in one frame, in that frame's reference."""
 
-    boxes: Boxes  # detections, best score first
-    map_probabilities: np.ndarray | None  # (6, rows, columns) in [0, 1] on the map grid, in MAP_CLASSES order
-    recognised: Mapping[str, Sequence[float]] = field(default_factory=dict)  # kind of condition -> of each value in it
+    results: Mapping[str, Any]  # task -> its result
     not_finite: Mapping[str, int] = field(default_factory=dict)  # output -> numbers of it left out: NaN or infinite
+
+    @property
+    def boxes(self) -> Boxes:
+        """Detections, best score first."""
+        boxes: Boxes = self.results["detection"]
+        return boxes
+
+    @property
+    def map_probabilities(self) -> np.ndarray | None:
+        """(6, rows, columns) in [0, 1] on the map grid, in MAP_CLASSES order; None without a map head."""
+        return self.results.get("map")
+
+    @property
+    def recognised(self) -> Mapping[str, Sequence[float]]:
+        """Kind of condition -> probability of each value in it."""
+        return self.results.get("conditions", {})
+
+    def require_finite(self, token: str) -> Prediction:
+        """Itself; raises InputError where an output was not finite, which no score would show."""
+        if self.not_finite:
+            found = ", ".join(f"{count} of its {name}" for name, count in self.not_finite.items())
+            raise InputError(f"sample {token}: the network gives numbers that are not finite ({found})")
+        return self

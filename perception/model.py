@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from perception.bev.fuse import Alone, Fuse
@@ -17,11 +18,9 @@ from perception.modules.aggregation.notation import parse_block
 from perception.modules.aggregation.representations import add_fusion
 from perception.modules.bank import Bank
 from perception.modules.route import Route
-from perception.modules.routing.classifier import ConditionClassifier
 from perception.modules.routing.fixed import FixedRouter
 from perception.modules.routing.input_weighted import SteeredRouter
 from perception.modules.routing.learned import LearnedRouter
-from perception.modules.routing.pooling import after_fusion
 from perception.modules.routing.predicates import present
 from perception.modules.routing.random_conditions import WanderingRouter
 from perception.modules.spec import SENSORS
@@ -29,17 +28,13 @@ from perception.sensors.camera.encoder import ImageEncoder
 from perception.sensors.camera.lift import Lift
 from perception.sensors.lidar.encoder import PillarEncoder
 from perception.sensors.lidar.voxel_features import VoxelFeatureEncoder
-from perception.tasks.conditions.network import Recogniser
-from perception.tasks.detection.anchor_head import AnchorHead
-from perception.tasks.detection.center_head import CenterHead
-from perception.tasks.detection.peaks import at_peaks
-from perception.tasks.map.network import MapSegmentationHead
-
-CHOOSERS = {"learned": LearnedRouter, "classifier": ConditionClassifier}
+from perception.tasks import tasks_of
+from perception.tasks.network import Loss, TaskNetwork
+from perception.tasks.task import part_of, prefixed
 
 
 class PerceptionModel(nn.Module):
-    """Camera and LiDAR to boxes and map. A missing sensor is an input of zeros (`sensors/inputs.py`)."""
+    """Camera and LiDAR to the outputs of the tasks. A missing sensor is an input of zeros (`sensors/inputs.py`)."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -60,23 +55,23 @@ class PerceptionModel(nn.Module):
             self.trunk = PyramidTrunk(model.trunk, model.fused_channels)
         else:
             self.trunk = Trunk(model.trunk, model.fused_channels, model.fused_stride)
-        self.heads = nn.ModuleDict()
-        if model.anchors:
-            self.heads["detection"] = AnchorHead(model.anchors, self.trunk.channels)
-        else:
-            grid = grid.coarser(model.trunk.stride)
-            self.heads["detection"] = CenterHead(model.detection, self.trunk.channels, grid)
-        if model.map:
-            self.heads["map"] = MapSegmentationHead(model.map, self.trunk.channels)
+        self.tasks = tasks_of(config.tasks, config.head_grid)
+        channels = {"fused": model.fused_channels, "trunk": self.trunk.channels}
+        self.heads, self.added = nn.ModuleDict(), nn.ModuleDict()  # of the base, and those that were trained beside it
+        for name, task in self.tasks.items():
+            if not task.config.added:
+                self.heads[name] = task.network(channels[task.reads])
+                continue
+            with torch.random.fork_rng():  # with an added head or without, the base is the same
+                self.added[name] = task.network(channels[task.reads])
+        self.computed = tuple(self.tasks)  # by `forward`; where a head is trained alone, that task
         self.bank = Bank(self)
         for module in config.modules:
             self.bank.add(module)
         for text in config.fusions:
             add_fusion(self.bank, parse_block(text))
-        self.router: FixedRouter | SteeredRouter | WanderingRouter = FixedRouter(self.bank, tuple(self.heads))
-        chooser: Any = CHOOSERS[config.routing.kind] if config.routing else None
-        self.chooser = chooser and chooser(config.routing, model.fused_channels, self.bank)
-        self.recogniser = Recogniser(model.fused_channels) if config.recognise else None
+        self.router: FixedRouter | SteeredRouter | WanderingRouter = FixedRouter(self.bank, self._behind_the_trunk)
+        self.chooser: Any = LearnedRouter(config.routing, model.fused_channels, self.bank) if config.routing else None
         self.routes: list[Route] = []  # of the last forward pass, one for each group of tasks
 
     def forward(self, inputs: dict[str, Tensor], conditions: Sequence[Conditions] = ()) -> dict[str, Tensor]:
@@ -86,19 +81,48 @@ class PerceptionModel(nn.Module):
         """
         outputs: dict[str, Tensor] = {}
         sensors, self.routes = present(inputs), []
-        for route, tasks in self.router(conditions, sensors):
+        fused, applied = None, Route()
+        early = [task for task in self._before_the_trunk if task in self.computed]
+        for route, group in self.router(conditions, sensors):
+            tasks = [task for task in group if task in self.computed]
+            if not tasks and not early:
+                continue
             self.bank.apply(route)
-            fused = self.fuse(self._maps(inputs))
-            if self.recogniser is not None:
-                outputs |= self.recogniser(fused)
+            if fused is None or not self._same_before_fusion(route, applied):
+                fused, applied = self.fuse(self._maps(inputs)), route
+            for task in early:
+                outputs |= prefixed(task, self.head(task)(fused))
+            early = []
+            if not tasks:
+                continue
             if self._chooses():
                 route = self.chooser(fused, route, sensors, tasks, conditions)
                 self.bank.apply(route)
             features = self.trunk(fused)
             for task in tasks:
-                outputs |= self.heads[task](features)
+                outputs |= prefixed(task, self.head(task)(features))
             self.routes.append(route)
         return outputs
+
+    def head(self, task: str) -> TaskNetwork:
+        """The network of a task."""
+        network: Any = self.heads[task] if task in self.heads else self.added[task]
+        return network
+
+    @property
+    def _behind_the_trunk(self) -> tuple[str, ...]:
+        return tuple(name for name, task in self.tasks.items() if task.reads == "trunk")
+
+    @property
+    def _before_the_trunk(self) -> tuple[str, ...]:
+        return tuple(name for name, task in self.tasks.items() if task.reads == "fused")
+
+    def losses(self, dense: dict[str, Tensor], labels: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Loss]:
+        """Terms of all tasks, TASK/TERM, for the dense outputs of a batch and its labels by task."""
+        terms: dict[str, Loss] = {}
+        for task, own in labels.items():
+            terms |= prefixed(task, self.head(task).losses(part_of(task, dense), own))
+        return terms
 
     def routing_losses(self, costs: Tensor | None = None) -> dict[str, Tensor]:
         """Terms of the chooser for the batch of the last forward pass, to be added to the losses of the tasks.
@@ -111,19 +135,27 @@ class PerceptionModel(nn.Module):
         """
         return self.chooser.losses(self.routes, costs) if self._chooses() else {}
 
-    def recognition_losses(self, dense: dict[str, Tensor], conditions: Sequence[Conditions]) -> dict[str, Tensor]:
-        """Cross-entropy of what is recognised with the frames' tags; empty without a recogniser."""
-        return {} if self.recogniser is None else self.recogniser.losses(dense, conditions)
-
     def routing_balance(self) -> dict[str, float]:
         """How evenly a learned router used its options on the batch of the last forward pass; empty without one."""
-        learned = self._chooses() and isinstance(self.chooser, LearnedRouter)
-        return self.chooser.balance(self.routes) if learned else {}
+        return self.chooser.balance(self.routes) if self._chooses() else {}
 
     def _chooses(self) -> bool:
         """Whether there is something to choose: no module is activated by hand or merged, and slots hold some."""
-        holding = any(self.bank.slots[slot].computations for slot in after_fusion(self.bank))
+        holding = any(self.bank.slots[slot].computations for slot in self.bank.after_fusion())
         return self.chooser is not None and self.bank.active is None and holding
+
+    def _same_before_fusion(self, route: Route, other: Route) -> bool:
+        """Whether both routes surely give the same fused map: the same modules, with the same weights, before it."""
+        if (route.block, route.z) != (other.block, other.z):
+            return False
+        late = {*self.bank.after_fusion()}
+        for name, slot in self.bank.slots.items():
+            if name not in late and (slot.computations or slot.stack):
+                mine, others = route.at(name), other.at(name)
+                for module in mine.keys() | others.keys():
+                    if (slot.stack or module in slot.computations) and mine.get(module) is not others.get(module):
+                        return False
+        return True
 
     def _maps(self, inputs: dict[str, Tensor]) -> list[Tensor]:
         """What each sensor sees, from above."""
@@ -136,11 +168,12 @@ class PerceptionModel(nn.Module):
         return maps
 
     def predict(self, inputs: dict[str, Tensor], conditions: Sequence[Conditions] = ()) -> dict[str, Tensor]:
-        """Decoded output: boxes, scores, labels, attributes, with a map head map, with a recogniser recognised."""
+        """Decoded outputs of all tasks, TASK/NAME -> (B, ...)."""
+        outputs: dict[str, Tensor] = {}
         dense = self(inputs, conditions)
-        decoders: list[Any] = [head.decode for head in self.heads.values()]
-        decoders += [] if self.recogniser is None else [self.recogniser.decode]
-        return {name: value for decode in decoders for name, value in decode(dense).items()}
+        for task in self.tasks:
+            outputs |= prefixed(task, self.head(task).decode(part_of(task, dense)))
+        return outputs
 
     def folded(self, *routes: Conditions) -> PerceptionModel:
         """A copy for these conditions, or for none that are known, whose modules are written into the weights.
@@ -150,7 +183,7 @@ class PerceptionModel(nn.Module):
         a sensor, stays as well, and a `SteeredRouter` runs it; what computes the same on all these routes is folded.
         """
         model = copy.deepcopy(self)
-        model.router = router = FixedRouter(model.bank, tuple(model.heads))
+        model.router = router = FixedRouter(model.bank, model._behind_the_trunk)
         chosen = model.chooser.names if model.chooser else ()
         fixed = [module for name, module in model.bank.modules.items() if name not in chosen]
         asked = {fact.removeprefix("no-") for module in fixed for fact in module.when}
@@ -159,19 +192,18 @@ class PerceptionModel(nn.Module):
         cases = [router.settle(conditions, missing) for missing in sensors for conditions in known]
         settled = [route for case in cases for route, _ in case]
         always = {name for name in model.bank.modules if all(any(name in r.weights for r, _ in case) for case in cases)}
-        model.bank.fold(settled, keep=after_fusion(model.bank) if model.chooser else ())
+        model.bank.fold(settled, keep=model.bank.after_fusion() if model.chooser else ())
         if len(cases) > 1:
-            model.router = SteeredRouter(model.bank, tuple(model.heads), always)
+            model.router = SteeredRouter(model.bank, model._behind_the_trunk, always)
             if model.chooser is None:
                 for slot in model.bank.slots.values():
                     slot.stack_low_rank()
         return model
 
     def deployed(self, *routes: Conditions) -> PerceptionModel:
-        """`folded`, for predictions alone: what is regressed is computed only at the peaks that become boxes.
-
-        Then `forward` gives the heat maps and what `predict` needs beside them.
-        """
+        """`folded`, for predictions alone: `forward` gives no more than `predict` needs."""
         model = self.folded(*routes).eval()
-        model.heads["detection"] = at_peaks(model.heads["detection"])
+        for heads in (model.heads, model.added):
+            for task in heads:
+                heads[task] = model.tasks[task].deployed(model.head(task))
         return model

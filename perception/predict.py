@@ -36,4 +36,4 @@ class TorchPredictor:
         inputs = {name: torch.from_numpy(array).to(self.device) for name, array in arrays.items()}
         outputs = self.model.predict(inputs, [frame.conditions])
         found = {name: value.cpu().numpy() for name, value in outputs.items()}
-        return to_prediction(found, suppression=self.model.config.model.suppression)
+        return to_prediction(self.model.tasks, found).require_finite(frame.token)

@@ -10,6 +10,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from perception.errors import InputError
 
+MODULE_NAME = r"[A-Za-z][\w-]*"
+
 
 class Section(BaseModel):
     """A part of a file; strict about types and names."""

@@ -34,12 +34,15 @@ def config(neck: str, modules: list[dict[str, object]] | None = None) -> Config:
             "fusion": False,
             "fused_channels": 8,
             "trunk": {"channels": [8, 12, 16], "blocks": [1, 1, 1], "up_channels": 8, "stride": 2, "pyramid": pyramid},
-            "anchors": {
-                "anchors": anchors, "scales": [1, 2, 4] if pyramid else [1], "candidates": 200,
-                "direction_offset": -0.7854,
-                "suppression": {"threshold": 0.05, "kind": "rotated", "most": None, "total": 4000},
-            },
-            "map": None,
+        },
+        "tasks": {
+            "detection": {
+                "anchors": {
+                    "anchors": anchors, "scales": [1, 2, 4] if pyramid else [1], "candidates": 200,
+                    "direction_offset": -0.7854,
+                    "suppression": {"threshold": 0.05, "kind": "rotated", "most": None, "total": 4000},
+                }
+            }
         },
         "modules": modules or [],
     }  # fmt: skip
@@ -60,7 +63,7 @@ def run(neck: str, modular: bool = False) -> Path:
         dense = model.train()({name: torch.from_numpy(array) for name, array in inputs.items()})
         for name, deviation in {"classes": 1.0, "boxes": 0.2, "directions": 1.0}.items():
             layer = model.heads["detection"].branches[name].layer
-            maps = [dense[f"{name}.{i}"] for i in range(len(model.heads["detection"].config.scales))]
+            maps = [dense[f"detection/{name}.{i}"] for i in range(len(model.heads["detection"].config.scales))]
             layer.weight *= deviation / max(values.std() for values in maps)
         model.heads["detection"].branches["classes"].layer.bias.fill_(-5.2)
         for name, parameter in model.named_parameters():

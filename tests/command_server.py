@@ -49,7 +49,7 @@ def run(arguments: list[str], folder: str, environment: dict[str, str], stdout: 
         os.environ.clear()
         os.environ.update(environment)
         sys.argv = ["perception", *arguments]
-        perception.cli.main()
+        deploy.cli.main()
         code = 0
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
@@ -62,7 +62,7 @@ def run(arguments: list[str], folder: str, environment: dict[str, str], stdout: 
 
 
 if __name__ == "__main__":
-    import perception.cli
+    import deploy.cli
 
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # nothing else goes between the answers

@@ -28,7 +28,7 @@ _REPOSITORY = Path(__file__).parents[1]
 _FIRST = (
     *("anchored_export", "readme", "full_size", "told_faults", "changing_drive", "export_modules", "apart"),
     *("simulate_drive", "player", "refit", "vehicle_environment"),
-    *("export", "settings", "mmdet3d_centerpoint", "build_package", "simulate_world"),
+    *("export", "settings", "mmdet3d_import", "build_package", "simulate_world"),
 )
 
 

@@ -1,11 +1,13 @@
 """Gates without a file, what they say, and what a replay that was made by hand is of."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from deploy.replay.gates import Gates
 from deploy.replay.outcome import Case, Verdict
 from deploy.replay.provenance import ReplayProvenance
+from perception.frame import Prediction
 
 REPLAYED = {
     "bundle": {"name": "by hand", "manifest_sha256": "0" * 64},
@@ -37,3 +39,8 @@ def record(out: Path, **changes: Any) -> Path:
     """The folder, with a replay.json of these settings."""
     ReplayProvenance.model_validate(REPLAYED | changes).write(out)
     return out
+
+
+def instead(prediction: Prediction, **results: Any) -> Prediction:
+    """With other results of these tasks."""
+    return replace(prediction, results={**prediction.results, **results})

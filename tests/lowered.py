@@ -20,7 +20,7 @@ from perception.frame import Conditions
 from perception.model import PerceptionModel
 from perception.sensors.inputs import InputSpec, prepare
 
-OUTPUTS = ("boxes", "scores", "labels", "attributes", "map")
+OUTPUTS = (*(f"detection/{name}" for name in ("boxes", "scores", "labels", "attributes")), "map/probabilities")
 ROUTES = (Conditions(), Conditions(weather="rain"), Conditions(light="night"))
 MODULES = [
     {"name": "rain", "kind": "low_rank", "slots": ["trunk.*", "heads.*"], "rank": 2, "when": ["rain"]},
@@ -66,7 +66,7 @@ def measured(kind: str = "folded") -> Ranges:
 def graph(precision: str, kind: str = "folded") -> onnx.ModelProto:
     """fp32, fp16; or all of INT8 in the layout `int8` of TensorRT or `int8.cpu`."""
     if precision == "fp16":
-        return lower(single(kind), "fp16", ()).graphs["model.onnx"]
+        return lower(single(kind), "fp16", (), network(kind).tasks).graphs["model.onnx"]
     layout = {"int8": TENSORRT, "int8.cpu": CPU}.get(precision)
     whole = single(kind)
     return quantise(whole, [*quantisable(whole.graph)], measured(kind), layout) if layout else whole

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from functools import cache
+from typing import Any
 
 import torch
 from pydantic import TypeAdapter
@@ -17,6 +18,8 @@ from perception.modules.computation.kinds import KINDS
 from perception.modules.slot import Slot
 from perception.modules.spec import Module
 from perception.sensors.inputs import InputSpec, prepare
+from perception.tasks import tasks_of
+from perception.tasks.task import Task
 
 FOG = Conditions(weather="fog")
 BRANCHES = ("lidar.*", "camera.*", "fuse*", "trunk.*", "heads.*")
@@ -43,6 +46,12 @@ def config() -> Config:
     )
     grid = tiny.grid.model_copy(update={"x": (-12.8, 12.8), "y": (-12.8, 12.8)})
     return tiny.model_copy(update={"grid": grid, "model": model, "modules": ()})
+
+
+@cache
+def tasks() -> dict[str, Task[Any]]:
+    """Of `config`: detection and map."""
+    return tasks_of(config().tasks, config().head_grid)
 
 
 @cache

@@ -8,14 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from perception.config import ClassifierRouting, LearnedRouting
 from perception.frame import Conditions
 from perception.modules.bank import Bank
-from perception.modules.routing.classifier import ConditionClassifier
 from perception.modules.routing.fixed import FixedRouter
 from perception.modules.routing.learned import LearnedRouter
 from perception.modules.slot import Slot
-from perception.modules.spec import LowRank
+from perception.modules.spec import LearnedRouting, LowRank
 
 EVERYWHERE = ("trunk.*", "heads.*")
 
@@ -23,15 +21,14 @@ EVERYWHERE = ("trunk.*", "heads.*")
 class Net(nn.Module):
     """A map (B, 4, 6, 8) through two slots."""
 
-    def __init__(self, modules: list[LowRank], routing: LearnedRouting | ClassifierRouting | None = None) -> None:
+    def __init__(self, modules: list[LowRank], routing: LearnedRouting | None = None) -> None:
         super().__init__()
         self.one, self.two = Slot("trunk.one", nn.Conv2d(4, 4, 3, 2, 1)), Slot("heads.two", nn.Conv2d(4, 3, 1))
         self.bank = Bank(self)
         for module in modules:
             self.bank.add(module)
         self.router = FixedRouter(self.bank, ("detection",))
-        kinds: dict[str, Any] = {"learned": LearnedRouter, "classifier": ConditionClassifier}
-        self.chooser = kinds[routing.kind](routing, 4, self.bank) if routing else None
+        self.chooser = LearnedRouter(routing, 4, self.bank) if routing else None
 
     def forward(self, x: Tensor, sensors: dict[str, Tensor], conditions: list[Conditions] | None = None) -> Tensor:
         ((fixed, tasks),) = self.router(conditions or [], {})

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from perception.errors import InputError
 from perception.modules.aggregation.composition import Average, Parallel
-from perception.modules.aggregation.merge import merge_modules
+from perception.modules.aggregation.merge import Merging, merge_modules
 from perception.modules.aggregation.parameters import average, dare, task_arithmetic, ties, weighted
 from perception.modules.bank import Bank
 from perception.modules.computation.computation import Site
@@ -237,7 +237,7 @@ def test_the_merged_module_gives_what_its_members_give_side_by_side(bank, kind, 
     for name, options in zip("abc", LINEAR[kind], strict=True):
         add(bank, name, kind, **options)
     before = {key: tensor.clone() for key, tensor in bank.network.state_dict().items()}
-    missing = merge_modules(bank, "new", ["a", "b", "c"], method, **arguments)
+    missing = merge_modules(bank, "new", ["a", "b", "c"], Merging(method, **arguments))
     assert missing.keys() == bank.at("a").keys()
     assert max(missing.values()) < 1e-12
     expected, merged = outputs(bank, block), outputs(bank, "new")
@@ -253,13 +253,13 @@ def test_the_merged_module_gives_what_its_members_give_side_by_side(bank, kind, 
 def test_options_of_merged_modules_follow_from_their_members(bank):
     for name, options in zip("abc", LINEAR["low_rank"], strict=True):
         add(bank, name, "low_rank", **options)
-    merge_modules(bank, "new", ["a", "b"], "average", when=["rain"])
+    merge_modules(bank, "new", ["a", "b"], Merging("average"), when=["rain"])
     assert (bank.modules["new"].rank, bank.modules["new"].alpha, bank.modules["new"].when) == (3, None, ("rain",))
-    merge_modules(bank, "small", ["a", "b"], "average", rank=1)
+    merge_modules(bank, "small", ["a", "b"], Merging("average"), rank=1)
     assert bank.modules["small"].rank == 1
     for name, share in (("s", 0.7), ("t", 0.6)):
         add(bank, name, "sparse_delta", share=share)
-    merge_modules(bank, "dense", ["s", "t"], "average")
+    merge_modules(bank, "dense", ["s", "t"], Merging("average"))
     assert bank.modules["dense"].share == 1.0
 
 
@@ -271,7 +271,7 @@ def test_a_merged_sparse_module_has_room_for_masks_that_do_not_overlap(bank):
             weight = bank.slots[slot].layer.weight
             module.select(score * torch.arange(weight.numel()).reshape(weight.shape))
             randomize(module)
-    merge_modules(bank, "new", ["a", "b"], "task_arithmetic")
+    merge_modules(bank, "new", ["a", "b"], Merging("task_arithmetic"))
     for key, tensor in vector(bank, "new").items():
         assert int((tensor != 0).sum()) == {"one/weight": 28, "rows/weight": 4}[key]
         close(tensor, vector(bank, "a")[key] + vector(bank, "b")[key])
@@ -288,7 +288,7 @@ def test_averaged_factors_would_be_another_module(bank):
         means = {key: (tensor + other.state_dict()[key]) / 2 for key, tensor in module.state_dict().items()}
         factors.load_state_dict(means)
         assert float(factors.delta().abs().max()) == 0.0
-    merge_modules(bank, "new", ["a", "b"], "average", rank=2)
+    merge_modules(bank, "new", ["a", "b"], Merging("average"), rank=2)
     for key, tensor in vector(bank, "a").items():
         close(vector(bank, "new")[key], tensor)
 
@@ -296,7 +296,7 @@ def test_averaged_factors_would_be_another_module(bank):
 def test_a_cut_rank_reports_the_share_that_is_lost(bank):
     add(bank, "a", rank=2)
     add(bank, "b", rank=2)
-    missing = merge_modules(bank, "new", ["a", "b"], "task_arithmetic", rank=1)
+    missing = merge_modules(bank, "new", ["a", "b"], Merging("task_arithmetic"), rank=1)
     full = {key: tensor + vector(bank, "b")[key] for key, tensor in vector(bank, "a").items()}
     assert missing.keys() == {"one", "up", "two", "rows"}
     for slot, lost in missing.items():
@@ -309,11 +309,11 @@ def test_a_cut_rank_reports_the_share_that_is_lost(bank):
 def test_ties_trims_over_all_slots_and_equal_members_merge_to_what_one_alone_gives(bank):
     add(bank, "a", "parallel_adapter")
     add(bank, "b", "parallel_adapter")
-    merge_modules(bank, "new", ["a", "b"], "ties", keep=0.3, strength=2.0)
+    merge_modules(bank, "new", ["a", "b"], Merging("ties", keep=0.3, strength=2.0))
     expected = ties([vector(bank, "a"), vector(bank, "b")], 0.3)
     for key, tensor in expected.items():
         close(vector(bank, "new")[key], 2 * tensor)
-    merge_modules(bank, "same", ["a", "a"], "ties", keep=1.0)
+    merge_modules(bank, "same", ["a", "a"], Merging("ties", keep=1.0))
     for key, tensor in vector(bank, "a").items():
         close(vector(bank, "same")[key], tensor)
 
@@ -321,8 +321,8 @@ def test_ties_trims_over_all_slots_and_equal_members_merge_to_what_one_alone_giv
 def test_dare_drops_nothing_of_batch_norms(bank):
     for name in ("a", "b"):
         add(bank, name, "batch_norm", slots=("norm",))
-    merge_modules(bank, "sum", ["a", "b"], "task_arithmetic")
-    merge_modules(bank, "new", ["a", "b"], "dare", drop=0.9)
+    merge_modules(bank, "sum", ["a", "b"], Merging("task_arithmetic"))
+    merge_modules(bank, "new", ["a", "b"], Merging("dare", drop=0.9))
     for key, value in bank.at("sum")["norm"].state_dict().items():
         assert torch.equal(bank.at("new")["norm"].state_dict()[key], value)
 
@@ -333,12 +333,12 @@ def test_dare_is_unbiased_through_the_bank_and_follows_its_seed(bank):
     a, b = vector(bank, "a")["one/scale"], vector(bank, "b")["one/scale"]
     drawn = []
     for seed in range(600):
-        merge_modules(bank, "new", ["a", "b"], "dare", drop=0.5, seed=seed, weights=[0.5, 0.5])
+        merge_modules(bank, "new", ["a", "b"], Merging("dare", drop=0.5, seed=seed, weights=[0.5, 0.5]))
         drawn.append(vector(bank, "new")["one/scale"])
         bank.delete("new")
     sigma = 0.5 * (a**2 + b**2).sqrt() / 600**0.5  # p / (1 - p) = 1
     assert bool(((torch.stack(drawn).mean(dim=0) - (a + b) / 2).abs() <= 4 * sigma).all())
-    merge_modules(bank, "new", ["a", "b"], "dare", drop=0.5, seed=7, weights=[0.5, 0.5])
+    merge_modules(bank, "new", ["a", "b"], Merging("dare", drop=0.5, seed=7, weights=[0.5, 0.5]))
     assert torch.equal(vector(bank, "new")["one/scale"], drawn[7])
     assert not torch.equal(drawn[7], drawn[8])
 
@@ -348,8 +348,8 @@ def test_merged_batch_normalisations_average_by_hand_and_keep_their_variances_po
         add(bank, name, "batch_norm", slots=("norm",))
     a, b = (bank.at(name)["norm"].norm.state_dict() for name in "ab")
     base = bank.slots["norm"].layer.state_dict()
-    merge_modules(bank, "mean", ["a", "b"], "average")
-    merge_modules(bank, "far", ["a", "b"], "task_arithmetic", strength=-50.0)
+    merge_modules(bank, "mean", ["a", "b"], Merging("average"))
+    merge_modules(bank, "far", ["a", "b"], Merging("task_arithmetic", strength=-50.0))
     mean, far = (bank.at(name)["norm"].norm.state_dict() for name in ("mean", "far"))
     for key in ("weight", "bias", "running_mean", "running_var"):
         close(mean[key], (a[key] + b[key]) / 2)
@@ -396,7 +396,9 @@ def test_members_that_do_not_merge_are_refused_and_the_bank_stays(bank, members,
     add(bank, "small", "prompt", slots=("one",), size=2)
     add(bank, "large", "prompt", slots=("one",), size=3)
     keys = bank.network.state_dict().keys()
+    of_bank = {key: arguments[key] for key in ("rank", "when") if key in arguments}
+    way = Merging(method, **{key: value for key, value in arguments.items() if key not in ("name", *of_bank)})
     with pytest.raises(InputError, match=message):
-        merge_modules(bank, **{"name": "new", "members": members, "method": method, **arguments})
+        merge_modules(bank, arguments.get("name", "new"), members, way, **of_bank)
     assert bank.network.state_dict().keys() == keys
     assert list(bank.modules) == ["low", "here", "scale", "neck", "small", "large"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
@@ -9,13 +10,13 @@ import pytest
 import torch
 from anchored_model import config as model_config
 
-from perception.config import AnchorHead as Settings
 from perception.config import parse_config
 from perception.errors import InputError
 from perception.frame import ATTRIBUTES, CLASSES
 from perception.section import parse_section
 from perception.tasks.detection.anchor_head import AnchorHead
 from perception.tasks.detection.attributes import by_speed
+from perception.tasks.detection.config import AnchorHead as Settings
 
 ANCHORS = [
     {"size": [1.9, 4.6, 1.7], "bottom": -1.8, "x": [-8.0, 8.0], "y": [-6.0, 6.0]},
@@ -124,15 +125,25 @@ def test_candidates_beyond_what_a_graph_can_sort_are_refused() -> None:
 @pytest.mark.parametrize(
     ("part", "changes", "message"),
     [
-        ("trunk", {"pyramid": False}, "anchors.scales must have one for each of the trunk's maps, 1"),
-        ("anchors", {"scales": [1, 2]}, "anchors.scales must have one for each of the trunk's maps, 3"),
-        ("map", {}, "a trunk with `pyramid` is for `anchors`, without `map`"),
-        ("lidar", {"encoder": "masked"}, "`hidden` layers are for the encoder `padded`"),
+        (
+            "model.trunk",
+            {"pyramid": False},
+            "tasks.detection: anchors.scales must have one for each .* feature maps, 1",
+        ),
+        (
+            "tasks.detection.anchors",
+            {"scales": [1, 2]},
+            "tasks.detection: anchors.scales must have one for each of the trunk's feature maps, 3",
+        ),
+        ("tasks.map", {}, "tasks.map: reads one feature map, a trunk with `pyramid` gives one for each stage"),
+        ("model.lidar", {"encoder": "masked"}, "`hidden` layers are for the encoder `padded`"),
     ],
 )
 def test_parts_that_do_not_fit_each_other_are_refused(part: str, changes: dict[str, object], message: str) -> None:
     content = model_config("pyramid").model_dump(mode="json")
-    content["model"][part] = (content["model"][part] or {}) | changes
+    *path, last = part.split(".")
+    section = functools.reduce(dict.__getitem__, path, content)
+    section[last] = section.get(last, {}) | changes
     with pytest.raises(InputError, match=message):
         parse_config(content, "test")
 

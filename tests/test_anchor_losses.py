@@ -12,25 +12,49 @@ from anchored_model import run
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from perception.config import AnchorHead as Settings
-from perception.config import Grid
 from perception.datasets.nuscenes.dataset import NuScenesTables
-from perception.frame import Boxes
+from perception.frame import Boxes, Frame
 from perception.modules.base_weights import base_hash
-from perception.tasks.detection.anchor_head import AnchorHead, all_anchors
+from perception.tasks.detection.anchor_head import AnchorHead
 from perception.tasks.detection.anchor_losses import NOTHING, UNSURE, anchor_losses, anchor_targets, focal
-from perception.tasks.result import to_prediction
+from perception.tasks.detection.anchors import all_anchors
+from perception.tasks.detection.config import AnchorHead as Settings
+from perception.tasks.detection.config import DetectionHead
+from perception.tasks.detection.task import DetectionTask
+from perception.tasks.network import Loss
 from perception.training.adapt import adapt
 from perception.training.checkpoint import load_model
+from perception.training.loader import batch_labels
 
 SHAPES = [(32, 32), (16, 16), (8, 8)]
-GRID = Grid(x=(-12.8, 12.8), y=(-12.8, 12.8), cell=0.4)
 
 
 def anchors_of(neck: str) -> Settings:
-    anchors = model_config(neck).model.anchors
-    assert anchors is not None
-    return anchors
+    head = model_config(neck).tasks["detection"]
+    assert isinstance(head, DetectionHead)
+    assert head.anchors is not None
+    return head.anchors
+
+
+def task_of(neck: str) -> DetectionTask:
+    config = model_config(neck)
+    return DetectionTask(config.tasks["detection"], config.head_grid)
+
+
+def labels_of(neck: str, boxes: Boxes) -> dict[str, torch.Tensor]:
+    """Of one frame."""
+    frame = Frame("", 0, "lidar", np.eye(4), np.eye(4), None, {}, boxes=boxes)
+    return batch_labels([{"detection": task_of(neck).labels(frame)}])["detection"]
+
+
+def means(losses: dict[str, Loss]) -> dict[str, torch.Tensor]:
+    return {name: loss.mean() for name, loss in losses.items()}
+
+
+def as_numbers(boxes: Boxes) -> tuple[torch.Tensor, torch.Tensor]:
+    """x y z w l h yaw vx vy, and the classes."""
+    numbers = [boxes.centers, boxes.sizes, boxes.yaws[:, None], boxes.velocities[:, :2]]
+    return torch.from_numpy(np.concatenate(numbers, axis=1)), torch.from_numpy(boxes.labels)
 
 
 def objects(seed: int, n: int) -> Boxes:
@@ -62,7 +86,7 @@ def overlap(a: list[float], b: list[float]) -> float:
 def test_targets_are_what_a_loop_over_objects_and_anchors_gives(seed: int, n: int) -> None:
     config, boxes = anchors_of("pyramid"), objects(seed, n)
     anchors = all_anchors(config, SHAPES[1:])
-    targets = anchor_targets(config, boxes, anchors)
+    targets = anchor_targets(config, *as_numbers(boxes), anchors)
     numbers = np.concatenate([boxes.centers, boxes.sizes, boxes.yaws[:, None]], axis=1).tolist()
     table = np.array([[overlap(box, anchor) for anchor in anchors.tolist()] for box in numbers]).reshape(
         n, len(anchors)
@@ -88,7 +112,7 @@ def test_perfect_outputs_lose_nothing_and_decode_to_the_objects(neck: str) -> No
     config, boxes = anchors_of(neck), objects(3, 8)
     shapes = SHAPES[: len(config.scales)]
     anchors = all_anchors(config, shapes)
-    targets = anchor_targets(config, boxes, anchors)
+    targets = anchor_targets(config, *as_numbers(boxes), anchors)
     classes, codes = torch.full((len(anchors), 10), -30.0), torch.zeros(len(anchors), 9)
     directions = torch.zeros(len(anchors), 2)
     classes[targets.positives, targets.labels[targets.positives]] = 30.0
@@ -101,10 +125,10 @@ def test_perfect_outputs_lose_nothing_and_decode_to_the_objects(neck: str) -> No
             part = values[first : first + count].reshape(1, 6, rows, columns, -1)
             dense[f"{name}.{i}"] = part.movedim(-1, 2).flatten(1, 2)
         first += count
-    losses = anchor_losses(config, GRID, dense, [boxes])
+    losses = means(anchor_losses(config, dense, labels_of(neck, boxes)))
     assert all(loss.item() < 1e-5 for loss in losses.values()), losses
     found = AnchorHead(config, 8).decode(dense)
-    prediction = to_prediction({k: v.numpy() for k, v in found.items()}, suppression=config.suppression).boxes
+    prediction = task_of(neck).result({k: v[0].numpy() for k, v in found.items()})
     matched = {label: boxes.labels == label for label in np.unique(boxes.labels)}
     reached = [i for i in range(len(boxes)) if (targets.labels[targets.positives] == boxes.labels[i]).any()]
     assert len(reached) > 4
@@ -139,7 +163,7 @@ def test_unknown_velocities_unseen_objects_and_other_headings() -> None:
         f"{name}.0": torch.randn(1, 6 * n, 32, 32, requires_grad=True)
         for name, n in {"classes": 10, "boxes": 9, "directions": 2}.items()
     }
-    losses = anchor_losses(config, GRID, dense, [boxes])
+    losses = means(anchor_losses(config, dense, labels_of("joined", boxes)))
     sum(losses.values()).backward()  # type: ignore[union-attr]
     gradient = dense["boxes.0"].grad.unflatten(1, (6, 9))  # type: ignore[union-attr]
     assert gradient[:, :, :7].any()
@@ -149,13 +173,13 @@ def test_unknown_velocities_unseen_objects_and_other_headings() -> None:
         boxes.centers, boxes.sizes, -np.stack([np.sin(boxes.yaws), np.cos(boxes.yaws)], 1), boxes.velocities[:, :2],
         boxes.labels, boxes.attributes, boxes.scores,
     )  # fmt: skip
-    other = anchor_losses(config, GRID, dense, [turned])
+    other = means(anchor_losses(config, dense, labels_of("joined", turned)))
     torch.testing.assert_close(other["boxes"], losses["boxes"], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(other["classes"], losses["classes"])
     assert abs(other["directions"] - losses["directions"]) > 1e-3
 
     boxes.num_points[:] = 0
-    nothing = anchor_losses(config, GRID, dense, [boxes, Boxes.none()][:1])
+    nothing = means(anchor_losses(config, dense, labels_of("joined", boxes)))
     assert nothing["boxes"].item() == nothing["directions"].item() == 0
 
 

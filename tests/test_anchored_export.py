@@ -14,11 +14,11 @@ from exported import QUIET, assert_equal, folder
 
 from deploy.build import build
 from deploy.bundle import Bundle
+from deploy.cli import main
 from deploy.export import export
 from deploy.golden import synthetic_frame
 from deploy.precision.frames import Drives
 from deploy.runtime import Runtime
-from perception.cli import main
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
 from perception.frame import Frame, Prediction
@@ -69,8 +69,8 @@ def test_bundle_perceives_what_torch_does(neck: str, sim_root: Path) -> None:
         assert_close(expected, found)
         assert_equal(found, runtime(frame))
     shapes = {tensor.name: tensor.shape for tensor in bundle(neck).manifest.outputs}
-    assert shapes["boxes"] == (1, 10, 600 if neck == "pyramid" else 200, 10)
-    assert runtime.bundle.manifest.suppression == predictor.model.config.model.suppression
+    assert shapes["detection/boxes"] == (1, 10, 600 if neck == "pyramid" else 200, 10)
+    assert runtime.bundle.manifest.tasks == predictor.model.config.tasks
 
 
 @pytest.mark.parametrize("neck", NECKS)

@@ -1,20 +1,17 @@
 """One bundle with a network for each route: as cheap as the base, the right one for every frame, none unguarded."""
 
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from shutil import copytree
 
 import numpy as np
 import pytest
 import torch
-from exported import QUIET, bundle, checkpoint_of, folder, keys, modular, trusting
+from exported import QUIET, apart, apart_checkpoint, bundle, keys, trusting
 
 from deploy.build import build
 from deploy.bundle import Bundle
-from deploy.export import export
 from deploy.golden import synthetic_frame
-from deploy.release import Release
 from deploy.runtime import Runtime
 from deploy.verify import verify
 from perception.errors import InputError
@@ -23,20 +20,18 @@ from perception.sensors.inputs import prepare
 from perception.tasks.result import to_prediction
 from perception.training.checkpoint import load_model
 
-MODULES = [
-    {"name": name, "kind": "low_rank", "slots": ["trunk.*"], "rank": 2, "when": [name]} for name in ("rain", "night")
-]
-ROUTES = [[], ["rain"], ["rain", "night"]]
 
-
-@cache
-def run() -> Path:
-    return checkpoint_of(modular("apart", MODULES))
-
-
-@cache
 def exported() -> Bundle:
-    return export(run(), folder() / "apart", ROUTES, console=QUIET, apart=True)
+    return apart()[0]
+
+
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """With plans that nobody signed."""
+    pytest.importorskip("tensorrt_rtx")
+    path = copytree(exported().path, tmp_path_factory.mktemp("compiled") / "bundle")
+    build(path, "rtx-ampere", QUIET)
+    return path
 
 
 @pytest.mark.parametrize(
@@ -54,7 +49,8 @@ def test_each_frame_gets_the_network_that_asks_for_most_of_what_is_known(
     frame = replace(synthetic_frame("ego", 3), conditions=conditions)
     inputs = {name: torch.from_numpy(a) for name, a in prepare(frame, exported().spec).items()}
     with torch.no_grad():
-        expected = to_prediction({k: v.numpy() for k, v in load_model(run())[0].predict(inputs, [served]).items()})
+        outputs = {k: v.numpy() for k, v in load_model(apart_checkpoint())[0].predict(inputs, [served]).items()}
+    expected = to_prediction(exported().manifest.heads, outputs)
     found = Runtime(exported().path).step(frame).prediction
     np.testing.assert_allclose(found.boxes.scores, expected.boxes.scores, atol=1e-4)
     np.testing.assert_allclose(found.map_probabilities, expected.map_probabilities, atol=1e-4)
@@ -92,25 +88,22 @@ def test_a_route_that_leads_out_of_the_bundle_is_refused(tmp_path: Path) -> None
         Bundle.load(path)
 
 
-def test_a_signature_holds_for_all_networks(tmp_path: Path) -> None:
-    private, public = keys(tmp_path / "mine")
+def test_a_signature_holds_for_all_networks(compiled: Path, tmp_path: Path) -> None:
+    path, (_, private, _), public = copytree(compiled, tmp_path / "bundle"), apart(), tmp_path / "mine" / "public.pem"
+    public.parent.mkdir()
+    public.write_bytes(apart()[2].read_bytes())  # a vehicle keeps its state beside it
     _, another = keys(tmp_path / "another")
-    path = export(run(), tmp_path / "bundle", ROUTES[:2], console=QUIET, apart=True, release=Release(sign=private)).path
-    assert set(Bundle.load(path, trusting(public)).routes) == {"rain"}
+    assert set(Bundle.load(path, trusting(public)).routes) == {"rain", "rain+night"}
     with pytest.raises(InputError, match="not the signature"):
         Bundle.load(path, trusting(another))
-    pytest.importorskip("tensorrt_rtx")
-    build(path, "rtx-ampere", QUIET)  # not signed
     with pytest.raises(InputError, match=r"routes/rain/engines/rtx-ampere\..*sign"):
         Bundle.load(path, trusting(public)).routes["rain"].plan("rtx-ampere")
     build(path, "rtx-ampere", QUIET, sign=private)
     assert Bundle.load(path, trusting(public)).routes["rain"].plan("rtx-ampere").data
 
 
-def test_every_network_is_compiled(tmp_path: Path) -> None:
-    pytest.importorskip("tensorrt_rtx")
-    path = copytree(exported().path, tmp_path / "bundle")
-    build(path, "rtx-ampere", QUIET)
+def test_every_network_is_compiled(compiled: Path, tmp_path: Path) -> None:
+    path = copytree(compiled, tmp_path / "bundle")
     found = Bundle.load(path)
     plans = [part.plan("rtx-ampere") for part in (found, *found.routes.values())]
     assert len({plan.data for plan in plans}) == 3

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from perception import atomic
-from perception.atomic import folder_written_whole, put_back, write_atomically, write_together
+from perception.atomic import atomic_file, folder_written_whole, put_back, write_atomically, write_together
+from perception.errors import InputError
 
 ROOT = Path(__file__).parents[1]
 OLD, NEW = {"a": "old", "sub/b": "old", "only-old": "old"}, {"a": "new", "sub/b": "new"}
@@ -176,3 +177,53 @@ def test_a_file_is_what_was_written_last(tmp_path_factory: pytest.TempPathFactor
         write_atomically(folder / "file", content)
         assert (folder / "file").read_bytes() == content
     assert [path.name for path in folder.iterdir()] == ["file"]
+
+
+@given(st.lists(st.binary(max_size=20_000), max_size=5))
+@settings(max_examples=20, deadline=None)
+def test_a_file_written_piece_by_piece_is_the_pieces(
+    tmp_path_factory: pytest.TempPathFactory, pieces: list[bytes]
+) -> None:
+    folder = tmp_path_factory.mktemp("pieces")
+    (folder / "file").write_bytes(b"old")
+    (folder / ".file.tmp").write_bytes(b"left behind" * 10_000)
+    with atomic_file(folder / "file", "it") as file:
+        for piece in pieces:
+            file.write(piece)
+            assert (folder / "file").read_bytes() == b"old"
+    assert (folder / "file").read_bytes() == b"".join(pieces)
+    assert [path.name for path in folder.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("failure", [ValueError(), OSError(2, "No such file", "another"), KeyboardInterrupt()])
+def test_what_fails_while_a_file_is_written_is_raised_and_leaves_the_old_one(
+    tmp_path: Path, failure: BaseException
+) -> None:
+    """An OSError of something else is not taken for one of this file."""
+
+    def write() -> None:
+        with atomic_file(tmp_path / "file", "it") as file:
+            file.write(b"new" * 100_000)
+            raise failure
+
+    (tmp_path / "file").write_bytes(b"old")
+    with pytest.raises(type(failure)) as raised:
+        write()
+    assert raised.value is failure
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("file", b"old")]
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
+@pytest.mark.parametrize("size", [1, 1_000_000])
+def test_a_disk_that_is_full_at_once_or_at_the_end_is_one_line(tmp_path: Path, size: int) -> None:
+    (tmp_path / "file").write_bytes(b"old")
+    (tmp_path / ".file.tmp").symlink_to("/dev/full")
+    full = r"file: cannot write the list \(No space left on device\); choose another folder$"
+    with pytest.raises(InputError, match=full), atomic_file(tmp_path / "file", "the list") as file:
+        file.write(b"n" * size)
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("file", b"old")]
+
+
+def test_a_folder_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"cannot write it \(No such file or directory\)"):
+        atomic_file(tmp_path / "no" / "file", "it").__enter__()

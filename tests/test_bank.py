@@ -16,6 +16,7 @@ from perception.errors import InputError
 from perception.frame import Conditions
 from perception.model import PerceptionModel
 from perception.modules.aggregation.composition import Average, Fuse, Parallel, Stack
+from perception.modules.aggregation.merge import Merging, merge_modules
 from perception.modules.aggregation.representations import add_fusion
 from perception.modules.bank import Bank
 from perception.modules.base_weights import is_own
@@ -440,7 +441,7 @@ def test_an_average_holds_the_weighted_mean_of_what_its_members_changed():
     network, bank = layers("low_rank")
     bank.add(spec("other", "low_rank", "*"))
     disturb(network, "other", seed=5)
-    bank.average("mean", ["low_rank", "other"])
+    merge_modules(bank, "mean", ["low_rank", "other"], Merging("average"))
     for slot in bank.slots.values():
         if "mean" in slot.computations:
             a, b, mean = (slot.computations[name].delta() for name in ("low_rank", "other", "mean"))

@@ -11,12 +11,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from exported import QUIET, bundle, checkpoint_of, copied, modular
+from exported import QUIET, apart, bundle, copied
 
 from deploy.build import build
 from deploy.build_package import BuildPackage
 from deploy.bundle import Bundle
-from deploy.export import export
 from perception.errors import InputError
 
 PERCEPTION = Path(sys.executable).with_name("perception")
@@ -219,9 +218,7 @@ def test_command_writes_a_package(tmp_path: Path) -> None:
 
 
 def test_every_network_of_a_bundle_is_compiled(tmp_path: Path) -> None:
-    modules = [{"name": "rain", "kind": "low_rank", "slots": ["trunk.stage2.1"], "rank": 2, "when": ["rain"]}]
-    checkpoint = checkpoint_of(modular("packaged-apart", modules))
-    export(checkpoint, tmp_path / "bundle", [[], ["rain"]], console=QUIET, apart=True)
+    shutil.copytree(apart()[0].path, tmp_path / "bundle")
     package = build(tmp_path / "bundle", "orin", QUIET, out=tmp_path / "package")
     assert isinstance(package, BuildPackage)
     device = Device(tmp_path, 100300)
@@ -231,8 +228,9 @@ def test_every_network_of_a_bundle_is_compiled(tmp_path: Path) -> None:
     assert [line.split()[1] for line in announced] == [
         "--onnx=bundle/model.onnx",
         "--onnx=bundle/routes/rain/model.onnx",
+        "--onnx=bundle/routes/rain+night/model.onnx",
     ]
     found = Bundle.load(Path(package.package) / "bundle")
-    for part in (found, found.routes["rain"]):
+    for part in (found, *found.routes.values()):
         assert part.plan("orin", "tensorrt 10.3.0").data == b"compiled\n"
-    assert device.arguments == announced[1].split()[1:]  # of the last run
+    assert device.arguments == announced[2].split()[1:]  # of the last run

@@ -20,7 +20,7 @@ COMMANDS = (
 
 HELP = """
 import sys
-from perception.cli import main
+from deploy.cli import main
 sys.argv = ["perception", "--help"]
 try:
     main()
@@ -35,7 +35,7 @@ def test_help_answers_at_once_and_names_every_command():
     assert all(command in shown.stdout for command in COMMANDS)
     imported = set(shown.stderr.split())
     assert "typer" in imported
-    assert not imported & {"numpy", "cv2", "scipy", "torch", "onnx", "onnxruntime", "nuscenes", "matplotlib", "deploy"}
+    assert not imported & {"numpy", "cv2", "scipy", "torch", "onnx", "onnxruntime", "nuscenes", "matplotlib"}
 
 
 def test_the_installed_command_is_the_one_that_the_tests_run():
@@ -71,10 +71,15 @@ def test_every_command_has_help_with_an_example(command):
             "--option rank=x: write NAME=NUMBER",
         ),
         (["adapt", "{tmp}", "--add", "low_rank:a", "--data", "{tmp}", "--out", "{tmp}/r"], "{tmp}: holds no tables"),
-        (["adapt", "{tmp}", "--recognise", "--data", "{tmp}", "--out", "{tmp}/r"], "{tmp}: holds no tables"),
+        (["adapt", "{tmp}", "--task", "conditions", "--data", "{tmp}", "--out", "{tmp}/r"], "{tmp}: holds no tables"),
         (
-            ["adapt", "{tmp}", "--recognise", "--add", "low_rank:a", "--data", "{tmp}", "--out", "{tmp}/r"],
-            "--recognise learns on all frames",
+            ["adapt", "{tmp}", "--task", "conditions", "--add", "low_rank:a", "--data", "{tmp}", "--out", "{tmp}/r"],
+            "give --add with --conditions and --option for a module, or --task with --config for a task",
+        ),
+        (["adapt", "{tmp}", "--data", "{tmp}", "--out", "{tmp}/r"], "give --add with --conditions"),
+        (
+            ["adapt", "{tmp}", "--task", "conditions", "--conditions", "rain", "--data", "{tmp}", "--out", "{tmp}/r"],
+            "or --task with --config for a task",
         ),
         (["replay", "{tmp}/a.mcap", "--bundle", "{tmp}", "--out", "{tmp}/r", "--conditions", "hail"], "hail: unknown"),
         (["merge", "{tmp}", "--modules", "a,b", "--name", "c", "--out", "{tmp}/r"], "no checkpoint here"),

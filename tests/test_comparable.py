@@ -12,9 +12,9 @@ from junitparser import Error, JUnitXml
 from pages import page_data
 from typer.testing import CliRunner
 
+from deploy.cli import app
 from deploy.replay.page_data import as_script, with_verdict
 from deploy.replay.verdict import judge
-from perception.cli import app
 from perception.errors import InputError
 
 FRAMES, SCENES = 20, 2

@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from perception.config import DetectionHead
-from perception.frame import ATTRIBUTES, CLASSES, Boxes
+from perception.frame import ATTRIBUTES, CLASSES, Boxes, Frame
 from perception.grid import BevGrid
 from perception.tasks.detection.center_head import REGRESSION, CenterHead
-from perception.tasks.detection.losses import MAP_WEIGHT, detection_losses, gaussian_focal, map_losses
-from perception.tasks.detection.targets import detection_targets, gaussian_radius
+from perception.tasks.detection.config import DetectionHead
+from perception.tasks.detection.losses import center_losses, gaussian_focal
+from perception.tasks.detection.targets import center_labels, gaussian_radius
+from perception.tasks.detection.task import DetectionTask
+from perception.tasks.map.config import MapHead
+from perception.tasks.map.network import MapSegmentationHead
+from perception.training.loader import batch_labels
 
 GRID = BevGrid(x=(-16.0, 16.0), y=(-8.0, 8.0), cell=0.5)
+
+
+def labels_of(config: DetectionHead, *frames: Boxes) -> dict[str, torch.Tensor]:
+    """Labels of a batch, as the loader makes and joins them."""
+    task, here = DetectionTask(config, GRID), np.eye(4)
+    empty = [Frame("", 0, "ego", here, here, None, {}, boxes=boxes) for boxes in frames]
+    return batch_labels([{"detection": task.labels(frame)} for frame in empty])["detection"]
 
 
 def random_boxes(rng: np.random.Generator, n: int) -> Boxes:
@@ -30,12 +43,12 @@ def random_boxes(rng: np.random.Generator, n: int) -> Boxes:
 
 def perfect_dense(boxes: Boxes) -> dict[str, torch.Tensor]:
     """What a head would output that predicted its targets exactly."""
-    targets = detection_targets([boxes], GRID, DetectionHead(min_radius=2))
+    labels = labels_of(DetectionHead(min_radius=2), boxes)
     rows, columns = GRID.shape
-    dense = {"heatmap": torch.logit(targets.heatmap, eps=1e-6)}
-    for name, values in targets.regression.items():
-        plane = torch.zeros(1, rows * columns, REGRESSION[name])
-        plane[0, targets.cells[0]] = values[0]
+    dense = {"heatmap": torch.logit(labels["heatmap"], eps=1e-6)}
+    for name, n in REGRESSION.items():
+        plane = torch.zeros(1, rows * columns, n)
+        plane[0, labels["cells"][0]] = labels[name][0]
         dense[name] = plane.transpose(1, 2).unflatten(2, (rows, columns))
     dense["attribute"] = torch.zeros(1, len(ATTRIBUTES), rows, columns)
     return dense
@@ -87,9 +100,11 @@ def test_boxes_without_points_or_outside_the_grid_are_no_targets():
     boxes = random_boxes(np.random.default_rng(0), 3)
     boxes.centers[1, 0] = 16.5
     boxes.num_points[:] = [0, 5, 5]
-    targets = detection_targets([boxes, Boxes.none()], GRID, DetectionHead(min_radius=1))
-    assert targets.real.sum(1).tolist() == [1, 0]
-    assert (targets.heatmap == 1).sum((1, 2, 3)).tolist() == [1, 0]
+    labels = labels_of(DetectionHead(min_radius=1), boxes, Boxes.none())
+    assert labels["real"].sum(1).tolist() == [1, 0]
+    assert (labels["heatmap"] == 1).sum((1, 2, 3)).tolist() == [1, 0]
+    # The task leaves out what no point hit; what is outside the grid is no label of the head itself, either.
+    assert center_labels(boxes, GRID, DetectionHead())["real"].tolist() == [True, True]
 
 
 def test_gaussian_focal_equals_its_equation_and_has_right_gradients():
@@ -97,34 +112,44 @@ def test_gaussian_focal_equals_its_equation_and_has_right_gradients():
     logits = torch.randn(2, 3, 4, 5, dtype=torch.float64, requires_grad=True)
     target = torch.rand(2, 3, 4, 5, dtype=torch.float64)
     target[0, 1, 2, 3] = target[1, 0, 0, 0] = 1
-    expected = 0.0
-    for x, y in zip(logits.flatten().tolist(), target.flatten().tolist(), strict=True):
-        p = 1 / (1 + np.exp(-x))
-        expected -= (1 - p) ** 2 * np.log(p) if y == 1 else (1 - y) ** 4 * p**2 * np.log(1 - p)
-    torch.testing.assert_close(gaussian_focal(logits, target).item(), expected / 2, rtol=1e-12, atol=0)
-    assert torch.autograd.gradcheck(gaussian_focal, (logits, target))
+    target[1, 2, 3, 4] = 1
+    expected = []  # of each frame
+    for frame in zip(logits.tolist(), target.tolist(), strict=True):
+        pairs = zip(*(np.ravel(values).tolist() for values in frame), strict=True)
+        expected.append(math.fsum(cell_loss(1 / (1 + math.exp(-x)), y) for x, y in pairs))
+    loss = gaussian_focal(logits, target)
+    assert loss.counts.tolist() == [1, 2]
+    torch.testing.assert_close(loss.sums.tolist(), expected, rtol=1e-12, atol=0)
+    torch.testing.assert_close(loss.mean().item(), sum(expected) / 3, rtol=1e-12, atol=0)
+    assert torch.autograd.gradcheck(lambda x: gaussian_focal(x, target).mean(), (logits,))
+
+
+def cell_loss(p: float, target: float) -> float:
+    return -((1 - p) ** 2) * math.log(p) if target == 1 else -((1 - target) ** 4) * p**2 * math.log(1 - p)
 
 
 def test_unknown_velocities_and_padding_carry_no_gradient():
     boxes = random_boxes(np.random.default_rng(1), 4)
     boxes.velocities[2] = np.nan
-    targets = detection_targets([boxes, boxes.select(np.arange(2))], GRID, DetectionHead(min_radius=1))
+    labels = labels_of(DetectionHead(min_radius=1), boxes, boxes.select(np.arange(2)))
     names = {**REGRESSION, "heatmap": 10, "attribute": 8}
     dense = {name: torch.randn(2, n, *GRID.shape, requires_grad=True) for name, n in names.items()}
-    losses = detection_losses(dense, targets)
+    losses = {name: term.mean() for name, term in center_losses(dense, labels, DetectionHead().weights).items()}
     assert all(torch.isfinite(v) for v in losses.values())
     sum(losses.values()).backward()
     touched = (dense["velocity"].grad != 0).any(1).flatten(1)  # B cells
-    assert set(touched[0].nonzero().flatten().tolist()) == {targets.cells[0, i].item() for i in (0, 1, 3)}
-    assert set(touched[1].nonzero().flatten().tolist()) == set(targets.cells[1, :2].tolist())
+    assert set(touched[0].nonzero().flatten().tolist()) == {labels["cells"][0, i].item() for i in (0, 1, 3)}
+    assert set(touched[1].nonzero().flatten().tolist()) == set(labels["cells"][1, :2].tolist())
 
 
 def test_map_loss_counts_only_frames_with_a_map():
     logits, labels = torch.randn(2, 6, 3, 3, requires_grad=True), torch.randint(0, 2, (2, 6, 3, 3))
-    loss = map_losses({"map_logits": logits}, labels, torch.tensor([True, False]))["map"]
+    head = MapSegmentationHead(MapHead(weight=3.0), 8)
+    loss = head.losses({"logits": logits}, {"cells": labels, "known": torch.tensor([True, False])})["cells"]
     expected = torch.nn.functional.binary_cross_entropy_with_logits(logits[0], labels[0].float())
-    torch.testing.assert_close(loss, MAP_WEIGHT * expected)
-    loss.backward()
+    torch.testing.assert_close(loss.mean(), 3.0 * expected)
+    loss.mean().backward()
     assert torch.equal(logits.grad[1], torch.zeros(6, 3, 3))
-    none = map_losses({"map_logits": logits}, labels, torch.tensor([False, False]))["map"]
-    assert none.item() == 0
+    none = head.losses({"logits": logits}, {"cells": labels, "known": torch.tensor([False, False])})["cells"]
+    assert none.mean().item() == 0
+    assert none.each().tolist() == [0, 0]

@@ -87,7 +87,7 @@ def perfect(tables: NuScenesTables, keep: Callable[[Boxes], np.ndarray]) -> Call
         boxes = tables.boxes(frame.token)
         assert boxes is not None
         boxes = boxes.select((boxes.num_points > 0) & keep(boxes))  # the devkit drops annotations without points
-        return Prediction(boxes.transformed(np.linalg.inv(frame.global_from_reference)), None)
+        return Prediction({"detection": boxes.transformed(np.linalg.inv(frame.global_from_reference))})
 
     return predict
 
@@ -174,7 +174,7 @@ def test_evaluate_writes_and_shows_what_it_returns(tables: NuScenesTables, datar
     present = [name for name, count in metrics["ground_truth"].items() if count]
     assert metrics["mAP"] == pytest.approx(1 / 10)
     assert metrics["mAP_present"] == pytest.approx(1 / len(present))
-    assert metrics["map"] is None
+    assert "map" not in metrics  # no map was predicted
     text = shown.getvalue()
     for expected in ("mAP 0.100", f"NDS {metrics['NDS']:.3f}", f"mAP_present {metrics['mAP_present']:.3f}", *CLASSES):
         assert expected in text
@@ -191,7 +191,7 @@ def test_the_map_is_scored_where_there_is_one(tables: NuScenesTables, tmp_path: 
             probabilities[0] = 0.4 * (east > EAST)
         else:
             probabilities[0] = 1
-        return Prediction(tables.boxes(frame.token).select(np.arange(0)), probabilities)
+        return Prediction({"detection": Boxes.none(), "map": probabilities})
 
     console = Console(file=io.StringIO())
     scenes = ["scene-0103:0-2", "scene-0916:0-2"]

@@ -10,6 +10,8 @@ import torch
 from exported import QUIET, bundle, checkpoint, without
 from hypothesis import given
 from hypothesis import strategies as st
+from lowered import OUTPUTS
+from networks import tasks
 
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
 from deploy.export import export
@@ -38,7 +40,7 @@ def assert_onnx_equals_torch(frame: Frame, exported_for: tuple[str, ...]) -> dic
     exported = bundle(*exported_for)
     expected = torch_outputs(frame, parse_conditions(exported_for))
     actual = OnnxRuntimeEngine(exported.onnx).run(prepare(frame, exported.spec))
-    assert differences(expected, actual, exact(expected)) == []
+    assert differences(expected, actual, exact(tasks())) == []
     return expected
 
 
@@ -50,7 +52,9 @@ def test_onnx_equals_torch_on_real_frames(
     tables = NuScenesTables(nuscenes_root, "v1.0-mini")
     frame = tables.frame(tables.samples(selectors=["scene-0103:1-2"])[0], sweeps=2)
     expected = assert_onnx_equals_torch(without(frame, missing) if missing else frame, conditions)
-    assert (expected["scores"] > expected["scores"][:, -1:] + 2 * TOLERANCE).sum() > 100  # that many boxes compared
+    assert (
+        expected["detection/scores"] > expected["detection/scores"][:, -1:] + 2 * TOLERANCE
+    ).sum() > 100  # that many boxes compared
 
 
 @pytest.mark.parametrize("missing", [None, "camera", "lidar"])
@@ -101,7 +105,7 @@ def test_folding_costs_nothing_and_matters() -> None:
     assert folded.manifest.operators == base.manifest.operators
     assert (folded.manifest.parameters, folded.manifest.flops) == (base.manifest.parameters, base.manifest.flops)
     assert (base.manifest.folded, folded.manifest.folded) == ((), ("rain",))
-    assert differences(base.golden()[1], folded.golden()[1], exact(base.golden()[1])) != []
+    assert differences(base.golden()[1], folded.golden()[1], exact(tasks())) != []
 
 
 def test_flops_of_the_convolutions() -> None:
@@ -143,10 +147,10 @@ def test_operator_outside_the_standard_is_refused(monkeypatch: pytest.MonkeyPatc
 
 def test_engine_that_computes_something_else_is_not_exported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, outputs = bundle().golden()
-    outputs["map"] = outputs["map"] + np.float32(3e-4)
+    outputs["map/probabilities"] = outputs["map/probabilities"] + np.float32(3e-4)
     monkeypatch.setattr("deploy.network.to_onnx", lambda *arguments: onnx.load(bundle().onnx))  # the slow part
     monkeypatch.setattr(OnnxRuntimeEngine, "run", lambda self, inputs: outputs)
-    with pytest.raises(InputError, match=r"map is off by 0\.0003"):
+    with pytest.raises(InputError, match=r"map/probabilities is off by 0\.0003"):
         export(checkpoint(), tmp_path / "bundle", console=QUIET)
     assert not (tmp_path / "bundle").exists()
 
@@ -167,38 +171,38 @@ def detections(seed: int, tied: bool, k: int = 30) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
     scores = rng.choice([0.2, 0.5, 0.8], (1, k)) if tied else rng.permutation(np.linspace(0.1, 0.9, k))[None]
     return {
-        "boxes": rng.normal(0, 10, (1, k, 10)).astype(np.float32),
-        "scores": -np.sort(-scores).astype(np.float32),
-        "labels": rng.integers(0, 10, (1, k)),
-        "attributes": rng.integers(-1, 8, (1, k)),
-        "map": rng.uniform(0, 1, (1, 6, 4, 4)).astype(np.float32),
+        "detection/boxes": rng.normal(0, 10, (1, k, 10)).astype(np.float32),
+        "detection/scores": -np.sort(-scores).astype(np.float32),
+        "detection/labels": rng.integers(0, 10, (1, k)),
+        "detection/attributes": rng.integers(-1, 8, (1, k)),
+        "map/probabilities": rng.uniform(0, 1, (1, 6, 4, 4)).astype(np.float32),
     }
 
 
 @given(st.integers(0, 10**6), st.booleans())
 def test_order_among_equal_scores_does_not_matter(seed: int, tied: bool) -> None:
     expected = detections(seed, tied)
-    shuffle = np.lexsort([np.random.default_rng(seed).random(30), -expected["scores"][0]])
-    actual = {k: v if k == "map" else v[:, shuffle] for k, v in expected.items()}
-    assert differences(expected, actual, exact(expected)) == []
+    shuffle = np.lexsort([np.random.default_rng(seed).random(30), -expected["detection/scores"][0]])
+    actual = {k: v if k == "map/probabilities" else v[:, shuffle] for k, v in expected.items()}
+    assert differences(expected, actual, exact(tasks())) == []
 
 
-@given(st.integers(0, 10**6), st.sampled_from(["boxes", "scores", "labels", "attributes", "map"]), st.integers(0, 15))
+@given(st.integers(0, 10**6), st.sampled_from(OUTPUTS), st.integers(0, 15))
 def test_one_wrong_number_is_noticed(seed: int, name: str, rank: int) -> None:
     expected = detections(seed, tied=False)
     actual = {k: v.copy() for k, v in expected.items()}
-    place = (0, rank) if name != "map" else (0, 3, 1, 2)
+    place = (0, rank) if name != "map/probabilities" else (0, 3, 1, 2)
     actual[name][place] = actual[name][place] + (1 if actual[name].dtype == np.int64 else 0.01)
-    assert differences(expected, actual, exact(expected)) != []
+    assert differences(expected, actual, exact(tasks())) != []
 
 
 def test_who_is_last_among_equals_is_free() -> None:
     expected = detections(0, tied=True)
     actual = {k: v.copy() for k, v in expected.items()}
-    actual["boxes"][0, -1] += 5
-    assert differences(expected, actual, exact(expected)) == []
-    actual["boxes"][0, 0] += 5
-    assert differences(expected, actual, exact(expected)) == ["1 of 21 compared detections differ, first rank 0"]
+    actual["detection/boxes"][0, -1] += 5
+    assert differences(expected, actual, exact(tasks())) == []
+    actual["detection/boxes"][0, 0] += 5
+    assert differences(expected, actual, exact(tasks())) == ["1 of 21 compared detections differ, first rank 0"]
 
 
 @pytest.mark.parametrize("broken", ["missing", "shape", "nan"])
@@ -206,10 +210,10 @@ def test_broken_outputs_are_named(broken: str) -> None:
     expected = detections(0, tied=False)
     actual = {k: v.copy() for k, v in expected.items()}
     if broken == "missing":
-        del actual["map"]
+        del actual["map/probabilities"]
     elif broken == "shape":
-        actual["map"] = actual["map"][:, :5]
+        actual["map/probabilities"] = actual["map/probabilities"][:, :5]
     else:
-        actual["map"][0, 0, 0, 0] = np.nan
-    assert len(differences(expected, actual, exact(expected))) == 1
-    assert "map" in differences(expected, actual, exact(expected))[0]
+        actual["map/probabilities"][0, 0, 0, 0] = np.nan
+    assert len(differences(expected, actual, exact(tasks()))) == 1
+    assert "map/probabilities" in differences(expected, actual, exact(tasks()))[0]

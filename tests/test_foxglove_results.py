@@ -18,8 +18,8 @@ from mcap_protobuf.decoder import DecoderFactory
 from pyquaternion import Quaternion
 
 from deploy.replay.faults import Fault
-from deploy.replay.foxglove_results import LOWEST_SCORE, FoxgloveWriter
-from deploy.replay.pictures import map_colours
+from deploy.replay.foxglove_results import FoxgloveWriter
+from deploy.replay.pictures import LOWEST_SCORE, map_colours
 from deploy.replay.player import replay
 from deploy.replay.settings import Settings, Source
 from deploy.runtime import Runtime
@@ -160,7 +160,7 @@ def test_edges_in_a_picture_are_the_cubes_seen_by_the_camera(
 
 
 def test_map_points_and_pictures_are_the_frames(messages: Messages, steps: list[tuple[Frame, SceneFrame]]) -> None:
-    grid = bundle().manifest.map_grid
+    grid = bundle().manifest.head_grid
     assert grid is not None
     centers = grid.build().centers()
     for frame, seen in steps:
@@ -210,14 +210,14 @@ def test_changes_of_health_are_logged(sim_root: Path, tmp_path: Path) -> None:
 def test_same_frames_give_the_same_bytes_and_a_failure_leaves_nothing(
     steps: list[tuple[Frame, SceneFrame]], tmp_path: Path
 ) -> None:
-    grid = bundle().manifest.map_grid
+    grid = bundle().manifest.head_grid
     for name in ("a", "b"):
-        with FoxgloveWriter(tmp_path / name, grid and grid.build()) as writer:
+        with FoxgloveWriter.open(tmp_path / name, grid and grid.build()) as writer:
             for frame, seen in steps[:2]:
                 writer.add(frame, replace(seen, seconds={"engine": float(len(name))}))
     assert filecmp.cmp(tmp_path / "a", tmp_path / "b", shallow=False)
-    with pytest.raises(AttributeError), FoxgloveWriter(tmp_path / "c", None) as writer:
+    with pytest.raises(AttributeError), FoxgloveWriter.open(tmp_path / "c", None) as writer:
         writer.add(steps[0][0], None)  # type: ignore[arg-type]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
-    with pytest.raises(InputError, match="choose another --out"):
-        FoxgloveWriter(tmp_path / "a" / "results.mcap", None).__enter__()
+    with pytest.raises(InputError, match=r"cannot write the recording .*; choose another folder"):
+        FoxgloveWriter.open(tmp_path / "a" / "results.mcap", None).__enter__()

@@ -30,7 +30,8 @@ from deploy.replay.sources import foxglove, open_drives
 from deploy.replay.sources.messages import Corrupt, Picture, Transform
 from perception.config import find_config, load_config
 from perception.datasets.nuscenes.dataset import NuScenesTables
-from perception.datasets.nuscenes.tables import LIDAR, Recording
+from perception.datasets.nuscenes.tables import Recording
+from perception.frame import LIDAR
 from perception.sensors.inputs import InputSpec
 
 SPEC = InputSpec.of(load_config(find_config("tiny")))

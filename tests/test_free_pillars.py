@@ -39,12 +39,12 @@ def test_any_number_of_pillars_gives_what_torch_gives_with_padding(pillars: int)
     with torch.no_grad():
         outputs = load_model(checkpoint())[0].predict({k: torch.from_numpy(v) for k, v in padded.items()})
     expected = {name: value.numpy() for name, value in outputs.items()}
-    assert differences(expected, OnnxRuntimeEngine(bundle().onnx).run(padded), exact(expected)) == []
+    assert differences(expected, OnnxRuntimeEngine(bundle().onnx).run(padded), exact(bundle().manifest.heads)) == []
     # The graph itself, with padding and without, without what the engine makes of it.
     session = onnxruntime.InferenceSession(bundle().onnx, providers=["CPUExecutionProvider"])
     for inputs in (padded, without_padding(padded)):
         found = dict(zip(expected, session.run(list(expected), inputs), strict=True))
-        assert differences(expected, found, exact(expected)) == []
+        assert differences(expected, found, exact(bundle().manifest.heads)) == []
 
 
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=3))

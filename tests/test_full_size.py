@@ -30,11 +30,11 @@ def test_fusion_at_full_size_exports_and_compiles(tmp_path: Path) -> None:
         "image_from_reference": (1, 6, 3, 4),
     }
     assert {t.name: t.shape for t in manifest.outputs} == {
-        "boxes": (1, 500, 10),
-        "scores": (1, 500),
-        "labels": (1, 500),
-        "attributes": (1, 500),
-        "map": (1, 6, 128, 128),
+        "detection/boxes": (1, 500, 10),
+        "detection/scores": (1, 500),
+        "detection/labels": (1, 500),
+        "detection/attributes": (1, 500),
+        "map/probabilities": (1, 6, 128, 128),
     }
     graph = onnx.load(bundle.onnx).graph
     assert {node.domain for node in graph.node} == {""}

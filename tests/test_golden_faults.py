@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +13,27 @@ import pytest
 from exported import bundle, rewritten
 from hypothesis import given
 from hypothesis import strategies as st
+from networks import tasks
 from test_golden_sensitivity import PRECISIONS, engine, flipped, small, weights
 
 from deploy.bundle import Bundle
-from deploy.golden import GoldenFrame, WrongEngine, differences, distinct, matched, score_spread, synthetic_frame
+from deploy.engines import open_engine
+from deploy.golden import (
+    Arrays,
+    GoldenFrame,
+    WrongEngine,
+    differences,
+    distinct,
+    matched,
+    score_spread,
+    synthetic_frame,
+)
 from deploy.runtime import CHECK_EVERY, Runtime
-from deploy.tolerances import BOUNDS, Precision, Spread, require_bounded, uniform
+from deploy.tolerances import BOUNDS, Precision, Spread, Tolerances, require_bounded, uniform
 from deploy.verify import verify
 from perception.errors import InputError
+from perception.frame import ATTRIBUTES, CLASSES, MAP_CLASSES
+from perception.tasks import TASKS
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 from golden_table import judged
@@ -27,17 +41,94 @@ from golden_table import judged
 WRONG = (
     "boxes +0.3 m", "boxes +1 m", "boxes +10 m", "sizes x 1.3", "headings +20 deg", "velocities +1 m/s",
     "scores x 0.8", "one label", "all labels", "all attributes", "no drivable_area", "no ped_crossing", "no walkway",
-    "no stop_line", "no carpark_area", "no divider",
+    "no stop_line", "no carpark_area", "no divider", "conditions inverted",
 )  # fmt: skip
+
+
+def widest(precision: Precision) -> Tolerances:
+    """Of detection and map."""
+    bounds = BOUNDS[precision]
+    return Tolerances(
+        ranked={"detection": bounds.ranked}, dense={"map/probabilities": dict.fromkeys(MAP_CLASSES, bounds.cells)}
+    )
+
+
+def losing(tolerances: Tolerances, share: float) -> Tolerances:
+    """With another share of the detections that may be lost."""
+    ranked = {task: each.model_copy(update={"lost": share}) for task, each in tolerances.ranked.items()}
+    return tolerances.model_copy(update={"ranked": ranked})
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_a_wrong_quantity_is_found_and_the_right_engine_passes(precision: Precision) -> None:
     """With the tolerances that the exporter wrote, on what this machine's engine computes."""
-    found = judged(small(precision))
-    assert [name for name in WRONG if not found[name]] == []
-    assert not found["none"]
+    judgement = judged(small(precision))
+    assert [name for name in WRONG if not judgement[name]] == []
+    assert not judgement["none"]
     verify(small(precision).path)  # the graphs of both layouts too
+
+
+Changes = dict[str, np.ndarray]
+
+
+@cache
+def computed(precision: Precision) -> list[tuple[GoldenFrame, Arrays]]:
+    """The golden frames, with what this machine's engine gives for them."""
+    exported = small(precision)
+    run = open_engine(exported).run
+    return [(frame, run(frame.inputs)) for frame in exported.golden_frames(exported.cpu_onnx.name)]
+
+
+def changed_detections(values: np.ndarray, name: str) -> list[np.ndarray]:
+    """(N, ...) of an output of detection, wrong in one quantity after the other."""
+    if name == "scores":
+        return [0.5 * values]
+    if name == "labels":
+        return [(values + 1) % len(CLASSES)]
+    if name == "attributes":
+        return [(values + 2) % (len(ATTRIBUTES) + 1) - 1]  # none is -1
+    assert name == "boxes"
+    place, factor = np.eye(10)[[0, 1, 2, 8, 9]], np.ones((4, 10))
+    factor[[0, 1, 2], [3, 4, 5]], factor[3, 6:8] = 2, -1  # sizes, and turned by half a turn
+    return [*(values + 10 * place[:, None]), *(values * factor[:, None])]
+
+
+def wrong(precision: Precision, task: str, output: str, frame: GoldenFrame, values: np.ndarray) -> Changes:
+    """Copies of an output, each with something changed, by its name.
+
+    One number is, but of detections in FP16 and INT8 all that are compared, since rounding may lose some.
+    """
+    changes: Changes = {"": values.copy()}
+    if small(precision).manifest.heads[task].ranked:
+        ranks = np.flatnonzero(frame.compared[task][0])[: 1 if precision == "fp32" else None]
+        for i, changed in enumerate(changed_detections(values[0, ranks], output)):
+            changes[str(i)] = values.copy()
+            changes[str(i)][0, ranks] = changed
+        return changes
+    expected = frame.outputs[f"{task}/{output}"]
+    for i, (channel, allowed) in enumerate(small(precision).manifest.tolerances.dense[f"{task}/{output}"].items()):
+        assert allowed.each < 0.5, channel  # so that no probability hides behind it
+        for sign in (-1, 1):
+            changes[f"{channel} {sign}"] = values.copy()
+            place = (0, i, *(-1,) * (values.ndim - 2))
+            changes[f"{channel} {sign}"][place] = expected[place] + sign * (1.01 * allowed.each + 1e-6)
+    return changes
+
+
+@pytest.mark.parametrize(
+    ("task", "output"), [(name, each.name) for name, task in TASKS.items() for each in task.outputs]
+)
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_changed_value_of_any_output_is_found(precision: Precision, task: str, output: str) -> None:
+    """With the tolerances that the exporter wrote, on what this machine's engine computes; what is right passes."""
+    name, allowed = f"{task}/{output}", small(precision).manifest.tolerances
+    for frame, outputs in computed(precision):
+        changes = wrong(precision, task, output, frame, outputs[name])
+        found = {
+            each: bool(differences(frame.outputs, {**outputs, name: values}, allowed, frame.compared))
+            for each, values in changes.items()
+        }
+        assert found == {each: each != "" for each in changes}, frame.name
 
 
 def test_there_is_a_street_and_one_with_sensors_missing() -> None:
@@ -61,28 +152,37 @@ def test_pillars_are_stored_without_their_padding() -> None:
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize("quantity", ["score", "center", "size", "heading", "velocity", "map"])
+@pytest.mark.parametrize(
+    "quantity",
+    [
+        *(f"detection.{name}" for name in ("score", "center", "size", "heading", "velocity")),
+        *(f"map/probabilities.{name}" for name in MAP_CLASSES),
+    ],
+)
 def test_tolerances_beyond_the_precision_are_refused(tmp_path: Path, precision: Precision, quantity: str) -> None:
     path = shutil.copytree(bundle().path, tmp_path / "bundle")
-    bounds = BOUNDS[precision].model_copy(update={"map": BOUNDS[precision].map * 6})
-    largest = (bounds.map[0] if quantity == "map" else getattr(bounds, quantity)).each
+    (part, name), largest = quantity.rsplit(".", 1), dict(widest(precision).numbers())[f"{quantity}.each"]
     for number in (1.01 * largest, 1e9):
-        wide = Spread(each=number, mean=0)
-        tolerances = bounds.model_copy(update={quantity: (wide,) * 6 if quantity == "map" else wide})
+        tolerances = widest(precision).model_dump()
+        spreads = tolerances["dense" if "/" in part else "ranked"][part]
+        spreads[name] = Spread(each=number, mean=0)
         with pytest.raises(
             InputError, match=rf"manifest\.json: tolerance {quantity}\.each is .*, in {precision} at most"
         ):
-            rewritten(path, tolerances=tolerances, precision=precision)
+            rewritten(path, tolerances=Tolerances.model_validate(tolerances), precision=precision)
 
 
 def test_as_large_as_the_precision_may_need_is_accepted() -> None:
-    for precision, bounds in BOUNDS.items():
-        require_bounded(bounds, precision, 1, "here")
+    for precision in PRECISIONS:
+        require_bounded(widest(precision), precision, tasks(), "here")
 
 
 def test_a_golden_file_that_compares_nothing_is_refused(tmp_path: Path) -> None:
     path = shutil.copytree(bundle().path, tmp_path / "bundle")
-    blind = [replace(frame, compared=np.zeros_like(frame.compared)) for frame in bundle().golden_frames()]
+    blind = [
+        replace(frame, compared={name: np.zeros_like(each) for name, each in frame.compared.items()})
+        for frame in bundle().golden_frames()
+    ]
     forged = Bundle.load(rewritten(path, golden=blind))
     with pytest.raises(InputError, match=r"compares 0 of \d+ detections, \d+ are needed; export the bundle again"):
         forged.golden_frames()
@@ -132,15 +232,15 @@ def test_lost_is_counted_among_those_that_are_compared(seed: int, gone: int) -> 
     rng = np.random.default_rng(seed)
     scores = np.sort(rng.uniform(0.1, 0.9, (1, 200)))[:, ::-1].astype(np.float32)
     expected = {
-        "boxes": rng.uniform(-50, 50, (1, 200, 10)).astype(np.float32) + 5,
-        "scores": scores,
-        "labels": rng.integers(0, 10, (1, 200)),
-        "attributes": rng.integers(-1, 8, (1, 200)),
+        "detection/boxes": rng.uniform(-50, 50, (1, 200, 10)).astype(np.float32) + 5,
+        "detection/scores": scores,
+        "detection/labels": rng.integers(0, 10, (1, 200)),
+        "detection/attributes": rng.integers(-1, 8, (1, 200)),
     }
-    compared = np.arange(200)[None] < 60
-    allowed = uniform(1e-3).model_copy(update={"lost": 0.1})
+    compared = {"detection": np.arange(200)[None] < 60}
+    allowed = losing(uniform(1e-3, {"detection": tasks()["detection"]}), 0.1)
     actual = {name: array.copy() for name, array in expected.items()}
-    actual["boxes"][0, rng.choice(60, gone, replace=False), 0] += 500
+    actual["detection/boxes"][0, rng.choice(60, gone, replace=False), 0] += 500
     assert bool(differences(expected, actual, allowed, compared)) == (gone > 6)
 
 
@@ -161,16 +261,17 @@ def test_a_label_that_changes_is_no_lost_detection() -> None:
     """Though a tenth may be lost: rounding moves peaks, and never makes a car of a truck."""
     frame: GoldenFrame = small().golden_frames()[1]
     actual = {name: array.copy() for name, array in frame.outputs.items()}
-    rank = int(np.flatnonzero(frame.compared[0])[0])
-    actual["labels"][0, rank] = (actual["labels"][0, rank] + 1) % 10
-    allowed = small().manifest.tolerances.model_copy(update={"lost": 0.1})
+    rank = int(np.flatnonzero(frame.compared["detection"][0])[0])
+    labels = actual["detection/labels"]
+    labels[0, rank] = (labels[0, rank] + 1) % 10
+    allowed = losing(small().manifest.tolerances, 0.1)
     assert [text for text in differences(frame.outputs, actual, allowed, frame.compared) if "label" in text]
 
 
 def test_matching_equals_brute_force() -> None:
     """Against a loop over all pairs, on detections that are close to each other."""
     rng = np.random.default_rng(0)
-    n, allowed = 80, uniform(0.4)
+    n, allowed = 80, uniform(0.4, tasks()).ranked["detection"]
     sides = []
     for _ in range(2):
         boxes = rng.uniform(0.5, 1, (n, 10)).astype(np.float32)

@@ -22,20 +22,22 @@ from deploy.runtime import Runtime
 from deploy.tolerances import Precision
 from perception.config import Image, find_config, load_config
 from perception.errors import InputError
+from perception.tasks import TASKS, configured
 
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 
 
 @cache
 def small(precision: Precision = "fp32") -> Bundle:
-    """The layers of `tiny`, with a view of 51 m and pictures of 192 x 64 pixels."""
+    """The layers of `tiny` for all tasks, with a view of 51 m and pictures of 192 x 64 pixels."""
     tiny = load_config(find_config("tiny"))
     assert tiny.model.lidar is not None and tiny.model.camera is not None  # noqa: PT018
     lidar = tiny.model.lidar.model_copy(update={"max_pillars": 3000})
     camera = tiny.model.camera.model_copy(update={"image": Image(height=64, width=192)})
     grid = tiny.grid.model_copy(update={"x": (-25.6, 25.6), "y": (-25.6, 25.6)})
     model = tiny.model.model_copy(update={"lidar": lidar, "camera": camera})
-    config = tiny.model_copy(update={"name": "small", "grid": grid, "model": model})
+    tasks = configured({**tiny.tasks, **{name: {} for name in TASKS.keys() - tiny.tasks}})
+    config = tiny.model_copy(update={"name": "small", "grid": grid, "model": model, "tasks": tasks})
     drives = None
     if precision == "int8":
         drives = Drives(folder() / "drives", "v1.0-tiny")

@@ -14,7 +14,8 @@ from deploy.honoured import SENSORS, require_honoured
 from deploy.route import Banked
 from perception.errors import InputError
 from perception.frame import ATTRIBUTES, CAMERAS, CLASSES, CONDITION_VALUES, MAP_CLASSES
-from perception.modules.spec import FACTS, TASKS
+from perception.modules.spec import all_facts
+from perception.tasks import TASKS
 
 FIELDS = {
     "classes": CLASSES,
@@ -56,7 +57,7 @@ def test_any_other_words_are_refused_and_the_first_difference_is_named(field: st
 
 def test_classes_of_a_map_that_is_not_there(tmp_path: Path) -> None:
     manifest = bundle().manifest
-    without = manifest.model_copy(update={"outputs": tuple(o for o in manifest.outputs if o.name != "map")})
+    without = manifest.model_copy(update={"tasks": {"detection": manifest.tasks["detection"]}})
     with pytest.raises(InputError, match="map_classes: number 0 is 'drivable_area', but nothing for this software"):
         require_honoured(Path("manifest.json"), without)
     require_honoured(Path("manifest.json"), without.model_copy(update={"map_classes": ()}))
@@ -78,4 +79,4 @@ def test_a_condition_that_no_frame_can_have(change: dict[str, object], field: st
 
 def test_all_facts_that_a_module_can_ask_for_are_known() -> None:
     """A task is not asked of a frame."""
-    assert {*CONDITION_VALUES, *SENSORS} == {*FACTS} - {*TASKS}
+    assert {*CONDITION_VALUES, *SENSORS} == {*all_facts()} - {*TASKS}

@@ -18,14 +18,13 @@ from rich.console import Console
 
 from perception.config import Lidar, load_config, parse_config
 from perception.datasets.nuscenes.dataset import NuScenesTables
-from perception.evaluation.annotated import Annotated
 from perception.evaluation.evaluate import evaluate
-from perception.frame import Conditions, Frame, Prediction
+from perception.frame import Boxes, Conditions, Frame, Prediction
 from perception.grid import BevGrid
 from perception.mmdet3d.infos import Infos
 from perception.sensors.inputs import InputSpec
 from perception.tasks.detection.columns import read_submission
-from perception.tasks.detection.own_scores import score
+from perception.tasks.detection.metric import DetectionMetric
 from perception.training.loader import FrameDataset, batches
 
 LAYOUTS = ("since 1.1", "1.0", "before 1.0")
@@ -158,7 +157,7 @@ class Detector:
             sizes=boxes.sizes * rng.uniform(0.8, 1.2, boxes.sizes.shape),
             scores=rng.uniform(0.01, 1, len(boxes)),
         )
-        return Prediction(boxes, None)
+        return Prediction({"detection": boxes})
 
 
 def test_scores_equal_those_of_the_tables(sources: Sources, tmp_path: Path) -> None:
@@ -183,17 +182,18 @@ def test_scores_equal_those_of_the_tables(sources: Sources, tmp_path: Path) -> N
     assert json.loads((tmp_path / sources.infos.version / "metrics.json").read_text()) == infos
 
 
-def test_own_scores_are_the_devkits(opened: Any, tmp_path: Path) -> None:
+def test_scores_are_those_of_the_submission_that_was_written(opened: Any, tmp_path: Path) -> None:
     tables = opened[1]
     spec, samples = InputSpec(BevGrid(), Lidar(sweeps=0), camera=None), tables.samples()
-    theirs = evaluate(Detector(tables), tables, None, [], tmp_path, spec, Console(quiet=True))
-    annotated = Annotated(tables, spec.grid)
+    found = evaluate(Detector(tables), tables, None, [], tmp_path, spec, Console(quiet=True))
+    metric = DetectionMetric(tables, spec.grid)
     for token in samples:
-        annotated.add(tables.frame(token, annotations=False, lidar=False, cameras=False))
-    detections = read_submission(tmp_path / "results_nusc.json", {token: i for i, token in enumerate(samples)})
-    ours = score(annotated.truth(), annotated.counted(detections), len(samples))
-    assert ours.keys() < theirs.keys()
-    _assert_close(ours, {key: theirs[key] for key in ours})
+        metric.add(tables.frame(token, annotations=False, lidar=False, cameras=False), Boxes.none())
+    written = read_submission(tmp_path / "results_nusc.json", {token: i for i, token in enumerate(samples)})
+    metric.detections = written.counted(metric.egos, metric.racks)
+    of_file = metric.scores()
+    assert of_file.keys() < found.keys()
+    _assert_close(of_file, {key: found[key] for key in of_file})
 
 
 def _assert_close(ours: Any, theirs: Any) -> None:
@@ -216,10 +216,13 @@ def test_training_sees_the_same_batches(sources: Sources) -> None:
         assert a.tokens == b.tokens
         assert a.inputs.keys() == b.inputs.keys()
         assert all(conditions == Conditions() for conditions in a.conditions)
-        assert not a.map_valid.any()
+        assert not a.labels["map"]["known"].any()
         for name in ("images", "pillar_counts"):
             np.testing.assert_array_equal(a.inputs[name], b.inputs[name])
         np.testing.assert_allclose(a.inputs["image_from_reference"], b.inputs["image_from_reference"], atol=2e-3)
-        for mine, other in zip(a.boxes, b.boxes, strict=True):
-            np.testing.assert_allclose(mine.centers, other.centers, atol=1e-5)
-            np.testing.assert_array_equal(mine.labels, other.labels)
+        mine, other = a.labels["detection"], b.labels["detection"]
+        for name in ("real", "groups", "cells"):
+            np.testing.assert_array_equal(mine[name], other[name])
+        for name in ("offset", "height"):  # of the centres, in cells of 0.8 m and in m
+            np.testing.assert_allclose(mine[name], other[name], atol=1e-5 if name == "height" else 1e-5 / 0.8)
+        np.testing.assert_array_equal(mine["heatmap"] == 1, other["heatmap"] == 1)  # which class, and where

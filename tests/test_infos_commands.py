@@ -13,7 +13,7 @@ from infos import new_infos, old_infos, write_infos
 from nuscenes import NuScenes
 from test_training import small
 
-from perception.cli import main
+from deploy.cli import main
 from perception.training.checkpoint import provenance
 
 

@@ -51,81 +51,72 @@ def _plain(content: Any, root: Path) -> Any:
     return read_plain(write_infos(root / "infos.pkl", content))
 
 
-def _put(*path: Any, value: Any) -> Callable[[Any], None]:
-    """Replace the value at a path, or remove it."""
+def _put(place: str, value: Any) -> Callable[[Any], None]:
+    """Replace the value at a place such as data_list.0.token, or remove it."""
 
     def change(content: Any) -> None:
-        for key in path[:-1]:
+        *path, last = (int(key) if key.isdigit() else key for key in place.split("."))
+        for key in path:
             content = content[key]
         if value is None:
-            del content[path[-1]]
+            del content[last]
         else:
-            content[path[-1]] = value
+            content[last] = value
 
     return change
 
 
 SKEWED = [[1.0, 0, 0, 0], [0, 2.0, 0, 0], [0, 0, 1.0, 0], [0, 0, 0, 1.0]]
-DAMAGED: dict[str, tuple[str, Callable[[Any], None], str]] = {
-    "of another data set": ("new", _put("metainfo", "dataset", value="kitti"), "metainfo.dataset is kitti; only infos"),
-    "no list": ("new", _put("data_list", value={"a": 1}), "data_list is no list"),
-    "no keyframe": ("new", _put("data_list", value=[]), "data_list has no keyframe"),
-    "neither layout": ("new", _put("metainfo", value=None), "neither data_list and metainfo nor infos and metadata"),
-    "no keyframe of the old": ("old", _put("infos", value=[]), "infos has no keyframe"),
-    "a keyframe is missing its token": ("new", _put("data_list", 1, "token", value=None), r"list\[1\] has no token"),
-    "a keyframe is a number": ("new", _put("data_list", 2, value=7), r"data_list\[2\] is no dict"),
-    "no poses": ("new", _put("data_list", 1, "ego2global", value=None), r"data_list\[1\] has no ego2global"),
+NEW: dict[str, tuple[str, Any, str]] = {
+    "of another data set": ("metainfo.dataset", "kitti", "metainfo.dataset is kitti; only infos"),
+    "no list": ("data_list", {"a": 1}, "data_list is no list"),
+    "no keyframe": ("data_list", [], "data_list has no keyframe"),
+    "neither layout": ("metainfo", None, "neither data_list and metainfo nor infos and metadata"),
+    "a keyframe is missing its token": ("data_list.1.token", None, r"list\[1\] has no token"),
+    "a keyframe is a number": ("data_list.2", 7, r"data_list\[2\] is no dict"),
+    "no poses": ("data_list.1.ego2global", None, r"data_list\[1\] has no ego2global"),
     "no picture's place": (
-        "new", _put("data_list", 0, "images", "CAM_BACK", "lidar2cam", value=None),
-        r"data_list\[0\].images.CAM_BACK has no lidar2cam",
+        "data_list.0.images.CAM_BACK.lidar2cam", None, r"data_list\[0\].images.CAM_BACK has no lidar2cam",
     ),
     "a matrix of another shape": (
-        "new", _put("data_list", 0, "images", "CAM_BACK", "cam2img", value=[[1.0]]),
-        r"data_list\[0\].images.CAM_BACK.cam2img is not 3 x 3 numbers",
+        "data_list.0.images.CAM_BACK.cam2img", [[1.0]], r"data_list\[0\].images.CAM_BACK.cam2img is not 3 x 3 numbers",
     ),
     "a rotation that is none": (
-        "new", _put("data_list", 0, "ego2global", value=SKEWED),
-        r"data_list\[0\].ego2global is no rotation and translation",
+        "data_list.0.ego2global", SKEWED, r"data_list\[0\].ego2global is no rotation and translation",
     ),
-    "NaN in a pose": (
-        "new", _put("data_list", 0, "ego2global", 0, 3, value=float("nan")),
-        r"data_list\[0\].ego2global holds NaN, infinity",
-    ),
-    "text in a box": ("new", _put("data_list", 0, "instances", 0, "bbox_3d", 2, value="a"), "bbox_3d is not 7 numbers"),
+    "NaN in a pose": ("data_list.0.ego2global.0.3", np.nan, r"data_list\[0\].ego2global holds NaN, infinity"),
+    "text in a box": ("data_list.0.instances.0.bbox_3d.2", "a", "bbox_3d is not 7 numbers"),
     "a box without a size": (
-        "new", _put("data_list", 0, "instances", 1, "bbox_3d", 4, value=0.0),
-        r"data_list\[0\].instances\[1\].bbox_3d has a size that is not positive",
+        "data_list.0.instances.1.bbox_3d.4", 0.0, r"data_list\[0\].instances\[1\].bbox_3d has a size that is not posit",
     ),
-    "a class that is none": (
-        "new", _put("data_list", 0, "instances", 0, "bbox_label_3d", value=12), "is 12, which is no category",
-    ),
-    "points of another number of values": (
-        "new", _put("data_list", 2, "lidar_points", "num_pts_feats", value=4), "num_pts_feats is not 5",
-    ),
-    "a time in other units": (
-        "new", _put("data_list", 0, "timestamp", value=1.5e15), r"data_list\[0\].timestamp is no time .* in seconds",
-    ),
+    "a class that is none": ("data_list.0.instances.0.bbox_label_3d", 12, "is 12, which is no category"),
+    "points of another number of values": ("data_list.2.lidar_points.num_pts_feats", 4, "num_pts_feats is not 5"),
+    "a time in other units": ("data_list.0.timestamp", 1.5e15, r"data_list\[0\].timestamp is no time .* in seconds"),
+}  # fmt: skip
+OLD: dict[str, tuple[str, Any, str]] = {
+    "no keyframe of the old": ("infos", [], "infos has no keyframe"),
     "a time in other units of the old": (
-        "old", _put("infos", 0, "timestamp", value=1500000000), r"infos\[0\].timestamp is no time .* in microseconds",
+        "infos.0.timestamp", 1500000000, r"infos\[0\].timestamp is no time .* in microseconds",
     ),
-    "a keyframe twice": (
-        "new", lambda content: content["data_list"].append(content["data_list"][0]), "data_list has 1 keyframes twice",
-    ),
-    "fewer names than boxes": (
-        "old", _put("infos", 0, "gt_names", value=np.array(["car"])), r"infos\[0\].gt_boxes is not 1 x 7 numbers",
-    ),
-    "names that are numbers": ("old", _put("infos", 0, "gt_names", value=np.zeros(3)), "gt_names is no list of names"),
+    "fewer names than boxes": ("infos.0.gt_names", np.array(["car"]), r"infos\[0\].gt_boxes is not 1 x 7 numbers"),
+    "names that are numbers": ("infos.0.gt_names", np.zeros(3), "gt_names is no list of names"),
     "a quaternion that is none": (
-        "old", _put("infos", 1, "ego2global_rotation", value=[1.0, 1.0, 0.0, 0.0]),
+        "infos.1.ego2global_rotation", [1.0, 1.0, 0.0, 0.0],
         r"infos\[1\].ego2global_rotation is no rotation: the quaternion's length is not 1",
     ),
     "a sweep without a place": (
-        "old", _put("infos", 1, "sweeps", 0, "sensor2ego_translation", value=None),
-        r"infos\[1\].sweeps\[0\] has no sensor2ego_translation",
+        "infos.1.sweeps.0.sensor2ego_translation", None, r"infos\[1\].sweeps\[0\] has no sensor2ego_translation",
     ),
-    "a file without a name": (
-        "old", _put("infos", 1, "lidar_path", value="a/.."), r"infos\[1\].lidar_path names no file",
-    ),
+    "a file without a name": ("infos.1.lidar_path", "a/..", r"infos\[1\].lidar_path names no file"),
+}  # fmt: skip
+DAMAGED = {
+    name: (layout, _put(place, value), message)
+    for layout, table in {"new": NEW, "old": OLD}.items()
+    for name, (place, value, message) in table.items()
+} | {
+    "a keyframe twice": (
+        "new", lambda content: content["data_list"].append(content["data_list"][0]), "data_list has 1 keyframes twice",
+    )
 }  # fmt: skip
 
 
@@ -220,10 +211,10 @@ def test_a_drive_ends_at_a_gap_another_log_and_a_first_sweep(root: Path, old: An
 
     assert drives() == [3]
     late = old["infos"][1]["timestamp"] + 2_000_000
-    assert drives(_put("infos", 2, "timestamp", value=late)) == [2, 1]
-    assert drives(_put("infos", 1, "sweeps", value=[])) == [1, 2]
+    assert drives(_put("infos.2.timestamp", late)) == [2, 1]
+    assert drives(_put("infos.1.sweeps", [])) == [1, 2]
     name = f"samples/LIDAR_TOP/n008-2018__LIDAR_TOP__{old['infos'][2]['timestamp']}.pcd.bin"
-    assert sorted(drives(_put("infos", 2, "lidar_path", value=name))) == [1, 2]
+    assert sorted(drives(_put("infos.2.lidar_path", name))) == [1, 2]
 
 
 def test_options_that_infos_do_not_have(root: Path, new: Any) -> None:

@@ -18,6 +18,9 @@ from perception.frame import CAMERAS, Camera, Frame
 from perception.grid import BevGrid
 from perception.sensors.inputs import InputSpec, fit_width, prepare, warp
 from perception.sensors.lidar.pillars import group
+from perception.tasks import tasks_of
+from perception.tasks.detection.config import DetectionHead, Suppression
+from perception.tasks.map.config import MapHead
 from perception.tasks.result import to_prediction
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
@@ -243,12 +246,14 @@ def test_outputs_become_a_prediction() -> None:
     boxes[1, :, 6], boxes[1, :, 7] = 0.5 * np.sin(yaws), 0.5 * np.cos(yaws)  # a network's are not of length one
     boxes[1, :, 8:] = [3, -1]
     outputs = {
-        "boxes": boxes,
-        "scores": np.array([[1, 1, 1], [0.9, 0.5, 0.1]], np.float32),
-        "labels": np.array([[0, 0, 0], [3, 1, 8]]),
-        "attributes": np.array([[0, 0, 0], [5, 6, 2]]),
+        "detection/boxes": boxes,
+        "detection/scores": np.array([[1, 1, 1], [0.9, 0.5, 0.1]], np.float32),
+        "detection/labels": np.array([[0, 0, 0], [3, 1, 8]]),
+        "detection/attributes": np.array([[0, 0, 0], [5, 6, 2]]),
     }
-    prediction = to_prediction(outputs, index=1, score_threshold=0.3)
+    rules = Suppression(threshold=0.3, kind="circle", radii=(0.1,))
+    tasks = tasks_of({"detection": DetectionHead(suppression=rules), "map": MapHead()}, BevGrid())
+    prediction = to_prediction({"detection": tasks["detection"]}, outputs, index=1)
     assert prediction.map_probabilities is None
     assert prediction.boxes.labels.tolist() == [3, 1]
     assert prediction.boxes.attributes.tolist() == [5, 6]
@@ -258,12 +263,19 @@ def test_outputs_become_a_prediction() -> None:
     np.testing.assert_allclose(prediction.boxes.velocities, [[3, -1, 0]] * 2)
     np.testing.assert_allclose(np.linalg.det(prediction.boxes.rotations), 1)
     maps = np.random.default_rng(0).random((2, 6, 4, 5))
-    probabilities = to_prediction({**outputs, "map": maps}, 1).map_probabilities
+    probabilities = to_prediction(tasks, {**outputs, "map/probabilities": maps}, 1).map_probabilities
     assert probabilities is not None
     np.testing.assert_array_equal(probabilities, maps[1])
 
 
 def test_reading_and_preparing_need_no_torch() -> None:
-    modules = "nuscenes, inputs, outputs, pillars, map_expansion"
-    code = f"import sys; from perception.data import {modules}; sys.exit('torch' in sys.modules)"
+    names = (
+        "datasets.nuscenes.dataset",
+        "datasets.nuscenes.map_expansion",
+        "sensors.inputs",
+        "sensors.lidar.pillars",
+        "tasks.result",
+    )
+    modules = ", ".join(f"perception.{name}" for name in names)
+    code = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

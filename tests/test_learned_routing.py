@@ -1,4 +1,4 @@
-"""The learned router: sensors, levels, losses, learning, export; and the classifier beside it."""
+"""The learned router: sensors, levels, losses, learning, export."""
 
 from __future__ import annotations
 
@@ -17,13 +17,12 @@ from torch import Tensor, nn
 
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
 from deploy.onnx_export import to_onnx
-from perception.config import ClassifierRouting, LearnedRouting
 from perception.errors import InputError
 from perception.frame import Conditions
 from perception.modules.route import Route
 from perception.modules.routing import load_balance
 from perception.modules.routing.learned import supervision
-from perception.modules.spec import LowRank
+from perception.modules.spec import LearnedRouting, LowRank
 
 EXACT: dict[str, Any] = {"rtol": 1e-12, "atol": 1e-12}
 LEVELS = ("global", "slot", "cell")
@@ -307,11 +306,10 @@ def test_the_balance_loss_undoes_a_collapse() -> None:
 
 @pytest.mark.parametrize(
     "routing",
-    [learned(chooser, level, k=2) for chooser in ("soft", "top_k", "gumbel") for level in LEVELS]
-    + [ClassifierRouting(kind="classifier", confidence=0.0)],
-    ids=lambda routing: f"{getattr(routing, 'choose', routing.kind)}-{getattr(routing, 'level', 'global')}",
+    [learned(chooser, level, k=2) for chooser in ("soft", "top_k", "gumbel") for level in LEVELS],
+    ids=lambda routing: f"{routing.choose}-{routing.level}",
 )
-def test_onnx_equals_torch_with_and_without_the_sensor(routing: LearnedRouting | ClassifierRouting) -> None:
+def test_onnx_equals_torch_with_and_without_the_sensor(routing: LearnedRouting) -> None:
     network = randomised(Net(ROUTED, routing)).eval()
     torch.manual_seed(0)
     example = {"x": np.ones((2, 4, 6, 8), np.float32), "lidar": np.ones(2, np.int32)}

@@ -22,7 +22,7 @@ from perception.errors import InputError
 from perception.frame import CLASSES
 from perception.sensors.inputs import prepare
 from perception.training import loader
-from perception.training.loader import Batch, FrameDataset, batches, class_balanced_order
+from perception.training.loader import Batch, FrameDataset, batches, class_balanced_order, collate
 
 TINY = load_config(Path(__file__).parents[1] / "configs" / "tiny.yaml").model_dump()
 
@@ -52,11 +52,12 @@ def _assert_equal(a: Batch, b: Batch) -> None:
     assert a.inputs.keys() == b.inputs.keys()
     for name in a.inputs:
         assert torch.equal(a.inputs[name], b.inputs[name])
-    for ours, theirs in zip(a.boxes, b.boxes, strict=True):
-        np.testing.assert_array_equal(ours.centers, theirs.centers)
-    assert a.map_labels is not None
-    assert b.map_labels is not None
-    assert torch.equal(a.map_labels, b.map_labels)
+    assert {task: labels.keys() for task, labels in a.labels.items()} == {
+        task: labels.keys() for task, labels in b.labels.items()
+    }
+    for task, labels in a.labels.items():
+        for name, values in labels.items():
+            torch.testing.assert_close(values, b.labels[task][name], rtol=0, atol=0, equal_nan=True)
 
 
 def test_a_resumed_training_sees_the_same_samples(tables: NuScenesTables) -> None:
@@ -106,34 +107,36 @@ def test_without_augmentation_samples_are_the_prepared_frames(tables: NuScenesTa
         for name, array in prepare(frame, dataset._spec).items():
             np.testing.assert_array_equal(sample.inputs[name], array)
         assert frame.boxes is not None
-        np.testing.assert_array_equal(sample.boxes.centers, frame.boxes.centers)
-        assert sample.map_labels is not None
+        centers = frame.boxes.centers
+        place, own = config.head_grid.continuous(centers), sample.labels["detection"]
+        cells = np.floor(place).astype(int)
+        np.testing.assert_array_equal(own["cells"], cells[:, 0] + config.head_grid.shape[1] * cells[:, 1])
+        np.testing.assert_allclose(own["offset"], place - cells, atol=1e-6)
+        np.testing.assert_array_equal(own["height"], centers[:, 2:].astype(np.float32))
         # The road is 10 m wide and the vehicle on its middle line, in cells of 0.8 m.
-        assert sample.map_labels[0].sum(axis=0).max() == pytest.approx(10 / 0.8, abs=1)
+        assert sample.labels["map"]["cells"][0].sum(axis=0).max() == pytest.approx(10 / 0.8, abs=1)
 
 
 def test_batches_are_joined_and_trimmed(tables: NuScenesTables) -> None:
     config = _config({"drop_lidar": 0.0, "drop_cameras": 0.0}, augment=None, class_balanced=False)
     dataset = FrameDataset(tables, tables.samples(), config)
     samples = [dataset[0], dataset[1]]
-    batch = dataset.collate(samples)
+    batch = collate(samples)
     counts = [int((sample.inputs["pillar_counts"] > 0).sum()) for sample in samples]
     assert batch.inputs["pillar_points"].shape == (2, max(counts), 8, 5)
     assert (batch.inputs["pillar_counts"] > 0).sum(dim=1).tolist() == counts
     assert batch.inputs["images"].shape == (2, 6, 96, 256, 3)
-    assert batch.map_labels is not None
-    assert batch.map_labels.shape == (2, 6, 128, 128)
-    assert batch.map_valid.tolist() == [True, True]
-    assert [len(boxes) for boxes in batch.boxes] == [2, 2]
+    assert batch.labels["map"]["cells"].shape == (2, 6, 128, 128)
+    assert batch.labels["map"]["known"].tolist() == [True, True]
+    assert batch.labels["detection"]["real"].sum(dim=1).tolist() == [2, 2]
     assert [conditions.weather for conditions in batch.conditions] == ["rain", "rain"]
 
 
 def test_a_location_without_a_map_is_marked(tiny_root: Path) -> None:
     tables = NuScenesTables(tiny_root, "v1.0-tiny")
     batch = _batches(tables, _config())[0]
-    assert batch.map_valid.tolist() == [False, False]
-    assert batch.map_labels is not None
-    assert not batch.map_labels.any()
+    assert batch.labels["map"]["known"].tolist() == [False, False]
+    assert not batch.labels["map"]["cells"].any()
 
 
 def test_sensors_are_dropped_in_their_shares_and_never_both(tables: NuScenesTables) -> None:

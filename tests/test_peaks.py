@@ -9,11 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import config
 
-from perception.config import DetectionHead, parse_config
+from perception.config import parse_config
 from perception.frame import CLASSES, Conditions
 from perception.grid import BevGrid
 from perception.model import PerceptionModel
 from perception.tasks.detection.center_head import CenterHead
+from perception.tasks.detection.config import DetectionHead
 from perception.tasks.detection.peaks import PeakHead, at_peaks
 
 GRID = BevGrid(x=(-3.5, 3.5), y=(-2.5, 2.5), cell=1.0)  # 5 x 7 cells

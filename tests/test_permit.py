@@ -25,6 +25,7 @@ from typer.testing import CliRunner
 from deploy.build import build
 from deploy.build_package import BuildPackage
 from deploy.bundle import Bundle
+from deploy.cli import app
 from deploy.engine_record import EngineRecord
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
 from deploy.permit import Permit, permits
@@ -32,7 +33,6 @@ from deploy.runtime import Runtime
 from deploy.sign import sign
 from deploy.targets import TARGETS
 from deploy.verify import verify
-from perception.cli import app
 from perception.errors import InputError
 
 

@@ -14,7 +14,7 @@ import onnxruntime
 import pytest
 import torch
 from exported import without
-from networks import config
+from networks import config, tasks
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
@@ -32,6 +32,7 @@ from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
 from perception.frame import Frame
 from perception.sensors.inputs import InputSpec, prepare
+from perception.tasks.task import part_of
 
 
 def typed(graph: onnx.ModelProto) -> dict[str, int]:
@@ -104,11 +105,12 @@ def assert_close(frame: Frame, graph: onnx.ModelProto, precision: str) -> None:
     with torch.no_grad():
         expected = {name: value.numpy() for name, value in lowered.network().predict(tensors).items()}
     actual, rough = lowered.run(graph, inputs), emulated(tensors, precision)
-    for name, most in (("scores", np.max), ("map", np.mean)):
+    for name, most in (("detection/scores", np.max), ("map/probabilities", np.mean)):
         off, allowed = (float(most(np.abs(expected[name] - each[name]))) for each in (actual, rough))
         assert 0 < off <= FURTHER * allowed, name
     if precision == "fp16":  # the boxes too, but for a few whose peak or attribute is another
-        bounds = BOUNDS["fp16"]
+        bounds = BOUNDS["fp16"].ranked
+        expected, actual, rough = (part_of("detection", each) for each in (expected, actual, rough))
         asked = distinct(expected, bounds.score.each / MARGIN)[0]
         lost, allowed = (len(matched(*sides(expected, each, 0), asked, bounds).lost) for each in (actual, rough))
         assert asked.sum() > 20
@@ -150,7 +152,7 @@ def proved(precision: Precision, kind: str) -> tuple[dict[str, onnx.ModelProto],
     graphs = {file: lowered.graph(name, kind) for file, name in names.items()}
     frames = {str(seed): lowered.frame(seed, kind) for seed in range(3)}
     expected = {name: (inputs, lowered.run(lowered.single(kind), inputs)) for name, inputs in frames.items()}
-    return graphs, *golden_of(graphs, precision, expected)
+    return graphs, *golden_of(graphs, precision, expected, tasks())
 
 
 @pytest.mark.parametrize("kind", ["folded", "banked"])
@@ -180,7 +182,7 @@ def test_a_graph_that_is_too_far_off_gets_no_tolerance() -> None:
     inputs = lowered.frame(0)
     graphs = {"model.onnx": damaged(lowered.graph("fp16"))}
     with pytest.raises(InputError, match=r"the graph in fp16 does not compute the network: .* at a higher precision$"):
-        golden_of(graphs, "fp16", {"first": (inputs, lowered.run(lowered.single(), inputs))})
+        golden_of(graphs, "fp16", {"first": (inputs, lowered.run(lowered.single(), inputs))}, tasks())
 
 
 def damaged(graph: onnx.ModelProto) -> onnx.ModelProto:
@@ -350,7 +352,7 @@ def test_a_block_that_hurts_stays_in_fp32() -> None:
         values = numpy_helper.to_array(tensor).copy()
         values[index] *= factor
         tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
-    same = differences(lowered.run(lowered.single(), frames[0]), lowered.run(graph, frames[0]), uniform(1e-2))
+    same = differences(lowered.run(lowered.single(), frames[0]), lowered.run(graph, frames[0]), uniform(1e-2, tasks()))
     assert same == []
     spoilt = ranges(graph, lowered.measured(), frames)
     after = {b.name: b for b in sensitivity(graph, spoilt, frames)}

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 
 from deploy.build import build
 from deploy.bundle import Bundle
+from deploy.cli import main
 from deploy.engines import open_engine
 from deploy.golden import differences, synthetic_frame
 from deploy.manifest import Calibration
@@ -25,7 +26,6 @@ from deploy.precision.sensitivity import LARGEST_ERROR
 from deploy.runtime import Runtime
 from deploy.tolerances import BOUNDS
 from deploy.verify import verify
-from perception.cli import main
 from perception.commands.common import app
 from perception.config import parse_config
 from perception.datasets.nuscenes.dataset import NuScenesTables
@@ -71,9 +71,12 @@ def exported(precision: str) -> Path:
 def test_the_manifest_says_how_exact_and_the_runtime_holds_it_to_that(precision: str) -> None:
     manifest = Bundle.load(exported(precision)).manifest
     assert manifest.precision == precision
-    numbers, bounds = (dict(each.numbers()) for each in (manifest.tolerances, BOUNDS[manifest.precision]))
-    assert all(0 <= number <= bounds[name] for name, number in numbers.items())
-    assert numbers["score.each"] > dict(BOUNDS["fp32"].numbers())["score.each"]  # it is lowered
+    found, bounds = manifest.tolerances, BOUNDS[manifest.precision]
+    spreads = [(each, bounds.cells) for each in found.dense["map/probabilities"].values()]
+    spreads += [(each, getattr(bounds.ranked, name)) for name, each in found.ranked["detection"].spreads()]
+    assert all(0 <= each.each <= bound.each and 0 <= each.mean <= bound.mean for each, bound in spreads)
+    assert found.ranked["detection"].lost == bounds.ranked.lost
+    assert found.ranked["detection"].score.each > BOUNDS["fp32"].ranked.score.each  # it is lowered
     assert [module.name for module in manifest.banked] == ["rain", "night"]
     runtime = Runtime(exported(precision))  # it runs the golden frame
     assert len(runtime(synthetic_frame("ego", 3)).boxes) == 200

@@ -23,7 +23,7 @@ SMALLER = {
     "train configs/tiny.yaml": "train configs/tiny.yaml --steps 25",
     "--scenes scene-0005": "--scenes scene-0002",
     "--conditions night --out": "--conditions night --split all --steps 2 --out",
-    "--recognise": "--recognise --split all --steps 2",
+    "--task conditions": "--task conditions --split all --steps 2",
     "--samples 36": "--samples 3",
     "--calibrate drives": "--calibrate drives --scenes scene-0002:0-1",
 }
@@ -119,7 +119,7 @@ def test_commands_of_the_readme(tmp_path: Path) -> None:
     latency = json.loads((tmp_path / "runs/tiny/replay/latency.json").read_text())
     assert latency["frames"] == 2
 
-    launched = "accelerate launch --cpu --num_processes 2 -m perception.cli train"
+    launched = "accelerate launch --cpu --num_processes 2 -m deploy.cli train"
     assert launched.replace(" --cpu --num_processes 2", "") in text
     run(tmp_path, f"{launched} configs/tiny.yaml --data drives --out runs/two --steps 2")
     checkpoint = json.loads((tmp_path / "runs/two/checkpoints/step-000002/checkpoint.json").read_text())

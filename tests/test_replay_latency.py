@@ -83,7 +83,7 @@ def test_nothing_goes_on_beside_a_frame(drive: Path, tmp_path: Path) -> None:
     watched = WatchedDrive(frames(drive)[:2], tmp_path)
     Player(Runtime(small()), Source(drive), [watched], tmp_path, QUIET, Settings(latency=True)).run()
     main = threading.current_thread().name
-    assert watched.seen[:2] == [(main, beside, 1, {JOURNAL})] * 2
+    assert watched.seen[:2] == [(main, beside, 1, {JOURNAL, f"{JOURNAL}-wal"})] * 2
     assert {thread for thread, *_ in watched.seen[2:]} == {"reader_0"}
     assert os.sched_getaffinity(0) == cores
 

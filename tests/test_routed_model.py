@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -25,6 +26,7 @@ from perception.modules.routing import load_balance
 from perception.modules.routing.show_route import routing_table
 from perception.sensors.inputs import InputSpec, prepare
 from perception.training import settings
+from perception.training.loader import batch_labels
 
 LITTLE = {
     "name": "little",
@@ -33,9 +35,8 @@ LITTLE = {
         "lidar": {"max_pillars": 600, "points_per_pillar": 4, "channels": 8, "sweeps": 0},
         "fused_channels": 8,
         "trunk": {"channels": [8, 8], "blocks": [1, 1], "strides": [1, 2], "up_channels": 8, "stride": 1},
-        "detection": {"channels": 8, "top_k": 20},
-        "map": {"channels": 8},
     },
+    "tasks": {"detection": {"channels": 8, "top_k": 20}, "map": {"channels": 8}},
 }
 CAMERA = {
     "backbone": "resnet10t", "stages": [2], "channels": 8, "image": {"height": 32, "width": 64},
@@ -51,9 +52,11 @@ def little(
     modules: list[dict[str, Any]],
     routing: dict[str, Any] | None = None,
     camera: bool = False,
-    recognise: bool = False,
+    recognising: bool = False,
 ) -> PerceptionModel:
-    content = copy.deepcopy(LITTLE) | {"modules": modules, "routing": routing, "recognise": recognise}
+    content = copy.deepcopy(LITTLE) | {"modules": modules, "routing": routing}
+    if recognising:
+        content["tasks"]["conditions"] = {}  # type: ignore[index]
     if camera:
         content["model"]["camera"] = CAMERA  # type: ignore[index]
     torch.manual_seed(0)
@@ -93,8 +96,8 @@ def test_without_modules_for_a_frame_the_model_is_the_base_bit_for_bit() -> None
     assert_same(model(inputs), base(inputs))
     assert_same(model(inputs, [Conditions("clear", "day", "singapore"), Conditions()]), base(inputs))
     wet = model(inputs, [Conditions("rain"), Conditions()])
-    assert not torch.allclose(wet["heatmap"][0], base(inputs)["heatmap"][0])
-    torch.testing.assert_close(wet["heatmap"][1], base(inputs)["heatmap"][1])
+    assert not torch.allclose(wet["detection/heatmap"][0], base(inputs)["detection/heatmap"][0])
+    torch.testing.assert_close(wet["detection/heatmap"][1], base(inputs)["detection/heatmap"][1])
 
 
 @torch.no_grad()
@@ -108,7 +111,7 @@ def test_swapping_a_module_that_does_not_run_leaves_every_bit() -> None:
                 nn.init.normal_(slot.computations[name].b.weight)
     assert_same(model(inputs, tags), before)
     nn.init.normal_(model.bank.slots["trunk.stage0.0"].computations["rain"].b.weight)
-    assert not torch.equal(model(inputs, tags)["heatmap"], before["heatmap"])
+    assert not torch.equal(model(inputs, tags)["detection/heatmap"], before["detection/heatmap"])
 
 
 @torch.no_grad()
@@ -138,9 +141,9 @@ def test_tasks_with_their_own_modules_in_the_trunk_get_their_own_passes() -> Non
     found = model(inputs)
     model.bank.activate("draw")
     drawn = model(inputs)
-    assert not torch.allclose(found["map_logits"], drawn["map_logits"])
+    assert not torch.allclose(found["map/logits"], drawn["map/logits"])
     for name, value in outputs.items():
-        assert torch.equal(value, (drawn if name == "map_logits" else found)[name])
+        assert torch.equal(value, (drawn if name == "map/logits" else found)[name])
 
 
 # ---- the whole model with a chooser
@@ -149,18 +152,17 @@ def test_tasks_with_their_own_modules_in_the_trunk_get_their_own_passes() -> Non
 def test_without_routing_the_model_has_no_chooser_and_with_it_all_its_keys_are_the_choosers() -> None:
     plain = little(ALL[:2]).state_dict().keys()
     assert not [key for key in plain if "chooser" in key]
-    for routing in ({"kind": "learned", "choose": "reinforce"}, {"kind": "classifier"}):
-        more = little(ALL[:2], routing).state_dict().keys()
-        assert plain < more
-        assert all(key.startswith("chooser.") for key in more - plain)
+    more = little(ALL[:2], {"kind": "learned", "choose": "reinforce"}).state_dict().keys()
+    assert plain < more
+    assert all(key.startswith("chooser.") for key in more - plain)
 
 
 def test_configuration_of_the_routing_is_strict() -> None:
-    with pytest.raises(InputError, match=r"x: routing\.learned\.choose: input should be 'soft', 'top_k', 'gumbel'"):
+    with pytest.raises(InputError, match=r"x: routing\.choose: input should be 'soft', 'top_k', 'gumbel'"):
         parse_config(LITTLE | {"routing": {"kind": "learned", "choose": "hard"}}, "x")
-    with pytest.raises(InputError, match=r"x: routing\.classifier\.level: is not a known key"):
-        parse_config(LITTLE | {"routing": {"kind": "classifier", "level": "slot"}}, "x")
-    with pytest.raises(InputError, match=r"x: routing: input tag 'fixed'"):
+    with pytest.raises(InputError, match=r"x: routing\.width: is not a known key"):
+        parse_config(LITTLE | {"routing": {"kind": "learned", "width": 3}}, "x")
+    with pytest.raises(InputError, match=r"x: routing\.kind: input should be 'learned'"):
         parse_config(LITTLE | {"routing": {"kind": "fixed"}}, "x")
 
 
@@ -215,23 +217,26 @@ def test_a_module_of_another_task_is_no_option(task: str) -> None:
 
 
 def test_what_is_recognised_shapes_neither_base_nor_modules() -> None:
-    model = little(ALL[:2], recognise=True).train()
+    model = little(ALL[:2], recognising=True).train()
     tags = [Conditions("rain", "day", "boston"), Conditions("clear", "night")]
     dense = model(frame_inputs(model, 1, 2), tags)
-    losses = model.recognition_losses(dense, tags)
-    losses["recognised"].backward()
+    frames = [replace(synthetic_frame("ego", seed=0), conditions=known) for known in tags]
+    labels = batch_labels([{"conditions": model.tasks["conditions"].labels(frame)} for frame in frames])
+    losses = model.losses(dense, labels)
+    assert losses.keys() == {f"conditions/{kind}" for kind in CONDITIONS}
+    torch.stack([loss.mean() for loss in losses.values()]).sum().backward()
     reached = {name for name, p in model.named_parameters() if p.grad is not None}
-    assert reached == {name for name, _ in model.named_parameters() if name.startswith("recogniser.")}
-    assert little(ALL[:2]).recognition_losses(dense, tags) == {}
+    assert reached == {name for name, _ in model.named_parameters() if name.startswith("added.conditions.")}
+    assert not [name for name in little(ALL[:2]).state_dict() if name.startswith("added.")]
 
 
 @torch.no_grad()
 def test_what_is_recognised_is_a_distribution_of_each_kind_and_the_rest_of_the_output_stays() -> None:
-    model = little(ALL[:2], recognise=True)
+    model = little(ALL[:2], recognising=True)
     plain = copied_base(model, little(ALL[:2]))
     inputs, tags = frame_inputs(model, 1), [Conditions("rain")]
     found = model.predict(inputs, tags)
-    recognised = found.pop("recognised")
+    recognised = found.pop("conditions/probabilities")
     assert_same(found, plain.predict(inputs, tags))
     for kind in recognised.split([len(values) for values in CONDITIONS.values()], dim=1):
         torch.testing.assert_close(kind.sum(dim=1), torch.ones(1))
@@ -239,15 +244,15 @@ def test_what_is_recognised_is_a_distribution_of_each_kind_and_the_rest_of_the_o
 
 @torch.no_grad()
 def test_while_a_recogniser_learns_modules_run_whatever_the_tags_say() -> None:
-    model = little([module("rain", "rain"), module("night", "night")], recognise=True)
-    settings.recognition(model)
+    model = little([module("rain", "rain"), module("night", "night")], recognising=True)
+    settings.added_task(model, "conditions")
     inputs, found = frame_inputs(model, 1), set()
     torch.manual_seed(0)
     for _ in range(60):
         model(inputs, [Conditions("clear", "day", "boston")])
         found.add(frozenset(model.routes[0].weights))
     assert found == {frozenset(), frozenset({"rain"}), frozenset({"night"}), frozenset({"rain", "night"})}
-    assert {name.split(".")[0] for name, _ in settings.trainable(model)} == {"recogniser"}
+    assert {name.split(".")[0] for name, _ in settings.trainable(model)} == {"added"}
 
 
 # ---- export
@@ -261,15 +266,15 @@ def test_an_exported_model_keeps_its_chooser_and_folds_what_is_before_it() -> No
     assert (folded.bank.folded, list(folded.bank.modules)) == (("beam",), ["rain", "blind"])
     inputs = frame_inputs(model, 1)
     expected = predicted(folded, inputs)
-    assert differences(predicted(model, inputs, [Conditions(weather="rain")]), expected, exact(expected)) == []
+    assert differences(predicted(model, inputs, [Conditions(weather="rain")]), expected, exact(model.tasks)) == []
     content = to_onnx(folded, arrays(inputs), list(expected)).SerializeToString()
-    assert differences(expected, OnnxRuntimeEngine(content).run(arrays(inputs)), exact(expected)) == []
+    assert differences(expected, OnnxRuntimeEngine(content).run(arrays(inputs)), exact(model.tasks)) == []
 
     blind = {"pillar_points": 0, "pillar_counts": 0, "pillar_cells": 32 * 32}
     inputs = {name: torch.full_like(inputs[name], value) for name, value in blind.items()}
     expected = predicted(folded, inputs)
     assert any(row.weight > 0 for row in routing_table(folded.routes[0], folded.bank) if row.module == "blind")
-    assert differences(expected, OnnxRuntimeEngine(content).run(arrays(inputs)), exact(expected)) == []
+    assert differences(expected, OnnxRuntimeEngine(content).run(arrays(inputs)), exact(model.tasks)) == []
 
 
 def predicted(

@@ -24,7 +24,9 @@ from bench_runtime import runtime, small
 
 def test_step_is_prepare_engine_and_postprocess() -> None:
     runtime, frame = Runtime(bundle().path), synthetic_frame("ego", seed=3)
-    expected = to_prediction(OnnxRuntimeEngine(bundle().onnx).run(prepare(frame, bundle().spec)))
+    expected = to_prediction(
+        bundle().manifest.heads, OnnxRuntimeEngine(bundle().onnx).run(prepare(frame, bundle().spec))
+    )
     seen = runtime.step(frame)
     assert_equal(seen.prediction, expected)
     assert_equal(runtime(frame), expected)
@@ -49,7 +51,7 @@ def test_golden_mismatch_refuses_to_drive(tmp_path: Path) -> None:
         tmp_path / "bundle",
         bundle().onnx.read_bytes(),
         proof(inputs, outputs),
-        lambda files: bundle().manifest.model_copy(update={"files": files}),
+        bundle().manifest,
     )
     Bundle.load(tmp_path / "bundle")
     with pytest.raises(InputError, match="does not compute the exported network") as error:
@@ -61,12 +63,12 @@ def test_engine_that_drifts_a_little_is_refused(tmp_path: Path) -> None:
     inputs, outputs = bundle().golden()
     path = tmp_path / "bundle"
     for offset, accepted in ((5e-5, True), (2e-4, False)):
-        drifted = outputs | {"scores": outputs["scores"] + np.float32(offset)}
+        drifted = outputs | {"detection/scores": outputs["detection/scores"] + np.float32(offset)}
         write_bundle(
             path,
             bundle().onnx.read_bytes(),
             proof(inputs, drifted),
-            lambda files: bundle().manifest.model_copy(update={"files": files}),
+            bundle().manifest,
         )
         if accepted:
             Runtime(path)
@@ -87,7 +89,9 @@ def test_memory_does_not_grow() -> None:
     """`tools/bench.py runtime` drives 10,000 frames."""
     frames, config = 300, small()
     figures = runtime(argparse.Namespace(frames=frames))
-    outputs = 4 * (10 * config.model.detection.top_k + len(MAP_CLASSES) * config.grid.build().cells)  # bytes, at least
+    outputs = 4 * (
+        10 * config.tasks["detection"].top_k + len(MAP_CLASSES) * config.grid.build().cells
+    )  # bytes, at least
     assert figures["growth_megabytes"] < frames / 2 * outputs / 1e6  # growth is over three quarters of nine tenths
 
 

@@ -11,18 +11,21 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from judged import instead
 
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.frame import CAMERAS, CONDITIONS, MAP_CLASSES, Boxes, Camera, Conditions, Frame, Prediction
 from perception.grid import BevGrid
 from perception.scene.health.monitor import HealthMonitor
 from perception.scene.scene import Routed, Scene, SceneFrame
+from perception.tasks import configured, tasks_of
 from perception.tasks.conditions.belief import ConditionBelief, tagged
 from perception.tasks.detection.tracker import Tracker
 from perception.tasks.map.memory import MapMemory
 
 SENSORS = ("LIDAR_TOP", *CAMERAS)
 GRID = BevGrid(x=(-12.8, 12.8), y=(-12.8, 12.8), cell=1.6)
+TASKS = tasks_of(configured({"detection": {}, "map": {}}), GRID)
 UNKNOWN = Conditions()
 MODULES = {"rain": ("rain",), "rain-night": ("rain", "night"), "blind": ("no-cameras", "lidar"), "always": ("map",)}
 
@@ -48,11 +51,11 @@ def prediction_of(frame: Frame) -> Prediction:
         rng.uniform(-10, 10, (n, 3)), np.ones((n, 3)), rng.uniform(-3, 3, n), rng.normal(size=(n, 2)),
         rng.integers(0, 10, n), np.full(n, -1), rng.random(n),
     )  # fmt: skip
-    return Prediction(boxes, rng.random((len(MAP_CLASSES), *GRID.shape)).astype(np.float32))
+    return Prediction({"detection": boxes, "map": rng.random((len(MAP_CLASSES), *GRID.shape)).astype(np.float32)})
 
 
 def new_scene() -> Scene:
-    return Scene(SENSORS, GRID, MODULES)
+    return Scene(SENSORS, TASKS, MODULES)
 
 
 def drive(scene: Scene, frames: list[Frame]) -> Iterator[SceneFrame]:
@@ -135,7 +138,7 @@ def test_the_route_follows_a_drive_into_rain_and_a_tunnel(rate: int, tags: bool)
         known = set(believed.known())
         weights = {name: float(known.issuperset(MODULES[name])) for name in ("rain", "rain-night")}
         recognised = {} if tags else recognised_as(true, 0.99)
-        found = scene.update(frame, replace(prediction_of(frame), recognised=recognised), weights)
+        found = scene.update(frame, instead(prediction_of(frame), conditions=recognised), weights)
         route.append(tuple(found.route[name].weight for name in weights))
     runs = [(value, len(list(run))) for value, run in itertools.groupby(route)]
     assert [value for value, _ in runs] == [(0, 0), (1, 0), (1, 1), (1, 0)]
@@ -167,7 +170,7 @@ def test_why_a_route_is_in_force() -> None:
 
 def recognising(scene: Scene, frame: Frame, **recognised: list[float]) -> Conditions:
     believed = scene.observe(frame)
-    scene.update(frame, replace(prediction_of(frame), recognised=recognised))
+    scene.update(frame, instead(prediction_of(frame), conditions=recognised))
     return believed
 
 
@@ -191,20 +194,20 @@ def test_what_is_recognised_without_a_sensor_is_no_evidence() -> None:
     scene, blind = new_scene(), replace(frame_at(0), cameras={}, points=None)
     recognising(scene, blind, light=[0.0, 1.0])
     assert scene.observe(frame_at(1)) == Conditions()
-    scene, dark = Scene(["CAM_FRONT"]), replace(frame_at(0), cameras={"CAM_BACK": frame_at(0).cameras["CAM_BACK"]})
+    scene, dark = Scene(["CAM_FRONT"], {}), replace(frame_at(0), cameras={"CAM_BACK": frame_at(0).cameras["CAM_BACK"]})
     recognising(scene, dark, light=[0.0, 1.0])
     assert scene.observe(frame_at(1)) == Conditions()
 
 
 def test_what_the_network_does_not_have_is_none() -> None:
     frame = frame_at(0)
-    scene = Scene(["CAM_BACK"])
+    scene = Scene(["CAM_BACK"], {})
     scene.observe(frame)
     found = scene.update(frame, prediction_of(frame))
     assert (found.map, found.route, list(found.health)) == (None, {}, ["CAM_BACK"])
     scene = new_scene()
     scene.observe(frame)
-    assert scene.update(frame, replace(prediction_of(frame), map_probabilities=None)).map is None
+    assert scene.update(frame, Prediction({"detection": prediction_of(frame).boxes})).map is None
 
 
 def test_wrong_use_is_refused() -> None:
@@ -245,7 +248,7 @@ def test_memory_does_not_grow_with_the_drive() -> None:
             points=None if i % 17 == 0 else pool[i % 8].points if i % 20 == 0 else np.full((8, 5), i, np.float32),
         )
         scene.observe(frame)
-        scene.update(frame, prediction if i % 8 == 0 else Prediction(Boxes.none(), None), {"rain": 1.0})
+        scene.update(frame, prediction if i % 8 == 0 else Prediction({"detection": Boxes.none()}), {"rain": 1.0})
         if i % 300 == 299:
             gc.collect()
             sizes.append(len(pickle.dumps(scene)))
@@ -259,7 +262,7 @@ def test_a_real_drive(nuscenes_root: object) -> None:
     """scene-0103, whose last keyframes have no cameras."""
     tables = NuScenesTables(nuscenes_root, "v1.0-mini")  # type: ignore[arg-type]
     frames = [tables.frame(s, sweeps=2) for s in tables.samples(selectors=["scene-0103:0-7"])]
-    scene = Scene(SENSORS, GRID, MODULES)
+    scene = Scene(SENSORS, TASKS, MODULES)
     for i, frame in enumerate(frames):
         assert scene.observe(frame) == Conditions("clear", "day", "boston")
         found = scene.update(frame, prediction_of(frame), {"blind": float(i >= 4)})

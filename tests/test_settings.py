@@ -21,8 +21,8 @@ from perception.training import settings
 from perception.training.adapt import adapt
 from perception.training.checkpoint import load_model, provenance
 from perception.training.combine import merge
-from perception.training.loader import Batch, FrameDataset, batches
-from perception.training.loop import costs_of, fit, losses_of, train
+from perception.training.loader import Batch, FrameDataset, batches, collate
+from perception.training.loop import fit, train
 from perception.training.recalibrate import recalibrate
 
 
@@ -63,14 +63,15 @@ def test_gradients_of_a_task_reach_only_the_modules_on_its_route(tables):
     )
     config = small().model_copy(update={"modules": modules})
     batch = first_batch(config, tables)
-    for term, reached in (("map", {"ground", "both"}), ("heatmap", {"boxes", "both"})):
+    for term, reached in (("map/cells", {"ground", "both"}), ("detection/heatmap", {"boxes", "both"})):
         torch.manual_seed(0)
         model = PerceptionModel(config)
         settings.joint(model)
         for name, parameter in model.named_parameters():
             if ".computations." in name:
                 torch.nn.init.normal_(parameter, std=0.1)
-        losses_of(config, model(batch.inputs, [Conditions(weather="clear")] * 2), batch)[term].backward()
+        dense = model(batch.inputs, [Conditions(weather="clear")] * 2)
+        model.losses(dense, batch.labels)[term].mean().backward()
         for name in ("boxes", "ground", "both", "wet"):
             for slot, module in model.bank.at(name).items():
                 grads = [p.grad for p in module.parameters()]
@@ -133,7 +134,7 @@ def test_adapting_again_and_again_leaves_what_was_there_bit_for_bit(tables, trai
             earlier, later = one(inputs, [conditions] * 2), both(inputs, [conditions] * 2)
             assert_same(earlier, later)
         night_outputs = both(inputs, [Conditions(light="night")] * 2)
-    assert not torch.equal(night_outputs["heatmap"], later["heatmap"])
+    assert not torch.equal(night_outputs["detection/heatmap"], later["detection/heatmap"])
     record = json.loads((tmp_path / "both" / "modules" / "night.json").read_text())
     assert record["base"] == base.bank.base_hash()
     plain, _ = load_model(trained)
@@ -286,9 +287,10 @@ def test_costs_of_frames_are_their_losses_alone(tables):
     samples = [dataset[0], dataset[1]]
     with torch.no_grad():
         alone = [
-            sum(losses_of(config, model(batch.inputs), batch).values())
-            for batch in (dataset.collate([sample]) for sample in samples)
+            sum(term.mean() for term in model.losses(model(batch.inputs), batch.labels).values())
+            for batch in (collate([sample]) for sample in samples)
         ]
-        both = dataset.collate(samples)
-        together = costs_of(config, model(both.inputs), both)
+        both = collate(samples)
+        terms = model.losses(model(both.inputs), both.labels)
+        together = sum(term.each() for term in terms.values())
     torch.testing.assert_close(together, torch.stack(alone), rtol=1e-4, atol=1e-4)

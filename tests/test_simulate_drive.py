@@ -10,7 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from nuscenes.eval.detection.config import config_factory
 from nuscenes.eval.detection.evaluate import DetectionEval
@@ -26,7 +26,7 @@ from perception.frame import CAMERAS, Conditions
 from perception.simulate import drive as recorded
 from perception.simulate.conditions import Parts, parse, split
 from perception.simulate.drive import PERIOD, Drive, draw_weather
-from perception.simulate.nuscenes_writer import VERSION, quaternion, token
+from perception.simulate.nuscenes_writer import VERSION, token
 from perception.simulate.rig import IMAGE_SIZE, RIG
 from perception.simulate.simulate import simulate
 from perception.simulate.staging import build_world
@@ -359,11 +359,3 @@ def test_splits_share_out_the_conditions(scenes: int, kinds: int) -> None:
             assert condition in {conditions[n] for n in training}
     if len(validation) >= len(counts) and min(counts.values()) > 1:
         assert {conditions[n] for n in validation} == set(counts)
-
-
-@settings(max_examples=200)
-@given(st.lists(st.floats(-1, 1), min_size=4, max_size=4).filter(lambda q: np.linalg.norm(q) > 0.1))
-def test_quaternions_equal_pyquaternion(q: list[float]) -> None:
-    rotation = Quaternion(q).normalised.rotation_matrix
-    np.testing.assert_allclose(Quaternion(quaternion(rotation)).rotation_matrix, rotation, atol=1e-9)
-    assert quaternion(rotation)[0] >= 0

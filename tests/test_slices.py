@@ -16,11 +16,11 @@ from rich.console import Console
 from perception.config import Lidar
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.datasets.nuscenes.map_expansion import MapExpansion
-from perception.datasets.nuscenes.tables import rotation_matrices
 from perception.errors import InputError
 from perception.evaluation.evaluate import evaluate
 from perception.frame import ATTRIBUTES, CLASSES, MAP_CLASSES, Boxes, Frame, Prediction
 from perception.grid import BevGrid
+from perception.rotations import rotation_matrices
 from perception.sensors.inputs import InputSpec
 from perception.tasks.detection.devkit import boxes_to_compare, open_devkit, score_submission
 from perception.tasks.map.iou import MapIou
@@ -46,7 +46,7 @@ def published(path: Path) -> Any:
             num_points=np.full(len(rows), -1),
             instances=np.full(len(rows), ""),
         )
-        return Prediction(boxes.transformed(np.linalg.inv(frame.global_from_reference)), None)
+        return Prediction({"detection": boxes.transformed(np.linalg.inv(frame.global_from_reference))})
 
     return predict
 
@@ -124,7 +124,7 @@ def test_the_map_of_parts_is_counted_in_their_cells(sim_root: Path, tmp_path: Pa
         wrong = np.random.default_rng(len(seen)).random(truth.shape) < 0.2
         probabilities = (truth.astype(bool) ^ wrong).astype(np.float32)
         seen.append((frame, probabilities, truth))
-        return Prediction(Boxes.none(), probabilities)
+        return Prediction({"detection": Boxes.none(), "map": probabilities})
 
     console = Console(file=io.StringIO())
     slices = evaluate(predict, tables, "all", [], tmp_path, SPEC, console, ["condition", "city", "range"])["slices"]
@@ -137,7 +137,9 @@ def test_the_map_of_parts_is_counted_in_their_cells(sim_root: Path, tmp_path: Pa
             iou = MapIou()
             for _, probabilities, truth in own:
                 iou.add(probabilities, truth)
-            assert part["iou"] == iou.result()["iou_0.5"]
+            expected = iou.result()["iou_0.5"]
+            assert part["mIoU"] == pytest.approx(expected.pop("mean"), abs=1e-12)
+            assert part["IoU"] == expected
     distance = np.linalg.norm(MAP_GRID.centers(), axis=2)
     for name, (near, far) in {"0-20 m": (0, 20), "20-30 m": (20, 30), "30-50 m": (30, 50)}.items():
         ring = (distance >= near) & (distance < far)
@@ -145,11 +147,13 @@ def test_the_map_of_parts_is_counted_in_their_cells(sim_root: Path, tmp_path: Pa
             both = sum(int((p[i].astype(bool) & t[i].astype(bool))[ring].sum()) for _, p, t in seen)
             either = sum(int((p[i].astype(bool) | t[i].astype(bool))[ring].sum()) for _, p, t in seen)
             there = any(t[i][ring].any() for _, _, t in seen)
-            assert slices["range"][name]["iou"][map_class] == (pytest.approx(both / either) if there else None)
+            assert slices["range"][name]["IoU"][map_class] == (pytest.approx(both / either) if there else None)
 
 
 def test_an_axis_that_there_is_not(sim_root: Path, tmp_path: Path) -> None:
     tables = NuScenesTables(sim_root, "v1.0-sim")
     with pytest.raises(InputError, match="--by weather: cannot slice by it; one or more of condition,city,scene,range"):
-        evaluate(lambda frame: Prediction(Boxes.none(), None), tables, "all", [], tmp_path, SPEC, by=["weather"])
+        evaluate(
+            lambda frame: Prediction({"detection": Boxes.none()}), tables, "all", [], tmp_path, SPEC, by=["weather"]
+        )
     assert not list(tmp_path.iterdir())

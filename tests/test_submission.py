@@ -1,4 +1,4 @@
-"""The submission writer: quaternions, attributes, the global frame, limits, and files that are whole or absent."""
+"""The submission writer: attributes, the global frame, limits, and files that are whole or absent."""
 
 import json
 import math
@@ -18,10 +18,9 @@ from pyquaternion import Quaternion
 
 from perception.errors import InputError
 from perception.frame import ATTRIBUTES, CLASSES, Boxes, Frame, Prediction
-from perception.tasks.detection.submission import SubmissionWriter, attribute_name, quaternions, sample_results
+from perception.tasks.detection.submission import SubmissionWriter, attribute_name, sample_results
 
 angles = st.floats(-math.pi, math.pi)
-components = st.floats(-1, 1)
 
 
 def a_frame(token: str = "sample", pose: np.ndarray | None = None) -> Frame:
@@ -43,30 +42,10 @@ def detections(n: int, seed: int = 0) -> Boxes:
 
 
 def write(path: Path, *pairs: tuple[Frame, Boxes]) -> dict:
-    with SubmissionWriter(path, ["lidar"]) as submission:
+    with SubmissionWriter.open(path, ["lidar"]) as submission:
         for frame, boxes in pairs:
-            submission.add(frame, Prediction(boxes, None))
+            submission.add(frame, Prediction({"detection": boxes}))
     return json.loads(path.read_text())
-
-
-@given(st.tuples(components, components, components, components).filter(lambda q: np.linalg.norm(q) > 1e-3))
-def test_quaternion_is_pyquaternions(elements: tuple[float, ...]) -> None:
-    expected = Quaternion(elements).unit
-    found = quaternions(expected.rotation_matrix[None])[0]
-    assert found[0] >= 0
-    assert Quaternion.absolute_distance(expected, Quaternion(found)) < 1e-12
-    np.testing.assert_allclose(Quaternion(found).rotation_matrix, expected.rotation_matrix, atol=1e-14)
-
-
-@pytest.mark.parametrize("axis", np.vstack([np.eye(3), [1, 1, 0], [1, -1, 1]]))
-def test_quaternion_of_half_a_turn(axis: np.ndarray) -> None:
-    # w is zero here, which defeats the formula that divides by it.
-    found = quaternions(Quaternion(axis=axis, radians=np.pi).rotation_matrix[None])[0]
-    np.testing.assert_allclose(np.abs(found[1:]), np.abs(axis) / np.linalg.norm(axis), atol=1e-15)
-
-
-def test_quaternions_of_no_boxes() -> None:
-    assert quaternions(np.zeros((0, 3, 3))).shape == (0, 4)
 
 
 @pytest.mark.parametrize("name", CLASSES)

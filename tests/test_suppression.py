@@ -8,10 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from shapely.geometry import Polygon
 
-from perception.config import Suppression
-from perception.frame import Boxes
+from perception.frame import CLASSES, Boxes
+from perception.grid import BevGrid
+from perception.tasks.detection.config import DetectionHead, Suppression
 from perception.tasks.detection.nms import survivors
+from perception.tasks.detection.task import DetectionTask
 from perception.tasks.result import to_prediction
+from perception.tasks.task import prefixed
 
 
 def crowd(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
@@ -81,7 +84,13 @@ def test_groups_do_not_suppress_each_other() -> None:
         "attributes": np.zeros((1, 2, 3), np.int64),
     }
     rules = Suppression(threshold=0.1, low=(-99,) * 3, high=(99,) * 3, kind="circle", radii=(1.0, 1.0))
-    found = to_prediction(outputs, suppression=rules).boxes
+    classes = (CLASSES[:1], CLASSES[1:])
+
+    def predicted(suppression: Suppression | None) -> Boxes:
+        task = DetectionTask(DetectionHead(groups=classes, suppression=suppression), BevGrid())
+        return to_prediction({"detection": task}, prefixed("detection", outputs)).boxes
+
+    found = predicted(rules)
     assert found.scores.tolist() == pytest.approx([0.9, 0.5])
     assert found.labels.tolist() == [1, 0]
-    assert len(to_prediction(outputs).boxes) == 6
+    assert len(predicted(None)) == 6

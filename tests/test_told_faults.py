@@ -20,13 +20,12 @@ from pages import page_data
 from PIL import Image
 
 from deploy.replay.fault_detection import Told
-from deploy.replay.faults import KINDS, LIDAR, ONLY, Fault, inject
+from deploy.replay.faults import KINDS, ONLY, Fault, inject
 from deploy.replay.player import replay
 from deploy.replay.settings import Settings, Source
 from perception.datasets.nuscenes.dataset import NuScenesTables
-from perception.datasets.nuscenes.tables import LIDAR as LIDAR_TOP
 from perception.evaluation import corrupt
-from perception.frame import CAMERAS, Camera, Frame
+from perception.frame import CAMERAS, LIDAR, Camera, Frame
 from perception.scene.health.limits import LidarLimits
 from perception.scene.health.monitor import HealthMonitor, Status
 from perception.simulate.simulate import simulate
@@ -67,7 +66,8 @@ def recorded(root: Path) -> list[Frame]:
 
 def windowed(kind: str, sensor: str) -> str:
     amount = ",degrees=3,metres=0.1" if kind == "miscalibration" else ""  # of 1 degree health says nothing
-    return f"{kind}:{sensor}{amount}@{WINDOW[0]}-{WINDOW[1]}"
+    name = "lidar" if sensor == LIDAR else sensor
+    return f"{kind}:{name}{amount}@{WINDOW[0]}-{WINDOW[1]}"
 
 
 def named(kind: str, sensor: str) -> set[Status]:
@@ -80,12 +80,11 @@ def named(kind: str, sensor: str) -> set[Status]:
 
 def said(frames: Sequence[Frame], texts: Sequence[str], sensors: Sequence[str]) -> list[Mapping[str, set[Status]]]:
     """All that health says at every frame of the sensors that are wrong."""
-    monitor = HealthMonitor([LIDAR_TOP if sensor == LIDAR else sensor for sensor in sensors])
+    monitor = HealthMonitor(sensors)
     found = []
     for frame in inject(frames, [Fault.parse(text) for text in texts]):
         health = monitor.update(frame)
-        ill = {name: {each.status for each in h.findings} for name, h in health.items() if h.status != "ok"}
-        found.append({LIDAR if name == LIDAR_TOP else name: statuses for name, statuses in ill.items()})
+        found.append({name: {each.status for each in h.findings} for name, h in health.items() if h.status != "ok"})
     return found
 
 
@@ -127,7 +126,7 @@ def otherwise(frames: Sequence[Frame], how: str) -> list[Frame]:
 
 def loads(frames: Sequence[Frame]) -> dict[tuple[str, str], np.ndarray]:
     """How near its limit each sign of each sensor is at each frame; 0 where it was not looked at."""
-    monitor, found = HealthMonitor([LIDAR_TOP, *CAMERAS]), defaultdict[tuple[str, str], np.ndarray](zeros(frames))
+    monitor, found = HealthMonitor([LIDAR, *CAMERAS]), defaultdict[tuple[str, str], np.ndarray](zeros(frames))
     for i, frame in enumerate(frames):
         monitor.update(frame)
         for name, signs in monitor.loads.items():
@@ -356,7 +355,7 @@ def test_the_report_lists_faults_beside_what_health_said(root: Path, tmp_path: P
         {"fault": texts[0], "sensor": name, "frames": 3, "told": 3, "said": {"missing": 0.0}} for name in CAMERAS
     ]
     expected += [
-        {"fault": texts[1], "sensor": LIDAR_TOP, "frames": 3, "told": 3, "said": {"noisy": 0.0}},
+        {"fault": texts[1], "sensor": LIDAR, "frames": 3, "told": 3, "said": {"noisy": 0.0}},
         {"fault": texts[2], "sensor": "CAM_BACK", "frames": 2, "told": 0, "said": {}},
         {"fault": texts[3], "sensor": "CAM_BACK", "frames": 0, "told": 0, "said": {}},
     ]
@@ -364,7 +363,7 @@ def test_the_report_lists_faults_beside_what_health_said(root: Path, tmp_path: P
     lanes = {lane["name"]: lane["spans"] for lane in data["lanes"] if lane["kind"] == "health"}
     spans = [(span["from"], span["to"], span["value"]) for span in lanes["CAM_FRONT"]]
     assert spans == [(0, 1, "ok"), (2, 4, "missing"), (5, 7, "ok")]
-    spans = [(span["from"], span["to"], span["value"]) for span in lanes[LIDAR_TOP]]
+    spans = [(span["from"], span["to"], span["value"]) for span in lanes[LIDAR]]
     assert spans == [(0, 1, "ok"), (2, 5, "noisy"), (6, 7, "ok")]
 
 
@@ -372,7 +371,7 @@ def test_of_several_drives_the_longest_delay_counts(drives: list[list[Frame]]) -
     """The tilt is told half a second late in each drive, whose windows count from its own first frame."""
     told = Told([fault := Fault.parse(windowed("miscalibration", LIDAR))])
     for frames in drives:
-        monitor = HealthMonitor([LIDAR_TOP])
+        monitor = HealthMonitor([LIDAR])
         for frame in inject(told.watched(frames), [fault]):
             told.add(frame, monitor.update(frame))
     [found] = told.listed()

@@ -37,7 +37,7 @@ class KnownIds:
 
 
 def write(path: Path, samples: Iterable[tuple[str, Tracks]]) -> Path:
-    with TrackWriter(path, ["lidar"]) as writer:
+    with TrackWriter.open(path, ["lidar"]) as writer:
         for sample, tracks in samples:
             writer.add(sample, tracks)
     return path

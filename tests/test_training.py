@@ -16,8 +16,10 @@ from perception.errors import InputError
 from perception.frame import Conditions
 from perception.model import PerceptionModel
 from perception.modules.spec import LowRank
+from perception.tasks.detection.config import DetectionHead
+from perception.tasks.map.config import MapHead
 from perception.training.loader import FrameDataset, batches
-from perception.training.loop import losses_of, train
+from perception.training.loop import train
 
 
 def small(**training: object) -> Config:
@@ -40,9 +42,8 @@ def small(**training: object) -> Config:
             ),
             fused_channels=8,
             trunk=c.Trunk(channels=(8, 8), blocks=(1, 1), strides=(1, 2), up_channels=8, stride=1),
-            detection=c.DetectionHead(channels=8, top_k=20),
-            map=c.MapHead(channels=8),
         ),
+        tasks={"detection": DetectionHead(channels=8, top_k=20), "map": MapHead(channels=8)},
         modules=(LowRank(name="rain", rank=2, slots=("trunk.*", "heads.*"), when=("rain",)),),
         train=c.Train(**(defaults | training)),
     )
@@ -72,7 +73,8 @@ def test_training_on_a_few_frames_lowers_every_loss(sim_root):
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
     history = []
     for batch in batches(dataset, config):
-        losses = losses_of(config, model(batch.inputs, batch.conditions), batch)
+        terms = model.losses(model(batch.inputs, batch.conditions), batch.labels)
+        losses = {name: term.mean() for name, term in terms.items()}
         sum(losses.values()).backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -88,7 +90,8 @@ def test_gradients_reach_a_module_only_on_its_route(sim_root):
     batch = next(iter(batches(FrameDataset(tables, tables.samples("all"), config), config)))
     for conditions, reached in ((Conditions(weather="rain"), True), (Conditions(weather="clear"), False)):
         model = PerceptionModel(config)
-        sum(losses_of(config, model(batch.inputs, [conditions] * 2), batch).values()).backward()
+        terms = model.losses(model(batch.inputs, [conditions] * 2), batch.labels)
+        sum(term.mean() for term in terms.values()).backward()
         modules = {k: p.grad for k, p in model.named_parameters() if ".computations." in k and k.endswith("b.weight")}
         assert modules
         assert all((grad is not None and bool(grad.any())) == reached for grad in modules.values())
@@ -111,7 +114,7 @@ def test_a_folded_model_is_the_routed_model(sim_root):
     for name in routed:
         torch.testing.assert_close(folded[name], routed[name], rtol=1e-10, atol=1e-10)
         assert torch.equal(base[name], plain[name])
-    assert not torch.allclose(routed["heatmap"], plain["heatmap"])
+    assert not torch.allclose(routed["detection/heatmap"], plain["detection/heatmap"])
 
 
 def test_a_trained_run_is_not_overwritten(sim_root, tmp_path):

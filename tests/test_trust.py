@@ -17,10 +17,10 @@ from onnx import numpy_helper
 from typer.testing import CliRunner
 
 from deploy.bundle import Bundle
+from deploy.cli import app
 from deploy.release import parse_expiry
 from deploy.runtime import Runtime
 from deploy.trust import Trust
-from perception.cli import app
 from perception.errors import InputError
 
 NOW = datetime.now(timezone.utc).replace(microsecond=0)
@@ -152,8 +152,8 @@ def test_commands_keep_the_release_where_they_are_told(tmp_path: Path) -> None:
 import os
 from pathlib import Path
 from typer.testing import CliRunner
-from perception.cli import app
-from perception.cli import app
+from deploy.cli import app
+from deploy.cli import app
 from perception.errors import InputError
 def run(*more, **environment):
     done = CliRunner().invoke(app, ["verify", {str(old)!r}, "--key", {str(public)!r}, *more], env=environment)

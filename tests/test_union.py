@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from perception.commands.modules import _kinds
 from perception.errors import InputError
-from perception.modules.aggregation.merge import merge_modules
+from perception.modules.aggregation.merge import Merging, merge_modules
 from perception.modules.aggregation.notation import parse_block
 from perception.modules.bank import Bank
 from perception.modules.module_io import SPECS
@@ -126,7 +126,7 @@ def test_the_mean_of_two_has_parts_of_all_kinds_with_room_for_both():
     bank = new_bank()
     union(bank, "a")
     union(bank, "b", [PARTS[0], {**PARTS[1], "rank": 1}])
-    missing = merge_modules(bank, "mean", ["a", "b"], "average")
+    missing = merge_modules(bank, "mean", ["a", "b"], Merging("average"))
     assert max(missing.values()) < 1e-12
     norm, rank = bank.modules["mean"].single()
     assert (norm.kind, rank.kind, rank.rank) == ("batch_norm", "low_rank", 3)
@@ -154,7 +154,7 @@ def test_unions_of_other_parts_do_not_merge(parts, message):
     union(bank, "a")
     union(bank, "b", parts)
     with pytest.raises(InputError, match=message):
-        merge_modules(bank, "mean", ["a", "b"], "average")
+        merge_modules(bank, "mean", ["a", "b"], Merging("average"))
     assert list(bank.modules) == ["a", "b"]
 
 
@@ -163,7 +163,7 @@ def test_parts_at_exchanged_slots_do_not_merge():
     union(bank, "a", parts)
     union(bank, "b", parts[::-1])
     with pytest.raises(InputError, match="the parts of 'a' and 'b' are at different slots"):
-        merge_modules(bank, "mean", ["a", "b"], "average")
+        merge_modules(bank, "mean", ["a", "b"], Merging("average"))
 
 
 def test_status_names_all_its_kinds():
@@ -184,7 +184,7 @@ def test_a_union_trains_routes_and_forgets_nothing_in_the_whole_network():
     sum(value.square().mean() for value in network(inputs(1, 2), [FOG, FOG]).values()).backward()
     optimizer.step()
     network.eval()
-    assert not torch.equal(network(inputs(1), [FOG])["heatmap"], base["heatmap"])
+    assert not torch.equal(network(inputs(1), [FOG])["detection/heatmap"], base["detection/heatmap"])
     network.bank.delete("fog")
     after = network(inputs(1), [FOG])
     assert all(torch.equal(after[name], value) for name, value in base.items())

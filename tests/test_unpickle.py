@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import collections
 import contextlib
-import copyreg
-import io
 import os
 import pickle
+import pickletools
 import re
 import struct
 import sys
+import tracemalloc
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from deploy.cli import main
 from deploy.precision.frames import Drives
-from perception.cli import main
 from perception.config import find_config, load_config
 from perception.errors import InputError
 from perception.mmdet3d.unpickle import read_plain
@@ -44,6 +45,7 @@ ARRAYS = {
     "names": np.array(["car", "traffic_cone"]),
     "flags": np.array([True, False]),
     "other bytes first": np.arange(3, dtype=">f4"),
+    "text of other bytes first": np.array(["car"], ">U3"),
     "number": np.array(3.5),
 }
 SCALARS = {"f": np.float32(3.5), "b": np.bool_(True), "i": np.int64(-5), "t": np.str_("car")}
@@ -63,7 +65,9 @@ def test_data_and_arrays_are_those_of_pythons_unpickler(tmp_path: Path, protocol
     assert ours["plain"] == PLAIN
     assert ours["a"] is ours["b"]
     for name, array in ARRAYS.items():
-        assert ours["arrays"][name].dtype == array.dtype
+        assert type(ours["arrays"][name]) is np.ndarray
+        assert ours["arrays"][name].dtype.newbyteorder("=") == array.dtype.newbyteorder("=")
+        assert not ours["arrays"][name].flags.writeable
         np.testing.assert_array_equal(ours["arrays"][name], array)
     assert ours["scalars"] == {name: value.item() for name, value in SCALARS.items()}
     assert {type(value) for value in ours["scalars"].values()} == {float, bool, int, str}
@@ -90,10 +94,10 @@ def test_the_other_numpy_names_its_modules_otherwise(tmp_path: Path, protocol: i
 
 
 class Hostile:
-    """Pickled, it calls what it is given."""
+    """Pickled, it calls what it is given; of three arguments the last is what the result's state becomes."""
 
-    def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
-        self.call = (function, arguments)
+    def __init__(self, function: Callable[..., Any], arguments: tuple[Any, ...], *state: Any) -> None:
+        self.call = (function, arguments, *state)
 
     def __reduce__(self) -> Any:
         return self.call
@@ -116,102 +120,115 @@ class Constructed(str):
         return (str(self),)
 
 
-def _touch() -> str:
-    return f"touch {os.environ['CANARY']}"
+def system() -> Hostile:
+    return Hostile(os.system, (f"touch {os.environ['CANARY']}",))
 
 
-def _array_of_objects() -> bytes:
-    return pickle.dumps(np.array([Hostile(os.system, _touch())], object))
+def array(kind: type, state: Any = None) -> Hostile:
+    """numpy's own call for an array, with this state in place of an array's."""
+    function: Any = np.zeros(1).__reduce__()[0]
+    return Hostile(function, (kind, (0,), b"b"), *([] if state is None else [state]))
 
 
-def _dtype_swapped() -> bytes:
-    """An array of numbers whose type says that its bytes are pointers to objects."""
-    return pickle.dumps(np.arange(4.0), 2).replace(b"X\x02\x00\x00\x00f8", b"X\x02\x00\x00\x00O8")
+def _array(shape: Any, content: Any, dtype: Any = "f8") -> bytes:
+    """An array with this shape and these bytes."""
+    return pickle.dumps(array(np.ndarray, (1, shape, np.dtype(dtype), False, content)))
 
 
-def _persistent() -> bytes:
-    class Pickler(pickle.Pickler):
-        def persistent_id(self, value: Any) -> Any:
-            return "id" if value == "there" else None
-
-    file = io.BytesIO()
-    Pickler(file, 2).dump({"infos": "there"})
-    return file.getvalue()
+def _dtype(kind: str, state: tuple[Any, ...]) -> Hostile:
+    return Hostile(np.dtype, (kind, False, True), state)
 
 
-def _extension() -> bytes:
-    copyreg.add_extension("posix", "system", 240)
-    try:
-        return pickle.dumps(Hostile(os.system, _touch()), 2)
-    finally:
-        copyreg.remove_extension("posix", "system", 240)
-
-
-def _system() -> bytes:
-    """`touch CANARY` as a pickled text."""
-    command = _touch().encode()
-    return b"X" + struct.pack("<I", len(command)) + command
-
-
+F8 = np.dtype("f8")
+DEEP = b")" + b"q\x00h\x00\x86" * 60  # a pair of pairs of pairs ...: 2^60 to print or to hash
+SHARED = b"\x80\x04B\x00\x10\x00\x00" + b"\xff" * 4096 + b"q\x010"  # a page of bytes, at 1 in the memo
 HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
-    "REDUCE": (lambda: pickle.dumps({"infos": Hostile(os.system, _touch())}, 2), "asks for 'posix.system'"),
-    "STACK_GLOBAL": (lambda: pickle.dumps(Hostile(os.system, _touch()), 4), "asks for 'posix.system'"),
-    "nested": (lambda: pickle.dumps([[{"a": (Hostile(os.system, _touch()),)}]], 5), "asks for 'posix.system'"),
-    "eval": (lambda: pickle.dumps(Hostile(eval, "1"), 2), "asks for '__builtin__.eval'"),
-    "getattr": (lambda: b"\x80\x02cbuiltins\ngetattr\n.",
-                "asks for 'builtins.getattr'"),
+    "REDUCE": (lambda: pickle.dumps({"infos": system()}, 2), "asks for 'posix.system'"),
+    "STACK_GLOBAL": (lambda: pickle.dumps(system(), 4), "asks for 'posix.system'"),
+    "nested": (lambda: pickle.dumps([[{"a": (system(),)}]], 5), "asks for 'posix.system'"),
+    "eval": (lambda: pickle.dumps(Hostile(eval, ("1",)), 2), "asks for '__builtin__.eval'"),
+    "getattr": (lambda: b"\x80\x02cbuiltins\ngetattr\n.", "asks for 'builtins.getattr'"),
     "a name in a known module": (lambda: b"\x80\x02cnumpy\nload\n.", "asks for 'numpy.load'"),
     "a dotted name": (lambda: b"\x80\x04\x8c\x05numpy\x8c\x0fdtype.__class__\x93.", "numpy.dtype.__class__"),
-    "names that are no text": (lambda: b"\x80\x04]]\x93.", "asks for names that are no text"),
+    "a name with a line in it": (lambda: b"\x80\x04\x8c\x01\n\x8c\x01a\x93.", r"asks for '\\n.a'"),
+    "names that are no text": (lambda: b"\x80\x04]]\x93.", "damaged"),
     "__setstate__": (lambda: pickle.dumps(Stateful(), 2), "asks for 'test_unpickle.Stateful'|'copy_reg._recon"),
     "a class of its own": (lambda: pickle.dumps(Constructed("a"), 2), "asks for"),
-    "NEWOBJ of a known name": (lambda: b"\x80\x02cnumpy\nndarray\n)\x81.", "asks for NEWOBJ"),
-    "NEWOBJ_EX": (lambda: b"\x80\x04cnumpy\nndarray\n)}\x92.", "asks for NEWOBJ_EX"),
-    "INST": (lambda: b"\x80\x02(" + _system() + b"iposix\nsystem\n.", "asks for INST"),
-    "OBJ": (lambda: b"\x80\x02(cnumpy\ndtype\n" + _system() + b"o.", "asks for OBJ"),
-    "EXT1": (_extension, "asks for EXT1"),
-    "EXT4": (lambda: b"\x80\x02\x84\x01\x00\x00\x00.", "asks for EXT4"),
-    "PERSID": (lambda: b"\x80\x02Pid\n.", "asks for PERSID"),
-    "BINPERSID": (_persistent, "asks for BINPERSID"),
-    "a buffer outside": (lambda: b"\x80\x05\x97.", "asks for NEXT_BUFFER"),
-    "an array of objects": (_array_of_objects, "asks for|of type 'O8'"),
-    "a type that became objects": (_dtype_swapped, "of type 'O8'"),
-    "a type with fields": (
-        lambda: pickle.dumps(np.zeros(2, [("a", "f8"), ("b", "O")]), 2), "of type 'V16'",
+    "an array of objects": (lambda: pickle.dumps(np.array([system()], object)), "asks for|of type 'O8'"),
+    "a type that became objects": (
+        lambda: pickle.dumps(np.arange(4.0), 2).replace(b"X\x02\x00\x00\x00f8", b"X\x02\x00\x00\x00O8"), "type 'O8'",
     ),
-    "BUILD on a name": (lambda: b"\x80\x02cnumpy\ndtype\n}b.", "gives a state to what has none"),
-    "BUILD on a dict": (lambda: b"\x80\x02}}b.", "gives a state to what has none"),
-    "a call of a list": (lambda: b"\x80\x02])R.", "calls what is no name"),
-    "a call of the class of arrays": (lambda: b"\x80\x02cnumpy\nndarray\n)R.", "damaged"),
-    "an encoding to look up": (
-        lambda: b"\x80\x02c_codecs\nencode\nX\x01\x00\x00\x00aX\x05\x00\x00\x00rot13\x86R.", "unknown encoding",
+    "a type with fields": (lambda: pickle.dumps(np.zeros(2, [("a", "f8"), ("b", "O")]), 2), "of type 'V16'"),
+    "a type that gets fields": (
+        lambda: pickle.dumps(_dtype("f8", (3, "<", None, ("a",), {"a": (F8, 0)}, -1, -1, 0))), "has fields",
     ),
-    "APPEND to a name": (lambda: b"\x80\x02cnumpy\ndtype\nNa.", "a list should be on the stack"),
-    "a memo place that was never filled": (lambda: b"\x80\x02h\x05.", "damaged or truncated"),
-    "a memo place that the file replaces": (
-        lambda: b"\x80\x02cnumpy\ndtype\nq\x000cposix\nsystem\nq\x00h\x00" + _system() + b"\x85R.", "'posix.system'",
-    ),
-    "a memo of gigabytes": (lambda: b"\x80\x02]r\xff\xff\xff\xff.", "memo place 4294967295"),
-    "text of gigabytes": (lambda: b"\x80\x02X\xff\xff\xff\xffa.", "4294967295 bytes should follow.*truncated"),
-    "bytes of exabytes": (lambda: b"\x80\x04\x8e" + b"\xff" * 8 + b".", "should follow.*truncated"),
+    "a type of arrays": (lambda: pickle.dumps(_dtype("f8", (3, "|", (F8, (9,)), None, None, -1, -1, 0))), "has fields"),
+    "a type in an unknown order": (lambda: pickle.dumps(_dtype("f8", (3, "?", None, None, None, -1, -1, 0))), "fields"),
+    "a type without a width": (lambda: pickle.dumps(np.arange(2.0), 2).replace(b"f8", b"f\x00"), "numbers and text"),
+    "dates, whose types carry data": (lambda: pickle.dumps(np.zeros(1, "M8[s]")), "of type 'M8'"),
+    "an array of a class of its own": (lambda: pickle.dumps(array(np.matrix)), "asks for 'numpy.*matrix'"),
+    "an array of numpy's that is no array": (lambda: pickle.dumps(array(np.float64)), "asks for 'numpy.float64'"),
+    "an array whose content is a list": (lambda: _array((2,), [1, 2]), "without type or content"),
+    "an array with a negative side": (lambda: _array((-2, -1), b"a" * 16), "shape"),
+    "an array with a shape that is none": (lambda: _array(2, b"a" * 16), "shape"),
+    "an array of many dimensions": (lambda: _array((1,) * 99, b"a" * 8), "shape"),
+    "an array of endless sides": (lambda: _array((2**64, 2), b"a" * 8), "8 bytes: truncated"),
+    "an array of nothing, for ever": (lambda: _array((1 << 40,), b"", "U0"), "0 bytes: truncated"),
     "an array of gigabytes": (
         lambda: pickle.dumps(np.zeros(3), 2).replace(b"K\x03\x85", b"J\xff\xff\xff\x7f\x85"), "24 bytes: truncated",
     ),
-    "nested keys, which take for ever to hash": (
-        lambda: b"\x80\x02)" + b"q\x00h\x00\x86" * 60 + b"q\x000}h\x00Ns.", "a key of a dict is tuple",
+    "an array of characters that are none": (
+        lambda: pickle.dumps(np.array(["ab"])).replace(b"a\0\0\0", b"a\0\xff\0"), "text is none",
     ),
+    "a state of another length": (lambda: pickle.dumps(array(np.ndarray, (1, (0,)))), "damaged"),
+    "BUILD on a name": (lambda: b"\x80\x02cnumpy\ndtype\n}b.", "gives a state to what has none"),
+    "BUILD on a dict": (lambda: b"\x80\x02}}b.", "gives a state to what has none"),
+    "BUILD on a function": (lambda: b"\x80\x02c_codecs\nencode\n}X\x01\x00\x00\x00aNsb.", "gives a state to what has"),
+    "a call of a list": (lambda: b"\x80\x02])R.", "damaged"),
+    "a call of the class of arrays": (lambda: b"\x80\x02cnumpy\nndarray\nJ\xff\xff\xff\x7f\x85R.", "damaged"),
+    "an encoding to look up": (
+        lambda: b"\x80\x02c_codecs\nencode\nX\x01\x00\x00\x00aX\x05\x00\x00\x00rot13\x86R.", "unknown encoding",
+    ),
+    "APPEND to a name": (lambda: b"\x80\x02cnumpy\ndtype\nNa.", "damaged"),
+    "an item of an array": (
+        lambda: pickle.dumps(np.arange(2), 2)[:-1] + b"X\x01\x00\x00\x00aK\x01s.", "a dict should be on the stack",
+    ),
+    "a memo place that was never filled": (lambda: b"\x80\x02h\x05.", "damaged or truncated"),
+    "a memo place that the file replaces": (
+        lambda: b"\x80\x02cnumpy\ndtype\nq\x000cposix\nsystem\nq\x00h\x00K\x01\x85R.", "'posix.system'",
+    ),
+    "text of gigabytes": (lambda: b"\x80\x02X\xff\xff\xff\xffa.", "truncated"),
+    "bytes of gigabytes": (lambda: b"\x80\x05\x96" + struct.pack("<Q", 1 << 40) + b"a.", "truncated"),
+    "bytes of exabytes": (lambda: b"\x80\x04\x8e" + b"\xff" * 8 + b".", "truncated"),
+    "a frame of exabytes": (lambda: b"\x80\x04\x95" + b"\xff" * 7 + b"\x7fN", "truncated"),
+    "arrays that share their bytes": (
+        lambda: SHARED + b"cnumpy\ndtype\n\x8c\x02i1\x89\x88\x87Rq\x02(" + 99 * (
+            b"cnumpy.core.numeric\n_frombuffer\n(h\x01h\x02M\x00\x10\x85\x8c\x01CtR"
+        ) + b"t.", "share their bytes",
+    ),
+    "bytes that are encoded again and again": (
+        lambda: b"\x80\x04X\x00\x10\x00\x00" + b"a" * 4096 + b"q\x010(" + 99 * (
+            b"c_codecs\nencode\nh\x01\x8c\x06latin1\x86R"
+        ) + b"t.", "share their bytes",
+    ),
+    "nested keys, which take for ever to hash": (lambda: b"\x80\x02" + DEEP + b"q\x000}h\x00Ns.", "of a dict is tuple"),
+    "deep keys, which overflow the stack when hashed": (lambda: b"\x80\x02}()" + b"\x85" * 10**5 + b"Nu.", "tuple"),
     "numbers for keys, of which all could have one hash": (lambda: pickle.dumps({1: 2}), "a key of a dict is int"),
-    "a name that prints for ever": (
-        lambda: b"\x80\x04)" + b"q\x00h\x00\x86" * 60 + b"q\x00h\x00\x93.", "asks for names that are no text",
-    ),
-    "a type that prints for ever": (
-        lambda: b"\x80\x02)" + b"q\x00h\x00\x86" * 60 + b"q\x000cnumpy\ndtype\nh\x00\x85R.", "of type a tuple",
-    ),
-    "an old protocol": (lambda: pickle.dumps(Hostile(os.system, _touch()), 0), "no pickle of protocol 2 to 5"),
+    "a name that prints for ever": (lambda: b"\x80\x04" + DEEP + b"q\x00h\x00\x93.", "damaged"),
+    "a type that prints for ever": (lambda: b"\x80\x02" + DEEP + b"q\x00cnumpy\ndtype\nh\x00\x85R.", "type a tuple"),
+    "an old protocol": (lambda: pickle.dumps(system(), 0), "no pickle of protocol 2 to 5"),
     "no pickle": (lambda: b"PK\x03\x04 a zip file", "no pickle of protocol 2 to 5"),
     "nothing": (lambda: b"", "no pickle of protocol 2 to 5"),
     "two pickles": (lambda: pickle.dumps(1) + pickle.dumps(2), "ends too early"),
+    "a mark too many": (lambda: b"\x80\x02(N.", "ends too early"),
 }  # fmt: skip
+OBJECTS = ("INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4", "PERSID", "BINPERSID")
+OTHERS = ("NEXT_BUFFER", "READONLY_BUFFER", "EMPTY_SET", "ADDITEMS", "FROZENSET", "DICT", "LIST", "LONG4", "PUT", "GET")
+CODES = {opcode.name: opcode.code.encode("latin1") for opcode in pickletools.opcodes}
+HOSTILE |= {
+    name: (partial(b"\x80\x04cnumpy\nndarray\n)}%b\x01\n.".__mod__, CODES[name]), f"asks for {name}, ")
+    for name in (*OBJECTS, *OTHERS)  # whatever they are given
+}
 
 
 @pytest.mark.parametrize("name", HOSTILE)
@@ -221,8 +238,12 @@ def test_nothing_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
     make, message = HOSTILE[name]
     content = make()
     canary.unlink(missing_ok=True)  # making it may have called what reading it must not
+    tracemalloc.start()
     with pytest.raises(InputError) as caught:
         read(content, tmp_path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < (1 << 20) + 100 * len(content)
     assert not canary.exists()
     assert re.search(message, str(caught.value)), str(caught.value)
     assert "\n" not in str(caught.value)
@@ -240,6 +261,17 @@ def test_pythons_unpickler_would_have_run_it(tmp_path: Path, monkeypatch: pytest
         assert (tmp_path / "canary").exists(), name
 
 
+def test_a_far_place_in_the_memo_and_deep_nesting_cost_no_memory_and_change_nothing(tmp_path: Path) -> None:
+    tracemalloc.start()
+    assert read(b"\x80\x02]r\xff\xff\xff\xff.", tmp_path) == []
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    tracemalloc.stop()
+    deep = read(b"\x80\x02" + b"]" * 10**5 + b"a" * (10**5 - 1) + b".", tmp_path)
+    assert [len(deep), len(deep[0])] == [1, 1]
+    swapped = read(pickle.dumps([_dtype("f8", (3, ">", None, None, None, -1, -1, 0)), np.arange(3.0)]), tmp_path)[1]
+    assert (np.dtype("f8").isnative, swapped.tolist()) == (True, [0, 1, 2])
+
+
 @pytest.mark.parametrize("command", ["train", "evaluate", "adapt"])
 def test_a_command_says_it_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str
@@ -247,7 +279,11 @@ def test_a_command_says_it_in_one_line(
     canary, infos = tmp_path / "canary", tmp_path / "nuscenes_infos_val.pkl"
     monkeypatch.setenv("CANARY", str(canary))
     infos.write_bytes(HOSTILE["REDUCE"][0]())
-    first = {"train": [find_config("tiny")], "evaluate": [tmp_path], "adapt": [tmp_path, "--add", "low_rank:a"]}
+    first: dict[str, list[Any]] = {
+        "train": [find_config("tiny")],
+        "evaluate": [tmp_path],
+        "adapt": [tmp_path, "--add", "low_rank:a"],
+    }
     arguments = [command, *first[command], "--data", infos, "--out", tmp_path / "run"]
     monkeypatch.setattr(sys, "argv", ["perception", *map(str, arguments)])
     with pytest.raises(SystemExit) as ended:

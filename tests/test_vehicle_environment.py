@@ -28,10 +28,6 @@ from deploy.replay.settings import Source
 VERSIONS = {"jetpack6": "3.10", "jetpack7": "3.12"}  # of Python
 JETPACKS = {name: ROOT / "requirements" / f"{name}.txt" for name in VERSIONS}
 each_jetpack = pytest.mark.parametrize("jetpack", JETPACKS)
-COMMAND = (
-    *("perception.cli", "perception.commands.common", "perception.commands.bundles", "perception.commands.judge"),
-    *("perception.commands.replays", "perception.commands.vehicle"),
-)
 DISTRIBUTIONS = {
     "cv2": "opencv-python-headless",
     "yaml": "PyYAML",
@@ -41,7 +37,12 @@ DISTRIBUTIONS = {
 LATE = {"tensorrt", "tensorrt_rtx"}  # TensorRT comes with the device; tensorrt_rtx is an extra
 BY_NAME = {"cuda-bindings"}  # imported by importlib, in deploy/engines/cuda.py
 # Imported inside functions that the vehicle does not need: the official splits, and training and export.
-DEVKIT, WORKSHOP = "nuscenes", {"deploy.demo", "deploy.export", "deploy.plan", "deploy.replay.rerun_results"}
+DEVKIT = "nuscenes"
+HEADS = ("network", "detection.center_head", "detection.anchor_head", "detection.peaks", "map.network")
+WORKSHOP = {
+    *("deploy.demo", "deploy.export", "deploy.plan", "deploy.replay.rerun_results"),
+    *(f"perception.tasks.{name}" for name in (*HEADS, "conditions.network")),
+}
 DASHES = str.maketrans("_.", "--")  # in the names of distributions
 FORBIDDEN = {
     "torch",
@@ -98,7 +99,7 @@ def test_requirements_are_what_the_vehicle_imports() -> None:
     """Every requirement is imported by the vehicle's modules or its command, and every import is a requirement."""
     imported: set[str] = set()
     seen: set[str] = set()
-    queue = [*VEHICLE, *COMMAND]
+    queue = [*VEHICLE]
     while queue:
         module = queue.pop()
         if module in seen or module in WORKSHOP:
@@ -106,7 +107,7 @@ def test_requirements_are_what_the_vehicle_imports() -> None:
         seen.add(module)
         file = ROOT.joinpath(*module.split("."))
         tree = ast.parse((file / "__init__.py" if file.is_dir() else file.with_suffix(".py")).read_text())
-        for name in _imports(tree, late=not module.startswith("perception.commands")):
+        for name in _imports(tree, late=".commands." not in module):
             if name.split(".")[0] in ("perception", "deploy"):
                 queue.append(name)
             else:

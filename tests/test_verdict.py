@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from judged import gates, only, record
+from judged import gates, instead, only, record
 from junitparser import Error, Failure, JUnitXml
 from scipy import stats
 
@@ -67,7 +67,8 @@ def seen(tables: NuScenesTables, frame: Frame) -> Prediction:
     found = expansion(tables.dataroot, frame.location)
     assert found is not None
     truth = found.rasterize(frame, GRID)
-    return Prediction(boxes, np.clip(truth + rng.normal(0, 0.4, truth.shape), 0, 1).astype(np.float32))
+    probabilities = np.clip(truth + rng.normal(0, 0.4, truth.shape), 0, 1).astype(np.float32)
+    return Prediction({"detection": boxes, "map": probabilities})
 
 
 def finish(
@@ -80,9 +81,10 @@ def finish(
     """The folder of a replay of a network that sees as `seen`, changed."""
     out.mkdir()
     with (
-        SubmissionWriter(out / "results.json", ["lidar"]) as results,
-        StatisticsWriter(out / "statistics.jsonl", ["lidar"], GRID, Truth(tables) if truth else None) as statistics,
+        SubmissionWriter.open(out / "results.json", ["lidar"]) as results,
+        (out / "statistics.jsonl").open("wb") as file,
     ):
+        statistics = StatisticsWriter(file, ["lidar"], GRID, Truth(tables) if truth else None)
         for frame in frames:
             prediction = change(frame, seen(tables, frame))
             results.add(frame, prediction)
@@ -119,13 +121,13 @@ def shaken(metres: float, away: float = 0.0) -> Change:
     def change(frame: Frame, p: Prediction) -> Prediction:
         rng = np.random.default_rng(frame.timestamp % 2**32 + 1)
         moved = p.boxes.centers + rng.normal(away, metres, p.boxes.centers.shape)
-        return replace(p, boxes=replace(p.boxes, centers=moved))
+        return instead(p, detection=replace(p.boxes, centers=moved))
 
     return change
 
 
 def lost(name: str) -> Change:
-    return lambda frame, p: replace(p, boxes=p.boxes.select(p.boxes.labels != CLASSES.index(name)))
+    return lambda frame, p: instead(p, detection=p.boxes.select(p.boxes.labels != CLASSES.index(name)))
 
 
 def test_scores_are_the_devkits_of_all_and_of_some_conditions(drives: NuScenesTables, fair: Path) -> None:
@@ -180,7 +182,7 @@ def test_a_range_counts_only_what_is_in_it(drives: NuScenesTables, frames: list[
             frame.boxes.transformed(frame.global_from_reference).centers[:, :2] - frame.global_from_ego[:2, 3], axis=1
         )
         boxes = frame.boxes.select((distance < 20) & (frame.boxes.num_points > 0))
-        return replace(prediction, boxes=boxes)
+        return instead(prediction, detection=boxes)
 
     measures = Measures(Finished.load(finish(tmp_path / "near", drives, frames, near)))
     for name in measures.classes(None, (0, 20)):
@@ -252,7 +254,7 @@ def test_the_interval_is_the_jackknife_by_a_loop(
         assert p.map_probabilities is not None
         rng = np.random.default_rng(frame.timestamp % 2**32 + 2)
         noise = rng.normal(0, 0.2, p.map_probabilities.shape).astype(np.float32)
-        return replace(shaken(0.5)(frame, p), map_probabilities=np.clip(p.map_probabilities + noise, 0, 1))
+        return instead(shaken(0.5)(frame, p), map=np.clip(p.map_probabilities + noise, 0, 1))
 
     folder = finish(tmp_path / "worse", drives, six, worse)
     case = only(judge(folder, fair_six, gates({"metric": "difference", "of": of, "at_most": 1})))
@@ -375,7 +377,7 @@ def test_map_agreement_is_the_mean_iou_of_both(drives: NuScenesTables, frames: l
         assert p.map_probabilities is not None
         cells = p.map_probabilities.copy()
         cells[:, ::2] = 0
-        return replace(p, map_probabilities=cells)
+        return instead(p, map=cells)
 
     fair = finish(tmp_path / "fair", drives, frames, truth=False)
     worse = finish(tmp_path / "half", drives, frames, half, truth=False)
@@ -477,7 +479,7 @@ def test_what_cannot_be_judged_is_one_line(
 
 
 def test_no_boxes_at_all_is_a_verdict(drives: NuScenesTables, frames: list[Frame], tmp_path: Path) -> None:
-    empty = finish(tmp_path / "empty", drives, frames, lambda f, p: replace(p, boxes=Boxes.none()))
+    empty = finish(tmp_path / "empty", drives, frames, lambda f, p: instead(p, detection=Boxes.none()))
     case = only(judge(empty, None, gates({"metric": "mAP", "at_least": 0.1})))
     assert case.value == 0
     assert not case.passed

@@ -13,6 +13,7 @@ from judged import gates
 from typer.testing import CliRunner
 
 from deploy.bundle import Bundle, write_bundle
+from deploy.cli import app
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
 from deploy.precision.calibrate import ranges
 from deploy.precision.quantise import CPU, activations, quantisable, quantise
@@ -22,7 +23,6 @@ from deploy.replay.results import Finished
 from deploy.replay.selection import Selection
 from deploy.replay.settings import Settings, Source
 from deploy.replay.verdict import judge
-from perception.cli import app
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
 from perception.tasks.detection.devkit import open_devkit
@@ -52,9 +52,7 @@ def in_int8(to: Path, share: float) -> Path:
     lowered = quantise(model, [*quantisable(model.graph)], small, CPU).SerializeToString()
     outputs = OnnxRuntimeEngine(lowered).run(golden)
     modules = {f"modules/{file.name}": file.read_bytes() for file in (old.path / "modules").glob("*")}
-    write_bundle(
-        to, lowered, proof(golden, outputs), lambda files: old.manifest.model_copy(update={"files": files}), modules
-    )
+    write_bundle(to, lowered, proof(golden, outputs), old.manifest, modules)
     return rewritten(to)
 
 

@@ -35,7 +35,7 @@ def test_what_is_verified_is_told(tmp_path: Path) -> None:
     manifest = bundle("rain").manifest
     told = json.loads(perception("verify", path, "--key", public, "--state", tmp_path, "--json").stdout)
     assert told == {
-        "manifest": f"schema 7, sha256 {json.loads((path / 'manifest.json').read_text())['sha256']}",
+        "manifest": f"schema 8, sha256 {json.loads((path / 'manifest.json').read_text())['sha256']}",
         "release": "0, without end",
         "signature": f"by the key {key_id(public)}",
         "files": f"4 files, {sum((path / name).stat().st_size for name in manifest.files) / 1e6:.1f} MB: "
@@ -94,8 +94,8 @@ def one_node_more(model: onnx.ModelProto) -> None:
         (another_domain, "opset: com.acme is 1, the manifest says that there is none"),
         (renamed, "inputs: pillar_points is not there, the manifest says float32 (1, 'pillars', 8, 5)"),
         (another_shape, "inputs: pillar_counts is int32 (1, 7), the manifest says int32 (1, 'pillars')"),
-        (another_type, "outputs: labels is int32 (1, 200), the manifest says int64 (1, 200)"),
-        (one_output_less, "outputs: map is not there, the manifest says float32 (1, 6, 128, 128)"),
+        (another_type, "outputs: detection/labels is int32 (1, 200), the manifest says int64 (1, 200)"),
+        (one_output_less, "outputs: map/probabilities is not there, the manifest says float32 (1, 6, 128, 128)"),
         (one_node_more, "operators: Softsign is 1, the manifest says that there is none"),
     ],
 )
@@ -175,14 +175,12 @@ def test_a_vehicle_verifies_without_torch_and_onnx(tmp_path: Path) -> None:
     path, (key, public) = copied(tmp_path / "bundle", "rain"), keys(tmp_path)
     path = rewritten(path, sign=key)
     arguments = ["perception", "verify", str(path), "--key", str(public), "--state", str(tmp_path / "state"), "--json"]
-    done = python(f"import sys\nsys.argv = {arguments}\nfrom perception.cli import main\nmain()")
+    done = python(f"import sys\nsys.argv = {arguments}\nfrom deploy.cli import main\nmain()")
     assert (done.returncode, done.stderr) == (0, "")
     assert json.loads(done.stdout) == verify(path, trusting(public))
     model = onnx.load(bundle().onnx)
     one_node_more(model)
     path = rewritten(copied(tmp_path / "other"), onnx=model.SerializeToString())
-    done = python(
-        f"import sys\nsys.argv = {['perception', 'verify', str(path)]}\nfrom perception.cli import main\nmain()"
-    )
+    done = python(f"import sys\nsys.argv = {['perception', 'verify', str(path)]}\nfrom deploy.cli import main\nmain()")
     assert done.returncode == 2
     assert "operators: Softsign is 1, the manifest says that there is none" in done.stderr

@@ -34,8 +34,7 @@ from evidence_models import Models
 from evidence_plan import STEPS, WAYS
 
 from perception.training import settings
-from perception.training.loader import FrameDataset
-from perception.training.loop import losses_of
+from perception.training.loader import FrameDataset, collate
 
 
 def adapt(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -57,12 +56,12 @@ def adapt(arguments: argparse.Namespace) -> dict[str, Any]:
     for _ in range(arguments.rounds + 2):
         for way, model in models.items():
             start = time.perf_counter()
-            batch = dataset.collate([dataset[0], dataset[1]])
+            batch = collate([dataset[0], dataset[1]])
             loading.append(time.perf_counter() - start)
             with torch.autocast("cpu", torch.bfloat16):
                 dense = model(batch.inputs, batch.conditions)
-            losses = losses_of(model.config, {k: v.float() for k, v in dense.items()}, batch)
-            torch.stack(list(losses.values())).sum().backward()
+            terms = model.losses({k: v.float() for k, v in dense.items()}, batch.labels)
+            torch.stack([term.mean() for term in terms.values()]).sum().backward()
             torch.nn.utils.clip_grad_norm_([p for _, p in settings.trainable(model)], 35.0)
             optimizers[way].step()
             optimizers[way].zero_grad()

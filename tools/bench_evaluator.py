@@ -60,7 +60,7 @@ def evaluator(arguments: argparse.Namespace) -> dict[str, Any]:
 def _write(tables: NuScenesTables, path: Path) -> int:
     """A submission of annotations out of place among others that are nowhere."""
     rng, samples = np.random.default_rng(0), tables.samples()
-    with SubmissionWriter(path, ["lidar"]) as writer:
+    with SubmissionWriter.open(path, ["lidar"]) as writer:
         for token in samples:
             frame = tables.frame(token, lidar=False, cameras=False)
             boxes = frame.boxes or Boxes.none()
@@ -71,7 +71,7 @@ def _write(tables: NuScenesTables, path: Path) -> int:
                 centers=boxes.centers + spread * rng.normal(0, 1, boxes.centers.shape),
                 scores=rng.uniform(0.01, 1, len(boxes)),
             )
-            writer.add(frame, Prediction(boxes, None))
+            writer.add(frame, Prediction({"detection": boxes}))
     return len(samples)
 
 

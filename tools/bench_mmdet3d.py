@@ -22,10 +22,11 @@ from perception.frame import Conditions
 from perception.mmdet3d.centerpoint import NAMES
 from perception.mmdet3d.importing import import_checkpoint
 from perception.sensors.inputs import InputSpec, prepare, without_padding
+from perception.tasks.detection.task import DetectionTask
 from perception.tasks.result import to_prediction
 from perception.training.checkpoint import load_model
 
-OUTPUTS = ["boxes", "scores", "labels", "attributes"]
+OUTPUTS = [f"detection/{output.name}" for output in DetectionTask.outputs]
 THREADS = 2
 SIDE = 2048  # of the matrices whose product shows the machine's limit
 
@@ -37,7 +38,7 @@ def mmdet3d(arguments: argparse.Namespace) -> dict[str, Any]:
     `prepare`, the deployed network on the pillars that there are, and `to_prediction`. INT8 is of all blocks. The share
     of preparation and of what comes behind the network is that of the exported FP32 network's time.
     """
-    from centerpoints import NMS, built, predicted, raw, saved, spread  # imports mmdet3d
+    from centerpoints import built, flat, predicted, raw, saved, spread  # imports mmdet3d
 
     torch.set_num_threads(THREADS)
     tables = NuScenesTables(arguments.data, "v1.0-mini")
@@ -45,9 +46,9 @@ def mmdet3d(arguments: argparse.Namespace) -> dict[str, Any]:
     theirs = built()
     spread(theirs, frames[-1].points)
     with tempfile.TemporaryDirectory() as folder:
-        import_checkpoint(NMS["circle"], saved(theirs), Path(folder) / "run")
+        import_checkpoint(flat("circle"), saved(theirs), Path(folder) / "run")
         model, config = load_model(Path(folder) / "run")
-    spec, suppression = InputSpec.of(config), config.model.detection.suppression
+    spec = InputSpec.of(config)
     inputs = [prepare(frame, spec) for frame in frames]
     deployed = model.deployed(Conditions())
     flops = [run(each, without_padding(inputs[0]))[1] for each in (model, deployed)]
@@ -65,7 +66,7 @@ def mmdet3d(arguments: argparse.Namespace) -> dict[str, Any]:
             prepared = time.perf_counter()
             outputs = dict(zip(OUTPUTS, sessions[name].run(OUTPUTS, without_padding(arrays)), strict=True))
             computed = time.perf_counter()
-            prediction = to_prediction(outputs, suppression=suppression)
+            prediction = to_prediction(model.tasks, outputs)
             if name == "fp32":
                 for stage, seconds in zip(
                     stages, np.diff([begin, prepared, computed, time.perf_counter()]), strict=True
@@ -79,7 +80,7 @@ def mmdet3d(arguments: argparse.Namespace) -> dict[str, Any]:
     def in_torch(frame: Any) -> Any:
         tensors = {name: torch.from_numpy(array) for name, array in without_padding(prepare(frame, spec)).items()}
         outputs = {name: value.numpy() for name, value in deployed.predict(tensors).items()}
-        return to_prediction(outputs, suppression=suppression)
+        return to_prediction(model.tasks, outputs)
 
     sides: Mapping[str, Callable[[Any], Any]] = {
         "mmdet3d": lambda frame: predicted(theirs, frame.points),

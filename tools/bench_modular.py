@@ -23,7 +23,6 @@ from perception.model import PerceptionModel
 from perception.training.checkpoint import save_model
 
 DOMAINS = ("rain", "fog", "night", "singapore")
-TASKS = {"detection": ["boxes", "scores", "labels", "attributes"], "map": ["map"]}
 
 
 # Where the bank sits. At the fine grid of the first stage a layer of `tiny` has 32 channels, and a bank of four modules
@@ -94,7 +93,8 @@ def _graphs(name: str, folder: Path) -> dict[str, Path]:
         bundle = export(run, folder / domain, [[domain]], console=Console(quiet=True))
         if domain == DOMAINS[0]:
             graphs["folded"] = bundle.onnx
-        for task, outputs in TASKS.items():
+        for task, head in bundle.manifest.heads.items():
+            outputs = [f"{task}/{output.name}" for output in head.outputs]
             graphs[f"{task} {domain}"] = file = folder / f"{task}-{domain}.onnx"
             onnx.utils.extract_model(bundle.onnx, file, [tensor.name for tensor in bundle.manifest.inputs], outputs)
             np.savez(file.with_suffix(".npz"), **bundle.golden()[0])

@@ -65,7 +65,7 @@ def speed(configuration: str, rounds: int) -> dict[str, Any]:
     alone = {name: _one_thread(content) for name, content in contents.items()}
 
     def whole_frame(run: Callable[[dict[str, np.ndarray]], Any]) -> Callable[[], Any]:
-        return lambda: to_prediction(run(prepare(frame, spec)))
+        return lambda: to_prediction(model.tasks, run(prepare(frame, spec)))
 
     wall = _medians({name: whole_frame(engine.run) for name, engine in engines.items()}, time.perf_counter, rounds)
     cpu = _medians({name: whole_frame(run) for name, run in alone.items()}, time.process_time, rounds)

@@ -33,6 +33,15 @@ def folder() -> Path:
 
 
 @cache
+def flat(nms: str) -> Path:
+    """The configuration as the import reads it."""
+    from mmengine.config import Config
+
+    Config.fromfile(NMS[nms]).dump(folder() / NMS[nms].name)
+    return folder() / NMS[nms].name
+
+
+@cache
 def built(nms: str = "circle") -> Any:
     """mmdet3d's network as its configuration has it."""
     from mmdet3d.registry import MODELS
@@ -107,7 +116,7 @@ def saved(model: Any) -> Path:
 def run(checkpoint: Path, nms: str = "circle") -> Path:
     """The run that the import of a checkpoint writes."""
     out = folder() / f"run-{nms}-{checkpoint.stem}"
-    import_checkpoint(NMS[nms], checkpoint, out)
+    import_checkpoint(flat(nms), checkpoint, out)
     return out
 
 

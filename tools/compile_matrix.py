@@ -45,7 +45,7 @@ def graph_of(name: str, kind: str) -> tuple[onnx.ModelProto, dict[str, tuple[int
         routes.append(Conditions())
         inputs["route"] = np.ones((1, 1), np.float32)
     model = PerceptionModel(config).deployed(*routes)
-    outputs = ["boxes", "scores", "labels", "attributes", *(["map"] if config.model.map else [])]
+    outputs = [f"{name}/{each.name}" for name, task in model.tasks.items() for each in task.outputs]
     with torch.no_grad():
         return to_onnx(model, inputs, outputs), {name: array.shape for name, array in inputs.items()}
 

@@ -29,7 +29,7 @@ from rich.console import Console
 from perception.evaluation.evaluate import evaluate
 from perception.frame import Conditions, Frame, Prediction
 from perception.model import PerceptionModel
-from perception.modules.aggregation.merge import Method, merge_modules
+from perception.modules.aggregation.merge import Merging, Method, merge_modules
 from perception.modules.aggregation.notation import parse_block
 from perception.modules.routing.show_route import routing_table
 from perception.predict import TorchPredictor
@@ -119,7 +119,7 @@ class Evidence:
         def merged(method: Method, calibrated: bool = False, **options: Any) -> Callable[[], PerceptionModel]:
             def make() -> PerceptionModel:
                 model = self.models.together(seed)
-                merge_modules(model.bank, "merged", [a, b], method, **options)
+                merge_modules(model.bank, "merged", [a, b], Merging(method, **options))
                 model.bank.activate("merged")
                 if calibrated:  # needs drives of the combination, but none of their annotations
                     recalibrate(model, self.models.inputs(self.models.tokens("sim_train", combination)), "merged")

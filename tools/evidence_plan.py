@@ -76,6 +76,5 @@ ROUTED_BY = "router: soft, tags as labels"  # the one that all seeds go
 ROUTERS = {  # learned on drives of all single conditions, with the low-rank modules and the base frozen
     ROUTED_BY: {"kind": "learned", "choose": "soft", "supervise": 1.0},
     "router: Gumbel, no tags": {"kind": "learned", "choose": "gumbel", "balance": 0.1},
-    "router: conditions recognised": {"kind": "classifier"},
 }
 CLAIMED = ("full fine-tune", UNION)  # ways that all seeds go

@@ -26,11 +26,12 @@ from deploy.replay.faults import Fault, inject
 from deploy.replay.statistics import Truth
 from deploy.runtime import Runtime
 from perception.datasets.nuscenes.dataset import NuScenesTables
-from perception.datasets.nuscenes.tables import LIDAR, versions
-from perception.frame import CAMERAS, Frame
+from perception.datasets.nuscenes.tables import versions
+from perception.frame import CAMERAS, LIDAR, Frame
 from perception.scene.health.monitor import HealthMonitor
-from perception.tasks.detection.columns import BoxColumns, detection_rows
+from perception.tasks.detection.columns import BoxColumns
 from perception.tasks.detection.scores import DetectionScores
+from perception.tasks.detection.submission import submitted
 from perception.tasks.map.counts import count_rings, ious, predicted_cells
 
 FAULTS = (
@@ -64,14 +65,14 @@ def scores(runtime: Runtime, frames: Sequence[Frame], truth: Truth, faults: Sequ
     racks = np.array([[i, *rack] for i, f in enumerate(frames) for rack in truth.racks(f.token)]).reshape(-1, 11)
     annotated = [[i, *box] for i, frame in enumerate(frames) for box in truth.boxes(frame.token) or ()]
     scenes = np.unique([frame.scene for frame in frames], return_inverse=True)[1]
-    grid, counts, rows = runtime.bundle.manifest.map_grid, [], []
+    grid, counts, rows = runtime.bundle.manifest.head_grid.build(), [], []
     for i, frame in enumerate(inject(frames, [Fault.parse(text) for text in faults])):
         prediction = runtime(frame)
-        rows.append(detection_rows(frame, prediction.boxes, i))
-        if prediction.map_probabilities is not None and grid is not None and (known := truth.map(frame.location)):
+        rows.append(BoxColumns.of_frame(submitted(frame, prediction.boxes), i))
+        if prediction.map_probabilities is not None and (known := truth.tables.map(frame.location)):
             cells = predicted_cells(prediction.map_probabilities)
-            counts.append(count_rings(cells, known.rasterize(frame, grid.build()), grid.build()).sum(axis=2))
-    sides = [BoxColumns.of(np.array(side, np.float64)) for side in (annotated, np.concatenate(rows))]
+            counts.append(count_rings(cells, known.rasterize(frame, grid), grid).sum(axis=2))
+    sides = [BoxColumns.of(np.array(annotated, np.float64)), BoxColumns.joined(rows)]
     scored = DetectionScores(sides[0].counted(egos, racks), sides[1].counted(egos, racks), scenes).scored()
     return {
         "fault": " + ".join(faults) or "none",

@@ -19,8 +19,10 @@ from rich.table import Table
 from deploy.bundle import Bundle
 from deploy.engines import open_engine
 from deploy.golden import Arrays, GoldenFrame, differences
+from deploy.tolerances import Tolerances
 from perception.frame import CLASSES, MAP_CLASSES
 
+BOXES, MAP, CONDITIONS = "detection/boxes", "map/probabilities", "conditions/probabilities"
 Fault = Callable[[Arrays, GoldenFrame], dict[str, np.ndarray]]
 
 
@@ -28,9 +30,9 @@ def moved(columns: slice, by: float) -> Fault:
     """These numbers of all boxes, by so much."""
 
     def fault(outputs: Arrays, frame: GoldenFrame) -> dict[str, np.ndarray]:
-        boxes = outputs["boxes"].copy()
+        boxes = outputs[BOXES].copy()
         boxes[..., columns] += np.float32(by)
-        return {**outputs, "boxes": boxes}
+        return {**outputs, BOXES: boxes}
 
     return fault
 
@@ -39,11 +41,11 @@ def turned(degrees: float) -> Fault:
     """All headings."""
 
     def fault(outputs: Arrays, frame: GoldenFrame) -> dict[str, np.ndarray]:
-        boxes, angle = outputs["boxes"].copy(), np.float32(np.radians(degrees))
+        boxes, angle = outputs[BOXES].copy(), np.float32(np.radians(degrees))
         sin, cos = boxes[..., 6].copy(), boxes[..., 7].copy()
         boxes[..., 6] = sin * np.cos(angle) + cos * np.sin(angle)
         boxes[..., 7] = cos * np.cos(angle) - sin * np.sin(angle)
-        return {**outputs, "boxes": boxes}
+        return {**outputs, BOXES: boxes}
 
     return fault
 
@@ -60,11 +62,11 @@ def other(name: str, count: int, most: bool = False) -> Fault:
         values = outputs[name].copy()
         if most:
             values[...] = 0
-        elif (compared := np.argwhere(frame.compared)).size:
-            best = tuple(max(compared, key=lambda at: frame.outputs["scores"][tuple(at)]))
-            box = frame.outputs["boxes"][best][:3]
+        elif (compared := np.argwhere(frame.compared["detection"])).size:
+            best = tuple(max(compared, key=lambda at: frame.outputs["detection/scores"][tuple(at)]))
+            box = frame.outputs[BOXES][best][:3]
             here = np.argwhere(outputs[name] == frame.outputs[name][best])
-            nearest = min(here, key=lambda at: float(np.linalg.norm(outputs["boxes"][tuple(at)][:3] - box)))
+            nearest = min(here, key=lambda at: float(np.linalg.norm(outputs[BOXES][tuple(at)][:3] - box)))
             values[tuple(nearest)] = (values[tuple(nearest)] + 1) % count
         return {**outputs, name: values}
 
@@ -75,9 +77,9 @@ def gone(index: int) -> Fault:
     """One class of the map."""
 
     def fault(outputs: Arrays, frame: GoldenFrame) -> dict[str, np.ndarray]:
-        zeroed = outputs["map"].copy()
+        zeroed = outputs[MAP].copy()
         zeroed[:, index] = 0
-        return {**outputs, "map": zeroed}
+        return {**outputs, MAP: zeroed}
 
     return fault
 
@@ -89,22 +91,23 @@ def faults(outputs: Arrays) -> Mapping[str, Fault]:
     found |= {f"sizes x {by:g}": _sized(by) for by in (1.1, 1.3)}
     found |= {f"headings +{by:g} deg": turned(by) for by in (5, 20)}
     found |= {f"velocities +{by:g} m/s": moved(slice(8, 9), by) for by in (0.3, 1)}
-    found |= {f"scores x {by:g}": scaled("scores", by) for by in (0.95, 0.9, 0.8)}
-    found["one label"], found["all labels"] = other("labels", len(CLASSES)), other("labels", 1, most=True)
-    found["one attribute"], found["all attributes"] = other("attributes", 8), other("attributes", 1, most=True)
-    if "map" in outputs:
+    found |= {f"scores x {by:g}": scaled("detection/scores", by) for by in (0.95, 0.9, 0.8)}
+    labels, attributes = "detection/labels", "detection/attributes"
+    found["one label"], found["all labels"] = other(labels, len(CLASSES)), other(labels, 1, most=True)
+    found["one attribute"], found["all attributes"] = other(attributes, 8), other(attributes, 1, most=True)
+    if MAP in outputs:
         found |= {f"no {name}": gone(i) for i, name in enumerate(MAP_CLASSES)}
-        found |= {f"map x {by:g}": scaled("map", by) for by in (0.99, 0.9)}
-    if "recognised" in outputs:
-        found["conditions inverted"] = lambda outputs, frame: {**outputs, "recognised": 1 - outputs["recognised"]}
+        found |= {f"map x {by:g}": scaled(MAP, by) for by in (0.99, 0.9)}
+    if CONDITIONS in outputs:
+        found["conditions inverted"] = lambda outputs, frame: {**outputs, CONDITIONS: 1 - outputs[CONDITIONS]}
     return found
 
 
 def _sized(factor: float) -> Fault:
     def fault(outputs: Arrays, frame: GoldenFrame) -> dict[str, np.ndarray]:
-        boxes = outputs["boxes"].copy()
+        boxes = outputs[BOXES].copy()
         boxes[..., 3:6] *= np.float32(factor)
-        return {**outputs, "boxes": boxes}
+        return {**outputs, BOXES: boxes}
 
     return fault
 
@@ -120,15 +123,26 @@ def judged(bundle: Bundle) -> dict[str, int]:
     }
 
 
+def largest(tolerances: Tolerances) -> dict[str, float]:
+    """By name; of the channels of an output the largest."""
+    found = dict(tolerances.model_copy(update={"dense": {}}).numbers())
+    for output, channels in tolerances.dense.items():
+        found[f"{output}.each"] = max(spread.each for spread in channels.values())
+        found[f"{output}.mean"] = max(spread.mean for spread in channels.values())
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("bundles", nargs="+", type=Path)
     console, bundles = Console(), [Bundle.load(path) for path in parser.parse_args().bundles]
     table = Table("", *(f"{bundle.manifest.name} {bundle.manifest.precision}" for bundle in bundles))
-    numbers = [dict(bundle.manifest.tolerances.numbers()) for bundle in bundles]
+    numbers = [largest(bundle.manifest.tolerances) for bundle in bundles]
     for name in numbers[0]:
         table.add_row(f"tolerance {name}", *(f"{each[name]:g}" for each in numbers))
-    compared = [[int(f.compared.sum()) for f in bundle.golden_frames(bundle.cpu_onnx.name)] for bundle in bundles]
+    compared = [
+        [int(f.compared["detection"].sum()) for f in bundle.golden_frames(bundle.cpu_onnx.name)] for bundle in bundles
+    ]
     table.add_row("detections compared", *("+".join(map(str, each)) for each in compared), end_section=True)
     results = [judged(bundle) for bundle in bundles]
     for name in dict.fromkeys(name for each in results for name in each):

@@ -20,8 +20,8 @@ from PIL import Image
 
 from deploy.replay.faults import Fault, inject
 from perception.datasets.nuscenes.dataset import NuScenesTables
-from perception.datasets.nuscenes.tables import LIDAR, versions
-from perception.frame import CAMERAS, Frame
+from perception.datasets.nuscenes.tables import versions
+from perception.frame import CAMERAS, LIDAR, Frame
 from perception.scene.health.monitor import HealthMonitor
 
 Change = Callable[[np.ndarray, int], np.ndarray]  # of a picture; the number seeds what is random
@@ -108,9 +108,8 @@ def print_faults(drives: Sequence[Drive]) -> None:
     print("| fault | sign | load: 5 %, median | beyond the limit |\n|---|---|---|---|")
     for text in FAULTS:
         fault, found = Fault.parse(text), defaultdict[tuple[str, str], list[tuple[float, float]]](list)
-        suffering = [LIDAR if name == "lidar" else name for name in fault.sensors]
         for frames in drives:
-            add_loads(found, inject(frames, [fault]), suffering)
+            add_loads(found, inject(frames, [fault]), fault.sensors)
         for (_, status), pairs in found.items():
             if status in fault.kind.told_as:
                 loads, times = np.array(pairs).T

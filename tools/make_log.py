@@ -26,9 +26,9 @@ from rosbags.rosbag2 import Writer as RosbagWriter
 from rosbags.typesys import Stores, get_typestore
 
 from perception.datasets.nuscenes.dataset import NuScenesTables
-from perception.datasets.nuscenes.tables import LIDAR, Recording, only_version
+from perception.datasets.nuscenes.tables import Recording, only_version
 from perception.errors import InputError
-from perception.frame import CAMERAS
+from perception.frame import CAMERAS, LIDAR
 
 TYPES = get_typestore(Stores.ROS2_HUMBLE)
 SWEEPS = 10  # before each keyframe; networks take as many or fewer

@@ -5,7 +5,8 @@ perception simulate runs/routing/drives --scenes 48 --samples 5 --seed 1 \\
   --conditions clear-day-boston,rain-day-boston,clear-night-boston,rain-night-boston
 perception adapt runs/demo/run --add low_rank:night --slots 'trunk.*' --data runs/routing/drives --conditions night \\
   --out runs/routing/night
-perception adapt runs/routing/night --recognise --steps 600 --data runs/routing/drives --out runs/routing/recognised
+perception adapt runs/routing/night --task conditions --steps 600 --data runs/routing/drives \\
+  --out runs/routing/recognised
 perception export runs/routing/recognised --routes base,rain,night,rain+night --out runs/routing/bundle
 perception simulate runs/routing/changing --scenes 2 --samples 36 --seed 2 \\
   --conditions clear-day-boston/rain-day-boston/rain-night-boston
@@ -92,7 +93,7 @@ def measured(bundle: Path, tables: NuScenesTables, split: str, out: Path, told: 
     runtime = Runtime(bundle)  # anew: the same drives come again
     driven = Driven(runtime, told)
     metrics = evaluate(driven, tables, split, (), out, runtime.bundle.spec, Console(quiet=True))
-    iou = metrics["map"] and metrics["map"]["iou_max"]["mean"]
+    iou = metrics["map"]["iou_max"]["mean"] if metrics.get("map") else None
     return {"mAP": metrics["mAP"], "NDS": metrics["NDS"], "mIoU": iou, **driven.summary()}
 
 

@@ -167,7 +167,7 @@ def score(tracker: Callable[[], AnyTracker], scenes: list[Scene], nusc: Any, sen
     """The devkit's scores of a tracker on scenes."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / "tracks.json"
-        with TrackWriter(path, sensors) as writer:
+        with TrackWriter.open(path, sensors) as writer:
             for scene in scenes:
                 for moment, tracks in zip(scene, tracked(tracker(), scene), strict=True):
                     writer.add(moment.sample, tracks)

@@ -1,4 +1,4 @@
-"""The little of CUDA that running a plan takes, through NVIDIA's own bindings (`cuda-bindings`, of cuda-python).
+"""The part of CUDA that running a plan needs, through NVIDIA's own bindings (`cuda-bindings`, of cuda-python).
 
 Only the driver API, whose library comes with every NVIDIA GPU: calls and constants are those of the "CUDA Driver API
 Reference Manual". A driver runs what was made for an older CUDA, so the bindings of CUDA 12 serve JetPack 6 (CUDA 12.6)
@@ -54,7 +54,7 @@ def _driver() -> Any:
 
 
 def _call(name: str, *arguments: Any) -> Any:
-    """What a function of the driver returns beside its code: one value or None."""
+    """Call a function of the driver; returns its value, if it has one, without the result code."""
     code, *values = getattr(_driver(), name)(*arguments)
     if code:
         raise RuntimeError(f"CUDA: {name} gives {code.name}")
@@ -62,7 +62,7 @@ def _call(name: str, *arguments: Any) -> Any:
 
 
 def compute_capability() -> int:
-    """Of the first GPU; 87 is 8.7. InputError as `_driver`."""
+    """The compute capability of the first GPU; 87 is 8.7. Raises as `_driver`."""
     attributes = _driver().CUdevice_attribute
     major, minor = (
         _call("cuDeviceGetAttribute", getattr(attributes, f"CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_{part}"), 0)
@@ -107,11 +107,11 @@ class Stream:
         _call("cuMemcpyDtoHAsync", buffer.pinned, buffer.address, buffer.size, self._stream)
 
     def wait(self) -> None:
-        """Until all that was queued is done."""
+        """Wait until all queued work is done."""
         _call("cuStreamSynchronize", self._stream)
 
     def record(self, queue: Callable[[], None]) -> Graph | None:
-        """The work that `queue` puts on this stream, which is not done yet; None where it cannot be recorded."""
+        """Record the work that `queue` puts on this stream, without running it; None if it cannot be recorded."""
         _call("cuStreamBeginCapture", self._stream, _driver().CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)
         try:
             queue()

@@ -16,8 +16,8 @@ class OnnxRuntimeEngine:
     """A network on the CPU, from an ONNX file or its content.
 
     Args:
-        name: of the content, for the message.
-        fused: as fast as can be; otherwise node by node, as the graph says.
+        name: names the content in messages.
+        fused: with ONNX Runtime's optimisations; otherwise node by node, as the graph says.
 
     Raises:
         InputError: ONNX Runtime refuses the file.

@@ -1,9 +1,9 @@
-"""TensorRT's compiler: a graph becomes a plan for a GPU.
+"""TensorRT's compiler: makes a plan for a GPU from a graph.
 
 Written once against the API that `tensorrt` (10 and later; Jetson, DRIVE) and `tensorrt_rtx` (RTX GPUs) share.
-Compiling with `tensorrt_rtx` needs no GPU and is tested on every change. What has never run, because it needs the
-device: compiling with `tensorrt` itself; placing layers on a DLA (the calls are made on `tensorrt_rtx`'s configuration,
-which takes them, but no DLA is there to compile for); and compiling a plan to be refitted, for which `tensorrt_rtx`
+Compiling with `tensorrt_rtx` needs no GPU and is tested on every change. Three things need the device and have never
+run: compiling with `tensorrt` itself; placing layers on a DLA (the calls are tested on `tensorrt_rtx`'s configuration,
+which accepts them, but there is no DLA to compile for); and compiling a plan to be refitted, for which `tensorrt_rtx`
 needs a GPU as well (1.4 and 1.7 fail without the driver as soon as the graph has weights: "graph_jit.cpp:
 CHECK(status == CUDA_SUCCESS)").
 """
@@ -32,10 +32,10 @@ class Plan:
 
 
 def compiles_here(target: Target) -> bool:
-    """Whether this is a machine to compile for the target on. TensorRT needs to be here, and the target's own GPU.
+    """Whether this machine can compile for the target; `tensorrt` needs the target's own GPU for it.
 
     Raises:
-        InputError: TensorRT is here, but not what it takes to see the GPU.
+        InputError: TensorRT is installed, but not the bindings that find the GPU.
     """
     if target.compiler != "tensorrt":
         return True
@@ -58,9 +58,9 @@ def build_engine(
 
     Args:
         dla: place on the first DLA what it can run, and the rest on the GPU.
-        refittable: the plan shall take other weights later (`deploy.refit`), and gives up what the compiler would make
-            of their values. It cannot be compiled without a GPU.
-        inputs: shapes by name, of those at least that the graph leaves a dimension of open: a plan takes one size.
+        refittable: compile a plan that can take other weights later (`deploy.structure`), without the optimisations
+            that depend on their values. It cannot be compiled without a GPU.
+        inputs: shapes by name, at least of inputs with a dynamic dimension: the plan takes this one size.
 
     Raises:
         InputError: the compiler is not installed or of another version, there is no DLA, no GPU for a plan to be

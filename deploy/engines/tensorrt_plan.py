@@ -1,4 +1,4 @@
-"""TensorRT's runtime: a plan runs on a GPU.
+"""TensorRT's runtime: runs a plan on a GPU.
 
 Follows NVIDIA's documentation ("Performing Inference", "CUDA Graphs", "Refitting an Engine") and the API that
 `tensorrt` and `tensorrt_rtx` share. None of this has run on a GPU yet: it is tested with stand-ins for TensorRT and the
@@ -23,17 +23,17 @@ from perception.errors import InputError
 class TensorRtEngine:
     """A plan on this machine's first GPU, for the thread that opened it.
 
-    Memory for every input and output is taken here, once, on the GPU and pinned on the host. So is the record of a
-    frame's work, copies to and from the GPU included: a CUDA graph that every run launches as a whole. As NVIDIA asks,
-    it is recorded after one run without it, in which TensorRT does what it leaves to the first.
+    Memory for every input and output is allocated here, once, on the GPU and pinned on the host. The work of a frame,
+    with the copies to and from the GPU, is recorded once too, as a CUDA graph that every run launches. As NVIDIA
+    requires, it is recorded after one run without it, in which TensorRT does its deferred initialisation.
 
     Attributes:
-        graph: None where the work cannot be recorded, because it takes memory or waits for the GPU midway (shapes that
+        graph: None if the work cannot be recorded, because it allocates memory or waits for the GPU midway (shapes that
             depend on data, branches, plans of tensorrt_rtx 1.1): then every run queues it anew.
 
     Args:
-        weights: the ONNX graph whose weights the plan runs with, of the same structure (`deploy.refit`) as the one it
-            was compiled from; None: with those that it was compiled with.
+        weights: the ONNX graph whose weights the plan runs with, of the same structure (`deploy.structure`) as the one
+            it was compiled from; None: with those that it was compiled with.
 
     Raises:
         InputError: no GPU, no TensorRT, a plan for another version or GPU, or one that does not take the weights.

@@ -1,5 +1,5 @@
-"""Graphs in FP16 and INT8. TensorRT 11 takes the precision from the graph, so that is where it is written.
+"""Graphs in FP16 and INT8. TensorRT 11 takes the precision from the graph's types.
 
-`graph` finds out where a node stands; `half` makes FP16 of it; `frames`, `calibrate`, `sensitivity` and `quantise` are
-the steps to INT8; `lower` is what an export calls.
+`graph` finds the part of the network that a node is in; `half` converts to FP16; `frames`, `calibrate`, `sensitivity`
+and `quantise` are the steps to INT8; `convert.lower` is what an export calls.
 """

@@ -19,7 +19,7 @@ Inputs = Mapping[str, np.ndarray]
 
 
 def ranges(model: onnx.ModelProto, tensors: Iterable[str], frames: Iterable[Inputs]) -> dict[str, tuple[float, float]]:
-    """The range (low, high), which holds 0, of each of these tensors on the frames.
+    """The range (low, high) of each of these tensors on the frames; it always contains 0.
 
     Args:
         model: an FP32 graph.
@@ -35,7 +35,7 @@ def ranges(model: onnx.ModelProto, tensors: Iterable[str], frames: Iterable[Inpu
 
 
 class _Calibrater(PercentileCalibrater):
-    """ONNX Runtime's, for tensors that are chosen by name."""
+    """ONNX Runtime's calibrater, for tensors that are chosen by name."""
 
     def __init__(self, model: onnx.ModelProto, tensors: list[str], folder: Path) -> None:
         self._chosen = tensors
@@ -51,7 +51,7 @@ class _Calibrater(PercentileCalibrater):
 
 
 class _Reader(CalibrationDataReader):
-    """One frame."""
+    """Gives the calibrater one frame."""
 
     def __init__(self, inputs: Inputs) -> None:
         self._left = [dict(inputs)]

@@ -31,7 +31,7 @@ class Drives:
         return open_source(self.root, self.version)
 
     def inputs(self, spec: InputSpec) -> dict[str, dict[str, np.ndarray]]:
-        """What a network takes of each, by token; keyframes that lack one of its sensors are left out.
+        """The network's inputs for each keyframe, by token, without keyframes that lack one of its sensors.
 
         Raises:
             InputError: no such drives, or no keyframe with all its sensors.

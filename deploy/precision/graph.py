@@ -1,4 +1,4 @@
-"""Where a node stands in an exported graph, found by following the tensors; no list of names.
+"""The part of the network that a node of an exported graph is in, found by following tensors, not by names.
 
 sensors ──> encoding ──> convolutions and what is between them ──> last layers ──> decoding ──> outputs
                    └──<── view transform ──<── decoding ──<── last layers ──<──┘
@@ -18,7 +18,7 @@ STEERING = frozenset({"route", "conditions"})  # inputs that say which modules r
 
 @dataclass(frozen=True)
 class Places:
-    """The nodes of a graph by where they stand, each known by its first output."""
+    """The nodes of a graph by part of the network, each known by its first output."""
 
     encoding: frozenset[
         str
@@ -54,9 +54,10 @@ def places(graph: onnx.GraphProto) -> Places:
 
 
 def _leading_on(graph: onnx.GraphProto) -> set[str]:
-    """First outputs of the nodes behind which there is another convolution.
+    """First outputs of the nodes that lead to another convolution.
 
-    Which cells are the best decides where boxes are regressed, but is no input of that convolution.
+    The choice of the best cells (TopK) decides where boxes are regressed, but does not count as an input of that
+    convolution.
     """
     taken: set[str] = set()
     leading = set()
@@ -95,7 +96,7 @@ def floats(model: onnx.ModelProto) -> set[str]:
 
 
 def drop_unused(graph: onnx.GraphProto) -> None:
-    """Leave out initializers that no node takes."""
+    """Remove initializers that no node reads."""
     used = set(_taken(graph))
     kept = [tensor for tensor in graph.initializer if tensor.name in used]
     del graph.initializer[:]

@@ -1,4 +1,4 @@
-"""FP16 by type: TensorRT 11 knows no other way, and takes the types in the graph for the precision.
+"""FP16 by the types in the graph, from which alone TensorRT 11 takes the precision.
 
 Convolutions and what lies between them become FP16. These stay FP32:
 
@@ -10,7 +10,7 @@ Convolutions and what lies between them become FP16. These stay FP32:
 - inputs and outputs, so that a bundle is used in the same way at every precision.
 
 `onnxruntime.transformers.float16` and `onnxconverter_common` cast the output of every node that they keep to FP16 and
-back for the next one, which rounds the coordinates that are to be spared. Here a cast stands only where the precision
+back for the next one, which rounds the coordinates that must stay exact. Here there are casts only where the precision
 changes.
 """
 
@@ -33,7 +33,7 @@ _ALWAYS_SINGLE = {"Resize": (1, 2)}
 
 
 def to_half(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy of an FP32 graph in FP16 where that serves; see above.
+    """A copy of an FP32 graph, in FP16 except for the parts above.
 
     Raises:
         InputError: a weight is beyond the range of FP16.

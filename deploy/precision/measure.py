@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import onnx
@@ -13,15 +14,26 @@ from deploy.golden import (
     QUANTITIES,
     Arrays,
     GoldenFrame,
+    dense_spreads,
     distinct,
-    map_spreads,
     matched,
     require_enough,
     score_spread,
     sides,
 )
-from deploy.tolerances import BOUNDS, REMEDY, Precision, Spread, Tolerances, exact, require_bounded
+from deploy.tolerances import (
+    BOUNDS,
+    REMEDY,
+    Precision,
+    Ranked,
+    Spread,
+    Tolerances,
+    dense_bound,
+    exact,
+    require_bounded,
+)
 from perception.errors import InputError
+from perception.tasks.task import Output, Task, part_of
 
 MARGIN = 2.0  # of a tolerance over what was measured in one detection: engines round in different places
 ERRORS = 2.0  # of the mean, in standard errors: it may be small by chance
@@ -29,30 +41,40 @@ MANTISSAS = (10, 12)  # bits, of the engines that are emulated
 
 FEWEST = 20  # detections, or a quarter of a short list: the mean of fewer is chance, and none is compared
 
+Tasks = Mapping[str, Task[Any]]
 Proof = tuple[GoldenFrame, list[Arrays]]  # and the outputs of other engines that compute the same
 
 
 def golden_of(
-    graphs: Mapping[str, onnx.ModelProto], precision: Precision, frames: Mapping[str, tuple[Arrays, Arrays]]
+    graphs: Mapping[str, onnx.ModelProto],
+    precision: Precision,
+    frames: Mapping[str, tuple[Arrays, Arrays]],
+    tasks: Tasks,
 ) -> tuple[tuple[GoldenFrame, ...], Tolerances]:
     """The golden frames of each graph, and how far engines may be off.
 
-    FP16 is compared with the trained network, from which the tolerances are measured. INT8 is not: where a network is
-    shown what it was not calibrated on, it is anything but the trained one, and still an engine must compute it. It is
-    compared with its own graph, and the tolerances are measured on the rounding of other engines, emulated.
+    FP16 is compared with the trained network, from which the tolerances are measured. INT8 is not:
+    on inputs unlike those it was calibrated on, an INT8 network differs much from the trained one, and still an engine
+    must compute it. It is compared with its own graph, and the tolerances are measured with the emulated rounding of
+    other engines.
 
     Args:
         graphs: by the name of their file.
         frames: inputs, and the outputs of the trained network, by name.
+        tasks: of the network.
 
     Raises:
         InputError: a graph is further off than its precision may be.
     """
+    ranked = [name for name, task in tasks.items() if task.ranked]
     if precision == "fp32":
-        least = BOUNDS["fp32"].score.each / 10  # engines are that close, and scores of a young network too
-        exactly = [GoldenFrame(name, *each, distinct(each[1], least)) for name, each in frames.items()]
+        least = BOUNDS["fp32"].ranked.score.each / 10  # engines are that close, and scores of a young network too
+        exactly = [
+            GoldenFrame(name, *each, {task: distinct(part_of(task, each[1]), least) for task in ranked})
+            for name, each in frames.items()
+        ]
         _require_enough(exactly, precision)
-        return tuple(exactly), exact(exactly[0].outputs)
+        return tuple(exactly), exact(tasks)
     measured: list[Proof] = []
     for file, graph in graphs.items():
         engine = OnnxRuntimeEngine(graph.SerializeToString())
@@ -60,8 +82,12 @@ def golden_of(
         for name, (inputs, trained) in frames.items():
             outputs = trained if precision == "fp16" else engine.run(inputs)
             found: list[Arrays] = [other.run(inputs) for other in others]
-            measured.append((GoldenFrame(name, inputs, outputs, steady(outputs, found, precision), file), found))
-    tolerances = tolerances_of(measured, precision)
+            compared = {
+                task: steady(part_of(task, outputs), [part_of(task, each) for each in found], precision)
+                for task in ranked
+            }
+            measured.append((GoldenFrame(name, inputs, outputs, compared, file), found))
+    tolerances = tolerances_of(measured, precision, tasks)
     return tuple(frame for frame, _ in measured), tolerances
 
 
@@ -70,7 +96,7 @@ def _others(graph: onnx.ModelProto) -> list[OnnxRuntimeEngine]:
 
 
 def elsewhere(graph: onnx.ModelProto, mantissa: int) -> onnx.ModelProto:
-    """A copy whose float weights are rounded to so many bits of mantissa: it rounds as differently as engines may.
+    """A copy with float weights rounded to so many bits of mantissa: it emulates the rounding of another engine.
 
     INT8 turns a difference of 1e-7 in front of a layer into a whole step behind it, for some numbers; this makes sure
     that all layers get such differences.
@@ -86,9 +112,8 @@ def elsewhere(graph: onnx.ModelProto, mantissa: int) -> onnx.ModelProto:
 
 
 def steady(expected: Arrays, others: Sequence[Arrays], precision: Precision) -> np.ndarray:
-    """Which detections rounding does not decide about: all engines find them, far enough above the last of the list."""
-    half = _half(precision)
-    lost = BOUNDS[precision].lost
+    """Which detections do not depend on rounding: all engines find them, far enough above the last of the list."""
+    half, lost = _half(precision), BOUNDS[precision].ranked.lost
     apart = max(score_spread(expected["scores"], actual["scores"], lost).each for actual in others)
     compared = distinct(expected, min(apart, half.score.each))
     for i, frame in enumerate(compared):
@@ -98,43 +123,55 @@ def steady(expected: Arrays, others: Sequence[Arrays], precision: Precision) -> 
     return compared
 
 
-def tolerances_of(measured: Sequence[Proof], precision: Precision) -> Tolerances:
-    """`MARGIN` times as far as single detections are off; what the mean is off by with `ERRORS` standard errors.
+def tolerances_of(measured: Sequence[Proof], precision: Precision, tasks: Tasks) -> Tolerances:
+    """`MARGIN` times as far as single numbers are off; what the mean is off by with `ERRORS` standard errors.
 
     Raises:
         InputError: beyond what the precision may be off by, or too few detections are found again.
     """
-    least, half = BOUNDS["fp32"], _half(precision)
-    boxes = {name: [getattr(least, name)] for name in QUANTITIES}
-    scores, maps, recognised = [least.score], [], least.recognised
-    for frame, others in measured:
-        for actual in others:
-            for i, asked in enumerate(frame.compared):
-                same = matched(*sides(frame.outputs, actual, i), asked, half)
-                for name in QUANTITIES:
-                    spread = same.spread(name, ERRORS)
-                    boxes[name].append(_rounded(MARGIN * spread.each, spread.mean))
-            off = score_spread(frame.outputs["scores"], actual["scores"], BOUNDS[precision].lost)
-            scores.append(_rounded(MARGIN * off.each, MARGIN * off.mean))
-            if "map" in actual:
-                maps.append(map_spreads(frame.outputs["map"], actual["map"]))
-            if "recognised" in actual:
-                moved = float(np.abs(frame.outputs["recognised"] - actual["recognised"]).max())
-                recognised = max(recognised, _rounded(MARGIN * min(moved, 0.5), 0).each)
-    of_map = _of_map(maps)
     tolerances = Tolerances(
-        score=_largest(scores),
-        **{name: _largest(found) for name, found in boxes.items()},
-        map=of_map,
-        recognised=recognised,
-        lost=BOUNDS[precision].lost,
+        ranked={name: _ranked(measured, precision, name) for name, task in tasks.items() if task.ranked},
+        dense={
+            f"{name}/{output.name}": _dense(measured, precision, f"{name}/{output.name}", output)
+            for name, task in tasks.items()
+            if not task.ranked
+            for output in task.outputs
+        },
     )
     try:
-        require_bounded(tolerances, precision, len(of_map), f"the graph in {precision} does not compute the network")
+        require_bounded(tolerances, precision, tasks, f"the graph in {precision} does not compute the network")
     except InputError as error:
         raise _refusal(error, precision) from None
     _require_enough([frame for frame, _ in measured], precision)
     return tolerances
+
+
+def _ranked(measured: Sequence[Proof], precision: Precision, task: str) -> Ranked:
+    least, half, lost = BOUNDS["fp32"].ranked, _half(precision), BOUNDS[precision].ranked.lost
+    spreads = {name: [spread] for name, spread in least.spreads()}
+    for frame, others in measured:
+        expected = part_of(task, frame.outputs)
+        for actual in (part_of(task, other) for other in others):
+            for i, asked in enumerate(frame.compared[task]):
+                same = matched(*sides(expected, actual, i), asked, half)
+                for name in QUANTITIES:
+                    spread = same.spread(name, ERRORS)
+                    spreads[name].append(_rounded(MARGIN * spread.each, spread.mean))
+            off = score_spread(expected["scores"], actual["scores"], lost)
+            spreads["score"].append(_rounded(MARGIN * off.each, MARGIN * off.mean))
+    return Ranked(**{name: _largest(found) for name, found in spreads.items()}, lost=lost)
+
+
+def _dense(measured: Sequence[Proof], precision: Precision, name: str, output: Output) -> dict[str, Spread]:
+    """Of each channel; a mean that is small by chance in one is no smaller than that of the channels together."""
+    least, bound = dense_bound(output, "fp32"), dense_bound(output, precision)
+    found = [dense_spreads(frame.outputs[name], other[name]) for frame, others in measured for other in others]
+    largest = [_largest(each) for each in zip(*found, strict=True)]
+    usual = sum(each.mean for each in largest) / max(1, len(largest))
+    spreads = [_rounded(MARGIN * each.each, MARGIN * max(each.mean, usual)) for each in largest]
+    if not output.steady:
+        spreads = [each.model_copy(update={"each": min(each.each, bound.each)}) for each in spreads]
+    return {channel: _largest([each, least]) for channel, each in zip(output.channels, spreads, strict=True)}
 
 
 def _require_enough(frames: Sequence[GoldenFrame], precision: Precision) -> None:
@@ -146,7 +183,7 @@ def _require_enough(frames: Sequence[GoldenFrame], precision: Precision) -> None
 
 
 def _refusal(error: InputError, precision: Precision) -> InputError:
-    """What the exporter can do about what a vehicle would refuse."""
+    """The error with a remedy for the exporter, in place of the one for the vehicle."""
     remedy = {
         "fp32": "train the network further: too few detections stand out",
         "fp16": "export at a higher precision",
@@ -155,21 +192,10 @@ def _refusal(error: InputError, precision: Precision) -> InputError:
     return InputError(f"{str(error).removesuffix(f'; {REMEDY}')}; {remedy}")
 
 
-def _of_map(maps: Sequence[Sequence[Spread]]) -> tuple[Spread, ...]:
-    """Of each class; a mean that is small by chance in one is no smaller than that of the classes together."""
-    least = BOUNDS["fp32"].map[0]
-    largest = [_largest(each) for each in zip(*maps, strict=True)]
-    usual = sum(each.mean for each in largest) / max(1, len(largest))
-    return tuple(_largest([_rounded(MARGIN * each.each, MARGIN * max(each.mean, usual)), least]) for each in largest)
-
-
-def _half(precision: Precision) -> Tolerances:
+def _half(precision: Precision) -> Ranked:
     """The bounds over `MARGIN`, however many are lost."""
-    bound = BOUNDS[precision]
-    halved = {
-        name: Spread(each=getattr(bound, name).each / MARGIN, mean=getattr(bound, name).mean / MARGIN)
-        for name in ("score", *QUANTITIES)
-    }
+    bound = BOUNDS[precision].ranked
+    halved = {name: Spread(each=each.each / MARGIN, mean=each.mean / MARGIN) for name, each in bound.spreads()}
     return bound.model_copy(update={**halved, "lost": 1.0})
 
 
@@ -179,5 +205,5 @@ def _largest(spreads: Iterable[Spread]) -> Spread:
 
 
 def _rounded(each: float, mean: float) -> Spread:
-    """To two digits."""
+    """The spread, to two digits."""
     return Spread(each=float(f"{each:.2g}"), mean=float(f"{mean:.2g}"))

@@ -80,7 +80,7 @@ def quantise(model: onnx.ModelProto, layers: Collection[str], ranges: Ranges, la
 
 
 class _Edit:
-    """Nodes and constants on their way into a graph."""
+    """New nodes and constants of a graph."""
 
     def __init__(self, graph: onnx.GraphProto) -> None:
         self.graph = graph
@@ -96,7 +96,7 @@ class _Edit:
     def weight(self, node: onnx.NodeProto, input_scale: float | None) -> tuple[str, np.ndarray]:
         """The convolution's weights in INT8: name of what dequantises them, and (O,) scales.
 
-        With the input's scale they are so coarse, where weights are next to nothing, that the bias fits int32.
+        Given the input's scale, scales of tiny weights are made large enough for the bias to fit into int32.
         """
         name = node.input[1]
         if name not in self.weights:
@@ -112,7 +112,7 @@ class _Edit:
         return self.weights[name]
 
     def bias(self, node: onnx.NodeProto, scale: np.ndarray) -> str:
-        """The convolution's bias in int32, on the scale of its products."""
+        """The convolution's bias in int32, with the scale of the products of input and weights."""
         whole = np.rint(self.constants[node.input[2]] / scale).clip(-(2**31), 2**31 - 1).astype(np.int32)
         return self._dequantise(f"{node.output[0]}.bias", whole, scale.astype(np.float32), 0)
 
@@ -124,7 +124,7 @@ class _Edit:
         return result
 
     def round(self, name: str, scale: float, zero: np.ndarray) -> None:
-        """Q/DQ behind a tensor."""
+        """Put Q/DQ behind a tensor."""
         given = [self.constant(f"{name}.scale", np.array(scale, np.float32)), self.constant(f"{name}.zero", zero)]
         for operator, source, result in (
             ("QuantizeLinear", name, f"{name}.quantised"),

@@ -31,9 +31,15 @@ def blocks(graph: onnx.GraphProto) -> dict[str, list[str]]:
     return found
 
 
-def sensitivity(model: onnx.ModelProto, ranges: Ranges, frames: Sequence[Inputs]) -> tuple[Block, ...]:
-    """The error of each block on these frames, and what it says: INT8 up to `LARGEST_ERROR`."""
-    watched, frames = _at_the_same_cells(model, frames)
+def sensitivity(
+    model: onnx.ModelProto, ranges: Ranges, frames: Sequence[Inputs], early: Collection[str] = ()
+) -> tuple[Block, ...]:
+    """The error of each block on these frames, and its precision: INT8 up to an error of `LARGEST_ERROR`.
+
+    Args:
+        early: see `watch`.
+    """
+    watched, frames = _at_the_same_cells(model, frames, early)
     expected = run(watched, frames)
     table = []
     for name, layers in blocks(model.graph).items():
@@ -44,33 +50,43 @@ def sensitivity(model: onnx.ModelProto, ranges: Ranges, frames: Sequence[Inputs]
 
 
 def together(
-    model: onnx.ModelProto, layers: Collection[str], ranges: Ranges, frames: Sequence[Inputs], layout: Layout
+    model: onnx.ModelProto,
+    layers: Collection[str],
+    ranges: Ranges,
+    frames: Sequence[Inputs],
+    layout: Layout,
+    early: Collection[str] = (),
 ) -> float:
     """The error of all these layers in INT8 at once."""
-    watched, frames = _at_the_same_cells(model, frames)
+    watched, frames = _at_the_same_cells(model, frames, early)
     return error(run(watched, frames), run(quantise(watched, layers, ranges, layout), frames))
 
 
-def _at_the_same_cells(model: onnx.ModelProto, frames: Sequence[Inputs]) -> tuple[onnx.ModelProto, Sequence[Inputs]]:
-    """What to watch a graph by, and the frames with the cells of the peaks of FP32.
+def _at_the_same_cells(
+    model: onnx.ModelProto, frames: Sequence[Inputs], early: Collection[str]
+) -> tuple[onnx.ModelProto, Sequence[Inputs]]:
+    """The graph to measure errors on (`watch`), and the frames with the cells of FP32's peaks.
 
     Boxes may be regressed at the peaks alone: at those of FP32, so that numbers of the same cells are compared.
     """
     cells = [node.output[1] for node in model.graph.node if node.op_type == "TopK"]
     found = run(_giving(model, cells), frames)
     given = [{f"{name}.given": cell for name, cell in each.items()} for each in found]
-    return watch(model), [{**frame, **each} for frame, each in zip(frames, given, strict=True)]
+    return watch(model, early), [{**frame, **each} for frame, each in zip(frames, given, strict=True)]
 
 
-def watch(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy of a graph that gives what its outputs are decoded from, and the conditions that it recognises.
+def watch(model: onnx.ModelProto, early: Collection[str] = ()) -> onnx.ModelProto:
+    """A copy of a graph that gives what its outputs are decoded from.
 
     Outputs are decoded from probabilities and other maps of the heads. The cells of the peaks become inputs,
     called as they were with `.given` behind.
+
+    Args:
+        early: outputs whose last convolution leads on into the trunk; they are given as they are.
     """
     probabilities = {n.input[0]: n.output[0] for n in model.graph.node if n.op_type == "Sigmoid"}
     maps = {probabilities.get(name, name) for name in places(model.graph).heads}
-    watched = _giving(model, maps | {output.name for output in model.graph.output if output.name == "recognised"})
+    watched = _giving(model, maps.union(early))
     known = _values(model)
     cells = {node.output[1] for node in model.graph.node if node.op_type == "TopK"}
     for node in watched.graph.node:

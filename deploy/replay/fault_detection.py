@@ -6,8 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from deploy.replay.faults import LIDAR, Fault
-from perception.datasets.nuscenes.tables import LIDAR as LIDAR_TOP
+from deploy.replay.faults import Fault
 from perception.frame import Frame
 from perception.scene.health.monitor import SensorHealth, Status
 
@@ -38,9 +37,7 @@ class Told:
     """Listens to what health says while drives are replayed with faults."""
 
     def __init__(self, faults: Sequence[Fault]) -> None:
-        self._suffered = [
-            _Suffered(fault, LIDAR_TOP if sensor == LIDAR else sensor) for fault in faults for sensor in fault.sensors
-        ]
+        self._suffered = [_Suffered(fault, sensor) for fault in faults for sensor in fault.sensors]
         self._scene, self._starts = "", dict[str, int]()  # us, of each drive's first frame
 
     def watched(self, frames: Iterable[Frame]) -> Iterator[Frame]:

@@ -17,12 +17,11 @@ from pydantic import Field, ValidationError
 
 from perception.errors import InputError
 from perception.evaluation import corrupt
-from perception.frame import CAMERAS, Camera, Frame
+from perception.frame import CAMERAS, LIDAR, Camera, Frame
 from perception.scene.health.monitor import Status
 from perception.section import Section
 
-LIDAR = "lidar"
-GROUPS = {"cameras": CAMERAS, "all": (LIDAR, *CAMERAS), "LIDAR_TOP": (LIDAR,)}
+GROUPS = {"lidar": (LIDAR,), "cameras": CAMERAS, "all": (LIDAR, *CAMERAS)}
 LONGEST_DELAY = 10.0  # s; so long the frames are held in memory
 
 Share = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
@@ -187,7 +186,7 @@ class Fault:
 
     text: str  # as it was written; with the sensor and the frame it seeds what is random
     kind: Kind
-    sensors: tuple[str, ...]  # "lidar" and names in CAMERAS
+    sensors: tuple[str, ...]  # LIDAR and names in CAMERAS
     start: float  # s since the first frame of the drive
     end: float  # s; from here on all is well again
 
@@ -229,7 +228,7 @@ class Fault:
                 cameras[name] = camera
         points = frame.points
         if LIDAR in self.sensors and points is not None:
-            points = self.kind.lidar(frame, past, self.random(LIDAR, *seed))
+            points = self.kind.lidar(frame, past, self.random("lidar", *seed))
         # In the order of the recording, whichever were touched.
         return replace(frame, points=points, cameras={name: cameras[name] for name in frame.cameras if name in cameras})
 

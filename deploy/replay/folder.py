@@ -10,29 +10,16 @@ from xml.etree import ElementTree as xml
 from deploy.replay.journal import OccupiedError
 from deploy.replay.provenance import PROVENANCE
 from deploy.replay.results import LATENCY, RESULTS, STATISTICS, TRACKING
-from deploy.replay.viewers import FILES
-from perception.atomic import write_atomically
+from perception.atomic import made, write_atomically
 from perception.errors import InputError
 
 VERDICT, JUNIT, REPORT, TRACKS, SOURCES = "verdict.json", "junit.xml", "report.html", "tracks.json", "sources.json"
 JUDGED = (VERDICT, JUNIT)
+VIEWERS = {"foxglove": "results.mcap", "rerun": "results.rrd"}  # files that others' viewers open
 CONCLUDED = (
     *(*JUDGED, PROVENANCE, RESULTS, TRACKS, STATISTICS, SOURCES, LATENCY, TRACKING, REPORT),
-    *FILES.values(),
+    *VIEWERS.values(),
 )  # by a replay that is done; what is unfinished is in the journal
-
-
-def made(folder: Path) -> Path:
-    """The folder, made where it is not there.
-
-    Raises:
-        InputError: it cannot be made.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{folder}: cannot make the folder ({error.strerror}); choose another --out") from None
-    return folder
 
 
 def remove(folder: Path, names: Sequence[str]) -> None:

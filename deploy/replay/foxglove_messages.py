@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import cv2
 import numpy as np
 from foxglove_schemas_protobuf.CameraCalibration_pb2 import CameraCalibration
 from foxglove_schemas_protobuf.Color_pb2 import Color
@@ -26,12 +25,11 @@ from foxglove_schemas_protobuf.TextPrimitive_pb2 import TextPrimitive
 from foxglove_schemas_protobuf.Vector2_pb2 import Vector2
 from foxglove_schemas_protobuf.Vector3_pb2 import Vector3
 
-from deploy.replay.pictures import BOX_COLOURS, edges_in_camera, map_colours
+from deploy.replay.pictures import BOX_COLOURS, edges_in_camera, jpeg, map_colours
 from perception.frame import CLASSES, Boxes, Camera
 from perception.grid import BevGrid
-from perception.tasks.detection.submission import quaternions
+from perception.rotations import quaternions
 
-JPEG_QUALITY = 85
 ROAD = -0.05  # m, height of the map, so that points on the road lie over it
 
 
@@ -77,10 +75,7 @@ def class_names(boxes: Boxes) -> list[str]:
 
 
 def image(camera: Camera, frame_id: str) -> CompressedImage:
-    encoded = cv2.imencode(
-        ".jpg", cv2.cvtColor(camera.image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
-    )[1]
-    message = CompressedImage(frame_id=frame_id, data=encoded.tobytes(), format="jpeg")
+    message = CompressedImage(frame_id=frame_id, data=jpeg(camera.image), format="jpeg")
     message.timestamp.FromMicroseconds(camera.timestamp)
     return message
 

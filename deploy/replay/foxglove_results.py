@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -14,19 +13,18 @@ from foxglove_schemas_protobuf.Log_pb2 import Log
 from mcap_protobuf.writer import Writer
 
 from deploy.replay import foxglove_messages as messages
-from perception.datasets.nuscenes.tables import LIDAR
-from perception.errors import InputError
-from perception.frame import Frame
+from deploy.replay.pictures import LOWEST_SCORE
+from perception.atomic import atomic_file
+from perception.frame import LIDAR, Frame
 from perception.grid import BevGrid
 from perception.scene.scene import SceneFrame
 
 MAP, EGO = "map", "base_link"
-LOWEST_SCORE = 0.1  # of what is shown
 CHUNK = 4 << 20  # bytes
 
 
 class FoxgloveWriter:
-    """Writes results.mcap; it appears whole when the block ends.
+    """Writes results.mcap.
 
     /tf                       map, base_link, the LiDAR's frame and the cameras', at the time of the keyframe
     /detections, /tracks      boxes as cubes with class and score, or class and id
@@ -35,26 +33,27 @@ class FoxgloveWriter:
     /lidar_top                the keyframe's points
     /cam_*/image, .../camera_info, .../annotations   pictures, calibration, the edges of detections
     /log                      what changed: conditions believed in, modules in force, health of the sensors
-
-    Args:
-        map_grid: of the network's map; None if it has none.
-
-    Raises:
-        InputError: the folder cannot be written.
     """
 
-    def __init__(self, path: Path, map_grid: BevGrid | None) -> None:
-        self.path, self._map_grid = path, map_grid
-        self._temporary = path.with_name(f".{path.name}.tmp")
+    def __init__(self, writer: Writer, map_grid: BevGrid | None) -> None:
+        self._writer, self._map_grid = writer, map_grid
         self._said: dict[str, str] = {}  # what /log said last of each subject
 
-    def __enter__(self) -> FoxgloveWriter:
-        try:
-            self._file = self._temporary.open("wb")
-        except OSError as error:
-            raise InputError(f"{self.path}: cannot write ({error.strerror}); choose another --out") from None
-        self._writer = Writer(self._file, chunk_size=CHUNK)
-        return self
+    @classmethod
+    @contextmanager
+    def open(cls, path: Path, map_grid: BevGrid | None) -> Iterator[FoxgloveWriter]:
+        """A writer of the file `path`, which appears whole when the block ends.
+
+        Args:
+            map_grid: of the network's map; None if it has none.
+
+        Raises:
+            InputError: the folder cannot be written.
+        """
+        with atomic_file(path, "the recording") as file:
+            writer = Writer(file, chunk_size=CHUNK)
+            yield cls(writer, map_grid)
+            writer.finish()
 
     def add(self, frame: Frame, seen: SceneFrame) -> None:
         """The next frame, with what was perceived in it."""
@@ -125,14 +124,3 @@ class FoxgloveWriter:
                 message = Log(level=level, name=name, message=text)
                 message.timestamp.FromMicroseconds(seen.timestamp)
                 yield "/log", message
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            self._writer.finish()
-            self._file.close()
-            if kind is None:
-                os.replace(self._temporary, self.path)
-        finally:
-            self._temporary.unlink(missing_ok=True)

@@ -1,8 +1,8 @@
 """What an unfinished replay has perceived so far, so that it goes on there after it was killed. numpy only.
 
-The file is a sequence of records, each with its length and CRC-32 before it. The first says what is replayed, every
-further one what was perceived in a frame: JSON and tensors, compressed, nothing that runs when it is read. A record
-that was being written when the replay was killed, or that does not hold what was written, ends the journal.
+The file is an SQLite database. Record 0 says what is replayed, record n what was perceived in frame n: JSON and
+tensors, compressed, nothing that runs when it is read. A record that was being written when the replay was killed is
+not in it. One whose checksum differs ends the journal; a database with damaged pages is begun anew.
 
 Detections are kept to the last bit. Of the map is kept what the results are made of: the level of each cell, as the
 fused map tells them apart, and on which side of one half it is.
@@ -10,15 +10,15 @@ fused map tells them apart, and on which side of one half it is.
 
 from __future__ import annotations
 
-import fcntl
+import errno
 import json
 import os
-import struct
+import sqlite3
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from contextlib import ExitStack, closing
+from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -26,14 +26,20 @@ from safetensors.numpy import load, save
 
 from deploy.replay.fingerprint import Fingerprint
 from perception.errors import InputError
-from perception.frame import Boxes, Frame, Prediction
+from perception.frame import Frame, Prediction
 from perception.scene.scene import SceneFrame
-from perception.tasks.map.memory import LEVELS, levels_of
+from perception.tasks import TASKS
+from perception.tasks.task import part_of, prefixed
 
 JOURNAL = "replay.journal"
-_BEFORE = struct.Struct("<QI")  # length in bytes and CRC-32 of a record
-_NUMBERS = tuple(field.name for field in fields(Boxes) if field.name != "instances")  # detections have no instance
-_HALF, _BELOW_HALF = np.float32(0.5), LEVELS + 2  # the level of what is below one half, but rounds to it
+_TABLE = "CREATE TABLE records (number INTEGER PRIMARY KEY, content BLOB)"
+# One process has the database to itself. Nothing waits for the disk: a record survives a kill, though not a power cut.
+_OPEN = f"""
+    PRAGMA locking_mode = EXCLUSIVE;
+    PRAGMA journal_mode = WAL;
+    PRAGMA synchronous = OFF;
+    {_TABLE.replace("TABLE", "TABLE IF NOT EXISTS")};
+"""
 
 
 @dataclass(frozen=True)
@@ -83,35 +89,23 @@ class Journal:
         self.fingerprints: dict[str, Fingerprint] = {}
         self.discarded = ""
         self._recalling = True
+        self._opened = ExitStack()
 
     def __enter__(self) -> Journal:
-        try:
-            self._file = os.fdopen(os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644), "r+b", buffering=0)
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            self._file.close()
-            message = f"{self.path}: another replay writes there; wait for it or choose another --out"
-            raise OccupiedError(message) from None
-        except OSError as error:
-            raise self._cannot_write(error) from None
-        begun = {"about": self.about, "computed": self.computed}
-        first, start = self._read() or b"", self._file.tell()
-        self.resumed = bool(first) and self._read() is not None  # at least one frame is there
-        if self.resumed:
-            old = json.loads(first)
-            if "computed" not in old:
-                self.discarded = "an earlier version of this program"
-            elif _differing(old["about"], self.about):
-                self._file.close()
-                raise InputError(self._other(old["about"]))
-            else:
-                self.discarded = _differing(old["computed"], self.computed)
-            self.resumed = self.resume and not self.discarded
-        if self.resumed:
-            self._file.seek(start)
-        else:
+        if not self._open():
+            self._opened.close()
+            self.path.unlink()
+            self._open()
+        first = self._read(0)
+        old = json.loads(first) if first and self._read(1) else None  # without a frame it binds to nothing
+        if old is not None and _differing(old["about"], self.about):
+            self._opened.close()
+            raise InputError(self._other(old["about"]))
+        self.discarded = _differing(old["computed"], self.computed) if old else ""
+        self.resumed = old is not None and self.resume and not self.discarded
+        if not self.resumed:
             self._cut(0)
-            self._append(json.dumps(begun).encode())
+            self._write(0, json.dumps({"about": self.about, "computed": self.computed}).encode())
         return self
 
     def recall(self, frame: Frame) -> Recorded | None:
@@ -122,26 +116,20 @@ class Journal:
         """
         if not self._recalling:
             return None
-        start, record = self._file.tell(), self._read()
+        record = self._read(self.recalled + 1)
         if record is None:
             self._recalling = False
-            self._cut(start)
+            self._cut(self.recalled + 1)
             return None
-        record = zlib.decompress(record)
-        length = int.from_bytes(record[:8], "little")
-        known = json.loads(json.loads(record[8 : 8 + length])["__metadata__"]["frame"])
+        arrays = load(record)
+        known = json.loads(arrays.pop("known").tobytes())
         if known["sha256"] != self._fingerprint(frame):
             raise InputError(
                 f"{self.path}: frame {self.recalled} of the drive is not the one that was replayed before; "
                 "bring the old drive back to go on, or remove this file to begin anew"
             )
         self.recalled += 1
-        arrays = load(record)
-        numbers = {name: arrays[name] for name in _NUMBERS}
-        boxes = Boxes(**numbers, instances=np.full(len(numbers["centers"]), "", "U32"))
-        map_probabilities = unpacked(arrays["map"]) if "map" in arrays else None
-        prediction = Prediction(boxes, map_probabilities, known["recognised"], known["not_finite"])
-        return Recorded(prediction, known["weights"], known["seconds"])
+        return Recorded(unpack(arrays, known["prediction"]), known["weights"], known["seconds"])
 
     def add(self, frame: Frame, seen: SceneFrame) -> None:
         """Append what was perceived in a frame. From here on it survives a kill, though not a power cut.
@@ -149,54 +137,62 @@ class Journal:
         Raises:
             InputError: the disk is full.
         """
+        arrays, prediction = pack(seen.prediction)
         known = {
             "sha256": self._fingerprint(frame),
             "weights": {name: routed.weight for name, routed in seen.route.items()},
-            "recognised": seen.prediction.recognised,
-            "not_finite": seen.prediction.not_finite,
+            "prediction": prediction,
             "seconds": dict(seen.seconds),
         }
-        arrays = {name: np.ascontiguousarray(getattr(seen.prediction.boxes, name)) for name in _NUMBERS}
-        if seen.prediction.map_probabilities is not None:
-            arrays["map"] = packed(seen.prediction.map_probabilities)
-        # Runs alone are looked for: longer matches are rare in such numbers, and take thrice the time.
-        compressor = zlib.compressobj(strategy=zlib.Z_RLE)
-        self._append(compressor.compress(save(arrays, {"frame": json.dumps(known)})) + compressor.flush())
+        self._write(None, save(arrays | {"known": np.frombuffer(json.dumps(known).encode(), np.uint8)}))
 
     def finish(self) -> None:
         """The results are written: the journal has done its duty."""
-        self.path.unlink()
+        self._opened.close()
+        self.path.unlink(missing_ok=True)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._file.close()
+    def __exit__(self, *_: object) -> None:
+        self._opened.close()
 
     def _fingerprint(self, frame: Frame) -> str:
         return self.fingerprints.setdefault(frame.scene, Fingerprint()).add(frame)
 
-    def _read(self) -> bytes | None:
-        """The next record; None where there is none, or it is torn or damaged."""
-        before = self._file.read(_BEFORE.size)
-        if len(before) < _BEFORE.size:
-            return None
-        length, checksum = _BEFORE.unpack(before)
-        if length > os.fstat(self._file.fileno()).st_size - self._file.tell():
-            return None
-        record = self._file.read(length)
-        return record if zlib.crc32(record) == checksum else None
-
-    def _append(self, record: bytes) -> None:
-        unwritten = memoryview(_BEFORE.pack(len(record), zlib.crc32(record)) + record)
+    def _open(self) -> bool:
+        """Open the database; False where it is damaged."""
         try:
-            while unwritten:
-                unwritten = unwritten[self._file.write(unwritten) :]
-        except OSError as error:
+            database = sqlite3.connect(self.path, 0, isolation_level=None, check_same_thread=False)
+            self._database = self._opened.enter_context(closing(database))
+            self._database.executescript(_OPEN)
+            sound = self._execute("PRAGMA quick_check") == "ok"
+            return sound and self._execute("SELECT sql = ? FROM sqlite_master", _TABLE) == 1
+        except sqlite3.OperationalError as error:  # the disk's and the folder's
+            raise self._cannot_write(error) from None
+        except (sqlite3.DatabaseError, UnicodeDecodeError):
+            return False
+
+    def _execute(self, statement: str, *values: Any) -> Any:
+        """The first value that the statement gives; None where it gives none."""
+        try:
+            return (self._database.execute(statement, values).fetchone() or [None])[0]
+        except sqlite3.OperationalError as error:
             raise self._cannot_write(error) from None
 
-    def _cut(self, end: int) -> None:
-        self._file.seek(end)
-        self._file.truncate()
+    def _read(self, number: int) -> bytes | None:
+        """A record; None where there is none, or it is damaged."""
+        try:
+            return zlib.decompress(self._execute("SELECT CAST(content AS BLOB) FROM records WHERE number = ?", number))
+        except (TypeError, zlib.error):
+            return None
+
+    def _write(self, number: int | None, record: bytes) -> None:
+        """Insert a record; one without a number becomes the last."""
+        # Runs alone are looked for: longer matches are rare in such numbers, and take thrice the time.
+        compressor = zlib.compressobj(strategy=zlib.Z_RLE)
+        content = compressor.compress(record) + compressor.flush()
+        self._execute("INSERT INTO records VALUES (?, ?)", number, content)
+
+    def _cut(self, number: int) -> None:
+        self._execute("DELETE FROM records WHERE number >= ?", number)
 
     def _other(self, old: Mapping[str, Any]) -> str:
         return (
@@ -204,30 +200,26 @@ class Journal:
             "it, or remove this file to begin anew"
         )
 
-    def _cannot_write(self, error: OSError) -> InputError:
-        return InputError(f"{self.path}: cannot write ({error.strerror}); make room or choose another --out")
+    def _cannot_write(self, error: sqlite3.OperationalError) -> InputError:
+        self._opened.close()
+        if "locked" in str(error):
+            return OccupiedError(f"{self.path}: another replay writes there; wait for it or choose another --out")
+        reason = os.strerror(errno.ENOSPC) if "full" in str(error) else str(error)
+        return InputError(f"{self.path}: cannot write ({reason}); make room or choose another --out")
 
 
-def packed(probabilities: np.ndarray) -> np.ndarray:
-    """(2, 6, rows, columns) uint8, which compress well, of map probabilities (6, rows, columns).
-
-    They are the low and the high bytes of what each level changes by in both directions, plus 128: mostly little.
-    """
-    levels = levels_of(probabilities)
-    levels[(levels == LEVELS // 2) & (probabilities < _HALF)] = _BELOW_HALF
-    zero = np.uint16(0)
-    changes = np.diff(np.diff(levels, axis=1, prepend=zero), axis=2, prepend=zero) + np.uint16(128)  # modulo 2^16
-    return np.stack([changes & 255, changes >> 8]).astype(np.uint8)
+def pack(prediction: Prediction) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The tensors of a prediction, and the rest of it as JSON holds it."""
+    arrays: dict[str, np.ndarray] = {}
+    for name, result in prediction.results.items():
+        arrays |= prefixed(name, TASKS[name].pack(result))
+    return arrays, {"tasks": list(prediction.results), "not_finite": prediction.not_finite}
 
 
-def unpacked(changes: np.ndarray) -> np.ndarray:
-    """(6, rows, columns) float32 probabilities with the levels, and on the sides of one half, of those packed."""
-    low, high = changes.astype(np.uint16)
-    levels = (low + 256 * high - np.uint16(128)).cumsum(axis=2, dtype=np.uint16).cumsum(axis=1, dtype=np.uint16)
-    probabilities = levels / np.float32(LEVELS)
-    probabilities[levels == _BELOW_HALF] = np.nextafter(_HALF, np.float32(0))
-    probabilities[levels == LEVELS + 1] = np.nan
-    return np.asarray(probabilities)
+def unpack(arrays: Mapping[str, np.ndarray], rest: Mapping[str, Any]) -> Prediction:
+    """What `pack` has taken apart."""
+    results = {name: TASKS[name].unpack(part_of(name, arrays)) for name in rest["tasks"]}
+    return Prediction(results, rest["not_finite"])
 
 
 def _differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:

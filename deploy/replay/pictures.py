@@ -12,6 +12,9 @@ import numpy as np
 from perception.frame import Boxes, Frame
 from perception.grid import BevGrid, Reference
 
+LOWEST_SCORE = 0.1  # of the detections and tracks that are shown
+JPEG_QUALITY = 85  # of pictures in viewers' files
+
 # Boxes by their class, in the order of CLASSES.
 BOX_COLOURS = (
     "#4cc9f0", "#4895ef", "#f79d5c", "#7b86ff", "#9d8cff", "#d0b48a", "#80ed99", "#b5e48c", "#ff70a6", "#ffb627"
@@ -100,8 +103,13 @@ def camera_picture(image: np.ndarray, width: int) -> str:
     """Data URI of a camera's picture (H, W, 3), `width` pixels wide."""
     height = round(image.shape[0] * width / image.shape[1])
     small = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
-    _, content = cv2.imencode(".jpg", cv2.cvtColor(small, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, 66])
-    return _uri("jpeg", content.tobytes())
+    return _uri("jpeg", jpeg(small, 66))
+
+
+def jpeg(image: np.ndarray, quality: int = JPEG_QUALITY) -> bytes:
+    """A picture (H, W, 3) uint8 RGB as a JPEG file."""
+    _, content = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])
+    return content.tobytes()
 
 
 def outlines_from_above(boxes: Boxes, reference: Reference) -> np.ndarray:

@@ -21,8 +21,8 @@ from deploy.replay.folder import (
     REPORT,
     SOURCES,
     TRACKS,
+    VIEWERS,
     judged_or_broken,
-    made,
     remove,
     require_apart,
 )
@@ -41,11 +41,9 @@ from deploy.replay.statistics import Truth
 from deploy.replay.tracking import score_tracking
 from deploy.replay.undisturbed import uncollected, undisturbed
 from deploy.replay.verdict import judge, require_comparable
-from deploy.replay.viewers import FILES as VIEWER_FILES
-from deploy.replay.viewers import require_viewers
-from deploy.replay.writers import Writers, open_writers
+from deploy.replay.writers import Writers, open_writers, require_viewers
 from deploy.runtime import Runtime
-from perception.atomic import write_atomically
+from perception.atomic import made, write_atomically
 from perception.frame import Frame
 from perception.scene.scene import SceneFrame
 
@@ -166,7 +164,7 @@ class Player:
             "not_finite": self.not_finite,
             "latency_ms": latency["stages"],
             **{name: str(self.out / file) for name, file in (names | {"provenance": PROVENANCE}).items()},
-            "viewers": {name: str(self.out / VIEWER_FILES[name]) for name in self.settings.viewers},
+            "viewers": {name: str(self.out / VIEWERS[name]) for name in self.settings.viewers},
         }
 
     def write_report(self) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from types import TracebackType
 from typing import Any, TypeVar
 
 MOST = 2  # frames that are read and not yet asked for, and frames that are perceived and not yet written
@@ -49,9 +48,7 @@ class Behind:
         if len(self._waiting) > MOST:
             self._waiting.popleft().result()
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._pool.shutdown()
         if kind is None and self._waiting:
             self._waiting[-1].result()

@@ -23,7 +23,7 @@ from perception.scene.scene import SceneFrame
 
 SPREAD = 28  # keyframes with pictures, evenly spread over the replay; they and the worst make the size of the file
 ABOVE_SIZE, CAMERA_WIDTH = 640, 400  # pixels
-LOWEST_SCORE, MOST_BOXES = 0.1, 80  # of the detections and tracks that the page can show
+MOST_BOXES = 80  # that the page can show
 THRESHOLD = 0.3  # score from which a detection counts as one, until the reader moves the slider
 
 
@@ -83,7 +83,7 @@ class Report:
             "cameras": CAMERAS,
             "cameraWidth": CAMERA_WIDTH,
             "extent": [low[0].min(), low[1].min(), np.ptp(low[0]), np.ptp(low[1])],
-            "threshold": [LOWEST_SCORE, THRESHOLD],
+            "threshold": [pictures.LOWEST_SCORE, THRESHOLD],
             "within": WITHIN,
             "latency": latency,
             "stages": list(STAGES),
@@ -147,7 +147,7 @@ class Report:
         """Each confirmed track as the page draws it, those with the best scores."""
         tracks, to_reference = seen.tracks.select(seen.tracks.confirmed), np.linalg.inv(frame.global_from_reference)
         best = np.argsort(-tracks.boxes.scores, kind="stable")[:MOST_BOXES]
-        best = best[tracks.boxes.scores[best] >= LOWEST_SCORE]
+        best = best[tracks.boxes.scores[best] >= pictures.LOWEST_SCORE]
         boxes = tracks.boxes.select(best).transformed(to_reference)
         above = pictures.outlines_from_above(boxes, frame.reference).round(2).tolist()
         to_screen = pictures.from_above(frame.reference) @ to_reference[:2]
@@ -182,7 +182,7 @@ def _facts(m: Manifest, target: str) -> dict[str, str]:
 
 
 def _worth_showing(boxes: Boxes) -> Boxes:
-    return boxes.select(np.flatnonzero(boxes.scores >= LOWEST_SCORE)[:MOST_BOXES])
+    return boxes.select(np.flatnonzero(boxes.scores >= pictures.LOWEST_SCORE)[:MOST_BOXES])
 
 
 def _annotated(boxes: Boxes, grid: BevGrid) -> Boxes:

@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
-import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 
-import cv2
 import numpy as np
 
-from deploy.replay.pictures import BOX_COLOURS, map_colours
+from deploy.replay.pictures import BOX_COLOURS, LOWEST_SCORE, jpeg, map_colours
+from perception.atomic import atomic_file
 from perception.errors import InputError
 from perception.frame import CLASSES, Boxes, Frame
+from perception.rotations import quaternions
 from perception.scene.scene import SceneFrame
-from perception.tasks.detection.submission import quaternions
 
 try:
     import rerun
 except ImportError:
     raise InputError("rerun-sdk is not installed here: pip install 'tessera-perception[viewer]'") from None
 
-LOWEST_SCORE = 0.1  # of what is shown
-JPEG_QUALITY = 85
 _COLOURS = np.array([[*bytes.fromhex(colour[1:])] for colour in BOX_COLOURS], np.uint8)
 
 
 class RerunWriter:
-    """Writes results.rrd; it appears whole when the block ends.
+    """Writes results.rrd.
 
     world/tracks                       objects that are followed, with their ids
     world/vehicle                      the frame of reference: points, detections, annotations
@@ -35,14 +33,22 @@ class RerunWriter:
     conditions, route, health          what is believed, what runs, how the sensors are, and why
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path, self._temporary = path, path.with_name(f".{path.name}.tmp")
+    def __init__(self, recording: rerun.RecordingStream) -> None:
+        self._recording = recording
 
-    def __enter__(self) -> RerunWriter:
-        self._recording = rerun.RecordingStream("tessera")
-        self._recording.save(self._temporary)
-        self._recording.log("world", rerun.ViewCoordinates.RIGHT_HAND_Z_UP, static=True)
-        return self
+    @classmethod
+    @contextmanager
+    def open(cls, path: Path) -> Iterator[RerunWriter]:
+        """A writer of the file `path`, which appears whole when the block ends."""
+        recording = rerun.RecordingStream("tessera")
+        with atomic_file(path, "the recording") as file:
+            recording.save(file.name)
+            recording.log("world", rerun.ViewCoordinates.RIGHT_HAND_Z_UP, static=True)
+            try:
+                yield cls(recording)
+            finally:
+                recording.flush()
+                recording.disconnect()
 
     def add(self, frame: Frame, seen: SceneFrame) -> None:
         """The next frame, with what was perceived in it."""
@@ -65,24 +71,11 @@ class RerunWriter:
             pose = reference_from_global @ camera.global_from_ego @ camera.ego_from_camera
             log(f"world/vehicle/{name}", _transform(pose))
             log(f"world/vehicle/{name}", rerun.Pinhole(image_from_camera=camera.intrinsics, resolution=[width, height]))
-            options = [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY]
-            _, content = cv2.imencode(".jpg", cv2.cvtColor(camera.image, cv2.COLOR_RGB2BGR), options)
-            log(f"world/vehicle/{name}", rerun.EncodedImage(contents=content.tobytes(), media_type="image/jpeg"))
+            log(f"world/vehicle/{name}", rerun.EncodedImage(contents=jpeg(camera.image), media_type="image/jpeg"))
         if seen.map is not None:
             log("map", rerun.Image(map_colours(seen.map)[::-1]))
         for topic, lines in _words(seen).items():
             log(topic, rerun.TextDocument("\n".join(lines)))
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            self._recording.flush()
-            self._recording.disconnect()
-            if kind is None:
-                os.replace(self._temporary, self.path)
-        finally:
-            self._temporary.unlink(missing_ok=True)
 
 
 def _words(seen: SceneFrame) -> dict[str, list[str]]:

@@ -41,7 +41,7 @@ class Settings:
         selection: the part of every drive that is replayed.
         real_time: whether no frame is given to the network before the vehicle had it.
         latency: whether latencies are measured as a vehicle would see them: at the drive's pace, with nothing beside.
-        viewers: for which to write a file, see deploy.replay.viewers.
+        viewers: for which to write a file, see deploy.replay.folder.VIEWERS.
     """
 
     target: str = "cpu"

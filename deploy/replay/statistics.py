@@ -5,18 +5,14 @@ from __future__ import annotations
 import base64
 import json
 import math
-import os
 import zlib
 from collections.abc import Sequence
-from functools import cache, cached_property
-from pathlib import Path
-from types import TracebackType
-from typing import Any
+from functools import cached_property
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from perception.datasets.nuscenes.dataset import NuScenesTables
-from perception.datasets.nuscenes.map_expansion import MapExpansion
 from perception.datasets.nuscenes.racks import read_racks
 from perception.frame import Frame, Prediction
 from perception.grid import BevGrid
@@ -28,7 +24,6 @@ class Truth:
 
     def __init__(self, tables: NuScenesTables) -> None:
         self.tables = tables
-        self.map = cache(lambda location: MapExpansion.load(tables.dataroot, location))
 
     @cached_property
     def _racks(self) -> dict[str, list[list[float]]]:
@@ -52,7 +47,7 @@ class Truth:
 
 
 class StatisticsWriter:
-    """Writes statistics.jsonl, one line for each frame; it appears whole when the block ends.
+    """Writes statistics.jsonl, one line for each frame.
 
     Args:
         sensors: what the network takes, of "camera" and "lidar".
@@ -60,17 +55,12 @@ class StatisticsWriter:
         truth: None where the drive has no annotations.
     """
 
-    def __init__(self, path: Path, sensors: Sequence[str], grid: BevGrid | None, truth: Truth | None) -> None:
-        self.path, self.truth = path, truth
+    def __init__(self, file: BinaryIO, sensors: Sequence[str], grid: BevGrid | None, truth: Truth | None) -> None:
+        self._file, self.truth = file, truth
         self._sensors, self._grid = set(sensors), grid
-        self._temporary = path.with_name(f".{path.name}.tmp")
-
-    def __enter__(self) -> StatisticsWriter:
-        self._file = self._temporary.open("w", encoding="utf-8")
-        return self
 
     def add(self, frame: Frame, prediction: Prediction) -> None:
-        self._file.write(json.dumps(self.line(frame, prediction), allow_nan=False) + "\n")
+        self._file.write(json.dumps(self.line(frame, prediction), allow_nan=False).encode() + b"\n")
 
     def line(self, frame: Frame, prediction: Prediction) -> dict[str, Any]:
         cameras = bool(frame.cameras) and "camera" in self._sensors
@@ -92,21 +82,11 @@ class StatisticsWriter:
         if prediction.map_probabilities is None or self._grid is None:
             return None
         predicted = predicted_cells(prediction.map_probabilities)
-        expansion = self.truth.map(frame.location) if self.truth else None
+        expansion = self.truth.tables.map(frame.location) if self.truth else None
         counts = None
         if expansion is not None:
             counts = count_rings(predicted, expansion.rasterize(frame, self._grid), self._grid).tolist()
         return {"cells": pack(predicted), "counts": counts}
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            self._file.close()
-            if kind is None:
-                os.replace(self._temporary, self.path)
-        finally:
-            self._temporary.unlink(missing_ok=True)
 
 
 def pack(cells: np.ndarray) -> dict[str, Any]:

@@ -3,19 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from deploy.manifest import Manifest
-from deploy.replay.folder import TRACKS
+from deploy.replay.folder import TRACKS, VIEWERS
 from deploy.replay.results import RESULTS, STATISTICS
 from deploy.replay.statistics import StatisticsWriter, Truth
-from deploy.replay.viewers import ViewerWriter, open_viewer
+from perception.atomic import atomic_file
+from perception.errors import InputError
 from perception.frame import Frame
+from perception.grid import BevGrid
 from perception.scene.scene import SceneFrame
 from perception.tasks.detection.submission import SubmissionWriter
 from perception.tasks.detection.tracking import TrackWriter
+
+
+class ViewerWriter(Protocol):
+    """Writes the file of a viewer."""
+
+    def add(self, frame: Frame, seen: SceneFrame) -> None:
+        """The next frame, with what was perceived in it."""
+
+
+def require_viewers(names: Sequence[str]) -> None:
+    """Raise InputError where one of the names is no viewer."""
+    for name in names:
+        if name not in VIEWERS:
+            raise InputError(f"{name}: no file is written for this viewer; choose from {', '.join(VIEWERS)}")
 
 
 class Writers(NamedTuple):
@@ -42,15 +58,27 @@ def open_writers(
 
     Args:
         truth: None where the drive has no annotations.
-        viewers: see deploy.replay.viewers.
+        viewers: names in VIEWERS.
 
     Raises:
         InputError: a viewer's package is not installed, or the folder cannot be written.
     """
-    map_grid = None if manifest.map_grid is None else manifest.map_grid.build()
+    map_grid = manifest.head_grid.build() if "map" in manifest.tasks else None
     return Writers(
-        files.enter_context(SubmissionWriter(out / RESULTS, manifest.sensors)),
-        files.enter_context(TrackWriter(out / TRACKS, manifest.sensors)),
-        files.enter_context(StatisticsWriter(out / STATISTICS, manifest.sensors, map_grid, truth)),
-        [files.enter_context(open_viewer(name, out, map_grid)) for name in viewers],
+        files.enter_context(SubmissionWriter.open(out / RESULTS, manifest.sensors)),
+        files.enter_context(TrackWriter.open(out / TRACKS, manifest.sensors)),
+        StatisticsWriter(
+            files.enter_context(atomic_file(out / STATISTICS, "the statistics")), manifest.sensors, map_grid, truth
+        ),
+        [files.enter_context(_viewer(name, out / VIEWERS[name], map_grid)) for name in viewers],
     )
+
+
+def _viewer(name: str, path: Path, map_grid: BevGrid | None) -> AbstractContextManager[ViewerWriter]:
+    if name == "rerun":
+        from deploy.replay.rerun_results import RerunWriter
+
+        return RerunWriter.open(path)
+    from deploy.replay.foxglove_results import FoxgloveWriter
+
+    return FoxgloveWriter.open(path, map_grid)

@@ -1,34 +1,13 @@
-"""Simulate, train, evaluate."""
+"""Runs: simulate what to train on, train, or import from mmdet3d."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-from perception.commands.common import (
-    TRAINING,
-    VALIDATION,
-    AllowOlder,
-    Json,
-    Keys,
-    Out,
-    Root,
-    Scenes,
-    State,
-    Version,
-    app,
-    console_for,
-    names,
-    report,
-    trust_in,
-)
-from perception.errors import InputError
-
-if TYPE_CHECKING:
-    from perception.frame import Frame, Prediction
+from perception.commands.common import TRAINING, Json, Out, Root, Version, app, names, report
 
 
 @app.command(epilog="Example: perception simulate drives --scenes 8 --samples 20 --conditions clear-day-boston")
@@ -68,7 +47,7 @@ def train(
 ) -> None:
     """Train a model; checkpoints and TensorBoard logs go to --out.
 
-    Several GPUs: accelerate launch -m perception.cli train ...
+    Several GPUs: accelerate launch -m deploy.cli train ...
     """
     from perception.config import load_config
     from perception.datasets.source import open_source
@@ -81,52 +60,20 @@ def train(
     print(run(settings, tables, split or TRAINING.get(tables.version, "all"), out, resume))
 
 
-@app.command(epilog="Example: perception evaluate runs/a --data drives --out runs/a/evaluation --by condition,range")
-def evaluate(
-    model: Annotated[Path, typer.Argument(help="A run, one of its checkpoints, or an exported bundle.")],
-    data: Root,
+@app.command(epilog="Example: perception import-mmdet3d centerpoint_pillar02.py centerpoint.pth --out runs/centerpoint")
+def import_mmdet3d(
+    config: Annotated[Path, typer.Argument(help="Flat configuration of mmdet3d (`Config.dump`); it is read, not run.")],
+    checkpoint: Annotated[Path, typer.Argument(help="Checkpoint of mmdet3d, a .pth file.")],
     out: Out,
-    version: Version = None,
-    split: Annotated[
-        str | None, typer.Option(help="Default: the version's validation split; all: every scene.")
-    ] = None,
-    scenes: Scenes = "",
-    by: Annotated[str, typer.Option(help="Also score the parts: of condition, city, scene, range.")] = "",
-    corruptions: Annotated[
-        str, typer.Option(help="Also score with corrupted sensors: all, or names such as lidar_noise,camera_missing.")
-    ] = "",
-    target: Annotated[str, typer.Option(help="Engine of a bundle: cpu, or what `perception build` made.")] = "cpu",
-    key: Keys = None,
-    state: State = None,
-    allow_older: AllowOlder = False,
-    official: Annotated[
-        bool, typer.Option("--official", help="Also score the submission with nuscenes-devkit, and compare.")
-    ] = False,
     as_json: Json = False,
 ) -> None:
-    """Score a model as nuScenes does: mAP, NDS, TP errors; and the map's IoU."""
-    from perception.datasets.source import open_source
-    from perception.evaluation.evaluate import evaluate as run
-    from perception.tasks.detection.official import compare, require_official
+    """Import a trained network of mmdet3d: OUT is a run like those that `train` writes.
 
-    tables, console = open_source(data, version), console_for(as_json)
-    if official:
-        require_official(tables)
-    split = split or VALIDATION.get(tables.version, "all")
-    predictor: Callable[[Frame], Prediction]
-    if (model / "manifest.json").exists():
-        from deploy.runtime import Runtime
+    Served: CenterPoint and PointPillars on nuScenes, on pillars. mmdet3d need not be installed.
+    """
+    from perception.mmdet3d.importing import import_checkpoint
 
-        predictor = runtime = Runtime(model, target, trust_in(key, state, allow_older))
-        spec = runtime.bundle.spec
-    elif key or target != "cpu":
-        raise InputError(f"{model}: --target and --key are of a bundle; export one first")
-    else:
-        from perception.predict import TorchPredictor
-
-        predictor = of_run = TorchPredictor.load(model)
-        spec = of_run.spec
-    metrics = run(predictor, tables, split, names(scenes), out, spec, console, names(by), names(corruptions))
-    if official:
-        metrics = compare(out, tables, metrics, console)
-    report(metrics, as_json)
+    ours, network = import_checkpoint(config, checkpoint, out)
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    shown = f"{out}: {ours.name}, {parameters:,} parameters"
+    report({"run": str(out), "name": ours.name, "parameters": parameters}, as_json, shown)

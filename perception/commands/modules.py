@@ -66,9 +66,11 @@ def adapt(
     add: Annotated[
         str, typer.Option(help="KIND:NAME of the new module: low_rank:rain; of several: batch_norm+low_rank:rain.")
     ] = "",
-    recognise: Annotated[
-        bool, typer.Option("--recognise", help="Instead of a module, what recognises weather, light and city.")
-    ] = False,
+    task: Annotated[str, typer.Option(help="Instead of a module, the head of a new task, such as conditions.")] = "",
+    config: Annotated[
+        Path | None,
+        typer.Option(help="YAML: `tasks` with the new head's options, `modules` of its own."),
+    ] = None,
     conditions: Annotated[
         str, typer.Option(help="Train on the frames with these, such as rain,night, and route to the module there.")
     ] = "",
@@ -91,34 +93,36 @@ def adapt(
     scale_shift, film, hypernetwork.
 
 
-    With --recognise it is no module, but what tells the conditions: where a drive has no tags, a bundle then routes by
-    what was recognised over the last frames.
+    With --task it is the head of a task. That of `conditions` recognises weather, light and city: where a drive has no
+    tags, a bundle then routes by what was recognised over the last frames.
     """
     from perception.datasets.nuscenes.dataset import NuScenesTables
     from perception.datasets.source import open_source
     from perception.mmdet3d.foreign_config import foreign_config
     from perception.training.adapt import adapt as run
-    from perception.training.adapt import recognise as run_recognise
+    from perception.training.adapt import add_task, read_task
 
-    if recognise and (add or conditions or option):
-        raise InputError("--recognise learns on all frames; --add, --conditions and --option are for a module")
+    if bool(task) == bool(add) or (task and (conditions or option)) or (config and not task):
+        raise InputError("give --add with --conditions and --option for a module, or --task with --config for a task")
     kinds, _, name = add.partition(":")
-    if not name and not recognise:
-        raise InputError(f"--add {add}: write KIND:NAME, such as low_rank:rain, or give --recognise")
+    if not name and not task:
+        raise InputError(f"--add {add}: write KIND:NAME, such as low_rank:rain")
     module = {"name": name, "when": names(conditions)} | _kinds(kinds, names(slots), _numbers(option or []))
     tables = open_source(data, version)
     split = split or TRAINING.get(tables.version, "all")
     foreign = foreign_config(checkpoint)
     if foreign is not None:
-        if recognise:
-            raise InputError(f"{checkpoint}: --recognise takes a run of ours; a foreign backbone has no classifier")
+        if task:
+            raise InputError(f"{checkpoint}: --task takes a run of ours; a foreign backbone has its own heads")
         if not isinstance(tables, NuScenesTables):
             raise InputError(f"{data}: a backbone of mmdet3d trains on nuScenes' tables; give their dataroot")
         from perception.mmdet3d.adapt import adapt_foreign
 
         print(adapt_foreign(foreign, module, tables, split, names(scenes), out, steps, learning_rate))
-    elif recognise:
-        print(run_recognise(checkpoint, tables, split, names(scenes), out, steps=steps, learning_rate=learning_rate))
+    elif task:
+        content = read_task(config) if config else {}
+        training = {"steps": steps, "learning_rate": learning_rate}
+        print(add_task(checkpoint, task, content, tables, split, names(scenes), out, **training))
     else:
         print(run(checkpoint, module, tables, split, names(scenes), out, steps=steps, learning_rate=learning_rate))
 
@@ -142,9 +146,8 @@ def merge(
     from perception.training.combine import merge as run
 
     lost = run(checkpoint, names(modules), name, method, out, names(conditions), **_numbers(option or []))
-    report({"module": name, "lost": lost}, as_json)
-    if not as_json:
-        print(f"{name}: {method} of {modules}; at most {max(lost.values()):.1%} of a slot's change had no room")
+    room = f"at most {max(lost.values()):.1%} of a slot's change had no room"
+    report({"module": name, "lost": lost}, as_json, f"{name}: {method} of {modules}; {room}")
 
 
 def _show_route(

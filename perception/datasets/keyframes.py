@@ -5,11 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from perception.errors import InputError
 from perception.frame import Boxes, Conditions, Frame
 from perception.grid import Reference
+
+if TYPE_CHECKING:
+    from perception.datasets.nuscenes.map_expansion import MapExpansion
 
 
 class Keyframes(Protocol):
@@ -51,6 +54,10 @@ class Keyframes(Protocol):
 
     def racks(self) -> Mapping[str, list[list[float]]]:
         """By token the annotated bicycle racks, each x y z, width length height (m), rotation w x y z; all global."""
+        ...
+
+    def map(self, location: str) -> MapExpansion | None:
+        """The HD map of a location; None where there is none."""
         ...
 
     def frame(

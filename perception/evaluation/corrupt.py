@@ -10,6 +10,8 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
+from perception.rotations import turned
+
 MCU = 16  # pixels: side of the blocks in which JPEG codes a picture with 4:2:0 chroma
 SECTOR = np.radians(2.0)  # azimuth that one packet of a spinning LiDAR covers: 12 firings, as a Velodyne HDL-32E's
 REACH = 100.0  # m, the largest range that a packet can say
@@ -91,10 +93,7 @@ def moved(points: np.ndarray, to_from: np.ndarray) -> np.ndarray:
 def displacement(degrees: float, metres: float, rng: np.random.Generator) -> np.ndarray:
     """(4, 4) rigid motion: a turn by so many degrees about a random axis, then a shift by so many metres anywhere."""
     axis, way = rng.standard_normal((2, 3))
-    axis /= np.linalg.norm(axis)
-    cross = np.cross(np.eye(3), -axis)
-    angle = np.radians(degrees)
     motion = np.eye(4)
-    motion[:3, :3] += np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross  # Rodrigues
+    motion[:3, :3] = turned(-axis / np.linalg.norm(axis), np.radians(degrees))
     motion[:3, 3] = metres * way / np.linalg.norm(way)
     return motion

@@ -1,32 +1,25 @@
-"""Run a predictor over a split and score it: a nuScenes submission, nuScenes' metrics, IoU of the map."""
+"""Run a predictor over a split and score it: a nuScenes submission, and the metrics of its tasks."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 from rich.progress import track
-from rich.table import Table
 
-from perception.atomic import write_atomically
+from perception.atomic import made, write_atomically
 from perception.datasets.keyframes import Keyframes
 from perception.datasets.nuscenes.dataset import NuScenesTables
-from perception.errors import InputError
-from perception.evaluation.annotated import Annotated
 from perception.evaluation.robustness import chosen_corruptions, robustness, robustness_table
-from perception.evaluation.slices import check_axes, slice_scores, slice_table
-from perception.frame import CLASSES, MAP_CLASSES, Frame, Prediction
+from perception.evaluation.slices import Known, check_axes, slice_scores, slice_table
+from perception.frame import Frame, Prediction
 from perception.sensors.inputs import InputSpec
-from perception.tasks.detection.columns import read_submission
-from perception.tasks.detection.own_scores import score
+from perception.tasks import TASKS
 from perception.tasks.detection.submission import SubmissionWriter
-from perception.tasks.map.iou import MapIou
-
-ERRORS = {"trans_err": "ATE", "scale_err": "ASE", "orient_err": "AOE", "vel_err": "AVE", "attr_err": "AAE"}
+from perception.tasks.task import Metric
 
 
 def evaluate(
@@ -55,9 +48,8 @@ def evaluate(
         corruptions: also score under these, see `robustness.CORRUPTIONS`, or `all` of the model's sensors.
 
     Returns:
-        `split`, `selectors`, `samples` (their number), the keys of `own_scores.score`, and `map`: what
-        `MapIou.result` gives, None where there is no map or no map head; `slices` as `slice_scores` and `robustness`
-        as the function of that name, where asked for. All of it is strict JSON.
+        `split`, `selectors`, `samples` (their number), the scores of each task (`Metric.scores`); `slices` as
+        `slice_scores` and `robustness` as the function of that name, where asked for. All of it is strict JSON.
 
     Raises:
         InputError: an unknown split, scene, axis or corruption, a damaged file, or a folder that cannot be written.
@@ -65,97 +57,69 @@ def evaluate(
     check_axes(by)
     console = console or Console()
     samples = tables.samples(split, selectors)
-    submission = _folder(out) / "results_nusc.json"
     sensors = [name for name, part in (("lidar", spec.lidar), ("camera", spec.camera)) if part is not None]
     corruptions = chosen_corruptions(corruptions, sensors)
-    iou, annotated = MapIou(), Annotated(tables, spec.grid)
-    counts: dict[int, np.ndarray] = {}  # of the map's cells, by frame
 
     def frames(what: str) -> Iterator[Frame]:
-        for token in track(samples, what, console=console, transient=True):
-            yield tables.frame(
-                token,
-                spec.grid.reference,
-                spec.sweeps,
-                annotations=False,
-                lidar="lidar" in sensors,
-                cameras="camera" in sensors,
-            )
+        return _frames(tables, track(samples, what, console=console, transient=True), spec)
 
-    with SubmissionWriter(submission, sensors) as writer:
-        for frame in frames("Evaluating"):
-            prediction = predictor(frame)
-            writer.add(frame, prediction)
-            if (truth := annotated.map_truth(frame, prediction)) is not None:
-                assert prediction.map_probabilities is not None
-                iou.add(prediction.map_probabilities, truth)
-                counts[len(annotated.tokens)] = annotated.map_counts(prediction, truth)
-            annotated.add(frame)
-    detections = annotated.counted(read_submission(submission, {token: i for i, token in enumerate(samples)}))
+    with SubmissionWriter.open(made(out) / "results_nusc.json", sensors) as writer:
+        known, metrics = _predicted(predictor, frames("Evaluating"), tables, spec, writer)
+    scores: dict[str, Any] = {"split": split or "all", "selectors": list(selectors), "samples": len(samples)}
     with console.status("Scoring"):
-        scores = score(annotated.truth(), detections, len(samples))
-    metrics = {
-        "split": split or "all",
-        "selectors": list(selectors),
-        "samples": len(samples),
-        **scores,
-        "map": iou.result(),
-    }
+        for metric in metrics.values():
+            scores |= metric.scores()
     if by:
-        metrics["slices"] = slice_scores(annotated, detections, counts, by)
+        scores["slices"] = slice_scores(known, metrics, by)
     if corruptions:
-        metrics["robustness"] = robustness(predictor, frames, annotated, corruptions, metrics["NDS"])
-    write_atomically(out / "metrics.json", json.dumps(metrics, indent=2, allow_nan=False).encode())
-    console.print(detection_table(metrics))
+        scores["robustness"] = robustness(predictor, frames, metrics, corruptions)
+    write_atomically(out / "metrics.json", json.dumps(scores, indent=2, allow_nan=False).encode())
+    _print(scores, metrics, tables, console)
+    return scores
+
+
+def _frames(tables: Keyframes, samples: Iterable[str], spec: InputSpec) -> Iterator[Frame]:
+    """The keyframes with what the model sees, without annotations."""
+    for token in samples:
+        yield tables.frame(
+            token,
+            spec.grid.reference,
+            spec.sweeps,
+            annotations=False,
+            lidar=spec.lidar is not None,
+            cameras=spec.camera is not None,
+        )
+
+
+def _predicted(
+    predictor: Callable[[Frame], Prediction],
+    frames: Iterable[Frame],
+    tables: Keyframes,
+    spec: InputSpec,
+    writer: SubmissionWriter,
+) -> tuple[list[Known], dict[str, Metric[Any]]]:
+    """What is known of the frames, and the metrics of the tasks that were predicted in them."""
+    known: list[Known] = []
+    metrics: dict[str, Metric[Any]] = {}
+    for frame in frames:
+        prediction = predictor(frame)
+        writer.add(frame, prediction)
+        for task, result in prediction.results.items():
+            if task not in metrics:
+                metrics[task] = TASKS[task].metric(tables, spec.grid)
+            metrics[task].add(frame, result)
+        known.append(Known(frame.scene, frame.conditions))
+    return known, metrics
+
+
+def _print(scores: dict[str, Any], metrics: Mapping[str, Metric[Any]], tables: Keyframes, console: Console) -> None:
+    console.print(f"{scores['split']}, {scores['samples']} samples")
+    for metric in metrics.values():
+        for table in metric.tables(scores):
+            console.print(table)
     if not isinstance(tables, NuScenesTables):
         console.print(f"{tables.version} knows no attributes: their error (AAE) counts as 1, up to 0.1 of NDS")
-    if metrics["map"] is not None:
-        console.print(map_table(metrics["map"]))
-    if by:
-        console.print(slice_table(metrics["slices"]))
-    if corruptions:
-        console.print(robustness_table(metrics["robustness"]))
-    return metrics
-
-
-def detection_table(metrics: dict[str, Any]) -> Table:
-    """AP and true-positive errors per class, with mAP, NDS and mAP_present in the title."""
-    summary = "  ".join(f"{key} {_number(metrics[key])}" for key in ("mAP", "NDS", "mAP_present"))
-    table = Table(title=f"{metrics['split']}, {metrics['samples']} samples: {summary}", show_footer=True)
-    table.add_column("class", footer="mean")
-    table.add_column("boxes", str(sum(metrics["ground_truth"].values())), justify="right")
-    table.add_column("AP", _number(metrics["mAP"]), justify="right")
-    for error, short in ERRORS.items():
-        table.add_column(short, _number(metrics["tp_errors"][error]), justify="right")
-    for name in CLASSES:
-        errors = metrics["label_tp_errors"][name]
-        table.add_row(
-            name,
-            str(metrics["ground_truth"][name]),
-            _number(metrics["mean_dist_aps"][name]),
-            *(_number(errors[error]) for error in ERRORS),
-        )
-    return table
-
-
-def map_table(ious: dict[str, dict[str, float | None]]) -> Table:
-    """IoU per map class: the best over BEVFusion's thresholds, and at 0.5."""
-    table = Table(title="map", show_footer=True)
-    table.add_column("class", footer="mean")
-    table.add_column("IoU max", _number(ious["iou_max"]["mean"]), justify="right")
-    table.add_column("IoU 0.5", _number(ious["iou_0.5"]["mean"]), justify="right")
-    for name in MAP_CLASSES:
-        table.add_row(name, _number(ious["iou_max"][name]), _number(ious["iou_0.5"][name]))
-    return table
-
-
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.3f}"
-
-
-def _folder(out: Path) -> Path:
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{out}: cannot make the folder ({error.strerror}); choose another --out") from None
-    return out
+    if "slices" in scores:
+        console.print(slice_table(scores["slices"]))
+    if "robustness" in scores:
+        console.print(robustness_table(scores["robustness"]))

@@ -8,7 +8,7 @@ corruption is the share of the clean NDS that is left, on average over its level
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,11 +17,10 @@ from rich.table import Table
 
 from perception.errors import InputError
 from perception.evaluation import corrupt
-from perception.evaluation.annotated import Annotated
+from perception.evaluation.slices import numbers, part_scores
 from perception.frame import CAMERAS, Frame, Prediction
-from perception.tasks.detection.columns import BoxColumns, detection_rows
-from perception.tasks.detection.scores import DetectionScores
-from perception.tasks.map.counts import ious
+from perception.strict_json import shown
+from perception.tasks.task import Metric
 
 Change = Callable[[np.ndarray, float, np.random.Generator], np.ndarray]  # of points or a picture, at a level
 
@@ -105,9 +104,8 @@ def chosen_corruptions(names: Sequence[str], sensors: Sequence[str]) -> list[str
 def robustness(
     predictor: Callable[[Frame], Prediction],
     frames: Callable[[str], Iterable[Frame]],
-    annotated: Annotated,
+    metrics: Mapping[str, Metric[Any]],
     names: Sequence[str],
-    clean_nds: float,
 ) -> dict[str, Any]:
     """Scores of `predictor` under each corruption at each of its levels.
 
@@ -115,75 +113,66 @@ def robustness(
     same frames; a displaced sensor stays where it is for the whole evaluation.
 
     Args:
-        frames: gives those of `annotated` again, in its order, without annotations; it is told what they are read for.
+        frames: gives those of the metrics again, in their order, without annotations, for a purpose in words.
+        metrics: by task, of the same frames as they were recorded.
         names: keys of CORRUPTIONS.
-        clean_nds: of the same frames as they were recorded.
 
     Returns:
-        `mRA`, and by corruption under `corruptions` its `unit`, `levels` (each `level`, `mAP`, `NDS`, `iou`: mean over
-        the map's classes at 0.5, None without a map) and `resilience`. A share is None where the clean NDS is 0.
+        `mRA`, and by corruption under `corruptions` its `unit`, `levels` (each `level`, and the numbers of the tasks'
+        `Metric.part`) and `resilience`. A share is None where the clean NDS is 0, or where nothing is detected for.
     """
-    truth = annotated.truth()
+    clean: dict[str, Any] = {}
     found: dict[str, Any] = {}
     for name in names:
         corruption = CORRUPTIONS[name]
-        levels = [
-            _scores(predictor, frames(f"{name} {level:g}"), annotated, truth, name, level)
-            for level in corruption.levels
-        ]
-        left = float(np.mean([level["NDS"] for level in levels])) / clean_nds if clean_nds else None
+        levels: list[dict[str, Any]] = []
+        for level in corruption.levels:
+            again = {task: type(metric)(metric.source, metric.grid) for task, metric in metrics.items()}
+            count = _add(again, predictor, frames(f"{name} {level:g}"), name, level)
+            clean = clean or part_scores(metrics, np.ones(count, bool))
+            levels.append({"level": level, **numbers(part_scores(again, np.ones(count, bool)))})
+        left = float(np.mean([each["NDS"] for each in levels])) / clean["NDS"] if clean.get("NDS") else None
         found[name] = {"unit": corruption.unit, "levels": levels, "resilience": left}
     shares = [each["resilience"] for each in found.values() if each["resilience"] is not None]
     return {"mRA": float(np.mean(shares)) if shares else None, "corruptions": found}
 
 
-def _scores(
+def _add(
+    metrics: Mapping[str, Metric[Any]],
     predictor: Callable[[Frame], Prediction],
     frames: Iterable[Frame],
-    annotated: Annotated,
-    truth: BoxColumns,
     name: str,
     level: float,
-) -> dict[str, Any]:
-    rows, cells = [], np.zeros((3, 6), np.int64)
-    for i, frame in enumerate(frames):
+) -> int:
+    """Add what is predicted in the corrupted frames to the metrics; returns how many they are."""
+    count = 0
+    for frame in frames:
+        count += 1
         seed = "" if CORRUPTIONS[name].lasting else frame.token
         digest = hashlib.sha256(f"{name}\0{level}\0{seed}".encode()).digest()
         rng = np.random.default_rng(np.frombuffer(digest, np.uint32))
-        corrupted = CORRUPTIONS[name].apply(frame, level, rng)
-        prediction = predictor(corrupted)
-        rows.append(detection_rows(corrupted, prediction.boxes, i))
-        if (seen := annotated.map_truth(frame, prediction)) is not None:
-            cells += annotated.map_counts(prediction, seen).sum(axis=-1)
-    detections = annotated.counted(BoxColumns.of(np.concatenate(rows)))
-    scored = DetectionScores(truth, detections, np.zeros(len(rows), np.int64)).scored()
-    iou = ious(cells)
-    return {
-        "level": level,
-        "mAP": float(scored.mean_ap[0]),
-        "NDS": float(scored.nds[0]),
-        "iou": None if np.isnan(iou).all() else float(np.nanmean(iou)),
-    }
+        prediction = predictor(CORRUPTIONS[name].apply(frame, level, rng))
+        for task, metric in metrics.items():
+            metric.add(frame, prediction.results[task])
+    return count
 
 
 def robustness_table(metrics: dict[str, Any]) -> Table:
     """A row for each corruption and level, below the clean scores."""
-    left = "-" if metrics["mRA"] is None else f"{metrics['mRA']:.3f}"
-    table = Table(title=f"corrupted sensors: mRA {left}")
+    table = Table(title=f"corrupted sensors: mRA {shown(metrics['mRA'])}")
     table.add_column("corruption")
     table.add_column("level")
-    for column in ("mAP", "NDS", "map IoU 0.5", "resilience"):
+    levels = [level for corruption in metrics["corruptions"].values() for level in corruption["levels"]]
+    columns = [name for name in (levels[0] if levels else ()) if name not in ("level", "samples")]
+    for column in (*columns, "resilience"):
         table.add_column(column, justify="right")
     for name, corruption in metrics["corruptions"].items():
         for level in corruption["levels"]:
-            last = level is corruption["levels"][-1] and corruption["resilience"] is not None
             table.add_row(
                 name if level is corruption["levels"][0] else "",
                 f"{level['level']:g} {corruption['unit']}",
-                f"{level['mAP']:.3f}",
-                f"{level['NDS']:.3f}",
-                "-" if level["iou"] is None else f"{level['iou']:.3f}",
-                f"{corruption['resilience']:.3f}" if last else "",
+                *(shown(level[column]) for column in columns),
+                shown(corruption["resilience"]) if level is corruption["levels"][-1] else "",
             )
         table.add_section()
     return table

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from rich.table import Table
 
 from perception.errors import InputError
-from perception.evaluation.annotated import Annotated
-from perception.frame import CLASSES, CONDITIONS, MAP_CLASSES
-from perception.tasks.detection.columns import BoxColumns
-from perception.tasks.detection.scores import DetectionScores
-from perception.tasks.map.counts import ious, rings
+from perception.frame import CONDITIONS, Conditions
+from perception.strict_json import shown
+from perception.tasks.task import Metric
 
 RANGES = ((0.0, 20.0), (20.0, 30.0), (30.0, 50.0))  # m from the vehicle
 AXES = ("condition", "city", "scene", "range")
+Scores = dict[str, Any]
+
+
+class Known(NamedTuple):
+    """What is known of a frame that was scored."""
+
+    scene: str
+    conditions: Conditions
 
 
 def check_axes(by: Sequence[str]) -> None:
@@ -27,80 +33,66 @@ def check_axes(by: Sequence[str]) -> None:
 
 
 def slice_scores(
-    annotated: Annotated, detections: BoxColumns, counts: Mapping[int, np.ndarray], by: Sequence[str]
-) -> dict[str, dict[str, dict[str, Any]]]:
+    frames: Sequence[Known], metrics: Mapping[str, Metric[Any]], by: Sequence[str]
+) -> dict[str, dict[str, Scores]]:
     """Scores of each part of the frames, or of all frames within a range, as if that part were all there is.
 
     Args:
-        detections: those that count.
-        counts: by frame (3, 6, rings) of the map's cells, see count_rings; of frames that have a map.
+        frames: in the order in which they were added to the metrics.
+        metrics: by task.
         by: which of AXES. `condition` is weather and light; a frame of which one is not known is in no part of it.
 
     Returns:
-        By axis and part: `samples`, `boxes` (annotated ones that count), and as the devkit computes them `mAP`, `NDS`,
-        `mAP_present` (mean over the classes that are annotated there) and `AP` by class; `iou` of the map at 0.5 by
-        class and `mean`. None where nothing is annotated.
+        By axis and part: `samples`, and what `Metric.part` gives for each task.
 
     Raises:
         InputError: the frames have no annotations.
     """
-    truth = annotated.truth()
-    every = np.ones(len(annotated.tokens), bool)
-    cells = np.zeros((len(every), *next(iter(counts.values()), np.zeros((3, 6, 1))).shape), np.int64)
-    for frame, each in counts.items():
-        cells[frame] = each
-    slices: dict[str, dict[str, dict[str, Any]]] = {}
+    every = np.ones(len(frames), bool)
+    slices: dict[str, dict[str, Scores]] = {}
     for axis in by:
-        if axis != "range":
-            slices[axis] = {name: _scores(truth, detections, cells, part) for name, part in _parts(annotated, axis)}
-            continue
-        slices[axis] = {}
-        for bounds in RANGES:
-            near, found = (boxes.select(boxes.within(bounds, annotated.egos)) for boxes in (truth, detections))
-            name = "{:g}-{:g} m".format(*bounds)
-            slices[axis][name] = _scores(near, found, cells[..., rings(bounds)], every)
+        if axis == "range":
+            slices[axis] = {"{:g}-{:g} m".format(*bounds): part_scores(metrics, every, bounds) for bounds in RANGES}
+        else:
+            slices[axis] = {name: part_scores(metrics, part) for name, part in _parts(frames, axis)}
     return slices
 
 
-def _parts(annotated: Annotated, axis: str) -> Iterator[tuple[str, np.ndarray]]:
+def part_scores(
+    metrics: Mapping[str, Metric[Any]], frames: np.ndarray, bounds: tuple[float, float] | None = None
+) -> Scores:
+    """`samples`, and what `Metric.part` gives for each task."""
+    scores: Scores = {"samples": int(frames.sum())}
+    for metric in metrics.values():
+        scores |= metric.part(frames, bounds)
+    return scores
+
+
+def _parts(frames: Sequence[Known], axis: str) -> Iterator[tuple[str, np.ndarray]]:
     """Name and frames (F,) bool of each part that there is."""
     if axis == "scene":
-        scenes = np.array(annotated.scenes)
+        scenes = np.array([frame.scene for frame in frames])
         yield from ((str(name), scenes == name) for name in np.unique(scenes))
         return
     for kind in ("city",) if axis == "city" else ("weather", "light"):
-        known = np.array([getattr(conditions, kind) for conditions in annotated.conditions])
+        known = np.array([getattr(frame.conditions, kind) for frame in frames])
         yield from ((value, known == value) for value in CONDITIONS[kind] if (known == value).any())
 
 
-def _scores(truth: BoxColumns, detections: BoxColumns, cells: np.ndarray, frames: np.ndarray) -> dict[str, Any]:
-    truth, detections = (boxes.select(frames[boxes.frames]) for boxes in (truth, detections))
-    matched = DetectionScores(truth, detections, np.zeros(len(frames), np.int64))
-    scored, present = matched.scored(), matched.annotated.any(axis=0)
-    aps = scored.class_aps[0]
-    shares = ious(cells[frames].sum(axis=(0, 3)))
-    iou = {name: None if np.isnan(share) else float(share) for name, share in zip(MAP_CLASSES, shares, strict=True)}
-    return {
-        "samples": int(frames.sum()),
-        "boxes": len(truth),
-        "mAP": float(scored.mean_ap[0]) if present.any() else None,
-        "NDS": float(scored.nds[0]) if present.any() else None,
-        "mAP_present": float(aps[present].mean()) if present.any() else None,
-        "AP": {name: float(ap) if there else None for name, ap, there in zip(CLASSES, aps, present, strict=True)},
-        "iou": iou | {"mean": None if np.isnan(shares).all() else float(np.nanmean(shares))},
-    }
+def numbers(scores: Scores) -> dict[str, float | None]:
+    """Those that tables show."""
+    return {name: value for name, value in scores.items() if not isinstance(value, dict | str)}
 
 
-def slice_table(slices: dict[str, dict[str, dict[str, Any]]]) -> Table:
+def slice_table(slices: dict[str, dict[str, Scores]]) -> Table:
     """A row for each part."""
     table = Table(title="by " + ", ".join(slices))
     table.add_column("part")
-    for column in ("samples", "boxes", "mAP", "NDS", "mAP_present", "map IoU 0.5"):
+    parts = [part for each in slices.values() for part in each.values()]
+    for column in numbers(parts[0]) if parts else ():
         table.add_column(column, justify="right")
-    for parts in slices.values():
-        for name, part in parts.items():
-            numbers = (part["mAP"], part["NDS"], part["mAP_present"], part["iou"]["mean"])
-            shown = ("-" if number is None else f"{number:.3f}" for number in numbers)
-            table.add_row(name, str(part["samples"]), str(part["boxes"]), *shown)
+    for each in slices.values():
+        for name, part in each.items():
+            table.add_row(name, *map(shown, numbers(part).values()))
         table.add_section()
     return table

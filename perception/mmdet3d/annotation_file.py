@@ -14,31 +14,23 @@ import numpy as np
 
 from perception.atomic import write_atomically
 from perception.datasets.nuscenes.dataset import NuScenesTables
-from perception.datasets.nuscenes.tables import LIDAR, Recording
+from perception.datasets.nuscenes.tables import Recording
 from perception.errors import InputError
-from perception.frame import ATTRIBUTES, CAMERAS, CLASSES, Boxes
+from perception.frame import ATTRIBUTES, CAMERAS, CLASSES, LIDAR, Boxes
 
+_SWEEPS = 10  # before each keyframe, as mmdet3d's converter lists
 # The order of mmdet3d's NuScenesDataset.METAINFO, which labels in the file refer to.
 LABELS = (
-    "car",
-    "truck",
-    "trailer",
-    "bus",
-    "construction_vehicle",
-    "bicycle",
-    "motorcycle",
-    "pedestrian",
-    "traffic_cone",
+    "car", "truck", "trailer", "bus", "construction_vehicle", "bicycle", "motorcycle", "pedestrian", "traffic_cone",
     "barrier",
-)
+)  # fmt: skip
 
 
-def write(path: Path, tables: NuScenesTables, samples: Sequence[str], sweeps: int = 10) -> None:
+def write(path: Path, tables: NuScenesTables, samples: Sequence[str]) -> None:
     """Write the file for these keyframes; those without their LiDAR file are left out, as mmdet3d needs it.
 
     Args:
         path: ends in .json.
-        sweeps: how many LiDAR sweeps before each keyframe to list.
 
     Raises:
         InputError: no keyframe has its LiDAR file, or the disk is full.
@@ -53,15 +45,15 @@ def write(path: Path, tables: NuScenesTables, samples: Sequence[str], sweeps: in
             "version": tables.version,
             "info_version": "1.1",
         },
-        "data_list": [_entry(tables, sample, i, sweeps) for i, sample in enumerate(there)],
+        "data_list": [_entry(tables, sample, i) for i, sample in enumerate(there)],
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, json.dumps(content).encode())
 
 
-def _entry(tables: NuScenesTables, sample: str, index: int, sweeps: int) -> dict[str, Any]:
+def _entry(tables: NuScenesTables, sample: str, index: int) -> dict[str, Any]:
     recordings = tables.recordings
-    keyframe, *earlier = recordings.chain(recordings.keyframes[sample][LIDAR], sweeps)
+    keyframe, *earlier = recordings.chain(recordings.keyframes[sample][LIDAR], _SWEEPS)
     frame = tables.frame(sample, "lidar", lidar=False, cameras=False)
     assert frame.boxes is not None
     return {

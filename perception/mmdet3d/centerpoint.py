@@ -9,20 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
-from perception.config import Config, DetectionHead, Model, Suppression
+from perception.config import Config, Model, Trunk
 from perception.frame import CLASSES
-from perception.mmdet3d.checkpoint import same_norm, take
+from perception.mmdet3d.checkpoint import same_norms, take
+from perception.mmdet3d.config import Settings
 from perception.mmdet3d.pillars import FIRST, grid, lidar
 from perception.mmdet3d.second import same_lifts, trunk, trunk_modules
-from perception.mmdet3d.settings import Settings
 from perception.model import PerceptionModel
 from perception.tasks.detection.center_head import map_name
+from perception.tasks.detection.config import DetectionHead, Suppression
 
-EPSILON = 1e-3  # of our batch normalisations
 # Of PillarFeatureNet: what is served, and mmdet3d's default.
 SEEN = {
     "in_channels": (5, 4),
@@ -42,45 +41,51 @@ NAMES = {
 }
 
 
-def convert(
-    model: Mapping[str, Any], config: Path, checkpoint: Path, state: Mapping[str, Tensor], sweeps: int
-) -> tuple[Config, PerceptionModel]:
+def convert(config: Settings, checkpoint: Path, state: Mapping[str, Tensor]) -> tuple[Config, PerceptionModel]:
     """Our configuration and network.
 
     Args:
-        model: of the configuration.
-        config: its path, for messages.
+        config: the whole configuration.
         checkpoint: path, for messages.
         state: of the checkpoint.
-        sweeps: before the keyframe.
 
     Raises:
         InputError: settings without a counterpart here, or keys that are missing or unexpected.
     """
-    theirs = Settings(model, config, "model")
+    theirs = config.part("model")
     encoder = theirs.part("pts_voxel_encoder")
     if len(encoder["feat_channels"]) != 1:
         raise encoder.refused(f"{len(encoder['feat_channels'])} layers, ours has one")
+    head = _head(theirs)
     ours = Config(
-        name=config.stem,
+        name=config.path.stem,
         grid=grid(theirs),
         model=Model(
-            lidar=lidar(theirs, "PillarFeatureNet", SEEN, sweeps),
+            lidar=lidar(config, "PillarFeatureNet", SEEN),
             fusion=False,
             fused_channels=encoder["feat_channels"][-1],
             trunk=trunk(theirs.part("pts_backbone"), theirs.part("pts_neck")),
-            detection=_head(theirs),
-            map=None,
         ),
+        tasks={"detection": head},
     )
     network = PerceptionModel(ours)
-    weights = take(state, network.state_dict(), _modules(ours), checkpoint)
+    weights = take(state, network.state_dict(), _modules(ours.model.trunk, head), checkpoint)
     weights[FIRST] = weights[FIRST] / network.lidar.scale
-    same_lifts(weights, model["pts_neck"])
-    _same_norms(weights, theirs)
-    for i in range(len(ours.model.detection.groups)):
+    same_lifts(weights, theirs.part("pts_neck"))
+    bbox_head = theirs.part("pts_bbox_head")
+    same_norms(
+        weights,
+        {
+            "lidar.": (theirs.part("pts_voxel_encoder"), 1e-3),
+            "trunk.stages.": (theirs.part("pts_backbone"), 1e-3),
+            "trunk.lifts.": (theirs.part("pts_neck"), 1e-3),
+            "heads.detection.shared.": (bbox_head, 1e-5),
+            "heads.detection.branches.": (bbox_head.part("separate_head"), 1e-5),
+        },
+    )
+    for i in range(len(head.groups)):
         for leaf in ("weight", "bias"):
-            name = f"heads.detection.branches.{map_name(ours.model.detection, 'size', i)}.1.layer.{leaf}"
+            name = f"heads.detection.branches.{map_name(head, 'size', i)}.1.layer.{leaf}"
             weights[name] = weights[name][[1, 0, 2]]
     network.load_state_dict(weights)
     return ours, network.eval()
@@ -132,18 +137,18 @@ def _suppression(coder: Settings, testing: Settings) -> Suppression:
     )
 
 
-def _modules(config: Config) -> dict[str, str]:
+def _modules(trunk: Trunk, head: DetectionHead) -> dict[str, str]:
     """Our module -> theirs."""
     modules = {
         "lidar.layers.0.points.layer": "pts_voxel_encoder.pfn_layers.0.linear",
         "lidar.layers.0.norm.layer": "pts_voxel_encoder.pfn_layers.0.norm",
         "heads.detection.shared.conv.layer": "pts_bbox_head.shared_conv.conv",
         "heads.detection.shared.norm.layer": "pts_bbox_head.shared_conv.bn",
-        **trunk_modules(config.model.trunk),
+        **trunk_modules(trunk),
     }
-    for i in range(len(config.model.detection.groups)):
+    for i in range(len(head.groups)):
         for ours, name in NAMES.items():
-            branch = f"heads.detection.branches.{map_name(config.model.detection, ours, i)}"
+            branch = f"heads.detection.branches.{map_name(head, ours, i)}"
             task = f"pts_bbox_head.task_heads.{i}.{name}"
             modules |= {
                 f"{branch}.0.conv.layer": f"{task}.0.conv",
@@ -151,23 +156,3 @@ def _modules(config: Config) -> dict[str, str]:
                 f"{branch}.1.layer": f"{task}.1",
             }
     return modules
-
-
-def _same_norms(weights: dict[str, Tensor], model: Settings) -> None:
-    """Give every normalisation the weight that it needs with our epsilon."""
-    head = model.part("pts_bbox_head")
-    epsilons = {  # by the beginning of our names; mmdet3d's defaults where the configuration is silent
-        "lidar.": _epsilon(model.part("pts_voxel_encoder"), 1e-3),
-        "trunk.stages.": _epsilon(model.part("pts_backbone"), 1e-3),
-        "trunk.lifts.": _epsilon(model.part("pts_neck"), 1e-3),
-        "heads.detection.shared.": _epsilon(head, 1e-5),
-        "heads.detection.branches.": _epsilon(head.part("separate_head"), 1e-5),
-    }
-    for key in [key for key in weights if key.endswith(".running_var")]:
-        theirs = next(epsilon for start, epsilon in epsilons.items() if key.startswith(start))
-        same_norm(weights, key.removesuffix(".running_var"), theirs, EPSILON)
-
-
-def _epsilon(part: Settings, default: float) -> float:
-    """Of a part's normalisations; a `norm_cfg` without `eps` means torch's."""
-    return float(part.get("norm_cfg", {"eps": default}).get("eps", 1e-5))

@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from perception.errors import InputError
+from perception.mmdet3d.config import Settings
 
+EPSILON = 1e-3  # of our batch normalisations
 _SHOWN = 6  # names of keys in a message
 
 
@@ -87,15 +89,19 @@ def _list(keys: list[str]) -> str:
     return f" ({', '.join(keys[:_SHOWN])}{more})" if keys else ""
 
 
-def same_norm(weights: dict[str, Tensor], norm: str, theirs: float, ours: float) -> None:
-    """Scale a batch normalisation's weight so that it computes with our epsilon what it did with theirs.
+def same_norms(weights: dict[str, Tensor], parts: Mapping[str, tuple[Settings, float]]) -> None:
+    """Scale the weights of batch normalisations so that they compute with our epsilon what they did with theirs.
 
     weight / sqrt(variance + theirs) = weight' / sqrt(variance + ours), of each channel, with running statistics.
 
     Args:
         weights: our `state_dict`, changed in place.
-        norm: our name of the module.
+        parts: by the beginning of our names the part of the configuration whose `norm_cfg` has the epsilon, and
+            mmdet3d's default where there is no `norm_cfg`; one without `eps` means torch's.
     """
-    variance, weight = (weights[f"{norm}.{name}"].double() for name in ("running_var", "weight"))
-    scaled = weight * ((variance + ours) / (variance + theirs)).sqrt()
-    weights[f"{norm}.weight"] = scaled.to(weights[f"{norm}.weight"])
+    for key in [key for key in weights if key.endswith(".running_var")]:
+        part, default = next(found for start, found in parts.items() if key.startswith(start))
+        theirs = float(part.get("norm_cfg", {"eps": default}).get("eps", 1e-5))
+        name, variance = f"{key.removesuffix('.running_var')}.weight", weights[key].double()
+        scaled = weights[name].double() * ((variance + EPSILON) / (variance + theirs)).sqrt()
+        weights[name] = scaled.to(weights[name])

@@ -14,13 +14,14 @@ import numpy as np
 
 from perception.datasets.files import read_picture, read_points
 from perception.datasets.keyframes import select_samples, select_scenes
+from perception.datasets.nuscenes.map_expansion import MapExpansion
 from perception.errors import InputError
 from perception.frame import Boxes, Camera, Conditions, Frame
 from perception.grid import Reference
 from perception.mmdet3d.layouts import Keyframe, Picture, read_keyframes
 from perception.mmdet3d.unpickle import read_plain
+from perception.rotations import quaternions
 from perception.sensors.lidar.sweeps import Sweep, accumulated, global_from_reference
-from perception.tasks.detection.submission import quaternions
 
 _GAP = 1_500_000  # us; keyframes of a drive are 0.5 to 0.6 s apart
 
@@ -38,6 +39,7 @@ class Infos:
         content = read_plain(self.path)
         keyframes = read_keyframes(content, self.path, self.path.stat().st_size)
         self._keyframes = {keyframe.token: keyframe for keyframe in keyframes}
+        self._maps: dict[str, MapExpansion | None] = {}
         self._annotated = any(keyframe.boxes is not None and len(keyframe.boxes) for keyframe in keyframes)
         self._samples = {f"drive-{i + 1:04d}": tokens for i, tokens in enumerate(_drives(keyframes))}
         self._scene = {token: name for name, tokens in self._samples.items() for token in tokens}
@@ -93,6 +95,12 @@ class Infos:
             if len(racks):
                 found[token] = np.column_stack([racks.centers, racks.sizes, quaternions(racks.rotations)]).tolist()
         return found
+
+    def map(self, location: str) -> MapExpansion | None:
+        """The HD map of a location; None where there is none."""
+        if location not in self._maps:
+            self._maps[location] = MapExpansion.load(self.dataroot, location)
+        return self._maps[location]
 
     def frame(
         self,

@@ -12,17 +12,17 @@ which, in neither layout, so it is seen from the vehicles, which are longer than
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
 from perception.datasets.nuscenes.racks import CATEGORY as RACK
-from perception.datasets.nuscenes.tables import LIDAR, rigid
 from perception.errors import InputError
-from perception.frame import CAMERAS, CLASSES, Boxes
+from perception.frame import CAMERAS, CLASSES, LIDAR, Boxes
 from perception.mmdet3d.fields import Field
+from perception.rotations import rigid
 
 _ENTRY = 32  # bytes; a sweep or a box takes at least as many
 _LONG = ("car", "truck", "bus", "trailer", "bicycle", "motorcycle")  # longer than wide
@@ -55,8 +55,8 @@ class Keyframe:
     global_from_ego: np.ndarray  # (4, 4) at the LiDAR's time
     sweeps: tuple[Recorded, ...]  # LiDAR, latest first
     cameras: Mapping[str, Picture]
-    boxes: Boxes | None  # of the ten classes, in the LiDAR's frame; None: not annotated
-    racks: Boxes  # bicycle racks, in the LiDAR's frame; none where the infos do not tell them from other things
+    boxes: Boxes | None = None  # of the ten classes, in the LiDAR's frame; None: not annotated
+    racks: Boxes = field(default_factory=Boxes.none)  # bicycle racks, in the LiDAR's frame; the new layout has none
 
 
 @dataclass(frozen=True)
@@ -168,33 +168,30 @@ def _new_row(row: Field, categories: dict[int, str]) -> tuple[Keyframe, _Annotat
         raise lidar["num_pts_feats"].wrong("is not 5, which nuScenes' sweeps have")
     global_from_ego = row["ego2global"].pose()
     global_from_lidar = global_from_ego @ lidar["lidar2ego"].pose()
-    sweeps = [
-        Recorded(
-            _sensor_file(sweep["lidar_points"]["lidar_path"], LIDAR),
-            _microseconds(sweep["timestamp"]),
-            global_from_lidar @ np.linalg.inv(sweep["lidar_points"]["lidar2sensor"].pose()),
-        )
-        for sweep in row.optional("lidar_sweeps", [])
-    ]
-    cameras = {
-        name: Picture(
+
+    def recorded(points: Field, time: Field, global_from_sensor: np.ndarray) -> Recorded:
+        return Recorded(_sensor_file(points["lidar_path"], LIDAR), _microseconds(time), global_from_sensor)
+
+    def sweep(each: Field) -> Recorded:
+        points = each["lidar_points"]
+        placed = global_from_lidar @ np.linalg.inv(points["lidar2sensor"].pose())
+        return recorded(points, each["timestamp"], placed)
+
+    def picture(name: str, image: Field) -> Picture:
+        return Picture(
             _sensor_file(image["img_path"], name),
             _microseconds(image["timestamp"]),
             global_from_lidar @ np.linalg.inv(image["lidar2cam"].pose()),
             image["cam2img"].numbers(3, 3),
             image["cam2ego"].pose(),
         )
-        for name, image in row.optional("images", {}).items()
-        if name in CAMERAS
-    }
+
     keyframe = Keyframe(
         token=row["token"].text,
-        lidar=Recorded(_sensor_file(lidar["lidar_path"], LIDAR), _microseconds(row["timestamp"]), global_from_lidar),
+        lidar=recorded(lidar, row["timestamp"], global_from_lidar),
         global_from_ego=global_from_ego,
-        sweeps=tuple(sweeps),
-        cameras=cameras,
-        boxes=None,
-        racks=Boxes.none(),
+        sweeps=tuple(map(sweep, row.optional("lidar_sweeps", []))),
+        cameras={name: picture(name, each) for name, each in row.optional("images", {}).items() if name in CAMERAS},
     )
     return keyframe, _instances(row["instances"], categories) if "instances" in row else None
 
@@ -216,33 +213,28 @@ def _instances(rows: Field, categories: dict[int, str]) -> _Annotated:
 
 def _old_row(row: Field) -> tuple[Keyframe, _Annotated | None]:
     """A keyframe in the layout before mmdet3d 1.1."""
-    global_from_ego = rigid(row["ego2global_translation"].numbers(3), row["ego2global_rotation"].quaternion())
-    ego_from_lidar = rigid(row["lidar2ego_translation"].numbers(3), row["lidar2ego_rotation"].quaternion())
-    sweeps = [
-        Recorded(_sensor_file(sweep["data_path"], LIDAR), _moment(sweep["timestamp"]), _global_from(sweep))
-        for sweep in row.optional("sweeps", [])
-    ]
-    cameras = {
-        name: Picture(
+    global_from_ego = _pose(row, "ego2global")
+
+    def recorded(each: Field, file: str, mounting: str) -> Recorded:
+        placed = _pose(each, "ego2global") @ _pose(each, mounting)
+        return Recorded(_sensor_file(each[file], LIDAR), _moment(each["timestamp"]), placed)
+
+    def picture(name: str, camera: Field) -> Picture:
+        ego_from_camera = _pose(camera, "sensor2ego")
+        return Picture(
             _sensor_file(camera["data_path"], name),
             _moment(camera["timestamp"]),
-            _global_from(camera),
+            _pose(camera, "ego2global") @ ego_from_camera,
             camera["cam_intrinsic"].numbers(3, 3),
-            rigid(camera["sensor2ego_translation"].numbers(3), camera["sensor2ego_rotation"].quaternion()),
+            ego_from_camera,
         )
-        for name, camera in row.optional("cams", {}).items()
-        if name in CAMERAS
-    }
+
     keyframe = Keyframe(
         token=row["token"].text,
-        lidar=Recorded(
-            _sensor_file(row["lidar_path"], LIDAR), _moment(row["timestamp"]), global_from_ego @ ego_from_lidar
-        ),
+        lidar=recorded(row, "lidar_path", "lidar2ego"),
         global_from_ego=global_from_ego,
-        sweeps=tuple(sweeps),
-        cameras=cameras,
-        boxes=None,
-        racks=Boxes.none(),
+        sweeps=tuple(recorded(each, "data_path", "sensor2ego") for each in row.optional("sweeps", [])),
+        cameras={name: picture(name, each) for name, each in row.optional("cams", {}).items() if name in CAMERAS},
     )
     if "gt_boxes" not in row:
         return keyframe, None
@@ -257,10 +249,9 @@ def _old_row(row: Field) -> tuple[Keyframe, _Annotated | None]:
     return keyframe, annotated
 
 
-def _global_from(row: Field) -> np.ndarray:
-    """(4, 4) of a sensor at its own time."""
-    global_from_ego = rigid(row["ego2global_translation"].numbers(3), row["ego2global_rotation"].quaternion())
-    return global_from_ego @ rigid(row["sensor2ego_translation"].numbers(3), row["sensor2ego_rotation"].quaternion())
+def _pose(row: Field, name: str) -> np.ndarray:
+    """(4, 4) of a translation and a rotation."""
+    return rigid(row[f"{name}_translation"].numbers(3), row[f"{name}_rotation"].quaternion())
 
 
 def _checked(place: Field, numbers: np.ndarray) -> np.ndarray:

@@ -35,7 +35,7 @@ class AttributeNuScenesMetric(NuScenesMetric):
         """As the original: boxes to the global frame, those beyond the evaluated range left out, into a submission."""
         path = Path(jsonfile_prefix) / "results_nusc.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        with ResultsWriter(
+        with ResultsWriter.open(
             path, [name for name in ("lidar", "camera") if self.modality.get(f"use_{name}")]
         ) as submission:
             for detections, index in zip(results, sample_idx_list, strict=True):

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from perception.config import Grid, Lidar
-from perception.mmdet3d.settings import Settings
+from perception.errors import InputError
+from perception.mmdet3d.config import Settings
 
 FIRST = "lidar.layers.0.points.layer.weight"  # our weights of a point's description
 
@@ -22,14 +23,25 @@ def grid(model: Settings) -> Grid:
     return Grid(x=x, y=y, z=z, cell=size[0], reference="lidar")
 
 
-def lidar(model: Settings, encoder_type: str, seen: Mapping[str, tuple[Any, Any]], sweeps: int) -> Lidar:
+def sweep_loader(config: Settings) -> Settings | None:
+    """The step of testing that gives points of the sweeps before the keyframe, and their dt."""
+    if not isinstance(config.get("test_pipeline", None), list | tuple):
+        raise InputError(f"{config.path}: no `test_pipeline` here, which says how many sweeps the model sees")
+    for step in config["test_pipeline"]:
+        if isinstance(step, dict) and step.get("type") == "LoadPointsFromMultiSweeps":
+            return Settings(step, config.path, "test_pipeline")
+    return None
+
+
+def lidar(config: Settings, encoder_type: str, seen: Mapping[str, tuple[Any, Any]]) -> Lidar:
     """How points become pillars, and those a map.
 
     Args:
+        config: the whole configuration.
         encoder_type: of mmdet3d.
         seen: of the encoder the one value of each setting that is served, and mmdet3d's default.
-        sweeps: before the keyframe.
     """
+    model, loader = config.part("model"), sweep_loader(config)
     preprocessor, encoder = model.part("data_preprocessor"), model.part("pts_voxel_encoder")
     voxels = preprocessor.part("voxel_layer")
     preprocessor.require("voxel_type", "hard", default="hard")
@@ -48,5 +60,5 @@ def lidar(model: Settings, encoder_type: str, seen: Mapping[str, tuple[Any, Any]
         encoder="padded",
         hidden=hidden,
         channels=channels,
-        sweeps=sweeps,
+        sweeps=loader.get("sweeps_num", 10) if loader else 0,
     )

@@ -9,20 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from perception.config import Anchor, AnchorHead, Config, Lidar, Model, Suppression, Trunk
+from perception.config import Config, Lidar, Model, Trunk
 from perception.frame import CLASSES
-from perception.mmdet3d.centerpoint import EPSILON
-from perception.mmdet3d.checkpoint import same_norm, take
-from perception.mmdet3d.config import read_config
-from perception.mmdet3d.pillars import FIRST, grid, lidar
+from perception.mmdet3d.checkpoint import same_norms, take
+from perception.mmdet3d.config import Settings
+from perception.mmdet3d.pillars import FIRST, grid, lidar, sweep_loader
 from perception.mmdet3d.second import same_lifts, trunk, trunk_modules
-from perception.mmdet3d.settings import Settings
 from perception.model import PerceptionModel
+from perception.tasks.detection.config import Anchor, AnchorHead, DetectionHead, Suppression
 
 # Of HardVFE: what is served, and mmdet3d's default.
 SEEN = {
@@ -36,57 +34,58 @@ SEEN = {
 _HEAD = {"classes": "conv_cls", "boxes": "conv_reg", "directions": "conv_dir_cls"}
 
 
-def convert(
-    model: Mapping[str, Any], config: Path, checkpoint: Path, state: Mapping[str, Tensor], sweeps: int
-) -> tuple[Config, PerceptionModel]:
+def convert(config: Settings, checkpoint: Path, state: Mapping[str, Tensor]) -> tuple[Config, PerceptionModel]:
     """Our configuration and network; arguments and errors as of `centerpoint.convert`."""
-    theirs = Settings(model, config, "model")
+    theirs = config.part("model")
     for part in ("img_backbone", "pts_fusion_layer"):
         theirs.require(part, None, default=None)
     pyramidal = theirs.part("pts_neck").get("type", "") == "mmdet.FPN"
     backbone, neck = theirs.part("pts_backbone"), theirs.part("pts_neck")
-    seen = lidar(theirs, "HardVFE", SEEN, sweeps)
+    seen = lidar(config, "HardVFE", SEEN)
     ours = Config(
-        name=config.stem,
+        name=config.path.stem,
         grid=grid(theirs),
         model=Model(
             lidar=seen,
             fusion=False,
             fused_channels=seen.channels,
             trunk=_pyramid(backbone, neck) if pyramidal else trunk(backbone, neck),
-            anchors=_head(theirs),
-            map=None,
         ),
+        tasks={"detection": DetectionHead(anchors=_head(theirs))},
     )
     network = PerceptionModel(ours)
-    columns = _point_columns(theirs, config)
+    columns = _point_columns(config)
     expected = _expected(network, seen, columns)
     if not pyramidal:
-        same_lifts(expected, model["pts_neck"])
+        same_lifts(expected, neck)
     weights = take(state, expected, _modules(ours), checkpoint)
     _describe_points(weights, columns, network)
     _split_layers(weights, seen)
     if not pyramidal:
-        same_lifts(weights, model["pts_neck"])
-    _order_outputs(weights, ours, _classes(theirs, config))
-    _same_norms(weights, theirs)
+        same_lifts(weights, neck)
+    _order_outputs(weights, _classes(config))
+    same_norms(
+        weights,
+        {
+            "lidar.": (theirs.part("pts_voxel_encoder"), 1e-3),
+            "trunk.stages.": (backbone, 1e-3),
+            "trunk.": (neck, 1e-3),
+        },
+    )
     network.load_state_dict(weights)
     return ours, network.eval()
 
 
-def _point_columns(model: Settings, config: Path) -> list[int]:
+def _point_columns(config: Settings) -> list[int]:
     """Which of x, y, z, intensity and dt the network sees of a point."""
-    for step in read_config(config).get("test_pipeline", ()):
-        if step.get("type") == "LoadPointsFromMultiSweeps":
-            columns = list(step.get("use_dim", (0, 1, 2, 4)))  # mmdet3d's default
-            encoder = model.part("pts_voxel_encoder")
-            encoder.require("in_channels", len(columns), default=4)
-            if columns[:3] != [0, 1, 2] or not {*columns} <= {*range(5)}:
-                raise encoder.refused(f"its points have the columns {columns} of x, y, z, intensity, dt")
-            return columns
-    raise model.refused(
-        f"the `test_pipeline` of {config} has no LoadPointsFromMultiSweeps, which gives points their dt"
-    )
+    loader, encoder = sweep_loader(config), config.part("model").part("pts_voxel_encoder")
+    if loader is None:
+        raise encoder.refused("the `test_pipeline` has no LoadPointsFromMultiSweeps, which gives points their dt")
+    columns = list(loader.get("use_dim", (0, 1, 2, 4)))  # mmdet3d's default
+    encoder.require("in_channels", len(columns), default=4)
+    if columns[:3] != [0, 1, 2] or not {*columns} <= {*range(5)}:
+        raise encoder.refused(f"its points have the columns {columns} of x, y, z, intensity, dt")
+    return columns
 
 
 def _pyramid(backbone: Settings, neck: Settings) -> Trunk:
@@ -194,30 +193,18 @@ def _split_layers(weights: dict[str, Tensor], lidar: Lidar) -> None:
         weights[own], weights[shared] = weights[own].split(width, dim=1)
 
 
-def _classes(model: Settings, config: Path) -> tuple[str, ...]:
+def _classes(config: Settings) -> tuple[str, ...]:
     """The names of the classes in the order of the network's outputs."""
-    names = read_config(config).get("class_names", ())
+    names = config.get("class_names", ())
     if sorted(names) != sorted(CLASSES):
-        raise model.refused(f"`class_names` of {config} must be, in any order, {', '.join(CLASSES)}")
+        raise config.part("model").refused(f"`class_names` must be, in any order, {', '.join(CLASSES)}")
     return tuple(names)
 
 
-def _order_outputs(weights: dict[str, Tensor], config: Config, classes: tuple[str, ...]) -> None:
+def _order_outputs(weights: dict[str, Tensor], classes: tuple[str, ...]) -> None:
     """For each anchor the classes as in CLASSES, and width before length."""
-    assert config.model.anchors is not None
     order = {"classes": [classes.index(name) for name in CLASSES], "boxes": [0, 1, 2, 4, 3, 5, 6, 7, 8]}
     for branch, index in order.items():
         for leaf in ("weight", "bias"):
             name = f"heads.detection.branches.{branch}.layer.{leaf}"
             weights[name] = weights[name].unflatten(0, (-1, len(index)))[:, index].flatten(0, 1)
-
-
-def _same_norms(weights: dict[str, Tensor], model: Settings) -> None:
-    """Give every normalisation the weight that it needs with our epsilon."""
-    parts = ("pts_voxel_encoder", "pts_backbone", "pts_neck")
-    encoder, backbone, neck = (
-        float(model.part(part)["norm_cfg"].get("eps", 1e-5)) for part in parts
-    )  # torch's default
-    for key in [key for key in weights if key.endswith(".running_var")]:
-        theirs = encoder if key.startswith("lidar.") else backbone if key.startswith("trunk.stages.") else neck
-        same_norm(weights, key.removesuffix(".running_var"), theirs, EPSILON)

@@ -36,15 +36,15 @@ from torch import Tensor
 
 from perception.config import load_config
 from perception.errors import InputError
-from perception.frame import ATTRIBUTES, Boxes, Conditions
+from perception.frame import ATTRIBUTES, Boxes, Conditions, Frame
 from perception.mmdet3d import loading  # noqa: F401 - registers its step
 from perception.mmdet3d.frames import frame_of
 from perception.mmdet3d.install import import_mmdet3d
 from perception.model import PerceptionModel
 from perception.sensors.inputs import InputSpec, prepare
+from perception.tasks.task import part_of
 from perception.training.checkpoint import load_model
-from perception.training.loader import Batch, joined
-from perception.training.loop import losses_of
+from perception.training.loader import batch_labels, joined
 
 import_mmdet3d()
 
@@ -113,16 +113,12 @@ class PerceptionDetector(BaseModel):
         dense = self.network(arrays, conditions)
         if mode != "loss":
             return dense
-        batch = Batch(
-            inputs=arrays,
-            boxes=[_boxes(sample.gt_instances_3d) for sample in data_samples or ()],
-            map_labels=None,
-            map_valid=torch.zeros(len(conditions), dtype=torch.bool),
-            conditions=conditions,
-            tokens=[""] * len(conditions),
-        )
-        losses = losses_of(self.network.config, dense, batch) | self.network.routing_losses()
-        return {f"loss_{name}": value for name, value in losses.items()}
+        task, device = self.network.tasks["detection"], next(self.parameters()).device
+        labels = batch_labels([{"detection": task.labels(_annotated(each))} for each in data_samples or ()])
+        on_device = {name: values.to(device) for name, values in labels["detection"].items()}
+        terms = self.network.losses(dense, {"detection": on_device})
+        losses = {name: term.mean() for name, term in terms.items()} | self.network.routing_losses()
+        return {f"loss_{name.removeprefix('detection/')}": value for name, value in losses.items()}
 
     def _arrays(self, inputs: Mapping[str, Any], data_samples: Sequence[Any] | None) -> dict[str, Tensor]:
         """Inputs of the network, as our own loader makes them."""
@@ -137,6 +133,12 @@ class PerceptionDetector(BaseModel):
         frames = [frame_of(*frame) for frame in zip(points, pictures, metas, strict=True)]
         arrays, device = joined([prepare(frame, self.spec) for frame in frames]), next(self.parameters()).device
         return {name: array.to(device) for name, array in arrays.items()}
+
+
+def _annotated(sample: Any) -> Frame:
+    """The annotations of one frame, without what its sensors saw."""
+    here, boxes = np.eye(4), _boxes(sample.gt_instances_3d)
+    return Frame("", 0, "lidar", global_from_reference=here, global_from_ego=here, points=None, cameras={}, boxes=boxes)
 
 
 def _boxes(instances: Any) -> Boxes:
@@ -161,15 +163,16 @@ def _boxes(instances: Any) -> Boxes:
 
 def _with_predictions(outputs: Mapping[str, Tensor], samples: Sequence[Any]) -> list[Any]:
     """The samples with what was decoded for each, best score first."""
+    found = part_of("detection", outputs)
     for i, sample in enumerate(samples):
-        box = outputs["boxes"][i]  # x y z w l h sin cos vx vy
+        box = found["boxes"][i]  # x y z w l h sin cos vx vy
         yaw = torch.atan2(box[:, 6:7], box[:, 7:8])
         tensor = torch.cat([box[:, 0:3], box[:, [4, 3, 5]], yaw, box[:, 8:10]], dim=1)
         sample.pred_instances_3d = InstanceData(
             bboxes_3d=LiDARInstance3DBoxes(tensor, box_dim=9, origin=(0.5, 0.5, 0.5)),  # ours name the middle
-            scores_3d=outputs["scores"][i],
-            labels_3d=outputs["labels"][i],
-            attr_labels=outputs["attributes"][i],
+            scores_3d=found["scores"][i],
+            labels_3d=found["labels"][i],
+            attr_labels=found["attributes"][i],
         )
         sample.pred_instances = InstanceData()
     return list(samples)

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 from torch import Tensor
 
 from perception.config import Trunk
-from perception.mmdet3d.settings import Settings
+from perception.mmdet3d.config import Settings
 
 
 def trunk(backbone: Settings, neck: Settings) -> Trunk:
@@ -36,19 +33,19 @@ def trunk(backbone: Settings, neck: Settings) -> Trunk:
     )
 
 
-def trunk_modules(config: Trunk, backbone: str = "pts_backbone", neck: str = "pts_neck") -> dict[str, str]:
+def trunk_modules(config: Trunk) -> dict[str, str]:
     """Our module -> theirs."""
     modules = {}
     for i, blocks in enumerate(config.blocks):
         for j in range(blocks + 1):  # in theirs convolution, normalisation and ReLU follow each other in one list
-            modules[f"trunk.stages.{i}.{j}.conv.layer"] = f"{backbone}.blocks.{i}.{3 * j}"
-            modules[f"trunk.stages.{i}.{j}.norm.layer"] = f"{backbone}.blocks.{i}.{3 * j + 1}"
-        modules[f"trunk.lifts.{i}.conv.layer"] = f"{neck}.deblocks.{i}.0"
-        modules[f"trunk.lifts.{i}.norm.layer"] = f"{neck}.deblocks.{i}.1"
+            modules[f"trunk.stages.{i}.{j}.conv.layer"] = f"pts_backbone.blocks.{i}.{3 * j}"
+            modules[f"trunk.stages.{i}.{j}.norm.layer"] = f"pts_backbone.blocks.{i}.{3 * j + 1}"
+        modules[f"trunk.lifts.{i}.conv.layer"] = f"pts_neck.deblocks.{i}.0"
+        modules[f"trunk.lifts.{i}.norm.layer"] = f"pts_neck.deblocks.{i}.1"
     return modules
 
 
-def same_lifts(weights: dict[str, Tensor], neck: Mapping[str, Any]) -> None:
+def same_lifts(weights: dict[str, Tensor], neck: Settings) -> None:
     """Turn the weights of deconvolutions of stride 1, which are convolutions in our trunk, in place."""
     for i, up in enumerate(neck["upsample_strides"]):
         if up == 1 and not neck.get("use_conv_for_no_stride", False):

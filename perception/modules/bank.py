@@ -10,15 +10,16 @@ from typing import Any
 from torch import nn
 
 from perception.errors import InputError
-from perception.modules import module_io, status
+from perception.modules import module_io
 from perception.modules.aggregation.composition import Block, fuses, names
-from perception.modules.base_weights import base_hash
+from perception.modules.base_weights import base_hash, own_parameters
 from perception.modules.computation.kinds import KINDS, build
 from perception.modules.freeze import Freeze
 from perception.modules.merge_into_base import Merge
 from perception.modules.route import Route
 from perception.modules.slot import Slot
 from perception.modules.spec import Module, ModuleUnion
+from perception.modules.status import Row, row
 
 BRANCHES = {"lidar": "lidar", "camera": "cameras"}  # first part of a slot's name: the sensor
 
@@ -181,19 +182,19 @@ class Bank:
         self.merged.undo()
         self.merged = None
 
-    def average(self, name: str, members: Sequence[str], weights: Sequence[float] | None = None) -> None:
-        """A new module with the weighted mean of what the members changed (`aggregation/merge.py`)."""
-        from perception.modules.aggregation.merge import merge_modules
-
-        merge_modules(self, name, members, "average", weights=weights)
-
     def base_hash(self) -> str:
         """Fingerprint of the base, the same whatever modules there are; modules fit only the base they trained on."""
         return base_hash(self.network)
 
-    def status(self) -> list[status.Row]:
+    def status(self) -> list[Row]:
         """What there is, how large, and in which state."""
-        return status.rows(self)
+        base = sum(parameter.numel() for parameter in own_parameters(self.network))
+        active = self.active.weights if self.active else {}
+        merged = self.merged.names if self.merged else ()
+        return [
+            row(spec, self.at(name), self.slots, base, name in active, name in merged)
+            for name, spec in self.modules.items()
+        ]
 
     def at(self, name: str) -> dict[str, Any]:
         """What the module is at each of its slots, by the slot's name; also while it is merged."""
@@ -228,6 +229,10 @@ class Bank:
         left = {name for slot in self.slots.values() for name in slot.computations}
         self.folded = tuple(name for name in self.modules if name in routed - left)
         self.modules = {name: spec for name, spec in self.modules.items() if name in routed & left}
+
+    def after_fusion(self) -> list[str]:
+        """The slots that compute when the fused map is there."""
+        return [name for name in self.slots if name.startswith(("trunk.", "heads."))]
 
     def apply(self, route: Route) -> None:
         """Put the route in force at every slot."""

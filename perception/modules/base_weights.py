@@ -1,4 +1,4 @@
-"""The base: the tensors that are the network's own, neither its modules' nor those of what routes."""
+"""The base: the tensors that are the network's own, neither its modules' nor a router's nor an added task's."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import nn
 
 def is_own(key: str) -> bool:
     """Whether a tensor with this key of the state is the network's own."""
-    routes = key.startswith(("chooser.", "recogniser."))
-    return not routes and ".computations." not in f".{key}" and ".fusions." not in f".{key}"
+    beside = key.startswith(("chooser.", "added."))
+    return not beside and ".computations." not in f".{key}" and ".fusions." not in f".{key}"
 
 
 def own_parameters(network: nn.Module) -> Iterator[nn.Parameter]:

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors import torch as safetensors
 from torch import Tensor
 
-from perception.atomic import write_together
+from perception.atomic import made, write_together
 from perception.errors import InputError
 from perception.modules.computation.computation import Computation
 from perception.modules.computation.kinds import KINDS, build
@@ -106,10 +106,7 @@ def write(
         sha256=hashlib.sha256(content).hexdigest(),
     )
     weights, words = _pair(path)
-    try:
-        weights.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{weights.parent}: cannot make the folder ({error.strerror})") from None
+    made(weights.parent)
     write_together({weights: content, words: record.model_dump_json(indent=1).encode()})
 
 

@@ -1,4 +1,4 @@
-"""What a module is, in words: its kind and options, its slots, and when it is in force."""
+"""Configuration of a module (its kind and options, its slots, when it is in force) and of what routes to it."""
 
 from __future__ import annotations
 
@@ -7,20 +7,22 @@ from typing import Annotated, Any, Literal, Union
 from pydantic import Field, field_validator, model_validator
 
 from perception.frame import CONDITION_VALUES
-from perception.section import Section
+from perception.section import MODULE_NAME, Section
+from perception.tasks import TASKS
 
-NAME = r"[A-Za-z][\w-]*"  # of a module
 Positive = Annotated[int, Field(gt=0)]
 SENSORS = ("lidar", "cameras")
-TASKS = ("detection", "map")
-# What can be known of a frame, and so what a module can ask for.
-FACTS = (*CONDITION_VALUES, *TASKS, *SENSORS, *(f"no-{sensor}" for sensor in SENSORS))
+
+
+def all_facts() -> tuple[str, ...]:
+    """What can be known of a frame, and so what a module can require."""
+    return (*CONDITION_VALUES, *TASKS, *SENSORS, *(f"no-{sensor}" for sensor in SENSORS))
 
 
 class _Module(Section):
     """A module at some slots, in force where all of `when` holds."""
 
-    name: Annotated[str, Field(pattern=f"^{NAME}$")]
+    name: Annotated[str, Field(pattern=f"^{MODULE_NAME}$")]
     slots: tuple[str, ...] = Field(default=("trunk.*",), strict=False)  # names or globs
     when: tuple[str, ...] = Field(default=(), strict=False)  # facts, such as [rain, night], [map], [no-lidar]
 
@@ -28,8 +30,8 @@ class _Module(Section):
     @classmethod
     def _known(cls, when: tuple[str, ...]) -> tuple[str, ...]:
         for fact in when:
-            if fact not in FACTS:
-                raise ValueError(f"{fact!r} is none of {', '.join(FACTS)}")
+            if fact not in all_facts():
+                raise ValueError(f"{fact!r} is none of {', '.join(all_facts())}")
         return when
 
     def options(self) -> dict[str, Any]:
@@ -139,3 +141,16 @@ class ModuleUnion(_Module):
 
 
 Module = Annotated[Union[Single, ModuleUnion], Field(discriminator="kind")]  # noqa: UP007
+
+
+class LearnedRouting(Section):
+    """A network chooses the modules after the fusion (`perception/modules/routing/learned.py`)."""
+
+    kind: Literal["learned"]
+    choose: Literal["soft", "top_k", "gumbel", "reinforce"] = "soft"
+    modules: tuple[str, ...] = Field(default=(), strict=False)  # the options; empty: all that are after the fusion
+    k: Positive = 1  # options that top_k keeps; the base alone is one of them
+    level: Literal["global", "slot", "cell"] = "global"
+    temperature: Annotated[float, Field(gt=0)] = 1.0  # of gumbel
+    balance: Annotated[float, Field(ge=0)] = 0.0  # weight of the load-balancing loss
+    supervise: Annotated[float, Field(ge=0)] = 0.0  # weight of the cross-entropy with what the tags choose

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import Any
 
 from rich.table import Column, Table
 
-from perception.modules.base_weights import own_parameters
 from perception.modules.computation.kinds import KINDS
-
-if TYPE_CHECKING:
-    from perception.modules.bank import Bank
+from perception.modules.slot import Slot
+from perception.modules.spec import Module
 
 
 @dataclass(frozen=True)
@@ -31,32 +29,35 @@ class Row:
     metrics: Mapping[str, float | None] = field(default_factory=dict)
 
 
-def rows(bank: Bank) -> list[Row]:
-    base = sum(parameter.numel() for parameter in own_parameters(bank.network))
-    return [_row(bank, name, base) for name in bank.modules]
+def row(
+    spec: Module, computations: Mapping[str, Any], slots: Mapping[str, Slot], base: int, active: bool, merged: bool
+) -> Row:
+    """The row of one module.
 
-
-def _row(bank: Bank, name: str, base: int) -> Row:
-    spec, computations = bank.modules[name], bank.at(name)
+    Args:
+        computations: what the module is at each of its slots, by the slot's name.
+        slots: all of the model's, by name.
+        base: number of the base's parameters.
+    """
     kinds = list(dict.fromkeys(part.kind for part in spec.single()))
-    able = [s.name for s in bank.slots.values() if any(KINDS[kind].attaches_to(s.layer) for kind in kinds)]
+    able = [s.name for s in slots.values() if any(KINDS[kind].attaches_to(s.layer) for kind in kinds)]
     parameters = [parameter for computation in computations.values() for parameter in computation.parameters()]
     count = sum(parameter.numel() for parameter in parameters)
     trainable = any(parameter.requires_grad for parameter in parameters)
     state = {
-        "active": bank.active is not None and name in bank.active.weights,
-        "merged": bank.merged is not None and name in bank.merged.names,
+        "active": active,
+        "merged": merged,
         "training": trainable and any(computation.training for computation in computations.values()),
         "frozen": not trainable,
     }
     return Row(
-        name,
+        spec.name,
         " + ".join(kinds),
         len(computations),
         compact(computations.keys(), able),
         count,
         count / base,
-        sum(computation.multiply_adds(bank.slots[slot].layer) for slot, computation in computations.items()),
+        sum(computation.multiply_adds(slots[slot].layer) for slot, computation in computations.items()),
         all(computation.affine for computation in computations.values()),
         list(spec.when),
         [word for word, holds in state.items() if holds],

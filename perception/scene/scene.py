@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
-from perception.datasets.nuscenes.tables import LIDAR
-from perception.frame import CONDITIONS, Conditions, Frame, Prediction
-from perception.grid import BevGrid
+from perception.frame import CONDITIONS, LIDAR, Conditions, Frame, Prediction
 from perception.scene.health.monitor import HealthMonitor, SensorHealth
 from perception.tasks.conditions.belief import Belief, ConditionBelief, Evidence, tagged
 from perception.tasks.detection.tracker import Tracker, Tracks
 from perception.tasks.map.memory import MapMemory
+from perception.tasks.task import Task
 from perception.timing import timed
 
 _KINDS = {value: kind for kind, values in CONDITIONS.items() for value in values}
@@ -52,17 +52,17 @@ class Scene:
 
     Args:
         sensors: that the network takes: LIDAR_TOP and names of cameras.
-        map_grid: of the network's map; None if it has none.
+        tasks: of the network.
         modules: those that a route switches, each with the facts that must hold for it (`perception.modules.spec`).
     """
 
     def __init__(
         self,
         sensors: Sequence[str],
-        map_grid: BevGrid | None = None,
+        tasks: Mapping[str, Task[Any]],
         modules: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
-        self._sensors, self._map_grid = tuple(sensors), map_grid
+        self._sensors, self._tasks = tuple(sensors), tasks
         self._modules = {name: tuple(asks) for name, asks in (modules or {}).items()}
         self._drive: str | None = None
         self._observed: str | None = None  # token of the frame between `observe` and `update`
@@ -130,7 +130,7 @@ class Scene:
         self._monitor, self._belief = HealthMonitor(self._sensors), ConditionBelief()
         self._tracker = Tracker()
         self._recognised = {}
-        self._map = MapMemory(self._map_grid) if self._map_grid else None
+        self._map = MapMemory(self._tasks["map"].grid) if "map" in self._tasks else None
 
     def _sees(self, frame: Frame) -> bool:
         """Whether the frame has anything that the network takes: without, it would recognise darkness."""

@@ -9,14 +9,15 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from perception.frame import CAMERAS, Conditions
+from perception.frame import CAMERAS, LIDAR, Conditions
+from perception.rotations import quaternion
 from perception.simulate import camera, lidar
 from perception.simulate.agents import attribute
 from perception.simulate.annotate import Sighting, annotate, points_in_boxes
 from perception.simulate.city import build_city
 from perception.simulate.conditions import Parts, draw_weather
-from perception.simulate.nuscenes_writer import Row, Tables, calibrated_sensors, link, quaternion, token
-from perception.simulate.rig import IMAGE_SIZE, LIDAR, RIG
+from perception.simulate.nuscenes_writer import Row, Tables, calibrated_sensors, link, token
+from perception.simulate.rig import IMAGE_SIZE, RIG
 from perception.simulate.staging import build_world
 from perception.simulate.world import World
 
@@ -157,26 +158,29 @@ def record(drive: Drive, out: Path, progress: Callable[[], None]) -> Tables:
         "sample_annotation": annotations,
         "instance": instances,
         "calibrated_sensor": calibrated_sensors(drive.token()),
-        "log": [
-            {
-                "token": drive.token("log"),
-                "logfile": drive.logfile,
-                "vehicle": "sim",
-                "date_captured": "2023-11-14",
-                "location": drive.location,
-            }
-        ],
-        "scene": [
-            {
-                "token": drive.token("scene"),
-                "log_token": drive.token("log"),
-                "nbr_samples": len(samples),
-                "first_sample_token": samples[0]["token"],
-                "last_sample_token": samples[-1]["token"],
-                "name": drive.name,
-                "description": _description(drive, world, sightings),
-            }
-        ],
+        "log": [_log_row(drive)],
+        "scene": [_scene_row(drive, samples) | {"description": _description(drive, world, sightings)}],
+    }
+
+
+def _log_row(drive: Drive) -> Row:
+    return {
+        "token": drive.token("log"),
+        "logfile": drive.logfile,
+        "vehicle": "sim",
+        "date_captured": "2023-11-14",
+        "location": drive.location,
+    }
+
+
+def _scene_row(drive: Drive, samples: list[Row]) -> Row:
+    return {
+        "token": drive.token("scene"),
+        "log_token": drive.token("log"),
+        "nbr_samples": len(samples),
+        "first_sample_token": samples[0]["token"],
+        "last_sample_token": samples[-1]["token"],
+        "name": drive.name,
     }
 
 

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 
-from perception.atomic import write_atomically
+from perception.atomic import folder_written_whole, write_atomically
 from perception.frame import ATTRIBUTES
+from perception.rotations import quaternion
 from perception.simulate.agents import SIZES
 from perception.simulate.city import City
 from perception.simulate.map_writer import map_expansion
@@ -35,23 +34,6 @@ def token(*parts: object) -> str:
 def visibility_token(share: float) -> str:
     """nuScenes' bin of the visible share; NaN, in no picture at all, is the lowest."""
     return str(1 + sum(share >= limit for limit in VISIBLE))  # NaN is not >= anything
-
-
-def quaternion(rotation: np.ndarray) -> list[float]:
-    """w, x, y, z of a rotation matrix (3, 3), by the largest component (Shepperd 1978)."""
-    r, trace = rotation, float(np.trace(rotation))
-    squares = np.array([trace, *np.diag(rotation)])  # w, x, y, z: the largest divides best
-    k = int(np.argmax(squares))
-    squares = 1 + 2 * squares - trace
-    candidates = (
-        [squares[0], r[2, 1] - r[1, 2], r[0, 2] - r[2, 0], r[1, 0] - r[0, 1]],
-        [r[2, 1] - r[1, 2], squares[1], r[0, 1] + r[1, 0], r[0, 2] + r[2, 0]],
-        [r[0, 2] - r[2, 0], r[0, 1] + r[1, 0], squares[2], r[1, 2] + r[2, 1]],
-        [r[1, 0] - r[0, 1], r[0, 2] + r[2, 0], r[1, 2] + r[2, 1], squares[3]],
-    )
-    q = np.array(candidates[k])
-    q = q / np.linalg.norm(q)
-    return [float(x) for x in (-q if q[0] < 0 else q)]
 
 
 def fixed_tables() -> Tables:
@@ -112,10 +94,7 @@ def write_maps(out: Path, city: City) -> str:
 
 def write_tables(out: Path, tables: Tables, splits: dict[str, list[str]]) -> None:
     """Write the version folder; it appears as a whole or not at all."""
-    partial = out / f".{VERSION}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    for name, rows in tables.items():
-        (partial / f"{name}.json").write_text(json.dumps(rows, indent=0))
-    (partial / "splits.json").write_text(json.dumps(splits, indent=1))
-    os.replace(partial, out / VERSION)
+    with folder_written_whole(out / VERSION, "the tables") as folder:
+        for name, rows in tables.items():
+            (folder / f"{name}.json").write_text(json.dumps(rows, indent=0))
+        (folder / "splits.json").write_text(json.dumps(splits, indent=1))

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from perception.frame import CAMERAS
+from perception.frame import CAMERAS, LIDAR
 
-LIDAR = "LIDAR_TOP"
 IMAGE_SIZE = (800, 450)  # pixels: width, height; half of nuScenes' 1600 x 900
 
 

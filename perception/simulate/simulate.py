@@ -12,12 +12,11 @@ from typing import Any
 import cv2
 
 from perception.errors import InputError
-from perception.frame import CAMERAS
+from perception.frame import CAMERAS, LIDAR
 from perception.simulate import conditions
 from perception.simulate.city import build_city
 from perception.simulate.drive import Drive, record
 from perception.simulate.nuscenes_writer import VERSION, Tables, fixed_tables, token, write_maps, write_tables
-from perception.simulate.rig import LIDAR
 
 Progress = Callable[[int, int], None]  # keyframes done, keyframes in all
 

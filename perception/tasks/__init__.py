@@ -1,0 +1,37 @@
+"""What a network is trained for: a folder for each task, and the one list of them. numpy only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pydantic import create_model
+
+from perception.grid import BevGrid
+from perception.section import Section
+from perception.tasks.conditions.task import ConditionsTask
+from perception.tasks.detection.task import DetectionTask
+from perception.tasks.map.task import MapTask
+from perception.tasks.task import Task, TaskConfig
+
+TASKS: dict[str, type[Task[Any]]] = {task.name: task for task in (DetectionTask, MapTask, ConditionsTask)}
+
+
+def configured(content: object) -> dict[str, TaskConfig]:
+    """Configurations of tasks by name, of a parsed document; None leaves a task out.
+
+    Raises:
+        ValidationError: an unknown task, or a key that is wrong.
+    """
+    fields: Any = {name: (task.Config | None, None) for name, task in TASKS.items()}
+    known = create_model("Tasks", __base__=Section, **fields).model_validate(content)
+    return {name: config for name, config in known if config is not None}
+
+
+def tasks_of(configs: Mapping[str, TaskConfig], grid: BevGrid) -> dict[str, Task[Any]]:
+    """The tasks of a model, by name.
+
+    Args:
+        grid: of the trunk's cells.
+    """
+    return {name: TASKS[name](config, grid) for name, config in configs.items()}

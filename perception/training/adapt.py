@@ -1,4 +1,4 @@
-"""Post-hoc adaptation: a new module, or a recogniser of conditions, on the frozen base of a checkpoint."""
+"""Post-hoc adaptation: a new module, or the head of a new task, on the frozen base of a checkpoint."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from perception.config import Config, LearnedRouting, parse_config
+from pydantic import Field
+
+from perception.config import Config, parse_config
 from perception.datasets.keyframes import Keyframes
 from perception.errors import InputError
 from perception.model import PerceptionModel
-from perception.modules.spec import Module
+from perception.modules.spec import LearnedRouting, Module
+from perception.section import Section, load_section
 from perception.training import settings
 from perception.training.checkpoint import load_model, newest, provenance
 from perception.training.loop import fit
@@ -73,35 +76,58 @@ def adapt(
     return last
 
 
-def recognise(
+class NewTask(Section):
+    """What `perception adapt --task` reads of a file."""
+
+    tasks: dict[str, Any] = Field(default={})
+    modules: tuple[dict[str, Any], ...] = Field(default=(), strict=False)
+
+
+def read_task(path: Path) -> dict[str, Any]:
+    """Configuration of a new task's head, and of modules of its own; InputError as of `load_section`."""
+    return load_section(NewTask, path, "the task").model_dump()
+
+
+def add_task(
     checkpoint: Path,
+    task: str,
+    content: Mapping[str, Any],
     tables: Keyframes,
     split: str | None,
     selectors: Sequence[str],
     run: Path,
     **training: Any,
 ) -> Path:
-    """Train a recogniser of weather, light and city beside the base and modules of a checkpoint, which keep every bit.
+    """Train the head of a new task on the frozen base of a checkpoint; returns the new checkpoint.
 
-    RUN/checkpoints has the model with it; one that recognised already learns anew.
+    Base, modules and the other heads keep every bit, and so do their outputs. A task that was added before learns anew.
 
     Args:
+        task: its name in `perception.tasks.TASKS`.
+        content: `tasks`, with the configuration of its head, and `modules` of its own, which run for this task alone.
         checkpoint, split, selectors, training: as of `adapt`.
 
     Raises:
-        InputError: no tagged frame, or RUN already trained.
+        InputError: an unknown task or key, a task that the base has already, no labelled frame, or RUN already trained.
     """
     _require_untrained(run)
     base, config = load_model(checkpoint)
-    tokens = [token for token in tables.samples(split, selectors) if tables.conditions(token).known()]
+    if task in base.heads:
+        raise InputError(f"{checkpoint}: its base has the task {task} already; add another, or adapt it by modules")
+    given = config.model_dump(mode="json")
+    given["tasks"][task] = {**(content.get("tasks", {}).get(task) or {}), "added": True}
+    own = [
+        {**module, "when": [*dict.fromkeys([*module.get("when", ()), task])]} for module in content.get("modules", ())
+    ]
+    given["modules"] += own
+    given["train"].update(training)
+    model = PerceptionModel(parse_config(given, str(checkpoint)))
+    tokens = [t for t in tables.samples(split, selectors) if model.tasks[task].labelled(tables, t)]
     if not tokens:
-        raise InputError(f"{tables.dataroot}: of no keyframe of the split the conditions are known")
-    content = config.model_dump(mode="json") | {"recognise": True}
-    content["train"].update(training)
-    model = PerceptionModel(parse_config(content, str(checkpoint)))
-    kept = {key: value for key, value in base.state_dict().items() if not key.startswith("recogniser.")}
-    model.load_state_dict(kept, strict=False)
-    settings.recognition(model)
+        raise InputError(f"{tables.dataroot}: no keyframe of the split has labels for the task {task}")
+    head = f"added.{task}."
+    model.load_state_dict({k: v for k, v in base.state_dict().items() if not k.startswith(head)}, strict=False)
+    settings.added_task(model, task, [module["name"] for module in own])
     return fit(model, tables, tokens, run, earlier=provenance(checkpoint).data)
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from perception.atomic import folder_written_whole
 from perception.config import Config, parse_config
 from perception.errors import InputError
 from perception.model import PerceptionModel
@@ -92,29 +92,16 @@ def save_model(folder: Path, config: Config, model: PerceptionModel, data: Seque
 
 def _write(final: Path, tensors: dict[str, dict[str, Tensor]], content: dict[str, Any]) -> None:
     """A folder with a safetensors file for each name and with the content and their sha256 as checkpoint.json."""
-    partial = final.with_name(f".{final.name}.partial")
     try:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        for name, values in tensors.items():
-            save_file({k: v.contiguous() for k, v in values.items()}, partial / name)
-        content["sha256"] = {f.name: _sha256(f) for f in sorted(partial.glob("*.safetensors"))}
-        (partial / "checkpoint.json").write_text(json.dumps(content, indent=1))
-        for file in partial.iterdir():
-            _flush(file)
-        shutil.rmtree(final, ignore_errors=True)
-        partial.rename(final)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(partial, ignore_errors=True)
+        with folder_written_whole(final, "the checkpoint") as folder:
+            for name, values in tensors.items():
+                save_file({k: v.contiguous() for k, v in values.items()}, folder / name)
+            content["sha256"] = {name: _sha256(folder / name) for name in sorted(tensors)}
+            (folder / "checkpoint.json").write_text(json.dumps(content, indent=1))
+    except SafetensorError as error:
         raise InputError(
             f"{final}: cannot write the checkpoint ({error}); the earlier ones are unharmed: free some space, --resume"
         ) from None
-
-
-def _flush(file: Path) -> None:
-    """Wait until the file is on the disk, so that a power cut after the rename finds it whole."""
-    with file.open("rb") as stream:
-        os.fsync(stream.fileno())
 
 
 def _sha256(file: Path) -> str:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from perception.errors import InputError
 from perception.model import PerceptionModel
-from perception.modules.aggregation.merge import merge_modules
+from perception.modules.aggregation.merge import Merging, Method, merge_modules
 from perception.modules.aggregation.notation import parse_block
 from perception.modules.module_io import Record, read_record, read_records
 from perception.modules.status import Row
@@ -57,7 +57,7 @@ def merge(
         members: names, all or none of them with a weight: 0.7*rain.
         method: average, task-arithmetic, ties or dare.
         when: facts that the new module asks for.
-        options: of `merge_modules`: strength, keep, drop, seed, rank.
+        options: of `Merging` (strength, keep, drop, seed), and rank.
 
     Returns:
         The share of each slot's change that the new module had no room for.
@@ -70,8 +70,8 @@ def merge(
         raise InputError(f"{unknown[0]} is no option of a merge; there are {', '.join(sorted(OPTIONS))}")
     names, weights = _weighted(members)
     model, _ = load_model(checkpoint)
-    way: Any = method.replace("-", "_")
-    lost = merge_modules(model.bank, name, names, way, weights=weights, when=when, **options)
+    rank, way = options.pop("rank", None), Merging(cast(Method, method.replace("-", "_")), weights, **options)
+    lost = merge_modules(model.bank, name, names, way, rank, when)
     records = read_records(checkpoint)
     _save(model, records, checkpoint, out)
     model.bank.save(name, out / "modules" / name, f"{method} of {', '.join(members)}")

@@ -16,10 +16,11 @@ from torch.utils.data import DataLoader, Dataset
 
 from perception.config import Config
 from perception.datasets.keyframes import Keyframes
-from perception.datasets.nuscenes.map_expansion import MapExpansion
 from perception.errors import InputError
-from perception.frame import CLASSES, MAP_CLASSES, Boxes, Conditions, Frame
+from perception.frame import CLASSES, Conditions, Frame
 from perception.sensors.inputs import InputSpec, prepare, without_padding
+from perception.tasks import tasks_of
+from perception.tasks.task import joined_labels
 from perception.training.augment import draw_image_affine, draw_similarity, transformed
 
 _CACHE_BYTES = 2 << 30  # of decoded frames, shared among the workers
@@ -30,8 +31,7 @@ class Sample:
     """One training frame, before it is joined to a batch."""
 
     inputs: dict[str, np.ndarray]  # as of `prepare`, batch dimension 1
-    boxes: Boxes
-    map_labels: np.ndarray | None  # (6, rows, columns) uint8; None where the location has no map
+    labels: dict[str, dict[str, np.ndarray]]  # by task
     conditions: Conditions
     token: str
 
@@ -41,11 +41,13 @@ class Batch:
     """B training frames."""
 
     inputs: dict[str, torch.Tensor]
-    boxes: list[Boxes]
-    map_labels: torch.Tensor | None  # (B, 6, rows, columns) uint8; None if the model has no map head
-    map_valid: torch.Tensor  # (B,) bool: whether the frame has map labels
+    labels: dict[str, dict[str, torch.Tensor]]  # by task, as `joined_labels`
     conditions: list[Conditions]
     tokens: list[str]
+
+    def labels_on(self, device: torch.device) -> dict[str, dict[str, torch.Tensor]]:
+        """The labels on a device."""
+        return {task: {k: v.to(device) for k, v in labels.items()} for task, labels in self.labels.items()}
 
 
 class FrameDataset(Dataset[Sample]):
@@ -55,22 +57,25 @@ class FrameDataset(Dataset[Sample]):
         tables: the drives.
         tokens: keyframes to train on.
         config: of the model and the training.
+        tasks: names of those that need labels; None: all.
 
     Raises:
         InputError: there are no frames, or class-balanced sampling finds no box.
     """
 
-    def __init__(self, tables: Keyframes, tokens: Sequence[str], config: Config) -> None:
+    def __init__(
+        self, tables: Keyframes, tokens: Sequence[str], config: Config, tasks: Sequence[str] | None = None
+    ) -> None:
         if not tokens:
             raise InputError(f"{tables.dataroot}: no keyframes to train on; choose other scenes or another split")
         self._tables, self._tokens, self._config = tables, list(tokens), config
         self._spec = InputSpec.of(config)
-        self._map_grid = self._spec.grid.coarser(config.model.trunk.stride)
+        every = tasks_of(config.tasks, config.head_grid)
+        self._tasks = {name: task for name, task in every.items() if tasks is None or name in tasks}
         self._holders = _frames_of_classes(tables, self._tokens) if config.data.class_balanced else None
         self._order: tuple[int, np.ndarray] = (-1, np.zeros(0, np.int64))  # epoch and its order
         self._frames: dict[str, Frame] = {}
         self._room = _CACHE_BYTES // max(1, config.data.workers)
-        self._maps: dict[str, MapExpansion | None] = {}
 
     @property
     def epoch_length(self) -> int:
@@ -106,8 +111,7 @@ class FrameDataset(Dataset[Sample]):
                 }
         return Sample(
             inputs=prepare(frame, self._spec, affines),
-            boxes=Boxes.none() if frame.boxes is None else frame.boxes,
-            map_labels=self._map_labels(frame),
+            labels={name: task.labels(frame, self._tables) for name, task in self._tasks.items()},
             conditions=frame.conditions,
             token=frame.token,
         )
@@ -142,29 +146,23 @@ class FrameDataset(Dataset[Sample]):
             return replace(frame, cameras={})
         return frame
 
-    def _map_labels(self, frame: Frame) -> np.ndarray | None:
-        if self._config.model.map is None:
-            return None
-        if frame.location not in self._maps:
-            self._maps[frame.location] = MapExpansion.load(self._tables.dataroot, frame.location)
-        area = self._maps[frame.location]
-        return None if area is None else area.rasterize(frame, self._map_grid)
 
-    def collate(self, samples: list[Sample]) -> Batch:
-        """Join samples."""
-        labels = None
-        if self._config.model.map is not None:
-            none = np.zeros((len(MAP_CLASSES), *self._map_grid.shape), np.uint8)
-            stacked = np.stack([none if s.map_labels is None else s.map_labels for s in samples])
-            labels = torch.from_numpy(stacked)
-        return Batch(
-            inputs=joined([sample.inputs for sample in samples]),
-            boxes=[sample.boxes for sample in samples],
-            map_labels=labels,
-            map_valid=torch.tensor([sample.map_labels is not None for sample in samples]),
-            conditions=[sample.conditions for sample in samples],
-            tokens=[sample.token for sample in samples],
-        )
+def collate(samples: list[Sample]) -> Batch:
+    """Join samples."""
+    return Batch(
+        inputs=joined([sample.inputs for sample in samples]),
+        labels=batch_labels([sample.labels for sample in samples]),
+        conditions=[sample.conditions for sample in samples],
+        tokens=[sample.token for sample in samples],
+    )
+
+
+def batch_labels(frames: Sequence[Mapping[str, Mapping[str, np.ndarray]]]) -> dict[str, dict[str, torch.Tensor]]:
+    """Labels of several frames by task, in one batch."""
+    return {
+        task: {k: torch.from_numpy(v) for k, v in joined_labels([frame[task] for frame in frames]).items()}
+        for task in frames[0]
+    }
 
 
 def joined(frames: Sequence[Mapping[str, np.ndarray]]) -> dict[str, torch.Tensor]:
@@ -191,7 +189,7 @@ def batches(
         dataset,
         batch_sampler=[list(range(start, start + size)) for start in starts],
         num_workers=config.data.workers,
-        collate_fn=dataset.collate,
+        collate_fn=collate,
         generator=torch.Generator(),  # the global one must not move when a training is resumed
     )
     threads = cv2.getNumThreads()

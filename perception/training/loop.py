@@ -2,56 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, set_seed
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch import Tensor
 from torch.optim.lr_scheduler import OneCycleLR
 from torch.utils.tensorboard import SummaryWriter
 
-from perception.config import Config, LearnedRouting
+from perception.config import Config
 from perception.datasets.keyframes import Keyframes
 from perception.errors import InputError
 from perception.model import PerceptionModel
-from perception.tasks.detection.anchor_losses import anchor_losses
-from perception.tasks.detection.center_head import joined
-from perception.tasks.detection.losses import detection_losses, map_losses
-from perception.tasks.detection.targets import detection_targets
 from perception.training import checkpoint, settings
 from perception.training.loader import Batch, FrameDataset, batches
-
-
-def losses_of(config: Config, dense: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
-    """Named loss terms of all heads for one batch; their sum is minimised."""
-    head = config.model.detection
-    device = next(iter(dense.values())).device
-    if config.model.anchors:
-        losses = anchor_losses(config.model.anchors, config.grid, dense, batch.boxes)
-    else:
-        grid = config.grid.build().coarser(config.model.trunk.stride)
-        targets = detection_targets(batch.boxes, grid, head)
-        losses = detection_losses(joined(head, dense), targets.to(device))
-    if config.model.map and batch.map_labels is not None:
-        losses |= map_losses(dense, batch.map_labels.to(device), batch.map_valid.to(device))
-    return losses
-
-
-@torch.no_grad()
-def costs_of(config: Config, dense: dict[str, Tensor], batch: Batch) -> Tensor:
-    """(B,): what the tasks lose on each frame alone."""
-    costs = []
-    for i in range(len(batch.boxes)):
-        labels = None if batch.map_labels is None else batch.map_labels[i : i + 1]
-        frame = replace(batch, boxes=batch.boxes[i : i + 1], map_labels=labels, map_valid=batch.map_valid[i : i + 1])
-        losses = losses_of(config, {name: value[i : i + 1] for name, value in dense.items()}, frame)
-        costs.append(torch.stack(list(losses.values())).sum())
-    return torch.stack(costs)
 
 
 def train(config: Config, tables: Keyframes, split: str | None, run: Path, resume: bool = False) -> Path:
@@ -84,87 +51,112 @@ def fit(
     Raises:
         InputError: no frames, a checkpoint that does not fit, RUN already trained, fp16 without a GPU, or a full disk.
     """
+    _require_possible(model.config, run, resume)
+    training = _Training(model, tables, tokens, run, earlier)
+    first = training.resume() if resume else 0
+    with training.shown(first) as show:
+        for step, batch in enumerate(training.batches(first), first + 1):
+            values = training.step(step, batch)
+            show(step, values)
+            if step % model.config.train.checkpoint_every == 0 and step < model.config.train.steps:
+                training.save(step)
+    return training.finish()
+
+
+class _Training:
+    """A model with all that changes while it is trained; arguments as of `fit`."""
+
+    def __init__(
+        self, model: PerceptionModel, tables: Keyframes, tokens: Sequence[str], run: Path, earlier: Sequence[str]
+    ) -> None:
+        self.model, self.run, self.config = model, run, model.config
+        options = self.config.train
+        self.data = (*earlier, _described(tables, tokens))
+        unused = bool(self.config.modules or self.config.routing)
+        self.accelerator = Accelerator(
+            mixed_precision=options.precision,
+            cpu=not torch.cuda.is_available(),
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=unused)],
+        )
+        set_seed(self.config.seed)
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a tenth faster
+        optimizer = settings.optimizer_of(model, options.learning_rate, options.weight_decay)
+        self.schedule = OneCycleLR(optimizer, options.learning_rate, total_steps=options.steps + 1)
+        self.dataset = FrameDataset(tables, tokens, self.config, model.computed)
+        self.parallel, self.optimizer = self.accelerator.prepare(model, optimizer)
+        self.main = self.accelerator.is_main_process
+
+    def resume(self) -> int:
+        """Go on from the newest checkpoint; returns its step."""
+        step, state = checkpoint.resume(self.run, self.config, self.model, self.optimizer)
+        self.schedule.load_state_dict(state["rate"])
+        if self.accelerator.scaler is not None and state["scaler"]:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
+        return step
+
+    def batches(self, first: int) -> Iterator[Batch]:
+        """This process's batches of the steps after `first`."""
+        share = (self.accelerator.process_index, self.accelerator.num_processes)
+        return batches(self.dataset, self.config, first, *share)
+
+    def step(self, step: int, batch: Batch) -> dict[str, float]:
+        """One step of the optimiser; returns the terms of the loss, and what else is worth a curve."""
+        device = self.accelerator.device
+        inputs = {name: value.to(device) for name, value in batch.inputs.items()}
+        terms = self.model.losses(self.parallel(inputs, batch.conditions), batch.labels_on(device))
+        costs = torch.stack([term.each() for term in terms.values()]).sum(dim=0).detach()
+        losses = {name: term.mean() for name, term in terms.items()} | self.model.routing_losses(costs)
+        loss = torch.stack(list(losses.values())).sum()
+        if not torch.isfinite(loss):
+            raise InputError(f"{self.run}: the loss at step {step} is {loss.item()}; lower train.learning_rate")
+        self.accelerator.backward(loss)
+        norm = float(self.accelerator.clip_grad_norm_(self.parallel.parameters(), self.config.train.gradient_clip))
+        self.optimizer.step()
+        self.schedule.step()
+        self.optimizer.zero_grad()
+        values = {name: value.item() for name, value in losses.items()} | self.model.routing_balance()
+        return values | {"norm": norm, "learning_rate": float(self.schedule.get_last_lr()[0])}
+
+    @contextmanager
+    def shown(self, first: int) -> Iterator[Callable[[int, dict[str, float]], None]]:
+        """What shows the values of a step: a progress bar, and RUN/tensorboard; of the main process alone."""
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with ExitStack() as stack:
+            losses = TextColumn("{task.fields[losses]}")
+            progress = stack.enter_context(Progress(*columns, losses, disable=not self.main))
+            bar = progress.add_task("training", total=self.config.train.steps, completed=first, losses="")
+            writer = stack.enter_context(SummaryWriter(str(self.run / "tensorboard"))) if self.main else None
+
+            def show(step: int, values: dict[str, float]) -> None:
+                terms = {name: value for name, value in values.items() if "/" in name}
+                progress.update(bar, completed=step, losses=" ".join(f"{k} {v:.2f}" for k, v in terms.items()))
+                if writer is not None:
+                    for name, value in values.items():
+                        writer.add_scalar(f"train/{name}", value, step)
+
+            yield show
+
+    def save(self, step: int) -> None:
+        """Write RUN/checkpoints/step-*; of the main process alone."""
+        if self.main:
+            scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else {}
+            state = {"rate": self.schedule.state_dict(), "scaler": scaler}
+            checkpoint.save(self.run, step, self.config, self.model, self.optimizer, state, self.data)
+
+    def finish(self) -> Path:
+        """Write the last checkpoint, and wait until all processes have come so far; returns its folder."""
+        self.save(self.config.train.steps)
+        self.accelerator.wait_for_everyone()
+        return self.run / "checkpoints" / f"step-{self.config.train.steps:06d}"
+
+
+def _require_possible(config: Config, run: Path, resume: bool) -> None:
     if not resume and checkpoint.newest(run) is not None:
         raise InputError(f"{run}: holds a trained run already; add --resume to go on with it, or choose another --out")
-    config, options = model.config, model.config.train
-    if options.precision == "fp16" and not torch.cuda.is_available():
+    if config.train.precision == "fp16" and not torch.cuda.is_available():
         raise InputError(f"{config.name}: train.precision fp16 needs a GPU; use bf16 or no")
-    accelerator = Accelerator(
-        mixed_precision=options.precision,
-        cpu=not torch.cuda.is_available(),
-        kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=bool(config.modules or config.routing))],
-    )
-    set_seed(config.seed)
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a tenth faster
-    optimizer = settings.optimizer_of(model, options.learning_rate, options.weight_decay)
-    schedule = OneCycleLR(optimizer, options.learning_rate, total_steps=options.steps + 1)
-    first = 0
-    if resume:
-        first, state = checkpoint.resume(run, config, model, optimizer)
-        schedule.load_state_dict(state["rate"])
-        if accelerator.scaler is not None and state["scaler"]:
-            accelerator.scaler.load_state_dict(state["scaler"])
-    dataset = FrameDataset(tables, tokens, config)
-    parallel, optimizer = accelerator.prepare(model, optimizer)
-    reinforced = isinstance(config.routing, LearnedRouting) and config.routing.choose == "reinforce"
-
-    def save(step: int) -> Path:
-        scaler = accelerator.scaler.state_dict() if accelerator.scaler is not None else {}
-        state = {"rate": schedule.state_dict(), "scaler": scaler}
-        return checkpoint.save(run, step, config, model, optimizer, state, (*earlier, _described(tables, tokens)))
-
-    writer = SummaryWriter(str(run / "tensorboard")) if accelerator.is_main_process else None
-    with _progress(accelerator.is_main_process) as progress:
-        bar = progress.add_task("training", total=options.steps, completed=first, losses="")
-        share = (accelerator.process_index, accelerator.num_processes)
-        for step, batch in enumerate(batches(dataset, config, first, *share), first + 1):
-            inputs = {name: value.to(accelerator.device) for name, value in batch.inputs.items()}
-            dense = parallel(inputs, batch.conditions)
-            costs = costs_of(config, dense, batch) if reinforced else None
-            losses = {
-                **losses_of(config, dense, batch),
-                **model.routing_losses(costs),
-                **model.recognition_losses(dense, batch.conditions),
-            }
-            loss = torch.stack(list(losses.values())).sum()
-            if not torch.isfinite(loss):
-                raise InputError(f"{run}: the loss at step {step} is {loss.item()}; lower train.learning_rate")
-            accelerator.backward(loss)
-            norm = float(accelerator.clip_grad_norm_(parallel.parameters(), options.gradient_clip))
-            optimizer.step()
-            schedule.step()
-            optimizer.zero_grad()
-
-            values = {name: value.item() for name, value in losses.items()}
-            progress.update(bar, completed=step, losses=" ".join(f"{k} {v:.2f}" for k, v in values.items()))
-            if writer is not None:
-                _log(
-                    writer,
-                    step,
-                    {**values, **model.routing_balance(), "norm": norm, "learning_rate": schedule.get_last_lr()[0]},
-                )
-                if step % options.checkpoint_every == 0 and step < options.steps:
-                    save(step)
-    last = run / "checkpoints" / f"step-{options.steps:06d}"
-    if writer is not None:
-        last = save(options.steps)
-        writer.close()
-    accelerator.wait_for_everyone()
-    return last
 
 
 def _described(tables: Keyframes, tokens: Sequence[str]) -> str:
     """The keyframes of a training in words."""
     return f"{tables.version}: {len(tokens)} keyframes of {len({*map(tables.scene, tokens)})} scenes"
-
-
-def _log(writer: SummaryWriter, step: int, values: dict[str, Any]) -> None:
-    for name, value in values.items():
-        writer.add_scalar(f"train/{name}", value, step)
-
-
-def _progress(shown: bool) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-        TextColumn("{task.fields[losses]}"), disable=not shown,
-    )  # fmt: skip

@@ -34,23 +34,23 @@ def post_hoc(model: PerceptionModel, modules: Sequence[str]) -> None:
     model.bank.train(*modules)
     if model.chooser is not None:
         model.chooser.requires_grad_(False).eval()
-    if model.recogniser is not None:
-        model.recogniser.requires_grad_(False).eval()
+    model.added.requires_grad_(False).eval()
 
 
 def routing(model: PerceptionModel) -> None:
-    """Only the learned router or the classifier of conditions learns, over frozen base and modules."""
+    """Only the learned router learns, over frozen base and modules."""
     post_hoc(model, ())
     model.chooser.requires_grad_(True).train()
 
 
-def recognition(model: PerceptionModel) -> None:
-    """Only the recogniser of conditions learns, over frozen base and modules, whichever of these are in force."""
-    assert model.recogniser is not None, "the configuration says not to recognise"
+def added_task(model: PerceptionModel, task: str, modules: Sequence[str] = ()) -> None:
+    """Only the head of a task that is not the base's learns, and modules of its own, beside all else, frozen."""
     assert isinstance(model.router, FixedRouter), "the model is folded"
-    post_hoc(model, ())
-    model.recogniser.requires_grad_(True).train()
-    model.router = WanderingRouter(model.router)
+    post_hoc(model, modules)
+    model.added[task].requires_grad_(True).train()
+    model.computed = (task,)
+    if model.tasks[task].random_routes:
+        model.router = WanderingRouter(model.router)
 
 
 def base(model: PerceptionModel, parts: Sequence[str] = ("*",)) -> None:

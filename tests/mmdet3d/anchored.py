@@ -109,5 +109,7 @@ def imported(model: Any, config: Path) -> Path:
     """The run that the import of the network's checkpoint, as mmengine writes one, makes."""
     file, out = folder() / f"{config.stem}.pth", folder() / f"run-{config.stem}"
     torch.save({"meta": {"mmengine_version": "0.10"}, "state_dict": model.state_dict()}, file)
-    import_checkpoint(config, file, out)
+    flat = folder() / f"flat-{config.name}"
+    Config.fromfile(config).dump(flat)
+    import_checkpoint(flat, file, out)
     return out

@@ -14,10 +14,10 @@ from mmdet3d.datasets import NuScenesDataset
 from nuscenes import NuScenes
 
 from perception.datasets.nuscenes.dataset import NuScenesTables
-from perception.datasets.nuscenes.tables import rigid
 from perception.errors import InputError
 from perception.mmdet3d import annotation_file
 from perception.mmdet3d.annotation_file import LABELS
+from perception.rotations import rigid
 
 
 def converted(root: Path) -> list[dict[str, Any]]:

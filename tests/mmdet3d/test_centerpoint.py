@@ -26,7 +26,9 @@ from perception.frame import Boxes, Frame
 from perception.mmdet3d.centerpoint import NAMES
 from perception.model import PerceptionModel
 from perception.sensors.inputs import InputSpec, prepare
+from perception.tasks import tasks_of
 from perception.tasks.result import to_prediction
+from perception.tasks.task import part_of, prefixed
 from perception.training.checkpoint import load_model
 
 TOLERANCE = 1e-4
@@ -59,7 +61,7 @@ def ours(theirs: Any) -> PerceptionModel:
 
 @torch.no_grad()
 def dense(model: PerceptionModel, frame: Frame, spec: InputSpec) -> dict[str, torch.Tensor]:
-    return model({name: torch.from_numpy(array) for name, array in prepare(frame, spec).items()})
+    return part_of("detection", model({name: torch.from_numpy(a) for name, a in prepare(frame, spec).items()}))
 
 
 @pytest.mark.parametrize("name", ["real", "another", "simulated"])
@@ -106,7 +108,8 @@ def test_boxes_are_those_of_mmdet3d(
     with torch.no_grad():
         outputs = ours.heads["detection"].decode(dense(ours, frames[name], InputSpec.of(config)))
     arrays = {key: value.numpy() for key, value in outputs.items()}
-    found = to_prediction(arrays, suppression=config.model.detection.suppression).boxes
+    tasks = tasks_of(config.tasks, config.head_grid)
+    found = to_prediction(tasks, prefixed("detection", arrays)).boxes
     require_equal(found, centerpoints.predicted(theirs, frames[name].points))
 
 

@@ -16,7 +16,7 @@ from runners import FOLDERS, LOADING
 from torch import Tensor
 from typer.testing import CliRunner
 
-from perception.cli import app
+from deploy.cli import app
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
 from perception.frame import CLASSES
@@ -274,8 +274,10 @@ def test_a_module_trains_on_bevfusion_and_its_sparse_convolutions_are_told(
     missing = ForeignConfig(name="f", backbone=ForeignBackbone(kind="mmdet3d", config=str(sparse)))
     with pytest.raises(InputError, match=r"No module named 'projects'\).*on PYTHONPATH, with its operators compiled"):
         load_foreign(missing)
+    flat = tmp_path / "flat.py"
+    flat.write_text(sparse.read_text().split("\n", 1)[1])
     with pytest.raises(InputError, match=r"BEVFusion with SparseEncoder has no counterpart.*without a plugin"):
-        import_checkpoint(sparse, tmp_path / "absent.pth", tmp_path / "run")
+        import_checkpoint(flat, tmp_path / "absent.pth", tmp_path / "run")
     monkeypatch.syspath_prepend(projects)
     with pytest.raises(InputError, match=r"cannot build the model .*fetched\.pth"):
         load_foreign(missing)

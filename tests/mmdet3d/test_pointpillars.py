@@ -16,6 +16,7 @@ if find_spec("mmdet3d") is None:
     pytest.skip("mmdet3d is not installed: `make install-mmdet3d`", allow_module_level=True)
 
 import anchored
+from infos import MMDET3D_CLASSES
 
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
 from deploy.onnx_export import to_onnx
@@ -23,16 +24,13 @@ from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.frame import CLASSES, Frame, Prediction
 from perception.model import PerceptionModel
 from perception.sensors.inputs import InputSpec, prepare
-from perception.tasks.detection.anchor_losses import anchor_losses
 from perception.tasks.result import to_prediction
+from perception.tasks.task import part_of, prefixed
 from perception.training.checkpoint import load_model
+from perception.training.loader import batch_labels
 
 TOLERANCE = 1e-4  # of the maps
 BOXES = 1e-3  # of what is decoded from them: places are in diagonals of the anchors, which are up to 11 m
-THEIRS = (
-    "car", "truck", "trailer", "bus", "construction_vehicle", "bicycle", "motorcycle", "pedestrian", "traffic_cone",
-    "barrier",
-)  # fmt: skip
 
 
 class Pair(NamedTuple):
@@ -72,7 +70,7 @@ def inputs_of(model: PerceptionModel, frame: Frame, limit: int | None = None) ->
 
 @torch.no_grad()
 def dense(model: PerceptionModel, inputs: Mapping[str, np.ndarray]) -> dict[str, torch.Tensor]:
-    return model({name: torch.from_numpy(array) for name, array in inputs.items()})
+    return part_of("detection", model({name: torch.from_numpy(array) for name, array in inputs.items()}))
 
 
 def assert_same_maps(theirs: tuple[list[torch.Tensor], ...], ours: dict[str, torch.Tensor]) -> None:
@@ -80,7 +78,7 @@ def assert_same_maps(theirs: tuple[list[torch.Tensor], ...], ours: dict[str, tor
     classes, boxes, directions = theirs
     assert len(ours) == 3 * len(classes)
     for i in range(len(classes)):
-        own = [THEIRS.index(name) for name in CLASSES]
+        own = [MMDET3D_CLASSES.index(name) for name in CLASSES]
         for name, theirs_, order in (
             ("classes", classes[i], own),
             ("boxes", boxes[i], [0, 1, 2, 4, 3, 5, 6, 7, 8]),
@@ -104,7 +102,7 @@ def assert_same_boxes(theirs: Any, ours: Prediction, least: int) -> None:
         ],
         axis=1,
     )
-    labels = np.array([CLASSES.index(THEIRS[label]) for label in theirs.labels_3d])
+    labels = np.array([CLASSES.index(MMDET3D_CLASSES[label]) for label in theirs.labels_3d])
     found = ours.boxes
     headings = found.rotations[:, [1, 0], [0, 0]]
     mine = np.concatenate(
@@ -132,7 +130,7 @@ def test_maps_and_boxes_are_those_of_mmdet3d(pair: Pair, frames: dict[str, Frame
     maps = dense(pair.ours, inputs)
     assert_same_maps(anchored.raw(pair.theirs, points, training), maps)
     outputs = {k: v.numpy() for k, v in pair.ours.heads["detection"].decode(maps).items()}
-    found = to_prediction(outputs, suppression=pair.ours.config.model.suppression)
+    found = to_prediction(pair.ours.tasks, prefixed("detection", outputs))
     assert_same_boxes(anchored.predicted(pair.theirs, points, training), found, least=20)
 
 
@@ -142,10 +140,10 @@ def test_boxes_of_the_exported_graph_are_those_of_mmdet3d(pair: Pair, frames: di
     spec = InputSpec.of(pair.ours.config)
     assert spec.lidar is not None
     spec = replace(spec, lidar=spec.lidar.model_copy(update={"max_pillars": longest}))
-    names = ["boxes", "scores", "labels", "attributes"]
+    names = [f"detection/{output.name}" for output in pair.ours.tasks["detection"].outputs]
     engine = OnnxRuntimeEngine(to_onnx(pair.ours, prepare(frames["real"], spec), names).SerializeToString())
     for frame in frames.values():
-        found = to_prediction(engine.run(prepare(frame, spec)), suppression=pair.ours.config.model.suppression)
+        found = to_prediction(pair.ours.tasks, engine.run(prepare(frame, spec)))
         assert_same_boxes(anchored.predicted(pair.theirs, frame.points), found, least=20)
 
 
@@ -160,7 +158,7 @@ def test_configurations_as_they_are_shipped(frames: dict[str, Frame], neck: str)
     maps = dense(ours, inputs_of(ours, frames["real"]))
     assert_same_maps(anchored.raw(theirs, points), maps)
     outputs = {name: value.numpy() for name, value in ours.heads["detection"].decode(maps).items()}
-    found = to_prediction(outputs, suppression=config.model.suppression)
+    found = to_prediction(ours.tasks, prefixed("detection", outputs))
     assert_same_boxes(anchored.predicted(theirs, points), found, least=100)
 
 
@@ -171,7 +169,6 @@ def test_losses_are_those_of_mmdet3d(pair: Pair, frames: dict[str, Frame]) -> No
 
     boxes, grid = frames["real"].boxes, pair.ours.config.grid
     assert boxes is not None
-    assert pair.ours.config.model.anchors is not None
     boxes = replace(boxes, velocities=np.nan_to_num(boxes.velocities))
     maps = anchored.raw(pair.theirs, frames["real"].points)
     inside = (np.abs(boxes.centers[:, :2]) < grid.x[1]).all(axis=1) & (boxes.num_points > 0)
@@ -182,10 +179,12 @@ def test_losses_are_those_of_mmdet3d(pair: Pair, frames: dict[str, Frame]) -> No
     numbers = [underside, length[:, None], width[:, None], height[:, None], near.yaws[:, None], near.velocities[:, :2]]
     truth = InstanceData(
         bboxes_3d=LiDARInstance3DBoxes(torch.from_numpy(np.concatenate(numbers, axis=1)).float(), box_dim=9),
-        labels_3d=torch.tensor([THEIRS.index(CLASSES[label]) for label in near.labels]),
+        labels_3d=torch.tensor([MMDET3D_CLASSES.index(CLASSES[label]) for label in near.labels]),
     )
     expected = pair.theirs.pts_bbox_head.loss_by_feat(*maps, [truth], [{}])
     dense_ = dense(pair.ours, inputs_of(pair.ours, frames["real"]))
-    found = anchor_losses(pair.ours.config.model.anchors, grid, dense_, [boxes])
+    frame = replace(frames["real"], boxes=boxes)
+    labels = batch_labels([{"detection": pair.ours.tasks["detection"].labels(frame)}])
+    found = pair.ours.head("detection").losses(dense_, labels["detection"])
     for ours, theirs in {"classes": "loss_cls", "boxes": "loss_bbox", "directions": "loss_dir"}.items():
-        torch.testing.assert_close(found[ours], sum(expected[theirs]), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(found[ours].mean(), sum(expected[theirs]), rtol=1e-4, atol=1e-5)

@@ -24,11 +24,11 @@ from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
 from perception.evaluation.evaluate import evaluate
 from perception.frame import Frame, Prediction
-from perception.mmdet3d.registered import PerceptionDetector, _boxes
+from perception.mmdet3d.registered import PerceptionDetector, _annotated
 from perception.predict import TorchPredictor
 from perception.sensors.inputs import prepare
 from perception.sensors.lidar.sweeps import far_enough
-from perception.tasks.detection.targets import detection_targets
+from perception.tasks.detection.losses import REGRESSION
 from perception.training.checkpoint import save_model
 from perception.training.loader import joined
 
@@ -59,7 +59,8 @@ def own_scores(root: Path, predictor: TorchPredictor, out: Path, attributes: boo
     def predict(frame: Frame) -> Prediction:
         prediction = predictor(frame)
         boxes = prediction.boxes
-        return replace(prediction, boxes=replace(boxes, attributes=np.full(len(boxes), -1)))
+        without = replace(boxes, attributes=np.full(len(boxes), -1))
+        return replace(prediction, results={**prediction.results, "detection": without})
 
     tables = NuScenesTables(root, "v1.0-mini")
     run = predictor if attributes else predict
@@ -117,17 +118,15 @@ def test_frames_of_the_pipeline_become_the_inputs_and_targets_of_our_own(
         torch.testing.assert_close(theirs[name], expected, rtol=0, atol=off, msg=name)
 
     for data, frame in pairs:
-        grid, head = detector.spec.grid, detector.network.config.model.detection
+        task = detector.network.tasks["detection"]
         assert frame.boxes is not None
-        got, expected = (
-            detection_targets([boxes], grid, head)
-            for boxes in (_boxes(data["data_samples"].gt_instances_3d), frame.boxes)
-        )
-        assert torch.equal(got.heatmap, expected.heatmap)
-        assert torch.equal(got.attributes, expected.attributes)
-        for name, values in expected.regression.items():
-            known = values.nan_to_num() if name == "velocity" else values  # mmdet3d: an unknown velocity is zero
-            torch.testing.assert_close(got.regression[name], known, rtol=0, atol=1e-3)
+        got, expected = (task.labels(each) for each in (_annotated(data["data_samples"]), frame))
+        for name in ("heatmap", "attributes", "cells", "groups", "real"):
+            np.testing.assert_array_equal(got[name], expected[name])
+        for name in REGRESSION:
+            values = expected[name]
+            known = np.nan_to_num(values) if name == "velocity" else values  # mmdet3d: an unknown velocity is zero
+            np.testing.assert_allclose(got[name], known, rtol=0, atol=1e-3)
 
 
 def test_pictures_that_are_missing_are_so_for_the_network(

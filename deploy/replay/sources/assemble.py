@@ -10,13 +10,13 @@ from typing import NamedTuple
 import numpy as np
 
 from deploy.replay.sources.cameras import UNMOUNTED, CameraPictures
-from deploy.replay.sources.counts import LIDAR, Counts
+from deploy.replay.sources.counts import Counts
 from deploy.replay.sources.lidar import LidarSweeps
 from deploy.replay.sources.messages import Cloud, Content, Intrinsics, Keyframe, Picture, Transform
 from deploy.replay.sources.pace import Pace
 from deploy.replay.sources.topics import Topics
 from deploy.replay.sources.transforms import Transforms
-from perception.frame import Conditions, Frame
+from perception.frame import LIDAR, Conditions, Frame
 from perception.grid import Reference
 from perception.sensors.lidar.sweeps import global_from_reference
 

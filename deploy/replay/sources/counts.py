@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from perception.frame import CAMERAS, Frame
+from perception.frame import CAMERAS, LIDAR, Frame
 
-LIDAR = "LIDAR_TOP"
 MOST_LINES = 10  # of damage that are kept as text; more are counted
 
 KINDS = {

@@ -8,7 +8,7 @@ from collections import deque
 import numpy as np
 
 from deploy.replay.sources.messages import Transform
-from perception.datasets.nuscenes.tables import rigid
+from perception.rotations import rigid
 
 MOST_FRAMES = 64
 MOST_POSES = 4096  # of one frame; the older half is forgotten beyond

@@ -16,20 +16,20 @@ import numpy as np
 
 from perception.datasets.files import read_picture, read_points
 from perception.datasets.keyframes import select_samples, select_scenes, shortened
+from perception.datasets.nuscenes.map_expansion import MapExpansion
 from perception.datasets.nuscenes.racks import read_racks
 from perception.datasets.nuscenes.tables import (
-    LIDAR,
     Annotations,
     Recording,
     Recordings,
     linked,
-    rotation_matrices,
     rows,
     version_folder,
 )
 from perception.errors import InputError
-from perception.frame import CAMERAS, Boxes, Camera, Conditions, Frame
+from perception.frame import CAMERAS, LIDAR, Boxes, Camera, Conditions, Frame
 from perception.grid import Reference
+from perception.rotations import rotation_matrices
 from perception.sensors.lidar.sweeps import Sweep, accumulated, global_from_reference
 
 _OFFICIAL_VERSIONS = ("v1.0-mini", "v1.0-trainval", "v1.0-test")
@@ -71,6 +71,7 @@ class NuScenesTables:
             seconds = 1e-6 * (timestamp - self._timestamps[self._samples[scene][0]])
             self._conditions[token] = next(part for start, part in reversed(parts[scene]) if start <= seconds)
         self.recordings = Recordings(self._folder)
+        self._maps: dict[str, MapExpansion | None] = {}
 
     @cached_property
     def _annotations(self) -> Annotations:
@@ -156,6 +157,12 @@ class NuScenesTables:
     def racks(self) -> dict[str, list[list[float]]]:
         """Annotated bicycle racks by keyframe, see `read_racks`."""
         return read_racks(self.dataroot, self.version)
+
+    def map(self, location: str) -> MapExpansion | None:
+        """The HD map of a location; None where there is none."""
+        if location not in self._maps:
+            self._maps[location] = MapExpansion.load(self.dataroot, location)
+        return self._maps[location]
 
     def frame(
         self,

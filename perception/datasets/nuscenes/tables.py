@@ -19,9 +19,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from perception.errors import InputError
-from perception.frame import ATTRIBUTES, CAMERAS, CLASSES
+from perception.frame import ATTRIBUTES, CAMERAS, CLASSES, LIDAR
+from perception.rotations import rigid
 
-LIDAR = "LIDAR_TOP"
 _CHUNK = 1 << 24  # characters read at once; every row is far shorter
 _BETWEEN_ROWS = re.compile(r"[\s,]*")
 
@@ -318,25 +318,3 @@ def _velocities(centers: np.ndarray, timestamps: np.ndarray, links: np.ndarray) 
     allowed = np.where((links >= 0).all(axis=1), 3.0, 1.5)
     known = (first != last) & (elapsed <= allowed)
     return (centers[last] - centers[first]) / np.where(known, elapsed, np.nan)[:, None]
-
-
-def rotation_matrices(quaternions: np.ndarray) -> np.ndarray:
-    """(..., 3, 3) of quaternions (..., 4) in the order w x y z, of any length."""
-    q = np.asarray(quaternions, np.float64)
-    w, x, y, z = np.moveaxis(q / np.linalg.norm(q, axis=-1, keepdims=True), -1, 0)
-    rotation = np.array(
-        [
-            [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
-            [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
-            [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
-        ]
-    )
-    return np.moveaxis(rotation, (0, 1), (-2, -1))
-
-
-def rigid(translation: Any, quaternion: Any) -> np.ndarray:
-    """(4, 4) of a translation in metres and a quaternion w x y z: parent_from_child."""
-    matrix = np.eye(4)
-    matrix[:3, :3] = rotation_matrices(np.asarray(quaternion, np.float64))
-    matrix[:3, 3] = translation
-    return matrix

@@ -26,10 +26,10 @@ from collections.abc import Callable, Collection, Sequence
 from torch import Tensor
 
 from perception.errors import InputError
-from perception.modules import spec
 from perception.modules.computation.computation import Affine, Site
+from perception.section import MODULE_NAME
 
-NAME = re.compile(spec.NAME)
+NAME = re.compile(MODULE_NAME)
 
 
 class Composition:

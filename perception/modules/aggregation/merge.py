@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
 
 import torch
 from pydantic import ValidationError
@@ -11,27 +12,36 @@ from torch import Tensor
 
 from perception.errors import InputError
 from perception.modules.aggregation.parameters import Vector, average, dare, task_arithmetic, ties, weighted
-
-if TYPE_CHECKING:
-    from perception.modules.bank import Bank
+from perception.modules.bank import Bank
 
 Method = Literal["average", "task_arithmetic", "ties", "dare"]
 
 
+@dataclass(frozen=True)
+class Merging:
+    """How task vectors become one.
+
+    Attributes:
+        method: average: the mean, or with weights their weighted sum; task_arithmetic: the sum; ties; dare: entries
+            are dropped at random, then as task_arithmetic, or with weights their weighted sum.
+        weights: one for each member, used as they are.
+        strength: lambda, which multiplies the result of any method.
+        keep: share of its entries, over all slots, that each member keeps for ties.
+        drop: probability that dare drops an entry. Of batch norms it drops none: statistics are not redundant.
+        seed: for dare.
+    """
+
+    method: Method
+    weights: Sequence[float] | None = None
+    strength: float = 1.0
+    keep: float = 0.2
+    drop: float = 0.5
+    seed: int = 0
+
+
 @torch.no_grad()
 def merge_modules(
-    bank: Bank,
-    name: str,
-    members: Sequence[str],
-    method: Method,
-    *,
-    weights: Sequence[float] | None = None,
-    strength: float = 1.0,
-    keep: float = 0.2,
-    drop: float = 0.5,
-    seed: int = 0,
-    rank: int | None = None,
-    when: Sequence[str] = (),
+    bank: Bank, name: str, members: Sequence[str], way: Merging, rank: int | None = None, when: Sequence[str] = ()
 ) -> dict[str, float]:
     """Add the module `name`, which is the members merged. They stay as they are.
 
@@ -43,15 +53,8 @@ def merge_modules(
     Args:
         bank: of the members.
         members: modules of one kind, at the same slots.
-        method: average: the mean, or with weights their weighted sum; task_arithmetic: the sum; ties; dare: entries
-            are dropped at random, then as task_arithmetic, or with weights their weighted sum.
-        weights: one for each member, used as they are.
-        strength: lambda, which multiplies the result of any method.
-        keep: share of its entries, over all slots, that each member keeps for ties.
-        drop: probability that dare drops an entry. Of batch norms it drops none: statistics are not redundant.
-        seed: for dare.
         rank: of the new module, where the kind is low_rank, instead of the sum of the ranks.
-        when: facts that the new module asks for.
+        when: facts that the new module requires.
 
     Returns:
         What the new module had no room for: for each slot, the norm of the missing part of the merged task vector
@@ -63,19 +66,15 @@ def merge_modules(
     specs = _specs(bank, members)
     vectors = [_task_vector(bank, member) for member in members]
     fixed = {slot for slot, (_, kind) in _kinds(bank, members[0]).items() if kind == "batch_norm"} if members else set()
-    joined = _joined(vectors, method, weights, keep, drop, seed, fixed)
-    merged = {key: strength * v for key, v in joined.items()}
+    joined = _joined(vectors, way, fixed)
+    merged = {key: way.strength * v for key, v in joined.items()}
     bank.add(_spec(bank, specs, vectors, name, rank, when))
     return {slot: _fill(module, merged, bank.slots[slot]) for slot, module in bank.at(name).items()}
 
 
 def _specs(bank: Bank, members: Sequence[str]) -> list[Any]:
     """The members' specs, which must be of one kind and at the same slots."""
-    for member in members:
-        if member not in bank.modules:
-            raise InputError(
-                f"the model has no module called {member!r}; there are: {', '.join(bank.modules) or 'none'}"
-            )
+    bank.require(members)
     specs = [bank.modules[member] for member in members]
     first = _kinds(bank, members[0]) if members else {}
     for member in members:
@@ -110,32 +109,24 @@ def _task_vector(bank: Bank, name: str) -> Vector:
         raise InputError(f"{name!r}: {error}") from None
 
 
-def _joined(
-    vectors: list[Vector],
-    method: Method,
-    weights: Sequence[float] | None,
-    keep: float,
-    drop: float,
-    seed: int,
-    fixed: set[str],
-) -> Vector:
-    if method not in get_args(Method):
-        raise InputError(f"no way to merge is called {method!r}; there are {', '.join(get_args(Method))}")
-    if method == "ties":
-        if weights is not None:
+def _joined(vectors: list[Vector], way: Merging, fixed: set[str]) -> Vector:
+    if way.method not in get_args(Method):
+        raise InputError(f"no way to merge is called {way.method!r}; there are {', '.join(get_args(Method))}")
+    if way.method == "ties":
+        if way.weights is not None:
             raise InputError("ties elects by size and takes no weights; leave them out, or use average")
-        return ties(vectors, keep)
-    if method == "dare":
+        return ties(vectors, way.keep)
+    if way.method == "dare":
         whole = [{key: v for key, v in vector.items() if key.split("/")[0] in fixed} for vector in vectors]
         thin = [
             {key: v for key, v in vector.items() if key not in kept}
             for vector, kept in zip(vectors, whole, strict=True)
         ]
-        thinned = dare(thin, drop, torch.Generator().manual_seed(seed))
+        thinned = dare(thin, way.drop, torch.Generator().manual_seed(way.seed))
         vectors = [kept | rest for kept, rest in zip(whole, thinned, strict=True)]
-    if weights is not None:
-        return weighted(vectors, weights)
-    return average(vectors) if method == "average" else task_arithmetic(vectors, 1.0)
+    if way.weights is not None:
+        return weighted(vectors, way.weights)
+    return average(vectors) if way.method == "average" else task_arithmetic(vectors, 1.0)
 
 
 def _spec(bank: Bank, specs: list[Any], vectors: list[Vector], name: str, rank: int | None, when: Sequence[str]) -> Any:

@@ -13,7 +13,8 @@ from perception.modules.bank import Bank
 from perception.modules.computation.kinds import KINDS
 from perception.modules.route import Route, Weight
 from perception.modules.routing.predicates import Facts, condition_vectors, facts
-from perception.modules.spec import SENSORS, TASKS
+from perception.modules.spec import SENSORS
+from perception.tasks import TASKS
 
 
 class FixedRouter:
@@ -67,24 +68,28 @@ class FixedRouter:
         if not asked & {*SENSORS, *(f"no-{s}" for s in SENSORS)}:
             sensors = {}  # to look at them would tie an exported graph to one input
         routes: list[tuple[Route, tuple[str, ...]]] = []
+        shared: dict[tuple[bool, ...], Weight] = {}
         for task in self.tasks if asked & set(TASKS) else (None,):
-            weights = fixed_weights(asks, facts(conditions, sensors, task))
+            weights = fixed_weights(asks, facts(conditions, sensors, task), shared)
             routes.append((Route(weights, z=z), self.tasks if task is None else (task,)))
         return routes
 
 
-def fixed_weights(asks: Mapping[str, Facts], frames: Sequence[Facts]) -> dict[str, Weight]:
+def fixed_weights(
+    asks: Mapping[str, Facts], frames: Sequence[Facts], shared: dict[tuple[bool, ...], Weight] | None = None
+) -> dict[str, Weight]:
     """Weights of the modules that run: 1.0 on all frames, or (B,) ones and zeros.
 
     Args:
         asks: the facts that each module asks for.
         frames: the facts of each frame.
+        shared: the weights so far, of which equal ones are the same object.
     """
+    shared = {} if shared is None else shared
     weights: dict[str, Weight] = {}
     for name, asked in asks.items():
-        chosen = [asked <= known for known in frames]
-        if chosen and all(chosen):
-            weights[name] = 1.0
-        elif any(chosen):
-            weights[name] = torch.tensor(chosen, dtype=torch.float32)
+        chosen = tuple(asked <= known for known in frames)
+        if any(chosen):
+            weight = 1.0 if all(chosen) else torch.tensor(chosen, dtype=torch.float32)
+            weights[name] = shared.setdefault(chosen, weight)
     return weights

@@ -10,7 +10,7 @@ from perception.frame import Conditions
 from perception.modules.bank import Bank
 from perception.modules.computation.kinds import KINDS
 from perception.modules.route import Route, Weight
-from perception.modules.spec import TASKS
+from perception.tasks import TASKS
 
 
 class SteeredRouter:

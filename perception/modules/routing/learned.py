@@ -8,15 +8,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from perception.config import LearnedRouting
 from perception.errors import InputError
 from perception.frame import Conditions
 from perception.modules.bank import Bank
 from perception.modules.route import Route, Weight
 from perception.modules.routing import gates
 from perception.modules.routing.load_balance import gshard, possible_options, report
-from perception.modules.routing.pooling import HIDDEN, PerCell, Pooled, after_fusion
+from perception.modules.routing.pooling import HIDDEN, PerCell, Pooled
 from perception.modules.routing.predicates import asked_kinds, possible
+from perception.modules.spec import LearnedRouting
 
 BASELINE_RATE = 0.05  # of the running mean that REINFORCE compares costs with
 
@@ -57,7 +57,7 @@ class LearnedRouter(nn.Module):
 
     def __init__(self, config: LearnedRouting, channels: int, bank: Bank) -> None:
         super().__init__()
-        self.config, self.bank, self.slots = config, bank, after_fusion(bank)
+        self.config, self.bank, self.slots = config, bank, bank.after_fusion()
         self.features = PerCell(channels) if config.level == "cell" else Pooled(channels)
         self.base, self.options = self._head(), nn.ModuleDict()
         if config.choose == "reinforce":

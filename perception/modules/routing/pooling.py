@@ -1,19 +1,12 @@
-"""What routers after the fusion look at, and the slots that they serve."""
+"""What routers and classifiers look at in the fused map."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from perception.modules.bank import Bank
-
 HIDDEN = 32
 FAR = 5.0  # deviations
-
-
-def after_fusion(bank: Bank) -> list[str]:
-    """The slots that compute when the fused map is there."""
-    return [name for name in bank.slots if name.startswith(("trunk.", "heads."))]
 
 
 class Standardised(nn.Module):

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from perception.frame import CONDITION_VALUES, CONDITIONS, Conditions
-from perception.modules.spec import SENSORS, TASKS
+from perception.modules.spec import SENSORS
+from perception.tasks import TASKS
 
 Facts = frozenset[str]  # members of `spec.FACTS`
 

@@ -18,8 +18,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from perception.datasets.nuscenes.tables import LIDAR
-from perception.frame import Camera, Frame
+from perception.frame import LIDAR, Camera, Frame
 from perception.scene.health.edges import PARTS, REACH, SHIFTS, STEP, Edges, fit, range_edges
 from perception.scene.health.features import SweepSigns, in_vehicle, latest_sweep
 from perception.scene.health.limits import HealthLimits

@@ -15,8 +15,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from perception.datasets.nuscenes.tables import LIDAR
-from perception.frame import Camera, Frame
+from perception.frame import LIDAR, Camera, Frame
 from perception.scene.health.alignment import Alignment
 from perception.scene.health.features import SLOPE, SweepSigns, picture_signs, sweep_signs
 from perception.scene.health.limits import HealthLimits

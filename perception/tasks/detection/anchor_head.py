@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
-from perception.config import AnchorHead as AnchorHeadConfig
 from perception.frame import CLASSES
 from perception.modules.slot import Slot
+from perception.tasks.detection.anchor_losses import anchor_losses
+from perception.tasks.detection.anchors import CODE, of_a_cell
 from perception.tasks.detection.attributes import by_speed
-
-# How a box differs from its anchor: x and y in diagonals of it, z in heights of it, logarithms of the ratios of width,
-# length and height, the turn in rad; and its velocity in m/s.
-CODE = 9
+from perception.tasks.detection.config import AnchorHead as AnchorHeadConfig
+from perception.tasks.network import Loss, TaskNetwork
 
 
-class AnchorHead(nn.Module):
+class AnchorHead(TaskNetwork):
     """Maps (B, C, rows, columns), one for each level -> at every cell, for each of its A anchors, class and box.
 
     On level i the anchors are `scales[i]` times as large; all levels share the layers. The dense outputs of level i
@@ -42,7 +41,10 @@ class AnchorHead(nn.Module):
         levels = [levels] if isinstance(levels, Tensor) else levels
         return {f"{name}.{i}": branch(x) for i, x in enumerate(levels) for name, branch in self.branches.items()}
 
-    def decode(self, dense: dict[str, Tensor]) -> dict[str, Tensor]:
+    def losses(self, dense: Mapping[str, Tensor], labels: Mapping[str, Tensor]) -> dict[str, Loss]:
+        return anchor_losses(self.config, dense, labels)
+
+    def decode(self, dense: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Boxes (B, 10, K, 10), scores, labels and attributes (B, 10, K) as of CenterHead, in the graph.
 
         Candidates are the boxes of each level whose best class scores highest. Each class has them all, best first;
@@ -78,7 +80,7 @@ class AnchorHead(nn.Module):
             return values.flatten(1).gather(1, places.flatten(1)).unflatten(1, (-1, n))
 
         code, direction = at(codes, CODE), at(directions, 2).argmax(dim=-1)
-        own = _of_a_cell(self.config, level, rows, columns).to(code)[anchor]  # B K 9
+        own = of_a_cell(self.config, level, rows, columns).to(code)[anchor]  # B K 9
         row = torch.div(cell, columns, rounding_mode="floor")
         place = torch.stack([cell - row * columns, row], dim=-1).to(code.dtype) + 0.5
         diagonal = own[..., 5:7].square().sum(dim=-1, keepdim=True).sqrt()
@@ -94,34 +96,3 @@ class AnchorHead(nn.Module):
         offset, limit = self.config.direction_offset, self.config.direction_limit_offset
         turns = ((yaw - offset) / math.pi + limit).floor()
         return yaw + math.pi * (direction.to(yaw.dtype) - turns)
-
-
-def all_anchors(config: AnchorHeadConfig, shapes: Sequence[tuple[int, ...]]) -> Tensor:
-    """(N, 7) x y z (m, the middle), width, length, height (m), yaw (rad) of every anchor on maps of these shapes.
-
-    Map by map, for each anchor of a cell row by row.
-    """
-    maps = []
-    for level, (rows, columns) in enumerate(shapes):
-        cell = _of_a_cell(config, level, rows, columns)[:, None, None]  # A 1 1 9
-        row, column = torch.meshgrid(torch.arange(rows) + 0.5, torch.arange(columns) + 0.5, indexing="ij")
-        place = cell[..., :2] + torch.stack([column, row], dim=-1) * cell[..., 2:4]
-        rest = torch.cat([cell[..., 4:5] + cell[..., 7:8] / 2, cell[..., 5:9]], dim=-1)
-        maps.append(torch.cat([place, rest.expand(-1, rows, columns, -1)], dim=-1).flatten(0, 2))
-    return torch.cat(maps)
-
-
-def _of_a_cell(config: AnchorHeadConfig, level: int, rows: int, columns: int) -> Tensor:
-    """(A, 9): corner x and y of the map and size of its cells along x and y (m), z of the underside (m), width,
-    length and height (m), yaw (rad)."""
-    scale = config.scales[level]
-    anchors = [
-        [
-            *(anchor.x[0], anchor.y[0]),
-            *((anchor.x[1] - anchor.x[0]) / columns, (anchor.y[1] - anchor.y[0]) / rows),
-            *(anchor.bottom, *(scale * side for side in anchor.size), rotation),
-        ]
-        for anchor in config.anchors
-        for rotation in config.rotations
-    ]
-    return torch.tensor(anchors)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from perception.config import AnchorHead, Grid
-from perception.frame import CLASSES, Boxes
-from perception.tasks.detection.anchor_head import CODE, all_anchors
+from perception.frame import CLASSES
+from perception.tasks.detection.anchors import CODE, all_anchors
+from perception.tasks.detection.config import AnchorHead
+from perception.tasks.network import Loss
 
 POSITIVE, NEGATIVE = 0.6, 0.3  # overlap from which an anchor is an object, and below which it is none
 LEAST = 0.3  # overlap from which the best anchors of an object are its own although others have more
@@ -32,35 +33,42 @@ class AnchorTargets:
     directions: Tensor  # (P,) int64: 0 or 1
 
 
-def anchor_losses(
-    config: AnchorHead, grid: Grid, dense: dict[str, Tensor], batch: Sequence[Boxes]
-) -> dict[str, Tensor]:
-    """Terms for the classes, boxes and directions of the head's dense outputs, per anchor that is an object."""
+def anchor_losses(config: AnchorHead, dense: Mapping[str, Tensor], labels: Mapping[str, Tensor]) -> dict[str, Loss]:
+    """Terms for the classes, boxes and directions of the head's dense outputs, per anchor that is an object.
+
+    Args:
+        labels: a batch of `targets.anchor_labels`.
+    """
     classes, codes, directions = (
         torch.cat([_by_anchor(dense[f"{name}.{i}"], n) for i in range(len(config.scales))], dim=1)
         for name, n in {"classes": len(CLASSES), "boxes": CODE, "directions": 2}.items()
     )  # B N n
     shapes = [tuple(dense[f"classes.{i}"].shape[-2:]) for i in range(len(config.scales))]
     anchors = all_anchors(config, shapes).to(classes)
-    targets = [anchor_targets(config, _seen(boxes, grid), anchors) for boxes in batch]
-    objects = sum(max(len(each.positives), 1) for each in targets)
-    terms = {"classes": classes.new_zeros(()), "boxes": classes.new_zeros(()), "directions": classes.new_zeros(())}
-    for i, target in enumerate(targets):
-        terms["classes"] = terms["classes"] + focal(classes[i], target.labels)
-        terms["boxes"] = terms["boxes"] + _distance(codes[i, target.positives], target.codes)
+    terms: dict[str, list[Tensor]] = {"classes": [], "boxes": [], "directions": []}
+    counts = []
+    for i, real in enumerate(labels["real"]):
+        target = anchor_targets(config, labels["boxes"][i, real], labels["classes"][i, real], anchors)
+        terms["classes"].append(focal(classes[i], target.labels))
+        terms["boxes"].append(_distance(codes[i, target.positives], target.codes))
         entropy = F.cross_entropy(directions[i, target.positives], target.directions, reduction="sum")
-        terms["directions"] = terms["directions"] + DIRECTION_WEIGHT * entropy
-    return {name: term / objects for name, term in terms.items()}
+        terms["directions"].append(DIRECTION_WEIGHT * entropy)
+        counts.append(max(len(target.positives), 1))
+    objects = torch.tensor(counts, device=classes.device)
+    return {name: Loss(torch.stack(values), objects) for name, values in terms.items()}
 
 
-def anchor_targets(config: AnchorHead, boxes: Boxes, anchors: Tensor) -> AnchorTargets:
+def anchor_targets(config: AnchorHead, boxes: Tensor, classes: Tensor, anchors: Tensor) -> AnchorTargets:
     """Which of the anchors (N, 7) x y z w l h yaw are which object, by their overlap on the ground.
 
     Boxes count as the rectangles along x and y that are nearest to them. An anchor is the object it overlaps most, if
     that is by POSITIVE; and the anchors that overlap an object most are that object, if it is by LEAST.
+
+    Args:
+        boxes: (G, 9) x y z w l h yaw vx vy of the objects.
+        classes: (G,) of the objects.
     """
-    numbers = [boxes.centers, boxes.sizes, boxes.yaws[:, None]]
-    objects = torch.cat([torch.from_numpy(each) for each in numbers], dim=1).to(anchors)
+    objects = boxes[:, :7].to(anchors)
     chosen = torch.full((len(anchors),), -1, device=anchors.device)  # object; -1: none, -2: unsure
     if len(boxes):
         overlap = _overlaps(objects, anchors)  # G N
@@ -69,17 +77,16 @@ def anchor_targets(config: AnchorHead, boxes: Boxes, anchors: Tensor) -> AnchorT
         for i, own in enumerate(overlap):
             if own.max() >= LEAST:
                 chosen[own == own.max()] = i
-    labels = torch.tensor([*boxes.labels.tolist(), UNSURE, NOTHING], device=anchors.device)[chosen]
+    labels = torch.cat([classes, classes.new_tensor([UNSURE, NOTHING])])[chosen]
     positives = (chosen >= 0).nonzero()[:, 0]
     mine, own = anchors[positives], objects[chosen[positives]]
     diagonal = mine[:, 3:5].square().sum(dim=1, keepdim=True).sqrt()
-    velocities = torch.from_numpy(boxes.velocities[:, :2]).to(anchors)[chosen[positives]]
     codes = [
         (own[:, :2] - mine[:, :2]) / diagonal,
         (own[:, 2:3] - mine[:, 2:3]) / mine[:, 5:6],
         (own[:, 3:6] / mine[:, 3:6]).log(),
         own[:, 6:7] - mine[:, 6:7],
-        velocities,
+        boxes[chosen[positives], 7:9].to(anchors),
     ]
     turned = (own[:, 6] - config.direction_offset) / (2 * math.pi)
     turned = turned - (turned + config.direction_limit_offset).floor()
@@ -117,13 +124,6 @@ def _distance(codes: Tensor, wanted: Tensor) -> Tensor:
 def _by_anchor(values: Tensor, n: int) -> Tensor:
     """(B, A * n, rows, columns) -> (B, A * rows * columns, n)."""
     return values.unflatten(1, (-1, n)).movedim(2, -1).flatten(1, 3)
-
-
-def _seen(boxes: Boxes, grid: Grid) -> Boxes:
-    """The objects on the grid that a LiDAR or radar point hit."""
-    x, y = boxes.centers[:, 0], boxes.centers[:, 1]
-    inside = (x > grid.x[0]) & (x < grid.x[1]) & (y > grid.y[0]) & (y < grid.y[1])
-    return boxes.select(inside & (boxes.num_points != 0))
 
 
 def _overlaps(boxes: Tensor, anchors: Tensor) -> Tensor:

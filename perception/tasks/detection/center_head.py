@@ -3,28 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from perception.config import DetectionHead
 from perception.frame import ATTRIBUTES, CLASSES
 from perception.grid import BevGrid
 from perception.layers import ConvBlock
 from perception.modules.slot import Slot
 from perception.tasks.detection.attributes import by_speed
+from perception.tasks.detection.config import DetectionHead
+from perception.tasks.detection.losses import REGRESSION, center_losses
+from perception.tasks.network import Loss, TaskNetwork
 
-# What is regressed at an object's cell, and in how many numbers.
-REGRESSION = {
-    "offset": 2,  # of the centre from the cell's corner, in cells
-    "height": 1,  # of the centre, m
-    "size": 3,  # logarithm of width, length, height in m
-    "heading": 2,  # sine and cosine of the yaw
-    "velocity": 2,  # m/s
-}
 # Which attributes a class can have, by the word that their names begin with.
 ATTRIBUTE_FAMILY = {
     "pedestrian": "pedestrian.",
@@ -35,7 +29,7 @@ ATTRIBUTE_FAMILY = {
 }
 
 
-class CenterHead(nn.Module):
+class CenterHead(TaskNetwork):
     """(B, C, rows, columns) -> heat map of each class and, at every cell, the box of the object centred there.
 
     Each group of classes has branches, and so maps, of its own.
@@ -64,7 +58,10 @@ class CenterHead(nn.Module):
         x = self.shared(x)
         return {name: branch(x) for name, branch in self.branches.items()}
 
-    def decode(self, dense: dict[str, Tensor]) -> dict[str, Tensor]:
+    def losses(self, dense: Mapping[str, Tensor], labels: Mapping[str, Tensor]) -> dict[str, Loss]:
+        return center_losses(joined(self.config, dense), labels, self.config.weights)
+
+    def decode(self, dense: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The K best peaks of the heat maps, in the graph: boxes (B, K, 10), scores, labels and attributes (B, K).
 
         A box is x, y, z (m), width, length, height (m), sine and cosine of the yaw, and the velocity (m/s), in the
@@ -83,7 +80,9 @@ class CenterHead(nn.Module):
 
         return self.boxes(dense, gathered)
 
-    def boxes(self, dense: dict[str, Tensor], regress: Callable[[int, Tensor], dict[str, Tensor]]) -> dict[str, Tensor]:
+    def boxes(
+        self, dense: Mapping[str, Tensor], regress: Callable[[int, Tensor], dict[str, Tensor]]
+    ) -> dict[str, Tensor]:
         """What `decode` gives, of the heat maps among the dense outputs.
 
         Args:
@@ -136,7 +135,7 @@ def map_name(config: DetectionHead, name: str, group: int) -> str:
     return name if len(config.groups) == 1 else f"group{group}_{name}"
 
 
-def joined(config: DetectionHead, dense: dict[str, Tensor]) -> dict[str, Tensor]:
+def joined(config: DetectionHead, dense: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The dense outputs of all groups under one name each.
 
     Returns:

@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from perception.datasets.nuscenes.tables import rotation_matrices
 from perception.errors import InputError
-from perception.frame import ATTRIBUTES, CLASSES, Boxes, Frame
-from perception.tasks.detection.submission import sample_results
+from perception.frame import ATTRIBUTES, CLASSES, Boxes
+from perception.rotations import rotation_matrices
 from perception.tasks.detection.submission_reader import read_samples
 
 # What counts, of each class: metres from the vehicle, as the devkit's detection_cvpr_2019.
@@ -168,8 +167,3 @@ def _rows(boxes: Sequence[Mapping[str, Any]], frame: int) -> np.ndarray:
     if not np.isfinite(rows[:, [2, 3, 4, 5, 6, 7, 8, 12]]).all() or (rows[:, 5:8] <= 0).any():
         raise ValueError("a number is not finite or a size not positive")
     return rows
-
-
-def detection_rows(frame: Frame, boxes: Boxes, index: int) -> np.ndarray:
-    """(N, 14) as BoxColumns.of takes: the submission of a frame, which gets this index, without a file between."""
-    return _rows(sample_results(frame, boxes), index)

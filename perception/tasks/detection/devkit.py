@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import math
 from collections import Counter
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from perception.errors import InputError
+from perception.strict_json import strict
 from perception.tasks.detection.submission_reader import read_samples
 
 if TYPE_CHECKING:  # the devkit takes a second to import
@@ -128,12 +128,3 @@ def _filtered(nusc: NuScenes, boxes: EvalBoxes, config: Any) -> EvalBoxes:
     if not boxes.all:  # filter_eval_boxes raises where there is no box at all
         return boxes
     return filter_eval_boxes(nusc, add_center_dist(nusc, boxes), config.class_range)
-
-
-def strict(value: Any) -> Any:
-    """The same value as strict JSON has it: string keys, None for NaN, Python numbers."""
-    if isinstance(value, dict):
-        return {str(key): strict(entry) for key, entry in value.items()}
-    if value is None or isinstance(value, int):
-        return value
-    return None if math.isnan(value) else float(value)

@@ -1,67 +1,65 @@
-"""Losses of the heads: each is a dictionary of named terms whose sum is minimised."""
+"""Losses of CenterPoint's head (Yin et al., 2021)."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from perception.frame import ATTRIBUTES
-from perception.tasks.detection.targets import DetectionTargets
+from perception.tasks.detection.config import Weights
+from perception.tasks.network import Loss
 
-REGRESSION_WEIGHT = 0.25  # as CenterPoint's
-VELOCITY_WEIGHT = 0.2  # of the velocity within the regression
-ATTRIBUTE_WEIGHT = 0.2
-MAP_WEIGHT = 4.0  # a mean over cells is small beside the detection's sums over objects
+REGRESSION = {
+    "offset": 2,  # of the centre from the cell's corner, in cells
+    "height": 1,  # of the centre, m
+    "size": 3,  # logarithm of width, length, height in m
+    "heading": 2,  # sine and cosine of the yaw
+    "velocity": 2,  # m/s
+}  # what is regressed at an object's cell, and in how many numbers
 
 
-def gaussian_focal(logits: Tensor, target: Tensor) -> Tensor:
-    """Penalty-reduced focal loss (CornerNet, Law and Deng, 2018, eq. 1), per object.
+def gaussian_focal(logits: Tensor, target: Tensor) -> Loss:
+    """Penalty-reduced focal loss of heat maps (B, ...) per object (CornerNet, Law and Deng, 2018, eq. 1).
 
-    -(1 - p)^2 log p where the target is 1, else -(1 - target)^4 p^2 log(1 - p), summed and divided by the number
-    of ones. Both arguments have the same shape.
+    -(1 - p)^2 log p where the target is 1, which counts as an object, else -(1 - target)^4 p^2 log(1 - p).
     """
     p = logits.sigmoid()
     positive = target == 1
     hit = -((1 - p) ** 2) * F.logsigmoid(logits)
     miss = -((1 - target) ** 4) * p**2 * F.logsigmoid(-logits)
-    return torch.where(positive, hit, miss).sum() / positive.sum().clamp(min=1)
+    return Loss(torch.where(positive, hit, miss).flatten(1).sum(dim=1), positive.flatten(1).sum(dim=1))
 
 
-def detection_losses(dense: dict[str, Tensor], targets: DetectionTargets) -> dict[str, Tensor]:
-    """Heat map, regression and attribute terms for the head's dense outputs, of all groups (`heads.detection.joined`).
+def center_losses(dense: Mapping[str, Tensor], labels: Mapping[str, Tensor], weights: Weights) -> dict[str, Loss]:
+    """Heat map, regression and attribute terms; no attribute's where the head does not learn it.
 
-    The attribute's is left out where the head does not learn it.
+    Args:
+        dense: of all groups (`center_head.joined`).
+        labels: a batch of `targets.center_labels`.
     """
-    cells = dense["heatmap"][0, 0].numel()
+    cells, real = dense["heatmap"][0, 0].numel(), labels["real"]
 
     def at_objects(name: str, n: int) -> Tensor:  # B N n
         values = dense[name].flatten(2).unflatten(1, (-1, n)).transpose(2, 3).flatten(1, 2)  # B groups*cells n
-        place = targets.groups * cells + targets.cells
+        place = labels["groups"] * cells + labels["cells"]
         return values.gather(1, place[..., None].expand(-1, -1, n))
 
-    objects = targets.real.sum().clamp(min=1)
-    regression = dense["heatmap"].new_zeros(())
-    for name, wanted in targets.regression.items():
-        known = targets.real[..., None] & ~wanted.isnan()
-        found = at_objects(name, wanted.shape[-1])
-        distance = torch.where(known, (found - wanted.nan_to_num()).abs(), 0.0).sum() / objects
-        regression = regression + distance * (VELOCITY_WEIGHT if name == "velocity" else 1.0)
-
+    regression = dense["heatmap"].new_zeros(len(real))
+    for name, n in REGRESSION.items():
+        wanted = labels[name]
+        known = real[..., None] & ~wanted.isnan()
+        distance = torch.where(known, (at_objects(name, n) - wanted.nan_to_num()).abs(), 0.0).flatten(1).sum(dim=1)
+        regression = regression + distance * (weights.velocity if name == "velocity" else 1.0)
     losses = {
-        "heatmap": gaussian_focal(dense["heatmap"], targets.heatmap),
-        "regression": REGRESSION_WEIGHT * regression,
+        "heatmap": gaussian_focal(dense["heatmap"], labels["heatmap"]),
+        "regression": Loss(weights.regression * regression, real.sum(dim=1)),
     }
     if "attribute" in dense:
-        has = targets.real & (targets.attributes >= 0)
+        has = real & (labels["attributes"] >= 0)
         logits = at_objects("attribute", len(ATTRIBUTES)).transpose(1, 2)
-        entropy = F.cross_entropy(logits, targets.attributes.clamp(min=0), reduction="none")  # B N
-        losses["attribute"] = ATTRIBUTE_WEIGHT * torch.where(has, entropy, 0.0).sum() / has.sum().clamp(min=1)
+        entropy = F.cross_entropy(logits, labels["attributes"].clamp(min=0), reduction="none")  # B N
+        losses["attribute"] = Loss(weights.attribute * torch.where(has, entropy, 0.0).sum(dim=1), has.sum(dim=1))
     return losses
-
-
-def map_losses(dense: dict[str, Tensor], labels: Tensor, valid: Tensor) -> dict[str, Tensor]:
-    """Binary cross-entropy of the map logits (B, 6, rows, columns) over the frames whose map is known (valid, B)."""
-    entropy = F.binary_cross_entropy_with_logits(dense["map_logits"], labels.float(), reduction="none")
-    per_frame = entropy.mean(dim=(1, 2, 3))
-    return {"map": MAP_WEIGHT * torch.where(valid, per_frame, 0.0).sum() / valid.sum().clamp(min=1)}

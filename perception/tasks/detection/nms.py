@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from perception.config import Suppression
+from perception.tasks.detection.config import Suppression
 from perception.tasks.detection.rotated_iou import footprints, without_overlaps
 
 

@@ -15,7 +15,8 @@ from perception.atomic import write_atomically
 from perception.datasets.keyframes import Keyframes
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
-from perception.tasks.detection.devkit import open_devkit, require_devkit, score_submission, strict
+from perception.strict_json import strict
+from perception.tasks.detection.devkit import open_devkit, require_devkit, score_submission
 
 SCORED = ("mAP", "NDS", "label_aps", "mean_dist_aps", "label_tp_errors", "tp_errors", "tp_scores")
 

@@ -16,7 +16,7 @@ from perception.tasks.detection.columns import BoxColumns
 from perception.tasks.detection.matching import best_first, match
 
 THRESHOLDS = (0.5, 1.0, 2.0, 4.0)  # m
-ERRORS = ("trans_err", "scale_err", "orient_err", "vel_err", "attr_err")
+ERRORS = {"trans_err": "ATE", "scale_err": "ASE", "orient_err": "AOE", "vel_err": "AVE", "attr_err": "AAE"}
 _ERROR_THRESHOLD = THRESHOLDS.index(2.0)
 _RECALL = np.linspace(0, 1, 101)
 _FIRST = 11  # recall above 0.1
@@ -100,7 +100,7 @@ class DetectionScores:
                         errors[part, label] = _mean_errors(
                             confidence, weights, self._scores[label][curve.positions], self._errors[label]
                         )
-            errors[:, label, [ERRORS.index(error) for error in _UNDEFINED.get(name, ())]] = np.nan
+            errors[:, label, [list(ERRORS).index(error) for error in _UNDEFINED.get(name, ())]] = np.nan
         return Scores(aps, errors)
 
 

@@ -7,17 +7,18 @@ each sample token, at most 500 boxes in the global frame.
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import TracebackType
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
 import numpy as np
 
+from perception.atomic import atomic_file
 from perception.errors import InputError
 from perception.frame import ATTRIBUTES, CLASSES, Boxes, Frame, Prediction
+from perception.rotations import quaternions
 
 MAX_BOXES = 500  # per sample; the devkit refuses more
 MOVING = 0.2  # m/s; below it a box counts as standing still
@@ -33,6 +34,7 @@ ATTRIBUTE_FAMILY = {
     "bicycle": "cycle",
     "pedestrian": "pedestrian",
 }
+_ATTRIBUTE = {name: i for i, name in enumerate(ATTRIBUTES)} | {"": -1}
 MOVING_ATTRIBUTE = {
     "vehicle": "vehicle.moving",
     "cycle": "cycle.with_rider",
@@ -67,36 +69,11 @@ def attribute_name(class_name: str, attribute: int, speed: float) -> str:
     return "vehicle.stopped" if class_name == "bus" else STILL_ATTRIBUTE[family]
 
 
-def quaternions(rotations: np.ndarray) -> np.ndarray:
-    """(N, 4) unit quaternions w x y z, w >= 0, of rotation matrices (N, 3, 3).
+def submitted(frame: Frame, boxes: Boxes) -> Boxes:
+    """The boxes that a submission holds, best score first, in the global frame.
 
-    Four times the outer product q q^T is linear in the matrix. Its row with the largest diagonal entry is a
-    multiple of q that loses no digits at any angle (Shepperd, "Quaternion from rotation matrix", 1978).
-    """
-    m = rotations
-    xx, yy, zz = m[:, 0, 0], m[:, 1, 1], m[:, 2, 2]
-    wx, wy, wz = m[:, 2, 1] - m[:, 1, 2], m[:, 0, 2] - m[:, 2, 0], m[:, 1, 0] - m[:, 0, 1]
-    xy, xz, yz = m[:, 0, 1] + m[:, 1, 0], m[:, 0, 2] + m[:, 2, 0], m[:, 1, 2] + m[:, 2, 1]
-    outer = np.stack(
-        [
-            np.stack([1 + xx + yy + zz, wx, wy, wz], axis=-1),
-            np.stack([wx, 1 + xx - yy - zz, xy, xz], axis=-1),
-            np.stack([wy, xy, 1 - xx + yy - zz, yz], axis=-1),
-            np.stack([wz, xz, yz, 1 - xx - yy + zz], axis=-1),
-        ],
-        axis=1,
-    )
-    largest = np.argmax(np.diagonal(outer, axis1=1, axis2=2), axis=1)
-    q = outer[np.arange(len(m)), largest]
-    q = q / np.linalg.norm(q, axis=1, keepdims=True)
-    return np.where(q[:, :1] < 0, -q, q)
-
-
-def sample_results(frame: Frame, boxes: Boxes) -> list[dict[str, object]]:
-    """The entries of one sample, best score first.
-
-    Only the best 500 are kept. An unknown velocity (NaN) is submitted as zero, because the format has no word
-    for unknown.
+    Only the best 500 are kept, with an attribute that fits their class and without numbers of points. An unknown
+    velocity (NaN) is submitted as zero, because the format has no word for unknown.
 
     Args:
         frame: the sample; it says where in the world its reference frame is.
@@ -119,20 +96,32 @@ def sample_results(frame: Frame, boxes: Boxes) -> list[dict[str, object]]:
         )
     boxes = boxes.transformed(frame.global_from_reference)
     speeds = np.linalg.norm(boxes.velocities[:, :2], axis=1)
-    names = [CLASSES[label] for label in boxes.labels]
+    names = [
+        attribute_name(CLASSES[label], attribute, speed)
+        for label, attribute, speed in zip(
+            boxes.labels.tolist(), boxes.attributes.tolist(), speeds.tolist(), strict=True
+        )
+    ]
+    attributes = np.array([_ATTRIBUTE[name] for name in names], np.int64)
+    return replace(boxes, attributes=attributes, num_points=np.full(len(boxes), -1, np.int64))
+
+
+def sample_results(frame: Frame, boxes: Boxes) -> list[dict[str, object]]:
+    """The entries of one sample; boxes and errors as of `submitted`."""
+    boxes = submitted(frame, boxes)
+    names = (*ATTRIBUTES, "")
     return [
         box
         | {
-            "detection_name": name,
+            "detection_name": CLASSES[label],
             "detection_score": score,
-            "attribute_name": attribute_name(name, attribute, speed),
+            "attribute_name": names[attribute],
         }
-        for box, name, score, attribute, speed in zip(
+        for box, label, score, attribute in zip(
             global_boxes(frame.token, boxes),
-            names,
+            boxes.labels.tolist(),
             boxes.scores.tolist(),
             boxes.attributes.tolist(),
-            speeds.tolist(),
             strict=True,
         )
     ]
@@ -156,29 +145,29 @@ Writer = TypeVar("Writer", bound="ResultsWriter")
 
 
 class ResultsWriter:
-    """Writes a submission one sample at a time, so that memory does not grow with the drive.
+    """Writes a submission one sample at a time, so that memory does not grow with the drive."""
 
-    The file appears under its name, complete, when the block ends; after an exception nothing is left of it
-    and an earlier file is untouched.
+    def __init__(self, path: Path, file: BinaryIO) -> None:
+        self.path, self._file = path, file
+        self._tokens: set[str] = set()
 
-    Args:
-        path: of the JSON file; its folder must exist.
-        sensors: what the model sees, of "camera" and "lidar".
-    """
+    @classmethod
+    @contextmanager
+    def open(cls: type[Writer], path: Path, sensors: Sequence[str]) -> Iterator[Writer]:
+        """A writer of the JSON file `path`, which appears whole when the block ends (`perception.atomic`).
 
-    def __init__(self, path: Path, sensors: Sequence[str]) -> None:
-        self.path = path
-        self.meta = {f"use_{kind}": kind in sensors for kind in ("camera", "lidar", "radar", "map", "external")}
-        self.temporary = path.with_name(f".{path.name}.tmp")
-        self.tokens: set[str] = set()
+        Args:
+            path: its folder must exist.
+            sensors: what the model sees, of "camera" and "lidar".
 
-    def __enter__(self: Writer) -> Writer:
-        try:
-            self.file = self.temporary.open("w", encoding="utf-8")
-        except OSError as error:
-            raise self._cannot_write(error) from None
-        self._write(f'{{"meta": {json.dumps(self.meta)}, "results": {{')
-        return self
+        Raises:
+            InputError: the disk is full or the folder not writable.
+        """
+        meta = {f"use_{kind}": kind in sensors for kind in ("camera", "lidar", "radar", "map", "external")}
+        with atomic_file(path, "the submission") as file:
+            file.write(f'{{"meta": {json.dumps(meta)}, "results": {{'.encode())
+            yield cls(path, file)
+            file.write(b"\n}}\n")
 
     def add_entries(self, sample: str, entries: list[dict[str, object]]) -> None:
         """Append the boxes of one sample; a sample without boxes is written too, as the devkit demands.
@@ -186,43 +175,17 @@ class ResultsWriter:
         Raises:
             InputError: the sample was added before, or the disk is full.
         """
-        if sample in self.tokens:
+        if sample in self._tokens:
             raise InputError(f"{self.path}: sample {sample} is predicted twice; give each sample once")
-        separator = ",\n" if self.tokens else "\n"
-        self._write(f"{separator}{json.dumps(sample)}: {json.dumps(entries, allow_nan=False)}")
-        self.tokens.add(sample)
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            with self.file:  # closing flushes, so it too can find the disk full
-                if kind is None:
-                    self._write("\n}}\n")
-                    self.file.flush()
-                    os.fsync(self.file.fileno())
-            if kind is None:
-                os.replace(self.temporary, self.path)
-        except OSError as full:
-            if kind is None:
-                raise self._cannot_write(full) from None
-        finally:
-            self.temporary.unlink(missing_ok=True)
-
-    def _write(self, text: str) -> None:
-        try:
-            self.file.write(text)
-        except OSError as error:
-            raise self._cannot_write(error) from None
-
-    def _cannot_write(self, error: OSError) -> InputError:
-        return InputError(f"{self.path}: cannot write the submission ({error.strerror}); choose another folder")
+        separator = ",\n" if self._tokens else "\n"
+        self._file.write(f"{separator}{json.dumps(sample)}: {json.dumps(entries, allow_nan=False)}".encode())
+        self._tokens.add(sample)
 
 
 class SubmissionWriter(ResultsWriter):
     """Writes detections.
 
-    with SubmissionWriter(path, sensors=("camera", "lidar")) as submission:
+    with SubmissionWriter.open(path, sensors=("camera", "lidar")) as submission:
         submission.add(frame, prediction)
     """
 

@@ -31,7 +31,7 @@ SCORES = ("amota", "amotp", "recall", "motar", "mota", "motp", "ids", "frag", "t
 class TrackWriter(ResultsWriter):
     """Writes tracks.
 
-    with TrackWriter(path, sensors=("camera", "lidar")) as submission:
+    with TrackWriter.open(path, sensors=("camera", "lidar")) as submission:
         submission.add(frame.token, tracker.update(boxes, frame.timestamp))
     """
 

@@ -2,25 +2,38 @@
 
 from __future__ import annotations
 
-from torch import Tensor, nn
+from collections.abc import Mapping
 
-from perception.config import MapHead
+from torch import Tensor, nn
+from torch.nn import functional as F
+
 from perception.frame import MAP_CLASSES
 from perception.layers import ConvBlock
 from perception.modules.slot import Slot
+from perception.tasks.map.config import MapHead
+from perception.tasks.network import Loss, TaskNetwork
 
 
-class MapSegmentationHead(nn.Module):
+class MapSegmentationHead(TaskNetwork):
     """(B, C, rows, columns) -> logits (B, 6, rows, columns); classes overlap, so that each has its own sigmoid."""
 
     def __init__(self, config: MapHead, inputs: int) -> None:
         super().__init__()
+        self.weight = config.weight
         self.shared = ConvBlock("heads.map", inputs, config.channels)
         self.logits = Slot("heads.map.output", nn.Conv2d(config.channels, len(MAP_CLASSES), 1))
 
-    def forward(self, x: Tensor) -> dict[str, Tensor]:
-        return {"map_logits": self.logits(self.shared(x))}
+    def forward(self, features: Tensor) -> dict[str, Tensor]:
+        return {"logits": self.logits(self.shared(features))}
 
-    def decode(self, dense: dict[str, Tensor]) -> dict[str, Tensor]:
+    def decode(self, dense: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Probabilities of the map classes."""
-        return {"map": dense["map_logits"].sigmoid()}
+        return {"probabilities": dense["logits"].sigmoid()}
+
+    def losses(self, dense: Mapping[str, Tensor], labels: Mapping[str, Tensor]) -> dict[str, Loss]:
+        """Binary cross-entropy, the mean over cells and classes of each frame whose location has a map."""
+        entropy = F.binary_cross_entropy_with_logits(
+            dense["logits"], labels["cells"].to(dense["logits"]), reduction="none"
+        )
+        each = self.weight * entropy.mean(dim=(1, 2, 3))
+        return {"cells": Loss(each.where(labels["known"], 0.0), labels["known"])}

@@ -1,4 +1,4 @@
-"""On the way to the vehicle: export and build; and the whole way at once."""
+"""Bundles: plan, export, build, verify, sign; and the whole way at once."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from deploy.commands.trust import AllowOlder, Keys, State, trust_in
 from perception.commands.common import Json, Out, Scenes, Version, app, console_for, names, report
 from perception.errors import InputError
 
@@ -39,9 +40,7 @@ def plan(
     from deploy.plan import table
 
     planned = run(checkpoint, _routes(conditions, routes))
-    report(asdict(planned), as_json)
-    if not as_json:
-        console_for(as_json).print(table(planned))
+    report(asdict(planned), as_json, table(planned))
 
 
 class PrecisionName(str, Enum):
@@ -124,10 +123,7 @@ def build(
     if show:
         from deploy.targets import TARGETS, table
 
-        report({"targets": [each.described() for each in TARGETS.values()]}, as_json)
-        if not as_json:
-            console_for(as_json).print(table())
-        return
+        return report({"targets": [each.described() for each in TARGETS.values()]}, as_json, table())
     if bundle is None or not target:
         raise InputError("build takes a bundle and its --target; `perception build --list` shows the targets")
     if refit_from is not None:
@@ -142,6 +138,43 @@ def build(
 
     built = run(bundle, target, console_for(as_json), dla, out, sign, refit)
     report(built.model_dump(mode="json"), as_json)
+
+
+@app.command(epilog="Example: perception verify runs/a/bundle --key public.pem")
+def verify(
+    bundle: Annotated[Path, typer.Argument(help="An exported bundle, or a build package with one in it.")],
+    key: Keys = None,
+    state: State = None,
+    allow_older: AllowOlder = False,
+    as_json: Json = False,
+) -> None:
+    """Check everything in a bundle: hashes, signature, release, graph, golden frame, engines. Works on the vehicle."""
+    from rich.table import Table
+
+    from deploy.verify import verify as check
+
+    verified = check(bundle, trust_in(key, state, allow_older))
+    shown = Table(title=f"{bundle} is whole", show_header=False)
+    for line in verified.items():
+        shown.add_row(*line)
+    report(verified, as_json, shown)
+
+
+@app.command(epilog="Example: perception sign runs/a/bundle --key key.pem --target orin")
+def sign(
+    bundle: Annotated[Path, typer.Argument(help="An exported bundle.")],
+    key: Annotated[Path, typer.Option(help="Private key (Ed25519, PEM).")],
+    target: Annotated[str, typer.Option(help="Sign the plan for this target, in a bundle that this key signed.")] = "",
+    as_json: Json = False,
+) -> None:
+    """Verify a bundle, then sign its manifest; or, with --target, a plan that a device compiled.
+
+    Keys: openssl genpkey -algorithm ed25519 -out key.pem && openssl pkey -in key.pem -pubout -out public.pem
+    """
+    from deploy.sign import sign as run
+
+    signed = run(bundle, key, target or None)
+    report(signed, as_json, f"{signed['signed']}: signed by the key {signed['key']}")
 
 
 @app.command(epilog="Example: perception demo --out runs/demo")

@@ -8,10 +8,13 @@ import sys
 # Of numpy's linear algebra: it wakes its threads even to invert a 4 x 4 matrix, and then they spin for 20 ms.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-# They add their commands to the application.
-from perception.commands import bridge, bundles, judge, learn, modules, replays, vehicle  # noqa: F401
+# They add their commands to the application; --help lists them in this order.
+from perception.commands import learn, modules  # noqa: F401
 from perception.commands.common import app
 from perception.errors import InputError
+
+# isort: split
+from deploy.commands import bundles, drives  # noqa: F401
 
 
 def main() -> None:

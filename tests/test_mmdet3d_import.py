@@ -1,4 +1,4 @@
-"""An imported CenterPoint against the same network written plainly; refusals; what of ours works on the run."""
+"""Imported networks of mmdet3d against the same ones written plainly; refusals; what of ours works on the run."""
 
 from __future__ import annotations
 
@@ -6,62 +6,104 @@ import pickle
 from pathlib import Path
 from typing import Any
 
+import centerpoint_reference
 import numpy as np
+import pointpillars_reference
 import pytest
 import torch
-from centerpoint_reference import CONFIG, TASKS, files, reference, voxelised
+from centerpoint_reference import CONFIG, TASKS, reference, voxelised
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from infos import MMDET3D_CLASSES
 from rich.console import Console
 
-from deploy.export import export
+from deploy.cli import main
 from deploy.golden import synthetic_frame
-from deploy.runtime import Runtime
-from perception.cli import main
 from perception.errors import InputError
 from perception.frame import ATTRIBUTES, CLASSES
 from perception.grid import BevGrid
 from perception.mmdet3d.centerpoint import NAMES
 from perception.mmdet3d.importing import import_checkpoint
 from perception.model import PerceptionModel
-from perception.predict import TorchPredictor
 from perception.sensors.inputs import InputSpec, prepare
 from perception.sensors.lidar.pillars import group
 from perception.tasks.detection.center_head import REGRESSION
+from perception.tasks.task import part_of
 from perception.training.checkpoint import load_model
 
 QUIET = Console(quiet=True)
 FRAME = synthetic_frame("lidar", seed=3)
 
 
+NETWORKS = ("centerpoint", "fpn", "secfpn")  # the last two are PointPillars
+
+
+def files(folder: Path, network: str = "centerpoint") -> tuple[Path, Path]:
+    """Configuration and checkpoint."""
+    if network == "centerpoint":
+        return centerpoint_reference.files(folder)
+    return pointpillars_reference.files(folder, network)
+
+
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("imported")
-    import_checkpoint(*files(folder), folder / "run")
-    return folder / "run"
+    for network in NETWORKS:
+        import_checkpoint(*files(folder, network), folder / f"run-{network}")
+    return {network: folder / f"run-{network}" for network in NETWORKS}
+
+
+@pytest.fixture(scope="module")
+def run(runs: dict[str, Path]) -> Path:
+    return runs["centerpoint"]
+
+
+def plain_maps(network: str) -> dict[str, torch.Tensor]:
+    """Of the network written plainly, under our names, with our order of classes and sizes."""
+    assert FRAME.points is not None
+    voxels = voxelised(FRAME.points, 700, 6)
+    assert len(voxels[0]) == 700  # there were more
+    inputs = map(torch.from_numpy, voxels)
+    if network == "centerpoint":
+        return {
+            f"group{i}_{mine}": task[theirs][:, [1, 0, 2]] if theirs == "dim" else task[theirs]
+            for i, task in enumerate(reference()(*inputs))
+            for mine, theirs in NAMES.items()
+        }
+    classes = [MMDET3D_CLASSES.index(name) for name in CLASSES]
+    orders = {"classes": classes, "boxes": [0, 1, 2, 4, 3, 5, 6, 7, 8], "directions": [0, 1]}
+    return {
+        f"{name}.{i}": level.unflatten(1, (4, len(order)))[:, :, order].flatten(1, 2)
+        for (name, order), levels in zip(
+            orders.items(), pointpillars_reference.reference(network)(*inputs), strict=True
+        )
+        for i, level in enumerate(levels)
+    }
 
 
 @torch.no_grad()
-def test_maps_are_those_of_the_network_written_plainly(run: Path) -> None:
-    ours, config = load_model(run)
+@pytest.mark.parametrize(("network", "maps", "sweeps"), [("centerpoint", 36, 2), ("fpn", 9, 3), ("secfpn", 3, 3)])
+def test_maps_are_those_of_the_network_written_plainly(
+    runs: dict[str, Path], network: str, maps: int, sweeps: int
+) -> None:
+    ours, config = load_model(runs[network])
+    assert config.model.lidar is not None
+    assert config.model.lidar.sweeps == sweeps
     inputs = prepare(FRAME, InputSpec.of(config))
-    found = ours({name: torch.from_numpy(array) for name, array in inputs.items()})
-    voxels, counts, cells = voxelised(FRAME.points, 700, 6)
-    assert len(voxels) == 700  # there were more
-    expected = reference()(*map(torch.from_numpy, (voxels, counts, cells)))
-    for i, task in enumerate(expected):
-        for mine, theirs in NAMES.items():
-            wanted = task[theirs][:, [1, 0, 2]] if theirs == "dim" else task[theirs]
-            assert wanted.std() > 0.05
-            torch.testing.assert_close(found[f"group{i}_{mine}"], wanted, atol=1e-5, rtol=1e-5)
+    found = part_of("detection", ours({name: torch.from_numpy(array) for name, array in inputs.items()}))
+    expected = plain_maps(network)
+    assert len(expected) == maps
+    for name, wanted in expected.items():
+        assert wanted.std() > 0.05
+        torch.testing.assert_close(found[name], wanted, atol=1e-5, rtol=1e-5)
 
 
 @torch.no_grad()
 def test_each_group_gives_its_best_cells_decoded(run: Path) -> None:
     ours, config = load_model(run)
     inputs = {name: torch.from_numpy(array) for name, array in prepare(FRAME, InputSpec.of(config)).items()}
-    maps = {name: value[0].double().numpy() for name, value in ours(inputs).items()}
-    found = {name: value[0].numpy() for name, value in ours.predict(inputs).items()}
+    maps = {name: value[0].double().numpy() for name, value in part_of("detection", ours(inputs)).items()}
+    found = {name: value[0].numpy() for name, value in part_of("detection", ours.predict(inputs)).items()}
     assert found["scores"].shape == (6, 40)
     for i, task in enumerate(TASKS):
         cells = []  # score, label, row, column
@@ -97,8 +139,8 @@ def test_a_moving_car_and_a_standing_pedestrian_get_their_attributes(run: Path) 
             assert [ATTRIBUTES[i] for i in ids] == [attribute]
 
 
-def changed(folder: Path, **tensors: torch.Tensor | None) -> tuple[Path, Path]:
-    config, checkpoint = files(folder)
+def changed(folder: Path, network: str, tensors: dict[str, torch.Tensor | None]) -> tuple[Path, Path]:
+    config, checkpoint = files(folder, network)
     content = torch.load(checkpoint, weights_only=True)
     for name, tensor in tensors.items():
         if tensor is None:
@@ -109,31 +151,36 @@ def changed(folder: Path, **tensors: torch.Tensor | None) -> tuple[Path, Path]:
     return config, checkpoint
 
 
-def test_every_key_must_be_accounted_for(tmp_path: Path) -> None:
-    conv, bias = "pts_backbone.blocks.1.0.weight", "pts_bbox_head.task_heads.5.vel.1.bias"
-    given_files = changed(tmp_path, **{conv: None, bias: None, "img_backbone.conv1.weight": torch.zeros(1)})
+CONV, BIAS = "pts_backbone.blocks.1.0.weight", "pts_bbox_head.task_heads.5.vel.1.bias"
+LINEAR, SMOOTH = "pts_voxel_encoder.vfe_layers.1.linear.weight", "pts_neck.fpn_convs.2.conv.weight"
+
+
+@pytest.mark.parametrize(
+    ("network", "missing", "more"),
+    [
+        ("centerpoint", [CONV, BIAS], ["img_backbone.conv1.weight"]),
+        ("centerpoint", [], ["pts_bbox_head.task_heads.0.iou.1.bias"]),
+        ("fpn", [SMOOTH, LINEAR], ["pts_bbox_head.conv_iou.weight"]),
+    ],
+)
+def test_every_key_must_be_accounted_for(tmp_path: Path, network: str, missing: list[str], more: list[str]) -> None:
+    tensors = {**dict.fromkeys(missing), **dict.fromkeys(more, torch.zeros(1))}
+    config, checkpoint = changed(tmp_path, network, tensors)
     with pytest.raises(InputError) as error:
-        import_checkpoint(*given_files, tmp_path / "run")
+        import_checkpoint(config, checkpoint, tmp_path / "run")
+    named = f" ({', '.join(missing)})" if missing else ""
     assert str(error.value) == (
-        f"{given_files[1]}: does not fit its configuration: 2 keys are missing ({conv}, {bias}), "
-        "1 unexpected (img_backbone.conv1.weight)"
+        f"{checkpoint}: does not fit its configuration: {len(missing)} keys are missing{named}, "
+        f"{len(more)} unexpected ({', '.join(more)})"
     )
     assert not (tmp_path / "run").exists()
 
 
-def test_a_key_too_many_is_refused_where_none_is_missing(tmp_path: Path) -> None:
-    extra = "pts_bbox_head.task_heads.0.iou.1.bias"
-    with pytest.raises(InputError, match=rf"0 keys are missing, 1 unexpected \({extra}\)"):
-        import_checkpoint(*changed(tmp_path, **{extra: torch.zeros(1)}), tmp_path / "run")
-    assert not (tmp_path / "run").exists()
-
-
 def test_every_shape_must_be_that_of_the_configuration(tmp_path: Path) -> None:
-    conv = "pts_backbone.blocks.1.0.weight"
     with pytest.raises(
-        InputError, match=rf"{conv} has the shape \(12, 9, 3, 3\), the configuration says \(12, 8, 3, 3\)"
+        InputError, match=rf"{CONV} has the shape \(12, 9, 3, 3\), the configuration says \(12, 8, 3, 3\)"
     ):
-        import_checkpoint(*changed(tmp_path, **{conv: torch.zeros(12, 9, 3, 3)}), tmp_path / "run")
+        import_checkpoint(*changed(tmp_path, "centerpoint", {CONV: torch.zeros(12, 9, 3, 3)}), tmp_path / "run")
 
 
 class Malicious:
@@ -167,9 +214,8 @@ def test_a_checkpoint_that_is_cut_short_is_refused(tmp_path: Path, share: float)
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(
-    ("old", "new", "message"),
-    [
+REFUSED = {
+    "centerpoint": [
         ("legacy=False", "legacy=True", "model.pts_voxel_encoder: no counterpart here: legacy is True, ours has False"),
         ("legacy=False,", "", "model.pts_voxel_encoder: no counterpart here: legacy is True, ours has False"),
         ("'SeparateHead'", "'DCNSeparateHead'", "separate_head: no counterpart here: type is 'DCNSeparateHead'"),
@@ -177,15 +223,33 @@ def test_a_checkpoint_that_is_cut_short_is_refused(tmp_path: Path, share: float)
         ("'PointPillarsScatter'", "'SparseEncoder'", "`backbone: {kind: mmdet3d, ...}`), and its sparse conv"),
         ("type='CenterPoint'", "type='BEVFusion'", "`backbone: {kind: mmdet3d, ...}`), and its sparse conv"),
         ("type='CenterPoint'", "type='VoteNet'", "VoteNet is none of CenterPoint"),
-        ("voxel_size = [0.4, 0.4, 8]", "voxel_size = [0.4, 0.4, 0.2]", "are no pillars on square cells"),
-        ("voxel_size = [0.4, 0.4, 8]", "voxel_size = eval('[0.4, 0.4, 8]')", "a configuration is read, not run"),
+        ("voxel_size=[0.4, 0.4, 8]", "voxel_size=[0.4, 0.4, 0.2]", "are no pillars on square cells"),
+        ("voxel_size=[0.4, 0.4, 8]", "voxel_size=eval('[0.4, 0.4, 8]')", "a configuration is read, not run"),
         ("upsample_strides=[0.5, 1, 2]", "upsample_strides=[1, 1, 2]", "its stages must come out with the same"),
         ("norm_bbox=True", "norm_bbox=False", "norm_bbox is False"),
         ("max_num=40,", "", "model.pts_bbox_head.bbox_coder.max_num is missing"),
     ],
-)  # fmt: skip
-def test_what_has_no_counterpart_is_refused(tmp_path: Path, old: str, new: str, message: str) -> None:
-    config, checkpoint = files(tmp_path)
+    "fpn": [
+        ("with_distance=False", "with_distance=True", "no counterpart here: with_distance is True, ours has False"),
+        ("in_channels=4", "in_channels=5", "no counterpart here: in_channels is 5, ours has 4"),
+        ("test_mode=True", "use_dim=[0, 1, 3, 4]", "points have the columns [0, 1, 3, 4] of x, y, z, intensity, dt"),
+        ("use_rotate_nms=True", "use_rotate_nms=False", "model.test_cfg.pts: no counterpart here: use_rotate_nms is"),
+        ("AlignedAnchor3DRangeGenerator", "Anchor3DRangeGenerator", "no counterpart here: type is 'Anchor3DRange"),
+        ("code_size=9", "code_size=7", "bbox_coder: no counterpart here: code_size is 7, ours has 9"),
+        ("num_outs=3", "num_outs=4", "pts_neck: no counterpart here: num_outs is 4, ours has 3"),
+        ("'trailer', ", "'tram', ", "`class_names` must be, in any order, car, truck"),
+        ("nms_pre=100", "nms_pre=2000", "candidates of all maps together must be fewer than 3840"),
+        ("type='MVXFasterRCNN',", "type='MVXFasterRCNN', img_backbone=dict(type='ResNet'),", "img_backbone is"),
+        ("test_pipeline", "train_pipeline", "no `test_pipeline`"),
+        ("LoadPointsFromMultiSweeps", "LoadPointsFromFile", "has no LoadPointsFromMultiSweeps"),
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("network", "row"), [(name, row) for name, rows in REFUSED.items() for row in rows])
+def test_what_has_no_counterpart_is_refused(tmp_path: Path, network: str, row: tuple[str, str, str]) -> None:
+    old, new, message = row
+    config, checkpoint = files(tmp_path, network)
     text = config.read_text()
     assert old in text
     config.write_text(text.replace(old, new))
@@ -241,16 +305,3 @@ def test_first_pillars_equal_a_loop_over_points(seed: int, number: int, spread: 
     np.testing.assert_array_equal(found_cells[:found], flat[order])
     np.testing.assert_array_equal(found_counts[:found], counts[order])
     np.testing.assert_array_equal(pillars[:found], voxels[order])
-
-
-@pytest.mark.parametrize("precision", ["fp32", "fp16"])
-def test_the_exported_network_gives_the_same_boxes(run: Path, tmp_path: Path, precision: Any) -> None:
-    bundle = export(run, tmp_path / "bundle", console=QUIET, precision=precision)
-    expected, found = TorchPredictor.load(run)(FRAME).boxes, Runtime(bundle.path)(FRAME).boxes
-    assert len(expected) > 20
-    if precision == "fp32":
-        np.testing.assert_array_equal(found.labels, expected.labels)
-        np.testing.assert_allclose(found.centers, expected.centers, atol=1e-4)
-        np.testing.assert_allclose(found.corners(), expected.corners(), atol=1e-3)
-    else:  # a few are on the edge of being suppressed
-        assert abs(len(found) - len(expected)) <= 0.05 * len(expected)

@@ -1,27 +1,71 @@
-"""Drives replayed through a bundle."""
+"""Networks on recorded drives: evaluate, replay, judge."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from perception.commands.common import (
-    AllowOlder,
-    Json,
-    Keys,
-    Out,
-    Scenes,
-    State,
-    Version,
-    app,
-    console_for,
-    names,
-    report,
-    trust_in,
-)
+from deploy.commands.trust import AllowOlder, Keys, State, trust_in
+from perception.commands.common import VALIDATION, Json, Out, Root, Scenes, Version, app, console_for, names, report
+from perception.errors import InputError
+
+if TYPE_CHECKING:
+    from perception.frame import Frame, Prediction
+
+
+@app.command(epilog="Example: perception evaluate runs/a --data drives --out runs/a/evaluation --by condition,range")
+def evaluate(
+    model: Annotated[Path, typer.Argument(help="A run, one of its checkpoints, or an exported bundle.")],
+    data: Root,
+    out: Out,
+    version: Version = None,
+    split: Annotated[
+        str | None, typer.Option(help="Default: the version's validation split; all: every scene.")
+    ] = None,
+    scenes: Scenes = "",
+    by: Annotated[str, typer.Option(help="Also score the parts: of condition, city, scene, range.")] = "",
+    corruptions: Annotated[
+        str, typer.Option(help="Also score with corrupted sensors: all, or names such as lidar_noise,camera_missing.")
+    ] = "",
+    target: Annotated[str, typer.Option(help="Engine of a bundle: cpu, or what `perception build` made.")] = "cpu",
+    key: Keys = None,
+    state: State = None,
+    allow_older: AllowOlder = False,
+    official: Annotated[
+        bool, typer.Option("--official", help="Also score the submission with nuscenes-devkit, and compare.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Score a model as nuScenes does: mAP, NDS, TP errors; and the map's IoU."""
+    from perception.datasets.source import open_source
+    from perception.evaluation.evaluate import evaluate as run
+    from perception.tasks.detection.official import compare, require_official
+
+    tables, console = open_source(data, version), console_for(as_json)
+    if official:
+        require_official(tables)
+    split = split or VALIDATION.get(tables.version, "all")
+    predictor: Callable[[Frame], Prediction]
+    if (model / "manifest.json").exists():
+        from deploy.runtime import Runtime
+
+        predictor = runtime = Runtime(model, target, trust_in(key, state, allow_older))
+        spec = runtime.bundle.spec
+    elif key or target != "cpu":
+        raise InputError(f"{model}: --target and --key are of a bundle; export one first")
+    else:
+        from perception.predict import TorchPredictor
+
+        predictor = of_run = TorchPredictor.load(model)
+        spec = of_run.spec
+    metrics = run(predictor, tables, split, names(scenes), out, spec, console, names(by), names(corruptions))
+    if official:
+        metrics = compare(out, tables, metrics, console)
+    report(metrics, as_json)
 
 
 @app.command(epilog="Example: perception replay drives --scenes scene-0003 --bundle runs/a/bundle --out runs/a/replay")
@@ -106,3 +150,27 @@ def replay(
     outcome = summary.get("verdict", {"outcome": "pass"})["outcome"]
     if outcome != "pass":
         raise typer.Exit(EXIT_CODES[outcome])
+
+
+@app.command(epilog="Example: perception judge runs/b/replay --baseline runs/a/replay --gates gates.yaml")
+def judge(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished replay.")],
+    baseline: Annotated[Path | None, typer.Option(help="Folder of another replay of the same drives.")] = None,
+    gates: Annotated[Path | None, typer.Option(help="YAML file of what must be reached to pass.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Judge a finished replay, also once more by other gates or another baseline, without replaying.
+
+    Writes verdict.json and junit.xml, and the verdict into report.html. Exit code 0 is pass, 1 is fail, 3 is
+    inconclusive: the scenes are too few to tell.
+    """
+    from deploy.replay.gates import Gates
+    from deploy.replay.outcome import EXIT_CODES
+    from deploy.replay.verdict import judge as run_judge
+    from perception.section import load_section
+
+    verdict = run_judge(run, baseline, None if gates is None else load_section(Gates, gates, "the gates"))
+    report(verdict.as_dict(), as_json)
+    console_for(as_json).print(verdict.table())
+    if verdict.outcome != "pass":
+        raise typer.Exit(EXIT_CODES[verdict.outcome])

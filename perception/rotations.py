@@ -1,0 +1,73 @@
+"""Rotations: matrices, quaternions w x y z, axis and angle. numpy only."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+
+def rotation_matrices(quaternions: np.ndarray) -> np.ndarray:
+    """(..., 3, 3) of quaternions (..., 4) in the order w x y z, of any length."""
+    q = np.asarray(quaternions, np.float64)
+    w, x, y, z = np.moveaxis(q / np.linalg.norm(q, axis=-1, keepdims=True), -1, 0)
+    rotation = np.array(
+        [
+            [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],
+            [2 * (x * y + w * z), 1 - 2 * (x * x + z * z), 2 * (y * z - w * x)],
+            [2 * (x * z - w * y), 2 * (y * z + w * x), 1 - 2 * (x * x + y * y)],
+        ]
+    )
+    return np.moveaxis(rotation, (0, 1), (-2, -1))
+
+
+def rigid(translation: Any, quaternion: Any) -> np.ndarray:
+    """(4, 4) of a translation in metres and a quaternion w x y z: parent_from_child."""
+    matrix = np.eye(4)
+    matrix[:3, :3] = rotation_matrices(np.asarray(quaternion, np.float64))
+    matrix[:3, 3] = translation
+    return matrix
+
+
+def quaternions(rotations: np.ndarray) -> np.ndarray:
+    """(N, 4) unit quaternions w x y z, w >= 0, of rotation matrices (N, 3, 3).
+
+    Four times the outer product q q^T is linear in the matrix. Its row with the largest diagonal entry is a
+    multiple of q that loses no digits at any angle (Shepperd, "Quaternion from rotation matrix", 1978).
+    """
+    outer = _outer(rotations)
+    largest = np.argmax(np.diagonal(outer, axis1=1, axis2=2), axis=1)
+    q = outer[np.arange(len(outer)), largest]
+    q = q / np.linalg.norm(q, axis=1, keepdims=True)
+    return np.where(q[:, :1] < 0, -q, q)
+
+
+def quaternion(rotation: np.ndarray) -> list[float]:
+    """Of one matrix, as `quaternions` but for the last digit: simulated drives keep their bytes."""
+    trace = np.trace(rotation)
+    diagonal = np.array([trace, *np.diag(rotation)])
+    largest = int(np.argmax(diagonal))
+    q = _outer(rotation[None])[0, largest]
+    q[largest] = 1 + 2 * diagonal[largest] - trace
+    q = q / np.linalg.norm(q)
+    return [float(x) for x in (-q if q[0] < 0 else q)]
+
+
+def _outer(m: np.ndarray) -> np.ndarray:
+    """(N, 4, 4) four times q q^T of rotation matrices (N, 3, 3)."""
+    xx, yy, zz = m[:, 0, 0], m[:, 1, 1], m[:, 2, 2]
+    wx, wy, wz = m[:, 2, 1] - m[:, 1, 2], m[:, 0, 2] - m[:, 2, 0], m[:, 1, 0] - m[:, 0, 1]
+    xy, xz, yz = m[:, 0, 1] + m[:, 1, 0], m[:, 0, 2] + m[:, 2, 0], m[:, 1, 2] + m[:, 2, 1]
+    rows = [
+        [1 + xx + yy + zz, wx, wy, wz],
+        [wx, 1 + xx - yy - zz, xy, xz],
+        [wy, xy, 1 - xx + yy - zz, yz],
+        [wz, xz, yz, 1 - xx - yy + zz],
+    ]
+    return np.moveaxis(np.array(rows), 2, 0)
+
+
+def turned(axis: np.ndarray, angle: float) -> np.ndarray:
+    """(3, 3) rotation by so many radians about a unit vector, by Rodrigues' formula."""
+    cross = np.cross(np.eye(3), axis)
+    return np.asarray(np.eye(3) + (np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross))

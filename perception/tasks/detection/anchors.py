@@ -1,0 +1,45 @@
+"""Where anchors are, and how boxes differ from them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from perception.tasks.detection.config import AnchorHead
+
+# How a box differs from its anchor: x and y in diagonals of it, z in heights of it, logarithms of the ratios of width,
+# length and height, the turn in rad; and its velocity in m/s.
+CODE = 9
+
+
+def all_anchors(config: AnchorHead, shapes: Sequence[tuple[int, ...]]) -> Tensor:
+    """(N, 7) x y z (m, the middle), width, length, height (m), yaw (rad) of every anchor on maps of these shapes.
+
+    Map by map, for each anchor of a cell row by row.
+    """
+    maps = []
+    for level, (rows, columns) in enumerate(shapes):
+        cell = of_a_cell(config, level, rows, columns)[:, None, None]  # A 1 1 9
+        row, column = torch.meshgrid(torch.arange(rows) + 0.5, torch.arange(columns) + 0.5, indexing="ij")
+        place = cell[..., :2] + torch.stack([column, row], dim=-1) * cell[..., 2:4]
+        rest = torch.cat([cell[..., 4:5] + cell[..., 7:8] / 2, cell[..., 5:9]], dim=-1)
+        maps.append(torch.cat([place, rest.expand(-1, rows, columns, -1)], dim=-1).flatten(0, 2))
+    return torch.cat(maps)
+
+
+def of_a_cell(config: AnchorHead, level: int, rows: int, columns: int) -> Tensor:
+    """(A, 9): corner x and y of the map and size of its cells along x and y (m), z of the underside (m), width,
+    length and height (m), yaw (rad)."""
+    scale = config.scales[level]
+    anchors = [
+        [
+            *(anchor.x[0], anchor.y[0]),
+            *((anchor.x[1] - anchor.x[0]) / columns, (anchor.y[1] - anchor.y[0]) / rows),
+            *(anchor.bottom, *(scale * side for side in anchor.size), rotation),
+        ]
+        for anchor in config.anchors
+        for rotation in config.rotations
+    ]
+    return torch.tensor(anchors)

@@ -1,0 +1,96 @@
+"""Configuration of the detection head, with anchors or without."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from perception.frame import CLASSES
+from perception.section import Section
+from perception.tasks.task import TaskConfig
+
+Positive = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Weight = Annotated[float, Field(ge=0)]
+
+
+class Suppression(Section):
+    """Which of the boxes that a network gives are left out, behind the graph: `tasks/detection/nms.py`."""
+
+    threshold: Share  # scores up to it are left out
+    low: tuple[float, float, float] | None = Field(default=None, strict=False)  # m, of the centres that stay
+    high: tuple[float, float, float] | None = Field(default=None, strict=False)  # m
+    kind: Literal["circle", "rotated"]  # what is near a better box of its group: by distance, or by overlap
+    radii: tuple[float, ...] = Field(default=(), strict=False)  # m, of circle: for each group
+    overlap: Share = 0.2  # of rotated: intersection over union from which the worse box goes
+    most: Positive | None = 83  # boxes of a group that stay
+    total: Positive | None = None  # boxes of all groups that stay
+
+
+class Anchor(Section):
+    """A box that objects are told from, at the middle of each of the feature map's cells."""
+
+    size: tuple[float, float, float] = Field(strict=False)  # m: width, length, height
+    bottom: float  # m, z of the underside
+    x: tuple[float, float] = Field(strict=False)  # m, over which the map's cells are spread
+    y: tuple[float, float] = Field(strict=False)
+
+
+class AnchorHead(Section):
+    anchors: tuple[Anchor, ...] = Field(strict=False, min_length=1)
+    rotations: tuple[float, ...] = Field(default=(0.0, 1.57), strict=False)  # rad, of each anchor
+    scales: tuple[Positive, ...] = Field(default=(1,), strict=False)  # of the anchors on each of the trunk's maps
+    direction_offset: float = 0.0  # rad; from here on, half a turn is one direction, the next the other
+    direction_limit_offset: float = 0.0  # turns of pi
+    candidates: Positive = 1000  # boxes of each map that the best are looked for among
+    suppression: Suppression = Suppression(threshold=0.05, kind="rotated", most=None, total=500)
+
+    @model_validator(mode="after")
+    def _sorted_in_the_graph(self) -> AnchorHead:
+        if self.candidates * len(self.scales) >= 3840:
+            raise ValueError("candidates of all maps together must be fewer than 3840, TensorRT's TopK limit")
+        return self
+
+
+class Weights(Section):
+    """Of the terms of the loss; the heat map's is 1."""
+
+    regression: Weight = 0.25  # as CenterPoint's
+    velocity: Weight = 0.2  # within the regression
+    attribute: Weight = 0.2
+
+
+class DetectionHead(TaskConfig):
+    """The head of CenterPoint, or where `anchors` are given that of SECOND."""
+
+    channels: Positive = 64
+    groups: tuple[Annotated[tuple[str, ...], Field(strict=False)], ...] = Field(
+        default=(CLASSES,), strict=False
+    )  # classes with regression and best boxes of their own; in the order of CLASSES
+    top_k: Annotated[int, Field(gt=0, lt=3840)] = 300  # boxes of each group; TensorRT's TopK limit
+    output_kernel: Literal[1, 3] = 1  # of the last convolutions
+    attributes: Literal["learned", "speed"] = "learned"
+    suppression: Suppression | None = None  # None: only peaks of the heat maps are boxes
+    min_radius: Annotated[int, Field(ge=0)] = 2  # cells, of the heat map's Gaussians
+    weights: Weights = Weights()
+    anchors: AnchorHead | None = None  # instead of all of the above
+
+    @model_validator(mode="after")
+    def _groups(self) -> DetectionHead:
+        if tuple(name for group in self.groups for name in group) != CLASSES or () in self.groups:
+            raise ValueError(f"the groups, one after the other, must be {', '.join(CLASSES)}")
+        if self.suppression and self.suppression.kind == "circle" and len(self.suppression.radii) != len(self.groups):
+            raise ValueError("suppression.radii must have a radius for each group")
+        return self
+
+    @property
+    def nms(self) -> Suppression | None:
+        """Of the boxes that the network gives."""
+        return self.anchors.suppression if self.anchors else self.suppression
+
+    def require_levels(self, levels: int) -> None:
+        if self.anchors is None:
+            super().require_levels(levels)
+        elif len(self.anchors.scales) != levels:
+            raise ValueError(f"anchors.scales must have one for each of the trunk's feature maps, {levels}")

@@ -1,0 +1,96 @@
+"""Detection of objects: boxes with class, velocity and attribute."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from perception.datasets.keyframes import Keyframes
+from perception.frame import Boxes, Frame
+from perception.tasks.detection.config import DetectionHead
+from perception.tasks.detection.metric import DetectionMetric
+from perception.tasks.detection.nms import survivors
+from perception.tasks.detection.targets import anchor_labels, center_labels
+from perception.tasks.task import Arrays, Output, Task
+
+if TYPE_CHECKING:
+    from perception.tasks.network import TaskNetwork
+
+_PACKED = tuple(field.name for field in fields(Boxes) if field.name != "instances")  # detections have no instance
+
+
+class DetectionTask(Task[Boxes]):
+    """By peaks of heat maps (CenterPoint) or by anchors (SECOND)."""
+
+    name = "detection"
+    metric = DetectionMetric
+    Config = DetectionHead
+    ranked = True
+    config: DetectionHead
+    outputs = (
+        Output("boxes", "x y z w l h m, sin and cos of yaw times any factor, vx vy m/s; reference frame"),
+        Output("scores", "probability, descending; where classes are in groups, in each"),
+        Output("labels", "index in `classes`"),
+        Output("attributes", "index in `attributes`"),
+    )
+
+    def network(self, channels: int) -> TaskNetwork:
+        from perception.tasks.detection.anchor_head import AnchorHead
+        from perception.tasks.detection.center_head import CenterHead
+
+        if self.config.anchors:
+            return AnchorHead(self.config.anchors, channels)
+        return CenterHead(self.config, channels, self.grid)
+
+    def deployed(self, network: TaskNetwork) -> Any:
+        """What is regressed is computed only at the peaks that become boxes."""
+        from perception.tasks.detection.peaks import at_peaks
+
+        return at_peaks(network)
+
+    def labels(self, frame: Frame, source: Keyframes | None = None) -> dict[str, np.ndarray]:
+        """Of the objects on the grid that a LiDAR or radar point hit, as the evaluation counts them."""
+        boxes = Boxes.none() if frame.boxes is None else frame.boxes
+        seen = boxes.select(boxes.num_points != 0)
+        return anchor_labels(seen, self.grid) if self.config.anchors else center_labels(seen, self.grid, self.config)
+
+    def result(self, outputs: Arrays) -> Boxes:
+        """Detections after NMS, best score first, in the reference frame."""
+        scores, boxes, nms = outputs["scores"], outputs["boxes"], self.config.nms
+        kept = np.arange(scores.size)
+        if nms is not None:
+            groups = zip(boxes, scores, strict=True) if scores.ndim == 2 else [(boxes, scores)]
+            stay = [survivors(*group, nms, i) + i * scores.shape[-1] for i, group in enumerate(groups)]
+            kept = np.concatenate(stay)
+        kept = kept[np.argsort(-scores.flat[kept], kind="stable")][: nms and nms.total]
+        kept = kept[scores.flat[kept] >= 0]
+        boxes = boxes.reshape(-1, boxes.shape[-1])[kept].astype(np.float64)
+        return Boxes.from_headings(
+            centers=boxes[:, 0:3],
+            sizes=boxes[:, 3:6],
+            headings=boxes[:, 6:8],
+            velocities=boxes[:, 8:10],
+            labels=outputs["labels"].flat[kept],
+            attributes=outputs["attributes"].flat[kept],
+            scores=scores.flat[kept],
+        )
+
+    @staticmethod
+    def pack(result: Boxes) -> dict[str, np.ndarray]:
+        return {name: np.ascontiguousarray(getattr(result, name)) for name in _PACKED}
+
+    @staticmethod
+    def unpack(arrays: Arrays) -> Boxes:
+        return Boxes(**arrays, instances=np.full(len(arrays["centers"]), "", "U32"))
+
+    def finite(self, outputs: Arrays) -> tuple[Arrays, Mapping[str, int]]:
+        """Without the boxes that have a NaN or infinite number or score."""
+        wrong = ~(np.isfinite(outputs["boxes"]).all(axis=-1) & np.isfinite(outputs["scores"]))
+        if not wrong.any():
+            return outputs, {}
+        boxes = np.where(wrong[..., None], 0, outputs["boxes"])
+        scores = np.where(wrong, -1, outputs["scores"])  # below every threshold
+        return {**outputs, "boxes": boxes, "scores": scores}, {"boxes": int(np.count_nonzero(wrong))}

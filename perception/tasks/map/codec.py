@@ -1,0 +1,31 @@
+"""Maps as a journal keeps them: the level of each cell, as the fused map tells them apart, and its side of one half."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from perception.tasks.map.memory import LEVELS, levels_of
+
+_HALF, _BELOW_HALF = np.float32(0.5), LEVELS + 2  # the level of what is below one half, but rounds to it
+
+
+def pack_map(probabilities: np.ndarray) -> np.ndarray:
+    """(2, 6, rows, columns) uint8, which compress well, of map probabilities (6, rows, columns).
+
+    They are the low and the high bytes of what each level changes by in both directions, plus 128: mostly little.
+    """
+    levels = levels_of(probabilities)
+    levels[(levels == LEVELS // 2) & (probabilities < _HALF)] = _BELOW_HALF
+    zero = np.uint16(0)
+    changes = np.diff(np.diff(levels, axis=1, prepend=zero), axis=2, prepend=zero) + np.uint16(128)  # modulo 2^16
+    return np.stack([changes & 255, changes >> 8]).astype(np.uint8)
+
+
+def unpack_map(changes: np.ndarray) -> np.ndarray:
+    """(6, rows, columns) float32 probabilities with the levels, and on the sides of one half, of those packed."""
+    low, high = changes.astype(np.uint16)
+    levels = (low + 256 * high - np.uint16(128)).cumsum(axis=2, dtype=np.uint16).cumsum(axis=1, dtype=np.uint16)
+    probabilities = levels / np.float32(LEVELS)
+    probabilities[levels == _BELOW_HALF] = np.nextafter(_HALF, np.float32(0))
+    probabilities[levels == LEVELS + 1] = np.nan
+    return np.asarray(probabilities)

@@ -1,0 +1,66 @@
+"""IoU of the map, per class."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from perception.datasets.keyframes import Keyframes
+from perception.frame import MAP_CLASSES, Frame
+from perception.grid import BevGrid
+from perception.strict_json import shown
+from perception.tasks.map.counts import count_rings, ious, predicted_cells, rings
+from perception.tasks.map.iou import MapIou
+from perception.tasks.task import Metric
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+class MapMetric(Metric[np.ndarray]):
+    """As BEVFusion scores it (`MapIou`), and at a probability of 0.5 for parts of the frames and ranges."""
+
+    def __init__(self, source: Keyframes, grid: BevGrid) -> None:
+        super().__init__(source, grid)
+        self._whole = MapIou()
+        self._counts: list[np.ndarray | None] = []  # of each frame; None where it has no map
+
+    def add(self, frame: Frame, result: np.ndarray) -> None:
+        area = self.source.map(frame.location)
+        self._counts.append(None)
+        if area is not None:
+            grid = self.grid.coarser(self.grid.shape[0] // result.shape[1])
+            truth = area.rasterize(frame, grid)
+            self._whole.add(result, truth)
+            self._counts[-1] = count_rings(predicted_cells(result), truth, grid)
+
+    def scores(self) -> dict[str, Any]:
+        """`map`: what `MapIou.result` gives; None where no frame has a map."""
+        return {"map": self._whole.result()}
+
+    def part(self, frames: np.ndarray, bounds: tuple[float, float] | None = None) -> dict[str, Any]:
+        """`mIoU`, the mean over the classes that are there, and `IoU` by class."""
+        known = [each for each, chosen in zip(self._counts, frames, strict=True) if chosen and each is not None]
+        cells = np.sum([each[..., rings(bounds)].sum(axis=2) for each in known], axis=0)
+        shares = ious(cells if known else np.zeros((3, len(MAP_CLASSES))))
+        return {
+            "mIoU": None if np.isnan(shares).all() else float(np.nanmean(shares)),
+            "IoU": dict(zip(MAP_CLASSES, (None if np.isnan(each) else float(each) for each in shares), strict=True)),
+        }
+
+    def tables(self, scores: Mapping[str, Any]) -> list[Table]:
+        """IoU per map class: the best over BEVFusion's thresholds, and at 0.5."""
+        from rich.table import Table
+
+        if scores["map"] is None:
+            return []
+        highest, fixed = scores["map"]["iou_max"], scores["map"]["iou_0.5"]
+        table = Table(title="map", show_footer=True)
+        table.add_column("class", footer="mean")
+        table.add_column("IoU max", shown(highest["mean"]), justify="right")
+        table.add_column("IoU 0.5", shown(fixed["mean"]), justify="right")
+        for name in MAP_CLASSES:
+            table.add_row(name, shown(highest[name]), shown(fixed[name]))
+        return [table]

@@ -1,0 +1,59 @@
+"""The HD map around the vehicle: which of the map classes covers each cell."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from perception.datasets.keyframes import Keyframes
+from perception.frame import MAP_CLASSES, Frame
+from perception.tasks.map.codec import pack_map, unpack_map
+from perception.tasks.map.config import MapHead
+from perception.tasks.map.metric import MapMetric
+from perception.tasks.task import Arrays, Output, Task
+
+if TYPE_CHECKING:
+    from perception.tasks.network import TaskNetwork
+
+
+class MapTask(Task[np.ndarray]):
+    """Segmentation in the bird's-eye view; its result is (6, rows, columns) probabilities in MAP_CLASSES order."""
+
+    name = "map"
+    metric = MapMetric
+    Config = MapHead
+    outputs = (Output("probabilities", "probability of each class, on `head_grid`", MAP_CLASSES),)
+
+    def network(self, channels: int) -> TaskNetwork:
+        from perception.tasks.map.network import MapSegmentationHead
+
+        return MapSegmentationHead(self.config, channels)
+
+    def labels(self, frame: Frame, source: Keyframes | None = None) -> dict[str, np.ndarray]:
+        """cells (6, rows, columns) uint8, and whether the location has a map (`known`)."""
+        area = None if source is None else source.map(frame.location)
+        if area is None:
+            return {"cells": np.zeros((len(MAP_CLASSES), *self.grid.shape), np.uint8), "known": np.array(False)}
+        return {"cells": area.rasterize(frame, self.grid), "known": np.array(True)}
+
+    def result(self, outputs: Arrays) -> np.ndarray:
+        return outputs["probabilities"]
+
+    @staticmethod
+    def pack(result: np.ndarray) -> dict[str, np.ndarray]:
+        return {"levels": pack_map(result)}
+
+    @staticmethod
+    def unpack(arrays: Arrays) -> np.ndarray:
+        return unpack_map(arrays["levels"])
+
+    def finite(self, outputs: Arrays) -> tuple[Arrays, Mapping[str, int]]:
+        """With NaN, which says nothing, in place of every cell's number that is not finite."""
+        probabilities = outputs["probabilities"]
+        wrong = ~np.isfinite(probabilities)
+        if not wrong.any():
+            return outputs, {}
+        kept = np.where(wrong, np.nan, probabilities).astype(probabilities.dtype)
+        return {"probabilities": kept}, {"probabilities": int(np.count_nonzero(wrong))}

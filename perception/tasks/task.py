@@ -1,0 +1,176 @@
+"""The task contract: all that training, evaluation, export and replay need to know of a head. numpy only.
+
+A task is a folder and a line in `perception.tasks.TASKS`. Its half in torch is `network.TaskNetwork`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
+
+import numpy as np
+
+from perception.frame import Frame
+from perception.grid import BevGrid
+from perception.section import Section
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from perception.datasets.keyframes import Keyframes
+    from perception.tasks.network import TaskNetwork
+
+Arrays = Mapping[str, np.ndarray]
+Result = TypeVar("Result")
+
+
+class TaskConfig(Section):
+    """Configuration of a task's head."""
+
+    added: bool = False  # trained on the frozen base, and not part of it: the base's hash does not know it
+
+    def require_levels(self, levels: int) -> None:
+        """Raise ValueError where the head cannot read the trunk's number of feature maps."""
+        if levels > 1:
+            raise ValueError("reads one feature map, a trunk with `pyramid` gives one for each stage")
+
+
+@dataclass(frozen=True)
+class Output:
+    """One output of a task's network; its tensor is called TASK/NAME.
+
+    Attributes:
+        channels: names along the second dimension of a dense output (B, channels, ...).
+        cells: whether a dense output has dimensions behind the channels.
+        size: of its usual values, in its unit; 1 for probabilities.
+        steady: whether what it says of frames unlike those it was trained on may be compared between engines in INT8;
+            else INT8 is compared on the frames that it was calibrated on.
+    """
+
+    name: str
+    unit: str
+    channels: tuple[str, ...] = ()
+    cells: bool = True
+    size: float = 1.0
+    steady: bool = True
+
+
+class Task(ABC, Generic[Result]):
+    """One task of a model.
+
+    Args:
+        config: of its head.
+        grid: of the trunk's cells, in the reference frame.
+    """
+
+    name: ClassVar[str]
+    Config: ClassVar[type[TaskConfig]]
+    reads: ClassVar[Literal["trunk", "fused"]] = "trunk"  # feature maps: behind the trunk, or before it
+    ranked: ClassVar[bool] = False  # its outputs are lists of detections: boxes, scores, labels and attributes
+    random_routes: ClassVar[bool] = False  # while its head is trained on a frozen base, modules run at random
+    metric: type[Metric[Any]]
+    outputs: Sequence[Output]
+
+    def __init__(self, config: Any, grid: BevGrid) -> None:
+        self.config, self.grid = config, grid
+
+    @abstractmethod
+    def network(self, channels: int) -> TaskNetwork:
+        """The head in torch, for feature maps of so many channels."""
+
+    def deployed(self, network: TaskNetwork) -> Any:
+        """What is exported of a trained network: a module in torch with its `forward` and `decode`."""
+        return network
+
+    @abstractmethod
+    def labels(self, frame: Frame, source: Keyframes | None = None) -> dict[str, np.ndarray]:
+        """What the losses compare with, for one frame after augmentation; made in the loader's worker.
+
+        Batches join the arrays frame by frame; those whose first dimension differs are padded with zeros.
+        """
+
+    def labelled(self, source: Keyframes, token: str) -> bool:
+        """Whether a head that is trained alone can learn from a keyframe; reads no file."""
+        return True
+
+    @abstractmethod
+    def result(self, outputs: Arrays) -> Result:
+        """One frame's outputs of the network, without the batch dimension, decoded."""
+
+    @staticmethod
+    def pack(result: Any) -> dict[str, np.ndarray]:
+        """A result as arrays, for the journal of a replay; as it stands for results that are an array."""
+        return {"values": np.ascontiguousarray(result)}
+
+    @staticmethod
+    def unpack(arrays: Arrays) -> Any:
+        """What `pack` has taken apart."""
+        return arrays["values"]
+
+    def finite(self, outputs: Arrays) -> tuple[Arrays, Mapping[str, int]]:
+        """Outputs of one frame without what is NaN or infinite, and how many numbers that were, by output."""
+        counts = {name: int(np.count_nonzero(~np.isfinite(values))) for name, values in outputs.items()}
+        return outputs, {name: count for name, count in counts.items() if count}
+
+
+class Metric(ABC, Generic[Result]):
+    """Scores of a task over frames that are added one by one.
+
+    Args:
+        source: of the frames, and of what is true in them.
+        grid: of the pillars; results on a grid cover the same ground.
+    """
+
+    def __init__(self, source: Keyframes, grid: BevGrid) -> None:
+        self.source, self.grid = source, grid
+
+    @abstractmethod
+    def add(self, frame: Frame, result: Result) -> None:
+        """One more frame; what is true in it the source says, not the frame."""
+
+    @abstractmethod
+    def scores(self) -> dict[str, Any]:
+        """All scores of all frames, as strict JSON. Their names are other than those of every other task.
+
+        Raises:
+            InputError: the frames have no annotations.
+        """
+
+    @abstractmethod
+    def part(self, frames: np.ndarray, bounds: tuple[float, float] | None = None) -> dict[str, Any]:
+        """The scores of some frames, (F,) bool, or of a range (m from the vehicle), as if that were all there is.
+
+        Its numbers, None where nothing is annotated, are those that tables show.
+        """
+
+    @abstractmethod
+    def tables(self, scores: Mapping[str, Any]) -> list[Table]:
+        """What `scores` gave, to be printed."""
+
+
+def joined_labels(frames: Sequence[Arrays]) -> dict[str, np.ndarray]:
+    """Labels of several frames as one batch: (B, ...), with zeros where a frame has fewer rows than another."""
+    batch = {}
+    for name in frames[0]:
+        arrays = [frame[name] for frame in frames]
+        if arrays[0].ndim:
+            most = max(len(array) for array in arrays)
+            arrays = [np.pad(a, ((0, most - len(a)), *((0, 0),) * (a.ndim - 1))) for a in arrays]
+        batch[name] = np.stack(arrays)
+    return batch
+
+
+Values = TypeVar("Values")
+
+
+def prefixed(task: str, values: Mapping[str, Values]) -> dict[str, Values]:
+    """A task's tensors under their names among those of all tasks."""
+    return {f"{task}/{name}": value for name, value in values.items()}
+
+
+def part_of(task: str, values: Mapping[str, Values]) -> dict[str, Values]:
+    """Of the tensors of all tasks those of one, under its own names for them."""
+    start = f"{task}/"
+    return {name.removeprefix(start): value for name, value in values.items() if name.startswith(start)}

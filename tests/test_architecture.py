@@ -1,0 +1,13 @@
+"""The architecture page's picture is what the code says."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+
+def test_the_picture_is_drawn_from_the_code() -> None:
+    tool = Path(__file__).parents[1] / "tools" / "architecture.py"
+    done = subprocess.run([sys.executable, tool, "--check"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

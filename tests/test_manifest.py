@@ -1,0 +1,105 @@
+"""A manifest describes exactly the outputs of its tasks, and says how far each of them may be off."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from exported import bundle, copied, rewritten
+from networks import tasks
+
+from deploy.manifest import TensorInfo
+from deploy.tolerances import Tolerances, exact, require_bounded
+from perception.errors import InputError
+from perception.frame import MAP_CLASSES
+from perception.tasks import TASKS, configured, tasks_of
+
+MAP = "map/probabilities"
+OUTPUTS = ("detection/boxes", "detection/scores", "detection/labels", "detection/attributes", MAP)
+EXTRA = TensorInfo(name="conditions/probabilities", shape=(1, 7), dtype="float32", unit="probability")
+
+
+def test_every_task_is_described() -> None:
+    assert tuple(output.name for output in bundle().manifest.outputs) == OUTPUTS
+    for output in bundle().manifest.outputs:
+        name, part = output.name.split("/")
+        assert output.unit == next(each.unit for each in TASKS[name].outputs if each.name == part)
+
+
+@pytest.mark.parametrize("change", [*range(len(OUTPUTS)), "more", "another order", "renamed", "another task"])
+def test_outputs_that_are_not_those_of_the_tasks_are_refused(tmp_path: Path, change: int | str) -> None:
+    """Though all hashes hold: what no task reads, nothing would compare."""
+    given = bundle().manifest.outputs
+    changed = {
+        "more": {"outputs": (*given, EXTRA)},
+        "another order": {"outputs": given[::-1]},
+        "renamed": {"outputs": (*given[:-1], given[-1].model_copy(update={"name": "map"}))},
+        "another task": {"tasks": {**bundle().manifest.tasks, **configured({"conditions": {}})}},
+    }
+    fields: dict[str, Any] = (
+        {"outputs": given[:change] + given[change + 1 :]} if isinstance(change, int) else changed[change]
+    )
+    described = ", ".join(output.name for output in fields.get("outputs", given))
+    wanted = ", ".join((*OUTPUTS, EXTRA.name) if change == "another task" else OUTPUTS)
+    with pytest.raises(InputError) as error:
+        rewritten(copied(tmp_path / "bundle"), **fields)
+    assert str(error.value) == (
+        f"{tmp_path}/bundle/manifest.json: outputs are {described}, those of its tasks {wanted}; "
+        "export the bundle again"
+    )
+
+
+def without_map(found: dict[str, Any]) -> None:
+    del found["dense"][MAP]
+
+
+def without_a_channel(found: dict[str, Any]) -> None:
+    del found["dense"][MAP]["walkway"]
+
+
+def without_detection(found: dict[str, Any]) -> None:
+    del found["ranked"]["detection"]
+
+
+def with_another_channel(found: dict[str, Any]) -> None:
+    found["dense"][MAP]["moat"] = found["dense"][MAP]["walkway"]
+
+
+def with_another_output(found: dict[str, Any]) -> None:
+    found["dense"]["conditions/probabilities"] = {"rain": found["dense"][MAP]["walkway"]}
+
+
+def with_channels_in_another_order(found: dict[str, Any]) -> None:
+    found["dense"][MAP] = dict(reversed(found["dense"][MAP].items()))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (without_map, rf"no tolerance {MAP}\.carpark_area\.each"),
+        (without_a_channel, rf"no tolerance {MAP}\.walkway\.each"),
+        (without_detection, r"no tolerance detection\.center\.each"),
+        (with_another_channel, rf"an unknown tolerance {MAP}\.moat\.each"),
+        (with_another_output, r"an unknown tolerance conditions/probabilities\.rain\.each"),
+        (with_channels_in_another_order, "tolerances in another order than its outputs"),
+    ],
+)
+def test_tolerances_must_be_those_of_every_output_and_channel(
+    tmp_path: Path, change: Callable[[dict[str, Any]], None], message: str
+) -> None:
+    found = bundle().manifest.tolerances.model_dump()
+    change(found)
+    with pytest.raises(InputError, match=rf"manifest\.json: has {message}; export the bundle again$"):
+        rewritten(copied(tmp_path / "bundle"), tolerances=Tolerances.model_validate(found))
+
+
+def test_a_task_that_the_tolerances_do_not_know_is_refused() -> None:
+    found = exact(tasks())
+    more = tasks_of(configured({name: {} for name in TASKS}), tasks()["map"].grid)
+    require_bounded(found, "fp32", tasks(), "here")
+    require_bounded(exact(more), "fp32", more, "here")
+    with pytest.raises(InputError, match=r"^here: has no tolerance conditions/probabilities\.boston\.each"):
+        require_bounded(found, "fp32", more, "here")
+    assert [*found.dense[MAP]] == [*MAP_CLASSES]

@@ -1,0 +1,477 @@
+"""The contract that every task keeps, and tasks that are added to a finished model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from anchored_model import config as anchored
+from commands import perception
+from hypothesis import given
+from hypothesis import strategies as st
+from test_anchor_losses import objects
+from test_routed_model import assert_same, frame_inputs, little, module
+from test_training import small
+from torch import Tensor
+
+from perception.datasets.nuscenes.dataset import NuScenesTables
+from perception.errors import InputError
+from perception.frame import ATTRIBUTES, CONDITIONS, Boxes, Conditions, Frame
+from perception.grid import BevGrid
+from perception.model import PerceptionModel
+from perception.modules.base_weights import base_hash
+from perception.modules.routing.input_weighted import SteeredRouter
+from perception.tasks import TASKS, tasks_of
+from perception.tasks.conditions.task import ConditionsTask
+from perception.tasks.detection.center_head import REGRESSION
+from perception.tasks.detection.task import DetectionTask
+from perception.tasks.task import Task, joined_labels
+from perception.training.adapt import add_task, read_task
+from perception.training.checkpoint import load_model, save_model
+from perception.training.loader import batch_labels
+
+FINE = BevGrid(cell=0.8)  # no two objects of the simulated frames share a cell
+COARSE = BevGrid(cell=12.8)  # 8 x 8 cells, of which objects share some
+SURE = 30.0  # logit
+Dense = dict[str, Tensor]
+
+
+@pytest.fixture(scope="module")
+def tables(sim_root: Path) -> NuScenesTables:
+    return NuScenesTables(sim_root, "v1.0-sim")
+
+
+@pytest.fixture(scope="module")
+def frames(tables: NuScenesTables) -> list[Frame]:
+    """One of each drive, in other weather, light and city, without what the sensors saw."""
+    tokens = tables.samples("all")
+    return [tables.frame(token, lidar=False, cameras=False) for token in (tokens[0], tokens[-1])]
+
+
+# ---- the contract; a new task adds to PERFECT and EXPECTED what its head should say of a frame
+
+
+def perfect_detection(labels: Dense) -> Dense:
+    peaks = labels["heatmap"] == 1
+    shape = peaks.shape[-2:]
+    dense = {"heatmap": torch.where(peaks, SURE, -SURE)}
+    attributes = SURE * torch.nn.functional.one_hot(labels["attributes"].clamp(min=0), len(ATTRIBUTES)).float()
+    regressed = {name: labels[name] for name in REGRESSION} | {"attribute": attributes}
+    for name, values in regressed.items():
+        plane = torch.zeros(len(values), shape.numel(), values.shape[-1])
+        for frame in range(len(values)):
+            real = labels["real"][frame]
+            plane[frame, labels["cells"][frame, real]] = values[frame, real].nan_to_num()
+        dense[name] = plane.transpose(1, 2).reshape(len(values), -1, *shape)
+    return dense
+
+
+PERFECT: dict[str, Callable[[Dense], Dense]] = {
+    "detection": perfect_detection,
+    "map": lambda labels: {"logits": torch.where(labels["cells"] > 0, SURE, -SURE)},
+    "conditions": lambda labels: {
+        kind: 2 * SURE * torch.nn.functional.one_hot(labels[kind], len(values)) - SURE
+        for kind, values in CONDITIONS.items()
+    },
+}
+
+
+def assert_detected(found: Boxes, frame: Frame, _: NuScenesTables, grid: BevGrid) -> None:
+    assert frame.boxes is not None
+    place = grid.continuous(frame.boxes.centers)
+    there = ((place >= 0) & (place < grid.shape[::-1])).all(axis=1) & (frame.boxes.num_points != 0)
+    wanted, found = frame.boxes.select(there), found.select(found.scores > 0.5)
+    assert len(found) == len(wanted) > 3
+    order, own = (np.lexsort((*boxes.centers.round(2).T, boxes.labels)) for boxes in (wanted, found))
+    wanted, found = wanted.select(order), found.select(own)
+    np.testing.assert_array_equal(found.labels, wanted.labels)
+    np.testing.assert_allclose(found.centers, wanted.centers, atol=1e-4)
+    np.testing.assert_allclose(found.sizes, wanted.sizes, rtol=1e-5)
+    np.testing.assert_allclose(found.rotations[:, :2, 0], wanted.rotations[:, :2, 0], atol=1e-4)
+    known = np.isfinite(wanted.velocities[:, 0])
+    np.testing.assert_allclose(found.velocities[known, :2], wanted.velocities[known, :2], atol=1e-5)
+    said = wanted.attributes >= 0
+    assert said.any()
+    np.testing.assert_array_equal(found.attributes[said], wanted.attributes[said])
+
+
+def assert_mapped(found: np.ndarray, frame: Frame, tables: NuScenesTables, grid: BevGrid) -> None:
+    area = tables.map(frame.location)
+    assert area is not None
+    cells = area.rasterize(frame, grid)
+    assert cells[0].any()
+    np.testing.assert_array_equal(found > 0.5, cells > 0)
+
+
+def assert_recognised(found: Any, frame: Frame, _: NuScenesTables, __: BevGrid) -> None:
+    likeliest = {kind: CONDITIONS[kind][int(np.argmax(p))] for kind, p in found.items()}
+    assert Conditions(**likeliest) == frame.conditions
+    assert all(sum(p) == pytest.approx(1) for p in found.values())
+
+
+EXPECTED: dict[str, Callable[[Any, Frame, NuScenesTables, BevGrid], None]] = {
+    "detection": assert_detected,
+    "map": assert_mapped,
+    "conditions": assert_recognised,
+}
+
+
+def default(name: str, grid: BevGrid) -> Task[Any]:
+    return TASKS[name](TASKS[name].Config(), grid)
+
+
+def labels_of(task: Task[Any], frames: list[Frame], tables: NuScenesTables) -> Dense:
+    """As the loader makes and joins them."""
+    return batch_labels([{task.name: task.labels(frame, tables)} for frame in frames])[task.name]
+
+
+def test_every_task_is_in_this_contract() -> None:
+    assert PERFECT.keys() == EXPECTED.keys() == TASKS.keys()
+    assert [task.name for task in TASKS.values()] == [*TASKS]
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_perfect_outputs_decode_to_the_labels_and_lose_nothing(
+    name: str, frames: list[Frame], tables: NuScenesTables
+) -> None:
+    task = default(name, FINE)
+    network, labels = task.network(8), labels_of(task, frames, tables)
+    dense = PERFECT[name](labels)
+    outputs = network.decode(dense)
+    for i, frame in enumerate(frames):
+        own = {key: values[i].numpy() for key, values in outputs.items()}
+        kept, counts = task.finite(own)
+        assert counts == {}
+        assert all(kept[key] is own[key] for key in own)
+        EXPECTED[name](task.result(kept), frame, tables, FINE)
+    torch.manual_seed(0)
+    other = network.losses({key: values + torch.randn(values.shape) for key, values in dense.items()}, labels)
+    for term, loss in network.losses(dense, labels).items():
+        assert 0 <= loss.mean().item() < 1e-5, term  # no term can be below 0
+        assert other[term].counts.sum() > 0, term
+    worse = network.losses({key: torch.randn(values.shape) for key, values in dense.items()}, labels)
+    assert all(loss.mean().item() > 0.01 for loss in worse.values())
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_decoding_gives_the_declared_outputs_in_order(name: str, tables: NuScenesTables, frames: list[Frame]) -> None:
+    task = default(name, COARSE)
+    network = task.network(8).eval()
+    features = torch.randn(2, 8, *COARSE.shape)
+    dense = network(features)
+    for each in (network, task.deployed(network)):
+        outputs = each.decode(each(features))  # type: ignore[operator]
+        assert [*outputs] == [output.name for output in task.outputs]
+        for output in task.outputs:
+            values = outputs[output.name]
+            assert len(values) == 2
+            if output.channels:
+                assert values.shape[1] == len(output.channels)
+                assert (values.ndim > 2) == output.cells
+    assert dense.keys() == PERFECT[name](labels_of(task, frames, tables)).keys()
+
+
+def anchors() -> DetectionTask:
+    config = anchored("joined")
+    return DetectionTask(config.tasks["detection"], config.head_grid)
+
+
+def with_boxes(boxes: Boxes | None) -> Frame:
+    return Frame("", 0, "ego", np.eye(4), np.eye(4), None, {}, boxes=boxes)
+
+
+@pytest.mark.parametrize("name", [*TASKS, "anchors"])
+def test_each_frame_loses_in_a_batch_what_it_loses_alone(
+    name: str, frames: list[Frame], tables: NuScenesTables
+) -> None:
+    """Values and gradients, which are those of finite differences; so padding counts for nothing either."""
+    task = default(name, COARSE) if name in TASKS else anchors()
+    if name not in TASKS:
+        frames = [with_boxes(objects(3, 8)), with_boxes(objects(5, 4))]
+    network = task.network(8)
+    torch.manual_seed(0)
+    shapes = {key: values.shape for key, values in network(torch.randn(2, 8, *task.grid.shape)).items()}
+    dense = {key: torch.randn(shape, dtype=torch.float64).requires_grad_() for key, shape in shapes.items()}
+    labels = labels_of(task, frames, tables)
+    assert "real" not in labels or len(set(labels["real"].sum(dim=1).tolist())) == 2  # one frame is padded
+    together = network.losses(dense, labels)
+    for i, frame in enumerate(frames):
+        alone = {key: values[i : i + 1].detach().requires_grad_() for key, values in dense.items()}
+        losses = network.losses(alone, labels_of(task, [frame], tables))
+        assert losses.keys() == together.keys()
+        for term, loss in losses.items():
+            assert loss.mean().item() > 0, term
+            torch.testing.assert_close(together[term].each()[i], loss.mean())
+            gradients = torch.autograd.grad(together[term].each()[i], [*dense.values()], retain_graph=True, **UNUSED)
+            own = torch.autograd.grad(loss.mean(), [*alone.values()], retain_graph=True, **UNUSED)
+            assert any(gradient.any() for gradient in own), term
+            for gradient, expected in zip(gradients, own, strict=True):
+                torch.testing.assert_close(gradient[i], expected[0])
+                assert not gradient[1 - i].any()
+    totals = {term: loss.sums.sum() / loss.counts.sum() for term, loss in together.items()}
+    torch.testing.assert_close({term: loss.mean() for term, loss in together.items()}, totals)
+
+    def each(*values: Tensor) -> tuple[Tensor, ...]:
+        terms = network.losses(dict(zip(dense, values, strict=True)), labels)
+        return tuple(term.each() for term in terms.values())
+
+    assert torch.autograd.gradcheck(each, [*dense.values()], fast_mode=True)
+
+
+UNUSED: dict[str, Any] = {"allow_unused": True, "materialize_grads": True}
+
+
+@pytest.mark.parametrize("name", [*TASKS, "anchors"])
+def test_a_frame_without_labels_teaches_nothing_false(name: str, frames: list[Frame]) -> None:
+    """Without annotations, a map or tags: finite losses, and only what says that nothing is there has a gradient."""
+    task = default(name, COARSE) if name in TASKS else anchors()
+    empty = with_boxes(None)
+    network = task.network(8)
+    dense = network(torch.randn(2, 8, *task.grid.shape))
+    dense = {key: values.detach().requires_grad_() for key, values in dense.items()}
+    labels = batch_labels([{task.name: task.labels(frame)} for frame in (empty, empty)])[task.name]
+    losses = network.losses(dense, labels)
+    torch.stack([loss.mean() for loss in losses.values()]).sum().backward()
+    learned = {key for key, values in dense.items() if values.grad is not None and values.grad.any()}
+    assert learned == {"detection": {"heatmap"}, "anchors": {"classes.0"}}.get(name, set())
+    assert all(torch.isfinite(loss.each()).all() for loss in losses.values())
+
+
+def test_conditions_lose_by_the_frames_whose_tags_say_something(tables: NuScenesTables) -> None:
+    """The cross-entropy of each kind, over the frames where it is known."""
+    tags = [Conditions("rain"), Conditions("fog", "night"), Conditions()]
+    task = default("conditions", COARSE)
+    frames = [Frame("", 0, "ego", np.eye(4), np.eye(4), None, {}, conditions=known) for known in tags]
+    labels = labels_of(task, frames, tables)
+    torch.manual_seed(0)
+    logits = {kind: torch.randn(3, len(values), dtype=torch.float64) for kind, values in CONDITIONS.items()}
+    p = {kind: np.exp(x.numpy()) / np.exp(x.numpy()).sum(axis=1, keepdims=True) for kind, x in logits.items()}
+    losses = task.network(8).losses(logits, labels)
+    weather = -(np.log(p["weather"][0, 1]) + np.log(p["weather"][1, 2])) / 2
+    assert losses["weather"].mean().item() == pytest.approx(weather, rel=1e-12)
+    assert losses["light"].mean().item() == pytest.approx(-np.log(p["light"][1, 1]), rel=1e-12)
+    assert losses["city"].mean().item() == 0
+    token = tables.samples("all")[0]
+    assert isinstance(task, ConditionsTask)
+    assert task.labelled(tables, token)
+
+
+arrays = st.lists(
+    st.tuples(st.integers(0, 4), st.integers(-9, 9)), min_size=1, max_size=4
+)  # rows of each frame, and a number to fill them with
+
+
+@given(arrays)
+def test_labels_are_joined_frame_by_frame_and_padded_with_zeros(frames: list[tuple[int, int]]) -> None:
+    each = [
+        {"rows": np.full((n, 2), value, np.int16), "alone": np.array(value > 0), "mask": np.ones(n, bool)}
+        for n, value in frames
+    ]
+    joined = joined_labels(each)
+    most = max(n for n, _ in frames)
+    assert [joined[name].shape for name in ("rows", "alone", "mask")] == [
+        (len(frames), most, 2), (len(frames),), (len(frames), most),
+    ]  # fmt: skip
+    for name, values in joined.items():
+        assert values.dtype == each[0][name].dtype
+        for i, frame in enumerate(each):
+            own = frame[name]
+            np.testing.assert_array_equal(values[i][: len(own)] if own.ndim else values[i], own)
+            assert not own.ndim or not values[i][len(own) :].any()
+
+
+# ---- tasks that are added to a finished model
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that detects alone, with a module for rain, and random weights."""
+    whole = small()
+    config = whole.model_copy(update={"tasks": {"detection": whole.tasks["detection"]}})
+    torch.manual_seed(0)
+    model = PerceptionModel(config).eval()
+    for name, parameter in model.named_parameters():
+        if ".computations." in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    run = tmp_path_factory.mktemp("finished") / "run"
+    save_model(run, config, model)
+    return run
+
+
+GROUND = {
+    "tasks": {"map": {"channels": 8}},
+    "modules": [{"name": "ground", "kind": "low_rank", "slots": ["trunk.*"], "rank": 1, "when": ["boston"]}],
+}
+EVERY = (Conditions(), Conditions(weather="rain", city="boston"), Conditions(city="boston"))
+
+
+@torch.no_grad()
+def assert_kept(before: PerceptionModel, after: PerceptionModel) -> None:
+    """Every tensor, the base's hash and, whatever the conditions, every output."""
+    state = after.state_dict()
+    assert [name for name, value in before.state_dict().items() if not torch.equal(value, state[name])] == []
+    assert base_hash(before) == base_hash(after)
+    inputs = frame_inputs(before, 1, 2)
+    for conditions in EVERY:
+        old, new = before.predict(inputs, [conditions] * 2), after.predict(inputs, [conditions] * 2)
+        assert old.keys() <= new.keys()
+        assert_same(old, {name: new[name] for name in old})
+
+
+def test_an_added_task_leaves_every_bit_and_every_output(
+    finished: Path, tables: NuScenesTables, tmp_path: Path
+) -> None:
+    add_task(finished, "map", GROUND, tables, "all", (), tmp_path / "map", steps=2)
+    before, after = load_model(finished)[0], load_model(tmp_path / "map")[0]
+    assert_kept(before, after)
+    assert after.tasks.keys() == {"detection", "map"}
+    assert after.tasks["map"].config.added
+    assert {name.split(".")[0] for name in after.state_dict().keys() - before.state_dict().keys()} == {
+        "added", "trunk",
+    }  # fmt: skip
+    # Its own module runs for it alone, and both have learned.
+    assert after.bank.modules["ground"].when == ("boston", "map")
+    assert all(computation.b.weight.any() for computation in after.bank.at("ground").values())
+    inputs, boston = frame_inputs(after, 1), [Conditions(city="boston")]
+    with torch.no_grad():
+        maps = [after.predict(inputs, tags)["map/probabilities"] for tags in ([], boston)]
+    assert not torch.equal(*maps)
+
+    # A second task keeps the first one's head, and its module.
+    add_task(tmp_path / "map", "conditions", {}, tables, "all", (), tmp_path / "both", steps=2)
+    both = load_model(tmp_path / "both")[0]
+    assert_kept(after, both)
+    assert [*both.tasks] == ["detection", "map", "conditions"]
+
+    # Trained again, it learns anew, and the others still keep every bit.
+    add_task(tmp_path / "both", "conditions", {}, tables, "all", (), tmp_path / "again", steps=3)
+    again = load_model(tmp_path / "again")[0]
+    assert_kept(after, again)
+    key = "added.conditions.kinds.weather.weight"
+    assert not torch.equal(again.state_dict()[key], both.state_dict()[key])
+
+
+def test_adding_what_cannot_be_added_is_refused(finished: Path, tables: NuScenesTables, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    for task, content, message in (
+        ("detection", {}, "its base has the task detection already"),
+        ("flow", {}, "flow"),
+        ("map", {"tasks": {"map": {"chanels": 8}}}, "chanels"),
+        ("map", {"modules": [{"name": "rain", "kind": "low_rank", "slots": ["trunk.*"]}]}, "rain"),
+        ("map", {"modules": [{"name": "a", "kind": "low_rank", "slots": ["tronk.*"]}]}, "tronk"),
+    ):
+        with pytest.raises(InputError, match=message):
+            add_task(finished, task, content, tables, "all", (), out, steps=1)
+        assert not out.exists()
+    (tmp_path / "task.yaml").write_text("task: {map: {}}\n")
+    with pytest.raises(InputError, match="task: is not a known key"):
+        read_task(tmp_path / "task.yaml")
+
+
+def test_keyframes_without_tags_teach_no_conditions(
+    finished: Path, tables: NuScenesTables, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tables, "conditions", lambda token: Conditions())
+    with pytest.raises(InputError, match="no keyframe of the split has labels for the task conditions"):
+        add_task(finished, "conditions", {}, tables, "all", (), tmp_path / "run", steps=1)
+
+
+def test_the_command_adds_a_task(finished: Path, sim_root: Path, tmp_path: Path) -> None:
+    given = ("--data", sim_root, "--split", "all", "--steps", 1)
+    done = perception("adapt", finished, "--task", "conditions", *given, "--out", tmp_path / "recognising")
+    assert done.returncode == 0, done.stderr
+    model, config = load_model(tmp_path / "recognising")
+    assert_kept(load_model(finished)[0], model)
+    assert [*config.tasks] == ["detection", "conditions"]
+    (tmp_path / "map.yaml").write_text("tasks: {map: {channels: 4}}\n")
+    more = ("--task", "map", "--config", tmp_path / "map.yaml", *given, "--out", tmp_path / "map")
+    done = perception("adapt", tmp_path / "recognising", *more)
+    assert done.returncode == 0, done.stderr
+    both, config = load_model(tmp_path / "map")
+    assert config.tasks["map"].channels == 4  # type: ignore[attr-defined]
+    assert_kept(model, both)
+    again = perception("adapt", finished, "--task", "detection", *given, "--out", tmp_path / "no")
+    assert again.returncode == 2
+    assert again.stderr.count("\n") == 1
+    assert "its base has the task detection already" in again.stderr
+
+
+# ---- what tasks share
+
+
+def counted(model: PerceptionModel, inputs: Dense, tags: list[Conditions]) -> tuple[Dense, int, int]:
+    """What the model predicts, and how often that ran the LiDAR's encoder and the trunk."""
+    calls = {"lidar": 0, "trunk": 0}
+
+    def count(name: str) -> Callable[..., None]:
+        def called(*_: object) -> None:
+            calls[name] += 1
+
+        return called
+
+    hooks = [getattr(model, name).register_forward_hook(count(name)) for name in calls]
+    with torch.no_grad():
+        outputs = model.predict(inputs, tags)
+    for hook in hooks:
+        hook.remove()
+    return outputs, calls["lidar"], calls["trunk"]
+
+
+LATE, EARLY = ("trunk.*", "heads.*"), ("lidar.*", "trunk.*")
+
+
+@pytest.mark.parametrize(
+    ("modules", "encoders", "trunks"),
+    [
+        ([module("rain", "rain", slots=EARLY)], 1, 1),
+        ([module("find", "detection", slots=LATE), module("draw", "map", slots=LATE)], 1, 2),
+        ([module("find", "detection", slots=LATE), module("rain", "rain", slots=EARLY)], 1, 2),
+        ([module("find", "detection", slots=EARLY), module("draw", "map", slots=LATE)], 2, 2),
+        ([module("find", "detection", "rain", slots=EARLY), module("draw", "map", slots=LATE)], 2, 2),
+        ([module("find", "detection", "fog", slots=EARLY), module("draw", "map", slots=LATE)], 1, 2),  # does not run
+    ],
+    ids=["no task's", "behind the fusion", "shared before it", "before it", "in rain", "in fog"],
+)
+def test_tasks_share_the_feature_map_where_their_modules_are_the_same_before_it(
+    modules: list[dict[str, Any]], encoders: int, trunks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a batch with one rainy frame; and each output is bit for bit what it is where nothing is shared."""
+    model = little(modules, recognising=True)
+    inputs, tags = frame_inputs(model, 1, 2), [Conditions("rain"), Conditions("clear")]
+    outputs, *calls = counted(model, inputs, tags)
+    assert calls == [encoders, trunks]
+    monkeypatch.setattr(model, "_same_before_fusion", lambda *_: False)
+    alone, *calls = counted(model, inputs, tags)
+    assert calls == [trunks, trunks]
+    assert_same(outputs, alone)
+
+
+@pytest.mark.parametrize(("slots", "encoders"), [(LATE, 1), (EARLY, 2)])
+def test_a_deployed_network_shares_it_as_well(slots: tuple[str, ...], encoders: int) -> None:
+    """Where modules are switched by an input."""
+    modules = [module("find", "detection", "rain", slots=slots), module("draw", "map", slots=LATE)]
+    model = little([*modules, module("wet", "rain", slots=EARLY)])
+    deployed = model.deployed(Conditions(), Conditions("rain"))
+    assert isinstance(deployed.router, SteeredRouter)
+    inputs = frame_inputs(model, 1)
+    for tag in (Conditions(), Conditions("rain")):
+        deployed.router.steer(torch.full((1, len(deployed.router.steered)), float(tag.weather == "rain")))
+        outputs, *calls = counted(deployed, inputs, [])
+        assert calls == [encoders, 2]
+        with torch.no_grad():
+            expected = model.predict(inputs, [tag])
+        torch.testing.assert_close(outputs["map/probabilities"], expected["map/probabilities"], rtol=1e-4, atol=1e-5)
+
+
+def test_tasks_of_a_model_are_those_of_its_configuration() -> None:
+    config = small()
+    tasks = tasks_of(config.tasks, config.head_grid)
+    model = PerceptionModel(config)
+    assert [*tasks] == [*model.tasks] == ["detection", "map"]
+    assert all(task.grid == config.head_grid == config.grid.build().coarser(1) for task in tasks.values())
+    dropped = config.model_validate(config.model_dump(mode="json") | {"tasks": {"detection": {}, "map": None}})
+    assert [*dropped.tasks] == ["detection"]

@@ -1,0 +1,144 @@
+"""A task goes the whole way without a line of the product changed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from networks import config as small_config
+from safetensors.torch import load_file
+from toy_task import BANDS, Toy
+
+from deploy.bundle import Bundle
+from deploy.cli import main
+from deploy.golden import differences
+from deploy.runtime import Runtime
+from perception.datasets.nuscenes.dataset import NuScenesTables
+from perception.predict import TorchPredictor
+from perception.tasks import TASKS
+from perception.training.checkpoint import load_model
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _toy() -> object:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(TASKS, "toy", Toy)
+        yield
+
+
+def command(*arguments: object) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["perception", *map(str, arguments)])
+        with pytest.raises(SystemExit) as done:
+            main()
+    assert done.value.code in (0, None)
+
+
+def content(**tasks: object) -> dict[str, object]:
+    modules = [{"name": "rain", "kind": "low_rank", "slots": ["trunk.*", "heads.*"], "rank": 2, "when": ["rain"]}]
+    given = small_config().model_dump(mode="json")
+    given["train"] |= {"steps": 40, "batch": 1, "learning_rate": 0.02}
+    given["data"] |= {"augment": None}
+    return given | {"name": "toy", "modules": modules, "tasks": given["tasks"] | tasks}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, sim_root: Path) -> Path:
+    """Trained together with detection and map."""
+    folder = tmp_path_factory.mktemp("toy")
+    (folder / "toy.yaml").write_text(yaml.safe_dump(content(toy={})))
+    command("train", folder / "toy.yaml", "--data", sim_root, "--split", "all", "--out", folder / "run")
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def bundles(run: Path, sim_root: Path) -> dict[str, Path]:
+    """At every precision; in FP32 with the module on board."""
+    found = {precision: run.parent / precision for precision in ("fp32", "fp16", "int8")}
+    command("export", run, "--out", found["fp32"], "--routes", "base,rain")
+    command("export", run, "--out", found["fp16"], "--precision", "fp16")
+    command("export", run, "--out", found["int8"], "--precision", "int8", "--calibrate", sim_root)
+    return found
+
+
+def test_it_learns_and_is_scored_as_a_whole_and_in_parts(run: Path, sim_root: Path, tmp_path: Path) -> None:
+    command("evaluate", run, "--data", sim_root, "--split", "all", "--by", "condition", "--out", tmp_path)
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    tables, predictor = NuScenesTables(sim_root, "v1.0-sim"), TorchPredictor.load(run)
+    frames = [tables.frame(token, "ego", predictor.spec.sweeps) for token in tables.samples()]
+    nothing = np.mean([Toy(None, predictor.model.config.head_grid).labels(f)["cells"].mean() for f in frames])
+    assert metrics["toy_accuracy"] > 1 - nothing  # better than to say that there is nothing
+    parts = metrics["slices"]["condition"]
+    assert {"toy_accuracy", "mAP", "mIoU"} <= parts["rain"].keys()
+    weights = [parts[name]["samples"] * parts[name]["toy_accuracy"] for name in ("clear", "rain")]
+    assert sum(weights) / metrics["samples"] == pytest.approx(metrics["toy_accuracy"], abs=1e-12)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_a_changed_value_of_its_output_is_found_and_the_right_engine_passes(
+    bundles: dict[str, Path], precision: str
+) -> None:
+    command("verify", bundles[precision])
+    bundle = Bundle.load(bundles[precision])
+    allowed = bundle.manifest.tolerances
+    assert tuple(allowed.dense["toy/cells"]) == BANDS
+    for frame in bundle.golden_frames():
+        assert not differences(frame.outputs, frame.outputs, allowed, frame.compared)
+        for channel in range(len(BANDS)):
+            wrong = frame.outputs["toy/cells"].copy()
+            cell = np.unravel_index(np.abs(wrong[0, channel] - 0.5).argmax(), wrong.shape[2:])
+            wrong[0, channel][cell] = 1 - wrong[0, channel][cell]
+            found = differences(frame.outputs, {**frame.outputs, "toy/cells": wrong}, allowed, frame.compared)
+            assert len(found) == 1
+            assert "toy/cells" in found[0]
+            assert BANDS[channel] in found[0]
+
+
+def test_it_is_replayed_and_journalled(bundles: dict[str, Path], sim_root: Path, tmp_path: Path) -> None:
+    command("replay", sim_root, "--bundle", bundles["fp32"], "--out", tmp_path / "replay")
+    assert (tmp_path / "replay" / "report.html").exists()
+    tables, runtime = NuScenesTables(sim_root, "v1.0-sim"), Runtime(bundles["fp32"])
+    frame = tables.frame(tables.samples()[0], "ego", runtime.bundle.spec.sweeps)
+    seen = runtime.step(frame).prediction.results["toy"]
+    np.testing.assert_array_equal(TASKS["toy"].unpack(TASKS["toy"].pack(seen)), seen)
+    assert seen.shape == (len(BANDS), *runtime.bundle.manifest.head_grid.build().shape)
+
+
+def test_it_is_added_to_a_base_that_keeps_every_bit(sim_root: Path, tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(content() | {"name": "base"}))
+    train = ("--data", sim_root, "--split", "all", "--steps", "2")
+    command("train", tmp_path / "base.yaml", *train, "--out", tmp_path / "base")
+    own = {"name": "wet", "kind": "low_rank", "slots": ["heads.toy.*"], "rank": 1, "when": ["rain"]}
+    (tmp_path / "task.yaml").write_text(yaml.safe_dump({"tasks": {"toy": {}}, "modules": [own]}))
+    command(
+        "adapt",
+        tmp_path / "base",
+        "--task",
+        "toy",
+        "--config",
+        tmp_path / "task.yaml",
+        *train,
+        "--out",
+        tmp_path / "run",
+    )
+    old, new = (load_file(next((tmp_path / name).glob("checkpoints/*/model.safetensors"))) for name in ("base", "run"))
+    assert all(torch.equal(new[name], tensor) for name, tensor in old.items())
+    added = {name for name in new if name not in old}
+    assert any(name.startswith("added.toy.") for name in added)
+    assert any(".computations.wet." in name for name in added)
+    (before, _), (after, config) = load_model(tmp_path / "base"), load_model(tmp_path / "run")
+    assert before.bank.base_hash() == after.bank.base_hash()
+    assert config.modules[-1].when == ("rain", "toy")
+    tables = NuScenesTables(sim_root, "v1.0-sim")
+    for token in tables.samples()[::3]:
+        frame = tables.frame(token, "ego", config.model.lidar.sweeps)
+        with torch.no_grad():
+            first, second = (TorchPredictor(model)(frame).results for model in (before, after))
+        for field in ("centers", "scores", "labels"):
+            np.testing.assert_array_equal(getattr(first["detection"], field), getattr(second["detection"], field))
+        np.testing.assert_array_equal(first["map"], second["map"])
+        assert set(second) - set(first) == {"toy"}

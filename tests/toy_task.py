@@ -1,0 +1,88 @@
+"""A task that no line of the product knows: how many LiDAR points fall into each cell, three channels by height."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from rich.table import Table
+from torch import Tensor, nn
+
+from perception.datasets.keyframes import Keyframes
+from perception.frame import Frame
+from perception.grid import BevGrid
+from perception.modules.slot import Slot
+from perception.tasks.network import Loss, TaskNetwork
+from perception.tasks.task import Arrays, Metric, Output, Task, TaskConfig
+
+BANDS = ("low", "middle", "high")
+EDGES = (-np.inf, 0.5, 1.5, np.inf)  # m
+
+
+def occupied(frame: Frame, grid: BevGrid) -> np.ndarray:
+    """(3, rows, columns) float32: 1 where a point lies in the cell, in that band of heights."""
+    cells = np.zeros((len(BANDS), *grid.shape), np.float32)
+    if frame.points is not None:
+        points = frame.points[grid.inside(frame.points)]
+        column, row = grid.continuous(points).astype(np.int64).T
+        cells[np.digitize(points[:, 2], EDGES[1:-1]), row, column] = 1
+    return cells
+
+
+class Accuracy(Metric[np.ndarray]):
+    """The share of cells that are right at a probability of one half."""
+
+    def __init__(self, source: Keyframes, grid: BevGrid) -> None:
+        super().__init__(source, grid)
+        self.right: list[float] = []
+
+    def add(self, frame: Frame, result: np.ndarray) -> None:
+        grid = self.grid.coarser(self.grid.shape[0] // result.shape[1])
+        self.right.append(float(((result > 0.5) == occupied(frame, grid)).mean()))
+
+    def scores(self) -> dict[str, Any]:
+        return {"toy_accuracy": float(np.mean(self.right))}
+
+    def part(self, frames: np.ndarray, bounds: tuple[float, float] | None = None) -> dict[str, Any]:
+        return {"toy_accuracy": float(np.mean(np.array(self.right)[frames]))}
+
+    def tables(self, scores: Mapping[str, Any]) -> list[Table]:
+        table = Table(title="toy")
+        table.add_column("toy accuracy")
+        table.add_row(f"{scores['toy_accuracy']:.3f}")
+        return [table]
+
+
+class Toy(Task[np.ndarray]):
+    name = "toy"
+    Config = TaskConfig
+    metric = Accuracy
+    outputs = (Output("cells", "probability that a point lies there", BANDS),)
+
+    def network(self, channels: int) -> TaskNetwork:
+        return ToyHead(channels)
+
+    def labels(self, frame: Frame, source: Keyframes | None = None) -> dict[str, np.ndarray]:
+        return {"cells": occupied(frame, self.grid)}
+
+    def result(self, outputs: Arrays) -> np.ndarray:
+        return np.asarray(outputs["cells"])
+
+
+class ToyHead(TaskNetwork):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.last = Slot("heads.toy.output", nn.Conv2d(channels, len(BANDS), 1))
+
+    def forward(self, features: Tensor) -> dict[str, Tensor]:
+        return {"logits": self.last(features)}
+
+    def decode(self, dense: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {"cells": dense["logits"].sigmoid()}
+
+    def losses(self, dense: Mapping[str, Tensor], labels: Mapping[str, Tensor]) -> dict[str, Loss]:
+        entropy = nn.functional.binary_cross_entropy_with_logits(dense["logits"], labels["cells"], reduction="none")
+        each = entropy.mean(dim=(1, 2, 3))
+        return {"cells": Loss(each, torch.ones_like(each))}
