@@ -20,7 +20,7 @@ from perception.modules.bank import Bank
 from perception.modules.route import Route
 from perception.modules.routing.fixed import FixedRouter
 from perception.modules.routing.input_weighted import SteeredRouter
-from perception.modules.routing.learned import LearnedRouter
+from perception.modules.routing.learned import LearnedRoute, LearnedRouter
 from perception.modules.routing.predicates import present
 from perception.modules.routing.random_conditions import WanderingRouter
 from perception.modules.spec import SENSORS
@@ -94,6 +94,7 @@ class PerceptionModel(nn.Module):
                 outputs |= prefixed(task, self.head(task)(fused))
             early = []
             if not tasks:
+                self.routes.append(route)
                 continue
             if self._chooses():
                 route = self.chooser(fused, route, sensors, tasks, conditions)
@@ -133,11 +134,15 @@ class PerceptionModel(nn.Module):
         Raises:
             ValueError: REINFORCE without costs.
         """
-        return self.chooser.losses(self.routes, costs) if self._chooses() else {}
+        return self.chooser.losses(chosen, costs) if (chosen := self._chosen()) else {}
 
     def routing_balance(self) -> dict[str, float]:
         """How evenly a learned router used its options on the batch of the last forward pass; empty without one."""
-        return self.chooser.balance(self.routes) if self._chooses() else {}
+        return self.chooser.balance(chosen) if (chosen := self._chosen()) else {}
+
+    def _chosen(self) -> list[LearnedRoute]:
+        """Of the routes of the last forward pass those that the chooser made."""
+        return [route for route in self.routes if isinstance(route, LearnedRoute)]
 
     def _chooses(self) -> bool:
         """Whether there is something to choose: no module is activated by hand or merged, and slots hold some."""

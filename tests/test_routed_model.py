@@ -255,6 +255,19 @@ def test_while_a_recogniser_learns_modules_run_whatever_the_tags_say() -> None:
     assert {name.split(".")[0] for name, _ in settings.trainable(model)} == {"added"}
 
 
+def test_a_head_learns_beside_a_router_that_has_nothing_to_choose_for_it() -> None:
+    modules = [module("rain", "rain", slots=("trunk.*",)), module("night", "night", slots=("trunk.*",))]
+    model = little(modules, {"kind": "learned", "balance": 0.1}, recognising=True)
+    inputs, tags = frame_inputs(model, 1), [Conditions("clear", "day", "boston")]
+    model.train()(inputs, tags)
+    assert model.routing_losses()
+    assert model.routing_balance()
+    settings.added_task(model, "conditions")
+    assert all(name.startswith("conditions/") for name in model(inputs, tags))
+    assert len(model.routes) == 1
+    assert model.routing_losses() == model.routing_balance() == {}
+
+
 # ---- export
 
 
