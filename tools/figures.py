@@ -67,8 +67,11 @@ BEGIN, END = "<!-- figures: written by tools/figures.py -->\n", "<!-- /figures -
 Record = dict[str, dict[str, Any]]
 
 
-def measure(section: str) -> dict[str, Any]:
+def measure(section: str, commit: str) -> dict[str, Any]:
     """Run a section's command: its figures, and where they come from.
+
+    Args:
+        commit: of the tree, before the first section was written into it.
 
     Raises:
         SystemExit: the command failed; its own words are on stderr.
@@ -81,7 +84,7 @@ def measure(section: str) -> dict[str, Any]:
         raise SystemExit(f"{section}: `{command}` ended with {done.returncode}; the other sections stay as they were")
     return {
         "command": command,
-        "commit": _git("describe", "--always", "--dirty", "--exclude", "*"),
+        "commit": commit,
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d"),
         "machine": subprocess.run([words[0], __file__, "--machine"], capture_output=True, text=True, check=True).stdout,
         "figures": json.loads(done.stdout.splitlines()[-1]),
@@ -170,8 +173,9 @@ def main() -> None:
     if unknown := sorted({*arguments.sections} - {*COMMANDS}):
         parser.error(f"no section {unknown[0]}; there are {', '.join(COMMANDS)}")
     record: Record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
+    commit = _git("describe", "--always", "--dirty", "--exclude", "*")
     for section in () if arguments.write else arguments.sections or COMMANDS:
-        record[section] = measure(section)
+        record[section] = measure(section, commit)
         write_atomically(RECORD, (json.dumps(record, indent=1) + "\n").encode())
     write_atomically(PAGE, page(record).encode())
     write_atomically(README, with_block(README.read_text(), quoted(record)).encode())
