@@ -51,8 +51,7 @@ def build(
         InputError: no bundle or key, an unknown target, a bundle or a DLA that it does not take, no compiler for it
             here, a graph that the compiler refuses, or a package that cannot be written.
     """
-    console = console or Console()
-    target, bundle = find_target(target_name), Bundle.load(path)
+    console, target, bundle = console or Console(), find_target(target_name), Bundle.load(path)
     target.versions_for(dla)  # raises if the target has no DLA
     target.require_acceptable(bundle.manifest.precision, bundle.manifest.opset)
     if refittable:

@@ -58,7 +58,7 @@ class Bounds(Section):
     """What a manifest may ask for at most."""
 
     ranked: Ranked
-    cells: Spread  # of a dense output with a size of 1, at a cell
+    cells: Spread  # of a dense output, probability at a cell
 
 
 def _bounds(score: Pair, box: Pair, heading: Pair, velocity: Pair, cells: Pair, lost: float) -> Bounds:
@@ -83,13 +83,11 @@ BOUNDS: Mapping[Precision, Bounds] = MappingProxyType(
 
 
 def dense_bound(output: Output, precision: Precision) -> Spread:
-    """Of each channel of a dense output, in its unit."""
+    """The bound of each channel of a dense output."""
     bounds = BOUNDS[precision]
     if output.steady:
-        bound = bounds.cells if output.cells else Spread(each=bounds.ranked.score.each, mean=0)
-    else:
-        bound = Spread(each=1.0 if precision == "int8" else bounds.ranked.score.each, mean=0)
-    return Spread(each=bound.each * output.size, mean=bound.mean)
+        return bounds.cells if output.cells else Spread(each=bounds.ranked.score.each, mean=0)
+    return Spread(each=1.0 if precision == "int8" else bounds.ranked.score.each, mean=0)
 
 
 def exact(tasks: Mapping[str, Task[Any]]) -> Tolerances:

@@ -62,7 +62,7 @@ class PerceptionModel(nn.Module):
             if not task.config.added:
                 self.heads[name] = task.network(channels[task.reads])
                 continue
-            with torch.random.fork_rng():  # with an added head or without, the base is the same
+            with torch.random.fork_rng(devices=[]):  # with an added head or without, the base is the same
                 self.added[name] = task.network(channels[task.reads])
         self.computed = tuple(self.tasks)  # by `forward`; where a head is trained alone, that task
         self.bank = Bank(self)
@@ -141,7 +141,7 @@ class PerceptionModel(nn.Module):
         return self.chooser.balance(chosen) if (chosen := self._chosen()) else {}
 
     def _chosen(self) -> list[LearnedRoute]:
-        """Of the routes of the last forward pass those that the chooser made."""
+        """The routes that the chooser made in the last forward pass."""
         return [route for route in self.routes if isinstance(route, LearnedRoute)]
 
     def _chooses(self) -> bool:
@@ -151,7 +151,7 @@ class PerceptionModel(nn.Module):
 
     def _same_before_fusion(self, route: Route, other: Route) -> bool:
         """Whether both routes surely give the same fused map: the same modules, with the same weights, before it."""
-        if (route.block, route.z) != (other.block, other.z):
+        if route.block != other.block or route.z is not other.z:
             return False
         late = {*self.bank.after_fusion()}
         for name, slot in self.bank.slots.items():

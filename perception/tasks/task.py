@@ -42,9 +42,8 @@ class Output:
     """One output of a task's network; its tensor is called TASK/NAME.
 
     Attributes:
-        channels: names along the second dimension of a dense output (B, channels, ...).
+        channels: names along the second dimension of a dense output of probabilities (B, channels, ...).
         cells: whether a dense output has dimensions behind the channels.
-        size: of its usual values, in its unit; 1 for probabilities.
         steady: whether what it says of frames unlike those it was trained on may be compared between engines in INT8;
             else INT8 is compared on the frames that it was calibrated on.
     """
@@ -53,7 +52,6 @@ class Output:
     unit: str
     channels: tuple[str, ...] = ()
     cells: bool = True
-    size: float = 1.0
     steady: bool = True
 
 
@@ -110,7 +108,10 @@ class Task(ABC, Generic[Result]):
         return arrays["values"]
 
     def finite(self, outputs: Arrays) -> tuple[Arrays, Mapping[str, int]]:
-        """Outputs of one frame without what is NaN or infinite, and how many numbers that were, by output."""
+        """One frame's outputs for `result`, and how many of their numbers are NaN or infinite, by output.
+
+        A task that can leave such numbers out does so here; otherwise its `result` gets them as they are.
+        """
         counts = {name: int(np.count_nonzero(~np.isfinite(values))) for name, values in outputs.items()}
         return outputs, {name: count for name, count in counts.items() if count}
 
@@ -128,11 +129,11 @@ class Metric(ABC, Generic[Result]):
 
     @abstractmethod
     def add(self, frame: Frame, result: Result) -> None:
-        """One more frame; what is true in it the source says, not the frame."""
+        """Count one frame; the truth comes from the source, not from the frame."""
 
     @abstractmethod
     def scores(self) -> dict[str, Any]:
-        """All scores of all frames, as strict JSON. Their names are other than those of every other task.
+        """All scores of all frames, as strict JSON. No other task uses their names.
 
         Raises:
             InputError: the frames have no annotations.
@@ -171,6 +172,6 @@ def prefixed(task: str, values: Mapping[str, Values]) -> dict[str, Values]:
 
 
 def part_of(task: str, values: Mapping[str, Values]) -> dict[str, Values]:
-    """Of the tensors of all tasks those of one, under its own names for them."""
+    """The tensors of one task, under its own names."""
     start = f"{task}/"
     return {name.removeprefix(start): value for name, value in values.items() if name.startswith(start)}
