@@ -7,18 +7,21 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from anchored_model import run
 from exported import QUIET, assert_equal, folder
 
-from deploy.build import build
-from deploy.bundle import Bundle
+from deploy.bundle import ONNX, Bundle
 from deploy.cli import main
+from deploy.engines.tensorrt import build_engine
 from deploy.export import export
 from deploy.golden import synthetic_frame
+from deploy.precision.convert import lower
 from deploy.precision.frames import Drives
 from deploy.runtime import Runtime
+from deploy.targets import find_target
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
 from perception.frame import Frame, Prediction
@@ -74,10 +77,11 @@ def test_bundle_perceives_what_torch_does(neck: str, sim_root: Path) -> None:
 
 
 @pytest.mark.parametrize("neck", NECKS)
-def test_compiler_takes_the_whole_graph(neck: str, tmp_path: Path) -> None:
+def test_compiler_takes_the_whole_graph(neck: str) -> None:
     pytest.importorskip("tensorrt_rtx")
-    exported = export(run(neck), tmp_path / "bundle", console=QUIET, precision="fp16")
-    assert build(exported.path, "rtx-ampere", QUIET).layers > 10
+    half = lower(onnx.load(bundle(neck).onnx), "fp16", (), bundle(neck).manifest.heads).graphs[ONNX]
+    shapes = {tensor.name: tensor.shape for tensor in bundle(neck).manifest.inputs}
+    assert build_engine(half.SerializeToString(), find_target("rtx-ampere"), inputs=shapes).layers > 10
 
 
 def test_modules_fold_and_switch(sim_root: Path, tmp_path: Path) -> None:

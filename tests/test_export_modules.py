@@ -14,6 +14,7 @@ from deploy.build import build
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
 from deploy.export import export
 from deploy.golden import differences, synthetic_frame
+from deploy.plan import plan
 from deploy.route import steering
 from deploy.runtime import Runtime
 from deploy.tolerances import exact
@@ -35,23 +36,31 @@ AFFINE = [
     {"name": "hyper", "kind": "hypernetwork", "slots": ["trunk.*"]},
     {"name": "dry", "kind": "low_rank", "slots": ["trunk.*"], "when": ["clear"]},
 ]
+PROMPT = {"name": "prompt", "kind": "prompt", "slots": ["heads.map.output"], "size": 4}  # no norm follows this one
 NOT_AFFINE = {"name": "bend", "kind": "bottleneck", "slots": ["camera.neck", "trunk.stage0.1", "heads.map"]}
 
 
-def test_affine_modules_of_every_kind_cost_nothing(tmp_path: Path) -> None:
-    folded = export(checkpoint_of(modular("affine", AFFINE)), tmp_path / "bundle", [["rain"]], console=QUIET).manifest
-    assert folded.folded == tuple(m["name"] for m in AFFINE if m["name"] != "dry")
+def test_affine_modules_of_every_kind_cost_nothing_but_a_prompt_a_constant(tmp_path: Path) -> None:
+    modules = [*AFFINE, PROMPT]
+    folded = export(checkpoint_of(modular("affine", modules)), tmp_path / "bundle", [["rain"]], console=QUIET).manifest
+    assert folded.folded == tuple(m["name"] for m in modules if m["name"] != "dry")
     assert folded.inline == ()
     base = bundle().manifest
-    assert (folded.operators, folded.flops) == (base.operators, base.flops)
+    assert folded.flops == base.flops
+    more = {k: n - base.operators.get(k, 0) for k, n in folded.operators.items() if n != base.operators.get(k, 0)}
+    assert more == {"Add": 1}
 
 
-def test_what_does_not_fold_stays_in_the_graph_and_compiles(tmp_path: Path) -> None:
-    checkpoint = checkpoint_of(modular("bent", [NOT_AFFINE, AFFINE[0] | {"slots": ["fused"]}]))
-    exported = export(checkpoint, tmp_path / "bundle", console=QUIET)
-    assert (exported.manifest.folded, exported.manifest.inline) == (("rank",), ("bend",))
-    assert exported.manifest.operators["Relu"] == bundle().manifest.operators["Relu"] + 3
-    assert exported.manifest.operators["Conv"] == bundle().manifest.operators["Conv"] + 6
+def test_what_does_not_fold_stays_in_the_graph_and_compiles_and_the_plan_counts_it(tmp_path: Path) -> None:
+    kept = AFFINE[0] | {"name": "kept", "slots": ["heads.map"]}  # behind one that does not fold
+    checkpoint = checkpoint_of(modular("bent", [NOT_AFFINE, AFFINE[0] | {"slots": ["fused"]}, kept]))
+    exported, planned = export(checkpoint, tmp_path / "bundle", console=QUIET), plan(checkpoint)
+    manifest = exported.manifest
+    assert (manifest.folded, manifest.inline) == (("rank",), ("bend", "kept"))
+    assert manifest.operators["Relu"] == bundle().manifest.operators["Relu"] + 3
+    assert manifest.operators["Conv"] == bundle().manifest.operators["Conv"] + 8
+    assert manifest.parameters == planned.parameters + sum(step.parameters for step in planned.steps)
+    assert manifest.flops == planned.flops + sum(step.flops for step in planned.steps)
     pytest.importorskip("tensorrt_rtx")
     assert build(tmp_path / "bundle", "rtx-ampere", QUIET).layers > 0
 
@@ -73,14 +82,6 @@ def test_a_learned_router_is_part_of_the_graph_and_compiles(tmp_path: Path, rout
     assert (exported.manifest.folded, exported.manifest.inline) == ((), ("a", "b"))
     pytest.importorskip("tensorrt_rtx")
     assert build(tmp_path / "bundle", "rtx-ampere", QUIET).layers > 0
-
-
-def test_a_prompt_leaves_a_constant(tmp_path: Path) -> None:
-    prompt = {"name": "p", "kind": "prompt", "slots": ["heads.map.output"], "size": 4}  # no norm follows this one
-    manifest = export(checkpoint_of(modular("prompted", [prompt])), tmp_path / "bundle", console=QUIET).manifest
-    assert manifest.folded == ("p",)
-    base = bundle().manifest.operators
-    assert {k: n - base.get(k, 0) for k, n in manifest.operators.items() if n != base.get(k, 0)} == {"Add": 1}
 
 
 BANK = [

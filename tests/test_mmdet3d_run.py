@@ -19,13 +19,18 @@ from deploy.build import build
 from deploy.bundle import Bundle
 from deploy.cli import main
 from deploy.export import export
-from deploy.golden import synthetic_frame
+from deploy.golden import require_agreement, synthetic_frame
+from deploy.onnx_export import run as run_torch
 from deploy.precision.frames import Drives
 from deploy.runtime import Runtime
+from deploy.tolerances import exact
 from perception.datasets.nuscenes.dataset import NuScenesTables
+from perception.frame import Conditions
 from perception.mmdet3d.importing import import_checkpoint
 from perception.predict import TorchPredictor
+from perception.sensors.inputs import prepare
 from perception.training.adapt import adapt
+from perception.training.checkpoint import load_model
 
 QUIET = Console(quiet=True)
 RAIN = {"name": "rain", "kind": "low_rank", "slots": ["lidar.*", "trunk.*", "heads.*"], "rank": 2, "when": ["rain"]}
@@ -74,8 +79,13 @@ def test_its_routes_are_exported_folded_and_on_board(adapted: Path, tmp_path: Pa
     """`export` itself compares every route with the network in torch that has its module beside the layers."""
     bundle = export(adapted, tmp_path / "bundle", [[], ["rain"]], console=QUIET)
     assert [module.name for module in bundle.manifest.banked] == ["rain"]
-    assert export(adapted, tmp_path / "folded", [["rain"]], console=QUIET).manifest.folded == ("rain",)
-    assert len(Runtime(bundle.path)(synthetic_frame("lidar", 3)).boxes) > 20
+    frame = synthetic_frame("lidar", 3)
+    assert len(Runtime(bundle.path)(frame).results["detection"]) > 20
+    model, rain = load_model(adapted)[0], Conditions(weather="rain")
+    folded = model.deployed(rain)
+    assert folded.bank.folded == ("rain",)
+    inputs = prepare(frame, bundle.spec)
+    require_agreement(run_torch(model, inputs, rain)[0], run_torch(folded, inputs)[0], "folded", exact(model.tasks))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])

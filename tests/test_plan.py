@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from exported import QUIET, checkpoint_of
-from test_export_modules import AFFINE, BANK, NOT_AFFINE, ROUTES, modular
+from exported import checkpoint_of
+from test_export_modules import AFFINE, BANK, NOT_AFFINE, PROMPT, ROUTES, modular
 
-from deploy.export import export
 from deploy.plan import plan, table
 from perception.errors import InputError
 from perception.training.checkpoint import load_model
@@ -17,8 +16,7 @@ def steps_of(checkpoint, routes=((),)):
 
 
 def test_affine_modules_of_one_route_are_folded_everywhere():
-    prompt = {"name": "prompt", "kind": "prompt", "slots": ["heads.map.output"], "size": 4}
-    checkpoint = checkpoint_of(modular("prompted-too", [*AFFINE, prompt]))
+    checkpoint = checkpoint_of(modular("affine", [*AFFINE, PROMPT]))
     planned = plan(checkpoint, [["rain"]])
     assert {step.what for step in planned.steps} == {"folded"}
     assert sum(step.parameters + step.flops for step in planned.steps) == 0
@@ -29,7 +27,7 @@ def test_affine_modules_of_one_route_are_folded_everywhere():
     ]
 
 
-def test_what_cannot_fold_is_inline_and_counts_what_torch_counts(tmp_path):
+def test_what_cannot_fold_is_inline():
     neck = NOT_AFFINE | {"slots": ["trunk.stage0.1", "heads.map"]}
     checkpoint = checkpoint_of(modular("curved", [neck, AFFINE[0] | {"slots": ["fused", "heads.map"]}]))
     planned = plan(checkpoint)
@@ -41,9 +39,6 @@ def test_what_cannot_fold_is_inline_and_counts_what_torch_counts(tmp_path):
     }
     assert steps["heads.map"].modules == ("bend", "rank")
     assert "bend cannot fold" in steps["heads.map"].why
-    manifest = export(checkpoint, tmp_path / "bundle", console=QUIET).manifest
-    assert manifest.parameters == planned.parameters + sum(step.parameters for step in planned.steps)
-    assert manifest.flops == planned.flops + sum(step.flops for step in planned.steps)
 
 
 def test_what_differs_between_routes_is_banked_where_it_is():

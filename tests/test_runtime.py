@@ -87,7 +87,7 @@ def test_changed_bundle_does_not_run(tmp_path: Path) -> None:
 
 def test_memory_does_not_grow() -> None:
     """`tools/bench.py runtime` drives 10,000 frames."""
-    frames, config = 300, small()
+    frames, config = 150, small()
     figures = runtime(argparse.Namespace(frames=frames))
     outputs = 4 * (
         10 * config.tasks["detection"].top_k + len(MAP_CLASSES) * config.grid.build().cells
