@@ -1,83 +1,216 @@
-"""All of it on simulated drives: simulate, train, evaluate, export, compile, replay."""
+"""The whole product on simulated drives: a base, modules for rain and fog, routes, a drive whose weather changes."""
 
 from __future__ import annotations
 
 import json
 import shutil
 import time
+from collections.abc import Mapping, Sequence
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import Progress, TaskID
+from rich.table import Table
 
 from deploy.build import build
 from deploy.export import export
 from deploy.replay.player import replay
-from deploy.replay.settings import Source
+from deploy.replay.settings import Settings, Source
 from perception.atomic import write_atomically
-from perception.config import find_config, load_config
+from perception.config import Config, find_config, load_config
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
 from perception.evaluation.evaluate import evaluate
+from perception.frame import Conditions
 from perception.predict import TorchPredictor
 from perception.simulate.simulate import simulate
+from perception.training.adapt import adapt, add_task
+from perception.training.checkpoint import load_model
 from perception.training.loop import train
 
 VERSION = "v1.0-sim"
-CONDITIONS = ("clear-day-boston", "rain-day-boston")
+CLEAR, RAIN, FOG = "clear-day-boston", "rain-day-boston", "fog-day-boston"
+WEATHERS = ("rain", "fog")  # each gets a module
+BASE_STEPS, MODULE_STEPS, TASK_STEPS = 500, 200, 600
 
 
-def demo(out: Path) -> dict[str, object]:
-    """Perceive held-out simulated drives with a model that was trained, exported and compiled here.
+class Demo:
+    """Writes to the folder `out`; each step uses what the ones before it wrote.
 
-    Writes to the folder `out`: drives/, run/, evaluation/, bundle/, replay/report.html and summary.json.
+    drives/           clear, rain and fog, each drive in one weather
+    changing/         one drive through clear, rain and fog
+    run/              the base, trained on clear drives
+    rain/, fog/       the base with a module for rain, and then for fog
+    conditions/       with the task that recognises the weather
+    before/, after/   scores of the base and of the base with modules, on held-out drives
+    bundle/           all of it as one graph with a route for each weather
+    replay/           the changing drive through the bundle, with report.html
+    summary.json
+    """
+
+    def __init__(self, out: Path, console: Console) -> None:
+        self.out, self.console = out, console
+
+    def run(self) -> dict[str, Any]:
+        """All steps; returns what summary.json holds."""
+        start = time.perf_counter()
+        self.simulate()
+        base = self.train()
+        adapted = self.adapt(base)
+        recognising = self.add_conditions(adapted)
+        before, after = self.evaluate(base, "before"), self.evaluate(adapted, "after")
+        bundle = self.export(recognising)
+        report = self.replay(bundle)
+        summary = {
+            **_summary(before, after),
+            "base_unchanged": _base_hash(base) == _base_hash(recognising),
+            "seconds": round(time.perf_counter() - start, 1),
+            "report": str(report),
+            "checkpoint": str(base),
+            "bundle": str(bundle),
+        }
+        write_atomically(self.out / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
+        return summary
+
+    def simulate(self) -> None:
+        self.console.rule("1  simulate drives in clear weather, rain and fog, and one that changes")
+        for name, scenes, samples, seed, conditions in (
+            ("drives", 96, 3, 0, (CLEAR, RAIN, FOG)),
+            ("changing", 1, 36, 1, ("/".join((CLEAR, RAIN, FOG)),)),
+        ):
+            with Progress(console=self.console) as progress:
+                bar = progress.add_task("keyframes", total=scenes * samples)
+                advance = partial(_advance, progress, bar)
+                simulate(self.out / name, scenes, samples, seed, conditions, progress=advance)
+        self.tables = NuScenesTables(self.out / "drives", VERSION)
+
+    def train(self) -> Path:
+        self.console.rule("2  train the base on clear drives")
+        clear = [name for name in self.tables.scenes("sim_train") if "clear" in self._conditions(name)]
+        return train(_config(clear), self.tables, "sim_train", self.out / "run")
+
+    def adapt(self, checkpoint: Path) -> Path:
+        for weather in WEATHERS:
+            self.console.rule(f"3  train a module for {weather} on the frozen base")
+            checkpoint = adapt(
+                checkpoint, _module(weather), self.tables, "sim_train", (), self.out / weather,
+                steps=MODULE_STEPS, learning_rate=0.012,
+            )  # fmt: skip
+        return checkpoint
+
+    def add_conditions(self, checkpoint: Path) -> Path:
+        self.console.rule("4  add the task that recognises the weather")
+        return add_task(
+            checkpoint, "conditions", {}, self.tables, "sim_train", (), self.out / "conditions",
+            steps=TASK_STEPS, learning_rate=0.01,
+        )  # fmt: skip
+
+    def evaluate(self, checkpoint: Path, folder: str) -> dict[str, Any]:
+        """Scores on the held-out drives by weather; modules are routed by the drives' tags."""
+        self.console.rule(f"5  evaluate on held-out drives: {folder}")
+        predictor = TorchPredictor.load(checkpoint)
+        scores = evaluate(
+            predictor, self.tables, "sim_val", (), self.out / folder, predictor.spec, self.console, by=("condition",)
+        )
+        by_condition: dict[str, Any] = scores["slices"]["condition"]
+        return by_condition
+
+    def export(self, checkpoint: Path) -> Path:
+        self.console.rule("6  export with a route for each weather, and compile")
+        bundle = export(checkpoint, self.out / "bundle", [(), *((weather,) for weather in WEATHERS)]).path
+        build(bundle, "cpu")
+        if find_spec("tensorrt_rtx"):
+            build(bundle, "rtx-ampere")
+        return bundle
+
+    def replay(self, bundle: Path) -> Path:
+        """The vehicle is told no conditions: it routes by what the network recognises."""
+        self.console.rule("7  replay a drive from clear weather into rain and fog")
+        source, settings = Source(self.out / "changing", VERSION), Settings(conditions=Conditions())
+        return Path(replay(source, bundle, self.out / "replay", settings)["report"])
+
+    def _conditions(self, scene: str) -> Sequence[str]:
+        return self.tables.conditions(self.tables.samples("sim_train", (scene,))[0]).known()
+
+
+def demo(out: Path) -> dict[str, Any]:
+    """Run the demo in the folder `out`, anew where a demo is there already; see `Demo`.
 
     Raises:
-        InputError: `out` is there already and was not written by a demo.
+        InputError: `out` holds something else.
     """
-    start, console = time.perf_counter(), Console()
+    console = Console()
     if out.exists() and any(out.iterdir()) and not (out / "drives").exists():
         raise InputError(f"{out}: holds something else than a demo; choose another --out")
     shutil.rmtree(out, ignore_errors=True)
-    drives = out / "drives"
-
-    console.rule("1  simulate")
-    with Progress(console=console) as progress:
-        bar = progress.add_task("keyframes")
-        simulate(
-            drives, scenes=16, samples=10, seed=0, condition_names=CONDITIONS,
-            progress=lambda done, total: progress.update(bar, completed=done, total=total),
-        )  # fmt: skip
-    tables = NuScenesTables(drives, VERSION)
-
-    console.rule("2  train")
-    checkpoint = train(load_config(find_config("tiny")), tables, "sim_train", out / "run")
-
-    console.rule("3  evaluate on held-out drives")
-    predictor = TorchPredictor.load(checkpoint)
-    metrics = evaluate(predictor, tables, "sim_val", (), out / "evaluation", predictor.spec)
-
-    console.rule("4  export and compile")
-    bundle = export(checkpoint, out / "bundle").path
-    build(bundle, "cpu")
-    if find_spec("tensorrt_rtx"):
-        build(bundle, "rtx-ampere")
-
-    console.rule("5  replay")
-    report = replay(Source(drives, VERSION, tables.scenes("sim_val")), bundle, out / "replay")["report"]
-
-    summary = {
-        "car_ap": metrics["mean_dist_aps"]["car"],
-        "mAP": metrics["mAP"],
-        "NDS": metrics["NDS"],
-        "iou_drivable_area": metrics["map"]["iou_max"]["drivable_area"],
-        "seconds": round(time.perf_counter() - start, 1),
-        "report": str(report),
-        "checkpoint": str(checkpoint),
-        "bundle": str(bundle),
-    }
-    write_atomically(out / "summary.json", (json.dumps(summary, indent=2) + "\n").encode())
+    summary = Demo(out, console).run()
+    console.print(_table(summary["modules"]))
     console.print_json(data=summary)
-    console.print(f"Open {Path(report).resolve()}")
+    console.print(f"Open {Path(summary['report']).resolve()}")
     return summary
+
+
+def _advance(progress: Progress, bar: TaskID, done: int, _: int) -> None:
+    progress.update(bar, completed=done)
+
+
+def _config(scenes: Sequence[str]) -> Config:
+    """`tiny` without modules, for these drives."""
+    config = load_config(find_config("tiny"))
+    return config.model_copy(
+        update={
+            "modules": (),
+            "data": config.data.model_copy(update={"scenes": tuple(scenes)}),
+            "train": config.train.model_copy(update={"steps": BASE_STEPS}),
+        }
+    )
+
+
+def _module(weather: str) -> dict[str, Any]:
+    """Own statistics in every layer, and low-rank deltas in all but the image backbone."""
+    return {
+        "name": weather,
+        "kind": "union",
+        "when": [weather],
+        "parts": [
+            {"kind": "batch_norm", "slots": ["*"]},
+            {"kind": "low_rank", "slots": ["lidar.*", "fuse*", "trunk.*", "heads.*"], "rank": 2},
+        ],
+    }
+
+
+def _summary(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+    """The base's scores on clear drives, and what each module gains in its weather."""
+    clear = before["clear"]
+    return {
+        "car_ap": clear["AP"]["car"],
+        "mAP": clear["mAP"],
+        "NDS": clear["NDS"],
+        "iou_drivable_area": clear["IoU"]["drivable_area"],
+        "modules": {
+            weather: {
+                score: {"without": before[weather][score], "with": after[weather][score]}
+                for score in ("NDS", "mAP", "mIoU")
+            }
+            | {"gain": after[weather]["NDS"] - before[weather]["NDS"]}
+            for weather in WEATHERS
+        },
+        "clear_unchanged": before["clear"] == after["clear"],
+    }
+
+
+def _table(modules: Mapping[str, Any]) -> Table:
+    table = Table(title="held-out drives, without and with the module")
+    for column in ("module", "NDS", "mAP", "mIoU"):
+        table.add_column(column)
+    for name, scores in modules.items():
+        each = (scores[score] for score in ("NDS", "mAP", "mIoU"))
+        table.add_row(name, *(f"{score['without']:.3f} to {score['with']:.3f}" for score in each))
+    return table
+
+
+def _base_hash(checkpoint: Path) -> str:
+    return load_model(checkpoint)[0].bank.base_hash()

@@ -17,6 +17,7 @@ from deploy.replay.latency import STAGES
 from deploy.replay.player import Player, replay
 from deploy.replay.report import Report
 from deploy.replay.settings import Source
+from deploy.runtime import CHECK_EVERY, Runtime
 from perception.datasets.nuscenes.dataset import NuScenesTables
 
 QUIET = Console(quiet=True)
@@ -28,7 +29,7 @@ def replay_speed(arguments: argparse.Namespace) -> dict[str, Any]:
     Frames are read and files written beside the network, so the stages of a frame add up to more than a frame takes.
     `writing` is all that is written of a frame: journal, results, tracks, statistics for the verdict and, of that,
     `report`. `writing_slows` is by how much a replay with the report takes longer than one without, in turns with it.
-    Medians of the rounds.
+    `check_share` is the share of the time that repeating golden frames takes on the vehicle. Medians of the rounds.
     """
     tables = NuScenesTables(arguments.data, arguments.version)
     scenes = tables.scenes()[: arguments.scenes]
@@ -48,9 +49,11 @@ def replay_speed(arguments: argparse.Namespace) -> dict[str, Any]:
         shares.append(stages | {name: 1e3 * each / frames for name, each in seconds.items()})
         with patch.object(Report, "add", lambda *_: None):
             without.append(_replayed(arguments, scenes)[0])
+    stage_ms = {name: statistics.median(each[name] for each in shares) for name in shares[0]}
     return {
         "realtime_factor": driven / statistics.median(walls),
-        "stage_ms": {name: statistics.median(each[name] for each in shares) for name in shares[0]},
+        "stage_ms": stage_ms,
+        "check_share": _check_share(arguments.bundle, sum(stage_ms[stage] for stage in STAGES if stage != "read")),
         "frame_ms": 1e3 * statistics.median(walls) / frames,
         "processor_ms": statistics.median(cores),
         "writing_slows": statistics.median(walls) / statistics.median(without) - 1,
@@ -59,6 +62,16 @@ def replay_speed(arguments: argparse.Namespace) -> dict[str, Any]:
         "replay_s": walls,
         "without_report_s": without,
     }
+
+
+def _check_share(bundle: Path, step_ms: float) -> float:
+    """One golden frame every CHECK_EVERY frames, each of which takes `step_ms`."""
+    runtime, seconds = Runtime(bundle), []
+    for _ in range(15):
+        start = time.perf_counter()
+        runtime.check()
+        seconds.append(time.perf_counter() - start)
+    return 1e3 * statistics.mean(seconds) / (CHECK_EVERY * step_ms)
 
 
 def _replayed(arguments: argparse.Namespace, scenes: list[str]) -> tuple[float, dict[str, Any]]:

@@ -20,8 +20,13 @@ Checks = dict[str, bool]
 def demo() -> tuple[dict[str, Any], Checks]:
     """The demo's figures, from runs/demo/summary.json."""
     summary = json.loads((RUNS / "demo" / "summary.json").read_text())
-    figures = {key: summary[key] for key in ("car_ap", "mAP", "NDS", "iou_drivable_area", "seconds")}
-    return figures, {
+    figures = {key: summary[key] for key in ("car_ap", "mAP", "NDS", "iou_drivable_area", "modules", "seconds")}
+    gains = {
+        f"module {name}: NDS {each['NDS']['without']:.3f} -> {each['NDS']['with']:.3f}": each["gain"] > 0
+        for name, each in summary["modules"].items()
+    }
+    return figures, gains | {
+        "the base kept every bit": summary["base_unchanged"] and summary["clear_unchanged"],
         f"car AP {summary['car_ap']:.3f} >= 0.5": summary["car_ap"] >= 0.5,
         f"drivable area IoU {summary['iou_drivable_area']:.3f} >= 0.6": summary["iou_drivable_area"] >= 0.6,
         f"{summary['report']} is there": Path(summary["report"]).stat().st_size > 100_000,
