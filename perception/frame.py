@@ -5,7 +5,7 @@ Frames of reference are named in the matrices: `a_from_b` (4, 4) takes homogeneo
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -210,22 +210,6 @@ class Prediction:
 
     results: Mapping[str, Any]  # task -> its result
     not_finite: Mapping[str, int] = field(default_factory=dict)  # output -> numbers of it left out: NaN or infinite
-
-    @property
-    def boxes(self) -> Boxes:
-        """Detections, best score first."""
-        boxes: Boxes = self.results["detection"]
-        return boxes
-
-    @property
-    def map_probabilities(self) -> np.ndarray | None:
-        """(6, rows, columns) in [0, 1] on the map grid, in MAP_CLASSES order; None without a map head."""
-        return self.results.get("map")
-
-    @property
-    def recognised(self) -> Mapping[str, Sequence[float]]:
-        """Kind of condition -> probability of each value in it."""
-        return self.results.get("conditions", {})
 
     def require_finite(self, token: str) -> Prediction:
         """Itself; raises InputError where an output was not finite, which no score would show."""

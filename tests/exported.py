@@ -163,8 +163,8 @@ def proof(inputs: Arrays, outputs: Arrays) -> list[GoldenFrame]:
 def assert_equal(a: Prediction, b: Prediction) -> None:
     """Equal to the last bit."""
     for field in ("centers", "sizes", "rotations", "velocities", "labels", "attributes", "scores"):
-        np.testing.assert_array_equal(getattr(a.boxes, field), getattr(b.boxes, field))
-    np.testing.assert_array_equal(a.map_probabilities, b.map_probabilities)
+        np.testing.assert_array_equal(getattr(a.results["detection"], field), getattr(b.results["detection"], field))
+    np.testing.assert_array_equal(a.results.get("map"), b.results.get("map"))
 
 
 def without(frame: Frame, sensor: str) -> Frame:

@@ -52,7 +52,7 @@ def assert_close(a: Prediction, b: Prediction) -> None:
             ],
             axis=1,
         )
-        for x in (a.boxes, b.boxes)
+        for x in (a.results["detection"], b.results["detection"])
     )
     assert len(numbers) == len(others)
     off = np.abs(numbers[:, None] - others).max(axis=2)
@@ -67,8 +67,8 @@ def test_bundle_perceives_what_torch_does(neck: str, sim_root: Path) -> None:
     frames: list[Frame] = [tables.frame(token, "lidar", 2, cameras=False) for token in tables.samples()[:2]]
     for frame in (*frames, synthetic_frame("lidar", 3)):
         expected, found = predictor(frame), runtime(frame)
-        assert 20 < len(expected.boxes) < 4000
-        assert len(np.unique(expected.boxes.labels)) > 2
+        assert 20 < len(expected.results["detection"]) < 4000
+        assert len(np.unique(expected.results["detection"].labels)) > 2
         assert_close(expected, found)
         assert_equal(found, runtime(frame))
     shapes = {tensor.name: tensor.shape for tensor in bundle(neck).manifest.outputs}

@@ -52,8 +52,8 @@ def test_each_frame_gets_the_network_that_asks_for_most_of_what_is_known(
         outputs = {k: v.numpy() for k, v in load_model(apart_checkpoint())[0].predict(inputs, [served]).items()}
     expected = to_prediction(exported().manifest.heads, outputs)
     found = Runtime(exported().path).step(frame).prediction
-    np.testing.assert_allclose(found.boxes.scores, expected.boxes.scores, atol=1e-4)
-    np.testing.assert_allclose(found.map_probabilities, expected.map_probabilities, atol=1e-4)
+    np.testing.assert_allclose(found.results["detection"].scores, expected.results["detection"].scores, atol=1e-4)
+    np.testing.assert_allclose(found.results["map"], expected.results["map"], atol=1e-4)
 
 
 def test_every_network_has_the_operators_of_the_base_alone() -> None:

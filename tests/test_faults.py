@@ -273,7 +273,7 @@ def test_any_text_is_a_fault_or_one_line(text: str) -> None:
 def test_the_network_gives_finite_boxes_under_every_fault() -> None:
     runtime, frames = Runtime(bundle().path), drive(2)
     for text in EVERY:
-        boxes = runtime(faulty(frames, text)[1]).boxes
+        boxes = runtime(faulty(frames, text)[1]).results["detection"]
         assert np.isfinite(boxes.centers).all()
         assert np.isfinite(boxes.scores).all()
 

@@ -113,12 +113,13 @@ def test_detections_are_those_of_the_submission(
 def test_tracks_carry_their_ids(messages: Messages, steps: list[tuple[Frame, SceneFrame]]) -> None:
     for frame, seen in steps:
         shown = cubes(messages, "/tracks", frame.timestamp)
-        kept = np.flatnonzero(seen.tracks.confirmed & (seen.tracks.boxes.scores >= LOWEST_SCORE))
-        assert [int(name) for name, *_ in shown] == seen.tracks.ids[kept].tolist()
+        tracks = seen.states["detection"]
+        kept = np.flatnonzero(tracks.confirmed & (tracks.boxes.scores >= LOWEST_SCORE))
+        assert [int(name) for name, *_ in shown] == tracks.ids[kept].tolist()
         for i, (name, text, map_from_box, _) in zip(kept, shown, strict=True):
-            np.testing.assert_allclose(map_from_box[:3, 3], seen.tracks.boxes.centers[i], atol=1e-6)
-            np.testing.assert_allclose(map_from_box[:3, :3], seen.tracks.boxes.rotations[i], atol=1e-6)
-            assert text == f"{CLASSES[seen.tracks.boxes.labels[i]].replace('_', ' ')} {name}"
+            np.testing.assert_allclose(map_from_box[:3, 3], tracks.boxes.centers[i], atol=1e-6)
+            np.testing.assert_allclose(map_from_box[:3, :3], tracks.boxes.rotations[i], atol=1e-6)
+            assert text == f"{CLASSES[tracks.boxes.labels[i]].replace('_', ' ')} {name}"
 
 
 def test_annotations_move_with_the_global_frame(messages: Messages, steps: list[tuple[Frame, SceneFrame]]) -> None:
@@ -170,8 +171,7 @@ def test_map_points_and_pictures_are_the_frames(messages: Messages, steps: list[
         ]  # fmt: skip
         cells = np.frombuffer(shown.data, np.uint8).reshape(-1, shown.row_stride)
         cells = cells.reshape(len(cells), shown.column_count, shown.cell_stride)
-        assert seen.map is not None
-        np.testing.assert_array_equal(cells, map_colours(seen.map))
+        np.testing.assert_array_equal(cells, map_colours(seen.states["map"]))
         x = shown.pose.position.x + (np.arange(shown.column_count) + 0.5) * shown.cell_size.x
         y = shown.pose.position.y + (np.arange(len(cells)) + 0.5) * shown.cell_size.y
         np.testing.assert_allclose(np.stack(np.meshgrid(x, y), axis=-1), centers, atol=1e-4)

@@ -222,8 +222,10 @@ def test_a_check_changes_nothing_of_the_drive() -> None:
         actual = checked.step(frame)
         assert actual.seconds.keys() == expected.seconds.keys()
         assert actual.conditions == expected.conditions
-        np.testing.assert_array_equal(actual.tracks.boxes.centers, expected.tracks.boxes.centers)
-        np.testing.assert_array_equal(actual.map, expected.map)
+        np.testing.assert_array_equal(
+            actual.states["detection"].boxes.centers, expected.states["detection"].boxes.centers
+        )
+        np.testing.assert_array_equal(actual.states["map"], expected.states["map"])
 
 
 @given(st.integers(0, 10**6), st.integers(1, 60))

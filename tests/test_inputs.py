@@ -254,16 +254,16 @@ def test_outputs_become_a_prediction() -> None:
     rules = Suppression(threshold=0.3, kind="circle", radii=(0.1,))
     tasks = tasks_of({"detection": DetectionHead(suppression=rules), "map": MapHead()}, BevGrid())
     prediction = to_prediction({"detection": tasks["detection"]}, outputs, index=1)
-    assert prediction.map_probabilities is None
-    assert prediction.boxes.labels.tolist() == [3, 1]
-    assert prediction.boxes.attributes.tolist() == [5, 6]
-    np.testing.assert_allclose(prediction.boxes.scores, [0.9, 0.5], atol=1e-7)
-    np.testing.assert_allclose(prediction.boxes.yaws, yaws[:2], atol=1e-6)
-    np.testing.assert_allclose(prediction.boxes.centers, [[1, 2, 3], [4, 5, 6]])
-    np.testing.assert_allclose(prediction.boxes.velocities, [[3, -1, 0]] * 2)
-    np.testing.assert_allclose(np.linalg.det(prediction.boxes.rotations), 1)
+    assert "map" not in prediction.results
+    assert prediction.results["detection"].labels.tolist() == [3, 1]
+    assert prediction.results["detection"].attributes.tolist() == [5, 6]
+    np.testing.assert_allclose(prediction.results["detection"].scores, [0.9, 0.5], atol=1e-7)
+    np.testing.assert_allclose(prediction.results["detection"].yaws, yaws[:2], atol=1e-6)
+    np.testing.assert_allclose(prediction.results["detection"].centers, [[1, 2, 3], [4, 5, 6]])
+    np.testing.assert_allclose(prediction.results["detection"].velocities, [[3, -1, 0]] * 2)
+    np.testing.assert_allclose(np.linalg.det(prediction.results["detection"].rotations), 1)
     maps = np.random.default_rng(0).random((2, 6, 4, 5))
-    probabilities = to_prediction(tasks, {**outputs, "map/probabilities": maps}, 1).map_probabilities
+    probabilities = to_prediction(tasks, {**outputs, "map/probabilities": maps}, 1).results["map"]
     assert probabilities is not None
     np.testing.assert_array_equal(probabilities, maps[1])
 

@@ -95,8 +95,8 @@ def test_every_precision_gives_the_boxes_and_compiles(
     bundle, frame = Bundle.load(bundles(precision)), synthetic_frame("lidar", seed=3)
     assert bundle.manifest.heads["detection"].config.nms is not None
     assert {t.name: t.shape for t in bundle.manifest.outputs}["detection/boxes"] == (1, 6, 40, 10)
-    expected = TorchPredictor.load(run)(frame).boxes
-    found = Runtime(bundle.path)(frame).boxes  # it gives the golden outputs within the manifest's tolerance
+    expected = TorchPredictor.load(run)(frame).results["detection"]
+    found = Runtime(bundle.path)(frame).results["detection"]  # it gives the golden outputs within the manifest's tolerance
     assert len(expected) > 20
     if precision == "fp32":
         np.testing.assert_array_equal(found.labels, expected.labels)

@@ -113,7 +113,7 @@ def test_what_is_finite_stays_as_it_is(data: st.DataObject) -> None:
     expected_map.reshape(-1)[list(cells)] = np.nan
     expected = TASKS["detection"].result({name: values[0] for name, values in part_of("detection", boxes).items()})
     assert_equal(found, Prediction({"detection": expected, "map": expected_map[0]}))
-    assert (found.recognised == {}) == unknown
+    assert (found.results["conditions"] == {}) == unknown
     counts = {
         "detection/boxes": len(wrong),
         "map/probabilities": len(cells),

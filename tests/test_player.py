@@ -323,9 +323,10 @@ def test_a_recalled_frame_gives_the_same_scene(drive: Path, tmp_path: Path) -> N
             assert recorded.seconds == expected.seconds
             assert_equal(*(instead(each.prediction, map=None) for each in (found, expected)))
             assert (found.route, found.beliefs, found.health) == (expected.route, expected.beliefs, expected.health)
-            np.testing.assert_array_equal(found.map, expected.map)
-            np.testing.assert_array_equal(found.tracks.ids, expected.tracks.ids)
-            np.testing.assert_array_equal(found.tracks.boxes.centers, expected.tracks.boxes.centers)
+            np.testing.assert_array_equal(found.states["map"], expected.states["map"])
+            tracks, others = found.states["detection"], expected.states["detection"]
+            np.testing.assert_array_equal(tracks.ids, others.ids)
+            np.testing.assert_array_equal(tracks.boxes.centers, others.boxes.centers)
     assert {routed.weight for seen in live for routed in seen.route.values()} == {1.0}  # it rains
 
 
@@ -409,7 +410,7 @@ def test_tracks_are_those_of_the_scene(drive: Path, undisturbed: Path, tmp_path:
     runtime = Runtime(small())
     with TrackWriter.open(tmp_path / "tracks.json", runtime.bundle.manifest.sensors) as writer:
         for frame in inject(frames(drive), FAULTS):
-            writer.add(frame.token, runtime.step(frame).tracks)
+            writer.add(frame.token, runtime.step(frame).states["detection"])
     assert (tmp_path / "tracks.json").read_bytes() == (undisturbed / "tracks.json").read_bytes()
 
 

@@ -70,7 +70,7 @@ def test_it_is_exported_and_runs_and_is_held_to_its_golden_frame(bundle: Bundle,
         assert differences(frame.outputs, {**actual, name: 1 - actual[name]}, allowed, frame.compared) != []
     verify(bundle.path)
     tables = NuScenesTables(sim_root, "v1.0-sim")
-    assert Runtime(bundle.path).step(tables.frame(tables.samples()[0])).prediction.recognised
+    assert Runtime(bundle.path).step(tables.frame(tables.samples()[0])).prediction.results["conditions"]
 
 
 def test_the_fused_map_is_no_last_layer_where_conditions_are_recognised_from_it(single: onnx.ModelProto) -> None:

@@ -48,7 +48,9 @@ def test_results_are_the_predictors(nuscenes_root: Path, replayed: Path) -> None
     submission = json.loads((replayed / "results.json").read_text())
     samples = tables.samples(selectors=[SCENE])
     frames = [tables.frame(sample, sweeps=runtime.bundle.spec.sweeps) for sample in samples]
-    assert submission["results"] == {frame.token: sample_results(frame, runtime(frame).boxes) for frame in frames}
+    assert submission["results"] == {
+        frame.token: sample_results(frame, runtime(frame).results["detection"]) for frame in frames
+    }
     assert submission["meta"]["use_lidar"]
     assert submission["meta"]["use_camera"]
 
@@ -72,11 +74,11 @@ def test_latency_percentiles() -> None:
     latency = Latency()
     for i in range(101):
         frame = Frame("s", 0, "ego", np.eye(4), np.eye(4), None, {}, scene=str(i))
-        latency.add(frame, dict.fromkeys(STAGES, 0.0) | {"read": i / 1e3, "map": (100 - i) / 1e3})
+        latency.add(frame, dict.fromkeys(STAGES, 0.0) | {"read": i / 1e3, "memory": (100 - i) / 1e3})
     assert latency.summary()["deadline_misses"] is None  # no drive has two frames
     stages = latency.summary()["stages"]
     assert stages["read"] == {"p50": 50, "p95": 95, "p99": 99, "mean": 50, "max": 100}
-    assert stages["map"]["p95"] == 95
+    assert stages["memory"]["p95"] == 95
     assert stages["total"]["p99"] == 100
 
 

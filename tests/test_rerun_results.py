@@ -66,8 +66,9 @@ def test_boxes_and_points_are_those_of_the_replay(recording: Path, sim_root: Pat
     frames = [tables.frame(sample, spec.grid.reference, spec.sweeps) for sample in tables.samples(selectors=[SCENE])]
     for i, frame in enumerate(frames):
         seen = runtime.step(frame)
-        confirmed = seen.tracks.boxes.select(seen.tracks.confirmed)
-        for entity, boxes in (("world/vehicle/detections", seen.prediction.boxes), ("world/tracks", confirmed)):
+        detections, tracks = seen.prediction.results["detection"], seen.states["detection"]
+        confirmed = tracks.boxes.select(tracks.confirmed)
+        for entity, boxes in (("world/vehicle/detections", detections), ("world/tracks", confirmed)):
             shown = boxes.select(boxes.scores >= 0.1)
             centers = column(recording, entity, "centers")[i]
             np.testing.assert_allclose(np.reshape(centers, (-1, 3)), shown.centers, rtol=1e-6, atol=1e-3)

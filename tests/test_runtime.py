@@ -30,7 +30,7 @@ def test_step_is_prepare_engine_and_postprocess() -> None:
     seen = runtime.step(frame)
     assert_equal(seen.prediction, expected)
     assert_equal(runtime(frame), expected)
-    assert set(seen.seconds) == {"preprocess", "engine", "postprocess", "health", "belief", "track", "map"}
+    assert set(seen.seconds) == {"preprocess", "engine", "postprocess", "health", "belief", "memory"}
     assert all(seconds > 0 for seconds in seen.seconds.values())
 
 
@@ -39,8 +39,8 @@ def test_runtime_agrees_with_the_torch_predictor(missing: str | None) -> None:
     frame = synthetic_frame("ego", seed=5)
     frame = without(frame, missing) if missing else frame
     expected, actual = TorchPredictor.load(checkpoint())(frame), Runtime(bundle().path)(frame)
-    np.testing.assert_allclose(actual.boxes.scores, expected.boxes.scores, atol=1e-4)
-    np.testing.assert_allclose(actual.map_probabilities, expected.map_probabilities, atol=1e-4)
+    np.testing.assert_allclose(actual.results["detection"].scores, expected.results["detection"].scores, atol=1e-4)
+    np.testing.assert_allclose(actual.results["map"], expected.results["map"], atol=1e-4)
 
 
 def test_golden_mismatch_refuses_to_drive(tmp_path: Path) -> None:

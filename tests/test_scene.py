@@ -16,16 +16,16 @@ from judged import instead
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.frame import CAMERAS, CONDITIONS, MAP_CLASSES, Boxes, Camera, Conditions, Frame, Prediction
 from perception.grid import BevGrid
+from perception.scene.belief import ConditionBelief, tagged
 from perception.scene.health.monitor import HealthMonitor
 from perception.scene.scene import Routed, Scene, SceneFrame
 from perception.tasks import configured, tasks_of
-from perception.tasks.conditions.belief import ConditionBelief, tagged
 from perception.tasks.detection.tracker import Tracker
 from perception.tasks.map.memory import MapMemory
 
 SENSORS = ("LIDAR_TOP", *CAMERAS)
 GRID = BevGrid(x=(-12.8, 12.8), y=(-12.8, 12.8), cell=1.6)
-TASKS = tasks_of(configured({"detection": {}, "map": {}}), GRID)
+TASKS = tasks_of(configured({"detection": {}, "map": {}, "conditions": {}}), GRID)
 UNKNOWN = Conditions()
 MODULES = {"rain": ("rain",), "rain-night": ("rain", "night"), "blind": ("no-cameras", "lidar"), "always": ("map",)}
 
@@ -68,9 +68,9 @@ def drive(scene: Scene, frames: list[Frame]) -> Iterator[SceneFrame]:
 def content(scene_frame: SceneFrame) -> bytes:
     """All of it but the time that it took."""
     f = scene_frame
-    assert f.map is not None
     words = repr((f.token, f.scene, f.timestamp, f.conditions, f.beliefs, f.route, f.health))
-    arrays = (f.map, f.tracks.ids, f.tracks.boxes.centers, f.prediction.boxes.centers)
+    tracks = f.states["detection"]
+    arrays = (f.states["map"], tracks.ids, tracks.boxes.centers, f.prediction.results["detection"].centers)
     return words.encode() + b"".join(array.tobytes() for array in arrays)
 
 
@@ -85,14 +85,15 @@ def test_a_scene_is_its_parts() -> None:
         assert found.conditions == belief.update(frame.timestamp, [tagged(frame.conditions)])
         assert found.conditions == Conditions("rain", "day")
         assert found.beliefs == belief.beliefs
-        memory.update(prediction.map_probabilities, frame.global_from_reference)
-        np.testing.assert_array_equal(found.map, memory.around(frame.global_from_reference))
-        assert found.prediction.boxes.centers.tobytes() == prediction.boxes.centers.tobytes()
-        tracks = tracker.update(prediction.boxes.transformed(frame.global_from_reference), frame.timestamp)
-        np.testing.assert_array_equal(found.tracks.ids, tracks.ids)
-        np.testing.assert_array_equal(found.tracks.boxes.centers, tracks.boxes.centers)
+        memory.update(prediction.results["map"], frame.global_from_reference)
+        np.testing.assert_array_equal(found.states["map"], memory.around(frame.global_from_reference))
+        boxes = prediction.results["detection"]
+        assert found.prediction.results["detection"].centers.tobytes() == boxes.centers.tobytes()
+        tracks = tracker.update(boxes.transformed(frame.global_from_reference), frame.timestamp)
+        np.testing.assert_array_equal(found.states["detection"].ids, tracks.ids)
+        np.testing.assert_array_equal(found.states["detection"].boxes.centers, tracks.boxes.centers)
         assert found.route == {"rain": Routed(1.0, "rain since 0.0 s: 1 of 1 frames")}
-        assert set(found.seconds) == {"health", "belief", "track", "map"}
+        assert set(found.seconds) == {"health", "belief", "memory"}
         assert all(seconds > 0 for seconds in found.seconds.values())
 
 
@@ -194,7 +195,10 @@ def test_what_is_recognised_without_a_sensor_is_no_evidence() -> None:
     scene, blind = new_scene(), replace(frame_at(0), cameras={}, points=None)
     recognising(scene, blind, light=[0.0, 1.0])
     assert scene.observe(frame_at(1)) == Conditions()
-    scene, dark = Scene(["CAM_FRONT"], {}), replace(frame_at(0), cameras={"CAM_BACK": frame_at(0).cameras["CAM_BACK"]})
+    scene, dark = (
+        Scene(["CAM_FRONT"], TASKS),
+        replace(frame_at(0), cameras={"CAM_BACK": frame_at(0).cameras["CAM_BACK"]}),
+    )
     recognising(scene, dark, light=[0.0, 1.0])
     assert scene.observe(frame_at(1)) == Conditions()
 
@@ -204,10 +208,11 @@ def test_what_the_network_does_not_have_is_none() -> None:
     scene = Scene(["CAM_BACK"], {})
     scene.observe(frame)
     found = scene.update(frame, prediction_of(frame))
-    assert (found.map, found.route, list(found.health)) == (None, {}, ["CAM_BACK"])
+    assert (found.states, found.route, list(found.health)) == ({}, {}, ["CAM_BACK"])
     scene = new_scene()
     scene.observe(frame)
-    assert scene.update(frame, Prediction({"detection": prediction_of(frame).boxes})).map is None
+    detections = Prediction({"detection": prediction_of(frame).results["detection"]})
+    assert scene.update(frame, detections).states.keys() == {"detection"}
 
 
 def test_wrong_use_is_refused() -> None:
@@ -267,6 +272,5 @@ def test_a_real_drive(nuscenes_root: object) -> None:
         assert scene.observe(frame) == Conditions("clear", "day", "boston")
         found = scene.update(frame, prediction_of(frame), {"blind": float(i >= 4)})
         assert {h.status for h in found.health.values()} == ({"ok"} if i < 4 else {"ok", "missing"})
-        assert found.map is not None
-        assert np.abs(found.map - 0.5).max() > 0.3
+        assert np.abs(found.states["map"] - 0.5).max() > 0.3
     assert found.route["blind"].why == "cameras missing; lidar there"

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from perception.frame import CONDITIONS, Conditions
-from perception.tasks.conditions.belief import SILENCE, ConditionBelief, Evidence, tagged
+from perception.scene.belief import SILENCE, ConditionBelief, tagged
+from perception.tasks.task import Evidence
 
 KINDS = list(CONDITIONS)
 # Irregular frames at 2 to 20 Hz.

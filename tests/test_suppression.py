@@ -88,7 +88,7 @@ def test_groups_do_not_suppress_each_other() -> None:
 
     def predicted(suppression: Suppression | None) -> Boxes:
         task = DetectionTask(DetectionHead(groups=classes, suppression=suppression), BevGrid())
-        return to_prediction({"detection": task}, prefixed("detection", outputs)).boxes
+        return to_prediction({"detection": task}, prefixed("detection", outputs)).results["detection"]
 
     found = predicted(rules)
     assert found.scores.tolist() == pytest.approx([0.9, 0.5])

@@ -102,8 +102,10 @@ def test_it_is_replayed_and_journalled(bundles: dict[str, Path], sim_root: Path,
     command("replay", sim_root, "--bundle", bundles["fp32"], "--out", tmp_path / "replay")
     assert (tmp_path / "replay" / "report.html").exists()
     tables, runtime = NuScenesTables(sim_root, "v1.0-sim"), Runtime(bundles["fp32"])
-    frame = tables.frame(tables.samples()[0], "ego", runtime.bundle.spec.sweeps)
-    seen = runtime.step(frame).prediction.results["toy"]
+    frames = [tables.frame(token, "ego", runtime.bundle.spec.sweeps) for token in tables.samples()[:2]]
+    steps = [runtime.step(frame) for frame in frames]
+    before, seen = (step.prediction.results["toy"] for step in steps)
+    np.testing.assert_array_equal(steps[1].states["toy"], np.maximum(before, seen))
     np.testing.assert_array_equal(TASKS["toy"].unpack(TASKS["toy"].pack(seen)), seen)
     assert seen.shape == (len(BANDS), *runtime.bundle.manifest.head_grid.build().shape)
 

@@ -120,14 +120,19 @@ def shaken(metres: float, away: float = 0.0) -> Change:
 
     def change(frame: Frame, p: Prediction) -> Prediction:
         rng = np.random.default_rng(frame.timestamp % 2**32 + 1)
-        moved = p.boxes.centers + rng.normal(away, metres, p.boxes.centers.shape)
-        return instead(p, detection=replace(p.boxes, centers=moved))
+        boxes = p.results["detection"]
+        moved = boxes.centers + rng.normal(away, metres, boxes.centers.shape)
+        return instead(p, detection=replace(boxes, centers=moved))
 
     return change
 
 
 def lost(name: str) -> Change:
-    return lambda frame, p: instead(p, detection=p.boxes.select(p.boxes.labels != CLASSES.index(name)))
+    def change(frame: Frame, p: Prediction) -> Prediction:
+        boxes = p.results["detection"]
+        return instead(p, detection=boxes.select(boxes.labels != CLASSES.index(name)))
+
+    return change
 
 
 def test_scores_are_the_devkits_of_all_and_of_some_conditions(drives: NuScenesTables, fair: Path) -> None:
@@ -161,8 +166,7 @@ def test_iou_is_that_of_the_evaluation_and_of_a_ring_by_hand(
     for frame in frames:
         found = expansion(drives.dataroot, frame.location)
         assert found is not None
-        truth, predicted = found.rasterize(frame, GRID), seen(drives, frame).map_probabilities
-        assert predicted is not None
+        truth, predicted = found.rasterize(frame, GRID), seen(drives, frame).results["map"]
         iou.add(predicted, truth)
         for p, t in zip(predicted[0][ring] >= 0.5, truth[0][ring] > 0, strict=True):
             inter, union = inter + (p and t), union + (p or t)
@@ -251,10 +255,9 @@ def test_the_interval_is_the_jackknife_by_a_loop(
     """Each scene left out by replays that never saw it."""
 
     def worse(frame: Frame, p: Prediction) -> Prediction:
-        assert p.map_probabilities is not None
         rng = np.random.default_rng(frame.timestamp % 2**32 + 2)
-        noise = rng.normal(0, 0.2, p.map_probabilities.shape).astype(np.float32)
-        return instead(shaken(0.5)(frame, p), map=np.clip(p.map_probabilities + noise, 0, 1))
+        noise = rng.normal(0, 0.2, p.results["map"].shape).astype(np.float32)
+        return instead(shaken(0.5)(frame, p), map=np.clip(p.results["map"] + noise, 0, 1))
 
     folder = finish(tmp_path / "worse", drives, six, worse)
     case = only(judge(folder, fair_six, gates({"metric": "difference", "of": of, "at_most": 1})))
@@ -374,8 +377,7 @@ def test_without_annotations_agreement_decides(drives: NuScenesTables, frames: l
 
 def test_map_agreement_is_the_mean_iou_of_both(drives: NuScenesTables, frames: list[Frame], tmp_path: Path) -> None:
     def half(frame: Frame, p: Prediction) -> Prediction:
-        assert p.map_probabilities is not None
-        cells = p.map_probabilities.copy()
+        cells = p.results["map"].copy()
         cells[:, ::2] = 0
         return instead(p, map=cells)
 
@@ -384,8 +386,7 @@ def test_map_agreement_is_the_mean_iou_of_both(drives: NuScenesTables, frames: l
     case = only(judge(worse, fair, gates({"metric": "agreement", "of": "map", "at_least": 0.9})))
     both, either = np.zeros(6), np.zeros(6)
     for frame in frames:
-        cells = seen(drives, frame).map_probabilities
-        assert cells is not None
+        cells = seen(drives, frame).results["map"]
         either += (cells >= 0.5).sum(axis=(1, 2))
         both += (cells[:, 1::2] >= 0.5).sum(axis=(1, 2))
     assert case.value == pytest.approx((both / either).mean())

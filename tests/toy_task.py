@@ -15,7 +15,7 @@ from perception.frame import Frame
 from perception.grid import BevGrid
 from perception.modules.slot import Slot
 from perception.tasks.network import Loss, TaskNetwork
-from perception.tasks.task import Arrays, Metric, Output, Task, TaskConfig
+from perception.tasks.task import Arrays, Memory, Metric, Output, Task, TaskConfig
 
 BANDS = ("low", "middle", "high")
 EDGES = (-np.inf, 0.5, 1.5, np.inf)  # m
@@ -55,6 +55,17 @@ class Accuracy(Metric[np.ndarray]):
         return [table]
 
 
+class Highest(Memory[np.ndarray]):
+    """The highest probability of each cell so far, wherever the vehicle has gone meanwhile."""
+
+    def __init__(self) -> None:
+        self.highest = np.float32(0)
+
+    def update(self, frame: Frame, result: np.ndarray) -> np.ndarray:
+        self.highest = np.maximum(self.highest, result)
+        return self.highest
+
+
 class Toy(Task[np.ndarray]):
     name = "toy"
     Config = TaskConfig
@@ -69,6 +80,9 @@ class Toy(Task[np.ndarray]):
 
     def result(self, outputs: Arrays) -> np.ndarray:
         return np.asarray(outputs["cells"])
+
+    def memory(self) -> Highest:
+        return Highest()
 
 
 class ToyHead(TaskNetwork):

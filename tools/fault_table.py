@@ -68,9 +68,9 @@ def scores(runtime: Runtime, frames: Sequence[Frame], truth: Truth, faults: Sequ
     grid, counts, rows = runtime.bundle.manifest.head_grid.build(), [], []
     for i, frame in enumerate(inject(frames, [Fault.parse(text) for text in faults])):
         prediction = runtime(frame)
-        rows.append(BoxColumns.of_frame(submitted(frame, prediction.boxes), i))
-        if prediction.map_probabilities is not None and (known := truth.tables.map(frame.location)):
-            cells = predicted_cells(prediction.map_probabilities)
+        rows.append(BoxColumns.of_frame(submitted(frame, prediction.results["detection"]), i))
+        if "map" in prediction.results and (known := truth.tables.map(frame.location)):
+            cells = predicted_cells(prediction.results["map"])
             counts.append(count_rings(cells, known.rasterize(frame, grid), grid).sum(axis=2))
     sides = [BoxColumns.of(np.array(annotated, np.float64)), BoxColumns.joined(rows)]
     scored = DetectionScores(sides[0].counted(egos, racks), sides[1].counted(egos, racks), scenes).scored()

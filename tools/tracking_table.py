@@ -138,7 +138,7 @@ def detected(tables: NuScenesTables, scene: Scene, runtime: Runtime) -> Scene:
     moments = []
     for moment in scene:
         frame = tables.frame(moment.sample, spec.grid.reference, spec.sweeps, annotations=False)
-        boxes = runtime.step(frame).prediction.boxes.transformed(frame.global_from_reference)
+        boxes = runtime.step(frame).prediction.results["detection"].transformed(frame.global_from_reference)
         moments.append(replace(moment, boxes=boxes))
     return moments
 

@@ -63,13 +63,14 @@ class FoxgloveWriter:
 
     def _around(self, frame: Frame, seen: SceneFrame) -> Iterator[tuple[str, Any]]:
         reference, time = EGO if frame.reference == "ego" else LIDAR, frame.timestamp
-        boxes = seen.prediction.boxes
+        boxes = seen.prediction.results["detection"]
         boxes = boxes.select(boxes.scores >= LOWEST_SCORE)
         texts = [f"{name} {score:.2f}" for name, score in zip(messages.class_names(boxes), boxes.scores, strict=True)]
         ranks = [str(i) for i in range(len(boxes))]
         yield "/detections", messages.scene_update(boxes, ranks, texts, reference, time, 0.35)
 
-        shown = seen.tracks.select(seen.tracks.confirmed & (seen.tracks.boxes.scores >= LOWEST_SCORE))
+        shown = seen.states["detection"]
+        shown = shown.select(shown.confirmed & (shown.boxes.scores >= LOWEST_SCORE))
         tracks, ids = shown.boxes, shown.ids.tolist()
         texts = [f"{name} {track}" for name, track in zip(messages.class_names(tracks), ids, strict=True)]
         yield "/tracks", messages.scene_update(tracks, [str(track) for track in ids], texts, MAP, time, 0.35)
@@ -78,8 +79,8 @@ class FoxgloveWriter:
             truth = frame.boxes.select(frame.boxes.num_points != 0)
             names, texts = truth.instances.tolist(), messages.class_names(truth)
             yield "/annotations", messages.scene_update(truth, names, texts, reference, time, 0.15)
-        if seen.map is not None and self._map_grid is not None:
-            yield "/map", messages.map_grid(seen.map, self._map_grid, reference, time)
+        if "map" in seen.states and self._map_grid is not None:
+            yield "/map", messages.map_grid(seen.states["map"], self._map_grid, reference, time)
         if frame.points is not None:
             yield f"/{LIDAR.lower()}", messages.point_cloud(frame.points, reference, time)
 
@@ -100,7 +101,7 @@ class FoxgloveWriter:
             for name, camera in frame.cameras.items()
         ]
         yield "/tf", FrameTransforms(transforms=frames)
-        boxes = seen.prediction.boxes
+        boxes = seen.prediction.results["detection"]
         boxes = boxes.select(boxes.scores >= LOWEST_SCORE)
         for name, camera in frame.cameras.items():
             topic = f"/{name.lower()}"

@@ -19,8 +19,7 @@ STAGES = {
     "postprocess": "output arrays to boxes and map",
     "health": "how each sensor is doing",
     "belief": "the conditions, smoothed over time",
-    "track": "detections joined to objects",
-    "map": "the map fused with what was seen before",
+    "memory": "results joined to what was seen before: detections to tracks, cells to the fused map",
 }
 
 

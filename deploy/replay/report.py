@@ -55,7 +55,7 @@ class Report:
         self._milliseconds.append([round(seen.seconds[stage] * 1e3, 2) for stage in STAGES])
         self._timeline.add(number, frame, seen)
         self.told.add(frame, seen.health)
-        self._trails.add(frame.scene, frame.timestamp, seen.tracks)
+        self._trails.add(frame.scene, frame.timestamp, seen.states["detection"])
         annotated = None if frame.boxes is None else _annotated(frame.boxes, self._grid)
         if self._worst.add(number, self._badness(seen, annotated)) | (number in self._spread):
             self._frames[number] = self._pictured(number, frame, seen, annotated)
@@ -118,7 +118,7 @@ class Report:
         }
         if annotated is None:
             return measures
-        boxes = seen.prediction.boxes
+        boxes = seen.prediction.results["detection"]
         missed, extra = mistakes(boxes.select(boxes.scores >= THRESHOLD), annotated)
         return {"mistakes": (missed + extra, f"{missed} missed, {extra} extra"), **measures}
 
@@ -131,11 +131,11 @@ class Report:
             "conditions": frame.conditions.known(),
             "number": number,
             "points": pictures.points_picture(frame, self._grid, ABOVE_SIZE),
-            "map": pictures.map_picture(seen.map, frame.reference),
+            "map": pictures.map_picture(seen.states.get("map"), frame.reference),
             "cameras": {
                 name: pictures.camera_picture(camera.image, CAMERA_WIDTH) for name, camera in frame.cameras.items()
             },
-            "predicted": _drawn(_worth_showing(seen.prediction.boxes), frame),
+            "predicted": _drawn(_worth_showing(seen.prediction.results["detection"]), frame),
             "annotated": None if annotated is None else _drawn(annotated, frame),
             "tracks": self._tracks(frame, seen),
             "believed": {kind: [belief.value, belief.why] for kind, belief in seen.beliefs.items()},
@@ -145,7 +145,8 @@ class Report:
 
     def _tracks(self, frame: Frame, seen: SceneFrame) -> list[dict[str, Any]]:
         """Each confirmed track as the page draws it, those with the best scores."""
-        tracks, to_reference = seen.tracks.select(seen.tracks.confirmed), np.linalg.inv(frame.global_from_reference)
+        tracks, to_reference = seen.states["detection"], np.linalg.inv(frame.global_from_reference)
+        tracks = tracks.select(tracks.confirmed)
         best = np.argsort(-tracks.boxes.scores, kind="stable")[:MOST_BOXES]
         best = best[tracks.boxes.scores[best] >= pictures.LOWEST_SCORE]
         boxes = tracks.boxes.select(best).transformed(to_reference)

@@ -55,7 +55,8 @@ class RerunWriter:
         log = self._recording.log
         self._recording.set_time("time", timestamp=frame.timestamp * 1e-6)
         log("world/vehicle", _transform(frame.global_from_reference))
-        detections, tracks = seen.prediction.boxes, seen.tracks.select(seen.tracks.confirmed)
+        detections, tracks = seen.prediction.results["detection"], seen.states["detection"]
+        tracks = tracks.select(tracks.confirmed)
         sure = detections.scores >= LOWEST_SCORE
         log("world/vehicle/detections", _boxes(detections.select(sure), [f"{s:.2f}" for s in detections.scores[sure]]))
         sure = tracks.boxes.scores >= LOWEST_SCORE
@@ -72,8 +73,8 @@ class RerunWriter:
             log(f"world/vehicle/{name}", _transform(pose))
             log(f"world/vehicle/{name}", rerun.Pinhole(image_from_camera=camera.intrinsics, resolution=[width, height]))
             log(f"world/vehicle/{name}", rerun.EncodedImage(contents=jpeg(camera.image), media_type="image/jpeg"))
-        if seen.map is not None:
-            log("map", rerun.Image(map_colours(seen.map)[::-1]))
+        if "map" in seen.states:
+            log("map", rerun.Image(map_colours(seen.states["map"])[::-1]))
         for topic, lines in _words(seen).items():
             log(topic, rerun.TextDocument("\n".join(lines)))
 

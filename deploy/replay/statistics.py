@@ -79,9 +79,9 @@ class StatisticsWriter:
 
     def _map(self, frame: Frame, prediction: Prediction) -> dict[str, Any] | None:
         """The predicted cells, and (3, 6, rings) counts against the truth where there is a map."""
-        if prediction.map_probabilities is None or self._grid is None:
+        if "map" not in prediction.results or self._grid is None:
             return None
-        predicted = predicted_cells(prediction.map_probabilities)
+        predicted = predicted_cells(prediction.results["map"])
         expansion = self.truth.tables.map(frame.location) if self.truth else None
         counts = None
         if expansion is not None:

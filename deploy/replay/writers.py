@@ -45,7 +45,7 @@ class Writers(NamedTuple):
     def add(self, frame: Frame, seen: SceneFrame) -> None:
         """The next frame."""
         self.results.add(frame, seen.prediction)
-        self.tracks.add(frame.token, seen.tracks)
+        self.tracks.add(frame.token, seen.states["detection"])
         self.statistics.add(frame, seen.prediction)
         for viewer in self.viewers:
             viewer.add(frame, seen)

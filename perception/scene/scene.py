@@ -6,14 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
 from perception.frame import CONDITIONS, LIDAR, Conditions, Frame, Prediction
+from perception.scene.belief import Belief, ConditionBelief, tagged
 from perception.scene.health.monitor import HealthMonitor, SensorHealth
-from perception.tasks.conditions.belief import Belief, ConditionBelief, Evidence, tagged
-from perception.tasks.detection.tracker import Tracker, Tracks
-from perception.tasks.map.memory import MapMemory
-from perception.tasks.task import Task
+from perception.tasks.task import Evidence, Task
 from perception.timing import timed
 
 _KINDS = {value: kind for kind, values in CONDITIONS.items() for value in values}
@@ -35,8 +31,7 @@ class SceneFrame:
     scene: str  # name of the drive
     timestamp: int  # us
     prediction: Prediction  # of this frame alone, in its reference
-    tracks: Tracks  # objects that are followed, in the global frame
-    map: np.ndarray | None  # (6, rows, columns) fused probabilities, as the prediction's; None if it has no map
+    states: Mapping[str, Any]  # task -> what its memory holds of the drive; only tasks that have one
     conditions: Conditions  # believed
     beliefs: Mapping[str, Belief]  # for each kind of condition, with the reasons
     route: Mapping[str, Routed]  # module -> in force or not
@@ -66,13 +61,13 @@ class Scene:
         self._modules = {name: tuple(asks) for name, asks in (modules or {}).items()}
         self._drive: str | None = None
         self._observed: str | None = None  # token of the frame between `observe` and `update`
-        self._recognised: Evidence = {}  # in the latest frame
+        self._evidence: Sequence[Evidence] = ()  # of the conditions, in the results of the latest frame
         self._seconds: dict[str, float] = {}
 
     def observe(self, frame: Frame) -> Conditions:
         """Conditions believed at the time of a frame, before the network has seen it.
 
-        Of what its tags do not tell, the evidence is what the network recognised in the frame before.
+        A tag of the frame counts alone. For other kinds of conditions, the results of the frame before are evidence.
         """
         if frame.scene != self._drive:
             self._begin(frame.scene)
@@ -80,7 +75,9 @@ class Scene:
         with timed(self._seconds, "health"):
             self._health = self._monitor.update(frame)
         with timed(self._seconds, "belief"):
-            return self._belief.update(frame.timestamp, [{**self._recognised, **tagged(frame.conditions)}])
+            tags = tagged(frame.conditions)
+            others = [{kind: p for kind, p in each.items() if kind not in tags} for each in self._evidence]
+            return self._belief.update(frame.timestamp, [tags, *others])
 
     def update(self, frame: Frame, prediction: Prediction, weights: Mapping[str, float] | None = None) -> SceneFrame:
         """The drive with one more frame.
@@ -95,22 +92,20 @@ class Scene:
         """
         if frame.token != self._observed or frame.scene != self._drive:
             raise ValueError(f"frame {frame.token} was not observed: call observe(frame) before the engine runs")
-        self._recognised = prediction.recognised if self._sees(frame) else {}
-        pose, fused = frame.global_from_reference, None
-        with timed(self._seconds, "track"):
-            tracks = self._tracker.update(prediction.boxes.transformed(pose), frame.timestamp)
-        with timed(self._seconds, "map"):
-            if self._map is not None and prediction.map_probabilities is not None:
-                self._map.update(prediction.map_probabilities, pose)
-                fused = self._map.around(pose)
+        results = prediction.results
+        seeing = self._tasks if self._sees(frame) else {}
+        self._evidence = [task.evidence(results[name]) for name, task in seeing.items() if name in results]
+        with timed(self._seconds, "memory"):
+            states = {
+                name: memory.update(frame, results[name]) for name, memory in self._memories.items() if name in results
+            }
         beliefs = self._belief.beliefs
         return SceneFrame(
             token=frame.token,
             scene=frame.scene,
             timestamp=frame.timestamp,
             prediction=prediction,
-            tracks=tracks,
-            map=fused,
+            states=states,
             conditions=self._belief.conditions,
             beliefs=beliefs,
             route={
@@ -128,9 +123,9 @@ class Scene:
     def _begin(self, drive: str) -> None:
         self._drive = drive
         self._monitor, self._belief = HealthMonitor(self._sensors), ConditionBelief()
-        self._tracker = Tracker()
-        self._recognised = {}
-        self._map = MapMemory(self._tasks["map"].grid) if "map" in self._tasks else None
+        self._evidence = ()
+        memories = {name: task.memory() for name, task in self._tasks.items()}
+        self._memories = {name: memory for name, memory in memories.items() if memory is not None}
 
     def _sees(self, frame: Frame) -> bool:
         """Whether the frame has anything that the network takes: without, it would recognise darkness."""

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from perception.tasks.network import TaskNetwork
 
 Arrays = Mapping[str, np.ndarray]
+# One observation: for some kinds of conditions, the probability of each value in the order of CONDITIONS.
+Evidence = Mapping[str, Sequence[float]]
 Result = TypeVar("Result")
 
 
@@ -97,6 +99,14 @@ class Task(ABC, Generic[Result]):
     def result(self, outputs: Arrays) -> Result:
         """One frame's outputs of the network, without the batch dimension, decoded."""
 
+    def memory(self) -> Memory[Result] | None:
+        """A memory for one drive; None where the task remembers nothing."""
+        return None
+
+    def evidence(self, result: Result) -> Evidence:
+        """What a result says of the conditions that the next frame is routed by."""
+        return {}
+
     @staticmethod
     def pack(result: Any) -> dict[str, np.ndarray]:
         """A result as arrays, for the journal of a replay; as it stands for results that are an array."""
@@ -114,6 +124,14 @@ class Task(ABC, Generic[Result]):
         """
         counts = {name: int(np.count_nonzero(~np.isfinite(values))) for name, values in outputs.items()}
         return outputs, {name: count for name, count in counts.items() if count}
+
+
+class Memory(ABC, Generic[Result]):
+    """What a task remembers of one drive. It does not grow with the length of the drive."""
+
+    @abstractmethod
+    def update(self, frame: Frame, result: Result) -> Any:
+        """Take in the result of the next frame, and return the state of the drive up to it."""
 
 
 class Metric(ABC, Generic[Result]):

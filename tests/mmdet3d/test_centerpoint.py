@@ -109,7 +109,7 @@ def test_boxes_are_those_of_mmdet3d(
         outputs = ours.heads["detection"].decode(dense(ours, frames[name], InputSpec.of(config)))
     arrays = {key: value.numpy() for key, value in outputs.items()}
     tasks = tasks_of(config.tasks, config.head_grid)
-    found = to_prediction(tasks, prefixed("detection", arrays)).boxes
+    found = to_prediction(tasks, prefixed("detection", arrays)).results["detection"]
     require_equal(found, centerpoints.predicted(theirs, frames[name].points))
 
 
@@ -121,7 +121,7 @@ def test_boxes_of_the_exported_network_are_those_of_mmdet3d(
     bundle = export(run, tmp_path / "bundle", console=Console(quiet=True))
     runtime = Runtime(bundle.path)
     for name in ("real", "simulated"):
-        require_equal(runtime(frames[name]).boxes, centerpoints.predicted(theirs, frames[name].points))
+        require_equal(runtime(frames[name]).results["detection"], centerpoints.predicted(theirs, frames[name].points))
 
 
 def require_equal(found: Boxes, expected: Any) -> None:

@@ -103,7 +103,7 @@ def assert_same_boxes(theirs: Any, ours: Prediction, least: int) -> None:
         axis=1,
     )
     labels = np.array([CLASSES.index(MMDET3D_CLASSES[label]) for label in theirs.labels_3d])
-    found = ours.boxes
+    found = ours.results["detection"]
     headings = found.rotations[:, [1, 0], [0, 0]]
     mine = np.concatenate(
         [found.centers, found.sizes, headings, found.velocities[:, :2], found.scores[:, None]], axis=1

@@ -58,7 +58,7 @@ def own_scores(root: Path, predictor: TorchPredictor, out: Path, attributes: boo
 
     def predict(frame: Frame) -> Prediction:
         prediction = predictor(frame)
-        boxes = prediction.boxes
+        boxes = prediction.results["detection"]
         without = replace(boxes, attributes=np.full(len(boxes), -1))
         return replace(prediction, results={**prediction.results, "detection": without})
 

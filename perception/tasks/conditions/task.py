@@ -10,7 +10,7 @@ import numpy as np
 from perception.datasets.keyframes import Keyframes
 from perception.frame import CONDITION_VALUES, CONDITIONS, Frame
 from perception.tasks.conditions.metric import ConditionsMetric
-from perception.tasks.task import Arrays, Output, Task, TaskConfig
+from perception.tasks.task import Arrays, Evidence, Output, Task, TaskConfig
 
 if TYPE_CHECKING:
     from perception.tasks.network import TaskNetwork
@@ -49,6 +49,9 @@ class ConditionsTask(Task[Mapping[str, Sequence[float]]]):
             kind: np.array(values.index(value) if (value := getattr(frame.conditions, kind)) else -1)
             for kind, values in CONDITIONS.items()
         }
+
+    def evidence(self, result: Mapping[str, Sequence[float]]) -> Evidence:
+        return result
 
     @staticmethod
     def pack(result: Mapping[str, Sequence[float]]) -> dict[str, np.ndarray]:

@@ -195,4 +195,4 @@ class SubmissionWriter(ResultsWriter):
         Raises:
             InputError: the sample was added before, a box is not finite, or the disk is full.
         """
-        self.add_entries(frame.token, sample_results(frame, prediction.boxes))
+        self.add_entries(frame.token, sample_results(frame, prediction.results["detection"]))

@@ -14,12 +14,23 @@ from perception.tasks.detection.config import DetectionHead
 from perception.tasks.detection.metric import DetectionMetric
 from perception.tasks.detection.nms import survivors
 from perception.tasks.detection.targets import anchor_labels, center_labels
-from perception.tasks.task import Arrays, Output, Task
+from perception.tasks.detection.tracker import Tracker, Tracks
+from perception.tasks.task import Arrays, Memory, Output, Task
 
 if TYPE_CHECKING:
     from perception.tasks.network import TaskNetwork
 
 _PACKED = tuple(field.name for field in fields(Boxes) if field.name != "instances")  # detections have no instance
+
+
+class TrackMemory(Memory[Boxes]):
+    """Its state: the objects that are tracked."""
+
+    def __init__(self) -> None:
+        self._tracker = Tracker()
+
+    def update(self, frame: Frame, result: Boxes) -> Tracks:
+        return self._tracker.update(result.transformed(frame.global_from_reference), frame.timestamp)
 
 
 class DetectionTask(Task[Boxes]):
@@ -77,6 +88,9 @@ class DetectionTask(Task[Boxes]):
             attributes=outputs["attributes"].flat[kept],
             scores=scores.flat[kept],
         )
+
+    def memory(self) -> TrackMemory:
+        return TrackMemory()
 
     @staticmethod
     def pack(result: Boxes) -> dict[str, np.ndarray]:

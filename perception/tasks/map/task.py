@@ -9,13 +9,26 @@ import numpy as np
 
 from perception.datasets.keyframes import Keyframes
 from perception.frame import MAP_CLASSES, Frame
+from perception.grid import BevGrid
 from perception.tasks.map.codec import pack_map, unpack_map
 from perception.tasks.map.config import MapHead
+from perception.tasks.map.memory import MapMemory
 from perception.tasks.map.metric import MapMetric
-from perception.tasks.task import Arrays, Output, Task
+from perception.tasks.task import Arrays, Memory, Output, Task
 
 if TYPE_CHECKING:
     from perception.tasks.network import TaskNetwork
+
+
+class FusedMap(Memory[np.ndarray]):
+    """Its state: (6, rows, columns) fused probabilities around the vehicle, on the grid of the results."""
+
+    def __init__(self, grid: BevGrid) -> None:
+        self._map = MapMemory(grid)
+
+    def update(self, frame: Frame, result: np.ndarray) -> np.ndarray:
+        self._map.update(result, frame.global_from_reference)
+        return self._map.around(frame.global_from_reference)
 
 
 class MapTask(Task[np.ndarray]):
@@ -40,6 +53,9 @@ class MapTask(Task[np.ndarray]):
 
     def result(self, outputs: Arrays) -> np.ndarray:
         return outputs["probabilities"]
+
+    def memory(self) -> FusedMap:
+        return FusedMap(self.grid)
 
     @staticmethod
     def pack(result: np.ndarray) -> dict[str, np.ndarray]:

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from perception.frame import CONDITIONS, Conditions
+from perception.tasks.task import Evidence
 
 # Together they decide that two contradicting frames at 2 Hz switch nothing and three do.
 SWITCHES = 1 / 500  # per s: how often a condition changes
@@ -23,9 +24,6 @@ SURE = 0.9  # probability from which a value is believed
 SILENCE = 120.0  # s after which a value that nothing speaks for is no longer believed
 WINDOW = 2.0  # s of observations that the reasons count
 COUNTED = 64  # observations at most that they count
-
-# One observation: for some kinds of conditions, the probability of each value in the order of CONDITIONS.
-Evidence = Mapping[str, Sequence[float]]
 
 
 @dataclass(frozen=True)
