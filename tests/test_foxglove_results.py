@@ -19,7 +19,7 @@ from pyquaternion import Quaternion
 
 from deploy.replay.faults import Fault
 from deploy.replay.foxglove_results import FoxgloveWriter
-from deploy.replay.pictures import LOWEST_SCORE, map_colours
+from deploy.replay.pictures import raster_colours
 from deploy.replay.player import replay
 from deploy.replay.settings import Settings, Source
 from deploy.runtime import Runtime
@@ -27,6 +27,7 @@ from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
 from perception.frame import CAMERAS, CLASSES, Frame
 from perception.scene.scene import SceneFrame
+from perception.tasks.drawing import LOWEST_SCORE
 
 Messages = dict[str, dict[int, list[Any]]]  # topic -> log time, us -> messages
 
@@ -163,15 +164,16 @@ def test_edges_in_a_picture_are_the_cubes_seen_by_the_camera(
 def test_map_points_and_pictures_are_the_frames(messages: Messages, steps: list[tuple[Frame, SceneFrame]]) -> None:
     grid = bundle().manifest.head_grid
     assert grid is not None
-    centers = grid.build().centers()
+    centers, task = grid.build().centers(), bundle().manifest.heads["map"]
     for frame, seen in steps:
         (shown,) = messages["/map"][frame.timestamp]
         assert [(field.name, field.offset) for field in shown.fields] == [
             ("red", 0), ("green", 1), ("blue", 2), ("alpha", 3)
         ]  # fmt: skip
         cells = np.frombuffer(shown.data, np.uint8).reshape(-1, shown.row_stride)
+        (layer,) = task.draw(frame, seen.prediction.results["map"], seen.states["map"])
         cells = cells.reshape(len(cells), shown.column_count, shown.cell_stride)
-        np.testing.assert_array_equal(cells, map_colours(seen.states["map"]))
+        np.testing.assert_array_equal(cells, raster_colours(layer))
         x = shown.pose.position.x + (np.arange(shown.column_count) + 0.5) * shown.cell_size.x
         y = shown.pose.position.y + (np.arange(len(cells)) + 0.5) * shown.cell_size.y
         np.testing.assert_allclose(np.stack(np.meshgrid(x, y), axis=-1), centers, atol=1e-4)
@@ -210,14 +212,14 @@ def test_changes_of_health_are_logged(sim_root: Path, tmp_path: Path) -> None:
 def test_same_frames_give_the_same_bytes_and_a_failure_leaves_nothing(
     steps: list[tuple[Frame, SceneFrame]], tmp_path: Path
 ) -> None:
-    grid = bundle().manifest.head_grid
+    tasks = bundle().manifest.heads
     for name in ("a", "b"):
-        with FoxgloveWriter.open(tmp_path / name, grid and grid.build()) as writer:
+        with FoxgloveWriter.open(tmp_path / name, tasks) as writer:
             for frame, seen in steps[:2]:
                 writer.add(frame, replace(seen, seconds={"engine": float(len(name))}))
     assert filecmp.cmp(tmp_path / "a", tmp_path / "b", shallow=False)
-    with pytest.raises(AttributeError), FoxgloveWriter.open(tmp_path / "c", None) as writer:
+    with pytest.raises(AttributeError), FoxgloveWriter.open(tmp_path / "c", tasks) as writer:
         writer.add(steps[0][0], None)  # type: ignore[arg-type]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
     with pytest.raises(InputError, match=r"cannot write the recording .*; choose another folder"):
-        FoxgloveWriter.open(tmp_path / "a" / "results.mcap", None).__enter__()
+        FoxgloveWriter.open(tmp_path / "a" / "results.mcap", tasks).__enter__()

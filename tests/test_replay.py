@@ -27,6 +27,8 @@ from perception.errors import InputError
 from perception.frame import CAMERAS, Boxes, Frame
 from perception.grid import BevGrid
 from perception.tasks.detection.submission import sample_results
+from perception.tasks.drawing import RasterLayer
+from perception.tasks.map.task import COLOURS
 
 SCENE = "scene-0103:2-8"  # all sensors twice, three times LiDAR only, then none
 
@@ -102,7 +104,7 @@ def test_report_shows_missing_sensors(replayed: Path) -> None:
     frames = page_data(replayed / "report.html")["frames"]
     assert [len(frame["cameras"]) for frame in frames] == [6, 6, 0, 0, 0, 0]
     assert [frame["points"] is not None for frame in frames] == [True] * 5 + [False]
-    assert all(frame["map"] for frame in frames)
+    assert all(frame["layers"]["map"] for frame in frames)
     assert frames[0]["conditions"] == ["clear", "day", "boston"]
     assert frames[5]["seconds"] == pytest.approx(2.5, abs=0.1)  # keyframes come at 2 Hz
 
@@ -113,7 +115,7 @@ def test_report_counts_annotations_as_the_devkit_does(nuscenes_root: Path, repla
         boxes = tables.frame(frame["token"]).boxes
         assert boxes is not None
         near = (np.abs(boxes.centers[:, :2]) < 51.2).all(axis=1)
-        assert len(frame["annotated"]) == ((boxes.num_points > 0) & near).sum()
+        assert len(frame["layers"]["annotations"]) == ((boxes.num_points > 0) & near).sum()
 
 
 @pytest.mark.parametrize("reference", ["ego", "lidar"])
@@ -135,9 +137,9 @@ def test_points_map_and_boxes_meet_from_above(reference: Any) -> None:
     drawn = picture(pictures.points_picture(frame, grid, 512) or "")
     np.testing.assert_allclose(np.argwhere(drawn[..., 3])[:, ::-1] / 512, [expected], atol=1 / 512)
     assert drawn.max(axis=(0, 1)).tolist() == [*pictures.HEIGHT_COLOURS[4, ::-1], 255]  # 1 m up, of -0.5 to 4 m
-    drawn = picture(pictures.map_picture(layer, reference) or "")
+    drawn = picture(pictures.raster_picture(RasterLayer("map", layer, grid, COLOURS)))
     np.testing.assert_allclose((np.argwhere(drawn[..., 3])[:, ::-1] + 0.5) / 128, [expected], atol=0.5 / 128)
-    assert drawn[..., 2::-1].max(axis=(0, 1)).tolist() == list(pictures.MAP_COLOURS[0])
+    assert drawn[..., 2::-1].max(axis=(0, 1)).tolist() == [58, 74, 96]
     outline = pictures.outlines_from_above(box, reference)[0]
     np.testing.assert_allclose(outline[4], expected * 102.4 - 51.2)
     np.testing.assert_allclose(np.linalg.norm(outline[5] - outline[4]), 2.0)

@@ -13,9 +13,10 @@ from pages import page_data
 from deploy.replay.latency import STAGES, Latency
 from deploy.replay.report import MOST_BOXES, SPREAD, Report
 from deploy.replay.timeline import Timeline
-from deploy.replay.worst_frames import Worst, mistakes
+from deploy.replay.worst_frames import Worst
 from perception.frame import Boxes, Conditions, Frame, Prediction
 from perception.scene.scene import Scene, SceneFrame
+from perception.tasks.detection.drawing import mistakes
 
 
 def seen(scene: Scene, frame: Frame, boxes: Boxes) -> SceneFrame:
@@ -118,7 +119,7 @@ def test_tracks_keep_their_id_and_leave_a_trail() -> None:
         frame = replace(blind(i), global_from_reference=pose, global_from_ego=pose)
         detection = cars([[50, 2, 0]], [0.9]).transformed(np.linalg.inv(pose))
         report.add(frame, replace(seen(scene, frame, detection), seconds=dict.fromkeys(STAGES, 0.01)))
-    drawn = [report._frames[i]["tracks"] for i in range(8)]
+    drawn = [report._frames[i]["layers"]["tracks"] for i in range(8)]
     assert [len(tracks) for tracks in drawn] == [0] + [1] * 7  # not before a second detection confirms it
     assert len({tracks[0]["id"] for tracks in drawn[1:]}) == 1
     for i, (track,) in enumerate(drawn[1:], 1):
@@ -159,7 +160,7 @@ def test_report_draws_only_boxes_worth_showing() -> None:
     for i in range(2):
         frame = replace(blind(i), boxes=replace(boxes, num_points=np.zeros(n, int)))
         report.add(frame, replace(seen(scene, frame, boxes), seconds=dict.fromkeys(STAGES, 0.01)))
-    drawn = report._frames[1]
-    assert [box["score"] for box in drawn["predicted"]] == scores[:MOST_BOXES].round(3).tolist()
+    drawn = report._frames[1]["layers"]
+    assert [box["score"] for box in drawn["detections"]] == scores[:MOST_BOXES].round(3).tolist()
     assert len(drawn["tracks"]) == MOST_BOXES
-    assert drawn["annotated"] == []
+    assert drawn["annotations"] == []

@@ -43,13 +43,13 @@ def recording(sim_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def column(recording: Path, entity: str, component: str) -> list[Any]:
     """The component's values at every time that has one."""
     rows: list[tuple[Any, Any]] = []
-    for table in _tables(recording, entity):
+    for table in tables_of(recording, entity):
         found = [name for name in table.column_names if name.endswith(NAMES[component])]
         rows += [row for name in found for row in zip(table["time"].to_pylist(), table[name].to_pylist(), strict=True)]
     return [value for _, value in sorted(rows, key=lambda row: row[0]) if value is not None]
 
 
-def _tables(recording: Path, entity: str) -> list[pyarrow.Table]:
+def tables_of(recording: Path, entity: str) -> list[pyarrow.Table]:
     try:
         from rerun.chunk import RrdReader
     except ImportError:  # rerun 0.23

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import base64
 import json
+from importlib.util import find_spec
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
 import yaml
+from mcap.reader import make_reader
+from mcap_protobuf.decoder import DecoderFactory
 from networks import config as small_config
+from pages import page_data
 from safetensors.torch import load_file
-from toy_task import BANDS, Toy
+from toy_task import BANDS, COLOURS, Toy
 
 from deploy.bundle import Bundle
 from deploy.cli import main
@@ -19,6 +25,7 @@ from deploy.golden import differences
 from deploy.runtime import Runtime
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.predict import TorchPredictor
+from perception.scene.scene import SceneFrame
 from perception.tasks import TASKS
 from perception.training.checkpoint import load_model
 
@@ -98,16 +105,50 @@ def test_a_changed_value_of_its_output_is_found_and_the_right_engine_passes(
             assert BANDS[channel] in found[0]
 
 
-def test_it_is_replayed_and_journalled(bundles: dict[str, Path], sim_root: Path, tmp_path: Path) -> None:
-    command("replay", sim_root, "--bundle", bundles["fp32"], "--out", tmp_path / "replay")
-    assert (tmp_path / "replay" / "report.html").exists()
+@pytest.fixture(scope="module")
+def replayed(bundles: dict[str, Path], sim_root: Path) -> Path:
+    out, viewers = bundles["fp32"].parent / "replay", "foxglove,rerun" if find_spec("rerun") else "foxglove"
+    command("replay", sim_root, "--bundle", bundles["fp32"], "--out", out, "--viewer", viewers)
+    return out
+
+
+@pytest.fixture(scope="module")
+def steps(bundles: dict[str, Path], sim_root: Path) -> list[SceneFrame]:
     tables, runtime = NuScenesTables(sim_root, "v1.0-sim"), Runtime(bundles["fp32"])
-    frames = [tables.frame(token, "ego", runtime.bundle.spec.sweeps) for token in tables.samples()[:2]]
-    steps = [runtime.step(frame) for frame in frames]
-    before, seen = (step.prediction.results["toy"] for step in steps)
+    spec = runtime.bundle.spec
+    return [runtime.step(tables.frame(token, "ego", spec.sweeps)) for token in tables.samples()]
+
+
+def test_it_is_remembered_and_journalled(steps: list[SceneFrame], bundles: dict[str, Path]) -> None:
+    before, seen = (step.prediction.results["toy"] for step in steps[:2])
+    assert seen.shape == (len(BANDS), *Bundle.load(bundles["fp32"]).manifest.head_grid.build().shape)
     np.testing.assert_array_equal(steps[1].states["toy"], np.maximum(before, seen))
     np.testing.assert_array_equal(TASKS["toy"].unpack(TASKS["toy"].pack(seen)), seen)
-    assert seen.shape == (len(BANDS), *runtime.bundle.manifest.head_grid.build().shape)
+
+
+def test_its_layer_is_in_the_report_and_in_the_viewers_files(replayed: Path, steps: list[SceneFrame]) -> None:
+    data = page_data(replayed / "report.html")
+    assert [layer["name"] for layer in data["layers"]] == ["detections", "tracks", "annotations", "map", "occupied"]
+    assert data["layers"][-1]["classes"] == [{"name": n, "colour": c} for n, c in zip(BANDS, COLOURS, strict=True)]
+    with (replayed / "results.mcap").open("rb") as file:
+        reader = make_reader(file, decoder_factories=[DecoderFactory()])
+        grids = [each.decoded_message for each in reader.iter_decoded_messages(topics=["/occupied"])]
+    assert len(grids) == len(data["frames"]) == len(steps)
+    for step, frame, grid in zip(steps, data["frames"], grids, strict=True):
+        top = step.prediction.results["toy"][2] >= 0.75  # opaque, and over the other bands
+        cells = np.frombuffer(grid.data, np.uint8).reshape(*top.shape, 4)
+        assert (cells[top] == [0, 0, 255, 255]).all()
+        content = np.frombuffer(base64.b64decode(frame["layers"]["occupied"].split(",", 1)[1]), np.uint8)
+        picture = cv2.imdecode(content, cv2.IMREAD_UNCHANGED)[..., [2, 1, 0, 3]]
+        # On the screen x points up and y to the left.
+        np.testing.assert_array_equal(picture.transpose(1, 0, 2)[::-1, ::-1], cells)
+        assert (step.prediction.results["toy"].max(axis=0) > 0.5).any()
+
+
+def test_its_layer_is_in_reruns_file(replayed: Path, steps: list[SceneFrame]) -> None:
+    from test_rerun_results import tables_of  # skips where rerun-sdk is not installed
+
+    assert sum(table.num_rows for table in tables_of(replayed / "results.rrd", "occupied")) == len(steps)
 
 
 def test_it_is_added_to_a_base_that_keeps_every_bit(sim_root: Path, tmp_path: Path) -> None:

@@ -14,10 +14,12 @@ from perception.datasets.keyframes import Keyframes
 from perception.frame import Frame
 from perception.grid import BevGrid
 from perception.modules.slot import Slot
+from perception.tasks.drawing import RasterLayer
 from perception.tasks.network import Loss, TaskNetwork
 from perception.tasks.task import Arrays, Memory, Metric, Output, Task, TaskConfig
 
 BANDS = ("low", "middle", "high")
+COLOURS = ("#ff0000", "#00ff00", "#0000ff")
 EDGES = (-np.inf, 0.5, 1.5, np.inf)  # m
 
 
@@ -80,6 +82,9 @@ class Toy(Task[np.ndarray]):
 
     def result(self, outputs: Arrays) -> np.ndarray:
         return np.asarray(outputs["cells"])
+
+    def draw(self, frame: Frame, result: np.ndarray, state: np.ndarray) -> list[RasterLayer]:
+        return [RasterLayer("occupied", result, self.grid, dict(zip(BANDS, COLOURS, strict=True)))]
 
     def memory(self) -> Highest:
         return Highest()

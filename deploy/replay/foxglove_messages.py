@@ -1,6 +1,8 @@
-"""Boxes, maps and pictures as Foxglove's messages (https://docs.foxglove.dev/docs/sdk/schemas)."""
+"""Boxes, cells and pictures as Foxglove's messages (https://docs.foxglove.dev/docs/sdk/schemas)."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 import numpy as np
 from foxglove_schemas_protobuf.CameraCalibration_pb2 import CameraCalibration
@@ -25,37 +27,36 @@ from foxglove_schemas_protobuf.TextPrimitive_pb2 import TextPrimitive
 from foxglove_schemas_protobuf.Vector2_pb2 import Vector2
 from foxglove_schemas_protobuf.Vector3_pb2 import Vector3
 
-from deploy.replay.pictures import BOX_COLOURS, edges_in_camera, jpeg, map_colours
-from perception.frame import CLASSES, Boxes, Camera
-from perception.grid import BevGrid
+from deploy.replay.pictures import edges_in_camera, jpeg, raster_colours
+from perception.frame import Camera
 from perception.rotations import quaternions
+from perception.tasks.drawing import BoxLayer, RasterLayer, rgb
 
-ROAD = -0.05  # m, height of the map, so that points on the road lie over it
+ROAD = -0.05  # m, height of layers of cells, so that points on the road lie over it
 
 
-def scene_update(
-    boxes: Boxes, names: list[str], texts: list[str], frame_id: str, timestamp: int, opacity: float
-) -> SceneUpdate:
-    """Boxes as cubes with a text above each, which take the place of all that the topic showed before.
+def scene_update(layer: BoxLayer, frame_id: str, timestamp: int) -> SceneUpdate:
+    """The boxes of a layer as cubes with a text above each, which take the place of all that the topic showed before.
 
     Args:
-        names: of the entities, one for each box.
         timestamp: us.
     """
     update = SceneUpdate(deletions=[SceneEntityDeletion(type=SceneEntityDeletion.ALL)])
     update.deletions[0].timestamp.FromMicroseconds(timestamp)
-    for i, (name, text) in enumerate(zip(names, texts, strict=True)):
+    boxes, opacity = layer.boxes, 0.15 if layer.style == "annotated" else 0.35
+    for i, (class_, name, detail) in enumerate(zip(layer.classes(), layer.ids, layer.details, strict=True)):
         width, length, height = boxes.sizes[i].tolist()
         x, y, z = boxes.centers[i].tolist()
-        pose = _pose(boxes.rotations[i], boxes.centers[i])
+        pose, colour = _pose(boxes.rotations[i], boxes.centers[i]), layer.colours[class_]
         above = Pose(position=Vector3(x=x, y=y, z=z + height / 2 + 0.6), orientation=Quaternion(w=1))
         entity = SceneEntity(frame_id=frame_id, id=name, frame_locked=False)
         entity.timestamp.FromMicroseconds(timestamp)
         entity.cubes.append(
-            CubePrimitive(pose=pose, size=Vector3(x=length, y=width, z=height), color=_colour(boxes.labels[i], opacity))
+            CubePrimitive(pose=pose, size=Vector3(x=length, y=width, z=height), color=_colour(colour, opacity))
         )
+        text = f"{class_.replace('_', ' ')} {detail}".rstrip()
         entity.texts.append(
-            TextPrimitive(pose=above, billboard=True, font_size=0.7, color=_colour(boxes.labels[i], 1), text=text)
+            TextPrimitive(pose=above, billboard=True, font_size=0.7, color=_colour(colour, 1), text=text)
         )
         if np.isfinite(boxes.velocities[i]).all():
             end = (boxes.centers[i] + boxes.velocities[i]).tolist()  # where it is in 1 s
@@ -63,15 +64,11 @@ def scene_update(
                 LinePrimitive(
                     type=LinePrimitive.LINE_STRIP, pose=Pose(orientation=Quaternion(w=1)), thickness=0.1,
                     points=[Point3(x=x, y=y, z=z), Point3(x=end[0], y=end[1], z=end[2])],
-                    color=_colour(boxes.labels[i], 1),
+                    color=_colour(colour, 1),
                 )
             )  # fmt: skip
         update.entities.append(entity)
     return update
-
-
-def class_names(boxes: Boxes) -> list[str]:
-    return [CLASSES[label].replace("_", " ") for label in boxes.labels.tolist()]
 
 
 def image(camera: Camera, frame_id: str) -> CompressedImage:
@@ -80,24 +77,27 @@ def image(camera: Camera, frame_id: str) -> CompressedImage:
     return message
 
 
-def image_annotations(boxes: Boxes, projection: np.ndarray, camera: Camera) -> ImageAnnotations:
+def image_annotations(layers: Iterable[BoxLayer], projection: np.ndarray, camera: Camera) -> ImageAnnotations:
     """The edges of the boxes that are in a picture.
 
     Args:
-        projection: (3, 4) recorded pixels from the points of the boxes' reference.
+        layers: in the frame's reference.
+        projection: (3, 4) recorded pixels from reference points.
     """
-    edges, inside = edges_in_camera(boxes, projection, camera.image.shape)
     message = ImageAnnotations()
-    for i in np.flatnonzero(inside).tolist():
-        ends = edges[i][np.isfinite(edges[i]).all(axis=(1, 2))].reshape(-1, 2).tolist()
-        lines = PointsAnnotation(
-            type=PointsAnnotation.LINE_LIST,
-            points=[Point2(x=x, y=y) for x, y in ends],
-            outline_color=_colour(boxes.labels[i], 1),
-            thickness=2,
-        )
-        lines.timestamp.FromMicroseconds(camera.timestamp)
-        message.points.append(lines)
+    for layer in layers:
+        edges, inside = edges_in_camera(layer.boxes, projection, camera.image.shape)
+        classes = layer.classes()
+        for i in np.flatnonzero(inside).tolist():
+            ends = edges[i][np.isfinite(edges[i]).all(axis=(1, 2))].reshape(-1, 2).tolist()
+            lines = PointsAnnotation(
+                type=PointsAnnotation.LINE_LIST,
+                points=[Point2(x=x, y=y) for x, y in ends],
+                outline_color=_colour(layer.colours[classes[i]], 1),
+                thickness=2,
+            )
+            lines.timestamp.FromMicroseconds(camera.timestamp)
+            message.points.append(lines)
     return message
 
 
@@ -120,14 +120,14 @@ def transform(parent: str, child: str, parent_from_child: np.ndarray, timestamp:
     return message
 
 
-def map_grid(probabilities: np.ndarray, grid: BevGrid, frame_id: str, timestamp: int) -> Grid:
-    """The map in the report's colours, on the road; columns run along x, as in BevGrid."""
-    _, columns = grid.shape
+def raster_grid(layer: RasterLayer, frame_id: str, timestamp: int) -> Grid:
+    """A layer of cells in the report's colours, on the road; columns run along x, as in BevGrid."""
+    grid, (_, columns) = layer.grid, layer.grid.shape
     message = Grid(
         frame_id=frame_id, pose=_pose(np.eye(3), np.array([grid.x[0], grid.y[0], ROAD])), column_count=columns,
         cell_size=Vector2(x=grid.cell, y=grid.cell), row_stride=4 * columns, cell_stride=4,
         fields=_fields(("red", "green", "blue", "alpha"), PackedElementField.UINT8, 1),
-        data=map_colours(probabilities).tobytes(),
+        data=raster_colours(layer).tobytes(),
     )  # fmt: skip
     message.timestamp.FromMicroseconds(timestamp)
     return message
@@ -156,6 +156,6 @@ def _pose(rotation: np.ndarray, translation: np.ndarray) -> Pose:
     return Pose(position=Vector3(**position), orientation=Quaternion(w=w, x=x, y=y, z=z))
 
 
-def _colour(label: int, opacity: float) -> Color:
-    red, green, blue = (int(BOX_COLOURS[label][i : i + 2], 16) / 255 for i in (1, 3, 5))
+def _colour(colour: str, opacity: float) -> Color:
+    red, green, blue = (each / 255 for each in rgb(colour))
     return Color(r=red, g=green, b=blue, a=opacity)

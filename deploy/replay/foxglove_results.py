@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,11 +13,12 @@ from foxglove_schemas_protobuf.Log_pb2 import Log
 from mcap_protobuf.writer import Writer
 
 from deploy.replay import foxglove_messages as messages
-from deploy.replay.pictures import LOWEST_SCORE
+from deploy.replay.pictures import layers_of
 from perception.atomic import atomic_file
 from perception.frame import LIDAR, Frame
-from perception.grid import BevGrid
 from perception.scene.scene import SceneFrame
+from perception.tasks.drawing import BoxLayer, Layer
+from perception.tasks.task import Task
 
 MAP, EGO = "map", "base_link"
 CHUNK = 4 << 20  # bytes
@@ -27,64 +28,52 @@ class FoxgloveWriter:
     """Writes results.mcap.
 
     /tf                       map, base_link, the LiDAR's frame and the cameras', at the time of the keyframe
-    /detections, /tracks      boxes as cubes with class and score, or class and id
-    /annotations              the annotated boxes, where there are
-    /map                      fused over the drive
+    /LAYER                    what the tasks draw: /detections, /tracks and /annotations as cubes, /map as a grid
     /lidar_top                the keyframe's points
-    /cam_*/image, .../camera_info, .../annotations   pictures, calibration, the edges of detections
+    /cam_*/image, .../camera_info, .../annotations   pictures, calibration, the edges of what is perceived
     /log                      what changed: conditions believed in, modules in force, health of the sensors
     """
 
-    def __init__(self, writer: Writer, map_grid: BevGrid | None) -> None:
-        self._writer, self._map_grid = writer, map_grid
+    def __init__(self, writer: Writer, tasks: Mapping[str, Task[Any]]) -> None:
+        self._writer, self._tasks = writer, tasks
         self._said: dict[str, str] = {}  # what /log said last of each subject
 
     @classmethod
     @contextmanager
-    def open(cls, path: Path, map_grid: BevGrid | None) -> Iterator[FoxgloveWriter]:
+    def open(cls, path: Path, tasks: Mapping[str, Task[Any]]) -> Iterator[FoxgloveWriter]:
         """A writer of the file `path`, which appears whole when the block ends.
 
         Args:
-            map_grid: of the network's map; None if it has none.
+            tasks: of the network.
 
         Raises:
             InputError: the folder cannot be written.
         """
         with atomic_file(path, "the recording") as file:
             writer = Writer(file, chunk_size=CHUNK)
-            yield cls(writer, map_grid)
+            yield cls(writer, tasks)
             writer.finish()
 
     def add(self, frame: Frame, seen: SceneFrame) -> None:
         """The next frame, with what was perceived in it."""
         nanoseconds = frame.timestamp * 1000
-        for topic, message in (*self._pictures(frame, seen), *self._around(frame, seen), *self._changes(seen)):
+        drawn = [layer for _, layer in layers_of(self._tasks, frame, seen)]
+        layers = [layer.visible() if isinstance(layer, BoxLayer) else layer for layer in drawn]
+        for topic, message in (*self._pictures(frame, layers), *self._around(frame, layers), *self._changes(seen)):
             self._writer.write_message(topic, message, nanoseconds, nanoseconds)
 
-    def _around(self, frame: Frame, seen: SceneFrame) -> Iterator[tuple[str, Any]]:
+    def _around(self, frame: Frame, layers: Iterable[Layer]) -> Iterator[tuple[str, Any]]:
         reference, time = EGO if frame.reference == "ego" else LIDAR, frame.timestamp
-        boxes = seen.prediction.results["detection"]
-        boxes = boxes.select(boxes.scores >= LOWEST_SCORE)
-        texts = [f"{name} {score:.2f}" for name, score in zip(messages.class_names(boxes), boxes.scores, strict=True)]
-        ranks = [str(i) for i in range(len(boxes))]
-        yield "/detections", messages.scene_update(boxes, ranks, texts, reference, time, 0.35)
-
-        shown = seen.states["detection"]
-        shown = shown.select(shown.confirmed & (shown.boxes.scores >= LOWEST_SCORE))
-        tracks, ids = shown.boxes, shown.ids.tolist()
-        texts = [f"{name} {track}" for name, track in zip(messages.class_names(tracks), ids, strict=True)]
-        yield "/tracks", messages.scene_update(tracks, [str(track) for track in ids], texts, MAP, time, 0.35)
-
-        if frame.boxes is not None:
-            truth = frame.boxes.select(frame.boxes.num_points != 0)
-            names, texts = truth.instances.tolist(), messages.class_names(truth)
-            yield "/annotations", messages.scene_update(truth, names, texts, reference, time, 0.15)
-        if "map" in seen.states and self._map_grid is not None:
-            yield "/map", messages.map_grid(seen.states["map"], self._map_grid, reference, time)
+        for layer in layers:
+            if isinstance(layer, BoxLayer):
+                own = MAP if layer.style == "tracked" else reference
+                yield f"/{layer.name}", messages.scene_update(layer, own, time)
+            else:
+                yield f"/{layer.name}", messages.raster_grid(layer, reference, time)
         if frame.points is not None:
             yield f"/{LIDAR.lower()}", messages.point_cloud(frame.points, reference, time)
 
-    def _pictures(self, frame: Frame, seen: SceneFrame) -> Iterator[tuple[str, Any]]:
+    def _pictures(self, frame: Frame, layers: Iterable[Layer]) -> Iterator[tuple[str, Any]]:
         """Where everything is at the time of the keyframe, and what the cameras see."""
         ego_from_global = np.linalg.inv(frame.global_from_ego)
         frames = [
@@ -101,14 +90,13 @@ class FoxgloveWriter:
             for name, camera in frame.cameras.items()
         ]
         yield "/tf", FrameTransforms(transforms=frames)
-        boxes = seen.prediction.results["detection"]
-        boxes = boxes.select(boxes.scores >= LOWEST_SCORE)
+        perceived = [each for each in layers if isinstance(each, BoxLayer) and each.style == "perceived"]
         for name, camera in frame.cameras.items():
             topic = f"/{name.lower()}"
             yield f"{topic}/image", messages.image(camera, name)
             yield f"{topic}/camera_info", messages.calibration(camera, name)
             projection = frame.image_from_reference(name)
-            yield f"{topic}/annotations", messages.image_annotations(boxes, projection, camera)
+            yield f"{topic}/annotations", messages.image_annotations(perceived, projection, camera)
 
     def _changes(self, seen: SceneFrame) -> Iterator[tuple[str, Log]]:
         said = {"drive": (seen.scene, "", Log.INFO)}

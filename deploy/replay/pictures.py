@@ -1,32 +1,38 @@
-"""What the report shows of a frame: points and map from above, camera pictures, and boxes as lines on both."""
+"""What the report shows of a frame: points and cells from above, camera pictures, and boxes as lines on both."""
 
 from __future__ import annotations
 
 import base64
 import struct
 import zlib
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import cv2
 import numpy as np
 
 from perception.frame import Boxes, Frame
 from perception.grid import BevGrid, Reference
+from perception.scene.scene import SceneFrame
+from perception.tasks.drawing import Layer, RasterLayer, rgb
+from perception.tasks.task import Task
 
-LOWEST_SCORE = 0.1  # of the detections and tracks that are shown
 JPEG_QUALITY = 85  # of pictures in viewers' files
 
-# Boxes by their class, in the order of CLASSES.
-BOX_COLOURS = (
-    "#4cc9f0", "#4895ef", "#f79d5c", "#7b86ff", "#9d8cff", "#d0b48a", "#80ed99", "#b5e48c", "#ff70a6", "#ffb627"
-)  # fmt: skip
-# Map classes in the order of MAP_CLASSES, as RGB; what comes later lies on top.
-MAP_COLOURS = ((58, 74, 96), (196, 154, 66), (94, 78, 120), (190, 72, 72), (44, 104, 104), (226, 214, 150))
 # Points by height above the road, from below it to 4 m: from slate to warm white, as RGB.
 HEIGHT_COLOURS = np.linspace((104, 126, 150), (255, 240, 205), 12).astype(np.uint8)
 
 # Corners as `Boxes.corners` orders them: 0-3 of the front face, 4-7 of the rear; 2, 3, 6, 7 are the lower ones.
 _EDGES = np.array([(0, 1), (1, 2), (2, 3), (3, 0), (4, 5), (5, 6), (6, 7), (7, 4), (0, 4), (1, 5), (2, 6), (3, 7)])
 _NEAR = 0.2  # m, what is closer to the camera's plane is cut off
+
+
+def layers_of(tasks: Mapping[str, Task[Any]], frame: Frame, seen: SceneFrame) -> Iterator[tuple[str, Layer]]:
+    """Each task's name and layers of a frame, task by task."""
+    for name, task in tasks.items():
+        if name in seen.prediction.results:
+            for layer in task.draw(frame, seen.prediction.results[name], seen.states.get(name)):
+                yield name, layer
 
 
 def from_above(reference: Reference) -> np.ndarray:
@@ -77,24 +83,23 @@ def few_colours_png(picture: np.ndarray, colours: np.ndarray) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
-def map_colours(probabilities: np.ndarray) -> np.ndarray:
-    """(rows, columns, 4) uint8 RGBA of map probabilities (6, rows, columns): each class as opaque as it is likely."""
-    colour, opacity = np.zeros((*probabilities.shape[1:], 3)), np.zeros(probabilities.shape[1:])
-    for probability, rgb in zip(probabilities, MAP_COLOURS, strict=True):
+def raster_colours(layer: RasterLayer) -> np.ndarray:
+    """(rows, columns, 4) uint8 RGBA of a layer's cells."""
+    cells = layer.probabilities.shape[1:]
+    colour, opacity = np.zeros((*cells, 3)), np.zeros(cells)
+    for probability, own in zip(layer.probabilities, layer.colours.values(), strict=True):
         alpha = np.round(np.clip((probability - 0.25) / 0.5, 0, 1) * 8) / 8  # few levels compress well
         opacity_below = opacity * (1 - alpha)
         opacity = alpha + opacity_below
         weights = np.divide(alpha, opacity, out=np.zeros_like(alpha), where=opacity > 0)
-        colour += weights[..., None] * (np.array(rgb) - colour)
+        colour += weights[..., None] * (np.array(rgb(own)) - colour)
     return np.concatenate([colour, 255 * opacity[..., None]], axis=-1).astype(np.uint8)
 
 
-def map_picture(probabilities: np.ndarray | None, reference: Reference) -> str | None:
-    """Data URI of map probabilities (6, rows, columns), see map_colours; None without a map."""
-    if probabilities is None:
-        return None
-    picture = map_colours(probabilities)[..., [2, 1, 0, 3]]
-    picture = picture[::-1, ::-1].transpose(1, 0, 2) if reference == "ego" else picture[::-1]
+def raster_picture(layer: RasterLayer) -> str:
+    """Data URI of a layer's cells, see raster_colours, as they lie on the screen."""
+    picture = raster_colours(layer)[..., [2, 1, 0, 3]]
+    picture = picture[::-1, ::-1].transpose(1, 0, 2) if layer.grid.reference == "ego" else picture[::-1]
     _, content = cv2.imencode(".png", picture, [cv2.IMWRITE_PNG_COMPRESSION, 3])
     return _uri("png", content.tobytes())
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
@@ -16,15 +17,14 @@ from deploy.replay.latency import STAGES
 from deploy.replay.page_data import as_script
 from deploy.replay.timeline import Timeline
 from deploy.replay.track_history import Trails
-from deploy.replay.worst_frames import WITHIN, Worst, mistakes
-from perception.frame import CAMERAS, CLASSES, MAP_CLASSES, Boxes, Frame
-from perception.grid import BevGrid
+from deploy.replay.worst_frames import Worst
+from perception.frame import CAMERAS, Boxes, Frame
 from perception.scene.scene import SceneFrame
+from perception.tasks.drawing import COUNTED_SCORE, LOWEST_SCORE, BoxLayer, Layer
 
 SPREAD = 28  # keyframes with pictures, evenly spread over the replay; they and the worst make the size of the file
 ABOVE_SIZE, CAMERA_WIDTH = 640, 400  # pixels
-MOST_BOXES = 80  # that the page can show
-THRESHOLD = 0.3  # score from which a detection counts as one, until the reader moves the slider
+MOST_BOXES = 80  # of a layer that the page can show; annotations are all shown
 
 
 class Report:
@@ -44,7 +44,10 @@ class Report:
         self._scenes: list[tuple[int, str]] = []  # number of each scene's first frame
         self._start = 0  # us, of the scene
         self.told = Told(faults)
-        self._timeline, self._trails, self._worst = Timeline(), Trails(), Worst()
+        self._timeline, self._worst = Timeline(), Worst()
+        self._tasks = manifest.heads
+        self._layers: dict[str, dict[str, Any]] = {}  # what is the same in all frames, by the layer's name
+        self._trails = defaultdict[str, Trails](Trails)  # by the layer's name
 
     def add(self, frame: Frame, seen: SceneFrame) -> None:
         """The next frame, with what was perceived in it; its seconds have every one of STAGES."""
@@ -55,10 +58,9 @@ class Report:
         self._milliseconds.append([round(seen.seconds[stage] * 1e3, 2) for stage in STAGES])
         self._timeline.add(number, frame, seen)
         self.told.add(frame, seen.health)
-        self._trails.add(frame.scene, frame.timestamp, seen.states["detection"])
-        annotated = None if frame.boxes is None else _annotated(frame.boxes, self._grid)
-        if self._worst.add(number, self._badness(seen, annotated)) | (number in self._spread):
-            self._frames[number] = self._pictured(number, frame, seen, annotated)
+        layers = list(self._layers_of(frame, seen))
+        if self._worst.add(number, self._badness(frame, seen)) | (number in self._spread):
+            self._frames[number] = self._pictured(number, frame, seen, layers)
             for number in self._frames.keys() - self._spread - self._worst.numbers:
                 del self._frames[number]
 
@@ -73,18 +75,11 @@ class Report:
         data = {
             "verdict": None,
             "bundle": _facts(self.manifest, self.target) | dict(provenance or {}),
-            "classes": [{"name": name, "colour": pictures.BOX_COLOURS[i]} for i, name in enumerate(CLASSES)],
-            "mapClasses": [
-                {"name": name, "colour": "rgb({},{},{})".format(*rgb)}
-                for name, rgb in zip(MAP_CLASSES, pictures.MAP_COLOURS, strict=True)
-            ]
-            if self.manifest.map_classes
-            else [],
+            "layers": list(self._layers.values()),
             "cameras": CAMERAS,
             "cameraWidth": CAMERA_WIDTH,
             "extent": [low[0].min(), low[1].min(), np.ptp(low[0]), np.ptp(low[1])],
-            "threshold": [pictures.LOWEST_SCORE, THRESHOLD],
-            "within": WITHIN,
+            "threshold": [LOWEST_SCORE, COUNTED_SCORE],
             "latency": latency,
             "stages": list(STAGES),
             "milliseconds": self._milliseconds,
@@ -100,7 +95,7 @@ class Report:
             page = page.replace(f"__{name}__", parts.joinpath(name).read_text(encoding="utf-8"))
         return page.replace("__data__", as_script(data))
 
-    def _badness(self, seen: SceneFrame, annotated: Boxes | None) -> dict[str, tuple[float, str]]:
+    def _badness(self, frame: Frame, seen: SceneFrame) -> dict[str, tuple[float, str]]:
         total = sum(self._milliseconds[-1])
         ill: dict[str, list[str]] = {}  # sensors by status
         for name, health in seen.health.items():
@@ -116,13 +111,14 @@ class Report:
                 ),
             ),
         }
-        if annotated is None:
-            return measures
-        boxes = seen.prediction.results["detection"]
-        missed, extra = mistakes(boxes.select(boxes.scores >= THRESHOLD), annotated)
-        return {"mistakes": (missed + extra, f"{missed} missed, {extra} extra"), **measures}
+        results = seen.prediction.results
+        found = [task.mistakes(frame, results[name]) for name, task in self._tasks.items() if name in results]
+        mistakes = [each for each in found if each is not None]
+        if mistakes:
+            measures["mistakes"] = sum(number for number, _ in mistakes), "; ".join(text for _, text in mistakes)
+        return measures
 
-    def _pictured(self, number: int, frame: Frame, seen: SceneFrame, annotated: Boxes | None) -> dict[str, Any]:
+    def _pictured(self, number: int, frame: Frame, seen: SceneFrame, layers: Sequence[Layer]) -> dict[str, Any]:
         return {
             "token": frame.token,
             "scene": frame.scene,
@@ -131,39 +127,60 @@ class Report:
             "conditions": frame.conditions.known(),
             "number": number,
             "points": pictures.points_picture(frame, self._grid, ABOVE_SIZE),
-            "map": pictures.map_picture(seen.states.get("map"), frame.reference),
             "cameras": {
                 name: pictures.camera_picture(camera.image, CAMERA_WIDTH) for name, camera in frame.cameras.items()
             },
-            "predicted": _drawn(_worth_showing(seen.prediction.results["detection"]), frame),
-            "annotated": None if annotated is None else _drawn(annotated, frame),
-            "tracks": self._tracks(frame, seen),
+            "layers": {layer.name: self._drawn(layer, frame) for layer in layers},
             "believed": {kind: [belief.value, belief.why] for kind, belief in seen.beliefs.items()},
             "route": {name: [routed.weight, routed.why] for name, routed in seen.route.items()},
             "health": {name: [health.words, health.reasons] for name, health in seen.health.items()},
         }
 
-    def _tracks(self, frame: Frame, seen: SceneFrame) -> list[dict[str, Any]]:
-        """Each confirmed track as the page draws it, those with the best scores."""
-        tracks, to_reference = seen.states["detection"], np.linalg.inv(frame.global_from_reference)
-        tracks = tracks.select(tracks.confirmed)
-        best = np.argsort(-tracks.boxes.scores, kind="stable")[:MOST_BOXES]
-        best = best[tracks.boxes.scores[best] >= pictures.LOWEST_SCORE]
-        boxes = tracks.boxes.select(best).transformed(to_reference)
+    def _layers_of(self, frame: Frame, seen: SceneFrame) -> Iterator[Layer]:
+        """The layers of a frame; what is the same in all frames and where boxes were is remembered."""
+        for task, layer in pictures.layers_of(self._tasks, frame, seen):
+            if layer.name not in self._layers:
+                self._layers[layer.name] = _described(task, layer)
+            if isinstance(layer, BoxLayer) and layer.style == "tracked":
+                self._trails[layer.name].add(frame.scene, frame.timestamp, layer)
+            yield layer
+
+    def _drawn(self, layer: Layer, frame: Frame) -> str | list[dict[str, Any]]:
+        """A layer as the page draws it: a picture, or its boxes."""
+        if not isinstance(layer, BoxLayer):
+            return pictures.raster_picture(layer)
+        layer, to_reference = self._worth_showing(layer), np.linalg.inv(frame.global_from_reference)
+        tracked = layer.style == "tracked"
+        boxes = layer.boxes.transformed(to_reference) if tracked else layer.boxes
         above = pictures.outlines_from_above(boxes, frame.reference).round(2).tolist()
-        to_screen = pictures.from_above(frame.reference) @ to_reference[:2]
-        trails = [self._trails.of(track) for track in tracks.ids[best].tolist()]
+        more = self._with_trails(layer, frame, to_reference) if tracked else _in_pictures(boxes, frame)
         return [
-            {
-                "id": int(tracks.ids[index]),
-                "class": int(boxes.labels[i]),
-                "score": round(float(boxes.scores[i]), 3),
-                "unseen": round(float(tracks.unseen[index]), 2),
-                "above": above[i],
-                "trail": (trails[i] @ to_screen[:, :3].T + to_screen[:, 3]).round(1).tolist(),
-            }
-            for i, index in enumerate(best)
+            {"class": int(label), "score": round(float(score), 3), "above": outline, **each}
+            for label, score, outline, each in zip(boxes.labels, boxes.scores, above, more, strict=True)
         ]
+
+    def _worth_showing(self, layer: BoxLayer) -> BoxLayer:
+        """The annotations on the ground that is drawn; of other boxes those with the best scores."""
+        index = np.flatnonzero(layer.shown)
+        if layer.style == "annotated":
+            return layer.select(index[self._grid.inside(layer.boxes.centers[index] * [1, 1, 0])])
+        return layer.select(index[np.argsort(-layer.boxes.scores[index], kind="stable")[:MOST_BOXES]])
+
+    def _with_trails(self, layer: BoxLayer, frame: Frame, to_reference: np.ndarray) -> list[dict[str, Any]]:
+        to_screen = pictures.from_above(frame.reference) @ to_reference[:2]
+        faded = np.zeros(len(layer.ids), bool) if layer.faded is None else layer.faded
+        trails = [self._trails[layer.name].of(each) @ to_screen[:, :3].T + to_screen[:, 3] for each in layer.ids]
+        return [
+            {"id": text, "faded": bool(unseen), "trail": trail.round(1).tolist()}
+            for text, unseen, trail in zip(layer.details, faded, trails, strict=True)
+        ]
+
+
+def _described(task: str, layer: Layer) -> dict[str, Any]:
+    """What the page shows of a layer in every frame: its checkbox, its legend and its style."""
+    style, within = (layer.style, layer.within) if isinstance(layer, BoxLayer) else ("raster", None)
+    classes = [{"name": name, "colour": colour} for name, colour in layer.colours.items()]
+    return {"name": layer.name, "task": task, "style": style, "within": within, "classes": classes}
 
 
 def _facts(m: Manifest, target: str) -> dict[str, str]:
@@ -182,30 +199,14 @@ def _facts(m: Manifest, target: str) -> dict[str, str]:
     }
 
 
-def _worth_showing(boxes: Boxes) -> Boxes:
-    return boxes.select(np.flatnonzero(boxes.scores >= pictures.LOWEST_SCORE)[:MOST_BOXES])
-
-
-def _annotated(boxes: Boxes, grid: BevGrid) -> Boxes:
-    """Annotations that count: on the grid, and with a LiDAR or radar point, as the devkit scores."""
-    return boxes.select(grid.inside(boxes.centers * [1, 1, 0]) & (boxes.num_points != 0))
-
-
-def _drawn(boxes: Boxes, frame: Frame) -> list[dict[str, Any]]:
-    """Each box as the page draws it."""
-    above = pictures.outlines_from_above(boxes, frame.reference).round(2).tolist()
+def _in_pictures(boxes: Boxes, frame: Frame) -> list[dict[str, Any]]:
+    """How far each box moves in 1 s, and its edges in the cameras' pictures."""
     moved = (np.nan_to_num(boxes.velocities[:, :2]) @ pictures.from_above(frame.reference).T).round(2).tolist()
-    in_cameras = {
+    edges = {
         name: pictures.outlines_in_camera(boxes, frame.image_from_reference(name), camera.image.shape, CAMERA_WIDTH)
         for name, camera in frame.cameras.items()
     }
     return [
-        {
-            "class": int(boxes.labels[i]),
-            "score": round(float(boxes.scores[i]), 3),
-            "above": above[i],
-            "velocity": moved[i],
-            "cameras": {name: edges[i] for name, edges in in_cameras.items() if i in edges},
-        }
-        for i in range(len(boxes))
+        {"velocity": velocity, "cameras": {name: each[i] for name, each in edges.items() if i in each}}
+        for i, velocity in enumerate(moved)
     ]

@@ -2,50 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from deploy.replay.pictures import BOX_COLOURS, LOWEST_SCORE, jpeg, map_colours
+from deploy.replay.pictures import jpeg, layers_of, raster_colours
 from perception.atomic import atomic_file
 from perception.errors import InputError
-from perception.frame import CLASSES, Boxes, Frame
+from perception.frame import Frame
 from perception.rotations import quaternions
 from perception.scene.scene import SceneFrame
+from perception.tasks.drawing import BoxLayer, rgb
+from perception.tasks.task import Task
 
 try:
     import rerun
 except ImportError:
     raise InputError("rerun-sdk is not installed here: pip install 'tessera-perception[viewer]'") from None
 
-_COLOURS = np.array([[*bytes.fromhex(colour[1:])] for colour in BOX_COLOURS], np.uint8)
-
 
 class RerunWriter:
     """Writes results.rrd.
 
-    world/tracks                       objects that are followed, with their ids
-    world/vehicle                      the frame of reference: points, detections, annotations
+    world/LAYER                        what the tasks draw in the global frame, such as tracks
+    world/vehicle                      the frame of reference: points
+    world/vehicle/LAYER                what the tasks draw in it, such as detections and annotations
     world/vehicle/CAM_*                pictures, where the cameras were
-    map                                fused over the drive, seen from above
+    LAYER                              cells seen from above, such as map
     conditions, route, health          what is believed, what runs, how the sensors are, and why
     """
 
-    def __init__(self, recording: rerun.RecordingStream) -> None:
-        self._recording = recording
+    def __init__(self, recording: rerun.RecordingStream, tasks: Mapping[str, Task[Any]]) -> None:
+        self._recording, self._tasks = recording, tasks
 
     @classmethod
     @contextmanager
-    def open(cls, path: Path) -> Iterator[RerunWriter]:
+    def open(cls, path: Path, tasks: Mapping[str, Task[Any]]) -> Iterator[RerunWriter]:
         """A writer of the file `path`, which appears whole when the block ends."""
         recording = rerun.RecordingStream("tessera")
         with atomic_file(path, "the recording") as file:
             recording.save(file.name)
             recording.log("world", rerun.ViewCoordinates.RIGHT_HAND_Z_UP, static=True)
             try:
-                yield cls(recording)
+                yield cls(recording, tasks)
             finally:
                 recording.flush()
                 recording.disconnect()
@@ -55,15 +57,12 @@ class RerunWriter:
         log = self._recording.log
         self._recording.set_time("time", timestamp=frame.timestamp * 1e-6)
         log("world/vehicle", _transform(frame.global_from_reference))
-        detections, tracks = seen.prediction.results["detection"], seen.states["detection"]
-        tracks = tracks.select(tracks.confirmed)
-        sure = detections.scores >= LOWEST_SCORE
-        log("world/vehicle/detections", _boxes(detections.select(sure), [f"{s:.2f}" for s in detections.scores[sure]]))
-        sure = tracks.boxes.scores >= LOWEST_SCORE
-        log("world/tracks", _boxes(tracks.boxes.select(sure), [str(track) for track in tracks.ids[sure]]))
-        if frame.boxes is not None:
-            truth = frame.boxes.select(frame.boxes.num_points != 0)
-            log("world/vehicle/annotations", _boxes(truth, [""] * len(truth)))
+        for _, layer in layers_of(self._tasks, frame, seen):
+            if isinstance(layer, BoxLayer):
+                parent = "world" if layer.style == "tracked" else "world/vehicle"
+                log(f"{parent}/{layer.name}", _boxes(layer.visible()))
+            else:
+                log(layer.name, rerun.Image(raster_colours(layer)[::-1]))
         points = np.zeros((0, 3)) if frame.points is None else frame.points[:, :3]
         log("world/vehicle/points", rerun.Points3D(points))
         reference_from_global = np.linalg.inv(frame.global_from_reference)
@@ -73,8 +72,6 @@ class RerunWriter:
             log(f"world/vehicle/{name}", _transform(pose))
             log(f"world/vehicle/{name}", rerun.Pinhole(image_from_camera=camera.intrinsics, resolution=[width, height]))
             log(f"world/vehicle/{name}", rerun.EncodedImage(contents=jpeg(camera.image), media_type="image/jpeg"))
-        if "map" in seen.states:
-            log("map", rerun.Image(map_colours(seen.states["map"])[::-1]))
         for topic, lines in _words(seen).items():
             log(topic, rerun.TextDocument("\n".join(lines)))
 
@@ -87,13 +84,14 @@ def _words(seen: SceneFrame) -> dict[str, list[str]]:
     }
 
 
-def _boxes(boxes: Boxes, texts: list[str]) -> rerun.Boxes3D:
+def _boxes(layer: BoxLayer) -> rerun.Boxes3D:
+    boxes, classes = layer.boxes, layer.classes()
     return rerun.Boxes3D(
         centers=boxes.centers,
         sizes=boxes.sizes[:, [1, 0, 2]],  # along the heading, across it, up
         quaternions=quaternions(boxes.rotations)[:, [1, 2, 3, 0]],  # x y z w
-        labels=[f"{CLASSES[label]} {text}" for label, text in zip(boxes.labels, texts, strict=True)],
-        colors=_COLOURS[boxes.labels],
+        labels=[f"{name} {detail}".rstrip() for name, detail in zip(classes, layer.details, strict=True)],
+        colors=np.array([rgb(layer.colours[name]) for name in classes], np.uint8).reshape(-1, 3),
     )
 
 

@@ -6,28 +6,7 @@ import heapq
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
-from perception.frame import Boxes
-from perception.tasks.detection.columns import BoxColumns
-from perception.tasks.detection.matching import match
-
 KEPT = 4  # frames by each measure
-WITHIN = 2.0  # m in the ground plane between the middles of a detection and of what it found
-
-
-def mistakes(predicted: Boxes, annotated: Boxes) -> tuple[int, int]:
-    """How many annotated boxes no detection found, and how many detections found none.
-
-    Matched as the scores are, at a distance of WITHIN.
-
-    Args:
-        predicted: those that count.
-        annotated: in the same frame of reference.
-    """
-    taken = match(BoxColumns.of_frame(annotated), BoxColumns.of_frame(predicted), [WITHIN])
-    found = np.count_nonzero(taken >= 0)
-    return len(annotated) - found, len(predicted) - found
 
 
 class Worst:

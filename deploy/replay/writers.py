@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from deploy.manifest import Manifest
 from deploy.replay.folder import TRACKS, VIEWERS
@@ -14,10 +14,10 @@ from deploy.replay.statistics import StatisticsWriter, Truth
 from perception.atomic import atomic_file
 from perception.errors import InputError
 from perception.frame import Frame
-from perception.grid import BevGrid
 from perception.scene.scene import SceneFrame
 from perception.tasks.detection.submission import SubmissionWriter
 from perception.tasks.detection.tracking import TrackWriter
+from perception.tasks.task import Task
 
 
 class ViewerWriter(Protocol):
@@ -70,15 +70,15 @@ def open_writers(
         StatisticsWriter(
             files.enter_context(atomic_file(out / STATISTICS, "the statistics")), manifest.sensors, map_grid, truth
         ),
-        [files.enter_context(_viewer(name, out / VIEWERS[name], map_grid)) for name in viewers],
+        [files.enter_context(_viewer(name, out / VIEWERS[name], manifest.heads)) for name in viewers],
     )
 
 
-def _viewer(name: str, path: Path, map_grid: BevGrid | None) -> AbstractContextManager[ViewerWriter]:
+def _viewer(name: str, path: Path, tasks: Mapping[str, Task[Any]]) -> AbstractContextManager[ViewerWriter]:
     if name == "rerun":
         from deploy.replay.rerun_results import RerunWriter
 
-        return RerunWriter.open(path)
+        return RerunWriter.open(path, tasks)
     from deploy.replay.foxglove_results import FoxgloveWriter
 
-    return FoxgloveWriter.open(path, map_grid)
+    return FoxgloveWriter.open(path, tasks)

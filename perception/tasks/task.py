@@ -6,7 +6,7 @@ A task is a folder and a line in `perception.tasks.TASKS`. Its half in torch is 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
 
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from perception.datasets.keyframes import Keyframes
+    from perception.tasks.drawing import Layer
     from perception.tasks.network import TaskNetwork
 
 Arrays = Mapping[str, np.ndarray]
@@ -106,6 +107,19 @@ class Task(ABC, Generic[Result]):
     def evidence(self, result: Result) -> Evidence:
         """What a result says of the conditions that the next frame is routed by."""
         return {}
+
+    def draw(self, frame: Frame, result: Result, state: Any) -> Iterable[Layer]:
+        """What the report and the viewers show of a frame; always in the same order.
+
+        Args:
+            frame: with its annotations, where it has some.
+            state: what the memory holds of the drive up to the frame; None where the task has no memory.
+        """
+        return ()
+
+    def mistakes(self, frame: Frame, result: Result) -> tuple[int, str] | None:
+        """How many mistakes a result makes, and that in words; None where the frame does not tell."""
+        return None
 
     @staticmethod
     def pack(result: Any) -> dict[str, np.ndarray]:

@@ -1,6 +1,8 @@
 // One frame from above and in the cameras, and what moves from one to another.
 
-const colour = box => data.classes[box.class].colour;
+const colour = (layer, box) => layer.classes[box.class].colour;
+const having = style => data.layers.filter(layer => layer.style === style);
+const [annotated, perceived, tracked, rasters] = ["annotated", "perceived", "tracked", "raster"].map(having);
 // As the cameras look: the front row, then the rear one, left to right.
 const ARRANGED = ["CAM_FRONT_LEFT", "CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_BACK_LEFT", "CAM_BACK", "CAM_BACK_RIGHT"];
 const [left, top_, width, height] = data.extent;
@@ -11,10 +13,28 @@ const mark = (parent, background, text, outline) => {
   make("i", item, null, outline ? {className: "outline"} : {}).style[outline ? "borderColor" : "background"] = background;
   item.append(text);
 };
-mark(at("legend"), "#fff", "annotated, found", true);
-mark(at("legend"), "#ff5c5c", "annotated, missed", true);
-for (const {name, colour} of data.classes) mark(at("legend"), colour, words(name));
-for (const layer of data.mapClasses) mark(at("legend"), layer.colour, `map: ${words(layer.name)}`);
+if (annotated.length) {
+  mark(at("legend"), "#fff", "annotated, found", true);
+  mark(at("legend"), "#ff5c5c", "annotated, missed", true);
+}
+const explained = new Set();
+for (const layer of data.layers) {
+  for (const {name, colour} of layer.classes) {
+    const text = layer.style === "raster" ? `${words(layer.name)}: ${words(name)}` : words(name);
+    if (!explained.has(text + colour)) mark(at("legend"), colour, text);
+    explained.add(text + colour);
+  }
+}
+const checkboxes = new Map(data.layers.map(layer => {
+  const label = make("label", at("viewer")), box = make("input", label, null, {type: "checkbox", checked: true});
+  label.append(words(layer.name));
+  return [layer, box];
+}));
+const pictures = new Map(rasters.map(layer => {
+  const image = make("img", at("above"), null, {alt: "", className: "raster"});
+  at("above").insertBefore(image, at("points"));
+  return [layer, image];
+}));
 
 for (const name of ARRANGED) {
   const tile = make("div", at("cameras"), null, {className: "camera", id: name});
@@ -25,19 +45,18 @@ for (const name of ARRANGED) {
   tile.onclick = () => tile.classList.toggle("large");
 }
 
-function matched(frame, threshold) {
+function matched(boxes, truths, within) {
   // Best score first; each takes the nearest free annotation of its class within reach.
   const taken = new Set();
-  const predicted = frame.predicted.filter(box => box.score >= threshold);
-  for (const box of predicted) {
-    let nearest = null, distance = data.within;
-    for (const truth of frame.annotated || []) {
+  for (const box of boxes) {
+    let nearest = null, distance = within;
+    for (const truth of truths) {
       const d = Math.hypot(box.above[4][0] - truth.above[4][0], box.above[4][1] - truth.above[4][1]);
       if (truth.class === box.class && !taken.has(truth) && d < distance) [nearest, distance] = [truth, d];
     }
     if (nearest) taken.add(nearest);
   }
-  return {predicted, taken};
+  return taken;
 }
 
 function outline(box, style) {
@@ -54,12 +73,13 @@ function edges(ends) {
   return path;
 }
 
-function trail(track) {
+function trail(layer, track) {
   // Where the object was, its box and its id; dashed while nothing is seen of it.
+  const own = colour(layer, track);
   const [a, b, c, d, [x, y], front] = track.above, path = track.trail.map(p => p.join(" ")).join("L");
-  return (track.trail.length > 1 ? `<path d="M${path}" fill="none" stroke="${colour(track)}" stroke-width=".35" stroke-opacity=".75" stroke-linecap="round" stroke-linejoin="round"/>` : "") +
-    `<path d="M${[a, b, c, d].map(p => p.join(" ")).join("L")}ZM${x} ${y}L${front.join(" ")}" fill="none" stroke="${colour(track)}" stroke-width=".22" ${track.unseen ? 'stroke-dasharray=".35 .35"' : ""}/>` +
-    `<text x="${x + 1.2}" y="${y - 1}" font-size="1.9" fill="${colour(track)}" stroke="#080b10" stroke-width=".45" paint-order="stroke">${track.id}</text>`;
+  return (track.trail.length > 1 ? `<path d="M${path}" fill="none" stroke="${own}" stroke-width=".35" stroke-opacity=".75" stroke-linecap="round" stroke-linejoin="round"/>` : "") +
+    `<path d="M${[a, b, c, d].map(p => p.join(" ")).join("L")}ZM${x} ${y}L${front.join(" ")}" fill="none" stroke="${own}" stroke-width=".22" ${track.faded ? 'stroke-dasharray=".35 .35"' : ""}/>` +
+    `<text x="${x + 1.2}" y="${y - 1}" font-size="1.9" fill="${own}" stroke="#080b10" stroke-width=".45" paint-order="stroke">${track.id}</text>`;
 }
 
 function facts(frame) {
@@ -79,12 +99,13 @@ function facts(frame) {
 function show(index) {
   now = (index + data.frames.length) % data.frames.length;
   const frame = data.frames[now], threshold = Number(at("threshold").value);
-  const {predicted, taken} = matched(frame, threshold);
-  const layers = {
-    predicted: at("predicted").checked ? predicted : [],
-    annotated: at("annotated").checked ? frame.annotated || [] : [],
-    tracks: at("tracked").checked ? frame.tracks.filter(track => track.score >= threshold) : [],
-  };
+  const boxesOf = layer => (frame.layers[layer.name] || []).filter(box => layer.style === "annotated" || box.score >= threshold);
+  const found = new Map(perceived.map(layer => {
+    const truth = annotated.find(each => each.task === layer.task && frame.layers[each.name]);
+    return [layer, {boxes: boxesOf(layer), truths: truth && boxesOf(truth), taken: truth ? matched(boxesOf(layer), boxesOf(truth), truth.within) : new Set()}];
+  }));
+  const taken = new Set([...found.values()].flatMap(each => [...each.taken]));
+  const visible = layers => layers.filter(layer => checkboxes.get(layer).checked).flatMap(layer => boxesOf(layer).map(box => [layer, box]));
   at("position").value = now;
   at("shown").textContent = threshold.toFixed(2);
   at("counter").textContent = `frame ${frame.number + 1} of ${frameCount}`;
@@ -93,9 +114,10 @@ function show(index) {
   if (location.hash && location.hash !== place(frame.number)) history.replaceState(null, "", place(frame.number));
 
   at("above").classList.toggle("missing", !frame.points);
-  for (const [id, source] of [["points", frame.points], ["map", at("mapped").checked ? frame.map : null]]) {
-    at(id).style.display = source ? "" : "none";
-    if (source) at(id).src = source;
+  const rasterShown = rasters.map(layer => [pictures.get(layer), checkboxes.get(layer).checked ? frame.layers[layer.name] : null]);
+  for (const [image, source] of [[at("points"), frame.points], ...rasterShown]) {
+    image.style.display = source ? "" : "none";
+    if (source) image.src = source;
   }
   const truthColour = box => taken.has(box) ? "#ffffff" : "#ff5c5c";
   at("boxes").setAttribute("viewBox", `${left} ${top_} ${width} ${height}`);
@@ -103,20 +125,20 @@ function show(index) {
     [10, 20, 30, 40, 50].map(r => `<circle r="${r}" fill="none" stroke="#fff" stroke-opacity=".09" stroke-width=".15"/>` +
       `<text x=".5" y="${-r + 2.2}" font-size="2" fill="#fff" fill-opacity=".35">${r} m</text>`).join("") +
     `<path d="M0 -2.4L1.1 2.2L0 1.4L-1.1 2.2Z" fill="#fff"/>` +
-    layers.annotated.map(box => outline(box, `fill="none" stroke="${truthColour(box)}" stroke-width=".22" stroke-dasharray=".7 .45"`)).join("") +
-    layers.predicted.map(box => outline(box, `fill="${colour(box)}" fill-opacity=".28" stroke="${colour(box)}" stroke-width=".2"`)).join("") +
-    layers.tracks.map(trail).join("");
+    visible(annotated).map(([, box]) => outline(box, `fill="none" stroke="${truthColour(box)}" stroke-width=".22" stroke-dasharray=".7 .45"`)).join("") +
+    visible(perceived).map(([layer, box]) => outline(box, `fill="${colour(layer, box)}" fill-opacity=".28" stroke="${colour(layer, box)}" stroke-width=".2"`)).join("") +
+    visible(tracked).map(([layer, track]) => trail(layer, track)).join("");
 
   for (const name of ARRANGED) {
     const tile = at(name), source = frame.cameras[name], picture = tile.querySelector("img");
     tile.classList.toggle("missing", !source);
     picture.style.display = source ? "" : "none";
     if (source) picture.src = source;
-    const paths = (boxes, style) => boxes.filter(box => box.cameras[name]).map(box => `<path d="${edges(box.cameras[name])}" fill="none" ${style(box)}/>`).join("");
+    const paths = (layers, style) => visible(layers).filter(([, box]) => box.cameras[name]).map(([layer, box]) => `<path d="${edges(box.cameras[name])}" fill="none" ${style(box, layer)}/>`).join("");
     const overlay = tile.querySelector("svg");
     overlay.setAttribute("viewBox", `0 0 ${data.cameraWidth} ${data.cameraWidth * 9 / 16}`);
-    overlay.innerHTML = paths(layers.annotated, box => `stroke="${truthColour(box)}" stroke-opacity=".75" stroke-width="1" stroke-dasharray="3 2"`) +
-      paths(layers.predicted, box => `stroke="${colour(box)}" stroke-width="1.4"`);
+    overlay.innerHTML = paths(annotated, box => `stroke="${truthColour(box)}" stroke-opacity=".75" stroke-width="1" stroke-dasharray="3 2"`) +
+      paths(perceived, (box, layer) => `stroke="${colour(layer, box)}" stroke-width="1.4"`);
   }
 
   at("status").replaceChildren();
@@ -130,15 +152,17 @@ function show(index) {
   facts(frame);
 
   at("counts").replaceChildren();
-  const row = make("tr", at("counts"));
-  for (const title of ["class", "predicted", ...(frame.annotated ? ["annotated", "found", "missed", "extra"] : [])]) make("th", row, title);
-  data.classes.forEach(({name, colour}, k) => {
-    const mine = predicted.filter(box => box.class === k), truths = (frame.annotated || []).filter(box => box.class === k);
-    if (!mine.length && !truths.length) return;
-    const found = truths.filter(box => taken.has(box)).length, line = make("tr", at("counts"));
-    make("td", line, words(name)).style.color = colour;
-    for (const n of [mine.length, ...(frame.annotated ? [truths.length, found, truths.length - found, mine.length - found] : [])]) make("td", line, n);
-  });
+  for (const [layer, {boxes, truths}] of found) {
+    const row = make("tr", at("counts"));
+    for (const title of ["class", "predicted", ...(truths ? ["annotated", "found", "missed", "extra"] : [])]) make("th", row, title);
+    layer.classes.forEach(({name, colour}, k) => {
+      const mine = boxes.filter(box => box.class === k), own = (truths || []).filter(box => box.class === k);
+      if (!mine.length && !own.length) return;
+      const hits = own.filter(box => taken.has(box)).length, line = make("tr", at("counts"));
+      make("td", line, words(name)).style.color = colour;
+      for (const n of [mine.length, ...(truths ? [own.length, hits, own.length - hits, mine.length - hits] : [])]) make("td", line, n);
+    });
+  }
 }
 
 function play(on) {
@@ -148,7 +172,7 @@ function play(on) {
 }
 at("position").max = data.frames.length - 1;
 at("position").oninput = event => show(Number(event.target.value));
-for (const id of ["threshold", "predicted", "tracked", "annotated", "mapped"]) at(id).oninput = () => show(now);
+for (const input of [at("threshold"), ...checkboxes.values()]) input.oninput = () => show(now);
 at("previous").onclick = () => show(now - 1);
 at("next").onclick = () => show(now + 1);
 at("play").onclick = () => play(!timer);
@@ -173,6 +197,6 @@ window.addEventListener("hashchange", () => {
   at("viewer").scrollIntoView();
 });
 [at("threshold").min, at("threshold").value] = data.threshold;
-at("countsNote").textContent = "Found: an annotated box with a detection of its class, not yet taken by a better one, whose middle is " +
-  `within ${data.within} m, as in the official matching. Annotated boxes without a LiDAR or radar point are left out. For the official scores run perception evaluate.`;
+if (annotated.length) at("countsNote").textContent = "Found: an annotated box with a detection of its class, not yet taken by a better one, whose middle is " +
+  `within ${annotated[0].within} m, as in the official matching. Annotated boxes without a LiDAR or radar point are left out. For the official scores run perception evaluate.`;
 show(Math.max(follow(), 0));

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
@@ -10,11 +10,13 @@ import numpy as np
 
 from perception.datasets.keyframes import Keyframes
 from perception.frame import Boxes, Frame
+from perception.tasks.detection import drawing
 from perception.tasks.detection.config import DetectionHead
 from perception.tasks.detection.metric import DetectionMetric
 from perception.tasks.detection.nms import survivors
 from perception.tasks.detection.targets import anchor_labels, center_labels
 from perception.tasks.detection.tracker import Tracker, Tracks
+from perception.tasks.drawing import BoxLayer
 from perception.tasks.task import Arrays, Memory, Output, Task
 
 if TYPE_CHECKING:
@@ -91,6 +93,13 @@ class DetectionTask(Task[Boxes]):
 
     def memory(self) -> TrackMemory:
         return TrackMemory()
+
+    def draw(self, frame: Frame, result: Boxes, state: Tracks | None) -> Iterator[BoxLayer]:
+        return drawing.layers(frame, result, state)
+
+    def mistakes(self, frame: Frame, result: Boxes) -> tuple[int, str] | None:
+        """Annotated boxes that no detection finds, and detections that find none."""
+        return drawing.mistakes_of(frame, result, self.grid)
 
     @staticmethod
     def pack(result: Boxes) -> dict[str, np.ndarray]:

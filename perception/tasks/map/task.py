@@ -10,6 +10,7 @@ import numpy as np
 from perception.datasets.keyframes import Keyframes
 from perception.frame import MAP_CLASSES, Frame
 from perception.grid import BevGrid
+from perception.tasks.drawing import RasterLayer
 from perception.tasks.map.codec import pack_map, unpack_map
 from perception.tasks.map.config import MapHead
 from perception.tasks.map.memory import MapMemory
@@ -18,6 +19,10 @@ from perception.tasks.task import Arrays, Memory, Output, Task
 
 if TYPE_CHECKING:
     from perception.tasks.network import TaskNetwork
+
+
+_COLOURS = ("#3a4a60", "#c49a42", "#5e4e78", "#be4848", "#2c6868", "#e2d696")
+COLOURS = dict(zip(MAP_CLASSES, _COLOURS, strict=True))
 
 
 class FusedMap(Memory[np.ndarray]):
@@ -56,6 +61,10 @@ class MapTask(Task[np.ndarray]):
 
     def memory(self) -> FusedMap:
         return FusedMap(self.grid)
+
+    def draw(self, frame: Frame, result: np.ndarray, state: np.ndarray | None) -> list[RasterLayer]:
+        """The fused map."""
+        return [] if state is None else [RasterLayer("map", state, self.grid, COLOURS)]
 
     @staticmethod
     def pack(result: np.ndarray) -> dict[str, np.ndarray]:

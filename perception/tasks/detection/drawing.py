@@ -1,0 +1,60 @@
+"""How detections, tracks and annotations are drawn, and what counts as a mistake. numpy only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from perception.frame import CLASSES, Boxes, Frame
+from perception.grid import BevGrid
+from perception.tasks.detection.columns import BoxColumns
+from perception.tasks.detection.matching import match
+from perception.tasks.detection.tracker import Tracks
+from perception.tasks.drawing import COUNTED_SCORE, LOWEST_SCORE, BoxLayer
+
+WITHIN = 2.0  # m in the ground plane between the middles of a detection and of what it found
+_COLOURS = (
+    "#4cc9f0", "#4895ef", "#f79d5c", "#7b86ff", "#9d8cff", "#d0b48a", "#80ed99", "#b5e48c", "#ff70a6", "#ffb627"
+)  # fmt: skip
+COLOURS = dict(zip(CLASSES, _COLOURS, strict=True))
+
+
+def layers(frame: Frame, detections: Boxes, tracks: Tracks | None) -> Iterator[BoxLayer]:
+    """Detections, best score first, tracks, and the annotations of objects that a LiDAR or radar point hit."""
+    scores = detections.scores
+    texts = [f"{score:.2f}" for score in scores.tolist()]
+    ranks = [str(i) for i in range(len(detections))]
+    yield BoxLayer("detections", "perceived", detections, COLOURS, scores >= LOWEST_SCORE, ranks, texts)
+    if tracks is not None:
+        shown = tracks.confirmed & (tracks.boxes.scores >= LOWEST_SCORE)
+        ids = [str(track) for track in tracks.ids.tolist()]
+        yield BoxLayer("tracks", "tracked", tracks.boxes, COLOURS, shown, ids, ids, faded=tracks.unseen > 0)
+    if frame.boxes is not None:
+        hit, names = frame.boxes.num_points != 0, frame.boxes.instances.tolist()
+        empty = [""] * len(names)
+        yield BoxLayer("annotations", "annotated", frame.boxes, COLOURS, hit, names, empty, within=WITHIN)
+
+
+def mistakes(predicted: Boxes, annotated: Boxes) -> tuple[int, int]:
+    """How many annotated boxes no detection found, and how many detections found none.
+
+    Matched as the scores are, at a distance of WITHIN.
+
+    Args:
+        predicted: those that count.
+        annotated: in the same frame of reference.
+    """
+    taken = match(BoxColumns.of_frame(annotated), BoxColumns.of_frame(predicted), [WITHIN])
+    found = np.count_nonzero(taken >= 0)
+    return len(annotated) - found, len(predicted) - found
+
+
+def mistakes_of(frame: Frame, detections: Boxes, grid: BevGrid) -> tuple[int, str] | None:
+    """The number of `mistakes` on the grid, and that in words; None where the frame is not annotated."""
+    if frame.boxes is None:
+        return None
+    there = grid.inside(frame.boxes.centers * [1, 1, 0]) & (frame.boxes.num_points != 0)
+    counted = detections.select(detections.scores >= COUNTED_SCORE)
+    missed, extra = mistakes(counted, frame.boxes.select(there))
+    return missed + extra, f"{missed} missed, {extra} extra"

@@ -1,0 +1,91 @@
+"""What a task draws of a frame: layers of boxes and of cells, for the report and for viewers' files. numpy only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+
+from perception.frame import Boxes
+from perception.grid import BevGrid
+
+LOWEST_SCORE = 0.1  # of the boxes that are drawn
+COUNTED_SCORE = 0.3  # from which a detection counts as one, until the reader of a report moves the slider
+
+# perceived: filled from above, and its edges in the pictures; in the frame's reference.
+# annotated: the same, dashed: white where a perceived box of the task finds it, else red.
+# tracked: outlined from above, with its detail and a trail; in the global frame.
+Style = Literal["perceived", "annotated", "tracked"]
+
+
+@dataclass(frozen=True)
+class BoxLayer:
+    """N boxes that are drawn in one way.
+
+    Attributes:
+        name: no other layer of any task has it. It names the topic of a viewer's file and a checkbox of the report.
+        boxes: their labels are places in `colours`.
+        colours: of each class, "#rrggbb".
+        shown: (N,) bool, which are drawn; a trail also has the places where its box was not.
+        ids: what identifies each box from frame to frame.
+        details: what a text says of each box besides its class.
+        faded: (N,) bool, which are not seen in this frame, and dashed; None: all are seen.
+        within: of annotated boxes, the distance (m) in which a perceived box of the same task and class finds them.
+    """
+
+    name: str
+    style: Style
+    boxes: Boxes
+    colours: Mapping[str, str]
+    shown: np.ndarray
+    ids: Sequence[str]
+    details: Sequence[str]
+    faded: np.ndarray | None = None
+    within: float | None = None
+
+    def select(self, index: np.ndarray) -> BoxLayer:
+        """The layer with the boxes at the integer index (M,)."""
+        return replace(
+            self,
+            boxes=self.boxes.select(index),
+            shown=self.shown[index],
+            ids=[self.ids[i] for i in index],
+            details=[self.details[i] for i in index],
+            faded=None if self.faded is None else self.faded[index],
+        )
+
+    def visible(self) -> BoxLayer:
+        """The layer with the boxes that are drawn."""
+        return self.select(np.flatnonzero(self.shown))
+
+    def classes(self) -> list[str]:
+        """The class of each box."""
+        names = list(self.colours)
+        return [names[label] for label in self.boxes.labels.tolist()]
+
+
+@dataclass(frozen=True)
+class RasterLayer:
+    """Cells of the ground, each class as opaque as it is likely; a later one lies on top.
+
+    Attributes:
+        name: as that of a BoxLayer.
+        probabilities: (C, rows, columns) on the grid.
+        colours: of each of the C classes, "#rrggbb".
+    """
+
+    name: str
+    probabilities: np.ndarray
+    grid: BevGrid
+    colours: Mapping[str, str]
+
+
+Layer = BoxLayer | RasterLayer
+
+
+def rgb(colour: str) -> tuple[int, int, int]:
+    """Red, green and blue of "#rrggbb"."""
+    red, green, blue = bytes.fromhex(colour[1:])
+    return red, green, blue
