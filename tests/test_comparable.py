@@ -19,7 +19,7 @@ from perception.errors import InputError
 
 FRAMES, SCENES = 20, 2
 AGREE = {"metric": "agreement", "of": "detections", "at_least": 0.5}
-LINE = {"conditions": ["clear"], "ego": [0.0, 0.0], "blind": False, "racks": [], "map": None, "not_finite": {}}
+LINE = {"conditions": ["clear"], "ego": [0.0, 0.0], "blind": False, "not_finite": {}}
 BOX = {
     "translation": [5.0, 0.0, 0.0], "size": [2.0, 4.0, 2.0], "rotation": [1.0, 0.0, 0.0, 0.0], "velocity": [0.0, 0.0],
     "detection_name": "car", "detection_score": 0.9, "attribute_name": "",
@@ -28,11 +28,16 @@ ANNOTATED = [0, 5.0, 0.0, 0.0, 2.0, 4.0, 2.0, 0.0, 0.0, 0.0, -1, 1.0, 5]
 PAGE = f'<script id="data" type="application/json">{as_script({"verdict": None, "scene": "</script><!--"})}</script>'
 
 
+def annotated(boxes: list[list[float]]) -> dict[str, Any]:
+    return {"detection": {"truth": {"boxes": boxes, "bike_racks": []}}}
+
+
 def replay(out: Path, frames: range = range(FRAMES), away: float = 0.0, **settings: Any) -> Path:
     """A finished replay of frames with one car each, seen so many metres away from where it is."""
     out.mkdir()
     lines = [
-        LINE | {"token": f"t{i}", "scene": f"scene-{i * SCENES // FRAMES}", "timestamp": i, "boxes": [ANNOTATED]}
+        LINE
+        | {"token": f"t{i}", "scene": f"scene-{i * SCENES // FRAMES}", "timestamp": i, "tasks": annotated([ANNOTATED])}
         for i in frames
     ]
     (out / "statistics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
@@ -115,8 +120,8 @@ def test_a_baseline_of_something_else_is_refused(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"boxes": []}, "frame t3 has another annotation than in this replay"),
-        ({"boxes": None}, "frame t3 has another annotation"),
+        ({"tasks": annotated([])}, "frame t3 has another annotation than in this replay"),
+        ({"tasks": {"detection": {"truth": None}}}, "frame t3 has another annotation"),
         ({"ego": [1.0, 0.0]}, "frame t3 has another vehicle pose"),
         ({"conditions": ["rain"]}, "frame t3 has another condition"),
         ({"scene": "other"}, "frame t3 has another scene"),

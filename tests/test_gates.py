@@ -15,7 +15,7 @@ from perception.section import load_section
         ("gates: []", "gates: tuple should have at least 1 item"),
         ("{}", "gates: field required"),
         ("gates: [{metric: mAP}]", "at_least: field required"),
-        ("gates: [{metric: MAP, at_least: 1}]", "does not match any of the expected tags"),
+        ("gates: [{metric: MAP, at_least: 1}]", "'MAP' is none of mAP, NDS, AP, IoU, AMOTA, latency"),
         ("gates: [{metric: mAP, class: car, at_least: 1}]", "mAP has no class 'car'; it is of all classes"),
         ("gates: [{metric: AP, class: tank, at_least: 1}]", "AP has no class 'tank'; car, truck"),
         ("gates: [{metric: IoU, class: car, at_least: 1}]", "IoU has no class 'car'; drivable_area"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import shutil
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -16,14 +17,18 @@ from mcap.reader import make_reader
 from mcap_protobuf.decoder import DecoderFactory
 from networks import config as small_config
 from pages import page_data
+from pydantic import ValidationError
 from safetensors.torch import load_file
-from toy_task import BANDS, COLOURS, Toy
+from toy_task import BANDS, COLOURS, Toy, occupied
 
 from deploy.bundle import Bundle
 from deploy.cli import main
 from deploy.golden import differences
+from deploy.replay.gates import Gates
+from deploy.replay.verdict import judge
 from deploy.runtime import Runtime
 from perception.datasets.nuscenes.dataset import NuScenesTables
+from perception.frame import Frame
 from perception.predict import TorchPredictor
 from perception.scene.scene import SceneFrame
 from perception.tasks import TASKS
@@ -113,10 +118,15 @@ def replayed(bundles: dict[str, Path], sim_root: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def steps(bundles: dict[str, Path], sim_root: Path) -> list[SceneFrame]:
-    tables, runtime = NuScenesTables(sim_root, "v1.0-sim"), Runtime(bundles["fp32"])
-    spec = runtime.bundle.spec
-    return [runtime.step(tables.frame(token, "ego", spec.sweeps)) for token in tables.samples()]
+def frames(bundles: dict[str, Path], sim_root: Path) -> list[Frame]:
+    tables, spec = NuScenesTables(sim_root, "v1.0-sim"), Bundle.load(bundles["fp32"]).spec
+    return [tables.frame(token, "ego", spec.sweeps) for token in tables.samples()]
+
+
+@pytest.fixture(scope="module")
+def steps(bundles: dict[str, Path], frames: list[Frame]) -> list[SceneFrame]:
+    runtime = Runtime(bundles["fp32"])
+    return [runtime.step(frame) for frame in frames]
 
 
 def test_it_is_remembered_and_journalled(steps: list[SceneFrame], bundles: dict[str, Path]) -> None:
@@ -149,6 +159,31 @@ def test_its_layer_is_in_reruns_file(replayed: Path, steps: list[SceneFrame]) ->
     from test_rerun_results import tables_of  # skips where rerun-sdk is not installed
 
     assert sum(table.num_rows for table in tables_of(replayed / "results.rrd", "occupied")) == len(steps)
+
+
+def test_a_gate_on_its_score_passes_and_fails(
+    bundles: dict[str, Path], replayed: Path, frames: list[Frame], steps: list[SceneFrame]
+) -> None:
+    grid = Bundle.load(bundles["fp32"]).manifest.head_grid.build()
+    seen = [step.prediction.results["toy"] for step in steps]
+    accuracy = float(np.mean([((p > 0.5) == occupied(f, grid)).mean() for p, f in zip(seen, frames, strict=True)]))
+    gates = Gates.model_validate(
+        {"gates": [{"metric": "toy", "at_least": accuracy - 1e-6}, {"metric": "toy", "at_least": accuracy + 1e-6}]}
+    )
+    cases = judge(replayed, None, gates).cases
+    assert [(case.name, case.outcome) for case in cases] == [("toy", "pass"), ("toy", "fail")]
+    assert cases[0].value == pytest.approx(accuracy, abs=1e-12)
+    other = shutil.copytree(replayed, replayed.with_name("baseline"))
+    lines = [json.loads(line) for line in (other / "statistics.jsonl").read_text().splitlines()]
+    for line in lines:
+        line["tasks"]["toy"]["accuracy"] += 0.1
+    (other / "statistics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    difference = Gates.model_validate({"gates": [{"metric": "difference", "of": "toy", "at_most": 0.01}]})
+    (case,) = judge(replayed, other, difference).cases
+    assert case.value == pytest.approx(-0.1, abs=1e-12)
+    assert case.outcome == "inconclusive"  # two scenes give no interval
+    with pytest.raises(ValidationError, match="toy has no class 'car'"):
+        Gates.model_validate({"gates": [{"metric": "toy", "class": "car", "at_least": 0}]})
 
 
 def test_it_is_added_to_a_base_that_keeps_every_bit(sim_root: Path, tmp_path: Path) -> None:

@@ -18,22 +18,30 @@ from scipy import stats
 
 from deploy.replay.outcome import Case
 from deploy.replay.results import Finished
-from deploy.replay.scores import Measures, Subject
-from deploy.replay.statistics import StatisticsWriter, Truth, pack, unpack
+from deploy.replay.statistics import StatisticsWriter
 from deploy.replay.verdict import judge
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.datasets.nuscenes.map_expansion import MapExpansion
 from perception.errors import InputError
 from perception.frame import CLASSES, MAP_CLASSES, Boxes, Frame, Prediction
 from perception.grid import BevGrid
+from perception.tasks import configured, tasks_of
 from perception.tasks.detection.devkit import open_devkit, score_submission
+from perception.tasks.detection.judge import DetectionJudge
 from perception.tasks.detection.submission import SubmissionWriter
+from perception.tasks.judging import Subject
 from perception.tasks.map.counts import count_rings, ious
 from perception.tasks.map.iou import THRESHOLDS, MapIou
+from perception.tasks.map.judge import MapJudge, pack, unpack
 
 LATENCY = {"mode": "vehicle", "frames": 1, "stages": {"total": {"p50": 20.0, "p95": 30.0, "p99": 40.0, "max": 50.0}}}
 GRID = BevGrid().coarser(2)  # of the map
+TASKS = tasks_of(configured({"detection": {}, "map": {}}), GRID)
 Change = Callable[[Frame, Prediction], Prediction]
+
+
+def detections(folder: Path) -> DetectionJudge:
+    return DetectionJudge(Finished.load(folder).of_task("detection"))
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +92,7 @@ def finish(
         SubmissionWriter.open(out / "results.json", ["lidar"]) as results,
         (out / "statistics.jsonl").open("wb") as file,
     ):
-        statistics = StatisticsWriter(file, ["lidar"], GRID, Truth(tables) if truth else None)
+        statistics = StatisticsWriter(file, ["lidar"], TASKS, tables if truth else None)
         for frame in frames:
             prediction = change(frame, seen(tables, frame))
             results.add(frame, prediction)
@@ -137,7 +145,7 @@ def lost(name: str) -> Change:
 
 def test_scores_are_the_devkits_of_all_and_of_some_conditions(drives: NuScenesTables, fair: Path) -> None:
     nusc = open_devkit(drives.dataroot, drives.version)
-    measures = Measures(Finished.load(fair))
+    measures = detections(fair)
     for condition in (None, "rain", "clear+day"):
         samples = [
             token
@@ -151,7 +159,7 @@ def test_scores_are_the_devkits_of_all_and_of_some_conditions(drives: NuScenesTa
             assert ours == pytest.approx(official[metric], abs=1e-9)
             assert ours > 0.03
         present = [name for name, count in official["ground_truth"].items() if count]
-        assert set(measures.classes(condition, None)) == set(present)
+        assert set(measures.annotated_classes(Subject("AP", condition=condition))) == set(present)
         for name in present:
             ours = measures.score(Subject("AP", name, condition, None))[0]
             assert ours == pytest.approx(official["mean_dist_aps"][name], abs=1e-9)
@@ -160,7 +168,7 @@ def test_scores_are_the_devkits_of_all_and_of_some_conditions(drives: NuScenesTa
 def test_iou_is_that_of_the_evaluation_and_of_a_ring_by_hand(
     drives: NuScenesTables, frames: list[Frame], fair: Path
 ) -> None:
-    measures, iou = Measures(Finished.load(fair)), MapIou()
+    measures, iou = MapJudge(Finished.load(fair).of_task("map")), MapIou()
     middles = np.linalg.norm(GRID.centers().astype(float), axis=2)
     ring, inter, union = (middles >= 10) & (middles < 30), 0, 0
     for frame in frames:
@@ -188,10 +196,13 @@ def test_a_range_counts_only_what_is_in_it(drives: NuScenesTables, frames: list[
         boxes = frame.boxes.select((distance < 20) & (frame.boxes.num_points > 0))
         return instead(prediction, detection=boxes)
 
-    measures = Measures(Finished.load(finish(tmp_path / "near", drives, frames, near)))
-    for name in measures.classes(None, (0, 20)):
+    measures = detections(finish(tmp_path / "near", drives, frames, near))
+    for name in measures.annotated_classes(Subject("AP", range=(0, 20))):
         assert measures.score(Subject("AP", name, None, (0, 20)))[0] == pytest.approx(1)
-    far = [measures.score(Subject("AP", name, None, (20, 50)))[0] for name in measures.classes(None, (20, 50))]
+    far = [
+        measures.score(Subject("AP", name, None, (20, 50)))[0]
+        for name in measures.annotated_classes(Subject("AP", range=(20, 50)))
+    ]
     assert far
     assert not any(far)
 
@@ -240,7 +251,7 @@ def test_a_network_that_lost_a_class_fails_for_this_class_alone(
     assert verdict.outcome == "fail"
     failed = [case for case in verdict.cases if not case.passed]
     assert [(case.name, case.outcome) for case in failed] == [("AP car against the baseline", "fail")]
-    before = Measures(Finished.load(fair_six)).score(Subject("AP", "car", None, None))[0]
+    before = detections(fair_six).score(Subject("AP", "car", None, None))[0]
     assert failed[0].value == pytest.approx(-before)
     assert f"{before:.4f} became 0.0000 ({-before:+.4f}, 95% interval" in failed[0].reason
     assert failed[0].reason.endswith("of 6 scenes); it may fall by 0.05, and fell further")
@@ -262,21 +273,24 @@ def test_the_interval_is_the_jackknife_by_a_loop(
     folder = finish(tmp_path / "worse", drives, six, worse)
     case = only(judge(folder, fair_six, gates({"metric": "difference", "of": of, "at_most": 1})))
     run, baseline = Finished.load(folder), Finished.load(fair_six)
-    subject = Subject(of, None, None, None)
+    subject, judges = Subject(of), {"map": MapJudge, "detection": DetectionJudge}
+    task = "map" if of == "IoU" else "detection"
+    judged_by = judges[task]
 
     def changed(tokens: list[str]) -> float:
-        sides = [Measures(side.only(tokens)) for side in (run, baseline)]
+        sides = [judged_by(side.only(tokens).of_task(task)) for side in (run, baseline)]
         return float(sides[0].score(subject)[0] - sides[1].score(subject)[0])
 
     whole = changed(run.tokens)
     deviations = np.array([changed([t for t in run.tokens if t != left]) for left in run.tokens]) - whole
     error = np.sqrt(5 / 6 * np.square(deviations).sum())
-    truth = run.truth
-    assert truth is not None
     if of == "IoU":
-        assert run.map_counts is not None
-        there = run.map_counts[:, 2].sum(axis=-1).astype(float)
+        counts = MapJudge(run.of_task("map")).counts
+        assert counts is not None
+        there = counts[:, 2].sum(axis=-1).astype(float)
     else:
+        truth = detections(folder).truth
+        assert truth is not None
         there = np.array([[(truth.labels[truth.frames == i] == c).sum() for c in range(10)] for i in range(6)], float)
     there = there[:, there.sum(axis=0) > 0]
     sizes = (there / there.sum(axis=0)).mean(axis=1)
@@ -338,7 +352,7 @@ def test_one_scene_that_holds_most_counts_as_hardly_more_than_one(
     drives: NuScenesTables, frames: list[Frame], fair_six: Path, tmp_path: Path
 ) -> None:
     """Four frames are a scene, the two with the fewest cars are a scene each."""
-    cars = Measures(Finished.load(fair_six)).sizes(Subject("AP", "car", None, None))
+    cars = detections(fair_six).sizes(Subject("AP", "car", None, None))
     place = np.argsort(np.argsort(-cars))
     uneven = [replace(frame, scene=f"scene-{max(0, place[i] - 3)}") for i, frame in enumerate(frames)]
     fair = finish(tmp_path / "fair", drives, uneven)
@@ -349,7 +363,7 @@ def test_one_scene_that_holds_most_counts_as_hardly_more_than_one(
             gates({"metric": "difference", "of": "AP", "class": "car", "at_most": 0.5}),
         )
     )
-    sizes = Measures(Finished.load(fair)).sizes(Subject("AP", "car", None, None))
+    sizes = detections(fair).sizes(Subject("AP", "car", None, None))
     effective = sizes.sum() ** 2 / (sizes**2).sum()
     assert effective < 2
     assert case.outcome == "inconclusive"
@@ -365,7 +379,7 @@ def test_without_annotations_agreement_decides(drives: NuScenesTables, frames: l
     assert [case.name for case in usual.cases] == [f"agreement of detections{part} with the baseline" for part in parts]
     case = judge(blind, fair).cases[0]
     assert not case.passed
-    counts = [Finished.load(path).detections for path in (blind, fair)]
+    counts = [detections(path).detections for path in (blind, fair)]
     here, there = ((boxes.scores >= 0.2).sum() for boxes in counts)
     assert case.value == pytest.approx(2 * here / (here + there))  # what is left has its partner
     assert f"of {here} detections and the baseline's {there}; at least 0.9" in case.reason

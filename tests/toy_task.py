@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -15,6 +15,8 @@ from perception.frame import Frame
 from perception.grid import BevGrid
 from perception.modules.slot import Slot
 from perception.tasks.drawing import RasterLayer
+from perception.tasks.judging import Judge, Subject
+from perception.tasks.judging import Metric as Measured
 from perception.tasks.network import Loss, TaskNetwork
 from perception.tasks.task import Arrays, Memory, Metric, Output, Task, TaskConfig
 
@@ -57,6 +59,32 @@ class Accuracy(Metric[np.ndarray]):
         return [table]
 
 
+class ToyJudge(Judge):
+    """Accuracy over the frames; all scenes count alike."""
+
+    metrics: ClassVar[Mapping[str, Measured]] = {"toy": Measured(ranged=False)}
+
+    def by_scene(self, subject: Subject) -> np.ndarray:
+        """(S, 2) sum of the frames' accuracies, and how many frames there are."""
+        known, found = self.frames.known(subject.condition), np.zeros((self.frames.scenes.max() + 1, 2))
+        for scene, part, there in zip(self.frames.scenes, self.frames.statistics, known, strict=True):
+            if there and part is not None:
+                found[scene] += part["accuracy"], 1
+        return found
+
+    def score(self, subject: Subject, draws: np.ndarray | None = None) -> np.ndarray:
+        by_scene = self.by_scene(subject)
+        sums = (np.ones((1, len(by_scene))) if draws is None else draws) @ by_scene
+        return sums[:, 0] / sums[:, 1]
+
+    def sizes(self, subject: Subject) -> np.ndarray:
+        count = self.by_scene(subject)[:, 1]
+        return count / count.sum()
+
+    def same_results(self, other: ToyJudge, subject: Subject) -> bool:
+        return bool((self.by_scene(subject) == other.by_scene(subject)).all())
+
+
 class Highest(Memory[np.ndarray]):
     """The highest probability of each cell so far, wherever the vehicle has gone meanwhile."""
 
@@ -72,6 +100,7 @@ class Toy(Task[np.ndarray]):
     name = "toy"
     Config = TaskConfig
     metric = Accuracy
+    judge = ToyJudge
     outputs = (Output("cells", "probability that a point lies there", BANDS),)
 
     def network(self, channels: int) -> TaskNetwork:
@@ -85,6 +114,9 @@ class Toy(Task[np.ndarray]):
 
     def draw(self, frame: Frame, result: np.ndarray, state: np.ndarray) -> list[RasterLayer]:
         return [RasterLayer("occupied", result, self.grid, dict(zip(BANDS, COLOURS, strict=True)))]
+
+    def statistics(self, frame: Frame, result: np.ndarray, source: Keyframes | None) -> dict[str, Any]:
+        return {"accuracy": float(((result > 0.5) == occupied(frame, self.grid)).mean())}
 
     def memory(self) -> Highest:
         return Highest()

@@ -23,16 +23,12 @@ from rich.table import Table
 
 from deploy.replay.fault_detection import Told
 from deploy.replay.faults import Fault, inject
-from deploy.replay.statistics import Truth
 from deploy.runtime import Runtime
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.datasets.nuscenes.tables import versions
+from perception.evaluation.slices import part_scores
 from perception.frame import CAMERAS, LIDAR, Frame
 from perception.scene.health.monitor import HealthMonitor
-from perception.tasks.detection.columns import BoxColumns
-from perception.tasks.detection.scores import DetectionScores
-from perception.tasks.detection.submission import submitted
-from perception.tasks.map.counts import count_rings, ious, predicted_cells
 
 FAULTS = (
     "drop:lidar",
@@ -59,27 +55,17 @@ FAULTS = (
 SINCE, LONGEST = 1.0, 1e6  # s
 
 
-def scores(runtime: Runtime, frames: Sequence[Frame], truth: Truth, faults: Sequence[str]) -> dict[str, Any]:
+def scores(runtime: Runtime, frames: Sequence[Frame], tables: NuScenesTables, faults: Sequence[str]) -> dict[str, Any]:
     """mAP, NDS and mean IoU of the frames with the faults."""
-    egos = np.array([frame.global_from_ego[:2, 3] for frame in frames])
-    racks = np.array([[i, *rack] for i, f in enumerate(frames) for rack in truth.racks(f.token)]).reshape(-1, 11)
-    annotated = [[i, *box] for i, frame in enumerate(frames) for box in truth.boxes(frame.token) or ()]
-    scenes = np.unique([frame.scene for frame in frames], return_inverse=True)[1]
-    grid, counts, rows = runtime.bundle.manifest.head_grid.build(), [], []
-    for i, frame in enumerate(inject(frames, [Fault.parse(text) for text in faults])):
-        prediction = runtime(frame)
-        rows.append(BoxColumns.of_frame(submitted(frame, prediction.results["detection"]), i))
-        if "map" in prediction.results and (known := truth.tables.map(frame.location)):
-            cells = predicted_cells(prediction.results["map"])
-            counts.append(count_rings(cells, known.rasterize(frame, grid), grid).sum(axis=2))
-    sides = [BoxColumns.of(np.array(annotated, np.float64)), BoxColumns.joined(rows)]
-    scored = DetectionScores(sides[0].counted(egos, racks), sides[1].counted(egos, racks), scenes).scored()
-    return {
-        "fault": " + ".join(faults) or "none",
-        "mAP": float(scored.mean_ap[0]),
-        "NDS": float(scored.nds[0]),
-        "mIoU": float(np.nanmean(ious(np.sum(counts, axis=0)))) if counts else None,
+    metrics = {
+        name: task.metric(tables, runtime.bundle.spec.grid) for name, task in runtime.bundle.manifest.heads.items()
     }
+    for frame in inject(frames, [Fault.parse(text) for text in faults]):
+        results = runtime(frame).results
+        for name, metric in metrics.items():
+            metric.add(frame, results[name])
+    part = part_scores(metrics, np.ones(len(frames), bool))
+    return {"fault": " + ".join(faults) or "none"} | {name: part.get(name) for name in ("mAP", "NDS", "mIoU")}
 
 
 def said(frames: Sequence[Frame], faults: Sequence[str]) -> str:
@@ -111,7 +97,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args()
     tables = NuScenesTables(arguments.data, arguments.version or versions(arguments.data)[0])
-    runtime, truth = Runtime(arguments.bundle), Truth(tables)
+    runtime = Runtime(arguments.bundle)
     spec = runtime.bundle.spec
     tokens = [
         t for scene in tables.scenes(arguments.split) for t in tables.samples(selectors=[scene])[: arguments.frames]
@@ -121,7 +107,7 @@ def main() -> None:
     chosen = [(), *combinations(FAULTS, 2)] if arguments.pairs else alone
     console = Console(stderr=arguments.json)
     found = [
-        scores(runtime, frames, truth, each) | {"health": said(frames, each)}
+        scores(runtime, frames, tables, each) | {"health": said(frames, each)}
         for each in track(chosen, "Faults", console=Console(stderr=True))
     ]
     if arguments.json:

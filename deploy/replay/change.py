@@ -9,7 +9,7 @@ import numpy as np
 
 from deploy.replay.interval import LEAST_SCENES, delete_one, effective_number, jackknife_interval
 from deploy.replay.outcome import Outcome
-from deploy.replay.scores import Measures, Subject
+from perception.tasks.judging import Judge, Subject
 
 _ROUNDING = 1e-12
 
@@ -61,15 +61,15 @@ class Change:
         return judged
 
 
-def change(run: Measures, baseline: Measures, subject: Subject, confidence: float) -> Change:
+def change(run: Judge, baseline: Judge, subject: Subject, confidence: float) -> Change:
     """Of two replays of the same frames, paired: without a scene both are scored without it.
 
     Raises:
         Unmeasured: the frames hold nothing to measure it on.
     """
-    finished = run.finished
-    used = finished.scenes if subject.condition is None else finished.scenes[finished.known(subject.condition)]
-    scenes = np.unique(used)  # a scene without a frame that counts is no part of the sample
+    scenes = np.unique(
+        run.frames.scenes[run.frames.known(subject.condition)]
+    )  # a scene without a frame that counts is no part of the sample
     after, before = (float(each.score(subject)[0]) for each in (run, baseline))
     same = run.same_results(baseline, subject)
     sizes = run.sizes(subject)[scenes]
@@ -77,7 +77,7 @@ def change(run: Measures, baseline: Measures, subject: Subject, confidence: floa
     if not same and (sizes > 0).sum() < LEAST_SCENES:
         why = f"that takes at least {LEAST_SCENES} scenes with something to score"
     elif not same:
-        draws = delete_one(scenes, int(finished.scenes.max()) + 1)
+        draws = delete_one(scenes, int(run.frames.scenes.max()) + 1)
         scores = run.score(subject, draws) - baseline.score(subject, draws)
         low, high = jackknife_interval(scores, sizes, confidence).tolist()
         if math.isnan(low):

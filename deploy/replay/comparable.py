@@ -73,13 +73,14 @@ def _part(selection: SelectionUsed) -> str:
 
 
 def _require_same_truth(run: Finished, baseline: Finished) -> None:
+    names = {"scene": "scene", "timestamp": "time", "ego": "vehicle pose", "conditions": "condition"}
     for ours, theirs in zip(run.lines, baseline.lines, strict=True):
-        for key, what in (
-            ("boxes", "annotations"), ("racks", "annotations"), ("scene", "scene"), ("timestamp", "time"),
-            ("ego", "vehicle pose"), ("conditions", "conditions"),
-        ):  # fmt: skip
-            if ours[key] != theirs[key]:
-                raise InputError(
-                    f"{baseline.folder}: frame {ours['token']} has another {what.removesuffix('s')} than in this "
-                    "replay; replay the baseline on the same data set"
-                )
+        different = [what for key, what in names.items() if ours[key] != theirs[key]]
+        tasks = ours["tasks"].keys() & theirs["tasks"].keys()
+        if any(ours["tasks"][name].get("truth") != theirs["tasks"][name].get("truth") for name in tasks):
+            different.insert(0, "annotation")
+        if different:
+            raise InputError(
+                f"{baseline.folder}: frame {ours['token']} has another {different[0]} than in this replay; "
+                "replay the baseline on the same data set"
+            )

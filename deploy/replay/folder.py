@@ -9,9 +9,10 @@ from xml.etree import ElementTree as xml
 
 from deploy.replay.journal import OccupiedError
 from deploy.replay.provenance import PROVENANCE
-from deploy.replay.results import LATENCY, RESULTS, STATISTICS, TRACKING
+from deploy.replay.results import LATENCY, STATISTICS, TRACKING
 from perception.atomic import made, write_atomically
 from perception.errors import InputError
+from perception.tasks.detection.judge import RESULTS
 
 VERDICT, JUNIT, REPORT, TRACKS, SOURCES = "verdict.json", "junit.xml", "report.html", "tracks.json", "sources.json"
 JUDGED = (VERDICT, JUNIT)

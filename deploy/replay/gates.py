@@ -14,20 +14,21 @@ common: 0.9
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Annotated, Literal, Union
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Union
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from deploy.replay.latency import STAGES
-from perception.frame import CLASSES, CONDITION_VALUES, MAP_CLASSES
+from deploy.replay.scores import Measures, agreements, metrics
+from perception.errors import InputError
+from perception.frame import CONDITION_VALUES
 from perception.section import Section
-from perception.tasks.map.counts import RING
+from perception.tasks.judging import Metric, Subject
 
 USUAL_LOSS, USUAL_AGREEMENT, USUAL_COMMON = 0.01, 0.9, 0.9
 
 Share = Annotated[float, Field(ge=0, le=1)]
-Metric = Literal["mAP", "NDS", "AP", "IoU"]
 
 
 class _Part(Section):
@@ -52,13 +53,21 @@ class _Part(Section):
             raise ValueError("a range is [from, to] in metres")
         return bounds
 
-    def of_class(self, metric: str) -> None:
-        """Whether the metric has this class and this range."""
-        allowed = {"AP": CLASSES, "detections": CLASSES, "IoU": MAP_CLASSES, "map": MAP_CLASSES}.get(metric, ())
-        if self.class_ is not None and self.class_ not in allowed:
-            raise ValueError(f"{metric} has no class {self.class_!r}; {', '.join(allowed) or 'it is of all classes'}")
-        if metric == "IoU" and self.range is not None and any(bound % RING for bound in self.range):
-            raise ValueError(f"cells are counted in rings of {RING:g} m; give a range of multiples")
+    def require_one_of(self, name: str, known: Mapping[str, Metric]) -> None:
+        """Raises ValueError where it is none of these, or has not this class or this range."""
+        if name not in known:
+            raise ValueError(f"{name!r} is none of {', '.join(known)}")
+        metric = known[name]
+        if self.class_ is not None and self.class_ not in metric.classes:
+            choice = ", ".join(metric.classes) or "it is of all classes"
+            raise ValueError(f"{name} has no class {self.class_!r}; {choice}")
+        if self.range is not None and not metric.ranged:
+            raise ValueError(f"the agreement of {name} is of all ranges")
+        if self.range is not None and metric.step and any(bound % metric.step for bound in self.range):
+            raise ValueError(f"{name} is counted in rings of {metric.step:g} m; give a range of multiples")
+
+    def subject(self, name: str) -> Subject:
+        return Subject(name, self.class_, self.condition, self.range)
 
     @property
     def where(self) -> str:
@@ -68,14 +77,16 @@ class _Part(Section):
 
 
 class Score(_Part):
-    """The scores of nuScenes (devkit's numbers), and IoU of the map at a probability of 0.5."""
+    """A score of a task: nuScenes' (devkit's numbers), or IoU of the map at a probability of 0.5."""
 
-    metric: Metric
+    metric: str
     at_least: float
 
     @model_validator(mode="after")
     def _sensible(self) -> Score:
-        self.of_class(self.metric)
+        if self.metric not in metrics():
+            raise ValueError(f"{self.metric!r} is none of {', '.join((*metrics(), *_OTHERS))}")
+        self.require_one_of(self.metric, metrics())
         return self
 
 
@@ -114,13 +125,13 @@ class Difference(_Part):
     """
 
     metric: Literal["difference"]
-    of: Metric
+    of: str
     at_most: Share
     confidence: Annotated[float, Field(gt=0, lt=1)] = 0.95
 
     @model_validator(mode="after")
     def _sensible(self) -> Difference:
-        self.of_class(self.of)
+        self.require_one_of(self.of, metrics())
         return self
 
 
@@ -132,22 +143,36 @@ class Agreement(_Part):
     """
 
     metric: Literal["agreement"]
-    of: Literal["detections", "map"]
+    of: str
     at_least: Share
     score: Share = 0.2
     metres: Annotated[float, Field(gt=0)] = 1.0
 
     @model_validator(mode="after")
     def _sensible(self) -> Agreement:
-        self.of_class(self.of)
-        if self.of == "map" and self.range is not None:
-            raise ValueError("the agreement of maps is of all ranges")
+        self.require_one_of(self.of, agreements())
         return self
 
 
+_OTHERS = ("AMOTA", "latency", "dropped", "difference", "agreement")  # metrics that are no task's score
+
+
+def _kind(gate: Any) -> str:
+    """Which gate is meant: what its metric says, or else a task's score."""
+    metric = gate.get("metric") if isinstance(gate, dict) else getattr(gate, "metric", None)
+    return str(metric) if metric in _OTHERS else "score"
+
+
 Gate = Annotated[
-    Union[Score, Tracking, LatencyLimit, Dropped, Difference, Agreement],  # noqa: UP007 - pydantic, Python 3.10
-    Field(discriminator="metric"),
+    Union[  # noqa: UP007 - pydantic, Python 3.10
+        Annotated[Score, Tag("score")],
+        Annotated[Tracking, Tag("AMOTA")],
+        Annotated[LatencyLimit, Tag("latency")],
+        Annotated[Dropped, Tag("dropped")],
+        Annotated[Difference, Tag("difference")],
+        Annotated[Agreement, Tag("agreement")],
+    ],
+    Discriminator(_kind),
 ]
 
 
@@ -161,16 +186,21 @@ class Gates(Section):
         return any(isinstance(gate, Tracking) for gate in self.gates)
 
 
-def usual_gates(annotated: bool, conditions: Iterable[str]) -> Gates:
+def usual_gates(measures: Measures) -> Gates:
     """Against a baseline, where no file says otherwise: no worse by score, or without annotations much the same.
 
     Over all frames, and in each of the conditions by itself: a module that is missing is missed in its own alone.
+
+    Raises:
+        InputError: no task says what is usual.
     """
     gates: list[Gate] = []
-    for condition in (None, *conditions):
-        if annotated:
-            for of in ("mAP", "NDS"):
+    for condition in (None, *measures.finished.conditions):
+        for judge in measures.judges_of_results():
+            for of in judge.usual_differences():
                 gates.append(Difference(metric="difference", of=of, condition=condition, at_most=USUAL_LOSS))
-        else:
-            gates.append(Agreement(metric="agreement", of="detections", condition=condition, at_least=USUAL_AGREEMENT))
+            for of in judge.usual_agreements():
+                gates.append(Agreement(metric="agreement", of=of, condition=condition, at_least=USUAL_AGREEMENT))
+    if not gates:
+        raise InputError(f"{measures.finished.folder}: no task has usual gates; say what must hold with --gates")
     return Gates(gates=tuple(gates))

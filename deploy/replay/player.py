@@ -34,10 +34,9 @@ from deploy.replay.prefetch import Behind, ahead
 from deploy.replay.provenance import PROVENANCE, DriveUsed
 from deploy.replay.real_time import RealTime
 from deploy.replay.report import Report
-from deploy.replay.results import LATENCY, RESULTS
+from deploy.replay.results import LATENCY
 from deploy.replay.settings import Settings, Source
 from deploy.replay.sources import Drive, open_drives
-from deploy.replay.statistics import Truth
 from deploy.replay.tracking import score_tracking
 from deploy.replay.undisturbed import uncollected, undisturbed
 from deploy.replay.verdict import judge, require_comparable
@@ -46,6 +45,7 @@ from deploy.runtime import Runtime
 from perception.atomic import made, write_atomically
 from perception.frame import Frame
 from perception.scene.scene import SceneFrame
+from perception.tasks.detection.judge import RESULTS
 
 
 class Player:
@@ -85,7 +85,7 @@ class Player:
         self.provenance = begun(runtime, source, self.settings)
         self.clock = RealTime() if self.settings.real_time or self.settings.latency else None
         known = [drive.tables for drive in drives if drive.tables is not None]
-        self.truth = Truth(known[0]) if known else None
+        self.tables = known[0] if known else None  # of the annotations
         self.not_finite = 0  # frames with a NaN or infinity in an output
         self.latency = Latency(VEHICLE if self.settings.latency else THROUGHPUT)
         self.expected = sum(self.settings.selection.expected(len(drive), drive.seconds) for drive in drives)
@@ -103,7 +103,7 @@ class Player:
                 self.console.print(f"{journal.path}: starting anew, for it was begun with {journal.discarded}")
             with ExitStack() as files:
                 manifest, viewers = self.runtime.bundle.manifest, self.settings.viewers
-                writers = open_writers(files, self.out, manifest, self.truth, viewers)
+                writers = open_writers(files, self.out, manifest, self.tables, viewers)
                 behind = files.enter_context(Behind())
                 frames = ahead(self._frames())
                 for frame, reading in track(frames, "Replaying", self.expected, console=self.console, transient=True):
@@ -246,8 +246,8 @@ def replay(
         player = Player(runtime, source, drives, out, console, settings)
         summary = player.run()
         _print(player, summary)
-        if gates is not None and gates.tracking and player.truth is not None and settings.selection.every == 1:
-            score_tracking(out, player.truth.tables)
+        if gates is not None and gates.tracking and player.tables is not None and settings.selection.every == 1:
+            score_tracking(out, player.tables)
         if judged:
             verdict = judge(out, baseline, gates)
             console.print(verdict.table())

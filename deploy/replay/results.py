@@ -12,11 +12,10 @@ from typing import Any
 import numpy as np
 
 from deploy.replay.latency import VEHICLE
-from deploy.replay.statistics import unpack
 from perception.errors import InputError
-from perception.tasks.detection.columns import BoxColumns, read_submission
+from perception.tasks.judging import ReplayedFrames
 
-RESULTS, STATISTICS, LATENCY, TRACKING = "results.json", "statistics.jsonl", "latency.json", "tracking_metrics.json"
+STATISTICS, LATENCY, TRACKING = "statistics.jsonl", "latency.json", "tracking_metrics.json"
 
 
 @dataclass(frozen=True)
@@ -36,6 +35,8 @@ class Finished:
             raise InputError(f"{folder}: holds no finished replay (no readable {STATISTICS}); replay again") from None
         if not lines:
             raise InputError(f"{path}: no frame was replayed; there is nothing to judge")
+        if any("tasks" not in line for line in lines):
+            raise InputError(f"{path}: was written by an earlier version; replay again")
         return Finished(folder, lines)
 
     def only(self, tokens: Sequence[str]) -> Finished:
@@ -60,51 +61,22 @@ class Finished:
         """(F, 2) m, where the vehicle is, in the global frame."""
         return np.array([line["ego"] for line in self.lines], np.float64)
 
-    def known(self, condition: str) -> np.ndarray:
-        """(F,) bool: frames of which all the conditions of a text such as rain+night are known to hold."""
-        return np.array([set(condition.split("+")) <= set(line["conditions"]) for line in self.lines], bool)
-
     @property
     def conditions(self) -> list[str]:
         """Conditions that are known of some frames but not of all, such as rain and clear."""
         known = [frozenset(line["conditions"]) for line in self.lines]
         return sorted(frozenset.union(*known) - frozenset.intersection(*known))
 
-    @cached_property
-    def racks(self) -> np.ndarray:
-        """(K, 11) frame, then centre, size and rotation of the annotated bicycle racks."""
-        rows = [[i, *rack] for i, line in enumerate(self.lines) for rack in line["racks"]]
-        return np.array(rows, np.float64).reshape(-1, 11)
-
-    @cached_property
-    def truth(self) -> BoxColumns | None:
-        """Annotations that count; None where a frame has none."""
-        if any(line["boxes"] is None for line in self.lines):
-            return None
-        rows = [[i, *box] for i, line in enumerate(self.lines) for box in line["boxes"]]
-        return BoxColumns.of(np.array(rows, np.float64).reshape(-1, 14)).counted(self.egos, self.racks)
-
-    @cached_property
-    def detections(self) -> BoxColumns:
-        """Detections that count, in the order of the file."""
-        frame_of = {token: i for i, token in enumerate(self.tokens)}
-        return read_submission(self.folder / RESULTS, frame_of).counted(self.egos, self.racks)
-
-    @cached_property
-    def map_counts(self) -> np.ndarray | None:
-        """(F, 3, 6, rings) as count_rings; zero where there is no map; None if there is none anywhere."""
-        counts = [(i, line["map"]["counts"]) for i, line in enumerate(self.lines) if line["map"]]
-        counts = [(i, each) for i, each in counts if each is not None]
-        if not counts:
-            return None
-        every = np.zeros((len(self), *np.shape(counts[0][1])), np.int64)
-        for i, each in counts:
-            every[i] = each
-        return every
-
-    def map_cells(self, frame: int) -> np.ndarray | None:
-        """(6, rows, columns) bool: where the network says that each map class is."""
-        return None if self.lines[frame]["map"] is None else unpack(self.lines[frame]["map"]["cells"])
+    def of_task(self, name: str) -> ReplayedFrames:
+        """The frames as a task judges them."""
+        return ReplayedFrames(
+            folder=self.folder,
+            tokens=self.tokens,
+            scenes=self.scenes,
+            egos=self.egos,
+            conditions=[frozenset(line["conditions"]) for line in self.lines],
+            statistics=[line["tasks"].get(name) for line in self.lines],
+        )
 
     @property
     def dropped(self) -> tuple[int, int]:

@@ -24,9 +24,10 @@ from deploy.replay.gates import (
 from deploy.replay.outcome import Case, Verdict
 from deploy.replay.page_data import with_verdict
 from deploy.replay.results import Finished
-from deploy.replay.scores import Measures, Subject, Unmeasured, detection_agreement, map_agreement
+from deploy.replay.scores import Measures, metrics
 from perception.atomic import write_together
 from perception.errors import InputError
+from perception.tasks.judging import Unmeasured
 
 
 def judge(out: Path, baseline: Path | None = None, gates: Gates | None = None) -> Verdict:
@@ -77,7 +78,7 @@ class _Judge:
             common = common_frames(finished, other, USUAL_COMMON if gates is None else gates.common)
             self.judged = finished.only(common)
             self.pair = Measures(self.judged), Measures(other.only(common))
-        self.gates = gates or usual_gates(self.judged.truth is not None, self.judged.conditions)
+        self.gates = gates or usual_gates(self.pair[0] if self.pair else self.run)
 
     def verdict(self) -> Verdict:
         cases = tuple(case for gate in self.gates.gates for case in self._cases(gate)) + self._finite()
@@ -119,12 +120,12 @@ class _Judge:
         return (Case("finite", "finite", False, len(tokens) / frames, 0.0, reason),) if tokens else ()
 
     def _expanded(self, gate: Any, metric: str, measures: Measures) -> Iterator[Any]:
-        """AP without a class is that of each class that is annotated."""
-        if metric != "AP" or gate.class_ is not None:
+        """A metric that is of each class, such as AP, without a class: of each that is annotated."""
+        if not metrics()[metric].each or gate.class_ is not None:
             yield gate
             return
         try:
-            classes = measures.classes(gate.condition, gate.range)
+            classes = measures.judge_of(metric).annotated_classes(gate.subject(metric))
         except Unmeasured:
             classes = []
         for name in classes:
@@ -134,7 +135,7 @@ class _Judge:
 
     def _score(self, gate: Score) -> Case:
         def measure() -> float:
-            return float(self.run.score(Subject(gate.metric, gate.class_, gate.condition, gate.range))[0])
+            return float(self.run.judge_of(gate.metric).score(gate.subject(gate.metric))[0])
 
         return _measured(f"{gate.metric}{gate.where}", gate.metric, gate.at_least, measure)
 
@@ -149,9 +150,9 @@ class _Judge:
     def _difference(self, gate: Difference) -> Case:
         assert self.pair is not None
         name = f"{gate.of}{gate.where} against the baseline"
-        subject = Subject(gate.of, gate.class_, gate.condition, gate.range)
+        run, baseline = (each.judge_of(gate.of) for each in self.pair)
         try:
-            found = change(*self.pair, subject, gate.confidence)
+            found = change(run, baseline, gate.subject(gate.of), gate.confidence)
         except Unmeasured as why:
             return _unmeasured(name, gate.metric, gate.at_most, why)
         outcome, reason = found.outcome(gate.at_most), found.reason(gate.at_most, gate.confidence)
@@ -162,18 +163,13 @@ class _Judge:
 
     def _agreement(self, gate: Agreement) -> Case:
         assert self.pair is not None
-        run, other = (each.finished for each in self.pair)
+        run, baseline = (each.judge_of(gate.of) for each in self.pair)
         name = f"agreement of {gate.of}{gate.where} with the baseline"
-        if gate.of == "map":
-            measure = lambda: map_agreement(run, other, gate.class_, gate.condition)  # noqa: E731
-            return _measured(name, gate.metric, gate.at_least, measure)
         try:
-            value, here, there = detection_agreement(
-                run, other, gate.class_, gate.condition, gate.range, gate.score, gate.metres
-            )
+            value, words = run.agreement(baseline, gate.subject(gate.of), gate.score, gate.metres)
         except Unmeasured as why:
             return _unmeasured(name, gate.metric, gate.at_least, why)
-        reason = f"{value:.4f} of {here} detections and the baseline's {there}; at least {gate.at_least:g}"
+        reason = f"{value:.4f}{words}; at least {gate.at_least:g}"
         return Case(name, gate.metric, value >= gate.at_least, value, gate.at_least, reason)
 
 

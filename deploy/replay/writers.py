@@ -9,12 +9,14 @@ from typing import Any, NamedTuple, Protocol
 
 from deploy.manifest import Manifest
 from deploy.replay.folder import TRACKS, VIEWERS
-from deploy.replay.results import RESULTS, STATISTICS
-from deploy.replay.statistics import StatisticsWriter, Truth
+from deploy.replay.results import STATISTICS
+from deploy.replay.statistics import StatisticsWriter
 from perception.atomic import atomic_file
+from perception.datasets.keyframes import Keyframes
 from perception.errors import InputError
 from perception.frame import Frame
 from perception.scene.scene import SceneFrame
+from perception.tasks.detection.judge import RESULTS
 from perception.tasks.detection.submission import SubmissionWriter
 from perception.tasks.detection.tracking import TrackWriter
 from perception.tasks.task import Task
@@ -52,25 +54,25 @@ class Writers(NamedTuple):
 
 
 def open_writers(
-    files: ExitStack, out: Path, manifest: Manifest, truth: Truth | None, viewers: Sequence[str]
+    files: ExitStack, out: Path, manifest: Manifest, source: Keyframes | None, viewers: Sequence[str]
 ) -> Writers:
     """The writers of the folder `out`; the files appear whole when `files` is closed.
 
     Args:
-        truth: None where the drive has no annotations.
+        source: of the frames' truth; None where the drive has no annotations.
         viewers: names in VIEWERS.
 
     Raises:
         InputError: a viewer's package is not installed, or the folder cannot be written.
     """
-    map_grid = manifest.head_grid.build() if "map" in manifest.tasks else None
+    tasks = manifest.heads
     return Writers(
         files.enter_context(SubmissionWriter.open(out / RESULTS, manifest.sensors)),
         files.enter_context(TrackWriter.open(out / TRACKS, manifest.sensors)),
         StatisticsWriter(
-            files.enter_context(atomic_file(out / STATISTICS, "the statistics")), manifest.sensors, map_grid, truth
+            files.enter_context(atomic_file(out / STATISTICS, "the statistics")), manifest.sensors, tasks, source
         ),
-        [files.enter_context(_viewer(name, out / VIEWERS[name], manifest.heads)) for name in viewers],
+        [files.enter_context(_viewer(name, out / VIEWERS[name], tasks)) for name in viewers],
     )
 
 

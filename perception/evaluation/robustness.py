@@ -2,7 +2,8 @@
 
 Dong et al., "Benchmarking robustness of 3D object detection to common corruptions", 2023; Hendrycks and Dietterich,
 "Benchmarking neural network robustness to common corruptions and perturbations", 2019. As there, the resilience to a
-corruption is the share of the clean NDS that is left, on average over its levels; mRA is the mean over corruptions.
+corruption is the share that is left, on average over its levels, of the clean main score of the first task that has
+one (NDS of detection); mRA is the mean over corruptions.
 """
 
 from __future__ import annotations
@@ -119,8 +120,10 @@ def robustness(
 
     Returns:
         `mRA`, and by corruption under `corruptions` its `unit`, `levels` (each `level`, and the numbers of the tasks'
-        `Metric.part`) and `resilience`. A share is None where the clean NDS is 0, or where nothing is detected for.
+        `Metric.part`) and `resilience`. A share is None where the clean score is 0 or not
+        defined.
     """
+    main = next((metric.main for metric in metrics.values() if metric.main), None)
     clean: dict[str, Any] = {}
     found: dict[str, Any] = {}
     for name in names:
@@ -131,7 +134,7 @@ def robustness(
             count = _add(again, predictor, frames(f"{name} {level:g}"), name, level)
             clean = clean or part_scores(metrics, np.ones(count, bool))
             levels.append({"level": level, **numbers(part_scores(again, np.ones(count, bool)))})
-        left = float(np.mean([each["NDS"] for each in levels])) / clean["NDS"] if clean.get("NDS") else None
+        left = float(np.mean([each[main] for each in levels])) / clean[main] if main and clean.get(main) else None
         found[name] = {"unit": corruption.unit, "levels": levels, "resilience": left}
     shares = [each["resilience"] for each in found.values() if each["resilience"] is not None]
     return {"mRA": float(np.mean(shares)) if shares else None, "corruptions": found}

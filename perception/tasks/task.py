@@ -15,6 +15,7 @@ import numpy as np
 from perception.frame import Frame
 from perception.grid import BevGrid
 from perception.section import Section
+from perception.tasks.judging import Judge
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -72,6 +73,7 @@ class Task(ABC, Generic[Result]):
     ranked: ClassVar[bool] = False  # its outputs are lists of detections: boxes, scores, labels and attributes
     random_routes: ClassVar[bool] = False  # while its head is trained on a frozen base, modules run at random
     metric: type[Metric[Any]]
+    judge: ClassVar[type[Judge] | None] = None  # of finished replays; None: gates measure nothing of the task
     outputs: Sequence[Output]
 
     def __init__(self, config: Any, grid: BevGrid) -> None:
@@ -121,6 +123,14 @@ class Task(ABC, Generic[Result]):
         """How many mistakes a result makes, and that in words; None where the frame does not tell."""
         return None
 
+    def statistics(self, frame: Frame, result: Result, source: Keyframes | None) -> Mapping[str, Any]:
+        """What the `judge` needs of a frame, as JSON holds it; under `truth`, if there, what is annotated.
+
+        Args:
+            source: of the frame and its truth, which faults of the sensors do not touch; None: the drive has none.
+        """
+        return {}
+
     @staticmethod
     def pack(result: Any) -> dict[str, np.ndarray]:
         """A result as arrays, for the journal of a replay; as it stands for results that are an array."""
@@ -155,6 +165,8 @@ class Metric(ABC, Generic[Result]):
         source: of the frames, and of what is true in them.
         grid: of the pillars; results on a grid cover the same ground.
     """
+
+    main: ClassVar[str | None] = None  # of the numbers of `part`, the one that a robust network keeps
 
     def __init__(self, source: Keyframes, grid: BevGrid) -> None:
         self.source, self.grid = source, grid

@@ -156,6 +156,10 @@ class NuScenesTables:
 
     def racks(self) -> dict[str, list[list[float]]]:
         """Annotated bicycle racks by keyframe, see `read_racks`."""
+        return self._racks
+
+    @cached_property
+    def _racks(self) -> dict[str, list[list[float]]]:
         return read_racks(self.dataroot, self.version)
 
     def map(self, location: str) -> MapExpansion | None:

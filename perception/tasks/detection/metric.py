@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 class DetectionMetric(Metric[Boxes]):
     """The devkit's numbers (detection_cvpr_2019) without the devkit; equal to them within 1e-9."""
 
+    main = "NDS"
+
     def __init__(self, source: Keyframes, grid: BevGrid) -> None:
         super().__init__(source, grid)
         self._tokens: list[str] = []

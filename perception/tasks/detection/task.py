@@ -12,6 +12,7 @@ from perception.datasets.keyframes import Keyframes
 from perception.frame import Boxes, Frame
 from perception.tasks.detection import drawing
 from perception.tasks.detection.config import DetectionHead
+from perception.tasks.detection.judge import DetectionJudge, truth_of
 from perception.tasks.detection.metric import DetectionMetric
 from perception.tasks.detection.nms import survivors
 from perception.tasks.detection.targets import anchor_labels, center_labels
@@ -40,6 +41,7 @@ class DetectionTask(Task[Boxes]):
 
     name = "detection"
     metric = DetectionMetric
+    judge = DetectionJudge
     Config = DetectionHead
     ranked = True
     config: DetectionHead
@@ -100,6 +102,10 @@ class DetectionTask(Task[Boxes]):
     def mistakes(self, frame: Frame, result: Boxes) -> tuple[int, str] | None:
         """Annotated boxes that no detection finds, and detections that find none."""
         return drawing.mistakes_of(frame, result, self.grid)
+
+    def statistics(self, frame: Frame, result: Boxes, source: Keyframes | None) -> dict[str, Any]:
+        """The annotations; detections are in results.json."""
+        return {"truth": truth_of(source, frame.token)}
 
     @staticmethod
     def pack(result: Boxes) -> dict[str, np.ndarray]:

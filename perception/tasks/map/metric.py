@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 class MapMetric(Metric[np.ndarray]):
     """As BEVFusion scores it (`MapIou`), and at a probability of 0.5 for parts of the frames and ranges."""
 
+    main = "mIoU"
+
     def __init__(self, source: Keyframes, grid: BevGrid) -> None:
         super().__init__(source, grid)
         self._whole = MapIou()

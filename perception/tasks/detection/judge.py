@@ -1,0 +1,134 @@
+"""Judges the detections of a finished replay: mAP, NDS, AP by class, and agreement with another replay. numpy only."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import cached_property, lru_cache
+from typing import Any, ClassVar
+
+import numpy as np
+
+from perception.datasets.keyframes import Keyframes
+from perception.frame import CLASSES
+from perception.tasks.detection.columns import BoxColumns, read_submission
+from perception.tasks.detection.matching import match
+from perception.tasks.detection.scores import DetectionScores, Scores
+from perception.tasks.judging import Judge, Metric, Range, ReplayedFrames, Subject, Unmeasured, mean_shares
+
+RESULTS = "results.json"  # in the folder of a replay: all detections, as a nuScenes submission
+
+
+def truth_of(source: Keyframes | None, token: str) -> dict[str, Any] | None:
+    """What is annotated in a keyframe, as JSON holds it; None where nothing is.
+
+    `boxes` are rows of label, x y z, w l h, yaw, vx vy, attribute, score, points; `bike_racks` of centre, size and
+    rotation. All in the global frame.
+    """
+    boxes = None if source is None else source.boxes(token)
+    if source is None or boxes is None:
+        return None
+    rows = np.column_stack(
+        [
+            boxes.labels, boxes.centers, boxes.sizes, boxes.yaws, boxes.velocities[:, :2],
+            boxes.attributes, boxes.scores, boxes.num_points,
+        ]
+    )  # fmt: skip
+    known = [[None if math.isnan(number) else number for number in row] for row in rows.tolist()]
+    return {"boxes": known, "bike_racks": source.racks().get(token, [])}
+
+
+class DetectionJudge(Judge):
+    """By the devkit's numbers."""
+
+    metrics: ClassVar[Mapping[str, Metric]] = {"mAP": Metric(), "NDS": Metric(), "AP": Metric(CLASSES, each=True)}
+    agreements: ClassVar[Mapping[str, Metric]] = {"detections": Metric(CLASSES)}
+
+    def __init__(self, frames: ReplayedFrames) -> None:
+        super().__init__(frames)
+        self._matched = lru_cache(maxsize=None)(self._match)
+        self._scored: dict[tuple[str | None, Range, bytes], Scores] = {}
+
+    @cached_property
+    def truth(self) -> BoxColumns | None:
+        """Annotations that count; None where a frame has none."""
+        truths = self._truths
+        if len(truths) < len(self.frames):
+            return None
+        rows = [[i, *box] for i, truth in truths.items() for box in truth["boxes"]]
+        return self._counted(BoxColumns.of(np.array(rows, np.float64).reshape(-1, 14)))
+
+    @cached_property
+    def detections(self) -> BoxColumns:
+        """Detections that count, in the order of the file."""
+        frame_of = {token: i for i, token in enumerate(self.frames.tokens)}
+        return self._counted(read_submission(self.frames.folder / RESULTS, frame_of))
+
+    @property
+    def _truths(self) -> dict[int, Any]:
+        """What is annotated in each frame that is annotated."""
+        return {i: each["truth"] for i, each in enumerate(self.frames.statistics) if each and each["truth"]}
+
+    def _counted(self, boxes: BoxColumns) -> BoxColumns:
+        racks = [[i, *rack] for i, truth in self._truths.items() for rack in truth["bike_racks"]]
+        return boxes.counted(self.frames.egos, np.array(racks, np.float64).reshape(-1, 11))
+
+    def score(self, subject: Subject, draws: np.ndarray | None = None) -> np.ndarray:
+        metric, class_, condition, bounds = subject
+        scores = self._matched(condition, bounds)
+        key = condition, bounds, b"" if draws is None else draws.tobytes()
+        if key not in self._scored:
+            self._scored[key] = scores.scored(draws)
+        scored = self._scored[key]
+        if metric == "AP":
+            label = CLASSES.index(str(class_))
+            if not scores.annotated[:, label].any():
+                raise Unmeasured(f"no {class_} is annotated{subject.where}")
+            return scored.class_aps[:, label]
+        return scored.mean_ap if metric == "mAP" else scored.nds
+
+    def sizes(self, subject: Subject) -> np.ndarray:
+        """(S,) share of each scene in the annotated boxes; the mean over the classes."""
+        there = self._matched(subject.condition, subject.range).annotated
+        there = there if subject.class_ is None else there[:, [CLASSES.index(subject.class_)]]
+        return mean_shares(there)
+
+    def same_results(self, other: DetectionJudge, subject: Subject) -> bool:
+        return self._chosen(subject, self.detections).equals(other._chosen(subject, other.detections))
+
+    def annotated_classes(self, subject: Subject) -> list[str]:
+        there = self._matched(subject.condition, subject.range).annotated.any(axis=0)
+        return [name for name, present in zip(CLASSES, there, strict=True) if present]
+
+    def agreement(self, other: DetectionJudge, subject: Subject, score: float, metres: float) -> tuple[float, str]:
+        """2 M / (A + B) of A and B detections over the score, of which M have a partner."""
+        sides = []
+        for judge in (self, other):
+            boxes = judge._chosen(subject, judge.detections)
+            sides.append(boxes.select(boxes.scores >= score))
+        here, there = map(len, sides)
+        if not here + there:
+            raise Unmeasured(f"neither replay detects anything with a score of {score:g}{subject.where}")
+        matched = (match(sides[1], sides[0], (metres,)) >= 0).sum()
+        return float(2 * matched / (here + there)), f" of {here} detections and the baseline's {there}"
+
+    def usual_differences(self) -> Sequence[str]:
+        return () if self.truth is None else ("mAP", "NDS")
+
+    def usual_agreements(self) -> Sequence[str]:
+        return ("detections",) if self.truth is None else ()
+
+    def _match(self, condition: str | None, bounds: Range) -> DetectionScores:
+        if self.truth is None:
+            raise Unmeasured("the drive has no annotations")
+        subject = Subject("", None, condition, bounds)
+        sides = [self._chosen(subject, boxes) for boxes in (self.truth, self.detections)]
+        return DetectionScores(sides[0], sides[1], self.frames.scenes)
+
+    def _chosen(self, subject: Subject, boxes: BoxColumns) -> BoxColumns:
+        chosen = self.frames.known(subject.condition)[boxes.frames]
+        if subject.range is not None:
+            chosen &= boxes.within(subject.range, self.frames.egos)
+        if subject.class_ is not None:
+            chosen &= boxes.labels == CLASSES.index(subject.class_)
+        return boxes.select(chosen)

@@ -1,0 +1,139 @@
+"""How a task judges a finished replay: scores of its frames, and agreement with another replay. numpy only."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, NamedTuple, TypeVar
+
+import numpy as np
+
+Range = tuple[float, float] | None  # m from the vehicle: from, to; None: all
+
+
+class Unmeasured(Exception):
+    """Why there is no number, such as frames without annotations."""
+
+
+class Subject(NamedTuple):
+    """What is measured, and in which frames."""
+
+    metric: str
+    class_: str | None = None  # None: what the metric is of all classes
+    condition: str | None = None  # such as rain or rain+night; None: all frames
+    range: Range = None
+
+    @property
+    def where(self) -> str:
+        """Such as ' in rain within 0 to 30 m'; '' for all."""
+        bounds = " within {:g} to {:g} m".format(*self.range) if self.range else ""
+        return (f" in {self.condition}" if self.condition else "") + bounds
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What a gate may name.
+
+    Attributes:
+        classes: it can be measured for one of them alone.
+        each: without a class it is a gate for each class that is annotated.
+        ranged: it can be measured for a range.
+        step: m, bounds of ranges are multiples of it.
+    """
+
+    classes: tuple[str, ...] = ()
+    each: bool = False
+    ranged: bool = True
+    step: float | None = None
+
+
+@dataclass(frozen=True)
+class ReplayedFrames:
+    """F frames of a finished replay, as a task judges them."""
+
+    folder: Path  # of the replay
+    tokens: Sequence[str]
+    scenes: np.ndarray  # (F,) int, the scene of each, from 0 on
+    egos: np.ndarray  # (F, 2) m, where the vehicle is, in the global frame
+    conditions: Sequence[frozenset[str]]  # that are known of each
+    statistics: Sequence[Mapping[str, Any] | None]  # what `Task.statistics` gave of each; None: the task did not run
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def known(self, condition: str | None) -> np.ndarray:
+        """(F,) bool: frames of which all the conditions of a text such as rain+night are known to hold.
+
+        Raises:
+            Unmeasured: there is none.
+        """
+        wanted = frozenset(condition.split("+")) if condition else frozenset()
+        frames = np.array([wanted <= each for each in self.conditions], bool)
+        if not frames.any():
+            raise Unmeasured(f"no frame is known to be in {condition}")
+        return frames
+
+
+OwnJudge = TypeVar("OwnJudge", bound="Judge")
+
+
+class Judge(ABC):
+    """Measures what a task perceived in a replay."""
+
+    metrics: ClassVar[Mapping[str, Metric]] = {}  # scores, higher is better; no other task uses their names
+    agreements: ClassVar[Mapping[str, Metric]] = {}  # of what the outputs of two replays can agree
+
+    def __init__(self, frames: ReplayedFrames) -> None:
+        self.frames = frames
+
+    @abstractmethod
+    def score(self, subject: Subject, draws: np.ndarray | None = None) -> np.ndarray:
+        """(R,) score of each draw.
+
+        Args:
+            draws: (R, S) how often each scene counts; None: once, R = 1.
+
+        Raises:
+            Unmeasured: the frames hold nothing to measure it on.
+        """
+
+    @abstractmethod
+    def sizes(self, subject: Subject) -> np.ndarray:
+        """(S,) share of each scene in what there is to score."""
+
+    @abstractmethod
+    def same_results(self: OwnJudge, other: OwnJudge, subject: Subject) -> bool:
+        """Whether what is scored is the same, number by number, in another replay of the same frames."""
+
+    def annotated_classes(self, subject: Subject) -> Sequence[str]:
+        """Classes that a metric with `each` can be measured for; raises Unmeasured where there are no annotations."""
+        return ()
+
+    def agreement(self: OwnJudge, other: OwnJudge, subject: Subject, score: float, metres: float) -> tuple[float, str]:
+        """How far the outputs are those of another replay of the same frames, in [0, 1], and of what, in words.
+
+        Args:
+            subject: its metric is one of `agreements`.
+            score: detections with lower ones do not count.
+            metres: distance in which two detections are the same.
+
+        Raises:
+            Unmeasured: neither replay has outputs to compare.
+        """
+        raise NotImplementedError
+
+    def usual_differences(self) -> Sequence[str]:
+        """Metrics that must not fall against a baseline, where no file of gates says what must hold."""
+        return ()
+
+    def usual_agreements(self) -> Sequence[str]:
+        """Outputs that must agree with a baseline, where no file of gates says what must hold."""
+        return ()
+
+
+def mean_shares(there: np.ndarray) -> np.ndarray:
+    """(S,) share of each scene in what is there (S, C), the mean over the classes that are there."""
+    present = there[:, there.any(axis=0)]
+    return np.asarray((present / present.sum(axis=0)).sum(axis=1) / max(1, present.shape[1]))

@@ -1,0 +1,99 @@
+"""Judges the maps of a finished replay: IoU by class, and agreement with another replay. numpy only."""
+
+from __future__ import annotations
+
+import base64
+import zlib
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any, ClassVar
+
+import numpy as np
+
+from perception.frame import MAP_CLASSES
+from perception.tasks.judging import Judge, Metric, Subject, Unmeasured, mean_shares
+from perception.tasks.map.counts import RING, ious, rings
+
+
+def pack(cells: np.ndarray) -> dict[str, Any]:
+    """Cells (6, rows, columns) bool as JSON holds them."""
+    bits = zlib.compress(np.packbits(cells).tobytes(), 9)
+    return {"shape": cells.shape, "bits": base64.b64encode(bits).decode()}
+
+
+def unpack(packed: Mapping[str, Any]) -> np.ndarray:
+    """The cells that were packed."""
+    bits = np.frombuffer(zlib.decompress(base64.b64decode(packed["bits"])), np.uint8)
+    count = int(np.prod(packed["shape"]))
+    return np.unpackbits(bits, count=count).reshape(packed["shape"]).astype(bool)
+
+
+class MapJudge(Judge):
+    """By the cells at a probability of 0.5."""
+
+    metrics: ClassVar[Mapping[str, Metric]] = {"IoU": Metric(MAP_CLASSES, step=RING)}
+    agreements: ClassVar[Mapping[str, Metric]] = {"map": Metric(MAP_CLASSES, ranged=False)}
+
+    @cached_property
+    def counts(self) -> np.ndarray | None:
+        """(F, 3, 6, rings) as count_rings; zero where there is no map; None if there is none anywhere."""
+        counts = [(i, each["counts"]) for i, each in enumerate(self.frames.statistics) if each and each["counts"]]
+        if not counts:
+            return None
+        every = np.zeros((len(self.frames), *np.shape(counts[0][1])), np.int64)
+        for i, each in counts:
+            every[i] = each
+        return every
+
+    def score(self, subject: Subject, draws: np.ndarray | None = None) -> np.ndarray:
+        """(R,) IoU of a class, or the mean of the classes that are there."""
+        per_scene = self._cells(subject)
+        draws = np.ones((1, len(per_scene))) if draws is None else draws
+        found = ious(np.tensordot(draws.astype(np.float64), per_scene, 1))
+        if subject.class_ is None:
+            present = ~np.isnan(found)
+            if not present[0].any() and len(found) == 1:
+                raise Unmeasured(f"the map shows nothing{subject.where}")
+            sums, number = np.nansum(found, axis=1), present.sum(axis=1)
+            return np.divide(sums, number, out=np.zeros_like(sums), where=number > 0)
+        own = found[:, MAP_CLASSES.index(subject.class_)]
+        if np.isnan(own).all():
+            raise Unmeasured(f"the map shows no {subject.class_}{subject.where}")
+        return np.nan_to_num(own)
+
+    def sizes(self, subject: Subject) -> np.ndarray:
+        """(S,) share of each scene in the cells; the mean over the classes."""
+        return mean_shares(_of_class(self._cells(subject)[:, 2], subject))
+
+    def same_results(self, other: MapJudge, subject: Subject) -> bool:
+        return not _of_class(self._cells(subject) != other._cells(subject), subject).any()
+
+    def agreement(self, other: MapJudge, subject: Subject, score: float, metres: float) -> tuple[float, str]:
+        """IoU of the cells of both replays, of a class or the mean of the classes that either shows."""
+        both = either = np.zeros(len(MAP_CLASSES))
+        for i in np.flatnonzero(self.frames.known(subject.condition)):
+            parts = [judge.frames.statistics[i] for judge in (self, other)]
+            if parts[0] is not None and parts[1] is not None:
+                cells, others = (unpack(part["cells"]) for part in parts if part is not None)
+                if cells.shape != others.shape:
+                    raise Unmeasured("the networks' maps have different grids")
+                both, either = both + (cells & others).sum(axis=(1, 2)), either + (cells | others).sum(axis=(1, 2))
+        chosen = either > 0 if subject.class_ is None else np.array(MAP_CLASSES) == subject.class_
+        if not either[chosen].any():
+            what = f" of {subject.class_}" if subject.class_ else ""
+            raise Unmeasured(f"neither replay shows a map{what}{subject.where}")
+        return float((both[chosen] / either[chosen]).mean()), ""
+
+    def _cells(self, subject: Subject) -> np.ndarray:
+        """(S, 3, 6) cells of each scene, as count_rings counts them."""
+        if self.counts is None:
+            raise Unmeasured("there is no map of the drive, or the network has none")
+        frames, scenes = self.frames.known(subject.condition), self.frames.scenes
+        per_scene = np.zeros((scenes.max() + 1, *self.counts.shape[1:3]))
+        np.add.at(per_scene, scenes[frames], self.counts[frames][..., rings(subject.range)].sum(axis=-1))
+        return per_scene
+
+
+def _of_class(values: np.ndarray, subject: Subject) -> np.ndarray:
+    """(..., 6) of the subject's class alone, (..., 1)."""
+    return values if subject.class_ is None else values[..., [MAP_CLASSES.index(subject.class_)]]
