@@ -17,7 +17,7 @@ from rich.table import Table
 
 from deploy.build import build
 from deploy.export import export
-from deploy.replay.player import replay
+from deploy.replay.run import replay
 from deploy.replay.settings import Settings, Source
 from perception.atomic import write_atomically
 from perception.config import Config, find_config, load_config

@@ -17,7 +17,7 @@ from functools import cache
 USED = (
     "deploy.build",
     "deploy.export",
-    "deploy.replay.player",
+    "deploy.replay.run",
     "deploy.runtime",
     "nuscenes.eval.detection.evaluate",
     "perception.evaluation.evaluate",

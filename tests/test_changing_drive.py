@@ -16,7 +16,7 @@ from deploy.bundle import Bundle
 from deploy.export import export
 from deploy.golden import differences
 from deploy.replay.faults import Fault
-from deploy.replay.player import replay
+from deploy.replay.run import replay
 from deploy.replay.settings import Settings, Source
 from deploy.runtime import Runtime
 from perception.config import Data

@@ -20,7 +20,7 @@ from pyquaternion import Quaternion
 from deploy.replay.faults import Fault
 from deploy.replay.foxglove_results import FoxgloveWriter
 from deploy.replay.pictures import raster_colours
-from deploy.replay.player import replay
+from deploy.replay.run import replay
 from deploy.replay.settings import Settings, Source
 from deploy.runtime import Runtime
 from perception.datasets.nuscenes.dataset import NuScenesTables

@@ -30,7 +30,8 @@ from judged import instead
 from deploy.export import export
 from deploy.replay.faults import Fault, inject
 from deploy.replay.journal import JOURNAL, Journal
-from deploy.replay.player import Player, replay
+from deploy.replay.player import Player
+from deploy.replay.run import replay
 from deploy.replay.selection import Selection
 from deploy.replay.settings import Settings, Source
 from deploy.replay.sources import open_drives
@@ -120,7 +121,7 @@ def test_killed_at_20_random_moments_it_ends_with_the_same_bytes(
 ) -> None:
     """A third of them before another frame is in the journal, the others once it has grown by up to a tenth."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["deploy.replay.player", "deploy.engines.onnxruntime"])
+    context.set_forkserver_preload(["deploy.replay.run", "deploy.engines.onnxruntime"])
     rng, kills, journal = random.Random(0), 0, tmp_path / JOURNAL
     stale = [tmp_path / name for name in ("verdict.json", "junit.xml", "latency.json", "report.html")]
     for file in stale:
@@ -471,6 +472,6 @@ def test_memory_does_not_grow_with_the_drive(drive: Path, tmp_path: Path, monkey
     """Points and map of a frame take 44 kB here; what is kept of it, its token and latencies, 2 kB at most."""
     monkeypatch.setattr("deploy.replay.report.SPREAD", 2)  # their number does not depend on the drive
     long = LongDrive(replace(first_frames(drive)[0], cameras={}))
-    long.player = Player(Runtime(small()), Source(drive), [long], tmp_path, QUIET)
+    long.player = Player(Runtime(small()), Source(drive), [long], tmp_path)
     long.player.run()
     assert 0 < long.grown < 100 * 2000

@@ -14,7 +14,7 @@ from recordings import STORAGES, TINY, assembled, assert_equal_frames, make_log,
 from rosbags.highlevel import AnyReader
 from test_cli import perception
 
-from deploy.replay.player import replay
+from deploy.replay.run import replay
 from deploy.replay.settings import Source
 from deploy.replay.sources import open_drives
 from deploy.replay.sources.topics import Topics

@@ -19,7 +19,7 @@ from pyquaternion import Quaternion
 from deploy.replay import pictures
 from deploy.replay.gates import Gates
 from deploy.replay.latency import STAGES, Latency
-from deploy.replay.player import replay
+from deploy.replay.run import replay
 from deploy.replay.settings import Source
 from deploy.runtime import Runtime
 from perception.datasets.nuscenes.dataset import NuScenesTables

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import write_tiny
-from exported import QUIET
 from judged import gates
 from test_player import frames, replayed, small
 
@@ -81,7 +80,7 @@ def test_nothing_goes_on_beside_a_frame(drive: Path, tmp_path: Path) -> None:
     """First all frames come on the main thread, which is bound to a core and has no other beside it but the test's."""
     cores, beside = os.sched_getaffinity(0), threading.active_count()
     watched = WatchedDrive(frames(drive)[:2], tmp_path)
-    Player(Runtime(small()), Source(drive), [watched], tmp_path, QUIET, Settings(latency=True)).run()
+    Player(Runtime(small()), Source(drive), [watched], tmp_path, Settings(latency=True)).run()
     main = threading.current_thread().name
     assert watched.seen[:2] == [(main, beside, 1, {JOURNAL, f"{JOURNAL}-wal"})] * 2
     assert {thread for thread, *_ in watched.seen[2:]} == {"reader_0"}

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from exported import QUIET, bundle
 
-from deploy.replay.player import replay
+from deploy.replay.run import replay
 from deploy.replay.settings import Settings, Source
 from deploy.runtime import Runtime
 from perception.datasets.nuscenes.dataset import NuScenesTables

@@ -14,7 +14,7 @@ from exported import QUIET, bundle, copied, keys, rewritten, trusting
 
 from deploy.build import build
 from deploy.bundle import Bundle
-from deploy.replay.player import replay
+from deploy.replay.run import replay
 from deploy.replay.settings import Settings, Source
 from deploy.runtime import Runtime
 from deploy.signature import key_id, require_signed, signer

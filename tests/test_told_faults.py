@@ -19,9 +19,9 @@ from exported import QUIET, bundle
 from pages import page_data
 from PIL import Image
 
-from deploy.replay.fault_detection import Told
+from deploy.replay.fault_detection import FaultDetections
 from deploy.replay.faults import KINDS, ONLY, Fault, inject
-from deploy.replay.player import replay
+from deploy.replay.run import replay
 from deploy.replay.settings import Settings, Source
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.evaluation import corrupt
@@ -75,7 +75,7 @@ def named(kind: str, sensor: str) -> set[Status]:
     if kind == "miscalibration" and sensor != LIDAR:
         return set()
     by_kind: dict[str, Status] = {"delay": "late", "blackout": "missing" if sensor == LIDAR else "dark"}
-    return {by_kind[kind]} if kind in by_kind else set(KINDS[kind].told_as)
+    return {by_kind[kind]} if kind in by_kind else set(KINDS[kind].expected_statuses)
 
 
 def said(frames: Sequence[Frame], texts: Sequence[str], sensors: Sequence[str]) -> list[Mapping[str, set[Status]]]:
@@ -352,14 +352,14 @@ def test_the_report_lists_faults_beside_what_health_said(root: Path, tmp_path: P
     assert summary["frames"] == FRAMES
     data = page_data(tmp_path / "report.html")
     expected = [
-        {"fault": texts[0], "sensor": name, "frames": 3, "told": 3, "said": {"missing": 0.0}} for name in CAMERAS
+        {"fault": texts[0], "sensor": name, "frames": 3, "detected": 3, "delays": {"missing": 0.0}} for name in CAMERAS
     ]
     expected += [
-        {"fault": texts[1], "sensor": LIDAR, "frames": 3, "told": 3, "said": {"noisy": 0.0}},
-        {"fault": texts[2], "sensor": "CAM_BACK", "frames": 2, "told": 0, "said": {}},
-        {"fault": texts[3], "sensor": "CAM_BACK", "frames": 0, "told": 0, "said": {}},
+        {"fault": texts[1], "sensor": LIDAR, "frames": 3, "detected": 3, "delays": {"noisy": 0.0}},
+        {"fault": texts[2], "sensor": "CAM_BACK", "frames": 2, "detected": 0, "delays": {}},
+        {"fault": texts[3], "sensor": "CAM_BACK", "frames": 0, "detected": 0, "delays": {}},
     ]
-    assert data["told"] == expected
+    assert data["faults"] == expected
     lanes = {lane["name"]: lane["spans"] for lane in data["lanes"] if lane["kind"] == "health"}
     spans = [(span["from"], span["to"], span["value"]) for span in lanes["CAM_FRONT"]]
     assert spans == [(0, 1, "ok"), (2, 4, "missing"), (5, 7, "ok")]
@@ -369,10 +369,14 @@ def test_the_report_lists_faults_beside_what_health_said(root: Path, tmp_path: P
 
 def test_of_several_drives_the_longest_delay_counts(drives: list[list[Frame]]) -> None:
     """The tilt is told half a second late in each drive, whose windows count from its own first frame."""
-    told = Told([fault := Fault.parse(windowed("miscalibration", LIDAR))])
+    detections = FaultDetections([fault := Fault.parse(windowed("miscalibration", LIDAR))])
     for frames in drives:
         monitor = HealthMonitor([LIDAR])
-        for frame in inject(told.watched(frames), [fault]):
-            told.add(frame, monitor.update(frame))
-    [found] = told.listed()
-    assert (found["frames"], found["told"], found["said"]) == (6, 4, {"miscalibrated": pytest.approx(0.5, abs=0.02)})
+        for frame in inject(detections.started(frames), [fault]):
+            detections.add(frame, monitor.update(frame))
+    [found] = detections.listed()
+    assert (found["frames"], found["detected"], found["delays"]) == (
+        6,
+        4,
+        {"miscalibrated": pytest.approx(0.5, abs=0.02)},
+    )

@@ -22,7 +22,7 @@ from locks import ROOT, pinned, requirements
 from recordings import make_log
 from test_vehicle_imports import VEHICLE
 
-from deploy.replay.player import replay
+from deploy.replay.run import replay
 from deploy.replay.settings import Source
 
 VERSIONS = {"jetpack6": "3.10", "jetpack7": "3.12"}  # of Python

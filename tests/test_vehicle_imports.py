@@ -74,6 +74,7 @@ VEHICLE = (
     "deploy.replay.provenance",
     "deploy.replay.real_time",
     "deploy.replay.report",
+    "deploy.replay.run",
     "deploy.replay.selection",
     "deploy.replay.settings",
     "deploy.replay.sources",

@@ -18,8 +18,8 @@ from deploy.engines.onnxruntime import OnnxRuntimeEngine
 from deploy.precision.calibrate import ranges
 from deploy.precision.quantise import CPU, activations, quantisable, quantise
 from deploy.replay.faults import Fault
-from deploy.replay.player import replay
 from deploy.replay.results import Finished
+from deploy.replay.run import replay
 from deploy.replay.selection import Selection
 from deploy.replay.settings import Settings, Source
 from deploy.replay.verdict import judge

@@ -14,8 +14,9 @@ from unittest.mock import patch
 from rich.console import Console
 
 from deploy.replay.latency import STAGES
-from deploy.replay.player import Player, replay
+from deploy.replay.player import Player
 from deploy.replay.report import Report
+from deploy.replay.run import replay
 from deploy.replay.settings import Source
 from deploy.runtime import CHECK_EVERY, Runtime
 from perception.datasets.nuscenes.dataset import NuScenesTables

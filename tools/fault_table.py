@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from deploy.replay.fault_detection import Told
+from deploy.replay.fault_detection import FaultDetections
 from deploy.replay.faults import Fault, inject
 from deploy.runtime import Runtime
 from perception.datasets.nuscenes.dataset import NuScenesTables
@@ -71,12 +71,15 @@ def scores(runtime: Runtime, frames: Sequence[Frame], tables: NuScenesTables, fa
 def said(frames: Sequence[Frame], faults: Sequence[str]) -> str:
     """What health says of the sensors that each fault is of, such as 'dark 0.0 s (6 of 6)'; before it all are well."""
     parsed = [Fault.parse(f"{text}@{SINCE}-{LONGEST}") for text in faults]
-    told, monitors = Told(parsed), defaultdict[str, HealthMonitor](lambda: HealthMonitor((LIDAR, *CAMERAS)))
-    for frame in inject(told.watched(frames), parsed):
-        told.add(frame, monitors[frame.scene].update(frame))
+    detections, monitors = (
+        FaultDetections(parsed),
+        defaultdict[str, HealthMonitor](lambda: HealthMonitor((LIDAR, *CAMERAS))),
+    )
+    for frame in inject(detections.started(frames), parsed):
+        detections.add(frame, monitors[frame.scene].update(frame))
     texts = []
     for fault in parsed:
-        rows = [each["said"] for each in told.listed() if each["fault"] == fault.text]
+        rows = [each["delays"] for each in detections.listed() if each["fault"] == fault.text]
         heard = {
             name: [row[name] for row in rows if name in row] for name in dict.fromkeys(n for row in rows for n in row)
         }

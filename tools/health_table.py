@@ -111,7 +111,7 @@ def print_faults(drives: Sequence[Drive]) -> None:
         for frames in drives:
             add_loads(found, inject(frames, [fault]), fault.sensors)
         for (_, status), pairs in found.items():
-            if status in fault.kind.told_as:
+            if status in fault.kind.expected_statuses:
                 loads, times = np.array(pairs).T
                 loads = loads[times > 1.25]  # the first frames freeze, or have no past
                 if not len(loads):

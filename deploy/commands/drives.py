@@ -124,7 +124,7 @@ def replay(
     from deploy.replay.faults import Fault
     from deploy.replay.gates import Gates
     from deploy.replay.outcome import EXIT_CODES
-    from deploy.replay.player import replay as run
+    from deploy.replay.run import replay as run
     from deploy.replay.selection import Selection
     from deploy.replay.settings import Settings, Source
     from deploy.replay.sources import is_recording

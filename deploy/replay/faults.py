@@ -32,7 +32,7 @@ OrNone = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 class Kind(Section):
     """What happens to a sensor, while its calibration and the clock go on. Subclasses say what differs."""
 
-    told_as: ClassVar[frozenset[Status]]  # what health calls it
+    expected_statuses: ClassVar[frozenset[Status]]  # any of them means that health detects the fault
 
     def camera(self, camera: Camera, past: Camera | None, rng: np.random.Generator) -> Camera | None:
         """The camera as the frame gets it.
@@ -58,7 +58,7 @@ class Kind(Section):
 class Drop(Kind):
     """Nothing arrives."""
 
-    told_as = frozenset({"missing"})
+    expected_statuses = frozenset({"missing"})
 
     def camera(self, camera: Camera, past: Camera | None, rng: np.random.Generator) -> None:
         return None
@@ -70,7 +70,7 @@ class Drop(Kind):
 class Freeze(Kind):
     """The last data before the fault arrive again and again, as if they were new."""
 
-    told_as = frozenset({"frozen"})
+    expected_statuses = frozenset({"frozen"})
 
     def camera(self, camera: Camera, past: Camera | None, rng: np.random.Generator) -> Camera | None:
         return past and replace(camera, image=past.image)
@@ -82,7 +82,7 @@ class Freeze(Kind):
 class Delay(Kind):
     """Data arrive late, with their own time and pose; before the first ones the sensor is missing."""
 
-    told_as = frozenset({"late", "missing"})
+    expected_statuses = frozenset({"late", "missing"})
     seconds: Annotated[float, Field(gt=0, le=LONGEST_DELAY)] = 0.5
 
     def camera(self, camera: Camera, past: Camera | None, rng: np.random.Generator) -> Camera | None:
@@ -99,7 +99,7 @@ class Delay(Kind):
 class Blackout(Kind):
     """The sensor works and sees nothing: black pictures, a sweep without a return."""
 
-    told_as = frozenset({"dark", "missing"})
+    expected_statuses = frozenset({"dark", "missing"})
 
     def image(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         return np.zeros_like(image)
@@ -109,7 +109,7 @@ class Blackout(Kind):
 
 
 class Blur(Kind):
-    told_as = frozenset({"blurred"})
+    expected_statuses = frozenset({"blurred"})
     pixels: Amount = 5.0  # standard deviation, of the recorded picture
 
     def image(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -117,7 +117,7 @@ class Blur(Kind):
 
 
 class Noise(Kind):
-    told_as = frozenset({"noisy"})
+    expected_statuses = frozenset({"noisy"})
     levels: Amount = 25.0  # standard deviation on pictures, of 255 grey levels
     metres: Amount = 0.1  # and on points
 
@@ -137,7 +137,7 @@ class Miscalibration(Kind):
     `perception.scene.health.alignment`.
     """
 
-    told_as = frozenset({"miscalibrated"})
+    expected_statuses = frozenset({"miscalibrated"})
     degrees: OrNone = 1.0
     metres: OrNone = 0.05
 
@@ -154,7 +154,7 @@ class Miscalibration(Kind):
 class Points(Kind):
     """Returns are lost, as in spray or on dark paint."""
 
-    told_as = frozenset({"thinned"})
+    expected_statuses = frozenset({"thinned"})
     share: Share = 0.5
 
     def points(self, points: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -164,7 +164,7 @@ class Points(Kind):
 class Corruption(Kind):
     """Packets arrive with wrong bytes."""
 
-    told_as = frozenset({"corrupt"})
+    expected_statuses = frozenset({"corrupt"})
     share: Share = 0.2  # of the LiDAR's packets, of the pictures' rows of blocks
 
     def image(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -11,22 +11,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import track
-from rich.table import Table
-
+from deploy.replay.fault_detection import FaultDetections
 from deploy.replay.faults import inject
-from deploy.replay.folder import (
-    CONCLUDED,
-    REPORT,
-    SOURCES,
-    TRACKS,
-    VIEWERS,
-    judged_or_broken,
-    remove,
-    require_apart,
-)
-from deploy.replay.gates import Gates
+from deploy.replay.folder import CONCLUDED, REPORT, SOURCES, TRACKS, VIEWERS, remove
 from deploy.replay.journal import JOURNAL, Journal, Recorded
 from deploy.replay.latency import THROUGHPUT, VEHICLE, Latency
 from deploy.replay.machine import begun
@@ -36,16 +23,31 @@ from deploy.replay.real_time import RealTime
 from deploy.replay.report import Report
 from deploy.replay.results import LATENCY
 from deploy.replay.settings import Settings, Source
-from deploy.replay.sources import Drive, open_drives
-from deploy.replay.tracking import score_tracking
+from deploy.replay.sources import Drive
 from deploy.replay.undisturbed import uncollected, undisturbed
-from deploy.replay.verdict import judge, require_comparable
-from deploy.replay.writers import Writers, open_writers, require_viewers
+from deploy.replay.writers import Writers, open_writers
 from deploy.runtime import Runtime
 from perception.atomic import made, write_atomically
 from perception.frame import Frame
 from perception.scene.scene import SceneFrame
 from perception.tasks.detection.judge import RESULTS
+
+Timed = tuple[Frame, float]  # with the seconds that reading it took
+
+
+class Watcher:
+    """Learns how a replay goes on; this one does nothing with it."""
+
+    def message(self, text: str) -> None:
+        """A line for people, at once."""
+
+    def counted(self, frames: Iterator[Timed], expected: int) -> Iterator[Timed]:
+        """The same frames, as they are replayed.
+
+        Args:
+            expected: about how many there will be.
+        """
+        return frames
 
 
 class Player:
@@ -69,6 +71,7 @@ class Player:
 
     Args:
         source: of the drives.
+        watcher: of the progress; the player prints nothing.
     """
 
     def __init__(
@@ -77,11 +80,11 @@ class Player:
         source: Source,
         drives: Sequence[Drive],
         out: Path,
-        console: Console,
         settings: Settings | None = None,
+        watcher: Watcher | None = None,
     ) -> None:
-        self.runtime, self.source, self.drives, self.out, self.console = runtime, source, drives, out, console
-        self.settings = settings or Settings()
+        self.runtime, self.source, self.drives, self.out = runtime, source, drives, out
+        self.settings, self.watcher = settings or Settings(), watcher or Watcher()
         self.provenance = begun(runtime, source, self.settings)
         self.clock = RealTime() if self.settings.real_time or self.settings.latency else None
         known = [drive.tables for drive in drives if drive.tables is not None]
@@ -89,7 +92,8 @@ class Player:
         self.not_finite = 0  # frames with a NaN or infinity in an output
         self.latency = Latency(VEHICLE if self.settings.latency else THROUGHPUT)
         self.expected = sum(self.settings.selection.expected(len(drive), drive.seconds) for drive in drives)
-        self.report = Report(runtime.bundle.manifest, runtime.target, self.expected, self.settings.faults)
+        self.report = Report(runtime.bundle.manifest, runtime.target, self.expected)
+        self.fault_detections = FaultDetections(self.settings.faults)
 
     def run(self) -> dict[str, Any]:
         """Replay everything once; returns the summary that the report begins with."""
@@ -98,15 +102,15 @@ class Player:
         with self._journal() as journal, uncollected():
             remove(self.out, CONCLUDED)
             if journal.resumed and not self.settings.latency:
-                self.console.print(f"{journal.path}: going on with the replay that was interrupted")
+                self.watcher.message(f"{journal.path}: going on with the replay that was interrupted")
             if journal.discarded:
-                self.console.print(f"{journal.path}: starting anew, for it was begun with {journal.discarded}")
+                self.watcher.message(f"{journal.path}: starting anew, for it was begun with {journal.discarded}")
             with ExitStack() as files:
                 manifest, viewers = self.runtime.bundle.manifest, self.settings.viewers
                 writers = open_writers(files, self.out, manifest, self.tables, viewers)
                 behind = files.enter_context(Behind())
                 frames = ahead(self._frames())
-                for frame, reading in track(frames, "Replaying", self.expected, console=self.console, transient=True):
+                for frame, reading in self.watcher.counted(frames, self.expected):
                     recorded = journal.recall(frame)
                     seen = self._seen(frame, reading) if recorded is None else self._recalled(frame, recorded)
                     behind.call(self._take, writers, journal if recorded is None else None, frame, seen)
@@ -120,7 +124,7 @@ class Player:
         What an interrupted replay has perceived is not used: its latencies would be of another run.
         """
         seconds = sum(drive.seconds for drive in self.drives)
-        self.console.print(f"measuring latencies at the drive's own pace: up to {seconds:.0f} s")
+        self.watcher.message(f"measuring latencies at the drive's own pace: up to {seconds:.0f} s")
         with self._journal(resume=False) as journal, undisturbed():
             remove(self.out, CONCLUDED)
             for frame, reading in self._frames():
@@ -169,27 +173,26 @@ class Player:
 
     def write_report(self) -> None:
         """Write the report's page; `judge` adds its verdict."""
-        page = self.report.html(self.latency.summary(), self.provenance.brief())
+        page = self.report.html(self.latency.summary(), self.provenance.brief(), self.fault_detections.listed())
         write_atomically(self.out / REPORT, page.encode())
 
-    def _frames(self) -> Iterator[tuple[Frame, float]]:
+    def _frames(self) -> Iterator[Timed]:
         """The selected frames of every drive, with the seconds that reading each took."""
         selection, faults = self.settings.selection, self.settings.faults
         drives = (frame for drive in self.drives for frame in selection.until_end(drive))
         # Faults come first: their windows count from the drive's first frame, and a frozen sensor shows an earlier one.
-        watched = inject(self.report.told.watched(drives), faults)
-        return _clocked(selection.of(watched))
+        return _clocked(selection.of(inject(self.fault_detections.started(drives), faults)))
 
     def _seen(self, frame: Frame, reading: float) -> SceneFrame:
         """The drive up to a frame, as the network sees it. Reading is a stage too."""
         if self.clock is not None:
             self.clock.wait_for(frame)
-        seen = self.runtime.step(self._as_told(frame))
+        seen = self.runtime.step(self._with_conditions(frame))
         return replace(seen, seconds={"read": reading, **seen.seconds})
 
     def _recalled(self, frame: Frame, recorded: Recorded) -> SceneFrame:
         """The drive up to a frame, as the journal has it."""
-        given = self._as_told(frame)
+        given = self._with_conditions(frame)
         self.runtime.scene.observe(given)
         seen = self.runtime.scene.update(given, recorded.prediction, recorded.weights)
         return replace(seen, seconds=recorded.seconds)
@@ -201,83 +204,18 @@ class Player:
         writers.add(frame, seen)
         self.not_finite += bool(seen.prediction.not_finite)
         self.report.add(frame, seen)
+        self.fault_detections.add(frame, seen.health)
         self.latency.add(frame, seen.seconds)  # last: it counts the frames of which all is written
 
-    def _as_told(self, frame: Frame) -> Frame:
-        """The frame with the conditions that the vehicle is told."""
-        told = self.settings.conditions
-        return frame if told is None else replace(frame, conditions=told)
+    def _with_conditions(self, frame: Frame) -> Frame:
+        """The frame, with the conditions that the settings give it in place of the drive's tags."""
+        given = self.settings.conditions
+        return frame if given is None else replace(frame, conditions=given)
 
 
-def replay(
-    source: Source,
-    bundle: Path,
-    out: Path,
-    settings: Settings | None = None,
-    baseline: Path | None = None,
-    gates: Gates | None = None,
-    console: Console | None = None,
-) -> dict[str, Any]:
-    """Replay recorded drives through a bundle.
-
-    Where `out` holds an unfinished replay of the same, it goes on. Where there are gates or a baseline the outcome is
-    judged.
-
-    Args:
-        baseline: the folder of another replay of the same scenes, to compare with.
-        gates: what must be reached; without them and with a baseline the usual ones.
-
-    Returns:
-        The summary, with the verdict under `verdict` where there is one.
-
-    Raises:
-        InputError: no such drive, scene, bundle or engine, a damaged file, a bundle that is not trusted, a gate
-            or baseline that cannot be used, no frame selected, or `out` cannot be written or holds an unfinished
-            replay of something else.
-    """
-    console, settings = console or Console(), settings or Settings()
-    require_apart(out, baseline)
-    require_comparable(baseline, gates)
-    require_viewers(settings.viewers)
-    judged = gates is not None or baseline is not None
-    with judged_or_broken(out, judged):
-        runtime = Runtime(bundle, settings.target, settings.trust)
-        drives = open_drives(source.path, source.version, source.scenes, runtime.bundle.spec, source.topics)
-        player = Player(runtime, source, drives, out, console, settings)
-        summary = player.run()
-        _print(player, summary)
-        if gates is not None and gates.tracking and player.tables is not None and settings.selection.every == 1:
-            score_tracking(out, player.tables)
-        if judged:
-            verdict = judge(out, baseline, gates)
-            console.print(verdict.table())
-            summary["verdict"] = verdict.as_dict()
-    return summary
-
-
-def _clocked(frames: Iterator[Frame]) -> Iterator[tuple[Frame, float]]:
+def _clocked(frames: Iterator[Frame]) -> Iterator[Timed]:
     """The frames, with the seconds that each took to come."""
     start = time.perf_counter()
     for frame in frames:
         yield frame, time.perf_counter() - start
         start = time.perf_counter()
-
-
-def _print(player: Player, summary: dict[str, Any]) -> None:
-    player.console.print(_latency_table(summary))
-    for each in player.drives:
-        player.console.print(each.counts.line())
-    if player.not_finite:
-        player.console.print(f"NaN or infinite outputs were left out in {player.not_finite} of the frames")
-    if player.clock is not None:
-        player.console.print(f"at most {player.clock.behind:.2f} s behind real time")
-    player.console.print(f"report: {summary['report']}")
-
-
-def _latency_table(summary: dict[str, Any]) -> Table:
-    table = Table(title=f"{summary['frames']} frames, ms")
-    for column in ("stage", "p50", "p95", "p99"):
-        table.add_column(column, justify="left" if column == "stage" else "right")
-    for stage, numbers in summary["latency_ms"].items():
-        table.add_row(stage, *(f"{numbers[p]:.1f}" for p in ("p50", "p95", "p99")))
-    return table

@@ -11,8 +11,6 @@ import numpy as np
 
 from deploy.manifest import Manifest
 from deploy.replay import pictures
-from deploy.replay.fault_detection import Told
-from deploy.replay.faults import Fault
 from deploy.replay.latency import STAGES
 from deploy.replay.page_data import as_script
 from deploy.replay.timeline import Timeline
@@ -32,10 +30,9 @@ class Report:
 
     Args:
         frames: how many there will be.
-        faults: that are injected.
     """
 
-    def __init__(self, manifest: Manifest, target: str, frames: int, faults: Sequence[Fault] = ()) -> None:
+    def __init__(self, manifest: Manifest, target: str, frames: int) -> None:
         self.manifest, self.target = manifest, target
         self._grid = manifest.grid.build()
         self._spread = set(np.linspace(0, frames - 1, min(frames, SPREAD)).round().astype(int).tolist())
@@ -43,7 +40,6 @@ class Report:
         self._milliseconds: list[list[float]] = []  # of every frame, as STAGES
         self._scenes: list[tuple[int, str]] = []  # number of each scene's first frame
         self._start = 0  # us, of the scene
-        self.told = Told(faults)
         self._timeline, self._worst = Timeline(), Worst()
         self._tasks = manifest.heads
         self._layers: dict[str, dict[str, Any]] = {}  # what is the same in all frames, by the layer's name
@@ -57,19 +53,24 @@ class Report:
             self._start = frame.timestamp
         self._milliseconds.append([round(seen.seconds[stage] * 1e3, 2) for stage in STAGES])
         self._timeline.add(number, frame, seen)
-        self.told.add(frame, seen.health)
         layers = list(self._layers_of(frame, seen))
         if self._worst.add(number, self._badness(frame, seen)) | (number in self._spread):
             self._frames[number] = self._pictured(number, frame, seen, layers)
             for number in self._frames.keys() - self._spread - self._worst.numbers:
                 del self._frames[number]
 
-    def html(self, latency: Mapping[str, Any], provenance: Mapping[str, str] | None = None) -> str:
+    def html(
+        self,
+        latency: Mapping[str, Any],
+        provenance: Mapping[str, str] | None = None,
+        faults: Sequence[Mapping[str, Any]] = (),
+    ) -> str:
         """The page, without a verdict, which `page_data.with_verdict` adds.
 
         Args:
             latency: Latency.summary().
             provenance: ReplayProvenance.brief().
+            faults: FaultDetections.listed().
         """
         low = pictures.from_above(self._grid.reference) @ np.array([self._grid.x, self._grid.y])
         data = {
@@ -85,7 +86,7 @@ class Report:
             "milliseconds": self._milliseconds,
             "scenes": self._scenes,
             "lanes": self._timeline.lanes(),
-            "told": self.told.listed(),
+            "faults": faults,
             "worst": self._worst.listed(),
             "frames": [self._frames[number] for number in sorted(self._frames)],
         }

@@ -71,13 +71,13 @@ for (const [number, what] of [
 
 // ---- injected faults
 
-for (const each of data.told) {
-  const said = Object.entries(each.said).map(([name, seconds]) => `${name} after ${seconds.toFixed(1)} s`).join(", ");
-  const row = make("tr", at("faults").querySelector("table"), null, {className: each.told ? "pass" : "fail"});
-  for (const text of [each.told ? "told" : "not told", each.fault, sensor(each.sensor), said || "nothing",
-    `in ${each.told} of ${plural(each.frames, "frame")}`]) make("td", row, text);
+for (const each of data.faults) {
+  const found = Object.entries(each.delays).map(([name, seconds]) => `${name} after ${seconds.toFixed(1)} s`).join(", ");
+  const row = make("tr", at("faults").querySelector("table"), null, {className: each.detected ? "pass" : "fail"});
+  for (const text of [each.detected ? "detected" : "not detected", each.fault, sensor(each.sensor), found || "nothing",
+    `in ${each.detected} of ${plural(each.frames, "frame")}`]) make("td", row, text);
 }
-if (!data.told.length) at("faults").remove();
+if (!data.faults.length) at("faults").remove();
 
 // ---- worst frames
 

@@ -1,0 +1,100 @@
+"""Replays recorded drives, prints how it went, and judges it: what `perception replay` does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from deploy.replay.folder import judged_or_broken, require_apart
+from deploy.replay.gates import Gates
+from deploy.replay.player import Player, Timed, Watcher
+from deploy.replay.settings import Settings, Source
+from deploy.replay.sources import open_drives
+from deploy.replay.tracking import score_tracking
+from deploy.replay.verdict import judge, require_comparable
+from deploy.replay.writers import require_viewers
+from deploy.runtime import Runtime
+
+
+def replay(
+    source: Source,
+    bundle: Path,
+    out: Path,
+    settings: Settings | None = None,
+    baseline: Path | None = None,
+    gates: Gates | None = None,
+    console: Console | None = None,
+) -> dict[str, Any]:
+    """Replay recorded drives through a bundle.
+
+    Where `out` holds an unfinished replay of the same, it goes on. Where there are gates or a baseline the outcome is
+    judged.
+
+    Args:
+        baseline: the folder of another replay of the same scenes, to compare with.
+        gates: what must be reached; without them and with a baseline the usual ones.
+
+    Returns:
+        The summary, with the verdict under `verdict` where there is one.
+
+    Raises:
+        InputError: no such drive, scene, bundle or engine, a damaged file, a bundle that is not trusted, a gate
+            or baseline that cannot be used, no frame selected, or `out` cannot be written or holds an unfinished
+            replay of something else.
+    """
+    console, settings = console or Console(), settings or Settings()
+    require_apart(out, baseline)
+    require_comparable(baseline, gates)
+    require_viewers(settings.viewers)
+    judged = gates is not None or baseline is not None
+    with judged_or_broken(out, judged):
+        runtime = Runtime(bundle, settings.target, settings.trust)
+        drives = open_drives(source.path, source.version, source.scenes, runtime.bundle.spec, source.topics)
+        player = Player(runtime, source, drives, out, settings, _Progress(console))
+        summary = player.run()
+        _print(player, summary, console)
+        if gates is not None and gates.tracking and player.tables is not None and settings.selection.every == 1:
+            score_tracking(out, player.tables)
+        if judged:
+            verdict = judge(out, baseline, gates)
+            console.print(verdict.table())
+            summary["verdict"] = verdict.as_dict()
+    return summary
+
+
+class _Progress(Watcher):
+    """On a console."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+
+    def message(self, text: str) -> None:
+        self._console.print(text)
+
+    def counted(self, frames: Iterator[Timed], expected: int) -> Iterator[Timed]:
+        yield from track(frames, "Replaying", expected, console=self._console, transient=True)
+
+
+def _print(player: Player, summary: dict[str, Any], console: Console) -> None:
+    console.print(_latency_table(summary))
+    for each in player.drives:
+        console.print(each.counts.line())
+    if player.not_finite:
+        console.print(f"NaN or infinite outputs were left out in {player.not_finite} of the frames")
+    if player.clock is not None:
+        console.print(f"at most {player.clock.behind:.2f} s behind real time")
+    console.print(f"report: {summary['report']}")
+
+
+def _latency_table(summary: dict[str, Any]) -> Table:
+    table = Table(title=f"{summary['frames']} frames, ms")
+    for column in ("stage", "p50", "p95", "p99"):
+        table.add_column(column, justify="left" if column == "stage" else "right")
+    for stage, numbers in summary["latency_ms"].items():
+        table.add_row(stage, *(f"{numbers[p]:.1f}" for p in ("p50", "p95", "p99")))
+    return table
