@@ -12,15 +12,21 @@ from deploy.replay.provenance import PROVENANCE
 from deploy.replay.results import LATENCY, STATISTICS, TRACKING
 from perception.atomic import made, write_atomically
 from perception.errors import InputError
-from perception.tasks.detection.judge import RESULTS
+from perception.tasks import TASKS
 
-VERDICT, JUNIT, REPORT, TRACKS, SOURCES = "verdict.json", "junit.xml", "report.html", "tracks.json", "sources.json"
+VERDICT, JUNIT, REPORT, SOURCES = "verdict.json", "junit.xml", "report.html", "sources.json"
 JUDGED = (VERDICT, JUNIT)
 VIEWERS = {"foxglove": "results.mcap", "rerun": "results.rrd"}  # files that others' viewers open
-CONCLUDED = (
-    *(*JUDGED, PROVENANCE, RESULTS, TRACKS, STATISTICS, SOURCES, LATENCY, TRACKING, REPORT),
-    *VIEWERS.values(),
-)  # by a replay that is done; what is unfinished is in the journal
+
+
+def concluded() -> tuple[str, ...]:
+    """Files that a replay has written when it is done; what is unfinished is in the journal."""
+    common = (*JUDGED, PROVENANCE, STATISTICS, SOURCES, LATENCY, TRACKING, REPORT, *VIEWERS.values())
+    return *common, *_files_of_tasks()
+
+
+def _files_of_tasks() -> list[str]:
+    return [name for task in TASKS.values() for name in task.files.values()]
 
 
 def remove(folder: Path, names: Sequence[str]) -> None:
@@ -43,7 +49,7 @@ def require_apart(out: Path, baseline: Path | None) -> None:
     remedy = "choose another --out"
     if here == there or there in here.parents:
         raise InputError(f"{out}: is the folder of the baseline itself, or in it; {remedy}")
-    for name in (RESULTS, STATISTICS, LATENCY, PROVENANCE):
+    for name in (*_files_of_tasks(), STATISTICS, LATENCY, PROVENANCE):
         if (there / name).resolve() == (here / name).resolve():
             raise InputError(f"{baseline / name}: is a link to {here / name}, which the replay replaces; {remedy}")
 

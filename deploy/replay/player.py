@@ -13,7 +13,7 @@ from typing import Any
 
 from deploy.replay.fault_detection import FaultDetections
 from deploy.replay.faults import inject
-from deploy.replay.folder import CONCLUDED, REPORT, SOURCES, TRACKS, VIEWERS, remove
+from deploy.replay.folder import REPORT, SOURCES, VIEWERS, concluded, remove
 from deploy.replay.journal import JOURNAL, Journal, Recorded
 from deploy.replay.latency import THROUGHPUT, VEHICLE, Latency
 from deploy.replay.machine import begun
@@ -30,7 +30,6 @@ from deploy.runtime import Runtime
 from perception.atomic import made, write_atomically
 from perception.frame import Frame
 from perception.scene.scene import SceneFrame
-from perception.tasks.detection.judge import RESULTS
 
 Timed = tuple[Frame, float]  # with the seconds that reading it took
 
@@ -100,7 +99,7 @@ class Player:
         if self.settings.latency:
             self._drive_as_a_vehicle()
         with self._journal() as journal, uncollected():
-            remove(self.out, CONCLUDED)
+            remove(self.out, concluded())
             if journal.resumed and not self.settings.latency:
                 self.watcher.message(f"{journal.path}: going on with the replay that was interrupted")
             if journal.discarded:
@@ -126,7 +125,7 @@ class Player:
         seconds = sum(drive.seconds for drive in self.drives)
         self.watcher.message(f"measuring latencies at the drive's own pace: up to {seconds:.0f} s")
         with self._journal(resume=False) as journal, undisturbed():
-            remove(self.out, CONCLUDED)
+            remove(self.out, concluded())
             for frame, reading in self._frames():
                 journal.add(frame, self._seen(frame, reading))
         self.runtime.scene.restart()
@@ -161,13 +160,16 @@ class Player:
 
     def _summary(self) -> dict[str, Any]:
         latency = self.latency.summary()
-        names = {"results": RESULTS, "tracks": TRACKS, "sources": SOURCES, "latency": LATENCY, "report": REPORT}
+        names = {
+            what: file for task in self.runtime.bundle.manifest.heads.values() for what, file in task.files.items()
+        }
+        names |= {"sources": SOURCES, "latency": LATENCY, "report": REPORT, "provenance": PROVENANCE}
         return {
             "frames": latency["frames"],
             "resumed_at_frame": self.provenance.resumed_at_frame,
             "not_finite": self.not_finite,
             "latency_ms": latency["stages"],
-            **{name: str(self.out / file) for name, file in (names | {"provenance": PROVENANCE}).items()},
+            **{name: str(self.out / file) for name, file in names.items()},
             "viewers": {name: str(self.out / VIEWERS[name]) for name in self.settings.viewers},
         }
 

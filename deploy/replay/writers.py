@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from deploy.manifest import Manifest
-from deploy.replay.folder import TRACKS, VIEWERS
+from deploy.replay.folder import VIEWERS
 from deploy.replay.results import STATISTICS
 from deploy.replay.statistics import StatisticsWriter
 from perception.atomic import atomic_file
@@ -16,10 +16,7 @@ from perception.datasets.keyframes import Keyframes
 from perception.errors import InputError
 from perception.frame import Frame
 from perception.scene.scene import SceneFrame
-from perception.tasks.detection.judge import RESULTS
-from perception.tasks.detection.submission import SubmissionWriter
-from perception.tasks.detection.tracking import TrackWriter
-from perception.tasks.task import Task
+from perception.tasks.task import FrameWriter, Task
 
 
 class ViewerWriter(Protocol):
@@ -39,15 +36,14 @@ def require_viewers(names: Sequence[str]) -> None:
 class Writers(NamedTuple):
     """What takes in everything that was perceived in a frame."""
 
-    results: SubmissionWriter
-    tracks: TrackWriter
+    tasks: Mapping[str, FrameWriter]  # of the files that are a task's own
     statistics: StatisticsWriter
     viewers: Sequence[ViewerWriter]
 
     def add(self, frame: Frame, seen: SceneFrame) -> None:
         """The next frame."""
-        self.results.add(frame, seen.prediction)
-        self.tracks.add(frame.token, seen.states["detection"])
+        for name, writer in self.tasks.items():
+            writer.add(frame, seen.prediction.results[name], seen.states.get(name))
         self.statistics.add(frame, seen.prediction)
         for viewer in self.viewers:
             viewer.add(frame, seen)
@@ -66,9 +62,9 @@ def open_writers(
         InputError: a viewer's package is not installed, or the folder cannot be written.
     """
     tasks = manifest.heads
+    own = {name: task.writer(out, manifest.sensors) for name, task in tasks.items()}
     return Writers(
-        files.enter_context(SubmissionWriter.open(out / RESULTS, manifest.sensors)),
-        files.enter_context(TrackWriter.open(out / TRACKS, manifest.sensors)),
+        {name: files.enter_context(writer) for name, writer in own.items() if writer is not None},
         StatisticsWriter(
             files.enter_context(atomic_file(out / STATISTICS, "the statistics")), manifest.sensors, tasks, source
         ),

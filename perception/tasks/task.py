@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
 import numpy as np
 
@@ -74,6 +76,7 @@ class Task(ABC, Generic[Result]):
     random_routes: ClassVar[bool] = False  # while its head is trained on a frozen base, modules run at random
     metric: type[Metric[Any]]
     judge: ClassVar[type[Judge] | None] = None  # of finished replays; None: gates measure nothing of the task
+    files: ClassVar[Mapping[str, str]] = {}  # what a replay writes for the task alone: what it is -> file name
     outputs: Sequence[Output]
 
     def __init__(self, config: Any, grid: BevGrid) -> None:
@@ -123,6 +126,17 @@ class Task(ABC, Generic[Result]):
         """How many mistakes a result makes, and that in words; None where the frame does not tell."""
         return None
 
+    def writer(self, folder: Path, sensors: Sequence[str]) -> AbstractContextManager[FrameWriter] | None:
+        """Opens `files` in the folder of a replay; they appear whole when the block ends. None: there are none.
+
+        Args:
+            sensors: what the network takes, of "camera" and "lidar".
+
+        Raises:
+            InputError: the folder cannot be written.
+        """
+        return None
+
     def statistics(self, frame: Frame, result: Result, source: Keyframes | None) -> Mapping[str, Any]:
         """What the `judge` needs of a frame, as JSON holds it; under `truth`, if there, what is annotated.
 
@@ -148,6 +162,13 @@ class Task(ABC, Generic[Result]):
         """
         counts = {name: int(np.count_nonzero(~np.isfinite(values))) for name, values in outputs.items()}
         return outputs, {name: count for name, count in counts.items() if count}
+
+
+class FrameWriter(Protocol):
+    """Writes a task's files of a replay."""
+
+    def add(self, frame: Frame, result: Any, state: Any) -> None:
+        """The next frame, with the task's result and what its memory holds."""
 
 
 class Memory(ABC, Generic[Result]):

@@ -12,11 +12,10 @@ import numpy as np
 from perception.datasets.keyframes import Keyframes
 from perception.frame import CLASSES
 from perception.tasks.detection.columns import BoxColumns, read_submission
+from perception.tasks.detection.files import RESULTS
 from perception.tasks.detection.matching import match
 from perception.tasks.detection.scores import DetectionScores, Scores
 from perception.tasks.judging import Judge, Metric, Range, ReplayedFrames, Subject, Unmeasured, mean_shares
-
-RESULTS = "results.json"  # in the folder of a replay: all detections, as a nuScenes submission
 
 
 def truth_of(source: Keyframes | None, token: str) -> dict[str, Any] | None:

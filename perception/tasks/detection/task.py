@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -12,6 +14,7 @@ from perception.datasets.keyframes import Keyframes
 from perception.frame import Boxes, Frame
 from perception.tasks.detection import drawing
 from perception.tasks.detection.config import DetectionHead
+from perception.tasks.detection.files import RESULTS, TRACKS, ResultFiles
 from perception.tasks.detection.judge import DetectionJudge, truth_of
 from perception.tasks.detection.metric import DetectionMetric
 from perception.tasks.detection.nms import survivors
@@ -42,6 +45,7 @@ class DetectionTask(Task[Boxes]):
     name = "detection"
     metric = DetectionMetric
     judge = DetectionJudge
+    files: ClassVar[Mapping[str, str]] = {"results": RESULTS, "tracks": TRACKS}
     Config = DetectionHead
     ranked = True
     config: DetectionHead
@@ -102,6 +106,9 @@ class DetectionTask(Task[Boxes]):
     def mistakes(self, frame: Frame, result: Boxes) -> tuple[int, str] | None:
         """Annotated boxes that no detection finds, and detections that find none."""
         return drawing.mistakes_of(frame, result, self.grid)
+
+    def writer(self, folder: Path, sensors: Sequence[str]) -> AbstractContextManager[ResultFiles]:
+        return ResultFiles.open(folder, sensors)
 
     def statistics(self, frame: Frame, result: Boxes, source: Keyframes | None) -> dict[str, Any]:
         """The annotations; detections are in results.json."""

@@ -1,0 +1,34 @@
+"""The files that detection writes of a replay: all detections and all tracks, as nuScenes' submissions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from perception.frame import Boxes, Frame
+from perception.tasks.detection.submission import SubmissionWriter, sample_results
+from perception.tasks.detection.tracker import Tracks
+from perception.tasks.detection.tracking import TrackWriter
+
+RESULTS, TRACKS = "results.json", "tracks.json"
+
+
+class ResultFiles(NamedTuple):
+    results: SubmissionWriter
+    tracks: TrackWriter
+
+    @classmethod
+    @contextmanager
+    def open(cls, folder: Path, sensors: Sequence[str]) -> Iterator[ResultFiles]:
+        """Writers of both files, which appear whole when the block ends; raises as `ResultsWriter.open` does."""
+        with (
+            SubmissionWriter.open(folder / RESULTS, sensors) as results,
+            TrackWriter.open(folder / TRACKS, sensors) as tracks,
+        ):
+            yield cls(results, tracks)
+
+    def add(self, frame: Frame, result: Boxes, state: Tracks) -> None:
+        self.results.add_entries(frame.token, sample_results(frame, result))
+        self.tracks.add(frame.token, state)
