@@ -96,7 +96,7 @@ def test_every_precision_gives_the_boxes_and_compiles(
     assert bundle.manifest.heads["detection"].config.nms is not None
     assert {t.name: t.shape for t in bundle.manifest.outputs}["detection/boxes"] == (1, 6, 40, 10)
     expected = TorchPredictor.load(run)(frame).results["detection"]
-    found = Runtime(bundle.path)(frame).results["detection"]  # it gives the golden outputs within the manifest's tolerance
+    found = Runtime(bundle.path)(frame).results["detection"]
     assert len(expected) > 20
     if precision == "fp32":
         np.testing.assert_array_equal(found.labels, expected.labels)

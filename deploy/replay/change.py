@@ -1,4 +1,4 @@
-"""How far a score of a replay has changed from its baseline's, and what the scenes say of it."""
+"""The change of a score from the baseline's, with its confidence interval over the scenes."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ class Change:
 
     @property
     def excludes(self) -> float | None:
-        """The smallest loss that the scenes exclude; None: they exclude none."""
+        """The smallest loss that the scenes rule out; None where they rule out none."""
         if self.same:
             return 0.0
         return None if self.interval is None else max(0.0, -self.interval[0])
 
     def outcome(self, at_most: float) -> Outcome:
-        """Pass: a loss over `at_most` is excluded. Fail: it is shown. Inconclusive: neither."""
+        """Pass: the scenes rule out a loss over `at_most`. Fail: they show one. Inconclusive: neither."""
         if self.excludes is None:
             return "inconclusive"
         if self.excludes <= at_most + _ROUNDING:
@@ -62,7 +62,7 @@ class Change:
 
 
 def change(run: Judge, baseline: Judge, subject: Subject, confidence: float) -> Change:
-    """Of two replays of the same frames, paired: without a scene both are scored without it.
+    """Compare a score of two replays of the same frames. A scene that is left out is left out of both.
 
     Raises:
         Unmeasured: the frames hold nothing to measure it on.

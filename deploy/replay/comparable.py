@@ -10,19 +10,19 @@ from perception.errors import InputError
 
 
 def require_another(out: Path, baseline: Path) -> None:
-    """Raises InputError where the baseline is the replay that is judged, which would compare it with itself."""
+    """Raise InputError where the baseline is the replay that is judged."""
     if out.resolve() == baseline.resolve():
         raise InputError(f"{baseline}: is the replay that is judged; give the folder of another one with --baseline")
 
 
 def common_frames(run: Finished, baseline: Finished, least: float) -> list[str]:
-    """Tokens of the frames that both have, in the order of the run.
+    """Return the tokens of the frames that both replays have, in the order of the run.
 
     Args:
         least: share of the run's frames that the baseline must have.
 
     Raises:
-        InputError: it has fewer, or what both replayed is not the same.
+        InputError: the baseline has fewer, or the two replays are of different data or settings.
     """
     require_another(run.folder, baseline.folder)
     _require_same_settings(run.folder, baseline.folder)

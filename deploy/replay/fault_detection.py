@@ -42,7 +42,7 @@ class FaultDetections:
         self._scene, self._starts = "", dict[str, int]()  # us, of each drive's first frame
 
     def started(self, frames: Iterable[Frame]) -> Iterator[Frame]:
-        """The same frames, as recorded: the faults' windows count from the first one of each drive."""
+        """Yield the same frames, and note when each drive starts: the faults' windows count from there."""
         for frame in frames:
             self._starts.setdefault(frame.scene, frame.timestamp)
             yield frame

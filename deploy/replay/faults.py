@@ -30,15 +30,15 @@ OrNone = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class Kind(Section):
-    """What happens to a sensor, while its calibration and the clock go on. Subclasses say what differs."""
+    """What a fault does to a sensor's data. Calibration and timestamps stay; subclasses override the rest."""
 
     expected_statuses: ClassVar[frozenset[Status]]  # any of them means that health detects the fault
 
     def camera(self, camera: Camera, past: Camera | None, rng: np.random.Generator) -> Camera | None:
-        """The camera as the frame gets it.
+        """Return the camera with the fault.
 
         Args:
-            past: it in the frame that `recalls` names.
+            past: the camera in the earlier frame that a frozen or late sensor still shows.
             rng: of the fault, the sensor and the frame.
         """
         return replace(camera, image=self.image(camera.image, rng))
@@ -47,7 +47,7 @@ class Kind(Section):
         return image
 
     def lidar(self, frame: Frame, past: Frame | None, rng: np.random.Generator) -> np.ndarray | None:
-        """The points (N, 5) of the frame, which has some, as the network gets them."""
+        """Return the points (N, 5) of a frame with the fault; the frame must have points."""
         assert frame.points is not None
         return self.points(frame.points, rng)
 
@@ -192,7 +192,7 @@ class Fault:
 
     @staticmethod
     def parse(text: str) -> Fault:
-        """A fault of KIND:SENSOR[,NAME=NUMBER]...[@START-END].
+        """Parse KIND:SENSOR[,NAME=NUMBER]...[@START-END].
 
         Raises:
             InputError: there is no such kind, sensor or option, a number is out of range, or the window is empty.
@@ -217,7 +217,7 @@ class Fault:
         return np.random.default_rng(np.frombuffer(digest, np.uint32))
 
     def applied(self, frame: Frame, past: Frame | None) -> Frame:
-        """The frame, in the window, with the fault; `past` is what a frozen or late sensor still shows."""
+        """Apply the fault to a frame in its window; `past` is the frame that a frozen or late sensor still shows."""
         # A displaced sensor stays where it is; all else is drawn for each frame anew.
         seed = () if isinstance(self.kind, Miscalibration) else (frame.token,)
         cameras = dict(frame.cameras)
@@ -263,9 +263,9 @@ def _kind(text: str, kind: type[Kind], options: str) -> Kind:
 
 
 def inject(frames: Iterable[Frame], faults: Sequence[Fault]) -> Iterator[Frame]:
-    """The frames of one or more drives with all the faults, in the order in which they are given.
+    """Yield the frames of one or more drives with all the faults, applied in the order in which they are given.
 
-    It is a function of the faults and the frames alone: the same drive gives the same frames, bit for bit.
+    The same drive and faults give the same frames, bit for bit.
     """
     for fault in faults:
         frames = _with(frames, fault)
@@ -283,7 +283,7 @@ def _with(frames: Iterable[Frame], fault: Fault) -> Iterator[Frame]:
 
 
 def _recalled(kind: Kind, past: deque[Frame], frame: Frame, inside: bool) -> Frame | None:
-    """Which earlier frame the sensor still shows; `past` holds no more frames than that needs."""
+    """Return the earlier frame that the sensor still shows; drops from `past` what is no longer needed."""
     if isinstance(kind, Freeze):
         if not inside or not past:
             past.append(frame)

@@ -1,4 +1,4 @@
-"""Whether a frame, or a drive, is the one that was seen before, without keeping it."""
+"""Hashes of frames and drives, to recognise the same data without keeping it."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ _ROWS = 16  # of a picture one row in so many is hashed: other pictures differ i
 
 
 class Fingerprint:
-    """SHA-256 of what the sensors gave in the frames of a drive, one after the other, whatever network reads them."""
+    """SHA-256 of the sensor data of a drive, frame by frame. It does not depend on the network."""
 
     def __init__(self) -> None:
         self._hash, self.frames = hashlib.sha256(), 0
 
     def add(self, frame: Frame) -> str:
-        """Add a frame; returns the hash of this frame alone, as the network is given it."""
+        """Add a frame, and return the hash of this frame alone, as the network gets it."""
         sensors = _sensors(frame)
         self._hash.update(sensors)
         self.frames += 1

@@ -1,4 +1,4 @@
-"""The folder of a replay: what is in it when the replay begins, when it is done, and when it broke off."""
+"""The folder of a replay: which files it holds at the start, at the end, and after a failure."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _files_of_tasks() -> list[str]:
 
 
 def remove(folder: Path, names: Sequence[str]) -> None:
-    """Raises InputError where a file of one of these names is there and cannot be removed."""
+    """Remove the files that are there; raises InputError where one cannot be removed."""
     for name in names:
         try:
             (folder / name).unlink(missing_ok=True)
@@ -56,10 +56,10 @@ def require_apart(out: Path, baseline: Path | None) -> None:
 
 @contextmanager
 def judged_or_broken(folder: Path, judged: bool) -> Iterator[None]:
-    """A block that ends in a verdict, if it is to be judged.
+    """A block that replays and, if `judged`, writes a verdict.
 
-    No earlier verdict outlives its beginning. Where it breaks off before there is one, junit.xml says so with an
-    <error>, so that no CI system takes silence for a pass.
+    It removes an earlier verdict first. If the block fails before there is a new one, junit.xml gets an <error>, so
+    that a CI system does not take a missing verdict for a pass.
     """
     remove(folder, JUDGED)
     try:

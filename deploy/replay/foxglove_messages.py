@@ -36,7 +36,7 @@ ROAD = -0.05  # m, height of layers of cells, so that points on the road lie ove
 
 
 def scene_update(layer: BoxLayer, frame_id: str, timestamp: int) -> SceneUpdate:
-    """The boxes of a layer as cubes with a text above each, which take the place of all that the topic showed before.
+    """The boxes of a layer as cubes with a text above each. They replace everything that the topic showed before.
 
     Args:
         timestamp: us.

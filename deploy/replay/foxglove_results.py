@@ -55,7 +55,7 @@ class FoxgloveWriter:
             writer.finish()
 
     def add(self, frame: Frame, seen: SceneFrame) -> None:
-        """The next frame, with what was perceived in it."""
+        """Write the next frame, with what was perceived in it."""
         nanoseconds = frame.timestamp * 1000
         drawn = [layer for _, layer in layers_of(self._tasks, frame, seen)]
         layers = [layer.visible() if isinstance(layer, BoxLayer) else layer for layer in drawn]
@@ -74,7 +74,7 @@ class FoxgloveWriter:
             yield f"/{LIDAR.lower()}", messages.point_cloud(frame.points, reference, time)
 
     def _pictures(self, frame: Frame, layers: Iterable[Layer]) -> Iterator[tuple[str, Any]]:
-        """Where everything is at the time of the keyframe, and what the cameras see."""
+        """Transforms at the time of the keyframe; pictures, calibration and box edges of the cameras."""
         ego_from_global = np.linalg.inv(frame.global_from_ego)
         frames = [
             messages.transform(MAP, EGO, frame.global_from_ego, frame.timestamp),

@@ -1,4 +1,4 @@
-"""What a replay must reach to pass, as a YAML file says it: gates, and which share of the frames a baseline must have.
+"""Gates from a YAML file: what a replay must reach to pass, and the share of its frames that a baseline must have.
 
 gates:
   - {metric: NDS, at_least: 0.3}
@@ -32,7 +32,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class _Part(Section):
-    """Of which frames and boxes."""
+    """Restricts a gate to a class, to frames in a condition, and to a range."""
 
     class_: str | None = Field(default=None, alias="class")  # None: AP of each class, the mean IoU
     condition: str | None = None  # frames that are known to be so, such as rain or rain+night
@@ -54,7 +54,7 @@ class _Part(Section):
         return bounds
 
     def require_one_of(self, name: str, known: Mapping[str, Metric]) -> None:
-        """Raises ValueError where it is none of these, or has not this class or this range."""
+        """Raise ValueError where the name is unknown, or its metric has no such class or range."""
         if name not in known:
             raise ValueError(f"{name!r} is none of {', '.join(known)}")
         metric = known[name]
@@ -71,7 +71,7 @@ class _Part(Section):
 
     @property
     def where(self) -> str:
-        """What of: ' car in rain, 0 to 30 m'."""
+        """Such as ' car in rain, 0 to 30 m'; '' for all."""
         parts = [f" {self.class_}" if self.class_ else "", f" in {self.condition}" if self.condition else ""]
         return "".join(parts) + (", {:g} to {:g} m".format(*self.range) if self.range else "")
 
@@ -110,14 +110,14 @@ class LatencyLimit(Section):
 
 
 class Dropped(Section):
-    """Keyframes that lack, and frames without any sensor that the network takes."""
+    """Limits the number of missing keyframes plus the frames without any sensor that the network takes."""
 
     metric: Literal["dropped"]
     at_most: Annotated[int, Field(ge=0)]
 
 
 class Difference(_Part):
-    """How far a score may fall behind the baseline's, judged by an interval over scenes (deploy.replay.interval).
+    """Limits how far a score may fall below the baseline's, judged by an interval over scenes (deploy.replay.interval).
 
     It passes where the whole interval is above the margin, fails where the whole interval is below, and is
     inconclusive where the margin is inside or the scenes give no interval. It is paired: a scene that is left out is
@@ -136,7 +136,7 @@ class Difference(_Part):
 
 
 class Agreement(_Part):
-    """How far the outputs are the baseline's; needs no annotations.
+    """Requires that the outputs agree with the baseline's; needs no annotations.
 
     detections: 2 M / (A + B) of A and B detections over a score, of which M have a partner of their class nearer than
     `metres`, best score first. map: IoU of the cells of both.
@@ -158,7 +158,7 @@ _OTHERS = ("AMOTA", "latency", "dropped", "difference", "agreement")  # metrics 
 
 
 def _kind(gate: Any) -> str:
-    """Which gate is meant: what its metric says, or else a task's score."""
+    """Return the tag of a gate: its metric, or "score" for a task's score."""
     metric = gate.get("metric") if isinstance(gate, dict) else getattr(gate, "metric", None)
     return str(metric) if metric in _OTHERS else "score"
 
@@ -182,14 +182,14 @@ class Gates(Section):
 
     @property
     def tracking(self) -> bool:
-        """Whether a gate asks for AMOTA; it is not measured otherwise, because that takes longer than the replay."""
+        """Whether a gate limits AMOTA. Without one it is not measured, because that takes longer than the replay."""
         return any(isinstance(gate, Tracking) for gate in self.gates)
 
 
 def usual_gates(measures: Measures) -> Gates:
-    """Against a baseline, where no file says otherwise: no worse by score, or without annotations much the same.
+    """Gates against a baseline, without a file of gates: scores must not fall; without annotations, outputs must agree.
 
-    Over all frames, and in each of the conditions by itself: a module that is missing is missed in its own alone.
+    They hold for all frames, and for each condition alone: a missing module costs scores only in its own condition.
 
     Raises:
         InputError: no task says what is usual.

@@ -1,4 +1,4 @@
-"""What an unfinished replay has perceived so far, so that it goes on there after it was killed. numpy only.
+"""The journal of an unfinished replay: what it perceived so far, so that it can resume after a kill. numpy only.
 
 The file is an SQLite database. Record 0 says what is replayed, record n what was perceived in frame n: JSON and
 tensors, compressed, nothing that runs when it is read. A record that was being written when the replay was killed is
@@ -56,7 +56,7 @@ class OccupiedError(InputError):
 
 
 class Journal:
-    """The journal of one replay. First it gives what is in it, frame by frame, then it takes what is new.
+    """The journal of one replay. It first returns its records, frame by frame; then it takes new ones.
 
     with Journal(path, about) as journal:
         for frame in frames:
@@ -109,10 +109,10 @@ class Journal:
         return self
 
     def recall(self, frame: Frame) -> Recorded | None:
-        """What is in the journal of the next frame; None from the first one on that is not in it.
+        """Return the record of the next frame; None for the first frame without a record, and all after it.
 
         Raises:
-            InputError: it is another frame than before.
+            InputError: the frame differs from the recorded one.
         """
         if not self._recalling:
             return None
@@ -132,7 +132,7 @@ class Journal:
         return Recorded(unpack(arrays, known["prediction"]), known["weights"], known["seconds"])
 
     def add(self, frame: Frame, seen: SceneFrame) -> None:
-        """Append what was perceived in a frame. From here on it survives a kill, though not a power cut.
+        """Append what was perceived in a frame. The record survives a kill of the process, but not a power cut.
 
         Raises:
             InputError: the disk is full.
@@ -147,7 +147,7 @@ class Journal:
         self._write(None, save(arrays | {"known": np.frombuffer(json.dumps(known).encode(), np.uint8)}))
 
     def finish(self) -> None:
-        """The results are written: the journal has done its duty."""
+        """Delete the journal, because the results are written."""
         self._opened.close()
         self.path.unlink(missing_ok=True)
 
@@ -171,7 +171,7 @@ class Journal:
             return False
 
     def _execute(self, statement: str, *values: Any) -> Any:
-        """The first value that the statement gives; None where it gives none."""
+        """The first value that the statement returns; None where it returns none."""
         try:
             return (self._database.execute(statement, values).fetchone() or [None])[0]
         except sqlite3.OperationalError as error:
@@ -217,13 +217,13 @@ def pack(prediction: Prediction) -> tuple[dict[str, np.ndarray], dict[str, Any]]
 
 
 def unpack(arrays: Mapping[str, np.ndarray], rest: Mapping[str, Any]) -> Prediction:
-    """What `pack` has taken apart."""
+    """The inverse of `pack`."""
     results = {name: TASKS[name].unpack(part_of(name, arrays)) for name in rest["tasks"]}
     return Prediction(results, rest["not_finite"])
 
 
 def _differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """What is other than it was, with both values; "" where all is the same."""
+    """The names whose values differ, with both values; "" where all are equal."""
     new = json.loads(json.dumps(new))  # as the old ones were written
     names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
     return ", ".join(f"{name} {_short(old.get(name))} (now {_short(new.get(name))})" for name in names)

@@ -1,4 +1,4 @@
-"""How long each stage of the replay took."""
+"""The latency of each stage of a replay."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ COUNTED = {
 
 
 class Latency:
-    """Seconds of every stage of every frame, see COUNTED. The engine has run the golden frame before, so it is warm.
+    """Seconds of every stage of every frame, see COUNTED. The engine is warm: it has run the golden frames.
 
     An hour at 2 Hz takes half a megabyte.
 
@@ -63,14 +63,14 @@ class Latency:
             each.append(seconds[stage])
 
     def __len__(self) -> int:
-        """Frames that were added, all stages of them."""
+        """The number of frames whose stages were all added."""
         return min(map(len, self._seconds.values()))
 
     def summary(self) -> dict[str, Any]:
-        """Milliseconds of each stage and of their sum: p50, p95, p99, mean and largest; and what was measured where.
+        """p50, p95, p99, mean and largest milliseconds of each stage and of their sum, and on which machine.
 
-        A frame that takes longer in all than from one frame to the next, by the median, misses its deadline: the next
-        one is there before it is done. Where no drive has two frames there is no deadline.
+        A frame misses its deadline if its total is longer than the median time between two frames of a drive. Without
+        two frames of a drive there is no deadline.
         """
         milliseconds = {stage: np.array(each) * 1e3 for stage, each in self._seconds.items()}
         milliseconds["total"] = np.sum(list(milliseconds.values()), axis=0)

@@ -1,4 +1,4 @@
-"""What computes here: our own code, the libraries and the machine, so far as results or latencies depend on them."""
+"""The software and the machine that results and latencies depend on."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def _processor() -> str:
 
 
 def begun(runtime: Runtime, source: Source, settings: Settings) -> ReplayProvenance:
-    """What is known of a replay before its first frame."""
+    """The provenance of a replay before its first frame."""
     bundle, selection = runtime.bundle, settings.selection
     return ReplayProvenance(
         bundle=BundleUsed(

@@ -1,4 +1,4 @@
-"""What a verdict says: pass, fail or inconclusive of each gate, for people and for a CI system."""
+"""A verdict: each gate passes, fails or is inconclusive. As JSON, JUnit XML and a table."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class Verdict:
     def junit(self) -> bytes:
         """JUnit XML as Jenkins, GitLab and GitHub's reporters read it: a test case for each gate.
 
-        What was not measured and what is inconclusive is an <error>: a <skipped> would let a CI system pass it.
+        A gate that was not measured or is inconclusive becomes an <error>, because CI systems let a <skipped> pass.
         """
         counts = {
             "tests": str(len(self.cases)),

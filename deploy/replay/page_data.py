@@ -1,4 +1,4 @@
-"""The data that the report's page shows: JSON in a script element, in which a later verdict replaces an earlier one."""
+"""The data of the report's page: JSON in a script element, in which the verdict can be replaced."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ _START, _END = '<script id="data" type="application/json">', "</script>"
 
 
 def as_script(data: Mapping[str, Any]) -> str:
-    """JSON for a script element, which neither "</script>" nor "<!--" in a name can end or change."""
+    """JSON for a script element. It has no "<", so that no name can end the element."""
     return json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
 
 
 def with_verdict(page: str, verdict: Mapping[str, Any]) -> str:
-    """The page with another verdict (Verdict.as_dict()); as it is where it holds no data of a report."""
+    """The page with this verdict (Verdict.as_dict()); unchanged where it holds no data of a report."""
     before, start, rest = page.partition(_START)
     data, end, after = rest.partition(_END)
     if not end:

@@ -35,13 +35,13 @@ Timed = tuple[Frame, float]  # with the seconds that reading it took
 
 
 class Watcher:
-    """Learns how a replay goes on; this one does nothing with it."""
+    """Receives the progress of a replay; this one ignores it."""
 
     def message(self, text: str) -> None:
-        """A line for people, at once."""
+        """Receives a line for people."""
 
     def counted(self, frames: Iterator[Timed], expected: int) -> Iterator[Timed]:
-        """The same frames, as they are replayed.
+        """Yield the same frames while they are replayed.
 
         Args:
             expected: about how many there will be.
@@ -52,9 +52,8 @@ class Watcher:
 class Player:
     """Runs drives through a runtime and writes to the folder `out`:
 
-    results.json      every detection, as a nuScenes submission
-    tracks.json       every object that is followed, as a nuScenes tracking submission
-    statistics.jsonl  of every frame what a verdict needs besides
+    TASK'S FILES      such as results.json and tracks.json of detection (`Task.files`)
+    statistics.jsonl  what a verdict needs of every frame besides
     sources.json      per drive: frames that were read, missing sensors, and what was wrong with a recording's messages
     latency.json      p50, p95 and p99 of every stage
     report.html       all of it to look at, in one file
@@ -62,11 +61,11 @@ class Player:
     replay.json       what was replayed, through what, on what (`deploy.replay.provenance`)
 
     An earlier replay's files are removed first. Until the new ones are whole, replay.journal holds what was perceived
-    so far. A replay of the same frames that was killed goes on from there, and the first three files are the same bytes
-    as if it had not been killed. Where other software or another machine began it, it starts anew.
+    so far. A killed replay of the same frames goes on from there; statistics.jsonl and the tasks' files are the same
+    bytes as without the kill. Where other software or another machine began it, it starts anew.
 
-    While the network sees a frame, the next ones are read and the last ones written (`deploy.replay.prefetch`). Where
-    latencies are measured, the drive goes first by itself, into the journal (`_drive_as_a_vehicle`).
+    Two threads read the next frames and write the last ones while the network runs (`deploy.replay.prefetch`). To
+    measure latencies the player first runs the drive without them, into the journal (`_drive_as_a_vehicle`).
 
     Args:
         source: of the drives.
@@ -118,9 +117,9 @@ class Player:
         return self._summary()
 
     def _drive_as_a_vehicle(self) -> None:
-        """Perceive every frame when the vehicle had it, with nothing beside; only the journal is written.
+        """Perceive every frame at its own time, without other threads; only the journal is written.
 
-        What an interrupted replay has perceived is not used: its latencies would be of another run.
+        Records of an interrupted replay are not used: their latencies would be of another run.
         """
         seconds = sum(drive.seconds for drive in self.drives)
         self.watcher.message(f"measuring latencies at the drive's own pace: up to {seconds:.0f} s")
@@ -139,7 +138,7 @@ class Player:
         return Journal(made(self.out) / JOURNAL, about, computed, resume)
 
     def _conclude(self, journal: Journal) -> None:
-        """Write what is known at the end; replay.json last."""
+        """Write the files that need the whole replay; replay.json last."""
         late = {} if self.clock is None else {"behind": round(1e3 * self.clock.behind, 3)}
         write_atomically(self.out / LATENCY, json.dumps(self.latency.summary() | late, indent=2).encode())
         counts = [drive.counts.summary() for drive in self.drives]
@@ -186,21 +185,21 @@ class Player:
         return _clocked(selection.of(inject(self.fault_detections.started(drives), faults)))
 
     def _seen(self, frame: Frame, reading: float) -> SceneFrame:
-        """The drive up to a frame, as the network sees it. Reading is a stage too."""
+        """Run the network on a frame. Reading counts as a stage."""
         if self.clock is not None:
             self.clock.wait_for(frame)
         seen = self.runtime.step(self._with_conditions(frame))
         return replace(seen, seconds={"read": reading, **seen.seconds})
 
     def _recalled(self, frame: Frame, recorded: Recorded) -> SceneFrame:
-        """The drive up to a frame, as the journal has it."""
+        """Restore what the journal has recorded of a frame."""
         given = self._with_conditions(frame)
         self.runtime.scene.observe(given)
         seen = self.runtime.scene.update(given, recorded.prediction, recorded.weights)
         return replace(seen, seconds=recorded.seconds)
 
     def _take(self, writers: Writers, journal: Journal | None, frame: Frame, seen: SceneFrame) -> None:
-        """Write what was perceived in a frame; None: the journal has it already."""
+        """Write what was perceived in a frame; `journal` is None where it has the frame already."""
         if journal is not None:
             journal.add(frame, seen)
         writers.add(frame, seen)
@@ -216,7 +215,7 @@ class Player:
 
 
 def _clocked(frames: Iterator[Frame]) -> Iterator[Timed]:
-    """The frames, with the seconds that each took to come."""
+    """Yield the frames, with the seconds that reading each took."""
     start = time.perf_counter()
     for frame in frames:
         yield frame, time.perf_counter() - start

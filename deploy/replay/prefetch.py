@@ -1,6 +1,6 @@
-"""Work beside the network's: frames are read before it needs them, and files written while it sees the next frame.
+"""Two threads beside the network: one reads the next frames, one writes files for the last ones.
 
-Each of the two is one thread that keeps the order, so a replay writes the same bytes as if there were none.
+Each of them keeps the order, so that a replay writes the same bytes as without them.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ _END = object()
 
 
 def ahead(items: Iterator[Item]) -> Iterator[Item]:
-    """The same items, of which up to MOST are made while the caller works on the one before them.
+    """Yield the same items; a thread makes up to MOST of them in advance.
 
-    An exception is raised where its item would have come.
+    An exception is raised in place of the item that it prevented.
     """
     with ThreadPoolExecutor(1, "reader") as pool:
         coming: deque[Future[Any]] = deque(pool.submit(next, items, _END) for _ in range(MOST))
@@ -29,13 +29,13 @@ def ahead(items: Iterator[Item]) -> Iterator[Item]:
 
 
 class Behind:
-    """Calls functions one after the other, while the caller goes on; he waits where more than MOST are to be done.
+    """Calls functions one after the other in a thread; `call` waits while more than MOST are pending.
 
     with Behind() as behind:
         behind.call(write, frame)
 
-    All is done when the block ends, by an exception as well. After an exception in one of the calls no other is begun;
-    it is raised by the calls of `call` that follow, or when the block ends.
+    All calls are done when the block ends, also if it ends by an exception. After a call has raised an exception, no
+    other call starts; the next `call`, or the end of the block, raises it.
     """
 
     def __enter__(self) -> Behind:

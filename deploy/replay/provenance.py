@@ -1,6 +1,6 @@
-"""replay.json: what a finished replay is of. Two replays are compared by it, and a report shows it. No torch here.
+"""replay.json: what was replayed, through which bundle, on which machine. No torch here.
 
-The file is there when the replay is finished, and only then.
+The file exists only when the replay is finished. A baseline must have the same settings and data.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class ReplayProvenance(Section):
     scenes: tuple[str, ...]  # as selected; empty: all
     topics_sha256: str | None  # of the YAML file of topics
     faults: tuple[str, ...]  # as `perception replay --fault` takes them, in order
-    conditions: tuple[str, ...] | None  # that the vehicle is told; None: the drive's tags
+    conditions: tuple[str, ...] | None  # that the vehicle gets; None: the drive's tags
     selection: SelectionUsed
     real_time: bool
     latency: bool  # whether latencies are those of a vehicle: `perception replay --latency`
@@ -92,7 +92,7 @@ class ReplayProvenance(Section):
             raise InputError(f"{path}: {where}: {first['msg'].lower()}; replay again with this version") from None
 
     def brief(self) -> dict[str, str]:
-        """As a report shows it, by what it is called there."""
+        """Names and texts for the report."""
         end = "the end" if self.selection.end is None else f"{self.selection.end:g} s"
         release = "" if self.bundle.release is None else f", release {self.bundle.release}"
         return {

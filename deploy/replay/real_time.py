@@ -1,4 +1,4 @@
-"""When frames are replayed that shall come as the vehicle had them."""
+"""Replays frames at the pace at which they were recorded."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ LONGEST_WAIT = 60.0  # s between two frames; more is a pause, or a clock that wa
 
 
 class RealTime:
-    """Gives the frames of a drive when the vehicle had them, none earlier; a frame that is late is not left out."""
+    """Delays each frame of a drive until its own time. A late frame is not dropped."""
 
     def __init__(self) -> None:
         self.behind = 0.0  # s that a frame was late at most
@@ -18,7 +18,7 @@ class RealTime:
         self._zero = 0.0  # s, of the clock, when the drive's time was 0
 
     def wait_for(self, frame: Frame) -> None:
-        """Sleep until it is time for the frame. The first one of a drive or after a jump says what time it is."""
+        """Sleep until it is time for the frame. The first frame of a drive, or after a jump in time, sets the clock."""
         now, seconds = time.monotonic(), 1e-6 * frame.timestamp
         if self._last is None or self._last[0] != frame.scene or not 0 <= seconds - self._last[1] <= LONGEST_WAIT:
             self._zero = now - seconds

@@ -1,4 +1,4 @@
-"""The replay's report: one HTML file that needs nothing else, to step through what was seen."""
+"""The report of a replay: one HTML file without any other, to step through the frames."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Report:
         self._trails = defaultdict[str, Trails](Trails)  # by the layer's name
 
     def add(self, frame: Frame, seen: SceneFrame) -> None:
-        """The next frame, with what was perceived in it; its seconds have every one of STAGES."""
+        """Add the next frame, with what was perceived in it; `seen.seconds` must have all STAGES."""
         number = len(self._milliseconds)
         if not self._scenes or self._scenes[-1][1] != frame.scene:
             self._scenes.append((number, frame.scene))
@@ -138,7 +138,7 @@ class Report:
         }
 
     def _layers_of(self, frame: Frame, seen: SceneFrame) -> Iterator[Layer]:
-        """The layers of a frame; what is the same in all frames and where boxes were is remembered."""
+        """Yield the layers of a frame; remembers their descriptions and the places of tracked boxes."""
         for task, layer in pictures.layers_of(self._tasks, frame, seen):
             if layer.name not in self._layers:
                 self._layers[layer.name] = _described(task, layer)

@@ -53,7 +53,7 @@ class RerunWriter:
                 recording.disconnect()
 
     def add(self, frame: Frame, seen: SceneFrame) -> None:
-        """The next frame, with what was perceived in it."""
+        """Write the next frame, with what was perceived in it."""
         log = self._recording.log
         self._recording.set_time("time", timestamp=frame.timestamp * 1e-6)
         log("world/vehicle", _transform(frame.global_from_reference))

@@ -20,7 +20,7 @@ STATISTICS, LATENCY, TRACKING = "statistics.jsonl", "latency.json", "tracking_me
 
 @dataclass(frozen=True)
 class Finished:
-    """The frames of a replay and what was perceived in them; the other files are read when they are asked for."""
+    """The frames of a finished replay, from statistics.jsonl. Its other files are read on first use."""
 
     folder: Path
     lines: Sequence[dict[str, Any]]  # of statistics.jsonl, a line for each frame
@@ -40,7 +40,7 @@ class Finished:
         return Finished(folder, lines)
 
     def only(self, tokens: Sequence[str]) -> Finished:
-        """The same replay as if it had these frames alone, in this order."""
+        """The replay with these frames alone, in this order."""
         line_of = {line["token"]: line for line in self.lines}
         return Finished(self.folder, [line_of[token] for token in tokens])
 
@@ -80,9 +80,9 @@ class Finished:
 
     @property
     def dropped(self) -> tuple[int, int]:
-        """Keyframes that lack between their neighbours, and frames without any sensor that the network takes.
+        """The number of missing keyframes, and of frames without any sensor that the network takes.
 
-        A gap counts by the median distance of the keyframes: one of 1.5 s among 0.5 s lacks two.
+        A gap counts in median periods: where keyframes come every 0.5 s, two are missing in a gap of 1.5 s.
         """
         times = np.array([line["timestamp"] for line in self.lines], np.int64)
         gaps = np.diff(times)[np.diff(self.scenes) == 0]

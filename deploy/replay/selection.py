@@ -17,7 +17,7 @@ class Selection:
     Args:
         start: s since the first frame of the drive.
         end: s; frames from there on are left out.
-        every: of the frames between them the first one, and each that comes so many frames after the last.
+        every: 1 selects each frame between them, 2 each second one, and so on.
 
     Raises:
         InputError: no frame can be in it.
@@ -34,7 +34,7 @@ class Selection:
             raise InputError(f"--every {self.every}: give 1 for every frame, 2 for every second one, ...")
 
     def until_end(self, drive: Iterable[Frame]) -> Iterator[Frame]:
-        """The frames of one drive before `end`. Of the others only the first is read."""
+        """Yield the frames of one drive before `end`; reads one frame more."""
         start = None
         for frame in drive:
             start = frame.timestamp if start is None else start
@@ -43,7 +43,7 @@ class Selection:
             yield frame
 
     def of(self, frames: Iterable[Frame]) -> Iterator[Frame]:
-        """The selected ones of the frames of one or more drives.
+        """Yield the selected frames of one or more drives.
 
         Raises:
             InputError: there is none.

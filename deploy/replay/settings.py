@@ -37,7 +37,7 @@ class Settings:
         target: the engine of the bundle that runs.
         trust: who must have signed the bundle, and how old it may be; None takes it unsigned and of any age.
         faults: of the sensors, in this order.
-        conditions: what the vehicle is told of every frame instead of the drive's tags; None: the tags.
+        conditions: that the vehicle gets with every frame instead of the drive's tags; None: the tags.
         selection: the part of every drive that is replayed.
         real_time: whether no frame is given to the network before the vehicle had it.
         latency: whether latencies are measured as a vehicle would see them: at the drive's pace, with nothing beside.

@@ -1,4 +1,4 @@
-"""What held from which frame to which over a replay: conditions, modules in force, health of the sensors."""
+"""Conditions, active modules and sensor health over a replay, as spans of frames."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from perception.scene.scene import SceneFrame
 
 
 class Timeline:
-    """Lanes of spans. What does not change takes no room, so a long drive stays small."""
+    """Lanes of spans. A span grows while its value stays, so that memory does not grow with each frame."""
 
     def __init__(self) -> None:
         self._lanes: dict[tuple[str, str], list[dict[str, Any]]] = {}  # (kind, name) -> spans
         self._scene = ""
 
     def add(self, number: int, frame: Frame, seen: SceneFrame) -> None:
-        """The next frame of the replay, as recorded and as seen."""
+        """Add the next frame of the replay, as recorded and as perceived."""
         for kind in CONDITIONS:
             self._extend(("tags", kind), number, seen.scene, getattr(frame.conditions, kind) or "", "")
         for kind, belief in seen.beliefs.items():
@@ -28,7 +28,7 @@ class Timeline:
         self._scene = seen.scene
 
     def _extend(self, lane: tuple[str, str], number: int, scene: str, value: str, why: str) -> None:
-        """A span ends with its drive; its reason is the one it began with."""
+        """Extend the last span, or begin a new one. A span ends with its drive and keeps its first reason."""
         spans = self._lanes.setdefault(lane, [])
         if spans and spans[-1]["value"] == value and spans[-1]["to"] == number - 1 and scene == self._scene:
             spans[-1]["to"] = number

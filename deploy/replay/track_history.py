@@ -1,4 +1,4 @@
-"""Where followed objects were in the last seconds."""
+"""The recent places of tracked objects."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Trails:
         self._places: deque[tuple[int, dict[str, np.ndarray]]] = deque()  # us; id -> (3,) m
 
     def add(self, scene: str, timestamp: int, layer: BoxLayer) -> None:
-        """The layer of the next frame; another drive begins anew."""
+        """Add the layer of the next frame; another drive begins anew."""
         if scene != self._scene:
             self._scene = scene
             self._places.clear()

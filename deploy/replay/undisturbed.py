@@ -1,4 +1,4 @@
-"""A thread that nothing disturbs, as the one that drives a vehicle."""
+"""Blocks in which neither the garbage collector nor other threads disturb the main thread."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import cv2
 
 @contextmanager
 def uncollected() -> Iterator[None]:
-    """A block during which the garbage collector does not look through what is there already: tables and bundle."""
+    """A block in which the garbage collector leaves out existing objects, such as tables and the bundle."""
     gc.freeze()
     try:
         yield

@@ -55,7 +55,7 @@ def judge(out: Path, baseline: Path | None = None, gates: Gates | None = None) -
 
 
 def require_comparable(baseline: Path | None, gates: Gates | None) -> None:
-    """Before a long replay: there is a baseline where a gate needs one.
+    """Check before a long replay that there is a baseline where a gate needs one.
 
     Raises:
         InputError: a gate needs a baseline, or its folder holds no finished replay.
@@ -114,13 +114,13 @@ class _Judge:
                 yield Case("dropped frames", gate.metric, passed, lacking + blind, gate.at_most, reason)
 
     def _finite(self) -> tuple[Case, ...]:
-        """A case that fails where outputs were not finite, whatever the gates are; none where all were."""
+        """A failing case where outputs were not finite, whatever the gates are; () where all were finite."""
         tokens, frames = self.finished.not_finite, len(self.finished)
         reason = f"{len(tokens)} of {frames} frames not finite, first {tokens[0]}" if tokens else ""
         return (Case("finite", "finite", False, len(tokens) / frames, 0.0, reason),) if tokens else ()
 
     def _expanded(self, gate: Any, metric: str, measures: Measures) -> Iterator[Any]:
-        """A metric that is of each class, such as AP, without a class: of each that is annotated."""
+        """Without a class, a metric such as AP becomes a gate for each annotated class."""
         if not metrics()[metric].each or gate.class_ is not None:
             yield gate
             return

@@ -1,4 +1,4 @@
-"""Which frames of a replay deserve a look first: those with the most mistakes, the slowest, those of ill sensors."""
+"""The frames of a replay to look at first: most mistakes, slowest, most sensors with a fault."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ KEPT = 4  # frames by each measure
 
 
 class Worst:
-    """The KEPT worst frames by each measure so far; of equally bad ones those that came first."""
+    """The KEPT worst frames by each measure so far; of equal ones the earliest."""
 
     def __init__(self) -> None:
         self._heaps: dict[str, list[tuple[float, int, str]]] = {}  # measure -> badness, -number, text
 
     def add(self, number: int, badness: Mapping[str, tuple[float, str]]) -> bool:
-        """Whether a frame is among the worst by now.
+        """Add a frame; returns whether it is among the worst so far.
 
         Args:
-            badness: for each measure how bad the frame is, and that in words; 0 is not bad at all.
+            badness: of each measure the number, higher is worse and 0 never counts, and the number in words.
         """
         among = False
         for measure, (value, text) in badness.items():

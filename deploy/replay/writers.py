@@ -23,7 +23,7 @@ class ViewerWriter(Protocol):
     """Writes the file of a viewer."""
 
     def add(self, frame: Frame, seen: SceneFrame) -> None:
-        """The next frame, with what was perceived in it."""
+        """Write the next frame, with what was perceived in it."""
 
 
 def require_viewers(names: Sequence[str]) -> None:
@@ -34,14 +34,14 @@ def require_viewers(names: Sequence[str]) -> None:
 
 
 class Writers(NamedTuple):
-    """What takes in everything that was perceived in a frame."""
+    """All writers of a replay."""
 
     tasks: Mapping[str, FrameWriter]  # of the files that are a task's own
     statistics: StatisticsWriter
     viewers: Sequence[ViewerWriter]
 
     def add(self, frame: Frame, seen: SceneFrame) -> None:
-        """The next frame."""
+        """Write the next frame to all files."""
         for name, writer in self.tasks.items():
             writer.add(frame, seen.prediction.results[name], seen.states.get(name))
         self.statistics.add(frame, seen.prediction)

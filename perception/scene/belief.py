@@ -1,4 +1,4 @@
-"""What the conditions of a drive are believed to be, from observations that are sometimes wrong and come irregularly.
+"""The belief in the conditions of a drive, from observations that are irregular and sometimes wrong.
 
 For each kind (weather, light, city) a discrete Bayes filter, the forward step of a hidden Markov model (Rabiner, "A
 tutorial on hidden Markov models", Proc. IEEE 77, 1989): between observations the condition switches now and then,
@@ -28,7 +28,7 @@ COUNTED = 64  # observations at most that they count
 
 @dataclass(frozen=True)
 class Belief:
-    """What is believed about one kind of condition."""
+    """The belief in one kind of condition."""
 
     value: str | None  # None while unsure
     probabilities: tuple[float, ...]  # of each value, in the order of CONDITIONS
@@ -59,10 +59,10 @@ class ConditionBelief:
         self._start: int | None = None
 
     def update(self, timestamp: int, observations: Sequence[Evidence]) -> Conditions:
-        """Take in what was observed at a moment, and give what is believed now.
+        """Take in the observations of a moment, and return the conditions believed now.
 
         Args:
-            timestamp: us. A moment that is not after the last one tells nothing new.
+            timestamp: us; a moment that is not after the last one is ignored.
             observations: in any order; those of the same kind count as their mean.
 
         Raises:
@@ -77,12 +77,12 @@ class ConditionBelief:
 
     @property
     def conditions(self) -> Conditions:
-        """What is believed now; None for each kind that is not sure."""
+        """The conditions believed now; None for each kind that is not sure."""
         return Conditions(**{kind: belief.value for kind, belief in self._filters.items()})
 
     @property
     def beliefs(self) -> dict[str, Belief]:
-        """For each kind what is believed now, and why."""
+        """The belief in each kind of condition, with the reason."""
         return {kind: belief.belief() for kind, belief in self._filters.items()}
 
 
@@ -139,7 +139,7 @@ class _Filter:
                 self.supported = time
 
     def _likelihoods(self, observed: Sequence[float]) -> list[float]:
-        """Of an observation under each value: the true one is named but for the share WRONG."""
+        """The likelihood of an observation under each value; a share of WRONG observations names another value."""
         n = len(self.values)
         if len(observed) != n or not all(0 <= p < math.inf for p in observed) or not sum(observed) > 0:
             raise ValueError(f"{list(observed)} is no probability distribution over {', '.join(self.values)}")

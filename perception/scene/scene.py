@@ -1,4 +1,4 @@
-"""What a drive looks like so far: the outputs of single frames joined into one picture. No torch here."""
+"""The state of a drive: memories of the tasks, believed conditions, sensor health. No torch here."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _KINDS = {value: kind for kind, values in CONDITIONS.items() for value in values
 
 @dataclass(frozen=True)
 class Routed:
-    """How far a module is in force, and why."""
+    """The weight of a module, and the reason."""
 
     weight: float
     why: str  # such as 'rain since 12.5 s: 3 of 4 frames'
@@ -25,7 +25,7 @@ class Routed:
 
 @dataclass(frozen=True)
 class SceneFrame:
-    """A drive up to and including one frame."""
+    """The state of a drive after one frame."""
 
     token: str
     scene: str  # name of the drive
@@ -40,9 +40,9 @@ class SceneFrame:
 
 
 class Scene:
-    """A drive, frame by frame in order of time; a frame of another drive begins anew.
+    """Keeps the state of a drive. Frames come in order of time; a frame of another drive begins anew.
 
-    Before the engine runs, `observe` says which conditions to route by; after it, `update` takes in what it perceived.
+    Before the engine runs, `observe` returns the conditions to route by; after it, `update` takes in the prediction.
     Memory does not grow with the length of the drive, and the same frames give the same bytes.
 
     Args:
@@ -65,9 +65,10 @@ class Scene:
         self._seconds: dict[str, float] = {}
 
     def observe(self, frame: Frame) -> Conditions:
-        """Conditions believed at the time of a frame, before the network has seen it.
+        """Return the conditions believed at a frame, before the network runs on it.
 
-        A tag of the frame counts alone. For other kinds of conditions, the results of the frame before are evidence.
+        For a kind of condition that the frame has a tag of, only the tag counts; for other kinds, the tasks' evidence
+        from the frame before.
         """
         if frame.scene != self._drive:
             self._begin(frame.scene)
@@ -80,12 +81,12 @@ class Scene:
             return self._belief.update(frame.timestamp, [tags, *others])
 
     def update(self, frame: Frame, prediction: Prediction, weights: Mapping[str, float] | None = None) -> SceneFrame:
-        """The drive with one more frame.
+        """Add one frame to the drive.
 
         Args:
             frame: the one that was observed last.
             prediction: what the network perceived in it.
-            weights: of the modules that the route switches, as the network ran with them.
+            weights: with which the network ran the modules that the route switches.
 
         Raises:
             ValueError: the frame was not observed, or a weight is for a module that the scene does not know.
@@ -128,12 +129,12 @@ class Scene:
         self._memories = {name: memory for name, memory in memories.items() if memory is not None}
 
     def _sees(self, frame: Frame) -> bool:
-        """Whether the frame has anything that the network takes: without, it would recognise darkness."""
+        """Whether the frame has data of any of the sensors; without, the conditions task would recognise darkness."""
         points = LIDAR in self._sensors and frame.points is not None and len(frame.points) > 0
         return points or not frame.cameras.keys().isdisjoint(self._sensors)
 
     def _why(self, name: str, weight: float, frame: Frame, beliefs: Mapping[str, Belief]) -> str:
-        """Why a module has its weight: all that holds of what it asks for, or all that does not."""
+        """The reason for a module's weight: which of its required facts hold, or which do not."""
         if name not in self._modules:
             raise ValueError(
                 f"a weight for {name}, which is none of the modules {', '.join(self._modules) or '(none)'}"

@@ -32,7 +32,7 @@ _DOWN, _RIGHT = STEP * np.mgrid[-REACH : REACH + 1, -REACH : REACH + 1]  # rad, 
 
 @dataclass
 class _Fit:
-    """Of one camera, all frames together, the older the less."""
+    """How well turns of one camera fit, summed over the frames; older frames count less."""
 
     parts: np.ndarray = field(default_factory=lambda: np.zeros((PARTS, SHIFTS, SHIFTS)))  # as `fit` gives them
     points: float = 0.0
@@ -63,7 +63,7 @@ class Alignment:
         self._begun: tuple[int, np.ndarray] | None = None  # time (us) and place of the frame with which this began
 
     def update(self, frame: Frame, signs: SweepSigns, healthy: Collection[str]) -> None:
-        """What another frame adds, if the vehicle moved on.
+        """Add a frame, if the vehicle has moved.
 
         Args:
             signs: of its sweep, in which all is well.
@@ -83,7 +83,7 @@ class Alignment:
             self._judge()
 
     def _moved(self, frame: Frame) -> bool:
-        """Whether the vehicle sees other edges than when a round last began; if so, one begins."""
+        """Whether the vehicle sees other edges than at the start of the last round; if so, a new round begins."""
         time, place = self._begun or (-math.inf, np.full(3, np.inf))
         here, limits = frame.global_from_ego[:3, 3], self._limits.alignment
         if abs(frame.timestamp - time) <= 1e6 * limits.later or np.linalg.norm(here - place) <= limits.moved:
@@ -162,5 +162,5 @@ def _shift(vehicle_from_camera: np.ndarray, turn: np.ndarray) -> np.ndarray:
 
 
 def _best_of(fits: np.ndarray, these: np.ndarray) -> int:
-    """Index of what fits best of these (N,) bool."""
+    """The index of the best fit among these (N,) bool."""
     return int(np.where(these, fits, -np.inf).argmax())

@@ -1,6 +1,6 @@
 """Signs of faults in what one sensor gave for one frame. numpy and OpenCV only; a frame takes 2 ms.
 
-The limits are in `limits.py`; what is made of them over a drive is in `health.py`.
+The limits are in `limits.py`; `monitor.py` follows them over a drive.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ MOST = 16_000  # points of a sweep that are looked at; of more every other, or f
 
 @dataclass(frozen=True)
 class PictureSigns:
-    """Of one picture."""
+    """Signs of one picture."""
 
     sample: bytes  # of its pixels, that tells it from another
     dark: float  # share of the pixels below the dark level
@@ -37,7 +37,7 @@ class PictureSigns:
 
 @dataclass(frozen=True)
 class SweepSigns:
-    """Of the latest sweep in a frame's points."""
+    """Signs of the latest sweep in a frame's points."""
 
     points: int
     age: float  # s, of its newest point

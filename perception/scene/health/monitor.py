@@ -1,8 +1,8 @@
 """Which sensors of a drive can be trusted right now, by signs that are cheap to measure. numpy and OpenCV only.
 
-A camera that is turned against the LiDAR, and a LiDAR that is turned against most cameras, are told from `alignment`,
-which says what cannot be; a tilted or lifted LiDAR from the ground as well. Where the LiDAR is none of the sensors, or
-has another fault, nothing new is said of turned cameras.
+`alignment` detects a camera that is turned against the LiDAR, and a LiDAR that is turned against most cameras; it says
+which turns it cannot detect. The ground shows a tilted or lifted LiDAR. Without a healthy LiDAR among the sensors,
+there are no new findings on turned cameras.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ Status = Literal[
 
 @dataclass(frozen=True)
 class SensorHealth:
-    """How one sensor is doing."""
+    """The health of one sensor."""
 
     status: Status
     since: int  # us, time of the first frame of this status
@@ -38,7 +38,7 @@ class SensorHealth:
 
     @property
     def findings(self) -> tuple[SensorHealth, ...]:
-        """All that is wrong with it, the worst first."""
+        """All faults of the sensor, the worst first."""
         return () if self.status == "ok" else (self, *self.also)
 
     @property
@@ -58,7 +58,7 @@ _PASSING = _WORST_FIRST[5:]  # chance may hide these in a frame
 
 @dataclass
 class _Seen:
-    """What a sensor gave last."""
+    """The latest data of a sensor."""
 
     content: bytes
     timestamp: int | None  # us, its own
@@ -114,7 +114,7 @@ class HealthMonitor:
         return dict(self._health)
 
     def _align(self, frame: Frame, signs: SweepSigns | None, said: dict[str, dict[Status, str]]) -> None:
-        """Adds what is said of sensors that are turned against one another; all others but well ones have no say."""
+        """Add findings on sensors that are turned against one another; only healthy sensors are compared."""
         if signs is not None and not said[LIDAR]:
             self._alignment.update(frame, signs, [name for name in said if name != LIDAR and not said[name]])
         if self._alignment.lidar is not None and LIDAR in said:
@@ -145,7 +145,7 @@ class HealthMonitor:
         return SensorHealth(worst.status, worst.since, worst.reason, tuple(also))
 
     def _camera(self, name: str, camera: Camera, now: int) -> Readings:
-        """What may be wrong with a camera that gave a picture, the worst first."""
+        """Possible faults of a camera that gave a picture, the worst first."""
         limits = self.limits.camera
         signs = picture_signs(camera.image, limits)
         stuck = self._stuck(name, signs.sample, camera.timestamp, now)
@@ -171,7 +171,7 @@ class HealthMonitor:
         yield "blurred", _load_below(signs.texture - SLOPE, limits.smooth), "no fine texture"
 
     def _lidar(self, frame: Frame, signs: SweepSigns | None) -> Readings:
-        """What may be wrong with the LiDAR, the worst first."""
+        """Possible faults of the LiDAR, the worst first."""
         if frame.points is None or signs is None:
             yield "missing", math.inf, "no points" if frame.points is None else "a sweep without a return"
             return
