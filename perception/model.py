@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from perception.bev.fuse import Alone, Fuse
 from perception.bev.pyramid import PyramidTrunk
 from perception.bev.trunk import Trunk
-from perception.config import Config
+from perception.config import Config, parse_config
+from perception.errors import InputError
 from perception.frame import Conditions
 from perception.modules.aggregation.notation import parse_block
 from perception.modules.aggregation.representations import add_fusion
@@ -28,9 +29,9 @@ from perception.sensors.camera.encoder import ImageEncoder
 from perception.sensors.camera.lift import Lift
 from perception.sensors.lidar.encoder import PillarEncoder
 from perception.sensors.lidar.voxel_features import VoxelFeatureEncoder
-from perception.tasks import tasks_of
+from perception.tasks import TASKS, tasks_of
 from perception.tasks.network import Loss, TaskNetwork
-from perception.tasks.task import part_of, prefixed
+from perception.tasks.task import Task, TaskConfig, part_of, prefixed
 
 
 class PerceptionModel(nn.Module):
@@ -56,14 +57,12 @@ class PerceptionModel(nn.Module):
         else:
             self.trunk = Trunk(model.trunk, model.fused_channels, model.fused_stride)
         self.tasks = tasks_of(config.tasks, config.head_grid)
-        channels = {"fused": model.fused_channels, "trunk": self.trunk.channels}
-        self.heads, self.added = nn.ModuleDict(), nn.ModuleDict()  # of the base, and those that were trained beside it
+        self.heads, self.added = nn.ModuleDict(), nn.ModuleDict()  # the base's, and those trained later on it
         for name, task in self.tasks.items():
-            if not task.config.added:
-                self.heads[name] = task.network(channels[task.reads])
-                continue
-            with torch.random.fork_rng(devices=[]):  # with an added head or without, the base is the same
-                self.added[name] = task.network(channels[task.reads])
+            if task.config.added:
+                self.added[name] = self._initial(task)
+            else:
+                self.heads[name] = task.network(self._channels(task))
         self.computed = tuple(self.tasks)  # by `forward`; where a head is trained alone, that task
         self.bank = Bank(self)
         for module in config.modules:
@@ -109,6 +108,50 @@ class PerceptionModel(nn.Module):
         """The network of a task."""
         network: Any = self.heads[task] if task in self.heads else self.added[task]
         return network
+
+    def new_head(self, name: str, options: Mapping[str, Any], source: str) -> tuple[TaskConfig, TaskNetwork]:
+        """The configuration and the network of one more task, with initial weights, not attached yet.
+
+        Args:
+            options: its configuration.
+            source: of the options, for messages.
+
+        Raises:
+            InputError: an unknown task or option, or a task that the base has.
+        """
+        if name in self.heads:
+            raise InputError(f"{source}: its base has the task {name} already; add another, or adapt it by modules")
+        content = self.config.model_dump(mode="json")
+        content["tasks"][name] = {**options, "added": True}
+        config = parse_config(content, source)
+        task = tasks_of(config.tasks, config.head_grid)[name]
+        return task.config, self._initial(task).to(next(self.parameters()).device)
+
+    def attach_head(self, name: str, config: TaskConfig, network: nn.Module) -> None:
+        """Compute this task too; tasks keep the order of `TASKS`."""
+        self.added[name] = network
+        self._configure({**self.config.tasks, name: config})
+
+    def detach_head(self, name: str) -> None:
+        """Take an added head out."""
+        del self.added[name]
+        self._configure({task: config for task, config in self.config.tasks.items() if task != name})
+
+    def _configure(self, tasks: Mapping[str, TaskConfig]) -> None:
+        ordered = {name: tasks[name] for name in TASKS if name in tasks}
+        self.config = self.config.model_copy(update={"tasks": ordered})
+        self.tasks = tasks_of(ordered, self.config.head_grid)
+        self.computed = tuple(self.tasks)
+        self.router = FixedRouter(self.bank, self._behind_the_trunk)
+
+    def _channels(self, task: Task[Any]) -> Any:
+        """Of the feature maps that the task reads."""
+        return self.config.model.fused_channels if task.reads == "fused" else self.trunk.channels
+
+    def _initial(self, task: Task[Any]) -> TaskNetwork:
+        """An added head. With it or without, random numbers go on the same, so that the base is the same."""
+        with torch.random.fork_rng(devices=[]):
+            return task.network(self._channels(task))
 
     @property
     def _behind_the_trunk(self) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from perception.modules.bank import Bank
-from perception.modules.module_io import SPECS
+from perception.modules.module_record import SPECS
 from perception.modules.slot import Slot
 
 

@@ -16,7 +16,7 @@ from perception.modules.aggregation.composition import Fuse, Stack
 from perception.modules.aggregation.representations import AttentionFusion, add_fusion, remove_fusion
 from perception.modules.bank import Bank
 from perception.modules.computation.computation import Site
-from perception.modules.module_io import SPECS
+from perception.modules.module_record import SPECS
 from perception.modules.route import Route
 
 SHAPES = [

@@ -18,7 +18,7 @@ from deploy.manifest import Origin
 from deploy.release import Release
 from deploy.verify import verify
 from perception.errors import InputError
-from perception.modules.module_io import read_record
+from perception.modules.module_record import read_record
 from perception.training.checkpoint import save_model
 
 

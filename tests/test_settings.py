@@ -15,7 +15,7 @@ from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
 from perception.frame import Conditions
 from perception.model import PerceptionModel
-from perception.modules.module_io import SPECS
+from perception.modules.module_record import SPECS
 from perception.modules.spec import BatchNorm, LowRank
 from perception.training import settings
 from perception.training.adapt import adapt

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -322,11 +324,18 @@ def assert_kept(before: PerceptionModel, after: PerceptionModel) -> None:
         assert_same(old, {name: new[name] for name in old})
 
 
+@pytest.fixture(scope="module")
+def mapped(finished: Path, tables: NuScenesTables) -> Path:
+    """The finished model with the task map, and a module of its own."""
+    run = finished.parent / "map"
+    add_task(finished, "map", GROUND, tables, "all", (), run, steps=2)
+    return run
+
+
 def test_an_added_task_leaves_every_bit_and_every_output(
-    finished: Path, tables: NuScenesTables, tmp_path: Path
+    finished: Path, mapped: Path, tables: NuScenesTables, tmp_path: Path
 ) -> None:
-    add_task(finished, "map", GROUND, tables, "all", (), tmp_path / "map", steps=2)
-    before, after = load_model(finished)[0], load_model(tmp_path / "map")[0]
+    before, after = load_model(finished)[0], load_model(mapped)[0]
     assert_kept(before, after)
     assert after.tasks.keys() == {"detection", "map"}
     assert after.tasks["map"].config.added
@@ -342,7 +351,7 @@ def test_an_added_task_leaves_every_bit_and_every_output(
     assert not torch.equal(*maps)
 
     # A second task keeps the first one's head, and its module.
-    add_task(tmp_path / "map", "conditions", {}, tables, "all", (), tmp_path / "both", steps=2)
+    add_task(mapped, "conditions", {}, tables, "all", (), tmp_path / "both", steps=2)
     both = load_model(tmp_path / "both")[0]
     assert_kept(after, both)
     assert [*both.tasks] == ["detection", "map", "conditions"]
@@ -353,6 +362,83 @@ def test_an_added_task_leaves_every_bit_and_every_output(
     assert_kept(after, again)
     key = "added.conditions.kinds.weather.weight"
     assert not torch.equal(again.state_dict()[key], both.state_dict()[key])
+
+
+@torch.no_grad()
+def assert_equal(a: PerceptionModel, b: PerceptionModel) -> None:
+    """Tensors, and outputs whatever the conditions."""
+    assert_same(a.state_dict(), b.state_dict())
+    for conditions in EVERY:
+        assert_same(*(model.predict(frame_inputs(a, 1, 2), [conditions] * 2) for model in (a, b)))
+
+
+def test_an_added_head_is_deleted_and_comes_back_from_its_file(finished: Path, mapped: Path, tmp_path: Path) -> None:
+    base, model = load_model(finished)[0], load_model(mapped)[0]
+    rain = list(base.bank.at("rain"))
+    assert list(model.bank.at("rain")) == rain  # though its patterns fit slots of the new head
+    model.bank.activate("ground")
+    with pytest.raises(InputError, match="'ground' is active"):
+        model.bank.delete("map")
+    model.bank.activate(None)
+    model.bank.delete("map")
+    assert_equal(base, model)
+    assert [*model.bank.modules] == ["rain"]
+    save_model(tmp_path / "without", model.config, model)
+    without = load_model(tmp_path / "without")[0]
+    assert_equal(base, without)
+    assert without.bank.load(mapped / "modules" / "map") == ["map"]
+    assert_equal(load_model(mapped)[0], without)
+    assert list(without.bank.at("rain")) == rain
+    with pytest.raises(InputError, match="a module called 'map' is there already"):
+        without.bank.load(mapped / "modules" / "map.json")
+
+
+def test_the_command_loads_and_lists_an_added_head(finished: Path, mapped: Path, tmp_path: Path) -> None:
+    given = ("modules", finished, "--load", mapped / "modules" / "map.json", "--out", tmp_path / "both", "--json")
+    done = perception(*given)
+    assert done.returncode == 0, done.stderr
+    base, both = load_model(finished)[0], load_model(tmp_path / "both")[0]
+    assert_kept(base, both)
+    assert_equal(load_model(mapped)[0], both)
+    rain, ground, head = json.loads(done.stdout)["modules"]
+    assert (rain["name"], ground["name"], ground["when"]) == ("rain", "ground", ["boston", "map"])
+    assert (head["name"], head["kind"], head["where"]) == ("map", "task", ["heads.map", "heads.map.*"])
+    assert head["parameters"] == sum(p.numel() for p in both.added.parameters())
+    for suffix in (".json", ".safetensors"):
+        file = Path("modules") / f"map{suffix}"
+        assert (tmp_path / "both" / file).read_bytes() == (mapped / file).read_bytes()
+
+
+def test_a_head_that_does_not_fit_is_refused_and_changes_nothing(finished: Path, mapped: Path, tmp_path: Path) -> None:
+    model = load_model(finished)[0]
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    file = tmp_path / "map.json"
+    shutil.copy(mapped / "modules" / "map.safetensors", tmp_path)
+    content = json.loads((mapped / "modules" / "map.json").read_text())
+    elsewhere = {"name": "trunk.9", **{key: content["modules"][0]["slots"][0][key] for key in ("layer", "shape")}}
+    for changes, message in (
+        ({"base": "0" * 64}, "was trained on another base"),
+        ({"name": "flow"}, "tasks.flow: is not a known key"),
+        ({"name": "detection"}, "its base has the task detection already"),
+        ({"options": {"chanels": 8}}, "tasks.map.chanels: is not a known key"),
+        ({"options": {"channels": 4}}, "tensors are not those of its JSON file"),
+        ({"modules": [{**content["modules"][0], "slots": [elsewhere]}]}, "the network has no slot 'trunk.9'"),
+        ({"modules": [{**content["modules"][0], "name": "rain"}]}, "tensors are not those"),
+        ({"when": ["map"]}, "when: extra inputs"),
+    ):
+        file.write_text(json.dumps(content | changes))
+        with pytest.raises(InputError, match=message) as error:
+            model.bank.load(file)
+        assert "\n" not in str(error.value)
+    file.write_text(json.dumps(content))
+    with pytest.raises(InputError, match="is the head of the task map, which keeps its name"):
+        model.bank.load(file, rename={file: "land"})
+    model.bank.modules["map"] = model.bank.modules["rain"]
+    with pytest.raises(InputError, match="a module called 'map' is there already"):
+        model.bank.load(file)
+    del model.bank.modules["map"]
+    assert_same(model.state_dict(), before)
+    assert model.bank.load(file) == ["map"]  # all is well with the file
 
 
 def test_adding_what_cannot_be_added_is_refused(finished: Path, tables: NuScenesTables, tmp_path: Path) -> None:

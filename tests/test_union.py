@@ -15,7 +15,7 @@ from perception.errors import InputError
 from perception.modules.aggregation.merge import Merging, merge_modules
 from perception.modules.aggregation.notation import parse_block
 from perception.modules.bank import Bank
-from perception.modules.module_io import SPECS
+from perception.modules.module_record import SPECS
 from perception.modules.spec import BatchNorm, LowRank, ModuleUnion
 
 PARTS = [{"kind": "batch_norm", "slots": ["norm"]}, {"kind": "low_rank", "slots": ["one", "t*"], "rank": 2}]

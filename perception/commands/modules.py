@@ -93,8 +93,8 @@ def adapt(
     scale_shift, film, hypernetwork.
 
 
-    With --task it is the head of a task. That of `conditions` recognises weather, light and city: where a drive has no
-    tags, a bundle then routes by what was recognised over the last frames.
+    With --task it is the head of a task, which OUT/modules gets with its own modules. That of `conditions` recognises
+    weather, light and city: where a drive has no tags, a bundle then routes by what it recognised over the last frames.
     """
     from perception.datasets.nuscenes.dataset import NuScenesTables
     from perception.datasets.source import open_source
@@ -174,7 +174,9 @@ def _show_route(
 @app.command(epilog="Example: perception modules runs/a --load runs/rain/modules/rain.safetensors --out runs/both")
 def modules(
     checkpoint: Annotated[Path, typer.Argument(help="A run, or one of its checkpoints.")],
-    load: Annotated[str, typer.Option(help="Add modules from files: FILE,FILE or NEW_NAME=FILE. Needs --out.")] = "",
+    load: Annotated[
+        str, typer.Option(help="Add modules and heads of tasks: FILE,FILE or NEW_NAME=FILE. Needs --out.")
+    ] = "",
     out: Annotated[Path | None, typer.Option("--out", help="Folder for the checkpoint with the added modules.")] = None,
     frame: Annotated[str, typer.Option(help="Show how this keyframe is routed: scene-0103:0. Needs --data.")] = "",
     data: Annotated[Path | None, typer.Option("--data", help="nuScenes dataroot of --frame.")] = None,
@@ -184,7 +186,7 @@ def modules(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """List a checkpoint's modules and its base's fingerprint; put modules that were trained apart together."""
+    """List a checkpoint's modules, added heads and its base's fingerprint; add some that were trained separately."""
     if bool(load) != (out is not None):
         raise InputError("--load and --out go together: the checkpoint with the added modules is a new one")
     if bool(frame) != (data is not None) or (picture and not frame):

@@ -1,9 +1,8 @@
-"""The bank: which modules a model has, at which slots, and what is done with them."""
+"""The bank: which modules and added heads a model has, at which slots, and what is done with them."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +10,17 @@ from torch import nn
 
 from perception.errors import InputError
 from perception.modules import module_io
+from perception.modules.added_heads import AddedHeads, Head
 from perception.modules.aggregation.composition import Block, fuses, names
 from perception.modules.base_weights import base_hash, own_parameters
-from perception.modules.computation.kinds import KINDS, build
+from perception.modules.computation.kinds import build
 from perception.modules.freeze import Freeze
 from perception.modules.merge_into_base import Merge
 from perception.modules.route import Route
 from perception.modules.slot import Slot
-from perception.modules.spec import Module, ModuleUnion
-from perception.modules.status import Row, row
+from perception.modules.slot_patterns import exact, fits, matching
+from perception.modules.spec import Module
+from perception.modules.status import Row, head_row, row
 
 BRANCHES = {"lidar": "lidar", "camera": "cameras"}  # first part of a slot's name: the sensor
 
@@ -27,35 +28,19 @@ BRANCHES = {"lidar": "lidar", "camera": "cameras"}  # first part of a slot's nam
 class Bank:
     """Adds modules to the slots of a network, trains some of them, keeps them in files, writes them into weights.
 
-    Whatever is done here, the base keeps its bytes: `base_hash` changes only while modules are merged.
+    The heads of tasks that were added to a finished model (`PerceptionModel.added`) are deleted, saved and loaded
+    here too. Whatever is done here, the base keeps its bytes: `base_hash` changes only while modules are merged.
     """
 
     def __init__(self, network: nn.Module) -> None:
         self.network = network
         self.slots = {m.name: m for m in network.modules() if isinstance(m, Slot)}
+        self.heads = AddedHeads(network, self.slots)
         self.modules: dict[str, Module] = {}
         self.active: Route | None = None  # in force instead of the router's
         self.merged: Merge | None = None
         self.folded: tuple[str, ...] = ()  # modules that are part of the weights for good
-        self._freeze = Freeze(network, list(self.slots.values()))
-
-    def match(self, patterns: Sequence[str], kind: str) -> list[Slot]:
-        """The slots with these names or globs whose layers a module of this kind can attach to.
-
-        Raises:
-            InputError: a pattern fits no such slot.
-        """
-        found: dict[str, Slot] = {}
-        for pattern in patterns:
-            fitting = {name: slot for name, slot in self.slots.items() if fnmatchcase(name, pattern)}
-            if not fitting:
-                raise InputError(f"no slot is called {pattern!r}; there are {', '.join(self.slots)}")
-            able = {name: slot for name, slot in fitting.items() if KINDS[kind].attaches_to(slot.layer)}
-            if not able:
-                layers = sorted({type(slot.layer).__name__ for slot in fitting.values()})
-                raise InputError(f"{kind} does not attach to {', '.join(layers)}, which is what {pattern!r} names")
-            found |= able
-        return list(found.values())
+        self._freeze = Freeze(network, self.slots)
 
     def add(self, spec: Module) -> None:
         """A new module, the identity at first, at each slot that its patterns name. On a frozen base it is frozen too.
@@ -64,34 +49,42 @@ class Bank:
             InputError: the name is taken, a pattern fits no slot, or two parts of a union want the same one.
         """
         self.require_unmerged()
-        if spec.name in self.modules:
-            raise InputError(f"the model already has a module called {spec.name!r}")
+        self._require_free(spec.name)
         computations: dict[str, Any] = {}
         for part in spec.single():
-            for slot in self.match(part.slots, part.kind):
+            for slot in matching(self.slots, part.slots, part.kind):
                 if slot.name in computations:
                     raise InputError(f"two parts of {spec.name!r} are at {slot.name}; give each part slots of its own")
                 computations[slot.name] = build(part, slot.layer)
         self._attach(spec, computations)
 
-    def delete(self, name: str) -> None:
-        """Take the module, and the attention of blocks with it, out of every slot.
+    def add_head(self, task: str, options: Mapping[str, Any], source: str) -> None:
+        """Add a head with this configuration for a task that the base does not have; modules stay at their slots.
 
         Raises:
-            InputError: there is no such module, or it is active.
+            InputError: an unknown task or option, or a name that is taken; the message names the source.
         """
         self.require_unmerged()
-        self.require([name])
-        if self.active is not None and name in self.active.weights:
-            raise InputError(f"module {name!r} is active; activate another or None first")
-        del self.modules[name]
-        for slot in self.slots.values():
-            if name in slot.computations:
-                del slot.computations[name]
-            fusions: dict[str, Any] = dict(slot.fusions.items())
-            for key, fusion in fusions.items():
-                if name in names(fusion.block):
-                    del slot.fusions[key]
+        self._require_free(task)
+        self._attach_head(self.heads.new(task, options, source))
+
+    def delete(self, name: str) -> None:
+        """Take the module, and the attention of blocks with it, out of every slot; or an added head, with its modules.
+
+        Raises:
+            InputError: there is no such module or added head, or one of the modules is active.
+        """
+        self.require_unmerged()
+        doomed = self.modules_of(name) if name in self.heads else [name]
+        self.require(doomed)
+        active = [module for module in doomed if self.active is not None and module in self.active.weights]
+        if active:
+            raise InputError(f"module {active[0]!r} is active; activate another or None first")
+        if name in self.heads:
+            self._keep_slots(self.heads[name].slots())
+            self.heads.delete(name)
+        for module in doomed:
+            self._delete(module)
 
     def activate(self, block: Block | None) -> None:
         """Run these modules, combined like this, on all frames whatever the router says; None: as the router says.
@@ -125,23 +118,23 @@ class Bank:
         self._freeze.these(modules)
 
     def save(self, name: str, path: Path, domain: str = "", metrics: Mapping[str, float | None] | None = None) -> None:
-        """Write the module to PATH.safetensors and PATH.json (`module_io.py`).
+        """Write the module, or the added head with its modules, to PATH.safetensors and PATH.json (`module_io.py`).
 
         Args:
-            domain: what the module was trained on, in words.
+            domain: what it was trained on, in words.
             metrics: what it reaches there.
         """
         self.require_unmerged()
-        self.require([name])
-        spec, at = self.modules[name], self.at(name)
-        if isinstance(spec, ModuleUnion):  # each part with its slots by name
-            exact = (tuple(slot.name for slot in self.match(part.slots, part.kind)) for part in spec.parts)
-            parts = zip(spec.parts, exact, strict=True)
-            spec = spec.model_copy(update={"parts": tuple(p.model_copy(update={"slots": own}) for p, own in parts)})
-        module_io.write(path, spec, self.slots, at, self.base_hash(), domain, metrics or {})
+        known = module_io.Known(self.base_hash(), domain, metrics or {})
+        if name in self.heads:
+            own = {module: self._attachment(module) for module in self.modules_of(name)}
+            module_io.write_head(path, self.heads[name], own, self.slots, known)
+        else:
+            self.require([name])
+            module_io.write(path, self._attachment(name), self.slots, known)
 
     def load(self, *paths: Path, rename: Mapping[Path, str] | None = None) -> list[str]:
-        """Add modules from files; returns their names.
+        """Add modules and heads from files; returns the name of each file's module or task.
 
         Args:
             rename: names for the modules of some of the files, instead of their own.
@@ -150,15 +143,12 @@ class Bank:
             InputError: a file is damaged or does not fit this network, or a name is taken; then none is added.
         """
         self.require_unmerged()
-        base, read = self.base_hash(), {}
-        for path in paths:
-            spec, computations = module_io.read(path, (rename or {}).get(path), self.slots, base)
-            if spec.name in self.modules or spec.name in read:
-                raise InputError(f"{path}: a module called {spec.name!r} is there already; rename this one")
-            read[spec.name] = spec, computations
-        for spec, computations in read.values():
+        heads, modules, loaded = module_io.read_all(paths, rename or {}, self.base_hash(), self.heads, self.names)
+        for head in heads:
+            self._attach_head(head)
+        for spec, computations in modules.values():
             self._attach(spec, computations)
-        return list(read)
+        return loaded
 
     def merge(self, modules: Block | Route) -> None:
         """Write what a route, or a block at weight one, runs into the base's weights; until `unmerge` no module runs.
@@ -191,10 +181,11 @@ class Bank:
         base = sum(parameter.numel() for parameter in own_parameters(self.network))
         active = self.active.weights if self.active else {}
         merged = self.merged.names if self.merged else ()
-        return [
+        modules = [
             row(spec, self.at(name), self.slots, base, name in active, name in merged)
             for name, spec in self.modules.items()
         ]
+        return modules + [head_row(head, list(self.slots), base) for head in self.heads.values()]
 
     def at(self, name: str) -> dict[str, Any]:
         """What the module is at each of its slots, by the slot's name; also while it is merged."""
@@ -239,12 +230,50 @@ class Bank:
         for slot in self.slots.values():
             slot.route = route
 
+    @property
+    def names(self) -> list[str]:
+        """Of the modules and the added heads."""
+        return [*self.modules, *self.heads]
+
+    def modules_of(self, task: str) -> list[str]:
+        """The modules that an added head cannot share: those that run for its task alone, or at its slots alone."""
+        own = self.heads[task].slots().keys()
+        return [name for name, spec in self.modules.items() if task in spec.when or self.at(name).keys() <= own]
+
     def require(self, modules: Iterable[str]) -> None:
         """Raises InputError unless the model has modules of these names."""
         for name in modules:
             if name not in self.modules:
                 there = ", ".join(self.modules) or "none"
                 raise InputError(f"the model has no module called {name!r}; there are: {there}")
+
+    def _require_free(self, name: str) -> None:
+        if name in self.names:
+            raise InputError(f"the model already has {'a head' if name in self.heads else 'a module'} called {name!r}")
+
+    def _delete(self, name: str) -> None:
+        del self.modules[name]
+        for slot in self.slots.values():
+            if name in slot.computations:
+                del slot.computations[name]
+            fusions: dict[str, Any] = dict(slot.fusions.items())
+            for key, fusion in fusions.items():
+                if name in names(fusion.block):
+                    del slot.fusions[key]
+
+    def _attachment(self, name: str) -> module_io.Attachment:
+        return exact(self.modules[name], self.slots, self.at(name)), self.at(name)
+
+    def _attach_head(self, head: Head) -> None:
+        self._keep_slots(head.slots())
+        head.network.train(self.network.training).requires_grad_(not self._freeze.base_is_frozen())
+        self.heads.attach(head)
+
+    def _keep_slots(self, changing: Collection[str]) -> None:
+        """Let modules whose patterns fit slots that come or go name their other slots instead."""
+        for name, spec in self.modules.items():
+            if fits(spec, changing):
+                self.modules[name] = exact(spec, self.slots, self.at(name).keys() - changing)
 
     def _attach(self, spec: Module, computations: Mapping[str, Any]) -> None:
         for name, computation in computations.items():

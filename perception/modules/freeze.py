@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from torch import nn
@@ -19,7 +19,7 @@ class Freeze:
     of the network. What trains follows the network's own mode.
     """
 
-    def __init__(self, network: nn.Module, slots: Collection[Slot]) -> None:
+    def __init__(self, network: nn.Module, slots: Mapping[str, Slot]) -> None:
         self.network, self.slots = network, slots
         self._hook: Any = None
 
@@ -28,7 +28,7 @@ class Freeze:
 
     def keys(self) -> set[str]:
         """Of the Fuse blocks whose attention the slots have."""
-        return {key for slot in self.slots for key in slot.fusions}
+        return {key for slot in self.slots.values() for key in slot.fusions}
 
     def all_but(self, names: Collection[str]) -> None:
         """Only the parts with these names or keys train; the network is in training mode."""
@@ -46,7 +46,9 @@ class Freeze:
 
     def _parts(self, names: Collection[str] | None = None) -> list[nn.Module]:
         """Modules and attentions at all slots; those with the names or keys, or all."""
-        found = ((name, part) for s in self.slots for d in (s.computations, s.fusions) for name, part in d.items())
+        found = (
+            (name, part) for s in self.slots.values() for d in (s.computations, s.fusions) for name, part in d.items()
+        )
         return [part for name, part in found if names is None or name in names]
 
     def _set_modes(self, *_: Any) -> None:

@@ -1,168 +1,134 @@
-"""A module on disk: NAME.safetensors with its tensors, and NAME.json that says what they are and what they fit."""
+"""Modules and added heads on disk: NAME.safetensors with the tensors, and NAME.json, which says what they fit."""
 
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import NamedTuple
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors import torch as safetensors
 from torch import Tensor
 
 from perception.atomic import made, write_together
 from perception.errors import InputError
+from perception.modules.added_heads import AddedHeads, Head
+from perception.modules.base_weights import is_own
 from perception.modules.computation.computation import Computation
 from perception.modules.computation.kinds import KINDS, build
+from perception.modules.module_record import Attached, HeadRecord, Place, Record, attached, pair, read_record
 from perception.modules.slot import Slot
 from perception.modules.spec import Module
-from perception.section import Section
 
-FORMAT = 1  # of the JSON file; a program reads those up to its own
-SPECS: TypeAdapter[Any] = TypeAdapter(Module)
+Attachment = tuple[Module, Mapping[str, Computation]]  # a module, and its computation at each of its slots
 
 
-class Place(Section):
-    """A slot that the module is at."""
+class Known(NamedTuple):
+    """What is known of a module or a head.
 
-    name: str
-    layer: str  # its class
-    shape: tuple[int, ...]  # of the layer's weight
-
-    @classmethod
-    def of(cls, slot: Slot) -> Place:
-        return cls(name=slot.name, layer=type(slot.layer).__name__, shape=tuple(slot.layer.weight.shape))
-
-
-class Record(Section):
-    """The content of the JSON file."""
-
-    format: Literal[1] = 1
-    name: str
-    kind: str
-    options: dict[str, Any]
-    slots: tuple[Place, ...] = Field(min_length=1)
-    when: tuple[str, ...]
-    domain: str  # what the module was trained on, in words
-    base: str  # `base_hash` of the network it was trained on
-    metrics: dict[str, float | None]
-    sha256: str  # of the safetensors file
-
-    def spec(self, name: str) -> Any:
-        """The module under this name, at the slots of the record; the parts of a union say which are theirs."""
-        content = {**self.options, "name": name, "kind": self.kind, "when": self.when}
-        if self.kind != "union":
-            content["slots"] = tuple(place.name for place in self.slots)
-        return SPECS.validate_python(content)
-
-
-def tensors_of(computations: Mapping[str, Computation]) -> dict[str, Tensor]:
-    """Tensors of a module by slot and name; views, not copies.
-
-    Args:
-        computations: what the module is at each of its slots.
+    Attributes:
+        base: `base_hash` of the network that it was trained on.
+        domain: what it was trained on, in words.
+        metrics: what it reaches there.
     """
-    return {
-        f"{slot}/{key}": tensor
-        for slot, computation in computations.items()
-        for key, tensor in computation.state_dict().items()
-    }
+
+    base: str
+    domain: str
+    metrics: Mapping[str, float | None]
 
 
-def write(
-    path: Path,
-    spec: Module,
-    slots: Mapping[str, Slot],
-    computations: Mapping[str, Computation],
-    base: str,
-    domain: str,
-    metrics: Mapping[str, float | None],
-) -> None:
-    """Write both files, or neither.
+def write(path: Path, module: Attachment, slots: Mapping[str, Slot], known: Known) -> None:
+    """Write both files of a module, or neither.
 
     Args:
         path: of either file, or of both without a suffix.
-        spec: of a union, with the exact slots of each part.
+        module: of a union, with the exact slots of each part.
         slots: of the network.
-        computations: what the module is at each of its slots.
 
     Raises:
         InputError: the disk is full or the folder not writable; what was there stays.
     """
-    tensors = {name: tensor.cpu().contiguous() for name, tensor in tensors_of(computations).items()}
-    content = safetensors.save(tensors)
-    record = Record(
-        name=spec.name,
-        kind=spec.kind,
-        options=spec.options(),
-        slots=tuple(Place.of(slots[name]) for name in computations),
-        when=spec.when,
-        domain=domain,
-        base=base,
-        metrics=dict(metrics),
-        sha256=hashlib.sha256(content).hexdigest(),
+    spec, computations = module
+    content = _bytes(_tensors(computations))
+    fields = attached(spec, [slots[name] for name in computations])
+    _write(path, content, Record(**fields, **known._asdict(), sha256=_sha256(content)))
+
+
+def write_head(
+    path: Path, head: Head, modules: Mapping[str, Attachment], slots: Mapping[str, Slot], known: Known
+) -> None:
+    """Write both files of a head, with the modules that run for its task alone; as `write`."""
+    content = _bytes(_head_tensors(head, modules))
+    record = HeadRecord(
+        name=head.task,
+        kind="task",
+        options=head.config.model_dump(mode="json", exclude={"added"}),
+        modules=tuple(
+            Attached(**attached(spec, [slots[name] for name in computations]))
+            for spec, computations in modules.values()
+        ),
+        **known._asdict(),
+        sha256=_sha256(content),
     )
-    weights, words = _pair(path)
-    made(weights.parent)
-    write_together({weights: content, words: record.model_dump_json(indent=1).encode()})
+    _write(path, content, record)
 
 
-def read_record(path: Path) -> Record:
-    """What a module's JSON file says.
-
-    Raises:
-        InputError: the file is absent, not JSON, or not such a record; of a later version or an unknown kind.
-    """
-    words = _pair(path)[1]
-    try:
-        content = json.loads(words.read_bytes())
-        version = content["format"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{words}: not readable as a module ({error.__class__.__name__}: {error})") from None
-    if isinstance(version, int) and version > FORMAT:
-        raise InputError(f"{words}: has format {version}, this program reads {FORMAT}; install a newer one")
-    try:
-        record = Record.model_validate_json(json.dumps(content))
-        record.spec(record.name)
-    except ValidationError as error:
-        first = error.errors()[0]
-        key = ".".join(str(part) for part in first["loc"]) or "module"
-        raise InputError(f"{words}: {key}: {first['msg'].lower()}") from None
-    return record
-
-
-def read_records(run: Path) -> dict[str, Record]:
-    """Records of the modules in RUN/modules, by the modules' names; of a checkpoint: those of its run.
-
-    Raises:
-        InputError: one of them is damaged.
-    """
-    folder = run.parent.parent if run.parent.name == "checkpoints" else run
-    records = [read_record(words) for words in sorted((folder / "modules").glob("*.json"))]
-    return {record.name: record for record in records}
-
-
-def read(path: Path, name: str | None, slots: Mapping[str, Slot], base: str) -> tuple[Module, dict[str, Computation]]:
-    """The module of a file under a name (None: its own), and what it is at each of its slots, not attached yet.
+def read_all(
+    paths: Sequence[Path], rename: Mapping[Path, str], base: str, added: AddedHeads, taken: Collection[str]
+) -> tuple[list[Head], dict[str, Attachment], list[str]]:
+    """Heads and modules of files, not attached yet, and the name of each file's module or task.
 
     Args:
-        path: of either file, or of both without a suffix.
-        slots: of the network.
-        base: the network's `base_hash`.
+        paths: of either file, or of both without a suffix.
+        rename: names for the modules of some of the files, instead of their own.
+        base: `base_hash` of the network.
+        added: its heads, and its slots.
+        taken: names that it has already.
 
     Raises:
-        InputError: one of the files is absent or damaged, or the module does not fit the network.
+        InputError: a file is absent or damaged or does not fit the network, or a name is taken.
     """
-    record, (weights, words) = read_record(path), _pair(path)
-    if record.base != base:
-        raise InputError(
-            f"{words}: was trained on another base ({record.base[:12]}, this is {base[:12]}); load it on its own"
-        )
+    heads: dict[str, Head] = {}
+    modules: dict[str, Attachment] = {}
+    slots, loaded = dict(added.slots), []
+    for path in paths:
+        record, (weights, words) = read_record(path), pair(path)
+        if record.base != base:
+            raise InputError(
+                f"{words}: was trained on another base ({record.base[:12]}, this is {base[:12]}); load it on its own"
+            )
+        name = rename.get(path, record.name)
+        if isinstance(record, Record):
+            found = {name: _build(words, record, name, slots)}
+            expected = _tensors(found[name][1])
+        else:
+            head = _new_head(words, record, name, added)
+            slots |= head.slots()
+            found = {module.name: _build(words, module, module.name, slots) for module in record.modules}
+            expected = _head_tensors(head, found)
+        _fill(expected, _read_tensors(weights, record.sha256), weights)
+        for new in dict.fromkeys([name, *found]):
+            if new in taken or new in heads or new in modules:
+                raise InputError(f"{path}: a module called {new!r} is there already; rename this one")
+        if isinstance(record, HeadRecord):
+            heads[name] = head
+        modules |= found
+        loaded.append(name)
+    return list(heads.values()), modules, loaded
+
+
+def _new_head(words: Path, record: HeadRecord, name: str, added: AddedHeads) -> Head:
+    if name != record.name:
+        raise InputError(f"{words}: is the head of the task {record.name}, which keeps its name")
+    return added.new(name, record.options, str(words))
+
+
+def _build(words: Path, record: Attached, name: str, slots: Mapping[str, Slot]) -> Attachment:
+    """The module of a record with new computations."""
     try:
-        spec = record.spec(name or record.name)
+        spec: Module = record.spec(name)
     except ValidationError:
         raise InputError(f"{words}: {name!r} is no name for a module; use letters, digits, _ and -") from None
     parts = {slot: part for part in spec.single() for slot in part.slots}
@@ -170,19 +136,7 @@ def read(path: Path, name: str | None, slots: Mapping[str, Slot], base: str) -> 
         raise InputError(f"{words}: the slots of its parts are not the slots it lists; it was changed by hand")
     for place in record.slots:
         _check_place(words, place, slots, parts[place.name].kind)
-    tensors = _read_tensors(weights, record.sha256)
-    built = {slot: build(part, slots[slot].layer) for slot, part in parts.items()}
-    expected = tensors_of(built)
-    different = sorted(expected.keys() ^ tensors.keys()) or [
-        key for key, own in expected.items() if (own.shape, own.dtype) != (tensors[key].shape, tensors[key].dtype)
-    ]
-    if different:
-        raise InputError(
-            f"{weights}: {len(different)} tensors are not those of its JSON file, such as {different[0]!r}"
-        )
-    for slot, computation in built.items():
-        computation.load_state_dict({key: tensors[f"{slot}/{key}"] for key in computation.state_dict()})
-    return spec, built
+    return spec, {slot: build(part, slots[slot].layer) for slot, part in parts.items()}
 
 
 def _check_place(words: Path, place: Place, slots: Mapping[str, Slot], kind: str) -> None:
@@ -197,20 +151,58 @@ def _check_place(words: Path, place: Place, slots: Mapping[str, Slot], kind: str
         raise InputError(f"{words}: {kind} does not attach to slot {place.name!r}, a {here.layer}")
 
 
+def _tensors(computations: Mapping[str, Computation]) -> dict[str, Tensor]:
+    """Tensors of a module, SLOT/KEY; views, not copies."""
+    return {
+        f"{slot}/{key}": tensor
+        for slot, computation in computations.items()
+        for key, tensor in computation.state_dict().items()
+    }
+
+
+def _head_tensors(head: Head, modules: Mapping[str, Attachment]) -> dict[str, Tensor]:
+    """Tensors of a head, TASK/KEY, and of its modules, MODULE/SLOT/KEY; views, not copies."""
+    found = {f"{head.task}/{key}": tensor for key, tensor in head.network.state_dict().items() if is_own(key)}
+    for name, (_, computations) in modules.items():
+        found |= {f"{name}/{key}": tensor for key, tensor in _tensors(computations).items()}
+    return found
+
+
+def _fill(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], weights: Path) -> None:
+    """Copy the tensors of a file to those of the same names."""
+    different = sorted(expected.keys() ^ tensors.keys()) or [
+        key for key, own in expected.items() if (own.shape, own.dtype) != (tensors[key].shape, tensors[key].dtype)
+    ]
+    if different:
+        raise InputError(
+            f"{weights}: {len(different)} tensors are not those of its JSON file, such as {different[0]!r}"
+        )
+    for key, own in expected.items():
+        own.copy_(tensors[key])
+
+
+def _bytes(tensors: Mapping[str, Tensor]) -> bytes:
+    return safetensors.save({name: tensor.cpu().contiguous() for name, tensor in tensors.items()})
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def _write(path: Path, content: bytes, record: Record | HeadRecord) -> None:
+    weights, words = pair(path)
+    made(weights.parent)
+    write_together({weights: content, words: record.model_dump_json(indent=1).encode()})
+
+
 def _read_tensors(weights: Path, sha256: str) -> dict[str, Tensor]:
     try:
         content = weights.read_bytes()
     except OSError as error:
         raise InputError(f"{weights}: cannot be read ({error.strerror})") from None
-    if hashlib.sha256(content).hexdigest() != sha256:
+    if _sha256(content) != sha256:
         raise InputError(f"{weights}: damaged (its sha256 is not the one in its JSON file)")
     try:
         return safetensors.load(content)
     except (SafetensorError, ValueError, KeyError) as error:
         raise InputError(f"{weights}: not a safetensors file ({error})") from None
-
-
-def _pair(path: Path) -> tuple[Path, Path]:
-    """The safetensors and the JSON file."""
-    stem = path.with_suffix("") if path.suffix in (".safetensors", ".json") else path
-    return stem.with_name(f"{stem.name}.safetensors"), stem.with_name(f"{stem.name}.json")

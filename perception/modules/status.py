@@ -1,4 +1,4 @@
-"""A bank's modules as rows of a table."""
+"""A bank's modules and added heads as rows of a table."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 
 from rich.table import Column, Table
 
+from perception.modules.added_heads import Head
+from perception.modules.base_weights import is_own
 from perception.modules.computation.kinds import KINDS
 from perception.modules.slot import Slot
 from perception.modules.spec import Module
@@ -61,6 +63,34 @@ def row(
         all(computation.affine for computation in computations.values()),
         list(spec.when),
         [word for word, holds in state.items() if holds],
+    )
+
+
+def head_row(head: Head, slots: Sequence[str], base: int) -> Row:
+    """The row of an added head.
+
+    Args:
+        slots: names of all of the model's.
+        base: number of the base's parameters.
+    """
+    own = head.slots()
+    parameters = [parameter for name, parameter in head.network.named_parameters() if is_own(name)]
+    count, learns = sum(p.numel() for p in parameters), any(p.requires_grad for p in parameters)
+    layers: list[Any] = [slot.layer for slot in own.values()]
+    state = [
+        word for word, holds in {"training": learns and head.network.training, "frozen": not learns}.items() if holds
+    ]
+    return Row(
+        head.task,
+        "task",
+        len(own),
+        compact(own.keys(), slots),
+        count,
+        count / base,
+        sum(layer.weight.numel() for layer in layers),
+        folds=False,
+        when=[],
+        state=state,
     )
 
 

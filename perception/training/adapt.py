@@ -11,7 +11,6 @@ from pydantic import Field
 from perception.config import Config, parse_config
 from perception.datasets.keyframes import Keyframes
 from perception.errors import InputError
-from perception.model import PerceptionModel
 from perception.modules.spec import LearnedRouting, Module
 from perception.section import Section, load_section
 from perception.training import settings
@@ -101,6 +100,7 @@ def add_task(
     """Train the head of a new task on the frozen base of a checkpoint; returns the new checkpoint.
 
     Base, modules and the other heads keep every bit, and so do their outputs. A task that was added before learns anew.
+    RUN/checkpoints has the whole model, and RUN/modules/TASK.safetensors with TASK.json the head and its own modules.
 
     Args:
         task: its name in `perception.tasks.TASKS`.
@@ -111,24 +111,28 @@ def add_task(
         InputError: an unknown task or key, a task that the base has already, no labelled frame, or RUN already trained.
     """
     _require_untrained(run)
-    base, config = load_model(checkpoint)
-    if task in base.heads:
-        raise InputError(f"{checkpoint}: its base has the task {task} already; add another, or adapt it by modules")
-    given = config.model_dump(mode="json")
-    given["tasks"][task] = {**(content.get("tasks", {}).get(task) or {}), "added": True}
+    model, _ = load_model(checkpoint)
+    bank = model.bank
+    if task in bank.heads:
+        bank.delete(task)
+    bank.add_head(task, content.get("tasks", {}).get(task) or {}, str(checkpoint))
     own = [
         {**module, "when": [*dict.fromkeys([*module.get("when", ()), task])]} for module in content.get("modules", ())
     ]
-    given["modules"] += own
+    given = model.config.model_dump(mode="json")
+    given["fusions"] = bank.fusions
+    given["modules"] = [module.model_dump(mode="json") for module in bank.modules.values()] + own
     given["train"].update(training)
-    model = PerceptionModel(parse_config(given, str(checkpoint)))
+    model.config = parse_config(given, str(checkpoint))
+    for spec in model.config.modules[len(bank.modules) :]:
+        bank.add(spec)
     tokens = [t for t in tables.samples(split, selectors) if model.tasks[task].labelled(tables, t)]
     if not tokens:
         raise InputError(f"{tables.dataroot}: no keyframe of the split has labels for the task {task}")
-    head = f"added.{task}."
-    model.load_state_dict({k: v for k, v in base.state_dict().items() if not k.startswith(head)}, strict=False)
     settings.added_task(model, task, [module["name"] for module in own])
-    return fit(model, tables, tokens, run, earlier=provenance(checkpoint).data)
+    last = fit(model, tables, tokens, run, earlier=provenance(checkpoint).data)
+    bank.save(task, run / "modules" / task)
+    return last
 
 
 def _require_untrained(run: Path) -> None:

@@ -11,7 +11,7 @@ from perception.errors import InputError
 from perception.model import PerceptionModel
 from perception.modules.aggregation.merge import Merging, Method, merge_modules
 from perception.modules.aggregation.notation import parse_block
-from perception.modules.module_io import Record, read_record, read_records
+from perception.modules.module_record import HeadRecord, Record, read_record, read_records
 from perception.modules.status import Row
 from perception.training.checkpoint import load_model, provenance, save_model
 
@@ -19,7 +19,7 @@ OPTIONS = {"strength", "keep", "drop", "seed", "rank"}  # of a merge
 
 
 def described(model: PerceptionModel, checkpoint: Path) -> list[Row]:
-    """The bank's status, with what RUN/modules says of the modules that were trained on this base."""
+    """The bank's status, with what RUN/modules says of the modules and heads that were trained on this base."""
     base, records = model.bank.base_hash(), read_records(checkpoint)
     known = {name: record for name, record in records.items() if record.base == base}
     return [
@@ -29,10 +29,10 @@ def described(model: PerceptionModel, checkpoint: Path) -> list[Row]:
 
 
 def combine(checkpoint: Path, modules: Sequence[str], out: Path) -> None:
-    """Write the checkpoint's model with more modules to OUT, and what is known of each module to OUT/modules.
+    """Write the checkpoint's model with more modules and heads to OUT, and what is known of each to OUT/modules.
 
     Args:
-        modules: files of modules: FILE, or NAME=FILE to give the module another name.
+        modules: files of modules or heads: FILE, or NAME=FILE to give a module another name.
 
     Raises:
         InputError: a module does not fit, OUT holds files, or the disk is full.
@@ -89,12 +89,12 @@ def _weighted(members: Sequence[str]) -> tuple[list[str], list[float] | None]:
     return list(block.members), list(block.shares)
 
 
-def _save(model: PerceptionModel, records: dict[str, Record], checkpoint: Path, out: Path) -> None:
-    """The model of the checkpoint to OUT, and to OUT/modules those of its modules of which there are records."""
+def _save(model: PerceptionModel, records: dict[str, Record | HeadRecord], checkpoint: Path, out: Path) -> None:
+    """The model of the checkpoint to OUT, and to OUT/modules those of its modules and heads that have records."""
     if model.chooser is not None:
         model.chooser.update()
     save_model(out, model.config, model, provenance(checkpoint).data)
     base = model.bank.base_hash()
     for name, record in records.items():
-        if name in model.bank.modules and record.base == base:
+        if name in model.bank.names and record.base == base:
             model.bank.save(name, out / "modules" / name, record.domain, record.metrics)

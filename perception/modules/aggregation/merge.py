@@ -13,6 +13,7 @@ from torch import Tensor
 from perception.errors import InputError
 from perception.modules.aggregation.parameters import Vector, average, dare, task_arithmetic, ties, weighted
 from perception.modules.bank import Bank
+from perception.modules.slot_patterns import matching
 
 Method = Literal["average", "task_arithmetic", "ties", "dare"]
 
@@ -94,7 +95,7 @@ def _specs(bank: Bank, members: Sequence[str]) -> list[Any]:
 def _kinds(bank: Bank, name: str) -> dict[str, tuple[int, str]]:
     """At each slot of the module the number and the kind of its part there."""
     parts = enumerate(bank.modules[name].single())
-    return {slot.name: (i, part.kind) for i, part in parts for slot in bank.match(part.slots, part.kind)}
+    return {slot.name: (i, part.kind) for i, part in parts for slot in matching(bank.slots, part.slots, part.kind)}
 
 
 def _task_vector(bank: Bank, name: str) -> Vector:
@@ -151,7 +152,7 @@ def _options(bank: Bank, parts: Sequence[Any], vectors: list[Vector], rank: int 
     if parts[0].kind == "low_rank":
         return {"rank": sum(part.rank for part in parts) if rank is None else rank, "alpha": None}
     if parts[0].kind == "sparse_delta":
-        slots = {slot.name for slot in bank.match(parts[0].slots, parts[0].kind)}
+        slots = {slot.name for slot in matching(bank.slots, parts[0].slots, parts[0].kind)}
         own = [{key: v for key, v in vector.items() if key.split("/")[0] in slots} for vector in vectors]
         return {"share": min(1.0, max(sum(part.share for part in parts), _filled(own)))}
     return dict(parts[0].options())

@@ -37,8 +37,8 @@ class LearnedRouter(nn.Module):
     """Chooses, from the fused map, among the base alone and the modules at the slots after the fusion.
 
     At level `global` one choice holds for all those slots, at `slot` each has its own, at `cell` each cell of the
-    fused map. The sensors and tasks that a module asks for are certain: where one is missing the module is never
-    chosen. The weather, light and city that it asks for are the router's to find out.
+    fused map; at the slots of added heads the fixed route holds. The sensors and tasks that a module requires are
+    known: where one is missing the module is never chosen. Weather, light and city are for the router to find out.
 
     Each option has a head of its own, by the module's name. A module that is added to the bank keeps the fixed route
     and one that is deleted is no option any more; `update` makes and drops heads, and leaves the others' bytes alone.
@@ -57,7 +57,9 @@ class LearnedRouter(nn.Module):
 
     def __init__(self, config: LearnedRouting, channels: int, bank: Bank) -> None:
         super().__init__()
-        self.config, self.bank, self.slots = config, bank, bank.after_fusion()
+        self.config, self.bank = config, bank
+        added = {slot for head in bank.heads.values() for slot in head.slots()}
+        self.slots = [slot for slot in bank.after_fusion() if slot not in added]
         self.features = PerCell(channels) if config.level == "cell" else Pooled(channels)
         self.base, self.options = self._head(), nn.ModuleDict()
         if config.choose == "reinforce":
