@@ -26,7 +26,7 @@ from deploy.street import street_frames
 from deploy.tolerances import Precision
 from perception.config import Config
 from perception.errors import InputError
-from perception.frame import ATTRIBUTES, CAMERAS, CLASSES, CONDITION_VALUES, MAP_CLASSES, Frame
+from perception.frame import ATTRIBUTES, CAMERAS, CLASSES, CONDITION_VALUES, MAP_CLASSES
 from perception.model import PerceptionModel
 from perception.sensors.inputs import InputSpec, prepare
 from perception.training.checkpoint import load_model
@@ -36,7 +36,6 @@ def export(
     checkpoint: Path,
     out: Path,
     routes: Sequence[Sequence[str]] = ((),),
-    golden: Frame | None = None,
     console: Console | None = None,
     release: Release = Release(),  # noqa: B008 - it is frozen
     precision: Precision = "fp32",
@@ -49,8 +48,6 @@ def export(
         routes: sets of conditions that the bundle serves, such as (("rain", "boston"), ("boston",)). The modules of a
             single route are folded into the weights. With several routes, modules that differ between them stay in
             the graph, and an input `route` switches them.
-        golden: the first golden frame; None takes a synthetic one. The bundle contains it, so the licence of its
-            recording applies to the bundle.
         console: where progress and the table go; standard output by default.
         release: number, expiry and licence for the manifest, and the key that signs it.
         precision: of the graph, see `deploy.precision`.
@@ -66,7 +63,7 @@ def export(
     signing = None if release.sign is None else signer(release.sign)
     trained, config = load_model(checkpoint)
     spec = InputSpec.of(config)
-    first = golden or synthetic_frame(spec.grid.reference)
+    first = synthetic_frame(spec.grid.reference)
     export = _Export(
         checkpoint=checkpoint,
         trained=trained,

@@ -107,7 +107,7 @@ class _File(FileIO):
 
 
 @contextmanager
-def folder_written_whole(path: Path, what: str) -> Iterator[Path]:
+def folder_written_whole(path: Path, what: str, advice: str = "") -> Iterator[Path]:
     """A new folder to fill, which takes the place of `path` and all that is in it when the block ends.
 
     When the disk fills up, something is raised or the process dies before that, what was there is still whole. Linux
@@ -116,6 +116,7 @@ def folder_written_whole(path: Path, what: str) -> Iterator[Path]:
 
     Args:
         what: is written, for the message.
+        advice: the end of the message.
 
     Raises:
         InputError: the disk is full or the folder not writable.
@@ -133,7 +134,7 @@ def folder_written_whole(path: Path, what: str) -> Iterator[Path]:
         _flush(path.parent)
     except OSError as error:
         put_back(path)
-        raise InputError(f"{path}: cannot write {what} ({error.strerror or error})") from None
+        raise InputError(f"{path}: cannot write {what} ({error.strerror or error}){advice}") from None
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
     shutil.rmtree(_old(path), ignore_errors=True)

@@ -124,8 +124,17 @@ def test_a_full_disk_is_said_and_leaves_the_previous_one(tmp_path):
     writer = run_writer(tmp_path, 2, before=limit)
     _, stderr = writer.communicate(timeout=600)  # it would write without end, were it not refused
     assert "cannot write the checkpoint" in stderr.splitlines()[-1]
+    assert stderr.endswith("; the earlier ones are unharmed: free some space, --resume\n")
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == [before.name]
     checkpoint.load_model(tmp_path)
+
+
+def test_what_else_stops_a_write_is_said_with_the_way_on(tmp_path):
+    (tmp_path / "checkpoints").write_text("")
+    with pytest.raises(
+        InputError, match=r"cannot write the checkpoint \(.*\); the earlier .* free some space, --resume"
+    ):
+        checkpoint.save(tmp_path, 1, CONFIG, *trained(), {})
 
 
 def test_another_configuration_is_refused(tmp_path):

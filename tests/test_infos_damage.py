@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 from infos import new_infos, old_infos, write_infos
 from nuscenes import NuScenes
 
-from perception.datasets.source import open_source
 from perception.errors import InputError
 from perception.mmdet3d.infos import Infos
 from perception.mmdet3d.layouts import read_keyframes
 from perception.mmdet3d.unpickle import read_plain
+from perception.sources import open_source
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from rich.console import Console
 from perception.config import CameraBranch, Lidar
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
-from perception.evaluation.evaluate import evaluate
+from perception.evaluation.evaluate import Breakdown, evaluate
 from perception.evaluation.robustness import CORRUPTIONS, chosen_corruptions
 from perception.frame import CAMERAS, Boxes, Frame, Prediction
 from perception.grid import BevGrid
@@ -63,7 +63,8 @@ def test_every_level_scores_as_its_frames_do(
             return made
 
         monkeypatch.setitem(CORRUPTIONS, name, replace(whole, apply=remember))
-    metrics = evaluate(predictor, tables, "all", [], tmp_path, SPEC, Console(file=shown, width=120), corruptions=names)
+    every = Breakdown(corruptions=names)
+    metrics = evaluate(predictor, tables, "all", [], tmp_path, SPEC, Console(file=shown, width=120), every)
     assert metrics == json.loads((tmp_path / "metrics.json").read_text())
     found = metrics["robustness"]["corruptions"]
     assert list(found) == names
@@ -123,9 +124,9 @@ def test_every_model_meets_the_same_frames(tables: NuScenesTables, tmp_path: Pat
     seen: tuple[list, list] = ([], [])
     for each, scenes in zip(seen, ([], ["scene-0001"]), strict=True):
         lidar = InputSpec(BevGrid(), Lidar(sweeps=0), camera=None)
-        names = ["lidar_noise", "lidar_miscalibrated"]
+        both = Breakdown(corruptions=["lidar_noise", "lidar_miscalibrated"])
         console = Console(file=io.StringIO())
-        metrics = evaluate(watching(each), tables, "all", scenes, tmp_path, lidar, console, corruptions=names)
+        metrics = evaluate(watching(each), tables, "all", scenes, tmp_path, lidar, console, both)
         assert metrics["robustness"]["mRA"] is None  # nothing is left of nothing
     assert set(seen[1]) <= set(seen[0])
     assert len(set(seen[0])) == len(seen[0]) == 6 * 7

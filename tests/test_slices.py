@@ -17,7 +17,7 @@ from perception.config import Lidar
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.datasets.nuscenes.map_expansion import MapExpansion
 from perception.errors import InputError
-from perception.evaluation.evaluate import evaluate
+from perception.evaluation.evaluate import Breakdown, evaluate
 from perception.frame import ATTRIBUTES, CLASSES, MAP_CLASSES, Boxes, Frame, Prediction
 from perception.grid import BevGrid
 from perception.rotations import rotation_matrices
@@ -55,7 +55,7 @@ def test_parts_score_as_the_devkit_scores_them_alone(nuscenes_root: Path, tmp_pa
     tables = NuScenesTables(nuscenes_root, "v1.0-mini")
     predictor = published(nuscenes_root / "results" / "pointpillars_mini_val" / "results_nusc.json")
     shown = io.StringIO()
-    by = ["condition", "city", "scene", "range"]
+    by = Breakdown(["condition", "city", "scene", "range"])
     metrics = evaluate(predictor, tables, "mini_val", [], tmp_path, SPEC, Console(file=shown, width=120), by)
     assert metrics == json.loads((tmp_path / "metrics.json").read_text())
     slices = metrics["slices"]
@@ -127,7 +127,8 @@ def test_the_map_of_parts_is_counted_in_their_cells(sim_root: Path, tmp_path: Pa
         return Prediction({"detection": Boxes.none(), "map": probabilities})
 
     console = Console(file=io.StringIO())
-    slices = evaluate(predict, tables, "all", [], tmp_path, SPEC, console, ["condition", "city", "range"])["slices"]
+    by = Breakdown(["condition", "city", "range"])
+    slices = evaluate(predict, tables, "all", [], tmp_path, SPEC, console, by)["slices"]
     assert list(slices["condition"]) == ["clear", "rain", "day", "night"]
     for axis, kinds in (("condition", ("weather", "light")), ("city", ("city",))):
         for name, part in slices[axis].items():
@@ -152,8 +153,7 @@ def test_the_map_of_parts_is_counted_in_their_cells(sim_root: Path, tmp_path: Pa
 
 def test_an_axis_that_there_is_not(sim_root: Path, tmp_path: Path) -> None:
     tables = NuScenesTables(sim_root, "v1.0-sim")
+    by = Breakdown(["weather"])
     with pytest.raises(InputError, match="--by weather: cannot slice by it; one or more of condition,city,scene,range"):
-        evaluate(
-            lambda frame: Prediction({"detection": Boxes.none()}), tables, "all", [], tmp_path, SPEC, by=["weather"]
-        )
+        evaluate(lambda _: Prediction({}), tables, "all", [], tmp_path, SPEC, breakdown=by)
     assert not list(tmp_path.iterdir())

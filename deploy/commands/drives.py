@@ -41,8 +41,9 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Score a model as nuScenes does: mAP, NDS, TP errors; and the map's IoU."""
-    from perception.datasets.source import open_source
+    from perception.evaluation.evaluate import Breakdown
     from perception.evaluation.evaluate import evaluate as run
+    from perception.sources import open_source
     from perception.tasks.detection.official import compare, require_official
 
     tables, console = open_source(data, version), console_for(as_json)
@@ -62,7 +63,7 @@ def evaluate(
 
         predictor = of_run = TorchPredictor.load(model)
         spec = of_run.spec
-    metrics = run(predictor, tables, split, names(scenes), out, spec, console, names(by), names(corruptions))
+    metrics = run(predictor, tables, split, names(scenes), out, spec, console, Breakdown(names(by), names(corruptions)))
     if official:
         metrics = compare(out, tables, metrics, console)
     report(metrics, as_json)

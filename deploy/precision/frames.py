@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from perception.datasets.keyframes import Keyframes
-from perception.datasets.source import open_source
 from perception.errors import InputError
 from perception.sensors.inputs import InputSpec, prepare
+from perception.sources import open_source
 
 MOST = 32  # keyframes
 

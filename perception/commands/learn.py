@@ -50,7 +50,7 @@ def train(
     Several GPUs: accelerate launch -m deploy.cli train ...
     """
     from perception.config import load_config
-    from perception.datasets.source import open_source
+    from perception.sources import open_source
     from perception.training.loop import train as run
 
     settings = load_config(config)

@@ -97,8 +97,8 @@ def adapt(
     weather, light and city: where a drive has no tags, a bundle then routes by what it recognised over the last frames.
     """
     from perception.datasets.nuscenes.dataset import NuScenesTables
-    from perception.datasets.source import open_source
     from perception.mmdet3d.foreign_config import foreign_config
+    from perception.sources import open_source
     from perception.training.adapt import adapt as run
     from perception.training.adapt import add_task, read_task
 
@@ -153,9 +153,9 @@ def merge(
 def _show_route(
     model: PerceptionModel, data: Path, version: str | None, frame: str, picture: Path | None, console: Console
 ) -> None:
-    from perception.datasets.source import open_source
     from perception.modules.routing import show_route
     from perception.predict import TorchPredictor
+    from perception.sources import open_source
 
     scene, _, number = frame.partition(":")
     if not number.isdigit():

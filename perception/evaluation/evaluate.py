@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.progress import track
@@ -22,6 +22,18 @@ from perception.tasks.detection.submission import SubmissionWriter
 from perception.tasks.task import Metric
 
 
+class Breakdown(NamedTuple):
+    """What to score besides the whole split.
+
+    Attributes:
+        by: the parts along these axes, see `slices.AXES`.
+        corruptions: the split under these, see `robustness.CORRUPTIONS`, or `all` of the model's sensors.
+    """
+
+    by: Sequence[str] = ()
+    corruptions: Sequence[str] = ()
+
+
 def evaluate(
     predictor: Callable[[Frame], Prediction],
     tables: Keyframes,
@@ -30,8 +42,7 @@ def evaluate(
     out: Path,
     spec: InputSpec,
     console: Console | None = None,
-    by: Sequence[str] = (),
-    corruptions: Sequence[str] = (),
+    breakdown: Breakdown = Breakdown(),  # noqa: B008 - it is immutable
 ) -> dict[str, Any]:
     """Score `predictor` on the samples of a split.
 
@@ -44,8 +55,7 @@ def evaluate(
         out: folder for `results_nusc.json`, the submission, and `metrics.json`, what is returned.
         spec: what the model sees; sensors that it lacks are not read.
         console: where progress and tables go; standard output by default.
-        by: also score the parts of these axes, see `slices.AXES`.
-        corruptions: also score under these, see `robustness.CORRUPTIONS`, or `all` of the model's sensors.
+        breakdown: what else to score.
 
     Returns:
         `split`, `selectors`, `samples` (their number), the scores of each task (`Metric.scores`); `slices` as
@@ -54,11 +64,11 @@ def evaluate(
     Raises:
         InputError: an unknown split, scene, axis or corruption, a damaged file, or a folder that cannot be written.
     """
-    check_axes(by)
+    check_axes(breakdown.by)
     console = console or Console()
     samples = tables.samples(split, selectors)
     sensors = [name for name, part in (("lidar", spec.lidar), ("camera", spec.camera)) if part is not None]
-    corruptions = chosen_corruptions(corruptions, sensors)
+    corruptions = chosen_corruptions(breakdown.corruptions, sensors)
 
     def frames(what: str) -> Iterator[Frame]:
         return _frames(tables, track(samples, what, console=console, transient=True), spec)
@@ -69,8 +79,8 @@ def evaluate(
     with console.status("Scoring"):
         for metric in metrics.values():
             scores |= metric.scores()
-    if by:
-        scores["slices"] = slice_scores(known, metrics, by)
+    if breakdown.by:
+        scores["slices"] = slice_scores(known, metrics, breakdown.by)
     if corruptions:
         scores["robustness"] = robustness(predictor, frames, metrics, corruptions)
     write_atomically(out / "metrics.json", json.dumps(scores, indent=2, allow_nan=False).encode())

@@ -7,26 +7,24 @@ the log changes, where no keyframe follows within 1.5 s, and before one that has
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 
-from perception.datasets.files import read_picture, read_points
+from perception.datasets.files import read_picture
 from perception.datasets.keyframes import select_samples, select_scenes
-from perception.datasets.nuscenes.map_expansion import MapExpansion
+from perception.datasets.recorded import RecordedKeyframes, SweepFile
 from perception.errors import InputError
-from perception.frame import Boxes, Camera, Conditions, Frame
-from perception.grid import Reference
+from perception.frame import Boxes, Camera, Conditions
 from perception.mmdet3d.layouts import Keyframe, Picture, read_keyframes
 from perception.mmdet3d.unpickle import read_plain
 from perception.rotations import quaternions
-from perception.sensors.lidar.sweeps import Sweep, accumulated, global_from_reference
 
 _GAP = 1_500_000  # us; keyframes of a drive are 0.5 to 0.6 s apart
 
 
-class Infos:
+class Infos(RecordedKeyframes):
     """The keyframes of an infos file that lies in its dataroot, beside samples/ and sweeps/.
 
     Raises:
@@ -35,11 +33,11 @@ class Infos:
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
-        self.dataroot, self.version = self.path.parent, self.path.name
+        super().__init__(self.path.parent)
+        self.version = self.path.name
         content = read_plain(self.path)
         keyframes = read_keyframes(content, self.path, self.path.stat().st_size)
         self._keyframes = {keyframe.token: keyframe for keyframe in keyframes}
-        self._maps: dict[str, MapExpansion | None] = {}
         self._annotated = any(keyframe.boxes is not None and len(keyframe.boxes) for keyframe in keyframes)
         self._samples = {f"drive-{i + 1:04d}": tokens for i, tokens in enumerate(_drives(keyframes))}
         self._scene = {token: name for name, tokens in self._samples.items() for token in tokens}
@@ -96,59 +94,25 @@ class Infos:
                 found[token] = np.column_stack([racks.centers, racks.sizes, quaternions(racks.rotations)]).tolist()
         return found
 
-    def map(self, location: str) -> MapExpansion | None:
-        """The HD map of a location; None where there is none."""
-        if location not in self._maps:
-            self._maps[location] = MapExpansion.load(self.dataroot, location)
-        return self._maps[location]
+    def _location(self, scene: str) -> str:
+        """Infos do not know it."""
+        return ""
 
-    def frame(
-        self,
-        sample: str,
-        grid_reference: Reference = "ego",
-        sweeps: int = 0,
-        annotations: bool = True,
-        *,
-        lidar: bool = True,
-        cameras: bool = True,
-    ) -> Frame:
-        """What the sensors recorded at a keyframe; a sensor whose file is absent is missing in the frame.
-
-        Args and errors as of NuScenesTables.frame; the file holds a limited number of sweeps, mostly ten.
-        """
+    def _keyframe(self, sample: str) -> SweepFile:
         if sample not in self._keyframes:
             raise InputError(f"{self.path}: no keyframe {sample}")
-        keyframe = self._keyframes[sample]
-        global_from_lidar = keyframe.lidar.global_from_sensor
-        ego_from_lidar = np.linalg.inv(keyframe.global_from_ego) @ global_from_lidar
-        reference = global_from_reference(keyframe.global_from_ego, ego_from_lidar, grid_reference)
-        reference_from_global = np.linalg.inv(reference)
-        boxes = self.boxes(sample) if annotations else None
-        pictures = {name: self._camera(picture) for name, picture in keyframe.cameras.items() if cameras}
-        return Frame(
-            token=sample,
-            timestamp=keyframe.lidar.timestamp,
-            reference=grid_reference,
-            global_from_reference=reference,
-            global_from_ego=keyframe.global_from_ego,
-            points=self._points(keyframe, sweeps, reference_from_global) if lidar else None,
-            cameras={name: camera for name, camera in pictures.items() if camera is not None},
-            boxes=None if boxes is None else boxes.transformed(reference_from_global),
-            scene=self._scene[sample],
-        )
+        lidar, global_from_ego = self._keyframes[sample].lidar, self._keyframes[sample].global_from_ego
+        return lidar.file, lidar.timestamp, global_from_ego, np.linalg.inv(global_from_ego) @ lidar.global_from_sensor
 
-    def _points(self, keyframe: Keyframe, sweeps: int, reference_from_global: np.ndarray) -> np.ndarray | None:
-        """(N, 5) of the keyframe, then of the sweeps before it, latest first; None without the keyframe."""
-        found = []
-        for recorded in (keyframe.lidar, *keyframe.sweeps[:sweeps]):
-            try:
-                points = read_points(self.dataroot / recorded.file)
-            except FileNotFoundError:
-                if recorded is keyframe.lidar:
-                    return None
-            else:
-                found.append(Sweep(points, recorded.timestamp, recorded.global_from_sensor, np.eye(4)))
-        return accumulated(found, keyframe.lidar.timestamp, reference_from_global)
+    def _sweeps(self, sample: str, count: int) -> Iterable[SweepFile]:
+        """The file holds a limited number of them, mostly ten."""
+        keyframe = self._keyframes[sample]
+        for each in (keyframe.lidar, *keyframe.sweeps[:count]):
+            yield each.file, each.timestamp, each.global_from_sensor, np.eye(4)
+
+    def _cameras(self, sample: str) -> dict[str, Camera]:
+        found = {name: self._camera(picture) for name, picture in self._keyframes[sample].cameras.items()}
+        return {name: camera for name, camera in found.items() if camera is not None}
 
     def _camera(self, picture: Picture) -> Camera | None:
         path = self.dataroot / picture.file

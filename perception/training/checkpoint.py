@@ -66,7 +66,7 @@ def save(
         "optimizer": state["param_groups"],
         "data": list(data),
     }
-    _write(final, tensors, content)
+    _write(final, tensors, content, "; the earlier ones are unharmed: free some space, --resume")
     for old in sorted(final.parent.glob("step-*"))[:-KEPT]:
         shutil.rmtree(old)
     return final
@@ -90,18 +90,16 @@ def save_model(folder: Path, config: Config, model: PerceptionModel, data: Seque
     _write(folder, {"model.safetensors": model.state_dict()}, content)
 
 
-def _write(final: Path, tensors: dict[str, dict[str, Tensor]], content: dict[str, Any]) -> None:
+def _write(final: Path, tensors: dict[str, dict[str, Tensor]], content: dict[str, Any], advice: str = "") -> None:
     """A folder with a safetensors file for each name and with the content and their sha256 as checkpoint.json."""
-    try:
-        with folder_written_whole(final, "the checkpoint") as folder:
-            for name, values in tensors.items():
+    with folder_written_whole(final, "the checkpoint", advice) as folder:
+        for name, values in tensors.items():
+            try:
                 save_file({k: v.contiguous() for k, v in values.items()}, folder / name)
-            content["sha256"] = {name: _sha256(folder / name) for name in sorted(tensors)}
-            (folder / "checkpoint.json").write_text(json.dumps(content, indent=1))
-    except SafetensorError as error:
-        raise InputError(
-            f"{final}: cannot write the checkpoint ({error}); the earlier ones are unharmed: free some space, --resume"
-        ) from None
+            except SafetensorError as error:
+                raise OSError(str(error)) from None
+        content["sha256"] = {name: _sha256(folder / name) for name in sorted(tensors)}
+        (folder / "checkpoint.json").write_text(json.dumps(content, indent=1))
 
 
 def _sha256(file: Path) -> str:

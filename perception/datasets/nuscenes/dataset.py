@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
 
-from perception.datasets.files import read_picture, read_points
+from perception.datasets.files import read_picture
 from perception.datasets.keyframes import select_samples, select_scenes, shortened
-from perception.datasets.nuscenes.map_expansion import MapExpansion
 from perception.datasets.nuscenes.racks import read_racks
 from perception.datasets.nuscenes.tables import (
     Annotations,
@@ -26,11 +25,10 @@ from perception.datasets.nuscenes.tables import (
     rows,
     version_folder,
 )
+from perception.datasets.recorded import RecordedKeyframes, SweepFile
 from perception.errors import InputError
-from perception.frame import CAMERAS, LIDAR, Boxes, Camera, Conditions, Frame
-from perception.grid import Reference
+from perception.frame import CAMERAS, LIDAR, Boxes, Camera, Conditions
 from perception.rotations import rotation_matrices
-from perception.sensors.lidar.sweeps import Sweep, accumulated, global_from_reference
 
 _OFFICIAL_VERSIONS = ("v1.0-mini", "v1.0-trainval", "v1.0-test")
 
@@ -41,7 +39,7 @@ def official_splits() -> dict[str, list[str]]:
     return {split: [f"scene-{number:04d}" for number in scenes] for split, scenes in numbers.items()}
 
 
-class NuScenesTables:
+class NuScenesTables(RecordedKeyframes):
     """The drives of one version of a dataroot; `recordings` are its sensor files with poses and calibrations.
 
     Raises:
@@ -49,14 +47,15 @@ class NuScenesTables:
     """
 
     def __init__(self, dataroot: Path, version: str) -> None:
-        self.dataroot, self.version = Path(dataroot), version
+        super().__init__(Path(dataroot))
+        self.version = version
         self._folder = version_folder(self.dataroot, version)
         with linked(self._folder, "log"):
             locations = {row["token"]: row["location"] for row in rows(self._folder, "log")}
         with linked(self._folder, "scene"):
             scenes = {row["token"]: row for row in rows(self._folder, "scene")}
-            self._location = {row["name"]: locations[row["log_token"]] for row in scenes.values()}
-            parts = {row["name"]: parts_of(row["description"], self._location[row["name"]]) for row in scenes.values()}
+            self._locations = {row["name"]: locations[row["log_token"]] for row in scenes.values()}
+            parts = {row["name"]: parts_of(row["description"], self._locations[row["name"]]) for row in scenes.values()}
         with linked(self._folder, "sample"):
             samples = [
                 (row["timestamp"], row["token"], scenes[row["scene_token"]]["name"])
@@ -64,14 +63,13 @@ class NuScenesTables:
             ]
         self._timestamps = {token: timestamp for timestamp, token, _ in samples}
         self._scene = {token: scene for _, token, scene in samples}
-        self._samples: dict[str, list[str]] = {name: [] for name in self._location}
+        self._samples: dict[str, list[str]] = {name: [] for name in self._locations}
         self._conditions: dict[str, Conditions] = {}
         for timestamp, token, scene in sorted(samples):
             self._samples[scene].append(token)
             seconds = 1e-6 * (timestamp - self._timestamps[self._samples[scene][0]])
             self._conditions[token] = next(part for start, part in reversed(parts[scene]) if start <= seconds)
         self.recordings = Recordings(self._folder)
-        self._maps: dict[str, MapExpansion | None] = {}
 
     @cached_property
     def _annotations(self) -> Annotations:
@@ -162,77 +160,26 @@ class NuScenesTables:
     def _racks(self) -> dict[str, list[list[float]]]:
         return read_racks(self.dataroot, self.version)
 
-    def map(self, location: str) -> MapExpansion | None:
-        """The HD map of a location; None where there is none."""
-        if location not in self._maps:
-            self._maps[location] = MapExpansion.load(self.dataroot, location)
-        return self._maps[location]
+    def _location(self, scene: str) -> str:
+        return self._locations[scene]
 
-    def frame(
-        self,
-        sample: str,
-        grid_reference: Reference = "ego",
-        sweeps: int = 0,
-        annotations: bool = True,
-        *,
-        lidar: bool = True,
-        cameras: bool = True,
-    ) -> Frame:
-        """What the sensors recorded at a keyframe; a sensor whose file is absent is missing in the frame.
-
-        Args:
-            sample: token of the keyframe.
-            grid_reference: the frame of reference of points and boxes, `ego` or `lidar`, at the LiDAR's time.
-            sweeps: how many LiDAR sweeps before the keyframe to add, moved by the vehicle's motion since.
-            annotations: whether to read the boxes.
-            lidar: whether to read the LiDAR.
-            cameras: whether to read the pictures.
-
-        Raises:
-            InputError: a damaged file, or an unknown sample.
-        """
+    def _keyframe(self, sample: str) -> SweepFile:
         keyframe = self.recordings.keyframes.get(sample, {})
         if LIDAR not in keyframe:
             raise InputError(f"{self._folder / 'sample_data.json'}: no {LIDAR} keyframe of sample {sample}")
-        top = keyframe[LIDAR]
-        global_from_ego = self.recordings.global_from_ego(top)
-        ego_from_lidar = self.recordings.ego_from_sensor[top.calibration]
-        reference = global_from_reference(global_from_ego, ego_from_lidar, grid_reference)
-        reference_from_global = np.linalg.inv(reference)
-        boxes = self.boxes(sample) if annotations else None
-        pictures = {name: self._camera(keyframe[name]) for name in CAMERAS if cameras and name in keyframe}
-        scene = self._scene[sample]
-        return Frame(
-            token=sample,
-            timestamp=top.timestamp,
-            reference=grid_reference,
-            global_from_reference=reference,
-            global_from_ego=global_from_ego,
-            points=self._points(top, sweeps, reference_from_global) if lidar else None,
-            cameras={name: camera for name, camera in pictures.items() if camera is not None},
-            conditions=self._conditions[sample],
-            boxes=None if boxes is None else boxes.transformed(reference_from_global),
-            scene=scene,
-            location=self._location[scene],
-        )
+        return self._sweep(keyframe[LIDAR])
 
-    def _points(self, keyframe: Recording, sweeps: int, reference_from_global: np.ndarray) -> np.ndarray | None:
-        """(N, 5) of the keyframe, then of the sweeps before it, latest first; None without the keyframe.
+    def _sweeps(self, sample: str, count: int) -> Iterable[SweepFile]:
+        return map(self._sweep, self.recordings.chain(self.recordings.keyframes[sample][LIDAR], count))
 
-        The devkit cannot read a drive with a missing sweep; here it is left out.
-        """
-        found = []
-        for recording in self.recordings.chain(keyframe, sweeps):
-            try:
-                points = read_points(self.dataroot / recording.file)
-            except FileNotFoundError:
-                if recording is keyframe:
-                    return None
-            else:
-                ego_from_lidar = self.recordings.ego_from_sensor[recording.calibration]
-                pose = self.recordings.global_from_ego(recording)
-                found.append(Sweep(points, recording.timestamp, pose, ego_from_lidar))
-        return accumulated(found, keyframe.timestamp, reference_from_global)
+    def _sweep(self, recording: Recording) -> SweepFile:
+        pose = self.recordings.global_from_ego(recording)
+        return recording.file, recording.timestamp, pose, self.recordings.ego_from_sensor[recording.calibration]
+
+    def _cameras(self, sample: str) -> dict[str, Camera]:
+        keyframe = self.recordings.keyframes[sample]
+        found = {name: self._camera(keyframe[name]) for name in CAMERAS if name in keyframe}
+        return {name: camera for name, camera in found.items() if camera is not None}
 
     def _camera(self, recording: Recording) -> Camera | None:
         path = self.dataroot / recording.file

@@ -1,0 +1,113 @@
+"""Frames read from the sensor files of a dataroot, whatever tables name those files."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+
+from perception.datasets.files import read_points
+from perception.datasets.nuscenes.map_expansion import MapExpansion
+from perception.frame import Boxes, Camera, Conditions, Frame
+from perception.grid import Reference
+from perception.sensors.lidar.sweeps import Sweep, accumulated, global_from_reference
+
+SweepFile = tuple[str, int, np.ndarray, np.ndarray]  # file in the dataroot, us, global_from_ego, ego_from_lidar
+
+
+class RecordedKeyframes(ABC):
+    """Frames and maps of `Keyframes`; a data set says which files make a keyframe."""
+
+    def __init__(self, dataroot: Path) -> None:
+        self.dataroot = dataroot
+        self._maps: dict[str, MapExpansion | None] = {}
+
+    @abstractmethod
+    def scene(self, sample: str) -> str: ...
+
+    @abstractmethod
+    def conditions(self, sample: str) -> Conditions: ...
+
+    @abstractmethod
+    def boxes(self, sample: str) -> Boxes | None: ...
+
+    @abstractmethod
+    def _location(self, scene: str) -> str: ...
+
+    @abstractmethod
+    def _keyframe(self, sample: str) -> SweepFile:
+        """The LiDAR's file, with global_from_ego as the frame has it. InputError for an unknown sample."""
+
+    @abstractmethod
+    def _sweeps(self, sample: str, count: int) -> Iterable[SweepFile]:
+        """The keyframe's own, then those before it, latest first; only the product of the matrices counts."""
+
+    @abstractmethod
+    def _cameras(self, sample: str) -> dict[str, Camera]:
+        """Those whose file is there."""
+
+    def map(self, location: str) -> MapExpansion | None:
+        """The HD map of a location; None where there is none."""
+        if location not in self._maps:
+            self._maps[location] = MapExpansion.load(self.dataroot, location)
+        return self._maps[location]
+
+    def frame(
+        self,
+        sample: str,
+        grid_reference: Reference = "ego",
+        sweeps: int = 0,
+        annotations: bool = True,
+        *,
+        lidar: bool = True,
+        cameras: bool = True,
+    ) -> Frame:
+        """What the sensors recorded at a keyframe; a sensor whose file is absent is missing in the frame.
+
+        Args:
+            sample: token of the keyframe.
+            grid_reference: the frame of reference of points and boxes, `ego` or `lidar`, at the LiDAR's time.
+            sweeps: how many LiDAR sweeps before the keyframe to add, moved by the vehicle's motion since.
+            annotations: whether to read the boxes.
+            lidar: whether to read the LiDAR.
+            cameras: whether to read the images.
+
+        Raises:
+            InputError: a damaged file, or an unknown sample.
+        """
+        _, timestamp, global_from_ego, ego_from_lidar = self._keyframe(sample)
+        reference = global_from_reference(global_from_ego, ego_from_lidar, grid_reference)
+        reference_from_global = np.linalg.inv(reference)
+        boxes = self.boxes(sample) if annotations else None
+        scene = self.scene(sample)
+        return Frame(
+            token=sample,
+            timestamp=timestamp,
+            reference=grid_reference,
+            global_from_reference=reference,
+            global_from_ego=global_from_ego,
+            cameras=self._cameras(sample) if cameras else {},
+            points=self._points(sample, sweeps, reference_from_global) if lidar else None,
+            conditions=self.conditions(sample),
+            boxes=None if boxes is None else boxes.transformed(reference_from_global),
+            scene=scene,
+            location=self._location(scene),
+        )
+
+    def _points(self, sample: str, sweeps: int, reference_from_global: np.ndarray) -> np.ndarray | None:
+        """(N, 5) of the keyframe, then of the sweeps before it, latest first; None without the keyframe.
+
+        The devkit cannot read a drive with a missing sweep; here it is left out.
+        """
+        found: list[Sweep] = []
+        for i, (file, timestamp, global_from_ego, ego_from_lidar) in enumerate(self._sweeps(sample, sweeps)):
+            try:
+                points = read_points(self.dataroot / file)
+            except FileNotFoundError:
+                if i == 0:
+                    return None
+            else:
+                found.append(Sweep(points, timestamp, global_from_ego, ego_from_lidar))
+        return accumulated(found, found[0].timestamp, reference_from_global)
