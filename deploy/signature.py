@@ -65,11 +65,6 @@ def signer(key: Path) -> Signer:
     return Signer(_id(private.public_key()), private.sign, private.public_key())
 
 
-def key_id(key: Path) -> str:
-    """The id of the public key in a PEM file. InputError: the file is no such key."""
-    return _id(_public(key))
-
-
 def require_signed(record: Path, content: bytes, *keys: Path, signer: str = "") -> str:
     """The id of the key that made the signature of `content` in the .sig file beside `record`.
 

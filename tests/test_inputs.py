@@ -253,7 +253,8 @@ def test_outputs_become_a_prediction() -> None:
     }
     rules = Suppression(threshold=0.3, kind="circle", radii=(0.1,))
     tasks = tasks_of({"detection": DetectionHead(suppression=rules), "map": MapHead()}, BevGrid())
-    prediction = to_prediction({"detection": tasks["detection"]}, outputs, index=1)
+    second = {name: values[1:] for name, values in outputs.items()}
+    prediction = to_prediction({"detection": tasks["detection"]}, second)
     assert "map" not in prediction.results
     assert prediction.results["detection"].labels.tolist() == [3, 1]
     assert prediction.results["detection"].attributes.tolist() == [5, 6]
@@ -262,10 +263,10 @@ def test_outputs_become_a_prediction() -> None:
     np.testing.assert_allclose(prediction.results["detection"].centers, [[1, 2, 3], [4, 5, 6]])
     np.testing.assert_allclose(prediction.results["detection"].velocities, [[3, -1, 0]] * 2)
     np.testing.assert_allclose(np.linalg.det(prediction.results["detection"].rotations), 1)
-    maps = np.random.default_rng(0).random((2, 6, 4, 5))
-    probabilities = to_prediction(tasks, {**outputs, "map/probabilities": maps}, 1).results["map"]
+    maps = np.random.default_rng(0).random((1, 6, 4, 5))
+    probabilities = to_prediction(tasks, {**second, "map/probabilities": maps}).results["map"]
     assert probabilities is not None
-    np.testing.assert_array_equal(probabilities, maps[1])
+    np.testing.assert_array_equal(probabilities, maps[0])
 
 
 def test_reading_and_preparing_need_no_torch() -> None:

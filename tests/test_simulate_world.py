@@ -14,7 +14,7 @@ from perception.simulate.agents import MOVING
 from perception.simulate.city import City, build_city
 from perception.simulate.nuscenes_writer import write_maps
 from perception.simulate.scenery import Ground, Weather
-from perception.simulate.staging import EGO_LENGTH, EGO_REAR, EGO_WIDTH, build_world
+from perception.simulate.staging import EGO_LENGTH, EGO_REAR, build_world
 from perception.simulate.world import World
 
 CITIES = ("boston", "singapore")
@@ -44,7 +44,7 @@ def footprints(world: World, time: float) -> list[Polygon]:
     boxes = [(*xy[n], yaw[n], agent.size[1], agent.size[0]) for n, agent in enumerate(world.agents)]
     middle = pose[:2, 3] + (EGO_LENGTH / 2 - EGO_REAR) * pose[:2, 0]
     polygons = []
-    for x, y, angle, length, width in [*boxes, (*middle, heading, EGO_LENGTH, EGO_WIDTH)]:
+    for x, y, angle, length, width in [*boxes, (*middle, heading, EGO_LENGTH, 1.75)]:
         local = np.array([[length, width], [-length, width], [-length, -width], [length, -width]]) / 2
         cos, sin = np.cos(angle), np.sin(angle)
         polygons.append(Polygon(local @ np.array([[cos, sin], [-sin, cos]]) + [x, y]))

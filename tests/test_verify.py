@@ -16,7 +16,7 @@ from test_vehicle_imports import python
 
 from deploy.bundle import Bundle
 from deploy.runtime import Runtime
-from deploy.signature import key_id
+from deploy.signature import signer
 from deploy.verify import verify
 from perception.errors import InputError
 
@@ -37,7 +37,7 @@ def test_what_is_verified_is_told(tmp_path: Path) -> None:
     assert told == {
         "manifest": f"schema 8, sha256 {json.loads((path / 'manifest.json').read_text())['sha256']}",
         "release": "0, without end",
-        "signature": f"by the key {key_id(public)}",
+        "signature": f"by the key {signer(key).id}",
         "files": f"4 files, {sum((path / name).stat().st_size for name in manifest.files) / 1e6:.1f} MB: "
         "as recorded, and no others",
         "graph": f"opset 18, 5 inputs, 5 outputs, {sum(manifest.operators.values())} operators: as in the manifest",

@@ -41,11 +41,11 @@ Colour = tuple[int, int, int] | str
 Part = tuple[float, float, float, float, float, float, Colour, float, float]
 
 
-def _lamps(low: float, high: float, front: float = 0.5, rear: float = -0.5) -> list[Part]:
+def _lamps(low: float, high: float, front: float = 0.5) -> list[Part]:
     parts: list[Part] = []
     for y in (-0.45, 0.27):
         parts.append((front - 0.015, front, y, y + 0.18, low, high, WHITE_LAMP, 0.6, 1.0))
-        parts.append((rear, rear + 0.015, y, y + 0.18, low, high, RED_LAMP, 0.9, 0.6))
+        parts.append((-0.5, -0.485, y, y + 0.18, low, high, RED_LAMP, 0.9, 0.6))
     return parts
 
 

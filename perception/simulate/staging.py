@@ -13,7 +13,7 @@ from perception.simulate.traffic import DT, Crosser, Traffic, Vehicle
 from perception.simulate.world import LEAD_IN, World
 
 WARM_UP = 14.0  # s of traffic before anything is recorded
-EGO_LENGTH, EGO_WIDTH, EGO_REAR = 4.1, 1.75, 0.8  # m; EGO_REAR: from the rear bumper to the rear axle, ego's origin
+EGO_LENGTH, EGO_REAR = 4.1, 0.8  # m; EGO_REAR: from the rear bumper to the rear axle, ego's origin
 HITCH = 1.0  # m between a truck and its trailer
 CANDIDATES = 9  # drives to choose from
 LIVELY = 5.0  # score at which to stop looking, see build_world

@@ -11,19 +11,18 @@ from perception.frame import Prediction
 from perception.tasks.task import Task, part_of
 
 
-def to_prediction(tasks: Mapping[str, Task[Any]], outputs: Mapping[str, np.ndarray], index: int = 0) -> Prediction:
-    """Prediction of one frame of the batch, of the outputs that are finite; `not_finite` counts the others.
+def to_prediction(tasks: Mapping[str, Task[Any]], outputs: Mapping[str, np.ndarray]) -> Prediction:
+    """Prediction of the first frame of a batch, of the outputs that are finite; `not_finite` counts the others.
 
     A tracker or a belief that took in one NaN would never lose it again.
 
     Args:
         tasks: of the network.
         outputs: TASK/NAME -> (B, ...).
-        index: which frame of the batch.
     """
     results, not_finite = {}, {}
     for name, task in tasks.items():
-        own = {key: values[index] for key, values in part_of(name, outputs).items()}
+        own = {key: values[0] for key, values in part_of(name, outputs).items()}
         finite, counts = task.finite(own)
         results[name] = task.result(finite)
         not_finite.update({f"{name}/{key}": count for key, count in counts.items()})

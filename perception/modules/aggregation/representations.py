@@ -96,19 +96,6 @@ def add_fusion(bank: Bank, block: Block) -> None:
         slot.fusions[block.key] = AttentionFusion(slot.layer, block).train(slot.training).requires_grad_(not frozen)
 
 
-def remove_fusion(bank: Bank, block: Fuse) -> None:
-    """Take the block's attention out of every slot; its members stay.
-
-    Raises:
-        InputError: there is none.
-    """
-    holders = [slot for slot in bank.slots.values() if block.key in slot.fusions]
-    if not holders:
-        raise InputError(f"{block}: the model has no attention for it")
-    for slot in holders:
-        del slot.fusions[block.key]
-
-
 def _members(block: Fuse, slot: Slot) -> list[Any]:
     """Members of the block of which at least one module is at the slot."""
     return [member for member in block.members if any(name in slot.computations for name in names(member))]
