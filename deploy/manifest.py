@@ -1,4 +1,4 @@
-"""manifest.json: what a bundle says of itself. No torch here."""
+"""manifest.json: the description of a bundle. No torch here."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class Origin(Section):
 
 
 class NetworkFacts(Section):
-    """What a bundle says of its network alone."""
+    """The part of the manifest that describes the network."""
 
     precision: Precision = "fp32"
     blocks: tuple[Block, ...] = ()  # of INT8
@@ -82,7 +82,7 @@ class NetworkFacts(Section):
 
 
 class Manifest(Sealed, NetworkFacts):
-    """What the bundle says of itself; `manifest.json` is exactly this."""
+    """The description of a bundle; `manifest.json` holds exactly this."""
 
     schema_version: Literal[8] = 8
     name: str  # of the configuration

@@ -1,4 +1,4 @@
-"""What an ONNX file says of its graph, read where there is no onnx.
+"""Reading the graph of an ONNX file without the package onnx.
 
 Field numbers are those of onnx.proto3, the encoding is that of protocol buffers (protobuf.dev, "Encoding"). Nothing is
 copied: messages are views of the file's bytes. Bytes that are no message raise ValueError or IndexError on the way.

@@ -42,7 +42,7 @@ def quantisable(graph: onnx.GraphProto) -> dict[str, onnx.NodeProto]:
 
 
 def activations(graph: onnx.GraphProto) -> set[str]:
-    """The tensors whose ranges `quantise` asks for: what goes into and comes out of `quantisable` convolutions."""
+    """The tensors whose ranges `quantise` needs: inputs and outputs of the `quantisable` convolutions."""
     layers = quantisable(graph).values()
     return {node.input[0] for node in layers} | {_behind(graph, node) for node in layers}
 

@@ -1,4 +1,4 @@
-"""Sensor files of a drive: LiDAR sweeps and pictures, with what can be wrong with them said in one line."""
+"""Reading the sensor files of a drive, LiDAR sweeps and images; errors are one line."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def read_picture(path: Path) -> np.ndarray:
 
     Raises:
         FileNotFoundError: there is no such file; a missing sensor is the caller's to handle.
-        InputError: the file is no picture or is truncated.
+        InputError: the file is no image or is truncated.
     """
     content = _read(path)
     try:
@@ -55,7 +55,7 @@ def decode_picture(content: bytes) -> np.ndarray:
     """(H, W, 3) uint8 RGB of a JPEG or PNG, as recorded.
 
     Raises:
-        ValueError: it is no picture or is truncated.
+        ValueError: it is no image or is truncated.
     """
     # OpenCV fills the missing rest of a truncated JPEG with grey and returns it as if it were whole.
     if content.startswith(b"\xff\xd8") and b"\xff\xd9" not in content[-64:]:

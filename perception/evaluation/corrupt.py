@@ -1,4 +1,4 @@
-"""What goes wrong with sensors, done to their arrays: noise, lost points, garbled packets, damaged pictures. numpy and
+"""Sensor corruptions, applied to arrays: noise, lost points, garbled packets, damaged pictures. numpy and
 OpenCV only.
 
 Hendrycks and Dietterich, "Benchmarking neural network robustness to common corruptions and perturbations", 2019;

@@ -1,4 +1,4 @@
-"""What corrupted sensors cost a model: its scores under each corruption at three levels, beside the clean ones.
+"""Robustness: a model's scores under each corruption at three levels, compared with the clean ones.
 
 Dong et al., "Benchmarking robustness of 3D object detection to common corruptions", 2023; Hendrycks and Dietterich,
 "Benchmarking neural network robustness to common corruptions and perturbations", 2019. As there, the resilience to a

@@ -43,7 +43,7 @@ class Bank:
         self._freeze = Freeze(network, self.slots)
 
     def add(self, spec: Module) -> None:
-        """A new module, the identity at first, at each slot that its patterns name. On a frozen base it is frozen too.
+        """Add a module, the identity at first, at each slot that its patterns match. On a frozen base it is frozen too.
 
         Raises:
             InputError: the name is taken, a pattern fits no slot, or two parts of a union want the same one.
@@ -87,7 +87,7 @@ class Bank:
             self._delete(module)
 
     def activate(self, block: Block | None) -> None:
-        """Run these modules, combined like this, on all frames whatever the router says; None: as the router says.
+        """Run these modules, combined like this, on all frames instead of the router's route; None: the router's.
 
         In a network without a router, such as a foreign one, None runs none.
 
@@ -98,11 +98,11 @@ class Bank:
         self.apply(self.active or Route())  # a router puts its own in force at the next frame
 
     def train(self, *modules: str) -> None:
-        """From now on these train and all else, the base first, holds still; without names all of it does.
+        """Train these modules and freeze all else, the base included; without names, freeze all.
 
-        What holds still gets no gradients and stays in evaluation mode, so that no running statistics move, whatever
-        mode a training loop puts the network into (`freeze.py`). The network is in training mode then. A learned
-        router (`chooser`) is left alone.
+        Frozen parts get no gradients and stay in evaluation mode, so that running statistics do not change, whatever
+        mode a training loop puts the network into (`freeze.py`). The network is put into training mode. A learned
+        router (`chooser`) is not touched.
 
         Args:
             modules: names, or the key of a Fuse block, whose attention trains then.
@@ -112,7 +112,7 @@ class Bank:
         self._freeze.all_but(modules)
 
     def freeze(self, *modules: str) -> None:
-        """These hold still from now on; all else goes on as it did."""
+        """Freeze these; all else stays as it is."""
         self.require_unmerged()
         self.require(set(modules) - self._freeze.keys())
         self._freeze.these(modules)
@@ -177,7 +177,7 @@ class Bank:
         return base_hash(self.network)
 
     def status(self) -> list[Row]:
-        """What there is, how large, and in which state."""
+        """Modules and added heads, with their size and state."""
         base = sum(parameter.numel() for parameter in own_parameters(self.network))
         active = self.active.weights if self.active else {}
         merged = self.merged.names if self.merged else ()
@@ -188,13 +188,13 @@ class Bank:
         return modules + [head_row(head, list(self.slots), base) for head in self.heads.values()]
 
     def at(self, name: str) -> dict[str, Any]:
-        """What the module is at each of its slots, by the slot's name; also while it is merged."""
+        """The module's computation at each of its slots, by the slot's name; also while it is merged."""
         kept = self.merged.computations if self.merged else {}
         there = {slot.name: kept.get(slot.name, slot.computations) for slot in self.slots.values()}
         return {slot: computations[name] for slot, computations in there.items() if name in computations}
 
     def asks(self, name: str) -> frozenset[str]:
-        """Facts that must hold of a frame for the module: its `when`, and the sensor in whose branch its slots are."""
+        """Facts that the module requires of a frame: its `when`, and the sensor in whose branch its slots are."""
         branches = {slot.split(".")[0] for slot in self.at(name)}
         needs = {BRANCHES[next(iter(branches))]} if len(branches) == 1 and branches <= BRANCHES.keys() else set()
         return frozenset(self.modules[name].when) | needs
@@ -202,8 +202,8 @@ class Bank:
     def fold(self, routes: Sequence[Route], keep: Collection[str] = ()) -> None:
         """Write the modules into the weights of their layers for good, where all routes agree and the modules fold.
 
-        What does not fold stays at its slot and in `modules`; what is folded is named in `folded`, and modules that
-        no route runs are gone. Slots in `keep` are left as they are: a chooser decides there.
+        Modules that do not fold stay at their slots and in `modules`; folded ones are named in `folded`, and modules
+        that no route runs are removed. Slots in `keep` are left as they are: a learned router decides there.
         """
         routed: set[str] = set()
         for slot in self.slots.values():
@@ -222,11 +222,11 @@ class Bank:
         self.modules = {name: spec for name, spec in self.modules.items() if name in routed & left}
 
     def after_fusion(self) -> list[str]:
-        """The slots that compute when the fused map is there."""
+        """The slots behind the fusion."""
         return [name for name in self.slots if name.startswith(("trunk.", "heads."))]
 
     def apply(self, route: Route) -> None:
-        """Put the route in force at every slot."""
+        """Set the route of every slot."""
         for slot in self.slots.values():
             slot.route = route
 

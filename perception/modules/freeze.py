@@ -1,4 +1,4 @@
-"""Holding parts of a network still: no gradients, and no running statistics that move."""
+"""Freezing parts of a network: their gradients and their running statistics."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from perception.modules.slot import Slot
 class Freeze:
     """Decides what trains in a network with slots: the base, its modules, the attentions of Fuse blocks.
 
-    `requires_grad` is where it is written down. A frozen batch normalisation must be in evaluation mode as well, and a
-    training loop that calls `network.train()` would undo that; so a hook sets the modes anew before each forward pass
-    of the network. What trains follows the network's own mode.
+    `requires_grad` holds the decision. A frozen batch normalisation must be in evaluation mode as well, which a
+    training loop that calls `network.train()` would undo; so a hook sets the modes before each forward pass of the
+    network. Trainable parts follow the network's own mode.
     """
 
     def __init__(self, network: nn.Module, slots: Mapping[str, Slot]) -> None:
@@ -27,21 +27,21 @@ class Freeze:
         return not any(parameter.requires_grad for parameter in own_parameters(self.network))
 
     def keys(self) -> set[str]:
-        """Of the Fuse blocks whose attention the slots have."""
+        """Keys of the Fuse blocks whose attention the slots have."""
         return {key for slot in self.slots.values() for key in slot.fusions}
 
     def all_but(self, names: Collection[str]) -> None:
         """Only the parts with these names or keys train; the network is in training mode."""
         self.network.train()  # first: foreign backbones freeze their first stages whenever they are told to train
-        _still(own_parameters(self.network))
-        _still(parameter for part in self._parts() for parameter in part.parameters())
+        _freeze(own_parameters(self.network))
+        _freeze(parameter for part in self._parts() for parameter in part.parameters())
         for part in self._parts(names):
             part.requires_grad_(True)
         self._set_modes()
 
     def these(self, names: Collection[str]) -> None:
-        """The parts with these names or keys hold still."""
-        _still(parameter for part in self._parts(names) for parameter in part.parameters())
+        """Freeze the parts with these names or keys."""
+        _freeze(parameter for part in self._parts(names) for parameter in part.parameters())
         self._set_modes()
 
     def _parts(self, names: Collection[str] | None = None) -> list[nn.Module]:
@@ -62,7 +62,7 @@ class Freeze:
             part.train(self.network.training and any(parameter.requires_grad for parameter in part.parameters()))
 
 
-def _still(parameters: Iterable[nn.Parameter]) -> None:
-    """The gradients that they have go too, which an optimizer would apply."""
+def _freeze(parameters: Iterable[nn.Parameter]) -> None:
+    """Freeze parameters and drop their gradients, which an optimizer would still apply."""
     for parameter in parameters:
         parameter.requires_grad_(False).grad = None

@@ -1,4 +1,4 @@
-"""Modules written into the weights of the base, and the way back."""
+"""Writing modules into the weights of the base, and undoing it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Merge:
 
     @property
     def computations(self) -> dict[str, nn.ModuleDict]:
-        """What was at each slot, by the slot's name."""
+        """The modules of each slot before the merge, by the slot's name."""
         return {backup.slot.name: backup.computations for backup in self._backups}
 
     def undo(self) -> None:
@@ -62,7 +62,7 @@ class _Backup(NamedTuple):
 
     @torch.no_grad()
     def restore(self) -> None:
-        """The tensors go into the parameters that there are, so that an optimizer still knows them."""
+        """Copy into the existing parameters, which an optimizer refers to."""
         if "bias" not in self.layer:
             self.slot.layer.bias = None  # folding may have made one
         for name, tensor in self.slot.layer.state_dict().items():

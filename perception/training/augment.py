@@ -1,7 +1,7 @@
-"""Augmentation that keeps geometry consistent: one similarity for the ground, one affine for each picture.
+"""Augmentation that keeps geometry consistent: one BEV similarity, and one affine map for each image.
 
 Huang et al., "BEVDet: High-performance multi-camera 3D object detection in bird-eye-view", 2021, section 3.3,
-augments the bird's-eye view and the pictures apart from each other in the same way.
+augments the bird's-eye view and the images independently in the same way.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from perception.sensors.inputs import fit_width
 
 
 def draw_similarity(rng: np.random.Generator, settings: Augment) -> np.ndarray:
-    """(4, 4) augmented from reference: mirror, turn about z, scale, then shift, each drawn at random."""
+    """(4, 4) augmented from reference: mirror, rotation about z, scale, then translation, each drawn at random."""
     signs = rng.choice([-1.0, 1.0], size=2) if settings.flip else np.ones(2)
     angle = rng.uniform(-settings.rotation, settings.rotation)
     scale = rng.uniform(1 - settings.scale, 1 + settings.scale)
@@ -29,7 +29,7 @@ def draw_similarity(rng: np.random.Generator, settings: Augment) -> np.ndarray:
 
 
 def transformed(frame: Frame, similarity: np.ndarray) -> Frame:
-    """The frame as if the world around the vehicle were mirrored, turned, scaled and shifted.
+    """The frame as if the world around the vehicle were mirrored, rotated, scaled and translated.
 
     Everything that is placed by `global_from_reference`, so the projections into the pictures and the map, follows
     by itself: in the frame that is returned this matrix is a similarity, not a rigid motion.

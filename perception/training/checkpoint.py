@@ -43,7 +43,7 @@ def save(
     schedule: dict[str, Any],
     data: Sequence[str] = (),
 ) -> Path:
-    """Write the checkpoint of this step beside the earlier ones, then forget all but the newest few.
+    """Write the checkpoint of this step, then delete all but the newest few.
 
     Args:
         schedule: JSON-able state of learning-rate schedule and loss scaler.
@@ -73,7 +73,7 @@ def save(
 
 
 def save_model(folder: Path, config: Config, model: PerceptionModel, data: Sequence[str] = ()) -> None:
-    """Write the model with the modules that its bank has now, as a checkpoint from which no training goes on.
+    """Write the model with the modules that its bank has now, as a checkpoint that training cannot resume from.
 
     Args:
         data: what the model was trained on, an entry for each training.
@@ -156,7 +156,7 @@ class Provenance(NamedTuple):
 
 
 def provenance(path: Path) -> Provenance:
-    """Of a checkpoint or of a run's newest one.
+    """Provenance of a checkpoint or of a run's newest one.
 
     Raises:
         InputError: no checkpoint, or a damaged one.

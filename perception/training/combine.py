@@ -1,4 +1,4 @@
-"""Modules that were trained apart, together in one checkpoint."""
+"""Combining separately trained modules in one checkpoint."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def merge(
     Args:
         members: names, all or none of them with a weight: 0.7*rain.
         method: average, task-arithmetic, ties or dare.
-        when: facts that the new module asks for.
+        when: facts that the new module requires.
         options: of `Merging` (strength, keep, drop, seed), and rank.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Training samples in an order, and with random changes, that depend on the seed and the position alone.
+"""Training samples whose order and augmentation depend on the seed and the position alone.
 
 The whole training is one sequence of positions, of which each step takes the next ones. So a resumed training,
 or one with another number of worker processes, sees the same samples bit for bit.
@@ -117,7 +117,7 @@ class FrameDataset(Dataset[Sample]):
         )
 
     def _frame(self, token: str) -> Frame:
-        """The decoded frame. The first ones read are kept: in random order no other choice is met more often."""
+        """The decoded frame. The first ones read are cached: with random access no eviction policy is better."""
         if token in self._frames:
             return self._frames[token]
         frame = self._tables.frame(
@@ -135,7 +135,7 @@ class FrameDataset(Dataset[Sample]):
         return frame
 
     def _with_dropped_sensors(self, frame: Frame, rng: np.random.Generator) -> Frame:
-        """Without LiDAR or without cameras in the configured shares of frames that have both."""
+        """Drop the LiDAR or the cameras in the configured shares of frames that have both."""
         chance = rng.random()
         if frame.points is None or not frame.cameras:
             return frame
@@ -204,7 +204,7 @@ def batches(
 
 
 def _frames_of_classes(tables: Keyframes, tokens: list[str]) -> list[np.ndarray]:
-    """For each class that is there, the indices of the frames that hold it."""
+    """For each class that occurs, the indices of its frames."""
     holders: list[list[int]] = [[] for _ in CLASSES]
     for i, token in enumerate(tokens):
         boxes = tables.boxes(token)
@@ -219,7 +219,7 @@ def _frames_of_classes(tables: Keyframes, tokens: list[str]) -> list[np.ndarray]
 
 
 def _quota(holders: list[np.ndarray]) -> int:
-    """Frames that each class gets in an epoch."""
+    """Number of frames of each class in an epoch."""
     return sum(len(frames) for frames in holders) // len(holders)
 
 

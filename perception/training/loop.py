@@ -40,13 +40,13 @@ def fit(
     resume: bool = False,
     earlier: Sequence[str] = (),
 ) -> Path:
-    """Train what the training setting left unfrozen, on these keyframes; returns the last checkpoint's folder.
+    """Train the unfrozen parameters on these keyframes; returns the last checkpoint's folder.
 
     Writes RUN/checkpoints/step-* and RUN/tensorboard. With `resume` it goes on from the newest checkpoint and, on a
     CPU, ends with the bytes that an uninterrupted run ends with.
 
     Args:
-        earlier: what the model was trained on before, as `checkpoint.provenance` tells it.
+        earlier: what the model was trained on before, see `checkpoint.provenance`.
 
     Raises:
         InputError: no frames, a checkpoint that does not fit, RUN already trained, fp16 without a GPU, or a full disk.
@@ -100,7 +100,7 @@ class _Training:
         return batches(self.dataset, self.config, first, *share)
 
     def step(self, step: int, batch: Batch) -> dict[str, float]:
-        """One step of the optimiser; returns the terms of the loss, and what else is worth a curve."""
+        """One step of the optimiser; returns the terms of the loss and other scalars to log."""
         device = self.accelerator.device
         inputs = {name: value.to(device) for name, value in batch.inputs.items()}
         terms = self.model.losses(self.parallel(inputs, batch.conditions), batch.labels_on(device))
@@ -119,7 +119,7 @@ class _Training:
 
     @contextmanager
     def shown(self, first: int) -> Iterator[Callable[[int, dict[str, float]], None]]:
-        """What shows the values of a step: a progress bar, and RUN/tensorboard; of the main process alone."""
+        """A function that shows the values of a step in a progress bar and RUN/tensorboard; main process only."""
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with ExitStack() as stack:
             losses = TextColumn("{task.fields[losses]}")
@@ -137,14 +137,14 @@ class _Training:
             yield show
 
     def save(self, step: int) -> None:
-        """Write RUN/checkpoints/step-*; of the main process alone."""
+        """Write RUN/checkpoints/step-*; main process only."""
         if self.main:
             scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else {}
             state = {"rate": self.schedule.state_dict(), "scaler": scaler}
             checkpoint.save(self.run, step, self.config, self.model, self.optimizer, state, self.data)
 
     def finish(self) -> Path:
-        """Write the last checkpoint, and wait until all processes have come so far; returns its folder."""
+        """Write the last checkpoint and wait for all processes; returns its folder."""
         self.save(self.config.train.steps)
         self.accelerator.wait_for_everyone()
         return self.run / "checkpoints" / f"step-{self.config.train.steps:06d}"

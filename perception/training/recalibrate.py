@@ -1,4 +1,4 @@
-"""Statistics of batch normalisations after a merge."""
+"""Recomputing the statistics of batch normalisations after a merge."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def recalibrate(
     frames: Iterable[tuple[dict[str, Tensor], Sequence[Conditions]]],
     module: str | None = None,
 ) -> None:
-    """Estimate the running mean and variance of batch normalisations anew, averages over these batches.
+    """Recompute the running mean and variance of batch normalisations as averages over these batches.
 
-    Averaged weights shrink the variance of what they compute (Jordan et al., REPAIR, 2023), while the statistics are
-    still those of the weights before.
+    Averaged weights shrink the variance of activations (Jordan et al., REPAIR, 2023), while the statistics are still
+    those of the weights before. `torch.optim.swa_utils.update_bn` would reset all layers, frozen ones included.
 
     Args:
         frames: inputs as the model takes them, with the conditions of their frames.
-        module: whose own batch normalisations are meant; it must run on the frames. None: those of the base, which
+        module: whose own batch normalisations to update; it must run on the frames. None: those of the base, which
             it changes: for a model whose modules are merged or folded.
     """
     layers = [layer for name, layer in model.named_modules() if name and is_own(f"{name}.")]

@@ -1,7 +1,6 @@
-"""Training settings: who learns. Each prepares a model's parameters and modes; the loop trains what it finds.
+"""Training settings: which parameters train. Each prepares a model's parameters and modes for the loop.
 
-A layer that does not learn is in evaluation mode: its batch normalisation keeps its statistics, which freezing
-parameters alone would not do.
+A frozen layer is in evaluation mode, so that its batch normalisation keeps its statistics.
 """
 
 from __future__ import annotations
@@ -22,12 +21,12 @@ from perception.modules.routing.random_conditions import WanderingRouter
 
 
 def joint(model: PerceptionModel) -> None:
-    """Base and modules learn together; a gradient reaches a module only from frames and tasks that route to it."""
+    """Train base and modules together; a gradient reaches a module only from frames and tasks that route to it."""
     model.requires_grad_(True).train()
 
 
 def post_hoc(model: PerceptionModel, modules: Sequence[str]) -> None:
-    """Only these modules learn, on a frozen base beside frozen other modules. Adding one at a time is continual.
+    """Train only these modules; base and other modules are frozen. Adding one at a time is continual learning.
 
     The key of a Fuse block stands for its attention.
     """
@@ -38,13 +37,13 @@ def post_hoc(model: PerceptionModel, modules: Sequence[str]) -> None:
 
 
 def routing(model: PerceptionModel) -> None:
-    """Only the learned router learns, over frozen base and modules."""
+    """Train only the learned router; base and modules are frozen."""
     post_hoc(model, ())
     model.chooser.requires_grad_(True).train()
 
 
 def added_task(model: PerceptionModel, task: str, modules: Sequence[str] = ()) -> None:
-    """Only the head of a task that is not the base's learns, and modules of its own, beside all else, frozen."""
+    """Train only the head of an added task and modules of its own; all else is frozen."""
     assert isinstance(model.router, FixedRouter), "the model is folded"
     post_hoc(model, modules)
     model.added[task].requires_grad_(True).train()
@@ -54,7 +53,7 @@ def added_task(model: PerceptionModel, task: str, modules: Sequence[str] = ()) -
 
 
 def base(model: PerceptionModel, parts: Sequence[str] = ("*",)) -> None:
-    """The base learns as a whole or in the parts that globs of parameter names give, such as `heads.*`; no module."""
+    """Train the base, or the parts of it that globs of parameter names match, such as `heads.*`; no module."""
     model.requires_grad_(False).eval()
     for path, part in model.named_modules():
         own: Any = part
@@ -64,12 +63,12 @@ def base(model: PerceptionModel, parts: Sequence[str] = ("*",)) -> None:
 
 
 def trainable(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
-    """Names and parameters that learn."""
+    """Names and parameters that train."""
     return [(name, p) for name, p in model.named_parameters() if p.requires_grad]
 
 
 def optimizer_of(model: nn.Module, rate: float, decay: float) -> torch.optim.Optimizer:
-    """AdamW over what learns. Modules do not decay: zero is not where every module is the identity."""
+    """AdamW over the trainable parameters. Modules have no weight decay: not all are the identity at zero."""
     groups: dict[bool, list[nn.Parameter]] = {False: [], True: []}
     for name, parameter in trainable(model):
         groups[not is_own(name)].append(parameter)

@@ -14,7 +14,7 @@ LAYERS = (*CONVOLUTIONS, nn.Linear, *NORMS)  # what a slot may hold
 
 
 class Site(NamedTuple):
-    """What a module sees at its slot."""
+    """Tensors that a module reads at its slot."""
 
     x: Tensor  # input of the layer: (B, I, ...), of a Linear (..., I)
     y: Tensor  # output of the layer and of what is stacked before the module: (B, O, ...), of a Linear (..., O)
@@ -74,7 +74,7 @@ class Computation(nn.Module):
         raise NotImplementedError
 
     def output(self, x: Tensor, layer: Any, z: Tensor | None) -> Tensor:
-        """layer(x) and the delta: what a slot gives with this module alone. Overridden where there is a shorter way."""
+        """layer(x) and the delta: what a slot gives with this module alone. Overridden where that is cheaper."""
         y: Tensor = layer(x)
         return y + self(Site(x, y, layer, z))
 

@@ -1,4 +1,4 @@
-"""Fixed routing: what is known of the frames chooses the modules."""
+"""Fixed routing: the known conditions, sensors and task of a frame select its modules."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from perception.tasks import TASKS
 
 
 class FixedRouter:
-    """Runs a module on the frames of which all that the module asks for is known to hold.
+    """Runs a module on the frames that are known to meet all its requirements.
 
-    What is not known does not hold, so that a frame of which nothing is known uses the base alone.
+    Unknown counts as not met, so a frame with unknown conditions uses the base alone.
 
     Args:
         bank: of the model; modules that are added to it later are routed too.
@@ -47,7 +47,7 @@ class FixedRouter:
     def settle(self, conditions: Conditions, missing: Collection[str] = ()) -> list[tuple[Route, tuple[str, ...]]]:
         """Route all frames to come as one under these conditions with all sensors there but the missing ones.
 
-        The branch of a missing sensor gives zeros whatever its modules do, so they go by their `when` alone here.
+        The branch of a missing sensor gives zeros whatever its modules do, so here only their `when` counts.
         """
         asks = {name: frozenset(module.when) for name, module in self.bank.modules.items()}
         sensors = {name: torch.tensor([name not in missing]) for name in SENSORS}
@@ -81,7 +81,7 @@ def fixed_weights(
     """Weights of the modules that run: 1.0 on all frames, or (B,) ones and zeros.
 
     Args:
-        asks: the facts that each module asks for.
+        asks: the facts that each module requires.
         frames: the facts of each frame.
         shared: the weights so far, of which equal ones are the same object.
     """

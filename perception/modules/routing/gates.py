@@ -1,7 +1,7 @@
-"""Choosers: logits over N options become their weights.
+"""Gates: turn logits over N options into weights.
 
-Dimension 1 is the options: (B, N) or (B, N, ...), each place behind it on its own. An option whose logit is -inf is
-never chosen. All are functions of the logits alone but `gumbel` and `sample`, which are for training.
+Options are dimension 1: (B, N) or (B, N, ...), with an independent choice at each position of the rest. An option
+whose logit is -inf is never chosen. All are deterministic but `gumbel` and `sample`, which are for training.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ def soft(logits: Tensor) -> Tensor:
 
 
 def top_k(logits: Tensor, k: int) -> Tensor:
-    """softmax over the k best logits (Shazeer et al., 2017, eq. 3-5, without noise); the others weigh nothing.
+    """softmax over the k largest logits (Shazeer et al., 2017, eq. 3-5, without noise); the others get weight zero.
 
-    No gradient reaches those others, which is how a router collapses: see `balance.py`.
+    No gradient reaches the others, so a router can collapse; see `load_balance.py`.
     """
     return logits.masked_fill(ranks(logits) >= k, NEVER).softmax(dim=1)
 

@@ -1,4 +1,4 @@
-"""Steered routing: the weights of modules come as numbers with each frame, so that one graph serves many routes."""
+"""Input-weighted routing: module weights are an input of the graph, so that one graph serves many routes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from perception.tasks import TASKS
 
 
 class SteeredRouter:
-    """Runs each module with the weight that it was given last; stands in a model in place of the fixed router.
+    """Runs each module with the weight set last; replaces the fixed router of a model.
 
     Args:
         bank: of the model.
@@ -37,7 +37,7 @@ class SteeredRouter:
     def __call__(
         self, conditions: Sequence[Conditions], sensors: Mapping[str, Tensor]
     ) -> list[tuple[Route, tuple[str, ...]]]:
-        """As of `FixedRouter`; the conditions and sensors have spoken in the weights already."""
+        """As of `FixedRouter`; conditions and sensors are already encoded in the weights."""
         assert self.weights is not None, "steer before the first forward pass"
         weights: dict[str, Weight] = dict.fromkeys(self.always, 1.0)
         weights |= {name: self.weights[:, i] for i, name in enumerate(self.steered)}

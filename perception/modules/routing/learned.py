@@ -1,4 +1,4 @@
-"""Learned routing: the network chooses its modules by what it sees."""
+"""Learned routing: the network selects its modules from its own features."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class LearnedRoute(Route):
 
     logits: Tensor  # (B, N, P); -inf where the option is impossible
     chosen: Tensor  # (B, N, P) weights
-    target: Tensor | None  # (B, N, P) as the tags would choose, zero on frames without tags; None: not asked for
+    target: Tensor | None  # (B, N, P) as the tags would choose, zero on frames without tags; None: not supervised
 
 
 class LearnedRouter(nn.Module):
@@ -96,7 +96,7 @@ class LearnedRouter(nn.Module):
             fused: (B, C, rows, columns).
             route: the fixed one.
             sensors: for each sensor of the model, which frames have it (B,).
-            tasks: that the features to come are for.
+            tasks: that will read the features.
             conditions: of each frame; empty where nothing is known. Only the target depends on them.
         """
         slots = [slot for slot in self.slots if self.bank.slots[slot].computations]
@@ -117,7 +117,7 @@ class LearnedRouter(nn.Module):
         """Terms to add to the task's loss, for the routes of one batch.
 
         Args:
-            costs: (B,) what the task lost on each frame; for REINFORCE.
+            costs: (B,) loss of the tasks on each frame; for REINFORCE.
 
         Raises:
             ValueError: REINFORCE without costs.
@@ -166,7 +166,7 @@ class LearnedRouter(nn.Module):
         return logits[:, :, [self.slots.index(slot) for slot in slots]] if self.config.level == "slot" else logits
 
     def _choose(self, logits: Tensor) -> Tensor:
-        """Weights (B, N, P) from logits; without chance in evaluation."""
+        """Weights (B, N, P) from logits; deterministic in evaluation."""
         if self.config.choose == "soft":
             return gates.soft(logits)
         if self.config.choose == "top_k":
@@ -185,7 +185,7 @@ class LearnedRouter(nn.Module):
         return torch.tensor([[True] * len(slots), *modules])
 
     def _allowed(self, sensors: Mapping[str, Tensor], tasks: Sequence[str]) -> Tensor:
-        """(B, N) bool: the options whose sensors and task are there."""
+        """(B, N) bool: the options whose sensors and task are available."""
         asked = [frozenset[str](), *(self.bank.asks(name) for name in self.names)]
         return torch.stack([possible(facts, sensors, tasks) for facts in asked], dim=1)
 

@@ -1,4 +1,4 @@
-"""Load balance: whether a learned router uses all its options, as losses and as numbers to report.
+"""Load balance of a learned router: losses, and numbers to report.
 
 Weights and probabilities are (B, N, P, ...): options, then places with their own choice (slots), then cells, whose
 choices count like those of further frames. `possible` (N, P) says which options a place has at all.
@@ -24,7 +24,7 @@ def load(weights: Tensor) -> Tensor:
 def squared_variation(amounts: Tensor, possible: Tensor) -> Tensor:
     """cv^2 = variance / mean^2 of (N, P) over the possible options, averaged over places (ibid., eq. 7).
 
-    0 where all options have the same amount, N - 1 where one has all.
+    0 if all options have the same amount, N - 1 if one has all.
     """
     n = possible.sum(dim=0)
     mean = (amounts * possible).sum(dim=0) / n

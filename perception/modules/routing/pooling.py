@@ -1,4 +1,4 @@
-"""What routers and classifiers look at in the fused map."""
+"""Features of the fused map for routers and classifiers."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ FAR = 5.0  # deviations
 
 
 class Standardised(nn.Module):
-    """(B, F, ...) with each feature's mean and deviation over all that was seen in training taken out.
+    """(B, F, ...) standardised by each feature's running mean and deviation in training.
 
-    What tells a condition from another is small beside what all frames share. A batch is too few frames to
-    normalise by, so running estimates serve in training, too; what lies far out is cut.
+    Conditions differ by little compared with what all frames have in common. A batch has too few frames to normalise
+    by, so running estimates are used in training as well; outliers are clipped.
     """
 
     mean: Tensor
@@ -35,7 +35,7 @@ class Standardised(nn.Module):
         return (centred / (self.variance.reshape(shape) + 1e-6).sqrt()).clamp(-FAR, FAR)
 
     def _learn(self, seen: Tensor) -> None:
-        """Averages over all batches, and from the hundredth on over the later ones more (West, 1979)."""
+        """Averages over all batches; from the hundredth on, later ones weigh more (West, 1979)."""
         self.batches += 1
         rate = (1 / self.batches).clamp(min=0.01)
         step = seen.mean(dim=1) - self.mean

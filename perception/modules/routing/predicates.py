@@ -1,4 +1,4 @@
-"""What is known of a frame before the network has seen it: its conditions, its sensors, the task at hand."""
+"""Facts known of a frame before the network runs: its conditions, its sensors, the task."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def facts(conditions: Sequence[Conditions], sensors: Mapping[str, Tensor], task:
 
     Args:
         conditions: of each frame; empty where nothing is known.
-        sensors: as `present` gives it; sensors that are not in it count as neither there nor missing.
+        sensors: as `present` gives it; a sensor that it lacks counts as neither present nor missing.
         task: that the features are for; None for those of all tasks.
     """
     size = len(conditions) or max((len(there) for there in sensors.values()), default=1)
@@ -48,12 +48,12 @@ def condition_vectors(conditions: Sequence[Conditions]) -> Tensor:
 
 
 def possible(asked: Facts, sensors: Mapping[str, Tensor], tasks: Sequence[str]) -> Tensor:
-    """(B,) bool: on which frames the sensors and tasks hold that a module asks for; an operation on tensors throughout.
+    """(B,) bool: frames that have the sensors and tasks that a module requires; tensor operations throughout.
 
     Args:
-        asked: all that it asks for.
-        sensors: as `present` gives it; a sensor that is not in it is neither there nor missing.
-        tasks: that the features are for; several only where no module asks for one.
+        asked: all that it requires.
+        sensors: as `present` gives it; a sensor that it lacks is neither present nor missing.
+        tasks: that the features are for; several only if no module requires one.
     """
     holds = torch.ones_like(next(iter(sensors.values())))
     for name, there in sensors.items():
@@ -67,6 +67,6 @@ def possible(asked: Facts, sensors: Mapping[str, Tensor], tasks: Sequence[str]) 
 
 
 def asked_kinds(asks: Iterable[Facts]) -> list[str]:
-    """The kinds of conditions (weather, light, city) about which some module asks."""
+    """The kinds of conditions (weather, light, city) that some module requires."""
     asked = frozenset[str]().union(*asks)
     return [kind for kind, values in CONDITIONS.items() if asked & set(values)]

@@ -1,4 +1,4 @@
-"""Wandering routing: while a recogniser learns, modules run at random."""
+"""Random routing: while the head that recognises conditions is trained, modules run at random."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from perception.modules.routing.fixed import FixedRouter
 
 
 class WanderingRouter:
-    """Routes each frame as if its conditions were others, drawn anew each time; stands in place of the fixed router.
+    """Routes each frame by conditions drawn at random for each pass; replaces the fixed router.
 
-    Modules before the fusion change the map that conditions are recognised from. Were they in force just where their
-    conditions hold, a recogniser would learn to see the module instead of the rain, and never leave a route again.
+    Modules before the fusion change the features that conditions are recognised from. If they ran only under their own
+    conditions, the head would learn to recognise the active module instead of the rain, and would latch.
     """
 
     def __init__(self, fixed: FixedRouter) -> None:

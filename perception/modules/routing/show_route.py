@@ -1,4 +1,4 @@
-"""What a route does, as a table and as a picture."""
+"""A route as a table and as a plot."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def as_table(rows: Sequence[Row]) -> Table:
 
 
 def picture(rows: Sequence[Row]) -> Figure:
-    """A heat map of slots by modules, and beside it the map of each module whose weight differs by cell.
+    """A heat map of slots by modules, and the weight map of each module whose weight differs by cell.
 
     `savefig(path)` writes it; no window or display is needed.
     """

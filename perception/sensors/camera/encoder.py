@@ -1,4 +1,4 @@
-"""Camera branch: pictures become features and a distribution of depth for each of their cells."""
+"""Camera branch: images to features and a depth distribution for each feature cell."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from perception.modules.slot import Slot
 class ImageEncoder(nn.Module):
     """timm backbone, feature pyramid (Lin et al., 2017), and a head for context and depth (LSS, Philion 2020).
 
-    The pyramid's finest level gives the output: (B, N, H, W, 3) uint8 pictures become context (B, N, C, h, w) and
+    The pyramid's finest level gives the output: (B, N, H, W, 3) uint8 images become context (B, N, C, h, w) and
     depth probabilities (B, N, D, h, w), with h = H / stride of that level.
     """
 

@@ -41,23 +41,23 @@ class Lift(nn.Module):
         ahead = along > 0.1
         u = projected[:, :, 0] / torch.where(ahead, along, 1.0)
         v = projected[:, :, 1] / torch.where(ahead, along, 1.0)
-        x = ((2 * u + 1) / self.image.width - 1).clamp(-2, 2)  # [-1, 1] from edge to edge of the picture
+        x = ((2 * u + 1) / self.image.width - 1).clamp(-2, 2)  # [-1, 1] from edge to edge of the image
         y = ((2 * v + 1) / self.image.height - 1).clamp(-2, 2)
         seen = ahead & (x.abs() <= 1) & (y.abs() <= 1)  # B N V
 
-        look = torch.stack([x, y], dim=-1).reshape(b * n, self.heights * rows, columns, 2)
-        pulled = F.grid_sample(context.flatten(0, 1), look, align_corners=False)  # BN C Z*rows columns
+        grid = torch.stack([x, y], dim=-1).reshape(b * n, self.heights * rows, columns, 2)
+        sampled = F.grid_sample(context.flatten(0, 1), grid, align_corners=False)  # BN C Z*rows columns
 
-        # The depth distributions as one picture a camera: a row for each feature cell, a column for each bin. One
-        # lookup then interpolates along the picture's rows and along depth; it takes the nearest row of features.
+        # Reshape depth to one (h * w, D) image for each camera, so that one 2-D grid_sample interpolates along u and
+        # depth; v is the nearest row of features.
         cell_u = (((x + 1) * w - 1) / 2).clamp(0, w - 1)
         cell_v = (((y + 1) * h - 1) / 2).round().clamp(0, h - 1)
         cell = (2 * (cell_v * w + cell_u) + 1) / (h * w) - 1
         far = (2 * (along - self.depth.near) / (self.depth.far - self.depth.near) - 1).clamp(-2, 2)
-        look = torch.stack([far, cell], dim=-1).reshape(b * n, self.heights * rows, columns, 2)
-        book = depth.flatten(3).transpose(2, 3).reshape(b * n, 1, h * w, self.depth.bins)
-        likely = F.grid_sample(book, look, align_corners=False)  # BN 1 Z*rows columns
-        likely = likely * seen.reshape(likely.shape).to(likely.dtype)
+        grid = torch.stack([far, cell], dim=-1).reshape(b * n, self.heights * rows, columns, 2)
+        depth_image = depth.flatten(3).transpose(2, 3).reshape(b * n, 1, h * w, self.depth.bins)
+        weight = F.grid_sample(depth_image, grid, align_corners=False)  # BN 1 Z*rows columns
+        weight = weight * seen.reshape(weight.shape).to(weight.dtype)
 
-        pulled = (pulled * likely).reshape(b, n, c, self.heights, rows, columns).sum(dim=1)
-        return pulled.reshape(b, c * self.heights, rows, columns)
+        sampled = (sampled * weight).reshape(b, n, c, self.heights, rows, columns).sum(dim=1)
+        return sampled.reshape(b, c * self.heights, rows, columns)

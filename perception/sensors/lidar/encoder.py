@@ -1,4 +1,4 @@
-"""LiDAR branch: points, grouped into pillars, become a picture seen from above (PointPillars, Lang et al., 2019)."""
+"""LiDAR branch: points, grouped into pillars, to a BEV feature map (PointPillars, Lang et al., 2019)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a head with anchors should say, and what it loses (SECOND, Yan et al., 2018), as mmdet3d for nuScenes has it."""
+"""Targets and losses of a head with anchors (SECOND, Yan et al., 2018), as in mmdet3d for nuScenes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Attributes of objects whose network does not say any: by their speed, as mmdet3d does for nuScenes."""
+"""Attributes from an object's speed, for networks that predict none, as in mmdet3d for nuScenes."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ class Suppression(Section):
 
 
 class Anchor(Section):
-    """A box that objects are told from, at the middle of each of the feature map's cells."""
+    """An anchor box, at the centre of each cell of the feature map."""
 
     size: tuple[float, float, float] = Field(strict=False)  # m: width, length, height
     bottom: float  # m, z of the underside

@@ -1,4 +1,4 @@
-"""Boxes that say again what a better box says already are left out, behind the graph. numpy only.
+"""Non-maximum suppression on the CPU, after the engine. numpy only.
 
 Heads that take every cell for a peak (`DetectionHead.suppression`) need it: those of mmdet3d, whose CenterHead does
 the same. Boxes are upright, and compared as rectangles on the ground.

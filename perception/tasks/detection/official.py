@@ -1,4 +1,4 @@
-"""The scores of an evaluation beside those of the official nuScenes devkit, where that is installed."""
+"""Comparing the scores of an evaluation with those of the official nuScenes devkit, if that is installed."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ RING = 10.0  # m
 
 
 def predicted_cells(probabilities: np.ndarray) -> np.ndarray:
-    """(6, rows, columns) bool: where each class is said to be, at a probability of 0.5 and more."""
+    """(6, rows, columns) bool: cells where each class is predicted, at a probability of 0.5 or more."""
     return np.asarray(probabilities >= np.float32(0.5))
 
 

@@ -17,7 +17,7 @@ class MapIou:
 
     A cell is predicted where the probability reaches the threshold. Intersections and unions are summed over
     the frames before they are divided. For each class, BEVFusion reports the best IoU over seven thresholds
-    from 0.35 to 0.65, chosen on the very frames that are scored; so the IoU at a fixed 0.5 stands beside it.
+    from 0.35 to 0.65, chosen on the very frames that are scored; so the IoU at a fixed 0.5 is reported as well.
     """
 
     def __init__(self) -> None:

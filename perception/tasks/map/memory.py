@@ -1,4 +1,4 @@
-"""The map as seen so far: what single frames say about the ground, fused where the vehicle has been. numpy only."""
+"""The map so far: per-frame probabilities of the ground, fused along the drive. numpy only."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import numpy as np
 from perception.frame import MAP_CLASSES
 from perception.grid import BevGrid
 
-# How much of the ground within 50 m each class covers: about that in the simulated drives. A network that sees little,
-# as far away, says about this; it must not count as news, or a second look would add up to "nothing is there".
+# Share of the ground within 50 m that each class covers in the simulated drives. Where a network sees little, as far
+# away, it predicts about this prior; log-odds are relative to it, so that uninformative cells do not accumulate.
 PRIOR = (0.3, 0.02, 0.1, 0.005, 0.02, 0.07)  # in MAP_CLASSES order
 # Log odds are whole numbers of 1 / SCALE: sums of integers have no order and no rounding, and take two bytes a cell.
 SCALE = 256
-LEVELS = 4096  # probabilities are told apart in steps of 1 / LEVELS
+LEVELS = 4096  # probabilities are quantised in steps of 1 / LEVELS
 FRAME_LIMIT = 3  # of the log odds that one frame adds
 LIMIT = 8  # of their sum, so that the map can change its mind
 REACH = 100.0  # m around the grid that are remembered at least
@@ -45,7 +45,7 @@ _CLASS = np.arange(len(MAP_CLASSES))[:, None, None]
 
 
 def levels_of(probabilities: np.ndarray) -> np.ndarray:
-    """Probabilities as the memory tells them apart: uint16 of 1 / LEVELS; LEVELS + 1 where they are NaN."""
+    """Quantised probabilities: uint16 in steps of 1 / LEVELS; LEVELS + 1 for NaN."""
     levels = np.rint(np.nan_to_num(probabilities).clip(0, 1) * np.float32(LEVELS)).astype(np.uint16)
     levels[np.isnan(probabilities)] = LEVELS + 1
     return levels
@@ -77,7 +77,7 @@ class MapMemory:
         return self._odds.nbytes
 
     def update(self, probabilities: np.ndarray, global_from_reference: np.ndarray) -> None:
-        """Add what one frame says of the ground around it.
+        """Fuse the probabilities of one frame.
 
         Args:
             probabilities: (6, rows, columns) in [0, 1] on the grid, in MAP_CLASSES order; NaN says nothing.
