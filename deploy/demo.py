@@ -23,7 +23,7 @@ from perception.atomic import write_atomically
 from perception.config import Config, find_config, load_config
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
-from perception.evaluation.evaluate import evaluate
+from perception.evaluation.evaluate import Breakdown, evaluate
 from perception.frame import Conditions
 from perception.predict import TorchPredictor
 from perception.simulate.simulate import simulate
@@ -113,7 +113,14 @@ class Demo:
         self.console.rule(f"5  evaluate on held-out drives: {folder}")
         predictor = TorchPredictor.load(checkpoint)
         scores = evaluate(
-            predictor, self.tables, "sim_val", (), self.out / folder, predictor.spec, self.console, by=("condition",)
+            predictor,
+            self.tables,
+            "sim_val",
+            (),
+            self.out / folder,
+            predictor.spec,
+            self.console,
+            Breakdown(by=("condition",)),
         )
         by_condition: dict[str, Any] = scores["slices"]["condition"]
         return by_condition
