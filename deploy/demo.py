@@ -6,7 +6,7 @@ import json
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from functools import partial
+from functools import cached_property, partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -31,8 +31,8 @@ from perception.training.checkpoint import load_model
 from perception.training.loop import train
 
 VERSION = "v1.0-sim"
-CLEAR, RAIN, FOG = "clear-day-boston", "rain-day-boston", "fog-day-boston"
 WEATHERS = ("rain", "fog")  # each gets a module
+CONDITIONS = [f"{weather}-day-boston" for weather in ("clear", *WEATHERS)]
 BASE_STEPS, MODULE_STEPS, TASK_STEPS = 500, 200, 300
 
 
@@ -77,14 +77,17 @@ class Demo:
     def simulate(self) -> None:
         self.console.rule("1  simulate drives in clear weather, rain and fog, and one that changes")
         for name, scenes, samples, seed, conditions in (
-            ("drives", 96, 3, 0, (CLEAR, RAIN, FOG)),
-            ("changing", 1, 36, 1, ("/".join((CLEAR, RAIN, FOG)),)),
+            ("drives", 96, 3, 0, CONDITIONS),
+            ("changing", 1, 36, 1, ["/".join(CONDITIONS)]),
         ):
             with Progress(console=self.console) as progress:
                 bar = progress.add_task("keyframes", total=scenes * samples)
                 advance = partial(_advance, progress, bar)
                 simulate(self.out / name, scenes, samples, seed, conditions, progress=advance)
-        self.tables = NuScenesTables(self.out / "drives", VERSION)
+
+    @cached_property
+    def tables(self) -> NuScenesTables:
+        return NuScenesTables(self.out / "drives", VERSION)
 
     def train(self) -> Path:
         self.console.rule("2  train the base on clear drives")

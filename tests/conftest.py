@@ -26,8 +26,9 @@ _REPOSITORY = Path(__file__).parents[1]
 # These files take longest. They come first, so that no worker is left alone with one at the end; pytest-xdist keeps
 # to the order with --no-loadscope-reorder.
 _FIRST = (
-    *("anchored_export", "readme", "full_size", "told_faults", "changing_drive", "export_modules", "apart"),
-    *("simulate_drive", "player", "refit", "vehicle_environment"),
+    *("anchored_export", "readme", "full_size", "fault_detection", "changing_drive", "export_modules", "apart"),
+    *("mmdet3d_run", "precision", "toy_task", "golden_sensitivity", "golden_faults", "precision_export", "tracking"),
+    *("simulate_drive", "player", "refit", "vehicle_environment", "runtime", "scene", "recogniser_precision"),
     *("export", "settings", "mmdet3d_import", "build_package", "simulate_world"),
 )
 

@@ -66,7 +66,7 @@ VEHICLE = (
     "deploy.replay.journal",
     "deploy.replay.latency",
     "deploy.replay.machine",
-    "deploy.replay.scores",
+    "deploy.replay.measures",
     "deploy.replay.outcome",
     "deploy.replay.page_data",
     "deploy.replay.pictures",

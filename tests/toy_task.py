@@ -15,8 +15,7 @@ from perception.frame import Frame
 from perception.grid import BevGrid
 from perception.modules.slot import Slot
 from perception.tasks.drawing import RasterLayer
-from perception.tasks.judging import Judge, Subject
-from perception.tasks.judging import Metric as Measured
+from perception.tasks.judging import GateMetric, Judge, Subject
 from perception.tasks.network import Loss, TaskNetwork
 from perception.tasks.task import Arrays, Memory, Metric, Output, Task, TaskConfig
 
@@ -62,7 +61,7 @@ class Accuracy(Metric[np.ndarray]):
 class ToyJudge(Judge):
     """Accuracy over the frames; all scenes count alike."""
 
-    metrics: ClassVar[Mapping[str, Measured]] = {"toy": Measured(ranged=False)}
+    metrics: ClassVar[Mapping[str, GateMetric]] = {"toy": GateMetric(ranged=False)}
 
     def by_scene(self, subject: Subject) -> np.ndarray:
         """(S, 2) sum of the frames' accuracies, and how many frames there are."""

@@ -20,11 +20,11 @@ from typing import Annotated, Any, Literal, Union
 from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from deploy.replay.latency import STAGES
-from deploy.replay.scores import Measures, agreements, metrics
+from deploy.replay.measures import Measures, agreements, metrics
 from perception.errors import InputError
 from perception.frame import CONDITION_VALUES
 from perception.section import Section
-from perception.tasks.judging import Metric, Subject
+from perception.tasks.judging import GateMetric, Subject
 
 USUAL_LOSS, USUAL_AGREEMENT, USUAL_COMMON = 0.01, 0.9, 0.9
 
@@ -53,7 +53,7 @@ class _Part(Section):
             raise ValueError("a range is [from, to] in metres")
         return bounds
 
-    def require_one_of(self, name: str, known: Mapping[str, Metric]) -> None:
+    def require_one_of(self, name: str, known: Mapping[str, GateMetric]) -> None:
         """Raise ValueError where the name is unknown, or its metric has no such class or range."""
         if name not in known:
             raise ValueError(f"{name!r} is none of {', '.join(known)}")
@@ -62,7 +62,7 @@ class _Part(Section):
             choice = ", ".join(metric.classes) or "it is of all classes"
             raise ValueError(f"{name} has no class {self.class_!r}; {choice}")
         if self.range is not None and not metric.ranged:
-            raise ValueError(f"the agreement of {name} is of all ranges")
+            raise ValueError(f"{name} is of all ranges; give none")
         if self.range is not None and metric.step and any(bound % metric.step for bound in self.range):
             raise ValueError(f"{name} is counted in rings of {metric.step:g} m; give a range of multiples")
 

@@ -21,10 +21,10 @@ from deploy.replay.gates import (
     Tracking,
     usual_gates,
 )
+from deploy.replay.measures import Measures, metrics
 from deploy.replay.outcome import Case, Verdict
 from deploy.replay.page_data import with_verdict
 from deploy.replay.results import Finished
-from deploy.replay.scores import Measures, metrics
 from perception.atomic import write_together
 from perception.errors import InputError
 from perception.tasks.judging import Unmeasured

@@ -18,15 +18,8 @@ if TYPE_CHECKING:
 class Keyframes(Protocol):
     """Drives of keyframes, each known by its token: nuScenes' tables, or infos of mmdet3d."""
 
-    @property
-    def dataroot(self) -> Path:
-        """The folder of samples/, and of maps/ where there are any."""
-        ...
-
-    @property
-    def version(self) -> str:
-        """Of the tables; of infos the file's name."""
-        ...
+    dataroot: Path  # the folder of samples/, and of maps/ where there are any
+    version: str  # of the tables; of infos the file's name
 
     def scenes(self, split: str | None = None, selectors: Sequence[str] = ()) -> list[str]:
         """Names of the drives of a split (None or 'all': every drive), of those only the selected ones."""

@@ -2,39 +2,32 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
 from perception.datasets.files import read_points
+from perception.datasets.keyframes import Keyframes
 from perception.datasets.nuscenes.map_expansion import MapExpansion
-from perception.frame import Boxes, Camera, Conditions, Frame
+from perception.frame import Camera, Frame
 from perception.grid import Reference
 from perception.sensors.lidar.sweeps import Sweep, accumulated, global_from_reference
 
 SweepFile = tuple[str, int, np.ndarray, np.ndarray]  # file in the dataroot, us, global_from_ego, ego_from_lidar
 
 
-class RecordedKeyframes(ABC):
-    """Frames and maps of `Keyframes`; a data set says which files make a keyframe."""
+class RecordedKeyframes(Keyframes):
+    """Reads frames and maps; a data set says which files make a keyframe, and what is known of it."""
 
     def __init__(self, dataroot: Path) -> None:
         self.dataroot = dataroot
         self._maps: dict[str, MapExpansion | None] = {}
 
     @abstractmethod
-    def scene(self, sample: str) -> str: ...
-
-    @abstractmethod
-    def conditions(self, sample: str) -> Conditions: ...
-
-    @abstractmethod
-    def boxes(self, sample: str) -> Boxes | None: ...
-
-    @abstractmethod
-    def _location(self, scene: str) -> str: ...
+    def _location(self, scene: str) -> str:
+        """Name of the map of a drive; '' if unknown."""
 
     @abstractmethod
     def _keyframe(self, sample: str) -> SweepFile:

@@ -8,6 +8,7 @@ the log changes, where no keyframe follows within 1.5 s, and before one that has
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -86,7 +87,11 @@ class Infos(RecordedKeyframes):
         return (keyframe.boxes or Boxes.none()).transformed(keyframe.lidar.global_from_sensor)
 
     def racks(self) -> dict[str, list[list[float]]]:
-        """Annotated bicycle racks by keyframe, see `read_racks`; the layout since mmdet3d 1.1 does not tell them."""
+        """Annotated bicycle racks by keyframe, see `read_racks`; the layout since mmdet3d 1.1 has none."""
+        return self._racks
+
+    @cached_property
+    def _racks(self) -> dict[str, list[list[float]]]:
         found = {}
         for token, keyframe in self._keyframes.items():
             racks = keyframe.racks.transformed(keyframe.lidar.global_from_sensor)

@@ -33,7 +33,7 @@ class Subject(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Metric:
+class GateMetric:
     """What a gate may name.
 
     Attributes:
@@ -82,8 +82,8 @@ OwnJudge = TypeVar("OwnJudge", bound="Judge")
 class Judge(ABC):
     """Measures what a task perceived in a replay."""
 
-    metrics: ClassVar[Mapping[str, Metric]] = {}  # scores, higher is better; no other task uses their names
-    agreements: ClassVar[Mapping[str, Metric]] = {}  # of what the outputs of two replays can agree
+    metrics: ClassVar[Mapping[str, GateMetric]] = {}  # scores, higher is better; no other task uses their names
+    agreements: ClassVar[Mapping[str, GateMetric]] = {}  # of what the outputs of two replays can agree
 
     def __init__(self, frames: ReplayedFrames) -> None:
         self.frames = frames

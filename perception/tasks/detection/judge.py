@@ -15,7 +15,7 @@ from perception.tasks.detection.columns import BoxColumns, read_submission
 from perception.tasks.detection.files import RESULTS
 from perception.tasks.detection.matching import match
 from perception.tasks.detection.scores import DetectionScores, Scores
-from perception.tasks.judging import Judge, Metric, Range, ReplayedFrames, Subject, Unmeasured, mean_shares
+from perception.tasks.judging import GateMetric, Judge, Range, ReplayedFrames, Subject, Unmeasured, mean_shares
 
 
 def truth_of(source: Keyframes | None, token: str) -> dict[str, Any] | None:
@@ -40,8 +40,12 @@ def truth_of(source: Keyframes | None, token: str) -> dict[str, Any] | None:
 class DetectionJudge(Judge):
     """By the devkit's numbers."""
 
-    metrics: ClassVar[Mapping[str, Metric]] = {"mAP": Metric(), "NDS": Metric(), "AP": Metric(CLASSES, each=True)}
-    agreements: ClassVar[Mapping[str, Metric]] = {"detections": Metric(CLASSES)}
+    metrics: ClassVar[Mapping[str, GateMetric]] = {
+        "mAP": GateMetric(),
+        "NDS": GateMetric(),
+        "AP": GateMetric(CLASSES, each=True),
+    }
+    agreements: ClassVar[Mapping[str, GateMetric]] = {"detections": GateMetric(CLASSES)}
 
     def __init__(self, frames: ReplayedFrames) -> None:
         super().__init__(frames)

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from perception.frame import MAP_CLASSES
-from perception.tasks.judging import Judge, Metric, Subject, Unmeasured, mean_shares
+from perception.tasks.judging import GateMetric, Judge, Subject, Unmeasured, mean_shares
 from perception.tasks.map.counts import RING, ious, rings
 
 
@@ -31,8 +31,8 @@ def unpack(packed: Mapping[str, Any]) -> np.ndarray:
 class MapJudge(Judge):
     """By the cells at a probability of 0.5."""
 
-    metrics: ClassVar[Mapping[str, Metric]] = {"IoU": Metric(MAP_CLASSES, step=RING)}
-    agreements: ClassVar[Mapping[str, Metric]] = {"map": Metric(MAP_CLASSES, ranged=False)}
+    metrics: ClassVar[Mapping[str, GateMetric]] = {"IoU": GateMetric(MAP_CLASSES, step=RING)}
+    agreements: ClassVar[Mapping[str, GateMetric]] = {"map": GateMetric(MAP_CLASSES, ranged=False)}
 
     @cached_property
     def counts(self) -> np.ndarray | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from deploy.replay.results import Finished
 from perception.tasks import TASKS
-from perception.tasks.judging import Judge, Metric
+from perception.tasks.judging import GateMetric, Judge
 
 
 class Measures:
@@ -23,11 +23,11 @@ class Measures:
         return next(each for each in self.judges.values() if metric in {**each.metrics, **each.agreements})
 
 
-def metrics() -> dict[str, Metric]:
+def metrics() -> dict[str, GateMetric]:
     """The scores of all tasks."""
     return {name: metric for task in TASKS.values() if task.judge for name, metric in task.judge.metrics.items()}
 
 
-def agreements() -> dict[str, Metric]:
+def agreements() -> dict[str, GateMetric]:
     """The outputs of all tasks in which replays can agree."""
     return {name: metric for task in TASKS.values() if task.judge for name, metric in task.judge.agreements.items()}
