@@ -182,8 +182,9 @@ def test_a_gate_on_its_score_passes_and_fails(
     (case,) = judge(replayed, other, difference).cases
     assert case.value == pytest.approx(-0.1, abs=1e-12)
     assert case.outcome == "inconclusive"  # two scenes give no interval
-    with pytest.raises(ValidationError, match="toy has no class 'car'"):
-        Gates.model_validate({"gates": [{"metric": "toy", "class": "car", "at_least": 0}]})
+    for part, message in (({"class": "car"}, "toy has no class 'car'"), ({"range": [0, 10]}, "toy is of all ranges")):
+        with pytest.raises(ValidationError, match=message):
+            Gates.model_validate({"gates": [{"metric": "toy", "at_least": 0} | part]})
 
 
 def test_it_is_added_to_a_base_that_keeps_every_bit(sim_root: Path, tmp_path: Path) -> None:
