@@ -47,13 +47,17 @@ def checkpoint(configuration: str = "tiny") -> Path:
     return once(f"run-{config.name}", lambda run: save_random(run, config))
 
 
-def checkpoint_of(config: Config, seed: int = 0) -> Path:
-    """Random weights, with statistics of real activations, so that the outputs vary as a trained network's do."""
-    save_random(folder() / f"run-{config.name}", config, seed)
+def checkpoint_of(config: Config, seed: int = 0, spread: float = 0.05) -> Path:
+    """Random weights, with statistics of real activations, so that the outputs vary as a trained network's do.
+
+    Args:
+        spread: standard deviation of the modules' parameters.
+    """
+    save_random(folder() / f"run-{config.name}", config, seed, spread)
     return folder() / f"run-{config.name}"
 
 
-def save_random(run: Path, config: Config, seed: int = 0) -> None:
+def save_random(run: Path, config: Config, seed: int = 0, spread: float = 0.05) -> None:
     torch.manual_seed(seed)
     model = PerceptionModel(config)
     with torch.no_grad():
@@ -66,7 +70,7 @@ def save_random(run: Path, config: Config, seed: int = 0) -> None:
         model.train().forward({name: torch.from_numpy(array) for name, array in inputs.items()})
         for name, parameter in model.named_parameters():
             if "computations" in name:  # modules begin as the identity; these shall matter
-                parameter.normal_(0, 0.05)
+                parameter.normal_(0, spread)
         heads = model.heads["detection"].branches
         heads["heatmap"][1].layer.weight.normal_(0, 0.15)
         heads["heatmap"][1].layer.bias.fill_(-3.0)

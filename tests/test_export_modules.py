@@ -42,7 +42,9 @@ NOT_AFFINE = {"name": "bend", "kind": "bottleneck", "slots": ["camera.neck", "tr
 
 def test_affine_modules_of_every_kind_cost_nothing_but_a_prompt_a_constant(tmp_path: Path) -> None:
     modules = [*AFFINE, PROMPT]
-    folded = export(checkpoint_of(modular("affine", modules)), tmp_path / "bundle", [["rain"]], console=QUIET).manifest
+    # So many modules of 0.05 make depths' logits of 7,000, whose softmax is not the same on all processors in float32.
+    checkpoint = checkpoint_of(modular("affine", modules), spread=0.03)
+    folded = export(checkpoint, tmp_path / "bundle", [["rain"]], console=QUIET).manifest
     assert folded.folded == tuple(m["name"] for m in modules if m["name"] != "dry")
     assert folded.inline == ()
     base = bundle().manifest
