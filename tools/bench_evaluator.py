@@ -22,7 +22,7 @@ import numpy as np
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.datasets.nuscenes.racks import read_racks
 from perception.datasets.nuscenes.tables import versions
-from perception.frame import CLASSES, Boxes, Prediction
+from perception.frame import CLASSES, Boxes
 from perception.tasks.detection.columns import BoxColumns, read_submission
 from perception.tasks.detection.scores import ERRORS, THRESHOLDS, DetectionScores
 from perception.tasks.detection.submission import SubmissionWriter
@@ -71,7 +71,7 @@ def _write(tables: NuScenesTables, path: Path) -> int:
                 centers=boxes.centers + spread * rng.normal(0, 1, boxes.centers.shape),
                 scores=rng.uniform(0.01, 1, len(boxes)),
             )
-            writer.add(frame, Prediction({"detection": boxes}))
+            writer.add(frame, boxes)
     return len(samples)
 
 

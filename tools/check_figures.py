@@ -22,7 +22,7 @@ def demo() -> tuple[dict[str, Any], Checks]:
     summary = json.loads((RUNS / "demo" / "summary.json").read_text())
     figures = {key: summary[key] for key in ("car_ap", "mAP", "NDS", "iou_drivable_area", "modules", "seconds")}
     gains = {
-        f"module {name}: NDS {each['NDS']['without']:.3f} -> {each['NDS']['with']:.3f}": each["gain"] > 0
+        f"module {name}: NDS {each['base']:.3f} -> {each['with_module']:.3f}": each["with_module"] > each["base"]
         for name, each in summary["modules"].items()
     }
     return figures, gains | {
