@@ -17,7 +17,7 @@ from nuscenes.utils.data_classes import Box
 from pyquaternion import Quaternion
 
 from perception.errors import InputError
-from perception.frame import ATTRIBUTES, CLASSES, Boxes, Frame, Prediction
+from perception.frame import ATTRIBUTES, CLASSES, Boxes, Frame
 from perception.tasks.detection.submission import SubmissionWriter, attribute_name, sample_results
 
 angles = st.floats(-math.pi, math.pi)
@@ -44,7 +44,7 @@ def detections(n: int, seed: int = 0) -> Boxes:
 def write(path: Path, *pairs: tuple[Frame, Boxes]) -> dict:
     with SubmissionWriter.open(path, ["lidar"]) as submission:
         for frame, boxes in pairs:
-            submission.add(frame, Prediction({"detection": boxes}))
+            submission.add(frame, boxes)
     return json.loads(path.read_text())
 
 

@@ -98,7 +98,6 @@ VEHICLE = (
     "deploy.replay.statistics",
     "deploy.replay.timeline",
     "deploy.replay.fault_detection",
-    "deploy.replay.tracking",
     "deploy.replay.track_history",
     "deploy.replay.undisturbed",
     "deploy.replay.verdict",

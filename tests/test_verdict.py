@@ -95,7 +95,7 @@ def finish(
         statistics = StatisticsWriter(file, ["lidar"], TASKS, tables if truth else None)
         for frame in frames:
             prediction = change(frame, seen(tables, frame))
-            results.add(frame, prediction)
+            results.add(frame, prediction.results["detection"])
             statistics.add(frame, prediction)
     (out / "latency.json").write_text(json.dumps(LATENCY))
     return record(out)

@@ -9,7 +9,7 @@ from xml.etree import ElementTree as xml
 
 from deploy.replay.journal import OccupiedError
 from deploy.replay.provenance import PROVENANCE
-from deploy.replay.results import LATENCY, STATISTICS, TRACKING
+from deploy.replay.results import LATENCY, STATISTICS
 from perception.atomic import made, write_atomically
 from perception.errors import InputError
 from perception.tasks import TASKS
@@ -21,8 +21,9 @@ VIEWERS = {"foxglove": "results.mcap", "rerun": "results.rrd"}  # files that oth
 
 def concluded() -> tuple[str, ...]:
     """Files that a replay has written when it is done; what is unfinished is in the journal."""
-    common = (*JUDGED, PROVENANCE, STATISTICS, SOURCES, LATENCY, TRACKING, REPORT, *VIEWERS.values())
-    return *common, *_files_of_tasks()
+    common = (*JUDGED, PROVENANCE, STATISTICS, SOURCES, LATENCY, REPORT, *VIEWERS.values())
+    scores = [name for task in TASKS.values() if task.judge for name in task.judge.files]
+    return *common, *scores, *_files_of_tasks()
 
 
 def _files_of_tasks() -> list[str]:

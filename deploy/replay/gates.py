@@ -61,6 +61,8 @@ class _Part(Section):
         if self.class_ is not None and self.class_ not in metric.classes:
             choice = ", ".join(metric.classes) or "it is of all classes"
             raise ValueError(f"{name} has no class {self.class_!r}; {choice}")
+        if self.condition is not None and metric.whole:
+            raise ValueError(f"{name} is of all frames; give no condition")
         if self.range is not None and not metric.ranged:
             raise ValueError(f"{name} is of all ranges; give none")
         if self.range is not None and metric.step and any(bound % metric.step for bound in self.range):
@@ -88,11 +90,6 @@ class Score(_Part):
             raise ValueError(f"{self.metric!r} is none of {', '.join((*metrics(), *_OTHERS))}")
         self.require_one_of(self.metric, metrics())
         return self
-
-
-class Tracking(Section):
-    metric: Literal["AMOTA"]
-    at_least: float
 
 
 class LatencyLimit(Section):
@@ -132,6 +129,8 @@ class Difference(_Part):
     @model_validator(mode="after")
     def _sensible(self) -> Difference:
         self.require_one_of(self.of, metrics())
+        if metrics()[self.of].whole:
+            raise ValueError(f"{self.of} is not compared with a baseline; give {{metric: {self.of}, at_least: ...}}")
         return self
 
 
@@ -154,7 +153,7 @@ class Agreement(_Part):
         return self
 
 
-_OTHERS = ("AMOTA", "latency", "dropped", "difference", "agreement")  # metrics that are no task's score
+_OTHERS = ("latency", "dropped", "difference", "agreement")  # metrics that are no task's score
 
 
 def _kind(gate: Any) -> str:
@@ -166,7 +165,6 @@ def _kind(gate: Any) -> str:
 Gate = Annotated[
     Union[  # noqa: UP007 - pydantic, Python 3.10
         Annotated[Score, Tag("score")],
-        Annotated[Tracking, Tag("AMOTA")],
         Annotated[LatencyLimit, Tag("latency")],
         Annotated[Dropped, Tag("dropped")],
         Annotated[Difference, Tag("difference")],
@@ -181,9 +179,9 @@ class Gates(Section):
     common: Share = USUAL_COMMON  # least share of the frames that a baseline must have too
 
     @property
-    def tracking(self) -> bool:
-        """Whether a gate limits AMOTA. Without one it is not measured, because that takes longer than the replay."""
-        return any(isinstance(gate, Tracking) for gate in self.gates)
+    def scores(self) -> list[str]:
+        """Metrics that must reach a value."""
+        return [gate.metric for gate in self.gates if isinstance(gate, Score)]
 
 
 def usual_gates(measures: Measures) -> Gates:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from pathlib import Path
+
 from deploy.replay.results import Finished
+from perception.datasets.keyframes import Keyframes
 from perception.tasks import TASKS
 from perception.tasks.judging import GateMetric, Judge
 
@@ -21,6 +25,15 @@ class Measures:
     def judge_of(self, metric: str) -> Judge:
         """The judge that measures it: one of `metrics()` or `agreements()`."""
         return next(each for each in self.judges.values() if metric in {**each.metrics, **each.agreements})
+
+
+def measure_whole(folder: Path, names: Sequence[str], source: Keyframes) -> None:
+    """Measure those of the named scores that are of a whole replay, for the replay in the folder."""
+    whole = {name for name in names if metrics()[name].whole}
+    if whole:
+        for judge in Measures(Finished.load(folder)).judges.values():
+            if whole & judge.metrics.keys():
+                judge.measure_whole(source)
 
 
 def metrics() -> dict[str, GateMetric]:

@@ -15,7 +15,7 @@ from deploy.replay.latency import VEHICLE
 from perception.errors import InputError
 from perception.tasks.judging import ReplayedFrames
 
-STATISTICS, LATENCY, TRACKING = "statistics.jsonl", "latency.json", "tracking_metrics.json"
+STATISTICS, LATENCY = "statistics.jsonl", "latency.json"
 
 
 @dataclass(frozen=True)
@@ -110,19 +110,7 @@ class Finished:
 
     @property
     def _latency(self) -> dict[str, Any]:
-        content = self._json(LATENCY)
-        if content is None:
-            raise InputError(f"{self.folder}: holds no finished replay (no readable {LATENCY}); replay again")
-        return content
-
-    @property
-    def amota(self) -> float | None:
-        """As perception.tasks.detection.tracking scored the tracks of this replay; None where it did not."""
-        metrics = self._json(TRACKING)
-        return None if metrics is None else metrics.get("amota")
-
-    def _json(self, name: str) -> dict[str, Any] | None:
         try:
-            return dict(json.loads((self.folder / name).read_text(encoding="utf-8")))
+            return dict(json.loads((self.folder / LATENCY).read_text(encoding="utf-8")))
         except (OSError, ValueError):
-            return None
+            raise InputError(f"{self.folder}: holds no finished replay (no readable {LATENCY}); replay again") from None

@@ -12,10 +12,10 @@ from rich.table import Table
 
 from deploy.replay.folder import judged_or_broken, require_apart
 from deploy.replay.gates import Gates
+from deploy.replay.measures import measure_whole
 from deploy.replay.player import Player, Timed, Watcher
 from deploy.replay.settings import Settings, Source
 from deploy.replay.sources import open_drives
-from deploy.replay.tracking import score_tracking
 from deploy.replay.verdict import judge, require_comparable
 from deploy.replay.writers import require_viewers
 from deploy.runtime import Runtime
@@ -58,8 +58,8 @@ def replay(
         player = Player(runtime, source, drives, out, settings, _Progress(console))
         summary = player.run()
         _print(player, summary, console)
-        if gates is not None and gates.tracking and player.tables is not None and settings.selection.every == 1:
-            score_tracking(out, player.tables)
+        if gates is not None and player.tables is not None and settings.selection.every == 1:
+            measure_whole(out, gates.scores, player.tables)
         if judged:
             verdict = judge(out, baseline, gates)
             console.print(verdict.table())

@@ -18,7 +18,6 @@ from deploy.replay.gates import (
     Gates,
     LatencyLimit,
     Score,
-    Tracking,
     usual_gates,
 )
 from deploy.replay.measures import Measures, metrics
@@ -97,8 +96,6 @@ class _Judge:
                     yield self._difference(each)
             case Agreement():
                 yield self._agreement(gate)
-            case Tracking():
-                yield _measured("AMOTA", "AMOTA", gate.at_least, self._amota)
             case LatencyLimit():
                 name = f"latency {gate.stage} {gate.quantile}"
                 if not self.finished.as_a_vehicle:
@@ -138,14 +135,6 @@ class _Judge:
             return float(self.run.judge_of(gate.metric).score(gate.subject(gate.metric))[0])
 
         return _measured(f"{gate.metric}{gate.where}", gate.metric, gate.at_least, measure)
-
-    def _amota(self) -> float:
-        value = self.finished.amota
-        if value is None:
-            raise Unmeasured(
-                "AMOTA takes annotations, every keyframe, nuscenes-devkit with motmetrics, and a replay with this gate"
-            )
-        return value
 
     def _difference(self, gate: Difference) -> Case:
         assert self.pair is not None

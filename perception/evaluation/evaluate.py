@@ -1,9 +1,10 @@
-"""Run a predictor over a split and score it: a nuScenes submission, and the metrics of its tasks."""
+"""Run a predictor over a split and score it by the metrics of its tasks."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,8 +19,7 @@ from perception.evaluation.slices import Known, check_axes, slice_scores, slice_
 from perception.frame import Frame, Prediction
 from perception.sensors.inputs import InputSpec
 from perception.tasks import TASKS
-from perception.tasks.detection.submission import SubmissionWriter
-from perception.tasks.task import Metric
+from perception.tasks.task import FrameWriter, Metric
 
 
 class Breakdown(NamedTuple):
@@ -52,7 +52,7 @@ def evaluate(
     Args:
         split: official or custom split; None or "all" for every sample of the tables.
         selectors: of the split only these scenes or keyframes (see NuScenesTables.samples); empty for all.
-        out: folder for `results_nusc.json`, the submission, and `metrics.json`, what is returned.
+        out: folder for `metrics.json`, what is returned, and the tasks' submissions, such as `results_nusc.json`.
         spec: what the model sees; sensors that it lacks are not read.
         console: where progress and tables go; standard output by default.
         breakdown: what else to score.
@@ -67,14 +67,12 @@ def evaluate(
     check_axes(breakdown.by)
     console = console or Console()
     samples = tables.samples(split, selectors)
-    sensors = [name for name, part in (("lidar", spec.lidar), ("camera", spec.camera)) if part is not None]
-    corruptions = chosen_corruptions(breakdown.corruptions, sensors)
+    corruptions = chosen_corruptions(breakdown.corruptions, spec.sensors)
 
     def frames(what: str) -> Iterator[Frame]:
         return _frames(tables, track(samples, what, console=console, transient=True), spec)
 
-    with SubmissionWriter.open(made(out) / "results_nusc.json", sensors) as writer:
-        known, metrics = _predicted(predictor, frames("Evaluating"), tables, spec, writer)
+    known, metrics = _predicted(predictor, frames("Evaluating"), tables, spec, made(out))
     scores: dict[str, Any] = {"split": split or "all", "selectors": list(selectors), "samples": len(samples)}
     with console.status("Scoring"):
         for metric in metrics.values():
@@ -106,19 +104,24 @@ def _predicted(
     frames: Iterable[Frame],
     tables: Keyframes,
     spec: InputSpec,
-    writer: SubmissionWriter,
+    out: Path,
 ) -> tuple[list[Known], dict[str, Metric[Any]]]:
     """What is known of the frames, and the metrics of the tasks that were predicted in them."""
     known: list[Known] = []
     metrics: dict[str, Metric[Any]] = {}
-    for frame in frames:
-        prediction = predictor(frame)
-        writer.add(frame, prediction)
-        for task, result in prediction.results.items():
-            if task not in metrics:
-                metrics[task] = TASKS[task].metric(tables, spec.grid)
-            metrics[task].add(frame, result)
-        known.append(Known(frame.scene, frame.conditions))
+    writers: dict[str, FrameWriter] = {}
+    with ExitStack() as files:
+        for frame in frames:
+            for task, result in predictor(frame).results.items():
+                if task not in metrics:
+                    metrics[task] = TASKS[task].metric(tables, spec.grid)
+                    submission = TASKS[task].submission(out, spec.sensors)
+                    if submission is not None:
+                        writers[task] = files.enter_context(submission)
+                metrics[task].add(frame, result)
+                if task in writers:
+                    writers[task].add(frame, result, None)
+            known.append(Known(frame.scene, frame.conditions))
     return known, metrics
 
 

@@ -29,6 +29,11 @@ class InputSpec:
         return InputSpec(config.grid.build(), config.model.lidar, config.model.camera)
 
     @property
+    def sensors(self) -> tuple[str, ...]:
+        """What the model sees, of "lidar" and "camera"."""
+        return tuple(name for name in ("lidar", "camera") if getattr(self, name) is not None)
+
+    @property
     def sweeps(self) -> int:
         """LiDAR sweeps before the keyframe that the model wants in its frames."""
         return 0 if self.lidar is None else self.lidar.sweeps

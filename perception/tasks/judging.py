@@ -6,9 +6,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from perception.datasets.keyframes import Keyframes
 
 Range = tuple[float, float] | None  # m from the vehicle: from, to; None: all
 
@@ -41,12 +44,14 @@ class GateMetric:
         each: without a class it is a gate for each class that is annotated.
         ranged: it can be measured for a range.
         step: m, bounds of ranges are multiples of it.
+        whole: it is measured for all classes and frames of one replay at once (`Judge.measure_whole`).
     """
 
     classes: tuple[str, ...] = ()
     each: bool = False
     ranged: bool = True
     step: float | None = None
+    whole: bool = False
 
 
 @dataclass(frozen=True)
@@ -84,6 +89,7 @@ class Judge(ABC):
 
     metrics: ClassVar[Mapping[str, GateMetric]] = {}  # scores, higher is better; no other task uses their names
     agreements: ClassVar[Mapping[str, GateMetric]] = {}  # of what the outputs of two replays can agree
+    files: ClassVar[Sequence[str]] = ()  # that `measure_whole` writes
 
     def __init__(self, frames: ReplayedFrames) -> None:
         self.frames = frames
@@ -106,6 +112,16 @@ class Judge(ABC):
     @abstractmethod
     def same_results(self: OwnJudge, other: OwnJudge, subject: Subject) -> bool:
         """Whether what is scored is the same, number by number, in another replay of the same frames."""
+
+    def measure_whole(self, source: Keyframes) -> None:
+        """Measure the metrics with `whole`, and keep their scores in `files` in the folder of the replay.
+
+        It is called at the end of a replay with a gate for one of them, because it may take longer than the replay.
+
+        Args:
+            source: with the annotations. Of each scene every keyframe was replayed, from the first one to the last one.
+        """
+        raise NotImplementedError
 
     def annotated_classes(self, subject: Subject) -> Sequence[str]:
         """Classes that a metric with `each` can be measured for; raises Unmeasured where there are no annotations."""

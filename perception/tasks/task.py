@@ -137,6 +137,11 @@ class Task(ABC, Generic[Result]):
         """
         return None
 
+    @staticmethod
+    def submission(folder: Path, sensors: Sequence[str]) -> AbstractContextManager[FrameWriter] | None:
+        """Opens what an evaluation writes for the benchmark of the task; None: nothing. As `writer` otherwise."""
+        return None
+
     def statistics(self, frame: Frame, result: Result, source: Keyframes | None) -> Mapping[str, Any]:
         """What the `judge` needs of a frame, as JSON holds it; under `truth`, if there, what is annotated.
 

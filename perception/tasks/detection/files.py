@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from perception.frame import Boxes, Frame
-from perception.tasks.detection.submission import SubmissionWriter, sample_results
+from perception.tasks.detection.submission import SubmissionWriter
 from perception.tasks.detection.tracker import Tracks
 from perception.tasks.detection.tracking import TrackWriter
 
-RESULTS, TRACKS = "results.json", "tracks.json"
+RESULTS, TRACKS, TRACKING = "results.json", "tracks.json", "tracking_metrics.json"
+SUBMISSION = "results_nusc.json"
 
 
 class ResultFiles(NamedTuple):
@@ -30,5 +31,5 @@ class ResultFiles(NamedTuple):
             yield cls(results, tracks)
 
     def add(self, frame: Frame, result: Boxes, state: Tracks) -> None:
-        self.results.add_entries(frame.token, sample_results(frame, result))
+        self.results.add(frame, result)
         self.tracks.add(frame.token, state)

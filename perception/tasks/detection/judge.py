@@ -1,18 +1,21 @@
-"""Judges the detections of a finished replay: mAP, NDS, AP by class, and agreement with another replay. numpy only."""
+"""Judges the detections of a finished replay: mAP, NDS, AP by class, AMOTA, and agreement with another replay."""
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property, lru_cache
+from importlib.util import find_spec
 from typing import Any, ClassVar
 
 import numpy as np
 
+from perception.atomic import write_atomically
 from perception.datasets.keyframes import Keyframes
 from perception.frame import CLASSES
 from perception.tasks.detection.columns import BoxColumns, read_submission
-from perception.tasks.detection.files import RESULTS
+from perception.tasks.detection.files import RESULTS, TRACKING, TRACKS
 from perception.tasks.detection.matching import match
 from perception.tasks.detection.scores import DetectionScores, Scores
 from perception.tasks.judging import GateMetric, Judge, Range, ReplayedFrames, Subject, Unmeasured, mean_shares
@@ -44,8 +47,10 @@ class DetectionJudge(Judge):
         "mAP": GateMetric(),
         "NDS": GateMetric(),
         "AP": GateMetric(CLASSES, each=True),
+        "AMOTA": GateMetric(ranged=False, whole=True),
     }
     agreements: ClassVar[Mapping[str, GateMetric]] = {"detections": GateMetric(CLASSES)}
+    files = (TRACKING,)
 
     def __init__(self, frames: ReplayedFrames) -> None:
         super().__init__(frames)
@@ -78,6 +83,8 @@ class DetectionJudge(Judge):
 
     def score(self, subject: Subject, draws: np.ndarray | None = None) -> np.ndarray:
         metric, class_, condition, bounds = subject
+        if metric == "AMOTA":
+            return self._amota()
         scores = self._matched(condition, bounds)
         key = condition, bounds, b"" if draws is None else draws.tobytes()
         if key not in self._scored:
@@ -98,6 +105,17 @@ class DetectionJudge(Judge):
 
     def same_results(self, other: DetectionJudge, subject: Subject) -> bool:
         return self._chosen(subject, self.detections).equals(other._chosen(subject, other.detections))
+
+    def measure_whole(self, source: Keyframes) -> None:
+        """The devkit scores the tracks; without it, as on a vehicle, AMOTA is not measured."""
+        if any(find_spec(name) is None for name in ("nuscenes", "motmetrics")):
+            return
+        from perception.tasks.detection.devkit import open_devkit
+        from perception.tasks.detection.tracking import score_tracks
+
+        folder, devkit = self.frames.folder, open_devkit(source.dataroot, source.version)
+        scores = score_tracks(folder / TRACKS, devkit, self.frames.tokens)
+        write_atomically(folder / TRACKING, json.dumps(scores, indent=2).encode())
 
     def annotated_classes(self, subject: Subject) -> list[str]:
         there = self._matched(subject.condition, subject.range).annotated.any(axis=0)
@@ -120,6 +138,15 @@ class DetectionJudge(Judge):
 
     def usual_agreements(self) -> Sequence[str]:
         return ("detections",) if self.truth is None else ()
+
+    def _amota(self) -> np.ndarray:
+        try:
+            scores = json.loads((self.frames.folder / TRACKING).read_text(encoding="utf-8"))
+            return np.array([float(scores["amota"])])
+        except (OSError, ValueError, KeyError, TypeError):
+            raise Unmeasured(
+                "AMOTA takes annotations, every keyframe, nuscenes-devkit with motmetrics, and a replay with this gate"
+            ) from None
 
     def _match(self, condition: str | None, bounds: Range) -> DetectionScores:
         if self.truth is None:

@@ -17,6 +17,7 @@ from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
 from perception.strict_json import strict
 from perception.tasks.detection.devkit import open_devkit, require_devkit, score_submission
+from perception.tasks.detection.files import SUBMISSION
 
 SCORED = ("mAP", "NDS", "label_aps", "mean_dist_aps", "label_tp_errors", "tp_errors", "tp_scores")
 
@@ -42,7 +43,7 @@ def compare(out: Path, tables: Keyframes, metrics: dict[str, Any], console: Cons
     samples = tables.samples(metrics["split"], metrics["selectors"])
     with console.status("Scoring with nuscenes-devkit"):
         nusc = open_devkit(tables.dataroot, tables.version)
-        scores = score_submission(out / "results_nusc.json", nusc, samples)
+        scores = score_submission(out / SUBMISSION, nusc, samples)
     largest = float(np.max([_difference(*pair) for key in SCORED for pair in _pairs(metrics[key], scores[key])]))
     official = {"version": version("nuscenes-devkit"), **scores, "largest_difference": strict(largest)}
     metrics = metrics | {"official": official}

@@ -17,7 +17,7 @@ import numpy as np
 
 from perception.atomic import atomic_file
 from perception.errors import InputError
-from perception.frame import ATTRIBUTES, CLASSES, Boxes, Frame, Prediction
+from perception.frame import ATTRIBUTES, CLASSES, Boxes, Frame
 from perception.rotations import quaternions
 
 MAX_BOXES = 500  # per sample; the devkit refuses more
@@ -186,13 +186,13 @@ class SubmissionWriter(ResultsWriter):
     """Writes detections.
 
     with SubmissionWriter.open(path, sensors=("camera", "lidar")) as submission:
-        submission.add(frame, prediction)
+        submission.add(frame, boxes)
     """
 
-    def add(self, frame: Frame, prediction: Prediction) -> None:
+    def add(self, frame: Frame, result: Boxes, state: object = None) -> None:
         """Append the detections of one sample.
 
         Raises:
             InputError: the sample was added before, a box is not finite, or the disk is full.
         """
-        self.add_entries(frame.token, sample_results(frame, prediction.results["detection"]))
+        self.add_entries(frame.token, sample_results(frame, result))

@@ -14,10 +14,11 @@ from perception.datasets.keyframes import Keyframes
 from perception.frame import Boxes, Frame
 from perception.tasks.detection import drawing
 from perception.tasks.detection.config import DetectionHead
-from perception.tasks.detection.files import RESULTS, TRACKS, ResultFiles
+from perception.tasks.detection.files import RESULTS, SUBMISSION, TRACKS, ResultFiles
 from perception.tasks.detection.judge import DetectionJudge, truth_of
 from perception.tasks.detection.metric import DetectionMetric
 from perception.tasks.detection.nms import survivors
+from perception.tasks.detection.submission import SubmissionWriter
 from perception.tasks.detection.targets import anchor_labels, center_labels
 from perception.tasks.detection.tracker import Tracker, Tracks
 from perception.tasks.drawing import BoxLayer
@@ -109,6 +110,10 @@ class DetectionTask(Task[Boxes]):
 
     def writer(self, folder: Path, sensors: Sequence[str]) -> AbstractContextManager[ResultFiles]:
         return ResultFiles.open(folder, sensors)
+
+    @staticmethod
+    def submission(folder: Path, sensors: Sequence[str]) -> AbstractContextManager[SubmissionWriter]:
+        return SubmissionWriter.open(folder / SUBMISSION, sensors)
 
     def statistics(self, frame: Frame, result: Boxes, source: Keyframes | None) -> dict[str, Any]:
         """The annotations; detections are in results.json."""
