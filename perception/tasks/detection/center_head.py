@@ -14,19 +14,10 @@ from perception.frame import ATTRIBUTES, CLASSES
 from perception.grid import BevGrid
 from perception.layers import ConvBlock
 from perception.modules.slot import Slot
-from perception.tasks.detection.attributes import by_speed
+from perception.tasks.detection.attributes import by_speed, possible_attributes
 from perception.tasks.detection.config import DetectionHead
 from perception.tasks.detection.losses import REGRESSION, center_losses
 from perception.tasks.network import Loss, TaskNetwork
-
-# Which attributes a class can have, by the word that their names begin with.
-ATTRIBUTE_FAMILY = {
-    "pedestrian": "pedestrian.",
-    "motorcycle": "cycle.",
-    "bicycle": "cycle.",
-    "barrier": "-",
-    "traffic_cone": "-",
-}
 
 
 class CenterHead(TaskNetwork):
@@ -50,9 +41,7 @@ class CenterHead(TaskNetwork):
                 self.branches[own] = nn.Sequential(hidden, Slot(f"heads.detection.{own}.output", last))
                 if name == "heatmap":  # start at p = 0.01 (RetinaNet, Lin et al. 2017)
                     nn.init.constant_(last.bias, -math.log((1 - 0.01) / 0.01))  # type: ignore[arg-type]
-        families = [ATTRIBUTE_FAMILY.get(c, "vehicle.") for c in CLASSES]
-        possible = torch.tensor([[a.startswith(f) for a in ATTRIBUTES] for f in families])
-        self.register_buffer("possible", possible, persistent=False)
+        self.register_buffer("possible", torch.tensor([*map(possible_attributes, CLASSES)]), persistent=False)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         x = self.shared(x)

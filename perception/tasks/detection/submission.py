@@ -19,54 +19,10 @@ from perception.atomic import atomic_file
 from perception.errors import InputError
 from perception.frame import ATTRIBUTES, CLASSES, Boxes, Frame, Prediction
 from perception.rotations import quaternions
+from perception.tasks.detection.attributes import attribute_name
 
 MAX_BOXES = 500  # per sample; the devkit refuses more
-MOVING = 0.2  # m/s; below it a box counts as standing still
-
-# The part before the dot of the attributes that a class may have; barriers and traffic cones have none.
-ATTRIBUTE_FAMILY = {
-    "car": "vehicle",
-    "truck": "vehicle",
-    "construction_vehicle": "vehicle",
-    "bus": "vehicle",
-    "trailer": "vehicle",
-    "motorcycle": "cycle",
-    "bicycle": "cycle",
-    "pedestrian": "pedestrian",
-}
 _ATTRIBUTE = {name: i for i, name in enumerate(ATTRIBUTES)} | {"": -1}
-MOVING_ATTRIBUTE = {
-    "vehicle": "vehicle.moving",
-    "cycle": "cycle.with_rider",
-    "pedestrian": "pedestrian.moving",
-}
-STILL_ATTRIBUTE = {
-    "vehicle": "vehicle.parked",
-    "cycle": "cycle.without_rider",
-    "pedestrian": "pedestrian.standing",
-}
-
-
-def attribute_name(class_name: str, attribute: int, speed: float) -> str:
-    """The attribute to submit for a box: the predicted one where it fits the class, else a default.
-
-    The defaults are those of mmdet3d's NuScenesMetric for LiDAR boxes: faster than 0.2 m/s, a vehicle is
-    moving, a cycle has a rider and a pedestrian is moving; else a vehicle is parked (a bus is stopped), a cycle
-    has no rider and a pedestrian is standing. Barriers and traffic cones have the empty attribute.
-
-    Args:
-        class_name: one of CLASSES.
-        attribute: index into ATTRIBUTES, or -1 where none was predicted.
-        speed: m/s in the ground plane; NaN counts as standing still.
-    """
-    family = ATTRIBUTE_FAMILY.get(class_name)
-    if family is None:
-        return ""
-    if attribute >= 0 and ATTRIBUTES[attribute].startswith(family):
-        return ATTRIBUTES[attribute]
-    if speed > MOVING:
-        return MOVING_ATTRIBUTE[family]
-    return "vehicle.stopped" if class_name == "bus" else STILL_ATTRIBUTE[family]
 
 
 def submitted(frame: Frame, boxes: Boxes) -> Boxes:
