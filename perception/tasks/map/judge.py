@@ -12,7 +12,7 @@ import numpy as np
 
 from perception.frame import MAP_CLASSES
 from perception.tasks.judging import GateMetric, Judge, Subject, Unmeasured, mean_shares
-from perception.tasks.map.counts import RING, ious, rings
+from perception.tasks.map.iou import RING, ious, rings
 
 
 def pack(cells: np.ndarray) -> dict[str, Any]:

@@ -11,8 +11,7 @@ from perception.datasets.keyframes import Keyframes
 from perception.frame import MAP_CLASSES, Frame
 from perception.grid import BevGrid
 from perception.strict_json import shown
-from perception.tasks.map.counts import count_rings, ious, predicted_cells, rings
-from perception.tasks.map.iou import MapIou
+from perception.tasks.map.iou import MapIou, count_rings, ious, predicted_cells, rings
 from perception.tasks.task import Metric
 
 if TYPE_CHECKING:

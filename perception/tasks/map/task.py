@@ -13,7 +13,7 @@ from perception.grid import BevGrid
 from perception.tasks.drawing import RasterLayer
 from perception.tasks.map.codec import pack_map, unpack_map
 from perception.tasks.map.config import MapHead
-from perception.tasks.map.counts import count_rings, predicted_cells
+from perception.tasks.map.iou import count_rings, predicted_cells
 from perception.tasks.map.judge import MapJudge, pack
 from perception.tasks.map.memory import MapMemory
 from perception.tasks.map.metric import MapMetric
