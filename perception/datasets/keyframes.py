@@ -45,8 +45,8 @@ class Keyframes(Protocol):
         """Annotations of a keyframe in the global frame; None where there are none at all."""
         ...
 
-    def racks(self) -> Mapping[str, list[list[float]]]:
-        """By token the annotated bicycle racks, each x y z, width length height (m), rotation w x y z; all global."""
+    def bicycle_racks(self) -> Mapping[str, list[list[float]]]:
+        """Annotated bicycle racks by token of the keyframe, as `read_bicycle_racks`."""
         ...
 
     def map(self, location: str) -> MapExpansion | None:

@@ -16,7 +16,7 @@ import numpy as np
 
 from perception.datasets.files import read_picture
 from perception.datasets.keyframes import select_samples, select_scenes, shortened
-from perception.datasets.nuscenes.racks import read_racks
+from perception.datasets.nuscenes.bicycle_racks import read_bicycle_racks
 from perception.datasets.nuscenes.tables import (
     Annotations,
     Recording,
@@ -152,13 +152,13 @@ class NuScenesTables(RecordedKeyframes):
             instances=a.instance_tokens[a.instances[index]],
         )
 
-    def racks(self) -> dict[str, list[list[float]]]:
-        """Annotated bicycle racks by keyframe, see `read_racks`."""
-        return self._racks
+    def bicycle_racks(self) -> dict[str, list[list[float]]]:
+        """Annotated bicycle racks by keyframe, see `read_bicycle_racks`."""
+        return self._bicycle_racks
 
     @cached_property
-    def _racks(self) -> dict[str, list[list[float]]]:
-        return read_racks(self.dataroot, self.version)
+    def _bicycle_racks(self) -> dict[str, list[list[float]]]:
+        return read_bicycle_racks(self.dataroot, self.version)
 
     def _location(self, scene: str) -> str:
         return self._locations[scene]

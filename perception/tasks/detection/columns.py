@@ -100,15 +100,15 @@ class BoxColumns:
         """The boxes at the integer or boolean index (M,)."""
         return BoxColumns(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
 
-    def counted(self, egos: np.ndarray, racks: np.ndarray) -> BoxColumns:
+    def counted(self, egos: np.ndarray, bicycle_racks: np.ndarray) -> BoxColumns:
         """Those that the devkit scores: within the range of their class, not without points, in no bicycle rack.
 
         Args:
             egos: (F, 2) m, where the vehicle is in each frame.
-            racks: (K, 11) frame, x y z, w l h and rotation w x y z of the annotated bicycle racks.
+            bicycle_racks: (K, 11) frame, x y z, w l h and rotation w x y z of the annotated bicycle racks.
         """
         near = self.distances(egos) < _RANGES[self.labels]
-        return self.select(near & (self.num_points != 0) & ~self._racked(racks))
+        return self.select(near & (self.num_points != 0) & ~self._in_bicycle_rack(bicycle_racks))
 
     def distances(self, egos: np.ndarray) -> np.ndarray:
         """(N,) m from the vehicle, seen from above."""
@@ -120,11 +120,11 @@ class BoxColumns:
         distance = self.distances(egos)
         return np.asarray((distance >= bounds[0]) & (distance < bounds[1]))
 
-    def _racked(self, racks: np.ndarray) -> np.ndarray:
+    def _in_bicycle_rack(self, bicycle_racks: np.ndarray) -> np.ndarray:
         """(N,) bool: bicycles and motorcycles whose middle is in a rack."""
         racked = np.zeros(len(self), bool)
-        cycles = np.flatnonzero(np.isin(self.labels, _CYCLES) & np.isin(self.frames, racks[:, 0]))
-        for rack in racks if len(cycles) else ():
+        cycles = np.flatnonzero(np.isin(self.labels, _CYCLES) & np.isin(self.frames, bicycle_racks[:, 0]))
+        for rack in bicycle_racks if len(cycles) else ():
             rotation = rotation_matrices(rack[7:11])
             here = cycles[self.frames[cycles] == rack[0]]
             inside = np.abs((self.centers[here] - rack[1:4]) @ rotation) <= rack[[5, 4, 6]] / 2

@@ -34,7 +34,7 @@ def truth_of(source: Keyframes | None, token: str) -> dict[str, Any] | None:
         ]
     )  # fmt: skip
     known = [[None if math.isnan(number) else number for number in row] for row in rows.tolist()]
-    return {"boxes": known, "bike_racks": source.racks().get(token, [])}
+    return {"boxes": known, "bike_racks": source.bicycle_racks().get(token, [])}
 
 
 class DetectionJudge(Judge):
@@ -73,8 +73,8 @@ class DetectionJudge(Judge):
         return {i: each["truth"] for i, each in enumerate(self.frames.statistics) if each and each["truth"]}
 
     def _counted(self, boxes: BoxColumns) -> BoxColumns:
-        racks = [[i, *rack] for i, truth in self._truths.items() for rack in truth["bike_racks"]]
-        return boxes.counted(self.frames.egos, np.array(racks, np.float64).reshape(-1, 11))
+        bicycle_racks = [[i, *rack] for i, truth in self._truths.items() for rack in truth["bike_racks"]]
+        return boxes.counted(self.frames.egos, np.array(bicycle_racks, np.float64).reshape(-1, 11))
 
     def score(self, subject: Subject, draws: np.ndarray | None = None) -> np.ndarray:
         metric, class_, condition, bounds = subject

@@ -44,10 +44,10 @@ class DetectionMetric(Metric[Boxes]):
         return np.array(self._egos, np.float64).reshape(-1, 2)
 
     @cached_property
-    def racks(self) -> np.ndarray:
+    def bicycle_racks(self) -> np.ndarray:
         """(K, 11) frame, then centre, size and rotation of the annotated bicycle racks."""
-        racks = self.source.racks()
-        rows = [[i, *rack] for i, token in enumerate(self._tokens) for rack in racks.get(token, [])]
+        bicycle_racks = self.source.bicycle_racks()
+        rows = [[i, *rack] for i, token in enumerate(self._tokens) for rack in bicycle_racks.get(token, [])]
         return np.array(rows, np.float64).reshape(-1, 11)
 
     @cached_property
@@ -59,12 +59,12 @@ class DetectionMetric(Metric[Boxes]):
             if boxes is None:
                 raise InputError(f"{self.source.dataroot}: {self.source.version} has no annotations to score with")
             parts.append(BoxColumns.of_frame(boxes, i))
-        return BoxColumns.joined(parts).counted(self.egos, self.racks)
+        return BoxColumns.joined(parts).counted(self.egos, self.bicycle_racks)
 
     @cached_property
     def detections(self) -> BoxColumns:
         """Detections that count."""
-        return BoxColumns.joined(self._found).counted(self.egos, self.racks)
+        return BoxColumns.joined(self._found).counted(self.egos, self.bicycle_racks)
 
     def scores(self) -> dict[str, Any]:
         """`mAP`, `NDS`; `mAP_present`, mean AP over the annotated classes; `ground_truth`, how many by class.
