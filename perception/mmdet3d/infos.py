@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from perception.datasets.files import read_picture
+from perception.datasets.files import read_image
 from perception.datasets.keyframes import select_samples, select_scenes
 from perception.datasets.recorded import RecordedKeyframes, SweepFile
 from perception.errors import InputError
@@ -87,7 +87,7 @@ class Infos(RecordedKeyframes):
         return (keyframe.boxes or Boxes.none()).transformed(keyframe.lidar.global_from_sensor)
 
     def bicycle_racks(self) -> dict[str, list[list[float]]]:
-        """Annotated bicycle racks by token of the keyframe, as `read_bicycle_racks`; none since mmdet3d 1.1."""
+        """Annotated bicycle racks, as in `Keyframes`; infos since mmdet3d 1.1 have none."""
         return self._bicycle_racks
 
     @cached_property
@@ -122,7 +122,7 @@ class Infos(RecordedKeyframes):
     def _camera(self, picture: CameraFile) -> Camera | None:
         path = self.dataroot / picture.file
         try:
-            image = read_picture(path)
+            image = read_image(path)
         except FileNotFoundError:
             return None
         middle = picture.intrinsics[:2, 2] / image.shape[1::-1]

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from perception.datasets.nuscenes.bicycle_racks import CATEGORY as BICYCLE_RACK
+from perception.datasets.nuscenes.dataset import BICYCLE_RACK
 from perception.errors import InputError
 from perception.frame import CAMERAS, CLASSES, LIDAR, Boxes
 from perception.mmdet3d.fields import Field
