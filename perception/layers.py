@@ -33,7 +33,7 @@ class ConvBlock(nn.Module):
         return x
 
 
-def slotted(
+def add_slots(
     network: nn.Module,
     prefix: str = "",
     patterns: Sequence[str] = ("*",),

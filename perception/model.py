@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from perception.bev.fuse import Alone, Fuse
+from perception.bev.fuse import Fuse, SingleSensor
 from perception.bev.pyramid import PyramidTrunk
 from perception.bev.trunk import Trunk
 from perception.config import Config, parse_config
@@ -23,7 +23,7 @@ from perception.modules.routing.fixed import FixedRouter
 from perception.modules.routing.input_weighted import SteeredRouter
 from perception.modules.routing.learned import LearnedRoute, LearnedRouter
 from perception.modules.routing.predicates import present
-from perception.modules.routing.random_conditions import WanderingRouter
+from perception.modules.routing.random_conditions import RandomConditionsRouter
 from perception.modules.spec import SENSORS
 from perception.sensors.camera.encoder import ImageEncoder
 from perception.sensors.camera.lift import Lift
@@ -50,7 +50,7 @@ class PerceptionModel(nn.Module):
             self.camera = ImageEncoder(model.camera)
             self.lift = Lift(model.camera, grid.coarser(model.camera.stride))
             inputs.append((model.camera.channels * len(model.camera.heights), model.camera.stride))
-        self.fuse = Fuse(inputs, model.fused_channels, model.fused_stride) if model.fusion else Alone()
+        self.fuse = Fuse(inputs, model.fused_channels, model.fused_stride) if model.fusion else SingleSensor()
         self.trunk: Trunk | PyramidTrunk
         if model.trunk.pyramid:
             self.trunk = PyramidTrunk(model.trunk, model.fused_channels)
@@ -69,7 +69,9 @@ class PerceptionModel(nn.Module):
             self.bank.add(module)
         for text in config.fusions:
             add_fusion(self.bank, parse_block(text))
-        self.router: FixedRouter | SteeredRouter | WanderingRouter = FixedRouter(self.bank, self._behind_the_trunk)
+        self.router: FixedRouter | SteeredRouter | RandomConditionsRouter = FixedRouter(
+            self.bank, self._behind_the_trunk
+        )
         self.chooser: Any = LearnedRouter(config.routing, model.fused_channels, self.bank) if config.routing else None
         self.routes: list[Route] = []  # of the last forward pass, one for each group of tasks
 

@@ -36,7 +36,7 @@ class Fuse(nn.Module):
         return fused
 
 
-class Alone(nn.Module):
+class SingleSensor(nn.Module):
     """The map of the one sensor as it is."""
 
     def forward(self, maps: list[Tensor]) -> Tensor:

@@ -21,7 +21,7 @@ from perception.mmdet3d.foreign_config import FILE, ForeignConfig, write_foreign
 from perception.modules.aggregation.composition import Parallel
 from perception.modules.spec import Module
 from perception.section import Section, parse_section
-from perception.training import settings
+from perception.training import trainable
 
 GRADIENT_CLIP = 35.0  # maximum norm, as in CenterPoint
 # Ground-truth pasting needs a database that mmdet3d's create_data.py makes of a whole data set.
@@ -63,7 +63,7 @@ def adapt_foreign(
     spec: Any = parse_section(_NewModule, {"module": module}, f"module {module.get('name')}").module
     trunk = load_foreign(config)
     trunk.bank.add(spec)
-    tokens = settings.under(tables, tables.samples(split, selectors), spec.when)
+    tokens = trainable.with_conditions(tables, tables.samples(split, selectors), spec.when)
     if not tokens:
         raise InputError(f"{tables.dataroot}: no keyframe of the split is known to have {', '.join(spec.when)}")
     annotations = run / "annotations.json"
@@ -101,7 +101,7 @@ def fit(
     bank.activate(Parallel(name))
     bank.train(name)
     set_seed(config.seed)
-    optimizer = settings.optimizer_of(detector, learning_rate, decay=0.0)
+    optimizer = trainable.optimizer_of(detector, learning_rate, decay=0.0)
     schedule = OneCycleLR(optimizer, learning_rate, total_steps=steps + 1)
     losses: list[float] = []
     for _, batch in zip(track(range(steps), "training", transient=True), _batches(frames, config), strict=False):
@@ -109,7 +109,7 @@ def fit(
         if not torch.isfinite(loss):
             raise InputError(f"{config.name}: the loss at step {len(losses)} is {loss.item()}; lower --learning-rate")
         loss.backward()
-        torch.nn.utils.clip_grad_norm_([p for _, p in settings.trainable(detector)], GRADIENT_CLIP)
+        torch.nn.utils.clip_grad_norm_([p for _, p in trainable.parameters(detector)], GRADIENT_CLIP)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()

@@ -15,7 +15,7 @@ from accelerate.utils import set_seed
 from torch import nn
 
 from perception.errors import InputError
-from perception.layers import slotted
+from perception.layers import add_slots
 from perception.mmdet3d.checkpoint import read_state, require_same_keys
 from perception.mmdet3d.foreign_config import ForeignBackbone, ForeignConfig
 from perception.mmdet3d.install import import_mmdet3d
@@ -114,7 +114,7 @@ def wrap_layers(detector: nn.Module, patterns: tuple[str, ...] = ("*",)) -> Bank
     from mmcv.cnn.bricks import wrappers
 
     kinds = (*LAYERS, wrappers.Conv2d, wrappers.ConvTranspose2d, wrappers.Linear)  # subclasses of torch's
-    slotted(detector, kinds=kinds, patterns=patterns)
+    add_slots(detector, kinds=kinds, patterns=patterns)
     bank = Bank(detector)
     for pattern in patterns:
         if not any(fnmatchcase(slot, pattern) for slot in bank.slots):

@@ -12,7 +12,7 @@ from torch import Tensor
 from perception.errors import InputError
 from perception.frame import CAMERAS, Camera, Frame
 from perception.mmdet3d.install import import_mmdet3d
-from perception.sensors.lidar.sweeps import far_enough
+from perception.sensors.lidar.sweeps import outside_roof
 
 import_mmdet3d()
 
@@ -60,7 +60,7 @@ def _without_roof_returns(points: np.ndarray, recorded_from_reference: np.ndarra
     mmdet3d removes these from earlier sweeps only; here they are removed from the keyframe, too (dt = 0).
     """
     recorded = points[:, :3] @ recorded_from_reference[:3, :3].T + recorded_from_reference[:3, 3]
-    return np.ascontiguousarray(points[far_enough(recorded) | (points[:, 4] > 0)], np.float32)
+    return np.ascontiguousarray(points[outside_roof(recorded) | (points[:, 4] > 0)], np.float32)
 
 
 def _cameras(images: Tensor, meta: Mapping[str, Any]) -> dict[str, Camera]:

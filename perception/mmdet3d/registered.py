@@ -44,7 +44,7 @@ from perception.model import PerceptionModel
 from perception.sensors.inputs import InputSpec, prepare
 from perception.tasks.task import part_of
 from perception.training.checkpoint import load_model
-from perception.training.loader import batch_labels, joined
+from perception.training.loader import batch_inputs, batch_labels
 
 import_mmdet3d()
 
@@ -130,7 +130,7 @@ class PerceptionDetector(BaseModel):
         points = of_sensor("points", self.spec.lidar is not None)
         images = of_sensor("imgs", self.spec.camera is not None)
         frames = [to_frame(*frame) for frame in zip(points, images, metas, strict=True)]
-        arrays, device = joined([prepare(frame, self.spec) for frame in frames]), next(self.parameters()).device
+        arrays, device = batch_inputs([prepare(frame, self.spec) for frame in frames]), next(self.parameters()).device
         return {name: array.to(device) for name, array in arrays.items()}
 
 

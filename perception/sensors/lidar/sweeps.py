@@ -31,7 +31,7 @@ def global_from_reference(
     return np.asarray(global_from_ego @ ego_from_lidar)
 
 
-def accumulated(sweeps: Iterable[Sweep], timestamp: int, reference_from_global: np.ndarray) -> np.ndarray:
+def accumulate_sweeps(sweeps: Iterable[Sweep], timestamp: int, reference_from_global: np.ndarray) -> np.ndarray:
     """(N, 5) float32 of all sweeps, in the order given, in the reference frame; dt (s) takes the ring's place.
 
     As LidarPointCloud.from_file_multisweep of the devkit. Every sweep is moved by the vehicle's motion since, not by
@@ -44,7 +44,7 @@ def accumulated(sweeps: Iterable[Sweep], timestamp: int, reference_from_global: 
     return np.concatenate([_placed(sweep, timestamp, reference_from_global) for sweep in sweeps])
 
 
-def far_enough(points: np.ndarray) -> np.ndarray:
+def outside_roof(points: np.ndarray) -> np.ndarray:
     """(N,) bool: which of the points (N, >=2) in the sensor's frame are no returns from the vehicle's own roof."""
     # Column by column: numpy is slow along an axis of two numbers.
     return np.asarray((np.abs(points[:, 0]) >= _CLOSE) | (np.abs(points[:, 1]) >= _CLOSE))
@@ -52,7 +52,7 @@ def far_enough(points: np.ndarray) -> np.ndarray:
 
 def _placed(sweep: Sweep, timestamp: int, reference_from_global: np.ndarray) -> np.ndarray:
     # Rows by np.compress: numpy is slow along an axis of five numbers.
-    placed = np.compress(far_enough(sweep.points), sweep.points, axis=0)
+    placed = np.compress(outside_roof(sweep.points), sweep.points, axis=0)
     move = (reference_from_global @ sweep.global_from_ego @ sweep.ego_from_lidar).astype(np.float32)
     placed[:, :3] = placed[:, :3] @ move[:3, :3].T
     for axis in range(3):

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from perception.frame import CONDITIONS
-from perception.modules.routing.pooling import HIDDEN, Pooled
+from perception.modules.routing.pooling import HIDDEN, PooledFeatures
 from perception.tasks.network import Loss, TaskNetwork
 
 
@@ -24,7 +24,7 @@ class ConditionsHead(TaskNetwork):
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.features = Pooled(channels)
+        self.features = PooledFeatures(channels)
         self.kinds = nn.ModuleDict({kind: nn.Linear(HIDDEN, len(values)) for kind, values in CONDITIONS.items()})
 
     def forward(self, features: Tensor) -> dict[str, Tensor]:
