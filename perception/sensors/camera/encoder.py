@@ -1,4 +1,4 @@
-"""Camera branch: images to features and a depth distribution for each feature cell."""
+"""Camera branch: image features with a depth distribution for each feature cell."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""LiDAR branch with voxel feature encoding: a point sees what its pillar holds (VoxelNet, Zhou and Tuzel, 2018)."""
+"""LiDAR branch with stacked voxel feature encoding layers (VoxelNet, Zhou and Tuzel, 2018)."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from torch import Tensor, nn
 from perception.config import Lidar
 from perception.grid import BevGrid
 from perception.modules.slot import Slot
-from perception.sensors.lidar.encoder import canvas
+from perception.sensors.lidar.encoder import scatter_pillars
 
-POINT_FEATURES = 11  # numbers that describe a point
+POINT_FEATURES = 11
 
 
 class VoxelFeatureEncoder(nn.Module):
-    """Points of each pillar -> features of its cell -> canvas (B, C, rows, columns) on the pillar grid.
+    """Points of each pillar -> features of its cell -> BEV feature map (B, C, rows, columns) on the pillar grid.
 
-    Each point is described by eleven numbers: x, y, z, intensity, dt, its offset from the mean of the pillar's points
-    (3) and from the middle of the pillar (3). All positions are metres, scaled to about one by the grid. Each layer but
-    the first sees them beside the pillar_max of the pillar. As in mmdet3d's HardVFE, and with one layer in its
-    PillarFeatureNet, the rows of a pillar that no point fills take part in the pillar_max, described by zeros.
+    A point has eleven features: x, y, z, intensity, dt, its offset from the mean of the pillar's points (3) and from
+    the centre of the pillar (3). Positions in metres are scaled to about one by the size of the grid. Layers after the
+    first also read the maximum over the pillar's points. As in mmdet3d's HardVFE (and PillarFeatureNet, with one layer)
+    the padding of a pillar is included in the maximum, as points of zeros.
     """
 
     scale: Tensor
@@ -42,16 +42,16 @@ class VoxelFeatureEncoder(nn.Module):
     def forward(self, points: Tensor, counts: Tensor, cells: Tensor) -> Tensor:
         """points (B, P, M, 5) float, counts (B, P) int, cells (B, P) int -> (B, C, rows, columns)."""
         cells = cells.long()
-        x, pillar_max = self._describe(points, counts, cells).flatten(0, 1), None  # BP M 11
+        x, pillar_max = self._point_features(points, counts, cells).flatten(0, 1), None  # BP M 11
         for layer in self.layers[:-1]:
             x = torch.relu(layer(x, pillar_max))
             pillar_max = x.amax(dim=1)
-        # The greatest of the points is taken before ReLU, which then has M times fewer numbers to look at.
+        # The maximum over points before ReLU is the same as after it, and M times cheaper.
         features = torch.relu(self.layers[-1](x, pillar_max).amax(dim=1))  # BP C
 
-        return canvas(features.unflatten(0, counts.shape), cells, self.grid.shape)
+        return scatter_pillars(features.unflatten(0, counts.shape), cells, self.grid.shape)
 
-    def _describe(self, points: Tensor, counts: Tensor, cells: Tensor) -> Tensor:
+    def _point_features(self, points: Tensor, counts: Tensor, cells: Tensor) -> Tensor:
         """(B, P, M, 11)."""
         columns = self.grid.shape[1]
         real = torch.arange(points.shape[2], device=points.device) < counts[..., None]  # B P M
@@ -66,10 +66,9 @@ class VoxelFeatureEncoder(nn.Module):
 
 
 class _Layer(nn.Module):
-    """(N, M, I) of points and (N, I) of their pillars -> (N, M, O).
+    """Features (N, M, I) of points and (N, I) of their pillars -> (N, M, O).
 
-    A linear layer of both, concatenated, is the sum of one for each: the pillar's is computed once, not for each of
-    its points.
+    A linear layer on their concatenation, computed as a sum of two: that of the pillar once, not for each point.
     """
 
     def __init__(self, name: str, inputs: int, outputs: int, shared: bool) -> None:
