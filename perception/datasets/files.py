@@ -60,14 +60,14 @@ def decode_image(content: bytes) -> np.ndarray:
     # OpenCV returns a truncated JPEG without an error, with the missing part grey.
     if content.startswith(b"\xff\xd8") and b"\xff\xd9" not in content[-64:]:
         raise ValueError("a truncated JPEG")
-    picture = None
+    image = None
     if content:
         # The calibration refers to the stored pixels, so the EXIF orientation is ignored.
         flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
-        picture = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
-    if picture is None:
+        image = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
+    if image is None:
         raise ValueError("not a picture that can be decoded")
-    return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
 def _read(path: Path) -> bytes:
