@@ -202,10 +202,7 @@ class Bank:
         """Fold the modules permanently into the weights of their layers, at slots where all routes are the same.
 
         Modules that do not fold stay at their slots and in `modules`, folded ones are named in `folded`, and modules
-        that no route runs are removed.
-
-        Args:
-            keep: slots that do not change, such as those where a learned router chooses.
+        that no route runs are removed. Slots in `keep`, where a learned router chooses, do not change.
         """
         routed: set[str] = set()
         for slot in self.slots.values():

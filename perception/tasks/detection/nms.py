@@ -9,10 +9,10 @@ from __future__ import annotations
 import numpy as np
 
 from perception.tasks.detection.config import Suppression
-from perception.tasks.detection.rotated_iou import footprints, without_overlaps
+from perception.tasks.detection.rotated_iou import footprints, rotated_nms
 
 
-def survivors(boxes: np.ndarray, scores: np.ndarray, settings: Suppression, group: int) -> np.ndarray:
+def non_maximum_suppression(boxes: np.ndarray, scores: np.ndarray, settings: Suppression, group: int) -> np.ndarray:
     """(S,) indices of the remaining boxes of one group, best first.
 
     Args:
@@ -28,7 +28,7 @@ def survivors(boxes: np.ndarray, scores: np.ndarray, settings: Suppression, grou
     if settings.kind == "circle":
         kept = _greedy(_distances(boxes[index, :2]) <= settings.radii[group] ** 2)
     else:
-        kept = without_overlaps(footprints(boxes[index]), settings.overlap)
+        kept = rotated_nms(footprints(boxes[index]), settings.overlap)
     return index[kept[: settings.most]]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 
-def overlaps(one: np.ndarray, others: np.ndarray) -> np.ndarray:
+def rotated_iou(one: np.ndarray, others: np.ndarray) -> np.ndarray:
     """(N,) IoU of the footprint of one box with those of N others.
 
     Clips each polygon to the first box by clamping it in that box's frame: parts outside are clamped onto the border,
@@ -37,14 +37,14 @@ def overlaps(one: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 
 def footprints(boxes: np.ndarray) -> np.ndarray:
-    """(N, 6) float64 for `overlaps`, from boxes (N, >=8): x y z, w l h, sine and cosine of the yaw times any factor."""
+    """(N, 6) float64 for `rotated_iou`, from boxes (N, >=8): x y z, w l h, sine and cosine of the yaw (any scale)."""
     boxes = boxes.astype(np.float64)
     length = np.sqrt(np.square(boxes[:, 6:8]).sum(axis=1, keepdims=True))
     heading = np.divide(boxes[:, 6:8], length, out=np.tile([0.0, 1.0], (len(boxes), 1)), where=length > 0)
     return np.concatenate([boxes[:, [0, 1, 3, 4]], heading], axis=1)
 
 
-def without_overlaps(footprints: np.ndarray, largest: float) -> np.ndarray:
+def rotated_nms(footprints: np.ndarray, largest: float) -> np.ndarray:
     """Indices of the boxes after greedy NMS: a box is suppressed by a better one with an IoU of `largest` or more.
 
     Args:
@@ -59,5 +59,5 @@ def without_overlaps(footprints: np.ndarray, largest: float) -> np.ndarray:
         kept.append(i)
         away = np.square(footprints[i + 1 :, :2] - footprint[:2]).sum(axis=1)
         near = i + 1 + np.flatnonzero(there[i + 1 :] & (away < np.square(reach[i + 1 :] + reach[i])))
-        there[near[overlaps(footprint, footprints[near]) >= largest]] = False
+        there[near[rotated_iou(footprint, footprints[near]) >= largest]] = False
     return np.array(kept, np.int64)

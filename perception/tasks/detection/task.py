@@ -17,7 +17,7 @@ from perception.tasks.detection.config import DetectionHead
 from perception.tasks.detection.files import RESULTS, TRACKS, ResultFiles
 from perception.tasks.detection.judge import DetectionJudge, truth_of
 from perception.tasks.detection.metric import DetectionMetric
-from perception.tasks.detection.nms import survivors
+from perception.tasks.detection.nms import non_maximum_suppression
 from perception.tasks.detection.targets import anchor_labels, center_labels
 from perception.tasks.detection.tracker import Tracker, Tracks
 from perception.tasks.drawing import BoxLayer
@@ -82,7 +82,7 @@ class DetectionTask(Task[Boxes]):
         kept = np.arange(scores.size)
         if nms is not None:
             groups = zip(boxes, scores, strict=True) if scores.ndim == 2 else [(boxes, scores)]
-            stay = [survivors(*group, nms, i) + i * scores.shape[-1] for i, group in enumerate(groups)]
+            stay = [non_maximum_suppression(*group, nms, i) + i * scores.shape[-1] for i, group in enumerate(groups)]
             kept = np.concatenate(stay)
         kept = kept[np.argsort(-scores.flat[kept], kind="stable")][: nms and nms.total]
         kept = kept[scores.flat[kept] >= 0]
