@@ -18,7 +18,7 @@ from perception.simulate import lidar
 from perception.simulate.agents import SIZES, build_parts
 from perception.simulate.camera import render
 from perception.simulate.rig import IMAGE_SIZE, RIG
-from perception.simulate.scenery import Ground, GroundRaster, Snapshot, Solids, Weather
+from perception.simulate.snapshot import Ground, GroundRaster, Snapshot, Solids, Weather
 
 SEED = 0
 _SMALLER = 2  # side of the rig's pictures divided by ours; rendering takes a quarter of the time

@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all, whenever the process or the machine stops."""
+"""Atomic writes of files and folders, safe against a crash of the process or the machine."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _HERE, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE, renameat2(2)
 
 
 def made(folder: Path) -> Path:
-    """The folder, made where it is not there; InputError where it cannot be."""
+    """The folder, created if absent; InputError if it cannot be."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -27,19 +27,19 @@ def made(folder: Path) -> Path:
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Write a file so that at every moment either the old or the new content is there, whole.
+    """Replace a file atomically: at any time the path has either the whole old or the whole new content.
 
     Raises:
-        InputError: the disk is full or the folder not writable; the old content stays.
+        InputError: the disk is full or the folder not writable; the old content does not change.
     """
     write_together({path: content})
 
 
 def write_together(files: Mapping[Path, bytes]) -> None:
-    """Write files that belong together: all are on the disk before the first takes its place, in the order given.
+    """Write files that belong together: all are on disk before the first is renamed to its path, in the given order.
 
     Raises:
-        InputError: the disk is full or a folder not writable; the old files stay.
+        InputError: the disk is full or a folder not writable; the old files do not change.
     """
     temporary = {path: path.with_name(f".{path.name}.{os.getpid()}") for path in files}
     try:
@@ -58,13 +58,13 @@ def write_together(files: Mapping[Path, bytes]) -> None:
 
 @contextmanager
 def atomic_file(path: Path, what: str) -> Iterator[BinaryIO]:
-    """A file to write piece by piece, which takes the place of `path` when the block ends.
+    """A file to write to, which replaces `path` when the block ends.
 
-    After an exception nothing is left of it and an earlier file is untouched. What a killed process leaves has the
-    same name in all processes, so that the next one writes over it.
+    After an exception the new file is removed and an earlier one does not change. The temporary file has the same name
+    in all processes, so that the next one overwrites what a killed process left.
 
     Args:
-        what: is written, for the message.
+        what: is written, for the error message.
 
     Raises:
         InputError: the disk is full or the folder not writable.
@@ -86,7 +86,7 @@ def atomic_file(path: Path, what: str) -> Iterator[BinaryIO]:
 
 
 class _File(FileIO):
-    """A file with a temporary name, whose errors name the path that it will have."""
+    """A file with a temporary name, whose errors name its final path."""
 
     def __init__(self, temporary: Path, path: Path, what: str) -> None:
         self.path, self.what = path, what
@@ -108,15 +108,15 @@ class _File(FileIO):
 
 @contextmanager
 def folder_written_whole(path: Path, what: str, advice: str = "") -> Iterator[Path]:
-    """A new folder to fill, which takes the place of `path` and all that is in it when the block ends.
+    """A new folder to fill, which replaces `path` and its content when the block ends.
 
-    When the disk fills up, something is raised or the process dies before that, what was there is still whole. Linux
-    exchanges the two folders in one step. Where it cannot (other systems, some network disks), there is a moment
-    without a folder at `path`; if the process dies then, `put_back` finds the old one.
+    Until then, and after any error, the old folder does not change. Linux exchanges the two folders in one step. On
+    other systems and some network disks there is a moment without a folder at `path`; if the process dies then,
+    `put_back` restores the old one.
 
     Args:
-        what: is written, for the message.
-        advice: the end of the message.
+        what: is written, for the error message.
+        advice: the end of the error message.
 
     Raises:
         InputError: the disk is full or the folder not writable.
@@ -141,7 +141,7 @@ def folder_written_whole(path: Path, what: str, advice: str = "") -> Iterator[Pa
 
 
 def put_back(path: Path) -> None:
-    """Where a process died as it replaced the folder `path`, and none is there, put the old one back."""
+    """Restore the old folder if a process died while replacing `path`, which left none."""
     if not os.path.lexists(path) and _old(path).is_dir():
         _old(path).rename(path)
 
@@ -151,7 +151,7 @@ def _old(path: Path) -> Path:
 
 
 def _take_place(fresh: Path, path: Path) -> None:
-    """Rename `fresh` to `path`; what was there is then called `fresh`, or `_old(path)` where they cannot exchange."""
+    """Rename `fresh` to `path`; the old `path` becomes `fresh`, or `_old(path)` where folders cannot be exchanged."""
     if not path.exists():
         fresh.rename(path)
     elif not _exchange(fresh, path):
@@ -161,13 +161,13 @@ def _take_place(fresh: Path, path: Path) -> None:
 
 
 def _exchange(a: Path, b: Path) -> bool:
-    """Swap two names in one step; False, with nothing done, where the system or the disk cannot."""
+    """Swap two paths atomically; False, without any change, if the system or the disk does not support it."""
     renameat2 = getattr(ctypes.CDLL(None), "renameat2", None) if sys.platform == "linux" else None
     return renameat2 is not None and renameat2(_HERE, os.fsencode(a), _HERE, os.fsencode(b), _EXCHANGE) == 0
 
 
 def _flush(path: Path) -> None:
-    """Have the disk itself keep a file, or the names in a folder."""
+    """Flush a file, or the entries of a folder, to the disk."""
     if os.name != "posix":
         return  # elsewhere folders cannot be opened, nor files for this alone
     handle = os.open(path, os.O_RDONLY)

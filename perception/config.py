@@ -1,4 +1,4 @@
-"""Typed configuration: one YAML file describes grid, data, model and training. Unknown keys are refused."""
+"""Typed configuration: one YAML file for grid, data, model and training. Unknown keys are errors."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Grid(Section):
 
 
 class Image(Section):
-    """Size of the pictures that the network sees: the recorded width is scaled to `width`, the top is cut off."""
+    """Size of the network's images: the recorded width is scaled to `width`, and the top is cropped."""
 
     height: Positive = 256
     width: Positive = 704
@@ -52,7 +52,7 @@ class Lidar(Section):
 
 
 class Depth(Section):
-    """Bins of the depth distribution, metres along the optical axis."""
+    """Bins of the depth distribution, in metres along the optical axis."""
 
     near: float = 1.0
     far: float = 60.0
@@ -71,7 +71,7 @@ class CameraBranch(Section):
 
 
 class Trunk(Section):
-    """2-D BEV trunk after SECOND: stages of convolutions, each halving the grid, joined at the head's stride."""
+    """2-D BEV trunk after SECOND: stages of convolutions, each coarser than the last, joined at the heads' stride."""
 
     channels: tuple[Positive, ...] = Field(default=(64, 128, 256), strict=False)
     blocks: tuple[Positive, ...] = Field(default=(3, 5, 5), strict=False)  # 3x3 convolutions after the strided one
@@ -172,12 +172,12 @@ class Config(Section):
 
     @property
     def head_grid(self) -> BevGrid:
-        """The trunk's cells."""
+        """The grid of the heads, at the trunk's stride."""
         return self.grid.build().coarser(self.model.trunk.stride)
 
 
 def parse_config(content: Any, source: str) -> Config:
-    """Config of a parsed YAML or JSON document; InputError names the key that is wrong."""
+    """The configuration in a parsed YAML or JSON document; InputError names the wrong key."""
     return parse_section(Config, content, source)
 
 
@@ -185,13 +185,13 @@ def load_config(path: Path) -> Config:
     """Read a configuration file.
 
     Raises:
-        InputError: the file is absent, is not YAML, or has an unknown or wrong-typed key.
+        InputError: the file is absent, not YAML, or has an unknown or wrong-typed key.
     """
     return load_section(Config, path, "the configuration")
 
 
 def find_config(name: str) -> Path:
-    """The configuration of this name among those that come with the package, such as `tiny`."""
+    """Path of a configuration that comes with the package, by its name, such as `tiny`."""
     here = Path(__file__).parent
     folders = (here / "configs", here.parent / "configs")  # an installed package; a checkout of the repository
     return next(folder / f"{name}.yaml" for folder in folders if (folder / f"{name}.yaml").exists())

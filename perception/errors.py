@@ -1,8 +1,8 @@
-"""The one error that a user can cause and mend."""
+"""The error for bad usage and bad input."""
 
 
 class InputError(Exception):
-    """Bad usage or bad input. Its message is a single line: what is wrong, where, and what to do.
+    """Bad usage or bad input. Its message is one line: what is wrong, where, and what to do.
 
-    The command line prints that line and exits with code 2; nothing that existed before is lost.
+    The command line prints the message and exits with code 2; existing files do not change.
     """

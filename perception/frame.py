@@ -1,6 +1,6 @@
-"""What the vehicle recorded at one moment, and what was perceived in it. numpy only.
+"""Sensor data of one moment, and what was perceived in it. numpy only.
 
-Frames of reference are named in the matrices: `a_from_b` (4, 4) takes homogeneous points of b to a.
+Matrices are named by their frames of reference: `a_from_b` (4, 4) maps homogeneous points of b to a.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ CONDITION_VALUES = tuple(value for values in CONDITIONS.values() for value in va
 
 @dataclass(frozen=True)
 class Conditions:
-    """What is known of the circumstances of a frame; None where it is not known."""
+    """The known conditions of a frame; None for unknown ones."""
 
     weather: str | None = None  # clear, rain, fog
     light: str | None = None  # day, night
@@ -62,8 +62,8 @@ class Conditions:
 class Boxes:
     """N boxes in one frame of reference: annotations or detections.
 
-    Rotations are full matrices, so that moving boxes between frames of reference is exact and reversible
-    although the vehicle pitches and rolls.
+    Rotations are full matrices, so that transformations between frames of reference are exact although the vehicle
+    pitches and rolls.
     """
 
     centers: np.ndarray  # (N, 3) m, the middle of the box
@@ -78,7 +78,7 @@ class Boxes:
 
     @staticmethod
     def none() -> Boxes:
-        """No boxes at all."""
+        """No boxes."""
         triple, pair, single = np.zeros((0, 3)), np.zeros((0, 2)), np.zeros(0)
         return Boxes.from_yaws(triple, triple, single, pair, single, single, single)
 
@@ -108,8 +108,8 @@ class Boxes:
     ) -> Boxes:
         """Upright detections: headings (N, 2) sine and cosine of the yaw, times any positive factor; 0 0 is yaw 0.
 
-        No trigonometric function is called: numpy's differ in the last bit from one call to the next. And all arrays
-        are contiguous, so that the same boxes go the same way through BLAS wherever they come from.
+        Calls no trigonometric function, because numpy's results may differ in the last bit between calls, and makes
+        contiguous arrays, because BLAS results depend on the memory layout.
         """
         n = len(centers)
         rotations = np.zeros((n, 3, 3))
@@ -136,7 +136,7 @@ class Boxes:
 
     @property
     def yaws(self) -> np.ndarray:
-        """(N,) rad: direction of the heading, seen from above."""
+        """(N,) rad: yaw of the heading in the ground plane."""
         return np.arctan2(self.rotations[:, 1, 0], self.rotations[:, 0, 0])
 
     def select(self, index: np.ndarray) -> Boxes:
@@ -169,7 +169,7 @@ class Boxes:
 
 @dataclass(frozen=True)
 class Camera:
-    """One camera's picture, with its calibration and the vehicle's pose at the picture's own time."""
+    """One camera's image, with its calibration and the vehicle's pose at the time of the image."""
 
     image: np.ndarray  # (H, W, 3) uint8 RGB, as recorded
     intrinsics: np.ndarray  # (3, 3) pixels
@@ -180,7 +180,7 @@ class Camera:
 
 @dataclass(frozen=True)
 class Frame:
-    """All that the vehicle's sensors say at one moment. A missing sensor is a value: None, or no entry."""
+    """The sensor data of one moment. A missing sensor is None, or has no entry."""
 
     token: str
     timestamp: int  # us, of the LiDAR keyframe
@@ -195,9 +195,9 @@ class Frame:
     location: str = ""  # name of the map, such as boston-seaport
 
     def image_from_reference(self, camera: str) -> np.ndarray:
-        """(3, 4) projection of reference points (at the frame's time) to that camera's recorded pixels.
+        """(3, 4) projection of reference points (at the frame's time) to recorded pixels of this camera.
 
-        It goes through the global frame, because the vehicle moved between the LiDAR sweep and the exposure.
+        It goes through the global frame, because the vehicle moves between the LiDAR sweep and the exposure.
         """
         c = self.cameras[camera]
         camera_from_reference = np.linalg.inv(c.global_from_ego @ c.ego_from_camera) @ self.global_from_reference
@@ -206,13 +206,13 @@ class Frame:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What was perceived in one frame, in that frame's reference."""
+    """The outputs of the tasks for one frame, in the frame's reference."""
 
     results: Mapping[str, Any]  # task -> its result
     not_finite: Mapping[str, int] = field(default_factory=dict)  # output -> numbers of it left out: NaN or infinite
 
     def require_finite(self, token: str) -> Prediction:
-        """Itself; raises InputError where an output was not finite, which no score would show."""
+        """The prediction itself; raises InputError if any output was not finite, which scores would hide."""
         if self.not_finite:
             found = ", ".join(f"{count} of its {name}" for name, count in self.not_finite.items())
             raise InputError(f"sample {token}: the network gives numbers that are not finite ({found})")

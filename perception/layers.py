@@ -1,4 +1,4 @@
-"""The layers that the network is made of, in slots."""
+"""Layers of the network, with slots."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from perception.modules.slot import Slot
 class ConvBlock(nn.Module):
     """Convolution, batch normalisation, ReLU: (B, I, H, W) -> (B, O, H / stride, W / stride).
 
-    The convolution's slot is called `name`, the normalisation's `name.norm`.
+    The slot of the convolution is `name`, that of the normalisation `name.norm`.
     """
 
     def __init__(self, name: str, inputs: int, outputs: int, kernel: int = 3, stride: int = 1, up: int = 1) -> None:
@@ -33,20 +33,20 @@ class ConvBlock(nn.Module):
         return x
 
 
-def slotted(
+def add_slots(
     network: nn.Module,
     prefix: str = "",
     patterns: Sequence[str] = ("*",),
     kinds: Sequence[type[nn.Module]] = LAYERS,
 ) -> None:
-    """Wrap the convolutions, normalisations and linear layers of a foreign network in slots, named after their paths.
+    """Wrap the convolutions, normalisations and linear layers of a foreign network in slots, named by their paths.
 
-    A layer that the network has in several places gets one slot, named after the first.
+    A layer that occurs several times gets one slot, named by its first path.
 
     Args:
         prefix: of the names.
-        patterns: globs; only layers whose names fit one of them get a slot.
-        kinds: classes of the layers; a subclass may compute something else and is left alone.
+        patterns: globs of the names of layers that get a slot.
+        kinds: classes of these layers; subclasses get no slot, because they may compute something else.
     """
     made: dict[int, Slot] = {}
     for path, parent in list(network.named_modules(prefix=prefix)):

@@ -1,4 +1,4 @@
-"""The perception model: sensors to bird's eye, fusion, trunk, heads; modules at the slots along the way."""
+"""The perception model: sensor branches, fusion, BEV trunk and heads, with modules at their slots."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from perception.bev.fuse import Alone, Fuse
+from perception.bev.fuse import Fuse, SingleSensor
 from perception.bev.pyramid import PyramidTrunk
 from perception.bev.trunk import Trunk
 from perception.config import Config, parse_config
@@ -23,7 +23,7 @@ from perception.modules.routing.fixed import FixedRouter
 from perception.modules.routing.input_weighted import SteeredRouter
 from perception.modules.routing.learned import LearnedRoute, LearnedRouter
 from perception.modules.routing.predicates import present
-from perception.modules.routing.random_conditions import WanderingRouter
+from perception.modules.routing.random_conditions import RandomConditionsRouter
 from perception.modules.spec import SENSORS
 from perception.sensors.camera.encoder import ImageEncoder
 from perception.sensors.camera.lift import Lift
@@ -35,7 +35,7 @@ from perception.tasks.task import Task, TaskConfig, part_of, prefixed
 
 
 class PerceptionModel(nn.Module):
-    """Camera and LiDAR to the outputs of the tasks. A missing sensor is an input of zeros (`sensors/inputs.py`)."""
+    """Camera and LiDAR inputs to the outputs of the tasks; a missing sensor has zeros (`sensors/inputs.py`)."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -50,7 +50,7 @@ class PerceptionModel(nn.Module):
             self.camera = ImageEncoder(model.camera)
             self.lift = Lift(model.camera, grid.coarser(model.camera.stride))
             inputs.append((model.camera.channels * len(model.camera.heights), model.camera.stride))
-        self.fuse = Fuse(inputs, model.fused_channels, model.fused_stride) if model.fusion else Alone()
+        self.fuse = Fuse(inputs, model.fused_channels, model.fused_stride) if model.fusion else SingleSensor()
         self.trunk: Trunk | PyramidTrunk
         if model.trunk.pyramid:
             self.trunk = PyramidTrunk(model.trunk, model.fused_channels)
@@ -69,14 +69,16 @@ class PerceptionModel(nn.Module):
             self.bank.add(module)
         for text in config.fusions:
             add_fusion(self.bank, parse_block(text))
-        self.router: FixedRouter | SteeredRouter | WanderingRouter = FixedRouter(self.bank, self._behind_the_trunk)
+        self.router: FixedRouter | SteeredRouter | RandomConditionsRouter = FixedRouter(
+            self.bank, self._behind_the_trunk
+        )
         self.chooser: Any = LearnedRouter(config.routing, model.fused_channels, self.bank) if config.routing else None
         self.routes: list[Route] = []  # of the last forward pass, one for each group of tasks
 
     def forward(self, inputs: dict[str, Tensor], conditions: Sequence[Conditions] = ()) -> dict[str, Tensor]:
-        """Dense output of every head, for inputs as `sensors/inputs.py` makes them and the frames' conditions.
+        """Dense outputs of all heads, for inputs from `sensors/inputs.py` and the conditions of the frames.
 
-        Tasks whose modules differ are computed one after the other; where none do, there is one pass for all.
+        Tasks with different modules are computed in separate passes, others share one.
         """
         outputs: dict[str, Tensor] = {}
         sensors, self.routes = present(inputs), []
@@ -110,14 +112,14 @@ class PerceptionModel(nn.Module):
         return network
 
     def new_head(self, name: str, options: Mapping[str, Any], source: str) -> tuple[TaskConfig, TaskNetwork]:
-        """The configuration and the network of one more task, with initial weights, not attached yet.
+        """Configuration and network of a further task, with initial weights, not attached yet.
 
         Args:
-            options: its configuration.
+            options: configuration of the head.
             source: of the options, for messages.
 
         Raises:
-            InputError: an unknown task or option, or a task that the base has.
+            InputError: an unknown task or option, or a task of the base.
         """
         if name in self.heads:
             raise InputError(f"{source}: its base has the task {name} already; add another, or adapt it by modules")
@@ -128,12 +130,12 @@ class PerceptionModel(nn.Module):
         return task.config, self._initial(task).to(next(self.parameters()).device)
 
     def attach_head(self, name: str, config: TaskConfig, network: nn.Module) -> None:
-        """Compute this task too; tasks keep the order of `TASKS`."""
+        """Add the head of a task; tasks keep the order of `TASKS`."""
         self.added[name] = network
         self._configure({**self.config.tasks, name: config})
 
     def detach_head(self, name: str) -> None:
-        """Take an added head out."""
+        """Remove an added head."""
         del self.added[name]
         self._configure({task: config for task, config in self.config.tasks.items() if task != name})
 
@@ -145,11 +147,11 @@ class PerceptionModel(nn.Module):
         self.router = FixedRouter(self.bank, self._behind_the_trunk)
 
     def _channels(self, task: Task[Any]) -> Any:
-        """Of the feature maps that the task reads."""
+        """Channels of the feature maps that the task reads."""
         return self.config.model.fused_channels if task.reads == "fused" else self.trunk.channels
 
     def _initial(self, task: Task[Any]) -> TaskNetwork:
-        """An added head. With it or without, random numbers go on the same, so that the base is the same."""
+        """The initial network of an added head; does not advance the random state, on which the base depends."""
         with torch.random.fork_rng(devices=[]):
             return task.network(self._channels(task))
 
@@ -162,17 +164,17 @@ class PerceptionModel(nn.Module):
         return tuple(name for name, task in self.tasks.items() if task.reads == "fused")
 
     def losses(self, dense: dict[str, Tensor], labels: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Loss]:
-        """Terms of all tasks, TASK/TERM, for the dense outputs of a batch and its labels by task."""
+        """Loss terms of all tasks, TASK/TERM, for the dense outputs of a batch and its labels by task."""
         terms: dict[str, Loss] = {}
         for task, own in labels.items():
             terms |= prefixed(task, self.head(task).losses(part_of(task, dense), own))
         return terms
 
     def routing_losses(self, costs: Tensor | None = None) -> dict[str, Tensor]:
-        """Terms of the chooser for the batch of the last forward pass, to be added to the losses of the tasks.
+        """Loss terms of the learned router for the batch of the last forward pass.
 
         Args:
-            costs: (B,) what the tasks lost on each frame; for REINFORCE.
+            costs: (B,) losses of the tasks on each frame; for REINFORCE.
 
         Raises:
             ValueError: REINFORCE without costs.
@@ -180,20 +182,20 @@ class PerceptionModel(nn.Module):
         return self.chooser.losses(chosen, costs) if (chosen := self._chosen()) else {}
 
     def routing_balance(self) -> dict[str, float]:
-        """How evenly a learned router used its options on the batch of the last forward pass; empty without one."""
+        """Load balance of a learned router on the batch of the last forward pass; empty without one."""
         return self.chooser.balance(chosen) if (chosen := self._chosen()) else {}
 
     def _chosen(self) -> list[LearnedRoute]:
-        """The routes that the chooser made in the last forward pass."""
+        """Routes of the learned router in the last forward pass."""
         return [route for route in self.routes if isinstance(route, LearnedRoute)]
 
     def _chooses(self) -> bool:
-        """Whether there is something to choose: no module is activated by hand or merged, and slots hold some."""
+        """Whether the learned router has a choice: its slots have modules, and none is activated by hand."""
         holding = any(self.bank.slots[slot].computations for slot in self.bank.after_fusion())
         return self.chooser is not None and self.bank.active is None and holding
 
     def _same_before_fusion(self, route: Route, other: Route) -> bool:
-        """Whether both routes surely give the same fused map: the same modules, with the same weights, before it."""
+        """Whether two routes have the same fused features: the same modules with the same weights before the fusion."""
         if route.block != other.block or route.z is not other.z:
             return False
         late = {*self.bank.after_fusion()}
@@ -206,7 +208,7 @@ class PerceptionModel(nn.Module):
         return True
 
     def _maps(self, inputs: dict[str, Tensor]) -> list[Tensor]:
-        """What each sensor sees, from above."""
+        """BEV feature maps of the sensors."""
         maps = []
         if self.config.model.lidar:
             maps.append(self.lidar(inputs["pillar_points"], inputs["pillar_counts"], inputs["pillar_cells"]))
@@ -224,11 +226,11 @@ class PerceptionModel(nn.Module):
         return outputs
 
     def folded(self, *routes: Conditions) -> PerceptionModel:
-        """A copy for these conditions, or for none that are known, whose modules are written into the weights.
+        """A copy with its modules folded into the weights, for these sets of conditions; none: unknown conditions.
 
-        Modules that do not fold stay at their slots, without a gate; those that are not routed are gone. Where a
-        chooser decides, all modules stay. What runs under some of several sets of conditions only, or with or without
-        a sensor, stays as well, and a `SteeredRouter` runs it; what computes the same on all these routes is folded.
+        Unrouted modules are removed. Modules that do not fold stay at their slots. With a learned router all modules
+        stay. Modules that are active on only some of the routes (for several conditions, or missing sensors) stay as
+        well, weighted by a `SteeredRouter`; those that are the same on all routes are folded.
         """
         model = copy.deepcopy(self)
         model.router = router = FixedRouter(model.bank, model._behind_the_trunk)
@@ -249,7 +251,7 @@ class PerceptionModel(nn.Module):
         return model
 
     def deployed(self, *routes: Conditions) -> PerceptionModel:
-        """`folded`, for predictions alone: `forward` gives no more than `predict` needs."""
+        """`folded` for inference: `forward` computes only what `predict` needs."""
         model = self.folded(*routes).eval()
         for heads in (model.heads, model.added):
             for task in heads:

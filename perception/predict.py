@@ -1,4 +1,4 @@
-"""A trained model as a predictor: frame in, prediction out."""
+"""A trained model as a predictor from frames to predictions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from perception.training.checkpoint import load_model
 
 
 class TorchPredictor:
-    """Runs a PerceptionModel frame by frame, with the modules that the frame's conditions route to."""
+    """Runs a PerceptionModel frame by frame, routed by the frame's conditions."""
 
     def __init__(self, model: PerceptionModel) -> None:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -22,10 +22,10 @@ class TorchPredictor:
 
     @staticmethod
     def load(checkpoint: Path) -> TorchPredictor:
-        """Of a run's folder or one of its checkpoints.
+        """The predictor of a run or of one of its checkpoints.
 
         Raises:
-            InputError: there is no checkpoint, or it is damaged.
+            InputError: no checkpoint, or a damaged one.
         """
         model, _ = load_model(checkpoint)
         return TorchPredictor(model)

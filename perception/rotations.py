@@ -8,7 +8,7 @@ import numpy as np
 
 
 def rotation_matrices(quaternions: np.ndarray) -> np.ndarray:
-    """(..., 3, 3) of quaternions (..., 4) in the order w x y z, of any length."""
+    """(..., 3, 3) from quaternions (..., 4) in the order w x y z, of any length."""
     q = np.asarray(quaternions, np.float64)
     w, x, y, z = np.moveaxis(q / np.linalg.norm(q, axis=-1, keepdims=True), -1, 0)
     rotation = np.array(
@@ -22,7 +22,7 @@ def rotation_matrices(quaternions: np.ndarray) -> np.ndarray:
 
 
 def rigid(translation: Any, quaternion: Any) -> np.ndarray:
-    """(4, 4) of a translation in metres and a quaternion w x y z: parent_from_child."""
+    """(4, 4) parent_from_child, from a translation (m) and a quaternion w x y z."""
     matrix = np.eye(4)
     matrix[:3, :3] = rotation_matrices(np.asarray(quaternion, np.float64))
     matrix[:3, 3] = translation
@@ -32,8 +32,8 @@ def rigid(translation: Any, quaternion: Any) -> np.ndarray:
 def quaternions(rotations: np.ndarray) -> np.ndarray:
     """(N, 4) unit quaternions w x y z, w >= 0, of rotation matrices (N, 3, 3).
 
-    Four times the outer product q q^T is linear in the matrix. Its row with the largest diagonal entry is a
-    multiple of q that loses no digits at any angle (Shepperd, "Quaternion from rotation matrix", 1978).
+    Four times the outer product q q^T is linear in the matrix. Its row with the largest diagonal entry is a multiple of
+    q without cancellation at any angle (Shepperd, "Quaternion from rotation matrix", 1978).
     """
     outer = _outer(rotations)
     largest = np.argmax(np.diagonal(outer, axis1=1, axis2=2), axis=1)
@@ -43,7 +43,7 @@ def quaternions(rotations: np.ndarray) -> np.ndarray:
 
 
 def quaternion(rotation: np.ndarray) -> list[float]:
-    """Of one matrix, as `quaternions` but for the last digit: simulated drives keep their bytes."""
+    """The quaternion of one matrix; differs from `quaternions` in the last digit, for the bytes of simulated drives."""
     trace = np.trace(rotation)
     diagonal = np.array([trace, *np.diag(rotation)])
     largest = int(np.argmax(diagonal))
@@ -54,7 +54,7 @@ def quaternion(rotation: np.ndarray) -> list[float]:
 
 
 def _outer(m: np.ndarray) -> np.ndarray:
-    """(N, 4, 4) four times q q^T of rotation matrices (N, 3, 3)."""
+    """(N, 4, 4) four times q q^T for rotation matrices (N, 3, 3)."""
     xx, yy, zz = m[:, 0, 0], m[:, 1, 1], m[:, 2, 2]
     wx, wy, wz = m[:, 2, 1] - m[:, 1, 2], m[:, 0, 2] - m[:, 2, 0], m[:, 1, 0] - m[:, 0, 1]
     xy, xz, yz = m[:, 0, 1] + m[:, 1, 0], m[:, 0, 2] + m[:, 2, 0], m[:, 1, 2] + m[:, 2, 1]
@@ -68,6 +68,6 @@ def _outer(m: np.ndarray) -> np.ndarray:
 
 
 def turned(axis: np.ndarray, angle: float) -> np.ndarray:
-    """(3, 3) rotation by so many radians about a unit vector, by Rodrigues' formula."""
+    """(3, 3) rotation by an angle (rad) about a unit vector, by Rodrigues' formula."""
     cross = np.cross(np.eye(3), axis)
     return np.asarray(np.eye(3) + (np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross))

@@ -1,4 +1,4 @@
-"""The base of every part of a file that people write, and how such files are read."""
+"""The base class of configuration sections, and how they are read from files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MODULE_NAME = r"[A-Za-z][\w-]*"
 
 
 class Section(BaseModel):
-    """A part of a file; strict about types and names."""
+    """A section of a configuration file, strict about types and names."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
@@ -23,7 +23,7 @@ Kind = TypeVar("Kind", bound=Section)
 
 
 def parse_section(kind: type[Kind], content: object, source: str) -> Kind:
-    """The section of a parsed YAML or JSON document; InputError names the key that is wrong."""
+    """The section in a parsed YAML or JSON document; InputError names the wrong key."""
     try:
         return kind.model_validate(content)
     except ValidationError as error:
@@ -39,13 +39,13 @@ def parse_section(kind: type[Kind], content: object, source: str) -> Kind:
 
 
 def load_section(kind: type[Kind], path: Path, name: str) -> Kind:
-    """Read a YAML file; an empty one has no keys.
+    """Read a section from a YAML file; an empty file has no keys.
 
     Args:
-        name: what the file holds, for the message.
+        name: of the content, for the error message.
 
     Raises:
-        InputError: the file is absent, is not YAML, or has an unknown or wrong-typed key.
+        InputError: the file is absent, not YAML, or has an unknown or wrong-typed key.
     """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))

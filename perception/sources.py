@@ -1,4 +1,4 @@
-"""Recorded drives as a user names them: a nuScenes dataroot, or mmdet3d's infos in one."""
+"""Opens recorded drives: a nuScenes dataroot, or mmdet3d's infos in one."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ def open_source(data: Path, version: str | None) -> Keyframes:
 
     Args:
         data: a dataroot, or a .pkl file beside samples/.
-        version: of a dataroot's tables; None: the only one there is.
+        version: of the tables; None: the only one in the dataroot.
 
     Raises:
-        InputError: there is nothing of the kind, or it is damaged.
+        InputError: there are no such drives, or they are damaged.
     """
     if data.suffix != ".pkl":
         return NuScenesTables(data, version or only_version(data))

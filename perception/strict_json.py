@@ -1,4 +1,4 @@
-"""Scores as strict JSON, and as tables show them."""
+"""Formats scores for strict JSON and for tables."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def strict(value: Any) -> Any:
-    """The same value as strict JSON has it: string keys, None for NaN, Python numbers."""
+    """The value for strict JSON: string keys, None for NaN, Python numbers."""
     if isinstance(value, dict):
         return {str(key): strict(entry) for key, entry in value.items()}
     if value is None or isinstance(value, int):
@@ -16,5 +16,5 @@ def strict(value: Any) -> Any:
 
 
 def shown(value: float | None) -> str:
-    """Three digits; - for None; whole numbers as they are."""
+    """The number with three digits; - for None; integers unchanged."""
     return "-" if value is None else str(value) if isinstance(value, int) else f"{value:.3f}"

@@ -1,4 +1,4 @@
-"""How long the stages of a frame take."""
+"""Measures the durations of the stages of a frame."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
-    """Write into `seconds` how long the block took, under the name of the stage."""
+    """Store the duration of the block (s) in `seconds` under the name of the stage."""
     start = time.perf_counter()
     yield
     seconds[stage] = time.perf_counter() - start

@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from perception.evaluation.corrupt import moved
 from perception.frame import Camera, Frame
 from perception.scene.health.alignment import Alignment
-from perception.scene.health.edges import PARTS, REACH, SHIFTS, STEP, fit, range_edges, unrolled
-from perception.scene.health.features import latest_sweep, sweep_signs
+from perception.scene.health.edges import PARTS, REACH, SHIFTS, STEP, fit, range_edges, unroll
+from perception.scene.health.features import latest_sweep, sweep_features
 from perception.scene.health.limits import LidarLimits
 
 FOCAL, WIDTH, HEIGHT = 190.0, 240, 136
@@ -119,7 +119,7 @@ def with_lidar(seen: Frame, turned: np.ndarray) -> Frame:
 def told(frames: Sequence[Frame]) -> Alignment:
     alignment = Alignment()
     for each in frames:
-        alignment.update(each, sweep_signs(each, LidarLimits()), list(each.cameras))
+        alignment.update(each, sweep_features(each, LidarLimits()), list(each.cameras))
     return alignment
 
 
@@ -140,7 +140,7 @@ def test_a_picture_is_unrolled_as_the_pinhole_says(
     ramp = 128 + along * (u - width / 2) + down * (v - height / 2)
     image = np.repeat(np.rint(ramp)[:, :, None], 3, axis=2).astype(np.uint8)
     intrinsics = np.array([[focal, 0, centre[0]], [0, focal, centre[1]], [0, 0, 1]])
-    (azimuth, slope), found = unrolled(Camera(image, intrinsics, np.eye(4), np.eye(4), 0))
+    (azimuth, slope), found = unroll(Camera(image, intrinsics, np.eye(4), np.eye(4), 0))
     azimuths, slopes = azimuth + STEP * np.arange(found.shape[1]), slope + STEP * np.arange(found.shape[0])
     across = np.broadcast_to(focal * np.tan(azimuths) + centre[0], found.shape)
     below = focal * slopes[:, None] / np.cos(azimuths) + centre[1]
@@ -229,5 +229,5 @@ def test_what_was_told_is_taken_back_when_the_camera_looks_right_again() -> None
     assert alignment.cameras.keys() == {"CAM_FRONT"}
     for i, way in enumerate([*WAYS[::-1], *WAYS]):  # back and there again
         seen = replace(frame(way), timestamp=10_000_000 + 500_000 * i)
-        alignment.update(seen, sweep_signs(seen, LidarLimits()), list(seen.cameras))
+        alignment.update(seen, sweep_features(seen, LidarLimits()), list(seen.cameras))
     assert alignment.cameras == {}

@@ -19,7 +19,7 @@ from perception.modules.aggregation.composition import Average, Fuse, Parallel, 
 from perception.modules.aggregation.merge import Merging, merge_modules
 from perception.modules.aggregation.representations import add_fusion
 from perception.modules.bank import Bank
-from perception.modules.base_weights import is_own
+from perception.modules.base_weights import is_base_key
 from perception.modules.computation.kinds import KINDS
 from perception.modules.route import Route
 from perception.modules.status import compact
@@ -170,7 +170,7 @@ def test_a_frozen_module_holds_still_while_the_base_trains():
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert with_gradients(network) == {"base", "b"}
     assert moved
-    assert all(is_own(name) for name in moved)
+    assert all(is_base_key(name) for name in moved)
 
 
 def test_a_module_that_is_added_to_a_frozen_base_waits_to_be_named():

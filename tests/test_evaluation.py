@@ -299,7 +299,7 @@ def test_a_probability_on_the_threshold_counts() -> None:
     iou = MapIou()
     everywhere = np.ones((len(MAP_CLASSES), 2, 2))
     iou.add(np.float32(0.65) * everywhere.astype(np.float32), everywhere)
-    assert iou.intersections.tolist() == [[4] * 7] * 6
+    assert iou.counts[:, 0].tolist() == [[4] * 6] * 7
 
 
 def test_map_iou_without_frames_is_none() -> None:

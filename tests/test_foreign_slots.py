@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from perception.errors import InputError
-from perception.layers import slotted
+from perception.layers import add_slots
 from perception.modules.aggregation.notation import parse_block
 from perception.modules.bank import Bank
 from perception.modules.spec import LowRank
@@ -18,7 +18,7 @@ from tests.banks import close, randomize
 X = torch.randn(2, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
 
-class Standardised(nn.Conv2d):
+class RunningNorm(nn.Conv2d):
     """A convolution whose weight is not what it multiplies with."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -36,7 +36,7 @@ class Foreign(nn.Module):
             nn.Sequential(nn.Conv2d(4, 6, 3, 2, 1, bias=False), nn.BatchNorm2d(6), nn.ReLU()),
             nn.Sequential(nn.Conv2d(6, 6, 3, 1, 1, bias=False), nn.BatchNorm2d(6), nn.ReLU()),
         )
-        self.odd = Standardised(6, 6, 1)
+        self.odd = RunningNorm(6, 6, 1)
         shared = nn.Conv2d(6, 2, 1)
         self.heads = nn.ModuleDict({"a": nn.Sequential(shared), "b": nn.Sequential(shared)})
         randomize(self.double())
@@ -55,7 +55,7 @@ def bank_of(patterns: tuple[str, ...] = ("*",)) -> tuple[Foreign, Bank]:
     """A foreign network in evaluation mode as it was, and the bank of the same one with slots."""
     plain = Foreign().eval()
     wrapped = copy.deepcopy(plain)
-    slotted(wrapped, patterns=patterns)
+    add_slots(wrapped, patterns=patterns)
     return plain, Bank(wrapped)
 
 
@@ -73,7 +73,7 @@ def test_slots_are_named_after_the_layers_and_globs_choose_among_them():
 
 def test_a_second_wrapping_adds_slots_and_wraps_none_twice():
     plain, bank = bank_of(("stem",))
-    slotted(bank.network)
+    add_slots(bank.network)
     assert len(Bank(bank.network).slots) == 6
     assert type(bank.slots["stem"].layer) is nn.Conv2d
     for expected, got in zip(plain(X), bank.network(X), strict=True):

@@ -190,7 +190,7 @@ def test_scores_are_those_of_the_submission_that_was_written(opened: Any, tmp_pa
     for token in samples:
         metric.add(tables.frame(token, annotations=False, lidar=False, cameras=False), Boxes.none())
     written = read_submission(tmp_path / "results_nusc.json", {token: i for i, token in enumerate(samples)})
-    metric.detections = written.counted(metric.egos, metric.racks)
+    metric.detections = written.counted(metric.egos, metric.bicycle_racks)
     of_file = metric.scores()
     assert of_file.keys() < found.keys()
     _assert_close(of_file, {key: found[key] for key in of_file})

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from perception.errors import InputError
-from perception.mmdet3d.config import read_config
-from perception.mmdet3d.pillars import sweep_loader
+from perception.mmdet3d.flat_config import read_config
+from perception.mmdet3d.pillar_config import sweep_step
 
 plain = st.one_of(st.none(), st.booleans(), st.integers(-999, 999), st.floats(-1e6, 1e6), st.text(max_size=8))
 keys = st.sampled_from(["type", "in_channels", "norm_cfg", "a", "b"])
@@ -84,11 +84,11 @@ def test_what_is_not_flat_is_refused_in_one_line_and_nothing_runs(tmp_path: Path
 
 def test_sweeps_are_those_of_testing(tmp_path: Path) -> None:
     steps = "test_pipeline = [dict(type='LoadPointsFromFile'), dict(type='LoadPointsFromMultiSweeps', sweeps_num=9)]\n"
-    loader = sweep_loader(read_config(written(tmp_path, MODEL + steps)))
+    loader = sweep_step(read_config(written(tmp_path, MODEL + steps)))
     assert loader is not None
     assert loader["sweeps_num"] == 9
-    assert sweep_loader(read_config(written(tmp_path, MODEL + "test_pipeline = [dict(type='B')]\n"))) is None
+    assert sweep_step(read_config(written(tmp_path, MODEL + "test_pipeline = [dict(type='B')]\n"))) is None
     with pytest.raises(InputError, match="no `test_pipeline` here"):
-        sweep_loader(read_config(written(tmp_path, MODEL)))
+        sweep_step(read_config(written(tmp_path, MODEL)))
     with pytest.raises(InputError, match=r"absent\.py: cannot read the configuration \(FileNotFoundError\)"):
         read_config(tmp_path / "absent.py")

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from shapely import affinity
 from shapely.geometry import Polygon, box
 
-from perception.tasks.detection.rotated_iou import footprints, overlaps, without_overlaps
+from perception.tasks.detection.rotated_iou import footprints, rotated_iou, rotated_nms
 
 
 def random_footprints(seed: int, n: int, spread: float) -> np.ndarray:
@@ -29,7 +29,7 @@ def polygon(footprint: np.ndarray) -> Polygon:
 def test_overlap_is_that_of_the_polygons(seed: int) -> None:
     one, *others = random_footprints(seed, 6, spread=4)
     expected = [polygon(one).intersection(polygon(o)).area / polygon(one).union(polygon(o)).area for o in others]
-    np.testing.assert_allclose(overlaps(one, np.array(others)), expected, atol=1e-9)
+    np.testing.assert_allclose(rotated_iou(one, np.array(others)), expected, atol=1e-9)
 
 
 def test_overlap_in_closed_form() -> None:
@@ -38,12 +38,12 @@ def test_overlap_in_closed_form() -> None:
     half = np.sqrt(0.5)
     others = np.array([one, [3, -2, 1, 1, 0, 1], [5, -2, 2, 2, 1, 0], [3, -2, 2, 2, half, half], [9, 9, 2, 2, 0, 1]])
     octagon = 8 * (np.sqrt(2) - 1)
-    np.testing.assert_allclose(overlaps(one, others), [1, 1 / 4, 0, octagon / (8 - octagon), 0], atol=1e-12)
+    np.testing.assert_allclose(rotated_iou(one, others), [1, 1 / 4, 0, octagon / (8 - octagon), 0], atol=1e-12)
 
 
 def test_boxes_without_area_overlap_nothing() -> None:
     flat = np.array([0.0, 0.0, 0.0, 0.0, 0.0, 1.0])
-    np.testing.assert_array_equal(overlaps(flat, np.array([flat, [0, 0, 2, 2, 0, 1]])), [0, 0])
+    np.testing.assert_array_equal(rotated_iou(flat, np.array([flat, [0, 0, 2, 2, 0, 1]])), [0, 0])
 
 
 @settings(deadline=None)
@@ -56,7 +56,7 @@ def test_what_stays_is_what_a_loop_over_all_pairs_keeps(seed: int, n: int, large
             polygons[i].intersection(polygons[k]).area / polygons[i].union(polygons[k]).area < largest for k in kept
         ):
             kept.append(i)
-    assert without_overlaps(boxes, largest).tolist() == kept
+    assert rotated_nms(boxes, largest).tolist() == kept
 
 
 def test_footprints_of_boxes() -> None:

@@ -43,7 +43,7 @@ from perception.frame import MAP_CLASSES, Frame, Prediction
 from perception.grid import BevGrid
 from perception.tasks.detection.tracking import TrackWriter
 from perception.tasks.map.codec import pack_map, unpack_map
-from perception.tasks.map.counts import predicted_cells
+from perception.tasks.map.iou import predicted_cells
 from perception.tasks.map.memory import MapMemory
 
 FRAMES, VERSION = 120, "v1.0-tiny"

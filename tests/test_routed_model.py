@@ -25,7 +25,7 @@ from perception.modules.route import Route
 from perception.modules.routing import load_balance
 from perception.modules.routing.show_route import routing_table
 from perception.sensors.inputs import InputSpec, prepare
-from perception.training import settings
+from perception.training import trainable
 from perception.training.loader import batch_labels
 
 LITTLE = {
@@ -245,14 +245,14 @@ def test_what_is_recognised_is_a_distribution_of_each_kind_and_the_rest_of_the_o
 @torch.no_grad()
 def test_while_a_recogniser_learns_modules_run_whatever_the_tags_say() -> None:
     model = little([module("rain", "rain"), module("night", "night")], recognising=True)
-    settings.added_task(model, "conditions")
+    trainable.added_task(model, "conditions")
     inputs, found = frame_inputs(model, 1), set()
     torch.manual_seed(0)
     for _ in range(60):
         model(inputs, [Conditions("clear", "day", "boston")])
         found.add(frozenset(model.routes[0].weights))
     assert found == {frozenset(), frozenset({"rain"}), frozenset({"night"}), frozenset({"rain", "night"})}
-    assert {name.split(".")[0] for name, _ in settings.trainable(model)} == {"added"}
+    assert {name.split(".")[0] for name, _ in trainable.parameters(model)} == {"added"}
 
 
 def test_a_head_learns_beside_a_router_that_has_nothing_to_choose_for_it() -> None:
@@ -262,7 +262,7 @@ def test_a_head_learns_beside_a_router_that_has_nothing_to_choose_for_it() -> No
     model.train()(inputs, tags)
     assert model.routing_losses()
     assert model.routing_balance()
-    settings.added_task(model, "conditions")
+    trainable.added_task(model, "conditions")
     assert all(name.startswith("conditions/") for name in model(inputs, tags))
     assert len(model.routes) == 1
     assert model.routing_losses() == model.routing_balance() == {}

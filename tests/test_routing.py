@@ -13,7 +13,7 @@ from slotted import ROUTED, Net
 from perception.frame import CONDITION_VALUES, CONDITIONS, Conditions
 from perception.modules.route import Route
 from perception.modules.routing.fixed import FixedRouter
-from perception.modules.routing.show_route import as_table, picture, routing_table
+from perception.modules.routing.show_route import as_figure, as_table, routing_table
 from perception.modules.spec import LowRank
 
 known_conditions = st.builds(Conditions, **{k: st.sampled_from([None, *v]) for k, v in CONDITIONS.items()})
@@ -66,7 +66,7 @@ def test_a_route_is_shown_by_slot_and_module() -> None:
         console.print(as_table(rows))
     lines = [[cell.strip() for cell in line.split("│")[1:-1]] for line in capture.get().splitlines() if "│" in line]
     assert lines == [["trunk.one", "0.75", "0.00", "1.00"], ["heads.two", "0.50", "", "0.00"]]
-    heat, cell_map, _ = picture(rows).axes
+    heat, cell_map, _ = as_figure(rows).axes
     expected = np.array([[0.75, 0, 1], [0.5, np.nan, 0]])
     np.testing.assert_allclose(np.ma.filled(heat.images[0].get_array(), np.nan), expected, rtol=1e-6)
     np.testing.assert_array_equal(cell_map.images[0].get_array(), cells[0, 0].numpy())

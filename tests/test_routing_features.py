@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 
-from perception.modules.routing.pooling import FAR, PerCell, Pooled, Standardised
+from perception.modules.routing.pooling import MAX_DEVIATIONS, CellFeatures, PooledFeatures, RunningNorm
 
 
 @pytest.mark.parametrize("cells", [(), (3, 4)])
 def test_running_estimates_are_those_of_all_that_was_seen(cells):
     torch.manual_seed(0)
-    features = Standardised(5).double()
+    features = RunningNorm(5).double()
     seen = (
         torch.randn(40, 2, 5, *cells, dtype=torch.float64) * torch.arange(1.0, 6.0).reshape(5, *(1 for _ in cells)) + 7
     )
@@ -23,23 +23,23 @@ def test_running_estimates_are_those_of_all_that_was_seen(cells):
 
 
 def test_later_batches_weigh_more_from_the_hundredth_on():
-    features = Standardised(1)
+    features = RunningNorm(1)
     for value in [0.0] * 200 + [1.0] * 100:
         features(torch.full((2, 1), value))
     assert features.mean.item() == pytest.approx(1 - 0.99**100, rel=1e-4)
 
 
 def test_in_evaluation_a_frame_is_standardised_alone_and_nothing_moves():
-    features = Standardised(2).eval()
+    features = RunningNorm(2).eval()
     features.mean.copy_(torch.tensor([1.0, -2.0]))
     features.variance.copy_(torch.tensor([4.0, 0.25]))
     x = torch.tensor([[3.0, -2.5], [1.0, 98.0]])
-    torch.testing.assert_close(features(x), torch.tensor([[1.0, -1.0], [0.0, FAR]]), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(features(x), torch.tensor([[1.0, -1.0], [0.0, MAX_DEVIATIONS]]), rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(features(x[:1]), features(x)[:1])
     assert features.batches.item() == 0
 
 
-@pytest.mark.parametrize("kind", [Pooled, PerCell])
+@pytest.mark.parametrize("kind", [PooledFeatures, CellFeatures])
 def test_a_small_shift_of_large_features_is_told_apart(kind):
     """Two kinds of frames whose maps differ by a hundredth of what they share, from batches of two."""
     torch.manual_seed(0)

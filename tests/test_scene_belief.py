@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from perception.frame import CONDITIONS, Conditions
-from perception.scene.belief import SILENCE, ConditionBelief, tagged
+from perception.scene.belief import TIMEOUT, ConditionBelief, tagged
 from perception.tasks.task import Evidence
 
 KINDS = list(CONDITIONS)
@@ -93,7 +93,7 @@ def test_known_numbers() -> None:
 
 
 @settings(max_examples=200, deadline=None)
-@given(a_switch(), intervals, st.integers(1, 60), st.integers(0, int(SILENCE) - 1))
+@given(a_switch(), intervals, st.integers(1, 60), st.integers(0, int(TIMEOUT) - 1))
 def test_one_contradicting_frame_switches_nothing(
     switch: tuple[str, str, str], spaces: list[int], outlier: int, silence: int
 ) -> None:
@@ -193,7 +193,7 @@ def test_what_is_not_observed_is_held_and_then_unknown() -> None:
     belief.update(0, [tagged(Conditions("rain", "day", "boston"))])
     for second in range(1, 300):
         conditions = belief.update(second * 1_000_000, [tagged(Conditions(light="day"))])
-        held = second <= SILENCE
+        held = second <= TIMEOUT
         assert conditions == Conditions("rain" if held else None, "day", "boston" if held else None)
     assert belief.beliefs["weather"].why == "nothing has spoken for rain since 0.0 s"
 

@@ -18,10 +18,10 @@ from deploy.replay.faults import Fault, inject
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.frame import CAMERAS, Camera, Frame
 from perception.scene.health.alignment import Alignment
-from perception.scene.health.features import sweep_signs
+from perception.scene.health.features import sweep_features
 from perception.scene.health.limits import HealthLimits, LidarLimits
 from perception.scene.health.monitor import HealthMonitor, SensorHealth
-from perception.scene.health.scan_gaps import unbroken
+from perception.scene.health.scan_gaps import ring_continuity
 from perception.simulate.simulate import simulate
 
 SENSORS = ("LIDAR_TOP", *CAMERAS)
@@ -76,7 +76,7 @@ def test_simulated_drives_are_healthy(sim_root: Path, foggy_root: Path) -> None:
 
 def test_another_lidar_brings_its_own_limits(real: list[Frame]) -> None:
     """Every twentieth point is what a small LiDAR gives: too few for an HDL-32E, and usual for its own kind."""
-    small = HealthLimits(lidar=LidarLimits(fewest_points=500, broken=0.0))
+    small = HealthLimits(lidar=LidarLimits(min_points=500, broken=0.0))
     for limits, expected in ((None, "thinned"), (small, "ok")):
         monitor = HealthMonitor(["LIDAR_TOP"], limits)
         for frame in real[:4]:
@@ -261,7 +261,7 @@ def test_no_picture_points_or_time_is_too_much(
         for each in health.values():
             assert (each.status == "ok") == (not each.findings)
             assert each.since in times
-    assert len(monitor._grounds) <= 64
+    assert len(monitor._ground_planes) <= 64
     assert len(monitor._alignment._fits) <= 1
 
 
@@ -328,7 +328,7 @@ def test_the_share_without_gaps_is_that_of_two_neighbours_at_once(beams: int, st
     x, y = away[:, None] * np.cos(azimuth), away[:, None] * np.sin(azimuth)
     points = np.stack([x, y, *[np.zeros_like(x)] * 3], axis=2).reshape(-1, 5).astype(np.float32)
     points = points[np.random.default_rng(0).random(len(points)) < kept]
-    found = unbroken(Frame("t", 0, "ego", np.eye(4), np.eye(4), points, {}), LidarLimits())
+    found = ring_continuity(Frame("t", 0, "ego", np.eye(4), np.eye(4), points, {}), LidarLimits())
     assert found == pytest.approx(kept**2, abs=0.05)
 
 
@@ -351,7 +351,7 @@ def decoding(drive: list[Frame]) -> float:
 def test_a_look_at_three_cameras_takes_less_than_a_quarter_of_decoding(real: list[Frame]) -> None:
     """Of six pictures of 1600 x 900, which no cache holds; a frame of a drive has one look at most."""
     alignment, seconds = Alignment(), []
-    signs = [sweep_signs(frame, LidarLimits()) for frame in real[:4]]
+    signs = [sweep_features(frame, LidarLimits()) for frame in real[:4]]
     for i in range(24):
         frame = real[i % 4]
         place = frame.global_from_ego.copy()

@@ -17,7 +17,7 @@ from perception.frame import Conditions
 from perception.model import PerceptionModel
 from perception.modules.module_record import SPECS
 from perception.modules.spec import BatchNorm, LowRank
-from perception.training import settings
+from perception.training import trainable
 from perception.training.adapt import adapt
 from perception.training.checkpoint import load_model, provenance
 from perception.training.combine import merge
@@ -66,7 +66,7 @@ def test_gradients_of_a_task_reach_only_the_modules_on_its_route(tables):
     for term, reached in (("map/cells", {"ground", "both"}), ("detection/heatmap", {"boxes", "both"})):
         torch.manual_seed(0)
         model = PerceptionModel(config)
-        settings.joint(model)
+        trainable.joint(model)
         for name, parameter in model.named_parameters():
             if ".computations." in name:
                 torch.nn.init.normal_(parameter, std=0.1)
@@ -85,7 +85,7 @@ def test_post_hoc_training_moves_the_module_and_nothing_else(tables, trained, tm
     model.bank.add(LowRank(name="a", rank=2, slots=("*",)))
     model.bank.add(BatchNorm(name="b", slots=("*",)))
     before = copy.deepcopy(model.state_dict())
-    settings.post_hoc(model, ["a", "b"])
+    trainable.post_hoc(model, ["a", "b"])
     fit(model, tables, tables.samples("all"), tmp_path / "run")
     after = model.state_dict()
     assert_same(base_of(before), base_of(after))
@@ -97,7 +97,7 @@ def test_post_hoc_training_moves_the_module_and_nothing_else(tables, trained, tm
 def test_only_the_parts_asked_for_learn(tables, trained, tmp_path):
     model, _ = load_model(trained)
     before = copy.deepcopy(model.state_dict())
-    settings.base(model, ("heads.*",))
+    trainable.base(model, ("heads.*",))
     fit(model, tables, tables.samples("all"), tmp_path / "run")
     moved = {name.split(".")[0] for name, value in model.state_dict().items() if not torch.equal(before[name], value)}
     assert moved == {"heads"}
@@ -107,8 +107,8 @@ def test_a_full_fine_tune_moves_all_of_the_base_and_no_module(tables, trained, t
     model, _ = load_model(trained)
     model.bank.add(LowRank(name="a", rank=2, slots=("*",)))
     before = copy.deepcopy(model.state_dict())
-    settings.base(model)
-    names = {name for name, _ in settings.trainable(model)}
+    trainable.base(model)
+    names = {name for name, _ in trainable.parameters(model)}
     assert names == {name for name, _ in model.named_parameters() if ".computations." not in name}
     fit(model, tables, tables.samples("all"), tmp_path / "run")
     after = model.state_dict()
@@ -145,10 +145,10 @@ def test_adapting_again_and_again_leaves_what_was_there_bit_for_bit(tables, trai
 
 def test_adapt_trains_on_the_frames_under_its_conditions_alone(tables):
     every = tables.samples("all")
-    wet = settings.under(tables, every, ("rain", "night"))
+    wet = trainable.with_conditions(tables, every, ("rain", "night"))
     assert 0 < len(wet) < len(every)
     assert {tables.conditions(token).weather for token in wet} == {"rain"}
-    assert settings.under(tables, every, ("map",)) == every  # a task is no condition
+    assert trainable.with_conditions(tables, every, ("map",)) == every  # a task is no condition
 
 
 @pytest.mark.parametrize(
@@ -225,7 +225,7 @@ def test_merged_modules_are_a_checkpoint_with_one_more(tables, trained, tmp_path
 def test_recalibrated_statistics_are_those_of_the_batches(tables, trained):
     model, config = load_model(trained)
     model.double()
-    settings.post_hoc(model, ())  # a frozen base is recalibrated as well
+    trainable.post_hoc(model, ())  # a frozen base is recalibrated as well
     model.eval()
     seen: dict[str, list[torch.Tensor]] = {}
     norms = {n: m for n, m in model.named_modules() if isinstance(m, torch.nn.BatchNorm2d)}
@@ -252,7 +252,7 @@ def test_the_statistics_of_a_module_are_recalibrated_and_the_base_stays(tables, 
     model, config = load_model(trained)
     model.bank.add(SPECS.validate_python({"kind": "batch_norm", "name": "own", "slots": ["trunk.*", "heads.*"]}))
     model.bank.activate("own")
-    settings.post_hoc(model, ["own"])
+    trainable.post_hoc(model, ["own"])
     model.double().eval()
     before, base = model.bank.base_hash(), {k: v.clone() for k, v in model.state_dict().items()}
     seen: dict[str, list[torch.Tensor]] = {}

@@ -24,12 +24,12 @@ from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
 from perception.frame import CAMERAS, Conditions
 from perception.simulate import drive as recorded
-from perception.simulate.conditions import Parts, parse, split
-from perception.simulate.drive import PERIOD, Drive, draw_weather
+from perception.simulate.conditions import Phases, parse, split
+from perception.simulate.drive import KEYFRAME_PERIOD, Drive, draw_weather
 from perception.simulate.nuscenes_writer import VERSION, token
 from perception.simulate.rig import IMAGE_SIZE, RIG
+from perception.simulate.scenario import build_world
 from perception.simulate.simulate import simulate
-from perception.simulate.staging import build_world
 from perception.simulate.world import World
 
 SAMPLES, SWEEPS = 3, 2  # of the fixture sim_root
@@ -46,8 +46,8 @@ def drives() -> list[tuple[Drive, World]]:
     built = []
     for number, name in enumerate(("clear-day-boston", "rain-night-singapore")):
         drive = Drive(0, number, parse([name])[0], SAMPLES, SWEEPS)
-        weather = draw_weather(drive.parts[0], drive.rng(0))
-        world = build_world(drive.city, weather, SAMPLES * PERIOD, drive.rng(1))
+        weather = draw_weather(drive.phases[0], drive.rng(0))
+        world = build_world(drive.city, weather, SAMPLES * KEYFRAME_PERIOD, drive.rng(1))
         built.append((drive, world))
     return built
 
@@ -261,7 +261,9 @@ def test_same_seed_same_log(tmp_path: Path) -> None:
 
 def test_another_seed_is_another_drive(drives: list[tuple[Drive, World]]) -> None:
     _, world = drives[0]
-    other = build_world("boston", world.weather, SAMPLES * PERIOD, Drive(1, 0, drives[0][0].parts, 3, 0).rng(1))
+    other = build_world(
+        "boston", world.weather, SAMPLES * KEYFRAME_PERIOD, Drive(1, 0, drives[0][0].phases, 3, 0).rng(1)
+    )
     assert not np.allclose(world.ego_xy[0], other.ego_xy[0], atol=1.0)
 
 
@@ -348,7 +350,7 @@ def test_all_conditions_are_all_and_mixed() -> None:
 @given(st.integers(2, 60), st.integers(1, 12))
 def test_splits_share_out_the_conditions(scenes: int, kinds: int) -> None:
     listed = parse(["all"])[:kinds]
-    conditions: list[Parts] = [listed[n % kinds] for n in range(scenes)]
+    conditions: list[Phases] = [listed[n % kinds] for n in range(scenes)]
     training, validation = split(conditions)
     assert sorted(training + validation) == list(range(scenes))
     assert len(validation) == max(1, round(scenes / 4))

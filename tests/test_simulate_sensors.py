@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import ndtr
 
-from perception.simulate import lidar, weather
-from perception.simulate.camera import Picture, render
+from perception.simulate import lidar, weather_effects
+from perception.simulate.camera import Rendering, render
 from perception.simulate.raycast import NOTHING, Rays, cast
-from perception.simulate.scenery import Ground, GroundRaster, Snapshot, Solids, Weather
+from perception.simulate.snapshot import Ground, GroundRaster, Snapshot, Solids, Weather
 
 EGO_FROM_LIDAR = np.array([[0, 1, 0, 0.94], [-1, 0, 0, 0], [0, 0, 1, 1.84], [0, 0, 0, 1.0]])
 INTRINSICS = np.array([[160.0, 0, 99.5], [0, 160.0, 59.5], [0, 0, 1]])
@@ -65,7 +65,7 @@ def looking(yaw: float = 0.0, pitch: float = 0.0, position: tuple = (0, 0, 1.5))
     return pose
 
 
-def picture(snapshot: Snapshot, pose: np.ndarray, seed: int = 0) -> Picture:
+def picture(snapshot: Snapshot, pose: np.ndarray, seed: int = 0) -> Rendering:
     return render(snapshot, INTRINSICS, pose, SIZE, np.random.default_rng(seed))
 
 
@@ -216,7 +216,7 @@ def test_beer_lambert(circumstances: Weather) -> None:
     for name, air in (("clear", Weather()), ("bad", circumstances)):
         sweeps = [turn(moment(wall, air), seed=seed) for seed in range(6)]
         mean[name] = np.concatenate([s.points[s.owners == 0, 3] for s in sweeps]).mean()
-    alpha = weather.extinction(circumstances)
+    alpha = weather_effects.extinction(circumstances)
     assert mean["bad"] / mean["clear"] == pytest.approx(math.exp(-2 * alpha * 11.05), rel=0.03)
 
 
@@ -227,22 +227,22 @@ def test_extinction_of_rain_integrates_the_drops() -> None:
         number = 8000 * np.exp(-4.1 * rain**-0.21 * d)
         area = np.pi / 4 * (d * 1e-3) ** 2
         expected = float((2 * area * number).sum() * (d[1] - d[0]))
-        assert weather.extinction(Weather(rain=rain)) == pytest.approx(expected, rel=1e-4)
-    assert weather.extinction(Weather()) == 0
-    assert weather.extinction(Weather(visibility=100)) == pytest.approx(0.03912)
+        assert weather_effects.extinction(Weather(rain=rain)) == pytest.approx(expected, rel=1e-4)
+    assert weather_effects.extinction(Weather()) == 0
+    assert weather_effects.extinction(Weather(visibility=100)) == pytest.approx(0.03912)
 
 
 def test_fog_sends_back_by_the_inverse_square() -> None:
     """Ranges of fog echoes follow exp(-2 alpha r) / r^2, and their mean power that of Hahner et al."""
     fog = Weather(visibility=50)
-    ranges, echoes = weather.volume_echo(fog, 200_000, np.random.default_rng(0))
-    alpha = weather.extinction(fog)
+    ranges, echoes = weather_effects.volume_echo(fog, 200_000, np.random.default_rng(0))
+    alpha = weather_effects.extinction(fog)
     r = np.linspace(1, 40, 40_001)
     density = np.exp(-2 * alpha * r) / r**2
     for limit in (1.5, 2.0, 4.0, 8.0):
         assert (ranges < limit).mean() == pytest.approx(density[r < limit].sum() / density.sum(), abs=0.02)
     near = (ranges > 2) & (ranges < 2.2)
-    expected = np.pi * 0.046 / 50 * weather.PULSE_LENGTH * math.exp(-2 * alpha * 2.1)
+    expected = np.pi * 0.046 / 50 * weather_effects.PULSE_LENGTH * math.exp(-2 * alpha * 2.1)
     assert echoes[near].mean() == pytest.approx(expected, rel=0.05)
 
 
@@ -267,9 +267,9 @@ def test_wet_road_loses_grazing_returns(rain: float) -> None:
     """Ring by ring, beyond the vehicle's body: Oren-Nayar, the film of water and Beer-Lambert make the drop-out."""
     steep = np.sin(-lidar.ELEVATIONS[16:23])  # cosines of incidence on flat ground
     ranges = 1.84 / steep
-    wet = weather.wet_albedo(np.array(0.17)) * weather.film_transmission(steep) ** 2
+    wet = weather_effects.wet_albedo(np.array(0.17)) * weather_effects.film_transmission(steep) ** 2
     reflectance = 0.17 + min(rain / 2, 1) * (wet - 0.17)
-    alpha = weather.extinction(Weather(rain=rain))
+    alpha = weather_effects.extinction(Weather(rain=rain))
     signal = reflectance * lidar.oren_nayar(steep) * np.exp(-2 * alpha * ranges) / ranges**2
 
     sweeps = [turn(moment(boxes([]), Weather(rain=rain)), seed=seed).points for seed in range(4)]
@@ -284,12 +284,12 @@ def test_wet_road_loses_grazing_returns(rain: float) -> None:
 def test_water_film() -> None:
     """Fresnel at normal and at grazing incidence, and at Brewster's angle, where one polarisation enters whole."""
     brewster = math.atan(1.33)
-    normal, at_brewster, grazing = weather.film_transmission(np.array([1.0, math.cos(brewster), 0.0]))
+    normal, at_brewster, grazing = weather_effects.film_transmission(np.array([1.0, math.cos(brewster), 0.0]))
     assert normal == pytest.approx(1 - (0.33 / 2.33) ** 2)
     assert at_brewster == pytest.approx(1 - 0.5 * math.cos(2 * brewster) ** 2)
     assert grazing == pytest.approx(0)
     albedo = np.linspace(0, 1, 11)
-    wet = weather.wet_albedo(albedo)
+    wet = weather_effects.wet_albedo(albedo)
     assert wet[0] == 0
     assert (wet[1:] < albedo[1:]).all()
     assert wet[2] / albedo[2] == pytest.approx(0.6, abs=0.05)  # asphalt and sand look a good third darker
@@ -297,13 +297,13 @@ def test_water_film() -> None:
 
 def test_spray_is_behind_fast_vehicles_on_wet_roads() -> None:
     car = boxes([(20, 3, 1, 4, 1.8, 1.5, 0)])
-    clusters = weather.spray(moment(car, Weather(rain=20), (15, 0, 0)), np.random.default_rng(0))
+    clusters = weather_effects.spray(moment(car, Weather(rain=20), (15, 0, 0)), np.random.default_rng(0))
     assert len(clusters.centers) > 20
     assert (clusters.centers[:, 0] <= 18).all()
     assert np.median(np.abs(clusters.centers[:, 1] - 3)) < 2
     assert (clusters.owners == -1).all()
     for still in (moment(car, Weather(), (15, 0, 0)), moment(car, Weather(rain=20), (3, 0, 0))):
-        assert len(weather.spray(still, np.random.default_rng(0)).centers) == 0
+        assert len(weather_effects.spray(still, np.random.default_rng(0)).centers) == 0
 
 
 # ---------------------------------------------------------------- cameras
@@ -411,9 +411,9 @@ def test_koschmieder_contrast() -> None:
         assert contrast(distance, 40) / contrast(distance, 80) == pytest.approx(math.exp(-alpha * distance), rel=0.05)
 
     light, airlight = np.full((3, 1, 2), [[[0.2, 0.9]]]), np.array([0.7, 0.7, 0.7])
-    far = weather.koschmieder(light, np.full((1, 2), 50.0), 0.02, airlight)
+    far = weather_effects.koschmieder(light, np.full((1, 2), 50.0), 0.02, airlight)
     np.testing.assert_allclose(far[..., 1] - far[..., 0], 0.7 * math.exp(-1.0))
-    np.testing.assert_allclose(weather.koschmieder(light, np.full((1, 2), np.inf), 0.02, airlight), 0.7)
+    np.testing.assert_allclose(weather_effects.koschmieder(light, np.full((1, 2), np.inf), 0.02, airlight), 0.7)
 
 
 def test_headlights_light_the_road_and_fall_with_distance() -> None:

@@ -13,8 +13,8 @@ from shapely.ops import unary_union
 from perception.simulate.agents import MOVING
 from perception.simulate.city import City, build_city
 from perception.simulate.nuscenes_writer import write_maps
-from perception.simulate.scenery import Ground, Weather
-from perception.simulate.staging import EGO_LENGTH, EGO_REAR, build_world
+from perception.simulate.scenario import EGO_LENGTH, EGO_REAR, build_world
+from perception.simulate.snapshot import Ground, Weather
 from perception.simulate.world import World
 
 CITIES = ("boston", "singapore")

@@ -18,7 +18,8 @@ from pyquaternion import Quaternion
 
 from perception.errors import InputError
 from perception.frame import ATTRIBUTES, CLASSES, Boxes, Frame
-from perception.tasks.detection.submission import SubmissionWriter, attribute_name, sample_results
+from perception.tasks.detection.attributes import attribute_name
+from perception.tasks.detection.submission import SubmissionWriter, sample_results
 
 angles = st.floats(-math.pi, math.pi)
 

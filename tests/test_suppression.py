@@ -11,7 +11,7 @@ from shapely.geometry import Polygon
 from perception.frame import CLASSES, Boxes
 from perception.grid import BevGrid
 from perception.tasks.detection.config import DetectionHead, Suppression
-from perception.tasks.detection.nms import survivors
+from perception.tasks.detection.nms import non_maximum_suppression
 from perception.tasks.detection.task import DetectionTask
 from perception.tasks.result import to_prediction
 from perception.tasks.task import prefixed
@@ -72,7 +72,7 @@ def test_survivors_equal_a_loop_over_pairs(seed: int, n: int, kind: str, overlap
     )
     expected, close = one_by_one(boxes, scores, rules, 1)
     if not close:
-        assert survivors(boxes, scores, rules, 1).tolist() == expected
+        assert non_maximum_suppression(boxes, scores, rules, 1).tolist() == expected
 
 
 def test_groups_do_not_suppress_each_other() -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from perception.frame import CLASSES, Boxes, Conditions
 from perception.simulate.conditions import draw_weather
-from perception.simulate.staging import build_world
+from perception.simulate.scenario import build_world
 from perception.simulate.world import World
 from perception.tasks.detection.association import associate, associate_in_stages
 from perception.tasks.detection.tracker import LIFETIME, MAX_TRACKS, RULES, Tracker, Tracks

@@ -30,8 +30,7 @@ from perception.tasks.detection.devkit import open_devkit, score_submission
 from perception.tasks.detection.judge import DetectionJudge
 from perception.tasks.detection.submission import SubmissionWriter
 from perception.tasks.judging import Subject
-from perception.tasks.map.counts import count_rings, ious
-from perception.tasks.map.iou import THRESHOLDS, MapIou
+from perception.tasks.map.iou import THRESHOLDS, MapIou, count_rings, ious
 from perception.tasks.map.judge import MapJudge, pack, unpack
 
 LATENCY = {"mode": "vehicle", "frames": 1, "stages": {"total": {"p50": 20.0, "p95": 30.0, "p99": 40.0, "max": 50.0}}}
@@ -473,10 +472,9 @@ def test_rings_sum_to_the_whole_map(seed: int) -> None:
     counts = count_rings(probabilities >= 0.5, truth, grid)
     iou = MapIou()
     iou.add(probabilities, truth)
-    half = list(THRESHOLDS).index(0.5)
-    np.testing.assert_array_equal(counts.sum(axis=2)[0], iou.intersections[:, half])
-    np.testing.assert_array_equal(counts.sum(axis=2)[1], iou.unions[:, half])
-    np.testing.assert_allclose(ious(counts.sum(axis=2)), iou.intersections[:, half] / iou.unions[:, half])
+    np.testing.assert_array_equal(counts.sum(axis=2), iou.counts[list(THRESHOLDS).index(0.5)])
+    intersection, union, _ = counts.sum(axis=2)
+    np.testing.assert_allclose(ious(counts.sum(axis=2)), intersection / union)
 
 
 def test_what_cannot_be_judged_is_one_line(

@@ -33,7 +33,7 @@ from bench_runtime import runtime
 from evidence_models import Models
 from evidence_plan import STEPS, WAYS
 
-from perception.training import settings
+from perception.training import trainable
 from perception.training.loader import FrameDataset, collate
 
 
@@ -47,7 +47,7 @@ def adapt(arguments: argparse.Namespace) -> dict[str, Any]:
     models = {way: evidence.prepared(0, "rain", way) for way in WAYS}
     for model in models.values():
         model.to(memory_format=torch.channels_last)  # as the training loop has it
-    optimizers = {way: settings.optimizer_of(model, 1e-4, 0.01) for way, model in models.items()}
+    optimizers = {way: trainable.optimizer_of(model, 1e-4, 0.01) for way, model in models.items()}
     dataset = FrameDataset(evidence.tables, evidence.tokens("sim_train", "rain"), evidence.config(0, steps=STEPS))
     seconds: dict[str, list[float]] = {way: [] for way in WAYS}
     loading: list[float] = []
@@ -62,7 +62,7 @@ def adapt(arguments: argparse.Namespace) -> dict[str, Any]:
                 dense = model(batch.inputs, batch.conditions)
             terms = model.losses({k: v.float() for k, v in dense.items()}, batch.labels)
             torch.stack([term.mean() for term in terms.values()]).sum().backward()
-            torch.nn.utils.clip_grad_norm_([p for _, p in settings.trainable(model)], 35.0)
+            torch.nn.utils.clip_grad_norm_([p for _, p in trainable.parameters(model)], 35.0)
             optimizers[way].step()
             optimizers[way].zero_grad()
             seconds[way].append(time.perf_counter() - start)

@@ -20,7 +20,6 @@ from typing import Any
 import numpy as np
 
 from perception.datasets.nuscenes.dataset import NuScenesTables
-from perception.datasets.nuscenes.racks import read_racks
 from perception.datasets.nuscenes.tables import versions
 from perception.frame import CLASSES, Boxes
 from perception.tasks.detection.columns import BoxColumns, read_submission
@@ -77,7 +76,7 @@ def _write(tables: NuScenesTables, path: Path) -> int:
 
 def _numpy(dataroot: Path, version: str, submission: Path) -> list[Any]:
     tables = NuScenesTables(dataroot, version)
-    samples, all_racks, rows = tables.samples(), read_racks(dataroot, version), []
+    samples, all_racks, rows = tables.samples(), tables.bicycle_racks(), []
     frames = [tables.frame(token, lidar=False, cameras=False, annotations=False) for token in samples]
     for i, token in enumerate(samples):
         boxes = tables.boxes(token) or Boxes.none()

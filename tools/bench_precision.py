@@ -32,7 +32,7 @@ from perception.frame import Conditions, Frame
 from perception.model import PerceptionModel
 from perception.sensors.inputs import InputSpec, prepare
 from perception.tasks.result import to_prediction
-from perception.training.settings import under
+from perception.training.trainable import with_conditions
 
 QUIET = Console(quiet=True)
 SWEEPS = 20  # synthetic frames that make one with as many points as nuScenes' keyframe with nine sweeps
@@ -141,7 +141,7 @@ def _keyframes(tables: NuScenesTables, split: str, conditions: Sequence[str]) ->
     selectors = []
     for scene in tables.scenes(split):
         tokens = tables.samples(selectors=[scene])
-        selectors += [f"{scene}:{i}-{i + 1}" for i, t in enumerate(tokens) if under(tables, [t], conditions)]
+        selectors += [f"{scene}:{i}-{i + 1}" for i, t in enumerate(tokens) if with_conditions(tables, [t], conditions)]
     return selectors
 
 

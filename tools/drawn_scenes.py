@@ -12,7 +12,7 @@ from deploy.replay.interval import delete_one, jackknife_interval
 from perception.frame import MAP_CLASSES
 from perception.tasks.detection.columns import BoxColumns
 from perception.tasks.detection.scores import DetectionScores
-from perception.tasks.map.counts import ious
+from perception.tasks.map.iou import ious
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ from perception.modules.aggregation.merge import Merging, Method, merge_modules
 from perception.modules.aggregation.notation import parse_block
 from perception.modules.routing.show_route import routing_table
 from perception.predict import TorchPredictor
-from perception.training import settings
+from perception.training import trainable
 from perception.training.recalibrate import recalibrate
 
 
@@ -75,7 +75,7 @@ class Evidence:
 
         def measure() -> dict[str, Any]:
             model, way = self.models.adapted(seed, target, name), WAYS[name]
-            trained = sum(p.numel() for _, p in settings.trainable(self.models.prepared(seed, target, name)))
+            trained = sum(p.numel() for _, p in trainable.parameters(self.models.prepared(seed, target, name)))
             row: dict[str, Any] = {
                 "parameters": trained,
                 "share": trained / sum(p.numel() for p in self.models.base().parameters()),

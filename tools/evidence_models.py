@@ -35,7 +35,7 @@ from perception.modules.aggregation.notation import parse_block
 from perception.modules.aggregation.representations import add_fusion
 from perception.sensors.inputs import InputSpec, prepare
 from perception.simulate.simulate import simulate
-from perception.training import settings
+from perception.training import trainable
 from perception.training.adapt import with_module
 from perception.training.checkpoint import load_model, newest
 from perception.training.loop import fit
@@ -55,7 +55,7 @@ class Models:
 
     def tokens(self, split: str, domain: str) -> list[str]:
         conditions = SOURCE if domain == "source" else TARGETS.get(domain) or COMBINATIONS[domain][0]
-        return settings.under(self.tables, self.tables.samples(split), conditions)
+        return trainable.with_conditions(self.tables, self.tables.samples(split), conditions)
 
     def config(self, seed: int, **training: Any) -> Config:
         config = load_config(find_config("tiny"))
@@ -76,7 +76,7 @@ class Models:
         def train() -> None:
             torch.manual_seed(0)
             model = PerceptionModel(self.config(0))
-            settings.joint(model)
+            trainable.joint(model)
             fit(model, self.tables, self.tokens("sim_train", "source"), run)
 
         return self.trained(run, train)
@@ -93,9 +93,9 @@ class Models:
             config = with_module(config, module)
             torch.manual_seed(seed)
             model.bank.add(config.modules[-1])
-            settings.post_hoc(model, [config.modules[-1].name])
+            trainable.post_hoc(model, [config.modules[-1].name])
         else:
-            settings.base(model, way.parts)
+            trainable.base(model, way.parts)
         model.config = config
         return model
 
@@ -126,7 +126,7 @@ class Models:
             modules = [spec.model_dump(mode="json") for spec in together.bank.modules.values()]
             model = PerceptionModel(parse_config(content | {"modules": modules, "routing": ROUTERS[name]}, name))
             model.load_state_dict(together.state_dict(), strict=False)
-            settings.routing(model)
+            trainable.routing(model)
             tokens = [token for domain in ("source", *TARGETS) for token in self.tokens("sim_train", domain)]
             fit(model, self.tables, tokens, run)
 
@@ -143,7 +143,7 @@ class Models:
             model.config = config.model_copy(update={"modules": modules, "fusions": (text,)})
             add_fusion(model.bank, block)
             model.bank.activate(block)
-            settings.post_hoc(model, [fuse.key for fuse in fuses(block)])
+            trainable.post_hoc(model, [fuse.key for fuse in fuses(block)])
             fit(model, self.tables, self.tokens("sim_train", a) + self.tokens("sim_train", b), run)
 
         model = self.trained(run, train)

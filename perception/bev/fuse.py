@@ -1,4 +1,4 @@
-"""Fusion of the sensors on the bird's-eye grid."""
+"""Fusion of the sensors' BEV feature maps."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from perception.layers import ConvBlock
 
 
 class Fuse(nn.Module):
-    """Maps of the sensors, each on its own stride, -> (B, C, rows, columns) on the fused stride.
+    """BEV feature maps of the sensors, each at its own stride, -> (B, C, rows, columns) at the fused stride.
 
-    A missing sensor arrives as a map of zeros; training drops sensors now and then, so that the network knows it.
+    A missing sensor has a map of zeros; training drops sensors at random to learn this.
 
     Args:
         inputs: (channels, stride in pillars) of each sensor's map.
@@ -36,9 +36,9 @@ class Fuse(nn.Module):
         return fused
 
 
-class Alone(nn.Module):
-    """The map of the one sensor as it is."""
+class SingleSensor(nn.Module):
+    """The BEV feature map of a single sensor, unchanged."""
 
     def forward(self, maps: list[Tensor]) -> Tensor:
-        (alone,) = maps
-        return alone
+        (single,) = maps
+        return single

@@ -1,4 +1,4 @@
-"""A trunk that gives a map for each of its stages: SECOND's stages with a feature pyramid (Lin et al., 2017)."""
+"""A trunk with one output for each stage: SECOND's stages with a feature pyramid (Lin et al., 2017)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from perception.layers import ConvBlock
 class PyramidTrunk(nn.Module):
     """(B, C, rows, columns) -> (B, channels, ...) on the grid of each stage, finest first.
 
-    What the coarser stages see is added to the finer ones.
+    Features of coarser stages are added to the finer ones.
     """
 
     def __init__(self, config: Trunk, inputs: int) -> None:

@@ -1,4 +1,4 @@
-"""The 2-D trunk on the bird's-eye grid: SECOND's stages and their pyramid (Yan et al., 2018)."""
+"""The 2-D BEV trunk: stages and deblocks of SECOND (Yan et al., 2018)."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from perception.layers import ConvBlock
 
 
 class Trunk(nn.Module):
-    """(B, C, rows, columns) on the fused stride -> (B, channels, ...) on the heads' stride.
+    """(B, C, rows, columns) at the fused stride -> (B, channels, ...) at the heads' stride.
 
-    Each stage works on a coarser grid than the one before; the outputs of all are brought to the heads' grid.
+    Each stage is coarser than the one before; the deblocks (`lifts`) resample the outputs of all to the heads' grid.
     """
 
     def __init__(self, config: TrunkConfig, inputs: int, stride: int) -> None:

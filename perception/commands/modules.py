@@ -168,7 +168,7 @@ def _show_route(
     for route in model.routes:  # one for each group of tasks
         console.print(show_route.as_table(show_route.routing_table(route, model.bank)))
     if picture is not None:
-        show_route.picture(show_route.routing_table(model.routes[0], model.bank)).savefig(picture)
+        show_route.as_figure(show_route.routing_table(model.routes[0], model.bank)).savefig(picture)
 
 
 @app.command(epilog="Example: perception modules runs/a --load runs/rain/modules/rain.safetensors --out runs/both")

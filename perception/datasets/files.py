@@ -1,4 +1,4 @@
-"""Reading the sensor files of a drive, LiDAR sweeps and images; errors are one line."""
+"""Reads the sensor files of a drive: LiDAR sweeps and images."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _POINT_BYTES = 5 * 4  # x y z intensity ring, float32
 
 
 def read_points(path: Path) -> np.ndarray:
-    """(N, 5) float32 x y z (m, sensor frame), intensity (0-255), ring of a nuScenes .pcd.bin file.
+    """(N, 5) float32 x y z (m, sensor frame), intensity (0-255), ring from a nuScenes .pcd.bin file.
 
     Raises:
-        FileNotFoundError: there is no such file; a missing sensor is the caller's to handle.
+        FileNotFoundError: there is no such file; callers treat it as a missing sensor.
         InputError: the file is empty, truncated or holds numbers that are not finite.
     """
     content = _read(path)
@@ -37,37 +37,37 @@ def read_points(path: Path) -> np.ndarray:
     return points
 
 
-def read_picture(path: Path) -> np.ndarray:
-    """(H, W, 3) uint8 RGB, as recorded.
+def read_image(path: Path) -> np.ndarray:
+    """(H, W, 3) uint8 RGB of an image file, as recorded.
 
     Raises:
-        FileNotFoundError: there is no such file; a missing sensor is the caller's to handle.
+        FileNotFoundError: there is no such file; callers treat it as a missing sensor.
         InputError: the file is no image or is truncated.
     """
     content = _read(path)
     try:
-        return decode_picture(content)
+        return decode_image(content)
     except ValueError as error:
         raise InputError(f"{path}: {error} ({len(content)} bytes); copy the file again or delete it") from None
 
 
-def decode_picture(content: bytes) -> np.ndarray:
+def decode_image(content: bytes) -> np.ndarray:
     """(H, W, 3) uint8 RGB of a JPEG or PNG, as recorded.
 
     Raises:
-        ValueError: it is no image or is truncated.
+        ValueError: the content is no image or is truncated.
     """
-    # OpenCV fills the missing rest of a truncated JPEG with grey and returns it as if it were whole.
+    # OpenCV returns a truncated JPEG without an error, with the missing part grey.
     if content.startswith(b"\xff\xd8") and b"\xff\xd9" not in content[-64:]:
         raise ValueError("a truncated JPEG")
-    picture = None
+    image = None
     if content:
-        # The calibration belongs to the stored pixels, so an EXIF orientation must not turn them.
+        # The calibration refers to the stored pixels, so the EXIF orientation is ignored.
         flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
-        picture = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
-    if picture is None:
+        image = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
+    if image is None:
         raise ValueError("not a picture that can be decoded")
-    return cv2.cvtColor(picture, cv2.COLOR_BGR2RGB)
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
 def _read(path: Path) -> bytes:

@@ -1,4 +1,4 @@
-"""What training and evaluation need of recorded drives, whatever they are stored as. numpy only."""
+"""The interface of data sets of recorded drives for training and evaluation. numpy only."""
 
 from __future__ import annotations
 
@@ -16,41 +16,42 @@ if TYPE_CHECKING:
 
 
 class Keyframes(Protocol):
-    """Drives of keyframes, each known by its token: nuScenes' tables, or infos of mmdet3d."""
+    """Drives of keyframes with tokens: nuScenes' tables, or infos of mmdet3d."""
 
-    dataroot: Path  # the folder of samples/, and of maps/ where there are any
-    version: str  # of the tables; of infos the file's name
+    dataroot: Path  # the folder of samples/ and, if present, maps/
+    version: str  # of the tables; for infos the file's name
 
     def scenes(self, split: str | None = None, selectors: Sequence[str] = ()) -> list[str]:
-        """Names of the drives of a split (None or 'all': every drive), of those only the selected ones."""
+        """Names of the drives in a split (None or 'all': all drives), or of the selected ones among them."""
         ...
 
     def samples(self, split: str | None = None, selectors: Sequence[str] = ()) -> list[str]:
-        """Tokens of the keyframes, drive by drive in order of time; selectors as `select_samples`."""
+        """Tokens of the keyframes, drive by drive, in order of time; selectors as in `select_samples`."""
         ...
 
     def scene(self, sample: str) -> str:
-        """Name of the drive that a keyframe is from."""
+        """Name of the drive of a keyframe."""
         ...
 
     def timestamp(self, sample: str) -> int:
-        """When a keyframe was taken, us."""
+        """Time of a keyframe, us."""
         ...
 
     def conditions(self, sample: str) -> Conditions:
-        """What is known of the circumstances of a keyframe; reads no file."""
+        """The known conditions of a keyframe; reads no file."""
         ...
 
     def boxes(self, sample: str) -> Boxes | None:
-        """Annotations of a keyframe in the global frame; None where there are none at all."""
+        """Annotations of a keyframe in the global frame; None if the data set has no annotations."""
         ...
 
-    def racks(self) -> Mapping[str, list[list[float]]]:
-        """By token the annotated bicycle racks, each x y z, width length height (m), rotation w x y z; all global."""
+    def bicycle_racks(self) -> Mapping[str, list[list[float]]]:
+        """Annotated bicycle racks by token of the keyframe, each x y z, width length height (m), rotation w x y z,
+        in the global frame. The detection metric ignores bicycles and motorcycles inside them."""
         ...
 
     def map(self, location: str) -> MapExpansion | None:
-        """The HD map of a location; None where there is none."""
+        """The HD map of a location; None without one."""
         ...
 
     def frame(
@@ -63,18 +64,18 @@ class Keyframes(Protocol):
         lidar: bool = True,
         cameras: bool = True,
     ) -> Frame:
-        """What the sensors recorded at a keyframe; a sensor whose file is absent is missing in the frame."""
+        """The sensor data of a keyframe; sensors without a file are missing in the frame."""
         ...
 
 
 def select_scenes(names: list[str], selectors: Sequence[str], where: str) -> list[str]:
-    """Of these drives those that the selectors name; all without selectors.
+    """The drives that the selectors name; all without selectors.
 
     Args:
-        where: the drives are, for the error.
+        where: source of the drives, for the error.
 
     Raises:
-        InputError: a selector names none of them.
+        InputError: a selector names an unknown drive.
     """
     chosen = [_parse_selector(selector)[0] for selector in selectors]
     for name in chosen:
@@ -84,11 +85,11 @@ def select_scenes(names: list[str], selectors: Sequence[str], where: str) -> lis
 
 
 def select_samples(keyframes: Mapping[str, Sequence[str]], names: Sequence[str], selectors: Sequence[str]) -> list[str]:
-    """Tokens of the keyframes, drive by drive in order of time.
+    """Tokens of the keyframes, drive by drive, in order of time.
 
     Args:
-        keyframes: tokens of each drive.
-        names: drives to take, see `select_scenes`.
+        keyframes: drive -> tokens.
+        names: selected drives, see `select_scenes`.
         selectors: names of scenes, or `scene-0103:0-4` for its keyframes 0, 1, 2 and 3.
 
     Raises:
@@ -99,15 +100,16 @@ def select_samples(keyframes: Mapping[str, Sequence[str]], names: Sequence[str],
     tokens: dict[str, None] = {}
     for selector in selectors:
         name, start, stop = _parse_selector(selector)
-        own = keyframes[name]
-        if stop is not None and not start < stop <= len(own):
-            raise InputError(f"{selector}: {name} has keyframes 0 to {len(own) - 1}; in FIRST-END the end is left out")
-        tokens.update(dict.fromkeys(own[start:stop]))
+        of_scene = keyframes[name]
+        if stop is not None and not start < stop <= len(of_scene):
+            last = len(of_scene) - 1
+            raise InputError(f"{selector}: {name} has keyframes 0 to {last}; in FIRST-END the end is left out")
+        tokens.update(dict.fromkeys(of_scene[start:stop]))
     return list(tokens)
 
 
 def _parse_selector(selector: str) -> tuple[str, int, int | None]:
-    """('scene-0103', 0, 4) of 'scene-0103:0-4'; the end is None where the selector names a whole scene."""
+    """('scene-0103', 0, 4) for 'scene-0103:0-4'; the end is None for a whole scene."""
     match = re.fullmatch(r"([^:]+)(?::(\d+)-(\d+))?", selector)
     if match is None:
         raise InputError(f"{selector}: not a selector; write a scene's name, or NAME:FIRST-END for some keyframes")
@@ -116,5 +118,5 @@ def _parse_selector(selector: str) -> tuple[str, int, int | None]:
 
 
 def shortened(names: list[str]) -> str:
-    """The names in a line, of many only the first."""
+    """The names in one line, only the first ones if there are many."""
     return ", ".join(names) if len(names) <= 6 else f"{', '.join(names[:5])}, ... ({len(names)} in all)"

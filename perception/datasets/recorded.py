@@ -1,4 +1,4 @@
-"""Frames read from the sensor files of a dataroot, whatever tables name those files."""
+"""Frames from the sensor files of a dataroot, independent of the tables that name the files."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from perception.datasets.keyframes import Keyframes
 from perception.datasets.nuscenes.map_expansion import MapExpansion
 from perception.frame import Camera, Frame
 from perception.grid import Reference
-from perception.sensors.lidar.sweeps import Sweep, accumulated, global_from_reference
+from perception.sensors.lidar.sweeps import Sweep, accumulate_sweeps, global_from_reference
 
 SweepFile = tuple[str, int, np.ndarray, np.ndarray]  # file in the dataroot, us, global_from_ego, ego_from_lidar
 
 
 class RecordedKeyframes(Keyframes):
-    """Reads frames and maps; a data set says which files make a keyframe, and what is known of it."""
+    """Reads frames and maps; subclasses give the files, poses and labels of a keyframe."""
 
     def __init__(self, dataroot: Path) -> None:
         self.dataroot = dataroot
@@ -27,22 +27,23 @@ class RecordedKeyframes(Keyframes):
 
     @abstractmethod
     def _location(self, scene: str) -> str:
-        """Name of the map of a drive; '' if unknown."""
+        """Name of the location of a drive, which its map has too; '' if unknown."""
 
     @abstractmethod
     def _keyframe(self, sample: str) -> SweepFile:
-        """The LiDAR's file, with global_from_ego as the frame has it. InputError for an unknown sample."""
+        """The LiDAR's file with global_from_ego of the frame. InputError for an unknown sample."""
 
     @abstractmethod
     def _sweeps(self, sample: str, count: int) -> Iterable[SweepFile]:
-        """The keyframe's own, then those before it, latest first; only the product of the matrices counts."""
+        """The keyframe's sweep, then up to `count` earlier ones, latest first; only the product of the two matrices
+        is used."""
 
     @abstractmethod
     def _cameras(self, sample: str) -> dict[str, Camera]:
-        """Those whose file is there."""
+        """The cameras whose files exist."""
 
     def map(self, location: str) -> MapExpansion | None:
-        """The HD map of a location; None where there is none."""
+        """The HD map of a location; None without one."""
         if location not in self._maps:
             self._maps[location] = MapExpansion.load(self.dataroot, location)
         return self._maps[location]
@@ -57,12 +58,12 @@ class RecordedKeyframes(Keyframes):
         lidar: bool = True,
         cameras: bool = True,
     ) -> Frame:
-        """What the sensors recorded at a keyframe; a sensor whose file is absent is missing in the frame.
+        """The sensor data of a keyframe; sensors without a file are missing in the frame.
 
         Args:
             sample: token of the keyframe.
             grid_reference: the frame of reference of points and boxes, `ego` or `lidar`, at the LiDAR's time.
-            sweeps: how many LiDAR sweeps before the keyframe to add, moved by the vehicle's motion since.
+            sweeps: number of earlier LiDAR sweeps to add, compensated for the vehicle's motion.
             annotations: whether to read the boxes.
             lidar: whether to read the LiDAR.
             cameras: whether to read the images.
@@ -90,9 +91,9 @@ class RecordedKeyframes(Keyframes):
         )
 
     def _points(self, sample: str, sweeps: int, reference_from_global: np.ndarray) -> np.ndarray | None:
-        """(N, 5) of the keyframe, then of the sweeps before it, latest first; None without the keyframe.
+        """(N, 5) of the keyframe, then of earlier sweeps, latest first; None without the keyframe's file.
 
-        The devkit cannot read a drive with a missing sweep; here it is left out.
+        Missing earlier sweeps are skipped.
         """
         found: list[Sweep] = []
         for i, (file, timestamp, global_from_ego, ego_from_lidar) in enumerate(self._sweeps(sample, sweeps)):
@@ -103,4 +104,4 @@ class RecordedKeyframes(Keyframes):
                     return None
             else:
                 found.append(Sweep(points, timestamp, global_from_ego, ego_from_lidar))
-        return accumulated(found, found[0].timestamp, reference_from_global)
+        return accumulate_sweeps(found, found[0].timestamp, reference_from_global)

@@ -1,5 +1,4 @@
-"""Sensor corruptions, applied to arrays: noise, lost points, garbled packets, damaged pictures. numpy and
-OpenCV only.
+"""Sensor corruptions of arrays: noise, lost points, garbled packets, damaged images. numpy and OpenCV only.
 
 Hendrycks and Dietterich, "Benchmarking neural network robustness to common corruptions and perturbations", 2019;
 Dong et al., "Benchmarking robustness of 3D object detection to common corruptions", 2023.
@@ -18,12 +17,12 @@ REACH = 100.0  # m, the largest range that a packet can say
 
 
 def blurred(image: np.ndarray, pixels: float) -> np.ndarray:
-    """(H, W, 3) as through a smeared lens: a Gaussian of this standard deviation in recorded pixels."""
+    """(H, W, 3) blurred by a Gaussian with this standard deviation in recorded pixels."""
     return np.asarray(cv2.GaussianBlur(image, (0, 0), pixels))
 
 
 def noisy_image(image: np.ndarray, levels: float, rng: np.random.Generator) -> np.ndarray:
-    """(H, W, 3) uint8 with Gaussian noise of this standard deviation, in grey levels, on every value."""
+    """(H, W, 3) uint8 with Gaussian noise of this standard deviation in grey levels."""
     noise = rng.standard_normal(image.shape, np.float32)
     noise *= levels
     noise += image
@@ -31,14 +30,13 @@ def noisy_image(image: np.ndarray, levels: float, rng: np.random.Generator) -> n
 
 
 def damaged_image(image: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
-    """(H, W, 3) uint8 as a JPEG decodes whose bytes were garbled.
+    """(H, W, 3) uint8 as decoded from a JPEG with damaged bytes.
 
     A wrong byte derails the Huffman decoding up to the next restart marker, here the end of a row of 16 x 16 blocks:
-    the blocks from there on hold what belongs elsewhere, and all are off by one level, since the DC coefficients are
-    coded as differences.
+    blocks after it are shifted, and all are off by one level, because DC coefficients are coded as differences.
 
     Args:
-        share: of the rows of blocks that are hit.
+        share: of damaged rows of blocks.
     """
     rows, columns = image.shape[0] // MCU, image.shape[1] // MCU
     blocks = image[: rows * MCU, : columns * MCU].reshape(rows, MCU, columns, MCU, 3).copy()
@@ -54,22 +52,22 @@ def damaged_image(image: np.ndarray, share: float, rng: np.random.Generator) -> 
 
 
 def noisy_points(points: np.ndarray, metres: float, rng: np.random.Generator) -> np.ndarray:
-    """(N, 5) with Gaussian noise of this standard deviation on x, y and z."""
+    """(N, 5) with Gaussian noise of this standard deviation (m) on x, y and z."""
     noisy = points.copy()
     noisy[:, :3] += metres * rng.standard_normal((len(points), 3), np.float32)
     return noisy
 
 
 def thinned(points: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
-    """(M, 5): the points without this share of them, drawn at random."""
+    """(M, 5): the points without a random share of them."""
     return points[rng.random(len(points)) >= share]
 
 
 def garbled_points(points: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
-    """(N, 5) with garbage in the ranges and intensities of this share of the packets.
+    """(N, 5) with random ranges and intensities in this share of the packets.
 
-    A packet holds the returns of 2 degrees of azimuth of one sweep, here about the origin of the frame of reference.
-    Its bytes give any range up to 100 m and any intensity; directions are the scanner's own and stay.
+    A packet has the returns of 2 degrees of azimuth of one sweep, here about the origin of the frame of reference.
+    Ranges are up to 100 m; directions do not change.
     """
     azimuth = np.floor((np.arctan2(points[:, 1], points[:, 0]) + np.pi) / SECTOR).astype(np.int64)
     _, sweep = np.unique(points[:, 4], return_inverse=True)
@@ -83,7 +81,7 @@ def garbled_points(points: np.ndarray, share: float, rng: np.random.Generator) -
 
 
 def moved(points: np.ndarray, to_from: np.ndarray) -> np.ndarray:
-    """(N, 5) with x, y and z moved by a rigid motion (4, 4)."""
+    """(N, 5) with x, y and z transformed by a rigid motion (4, 4)."""
     placed = points.copy()
     move = to_from.astype(np.float32)
     placed[:, :3] = points[:, :3] @ move[:3, :3].T + move[:3, 3]
@@ -91,7 +89,7 @@ def moved(points: np.ndarray, to_from: np.ndarray) -> np.ndarray:
 
 
 def displacement(degrees: float, metres: float, rng: np.random.Generator) -> np.ndarray:
-    """(4, 4) rigid motion: a turn by so many degrees about a random axis, then a shift by so many metres anywhere."""
+    """(4, 4) rigid motion: rotation by these degrees about a random axis, shift by these metres in any direction."""
     axis, way = rng.standard_normal((2, 3))
     motion = np.eye(4)
     motion[:3, :3] = turned(-axis / np.linalg.norm(axis), np.radians(degrees))

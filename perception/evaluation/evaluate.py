@@ -1,4 +1,4 @@
-"""Run a predictor over a split and score it by the metrics of its tasks."""
+"""Runs a predictor over a split and scores it by the metrics of its tasks."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from perception.tasks.task import FrameWriter, Metric
 
 
 class Breakdown(NamedTuple):
-    """What to score besides the whole split.
+    """Scores besides those of the whole split.
 
     Attributes:
-        by: the parts along these axes, see `slices.AXES`.
-        corruptions: the split under these, see `robustness.CORRUPTIONS`, or `all` of the model's sensors.
+        by: axes to slice by, see `slices.AXES`.
+        corruptions: see `robustness.CORRUPTIONS`; `all` for those of the model's sensors.
     """
 
     by: Sequence[str] = ()
@@ -46,20 +46,20 @@ def evaluate(
 ) -> dict[str, Any]:
     """Score `predictor` on the samples of a split.
 
-    One frame at a time is held, and read without its annotations. Samples without any sensor file are scored
-    as well: the predictor gets a frame whose sensors are all missing.
+    One frame is held at a time, without its annotations. Samples without any sensor file are scored as well, as frames
+    with all sensors missing.
 
     Args:
-        split: official or custom split; None or "all" for every sample of the tables.
-        selectors: of the split only these scenes or keyframes (see NuScenesTables.samples); empty for all.
-        out: folder for `metrics.json`, what is returned, and the tasks' submissions, such as `results_nusc.json`.
-        spec: what the model sees; sensors that it lacks are not read.
-        console: where progress and tables go; standard output by default.
-        breakdown: what else to score.
+        split: official or custom split; None or "all" for all samples of the tables.
+        selectors: scenes or keyframes of the split (see NuScenesTables.samples); empty for all.
+        out: folder for `metrics.json`, the returned scores, and the tasks' submissions, such as `results_nusc.json`.
+        spec: inputs of the model; other sensors are not read.
+        console: for progress and tables; standard output by default.
+        breakdown: further scores.
 
     Returns:
-        `split`, `selectors`, `samples` (their number), the scores of each task (`Metric.scores`); `slices` as
-        `slice_scores` and `robustness` as the function of that name, where asked for. All of it is strict JSON.
+        `split`, `selectors`, `samples` (their number), the scores of each task (`Metric.scores`) and, if requested,
+        `slices` as returned by `slice_scores` and `robustness` as returned by `robustness`; all strict JSON.
 
     Raises:
         InputError: an unknown split, scene, axis or corruption, a damaged file, or a folder that cannot be written.
@@ -87,7 +87,7 @@ def evaluate(
 
 
 def _frames(tables: Keyframes, samples: Iterable[str], spec: InputSpec) -> Iterator[Frame]:
-    """The keyframes with what the model sees, without annotations."""
+    """The keyframes with the model's inputs, without annotations."""
     for token in samples:
         yield tables.frame(
             token,
@@ -106,7 +106,7 @@ def _predicted(
     spec: InputSpec,
     out: Path,
 ) -> tuple[list[Known], dict[str, Metric[Any]]]:
-    """What is known of the frames, and the metrics of the tasks that were predicted in them."""
+    """Conditions and scenes of the frames, and the metrics of the tasks that were predicted in them."""
     known: list[Known] = []
     metrics: dict[str, Metric[Any]] = {}
     writers: dict[str, FrameWriter] = {}

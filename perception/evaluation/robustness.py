@@ -1,9 +1,9 @@
-"""Robustness: a model's scores under each corruption at three levels, compared with the clean ones.
+"""Robustness: a model's scores under each corruption at three levels, relative to the clean ones.
 
 Dong et al., "Benchmarking robustness of 3D object detection to common corruptions", 2023; Hendrycks and Dietterich,
 "Benchmarking neural network robustness to common corruptions and perturbations", 2019. As there, the resilience to a
-corruption is the share that is left, on average over its levels, of the clean main score of the first task that has
-one (NDS of detection); mRA is the mean over corruptions.
+corruption is the mean over its levels of the main score relative to the clean one, for the first task with a main score
+(NDS of detection); mRA is the mean over corruptions.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Change = Callable[[np.ndarray, float, np.random.Generator], np.ndarray]  # of po
 
 @dataclass(frozen=True)
 class Corruption:
-    """One thing that goes wrong with a sensor, mild, medium and severe."""
+    """A corruption of a sensor at a mild, a medium and a severe level."""
 
     sensor: str  # "lidar" or "camera"
     levels: tuple[float, ...]
@@ -89,10 +89,10 @@ CORRUPTIONS = {
 
 
 def chosen_corruptions(names: Sequence[str], sensors: Sequence[str]) -> list[str]:
-    """The corruptions of these names, or `all` that concern the model's sensors.
+    """The corruptions with these names, or `all` for those of the model's sensors.
 
     Raises:
-        InputError: there is none of that name, or it is of a sensor that the model does not see.
+        InputError: an unknown corruption, or one of a sensor that the model does not have.
     """
     possible = [name for name, corruption in CORRUPTIONS.items() if corruption.sensor in sensors]
     for name in names:
@@ -110,18 +110,18 @@ def robustness(
 ) -> dict[str, Any]:
     """Scores of `predictor` under each corruption at each of its levels.
 
-    What is random is drawn from the corruption's name, its level and the frame alone, so that every model meets the
-    same frames; a displaced sensor stays where it is for the whole evaluation.
+    Random draws depend only on the corruption's name, its level and the frame, so that all models get the same frames;
+    a displaced sensor has the same pose for the whole evaluation.
 
     Args:
-        frames: gives those of the metrics again, in their order, without annotations, for a purpose in words.
-        metrics: by task, of the same frames as they were recorded.
+        frames: returns the frames of the metrics again, in their order, without annotations; its argument describes the
+            purpose, for progress.
+        metrics: task -> metric of the frames without corruption.
         names: keys of CORRUPTIONS.
 
     Returns:
-        `mRA`, and by corruption under `corruptions` its `unit`, `levels` (each `level`, and the numbers of the tasks'
-        `Metric.part`) and `resilience`. A share is None where the clean score is 0 or not
-        defined.
+        `mRA`, and under `corruptions` for each its `unit`, `levels` (each `level` with the numbers of the tasks'
+        `Metric.part`) and `resilience`. A relative score is None where the clean score is 0 or undefined.
     """
     main = next((metric.main for metric in metrics.values() if metric.main), None)
     clean: dict[str, Any] = {}
@@ -147,7 +147,7 @@ def _add(
     name: str,
     level: float,
 ) -> int:
-    """Add what is predicted in the corrupted frames to the metrics; returns how many they are."""
+    """Add the predictions on the corrupted frames to the metrics; returns the number of frames."""
     count = 0
     for frame in frames:
         count += 1
@@ -161,7 +161,7 @@ def _add(
 
 
 def robustness_table(metrics: dict[str, Any]) -> Table:
-    """A row for each corruption and level, below the clean scores."""
+    """A table with a row for each corruption and level, below the clean scores."""
     table = Table(title=f"corrupted sensors: mRA {shown(metrics['mRA'])}")
     table.add_column("corruption")
     table.add_column("level")

@@ -1,4 +1,4 @@
-"""Scores by condition, city, scene and range: where a model is good, and where it is not."""
+"""Scores by condition, city, scene and range."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ Scores = dict[str, Any]
 
 
 class Known(NamedTuple):
-    """What is known of a frame that was scored."""
+    """Condition and scene of a scored frame."""
 
     scene: str
     conditions: Conditions
 
 
 def check_axes(by: Sequence[str]) -> None:
-    """Raises InputError where there is nothing of that name to slice by."""
+    """Raise InputError for an unknown axis."""
     for axis in by:
         if axis not in AXES:
             raise InputError(f"--by {axis}: cannot slice by it; one or more of {','.join(AXES)}")
@@ -35,15 +35,16 @@ def check_axes(by: Sequence[str]) -> None:
 def slice_scores(
     frames: Sequence[Known], metrics: Mapping[str, Metric[Any]], by: Sequence[str]
 ) -> dict[str, dict[str, Scores]]:
-    """Scores of each part of the frames, or of all frames within a range, as if that part were all there is.
+    """Scores of each subset of the frames along the axes, or of all frames within a range, as if there were no others.
 
     Args:
         frames: in the order in which they were added to the metrics.
         metrics: by task.
-        by: which of AXES. `condition` is weather and light; a frame of which one is not known is in no part of it.
+        by: some of AXES. `condition` is weather and light; frames where one of them is unknown are in none of its
+            subsets.
 
     Returns:
-        By axis and part: `samples`, and what `Metric.part` gives for each task.
+        Axis -> subset -> `samples`, and the result of `Metric.part` for each task.
 
     Raises:
         InputError: the frames have no annotations.
@@ -61,7 +62,7 @@ def slice_scores(
 def part_scores(
     metrics: Mapping[str, Metric[Any]], frames: np.ndarray, bounds: tuple[float, float] | None = None
 ) -> Scores:
-    """`samples`, and what `Metric.part` gives for each task."""
+    """`samples`, and the result of `Metric.part` for each task."""
     scores: Scores = {"samples": int(frames.sum())}
     for metric in metrics.values():
         scores |= metric.part(frames, bounds)
@@ -69,7 +70,7 @@ def part_scores(
 
 
 def _parts(frames: Sequence[Known], axis: str) -> Iterator[tuple[str, np.ndarray]]:
-    """Name and frames (F,) bool of each part that there is."""
+    """Name and frames (F,) bool of each non-empty subset."""
     if axis == "scene":
         scenes = np.array([frame.scene for frame in frames])
         yield from ((str(name), scenes == name) for name in np.unique(scenes))
@@ -80,12 +81,12 @@ def _parts(frames: Sequence[Known], axis: str) -> Iterator[tuple[str, np.ndarray
 
 
 def numbers(scores: Scores) -> dict[str, float | None]:
-    """Those that tables show."""
+    """The scores that tables show."""
     return {name: value for name, value in scores.items() if not isinstance(value, dict | str)}
 
 
 def slice_table(slices: dict[str, dict[str, Scores]]) -> Table:
-    """A row for each part."""
+    """A table with a row for each subset."""
     table = Table(title="by " + ", ".join(slices))
     table.add_column("part")
     parts = [part for each in slices.values() for part in each.values()]

@@ -1,6 +1,10 @@
-"""The bridge to mmdet3d, in three ways.
+"""The bridge to mmdet3d.
 
-Its trained networks become ours: `config.py` reads its configurations and `checkpoint.py` its checkpoints, neither of
-which runs foreign code or needs mmdet3d. Its detectors carry our modules: `foreign.py`, `adapt.py`. Our model is one of
-its models: `registered.py`, `metric.py`. `install.py` imports mmdet3d itself.
+- Import of trained networks (`importing.py`): `flat_config.py` reads configurations and `checkpoint.py` checkpoints;
+  neither runs foreign code or needs mmdet3d.
+- Modules on mmdet3d's detectors: `foreign.py`, `adapt.py`.
+- Our model registered in mmdet3d: `registered.py`, `metric.py`.
+- Our keyframes from mmdet3d's infos: `infos.py`.
+
+`install.py` imports mmdet3d itself.
 """

@@ -1,4 +1,4 @@
-"""Post-hoc adaptation of a foreign backbone: a new module learns from mmdet3d's own losses and data pipeline."""
+"""Post-hoc adaptation of a foreign backbone: trains a new module with mmdet3d's losses and data pipeline."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from perception.mmdet3d.foreign_config import FILE, ForeignConfig, write_foreign
 from perception.modules.aggregation.composition import Parallel
 from perception.modules.spec import Module
 from perception.section import Section, parse_section
-from perception.training import settings
+from perception.training import trainable
 
-GRADIENT_CLIP = 35.0  # largest norm, as CenterPoint's
-# It pastes objects cut out of other frames, from a database that mmdet3d's create_data.py makes of a whole data set.
-LEFT_OUT = "ObjectSample"
-NO_OPERATOR = ("is not implemented on CPU", "implementation for device")  # how mmcv says so
+GRADIENT_CLIP = 35.0  # maximum norm, as in CenterPoint
+# Ground-truth pasting needs a database that mmdet3d's create_data.py makes of a whole data set.
+SKIPPED_STEP = "ObjectSample"
+MISSING_OPERATOR = ("is not implemented on CPU", "implementation for device")  # in mmcv's error messages
 
 
-class _Addition(Section):
+class _NewModule(Section):
     module: Module
 
 
@@ -43,27 +43,27 @@ def adapt_foreign(
     steps: int,
     learning_rate: float,
 ) -> Path:
-    """Train a new module on the frozen detector, with its other modules at rest; returns the module's file.
+    """Train a new module on the frozen detector, without its other modules; returns the module's file.
 
-    The detector and its earlier modules keep every bit. RUN/modules gets the module, RUN/foreign.yaml the detector with
-    it, to go on from.
+    The detector and its earlier modules do not change. Writes the module to RUN/modules, and the configuration of the
+    detector with it to RUN/foreign.yaml.
 
     Args:
         module: its name, kind, slots and options; trained on the frames that have all the conditions in its `when`.
         split: of the tables.
-        selectors: of the split only these scenes or keyframes; empty for all.
-        learning_rate: peak of the one-cycle schedule.
+        selectors: scenes or keyframes of the split to train on; empty for all.
+        learning_rate: maximum of the one-cycle schedule.
 
     Raises:
         InputError: as `load_foreign` and `fit`; an unknown kind, slot or condition; no frame under the conditions; or
-            RUN already trained.
+            RUN is already trained.
     """
     if (run / FILE).exists():
         raise InputError(f"{run}: holds a trained run already; choose another --out")
-    spec: Any = parse_section(_Addition, {"module": module}, f"module {module.get('name')}").module
+    spec: Any = parse_section(_NewModule, {"module": module}, f"module {module.get('name')}").module
     trunk = load_foreign(config)
     trunk.bank.add(spec)
-    tokens = settings.under(tables, tables.samples(split, selectors), spec.when)
+    tokens = trainable.with_conditions(tables, tables.samples(split, selectors), spec.when)
     if not tokens:
         raise InputError(f"{tables.dataroot}: no keyframe of the split is known to have {', '.join(spec.when)}")
     annotations = run / "annotations.json"
@@ -75,15 +75,15 @@ def adapt_foreign(
     return file
 
 
-def training_set(theirs: Any, tables: NuScenesTables, annotations: Path) -> Any:
-    """The dataset of the configuration, with its pipeline, on these annotations (`annotation_file.py`)."""
+def training_set(config: Any, tables: NuScenesTables, annotations: Path) -> Any:
+    """The training set of an mmdet3d configuration, with its pipeline, on these annotations (`annotation_file.py`)."""
     from mmdet3d.registry import DATASETS
 
-    content = theirs.train_dataloader.dataset
-    while "dataset" in content:  # wrappers that repeat frames with rare classes
+    content = config.train_dataloader.dataset
+    while "dataset" in content:  # wrappers for class-balanced sampling
         content = content.dataset
     content = content.copy()
-    content.pipeline = [step for step in content.pipeline if step.type != LEFT_OUT]
+    content.pipeline = [step for step in content.pipeline if step.type != SKIPPED_STEP]
     content.update(data_root=str(tables.dataroot), ann_file=str(annotations.resolve()))
     return DATASETS.build(content)
 
@@ -91,7 +91,7 @@ def training_set(theirs: Any, tables: NuScenesTables, annotations: Path) -> Any:
 def fit(
     trunk: ForeignTrunk, name: str, frames: Any, config: ForeignConfig, steps: int, learning_rate: float
 ) -> list[float]:
-    """Train this module alone, active; returns the loss of each step.
+    """Train the module with this name as the only active one; returns the loss of each step.
 
     Raises:
         InputError: the loss is not finite, or mmcv lacks an operator for this device.
@@ -101,7 +101,7 @@ def fit(
     bank.activate(Parallel(name))
     bank.train(name)
     set_seed(config.seed)
-    optimizer = settings.optimizer_of(detector, learning_rate, decay=0.0)
+    optimizer = trainable.optimizer_of(detector, learning_rate, decay=0.0)
     schedule = OneCycleLR(optimizer, learning_rate, total_steps=steps + 1)
     losses: list[float] = []
     for _, batch in zip(track(range(steps), "training", transient=True), _batches(frames, config), strict=False):
@@ -109,7 +109,7 @@ def fit(
         if not torch.isfinite(loss):
             raise InputError(f"{config.name}: the loss at step {len(losses)} is {loss.item()}; lower --learning-rate")
         loss.backward()
-        torch.nn.utils.clip_grad_norm_([p for _, p in settings.trainable(detector)], GRADIENT_CLIP)
+        torch.nn.utils.clip_grad_norm_([p for _, p in trainable.parameters(detector)], GRADIENT_CLIP)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
@@ -121,7 +121,7 @@ def fit(
 
 
 def _batches(frames: Any, config: ForeignConfig) -> Iterator[Any]:
-    """Shuffled, without end."""
+    """Shuffled batches, endlessly."""
     from mmengine.dataset import pseudo_collate
 
     order = torch.Generator().manual_seed(config.seed)
@@ -135,7 +135,7 @@ def _loss(detector: Any, batch: Any) -> Tensor:
     try:
         loss, _ = detector.parse_losses(detector(**detector.data_preprocessor(batch, True), mode="loss"))
     except (NotImplementedError, RuntimeError) as error:
-        if not any(words in str(error) for words in NO_OPERATOR):
+        if not any(words in str(error) for words in MISSING_OPERATOR):
             raise
         raise InputError(
             f"mmcv: {' '.join(str(error).split())}: sparse convolutions run on a GPU, with a build of mmcv for CUDA"

@@ -1,6 +1,6 @@
-"""Our tables as the annotation file ("infos", version 2) that mmdet3d's NuScenesDataset and NuScenesMetric read.
+"""Writes nuScenes tables as the annotation file ("infos", version 2) of mmdet3d's NuScenesDataset and NuScenesMetric.
 
-Written as JSON: mmdet3d picks the reader by the file's name, and nothing is unpickled.
+It is JSON instead of a pickle; mmdet3d chooses the reader by the file's suffix.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from perception.datasets.nuscenes.tables import Recording
 from perception.errors import InputError
 from perception.frame import ATTRIBUTES, CAMERAS, CLASSES, LIDAR, Boxes
 
-_SWEEPS = 10  # before each keyframe, as mmdet3d's converter lists
-# The order of mmdet3d's NuScenesDataset.METAINFO, which labels in the file refer to.
+_SWEEPS = 10  # before each keyframe, as in mmdet3d's converter
+# The order of labels in mmdet3d's NuScenesDataset.METAINFO.
 LABELS = (
     "car", "truck", "trailer", "bus", "construction_vehicle", "bicycle", "motorcycle", "pedestrian", "traffic_cone",
     "barrier",
@@ -27,7 +27,7 @@ LABELS = (
 
 
 def write(path: Path, tables: NuScenesTables, samples: Sequence[str]) -> None:
-    """Write the file for these keyframes; those without their LiDAR file are left out, as mmdet3d needs it.
+    """Write the file for these keyframes, except those without their LiDAR file, which mmdet3d needs.
 
     Args:
         path: ends in .json.
@@ -35,8 +35,8 @@ def write(path: Path, tables: NuScenesTables, samples: Sequence[str]) -> None:
     Raises:
         InputError: no keyframe has its LiDAR file, or the disk is full.
     """
-    there = [s for s in samples if (tables.dataroot / tables.recordings.keyframes[s][LIDAR].file).exists()]
-    if not there:
+    available = [s for s in samples if (tables.dataroot / tables.recordings.keyframes[s][LIDAR].file).exists()]
+    if not available:
         raise InputError(f"{tables.dataroot}: none of the {len(samples)} keyframes has its LiDAR file")
     content = {
         "metainfo": {
@@ -45,7 +45,7 @@ def write(path: Path, tables: NuScenesTables, samples: Sequence[str]) -> None:
             "version": tables.version,
             "info_version": "1.1",
         },
-        "data_list": [_entry(tables, sample, i) for i, sample in enumerate(there)],
+        "data_list": [_entry(tables, sample, i) for i, sample in enumerate(available)],
     }
     path.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(path, json.dumps(content).encode())
@@ -81,21 +81,22 @@ def _entry(tables: NuScenesTables, sample: str, index: int) -> dict[str, Any]:
 
 
 def _sweep(tables: NuScenesTables, recording: Recording, global_from_lidar: np.ndarray) -> dict[str, Any]:
-    """mmdet3d places a sweep's points as p @ R - t, where t must be what it takes to be `lidar2sensor`'s translation.
+    """The entry of an earlier sweep, such that mmdet3d places its points correctly.
 
-    Its own converter writes the translation of the inverse there, which puts sweeps beside their place in turns.
+    mmdet3d computes p @ R - t from rotation and translation of `lidar2sensor`, so t is minus the translation of
+    lidar_from_sensor. Its own converter writes the translation of the inverse, which misplaces sweeps in turns.
     """
     pose, ego_from_lidar = _pose(tables, recording)
     lidar_from_sensor = np.linalg.inv(global_from_lidar) @ pose @ ego_from_lidar
-    placing = np.eye(4)
-    placing[:3, :3], placing[:3, 3] = lidar_from_sensor[:3, :3].T, -lidar_from_sensor[:3, 3]
+    lidar2sensor = np.eye(4)
+    lidar2sensor[:3, :3], lidar2sensor[:3, 3] = lidar_from_sensor[:3, :3].T, -lidar_from_sensor[:3, 3]
     return {
         "timestamp": 1e-6 * recording.timestamp,
         "ego2global": pose.tolist(),
         "lidar_points": {
             "lidar_path": recording.file,
             "lidar2ego": ego_from_lidar.tolist(),
-            "lidar2sensor": placing.tolist(),
+            "lidar2sensor": lidar2sensor.tolist(),
         },
     }
 
@@ -118,23 +119,23 @@ def _pose(tables: NuScenesTables, recording: Recording) -> tuple[np.ndarray, np.
 
 
 def _instances(boxes: Boxes) -> list[dict[str, Any]]:
-    """Boxes in the LiDAR's frame: middle, length along x, width along y, height, yaw; their points are not told apart
-    by sensor, so all count as LiDAR's."""
-    middles, sizes = boxes.centers.tolist(), boxes.sizes[:, [1, 0, 2]].tolist()
+    """Boxes in the LiDAR's frame: centre, length, width, height, yaw. `num_lidar_pts` includes RADAR points, because
+    `Boxes.num_points` is their sum."""
+    centers, sizes = boxes.centers.tolist(), boxes.sizes[:, [1, 0, 2]].tolist()
     return [
         {
             "bbox_label": LABELS.index(CLASSES[label]),
             "bbox_label_3d": LABELS.index(CLASSES[label]),
-            "bbox_3d": [*middle, *size, yaw],
+            "bbox_3d": [*center, *size, yaw],
             "velocity": velocity,
             "num_lidar_pts": points,
             "num_radar_pts": 0,
             "bbox_3d_isvalid": points > 0,
             "attr_label": attribute if attribute >= 0 else len(ATTRIBUTES),
         }
-        for label, middle, size, yaw, velocity, points, attribute in zip(
+        for label, center, size, yaw, velocity, points, attribute in zip(
             boxes.labels.tolist(),
-            middles,
+            centers,
             sizes,
             boxes.yaws.tolist(),
             boxes.velocities[:, :2].tolist(),

@@ -1,8 +1,8 @@
-"""CenterPoint of mmdet3d on pillars (Yin et al., 2021) becomes our network, with the same outputs.
+"""Converts mmdet3d's CenterPoint on pillars (Yin et al., 2021) to our network, with the same outputs.
 
-What differs is settled in the weights: their sizes are length, width, height, ours width, length, height; they see
-positions in metres, our pillar encoder sees them scaled; their normalisations have other epsilons. Offsets, heights
-(of the middle of a box), sine and cosine of the yaw and velocities mean the same, in the LiDAR's own frame.
+The weights absorb the differences: sizes are length, width, height in mmdet3d and width, length, height in ours;
+positions are in metres in mmdet3d and scaled in our pillar encoder; the epsilons of normalisations differ. Offsets,
+heights (of box centres), sine and cosine of the yaw and velocities agree, in the LiDAR's frame.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from torch import Tensor
 
 from perception.config import Config, Model, Trunk
 from perception.frame import CLASSES
-from perception.mmdet3d.checkpoint import same_norms, take
-from perception.mmdet3d.config import Settings
-from perception.mmdet3d.pillars import FIRST, grid, lidar
-from perception.mmdet3d.second import same_lifts, trunk, trunk_modules
+from perception.mmdet3d.checkpoint import convert_norm_epsilons, renamed_state
+from perception.mmdet3d.flat_config import ConfigSection
+from perception.mmdet3d.pillar_config import POINT_WEIGHTS, grid_config, lidar_config
+from perception.mmdet3d.second import transpose_unit_stride_deblocks, trunk_config, trunk_names
 from perception.model import PerceptionModel
 from perception.tasks.detection.center_head import map_name
 from perception.tasks.detection.config import DetectionHead, Suppression
 
-# Of PillarFeatureNet: what is served, and mmdet3d's default.
-SEEN = {
+# Settings of PillarFeatureNet: supported value, mmdet3d's default.
+ENCODER_SETTINGS = {
     "in_channels": (5, 4),
     "with_distance": (False, False),
     "with_cluster_center": (True, True),
@@ -31,7 +31,7 @@ SEEN = {
     "legacy": (False, True),
     "mode": ("max", "max"),
 }
-NAMES = {
+NAMES = {  # our branch of the head -> mmdet3d's
     "heatmap": "heatmap",
     "offset": "reg",
     "height": "height",
@@ -41,44 +41,44 @@ NAMES = {
 }
 
 
-def convert(config: Settings, checkpoint: Path, state: Mapping[str, Tensor]) -> tuple[Config, PerceptionModel]:
+def convert(config: ConfigSection, checkpoint: Path, state: Mapping[str, Tensor]) -> tuple[Config, PerceptionModel]:
     """Our configuration and network.
 
     Args:
         config: the whole configuration.
         checkpoint: path, for messages.
-        state: of the checkpoint.
+        state: the `state_dict` of the checkpoint.
 
     Raises:
-        InputError: settings without a counterpart here, or keys that are missing or unexpected.
+        InputError: unsupported settings, or missing or unexpected keys.
     """
-    theirs = config.part("model")
-    encoder = theirs.part("pts_voxel_encoder")
+    model = config.part("model")
+    encoder = model.part("pts_voxel_encoder")
     if len(encoder["feat_channels"]) != 1:
-        raise encoder.refused(f"{len(encoder['feat_channels'])} layers, ours has one")
-    head = _head(theirs)
-    ours = Config(
+        raise encoder.unsupported(f"{len(encoder['feat_channels'])} layers, ours has one")
+    head = _head(model)
+    converted = Config(
         name=config.path.stem,
-        grid=grid(theirs),
+        grid=grid_config(model),
         model=Model(
-            lidar=lidar(config, "PillarFeatureNet", SEEN),
+            lidar=lidar_config(config, "PillarFeatureNet", ENCODER_SETTINGS),
             fusion=False,
             fused_channels=encoder["feat_channels"][-1],
-            trunk=trunk(theirs.part("pts_backbone"), theirs.part("pts_neck")),
+            trunk=trunk_config(model.part("pts_backbone"), model.part("pts_neck")),
         ),
         tasks={"detection": head},
     )
-    network = PerceptionModel(ours)
-    weights = take(state, network.state_dict(), _modules(ours.model.trunk, head), checkpoint)
-    weights[FIRST] = weights[FIRST] / network.lidar.scale
-    same_lifts(weights, theirs.part("pts_neck"))
-    bbox_head = theirs.part("pts_bbox_head")
-    same_norms(
+    network = PerceptionModel(converted)
+    weights = renamed_state(state, network.state_dict(), _modules(converted.model.trunk, head), checkpoint)
+    weights[POINT_WEIGHTS] = weights[POINT_WEIGHTS] / network.lidar.scale
+    transpose_unit_stride_deblocks(weights, model.part("pts_neck"))
+    bbox_head = model.part("pts_bbox_head")
+    convert_norm_epsilons(
         weights,
         {
-            "lidar.": (theirs.part("pts_voxel_encoder"), 1e-3),
-            "trunk.stages.": (theirs.part("pts_backbone"), 1e-3),
-            "trunk.lifts.": (theirs.part("pts_neck"), 1e-3),
+            "lidar.": (model.part("pts_voxel_encoder"), 1e-3),
+            "trunk.stages.": (model.part("pts_backbone"), 1e-3),
+            "trunk.lifts.": (model.part("pts_neck"), 1e-3),
             "heads.detection.shared.": (bbox_head, 1e-5),
             "heads.detection.branches.": (bbox_head.part("separate_head"), 1e-5),
         },
@@ -88,10 +88,10 @@ def convert(config: Settings, checkpoint: Path, state: Mapping[str, Tensor]) -> 
             name = f"heads.detection.branches.{map_name(head, 'size', i)}.1.layer.{leaf}"
             weights[name] = weights[name][[1, 0, 2]]
     network.load_state_dict(weights)
-    return ours, network.eval()
+    return converted, network.eval()
 
 
-def _head(model: Settings) -> DetectionHead:
+def _head(model: ConfigSection) -> DetectionHead:
     head, testing = model.part("pts_bbox_head"), model.part("test_cfg").part("pts")
     separate, coder = head.part("separate_head"), head.part("bbox_coder")
     head.require("type", "CenterHead")
@@ -105,7 +105,7 @@ def _head(model: Settings) -> DetectionHead:
     separate.require("head_conv", channels, default=64)
     groups = tuple(tuple(task["class_names"]) for task in head["tasks"])
     if tuple(name for group in groups for name in group) != CLASSES:
-        raise head.refused(f"the classes of its tasks must be, in this order, {', '.join(CLASSES)}")
+        raise head.unsupported(f"the classes of its tasks must be, in this order, {', '.join(CLASSES)}")
     return DetectionHead(
         channels=channels,
         groups=groups,
@@ -116,35 +116,34 @@ def _head(model: Settings) -> DetectionHead:
     )
 
 
-def _suppression(coder: Settings, testing: Settings) -> Suppression:
+def _suppression(coder: ConfigSection, testing: ConfigSection) -> Suppression:
     testing.require("nms_type", "circle", "rotate")
     limits, circle = coder["post_center_range"], testing["nms_type"] == "circle"
-    if not circle:  # there they are cut a second time
+    if not circle:  # the boxes are filtered by range and score a second time
         testing.require("post_center_limit_range", limits)
         testing.require("score_threshold", coder["score_threshold"])
         if testing["pre_max_size"] < coder["max_num"]:
-            raise testing.refused(f"pre_max_size must be at least bbox_coder.max_num, {coder['max_num']}")
+            raise testing.unsupported(f"pre_max_size must be at least bbox_coder.max_num, {coder['max_num']}")
     return Suppression(
         threshold=coder["score_threshold"],
         low=limits[:3],
         high=limits[3:],
         kind="circle" if circle else "rotated",
-        radii=tuple(radius**0.5 for radius in testing["min_radius"])
-        if circle
-        else (),  # theirs are squares of distances
+        # mmdet3d's min_radius is a squared distance.
+        radii=tuple(radius**0.5 for radius in testing["min_radius"]) if circle else (),
         overlap=testing.get("nms_thr", 0.2),
         most=testing["post_max_size"],
     )
 
 
 def _modules(trunk: Trunk, head: DetectionHead) -> dict[str, str]:
-    """Our module -> theirs."""
+    """Our module name -> mmdet3d's."""
     modules = {
         "lidar.layers.0.points.layer": "pts_voxel_encoder.pfn_layers.0.linear",
         "lidar.layers.0.norm.layer": "pts_voxel_encoder.pfn_layers.0.norm",
         "heads.detection.shared.conv.layer": "pts_bbox_head.shared_conv.conv",
         "heads.detection.shared.norm.layer": "pts_bbox_head.shared_conv.bn",
-        **trunk_modules(trunk),
+        **trunk_names(trunk),
     }
     for i in range(len(head.groups)):
         for ours, name in NAMES.items():

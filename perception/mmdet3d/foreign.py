@@ -1,7 +1,7 @@
-"""A detector of mmdet3d with slots around its layers, so that modules attach to it as they do to our own network.
+"""An mmdet3d detector with slots around its layers, so that modules attach to it as to our own network.
 
-The detector stays what it is: its own data pipeline, losses, decoding. No router chooses its modules; the bank's
-`activate` does. Without an active module it computes what it did without slots, bit for bit.
+The detector keeps its data pipeline, losses and decoding. Its modules are chosen by `Bank.activate`, not by a router.
+Without an active module its outputs are bit-identical to those without slots.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from accelerate.utils import set_seed
 from torch import nn
 
 from perception.errors import InputError
-from perception.layers import slotted
-from perception.mmdet3d.checkpoint import read_state, require_fit
+from perception.layers import add_slots
+from perception.mmdet3d.checkpoint import read_state, require_same_keys
 from perception.mmdet3d.foreign_config import ForeignBackbone, ForeignConfig
 from perception.mmdet3d.install import import_mmdet3d
 from perception.modules.bank import Bank
@@ -24,28 +24,32 @@ from perception.modules.computation.computation import LAYERS
 
 
 class ForeignTrunk(NamedTuple):
-    detector: Any  # a BaseModel of MMEngine, in evaluation mode
+    detector: Any  # a BaseModel of MMEngine
     bank: Bank
     config: Any  # MMEngine's Config
 
 
 def load_foreign(config: ForeignConfig) -> ForeignTrunk:
-    """The detector with slots and the modules of the configuration, none of them active.
+    """The detector in evaluation mode, with slots and the modules of the configuration, none of them active.
 
     Raises:
         InputError: mmdet3d is not installed, the configuration does not build, the checkpoint does not fit it, or a
-            pattern or module fits no layer.
+            pattern or module matches no layer.
     """
-    theirs = read_config(config.backbone)
+    mmdet3d_config = read_config(config.backbone)
     set_seed(config.seed)
-    detector = _build(theirs, config.backbone)
-    trunk = ForeignTrunk(detector.eval(), with_slots(detector, config.backbone.slots), theirs)
+    detector = _build(mmdet3d_config, config.backbone)
+    trunk = ForeignTrunk(detector.eval(), wrap_layers(detector, config.backbone.slots), mmdet3d_config)
     trunk.bank.load(*map(Path, config.modules))
     return trunk
 
 
 def read_config(backbone: ForeignBackbone) -> Any:
-    """MMEngine's Config of a file, or of a configuration that comes with mmdet3d."""
+    """MMEngine's Config of a file or of a configuration that comes with mmdet3d; runs the file.
+
+    Raises:
+        InputError: mmdet3d is not installed, or there is no such configuration or it fails.
+    """
     mmdet3d = import_mmdet3d()
     from mmengine.config import Config
 
@@ -60,58 +64,57 @@ def read_config(backbone: ForeignBackbone) -> Any:
         return Config.fromfile(file)
     except ImportError as error:
         raise InputError(
-            f"{file}: what its custom_imports name cannot be imported ({_line(_first(error))}); the folder that has it "
-            "must be on PYTHONPATH, with its operators compiled. `projects`, such as BEVFusion, are in mmdet3d's "
-            "repository and not in its package"
+            f"{file}: what its custom_imports name cannot be imported ({_one_line(_root_cause(error))}); the folder "
+            "that has it must be on PYTHONPATH, with its operators compiled. `projects`, such as BEVFusion, are in "
+            "mmdet3d's repository and not in its package"
         ) from None
     except Exception as error:  # the file is a program
-        raise InputError(f"{file}: cannot be read as a configuration of mmdet3d ({_line(error)})") from None
+        raise InputError(f"{file}: cannot be read as a configuration of mmdet3d ({_one_line(error)})") from None
 
 
-def _build(theirs: Any, backbone: ForeignBackbone) -> Any:
+def _build(config: Any, backbone: ForeignBackbone) -> Any:
     from mmdet3d.registry import MODELS
     from mmengine.logging import MMLogger
 
-    MMLogger.get_current_instance().setLevel("WARNING")  # else every parameter's initialisation is a line
-    model = copy.deepcopy(theirs.model)  # some detectors take out of it what is not for their parts
+    MMLogger.get_current_instance().setLevel("WARNING")  # else it logs the initialisation of every parameter
+    model = copy.deepcopy(config.model)  # some detectors modify it
     if backbone.checkpoint is not None:
-        _leave_out_pretrained(model)
+        _drop_pretrained(model)
     try:
         detector = MODELS.build(model)
         if backbone.checkpoint is None:
             detector.init_weights()
-    except Exception as error:  # of any layer that the configuration names
-        raise InputError(f"{backbone.config}: mmdet3d cannot build the model ({_line(error)})") from None
+    except Exception as error:  # any layer that the configuration names may raise
+        raise InputError(f"{backbone.config}: mmdet3d cannot build the model ({_one_line(error)})") from None
     if backbone.checkpoint is not None:
         path = Path(backbone.checkpoint)
         state = read_state(path)
-        require_fit(state, detector.state_dict(), path)  # a part of it would train modules on random layers
+        require_same_keys(state, detector.state_dict(), path)  # else modules would be trained on random layers
         detector.load_state_dict(state)
     return detector
 
 
-def _leave_out_pretrained(part: Any) -> None:
-    """Take out of a configuration the files that its parts begin with: they are fetched, and the checkpoint has all."""
+def _drop_pretrained(part: Any) -> None:
+    """Remove pretrained weights from a configuration in place: they would be downloaded, then overwritten."""
     if isinstance(part, dict):
-        begins = part.get("init_cfg")
-        if isinstance(begins, dict) and begins.get("type") == "Pretrained":
+        initialisation = part.get("init_cfg")
+        if isinstance(initialisation, dict) and initialisation.get("type") == "Pretrained":
             del part["init_cfg"]
     for each in part.values() if isinstance(part, dict) else part if isinstance(part, list | tuple) else ():
-        _leave_out_pretrained(each)
+        _drop_pretrained(each)
 
 
-def with_slots(detector: nn.Module, patterns: tuple[str, ...] = ("*",)) -> Bank:
-    """Wrap the convolutions, normalisations and linear layers whose names fit, such as `pts_backbone.blocks.1*`.
-
-    Sparse and deformable convolutions are of other kinds and stay as they are.
+def wrap_layers(detector: nn.Module, patterns: tuple[str, ...] = ("*",)) -> Bank:
+    """Add slots to the convolutions, normalisations and linear layers whose names match, such as
+    `pts_backbone.blocks.1*`. Sparse and deformable convolutions get none.
 
     Raises:
-        InputError: a pattern fits no layer.
+        InputError: a pattern matches no layer.
     """
     from mmcv.cnn.bricks import wrappers
 
-    kinds = (*LAYERS, wrappers.Conv2d, wrappers.ConvTranspose2d, wrappers.Linear)  # torch's, by other names
-    slotted(detector, kinds=kinds, patterns=patterns)
+    kinds = (*LAYERS, wrappers.Conv2d, wrappers.ConvTranspose2d, wrappers.Linear)  # subclasses of torch's
+    add_slots(detector, kinds=kinds, patterns=patterns)
     bank = Bank(detector)
     for pattern in patterns:
         if not any(fnmatchcase(slot, pattern) for slot in bank.slots):
@@ -120,11 +123,11 @@ def with_slots(detector: nn.Module, patterns: tuple[str, ...] = ("*",)) -> Bank:
     return bank
 
 
-def _first(error: BaseException) -> BaseException:
-    """The error that led to this one."""
+def _root_cause(error: BaseException) -> BaseException:
+    """The first error in the chain of causes."""
     earlier = error.__cause__ or error.__context__
-    return error if earlier is None else _first(earlier)
+    return error if earlier is None else _root_cause(earlier)
 
 
-def _line(error: BaseException) -> str:
+def _one_line(error: BaseException) -> str:
     return " ".join(f"{type(error).__name__}: {error}".split())[:300]

@@ -1,4 +1,4 @@
-"""A detector of mmdet3d as the shared backbone of modules of ours, as a YAML file says it.
+"""Configuration of an mmdet3d detector as the shared backbone of modules, a YAML file such as:
 
 name: centerpoint
 backbone:
@@ -25,9 +25,9 @@ Positive = Annotated[int, Field(gt=0)]
 
 class ForeignBackbone(Section):
     kind: Literal["mmdet3d"]
-    config: str  # a file, which is Python and is run, or the name of one that comes with mmdet3d
-    checkpoint: str | None = None  # as mmdet3d's zoo publishes it; None starts from random numbers
-    slots: tuple[str, ...] = Field(default=("*",), strict=False)  # globs of layers' names, such as pts_backbone.*
+    config: str  # a Python file, which is executed, or the name of one that comes with mmdet3d
+    checkpoint: str | None = None  # of mmdet3d's model zoo; None: random initialisation
+    slots: tuple[str, ...] = Field(default=("*",), strict=False)  # globs of layer names, such as pts_backbone.*
 
 
 class ForeignConfig(Section):
@@ -35,11 +35,11 @@ class ForeignConfig(Section):
     seed: int = 0
     backbone: ForeignBackbone
     modules: tuple[str, ...] = Field(default=(), strict=False)  # files of trained modules
-    batch: Positive = 2
+    batch: Positive = 2  # frames
 
 
 def foreign_config(path: Path) -> ForeignConfig | None:
-    """Of a YAML file or of the folder that `perception adapt` wrote for one; None if this is neither.
+    """The configuration in a YAML file or in a folder that `perception adapt` wrote; None if the path is neither.
 
     Raises:
         InputError: an unknown or wrong-typed key.
@@ -49,12 +49,12 @@ def foreign_config(path: Path) -> ForeignConfig | None:
 
 
 def write_foreign_config(run: Path, config: ForeignConfig) -> None:
-    """To the folder of a run."""
+    """Write the configuration to the folder of a run."""
     write_atomically(run / FILE, yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False).encode())
 
 
 def refuse_export(path: Path) -> None:
-    """Raises InputError if this is a foreign backbone."""
+    """Raise InputError if the path is the configuration or run of a foreign backbone."""
     if foreign_config(path) is not None:
         raise InputError(
             f"{path}: a foreign backbone runs in mmdet3d alone and does not export (sparse convolutions would need a "

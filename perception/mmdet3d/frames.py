@@ -1,4 +1,4 @@
-"""What mmdet3d's pipeline gives of a frame becomes a Frame of ours, so that one way leads from there to the network."""
+"""Converts the output of mmdet3d's data pipeline to a Frame, so that both share the preprocessing of `prepare`."""
 
 from __future__ import annotations
 
@@ -12,63 +12,65 @@ from torch import Tensor
 from perception.errors import InputError
 from perception.frame import CAMERAS, Camera, Frame
 from perception.mmdet3d.install import import_mmdet3d
-from perception.sensors.lidar.sweeps import far_enough
+from perception.sensors.lidar.sweeps import outside_roof
 
 import_mmdet3d()
 
 from mmdet3d.models.layers.fusion_layers.coord_transform import apply_3d_transformation  # noqa: E402
 
 
-def frame_of(points: Tensor | None, pictures: Tensor | None, meta: Mapping[str, Any]) -> Frame:
-    """One frame, in the LiDAR's frame of reference as the pipeline's augmentation left it.
+def to_frame(points: Tensor | None, images: Tensor | None, meta: Mapping[str, Any]) -> Frame:
+    """One frame, in the LiDAR's frame of reference after the pipeline's augmentation.
 
     Args:
         points: (N, 5) x y z (m), intensity (0-255), dt (s, >= 0).
-        pictures: (6, 3, H, W) RGB 0-255, in the order of CAMERAS, padded at the right and at the bottom.
-        meta: of mmdet3d's sample. With pictures it has `cam2img`, (3, 3) each, and `lidar2cam`, (4, 4) each, at the
-            picture's own time, zeros for a camera that is missing; and `img_shape` and `ori_shape`.
+        images: (6, 3, H, W) RGB 0-255, in the order of CAMERAS, padded at the right and at the bottom.
+        meta: metainfo of mmdet3d's sample. With images it has `cam2img`, (3, 3) each, and `lidar2cam`, (4, 4) each, at
+            the time of the image, zeros for a missing camera; and `img_shape` and `ori_shape`.
 
     Raises:
-        InputError: not six pictures, or the pipeline has resized or mirrored them.
+        InputError: not six images, or the pipeline has resized or mirrored them.
     """
-    recorded_from_reference = _before_augmentation(meta)
+    recorded_from_reference = _recorded_from_augmented(meta)
     return Frame(
         token="",
         timestamp=0,
         reference="lidar",
-        global_from_reference=recorded_from_reference,  # global: the LiDAR's frame as recorded
+        global_from_reference=recorded_from_reference,  # "global" is the LiDAR's frame before augmentation
         global_from_ego=np.eye(4),
-        points=None if points is None else _off_the_roof(points.detach().cpu().numpy(), recorded_from_reference),
-        cameras={} if pictures is None else _cameras(pictures, meta),
+        points=None
+        if points is None
+        else _without_roof_returns(points.detach().cpu().numpy(), recorded_from_reference),
+        cameras={} if images is None else _cameras(images, meta),
     )
 
 
-def _before_augmentation(meta: Mapping[str, Any]) -> np.ndarray:
-    """(4, 4): points of the sample to where they were recorded."""
+def _recorded_from_augmented(meta: Mapping[str, Any]) -> np.ndarray:
+    """(4, 4) the inverse of the pipeline's augmentation of points."""
     corners = apply_3d_transformation(torch.eye(4, 3).roll(1, dims=0), "LIDAR", dict(meta), reverse=True)
     origin, *axes = corners.numpy().astype(np.float64)
-    undone = np.eye(4)
-    undone[:3, :3], undone[:3, 3] = np.column_stack(axes) - origin[:, None], origin
-    return undone
+    inverse = np.eye(4)
+    inverse[:3, :3], inverse[:3, 3] = np.column_stack(axes) - origin[:, None], origin
+    return inverse
 
 
-def _off_the_roof(points: np.ndarray, recorded_from_reference: np.ndarray) -> np.ndarray:
-    """Without the returns from the vehicle's own roof, as float32.
+def _without_roof_returns(points: np.ndarray, recorded_from_reference: np.ndarray) -> np.ndarray:
+    """The points as float32, without returns from the vehicle's own roof.
 
-    mmdet3d drops them in earlier sweeps alone, in the sensor's frame; in the keyframe, dt is 0.
+    mmdet3d removes these from earlier sweeps only; here they are removed from the keyframe, too (dt = 0).
     """
     recorded = points[:, :3] @ recorded_from_reference[:3, :3].T + recorded_from_reference[:3, 3]
-    return np.ascontiguousarray(points[far_enough(recorded) | (points[:, 4] > 0)], np.float32)
+    return np.ascontiguousarray(points[outside_roof(recorded) | (points[:, 4] > 0)], np.float32)
 
 
-def _cameras(pictures: Tensor, meta: Mapping[str, Any]) -> dict[str, Camera]:
-    if len(pictures) != len(CAMERAS):
+def _cameras(images: Tensor, meta: Mapping[str, Any]) -> dict[str, Camera]:
+    if len(images) != len(CAMERAS):
         raise InputError(
-            f"mmdet3d's pipeline gives {len(pictures)} pictures of a frame, it must be {len(CAMERAS)}, in the order "
+            f"mmdet3d's pipeline gives {len(images)} pictures of a frame, it must be {len(CAMERAS)}, in the order "
             f"{', '.join(CAMERAS)}; the step LoadViewsThatAreThere stands in for those that are missing"
         )
-    height, width = _recorded_size(pictures, meta)
-    rgb = pictures[:, :, :height, :width].to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
+    height, width = _recorded_size(images, meta)
+    rgb = images[:, :, :height, :width].to(torch.uint8).permute(0, 2, 3, 1).contiguous().cpu().numpy()
     cameras = {}
     for name, image, intrinsics, camera_from_lidar in zip(
         CAMERAS, rgb, meta["cam2img"], meta["lidar2cam"], strict=True
@@ -79,12 +81,12 @@ def _cameras(pictures: Tensor, meta: Mapping[str, Any]) -> dict[str, Camera]:
     return cameras
 
 
-def _recorded_size(pictures: Tensor, meta: Mapping[str, Any]) -> tuple[int, int]:
-    """Height and width. The network's own resizing and the calibration are for pictures as recorded."""
-    loaded, size, there = meta.get("ori_shape"), meta.get("img_shape"), tuple(pictures.shape[-2:])
-    if size is None or size != loaded or np.any(meta.get("flip", False)) or any(np.greater(size, there)):
+def _recorded_size(images: Tensor, meta: Mapping[str, Any]) -> tuple[int, int]:
+    """Height and width without padding. Calibration and `prepare` need images in their recorded size."""
+    loaded, size, padded = meta.get("ori_shape"), meta.get("img_shape"), tuple(images.shape[-2:])
+    if size is None or size != loaded or np.any(meta.get("flip", False)) or any(np.greater(size, padded)):
         raise InputError(
-            f"mmdet3d's pipeline has changed the pictures, {size} in size, {loaded} as loaded, {there} at the end; "
+            f"mmdet3d's pipeline has changed the pictures, {size} in size, {loaded} as loaded, {padded} at the end; "
             "leave out the steps that resize, crop or mirror them: the network resizes them itself"
         )
     height, width = size

@@ -1,4 +1,4 @@
-"""A configuration and a checkpoint of mmdet3d become a run of ours."""
+"""Imports a configuration and a checkpoint of mmdet3d as a run."""
 
 from __future__ import annotations
 
@@ -12,27 +12,30 @@ from perception.config import Config
 from perception.errors import InputError
 from perception.mmdet3d import centerpoint, pointpillars
 from perception.mmdet3d.checkpoint import read_state
-from perception.mmdet3d.config import Settings, read_config
+from perception.mmdet3d.flat_config import ConfigSection, read_config
 from perception.model import PerceptionModel
 from perception.training.checkpoint import save_model
 
-Converter = Callable[[Settings, Path, Mapping[str, Tensor]], tuple[Config, PerceptionModel]]
+Converter = Callable[[ConfigSection, Path, Mapping[str, Tensor]], tuple[Config, PerceptionModel]]
 CONVERTERS: Mapping[str, Converter] = {"CenterPoint": centerpoint.convert, "MVXFasterRCNN": pointpillars.convert}
 FOREIGN = "it loads as a foreign trunk (`backbone: {kind: mmdet3d, ...}`)"
 
 
 def import_checkpoint(config: Path, checkpoint: Path, out: Path) -> tuple[Config, PerceptionModel]:
-    """Write to the folder `out` what a training of ours would have left there; returns configuration and model.
+    """Write the converted network to the folder `out` as a run; returns configuration and model.
+
+    Args:
+        config: a flat configuration, see `flat_config.py`.
 
     Raises:
-        InputError: a network that ours cannot be, a file that cannot be read, keys that are missing or unexpected, or
-            `out` holds something already.
+        InputError: an unsupported network, a file that cannot be read, missing or unexpected keys, or `out` is not
+            empty.
     """
-    theirs = read_config(config)
-    model = theirs.part("model")
+    foreign = read_config(config)
+    model = foreign.part("model")
     kind = str(model.get("type", None))
-    middle = model.get("pts_middle_encoder", model.get("middle_encoder", None))
-    encoder = str(middle.get("type")) if isinstance(middle, dict) else ""
+    middle_encoder = model.get("pts_middle_encoder", model.get("middle_encoder", None))
+    encoder = str(middle_encoder.get("type")) if isinstance(middle_encoder, dict) else ""
     if "Sparse" in encoder or kind == "BEVFusion":
         raise InputError(
             f"{config}: {kind} with {encoder or 'sparse convolutions'} has no counterpart here: {FOREIGN}, and its "
@@ -43,10 +46,10 @@ def import_checkpoint(config: Path, checkpoint: Path, out: Path) -> tuple[Config
             f"{config}: {kind} is none of {', '.join(CONVERTERS)}, which have a counterpart here; {FOREIGN}"
         )
     try:
-        ours, network = CONVERTERS[kind](theirs, checkpoint, read_state(checkpoint))
-    except ValidationError as error:  # a value that our configuration cannot have
+        converted, network = CONVERTERS[kind](foreign, checkpoint, read_state(checkpoint))
+    except ValidationError as error:  # a value that our configuration does not allow
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise InputError(f"{config}: no counterpart here: {where}: {first['msg']}".replace(": : ", ": ")) from None
-    save_model(out, ours, network, [f"checkpoint {checkpoint.name} of mmdet3d"])
-    return ours, network
+    save_model(out, converted, network, [f"checkpoint {checkpoint.name} of mmdet3d"])
+    return converted, network

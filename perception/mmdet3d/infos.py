@@ -1,8 +1,8 @@
-"""Frames out of mmdet3d's nuscenes_infos_*.pkl, as NuScenesTables makes them of the tables.
+"""Keyframes from mmdet3d's nuscenes_infos_*.pkl, with the interface of NuScenesTables.
 
-Infos know less: no conditions, no location and so no map, no attributes, no tokens of objects. Boxes are upright in the
-LiDAR's frame. Poses in the newer layout are float32: 0.03 mm at a kilometre. Nor are there scenes: a drive ends where
-the log changes, where no keyframe follows within 1.5 s, and before one that has no earlier sweep.
+Infos have no conditions, no location (so no map), no attributes, no instance tokens and no scenes. Boxes are upright in
+the LiDAR's frame. Poses in the newer layout are float32: 0.03 mm at a kilometre. A drive ends where the log changes,
+after a gap of 1.5 s, and before a keyframe without earlier sweeps.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ from pathlib import Path
 
 import numpy as np
 
-from perception.datasets.files import read_picture
+from perception.datasets.files import read_image
 from perception.datasets.keyframes import select_samples, select_scenes
 from perception.datasets.recorded import RecordedKeyframes, SweepFile
 from perception.errors import InputError
 from perception.frame import Boxes, Camera, Conditions
-from perception.mmdet3d.layouts import Keyframe, Picture, read_keyframes
+from perception.mmdet3d.layouts import CameraFile, Keyframe, read_keyframes
 from perception.mmdet3d.unpickle import read_plain
 from perception.rotations import quaternions
 
-_GAP = 1_500_000  # us; keyframes of a drive are 0.5 to 0.6 s apart
+_MAX_GAP = 1_500_000  # us between keyframes of a drive, which are 0.5 to 0.6 s apart
 
 
 class Infos(RecordedKeyframes):
-    """The keyframes of an infos file that lies in its dataroot, beside samples/ and sweeps/.
+    """The keyframes of an infos file in its dataroot, beside samples/ and sweeps/.
 
     Raises:
-        InputError: the file is unsafe, damaged, no infos of nuScenes, or apart from the files that it names.
+        InputError: the file is unsafe, damaged, not infos of nuScenes, or none of the files that it names exists.
     """
 
     def __init__(self, path: Path) -> None:
@@ -50,10 +50,10 @@ class Infos(RecordedKeyframes):
             )
 
     def scenes(self, split: str | None = None, selectors: Sequence[str] = ()) -> list[str]:
-        """Names of the drives, drive-0001 and so on, of those only the selected ones.
+        """Names of the selected drives (drive-0001, ...); all without selectors.
 
         Raises:
-            InputError: an unknown selector, or a split: the file is one.
+            InputError: an unknown selector, or a split: infos have none.
         """
         if split not in (None, "all"):
             raise InputError(f"{self.path}: has no split {split}: the file is one; leave out --split")
@@ -76,31 +76,31 @@ class Infos(RecordedKeyframes):
         return self._keyframes[sample].lidar.timestamp
 
     def conditions(self, sample: str) -> Conditions:
-        """Infos do not know them."""
+        """Unknown in infos."""
         return Conditions()
 
     def boxes(self, sample: str) -> Boxes | None:
-        """Annotations of a keyframe in the global frame; None where the file has none, as of the test set."""
+        """Annotations of a keyframe in the global frame; None for a file without annotations, such as the test set."""
         keyframe = self._keyframes[sample]
         if not self._annotated:
             return None
         return (keyframe.boxes or Boxes.none()).transformed(keyframe.lidar.global_from_sensor)
 
-    def racks(self) -> dict[str, list[list[float]]]:
-        """Annotated bicycle racks by keyframe, see `read_racks`; the layout since mmdet3d 1.1 has none."""
-        return self._racks
+    def bicycle_racks(self) -> dict[str, list[list[float]]]:
+        """Annotated bicycle racks, as in `Keyframes`; infos since mmdet3d 1.1 have none."""
+        return self._bicycle_racks
 
     @cached_property
-    def _racks(self) -> dict[str, list[list[float]]]:
-        found = {}
+    def _bicycle_racks(self) -> dict[str, list[list[float]]]:
+        by_token = {}
         for token, keyframe in self._keyframes.items():
-            racks = keyframe.racks.transformed(keyframe.lidar.global_from_sensor)
+            racks = keyframe.bicycle_racks.transformed(keyframe.lidar.global_from_sensor)
             if len(racks):
-                found[token] = np.column_stack([racks.centers, racks.sizes, quaternions(racks.rotations)]).tolist()
-        return found
+                by_token[token] = np.column_stack([racks.centers, racks.sizes, quaternions(racks.rotations)]).tolist()
+        return by_token
 
     def _location(self, scene: str) -> str:
-        """Infos do not know it."""
+        """Unknown in infos."""
         return ""
 
     def _keyframe(self, sample: str) -> SweepFile:
@@ -110,7 +110,7 @@ class Infos(RecordedKeyframes):
         return lidar.file, lidar.timestamp, global_from_ego, np.linalg.inv(global_from_ego) @ lidar.global_from_sensor
 
     def _sweeps(self, sample: str, count: int) -> Iterable[SweepFile]:
-        """The file holds a limited number of them, mostly ten."""
+        """As the base class; the file usually lists ten."""
         keyframe = self._keyframes[sample]
         for each in (keyframe.lidar, *keyframe.sweeps[:count]):
             yield each.file, each.timestamp, each.global_from_sensor, np.eye(4)
@@ -119,14 +119,14 @@ class Infos(RecordedKeyframes):
         found = {name: self._camera(picture) for name, picture in self._keyframes[sample].cameras.items()}
         return {name: camera for name, camera in found.items() if camera is not None}
 
-    def _camera(self, picture: Picture) -> Camera | None:
+    def _camera(self, picture: CameraFile) -> Camera | None:
         path = self.dataroot / picture.file
         try:
-            image = read_picture(path)
+            image = read_image(path)
         except FileNotFoundError:
             return None
         middle = picture.intrinsics[:2, 2] / image.shape[1::-1]
-        if (abs(middle - 0.5) > 0.25).any():  # infos do not say how large the recorded picture was
+        if (abs(middle - 0.5) > 0.25).any():  # infos do not have the recorded size
             raise InputError(
                 f"{path}: the picture is {image.shape[1]}x{image.shape[0]}, but {self.path.name} has its optical axis "
                 f"at {picture.intrinsics[0, 2]:.0f}, {picture.intrinsics[1, 2]:.0f}; use the picture as recorded"
@@ -141,7 +141,7 @@ class Infos(RecordedKeyframes):
 
 
 def _drives(keyframes: Sequence[Keyframe]) -> list[list[str]]:
-    """Tokens of each drive, in order of time."""
+    """Tokens of the keyframes of each drive, in order of time."""
     ordered = sorted(keyframes, key=lambda each: (_log(each), each.lidar.timestamp))
     with_sweeps = any(keyframe.sweeps for keyframe in keyframes)
     drives: list[list[str]] = []
@@ -150,7 +150,7 @@ def _drives(keyframes: Sequence[Keyframe]) -> list[list[str]]:
         if (
             last is None
             or _log(keyframe) != _log(last)
-            or keyframe.lidar.timestamp - last.lidar.timestamp > _GAP
+            or keyframe.lidar.timestamp - last.lidar.timestamp > _MAX_GAP
             or (with_sweeps and not keyframe.sweeps)
         ):
             drives.append([])
@@ -160,6 +160,6 @@ def _drives(keyframes: Sequence[Keyframe]) -> list[list[str]]:
 
 
 def _log(keyframe: Keyframe) -> str:
-    """The log that nuScenes' file names begin with, as n015-2018-07-18-11-07-57+0800__LIDAR_TOP__... does."""
+    """The log in a nuScenes file name, such as n015-2018-07-18-11-07-57+0800__LIDAR_TOP__...; '' for none."""
     log, found, _ = Path(keyframe.lidar.file).name.partition("__")
     return log if found else ""

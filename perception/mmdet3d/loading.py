@@ -1,4 +1,4 @@
-"""A step of mmdet3d's pipeline for drives where pictures are missing, as in keyframes of nuScenes' scene-0103."""
+"""A step of mmdet3d's pipeline that accepts missing camera images, as in keyframes of nuScenes' scene-0103."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ from mmengine.fileio import exists  # noqa: E402
 
 @TRANSFORMS.register_module()
 class LoadViewsThatAreThere(LoadMultiViewImageFromFiles):
-    """mmdet3d's LoadMultiViewImageFromFiles, which ends with an error where a file is absent.
+    """LoadMultiViewImageFromFiles without its error for an absent file.
 
-    Here there are always six pictures, in the order of CAMERAS; one that is missing is black, and its `cam2img` and
-    `lidar2cam` are zeros, which is how PerceptionDetector knows it.
+    Returns six images in the order of CAMERAS. A missing one is black, with zeros for `cam2img` and `lidar2cam`, by
+    which PerceptionDetector recognises it.
     """
 
     def transform(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Adds and changes what the original does."""
+        """Adds the same keys as LoadMultiViewImageFromFiles."""
         images = results["images"]
-        there = {
+        available = {
             name: images[name]
             for name in CAMERAS
             if name in images and exists(images[name]["img_path"], backend_args=self.backend_args)
         }
-        # Where none is there, it is a pixel each: the data preprocessor pads them to the size of the others.
+        # Without any image each is one pixel; the data preprocessor pads them to the size of other frames.
         size = {"img_shape": (1, 1), "ori_shape": (1, 1), "pad_shape": (1, 1)}
-        loaded = super().transform({**results, "images": there}) if there else results | size
+        loaded = super().transform({**results, "images": available}) if available else results | size
         for key, missing in (
             ("img", np.zeros((*loaded["img_shape"], 3), np.uint8)),
             ("cam2img", np.zeros((3, 3)).tolist()),
             ("ori_cam2img", np.zeros((3, 3)).tolist()),
             ("lidar2cam", np.zeros((4, 4)).tolist()),
         ):
-            views = dict(zip(there, loaded[key] if there else (), strict=True))
+            views = dict(zip(available, loaded[key] if available else (), strict=True))
             loaded[key] = [views.get(name, missing) for name in CAMERAS]
         return {**loaded, "images": images}

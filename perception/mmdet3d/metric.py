@@ -1,7 +1,6 @@
-"""mmdet3d's NuScenesMetric with the attributes that a model predicts.
+"""mmdet3d's NuScenesMetric with predicted attributes.
 
-Of LiDAR boxes mmdet3d's own takes attributes from the speed, whatever was predicted: mAP is the same, NDS is not.
-Where a model predicts none, neither differs.
+For LiDAR boxes mmdet3d derives attributes from the speed and ignores predicted ones, which changes NDS but not mAP.
 """
 
 from __future__ import annotations
@@ -13,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from perception.mmdet3d.install import import_mmdet3d
-from perception.tasks.detection.submission import ResultsWriter, attribute_name
+from perception.tasks.detection.attributes import attribute_name
+from perception.tasks.detection.submission import ResultsWriter
 
 import_mmdet3d()
 
@@ -27,12 +27,12 @@ from mmdet3d.registry import METRICS  # noqa: E402
 
 @METRICS.register_module()
 class AttributeNuScenesMetric(NuScenesMetric):
-    """Submits `attr_labels` of the predictions, with mmdet3d's rule by the speed where they do not fit the class."""
+    """Submits the predicted `attr_labels`, or mmdet3d's attribute by speed where they do not fit the class."""
 
     def _format_lidar_bbox(
         self, results: Sequence[Any], sample_idx_list: Sequence[int], classes: Sequence[str], jsonfile_prefix: str
     ) -> str:
-        """As the original: boxes to the global frame, those beyond the evaluated range left out, into a submission."""
+        """Write boxes within the evaluated range, in the global frame, as a submission; returns its path."""
         path = Path(jsonfile_prefix) / "results_nusc.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         with ResultsWriter.open(
@@ -42,7 +42,7 @@ class AttributeNuScenesMetric(NuScenesMetric):
                 info = self.data_infos[index]
                 boxes, attributes = output_to_nusc_box(detections)
                 for box, attribute in zip(boxes, attributes, strict=True):
-                    box.name = str(attribute)  # goes with the box through the filter by range
+                    box.name = str(attribute)  # keeps the attribute with its box through the range filter
                 boxes = lidar_nusc_box_to_global(info, boxes, classes, self.eval_detection_configs)
                 submission.add_entries(info["token"], [_entry(box, info["token"], classes[box.label]) for box in boxes])
         return str(path)

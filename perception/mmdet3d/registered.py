@@ -1,4 +1,4 @@
-"""Our model as one of mmdet3d's: mmdet3d's own entry points train and test it on mmdet3d's own data pipeline.
+"""Our model registered in mmdet3d, so that mmdet3d's scripts train and test it on mmdet3d's data pipeline.
 
 In a configuration of mmdet3d, for a model with LiDAR and cameras, such as tiny.yaml with `grid: {reference: lidar}`:
 
@@ -12,14 +12,14 @@ In a configuration of mmdet3d, for a model with LiDAR and cameras, such as tiny.
         dict(type="Pack3DDetInputs", keys=["points", "img", "gt_bboxes_3d", "gt_labels_3d", "attr_labels"]),
     ]
 
-with `sweeps_num` of the model's `lidar.sweeps`, in a NuScenesDataset that has `modality=dict(use_lidar=True,
-use_camera=True)`, in `data_prefix` a folder for each camera, and classes in the order of perception.frame.CLASSES. A
-model without cameras or without LiDAR leaves their steps out. GlobalRotScaleTrans and RandomFlip3D may stand among the
-steps, which turn points and boxes (with cameras, RandomFlip3D of 1.4 spoils pictures unless its horizontal ratio is 0);
-pictures go in as recorded. mmdet3d knows neither maps nor conditions: a map head is not trained, and modules that ask
-for conditions are not routed to.
+with `sweeps_num` equal to the model's `lidar.sweeps`, in a NuScenesDataset with `modality=dict(use_lidar=True,
+use_camera=True)`, a folder for each camera in `data_prefix`, and classes in the order of perception.frame.CLASSES. A
+model without cameras or without LiDAR omits their steps. Points and boxes may be augmented by GlobalRotScaleTrans and
+RandomFlip3D (with cameras its horizontal ratio must be 0, since mmdet3d 1.4 would corrupt the images); images are
+given as recorded. mmdet3d has neither maps nor conditions: a map head is not trained, and modules that require
+conditions are never active.
 
-What MMEngine's Runner has trained becomes a run of ours, to evaluate, adapt and export, by
+To evaluate, adapt and export a model trained by MMEngine's Runner, save it as a run:
 
     save_model(folder, detector.network.config, detector.network)  # perception/training/checkpoint.py
 """
@@ -38,13 +38,13 @@ from perception.config import load_config
 from perception.errors import InputError
 from perception.frame import ATTRIBUTES, Boxes, Conditions, Frame
 from perception.mmdet3d import loading  # noqa: F401 - registers its step
-from perception.mmdet3d.frames import frame_of
+from perception.mmdet3d.frames import to_frame
 from perception.mmdet3d.install import import_mmdet3d
 from perception.model import PerceptionModel
 from perception.sensors.inputs import InputSpec, prepare
 from perception.tasks.task import part_of
 from perception.training.checkpoint import load_model
-from perception.training.loader import batch_labels, joined
+from perception.training.loader import batch_inputs, batch_labels
 
 import_mmdet3d()
 
@@ -56,18 +56,16 @@ from mmengine.structures import InstanceData  # noqa: E402
 
 @MODELS.register_module()
 class PerceptionDetector(BaseModel):
-    """A PerceptionModel behind mmdet3d's interface.
-
-    Points and boxes are in the LiDAR's frame, as mmdet3d's are.
+    """A PerceptionModel with the interface of mmdet3d's detectors; points and boxes are in the LiDAR's frame.
 
     Args:
         config: YAML file of the model, with `grid.reference: lidar`.
-        checkpoint: a run of ours whose weights and configuration to take instead; one of the two is given.
-        data_preprocessor: of mmdet3d; by default the one that brings points, pictures and samples together.
+        checkpoint: a run with weights and configuration, instead of `config`.
+        data_preprocessor: configuration of mmdet3d's; by default Det3DDataPreprocessor.
 
     Raises:
-        InputError: the configuration is for another frame of reference, or the preprocessor makes other pictures than
-            RGB from 0 to 255.
+        InputError: not exactly one of config and checkpoint; another frame of reference; or the preprocessor makes
+            other images than RGB from 0 to 255.
     """
 
     def __init__(
@@ -97,12 +95,12 @@ class PerceptionDetector(BaseModel):
     def forward(
         self, inputs: Mapping[str, Any], data_samples: Sequence[Any] | None = None, mode: str = "tensor"
     ) -> Any:
-        """As mmdet3d's detectors: losses by name, the samples with `pred_instances_3d`, or the dense outputs.
+        """Losses by name, the samples with `pred_instances_3d`, or the dense outputs, by mode.
 
         Args:
             inputs: `points`, a list of (N, 5) x y z (m), intensity (0-255), dt (s, >= 0); with cameras `imgs`,
                 (B, 6, 3, H, W) RGB 0-255.
-            data_samples: Det3DDataSample of each frame, with cameras and for `predict` and `loss`; for `loss` with
+            data_samples: Det3DDataSample of each frame; optional for `tensor` without cameras. For `loss` with
                 `gt_instances_3d`, whose `attr_labels` are optional.
             mode: loss, predict or tensor.
         """
@@ -124,32 +122,33 @@ class PerceptionDetector(BaseModel):
         """Inputs of the network, as our own loader makes them."""
         metas = [sample.metainfo for sample in data_samples] if data_samples else [{}] * len(inputs["points"])
 
-        def given(key: str, used: bool) -> Sequence[Tensor | None]:
+        def of_sensor(key: str, used: bool) -> Sequence[Tensor | None]:
             if used and key not in inputs:
                 raise InputError(f"mmdet3d's pipeline gives no {key}, which the network takes; see {__name__}")
             return inputs[key] if used else [None] * len(metas)
 
-        points, pictures = given("points", self.spec.lidar is not None), given("imgs", self.spec.camera is not None)
-        frames = [frame_of(*frame) for frame in zip(points, pictures, metas, strict=True)]
-        arrays, device = joined([prepare(frame, self.spec) for frame in frames]), next(self.parameters()).device
+        points = of_sensor("points", self.spec.lidar is not None)
+        images = of_sensor("imgs", self.spec.camera is not None)
+        frames = [to_frame(*frame) for frame in zip(points, images, metas, strict=True)]
+        arrays, device = batch_inputs([prepare(frame, self.spec) for frame in frames]), next(self.parameters()).device
         return {name: array.to(device) for name, array in arrays.items()}
 
 
 def _annotated(sample: Any) -> Frame:
-    """The annotations of one frame, without what its sensors saw."""
-    here, boxes = np.eye(4), _boxes(sample.gt_instances_3d)
-    return Frame("", 0, "lidar", global_from_reference=here, global_from_ego=here, points=None, cameras={}, boxes=boxes)
+    """A frame with the annotations of a sample and without sensor data."""
+    pose, boxes = np.eye(4), _boxes(sample.gt_instances_3d)
+    return Frame("", 0, "lidar", global_from_reference=pose, global_from_ego=pose, points=None, cameras={}, boxes=boxes)
 
 
 def _boxes(instances: Any) -> Boxes:
-    """Annotations of one frame. mmdet3d does not carry the number of points to here: the pipeline has filtered."""
+    """Annotations of one frame, without numbers of points, which mmdet3d's samples do not have."""
     boxes = instances.bboxes_3d
     tensor = boxes.tensor.detach().cpu().numpy().astype(np.float64)
     yaws = tensor[:, 6]
     attributes = np.full(len(tensor), -1)
     if "attr_labels" in instances:
-        given = instances.attr_labels.cpu().numpy()
-        attributes = np.where(given < len(ATTRIBUTES), given, -1)  # mmdet3d's index after the last is 'None'
+        labels = instances.attr_labels.cpu().numpy()
+        attributes = np.where(labels < len(ATTRIBUTES), labels, -1)  # mmdet3d has 'None' after the last
     return Boxes.from_yaws(
         centers=boxes.gravity_center.cpu().numpy(),
         sizes=tensor[:, [4, 3, 5]],  # mmdet3d: length along x, width along y
@@ -162,17 +161,17 @@ def _boxes(instances: Any) -> Boxes:
 
 
 def _with_predictions(outputs: Mapping[str, Tensor], samples: Sequence[Any]) -> list[Any]:
-    """The samples with what was decoded for each, best score first."""
-    found = part_of("detection", outputs)
+    """The samples with their predicted boxes, best score first."""
+    decoded = part_of("detection", outputs)
     for i, sample in enumerate(samples):
-        box = found["boxes"][i]  # x y z w l h sin cos vx vy
+        box = decoded["boxes"][i]  # x y z w l h sin cos vx vy
         yaw = torch.atan2(box[:, 6:7], box[:, 7:8])
         tensor = torch.cat([box[:, 0:3], box[:, [4, 3, 5]], yaw, box[:, 8:10]], dim=1)
         sample.pred_instances_3d = InstanceData(
-            bboxes_3d=LiDARInstance3DBoxes(tensor, box_dim=9, origin=(0.5, 0.5, 0.5)),  # ours name the middle
-            scores_3d=found["scores"][i],
-            labels_3d=found["labels"][i],
-            attr_labels=found["attributes"][i],
+            bboxes_3d=LiDARInstance3DBoxes(tensor, box_dim=9, origin=(0.5, 0.5, 0.5)),  # z of the centre
+            scores_3d=decoded["scores"][i],
+            labels_3d=decoded["labels"][i],
+            attr_labels=decoded["attributes"][i],
         )
         sample.pred_instances = InstanceData()
     return list(samples)

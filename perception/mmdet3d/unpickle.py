@@ -1,9 +1,9 @@
-"""Pickles of plain data and numpy arrays, read without a call of anything that they name.
+"""Reads pickles of plain data and numpy arrays without calling anything that they name.
 
-This is Python's own unpickler with two allow-lists. Of opcodes it knows those that dicts, lists, numbers, text and
-arrays need: no objects, extension codes, persistent ids or buffers outside the file. The few names that numpy's arrays
-need give functions of this file, so that nothing is looked up. It is the unpickler in Python, since that in C takes no
-list of opcodes, hashes whatever a file has for a key, and keeps a memo as large as a file says.
+This is Python's own unpickler with two allow-lists. Opcodes: those of dicts, lists, numbers, text and arrays; none for
+objects, extension codes, persistent ids or out-of-band buffers. Globals: the few that numpy arrays need, replaced by
+functions of this file, so that nothing is imported. It subclasses the unpickler in Python, because the one in C allows
+no choice of opcodes, hashes any key, and allocates a memo of any size that a file states.
 Memory is bounded by a multiple of the file's size.
 
 Format: `pickletools` of the standard library, protocols 2 to 5; arrays as numpy 1 (`numpy.core`) and 2 (`numpy._core`)
@@ -26,10 +26,10 @@ import numpy as np
 
 from perception.errors import InputError
 
-_NUMBERS_AND_TEXT = re.compile(r"[biufSU]\d{1,6}")  # dtypes; no objects, no structures
-_MOST_DIMENSIONS = 32
-_LAST_CHARACTER = 0x10FFFF  # numpy's conversion to a str does not expect a greater one
-_DAMAGE = (
+_ALLOWED_DTYPES = re.compile(r"[biufSU]\d{1,6}")  # no objects, no structures
+_MAX_DIMENSIONS = 32
+_MAX_CODE_POINT = 0x10FFFF  # numpy does not check it when it converts to a str
+_DAMAGE_ERRORS = (
     pickle.UnpicklingError, LookupError, EOFError, struct.error, TypeError, ValueError, ArithmeticError, AttributeError,
 )  # fmt: skip
 _OPCODES = (
@@ -41,14 +41,14 @@ _OPCODES = (
 
 
 class _Refused(ValueError):
-    """What is wrong with a file."""
+    """A reason not to read a file."""
 
 
 def read_plain(path: Path) -> Any:
-    """The dicts, lists, tuples, numbers, text, bytes and arrays of a pickle; numpy scalars become Python's numbers.
+    """The dicts, lists, tuples, numbers, text, bytes and arrays of a pickle; numpy scalars become Python numbers.
 
     Raises:
-        InputError: the file cannot be read, is no pickle, is truncated or damaged, or asks for anything else.
+        InputError: the file cannot be read, is no pickle, is truncated or damaged, or contains anything else.
     """
     try:
         content = Path(path).read_bytes()
@@ -64,16 +64,16 @@ def read_plain(path: Path) -> Any:
         return value
     except _Refused as error:
         reason = str(error)
-    except _DAMAGE:
+    except _DAMAGE_ERRORS:
         reason = "damaged or truncated"
     raise InputError(f"{path}: not read: {reason}; nothing in it was run")
 
 
-class _Type:
-    """The dtype of an array of numbers or text. numpy's own would be shared by all arrays, and BUILD changes it."""
+class _Dtype:
+    """The dtype of an array of numbers or text. BUILD modifies it, and numpy's own is shared by all arrays."""
 
     def __init__(self, kind: Any, _align: Any = None, _copy: Any = None) -> None:
-        if type(kind) is not str or not _NUMBERS_AND_TEXT.fullmatch(kind):
+        if type(kind) is not str or not _ALLOWED_DTYPES.fullmatch(kind):
             shown = ascii(kind[:40]) if type(kind) is str else f"a {type(kind).__name__}"
             raise _Refused(f"an array is of type {shown}; only numbers and text are read")
         self.dtype = np.dtype(kind)
@@ -86,7 +86,7 @@ class _Type:
 
 
 class _Opcodes(dict[int, Callable[[Any], None]]):
-    """What opcodes do; those of which plain data has no need are refused."""
+    """The handlers of opcodes; others are refused."""
 
     def __missing__(self, code: int) -> Callable[[Any], None]:
         names = [opcode.name for opcode in pickletools.opcodes if opcode.code == chr(code)]
@@ -94,7 +94,7 @@ class _Opcodes(dict[int, Callable[[Any], None]]):
 
 
 class _Unpickler(pickle._Unpickler):
-    """Of a file's content; every call that a file can make is of a method below, or of `_Type`."""
+    """Unpickles the content of a file; the file can call only the methods below and `_Dtype`."""
 
     read: Callable[[int], bytes]
     stack: list[Any]
@@ -103,71 +103,71 @@ class _Unpickler(pickle._Unpickler):
 
     def __init__(self, content: bytes) -> None:
         super().__init__(io.BytesIO(content))
-        self._left = 2 * len(content)  # bytes and arrays of them; bytes that the file has once can be called for often
-        self._known: dict[tuple[str, str], Any] = {
-            ("numpy", "ndarray"): "ndarray",  # only ever an argument
-            ("numpy", "dtype"): _Type,
+        self._byte_budget = 2 * len(content)  # for arrays and bytes, as a file can use the same bytes often
+        self._allowed: dict[tuple[str, str], Any] = {
+            ("numpy", "ndarray"): "ndarray",  # only used as an argument
+            ("numpy", "dtype"): _Dtype,
             ("_codecs", "encode"): self._encoded,
-            ("__builtin__", "bytes"): lambda: b"",  # as protocol 2 has them
+            ("__builtin__", "bytes"): lambda: b"",  # empty bytes in protocol 2
             ("collections", "OrderedDict"): lambda: {},
         }
         for core in ("numpy.core", "numpy._core"):
-            self._known[f"{core}.multiarray", "_reconstruct"] = self._array_to_build
-            self._known[f"{core}.multiarray", "scalar"] = self._scalar
-            self._known[f"{core}.numeric", "_frombuffer"] = self._array
+            self._allowed[f"{core}.multiarray", "_reconstruct"] = self._reconstruct
+            self._allowed[f"{core}.multiarray", "scalar"] = self._scalar
+            self._allowed[f"{core}.numeric", "_frombuffer"] = self._array
 
     def find_class(self, module: str, name: str) -> Any:
-        known = self._known.get((module, name))
-        if known is None:
-            asked = ascii(f"{module[:40]}.{name[:40]}")
-            raise _Refused(f"it asks for {asked}, which plain data and numpy arrays do not need")
-        return known
+        replacement = self._allowed.get((module, name))
+        if replacement is None:
+            shown = ascii(f"{module[:40]}.{name[:40]}")
+            raise _Refused(f"it asks for {shown}, which plain data and numpy arrays do not need")
+        return replacement
 
     def _encoded(self, text: Any, encoding: Any) -> bytes:
-        """Bytes as protocol 2 has them."""
+        """Bytes in protocol 2."""
         if type(text) is not str or encoding != "latin1":
             raise _Refused("bytes in an unknown encoding: damaged")
-        self._count(len(text))
+        self._spend(len(text))
         return text.encode("latin1")
 
     def _array(self, content: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
-        array = self._array_to_build()
+        array = self._reconstruct()
         self._fill(array, dtype, shape, type(order) is str and order == "F", content)
         return array
 
     def _scalar(self, dtype: Any, content: Any) -> Any:
         return self._array(content, dtype, (), "C").item()
 
-    def _array_to_build(self, _class: Any = None, _shape: Any = None, _kind: Any = None) -> np.ndarray:
-        """An array whose state follows. Whatever class and shape the file says, it is numpy's own and empty."""
+    def _reconstruct(self, _class: Any = None, _shape: Any = None, _kind: Any = None) -> np.ndarray:
+        """An empty array whose state follows; the file's class and shape are ignored."""
         return np.zeros(0, np.uint8)
 
     def _fill(self, array: np.ndarray, dtype: Any, shape: Any, fortran: bool, content: Any) -> None:
-        """Give an array its state after all of it is checked; nothing is allocated that the file does not hold."""
-        if type(dtype) is not _Type or type(content) is not bytes:
+        """Check the state of an array and set it; no more is allocated than the file holds."""
+        if type(dtype) is not _Dtype or type(content) is not bytes:
             raise _Refused("an array without type or content: damaged")
-        sizes = shape if type(shape) is tuple and len(shape) <= _MOST_DIMENSIONS else (-1,)
+        sizes = shape if type(shape) is tuple and len(shape) <= _MAX_DIMENSIONS else (-1,)
         if any(type(size) is not int or size < 0 for size in sizes):
             raise _Refused("an array's shape is no short tuple of numbers: damaged")
         kind, count = dtype.dtype, math.prod(sizes)
         if count * kind.itemsize != len(content) or (count and not content):
             raise _Refused(f"an array of shape {str(shape)[:40]} and type {kind} has {len(content)} bytes: truncated")
-        if kind.kind == "U" and (np.frombuffer(content, kind.byteorder + "u4") > _LAST_CHARACTER).any():
+        if kind.kind == "U" and (np.frombuffer(content, kind.byteorder + "u4") > _MAX_CODE_POINT).any():
             raise _Refused("an array's text is none: damaged")
-        self._count(len(content))
+        self._spend(len(content))
         array.__setstate__((1, shape, kind, fortran, content))
         array.flags.writeable = False
 
-    def _count(self, size: int) -> None:
-        self._left -= size
-        if self._left < 0:
+    def _spend(self, size: int) -> None:
+        self._byte_budget -= size
+        if self._byte_budget < 0:
             raise _Refused("its arrays share their bytes, as no writer of arrays has it: they could fill the memory")
 
     def _build(self) -> None:
         state, unbuilt = self.stack.pop(), self.stack[-1]
-        if type(state) is not tuple or type(unbuilt) not in (_Type, np.ndarray):
+        if type(state) is not tuple or type(unbuilt) not in (_Dtype, np.ndarray):
             raise _Refused("it gives a state to what has none: damaged")
-        if type(unbuilt) is _Type:
+        if type(unbuilt) is _Dtype:
             unbuilt.build(state)
         else:
             _, shape, dtype, fortran, content = state
@@ -178,7 +178,7 @@ class _Unpickler(pickle._Unpickler):
         if type(self.stack[-1]) is not dict:
             raise _Refused("a dict should be on the stack: damaged")
         for key, value in zip(items[::2], items[1::2], strict=True):
-            if type(key) is not str:  # tuples and numbers can be such that hashing them takes for ever
+            if type(key) is not str:  # nested tuples and large numbers can take forever to hash
                 raise _Refused(f"a key of a dict is {type(key).__name__}, not text")
             self.stack[-1][key] = value
 
@@ -191,4 +191,4 @@ class _Unpickler(pickle._Unpickler):
     )
     for _name in _OPCODES:
         dispatch[getattr(pickle, _name)[0]] = pickle._Unpickler.dispatch[getattr(pickle, _name)[0]]
-    dispatch[pickle.BYTEARRAY8[0]] = dispatch[pickle.BINBYTES8[0]]  # bytes that may change; here none do
+    dispatch[pickle.BYTEARRAY8[0]] = dispatch[pickle.BINBYTES8[0]]  # bytearrays are read as bytes

@@ -1,4 +1,4 @@
-"""The heads of tasks that were added to a finished network, next to those of its base."""
+"""Heads of tasks that were added to a trained network, besides those of its base."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ class Head:
     network: nn.Module
 
     def slots(self) -> dict[str, Slot]:
-        """By name."""
+        """The slots of the head by name."""
         return {module.name: module for module in self.network.modules() if isinstance(module, Slot)}
 
 
 class AddedHeads(Mapping[str, Head]):
-    """By task; a network that is no `PerceptionModel`, such as a foreign one, has none.
+    """Task -> added head; empty for a network that is not a `PerceptionModel`, such as a foreign one.
 
     Args:
-        slots: of the network, by name; those of a head come and go with it.
+        slots: of the network, by name; the slots of a head are added and removed with it.
     """
 
     def __init__(self, network: nn.Module, slots: dict[str, Slot]) -> None:

@@ -1,4 +1,4 @@
-"""The bank: which modules and added heads a model has, at which slots, and what is done with them."""
+"""The bank: the modules and added heads of a model, and the operations on them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from perception.errors import InputError
 from perception.modules import module_io
 from perception.modules.added_heads import AddedHeads, Head
 from perception.modules.aggregation.composition import Block, fuses, names
-from perception.modules.base_weights import base_hash, own_parameters
+from perception.modules.base_weights import base_hash, base_parameters
 from perception.modules.computation.kinds import build
 from perception.modules.freeze import Freeze
 from perception.modules.merge_into_base import Merge
@@ -22,14 +22,14 @@ from perception.modules.slot_patterns import exact, fits, matching
 from perception.modules.spec import Module
 from perception.modules.status import Row, head_row, row
 
-BRANCHES = {"lidar": "lidar", "camera": "cameras"}  # first part of a slot's name: the sensor
+BRANCHES = {"lidar": "lidar", "camera": "cameras"}  # first part of a slot's name -> sensor
 
 
 class Bank:
-    """Adds modules to the slots of a network, trains some of them, keeps them in files, writes them into weights.
+    """Adds, trains, activates, saves and merges the modules of a network with slots.
 
-    The heads of tasks that were added to a finished model (`PerceptionModel.added`) are deleted, saved and loaded
-    here too. Whatever is done here, the base keeps its bytes: `base_hash` changes only while modules are merged.
+    It also adds, saves, loads and deletes the heads of added tasks (`PerceptionModel.added`). No operation changes the
+    base, except that `base_hash` differs while modules are merged.
     """
 
     def __init__(self, network: nn.Module) -> None:
@@ -37,16 +37,16 @@ class Bank:
         self.slots = {m.name: m for m in network.modules() if isinstance(m, Slot)}
         self.heads = AddedHeads(network, self.slots)
         self.modules: dict[str, Module] = {}
-        self.active: Route | None = None  # in force instead of the router's
+        self.active: Route | None = None  # overrides the router's
         self.merged: Merge | None = None
         self.folded: tuple[str, ...] = ()  # modules that are part of the weights for good
         self._freeze = Freeze(network, self.slots)
 
     def add(self, spec: Module) -> None:
-        """Add a module, the identity at first, at each slot that its patterns match. On a frozen base it is frozen too.
+        """Add a module, initially the identity, at each slot that its patterns match; frozen if the base is.
 
         Raises:
-            InputError: the name is taken, a pattern fits no slot, or two parts of a union want the same one.
+            InputError: the name is taken, a pattern matches no slot, or two parts of a union match the same one.
         """
         self.require_unmerged()
         self._require_free(spec.name)
@@ -59,7 +59,7 @@ class Bank:
         self._attach(spec, computations)
 
     def add_head(self, task: str, options: Mapping[str, Any], source: str) -> None:
-        """Add a head with this configuration for a task that the base does not have; modules stay at their slots.
+        """Add a head with this configuration for a task that the base does not have; modules keep their slots.
 
         Raises:
             InputError: an unknown task or option, or a name that is taken; the message names the source.
@@ -69,69 +69,68 @@ class Bank:
         self._attach_head(self.heads.new(task, options, source))
 
     def delete(self, name: str) -> None:
-        """Take the module, and the attention of blocks with it, out of every slot; or an added head, with its modules.
+        """Remove a module, with the attention of blocks that contain it, or an added head, with its modules.
 
         Raises:
             InputError: there is no such module or added head, or one of the modules is active.
         """
         self.require_unmerged()
-        doomed = self.modules_of(name) if name in self.heads else [name]
-        self.require(doomed)
-        active = [module for module in doomed if self.active is not None and module in self.active.weights]
+        modules = self.modules_of(name) if name in self.heads else [name]
+        self.require(modules)
+        active = [module for module in modules if self.active is not None and module in self.active.weights]
         if active:
             raise InputError(f"module {active[0]!r} is active; activate another or None first")
         if name in self.heads:
             self._keep_slots(self.heads[name].slots())
             self.heads.delete(name)
-        for module in doomed:
+        for module in modules:
             self._delete(module)
 
     def activate(self, block: Block | None) -> None:
-        """Run these modules, combined like this, on all frames instead of the router's route; None: the router's.
+        """Run the modules of this block on all frames instead of the router's route; None: back to the router's.
 
-        In a network without a router, such as a foreign one, None runs none.
+        In a network without a router, such as a foreign one, None runs no module.
 
         Raises:
             InputError: the model has no module of that name.
         """
         self.active = None if block is None else self._route(block)
-        self.apply(self.active or Route())  # a router puts its own in force at the next frame
+        self.apply(self.active or Route())  # a router sets its own at the next frame
 
     def train(self, *modules: str) -> None:
-        """Train these modules and freeze all else, the base included; without names, freeze all.
+        """Train these modules and freeze all others and the base; without names, freeze all.
 
-        Frozen parts get no gradients and stay in evaluation mode, so that running statistics do not change, whatever
-        mode a training loop puts the network into (`freeze.py`). The network is put into training mode. A learned
-        router (`chooser`) is not touched.
+        Frozen parts get no gradients and stay in evaluation mode, so that their running statistics do not change
+        (`freeze.py`). The network is put into training mode. A learned router (`chooser`) does not change.
 
         Args:
-            modules: names, or the key of a Fuse block, whose attention trains then.
+            modules: names, or keys of Fuse blocks to train their attention.
         """
         self.require_unmerged()
         self.require(set(modules) - self._freeze.keys())
-        self._freeze.all_but(modules)
+        self._freeze.train_only(modules)
 
     def freeze(self, *modules: str) -> None:
-        """Freeze these; all else stays as it is."""
+        """Freeze these modules; others do not change."""
         self.require_unmerged()
         self.require(set(modules) - self._freeze.keys())
-        self._freeze.these(modules)
+        self._freeze.freeze(modules)
 
     def save(self, name: str, path: Path, domain: str = "", metrics: Mapping[str, float | None] | None = None) -> None:
         """Write the module, or the added head with its modules, to PATH.safetensors and PATH.json (`module_io.py`).
 
         Args:
-            domain: what it was trained on, in words.
-            metrics: what it reaches there.
+            domain: description of its training data.
+            metrics: its scores there.
         """
         self.require_unmerged()
-        known = module_io.Known(self.base_hash(), domain, metrics or {})
+        description = module_io.Description(self.base_hash(), domain, metrics or {})
         if name in self.heads:
             own = {module: self._attachment(module) for module in self.modules_of(name)}
-            module_io.write_head(path, self.heads[name], own, self.slots, known)
+            module_io.write_head(path, self.heads[name], own, self.slots, description)
         else:
             self.require([name])
-            module_io.write(path, self._attachment(name), self.slots, known)
+            module_io.write(path, self._attachment(name), self.slots, description)
 
     def load(self, *paths: Path, rename: Mapping[Path, str] | None = None) -> list[str]:
         """Add modules and heads from files; returns the name of each file's module or task.
@@ -140,7 +139,7 @@ class Bank:
             rename: names for the modules of some of the files, instead of their own.
 
         Raises:
-            InputError: a file is damaged or does not fit this network, or a name is taken; then none is added.
+            InputError: a file is damaged or does not fit this network, or a name is taken; nothing has been added.
         """
         self.require_unmerged()
         heads, modules, loaded = module_io.read_all(paths, rename or {}, self.base_hash(), self.heads, self.names)
@@ -151,10 +150,10 @@ class Bank:
         return loaded
 
     def merge(self, modules: Block | Route) -> None:
-        """Write what a route, or a block at weight one, runs into the base's weights; until `unmerge` no module runs.
+        """Merge the modules of a route, or of a block with weight one, into the base's weights, until `unmerge`.
 
         Raises:
-            InputError: something is merged already, or one of the modules does not fold; nothing has changed then.
+            InputError: modules are merged already, or one of these does not fold; nothing has changed.
         """
         self.require_unmerged()
         route = modules if isinstance(modules, Route) else self._route(modules)
@@ -162,7 +161,7 @@ class Bank:
         self.merged = Merge(self.slots.values(), route)
 
     def unmerge(self) -> None:
-        """Bring weights and modules back, bit for bit.
+        """Restore weights and modules bit for bit.
 
         Raises:
             InputError: nothing is merged.
@@ -173,12 +172,12 @@ class Bank:
         self.merged = None
 
     def base_hash(self) -> str:
-        """Fingerprint of the base, the same whatever modules there are; modules fit only the base they trained on."""
+        """Hash of the base, independent of its modules; modules fit only the base that they were trained on."""
         return base_hash(self.network)
 
     def status(self) -> list[Row]:
         """Modules and added heads, with their size and state."""
-        base = sum(parameter.numel() for parameter in own_parameters(self.network))
+        base = sum(parameter.numel() for parameter in base_parameters(self.network))
         active = self.active.weights if self.active else {}
         merged = self.merged.names if self.merged else ()
         modules = [
@@ -188,41 +187,41 @@ class Bank:
         return modules + [head_row(head, list(self.slots), base) for head in self.heads.values()]
 
     def at(self, name: str) -> dict[str, Any]:
-        """The module's computation at each of its slots, by the slot's name; also while it is merged."""
-        kept = self.merged.computations if self.merged else {}
-        there = {slot.name: kept.get(slot.name, slot.computations) for slot in self.slots.values()}
-        return {slot: computations[name] for slot, computations in there.items() if name in computations}
+        """Slot -> the module's computation there, also while it is merged."""
+        merged = self.merged.computations if self.merged else {}
+        at_slots = {slot.name: merged.get(slot.name, slot.computations) for slot in self.slots.values()}
+        return {slot: computations[name] for slot, computations in at_slots.items() if name in computations}
 
-    def asks(self, name: str) -> frozenset[str]:
-        """Facts that the module requires of a frame: its `when`, and the sensor in whose branch its slots are."""
+    def requirements(self, name: str) -> frozenset[str]:
+        """Facts that a frame must have for the module to run: its `when`, and the sensor of its slots' branch."""
         branches = {slot.split(".")[0] for slot in self.at(name)}
-        needs = {BRANCHES[next(iter(branches))]} if len(branches) == 1 and branches <= BRANCHES.keys() else set()
-        return frozenset(self.modules[name].when) | needs
+        sensor = {BRANCHES[next(iter(branches))]} if len(branches) == 1 and branches <= BRANCHES.keys() else set()
+        return frozenset(self.modules[name].when) | sensor
 
     def fold(self, routes: Sequence[Route], keep: Collection[str] = ()) -> None:
-        """Write the modules into the weights of their layers for good, where all routes agree and the modules fold.
+        """Fold the modules permanently into the weights of their layers, at slots where all routes are the same.
 
-        Modules that do not fold stay at their slots and in `modules`; folded ones are named in `folded`, and modules
-        that no route runs are removed. Slots in `keep` are left as they are: a learned router decides there.
+        Modules that do not fold stay at their slots and in `modules`, folded ones are named in `folded`, and modules
+        that no route runs are removed. Slots in `keep`, where a learned router chooses, do not change.
         """
         routed: set[str] = set()
         for slot in self.slots.values():
             if slot.name in keep:
                 routed |= set(slot.computations)
                 continue
-            here = slot.routed_by(routes)
-            routed |= set(here)
+            names_here = slot.routed_by(routes)
+            routed |= set(names_here)
             slot.route = routes[0]
-            if slot.alike(routes):
+            if slot.same_for_all(routes):
                 slot.fold()
             else:
-                slot.computations = nn.ModuleDict({name: slot.computations[name] for name in here})
-        left = {name for slot in self.slots.values() for name in slot.computations}
-        self.folded = tuple(name for name in self.modules if name in routed - left)
-        self.modules = {name: spec for name, spec in self.modules.items() if name in routed & left}
+                slot.computations = nn.ModuleDict({name: slot.computations[name] for name in names_here})
+        remaining = {name for slot in self.slots.values() for name in slot.computations}
+        self.folded = tuple(name for name in self.modules if name in routed - remaining)
+        self.modules = {name: spec for name, spec in self.modules.items() if name in routed & remaining}
 
     def after_fusion(self) -> list[str]:
-        """The slots behind the fusion."""
+        """Names of the slots after the fusion."""
         return [name for name in self.slots if name.startswith(("trunk.", "heads."))]
 
     def apply(self, route: Route) -> None:
@@ -232,16 +231,16 @@ class Bank:
 
     @property
     def names(self) -> list[str]:
-        """Of the modules and the added heads."""
+        """Names of the modules and the added heads."""
         return [*self.modules, *self.heads]
 
     def modules_of(self, task: str) -> list[str]:
-        """The modules that an added head cannot share: those that run for its task alone, or at its slots alone."""
-        own = self.heads[task].slots().keys()
-        return [name for name, spec in self.modules.items() if task in spec.when or self.at(name).keys() <= own]
+        """The modules that belong to an added head: those that run only for its task, or only at its slots."""
+        slots = self.heads[task].slots().keys()
+        return [name for name, spec in self.modules.items() if task in spec.when or self.at(name).keys() <= slots]
 
     def require(self, modules: Iterable[str]) -> None:
-        """Raises InputError unless the model has modules of these names."""
+        """Raise InputError unless the model has modules with these names."""
         for name in modules:
             if name not in self.modules:
                 there = ", ".join(self.modules) or "none"
@@ -270,7 +269,7 @@ class Bank:
         self.heads.attach(head)
 
     def _keep_slots(self, changing: Collection[str]) -> None:
-        """Let modules whose patterns fit slots that come or go name their other slots instead."""
+        """Replace patterns that match slots about to be added or removed by the exact names of the other slots."""
         for name, spec in self.modules.items():
             if fits(spec, changing):
                 self.modules[name] = exact(spec, self.slots, self.at(name).keys() - changing)

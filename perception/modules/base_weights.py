@@ -1,4 +1,4 @@
-"""The base: the tensors that are the network's own, neither its modules' nor a router's nor an added task's."""
+"""The base: the tensors of a network except those of modules, of a learned router and of added heads."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ import torch
 from torch import nn
 
 
-def is_own(key: str) -> bool:
-    """Whether a tensor with this key of the state is the network's own."""
-    beside = key.startswith(("chooser.", "added."))
-    return not beside and ".computations." not in f".{key}" and ".fusions." not in f".{key}"
+def is_base_key(key: str) -> bool:
+    """Whether this key of the `state_dict` belongs to the base."""
+    other = key.startswith(("chooser.", "added."))
+    return not other and ".computations." not in f".{key}" and ".fusions." not in f".{key}"
 
 
-def own_parameters(network: nn.Module) -> Iterator[nn.Parameter]:
-    return (parameter for name, parameter in network.named_parameters() if is_own(name))
+def base_parameters(network: nn.Module) -> Iterator[nn.Parameter]:
+    return (parameter for name, parameter in network.named_parameters() if is_base_key(name))
 
 
 def base_hash(network: nn.Module) -> str:
-    """sha256 over names, types, shapes and bytes of the base's parameters and buffers, in the order of their names.
+    """sha256 over names, types, shapes and bytes of the base's parameters and buffers, sorted by name.
 
-    It is the same on every device and in every memory format, whatever modules there are.
+    Independent of device, memory format and modules.
     """
     digest = hashlib.sha256()
     for name, tensor in sorted(network.state_dict().items()):
-        if is_own(name):
+        if is_base_key(name):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
             digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

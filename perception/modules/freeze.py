@@ -1,4 +1,4 @@
-"""Freezing parts of a network: their gradients and their running statistics."""
+"""Freezes parts of a network: their parameters and their running statistics."""
 
 from __future__ import annotations
 
@@ -7,16 +7,15 @@ from typing import Any
 
 from torch import nn
 
-from perception.modules.base_weights import is_own, own_parameters
+from perception.modules.base_weights import base_parameters, is_base_key
 from perception.modules.slot import Slot
 
 
 class Freeze:
-    """Decides what trains in a network with slots: the base, its modules, the attentions of Fuse blocks.
+    """Freezes base, modules and attentions of Fuse blocks in a network with slots, by `requires_grad`.
 
-    `requires_grad` holds the decision. A frozen batch normalisation must be in evaluation mode as well, which a
-    training loop that calls `network.train()` would undo; so a hook sets the modes before each forward pass of the
-    network. Trainable parts follow the network's own mode.
+    A frozen batch normalisation must be in evaluation mode as well, which `network.train()` in a training loop would
+    undo; so a hook sets the modes before each forward pass. Trainable parts have the network's mode.
     """
 
     def __init__(self, network: nn.Module, slots: Mapping[str, Slot]) -> None:
@@ -24,28 +23,28 @@ class Freeze:
         self._hook: Any = None
 
     def base_is_frozen(self) -> bool:
-        return not any(parameter.requires_grad for parameter in own_parameters(self.network))
+        return not any(parameter.requires_grad for parameter in base_parameters(self.network))
 
     def keys(self) -> set[str]:
         """Keys of the Fuse blocks whose attention the slots have."""
         return {key for slot in self.slots.values() for key in slot.fusions}
 
-    def all_but(self, names: Collection[str]) -> None:
-        """Only the parts with these names or keys train; the network is in training mode."""
-        self.network.train()  # first: foreign backbones freeze their first stages whenever they are told to train
-        _freeze(own_parameters(self.network))
+    def train_only(self, names: Collection[str]) -> None:
+        """Train only the parts with these names or keys, and put the network into training mode."""
+        self.network.train()  # first, as foreign backbones freeze their first stages in `train`
+        _freeze(base_parameters(self.network))
         _freeze(parameter for part in self._parts() for parameter in part.parameters())
         for part in self._parts(names):
             part.requires_grad_(True)
         self._set_modes()
 
-    def these(self, names: Collection[str]) -> None:
+    def freeze(self, names: Collection[str]) -> None:
         """Freeze the parts with these names or keys."""
         _freeze(parameter for part in self._parts(names) for parameter in part.parameters())
         self._set_modes()
 
     def _parts(self, names: Collection[str] | None = None) -> list[nn.Module]:
-        """Modules and attentions at all slots; those with the names or keys, or all."""
+        """Modules and attentions at all slots, or only those with these names or keys."""
         found = (
             (name, part) for s in self.slots.values() for d in (s.computations, s.fusions) for name, part in d.items()
         )
@@ -56,13 +55,13 @@ class Freeze:
             self._hook = self.network.register_forward_pre_hook(self._set_modes)
         if self.base_is_frozen():
             for name, layer in self.network.named_modules():
-                if name and is_own(f"{name}."):
+                if name and is_base_key(f"{name}."):
                     layer.training = False
         for part in self._parts():
             part.train(self.network.training and any(parameter.requires_grad for parameter in part.parameters()))
 
 
 def _freeze(parameters: Iterable[nn.Parameter]) -> None:
-    """Freeze parameters and drop their gradients, which an optimizer would still apply."""
+    """Freeze parameters and clear their gradients, which an optimizer would still apply."""
     for parameter in parameters:
         parameter.requires_grad_(False).grad = None

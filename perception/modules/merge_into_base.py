@@ -1,4 +1,4 @@
-"""Writing modules into the weights of the base, and undoing it."""
+"""Merges modules into the weights of the base, and restores both."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from perception.modules.slot import Slot
 
 
 class Merge:
-    """Writes what a route runs into the layers of the slots; they are empty until `undo`.
+    """Merges the modules of a route into the layers of the slots, which hold no module until `undo`.
 
     Raises:
-        InputError: one of the modules does not fold; the slots are as they were.
+        InputError: one of the modules does not fold; the slots have not changed.
     """
 
     def __init__(self, slots: Iterable[Slot], route: Route) -> None:
@@ -36,17 +36,17 @@ class Merge:
 
     @property
     def computations(self) -> dict[str, nn.ModuleDict]:
-        """The modules of each slot before the merge, by the slot's name."""
+        """Slot -> its modules before the merge."""
         return {backup.slot.name: backup.computations for backup in self._backups}
 
     def undo(self) -> None:
-        """Bring weights and modules back, bit for bit."""
+        """Restore weights and modules bit for bit."""
         for backup in self._backups:
             backup.restore()
 
 
 class _Backup(NamedTuple):
-    """A slot before its layer was written to."""
+    """The state of a slot before the merge."""
 
     slot: Slot
     layer: dict[str, Tensor]
@@ -62,9 +62,9 @@ class _Backup(NamedTuple):
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Copy into the existing parameters, which an optimizer refers to."""
+        """Restore the slot in place, because an optimizer refers to its parameters."""
         if "bias" not in self.layer:
-            self.slot.layer.bias = None  # folding may have made one
+            self.slot.layer.bias = None  # folding may have added one
         for name, tensor in self.slot.layer.state_dict().items():
             tensor.copy_(self.layer[name])
         self.slot.constant, self.slot.route = self.constant, self.route

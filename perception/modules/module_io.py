@@ -1,4 +1,4 @@
-"""Modules and added heads on disk: NAME.safetensors with the tensors, and NAME.json, which says what they fit."""
+"""Reads and writes modules and added heads: NAME.safetensors with the tensors, NAME.json with their description."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from perception.atomic import made, write_together
 from perception.errors import InputError
 from perception.modules.added_heads import AddedHeads, Head
-from perception.modules.base_weights import is_own
+from perception.modules.base_weights import is_base_key
 from perception.modules.computation.computation import Computation
 from perception.modules.computation.kinds import KINDS, build
 from perception.modules.module_record import Attached, HeadRecord, Place, Record, attached, pair, read_record
@@ -25,13 +25,13 @@ from perception.modules.spec import Module
 Attachment = tuple[Module, Mapping[str, Computation]]  # a module, and its computation at each of its slots
 
 
-class Known(NamedTuple):
-    """What is known of a module or a head.
+class Description(NamedTuple):
+    """Origin and scores of a module or a head.
 
     Attributes:
         base: `base_hash` of the network that it was trained on.
-        domain: what it was trained on, in words.
-        metrics: what it reaches there.
+        domain: description of its training data.
+        metrics: its scores there.
     """
 
     base: str
@@ -39,27 +39,27 @@ class Known(NamedTuple):
     metrics: Mapping[str, float | None]
 
 
-def write(path: Path, module: Attachment, slots: Mapping[str, Slot], known: Known) -> None:
-    """Write both files of a module, or neither.
+def write(path: Path, module: Attachment, slots: Mapping[str, Slot], description: Description) -> None:
+    """Write both files of a module atomically.
 
     Args:
         path: of either file, or of both without a suffix.
-        module: of a union, with the exact slots of each part.
+        module: for a union with the exact slots of each part.
         slots: of the network.
 
     Raises:
-        InputError: the disk is full or the folder not writable; what was there stays.
+        InputError: the disk is full or the folder not writable; existing files do not change.
     """
     spec, computations = module
     content = _bytes(_tensors(computations))
     fields = attached(spec, [slots[name] for name in computations])
-    _write(path, content, Record(**fields, **known._asdict(), sha256=_sha256(content)))
+    _write(path, content, Record(**fields, **description._asdict(), sha256=_sha256(content)))
 
 
 def write_head(
-    path: Path, head: Head, modules: Mapping[str, Attachment], slots: Mapping[str, Slot], known: Known
+    path: Path, head: Head, modules: Mapping[str, Attachment], slots: Mapping[str, Slot], description: Description
 ) -> None:
-    """Write both files of a head, with the modules that run for its task alone; as `write`."""
+    """Write both files of a head with the modules that belong to it; as `write`."""
     content = _bytes(_head_tensors(head, modules))
     record = HeadRecord(
         name=head.task,
@@ -69,48 +69,49 @@ def write_head(
             Attached(**attached(spec, [slots[name] for name in computations]))
             for spec, computations in modules.values()
         ),
-        **known._asdict(),
+        **description._asdict(),
         sha256=_sha256(content),
     )
     _write(path, content, record)
 
 
 def read_all(
-    paths: Sequence[Path], rename: Mapping[Path, str], base: str, added: AddedHeads, taken: Collection[str]
+    paths: Sequence[Path], rename: Mapping[Path, str], base: str, added: AddedHeads, used_names: Collection[str]
 ) -> tuple[list[Head], dict[str, Attachment], list[str]]:
-    """Heads and modules of files, not attached yet, and the name of each file's module or task.
+    """Heads and modules from files, not attached yet, and the name of each file's module or task.
 
     Args:
         paths: of either file, or of both without a suffix.
-        rename: names for the modules of some of the files, instead of their own.
+        rename: path -> new name of its module.
         base: `base_hash` of the network.
-        added: its heads, and its slots.
-        taken: names that it has already.
+        added: the network's added heads and slots.
+        used_names: of the network's modules and heads.
 
     Raises:
-        InputError: a file is absent or damaged or does not fit the network, or a name is taken.
+        InputError: a file is absent or damaged or does not fit the network, or a name is used_names.
     """
     heads: dict[str, Head] = {}
     modules: dict[str, Attachment] = {}
     slots, loaded = dict(added.slots), []
     for path in paths:
-        record, (weights, words) = read_record(path), pair(path)
+        record, (weights, json_file) = read_record(path), pair(path)
         if record.base != base:
             raise InputError(
-                f"{words}: was trained on another base ({record.base[:12]}, this is {base[:12]}); load it on its own"
+                f"{json_file}: was trained on another base ({record.base[:12]}, this is {base[:12]}); load it on its "
+                "own"
             )
         name = rename.get(path, record.name)
         if isinstance(record, Record):
-            found = {name: _build(words, record, name, slots)}
+            found = {name: _build(json_file, record, name, slots)}
             expected = _tensors(found[name][1])
         else:
-            head = _new_head(words, record, name, added)
+            head = _new_head(json_file, record, name, added)
             slots |= head.slots()
-            found = {module.name: _build(words, module, module.name, slots) for module in record.modules}
+            found = {module.name: _build(json_file, module, module.name, slots) for module in record.modules}
             expected = _head_tensors(head, found)
         _fill(expected, _read_tensors(weights, record.sha256), weights)
         for new in dict.fromkeys([name, *found]):
-            if new in taken or new in heads or new in modules:
+            if new in used_names or new in heads or new in modules:
                 raise InputError(f"{path}: a module called {new!r} is there already; rename this one")
         if isinstance(record, HeadRecord):
             heads[name] = head
@@ -119,40 +120,41 @@ def read_all(
     return list(heads.values()), modules, loaded
 
 
-def _new_head(words: Path, record: HeadRecord, name: str, added: AddedHeads) -> Head:
+def _new_head(json_file: Path, record: HeadRecord, name: str, added: AddedHeads) -> Head:
     if name != record.name:
-        raise InputError(f"{words}: is the head of the task {record.name}, which keeps its name")
-    return added.new(name, record.options, str(words))
+        raise InputError(f"{json_file}: is the head of the task {record.name}, which keeps its name")
+    return added.new(name, record.options, str(json_file))
 
 
-def _build(words: Path, record: Attached, name: str, slots: Mapping[str, Slot]) -> Attachment:
-    """The module of a record with new computations."""
+def _build(json_file: Path, record: Attached, name: str, slots: Mapping[str, Slot]) -> Attachment:
+    """A module with initial weights from its record."""
     try:
         spec: Module = record.spec(name)
     except ValidationError:
-        raise InputError(f"{words}: {name!r} is no name for a module; use letters, digits, _ and -") from None
+        raise InputError(f"{json_file}: {name!r} is no name for a module; use letters, digits, _ and -") from None
     parts = {slot: part for part in spec.single() for slot in part.slots}
     if parts.keys() != {place.name for place in record.slots}:
-        raise InputError(f"{words}: the slots of its parts are not the slots it lists; it was changed by hand")
+        raise InputError(f"{json_file}: the slots of its parts are not the slots it lists; it was changed by hand")
     for place in record.slots:
-        _check_place(words, place, slots, parts[place.name].kind)
+        _check_place(json_file, place, slots, parts[place.name].kind)
     return spec, {slot: build(part, slots[slot].layer) for slot, part in parts.items()}
 
 
-def _check_place(words: Path, place: Place, slots: Mapping[str, Slot], kind: str) -> None:
+def _check_place(json_file: Path, place: Place, slots: Mapping[str, Slot], kind: str) -> None:
     if place.name not in slots:
-        raise InputError(f"{words}: the network has no slot {place.name!r}")
+        raise InputError(f"{json_file}: the network has no slot {place.name!r}")
     here = Place.of(slots[place.name])
     if here != place:
         raise InputError(
-            f"{words}: slot {place.name!r} was a {place.layer} {place.shape}, here it is a {here.layer} {here.shape}"
+            f"{json_file}: slot {place.name!r} was a {place.layer} {place.shape}, here it is a {here.layer} "
+            f"{here.shape}"
         )
     if not KINDS[kind].attaches_to(slots[place.name].layer):
-        raise InputError(f"{words}: {kind} does not attach to slot {place.name!r}, a {here.layer}")
+        raise InputError(f"{json_file}: {kind} does not attach to slot {place.name!r}, a {here.layer}")
 
 
 def _tensors(computations: Mapping[str, Computation]) -> dict[str, Tensor]:
-    """Tensors of a module, SLOT/KEY; views, not copies."""
+    """Views of the tensors of a module, named SLOT/KEY."""
     return {
         f"{slot}/{key}": tensor
         for slot, computation in computations.items()
@@ -161,15 +163,15 @@ def _tensors(computations: Mapping[str, Computation]) -> dict[str, Tensor]:
 
 
 def _head_tensors(head: Head, modules: Mapping[str, Attachment]) -> dict[str, Tensor]:
-    """Tensors of a head, TASK/KEY, and of its modules, MODULE/SLOT/KEY; views, not copies."""
-    found = {f"{head.task}/{key}": tensor for key, tensor in head.network.state_dict().items() if is_own(key)}
+    """Views of the tensors of a head, named TASK/KEY, and of its modules, named MODULE/SLOT/KEY."""
+    found = {f"{head.task}/{key}": tensor for key, tensor in head.network.state_dict().items() if is_base_key(key)}
     for name, (_, computations) in modules.items():
         found |= {f"{name}/{key}": tensor for key, tensor in _tensors(computations).items()}
     return found
 
 
 def _fill(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], weights: Path) -> None:
-    """Copy the tensors of a file to those of the same names."""
+    """Copy the tensors of a file into the expected ones with the same names."""
     different = sorted(expected.keys() ^ tensors.keys()) or [
         key for key, own in expected.items() if (own.shape, own.dtype) != (tensors[key].shape, tensors[key].dtype)
     ]
@@ -190,9 +192,9 @@ def _sha256(content: bytes) -> str:
 
 
 def _write(path: Path, content: bytes, record: Record | HeadRecord) -> None:
-    weights, words = pair(path)
+    weights, json_file = pair(path)
     made(weights.parent)
-    write_together({weights: content, words: record.model_dump_json(indent=1).encode()})
+    write_together({weights: content, json_file: record.model_dump_json(indent=1).encode()})
 
 
 def _read_tensors(weights: Path, sha256: str) -> dict[str, Tensor]:

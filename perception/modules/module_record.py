@@ -1,4 +1,4 @@
-"""The JSON file of a module, or of an added head, on disk: what it is and what it fits."""
+"""The JSON file of a module or an added head: its configuration, its slots and the base that it fits."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from perception.modules.slot import Slot
 from perception.modules.spec import Module
 from perception.section import Section
 
-FORMAT = 1  # of the JSON file; a program reads those up to its own
+FORMAT = 1  # version of the JSON file; later versions are refused
 SPECS: TypeAdapter[Any] = TypeAdapter(Module)
 
 
 class Place(Section):
-    """A slot that the module is at."""
+    """A slot of the module."""
 
     name: str
-    layer: str  # its class
+    layer: str  # class of the slot's layer
     shape: tuple[int, ...]  # of the layer's weight
 
     @classmethod
@@ -44,7 +44,7 @@ class Attached(Section):
     when: tuple[str, ...]
 
     def spec(self, name: str) -> Any:
-        """The module under this name, at the slots of the record; the parts of a union say which are theirs."""
+        """The module with this name at the slots of the record; the parts of a union name their own slots."""
         content = {**self.options, "name": name, "kind": self.kind, "when": self.when}
         if self.kind != "union":
             content["slots"] = tuple(place.name for place in self.slots)
@@ -54,19 +54,19 @@ class Attached(Section):
 class Record(Attached, _Format):
     """The content of a module's JSON file."""
 
-    domain: str  # what the module was trained on, in words
+    domain: str  # description of the training data
     base: str  # `base_hash` of the network it was trained on
     metrics: dict[str, float | None]
     sha256: str  # of the safetensors file
 
 
 class HeadRecord(_Format):
-    """The content of the JSON file of a head that was added to a finished model."""
+    """The content of the JSON file of an added head."""
 
     name: str  # of its task
     kind: Literal["task"]
     options: dict[str, Any]  # the configuration of the head
-    modules: tuple[Attached, ...]  # that run for this task alone
+    modules: tuple[Attached, ...]  # that belong to the head
     domain: str
     base: str
     metrics: dict[str, float | None]
@@ -74,31 +74,31 @@ class HeadRecord(_Format):
 
 
 def attached(spec: Module, slots: Iterable[Slot]) -> dict[str, Any]:
-    """Fields of `Attached`; a union's parts name their slots exactly."""
+    """Fields of `Attached`."""
     places = tuple(Place.of(slot) for slot in slots)
     return {"name": spec.name, "kind": spec.kind, "options": spec.options(), "slots": places, "when": spec.when}
 
 
 def pair(path: Path) -> tuple[Path, Path]:
-    """The safetensors and the JSON file, of the path of either, or of both without a suffix."""
+    """The safetensors and the JSON file, from the path of either or the common path without a suffix."""
     stem = path.with_suffix("") if path.suffix in (".safetensors", ".json") else path
     return stem.with_name(f"{stem.name}.safetensors"), stem.with_name(f"{stem.name}.json")
 
 
 def read_record(path: Path) -> Record | HeadRecord:
-    """What the JSON file of a module or a head says.
+    """The content of the JSON file of a module or a head.
 
     Raises:
         InputError: the file is absent, not JSON, or not such a record; of a later version or an unknown kind.
     """
-    words = pair(path)[1]
+    json_file = pair(path)[1]
     try:
-        content = json.loads(words.read_bytes())
+        content = json.loads(json_file.read_bytes())
         version = content["format"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{words}: not readable as a module ({error.__class__.__name__}: {error})") from None
+        raise InputError(f"{json_file}: not readable as a module ({error.__class__.__name__}: {error})") from None
     if isinstance(version, int) and version > FORMAT:
-        raise InputError(f"{words}: has format {version}, this program reads {FORMAT}; install a newer one")
+        raise InputError(f"{json_file}: has format {version}, this program reads {FORMAT}; install a newer one")
     try:
         record = (HeadRecord if content.get("kind") == "task" else Record).model_validate_json(json.dumps(content))
         for module in (record,) if isinstance(record, Record) else record.modules:
@@ -106,16 +106,16 @@ def read_record(path: Path) -> Record | HeadRecord:
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(str(part) for part in first["loc"]) or "module"
-        raise InputError(f"{words}: {key}: {first['msg'].lower()}") from None
+        raise InputError(f"{json_file}: {key}: {first['msg'].lower()}") from None
     return record
 
 
 def read_records(run: Path) -> dict[str, Record | HeadRecord]:
-    """Records in RUN/modules, by the names of modules and tasks; of a checkpoint: those of its run.
+    """Module or task -> record in RUN/modules; for a checkpoint those of its run.
 
     Raises:
         InputError: one of them is damaged.
     """
     folder = run.parent.parent if run.parent.name == "checkpoints" else run
-    records = [read_record(words) for words in sorted((folder / "modules").glob("*.json"))]
+    records = [read_record(json_file) for json_file in sorted((folder / "modules").glob("*.json"))]
     return {record.name: record for record in records}

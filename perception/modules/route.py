@@ -16,10 +16,9 @@ Weight = float | Tensor
 
 @dataclass(frozen=True)
 class Route:
-    """What a router decides. Modules without a weight do not run.
+    """The decision of a router. Modules without a weight do not run.
 
-    `static` says that the weights and `z` do not depend on the input and are the same for all frames, so that
-    affine modules can be folded.
+    If `static`, weights and `z` are the same for all inputs, so that affine modules can be folded.
     """
 
     weights: Mapping[str, Weight] = field(default_factory=dict)
@@ -40,5 +39,5 @@ class Route:
         return Parallel(*names) if names else None
 
     def __deepcopy__(self, memo: object) -> Route:
-        """Itself: nothing changes a route, and torch does not copy tensors that are part of a graph."""
+        """Itself: routes are immutable, and torch does not copy tensors that are part of a graph."""
         return self

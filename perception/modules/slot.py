@@ -1,4 +1,4 @@
-"""A slot: a named place in the network where modules attach. Empty, it is the layer it wraps and nothing more."""
+"""A slot: a named layer of the network to which modules attach."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from perception.modules.route import Route
 
 
 class Slot(nn.Module):
-    """Wraps one layer; modules add their deltas to its output: y = layer(x) + sum_m weight_m * module_m(x, y).
+    """Wraps a layer; modules add their deltas to its output: y = layer(x) + sum_m weight_m * module_m(x, y).
 
-    That is how they combine where the route does not say otherwise (`aggregation/composition.py`).
+    A route can combine them in other ways (`aggregation/composition.py`).
     """
 
     constant: Tensor | None
@@ -37,9 +37,9 @@ class Slot(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         block = self.route.combination(self.name) if self.computations else None
-        alone = None if block is None or self.constant is not None or self.stack else self._alone(block)
-        if alone is not None:
-            y: Tensor = alone.output(x, self.layer, self.route.z)
+        single = None if block is None or self.constant is not None or self.stack else self._single_module(block)
+        if single is not None:
+            y: Tensor = single.output(x, self.layer, self.route.z)
             return y
         y = self.layer(x)
         if self.constant is not None:
@@ -51,8 +51,8 @@ class Slot(nn.Module):
             parts.append(deltas(block, Site(x, y, self.layer, self.route.z), self._weighted_delta, self._fuse))
         return sum((part for part in parts if part is not None), start=y)
 
-    def _alone(self, block: Block) -> Any:
-        """The module that the route runs here if it is the only one, its delta neither weighted nor attended to."""
+    def _single_module(self, block: Block) -> Any:
+        """The only module that the route runs here, if its delta is neither weighted nor part of an attention."""
         running = self.routed()
         if len(running) != 1 or not is_sum(block):
             return None
@@ -60,19 +60,19 @@ class Slot(nn.Module):
         return self.computations[running[0]] if not isinstance(weight, Tensor) and weight == 1 else None
 
     def routed(self) -> list[str]:
-        """The modules at this slot that the route in force runs, in its order."""
+        """The modules at this slot that the current route runs, in its order."""
         block, weights = self.route.combination(self.name), self.route.at(self.name)
         return [] if block is None else [n for n in names(block) if n in self.computations and n in weights]
 
     def routed_by(self, routes: Sequence[Route]) -> list[str]:
-        """The modules at this slot that one of the routes or more run."""
+        """The modules at this slot that at least one of the routes runs."""
         found: dict[str, None] = {}
         for route in routes:
             self.route = route
             found |= dict.fromkeys(self.routed())
         return list(found)
 
-    def alike(self, routes: Sequence[Route]) -> bool:
+    def same_for_all(self, routes: Sequence[Route]) -> bool:
         """Whether all routes compute the same at this slot."""
         conditional = any(module.conditional for module in self.computations.values())
 
@@ -110,7 +110,7 @@ class Slot(nn.Module):
         self.computations, self.fusions = nn.ModuleDict(), nn.ModuleDict()
 
     def stack_low_rank(self) -> None:
-        """Put the slot's low-rank modules together, which then run side by side only, at weights for the batch."""
+        """Replace the slot's low-rank modules by one stack; they can then only run in parallel, with batch weights."""
         low: dict[str, Any] = {name: m for name, m in self.computations.items() if isinstance(m, LowRank)}
         if len(low) > 1:
             self.stack = LowRankStack(low)
@@ -125,18 +125,18 @@ class Slot(nn.Module):
         return function.plus(module.fold(function, self.layer, self.route.z), function, weight)
 
     def _fuse(self, block: Fuse, site: Site, parts: list[Tensor | None]) -> Tensor | None:
-        """Attention over the members that run; where only one can, the slot has no attention and that one is all."""
+        """Attention over the members that run; with a single one the slot needs none."""
         running = [(member, part) for member, part in zip(block.members, parts, strict=True) if part is not None]
         if block.key in self.fusions and running:
-            there = [self._runs(member, site.y) for member, _ in running]
-            fused: Tensor = self.fusions[block.key](site, [part for _, part in running], there)
+            runs = [self._runs(member, site.y) for member, _ in running]
+            fused: Tensor = self.fusions[block.key](site, [part for _, part in running], runs)
             return fused
         if len(running) > 1:
             raise InputError(f"slot {self.name} has no attention for {block}: add it (`add_fusion`) and train it")
         return running[0][1] if running else None
 
     def _runs(self, member: Block, y: Tensor) -> Tensor | bool:
-        """Whether a part of the member has a weight other than zero, where that differs for each row or cell of y."""
+        """Whether a module of the member has a non-zero weight, for each row or cell of y if that differs."""
         weights = self.route.at(self.name)
         runs: Tensor | bool = False
         for name in names(member):
@@ -160,19 +160,19 @@ class Slot(nn.Module):
 
 
 def spread(weight: Tensor, y: Tensor) -> Tensor:
-    """Weights (B,) of frames, each of them one row of y or more, or (B, 1, h, w) of cells, made to broadcast over y."""
+    """Weights (B,) of frames or (B, 1, h, w) of cells, broadcast over y, which has one or more rows for each frame."""
     if weight.ndim == 1:
-        # `len` would make a number of rows that is open in the graph a constant.
+        # `len` would make a dynamic number of rows a constant of the graph.
         rows = weight.repeat_interleave(y.shape[0] // len(weight)) if len(weight) > 1 else weight.expand(y.shape[0])
         return rows.reshape(-1, *(1,) * (y.ndim - 1))
     return weight if weight.shape[-2:] == y.shape[-2:] else F.interpolate(weight, size=y.shape[-2:], mode="nearest")
 
 
 def _per_frame(module: Any, weight: Tensor, site: Site) -> Tensor:
-    """weight (B,) times the delta. A slot may have several rows for each frame, such as its six pictures.
+    """weight (B,) times the delta. A slot may have several rows for each frame, such as its six images.
 
-    Frames whose weight is zero are not computed, and so do not enter a batch normalisation's statistics, unless
-    a gradient for the weight needs them.
+    Frames with weight zero are not computed, so that they do not enter the statistics of a batch normalisation, unless
+    the gradient of the weight needs them.
     """
     rows = spread(weight, site.y)
     if weight.requires_grad or torch.compiler.is_compiling() or bool((rows != 0).all()):

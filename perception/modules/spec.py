@@ -1,4 +1,4 @@
-"""Configuration of a module (its kind and options, its slots, when it is in force) and of what routes to it."""
+"""Configuration of a module (kind, options, slots, conditions) and of learned routing."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ SENSORS = ("lidar", "cameras")
 
 
 def all_facts() -> tuple[str, ...]:
-    """What can be known of a frame, and so what a module can require."""
+    """The facts that a module can require of a frame."""
     return (*CONDITION_VALUES, *TASKS, *SENSORS, *(f"no-{sensor}" for sensor in SENSORS))
 
 
 class _Module(Section):
-    """A module at some slots, in force where all of `when` holds."""
+    """A module at some slots that runs on frames with all the facts in `when`."""
 
     name: Annotated[str, Field(pattern=f"^{MODULE_NAME}$")]
     slots: tuple[str, ...] = Field(default=("trunk.*",), strict=False)  # names or globs
@@ -35,11 +35,11 @@ class _Module(Section):
         return when
 
     def options(self) -> dict[str, Any]:
-        """Arguments of the computation function beside its layer; of a union its parts."""
+        """Arguments of the computation function besides its layer; for a union its parts."""
         return self.model_dump(exclude={"name", "kind", "slots", "when"})
 
     def single(self) -> tuple[Any, ...]:
-        """The module as modules of one kind each."""
+        """The module, or the parts of a union: modules of one kind each."""
         return (self,)
 
 
@@ -114,7 +114,7 @@ Single = Annotated[
 
 
 class ModuleUnion(_Module):
-    """One module of several kinds, each at slots of its own: batch norms of its own, say, and low-rank deltas.
+    """One module of several kinds at different slots, such as batch norms and low-rank deltas.
 
     He et al., "Towards a unified view of parameter-efficient transfer learning", 2022, section 4.
     """
@@ -126,7 +126,7 @@ class ModuleUnion(_Module):
     @model_validator(mode="before")
     @classmethod
     def _one_name(cls, content: Any) -> Any:
-        """The parts go by the name and the facts of the union."""
+        """The parts have the name and the facts of the union."""
         if not isinstance(content, dict) or not isinstance(content.get("parts"), list | tuple):
             return content
         shared = {"name": content.get("name"), "when": content.get("when", ())}

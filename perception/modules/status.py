@@ -1,4 +1,4 @@
-"""A bank's modules and added heads as rows of a table."""
+"""A table of a bank's modules and added heads."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from rich.table import Column, Table
 
 from perception.modules.added_heads import Head
-from perception.modules.base_weights import is_own
+from perception.modules.base_weights import is_base_key
 from perception.modules.computation.kinds import KINDS
 from perception.modules.slot import Slot
 from perception.modules.spec import Module
@@ -20,10 +20,10 @@ class Row:
     name: str
     kind: str
     slots: int
-    where: list[str]  # names of the slots; `trunk.*` for all that the kind attaches to there
+    where: list[str]  # names of the slots; `trunk.*` for all there that the kind attaches to
     parameters: int
-    share: float  # of the number of the base's parameters
-    multiply_adds: int  # of all slots, at each output cell, while the module is not folded
+    share: float  # parameters relative to those of the base
+    multiply_adds: int  # at each output cell of all slots, if the module is not folded
     folds: bool
     when: list[str]
     state: list[str]  # of active, merged, training, frozen
@@ -37,12 +37,12 @@ def row(
     """The row of one module.
 
     Args:
-        computations: what the module is at each of its slots, by the slot's name.
-        slots: all of the model's, by name.
+        computations: slot -> the module's computation there.
+        slots: all slots of the model by name.
         base: number of the base's parameters.
     """
     kinds = list(dict.fromkeys(part.kind for part in spec.single()))
-    able = [s.name for s in slots.values() if any(KINDS[kind].attaches_to(s.layer) for kind in kinds)]
+    attachable = [s.name for s in slots.values() if any(KINDS[kind].attaches_to(s.layer) for kind in kinds)]
     parameters = [parameter for computation in computations.values() for parameter in computation.parameters()]
     count = sum(parameter.numel() for parameter in parameters)
     trainable = any(parameter.requires_grad for parameter in parameters)
@@ -56,7 +56,7 @@ def row(
         spec.name,
         " + ".join(kinds),
         len(computations),
-        compact(computations.keys(), able),
+        compact(computations.keys(), attachable),
         count,
         count / base,
         sum(computation.multiply_adds(slots[slot].layer) for slot, computation in computations.items()),
@@ -70,11 +70,11 @@ def head_row(head: Head, slots: Sequence[str], base: int) -> Row:
     """The row of an added head.
 
     Args:
-        slots: names of all of the model's.
+        slots: names of all slots of the model.
         base: number of the base's parameters.
     """
     own = head.slots()
-    parameters = [parameter for name, parameter in head.network.named_parameters() if is_own(name)]
+    parameters = [parameter for name, parameter in head.network.named_parameters() if is_base_key(name)]
     count, learns = sum(p.numel() for p in parameters), any(p.requires_grad for p in parameters)
     layers: list[Any] = [slot.layer for slot in own.values()]
     state = [
@@ -94,25 +94,25 @@ def head_row(head: Head, slots: Sequence[str], base: int) -> Row:
     )
 
 
-def compact(chosen: Collection[str], able: Sequence[str], depth: int = 1) -> list[str]:
-    """Few names and globs that, among the able, match the chosen and nothing else."""
+def compact(chosen: Collection[str], candidates: Sequence[str], depth: int = 1) -> list[str]:
+    """Few names and globs that match exactly the chosen among the candidates."""
     groups: dict[str, list[str]] = {}
-    for name in able:
+    for name in candidates:
         groups.setdefault(".".join(name.split(".")[:depth]), []).append(name)
     found = []
     for prefix, group in groups.items():
-        here = [name for name in group if name in chosen]
-        if len(here) <= 1:
-            found += here
-        elif len(here) == len(group):
+        matches = [name for name in group if name in chosen]
+        if len(matches) <= 1:
+            found += matches
+        elif len(matches) == len(group):
             found += [name for name in group if name == prefix] + [f"{prefix}.*"]
         else:
-            found += compact(here, group, depth + 1)
+            found += compact(matches, group, depth + 1)
     return found
 
 
 def table(modules: Sequence[Row]) -> Table:
-    """For a console, without the columns that are empty."""
+    """The rows as a table for a console, without empty columns."""
     columns = {
         "name": [row.name for row in modules],
         "kind": [row.kind for row in modules],

@@ -1,9 +1,9 @@
-"""The belief in the conditions of a drive, from observations that are irregular and sometimes wrong.
+"""Bayes filter for the conditions of a drive, from irregular and sometimes wrong observations.
 
 For each kind (weather, light, city) a discrete Bayes filter, the forward step of a hidden Markov model (Rabiner, "A
-tutorial on hidden Markov models", Proc. IEEE 77, 1989): between observations the condition switches now and then,
-and an observation is wrong now and then. Frames within CORRELATION see the same wiper stroke or the same lamp of a
-tunnel, so they share the weight of one observation: what is believed depends on time, not on the frame rate.
+tutorial on hidden Markov models", Proc. IEEE 77, 1989) with a switching rate and an observation error. Observations
+within CORRELATION are correlated (the same wiper stroke, the same tunnel lamp) and share the weight of one, so that the
+belief does not depend on the frame rate.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from dataclasses import dataclass
 from perception.frame import CONDITIONS, Conditions
 from perception.tasks.task import Evidence
 
-# Together they decide that two contradicting frames at 2 Hz switch nothing and three do.
-SWITCHES = 1 / 500  # per s: how often a condition changes
-WRONG = 0.02  # share of the observations that name another value
-CORRELATION = 0.5  # s between observations that are independent
-SURE = 0.9  # probability from which a value is believed
-SILENCE = 120.0  # s after which a value that nothing speaks for is no longer believed
-WINDOW = 2.0  # s of observations that the reasons count
-COUNTED = 64  # observations at most that they count
+# Chosen such that two contradicting frames at 2 Hz do not switch the belief and three do.
+SWITCHING_RATE = 1 / 500  # 1/s
+ERROR_RATE = 0.02  # share of observations of another value
+CORRELATION = 0.5  # s between independent observations
+SURE = 0.9  # probability above which a value is believed
+TIMEOUT = 120.0  # s without supporting observations after which a value is no longer believed
+WINDOW = 2.0  # s of observations that reasons count
+MAX_COUNTED = 64  # observations that reasons count
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Belief:
 
 
 def tagged(conditions: Conditions) -> Evidence:
-    """Recorded tags as evidence: certain where they say something, and nothing where they do not."""
+    """Recorded tags as certain evidence; none for kinds without a tag."""
     return {
         kind: [float(value == tag) for value in values]
         for kind, values in CONDITIONS.items()
@@ -45,13 +45,12 @@ def tagged(conditions: Conditions) -> Evidence:
 
 
 class ConditionBelief:
-    """The conditions of one drive, smoothed over time, with hysteresis.
+    """The conditions of one drive, filtered over time with hysteresis.
 
-    At first one sure observation is enough. Then one frame that contradicts switches nothing and, after the first
-    seconds, nor does a burst of at most half a second. A change that lasts switches once, at frame rates from 2 Hz on:
-    within 2 s where tags say so, within 3 s where a recogniser is 0.9 sure. What is recognised in a frame is evidence
-    from the next one on; at 2 Hz that is still within 2 s where the recogniser is 0.99 sure. A value is believed until
-    another one is, or until nothing has spoken for it for SILENCE.
+    The first sure observation is believed. Later a single contradicting frame does not switch a belief and, after the
+    first seconds, nor does a burst of up to 0.5 s. A lasting change switches it once, at 2 Hz or more: within 2 s by
+    tags, within 3 s by a recogniser with probability 0.9 (2 s with 0.99). A value is believed until another one is, or
+    without support for TIMEOUT.
     """
 
     def __init__(self) -> None:
@@ -59,11 +58,11 @@ class ConditionBelief:
         self._start: int | None = None
 
     def update(self, timestamp: int, observations: Sequence[Evidence]) -> Conditions:
-        """Take in the observations of a moment, and return the conditions believed now.
+        """Add the observations at one time; returns the conditions believed now.
 
         Args:
-            timestamp: us; a moment that is not after the last one is ignored.
-            observations: in any order; those of the same kind count as their mean.
+            timestamp: us; ignored unless later than the last one.
+            observations: in any order; those of the same kind have the weight of one.
 
         Raises:
             ValueError: an observation is no probability distribution over the values of its kind.
@@ -77,7 +76,7 @@ class ConditionBelief:
 
     @property
     def conditions(self) -> Conditions:
-        """The conditions believed now; None for each kind that is not sure."""
+        """The conditions believed now; None for unsure kinds."""
         return Conditions(**{kind: belief.value for kind, belief in self._filters.items()})
 
     @property
@@ -87,7 +86,7 @@ class ConditionBelief:
 
 
 class _Filter:
-    """The belief about one kind of condition."""
+    """The filter of one kind of condition."""
 
     def __init__(self, values: tuple[str, ...]) -> None:
         self.values = values
@@ -96,8 +95,8 @@ class _Filter:
         self.probabilities = [1 / len(values)] * len(values)
         self.time: float | None = None  # s, of the last update
         self.observed: float | None = None  # s, of the last observation
-        self.supported = 0.0  # s, of the last observation that spoke for the value
-        self.recent: deque[tuple[float, str]] = deque(maxlen=COUNTED)  # s and likeliest value of observations
+        self.supported = 0.0  # s, of the last observation that supports the value
+        self.recent: deque[tuple[float, str]] = deque(maxlen=MAX_COUNTED)  # s and likeliest value of observations
 
     def update(self, time: float, observations: Sequence[Sequence[float]]) -> None:
         if self.time is not None and time <= self.time:
@@ -111,21 +110,21 @@ class _Filter:
         value = self.values[self.probabilities.index(likeliest)]
         if value != self.value and likeliest >= SURE:
             self.value, self.supported, self.why = value, time, self._reason(value, time)
-        elif self.value is not None and time - self.supported > SILENCE:
+        elif self.value is not None and time - self.supported > TIMEOUT:
             self.value, self.why = None, f"nothing has spoken for {self.value} since {self.supported:.1f} s"
         elif self.value is None and observations:
             each = (f"{value} {p:.2f}" for value, p in zip(self.values, self.probabilities, strict=True))
             self.why = f"unsure: {', '.join(each)}"
 
     def _predict(self, seconds: float) -> None:
-        """The condition may have switched, to any value alike."""
-        stayed = math.exp(-SWITCHES * seconds)
+        """Prediction step: the condition may have switched to any value with equal probability."""
+        stayed = math.exp(-SWITCHING_RATE * seconds)
         self.probabilities = [stayed * p + (1 - stayed) / len(self.values) for p in self.probabilities]
 
     def _correct(self, time: float, observations: Sequence[Sequence[float]]) -> None:
-        """Bayes' rule with the geometric mean of the likelihoods, to the power of the observations' weight."""
+        """Correction step: Bayes' rule with the geometric mean of the likelihoods to the power of their weight."""
         weight = 1.0 if self.observed is None else min(1.0, (time - self.observed) / CORRELATION)
-        # fsum is exact, so the order of the observations is of no consequence.
+        # fsum is exact, so the result does not depend on the order of the observations.
         logs = [math.fsum(map(math.log, each)) for each in zip(*map(self._likelihoods, observations), strict=True)]
         mean = [log / len(observations) for log in logs]
         posterior = [p * math.exp(weight * log) for p, log in zip(self.probabilities, mean, strict=True)]
@@ -133,21 +132,21 @@ class _Filter:
         self.probabilities = [p / total for p in posterior]
         self.observed = time
         if mean.count(max(mean)) == 1:
-            spoken = self.values[mean.index(max(mean))]
-            self.recent.append((time, spoken))
-            if spoken == self.value:
+            likeliest = self.values[mean.index(max(mean))]
+            self.recent.append((time, likeliest))
+            if likeliest == self.value:
                 self.supported = time
 
     def _likelihoods(self, observed: Sequence[float]) -> list[float]:
-        """The likelihood of an observation under each value; a share of WRONG observations names another value."""
+        """The likelihood of an observation for each value; a share of ERROR_RATE is of another value."""
         n = len(self.values)
         if len(observed) != n or not all(0 <= p < math.inf for p in observed) or not sum(observed) > 0:
             raise ValueError(f"{list(observed)} is no probability distribution over {', '.join(self.values)}")
         total = math.fsum(observed)
-        return [(1 - WRONG) * p / total + WRONG / (n - 1) * (1 - p / total) for p in observed]
+        return [(1 - ERROR_RATE) * p / total + ERROR_RATE / (n - 1) * (1 - p / total) for p in observed]
 
     def _reason(self, value: str, time: float) -> str:
-        recent = [named for moment, named in self.recent if moment > time - WINDOW]
+        recent = [observed for moment, observed in self.recent if moment > time - WINDOW]
         return f"{value} since {time:.1f} s: {recent.count(value)} of {len(recent)} frames"
 
     def belief(self) -> Belief:

@@ -1,4 +1,4 @@
-"""The state of a drive: memories of the tasks, believed conditions, sensor health. No torch here."""
+"""The state of a drive: memories of the tasks, believed conditions, sensor health. Imports no torch."""
 
 from __future__ import annotations
 
@@ -30,25 +30,25 @@ class SceneFrame:
     token: str
     scene: str  # name of the drive
     timestamp: int  # us
-    prediction: Prediction  # of this frame alone, in its reference
-    states: Mapping[str, Any]  # task -> what its memory holds of the drive; only tasks that have one
+    prediction: Prediction  # of this frame, in its reference
+    states: Mapping[str, Any]  # task -> state of its memory, for tasks with one
     conditions: Conditions  # believed
-    beliefs: Mapping[str, Belief]  # for each kind of condition, with the reasons
-    route: Mapping[str, Routed]  # module -> in force or not
-    health: Mapping[str, SensorHealth]  # sensor -> how it is doing
-    seconds: Mapping[str, float] = field(compare=False)  # that each stage took; all else is the same in every replay
+    beliefs: Mapping[str, Belief]  # kind of condition -> belief with the reason
+    route: Mapping[str, Routed]  # module -> weight with the reason
+    health: Mapping[str, SensorHealth]  # by sensor
+    seconds: Mapping[str, float] = field(compare=False)  # duration of each stage; only these differ between replays
 
 
 class Scene:
-    """Keeps the state of a drive. Frames come in order of time; a frame of another drive begins anew.
+    """The state of a drive. Frames are added in order of time; a frame of another drive resets the state.
 
-    Before the engine runs, `observe` returns the conditions to route by; after it, `update` takes in the prediction.
-    Memory does not grow with the length of the drive, and the same frames give the same bytes.
+    Before the engine runs, `observe` returns the conditions to route by; after it, `update` adds the prediction.
+    Memory is bounded, and the same frames give bit-identical states.
 
     Args:
-        sensors: that the network takes: LIDAR_TOP and names of cameras.
+        sensors: inputs of the network: LIDAR_TOP and names of cameras.
         tasks: of the network.
-        modules: those that a route switches, each with the facts that must hold for it (`perception.modules.spec`).
+        modules: switched module -> facts that it requires (`perception.modules.spec`).
     """
 
     def __init__(
@@ -58,17 +58,17 @@ class Scene:
         modules: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         self._sensors, self._tasks = tuple(sensors), tasks
-        self._modules = {name: tuple(asks) for name, asks in (modules or {}).items()}
+        self._modules = {name: tuple(required) for name, required in (modules or {}).items()}
         self._drive: str | None = None
         self._observed: str | None = None  # token of the frame between `observe` and `update`
-        self._evidence: Sequence[Evidence] = ()  # of the conditions, in the results of the latest frame
+        self._evidence: Sequence[Evidence] = ()  # for the conditions, from the results of the latest frame
         self._seconds: dict[str, float] = {}
 
     def observe(self, frame: Frame) -> Conditions:
-        """Return the conditions believed at a frame, before the network runs on it.
+        """The conditions believed at a frame, before the network runs on it.
 
-        For a kind of condition that the frame has a tag of, only the tag counts; for other kinds, the tasks' evidence
-        from the frame before.
+        Evidence is the frame's tag for kinds of conditions that have one, and the tasks' evidence from the previous
+        frame for the others.
         """
         if frame.scene != self._drive:
             self._begin(frame.scene)
@@ -85,17 +85,17 @@ class Scene:
 
         Args:
             frame: the one that was observed last.
-            prediction: what the network perceived in it.
-            weights: with which the network ran the modules that the route switches.
+            prediction: of the network on this frame.
+            weights: of the switched modules on this frame.
 
         Raises:
-            ValueError: the frame was not observed, or a weight is for a module that the scene does not know.
+            ValueError: the frame was not observed, or a weight is for an unknown module.
         """
         if frame.token != self._observed or frame.scene != self._drive:
             raise ValueError(f"frame {frame.token} was not observed: call observe(frame) before the engine runs")
         results = prediction.results
-        seeing = self._tasks if self._sees(frame) else {}
-        self._evidence = [task.evidence(results[name]) for name, task in seeing.items() if name in results]
+        tasks = self._tasks if self._has_data(frame) else {}
+        self._evidence = [task.evidence(results[name]) for name, task in tasks.items() if name in results]
         with timed(self._seconds, "memory"):
             states = {
                 name: memory.update(frame, results[name]) for name, memory in self._memories.items() if name in results
@@ -118,7 +118,7 @@ class Scene:
         )
 
     def restart(self) -> None:
-        """Forget the drive: the next frame begins anew, also one of the same drive."""
+        """Reset the state at the next frame, even if it is of the same drive."""
         self._drive = None
 
     def _begin(self, drive: str) -> None:
@@ -128,18 +128,18 @@ class Scene:
         memories = {name: task.memory() for name, task in self._tasks.items()}
         self._memories = {name: memory for name, memory in memories.items() if memory is not None}
 
-    def _sees(self, frame: Frame) -> bool:
-        """Whether the frame has data of any of the sensors; without, the conditions task would recognise darkness."""
+    def _has_data(self, frame: Frame) -> bool:
+        """Whether the frame has data of any of the sensors; without any, night would be recognised."""
         points = LIDAR in self._sensors and frame.points is not None and len(frame.points) > 0
         return points or not frame.cameras.keys().isdisjoint(self._sensors)
 
     def _why(self, name: str, weight: float, frame: Frame, beliefs: Mapping[str, Belief]) -> str:
-        """The reason for a module's weight: which of its required facts hold, or which do not."""
+        """The reason for a module's weight: the required facts that hold, or those that do not."""
         if name not in self._modules:
             raise ValueError(
                 f"a weight for {name}, which is none of the modules {', '.join(self._modules) or '(none)'}"
             )
-        there = {"lidar": frame.points is not None and len(frame.points) > 0, "cameras": bool(frame.cameras)}
+        present = {"lidar": frame.points is not None and len(frame.points) > 0, "cameras": bool(frame.cameras)}
         reasons: dict[bool, list[str]] = {True: [], False: []}
         for fact in self._modules[name]:
             if fact in _KINDS:
@@ -147,7 +147,7 @@ class Scene:
                 belief = beliefs[kind]
                 reason = belief.why if belief.value else f"{kind} unknown: {belief.why}"
                 reasons[belief.value == fact].append(reason)
-            elif (sensor := fact.removeprefix("no-")) in there:
-                holds = there[sensor] != fact.startswith("no-")
-                reasons[holds].append(f"{sensor} {'there' if there[sensor] else 'missing'}")
+            elif (sensor := fact.removeprefix("no-")) in present:
+                holds = present[sensor] != fact.startswith("no-")
+                reasons[holds].append(f"{sensor} {'there' if present[sensor] else 'missing'}")
         return "; ".join(reasons[weight > 0]) or "asks for nothing more"

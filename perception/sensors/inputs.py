@@ -1,4 +1,4 @@
-"""A frame made into the arrays that the network and its exported engine take. numpy and OpenCV only."""
+"""Preprocessing of a frame into the input arrays of the network and its exported engine. numpy and OpenCV only."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PILLARS = ("pillar_points", "pillar_counts", "pillar_cells")  # inputs with an a
 
 @dataclass(frozen=True)
 class InputSpec:
-    """What a model takes: the grid, and for each of its sensors the settings that shape the arrays."""
+    """The grid of a model, and the configuration of each of its sensors."""
 
     grid: BevGrid
     lidar: Lidar | None
@@ -35,12 +35,12 @@ class InputSpec:
 
     @property
     def sweeps(self) -> int:
-        """LiDAR sweeps before the keyframe that the model wants in its frames."""
+        """Number of earlier LiDAR sweeps in the model's frames."""
         return 0 if self.lidar is None else self.lidar.sweeps
 
 
 def no_sensors(spec: InputSpec) -> dict[str, np.ndarray]:
-    """Inputs of a frame without any sensor, as `prepare` describes them: padding and zeros."""
+    """Inputs of a frame without sensor data, as in `prepare`: padding and zeros."""
     shapes: dict[str, tuple[tuple[int, ...], type, int]] = {}
     if spec.lidar is not None:
         pillars = (1, spec.lidar.max_pillars)
@@ -53,7 +53,7 @@ def no_sensors(spec: InputSpec) -> dict[str, np.ndarray]:
         shapes["image_from_reference"] = ((1, len(CAMERAS), 3, 4), np.float32, 0)
     inputs: dict[str, np.ndarray] = {name: np.empty(shape, dtype) for name, (shape, dtype, _) in shapes.items()}
     for name, array in inputs.items():
-        array.fill(shapes[name][2])  # np.zeros would not ask for huge pages
+        array.fill(shapes[name][2])  # unlike np.zeros, this allocates huge pages
     return inputs
 
 
@@ -63,13 +63,12 @@ def prepare(
     image_affines: Mapping[str, np.ndarray] | None = None,
     into: dict[str, np.ndarray] | None = None,
 ) -> dict[str, np.ndarray]:
-    """Inputs of one frame, with a batch dimension of 1; a missing sensor becomes padding and zeros.
+    """Inputs of one frame, with a batch dimension of 1; a missing sensor has padding and zeros.
 
     Args:
         frame: in the reference frame of the grid.
-        spec: the model's sensors and sizes.
-        image_affines: for some cameras, another (3, 3) network pixels from recorded pixels than `fit_width`.
-        into: inputs of an earlier frame, which are overwritten; None takes new memory.
+        image_affines: camera -> (3, 3) network pixels from recorded pixels; `fit_width` for other cameras.
+        into: inputs of an earlier frame to overwrite; None allocates new ones.
 
     Returns:
         With LiDAR: pillar_points (1, P, M, 5) float32, pillar_counts (1, P) int32, pillar_cells (1, P) int32.
@@ -89,7 +88,7 @@ def prepare(
 
 
 def without_padding(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Inputs (B, ...) without the pillars that are padding in every frame, as views; one at least is left."""
+    """Views of the inputs (B, ...) without pillars that are padding in all frames; at least one pillar remains."""
     if "pillar_counts" not in inputs:
         return dict(inputs)
     pillars = max(1, int((inputs["pillar_counts"] > 0).sum(axis=1).max(initial=0)))
@@ -114,8 +113,8 @@ def _fill_cameras(
 def fit_width(recorded: tuple[int, ...], size: Image) -> np.ndarray:
     """(3, 3) network pixels from recorded pixels: scale to the network's width and keep the bottom rows.
 
-    The sky is cut off; a picture that is lower than the network's gets black rows on top. Integer coordinates are
-    the middles of pixels, so a scale by s takes u to s (u + 0.5) - 0.5.
+    This crops the sky; an image that is too low is padded with black rows at the top. Integer coordinates are pixel
+    centres, so scaling by s maps u to s (u + 0.5) - 0.5.
     """
     height, width = recorded[:2]
     scale = size.width / width
@@ -124,10 +123,9 @@ def fit_width(recorded: tuple[int, ...], size: Image) -> np.ndarray:
 
 
 def warp(recorded: np.ndarray, affine: np.ndarray, size: Image) -> np.ndarray:
-    """(height, width, 3) uint8 picture whose pixel affine @ p shows the recorded pixel p; black outside it.
+    """(height, width, 3) uint8 image in which pixel affine @ p shows the recorded pixel p; black outside of it.
 
-    Bilinear interpolation alone would skip pixels where the picture shrinks by more than 2, so whole multiples
-    are averaged away first.
+    Reduction by an integer factor is done by area averaging first, because bilinear interpolation would alias.
     """
     height, width = recorded.shape[:2]
     shrink = int(1 / np.sqrt(abs(np.linalg.det(affine[:2, :2]))))

@@ -1,4 +1,4 @@
-"""Agents: who is annotated, how large they are, what they are built of, and which attribute their behaviour gives."""
+"""Agents: the annotated objects, with their sizes, the boxes that they are built of, and their attributes."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-# Sizes in metres: width, length, height, and their relative spread. Close to the means of the nuScenes classes.
+# Mean width, length and height in metres, and their relative standard deviation; close to the classes of nuScenes.
 SIZES: dict[str, tuple[tuple[float, float, float], float]] = {
     "vehicle.car": ((1.92, 4.6, 1.68), 0.05),
     "vehicle.truck": ((2.4, 7.0, 2.9), 0.05),
@@ -21,8 +21,8 @@ SIZES: dict[str, tuple[tuple[float, float, float], float]] = {
     "movable_object.barrier": ((2.4, 0.5, 1.0), 0.04),
     "movable_object.trafficcone": ((0.4, 0.4, 0.95), 0.08),
 }
-RIDERLESS = {"vehicle.motorcycle": 1.15, "vehicle.bicycle": 1.05}  # m, height without a rider
-MOVING = 0.2  # m/s, above it an agent counts as moving
+RIDERLESS_HEIGHTS = {"vehicle.motorcycle": 1.15, "vehicle.bicycle": 1.05}  # m, height without a rider
+MOVING = 0.2  # m/s, above which an agent has the attribute `moving`
 
 PAINTS = np.array(
     [[228, 228, 226], [24, 24, 28], [122, 126, 130], [178, 182, 186], [150, 24, 28], [32, 58, 118], [70, 84, 62],
@@ -35,8 +35,8 @@ CLOTHES = np.array(
 SKIN, GLASS, RUBBER, ORANGE = (206, 160, 130), (38, 46, 56), (22, 22, 22), (238, 104, 24)
 WHITE_LAMP, RED_LAMP = (250, 246, 226), (190, 20, 20)
 
-# One part: x0 x1 (along the heading, -0.5..0.5), y0 y1 (across, left positive), z0 z1 (0..1 from the ground), all as
-# shares of the box; then colour (or the agent's own paint or cloth), reflectance at 905 nm, lamp.
+# A part: x0 x1 (along the heading, -0.5..0.5), y0 y1 (left positive, -0.5..0.5), z0 z1 (from the ground, 0..1), all
+# relative to the agent's size; colour (RGB, or the agent's random "paint" or "cloth"), reflectance at 905 nm, lamp.
 Colour = tuple[int, int, int] | str
 Part = tuple[float, float, float, float, float, float, Colour, float, float]
 
@@ -140,43 +140,47 @@ RIDER: list[Part] = [
 class Agent:
     """One annotated object over the whole drive."""
 
-    category: str  # nuScenes' fine category
+    category: str  # of nuScenes, such as vehicle.bus.rigid
     size: np.ndarray  # (3,) m: width, length, height
-    behaviour: str  # traffic, parked, ridden, riderless, walking, sitting; '' for things
-    parts: np.ndarray  # (P, 11): centre x y z above the ground (m), length width height (m), RGB, reflectance, lamp
+    behaviour: str  # traffic, parked, ridden, riderless, walking, sitting; '' for movable objects
+    parts: np.ndarray  # (P, 11): centre x y z (m, agent's frame, z from the ground), length width height (m), RGB,
+    # reflectance, lamp
     xy: np.ndarray  # (T, 2) m, or (1, 2) if it never moves
     yaw: np.ndarray  # (T,) rad, unwrapped, or (1,)
 
 
 def draw_size(category: str, rng: np.random.Generator, ridden: bool = True) -> np.ndarray:
-    """(3,) m: width, length, height of one such agent, in whole millimetres as nuScenes gives them."""
+    """(3,) random width, length, height (m) of an agent, in whole millimetres as in nuScenes."""
     mean, spread = SIZES[category]
     size = np.array(mean) * (1 + spread * rng.normal(size=3).clip(-2, 2))
     if not ridden:
-        size[2] *= RIDERLESS[category] / mean[2]
+        size[2] *= RIDERLESS_HEIGHTS[category] / mean[2]
     return size.round(3)
 
 
 def build_parts(category: str, size: np.ndarray, rng: np.random.Generator, ridden: bool, lit: bool) -> np.ndarray:
-    """(P, 11) parts as in `Agent.parts`; ridden: with a rider if it is a cycle; lit: its lamps are on."""
+    """(P, 11) parts as in `Agent.parts`; ridden: with a rider, if a cycle; lit: with its lamps on."""
     person = category.startswith("human.pedestrian")
-    cycle = category in RIDERLESS
+    cycle = category in RIDERLESS_HEIGHTS
     body = BODIES["human.pedestrian" if person else category]
     paints = CLOTHES if person else PAINTS
-    own = {"paint": paints[rng.integers(len(paints))], "cloth": CLOTHES[rng.integers(len(CLOTHES))]}
+    colours = {"paint": paints[rng.integers(len(paints))], "cloth": CLOTHES[rng.integers(len(CLOTHES))]}
     if category.endswith("construction_worker"):
-        own["cloth"] = np.array([228, 150, 30])
+        colours["cloth"] = np.array([228, 150, 30])
     if category in ("vehicle.truck", "vehicle.trailer"):
-        own["cloth"] = own["paint"] = np.array([[224, 222, 216], [186, 188, 190], [70, 96, 140]])[rng.integers(3)]
+        colours["cloth"] = colours["paint"] = np.array([[224, 222, 216], [186, 188, 190], [70, 96, 140]])[
+            rng.integers(3)
+        ]
     if category == "vehicle.bus.rigid":
-        own["paint"] = np.array([[190, 40, 44], [54, 128, 84], [232, 228, 214], [240, 196, 60]])[rng.integers(4)]
+        colours["paint"] = np.array([[190, 40, 44], [54, 128, 84], [232, 228, 214], [240, 196, 60]])[rng.integers(4)]
     width, length, height = size
+    # The height of a ridden cycle includes its rider.
     parts = [(part, 0.66 if cycle and ridden else 1.0) for part in body]
     parts += [(part, 1.0) for part in RIDER] if cycle and ridden else []
     rows = []
-    for (x0, x1, y0, y1, z0, z1, colour, reflectance, lamp), low in parts:
-        rgb = own[colour] if isinstance(colour, str) else np.array(colour)
-        z = np.array([z0, z1]) * low * height
+    for (x0, x1, y0, y1, z0, z1, colour, reflectance, lamp), height_share in parts:
+        rgb = colours[colour] if isinstance(colour, str) else np.array(colour)
+        z = np.array([z0, z1]) * height_share * height
         centre = (length * (x0 + x1) / 2, width * (y0 + y1) / 2, z.mean())
         extent = (length * (x1 - x0), width * (y1 - y0), z[1] - z[0])
         rows.append([*centre, *extent, *rgb, reflectance, lamp if lit else 0.0])
@@ -184,7 +188,7 @@ def build_parts(category: str, size: np.ndarray, rng: np.random.Generator, ridde
 
 
 def attribute(agent: Agent, speed: float) -> str:
-    """The nuScenes attribute that an agent's behaviour and speed (m/s) give it; '' for things."""
+    """The nuScenes attribute of an agent at this speed (m/s); '' for movable objects."""
     moving = speed > MOVING
     return {
         "traffic": "vehicle.moving" if moving else "vehicle.stopped",

@@ -1,4 +1,4 @@
-"""Annotations: boxes of what the sensors saw, chained over the keyframes of a drive."""
+"""Annotations: boxes of the objects that the sensors saw, linked over the keyframes of a drive."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from perception.simulate.nuscenes_writer import Row, link, token, visibility_tok
 
 
 @dataclass(frozen=True)
-class Sighting:
-    """One agent near the vehicle at one keyframe."""
+class Observation:
+    """One agent near the ego vehicle at one keyframe."""
 
     agent: int
     category: str
@@ -20,18 +20,18 @@ class Sighting:
     yaw: float  # rad
     attribute: str  # '' for none
     points: int  # LiDAR points inside the box
-    visible: float  # share of it that a camera sees; NaN if it is in no picture
+    visible_share: float  # of the object, in the camera that sees most of it; NaN if it is in no image
 
 
 def points_in_boxes(points: np.ndarray, centers: np.ndarray, sizes: np.ndarray, yaws: np.ndarray) -> np.ndarray:
-    """(B,) number of points (N, 3) inside each upright box, faces included.
+    """(B,) number of points (N, 3) inside each upright box, faces included, as the devkit's `points_in_box` counts.
 
-    centers (B, 3) m, sizes (B, 3) width, length, height m, yaws (B,) rad; the devkit's `points_in_box`.
+    centers (B, 3) m, sizes (B, 3) width, length, height m, yaws (B,) rad.
     """
     points = points[np.argsort(points[:, 0], kind="stable")]
-    reach = np.hypot(sizes[:, 0], sizes[:, 1]) / 2
-    first = np.searchsorted(points[:, 0], centers[:, 0] - reach)
-    last = np.searchsorted(points[:, 0], centers[:, 0] + reach, side="right")
+    radius = np.hypot(sizes[:, 0], sizes[:, 1]) / 2
+    first = np.searchsorted(points[:, 0], centers[:, 0] - radius)
+    last = np.searchsorted(points[:, 0], centers[:, 0] + radius, side="right")
     counts = np.zeros(len(centers), np.int64)
     for n in range(len(centers)):
         x, y, z = (points[first[n] : last[n]] - centers[n]).T
@@ -41,26 +41,30 @@ def points_in_boxes(points: np.ndarray, centers: np.ndarray, sizes: np.ndarray, 
     return counts
 
 
-def annotate(scene: str, samples: list[str], sightings: list[list[Sighting]]) -> tuple[list[Row], list[Row]]:
+def annotate(scene: str, samples: list[str], observations: list[list[Observation]]) -> tuple[list[Row], list[Row]]:
     """Rows of sample_annotation and instance.
 
-    As in nuScenes, an object is annotated from the first to the last keyframe in which a sensor saw it, also
-    where it is hidden in between.
+    As in nuScenes, an object is annotated from the first to the last keyframe in which a sensor saw it, also where it
+    is occluded in between.
+
+    Args:
+        samples: tokens of the keyframes.
+        observations: the agents near the ego vehicle at each keyframe.
     """
-    found: dict[int, list[tuple[int, Sighting]]] = {}
-    for k, keyframe in enumerate(sightings):
-        for sighting in keyframe:
-            found.setdefault(sighting.agent, []).append((k, sighting))
+    by_agent: dict[int, list[tuple[int, Observation]]] = {}
+    for k, keyframe in enumerate(observations):
+        for observation in keyframe:
+            by_agent.setdefault(observation.agent, []).append((k, observation))
     annotations: list[tuple[int, int, Row]] = []
     instances: list[Row] = []
-    for agent, appearances in sorted(found.items()):
-        seen = [k for k, s in appearances if s.points > 0 or s.visible > 0]
+    for agent, track in sorted(by_agent.items()):
+        seen = [k for k, o in track if o.points > 0 or o.visible_share > 0]
         if not seen:
             continue
         instance = token(scene, "instance", agent)
         rows = [
-            (k, agent, _row(token(scene, "annotation", agent, k), samples[k], instance, s))
-            for k, s in appearances
+            (k, agent, _annotation_row(token(scene, "annotation", agent, k), samples[k], instance, o))
+            for k, o in track
             if seen[0] <= k <= seen[-1]
         ]
         link([row for _, _, row in rows])
@@ -68,7 +72,7 @@ def annotate(scene: str, samples: list[str], sightings: list[list[Sighting]]) ->
         instances.append(
             {
                 "token": instance,
-                "category_token": token("category", appearances[0][1].category),
+                "category_token": token("category", track[0][1].category),
                 "nbr_annotations": len(rows),
                 "first_annotation_token": rows[0][2]["token"],
                 "last_annotation_token": rows[-1][2]["token"],
@@ -78,17 +82,17 @@ def annotate(scene: str, samples: list[str], sightings: list[list[Sighting]]) ->
     return [row for _, _, row in annotations], instances
 
 
-def _row(name: str, sample: str, instance: str, sighting: Sighting) -> Row:
+def _annotation_row(annotation: str, sample: str, instance: str, observation: Observation) -> Row:
     return {
-        "token": name,
+        "token": annotation,
         "sample_token": sample,
         "instance_token": instance,
-        "visibility_token": visibility_token(sighting.visible),
-        "attribute_tokens": [token("attribute", sighting.attribute)] if sighting.attribute else [],
-        "translation": sighting.center.tolist(),
-        "size": sighting.size.tolist(),
-        "rotation": [float(np.cos(sighting.yaw / 2)), 0.0, 0.0, float(np.sin(sighting.yaw / 2))],
+        "visibility_token": visibility_token(observation.visible_share),
+        "attribute_tokens": [token("attribute", observation.attribute)] if observation.attribute else [],
+        "translation": observation.center.tolist(),
+        "size": observation.size.tolist(),
+        "rotation": [float(np.cos(observation.yaw / 2)), 0.0, 0.0, float(np.sin(observation.yaw / 2))],
         "prev": "",
-        "num_lidar_pts": sighting.points,
+        "num_lidar_pts": observation.points,
         "num_radar_pts": 0,
     }

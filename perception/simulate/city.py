@@ -1,4 +1,4 @@
-"""A city: map polygons and lines in global metres, lane graph, painted ground, and what stands beside the road."""
+"""A city: map polygons and lines in global metres, lane graph, ground raster and static objects."""
 
 from __future__ import annotations
 
@@ -13,21 +13,20 @@ from shapely.ops import unary_union
 
 from perception.simulate.ground import paint
 from perception.simulate.lanes import LaneGraph, resample
-from perception.simulate.scenery import GroundRaster, Solids
-from perception.simulate.streets import (
+from perception.simulate.snapshot import GroundRaster, Solids
+from perception.simulate.static_objects import build_static_objects
+from perception.simulate.street_plan import (
     BOSTON,
     CROSSING_WIDTH,
-    DIRECTIONS,
     FRAME,
     FURNITURE,
     SINGAPORE,
     STOP_LINE_DEPTH,
-    Plan,
+    StreetPlan,
 )
-from perception.simulate.surroundings import surroundings
 
 STYLES = {"boston": BOSTON, "singapore": SINGAPORE}
-SLOT = (2.6, 5.3)  # m: width and depth of a space in a parking lot
+PARKING_SPACE = (2.6, 5.3)  # m: width and depth of a space in a parking lot
 AISLE = 6.2  # m between the two rows of a parking lot
 
 
@@ -35,8 +34,8 @@ AISLE = 6.2  # m between the two rows of a parking lot
 class Lot:
     """A parking lot: two rows of spaces."""
 
-    shape: Polygon  # plan coordinates, with its driveway
-    spaces: np.ndarray  # (S, 3) plan u, v and heading in the plan (rad)
+    shape: Polygon  # with its driveway, plan coordinates
+    spaces: np.ndarray  # (S, 3) u, v and heading (rad), plan coordinates
 
 
 @dataclass(frozen=True)
@@ -45,34 +44,34 @@ class Crossing:
 
     junction: int
     arm: int
-    ends: np.ndarray  # (2, 2) global: where people wait, on either side
-    along: np.ndarray  # (2,) global unit vector across the walking direction
+    ends: np.ndarray  # (2, 2) m, global: where people wait, on either side
+    along: np.ndarray  # (2,) global unit vector along the street
 
 
 @dataclass(frozen=True)
 class City:
-    """All of a city that does not move."""
+    """The static world of all drives in a city."""
 
     name: str
-    plan: Plan
+    plan: StreetPlan
     graph: LaneGraph
     polygons: dict[str, list[Polygon]]  # layer of the map expansion -> global polygons
     lines: dict[str, list[LineString]]  # road_divider, lane_divider
     lots: list[Lot]
     crossings: list[Crossing]
-    tracks: list[list[tuple[np.ndarray, float]]]  # per block: closed walking paths (N, 2) global, with their lengths
+    walking_paths: list[list[tuple[np.ndarray, float]]]  # per block: closed paths (N, 2) m, global, and their lengths
     ground: GroundRaster
-    scenery: Solids
-    furniture: list[tuple[np.ndarray, float]]  # free spots beside the kerb: plan point (2,), plan heading (rad)
+    static_objects: Solids
+    free_spots: list[tuple[np.ndarray, float]]  # beside the kerb: plan point (2,), plan heading of the kerb (rad)
 
 
 @lru_cache(maxsize=2)
 def build_city(name: str) -> City:
-    """The city of that name; always the same one, so that one map serves every drive."""
-    plan = Plan(STYLES[name])
+    """The city of this name; always the same, so that one map serves all drives."""
+    plan = StreetPlan(STYLES[name])
     rng = np.random.default_rng(sum(map(ord, name)))
     graph = LaneGraph(plan)
-    lots = _lots(plan, rng)
+    lots = _parking_lots(plan, rng)
     shapes = _plan_polygons(plan, graph, lots)
     polygons = {
         layer: [part for shape in found for part in _parts(plan.bend(shape))] for layer, found in shapes.items()
@@ -83,7 +82,7 @@ def build_city(name: str) -> City:
         if lane.connector
     ]
     lines = _dividers(plan)
-    scenery, furniture = surroundings(plan, [lot.shape for lot in lots], rng)
+    static_objects, free_spots = build_static_objects(plan, [lot.shape for lot in lots], rng)
     return City(
         name=name,
         plan=plan,
@@ -92,10 +91,10 @@ def build_city(name: str) -> City:
         lines=lines,
         lots=lots,
         crossings=_crossings(plan, graph),
-        tracks=[_tracks(plan, block) for block in plan.blocks()],
+        walking_paths=[_walking_paths(plan, block) for block in plan.blocks()],
         ground=paint(plan, polygons, lines),
-        scenery=scenery,
-        furniture=furniture,
+        static_objects=static_objects,
+        free_spots=free_spots,
     )
 
 
@@ -103,8 +102,8 @@ def _parts(shape: Polygon | MultiPolygon) -> list[Polygon]:
     return list(shape.geoms) if isinstance(shape, MultiPolygon) else [shape]
 
 
-def _plan_polygons(plan: Plan, graph: LaneGraph, lots: list[Lot]) -> dict[str, list[Polygon]]:
-    """Every polygon layer but lane_connector, in plan coordinates."""
+def _plan_polygons(plan: StreetPlan, graph: LaneGraph, lots: list[Lot]) -> dict[str, list[Polygon]]:
+    """The polygon layers of the map in plan coordinates, except lane_connector."""
     style, blocks = plan.style, plan.blocks()
     road = plan.street_rectangle.difference(unary_union(blocks))
     outside = plan.street_rectangle.buffer(FRAME, join_style="mitre").difference(plan.street_rectangle)
@@ -138,7 +137,7 @@ def _plan_polygons(plan: Plan, graph: LaneGraph, lots: list[Lot]) -> dict[str, l
             if arm < 2:
                 layers["road_segment"].append(plan.rectangle(i, j, arm, stretch, (-half, half)))
             for k in range(plan.lanes(i, j, arm)):
-                # Leaving traffic sees the arm in its own direction of travel, so the offsets agree.
+                # Outgoing lanes: their direction of travel is that of the arm, so `offset` has the sign of `rectangle`.
                 middle = graph.offset(plan.lanes(i, j, arm), k)
                 edges = (middle - style.lane_width / 2, middle + style.lane_width / 2)
                 layers["lane"].append(plan.rectangle(i, j, arm, stretch, edges))
@@ -159,33 +158,33 @@ def _plan_polygons(plan: Plan, graph: LaneGraph, lots: list[Lot]) -> dict[str, l
     return layers
 
 
-def _lots(plan: Plan, rng: np.random.Generator) -> list[Lot]:
+def _parking_lots(plan: StreetPlan, rng: np.random.Generator) -> list[Lot]:
     """Parking lots behind the walkway on the low-v side of some blocks, reached over a driveway."""
     lots = []
     set_back = plan.style.verge + plan.style.walkway
     for block in plan.blocks():
         u0, v0, u1, _ = block.bounds
-        columns = int(min(13, (u1 - u0 - 2 * set_back - 14.0) // SLOT[0]))
+        columns = int(min(13, (u1 - u0 - 2 * set_back - 14.0) // PARKING_SPACE[0]))
         if rng.random() > plan.style.carparks:
             continue
-        left, bottom = (u0 + u1 - columns * SLOT[0]) / 2, v0 + set_back + 0.5
-        across = 2 * SLOT[1] + AISLE
+        left, bottom = (u0 + u1 - columns * PARKING_SPACE[0]) / 2, v0 + set_back + 0.5
+        across = 2 * PARKING_SPACE[1] + AISLE
         # The driveway takes the place of two spaces in the row next to the street.
         gate = int(rng.integers(2, columns - 3))
-        drive = box(left + gate * SLOT[0], v0, left + (gate + 2) * SLOT[0], bottom + 1.0)
-        ground = box(left, bottom, left + columns * SLOT[0], bottom + across)
+        driveway = box(left + gate * PARKING_SPACE[0], v0, left + (gate + 2) * PARKING_SPACE[0], bottom + 1.0)
+        ground = box(left, bottom, left + columns * PARKING_SPACE[0], bottom + across)
         spaces = []
         for k in range(columns):
-            u = left + (k + 0.5) * SLOT[0]
+            u = left + (k + 0.5) * PARKING_SPACE[0]
             if not gate <= k < gate + 2:
-                spaces.append((u, bottom + SLOT[1] / 2, np.pi / 2))
-            spaces.append((u, bottom + across - SLOT[1] / 2, -np.pi / 2))
-        lots.append(Lot(ground.union(drive), np.array(spaces)))
+                spaces.append((u, bottom + PARKING_SPACE[1] / 2, np.pi / 2))
+            spaces.append((u, bottom + across - PARKING_SPACE[1] / 2, -np.pi / 2))
+        lots.append(Lot(ground.union(driveway), np.array(spaces)))
     return lots
 
 
-def _dividers(plan: Plan) -> dict[str, list[LineString]]:
-    """Straight pieces of dividers: the devkit cannot draw a bent line that leaves and re-enters its patch."""
+def _dividers(plan: StreetPlan) -> dict[str, list[LineString]]:
+    """Dividers in straight pieces: the devkit cannot draw a bent line that leaves and re-enters its patch."""
     lines: dict[str, list[LineString]] = {"road_divider": [], "lane_divider": []}
     for i, j in plan.junctions():
         for arm in (0, 1):
@@ -196,19 +195,13 @@ def _dividers(plan: Plan) -> dict[str, list[LineString]]:
             lanes = plan.lanes(i, j, arm)
             for k in range(-lanes + 1, lanes):
                 left = np.full(len(along), k * plan.style.lane_width)
-                points = plan.to_global(_along_arm(plan, i, j, arm, along, left))
+                points = plan.to_global(plan.on_arm(i, j, arm, along, left))
                 name = "road_divider" if k == 0 else "lane_divider"
                 lines[name] += [LineString(pair) for pair in pairwise(points)]
     return lines
 
 
-def _along_arm(plan: Plan, i: int, j: int, arm: int, along: np.ndarray, left: np.ndarray) -> np.ndarray:
-    direction = DIRECTIONS[arm].astype(float)
-    normal = np.array([-direction[1], direction[0]])
-    return plan.centre(i, j) + along[:, None] * direction + left[:, None] * normal
-
-
-def _crossings(plan: Plan, graph: LaneGraph) -> list[Crossing]:
+def _crossings(plan: StreetPlan, graph: LaneGraph) -> list[Crossing]:
     crossings = []
     for junction, (i, j) in enumerate(graph.junctions):
         for arm in range(4):
@@ -216,19 +209,19 @@ def _crossings(plan: Plan, graph: LaneGraph) -> list[Crossing]:
                 continue
             middle = plan.crossing_start(i, j, arm) + CROSSING_WIDTH / 2
             side = plan.half_width(i, j, arm) + plan.style.verge + FURNITURE / 2
-            ends = _along_arm(plan, i, j, arm, np.full(2, middle), np.array([-side, side]))
+            ends = plan.on_arm(i, j, arm, np.full(2, middle), np.array([-side, side]))
             step = plan.to_global(plan.on_arm(i, j, arm, np.array([middle - 1, middle + 1]), np.array(0.0)))
             along = (step[1] - step[0]) / np.linalg.norm(step[1] - step[0])
             crossings.append(Crossing(junction, arm, plan.to_global(ends), along))
     return crossings
 
 
-def _tracks(plan: Plan, block: Polygon) -> list[tuple[np.ndarray, float]]:
-    """Closed walking paths around a block, 0.95 m apart, clear of the furniture strip."""
+def _walking_paths(plan: StreetPlan, block: Polygon) -> list[tuple[np.ndarray, float]]:
+    """Closed walking paths around a block with their lengths (m), 0.95 m apart, clear of the furniture strip."""
     first = plan.style.verge + FURNITURE + 0.5
     last = plan.style.verge + plan.style.walkway - 0.4
-    tracks = []
+    paths = []
     for inset in np.arange(first, last, 0.95):
         ring = shapely.segmentize(block.buffer(-inset).exterior, 1.0)
-        tracks.append(resample(plan.to_global(np.array(ring.coords)), 1.0))
-    return tracks
+        paths.append(resample(plan.to_global(np.array(ring.coords)), 1.0))
+    return paths

@@ -1,4 +1,4 @@
-"""Painting a city's ground from the very polygons and lines of its map."""
+"""Rasterizing the map polygons and lines of a city into its ground raster."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import cv2
 import numpy as np
 from shapely.geometry import LineString, Polygon
 
-from perception.simulate.scenery import Ground, GroundRaster
-from perception.simulate.streets import Plan
+from perception.simulate.snapshot import Ground, GroundRaster
+from perception.simulate.street_plan import StreetPlan
 
 CELL = 0.1  # m
-STRIPE = 0.5  # m, zebra stripes and the gaps between them
-LINE = 2  # cells
-DASH = (3.0, 4.5)  # m: painted, then free
-SHIFT = 4  # bits of sub-cell precision that OpenCV takes
+STRIPE = 0.5  # m, width of zebra stripes and of the gaps between them
+LINE_WIDTH = 2  # cells
+DASH = (3.0, 4.5)  # m: dash, gap
+SHIFT = 4  # fractional bits of the coordinates given to OpenCV
 
 
-def paint(plan: Plan, polygons: dict[str, list[Polygon]], lines: dict[str, list[LineString]]) -> GroundRaster:
-    """The ground of a city, seen from above."""
+def paint(plan: StreetPlan, polygons: dict[str, list[Polygon]], lines: dict[str, list[LineString]]) -> GroundRaster:
+    """The ground of a city from the layers of its map, in global metres."""
     columns, rows = (round(edge / CELL) for edge in plan.canvas)
     kinds = np.full((rows, columns), Ground.GRASS, np.uint8)
     for layer, kind in (
@@ -44,7 +44,7 @@ def paint(plan: Plan, polygons: dict[str, list[Polygon]], lines: dict[str, list[
 
 
 def _cells(points: np.ndarray) -> np.ndarray:
-    # OpenCV's integer coordinates name the middle of a cell.
+    # OpenCV's integer coordinates are cell centres.
     return np.round((points / CELL - 0.5) * (1 << SHIFT)).astype(np.int32)
 
 
@@ -54,12 +54,12 @@ def _fill(kinds: np.ndarray, polygon: Polygon, kind: Ground) -> None:
 
 
 def _stroke(kinds: np.ndarray, points: np.ndarray, kind: Ground) -> None:
-    cv2.polylines(kinds, [_cells(points)], False, [int(kind)], LINE, shift=SHIFT)
+    cv2.polylines(kinds, [_cells(points)], False, [int(kind)], LINE_WIDTH, shift=SHIFT)
 
 
 def _zebra(crossing: Polygon) -> list[Polygon]:
-    """Stripes along the direction of driving, side by side over the whole width of the road."""
-    # The exterior starts with the near edge's ends: (along 0, left 0), then to the far edge, and back.
+    """Stripes along the driving direction, side by side across the road."""
+    # The exterior starts at a corner of the near edge and runs to the far edge and back.
     ring = np.array(crossing.exterior.coords)[:-1]
     corners = ring[_corners(ring)]
     near, far = (corners[0], corners[3]), (corners[1], corners[2])
@@ -74,8 +74,8 @@ def _zebra(crossing: Polygon) -> list[Polygon]:
 
 
 def _corners(ring: np.ndarray) -> np.ndarray:
-    """Indices of the four sharp corners of a bent rectangle, in order, starting with the first vertex."""
+    """Indices of the four corners of a bent rectangle, in order: the vertices (N, 2) with the sharpest angles."""
     before, after = ring - np.roll(ring, 1, axis=0), np.roll(ring, -1, axis=0) - ring
-    turn = np.abs(before[:, 0] * after[:, 1] - before[:, 1] * after[:, 0])
-    turn = turn / np.linalg.norm(before, axis=1) / np.linalg.norm(after, axis=1)
-    return np.sort(np.argsort(-turn)[:4])
+    sine = np.abs(before[:, 0] * after[:, 1] - before[:, 1] * after[:, 0])
+    sine = sine / np.linalg.norm(before, axis=1) / np.linalg.norm(after, axis=1)
+    return np.sort(np.argsort(-sine)[:4])

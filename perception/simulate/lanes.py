@@ -6,34 +6,34 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from perception.simulate.streets import DIRECTIONS, Plan
+from perception.simulate.street_plan import DIRECTIONS, StreetPlan
 
 STEP = 0.5  # m between points of a path
-LATERAL_ACCELERATION = 2.2  # m/s^2 that drivers accept in a turn
-LATE = 2.8  # m by which the radius of a near turn is smaller than it could be, for the rear of a bus to clear the kerb
-APART = 3.3  # m between two paths at which vehicles on them no longer touch
+LATERAL_ACCELERATION = 2.2  # m/s^2, the maximum in a turn
+REAR_CLEARANCE = 2.8  # m, taken off the radius of a near turn so that the rear of a bus clears the kerb
+CLEAR_GAP = 3.3  # m between two paths at which vehicles on them no longer overlap
 
 
 @dataclass
 class Lane:
-    """A lane (connector=False) or a way through a junction (connector=True)."""
+    """A lane between junctions, or a connector through one."""
 
-    path: np.ndarray  # (N, 2) global, in the direction of travel, STEP apart
+    path: np.ndarray  # (N, 2) m, global, in the direction of travel, STEP apart
     length: float  # m
     speed: float  # m/s, limit
-    junction: int  # the one it runs through, or towards
-    arm_in: int  # arm of that junction by which traffic comes in
-    arm_out: int  # arm of that junction by which a connector leaves; -1 for lanes
+    junction: int  # that a connector crosses or a lane leads to
+    arm_in: int  # arm by which traffic enters the junction
+    arm_out: int  # arm by which a connector leaves the junction; -1 for lanes
     index: int  # 0 = next to the kerb
     connector: bool
-    start: tuple[int, int, int]  # (column, row, arm) where a lane begins: the junction it comes from
+    start: tuple[int, int, int]  # (column, row, arm) of the junction that a lane comes from
     successors: list[int]  # indices in LaneGraph.lanes
-    predecessor: int = -1  # the lane a connector comes from
-    siblings: tuple[tuple[int, float], ...] = ()  # connectors of the same origin and m until they are APART
+    predecessor: int = -1  # the lane that a connector continues
+    siblings: tuple[tuple[int, float], ...] = ()  # connectors from the same lane, and m until they are CLEAR_GAP apart
 
 
 def resample(path: np.ndarray, step: float = STEP) -> tuple[np.ndarray, float]:
-    """The polyline (N, 2) with points about `step` apart, and its length."""
+    """The polyline (N, 2) resampled to points about `step` m apart, and its length in m."""
     arc = np.concatenate([[0.0], np.cumsum(np.linalg.norm(np.diff(path, axis=0), axis=1))])
     at = np.linspace(0.0, arc[-1], max(2, round(arc[-1] / step) + 1))
     return np.stack([np.interp(at, arc, path[:, 0]), np.interp(at, arc, path[:, 1])], axis=1), float(arc[-1])
@@ -42,7 +42,7 @@ def resample(path: np.ndarray, step: float = STEP) -> tuple[np.ndarray, float]:
 class LaneGraph:
     """All lanes and connectors of a city."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: StreetPlan) -> None:
         self.plan = plan
         self.lanes: list[Lane] = []
         self.junctions = plan.junctions()
@@ -60,7 +60,7 @@ class LaneGraph:
         self._find_siblings()
 
     def offset(self, lanes: int, k: int) -> float:
-        """m to the left of the street's middle, in the direction of travel (negative: to the right)."""
+        """m from the middle of the street to the middle of lane k, positive to the left of the direction of travel."""
         distance = (lanes - 1 - k + 0.5) * self.plan.style.lane_width
         return -distance if self.plan.style.right_hand else distance
 
@@ -85,25 +85,26 @@ class LaneGraph:
         far = (near + 2) % 4
         exists = [plan.neighbour(i, j, arm) is not None for arm in range(4)]
         for k in range(lanes):
-            ways = []
+            options = []
             if exists[heading]:
-                ways.append((heading, k))
+                options.append((heading, k))
             if exists[near] and k == 0:
-                ways.append((near, 0))
+                options.append((near, 0))
             if exists[far] and k == lanes - 1:
-                ways.append((far, plan.lanes(i, j, far) - 1))
-            if not ways:  # the corner of the city: every lane turns the same way
-                turn = near if exists[near] else far
-                ways.append((turn, min(k, plan.lanes(i, j, turn) - 1)))
-            for arm_out, k_out in ways:
+                options.append((far, plan.lanes(i, j, far) - 1))
+            if not options:  # a corner of the city: all lanes turn the same way
+                arm = near if exists[near] else far
+                options.append((arm, min(k, plan.lanes(i, j, arm) - 1)))
+            for arm_out, k_out in options:
                 self._add_connector(i, j, (arm_in, k), (arm_out, k_out))
 
     def _near(self, heading: int) -> int:
-        """The arm of a turn that stays on the own side of the road."""
+        """The arm out of a turn that does not cross oncoming traffic."""
         return (heading + (3 if self.plan.style.right_hand else 1)) % 4
 
-    def _add_connector(self, i: int, j: int, way_in: tuple[int, int], way_out: tuple[int, int]) -> None:
-        plan, (arm_in, k_in), (arm_out, k_out) = self.plan, way_in, way_out
+    def _add_connector(self, i: int, j: int, lane_in: tuple[int, int], lane_out: tuple[int, int]) -> None:
+        """A straight line or a quarter circle with straight ends, between lanes given as (arm, index)."""
+        plan, (arm_in, k_in), (arm_out, k_out) = self.plan, lane_in, lane_out
         heading = (arm_in + 2) % 4
         begin, end = DIRECTIONS[heading].astype(float), DIRECTIONS[arm_out].astype(float)
         left_in = self.offset(plan.lanes(i, j, arm_in), k_in) * _left(heading)
@@ -114,14 +115,14 @@ class LaneGraph:
             uv = p0 + np.linspace(0, 1, 60)[:, None] * (p1 - p0)
             limit = plan.style.speed
         else:
-            corner = left_in + left_out  # where the two lanes' lines meet
-            # The circle must start and end outside the kerb's rounding, or vehicles would cut the corner.
+            corner = left_in + left_out  # where the middle lines of the two lanes intersect
+            # The circle starts and ends outside the rounded kerb, so that vehicles do not cut the corner.
             radius = min(
                 plan.half_width(i, j, arm_out) + plan.style.corner + float(begin @ corner),
                 plan.half_width(i, j, arm_in) + plan.style.corner - float(end @ corner),
             )
             if arm_out == self._near(heading):
-                radius -= LATE
+                radius -= REAR_CLEARANCE
             middle = corner - radius * begin + radius * end
             angle = np.linspace(0, np.pi / 2, 40)[:, None]
             arc = middle - radius * np.cos(angle) * end + radius * np.sin(angle) * begin
@@ -155,7 +156,7 @@ class LaneGraph:
                     n = min(len(self.lanes[a].path), len(self.lanes[b].path))
                     gaps = np.linalg.norm(self.lanes[a].path[:n] - self.lanes[b].path[:n], axis=1)
                     if a != b:
-                        apart = np.flatnonzero(gaps > APART)
+                        apart = np.flatnonzero(gaps > CLEAR_GAP)
                         pairs.append((b, float(apart[0] if len(apart) else n) * STEP))
                 self.lanes[a].siblings = tuple(pairs)
 

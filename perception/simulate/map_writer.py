@@ -1,4 +1,4 @@
-"""A city as nuScenes' map expansion (version 1.3), the JSON that the devkit's NuScenesMap reads."""
+"""The map of a city as a nuScenes map expansion (version 1.3), the JSON that the devkit's NuScenesMap reads."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ from shapely.geometry import LineString, Polygon
 from perception.simulate.city import City
 from perception.simulate.lanes import Lane, resample
 
-PIECE = 4.0  # m, straight pieces that approximate a lane's centre line
-STRAIGHT = 999.0  # m, radius that nuScenes writes for straight arc-line paths
+PIECE = 4.0  # m, length of the straight pieces of a lane's centre line
+STRAIGHT_RADIUS = 999.0  # m, as nuScenes writes it for straight arc-line paths
+LANE_HALF_WIDTH = 1.6  # m, of the edge lines of a lane
 
 
-class _Tables:
-    """The geometric layers, filled while the others refer to them."""
+class _GeometricLayers:
+    """The layers node, line and polygon, filled while the other layers refer to them."""
 
     def __init__(self, city: str) -> None:
         self.city = city
@@ -49,7 +50,7 @@ class _Tables:
 
 def map_expansion(city: City) -> dict[str, Any]:
     """The map of the city as the JSON object of `maps/expansion/<location>.json`."""
-    tables, lanes = _Tables(city.name), city.graph.lanes
+    tables, lanes = _GeometricLayers(city.name), city.graph.lanes
     layers: dict[str, list[dict[str, Any]]] = {}
     for layer, extra in (
         ("road_segment", {"is_intersection": False}),
@@ -76,14 +77,14 @@ def map_expansion(city: City) -> dict[str, Any]:
     drivable = [tables.add_polygon(shape) for shape in city.polygons["drivable_area"]]
     layers["drivable_area"] = [{"token": tables.token("drivable_area", 0), "polygon_tokens": drivable}]
     tokens = [tables.token("lane_connector" if lane.connector else "lane", n) for n, lane in enumerate(lanes)]
-    plain = [n for n, lane in enumerate(lanes) if not lane.connector]
-    ways = [n for n, lane in enumerate(lanes) if lane.connector]
+    roads = [n for n, lane in enumerate(lanes) if not lane.connector]
+    connectors = [n for n, lane in enumerate(lanes) if lane.connector]
     layers["lane"] = [
-        _lane_record(tables, tokens[n], lanes[n], shape) for n, shape in zip(plain, city.polygons["lane"], strict=True)
+        _lane_record(tables, tokens[n], lanes[n], shape) for n, shape in zip(roads, city.polygons["lane"], strict=True)
     ]
     layers["lane_connector"] = [
         {"token": tokens[n], "polygon_token": tables.add_polygon(shape), "lane_type": "CAR"}
-        for n, shape in zip(ways, city.polygons["lane_connector"], strict=True)
+        for n, shape in zip(connectors, city.polygons["lane_connector"], strict=True)
     ]
     for layer, owner in (("road_divider", "road_segment_token"), ("lane_divider", "lane_divider_segments")):
         layers[layer] = [_divider(tables, layer, n, owner, line) for n, line in enumerate(city.lines[layer])]
@@ -107,12 +108,11 @@ def map_expansion(city: City) -> dict[str, Any]:
     }
 
 
-def _lane_record(tables: _Tables, token: str, lane: Lane, shape: Polygon) -> dict[str, Any]:
-    half = 1.6
+def _lane_record(tables: _GeometricLayers, token: str, lane: Lane, shape: Polygon) -> dict[str, Any]:
     edges = []
     for end in (0, -1):
         ahead = lane.path[1] - lane.path[0] if end == 0 else lane.path[-1] - lane.path[-2]
-        across = half * np.array([-ahead[1], ahead[0]]) / np.linalg.norm(ahead)
+        across = LANE_HALF_WIDTH * np.array([-ahead[1], ahead[0]]) / np.linalg.norm(ahead)
         edges.append(tables.add_line(np.stack([lane.path[end] + across, lane.path[end] - across])))
     return {
         "token": token,
@@ -125,7 +125,7 @@ def _lane_record(tables: _Tables, token: str, lane: Lane, shape: Polygon) -> dic
     }
 
 
-def _divider(tables: _Tables, layer: str, number: int, owner: str, line: LineString) -> dict[str, Any]:
+def _divider(tables: _GeometricLayers, layer: str, number: int, owner: str, line: LineString) -> dict[str, Any]:
     line_token = tables.add_line(np.array(line.coords))
     record: dict[str, Any] = {"token": tables.token(layer, number), "line_token": line_token}
     if owner == "road_segment_token":
@@ -143,13 +143,13 @@ def _arcline_path(lane: Lane) -> list[dict[str, Any]]:
     pieces = []
     for start, end in pairwise(points):
         length = float(np.linalg.norm(end - start))
-        yaw, last = float(np.arctan2(*(end - start)[::-1])), end
+        yaw = float(np.arctan2(*(end - start)[::-1]))
         pieces.append(
             {
                 "start_pose": [float(start[0]), float(start[1]), yaw],
-                "end_pose": [float(last[0]), float(last[1]), yaw],
+                "end_pose": [float(end[0]), float(end[1]), yaw],
                 "shape": "LSL",
-                "radius": STRAIGHT,
+                "radius": STRAIGHT_RADIUS,
                 "segment_length": [0.0, length, 0.0],
             }
         )

@@ -1,4 +1,4 @@
-"""nuScenes' thirteen tables of a simulated drive log."""
+"""Writes the tables and maps of a simulated drive log as nuScenes lays them out."""
 
 from __future__ import annotations
 
@@ -17,33 +17,33 @@ from perception.simulate.agents import SIZES
 from perception.simulate.city import City
 from perception.simulate.map_writer import map_expansion
 from perception.simulate.rig import RIG
-from perception.simulate.scenery import Ground
+from perception.simulate.snapshot import Ground
 
 VERSION = "v1.0-sim"
 Row = dict[str, Any]
 Tables = dict[str, list[Row]]
-VISIBLE = (0.4, 0.6, 0.8)  # visible shares that separate nuScenes' four levels
-LEVELS = ("0-40", "40-60", "60-80", "80-100")  # %
+VISIBILITY_LIMITS = (0.4, 0.6, 0.8)  # visible shares between the four levels of nuScenes
+VISIBILITY_LEVELS = ("0-40", "40-60", "60-80", "80-100")  # %
 
 
 def token(*parts: object) -> str:
-    """A token that depends on what it names alone."""
+    """A token derived from the parts, so that it is the same in every run."""
     return hashlib.md5("/".join(map(str, parts)).encode()).hexdigest()
 
 
 def visibility_token(share: float) -> str:
-    """nuScenes' bin of the visible share; NaN, in no picture at all, is the lowest."""
-    return str(1 + sum(share >= limit for limit in VISIBLE))  # NaN is not >= anything
+    """Token of the visibility level of a share; the lowest for NaN, which is in no image."""
+    return str(1 + sum(share >= limit for limit in VISIBILITY_LIMITS))  # NaN is not >= anything
 
 
 def fixed_tables() -> Tables:
-    """Tables that are the same for every log."""
+    """The tables that are the same in every log."""
     return {
         "category": [{"token": token("category", name), "name": name, "description": ""} for name in SIZES],
         "attribute": [{"token": token("attribute", a), "name": a, "description": ""} for a in ATTRIBUTES],
         "visibility": [
             {"token": str(n + 1), "level": f"v{level}", "description": f"{level} % of the object is visible"}
-            for n, level in enumerate(LEVELS)
+            for n, level in enumerate(VISIBILITY_LEVELS)
         ],
         "sensor": [
             {
@@ -57,7 +57,7 @@ def fixed_tables() -> Tables:
 
 
 def calibrated_sensors(scene: str) -> list[Row]:
-    """This scene's rows of calibrated_sensor."""
+    """Rows of calibrated_sensor for the scene with this token."""
     return [
         {
             "token": token("calibrated_sensor", scene, channel),
@@ -71,7 +71,7 @@ def calibrated_sensors(scene: str) -> list[Row]:
 
 
 def link(rows: list[Row]) -> None:
-    """Chain rows, in order of time, through prev and next."""
+    """Set prev and next of rows in order of time."""
     for row, following in zip(rows, [*rows[1:], None], strict=True):
         row["next"] = following["token"] if following else ""
         row.setdefault("prev", "")
@@ -80,12 +80,12 @@ def link(rows: list[Row]) -> None:
 
 
 def write_maps(out: Path, city: City) -> str:
-    """Write a city's map expansion and its drivable mask; return the mask's file name relative to `out`."""
+    """Write the map expansion and the semantic prior of a city; return the prior's file name relative to `out`."""
     location = city.plan.style.location
     (out / "maps" / "expansion").mkdir(parents=True, exist_ok=True)
     text = json.dumps(map_expansion(city), separators=(",", ":"))
     write_atomically(out / "maps" / "expansion" / f"{location}.json", text.encode())
-    # nuScenes' semantic prior: 255 where vehicles drive or people walk, 0.1 m a pixel, north up.
+    # 255 where vehicles drive or people walk, 0.1 m per pixel, north up.
     prior = np.where(city.ground.kinds == Ground.GRASS, 0, 255).astype(np.uint8)[::-1]
     name = f"maps/{token('map', location)}.png"
     write_atomically(out / name, cv2.imencode(".png", prior)[1].tobytes())
@@ -93,7 +93,7 @@ def write_maps(out: Path, city: City) -> str:
 
 
 def write_tables(out: Path, tables: Tables, splits: dict[str, list[str]]) -> None:
-    """Write the version folder; it appears as a whole or not at all."""
+    """Write the version folder atomically."""
     with folder_written_whole(out / VERSION, "the tables") as folder:
         for name, rows in tables.items():
             (folder / f"{name}.json").write_text(json.dumps(rows, indent=0))

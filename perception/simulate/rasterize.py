@@ -1,19 +1,19 @@
-"""Box faces to pixels: projection with near-plane clipping, exact scan conversion, depth buffer.
+"""Rasterization of box faces: projection with near-plane clipping, exact scan conversion, depth buffer.
 
 Pixel (row, column) is sampled at its centre, the image point (column, row), as in OpenCV and the nuScenes devkit.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
-from perception.simulate.scenery import Solids
+from perception.simulate.snapshot import Solids
 
-NEAR = 0.05  # m in front of the camera: nearer is clipped
+NEAR = 0.05  # m, distance of the near plane
 
-# Corners (in half sizes) of the six faces, in order around each; and their outward normals, in the box's axes.
+# Outward normals and corners (in half sizes, in order around the face) of the six faces, in the box's frame.
 _NORMALS = np.array([[1, 0, 0], [-1, 0, 0], [0, 1, 0], [0, -1, 0], [0, 0, 1], [0, 0, -1]], np.float64)
 _CORNERS = np.array(
     [
@@ -36,9 +36,13 @@ class Faces:
     normals: np.ndarray  # (F, 3) outward unit vectors
     solids: np.ndarray  # (F,) index of the solid
 
+    def __getitem__(self, chosen: np.ndarray) -> Faces:
+        """The faces of a mask (F,) or of indices (N,)."""
+        return Faces(**{f.name: getattr(self, f.name)[chosen] for f in fields(Faces)})
+
     @staticmethod
-    def towards(solids: Solids, point: np.ndarray | None, direction: np.ndarray | None = None) -> Faces:
-        """The faces of the solids that can be seen from the point (3,), or from far away in the direction (3,)."""
+    def facing(solids: Solids, point: np.ndarray | None, direction: np.ndarray | None = None) -> Faces:
+        """The front faces of the solids, seen from the point (3,) or, at infinity, from the direction (3,)."""
         cos, sin = np.cos(solids.yaws), np.sin(solids.yaws)
         rotations = np.zeros((len(cos), 3, 3))
         rotations[:, 0, 0], rotations[:, 0, 1], rotations[:, 1, 0], rotations[:, 1, 1] = cos, -sin, sin, cos
@@ -55,9 +59,9 @@ class Faces:
 
 
 def project(polygons: np.ndarray, intrinsics: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Outlines in the image of quadrilaterals (F, 4, 3) in the camera's frame, cut off at the near plane.
+    """Image outlines of quadrilaterals (F, 4, 3) in the camera's frame, clipped at the near plane.
 
-    Returns (G, 5, 2) pixels, with corners repeated where there are fewer than five, and the (G,) index of the
+    Returns (G, 5, 2) pixels, the last corner repeated where there are fewer than five, and (G,) the index of the
     quadrilateral; those wholly behind the near plane are left out.
     """
     depths = polygons[..., 2]
@@ -70,7 +74,7 @@ def project(polygons: np.ndarray, intrinsics: np.ndarray) -> tuple[np.ndarray, n
 
 
 def _clipped(polygon: np.ndarray) -> np.ndarray:
-    """(5, 3) the part of the quadrilateral (4, 3) in front of the near plane (Sutherland & Hodgman, CACM 1974)."""
+    """(5, 3) the quadrilateral (4, 3) clipped at the near plane (Sutherland & Hodgman, CACM 1974)."""
     corners: list[np.ndarray] = []
     for start, end in zip(polygon, np.roll(polygon, -1, axis=0), strict=True):
         if start[2] > NEAR:
@@ -83,18 +87,20 @@ def _clipped(polygon: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Spans:
-    """Which pixels each of F convex outlines covers: row by row, from `left` up to, not including, `right`."""
+    """The pixels that F convex outlines cover, as a half-open column interval [left, right) in each row."""
 
     top: np.ndarray  # (F,) first row
     start: np.ndarray  # (F + 1,) where each outline's rows begin in left and right
     left: np.ndarray  # (rows of all outlines,) first column
-    right: np.ndarray
+    right: np.ndarray  # (rows of all outlines,) column after the last
     columns: np.ndarray  # (F, 2) smallest left and greatest right
 
     @staticmethod
     def of(outlines: np.ndarray, width: int, height: int) -> Spans:
-        """Scan conversion of (F, N, 2) pixels: a pixel is covered when its centre is inside. Outlines that share
-        an edge share no pixel and leave none out."""
+        """Scan conversion of outlines (F, N, 2) in pixels.
+
+        A pixel is covered when its centre is inside. Of outlines that share an edge, exactly one covers each pixel.
+        """
         v = outlines[..., 1]
         top = np.ceil(v.min(axis=1)).clip(0, height).astype(np.int64)
         bottom = np.ceil(v.max(axis=1)).clip(0, height).astype(np.int64)
@@ -120,27 +126,31 @@ class Spans:
         return Spans(top, start, left, right, columns)
 
 
-def draw(spans: Spans, planes: np.ndarray, groups: np.ndarray, nearness: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Paint faces into a depth buffer.
+def draw(
+    spans: Spans, planes: np.ndarray, groups: np.ndarray, inverse_depth: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draw faces into a depth buffer.
 
-    planes: (F, 3) such that a face's nearness at pixel (u, v) is planes @ (u, v, 1).
-    groups: (F,) ascending; >= 0 names the thing that the face belongs to.
-    nearness: (H, W) float32, 1 / depth in 1/m of what is there already; updated.
+    Args:
+        planes: (F, 3) such that the inverse depth of a face at pixel (u, v) is planes @ (u, v, 1).
+        groups: (F,) ascending; index of the object that the face belongs to, negative for none.
+        inverse_depth: (H, W) float32 1/m, the depth buffer; updated.
 
-    Returns (H, W) int32 index of the face at each pixel, -1 for none, and (groups.max() + 1,) how many pixels each
-    group covers alone, whatever is in front of it.
+    Returns:
+        (H, W) int32 index of the face at each pixel, -1 for none, and (groups.max() + 1,) the number of pixels that
+        each group covers without occlusion.
     """
-    height, width = nearness.shape
+    height, width = inverse_depth.shape
     u, v = np.arange(width, dtype=np.float32), np.arange(height, dtype=np.float32)[:, None]
     columns = np.arange(width)
     face_at = np.full((height, width), -1, np.int32)
-    cover = np.zeros((height, width), bool)
+    mask = np.zeros((height, width), bool)
     covered = np.zeros(groups.max(initial=-1) + 1, np.int64)
-    painted, dirty = -1, (height, 0, width, 0)  # the group in `cover` and the rectangle it touches
+    current, bounds = -1, (height, 0, width, 0)  # the group in `mask` and its bounding rectangle
     a, b, c = np.ascontiguousarray(planes.T, np.float32)
     tops, lefts, rights = spans.top.tolist(), spans.columns[:, 0].tolist(), spans.columns[:, 1].tolist()
-    starts, names = spans.start.tolist(), groups.tolist()
-    for face in range(len(names)):
+    starts, group_of = spans.start.tolist(), groups.tolist()
+    for face in range(len(group_of)):
         first, last = starts[face], starts[face + 1]
         x0, x1 = lefts[face], rights[face]
         if first == last or x0 >= x1:
@@ -149,24 +159,24 @@ def draw(spans: Spans, planes: np.ndarray, groups: np.ndarray, nearness: np.ndar
         y1 = y0 + last - first
         here = columns[x0:x1]
         inside = (here >= spans.left[first:last, None]) & (here < spans.right[first:last, None])
-        if names[face] >= 0:
-            if names[face] != painted:
-                _count(cover, painted, dirty, covered)
-                painted, dirty = names[face], (height, 0, width, 0)
-            cover[y0:y1, x0:x1] |= inside
-            dirty = (min(dirty[0], y0), max(dirty[1], y1), min(dirty[2], x0), max(dirty[3], x1))
-        depth = nearness[y0:y1, x0:x1]
-        here_near = a[face] * u[x0:x1] + (b[face] * v[y0:y1] + c[face])
-        inside &= here_near > depth
-        np.copyto(depth, here_near, where=inside)
+        if group_of[face] >= 0:
+            if group_of[face] != current:
+                _close_group(mask, current, bounds, covered)
+                current, bounds = group_of[face], (height, 0, width, 0)
+            mask[y0:y1, x0:x1] |= inside
+            bounds = (min(bounds[0], y0), max(bounds[1], y1), min(bounds[2], x0), max(bounds[3], x1))
+        buffer = inverse_depth[y0:y1, x0:x1]
+        face_inverse_depth = a[face] * u[x0:x1] + (b[face] * v[y0:y1] + c[face])
+        inside &= face_inverse_depth > buffer
+        np.copyto(buffer, face_inverse_depth, where=inside)
         np.copyto(face_at[y0:y1, x0:x1], face, where=inside)
-    _count(cover, painted, dirty, covered)
+    _close_group(mask, current, bounds, covered)
     return face_at, covered
 
 
-def _count(cover: np.ndarray, group: int, rectangle: tuple[int, int, int, int], covered: np.ndarray) -> None:
-    """Write down how many pixels of the rectangle the group has covered, and clear them."""
+def _close_group(mask: np.ndarray, group: int, bounds: tuple[int, int, int, int], covered: np.ndarray) -> None:
+    """Count the pixels of the group's mask into `covered`, and clear the mask."""
     if group >= 0:
-        y0, y1, x0, x1 = rectangle
-        covered[group] = np.count_nonzero(cover[y0:y1, x0:x1])
-        cover[y0:y1, x0:x1] = False
+        y0, y1, x0, x1 = bounds
+        covered[group] = np.count_nonzero(mask[y0:y1, x0:x1])
+        mask[y0:y1, x0:x1] = False

@@ -1,4 +1,4 @@
-"""Where rays meet the world: exact intersections with upright boxes and with the ground plane."""
+"""Ray casting: exact intersections with upright boxes and the ground plane."""
 
 from __future__ import annotations
 
@@ -6,37 +6,38 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from perception.simulate.scenery import Solids
+from perception.simulate.snapshot import Solids
 
-NOTHING, GROUND = -2, -1  # in `Hits.solids`
+NOTHING, GROUND = -2, -1  # values of `Hits.solids`
 
 
 @dataclass(frozen=True)
 class Rays:
-    """C firings of R beams each. The beams of one firing leave the same point at the same time."""
+    """C firings of R beams each; the beams of a firing share origin and time."""
 
     origins: np.ndarray  # (C, 3) m, global
     directions: np.ndarray  # (C, R, 3) unit vectors, global
-    times: np.ndarray  # (C,) s, relative to the instant at which the solids stand where `Solids` says
+    times: np.ndarray  # (C,) s, relative to the time of the positions in `Solids`
 
 
 @dataclass(frozen=True)
 class Hits:
-    """What each ray meets first."""
+    """The first intersection of each ray."""
 
-    ranges: np.ndarray  # (C, R) m; inf where there is nothing
+    ranges: np.ndarray  # (C, R) m; inf for none
     solids: np.ndarray  # (C, R) int64 index of the solid, or GROUND, or NOTHING
     cosines: np.ndarray  # (C, R) of the angle of incidence, in [0, 1]
 
 
 def cast(rays: Rays, solids: Solids, velocities: np.ndarray) -> Hits:
-    """First intersection of every ray with the faces of the solids, entered from outside, and with z = 0.
+    """First intersection of every ray with the solids, entered from outside, and with the ground z = 0.
 
-    velocities: (M, 3) m/s of each solid, which stands displaced by velocity * time when a ray is fired.
+    A ray is tested only against solids whose angular extent contains it, seen from the middle of all origins and
+    widened by the motion of origins and solids. The slab test itself (Kay & Kajiya, "Ray Tracing Complex Scenes",
+    SIGGRAPH 1986) is exact.
 
-    Rays are only tried against the solids whose angular extent, seen from the middle of all origins and widened
-    by how far origins and solids travel meanwhile, contains them; the slab test itself (Kay & Kajiya, "Ray
-    Tracing Complex Scenes", SIGGRAPH 1986) is exact.
+    Args:
+        velocities: (M, 3) m/s of the solids; when a ray is fired they are displaced by velocity * time.
     """
     columns, beams = rays.directions.shape[:2]
     down = rays.directions[..., 2]
@@ -49,11 +50,11 @@ def cast(rays: Rays, solids: Solids, velocities: np.ndarray) -> Hits:
     solid, column, beam = _candidates(rays, solids, velocities)
     distance, cosine = _enter_boxes(rays, solids, velocities, solid, column, beam)
     ray = column * beams + beam
-    meets = np.flatnonzero(distance < ranges[ray])
-    meets = meets[np.argsort(-distance[meets], kind="stable")]  # the nearest is written last, and stays
-    ranges[ray[meets]] = distance[meets]
-    hit[ray[meets]] = solid[meets]
-    cosines[ray[meets]] = cosine[meets]
+    pairs = np.flatnonzero(distance < ranges[ray])
+    pairs = pairs[np.argsort(-distance[pairs], kind="stable")]  # far to near: the nearest overwrites the others
+    ranges[ray[pairs]] = distance[pairs]
+    hit[ray[pairs]] = solid[pairs]
+    cosines[ray[pairs]] = cosine[pairs]
     shape = (columns, beams)
     return Hits(ranges.reshape(shape), hit.reshape(shape), cosines.reshape(shape))
 
@@ -61,7 +62,7 @@ def cast(rays: Rays, solids: Solids, velocities: np.ndarray) -> Hits:
 def _enter_boxes(
     rays: Rays, solids: Solids, velocities: np.ndarray, solid: np.ndarray, column: np.ndarray, beam: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Range at which each ray enters its box (inf: never) and the cosine of incidence there, both (N,)."""
+    """(N,) range at which each ray enters its box, inf for never, and (N,) the cosine of incidence there."""
     offset = rays.origins[column] - solids.centers[solid] - velocities[solid] * rays.times[column, None]
     direction = rays.directions[column, beam]
     cos, sin = np.cos(solids.yaws)[solid], np.sin(solids.yaws)[solid]
@@ -72,7 +73,7 @@ def _enter_boxes(
     slope = np.stack(
         [cos * direction[:, 0] + sin * direction[:, 1], cos * direction[:, 1] - sin * direction[:, 0], direction[:, 2]]
     )
-    # A ray along a face would divide zero by zero; a slope too small to matter keeps the slab test free of NaN.
+    # A ray parallel to a face would divide zero by zero; a negligible slope keeps the slab test free of NaN.
     slope = np.where(np.abs(slope) < 1e-12, 1e-12, slope)
     near = (-np.copysign(half, slope) - position) / slope
     far = (np.copysign(half, slope) - position) / slope
@@ -83,7 +84,7 @@ def _enter_boxes(
 
 
 def _candidates(rays: Rays, solids: Solids, velocities: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(N,) solid, column and beam of the pairs that may meet: a superset, by azimuth and elevation."""
+    """(N,) solid, column and beam of the pairs that may intersect: a superset, by azimuth and elevation."""
     centre = (rays.origins.min(axis=0) + rays.origins.max(axis=0)) / 2
     drift = np.linalg.norm(rays.origins - centre, axis=1).max(initial=0)
     drift = drift + np.linalg.norm(velocities, axis=1) * np.abs(rays.times).max(initial=0)  # (M,)
@@ -104,8 +105,8 @@ def _candidates(rays: Rays, solids: Solids, velocities: np.ndarray) -> tuple[np.
 def _angular_extent(
     solids: Solids, centre: np.ndarray, drift: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """(M,) azimuth of the middle, half the azimuth width, lowest and highest elevation, in rad, seen from anywhere
-    within `drift` (M,) m of the centre. The whole circle for a solid that may be around or right above it."""
+    """(M,) central azimuth, half the azimuth width, lowest and highest elevation in rad, seen from anywhere within
+    `drift` (M,) m of the centre. The full circle for a solid that may contain the viewpoint or lie above it."""
     margin = 1e-6  # rad: rounding
     cos, sin = np.cos(solids.yaws)[:, None], np.sin(solids.yaws)[:, None]
     half = solids.sizes / 2
@@ -116,7 +117,7 @@ def _angular_extent(
     middle = np.arctan2(offset[:, 1], offset[:, 0])
     half_width = np.abs(_wrapped(np.arctan2(y, x) - middle[:, None])).max(axis=1)
 
-    # The nearest distance seen from above, by the centre's position in the box's own axes.
+    # The nearest horizontal distance, from the position of the centre in the box's frame.
     forward = np.abs(cos[:, 0] * offset[:, 0] + sin[:, 0] * offset[:, 1]) - half[:, 0]
     sideways = np.abs(cos[:, 0] * offset[:, 1] - sin[:, 0] * offset[:, 0]) - half[:, 1]
     nearest = np.hypot(forward.clip(0), sideways.clip(0))
@@ -132,5 +133,5 @@ def _angular_extent(
 
 
 def _wrapped(angles: np.ndarray) -> np.ndarray:
-    """The same angles, rad, in (-pi, pi]."""
+    """The angles (rad) wrapped to (-pi, pi]."""
     return angles - 2 * np.pi * np.round(angles / (2 * np.pi))

@@ -1,4 +1,4 @@
-"""The recording vehicle's sensors: where they sit, how they look, and when they fire, as on the nuScenes cars."""
+"""Sensors of the ego vehicle, with mounting, intrinsics and trigger times as on the nuScenes cars."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def _camera(
 
 
 def _rig() -> dict[str, Sensor]:
-    # The LiDAR turns clockwise and each camera fires as the beam passes its view, so all are earlier than the stamp.
+    # The LiDAR turns clockwise, and each camera is triggered as the beam passes its view: before the sweep's timestamp.
     cameras = [
         _camera("CAM_FRONT", (1.70, 0.0, 1.51), 0.0, 633.0, -0.035),
         _camera("CAM_FRONT_RIGHT", (1.55, -0.49, 1.50), -55.0, 633.0, -0.027),
@@ -48,9 +48,9 @@ def _rig() -> dict[str, Sensor]:
         _camera("CAM_BACK_LEFT", (1.03, 0.48, 1.57), 109.0, 633.0, -0.001),
         _camera("CAM_BACK_RIGHT", (1.03, -0.48, 1.57), -109.0, 633.0, -0.019),
     ]
-    # The LiDAR's x points to the right of the vehicle and its y ahead.
-    turned = np.array([[0.0, 1.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
-    lidar = Sensor(LIDAR, _pose(0.94, 0.0, 1.84, turned), None, 0.0)
+    # In the LiDAR's frame x points right and y forward.
+    ego_from_lidar = np.array([[0.0, 1.0, 0.0], [-1.0, 0.0, 0.0], [0.0, 0.0, 1.0]])
+    lidar = Sensor(LIDAR, _pose(0.94, 0.0, 1.84, ego_from_lidar), None, 0.0)
     rig = {sensor.channel: sensor for sensor in [*cameras, lidar]}
     return {channel: rig[channel] for channel in (LIDAR, *CAMERAS)}
 

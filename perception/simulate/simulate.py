@@ -1,4 +1,4 @@
-"""Simulated drive logs in nuScenes' own schema."""
+"""Simulated drive logs in the nuScenes schema."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from perception.simulate.city import build_city
 from perception.simulate.drive import Drive, record
 from perception.simulate.nuscenes_writer import VERSION, Tables, fixed_tables, token, write_maps, write_tables
 
-Progress = Callable[[int, int], None]  # keyframes done, keyframes in all
+Progress = Callable[[int, int], None]  # keyframes done, keyframes in total
 
 
 def simulate(
@@ -32,12 +32,17 @@ def simulate(
 ) -> None:
     """Write a drive log to `out` that `NuScenes('v1.0-sim', out)` and `NuScenesMap` load.
 
-    scenes drives of `samples` keyframes at 2 Hz each, going through the conditions in turn, with up to `sweeps`
-    (0-10) LiDAR sweeps at 20 Hz before each keyframe. A drive of several conditions changes on its way. The same
-    arguments give the same bytes, whatever the number of processors. The version folder appears last, so a killed run
-    leaves none.
+    The same arguments give the same bytes, on any number of processors. The version folder is written last, so an
+    interrupted run leaves none.
 
-    Raises InputError if the arguments make no sense or `out` holds such a log already.
+    Args:
+        scenes: number of drives; they take the conditions in turn.
+        samples: keyframes of each drive, at 2 Hz.
+        condition_names: such as clear-day-boston, or a/b for a drive that changes from a to b.
+        sweeps: LiDAR sweeps at 20 Hz before each keyframe, 0-10.
+
+    Raises:
+        InputError: an argument is out of range, or `out` already holds such a log.
     """
     for name, value, low, high in (
         ("scenes", scenes, 1, 9999),
@@ -50,19 +55,18 @@ def simulate(
     out = Path(out)
     if (out / VERSION).exists():
         raise InputError(f"{out} already holds a {VERSION} log: choose another folder, or delete this one first")
-    listed = conditions.parse(condition_names)
-    longest = max(map(len, listed))
+    phases = conditions.parse(condition_names)
+    longest = max(map(len, phases))
     if samples < longest:
         raise InputError(f"samples is {samples}: a drive in {longest} parts needs a keyframe for each")
-    drives = [Drive(seed, n, listed[n % len(listed)], samples, sweeps) for n in range(scenes)]
+    drives = [Drive(seed, n, phases[n % len(phases)], samples, sweeps) for n in range(scenes)]
     for channel in (LIDAR, *CAMERAS):
         (out / "samples" / channel).mkdir(parents=True, exist_ok=True)
     if sweeps:
         (out / "sweeps" / LIDAR).mkdir(parents=True, exist_ok=True)
-    recorded = _record_all(drives, out, progress)
     tables = fixed_tables()
-    for part in recorded:
-        for name, rows in part.items():
+    for tables_of_drive in _record_all(drives, out, progress):
+        for name, rows in tables_of_drive.items():
             tables.setdefault(name, []).extend(rows)
     tables["map"] = [
         {
@@ -74,50 +78,46 @@ def simulate(
         for city in conditions.CITIES
         if any(drive.city == city for drive in drives)
     ]
-    training, validation = conditions.split([drive.parts for drive in drives])
+    training, validation = conditions.split([drive.phases for drive in drives])
     splits = {"sim_train": training, "sim_val": validation}
     write_tables(out, tables, {name: [drives[n].name for n in chosen] for name, chosen in splits.items()})
 
 
 def _record_all(drives: list[Drive], out: Path, progress: Progress) -> list[Tables]:
-    """Record the drives, two or more at a time where there are processors for it; results in the drives' order."""
+    """Record the drives in parallel, one process per processor; results in the order of the drives."""
     total, done = sum(drive.samples for drive in drives), 0
+
+    def advance() -> None:
+        nonlocal done
+        done += 1
+        progress(done, total)
+
     workers = min(len(drives), os.cpu_count() or 1)
     if workers == 1:
-        tables = []
-        for drive in drives:
-
-            def advance() -> None:
-                nonlocal done
-                done += 1
-                progress(done, total)
-
-            tables.append(record(drive, out, advance))
-        return tables
+        return [record(drive, out, advance) for drive in drives]
     context = multiprocessing.get_context("spawn")
-    ticks = context.Queue()
-    with ProcessPoolExecutor(workers, context, _start_worker, (ticks,)) as pool:
+    finished_keyframes = context.Queue()
+    with ProcessPoolExecutor(workers, context, _start_worker, (finished_keyframes,)) as pool:
         futures = [pool.submit(_record_in_worker, drive, out) for drive in drives]
         pending = set(futures)
         while pending:
             finished, pending = wait(pending, timeout=0.2)
             for future in finished:
-                future.result()  # raises here and now what went wrong there
-            while not ticks.empty():
-                ticks.get()
-                done += 1
-                progress(done, total)
+                future.result()  # re-raises a worker's error without waiting for the others
+            while not finished_keyframes.empty():
+                finished_keyframes.get()
+                advance()
         return [future.result() for future in futures]
 
 
-_ticks: Any = None  # this worker's way to say that a keyframe is done
+_finished_keyframes: Any = None  # queue from a worker to the main process, an entry per keyframe
 
 
-def _start_worker(ticks: Any) -> None:
-    global _ticks  # noqa: PLW0603 - the only way to hand a queue to a pool's workers
-    _ticks = ticks
+def _start_worker(finished_keyframes: Any) -> None:
+    global _finished_keyframes  # noqa: PLW0603 - the only way to hand a queue to a pool's workers
+    _finished_keyframes = finished_keyframes
     cv2.setNumThreads(1)  # the drives already use all processors
 
 
 def _record_in_worker(drive: Drive, out: Path) -> Tables:
-    return record(drive, out, lambda: _ticks.put(1))
+    return record(drive, out, lambda: _finished_keyframes.put(1))

@@ -1,4 +1,4 @@
-"""One drive's world: a city with its agents in motion, the vehicle that records them, and what is there at any time."""
+"""The world of one drive: the city, the trajectories of agents and ego vehicle, and snapshots at any time."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import numpy as np
 
 from perception.simulate.agents import Agent
 from perception.simulate.city import City
-from perception.simulate.scenery import Snapshot, Solids, Weather
+from perception.simulate.snapshot import Snapshot, Solids, Weather
 from perception.simulate.traffic import DT
 
-LEAD_IN = 1.0  # s recorded before the first keyframe, for sweeps
-SIGHT = 110.0  # m around the vehicle that a snapshot holds
+LEAD_IN = 1.0  # s simulated before the first keyframe, for its sweeps
+SNAPSHOT_RANGE = 110.0  # m around the ego vehicle
 
 
 @dataclass(frozen=True)
 class World:
-    """Everything there is during one drive. Time runs in seconds from the first keyframe."""
+    """A city with agents and ego vehicle in motion. Times are seconds from the first keyframe."""
 
     city: City
     weather: Weather
@@ -29,19 +29,19 @@ class World:
     yaw: np.ndarray  # (T, A) rad
     parts: np.ndarray  # (P, 11) of all agents, see Agent.parts
     owners: np.ndarray  # (P,) index of the agent
-    later: tuple[tuple[float, Weather], ...] = ()  # s from which on the weather is another, in order of time
+    weather_changes: tuple[tuple[float, Weather], ...] = ()  # (start s, weather from then on), in order of time
 
-    def _between(self, time: float) -> tuple[int, float]:
-        """The record before this time, and the share of the way to the next one."""
+    def _step_at(self, time: float) -> tuple[int, float]:
+        """Index of the time step before this time, and the fraction of the way to the next one."""
         at = float(np.clip((time - self.times[0]) / DT, 0, len(self.times) - 1.001))
         return int(at), at - int(at)
 
     def weather_at(self, time: float) -> Weather:
-        return next((weather for start, weather in reversed(self.later) if start <= time), self.weather)
+        return next((weather for start, weather in reversed(self.weather_changes) if start <= time), self.weather)
 
     def global_from_ego_at(self, time: float) -> np.ndarray:
-        """(4, 4) pose of the recording vehicle."""
-        k, share = self._between(time)
+        """(4, 4) pose of the ego vehicle."""
+        k, share = self._step_at(time)
         x, y = self.ego_xy[k] + share * (self.ego_xy[k + 1] - self.ego_xy[k])
         yaw = self.ego_yaw[k] + share * (self.ego_yaw[k + 1] - self.ego_yaw[k])
         pose = np.eye(4)
@@ -51,31 +51,26 @@ class World:
 
     def agents_at(self, time: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Positions (A, 2) m, headings (A,) rad and velocities (A, 2) m/s of all agents."""
-        k, share = self._between(time)
+        k, share = self._step_at(time)
         xy = self.xy[k] + share * (self.xy[k + 1] - self.xy[k])
         yaw = self.yaw[k] + share * (self.yaw[k + 1] - self.yaw[k])
         return xy, yaw, (self.xy[k + 1] - self.xy[k]) / DT
 
     def snapshot_at(self, time: float) -> Snapshot:
-        """What surrounds the vehicle at this time; owners count all agents of the drive, near or not."""
+        """The solids within SNAPSHOT_RANGE; their `owners` index all agents of the drive, near or not."""
         here = self.global_from_ego_at(time)[:2, 3]
         xy, yaw, velocity = self.agents_at(time)
-        near = np.linalg.norm(xy - here, axis=1) < SIGHT
+        near = np.linalg.norm(xy - here, axis=1) < SNAPSHOT_RANGE
         parts, owners = self.parts[near[self.owners]], self.owners[near[self.owners]]
         cos, sin = np.cos(yaw[owners]), np.sin(yaw[owners])
         centers = parts[:, 0:3].copy()
         centers[:, 0] = xy[owners, 0] + cos * parts[:, 0] - sin * parts[:, 1]
         centers[:, 1] = xy[owners, 1] + sin * parts[:, 0] + cos * parts[:, 1]
-        scenery = self.city.scenery
-        close = np.linalg.norm(scenery.centers[:, :2] - here, axis=1) < SIGHT
-        solids = Solids(
-            centers=np.concatenate([scenery.centers[close], centers]),
-            sizes=np.concatenate([scenery.sizes[close], parts[:, 3:6]]),
-            yaws=np.concatenate([scenery.yaws[close], yaw[owners]]),
-            colours=np.concatenate([scenery.colours[close], parts[:, 6:9].astype(np.uint8)]),
-            reflectances=np.concatenate([scenery.reflectances[close], parts[:, 9]]),
-            lamps=np.concatenate([scenery.lamps[close], parts[:, 10]]),
-            owners=np.concatenate([scenery.owners[close], owners]),
+        moving = Solids(
+            centers, parts[:, 3:6], yaw[owners], parts[:, 6:9].astype(np.uint8), parts[:, 9], parts[:, 10], owners
         )
-        flat = np.concatenate([velocity, np.zeros((len(velocity), 1))], axis=1)
-        return Snapshot(solids, self.city.ground, flat, self.weather_at(time))
+        static = self.city.static_objects
+        close = np.linalg.norm(static.centers[:, :2] - here, axis=1) < SNAPSHOT_RANGE
+        velocity_3d = np.concatenate([velocity, np.zeros((len(velocity), 1))], axis=1)
+        solids = Solids.concatenate(static[close], moving)
+        return Snapshot(solids, self.city.ground, velocity_3d, self.weather_at(time))

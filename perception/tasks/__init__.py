@@ -1,4 +1,4 @@
-"""What a network is trained for: a folder for each task, and the one list of them. numpy only."""
+"""The tasks of networks, one folder for each, and the dict of them. numpy only."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ TASKS: dict[str, type[Task[Any]]] = {task.name: task for task in (DetectionTask,
 
 
 def configured(content: object) -> dict[str, TaskConfig]:
-    """Configurations of tasks by name, of a parsed document; None leaves a task out.
+    """Task -> configuration, from a parsed document; None omits a task.
 
     Raises:
-        ValidationError: an unknown task, or a key that is wrong.
+        ValidationError: an unknown task or a wrong key.
     """
     fields: Any = {name: (task.Config | None, None) for name, task in TASKS.items()}
     known = create_model("Tasks", __base__=Section, **fields).model_validate(content)
@@ -29,9 +29,9 @@ def configured(content: object) -> dict[str, TaskConfig]:
 
 
 def tasks_of(configs: Mapping[str, TaskConfig], grid: BevGrid) -> dict[str, Task[Any]]:
-    """The tasks of a model, by name.
+    """Task -> task object of a model.
 
     Args:
-        grid: of the trunk's cells.
+        grid: of the trunk's outputs.
     """
     return {name: TASKS[name](config, grid) for name, config in configs.items()}

@@ -1,4 +1,4 @@
-"""What a task draws of a frame: layers of boxes and of cells, for the report and for viewers' files. numpy only."""
+"""What tasks draw: layers of boxes and rasters, for the report and viewers. numpy only."""
 
 from __future__ import annotations
 
@@ -22,17 +22,17 @@ Style = Literal["perceived", "annotated", "tracked"]
 
 @dataclass(frozen=True)
 class BoxLayer:
-    """N boxes that are drawn in one way.
+    """N boxes with the same style.
 
     Attributes:
-        name: no other layer of any task has it. It names the topic of a viewer's file and a checkbox of the report.
-        boxes: their labels are places in `colours`.
+        name: unique among the layers of all tasks; the topic in a viewer's file and a checkbox of the report.
+        boxes: their labels are indices into `colours`.
         colours: of each class, "#rrggbb".
-        shown: (N,) bool, which are drawn; a trail also has the places where its box was not.
-        ids: what identifies each box from frame to frame.
-        details: what a text says of each box besides its class.
-        faded: (N,) bool, which are not seen in this frame, and dashed; None: all are seen.
-        within: of annotated boxes, the distance (m) in which a perceived box of the same task and class finds them.
+        shown: (N,) bool, boxes to draw; trails contain the others as well.
+        ids: of each box, the same in all frames.
+        details: text for each box besides its class.
+        faded: (N,) bool, boxes not detected in this frame, drawn dashed; None: none.
+        within: of annotated boxes: the distance (m) up to which a predicted box of the same task and class matches.
     """
 
     name: str
@@ -68,10 +68,10 @@ class BoxLayer:
 
 @dataclass(frozen=True)
 class RasterLayer:
-    """Cells of the ground, each class as opaque as it is likely; a later one lies on top.
+    """A raster on the ground with the classes' probabilities as opacities; later classes are on top.
 
     Attributes:
-        name: as that of a BoxLayer.
+        name: as in BoxLayer.
         probabilities: (C, rows, columns) on the grid.
         colours: of each of the C classes, "#rrggbb".
     """

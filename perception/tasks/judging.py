@@ -1,4 +1,4 @@
-"""How a task judges a finished replay: scores of its frames, and agreement with another replay. numpy only."""
+"""The interface by which a task judges a finished replay: scores, and agreement with another replay. numpy only."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ Range = tuple[float, float] | None  # m from the vehicle: from, to; None: all
 
 
 class Unmeasured(Exception):
-    """Why there is no number, such as frames without annotations."""
+    """The reason why there is no measurement, such as frames without annotations."""
 
 
 class Subject(NamedTuple):
-    """What is measured, and in which frames."""
+    """A metric, and the frames that it is measured on."""
 
     metric: str
     class_: str | None = None  # None: what the metric is of all classes
@@ -30,21 +30,21 @@ class Subject(NamedTuple):
 
     @property
     def where(self) -> str:
-        """Such as ' in rain within 0 to 30 m'; '' for all."""
+        """Description of the frames, such as ' in rain within 0 to 30 m'; '' for all."""
         bounds = " within {:g} to {:g} m".format(*self.range) if self.range else ""
         return (f" in {self.condition}" if self.condition else "") + bounds
 
 
 @dataclass(frozen=True)
 class GateMetric:
-    """What a gate may name.
+    """A metric that gates can name.
 
     Attributes:
-        classes: it can be measured for one of them alone.
-        each: without a class it is a gate for each class that is annotated.
+        classes: classes that it can be measured for.
+        each: a gate without a class applies to each annotated class.
         ranged: it can be measured for a range.
-        step: m, bounds of ranges are multiples of it.
-        whole: it is measured for all classes and frames of one replay at once (`Judge.measure_whole`).
+        step: m, of which the bounds of ranges are multiples.
+        whole: it is measured once for all classes and frames of a replay (`Judge.measure_whole`).
     """
 
     classes: tuple[str, ...] = ()
@@ -56,7 +56,7 @@ class GateMetric:
 
 @dataclass(frozen=True)
 class ReplayedFrames:
-    """F frames of a finished replay, as a task judges them."""
+    """F frames of a finished replay."""
 
     folder: Path  # of the replay
     tokens: Sequence[str]
@@ -69,10 +69,10 @@ class ReplayedFrames:
         return len(self.tokens)
 
     def known(self, condition: str | None) -> np.ndarray:
-        """(F,) bool: frames of which all the conditions of a text such as rain+night are known to hold.
+        """(F,) bool: frames that are known to have all conditions of a text such as rain+night.
 
         Raises:
-            Unmeasured: there is none.
+            Unmeasured: there is no such frame.
         """
         wanted = frozenset(condition.split("+")) if condition else frozenset()
         frames = np.array([wanted <= each for each in self.conditions], bool)
@@ -85,7 +85,7 @@ OwnJudge = TypeVar("OwnJudge", bound="Judge")
 
 
 class Judge(ABC):
-    """Measures what a task perceived in a replay."""
+    """Measures the results of a task in a replay."""
 
     metrics: ClassVar[Mapping[str, GateMetric]] = {}  # scores, higher is better; no other task uses their names
     agreements: ClassVar[Mapping[str, GateMetric]] = {}  # of what the outputs of two replays can agree
@@ -99,19 +99,19 @@ class Judge(ABC):
         """(R,) score of each draw.
 
         Args:
-            draws: (R, S) how often each scene counts; None: once, R = 1.
+            draws: (R, S) multiplicity of each scene; None: each once, R = 1.
 
         Raises:
-            Unmeasured: the frames hold nothing to measure it on.
+            Unmeasured: the frames have nothing to measure.
         """
 
     @abstractmethod
     def sizes(self, subject: Subject) -> np.ndarray:
-        """(S,) share of each scene in what there is to score."""
+        """(S,) share of each scene in the scored items."""
 
     @abstractmethod
     def same_results(self: OwnJudge, other: OwnJudge, subject: Subject) -> bool:
-        """Whether what is scored is the same, number by number, in another replay of the same frames."""
+        """Whether another replay of the same frames has identical scored results."""
 
     def measure_whole(self, source: Keyframes) -> None:
         """Measure the metrics with `whole`, and keep their scores in `files` in the folder of the replay.
@@ -124,16 +124,16 @@ class Judge(ABC):
         raise NotImplementedError
 
     def annotated_classes(self, subject: Subject) -> Sequence[str]:
-        """Classes that a metric with `each` can be measured for; raises Unmeasured where there are no annotations."""
+        """Classes for which a metric with `each` can be measured; raises Unmeasured without annotations."""
         return ()
 
     def agreement(self: OwnJudge, other: OwnJudge, subject: Subject, score: float, metres: float) -> tuple[float, str]:
-        """How far the outputs are those of another replay of the same frames, in [0, 1], and of what, in words.
+        """Agreement of the outputs with those of another replay of the same frames, in [0, 1], and its description.
 
         Args:
             subject: its metric is one of `agreements`.
-            score: detections with lower ones do not count.
-            metres: distance in which two detections are the same.
+            score: minimum score of detections.
+            metres: maximum distance between two matching detections.
 
         Raises:
             Unmeasured: neither replay has outputs to compare.
@@ -141,15 +141,15 @@ class Judge(ABC):
         raise NotImplementedError
 
     def usual_differences(self) -> Sequence[str]:
-        """Metrics that must not fall against a baseline, where no file of gates says what must hold."""
+        """Metrics that must not fall against a baseline, in the absence of a file of gates."""
         return ()
 
     def usual_agreements(self) -> Sequence[str]:
-        """Outputs that must agree with a baseline, where no file of gates says what must hold."""
+        """Outputs that must agree with a baseline, in the absence of a file of gates."""
         return ()
 
 
 def mean_shares(there: np.ndarray) -> np.ndarray:
-    """(S,) share of each scene in what is there (S, C), the mean over the classes that are there."""
+    """(S,) share of each scene in the items (S, C), averaged over the classes that occur."""
     present = there[:, there.any(axis=0)]
     return np.asarray((present / present.sum(axis=0)).sum(axis=1) / max(1, present.shape[1]))

@@ -1,4 +1,4 @@
-"""A task's half in torch: its head, what the head's outputs mean, and what they lose."""
+"""The torch part of a task: its head, decoding and losses."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from torch import Tensor, nn
 
 
 class Loss(NamedTuple):
-    """A term of the loss, frame by frame.
+    """A loss term by frame.
 
     Attributes:
-        sums: (B,) summed over the frame, weighted.
-        counts: (B,) how much the sum is over: objects, or 1 for a frame that has labels.
+        sums: (B,) weighted sum over the frame.
+        counts: (B,) number of summands: objects, or 1 for a frame with labels.
     """
 
     sums: Tensor
     counts: Tensor
 
     def mean(self) -> Tensor:
-        """() over all that the batch counts."""
+        """() mean over the batch."""
         return self.sums.sum() / self.counts.sum().clamp(min=1)
 
     def each(self) -> Tensor:
-        """(B,) what each frame would lose if it were the whole batch."""
+        """(B,) loss of each frame as if it were the whole batch."""
         return self.sums / self.counts.clamp(min=1)
 
 
@@ -34,12 +34,12 @@ class TaskNetwork(nn.Module):
 
     @abstractmethod
     def forward(self, features: Any) -> dict[str, Tensor]:
-        """Dense outputs of feature maps (B, C, rows, columns), or of one for each level of a pyramid."""
+        """Dense outputs for feature maps (B, C, rows, columns), one or one for each level of a pyramid."""
 
     @abstractmethod
     def decode(self, dense: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """What the task's `result` reads, in the order of its `outputs`; part of the exported graph."""
+        """Inputs of the task's `result`, in the order of its `outputs`; part of the exported graph."""
 
     @abstractmethod
     def losses(self, dense: Mapping[str, Tensor], labels: Mapping[str, Tensor]) -> dict[str, Loss]:
-        """Named terms, whose means are minimised together."""
+        """Loss terms by name; the sum of their means is minimised."""

@@ -1,4 +1,4 @@
-"""A network's outputs made into a prediction. numpy only."""
+"""Converts the outputs of a network to a prediction. numpy only."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from perception.tasks.task import Task, part_of
 
 
 def to_prediction(tasks: Mapping[str, Task[Any]], outputs: Mapping[str, np.ndarray]) -> Prediction:
-    """Prediction of the first frame of a batch, of the outputs that are finite; `not_finite` counts the others.
+    """Prediction of the first frame of a batch, from its finite outputs; `not_finite` counts the others.
 
-    A tracker or a belief that took in one NaN would never lose it again.
+    A NaN would never leave a tracker or a belief again.
 
     Args:
         tasks: of the network.

@@ -1,6 +1,6 @@
-"""The task contract: all that training, evaluation, export and replay need to know of a head. numpy only.
+"""The interface of a task for training, evaluation, export and replay. numpy only.
 
-A task is a folder and a line in `perception.tasks.TASKS`. Its half in torch is `network.TaskNetwork`.
+A task is a folder and an entry in `perception.tasks.TASKS`. Its torch part is `network.TaskNetwork`.
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ class TaskConfig(Section):
     added: bool = False  # trained on the frozen base, and not part of it: the base's hash does not know it
 
     def require_levels(self, levels: int) -> None:
-        """Raise ValueError where the head cannot read the trunk's number of feature maps."""
+        """Raise ValueError if the head cannot read this number of feature maps from the trunk."""
         if levels > 1:
             raise ValueError("reads one feature map, a trunk with `pyramid` gives one for each stage")
 
 
 @dataclass(frozen=True)
 class Output:
-    """One output of a task's network; its tensor is called TASK/NAME.
+    """An output of a task's network; its tensor is called TASK/NAME.
 
     Attributes:
         channels: names along the second dimension of a dense output of probabilities (B, channels, ...).
-        cells: whether a dense output has dimensions behind the channels.
-        steady: whether what it says of frames unlike those it was trained on may be compared between engines in INT8;
-            else INT8 is compared on the frames that it was calibrated on.
+        cells: whether a dense output has dimensions after the channels.
+        steady: whether engines in INT8 may be compared on frames unlike the training data; otherwise they are compared
+            on the calibration frames.
     """
 
     name: str
@@ -62,11 +62,11 @@ class Output:
 
 
 class Task(ABC, Generic[Result]):
-    """One task of a model.
+    """A task of a model.
 
     Args:
         config: of its head.
-        grid: of the trunk's cells, in the reference frame.
+        grid: of the trunk's outputs, in the reference frame.
     """
 
     name: ClassVar[str]
@@ -84,53 +84,53 @@ class Task(ABC, Generic[Result]):
 
     @abstractmethod
     def network(self, channels: int) -> TaskNetwork:
-        """The head in torch, for feature maps of so many channels."""
+        """The torch head, for feature maps with this number of channels."""
 
     def deployed(self, network: TaskNetwork) -> Any:
-        """What is exported of a trained network: a module in torch with its `forward` and `decode`."""
+        """The torch module to export for a trained network, with its `forward` and `decode`."""
         return network
 
     @abstractmethod
     def labels(self, frame: Frame, source: Keyframes | None = None) -> dict[str, np.ndarray]:
-        """What the losses compare with, for one frame after augmentation; made in the loader's worker.
+        """Labels for the losses of one frame after augmentation; computed in the loader's workers.
 
-        Batches join the arrays frame by frame; those whose first dimension differs are padded with zeros.
+        Batches concatenate the arrays frame by frame; arrays with different first dimensions are padded with zeros.
         """
 
     def labelled(self, source: Keyframes, token: str) -> bool:
-        """Whether a head that is trained alone can learn from a keyframe; reads no file."""
+        """Whether a keyframe has labels for training this head alone; reads no file."""
         return True
 
     @abstractmethod
     def result(self, outputs: Arrays) -> Result:
-        """One frame's outputs of the network, without the batch dimension, decoded."""
+        """The decoded outputs of one frame, from the network's outputs without the batch dimension."""
 
     def memory(self) -> Memory[Result] | None:
-        """A memory for one drive; None where the task remembers nothing."""
+        """A memory for one drive; None if the task has none."""
         return None
 
     def evidence(self, result: Result) -> Evidence:
-        """What a result says of the conditions that the next frame is routed by."""
+        """Evidence for the conditions by which the next frame is routed."""
         return {}
 
     def draw(self, frame: Frame, result: Result, state: Any) -> Iterable[Layer]:
-        """What the report and the viewers show of a frame; always in the same order.
+        """The layers of a frame for the report and the viewers, always in the same order.
 
         Args:
-            frame: with its annotations, where it has some.
-            state: what the memory holds of the drive up to the frame; None where the task has no memory.
+            frame: with its annotations, if any.
+            state: of the task's memory after the frame; None without a memory.
         """
         return ()
 
     def mistakes(self, frame: Frame, result: Result) -> tuple[int, str] | None:
-        """How many mistakes a result makes, and that in words; None where the frame does not tell."""
+        """Number of mistakes of a result, and their description; None if the frame is not annotated."""
         return None
 
     def writer(self, folder: Path, sensors: Sequence[str]) -> AbstractContextManager[FrameWriter] | None:
-        """Opens `files` in the folder of a replay; they appear whole when the block ends. None: there are none.
+        """Opens `files` in the folder of a replay, which appear atomically when the block ends; None without files.
 
         Args:
-            sensors: what the network takes, of "camera" and "lidar".
+            sensors: inputs of the network, of "camera" and "lidar".
 
         Raises:
             InputError: the folder cannot be written.
@@ -143,53 +143,53 @@ class Task(ABC, Generic[Result]):
         return None
 
     def statistics(self, frame: Frame, result: Result, source: Keyframes | None) -> Mapping[str, Any]:
-        """What the `judge` needs of a frame, as JSON holds it; under `truth`, if there, what is annotated.
+        """Data of a frame for the `judge`, as JSON; annotations are under `truth`.
 
         Args:
-            source: of the frame and its truth, which faults of the sensors do not touch; None: the drive has none.
+            source: of the frame and its truth, without injected faults; None if the drive has none.
         """
         return {}
 
     @staticmethod
     def pack(result: Any) -> dict[str, np.ndarray]:
-        """A result as arrays, for the journal of a replay; as it stands for results that are an array."""
+        """A result as arrays, for the journal of a replay."""
         return {"values": np.ascontiguousarray(result)}
 
     @staticmethod
     def unpack(arrays: Arrays) -> Any:
-        """What `pack` has taken apart."""
+        """The inverse of `pack`."""
         return arrays["values"]
 
     def finite(self, outputs: Arrays) -> tuple[Arrays, Mapping[str, int]]:
-        """One frame's outputs for `result`, and how many of their numbers are NaN or infinite, by output.
+        """The outputs of one frame for `result`, and output -> number of NaN or infinite values.
 
-        A task that can leave such numbers out does so here; otherwise its `result` gets them as they are.
+        A task that can omit such values does so here; otherwise its `result` gets them unchanged.
         """
         counts = {name: int(np.count_nonzero(~np.isfinite(values))) for name, values in outputs.items()}
         return outputs, {name: count for name, count in counts.items() if count}
 
 
 class FrameWriter(Protocol):
-    """Writes a task's files of a replay."""
+    """Writes the files of a task in a replay."""
 
     def add(self, frame: Frame, result: Any, state: Any) -> None:
-        """The next frame, with the task's result and what its memory holds."""
+        """Add the next frame, with the result of the task and the state of its memory."""
 
 
 class Memory(ABC, Generic[Result]):
-    """What a task remembers of one drive. It does not grow with the length of the drive."""
+    """State of a task over one drive, bounded in size."""
 
     @abstractmethod
     def update(self, frame: Frame, result: Result) -> Any:
-        """Take in the result of the next frame, and return the state of the drive up to it."""
+        """Add the result of the next frame; returns the state of the drive up to it."""
 
 
 class Metric(ABC, Generic[Result]):
     """Scores of a task over frames that are added one by one.
 
     Args:
-        source: of the frames, and of what is true in them.
-        grid: of the pillars; results on a grid cover the same ground.
+        source: of the frames and their annotations.
+        grid: of the pillars; results on another grid cover the same area.
     """
 
     main: ClassVar[str | None] = None  # of the numbers of `part`, the one that a robust network keeps
@@ -199,11 +199,11 @@ class Metric(ABC, Generic[Result]):
 
     @abstractmethod
     def add(self, frame: Frame, result: Result) -> None:
-        """Count one frame; the truth comes from the source, not from the frame."""
+        """Add one frame; its annotations are taken from the source."""
 
     @abstractmethod
     def scores(self) -> dict[str, Any]:
-        """All scores of all frames, as strict JSON. No other task uses their names.
+        """Scores over all frames, as strict JSON. Their names are unique among tasks.
 
         Raises:
             InputError: the frames have no annotations.
@@ -211,18 +211,18 @@ class Metric(ABC, Generic[Result]):
 
     @abstractmethod
     def part(self, frames: np.ndarray, bounds: tuple[float, float] | None = None) -> dict[str, Any]:
-        """The scores of some frames, (F,) bool, or of a range (m from the vehicle), as if that were all there is.
+        """Scores of some frames, (F,) bool, or of a range (m from the vehicle), as if there were no others.
 
-        Its numbers, None where nothing is annotated, are those that tables show.
+        Its numbers, None without annotations, are those that tables show.
         """
 
     @abstractmethod
     def tables(self, scores: Mapping[str, Any]) -> list[Table]:
-        """What `scores` gave, to be printed."""
+        """Tables of the result of `scores`."""
 
 
 def joined_labels(frames: Sequence[Arrays]) -> dict[str, np.ndarray]:
-    """Labels of several frames as one batch: (B, ...), with zeros where a frame has fewer rows than another."""
+    """Batched labels (B, ...) of several frames, padded with zeros along their first dimension."""
     batch = {}
     for name in frames[0]:
         arrays = [frame[name] for frame in frames]
@@ -237,11 +237,11 @@ Values = TypeVar("Values")
 
 
 def prefixed(task: str, values: Mapping[str, Values]) -> dict[str, Values]:
-    """A task's tensors under their names among those of all tasks."""
+    """A task's tensors with their names among those of all tasks, TASK/NAME."""
     return {f"{task}/{name}": value for name, value in values.items()}
 
 
 def part_of(task: str, values: Mapping[str, Values]) -> dict[str, Values]:
-    """The tensors of one task, under its own names."""
+    """The tensors of one task, without its prefix."""
     start = f"{task}/"
     return {name.removeprefix(start): value for name, value in values.items() if name.startswith(start)}

@@ -1,4 +1,4 @@
-"""Post-hoc adaptation: a new module, or the head of a new task, on the frozen base of a checkpoint."""
+"""Post-hoc adaptation: trains a new module, or the head of a new task, on the frozen base of a checkpoint."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from perception.datasets.keyframes import Keyframes
 from perception.errors import InputError
 from perception.modules.spec import LearnedRouting, Module
 from perception.section import Section, load_section
-from perception.training import settings
+from perception.training import trainable
 from perception.training.checkpoint import load_model, newest, provenance
 from perception.training.loop import fit
 
 
 def with_module(config: Config, module: Mapping[str, Any], **training: Any) -> Config:
-    """The configuration with one more module and with other values for some training settings.
+    """The configuration with one more module and with changed training settings.
 
     Raises:
         InputError: an unknown kind, option, fact or setting; the message names it.
@@ -39,18 +39,18 @@ def adapt(
     run: Path,
     **training: Any,
 ) -> Path:
-    """Train a new module on the frozen base of a checkpoint, beside its other modules; returns the new checkpoint.
+    """Train a new module on the frozen base of a checkpoint; returns the new checkpoint.
 
-    The base and the earlier modules keep every bit. RUN/checkpoints has the model with all its modules, and
-    RUN/modules/NAME.safetensors with NAME.json the new module alone.
+    The base and the earlier modules do not change. Writes the model with all modules to RUN/checkpoints, and the new
+    module to RUN/modules/NAME.safetensors and NAME.json.
 
     Args:
         checkpoint: a run, or one of its checkpoints.
         module: its name, kind, slots and options, as in a configuration; trained on the frames that have all the
             conditions in its `when`.
         split: of the tables.
-        selectors: of the split only these scenes or keyframes; empty for all.
-        training: values instead of those in the checkpoint's `train` section, such as steps=300.
+        selectors: scenes or keyframes of the split to train on; empty for all.
+        training: overrides of the checkpoint's `train` section, such as steps=300.
 
     Raises:
         InputError: an unknown kind, slot, option or condition, a name that is taken, no frame under the conditions,
@@ -60,30 +60,31 @@ def adapt(
     base, config = load_model(checkpoint)
     config = with_module(config, module, **training)
     spec: Module = config.modules[-1]
-    tokens = settings.under(tables, tables.samples(split, selectors), spec.when)
+    tokens = trainable.with_conditions(tables, tables.samples(split, selectors), spec.when)
     if not tokens:
         raise InputError(f"{tables.dataroot}: no keyframe of the split is known to have {', '.join(spec.when)}")
     if isinstance(config.routing, LearnedRouting):
-        # A new option would change what the router makes of all frames; the new module goes by its conditions.
+        # The learned router keeps its options, else its weights for all frames would change; the new module is routed
+        # by its conditions.
         routing = config.routing.model_copy(update={"modules": tuple(base.chooser.names)})
         config = config.model_copy(update={"routing": routing})
     base.bank.add(spec)
     base.config = config
-    settings.post_hoc(base, [spec.name])
+    trainable.post_hoc(base, [spec.name])
     last = fit(base, tables, tokens, run, earlier=provenance(checkpoint).data)
     base.bank.save(spec.name, run / "modules" / spec.name, domain=", ".join(spec.when))
     return last
 
 
 class NewTask(Section):
-    """What `perception adapt --task` reads of a file."""
+    """The file of `perception adapt --task`."""
 
     tasks: dict[str, Any] = Field(default={})
     modules: tuple[dict[str, Any], ...] = Field(default=(), strict=False)
 
 
 def read_task(path: Path) -> dict[str, Any]:
-    """Configuration of a new task's head, and of modules of its own; InputError as of `load_section`."""
+    """Configuration of the head of a new task and of its own modules; InputError as in `load_section`."""
     return load_section(NewTask, path, "the task").model_dump()
 
 
@@ -99,13 +100,13 @@ def add_task(
 ) -> Path:
     """Train the head of a new task on the frozen base of a checkpoint; returns the new checkpoint.
 
-    Base, modules and the other heads keep every bit, and so do their outputs. A task that was added before learns anew.
-    RUN/checkpoints has the whole model, and RUN/modules/TASK.safetensors with TASK.json the head and its own modules.
+    Base, modules and other heads do not change, nor do their outputs. A task that was added before is replaced. Writes
+    the whole model to RUN/checkpoints, and head and own modules to RUN/modules/TASK.safetensors and TASK.json.
 
     Args:
         task: its name in `perception.tasks.TASKS`.
-        content: `tasks`, with the configuration of its head, and `modules` of its own, which run for this task alone.
-        checkpoint, split, selectors, training: as of `adapt`.
+        content: `tasks` with the configuration of its head, and `modules` that run only for this task.
+        checkpoint, split, selectors, training: as in `adapt`.
 
     Raises:
         InputError: an unknown task or key, a task that the base has already, no labelled frame, or RUN already trained.
@@ -129,7 +130,7 @@ def add_task(
     tokens = [t for t in tables.samples(split, selectors) if model.tasks[task].labelled(tables, t)]
     if not tokens:
         raise InputError(f"{tables.dataroot}: no keyframe of the split has labels for the task {task}")
-    settings.added_task(model, task, [module["name"] for module in own])
+    trainable.added_task(model, task, [module["name"] for module in own])
     last = fit(model, tables, tokens, run, earlier=provenance(checkpoint).data)
     bank.save(task, run / "modules" / task)
     return last

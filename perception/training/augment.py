@@ -1,7 +1,6 @@
-"""Augmentation that keeps geometry consistent: one BEV similarity, and one affine map for each image.
+"""Geometrically consistent augmentation: one similarity of the BEV, and one affine transformation for each image.
 
-Huang et al., "BEVDet: High-performance multi-camera 3D object detection in bird-eye-view", 2021, section 3.3,
-augments the bird's-eye view and the images independently in the same way.
+As in Huang et al., "BEVDet: High-performance multi-camera 3D object detection in bird-eye-view", 2021, section 3.3.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from perception.sensors.inputs import fit_width
 
 
 def draw_similarity(rng: np.random.Generator, settings: Augment) -> np.ndarray:
-    """(4, 4) augmented from reference: mirror, rotation about z, scale, then translation, each drawn at random."""
+    """(4, 4) augmented_from_reference: random flip, rotation about z, scale and translation, in this order."""
     signs = rng.choice([-1.0, 1.0], size=2) if settings.flip else np.ones(2)
     angle = rng.uniform(-settings.rotation, settings.rotation)
     scale = rng.uniform(1 - settings.scale, 1 + settings.scale)
@@ -29,14 +28,13 @@ def draw_similarity(rng: np.random.Generator, settings: Augment) -> np.ndarray:
 
 
 def transformed(frame: Frame, similarity: np.ndarray) -> Frame:
-    """The frame as if the world around the vehicle were mirrored, rotated, scaled and translated.
+    """The frame with points and boxes transformed by the similarity; images do not change.
 
-    Everything that is placed by `global_from_reference`, so the projections into the pictures and the map, follows
-    by itself: in the frame that is returned this matrix is a similarity, not a rigid motion.
+    `global_from_reference` of the result is a similarity instead of a rigid transformation, so that the projections
+    into images and the map are augmented as well.
 
     Args:
-        frame: any frame; its pictures are left as they are.
-        similarity: (4, 4) augmented from reference; its linear part is a scaled rotation, mirrored or not.
+        similarity: (4, 4) augmented_from_reference; its linear part is a scaled rotation, possibly with a reflection.
     """
     points = frame.points
     if points is not None:
@@ -54,13 +52,13 @@ def _transformed_boxes(boxes: Boxes, similarity: np.ndarray) -> Boxes:
     linear = similarity[:3, :3]
     determinant = np.linalg.det(linear)
     scale = np.cbrt(abs(determinant))
-    # A mirrored box is symmetric left to right: mirroring its own y axis too keeps the rotation proper.
-    own = np.diag([1.0, np.sign(determinant), 1.0])
+    # Boxes are symmetric, so flipping a box's y axis as well keeps the rotation proper.
+    flip = np.diag([1.0, np.sign(determinant), 1.0])
     return replace(
         boxes,
         centers=boxes.centers @ linear.T + similarity[:3, 3],
         sizes=boxes.sizes * scale,
-        rotations=(linear / scale) @ boxes.rotations @ own,
+        rotations=(linear / scale) @ boxes.rotations @ flip,
         velocities=boxes.velocities @ linear.T,
     )
 
@@ -68,10 +66,9 @@ def _transformed_boxes(boxes: Boxes, similarity: np.ndarray) -> Boxes:
 def draw_image_affine(
     rng: np.random.Generator, settings: Augment, recorded: tuple[int, ...], size: Image
 ) -> np.ndarray:
-    """(3, 3) network pixels from recorded pixels: the fitted picture, zoomed, shifted and mirrored at random.
+    """(3, 3) network pixels from recorded pixels: `fit_width` followed by random zoom, shift and flip.
 
-    A picture zoomed in is shifted only as far as it still fills the network's frame from left to right, one
-    zoomed out only as far as it stays within; a mirrored picture has mirrored projections, so both agree.
+    The shift is limited such that an enlarged image covers the network's image and a reduced one stays inside it.
     """
     zoom = rng.uniform(1 - settings.image_scale, 1 + settings.image_scale)
     mirror = settings.image_flip and rng.random() < 0.5

@@ -1,9 +1,9 @@
-"""Checkpoints: a folder of safetensors and JSON that appears whole or not at all.
+"""Checkpoints: folders of safetensors and JSON, written atomically.
 
 RUN/checkpoints/step-000500/
     model.safetensors       parameters and buffers
     training.safetensors    optimizer moments and random state
-    checkpoint.json         configuration, step, schedule, what it was trained on, sha256 of the two files
+    checkpoint.json         configuration, step, schedule, training data, sha256 of the two files
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from perception.config import Config, parse_config
 from perception.errors import InputError
 from perception.model import PerceptionModel
 
-KEPT = 2  # newest checkpoints of a run that stay on disk
+KEPT = 2  # number of newest checkpoints of a run that are kept
 
 
 def newest(run: Path) -> Path | None:
-    """The run's newest complete checkpoint. Folders that a killed write left behind have another name."""
+    """The run's newest complete checkpoint; None without one. Incomplete ones have another name."""
     steps = sorted((run / "checkpoints").glob("step-*"))
     return steps[-1] if steps else None
 
@@ -43,14 +43,14 @@ def save(
     schedule: dict[str, Any],
     data: Sequence[str] = (),
 ) -> Path:
-    """Write the checkpoint of this step, then delete all but the newest few.
+    """Write the checkpoint of this step, then delete all but the newest ones.
 
     Args:
         schedule: JSON-able state of learning-rate schedule and loss scaler.
-        data: what the model was trained on, an entry for each training.
+        data: descriptions of the data of each training of the model.
 
     Raises:
-        InputError: the disk is full or not writable; the earlier checkpoints stay as they were.
+        InputError: the disk is full or not writable; earlier checkpoints do not change.
     """
     final = run / "checkpoints" / f"step-{step:06d}"
     state = optimizer.state_dict()
@@ -73,13 +73,13 @@ def save(
 
 
 def save_model(folder: Path, config: Config, model: PerceptionModel, data: Sequence[str] = ()) -> None:
-    """Write the model with the modules that its bank has now, as a checkpoint that training cannot resume from.
+    """Write the model with the current modules of its bank, as a checkpoint that training cannot resume from.
 
     Args:
-        data: what the model was trained on, an entry for each training.
+        data: descriptions of the data of each training of the model.
 
     Raises:
-        InputError: the folder holds something already, modules are merged, or the disk is full or not writable.
+        InputError: the folder is not empty, modules are merged, or the disk is full or not writable.
     """
     if folder.exists() and any(folder.iterdir()):
         raise InputError(f"{folder}: holds files already; choose another --out")
@@ -91,7 +91,7 @@ def save_model(folder: Path, config: Config, model: PerceptionModel, data: Seque
 
 
 def _write(final: Path, tensors: dict[str, dict[str, Tensor]], content: dict[str, Any], advice: str = "") -> None:
-    """A folder with a safetensors file for each name and with the content and their sha256 as checkpoint.json."""
+    """Write a safetensors file for each name of `tensors`, and `content` with their sha256 as checkpoint.json."""
     with folder_written_whole(final, "the checkpoint", advice) as folder:
         for name, values in tensors.items():
             try:
@@ -107,7 +107,7 @@ def _sha256(file: Path) -> str:
 
 
 def _read(path: Path) -> tuple[Path, dict[str, Any]]:
-    """The checkpoint's folder (of a run: the newest) and its JSON, with its files verified."""
+    """Folder and JSON of a checkpoint, or of a run's newest one, after verifying the hashes of its files."""
     folder = path if (path / "checkpoint.json").exists() else newest(path)
     if folder is None:
         raise InputError(f"{path}: no checkpoint here; give a run's folder or one of its checkpoints/step-*")
@@ -149,10 +149,10 @@ def load_model(path: Path) -> tuple[PerceptionModel, Config]:
 
 
 class Provenance(NamedTuple):
-    """Where a model comes from."""
+    """The origin of a model."""
 
     weights: str  # sha256 of its model.safetensors
-    data: tuple[str, ...]  # what it was trained on, an entry for each training; empty: the checkpoint does not say
+    data: tuple[str, ...]  # descriptions of the data of each training; empty if unknown
 
 
 def provenance(path: Path) -> Provenance:
@@ -166,7 +166,7 @@ def provenance(path: Path) -> Provenance:
 
 
 def resume(run: Path, config: Config, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, dict[str, Any]]:
-    """Put the run's newest checkpoint into model and optimizer; returns its step and schedule.
+    """Load the run's newest checkpoint into model and optimizer; returns its step and schedule.
 
     Raises:
         InputError: no checkpoint to resume, a damaged one, or one of another configuration.
@@ -189,7 +189,7 @@ def resume(run: Path, config: Config, model: nn.Module, optimizer: torch.optim.O
 
 
 def _differences(a: Any, b: Any, key: str = "") -> list[str]:
-    """Keys at which two JSON documents differ, with both values."""
+    """The keys at which two JSON documents differ, with both values."""
     if isinstance(a, dict) and isinstance(b, dict):
         return [
             d for k in sorted(a.keys() | b.keys()) for d in _differences(a.get(k), b.get(k), f"{key}.{k}".strip("."))

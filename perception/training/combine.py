@@ -1,4 +1,4 @@
-"""Combining separately trained modules in one checkpoint."""
+"""Combines separately trained modules in one checkpoint."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ OPTIONS = {"strength", "keep", "drop", "seed", "rank"}  # of a merge
 
 
 def described(model: PerceptionModel, checkpoint: Path) -> list[Row]:
-    """The bank's status, with what RUN/modules says of the modules and heads that were trained on this base."""
+    """The bank's status, with domain and metrics from RUN/modules for modules and heads trained on this base."""
     base, records = model.bank.base_hash(), read_records(checkpoint)
     known = {name: record for name, record in records.items() if record.base == base}
     return [
@@ -29,10 +29,10 @@ def described(model: PerceptionModel, checkpoint: Path) -> list[Row]:
 
 
 def combine(checkpoint: Path, modules: Sequence[str], out: Path) -> None:
-    """Write the checkpoint's model with more modules and heads to OUT, and what is known of each to OUT/modules.
+    """Write the checkpoint's model with further modules and heads to OUT, and each of them to OUT/modules.
 
     Args:
-        modules: files of modules or heads: FILE, or NAME=FILE to give a module another name.
+        modules: files of modules or heads: FILE, or NAME=FILE to rename a module.
 
     Raises:
         InputError: a module does not fit, OUT holds files, or the disk is full.
@@ -51,16 +51,17 @@ def combine(checkpoint: Path, modules: Sequence[str], out: Path) -> None:
 def merge(
     checkpoint: Path, members: Sequence[str], name: str, method: str, out: Path, when: Sequence[str], **options: Any
 ) -> dict[str, float]:
-    """Write the checkpoint's model with the module `name`, made of its members, to OUT and the module to OUT/modules.
+    """Merge modules to a new one; write the checkpoint's model with it to OUT, and the module to OUT/modules.
 
     Args:
-        members: names, all or none of them with a weight: 0.7*rain.
+        members: names, all or none with a weight: 0.7*rain.
+        name: of the new module.
         method: average, task-arithmetic, ties or dare.
         when: facts that the new module requires.
         options: of `Merging` (strength, keep, drop, seed), and rank.
 
     Returns:
-        The share of each slot's change that the new module had no room for.
+        For each slot the share of the change that the new module's rank could not represent.
 
     Raises:
         InputError: an unknown member, method or option, members that do not merge, or OUT holds files.
@@ -70,8 +71,8 @@ def merge(
         raise InputError(f"{unknown[0]} is no option of a merge; there are {', '.join(sorted(OPTIONS))}")
     names, weights = _weighted(members)
     model, _ = load_model(checkpoint)
-    rank, way = options.pop("rank", None), Merging(cast(Method, method.replace("-", "_")), weights, **options)
-    lost = merge_modules(model.bank, name, names, way, rank, when)
+    rank, merging = options.pop("rank", None), Merging(cast(Method, method.replace("-", "_")), weights, **options)
+    lost = merge_modules(model.bank, name, names, merging, rank, when)
     records = read_records(checkpoint)
     _save(model, records, checkpoint, out)
     model.bank.save(name, out / "modules" / name, f"{method} of {', '.join(members)}")
@@ -79,7 +80,7 @@ def merge(
 
 
 def _weighted(members: Sequence[str]) -> tuple[list[str], list[float] | None]:
-    """Names of modules, and their weights where they are written as 0.7*rain."""
+    """Names of modules, and their weights if written as 0.7*rain."""
     text = f"average({', '.join(members)})"
     if "*" not in text:
         return list(members), None
@@ -90,7 +91,7 @@ def _weighted(members: Sequence[str]) -> tuple[list[str], list[float] | None]:
 
 
 def _save(model: PerceptionModel, records: dict[str, Record | HeadRecord], checkpoint: Path, out: Path) -> None:
-    """The model of the checkpoint to OUT, and to OUT/modules those of its modules and heads that have records."""
+    """Write the model to OUT, and its modules and heads with records to OUT/modules."""
     if model.chooser is not None:
         model.chooser.update()
     save_model(out, model.config, model, provenance(checkpoint).data)

@@ -1,7 +1,7 @@
-"""Training samples whose order and augmentation depend on the seed and the position alone.
+"""Training samples whose order and augmentation depend only on seed and position.
 
-The whole training is one sequence of positions, of which each step takes the next ones. So a resumed training,
-or one with another number of worker processes, sees the same samples bit for bit.
+A training is one sequence of positions, and each step takes the next ones. So a resumed training, or one with another
+number of workers, gets bit-identical samples.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from perception.tasks import tasks_of
 from perception.tasks.task import joined_labels
 from perception.training.augment import draw_image_affine, draw_similarity, transformed
 
-_CACHE_BYTES = 2 << 30  # of decoded frames, shared among the workers
+_CACHE_BYTES = 2 << 30  # of decoded frames, in total over all workers
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One training frame, before it is joined to a batch."""
+    """One training frame."""
 
-    inputs: dict[str, np.ndarray]  # as of `prepare`, batch dimension 1
+    inputs: dict[str, np.ndarray]  # as returned by `prepare`, batch dimension 1
     labels: dict[str, dict[str, np.ndarray]]  # by task
     conditions: Conditions
     token: str
@@ -54,13 +54,12 @@ class FrameDataset(Dataset[Sample]):
     """The samples of a training by position.
 
     Args:
-        tables: the drives.
         tokens: keyframes to train on.
-        config: of the model and the training.
-        tasks: names of those that need labels; None: all.
+        config: of model and training.
+        tasks: names of the tasks that need labels; None: all.
 
     Raises:
-        InputError: there are no frames, or class-balanced sampling finds no box.
+        InputError: no keyframes, or none with a box for class-balanced sampling.
     """
 
     def __init__(
@@ -75,17 +74,17 @@ class FrameDataset(Dataset[Sample]):
         self._holders = _frames_of_classes(tables, self._tokens) if config.data.class_balanced else None
         self._order: tuple[int, np.ndarray] = (-1, np.zeros(0, np.int64))  # epoch and its order
         self._frames: dict[str, Frame] = {}
-        self._room = _CACHE_BYTES // max(1, config.data.workers)
+        self._free_bytes = _CACHE_BYTES // max(1, config.data.workers)
 
     @property
     def epoch_length(self) -> int:
-        """Positions in an epoch."""
+        """Number of positions in an epoch."""
         if self._holders is None:
             return len(self._tokens)
         return len(self._holders) * _quota(self._holders)
 
     def token(self, position: int) -> str:
-        """The keyframe at a position of the training."""
+        """Token of the keyframe at a position."""
         epoch, place = divmod(position, self.epoch_length)
         if self._order[0] != epoch:
             rng = np.random.default_rng([self._config.seed, 0, epoch])
@@ -117,7 +116,7 @@ class FrameDataset(Dataset[Sample]):
         )
 
     def _frame(self, token: str) -> Frame:
-        """The decoded frame. The first ones read are cached: with random access no eviction policy is better."""
+        """The decoded frame. The first ones are cached: with random access no eviction policy is better."""
         if token in self._frames:
             return self._frames[token]
         frame = self._tables.frame(
@@ -129,28 +128,27 @@ class FrameDataset(Dataset[Sample]):
         )
         size = sum(camera.image.nbytes for camera in frame.cameras.values())
         size += 0 if frame.points is None else frame.points.nbytes
-        if size <= self._room:
-            self._room -= size
+        if size <= self._free_bytes:
+            self._free_bytes -= size
             self._frames[token] = frame
         return frame
 
     def _with_dropped_sensors(self, frame: Frame, rng: np.random.Generator) -> Frame:
-        """Drop the LiDAR or the cameras in the configured shares of frames that have both."""
-        chance = rng.random()
+        """Drop LiDAR or cameras of frames that have both, with the configured probabilities."""
+        draw = rng.random()
         if frame.points is None or not frame.cameras:
             return frame
         drop_lidar = self._config.train.drop_lidar
-        if chance < drop_lidar:
+        if draw < drop_lidar:
             return replace(frame, points=None)
-        if chance < drop_lidar + self._config.train.drop_cameras:
+        if draw < drop_lidar + self._config.train.drop_cameras:
             return replace(frame, cameras={})
         return frame
 
 
 def collate(samples: list[Sample]) -> Batch:
-    """Join samples."""
     return Batch(
-        inputs=joined([sample.inputs for sample in samples]),
+        inputs=batch_inputs([sample.inputs for sample in samples]),
         labels=batch_labels([sample.labels for sample in samples]),
         conditions=[sample.conditions for sample in samples],
         tokens=[sample.token for sample in samples],
@@ -158,15 +156,15 @@ def collate(samples: list[Sample]) -> Batch:
 
 
 def batch_labels(frames: Sequence[Mapping[str, Mapping[str, np.ndarray]]]) -> dict[str, dict[str, torch.Tensor]]:
-    """Labels of several frames by task, in one batch."""
+    """Batched labels by task, from the labels of each frame by task."""
     return {
         task: {k: torch.from_numpy(v) for k, v in joined_labels([frame[task] for frame in frames]).items()}
         for task in frames[0]
     }
 
 
-def joined(frames: Sequence[Mapping[str, np.ndarray]]) -> dict[str, torch.Tensor]:
-    """Inputs of several frames, each as of `prepare`, in one batch, without the padding rows that all of them have."""
+def batch_inputs(frames: Sequence[Mapping[str, np.ndarray]]) -> dict[str, torch.Tensor]:
+    """Batched inputs, from those that `prepare` returns for each frame; pillars that are padding in all are removed."""
     inputs = without_padding({name: np.concatenate([frame[name] for frame in frames]) for name in frames[0]})
     return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in inputs.items()}
 
@@ -174,14 +172,12 @@ def joined(frames: Sequence[Mapping[str, np.ndarray]]) -> dict[str, torch.Tensor
 def batches(
     dataset: FrameDataset, config: Config, start_step: int = 0, process: int = 0, processes: int = 1
 ) -> Iterator[Batch]:
-    """The batches of the steps from `start_step` to the end of the training.
+    """The batches of this process from `start_step` to the end of the training.
 
     Args:
-        dataset: the samples of the training.
-        config: of the training.
-        start_step: how many steps are done already.
-        process: which of the processes this is; in a step each takes its own `config.train.batch` positions.
-        processes: how many processes train together.
+        start_step: number of steps done already.
+        process: rank of this process; in a step each process takes its own `config.train.batch` positions.
+        processes: number of processes.
     """
     size = config.train.batch
     starts = [(step * processes + process) * size for step in range(start_step, config.train.steps)]
@@ -190,12 +186,11 @@ def batches(
         batch_sampler=[list(range(start, start + size)) for start in starts],
         num_workers=config.data.workers,
         collate_fn=collate,
-        generator=torch.Generator(),  # the global one must not move when a training is resumed
+        generator=torch.Generator(),  # else a resumed training would advance the global one
     )
     threads = cv2.getNumThreads()
     if config.data.workers:
-        # Workers are forked, and a child waits for ever on OpenCV's threads, which a fork does not copy. So there
-        # are none while workers run, and each worker has one thread, as it should.
+        # A forked worker would deadlock on OpenCV's thread pool, which a fork does not copy.
         cv2.setNumThreads(1)
     try:
         yield from loader
@@ -204,7 +199,7 @@ def batches(
 
 
 def _frames_of_classes(tables: Keyframes, tokens: list[str]) -> list[np.ndarray]:
-    """For each class that occurs, the indices of its frames."""
+    """Indices of the frames of each class that occurs."""
     holders: list[list[int]] = [[] for _ in CLASSES]
     for i, token in enumerate(tokens):
         boxes = tables.boxes(token)
@@ -224,10 +219,10 @@ def _quota(holders: list[np.ndarray]) -> int:
 
 
 def class_balanced_order(holders: list[np.ndarray], rng: np.random.Generator) -> np.ndarray:
-    """Indices of an epoch in which every class is the reason for equally many frames.
+    """Frame indices of an epoch in which each class contributes equally many frames.
 
-    Zhu et al., "Class-balanced grouping and sampling for point cloud 3D object detection", 2019, section 3.1. A
-    class repeats each of its frames equally often, up to one, instead of drawing them with replacement.
+    Zhu et al., "Class-balanced grouping and sampling for point cloud 3D object detection", 2019, section 3.1; but the
+    frames of a class are repeated equally often (up to one) instead of drawn with replacement.
     """
     quota = _quota(holders)
     drawn = []

@@ -17,18 +17,15 @@ from perception.config import Config
 from perception.datasets.keyframes import Keyframes
 from perception.errors import InputError
 from perception.model import PerceptionModel
-from perception.training import checkpoint, settings
+from perception.training import checkpoint, trainable
 from perception.training.loader import Batch, FrameDataset, batches
 
 
 def train(config: Config, tables: Keyframes, split: str | None, run: Path, resume: bool = False) -> Path:
-    """Train base and modules jointly on the split's frames; returns the last checkpoint's folder.
-
-    Writes and raises as `fit` does.
-    """
+    """Train base and modules jointly on the frames of the split; otherwise as `fit`."""
     set_seed(config.seed)
     model = PerceptionModel(config)
-    settings.joint(model)
+    trainable.joint(model)
     return fit(model, tables, tables.samples(split, config.data.scenes), run, resume)
 
 
@@ -40,13 +37,13 @@ def fit(
     resume: bool = False,
     earlier: Sequence[str] = (),
 ) -> Path:
-    """Train the unfrozen parameters on these keyframes; returns the last checkpoint's folder.
+    """Train the unfrozen parameters on these keyframes; returns the folder of the last checkpoint.
 
-    Writes RUN/checkpoints/step-* and RUN/tensorboard. With `resume` it goes on from the newest checkpoint and, on a
-    CPU, ends with the bytes that an uninterrupted run ends with.
+    Writes RUN/checkpoints/step-* and RUN/tensorboard.
 
     Args:
-        earlier: what the model was trained on before, see `checkpoint.provenance`.
+        resume: go on from the newest checkpoint; on a CPU the result is bit-identical to that of an uninterrupted run.
+        earlier: descriptions of earlier trainings of the model, see `checkpoint.provenance`.
 
     Raises:
         InputError: no frames, a checkpoint that does not fit, RUN already trained, fp16 without a GPU, or a full disk.
@@ -64,7 +61,7 @@ def fit(
 
 
 class _Training:
-    """A model with all that changes while it is trained; arguments as of `fit`."""
+    """The state of a training; arguments as in `fit`."""
 
     def __init__(
         self, model: PerceptionModel, tables: Keyframes, tokens: Sequence[str], run: Path, earlier: Sequence[str]
@@ -80,7 +77,7 @@ class _Training:
         )
         set_seed(self.config.seed)
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a tenth faster
-        optimizer = settings.optimizer_of(model, options.learning_rate, options.weight_decay)
+        optimizer = trainable.optimizer_of(model, options.learning_rate, options.weight_decay)
         self.schedule = OneCycleLR(optimizer, options.learning_rate, total_steps=options.steps + 1)
         self.dataset = FrameDataset(tables, tokens, self.config, model.computed)
         self.parallel, self.optimizer = self.accelerator.prepare(model, optimizer)
@@ -100,7 +97,7 @@ class _Training:
         return batches(self.dataset, self.config, first, *share)
 
     def step(self, step: int, batch: Batch) -> dict[str, float]:
-        """One step of the optimiser; returns the terms of the loss and other scalars to log."""
+        """One step of the optimizer; returns the loss terms and other scalars to log."""
         device = self.accelerator.device
         inputs = {name: value.to(device) for name, value in batch.inputs.items()}
         terms = self.model.losses(self.parallel(inputs, batch.conditions), batch.labels_on(device))
@@ -119,7 +116,7 @@ class _Training:
 
     @contextmanager
     def shown(self, first: int) -> Iterator[Callable[[int, dict[str, float]], None]]:
-        """A function that shows the values of a step in a progress bar and RUN/tensorboard; main process only."""
+        """A function that logs the values of a step to a progress bar and RUN/tensorboard; main process only."""
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with ExitStack() as stack:
             losses = TextColumn("{task.fields[losses]}")
@@ -158,5 +155,5 @@ def _require_possible(config: Config, run: Path, resume: bool) -> None:
 
 
 def _described(tables: Keyframes, tokens: Sequence[str]) -> str:
-    """The keyframes of a training in words."""
+    """Description of the keyframes of a training, such as `v1.0-mini: 323 keyframes of 8 scenes`."""
     return f"{tables.version}: {len(tokens)} keyframes of {len({*map(tables.scene, tokens)})} scenes"

@@ -1,4 +1,4 @@
-"""Recomputing the statistics of batch normalisations after a merge."""
+"""Recomputes the running statistics of batch normalisations after a merge."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from perception.frame import Conditions
 from perception.model import PerceptionModel
-from perception.modules.base_weights import is_own
+from perception.modules.base_weights import is_base_key
 
 
 @torch.no_grad()
@@ -19,17 +19,18 @@ def recalibrate(
     frames: Iterable[tuple[dict[str, Tensor], Sequence[Conditions]]],
     module: str | None = None,
 ) -> None:
-    """Recompute the running mean and variance of batch normalisations as averages over these batches.
+    """Recompute the running mean and variance of batch normalisations in place, as averages over these batches.
 
-    Averaged weights shrink the variance of activations (Jordan et al., REPAIR, 2023), while the statistics are still
-    those of the weights before. `torch.optim.swa_utils.update_bn` would reset all layers, frozen ones included.
+    Merged weights have other activations than the ones that the statistics were computed for (Jordan et al., REPAIR,
+    2023). `torch.optim.swa_utils.update_bn` does not fit: it resets the normalisations of frozen parts as well, passes
+    no conditions to the model, and the hook of `Freeze` would put the layers back into evaluation mode.
 
     Args:
-        frames: inputs as the model takes them, with the conditions of their frames.
-        module: whose own batch normalisations to update; it must run on the frames. None: those of the base, which
-            it changes: for a model whose modules are merged or folded.
+        frames: inputs of the model, with the conditions of their frames.
+        module: update the batch normalisations of this module, which must run on the frames. None: those of the base,
+            for a model whose modules are merged or folded.
     """
-    layers = [layer for name, layer in model.named_modules() if name and is_own(f"{name}.")]
+    layers = [layer for name, layer in model.named_modules() if name and is_base_key(f"{name}.")]
     if module is not None:
         model.bank.require([module])
         layers = [layer for computation in model.bank.at(module).values() for layer in computation.modules()]
@@ -38,13 +39,13 @@ def recalibrate(
     model.eval()
     for norm in norms:
         norm.reset_running_stats()
-        norm.momentum = None  # averages over all batches
+        norm.momentum = None  # a cumulative average
 
-    def learn(*_: Any) -> None:
+    def update_statistics(*_: Any) -> None:
         for norm in norms:
             norm.train()
 
-    hook = model.register_forward_pre_hook(learn)  # after the bank's, which holds what is frozen in evaluation mode
+    hook = model.register_forward_pre_hook(update_statistics)  # runs after the hook of `Freeze`
     for inputs, conditions in frames:
         model(inputs, conditions)
     hook.remove()

@@ -27,10 +27,10 @@ from perception.frame import Frame, Prediction
 from perception.mmdet3d.registered import PerceptionDetector, _annotated
 from perception.predict import TorchPredictor
 from perception.sensors.inputs import prepare
-from perception.sensors.lidar.sweeps import far_enough
+from perception.sensors.lidar.sweeps import outside_roof
 from perception.tasks.detection.losses import REGRESSION
 from perception.training.checkpoint import save_model
-from perception.training.loader import joined
+from perception.training.loader import batch_inputs
 
 PREFIX = "NuScenes metric/pred_instances_3d_NuScenes"
 STEPS = 80  # enough for objects to be found, so that scores say something
@@ -109,7 +109,7 @@ def test_frames_of_the_pipeline_become_the_inputs_and_targets_of_our_own(
     boxes as the tables have them."""
     pairs = frames_of(mini_root, tmp_path)
     theirs = inputs_of(detector, *(data for data, _ in pairs))
-    ours = joined([prepare(frame, detector.spec) for _, frame in pairs])
+    ours = batch_inputs([prepare(frame, detector.spec) for _, frame in pairs])
     assert theirs.keys() == ours.keys()
     assert ours["images"].float().std() > 10  # the pictures show something
     for name, expected in ours.items():
@@ -141,7 +141,7 @@ def test_pictures_that_are_missing_are_so_for_the_network(
     pairs = [*frames_of(nuscenes_root, tmp_path, loaded), *frames_of(drives, tmp_path, loaded)[:1]]
     assert {len(frame.cameras) for _, frame in pairs} == {0, 5, 6}
     theirs = inputs_of(detector, *(data for data, _ in pairs))
-    ours = joined([prepare(frame, detector.spec) for _, frame in pairs])
+    ours = batch_inputs([prepare(frame, detector.spec) for _, frame in pairs])
     assert torch.equal(theirs["images"], ours["images"])
     assert torch.equal(theirs["image_from_reference"], ours["image_from_reference"])
 
@@ -197,7 +197,7 @@ def test_of_too_many_pillars_those_stay_that_the_configuration_says(tmp_path: Pa
     lidar = {"max_pillars": 20, "overflow": "first", "channels": 32}
     detector = PerceptionDetector(config=str(tiny(tmp_path, camera=None, lidar=lidar))).eval()
     points = np.random.default_rng(0).uniform([-30, -30, -2, 0, 0], [30, 30, 1, 255, 0], (400, 5)).astype(np.float32)
-    points = points[far_enough(points)]
+    points = points[outside_roof(points)]
     frame = Frame("t", 0, "lidar", np.eye(4), np.eye(4), points, {})
     ours = {name: torch.from_numpy(array) for name, array in prepare(frame, detector.spec).items()}
     with torch.no_grad():

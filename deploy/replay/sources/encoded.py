@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from deploy.replay.sources.messages import Corrupt, Picture, picture
-from perception.datasets.files import decode_picture
+from perception.datasets.files import decode_image
 
 # Raw encoding: bytes of a pixel, and how OpenCV makes RGB of them.
 _RAW = {
@@ -33,7 +33,7 @@ def compressed_picture(stamp: int, frame: str, content: bytes) -> Picture:
 
     def decode() -> np.ndarray:
         try:
-            return decode_picture(content)
+            return decode_image(content)
         except (ValueError, cv2.error):
             raise Corrupt("a picture that cannot be decoded") from None
 

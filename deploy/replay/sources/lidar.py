@@ -9,7 +9,7 @@ import numpy as np
 from deploy.replay.sources.counts import Counts
 from deploy.replay.sources.messages import Cloud, Keyframe
 from deploy.replay.sources.topics import LidarTopic
-from perception.sensors.lidar.sweeps import Sweep, accumulated
+from perception.sensors.lidar.sweeps import Sweep, accumulate_sweeps
 
 _MORE = 24  # sweeps kept beyond those of a frame: what comes while a frame waits
 _OLDEST = 1_000_000  # us before the frame, where no keyframe says which sweeps are its own
@@ -72,7 +72,7 @@ class LidarSweeps:
             elif each in self._clouds:
                 counts.wrong("unposed", self.topic)
                 self._drop(each)
-        return accumulated(found, stamp, reference_from_global)
+        return accumulate_sweeps(found, stamp, reference_from_global)
 
     def _drop(self, stamp: int) -> None:
         del self._clouds[stamp]

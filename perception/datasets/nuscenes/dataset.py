@@ -1,4 +1,4 @@
-"""Frames out of a nuScenes dataroot of any version: v1.0-mini, v1.0-trainval, or a simulated drive.
+"""Keyframes of a nuScenes dataroot of any version, such as v1.0-mini, v1.0-trainval or a simulated log.
 
 Caesar et al., "nuScenes: A multimodal dataset for autonomous driving", CVPR 2020.
 """
@@ -14,33 +14,26 @@ from pathlib import Path
 
 import numpy as np
 
-from perception.datasets.files import read_picture
+from perception.datasets.files import read_image
 from perception.datasets.keyframes import select_samples, select_scenes, shortened
-from perception.datasets.nuscenes.racks import read_racks
-from perception.datasets.nuscenes.tables import (
-    Annotations,
-    Recording,
-    Recordings,
-    linked,
-    rows,
-    version_folder,
-)
+from perception.datasets.nuscenes.tables import Annotations, Recording, Recordings, linked, rows, versions
 from perception.datasets.recorded import RecordedKeyframes, SweepFile
 from perception.errors import InputError
 from perception.frame import CAMERAS, LIDAR, Boxes, Camera, Conditions
 from perception.rotations import rotation_matrices
 
+BICYCLE_RACK = "static_object.bicycle_rack"  # category
 _OFFICIAL_VERSIONS = ("v1.0-mini", "v1.0-trainval", "v1.0-test")
 
 
 def official_splits() -> dict[str, list[str]]:
-    """Scene names of nuScenes' own splits, the same lists as `nuscenes.utils.splits` of the devkit."""
+    """Scene names of the official splits, as in `nuscenes.utils.splits` of the devkit."""
     numbers = json.loads(files("perception.datasets.nuscenes").joinpath("splits.json").read_text(encoding="utf-8"))
     return {split: [f"scene-{number:04d}" for number in scenes] for split, scenes in numbers.items()}
 
 
 class NuScenesTables(RecordedKeyframes):
-    """The drives of one version of a dataroot; `recordings` are its sensor files with poses and calibrations.
+    """The drives in one version of a dataroot; `recordings` are its sensor files with poses and calibrations.
 
     Raises:
         InputError: the dataroot, the version or a table is missing or damaged.
@@ -49,13 +42,15 @@ class NuScenesTables(RecordedKeyframes):
     def __init__(self, dataroot: Path, version: str) -> None:
         super().__init__(Path(dataroot))
         self.version = version
-        self._folder = version_folder(self.dataroot, version)
+        self._folder = _version_folder(self.dataroot, version)
         with linked(self._folder, "log"):
             locations = {row["token"]: row["location"] for row in rows(self._folder, "log")}
         with linked(self._folder, "scene"):
             scenes = {row["token"]: row for row in rows(self._folder, "scene")}
             self._locations = {row["name"]: locations[row["log_token"]] for row in scenes.values()}
-            parts = {row["name"]: parts_of(row["description"], self._locations[row["name"]]) for row in scenes.values()}
+            phases = {
+                row["name"]: phases_of(row["description"], self._locations[row["name"]]) for row in scenes.values()
+            }
         with linked(self._folder, "sample"):
             samples = [
                 (row["timestamp"], row["token"], scenes[row["scene_token"]]["name"])
@@ -68,7 +63,7 @@ class NuScenesTables(RecordedKeyframes):
         for timestamp, token, scene in sorted(samples):
             self._samples[scene].append(token)
             seconds = 1e-6 * (timestamp - self._timestamps[self._samples[scene][0]])
-            self._conditions[token] = next(part for start, part in reversed(parts[scene]) if start <= seconds)
+            self._conditions[token] = next(each for start, each in reversed(phases[scene]) if start <= seconds)
         self.recordings = Recordings(self._folder)
 
     @cached_property
@@ -76,7 +71,7 @@ class NuScenesTables(RecordedKeyframes):
         return Annotations.read(self._folder, self._timestamps)
 
     def scenes(self, split: str | None = None, selectors: Sequence[str] = ()) -> list[str]:
-        """Names of the drives of a split (None or 'all': every drive), of those only the selected ones.
+        """Names of the drives in a split (None or 'all': all drives), or of the selected ones among them.
 
         Raises:
             InputError: an unknown split or selector.
@@ -86,7 +81,7 @@ class NuScenesTables(RecordedKeyframes):
         )
 
     def samples(self, split: str | None = None, selectors: Sequence[str] = ()) -> list[str]:
-        """Tokens of the keyframes, drive by drive in order of time.
+        """Tokens of the keyframes, drive by drive, in order of time.
 
         Args:
             selectors: names of scenes, or `scene-0103:0-4` for its keyframes 0, 1, 2 and 3.
@@ -131,11 +126,11 @@ class NuScenesTables(RecordedKeyframes):
         return self._timestamps[sample]
 
     def conditions(self, sample: str) -> Conditions:
-        """What is known of the circumstances of a keyframe; reads no file."""
+        """The known conditions of a keyframe."""
         return self._conditions[sample]
 
     def boxes(self, sample: str) -> Boxes | None:
-        """Annotations of a keyframe in the global frame; None where the version has none, as v1.0-test."""
+        """Annotations of a keyframe in the global frame; None for a version without annotations, such as v1.0-test."""
         a = self._annotations
         if not len(a.labels):
             return None
@@ -152,13 +147,24 @@ class NuScenesTables(RecordedKeyframes):
             instances=a.instance_tokens[a.instances[index]],
         )
 
-    def racks(self) -> dict[str, list[list[float]]]:
-        """Annotated bicycle racks by keyframe, see `read_racks`."""
-        return self._racks
+    def bicycle_racks(self) -> dict[str, list[list[float]]]:
+        """Annotated bicycle racks, as in `Keyframes`."""
+        return self._bicycle_racks
 
     @cached_property
-    def _racks(self) -> dict[str, list[list[float]]]:
-        return read_racks(self.dataroot, self.version)
+    def _bicycle_racks(self) -> dict[str, list[list[float]]]:
+        folder, by_sample = self._folder, dict[str, list[list[float]]]()
+        with linked(folder, "category"):
+            categories = {row["token"] for row in rows(folder, "category") if row["name"] == BICYCLE_RACK}
+        with linked(folder, "instance"):
+            instances = {row["token"] for row in rows(folder, "instance") if row["category_token"] in categories}
+        if instances:  # without any, the largest table is not read
+            with linked(folder, "sample_annotation"):
+                for row in rows(folder, "sample_annotation"):
+                    if row["instance_token"] in instances:
+                        rack = [*row["translation"], *row["size"], *row["rotation"]]
+                        by_sample.setdefault(row["sample_token"], []).append(rack)
+        return by_sample
 
     def _location(self, scene: str) -> str:
         return self._locations[scene]
@@ -184,7 +190,7 @@ class NuScenesTables(RecordedKeyframes):
     def _camera(self, recording: Recording) -> Camera | None:
         path = self.dataroot / recording.file
         try:
-            image = read_picture(path)
+            image = read_image(path)
         except FileNotFoundError:
             return None
         if image.shape[:2] != (recording.height, recording.width):
@@ -201,25 +207,40 @@ class NuScenesTables(RecordedKeyframes):
         )
 
 
-def parts_of(description: str, location: str) -> list[tuple[float, Conditions]]:
-    """When each part of a drive begins, s from its first keyframe, and its conditions.
+def _version_folder(dataroot: Path, version: str) -> Path:
+    """The folder of the tables.
 
-    Recorded drives have one part. A simulated one that changes on its way says so in its description:
+    Raises:
+        InputError: the dataroot, or this version in it, does not exist.
+    """
+    folder = dataroot / version
+    if folder.is_dir():
+        return folder
+    if not dataroot.is_dir():
+        raise InputError(f"{dataroot}: no such folder; give the dataroot that holds {version}/ and samples/")
+    if found := versions(dataroot):
+        raise InputError(f"{dataroot}: has no version {version}; it has {', '.join(found)}")
+    raise InputError(f"{dataroot}: not a nuScenes dataroot: it has no folder {version}/ with sample_data.json")
+
+
+def phases_of(description: str, location: str) -> list[tuple[float, Conditions]]:
+    """(start, conditions) of each phase of a drive; s from its first keyframe.
+
+    Recorded drives have one phase. The description of a simulated drive with several is such as
     'parked cars, peds; from 9.75 s: Rain; from 19.75 s: Rain, Night'.
     """
     first, *changes = re.split(r"; from (\d+(?:\.\d+)?) s: ", description)
-    told = [(0.0, first), *((float(start), text) for start, text in zip(changes[::2], changes[1::2], strict=True))]
-    return [(start, conditions_of(text, location)) for start, text in told]
+    phases = [(0.0, first), *((float(start), text) for start, text in zip(changes[::2], changes[1::2], strict=True))]
+    return [(start, conditions_of(text, location)) for start, text in phases]
 
 
 def conditions_of(description: str, location: str) -> Conditions:
-    """Conditions named by a scene's description, such as 'Night, after rain, many peds', and its location.
+    """Conditions from a scene's description, such as 'Night, after rain, many peds', and its location.
 
-    A road after rain counts as rain, as in published rain splits: it swallows LiDAR returns alike.
-    Whole words only, because trains and terrain are not rain.
+    A wet road after rain counts as rain, as in published rain splits, because it absorbs LiDAR returns as well.
     """
     city = location.split("-", maxsplit=1)[0]
-    words = set(re.findall(r"[a-z]+", description.lower()))
+    words = set(re.findall(r"[a-z]+", description.lower()))  # whole words: "train" is not rain
     weather = "rain" if words & {"rain", "rainy", "raining"} else "fog" if words & {"fog", "foggy"} else "clear"
     return Conditions(
         weather=weather if words else None,

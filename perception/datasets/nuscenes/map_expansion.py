@@ -1,4 +1,4 @@
-"""The vector maps of nuScenes' map expansion, drawn on the bird's-eye-view grid as labels."""
+"""Vector maps of the nuScenes map expansion, rasterized on the BEV grid as labels."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ _LINE_LAYERS = ("road_divider", "lane_divider")
 
 @dataclass(frozen=True)
 class Edges:
-    """Closed outlines of one map class: outer ones run counter-clockwise, holes clockwise."""
+    """Edges of the polygons of one map class: outer outlines counter-clockwise, holes clockwise."""
 
     starts: np.ndarray  # (E, 2) m, global
     ends: np.ndarray  # (E, 2) m, global
-    polygon: np.ndarray  # (E,) which polygon the edge belongs to
+    polygon: np.ndarray  # (E,) index of the polygon
     low: np.ndarray  # (P, 2) m, bounds of each polygon
     high: np.ndarray  # (P, 2) m
 
     @staticmethod
     def of(polygons: Iterable[tuple[np.ndarray, list[np.ndarray]]]) -> Edges:
-        """polygons: outer outline (N, 2) and the outlines of holes, each without a repeated last point."""
+        """Edges of polygons: outer outline (N, 2) and outlines of holes, each without a repeated last point."""
         starts, ends, index, low, high = [], [], [], [], []
         for i, (outer, holes) in enumerate(polygons):
             for ring, orientation in [(outer, 1), *((hole, -1) for hole in holes)]:
@@ -57,7 +57,7 @@ class MapExpansion:
 
     @staticmethod
     def load(dataroot: Path, location: str) -> MapExpansion | None:
-        """The map of a location such as boston-seaport; None where the dataroot has none.
+        """The map of a location such as boston-seaport; None if the dataroot has none.
 
         Raises:
             InputError: the file is damaged.
@@ -68,14 +68,14 @@ class MapExpansion:
         try:
             return _parse(json.loads(path.read_text(encoding="utf-8")))
         except (OSError, ValueError, KeyError, TypeError) as error:
-            what = " ".join(f"{error.__class__.__name__}: {error}".split())
-            raise InputError(f"{path}: not a map of the nuScenes map expansion ({what}); copy it again") from None
+            reason = " ".join(f"{error.__class__.__name__}: {error}".split())
+            raise InputError(f"{path}: not a map of the nuScenes map expansion ({reason}); copy it again") from None
 
     def rasterize(self, frame: Frame, grid: BevGrid) -> np.ndarray:
-        """(6, rows, columns) uint8 in MAP_CLASSES order: 1 where the class covers the middle of the cell.
+        """(6, rows, columns) uint8 in MAP_CLASSES order: 1 where the class covers the cell's centre.
 
-        Dividers are the devkit's lines of thickness 2. The map is flat: it lies at the height where
-        the vehicle stands. A frame that was augmented has its map augmented with it.
+        Dividers are lines of thickness 2, as in the devkit. The map is flat, at the height of the vehicle. The map of
+        an augmented frame is augmented as well.
         """
         cells_from_global = _cells_from_global(frame, grid)
         low, high = _bounds(cells_from_global, grid)
@@ -84,9 +84,8 @@ class MapExpansion:
             for name in MAP_CLASSES
             if name != "divider"
         ]
-        near = np.flatnonzero(((self.line_high >= low) & (self.line_low <= high)).all(axis=1))
-        lines = [self.lines[i] for i in near]
-        return np.stack([*masks, _draw(lines, cells_from_global, grid.shape)])
+        inside = np.flatnonzero(((self.line_high >= low) & (self.line_low <= high)).all(axis=1))
+        return np.stack([*masks, _draw([self.lines[i] for i in inside], cells_from_global, grid.shape)])
 
 
 def _parse(layers: Mapping[str, Any]) -> MapExpansion:
@@ -116,7 +115,7 @@ def _parse(layers: Mapping[str, Any]) -> MapExpansion:
 
 
 def _area(ring: np.ndarray) -> float:
-    """Signed area of an outline (N, 2); positive where it runs counter-clockwise."""
+    """Signed area of an outline (N, 2); positive if counter-clockwise."""
     x, y = (ring - ring[0]).T
     return float(x @ np.roll(y, -1) - y @ np.roll(x, -1)) / 2
 
@@ -136,16 +135,16 @@ def _bounds(cells_from_global: np.ndarray, grid: BevGrid) -> tuple[np.ndarray, n
     """Global bounds of the grid, with a margin of two cells for the thickness of lines."""
     rows, columns = grid.shape
     corners = np.array([[c, r] for c in (-2, columns + 2) for r in (-2, rows + 2)]) - cells_from_global[:, 2]
-    places = corners @ np.linalg.inv(cells_from_global[:, :2]).T
-    return places.min(axis=0), places.max(axis=0)
+    global_corners = corners @ np.linalg.inv(cells_from_global[:, :2]).T
+    return global_corners.min(axis=0), global_corners.max(axis=0)
 
 
 def _fill(
     edges: Edges, cells_from_global: np.ndarray, low: np.ndarray, high: np.ndarray, shape: tuple[int, int]
 ) -> np.ndarray:
-    """(rows, columns) 1 where a polygon covers the cell's middle: winding numbers, scanned along each row.
+    """(rows, columns) 1 where a polygon covers the cell's centre, by winding numbers.
 
-    A row's winding number changes by one where an edge crosses it, so it is a running sum of the crossings.
+    Along a row the winding number changes by one at each edge that crosses it, so it is a cumulative sum.
     """
     rows, columns = shape
     near = ((edges.high >= low) & (edges.low <= high)).all(axis=1)[edges.polygon]
@@ -165,12 +164,12 @@ def _fill(
 
 
 def _draw(lines: list[np.ndarray], cells_from_global: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """(rows, columns) 1 along the lines, from the cell that holds one node to the cell that holds the next."""
+    """(rows, columns) 1 along the lines between the cells of successive nodes."""
     mask = np.zeros(shape, np.uint8)
     nodes = [np.floor(_apply(cells_from_global, line)).astype(np.int32) for line in lines]
     cv2.polylines(mask, nodes, False, (1,), thickness=2)
     return mask
 
 
-def _apply(affine: np.ndarray, places: np.ndarray) -> np.ndarray:
-    return places @ affine[:, :2].T + affine[:, 2]
+def _apply(affine: np.ndarray, points: np.ndarray) -> np.ndarray:
+    return points @ affine[:, :2].T + affine[:, 2]

@@ -1,8 +1,7 @@
-"""The JSON tables of a nuScenes dataroot, read row by row and kept as small as frames need them.
+"""Reads the JSON tables of a nuScenes dataroot row by row and keeps only what frames need.
 
-v1.0-trainval has 2.6 million rows of sample_data and of ego_pose, and 1.2 million annotations: rows that no
-frame uses (radars, camera pictures between the keyframes, categories that are not detected) are dropped as
-they are read.
+v1.0-trainval has 2.6 million rows of sample_data and of ego_pose, and 1.2 million annotations. Rows of RADARs, of
+camera images between keyframes and of categories that are not detected are dropped.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from perception.errors import InputError
 from perception.frame import ATTRIBUTES, CAMERAS, CLASSES, LIDAR
 from perception.rotations import rigid
 
-_CHUNK = 1 << 24  # characters read at once; every row is far shorter
+_CHUNK = 1 << 24  # characters per read; much longer than any row
 _BETWEEN_ROWS = re.compile(r"[\s,]*")
 
 # nuScenes category -> detection class, as in the devkit's category_to_detection_name.
@@ -44,32 +43,16 @@ _DETECTION_CLASS = {
 }
 
 
-def version_folder(dataroot: Path, version: str) -> Path:
-    """The folder of the tables.
-
-    Raises:
-        InputError: the dataroot, or this version in it, does not exist.
-    """
-    folder = dataroot / version
-    if folder.is_dir():
-        return folder
-    if not dataroot.is_dir():
-        raise InputError(f"{dataroot}: no such folder; give the dataroot that holds {version}/ and samples/")
-    if found := versions(dataroot):
-        raise InputError(f"{dataroot}: has no version {version}; it has {', '.join(found)}")
-    raise InputError(f"{dataroot}: not a nuScenes dataroot: it has no folder {version}/ with sample_data.json")
-
-
 def versions(dataroot: Path) -> list[str]:
-    """The versions whose tables a dataroot holds."""
+    """The versions of the tables in a dataroot."""
     return sorted(path.parent.name for path in dataroot.glob("*/sample_data.json"))
 
 
 def only_version(dataroot: Path) -> str:
-    """The version of a dataroot that holds one.
+    """The version of a dataroot with a single one.
 
     Raises:
-        InputError: it holds several, or none.
+        InputError: it has several, or none.
     """
     found = versions(dataroot)
     if len(found) != 1:
@@ -78,7 +61,7 @@ def only_version(dataroot: Path) -> str:
 
 
 def rows(folder: Path, table: str) -> Iterator[dict[str, Any]]:
-    """The rows of one table, one at a time, so that a table of a gigabyte needs no gigabytes of memory.
+    """The rows of one table, streamed so that memory does not grow with the table.
 
     Raises:
         InputError: the table is missing or is not a JSON list of objects.
@@ -118,7 +101,7 @@ def _rows(file: Any, path: Path) -> Iterator[dict[str, Any]]:
 
 @contextmanager
 def linked(folder: Path, table: str) -> Iterator[None]:
-    """Report a missing field, or a token that no row of another table has, as an error in this table."""
+    """Report a missing field or an unknown token, raised as KeyError, as an InputError about this table."""
     try:
         yield
     except KeyError as error:
@@ -130,17 +113,22 @@ def linked(folder: Path, table: str) -> Iterator[None]:
 
 
 class Recording(NamedTuple):
-    """A row of sample_data: one sweep or picture on the disk."""
+    """A row of sample_data: the file of one sweep or image."""
 
-    sample: str
+    sample: str  # token
     timestamp: int  # us
-    channel: str
-    calibration: str
-    pose: str
+    calibration: str  # token
+    pose: str  # token
     file: str  # relative to the dataroot
-    previous: str  # token of the recording before it by the same sensor; '' at the start of the drive
-    width: int  # pixels, of pictures
-    height: int
+    previous: str  # token of the sensor's previous recording; '' at the start of the drive
+    width: int  # pixels, of images
+    height: int  # pixels, of images
+    channel: str
+
+
+_COLUMNS = (
+    "sample_token", "timestamp", "calibrated_sensor_token", "ego_pose_token", "filename", "prev", "width", "height",
+)  # fmt: skip
 
 
 class Recordings:
@@ -158,7 +146,7 @@ class Recordings:
             for row in rows(folder, "sample_data"):
                 self._add(row, channel_of[row["calibrated_sensor_token"]])
         with linked(folder, "calibrated_sensor"):
-            # By token of the calibration: translation (m), quaternion w x y z; and the matrix of it.
+            # By token of the calibration: (7,) translation (m), quaternion w x y z; and as (4, 4) matrices.
             self.mountings = {
                 token: np.array([*row["translation"], *row["rotation"]], np.float64)
                 for token, row in calibrations.items()
@@ -174,17 +162,7 @@ class Recordings:
     def _add(self, row: dict[str, Any], channel: str) -> None:
         if channel != LIDAR and not (channel in CAMERAS and row["is_key_frame"]):
             return
-        recording = Recording(
-            row["sample_token"],
-            row["timestamp"],
-            channel,
-            row["calibrated_sensor_token"],
-            row["ego_pose_token"],
-            row["filename"],
-            row["prev"],
-            row["width"],
-            row["height"],
-        )
+        recording = Recording._make([*(row[column] for column in _COLUMNS), channel])
         if channel == LIDAR:
             self.sweeps[row["token"]] = recording
         if row["is_key_frame"]:
@@ -210,7 +188,7 @@ class Recordings:
             )
 
     def chain(self, keyframe: Recording, sweeps: int) -> Iterator[Recording]:
-        """A LiDAR keyframe, then as many sweeps before it as there are, latest first, at most `sweeps`."""
+        """A LiDAR keyframe, then up to `sweeps` earlier sweeps of the drive, latest first."""
         recording = keyframe
         yield recording
         for _ in range(sweeps):
@@ -221,11 +199,11 @@ class Recordings:
             yield recording
 
     def pose(self, recording: Recording) -> np.ndarray:
-        """(7,) pose of the vehicle at the recording's own time: translation (m), quaternion w x y z."""
+        """(7,) pose of the vehicle at the recording's time: translation (m), quaternion w x y z."""
         return np.asarray(self._poses[self._pose_rows[recording.pose]])
 
     def global_from_ego(self, recording: Recording) -> np.ndarray:
-        """(4, 4) pose of the vehicle at the recording's own time."""
+        """(4, 4) pose of the vehicle at the recording's time."""
         pose = self.pose(recording)
         return rigid(pose[:3], pose[3:])
 
@@ -239,7 +217,7 @@ class Annotations:
     quaternions: np.ndarray  # (N, 4) w x y z
     velocities: np.ndarray  # (N, 3) m/s; NaN where unknown
     labels: np.ndarray  # (N,) index into CLASSES
-    attributes: np.ndarray  # (N,) index into ATTRIBUTES; -1 where there is none
+    attributes: np.ndarray  # (N,) index into ATTRIBUTES; -1 for none
     num_points: np.ndarray  # (N,) LiDAR + radar points
     instances: np.ndarray  # (N,) row of instance_tokens
     instance_tokens: np.ndarray  # (I,) str
@@ -247,7 +225,7 @@ class Annotations:
 
     @staticmethod
     def read(folder: Path, timestamps: dict[str, int]) -> Annotations:
-        """timestamps: sample token -> us; velocities need them."""
+        """The annotations in a folder of tables; timestamps: sample token -> us, for velocities."""
         instance_tokens, labels_of = _instances(folder)
         with linked(folder, "attribute"):
             attribute_of = {
@@ -292,27 +270,24 @@ class Annotations:
 
 
 def _instances(folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens (I,) of all objects, and their labels (I,); -1 where it is not one of the ten classes."""
+    """Tokens (I,) of all instances, and their labels (I,); -1 for those of none of the ten classes."""
+    label = {category: CLASSES.index(name) for category, name in _DETECTION_CLASS.items()}
     with linked(folder, "category"):
-        class_of = {row["token"]: _DETECTION_CLASS.get(row["name"]) for row in rows(folder, "category")}
-    tokens, labels = [], []
+        labels = {row["token"]: label.get(row["name"], -1) for row in rows(folder, "category")}
     with linked(folder, "instance"):
-        for row in rows(folder, "instance"):
-            name = class_of[row["category_token"]]
-            tokens.append(row["token"])
-            labels.append(-1 if name is None else CLASSES.index(name))
-    return np.array(tokens, np.str_), np.array(labels, np.int64)
+        instances = [(row["token"], labels[row["category_token"]]) for row in rows(folder, "instance")]
+    return np.array([token for token, _ in instances], np.str_), np.array([label for _, label in instances], np.int64)
 
 
 def _velocities(centers: np.ndarray, timestamps: np.ndarray, links: np.ndarray) -> np.ndarray:
-    """(N, 3) m/s from the annotation before to the one after, as NuScenes.box_velocity.
+    """(N, 3) m/s between the previous and the next annotation of the instance, as NuScenes.box_velocity.
 
-    Where one of them lacks, the annotation itself takes its place. NaN where both lack, or where they are
-    further apart than 1.5 s (3 s if both exist).
+    The annotation itself replaces a missing one. NaN if both are missing, or if they are more than 1.5 s apart (3 s
+    with both).
     """
-    own = np.arange(len(centers))
-    first = np.where(links[:, 0] >= 0, links[:, 0], own)
-    last = np.where(links[:, 1] >= 0, links[:, 1], own)
+    current = np.arange(len(centers))
+    first = np.where(links[:, 0] >= 0, links[:, 0], current)
+    last = np.where(links[:, 1] >= 0, links[:, 1], current)
     seconds = 1e-6 * timestamps
     elapsed = seconds[last] - seconds[first]
     allowed = np.where((links >= 0).all(axis=1), 3.0, 1.5)

@@ -1,20 +1,18 @@
 """Function aggregation: how several modules at one slot combine, in blocks that nest.
 
-    Stack("rain", "night")                       night computes on what rain made of the output
-    Parallel("rain", "night")                    all see the layer's output; their deltas are summed
+    Stack("rain", "night")                       night reads the output with the delta of rain
+    Parallel("rain", "night")                    both read the layer's output; their deltas are summed
     Average("rain", "night", weights=[0.7, 0.3]) as Parallel, each delta times its weight; without weights, the mean
     Fuse("rain", "night")                        as Parallel, with attention over the deltas (`representations.py`)
 
 The text form of the same blocks, in error messages and in configurations, is `stack(rain, night)` and
 `average(0.7*rain, 0.3*night)`; `notation.py` reads it.
 
-A block holds modules and blocks of the other three types, in any depth; a block directly in one of its own type is
-refused, and so is a module that comes twice. Blocks are validated when they are built: an error shows the block and,
-between >>> and <<<, what is wrong in it.
+A block contains modules and blocks of the other three types, to any depth; a block directly in one of its own type and
+a repeated module are errors. Blocks are validated when they are built: an error marks the fault between >>> and <<<.
 
-Prompts change what the layer reads, and each is computed from the layer's own input: added prompts add up, and
-concatenated ones are read side by side, as more channels, in whatever order they stand. Only the modules that
-read the layer's output (adapters, rescale, scale and shift, FiLM) depend on their place in a Stack.
+Only modules that read the layer's output (adapters, rescale, scale and shift, FiLM) depend on their place in a Stack;
+prompts and weight deltas are computed from the layer's input.
 """
 
 from __future__ import annotations
@@ -39,15 +37,15 @@ class Composition:
         InputError: too few members, a member of the block's own type, or a module that comes twice.
     """
 
-    fewest = 1
+    min_members = 1
 
     def __init__(self, *members: Block) -> None:
         self.members = members
-        if len(members) < self.fewest:
-            raise InputError(f"{self!r}: {self.word()} needs {self.fewest} or more members")
+        if len(members) < self.min_members:
+            raise InputError(f"{self!r}: {self.word()} needs {self.min_members} or more members")
         used: set[str] = set()
         for i, member in enumerate(members):
-            fault = self._fault(member) or _again(names(member), used)
+            fault = self._fault(member) or _repeated(names(member), used)
             if fault:
                 raise InputError(f"{self._marked(i)}: {fault}")
             used |= set(names(member))
@@ -88,31 +86,31 @@ Block = str | Composition
 
 
 class Stack(Composition):
-    """One after the other: each member reads the output with the deltas of those before it."""
+    """Sequential: each member reads the output with the deltas of those before it."""
 
 
 class Parallel(Composition):
-    """Side by side: the members' deltas are summed."""
+    """The members' deltas are summed."""
 
 
 class Fuse(Composition):
-    """Side by side, joined by attention over the members' deltas, which the slots hold by `key`."""
+    """Attention over the members' deltas; each slot has the attention by `key`."""
 
-    fewest = 2
+    min_members = 2
 
     @property
     def key(self) -> str:
-        """Name of the block's attention at a slot: the same in whatever order the members stand."""
+        """Name of the block's attention at a slot, independent of the order of members."""
         return "+".join(sorted(self._texts())).replace(".", ",")  # the name of a submodule has no dots
 
 
 class Average(Composition):
-    """Side by side: the sum of the members' deltas, each times its weight.
+    """The weighted sum of the members' deltas.
 
-    A member that is not at a slot, or not routed, counts there with a delta of zero: its weight is not shared out.
+    A member that is not at a slot, or not routed, has a delta of zero; the other weights do not change.
 
     Args:
-        weights: used as they are, they need not sum to one; None stands for 1 / N each.
+        weights: need not sum to one; None: 1 / N each.
 
     Raises:
         InputError: as for any block; or not one finite weight for each member.
@@ -122,13 +120,13 @@ class Average(Composition):
         self.weights: tuple[float, ...] | None = None  # while the members are checked
         super().__init__(*members)
         even = (1 / len(members),) * len(members)
-        given = even if weights is None else tuple(map(float, weights))
-        if len(given) != len(members):
-            raise InputError(f"{self!r}: {len(members)} members, {len(given)} weights")
-        for i, weight in enumerate(given):
+        values = even if weights is None else tuple(map(float, weights))
+        if len(values) != len(members):
+            raise InputError(f"{self!r}: {len(members)} members, {len(values)} weights")
+        for i, weight in enumerate(values):
             if not math.isfinite(weight):
                 raise InputError(f"{self._marked(i)}: its weight {weight} is not a finite number")
-        self.weights = given if given != even else None
+        self.weights = values if values != even else None
 
     @property
     def shares(self) -> tuple[float, ...]:
@@ -142,9 +140,9 @@ class Average(Composition):
         return [f"{weight!r}*{text}" for weight, text in zip(self.weights, texts, strict=True)]
 
 
-def _again(members: Sequence[str], used: set[str]) -> str | None:
-    again = used & set(members)
-    return f"module {min(again)!r} is in the block twice" if again else None
+def _repeated(members: Sequence[str], used: set[str]) -> str | None:
+    repeated = used & set(members)
+    return f"module {min(repeated)!r} is in the block twice" if repeated else None
 
 
 def names(block: Block) -> list[str]:
@@ -166,11 +164,11 @@ def deltas(
     module: Callable[[str, Site], Tensor | None],
     fusion: Callable[[Fuse, Site, list[Tensor | None]], Tensor | None],
 ) -> Tensor | None:
-    """What the block adds to `site.y`; None where none of its modules runs.
+    """The delta that the block adds to `site.y`; None if none of its modules runs.
 
     Args:
-        module: the delta of the module of this name, times its weight; None where it does not run.
-        fusion: attention over the deltas of a Fuse block's members, of which some may not run.
+        module: returns the weighted delta of the module with this name; None if it does not run.
+        fusion: attention over the deltas of the members of a Fuse block, None for those that do not run.
     """
     if isinstance(block, str):
         return module(block, site)
@@ -192,13 +190,13 @@ def deltas(
 
 
 def folded(block: Block, function: Affine, module: Callable[[str, Affine], Affine]) -> Affine:
-    """The affine function of a layer with the block's modules in it; `deltas` in numbers, for all inputs at once.
+    """The affine function of a layer with the block's modules folded in.
 
-    The block must be affine at the slot, as `is_affine` has it; so at most one member of a Fuse block runs.
+    The block must be affine at the slot (`is_affine`), so at most one member of a Fuse block runs.
 
     Args:
         function: of the layer alone.
-        module: a function with the module of this name, at its weight, in it.
+        module: folds the weighted module with this name into a function.
     """
     if isinstance(block, str):
         return module(block, function)
@@ -214,14 +212,14 @@ def folded(block: Block, function: Affine, module: Callable[[str, Affine], Affin
 
 
 def is_sum(block: Block) -> bool:
-    """Whether nothing in the block changes a delta: no weights, no attention."""
+    """Whether the block is a plain sum of deltas, without weights and attention."""
     if isinstance(block, str):
         return True
     return not isinstance(block, Average | Fuse) and all(is_sum(member) for member in block.members)
 
 
 def is_affine(block: Block, attentions: Collection[str]) -> bool:
-    """Whether the block is affine at a slot, where all its modules are.
+    """Whether the block is affine at a slot, provided that all its modules are.
 
     Args:
         attentions: keys of the Fuse blocks whose attention the slot has.

@@ -1,4 +1,4 @@
-"""Merging: modules of a bank become one new module, through their task vectors (`parameters.py`)."""
+"""Merges modules of a bank to a new module, by their task vectors (`parameters.py`)."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ Method = Literal["average", "task_arithmetic", "ties", "dare"]
 
 @dataclass(frozen=True)
 class Merging:
-    """How task vectors become one.
+    """How task vectors are merged.
 
     Attributes:
-        method: average: the mean, or with weights their weighted sum; task_arithmetic: the sum; ties; dare: entries
-            are dropped at random, then as task_arithmetic, or with weights their weighted sum.
-        weights: one for each member, used as they are.
-        strength: lambda, which multiplies the result of any method.
-        keep: share of its entries, over all slots, that each member keeps for ties.
-        drop: probability that dare drops an entry. Of batch norms it drops none: statistics are not redundant.
+        method: average: the mean, or the weighted sum; task_arithmetic: the sum; ties; dare: the sum, or the weighted
+            sum, after entries were dropped at random.
+        weights: one for each member; need not sum to one.
+        strength: lambda, by which the result of any method is multiplied.
+        keep: share of its entries, over all slots, that each member keeps in ties.
+        drop: probability that dare drops an entry; batch norms keep all, because statistics are not redundant.
         seed: for dare.
     """
 
@@ -42,33 +42,33 @@ class Merging:
 
 @torch.no_grad()
 def merge_modules(
-    bank: Bank, name: str, members: Sequence[str], way: Merging, rank: int | None = None, when: Sequence[str] = ()
+    bank: Bank, name: str, members: Sequence[str], merging: Merging, rank: int | None = None, when: Sequence[str] = ()
 ) -> dict[str, float]:
-    """Add the module `name`, which is the members merged. They stay as they are.
+    """Add a new module that is the merge of the members, which do not change.
 
-    It has room for any weighted sum of its members: low-rank modules are merged as products, and the ranks add up;
-    sparse ones keep every entry that one of them has. Only what TIES and DARE make of low-rank products is of a
-    higher rank, and is cut to the nearest one that fits.
-    Merged weights shrink the variance of activations: recalibrate batch normalisations after a merge.
+    The new module can represent any weighted sum of its members: low-rank modules are merged as products, with the sum
+    of their ranks; sparse ones have the union of their entries. TIES and DARE give low-rank products a higher rank, so
+    their result is approximated. Recalibrate batch normalisations after a merge.
 
     Args:
         bank: of the members.
+        name: of the new module.
         members: modules of one kind, at the same slots.
-        rank: of the new module, where the kind is low_rank, instead of the sum of the ranks.
+        rank: of a new low_rank module, instead of the sum of the ranks.
         when: facts that the new module requires.
 
     Returns:
-        What the new module had no room for: for each slot, the norm of the missing part of the merged task vector
-        over the norm of all of it; zero up to rounding but for the cuts above and for a smaller `rank`.
+        Slot -> relative norm of the part of the merged task vector that the new module cannot represent; zero up to
+        rounding except for approximations as above and a smaller `rank`.
 
     Raises:
-        InputError: the members cannot be merged, or a name or number is wrong. The bank is as it was.
+        InputError: the members cannot be merged, or a name or number is wrong. The bank has not changed.
     """
     specs = _specs(bank, members)
     vectors = [_task_vector(bank, member) for member in members]
     fixed = {slot for slot, (_, kind) in _kinds(bank, members[0]).items() if kind == "batch_norm"} if members else set()
-    joined = _joined(vectors, way, fixed)
-    merged = {key: way.strength * v for key, v in joined.items()}
+    joined = _joined(vectors, merging, fixed)
+    merged = {key: merging.strength * v for key, v in joined.items()}
     bank.add(_spec(bank, specs, vectors, name, rank, when))
     return {slot: _fill(module, merged, bank.slots[slot]) for slot, module in bank.at(name).items()}
 
@@ -93,13 +93,13 @@ def _specs(bank: Bank, members: Sequence[str]) -> list[Any]:
 
 
 def _kinds(bank: Bank, name: str) -> dict[str, tuple[int, str]]:
-    """At each slot of the module the number and the kind of its part there."""
+    """Slot -> index and kind of the module's part there."""
     parts = enumerate(bank.modules[name].single())
     return {slot.name: (i, part.kind) for i, part in parts for slot in matching(bank.slots, part.slots, part.kind)}
 
 
 def _task_vector(bank: Bank, name: str) -> Vector:
-    """The module's task vectors at all its slots as one: names are SLOT/TENSOR."""
+    """The module's task vectors at all its slots in one, with names SLOT/TENSOR."""
     try:
         return {
             f"{slot}/{key}": tensor
@@ -110,28 +110,28 @@ def _task_vector(bank: Bank, name: str) -> Vector:
         raise InputError(f"{name!r}: {error}") from None
 
 
-def _joined(vectors: list[Vector], way: Merging, fixed: set[str]) -> Vector:
-    if way.method not in get_args(Method):
-        raise InputError(f"no way to merge is called {way.method!r}; there are {', '.join(get_args(Method))}")
-    if way.method == "ties":
-        if way.weights is not None:
+def _joined(vectors: list[Vector], merging: Merging, fixed: set[str]) -> Vector:
+    if merging.method not in get_args(Method):
+        raise InputError(f"no way to merge is called {merging.method!r}; there are {', '.join(get_args(Method))}")
+    if merging.method == "ties":
+        if merging.weights is not None:
             raise InputError("ties elects by size and takes no weights; leave them out, or use average")
-        return ties(vectors, way.keep)
-    if way.method == "dare":
+        return ties(vectors, merging.keep)
+    if merging.method == "dare":
         whole = [{key: v for key, v in vector.items() if key.split("/")[0] in fixed} for vector in vectors]
         thin = [
             {key: v for key, v in vector.items() if key not in kept}
             for vector, kept in zip(vectors, whole, strict=True)
         ]
-        thinned = dare(thin, way.drop, torch.Generator().manual_seed(way.seed))
+        thinned = dare(thin, merging.drop, torch.Generator().manual_seed(merging.seed))
         vectors = [kept | rest for kept, rest in zip(whole, thinned, strict=True)]
-    if way.weights is not None:
-        return weighted(vectors, way.weights)
-    return average(vectors) if way.method == "average" else task_arithmetic(vectors, 1.0)
+    if merging.weights is not None:
+        return weighted(vectors, merging.weights)
+    return average(vectors) if merging.method == "average" else task_arithmetic(vectors, 1.0)
 
 
 def _spec(bank: Bank, specs: list[Any], vectors: list[Vector], name: str, rank: int | None, when: Sequence[str]) -> Any:
-    """The new module in words: of the members' kinds, with room for any weighted sum of them."""
+    """The configuration of the new module: of the members' kinds, large enough for any weighted sum of them."""
     of_parts = list(zip(*(spec.single() for spec in specs), strict=True))
     if rank is not None and not any(parts[0].kind == "low_rank" for parts in of_parts):
         kinds = " + ".join(parts[0].kind for parts in of_parts)
@@ -148,7 +148,7 @@ def _spec(bank: Bank, specs: list[Any], vectors: list[Vector], name: str, rank: 
 
 
 def _options(bank: Bank, parts: Sequence[Any], vectors: list[Vector], rank: int | None) -> dict[str, Any]:
-    """Of the kind that these modules, or parts of unions, have in common."""
+    """Options of the new module, or part of a union, from those of the members."""
     if parts[0].kind == "low_rank":
         return {"rank": sum(part.rank for part in parts) if rank is None else rank, "alpha": None}
     if parts[0].kind == "sparse_delta":
@@ -159,17 +159,17 @@ def _options(bank: Bank, parts: Sequence[Any], vectors: list[Vector], rank: int 
 
 
 def _filled(vectors: list[Vector]) -> float:
-    """Largest share of a tensor's entries that are not zero in at least one of the vectors."""
+    """Largest share of a tensor's entries that are non-zero in at least one of the vectors."""
     used = {key: torch.stack([vector[key] != 0 for vector in vectors]).any(dim=0) for key in vectors[0]}
-    return max(float(there.double().mean()) for there in used.values())
+    return max(float(mask.double().mean()) for mask in used.values())
 
 
 def _fill(module: Any, merged: Mapping[str, Tensor], slot: Any) -> float:
-    """Make the module, at this slot, the merged one; returns the share of the norm that it has no room for."""
-    wanted = {key.removeprefix(f"{slot.name}/"): v for key, v in merged.items() if key.startswith(f"{slot.name}/")}
-    module.set_task_vector(wanted, slot.layer)
-    missing = {key: wanted[key] - got for key, got in module.task_vector(slot.layer).items()}
-    return _norm(missing) / max(_norm(wanted), torch.finfo(torch.float64).tiny)
+    """Set the module at this slot to the merged task vector; returns the relative norm of the error."""
+    target = {key.removeprefix(f"{slot.name}/"): v for key, v in merged.items() if key.startswith(f"{slot.name}/")}
+    module.set_task_vector(target, slot.layer)
+    error = {key: target[key] - actual for key, actual in module.task_vector(slot.layer).items()}
+    return _norm(error) / max(_norm(target), torch.finfo(torch.float64).tiny)
 
 
 def _norm(vector: Mapping[str, Tensor]) -> float:

@@ -18,10 +18,10 @@ _TOKEN = re.compile(rf"{NAME.pattern}|{_NUMBER.pattern}|\S|$")
 
 
 def parse_block(text: str) -> Block:
-    """The block of which `text` is the text form: parse_block(str(block)) == block.
+    """The block with this text form: parse_block(str(block)) == block.
 
     Raises:
-        InputError: the text is no block. The message shows, between >>> and <<<, where it goes wrong.
+        InputError: the text is no block; the message marks the fault between >>> and <<<.
     """
     reader = _Reader(text)
     block = reader.block()
@@ -42,13 +42,13 @@ class _Reader:
         return self.tokens[0][0]
 
     def take(self, *expected: str) -> str:
-        """Step over the next token, which must be one of those expected (none: any), and return it."""
+        """Consume and return the next token, which must be one of those expected (none: any)."""
         if expected and self.token not in expected:
             raise self.error(f"expected {' or '.join(expected)}")
         return self.tokens.pop(0)[0]
 
     def error(self, what: str) -> InputError:
-        """About the next token."""
+        """An error that marks the next token."""
         start, end = self.tokens[0].span()
         place = f"{self.text[:start]}>>>{self.token}<<<{self.text[end:]}"
         return InputError(f"{place}: {what} (character {start + 1})")
@@ -65,7 +65,7 @@ class _Reader:
         return Average(*members, weights=weights) if weights else make(*members)
 
     def members(self, weighted: bool) -> tuple[list[Block], list[float]]:
-        """What stands in the parentheses of a block: its members and, of a weighted average, their weights."""
+        """The members in the parentheses of a block, and the weights of a weighted average."""
         members: list[Block] = []
         weights: list[float] = []
         separator = self.take("(")

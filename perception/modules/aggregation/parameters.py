@@ -1,7 +1,7 @@
-"""Parameter aggregation: several modules become one, by arithmetic on their task vectors.
+"""Parameter aggregation: merges modules by arithmetic on their task vectors.
 
-A task vector (Ilharco et al., 2023) is what a module adds to the base, as named tensors that are zero for a module
-that does nothing (`Computation.task_vector`). All vectors of a call have the same names and shapes.
+A task vector (Ilharco et al., 2023) is the change that a module makes to the base, as named tensors that are zero for
+the identity (`Computation.task_vector`). All vectors of a call have the same names and shapes.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ def average(vectors: Sequence[Vector]) -> Vector:
     """The mean.
 
     Raises:
-        InputError: as all functions here: no vectors, or their names or shapes differ.
+        InputError: no vectors, or their names or shapes differ (as in all functions here).
     """
     return weighted(vectors, [1 / max(1, len(vectors))] * len(vectors))
 
 
 def weighted(vectors: Sequence[Vector], weights: Sequence[float]) -> Vector:
-    """sum_i weights_i * vectors_i. The weights are used as they are, they need not sum to one.
+    """sum_i weights_i * vectors_i; the weights need not sum to one.
 
     Raises:
-        InputError: also where there is not one weight for each vector.
+        InputError: also if there is not one weight for each vector.
     """
     _check(vectors)
     if len(weights) != len(vectors):
@@ -46,12 +46,11 @@ def task_arithmetic(vectors: Sequence[Vector], strength: float) -> Vector:
 def ties(vectors: Sequence[Vector], keep: float) -> Vector:
     """Trim, elect sign, merge (Yadav et al., 2023).
 
-    Of each vector the entries of the largest magnitudes stay, a share `keep` of all its entries together; each
-    entry's sign is that of the sum of what stayed; the result is the mean of the non-zero entries of that
-    sign, and zero where they cancel.
+    Each vector keeps the entries of largest magnitude, a share `keep` over all its tensors. The sign of each entry is
+    that of the sum of the kept ones; the result is the mean of the kept entries of that sign, zero where they cancel.
 
     Args:
-        keep: 0 < keep <= 1; rounded to whole entries, and entries as large as the smallest of them stay too.
+        keep: 0 < keep <= 1; rounded to whole entries, ties are kept.
 
     Raises:
         InputError: also for a `keep` out of range.
@@ -71,7 +70,7 @@ def ties(vectors: Sequence[Vector], keep: float) -> Vector:
 def dare(vectors: Sequence[Vector], drop: float, generator: torch.Generator) -> list[Vector]:
     """Drop and rescale (Yu et al., 2024): each entry becomes 0 with probability `drop`, else entry / (1 - drop).
 
-    Each entry keeps its expected value. What comes out is merged as any vectors are, for instance by `average`.
+    Each entry keeps its expected value. The result is merged like other vectors, for instance by `average`.
 
     Args:
         drop: 0 <= drop < 1.

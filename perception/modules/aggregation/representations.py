@@ -1,6 +1,6 @@
-"""Representation aggregation: attention over what the modules at a slot add, AdapterFusion (Pfeiffer et al., 2021).
+"""Representation aggregation: attention over the deltas at a slot, AdapterFusion (Pfeiffer et al., 2021).
 
-The other ways to join representations need no parameters: Parallel and Average blocks and the route's weights.
+Parallel and Average blocks and the weights of routes combine deltas without parameters.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from perception.errors import InputError
 from perception.modules.aggregation.composition import Block, Fuse, names
-from perception.modules.base_weights import own_parameters
+from perception.modules.base_weights import base_parameters
 from perception.modules.computation.computation import Site, outputs
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class AttentionFusion(nn.Module):
 
     The members share Q, K and V, so their order does not matter. V starts as the identity and Q at zero: a new
     fusion is the mean of its members. Q y . K delta_i is computed as (K' Q y) . delta_i and the sum before V, so
-    that the three maps run once however many members there are.
+    that the three matrices are applied once for any number of members.
 
     Args:
         layer: of the slot, with O output channels.
@@ -46,19 +46,19 @@ class AttentionFusion(nn.Module):
         nn.init.kaiming_uniform_(self.key, a=math.sqrt(5))
         self.to(layer.weight)
 
-    def forward(self, site: Site, parts: list[Tensor], there: Sequence[Tensor | bool] = ()) -> Tensor:
+    def forward(self, site: Site, parts: list[Tensor], running: Sequence[Tensor | bool] = ()) -> Tensor:
         """The joint delta, of the shape of `site.y`.
 
         Args:
             parts: the members' deltas, each of the shape of `site.y`.
-            there: for each member whether it runs, or where: (B, 1, ...) bool, which broadcasts over `site.y`. The
-                attention is over those that do. Empty stands for all.
+            running: for each member whether it runs, or where: (B, 1, ...) bool, which broadcasts over `site.y`. The
+                attention is over running members. Empty: all run.
         """
         channel = -1 if self.rows else 1
-        asked = self._map(self.key.T, self._map(self.query, site.y)) / math.sqrt(len(self.query))
-        scores = torch.stack([(asked * part).sum(dim=channel, keepdim=True) for part in parts])
-        if any(isinstance(where, Tensor) or not where for where in there):
-            runs = [torch.as_tensor(where, device=scores.device).expand(scores.shape[1:]) for where in there]
+        queries = self._map(self.key.T, self._map(self.query, site.y)) / math.sqrt(len(self.query))
+        scores = torch.stack([(queries * part).sum(dim=channel, keepdim=True) for part in parts])
+        if any(isinstance(where, Tensor) or not where for where in running):
+            runs = [torch.as_tensor(where, device=scores.device).expand(scores.shape[1:]) for where in running]
             scores = scores.masked_fill(~torch.stack(runs), torch.finfo(scores.dtype).min)
         shares = scores.softmax(dim=0)
         return self._map(self.value, sum(share * part for share, part in zip(shares, parts, strict=True)))
@@ -73,13 +73,12 @@ class AttentionFusion(nn.Module):
 
 
 def add_fusion(bank: Bank, block: Block) -> None:
-    """Give every slot that has two or more of the block's members the attention that joins them.
+    """Add the attention of a Fuse block to every slot that has two or more of its members.
 
-    As a new module it is frozen where the base is; `Bank.train(block.key)` trains it.
+    It is frozen if the base is; `Bank.train(block.key)` trains it.
 
     Raises:
-        InputError: it is no Fuse block, the model lacks a module of it, no slot has two members, or it has its
-            attention already.
+        InputError: not a Fuse block, an unknown module, no slot with two members, or the attention exists already.
     """
     if not isinstance(block, Fuse):
         raise InputError(f"{block}: only a fuse block has attention, such as fuse(rain, night)")
@@ -91,11 +90,11 @@ def add_fusion(bank: Bank, block: Block) -> None:
         raise InputError(f"{block}: no slot has two of its members, so there is nothing to fuse; use parallel")
     if any(block.key in slot.fusions for slot in shared):
         raise InputError(f"{block}: the model already has its attention")
-    frozen = not any(parameter.requires_grad for parameter in own_parameters(bank.network))
+    frozen = not any(parameter.requires_grad for parameter in base_parameters(bank.network))
     for slot in shared:
         slot.fusions[block.key] = AttentionFusion(slot.layer, block).train(slot.training).requires_grad_(not frozen)
 
 
 def _members(block: Fuse, slot: Slot) -> list[Any]:
-    """Members of the block of which at least one module is at the slot."""
+    """Members of the block with at least one module at the slot."""
     return [member for member in block.members if any(name in slot.computations for name in names(member))]

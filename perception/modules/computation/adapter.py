@@ -25,8 +25,8 @@ EPS = 2.0**-10  # a power of two, so that a variance of 1 - EPS normalises by ex
 class SeriesAdapter(Computation):
     """BN2(y + A BN1(y)) in place of the output y, with a pointwise A that starts at zero (Rebuffi et al., 2017).
 
-    BN1 collects the domain's statistics while the module trains. BN2 trains scale and shift but keeps unit
-    statistics: to normalise there would take away the scale that the frozen network after the slot expects.
+    BN1 estimates the domain's statistics while the module trains. BN2 trains scale and shift but has fixed unit
+    statistics, because normalising would remove the scale that the frozen network after the slot expects.
     """
 
     kind = "series_adapter"
@@ -53,7 +53,7 @@ class SeriesAdapter(Computation):
         return adapted - site.y
 
     def matrix(self) -> tuple[Tensor, Tensor]:
-        """M (g, O / g, O / g) and c (O), with M y + c what the module makes of y."""
+        """M (g, O / g, O / g) and c (O) such that the module's output is M y + c."""
         inner, outer = _scale_and_shift(self.before), _scale_and_shift(self.after)
         a = self.a.weight[..., 0, 0].unflatten(0, (self.groups, -1))  # g O/g O/g
         scaled = a * inner[0].unflatten(0, (self.groups, 1, -1))
@@ -79,7 +79,7 @@ class SeriesAdapter(Computation):
 
     @torch.no_grad()
     def set_task_vector(self, vector: dict[str, Tensor], layer: Any) -> None:
-        """Both normalisations become the identity, A and the last shift do it all."""
+        """Set A and the shift of BN2; both normalisations become the identity otherwise."""
         self.load_state_dict(type(self)(layer).state_dict())
         self.a.weight.copy_(vector["matrix"].flatten(0, 1)[..., None, None])
         self.after.bias.copy_(vector["shift"])
@@ -88,7 +88,7 @@ class SeriesAdapter(Computation):
 class ParallelAdapter(Computation):
     """A x beside the layer, with A pointwise, of the layer's stride and starting at zero (Rebuffi et al., 2018).
 
-    It attaches to linear layers and to convolutions whose middle tap looks at the output's own place.
+    It attaches to linear layers and to convolutions whose central tap is aligned with the output.
     """
 
     kind = "parallel_adapter"

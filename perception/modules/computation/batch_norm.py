@@ -1,4 +1,4 @@
-"""A batch normalisation of the domain's own (Li et al., 2017; Bilen and Vedaldi, 2017)."""
+"""Domain-specific batch normalisation (Li et al., 2017; Bilen and Vedaldi, 2017)."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from perception.modules.computation.computation import NORMS, Affine, Computatio
 class BatchNorm(Computation):
     """Own gamma, beta, mean and variance in place of the layer's: delta = BN'(x) - BN(x).
 
-    It starts as a copy of the layer. While it trains it normalises by the batch and collects statistics, as any
-    batch normalisation does; the layer's own statistics do not move.
+    It starts as a copy of the layer. Training updates its statistics; those of the layer do not change.
     """
 
     kind = "batch_norm"
@@ -53,7 +52,7 @@ class BatchNorm(Computation):
 
     @torch.no_grad()
     def set_task_vector(self, vector: dict[str, Tensor], layer: Any) -> None:
-        """A variance that the sum would make negative becomes zero."""
+        """A negative variance, which a sum can result in, becomes zero."""
         own = self.norm.state_dict()
         for name, base in layer.state_dict().items():
             if name in vector:

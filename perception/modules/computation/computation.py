@@ -1,4 +1,4 @@
-"""The contract of computation functions, and the linear algebra of the layers that they attach to."""
+"""The interface of computation functions, and the linear algebra of the layers that they attach to."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ LAYERS = (*CONVOLUTIONS, nn.Linear, *NORMS)  # what a slot may hold
 class Site(NamedTuple):
     """Tensors that a module reads at its slot."""
 
-    x: Tensor  # input of the layer: (B, I, ...), of a Linear (..., I)
-    y: Tensor  # output of the layer and of what is stacked before the module: (B, O, ...), of a Linear (..., O)
+    x: Tensor  # input of the layer: (B, I, ...), for a Linear (..., I)
+    y: Tensor  # output of the layer with the modules stacked before: (B, O, ...), for a Linear (..., O)
     layer: Any  # the slot's layer; read only
-    z: Tensor | None  # (B, Z) or (1, Z) condition vectors, see `routing/predicates.py`; None: nothing is known
+    z: Tensor | None  # (B, Z) or (1, Z) condition vectors, see `routing/predicates.py`; None: unknown
 
 
 class Affine(NamedTuple):
-    """An affine function with the geometry (stride, padding, groups, statistics) of some layer, in numbers.
+    """An affine function with the geometry (stride, padding, groups, statistics) of a layer.
 
-    y = layer's own operation with `weight` (shaped like the layer's) + bias (O) + constant (1, O, H, W) or nothing.
-    The constant is what a prompt leaves: a bias that differs from cell to cell.
+    y = layer's operation with `weight` (shaped like the layer's) + bias (O) + constant (1, O, H, W) or nothing.
+    The constant is that of a prompt: a bias that differs by cell.
     """
 
     weight: Tensor
@@ -52,11 +52,11 @@ class Affine(NamedTuple):
 
 
 class Computation(nn.Module):
-    """A computation function at one slot: forward gives the delta that it adds to the output of the slot's layer.
+    """A computation function at one slot: forward returns the delta that is added to the output of the slot's layer.
 
-    A new one is the identity: its delta is exactly zero. Where `affine`, `fold` gives layer and module as one affine
-    function for a given condition vector (module-free export); the delta of a non-affine one stays in the graph.
-    The module's own tensors have the type and device of the layer's.
+    A new one is the identity: its delta is exactly zero. If `affine`, `fold` returns layer and module as one affine
+    function for a given condition vector (for export without modules); other modules stay in the graph.
+    The module's tensors have the type and device of the layer's.
     """
 
     kind: ClassVar[str]
@@ -70,46 +70,46 @@ class Computation(nn.Module):
         return isinstance(layer, cls.layers) and not (isinstance(layer, NORMS) and _is_bare(layer))
 
     def forward(self, site: Site) -> Tensor:
-        """The delta, of the shape of `site.y`."""
+        """The delta, with the shape of `site.y`."""
         raise NotImplementedError
 
     def output(self, x: Tensor, layer: Any, z: Tensor | None) -> Tensor:
-        """layer(x) and the delta: what a slot gives with this module alone. Overridden where that is cheaper."""
+        """layer(x) + delta: the output of a slot with only this module. Overridden where that is cheaper."""
         y: Tensor = layer(x)
         return y + self(Site(x, y, layer, z))
 
     def fold(self, function: Affine, layer: Any, z: Tensor | None) -> Affine:
-        """`function`, which has the geometry of `layer`, followed or accompanied by this module.
+        """`function` combined with this module.
 
         Args:
-            function: what the slot computes without this module.
+            function: of the slot without this module, with the geometry of `layer`.
             layer: the slot's layer, for its geometry.
             z: (1, Z) condition vector, as in Site.
         """
         raise NotImplementedError(f"{self.kind} is not affine")
 
     def multiply_adds(self, layer: Any) -> int:
-        """Multiplications at each output cell (of a Linear: each row) while the module is not folded.
+        """Multiplications per output cell (for a Linear per row) if the module is not folded.
 
-        Those of a transposed convolution inside it are counted at the input's cells, as many as its weights.
+        Those of a transposed convolution inside it are counted per input cell.
         """
         raise NotImplementedError
 
     def task_vector(self, layer: Any) -> dict[str, Tensor]:
-        """What the module learned as tensors that may be added and scaled; all zero at the identity.
+        """The learned change as tensors that may be added and scaled; all zero for the identity.
 
         Raises:
-            NotImplementedError: the module is not linear in any set of tensors; join such modules at run time.
+            NotImplementedError: the module is not linear in any set of tensors; combine such modules at run time.
         """
         raise NotImplementedError(f"{self.kind} modules cannot be merged; use Parallel, Average or Stack")
 
     def set_task_vector(self, vector: dict[str, Tensor], layer: Any) -> None:
-        """Become the module with this task vector, as nearly as the module's size allows."""
+        """Set the module to this task vector, as closely as its size allows."""
         raise NotImplementedError
 
 
 def _is_bare(norm: Any) -> bool:
-    """Whether it lacks weights to fold into, or statistics of its own."""
+    """Whether a batch normalisation lacks weights or statistics."""
     return not (norm.affine and norm.track_running_stats)
 
 
@@ -128,7 +128,7 @@ def outputs(layer: Any) -> int:
 
 
 def per_channel(vector: Tensor, y: Tensor, layer: Any) -> Tensor:
-    """(O,) or (B, O) made to broadcast over the layer's output y, whose rows may be several for each frame."""
+    """(O,) or (B, O) broadcast over the layer's output y, which may have several rows for each frame."""
     frames = vector.reshape(-1, vector.shape[-1])
     if len(frames) > 1:
         frames = frames.repeat_interleave(y.shape[0] // len(frames), dim=0)
@@ -159,20 +159,20 @@ def groups_of(layer: Any) -> int:
 
 
 def pointwise(layer: Any, inputs: int, outputs: int, groups: int = 1) -> Any:
-    """A linear map of the channels at each cell, without bias, for tensors laid out as the layer's."""
+    """A linear map of the channels at each cell, without bias, for tensors with the layer's layout."""
     if isinstance(layer, nn.Linear):
         return nn.Linear(inputs, outputs, bias=False)
     return nn.Conv2d(inputs, outputs, 1, groups=groups, bias=False)
 
 
 def apply_weight(x: Tensor, weight: Tensor, layer: Any) -> Tensor:
-    """The layer's operation on x with another weight and without bias: the linear part of a linear layer."""
+    """The layer's operation on x with another weight and without bias."""
     if isinstance(layer, nn.Linear):
         return functional.linear(x, weight)
     if isinstance(layer, nn.ConvTranspose2d):
         return functional.conv_transpose2d(
             x, weight, None, layer.stride, layer.padding, layer.output_padding, layer.groups, layer.dilation  # type: ignore[arg-type]
         )  # fmt: skip
-    convolve: Any = layer._conv_forward  # knows the padding modes
+    convolve: Any = layer._conv_forward  # handles the padding modes
     y: Tensor = convolve(x, weight, None)
     return y

@@ -1,4 +1,4 @@
-"""The low-rank modules of a slot as one, for a graph with all of them on board."""
+"""The low-rank modules of a slot in one, for an exported graph that contains all of them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from perception.modules.route import Weight
 class LowRankStack(nn.Module):
     """delta = sum_m w_m s_m B_m(A_m x) = B(w A x), with the rows of all A and the columns of all s B stacked.
 
-    Two operations, however many modules there are. In a grouped layer they are stacked group by group.
+    Two operations for any number of modules. In a grouped layer they are stacked group by group.
 
     Args:
         modules: of one slot, by name.

@@ -1,4 +1,4 @@
-"""Prompts: a learned map beside the layer's input (after visual prompt tuning, Jia et al., 2022)."""
+"""Prompts: learned features added or concatenated to a layer's input (cf. visual prompt tuning, Jia et al., 2022)."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from perception.modules.computation.computation import Affine, Computation, Site
 
 
 class Prompt(Computation):
-    """A map p of size x size cells, stretched over the layer's input.
+    """Features p of size x size cells, resized to the layer's input.
 
-    Added to the input (channels = 0), conv(x + p) = conv(x) + conv(p); or concatenated to it as so many channels,
-    conv([x, p]) = conv(x) + V p, with V shaped like the layer. Either way the delta is a map of biases that does
-    not depend on the input. It folds into a constant for one size of input, the last one seen; not into a bias,
-    because the borders of a zero-padded convolution see less of p. Of all kinds that fold it alone leaves something
-    in the graph: an addition, behind which a batch normalisation no longer merges with the layer.
+    Added to the input (channels = 0), conv(x + p) = conv(x) + conv(p); or concatenated to it, conv([x, p]) =
+    conv(x) + V p, with V shaped like the layer. Either way the delta does not depend on the input. It folds into a
+    constant for one size of input, the last one; not into a bias, because the borders of a zero-padded convolution see
+    less of p. The folded constant is an addition in the graph that prevents fusing a batch normalisation with the
+    layer.
 
     Args:
         layer: of the slot.
         size: cells of p along each side.
-        channels: 0, or how many to concatenate.
+        channels: number to concatenate; 0: added.
     """
 
     kind = "prompt"

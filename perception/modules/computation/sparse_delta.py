@@ -13,8 +13,7 @@ from perception.modules.computation.weight_delta import WeightDelta
 class SparseDelta(WeightDelta):
     """W' = W + m * d, where the mask m keeps s = share * numel(W) entries.
 
-    The mask starts on the largest weights by magnitude; `select` moves it, for instance to those of which the
-    loss asks most.
+    The mask starts on the weights of largest magnitude; `select` moves it.
 
     Args:
         layer: of the slot.
@@ -34,7 +33,7 @@ class SparseDelta(WeightDelta):
 
     @torch.no_grad()
     def select(self, score: Tensor) -> None:
-        """Put the mask on the weights with the largest scores (shaped like the weight); the delta is zero again."""
+        """Move the mask to the weights with the largest scores (shaped like the weight) and reset the delta to zero."""
         self.indices.copy_(score.flatten().topk(len(self.values)).indices.sort().values)
         self.values.zero_()
 
@@ -44,11 +43,11 @@ class SparseDelta(WeightDelta):
         return empty.scatter(0, self.indices, self.values).reshape(self.shape)
 
     def multiply_adds(self, layer: Any) -> int:
-        """As many as the layer itself: the delta runs densely."""
+        """As many as the layer's, because the delta is computed densely."""
         return int(layer.weight.numel())
 
     @torch.no_grad()
     def set_task_vector(self, vector: dict[str, Tensor], layer: Any) -> None:
-        """Keeps the entries of the largest magnitude, as many as the mask has."""
+        """Keeps the entries of largest magnitude, as many as the mask has."""
         self.select(vector["weight"].abs())
         self.values.copy_(vector["weight"].flatten()[self.indices])

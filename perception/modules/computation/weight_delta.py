@@ -1,4 +1,4 @@
-"""What modules share that add a delta to the weights of a layer: W' = W + delta."""
+"""Base class of modules that add a delta to the weights of a layer: W' = W + delta."""
 
 from __future__ import annotations
 
@@ -25,5 +25,5 @@ class WeightDelta(Computation):
         return function._replace(weight=function.weight + self.delta())
 
     def task_vector(self, layer: Any) -> dict[str, Tensor]:
-        """The delta as a whole: of a product's factors the means would not give the mean."""
+        """The whole delta, because the mean of factors is not the mean of their product."""
         return {"weight": self.delta().detach().clone()}

@@ -42,22 +42,22 @@ class FixedRouter:
         """
         if self._settled is not None:
             return self._settled
-        return self._routes({name: self.bank.asks(name) for name in self.bank.modules}, conditions, sensors)
+        return self._routes({name: self.bank.requirements(name) for name in self.bank.modules}, conditions, sensors)
 
     def settle(self, conditions: Conditions, missing: Collection[str] = ()) -> list[tuple[Route, tuple[str, ...]]]:
-        """Route all frames to come as one under these conditions with all sensors there but the missing ones.
+        """Use one route for all further frames: under these conditions, with all sensors but the missing ones.
 
-        The branch of a missing sensor gives zeros whatever its modules do, so here only their `when` counts.
+        Only the `when` of modules counts, because the branch of a missing sensor returns zeros anyway.
         """
-        asks = {name: frozenset(module.when) for name, module in self.bank.modules.items()}
+        requirements = {name: frozenset(module.when) for name, module in self.bank.modules.items()}
         sensors = {name: torch.tensor([name not in missing]) for name in SENSORS}
-        self._settled = self._routes(asks, [conditions], sensors)
+        self._settled = self._routes(requirements, [conditions], sensors)
         return self._settled
 
     def _routes(
-        self, asks: Mapping[str, Facts], conditions: Sequence[Conditions], sensors: Mapping[str, Tensor]
+        self, requirements: Mapping[str, Facts], conditions: Sequence[Conditions], sensors: Mapping[str, Tensor]
     ) -> list[tuple[Route, tuple[str, ...]]]:
-        asked = frozenset[str]().union(*asks.values())
+        required = frozenset[str]().union(*requirements.values())
         z = (
             condition_vectors(conditions)
             if any(KINDS[part.kind].conditional for m in self.bank.modules.values() for part in m.single())
@@ -65,30 +65,30 @@ class FixedRouter:
         )
         if self.bank.active is not None:
             return [(replace(self.bank.active, z=z), self.tasks)]
-        if not asked & {*SENSORS, *(f"no-{s}" for s in SENSORS)}:
-            sensors = {}  # to look at them would tie an exported graph to one input
+        if not required & {*SENSORS, *(f"no-{s}" for s in SENSORS)}:
+            sensors = {}  # reading them would specialise an exported graph to its example input
         routes: list[tuple[Route, tuple[str, ...]]] = []
         shared: dict[tuple[bool, ...], Weight] = {}
-        for task in self.tasks if asked & set(TASKS) else (None,):
-            weights = fixed_weights(asks, facts(conditions, sensors, task), shared)
+        for task in self.tasks if required & set(TASKS) else (None,):
+            weights = fixed_weights(requirements, facts(conditions, sensors, task), shared)
             routes.append((Route(weights, z=z), self.tasks if task is None else (task,)))
         return routes
 
 
 def fixed_weights(
-    asks: Mapping[str, Facts], frames: Sequence[Facts], shared: dict[tuple[bool, ...], Weight] | None = None
+    requirements: Mapping[str, Facts], frames: Sequence[Facts], shared: dict[tuple[bool, ...], Weight] | None = None
 ) -> dict[str, Weight]:
     """Weights of the modules that run: 1.0 on all frames, or (B,) ones and zeros.
 
     Args:
-        asks: the facts that each module requires.
+        requirements: the facts that each module requires.
         frames: the facts of each frame.
-        shared: the weights so far, of which equal ones are the same object.
+        shared: cache of weights, so that equal ones are the same object.
     """
     shared = {} if shared is None else shared
     weights: dict[str, Weight] = {}
-    for name, asked in asks.items():
-        chosen = tuple(asked <= known for known in frames)
+    for name, required in requirements.items():
+        chosen = tuple(required <= known for known in frames)
         if any(chosen):
             weight = 1.0 if all(chosen) else torch.tensor(chosen, dtype=torch.float32)
             weights[name] = shared.setdefault(chosen, weight)

@@ -37,14 +37,14 @@ class SteeredRouter:
     def __call__(
         self, conditions: Sequence[Conditions], sensors: Mapping[str, Tensor]
     ) -> list[tuple[Route, tuple[str, ...]]]:
-        """As of `FixedRouter`; conditions and sensors are already encoded in the weights."""
+        """As in `FixedRouter`; conditions and sensors are already encoded in the weights."""
         assert self.weights is not None, "steer before the first forward pass"
         weights: dict[str, Weight] = dict.fromkeys(self.always, 1.0)
         weights |= {name: self.weights[:, i] for i, name in enumerate(self.steered)}
-        asked = {name: self.bank.asks(name) & set(TASKS) for name in weights}
-        if not any(asked.values()):
+        required = {name: self.bank.requirements(name) & set(TASKS) for name in weights}
+        if not any(required.values()):
             return [(Route(weights, z=self.z, static=False), self.tasks)]
         return [
-            (Route({n: w for n, w in weights.items() if asked[n] <= {task}}, z=self.z, static=False), (task,))
+            (Route({n: w for n, w in weights.items() if required[n] <= {task}}, z=self.z, static=False), (task,))
             for task in self.tasks
         ]

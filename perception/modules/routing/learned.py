@@ -14,8 +14,8 @@ from perception.modules.bank import Bank
 from perception.modules.route import Route, Weight
 from perception.modules.routing import gates
 from perception.modules.routing.load_balance import gshard, possible_options, report
-from perception.modules.routing.pooling import HIDDEN, PerCell, Pooled
-from perception.modules.routing.predicates import asked_kinds, possible
+from perception.modules.routing.pooling import HIDDEN, CellFeatures, PooledFeatures
+from perception.modules.routing.predicates import meets_requirements, required_kinds
 from perception.modules.spec import LearnedRouting
 
 BASELINE_RATE = 0.05  # of the running mean that REINFORCE compares costs with
@@ -23,25 +23,24 @@ BASELINE_RATE = 0.05  # of the running mean that REINFORCE compares costs with
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LearnedRoute(Route):
-    """A route with what its losses need: N options (the base alone, then the modules), P places (slots, or just one).
-
-    At level `cell` the tensors go on with (rows, columns).
+    """A route with the tensors for its losses, of N options (the base alone, then the modules) and P places (slots, or
+    one). At level `cell` the tensors have further dimensions (rows, columns).
     """
 
     logits: Tensor  # (B, N, P); -inf where the option is impossible
     chosen: Tensor  # (B, N, P) weights
-    target: Tensor | None  # (B, N, P) as the tags would choose, zero on frames without tags; None: not supervised
+    target: Tensor | None  # (B, N, P) choice by the tags, zero on frames without tags; None: not supervised
 
 
 class LearnedRouter(nn.Module):
-    """Chooses, from the fused map, among the base alone and the modules at the slots after the fusion.
+    """Chooses, from the fused features, among the base alone and the modules at the slots after the fusion.
 
-    At level `global` one choice holds for all those slots, at `slot` each has its own, at `cell` each cell of the
-    fused map; at the slots of added heads the fixed route holds. The sensors and tasks that a module requires are
-    known: where one is missing the module is never chosen. Weather, light and city are for the router to find out.
+    At level `global` one choice is made for all slots, at `slot` one for each slot, at `cell` one for each cell of the
+    fused features; slots of added heads keep the fixed route. A module is never chosen without the sensors and tasks
+    that it requires; its conditions (weather, light, city) are left to the router.
 
-    Each option has a head of its own, by the module's name. A module that is added to the bank keeps the fixed route
-    and one that is deleted is no option any more; `update` makes and drops heads, and leaves the others' bytes alone.
+    Each option has its own head, by the module's name. After modules were added to the bank or deleted, `update` adds
+    and removes heads; the others do not change.
 
     Args:
         config: of the router.
@@ -60,7 +59,7 @@ class LearnedRouter(nn.Module):
         self.config, self.bank = config, bank
         added = {slot for head in bank.heads.values() for slot in head.slots()}
         self.slots = [slot for slot in bank.after_fusion() if slot not in added]
-        self.features = PerCell(channels) if config.level == "cell" else Pooled(channels)
+        self.features = CellFeatures(channels) if config.level == "cell" else PooledFeatures(channels)
         self.base, self.options = self._head(), nn.ModuleDict()
         if config.choose == "reinforce":
             self.register_buffer("baseline", torch.zeros(()))
@@ -68,7 +67,7 @@ class LearnedRouter(nn.Module):
         self.update()
         for name in config.modules:
             if name not in self.options:
-                there = ", ".join(self._there()) or "none"
+                there = ", ".join(self._modules_after_fusion()) or "none"
                 raise InputError(f"routing.modules: no module {name!r} is after the fusion; there are: {there}")
 
     @property
@@ -77,8 +76,10 @@ class LearnedRouter(nn.Module):
         return [name for name in self.bank.modules if name in self.options]
 
     def update(self) -> None:
-        """Make a head for each module that is to be an option, and drop those of deleted ones."""
-        options = [name for name in self._there() if not self.config.modules or name in self.config.modules]
+        """Add heads for new options, and remove those of deleted modules."""
+        options = [
+            name for name in self._modules_after_fusion() if not self.config.modules or name in self.config.modules
+        ]
         known = {name: self.options[name] if name in self.options else self._head() for name in options}
         self.options = nn.ModuleDict(known)
 
@@ -100,14 +101,14 @@ class LearnedRouter(nn.Module):
             conditions: of each frame; empty where nothing is known. Only the target depends on them.
         """
         slots = [slot for slot in self.slots if self.bank.slots[slot].computations]
-        here = self._here(slots).to(fused.device)
+        present = self._options_at(slots).to(fused.device)
         logits = self._logits(fused, slots)
-        allowed = _like(self._allowed(sensors, tasks)[..., None] & here, logits)
+        allowed = _like(self._allowed(sensors, tasks)[..., None] & present, logits)
         logits = logits.masked_fill(~allowed, gates.NEVER)
         chosen = self._choose(logits)
         target = None
         if self.config.supervise and conditions:
-            target = _like(self._target(route, here, conditions), logits).expand_as(logits)
+            target = _like(self._target(route, present, conditions), logits).expand_as(logits)
         by_slot = {slot: self._weights(chosen, place, route) for place, slot in enumerate(slots)}
         return LearnedRoute(
             route.weights, by_slot, route.block, route.z, static=False, logits=logits, chosen=chosen, target=target
@@ -144,13 +145,13 @@ class LearnedRouter(nn.Module):
         reports = [report(route.logits, route.chosen) for route in routes]
         return {name: sum(each[name] for each in reports) / len(reports) for name in reports[0]}
 
-    def _there(self) -> list[str]:
-        """The modules that the bank has after the fusion, in its order."""
-        there = {name for slot in self.slots for name in self.bank.slots[slot].computations}
-        return [name for name in self.bank.modules if name in there]
+    def _modules_after_fusion(self) -> list[str]:
+        """The bank's modules at slots after the fusion, in the bank's order."""
+        names = {name for slot in self.slots for name in self.bank.slots[slot].computations}
+        return [name for name in self.bank.modules if name in names]
 
     def _head(self) -> nn.Module:
-        """Logits of one option from the features; all equal at first."""
+        """Logits of one option from the features; initially zero."""
         head: nn.Module
         if self.config.level == "cell":
             head = nn.Conv2d(HIDDEN, 1, 1)
@@ -177,7 +178,7 @@ class LearnedRouter(nn.Module):
             return gates.gumbel(logits, self.config.temperature)
         return gates.sample(logits)
 
-    def _here(self, slots: Sequence[str]) -> Tensor:
+    def _options_at(self, slots: Sequence[str]) -> Tensor:
         """(N, P) bool: the options that each place has."""
         if self.config.level != "slot":
             return torch.ones(1 + len(self.names), 1, dtype=torch.bool)
@@ -186,21 +187,21 @@ class LearnedRouter(nn.Module):
 
     def _allowed(self, sensors: Mapping[str, Tensor], tasks: Sequence[str]) -> Tensor:
         """(B, N) bool: the options whose sensors and task are available."""
-        asked = [frozenset[str](), *(self.bank.asks(name) for name in self.names)]
-        return torch.stack([possible(facts, sensors, tasks) for facts in asked], dim=1)
+        required = [frozenset[str](), *(self.bank.requirements(name) for name in self.names)]
+        return torch.stack([meets_requirements(facts, sensors, tasks) for facts in required], dim=1)
 
-    def _target(self, route: Route, here: Tensor, conditions: Sequence[Conditions]) -> Tensor:
+    def _target(self, route: Route, present: Tensor, conditions: Sequence[Conditions]) -> Tensor:
         """(B, N, P): equal shares for the modules of the fixed route, or all for the base; zero without tags."""
-        kinds = asked_kinds([self.bank.asks(name) for name in self.names])
+        kinds = required_kinds([self.bank.requirements(name) for name in self.names])
         tagged = [all(getattr(frame, kind) is not None for kind in kinds) for frame in conditions]
         fixed = [torch.as_tensor(route.weights.get(name, 0.0)).expand(len(tagged)) for name in self.names]
-        modules = torch.stack([torch.zeros(len(tagged)), *(w.to("cpu") for w in fixed)], dim=1).to(here.device)
-        modules = modules[..., None] * here
+        modules = torch.stack([torch.zeros(len(tagged)), *(w.to("cpu") for w in fixed)], dim=1).to(present.device)
+        modules = modules[..., None] * present
         modules[:, 0] = (modules.sum(dim=1) == 0).to(modules)
-        return modules / modules.sum(dim=1, keepdim=True) * here.new_tensor(tagged)[:, None, None]
+        return modules / modules.sum(dim=1, keepdim=True) * present.new_tensor(tagged)[:, None, None]
 
     def _weights(self, chosen: Tensor, place: int, route: Route) -> dict[str, Weight]:
-        """Weights at a place by module; those that are no option keep the fixed route's."""
+        """Module -> weight at a place; modules that are not options keep the fixed route's."""
         weights = {name: weight for name, weight in route.weights.items() if name not in self.options}
         for option, name in enumerate(self.names, start=1):
             if self.config.level == "cell":
@@ -211,7 +212,7 @@ class LearnedRouter(nn.Module):
 
 
 def supervision(logits: Tensor, target: Tensor) -> Tensor:
-    """Cross-entropy between the router and what the tags choose, over the places of the frames that have tags."""
+    """Cross-entropy between the router and the choice by the tags, over all places of frames with tags."""
     logs = logits.log_softmax(dim=1).masked_fill(logits == gates.NEVER, 0.0)
     return -(target * logs).sum() / target.sum().clamp(min=1)
 

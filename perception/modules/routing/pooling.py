@@ -6,14 +6,14 @@ import torch
 from torch import Tensor, nn
 
 HIDDEN = 32
-FAR = 5.0  # deviations
+MAX_DEVIATIONS = 5.0  # deviations
 
 
-class Standardised(nn.Module):
-    """(B, F, ...) standardised by each feature's running mean and deviation in training.
+class RunningNorm(nn.Module):
+    """(B, F, ...) normalised by the running mean and deviation of each feature; outliers are clipped.
 
-    Conditions differ by little compared with what all frames have in common. A batch has too few frames to normalise
-    by, so running estimates are used in training as well; outliers are clipped.
+    The differences between conditions are small compared to the mean. Running estimates are used in training as well,
+    because batches are too small to normalise by their own statistics.
     """
 
     mean: Tensor
@@ -29,13 +29,13 @@ class Standardised(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = x.to(self.mean)
         if self.training:
-            self._learn(x.detach().transpose(0, 1).flatten(1))
+            self._update(x.detach().transpose(0, 1).flatten(1))
         shape = (1, -1, *(1,) * (x.ndim - 2))
         centred = x - self.mean.reshape(shape)
-        return (centred / (self.variance.reshape(shape) + 1e-6).sqrt()).clamp(-FAR, FAR)
+        return (centred / (self.variance.reshape(shape) + 1e-6).sqrt()).clamp(-MAX_DEVIATIONS, MAX_DEVIATIONS)
 
-    def _learn(self, seen: Tensor) -> None:
-        """Averages over all batches; from the hundredth on, later ones weigh more (West, 1979)."""
+    def _update(self, seen: Tensor) -> None:
+        """Average over the batches, exponential from the hundredth on (West, 1979)."""
         self.batches += 1
         rate = (1 / self.batches).clamp(min=0.01)
         step = seen.mean(dim=1) - self.mean
@@ -43,12 +43,12 @@ class Standardised(nn.Module):
         self.mean += rate * step
 
 
-class Pooled(nn.Module):
+class PooledFeatures(nn.Module):
     """(B, C, rows, columns) -> (B, HIDDEN): mean, deviation and maximum over the cells, through one layer."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.layers = nn.Sequential(Standardised(3 * channels), nn.Linear(3 * channels, HIDDEN), nn.ReLU())
+        self.layers = nn.Sequential(RunningNorm(3 * channels), nn.Linear(3 * channels, HIDDEN), nn.ReLU())
 
     def forward(self, fused: Tensor) -> Tensor:
         cells = fused.flatten(2)
@@ -58,12 +58,12 @@ class Pooled(nn.Module):
         return features
 
 
-class PerCell(nn.Module):
-    """(B, C, rows, columns) -> (B, HIDDEN, rows, columns), each cell on its own."""
+class CellFeatures(nn.Module):
+    """(B, C, rows, columns) -> (B, HIDDEN, rows, columns), separately for each cell."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.layers = nn.Sequential(Standardised(channels), nn.Conv2d(channels, HIDDEN, 1), nn.ReLU())
+        self.layers = nn.Sequential(RunningNorm(channels), nn.Conv2d(channels, HIDDEN, 1), nn.ReLU())
 
     def forward(self, fused: Tensor) -> Tensor:
         features: Tensor = self.layers(fused)

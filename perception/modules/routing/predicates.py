@@ -1,4 +1,4 @@
-"""Facts known of a frame before the network runs: its conditions, its sensors, the task."""
+"""Facts of a frame that are known before the network runs (conditions, sensors, task), and requirements of modules."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Facts = frozenset[str]  # members of `spec.FACTS`
 
 
 def present(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """For each sensor of the model, whether each frame has it, (B,) bool: a missing one is an input of zeros."""
+    """Sensor of the model -> (B,) bool whether each frame has it; a missing one has zeros as inputs."""
     found = {}
     if "pillar_counts" in inputs:
         found["lidar"] = (inputs["pillar_counts"] > 0).any(dim=1)
@@ -28,9 +28,9 @@ def facts(conditions: Sequence[Conditions], sensors: Mapping[str, Tensor], task:
     """Facts of each frame of a batch.
 
     Args:
-        conditions: of each frame; empty where nothing is known.
-        sensors: as `present` gives it; a sensor that it lacks counts as neither present nor missing.
-        task: that the features are for; None for those of all tasks.
+        conditions: of each frame; empty if unknown.
+        sensors: as returned by `present`; a sensor that it lacks counts as neither present nor missing.
+        task: that the features are for; None for all tasks.
     """
     size = len(conditions) or max((len(there) for there in sensors.values()), default=1)
     known = [set(c.known()) for c in conditions] or [set() for _ in range(size)]
@@ -42,31 +42,31 @@ def facts(conditions: Sequence[Conditions], sensors: Mapping[str, Tensor], task:
 
 
 def condition_vectors(conditions: Sequence[Conditions]) -> Tensor:
-    """(B, 7): one where a condition holds, in the order of CONDITION_VALUES; zeros where nothing is known."""
+    """(B, 7): one where a condition holds, in the order of CONDITION_VALUES; zeros for unknown conditions."""
     known = [c.known() for c in conditions] or [()]
     return torch.tensor([[float(value in frame) for value in CONDITION_VALUES] for frame in known])
 
 
-def possible(asked: Facts, sensors: Mapping[str, Tensor], tasks: Sequence[str]) -> Tensor:
-    """(B,) bool: frames that have the sensors and tasks that a module requires; tensor operations throughout.
+def meets_requirements(required: Facts, sensors: Mapping[str, Tensor], tasks: Sequence[str]) -> Tensor:
+    """(B,) bool: frames that have the sensors and tasks that a module requires, by tensor operations only.
 
     Args:
-        asked: all that it requires.
-        sensors: as `present` gives it; a sensor that it lacks is neither present nor missing.
+        required: the module's requirements.
+        sensors: as returned by `present`; a sensor that it lacks is neither present nor missing.
         tasks: that the features are for; several only if no module requires one.
     """
     holds = torch.ones_like(next(iter(sensors.values())))
     for name, there in sensors.items():
-        if name in asked:
+        if name in required:
             holds = holds & there
-        if f"no-{name}" in asked:
+        if f"no-{name}" in required:
             holds = holds & ~there
     unknown = {fact for name in SENSORS if name not in sensors for fact in (name, f"no-{name}")}
     other = set(TASKS) - set(tasks)
-    return holds & (not asked & (unknown | other))
+    return holds & (not required & (unknown | other))
 
 
-def asked_kinds(asks: Iterable[Facts]) -> list[str]:
+def required_kinds(requirements: Iterable[Facts]) -> list[str]:
     """The kinds of conditions (weather, light, city) that some module requires."""
-    asked = frozenset[str]().union(*asks)
-    return [kind for kind, values in CONDITIONS.items() if asked & set(values)]
+    required = frozenset[str]().union(*requirements)
+    return [kind for kind, values in CONDITIONS.items() if required & set(values)]

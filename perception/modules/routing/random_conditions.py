@@ -1,4 +1,4 @@
-"""Random routing: while the head that recognises conditions is trained, modules run at random."""
+"""Routing by random conditions, for training the head that recognises conditions."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from perception.modules.route import Route
 from perception.modules.routing.fixed import FixedRouter
 
 
-class WanderingRouter:
-    """Routes each frame by conditions drawn at random for each pass; replaces the fixed router.
+class RandomConditionsRouter:
+    """Routes each frame by random conditions; replaces the fixed router.
 
-    Modules before the fusion change the features that conditions are recognised from. If they ran only under their own
-    conditions, the head would learn to recognise the active module instead of the rain, and would latch.
+    Modules before the fusion change the features from which conditions are recognised. If they ran only under their own
+    conditions, the head would learn to recognise the active module instead of the weather, and would latch.
     """
 
     def __init__(self, fixed: FixedRouter) -> None:
@@ -25,7 +25,7 @@ class WanderingRouter:
     def __call__(
         self, conditions: Sequence[Conditions], sensors: Mapping[str, Tensor]
     ) -> list[tuple[Route, tuple[str, ...]]]:
-        """As of `FixedRouter`."""
+        """As in `FixedRouter`."""
         drawn = [
             Conditions(**{kind: values[int(torch.randint(len(values), ()))] for kind, values in CONDITIONS.items()})
             for _ in conditions

@@ -1,4 +1,4 @@
-"""A route as a table and as a plot."""
+"""Shows a route as a table and as a figure."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from perception.modules.bank import Bank
 from perception.modules.route import Route
 
 
-class Row(NamedTuple):
+class RouteWeight(NamedTuple):
     """The weight of one module at one slot."""
 
     slot: str
     module: str
-    weight: float  # of a route by cells, the mean
-    cells: np.ndarray | None  # (rows, columns) weights of the cells, where they differ
+    weight: float  # the mean if it differs by cell
+    cells: np.ndarray | None  # (rows, columns) weights of the cells if they differ
 
 
-def routing_table(route: Route, bank: Bank, frame: int = 0) -> list[Row]:
-    """The weight of each module at each slot that holds it, zero where it does not run.
+def routing_table(route: Route, bank: Bank, frame: int = 0) -> list[RouteWeight]:
+    """The weight of each module at each of its slots, zero where it does not run.
 
     Args:
         route: as in `PerceptionModel.routes` after a forward pass.
@@ -37,14 +37,14 @@ def routing_table(route: Route, bank: Bank, frame: int = 0) -> list[Row]:
             weight = route.at(slot.name).get(module, 0.0)
             if isinstance(weight, Tensor):
                 own = weight.detach().cpu().numpy()[frame if len(weight) > 1 else 0]
-                rows.append(Row(slot.name, module, float(own.mean()), own[0] if own.ndim else None))
+                rows.append(RouteWeight(slot.name, module, float(own.mean()), own[0] if own.ndim else None))
             else:
-                rows.append(Row(slot.name, module, float(weight), None))
+                rows.append(RouteWeight(slot.name, module, float(weight), None))
     return rows
 
 
-def as_table(rows: Sequence[Row]) -> Table:
-    """Slots down, modules across; empty where a slot does not hold the module."""
+def as_table(rows: Sequence[RouteWeight]) -> Table:
+    """A table with a row for each slot and a column for each module; empty where a slot does not have the module."""
     slots, modules, weights = _matrix(rows)
     table = Table("slot", *modules, title="weights of the modules")
     for slot, line in zip(slots, weights, strict=True):
@@ -52,11 +52,9 @@ def as_table(rows: Sequence[Row]) -> Table:
     return table
 
 
-def picture(rows: Sequence[Row]) -> Figure:
-    """A heat map of slots by modules, and the weight map of each module whose weight differs by cell.
-
-    `savefig(path)` writes it; no window or display is needed.
-    """
+def as_figure(rows: Sequence[RouteWeight]) -> Figure:
+    """A heat map of slots by modules, and the weight map of each module whose weight differs by cell; needs no
+    display."""
     slots, modules, weights = _matrix(rows)
     maps = {row.module: row.cells for row in rows if row.cells is not None}  # the same at every slot
     figure = Figure(figsize=(2 + 0.8 * len(modules) + 3 * len(maps), 2 + 0.2 * len(slots)), layout="constrained")
@@ -71,8 +69,8 @@ def picture(rows: Sequence[Row]) -> Figure:
     return figure
 
 
-def _matrix(rows: Sequence[Row]) -> tuple[list[str], list[str], np.ndarray]:
-    """Slots, modules, and the weights between them; NaN where the slot does not hold the module."""
+def _matrix(rows: Sequence[RouteWeight]) -> tuple[list[str], list[str], np.ndarray]:
+    """Slots, modules, and their weights (slots, modules); NaN where the slot does not have the module."""
     slots, modules = list(dict.fromkeys(r.slot for r in rows)), list(dict.fromkeys(r.module for r in rows))
     weights = np.full((len(slots), len(modules)), np.nan)
     for row in rows:

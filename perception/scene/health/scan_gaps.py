@@ -1,8 +1,8 @@
-"""Whether a spinning LiDAR's scan of the ground has gaps, from one sweep alone, whichever sensor it is.
+"""Gaps in a spinning LiDAR's scan of the ground, from a single sweep and without knowing the sensor.
 
-A beam that turns meets flat ground in a ring, at steps of one azimuth; the rings are farther apart than the points on
-them. So the two nearest of a point are those before and behind it on its ring, both one step away. Where returns are
-lost at random and the share p is left, both are there with a probability of p^2.
+A rotating beam meets flat ground in a ring of points at constant azimuth steps, and rings are farther apart than the
+points on them. So the two nearest neighbours of a point are on its ring, one step away on either side. If a share p of
+the returns remains at random, both are there with probability p^2.
 """
 
 from __future__ import annotations
@@ -13,27 +13,26 @@ import numpy as np
 from scipy.spatial import cKDTree
 
 from perception.frame import Frame
-from perception.scene.health.features import in_vehicle, latest_sweep
+from perception.scene.health.features import in_vehicle_frame, latest_sweep
 from perception.scene.health.limits import LidarLimits
 
-ASKED = 1500  # points on the ground, whose neighbours are looked for
+MAX_QUERIES = 1500  # ground points whose neighbours are searched
 
 
-def unbroken(frame: Frame, limits: LidarLimits) -> float:
-    """Share of the points on the ground that have a neighbour one step away on both sides; NaN where it is too few.
+def ring_continuity(frame: Frame, limits: LidarLimits) -> float:
+    """Share of ground points with both neighbours on their ring, one step away; NaN with too few ground points.
 
-    The ground must be where the calibration says, and all points be of one LiDAR that spins: of others that scan no
-    rings it means nothing. It takes 5 ms.
+    Valid for a single spinning LiDAR whose calibration puts the ground in the right place.
     """
-    x, y, z = in_vehicle(frame, latest_sweep(frame, limits)).T.astype(np.float64)
+    x, y, z = in_vehicle_frame(frame, latest_sweep(frame, limits)).T.astype(np.float64)
     away = np.hypot(x, y)
     with np.errstate(invalid="ignore"):
         ground = np.flatnonzero((away > limits.ring[0]) & (away < limits.ring[1]) & (np.abs(z) < limits.flat))
-    if len(ground) < limits.enough:
+    if len(ground) < limits.min_ground_points:
         return math.nan
-    asked = ground[:: -(-len(ground) // ASKED)]
+    queried = ground[:: -(-len(ground) // MAX_QUERIES)]
     places = np.stack([x, y], axis=1)
-    distances, _ = cKDTree(places[ground]).query(places[asked], 3)  # of which the first is the point itself
-    nearest, next_nearest = (distances[:, 1:] / away[asked, None]).T  # as angles
-    step = np.quantile(nearest, limits.narrowest)
-    return float(np.mean(next_nearest < limits.apart * step)) if step > 0 else math.nan
+    distances, _ = cKDTree(places[ground]).query(places[queried], 3)  # the first is the point itself
+    nearest, next_nearest = (distances[:, 1:] / away[queried, None]).T  # as angles
+    step = np.quantile(nearest, limits.step_quantile)
+    return float(np.mean(next_nearest < limits.max_step * step)) if step > 0 else math.nan

@@ -1,4 +1,4 @@
-"""Camera branch: images to features and a depth distribution for each feature cell."""
+"""Camera branch: image features with a depth distribution for each feature cell."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from perception.config import CameraBranch
 from perception.errors import InputError
-from perception.layers import ConvBlock, slotted
+from perception.layers import ConvBlock, add_slots
 from perception.modules.slot import Slot
 
 
@@ -39,7 +39,7 @@ class ImageEncoder(nn.Module):
         if config.weights is not None:
             self._load(Path(config.weights))
         backbone: Any = self.backbone
-        slotted(backbone, "camera.backbone")
+        add_slots(backbone, "camera.backbone")
         inputs = backbone.feature_info.channels()
         self.lateral = nn.ModuleList(
             ConvBlock(f"camera.lateral{i}", c, config.channels, kernel=1) for i, c in enumerate(inputs)

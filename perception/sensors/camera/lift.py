@@ -1,7 +1,7 @@
-"""Camera to bird's eye by pull: every BEV voxel looks up what the cameras see where it projects.
+"""View transform from cameras to BEV: every BEV voxel samples the image features at its projections.
 
-The projection matrices are inputs, never constants, so that one engine serves every vehicle and every drift of
-the mounting. Only 4-D GridSample is needed, which TensorRT has without plugins.
+The projection matrices are inputs, so that one engine works with any calibration. Only 4-D GridSample is needed, which
+TensorRT has without plugins.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from perception.grid import BevGrid
 class Lift(nn.Module):
     """Features (B, N, C, h, w) with depth probabilities (B, N, D, h, w) -> (B, C * Z, rows, columns).
 
-    A voxel takes the feature at its projection, weighted by the probability that the surface seen there is as
-    far away as the voxel is, and sums over the cameras. Its Z heights become channels.
+    A voxel takes the feature at its projection, weighted by the probability of its depth there, summed over the
+    cameras. The Z heights become channels.
     """
 
     voxels: Tensor  # (3, Z * rows * columns) m, in the reference frame
@@ -34,7 +34,7 @@ class Lift(nn.Module):
     def forward(self, context: Tensor, depth: Tensor, image_from_reference: Tensor) -> Tensor:
         b, n, c, h, w = context.shape
         rows, columns = self.shape
-        # Sums of products rather than a matrix product, which mixed precision would round to half.
+        # Not a matrix product, which mixed precision would compute in half precision.
         (x, y, z), m = self.voxels, image_from_reference[..., None]
         projected = m[:, :, :, 0] * x + m[:, :, :, 1] * y + m[:, :, :, 2] * z + m[:, :, :, 3]  # B N 3 V=Z*rows*columns
         along = projected[:, :, 2]  # m, along the optical axis; 0 everywhere for a missing camera

@@ -1,4 +1,4 @@
-"""LiDAR branch: points, grouped into pillars, to a BEV feature map (PointPillars, Lang et al., 2019)."""
+"""LiDAR branch: pillars of points to a BEV feature map (PointPillars, Lang et al., 2019)."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from perception.modules.slot import Slot
 
 
 class PillarEncoder(nn.Module):
-    """Points of each pillar -> features of its cell -> canvas (B, C, rows, columns) on the pillar grid.
+    """Points of each pillar -> features of its cell -> BEV feature map (B, C, rows, columns) on the pillar grid.
 
-    Each point is described by ten numbers: x, y, z, intensity, dt, its offset from the mean of the pillar's
-    points (3) and from the middle of the cell (2). All positions are metres, scaled to about one by the grid.
+    A point has ten features: x, y, z, intensity, dt, its offset from the mean of the pillar's points (3) and from the
+    centre of the cell (2). Positions in metres are scaled to about one by the size of the grid.
     """
 
     scale: Tensor
@@ -42,26 +42,26 @@ class PillarEncoder(nn.Module):
         row = torch.div(cells, columns, rounding_mode="floor").to(points.dtype)
         center = torch.stack([column + 0.5, row + 0.5], dim=-1) * self.grid.cell  # B P 2
         center = center + center.new_tensor([self.grid.x[0], self.grid.y[0]])
-        described = torch.cat([points, xyz - mean, xyz[..., :2] - center[:, :, None]], dim=-1)  # B P M 10
-        described = described * self.scale * real[..., None]
+        inputs = torch.cat([points, xyz - mean, xyz[..., :2] - center[:, :, None]], dim=-1)  # B P M 10
+        inputs = inputs * self.scale * real[..., None]
 
-        # A matrix of points: the export then folds the normalisation into the linear layer.
-        features: Tensor = self.norm(self.linear(described.flatten(0, 2))).reshape(b, p, m, self.channels)
-        # The greatest of the points is taken before ReLU, which then has M times fewer numbers to look at.
+        # Flattened to (points, features), so that the export folds the normalisation into the linear layer.
+        features: Tensor = self.norm(self.linear(inputs.flatten(0, 2))).reshape(b, p, m, self.channels)
+        # The maximum over points before ReLU is the same as after it, and M times cheaper.
         features = torch.relu((features * real[..., None]).amax(dim=2))  # B P C, zero for padding
 
-        return canvas(features, cells, self.grid.shape)
+        return scatter_pillars(features, cells, self.grid.shape)
 
 
-def canvas(features: Tensor, cells: Tensor, shape: tuple[int, int]) -> Tensor:
-    """(B, C, rows, columns) of the features (B, P, C) of the cells (B, P), zero where none is.
+def scatter_pillars(features: Tensor, cells: Tensor, shape: tuple[int, int]) -> Tensor:
+    """(B, C, rows, columns) from features (B, P, C) of cells (B, P); zero elsewhere.
 
-    Cells are unique, so that whole rows are put, not added; padding all lands in the dummy cell at a frame's end.
+    Cells are unique, so that rows are assigned, not added; padding goes to an extra cell at the end of each frame.
     """
     b, _, channels = features.shape
     rows, columns = shape
-    whole = features.new_zeros(b * (rows * columns + 1), channels)
+    flat = features.new_zeros(b * (rows * columns + 1), channels)
     starts = torch.arange(b, device=cells.device)[:, None] * (rows * columns + 1)
-    whole = whole.index_put(((cells + starts).flatten(),), features.flatten(0, 1))
-    whole = whole.reshape(b, rows * columns + 1, channels)[:, :-1]
-    return whole.transpose(1, 2).reshape(b, channels, rows, columns)
+    flat = flat.index_put(((cells + starts).flatten(),), features.flatten(0, 1))
+    flat = flat.reshape(b, rows * columns + 1, channels)[:, :-1]
+    return flat.transpose(1, 2).reshape(b, channels, rows, columns)

@@ -1,4 +1,4 @@
-"""Points grouped into pillars, the vertical columns of the bird's-eye-view grid.
+"""Groups points into pillars, the vertical columns of the BEV grid.
 
 Lang et al., "PointPillars: Fast encoders for object detection from point clouds", CVPR 2019, section 2.1.
 """
@@ -11,8 +11,8 @@ import numpy as np
 
 from perception.grid import BevGrid
 
-# Half of the time of a straightforward version went into page faults, because the memory of large temporary arrays
-# goes back to the operating system after every frame: hence 32-bit indices, no copy of the points, and chunks.
+# The memory of large temporary arrays returns to the operating system after every frame, and page faults would take
+# half of the time: hence 32-bit indices, no copy of the points, and chunks.
 _CHUNK = 16_384  # points copied at once
 
 
@@ -24,21 +24,22 @@ def group(
     cells: np.ndarray,
     overflow: Literal["fullest", "first"] = "fullest",
 ) -> int:
-    """Group the points inside the grid by the cell they lie in.
+    """Group the points inside the grid by cell.
 
-    A pillar keeps its first points in the order of input, so the keyframe's go before those of older sweeps. Of
-    too many pillars those with the most points stay; of equal ones those of the lowest cell index. With `first` it is
-    those whose first point comes first, and cells are computed in float32, as mmcv's hard voxelisation does.
+    A pillar keeps its first M points in the order of input, which is from the keyframe to older sweeps.
 
     Args:
         points: (N, 5) float32 x y z (m, reference frame), intensity, dt.
         grid: cells of the pillars.
-        pillars: (P, M, 5) float32, is overwritten with the points of each pillar; zeros as padding.
-        counts: (P,) int32, is overwritten with the number of points kept in each pillar; zeros as padding.
-        cells: (P,) int32, is overwritten with row * columns + column, ascending; rows * columns as padding.
+        pillars: (P, M, 5) float32, overwritten with the points of each pillar, padded with zeros.
+        counts: (P,) int32, overwritten with the number of points kept in each pillar, padded with zeros.
+        cells: (P,) int32, overwritten with row * columns + column, ascending, padded with rows * columns.
+        overflow: the pillars to keep if there are more than P. fullest: those with the most points, of equal ones the
+            lowest cells. first: those whose first point comes first, with cells computed in float32, as in mmcv's hard
+            voxelisation.
 
     Returns:
-        How many pillars there are.
+        The number of pillars.
     """
     if overflow == "first":
         index, cell_of_point = _in_single_precision(points, grid)
@@ -49,25 +50,25 @@ def group(
     occupancy = np.bincount(cell_of_point, minlength=grid.cells)
     occupied = np.flatnonzero(occupancy)
     totals = occupancy[occupied]
-    place = np.arange(len(index), dtype=np.int32)  # of a point in its pillar
-    place -= np.repeat((np.cumsum(totals) - totals).astype(np.int32), totals)
-    most, size = pillars.shape[:2]
-    row_of_cell = _rows(-totals if overflow == "fullest" else index[np.cumsum(totals) - totals], most)
+    position = np.arange(len(index), dtype=np.int32)  # of a point in its pillar
+    position -= np.repeat((np.cumsum(totals) - totals).astype(np.int32), totals)
+    max_pillars, size = pillars.shape[:2]
+    row_of_cell = _rows(-totals if overflow == "fullest" else index[np.cumsum(totals) - totals], max_pillars)
     row = np.repeat(row_of_cell, totals)
-    kept = np.flatnonzero((place < size) & (row >= 0))
+    kept = np.flatnonzero((position < size) & (row >= 0))
     occupied = occupied[row_of_cell >= 0]
-    found = len(occupied)
+    count = len(occupied)
     pillars.fill(0)
-    flat = pillars.reshape(most * size, 5)
-    for some in np.split(kept, range(_CHUNK, len(kept), _CHUNK)):
-        flat[row[some] * size + place[some]] = np.take(points, index[some], axis=0)
-    counts[:found], counts[found:] = np.minimum(occupancy[occupied], size), 0
-    cells[:found], cells[found:] = occupied, grid.cells
-    return found
+    flat = pillars.reshape(max_pillars * size, 5)
+    for chunk in np.split(kept, range(_CHUNK, len(kept), _CHUNK)):
+        flat[row[chunk] * size + position[chunk]] = np.take(points, index[chunk], axis=0)
+    counts[:count], counts[count:] = np.minimum(occupancy[occupied], size), 0
+    cells[:count], cells[count:] = occupied, grid.cells
+    return count
 
 
 def _rows(rank: np.ndarray, max_pillars: int) -> np.ndarray:
-    """Row (P0,) int32 of each occupied cell among the max_pillars of lowest rank; -1 for the cells that are dropped."""
+    """Row (P0,) int32 of each occupied cell among the `max_pillars` of lowest rank; -1 for dropped cells."""
     if len(rank) <= max_pillars:
         return np.arange(len(rank), dtype=np.int32)
     rows = np.full(len(rank), -1, np.int32)
@@ -77,9 +78,9 @@ def _rows(rank: np.ndarray, max_pillars: int) -> np.ndarray:
 
 
 def _in_single_precision(points: np.ndarray, grid: BevGrid) -> tuple[np.ndarray, np.ndarray]:
-    """Indices (N,) int32 of the points (>=N, >=3) float32 inside the grid, and the cells (N,) int32 that they lie in.
+    """Indices (N,) int32 of the points (>=N, >=3) float32 inside the grid, and their cells (N,) int32.
 
-    All in float32, as `dynamic_voxelize_forward` of mmcv, so that points on the edge of a cell go to the same one.
+    Computed in float32 as in `dynamic_voxelize_forward` of mmcv, so that points on the edge of a cell are in the same.
     """
     rows, columns = grid.shape
     inside, places = np.ones(len(points), bool), []
@@ -101,14 +102,13 @@ def _flat_cells(x: np.ndarray, y: np.ndarray, grid: BevGrid) -> np.ndarray:
         real = axis.astype(np.float64)
         real -= low
         real /= grid.cell
-        # The last cell takes a point that rounding puts on the far edge, or beyond it where the range is no
-        # multiple of the cell.
+        # Points that rounding puts on the far edge, or beyond if the range is no multiple of the cell, are in the last.
         return np.minimum(real.astype(np.int32), cells - 1)
 
     return along(y, grid.y[0], rows) * np.int32(columns) + along(x, grid.x[0], columns)
 
 
 def _stable_order(keys: np.ndarray) -> np.ndarray:
-    """Stable argsort of non-negative int32 keys; numpy's radix sort is for 16 bits, so low half, then high half."""
+    """Stable argsort of non-negative int32 keys by their low and then high 16 bits, for which numpy has radix sort."""
     order = np.argsort(keys.astype(np.uint16), kind="stable").astype(np.int32)
     return order[np.argsort((keys >> 16).astype(np.uint16)[order], kind="stable")]

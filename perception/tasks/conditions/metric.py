@@ -1,4 +1,4 @@
-"""How often the conditions of tagged frames are recognised."""
+"""Accuracy of the recognised conditions on tagged frames."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 class ConditionsMetric(Metric[Mapping[str, Sequence[float]]]):
-    """Accuracy by kind of condition, over the frames where it is known."""
+    """Accuracy by kind of condition, over the frames where it is tagged."""
 
     def __init__(self, source: Keyframes, grid: BevGrid) -> None:
         super().__init__(source, grid)
@@ -33,12 +33,12 @@ class ConditionsMetric(Metric[Mapping[str, Sequence[float]]]):
         self._right.append(right)
 
     def scores(self) -> dict[str, Any]:
-        """`conditions`: accuracy by kind, None where no frame is tagged, and their `mean`."""
+        """`conditions`: accuracy by kind, None without tagged frames, and their `mean`."""
         part = self.part(np.ones(len(self._right), bool))
         return {"conditions": {**part["conditions"], "mean": part["accuracy"]}}
 
     def part(self, frames: np.ndarray, bounds: tuple[float, float] | None = None) -> dict[str, Any]:
-        """`accuracy`, the mean over the kinds, and `conditions` by kind; they have no range."""
+        """`accuracy`, the mean over the kinds, and `conditions` by kind; ranges are ignored."""
         by_kind = {}
         for kind in CONDITIONS:
             right = [each[kind] for i, each in enumerate(self._right) if frames[i] and kind in each]

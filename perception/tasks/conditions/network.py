@@ -1,4 +1,4 @@
-"""Weather, light and city recognised from the fused BEV feature map."""
+"""Recognises weather, light and city from the fused BEV features."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from perception.frame import CONDITIONS
-from perception.modules.routing.pooling import HIDDEN, Pooled
+from perception.modules.routing.pooling import HIDDEN, PooledFeatures
 from perception.tasks.network import Loss, TaskNetwork
 
 
 class ConditionsHead(TaskNetwork):
-    """Classifies a frame's conditions and routes nothing: the scene weighs them over time, and routes the next frame.
+    """Classifies the conditions of a frame; the scene filters them over time and routes the next frame by them.
 
     No gradient reaches the base or a module.
 
     Args:
-        channels: C of the fused feature map.
+        channels: C of the fused features.
     """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.features = Pooled(channels)
+        self.features = PooledFeatures(channels)
         self.kinds = nn.ModuleDict({kind: nn.Linear(HIDDEN, len(values)) for kind, values in CONDITIONS.items()})
 
     def forward(self, features: Tensor) -> dict[str, Tensor]:
-        """Logits of each kind of condition, (B, number of its values), for (B, C, rows, columns)."""
+        """Logits (B, number of values) for each kind of condition, from (B, C, rows, columns)."""
         pooled = self.features(features.detach())
         return {kind: head(pooled) for kind, head in self.kinds.items()}
 
@@ -37,7 +37,7 @@ class ConditionsHead(TaskNetwork):
         return {"probabilities": torch.cat([dense[kind].softmax(dim=1) for kind in CONDITIONS], dim=1)}
 
     def losses(self, dense: Mapping[str, Tensor], labels: Mapping[str, Tensor]) -> dict[str, Loss]:
-        """Cross-entropy of each kind over the frames where it is known."""
+        """Cross-entropy of each kind over the frames where it is tagged."""
         return {
             kind: Loss(F.cross_entropy(dense[kind], labels[kind], ignore_index=-1, reduction="none"), labels[kind] >= 0)
             for kind in CONDITIONS

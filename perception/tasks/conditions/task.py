@@ -1,4 +1,4 @@
-"""Weather, light and city, recognised from the fused BEV feature map."""
+"""Weather, light and city, recognised from the fused BEV features."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class ConditionsConfig(TaskConfig):
 
 
 class ConditionsTask(Task[Mapping[str, Sequence[float]]]):
-    """Its result: by kind of condition, the probability of each value in the order of CONDITIONS; {} if not finite."""
+    """Its result: kind of condition -> probability of each value in the order of CONDITIONS; {} if not finite."""
 
     name = "conditions"
     metric = ConditionsMetric
@@ -44,7 +44,7 @@ class ConditionsTask(Task[Mapping[str, Sequence[float]]]):
         return ConditionsHead(channels)
 
     def labels(self, frame: Frame, source: Keyframes | None = None) -> dict[str, np.ndarray]:
-        """For each kind of condition the index of its value, -1 where it is not known."""
+        """For each kind of condition the index of its value, -1 if unknown."""
         return {
             kind: np.array(values.index(value) if (value := getattr(frame.conditions, kind)) else -1)
             for kind, values in CONDITIONS.items()

@@ -1,4 +1,4 @@
-"""Detection of objects as what differs from anchors (SECOND, Yan et al., 2018; PointPillars, Lang et al., 2019)."""
+"""Detection head with anchors (SECOND, Yan et al., 2018; PointPillars, Lang et al., 2019)."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from perception.tasks.network import Loss, TaskNetwork
 
 
 class AnchorHead(TaskNetwork):
-    """Maps (B, C, rows, columns), one for each level -> at every cell, for each of its A anchors, class and box.
+    """Feature maps (B, C, rows, columns), one for each level -> class and box for each of A anchors at every cell.
 
-    On level i the anchors are `scales[i]` times as large; all levels share the layers. The dense outputs of level i
-    are classes.i (B, A * 10, rows, columns), boxes.i (B, A * 9, ...) and directions.i (B, A * 2, ...).
+    On level i the anchors are `scales[i]` times as large; all levels share the layers. The dense outputs of level i are
+    classes.i (B, A * 10, rows, columns), boxes.i (B, A * 9, ...) and directions.i (B, A * 2, ...).
     """
 
     def __init__(self, config: AnchorHeadConfig, inputs: int) -> None:
@@ -45,10 +45,10 @@ class AnchorHead(TaskNetwork):
         return anchor_losses(self.config, dense, labels)
 
     def decode(self, dense: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Boxes (B, 10, K, 10), scores, labels and attributes (B, 10, K) as of CenterHead, in the graph.
+        """Boxes (B, 10, K, 10), scores, labels and attributes (B, 10, K) as in CenterHead; part of the graph.
 
-        Candidates are the boxes of each level whose best class scores highest. Each class has them all, best first;
-        those that are out by their score alone score 0. Overlapping ones are suppressed behind the graph.
+        Candidates are the boxes of each level with the highest scores of their best class. Each class has all of them,
+        best first, with score 0 if below the threshold. NMS follows after the engine.
         """
         parts = [
             self._candidates(dense[f"classes.{i}"], dense[f"boxes.{i}"], dense[f"directions.{i}"], i)
@@ -66,7 +66,7 @@ class AnchorHead(TaskNetwork):
         return {"boxes": boxes, "scores": scores, "labels": labels, "attributes": by_speed(labels, boxes[..., 8:10])}
 
     def _candidates(self, classes: Tensor, codes: Tensor, directions: Tensor, level: int) -> tuple[Tensor, Tensor]:
-        """Boxes (B, K, 10) of one level, and their scores (B, K, 10) for the classes."""
+        """Boxes (B, K, 10) of one level, and their scores (B, K, 10) by class."""
         rows, columns = classes.shape[-2:]
         scores = classes.sigmoid()
         best = scores.flatten(2).unflatten(1, (-1, len(CLASSES))).amax(dim=2).flatten(1)  # B A * cells
@@ -92,7 +92,7 @@ class AnchorHead(TaskNetwork):
         return boxes, at(scores, len(CLASSES))
 
     def _turned(self, yaw: Tensor, direction: Tensor) -> Tensor:
-        """The yaw modulo pi that lies in the half turn behind the offset, plus half a turn where the direction is 1."""
+        """The yaw modulo pi in the half circle after the offset, plus pi where the direction is 1."""
         offset, limit = self.config.direction_offset, self.config.direction_limit_offset
         turns = ((yaw - offset) / math.pi + limit).floor()
         return yaw + math.pi * (direction.to(yaw.dtype) - turns)

@@ -1,4 +1,4 @@
-"""Targets and losses of a head with anchors (SECOND, Yan et al., 2018), as in mmdet3d for nuScenes."""
+"""Targets and losses of the head with anchors (SECOND, Yan et al., 2018), as in mmdet3d for nuScenes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ NOTHING, UNSURE = len(CLASSES), len(CLASSES) + 1  # labels of anchors that are n
 
 @dataclass(frozen=True)
 class AnchorTargets:
-    """For one frame with N anchors, of which P are objects."""
+    """Targets of one frame with N anchors, P of them positive."""
 
     labels: Tensor  # (N,) int64: a class, NOTHING or UNSURE
     positives: Tensor  # (P,) int64: which anchors are objects
@@ -34,7 +34,7 @@ class AnchorTargets:
 
 
 def anchor_losses(config: AnchorHead, dense: Mapping[str, Tensor], labels: Mapping[str, Tensor]) -> dict[str, Loss]:
-    """Terms for the classes, boxes and directions of the head's dense outputs, per anchor that is an object.
+    """Loss terms for classes, boxes and directions of the dense outputs, normalised by the positive anchors.
 
     Args:
         labels: a batch of `targets.anchor_labels`.
@@ -59,10 +59,11 @@ def anchor_losses(config: AnchorHead, dense: Mapping[str, Tensor], labels: Mappi
 
 
 def anchor_targets(config: AnchorHead, boxes: Tensor, classes: Tensor, anchors: Tensor) -> AnchorTargets:
-    """Which of the anchors (N, 7) x y z w l h yaw are which object, by their overlap on the ground.
+    """Assignment of the anchors (N, 7) x y z w l h yaw to objects by their IoU on the ground.
 
-    Boxes count as the rectangles along x and y that are nearest to them. An anchor is the object it overlaps most, if
-    that is by POSITIVE; and the anchors that overlap an object most are that object, if it is by LEAST.
+    Boxes count as their nearest axis-aligned rectangles. An anchor is assigned to the object that it overlaps most, if
+    their IoU is at least POSITIVE; and the anchors that overlap an object most are assigned to it, if it is at least
+    LEAST.
 
     Args:
         boxes: (G, 9) x y z w l h yaw vx vy of the objects.
@@ -97,7 +98,7 @@ def anchor_targets(config: AnchorHead, boxes: Tensor, classes: Tensor, anchors: 
 def focal(logits: Tensor, labels: Tensor) -> Tensor:
     """Sum over anchors (N, 10) of the focal loss (Lin et al., 2017, eq. 5); labels (N,) as in `AnchorTargets`.
 
-    -a (1 - q)^g log q, with q = p and a = ALPHA for the class that it is, q = 1 - p and a = 1 - ALPHA for all others.
+    -a (1 - q)^g log q, with q = p and a = ALPHA for the true class, q = 1 - p and a = 1 - ALPHA for the others.
     """
     sure = labels != UNSURE
     logits, labels = logits[sure], labels[sure]
@@ -108,9 +109,9 @@ def focal(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def _distance(codes: Tensor, wanted: Tensor) -> Tensor:
-    """Sum over objects (P, 9) of the smooth L1 distance; of angles that of the sine of their difference.
+    """Sum over objects (P, 9) of the smooth L1 distance; for angles that of the sine of their difference.
 
-    So a box that points the other way costs nothing here: that is the direction's part.
+    So opposite headings have no loss here; the direction classifier distinguishes them.
     """
     known = ~wanted.isnan()
     off = codes - wanted.nan_to_num()
@@ -127,14 +128,14 @@ def _by_anchor(values: Tensor, n: int) -> Tensor:
 
 
 def _overlaps(boxes: Tensor, anchors: Tensor) -> Tensor:
-    """(G, N) intersection over union of the nearest rectangles along x and y of boxes (G, 7) and anchors (N, 7)."""
+    """(G, N) IoU of the nearest axis-aligned rectangles of boxes (G, 7) and anchors (N, 7)."""
     (low, high), (lows, highs) = _rectangles(boxes), _rectangles(anchors)
     shared = (torch.minimum(high[:, None], highs) - torch.maximum(low[:, None], lows)).clamp(min=0).prod(dim=-1)
     return shared / ((high - low).prod(dim=-1)[:, None] + (highs - lows).prod(dim=-1) - shared).clamp(min=1e-6)
 
 
 def _rectangles(boxes: Tensor) -> tuple[Tensor, Tensor]:
-    """Low and high corners (N, 2)."""
+    """Lower and upper corners (N, 2)."""
     yaw = boxes[:, 6]
     across = (yaw - (yaw / math.pi + 0.5).floor() * math.pi).abs() > math.pi / 4
     sides = torch.where(across[:, None], boxes[:, 3:5], boxes[:, [4, 3]])

@@ -1,4 +1,4 @@
-"""Where anchors are, and how boxes differ from them."""
+"""Positions of anchors, and the encoding of boxes relative to them."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ CODE = 9
 
 
 def all_anchors(config: AnchorHead, shapes: Sequence[tuple[int, ...]]) -> Tensor:
-    """(N, 7) x y z (m, the middle), width, length, height (m), yaw (rad) of every anchor on maps of these shapes.
+    """(N, 7) x y z (m, centre), width, length, height (m), yaw (rad) of all anchors on feature maps of these shapes.
 
-    Map by map, for each anchor of a cell row by row.
+    Ordered by map, then by anchor of a cell, then row by row.
     """
     maps = []
     for level, (rows, columns) in enumerate(shapes):
@@ -30,8 +30,9 @@ def all_anchors(config: AnchorHead, shapes: Sequence[tuple[int, ...]]) -> Tensor
 
 
 def of_a_cell(config: AnchorHead, level: int, rows: int, columns: int) -> Tensor:
-    """(A, 9): corner x and y of the map and size of its cells along x and y (m), z of the underside (m), width,
-    length and height (m), yaw (rad)."""
+    """(A, 9): corner x and y of the map, cell sizes along x and y (m), z of the bottom (m), width, length, height (m),
+    yaw (rad).
+    """
     scale = config.scales[level]
     anchors = [
         [

@@ -1,4 +1,4 @@
-"""Which detection belongs to which track: the best assignment by distance, and ByteTrack's stages of it."""
+"""Association of detections with tracks: optimal assignment by distance, in the stages of ByteTrack."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from scipy.optimize import linear_sum_assignment
 def associate(
     tracks: np.ndarray, detections: np.ndarray, gate: float, reach: np.ndarray | float = np.inf
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs of tracks and detections, each in one pair at most, that are closer to each other than gate and reach.
+    """One-to-one pairs of tracks and detections with a distance below gate and reach.
 
-    Of all ways to pair them, the one with the largest sum of what each pair is closer than the gate.
+    The assignment that maximises the sum of gate minus distance.
 
     Args:
-        tracks: (T, 2) m, expected centres in the ground plane.
+        tracks: (T, 2) m, predicted centres in the ground plane.
         detections: (D, 2) m.
         gate: m.
         reach: (T,) m, of each track.
@@ -39,11 +39,10 @@ def associate_in_stages(
     gate: float,
     reach: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """`associate`, where a detection that is not sure gets only what is left.
+    """`associate` in stages, such that detections with low scores get only the remaining tracks.
 
-    After ByteTrack (Zhang et al., ECCV 2022, algorithm 1): first the confirmed tracks choose among the sure
-    detections, then those that remain among the others, and at last the tracks that are not confirmed among all that
-    remain.
+    After ByteTrack (Zhang et al., ECCV 2022, algorithm 1): confirmed tracks with sure detections, remaining confirmed
+    tracks with the other detections, then unconfirmed tracks with all remaining detections.
 
     Args:
         confirmed: (T,) bool.

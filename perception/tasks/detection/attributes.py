@@ -1,29 +1,67 @@
-"""Attributes from an object's speed, for networks that predict none, as in mmdet3d for nuScenes."""
+"""The nuScenes attributes of each class, and the default one by speed. Imports no torch until a head needs it."""
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from perception.frame import ATTRIBUTES, CLASSES
 
-MOVING_SPEED = 0.2  # m/s; faster is moving
-MOVING = {"pedestrian": "pedestrian.moving", "motorcycle": "cycle.with_rider", "bicycle": "cycle.with_rider"}
-STILL = {
-    "pedestrian": "pedestrian.standing",
-    "motorcycle": "cycle.without_rider",
-    "bicycle": "cycle.without_rider",
-    "bus": "vehicle.stopped",
+if TYPE_CHECKING:
+    from torch import Tensor
+
+MOVING_SPEED = 0.2  # m/s; faster objects are moving
+
+_VEHICLE = ("vehicle.parked", "vehicle.moving")
+_CYCLE = ("cycle.without_rider", "cycle.with_rider")
+# Class -> attribute at rest and in motion, as in mmdet3d's NuScenesMetric; barriers and traffic cones have none.
+_BY_SPEED = {
+    "car": _VEHICLE,
+    "truck": _VEHICLE,
+    "construction_vehicle": _VEHICLE,
+    "bus": ("vehicle.stopped", "vehicle.moving"),
+    "trailer": _VEHICLE,
+    "motorcycle": _CYCLE,
+    "bicycle": _CYCLE,
+    "pedestrian": ("pedestrian.standing", "pedestrian.moving"),
 }
-WITHOUT = ("barrier", "traffic_cone")
+
+
+def possible_attributes(class_name: str) -> list[bool]:
+    """For each of ATTRIBUTES whether objects of this class can have it."""
+    family = _BY_SPEED[class_name][0].partition(".")[0] if class_name in _BY_SPEED else "-"
+    return [name.startswith(family) for name in ATTRIBUTES]
+
+
+def attribute_name(class_name: str, attribute: int, speed: float) -> str:
+    """The attribute to submit for a box: the predicted one where its class can have it, else the default by speed.
+
+    Args:
+        class_name: one of CLASSES.
+        attribute: index into ATTRIBUTES, or -1 where none was predicted.
+        speed: m/s in the ground plane; NaN counts as at rest.
+
+    Returns:
+        One of ATTRIBUTES; '' for barriers and traffic cones.
+    """
+    if class_name not in _BY_SPEED:
+        return ""
+    if attribute >= 0 and possible_attributes(class_name)[attribute]:
+        return ATTRIBUTES[attribute]
+    return _BY_SPEED[class_name][speed > MOVING_SPEED]
 
 
 def by_speed(labels: Tensor, velocities: Tensor) -> Tensor:
-    """(...) indices into ATTRIBUTES, -1 where the class has none, of labels (...) and velocities (..., 2) in m/s."""
-    table = torch.tensor([_index(STILL, "vehicle.parked"), _index(MOVING, "vehicle.moving")], device=labels.device)
-    still, moving = table[:, labels]
-    return torch.where(velocities.square().sum(dim=-1) > MOVING_SPEED**2, moving, still)
+    """(...) default attributes, indices into ATTRIBUTES, -1 where the class has none; for networks that predict none.
 
+    Args:
+        labels: (...) index into CLASSES.
+        velocities: (..., 2) m/s.
+    """
+    import torch
 
-def _index(of: dict[str, str], otherwise: str) -> list[int]:
-    return [-1 if name in WITHOUT else ATTRIBUTES.index(of.get(name, otherwise)) for name in CLASSES]
+    rows = [
+        [ATTRIBUTES.index(_BY_SPEED[name][moving]) if name in _BY_SPEED else -1 for name in CLASSES]
+        for moving in (False, True)
+    ]
+    at_rest, in_motion = torch.tensor(rows, device=labels.device)[:, labels]
+    return torch.where(velocities.square().sum(dim=-1) > MOVING_SPEED**2, in_motion, at_rest)

@@ -1,4 +1,4 @@
-"""Detection of objects as peaks in the bird's-eye view (CenterPoint, Yin et al., 2021)."""
+"""CenterPoint's detection head (Yin et al., 2021): objects as peaks of BEV heatmaps."""
 
 from __future__ import annotations
 
@@ -14,26 +14,18 @@ from perception.frame import ATTRIBUTES, CLASSES
 from perception.grid import BevGrid
 from perception.layers import ConvBlock
 from perception.modules.slot import Slot
-from perception.tasks.detection.attributes import by_speed
+from perception.tasks.detection.attributes import by_speed, possible_attributes
 from perception.tasks.detection.config import DetectionHead
 from perception.tasks.detection.losses import REGRESSION, center_losses
 from perception.tasks.network import Loss, TaskNetwork
 
 NO_PEAK = -1e4  # logit of a probability that is 0 in float32
-# Which attributes a class can have, by the word that their names begin with.
-ATTRIBUTE_FAMILY = {
-    "pedestrian": "pedestrian.",
-    "motorcycle": "cycle.",
-    "bicycle": "cycle.",
-    "barrier": "-",
-    "traffic_cone": "-",
-}
 
 
 class CenterHead(TaskNetwork):
-    """(B, C, rows, columns) -> heat map of each class and, at every cell, the box of the object centred there.
+    """(B, C, rows, columns) -> heatmap of each class, and at every cell the box of an object centred there.
 
-    Each group of classes has branches, and so maps, of its own.
+    Each group of classes has its own branches and outputs.
     """
 
     possible: Tensor
@@ -51,9 +43,7 @@ class CenterHead(TaskNetwork):
                 self.branches[own] = nn.Sequential(hidden, Slot(f"heads.detection.{own}.output", last))
                 if name == "heatmap":  # start at p = 0.01 (RetinaNet, Lin et al. 2017)
                     nn.init.constant_(last.bias, -math.log((1 - 0.01) / 0.01))  # type: ignore[arg-type]
-        families = [ATTRIBUTE_FAMILY.get(c, "vehicle.") for c in CLASSES]
-        possible = torch.tensor([[a.startswith(f) for a in ATTRIBUTES] for f in families])
-        self.register_buffer("possible", possible, persistent=False)
+        self.register_buffer("possible", torch.tensor([*map(possible_attributes, CLASSES)]), persistent=False)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         x = self.shared(x)
@@ -63,14 +53,14 @@ class CenterHead(TaskNetwork):
         return center_losses(joined(self.config, dense), labels, self.config.weights)
 
     def decode(self, dense: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The K best peaks of the heat maps, in the graph: boxes (B, K, 10), scores, labels and attributes (B, K).
+        """The K best peaks of the heatmaps: boxes (B, K, 10), scores, labels and attributes (B, K); part of the graph.
 
         A box is x, y, z (m), width, length, height (m), sine and cosine of the yaw, and the velocity (m/s), in the
-        grid's reference frame. Sine and cosine are as regressed, so their squares need not sum to 1: to normalise
-        here would blow up the rounding errors of short ones.
+        grid's reference frame. Sine and cosine are not normalised, which would amplify the rounding errors of short
+        ones.
 
-        With several groups each gives its K best: (B, groups, K, 10) and (B, groups, K). Where boxes are suppressed
-        behind the graph, all cells are taken for peaks.
+        With several groups each gives its K best: (B, groups, K, 10) and (B, groups, K). With NMS after the engine, all
+        cells are peaks.
         """
 
         def gathered(group: int, cell: Tensor) -> dict[str, Tensor]:
@@ -84,11 +74,11 @@ class CenterHead(TaskNetwork):
     def boxes(
         self, dense: Mapping[str, Tensor], regress: Callable[[int, Tensor], dict[str, Tensor]]
     ) -> dict[str, Tensor]:
-        """What `decode` gives, of the heat maps among the dense outputs.
+        """The result of `decode` from the heatmaps among the dense outputs.
 
         Args:
-            regress: of the index of a group and cells (B, K), row * columns + column, what is regressed there: for each
-                of `regressed` (B, K, n).
+            regress: returns the regression outputs, each of `regressed` (B, K, n), for the index of a group and its
+                cells (B, K), row * columns + column.
         """
         groups, first = [], 0
         for i, group in enumerate(self.config.groups):
@@ -100,11 +90,11 @@ class CenterHead(TaskNetwork):
 
     @property
     def regressed(self) -> dict[str, int]:
-        """What is regressed at a cell, and in how many numbers."""
+        """Regression outputs at a cell, with their numbers of channels."""
         return REGRESSION | ({"attribute": len(ATTRIBUTES)} if self.config.attributes == "learned" else {})
 
     def _best(self, heatmap: Tensor, first: int, regress: Callable[[Tensor], dict[str, Tensor]]) -> dict[str, Tensor]:
-        """Of one group; its classes have the labels from `first` on."""
+        """The best peaks of one group, whose classes have the labels from `first` on."""
         logits = heatmap  # B n rows columns; where probabilities round to 1, logits still tell which cell is the peak
         if self.config.suppression is None:
             peak = logits == F.max_pool2d(logits, 3, stride=1, padding=1)
@@ -133,12 +123,12 @@ class CenterHead(TaskNetwork):
 
 
 def map_name(config: DetectionHead, name: str, group: int) -> str:
-    """Of a group's branch and of its dense output; the groups' index is left out where there is one."""
+    """Name of a group's branch and dense output; without the group's index if there is only one group."""
     return name if len(config.groups) == 1 else f"group{group}_{name}"
 
 
 def joined(config: DetectionHead, dense: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The dense outputs of all groups under one name each.
+    """The dense outputs of all groups, concatenated under one name each.
 
     Returns:
         heatmap (B, 10, rows, columns), and the others (B, groups * n, rows, columns).

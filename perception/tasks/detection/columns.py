@@ -49,7 +49,7 @@ class BoxColumns:
 
     @staticmethod
     def of(rows: np.ndarray) -> BoxColumns:
-        """rows (N, 14): frame, label, x y z, w l h, yaw, vx vy, attribute, score, points."""
+        """From rows (N, 14): frame, label, x y z, w l h, yaw, vx vy, attribute, score, points."""
         whole = rows[:, [0, 1, 11, 13]].astype(np.int64)
         return BoxColumns(
             frames=whole[:, 0],
@@ -65,7 +65,7 @@ class BoxColumns:
 
     @staticmethod
     def of_frame(boxes: Boxes, frame: int = 0) -> BoxColumns:
-        """Boxes of one frame, which gets this index, in whatever frame of reference."""
+        """Boxes of one frame with this index, in any frame of reference."""
         return BoxColumns(
             frames=np.full(len(boxes), frame, np.int64),
             labels=boxes.labels,
@@ -80,7 +80,7 @@ class BoxColumns:
 
     @staticmethod
     def joined(parts: Sequence[BoxColumns]) -> BoxColumns:
-        """All boxes of the parts, one after the other."""
+        """The boxes of all parts, concatenated."""
         every = [BoxColumns.of(np.zeros((0, 14))), *parts]
         return BoxColumns(
             **{f.name: np.concatenate([getattr(part, f.name) for part in every]) for f in fields(BoxColumns)}
@@ -90,7 +90,7 @@ class BoxColumns:
         return len(self.frames)
 
     def equals(self, other: BoxColumns) -> bool:
-        """Whether both are the same boxes in the same order, with the same numbers."""
+        """Whether both have identical boxes in the same order."""
         return len(self) == len(other) and all(
             np.array_equal(getattr(self, f.name), getattr(other, f.name), equal_nan=f.name == "velocities")
             for f in fields(self)
@@ -100,31 +100,31 @@ class BoxColumns:
         """The boxes at the integer or boolean index (M,)."""
         return BoxColumns(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
 
-    def counted(self, egos: np.ndarray, racks: np.ndarray) -> BoxColumns:
-        """Those that the devkit scores: within the range of their class, not without points, in no bicycle rack.
+    def counted(self, egos: np.ndarray, bicycle_racks: np.ndarray) -> BoxColumns:
+        """The boxes that the devkit scores: within the range of their class, with points, and in no bicycle rack.
 
         Args:
-            egos: (F, 2) m, where the vehicle is in each frame.
-            racks: (K, 11) frame, x y z, w l h and rotation w x y z of the annotated bicycle racks.
+            egos: (F, 2) m, position of the vehicle in each frame.
+            bicycle_racks: (K, 11) frame, x y z, w l h and rotation w x y z.
         """
         near = self.distances(egos) < _RANGES[self.labels]
-        return self.select(near & (self.num_points != 0) & ~self._racked(racks))
+        return self.select(near & (self.num_points != 0) & ~self._in_bicycle_rack(bicycle_racks))
 
     def distances(self, egos: np.ndarray) -> np.ndarray:
-        """(N,) m from the vehicle, seen from above."""
+        """(N,) m, horizontal distance from the vehicle."""
         away = self.centers[:, :2] - egos[self.frames]
         return np.sqrt(np.square(away).sum(axis=1))
 
     def within(self, bounds: tuple[float, float], egos: np.ndarray) -> np.ndarray:
-        """(N,) bool: boxes this far (m, from and to) from the vehicle, seen from above."""
+        """(N,) bool: boxes within this interval (m) of horizontal distance from the vehicle."""
         distance = self.distances(egos)
         return np.asarray((distance >= bounds[0]) & (distance < bounds[1]))
 
-    def _racked(self, racks: np.ndarray) -> np.ndarray:
-        """(N,) bool: bicycles and motorcycles whose middle is in a rack."""
+    def _in_bicycle_rack(self, bicycle_racks: np.ndarray) -> np.ndarray:
+        """(N,) bool: bicycles and motorcycles whose centre is in a bicycle rack."""
         racked = np.zeros(len(self), bool)
-        cycles = np.flatnonzero(np.isin(self.labels, _CYCLES) & np.isin(self.frames, racks[:, 0]))
-        for rack in racks if len(cycles) else ():
+        cycles = np.flatnonzero(np.isin(self.labels, _CYCLES) & np.isin(self.frames, bicycle_racks[:, 0]))
+        for rack in bicycle_racks if len(cycles) else ():
             rotation = rotation_matrices(rack[7:11])
             here = cycles[self.frames[cycles] == rack[0]]
             inside = np.abs((self.centers[here] - rack[1:4]) @ rotation) <= rack[[5, 4, 6]] / 2
@@ -135,7 +135,7 @@ class BoxColumns:
 def read_submission(path: Path, frame_of: Mapping[str, int]) -> BoxColumns:
     """The detections of the samples in `frame_of` (token -> frame), in the order of the file.
 
-    The order matters: the devkit breaks ties of scores by it. One sample at a time is held as Python objects.
+    The order matters, because the devkit breaks ties of scores by it. One sample at a time is held as Python objects.
 
     Raises:
         InputError: the file is no submission, a box is malformed, or a sample is absent or has more than 500 boxes.
@@ -150,7 +150,7 @@ def read_submission(path: Path, frame_of: Mapping[str, int]) -> BoxColumns:
 
 
 def _rows(boxes: Sequence[Mapping[str, Any]], frame: int) -> np.ndarray:
-    """(N, 14) as BoxColumns.of takes."""
+    """(N, 14) rows for BoxColumns.of."""
     if not boxes:
         return np.zeros((0, 14))
     rows = np.empty((len(boxes), 14))

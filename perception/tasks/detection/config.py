@@ -1,4 +1,4 @@
-"""Configuration of the detection head, with anchors or without."""
+"""Configuration of the detection head, with or without anchors."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Weight = Annotated[float, Field(ge=0)]
 
 
 class Suppression(Section):
-    """Which of the boxes that a network gives are left out, behind the graph: `tasks/detection/nms.py`."""
+    """Non-maximum suppression after the engine, see `tasks/detection/nms.py`."""
 
     threshold: Share  # scores up to it are left out
     low: tuple[float, float, float] | None = Field(default=None, strict=False)  # m, of the centres that stay
@@ -54,7 +54,7 @@ class AnchorHead(Section):
 
 
 class Weights(Section):
-    """Of the terms of the loss; the heat map's is 1."""
+    """Weights of the loss terms relative to the heatmap's."""
 
     regression: Weight = 0.25  # as CenterPoint's
     velocity: Weight = 0.2  # within the regression
@@ -62,7 +62,7 @@ class Weights(Section):
 
 
 class DetectionHead(TaskConfig):
-    """The head of CenterPoint, or where `anchors` are given that of SECOND."""
+    """The head of CenterPoint or, with `anchors`, that of SECOND."""
 
     channels: Positive = 64
     groups: tuple[Annotated[tuple[str, ...], Field(strict=False)], ...] = Field(
@@ -86,7 +86,7 @@ class DetectionHead(TaskConfig):
 
     @property
     def nms(self) -> Suppression | None:
-        """Of the boxes that the network gives."""
+        """NMS of the network's boxes."""
         return self.anchors.suppression if self.anchors else self.suppression
 
     def require_levels(self, levels: int) -> None:

@@ -22,7 +22,7 @@ PROTOCOL = "detection_cvpr_2019"
 
 
 def require_devkit() -> None:
-    """Raise InputError, which says how to install it, where the devkit is not there: only its own scores need it."""
+    """Raise InputError with instructions if the devkit is not installed; only its own scores need it."""
     if find_spec("nuscenes") is None:
         raise InputError(
             "the official nuScenes devkit is not installed; `pip install 'tessera-perception[devkit]' && "
@@ -31,7 +31,7 @@ def require_devkit() -> None:
 
 
 def open_devkit(dataroot: Path, version: str) -> NuScenes:
-    """The devkit's own reading of the tables; seconds for the mini set, a minute for the whole data set.
+    """The devkit's tables; takes seconds for the mini set, a minute for the full data set.
 
     Raises:
         InputError: the devkit is not installed, or does not accept the dataroot.
@@ -47,16 +47,16 @@ def open_devkit(dataroot: Path, version: str) -> NuScenes:
 
 
 def score_submission(submission: Path, nusc: NuScenes, samples: Sequence[str]) -> dict[str, Any]:
-    """Score the predictions for `samples` as the devkit's DetectionEval would if no other sample existed.
+    """Score the predictions for `samples` with the devkit's DetectionEval, as if there were no other samples.
 
-    Predictions for further samples are left aside; for an official or custom split, give all its samples.
+    Predictions for other samples are ignored.
 
     Returns:
-        A dict that strict JSON can hold; None is what is not defined, such as a cone's velocity error.
-        `mAP`, `NDS`; `mAP_present`: mean AP over the classes that have at least one box in the ground truth
-        after the devkit's own filtering, None if no class has; `ground_truth`: how many, per class; and under
-        the devkit's names `label_aps` (per class and matching distance), `mean_dist_aps` (AP per class),
-        `label_tp_errors`, `tp_errors`, `tp_scores`. Errors are metres, 1 - IoU, radians, m/s and 1 - accuracy.
+        A dict for strict JSON, with None for undefined values such as a cone's velocity error.
+        `mAP`, `NDS`; `mAP_present`: mean AP over the classes with at least one annotated box after the devkit's filter,
+        None without any; `ground_truth`: number of boxes per class; and under the devkit's names `label_aps` (per class
+        and matching distance), `mean_dist_aps` (AP per class), `label_tp_errors`, `tp_errors`, `tp_scores`. Errors are
+        metres, 1 - IoU, radians, m/s and 1 - accuracy.
 
     Raises:
         InputError: the file is no submission, or some of the samples have no entry in it.
@@ -66,7 +66,7 @@ def score_submission(submission: Path, nusc: NuScenes, samples: Sequence[str]) -
     from nuscenes.eval.detection.evaluate import DetectionEval
 
     class SampleEval(DetectionEval):
-        """DetectionEval on given samples, without the folder of plots that the original makes."""
+        """DetectionEval on given samples, without its folder of plots."""
 
         def __init__(self) -> None:
             self.cfg = config_factory(PROTOCOL)
@@ -92,10 +92,10 @@ def score_submission(submission: Path, nusc: NuScenes, samples: Sequence[str]) -
 def boxes_to_compare(
     submission: Path, nusc: NuScenes, samples: Sequence[str], config: Any, box_type: Any
 ) -> tuple[EvalBoxes, EvalBoxes]:
-    """Predictions and annotations of `samples` after the devkit's filter by class range, points inside, bicycle racks.
+    """Predictions and annotations of `samples` after the devkit's filter by range, points inside and bicycle racks.
 
     Args:
-        config: the devkit's, of the task.
+        config: of the devkit, for the task.
         box_type: DetectionBox or TrackingBox of the devkit.
 
     Raises:
@@ -110,7 +110,7 @@ def boxes_to_compare(
 
 
 def _load(submission: Path, samples: Sequence[str], box_type: Any) -> EvalBoxes:
-    """The predictions for `samples`, in the order of the file: the devkit breaks ties of scores by it."""
+    """The predictions for `samples` in the order of the file, by which the devkit breaks ties of scores."""
     from nuscenes.eval.common.data_classes import EvalBoxes
 
     selected = dict(read_samples(submission, set(samples)))

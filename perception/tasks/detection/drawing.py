@@ -1,4 +1,4 @@
-"""How detections, tracks and annotations are drawn, and what counts as a mistake. numpy only."""
+"""Layers of detections, tracks and annotations, and the count of mistakes. numpy only."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ COLOURS = dict(zip(CLASSES, _COLOURS, strict=True))
 
 
 def layers(frame: Frame, detections: Boxes, tracks: Tracks | None) -> Iterator[BoxLayer]:
-    """Detections, best score first, tracks, and the annotations of objects that a LiDAR or radar point hit."""
+    """Detections (best score first), tracks, and annotations with LiDAR or RADAR points."""
     scores = detections.scores
     texts = [f"{score:.2f}" for score in scores.tolist()]
     ranks = [str(i) for i in range(len(detections))]
@@ -37,12 +37,12 @@ def layers(frame: Frame, detections: Boxes, tracks: Tracks | None) -> Iterator[B
 
 
 def mistakes(predicted: Boxes, annotated: Boxes) -> tuple[int, int]:
-    """How many annotated boxes no detection found, and how many detections found none.
+    """Number of annotated boxes without a detection, and of detections without an annotated box.
 
-    Matched as the scores are, at a distance of WITHIN.
+    Matched as for the scores, at a distance of WITHIN.
 
     Args:
-        predicted: those that count.
+        predicted: boxes above the score threshold.
         annotated: in the same frame of reference.
     """
     taken = match(BoxColumns.of_frame(annotated), BoxColumns.of_frame(predicted), [WITHIN])
@@ -51,7 +51,7 @@ def mistakes(predicted: Boxes, annotated: Boxes) -> tuple[int, int]:
 
 
 def mistakes_of(frame: Frame, detections: Boxes, grid: BevGrid) -> tuple[int, str] | None:
-    """The number of `mistakes` on the grid, and that in words; None where the frame is not annotated."""
+    """The number of `mistakes` on the grid, and its description; None if the frame is not annotated."""
     if frame.boxes is None:
         return None
     there = grid.inside(frame.boxes.centers * [1, 1, 0]) & (frame.boxes.num_points != 0)

@@ -1,4 +1,4 @@
-"""The files that detection writes of a replay: all detections and all tracks, as nuScenes' submissions."""
+"""The files of detection in a replay: all detections and all tracks, as nuScenes submissions."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class ResultFiles(NamedTuple):
     @classmethod
     @contextmanager
     def open(cls, folder: Path, sensors: Sequence[str]) -> Iterator[ResultFiles]:
-        """Writers of both files, which appear whole when the block ends; raises as `ResultsWriter.open` does."""
+        """Writers of both files, which appear atomically when the block ends; errors as in `ResultsWriter.open`."""
         with (
             SubmissionWriter.open(folder / RESULTS, sensors) as results,
             TrackWriter.open(folder / TRACKS, sensors) as tracks,

@@ -22,7 +22,7 @@ from perception.tasks.judging import GateMetric, Judge, Range, ReplayedFrames, S
 
 
 def truth_of(source: Keyframes | None, token: str) -> dict[str, Any] | None:
-    """What is annotated in a keyframe, as JSON holds it; None where nothing is.
+    """The annotations of a keyframe for JSON; None without annotations.
 
     `boxes` are rows of label, x y z, w l h, yaw, vx vy, attribute, score, points; `bike_racks` of centre, size and
     rotation. All in the global frame.
@@ -37,11 +37,11 @@ def truth_of(source: Keyframes | None, token: str) -> dict[str, Any] | None:
         ]
     )  # fmt: skip
     known = [[None if math.isnan(number) else number for number in row] for row in rows.tolist()]
-    return {"boxes": known, "bike_racks": source.racks().get(token, [])}
+    return {"boxes": known, "bike_racks": source.bicycle_racks().get(token, [])}
 
 
 class DetectionJudge(Judge):
-    """By the devkit's numbers."""
+    """Judges detections by the devkit's metrics."""
 
     metrics: ClassVar[Mapping[str, GateMetric]] = {
         "mAP": GateMetric(),
@@ -59,7 +59,7 @@ class DetectionJudge(Judge):
 
     @cached_property
     def truth(self) -> BoxColumns | None:
-        """Annotations that count; None where a frame has none."""
+        """Scored annotations; None if a frame has none."""
         truths = self._truths
         if len(truths) < len(self.frames):
             return None
@@ -68,18 +68,18 @@ class DetectionJudge(Judge):
 
     @cached_property
     def detections(self) -> BoxColumns:
-        """Detections that count, in the order of the file."""
+        """Scored detections, in the order of the file."""
         frame_of = {token: i for i, token in enumerate(self.frames.tokens)}
         return self._counted(read_submission(self.frames.folder / RESULTS, frame_of))
 
     @property
     def _truths(self) -> dict[int, Any]:
-        """What is annotated in each frame that is annotated."""
+        """Index of an annotated frame -> its annotations."""
         return {i: each["truth"] for i, each in enumerate(self.frames.statistics) if each and each["truth"]}
 
     def _counted(self, boxes: BoxColumns) -> BoxColumns:
-        racks = [[i, *rack] for i, truth in self._truths.items() for rack in truth["bike_racks"]]
-        return boxes.counted(self.frames.egos, np.array(racks, np.float64).reshape(-1, 11))
+        bicycle_racks = [[i, *rack] for i, truth in self._truths.items() for rack in truth["bike_racks"]]
+        return boxes.counted(self.frames.egos, np.array(bicycle_racks, np.float64).reshape(-1, 11))
 
     def score(self, subject: Subject, draws: np.ndarray | None = None) -> np.ndarray:
         metric, class_, condition, bounds = subject
@@ -98,7 +98,7 @@ class DetectionJudge(Judge):
         return scored.mean_ap if metric == "mAP" else scored.nds
 
     def sizes(self, subject: Subject) -> np.ndarray:
-        """(S,) share of each scene in the annotated boxes; the mean over the classes."""
+        """(S,) share of each scene in the annotated boxes, averaged over the classes."""
         there = self._matched(subject.condition, subject.range).annotated
         there = there if subject.class_ is None else there[:, [CLASSES.index(subject.class_)]]
         return mean_shares(there)
@@ -122,7 +122,7 @@ class DetectionJudge(Judge):
         return [name for name, present in zip(CLASSES, there, strict=True) if present]
 
     def agreement(self, other: DetectionJudge, subject: Subject, score: float, metres: float) -> tuple[float, str]:
-        """2 M / (A + B) of A and B detections over the score, of which M have a partner."""
+        """2 M / (A + B) for A and B detections above the score, M of them matched."""
         sides = []
         for judge in (self, other):
             boxes = judge._chosen(subject, judge.detections)

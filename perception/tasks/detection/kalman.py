@@ -1,8 +1,8 @@
-"""A constant-velocity Kalman filter for many objects at once. numpy only, and elementwise: no result depends on the
-order in which a library adds up a matrix product, so a replay repeats to the last bit.
+"""A constant-velocity Kalman filter for many objects at once. numpy only.
 
-Noise is the same in all directions of the ground plane, so x and y have one covariance of position and velocity, and
-the update has a closed form. Height is a second filter without a velocity.
+All operations are elementwise, so that results do not depend on the summation order of a BLAS library and replays are
+bit-identical. Noise is isotropic in the ground plane, so x and y share one covariance of position and velocity, and the
+update has a closed form. Height has a second filter without velocity.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Noise:
-    """Standard deviations of N objects, (N,) each, or of all of them."""
+    """Standard deviations of N objects, (N,) each, or scalars."""
 
     acceleration: np.ndarray  # m/s, what the velocity changes by within 1 s
     climb: np.ndarray  # m, what the height changes by within 1 s
@@ -25,7 +25,7 @@ class Noise:
 
 @dataclass(frozen=True)
 class Motion:
-    """What is believed of the motion of N objects."""
+    """Estimated motion of N objects."""
 
     centers: np.ndarray  # (N, 3) m
     velocities: np.ndarray  # (N, 2) m/s in the ground plane
@@ -34,7 +34,7 @@ class Motion:
 
     @staticmethod
     def begun(centers: np.ndarray, velocities: np.ndarray, noise: Noise) -> Motion:
-        """After one measurement of objects of which only their class was known; arguments as in `updated`."""
+        """The initial estimate from one measurement, with a prior by class; arguments as in `updated`."""
         known, prior, measured = _known(velocities), noise.speed**2, noise.velocity**2
         weight = np.where(known, prior / (prior + measured), 0.0)
         return Motion(
@@ -45,7 +45,7 @@ class Motion:
         )
 
     def predicted(self, seconds: float, noise: Noise) -> Motion:
-        """Where the objects are `seconds` >= 0 later, if their acceleration is white noise."""
+        """The prediction after `seconds` >= 0, with white noise acceleration."""
         position, both, velocity = self.covariances.T
         density = noise.acceleration**2  # m^2/s^3
         centers = self.centers.copy()
@@ -62,13 +62,13 @@ class Motion:
         return Motion(centers, self.velocities, covariances, heights)
 
     def updated(self, centers: np.ndarray, velocities: np.ndarray, noise: Noise) -> Motion:
-        """The belief after one measurement of each object.
+        """The estimate after one measurement of each object.
 
-        Its errors are independent, so it enters one part after the other: position, velocity, height.
+        The errors of position, velocity and height are independent, so they are processed one after the other.
 
         Args:
             centers: (N, 3) m.
-            velocities: (N, 2) m/s; one that is not finite was not measured.
+            velocities: (N, 2) m/s; not finite where not measured.
         """
         position, both, velocity = self.covariances.T
         measured = noise.position**2

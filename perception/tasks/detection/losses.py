@@ -22,7 +22,7 @@ REGRESSION = {
 
 
 def gaussian_focal(logits: Tensor, target: Tensor) -> Loss:
-    """Penalty-reduced focal loss of heat maps (B, ...) per object (CornerNet, Law and Deng, 2018, eq. 1).
+    """Penalty-reduced focal loss of heatmaps (B, ...) per object (CornerNet, Law and Deng, 2018, eq. 1).
 
     -(1 - p)^2 log p where the target is 1, which counts as an object, else -(1 - target)^4 p^2 log(1 - p).
     """
@@ -34,7 +34,7 @@ def gaussian_focal(logits: Tensor, target: Tensor) -> Loss:
 
 
 def center_losses(dense: Mapping[str, Tensor], labels: Mapping[str, Tensor], weights: Weights) -> dict[str, Loss]:
-    """Heat map, regression and attribute terms; no attribute's where the head does not learn it.
+    """Heatmap and regression terms, and an attribute term if the head learns attributes.
 
     Args:
         dense: of all groups (`center_head.joined`).

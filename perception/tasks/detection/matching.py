@@ -1,4 +1,4 @@
-"""Detections matched with annotations by the distance of their centres, as the nuScenes devkit does. numpy only.
+"""Matches detections with annotations by the distance of their centres, as the nuScenes devkit does. numpy only.
 
 Caesar et al., "nuScenes: A multimodal dataset for autonomous driving", 2020, section 3.1.
 """
@@ -17,16 +17,15 @@ _PAIRS = 1 << 18  # pairs of boxes that are held at once
 
 
 def best_first(scores: np.ndarray) -> np.ndarray:
-    """(N,) order of falling score; of equal scores the last comes first, as in the devkit."""
+    """(N,) order of descending score; of equal scores the last comes first, as in the devkit."""
     return np.lexsort((np.arange(len(scores)), scores))[::-1]
 
 
 def match(truth: BoxColumns, detections: BoxColumns, thresholds: Sequence[float]) -> np.ndarray:
-    """(D, N) which annotation each detection takes at each threshold, -1 where it takes none.
+    """(D, N) index of the annotation of each detection at each threshold, -1 for none.
 
-    Best score first, a detection takes the nearest annotation of its class and frame that is still free, if it is
-    nearer than the threshold (m, seen from above). All frames and classes go in step: first the best detection of
-    each, then the second best.
+    Greedy by descending score: a detection takes the nearest free annotation of its class and frame below the threshold
+    (m, in the ground plane). Vectorised over all (frame, class) groups, rank by rank.
     """
     taken_by = np.full((len(thresholds), len(detections)), -1, np.int64)
     detection, annotation, distance = _near(truth, detections, max(thresholds))
@@ -63,12 +62,12 @@ def match(truth: BoxColumns, detections: BoxColumns, thresholds: Sequence[float]
 
 
 def _group(boxes: BoxColumns) -> np.ndarray:
-    """(N,) one number for each frame and class."""
+    """(N,) index of the (frame, class) group."""
     return boxes.frames * len(CLASSES) + boxes.labels
 
 
 def _near(truth: BoxColumns, detections: BoxColumns, limit: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pairs of a detection and an annotation of its group, less than `limit` metres apart, with the distance."""
+    """Pairs of a detection and an annotation of the same group within `limit` metres, with their distance."""
     groups, own = _group(truth), _group(detections)
     order = np.argsort(groups, kind="stable")
     low, high = (np.searchsorted(groups[order], own, side) for side in ("left", "right"))

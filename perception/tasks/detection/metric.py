@@ -1,4 +1,4 @@
-"""nuScenes' detection scores: mAP, NDS, true-positive errors, AP per class."""
+"""nuScenes detection scores: mAP, NDS, true-positive errors, AP per class."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class DetectionMetric(Metric[Boxes]):
-    """The devkit's numbers (detection_cvpr_2019) without the devkit; equal to them within 1e-9."""
+    """The devkit's metrics (detection_cvpr_2019), equal to the devkit's own within 1e-9."""
 
     main = "NDS"
 
@@ -40,38 +40,38 @@ class DetectionMetric(Metric[Boxes]):
 
     @property
     def egos(self) -> np.ndarray:
-        """(F, 2) m, where the vehicle is, in the global frame."""
+        """(F, 2) m, position of the vehicle in the global frame."""
         return np.array(self._egos, np.float64).reshape(-1, 2)
 
     @cached_property
-    def racks(self) -> np.ndarray:
+    def bicycle_racks(self) -> np.ndarray:
         """(K, 11) frame, then centre, size and rotation of the annotated bicycle racks."""
-        racks = self.source.racks()
-        rows = [[i, *rack] for i, token in enumerate(self._tokens) for rack in racks.get(token, [])]
+        bicycle_racks = self.source.bicycle_racks()
+        rows = [[i, *rack] for i, token in enumerate(self._tokens) for rack in bicycle_racks.get(token, [])]
         return np.array(rows, np.float64).reshape(-1, 11)
 
     @cached_property
     def truth(self) -> BoxColumns:
-        """Annotations that count; raises InputError where the version has none."""
+        """Scored annotations; raises InputError if the version has none."""
         parts = []
         for i, token in enumerate(self._tokens):
             boxes = self.source.boxes(token)
             if boxes is None:
                 raise InputError(f"{self.source.dataroot}: {self.source.version} has no annotations to score with")
             parts.append(BoxColumns.of_frame(boxes, i))
-        return BoxColumns.joined(parts).counted(self.egos, self.racks)
+        return BoxColumns.joined(parts).counted(self.egos, self.bicycle_racks)
 
     @cached_property
     def detections(self) -> BoxColumns:
-        """Detections that count."""
-        return BoxColumns.joined(self._found).counted(self.egos, self.racks)
+        """Scored detections."""
+        return BoxColumns.joined(self._found).counted(self.egos, self.bicycle_racks)
 
     def scores(self) -> dict[str, Any]:
-        """`mAP`, `NDS`; `mAP_present`, mean AP over the annotated classes; `ground_truth`, how many by class.
+        """`mAP`, `NDS`; `mAP_present`, mean AP over the annotated classes; `ground_truth`, number of boxes by class.
 
         And under the devkit's names `label_aps` (per class and matching distance), `mean_dist_aps` (AP per class),
-        `label_tp_errors`, `tp_errors`, `tp_scores`. Errors are metres, 1 - IoU, radians, m/s and 1 - accuracy; None
-        where they are not defined, such as a cone's velocity. Where no attribute is known, as in infos, its error is 1.
+        `label_tp_errors`, `tp_errors`, `tp_scores`. Errors are metres, 1 - IoU, radians, m/s and 1 - accuracy; None if
+        undefined, such as a cone's velocity error. Without annotated attributes, as in infos, the attribute error is 1.
         """
         matched = DetectionScores(self.truth, self.detections, np.zeros(len(self._tokens), np.int64))
         scores = matched.scored()
@@ -97,7 +97,7 @@ class DetectionMetric(Metric[Boxes]):
         )
 
     def part(self, frames: np.ndarray, bounds: tuple[float, float] | None = None) -> dict[str, Any]:
-        """`boxes` (annotated ones that count), `mAP`, `NDS`, `mAP_present`, and `AP` by class."""
+        """`boxes` (scored annotations), `mAP`, `NDS`, `mAP_present`, and `AP` by class."""
         truth, found = (boxes.select(frames[boxes.frames]) for boxes in (self.truth, self.detections))
         if bounds is not None:
             truth, found = (boxes.select(boxes.within(bounds, self.egos)) for boxes in (truth, found))

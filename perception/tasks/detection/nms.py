@@ -1,7 +1,7 @@
 """Non-maximum suppression on the CPU, after the engine. numpy only.
 
-Heads that take every cell for a peak (`DetectionHead.suppression`) need it: those of mmdet3d, whose CenterHead does
-the same. Boxes are upright, and compared as rectangles on the ground.
+Needed by heads that decode every cell (`DetectionHead.suppression`), as mmdet3d's heads do. Boxes are upright, and
+compared by their footprints.
 """
 
 from __future__ import annotations
@@ -9,16 +9,16 @@ from __future__ import annotations
 import numpy as np
 
 from perception.tasks.detection.config import Suppression
-from perception.tasks.detection.rotated_iou import footprints, without_overlaps
+from perception.tasks.detection.rotated_iou import footprints, rotated_nms
 
 
-def survivors(boxes: np.ndarray, scores: np.ndarray, settings: Suppression, group: int) -> np.ndarray:
-    """(S,) indices of the boxes of one group that stay, best first.
+def non_maximum_suppression(boxes: np.ndarray, scores: np.ndarray, settings: Suppression, group: int) -> np.ndarray:
+    """(S,) indices of the remaining boxes of one group, best first.
 
     Args:
         boxes: (K, >=8) x y z, w l h (m), sine and cosine of the yaw times any positive factor.
         scores: (K,).
-        group: which of the head's groups.
+        group: index of the head's group.
     """
     stays = scores > settings.threshold
     if settings.low is not None and settings.high is not None:
@@ -28,12 +28,12 @@ def survivors(boxes: np.ndarray, scores: np.ndarray, settings: Suppression, grou
     if settings.kind == "circle":
         kept = _greedy(_distances(boxes[index, :2]) <= settings.radii[group] ** 2)
     else:
-        kept = without_overlaps(footprints(boxes[index]), settings.overlap)
+        kept = rotated_nms(footprints(boxes[index]), settings.overlap)
     return index[kept[: settings.most]]
 
 
 def _greedy(near: np.ndarray) -> np.ndarray:
-    """Of N boxes, best first, those that are near (N, N) no better one that stays."""
+    """Greedy NMS of N boxes, best first, by a matrix (N, N) of which boxes suppress each other."""
     stays, kept = np.ones(len(near), bool), []
     for i in range(len(near)):
         if stays[i]:
@@ -43,6 +43,6 @@ def _greedy(near: np.ndarray) -> np.ndarray:
 
 
 def _distances(centers: np.ndarray) -> np.ndarray:
-    """(N, N) squared distances of (N, 2)."""
+    """(N, N) squared distances of points (N, 2)."""
     x, y = centers.T.copy()  # a sum over an axis of two takes seven times as long
     return np.square(x[:, None] - x) + np.square(y[:, None] - y)

@@ -1,4 +1,4 @@
-"""Comparing the scores of an evaluation with those of the official nuScenes devkit, if that is installed."""
+"""Compares the scores of an evaluation with those of the official nuScenes devkit."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def require_official(tables: Keyframes) -> None:
 
 
 def compare(out: Path, tables: Keyframes, metrics: dict[str, Any], console: Console) -> dict[str, Any]:
-    """Score the submission in the folder `out` with the devkit too, and write its scores into metrics.json.
+    """Score the submission in the folder `out` with the devkit as well, and add its scores to metrics.json.
 
     Args:
-        metrics: what `evaluate` returned.
+        metrics: the result of `evaluate`.
 
     Returns:
-        `metrics` with `official`: the devkit's `version`, its scores under the same keys, and `largest_difference` of
-        any of them from ours: NaN, written as None, where only one of them defines a score.
+        `metrics` with `official`: the devkit's `version`, its scores under the same keys, and `largest_difference` to
+        ours: NaN, written as None, if only one of them defines a score.
     """
     assert isinstance(tables, NuScenesTables)
     samples = tables.samples(metrics["split"], metrics["selectors"])
@@ -56,7 +56,7 @@ def compare(out: Path, tables: Keyframes, metrics: dict[str, Any], console: Cons
 
 
 def _pairs(ours: Any, theirs: Any) -> list[tuple[float | None, float | None]]:
-    """Each number of a nested dict of scores with its counterpart, which has the same keys."""
+    """Each number of a nested dict of scores with its counterpart in another one with the same keys."""
     if isinstance(theirs, dict):
         return [pair for key in theirs for pair in _pairs(ours[key], theirs[key])]
     return [(ours, theirs)]

@@ -1,4 +1,4 @@
-"""Boxes regressed only where they are decoded: at the peaks of the heat maps, with the numbers of the dense head."""
+"""CenterPoint decoding that computes the regression branches only at the peaks of the heatmaps."""
 
 from __future__ import annotations
 
@@ -14,17 +14,16 @@ from perception.tasks.detection.center_head import CenterHead, map_name
 
 
 class PeakHead(nn.Module):
-    """A trained CenterHead for predictions: heat maps first, then what is regressed at their K best cells alone.
+    """A trained CenterHead for inference: heatmaps first, then the regression branches at their K best cells.
 
-    A box is regressed from what surrounds its cell: from 3 x 3 cells, or from 5 x 5 where the last convolutions see
-    3 x 3 cells too. So the branches run on K such patches of the shared features instead of on the whole map, all
-    branches of a group stacked into one.
+    The regression at a cell depends on a patch around it: 3 x 3 cells, or 5 x 5 if the last convolutions have 3 x 3
+    kernels. So the branches run on K patches of the shared features, with all branches of a group stacked into one.
     """
 
     inside: Tensor
 
     def __init__(self, head: CenterHead) -> None:
-        """The head's weights are copied where they are stacked, and shared otherwise."""
+        """Stacked weights are copies of the head's, the others are shared with it."""
         super().__init__()
         self.head = head
         self.size = head.config.output_kernel  # of the patch that the last convolutions see
@@ -35,18 +34,18 @@ class PeakHead(nn.Module):
         self.register_buffer("inside", inside.flatten(), persistent=False)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """The heat maps, and the features (B, C, rows, columns) that the branches of all groups share."""
+        """The heatmaps, and the features (B, C, rows, columns) shared by the branches of all groups."""
         x, config = self.head.shared(x), self.head.config
         names = [map_name(config, "heatmap", i) for i in range(len(config.groups))]
         return {name: self.head.branches[name](x) for name in names} | {"features": x}
 
     def decode(self, dense: dict[str, Tensor]) -> dict[str, Tensor]:
-        """What `CenterHead.decode` gives."""
+        """The same result as `CenterHead.decode`."""
         features = F.pad(dense["features"], (self.border,) * 4).permute(0, 2, 3, 1)  # B rows columns C
         return self.head.boxes(dense, lambda group, cell: self._regress(group, features, cell))
 
     def _regress(self, group: int, features: Tensor, cell: Tensor) -> dict[str, Tensor]:
-        """(B, K, n) of each name, from the features with their border."""
+        """(B, K, n) of each regression output, from the padded features."""
         numbers = self.head.regressed
         x = torch.relu(self.hidden[group](self._patches(features, cell, self.size + 2).permute(0, 3, 1, 2)))
         if self.size > 1:
@@ -57,7 +56,7 @@ class PeakHead(nn.Module):
         return dict(zip(numbers, found.split(list(numbers.values()), dim=-1), strict=True))
 
     def _patches(self, padded: Tensor, cell: Tensor, size: int) -> Tensor:
-        """(B K, size, size, C) around cells (B, K) of a map (B, rows, columns, C) with its border."""
+        """(B K, size, size, C) patches around cells (B, K) of a padded feature map (B, rows, columns, C)."""
         b, rows, columns, channels = padded.shape
         row = torch.div(cell, self.head.grid.shape[1], rounding_mode="floor")
         column = cell - row * self.head.grid.shape[1]
@@ -71,7 +70,7 @@ class PeakHead(nn.Module):
 
 
 def at_peaks(head: nn.Module) -> nn.Module:
-    """The head as a `PeakHead`; itself where it is no CenterHead, or where modules at its branches see whole maps."""
+    """The head as a `PeakHead`; unchanged if it is no CenterHead or if modules at its branches need whole maps."""
     if not isinstance(head, CenterHead):
         return head
     names = [map_name(head.config, name, i) for i in range(len(head.config.groups)) for name in head.regressed]
@@ -82,7 +81,7 @@ def at_peaks(head: nn.Module) -> nn.Module:
 
 
 class _Stacked(nn.Module):
-    """A convolution made of the branches' own; its numbers are theirs, and so no parameters."""
+    """A convolution with the stacked weights of several; they are not parameters."""
 
     weight: Tensor
     bias: Tensor
@@ -97,9 +96,9 @@ class _Stacked(nn.Module):
 
 
 def _stacked(head: CenterHead, group: int) -> tuple[_Stacked, _Stacked]:
-    """A group's branches in a row: their first convolutions with the normalisation, and their last.
+    """A group's branches stacked: their first convolutions with the normalisation, and their last ones.
 
-    The first see the same features, each of the last what its own first one makes of them.
+    The first convolutions share their input; each last one reads the output of its own first one.
     """
     branches: list[Any] = [head.branches[map_name(head.config, name, group)] for name in head.regressed]
     hidden = [fuse_conv_bn_eval(first.conv.layer, first.norm.layer) for first, _ in branches]

@@ -1,16 +1,16 @@
-"""How far boxes overlap, seen from above, and which of those that overlap stay. numpy only."""
+"""Rotated IoU of box footprints, and NMS by it. numpy only."""
 
 from __future__ import annotations
 
 import numpy as np
 
 
-def overlaps(one: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """(N,) intersection over union of the footprint of one box with those of N others.
+def rotated_iou(one: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """(N,) IoU of the footprint of one box with those of N others.
 
-    In the first box's own frame of reference, to clamp x and y to its sides leaves what is inside as it is and lays
-    all else on its border, where it has no area. So the area inside is that of the other's outline, clamped, which is
-    straight between the points where it crosses the lines that the sides lie on.
+    Clips each polygon to the first box by clamping it in that box's frame: parts outside are clamped onto the border,
+    where they have no area. The clamped outline is straight between its intersections with the lines of the box's
+    sides.
 
     Args:
         one: (6,) x, y, width, length, sine and cosine of the heading.
@@ -37,19 +37,19 @@ def overlaps(one: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 
 def footprints(boxes: np.ndarray) -> np.ndarray:
-    """(N, 6) float64 as of `overlaps` of boxes (N, >=8): x y z, w l h, sine and cosine of the yaw times any factor."""
+    """(N, 6) float64 for `rotated_iou`, from boxes (N, >=8): x y z, w l h, sine and cosine of the yaw (any scale)."""
     boxes = boxes.astype(np.float64)
     length = np.sqrt(np.square(boxes[:, 6:8]).sum(axis=1, keepdims=True))
     heading = np.divide(boxes[:, 6:8], length, out=np.tile([0.0, 1.0], (len(boxes), 1)), where=length > 0)
     return np.concatenate([boxes[:, [0, 1, 3, 4]], heading], axis=1)
 
 
-def without_overlaps(footprints: np.ndarray, largest: float) -> np.ndarray:
-    """Indices of the boxes that stay: no better one that stays overlaps them by `largest` or more.
+def rotated_nms(footprints: np.ndarray, largest: float) -> np.ndarray:
+    """Indices of the boxes after greedy NMS: a box is suppressed by a better one with an IoU of `largest` or more.
 
     Args:
-        footprints: (N, 6) as of `overlaps`, best first.
-        largest: intersection over union.
+        footprints: (N, 6) as from `footprints`, best first.
+        largest: IoU.
     """
     reach = np.sqrt(np.square(footprints[:, 2:4]).sum(axis=1)) / 2
     there, kept = np.ones(len(footprints), bool), []
@@ -59,5 +59,5 @@ def without_overlaps(footprints: np.ndarray, largest: float) -> np.ndarray:
         kept.append(i)
         away = np.square(footprints[i + 1 :, :2] - footprint[:2]).sum(axis=1)
         near = i + 1 + np.flatnonzero(there[i + 1 :] & (away < np.square(reach[i + 1 :] + reach[i])))
-        there[near[overlaps(footprint, footprints[near]) >= largest]] = False
+        there[near[rotated_iou(footprint, footprints[near]) >= largest]] = False
     return np.array(kept, np.int64)

@@ -1,7 +1,7 @@
-"""mAP, NDS and true-positive errors of nuScenes, of all scenes or of scenes drawn again. numpy only.
+"""mAP, NDS and true-positive errors of nuScenes, over all scenes or bootstrap draws of scenes. numpy only.
 
-The numbers of the devkit's detection_cvpr_2019 (Caesar et al., 2020, section 3.1). A detection is matched once; what
-it adds to the curves of precision and recall is kept per scene. So a score of other scenes costs sums and no matching.
+The devkit's metrics of detection_cvpr_2019 (Caesar et al., 2020, section 3.1). Detections are matched once; the
+contributions to the precision-recall curves are kept per scene, so that a further draw of scenes needs only sums.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _HELD = 1 << 23  # numbers that are held at once
 
 @dataclass(frozen=True)
 class Scores:
-    """Of R draws of scenes."""
+    """Scores of R draws of scenes."""
 
     aps: np.ndarray  # (R, 10, 4) average precision of each class at each of THRESHOLDS
     errors: np.ndarray  # (R, 10, 5) ERRORS of each class: m, 1 - IoU, rad, m/s, 1 - accuracy; NaN: not defined
@@ -57,8 +57,8 @@ class DetectionScores:
     """Detections matched with annotations, to be scored for any draw of scenes.
 
     Args:
-        truth: annotations that count, see BoxColumns.counted.
-        detections: those that count.
+        truth: scored annotations, see BoxColumns.counted.
+        detections: scored detections.
         scenes: (F,) int, the scene of each frame, from 0 on.
     """
 
@@ -78,10 +78,10 @@ class DetectionScores:
             self._errors.append(_errors(truth.select(taken[_ERROR_THRESHOLD][found]), best.select(found)))
 
     def scored(self, draws: np.ndarray | None = None) -> Scores:
-        """Scores of each draw as if its scenes were all there is; a scene drawn twice counts as two scenes.
+        """Scores of each draw as if there were no other scenes; a scene drawn twice counts as two scenes.
 
         Args:
-            draws: (R, S) how often each scene was drawn; None: once, R = 1.
+            draws: (R, S) multiplicity of each scene; None: each once, R = 1.
         """
         draws = np.ones((1, self.scenes)) if draws is None else draws.astype(np.float64)  # whole numbers, for BLAS
         aps = np.zeros((len(draws), len(CLASSES), len(THRESHOLDS)))
@@ -111,7 +111,7 @@ def _parts(rows: int, held: int) -> Iterator[slice]:
 
 
 class _Curve:
-    """Where the T true positives are among the detections of a class, best first, and what is before each of them."""
+    """Ranks of the T true positives among the detections of a class, best first, and the counts before each of them."""
 
     def __init__(self, true: np.ndarray, scenes: np.ndarray, count: int) -> None:
         self.positions = np.flatnonzero(true)
@@ -129,10 +129,10 @@ class _Curve:
 
 
 class _AtRecalls:
-    """R draws at the 101 recalls: after how many true positives each is reached, and what comes before the next.
+    """The precision-recall curves of R draws at the 101 recalls.
 
-    The devkit interpolates linearly between the points of the curve, of which every detection is one. A scene that
-    is drawn twice has each detection twice, one behind the other.
+    The devkit interpolates linearly between the points of the curve, one for each detection. A scene that is drawn
+    twice has each detection twice, one after the other.
     """
 
     def __init__(self, curve: _Curve, draws: np.ndarray, positives: np.ndarray) -> None:
@@ -170,7 +170,7 @@ class _AtRecalls:
         return np.where(self.reached, low + self.fraction * (high - low), 0.0)
 
     def confidence(self, scores: np.ndarray) -> np.ndarray:
-        """(R, 101) score at which each recall is reached; 0 where it is not."""
+        """(R, 101) score at which each recall is reached; 0 if it is not."""
         curve = self.curve
         there = (self.draws > 0)[:, None]
         positions = np.where(self.ended[..., None], curve.last, curve.last_before[self.next])
@@ -182,13 +182,13 @@ class _AtRecalls:
 
 
 def _average(precision: np.ndarray) -> np.ndarray:
-    """(R,) average precision of (R, 101): recalls over 0.1, precisions over 0.1."""
+    """(R,) average precision from (R, 101) precisions: recalls above 0.1, precisions above 0.1."""
     above = np.maximum(precision[:, _FIRST:] - _MIN_PRECISION, 0)
     return np.asarray(above.mean(axis=1) / (1 - _MIN_PRECISION))
 
 
 def _errors(truth: BoxColumns, found: BoxColumns) -> np.ndarray:
-    """(5, T) ERRORS of detections of one class and the annotations that they took; NaN where not known."""
+    """(5, T) ERRORS of the matched detections of one class; NaN for unknown."""
     away = found.centers[:, :2] - truth.centers[:, :2]
     moved = found.velocities - truth.velocities
     both = np.minimum(found.sizes, truth.sizes).prod(axis=1)
@@ -202,12 +202,12 @@ def _errors(truth: BoxColumns, found: BoxColumns) -> np.ndarray:
 
 
 def _mean_errors(confidence: np.ndarray, weights: np.ndarray, scores: np.ndarray, errors: np.ndarray) -> np.ndarray:
-    """(R, 5) means, over the recalls from 0.1 to the largest, of the errors of all matches down to that confidence.
+    """(R, 5) means over the recalls from 0.1 to the largest of the cumulative mean errors down to that confidence.
 
     Args:
         confidence: (R, 101) of the recalls.
-        weights: (R, T) copies of each match in each draw.
-        scores: (T,) of the matches, falling.
+        weights: (R, T) multiplicity of each match in each draw.
+        scores: (T,) of the matches, descending.
         errors: (5, T) of the matches.
     """
     rows, matches = np.arange(len(weights))[:, None], np.arange(len(scores))

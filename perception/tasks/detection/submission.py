@@ -1,7 +1,7 @@
 """Predictions as a nuScenes detection submission, the file that the official devkit scores. numpy only.
 
-Format: https://www.nuscenes.org/object-detection. `meta` says which sensors were used; `results` lists, for
-each sample token, at most 500 boxes in the global frame.
+Format: https://www.nuscenes.org/object-detection. `meta` has the sensors used; `results` has for each sample token at
+most 500 boxes in the global frame.
 """
 
 from __future__ import annotations
@@ -19,64 +19,20 @@ from perception.atomic import atomic_file
 from perception.errors import InputError
 from perception.frame import ATTRIBUTES, CLASSES, Boxes, Frame
 from perception.rotations import quaternions
+from perception.tasks.detection.attributes import attribute_name
 
 MAX_BOXES = 500  # per sample; the devkit refuses more
-MOVING = 0.2  # m/s; below it a box counts as standing still
-
-# The part before the dot of the attributes that a class may have; barriers and traffic cones have none.
-ATTRIBUTE_FAMILY = {
-    "car": "vehicle",
-    "truck": "vehicle",
-    "construction_vehicle": "vehicle",
-    "bus": "vehicle",
-    "trailer": "vehicle",
-    "motorcycle": "cycle",
-    "bicycle": "cycle",
-    "pedestrian": "pedestrian",
-}
 _ATTRIBUTE = {name: i for i, name in enumerate(ATTRIBUTES)} | {"": -1}
-MOVING_ATTRIBUTE = {
-    "vehicle": "vehicle.moving",
-    "cycle": "cycle.with_rider",
-    "pedestrian": "pedestrian.moving",
-}
-STILL_ATTRIBUTE = {
-    "vehicle": "vehicle.parked",
-    "cycle": "cycle.without_rider",
-    "pedestrian": "pedestrian.standing",
-}
-
-
-def attribute_name(class_name: str, attribute: int, speed: float) -> str:
-    """The attribute to submit for a box: the predicted one where it fits the class, else a default.
-
-    The defaults are those of mmdet3d's NuScenesMetric for LiDAR boxes: faster than 0.2 m/s, a vehicle is
-    moving, a cycle has a rider and a pedestrian is moving; else a vehicle is parked (a bus is stopped), a cycle
-    has no rider and a pedestrian is standing. Barriers and traffic cones have the empty attribute.
-
-    Args:
-        class_name: one of CLASSES.
-        attribute: index into ATTRIBUTES, or -1 where none was predicted.
-        speed: m/s in the ground plane; NaN counts as standing still.
-    """
-    family = ATTRIBUTE_FAMILY.get(class_name)
-    if family is None:
-        return ""
-    if attribute >= 0 and ATTRIBUTES[attribute].startswith(family):
-        return ATTRIBUTES[attribute]
-    if speed > MOVING:
-        return MOVING_ATTRIBUTE[family]
-    return "vehicle.stopped" if class_name == "bus" else STILL_ATTRIBUTE[family]
 
 
 def submitted(frame: Frame, boxes: Boxes) -> Boxes:
-    """The boxes that a submission holds, best score first, in the global frame.
+    """The boxes to submit, best score first, in the global frame.
 
-    Only the best 500 are kept, with an attribute that fits their class and without numbers of points. An unknown
-    velocity (NaN) is submitted as zero, because the format has no word for unknown.
+    The best 500, with an attribute that fits their class and without numbers of points. Unknown velocities (NaN) become
+    zero, because the format has no value for unknown.
 
     Args:
-        frame: the sample; it says where in the world its reference frame is.
+        frame: the sample, with the pose of its reference frame.
         boxes: N boxes in the frame's reference.
 
     Raises:
@@ -107,7 +63,7 @@ def submitted(frame: Frame, boxes: Boxes) -> Boxes:
 
 
 def sample_results(frame: Frame, boxes: Boxes) -> list[dict[str, object]]:
-    """The entries of one sample; boxes and errors as of `submitted`."""
+    """The entries of one sample; boxes and errors as in `submitted`."""
     boxes = submitted(frame, boxes)
     names = (*ATTRIBUTES, "")
     return [
@@ -128,7 +84,7 @@ def sample_results(frame: Frame, boxes: Boxes) -> list[dict[str, object]]:
 
 
 def global_boxes(sample: str, boxes: Boxes) -> list[dict[str, object]]:
-    """What the entries of every task say of boxes in the global frame: where, how large, how fast."""
+    """The fields that all tasks' entries have for boxes in the global frame: position, size, rotation, velocity."""
     return [
         {"sample_token": sample, "translation": translation, "size": size, "rotation": rotation, "velocity": velocity}
         for translation, size, rotation, velocity in zip(
@@ -145,7 +101,7 @@ Writer = TypeVar("Writer", bound="ResultsWriter")
 
 
 class ResultsWriter:
-    """Writes a submission one sample at a time, so that memory does not grow with the drive."""
+    """Writes a submission sample by sample, in bounded memory."""
 
     def __init__(self, path: Path, file: BinaryIO) -> None:
         self.path, self._file = path, file
@@ -154,11 +110,11 @@ class ResultsWriter:
     @classmethod
     @contextmanager
     def open(cls: type[Writer], path: Path, sensors: Sequence[str]) -> Iterator[Writer]:
-        """A writer of the JSON file `path`, which appears whole when the block ends (`perception.atomic`).
+        """A writer of the JSON file `path`, which is written atomically when the block ends (`perception.atomic`).
 
         Args:
             path: its folder must exist.
-            sensors: what the model sees, of "camera" and "lidar".
+            sensors: inputs of the model, of "camera" and "lidar".
 
         Raises:
             InputError: the disk is full or the folder not writable.
@@ -170,7 +126,7 @@ class ResultsWriter:
             file.write(b"\n}}\n")
 
     def add_entries(self, sample: str, entries: list[dict[str, object]]) -> None:
-        """Append the boxes of one sample; a sample without boxes is written too, as the devkit demands.
+        """Append the boxes of one sample; samples without boxes are written too, as the devkit requires.
 
         Raises:
             InputError: the sample was added before, or the disk is full.

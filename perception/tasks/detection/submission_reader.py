@@ -1,4 +1,4 @@
-"""A nuScenes submission read sample by sample, so that no more than one is held as Python objects. No devkit here."""
+"""Reads a nuScenes submission sample by sample, holding one at a time as Python objects, without the devkit."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _WHITESPACE = re.compile(r"[ \t\n\r]*")
 
 
 def read_samples(path: Path, wanted: Collection[str]) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """Token and boxes of each of the samples in `wanted`, in the order of the file; others are left aside.
+    """Token and boxes of each sample in `wanted`, in the order of the file; others are skipped.
 
     Raises:
         InputError: the file is no submission, or a sample is absent or has more than 500 boxes.
@@ -35,7 +35,7 @@ def read_samples(path: Path, wanted: Collection[str]) -> Iterator[tuple[str, lis
 
 
 def _samples(path: Path) -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """Each sample's token and boxes, parsed one after the other."""
+    """Token and boxes of each sample, parsed one after the other."""
     try:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
@@ -63,19 +63,19 @@ def _samples(path: Path) -> Iterator[tuple[str, list[dict[str, Any]]]]:
 
 
 class _Json:
-    """A JSON text that is read value by value; each value is parsed once."""
+    """Reads a JSON text value by value, parsing each once."""
 
     def __init__(self, text: str) -> None:
         self.text, self.position = text, 0
         self._decoder = json.JSONDecoder()
 
     def value(self) -> Any:
-        """The value that is next."""
+        """The next value."""
         value, self.position = self._decoder.raw_decode(self.text, self.position)
         return value
 
     def members(self) -> Iterator[str]:
-        """Keys of the object that is next; after each its value must be read."""
+        """Keys of the next object; after each its value must be read."""
         self._pass("{")
         if self.text.startswith("}", self.position):
             self.position += 1
@@ -90,7 +90,7 @@ class _Json:
                 return
 
     def _pass(self, expected: str) -> str:
-        """Which of these characters is next; moves behind it and the blanks around it."""
+        """The next of these characters; moves past it and the white space around it."""
         self._skip()
         found = self.text[self.position : self.position + 1]
         if not found or found not in expected:

@@ -10,10 +10,10 @@ from perception.tasks.detection.config import DetectionHead
 
 
 def gaussian_radius(length: np.ndarray, width: np.ndarray, overlap: float = 0.1) -> np.ndarray:
-    """How far (cells) the corners of a box of length x width cells may move for the IoU to stay above `overlap`.
+    """Radius (cells) by which the corners of a box (length x width cells) may move with an IoU above `overlap`.
 
-    The smallest of the three cases of CornerNet (Law and Deng, 2018, section 3.2): the box is shifted, shrunk or
-    grown by the radius along both axes. Each is the root of a quadratic equation.
+    The smallest of the three cases of CornerNet (Law and Deng, 2018, section 3.2): the box is shifted, shrunk or grown
+    by the radius along both axes. Each is the root of a quadratic equation.
     """
     total, area = length + width, length * width
     shifted = (total - np.sqrt(total**2 - 4 * area * (1 - overlap) / (1 + overlap))) / 2
@@ -23,7 +23,7 @@ def gaussian_radius(length: np.ndarray, width: np.ndarray, overlap: float = 0.1)
 
 
 def _draw(heatmap: np.ndarray, row: int, column: int, radius: int) -> None:
-    """Raise the map (rows, columns) to a Gaussian with its peak of 1 at the cell."""
+    """Raise the heatmap (rows, columns) to a Gaussian with a peak of 1 at the cell."""
     rows, columns = heatmap.shape
     sigma = (2 * radius + 1) / 6
     y, x = np.ogrid[-radius : radius + 1, -radius : radius + 1]
@@ -36,12 +36,12 @@ def _draw(heatmap: np.ndarray, row: int, column: int, radius: int) -> None:
 
 
 def center_labels(boxes: Boxes, grid: BevGrid, head: DetectionHead) -> dict[str, np.ndarray]:
-    """Labels of one frame's N objects on the grid (in whose reference frame the boxes are).
+    """Labels of the N objects of one frame on the grid, in the reference frame of the boxes.
 
     Returns:
-        heatmap (10, rows, columns) float32, 1 at an object's cell with a Gaussian around it; for each object its cell
-        row * columns + column, its head's group of classes, its attribute (-1: none), `real`, True, and what is
-        regressed, (N, n) float32 under the names of `center_head.REGRESSION`; NaN where a velocity is not known.
+        heatmap (10, rows, columns) float32, a Gaussian with peak 1 at the cell of each object; for each object its cell
+        row * columns + column, its head's group of classes, its attribute (-1: none), `real`, True, and its regression
+        targets, (N, n) float32 under the names of `losses.REGRESSION`; NaN for unknown velocities.
     """
     rows, columns = grid.shape
     group_of_class = np.repeat(np.arange(len(head.groups)), [len(group) for group in head.groups])

@@ -17,7 +17,7 @@ from perception.tasks.detection.config import DetectionHead
 from perception.tasks.detection.files import RESULTS, SUBMISSION, TRACKS, ResultFiles
 from perception.tasks.detection.judge import DetectionJudge, truth_of
 from perception.tasks.detection.metric import DetectionMetric
-from perception.tasks.detection.nms import survivors
+from perception.tasks.detection.nms import non_maximum_suppression
 from perception.tasks.detection.submission import SubmissionWriter
 from perception.tasks.detection.targets import anchor_labels, center_labels
 from perception.tasks.detection.tracker import Tracker, Tracks
@@ -31,7 +31,7 @@ _PACKED = tuple(field.name for field in fields(Boxes) if field.name != "instance
 
 
 class TrackMemory(Memory[Boxes]):
-    """Its state: the objects that are tracked."""
+    """Memory whose state is the current tracks."""
 
     def __init__(self) -> None:
         self._tracker = Tracker()
@@ -41,7 +41,7 @@ class TrackMemory(Memory[Boxes]):
 
 
 class DetectionTask(Task[Boxes]):
-    """By peaks of heat maps (CenterPoint) or by anchors (SECOND)."""
+    """Detection by peaks of heatmaps (CenterPoint) or by anchors (SECOND)."""
 
     name = "detection"
     metric = DetectionMetric
@@ -66,13 +66,13 @@ class DetectionTask(Task[Boxes]):
         return CenterHead(self.config, channels, self.grid)
 
     def deployed(self, network: TaskNetwork) -> Any:
-        """What is regressed is computed only at the peaks that become boxes."""
+        """The head with its regression computed only at the decoded peaks."""
         from perception.tasks.detection.peaks import at_peaks
 
         return at_peaks(network)
 
     def labels(self, frame: Frame, source: Keyframes | None = None) -> dict[str, np.ndarray]:
-        """Of the objects on the grid that a LiDAR or radar point hit, as the evaluation counts them."""
+        """Labels of the objects on the grid with LiDAR or RADAR points, as the evaluation counts them."""
         boxes = Boxes.none() if frame.boxes is None else frame.boxes
         seen = boxes.select(boxes.num_points != 0)
         return anchor_labels(seen, self.grid) if self.config.anchors else center_labels(seen, self.grid, self.config)
@@ -83,7 +83,7 @@ class DetectionTask(Task[Boxes]):
         kept = np.arange(scores.size)
         if nms is not None:
             groups = zip(boxes, scores, strict=True) if scores.ndim == 2 else [(boxes, scores)]
-            stay = [survivors(*group, nms, i) + i * scores.shape[-1] for i, group in enumerate(groups)]
+            stay = [non_maximum_suppression(*group, nms, i) + i * scores.shape[-1] for i, group in enumerate(groups)]
             kept = np.concatenate(stay)
         kept = kept[np.argsort(-scores.flat[kept], kind="stable")][: nms and nms.total]
         kept = kept[scores.flat[kept] >= 0]
@@ -105,7 +105,7 @@ class DetectionTask(Task[Boxes]):
         return drawing.layers(frame, result, state)
 
     def mistakes(self, frame: Frame, result: Boxes) -> tuple[int, str] | None:
-        """Annotated boxes that no detection finds, and detections that find none."""
+        """Annotated boxes without a detection, and detections without an annotated box."""
         return drawing.mistakes_of(frame, result, self.grid)
 
     def writer(self, folder: Path, sensors: Sequence[str]) -> AbstractContextManager[ResultFiles]:
@@ -128,7 +128,7 @@ class DetectionTask(Task[Boxes]):
         return Boxes(**arrays, instances=np.full(len(arrays["centers"]), "", "U32"))
 
     def finite(self, outputs: Arrays) -> tuple[Arrays, Mapping[str, int]]:
-        """Without the boxes that have a NaN or infinite number or score."""
+        """Boxes with a NaN or infinite value or score are removed."""
         wrong = ~(np.isfinite(outputs["boxes"]).all(axis=-1) & np.isfinite(outputs["scores"]))
         if not wrong.any():
             return outputs, {}

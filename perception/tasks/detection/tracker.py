@@ -1,8 +1,8 @@
-"""Objects followed through a drive: detections of single moments become tracks with lasting ids. numpy and scipy only.
+"""Multi-object tracking: detections of single frames become tracks with persistent ids. numpy and scipy only.
 
-Each class is tracked on its own with a constant-velocity Kalman filter, in the way of AB3DMOT (Weng et al., "3D
-Multi-Object Tracking", IROS 2020). Detections are associated by the distance of the centres in the ground plane, as in
-CenterPoint (Yin et al., CVPR 2021), in the stages of ByteTrack (Zhang et al., ECCV 2022). docs/tracking.md compares.
+Each class is tracked separately with a constant-velocity Kalman filter, as in AB3DMOT (Weng et al., "3D Multi-Object
+Tracking", IROS 2020). Detections are associated by the distance of centres in the ground plane, as in CenterPoint (Yin
+et al., CVPR 2021), in the stages of ByteTrack (Zhang et al., ECCV 2022). docs/tracking.md compares variants.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _GATE, _ACCELERATION, _POSITION, _VELOCITY, _SPEED = np.array([_CLASSES[name] fo
 
 @dataclass(frozen=True)
 class Rules:
-    """What a detection's score lets it do, and when a track counts. Scores are in [0, 1]."""
+    """Score thresholds, and the conditions for confirming a track. Scores are in [0, 1]."""
 
     floor: float  # a detection with a lower score is none
     birth: float  # a detection that no track takes begins one from this score on
@@ -81,7 +81,7 @@ _TRACK = np.dtype(
 
 @dataclass(frozen=True)
 class Tracks:
-    """N tracks at one moment, in order of their ids."""
+    """N tracks at one time, in order of their ids."""
 
     ids: np.ndarray  # (N,) int, from 1 on; none is ever given twice
     boxes: Boxes  # upright, in the global frame; `scores` are those of the tracks
@@ -97,15 +97,14 @@ class Tracks:
 
 
 class Tracker:
-    """Follows the objects of one drive.
+    """Tracks the objects of one drive.
 
-    A track begins with a detection that no track takes, is confirmed by further ones, and ends after LIFETIME without a
-    detection that could have begun it: no number of detections with lower scores keeps a track going. All durations
-    are in seconds, so that frames may come at any rate and irregularly. At most MAX_TRACKS are remembered. The same
-    frames give the same tracks, to the last bit.
+    A track begins with an unassociated detection, is confirmed by further ones, and ends after LIFETIME without a
+    detection with a score that could have begun it. All durations are in seconds, so that frames may come at any, also
+    irregular, rate. At most MAX_TRACKS are kept. The same frames give bit-identical tracks.
 
-    The score of a track is the mean of its detections' scores and one of 0, so that of two tracks with the same
-    detections the one that was seen more often is first; it fades while the track is not seen.
+    The score of a track is the mean of its detections' scores and a zero, so that of two tracks with equal detections
+    the one seen more often is first; it decays while the track is not detected.
     """
 
     def __init__(self, rules: Rules = RULES) -> None:
@@ -118,9 +117,9 @@ class Tracker:
         """The tracks after one more frame.
 
         Args:
-            boxes_global: what was detected, in the global frame; none (`Boxes.none()`) where no sensor looked. A box
-                that is not finite is left out.
-            timestamp: us. A frame that is late by up to LIFETIME is taken to be of the same time as the latest one;
+            boxes_global: detections in the global frame; none (`Boxes.none()`) if no sensor has data. Boxes that are
+                not finite are ignored.
+            timestamp: us. A frame that is late by up to LIFETIME counts as simultaneous with the latest one; if it is
                 later still, the clock was set back, and all tracks end.
         """
         if not len(self._tracks) or timestamp < self._time - 1e6 * LIFETIME:
@@ -142,7 +141,7 @@ class Tracker:
 
 
 def _associated(tracks: np.ndarray, boxes: Boxes, rules: Rules) -> tuple[np.ndarray, np.ndarray]:
-    """`associate_in_stages` for each class on its own."""
+    """`associate_in_stages` for each class separately."""
     own, theirs = [], []
     reach = LIKELY * np.sqrt(tracks["covariances"][:, 0] + _POSITION[tracks["label"]] ** 2)
     confirmed, sure = tracks["hits"] >= rules.hits, boxes.scores >= rules.sure
@@ -198,14 +197,14 @@ def _born(boxes: Boxes, now: int) -> np.ndarray:
 
 
 def _scores(tracks: np.ndarray, now: int) -> np.ndarray:
-    """(N,) as they are given out."""
+    """(N,) scores of the tracks as they are returned."""
     often = tracks["hits"] / (tracks["hits"] + 1)
     unseen = 1e-6 * (now - tracks["seen"])
     return often * tracks["score"] * FADING / (FADING + unseen)  # no exponential, whose last bit numpy does not promise
 
 
 def _best(tracks: np.ndarray, now: int) -> np.ndarray:
-    """At most MAX_TRACKS, in the same order."""
+    """The best MAX_TRACKS tracks, in the same order."""
     best = np.argsort(-_scores(tracks, now), kind="stable")[:MAX_TRACKS]
     return tracks[np.sort(best)]
 

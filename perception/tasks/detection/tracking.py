@@ -36,10 +36,10 @@ class TrackWriter(ResultsWriter):
     """
 
     def add(self, sample: str, tracks: Tracks) -> None:
-        """Append the tracks of one sample that are seen in it, of the classes that the benchmark tracks.
+        """Append the detected tracks of one sample, of the classes in the benchmark.
 
-        A track that is expected but not seen is left out: the devkit itself fills the gaps of a track. One that is
-        not confirmed is written: AMOTA ranks tracks by their scores, and its object would be missed.
+        Predicted but undetected tracks are omitted, because the devkit interpolates gaps itself. Unconfirmed tracks are
+        written, because AMOTA ranks tracks by their scores, and their objects would be missed.
 
         Raises:
             InputError: the sample was added before, or the disk is full.
@@ -64,15 +64,15 @@ _LABELS = [CLASSES.index(name) for name in TRACKING_CLASSES]
 
 
 def score_tracks(submission: Path, nusc: NuScenes, samples: Sequence[str]) -> dict[str, Any]:
-    """Score the tracks of `samples` as the devkit's TrackingEval would if no other sample existed.
+    """Score the tracks of `samples` with the devkit's TrackingEval, as if there were no other samples.
 
     Args:
-        submission: the JSON file; tracks of further samples are left aside.
-        samples: keyframes of any scenes, of each scene without a gap.
+        submission: the JSON file; tracks of other samples are ignored.
+        samples: keyframes of any scenes, without gaps within a scene.
 
     Returns:
-        A dict that strict JSON can hold; None is what is not defined. Under the devkit's names its summary: `amota`,
-        `amotp` (m), `recall`, `ids` (switches), ... over all classes, and all it knows per class in `label_metrics`.
+        A dict for strict JSON, with None for undefined values. Under the devkit's names its summary: `amota`, `amotp`
+        (m), `recall`, `ids` (switches), ... over all classes, and its scores per class in `label_metrics`.
 
     Raises:
         InputError: the file is no submission, or some of the samples have no entry in it.
@@ -83,7 +83,7 @@ def score_tracks(submission: Path, nusc: NuScenes, samples: Sequence[str]) -> di
     from nuscenes.eval.tracking.loaders import create_tracks
 
     class SampleEval(TrackingEval):
-        """TrackingEval on given samples, without the folder of plots that the original makes."""
+        """TrackingEval on given samples, without its folder of plots."""
 
         def __init__(self) -> None:
             self.cfg = config_factory(PROTOCOL)
@@ -103,7 +103,7 @@ _SPLIT = "selected"
 
 
 def _only_split(nusc: NuScenes, samples: Sequence[str], folder: Path) -> NuScenes:
-    """The same tables with one custom split: the scenes of `samples`. The devkit builds tracks for a split alone."""
+    """The same tables with one custom split, the scenes of `samples`, because the devkit builds tracks for a split."""
     scenes = {nusc.get("sample", sample)["scene_token"]: None for sample in samples}
     names = [nusc.get("scene", scene)["name"] for scene in scenes]
     (folder / nusc.version).mkdir()

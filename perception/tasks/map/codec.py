@@ -1,4 +1,4 @@
-"""Maps as a journal keeps them: the level of each cell, as the fused map tells them apart, and its side of one half."""
+"""Encodes maps for a journal: the quantised level of each cell as in the fused map, and on which side of 0.5 it is."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ _HALF, _BELOW_HALF = np.float32(0.5), LEVELS + 2  # the level of what is below o
 
 
 def pack_map(probabilities: np.ndarray) -> np.ndarray:
-    """(2, 6, rows, columns) uint8, which compress well, of map probabilities (6, rows, columns).
+    """(2, 6, rows, columns) uint8 that compress well, from map probabilities (6, rows, columns).
 
-    They are the low and the high bytes of what each level changes by in both directions, plus 128: mostly little.
+    Low and high bytes of the differences of levels along both axes, plus 128.
     """
     levels = levels_of(probabilities)
     levels[(levels == LEVELS // 2) & (probabilities < _HALF)] = _BELOW_HALF
@@ -22,7 +22,7 @@ def pack_map(probabilities: np.ndarray) -> np.ndarray:
 
 
 def unpack_map(changes: np.ndarray) -> np.ndarray:
-    """(6, rows, columns) float32 probabilities with the levels, and on the sides of one half, of those packed."""
+    """(6, rows, columns) float32 probabilities with the levels of the packed ones, and on the same side of 0.5."""
     low, high = changes.astype(np.uint16)
     levels = (low + 256 * high - np.uint16(128)).cumsum(axis=2, dtype=np.uint16).cumsum(axis=1, dtype=np.uint16)
     probabilities = levels / np.float32(LEVELS)

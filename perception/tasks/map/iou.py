@@ -1,30 +1,68 @@
-"""Intersection over union of the bird's-eye-view map, per class. numpy only."""
+"""Intersection over union of the HD map, per class. numpy only."""
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from perception.frame import MAP_CLASSES
+from perception.grid import BevGrid
 
 # float32, as the probabilities are: in float64, 0.35 would not reach 0.35.
 THRESHOLDS = np.array([0.35, 0.40, 0.45, 0.50, 0.55, 0.60, 0.65], np.float32)
+RING = 10.0  # m
+
+
+def ious(counts: np.ndarray) -> np.ndarray:
+    """(..., 6) IoU of counts (..., 3, 6) of intersection, union and true cells; NaN for a class without true cells."""
+    intersection, union, true = np.moveaxis(counts.astype(np.float64), -2, 0)
+    return np.divide(intersection, union, out=np.full_like(union, np.nan), where=true > 0)
+
+
+def predicted_cells(probabilities: np.ndarray) -> np.ndarray:
+    """(6, rows, columns) bool: cells where each class has a probability of at least 0.5."""
+    return np.asarray(probabilities >= np.float32(0.5))
+
+
+def count_rings(predicted: np.ndarray, truth: np.ndarray, grid: BevGrid) -> np.ndarray:
+    """(3, 6, K) cells of intersection, union and truth for each class, in rings of RING around the vehicle.
+
+    Args:
+        predicted: (6, rows, columns) bool.
+        truth: (6, rows, columns), non-zero where the class is, on the same grid.
+    """
+    order, starts = _rings(grid)
+    true = truth.astype(bool)
+    cells = np.stack([predicted & true, predicted | true, true]).reshape(3, len(MAP_CLASSES), -1)
+    return np.add.reduceat(cells[..., order], starts, axis=2, dtype=np.int64)
+
+
+@lru_cache(maxsize=8)
+def _rings(grid: BevGrid) -> tuple[np.ndarray, np.ndarray]:
+    """Flat indices of the cells from near to far, and the index of the first cell of each ring among them."""
+    distance = np.linalg.norm(grid.centers().astype(np.float64), axis=2).ravel()
+    order = np.argsort(distance, kind="stable")
+    ring = (distance[order] // RING).astype(np.int64)
+    return order, np.searchsorted(ring, np.arange(ring[-1] + 1))
+
+
+def rings(bounds: tuple[float, float] | None) -> slice:
+    """The rings of `count_rings` in a range (m, multiples of RING); None: all."""
+    return slice(None) if bounds is None else slice(int(bounds[0] // RING), int(bounds[1] // RING))
 
 
 class MapIou:
     """IoU per map class over all frames, as BEVFusion scores it (Liu et al., 2023, arXiv:2205.13542).
 
-    A cell is predicted where the probability reaches the threshold. Intersections and unions are summed over
-    the frames before they are divided. For each class, BEVFusion reports the best IoU over seven thresholds
-    from 0.35 to 0.65, chosen on the very frames that are scored; so the IoU at a fixed 0.5 is reported as well.
+    Intersections and unions are summed over the frames before they are divided. For each class, BEVFusion reports the
+    best IoU over seven thresholds, chosen on the scored frames; the IoU at 0.5 is reported as well.
     """
 
     def __init__(self) -> None:
         self.frames = 0
-        self.true_cells = np.zeros(len(MAP_CLASSES), np.int64)
-        self.intersections = np.zeros((len(MAP_CLASSES), len(THRESHOLDS)), np.int64)
-        self.unions = np.zeros((len(MAP_CLASSES), len(THRESHOLDS)), np.int64)
+        self.counts = np.zeros((len(THRESHOLDS), 3, len(MAP_CLASSES)), np.int64)  # as `ious` takes them
 
     def add(self, probabilities: np.ndarray, truth: np.ndarray) -> None:
         """Count one frame.
@@ -33,29 +71,29 @@ class MapIou:
             probabilities: (6, rows, columns) in [0, 1], in MAP_CLASSES order.
             truth: (6, rows, columns), non-zero where the class is, on the same grid.
         """
-        present = truth.astype(bool)[:, None]
-        predicted = probabilities.astype(np.float32)[:, None] >= THRESHOLDS[:, None, None]
-        self.intersections += np.count_nonzero(predicted & present, axis=(2, 3))
-        self.unions += np.count_nonzero(predicted | present, axis=(2, 3))
-        self.true_cells += np.count_nonzero(present, axis=(1, 2, 3))
+        true = truth.astype(bool)
+        for counts, threshold in zip(self.counts, THRESHOLDS, strict=True):
+            predicted = probabilities.astype(np.float32) >= threshold
+            counts += [np.count_nonzero(cells, axis=(1, 2)) for cells in (predicted & true, predicted | true, true)]
         self.frames += 1
 
     def result(self) -> dict[str, Any] | None:
         """`iou_max` and `iou_0.5`, each {class: IoU, "mean": over the classes}; None if no frame was added.
 
-        A class without a single true cell in all frames has no IoU: None, and the mean is over the others.
+        A class without true cells in all frames has no IoU: it is None and not in the mean.
         """
         if self.frames == 0:
             return None
-        ious = self.intersections / np.maximum(self.unions, 1)
+        per_threshold = ious(self.counts)
         return {
-            "iou_max": self._named(ious.max(axis=1)),
-            "iou_0.5": self._named(ious[:, THRESHOLDS == 0.5][:, 0]),
+            "iou_max": _named(per_threshold.max(axis=0)),
+            "iou_0.5": _named(per_threshold[THRESHOLDS == 0.5][0]),
         }
 
-    def _named(self, ious: np.ndarray) -> dict[str, float | None]:
-        present = self.true_cells > 0
-        named = {
-            name: float(iou) if there else None for name, iou, there in zip(MAP_CLASSES, ious, present, strict=True)
-        }
-        return named | {"mean": float(ious[present].mean()) if present.any() else None}
+
+def _named(values: np.ndarray) -> dict[str, float | None]:
+    present = ~np.isnan(values)
+    named = {
+        name: float(value) if known else None for name, value, known in zip(MAP_CLASSES, values, present, strict=True)
+    }
+    return named | {"mean": float(values[present].mean()) if present.any() else None}

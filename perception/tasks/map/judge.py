@@ -12,31 +12,31 @@ import numpy as np
 
 from perception.frame import MAP_CLASSES
 from perception.tasks.judging import GateMetric, Judge, Subject, Unmeasured, mean_shares
-from perception.tasks.map.counts import RING, ious, rings
+from perception.tasks.map.iou import RING, ious, rings
 
 
 def pack(cells: np.ndarray) -> dict[str, Any]:
-    """Cells (6, rows, columns) bool as JSON holds them."""
+    """Cells (6, rows, columns) bool for JSON."""
     bits = zlib.compress(np.packbits(cells).tobytes(), 9)
     return {"shape": cells.shape, "bits": base64.b64encode(bits).decode()}
 
 
 def unpack(packed: Mapping[str, Any]) -> np.ndarray:
-    """The cells that were packed."""
+    """The inverse of `pack`."""
     bits = np.frombuffer(zlib.decompress(base64.b64decode(packed["bits"])), np.uint8)
     count = int(np.prod(packed["shape"]))
     return np.unpackbits(bits, count=count).reshape(packed["shape"]).astype(bool)
 
 
 class MapJudge(Judge):
-    """By the cells at a probability of 0.5."""
+    """Judges cells at a probability of 0.5."""
 
     metrics: ClassVar[Mapping[str, GateMetric]] = {"IoU": GateMetric(MAP_CLASSES, step=RING)}
     agreements: ClassVar[Mapping[str, GateMetric]] = {"map": GateMetric(MAP_CLASSES, ranged=False)}
 
     @cached_property
     def counts(self) -> np.ndarray | None:
-        """(F, 3, 6, rings) as count_rings; zero where there is no map; None if there is none anywhere."""
+        """(F, 3, 6, rings) as from count_rings, zero for frames without a map; None if no frame has one."""
         counts = [(i, each["counts"]) for i, each in enumerate(self.frames.statistics) if each and each["counts"]]
         if not counts:
             return None
@@ -46,7 +46,7 @@ class MapJudge(Judge):
         return every
 
     def score(self, subject: Subject, draws: np.ndarray | None = None) -> np.ndarray:
-        """(R,) IoU of a class, or the mean of the classes that are there."""
+        """(R,) IoU of a class, or the mean over the classes that occur."""
         per_scene = self._cells(subject)
         draws = np.ones((1, len(per_scene))) if draws is None else draws
         found = ious(np.tensordot(draws.astype(np.float64), per_scene, 1))
@@ -62,14 +62,14 @@ class MapJudge(Judge):
         return np.nan_to_num(own)
 
     def sizes(self, subject: Subject) -> np.ndarray:
-        """(S,) share of each scene in the cells; the mean over the classes."""
+        """(S,) share of each scene in the cells, averaged over the classes."""
         return mean_shares(_of_class(self._cells(subject)[:, 2], subject))
 
     def same_results(self, other: MapJudge, subject: Subject) -> bool:
         return not _of_class(self._cells(subject) != other._cells(subject), subject).any()
 
     def agreement(self, other: MapJudge, subject: Subject, score: float, metres: float) -> tuple[float, str]:
-        """IoU of the cells of both replays, of a class or the mean of the classes that either shows."""
+        """IoU between the cells of both replays, of a class or the mean over the classes in either."""
         both = either = np.zeros(len(MAP_CLASSES))
         for i in np.flatnonzero(self.frames.known(subject.condition)):
             parts = [judge.frames.statistics[i] for judge in (self, other)]
@@ -85,7 +85,7 @@ class MapJudge(Judge):
         return float((both[chosen] / either[chosen]).mean()), ""
 
     def _cells(self, subject: Subject) -> np.ndarray:
-        """(S, 3, 6) cells of each scene, as count_rings counts them."""
+        """(S, 3, 6) counts of each scene, as from count_rings."""
         if self.counts is None:
             raise Unmeasured("there is no map of the drive, or the network has none")
         frames, scenes = self.frames.known(subject.condition), self.frames.scenes
@@ -95,5 +95,5 @@ class MapJudge(Judge):
 
 
 def _of_class(values: np.ndarray, subject: Subject) -> np.ndarray:
-    """(..., 6) of the subject's class alone, (..., 1)."""
+    """(..., 1) of the subject's class from (..., 6); unchanged without a class."""
     return values if subject.class_ is None else values[..., [MAP_CLASSES.index(subject.class_)]]

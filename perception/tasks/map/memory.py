@@ -1,4 +1,4 @@
-"""The map so far: per-frame probabilities of the ground, fused along the drive. numpy only."""
+"""Map fusion over a drive. numpy only."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def _log_odds(p: float) -> float:
 
 
 def _evidence_table() -> np.ndarray:
-    """(6, LEVELS + 2) int16 log odds that the probabilities 0, 1 / LEVELS, ... 1 add, and NaN: nothing."""
+    """(6, LEVELS + 2) int16 log-odds relative to the prior of the probabilities 0, 1 / LEVELS, ... 1; zero for NaN."""
     levels = np.linspace(0, 1, LEVELS + 1).clip(0.25 / LEVELS, 1 - 0.25 / LEVELS).tolist()
     evidence = np.array([[_log_odds(p) - _log_odds(prior) for p in levels] for prior in PRIOR])
     return np.pad(np.rint(SCALE * evidence.clip(-FRAME_LIMIT, FRAME_LIMIT)), ((0, 0), (0, 1))).astype(np.int16)
 
 
 def _probability_table() -> np.ndarray:
-    """(6, 2 SCALE LIMIT + 1) float32 probabilities, given sums of log odds from -LIMIT to LIMIT."""
+    """(6, 2 SCALE LIMIT + 1) float32 probabilities for sums of log-odds from -LIMIT to LIMIT."""
     sums = range(-SCALE * LIMIT, SCALE * LIMIT + 1)
     return np.array([[1 / (1 + math.exp(-s / SCALE - _log_odds(p))) for s in sums] for p in PRIOR], np.float32)
 
@@ -54,10 +54,10 @@ def levels_of(probabilities: np.ndarray) -> np.ndarray:
 class MapMemory:
     """Fuses map segmentation over a drive, compensated for the vehicle's motion.
 
-    Each cell of the ground adds up the log odds, less those of PRIOR, that frames give it for each class, as an
-    occupancy grid does (Thrun, Burgard & Fox, "Probabilistic Robotics", 2005, table 9.1). The cells are as large as
-    the grid's and lie square in the global frame. A window follows the vehicle: what is farther than REACH from the
-    grid may be forgotten, and the memory stays at `bytes` however long the drive.
+    Each cell of a global grid sums the log-odds of each class relative to PRIOR, as an occupancy grid (Thrun, Burgard &
+    Fox, "Probabilistic Robotics", 2005, table 9.1). Its cells have the size of the frames' and are aligned with the
+    global axes. A window of it follows the vehicle: cells farther than REACH from the frames' grid may be forgotten, so
+    that the memory is bounded.
 
     Args:
         grid: of the frames' maps, in their reference frame.
@@ -73,14 +73,14 @@ class MapMemory:
 
     @property
     def bytes(self) -> int:
-        """What the memory takes, from the first frame to the last."""
+        """Size of the memory, the same for the whole drive."""
         return self._odds.nbytes
 
     def update(self, probabilities: np.ndarray, global_from_reference: np.ndarray) -> None:
         """Fuse the probabilities of one frame.
 
         Args:
-            probabilities: (6, rows, columns) in [0, 1] on the grid, in MAP_CLASSES order; NaN says nothing.
+            probabilities: (6, rows, columns) in [0, 1] on the grid, in MAP_CLASSES order; NaN for unknown.
             global_from_reference: (4, 4) of the frame.
 
         Raises:
@@ -105,7 +105,7 @@ class MapMemory:
         np.clip(block, -SCALE * LIMIT, SCALE * LIMIT, out=block)
 
     def around(self, global_from_reference: np.ndarray) -> np.ndarray:
-        """(6, rows, columns) float32 fused probabilities on the grid of a frame; PRIOR where none looked."""
+        """(6, rows, columns) float32 fused probabilities on the grid of a frame; PRIOR for unobserved cells."""
         rows, columns = self.grid.shape
         if self._origin is None:
             return np.tile(np.array(PRIOR, np.float32)[:, None, None], (1, rows, columns))
@@ -122,7 +122,7 @@ class MapMemory:
         return _PROBABILITIES.take(odds + (SCALE * LIMIT + _CLASS * _PROBABILITIES.shape[1]))
 
     def _footprint(self, global_from_reference: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """First (row, column) of the global cells that the grid touches, and the one after the last."""
+        """First (row, column) of the global cells that the grid touches, and the first ones after it."""
         margin = MARGIN * self.grid.cell
         xs = np.array([self.grid.x[0] - margin, self.grid.x[1] + margin])
         ys = np.array([[self.grid.y[0] - margin], [self.grid.y[1] + margin]])
@@ -134,7 +134,7 @@ class MapMemory:
     def _grid_cells(
         self, first: np.ndarray, last: np.ndarray, global_from_reference: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Row and column on the frame's grid, as real numbers, of the middles of the global cells first to last."""
+        """Continuous row and column on the frame's grid of the centres of the global cells from first to last."""
         (xx, xy), (yx, yy) = global_from_reference[:2, :2]  # the ground is the plane z = 0 of the reference frame
         determinant = xx * yy - xy * yx
         x = (np.arange(first[1], last[1]) + 0.5) * self.grid.cell - global_from_reference[0, 3]
@@ -144,7 +144,7 @@ class MapMemory:
         return row, column
 
     def _follow(self, position: np.ndarray) -> None:
-        """Move the window in whole steps until the vehicle, at (y, x) m in the global frame, is in its middle."""
+        """Shift the window by whole cells so that the vehicle at (y, x) m in the global frame is in its middle."""
         side = self._odds.shape[1]
         middle = np.floor(position / self.grid.cell / STEP).astype(np.intp) * STEP
         origin = middle - side // 2

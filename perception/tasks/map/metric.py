@@ -1,4 +1,4 @@
-"""IoU of the map, per class."""
+"""IoU of the HD map, per class."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from perception.datasets.keyframes import Keyframes
 from perception.frame import MAP_CLASSES, Frame
 from perception.grid import BevGrid
 from perception.strict_json import shown
-from perception.tasks.map.counts import count_rings, ious, predicted_cells, rings
-from perception.tasks.map.iou import MapIou
+from perception.tasks.map.iou import MapIou, count_rings, ious, predicted_cells, rings
 from perception.tasks.task import Metric
 
 if TYPE_CHECKING:
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class MapMetric(Metric[np.ndarray]):
-    """As BEVFusion scores it (`MapIou`), and at a probability of 0.5 for parts of the frames and ranges."""
+    """BEVFusion's IoU over all frames (`MapIou`), and IoU at a probability of 0.5 for subsets of frames and ranges."""
 
     main = "mIoU"
 
@@ -39,11 +38,11 @@ class MapMetric(Metric[np.ndarray]):
             self._counts[-1] = count_rings(predicted_cells(result), truth, grid)
 
     def scores(self) -> dict[str, Any]:
-        """`map`: what `MapIou.result` gives; None where no frame has a map."""
+        """`map`: the result of `MapIou.result`; None if no frame has a map."""
         return {"map": self._whole.result()}
 
     def part(self, frames: np.ndarray, bounds: tuple[float, float] | None = None) -> dict[str, Any]:
-        """`mIoU`, the mean over the classes that are there, and `IoU` by class."""
+        """`mIoU`, the mean over the classes that occur, and `IoU` by class."""
         known = [each for each, chosen in zip(self._counts, frames, strict=True) if chosen and each is not None]
         cells = np.sum([each[..., rings(bounds)].sum(axis=2) for each in known], axis=0)
         shares = ious(cells if known else np.zeros((3, len(MAP_CLASSES))))

@@ -1,4 +1,4 @@
-"""Map segmentation in the bird's-eye view: which of the six map classes covers each cell."""
+"""Map segmentation head in BEV."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from perception.tasks.network import Loss, TaskNetwork
 
 
 class MapSegmentationHead(TaskNetwork):
-    """(B, C, rows, columns) -> logits (B, 6, rows, columns); classes overlap, so that each has its own sigmoid."""
+    """(B, C, rows, columns) -> logits (B, 6, rows, columns), independent for each class, because classes overlap."""
 
     def __init__(self, config: MapHead, inputs: int) -> None:
         super().__init__()
@@ -31,7 +31,7 @@ class MapSegmentationHead(TaskNetwork):
         return {"probabilities": dense["logits"].sigmoid()}
 
     def losses(self, dense: Mapping[str, Tensor], labels: Mapping[str, Tensor]) -> dict[str, Loss]:
-        """Binary cross-entropy, the mean over cells and classes of each frame whose location has a map."""
+        """Binary cross-entropy: mean over cells and classes of each frame whose location has a map."""
         entropy = F.binary_cross_entropy_with_logits(
             dense["logits"], labels["cells"].to(dense["logits"]), reduction="none"
         )

@@ -1,4 +1,4 @@
-"""The HD map around the vehicle: which of the map classes covers each cell."""
+"""The HD map around the vehicle: BEV segmentation into six overlapping classes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from perception.grid import BevGrid
 from perception.tasks.drawing import RasterLayer
 from perception.tasks.map.codec import pack_map, unpack_map
 from perception.tasks.map.config import MapHead
-from perception.tasks.map.counts import count_rings, predicted_cells
+from perception.tasks.map.iou import count_rings, predicted_cells
 from perception.tasks.map.judge import MapJudge, pack
 from perception.tasks.map.memory import MapMemory
 from perception.tasks.map.metric import MapMetric
@@ -28,7 +28,7 @@ COLOURS = dict(zip(MAP_CLASSES, _COLOURS, strict=True))
 
 
 class FusedMap(Memory[np.ndarray]):
-    """Its state: (6, rows, columns) fused probabilities around the vehicle, on the grid of the results."""
+    """Memory whose state is (6, rows, columns) fused probabilities around the vehicle, on the grid of the results."""
 
     def __init__(self, grid: BevGrid) -> None:
         self._map = MapMemory(grid)
@@ -39,7 +39,7 @@ class FusedMap(Memory[np.ndarray]):
 
 
 class MapTask(Task[np.ndarray]):
-    """Segmentation in the bird's-eye view; its result is (6, rows, columns) probabilities in MAP_CLASSES order."""
+    """BEV map segmentation; its result is (6, rows, columns) probabilities in MAP_CLASSES order."""
 
     name = "map"
     metric = MapMetric
@@ -53,7 +53,7 @@ class MapTask(Task[np.ndarray]):
         return MapSegmentationHead(self.config, channels)
 
     def labels(self, frame: Frame, source: Keyframes | None = None) -> dict[str, np.ndarray]:
-        """cells (6, rows, columns) uint8, and whether the location has a map (`known`)."""
+        """`cells` (6, rows, columns) uint8, and whether the location has a map (`known`)."""
         area = None if source is None else source.map(frame.location)
         if area is None:
             return {"cells": np.zeros((len(MAP_CLASSES), *self.grid.shape), np.uint8), "known": np.array(False)}
@@ -70,7 +70,7 @@ class MapTask(Task[np.ndarray]):
         return [] if state is None else [RasterLayer("map", state, self.grid, COLOURS)]
 
     def statistics(self, frame: Frame, result: np.ndarray, source: Keyframes | None) -> dict[str, Any]:
-        """The predicted cells, and (3, 6, rings) counts against the truth where there is a map."""
+        """The predicted cells, and (3, 6, rings) counts against the truth if there is a map."""
         cells, area = predicted_cells(result), None if source is None else source.map(frame.location)
         counts = None if area is None else count_rings(cells, area.rasterize(frame, self.grid), self.grid).tolist()
         return {"cells": pack(cells), "counts": counts}
@@ -84,7 +84,7 @@ class MapTask(Task[np.ndarray]):
         return unpack_map(arrays["levels"])
 
     def finite(self, outputs: Arrays) -> tuple[Arrays, Mapping[str, int]]:
-        """With NaN, which says nothing, in place of every cell's number that is not finite."""
+        """Values that are not finite are replaced by NaN, which the fused map ignores."""
         probabilities = outputs["probabilities"]
         wrong = ~np.isfinite(probabilities)
         if not wrong.any():

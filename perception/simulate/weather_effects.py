@@ -1,6 +1,6 @@
-"""What rain, fog and night do to light on its way from the world to a sensor, after published physics.
+"""Effects of rain and fog on LiDAR and camera, and the camera's exposure, after published physics.
 
-A LiDAR echo is expressed by the reflectance that a matt wall across the beam would need to send it back; the
+The strength of a LiDAR echo is given as the reflectance of a matt wall at normal incidence with the same echo; the
 power at the detector is that divided by the squared range.
 """
 
@@ -9,25 +9,25 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from perception.simulate.scenery import Snapshot, Solids, Weather
+from perception.simulate.snapshot import Snapshot, Solids, Weather
 
 DROPS = 8000.0  # per m^3 and mm of diameter: N0 of Marshall & Palmer, J. Meteorology 5 (1948)
-PULSE_LENGTH = 0.75  # m of air that a 5 ns pulse lights at once
+PULSE_LENGTH = 0.75  # m, half the length of a 5 ns pulse: the air that echoes at once
 BEAM_EXIT, BEAM_DIVERGENCE = 0.011, 0.0019  # m and rad, geometric means of the HDL-32E's two axes
 CLEAR_AIR = 3.912 / 23e3  # 1/m of light on a clear day: a visual range of 23 km (Kruse 1962)
 WATER_INDEX = 1.33
-WATER_REFLECTION = 0.0201  # of light at normal incidence
-# Of a drop, relative to a sphere that scatters all light evenly: the rays along the axis that its front and, focused
-# by n / (2 - n), its back return (van de Hulst, "Light Scattering by Small Particles", 1957, ch. 12).
+WATER_REFLECTION = 0.0201  # at normal incidence
+# Backscatter of a drop relative to a sphere that scatters all light evenly: the axial rays reflected by its front and,
+# focused by n / (2 - n), by its back (van de Hulst, "Light Scattering by Small Particles", 1957, ch. 12).
 DROP_GAIN = WATER_REFLECTION * (1 + (1 - WATER_REFLECTION) ** 2 * (WATER_INDEX / (2 - WATER_INDEX)) ** 2)
 
 
 def extinction(weather: Weather) -> float:
-    """Extinction coefficient of the air, 1/m, for the LiDAR and for the eye alike: fog and rain drops are much
-    larger than either wavelength.
+    """Extinction coefficient of the air, 1/m, for LiDAR and camera (fog and rain drops are much larger than both
+    wavelengths).
 
-    Fog: 3.912 / visibility, the 2 % contrast of Koschmieder (1924) and Kruse (1962). Rain: drops of diameter D
-    take away twice their cross-section, integrated over the drop sizes N0 exp(-slope D) of Marshall & Palmer:
+    Fog: 3.912 / visibility, the 2 % contrast of Koschmieder (1924) and Kruse (1962). Rain: the extinction
+    cross-section of a drop is twice its area; integrated over the drop sizes N0 exp(-slope D) of Marshall & Palmer:
     (pi / 2) N0 * 2 / slope^3 = 3.6e-4 rain^0.63, near ITU-R P.1814's 2.5e-4 rain^0.67.
     """
     fog = 3.912 / weather.visibility
@@ -36,13 +36,13 @@ def extinction(weather: Weather) -> float:
 
 
 def _drop_slope(rain: float) -> float:
-    """1/mm: how fast the number of drops falls with their diameter (Marshall & Palmer 1948)."""
+    """1/mm, decay rate of the number of drops with their diameter (Marshall & Palmer 1948)."""
     return 4.1 * rain**-0.21
 
 
 def volume_echo(weather: Weather, beams: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """The strongest echo that the air itself sends back in each beam: range (beams,) in m, 1 m and more, and echo
-    (beams,) including the extinction on the way; 0 where there is none."""
+    """The strongest echo of fog or rain in each beam: range (beams,) >= 1 m, and strength (beams,) with the
+    extinction on the way, 0 for no echo."""
     ranges, echoes = np.ones(beams), np.zeros(beams)
     alpha = extinction(weather)
     if np.isfinite(weather.visibility):
@@ -55,10 +55,12 @@ def volume_echo(weather: Weather, beams: int, rng: np.random.Generator) -> tuple
 
 
 def _fog_echo(visibility: float, alpha: float, beams: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Fog as a soft target: Hahner et al., "Fog Simulation on Real LiDAR Point Clouds", ICCV 2021: power
-    beta exp(-2 alpha r) / r^2 per metre of pulse with beta = 0.046 / visibility. Where in that profile the
-    detector triggers is drawn in proportion to it, and speckle makes the power exponentially distributed
-    (Goodman, "Some fundamental properties of speckle", JOSA 66, 1976)."""
+    """Fog as a soft target (Hahner et al., "Fog Simulation on Real LiDAR Point Clouds", ICCV 2021).
+
+    The power per metre of pulse is beta exp(-2 alpha r) / r^2 with beta = 0.046 / visibility. The range at which the
+    detector triggers is drawn from this profile, the power from an exponential distribution because of speckle
+    (Goodman, "Some fundamental properties of speckle", JOSA 66, 1976).
+    """
     r = np.linspace(1, 40, 400)
     ranges = np.interp(rng.random(beams), *_distribution(np.exp(-2 * alpha * r) / r**2, r))
     echoes = np.pi * 0.046 / visibility * PULSE_LENGTH * np.exp(-2 * alpha * ranges)
@@ -66,8 +68,10 @@ def _fog_echo(visibility: float, alpha: float, beams: int, rng: np.random.Genera
 
 
 def _drop_echo(rain: float, alpha: float, beams: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Single drops, drawn in the beam's volume by size as in LISA (Kilic et al., arXiv:2107.07004, 2021). A drop
-    sends back DROP_GAIN D^2 / 16 per sr, out of a beam that is wider than the drop."""
+    """Single rain drops, drawn in the volume of the beams by size as in LISA (Kilic et al., arXiv:2107.07004, 2021).
+
+    A drop of diameter D scatters back DROP_GAIN D^2 / 16 per sr; it covers only part of the beam.
+    """
     smallest, slope = 0.5, _drop_slope(rain)  # mm
     r = np.linspace(1, 15, 300)
     section = np.pi / 4 * (BEAM_EXIT + BEAM_DIVERGENCE * r) ** 2
@@ -86,27 +90,28 @@ def _drop_echo(rain: float, alpha: float, beams: int, rng: np.random.Generator) 
 
 
 def _distribution(density: np.ndarray, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Cumulated probability (N,) of a density (N,), not normalised, given at points (N,); and those points."""
+    """(N,) cumulative distribution of an unnormalised density (N,) at the points (N,), and the points: the arguments
+    of `np.interp` for inverse transform sampling."""
     cumulated = np.concatenate([[0], np.cumsum((density[1:] + density[:-1]) * np.diff(at))])
     return cumulated / cumulated[-1], at
 
 
 def wetness(weather: Weather) -> float:
-    """Share of the ground under a film of water."""
+    """Share of the ground that is covered by a film of water."""
     return min(weather.rain / 2, 1.0)
 
 
 def wet_albedo(albedo: np.ndarray) -> np.ndarray:
-    """Matt reflectance of a rough surface under a film of water, which keeps part of the light by total internal
-    reflection: Lekner & Dorf, "Why some things are darker when wet", Applied Optics 27 (1988)."""
+    """Albedo of a matt surface under a film of water, which traps part of the light by total internal reflection:
+    Lekner & Dorf, "Why some things are darker when wet", Applied Optics 27 (1988)."""
     enter = 1 - WATER_REFLECTION
-    inside = 1 - (1 - 0.066) / WATER_INDEX**2  # share of matt light that the film sends back down
+    inside = 1 - (1 - 0.066) / WATER_INDEX**2  # share of the diffuse light that the film reflects back down
     return enter * albedo * (1 - inside) / (1 - inside * albedo)
 
 
 def film_transmission(cosines: np.ndarray) -> np.ndarray:
-    """Share of light that enters a film of water at that incidence; the rest is mirrored away and is lost to a
-    LiDAR (Fresnel, unpolarised; as in Hahner et al., "LiDAR Snowfall Simulation", CVPR 2022, wet ground)."""
+    """Share of the light that enters a film of water at these cosines of incidence (Fresnel, unpolarised). The rest is
+    reflected away from a LiDAR, as on the wet ground of Hahner et al., "LiDAR Snowfall Simulation", CVPR 2022."""
     inside = np.sqrt(1 - (1 - cosines**2) / WATER_INDEX**2)
     perpendicular = (cosines - WATER_INDEX * inside) / (cosines + WATER_INDEX * inside)
     parallel = (inside - WATER_INDEX * cosines) / (inside + WATER_INDEX * cosines)
@@ -114,11 +119,11 @@ def film_transmission(cosines: np.ndarray) -> np.ndarray:
 
 
 def spray(snapshot: Snapshot, rng: np.random.Generator) -> Solids:
-    """Clusters of droplets in the wakes of vehicles on a wet road, as solids without an owner.
+    """Spray behind vehicles on a wet road: clusters of droplets as solids without owner.
 
-    Spray reaches a LiDAR as clusters of turbulence that fill a widening plume behind the vehicle; their number
-    grows with speed and with the water on the road (Linnhoff et al., "Simulating Road Spray Effects in Automotive
-    Lidar Sensor Models", IEEE Sensors J. 2022). Slower than 8 m/s no vehicle raises any.
+    A LiDAR detects spray as clusters in a widening plume behind the vehicle; their number grows with speed and with
+    the water on the road (Linnhoff et al., "Simulating Road Spray Effects in Automotive Lidar Sensor Models", IEEE
+    Sensors J. 2022). Vehicles below 8 m/s raise none.
     """
     solids, speeds = snapshot.solids, np.linalg.norm(snapshot.agent_velocities[:, :2], axis=1)
     water = min(snapshot.weather.rain / 10, 1.0)
@@ -153,10 +158,13 @@ def spray(snapshot: Snapshot, rng: np.random.Generator) -> Solids:
 
 
 def koschmieder(radiance: np.ndarray, distance: np.ndarray, alpha: float, airlight: np.ndarray) -> np.ndarray:
-    """(3, H, W) light (3, H, W) after `distance` (H, W) m through air that scatters in as much as it takes out:
-    J t + A (1 - t) with t = exp(-alpha distance) (Koschmieder 1924; Narasimhan & Nayar, IJCV 48, 2002).
+    """(3, H, W) radiance after `distance` (H, W) m of scattering air: J t + A (1 - t) with t = exp(-alpha distance)
+    (Koschmieder 1924; Narasimhan & Nayar, IJCV 48, 2002).
 
-    airlight: (3,) radiance of air without end.
+    Args:
+        radiance: (3, H, W), J.
+        alpha: extinction coefficient, 1/m.
+        airlight: (3,) radiance at infinite distance, A.
     """
     transmission = np.exp(distance * np.float32(-alpha))
     airlight = airlight[:, None, None]
@@ -166,10 +174,10 @@ def koschmieder(radiance: np.ndarray, distance: np.ndarray, alpha: float, airlig
 def rain_streaks(
     radiance: np.ndarray, rain: float, focal_length: float, airlight: np.ndarray, rng: np.random.Generator
 ) -> np.ndarray:
-    """The picture (3, H, W) through falling drops near the camera and wet optics.
+    """(3, H, W) the image with streaks of drops near the camera, and the dimming of wet optics.
 
-    Drops are as frequent as Marshall & Palmer say, fall 9.65 - 10.3 exp(-0.6 D) m/s (Atlas et al., Rev. Geophys. 11,
-    1973) during the exposure, and show as streaks of the sky's light (Garg & Nayar, "Vision and Rain", IJCV 75, 2007).
+    The number of drops follows Marshall & Palmer, their speed is 9.65 - 10.3 exp(-0.6 D) m/s (Atlas et al., Rev.
+    Geophys. 11, 1973), and they refract skylight (Garg & Nayar, "Vision and Rain", IJCV 75, 2007).
     """
     if rain <= 0:
         return radiance
@@ -177,7 +185,7 @@ def rain_streaks(
     smallest, farthest, exposure = 1.0, 4.0, 0.008  # mm, m, s
     slope = _drop_slope(rain)
     volume = width * height / focal_length**2 * farthest**3 / 3
-    # Nine in ten are out of focus or too thin to show.
+    # Nine in ten are out of focus or too thin to be seen.
     count = rng.poisson(0.1 * DROPS / slope * np.exp(-slope * smallest) * volume)
     distance = farthest * rng.random(count) ** (1 / 3)
     diameter = smallest + rng.exponential(1 / slope, count)
@@ -197,8 +205,8 @@ def rain_streaks(
 
 
 def expose(radiance: np.ndarray, exposure: float, gain: float, rng: np.random.Generator) -> np.ndarray:
-    """(H, W, 3) uint8 what a sensor makes of the light (3, H, W): lens blur, shot noise of the photons counted, read
-    noise, amplification, and gamma 2 (EMVA 1288; a white sheet at noon frees 10 000 electrons a pixel)."""
+    """(H, W, 3) uint8 the sensor's image of radiance (3, H, W): lens blur, shot noise, read noise, gain and gamma 2
+    (EMVA 1288; white at noon is 10 000 electrons per pixel)."""
     image = np.empty((*radiance.shape[1:], 3), np.uint8)
     for channel, plane in enumerate(radiance):
         electrons = cv2.GaussianBlur(plane, (3, 3), 0.55) * np.float32(1e4 * exposure)

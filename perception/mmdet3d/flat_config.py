@@ -1,7 +1,7 @@
-"""Flat configurations of mmdet3d. They are Python files, but are read here, not run.
+"""Reads flat configurations of mmdet3d: Python files of names and literals, parsed without running them.
 
-mmengine's `Config.dump` writes a value for each name, of literals and dict(key=value) alone. Such a file is in the
-folder of every training, and `mim download` writes one beside the checkpoint.
+mmengine's `Config.dump` writes such a file, with literals and dict(key=value) as the only values. Every training of
+mmdet3d has one in its folder, and `mim download` writes one beside the checkpoint.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from perception.errors import InputError
 FLATTEN = "python -c \"from mmengine.config import Config; Config.fromfile('{}').dump('flat.py')\""
 
 
-class Settings:
+class ConfigSection:
     """One dictionary of a configuration.
 
     Args:
         content: the dictionary.
         path: of the configuration, for messages.
-        name: of the dictionary, such as model.pts_neck; empty for the whole configuration.
+        name: key path of the dictionary, such as model.pts_neck; empty for the whole configuration.
     """
 
     def __init__(self, content: Mapping[str, Any], path: Path, name: str = "") -> None:
@@ -30,49 +30,49 @@ class Settings:
 
     def __getitem__(self, key: str) -> Any:
         if key not in self.content:
-            raise InputError(f"{self.path}: {self._place(key)} is missing")
+            raise InputError(f"{self.path}: {self._key_path(key)} is missing")
         return self.content[key]
 
-    def _place(self, key: str) -> str:
+    def _key_path(self, key: str) -> str:
         return f"{self.name}.{key}" if self.name else key
 
     def get(self, key: str, default: Any) -> Any:
         return self.content.get(key, default)
 
-    def part(self, key: str) -> Settings:
-        """A dictionary in this one."""
+    def part(self, key: str) -> ConfigSection:
+        """The dictionary at this key."""
         content = self[key]
         if not isinstance(content, dict):
-            raise InputError(f"{self.path}: {self._place(key)} must be a dictionary, is {content!r}")
-        return Settings(content, self.path, self._place(key))
+            raise InputError(f"{self.path}: {self._key_path(key)} must be a dictionary, is {content!r}")
+        return ConfigSection(content, self.path, self._key_path(key))
 
-    def require(self, key: str, *served: Any, default: Any = ...) -> None:
-        """Raise InputError unless the setting is one of those that ours has a counterpart of.
+    def require(self, key: str, *supported: Any, default: Any = ...) -> None:
+        """Raise InputError unless the setting has one of the supported values.
 
         Args:
-            default: what mmdet3d takes where the key is absent; by default the key must be there. None takes any
-                absent key for served.
+            default: mmdet3d's value where the key is absent. By default the key must be present; None accepts its
+                absence.
         """
         if default is None and key not in self.content:
             return
         given = self[key] if default is ... else self.get(key, default)
-        if _plain(given) not in [_plain(each) for each in served]:
-            raise self.refused(f"{key} is {given!r}, ours has {' or '.join(repr(each) for each in served)}")
+        if _as_lists(given) not in [_as_lists(each) for each in supported]:
+            raise self.unsupported(f"{key} is {given!r}, ours has {' or '.join(repr(each) for each in supported)}")
 
-    def refused(self, reason: str) -> InputError:
+    def unsupported(self, reason: str) -> InputError:
         return InputError(f"{self.path}: {self.name}: no counterpart here: {reason}")
 
 
-def _plain(value: Any) -> Any:
+def _as_lists(value: Any) -> Any:
     """Tuples as lists, so that both are equal."""
-    return [_plain(each) for each in value] if isinstance(value, list | tuple) else value
+    return [_as_lists(each) for each in value] if isinstance(value, list | tuple) else value
 
 
-def read_config(path: Path) -> Settings:
-    """All names of a flat configuration with their values.
+def read_config(path: Path) -> ConfigSection:
+    """The names of a flat configuration with their values.
 
     Raises:
-        InputError: the file is absent, no Python, or has more in it than names and values, or no `model`.
+        InputError: the file is absent, not Python, contains more than names and values, or has no `model`.
     """
     try:
         text = path.read_text(encoding="utf-8")
@@ -97,11 +97,11 @@ def read_config(path: Path) -> Settings:
             ) from None
     if not isinstance(content.get("model"), dict):
         raise InputError(f"{path}: no `model` here; give a configuration of mmdet3d")
-    return Settings(content, path)
+    return ConfigSection(content, path)
 
 
 class _Dictionaries(ast.NodeTransformer):
-    """dict(key=value), as mmengine writes dictionaries, becomes {'key': value}, which is a literal."""
+    """Rewrites dict(key=value), as mmengine writes dictionaries, to the literal {'key': value}."""
 
     def visit_Call(self, node: ast.Call) -> ast.AST:
         self.generic_visit(node)

@@ -1,7 +1,7 @@
-"""The plan of a city: a grid of streets in plan coordinates (u, v), gently bent and turned into global metres.
+"""The street grid of a city in plan coordinates (u, v), and the bend and rotation to global metres.
 
-In the plan every street is straight and every block is a rectangle with rounded corners, which keeps the geometry
-easy; `Plan.to_global` bends it, so that headings, curves and junction angles vary as they do in a real town.
+In the plan all streets are straight and all blocks are rectangles with rounded corners, for simple geometry.
+`StreetPlan.to_global` bends them, so that headings, curves and junction angles vary as in a real city.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ import numpy as np
 import shapely
 from shapely.geometry import Polygon, box
 
-# Directions of travel, and the arms of a junction: towards +u, +v, -u, -v.
+# Directions of travel and arms of a junction: +u, +v, -u, -v.
 DIRECTIONS = np.array([[1, 0], [0, 1], [-1, 0], [0, -1]])
 CROSSING_WIDTH = 4.0  # m along the street
 STOP_LINE_DEPTH = 1.0  # m along the street
-FRAME = 34.0  # m, depth of the land outside the outermost streets
-FURNITURE = 0.9  # m, strip of the walkway next to the kerb for trees, lamps, racks and people who wait
+FRAME = 34.0  # m of land outside the outermost streets
+FURNITURE = 0.9  # m, width of the strip next to the kerb for trees, lamps, parked cycles and people who wait
 
 
 @dataclass(frozen=True)
 class CityStyle:
-    """What makes one city look and move differently from another."""
+    """Layout, traffic and appearance of a city."""
 
     location: str  # name of the map in nuScenes
-    right_hand: bool  # side of the road that traffic keeps
+    right_hand: bool  # traffic keeps to the right
     columns: tuple[int, ...]  # lanes per direction of the streets along v, from small to large u
     rows: tuple[int, ...]  # lanes per direction of the streets along u, from small to large v
     spacing: tuple[float, float]  # m between street centres along u and v
@@ -36,10 +36,10 @@ class CityStyle:
     corner: float  # m, kerb radius at junctions
     rotation: float  # rad
     bend: tuple[float, float]  # m: amplitude and wavelength
-    yellow_divider: bool  # colour of the paint between the directions
-    speed: float  # m/s that drivers like
+    yellow_divider: bool  # the divider between the directions is yellow, not white
+    speed: float  # m/s, limit
     building_heights: tuple[float, float]  # m
-    setback: float  # m of green in front of the houses
+    setback: float  # m of grass in front of the houses
     tree_gap: float  # m between street trees
     tree_height: float  # m
     carparks: float  # share of blocks with a parking lot
@@ -89,8 +89,8 @@ SINGAPORE = CityStyle(
 )
 
 
-class Plan:
-    """Streets, junctions and blocks of a city in plan coordinates, and the way to global ones."""
+class StreetPlan:
+    """Streets, junctions and blocks of a city in plan coordinates, and their transformation to global metres."""
 
     def __init__(self, style: CityStyle) -> None:
         self.style = style
@@ -117,7 +117,7 @@ class Plan:
         return [(i, j) for i in range(len(self.u)) for j in range(len(self.v))]
 
     def neighbour(self, i: int, j: int, arm: int) -> tuple[int, int] | None:
-        """The junction at the other end of that arm."""
+        """The junction at the other end of the arm; None at the edge of the city."""
         k, m = i + DIRECTIONS[arm][0], j + DIRECTIONS[arm][1]
         return (int(k), int(m)) if 0 <= k < len(self.u) and 0 <= m < len(self.v) else None
 
@@ -125,11 +125,11 @@ class Plan:
         return np.array([self.u[i], self.v[j]])
 
     def lanes(self, i: int, j: int, arm: int) -> int:
-        """Lanes per direction of the street that this arm belongs to."""
+        """Lanes per direction of the arm's street."""
         return self.style.rows[j] if arm % 2 == 0 else self.style.columns[i]
 
     def half_width(self, i: int, j: int, arm: int) -> float:
-        """m from the middle of that arm's street to its kerb."""
+        """m from the middle of the arm's street to its kerb."""
         return float(self.row_half[j] if arm % 2 == 0 else self.column_half[i])
 
     def crossing_start(self, i: int, j: int, arm: int) -> float:
@@ -137,17 +137,17 @@ class Plan:
         return self.half_width(i, j, arm + 1) + self.style.corner + 0.4
 
     def reach(self, i: int, j: int, arm: int) -> float:
-        """m from the junction's centre to where lanes end, just outside the stop line."""
+        """m from the junction's centre to the end of the lanes, just outside the stop line."""
         return self.crossing_start(i, j, arm) + CROSSING_WIDTH + 1.0 + STOP_LINE_DEPTH
 
     def on_arm(self, i: int, j: int, arm: int, along: np.ndarray, left: np.ndarray) -> np.ndarray:
-        """(..., 2) plan points `along` metres out on the arm and `left` metres to the left when looking outwards."""
+        """(..., 2) plan points `along` m from the junction's centre and `left` m to the left, looking outwards."""
         direction = DIRECTIONS[arm].astype(float)
         left_of = np.array([-direction[1], direction[0]])
         return self.centre(i, j) + np.multiply.outer(along, direction) + np.multiply.outer(left, left_of)
 
     def rectangle(self, i: int, j: int, arm: int, along: tuple[float, float], left: tuple[float, float]) -> Polygon:
-        """A rectangle on an arm, in plan coordinates."""
+        """A rectangle on an arm, in plan coordinates; intervals as in `on_arm`."""
         corners = [(along[0], left[0]), (along[1], left[0]), (along[1], left[1]), (along[0], left[1])]
         return Polygon([self.on_arm(i, j, arm, np.array(a), np.array(b)) for a, b in corners])
 
@@ -180,7 +180,7 @@ class Plan:
         ]
 
     def stretch(self, i: int, j: int, arm: int) -> tuple[float, float]:
-        """m along the arm, from this junction's centre: where the street between two junctions begins and ends."""
+        """Start and end of the lanes between two junctions, m along the arm from this junction's centre."""
         other = self.neighbour(i, j, arm)
         assert other is not None
         span = float(np.abs(self.centre(*other) - self.centre(i, j)).sum())
@@ -198,10 +198,10 @@ class Plan:
         return np.stack([cos * bent_u - sin * bent_v, sin * bent_u + cos * bent_v], axis=-1) + self._offset
 
     def heading(self, uv: np.ndarray, direction: np.ndarray) -> np.ndarray:
-        """(...) rad: global heading of the plan direction (2,) or (..., 2) at plan points (..., 2)."""
+        """(...) global heading (rad) of the plan direction (2,) or (..., 2) at plan points (..., 2)."""
         step = self.to_global(uv + 0.5 * direction) - self.to_global(uv - 0.5 * direction)
         return np.arctan2(step[..., 1], step[..., 0])
 
     def bend(self, shape: Polygon) -> Polygon:
-        """The global polygon of a plan polygon; long edges follow the bend."""
+        """A plan polygon in global metres; long edges follow the bend."""
         return shapely.transform(shape.segmentize(3.0), self.to_global)

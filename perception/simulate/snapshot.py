@@ -1,0 +1,80 @@
+"""The simulated world at one instant, as the sensors see it: a flat painted ground, solid boxes and the weather.
+
+Everything is in the global frame: metres, z up, the ground at z = 0.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from enum import IntEnum
+
+import numpy as np
+
+
+class Ground(IntEnum):
+    """Surface type of a ground cell."""
+
+    GRASS = 0
+    ROAD = 1
+    MARKING = 2  # white paint: lane and road dividers, stop lines
+    CROSSING = 3  # zebra stripes
+    WALKWAY = 4
+    CARPARK = 5
+    YELLOW = 6  # yellow paint: the divider between directions
+
+
+@dataclass(frozen=True)
+class GroundRaster:
+    """The ground of a city as a top-down raster."""
+
+    kinds: np.ndarray  # (rows, columns) uint8 of Ground; rows along y, columns along x
+    origin: tuple[float, float]  # m, global x and y of the corner of cell (0, 0)
+    cell: float  # m
+
+    def at(self, xy: np.ndarray) -> np.ndarray:
+        """(...) uint8 of Ground at the points xy (..., 2) m; GRASS outside the raster."""
+        rows, columns = self.kinds.shape
+        column = np.floor((xy[..., 0] - self.origin[0]) / self.cell).astype(np.int64)
+        row = np.floor((xy[..., 1] - self.origin[1]) / self.cell).astype(np.int64)
+        inside = (row >= 0) & (row < rows) & (column >= 0) & (column < columns)
+        return np.where(inside, self.kinds[row.clip(0, rows - 1), column.clip(0, columns - 1)], Ground.GRASS)
+
+
+@dataclass(frozen=True)
+class Solids:
+    """M upright boxes; agents, trees and houses are built of several each (such as body, cabin, wheels and lamps)."""
+
+    centers: np.ndarray  # (M, 3) m
+    sizes: np.ndarray  # (M, 3) m: length (along the heading), width, height
+    yaws: np.ndarray  # (M,) rad
+    colours: np.ndarray  # (M, 3) uint8 RGB in white light
+    reflectances: np.ndarray  # (M,) in [0, 1] at the LiDAR's wavelength (905 nm)
+    lamps: np.ndarray  # (M,) in [0, 1]: emitted light of headlamps, tail lamps, windows and street lamps
+    owners: np.ndarray  # (M,) index of the agent that the box is part of, -1 for static objects
+
+    def __getitem__(self, chosen: np.ndarray) -> Solids:
+        """The boxes of a mask (M,) or of indices (N,)."""
+        return Solids(**{f.name: getattr(self, f.name)[chosen] for f in fields(Solids)})
+
+    @staticmethod
+    def concatenate(*several: Solids) -> Solids:
+        return Solids(**{f.name: np.concatenate([getattr(each, f.name) for each in several]) for f in fields(Solids)})
+
+
+@dataclass(frozen=True)
+class Weather:
+    """Weather and light in physical units."""
+
+    rain: float = 0.0  # mm/h
+    visibility: float = np.inf  # m, meteorological optical range (Koschmieder)
+    night: bool = False
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The world around the recording vehicle at one instant, without the vehicle itself."""
+
+    solids: Solids
+    ground: GroundRaster
+    agent_velocities: np.ndarray  # (A, 3) m/s, indexed by `Solids.owners`
+    weather: Weather

@@ -1,0 +1,79 @@
+"""Which parameters of a model train, and their optimizer. Frozen layers are in evaluation mode, so that their batch
+normalisations keep their statistics."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import nn
+
+from perception.datasets.keyframes import Keyframes
+from perception.frame import CONDITION_VALUES
+from perception.model import PerceptionModel
+from perception.modules.base_weights import is_base_key
+from perception.modules.routing.fixed import FixedRouter
+from perception.modules.routing.random_conditions import RandomConditionsRouter
+
+
+def joint(model: PerceptionModel) -> None:
+    """Train base and modules together; a module gets gradients only from frames and tasks that route to it."""
+    model.requires_grad_(True).train()
+
+
+def post_hoc(model: PerceptionModel, modules: Sequence[str]) -> None:
+    """Train only these modules, or the attention of Fuse blocks with these keys; base and other modules are frozen."""
+    model.bank.train(*modules)
+    if model.chooser is not None:
+        model.chooser.requires_grad_(False).eval()
+    model.added.requires_grad_(False).eval()
+
+
+def routing(model: PerceptionModel) -> None:
+    """Train only the learned router; base and modules are frozen."""
+    post_hoc(model, ())
+    model.chooser.requires_grad_(True).train()
+
+
+def added_task(model: PerceptionModel, task: str, modules: Sequence[str] = ()) -> None:
+    """Train only the head of an added task and its own modules."""
+    assert isinstance(model.router, FixedRouter), "the model is folded"
+    post_hoc(model, modules)
+    model.added[task].requires_grad_(True).train()
+    model.computed = (task,)
+    if model.tasks[task].random_routes:
+        model.router = RandomConditionsRouter(model.router)
+
+
+def base(model: PerceptionModel, parts: Sequence[str] = ("*",)) -> None:
+    """Train the parameters of the base that match one of the globs, such as `heads.*`; no module."""
+    model.requires_grad_(False).eval()
+    for path, part in model.named_modules():
+        layer: Any = part
+        names = [f"{path}.{name}" for name, _ in layer.named_parameters(recurse=False)]
+        if names and all(is_base_key(name) and any(fnmatchcase(name, p) for p in parts) for name in names):
+            layer.requires_grad_(True).train()
+
+
+def parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
+    """Names and values of the parameters that train."""
+    return [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+
+
+def optimizer_of(model: nn.Module, rate: float, decay: float) -> torch.optim.Optimizer:
+    """AdamW over the trainable parameters. Modules have no weight decay: not all are the identity at zero."""
+    groups: dict[bool, list[nn.Parameter]] = {False: [], True: []}
+    for name, parameter in parameters(model):
+        groups[not is_base_key(name)].append(parameter)
+    options = [
+        {"params": group, "weight_decay": 0.0 if is_module else decay} for is_module, group in groups.items() if group
+    ]
+    return torch.optim.AdamW(options, lr=rate, foreach=True)
+
+
+def with_conditions(tables: Keyframes, tokens: Sequence[str], facts: Sequence[str]) -> list[str]:
+    """The keyframes that are known to have all conditions among the facts."""
+    required = set(facts) & set(CONDITION_VALUES)
+    return [token for token in tokens if required <= set(tables.conditions(token).known())]
