@@ -14,7 +14,7 @@ from deploy.build_package import BuildPackage, write_package
 from deploy.bundle import ONNX, Bundle
 from deploy.engine_record import EngineRecord
 from deploy.engines import open_engine
-from deploy.engines.tensorrt import build_engine, compiles_here, installed
+from deploy.engines.tensorrt import build_engine, compiler_version, compiles_here
 from deploy.targets import Target, find_target
 from perception.errors import InputError
 
@@ -125,7 +125,7 @@ def refit(
 
 
 def _refit(bundle: Bundle, source: Bundle, target: Target, signer: Signer | None) -> EngineRecord:
-    plan = source.plan(target.name, installed(target))
+    plan = source.plan(target.name, compiler_version(target))
     if not plan.record.refittable:
         raise InputError(
             f"{plan.path}: was not compiled to be refitted; run `perception build {source.path} --target {target.name} "

@@ -25,7 +25,7 @@ from slotted import EVERYWHERE, Net, learned, randomised
 from deploy.build import build, refit
 from deploy.bundle import Bundle
 from deploy.engines import cuda, open_engine
-from deploy.engines.tensorrt import build_engine, installed
+from deploy.engines.tensorrt import build_engine, compiler_version
 from deploy.onnx_export import to_onnx
 from deploy.signature import require_signed
 from deploy.structure import FLOATS, WEIGHTS, structure_sha256
@@ -210,7 +210,7 @@ def test_a_plan_moves_to_a_bundle_with_other_weights(tmp_path: Path) -> None:
     assert record.onnx_sha256 == compiled.onnx_sha256 == hashlib.sha256((old / "model.onnx").read_bytes()).hexdigest()
     assert record.weights_sha256 == hashlib.sha256((new / "model.onnx").read_bytes()).hexdigest()
     assert (record.refitted, compiled.refitted) == (True, False)
-    assert loaded.plan(TARGET, installed(find_target(TARGET))).data == Bundle.load(old).plan(TARGET).data
+    assert loaded.plan(TARGET, compiler_version(find_target(TARGET))).data == Bundle.load(old).plan(TARGET).data
     assert before == {file: file.read_bytes() for file in old.rglob("*") if file.is_file()}
     # On from there: the plan of the plan's new owner, which still names the graph it was compiled from.
     third = retrained(tmp_path / "third", seed=2)
@@ -239,7 +239,7 @@ def test_a_refitted_plan_without_a_gpu_is_one_clear_line(tmp_path: Path) -> None
 def test_compiling_to_refit_without_a_gpu_is_one_clear_line(tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx")
     done = perception("build", bundle().path, "--target", TARGET, "--refit")
-    reason = "what can be refitted compiles only where there is an NVIDIA GPU; run this there, or leave out --refit"
+    reason = "a refittable plan compiles only where there is an NVIDIA GPU; run this there, or leave out --refit"
     assert (done.returncode, done.stderr) == (2, f"perception: {TARGET}: {reason}\n")
 
 
@@ -259,7 +259,7 @@ def test_another_plan_is_refused(tmp_path: Path, change: dict[str, object], mess
     pytest.importorskip("tensorrt_rtx")
     old = with_plan(tmp_path / "old", **change)
     done = perception("build", retrained(tmp_path / "new"), "--target", TARGET, "--refit-from", old)
-    here = installed(find_target(TARGET))
+    here = compiler_version(find_target(TARGET))
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
     assert str(old / "engines" / f"{TARGET}.plan") in done.stderr
     assert message.format(old=old, here=here) in done.stderr

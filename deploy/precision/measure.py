@@ -92,7 +92,7 @@ def golden_of(
 
 
 def _others(graph: onnx.ModelProto) -> list[OnnxRuntimeEngine]:
-    return [OnnxRuntimeEngine(elsewhere(graph, bits).SerializeToString(), fused=False) for bits in MANTISSAS]
+    return [OnnxRuntimeEngine(elsewhere(graph, bits).SerializeToString(), optimise=False) for bits in MANTISSAS]
 
 
 def elsewhere(graph: onnx.ModelProto, mantissa: int) -> onnx.ModelProto:
