@@ -181,7 +181,7 @@ def test_a_cloud_with_a_pose_of_its_own_is_refused() -> None:
         decoder(PointCloud)(message.SerializeToString())
 
 
-@given(data=st.binary(max_size=80), kind=st.sampled_from(sorted(foxglove.READ)), text=st.booleans())
+@given(data=st.binary(max_size=80), kind=st.sampled_from(sorted(foxglove.CONVERTERS)), text=st.booleans())
 def test_any_bytes(data: bytes, kind: str, text: bool) -> None:
     """Are a message or corrupt; so are schemas that are noise."""
     encoding = "json" if text else "protobuf"
@@ -203,7 +203,7 @@ def test_any_bytes(data: bytes, kind: str, text: bool) -> None:
         ),
         max_leaves=12,
     ),
-    kind=st.sampled_from(sorted(foxglove.READ)),
+    kind=st.sampled_from(sorted(foxglove.CONVERTERS)),
 )
 def test_any_json(value: Any, kind: str) -> None:
     try:

@@ -20,7 +20,7 @@ from deploy.engines.tensorrt_plan import TensorRtEngine
 from deploy.golden import differences
 from deploy.runtime import Runtime
 from deploy.targets import TARGETS, Target
-from deploy.tolerances import uniform
+from deploy.tolerances import uniform_tolerances
 from perception.errors import InputError
 
 
@@ -80,7 +80,7 @@ def test_a_recorded_frame_is_the_frame(target: Target, tmp_path: Path) -> None:
     recorded = [engine.run(each) for each in (inputs, dark, inputs)]
     engine.graph = None
     for outputs, plain in zip(recorded, [engine.run(each) for each in (inputs, dark, inputs)], strict=True):
-        assert differences(plain, outputs, uniform(1e-5, bundle().manifest.heads)) == []
+        assert differences(plain, outputs, uniform_tolerances(1e-5, bundle().manifest.heads)) == []
     assert differences(recorded[0], recorded[1], bundle().manifest.tolerances)  # each frame is its own
 
 

@@ -212,7 +212,7 @@ def test_a_file_that_was_cut_off_is_replayed_up_to_there(
     assert seen[-1] >= 1
     path.write_bytes(recording[:200])
     [drive] = open_drives(path, None, (), SPEC, None)
-    with pytest.raises(InputError, match="no frame can be made of it"):
+    with pytest.raises(InputError, match="no frame can be assembled from it"):
         list(drive)
 
 

@@ -186,7 +186,7 @@ def with_plan(path: Path, **changed: object) -> Path:
     copied(path)
     build(path, TARGET, QUIET)
     record = Bundle.load(path).plan(TARGET).record.model_copy(update={"refittable": True, **changed})
-    (path / "engines" / f"{TARGET}.json").write_bytes(record.sealed())
+    (path / "engines" / f"{TARGET}.json").write_bytes(record.hashed_json())
     return path
 
 
@@ -204,7 +204,7 @@ def test_a_plan_moves_to_a_bundle_with_other_weights(tmp_path: Path) -> None:
     before = {file: file.read_bytes() for file in old.rglob("*") if file.is_file()}
     record = refit(new, old, TARGET, QUIET, private)
     loaded, compiled = Bundle.load(new), Bundle.load(old).plan(TARGET).record
-    assert loaded.plan(TARGET).record.sealed() == record.sealed()
+    assert loaded.plan(TARGET).record.hashed_json() == record.hashed_json()
     file = new / "engines" / f"{TARGET}.json"
     require_signed(file, file.read_bytes(), public)
     assert record.onnx_sha256 == compiled.onnx_sha256 == hashlib.sha256((old / "model.onnx").read_bytes()).hexdigest()
@@ -221,7 +221,7 @@ def test_a_plan_moves_to_a_bundle_with_other_weights(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"rtx-ampere.plan: compiled from another network; run `perception build"):
         Bundle.load(new).plan(TARGET)
     forged = refit(new, old, TARGET, QUIET).model_copy(update={"refittable": False})
-    (new / "engines" / f"{TARGET}.json").write_bytes(forged.sealed())
+    (new / "engines" / f"{TARGET}.json").write_bytes(forged.hashed_json())
     with pytest.raises(InputError, match=r"rtx-ampere.plan: compiled from another network; run `perception build"):
         Bundle.load(new).plan(TARGET)
 
@@ -282,9 +282,9 @@ def test_another_network_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (["--target", "cpu", "--refit"], "cpu: ONNX Runtime takes any bundle as it is; leave out --refit"),
+        (["--target", "cpu", "--refit"], "cpu: ONNX Runtime runs any bundle without a plan; leave out --refit"),
         (["--target", "cpu", "--refit-from", "{bundle}"], "cpu: has no plan to refit"),
-        (["--target", "orin", "--refit", "--dla"], "orin: refitting is not offered for layers on a DLA"),
+        (["--target", "orin", "--refit", "--dla"], "orin: layers on a DLA cannot be refitted"),
         (["--target", "orin", "--refit-from", "{bundle}"], "orin: needs tensorrt on the Jetson Orin itself"),
         (["--target", TARGET, "--refit", "--refit-from", "{bundle}"], "--refit-from compiles nothing"),
         (["--target", TARGET, "--refit-from", "nowhere"], "nowhere: not a bundle"),
