@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper
 
-from deploy.precision.graph import drop_unused
+from deploy.precision.graph import drop_unused, is_grouped_transpose
 
 _CONVOLUTIONS = {"Conv": 0, "ConvTranspose": 1}  # the axis of the output channels in their weights
 
@@ -48,8 +48,7 @@ def _summands(graph: onnx.GraphProto, name: str, constants: dict[str, onnx.Tenso
         parts = [_summands(graph, part, constants) for part in node.input]
         return None if any(part is None for part in parts) else [conv for part in parts for conv in part or ()]
     foldable = node.op_type in _CONVOLUTIONS and all(part in constants for part in node.input[1:])
-    grouped = any(a.name == "group" and a.i > 1 for a in node.attribute)
-    return [node] if foldable and not (node.op_type == "ConvTranspose" and grouped) else None
+    return [node] if foldable and not is_grouped_transpose(node) else None
 
 
 def _scale(

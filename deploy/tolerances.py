@@ -97,17 +97,6 @@ def fp32_tolerances(tasks: Mapping[str, Task[Any]]) -> Tolerances:
     return _largest("fp32", tasks)
 
 
-def uniform_tolerances(most: float, tasks: Mapping[str, Task[Any]]) -> Tolerances:
-    """The same tolerance for every quantity, in its unit, with no detection lost."""
-    pair = (most, most)
-    spread, ranked = Spread(each=most, mean=most), _bounds(pair, pair, pair, pair, pair, 0).ranked
-    bound = _largest("fp32", tasks)
-    return Tolerances(
-        ranked=dict.fromkeys(bound.ranked, ranked),
-        dense={output: dict.fromkeys(channels, spread) for output, channels in bound.dense.items()},
-    )
-
-
 def _largest(precision: Precision, tasks: Mapping[str, Task[Any]]) -> Tolerances:
     return Tolerances(
         ranked={name: BOUNDS[precision].ranked for name, task in tasks.items() if task.ranked},

@@ -13,7 +13,7 @@ import pytest
 from exported import bundle, rewritten
 from hypothesis import given
 from hypothesis import strategies as st
-from networks import tasks
+from networks import tasks, uniform_tolerances
 from test_golden_sensitivity import PRECISIONS, engine, flipped, small, weights
 
 from deploy.bundle import Bundle
@@ -29,7 +29,7 @@ from deploy.golden import (
     synthetic_frame,
 )
 from deploy.runtime import CHECK_EVERY, Runtime
-from deploy.tolerances import BOUNDS, Precision, Spread, Tolerances, require_bounded, uniform_tolerances
+from deploy.tolerances import BOUNDS, Precision, Spread, Tolerances, require_bounded
 from deploy.verify import verify
 from perception.errors import InputError
 from perception.frame import ATTRIBUTES, CLASSES, MAP_CLASSES

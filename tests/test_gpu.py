@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 from exported import QUIET, bundle, copied, rewritten
+from networks import uniform_tolerances
 from test_refit import trained_further
 
 from deploy.build import build, refit
@@ -20,7 +21,6 @@ from deploy.engines.tensorrt_plan import TensorRtEngine
 from deploy.golden import differences
 from deploy.runtime import Runtime
 from deploy.targets import TARGETS, Target
-from deploy.tolerances import uniform_tolerances
 from perception.errors import InputError
 
 

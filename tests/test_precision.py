@@ -14,7 +14,7 @@ import onnxruntime
 import pytest
 import torch
 from exported import without
-from networks import config, tasks
+from networks import config, tasks, uniform_tolerances
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
@@ -27,7 +27,7 @@ from deploy.precision.measure import MARGIN, make_golden_frames
 from deploy.precision.quantise import CPU, TENSORRT, activations, quantisable, quantise
 from deploy.precision.sensitivity import LARGEST_ERROR, blocks, sensitivity
 from deploy.targets import find_target
-from deploy.tolerances import BOUNDS, Precision, Tolerances, uniform_tolerances
+from deploy.tolerances import BOUNDS, Precision, Tolerances
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
 from perception.frame import Frame

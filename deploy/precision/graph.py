@@ -89,6 +89,11 @@ def _traced_back(graph: onnx.GraphProto, wanted: set[str], encoding: set[str]) -
     return last, between
 
 
+def is_grouped_transpose(node: onnx.NodeProto) -> bool:
+    """Whether this is a ConvTranspose whose output channels are spread over two axes of its weights."""
+    return node.op_type == "ConvTranspose" and any(a.name == "group" and a.i > 1 for a in node.attribute)
+
+
 def floats(model: onnx.ModelProto) -> set[str]:
     """Names of all float32 tensors, by ONNX's type inference."""
     graph = onnx.shape_inference.infer_shapes(model, strict_mode=True).graph

@@ -78,7 +78,10 @@ def make_golden_frames(
     measured: list[Measured] = []
     for file, graph in graphs.items():
         engine = OnnxRuntimeEngine(graph.SerializeToString())
-        others = [engine] if precision == "fp16" else _emulated_engines(graph)
+        others = [engine]
+        if precision == "int8":
+            emulated = (round_weights(graph, bits).SerializeToString() for bits in MANTISSAS)
+            others = [OnnxRuntimeEngine(each, optimise=False) for each in emulated]
         for name, (inputs, trained) in frames.items():
             outputs = trained if precision == "fp16" else engine.run(inputs)
             found: list[Arrays] = [other.run(inputs) for other in others]
@@ -89,10 +92,6 @@ def make_golden_frames(
             measured.append((GoldenFrame(name, inputs, outputs, compared, file), found))
     tolerances = measure_tolerances(measured, precision, tasks)
     return tuple(frame for frame, _ in measured), tolerances
-
-
-def _emulated_engines(graph: onnx.ModelProto) -> list[OnnxRuntimeEngine]:
-    return [OnnxRuntimeEngine(round_weights(graph, bits).SerializeToString(), optimise=False) for bits in MANTISSAS]
 
 
 def round_weights(graph: onnx.ModelProto, mantissa: int) -> onnx.ModelProto:

@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 from onnxruntime.quantization import QDQQuantizer, QuantType, TensorData
 
-from deploy.precision.graph import CONVOLUTIONS, places
+from deploy.precision.graph import CONVOLUTIONS, is_grouped_transpose, places
 
 Ranges = Mapping[str, tuple[float, float]]
 
@@ -47,7 +47,7 @@ def quantisable(graph: onnx.GraphProto) -> dict[str, onnx.NodeProto]:
     """The convolutions with constant weights that may become INT8, by output: all but the last layers."""
     last, constants = places(graph).last, {tensor.name for tensor in graph.initializer}
     found = {node.output[0]: node for node in graph.node if node.op_type in CONVOLUTIONS and node.input[1] in constants}
-    return {output: node for output, node in found.items() if output not in last and not _grouped(node)}
+    return {output: node for output, node in found.items() if output not in last and not is_grouped_transpose(node)}
 
 
 def activations(graph: onnx.GraphProto) -> set[str]:
@@ -92,11 +92,6 @@ def quantise(model: onnx.ModelProto, layers: Collection[str], ranges: Ranges, la
     result.producer_name, result.producer_version = model.producer_name, model.producer_version
     del result.metadata_props[:], result.graph.value_info[:]
     return result
-
-
-def _grouped(node: onnx.NodeProto) -> bool:
-    """Whether this is a ConvTranspose whose output channels are spread over two axes of its weights."""
-    return node.op_type == "ConvTranspose" and any(a.name == "group" and a.i > 1 for a in node.attribute)
 
 
 def _activated(graph: onnx.GraphProto, node: onnx.NodeProto) -> str:

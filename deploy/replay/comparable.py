@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from deploy.replay.provenance import ReplayProvenance, SelectionUsed
+from deploy.replay.provenance import ReplayProvenance
 from deploy.replay.results import Finished
 from perception.errors import InputError
 
@@ -42,34 +42,18 @@ def common_frames(run: Finished, baseline: Finished, least: float) -> list[str]:
 
 def _require_same_settings(run: Path, baseline: Path) -> None:
     ours, theirs = ReplayProvenance.load(run), ReplayProvenance.load(baseline)
-    for what, here, there in (
-        ("faults", _joined(ours.faults), _joined(theirs.faults)),
-        ("conditions", _conditions_text(ours.conditions), _conditions_text(theirs.conditions)),
-        ("selection", _selection_text(ours.selection), _selection_text(theirs.selection)),
-        ("topics", ours.topics_sha256 or "none", theirs.topics_sha256 or "none"),
-    ):
-        if here != there:
+    here, there = ({"topics": each.topics_sha256 or "none"} | each.brief() for each in (ours, theirs))
+    for what in ("faults", "conditions", "selection", "topics"):
+        if here[what] != there[what]:
             raise InputError(
-                f"{baseline}: was replayed with {what} {there}, this replay with {here}; replay the baseline alike"
+                f"{baseline}: was replayed with {what} {there[what]}, this replay with {here[what]}; replay the "
+                "baseline with the same settings"
             )
     read = {drive.name: drive for drive in theirs.drives}
     for drive in ours.drives:
         other = read.get(drive.name, drive)
         if other.frames == drive.frames and other.sensors_sha256 != drive.sensors_sha256:
             raise InputError(f"{baseline}: {drive.name} had other sensor data; replay the baseline on the same drives")
-
-
-def _joined(texts: tuple[str, ...]) -> str:
-    return ", ".join(texts) or "none"
-
-
-def _conditions_text(conditions: tuple[str, ...] | None) -> str:
-    return "of the drives' tags" if conditions is None else _joined(conditions)
-
-
-def _selection_text(selection: SelectionUsed) -> str:
-    end = "the end" if selection.end is None else f"{selection.end:g} s"
-    return f"from {selection.start:g} s to {end}, every {selection.every}"
 
 
 def _require_same_truth(run: Finished, baseline: Finished) -> None:

@@ -98,9 +98,12 @@ class Journal:
             self._open()
         first = self._read(0)
         old = json.loads(first) if first and self._read(1) else None  # a journal without a frame is replaced
-        if old is not None and _differences(old["about"], self.about):
+        if old is not None and (differing := _differences(old["about"], self.about)):
             self._opened.close()
-            raise InputError(self._other_replay(old["about"]))
+            raise InputError(
+                f"{self.path}: is of an unfinished replay with {differing}; repeat that one to finish it, or remove "
+                "this file to restart"
+            )
         self.discarded = _differences(old["computed"], self.computed) if old else ""
         self.resumed = old is not None and self.resume and not self.discarded
         if not self.resumed:
@@ -193,12 +196,6 @@ class Journal:
 
     def _delete_from(self, number: int) -> None:
         self._execute("DELETE FROM records WHERE number >= ?", number)
-
-    def _other_replay(self, old: Mapping[str, Any]) -> str:
-        return (
-            f"{self.path}: is of an unfinished replay with {_differences(old, self.about)}; repeat that one to finish "
-            "it, or remove this file to restart"
-        )
 
     def _cannot_write(self, error: sqlite3.OperationalError) -> InputError:
         self._opened.close()
