@@ -1,4 +1,4 @@
-"""Compile a bundle for a target, or write what a target needs to compile it."""
+"""Compile a bundle for a target, or write a build package with which the target compiles it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from deploy.build_package import BuildPackage, write_package
 from deploy.bundle import ONNX, Bundle
 from deploy.engine_record import EngineRecord
 from deploy.engines import open_engine
-from deploy.engines.tensorrt import build_engine, compiles_here, installed
+from deploy.engines.tensorrt import build_engine, compiler_version, compiles_here
 from deploy.targets import Target, find_target
 from perception.errors import InputError
 
@@ -31,37 +31,37 @@ def build(
     sign: Path | None = None,
     refittable: bool = False,
 ) -> EngineRecord | BuildPackage:
-    """Compile the networks of the bundle in folder `path` for a target; each plan goes to its `engines` folder.
+    """Compile the networks of the bundle in folder `path` for a target; the plans are stored in its `engines` folder.
 
     ONNX Runtime compiles whenever it opens a network, so `cpu` has no plan: the golden frames are run, and the record
-    says how long opening took. TensorRT compiles on the GPU that will run the plan: if that is on another machine, a
-    build package for it is written instead.
+    has the time that opening took. TensorRT compiles on the GPU that will run the plan; if that is another machine, a
+    build package is written instead.
 
     Args:
-        dla: place on the target's DLA what it can run.
+        dla: run the layers that the target's DLA supports on it.
         out: folder of the build package; `<bundle>-<target>` beside the bundle by default.
         sign: private key (PEM, `deploy.signature`) that signs the plan's record, or the package; it must have signed
             the bundle.
-        refittable: compile a plan that can take the weights of a later bundle (`refit`).
+        refittable: compile a plan whose weights a later bundle can replace (`refit`).
 
     Returns:
         The record of the first route's plan, or the package.
 
     Raises:
-        InputError: no bundle or key, an unknown target, a bundle or a DLA that it does not take, no compiler for it
-            here, a graph that the compiler refuses, or a package that cannot be written.
+        InputError: there is no such bundle, key or target, the target does not support the bundle or has no DLA, its
+            compiler is missing or rejects the graph, or the package cannot be written.
     """
     console, target, bundle = console or Console(), find_target(target_name), Bundle.load(path)
     target.versions_for(dla)  # raises if the target has no DLA
     target.require_acceptable(bundle.manifest.precision, bundle.manifest.opset)
     if refittable:
         _require_refittable(bundle, target, dla)
-    elsewhere = not compiles_here(target)
-    _require_used(target, None if elsewhere else out, sign)
+    here = compiles_here(target)
+    _require_used(target, out if here else None, sign)
     if dla and bundle.manifest.precision == "fp32":
         console.print("A DLA runs fp16 and int8 only: all layers of this fp32 bundle will stay on the GPU.")
     signer = _signer(sign, bundle)
-    if elsewhere:
+    if not here:
         folder = out or path.resolve().with_name(f"{path.resolve().name}-{target.name}")
         package = write_package(bundle, target, folder, dla, refittable, signer)
         console.print(
@@ -87,7 +87,9 @@ def build(
 def _require_used(target: Target, out: Path | None, sign: Path | None) -> None:
     """Raise InputError for options that have no effect on this target."""
     if out is not None:
-        raise InputError(f"{target.name}: compiles here, into the bundle; --out is for targets that compile elsewhere")
+        raise InputError(
+            f"{target.name}: compiles here, into the bundle; --out is for targets that compile on the device"
+        )
     if sign is not None and target.compiler == "onnxruntime":
         raise InputError(f"--sign: there is no plan for {target.name} to sign; its network is the bundle's own")
 
@@ -95,23 +97,23 @@ def _require_used(target: Target, out: Path | None, sign: Path | None) -> None:
 def refit(
     path: Path, old: Path, target_name: str, console: Console | None = None, sign: Path | None = None
 ) -> EngineRecord:
-    """Copy the plan of the bundle in folder `old` to the one in `path`, which has other weights; nothing is compiled.
+    """Copy the plan of the bundle in folder `old` to the one in `path`, which has other weights, without compiling.
 
     The plan's bytes stay the same. Its new record makes the engine load this bundle's weights whenever it opens the
     plan.
 
     Args:
-        old: has a plan that was built `refittable`, by the compiler that is here, of a network of the same structure
+        old: folder of a bundle with a `refittable` plan by this machine's compiler, for a network of the same structure
             (`deploy.structure`).
         sign: private key (PEM, `deploy.signature`) that signs the plan's record; it must have signed the bundle.
 
     Raises:
-        InputError: no bundle or key, an unknown target or one without plans, no such plan, no compiler here, or a
-            network of another structure.
+        InputError: there is no such bundle, key, target or plan, the target has no plans, its compiler is missing, or
+            the network has another structure.
     """
     target, bundle, source = find_target(target_name), Bundle.load(path), Bundle.load(old)
     if target.compiler == "onnxruntime":
-        raise InputError(f"{target.name}: has no plan to refit; ONNX Runtime takes any bundle as it is")
+        raise InputError(f"{target.name}: has no plan to refit; ONNX Runtime runs any bundle without one")
     if bundle.routes.keys() != source.routes.keys():
         raise InputError(f"{path}: has networks for other routes than {old}; build it anew, without --refit-from")
     signer = _signer(sign, bundle)
@@ -125,7 +127,7 @@ def refit(
 
 
 def _refit(bundle: Bundle, source: Bundle, target: Target, signer: Signer | None) -> EngineRecord:
-    plan = source.plan(target.name, installed(target))
+    plan = source.plan(target.name, compiler_version(target))
     if not plan.record.refittable:
         raise InputError(
             f"{plan.path}: was not compiled to be refitted; run `perception build {source.path} --target {target.name} "
@@ -141,9 +143,9 @@ def _refit(bundle: Bundle, source: Bundle, target: Target, signer: Signer | None
 def _require_refittable(bundle: Bundle, target: Target, dla: bool) -> None:
     reason = None
     if target.compiler == "onnxruntime":
-        reason = "ONNX Runtime takes any bundle as it is"
+        reason = "ONNX Runtime runs any bundle without a plan"
     elif dla:
-        reason = "refitting is not offered for layers on a DLA"
+        reason = "layers on a DLA cannot be refitted"
     elif bundle.manifest.precision == "int8":
         reason = "the scales of int8 follow its weights and are compiled into the plan"
     if reason is not None:
@@ -151,7 +153,7 @@ def _require_refittable(bundle: Bundle, target: Target, dla: bool) -> None:
 
 
 def _signer(key: Path | None, bundle: Bundle) -> Signer | None:
-    """The signer with this key, if there is one. InputError: the key did not sign the bundle."""
+    """The signer with this key, if given. InputError if the key did not sign the bundle."""
     if key is None:
         return None
     from deploy.signature import signer  # a build without a key needs no cryptography

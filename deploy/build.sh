@@ -1,46 +1,46 @@
 #!/bin/sh
-# Compiles the bundle beside this script for the @device@, on the @device@. README.md says more.
-# Exit code: 0, the engine is in the bundle; 1, TensorRT cannot compile the graph; 2, this package or machine is unfit.
+# Compiles the bundle beside this script for the @device@, on the @device@. See README.md.
+# Exit code 0: the engine is in the bundle; 1: TensorRT cannot compile the graph; 2: unsuitable package or machine.
 set -eu
 
-unfit() {
+fail() {
     echo "build.sh: $1" >&2
     exit 2
 }
 
-[ $# -le 1 ] || unfit "takes the public key that must have signed this package, or nothing; README.md says more"
+[ $# -le 1 ] || fail "takes the public key that must have signed this package, or nothing; README.md says more"
 key=${1-}
 if [ -n "$key" ]; then
-    [ -f "$key" ] || unfit "$key: no such key"
+    [ -f "$key" ] || fail "$key: no such key"
     key=$(cd "$(dirname "$key")" && pwd -P)/$(basename "$key")
 fi
 cd "$(dirname "$0")"
-if [ -n "$key" ]; then  # before anything of the package is used; that this script is whole only its caller can check
+if [ -n "$key" ]; then  # before any other file of the package is used; only the caller can check this script itself
     case "$key" in
-        "$(pwd -P)"/*) unfit "$key: the key lies in the package, whose maker could be anyone; take one from elsewhere" ;;
+        "$(pwd -P)"/*) fail "$key: the key lies in the package, whose maker could be anyone; take one from elsewhere" ;;
     esac
-    [ -f SHA256SUMS.sig ] || unfit "this package is not signed (SHA256SUMS.sig is missing); build it with --sign"
-    command -v openssl >/dev/null || unfit "no openssl to check the signature with"
+    [ -f SHA256SUMS.sig ] || fail "this package is not signed (SHA256SUMS.sig is missing); build it with --sign"
+    command -v openssl >/dev/null || fail "no openssl to check the signature with"
     openssl pkeyutl -verify -rawin -in SHA256SUMS -sigfile SHA256SUMS.sig -pubin -inkey "$key" >/dev/null 2>&1 ||
-        unfit "SHA256SUMS was not signed by $key, or was changed since"
+        fail "SHA256SUMS was not signed by $key, or was changed since"
 fi
 if ! checked=$(LC_ALL=C sha256sum -c SHA256SUMS 2>/dev/null); then
     changed=$(echo "$checked" | sed -n 's/: FAILED.*//p' | head -n 1)
-    unfit "${changed:-SHA256SUMS}: is missing or was changed; copy the package again"
+    fail "${changed:-SHA256SUMS}: is missing or was changed; copy the package again"
 fi
 
 trtexec=$(command -v trtexec || echo /usr/src/tensorrt/bin/trtexec)  # where JetPack and DriveOS have it
-[ -x "$trtexec" ] || unfit "no trtexec on the PATH or in /usr/src/tensorrt/bin; @install@"
+[ -x "$trtexec" ] || fail "no trtexec on the PATH or in /usr/src/tensorrt/bin; @install@"
 # Its first line says [TensorRT v100300] for 10.3.0.
 version=$("$trtexec" --help 2>&1 | sed -n 's/.*\[TensorRT v\([0-9]*\)\].*/\1/p' | head -n 1)
-[ -n "$version" ] || unfit "$trtexec does not say which TensorRT it is of"
+[ -n "$version" ] || fail "$trtexec does not say which TensorRT it is of"
 readable="$((version / 10000)).$((version / 100 % 100)).$((version % 100))"
 if [ "$version" -lt @first@ ] || [ "$version" -ge @end@ ]; then
-    unfit "@target@ needs TensorRT @versions@, but $trtexec is of $readable"
+    fail "@target@ needs TensorRT @versions@, but $trtexec is of $readable"
 fi
 
-# As deploy/bundle.py writes it, with a sha256 of its own. It is written last: without it the runtime refuses the plan.
-# How many layers the parser made of the graph trtexec does not say.
+# The record in the format of deploy/bundle.py, with its own sha256. It is written last, since the runtime refuses a plan
+# without it. trtexec does not report the number of layers.
 digest() { sha256sum "$@" | cut -d ' ' -f 1; }
 record() {
     printf '{\n  "sha256": "%s",\n  "target": "@target@",\n  "compiler": "tensorrt %s",\n' "$1" "$readable@with_dla@"
@@ -56,7 +56,7 @@ compile() { # the network of the bundle in folder $1
     trap 'rm -f "$plan.new"' EXIT
     set -- "--onnx=$folder/@graph@" "--saveEngine=$plan.new" @flags@
     if [ "$version" -lt 110000 ]; then
-        set -- "$@" --stronglyTyped  # TensorRT 11 knows no other networks
+        set -- "$@" --stronglyTyped  # always on in TensorRT 11
     fi
     start=$(date +%s)
     if ! "$trtexec" "$@" >>build.log 2>&1; then
@@ -72,7 +72,7 @@ compile() { # the network of the bundle in folder $1
     capability=$(sed -n 's/.*Compute Capability: \([0-9.]*\).*/\1/p' build.log | head -n 1)
     case "$capability" in
         @capabilities@ | "") ;;
-        *) unfit "this GPU has compute capability $capability, a @device@ has @capabilities@; run the script there" ;;
+        *) fail "this GPU has compute capability $capability, a @device@ has @capabilities@; run the script there" ;;
     esac
     bytes=$(($(wc -c <"$plan.new")))
     compiled=$(digest "$plan.new")

@@ -1,14 +1,14 @@
-"""A folder to copy to a device, which compiles the bundle in it with its own TensorRT.
+"""The build package: a folder to copy to a device, which compiles the bundle in it with its own TensorRT.
 
-    bundle/       the bundle; the engine will be stored in it
-    build.sh      checks the package and the device's TensorRT, compiles, and writes the engine's record
-    README.md     the same for people, with the exact commands
-    SHA256SUMS    of all of these
-    SHA256SUMS.sig   the signature of SHA256SUMS, where a key was given
+    bundle/          the bundle, in which the engine will be stored
+    build.sh         checks the package and the device's TensorRT, compiles, and writes the engine's record
+    README.md        instructions, with the exact commands
+    SHA256SUMS       hashes of all of these
+    SHA256SUMS.sig   the signature of SHA256SUMS, if a key was given
 
-Options of trtexec are those of TensorRT 10 and 11 (docs.nvidia.com/deeplearning/tensorrt, "Migrating trtexec Usage from
-TensorRT 10.x to 11.x", "Building and Launching the Loadable"). The script is tested with a stand-in for trtexec, which
-comes with JetPack and DriveOS only.
+The options of trtexec are those of TensorRT 10 and 11 (docs.nvidia.com/deeplearning/tensorrt, "Migrating trtexec Usage
+from TensorRT 10.x to 11.x", "Building and Launching the Loadable"). The script is tested with a stand-in for trtexec,
+which comes with JetPack and DriveOS only.
 """
 
 from __future__ import annotations
@@ -39,28 +39,28 @@ Copy this folder to the {device} and run
     sh build.sh
 
 {signed}It checks every file against {sums}, finds `trtexec` (on the PATH or in /usr/src/tensorrt/bin), checks that its
-TensorRT is {versions}, compiles, checks that the GPU has compute capability {capabilities}, and leaves the engine and
-its record in `bundle/engines`, where the runtime looks for them. What it runs:
+TensorRT is {versions}, compiles, checks that the GPU has compute capability {capabilities}, and stores the engine and
+its record in `bundle/engines`, where the runtime looks for them. It runs:
 
 {commands}
 
-`build.log` keeps the output. Exit code: 0, the engine is in the bundle; 1, TensorRT cannot compile the graph; 2, the
-package or the machine is unfit; then the last line says why.
+The output is in `build.log`. Exit code 0: the engine is in the bundle; 1: TensorRT cannot compile the graph; 2: the
+package or the machine is unsuitable. The last line gives the reason.
 
-Where this project and TensorRT's Python module are installed on the device, `bundle` can be compiled without trtexec:
+If this project and TensorRT's Python module are installed on the device, `bundle` can be compiled without trtexec:
 
     {perception}
 
-Neither was run on a {device} when this was written. The runtime runs the golden frame of the bundle before its first
-real one, and refuses an engine that computes something else.
+Neither has been run on a {device} yet. The runtime runs the golden frames of the bundle first, and refuses an engine
+that does not compute the exported network.
 {dla_note}"""
 
-SIGNED = """with the public key of who made it, which must not come with this folder:
+SIGNED = """with the public key of its maker, which must not come with this folder:
 
     sh build.sh /path/to/public.pem
 
-Then it checks the signature of {sums} by openssl before all else. A script that was changed would not: without trust in
-this folder, check it by what is on the device already, `perception verify . --key /path/to/public.pem` or
+Then it first checks the signature of {sums} with openssl. A manipulated script would skip that. If you do not trust
+this folder, check it with tools that are already on the device, `perception verify . --key /path/to/public.pem` or
 
     openssl pkeyutl -verify -rawin -in {sums} -sigfile {sums}.sig -pubin -inkey /path/to/public.pem
     sha256sum -c {sums}
@@ -68,32 +68,32 @@ this folder, check it by what is on the device already, `perception verify . --k
 """
 
 DLA_NOTE = """
-Layers that the DLA cannot run stay on the GPU, and trtexec says so only in `build.log`. A DLA runs FP16 and INT8; this
-bundle is {precision}.
+Layers that the DLA cannot run stay on the GPU; `build.log` lists them. A DLA runs FP16 and INT8; this bundle is
+{precision}.
 """
 
 
 class BuildPackage(Section):
-    """A build package that was written."""
+    """A written build package."""
 
     target: str
     package: str  # its folder
     versions: str  # of TensorRT that may compile it
-    commands: dict[str, str]  # what build.sh runs, for each major version of TensorRT, a line for each network
+    commands: dict[str, str]  # commands of build.sh by major version of TensorRT, a line per network
 
 
 def write_package(
     bundle: Bundle, target: Target, out: Path, dla: bool, refittable: bool, signer: Signer | None = None
 ) -> BuildPackage:
-    """Write the build package of a bundle for a TensorRT target to the folder `out`, replacing one that is there.
+    """Write the build package of a bundle for a TensorRT target to the folder `out`, replacing an older one.
 
-    Engines that the bundle already has stay behind: they were compiled elsewhere.
+    Engines that the bundle already has are not copied.
 
     Args:
         signer: signs SHA256SUMS.
 
     Raises:
-        InputError: `out` exists and is no build package, or cannot be written; what was there stays.
+        InputError: `out` exists and is not a build package, or cannot be written; an older package is kept.
     """
     if out.exists() and not (out / SUMS).is_file() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: exists and is not a build package; choose another --out")
@@ -113,7 +113,7 @@ def write_package(
 
 
 def _describe(bundle: Bundle, target: Target, out: Path, dla: bool, refittable: bool) -> BuildPackage:
-    """What build.sh will run, in the same order."""
+    """The package, with the commands of build.sh in order."""
     versions = target.versions_for(dla)
     commands = [
         f"trtexec --onnx={folder}/{bundle.onnx.name} --saveEngine={folder}/engines/{target.name}.plan.new "
@@ -133,14 +133,14 @@ def _describe(bundle: Bundle, target: Target, out: Path, dla: bool, refittable: 
 
 
 def _folders(bundle: Bundle) -> list[str]:
-    """Folders of the bundle's networks in the package: its own, and those of other routes."""
+    """Folders of the bundle's networks in the package."""
     return ["bundle", *(f"bundle/{part.path.relative_to(bundle.path).as_posix()}" for part in bundle.routes.values())]
 
 
 def _flags(bundle: Bundle, dla: bool, refittable: bool) -> str:
-    """Options of trtexec for every version: FP32 without TF32's short mantissa, and no timing after the build.
+    """Options of trtexec for every version: no TF32, whose mantissa is shorter than FP32's, and no timing runs.
 
-    The graph takes any number of pillars, the plan as many as the manifest says.
+    The graph takes any number of pillars, the plan exactly as many as the manifest says.
     """
     options = "--noTF32 --skipInference"
     pillars = [tensor for tensor in bundle.manifest.inputs if tensor.name in PILLARS]
@@ -195,5 +195,5 @@ def _capabilities(target: Target, between: str) -> str:
 
 
 def _numbered(version: tuple[int, int]) -> str:
-    """A version as trtexec writes it: 100300 for 10.3.0."""
+    """A version in the format of trtexec: 100300 for 10.3.0."""
     return str(10000 * version[0] + 100 * version[1])

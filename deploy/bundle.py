@@ -1,20 +1,20 @@
-"""The bundle: a folder with all that a vehicle needs to run one exported network, and the proof that it is intact.
+"""The bundle: a folder with all that a vehicle needs to run an exported network, and to check that it is intact.
 
-    manifest.json         what the network takes and gives, how it was made, and the sha256 of every other file
-    manifest.sig          the signature of manifest.json, where the exporter signed
+    manifest.json         inputs and outputs of the network, how it was made, and the sha256 of every other file
+    manifest.sig          the signature of manifest.json, if the exporter signed it
     model.onnx            the network
-    model.cpu.onnx        the same in INT8 as ONNX Runtime wants it, where TensorRT wants it otherwise
-    golden.safetensors    the inputs of a few frames, and the outputs that the exported network gave for them
-    calibration.json      of INT8: on which frames the ranges of activations were measured, and what they are
-    modules/              the modules that the network was made with, as `Bank.save` writes them
+    model.cpu.onnx        INT8: the network in the layout of ONNX Runtime; model.onnx has that of TensorRT
+    golden.safetensors    a few frames' inputs, and the exported network's outputs for them
+    calibration.json      INT8: the calibration frames, and the measured ranges of the activations
+    modules/              the modules that the network was made with, as written by `Bank.save`
     engines/              plans compiled by `perception build`, each with its own record, from model.onnx or from one
                           of the same structure
-    routes/               bundles of the same checkpoint for other routes, where each has a network of its own
+    routes/               bundles of the same checkpoint for other routes, if each has its own network
 
-Manifest and records carry their own sha256 too, and a file that the manifest does not name is refused, except in
-engines/, which is filled later: so no byte of a bundle can change unnoticed. Anyone can compute all hashes anew, but
-only a signature tells that nobody did. The bytes that are used are those that were hashed. No torch here: a bundle is
-read on the vehicle.
+Manifest and records contain their own sha256, and files that the manifest does not name are refused, except in
+engines/, which is filled later. So any changed byte of a bundle is detected. Hashes can be recomputed by anyone; only a
+signature shows who made the bundle. The bytes that are used are those that were hashed. No torch here, since bundles
+are read on the vehicle.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from pydantic import ValidationError
 from deploy.engine_record import EngineRecord, StoredPlan
 from deploy.golden import Arrays, GoldenFrame, require_golden
 from deploy.golden_file import golden_content, read_golden
-from deploy.honoured import require_honoured
 from deploy.integrity import Content, read_unchanged, require_inside, require_nothing_else, sha256
 from deploy.manifest import MANIFEST, Manifest, parse_manifest, read_manifest
 from deploy.onnx_file import require_self_contained
 from deploy.targets import same_compiler
 from deploy.trust import Trust
+from deploy.vocabulary import require_vocabulary
 from perception.atomic import folder_written_whole, put_back, write_atomically
 from perception.errors import InputError
 from perception.sensors.inputs import InputSpec
@@ -49,32 +49,32 @@ CPU_ONNX, CALIBRATION, ROUTES = "model.cpu.onnx", "calibration.json", "routes"
 
 @dataclass(frozen=True)
 class Bundle:
-    """A bundle on disk whose hashes were right when it was opened, and are checked again whenever a file is used."""
+    """A bundle on disk. Its hashes were checked when it was opened, and are checked again whenever a file is used."""
 
     path: Path
     manifest: Manifest
-    trust: Trust | None = None  # by which the manifest was accepted, and plans are
-    routes: Mapping[str, Bundle] = field(default_factory=dict)  # for other routes
+    trust: Trust | None = None  # by which the manifest was accepted, and plans will be
+    routes: Mapping[str, Bundle] = field(default_factory=dict)  # bundles for other routes, by name
 
     @staticmethod
     def load(path: Path, trust: Trust | None = None) -> Bundle:
         """Open the bundle in the folder `path`.
 
         Args:
-            trust: who must have signed it, and how old it may be; None trusts everyone who can write files.
+            trust: who must have signed it, and how old it may be; None accepts it unsigned and of any age.
 
         Raises:
-            InputError: it is no bundle, has another schema version, names classes or conditions that this software
-                does not have, a file is missing, was changed or does not belong there, a graph keeps weights
-                elsewhere, a path leads out of the folder, or `trust` refuses it.
+            InputError: it is not a bundle, has another schema version or other classes or conditions than this
+                software, a file is missing, was changed or does not belong there, a graph has external weights, a
+                path leads out of the folder, or `trust` refuses it.
         """
         put_back(path)
         return Bundle._opened(path, read_manifest(path, trust), trust)
 
     @staticmethod
     def _opened(path: Path, manifest: Manifest, trust: Trust | None) -> Bundle:
-        """Open the bundle of an accepted manifest, whose hashes vouch for the bundles of other routes."""
-        require_honoured(path / MANIFEST, manifest)
+        """Open the bundle of an accepted manifest, whose hashes cover the bundles of other routes."""
+        require_vocabulary(path / MANIFEST, manifest)
         for name in manifest.files:
             require_inside(path, name)
         apart = {route: f"{ROUTES}/{route}" for route in manifest.apart}
@@ -95,7 +95,7 @@ class Bundle:
         return replace(bundle, routes=routes)
 
     def read(self, name: str) -> Content:
-        """A file that the manifest names, as it is used; InputError where it is not what the manifest says."""
+        """Read a file that the manifest names; InputError if its hash differs."""
         return read_unchanged(self.path / name, self.manifest.files[name], "export the bundle again")
 
     @property
@@ -109,11 +109,11 @@ class Bundle:
 
     @property
     def cpu_onnx(self) -> Path:
-        """The network as ONNX Runtime runs it fastest."""
+        """The graph for ONNX Runtime."""
         return self.path / (CPU_ONNX if CPU_ONNX in self.manifest.files else ONNX)
 
     def golden(self) -> tuple[Arrays, Arrays]:
-        """Inputs and outputs of the first golden frame, see `golden_frames`."""
+        """Inputs and outputs of the first of the `golden_frames`."""
         first = self.golden_frames()[0]
         return first.inputs, first.outputs
 
@@ -121,40 +121,39 @@ class Bundle:
         """The golden frames with the outputs of `graph`, or those of model.onnx if the bundle has no such graph.
 
         Raises:
-            InputError: the file holds something else than the inputs and outputs of the manifest, or too few detections
-                to compare.
+            InputError: the tensors are not those that the manifest describes, or too few detections can be compared.
         """
         graph = graph if graph in self.manifest.files else ONNX
         return read_golden(self.read(GOLDEN), self.manifest, graph)
 
-    def require_golden(self, run: Callable[[Arrays], Arrays], who: str, graph: str = ONNX) -> None:
+    def require_golden(self, run: Callable[[Arrays], Arrays], engine: str, graph: str = ONNX) -> None:
         """Raise WrongEngine unless `run` gives the outputs of `graph` for the golden frames, within the tolerances."""
-        require_golden(self.golden_frames(graph), run, who, self.manifest.tolerances)
+        require_golden(self.golden_frames(graph), run, engine, self.manifest.tolerances)
 
     def plan(self, target: str, compiler: str | None = None) -> StoredPlan:
-        """The plan compiled for `target` with its record, checked against it and this network.
+        """Read the plan for `target`, and check it against its record and this network.
 
         Args:
-            compiler: compiler and version of the machine that will run the plan: plans of others do not load.
-                None accepts any.
+            compiler: compiler and version of the machine that will run the plan; plans by others do not load. None
+                accepts any.
 
         Raises:
             InputError: there is none, it was changed or is not trusted, or it was compiled from another network, for
                 another target or by another compiler.
         """
         record, plan = self._record(target), self.path / ENGINES / f"{target}.plan"
-        remedy = self._build(target)
-        compiled_by = record.compiler.split(" with ")[0]  # with a DLA the compiler is the same
+        remedy = self._build_remedy(target)
+        compiled_by = record.compiler.split(" with ")[0]  # without " with DLA 0"
         if compiler is not None and not same_compiler(compiler, compiled_by):
             raise InputError(f"{plan}: compiled by {record.compiler}, but here is {compiler}; {remedy}")
         return StoredPlan(plan, read_unchanged(plan, record.plan_sha256, remedy).data, record)
 
     def _record(self, target: str) -> EngineRecord:
-        """The record of the plan for `target`; raises as `plan`, which also checks the plan itself."""
+        """Read the record of the plan for `target`; raises like `plan`, which also checks the plan itself."""
         names = (f"{ENGINES}/{target}.{suffix}" for suffix in ("json", "plan", "sig"))
         for name in names:
             require_inside(self.path, name)
-        file, remedy = self.path / ENGINES / f"{target}.json", self._build(target)
+        file, remedy = self.path / ENGINES / f"{target}.json", self._build_remedy(target)
         try:
             content = file.read_bytes()
             record = EngineRecord.model_validate_json(content)
@@ -164,7 +163,7 @@ class Bundle:
             raise InputError(f"{file}: not an engine record of this version; {remedy}") from None
         if self.trust is not None and file.with_suffix(".sig").exists():
             self.trust.require_signed(file, content)
-        if content != record.sealed():
+        if content != record.hashed_json():
             raise InputError(f"{file}: was changed (its sha256 differs); {remedy}")
         if record.target != target:
             raise InputError(f"{file}: is of an engine for {record.target}; {remedy}")
@@ -189,7 +188,7 @@ class Bundle:
 
     def add_plan(self, plan: bytes, record: EngineRecord, signer: Signer | None = None) -> Path:
         """Store a compiled plan. The record is written last: without it, or with an older one, the plan is refused."""
-        file, content = self.path / ENGINES / f"{record.target}.plan", record.sealed()
+        file, content = self.path / ENGINES / f"{record.target}.plan", record.hashed_json()
         require_inside(self.path, ENGINES)
         file.parent.mkdir(exist_ok=True)
         write_atomically(file, plan)
@@ -201,7 +200,7 @@ class Bundle:
         return file
 
     def require_signed_by(self, signer: Signer) -> None:
-        """Raise InputError unless this key signed the manifest: it would vouch for a plan of somebody else's bundle."""
+        """Raise InputError unless this key signed the manifest, so that it signs only plans of its own bundles."""
         file = self.path / MANIFEST
         if not signer.signed(file, file.read_bytes()):
             raise InputError(
@@ -209,14 +208,14 @@ class Bundle:
                 f"yours, run `perception sign {self.path} --key PRIVATE` first"
             )
 
-    def _build(self, target: str) -> str:
-        """The remedy for an engine that cannot be used."""
+    def _build_remedy(self, target: str) -> str:
+        """The remedy for a plan that cannot be used."""
         return f"run `perception build {self.path} --target {target}`"
 
 
 def manifest_files(manifest: Manifest, signer: Signer | None) -> dict[str, bytes]:
     """The content of the manifest and, with a signer, of its signature, by file name."""
-    content = manifest.model_copy(update={"signer": signer.id if signer else "", "sha256": ""}).sealed()
+    content = manifest.model_copy(update={"signer": signer.id if signer else "", "sha256": ""}).hashed_json()
     return {MANIFEST: content} | ({SIGNATURE: signer.sign(content)} if signer else {})
 
 
@@ -230,19 +229,17 @@ def write_bundle(
     cpu_onnx: bytes | None = None,
     routes: Mapping[str, Path] | None = None,
 ) -> Bundle:
-    """Write a bundle to the folder `path`, replacing the bundle that is there.
-
-    The old one stays until the new one is complete.
+    """Write a bundle to the folder `path`. An existing bundle is replaced when the new one is complete.
 
     Args:
-        manifest: complete except for the sha256 of each file.
+        manifest: complete except for the hashes of the files.
         more: other files by name, such as modules/rain.json.
         signer: signs the manifest.
-        cpu_onnx: the network for ONNX Runtime, if it has its own file.
+        cpu_onnx: the graph for ONNX Runtime, if it has its own.
         routes: bundles for other routes, which are copied into this one.
 
     Raises:
-        InputError: `path` exists and is no bundle, or cannot be written.
+        InputError: `path` exists and is not a bundle, or cannot be written.
     """
     if path.exists() and not (path / MANIFEST).is_file() and (not path.is_dir() or any(path.iterdir())):
         raise InputError(f"{path}: exists and is not a bundle; choose another place for the export")

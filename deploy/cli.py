@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import sys
 
-# Of numpy's linear algebra: it wakes its threads even to invert a 4 x 4 matrix, and then they spin for 20 ms.
+# OpenBLAS would wake its threads even to invert a 4 x 4 matrix, and they would spin for 20 ms.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-# They add their commands to the application; --help lists them in this order.
+# Importing these modules adds their commands to the application; --help lists them in this order.
 from perception.commands import learn, modules  # noqa: F401
 from perception.commands.common import app
 from perception.errors import InputError
@@ -18,7 +18,7 @@ from deploy.commands import bundles, drives  # noqa: F401
 
 
 def main() -> None:
-    """Run the command; an InputError becomes one line on stderr and exit code 2, as does a package that is left out."""
+    """Run the command. An InputError or a missing package becomes one line on stderr and exit code 2."""
     try:
         app()
     except InputError as error:

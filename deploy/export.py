@@ -16,11 +16,11 @@ from deploy.golden import synthetic_frame
 from deploy.manifest import Calibration, Manifest, Origin
 from deploy.network import Network, make_network
 from deploy.onnx_export import OPSET
-from deploy.origin import origin
-from deploy.permit import permits
+from deploy.origin import find_origin
+from deploy.permit import default_permits
 from deploy.precision.frames import Drives
 from deploy.release import Release
-from deploy.route import named, parse_conditions
+from deploy.route import parse_conditions, route_name
 from deploy.signature import Signer, signer
 from deploy.street import street_frames
 from deploy.tolerances import Precision
@@ -42,21 +42,21 @@ def export(
     calibration: Drives | None = None,
     apart: bool = False,
 ) -> Bundle:
-    """Write the bundle of a checkpoint to the folder `out`, and print what it is.
+    """Export a checkpoint to a bundle in the folder `out`, and print a summary.
 
     Args:
-        routes: sets of conditions that the bundle serves, such as (("rain", "boston"), ("boston",)). The modules of a
-            single route are folded into the weights. With several routes, modules that differ between them stay in
-            the graph, and an input `route` switches them.
-        console: where progress and the table go; standard output by default.
+        routes: sets of conditions that the bundle serves, such as (("rain", "boston"), ("boston",)). With a single
+            route its modules are folded into the weights. With several, modules that differ between routes stay in the
+            graph, and an input `route` switches them.
+        console: receives progress and the table; standard output by default.
         release: number, expiry and licence for the manifest, and the key that signs it.
-        precision: of the graph, see `deploy.precision`.
-        calibration: drives to measure the ranges of activations on, for INT8.
-        apart: write one network for each route instead of one for all: this saves time, but takes memory.
+        precision: see `deploy.precision`.
+        calibration: drives to calibrate INT8 on.
+        apart: write one network per route instead of one for all, which is faster but takes more memory.
 
     Raises:
-        InputError: no such checkpoint, condition or key, ONNX Runtime differs from torch, INT8 without drives to
-            calibrate on, or `out` cannot be written.
+        InputError: there is no such checkpoint, condition or key, ONNX Runtime differs from torch, INT8 has no drives
+            to calibrate on, or `out` cannot be written.
     """
     console = console or Console()
     _require_usable(precision, calibration, routes)
@@ -80,16 +80,18 @@ def export(
     if not apart:
         return export.write(out, routes, {})
     with tempfile.TemporaryDirectory() as folder:
-        others = {named(route): export.write(Path(folder) / named(route), [route], {}).path for route in routes[1:]}
+        others = {
+            route_name(route): export.write(Path(folder) / route_name(route), [route], {}).path for route in routes[1:]
+        }
         return export.write(out, routes[:1], others)
 
 
 def _require_usable(precision: Precision, calibration: Drives | None, routes: Sequence[Sequence[str]]) -> None:
-    """Raise InputError, before the work begins, for options that do not fit together."""
+    """Raise InputError for options that contradict each other, before the work begins."""
     if (precision == "int8") != (calibration is not None):
         raise InputError(
-            f"{precision}: {'needs' if precision == 'int8' else 'has no use for'} --calibrate, the drives "
-            "that INT8 measures the range of activations on"
+            f"{precision}: {'needs' if precision == 'int8' else 'does not use'} --calibrate, the drives that INT8 is "
+            "calibrated on"
         )
     for route in routes:
         parse_conditions(route)
@@ -97,7 +99,7 @@ def _require_usable(precision: Precision, calibration: Drives | None, routes: Se
 
 @dataclass(frozen=True)
 class _Export:
-    """The export of a checkpoint to one bundle or, where each route has its own network, to several."""
+    """The export of a checkpoint to one bundle or, if each route has its own network, to several."""
 
     checkpoint: Path
     trained: PerceptionModel
@@ -108,23 +110,27 @@ class _Export:
     signer: Signer | None
     precision: Precision
     calibration: Drives | None
-    recorded: Mapping[str, Mapping[str, np.ndarray]]  # inputs of the frames to calibrate on
+    recorded: Mapping[str, Mapping[str, np.ndarray]]  # inputs of the calibration frames
     console: Console
 
     def write(self, path: Path, routes: Sequence[Sequence[str]], others: Mapping[str, Path]) -> Bundle:
-        """Write the bundle of one network for these routes, with the bundles of other networks in it."""
-        names = ", ".join(named(route) for route in routes)
+        """Write the bundle of one network for these routes, with the bundles of the other networks inside."""
+        names = ", ".join(route_name(route) for route in routes)
         with self.console.status(f"Exporting to ONNX in {self.precision} for {names}"):
             network = make_network(self.trained, routes, self.golden, self.precision, self.recorded.values())
-        source, more = origin(self.trained, self.checkpoint, network.modules, self.token, self.release.license)
+        source, more_files = find_origin(
+            self.trained, self.checkpoint, network.modules, self.token, self.release.license
+        )
         if self.calibration is not None:
             measured = Calibration(
                 data=self.calibration.source.version, frames=tuple(self.recorded), ranges=dict(network.ranges)
             )
-            more[CALIBRATION] = measured.model_dump_json(indent=2).encode()
+            more_files[CALIBRATION] = measured.model_dump_json(indent=2).encode()
         manifest = self._manifest(network, source, tuple(others))
         cpu_onnx = network.graphs.get(CPU_ONNX)
-        bundle = write_bundle(path, network.graphs[ONNX], network.golden, manifest, more, self.signer, cpu_onnx, others)
+        bundle = write_bundle(
+            path, network.graphs[ONNX], network.golden, manifest, more_files, self.signer, cpu_onnx, others
+        )
         self.console.print(_table(bundle.manifest))
         return bundle
 
@@ -135,7 +141,7 @@ class _Export:
             name=config.name,
             release=release.number,
             expires=release.expires,
-            builds=() if release.signed_plans else permits(self.precision, OPSET),
+            builds=() if release.signed_plans else default_permits(self.precision, OPSET),
             classes=CLASSES,
             attributes=ATTRIBUTES,
             map_classes=MAP_CLASSES if "map" in config.tasks else (),
@@ -155,7 +161,7 @@ class _Export:
 
 
 def _table(manifest: Manifest) -> Table:
-    """The manifest as a table: size of the network, routes, modules, number of each ONNX operator."""
+    """The manifest as a table: size of the network, routes, modules, ONNX operators."""
     table = Table(title=f"{manifest.name}: ONNX opset {manifest.opset}, {manifest.precision}", show_header=False)
     most_first = sorted(manifest.operators.items(), key=lambda item: (-item[1], item[0]))
     for what, value in (
@@ -169,7 +175,7 @@ def _table(manifest: Manifest) -> Table:
         ("license", manifest.origin.license or "not stated"),
         (f"{sum(manifest.operators.values())} operators", ", ".join(f"{name} {n}" for name, n in most_first)),
         *(
-            (f"engines give {task}'s scores", f"within {each.score.each:g}, in the mean {each.score.mean:.2%}")
+            (f"tolerance of {task}'s scores", f"{each.score.each:g}, mean {each.score.mean:.2%}")
             for task, each in manifest.tolerances.ranked.items()
         ),
         *((f"in {block.precision}: {block.name}", f"error {block.error:.3f}") for block in manifest.blocks),

@@ -1,7 +1,7 @@
-"""golden.safetensors: the golden frames of a bundle. No torch here.
+"""Read and write golden.safetensors, the golden frames of a bundle. No torch here.
 
-Each frame has its `NAME.inputs.*`, and for each graph `NAME.GRAPH.outputs.*` and `NAME.GRAPH.compared.*`. Pillars are
-stored without padding, which would be most of the file.
+Each frame has tensors `NAME.inputs.*` and, for each graph, `NAME.GRAPH.outputs.*` and `NAME.GRAPH.compared.*`. Pillars
+are stored without padding, which would be most of the file.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _SHORT = {"model.onnx": "model", "model.cpu.onnx": "cpu"}  # graph -> GRAPH in t
 
 
 def golden_content(frames: Sequence[GoldenFrame]) -> bytes:
-    """The file's content; frames with the same name, for different graphs, share their inputs."""
+    """The file's content. Frames with the same name, for different graphs, share their inputs."""
     tensors: dict[str, np.ndarray] = {}
     for frame in frames:
         graph = f"{frame.name}.{_SHORT[frame.graph]}"
@@ -34,10 +34,10 @@ def golden_content(frames: Sequence[GoldenFrame]) -> bytes:
 
 
 def read_golden(content: Content, manifest: Manifest, graph: str) -> tuple[GoldenFrame, ...]:
-    """The frames with one graph's outputs, in the order of their names.
+    """The frames with the outputs of one graph, ordered by name.
 
     Raises:
-        InputError: not the inputs and outputs that the manifest describes, or too few detections to compare.
+        InputError: the tensors are not those that the manifest describes, or too few detections can be compared.
     """
     file = content.path
     try:

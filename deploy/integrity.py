@@ -1,4 +1,4 @@
-"""Detect files that were changed, linked elsewhere or added. No torch here."""
+"""Detect files that were changed, added or linked from elsewhere. No torch here."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from perception.errors import InputError
 from perception.section import Section
 
 
-class Sealed(Section):
-    """A record that carries its own sha256, so that no byte of its file can change unnoticed."""
+class SelfHashed(Section):
+    """A record that contains its own sha256, so that any changed byte of its file is detected."""
 
-    sha256: str = ""  # of the record's text with an empty string here
+    sha256: str = ""  # of the record's JSON with an empty string here
 
-    def sealed(self) -> bytes:
-        """The content of the record's file."""
+    def hashed_json(self) -> bytes:
+        """The content of the record's file, with the hash."""
         digest = hashlib.sha256(self.model_copy(update={"sha256": ""}).model_dump_json(indent=2).encode())
         return self.model_copy(update={"sha256": digest.hexdigest()}).model_dump_json(indent=2).encode()
 
@@ -30,14 +30,14 @@ def sha256(path: Path) -> str:
 
 @dataclass(frozen=True)
 class Content:
-    """The content of a file, read once: the bytes that are used are the bytes that were hashed."""
+    """The content of a file, read only once, so that the bytes that are used are those that were hashed."""
 
     path: Path
     data: bytes = field(repr=False)
 
 
 def read_unchanged(path: Path, digest: str, remedy: str) -> Content:
-    """Read a file. InputError if it is missing or its content has another sha256."""
+    """Read a file. InputError if it is missing or has another sha256."""
     if not path.is_file():
         raise InputError(f"{path}: the file is missing; {remedy}")
     content = Content(path, path.read_bytes())
@@ -47,13 +47,13 @@ def read_unchanged(path: Path, digest: str, remedy: str) -> Content:
 
 
 def require_inside(folder: Path, name: str) -> None:
-    """Raise InputError unless `name` is a plain relative path that stays in the folder, also through links.
+    """Raise InputError unless `name` is a plain relative path inside the folder, with links followed.
 
     It is parsed by Windows' rules, so that drives and backslashes are refused too.
     """
     plain = PureWindowsPath(name)
     if plain.anchor or ".." in plain.parts or plain.as_posix() != name or not name.isprintable():
-        raise InputError(f"{folder}: names {name!r}, which is no path inside it; do not use this bundle")
+        raise InputError(f"{folder}: names {name!r}, which is not a path inside it; do not use this bundle")
     if not Path(os.path.realpath(folder / name)).is_relative_to(os.path.realpath(folder)):
         raise InputError(f"{folder / name}: a link leads out of the bundle; put the file itself there")
 

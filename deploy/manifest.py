@@ -10,9 +10,9 @@ from typing import Any, Literal
 
 from pydantic import AwareDatetime, SerializeAsAny, ValidationError, field_validator
 
-from deploy.integrity import Content, Sealed, require_inside
+from deploy.integrity import Content, SelfHashed, require_inside
 from deploy.permit import Permit
-from deploy.route import Banked
+from deploy.route import BankedModule
 from deploy.tolerances import Precision, Tolerances, require_bounded
 from deploy.trust import Trust
 from perception.config import CameraBranch, Grid, Lidar, Section
@@ -29,26 +29,26 @@ class TensorInfo(Section):
     """One input or output of the network."""
 
     name: str
-    shape: tuple[int, ...]  # with as many pillars as there can be; the graph takes fewer too
+    shape: tuple[int, ...]  # with the largest number of pillars; the graph takes fewer, too
     dtype: str  # numpy's name
-    unit: str  # what the numbers mean
+    unit: str  # unit and meaning of the numbers
 
 
 class Block(Section):
-    """A part of an INT8 network, and whether it is INT8 itself."""
+    """A block of an INT8 network, and its precision."""
 
     name: str
-    layers: int  # convolutions
-    error: float  # of the outputs with this block alone in INT8, see deploy.precision.sensitivity
+    layers: int  # number of convolutions
+    error: float  # of the outputs with only this block in INT8, see deploy.precision.sensitivity
     precision: Precision
 
 
 class Calibration(Section):
-    """calibration.json: what the ranges of an INT8 network's activations were measured on, and found to be."""
+    """calibration.json: the calibration frames of an INT8 network, and the measured ranges of its activations."""
 
     data: str  # version of the tables
     frames: tuple[str, ...]  # tokens of the keyframes
-    ranges: dict[str, tuple[float, float]]  # tensor -> low and high, as deploy.precision.calibrate gives them
+    ranges: dict[str, tuple[float, float]]  # tensor -> low and high, by deploy.precision.calibrate
 
 
 class Origin(Section):
@@ -56,10 +56,10 @@ class Origin(Section):
 
     checkpoint: str  # sha256 of the checkpoint's model.safetensors
     base: str  # fingerprint of the base that the modules are for, as `perception modules` prints it
-    modules: dict[str, str]  # module in the network, whose files are modules/NAME.* -> what it was trained on, if known
-    data: tuple[str, ...]  # what the checkpoint was trained on, an entry for each training; empty: it does not say
-    golden: str  # token of the first golden frame; synthetic-0 is made by deploy.golden, all others were recorded
-    license: str  # of network, modules and golden frame, as the exporter stated it; empty: not stated
+    modules: dict[str, str]  # module in the network, with files modules/NAME.* -> what it was trained on, if known
+    data: tuple[str, ...]  # what the checkpoint was trained on, an entry per training; empty: not known
+    golden: str  # token of the first golden frame; synthetic-0 is from deploy.golden, all others were recorded
+    license: str  # of network, modules and golden frame, stated by the exporter; empty: not stated
 
 
 class NetworkFacts(Section):
@@ -68,40 +68,40 @@ class NetworkFacts(Section):
     precision: Precision = "fp32"
     blocks: tuple[Block, ...] = ()  # of INT8
     opset: int
-    tolerances: Tolerances  # how far an engine's outputs for the golden frames may be off
+    tolerances: Tolerances  # of an engine's outputs for the golden frames
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
-    routes: tuple[str, ...]  # conditions that the network was exported for, such as boston+rain; base: none known
-    folded: tuple[str, ...]  # modules in force on all routes, now part of the weights
-    inline: tuple[str, ...]  # modules in force on all routes that stay in the graph beside their layers
-    banked: tuple[Banked, ...]  # modules in force on some routes, in the order of the input `route`
+    routes: tuple[str, ...]  # conditions that the network was exported for, such as boston+rain; base: none
+    folded: tuple[str, ...]  # modules that run on all routes and are part of the weights
+    inline: tuple[str, ...]  # modules that run on all routes and stay in the graph
+    banked: tuple[BankedModule, ...]  # modules that run on some routes, in the order of the input `route`
     parameters: int
     flops: int  # of one frame; a multiply-add counts as two
     operators: dict[str, int]  # ONNX operator -> number of nodes
-    structure_sha256: str  # of all of model.onnx but its weights; a plan can be refitted from a network with the same
+    structure_sha256: str  # of model.onnx without its weights; plans can be refitted between networks with equal hashes
 
 
-class Manifest(Sealed, NetworkFacts):
-    """The description of a bundle; `manifest.json` holds exactly this."""
+class Manifest(SelfHashed, NetworkFacts):
+    """The content of manifest.json."""
 
     schema_version: Literal[8] = 8
     name: str  # of the configuration
-    release: int = 0  # counts up; a vehicle that has run a higher one refuses this (`deploy.trust`)
+    release: int = 0  # a vehicle that has run a higher one refuses this bundle (`deploy.trust`)
     expires: AwareDatetime | None = None  # from then on a vehicle that trusts keys refuses it
-    signer: str = ""  # the id of the key that signed it (`deploy.signature`); empty: nobody
-    builds: tuple[Permit, ...] = ()  # plans that run without a signature of their own
+    signer: str = ""  # id of the key that signed it (`deploy.signature`); empty: unsigned
+    builds: tuple[Permit, ...] = ()  # plans that may run without a signature of their own
     classes: tuple[str, ...]
     attributes: tuple[str, ...]
     map_classes: tuple[str, ...]  # empty: the network has no map head
-    cameras: tuple[str, ...]  # order of the pictures in the inputs
-    conditions: tuple[str, ...]  # order in the input `conditions`, and of what is recognised
+    cameras: tuple[str, ...]  # in the order of the input `images`
+    conditions: tuple[str, ...]  # in the order of the input `conditions`, and of the recognised ones
     grid: Grid
     head_grid: Grid  # of the cells that heads see
     lidar: Lidar | None
     camera: CameraBranch | None
     tasks: dict[str, SerializeAsAny[TaskConfig]]
-    modules: tuple[str, ...]  # that were in the checkpoint
-    apart: tuple[str, ...] = ()  # other routes, each with a bundle of its own in routes/
+    modules: tuple[str, ...]  # of the checkpoint
+    apart: tuple[str, ...] = ()  # other routes, each with its own bundle in routes/
     origin: Origin
     files: dict[str, str]  # name -> sha256
 
@@ -140,11 +140,11 @@ def read_manifest(bundle: Path, trust: Trust | None = None) -> Manifest:
     """The manifest of the bundle in this folder.
 
     Args:
-        trust: who must have signed it, and how old it may be; None takes it unsigned and of any age.
+        trust: who must have signed it, and how old it may be; None accepts it unsigned and of any age.
 
     Raises:
-        InputError: no bundle, another schema version, a manifest that was changed, one that is not trusted, or
-            tolerances beyond what its precision needs.
+        InputError: it is not a bundle, has another schema version, was changed, is not trusted, or its tolerances
+            exceed the bounds of its precision.
     """
     require_inside(bundle, MANIFEST)
     file = bundle / MANIFEST
@@ -163,7 +163,7 @@ def read_manifest(bundle: Path, trust: Trust | None = None) -> Manifest:
 
 
 def parse_manifest(file: Content) -> Manifest:
-    """The manifest in a file's content. InputError: another schema version, or it was changed."""
+    """Parse a manifest. InputError if it has another schema version or was changed."""
     _require_schema(file.path, file.data)
     try:
         manifest = Manifest.model_validate_json(file.data)
@@ -171,7 +171,7 @@ def parse_manifest(file: Content) -> Manifest:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"]) or "the text"
         raise InputError(f"{file.path}: {where}: {first['msg'].lower()}; export the bundle again") from None
-    if file.data != manifest.sealed():
+    if file.data != manifest.hashed_json():
         raise InputError(f"{file.path}: was changed after the export (its sha256 differs); export the bundle again")
     _require_outputs(file.path, manifest)
     require_bounded(manifest.tolerances, manifest.precision, manifest.heads, str(file.path))
@@ -179,7 +179,7 @@ def parse_manifest(file: Content) -> Manifest:
 
 
 def _require_outputs(file: Path, manifest: Manifest) -> None:
-    """The outputs must be those of the tasks: what no task reads, nothing would compare."""
+    """Raise InputError unless the outputs are those of the tasks; others would never be compared."""
     wanted = [f"{name}/{output.name}" for name, task in manifest.heads.items() for output in task.outputs]
     found = [output.name for output in manifest.outputs]
     if found != wanted:
@@ -189,7 +189,7 @@ def _require_outputs(file: Path, manifest: Manifest) -> None:
 
 
 def _signer(content: bytes) -> str:
-    """The key that a manifest names, whose signature is still to be checked."""
+    """The id of the key that an unchecked manifest names; empty if there is none."""
     try:
         signer = str(json.loads(content)["signer"])
     except (ValueError, KeyError, TypeError):
@@ -198,7 +198,7 @@ def _signer(content: bytes) -> str:
 
 
 def _require_schema(file: Path, content: bytes) -> None:
-    """Before all else is read: another version may know other fields. What is no JSON is left to the reader."""
+    """Raise InputError for another schema version, which may have other fields. Invalid JSON is reported later."""
     try:
         version = json.loads(content)["schema_version"]
     except (ValueError, KeyError, TypeError):

@@ -1,7 +1,7 @@
-"""A trained model becomes the graphs of one network that serves some routes, proved against torch.
+"""Make the graphs of one network, which serves some routes, from a trained model, and compare them with torch.
 
-The graphs keep to the ONNX standard domain and static shapes, so that ONNX Runtime and TensorRT take them as they are.
-Only the number of pillars is open: ONNX Runtime computes those of the frame, a plan of TensorRT as many as can be.
+The graphs use only the ONNX standard domain and static shapes, so that ONNX Runtime and TensorRT accept them. Only the
+number of pillars is dynamic: ONNX Runtime computes those of the frame, a TensorRT plan always the largest number.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from deploy.engines.onnxruntime import OnnxRuntimeEngine
 from deploy.golden import GoldenFrame, require_agreement
 from deploy.manifest import NetworkFacts, TensorInfo
 from deploy.onnx_export import OPSET, run, to_onnx
-from deploy.precision.convert import lower
-from deploy.precision.measure import golden_of
+from deploy.precision.convert import convert
+from deploy.precision.measure import make_golden_frames
 from deploy.precision.quantise import Ranges
-from deploy.route import Banked, named, parse_conditions, steering
+from deploy.route import BankedModule, parse_conditions, route_name, steering_inputs
 from deploy.structure import structure_sha256
-from deploy.tolerances import Precision, exact
+from deploy.tolerances import Precision, fp32_tolerances
 from perception.model import PerceptionModel
 from perception.modules.routing.input_weighted import SteeredRouter
 from perception.tasks import TASKS
@@ -43,12 +43,12 @@ UNITS = {
 
 @dataclass(frozen=True)
 class Network:
-    """What a bundle holds of one network."""
+    """One network of a bundle."""
 
-    graphs: dict[str, bytes]  # by name of the file
+    graphs: dict[str, bytes]  # ONNX files by name
     golden: tuple[GoldenFrame, ...]
-    modules: tuple[str, ...]  # that it was made with
-    ranges: Ranges  # of the activations, as measured for INT8
+    modules: tuple[str, ...]  # in the network: folded, inline or banked
+    ranges: Ranges  # INT8: measured ranges of the activations
     facts: NetworkFacts
 
 
@@ -59,67 +59,69 @@ def make_network(
     precision: Precision,
     recorded: Collection[Mapping[str, np.ndarray]],
 ) -> Network:
-    """Fold what is the same on all routes, leave a `route` input to switch the rest, export, lower and compare.
+    """Fold the modules that all routes use, switch the others by an input `route`, export, convert and compare.
 
     Args:
         golden: inputs of the golden frames by name; all routes are compared on the first.
         recorded: inputs of frames to calibrate INT8 on.
 
     Raises:
-        InputError: an operator outside the ONNX standard, or ONNX Runtime differs from torch.
+        InputError: the graph has an operator outside the ONNX standard, or ONNX Runtime differs from torch.
     """
     known = [parse_conditions(route) for route in routes]
     first = next(iter(golden.values()))
-    expected = [run(trained, first, each)[0] for each in known]  # it also shows prompts the size of their input
+    expected = [run(trained, first, each)[0] for each in known]  # this run also tells prompts the size of their input
     model = trained.deployed(*known)
     banked, conditional = _banked(trained, model)
-    steered = [first | steering(each, first, banked, conditional) for each in known]
+    steered = [first | steering_inputs(each, first, banked, conditional) for each in known]
     more = {name: array for name, array in steered[0].items() if name not in first}
-    if banked:  # weights of which no two are the same, so that the golden frames see every module
+    if banked:  # different weights, so that the golden frames depend on every module
         more["route"] = np.linspace(0.5, 1, len(banked), dtype=np.float32)[None]
     inputs = {name: frame | more for name, frame in golden.items()}
     computed = {name: run(model, frame) for name, frame in inputs.items()}
     outputs, flops = computed[next(iter(golden))]
     graph = to_onnx(model, first | more, list(outputs))
-    engine, allowed = OnnxRuntimeEngine(_bytes(graph)), exact(trained.tasks)
+    engine, allowed = OnnxRuntimeEngine(_bytes(graph)), fp32_tolerances(trained.tasks)
     for name, frame in inputs.items():
         require_agreement(computed[name][0], engine.run(frame), f"ONNX Runtime, golden frame {name}:", allowed)
     for on_route, alone, route in zip(steered, expected, routes, strict=True):
-        require_agreement(alone, run(model, on_route)[0], f"the folded network on route {named(route)}", allowed)
-        require_agreement(alone, engine.run(on_route), f"ONNX Runtime on route {named(route)}", allowed)
-    frames = [{**each, **steering(route, each, banked, conditional)} for each in recorded for route in known]
-    lowered = lower(graph, precision, frames, trained.tasks)
-    proofs, tolerances = golden_of(
-        lowered.graphs, precision, {name: (frame, computed[name][0]) for name, frame in inputs.items()}, trained.tasks
+        require_agreement(alone, run(model, on_route)[0], f"the folded network on route {route_name(route)}", allowed)
+        require_agreement(alone, engine.run(on_route), f"ONNX Runtime on route {route_name(route)}", allowed)
+    frames = [{**each, **steering_inputs(route, each, banked, conditional)} for each in recorded for route in known]
+    converted = convert(graph, precision, frames, trained.tasks)
+    proofs, tolerances = make_golden_frames(
+        converted.graphs, precision, {name: (frame, computed[name][0]) for name, frame in inputs.items()}, trained.tasks
     )
     facts = NetworkFacts(
         opset=OPSET,
         precision=precision,
-        blocks=lowered.blocks,
+        blocks=converted.blocks,
         tolerances=tolerances,
         inputs=_describe(first | more, UNITS),
         outputs=_describe(outputs, _units(trained.tasks)),
-        routes=tuple(named(route) for route in routes),
+        routes=tuple(route_name(route) for route in routes),
         folded=model.bank.folded,
         inline=tuple(name for name in model.bank.modules if name not in {each.name for each in banked}),
         banked=banked,
         parameters=sum(p.numel() for p in model.parameters()),
         flops=flops,
-        operators=dict(sorted(Counter(node.op_type for node in lowered.graphs[ONNX].graph.node).items())),
-        structure_sha256=structure_sha256(lowered.graphs[ONNX]),
+        operators=dict(sorted(Counter(node.op_type for node in converted.graphs[ONNX].graph.node).items())),
+        structure_sha256=structure_sha256(converted.graphs[ONNX]),
     )
-    graphs = {name: _bytes(each) for name, each in lowered.graphs.items()}
+    graphs = {name: _bytes(each) for name, each in converted.graphs.items()}
     return Network(
-        graphs, proofs, (*facts.folded, *facts.inline, *(each.name for each in banked)), lowered.ranges, facts
+        graphs, proofs, (*facts.folded, *facts.inline, *(each.name for each in banked)), converted.ranges, facts
     )
 
 
-def _banked(trained: PerceptionModel, model: PerceptionModel) -> tuple[tuple[Banked, ...], bool]:
-    """The modules that the graph's `route` input steers, with what they ask for, and whether it takes conditions."""
+def _banked(trained: PerceptionModel, model: PerceptionModel) -> tuple[tuple[BankedModule, ...], bool]:
+    """The modules that the input `route` switches, with the facts they require, and whether conditions are an input."""
     if not isinstance(model.router, SteeredRouter):
         return (), False
-    asks = {name: sorted({*trained.bank.modules[name].when} - set(TASKS)) for name in model.router.steered}
-    return tuple(Banked(name=name, asks=tuple(facts)) for name, facts in asks.items()), model.router.conditional
+    required = {name: sorted({*trained.bank.modules[name].when} - set(TASKS)) for name in model.router.steered}
+    return tuple(
+        BankedModule(name=name, asks=tuple(facts)) for name, facts in required.items()
+    ), model.router.conditional
 
 
 def _bytes(graph: onnx.ModelProto) -> bytes:

@@ -24,16 +24,16 @@ OPSET = 18  # TensorRT 10 reads 9-20, TensorRT 11 9-25
 
 
 def to_onnx(model: PerceptionModel, inputs: dict[str, np.ndarray], outputs: Sequence[str]) -> onnx.ModelProto:
-    """The graph of `model.predict` for inputs of these shapes, with any number of pillars from one on.
+    """Export `model.predict` for inputs of these shapes, with any number of pillars from one on.
 
     The same checkpoint gives the same bytes.
 
     Raises:
-        InputError: the graph would need an operator outside the ONNX standard domain.
+        InputError: the graph needs an operator outside the ONNX standard domain.
     """
     tensors = tuple(torch.from_numpy(array) for array in inputs.values())
     pillars = torch.export.Dim("pillars")
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):  # it prints progress marks
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):  # the exporter prints its progress
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
             _Graph(model, list(inputs)).eval(),
@@ -46,14 +46,14 @@ def to_onnx(model: PerceptionModel, inputs: dict[str, np.ndarray], outputs: Sequ
             optimize=True,
             verbose=False,
         )
-    assert program is not None  # only None when it writes a file itself
+    assert program is not None  # None only if the exporter writes a file
     graph: onnx.ModelProto = program.model_proto
     foreign = sorted(
         {f"{n.domain}::{n.op_type}" for n in graph.graph.node if n.domain} | {f.name for f in graph.functions}
     )
     if foreign:
         raise InputError(f"the graph needs operators outside the ONNX standard: {', '.join(foreign)}")
-    # The exporter notes the Python source of every node: paths of this machine, and a third of the file.
+    # The exporter adds the Python source of every node, with paths of this machine; it is a third of the file.
     for item in (graph.graph, *graph.graph.node, *graph.graph.value_info, *graph.graph.input, *graph.graph.output):
         del item.metadata_props[:]
     del graph.metadata_props[:]
@@ -65,7 +65,7 @@ def to_onnx(model: PerceptionModel, inputs: dict[str, np.ndarray], outputs: Sequ
 def run(
     model: PerceptionModel, inputs: dict[str, np.ndarray], conditions: Conditions | None = None
 ) -> tuple[dict[str, np.ndarray], int]:
-    """Torch's outputs for these inputs, and the number of floating-point operations."""
+    """Run the model in torch; returns its outputs and the number of floating-point operations."""
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:
         tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
@@ -84,14 +84,14 @@ class _Graph(nn.Module):
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         inputs = dict(zip(self.names, tensors, strict=True))
         if "images" in inputs:
-            # TensorRT accepts uint8 only as the input of a Cast, so that must be the first node.
+            # TensorRT accepts uint8 only as the input of a Cast.
             inputs["images"] = inputs["images"].float()
         _steer(self.model, inputs)
         return tuple(self.model.predict(inputs).values())
 
 
 def _steer(model: PerceptionModel, inputs: dict[str, Tensor]) -> None:
-    """Remove the inputs that steer modules from `inputs`, and set the router to them."""
+    """Remove `route` and `conditions` from the inputs, and set the router to them."""
     weights, z = inputs.pop("route", None), inputs.pop("conditions", None)
     if isinstance(model.router, SteeredRouter):
         model.router.steer(torch.ones(1, 0) if weights is None else weights, z)

@@ -1,7 +1,7 @@
-"""Reading the graph of an ONNX file without the package onnx.
+"""Read the graph of an ONNX file without the onnx package.
 
-Field numbers are those of onnx.proto3, the encoding is that of protocol buffers (protobuf.dev, "Encoding"). Nothing is
-copied: messages are views of the file's bytes. Bytes that are no message raise ValueError or IndexError on the way.
+Field numbers are from onnx.proto3, the encoding is that of Protocol Buffers (protobuf.dev, "Encoding"). Messages are
+views of the file's bytes, without copies. Malformed bytes raise ValueError or IndexError.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from perception.errors import InputError
 
 _GRAPH, _OPSET = 7, 8  # of ModelProto
 _NODE, _INPUT, _OUTPUT = 1, 11, 12  # of GraphProto
-_EXTERNAL = (13, 14)  # of TensorProto: where the data is, and that it is to be used
+_EXTERNAL = (13, 14)  # of TensorProto: location of external data, and whether it is used
 DTYPES = {
     1: "float32", 2: "uint8", 3: "int8", 4: "uint16", 5: "int16", 6: "int32", 7: "int64", 9: "bool", 10: "float16",
     11: "float64",
 }  # fmt: skip
 
-# Every way from a model to a tensor: kind of message -> field -> kind of message in it.
+# Every path from a model to a tensor: kind of message -> field -> kind of message in it.
 _CONTAINS = {
     "model": {_GRAPH: "graph", 20: "training", 25: "function"},
     "training": {1: "graph", 2: "graph"},
@@ -36,19 +36,19 @@ _CONTAINS = {
 
 @dataclass(frozen=True)
 class Graph:
-    """What a vehicle and a manifest can agree on."""
+    """The properties of a graph that a manifest describes."""
 
     opsets: dict[str, int]  # by domain; ONNX's own is "ONNX"
     operators: dict[str, int]  # operator -> number of nodes
-    inputs: dict[str, str]  # name -> type and shape, of a dimension without a fixed size its name
+    inputs: dict[str, str]  # name -> type and shape; a dynamic dimension is given by its name
     outputs: dict[str, str]
 
 
 def read_graph(onnx: Content) -> Graph:
-    """What an ONNX file says.
+    """Read the graph of an ONNX file.
 
     Raises:
-        InputError: it is no ONNX file.
+        InputError: it is not an ONNX file.
     """
     content = onnx.data
     try:
@@ -64,10 +64,9 @@ def read_graph(onnx: Content) -> Graph:
 
 
 def require_self_contained(onnx: Content) -> None:
-    """Raise InputError where a tensor of the ONNX file lies in another file, which no hash vouches for.
+    """Raise InputError if a tensor of the ONNX file is stored in another file, which no hash covers.
 
-    ONNX Runtime looks for such a file below the working directory where it is given bytes, and TensorRT beside the
-    graph.
+    ONNX Runtime would look for that file in the working directory, and TensorRT beside the graph.
     """
     stack = [("model", memoryview(onnx.data))]
     try:
@@ -75,7 +74,7 @@ def require_self_contained(onnx: Content) -> None:
             kind, message = stack.pop()
             for number, value in _fields(message):
                 if kind == "tensor" and number in _EXTERNAL and value != 0:
-                    what = "keeps weights in another file, which nothing vouches for"
+                    what = "keeps weights in another file, which no hash covers"
                     raise InputError(f"{onnx.path}: {what}; export the bundle again")
                 if number in _CONTAINS[kind] and isinstance(value, memoryview):
                     stack.append((_CONTAINS[kind][number], value))
@@ -135,16 +134,16 @@ def _parts(message: bytes | memoryview, field: int) -> list[memoryview]:
 
 
 def _merged(message: bytes | memoryview, field: int) -> bytes | memoryview:
-    """The message in a field; one that is written in several pieces is all of them together."""
+    """The message in a field; one that was written in several pieces is joined."""
     pieces = _parts(message, field)
     return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
 
 def _integer(message: bytes | memoryview, field: int) -> int:
-    """The last value of a field, as readers of protocol buffers take it; 0 where there is none."""
+    """The last value of a field, as Protocol Buffers define it; 0 if there is none."""
     return [0, *(value for number, value in _fields(message) if number == field and isinstance(value, int))][-1]
 
 
 def _text(message: bytes | memoryview, field: int) -> str:
-    """The last value of a field; empty where there is none."""
+    """The last value of a field; empty if there is none."""
     return str(b"".join(_parts(message, field)[-1:]), "utf-8")

@@ -13,17 +13,17 @@ from perception.modules.module_record import read_records
 from perception.training.checkpoint import provenance
 
 
-def origin(
+def find_origin(
     model: PerceptionModel, checkpoint: Path, modules: Sequence[str], golden: str, license: str
 ) -> tuple[Origin, dict[str, bytes]]:
-    """The record for the manifest, and the files of the modules by their names in the bundle.
+    """The record for the manifest, and the modules' files by their names in the bundle.
 
     Args:
-        model: the checkpoint's, with its modules at their slots.
-        modules: those in the exported network. RUN/modules says what each was trained on, if it has a record for this
-            base.
+        model: the checkpoint's model, with its modules at their slots.
+        modules: names of the modules in the exported network. What each was trained on is read from RUN/modules, if it
+            has a record for this base.
         golden: token of the golden frame.
-        license: as the exporter states it.
+        license: stated by the exporter.
     """
     base, records, source = model.bank.base_hash(), read_records(checkpoint), provenance(checkpoint)
     known = {name: record for name, record in records.items() if record.base == base}

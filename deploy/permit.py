@@ -1,10 +1,10 @@
-"""Which plans a signed manifest lets a device compile itself.
+"""Permits in a signed manifest for plans that a device compiles itself.
 
 A device has no private key, so it cannot sign the record of a plan that it compiled. A vehicle that trusts keys accepts
-such a plan if the manifest permits its target and compiler and the plan is of this network. This trusts everyone who
+such a plan if the manifest permits its target and compiler, and the plan is of this network. This trusts everyone who
 can write to the bundle's `engines` folder: hashes find damage and mix-ups, and golden frames find a plan that computes
-something else, but neither stops a plan that was made to deceive. A bundle without permits (`perception export
---signed-plans`) accepts signed plans only.
+something else, but neither stops a malicious plan. A bundle without permits (`perception export --signed-plans`)
+accepts signed plans only.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from perception.section import Section
 
 
 class Permit(Section):
-    """A plan that needs no signature of its own."""
+    """A kind of plan that needs no signature of its own."""
 
     target: str
     dla: bool  # compiled for a DLA
     first: tuple[int, int]  # first permitted version of the target's compiler
-    end: tuple[int, int]  # first version behind the permitted ones
+    end: tuple[int, int]  # first version that is no longer permitted
 
     def covers(self, target: str, compiler: str) -> bool:
-        """Whether it permits a plan for this target by this compiler, such as `tensorrt 10.3.0 with DLA 0`."""
+        """Whether it permits a plan for this target from this compiler, such as `tensorrt 10.3.0 with DLA 0`."""
         name, _, rest = compiler.partition(" ")
         version, _, place = rest.partition(" with ")
         return (
@@ -33,8 +33,8 @@ class Permit(Section):
         )
 
 
-def permits(precision: str, opset: int) -> tuple[Permit, ...]:
-    """Permits for all targets that compile such a graph on the device itself."""
+def default_permits(precision: str, opset: int) -> tuple[Permit, ...]:
+    """Permits for all targets that compile such a graph on the device."""
     permitted = []
     for target in TARGETS.values():
         if target.compiler != "tensorrt" or precision not in target.precisions:

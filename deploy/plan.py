@@ -1,4 +1,4 @@
-"""What an export will do with the modules at every slot, before anything is exported."""
+"""The export plan: what an export will do with the modules at every slot, and what they cost."""
 
 from __future__ import annotations
 
@@ -22,36 +22,38 @@ from perception.sensors.inputs import InputSpec, prepare
 from perception.tasks.detection.peaks import PeakHead
 from perception.training.checkpoint import load_model
 
-What = Literal["folded", "banked", "inline"]  # in the weights; in the graph with a switch; in the graph without one
+What = Literal[
+    "folded", "banked", "inline"
+]  # into the weights; in the graph, switched by an input; always in the graph
 
 
 @dataclass(frozen=True)
 class Step:
-    """What happens at one slot."""
+    """The plan for one slot."""
 
     slot: str
     what: What
     modules: tuple[str, ...]
-    parameters: int  # in the graph, beside those of the layer
-    flops: int  # per frame, beside those of the layer; all modules are computed, whatever their weights
+    parameters: int  # in the graph, in addition to the layer's
+    flops: int  # per frame, in addition to the layer's; all modules are computed, even with weight 0
     why: str
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What happens at the slots that have modules."""
+    """The plan for all slots with modules."""
 
     steps: tuple[Step, ...]
-    unused: tuple[str, ...]  # modules that no route runs: the export leaves them out
+    unused: tuple[str, ...]  # modules that no route uses, which are not exported
     parameters: int  # of the base
-    flops: int  # of the base, for a frame
+    flops: int  # of the base, per frame
 
 
 def plan(checkpoint: Path, routes: Sequence[Sequence[str]] = ((),)) -> Plan:
-    """What `export` will make of a checkpoint for these routes, and what it costs.
+    """Plan the export of a checkpoint for these routes.
 
     Raises:
-        InputError: no such checkpoint or condition.
+        InputError: there is no such checkpoint or condition.
     """
     model, config = load_model(checkpoint)
     base = PerceptionModel(config.model_copy(update={"modules": (), "fusions": (), "routing": None})).eval()
@@ -60,10 +62,10 @@ def plan(checkpoint: Path, routes: Sequence[Sequence[str]] = ((),)) -> Plan:
     frame = {name: torch.from_numpy(array) for name, array in arrays.items()}
     known = [parse_conditions(route) for route in routes]
     with torch.no_grad():
-        for conditions in known:  # prompts take the size of their input from it
+        for conditions in known:  # this run tells prompts the size of their input
             model(frame, [conditions])
     settled = model.deployed(*known)
-    # A module may keep the regression at all cells.
+    # A module may force the regression to run at all cells.
     lean = base.deployed() if isinstance(settled.heads["detection"], PeakHead) else base
     cells, flops = _cells(base, frame), run(lean, arrays)[1]
     running = {*settled.bank.folded, *settled.bank.modules}
@@ -77,23 +79,23 @@ def plan(checkpoint: Path, routes: Sequence[Sequence[str]] = ((),)) -> Plan:
 
 
 def _step(slot: Slot, here: tuple[str, ...], settled: PerceptionModel, cells: int) -> Step:
-    """The step of one slot: `slot` is after folding, `here` are the modules that it had before."""
+    """The plan for one slot after folding; `here` are the modules that it had before."""
     left: dict[str, Any] = dict(slot.computations.items())
     stacked: list[Any] = [slot.stack] if slot.stack else []
     names = tuple(name for name in here if name in left or any(name in stack.names for stack in stacked))
     if not names:
-        return Step(slot.name, "folded", here, 0, 0, "affine, and the same on all routes")
+        return Step(slot.name, "folded", here, 0, 0, "affine and the same on all routes")
     steered = settled.router.steered if isinstance(settled.router, SteeredRouter) else ()
     switched = [name for name in names if name in steered]
-    curved = [name for name, module in left.items() if not module.affine]
+    nonlinear = [name for name, module in left.items() if not module.affine]
     what: What = "inline"
-    why = f"{', '.join(curved)} cannot fold"
+    why = f"{', '.join(nonlinear)} cannot fold"
     if settled.chooser is not None and slot.name in settled.bank.after_fusion():
-        what, why = "banked", "the router in the graph chooses"
+        what, why = "banked", "selected by the router in the graph"
     elif switched:
         what, why = "banked", f"{', '.join(switched)}: not on all routes"
-    elif not curved:
-        why = "the tasks or the conditions that it reads differ between routes"
+    elif not nonlinear:
+        why = "reads tasks or conditions that differ between routes"
     parts = [*left.values(), *stacked]
     parameters = sum(p.numel() for part in parts for p in part.parameters())
     flops = 2 * cells * sum(part.multiply_adds(slot.layer) for part in parts)
@@ -101,12 +103,12 @@ def _step(slot: Slot, here: tuple[str, ...], settled: PerceptionModel, cells: in
 
 
 def _cells(base: PerceptionModel, frame: dict[str, Tensor]) -> dict[str, int]:
-    """The number of cells at which a frame's modules compute, by slot."""
+    """The number of cells at which the modules of each slot are computed."""
     cells: dict[str, int] = {}
 
     def count(name: str) -> Any:
         def hook(layer: nn.Module, seen: tuple[Tensor], y: Tensor) -> None:
-            transposed = isinstance(layer, nn.ConvTranspose2d)  # whose modules' work is counted at the input
+            transposed = isinstance(layer, nn.ConvTranspose2d)  # its modules are counted at the input
             cells[name] = seen[0].numel() // inputs(layer) if transposed else y.numel() // outputs(layer)
 
         return hook
@@ -133,5 +135,5 @@ def table(plan: Plan) -> Table:
         f"{flops / 1e6:.2f} ({flops / plan.flops:.2%})", f"of the base's {plan.flops / 1e9:.2f} GFLOP a frame",
     )  # fmt: skip
     if plan.unused:
-        shown.caption = f"on no route, and left out: {', '.join(plan.unused)}"
+        shown.caption = f"on no route, not exported: {', '.join(plan.unused)}"
     return shown

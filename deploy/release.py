@@ -11,13 +11,13 @@ from perception.errors import InputError
 
 @dataclass(frozen=True)
 class Release:
-    """What the exporter states of a bundle."""
+    """Release information that the exporter states."""
 
-    number: int = 0  # counts up: a vehicle that has run a higher one refuses this (`deploy.trust`)
+    number: int = 0  # a vehicle that has run a higher one refuses this bundle (`deploy.trust`)
     expires: datetime | None = None  # from then on vehicles refuse it
     license: str = ""  # of the network, its modules and the golden frame: an SPDX identifier or a text
     sign: Path | None = None  # private key (PEM, `deploy.signature`)
-    signed_plans: bool = False  # refuse plans that were not signed, also those that a device compiled (`deploy.permit`)
+    signed_plans: bool = False  # refuse unsigned plans, also those compiled on the device (`deploy.permit`)
 
 
 def parse_expiry(text: str) -> datetime:

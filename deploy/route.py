@@ -1,4 +1,4 @@
-"""Routes: the weight of each module on board, given what is known of a frame. No torch here."""
+"""Routes: which modules of a network run, given what is known about a frame. No torch here."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from perception.frame import CONDITION_VALUES, CONDITIONS, Conditions
 from perception.section import Section
 
 
-class Banked(Section):
+class BankedModule(Section):
     """A module in the graph whose weight is part of the input `route`."""
 
     name: str
-    asks: tuple[str, ...]  # facts that must be known of a frame for the module to run
+    asks: tuple[str, ...]  # facts that a frame must have for the module to run
 
 
-def steering(
-    conditions: Conditions, inputs: Mapping[str, np.ndarray], banked: Sequence[Banked], conditional: bool
+def steering_inputs(
+    conditions: Conditions, inputs: Mapping[str, np.ndarray], banked: Sequence[BankedModule], conditional: bool
 ) -> dict[str, np.ndarray]:
-    """The inputs that steer the network for a frame: `route`, and `conditions` where modules read them.
+    """The network's inputs `route` and, if its modules read conditions, `conditions` for a frame.
 
     Args:
-        conditions: what is known of the frame.
-        inputs: its sensors' inputs, as `prepare` makes them; zeros where a sensor is missing.
-        banked: the modules in the order of the input.
+        conditions: the known conditions of the frame.
+        inputs: the frame's sensor inputs from `prepare`; zeros where a sensor is missing.
+        banked: the modules in the order of the input `route`.
         conditional: whether the network has an input `conditions`.
     """
     known = {*conditions.known()}
@@ -43,7 +43,7 @@ def steering(
 
 
 def parse_conditions(values: Sequence[str]) -> Conditions:
-    """Conditions of values such as ("rain", "boston"); InputError on an unknown or a contradictory one."""
+    """Parse values such as ("rain", "boston"). InputError if one is unknown or contradicts another."""
     chosen: dict[str, str] = {}
     for value in values:
         kind = next((kind for kind, known in CONDITIONS.items() if value in known), None)
@@ -54,11 +54,11 @@ def parse_conditions(values: Sequence[str]) -> Conditions:
     return Conditions(**chosen)
 
 
-def named(route: Sequence[str]) -> str:
+def route_name(route: Sequence[str]) -> str:
     """The name of a route: boston+rain for ("boston", "rain"), base without conditions."""
     return "+".join(route) or "base"
 
 
-def facts(name: str) -> frozenset[str]:
-    """The conditions in a route's name: {"boston", "rain"} for boston+rain; the inverse of `named`."""
+def route_conditions(name: str) -> frozenset[str]:
+    """The conditions in a route's name: {"boston", "rain"} for boston+rain; the inverse of `route_name`."""
     return frozenset(name.split("+")) - {"base"}

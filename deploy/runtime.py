@@ -1,4 +1,4 @@
-"""The vehicle's loop: a frame in, the drive so far out. No torch here."""
+"""The runtime of a vehicle: takes frame after frame, and returns the perceived scene. No torch here."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from deploy.bundle import ONNX, Bundle
 from deploy.engines import Engine, open_engine
 from deploy.golden import GoldenFrame, require_golden
-from deploy.route import facts, steering
+from deploy.route import route_conditions, steering_inputs
 from deploy.trust import Trust
 from perception.frame import CAMERAS, LIDAR, Conditions, Frame, Prediction
 from perception.scene.scene import Scene, SceneFrame
@@ -18,62 +18,62 @@ from perception.sensors.inputs import no_sensors, prepare
 from perception.tasks.result import to_prediction
 from perception.timing import timed
 
-CHECK_EVERY = 200  # frames; a golden frame takes no longer than two frames of a drive, so this is 1 % of the time
+CHECK_EVERY = 200  # frames; a golden frame takes at most as long as two frames, so the checks cost 1 % of the time
 
 
 @dataclass(frozen=True)
 class _Network:
-    """One of a bundle's networks, on an engine that computes the recorded outputs of its golden frames."""
+    """One of a bundle's networks, on an engine that has passed its golden frames."""
 
     bundle: Bundle
     engine: Engine
-    asks: frozenset[str]  # what must be known of a frame; empty for a network that serves all routes
+    conditions: frozenset[str]  # that must be known for the network to be used; empty for the default network
     golden: tuple[GoldenFrame, ...]
-    who: str  # for messages
+    name: str  # for messages
 
     @staticmethod
-    def open(bundle: Bundle, target: str, asks: frozenset[str]) -> _Network:
-        engine, who = open_engine(bundle, target), f"{bundle.path} on {target}"
+    def open(bundle: Bundle, target: str, conditions: frozenset[str]) -> _Network:
+        engine, name = open_engine(bundle, target), f"{bundle.path} on {target}"
         golden = bundle.golden_frames(bundle.cpu_onnx.name if target == "cpu" else ONNX)
-        require_golden(golden, engine.run, who, bundle.manifest.tolerances)
-        return _Network(bundle, engine, asks, golden, who)
+        require_golden(golden, engine.run, name, bundle.manifest.tolerances)
+        return _Network(bundle, engine, conditions, golden, name)
 
 
 class Runtime:
     """A bundle running on an engine.
 
-    Before its first frame it verifies every hash of the bundle and runs the golden frames, and while it drives it
-    repeats one of them every `CHECK_EVERY` frames: a GPU may overheat, memory may flip a bit. Memory for frames is
-    allocated before the first one, except what the engine and OpenCV allocate and free themselves.
+    Opening it verifies every hash of the bundle and runs the golden frames. While driving, one golden frame is repeated
+    every `CHECK_EVERY` frames, since a GPU may overheat or a bit in memory may flip. Memory for frames is allocated
+    before the first one, except for what the engine and OpenCV allocate and free themselves.
 
     Args:
-        trust: who must have signed the bundle, and how old it may be; None takes it unsigned and of any age.
+        trust: who must have signed the bundle, and how old it may be; None accepts it unsigned and of any age.
 
     Raises:
-        InputError: the bundle was changed or is not trusted, the engine is not there, or it computes something else.
+        InputError: the bundle was changed or is not trusted, or the engine is missing or fails the golden frames.
     """
 
     def __init__(self, path: Path, target: str = "cpu", trust: Trust | None = None) -> None:
         self.bundle, self.target = Bundle.load(path, trust), target
         first = self.bundle.manifest.routes[0] if self.bundle.routes else "base"
         parts = {first: self.bundle, **self.bundle.routes}
-        # All are open at once: switching takes no longer than not switching.
-        self._networks = [_Network.open(part, target, facts(route)) for route, part in parts.items()]
+        # All networks stay open, so that switching takes no time.
+        self._networks = [_Network.open(part, target, route_conditions(route)) for route, part in parts.items()]
         if trust is not None:
             trust.accept(self.bundle.manifest.release)  # after its networks have passed the golden frames
         self._switched = _switched(self._networks)
         manifest, spec = self.bundle.manifest, self.bundle.spec
         sensors = (*((LIDAR,) if spec.lidar else ()), *(CAMERAS if spec.camera else ()))
         self.scene = Scene(sensors, manifest.heads, self._switched)
-        self._inputs = no_sensors(spec)  # every frame's are written here
+        self._inputs = no_sensors(spec)  # reused for every frame
         self._seconds: dict[str, float] = {}  # of each stage of the latest frame
         self._steps = 0
         self._checks = cycle([(network, frame) for network in self._networks for frame in network.golden])
 
     def step(self, frame: Frame) -> SceneFrame:
-        """The drive up to this frame, whichever of its sensors are missing; frames come in order of time.
+        """Perceive the next frame in order of time, and return the scene so far; any sensor may be missing.
 
-        The conditions that the scene believes select the modules, not the tags of this frame alone.
+        The modules are selected by the scene's believed conditions, not by the tags of this frame alone.
 
         Raises:
             WrongEngine: a golden frame was due and the engine failed it; do not trust the frames since the last one.
@@ -87,29 +87,29 @@ class Runtime:
         return replace(scene, seconds={**self._seconds, **scene.seconds})
 
     def check(self) -> None:
-        """Run the next golden frame, all networks in turn; the state of the drive does not change.
+        """Run the next golden frame of the next network; the state of the scene does not change.
 
         Raises:
-            WrongEngine: the engine no longer gives its outputs.
+            WrongEngine: the engine no longer gives the expected outputs.
         """
         network, frame = next(self._checks)
-        require_golden([frame], network.engine.run, network.who, network.bundle.manifest.tolerances)
+        require_golden([frame], network.engine.run, network.name, network.bundle.manifest.tolerances)
 
     def __call__(self, frame: Frame) -> Prediction:
-        """Perceive one frame alone, under the conditions of its tags, as other predictors do.
+        """Perceive a single frame, with the conditions of its tags, like other predictors.
 
         Raises:
-            InputError: an output is not finite, which no score would show.
+            InputError: an output is not finite.
         """
         return self._perceive(frame, frame.conditions)[0].require_finite(frame.token)
 
     def _perceive(self, frame: Frame, conditions: Conditions) -> tuple[Prediction, dict[str, float]]:
-        """What the network perceives, and the weights of the modules that the conditions switch."""
+        """The network's prediction, and the weights of the modules that the conditions switch."""
         network = self._network(conditions)
         manifest = network.bundle.manifest
         with timed(self._seconds, "preprocess"):
             inputs = prepare(frame, self.bundle.spec, into=self._inputs)
-            steer = steering(conditions, inputs, manifest.banked, manifest.conditional)
+            steer = steering_inputs(conditions, inputs, manifest.banked, manifest.conditional)
         with timed(self._seconds, "engine"):
             outputs = network.engine.run(inputs | steer)
         with timed(self._seconds, "postprocess"):
@@ -120,19 +120,19 @@ class Runtime:
         return prediction, weights
 
     def _network(self, conditions: Conditions) -> _Network:
-        """The network for the most conditions, all of them known; the first if there is none."""
+        """The network whose conditions are all known and are the most; the first network if there is none."""
         known = {*conditions.known()}
-        fitting = [network for network in self._networks if network.asks <= known]
-        return max(fitting, key=lambda network: len(network.asks), default=self._networks[0])
+        fitting = [network for network in self._networks if network.conditions <= known]
+        return max(fitting, key=lambda network: len(network.conditions), default=self._networks[0])
 
 
 def _switched(networks: list[_Network]) -> Mapping[str, tuple[str, ...]]:
     """The modules that do not run in every frame, each with the facts that it requires."""
-    asks: dict[str, tuple[str, ...]] = {}
+    required: dict[str, tuple[str, ...]] = {}
     for network in networks:
         manifest = network.bundle.manifest
-        asks |= {module.name: module.asks for module in manifest.banked}
+        required |= {module.name: module.asks for module in manifest.banked}
         for name in manifest.folded:
             if any(name not in other.bundle.manifest.folded for other in networks):
-                asks.setdefault(name, tuple(sorted(network.asks)))
-    return asks
+                required.setdefault(name, tuple(sorted(network.conditions)))
+    return required

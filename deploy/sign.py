@@ -14,19 +14,19 @@ from perception.errors import InputError
 
 
 def sign(path: Path, key: Path, target: str | None = None) -> dict[str, str]:
-    """Sign the manifest of the bundle in folder `path`, or its plans for `target`, once all of it is verified.
+    """Verify the bundle in folder `path`, then sign its manifest or its plans for `target`.
 
-    Verification shows that everything fits together, not that the bundle is the one that you exported. So a plan is
-    signed only if this key signed the manifest before: then the manifest has not changed since.
+    Verification shows that everything fits together, not that the bundle is the one that you exported. Therefore a plan
+    is signed only if this key has signed the manifest.
 
     Args:
         key: the private key (PEM).
 
     Returns:
-        What was signed, and the id of the key.
+        The signed file, and the id of the key.
 
     Raises:
-        InputError: no key, a bundle that is not whole, one of another key, or no plan for the target.
+        InputError: there is no key, verification fails, another key signed the bundle, or there is no such plan.
     """
     of_key = signer(key)
     bundle = Bundle.load(path)
@@ -40,5 +40,5 @@ def sign(path: Path, key: Path, target: str | None = None) -> dict[str, str]:
     bundle.require_signed_by(of_key)
     for part in (bundle, *bundle.routes.values()):
         record = part.plan(target).record
-        write_atomically(part.path / ENGINES / f"{target}.sig", of_key.sign(record.sealed()))
+        write_atomically(part.path / ENGINES / f"{target}.sig", of_key.sign(record.hashed_json()))
     return {"signed": str(path / ENGINES / f"{target}.json"), "key": of_key.id}

@@ -1,15 +1,16 @@
-"""Signatures (Ed25519, RFC 8032) tell who made a bundle; hashes tell only that it is whole. No torch here.
+"""Sign records and check signatures (Ed25519, RFC 8032). No torch here.
+
+A signature shows who made a bundle; hashes show only that it is intact.
 
 Keys are PEM files, made with
 
     openssl genpkey -algorithm ed25519 -out key.pem && openssl pkey -in key.pem -pubout -out public.pem
 
-A signature is 64 bytes in a .sig file beside the record that it signs. So a manifest can be checked without this
-program:
+A signature is 64 bytes in a .sig file beside the signed record. A manifest can be checked without this program:
 
     openssl pkeyutl -verify -rawin -in manifest.json -sigfile manifest.sig -pubin -inkey public.pem
 
-The id of a key is the beginning of its fingerprint; a signed manifest names it as its `signer`:
+The id of a key is the start of its fingerprint; a signed manifest has it as its `signer`:
 
     openssl pkey -pubin -in public.pem -outform DER | sha256sum | cut -c 1-16
 """
@@ -48,10 +49,10 @@ class Signer:
 
 
 def signer(key: Path) -> Signer:
-    """The signer with the private key in a PEM file.
+    """Load the private key in a PEM file.
 
     Raises:
-        InputError: the file is no such key, or is encrypted.
+        InputError: the file is not an Ed25519 private key, or is encrypted.
     """
     make = "make one with `openssl genpkey -algorithm ed25519 -out key.pem`"
     try:
@@ -66,14 +67,14 @@ def signer(key: Path) -> Signer:
 
 
 def require_signed(record: Path, content: bytes, *keys: Path, signer: str = "") -> str:
-    """The id of the key that made the signature of `content` in the .sig file beside `record`.
+    """Check the signature of `content` in the .sig file beside `record`; returns the id of the key that made it.
 
     Args:
         keys: PEM files of public keys.
-        signer: the id of the key that `content` itself names, for the message.
+        signer: the id of the key that `content` names, for the message.
 
     Raises:
-        InputError: none of these keys signed it, or one of the files is no public key.
+        InputError: none of these keys signed it, or one of the files is not a public key.
     """
     public = {key: _public(key) for key in keys}
     file = record.with_suffix(".sig")

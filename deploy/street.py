@@ -1,7 +1,7 @@
-"""A street with objects for the golden frames: simulated parts, placed by hand, which takes about a second.
+"""A simulated street with objects, for the golden frames. Making it takes about a second.
 
-The street has every detection class, and every map class is painted on the ground, so that an engine that gets one of
-them wrong is found. It needs the simulator, so the export makes it; the vehicle reads the arrays.
+The street has every detection class and every map class, so that an error of an engine in any of them is found. It
+needs the simulator, so it is made by the export; the vehicle only reads the arrays.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from perception.simulate.rig import IMAGE_SIZE, RIG
 from perception.simulate.snapshot import Ground, GroundRaster, Snapshot, Solids, Weather
 
 SEED = 0
-_SMALLER = 2  # side of the rig's pictures divided by ours; rendering takes a quarter of the time
+_SMALLER = 2  # the pictures' edges are those of the rig divided by this, which renders four times as fast
 _CELL = 0.1  # m
-_REACH = 80.0  # m around the vehicle that is painted
+_REACH = 80.0  # m of ground around the vehicle
 # Category, x, y (m, ego) and heading (degrees).
 _AGENTS = (
     ("vehicle.car", 12.0, 0.2, 0), ("vehicle.car", 25.0, -0.3, 0), ("vehicle.car", 9.0, 3.6, 180),
@@ -40,7 +40,7 @@ _AGENTS = (
     *(("movable_object.barrier", 22.0 + 3 * i, -3.9, 90) for i in range(4)),
     *(("movable_object.trafficcone", 16.0 + 1.5 * i, -3.6, 0) for i in range(4)),
 )  # fmt: skip
-# Half ranges along and across the road (m), painted in this order.
+# Ground, range along the road and range across it (m), painted in this order.
 _PAINT = (
     (Ground.ROAD, (-80, 80), (-7.0, 5.5)),
     (Ground.WALKWAY, (-80, 80), (-10.5, -7.0)),
@@ -56,7 +56,7 @@ _PAINT = (
 
 
 def street_frames(spec: InputSpec) -> dict[str, Frame]:
-    """The street, and the same with sensors missing: a sixteenth of the points alone, or half the cameras."""
+    """The street, and a version with missing sensors: only a sixteenth of the points, or half of the cameras."""
     frame = street_frame(spec.grid.reference)
     assert frame.points is not None
     if spec.lidar is not None:
@@ -68,10 +68,7 @@ def street_frames(spec: InputSpec) -> dict[str, Frame]:
 
 @lru_cache(maxsize=2)
 def street_frame(reference: Reference) -> Frame:
-    """The street by day, seen by the simulator's LiDAR and cameras from a vehicle that stands; always the same.
-
-    Points and pictures as a simulated drive's (`perception.simulate`).
-    """
+    """The street by day, seen by the simulator's LiDAR and cameras from a parked vehicle; always the same."""
     snapshot, still = _snapshot(), np.eye(4)
     mounted = RIG[LIDAR].ego_from_sensor
     rng = np.random.default_rng(SEED)

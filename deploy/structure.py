@@ -1,8 +1,8 @@
-"""What two graphs must have in common for the plan of one to run with the weights of the other.
+"""The structure of a graph: all that must be equal for the plan of one graph to run with the weights of another.
 
-A plan that was compiled to be refitted (`perception build --refit`) keeps the network's layers and takes other numbers
-for their weights, which it knows by their names in the ONNX graph. So everything else of the graph is its structure:
-nodes, names, shapes and types, and those constants that are no weights, such as shapes, limits and the scales of INT8.
+A refittable plan (`perception build --refit`) keeps its layers and takes new weights, by their names in the ONNX graph.
+The structure is everything else: nodes, names, shapes and types, and constants that are not weights, such as shapes,
+limits and the scales of INT8.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from onnx import GraphProto, ModelProto, TensorProto
 
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
 
-# Which inputs of an operator, from 0, are trained numbers. TensorRT knows them by their names in the file, except those
-# of BatchNormalization: it combines them, and its refitter for ONNX combines the new ones.
+# Operator -> its inputs, from 0, that are trained weights. TensorRT identifies them by their names in the file, except
+# those of BatchNormalization, which it combines; its refitter for ONNX combines the new ones likewise.
 WEIGHTS = {
     "Add": (0, 1),
     "BatchNormalization": (1, 2, 3, 4),
@@ -34,14 +34,14 @@ def structure_sha256(model: ModelProto) -> str:
     rest, trained = ModelProto(), _weights(model.graph)
     rest.CopyFrom(model)
     for tensor in rest.graph.initializer:
-        # A number without a shape is a constant of the computation.
+        # Scalars are constants of the computation.
         if tensor.name in trained and tensor.data_type in FLOATS and tensor.dims:
             tensor.CopyFrom(TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims))
     return hashlib.sha256(rest.SerializeToString(deterministic=True)).hexdigest()
 
 
 def _weights(graph: GraphProto) -> set[str]:
-    """Names of the tensors that nodes read as trained numbers only."""
+    """Names of the tensors that are only used as trained weights."""
     trained: set[str] = set()
     other: set[str] = set()
     for node in graph.node:

@@ -1,19 +1,19 @@
-"""What a bundle can be compiled for: the compiler and its versions, what it accepts, and where it runs.
+"""The targets that a bundle can be compiled for: compiler and versions, supported graphs, and devices.
 
-Where the facts come from (pages of docs.nvidia.com/deeplearning/tensorrt, read for TensorRT 11.4.1):
+Sources (pages of docs.nvidia.com/deeplearning/tensorrt, for TensorRT 11.4.1):
 
 - TensorRT compiles for the GPU it runs on; TensorRT-RTX compiles for any RTX GPU on any x86-64 machine.
 - Opsets: TensorRT 10 reads 9-20, TensorRT 11 9-25 ("ONNX Opset Guide"). A range here holds for all of a target's
-  versions. TensorRT-RTX is taken to read what TensorRT 10 reads, whose parser it has.
+  versions. TensorRT-RTX is assumed to read the same as TensorRT 10, since it has the same parser.
 - Jetson Orin: JetPack 6.1 brings TensorRT 10.3, and JetPack 6 stays on 10 ("Migrating TensorRT from 10.x to 11.x on
-  Jetson/JetPack"). JetPack 7.2.2 would bring 11.4 to AGX Orin; that is not offered here.
+  Jetson/JetPack"). JetPack 7.2.2 brings 11.4 to AGX Orin, which is not supported here.
 - Jetson Thor: JetPack 7.0 brings TensorRT 10.13, JetPack 7.2.2 allows 11.4 (the same page).
 - DRIVE Orin: DriveOS stays on a branch of TensorRT 10 ("Migrating TensorRT from 10.x to 11.x on NVIDIA DriveOS").
 - DRIVE Thor: DriveOS 7.0.3 brings TensorRT 10.10 and calls the GPU 10.1 ("TensorRT Release Properties" of DRIVE OS);
   DriveOS 7.2.5 brings TensorRT 11. CUDA 13 calls the same GPU 11.0.
-- DLA: two cores on AGX Orin and DRIVE Orin, none on Thor, which run FP16 and INT8. TensorRT 10.7 is the last 10 that
-  compiles for them ("Working with DLA"). The smallest Orin modules have none; the build finds that out on the device.
-- INT8 means explicit Q/DQ. TensorRT-RTX's support matrix promises less, but such graphs were compiled with 1.7.
+- DLA: AGX Orin and DRIVE Orin have two cores, Thor has none; they run FP16 and INT8. TensorRT 10.7 is the last of
+  TensorRT 10 that compiles for them ("Working with DLA"). The smallest Orin modules have none, which the build detects.
+- INT8 means explicit Q/DQ. It is not in the support matrix of TensorRT-RTX, but such graphs compile with 1.7.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Compiler = Literal["onnxruntime", "tensorrt_rtx", "tensorrt"]
 
 @dataclass(frozen=True)
 class Versions:
-    """A range of versions, each as (major, minor): from `first` on, and before `end`."""
+    """A range of versions (major, minor), from `first` up to but not including `end`."""
 
     first: tuple[int, int]
     end: tuple[int, int]
@@ -41,15 +41,15 @@ class Versions:
         return f">={self.first[0]}.{self.first[1]},<{self.end[0]}" + (f".{self.end[1]}" if self.end[1] else "")
 
     def __contains__(self, version: str) -> bool:
-        """Whether a version such as `10.3.0` or `1.7.1.116` lies in the range."""
+        """Whether a version such as `10.3.0` or `1.7.1.116` is in the range."""
         numbers = re.match(r"(\d+)\.(\d+)", version)
         return numbers is not None and self.first <= (int(numbers[1]), int(numbers[2])) < self.end
 
 
 def same_compiler(a: str, b: str) -> bool:
-    """Whether `tensorrt 10.3.0` and `tensorrt 10.3.0.30` are one compiler: trtexec says three numbers, Python four.
+    """Whether two names, such as `tensorrt 10.3.0` by trtexec and `tensorrt 10.3.0.30` by Python, are the same release.
 
-    The fourth number counts builds of one release. If their plans differ all the same, TensorRT itself refuses them.
+    The fourth number is the build of a release. If plans of two builds are incompatible, TensorRT refuses them.
     """
     numbers = re.compile(r"(\S+) (\d+)\.(\d+)(?:\.(\d+))?(?:\.\d+)*")
     one, other = numbers.fullmatch(a), numbers.fullmatch(b)
@@ -69,17 +69,13 @@ class Target:
     versions: Versions  # of the compiler
     opsets: tuple[int, int]  # of ONNX, the first and the last
     install: str  # how to install the compiler
-    compute_capabilities: tuple[int, ...] = ()  # of its GPU: 87 is 8.7; two where CUDA renamed it
+    compute_capabilities: tuple[int, ...] = ()  # of its GPU, times ten; two if CUDA renumbered it
     dla_cores: int = 0
     dla_versions: Versions | None = None  # of the compiler, to compile for a DLA
     precisions: tuple[str, ...] = ("fp32", "fp16", "int8")
 
     def versions_for(self, dla: bool) -> Versions:
-        """The versions of the compiler that this target supports, with or without a DLA.
-
-        Raises:
-            InputError: `dla`, but the target has none.
-        """
+        """The supported versions of the compiler, with or without a DLA. InputError if there is no DLA."""
         if not dla:
             return self.versions
         if self.dla_versions is None:
@@ -88,7 +84,7 @@ class Target:
         return self.dla_versions
 
     def require_acceptable(self, precision: str, opset: int) -> None:
-        """Raise InputError when no compiler of this target takes such a graph."""
+        """Raise InputError if this target does not support such a graph."""
         if precision not in self.precisions:
             raise InputError(f"{self.name}: takes {', '.join(self.precisions)}, but the bundle is {precision}")
         first, last = self.opsets
@@ -96,7 +92,7 @@ class Target:
             raise InputError(f"{self.name}: takes ONNX opsets {first} to {last}, but the bundle has {opset}")
 
     def described(self) -> dict[str, Any]:
-        """The target's row in the table of targets, as values for JSON."""
+        """The target as JSON values."""
         return {
             "target": self.name,
             "device": self.device,
@@ -166,14 +162,14 @@ TARGETS: dict[str, Target] = {
 
 
 def find_target(name: str) -> Target:
-    """The target of that name; InputError lists them where there is none."""
+    """The target with this name; InputError if there is none."""
     if name not in TARGETS:
         raise InputError(f"{name}: unknown target; choose one of {', '.join(TARGETS)}")
     return TARGETS[name]
 
 
 def table() -> Table:
-    """All targets with what each accepts."""
+    """The table of all targets, with what each supports."""
     shown = Table(title="Targets", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     shown.add_column("target", no_wrap=True)
     shown.add_column("device", min_width=11)

@@ -1,4 +1,4 @@
-"""How far an engine's outputs for a golden frame may be off: by quantity, and bounded by precision. No torch here."""
+"""Tolerances of an engine's outputs for a golden frame, by quantity, and their bounds by precision. No torch here."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ REMEDY = "export the bundle again"
 
 
 class Spread(Section):
-    """Of one quantity."""
+    """The difference of one quantity between two engines, or its tolerance."""
 
-    each: Size  # in any one detection, or cell
-    mean: Size  # of all that are compared, where errors of rounding cancel and those of a wrong network do not
+    each: Size  # in any single detection or cell
+    mean: Size  # over all that are compared, where rounding errors cancel and errors of a wrong network do not
 
 
 class Ranked(Section):
-    """Of a list of detections. Labels and attributes have none: they are equal, or the detection has no counterpart."""
+    """The tolerances of a list of detections. Labels and attributes must be equal for two detections to match."""
 
     score: Spread  # probability, of the sorted scores; mean: share of the mean score
     center: Spread  # m
     size: Spread  # share of each side's length
     heading: Spread  # rad
     velocity: Spread  # m/s
-    lost: Size  # share of the detections compared that may have no counterpart
+    lost: Size  # share of the compared detections that may have no match
 
     def spreads(self) -> Iterator[tuple[str, Spread]]:
         for name in ("score", "center", "size", "heading", "velocity"):
@@ -40,6 +40,8 @@ class Ranked(Section):
 
 
 class Tolerances(Section):
+    """The tolerances of all outputs of a network."""
+
     ranked: dict[str, Ranked]  # by task
     dense: dict[str, dict[str, Spread]]  # by output and channel; mean: share of the channel's mean
 
@@ -55,10 +57,10 @@ class Tolerances(Section):
 
 
 class Bounds(Section):
-    """What a manifest may ask for at most."""
+    """The largest tolerances that a manifest may have."""
 
     ranked: Ranked
-    cells: Spread  # of a dense output, probability at a cell
+    cells: Spread  # of a dense output with cells, in probability
 
 
 def _bounds(score: Pair, box: Pair, heading: Pair, velocity: Pair, cells: Pair, lost: float) -> Bounds:
@@ -70,9 +72,9 @@ def _bounds(score: Pair, box: Pair, heading: Pair, velocity: Pair, cells: Pair, 
 
 
 Pair = tuple[float, float]
-# FP32 and FP16 are compared with torch. INT8 is compared with its own graph, but a number that rounds the other way in
-# one layer moves others in the next, so that any two engines end up a step of INT8 apart: single detections may be far
-# off, and their mean may not.
+# FP32 and FP16 are compared with torch. INT8 is compared with its own graph, but a value that rounds the other way in
+# one layer changes others in the next, so that engines end up a quantisation step apart: single detections may differ a
+# lot, but their mean may not.
 BOUNDS: Mapping[Precision, Bounds] = MappingProxyType(
     {
         "fp32": _bounds((1e-4, 1e-4), (1e-3, 1e-3), (1e-3, 1e-3), (1e-3, 1e-3), (1e-4, 1e-3), 0),
@@ -90,20 +92,9 @@ def dense_bound(output: Output, precision: Precision) -> Spread:
     return Spread(each=1.0 if precision == "int8" else bounds.ranked.score.each, mean=0)
 
 
-def exact(tasks: Mapping[str, Task[Any]]) -> Tolerances:
-    """What a network in FP32 may be off by."""
+def fp32_tolerances(tasks: Mapping[str, Task[Any]]) -> Tolerances:
+    """The tolerances of an FP32 network."""
     return _largest("fp32", tasks)
-
-
-def uniform(most: float, tasks: Mapping[str, Task[Any]]) -> Tolerances:
-    """The same number for every quantity, in its unit, and nothing lost."""
-    pair = (most, most)
-    spread, ranked = Spread(each=most, mean=most), _bounds(pair, pair, pair, pair, pair, 0).ranked
-    bound = _largest("fp32", tasks)
-    return Tolerances(
-        ranked=dict.fromkeys(bound.ranked, ranked),
-        dense={output: dict.fromkeys(channels, spread) for output, channels in bound.dense.items()},
-    )
 
 
 def _largest(precision: Precision, tasks: Mapping[str, Task[Any]]) -> Tolerances:
@@ -119,7 +110,7 @@ def _largest(precision: Precision, tasks: Mapping[str, Task[Any]]) -> Tolerances
 
 
 def require_bounded(tolerances: Tolerances, precision: Precision, tasks: Mapping[str, Task[Any]], where: str) -> None:
-    """Raise InputError where a tolerance is larger than this precision can need, or an output has none."""
+    """Raise InputError if a tolerance exceeds the bounds of this precision, or an output has none."""
     bounds = dict(_largest(precision, tasks).numbers())
     found = dict(tolerances.numbers())
     if wrong := sorted(bounds.keys() ^ found.keys()):

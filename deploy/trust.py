@@ -1,8 +1,8 @@
-"""Which bundles a vehicle accepts: signed by a trusted key, and not older than one that ran before. No torch here.
+"""Which bundles a vehicle accepts: those signed by a trusted key and not older than one that ran before.
 
-A vehicle trusts one key or, while one replaces another, both. It keeps the highest release that it ever ran in a folder
-of its own, outside all bundles and for all of them: the signature of an old bundle stays valid for ever, under another
-name too. Whoever can write to that folder can roll the vehicle back, and expiry depends on the system's clock.
+A vehicle trusts one key or, while one replaces another, two. It stores the highest release that it ever ran in a folder
+of its own, outside of the bundles and for all of them, because the signature of an old bundle stays valid. Whoever can
+write to that folder can roll the vehicle back, and expiry depends on the system's clock. No torch here.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ class Trust:
     """What a vehicle accepts.
 
     Attributes:
-        keys: public keys (PEM, `deploy.signature`); what any one of them has signed is trusted.
-        state: the folder that keeps the highest release that ran.
-        allow_older: whether to take an older release than that. It stays the highest.
+        keys: public keys (PEM, `deploy.signature`); a signature by any one of them is enough.
+        state: folder that stores the highest release that ran.
+        allow_older: whether to accept an older release. The stored release does not change then.
     """
 
     keys: tuple[Path, ...]
@@ -36,13 +36,13 @@ class Trust:
     allow_older: bool = False
 
     def require_signed(self, record: Path, content: bytes, signer: str = "") -> str:
-        """The id of the key that signed `content`; raises as `deploy.signature.require_signed`."""
+        """The id of the key that signed `content`; raises like `deploy.signature.require_signed`."""
         from deploy.signature import require_signed  # without a key no cryptography is needed
 
         return require_signed(record, content, *self.keys, signer=signer)
 
     def require_current(self, file: Path, release: int, expires: datetime | None) -> None:
-        """Raise InputError where the manifest `file` has expired, or is of an older release than one that ran."""
+        """Raise InputError if the manifest `file` has expired, or its release is older than one that ran."""
         now = datetime.now(timezone.utc)
         if expires is not None and expires <= now:
             end, today = (f"{time.astimezone(timezone.utc):%Y-%m-%d %H:%M}" for time in (expires, now))
@@ -55,7 +55,7 @@ class Trust:
             )
 
     def highest(self) -> int:
-        """The highest release that ran; 0 where none did. InputError where that cannot be read."""
+        """The highest release that ran, or 0. InputError if it cannot be read."""
         file = self.state / STATE
         try:
             release = json.loads(file.read_bytes())["release"]
@@ -68,7 +68,7 @@ class Trust:
         return release
 
     def accept(self, release: int) -> None:
-        """Remember that this release ran. InputError where that cannot be written: then it must not run."""
+        """Store that this release ran. InputError if that cannot be written; the release must not run then."""
         if release <= self.highest():
             return
         try:

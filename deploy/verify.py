@@ -1,4 +1,4 @@
-"""Verify a bundle or a build package, as far as that needs no GPU. No torch, no onnx here."""
+"""Verify a bundle or a build package, without a GPU. No torch, no onnx here."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from perception.sensors.inputs import PILLARS
 
 
 def verify(path: Path, trust: Trust | None = None) -> dict[str, str]:
-    """Check everything in the bundle or build package in folder `path`; returns what was checked and found.
+    """Check the bundle or build package in folder `path`; returns what was checked and found.
 
     Args:
-        trust: whose signature it needs, and how old it may be; engines need a signature too, unless the manifest
-            permits unsigned ones. None checks neither signatures nor age. The release is not remembered.
+        trust: who must have signed it, and how old it may be. Engines need a signature too, unless the manifest permits
+            unsigned ones. None checks neither signatures nor age. The release is not stored.
 
     Raises:
-        InputError: the first thing that is wrong: manifest, signature, files, graph, golden frame or an engine.
+        InputError: manifest, signature, files, graph, golden frames or an engine are wrong; the first problem.
     """
     if (path / SUMS).is_file():
         return _verify_package(path, trust)
@@ -32,7 +32,7 @@ def verify(path: Path, trust: Trust | None = None) -> dict[str, str]:
 
 
 def verify_bundle(bundle: Bundle) -> dict[str, str]:
-    """Check what `Bundle.load` does not: graphs, golden frames and engines; returns and raises as `verify`."""
+    """Check what `Bundle.load` does not: graphs, golden frames and engines. Returns and raises like `verify`."""
     path, manifest, origin = bundle.path, bundle.manifest, bundle.manifest.origin
     size = sum((path / name).stat().st_size for name in manifest.files)
     engines, *_ = [_verify_networks(part) for part in (bundle, *bundle.routes.values())]
@@ -41,10 +41,10 @@ def verify_bundle(bundle: Bundle) -> dict[str, str]:
         "release": f"{manifest.release}, "
         + (f"until {manifest.expires:%Y-%m-%d %H:%M} UTC" if manifest.expires else "without end"),
         "signature": _signature(bundle),
-        "files": f"{len(manifest.files)} files, {size / 1e6:.1f} MB: as recorded, and no others",
+        "files": f"{len(manifest.files)} files, {size / 1e6:.1f} MB: hashes match, no other files",
         "graph": f"opset {manifest.opset}, {len(manifest.inputs)} inputs, {len(manifest.outputs)} outputs, "
         f"{sum(manifest.operators.values())} operators: as in the manifest",
-        "golden frames": f"{origin.golden} and others: ONNX Runtime gives the recorded outputs within the tolerances",
+        "golden frames": f"{origin.golden} and others: outputs of ONNX Runtime are within the tolerances",
         "engines": ", ".join(engines) or "none",
         "unsigned engines": ", ".join(dict.fromkeys(permit.target for permit in manifest.builds))
         + (" may compile their own" if manifest.builds else "refused"),
@@ -76,7 +76,7 @@ def require_graph(file: Content, manifest: Manifest, operators: dict[str, int] |
     """Raise InputError unless the ONNX file is the network that the manifest describes.
 
     Args:
-        operators: expected number of nodes by operator; None: it is not recorded for this file.
+        operators: expected number of nodes by operator; None: not checked.
     """
     graph = read_graph(file)
     for what, found, described in (
@@ -94,7 +94,7 @@ def require_graph(file: Content, manifest: Manifest, operators: dict[str, int] |
 
 
 def _verify_package(path: Path, trust: Trust | None) -> dict[str, str]:
-    """Check a build package, its script included, without running any of it."""
+    """Check a build package, including its script, without running it."""
     sums = (path / SUMS).read_bytes()
     signed = trust.require_signed(path / SUMS, sums) if trust is not None else ""
     digests = {}
@@ -130,7 +130,7 @@ def _calibration(bundle: Bundle) -> str:
 def _signature(bundle: Bundle) -> str:
     if bundle.trust is None:
         return _unchecked(bundle.path / SIGNATURE)
-    return f"by the key {bundle.trust.require_signed(bundle.path / MANIFEST, bundle.manifest.sealed())}"
+    return f"by the key {bundle.trust.require_signed(bundle.path / MANIFEST, bundle.manifest.hashed_json())}"
 
 
 def _unchecked(signature: Path) -> str:

@@ -13,7 +13,7 @@ from deploy.engines.onnxruntime import OnnxRuntimeEngine
 from deploy.golden import synthetic_frame
 from deploy.onnx_export import to_onnx
 from deploy.precision.calibrate import ranges
-from deploy.precision.convert import lower
+from deploy.precision.convert import convert
 from deploy.precision.quantise import CPU, TENSORRT, Ranges, activations, quantisable, quantise
 from perception.config import parse_config
 from perception.frame import Conditions
@@ -66,7 +66,7 @@ def measured(kind: str = "folded") -> Ranges:
 def graph(precision: str, kind: str = "folded") -> onnx.ModelProto:
     """fp32, fp16; or all of INT8 in the layout `int8` of TensorRT or `int8.cpu`."""
     if precision == "fp16":
-        return lower(single(kind), "fp16", (), network(kind).tasks).graphs["model.onnx"]
+        return convert(single(kind), "fp16", (), network(kind).tasks).graphs["model.onnx"]
     layout = {"int8": TENSORRT, "int8.cpu": CPU}.get(precision)
     whole = single(kind)
     return quantise(whole, [*quantisable(whole.graph)], measured(kind), layout) if layout else whole

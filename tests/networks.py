@@ -11,6 +11,7 @@ from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from deploy.golden import synthetic_frame
+from deploy.tolerances import Ranked, Spread, Tolerances, fp32_tolerances
 from perception.config import Config, Image, find_config, load_config
 from perception.frame import Conditions
 from perception.model import PerceptionModel
@@ -108,3 +109,11 @@ class Layers(nn.Module):
         x = torch.relu(self.up(self.norm(self.conv(x))))
         y: Tensor = self.last(self.linear(x.mean(dim=(2, 3))))
         return y
+
+
+def uniform_tolerances(most: float, tasks: dict[str, Task[Any]]) -> Tolerances:
+    """The same tolerance for every quantity, in its unit, with no detection lost."""
+    bound, spread = fp32_tolerances(tasks), Spread(each=most, mean=most)
+    ranked = Ranked(score=spread, center=spread, size=spread, heading=spread, velocity=spread, lost=0)
+    dense = {output: dict.fromkeys(channels, spread) for output, channels in bound.dense.items()}
+    return Tolerances(ranked=dict.fromkeys(bound.ranked, ranked), dense=dense)

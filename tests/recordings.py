@@ -11,9 +11,9 @@ import numpy as np
 from mcap.writer import Writer
 
 from deploy.replay.sources import ros
-from deploy.replay.sources.assemble import Assembler, DriveInfo
+from deploy.replay.sources.assembler import Assembler, DriveInfo
 from deploy.replay.sources.counts import Counts
-from deploy.replay.sources.messages import Corrupt
+from deploy.replay.sources.messages import CorruptMessage
 from deploy.replay.sources.topics import Topics
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.frame import Frame
@@ -69,8 +69,8 @@ def stream(
         yield from assembler.advance(each.time)
         try:
             contents = ros.decode(each.type_name, each.data)
-        except Corrupt as error:
-            counts.corrupt(each.topic, str(error))
+        except CorruptMessage as error:
+            counts.add_corrupt(each.topic, str(error))
         else:
             assembler.add(each.topic, each.time, contents)
     yield from assembler.finish()

@@ -18,7 +18,7 @@ from deploy.cli import main
 from deploy.engines.tensorrt import build_engine
 from deploy.export import export
 from deploy.golden import synthetic_frame
-from deploy.precision.convert import lower
+from deploy.precision.convert import convert
 from deploy.precision.frames import Drives
 from deploy.runtime import Runtime
 from deploy.targets import find_target
@@ -79,7 +79,7 @@ def test_bundle_perceives_what_torch_does(neck: str, sim_root: Path) -> None:
 @pytest.mark.parametrize("neck", NECKS)
 def test_compiler_takes_the_whole_graph(neck: str) -> None:
     pytest.importorskip("tensorrt_rtx")
-    half = lower(onnx.load(bundle(neck).onnx), "fp16", (), bundle(neck).manifest.heads).graphs[ONNX]
+    half = convert(onnx.load(bundle(neck).onnx), "fp16", (), bundle(neck).manifest.heads).graphs[ONNX]
     shapes = {tensor.name: tensor.shape for tensor in bundle(neck).manifest.inputs}
     assert build_engine(half.SerializeToString(), find_target("rtx-ampere"), inputs=shapes).layers > 10
 

@@ -83,7 +83,7 @@ def test_verify_looks_into_every_network(tmp_path: Path) -> None:
 def test_a_route_that_leads_out_of_the_bundle_is_refused(tmp_path: Path) -> None:
     path = copytree(exported().path, tmp_path / "bundle")
     forged = exported().manifest.model_copy(update={"apart": ("../elsewhere",)})
-    (path / "manifest.json").write_bytes(forged.sealed())
+    (path / "manifest.json").write_bytes(forged.hashed_json())
     with pytest.raises(InputError, match=r"apart: this software does not know '\.\./elsewhere'"):
         Bundle.load(path)
 

@@ -259,9 +259,9 @@ def test_a_map_of_topics(tmp_path: Path) -> None:
         ("tolerance: -1.0", "tolerance: input should be greater than 0, got -1.0"),
         (
             "cameras: {FRONT: {image: /a, info: /b}}",
-            "cameras: FRONT is no camera that networks know; they are CAM_FRONT",
+            "cameras: FRONT is not a camera of the networks; they have CAM_FRONT",
         ),
-        ("cameras: {CAM_FRONT: {image: /a, info: /a}}", "(top level): /a is named twice; a topic is one thing"),
+        ("cameras: {CAM_FRONT: {image: /a, info: /a}}", "(top level): /a is named twice; a topic has one meaning"),
         ("{lidar: null, cameras: {}}", "(top level): neither a LiDAR nor a camera; name at least one"),
         ("- a", "(top level): input should be a valid dictionary"),
         ("a: [", "not valid YAML"),

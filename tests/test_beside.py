@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deploy.replay.prefetch import MOST, Behind, ahead
+from deploy.replay.prefetch import QUEUE_DEPTH, BackgroundWriter, prefetch
 
 
 class Torn(Exception):
@@ -37,18 +37,18 @@ def drained(coming: Iterator[int]) -> tuple[list[int], str | None]:
 @given(number=st.integers(0, 12), fails=st.none() | st.integers(0, 12))
 def test_items_come_in_order_and_an_exception_in_its_place(number: int, fails: int | None) -> None:
     made, expected = list[int](), list[int]()
-    assert drained(ahead(items(number, fails, made))) == drained(items(number, fails, expected))
+    assert drained(prefetch(items(number, fails, made))) == drained(items(number, fails, expected))
     assert made == expected
 
 
 def test_no_more_than_a_few_are_made_ahead_and_none_once_the_caller_stops() -> None:
     made: list[int] = []
-    coming = ahead(items(100, None, made))
+    coming = prefetch(items(100, None, made))
     assert next(coming) == 0
     time.sleep(0.05)
-    assert made == list(range(1 + MOST))
+    assert made == list(range(1 + QUEUE_DEPTH))
     coming.close()  # type: ignore[attr-defined]
-    assert made == list(range(1 + MOST))
+    assert made == list(range(1 + QUEUE_DEPTH))
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("reader")]
 
 
@@ -62,7 +62,7 @@ def test_calls_are_made_in_order_until_one_fails(number: int, fails: int | None)
         done.append(i)
 
     def all_calls() -> None:
-        with Behind() as behind:
+        with BackgroundWriter() as behind:
             for i in range(number):
                 asked.append(i)
                 behind.call(call, i)
@@ -74,7 +74,7 @@ def test_calls_are_made_in_order_until_one_fails(number: int, fails: int | None)
     with pytest.raises(Torn, match=str(fails)):
         all_calls()
     assert done == list(range(fails))
-    assert len(asked) <= fails + 2 + MOST
+    assert len(asked) <= fails + 2 + QUEUE_DEPTH
 
 
 def test_the_caller_waits_and_what_was_asked_for_is_done_when_he_fails() -> None:
@@ -85,7 +85,7 @@ def test_the_caller_waits_and_what_was_asked_for_is_done_when_he_fails() -> None
         done.append(i)
 
     def all_calls() -> None:
-        with Behind() as behind:
+        with BackgroundWriter() as behind:
             for i in range(10):
                 asked.append(i)
                 behind.call(call, i)
@@ -98,7 +98,7 @@ def test_the_caller_waits_and_what_was_asked_for_is_done_when_he_fails() -> None
     thread = threading.Thread(target=caller)
     thread.start()
     time.sleep(0.05)
-    assert asked == list(range(1 + MOST))
+    assert asked == list(range(1 + QUEUE_DEPTH))
     may.release(10)
     thread.join()
     assert done == asked == list(range(10))

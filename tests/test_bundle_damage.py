@@ -135,10 +135,10 @@ def test_a_path_out_of_the_bundle_is_refused(tmp_path: Path, name: str) -> None:
     name = name.format(secret.name, secret)
     manifest = bundle("rain").manifest
     files = manifest.files | {name: hashlib.sha256(b"of another").hexdigest()}
-    (path / "manifest.json").write_bytes(manifest.model_copy(update={"files": files}).sealed())
+    (path / "manifest.json").write_bytes(manifest.model_copy(update={"files": files}).hashed_json())
     with pytest.raises(InputError) as error:
         Bundle.load(path)
-    assert str(error.value) == f"{path}: names {name!r}, which is no path inside it; do not use this bundle"
+    assert str(error.value) == f"{path}: names {name!r}, which is not a path inside it; do not use this bundle"
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "model.onnx", "modules/rain.json", "modules", "engines"])
@@ -191,6 +191,6 @@ def test_a_manifest_that_leaves_a_file_out_is_refused(tmp_path: Path, name: str)
     path = copied(tmp_path / "bundle", "rain")
     manifest = bundle("rain").manifest
     files = {file: digest for file, digest in manifest.files.items() if file != name}
-    (path / "manifest.json").write_bytes(manifest.model_copy(update={"files": files}).sealed())
+    (path / "manifest.json").write_bytes(manifest.model_copy(update={"files": files}).hashed_json())
     with pytest.raises(InputError, match=f"manifest.json: does not name {name}"):
         Bundle.load(path)

@@ -31,7 +31,7 @@ from perception.training.checkpoint import load_model
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 from routing_table import Driven
 
-from deploy.tolerances import exact
+from deploy.tolerances import fp32_tolerances
 
 CHANGES = {"rain": 2.75, "night": 5.75}  # s
 SAMPLES, VERSION = 18, "v1.0-sim"
@@ -134,7 +134,7 @@ def test_the_table_tells_how_the_belief_followed(drives: Path, bundle: Path) -> 
 
 
 def test_what_is_recognised_is_compared_with_the_golden_frame(bundle: Path) -> None:
-    allowed, name = exact(Bundle.load(bundle).manifest.heads), "conditions/probabilities"
+    allowed, name = fp32_tolerances(Bundle.load(bundle).manifest.heads), "conditions/probabilities"
     _, outputs = Bundle.load(bundle).golden()
     other = {**outputs, name: 1 - outputs[name]}
     assert differences(outputs, outputs, allowed) == []

@@ -91,12 +91,12 @@ DRIVE = {"name": "scene-0", "frames": 10}
     [
         ({"faults": ("drop:all",)}, {}, "was replayed with faults drop:all, this replay with none"),
         ({}, {"faults": ("drop:all",)}, "was replayed with faults none, this replay with drop:all"),
-        ({"conditions": ("rain", "night")}, {}, "with conditions rain, night, this replay with of the drives' tags"),
-        ({"conditions": ()}, {}, "with conditions none, this replay with of the drives' tags"),
+        ({"conditions": ("rain", "night")}, {}, "with conditions rain, night, this replay with the drive's tags"),
+        ({"conditions": ()}, {}, "with conditions none known, this replay with the drive's tags"),
         (
             {"selection": {"start": 0.0, "end": 4.0, "every": 2}},
             {},
-            "with selection from 0 s to 4 s, every 2, this replay with from 0 s to the end, every 1",
+            "with selection 0 s to 4 s, every 2, this replay with 0 s to the end, every 1",
         ),
         ({"topics_sha256": "ab"}, {}, "with topics ab, this replay with none"),
         (

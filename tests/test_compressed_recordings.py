@@ -6,7 +6,7 @@ import pytest
 from recordings import TINY, assert_equal_frames, make_log
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, Reader, StoragePlugin, Writer
 
-from deploy.replay.sources.recorded import RecordedDrive
+from deploy.replay.sources.recorded_drive import RecordedDrive
 from deploy.replay.sources.topics import Topics
 from perception.config import CameraBranch, Lidar
 from perception.errors import InputError

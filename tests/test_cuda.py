@@ -114,7 +114,7 @@ def use():
     assert (back.host == 0).all()
     stream.wait()
     assert (back.host == 7).all()
-    graph = stream.record(queue)
+    graph = stream.capture(queue)
     a.host[...] = np.arange(6).reshape(2, 3)
     stream.wait()
     assert (back.host == 7).all()  # recorded and not done
@@ -126,7 +126,7 @@ def use():
     def waits():
         queue()
         stream.wait()
-    assert stream.record(waits) is None
+    assert stream.capture(waits) is None
     queue()  # the stream goes on
     stream.wait()
     a.host[...] = 3

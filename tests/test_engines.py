@@ -140,7 +140,7 @@ def test_plan_is_checked_before_it_runs(tmp_path: Path) -> None:
         ({"compiler": "tensorrt 10.3.0"}, f"{plan}: compiled by tensorrt 10.3.0, but here is {here}"),
         ({"plan_sha256": "0" * 64}, f"{plan}: was changed (its sha256 differs from the record)"),
     ):
-        file.write_bytes(record.model_copy(update=change).sealed())
+        file.write_bytes(record.model_copy(update=change).hashed_json())
         with pytest.raises(InputError) as error:
             Runtime(path, "rtx-ada")
         assert str(error.value) == message + remedy

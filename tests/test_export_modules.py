@@ -15,9 +15,9 @@ from deploy.engines.onnxruntime import OnnxRuntimeEngine
 from deploy.export import export
 from deploy.golden import differences, synthetic_frame
 from deploy.plan import plan
-from deploy.route import steering
+from deploy.route import steering_inputs
 from deploy.runtime import Runtime
-from deploy.tolerances import exact
+from deploy.tolerances import fp32_tolerances
 from perception.frame import Conditions
 from perception.sensors.inputs import prepare
 from perception.tasks.result import to_prediction
@@ -120,12 +120,15 @@ def test_one_graph_serves_several_routes_and_any_mixture_of_them(tmp_path: Path)
     ):
         for seen in (frame, without(frame, "camera"), without(frame, "lidar")):
             inputs = prepare(seen, exported.spec)
-            steer = steering(conditions, inputs, manifest.banked, manifest.conditional)
+            steer = steering_inputs(conditions, inputs, manifest.banked, manifest.conditional)
             actual = engine.run(inputs | steer)
             tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
             with torch.no_grad():
                 expected = {name: value.numpy() for name, value in model.predict(tensors, [conditions]).items()}
-            assert differences(expected, actual, exact(manifest.heads)) == [], (conditions, seen.cameras.keys())
+            assert differences(expected, actual, fp32_tolerances(manifest.heads)) == [], (
+                conditions,
+                seen.cameras.keys(),
+            )
             if seen is frame:
                 step = runtime(replace(frame, conditions=conditions))
                 np.testing.assert_array_equal(step.results["map"], to_prediction(manifest.heads, actual).results["map"])

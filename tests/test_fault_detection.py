@@ -20,7 +20,7 @@ from pages import page_data
 from PIL import Image
 
 from deploy.replay.fault_detection import FaultDetections
-from deploy.replay.faults import KINDS, ONLY, Fault, inject
+from deploy.replay.faults import KINDS, SENSORS_OF_KIND, Fault, inject
 from deploy.replay.run import replay
 from deploy.replay.settings import Settings, Source
 from perception.datasets.nuscenes.dataset import NuScenesTables
@@ -33,7 +33,7 @@ from perception.simulate.simulate import simulate
 FRAMES, WINDOW = 8, (1.0, 2.2)  # keyframes at 2 Hz, s
 BEGIN, END = 2, 5  # the frames with the fault, and the first without
 SENSORS = (LIDAR, *CAMERAS)
-SUFFERED = [(kind, sensor) for kind in KINDS for sensor in SENSORS if sensor in ONLY.get(kind, SENSORS)]
+SUFFERED = [(kind, sensor) for kind in KINDS for sensor in SENSORS if sensor in SENSORS_OF_KIND.get(kind, SENSORS)]
 # Health outlives what chance may hide in a frame by a second, and a tilt is the median of three frames.
 LATER = {"corruption": 2, "noise": 2, "blur": 2, "points": 2, "miscalibration": 3}
 

@@ -27,7 +27,7 @@ from mcap.writer import Writer
 from mcap_protobuf.schema import build_file_descriptor_set
 
 from deploy.replay.sources import foxglove, open_drives
-from deploy.replay.sources.messages import Corrupt, Picture, Transform
+from deploy.replay.sources.messages import CorruptMessage, Picture, Transform
 from perception.config import find_config, load_config
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.datasets.nuscenes.tables import Recording
@@ -177,18 +177,18 @@ def test_a_cloud_with_a_pose_of_its_own_is_refused() -> None:
     message.pose.orientation.w = 1
     assert len(decoder(PointCloud)(message.SerializeToString())) == 1
     message.pose.position.x = 1
-    with pytest.raises(Corrupt, match="a pose of its own"):
+    with pytest.raises(CorruptMessage, match="a pose of its own"):
         decoder(PointCloud)(message.SerializeToString())
 
 
-@given(data=st.binary(max_size=80), kind=st.sampled_from(sorted(foxglove.READ)), text=st.booleans())
+@given(data=st.binary(max_size=80), kind=st.sampled_from(sorted(foxglove.CONVERTERS)), text=st.booleans())
 def test_any_bytes(data: bytes, kind: str, text: bool) -> None:
     """Are a message or corrupt; so are schemas that are noise."""
     encoding = "json" if text else "protobuf"
     for schema in (Schema(1, data, encoding, kind), SCHEMAS[kind]):
         try:
             foxglove.decoder(encoding, schema)(data)
-        except Corrupt:
+        except CorruptMessage:
             continue
 
 
@@ -203,12 +203,12 @@ def test_any_bytes(data: bytes, kind: str, text: bool) -> None:
         ),
         max_leaves=12,
     ),
-    kind=st.sampled_from(sorted(foxglove.READ)),
+    kind=st.sampled_from(sorted(foxglove.CONVERTERS)),
 )
 def test_any_json(value: Any, kind: str) -> None:
     try:
         foxglove.decoder("json", SCHEMAS[kind])(json.dumps(value).encode())
-    except Corrupt:
+    except CorruptMessage:
         return
 
 

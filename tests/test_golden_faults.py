@@ -13,7 +13,7 @@ import pytest
 from exported import bundle, rewritten
 from hypothesis import given
 from hypothesis import strategies as st
-from networks import tasks
+from networks import tasks, uniform_tolerances
 from test_golden_sensitivity import PRECISIONS, engine, flipped, small, weights
 
 from deploy.bundle import Bundle
@@ -22,21 +22,21 @@ from deploy.golden import (
     Arrays,
     GoldenFrame,
     WrongEngine,
+    clear_detections,
     differences,
-    distinct,
-    matched,
+    match_detections,
     score_spread,
     synthetic_frame,
 )
 from deploy.runtime import CHECK_EVERY, Runtime
-from deploy.tolerances import BOUNDS, Precision, Spread, Tolerances, require_bounded, uniform
+from deploy.tolerances import BOUNDS, Precision, Spread, Tolerances, require_bounded
 from deploy.verify import verify
 from perception.errors import InputError
 from perception.frame import ATTRIBUTES, CLASSES, MAP_CLASSES
 from perception.tasks import TASKS
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
-from golden_table import judged
+from golden_table import count_found
 
 WRONG = (
     "boxes +0.3 m", "boxes +1 m", "boxes +10 m", "sizes x 1.3", "headings +20 deg", "velocities +1 m/s",
@@ -62,7 +62,7 @@ def losing(tolerances: Tolerances, share: float) -> Tolerances:
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_a_wrong_quantity_is_found_and_the_right_engine_passes(precision: Precision) -> None:
     """With the tolerances that the exporter wrote, on what this machine's engine computes."""
-    judgement = judged(small(precision))
+    judgement = count_found(small(precision))
     assert [name for name in WRONG if not judgement[name]] == []
     assert not judgement["none"]
     verify(small(precision).path)  # the graphs of both layouts too
@@ -240,7 +240,7 @@ def test_lost_is_counted_among_those_that_are_compared(seed: int, gone: int) -> 
         "detection/attributes": rng.integers(-1, 8, (1, 200)),
     }
     compared = {"detection": np.arange(200)[None] < 60}
-    allowed = losing(uniform(1e-3, {"detection": tasks()["detection"]}), 0.1)
+    allowed = losing(uniform_tolerances(1e-3, {"detection": tasks()["detection"]}), 0.1)
     actual = {name: array.copy() for name, array in expected.items()}
     actual["detection/boxes"][0, rng.choice(60, gone, replace=False), 0] += 500
     assert bool(differences(expected, actual, allowed, compared)) == (gone > 6)
@@ -256,7 +256,7 @@ def test_scores_below_a_networks_threshold_are_no_further_off_than_rounding(seed
     spread = score_spread(expected, actual, 0)
     assert spread.each <= rounding + 1e-6
     assert spread.mean <= (rounding + 1e-6) / max(expected.mean(), 1e-9)
-    assert not distinct({"scores": expected}, rounding)[expected < 0.05 + 2 * rounding].any()
+    assert not clear_detections({"scores": expected}, rounding)[expected < 0.05 + 2 * rounding].any()
 
 
 def test_a_label_that_changes_is_no_lost_detection() -> None:
@@ -273,13 +273,14 @@ def test_a_label_that_changes_is_no_lost_detection() -> None:
 def test_matching_equals_brute_force() -> None:
     """Against a loop over all pairs, on detections that are close to each other."""
     rng = np.random.default_rng(0)
-    n, allowed = 80, uniform(0.4, tasks()).ranked["detection"]
+    n, allowed = 80, uniform_tolerances(0.4, tasks()).ranked["detection"]
     sides = []
     for _ in range(2):
         boxes = rng.uniform(0.5, 1, (n, 10)).astype(np.float32)
         sides.append({"boxes": boxes, "scores": rng.uniform(0.3, 0.9, n).astype(np.float32),
                       "labels": rng.integers(0, 2, n), "attributes": rng.integers(0, 2, n)})  # fmt: skip
     mine, other = sides
+    batches = ({name: values[None] for name, values in side.items()} for side in sides)
     lost = []
     for i in range(n):
         pairs = []
@@ -297,4 +298,4 @@ def test_matching_equals_brute_force() -> None:
             )
         lost += [] if any(pairs) else [i]
     assert 0 < len(lost) < n
-    assert matched(mine, other, np.ones(n, bool), allowed).lost.tolist() == lost
+    assert match_detections(*batches, 0, np.ones(n, bool), allowed).lost.tolist() == lost

@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 from exported import QUIET, bundle, copied, rewritten
+from networks import uniform_tolerances
 from test_refit import trained_further
 
 from deploy.build import build, refit
@@ -20,7 +21,6 @@ from deploy.engines.tensorrt_plan import TensorRtEngine
 from deploy.golden import differences
 from deploy.runtime import Runtime
 from deploy.targets import TARGETS, Target
-from deploy.tolerances import uniform
 from perception.errors import InputError
 
 
@@ -80,7 +80,7 @@ def test_a_recorded_frame_is_the_frame(target: Target, tmp_path: Path) -> None:
     recorded = [engine.run(each) for each in (inputs, dark, inputs)]
     engine.graph = None
     for outputs, plain in zip(recorded, [engine.run(each) for each in (inputs, dark, inputs)], strict=True):
-        assert differences(plain, outputs, uniform(1e-5, bundle().manifest.heads)) == []
+        assert differences(plain, outputs, uniform_tolerances(1e-5, bundle().manifest.heads)) == []
     assert differences(recorded[0], recorded[1], bundle().manifest.tolerances)  # each frame is its own
 
 

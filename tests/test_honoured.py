@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deploy.bundle import Bundle
-from deploy.honoured import SENSORS, require_honoured
-from deploy.route import Banked
+from deploy.route import BankedModule
+from deploy.vocabulary import SENSORS, require_vocabulary
 from perception.errors import InputError
 from perception.frame import ATTRIBUTES, CAMERAS, CLASSES, CONDITION_VALUES, MAP_CLASSES
 from perception.modules.spec import all_facts
@@ -49,18 +49,18 @@ def test_any_other_words_are_refused_and_the_first_difference_is_named(field: st
     if first is None and len(found) != len(known):
         first = min(len(found), len(known))
     if first is None:
-        require_honoured(Path("manifest.json"), manifest)
+        require_vocabulary(Path("manifest.json"), manifest)
         return
     with pytest.raises(InputError, match=rf"^manifest\.json: {field}: number {first} is "):
-        require_honoured(Path("manifest.json"), manifest)
+        require_vocabulary(Path("manifest.json"), manifest)
 
 
 def test_classes_of_a_map_that_is_not_there(tmp_path: Path) -> None:
     manifest = bundle().manifest
     without = manifest.model_copy(update={"tasks": {"detection": manifest.tasks["detection"]}})
     with pytest.raises(InputError, match="map_classes: number 0 is 'drivable_area', but nothing for this software"):
-        require_honoured(Path("manifest.json"), without)
-    require_honoured(Path("manifest.json"), without.model_copy(update={"map_classes": ()}))
+        require_vocabulary(Path("manifest.json"), without)
+    require_vocabulary(Path("manifest.json"), without.model_copy(update={"map_classes": ()}))
 
 
 @pytest.mark.parametrize(
@@ -68,13 +68,13 @@ def test_classes_of_a_map_that_is_not_there(tmp_path: Path) -> None:
     [
         ({"routes": ("base", "boston+snow")}, "routes"),
         ({"apart": ("snow",)}, "apart"),
-        ({"banked": (Banked(name="ski", asks=("no-lidar", "snow")),)}, "banked.ski.asks"),
+        ({"banked": (BankedModule(name="ski", asks=("no-lidar", "snow")),)}, "banked.ski.asks"),
     ],
 )
 def test_a_condition_that_no_frame_can_have(change: dict[str, object], field: str) -> None:
     """Its module would never run, or the network of its route never be chosen, without a word."""
     with pytest.raises(InputError, match=f"{field}: this software does not know 'snow', only clear, rain, fog"):
-        require_honoured(Path("manifest.json"), bundle().manifest.model_copy(update=change))
+        require_vocabulary(Path("manifest.json"), bundle().manifest.model_copy(update=change))
 
 
 def test_all_facts_that_a_module_can_ask_for_are_known() -> None:

@@ -11,7 +11,7 @@ from exported import bundle, copied, rewritten
 from networks import tasks
 
 from deploy.manifest import TensorInfo
-from deploy.tolerances import Tolerances, exact, require_bounded
+from deploy.tolerances import Tolerances, fp32_tolerances, require_bounded
 from perception.errors import InputError
 from perception.frame import MAP_CLASSES
 from perception.tasks import TASKS, configured, tasks_of
@@ -96,10 +96,10 @@ def test_tolerances_must_be_those_of_every_output_and_channel(
 
 
 def test_a_task_that_the_tolerances_do_not_know_is_refused() -> None:
-    found = exact(tasks())
+    found = fp32_tolerances(tasks())
     more = tasks_of(configured({name: {} for name in TASKS}), tasks()["map"].grid)
     require_bounded(found, "fp32", tasks(), "here")
-    require_bounded(exact(more), "fp32", more, "here")
+    require_bounded(fp32_tolerances(more), "fp32", more, "here")
     with pytest.raises(InputError, match=r"^here: has no tolerance conditions/probabilities\.boston\.each"):
         require_bounded(found, "fp32", more, "here")
     assert [*found.dense[MAP]] == [*MAP_CLASSES]

@@ -28,7 +28,7 @@ from deploy.bundle import Bundle
 from deploy.cli import app
 from deploy.engine_record import EngineRecord
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
-from deploy.permit import Permit, permits
+from deploy.permit import Permit, default_permits
 from deploy.runtime import Runtime
 from deploy.sign import sign
 from deploy.targets import TARGETS
@@ -182,11 +182,11 @@ def test_a_permit_is_for_what_the_table_of_targets_allows(
         and of_table is not None
         and of_table.first <= version[:2] < of_table.end
     )
-    assert any(permit.covers(target, said) for permit in permits("fp32", 18)) is expected
+    assert any(permit.covers(target, said) for permit in default_permits("fp32", 18)) is expected
 
 
 def test_what_is_no_permit() -> None:
-    assert permits("fp32", 21) == ()
+    assert default_permits("fp32", 21) == ()
     everything = Permit(target="toaster", dla=False, first=(0, 0), end=(99, 0))
     assert not everything.covers("toaster", "tensorrt 10.3.0")
     orin = Permit(target="orin", dla=False, first=(0, 0), end=(99, 0))

@@ -54,7 +54,10 @@ def test_what_differs_between_routes_is_banked_where_it_is():
 def test_slots_of_a_router_in_the_graph_are_said_to_be():
     module = AFFINE[0] | {"slots": ["trunk.*", "lidar.*"]}
     steps = steps_of(checkpoint_of(modular("chosen", [module], routing={"kind": "learned", "choose": "soft"})))
-    assert (steps["trunk.stage0.0"].what, steps["trunk.stage0.0"].why) == ("banked", "the router in the graph chooses")
+    assert (steps["trunk.stage0.0"].what, steps["trunk.stage0.0"].why) == (
+        "banked",
+        "selected by the router in the graph",
+    )
     assert steps["lidar.pillar"].what == "folded"
 
 
@@ -62,6 +65,6 @@ def test_the_table_sums_up():
     planned = plan(checkpoint_of(modular("banked", BANK)), ROUTES)
     shown = table(planned)
     assert shown.row_count == len(planned.steps) + 1
-    assert shown.caption == "on no route, and left out: dry"
+    assert shown.caption == "on no route, not exported: dry"
     with pytest.raises(InputError, match="hail: unknown condition"):
         plan(checkpoint_of(modular("banked", BANK)), [["hail"]])

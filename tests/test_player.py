@@ -463,7 +463,7 @@ class LongDrive:
                 self.grown = tracemalloc.get_traced_memory()[0] - self.grown
             if i == 200:
                 tracemalloc.stop()
-            self.counts.frame(self.frame)
+            self.counts.add_frame(self.frame)
             points = self.frame.points + np.float32(0)
             yield replace(self.frame, token=str(i), timestamp=500_000 * i, points=points)
 

@@ -14,20 +14,20 @@ import onnxruntime
 import pytest
 import torch
 from exported import without
-from networks import config, tasks
+from networks import config, tasks, uniform_tolerances
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from deploy.engines.tensorrt import build_engine
-from deploy.golden import Arrays, GoldenFrame, differences, distinct, matched, sides
+from deploy.golden import Arrays, GoldenFrame, clear_detections, differences, match_detections
 from deploy.precision.calibrate import PERCENTILE, ranges
 from deploy.precision.graph import CONVOLUTIONS, places
 from deploy.precision.half import to_half
-from deploy.precision.measure import MARGIN, golden_of
+from deploy.precision.measure import MARGIN, make_golden_frames
 from deploy.precision.quantise import CPU, TENSORRT, activations, quantisable, quantise
 from deploy.precision.sensitivity import LARGEST_ERROR, blocks, sensitivity
 from deploy.targets import find_target
-from deploy.tolerances import BOUNDS, Precision, Ranked, Spread, Tolerances, uniform
+from deploy.tolerances import BOUNDS, Precision, Ranked, Spread, Tolerances
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
 from perception.frame import Frame
@@ -102,11 +102,11 @@ SAME_CELL = Ranked(score=FAR, center=Spread(each=0.8, mean=0.8), size=FAR, headi
 
 def score_error(expected: Arrays, actual: Arrays) -> float:
     """Root mean square over the detections that both found: rounding also decides which of two cells is a peak."""
-    mine, other = sides(*(part_of("detection", each) for each in (expected, actual)), 0)
+    mine, other = (part_of("detection", each) for each in (expected, actual))
     mine, other = ({**each, "attributes": np.zeros_like(each["labels"])} for each in (mine, other))
-    found = matched(mine, other, np.ones(mine["scores"].shape, bool), SAME_CELL)
-    assert len(found.off["score"]) >= 20
-    return float(np.sqrt((found.off["score"] ** 2).mean()))
+    found = match_detections(mine, other, 0, np.ones(mine["scores"].shape[1:], bool), SAME_CELL)
+    assert len(found.offsets["score"]) >= 20
+    return float(np.sqrt((found.offsets["score"] ** 2).mean()))
 
 
 def map_error(expected: Arrays, actual: Arrays) -> float:
@@ -125,9 +125,9 @@ def assert_close(frame: Frame, graph: onnx.ModelProto, precision: str) -> None:
     if precision == "fp16":  # the boxes too, but for a few whose peak or attribute is another
         bounds = BOUNDS["fp16"].ranked
         expected, actual, rough = (part_of("detection", each) for each in (expected, actual, rough))
-        asked = distinct(expected, bounds.score.each / MARGIN)[0]
-        lost, allowed = (len(matched(*sides(expected, each, 0), asked, bounds).lost) for each in (actual, rough))
-        assert asked.sum() > 20
+        compared = clear_detections(expected, bounds.score.each / MARGIN)[0]
+        lost, allowed = (len(match_detections(expected, each, 0, compared, bounds).lost) for each in (actual, rough))
+        assert compared.sum() > 20
         assert lost <= FURTHER * max(1, allowed)
 
 
@@ -166,7 +166,7 @@ def proved(precision: Precision, kind: str) -> tuple[dict[str, onnx.ModelProto],
     graphs = {file: lowered.graph(name, kind) for file, name in names.items()}
     frames = {str(seed): lowered.frame(seed, kind) for seed in range(3)}
     expected = {name: (inputs, lowered.run(lowered.single(kind), inputs)) for name, inputs in frames.items()}
-    return graphs, *golden_of(graphs, precision, expected, tasks())
+    return graphs, *make_golden_frames(graphs, precision, expected, tasks())
 
 
 @pytest.mark.parametrize("kind", ["folded", "banked"])
@@ -196,7 +196,7 @@ def test_a_graph_that_is_too_far_off_gets_no_tolerance() -> None:
     inputs = lowered.frame(0)
     graphs = {"model.onnx": damaged(lowered.graph("fp16"))}
     with pytest.raises(InputError, match=r"the graph in fp16 does not compute the network: .* at a higher precision$"):
-        golden_of(graphs, "fp16", {"first": (inputs, lowered.run(lowered.single(), inputs))}, tasks())
+        make_golden_frames(graphs, "fp16", {"first": (inputs, lowered.run(lowered.single(), inputs))}, tasks())
 
 
 def damaged(graph: onnx.ModelProto) -> onnx.ModelProto:
@@ -323,8 +323,8 @@ def test_last_layers_and_view_transform_are_never_quantised() -> None:
     convolutions = [node for node in graph.node if node.op_type in CONVOLUTIONS]
     plain = {node.output[0] for node in convolutions if not {node.input[0], node.input[1]} <= rounded}
     where = places(lowered.single().graph)
-    assert plain == where.heads | where.views
-    assert (len(where.heads), len(where.views), len(convolutions)) == (3, 1, 37)
+    assert plain == where.heads | where.view_transform
+    assert (len(where.heads), len(where.view_transform), len(convolutions)) == (3, 1, 37)
     for node in graph.node:
         if node.op_type in ("GridSample", "Softmax", "TopK", "Sigmoid", "Gemm"):
             assert rounded.isdisjoint(node.input), node.op_type
@@ -366,7 +366,9 @@ def test_a_block_that_hurts_stays_in_fp32() -> None:
         values = numpy_helper.to_array(tensor).copy()
         values[index] *= factor
         tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
-    same = differences(lowered.run(lowered.single(), frames[0]), lowered.run(graph, frames[0]), uniform(1e-2, tasks()))
+    same = differences(
+        lowered.run(lowered.single(), frames[0]), lowered.run(graph, frames[0]), uniform_tolerances(1e-2, tasks())
+    )
     assert same == []
     spoilt = ranges(graph, lowered.measured(), frames)
     after = {b.name: b for b in sensitivity(graph, spoilt, frames)}

@@ -48,7 +48,7 @@ def drives() -> Path:
 
 @cache
 def exported(precision: str) -> Path:
-    """Banked, by the command."""
+    """BankedModule, by the command."""
     out = folder() / f"small-{precision}"
     arguments = [
         "export",

@@ -140,7 +140,7 @@ def without_saying_so() -> onnx.ModelProto:
 )
 def test_weights_in_another_file_are_refused_wherever_they_are(made: Callable[[], onnx.ModelProto]) -> None:
     model = made()
-    with pytest.raises(InputError, match=r"^a\.onnx: keeps weights in another file, which nothing vouches for"):
+    with pytest.raises(InputError, match=r"^a\.onnx: keeps weights in another file, which no hash covers"):
         require_self_contained(Content(Path("a.onnx"), model.SerializeToString()))
 
 
@@ -183,7 +183,7 @@ def test_bytes_that_are_no_graph_are_one_line_and_no_search_ends_otherwise(data:
             check(Content(Path("a.onnx"), content))
         except InputError as error:
             said = str(error)
-        elsewhere = "a.onnx: keeps weights in another file, which nothing vouches for; export the bundle again"
+        elsewhere = "a.onnx: keeps weights in another file, which no hash covers; export the bundle again"
         assert said in (None, elsewhere, "a.onnx: not an ONNX file; export the bundle again")
 
 

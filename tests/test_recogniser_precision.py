@@ -18,11 +18,11 @@ from deploy.export import export
 from deploy.golden import differences, synthetic_frame
 from deploy.onnx_export import to_onnx
 from deploy.precision.calibrate import ranges
-from deploy.precision.convert import require_unsteady
+from deploy.precision.convert import require_close_outputs
 from deploy.precision.frames import Drives
 from deploy.precision.graph import places
 from deploy.precision.quantise import CPU, TENSORRT, Layout, activations, quantisable, quantise
-from deploy.precision.sensitivity import blocks, watch
+from deploy.precision.sensitivity import blocks, with_measured_outputs
 from deploy.runtime import Runtime
 from deploy.verify import verify
 from perception.config import parse_config
@@ -81,7 +81,7 @@ def test_the_fused_map_is_no_last_layer_where_conditions_are_recognised_from_it(
     }
     assert len(heads) == 3  # heat map, what is regressed at its peaks, and map
     assert all(weight.startswith("model.heads.") for weight in heads.values())
-    given = {output.name for output in watch(single, ["conditions/probabilities"]).graph.output}
+    given = {output.name for output in with_measured_outputs(single, ["conditions/probabilities"]).graph.output}
     assert "conditions/probabilities" in given
 
 
@@ -90,12 +90,12 @@ def test_a_broken_scale_recognises_other_conditions(
     single: onnx.ModelProto, frames: Frames, bundle: Bundle, layout: Layout
 ) -> None:
     measured = ranges(single, activations(single.graph), frames)
-    require_unsteady(
+    require_close_outputs(
         single, quantise(single, [*quantisable(single.graph)], measured, layout), frames, bundle.manifest.heads
     )
     small = {name: (0.25 * low, 0.25 * high) for name, (low, high) in measured.items()}
     broken = quantise(single, [*quantisable(single.graph)], small, layout)
     with pytest.raises(
-        InputError, match=r"int8 gives other conditions/probabilities than fp32 on the drives .* calibrate on"
+        InputError, match=r"int8 changes conditions/probabilities too much on the drives .* calibrate on"
     ):
-        require_unsteady(single, broken, frames, bundle.manifest.heads)
+        require_close_outputs(single, broken, frames, bundle.manifest.heads)

@@ -184,7 +184,7 @@ def test_the_command_replays_a_recording(sim_root: Path, results: Path, tmp_path
             None,
             (),
             "other.yaml",
-            "none of the topics that are read is in it; it has /cam_back/",
+            "it has none of the topics that are read; it has /cam_back/",
         ),
         (".", "v1.0-tiny", (), "other.yaml", "a dataroot has no topics"),
         ("nowhere", None, (), None, "nowhere: neither a recording .* nor a dataroot"),

@@ -212,7 +212,7 @@ def test_a_file_that_was_cut_off_is_replayed_up_to_there(
     assert seen[-1] >= 1
     path.write_bytes(recording[:200])
     [drive] = open_drives(path, None, (), SPEC, None)
-    with pytest.raises(InputError, match="no frame can be made of it"):
+    with pytest.raises(InputError, match="no frame can be assembled from it"):
         list(drive)
 
 
@@ -276,14 +276,14 @@ JPEG = b"\xff\xd8\xff\xe0\x00\x04ab\xff\xc0\x00\x11\x08"  # begins as one: then 
     ("change", "reason"),
     [
         (field(LIDAR, data=NAN), "points that are not finite"),
-        (field(LIDAR, data=FAR), "points farther than a LiDAR reaches"),
-        (field(LIDAR, width=501), "data that is not as large as the cloud"),
-        (field(LIDAR, height=1 << 31, width=1 << 31), "data that is not as large as the cloud"),
-        (field(LIDAR, point_step=0, row_step=10_000), "data that is no whole number of points"),
-        (field(LIDAR, fields=[]), "points without x, y and z"),
+        (field(LIDAR, data=FAR), "points beyond the range of a LiDAR"),
+        (field(LIDAR, width=501), "data of another size than the cloud"),
+        (field(LIDAR, height=1 << 31, width=1 << 31), "data of another size than the cloud"),
+        (field(LIDAR, point_step=0, row_step=10_000), "data of a size that is not a multiple of the point's"),
+        (field(LIDAR, fields=[]), "points without x, y or z"),
         (field(FRONT, data=np.zeros(0, np.uint8)), "a picture that cannot be decoded"),
         (field(FRONT, data=np.arange(99, dtype=np.uint8)), "a picture that cannot be decoded"),
-        (field(FRONT, data=np.frombuffer(JPEG + b"\xff\xff\xff\xff" * 3, np.uint8)), "a picture of no sensible size"),
+        (field(FRONT, data=np.frombuffer(JPEG + b"\xff\xff\xff\xff" * 3, np.uint8)), "an invalid picture size"),
         (
             field(FRONT, data=np.frombuffer(JPEG + b"\x00\x40" * 6, np.uint8)),
             "a picture of another size than its CameraInfo",
@@ -292,8 +292,8 @@ JPEG = b"\xff\xd8\xff\xe0\x00\x04ab\xff\xc0\x00\x11\x08"  # begins as one: then 
             field(FRONT, data=np.frombuffer(JPEG + b"\x00\x32\x00\x50" * 3, np.uint8)),
             "a picture that cannot be decoded",
         ),
-        (field(INFO, width=0), "a picture of no sensible size"),
-        (field(INFO, k=np.full(9, np.nan), p=np.full(12, np.nan)), "no projection to the picture"),
+        (field(INFO, width=0), "an invalid picture size"),
+        (field(INFO, k=np.full(9, np.nan), p=np.full(12, np.nan)), "invalid intrinsics"),
     ],
 )
 def test_a_corrupt_message_is_dropped_for_its_reason(

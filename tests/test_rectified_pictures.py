@@ -9,7 +9,7 @@ from recordings import TINY, Sent, assembled, edited, sent
 from scipy.ndimage import map_coordinates
 
 from deploy.replay.sources import messages
-from deploy.replay.sources.messages import Corrupt
+from deploy.replay.sources.messages import CorruptMessage
 from deploy.replay.sources.topics import CameraTopics, Topics
 from perception.frame import Frame
 
@@ -113,15 +113,15 @@ def test_a_lens_that_does_nothing_changes_no_bit(log: list[Sent]) -> None:
 
 def test_names_say_which_pictures_are_rectified() -> None:
     for image, taken in {"/a/image_raw": True, "/a/image_rect_color/compressed": False, "/a/image": True}.items():
-        assert CameraTopics(image=image, info="/a/camera_info").as_taken == taken
+        assert CameraTopics(image=image, info="/a/camera_info").unrectified == taken
 
 
 @pytest.mark.parametrize(
     ("model", "d", "reason"),
     [
-        ("omnidirectional", [0.1, 0.2], "a picture of a lens whose model is not known"),
-        ("plumb_bob", [0.1, 0.2, 0.3], "a picture of a lens whose model is not known"),
-        ("plumb_bob", [np.nan] * 5, "a lens of numbers that are none"),
+        ("omnidirectional", [0.1, 0.2], "a picture with an unknown lens model"),
+        ("plumb_bob", [0.1, 0.2, 0.3], "a picture with an unknown lens model"),
+        ("plumb_bob", [np.nan] * 5, "invalid lens parameters"),
     ],
 )
 def test_an_unusable_lens_is_counted(log: list[Sent], model: str, d: list[float], reason: str) -> None:
@@ -131,7 +131,7 @@ def test_an_unusable_lens_is_counted(log: list[Sent], model: str, d: list[float]
 
 
 def test_a_turn_that_is_none_is_refused() -> None:
-    with pytest.raises(Corrupt, match="a lens of numbers that are none"):
+    with pytest.raises(CorruptMessage, match="invalid lens parameters"):
         messages.intrinsics(
             0, "", (80, 50), "plumb_bob", np.zeros(5), TAKEN.ravel(), 2 * np.eye(3).ravel(), np.zeros(12)
         )

@@ -25,7 +25,7 @@ from slotted import EVERYWHERE, Net, learned, randomised
 from deploy.build import build, refit
 from deploy.bundle import Bundle
 from deploy.engines import cuda, open_engine
-from deploy.engines.tensorrt import build_engine, installed
+from deploy.engines.tensorrt import build_engine, compiler_version
 from deploy.onnx_export import to_onnx
 from deploy.signature import require_signed
 from deploy.structure import FLOATS, WEIGHTS, structure_sha256
@@ -186,7 +186,7 @@ def with_plan(path: Path, **changed: object) -> Path:
     copied(path)
     build(path, TARGET, QUIET)
     record = Bundle.load(path).plan(TARGET).record.model_copy(update={"refittable": True, **changed})
-    (path / "engines" / f"{TARGET}.json").write_bytes(record.sealed())
+    (path / "engines" / f"{TARGET}.json").write_bytes(record.hashed_json())
     return path
 
 
@@ -204,13 +204,13 @@ def test_a_plan_moves_to_a_bundle_with_other_weights(tmp_path: Path) -> None:
     before = {file: file.read_bytes() for file in old.rglob("*") if file.is_file()}
     record = refit(new, old, TARGET, QUIET, private)
     loaded, compiled = Bundle.load(new), Bundle.load(old).plan(TARGET).record
-    assert loaded.plan(TARGET).record.sealed() == record.sealed()
+    assert loaded.plan(TARGET).record.hashed_json() == record.hashed_json()
     file = new / "engines" / f"{TARGET}.json"
     require_signed(file, file.read_bytes(), public)
     assert record.onnx_sha256 == compiled.onnx_sha256 == hashlib.sha256((old / "model.onnx").read_bytes()).hexdigest()
     assert record.weights_sha256 == hashlib.sha256((new / "model.onnx").read_bytes()).hexdigest()
     assert (record.refitted, compiled.refitted) == (True, False)
-    assert loaded.plan(TARGET, installed(find_target(TARGET))).data == Bundle.load(old).plan(TARGET).data
+    assert loaded.plan(TARGET, compiler_version(find_target(TARGET))).data == Bundle.load(old).plan(TARGET).data
     assert before == {file: file.read_bytes() for file in old.rglob("*") if file.is_file()}
     # On from there: the plan of the plan's new owner, which still names the graph it was compiled from.
     third = retrained(tmp_path / "third", seed=2)
@@ -221,7 +221,7 @@ def test_a_plan_moves_to_a_bundle_with_other_weights(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"rtx-ampere.plan: compiled from another network; run `perception build"):
         Bundle.load(new).plan(TARGET)
     forged = refit(new, old, TARGET, QUIET).model_copy(update={"refittable": False})
-    (new / "engines" / f"{TARGET}.json").write_bytes(forged.sealed())
+    (new / "engines" / f"{TARGET}.json").write_bytes(forged.hashed_json())
     with pytest.raises(InputError, match=r"rtx-ampere.plan: compiled from another network; run `perception build"):
         Bundle.load(new).plan(TARGET)
 
@@ -239,7 +239,7 @@ def test_a_refitted_plan_without_a_gpu_is_one_clear_line(tmp_path: Path) -> None
 def test_compiling_to_refit_without_a_gpu_is_one_clear_line(tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx")
     done = perception("build", bundle().path, "--target", TARGET, "--refit")
-    reason = "what can be refitted compiles only where there is an NVIDIA GPU; run this there, or leave out --refit"
+    reason = "a refittable plan compiles only where there is an NVIDIA GPU; run this there, or leave out --refit"
     assert (done.returncode, done.stderr) == (2, f"perception: {TARGET}: {reason}\n")
 
 
@@ -259,7 +259,7 @@ def test_another_plan_is_refused(tmp_path: Path, change: dict[str, object], mess
     pytest.importorskip("tensorrt_rtx")
     old = with_plan(tmp_path / "old", **change)
     done = perception("build", retrained(tmp_path / "new"), "--target", TARGET, "--refit-from", old)
-    here = installed(find_target(TARGET))
+    here = compiler_version(find_target(TARGET))
     assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
     assert str(old / "engines" / f"{TARGET}.plan") in done.stderr
     assert message.format(old=old, here=here) in done.stderr
@@ -282,9 +282,9 @@ def test_another_network_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (["--target", "cpu", "--refit"], "cpu: ONNX Runtime takes any bundle as it is; leave out --refit"),
+        (["--target", "cpu", "--refit"], "cpu: ONNX Runtime runs any bundle without a plan; leave out --refit"),
         (["--target", "cpu", "--refit-from", "{bundle}"], "cpu: has no plan to refit"),
-        (["--target", "orin", "--refit", "--dla"], "orin: refitting is not offered for layers on a DLA"),
+        (["--target", "orin", "--refit", "--dla"], "orin: layers on a DLA cannot be refitted"),
         (["--target", "orin", "--refit-from", "{bundle}"], "orin: needs tensorrt on the Jetson Orin itself"),
         (["--target", TARGET, "--refit", "--refit-from", "{bundle}"], "--refit-from compiles nothing"),
         (["--target", TARGET, "--refit-from", "nowhere"], "nowhere: not a bundle"),

@@ -140,7 +140,7 @@ def test_points_map_and_boxes_meet_from_above(reference: Any) -> None:
     drawn = picture(pictures.raster_picture(RasterLayer("map", layer, grid, COLOURS)))
     np.testing.assert_allclose((np.argwhere(drawn[..., 3])[:, ::-1] + 0.5) / 128, [expected], atol=0.5 / 128)
     assert drawn[..., 2::-1].max(axis=(0, 1)).tolist() == [58, 74, 96]
-    outline = pictures.outlines_from_above(box, reference)[0]
+    outline = pictures.box_outlines(box, reference)[0]
     np.testing.assert_allclose(outline[4], expected * 102.4 - 51.2)
     np.testing.assert_allclose(np.linalg.norm(outline[5] - outline[4]), 2.0)
 
@@ -155,7 +155,7 @@ def test_boxes_in_a_camera_are_the_devkits(nuscenes_root: Path) -> None:
         camera_from_reference = (
             np.linalg.inv(camera.global_from_ego @ camera.ego_from_camera) @ frame.global_from_reference
         )
-        edges = pictures.outlines_in_camera(frame.boxes, frame.image_from_reference(name), camera.image.shape, 1600)
+        edges = pictures.box_edges_resized(frame.boxes, frame.image_from_reference(name), camera.image.shape, 1600)
         for i, box in enumerate(frame.boxes.transformed(camera_from_reference).corners()):
             if box[:, 2].min() < 0.5:
                 continue
@@ -178,7 +178,7 @@ def test_box_edges_end_at_the_cameras_plane() -> None:
         np.array([[0.5, 0, 0], [0, 0, -9]]), np.full((2, 3), 4.0), zeros, np.zeros((2, 2)), zeros, zeros, zeros
     )
     boxes = replace(boxes, rotations=np.stack([turn] * 2))
-    (drawn,) = pictures.outlines_in_camera(boxes, projection, (900, 1600), 1600).items()
+    (drawn,) = pictures.box_edges_resized(boxes, projection, (900, 1600), 1600).items()
     assert drawn[0] == 0
     ends = np.reshape(drawn[1], (2 * 8, 2))  # four edges of the front face, four that are cut; the rear is behind
     np.testing.assert_array_equal(

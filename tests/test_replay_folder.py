@@ -192,6 +192,6 @@ def test_what_other_software_or_another_machine_began_starts_anew(
     change(tmp_path / JOURNAL, "UPDATE records SET content = ? WHERE number = 0", record)
     console = Console(file=said, width=1000)
     assert replayed(drive, tmp_path, selection=LASTING, console=console)["resumed_at_frame"] == 0
-    (line,) = (line for line in said.getvalue().splitlines() if "starting anew" in line)
+    (line,) = (line for line in said.getvalue().splitlines() if "restarting" in line)
     assert f"begun with {changed} another (now " in line
     assert (tmp_path / "results.json").read_bytes() == (judged / "results.json").read_bytes()

@@ -107,7 +107,7 @@ def test_a_latency_gate_takes_the_latencies_of_a_vehicle(drive: Path, tmp_path: 
     assert not verdict["passed"]
     assert case["value"] is None
     assert "--latency" in case["reason"]
-    assert not Finished.load(tmp_path).as_a_vehicle
+    assert not Finished.load(tmp_path).latency_as_on_vehicle
 
 
 def test_deadlines_are_the_frames_period() -> None:

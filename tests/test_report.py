@@ -13,7 +13,7 @@ from pages import page_data
 from deploy.replay.latency import STAGES, Latency
 from deploy.replay.report import MOST_BOXES, SPREAD, Report
 from deploy.replay.timeline import Timeline
-from deploy.replay.worst_frames import Worst
+from deploy.replay.worst_frames import WorstFrames
 from perception.frame import Boxes, Conditions, Frame, Prediction
 from perception.scene.scene import Scene, SceneFrame
 from perception.tasks.detection.drawing import mistakes
@@ -80,7 +80,7 @@ def test_mistakes_are_the_official_matchings(seed: int) -> None:
 
 @given(values=st.lists(st.integers(0, 5), max_size=60))
 def test_worst_frames_are_those_that_sorting_finds(values: list[int]) -> None:
-    worst = Worst()
+    worst = WorstFrames()
     for i, value in enumerate(values):
         worst.add(i, {"mistakes": (value, "")})
     bad = sorted((i for i, value in enumerate(values) if value), key=lambda i: (-values[i], i))

@@ -33,7 +33,7 @@ def test_selection(selection: Selection, drives: list[list[int]]) -> None:
     for each in given:
         inside = [f for f in each if selection.start <= (f.timestamp - each[0].timestamp) * 1e-6 < selection.end]
         expected += inside[:: selection.every]
-    chosen = selection.of(frame for each in given for frame in selection.until_end(each))
+    chosen = selection.of(frame for each in given for frame in selection.before_end(each))
     if expected:
         assert [frame.token for frame in chosen] == [frame.token for frame in expected]
     else:
@@ -44,7 +44,7 @@ def test_selection(selection: Selection, drives: list[list[int]]) -> None:
 def test_after_the_end_one_frame_is_read() -> None:
     times = iter(range(0, 10_000_000, 500_000))
     drive = (Frame(str(t), t, "ego", np.eye(4), np.eye(4), None, {}) for t in times)
-    assert len(list(Selection(end=2.0).until_end(drive))) == 4
+    assert len(list(Selection(end=2.0).before_end(drive))) == 4
     assert next(times) == 2_500_000
 
 

@@ -182,7 +182,7 @@ def test_a_gate_on_its_score_passes_and_fails(
     (case,) = judge(replayed, other, difference).cases
     assert case.value == pytest.approx(-0.1, abs=1e-12)
     assert case.outcome == "inconclusive"  # two scenes give no interval
-    for part, message in (({"class": "car"}, "toy has no class 'car'"), ({"range": [0, 10]}, "toy is of all ranges")):
+    for part, message in (({"class": "car"}, "toy has no class 'car'"), ({"range": [0, 10]}, "toy has no ranges")):
         with pytest.raises(ValidationError, match=message):
             Gates.model_validate({"gates": [{"metric": "toy", "at_least": 0} | part]})
 

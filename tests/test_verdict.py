@@ -419,7 +419,7 @@ def test_frames_that_lack_and_blind_ones_are_dropped(
     assert Finished.load(out).dropped == (2, 1)
     case = only(judge(out, None, gates({"metric": "dropped", "at_most": 2})))
     assert not case.passed
-    assert case.reason == "2 keyframes lack and 1 are without any sensor; at most 2"
+    assert case.reason == "2 keyframes are missing and 1 have no sensor data; at most 2"
     assert judge(out, None, gates({"metric": "dropped", "at_most": 3})).passed
 
 
@@ -443,7 +443,7 @@ def test_junit_is_what_a_reader_of_junit_reads(drives: NuScenesTables, fair: Pat
     assert kinds == [Failure, None, Error, Failure, Error]
     assert cases[0].result[0].message == f"{verdict.cases[0].value:.4f}; at least 0.99"
     assert cases[2].result[0].message == (
-        "not measured: AMOTA takes annotations, every keyframe, nuscenes-devkit with motmetrics, and a replay with "
+        "not measured: AMOTA needs annotations, every keyframe, nuscenes-devkit with motmetrics, and a replay with "
         "this gate"
     )
     assert cases[3].result[0].message == "40.0 ms; at most 39.9 ms"
@@ -484,7 +484,7 @@ def test_what_cannot_be_judged_is_one_line(
         judge(tmp_path, None, gates({"metric": "NDS", "at_least": 0}))
     with pytest.raises(InputError, match="nothing to judge by; give --gates, --baseline or both"):
         judge(fair)
-    with pytest.raises(InputError, match="'difference' compares with a replay; give its folder with --baseline"):
+    with pytest.raises(InputError, match="'difference' needs another replay; give its folder with --baseline"):
         judge(fair, None, EVERY)
     parts = [finish(tmp_path / name, drives, part) for name, part in (("a", frames[:3]), ("b", frames[3:]))]
     with pytest.raises(InputError, match="has no frame of this replay"):

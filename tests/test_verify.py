@@ -39,9 +39,9 @@ def test_what_is_verified_is_told(tmp_path: Path) -> None:
         "release": "0, without end",
         "signature": f"by the key {signer(key).id}",
         "files": f"4 files, {sum((path / name).stat().st_size for name in manifest.files) / 1e6:.1f} MB: "
-        "as recorded, and no others",
+        "hashes match, no other files",
         "graph": f"opset 18, 5 inputs, 5 outputs, {sum(manifest.operators.values())} operators: as in the manifest",
-        "golden frames": "synthetic-0 and others: ONNX Runtime gives the recorded outputs within the tolerances",
+        "golden frames": "synthetic-0 and others: outputs of ONNX Runtime are within the tolerances",
         "engines": "none",
         "unsigned engines": "orin, thor, drive-orin, drive-thor may compile their own",
         "routes": "rain",

@@ -1,7 +1,7 @@
-"""Draw the house into docs/architecture.md: its folders, and which of them import which.
+"""Draw the folders of the code and the imports between them into docs/architecture.md.
 
 python tools/architecture.py           # write the page
-python tools/architecture.py --check   # fail where the page is not what the code says
+python tools/architecture.py --check   # fail if the page is out of date
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ PAGE = REPOSITORY / "docs" / "architecture.md"
 BEGIN, END = "<!-- drawn by tools/architecture.py -->\n", "<!-- /drawn -->\n"
 
 
-def room(module: str) -> str:
-    """The folder that a module lies in, two parts deep; files at the top of a package stand for the package."""
+def folder_of(module: str) -> str:
+    """The folder of a module, at most two levels deep; files at the top of a package belong to the package."""
     parts = module.split(".")
     return ".".join(parts[:2]) if (REPOSITORY.joinpath(*parts[:2])).is_dir() else parts[0]
 
 
 def imports(path: Path) -> set[str]:
-    """Modules of this repository that a file imports anywhere in it, also for types alone."""
+    """The modules of this repository that a file imports, also inside functions and for types."""
     found = set()
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.module:
@@ -36,34 +36,34 @@ def imports(path: Path) -> set[str]:
     return {name for name in found if name.split(".")[0] in ("perception", "deploy")}
 
 
-def arrows() -> dict[tuple[str, str], int]:
-    """(importing folder, imported folder) -> number of files that do."""
+def count_imports() -> dict[tuple[str, str], int]:
+    """(importing folder, imported folder) -> number of importing files."""
     found: dict[tuple[str, str], int] = defaultdict(int)
     for package in ("perception", "deploy"):
         for path in sorted((REPOSITORY / package).rglob("*.py")):
-            own = room(".".join(path.relative_to(REPOSITORY).with_suffix("").parts))
-            for other in {room(name) for name in imports(path)} - {own}:
+            own = folder_of(".".join(path.relative_to(REPOSITORY).with_suffix("").parts))
+            for other in {folder_of(name) for name in imports(path)} - {own}:
                 found[own, other] += 1
     return dict(found)
 
 
-def drawn(found: dict[tuple[str, str], int]) -> str:
-    """A Mermaid diagram; a package's own files are drawn as the package."""
-    rooms = sorted({name for arrow in found for name in arrow})
+def diagram(found: dict[tuple[str, str], int]) -> str:
+    """A Mermaid diagram of the imports between folders."""
+    folders = sorted({name for arrow in found for name in arrow})
     lines = ["```mermaid", "flowchart TD"]
     for package in ("deploy", "perception"):
-        inside = [f"    {name.replace('.', '_')}[{name}]" for name in rooms if name.split(".")[0] == package]
+        inside = [f"    {name.replace('.', '_')}[{name}]" for name in folders if name.split(".")[0] == package]
         lines += [f"  subgraph {package}_package[{package}]", *inside, "  end"]
-    # The files at the top of a package are what everything stands on: arrows to them would hide all others.
+    # Everything imports the files at the top of a package, so arrows to them would hide all others.
     shown = {arrow: count for arrow, count in found.items() if "." in arrow[1]}
     lines += [f"  {a.replace('.', '_')} -->|{n}| {b.replace('.', '_')}" for (a, b), n in sorted(shown.items())]
     return "\n".join([*lines, "```\n"])
 
 
 def page(text: str) -> str:
-    """The page's text with the picture between its two comments made anew."""
+    """The page's text with a new diagram between its two comments."""
     before, rest = text.split(BEGIN)
-    return before + BEGIN + drawn(arrows()) + END + rest.split(END)[1]
+    return before + BEGIN + diagram(count_imports()) + END + rest.split(END)[1]
 
 
 def main() -> None:
@@ -73,7 +73,7 @@ def main() -> None:
     old = PAGE.read_text(encoding="utf-8")
     new = page(old)
     if arguments.check and old != new:
-        sys.exit(f"{PAGE}: is not what the code says; run python tools/architecture.py")
+        sys.exit(f"{PAGE}: is out of date; run python tools/architecture.py")
     write_atomically(PAGE, new.encode())
 
 

@@ -1,4 +1,4 @@
-"""Benchmarks. Each measures all sides in one run, alternating them, and quotes medians.
+"""Benchmarks. Each alternates between all variants in one run, and reports medians.
 
 python tools/bench.py adapt --evidence runs/evidence --json
 python tools/bench.py evaluator --data runs/demo/drives --json
@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # as the `perception` command has it
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # like the `perception` command
 
 import torch
 from bench_evaluator import evaluator
@@ -38,15 +38,15 @@ from perception.training.loader import FrameDataset, collate
 
 
 def adapt(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Seconds for each training step of each way to adapt, on the evidence's base and rainy drives.
+    """Seconds per training step of each way to adapt, on the evidence's base and rainy drives.
 
-    A step is what a training repeats: take two frames from memory, augment and prepare them, forward, backward,
-    clip, optimizer. The first two rounds do not count.
+    A step takes two frames from memory, augments and prepares them, and runs forward, backward, clipping and optimizer.
+    The first two rounds are discarded.
     """
     evidence = Models(arguments.evidence)
     models = {way: evidence.prepared(0, "rain", way) for way in WAYS}
     for model in models.values():
-        model.to(memory_format=torch.channels_last)  # as the training loop has it
+        model.to(memory_format=torch.channels_last)  # like the training loop
     optimizers = {way: trainable.optimizer_of(model, 1e-4, 0.01) for way, model in models.items()}
     dataset = FrameDataset(evidence.tables, evidence.tokens("sim_train", "rain"), evidence.config(0, steps=STEPS))
     seconds: dict[str, list[float]] = {way: [] for way in WAYS}
@@ -83,7 +83,9 @@ def main() -> None:
     command.add_argument("--evidence", type=Path, default=Path("runs/evidence"), help="folder of tools/evidence.py")
     command.add_argument("--rounds", type=int, default=15)
     command.set_defaults(run=adapt)
-    command = commands.add_parser("mmdet3d", help="speed against mmdet3d, CenterPoint from points to boxes on a CPU")
+    command = commands.add_parser(
+        "mmdet3d", help="speed compared with mmdet3d, CenterPoint from points to boxes on a CPU"
+    )
     command.add_argument("--data", type=Path, default=Path("../shared/data/nuscenes"), help="real keyframes, v1.0-mini")
     command.add_argument("--scenes", default="scene-0103:0-4", help="keyframes")
     command.add_argument("--rounds", type=int, default=5)
@@ -99,25 +101,27 @@ def main() -> None:
     command = commands.add_parser("precision", help="speed of INT8 on a CPU, and scores lost in FP16 and INT8")
     command.add_argument("--config", default="nuscenes/lidar", help="for the speed")
     command.add_argument("--rounds", type=int, default=15)
-    command.add_argument("--checkpoint", type=Path, help="for the scores; without one only the speed is measured")
+    command.add_argument("--checkpoint", type=Path, help="for the scores; without it only the speed is measured")
     command.add_argument("--data", type=Path, default=Path("runs/evidence/drives"), help="simulated drives to score on")
     command.add_argument("--version", default="v1.0-sim")
     command.add_argument("--conditions", default="clear,day,boston", help="of the drives")
-    command.add_argument("--frames", type=int, help="score only so many keyframes, evenly spread")
+    command.add_argument("--frames", type=int, help="score only this many keyframes, evenly spread")
     command.set_defaults(run=precision)
-    command = commands.add_parser("evaluator", help="speed and memory of scoring a submission, against the devkit")
+    command = commands.add_parser(
+        "evaluator", help="speed and memory of scoring a submission, compared with the devkit"
+    )
     command.add_argument("--data", type=Path, default=Path("runs/demo/drives"), help="annotated drives")
     command.add_argument("--version", help="default: the only one")
     command.add_argument("--rounds", type=int, default=3)
     command.set_defaults(run=evaluator)
-    command = commands.add_parser("runtime", help="memory of the vehicle's loop over a long drive")
+    command = commands.add_parser("runtime", help="memory of the runtime during a long drive")
     command.add_argument("--frames", type=int, default=10_000)
     command.set_defaults(run=runtime)
-    command = commands.add_parser("replay", help="speed of a replay with all that it writes")
+    command = commands.add_parser("replay", help="speed of a replay with all its files")
     command.add_argument("--bundle", type=Path, default=Path("runs/demo/bundle"))
     command.add_argument("--data", type=Path, default=Path("runs/demo/drives"))
     command.add_argument("--version", default="v1.0-sim")
-    command.add_argument("--scenes", type=int, default=16, help="at most so many")
+    command.add_argument("--scenes", type=int, default=16, help="at most this many")
     command.add_argument("--rounds", type=int, default=3)
     command.set_defaults(run=replay_speed)
     for each in commands.choices.values():

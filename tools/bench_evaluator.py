@@ -1,7 +1,7 @@
-"""How fast a submission is scored, and in how much memory, against the official devkit: from the tables to the numbers.
+"""Speed and memory of scoring a submission, compared with the official devkit.
 
-Each side runs in a fresh process: reads the tables, the annotations and the submission, filters, matches and scores.
-Seconds are those of the processor, so what other processes take from it does not count.
+Each evaluator runs in a fresh process: it reads tables, annotations and submission, filters, matches and scores.
+Seconds are processor time, so other processes do not count.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ BOXES = 200  # detections in each sample
 
 
 def evaluator(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Median seconds and peak memory gained of both sides, and the largest difference of any of their numbers."""
+    """Median seconds and peak memory of both evaluators, and the largest difference between their numbers."""
     version = arguments.version or versions(arguments.data)[0]
     with tempfile.TemporaryDirectory() as folder:
         submission = Path(folder) / "results.json"
@@ -57,7 +57,7 @@ def evaluator(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _write(tables: NuScenesTables, path: Path) -> int:
-    """A submission of annotations out of place among others that are nowhere."""
+    """Write a submission of displaced annotations, some of them far from any object; returns the number of samples."""
     rng, samples = np.random.default_rng(0), tables.samples()
     with SubmissionWriter.open(path, ["lidar"]) as writer:
         for token in samples:
@@ -109,9 +109,9 @@ def _devkit(dataroot: Path, version: str, submission: Path) -> list[Any]:
 
 def _side(dataroot: str, version: str, submission: str, side: str) -> None:
     if side == "devkit":
-        import nuscenes.eval.detection.evaluate  # noqa: F401 - what is imported is not measured
+        import nuscenes.eval.detection.evaluate  # noqa: F401 - imports are not measured
     run = _devkit if side == "devkit" else _numpy
-    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak
     before, start = _peak(), time.process_time()
     numbers = run(Path(dataroot), version, Path(submission))
     seconds = time.process_time() - start
@@ -119,7 +119,7 @@ def _side(dataroot: str, version: str, submission: str, side: str) -> None:
 
 
 def _peak() -> float:
-    """Megabytes that this process has held at most; getrusage would count those of the process that started it."""
+    """Peak memory of this process in MB; getrusage would include that of the parent process."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(float(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 1e3
 

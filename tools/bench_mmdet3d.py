@@ -1,4 +1,4 @@
-"""CenterPoint on pillars, from points to boxes: mmdet3d against the same network imported, in torch and exported."""
+"""Speed of CenterPoint on pillars, from points to boxes: mmdet3d and the imported network, in torch and exported."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ from perception.training.checkpoint import load_model
 
 OUTPUTS = [f"detection/{output.name}" for output in DetectionTask.outputs]
 THREADS = 2
-SIDE = 2048  # of the matrices whose product shows the machine's limit
+SIDE = 2048  # of the matrices whose product measures the machine's peak
 
 
 def mmdet3d(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Speed against mmdet3d on complete real keyframes, medians of alternating rounds after one that does not count.
+    """Compare the speed with mmdet3d on real keyframes: medians of alternating rounds, without the first one.
 
-    Both get the points in memory. mmdet3d groups them with its data_preprocessor and predicts, NMS included; ours is
-    `prepare`, the deployed network on the pillars that there are, and `to_prediction`. INT8 is of all blocks. The share
-    of preparation and of what comes behind the network is that of the exported FP32 network's time.
+    Both start with points in memory. mmdet3d runs its data_preprocessor and `predict`, with NMS; ours is `prepare`, the
+    deployed network without padding, and `to_prediction`. All blocks are INT8 in INT8. The shares of pre- and
+    postprocessing are of the exported FP32 network's time.
     """
     from centerpoints import built, flat, predicted, raw, saved, spread  # imports mmdet3d
 
@@ -105,11 +105,11 @@ def mmdet3d(arguments: argparse.Namespace) -> dict[str, Any]:
         "max_abs_difference": max(_difference(theirs, model, raw, frame, spec) for frame in frames[:2]),
         "sgemm_gflops": sgemm(),
         "network_gflop": flops[0] / 1e9,  # of the first frame
-        "exported_gflop": flops[1] / 1e9,  # where boxes are regressed at the peaks alone
+        "exported_gflop": flops[1] / 1e9,  # boxes are regressed at the peaks only
         "preprocess_share": statistics.median(stages["preprocess"]) / whole,
         "postprocess_share": statistics.median(stages["postprocess"]) / whole,
         "seconds": seconds,
-        "processor_seconds": processor,  # of all threads; what other processes take does not count
+        "processor_seconds": processor,  # of all threads of this process
         "pillars": [int((each["pillar_counts"] > 0).sum()) for each in inputs],
         "rounds": arguments.rounds,
         "threads": THREADS,
@@ -124,7 +124,7 @@ def _session(content: bytes, threads: int) -> onnxruntime.InferenceSession:
 
 @torch.no_grad()
 def _difference(theirs: Any, model: Any, raw: Callable[..., Any], frame: Any, spec: InputSpec) -> float:
-    """The largest between the maps of the heads."""
+    """The largest difference between the maps of the heads."""
     ours = model({name: torch.from_numpy(array) for name, array in prepare(frame, spec).items()})
     largest = 0.0
     for i, task in enumerate(raw(theirs, frame.points)):
@@ -135,7 +135,7 @@ def _difference(theirs: Any, model: Any, raw: Callable[..., Any], frame: Any, sp
 
 
 def sgemm() -> float:
-    """GFLOP per second of a product of large matrices in float32: the best of ten."""
+    """The best of ten float32 products of large matrices, in GFLOP per second."""
     a, b = torch.randn(2, SIDE, SIDE)
     best = float("inf")
     for _ in range(10):

@@ -1,4 +1,4 @@
-"""What modules on board cost in latency and memory, in one graph, folded, and as separate networks."""
+"""Latency and memory of modules in one graph, folded, and as separate networks."""
 
 from __future__ import annotations
 
@@ -23,22 +23,19 @@ from perception.model import PerceptionModel
 from perception.training.checkpoint import save_model
 
 DOMAINS = ("rain", "fog", "night", "singapore")
-
-
-# Where the bank sits. At the fine grid of the first stage a layer of `tiny` has 32 channels, and a bank of four modules
-# of rank 4 adds half as many: there it costs most.
+# Slots of the modules. They cost most in the first stage: on its fine grid a layer of `tiny` has 32 channels, and four
+# modules of rank 4 add half as many.
 PLACES = {"banked": "trunk.*", "banked_behind_stage0": "trunk.stage[!0]*,trunk.lift*"}
 SWITCHES = 100
 
 
 def modular(arguments: argparse.Namespace) -> dict[str, Any]:
-    """What two tasks and four domains cost in one graph, in ONNX Runtime: against the base and separate networks.
+    """Compare two tasks and four domains in one graph with the base and with separate networks, in ONNX Runtime.
 
-    Random weights. Banked: a low-rank module of rank 4 for each domain at every slot of the trunk, and at all but those
-    of its first stage, switched by an input. Folded: the module of one domain in the weights. Separate: a network for
-    each task and domain, of which a frame needs two. Latency is the engine's alone; the rounds alternate. Memory is
-    what a process gains by opening the networks and running each once. Frames that switch and frames that do not
-    alternate too.
+    Weights are random. Banked: a low-rank module of rank 4 for each domain at every slot of the trunk, and at all but
+    those of its first stage, switched by an input. Folded: the module of one domain in the weights. Separate: a network
+    per task and domain, of which a frame needs two. Latency is that of the engine, with alternating rounds. Memory is
+    what a process gains by opening the networks and running each once. Frames with and without a switch alternate too.
     """
     with tempfile.TemporaryDirectory() as folder:
         graphs = _graphs(arguments.config, Path(folder))
@@ -81,7 +78,7 @@ def _seconds(engine: OnnxRuntimeEngine, inputs: dict[str, np.ndarray]) -> float:
 
 
 def _graphs(name: str, folder: Path) -> dict[str, Path]:
-    """The graphs that are compared, each with its golden inputs in an .npz file beside it."""
+    """The compared graphs, each with its golden inputs in an .npz file beside it."""
     every: list[list[str]] = [[], *([domain] for domain in DOMAINS)]
     graphs = {}
     for place, slots in PLACES.items():
@@ -126,6 +123,6 @@ print(held() - before)
 
 
 def _memory(graphs: list[Path]) -> float:
-    """Megabytes that a fresh process gains."""
+    """Memory (MB) that a fresh process gains by running the graphs."""
     command = [sys.executable, "-c", MEMORY, *(str(path) for path in graphs)]
     return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)

@@ -1,4 +1,4 @@
-"""How long it takes to group the points of ten LiDAR sweeps into pillars, as the vehicle does for every frame."""
+"""Time to group the points of ten LiDAR sweeps into pillars, as for every frame on the vehicle."""
 
 from __future__ import annotations
 
@@ -19,8 +19,7 @@ SWEEPS, BEAMS, FIRINGS = 10, 32, 940  # 300,800 points
 def pillars(arguments: argparse.Namespace) -> dict[str, Any]:
     """Milliseconds to group a cloud on the grid of a configuration: median of all rounds but the first two.
 
-    It is the time that the core works on `group`, which runs in one thread; what other processes take from the core
-    does not count, and reading the sweeps is not part of it.
+    It is the processor time of `group`, which runs in one thread, without reading the sweeps.
     """
     config = load_config(find_config(arguments.config))
     lidar, grid, points = config.model.lidar, config.grid.build(), street()
@@ -39,8 +38,8 @@ def pillars(arguments: argparse.Namespace) -> dict[str, Any]:
 def street(seed: int = 0) -> np.ndarray:
     """(N, 5) float32 points of ten sweeps of a 32-beam scanner that drives along a street at 10 m/s.
 
-    Beams from -30.67 to 10.67 degrees from 1.84 m above flat ground, as nuScenes' LiDAR, and obstacles at 6 to 70 m,
-    14 firings wide. Its density falls as a real cloud's does, and is the same for the same seed.
+    Like nuScenes' LiDAR it has beams from -30.67 to 10.67 degrees, 1.84 m above flat ground. Obstacles are at 6 to 70 m
+    and 14 firings wide. The density falls with distance as in a real cloud. Equal seeds give equal clouds.
     """
     rng = np.random.default_rng(seed)
     tangent = np.tan(np.radians(np.linspace(-30.67, 10.67, BEAMS)))[:, None]

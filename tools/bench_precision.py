@@ -1,4 +1,4 @@
-"""What precision gains and costs: the speed of INT8 on a CPU, and the scores that FP16 and INT8 lose."""
+"""Speed of INT8 on a CPU, and the losses of score in FP16 and INT8."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ from perception.tasks.result import to_prediction
 from perception.training.trainable import with_conditions
 
 QUIET = Console(quiet=True)
-SWEEPS = 20  # synthetic frames that make one with as many points as nuScenes' keyframe with nine sweeps
+SWEEPS = 20  # synthetic frames that have as many points as a nuScenes keyframe with nine sweeps
 
 
 def precision(arguments: argparse.Namespace) -> dict[str, Any]:
-    """INT8 against FP32 in ONNX Runtime, whole frame; and with a checkpoint, the losses of scores on its drives."""
+    """The speed of INT8 compared with FP32 for a whole frame and, with a checkpoint, the losses of score on drives."""
     result = speed(arguments.config, arguments.rounds)
     if arguments.checkpoint:
         conditions = [value for value in arguments.conditions.split(",") if value]
@@ -62,7 +62,7 @@ def speed(configuration: str, rounds: int) -> dict[str, Any]:
     graphs = {"fp32": whole, "int8": quantise(whole, [*quantisable(whole.graph)], measured, CPU)}
     contents = {name: graph.SerializeToString() for name, graph in graphs.items()}
     engines = {name: OnnxRuntimeEngine(content) for name, content in contents.items()}
-    alone = {name: _one_thread(content) for name, content in contents.items()}
+    alone = {name: _single_threaded(content) for name, content in contents.items()}
 
     def whole_frame(run: Callable[[dict[str, np.ndarray]], Any]) -> Callable[[], Any]:
         return lambda: to_prediction(model.tasks, run(prepare(frame, spec)))
@@ -71,14 +71,14 @@ def speed(configuration: str, rounds: int) -> dict[str, Any]:
     cpu = _medians({name: whole_frame(run) for name, run in alone.items()}, time.process_time, rounds)
     return {
         "int8_speedup": wall["fp32"] / wall["int8"],
-        "int8_speedup_one_thread": cpu["fp32"] / cpu["int8"],  # processor time, which other load disturbs less
+        "int8_speedup_one_thread": cpu["fp32"] / cpu["int8"],  # processor time, less affected by other load
         "seconds": wall,
         "processor_seconds_one_thread": cpu,
         "rounds": rounds,
     }
 
 
-def _one_thread(content: bytes) -> Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]:
+def _single_threaded(content: bytes) -> Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]:
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = 1, 3
     session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
@@ -87,7 +87,7 @@ def _one_thread(content: bytes) -> Callable[[dict[str, np.ndarray]], dict[str, n
 
 
 def _medians(sides: dict[str, Callable[[], Any]], clock: Callable[[], float], rounds: int) -> dict[str, float]:
-    """Seconds of each side, alternated; the first two rounds do not count."""
+    """Median seconds of each variant, alternated; the first two rounds are discarded."""
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(rounds + 2):
         for name, side in sides.items():
@@ -103,12 +103,12 @@ def _dense(reference: Any) -> Frame:
 
 
 def losses(checkpoint: Path, data: Path, version: str, conditions: Sequence[str], frames: int | None) -> dict[str, Any]:
-    """NDS, mAP and the map's mIoU of every precision on the validation drives under these conditions.
+    """NDS, mAP and mIoU of every precision on the validation drives under these conditions.
 
     INT8 is calibrated on the training drives under the same conditions.
 
     Args:
-        frames: score only so many, evenly spread; None: all.
+        frames: score only this many, evenly spread; None: all.
     """
     tables = NuScenesTables(data, version)
     names = {s: _keyframes(tables, s, conditions) for s in ("sim_train", "sim_val")}

@@ -1,4 +1,4 @@
-"""How much faster than the vehicle drove a replay is, with all that it writes, and whether writing slows it."""
+"""Speed of a replay compared with the drive, with all its files, and how much the report slows it down."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ QUIET = Console(quiet=True)
 
 
 def replay_speed(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Seconds of the drives over seconds of their replay, from opening the bundle to the last file.
+    """Duration of the drives divided by that of their replay, from opening the bundle to the last file.
 
-    Frames are read and files written beside the network, so the stages of a frame add up to more than a frame takes.
-    `writing` is all that is written of a frame: journal, results, tracks, statistics for the verdict and, of that,
-    `report`. `writing_slows` is by how much a replay with the report takes longer than one without, in turns with it.
-    `check_share` is the share of the time that repeating golden frames takes on the vehicle. Medians of the rounds.
+    Frames are read and files written in parallel with the network, so the stages add up to more than a frame takes.
+    `writing` is the time to write a frame's journal, results, tracks, statistics and report; `report` is part of it.
+    `writing_slows` is how much longer a replay with the report takes than one without. `check_share` is the share of
+    time that repeated golden frames take on the vehicle. All are medians of alternating rounds.
     """
     tables = NuScenesTables(arguments.data, arguments.version)
     scenes = tables.scenes()[: arguments.scenes]
@@ -38,8 +38,8 @@ def replay_speed(arguments: argparse.Namespace) -> dict[str, Any]:
     walls, without, cores, shares = [], [], [], []
     for _ in range(arguments.rounds):
         seconds: dict[str, float] = {"writing": 0.0, "report": 0.0}
-        writing, report = _timed(Player._take, seconds, "writing"), _timed(Report.add, seconds, "report")
-        with patch.object(Player, "_take", writing), patch.object(Report, "add", report):
+        writing, report = _timed(Player._write, seconds, "writing"), _timed(Report.add, seconds, "report")
+        with patch.object(Player, "_write", writing), patch.object(Report, "add", report):
             processor = time.process_time()
             wall, summary = _replayed(arguments, scenes)
             processor = time.process_time() - processor
@@ -66,7 +66,7 @@ def replay_speed(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _check_share(bundle: Path, step_ms: float) -> float:
-    """One golden frame every CHECK_EVERY frames, each of which takes `step_ms`."""
+    """The share of a golden frame every CHECK_EVERY frames, if a frame takes `step_ms`."""
     runtime, seconds = Runtime(bundle), []
     for _ in range(15):
         start = time.perf_counter()
@@ -76,7 +76,7 @@ def _check_share(bundle: Path, step_ms: float) -> float:
 
 
 def _replayed(arguments: argparse.Namespace, scenes: list[str]) -> tuple[float, dict[str, Any]]:
-    """Seconds that a replay takes, and its summary."""
+    """Replay the scenes; returns the seconds that it took, and the summary."""
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         out = Path(folder) / "out"
@@ -85,7 +85,7 @@ def _replayed(arguments: argparse.Namespace, scenes: list[str]) -> tuple[float, 
 
 
 def _timed(function: Callable[..., None], seconds: dict[str, float], name: str) -> Callable[..., None]:
-    """The function, which adds to the seconds under the name how long it takes."""
+    """Wrap a function so that it adds its duration to `seconds[name]`."""
 
     def timed(*given: Any) -> None:
         start = time.perf_counter()
@@ -96,5 +96,5 @@ def _timed(function: Callable[..., None], seconds: dict[str, float], name: str) 
 
 
 def _seconds(tables: NuScenesTables, scene: str) -> float:
-    """How long a scene lasts: its keyframes stand for half a second each."""
+    """The duration of a scene, with half a second per keyframe."""
     return 0.5 * len(tables.samples(selectors=[scene]))

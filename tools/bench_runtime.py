@@ -1,4 +1,4 @@
-"""Whether the vehicle's loop keeps its memory over a long drive, and how long its stages take."""
+"""Memory of the runtime during a long drive, and the duration of its stages."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from perception.model import PerceptionModel
 from perception.sensors.inputs import InputSpec, prepare
 from perception.training.checkpoint import save_model
 
-DIFFERENT = 8  # frames, that come again and again in other places
+DIFFERENT = 8  # frames that are repeated at new positions
 SPEED = 10.0  # m/s
 STAGES = [stage for stage in REPLAYED if stage != "read"]
-WARM = 0.1  # share of the frames until all that is allocated once has been
+WARM = 0.1  # share of the frames after which one-time allocations are done
 
 
 def runtime(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Memory of the process over a drive at 2 Hz with changing conditions and failing sensors, and times of a step.
+    """Memory of the process during a drive at 2 Hz with changing conditions and failing sensors, and times of a step.
 
-    The network is `tiny` on a coarse grid with few channels, and two modules on board: what the loop itself keeps does
-    not depend on the size of the network.
+    The network is `tiny` on a coarse grid with few channels and two modules: what the runtime keeps does not depend on
+    the size of the network.
     """
     with tempfile.TemporaryDirectory() as folder:
         config = small()
@@ -60,7 +60,7 @@ def runtime(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _model(config: Config) -> PerceptionModel:
-    """Random weights, with statistics of real activations: without, scores tie and golden frames prove nothing."""
+    """A model with random weights and statistics of real activations, without which all scores would tie."""
     model = PerceptionModel(config)
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -86,7 +86,7 @@ def small() -> Config:
 
 
 def drive(frames: int) -> Iterator[Frame]:
-    """Straight on for as many frames; weather and light change, and sensors fail now and then."""
+    """A straight drive; weather and light change, and sensors fail now and then."""
     pool = [synthetic_frame("ego", seed) for seed in range(DIFFERENT)]
     for frame in pool:  # small pictures, because resizing large ones would take most of the time
         for name, camera in frame.cameras.items():
@@ -107,5 +107,5 @@ def drive(frames: int) -> Iterator[Frame]:
 
 
 def resident() -> float:
-    """Megabytes of memory that this process holds."""
+    """Resident memory of this process in MB."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 1e6

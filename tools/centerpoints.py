@@ -1,4 +1,4 @@
-"""CenterPoint of mmdet3d with random weights that matter, the same network imported, and frames for both."""
+"""mmdet3d's CenterPoint with random weights that all matter, and the same network imported."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def folder() -> Path:
 
 @cache
 def flat(nms: str) -> Path:
-    """The configuration as the import reads it."""
+    """A file with the configuration, in the format that the import reads."""
     from mmengine.config import Config
 
     Config.fromfile(NMS[nms]).dump(folder() / NMS[nms].name)
@@ -43,7 +43,7 @@ def flat(nms: str) -> Path:
 
 @cache
 def built(nms: str = "circle") -> Any:
-    """mmdet3d's network as its configuration has it."""
+    """mmdet3d's network, built from its configuration."""
     from mmdet3d.registry import MODELS
     from mmengine.config import Config
 
@@ -52,9 +52,9 @@ def built(nms: str = "circle") -> Any:
 
 
 def spread(model: Any, points: np.ndarray) -> None:
-    """Random weights whose outputs on frames like this one vary as a trained network's do, and give some boxes.
+    """Set random weights such that outputs on frames like this one vary as those of a trained network, with some boxes.
 
-    Normalisations get the statistics of what they see, disturbed, and random weights and biases, so that all matter.
+    Normalisations get disturbed statistics of their inputs, and random weights and biases.
     """
     generator = torch.Generator().manual_seed(0)
     norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
@@ -82,7 +82,7 @@ def spread(model: Any, points: np.ndarray) -> None:
 
 
 def given(model: Any, points: np.ndarray) -> tuple[dict[str, Any], list[Any]]:
-    """What `predict` takes."""
+    """The arguments of `predict`."""
     from mmdet3d.structures import Det3DDataSample, LiDARInstance3DBoxes
 
     sample = Det3DDataSample(metainfo={"box_type_3d": LiDARInstance3DBoxes})
@@ -92,7 +92,7 @@ def given(model: Any, points: np.ndarray) -> tuple[dict[str, Any], list[Any]]:
 
 @torch.no_grad()
 def raw(model: Any, points: np.ndarray) -> list[dict[str, Tensor]]:
-    """The maps of each task, as they leave the last convolutions."""
+    """The maps of each task, from the last convolutions."""
     inputs, samples = given(model, points)
     features = model.extract_feat(inputs, [sample.metainfo for sample in samples])[1]
     return [task[0] for task in model.pts_bbox_head(features)]
@@ -100,13 +100,13 @@ def raw(model: Any, points: np.ndarray) -> list[dict[str, Tensor]]:
 
 @torch.no_grad()
 def predicted(model: Any, points: np.ndarray) -> Any:
-    """Boxes, scores and labels behind the suppression."""
+    """Boxes, scores and labels after NMS."""
     inputs, samples = given(model, points)
     return model.predict(inputs, samples)[0].pred_instances_3d
 
 
 def saved(model: Any) -> Path:
-    """A checkpoint of the network as mmengine writes one."""
+    """A checkpoint of the network in mmengine's format."""
     file = folder() / f"centerpoint-{id(model)}.pth"
     torch.save({"meta": {"mmengine_version": "0.10"}, "state_dict": model.state_dict()}, file)
     return file
@@ -114,7 +114,7 @@ def saved(model: Any) -> Path:
 
 @cache
 def run(checkpoint: Path, nms: str = "circle") -> Path:
-    """The run that the import of a checkpoint writes."""
+    """The run of an imported checkpoint."""
     out = folder() / f"run-{nms}-{checkpoint.stem}"
     import_checkpoint(flat(nms), checkpoint, out)
     return out
@@ -122,5 +122,5 @@ def run(checkpoint: Path, nms: str = "circle") -> Path:
 
 @cache
 def converted(nms: str = "circle") -> Config:
-    """What our configuration of it is."""
+    """Our configuration of the imported network."""
     return load_model(run(saved(built(nms)), nms))[1]

@@ -1,4 +1,4 @@
-"""Compare what a run reached with what it must: `check_figures.py demo`, `overfit` or `real`; --json prints figures."""
+"""Check the figures of a run against its targets: `check_figures.py demo`, `overfit` or `real`."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ def demo() -> tuple[dict[str, Any], Checks]:
         for name, each in summary["modules"].items()
     }
     return figures, gains | {
-        "the base kept every bit": summary["base_unchanged"] and summary["clear_unchanged"],
+        "the base is unchanged": summary["base_unchanged"] and summary["clear_unchanged"],
         f"car AP {summary['car_ap']:.3f} >= 0.5": summary["car_ap"] >= 0.5,
         f"drivable area IoU {summary['iou_drivable_area']:.3f} >= 0.6": summary["iou_drivable_area"] >= 0.6,
-        f"{summary['report']} is there": Path(summary["report"]).stat().st_size > 100_000,
+        f"{summary['report']} exists": Path(summary["report"]).stat().st_size > 100_000,
     }
 
 
@@ -47,7 +47,7 @@ def overfit() -> tuple[dict[str, Any], Checks]:
 
 
 def real() -> tuple[dict[str, Any], Checks]:
-    """What `make real` gained on keyframes that the module was not trained on, and that the base is as it was."""
+    """The gains of `make real` on keyframes that the module was not trained on, and whether the base is unchanged."""
     before, after = (_scores(RUNS / "real" / when) for when in ("before", "after"))
     base, adapted = (
         load_file(sorted((RUNS / run / "checkpoints").iterdir())[-1] / "model.safetensors")
@@ -56,7 +56,7 @@ def real() -> tuple[dict[str, Any], Checks]:
     gained = ("car_ap", "mAP_present")
     checks = {f"{key} {before[key]:.3f} -> {after[key]:.3f}": after[key] > before[key] for key in gained}
     same = all(np.array_equal(adapted[name], tensor) for name, tensor in base.items())
-    checks[f"all {len(base)} tensors of the base are as they were"] = same
+    checks[f"all {len(base)} tensors of the base are unchanged"] = same
     return {"before": before, "after": after}, checks
 
 
@@ -68,7 +68,7 @@ def _scores(evaluation: Path) -> dict[str, float]:
 
 
 def main() -> None:
-    """Print each check; exit with 1 if one falls short."""
+    """Print each check; exit code 1 if one fails."""
     parts: dict[str, Callable[[], tuple[dict[str, Any], Checks]]] = {"demo": demo, "overfit": overfit, "real": real}
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("part", choices=parts)

@@ -1,8 +1,8 @@
-"""Which graphs NVIDIA's compiler takes: every configuration x precision x folded or banked x GPU, without a GPU.
+"""Compile every configuration x precision x folded or banked x GPU with NVIDIA's compiler, without a GPU.
 
     python tools/compile_matrix.py --configs tiny,nuscenes/lidar
 
-Random weights, and ranges of one for INT8: neither matters to the compiler. Exit code 1 where it refuses one.
+Weights are random and INT8 ranges are 1, which makes no difference to the compiler. Exit code 1 if it rejects a graph.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ TARGETS = ("rtx-ampere", "rtx-ada")
 MODULE = {"name": "rain", "kind": "low_rank", "slots": ["trunk.*", "heads.*"], "rank": 4, "when": ["rain"]}
 
 
-def graph_of(name: str, kind: str) -> tuple[onnx.ModelProto, dict[str, tuple[int, ...]]]:
-    """In FP32, and the shapes of its inputs; banked: with a module on board that an input switches."""
+def make_graph(name: str, kind: str) -> tuple[onnx.ModelProto, dict[str, tuple[int, ...]]]:
+    """The FP32 graph and the shapes of its inputs; `banked` has a module that an input switches."""
     content = load_config(find_config(name)).model_dump(mode="json") | {"modules": [MODULE]}
     config = parse_config(content, name)
     inputs = prepare(synthetic_frame(config.grid.reference), InputSpec.of(config))
@@ -50,7 +50,7 @@ def graph_of(name: str, kind: str) -> tuple[onnx.ModelProto, dict[str, tuple[int
         return to_onnx(model, inputs, outputs), {name: array.shape for name, array in inputs.items()}
 
 
-def at_precision(graph: onnx.ModelProto, precision: str) -> onnx.ModelProto:
+def convert(graph: onnx.ModelProto, precision: str) -> onnx.ModelProto:
     if precision == "fp16":
         return to_half(graph)
     if precision == "int8":
@@ -59,12 +59,12 @@ def at_precision(graph: onnx.ModelProto, precision: str) -> onnx.ModelProto:
     return graph
 
 
-def matrix(configs: list[str]) -> Iterator[dict[str, Any]]:
+def compile_all(configs: list[str]) -> Iterator[dict[str, Any]]:
     for config in configs:
         for kind in ("folded", "banked"):
-            whole, shapes = graph_of(config, kind)
+            whole, shapes = make_graph(config, kind)
             for precision in ("fp32", "fp16", "int8"):
-                content = at_precision(whole, precision).SerializeToString()
+                content = convert(whole, precision).SerializeToString()
                 for target in TARGETS:
                     row = {"config": config, "kind": kind, "precision": precision, "target": target}
                     start = time.perf_counter()
@@ -83,7 +83,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON list")
     arguments = parser.parse_args()
     rows = []
-    for row in matrix(arguments.configs.split(",")):
+    for row in compile_all(arguments.configs.split(",")):
         rows.append(row)
         print(*row.values(), file=sys.stderr if arguments.json else sys.stdout, flush=True)
     if arguments.json:

@@ -1,10 +1,10 @@
-"""Whether the interval of a verdict holds: its coverage and its false passes, by number of scenes, simulated.
+"""Simulate the coverage and the false passes of a verdict's interval, by number of scenes.
 
     python tools/coverage_table.py
 
-`covers` is the share of intervals of 95 % that hold the true change, and should be 0.95. `passes` is the share of
-replays that pass although their loss is as large as the margin, and should be 0.025. Both are of the replays that get
-an interval; `decided` is the share that do. Beside it is the percentile bootstrap over scenes.
+`covers` is the share of 95 % intervals that contain the true change, and should be 0.95. `passes` is the share of
+replays that pass although their loss is as large as the margin, and should be 0.025. Both are of the replays with an
+interval; `decided` is their share. The last columns are for the percentile bootstrap over scenes.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ KINDS: dict[str, Callable[[np.random.Generator, int, int], Drawn]] = {
 }
 
 
-def held(intervals: np.ndarray, truth: float) -> tuple[float, float, float]:
-    """Shares: of the samples, those with an interval; of the intervals, those that cover, and false passes."""
+def interval_shares(intervals: np.ndarray, truth: float) -> tuple[float, float, float]:
+    """The share of samples with an interval, and of intervals that contain the truth or pass falsely."""
     given = intervals[~np.isnan(intervals[:, 0])]
     covered = (given[:, 0] <= truth) & (truth <= given[:, 1])
     share = len(given) / len(intervals)
@@ -46,11 +46,11 @@ def main() -> None:
         for scenes in SCENES:
             rng = np.random.default_rng(0)
             drawn = draw(rng, arguments.repeats, scenes)
-            old = held(drawn.percentile(arguments.resamples, rng), drawn.truth)[1:]
+            old = interval_shares(drawn.percentile(arguments.resamples, rng), drawn.truth)[1:]
             table.add_row(*row(name, scenes, drawn), *(f"{share:.3f}" for share in old))
         table.add_section()
     for count in (40, 20):
-        for scenes in SCENES[:-1]:  # without the bootstrap, for which each resample would be scored
+        for scenes in SCENES[:-1]:  # without the bootstrap, which would have to score each resample
             both = detection(np.random.default_rng(0), max(1, arguments.repeats // 20), scenes, count)
             for name, drawn in zip(("mAP", "NDS"), both, strict=True):
                 table.add_row(*row(f"{name} of {count} drives", scenes, drawn), "-", "-")
@@ -59,7 +59,7 @@ def main() -> None:
 
 
 def row(name: str, scenes: int, drawn: Drawn) -> list[str]:
-    shares = held(drawn.jackknife(), drawn.truth)
+    shares = interval_shares(drawn.jackknife(), drawn.truth)
     return [name, str(scenes), *("-" if np.isnan(share) else f"{share:.3f}" for share in shares)]
 
 

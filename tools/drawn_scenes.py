@@ -1,4 +1,4 @@
-"""Replays of scenes drawn at random, of which the true change of the score is known: to test intervals on."""
+"""Random scenes with a known true change of the score, to test intervals."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from perception.tasks.map.iou import ious
 class Drawn:
     """R samples of N scenes each."""
 
-    score: Callable[[np.ndarray], np.ndarray]  # of (K, N), how often each scene counts: (R, K) changes of the score
+    score: Callable[[np.ndarray], np.ndarray]  # weights (K, N) of the scenes -> changes (R, K) of the score
     sizes: np.ndarray  # (R, N) of the scenes
     truth: float  # the change over infinitely many scenes
 
     def jackknife(self, confidence: float = 0.95) -> np.ndarray:
-        """(R, 2) intervals as a verdict has them; NaN where there is none."""
+        """The intervals (R, 2) of a verdict; NaN if there is none."""
         scenes = self.sizes.shape[1]
         return jackknife_interval(self.score(delete_one(np.arange(scenes), scenes)), self.sizes, confidence)
 
     def percentile(self, resamples: int, rng: np.random.Generator) -> np.ndarray:
-        """(R, 2) intervals of 95 % of the percentile bootstrap; all samples share the draws."""
+        """95 % intervals (R, 2) of the percentile bootstrap; all samples share the draws."""
         scenes = self.sizes.shape[1]
         draws = rng.multinomial(scenes, np.full(scenes, 1 / scenes), size=resamples)
         return np.quantile(self.score(draws), [0.025, 0.975], axis=1).T
@@ -58,7 +58,7 @@ def skewed(rng: np.random.Generator, repeats: int, scenes: int) -> Drawn:
 
 
 def _map_counts(rng: np.random.Generator, repeats: int, scenes: int) -> tuple[np.ndarray, np.ndarray]:
-    """(R, N, 3, 6) counts as count_rings, of the baseline and of a network that is worse, from scene to scene more."""
+    """Counts (R, N, 3, 6) like count_rings, of the baseline and of a worse network; the loss varies between scenes."""
     shape = repeats, scenes, len(MAP_CLASSES)
     there = (rng.random(shape) < 0.8) * rng.lognormal(5, 0.6, (repeats, scenes, 1)) * rng.lognormal(0, 0.4, shape)
     truth = np.rint(there).astype(np.int64)
@@ -85,7 +85,7 @@ def _change_of_iou() -> float:
 
 
 def iou(rng: np.random.Generator, repeats: int, scenes: int) -> Drawn:
-    """The mean IoU of six map classes, each absent from some scenes; sizes of scenes differ fivefold and more."""
+    """The mean IoU of six map classes, each absent from some scenes; scene sizes differ by a factor of 5 and more."""
     before, after = _map_counts(rng, repeats, scenes)
 
     def score(draws: np.ndarray) -> np.ndarray:
@@ -97,18 +97,18 @@ def iou(rng: np.random.Generator, repeats: int, scenes: int) -> Drawn:
 
 
 def _shares(there: np.ndarray) -> np.ndarray:
-    """(R, N) share of each scene in (R, N, C), the mean over the classes that are there."""
+    """The share (R, N) of each scene in amounts (R, N, C), averaged over the classes that occur."""
     total = there.sum(axis=1, keepdims=True)
     shares = np.divide(there, total, out=np.zeros(there.shape), where=total > 0)
     return shares.sum(axis=2) / np.maximum(1, (total > 0).sum(axis=2))
 
 
-_BOXES = {0: 6.0, 8: 4.0, 3: 1.0}  # annotations a scene: car, pedestrian, and bus, which most scenes lack
+_BOXES = {0: 6.0, 8: 4.0, 3: 1.0}  # mean annotations per scene: car, pedestrian, and bus, which most scenes do not have
 
 
 @cache
 def _networks(count: int) -> tuple[DetectionScores, DetectionScores]:
-    """Of the baseline and of a network that finds less, in some of the `count` scenes more so."""
+    """Scores of the baseline and of a network that finds less; the loss varies between the `count` scenes."""
     rng = np.random.default_rng(5)
     truth: list[list[float]] = []
     found: tuple[list[list[float]], list[list[float]]] = ([], [])
@@ -137,15 +137,15 @@ def _networks(count: int) -> tuple[DetectionScores, DetectionScores]:
 def detection(rng: np.random.Generator, repeats: int, scenes: int, count: int = 40) -> tuple[Drawn, Drawn]:
     """mAP and NDS of simulated detections, by the code that scores a replay.
 
-    Scenes are drawn with replacement from `count` of them, which are the truth. With 20 a single one holds so much of
-    the loss that the changes are strongly skewed.
+    Scenes are drawn with replacement from a population of `count`. With 20, a single one has so much of the loss that
+    the changes are strongly skewed.
     """
     sides = _networks(count)
     picked = rng.integers(0, count, (repeats, scenes))
 
     @cache
     def scored(draws: bytes) -> np.ndarray:
-        """(2, 1 + R K) changes of mAP and NDS, of all scenes and of each draw of those that were picked."""
+        """Changes (2, 1 + R K) of mAP and NDS, for all scenes and for each draw of the picked ones."""
         given = np.frombuffer(draws).reshape(-1, scenes)
         each = np.einsum("kn,rns->rks", given, np.eye(count)[picked]).reshape(-1, count)
         before, after = (side.scored(np.vstack([np.ones((1, count)), each])) for side in sides)

@@ -1,11 +1,11 @@
-"""Does the modular idea pay? One base, other weathers, lights and cities, every way to adapt, measured.
+"""Measure whether modules pay: one base, other weather, light and cities, and every way to adapt.
 
     python tools/evidence.py --out runs/evidence --seeds 3
 
-Simulates the drives, trains a base on the clear days of one city, adapts it to each target in every way, composes
+It simulates the drives, trains a base on the clear days of one city, adapts it to each target in every way, composes
 the modules for combinations of conditions that no module saw, and writes evidence.json, evidence.md and evidence.png.
-Each number is kept in OUT/rows as soon as it is there: a killed run goes on where it was. Start it once for each
-core, all but the first when the base is there: each process takes rows that no other is at.
+Each result is stored in OUT/rows immediately, so that a killed run resumes. It can be started once per core, all but
+the first after the base is trained: each process measures rows that no other is measuring.
 """
 
 from __future__ import annotations
@@ -61,17 +61,17 @@ class Evidence:
                 self.adapt(0, target, way)
         write_report(self.out)
 
-    # Each of these makes rows, unless they are there already.
+    # Each of these methods measures rows, unless they exist.
 
     def zero_shot(self) -> None:
         for domain in ("source", *TARGETS, *COMBINATIONS):
             self.rows.add(
                 0, domain, "zero-shot", lambda domain=domain: {"target": self.scores(self.models.base(), domain)}
             )
-        self.adapt(0, "source", "full fine-tune")  # what more training alone gains
+        self.adapt(0, "source", "full fine-tune")  # the gain of more training alone
 
     def adapt(self, seed: int, target: str, name: str) -> None:
-        """One way to adapt to one target, scored there and, where the base itself changed, on the source."""
+        """Adapt to one target in one way; scored there and, if the base changes, on the source."""
 
         def measure() -> dict[str, Any]:
             model, way = self.models.adapted(seed, target, name), WAYS[name]
@@ -81,7 +81,7 @@ class Evidence:
                 "share": trained / sum(p.numel() for p in self.models.base().parameters()),
                 "target": self.scores(model, target),
             }
-            if way.module:  # the base's bytes are as before, so that the source scores as before
+            if way.module:  # the base is unchanged, and so is the score on the source
                 row["base_unchanged"] = model.bank.base_hash() == self.rows.base
             else:
                 row["source"] = self.scores(model, "source")
@@ -90,12 +90,12 @@ class Evidence:
         self.rows.add(seed, target, name, measure)
 
     def compose(self, seed: int, combination: str) -> None:
-        """Modules for single conditions, put together for a combination that none of them was trained on."""
+        """Combine modules for single conditions for a combination that none of them was trained on."""
         for name, make in self.compositions(seed, combination):
             self.rows.add(seed, combination, name, lambda make=make: {"target": self.scores(make(), combination)})
 
     def learn_to_route(self, name: str) -> None:
-        """A router that sees no tags: how often it picks the module that the tags would, and its scores everywhere."""
+        """Train a router without tags: how often it picks the module that the tags would, and its scores everywhere."""
 
         def blind(domain: str) -> dict[str, Any]:
             return {"target": self.scores(self.models.router(0, name), domain, blind=True)}
@@ -121,7 +121,7 @@ class Evidence:
                 model = self.models.together(seed)
                 merge_modules(model.bank, "merged", [a, b], Merging(method, **options))
                 model.bank.activate("merged")
-                if calibrated:  # needs drives of the combination, but none of their annotations
+                if calibrated:  # needs drives of the combination, but not their annotations
                     recalibrate(model, self.models.inputs(self.models.tokens("sim_train", combination)), "merged")
                 return model
 
@@ -143,7 +143,7 @@ class Evidence:
 
     @torch.inference_mode()
     def picks(self, model: PerceptionModel) -> dict[str, Any]:
-        """Of the validation frames of each single domain, how many went to which option."""
+        """How many validation frames of each single domain were routed to which option."""
         options = ("base", *TARGETS)
         picked = {domain: dict.fromkeys(options, 0) for domain in ("source", *TARGETS)}
         for domain, counts in picked.items():
@@ -159,7 +159,7 @@ class Evidence:
         return {"accuracy": right / frames, "load": load, "picked": picked}
 
     def scores(self, model: PerceptionModel, domain: str, blind: bool = False) -> dict[str, Any]:
-        """On the domain's validation drives; blind: without a word about their conditions."""
+        """The scores on the domain's validation drives; blind: without their conditions."""
         see, folder = TorchPredictor(model), self.out / f"evaluation-{os.getpid()}"
 
         def predictor(frame: Frame) -> Prediction:
@@ -185,7 +185,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/evidence"))
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--rows", type=Path, help="rows.json of an earlier run; those on the same base count")
+    parser.add_argument("--rows", type=Path, help="rows.json of an earlier run; those on the same base are used")
     arguments = parser.parse_args()
     evidence = Evidence(arguments.out, arguments.seeds)
     for row in json.loads(arguments.rows.read_text()) if arguments.rows else ():

@@ -1,6 +1,6 @@
-"""The models of the evidence: a base, what adapts it, what joins its modules, what chooses among them.
+"""The models of the evidence: base, adapted models, combined modules and routers.
 
-Each is trained when it is asked for first, and then read from its folder.
+Each is trained when it is first needed, and later read from its folder.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ from perception.training.loop import fit
 
 
 class Models:
-    """Those of a folder, with the drives that they learn from."""
+    """The models in a folder, and their training drives."""
 
     def __init__(self, out: Path) -> None:
         self.out = out
@@ -64,7 +64,7 @@ class Models:
         return config.model_copy(update={"modules": (), "seed": seed, "train": train})
 
     def trained(self, run: Path, train: Callable[[], None]) -> PerceptionModel:
-        """What is in this run, after `train` where nothing is there yet."""
+        """The model of this run, after calling `train` if there is none yet."""
         with locked(run):
             if newest(run) is None:
                 train()
@@ -82,7 +82,7 @@ class Models:
         return self.trained(run, train)
 
     def prepared(self, seed: int, target: str, name: str) -> PerceptionModel:
-        """The base, set to train in this way."""
+        """The base, prepared for training in this way."""
         model, way = self.base(), WAYS[name]
         config = self.config(seed, steps=STEPS, learning_rate=way.rate)
         if way.module:
@@ -117,7 +117,7 @@ class Models:
         return model.eval()
 
     def router(self, seed: int, name: str) -> PerceptionModel:
-        """The first seed's single modules and a router learned on the drives of all single conditions."""
+        """The first seed's modules, and a router trained on the drives of all single conditions."""
         run = self.out / f"seed{seed}" / "routers" / "".join(c for c in name if c.isalpha())
 
         def train() -> None:
@@ -133,7 +133,7 @@ class Models:
         return self.trained(run, train)
 
     def fused(self, seed: int, a: str, b: str) -> PerceptionModel:
-        """Two modules joined by attention, which was trained on drives of the one and of the other condition."""
+        """Two modules fused by attention, which was trained on drives of either condition."""
         run, text = self.out / f"seed{seed}" / "fusions" / f"{a}-{b}", f"fuse({a}, {b})"
 
         def train() -> None:
@@ -151,7 +151,7 @@ class Models:
         return model
 
     def inputs(self, tokens: list[str]) -> Iterator[tuple[dict[str, torch.Tensor], list[Conditions]]]:
-        """What the network takes, frame by frame."""
+        """The network's inputs, frame by frame."""
         spec = InputSpec.of(self.config(0))
         for token in tokens:
             frame = self.tables.frame(token, spec.grid.reference, spec.sweeps, annotations=False)

@@ -1,4 +1,4 @@
-"""What `evidence.py` compares: domains, ways to adapt, routers, and how long each trains."""
+"""The plan of `evidence.py`: domains, ways to adapt, routers and lengths of training."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ COMBINATIONS = {  # conditions, and the modules whose conditions they combine
     "rain+night": (("rain", "night", "boston"), ("rain", "night")),
     "rain+singapore": (("rain", "day", "singapore"), ("rain", "singapore")),
 }
-SCENES, SAMPLES = 400, 3  # of which the source has a quarter and each other set of conditions an eighth
+SCENES, SAMPLES = 400, 3  # a quarter for the source, an eighth for each other set of conditions
 BASE_STEPS, STEPS = 1200, 200
-# All but the image backbone: to train there would take its backward pass.
+# All slots but those of the image backbone, which would need its backward pass.
 BEHIND_BACKBONE = ("lidar.*", "camera.lateral*", "camera.neck*", "fuse*", "trunk.*", "heads.*")
-ROUTED = "low_rank after the fusion"  # what a router that sees the fused map can choose
+ROUTED = "low_rank after the fusion"  # modules that a router on the fused map can select
 UNION = "batch_norm + low_rank"
-LATE = "batch_norm + low_rank behind layer1"  # whose backward pass ends before the large pictures of the image backbone
+LATE = "batch_norm + low_rank behind layer1"  # the backward pass ends before the first layers of the image backbone
 
 
 @dataclass(frozen=True)
 class Way:
-    """A way to adapt: who trains, with which peak learning rate."""
+    """A way to adapt: the trained parts and the peak learning rate."""
 
     rate: float
     parts: tuple[str, ...] = ()  # of the base
@@ -72,9 +72,9 @@ WAYS = {
     "hypernetwork": Way(1e-2, module={"kind": "hypernetwork", "rank": 2, "hidden": 4}),
     ROUTED: Way(1.2e-2, module={"kind": "low_rank", "rank": 3, "slots": ["trunk.*", "heads.*"]}),
 }
-ROUTED_BY = "router: soft, tags as labels"  # the one that all seeds go
-ROUTERS = {  # learned on drives of all single conditions, with the low-rank modules and the base frozen
+ROUTED_BY = "router: soft, tags as labels"  # run with all seeds
+ROUTERS = {  # trained on drives of all single conditions, with frozen base and modules
     ROUTED_BY: {"kind": "learned", "choose": "soft", "supervise": 1.0},
     "router: Gumbel, no tags": {"kind": "learned", "choose": "gumbel", "balance": 0.1},
 }
-CLAIMED = ("full fine-tune", UNION)  # ways that all seeds go
+CLAIMED = ("full fine-tune", UNION)  # run with all seeds

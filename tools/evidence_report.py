@@ -1,4 +1,4 @@
-"""The evidence as a table, a plot and one JSON file, made of the rows that are there."""
+"""Write the evidence as a table, a plot and a JSON file, from the existing rows."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ def read(out: Path) -> Rows:
 
 
 def score(scores: dict[str, float]) -> float:
-    """One number for both tasks: the mean of NDS and the map's mean IoU."""
+    """A score of both tasks: the mean of NDS and the map's mean IoU."""
     return (scores["NDS"] + scores["mIoU"]) / 2
 
 
 def summarise(rows: Rows) -> Rows:
-    """One entry for each domain and way: means and spreads over seeds, recovered gain, forgetting."""
+    """An entry per domain and way: means and deviations over seeds, recovered gain, forgetting."""
     by_key = {(row["seed"], row["domain"], row["way"]): row for row in rows}
     entries = []
     for domain, way in dict.fromkeys((row["domain"], row["way"]) for row in rows):
@@ -48,7 +48,7 @@ def summarise(rows: Rows) -> Rows:
             if before:
                 gains.append(score(row["target"]) - score(before["target"]))
                 possible = score(full["target"]) - score(before["target"]) if full else 0.0
-                if possible > 0:  # where fine-tuning gained nothing there is nothing to recover
+                if possible > 0:  # otherwise there is no gain to recover
                     recovered.append(gains[-1] / possible)
             if source and "source" in row:
                 forgotten.append(score(source["target"]) - score(row["source"]))
@@ -64,7 +64,7 @@ def summarise(rows: Rows) -> Rows:
 
 
 def spread(values: list[float]) -> list[float] | None:
-    """Mean, and standard deviation where there are several."""
+    """The mean and, if there are several values, the standard deviation."""
     if not values:
         return None
     return [statistics.mean(values), statistics.stdev(values)] if len(values) > 1 else [values[0]]
@@ -86,7 +86,7 @@ def write_report(out: Path) -> None:
 
 
 def claims(entries: Rows) -> list[str]:
-    """What was promised and what came of it, in lines."""
+    """The claims and whether they hold, as lines of text."""
     by_key = {(e["domain"], e["way"]): e for e in entries}
     lines = [
         "### Claims",
@@ -129,7 +129,7 @@ def claims(entries: Rows) -> list[str]:
 
 
 def routing(rows: Rows) -> list[str]:
-    """How often learned routers, blind for tags, picked what the tags would, and how evenly they use the modules."""
+    """How often learned routers without tags pick the module of the tags, and how evenly they use the modules."""
     lines = ["", f"Learned routers pick the module of the tags on {LEAST_PICKED:.0%} of the validation frames:", ""]
     for way in dict.fromkeys(row["way"] for row in rows):
         own = [row for row in rows if row["way"] == way]
@@ -142,7 +142,7 @@ def routing(rows: Rows) -> list[str]:
 
 
 def table(entries: Rows) -> str:
-    """Markdown, one table for each domain."""
+    """Markdown with a table per domain."""
     head = (
         "way",
         "seeds",
@@ -172,7 +172,7 @@ def number(values: list[float] | None) -> str:
 
 
 def plot(entries: Rows, path: Path) -> None:
-    """Gain of each way on each domain."""
+    """Plot the gain of each way on each domain."""
     domains = [d for d in dict.fromkeys(e["domain"] for e in entries) if d != "source"]
     figure, axes = plt.subplots(2, 3, figsize=(16, 12))
     for axis, domain in zip(axes.flat, domains, strict=False):

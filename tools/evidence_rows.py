@@ -1,4 +1,4 @@
-"""The rows of the evidence on disk, each a file, kept as soon as it is there; processes may share the folder."""
+"""The rows of the evidence, each stored in a file immediately; several processes may share the folder."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from perception.atomic import write_atomically
 
 
 class Rows:
-    """Those of a folder, all on one base."""
+    """The rows in a folder, all on the same base."""
 
     def __init__(self, folder: Path, base: str) -> None:
         self.folder, self.base = folder, base
 
     def add(self, seed: int, domain: str, way: str, measure: Callable[[], dict[str, Any]]) -> None:
-        """Measure a row and keep it, unless it is there already or another process is at it."""
+        """Measure a row and store it, unless it exists or another process is measuring it."""
         path = self.place(seed, domain, way)
         with locked(path, wait=False) as mine:
             if mine and not (path.exists() and json.loads(path.read_text())["base"] == self.base):
@@ -40,11 +40,11 @@ class Rows:
 
 @contextmanager
 def locked(path: Path, wait: bool = True) -> Iterator[bool]:
-    """Hold the lock of this name, which no process keeps beyond its death; gives whether it is ours.
+    """Hold a lock, which ends with the process; yields whether this process has it.
 
     Args:
         path: the lock is a file beside it.
-        wait: until it is free; else it may be another's.
+        wait: wait until the lock is free.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.with_name(f".{path.name}.lock").open("w") as file:

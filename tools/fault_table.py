@@ -1,5 +1,7 @@
-"""What each fault of the sensors costs, and whether a vehicle knows of it: faults, alone and in pairs, by mAP, NDS, IoU
-and what health says of a drive that has them from its second SINCE on, with the longest delay of all drives.
+"""The loss of score by each sensor fault, alone or in pairs, and whether health detects it.
+
+Scores are mAP, NDS and IoU. Health is tested on drives with the faults from second START on; the table has the longest
+delay.
 
 python tools/fault_table.py --bundle runs/demo/bundle --data runs/demo/drives --split sim_val
 python tools/fault_table.py --bundle runs/demo/bundle --data runs/demo/drives --split sim_val --frames 3 --pairs
@@ -52,11 +54,11 @@ FAULTS = (
     "corruption:lidar,share=0.2",
     "corruption:cameras,share=0.2",
 )
-SINCE, LONGEST = 1.0, 1e6  # s
+START, END = 1.0, 1e6  # s
 
 
 def scores(runtime: Runtime, frames: Sequence[Frame], tables: NuScenesTables, faults: Sequence[str]) -> dict[str, Any]:
-    """mAP, NDS and mean IoU of the frames with the faults."""
+    """mAP, NDS and mean IoU of frames with the faults."""
     metrics = {
         name: task.metric(tables, runtime.bundle.spec.grid) for name, task in runtime.bundle.manifest.heads.items()
     }
@@ -68,9 +70,9 @@ def scores(runtime: Runtime, frames: Sequence[Frame], tables: NuScenesTables, fa
     return {"fault": " + ".join(faults) or "none"} | {name: part.get(name) for name in ("mAP", "NDS", "mIoU")}
 
 
-def said(frames: Sequence[Frame], faults: Sequence[str]) -> str:
-    """What health says of the sensors that each fault is of, such as 'dark 0.0 s (6 of 6)'; before it all are well."""
-    parsed = [Fault.parse(f"{text}@{SINCE}-{LONGEST}") for text in faults]
+def health_findings(frames: Sequence[Frame], faults: Sequence[str]) -> str:
+    """The health statuses of each fault's sensors and their delay, such as 'dark 0.0 s (6 of 6)'."""
+    parsed = [Fault.parse(f"{text}@{START}-{END}") for text in faults]
     detections, monitors = (
         FaultDetections(parsed),
         defaultdict[str, HealthMonitor](lambda: HealthMonitor((LIDAR, *CAMERAS))),
@@ -80,11 +82,11 @@ def said(frames: Sequence[Frame], faults: Sequence[str]) -> str:
     texts = []
     for fault in parsed:
         rows = [each["delays"] for each in detections.listed() if each["fault"] == fault.text]
-        heard = {
+        delays = {
             name: [row[name] for row in rows if name in row] for name in dict.fromkeys(n for row in rows for n in row)
         }
         texts.append(
-            ", ".join(f"{name} {max(s):.1f} s ({len(s)} of {len(rows)})" for name, s in heard.items()) or "nothing"
+            ", ".join(f"{name} {max(s):.1f} s ({len(s)} of {len(rows)})" for name, s in delays.items()) or "nothing"
         )
     return "; ".join(texts)
 
@@ -95,8 +97,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="dataroot of annotated drives")
     parser.add_argument("--version", help="default: the only one")
     parser.add_argument("--split", default="all")
-    parser.add_argument("--frames", type=int, default=5, help="of each drive, so many keyframes from its start")
-    parser.add_argument("--pairs", action="store_true", help="each two faults together")
+    parser.add_argument("--frames", type=int, default=5, help="number of keyframes from the start of each drive")
+    parser.add_argument("--pairs", action="store_true", help="all pairs of faults")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args()
     tables = NuScenesTables(arguments.data, arguments.version or versions(arguments.data)[0])
@@ -110,7 +112,7 @@ def main() -> None:
     chosen = [(), *combinations(FAULTS, 2)] if arguments.pairs else alone
     console = Console(stderr=arguments.json)
     found = [
-        scores(runtime, frames, tables, each) | {"health": said(frames, each)}
+        scores(runtime, frames, tables, each) | {"health": health_findings(frames, each)}
         for each in track(chosen, "Faults", console=Console(stderr=True))
     ]
     if arguments.json:

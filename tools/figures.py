@@ -1,11 +1,11 @@
-"""Measure the figures that README quotes, and write the page that it quotes them from.
+"""Measure the figures that README quotes, and write docs/figures.md and README's table.
 
-    python tools/figures.py            # every section, one after the other; `make figures` runs what they need before
-    python tools/figures.py replay     # one section; the others stay as they are
+    python tools/figures.py            # all sections; `make figures` first runs what they need
+    python tools/figures.py replay     # only one section
     python tools/figures.py --write    # measure nothing: write page and README again from docs/figures.json
 
-docs/figures.json keeps each section with its command, commit, date and machine. docs/figures.md and the block in
-README.md between the two `figures` comments are written from it, and tests/test_figures.py holds the three together.
+docs/figures.json stores each section with its command, commit, date and machine. docs/figures.md and the block in
+README.md between the two `figures` comments are written from it; tests/test_figures.py checks that they agree.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from perception.atomic import write_atomically
 REPOSITORY = Path(__file__).parents[1]
 RECORD, PAGE, README = (REPOSITORY / name for name in ("docs/figures.json", "docs/figures.md", "README.md"))
 PACKAGES = ("torch", "onnxruntime", "numpy", "opencv-python-headless")
-# Section -> the command that prints its figures as one JSON object. `python` is this environment's.
+# Section -> the command that prints its figures as a JSON object. `python` is that of this environment.
 COMMANDS = {
     "demo": "python tools/check_figures.py demo --json",
     "overfit": "python tools/check_figures.py overfit --json",
@@ -71,13 +71,13 @@ Record = dict[str, dict[str, Any]]
 
 
 def measure(section: str, commit: str) -> dict[str, Any]:
-    """Run a section's command: its figures, and where they come from.
+    """Run a section's command; returns its figures with command, commit, date and machine.
 
     Args:
-        commit: of the tree, before the first section was written into it.
+        commit: of the tree, before the first section was written.
 
     Raises:
-        SystemExit: the command failed; its own words are on stderr.
+        SystemExit: the command failed; its message is on stderr.
     """
     command = COMMANDS[section]
     words = [sys.executable if word == "python" else word for word in shlex.split(command)]
@@ -95,7 +95,7 @@ def measure(section: str, commit: str) -> dict[str, Any]:
 
 
 def machine() -> str:
-    """Processor, cores, Python and the packages that compute."""
+    """Processor, cores, Python and versions of the main packages."""
     text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
     model = re.search(r"model name\s*: (.*)", text)
     processor = " ".join((model[1] if model else platform.processor() or platform.machine()).split())
@@ -167,8 +167,8 @@ def _git(*arguments: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sections", nargs="*", help=f"default: all of {', '.join(COMMANDS)}")
-    parser.add_argument("--write", action="store_true", help="measure nothing, write page and README anew")
-    parser.add_argument("--machine", action="store_true", help="print what this environment computes with, no more")
+    parser.add_argument("--write", action="store_true", help="measure nothing, only write page and README")
+    parser.add_argument("--machine", action="store_true", help="only print the machine and the versions")
     arguments = parser.parse_args()
     if arguments.machine:
         print(machine(), end="")

@@ -1,9 +1,9 @@
-"""What the golden frames of a bundle find: each fault is put into an engine's outputs, and the frames judge them.
+"""Test which faults the golden frames of a bundle find: each fault is put into an engine's outputs.
 
 python tools/golden_table.py runs/demo/bundle runs/demo/bundle-int8
 
-Prints the tolerances of every bundle, and a row a fault: in how many of the golden frames it is found. The engine is
-right otherwise: it is the one that this machine runs the bundle on, so that its own rounding is in the outputs.
+It prints the tolerances of every bundle and, for each fault, in how many golden frames it is found. The outputs are
+those of this machine's engine, with its own rounding.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Fault = Callable[[Arrays, GoldenFrame], dict[str, np.ndarray]]
 
 
 def moved(columns: slice, by: float) -> Fault:
-    """These numbers of all boxes, by so much."""
+    """Add to these numbers of all boxes."""
 
     def fault(outputs: Arrays, frame: GoldenFrame) -> dict[str, np.ndarray]:
         boxes = outputs[BOXES].copy()
@@ -38,7 +38,7 @@ def moved(columns: slice, by: float) -> Fault:
 
 
 def turned(degrees: float) -> Fault:
-    """All headings."""
+    """Rotate all headings."""
 
     def fault(outputs: Arrays, frame: GoldenFrame) -> dict[str, np.ndarray]:
         boxes, angle = outputs[BOXES].copy(), np.float32(np.radians(degrees))
@@ -51,12 +51,12 @@ def turned(degrees: float) -> Fault:
 
 
 def scaled(name: str, factor: float) -> Fault:
-    """All numbers of one output."""
+    """Scale all numbers of one output."""
     return lambda outputs, frame: {**outputs, name: outputs[name] * np.float32(factor)}
 
 
 def other(name: str, count: int, most: bool = False) -> Fault:
-    """The label or attribute of the best detection that is compared is another; most: of every detection."""
+    """Change the label or attribute of the best compared detection; most: of all detections."""
 
     def fault(outputs: Arrays, frame: GoldenFrame) -> dict[str, np.ndarray]:
         values = outputs[name].copy()
@@ -74,7 +74,7 @@ def other(name: str, count: int, most: bool = False) -> Fault:
 
 
 def gone(index: int) -> Fault:
-    """One class of the map."""
+    """Remove one class of the map."""
 
     def fault(outputs: Arrays, frame: GoldenFrame) -> dict[str, np.ndarray]:
         zeroed = outputs[MAP].copy()
@@ -85,7 +85,7 @@ def gone(index: int) -> Fault:
 
 
 def faults(outputs: Arrays) -> Mapping[str, Fault]:
-    """By name, those that these outputs can have."""
+    """The faults that these outputs can have, by name."""
     found: dict[str, Fault] = {"none": lambda outputs, frame: dict(outputs)}
     found |= {f"boxes +{by:g} m": moved(slice(0, 1), by) for by in (0.1, 0.3, 1, 10)}
     found |= {f"sizes x {by:g}": _sized(by) for by in (1.1, 1.3)}
@@ -112,8 +112,8 @@ def _sized(factor: float) -> Fault:
     return fault
 
 
-def judged(bundle: Bundle) -> dict[str, int]:
-    """Fault -> in how many golden frames it is found, with the bundle's own tolerances."""
+def count_found(bundle: Bundle) -> dict[str, int]:
+    """Fault -> number of golden frames that find it, with the bundle's tolerances."""
     frames = bundle.golden_frames(bundle.cpu_onnx.name)
     run, allowed = open_engine(bundle).run, bundle.manifest.tolerances
     computed = [(frame, run(frame.inputs)) for frame in frames]
@@ -124,7 +124,7 @@ def judged(bundle: Bundle) -> dict[str, int]:
 
 
 def largest(tolerances: Tolerances) -> dict[str, float]:
-    """By name; of the channels of an output the largest."""
+    """The tolerances by name; the largest of the channels of an output."""
     found = dict(tolerances.model_copy(update={"dense": {}}).numbers())
     for output, channels in tolerances.dense.items():
         found[f"{output}.each"] = max(spread.each for spread in channels.values())
@@ -144,7 +144,7 @@ def main() -> None:
         [int(f.compared["detection"].sum()) for f in bundle.golden_frames(bundle.cpu_onnx.name)] for bundle in bundles
     ]
     table.add_row("detections compared", *("+".join(map(str, each)) for each in compared), end_section=True)
-    results = [judged(bundle) for bundle in bundles]
+    results = [count_found(bundle) for bundle in bundles]
     for name in dict.fromkeys(name for each in results for name in each):
         cells = [
             "" if name not in each else f"found in {each[name]} of {len(frames)}" if each[name] else "passes"

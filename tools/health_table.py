@@ -1,5 +1,5 @@
-"""How near the health monitor's limits healthy drives are, under other decoders as well, and how far beyond them faults
-are. A load is a sign by its limit: above 1 it is a fault. docs/health.md is made of these tables.
+"""How close healthy drives come to the limits of the health monitor, also with other decoders, and how far faults
+exceed them. A load is a feature divided by its limit; above 1 it is a fault. These tables are in docs/health.md.
 
 python tools/health_table.py --data ../shared/data/nuscenes --scenes scene-0103:0-4
 python tools/health_table.py --data runs/health_drives --faults
@@ -24,26 +24,28 @@ from perception.datasets.nuscenes.tables import versions
 from perception.frame import CAMERAS, LIDAR, Frame
 from perception.scene.health.monitor import HealthMonitor
 
-Change = Callable[[np.ndarray, int], np.ndarray]  # of a picture; the number seeds what is random
+Change = Callable[[np.ndarray, int], np.ndarray]  # picture, seed -> changed picture
 Drive = list[Frame]
-Loads = dict[tuple[str, str], list[tuple[float, float]]]  # (kind of sensor, sign) -> loads, and s since the drive began
+Loads = dict[
+    tuple[str, str], list[tuple[float, float]]
+]  # (kind of sensor, status) -> loads, and s since the start of the drive
 
 
 def recoded(image: np.ndarray, quality: int) -> np.ndarray:
-    """A picture after another JPEG encoder (Pillow) at this quality, and its decoder."""
+    """A picture encoded and decoded by another JPEG library (Pillow) at this quality."""
     content = io.BytesIO()
     Image.fromarray(image).save(content, "JPEG", quality=quality)
     return np.asarray(Image.open(content))
 
 
 def rounded(image: np.ndarray, seed: int) -> np.ndarray:
-    """A picture whose values another implementation rounds otherwise: each is off by -1, 0 or 1."""
+    """A picture with other rounding: each value changes by -1, 0 or 1."""
     off = np.random.default_rng(seed).integers(-1, 2, image.shape, np.int16)
     return np.clip(image + off, 0, 255).astype(np.uint8)
 
 
 def brighter(image: np.ndarray, seed: int) -> np.ndarray:
-    """A picture by a decoder with another matrix of colours: levels 16-235 taken for 0-255."""
+    """A picture by a decoder that expands levels 16-235 to 0-255."""
     return np.clip((image.astype(np.float32) - 16) * (255 / 219), 0, 255).astype(np.uint8)
 
 
@@ -79,7 +81,7 @@ def changed(frames: Drive, change: Change) -> Iterator[Frame]:
 
 
 def add_loads(found: Loads, frames: Iterator[Frame], sensors: Sequence[str] = (LIDAR, *CAMERAS)) -> None:
-    """Adds the loads of these sensors, of one drive whose sensors all are watched."""
+    """Add the loads of these sensors in one drive; all sensors are monitored."""
     monitor, begin = HealthMonitor((LIDAR, *CAMERAS)), None
     for frame in frames:
         monitor.update(frame)
@@ -113,15 +115,15 @@ def print_faults(drives: Sequence[Drive]) -> None:
         for (_, status), pairs in found.items():
             if status in fault.kind.expected_statuses:
                 loads, times = np.array(pairs).T
-                loads = loads[times > 1.25]  # the first frames freeze, or have no past
+                loads = loads[times > 1.25]  # the first frames show no fault yet
                 if not len(loads):
                     continue
                 low, middle = np.quantile(loads, [0.05, 0.5])
                 print(f"| `{text}` | {status} | {low:.2f}, {middle:.2f} | {np.mean(loads > 1):.0%} |")
 
 
-def print_turned(drives: Sequence[Drive], degrees: float) -> None:
-    """Cameras turned one at a time about an axis across their own: how many are found, and when."""
+def print_rotated(drives: Sequence[Drive], degrees: float) -> None:
+    """Rotate one camera at a time about an axis perpendicular to its own: how many are detected, and when."""
     delays, others = [], 0
     for number, frames in enumerate(drives):
         for name in CAMERAS:
@@ -147,7 +149,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="dataroot of healthy drives")
     parser.add_argument("--version", help="default: the only one")
     parser.add_argument("--scenes", nargs="+", help="such as scene-0103:0-4; default: all")
-    parser.add_argument("--faults", action="store_true", help="the faults as well, injected into these drives")
+    parser.add_argument("--faults", action="store_true", help="also inject the faults into these drives")
     arguments = parser.parse_args()
     tables = NuScenesTables(arguments.data, arguments.version or versions(arguments.data)[0])
     selectors = arguments.scenes or tables.scenes("all")
@@ -162,7 +164,7 @@ def main() -> None:
         print_faults(drives)
         print("\nOne camera turned about an axis across its own:\n")
         for degrees in (1, 2, 3):
-            print_turned(drives, degrees)
+            print_rotated(drives, degrees)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
-"""Write a nuScenes scene, recorded or simulated, as a vehicle would have recorded it with ROS 2.
+"""Convert a nuScenes scene, recorded or simulated, to a ROS 2 recording as by a vehicle.
 
 python tools/make_log.py runs/demo/drives --scene scene-0001 --out drive.mcap
 python tools/make_log.py ../shared/data/nuscenes --scene scene-0103:0-8 --out drive --storage sqlite3
 
-Written are the LiDAR's keyframes and the sweeps before them, the cameras' keyframes (their JPEG files byte for byte),
-CameraInfo, /tf_static with the calibration, and /tf and /odometry with the vehicle's pose at the stamp of every sensor,
-also of one whose file is absent. What ROS has no message for, the tokens, the name of the scene and what is known of
-it, is in /keyframe, as JSON in std_msgs/String.
+The recording has the LiDAR's keyframes and the sweeps before them, the cameras' keyframes (their JPEG files byte for
+byte), CameraInfo, /tf_static with the calibration, and /tf and /odometry with the vehicle's pose at the stamp of every
+sensor file, even a missing one. Tokens, name, location and conditions of the scene, for which ROS has no message, are
+in /keyframe as JSON in std_msgs/String.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from perception.errors import InputError
 from perception.frame import CAMERAS, LIDAR
 
 TYPES = get_typestore(Stores.ROS2_HUMBLE)
-SWEEPS = 10  # before each keyframe; networks take as many or fewer
+SWEEPS = 10  # before each keyframe; networks use up to this many
 CHUNK = 4 << 20  # bytes
 MAP, EGO = "map", "base_link"
 FOREVER = QosTime(2147483647, 4294967295)
-# A latched topic: who listens later still gets what was said last.
+# A latched topic: late subscribers get the last message.
 LATCHED = Qos(
     QosHistory.KEEP_LAST, 1, QosReliability.RELIABLE, QosDurability.TRANSIENT_LOCAL, FOREVER, FOREVER,
     QosLiveliness.AUTOMATIC, FOREVER, False,
@@ -130,11 +130,11 @@ def camera_info(stamp: int, frame: str, size: tuple[int, int], intrinsics: np.nd
 
 
 def messages(tables: NuScenesTables, scene: str, sweeps: int) -> Iterator[Message]:
-    """Everything in order of time. `scene` may be a range of keyframes, such as scene-0103:0-4."""
+    """Yield all messages in order of time. `scene` may be a range of keyframes, such as scene-0103:0-4."""
     samples = tables.samples(selectors=[scene])
     recordings = tables.recordings
     chains: dict[str, list[Recording]] = {}
-    found: dict[str, Recording] = {}  # by file: a sweep before one keyframe may be before the next
+    found: dict[str, Recording] = {}  # by file, since a sweep may be before several keyframes
     for sample in samples:
         keyframe = recordings.keyframes.get(sample, {})
         if LIDAR not in keyframe:
@@ -175,7 +175,7 @@ def keyframe_message(tables: NuScenesTables, sample: str, chain: list[Recording]
 
 
 def sensor_messages(tables: NuScenesTables, recording: Recording) -> Iterator[Message]:
-    """What one sensor recorded at one time; nothing where its file is absent."""
+    """Yield the messages of one sensor file; nothing if it does not exist."""
     path, stamp, frame = tables.dataroot / recording.file, recording.timestamp, recording.channel.lower()
     if not path.exists():
         return
@@ -192,7 +192,7 @@ def sensor_messages(tables: NuScenesTables, recording: Recording) -> Iterator[Me
 
 
 def write_mcap(path: Path, log: Iterator[Message]) -> int:
-    """One MCAP file, in chunks; returns the number of messages. It appears whole or not at all."""
+    """Write a chunked MCAP file, complete or not at all; returns the number of messages."""
     partial = path.with_name(f".{path.name}.partial")
     count = 0
     try:
@@ -218,7 +218,7 @@ def write_mcap(path: Path, log: Iterator[Message]) -> int:
 
 
 def write_rosbag(path: Path, log: Iterator[Message], storage: StoragePlugin) -> int:
-    """A rosbag2's folder; returns the number of messages. It appears whole or not at all."""
+    """Write a rosbag2's folder, complete or not at all; returns the number of messages."""
     partial = path.with_name(f".{path.name}.partial") / path.name  # the files in it are named after the folder
     shutil.rmtree(partial.parent, ignore_errors=True)
     count = 0
@@ -252,15 +252,15 @@ def make_log(
     """Write one scene, or some of its keyframes; returns the number of messages.
 
     Args:
-        storage: `file` for one MCAP file; `sqlite3` or `mcap` for a rosbag2's folder with files of that kind.
+        storage: `file` for one MCAP file; `sqlite3` or `mcap` for a rosbag2 with that storage.
         sweeps: LiDAR sweeps before each keyframe.
 
     Raises:
-        InputError: no such scene, or `out` is there already or cannot be written.
+        InputError: there is no such scene, or `out` exists or cannot be written.
     """
     tables = NuScenesTables(dataroot, version or only_version(dataroot))
     if out.exists():
-        raise InputError(f"{out}: is there already; choose another --out")
+        raise InputError(f"{out}: exists; choose another --out")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         return STORAGES[storage](out, messages(tables, scene, sweeps))

@@ -1,4 +1,4 @@
-"""What a route costs and gains on drives that change on their way: fixed to clear, by tags, by what is recognised.
+"""Scores of three ways to route on drives whose conditions change: fixed to clear, by tags, by recognition.
 
 make demo                                                   # a base and a module for rain
 perception simulate runs/routing/drives --scenes 48 --samples 5 --seed 1 \\
@@ -31,30 +31,30 @@ from perception.errors import InputError
 from perception.evaluation.evaluate import evaluate
 from perception.frame import Conditions, Frame, Prediction
 
-TOLD = {"fixed to clear": Conditions("clear", "day"), "by tags": None, "by what is recognised": Conditions()}
-# As tagged: share of the frames at which weather and light are believed as tagged. Delay: the longest of the changes,
-# from the first frame that is tagged otherwise; none where a change is never believed. Switches: of the belief.
+ROUTING = {"fixed to clear": Conditions("clear", "day"), "by tags": None, "by what is recognised": Conditions()}
+# As tagged: share of frames whose believed weather and light are those of the tags. Delay: longest time from a change
+# of the tags until it is believed; none if it never is. Switches: changes of the belief.
 COLUMNS = ("mAP", "NDS", "mIoU", "as tagged", "delay, s", "switches", "changes")
 
 
 class Driven:
-    """A vehicle that is told something on its way, as a predictor, with what it believed.
+    """A predictor that runs the runtime with given conditions, and records what it believes.
 
     Args:
-        told: conditions of every frame instead of its tags; None: the tags.
+        conditions: for every frame instead of its tags; None: the tags.
     """
 
-    def __init__(self, runtime: Runtime, told: Conditions | None) -> None:
-        self.runtime, self.told = runtime, told
-        self.driven: list[tuple[Frame, Conditions]] = []  # and what was believed
+    def __init__(self, runtime: Runtime, conditions: Conditions | None) -> None:
+        self.runtime, self.conditions = runtime, conditions
+        self.driven: list[tuple[Frame, Conditions]] = []  # frames, and the believed conditions
 
     def __call__(self, frame: Frame) -> Prediction:
-        seen = self.runtime.step(frame if self.told is None else replace(frame, conditions=self.told))
+        seen = self.runtime.step(frame if self.conditions is None else replace(frame, conditions=self.conditions))
         self.driven.append((replace(frame, points=None, cameras={}), seen.conditions))
         return seen.prediction
 
     def summary(self) -> dict[str, Any]:
-        """How the belief about weather and light, by which modules run, followed the tags."""
+        """How the believed weather and light, which select the modules, followed the tags."""
         delays: list[float | None] = []
         switches = changes = right = 0
         for kind in ("weather", "light"):
@@ -77,7 +77,7 @@ class Driven:
         }
 
     def _delay(self, first: Frame, kind: str) -> float | None:
-        """From the first frame under another condition to the first one on which it is believed, s; None: never."""
+        """The time (s) from the first frame under a new condition until it is believed; None: never."""
         tag = getattr(first.conditions, kind)
         for frame, believed in self.driven:
             if frame.scene == first.scene and frame.timestamp >= first.timestamp:
@@ -88,10 +88,12 @@ class Driven:
         return None
 
 
-def measured(bundle: Path, tables: NuScenesTables, split: str, out: Path, told: Conditions | None) -> dict[str, Any]:
-    """One line of the table."""
-    runtime = Runtime(bundle)  # anew: the same drives come again
-    driven = Driven(runtime, told)
+def measured(
+    bundle: Path, tables: NuScenesTables, split: str, out: Path, conditions: Conditions | None
+) -> dict[str, Any]:
+    """One row of the table."""
+    runtime = Runtime(bundle)  # a new one, since the drives are repeated
+    driven = Driven(runtime, conditions)
     metrics = evaluate(driven, tables, split, (), out, runtime.bundle.spec, Console(quiet=True))
     iou = metrics["map"]["iou_max"]["mean"] if metrics.get("map") else None
     return {"mAP": metrics["mAP"], "NDS": metrics["NDS"], "mIoU": iou, **driven.summary()}
@@ -109,8 +111,10 @@ def main() -> None:
     try:
         tables = NuScenesTables(arguments.data, arguments.version or only_version(arguments.data))
         found = {
-            name: measured(arguments.bundle, tables, arguments.split, arguments.out / name.replace(" ", "_"), told)
-            for name, told in TOLD.items()
+            name: measured(
+                arguments.bundle, tables, arguments.split, arguments.out / name.replace(" ", "_"), conditions
+            )
+            for name, conditions in ROUTING.items()
         }
     except InputError as error:
         parser.exit(2, f"{error}\n")

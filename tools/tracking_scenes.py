@@ -1,4 +1,4 @@
-"""Drives to track: annotations, also with a detector's errors or occlusions; and a tracker that knows no motion."""
+"""Scenes for trackers: annotations, also with errors of a detector or occlusions; and simpler trackers."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from perception.tasks.detection.tracker import FADING, LIFETIME, Rules, Tracker,
 
 GATE = 4.0  # m, of the naive tracker, for all classes
 OCCLUDED = 1.0  # s
-MISSED = 0.2  # share of the objects that a detector does not find, or with a low score
+MISSED = 0.2  # share of the objects that a detector misses, or finds with a low score
 CLUTTER = 5.0  # false detections per keyframe
-# What a decoder adds that reports every peak of its heat map.
-LOST = 0.25  # share of the missed objects that have no peak at all
+# For a decoder that reports every peak of its heatmap.
+LOST = 0.25  # share of the missed objects without any peak
 SIDES = 0.3  # share of the detections with a side peak
-JUNK = 100  # peaks per keyframe that are nothing
+JUNK = 100  # false peaks per keyframe
 
 
 class AnyTracker(Protocol):
@@ -27,7 +27,7 @@ class AnyTracker(Protocol):
 
 
 class NaiveTracker:
-    """A detection is the object of its class that was last seen nearest, up to GATE and LIFETIME; nothing moves."""
+    """Assigns a detection to the nearest track of its class, within GATE and LIFETIME, without a motion model."""
 
     def __init__(self) -> None:
         self.boxes, self.ids, self.seen, self.next = Boxes.none(), np.zeros(0, int), np.zeros(0, int), 1
@@ -52,8 +52,8 @@ class NaiveTracker:
 
 
 class SingleStage:
-    """What `Tracker` was before it knew scores: a detection goes to the nearest track whatever its score, each one that
-    no track takes begins one, and the score of a track is that of its latest detection, which fades.
+    """`Tracker` without its use of scores: detections are assigned whatever their score, each unassigned one starts a
+    track, and a track has the fading score of its latest detection.
     """
 
     def __init__(self) -> None:
@@ -61,7 +61,7 @@ class SingleStage:
         self.latest: dict[int, float] = {}
 
     def update(self, boxes_global: Boxes, timestamp: int) -> Tracks:
-        # A track has the attribute of its latest detection, so a number in its place tells which that was.
+        # A track takes over the attribute of its latest detection; here it is the index of the detection.
         tracks = self.tracker.update(replace(boxes_global, attributes=np.arange(len(boxes_global))), timestamp)
         seen = tracks.unseen == 0
         scores = boxes_global.scores[tracks.boxes.attributes[seen]]
@@ -101,7 +101,7 @@ def annotated_scene(tables: NuScenesTables, scene: str) -> Scene:
 
 
 def with_errors(scene: Scene, seed: int = 0, missed: float = MISSED) -> Scene:
-    """The same with a share of the boxes missed, the errors of a detector, and false detections among them."""
+    """The scene with missed objects, errors of a detector, and false detections."""
     rng = np.random.default_rng(seed)
     moments = []
     for moment in scene:
@@ -124,8 +124,8 @@ def with_errors(scene: Scene, seed: int = 0, missed: float = MISSED) -> Scene:
 
 
 def with_peaks(scene: Scene, seed: int = 0) -> Scene:
-    """As `with_errors`, with what a decoder has besides that reports every peak: most objects that are missed, but with
-    low scores and further off; side peaks with a part of a detection's score; and junk near 0.
+    """Like `with_errors`, for a decoder that reports every peak: most missed objects with low scores and larger errors,
+    side peaks with a part of a detection's score, and junk with scores near 0.
     """
     moments = []
     for k, moment in enumerate(scene):
@@ -143,17 +143,17 @@ def with_peaks(scene: Scene, seed: int = 0) -> Scene:
 
 
 def _moved(boxes: Boxes, metres: float, scores: np.ndarray, rng: np.random.Generator) -> Boxes:
-    """Boxes that lie about `metres` beside the given ones."""
+    """The boxes, displaced by about `metres`."""
     shift = np.column_stack([rng.normal(0, metres, (len(boxes), 2)), np.zeros(len(boxes))])
     return replace(boxes, centers=boxes.centers + shift, scores=scores)
 
 
 def occluded(scene: Scene, seed: int = 0) -> tuple[Scene, dict[str, tuple[int, int]]]:
-    """The same without the detections of each object for OCCLUDED, from a moment after its second one on.
+    """The scene without the detections of each object for OCCLUDED, from a random moment on.
 
     Returns:
-        the scene, and for each object the last keyframe before and the first one after. An object that is not annotated
-        in two keyframes before, all of them in between and one after is left as it is.
+        The scene, and for each hidden object the last keyframe before and the first one after. An object is hidden only
+        if it is annotated in two keyframes before, in all between and in one after.
     """
     rng = np.random.default_rng(seed)
     times = np.array([moment.timestamp for moment in scene])
@@ -180,10 +180,10 @@ def tracked(tracker: AnyTracker, scene: Scene) -> list[Tracks]:
 
 
 def survival(scene: Scene, hidden: dict[str, tuple[int, int]], history: list[Tracks]) -> dict[str, bool]:
-    """Whether each hidden object has the id when it is found again that it had when it was last found before.
+    """Whether each hidden object has the same id before and after the occlusion.
 
-    The id is that of the seen track of its class that is nearest, within the 2 m of the devkit. Objects that were not
-    found before, or never again, are left out.
+    An object has the id of the nearest seen track of its class within 2 m, as in the devkit. Objects that were not
+    found before or after are left out.
     """
     ids = [ids_of_objects(moment, tracks) for moment, tracks in zip(scene, history, strict=True)]
     survived = {}
@@ -196,7 +196,7 @@ def survival(scene: Scene, hidden: dict[str, tuple[int, int]], history: list[Tra
 
 
 def ids_of_objects(moment: Moment, tracks: Tracks) -> dict[str, int]:
-    """The id of the track that is at each object, of those that are seen."""
+    """The id of the seen track at each object."""
     seen = tracks.unseen == 0
     found: dict[str, int] = {}
     for label in range(len(CLASSES)):

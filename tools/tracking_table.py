@@ -1,9 +1,9 @@
-"""The tracker beside what it was before and one that knows no motion: AMOTA, AMOTP, id switches, recall by the devkit.
+"""Compare the tracker with a single-stage one and one without motion: AMOTA, AMOTP, id switches, recall by the devkit.
 
     python tools/tracking_table.py --data runs/demo/drives --bundle runs/demo/bundle
 
-Objects are the annotations with errors as a detector has them, drawn anew in each round (mean and standard deviation),
-and, where given, a bundle's detections or a submission's. The other table says which ids survive an occlusion.
+Objects are annotations with random errors like those of a detector (mean and standard deviation over rounds) and, if
+given, detections of a bundle or a submission. The second table has the share of ids that survive an occlusion.
 """
 
 from __future__ import annotations
@@ -65,9 +65,9 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="nuScenes dataroot, recorded or simulated")
     parser.add_argument("--version", help="of the tables; default: the only one there is")
     parser.add_argument("--split", help="default: every scene")
-    parser.add_argument("--rounds", type=int, default=3, help="in which the errors are drawn anew")
-    parser.add_argument("--bundle", type=Path, help="whose detections are tracked as well")
-    parser.add_argument("--submission", type=Path, help="a detection submission whose boxes are tracked as well")
+    parser.add_argument("--rounds", type=int, default=3, help="with different random errors")
+    parser.add_argument("--bundle", type=Path, help="bundle whose detections are tracked, too")
+    parser.add_argument("--submission", type=Path, help="detection submission whose boxes are tracked, too")
     arguments = parser.parse_args()
     version = arguments.version or only_version(arguments.data)
     tables, nusc = NuScenesTables(arguments.data, version), open_devkit(arguments.data, version)
@@ -88,7 +88,7 @@ def main() -> None:
 
 
 def devkit_table(objects: dict[str, list[list[Scene]]], nusc: Any, sensors: Sequence[str]) -> Table:
-    """What the devkit says of each tracker on each kind of objects: mean and standard deviation over the rounds."""
+    """The devkit's scores of each tracker on each kind of objects: mean and standard deviation over the rounds."""
     table = Table(title="nuScenes tracking, 7 classes")
     for column in ("objects", "tracker", *SCORES.values()):
         table.add_column(column, justify="left" if column in ("objects", "tracker") else "right")
@@ -100,14 +100,14 @@ def devkit_table(objects: dict[str, list[list[Scene]]], nusc: Any, sensors: Sequ
 
 
 def spread(values: list[float], key: str) -> str:
-    """Mean and standard deviation of one score, in as many digits as its kind has."""
+    """Mean and standard deviation of a score, as text."""
     digits = 0 if key in ("ids", "frag", "fp", "fn") else 3
     text = f"{np.mean(values):.{digits}f}"
     return f"{text} ± {np.std(values, ddof=1):.{digits}f}" if len(values) > 1 else text
 
 
 def survival_table(scenes: list[Scene], rounds: int = 3) -> Table:
-    """Share of objects that have the same id after OCCLUDED without detections; ten classes, detector's errors."""
+    """The share of objects with the same id after OCCLUDED without detections; ten classes, with detection errors."""
     table = Table(title=f"ids that survive {OCCLUDED:.0f} s without detections")
     for column in ("tracker", "all", "objects", "moving", "objects"):
         table.add_column(column, justify="left" if column == "tracker" else "right")
@@ -127,13 +127,13 @@ def survival_table(scenes: list[Scene], rounds: int = 3) -> Table:
 
 
 def speed(moment: Moment, instance: str) -> float:
-    """m/s of an object."""
+    """The speed of an object in m/s."""
     velocity = moment.truth.velocities[moment.truth.instances == instance][0]
     return float(np.hypot(velocity[0], velocity[1]))
 
 
 def detected(tables: NuScenesTables, scene: Scene, runtime: Runtime) -> Scene:
-    """The same with what a bundle detects."""
+    """The scene with the detections of a bundle."""
     spec = runtime.bundle.spec
     moments = []
     for moment in scene:
@@ -144,13 +144,13 @@ def detected(tables: NuScenesTables, scene: Scene, runtime: Runtime) -> Scene:
 
 
 def submitted(path: Path, scene: Scene) -> Scene:
-    """The same with the boxes of a detection submission."""
+    """The scene with the boxes of a detection submission."""
     entries = dict(read_samples(path, {moment.sample for moment in scene}))
     return [replace(moment, boxes=submitted_boxes(entries[moment.sample])) for moment in scene]
 
 
 def submitted_boxes(entries: Sequence[dict[str, Any]]) -> Boxes:
-    """In the global frame, upright; without attributes."""
+    """The boxes of submission entries, in the global frame, upright, without attributes."""
     rotations = [Quaternion(entry["rotation"]).rotation_matrix for entry in entries]
     return Boxes.from_headings(
         centers=np.reshape([entry["translation"] for entry in entries], (-1, 3)),

@@ -1,4 +1,4 @@
-"""Bundles: plan, export, build, verify, sign; and the whole way at once."""
+"""Commands on bundles: plan, export, build, verify and sign; and demo, which runs all steps."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from typing import Annotated
 
 import typer
 
-from deploy.commands.trust import AllowOlder, Keys, State, trust_in
+from deploy.commands.trust import AllowOlder, Keys, State, make_trust
 from perception.commands.common import Json, Out, Scenes, Version, app, console_for, names, report
 from perception.errors import InputError
 
 Routes = Annotated[
-    str, typer.Option(help="Several sets of conditions that one graph shall serve: base,rain,boston+rain,boston+night.")
+    str, typer.Option(help="Sets of conditions that one graph serves: base,rain,boston+rain,boston+night.")
 ]
 
 Sign = Annotated[Path | None, typer.Option(help="Private key (Ed25519, PEM) to sign with.")]
 
 
 def _routes(conditions: str, routes: str) -> list[list[str]]:
-    """Of `rain,boston`, which is one route, or of `boston,boston+rain`, which are two; `base`: nothing is known."""
+    """The routes, each a list of conditions: --conditions rain,boston is one route, --routes base,boston+rain two."""
     if conditions and routes:
         raise InputError("--conditions is for one route, --routes for several; give one of them")
-    return [[fact for fact in route.split("+") if fact != "base"] for route in names(routes)] or [names(conditions)]
+    return [[name for name in route.split("+") if name != "base"] for route in names(routes)] or [names(conditions)]
 
 
 @app.command(epilog="Example: perception plan runs/a --routes base,rain")
@@ -58,17 +58,25 @@ def export(
     conditions: Annotated[str, typer.Option(help="Fold the modules for these, such as rain,boston.")] = "",
     routes: Routes = "",
     apart: Annotated[
-        bool, typer.Option("--apart", help="A network for each of the routes, which costs memory, but no time.")
+        bool, typer.Option("--apart", help="Export one network per route, which takes more memory but no more time.")
     ] = False,
-    precision: Annotated[PrecisionName, typer.Option(help="Of the layers that bear it.")] = PrecisionName.fp32,
+    precision: Annotated[
+        PrecisionName, typer.Option(help="Precision of the layers that tolerate it.")
+    ] = PrecisionName.fp32,
     calibrate: Annotated[
-        Path | None, typer.Option(help="Drives to measure the range of activations on, for int8: as --data elsewhere.")
+        Path | None, typer.Option(help="Drives to calibrate int8 on: the same paths as --data of other commands.")
     ] = None,
     version: Version = None,
     scenes: Scenes = "",
-    license: Annotated[str, typer.Option(help="Of the network and its data: an SPDX identifier or a text.")] = "",
-    release: Annotated[int, typer.Option(min=0, help="Counts up: what ran a higher one refuses this.")] = 0,
-    expires: Annotated[str, typer.Option(help="Refuse it from then on: 2027-06-30, or a time of UTC.")] = "",
+    license: Annotated[
+        str, typer.Option(help="License of the network and its data: an SPDX identifier or a text.")
+    ] = "",
+    release: Annotated[
+        int, typer.Option(min=0, help="Release number. A vehicle that ran a higher one refuses this bundle.")
+    ] = 0,
+    expires: Annotated[
+        str, typer.Option(help="Vehicles refuse the bundle from this date or UTC time on, such as 2027-06-30.")
+    ] = "",
     signed_plans: Annotated[
         bool, typer.Option("--signed-plans", help="Refuse unsigned plans, also those that a device compiles itself.")
     ] = False,
@@ -87,13 +95,13 @@ def export(
     refuse_export(checkpoint)
     if calibrate is None and (version or scenes):
         raise InputError(
-            "--version and --scenes say which drives to calibrate on; name their dataroot with --calibrate"
+            "--version and --scenes select the drives to calibrate on; name their dataroot with --calibrate"
         )
     drives = Drives(calibrate, version, names(scenes)) if calibrate else None
     console = console_for(as_json)
-    stated = Release(release, parse_expiry(expires) if expires else None, license, sign, signed_plans)
+    release_info = Release(release, parse_expiry(expires) if expires else None, license, sign, signed_plans)
     bundle = run(
-        checkpoint, out, _routes(conditions, routes), console=console, release=stated, precision=precision.value,
+        checkpoint, out, _routes(conditions, routes), console=console, release=release_info, precision=precision.value,
         calibration=drives, apart=apart,
     )  # fmt: skip
     report(bundle.manifest.model_dump(mode="json"), as_json)
@@ -103,23 +111,25 @@ def export(
 def build(
     bundle: Annotated[Path | None, typer.Argument(help="An exported bundle.", show_default=False)] = None,
     target: Annotated[str, typer.Option(help="What to compile for; --list shows the choice.")] = "",
-    dla: Annotated[bool, typer.Option("--dla", help="Place on the target's DLA what it can run.")] = False,
+    dla: Annotated[bool, typer.Option("--dla", help="Run the layers that the target's DLA supports on it.")] = False,
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder of the build package, where the device compiles itself. Default: beside the bundle."),
+        typer.Option(
+            help="Folder for the build package, if the target compiles on the device. Default: beside the bundle."
+        ),
     ] = None,
-    show: Annotated[bool, typer.Option("--list", help="Show all targets and what each accepts.")] = False,
+    show: Annotated[bool, typer.Option("--list", help="List the targets and what each supports.")] = False,
     refit: Annotated[
-        bool, typer.Option("--refit", help="Compile a plan that can take the weights of a later bundle.")
+        bool, typer.Option("--refit", help="Compile a plan whose weights a later bundle can replace.")
     ] = False,
     refit_from: Annotated[
         Path | None,
-        typer.Option(help="Instead of compiling, take the plan of this bundle, built with --refit, with new weights."),
+        typer.Option(help="Do not compile: use the plan of this bundle, built with --refit, with the new weights."),
     ] = None,
     sign: Sign = None,
     as_json: Json = False,
 ) -> None:
-    """Compile a bundle's graph to an engine for a target, or write a package with which the target compiles it."""
+    """Compile a bundle for a target, or write a build package for a target that compiles on the device."""
     if show:
         from deploy.targets import TARGETS, table
 
@@ -128,7 +138,7 @@ def build(
         raise InputError("build takes a bundle and its --target; `perception build --list` shows the targets")
     if refit_from is not None:
         if refit or dla or out:
-            raise InputError("--refit-from compiles nothing; --refit, --dla and --out have no meaning beside it")
+            raise InputError("--refit-from compiles nothing and cannot be combined with --refit, --dla or --out")
         from deploy.build import refit as run_refit
 
         record = run_refit(bundle, refit_from, target, console_for(as_json), sign)
@@ -153,11 +163,11 @@ def verify(
 
     from deploy.verify import verify as check
 
-    verified = check(bundle, trust_in(key, state, allow_older))
-    shown = Table(title=f"{bundle} is whole", show_header=False)
-    for line in verified.items():
-        shown.add_row(*line)
-    report(verified, as_json, shown)
+    verified = check(bundle, make_trust(key, state, allow_older))
+    table = Table(title=f"{bundle}: verified", show_header=False)
+    for row in verified.items():
+        table.add_row(*row)
+    report(verified, as_json, table)
 
 
 @app.command(epilog="Example: perception sign runs/a/bundle --key key.pem --target orin")
@@ -167,7 +177,7 @@ def sign(
     target: Annotated[str, typer.Option(help="Sign the plan for this target, in a bundle that this key signed.")] = "",
     as_json: Json = False,
 ) -> None:
-    """Verify a bundle, then sign its manifest; or, with --target, a plan that a device compiled.
+    """Verify a bundle, then sign its manifest or, with --target, a plan that a device compiled.
 
     Keys: openssl genpkey -algorithm ed25519 -out key.pem && openssl pkey -in key.pem -pubout -out public.pem
     """

@@ -1,4 +1,4 @@
-"""Networks on recorded drives: evaluate, replay, judge."""
+"""Commands that run networks on recorded drives: evaluate, replay and judge."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deploy.commands.trust import AllowOlder, Keys, State, trust_in
+from deploy.commands.trust import AllowOlder, Keys, State, make_trust
 from perception.commands.common import VALIDATION, Json, Out, Root, Scenes, Version, app, console_for, names, report
 from perception.errors import InputError
 
@@ -27,11 +27,13 @@ def evaluate(
         str | None, typer.Option(help="Default: the version's validation split; all: every scene.")
     ] = None,
     scenes: Scenes = "",
-    by: Annotated[str, typer.Option(help="Also score the parts: of condition, city, scene, range.")] = "",
+    by: Annotated[str, typer.Option(help="Also score each part by: condition, city, scene, range.")] = "",
     corruptions: Annotated[
         str, typer.Option(help="Also score with corrupted sensors: all, or names such as lidar_noise,camera_missing.")
     ] = "",
-    target: Annotated[str, typer.Option(help="Engine of a bundle: cpu, or what `perception build` made.")] = "cpu",
+    target: Annotated[
+        str, typer.Option(help="Engine of a bundle: cpu, or a target that `perception build` compiled for.")
+    ] = "cpu",
     key: Keys = None,
     state: State = None,
     allow_older: AllowOlder = False,
@@ -54,15 +56,15 @@ def evaluate(
     if (model / "manifest.json").exists():
         from deploy.runtime import Runtime
 
-        predictor = runtime = Runtime(model, target, trust_in(key, state, allow_older))
+        predictor = runtime = Runtime(model, target, make_trust(key, state, allow_older))
         spec = runtime.bundle.spec
     elif key or target != "cpu":
-        raise InputError(f"{model}: --target and --key are of a bundle; export one first")
+        raise InputError(f"{model}: --target and --key need a bundle; export one first")
     else:
         from perception.predict import TorchPredictor
 
-        predictor = of_run = TorchPredictor.load(model)
-        spec = of_run.spec
+        predictor = torch_predictor = TorchPredictor.load(model)
+        spec = torch_predictor.spec
     metrics = run(predictor, tables, split, names(scenes), out, spec, console, Breakdown(names(by), names(corruptions)))
     if official:
         metrics = compare(out, tables, metrics, console)
@@ -74,11 +76,11 @@ def replay(
     drive: Annotated[Path, typer.Argument(help="nuScenes dataroot, recorded or simulated; .mcap file; rosbag2.")],
     bundle: Annotated[Path, typer.Option(help="An exported bundle.")],
     out: Out,
-    target: Annotated[str, typer.Option(help="Whose engine of the bundle runs: `perception build --list`.")] = "cpu",
+    target: Annotated[str, typer.Option(help="Target whose engine runs; `perception build --list` shows all.")] = "cpu",
     version: Version = None,
     scenes: Scenes = "",
     topics: Annotated[
-        Path | None, typer.Option(help="YAML that says which topics of a recording are which sensor.")
+        Path | None, typer.Option(help="YAML file that maps the topics of a recording to sensors.")
     ] = None,
     fault: Annotated[
         list[str] | None,
@@ -87,29 +89,32 @@ def replay(
     conditions: Annotated[
         str,
         typer.Option(
-            help="What the vehicle is told instead of the drive's tags: clear,day to stay on one route; none to go by "
-            "what the network recognises."
+            help="Conditions to use instead of the drive's tags: clear,day to stay on one route; none to rely on what "
+            "the network recognises."
         ),
     ] = "",
-    start: Annotated[float, typer.Option(help="Leave out what comes before, in seconds of each drive.")] = 0.0,
+    start: Annotated[
+        float, typer.Option(help="Skip the frames before, in seconds from the start of each drive.")
+    ] = 0.0,
     end: Annotated[
-        float | None, typer.Option(help="Leave out what comes from here on, in seconds of each drive.")
+        float | None, typer.Option(help="Skip the frames from here on, in seconds from the start of each drive.")
     ] = None,
-    every: Annotated[int, typer.Option(help="Replay each Nth frame alone, from the first one on.")] = 1,
+    every: Annotated[int, typer.Option(help="Replay every Nth frame only.")] = 1,
     real_time: Annotated[
-        bool, typer.Option("--real-time", help="No faster than the vehicle drove. Default: as fast as possible.")
+        bool, typer.Option("--real-time", help="Replay at the recorded pace. Default: as fast as possible.")
     ] = False,
     latency: Annotated[
         bool,
         typer.Option(
-            "--latency", help="Measure latencies as a vehicle would see them: at the drive's pace, with nothing beside."
+            "--latency",
+            help="Measure latencies as on a vehicle: at the recorded pace, with no other work at the same time.",
         ),
     ] = False,
     baseline: Annotated[
         Path | None, typer.Option(help="Folder of another replay of the scenes to compare with.")
     ] = None,
-    gates: Annotated[Path | None, typer.Option(help="YAML file of what must be reached to pass.")] = None,
-    viewer: Annotated[str, typer.Option(help="foxglove, rerun: write results.mcap, results.rrd too.")] = "",
+    gates: Annotated[Path | None, typer.Option(help="YAML file of the gates.")] = None,
+    viewer: Annotated[str, typer.Option(help="foxglove, rerun: also write results.mcap, results.rrd.")] = "",
     key: Keys = None,
     state: State = None,
     allow_older: AllowOlder = False,
@@ -117,10 +122,10 @@ def replay(
 ) -> None:
     """Run recorded scenes through an exported bundle; writes results, tracks, latencies and an HTML report.
 
-    A replay that was interrupted goes on where it was when the same command is given again, with the same results.
+    The same command resumes an interrupted replay, with the same results.
 
-    With --gates or --baseline it gives a verdict too (verdict.json, junit.xml): exit code 0 is pass, 1 is fail, 3 is
-    inconclusive: the scenes are too few to tell.
+    With --gates or --baseline it also writes a verdict (verdict.json, junit.xml). Exit code 0: pass; 1: fail; 3:
+    inconclusive, because there are too few scenes.
     """
     from deploy.replay.faults import Fault
     from deploy.replay.gates import Gates
@@ -135,7 +140,7 @@ def replay(
 
     settings = Settings(
         target=target,
-        trust=trust_in(key, state, allow_older),
+        trust=make_trust(key, state, allow_older),
         faults=[Fault.parse(text) for text in fault or ()],
         conditions=parse_conditions([] if conditions == "none" else names(conditions)) if conditions else None,
         selection=Selection(start, math.inf if end is None else end, every),
@@ -143,10 +148,10 @@ def replay(
         latency=latency,
         viewers=names(viewer),
     )
-    wanted = None if gates is None else load_section(Gates, gates, "the gates")
+    chosen_gates = None if gates is None else load_section(Gates, gates, "the gates")
     version = version or (None if is_recording(drive) else only_version(drive))
     source = Source(drive, version, names(scenes), topics)
-    summary = run(source, bundle, out, settings, baseline, wanted, console_for(as_json))
+    summary = run(source, bundle, out, settings, baseline, chosen_gates, console_for(as_json))
     report(summary, as_json)
     outcome = summary.get("verdict", {"outcome": "pass"})["outcome"]
     if outcome != "pass":
@@ -157,13 +162,13 @@ def replay(
 def judge(
     run: Annotated[Path, typer.Argument(help="Folder of a finished replay.")],
     baseline: Annotated[Path | None, typer.Option(help="Folder of another replay of the same drives.")] = None,
-    gates: Annotated[Path | None, typer.Option(help="YAML file of what must be reached to pass.")] = None,
+    gates: Annotated[Path | None, typer.Option(help="YAML file of the gates.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Judge a finished replay, also once more by other gates or another baseline, without replaying.
+    """Judge a finished replay, again if wanted by other gates or another baseline, without replaying.
 
-    Writes verdict.json and junit.xml, and the verdict into report.html. Exit code 0 is pass, 1 is fail, 3 is
-    inconclusive: the scenes are too few to tell.
+    Writes verdict.json and junit.xml, and adds the verdict to report.html. Exit code 0: pass; 1: fail; 3: inconclusive,
+    because there are too few scenes.
     """
     from deploy.replay.gates import Gates
     from deploy.replay.outcome import EXIT_CODES

@@ -1,4 +1,4 @@
-"""Options of the commands that open a bundle: whom to trust."""
+"""Options shared by the commands that open a bundle: trusted keys, release state, older releases."""
 
 from __future__ import annotations
 
@@ -14,24 +14,26 @@ if TYPE_CHECKING:
 
 Keys = Annotated[
     list[Path] | None,
-    typer.Option("--key", help="Public key (Ed25519, PEM): refuse what it has not signed. Twice: either will do."),
+    typer.Option(
+        "--key", help="Public key (Ed25519, PEM) that must have signed the bundle; repeatable, any one is enough."
+    ),
 ]
 State = Annotated[
     Path | None,
     typer.Option(
         envvar="PERCEPTION_STATE",
-        help="With --key: folder that keeps the highest release that ran here. Default: ~/.local/state/perception.",
+        help="With --key: folder that stores the highest release that ran here. Default: ~/.local/state/perception.",
     ),
 ]
-AllowOlder = Annotated[bool, typer.Option("--allow-older", help="Take an older release than one that ran here.")]
+AllowOlder = Annotated[bool, typer.Option("--allow-older", help="Accept an older release than one that ran here.")]
 
 
-def trust_in(keys: list[Path] | None, state: Path | None, allow_older: bool) -> Trust | None:
-    """The trust that the options state; None without a key."""
+def make_trust(keys: list[Path] | None, state: Path | None, allow_older: bool) -> Trust | None:
+    """The trust that the options describe; None without a key."""
     from deploy.trust import Trust
 
     if not keys:
         if allow_older:
-            raise InputError("--allow-older goes with --key; without a key a bundle of any age is taken")
+            raise InputError("--allow-older goes with --key; without a key a bundle of any age is accepted")
         return None
     return Trust(tuple(keys), state or Path.home() / ".local" / "state" / "perception", allow_older)

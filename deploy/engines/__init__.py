@@ -1,4 +1,4 @@
-"""What runs an exported network: ONNX Runtime on a CPU, TensorRT on a GPU."""
+"""Inference engines for exported networks: ONNX Runtime on a CPU, TensorRT on a GPU."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ class Engine(Protocol):
 
 
 def open_engine(bundle: Bundle, target: str = "cpu") -> Engine:
-    """The engine that runs `bundle` on `target`.
+    """Open the engine that runs `bundle` on `target`.
 
-    A plan that was compiled from another bundle's network (`deploy.build.refit`) is given this one's weights.
+    A plan compiled from another bundle's network (`deploy.build.refit`) is loaded with this bundle's weights.
 
     Raises:
-        InputError: an unknown target, a plan that is missing, stale or of another version of the compiler, or no such
-            hardware here.
+        InputError: the target is unknown, the plan is missing, stale or from another compiler version, or this machine
+            lacks the hardware.
     """
     if find_target(target).compiler == "onnxruntime":
         from deploy.engines.onnxruntime import OnnxRuntimeEngine
 
         network = bundle.read(bundle.cpu_onnx.name)
         return OnnxRuntimeEngine(network.data, network.path)
-    from deploy.engines.tensorrt import installed
+    from deploy.engines.tensorrt import compiler_version
     from deploy.engines.tensorrt_plan import TensorRtEngine
 
-    plan = bundle.plan(target, installed(find_target(target)))
+    plan = bundle.plan(target, compiler_version(find_target(target)))
     return TensorRtEngine(plan, find_target(target), bundle.read(ONNX) if plan.record.refitted else None)

@@ -1,10 +1,10 @@
-"""The part of CUDA that running a plan needs, through NVIDIA's own bindings (`cuda-bindings`, of cuda-python).
+"""The CUDA calls that running a plan needs, through NVIDIA's Python bindings (`cuda-bindings` of cuda-python).
 
-Only the driver API, whose library comes with every NVIDIA GPU: calls and constants are those of the "CUDA Driver API
-Reference Manual". A driver runs what was made for an older CUDA, so the bindings of CUDA 12 serve JetPack 6 (CUDA 12.6)
-and all that came after it. Everything here belongs to the thread that made it.
+Only the driver API is used, because its library comes with every GPU driver; see the "CUDA Driver API Reference
+Manual". Drivers are backward compatible, so the bindings of CUDA 12 work on JetPack 6 (CUDA 12.6) and later. Objects
+must be used in the thread that created them.
 
-None of this has run on a GPU yet. Its refusals are tested where there is none, and its calls, through the real
+None of this has run on a GPU yet. The tests cover the errors on machines without a GPU, and the calls, through the real
 bindings, with a stand-in for the driver.
 """
 
@@ -29,11 +29,11 @@ class NoGpuError(InputError):
 
 @functools.cache
 def _driver() -> Any:
-    """The bindings, with the first GPU's primary context, which TensorRT uses too, current.
+    """The driver bindings, after making the primary context of the first GPU current; TensorRT uses the same context.
 
     Raises:
-        NoGpuError: there is no GPU.
-        InputError: the bindings are not installed.
+        NoGpuError: there is no usable GPU.
+        InputError: cuda-bindings is not installed.
     """
     try:
         driver = importlib.import_module("cuda.bindings.driver")
@@ -44,17 +44,17 @@ def _driver() -> Any:
         ) from None
     try:
         for name in ("cuInit", "cuDevicePrimaryCtxRetain"):
-            code, *context = getattr(driver, name)(0)  # no flags; the first GPU
+            code, *context = getattr(driver, name)(0)  # flags: none; device: the first GPU
             if code:
                 raise NoGpuError(f"no usable NVIDIA GPU on this machine ({name} gives {code.name})")
-    except RuntimeError:  # the bindings found no library
+    except RuntimeError:  # the bindings did not find the driver's library
         raise NoGpuError("no NVIDIA GPU driver on this machine; run TensorRT plans where there is a GPU") from None
     driver.cuCtxSetCurrent(*context)
     return driver
 
 
 def _call(name: str, *arguments: Any) -> Any:
-    """Call a function of the driver; returns its value, if it has one, without the result code."""
+    """Call a driver function and return its value, if any. RuntimeError if its result code is an error."""
     code, *values = getattr(_driver(), name)(*arguments)
     if code:
         raise RuntimeError(f"CUDA: {name} gives {code.name}")
@@ -62,7 +62,7 @@ def _call(name: str, *arguments: Any) -> Any:
 
 
 def compute_capability() -> int:
-    """The compute capability of the first GPU; 87 is 8.7. Raises as `_driver`."""
+    """The compute capability of the first GPU, times ten: 87 for 8.7. Raises like `_driver`."""
     attributes = _driver().CUdevice_attribute
     major, minor = (
         _call("cuDeviceGetAttribute", getattr(attributes, f"CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_{part}"), 0)
@@ -72,11 +72,11 @@ def compute_capability() -> int:
 
 
 class Buffer:
-    """Memory for an array on the GPU and, pinned so that the GPU copies by itself, on the host; freed with the object.
+    """An array in GPU memory and its copy in pinned host memory; both are freed with the object.
 
     Attributes:
-        address: of the array on the GPU.
-        host: the array on the host, zeros at first.
+        address: GPU address of the array.
+        host: the array on the host, initially zeros.
     """
 
     def __init__(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
@@ -91,7 +91,7 @@ class Buffer:
 
 
 class Stream:
-    """A queue of work on the GPU, which does not wait for the default stream."""
+    """A CUDA stream that does not synchronise with the default stream."""
 
     def __init__(self) -> None:
         self._stream = _call("cuStreamCreate", _driver().CUstream_flags.CU_STREAM_NON_BLOCKING)
@@ -99,37 +99,37 @@ class Stream:
         weakref.finalize(self, _driver().cuStreamDestroy, self._stream)
 
     def upload(self, buffer: Buffer) -> None:
-        """Queue the copy of the host's array to the GPU."""
+        """Enqueue the copy of the array from the host to the GPU."""
         _call("cuMemcpyHtoDAsync", buffer.address, buffer.pinned, buffer.size, self._stream)
 
     def download(self, buffer: Buffer) -> None:
-        """Queue the copy of the GPU's array to the host."""
+        """Enqueue the copy of the array from the GPU to the host."""
         _call("cuMemcpyDtoHAsync", buffer.pinned, buffer.address, buffer.size, self._stream)
 
     def wait(self) -> None:
-        """Wait until all queued work is done."""
+        """Wait until all enqueued work is done."""
         _call("cuStreamSynchronize", self._stream)
 
-    def record(self, queue: Callable[[], None]) -> Graph | None:
-        """Record the work that `queue` puts on this stream, without running it; None if it cannot be recorded."""
+    def capture(self, enqueue: Callable[[], None]) -> Graph | None:
+        """Capture the work that `enqueue` puts on this stream, without running it; None if it cannot be captured."""
         _call("cuStreamBeginCapture", self._stream, _driver().CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)
         try:
-            queue()
-            queued = True
-        except RuntimeError:  # it asked for what a recording forbids, such as memory
-            queued = False
-        code, graph = _driver().cuStreamEndCapture(self._stream)  # also ends one that has failed
-        return None if code or not queued else Graph(graph)
+            enqueue()
+            enqueued = True
+        except RuntimeError:  # a call that is not allowed during capture, such as an allocation
+            enqueued = False
+        code, graph = _driver().cuStreamEndCapture(self._stream)  # must be called after a failed capture, too
+        return None if code or not enqueued else Graph(graph)
 
     def launch(self, graph: Graph) -> None:
-        """Queue all of a recorded graph at once."""
+        """Enqueue a captured graph."""
         _call("cuGraphLaunch", graph.executable, self._stream)
 
 
 class Graph:
-    """Work for the GPU that was recorded on a stream (a CUDA graph), to be launched any number of times."""
+    """A CUDA graph: GPU work captured on a stream, to be launched any number of times."""
 
-    def __init__(self, recorded: Any) -> None:
-        self.executable = _call("cuGraphInstantiate", recorded, 0)
+    def __init__(self, captured: Any) -> None:
+        self.executable = _call("cuGraphInstantiate", captured, 0)
         weakref.finalize(self, _driver().cuGraphExecDestroy, self.executable)
-        _call("cuGraphDestroy", recorded)
+        _call("cuGraphDestroy", captured)

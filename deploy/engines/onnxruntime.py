@@ -1,4 +1,4 @@
-"""ONNX Runtime: the engine that runs on any CPU, and computes only the pillars that a frame has."""
+"""The ONNX Runtime engine: runs on any CPU, and computes only the pillars that a frame has."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ class OnnxRuntimeEngine:
     """A network on the CPU, from an ONNX file or its content.
 
     Args:
-        name: names the content in messages.
-        fused: with ONNX Runtime's optimisations; otherwise node by node, as the graph says.
+        name: how messages refer to the graph, if `onnx` is its content.
+        optimise: whether ONNX Runtime may rewrite the graph; otherwise it runs node by node.
 
     Raises:
-        InputError: ONNX Runtime refuses the file.
+        InputError: ONNX Runtime cannot load the graph.
     """
 
-    def __init__(self, onnx: Path | bytes, name: object = "the graph", fused: bool = True) -> None:
+    def __init__(self, onnx: Path | bytes, name: object = "the graph", optimise: bool = True) -> None:
         options = onnxruntime.SessionOptions()
-        if not fused:
+        if not optimise:
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        options.log_severity_level = 3  # errors; warnings tell of optimisations it left out
-        # It would keep a plan of its memory for every number of pillars that it ever sees.
+        options.log_severity_level = 3  # errors only; warnings are about optimisations that were not applied
+        # The memory pattern cache would grow with every new number of pillars.
         options.enable_mem_pattern = False
-        # A thread that waits for work sleeps: it would keep a core from whoever reads and writes beside the network.
+        # Idle threads sleep, since spinning would take cores from the threads that read and write files.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         content, name = (onnx, name) if isinstance(onnx, bytes) else (onnx.read_bytes(), onnx)
         try:
@@ -39,7 +39,7 @@ class OnnxRuntimeEngine:
             )
         except Exception as error:  # its exceptions share no base class
             raise InputError(f"{name}: ONNX Runtime refuses it: {' '.join(str(error).split())}") from None
-        self._session._model_bytes = None  # else it keeps the file's content for as long as it lives
+        self._session._model_bytes = None  # otherwise the session keeps the file's content in memory
         self._outputs = [output.name for output in self._session.get_outputs()]
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -1,11 +1,10 @@
-"""TensorRT's compiler: makes a plan for a GPU from a graph.
+"""Compile an ONNX graph to a TensorRT plan.
 
-Written once against the API that `tensorrt` (10 and later; Jetson, DRIVE) and `tensorrt_rtx` (RTX GPUs) share.
-Compiling with `tensorrt_rtx` needs no GPU and is tested on every change. Three things need the device and have never
-run: compiling with `tensorrt` itself; placing layers on a DLA (the calls are tested on `tensorrt_rtx`'s configuration,
-which accepts them, but there is no DLA to compile for); and compiling a plan to be refitted, for which `tensorrt_rtx`
-needs a GPU as well (1.4 and 1.7 fail without the driver as soon as the graph has weights: "graph_jit.cpp:
-CHECK(status == CUDA_SUCCESS)").
+The code uses the API that `tensorrt` (10 and later; Jetson, DRIVE) and `tensorrt_rtx` (RTX GPUs) share. Compiling with
+`tensorrt_rtx` needs no GPU and is tested on every change. Three things need the device and have never run: compiling
+with `tensorrt`; placing layers on a DLA (the calls are tested on the builder configuration of `tensorrt_rtx`); and
+compiling a refittable plan, for which `tensorrt_rtx` needs a GPU too (1.4 and 1.7 fail without the driver if the graph
+has weights: "graph_jit.cpp: CHECK(status == CUDA_SUCCESS)").
 """
 
 from __future__ import annotations
@@ -23,19 +22,19 @@ from perception.errors import InputError
 
 
 @dataclass(frozen=True)
-class Plan:
+class CompiledPlan:
     """A compiled network."""
 
     content: bytes
-    layers: int  # that the parser made of the graph
-    compiler: str  # with its version
+    layers: int  # in the parsed network
+    compiler: str  # name and version
 
 
 def compiles_here(target: Target) -> bool:
-    """Whether this machine can compile for the target; `tensorrt` needs the target's own GPU for it.
+    """Whether this machine can compile for the target; `tensorrt` compiles on the target's own GPU only.
 
     Raises:
-        InputError: TensorRT is installed, but not the bindings that find the GPU.
+        InputError: TensorRT is installed, but cuda-bindings is not.
     """
     if target.compiler != "tensorrt":
         return True
@@ -53,32 +52,32 @@ def build_engine(
     dla: bool = False,
     refittable: bool = False,
     inputs: Mapping[str, tuple[int, ...]] | None = None,
-) -> Plan:
+) -> CompiledPlan:
     """Compile an ONNX graph for a target, on a machine where that is possible (`compiles_here`).
 
     Args:
-        dla: place on the first DLA what it can run, and the rest on the GPU.
-        refittable: compile a plan that can take other weights later (`deploy.structure`), without the optimisations
-            that depend on their values. It cannot be compiled without a GPU.
-        inputs: shapes by name, at least of inputs with a dynamic dimension: the plan takes this one size.
+        dla: place the layers that the first DLA can run on it, and the others on the GPU.
+        refittable: compile a plan whose weights can be replaced later (`deploy.structure`), without the optimisations
+            that depend on their values. This needs a GPU.
+        inputs: shape by name, at least for inputs with a dynamic dimension; the plan takes only this size.
 
     Raises:
-        InputError: the compiler is not installed or of another version, there is no DLA, no GPU for a plan to be
-            refitted, or the compiler refuses the graph: then the message names the node, its operator and the reason.
+        InputError: the compiler is missing or has another version, the DLA or the GPU that is needed is missing, or
+            the compiler rejects the graph; the message then names the node, its operator and the reason.
     """
-    trt = compiler(target)
+    trt = import_compiler(target)
     if refittable:
         _require_gpu(target)
     if trt.__version__ not in (versions := target.versions_for(dla)):
         purpose = " with a DLA" if dla else ""
         raise InputError(f"{target.name}: needs {target.compiler} {versions}{purpose}, but {trt.__version__} is here")
-    log = listen(trt)
+    log = make_logger(trt)
     builder = trt.Builder(log)
-    # Strongly typed: the types in the graph are the precision, and nothing is lowered behind our back.
+    # Strongly typed: TensorRT keeps the precision of the graph and does not lower it.
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, log)
     if not parser.parse(onnx):
-        raise InputError(f"{target.name}: {trt.__name__} {trt.__version__} refuses {_refusal(parser, log)}")
+        raise InputError(f"{target.name}: {trt.__name__} {trt.__version__} refuses {_parser_error(parser, log)}")
     for i in range(network.num_inputs):
         tensor = network.get_input(i)
         if -1 in tuple(tensor.shape):
@@ -89,7 +88,7 @@ def build_engine(
         config.num_compute_capabilities = 1
         config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{target.compute_capabilities[0]}"), 0)
     if hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):
-        # tensorrt_rtx from 1.2 on: no memory is taken as the plan runs, so that its work can be recorded.
+        # tensorrt_rtx from 1.2 on: a plan that allocates no memory while it runs can be captured in a CUDA graph.
         config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
     if refittable:
         config.set_flag(trt.BuilderFlag.REFIT)
@@ -102,7 +101,7 @@ def build_engine(
         raise InputError(
             f"{target.name}: {trt.__name__} {trt.__version__} cannot compile the graph: {' '.join(log.errors)}"
         )
-    return Plan(bytes(plan), network.num_layers, f"{installed(target)}{' with DLA 0' if dla else ''}")
+    return CompiledPlan(bytes(plan), network.num_layers, f"{compiler_version(target)}{' with DLA 0' if dla else ''}")
 
 
 def _require_gpu(target: Target) -> None:
@@ -110,26 +109,26 @@ def _require_gpu(target: Target) -> None:
         cuda.compute_capability()
     except cuda.NoGpuError:
         raise InputError(
-            f"{target.name}: what can be refitted compiles only where there is an NVIDIA GPU; run this there, or leave "
+            f"{target.name}: a refittable plan compiles only where there is an NVIDIA GPU; run this there, or leave "
             "out --refit"
         ) from None
 
 
 def place_on_dla(trt: Any, config: Any) -> None:
-    """Set a builder's configuration to place every layer on DLA 0 that it can run, and the others on the GPU."""
+    """Configure a builder to place the layers that DLA 0 can run on it, and the others on the GPU."""
     config.default_device_type = trt.DeviceType.DLA
     config.DLA_core = 0
     config.set_flag(trt.BuilderFlag.GPU_FALLBACK)
 
 
-def installed(target: Target) -> str:
-    """The target's compiler on this machine, with its version; InputError where it is not installed."""
-    trt = compiler(target)
+def compiler_version(target: Target) -> str:
+    """Name and version of the target's compiler on this machine; InputError if it is not installed."""
+    trt = import_compiler(target)
     return f"{trt.__name__} {trt.__version__}"
 
 
-def compiler(target: Target) -> Any:
-    """The target's compiler, a module; InputError where it is not installed."""
+def import_compiler(target: Target) -> Any:
+    """Import the Python module of the target's compiler; InputError if it is not installed."""
     try:
         return importlib.import_module(target.compiler)
     except ImportError:
@@ -139,8 +138,8 @@ def compiler(target: Target) -> Any:
         ) from None
 
 
-def listen(trt: Any) -> Any:
-    """A logger that remembers the errors and the node that was read last."""
+def make_logger(trt: Any) -> Any:
+    """A logger that keeps the errors and the name of the last parsed node."""
 
     class Log(trt.ILogger):
         def __init__(self) -> None:
@@ -157,13 +156,13 @@ def listen(trt: Any) -> Any:
     return Log()
 
 
-def _refusal(parser: Any, log: Any) -> str:
-    """'node NAME [OPERATOR]: REASON' of the parser's first error."""
+def _parser_error(parser: Any, log: Any) -> str:
+    """The parser's first error as 'node NAME [OPERATOR]: REASON'."""
     error = parser.get_error(0)
-    # Refusals from inside an operator's import carry no node; then it is the one that was read last.
+    # Errors from inside an operator's importer name no node; then it is the last parsed one.
     node = f"{error.node_name()} [{error.node_operator()}]" if error.node() >= 0 else log.node
     reason = error.desc().removeprefix(f"Invalid Node - {error.node_name()}").strip().splitlines()[0]
-    # Without a GPU every API error drags a note about the CUDA driver behind it.
+    # Without a GPU every API error ends with a note about the CUDA driver.
     reason = re.sub(r"\s*\[checkMacros.*", "", reason)
     code = str(error.code()).split(".")[-1].split(":")[0].lower().replace("_", " ")
     return f"{f'node {node}' if node else 'the file'}: {reason} ({code}, {error.func()})"

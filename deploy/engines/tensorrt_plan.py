@@ -1,9 +1,9 @@
-"""TensorRT's runtime: runs a plan on a GPU.
+"""Run a TensorRT plan on a GPU.
 
-Follows NVIDIA's documentation ("Performing Inference", "CUDA Graphs", "Refitting an Engine") and the API that
-`tensorrt` and `tensorrt_rtx` share. None of this has run on a GPU yet: it is tested with stand-ins for TensorRT and the
-driver, and by tests/test_gpu.py where there is a GPU. The golden frame that `Runtime` runs first tells whether a plan
-computes the network, refitted or not.
+See NVIDIA's documentation: "Performing Inference", "CUDA Graphs" and "Refitting an Engine". The code uses the API that
+`tensorrt` and `tensorrt_rtx` share. It has not run on a GPU yet: it is tested with stand-ins for TensorRT and the
+driver, and by tests/test_gpu.py where there is a GPU. `Runtime` runs the golden frames first, which shows whether a
+plan computes the network, refitted or not.
 """
 
 from __future__ import annotations
@@ -14,35 +14,35 @@ from typing import Any
 import numpy as np
 
 from deploy.engines import cuda
-from deploy.engines.tensorrt import compiler, listen
+from deploy.engines.tensorrt import import_compiler, make_logger
 from deploy.integrity import Content
 from deploy.targets import Target
 from perception.errors import InputError
 
 
 class TensorRtEngine:
-    """A plan on this machine's first GPU, for the thread that opened it.
+    """A plan on this machine's first GPU. It must be used in the thread that opened it.
 
-    Memory for every input and output is allocated here, once, on the GPU and pinned on the host. The work of a frame,
-    with the copies to and from the GPU, is recorded once too, as a CUDA graph that every run launches. As NVIDIA
-    requires, it is recorded after one run without it, in which TensorRT does its deferred initialisation.
+    The constructor allocates all inputs and outputs, on the GPU and in pinned host memory, and captures the work of a
+    frame, with its copies to and from the GPU, in a CUDA graph that every run launches. NVIDIA requires one run before
+    the capture, in which TensorRT does its deferred initialisation.
 
     Attributes:
-        graph: None if the work cannot be recorded, because it allocates memory or waits for the GPU midway (shapes that
-            depend on data, branches, plans of tensorrt_rtx 1.1): then every run queues it anew.
+        graph: None if the work cannot be captured, because it allocates memory or waits for the GPU midway
+            (data-dependent shapes, branches, plans of tensorrt_rtx 1.1); then every run enqueues it again.
 
     Args:
-        weights: the ONNX graph whose weights the plan runs with, of the same structure (`deploy.structure`) as the one
-            it was compiled from; None: with those that it was compiled with.
+        weights: an ONNX graph whose weights replace those of the plan; it must have the same structure
+            (`deploy.structure`) as the graph that the plan was compiled from. None keeps the plan's weights.
 
     Raises:
-        InputError: no GPU, no TensorRT, a plan for another version or GPU, or one that does not take the weights.
+        InputError: there is no GPU or TensorRT, or the plan is for another version or GPU or does not take the weights.
     """
 
     def __init__(self, plan: Content, target: Target, weights: Content | None = None) -> None:
-        trt = compiler(target)
+        trt = import_compiler(target)
         self._stream = cuda.Stream()
-        self._log = listen(trt)
+        self._log = make_logger(trt)
         self._runtime = trt.Runtime(self._log)
         self._engine = self._runtime.deserialize_cuda_engine(plan.data)
         if self._engine is None:
@@ -57,17 +57,17 @@ class TensorRtEngine:
             dtype = np.dtype(trt.nptype(self._engine.get_tensor_dtype(name)))
             shape = tuple(self._engine.get_tensor_shape(name))
             is_input = self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT
-            if is_input and -1 in shape:  # trtexec leaves it open, and says in the profile what was compiled for
+            if is_input and -1 in shape:  # plans by trtexec keep the dimension dynamic; the profile has its size
                 shape = tuple(self._engine.get_tensor_profile_shape(name, 0)[2])
                 self._context.set_input_shape(name, shape)
             buffer = cuda.Buffer(shape, dtype)
             self._context.set_tensor_address(name, buffer.address)
             (self._inputs if is_input else self._outputs)[name] = buffer
-        self._queue()
+        self._enqueue()
         self._stream.wait()
-        # tensorrt_rtx says beforehand whether its work can be recorded; with tensorrt, trying tells.
+        # tensorrt_rtx can tell whether its work can be captured; with tensorrt the capture itself fails if not.
         capturable = getattr(self._context, "is_stream_capturable", lambda handle: True)
-        self.graph = self._stream.record(self._queue) if capturable(self._stream.handle) else None
+        self.graph = self._stream.capture(self._enqueue) if capturable(self._stream.handle) else None
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Outputs by name, for inputs by name with the shapes and types of the manifest."""
@@ -80,14 +80,14 @@ class TensorRtEngine:
                 )
             expected[...] = array
         if self.graph is None:
-            self._queue()
+            self._enqueue()
         else:
             self._stream.launch(self.graph)
         self._stream.wait()
         return {name: buffer.host.copy() for name, buffer in self._outputs.items()}
 
-    def _queue(self) -> None:
-        """Put the work of one frame on the stream."""
+    def _enqueue(self) -> None:
+        """Enqueue the work of one frame on the stream."""
         for buffer in self._inputs.values():
             self._stream.upload(buffer)
         if not self._context.execute_async_v3(self._stream.handle):
@@ -96,7 +96,7 @@ class TensorRtEngine:
             self._stream.download(buffer)
 
     def _refit(self, trt: Any, plan: Content, weights: Content) -> None:
-        """Replace the engine's weights by those of an ONNX graph, by their names; before anything runs on it."""
+        """Replace the engine's weights by those of the same names in an ONNX graph, before its first run."""
         if not self._engine.refittable:
             raise InputError(
                 f"{plan.path}: was not compiled to be refitted, so it cannot take the weights of {weights.path}"

@@ -1,4 +1,4 @@
-"""Ranges of activations, measured once on recorded frames and used by every layout of an INT8 graph."""
+"""Measure the ranges of activations on recorded frames, for all layouts of an INT8 graph."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ import numpy as np
 import onnx
 from onnxruntime.quantization.calibrate import CalibrationDataReader, PercentileCalibrater
 
-PERCENTILE = 99.99  # of the values; those beyond it are clipped
+PERCENTILE = 99.99  # of the values; the others are clipped
 _BINS = 2048
 
 Inputs = Mapping[str, np.ndarray]
 
 
 def ranges(model: onnx.ModelProto, tensors: Iterable[str], frames: Iterable[Inputs]) -> dict[str, tuple[float, float]]:
-    """The range (low, high) of each of these tensors on the frames; it always contains 0.
+    """Measure the range (low, high) of each tensor on the frames; it always contains 0.
 
     Args:
         model: an FP32 graph.
         tensors: names of activations.
-        frames: inputs of the graph; at least one.
+        frames: inputs of the graph, for at least one frame.
     """
-    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):  # it prints its settings
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()):  # the calibrater prints
         calibrater = _Calibrater(model, sorted(tensors), Path(folder))
-        for inputs in frames:  # one at a time: it keeps every activation of what it is given
+        for inputs in frames:  # one at a time, because collect_data keeps all activations of its frames in memory
             calibrater.collect_data(_Reader(inputs))
         found = calibrater.compute_data()
     return {name: (min(0.0, float(each.lowest)), max(0.0, float(each.highest))) for name, each in found.items()}
 
 
 class _Calibrater(PercentileCalibrater):
-    """ONNX Runtime's calibrater, for tensors that are chosen by name."""
+    """ONNX Runtime's calibrater for tensors selected by name."""
 
     def __init__(self, model: onnx.ModelProto, tensors: list[str], folder: Path) -> None:
         self._chosen = tensors
@@ -51,7 +51,7 @@ class _Calibrater(PercentileCalibrater):
 
 
 class _Reader(CalibrationDataReader):
-    """Gives the calibrater one frame."""
+    """Provides one frame to the calibrater."""
 
     def __init__(self, inputs: Inputs) -> None:
         self._left = [dict(inputs)]

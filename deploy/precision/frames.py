@@ -19,22 +19,22 @@ MOST = 32  # keyframes
 
 @dataclass(frozen=True)
 class Drives:
-    """Keyframes of recorded or simulated drives: up to `MOST`, evenly spread."""
+    """Up to `MOST` keyframes of recorded or simulated drives, evenly spread."""
 
     root: Path
-    version: str | None = None  # of a dataroot's tables; None: the only one there is
-    scenes: Sequence[str] = ()  # or keyframes, as scene-0103:0-4; empty: all
+    version: str | None = None  # of a dataroot's tables; None: its only version
+    scenes: Sequence[str] = ()  # names, or keyframes such as scene-0103:0-4; empty: all
 
     @cached_property
     def source(self) -> Keyframes:
-        """The drives, opened."""
+        """The opened drives."""
         return open_source(self.root, self.version)
 
     def inputs(self, spec: InputSpec) -> dict[str, dict[str, np.ndarray]]:
-        """The network's inputs for each keyframe, by token, without keyframes that lack one of its sensors.
+        """The network's inputs for each keyframe by token; keyframes without one of its sensors are left out.
 
         Raises:
-            InputError: no such drives, or no keyframe with all its sensors.
+            InputError: there are no such drives, or no keyframe has all sensors.
         """
         tokens = self.source.samples(selectors=self.scenes)
         found = {}

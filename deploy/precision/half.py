@@ -1,17 +1,16 @@
-"""FP16 by the types in the graph, from which alone TensorRT 11 takes the precision.
+"""Convert an FP32 graph to FP16 by its types, from which TensorRT 11 takes the precision.
 
-Convolutions and what lies between them become FP16. These stay FP32:
+Convolutions and the nodes between them become FP16. These stay FP32:
 
 - the encoding of the sensors and the view transform: a coordinate of 50 m has steps of 3 cm in FP16, a pixel 700 steps
-  of half a pixel, and an index of a cell above 2048 is no longer a whole number; with them the canvas that pillars are
-  scattered to, and the sum over the cameras;
-- what sums over many numbers: softmax, means, normalisation;
-- the last layers and the decoding: boxes are metres again, and scores that round to the same number tie for their rank;
-- inputs and outputs, so that a bundle is used in the same way at every precision.
+  of half a pixel, and cell indices above 2048 are not exact; also the canvas that pillars are scattered to, and the sum
+  over the cameras;
+- operators that sum over many numbers: softmax, means, normalisation;
+- the last layers and the decoding: boxes are in metres, and scores that round to the same number would tie in rank;
+- inputs and outputs, so that bundles are used in the same way at every precision.
 
-`onnxruntime.transformers.float16` and `onnxconverter_common` cast the output of every node that they keep to FP16 and
-back for the next one, which rounds the coordinates that must stay exact. Here there are casts only where the precision
-changes.
+`onnxruntime.transformers.float16` and `onnxconverter_common` are not used: they cast the output of every FP32 node to
+FP16 and back, which rounds the coordinates. Here casts are inserted only where the precision changes.
 """
 
 from __future__ import annotations
@@ -23,25 +22,25 @@ from onnx import TensorProto, helper, numpy_helper
 from deploy.precision.graph import drop_unused, floats, places
 from perception.errors import InputError
 
-# Operators that sum over many numbers, or whose result is far from the size of what goes in.
-WIDE = frozenset(
+# Operators that sum over many numbers, or whose outputs are much larger or smaller than their inputs.
+FP32_OPERATORS = frozenset(
     {"Softmax", "LogSoftmax", "ReduceSum", "ReduceMean", "ReduceL2", "ReduceSumSquare", "GlobalAveragePool", "Exp"}
     | {"BatchNormalization", "InstanceNormalization", "LayerNormalization", "GroupNormalization", "Pow", "Sqrt", "Log"}
 )
-# Inputs that stay FP32 by the definition of the operator: region and scales of Resize.
-_ALWAYS_SINGLE = {"Resize": (1, 2)}
+# Inputs that ONNX defines as FP32: region and scales of Resize.
+_FP32_INPUTS = {"Resize": (1, 2)}
 
 
 def to_half(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy of an FP32 graph, in FP16 except for the parts above.
+    """A copy of an FP32 graph in FP16, except for the parts above.
 
     Raises:
         InputError: a weight is beyond the range of FP16.
     """
     half = onnx.ModelProto()
     half.CopyFrom(model)
-    graph, where, single = half.graph, places(model.graph), floats(model)
-    kept = where.encoding | where.last | where.decoding
+    graph, parts, single = half.graph, places(model.graph), floats(model)
+    kept = parts.encoding | parts.last | parts.decoding
     constants = {tensor.name: tensor for tensor in graph.initializer}
     types = dict.fromkeys(single, TensorProto.FLOAT)
     nodes: list[onnx.NodeProto] = []
@@ -59,10 +58,10 @@ def to_half(model: onnx.ModelProto) -> onnx.ModelProto:
         return casts[name, to]
 
     for node in graph.node:
-        keep = node.output[0] in kept or node.op_type in WIDE
+        keep = node.output[0] in kept or node.op_type in FP32_OPERATORS
         to = TensorProto.FLOAT if keep else TensorProto.FLOAT16
         for i, name in enumerate(node.input):
-            if name in types and i not in _ALWAYS_SINGLE.get(node.op_type, ()):
+            if name in types and i not in _FP32_INPUTS.get(node.op_type, ()):
                 node.input[i] = cast(name, to)
         for attribute in node.attribute:
             if node.op_type == "Cast" and attribute.name == "to" and attribute.i == TensorProto.FLOAT:
@@ -71,7 +70,7 @@ def to_half(model: onnx.ModelProto) -> onnx.ModelProto:
         nodes.append(node)
     del graph.node[:]
     graph.node.extend(nodes)
-    del graph.value_info[:]  # they say FP32
+    del graph.value_info[:]  # its types are FP32
     drop_unused(graph)
     return half
 

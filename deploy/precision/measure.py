@@ -1,4 +1,4 @@
-"""What the golden frames of a network are, and how exactly an engine must give their outputs."""
+"""Make the golden frames of a network, and measure how closely an engine must reproduce their outputs."""
 
 from __future__ import annotations
 
@@ -14,12 +14,11 @@ from deploy.golden import (
     QUANTITIES,
     Arrays,
     GoldenFrame,
+    clear_detections,
     dense_spreads,
-    distinct,
-    matched,
+    match_detections,
     require_enough,
     score_spread,
-    sides,
 )
 from deploy.tolerances import (
     BOUNDS,
@@ -29,56 +28,60 @@ from deploy.tolerances import (
     Spread,
     Tolerances,
     dense_bound,
-    exact,
+    fp32_tolerances,
     require_bounded,
 )
 from perception.errors import InputError
 from perception.tasks.task import Output, Task, part_of
 
-MARGIN = 2.0  # of a tolerance over what was measured in one detection: engines round in different places
-ERRORS = 2.0  # of the mean, in standard errors: it may be small by chance
-MANTISSAS = (10, 12)  # bits, of the engines that are emulated
+MARGIN = 2.0  # factor of a tolerance over the measured difference, because engines round in different places
+ERRORS = 2.0  # standard errors added to a mean, which may be small by chance
+MANTISSAS = (10, 12)  # bits, of the emulated engines
 
-FEWEST = 20  # detections, or a quarter of a short list: the mean of fewer is chance, and none is compared
+FEWEST = 20  # detections to compare, or a quarter of a short list; with fewer none is compared
 
 Tasks = Mapping[str, Task[Any]]
-Proof = tuple[GoldenFrame, list[Arrays]]  # and the outputs of other engines that compute the same
+Measured = tuple[GoldenFrame, list[Arrays]]  # and the outputs of the other engines
 
 
-def golden_of(
+def make_golden_frames(
     graphs: Mapping[str, onnx.ModelProto],
     precision: Precision,
     frames: Mapping[str, tuple[Arrays, Arrays]],
     tasks: Tasks,
 ) -> tuple[tuple[GoldenFrame, ...], Tolerances]:
-    """The golden frames of each graph, and how far engines may be off.
+    """Make the golden frames of each graph, and measure the tolerances.
 
-    FP16 is compared with the trained network, from which the tolerances are measured. INT8 is not:
-    on inputs unlike those it was calibrated on, an INT8 network differs much from the trained one, and still an engine
-    must compute it. It is compared with its own graph, and the tolerances are measured with the emulated rounding of
-    other engines.
+    FP16 is compared with the trained network, and its tolerances are measured against it. An INT8 network can differ a
+    lot from the trained one on frames unlike those it was calibrated on, so it is compared with its own graph, and its
+    tolerances are measured by emulating the rounding of other engines.
 
     Args:
-        graphs: by the name of their file.
-        frames: inputs, and the outputs of the trained network, by name.
-        tasks: of the network.
+        graphs: by file name.
+        frames: inputs, and outputs of the trained network, by name.
+        tasks: the network's tasks by name.
 
     Raises:
-        InputError: a graph is further off than its precision may be.
+        InputError: a graph exceeds the bounds of its precision.
     """
     ranked = [name for name, task in tasks.items() if task.ranked]
     if precision == "fp32":
-        least = BOUNDS["fp32"].ranked.score.each / 10  # engines are that close, and scores of a young network too
-        exactly = [
-            GoldenFrame(name, *each, {task: distinct(part_of(task, each[1]), least) for task in ranked})
+        least = (
+            BOUNDS["fp32"].ranked.score.each / 10
+        )  # close enough for engines, and below the spacing of an untrained network's scores
+        golden = [
+            GoldenFrame(name, *each, {task: clear_detections(part_of(task, each[1]), least) for task in ranked})
             for name, each in frames.items()
         ]
-        _require_enough(exactly, precision)
-        return tuple(exactly), exact(tasks)
-    measured: list[Proof] = []
+        _require_enough(golden, precision)
+        return tuple(golden), fp32_tolerances(tasks)
+    measured: list[Measured] = []
     for file, graph in graphs.items():
         engine = OnnxRuntimeEngine(graph.SerializeToString())
-        others = [engine] if precision == "fp16" else _others(graph)
+        others = [engine]
+        if precision == "int8":
+            emulated = (round_weights(graph, bits).SerializeToString() for bits in MANTISSAS)
+            others = [OnnxRuntimeEngine(each, optimise=False) for each in emulated]
         for name, (inputs, trained) in frames.items():
             outputs = trained if precision == "fp16" else engine.run(inputs)
             found: list[Arrays] = [other.run(inputs) for other in others]
@@ -87,19 +90,15 @@ def golden_of(
                 for task in ranked
             }
             measured.append((GoldenFrame(name, inputs, outputs, compared, file), found))
-    tolerances = tolerances_of(measured, precision, tasks)
+    tolerances = measure_tolerances(measured, precision, tasks)
     return tuple(frame for frame, _ in measured), tolerances
 
 
-def _others(graph: onnx.ModelProto) -> list[OnnxRuntimeEngine]:
-    return [OnnxRuntimeEngine(elsewhere(graph, bits).SerializeToString(), fused=False) for bits in MANTISSAS]
+def round_weights(graph: onnx.ModelProto, mantissa: int) -> onnx.ModelProto:
+    """A copy with float weights rounded to this many bits of mantissa, to emulate the rounding of another engine.
 
-
-def elsewhere(graph: onnx.ModelProto, mantissa: int) -> onnx.ModelProto:
-    """A copy with float weights rounded to so many bits of mantissa: it emulates the rounding of another engine.
-
-    INT8 turns a difference of 1e-7 in front of a layer into a whole step behind it, for some numbers; this makes sure
-    that all layers get such differences.
+    A difference of 1e-7 before an INT8 layer can become a whole quantisation step behind it. Rounded weights cause such
+    differences in all layers.
     """
     copy, cut = onnx.ModelProto(), np.uint32(1 << (23 - mantissa))
     copy.CopyFrom(graph)
@@ -112,22 +111,22 @@ def elsewhere(graph: onnx.ModelProto, mantissa: int) -> onnx.ModelProto:
 
 
 def steady(expected: Arrays, others: Sequence[Arrays], precision: Precision) -> np.ndarray:
-    """Which detections do not depend on rounding: all engines find them, far enough above the last of the list."""
-    half, lost = _half(precision), BOUNDS[precision].ranked.lost
+    """The detections (bool, like scores) that all engines find, with scores clear of the last in the list."""
+    half, lost = _halved_bounds(precision), BOUNDS[precision].ranked.lost
     apart = max(score_spread(expected["scores"], actual["scores"], lost).each for actual in others)
-    compared = distinct(expected, min(apart, half.score.each))
+    compared = clear_detections(expected, min(apart, half.score.each))
     for i, frame in enumerate(compared):
         for actual in others:
-            frame.flat[matched(*sides(expected, actual, i), frame, half).lost] = False
+            frame.flat[match_detections(expected, actual, i, frame, half).lost] = False
         frame &= frame.sum() >= min(FEWEST, frame.size // 4)
     return compared
 
 
-def tolerances_of(measured: Sequence[Proof], precision: Precision, tasks: Tasks) -> Tolerances:
-    """`MARGIN` times as far as single numbers are off; what the mean is off by with `ERRORS` standard errors.
+def measure_tolerances(measured: Sequence[Measured], precision: Precision, tasks: Tasks) -> Tolerances:
+    """Tolerances: `MARGIN` times the largest single difference, and the mean difference plus `ERRORS` standard errors.
 
     Raises:
-        InputError: beyond what the precision may be off by, or too few detections are found again.
+        InputError: they exceed the bounds of the precision, or too few detections can be compared.
     """
     tolerances = Tolerances(
         ranked={name: _ranked(measured, precision, name) for name, task in tasks.items() if task.ranked},
@@ -141,19 +140,19 @@ def tolerances_of(measured: Sequence[Proof], precision: Precision, tasks: Tasks)
     try:
         require_bounded(tolerances, precision, tasks, f"the graph in {precision} does not compute the network")
     except InputError as error:
-        raise _refusal(error, precision) from None
+        raise _with_export_remedy(error, precision) from None
     _require_enough([frame for frame, _ in measured], precision)
     return tolerances
 
 
-def _ranked(measured: Sequence[Proof], precision: Precision, task: str) -> Ranked:
-    least, half, lost = BOUNDS["fp32"].ranked, _half(precision), BOUNDS[precision].ranked.lost
+def _ranked(measured: Sequence[Measured], precision: Precision, task: str) -> Ranked:
+    least, half, lost = BOUNDS["fp32"].ranked, _halved_bounds(precision), BOUNDS[precision].ranked.lost
     spreads = {name: [spread] for name, spread in least.spreads()}
     for frame, others in measured:
         expected = part_of(task, frame.outputs)
         for actual in (part_of(task, other) for other in others):
-            for i, asked in enumerate(frame.compared[task]):
-                same = matched(*sides(expected, actual, i), asked, half)
+            for i, compared in enumerate(frame.compared[task]):
+                same = match_detections(expected, actual, i, compared, half)
                 for name in QUANTITIES:
                     spread = same.spread(name, ERRORS)
                     spreads[name].append(_rounded(MARGIN * spread.each, spread.mean))
@@ -162,8 +161,8 @@ def _ranked(measured: Sequence[Proof], precision: Precision, task: str) -> Ranke
     return Ranked(**{name: _largest(found) for name, found in spreads.items()}, lost=lost)
 
 
-def _dense(measured: Sequence[Proof], precision: Precision, name: str, output: Output) -> dict[str, Spread]:
-    """Of each channel; a mean that is small by chance in one is no smaller than that of the channels together."""
+def _dense(measured: Sequence[Measured], precision: Precision, name: str, output: Output) -> dict[str, Spread]:
+    """Spread of each channel. Its mean is at least the average over the channels, as it may be small by chance."""
     least, bound = dense_bound(output, "fp32"), dense_bound(output, precision)
     found = [dense_spreads(frame.outputs[name], other[name]) for frame, others in measured for other in others]
     largest = [_largest(each) for each in zip(*found, strict=True)]
@@ -179,11 +178,11 @@ def _require_enough(frames: Sequence[GoldenFrame], precision: Precision) -> None
         try:
             require_enough([frame for frame in frames if frame.graph == file], f"{file} in {precision}")
         except InputError as error:
-            raise _refusal(error, precision) from None
+            raise _with_export_remedy(error, precision) from None
 
 
-def _refusal(error: InputError, precision: Precision) -> InputError:
-    """The error with a remedy for the exporter, in place of the one for the vehicle."""
+def _with_export_remedy(error: InputError, precision: Precision) -> InputError:
+    """The error with a remedy for whoever exports, instead of the one for the vehicle."""
     remedy = {
         "fp32": "train the network further: too few detections stand out",
         "fp16": "export at a higher precision",
@@ -192,8 +191,8 @@ def _refusal(error: InputError, precision: Precision) -> InputError:
     return InputError(f"{str(error).removesuffix(f'; {REMEDY}')}; {remedy}")
 
 
-def _half(precision: Precision) -> Ranked:
-    """The bounds over `MARGIN`, however many are lost."""
+def _halved_bounds(precision: Precision) -> Ranked:
+    """The bounds divided by `MARGIN`, with no limit on lost detections."""
     bound = BOUNDS[precision].ranked
     halved = {name: Spread(each=each.each / MARGIN, mean=each.mean / MARGIN) for name, each in bound.spreads()}
     return bound.model_copy(update={**halved, "lost": 1.0})
@@ -205,5 +204,5 @@ def _largest(spreads: Iterable[Spread]) -> Spread:
 
 
 def _rounded(each: float, mean: float) -> Spread:
-    """The spread, to two digits."""
+    """A spread rounded to two digits."""
     return Spread(each=float(f"{each:.2g}"), mean=float(f"{mean:.2g}"))

@@ -1,4 +1,4 @@
-"""Which blocks of the network may be INT8: each is quantised alone, and the change of the outputs measured."""
+"""Decide which blocks of the network become INT8, by quantising each alone and measuring the change of the outputs."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from deploy.precision.graph import places
 from deploy.precision.quantise import TENSORRT, Layout, Ranges, quantisable, quantise
 from deploy.tolerances import Precision
 
-LARGEST_ERROR = 0.1  # of a block that becomes INT8
+LARGEST_ERROR = 0.1  # up to which a block becomes INT8
 
 
 def blocks(graph: onnx.GraphProto) -> dict[str, list[str]]:
     """Outputs of the `quantisable` convolutions by block, such as trunk.stages.0.
 
-    The exporter names weights by their place in the model, modules' included: the block is the first two parts of
-    that, and the number of a list behind them.
+    The exporter names weights, those of modules too, by their path in the model. The block is the first two parts of
+    the path, and the index in a list behind them.
     """
     found: dict[str, list[str]] = {}
     for output, node in quantisable(graph).items():
@@ -32,72 +32,73 @@ def blocks(graph: onnx.GraphProto) -> dict[str, list[str]]:
 
 
 def sensitivity(
-    model: onnx.ModelProto, ranges: Ranges, frames: Sequence[Inputs], early: Collection[str] = ()
+    model: onnx.ModelProto, ranges: Ranges, frames: Sequence[Inputs], trunk_outputs: Collection[str] = ()
 ) -> tuple[Block, ...]:
-    """The error of each block on these frames, and its precision: INT8 up to an error of `LARGEST_ERROR`.
+    """Measure the error of each block on these frames; it becomes INT8 up to `LARGEST_ERROR`.
 
     Args:
-        early: see `watch`.
+        trunk_outputs: see `with_measured_outputs`.
     """
-    watched, frames = _at_the_same_cells(model, frames, early)
-    expected = run(watched, frames)
+    measured, frames = _with_fixed_peaks(model, frames, trunk_outputs)
+    expected = run(measured, frames)
     table = []
     for name, layers in blocks(model.graph).items():
-        off = error(expected, run(quantise(watched, layers, ranges, TENSORRT), frames))
+        off = error(expected, run(quantise(measured, layers, ranges, TENSORRT), frames))
         precision: Precision = "int8" if off <= LARGEST_ERROR else "fp32"
         table.append(Block(name=name, layers=len(layers), error=off, precision=precision))
     return tuple(table)
 
 
-def together(
+def combined_error(
     model: onnx.ModelProto,
     layers: Collection[str],
     ranges: Ranges,
     frames: Sequence[Inputs],
     layout: Layout,
-    early: Collection[str] = (),
+    trunk_outputs: Collection[str] = (),
 ) -> float:
-    """The error of all these layers in INT8 at once."""
-    watched, frames = _at_the_same_cells(model, frames, early)
-    return error(run(watched, frames), run(quantise(watched, layers, ranges, layout), frames))
+    """The error with all these layers in INT8."""
+    measured, frames = _with_fixed_peaks(model, frames, trunk_outputs)
+    return error(run(measured, frames), run(quantise(measured, layers, ranges, layout), frames))
 
 
-def _at_the_same_cells(
-    model: onnx.ModelProto, frames: Sequence[Inputs], early: Collection[str]
+def _with_fixed_peaks(
+    model: onnx.ModelProto, frames: Sequence[Inputs], trunk_outputs: Collection[str]
 ) -> tuple[onnx.ModelProto, Sequence[Inputs]]:
-    """The graph to measure errors on (`watch`), and the frames with the cells of FP32's peaks.
+    """The graph to measure errors on (`with_measured_outputs`), and the frames with FP32's peaks as further inputs.
 
-    Boxes may be regressed at the peaks alone: at those of FP32, so that numbers of the same cells are compared.
+    Boxes may be regressed at the peaks only. With FP32's peaks given, values at the same cells are compared.
     """
     cells = [node.output[1] for node in model.graph.node if node.op_type == "TopK"]
-    found = run(_giving(model, cells), frames)
+    found = run(_with_outputs(model, cells), frames)
     given = [{f"{name}.given": cell for name, cell in each.items()} for each in found]
-    return watch(model, early), [{**frame, **each} for frame, each in zip(frames, given, strict=True)]
+    return with_measured_outputs(model, trunk_outputs), [
+        {**frame, **each} for frame, each in zip(frames, given, strict=True)
+    ]
 
 
-def watch(model: onnx.ModelProto, early: Collection[str] = ()) -> onnx.ModelProto:
-    """A copy of a graph that gives what its outputs are decoded from.
+def with_measured_outputs(model: onnx.ModelProto, trunk_outputs: Collection[str] = ()) -> onnx.ModelProto:
+    """A copy of a graph whose outputs are those that errors are measured on: the probabilities and maps of the heads.
 
-    Outputs are decoded from probabilities and other maps of the heads. The cells of the peaks become inputs,
-    called as they were with `.given` behind.
+    The cells of the peaks become inputs, named with the suffix `.given`.
 
     Args:
-        early: outputs whose last convolution leads on into the trunk; they are given as they are.
+        trunk_outputs: outputs whose last convolution also feeds the trunk; they are measured themselves.
     """
     probabilities = {n.input[0]: n.output[0] for n in model.graph.node if n.op_type == "Sigmoid"}
     maps = {probabilities.get(name, name) for name in places(model.graph).heads}
-    watched = _giving(model, maps.union(early))
+    measured = _with_outputs(model, maps.union(trunk_outputs))
     known = _values(model)
     cells = {node.output[1] for node in model.graph.node if node.op_type == "TopK"}
-    for node in watched.graph.node:
+    for node in measured.graph.node:
         node.input[:] = [f"{name}.given" if name in cells else name for name in node.input]
     for name in sorted(cells):
-        watched.graph.input.add(name=f"{name}.given", type=known[name].type)
-    return watched
+        measured.graph.input.add(name=f"{name}.given", type=known[name].type)
+    return measured
 
 
-def _giving(model: onnx.ModelProto, tensors: Iterable[str]) -> onnx.ModelProto:
-    """A copy of a graph with these tensors for outputs."""
+def _with_outputs(model: onnx.ModelProto, tensors: Iterable[str]) -> onnx.ModelProto:
+    """A copy of a graph with these tensors as outputs."""
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
     known = _values(model)
@@ -111,11 +112,11 @@ def _values(model: onnx.ModelProto) -> dict[str, onnx.ValueInfoProto]:
     return {value.name: value for value in (*graph.value_info, *graph.output)}
 
 
-Maps = list[dict[str, np.ndarray]]  # of each frame
+Maps = list[dict[str, np.ndarray]]  # one dict per frame
 
 
 def error(expected: Maps, actual: Maps) -> float:
-    """The largest relative error of the maps, as root mean squares over all cells and frames."""
+    """The largest relative RMS error of any map, over all cells and frames."""
     return max(
         float(
             np.sqrt(
@@ -128,6 +129,6 @@ def error(expected: Maps, actual: Maps) -> float:
 
 
 def run(model: onnx.ModelProto, frames: Sequence[Mapping[str, np.ndarray]]) -> Maps:
-    """The outputs of a graph for each frame, by ONNX Runtime."""
+    """Run a graph on each frame in ONNX Runtime."""
     engine = OnnxRuntimeEngine(model.SerializeToString())
     return [engine.run(inputs) for inputs in frames]

@@ -1,4 +1,4 @@
-"""The change of a score from the baseline's, with its confidence interval over the scenes."""
+"""The change of a score against a baseline, with a confidence interval over scenes."""
 
 from __future__ import annotations
 
@@ -16,12 +16,14 @@ _ROUNDING = 1e-12
 
 @dataclass(frozen=True)
 class Change:
+    """A score of a baseline and of the judged replay."""
+
     before: float
     after: float
-    scenes: int  # with frames that count
-    same: bool  # whether both replays have the same results, and so the same scores
-    interval: tuple[float, float] | None  # of after - before; None where the scenes give none
-    why: str  # they give none
+    scenes: int  # with frames under the condition
+    same: bool  # whether both replays have the same results
+    interval: tuple[float, float] | None  # of after - before; None if there are too few scenes
+    why: str  # there is no interval
 
     @property
     def value(self) -> float:
@@ -29,13 +31,13 @@ class Change:
 
     @property
     def excludes(self) -> float | None:
-        """The smallest loss that the scenes rule out; None where they rule out none."""
+        """The smallest loss that the scenes exclude; None if they exclude none."""
         if self.same:
             return 0.0
         return None if self.interval is None else max(0.0, -self.interval[0])
 
     def outcome(self, at_most: float) -> Outcome:
-        """Pass: the scenes rule out a loss over `at_most`. Fail: they show one. Inconclusive: neither."""
+        """Pass: the scenes exclude a loss over `at_most`. Fail: they show one. Inconclusive: neither."""
         if self.excludes is None:
             return "inconclusive"
         if self.excludes <= at_most + _ROUNDING:
@@ -62,14 +64,13 @@ class Change:
 
 
 def change(run: Judge, baseline: Judge, subject: Subject, confidence: float) -> Change:
-    """Compare a score of two replays of the same frames. A scene that is left out is left out of both.
+    """Compare a score of two replays of the same frames, scene by scene.
 
     Raises:
-        Unmeasured: the frames hold nothing to measure it on.
+        Unmeasured: the frames have nothing to measure it on.
     """
-    scenes = np.unique(
-        run.frames.scenes[run.frames.known(subject.condition)]
-    )  # a scene without a frame that counts is no part of the sample
+    # Scenes without a frame under the condition are not part of the sample.
+    scenes = np.unique(run.frames.scenes[run.frames.known(subject.condition)])
     after, before = (float(each.score(subject)[0]) for each in (run, baseline))
     same = run.same_results(baseline, subject)
     sizes = run.sizes(subject)[scenes]

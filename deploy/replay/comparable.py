@@ -1,30 +1,30 @@
-"""Whether two replays may be compared: of the same frames, with the same annotations, sensors, faults and settings."""
+"""Check that two replays can be compared: same frames, annotations, sensor data, faults and settings."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from deploy.replay.provenance import ReplayProvenance, SelectionUsed
+from deploy.replay.provenance import ReplayProvenance
 from deploy.replay.results import Finished
 from perception.errors import InputError
 
 
-def require_another(out: Path, baseline: Path) -> None:
-    """Raise InputError where the baseline is the replay that is judged."""
+def require_different(out: Path, baseline: Path) -> None:
+    """Raise InputError if the baseline is the judged replay itself."""
     if out.resolve() == baseline.resolve():
         raise InputError(f"{baseline}: is the replay that is judged; give the folder of another one with --baseline")
 
 
 def common_frames(run: Finished, baseline: Finished, least: float) -> list[str]:
-    """Return the tokens of the frames that both replays have, in the order of the run.
+    """The tokens of the frames that both replays have, in the order of the run.
 
     Args:
-        least: share of the run's frames that the baseline must have.
+        least: the least share of the run's frames that the baseline must have.
 
     Raises:
-        InputError: the baseline has fewer, or the two replays are of different data or settings.
+        InputError: the baseline has fewer, or the two replays differ in data or settings.
     """
-    require_another(run.folder, baseline.folder)
+    require_different(run.folder, baseline.folder)
     _require_same_settings(run.folder, baseline.folder)
     theirs = set(baseline.tokens)
     common = [token for token in run.tokens if token in theirs]
@@ -42,34 +42,18 @@ def common_frames(run: Finished, baseline: Finished, least: float) -> list[str]:
 
 def _require_same_settings(run: Path, baseline: Path) -> None:
     ours, theirs = ReplayProvenance.load(run), ReplayProvenance.load(baseline)
-    for what, here, there in (
-        ("faults", _words(ours.faults), _words(theirs.faults)),
-        ("conditions", _told(ours.conditions), _told(theirs.conditions)),
-        ("selection", _part(ours.selection), _part(theirs.selection)),
-        ("topics", ours.topics_sha256 or "none", theirs.topics_sha256 or "none"),
-    ):
-        if here != there:
+    here, there = ({"topics": each.topics_sha256 or "none"} | each.brief() for each in (ours, theirs))
+    for what in ("faults", "conditions", "selection", "topics"):
+        if here[what] != there[what]:
             raise InputError(
-                f"{baseline}: was replayed with {what} {there}, this replay with {here}; replay the baseline alike"
+                f"{baseline}: was replayed with {what} {there[what]}, this replay with {here[what]}; replay the "
+                "baseline with the same settings"
             )
     read = {drive.name: drive for drive in theirs.drives}
     for drive in ours.drives:
         other = read.get(drive.name, drive)
         if other.frames == drive.frames and other.sensors_sha256 != drive.sensors_sha256:
             raise InputError(f"{baseline}: {drive.name} had other sensor data; replay the baseline on the same drives")
-
-
-def _words(texts: tuple[str, ...]) -> str:
-    return ", ".join(texts) or "none"
-
-
-def _told(conditions: tuple[str, ...] | None) -> str:
-    return "of the drives' tags" if conditions is None else _words(conditions)
-
-
-def _part(selection: SelectionUsed) -> str:
-    end = "the end" if selection.end is None else f"{selection.end:g} s"
-    return f"from {selection.start:g} s to {end}, every {selection.every}"
 
 
 def _require_same_truth(run: Finished, baseline: Finished) -> None:

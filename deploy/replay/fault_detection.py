@@ -18,13 +18,13 @@ class _Record:
     fault: Fault
     sensor: str  # as health names it
     frames: int = 0  # that had the fault
-    detected: int = 0  # of them, those in which health gave it a status that is expected of it
-    delays: dict[Status, float] = field(default_factory=dict)  # s from the fault's begin to each status of health
-    begin: int | None = None  # us, of the drive's first frame with the fault
+    detected: int = 0  # of them, those with an expected health status
+    delays: dict[Status, float] = field(default_factory=dict)  # s from the start of the fault to each health status
+    begin: int | None = None  # us, the drive's first frame with the fault
     seen: set[Status] = field(default_factory=set)  # in this drive
 
     def add(self, now: int, health: SensorHealth) -> None:
-        """A frame with the fault. Of several drives the longest delay counts."""
+        """Add a frame with the fault. The longest delay over all drives is kept."""
         self.begin = now if self.begin is None else self.begin
         statuses = {each.status for each in health.findings}
         for status in statuses - self.seen:
@@ -35,20 +35,20 @@ class _Record:
 
 
 class FaultDetections:
-    """Compares health with the injected faults, frame by frame, while drives are replayed."""
+    """Compares sensor health with the injected faults, frame by frame."""
 
     def __init__(self, faults: Sequence[Fault]) -> None:
         self._records = [_Record(fault, sensor) for fault in faults for sensor in fault.sensors]
         self._scene, self._starts = "", dict[str, int]()  # us, of each drive's first frame
 
     def started(self, frames: Iterable[Frame]) -> Iterator[Frame]:
-        """Yield the same frames, and note when each drive starts: the faults' windows count from there."""
+        """Yield the same frames, and record the start of each drive, from which the faults' windows count."""
         for frame in frames:
             self._starts.setdefault(frame.scene, frame.timestamp)
             yield frame
 
     def add(self, frame: Frame, health: Mapping[str, SensorHealth]) -> None:
-        """The health of the sensors at one of these frames."""
+        """Add the health of the sensors in one of these frames."""
         if frame.scene != self._scene:
             self._scene = frame.scene
             for each in self._records:
@@ -59,7 +59,7 @@ class FaultDetections:
                 each.add(frame.timestamp, health[each.sensor])
 
     def listed(self) -> list[dict[str, Any]]:
-        """For each fault and sensor its frames, in how many it was detected, and s until each status of health."""
+        """For each fault and sensor: its frames, frames with detection, and s until each health status."""
         return [
             {
                 "fault": each.fault.text,

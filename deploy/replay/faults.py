@@ -1,4 +1,4 @@
-"""Faults of sensors, injected into a drive while it is replayed.
+"""Sensor faults, injected into a drive while it is replayed.
 
 A fault is written KIND:SENSOR[,NAME=NUMBER]...[@START-END], such as drop:CAM_FRONT@2.0-4.0.
 """
@@ -22,24 +22,24 @@ from perception.scene.health.monitor import Status
 from perception.section import Section
 
 GROUPS = {"lidar": (LIDAR,), "cameras": CAMERAS, "all": (LIDAR, *CAMERAS)}
-LONGEST_DELAY = 10.0  # s; so long the frames are held in memory
+LONGEST_DELAY = 10.0  # s for which frames are kept in memory
 
 Share = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
 Amount = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-OrNone = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class Kind(Section):
-    """What a fault does to a sensor's data. Calibration and timestamps stay; subclasses override the rest."""
+    """What a fault does to a sensor's data. Subclasses override some methods; calibration and timestamps stay."""
 
-    expected_statuses: ClassVar[frozenset[Status]]  # any of them means that health detects the fault
+    expected_statuses: ClassVar[frozenset[Status]]  # with any of them, health has detected the fault
 
     def camera(self, camera: Camera, past: Camera | None, rng: np.random.Generator) -> Camera | None:
         """Return the camera with the fault.
 
         Args:
             past: the camera in the earlier frame that a frozen or late sensor still shows.
-            rng: of the fault, the sensor and the frame.
+            rng: seeded by the fault, the sensor and the frame.
         """
         return replace(camera, image=self.image(camera.image, rng))
 
@@ -68,7 +68,7 @@ class Drop(Kind):
 
 
 class Freeze(Kind):
-    """The last data before the fault arrive again and again, as if they were new."""
+    """The last data before the fault are repeated as if they were new."""
 
     expected_statuses = frozenset({"frozen"})
 
@@ -80,7 +80,7 @@ class Freeze(Kind):
 
 
 class Delay(Kind):
-    """Data arrive late, with their own time and pose; before the first ones the sensor is missing."""
+    """Data arrive late, with their own time and pose; until the first ones the sensor is missing."""
 
     expected_statuses = frozenset({"late", "missing"})
     seconds: Annotated[float, Field(gt=0, le=LONGEST_DELAY)] = 0.5
@@ -97,7 +97,7 @@ class Delay(Kind):
 
 
 class Blackout(Kind):
-    """The sensor works and sees nothing: black pictures, a sweep without a return."""
+    """The sensor works but sees nothing: black pictures, sweeps without returns."""
 
     expected_statuses = frozenset({"dark", "missing"})
 
@@ -110,7 +110,7 @@ class Blackout(Kind):
 
 class Blur(Kind):
     expected_statuses = frozenset({"blurred"})
-    pixels: Amount = 5.0  # standard deviation, of the recorded picture
+    pixels: Amount = 5.0  # standard deviation, in the recorded picture
 
     def image(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         return corrupt.blurred(image, self.pixels)
@@ -118,8 +118,8 @@ class Blur(Kind):
 
 class Noise(Kind):
     expected_statuses = frozenset({"noisy"})
-    levels: Amount = 25.0  # standard deviation on pictures, of 255 grey levels
-    metres: Amount = 0.1  # and on points
+    levels: Amount = 25.0  # standard deviation for pictures, of 255 grey levels
+    metres: Amount = 0.1  # standard deviation for points
 
     def image(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         return corrupt.noisy_image(image, self.levels, rng)
@@ -129,17 +129,17 @@ class Noise(Kind):
 
 
 class Miscalibration(Kind):
-    """The mounting is turned and shifted against the calibration; the LiDAR's about the frame of reference.
+    """The mounting is rotated and shifted against the calibration; the LiDAR's about the frame of reference.
 
-    Health sees what tilts or lifts the ground under a LiDAR more than springs and road do, within a second; and while
-    the vehicle drives, within some seconds, what turns a camera against the LiDAR, or the LiDAR against most cameras.
-    By how much it must be turned, and that a turn about a camera's own axis or a shift alone is not seen, says
-    `perception.scene.health.alignment`.
+    Within a second, health detects a LiDAR if the ground below it tilts or rises more than by suspension and road.
+    While the vehicle drives, it detects within seconds a camera that is rotated against the LiDAR, or a LiDAR that is
+    rotated against most cameras. `perception.scene.health.alignment` has the limits; rotations about a camera's own
+    axis and shifts alone are not detected.
     """
 
     expected_statuses = frozenset({"miscalibrated"})
-    degrees: OrNone = 1.0
-    metres: OrNone = 0.05
+    degrees: NotNegative = 1.0
+    metres: NotNegative = 0.05
 
     def camera(self, camera: Camera, past: Camera | None, rng: np.random.Generator) -> Camera:
         return replace(camera, ego_from_camera=camera.ego_from_camera @ self._displacement(rng))
@@ -165,7 +165,7 @@ class Corruption(Kind):
     """Packets arrive with wrong bytes."""
 
     expected_statuses = frozenset({"corrupt"})
-    share: Share = 0.2  # of the LiDAR's packets, of the pictures' rows of blocks
+    share: Share = 0.2  # of the LiDAR's packets, or of the pictures' rows of blocks
 
     def image(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         return corrupt.damaged_image(image, self.share, rng)
@@ -175,20 +175,20 @@ class Corruption(Kind):
 
 
 KINDS: dict[str, type[Kind]] = {kind.__name__.lower(): kind for kind in Kind.__subclasses__()}
-ONLY = {"blur": CAMERAS, "points": (LIDAR,)}  # kinds that only these sensors can suffer
+SENSORS_OF_KIND = {"blur": CAMERAS, "points": (LIDAR,)}  # kinds that only these sensors can have
 
 _TEXT = re.compile(r"(?P<kind>\w*):(?P<sensor>\w*)(?P<options>(?:,[^,@]*)*)(?:@(?P<start>[^-]*)-(?P<end>.*))?")
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One fault of some sensors in a window of time."""
+    """One fault of some sensors in a time window."""
 
-    text: str  # as it was written; with the sensor and the frame it seeds what is random
+    text: str  # as written; seeds the random numbers, with the sensor and the frame
     kind: Kind
     sensors: tuple[str, ...]  # LIDAR and names in CAMERAS
     start: float  # s since the first frame of the drive
-    end: float  # s; from here on all is well again
+    end: float  # s; the fault ends before it
 
     @staticmethod
     def parse(text: str) -> Fault:
@@ -206,19 +206,19 @@ class Fault:
         if sensor not in (LIDAR, *CAMERAS, *GROUPS):
             raise InputError(f"--fault {text}: no sensor {sensor!r}; one of {', '.join((*GROUPS, LIDAR, *CAMERAS))}")
         sensors = GROUPS.get(sensor, (sensor,))
-        if outside := set(sensors) - set(ONLY.get(name, sensors)):
-            raise InputError(f"--fault {text}: {name} is nothing that {sensor} can have ({', '.join(sorted(outside))})")
+        if outside := set(sensors) - set(SENSORS_OF_KIND.get(name, sensors)):
+            raise InputError(f"--fault {text}: {sensor} cannot have {name} ({', '.join(sorted(outside))})")
         start, end = _window(text, match["start"], match["end"])
         return Fault(text, _kind(text, KINDS[name], match["options"]), sensors, start, end)
 
     def random(self, *seeds: str) -> np.random.Generator:
-        """The same numbers for the same fault and seeds on every machine."""
+        """A generator with the same numbers for the same fault and seeds on every machine."""
         digest = hashlib.sha256("\0".join((self.text, *seeds)).encode()).digest()
         return np.random.default_rng(np.frombuffer(digest, np.uint32))
 
     def applied(self, frame: Frame, past: Frame | None) -> Frame:
         """Apply the fault to a frame in its window; `past` is the frame that a frozen or late sensor still shows."""
-        # A displaced sensor stays where it is; all else is drawn for each frame anew.
+        # A displacement is the same in all frames; other faults are random in each frame.
         seed = () if isinstance(self.kind, Miscalibration) else (frame.token,)
         cameras = dict(frame.cameras)
         for name in set(self.sensors) & cameras.keys():
@@ -229,7 +229,7 @@ class Fault:
         points = frame.points
         if LIDAR in self.sensors and points is not None:
             points = self.kind.lidar(frame, past, self.random("lidar", *seed))
-        # In the order of the recording, whichever were touched.
+        # Keep the order of the cameras.
         return replace(frame, points=points, cameras={name: cameras[name] for name in frame.cameras if name in cameras})
 
 
@@ -263,27 +263,27 @@ def _kind(text: str, kind: type[Kind], options: str) -> Kind:
 
 
 def inject(frames: Iterable[Frame], faults: Sequence[Fault]) -> Iterator[Frame]:
-    """Yield the frames of one or more drives with all the faults, applied in the order in which they are given.
+    """Yield the frames of one or more drives with all faults, applied in the given order.
 
     The same drive and faults give the same frames, bit for bit.
     """
     for fault in faults:
-        frames = _with(frames, fault)
+        frames = _inject_one(frames, fault)
     return iter(frames)
 
 
-def _with(frames: Iterable[Frame], fault: Fault) -> Iterator[Frame]:
+def _inject_one(frames: Iterable[Frame], fault: Fault) -> Iterator[Frame]:
     scene, start, past = None, 0, deque[Frame]()
     for frame in frames:
         if frame.scene != scene:
             scene, start, past = frame.scene, frame.timestamp, deque()
         inside = fault.start <= 1e-6 * (frame.timestamp - start) < fault.end
-        known = _recalled(fault.kind, past, frame, inside)
+        known = _shown_frame(fault.kind, past, frame, inside)
         yield fault.applied(frame, known) if inside else frame
 
 
-def _recalled(kind: Kind, past: deque[Frame], frame: Frame, inside: bool) -> Frame | None:
-    """Return the earlier frame that the sensor still shows; drops from `past` what is no longer needed."""
+def _shown_frame(kind: Kind, past: deque[Frame], frame: Frame, inside: bool) -> Frame | None:
+    """The earlier frame that the sensor still shows; removes frames from `past` that are no longer needed."""
     if isinstance(kind, Freeze):
         if not inside or not past:
             past.append(frame)

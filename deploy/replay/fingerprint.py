@@ -1,4 +1,4 @@
-"""Hashes of frames and drives, to recognise the same data without keeping it."""
+"""Hashes of frames and drives, to recognise equal data without storing it."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ import numpy as np
 
 from perception.frame import Frame
 
-_ROWS = 16  # of a picture one row in so many is hashed: other pictures differ in nearly all of them
+_ROWS = 16  # every 16th row of a picture is hashed; different pictures differ in nearly all rows
 
 
 class Fingerprint:
-    """SHA-256 of the sensor data of a drive, frame by frame. It does not depend on the network."""
+    """SHA-256 of the sensor data of a drive, updated frame by frame. It does not depend on the network."""
 
     def __init__(self) -> None:
         self._hash, self.frames = hashlib.sha256(), 0
 
     def add(self, frame: Frame) -> str:
-        """Add a frame, and return the hash of this frame alone, as the network gets it."""
+        """Add a frame, and return the hash of this frame's data for the network."""
         sensors = _sensors(frame)
         self._hash.update(sensors)
         self.frames += 1
@@ -31,9 +31,9 @@ class Fingerprint:
 
 
 def _sensors(frame: Frame) -> bytes:
-    """SHA-256 of tags, times, poses and calibration, of pictures every 16th row, and of the keyframe's LiDAR returns.
+    """SHA-256 of tags, times, poses, calibration, every 16th row of the pictures, and the keyframe's LiDAR intensities.
 
-    Of the returns these are the intensities: coordinates and earlier sweeps depend on what the network takes.
+    Coordinates and earlier sweeps are left out, because they depend on the network's inputs.
     """
     known = (frame.token, frame.scene, frame.timestamp, frame.location, frame.conditions, frame.points is None)
     arrays = [frame.global_from_ego]

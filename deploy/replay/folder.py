@@ -1,4 +1,4 @@
-"""The folder of a replay: which files it holds at the start, at the end, and after a failure."""
+"""The files in the folder of a replay: at the start, at the end, and after a failure."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from perception.errors import InputError
 from perception.tasks import TASKS
 
 VERDICT, JUNIT, REPORT, SOURCES = "verdict.json", "junit.xml", "report.html", "sources.json"
-JUDGED = (VERDICT, JUNIT)
-VIEWERS = {"foxglove": "results.mcap", "rerun": "results.rrd"}  # files that others' viewers open
+VERDICT_FILES = (VERDICT, JUNIT)
+VIEWERS = {"foxglove": "results.mcap", "rerun": "results.rrd"}  # files for external viewers
 
 
-def concluded() -> tuple[str, ...]:
-    """Files that a replay has written when it is done; what is unfinished is in the journal."""
-    common = (*JUDGED, PROVENANCE, STATISTICS, SOURCES, LATENCY, REPORT, *VIEWERS.values())
+def final_files() -> tuple[str, ...]:
+    """The files of a finished replay; an unfinished one has only the journal."""
+    common = (*VERDICT_FILES, PROVENANCE, STATISTICS, SOURCES, LATENCY, REPORT, *VIEWERS.values())
     scores = [name for task in TASKS.values() if task.judge for name in task.judge.files]
     return *common, *scores, *_files_of_tasks()
 
@@ -31,19 +31,19 @@ def _files_of_tasks() -> list[str]:
 
 
 def remove(folder: Path, names: Sequence[str]) -> None:
-    """Remove the files that are there; raises InputError where one cannot be removed."""
+    """Remove these files if they exist; InputError if one cannot be removed."""
     for name in names:
         try:
             (folder / name).unlink(missing_ok=True)
         except NotADirectoryError:
-            return  # nothing is there
+            return  # there is no such folder
         except OSError as error:
             remedy = "remove it, or choose another --out"
             raise InputError(f"{folder / name}: cannot remove ({error.strerror}); {remedy}") from None
 
 
-def require_apart(out: Path, baseline: Path | None) -> None:
-    """Raise InputError where replaying into `out` would change the baseline, links followed."""
+def require_separate(out: Path, baseline: Path | None) -> None:
+    """Raise InputError if replaying into `out` would change the baseline, also through links."""
     if baseline is None:
         return
     there, here = baseline.resolve(), out.resolve()
@@ -56,17 +56,17 @@ def require_apart(out: Path, baseline: Path | None) -> None:
 
 
 @contextmanager
-def judged_or_broken(folder: Path, judged: bool) -> Iterator[None]:
-    """A block that replays and, if `judged`, writes a verdict.
+def error_if_unjudged(folder: Path, judged: bool) -> Iterator[None]:
+    """Remove an earlier verdict, and run a block that replays and, if `judged`, writes a new one.
 
-    It removes an earlier verdict first. If the block fails before there is a new one, junit.xml gets an <error>, so
-    that a CI system does not take a missing verdict for a pass.
+    If the block fails, an <error> is written to junit.xml, so that a CI system does not take a missing verdict for a
+    pass.
     """
-    remove(folder, JUDGED)
+    remove(folder, VERDICT_FILES)
     try:
         yield
     except OccupiedError:
-        raise  # the folder is another's
+        raise  # the folder belongs to another replay
     except BaseException as error:
         if judged:
             _write_error(folder, error)
@@ -79,11 +79,11 @@ def _write_error(folder: Path, error: BaseException) -> None:
     root = xml.Element("testsuites", {"name": "perception replay", **counts})
     suite = xml.SubElement(root, "testsuite", {"name": "verdict", "skipped": "0", **counts})
     case = xml.SubElement(suite, "testcase", {"classname": "verdict.replay", "name": "replay", "time": "0"})
-    text = "".join(each if each.isprintable() else " " for each in message)  # XML has no control characters
+    text = "".join(each if each.isprintable() else " " for each in message)  # XML does not allow control characters
     xml.SubElement(case, "error", {"message": text, "type": kind}).text = text
     xml.indent(root)
     try:
         content = bytes(xml.tostring(root, encoding="utf-8", xml_declaration=True))
         write_atomically(made(folder) / JUNIT, content + b"\n")
     except InputError:
-        pass  # the folder cannot be written, which the error says that is on its way
+        pass  # the original exception is raised anyway

@@ -1,4 +1,4 @@
-"""Boxes, cells and pictures as Foxglove's messages (https://docs.foxglove.dev/docs/sdk/schemas)."""
+"""Convert boxes, cells and pictures to Foxglove's messages (https://docs.foxglove.dev/docs/sdk/schemas)."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ from foxglove_schemas_protobuf.TextPrimitive_pb2 import TextPrimitive
 from foxglove_schemas_protobuf.Vector2_pb2 import Vector2
 from foxglove_schemas_protobuf.Vector3_pb2 import Vector3
 
-from deploy.replay.pictures import edges_in_camera, jpeg, raster_colours
+from deploy.replay.pictures import box_edges, jpeg, raster_colours
 from perception.frame import Camera
 from perception.rotations import quaternions
 from perception.tasks.drawing import BoxLayer, RasterLayer, rgb
 
-ROAD = -0.05  # m, height of layers of cells, so that points on the road lie over it
+ROAD = -0.05  # m, height of raster layers, below points on the road
 
 
 def scene_update(layer: BoxLayer, frame_id: str, timestamp: int) -> SceneUpdate:
-    """The boxes of a layer as cubes with a text above each. They replace everything that the topic showed before.
+    """The boxes of a layer as cubes with a text above each. They replace the topic's earlier content.
 
     Args:
         timestamp: us.
@@ -78,7 +78,7 @@ def image(camera: Camera, frame_id: str) -> CompressedImage:
 
 
 def image_annotations(layers: Iterable[BoxLayer], projection: np.ndarray, camera: Camera) -> ImageAnnotations:
-    """The edges of the boxes that are in a picture.
+    """The edges of the boxes inside a picture.
 
     Args:
         layers: in the frame's reference.
@@ -86,7 +86,7 @@ def image_annotations(layers: Iterable[BoxLayer], projection: np.ndarray, camera
     """
     message = ImageAnnotations()
     for layer in layers:
-        edges, inside = edges_in_camera(layer.boxes, projection, camera.image.shape)
+        edges, inside = box_edges(layer.boxes, projection, camera.image.shape)
         classes = layer.classes()
         for i in np.flatnonzero(inside).tolist():
             ends = edges[i][np.isfinite(edges[i]).all(axis=(1, 2))].reshape(-1, 2).tolist()
@@ -121,7 +121,7 @@ def transform(parent: str, child: str, parent_from_child: np.ndarray, timestamp:
 
 
 def raster_grid(layer: RasterLayer, frame_id: str, timestamp: int) -> Grid:
-    """A layer of cells in the report's colours, on the road; columns run along x, as in BevGrid."""
+    """A raster layer in the report's colours, at the height of the road; columns run along x, as in BevGrid."""
     grid, (_, columns) = layer.grid, layer.grid.shape
     message = Grid(
         frame_id=frame_id, pose=_pose(np.eye(3), np.array([grid.x[0], grid.y[0], ROAD])), column_count=columns,
@@ -134,7 +134,7 @@ def raster_grid(layer: RasterLayer, frame_id: str, timestamp: int) -> Grid:
 
 
 def point_cloud(points: np.ndarray, frame_id: str, timestamp: int) -> PointCloud:
-    """The keyframe's points (N, 5) as a Frame has them: x y z, intensity."""
+    """The keyframe's points, from a Frame's points (N, 5), with x y z and intensity."""
     message = PointCloud(
         frame_id=frame_id, pose=_pose(np.eye(3), np.zeros(3)), point_stride=16,
         fields=_fields(("x", "y", "z", "intensity"), PackedElementField.FLOAT32, 4),

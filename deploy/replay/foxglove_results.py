@@ -1,4 +1,4 @@
-"""The results of a replay as an MCAP file that opens in Foxglove."""
+"""Write the results of a replay to an MCAP file for Foxglove."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from foxglove_schemas_protobuf.Log_pb2 import Log
 from mcap_protobuf.writer import Writer
 
 from deploy.replay import foxglove_messages as messages
-from deploy.replay.pictures import layers_of
+from deploy.replay.pictures import draw_layers
 from perception.atomic import atomic_file
 from perception.frame import LIDAR, Frame
 from perception.scene.scene import SceneFrame
@@ -27,24 +27,24 @@ CHUNK = 4 << 20  # bytes
 class FoxgloveWriter:
     """Writes results.mcap.
 
-    /tf                       map, base_link, the LiDAR's frame and the cameras', at the time of the keyframe
-    /LAYER                    what the tasks draw: /detections, /tracks and /annotations as cubes, /map as a grid
+    /tf                       map, base_link, the frames of LiDAR and cameras, at the time of the keyframe
+    /LAYER                    the tasks' layers: /detections, /tracks and /annotations as cubes, /map as a grid
     /lidar_top                the keyframe's points
-    /cam_*/image, .../camera_info, .../annotations   pictures, calibration, the edges of what is perceived
-    /log                      what changed: conditions believed in, modules in force, health of the sensors
+    /cam_*/image, .../camera_info, .../annotations   pictures, calibration, edges of the detections
+    /log                      changes of believed conditions, active modules and sensor health
     """
 
     def __init__(self, writer: Writer, tasks: Mapping[str, Task[Any]]) -> None:
         self._writer, self._tasks = writer, tasks
-        self._said: dict[str, str] = {}  # what /log said last of each subject
+        self._logged: dict[str, str] = {}  # latest value in /log by name
 
     @classmethod
     @contextmanager
     def open(cls, path: Path, tasks: Mapping[str, Task[Any]]) -> Iterator[FoxgloveWriter]:
-        """A writer of the file `path`, which appears whole when the block ends.
+        """Open a writer of the file `path`, which appears when the block ends.
 
         Args:
-            tasks: of the network.
+            tasks: the network's tasks by name.
 
         Raises:
             InputError: the folder cannot be written.
@@ -57,7 +57,7 @@ class FoxgloveWriter:
     def add(self, frame: Frame, seen: SceneFrame) -> None:
         """Write the next frame, with what was perceived in it."""
         nanoseconds = frame.timestamp * 1000
-        drawn = [layer for _, layer in layers_of(self._tasks, frame, seen)]
+        drawn = [layer for _, layer in draw_layers(self._tasks, frame, seen)]
         layers = [layer.visible() if isinstance(layer, BoxLayer) else layer for layer in drawn]
         for topic, message in (*self._pictures(frame, layers), *self._around(frame, layers), *self._changes(seen)):
             self._writer.write_message(topic, message, nanoseconds, nanoseconds)
@@ -74,7 +74,7 @@ class FoxgloveWriter:
             yield f"/{LIDAR.lower()}", messages.point_cloud(frame.points, reference, time)
 
     def _pictures(self, frame: Frame, layers: Iterable[Layer]) -> Iterator[tuple[str, Any]]:
-        """Transforms at the time of the keyframe; pictures, calibration and box edges of the cameras."""
+        """Transforms at the time of the keyframe, and the cameras' pictures, calibration and box edges."""
         ego_from_global = np.linalg.inv(frame.global_from_ego)
         frames = [
             messages.transform(MAP, EGO, frame.global_from_ego, frame.timestamp),
@@ -82,7 +82,7 @@ class FoxgloveWriter:
         ]
         if frame.reference == "ego":
             frames.pop()
-        # A camera stands where it was when it took its picture, so that boxes of the keyframe's time lie on it.
+        # A camera is placed where it took its picture, so that the keyframe's boxes align with the picture.
         frames += [
             messages.transform(
                 EGO, name, ego_from_global @ camera.global_from_ego @ camera.ego_from_camera, frame.timestamp
@@ -99,16 +99,16 @@ class FoxgloveWriter:
             yield f"{topic}/annotations", messages.image_annotations(perceived, projection, camera)
 
     def _changes(self, seen: SceneFrame) -> Iterator[tuple[str, Log]]:
-        said = {"drive": (seen.scene, "", Log.INFO)}
+        state = {"drive": (seen.scene, "", Log.INFO)}
         for kind, belief in seen.beliefs.items():
-            said[kind] = (belief.value or "unknown", belief.why, Log.INFO)
+            state[kind] = (belief.value or "unknown", belief.why, Log.INFO)
         for module, routed in seen.route.items():
-            said[module] = ("in force" if routed.weight > 0 else "off", routed.why, Log.INFO)
+            state[module] = ("active" if routed.weight > 0 else "off", routed.why, Log.INFO)
         for sensor, health in seen.health.items():
-            said[sensor] = (health.words, health.reasons, Log.INFO if health.status == "ok" else Log.WARNING)
-        for name, (value, why, level) in said.items():
-            if self._said.get(name) != value:
-                self._said[name] = value
+            state[sensor] = (health.words, health.reasons, Log.INFO if health.status == "ok" else Log.WARNING)
+        for name, (value, why, level) in state.items():
+            if self._logged.get(name) != value:
+                self._logged[name] = value
                 text = f"{name}: {value}" + (f" ({why})" if why else "")
                 message = Log(level=level, name=name, message=text)
                 message.timestamp.FromMicroseconds(seen.timestamp)

@@ -1,4 +1,4 @@
-"""Gates from a YAML file: what a replay must reach to pass, and the share of its frames that a baseline must have.
+"""Gates from a YAML file: requirements that a replay must meet to pass, and the frames that a baseline must share.
 
 gates:
   - {metric: NDS, at_least: 0.3}
@@ -26,16 +26,16 @@ from perception.frame import CONDITION_VALUES
 from perception.section import Section
 from perception.tasks.judging import GateMetric, Subject
 
-USUAL_LOSS, USUAL_AGREEMENT, USUAL_COMMON = 0.01, 0.9, 0.9
+DEFAULT_LOSS, DEFAULT_AGREEMENT, DEFAULT_COMMON = 0.01, 0.9, 0.9
 
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
-class _Part(Section):
-    """Restricts a gate to a class, to frames in a condition, and to a range."""
+class _Subset(Section):
+    """Restricts a gate to a class, a condition and a range."""
 
-    class_: str | None = Field(default=None, alias="class")  # None: AP of each class, the mean IoU
-    condition: str | None = None  # frames that are known to be so, such as rain or rain+night
+    class_: str | None = Field(default=None, alias="class")  # None: AP of each class, mean IoU
+    condition: str | None = None  # such as rain or rain+night: only frames with these tags
     range: tuple[float, float] | None = Field(default=None, strict=False)  # m from the vehicle: from, to
 
     @field_validator("condition")
@@ -54,7 +54,7 @@ class _Part(Section):
         return bounds
 
     def require_one_of(self, name: str, known: Mapping[str, GateMetric]) -> None:
-        """Raise ValueError where the name is unknown, or its metric has no such class or range."""
+        """Raise ValueError if the name is unknown, or its metric has no such class or range."""
         if name not in known:
             raise ValueError(f"{name!r} is none of {', '.join(known)}")
         metric = known[name]
@@ -64,22 +64,22 @@ class _Part(Section):
         if self.condition is not None and metric.whole:
             raise ValueError(f"{name} is of all frames; give no condition")
         if self.range is not None and not metric.ranged:
-            raise ValueError(f"{name} is of all ranges; give none")
+            raise ValueError(f"{name} has no ranges; give none")
         if self.range is not None and metric.step and any(bound % metric.step for bound in self.range):
-            raise ValueError(f"{name} is counted in rings of {metric.step:g} m; give a range of multiples")
+            raise ValueError(f"{name} is counted in rings of {metric.step:g} m; give multiples of it as the range")
 
     def subject(self, name: str) -> Subject:
         return Subject(name, self.class_, self.condition, self.range)
 
     @property
     def where(self) -> str:
-        """Such as ' car in rain, 0 to 30 m'; '' for all."""
+        """The subset in words, such as ' car in rain, 0 to 30 m'; '' for all."""
         parts = [f" {self.class_}" if self.class_ else "", f" in {self.condition}" if self.condition else ""]
         return "".join(parts) + (", {:g} to {:g} m".format(*self.range) if self.range else "")
 
 
-class Score(_Part):
-    """A score of a task: nuScenes' (devkit's numbers), or IoU of the map at a probability of 0.5."""
+class Score(_Subset):
+    """Requires a score: one of nuScenes, with the devkit's numbers, or the map's IoU at a probability of 0.5."""
 
     metric: str
     at_least: float
@@ -107,18 +107,18 @@ class LatencyLimit(Section):
 
 
 class Dropped(Section):
-    """Limits the number of missing keyframes plus the frames without any sensor that the network takes."""
+    """Limits the number of missing keyframes plus that of frames without any sensor that the network takes."""
 
     metric: Literal["dropped"]
     at_most: Annotated[int, Field(ge=0)]
 
 
-class Difference(_Part):
-    """Limits how far a score may fall below the baseline's, judged by an interval over scenes (deploy.replay.interval).
+class Difference(_Subset):
+    """Limits how far a score may fall below the baseline's, by a confidence interval over scenes.
 
-    It passes where the whole interval is above the margin, fails where the whole interval is below, and is
-    inconclusive where the margin is inside or the scenes give no interval. It is paired: a scene that is left out is
-    left out of both replays. Replays with the same results pass, whatever the number of scenes.
+    It passes if the whole interval (deploy.replay.interval) is above the margin, fails if it is below, and is
+    inconclusive if the margin is inside or there are too few scenes for an interval. The comparison is paired: the same
+    scenes are left out of both replays. Replays with equal results pass with any number of scenes.
     """
 
     metric: Literal["difference"]
@@ -134,11 +134,11 @@ class Difference(_Part):
         return self
 
 
-class Agreement(_Part):
+class Agreement(_Subset):
     """Requires that the outputs agree with the baseline's; needs no annotations.
 
-    detections: 2 M / (A + B) of A and B detections over a score, of which M have a partner of their class nearer than
-    `metres`, best score first. map: IoU of the cells of both.
+    detections: 2 M / (A + B) for A and B detections above a score, of which M are matched, best scores first, with one
+    of their class within `metres`. map: IoU of the cells of both.
     """
 
     metric: Literal["agreement"]
@@ -153,11 +153,11 @@ class Agreement(_Part):
         return self
 
 
-_OTHERS = ("latency", "dropped", "difference", "agreement")  # metrics that are no task's score
+_OTHERS = ("latency", "dropped", "difference", "agreement")  # metrics other than the tasks' scores
 
 
 def _kind(gate: Any) -> str:
-    """Return the tag of a gate: its metric, or "score" for a task's score."""
+    """The tag of a gate: its metric, or "score" for a task's score."""
     metric = gate.get("metric") if isinstance(gate, dict) else getattr(gate, "metric", None)
     return str(metric) if metric in _OTHERS else "score"
 
@@ -176,7 +176,7 @@ Gate = Annotated[
 
 class Gates(Section):
     gates: tuple[Gate, ...] = Field(min_length=1, strict=False)
-    common: Share = USUAL_COMMON  # least share of the frames that a baseline must have too
+    common: Share = DEFAULT_COMMON  # least share of the frames that the baseline must also have
 
     @property
     def scores(self) -> list[str]:
@@ -184,21 +184,21 @@ class Gates(Section):
         return [gate.metric for gate in self.gates if isinstance(gate, Score)]
 
 
-def usual_gates(measures: Measures) -> Gates:
-    """Gates against a baseline, without a file of gates: scores must not fall; without annotations, outputs must agree.
+def default_gates(measures: Measures) -> Gates:
+    """The gates without a file: scores must not fall below the baseline's; without annotations, outputs must agree.
 
-    They hold for all frames, and for each condition alone: a missing module costs scores only in its own condition.
+    They apply to all frames and to each condition, since a missing module reduces scores only in its own condition.
 
     Raises:
-        InputError: no task says what is usual.
+        InputError: no task has default gates.
     """
     gates: list[Gate] = []
     for condition in (None, *measures.finished.conditions):
-        for judge in measures.judges_of_results():
+        for judge in measures.active_judges():
             for of in judge.usual_differences():
-                gates.append(Difference(metric="difference", of=of, condition=condition, at_most=USUAL_LOSS))
+                gates.append(Difference(metric="difference", of=of, condition=condition, at_most=DEFAULT_LOSS))
             for of in judge.usual_agreements():
-                gates.append(Agreement(metric="agreement", of=of, condition=condition, at_least=USUAL_AGREEMENT))
+                gates.append(Agreement(metric="agreement", of=of, condition=condition, at_least=DEFAULT_AGREEMENT))
     if not gates:
-        raise InputError(f"{measures.finished.folder}: no task has usual gates; say what must hold with --gates")
+        raise InputError(f"{measures.finished.folder}: no task has default gates; give some with --gates")
     return Gates(gates=tuple(gates))

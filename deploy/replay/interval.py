@@ -1,24 +1,24 @@
 """A confidence interval of a score, or of a difference of scores, over few scenes of unequal size.
 
-Scenes are the clusters: frames of one scene are alike, so the scene is what counts as one observation. The scores are
-no means over scenes (AP and IoU divide sums over all of them), so their spread comes from the jackknife: the score
-without each scene in turn (Miller, "The jackknife - a review", Biometrika 61, 1974; Efron and Tibshirani, "An
+Scenes are the clusters: frames of one scene are alike, so each scene is one observation. The scores are not means over
+scenes (AP and IoU divide sums over all of them), so their variance is estimated by the jackknife: the score without
+each scene in turn (Miller, "The jackknife - a review", Biometrika 61, 1974; Efron and Tibshirani, "An
 introduction to the bootstrap", 1993, chapter 11). The deviations are taken from the score of all scenes, which is CV3
 of MacKinnon, Nielsen and Webb ("Fast and reliable jackknife and bootstrap methods for cluster-robust inference", 2023).
 
-The interval is Student's t. Its degrees of freedom are the effective number of scenes less one, since one large scene
-among small ones is little more than one observation: (sum of sizes)^2 / (sum of squares), Kish, "Survey sampling",
+The interval is Student's t. Its degrees of freedom are the effective number of scenes minus one, since one large scene
+among small ones is hardly more than one observation: (sum of sizes)^2 / (sum of squares), Kish, "Survey sampling",
 1965; Carter, Schnepel and Steigerwald, "Asymptotic behavior of a t-test robust to cluster heterogeneity", 2017. A
 percentile bootstrap, by contrast, is too narrow with few clusters (Cameron, Gelbach and Miller, "Bootstrap-based
 improvements for inference with clustered errors", 2008).
 
-Where few scenes hold most of the change, t alone passes a loss too often. So the end that lies on the side of the long
-tail moves out by the skewness term of the Cornish-Fisher expansion of a studentised score, (1 + 2 t^2) / 6 times the
+If few scenes have most of the change, t alone passes losses too often. Therefore the end on the side of the long tail
+is moved out by the skewness term of the Cornish-Fisher expansion of a studentised score, (1 + 2 t^2) / 6 times the
 skewness over the root of the number of scenes (Johnson, "Modified t tests and confidence intervals for asymmetrical
 populations", 1978; Hall, "On the removal of skewness by transformation", 1992). The other end never moves in.
 
-A few scenes show a long tail only in part: with strong skewness more than the nominal share of losses still passes
-(`tools/coverage_table.py`). And no interval excludes a loss that is rare and shows in none of the scenes.
+With few scenes and strong skewness more than the nominal share of losses still passes (`tools/coverage_table.py`), and
+no interval excludes a rare loss that occurs in none of the scenes.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ LEAST_EFFECTIVE = 2.0  # of their effective number
 
 
 def delete_one(scenes: np.ndarray, count: int) -> np.ndarray:
-    """(N + 1, count) how often each of `count` scenes counts: all of `scenes` (N,) once, then all but one of them."""
+    """Weights (N + 1, count) of `count` scenes: 1 for all of `scenes` (N,), then for all but one of them in turn."""
     draws = np.zeros((len(scenes) + 1, count))
     draws[:, scenes] = 1
     draws[np.arange(1, len(scenes) + 1), scenes] = 0
@@ -39,18 +39,18 @@ def delete_one(scenes: np.ndarray, count: int) -> np.ndarray:
 
 
 def effective_number(sizes: np.ndarray) -> np.ndarray:
-    """(...) how many scenes of equal size weigh as much as scenes of the sizes (..., N); 0 where all are empty."""
+    """The effective number (...) of scenes of the sizes (..., N); 0 if all are empty."""
     total, squares = sizes.sum(axis=-1), np.square(sizes).sum(axis=-1)
     return np.asarray(np.divide(np.square(total), squares, out=np.zeros_like(squares), where=squares > 0))
 
 
 def jackknife_interval(scores: np.ndarray, sizes: np.ndarray, confidence: float) -> np.ndarray:
-    """(..., 2) lower and upper end; NaN where so few scenes give none.
+    """The lower and upper end (..., 2); NaN if there are too few scenes.
 
     Args:
-        scores: (..., N + 1) of all N scenes, then without each of them: of the draws of `delete_one`.
-        sizes: (..., N) how much there is to score in each scene, in any unit.
-        confidence: share of such intervals that cover the score of infinitely many such scenes.
+        scores: (..., N + 1) with the weights of `delete_one`.
+        sizes: (..., N) amount to score in each scene, in any unit.
+        confidence: share of such intervals that contain the score of infinitely many such scenes.
     """
     sizes = np.asarray(sizes, np.float64)
     whole, scenes = scores[..., 0], sizes.shape[-1]
@@ -66,7 +66,7 @@ def jackknife_interval(scores: np.ndarray, sizes: np.ndarray, confidence: float)
 
 
 def _skewness(values: np.ndarray) -> np.ndarray:
-    """(...) of (..., N); 0 where they are all the same."""
-    away = values - values.mean(axis=-1, keepdims=True)
-    scale = np.sqrt(np.square(away).mean(axis=-1, keepdims=True))
-    return np.asarray((np.divide(away, scale, out=np.zeros_like(away), where=scale > 0) ** 3).mean(axis=-1))
+    """The skewness (...) of (..., N); 0 if all values are equal."""
+    deviations = values - values.mean(axis=-1, keepdims=True)
+    scale = np.sqrt(np.square(deviations).mean(axis=-1, keepdims=True))
+    return np.asarray((np.divide(deviations, scale, out=np.zeros_like(deviations), where=scale > 0) ** 3).mean(axis=-1))

@@ -1,11 +1,11 @@
-"""The journal of an unfinished replay: what it perceived so far, so that it can resume after a kill. numpy only.
+"""The journal of an unfinished replay: what was perceived so far, so that it can resume after a kill. numpy only.
 
-The file is an SQLite database. Record 0 says what is replayed, record n what was perceived in frame n: JSON and
-tensors, compressed, nothing that runs when it is read. A record that was being written when the replay was killed is
-not in it. One whose checksum differs ends the journal; a database with damaged pages is begun anew.
+The file is an SQLite database. Record 0 describes the replay, record n has what was perceived in frame n, as compressed
+JSON and tensors, without executable content. A record that was being written at the kill is not in it. A record with a
+wrong checksum ends the journal; a database with damaged pages is recreated.
 
-Detections are kept to the last bit. Of the map is kept what the results are made of: the level of each cell, as the
-fused map tells them apart, and on which side of one half it is.
+Detections are stored exactly. The map is stored as far as the results depend on it: the level of each cell that the
+fused map distinguishes, and whether its probability is above one half.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from perception.tasks.task import part_of, prefixed
 
 JOURNAL = "replay.journal"
 _TABLE = "CREATE TABLE records (number INTEGER PRIMARY KEY, content BLOB)"
-# One process has the database to itself. Nothing waits for the disk: a record survives a kill, though not a power cut.
+# The process has exclusive access. Writes do not wait for the disk: records survive a kill, but not a power failure.
 _OPEN = f"""
     PRAGMA locking_mode = EXCLUSIVE;
     PRAGMA journal_mode = WAL;
@@ -56,7 +56,7 @@ class OccupiedError(InputError):
 
 
 class Journal:
-    """The journal of one replay. It first returns its records, frame by frame; then it takes new ones.
+    """The journal of one replay. It first returns its records, frame by frame, and then takes new ones.
 
     with Journal(path, about) as journal:
         for frame in frames:
@@ -66,19 +66,19 @@ class Journal:
         journal.finish()
 
     Args:
-        path: of the file; it is made where it is not there.
-        about: what is replayed, as JSON holds it; it must be what the journal was begun with.
-        computed: what computes, by name. A journal that other software, or another machine, has begun is emptied:
-            half a replay of each is a replay of neither.
-        resume: whether to go on with what is in it; else it is emptied.
+        path: the file; it is created if it does not exist.
+        about: describes the replay, as JSON; it must equal that of an existing journal.
+        computed: software and machine. If they differ from those of an existing journal, its frames are discarded, so
+            that the results of a replay are never mixed.
+        resume: whether to use the frames of an existing journal; otherwise they are discarded.
 
     Attributes:
-        resumed: whether a frame is in it.
-        fingerprints: of the frames that were recalled and added, by drive.
-        discarded: what has computed the frames that it was emptied of, where that is why; else "".
+        resumed: whether it has frames of an earlier run.
+        fingerprints: hashes of the recalled and added frames, by drive.
+        discarded: which software or machine differed, if frames were discarded for that; otherwise "".
 
     Raises:
-        InputError: it is the journal of another replay, one that still runs (OccupiedError), or it cannot be written.
+        InputError: it is the journal of another replay or of a running one (OccupiedError), or cannot be written.
     """
 
     def __init__(
@@ -97,19 +97,22 @@ class Journal:
             self.path.unlink()
             self._open()
         first = self._read(0)
-        old = json.loads(first) if first and self._read(1) else None  # without a frame it binds to nothing
-        if old is not None and _differing(old["about"], self.about):
+        old = json.loads(first) if first and self._read(1) else None  # a journal without a frame is replaced
+        if old is not None and (differing := _differences(old["about"], self.about)):
             self._opened.close()
-            raise InputError(self._other(old["about"]))
-        self.discarded = _differing(old["computed"], self.computed) if old else ""
+            raise InputError(
+                f"{self.path}: is of an unfinished replay with {differing}; repeat that one to finish it, or remove "
+                "this file to restart"
+            )
+        self.discarded = _differences(old["computed"], self.computed) if old else ""
         self.resumed = old is not None and self.resume and not self.discarded
         if not self.resumed:
-            self._cut(0)
+            self._delete_from(0)
             self._write(0, json.dumps({"about": self.about, "computed": self.computed}).encode())
         return self
 
     def recall(self, frame: Frame) -> Recorded | None:
-        """Return the record of the next frame; None for the first frame without a record, and all after it.
+        """Return the record of the next frame; None for the first frame without a record and all later ones.
 
         Raises:
             InputError: the frame differs from the recorded one.
@@ -119,20 +122,20 @@ class Journal:
         record = self._read(self.recalled + 1)
         if record is None:
             self._recalling = False
-            self._cut(self.recalled + 1)
+            self._delete_from(self.recalled + 1)
             return None
         arrays = load(record)
         known = json.loads(arrays.pop("known").tobytes())
         if known["sha256"] != self._fingerprint(frame):
             raise InputError(
-                f"{self.path}: frame {self.recalled} of the drive is not the one that was replayed before; "
-                "bring the old drive back to go on, or remove this file to begin anew"
+                f"{self.path}: frame {self.recalled} of the drive differs from the one that was replayed before; "
+                "restore the old drive to resume, or remove this file to restart"
             )
         self.recalled += 1
         return Recorded(unpack(arrays, known["prediction"]), known["weights"], known["seconds"])
 
     def add(self, frame: Frame, seen: SceneFrame) -> None:
-        """Append what was perceived in a frame. The record survives a kill of the process, but not a power cut.
+        """Append what was perceived in a frame. The record survives a kill of the process, but not a power failure.
 
         Raises:
             InputError: the disk is full.
@@ -147,7 +150,7 @@ class Journal:
         self._write(None, save(arrays | {"known": np.frombuffer(json.dumps(known).encode(), np.uint8)}))
 
     def finish(self) -> None:
-        """Delete the journal, because the results are written."""
+        """Delete the journal, after the results were written."""
         self._opened.close()
         self.path.unlink(missing_ok=True)
 
@@ -158,47 +161,41 @@ class Journal:
         return self.fingerprints.setdefault(frame.scene, Fingerprint()).add(frame)
 
     def _open(self) -> bool:
-        """Open the database; False where it is damaged."""
+        """Open the database; returns False if it is damaged."""
         try:
             database = sqlite3.connect(self.path, 0, isolation_level=None, check_same_thread=False)
             self._database = self._opened.enter_context(closing(database))
             self._database.executescript(_OPEN)
             sound = self._execute("PRAGMA quick_check") == "ok"
             return sound and self._execute("SELECT sql = ? FROM sqlite_master", _TABLE) == 1
-        except sqlite3.OperationalError as error:  # the disk's and the folder's
+        except sqlite3.OperationalError as error:  # of the disk or the folder
             raise self._cannot_write(error) from None
         except (sqlite3.DatabaseError, UnicodeDecodeError):
             return False
 
     def _execute(self, statement: str, *values: Any) -> Any:
-        """The first value that the statement returns; None where it returns none."""
+        """Execute a statement and return its first value, or None."""
         try:
             return (self._database.execute(statement, values).fetchone() or [None])[0]
         except sqlite3.OperationalError as error:
             raise self._cannot_write(error) from None
 
     def _read(self, number: int) -> bytes | None:
-        """A record; None where there is none, or it is damaged."""
+        """Read a record; None if there is none, or it is damaged."""
         try:
             return zlib.decompress(self._execute("SELECT CAST(content AS BLOB) FROM records WHERE number = ?", number))
         except (TypeError, zlib.error):
             return None
 
     def _write(self, number: int | None, record: bytes) -> None:
-        """Insert a record; one without a number becomes the last."""
-        # Runs alone are looked for: longer matches are rare in such numbers, and take thrice the time.
+        """Insert a record; without a number it is appended."""
+        # Only run lengths are compressed: longer matches are rare in this data, and take three times as long.
         compressor = zlib.compressobj(strategy=zlib.Z_RLE)
         content = compressor.compress(record) + compressor.flush()
         self._execute("INSERT INTO records VALUES (?, ?)", number, content)
 
-    def _cut(self, number: int) -> None:
+    def _delete_from(self, number: int) -> None:
         self._execute("DELETE FROM records WHERE number >= ?", number)
-
-    def _other(self, old: Mapping[str, Any]) -> str:
-        return (
-            f"{self.path}: is of an unfinished replay with {_differing(old, self.about)}; repeat that one to finish "
-            "it, or remove this file to begin anew"
-        )
 
     def _cannot_write(self, error: sqlite3.OperationalError) -> InputError:
         self._opened.close()
@@ -209,7 +206,7 @@ class Journal:
 
 
 def pack(prediction: Prediction) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The tensors of a prediction, and the rest of it as JSON holds it."""
+    """The tensors of a prediction, and its other content as JSON values."""
     arrays: dict[str, np.ndarray] = {}
     for name, result in prediction.results.items():
         arrays |= prefixed(name, TASKS[name].pack(result))
@@ -222,9 +219,9 @@ def unpack(arrays: Mapping[str, np.ndarray], rest: Mapping[str, Any]) -> Predict
     return Prediction(results, rest["not_finite"])
 
 
-def _differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """The names whose values differ, with both values; "" where all are equal."""
-    new = json.loads(json.dumps(new))  # as the old ones were written
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """The names whose values differ, with both values; "" if all are equal."""
+    new = json.loads(json.dumps(new))  # like the old ones, which were read from JSON
     names = [name for name in {**old, **new} if old.get(name) != new.get(name)]
     return ", ".join(f"{name} {_short(old.get(name))} (now {_short(new.get(name))})" for name in names)
 

@@ -17,32 +17,30 @@ STAGES = {
     "preprocess": "points grouped into pillars, pictures resized, projections",
     "engine": "the network, with its in-graph decoding and the copies to and from the engine",
     "postprocess": "output arrays to boxes and map",
-    "health": "how each sensor is doing",
-    "belief": "the conditions, smoothed over time",
-    "memory": "results joined to what was seen before: detections to tracks, cells to the fused map",
+    "health": "health of the sensors",
+    "belief": "conditions, smoothed over time",
+    "memory": "detections assigned to tracks, cells fused into the map",
 }
 
 
-VEHICLE, THROUGHPUT = "vehicle", "throughput"  # how it was measured
+VEHICLE, THROUGHPUT = "vehicle", "throughput"  # modes of measurement
 
-# Said beside the numbers.
-COUNTED = {
+# How the numbers were measured, shown beside them.
+EXPLANATIONS = {
     VEHICLE: (
-        "each stage by the clock, on one thread that is bound to a core, and a frame's total is the sum of its stages: "
-        "frames come at the drive's own pace, none is read ahead, and nothing is written while one is perceived"
+        "each stage by the wall clock, on one thread pinned to a core, and a frame's total is the sum of its stages: "
+        "frames come at the recorded pace, none is read ahead, and nothing is written meanwhile"
     ),
     THROUGHPUT: (
-        "each stage by the clock, where it is done, and a frame's total is the sum of its stages: meanwhile the next "
-        "frames are read and the last ones written, on the same cores, so a vehicle would see other numbers "
-        "(`perception replay --latency`); what a frame waits between stages is not counted"
+        "each stage by the wall clock, on its own thread, and a frame's total is the sum of its stages: meanwhile the "
+        "next frames are read and the last ones written on the same cores, so the numbers are not those of a vehicle "
+        "(`perception replay --latency`); time that a frame waits between stages is not counted"
     ),
 }
 
 
 class Latency:
-    """Seconds of every stage of every frame, see COUNTED. The engine is warm: it has run the golden frames.
-
-    An hour at 2 Hz takes half a megabyte.
+    """Seconds of every stage of every frame, see EXPLANATIONS. The engine is warm, since it has run the golden frames.
 
     Args:
         mode: VEHICLE or THROUGHPUT.
@@ -63,14 +61,14 @@ class Latency:
             each.append(seconds[stage])
 
     def __len__(self) -> int:
-        """The number of frames whose stages were all added."""
+        """The number of complete frames."""
         return min(map(len, self._seconds.values()))
 
     def summary(self) -> dict[str, Any]:
-        """p50, p95, p99, mean and largest milliseconds of each stage and of their sum, and on which machine.
+        """p50, p95, p99, mean and maximum of each stage and of the total in ms, and the machine.
 
-        A frame misses its deadline if its total is longer than the median time between two frames of a drive. Without
-        two frames of a drive there is no deadline.
+        A frame misses its deadline if its total is longer than the median time between frames. There is no deadline if
+        no drive has two frames.
         """
         milliseconds = {stage: np.array(each) * 1e3 for stage, each in self._seconds.items()}
         milliseconds["total"] = np.sum(list(milliseconds.values()), axis=0)
@@ -82,7 +80,7 @@ class Latency:
             "period": None if period is None else round(period, 3),
             "deadline_misses": None if period is None else int((milliseconds["total"] > period).sum()),
             "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, {platform.system()}",
-            "counted": COUNTED[self.mode],
+            "counted": EXPLANATIONS[self.mode],
             "includes": STAGES,
             "stages": {stage: _quantiles(values) for stage, values in milliseconds.items()},
         }

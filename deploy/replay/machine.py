@@ -1,4 +1,4 @@
-"""The software and the machine that results and latencies depend on."""
+"""The software and the machine, on which results and latencies depend."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ _PACKAGES = ("deploy", "perception")
 
 @cache
 def software() -> dict[str, str]:
-    """Version of each program and library that computes, beside the engine's own.
+    """Versions of the software besides the engine.
 
-    `source` is the SHA-256 of our own code: unlike a version or a commit it is always known, and differs where a
-    single line does.
+    `source` is the SHA-256 of our code: unlike version or commit it is always known, and any change of a line changes
+    it.
     """
     try:
         tessera = version("tessera-perception")
@@ -49,13 +49,13 @@ def software() -> dict[str, str]:
 
 @cache
 def commit() -> str | None:
-    """The commit that is checked out, with -dirty where files differ from it; None outside a repository."""
+    """The checked-out commit, with -dirty if files differ from it; None outside of a repository."""
     if not (_ROOT / ".git").exists():
         return None
     command = ["git", "-C", str(_ROOT), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     try:
         done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.SubprocessError):  # no git here, or a repository that it does not trust
+    except (OSError, subprocess.SubprocessError):  # git is missing, or does not trust the repository
         return None
     return done.stdout.strip()
 
@@ -76,7 +76,7 @@ def _source() -> str:
 
 
 def _processor() -> str:
-    """Its model: as the kernel knows it on x86, of a Jetson the board's."""
+    """The model of the processor on x86, of the board on a Jetson."""
     for file, key in (("/proc/device-tree/model", ""), ("/proc/cpuinfo", "model name")):
         try:
             lines = Path(file).read_text(encoding="utf-8", errors="replace").strip("\0\n").splitlines()
@@ -88,7 +88,7 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def begun(runtime: Runtime, source: Source, settings: Settings) -> ReplayProvenance:
+def new_provenance(runtime: Runtime, source: Source, settings: Settings) -> ReplayProvenance:
     """The provenance of a replay before its first frame."""
     bundle, selection = runtime.bundle, settings.selection
     return ReplayProvenance(

@@ -1,4 +1,4 @@
-"""What the tasks measure of a finished replay, by the names that gates have for it."""
+"""Measure the metrics of gates on a finished replay."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from perception.tasks.judging import GateMetric, Judge
 
 
 class Measures:
-    """The judges of one replay, one for each task."""
+    """The judges of one replay, one per task."""
 
     def __init__(self, finished: Finished) -> None:
         self.finished = finished
         self.judges = {name: task.judge(finished.of_task(name)) for name, task in TASKS.items() if task.judge}
 
-    def judges_of_results(self) -> list[Judge]:
-        """The judges of the tasks that ran."""
+    def active_judges(self) -> list[Judge]:
+        """The judges of the tasks that the network has."""
         return [each for each in self.judges.values() if any(part is not None for part in each.frames.statistics)]
 
     def judge_of(self, metric: str) -> Judge:
-        """The judge that measures it: one of `metrics()` or `agreements()`."""
+        """The judge that measures one of `metrics()` or `agreements()`."""
         return next(each for each in self.judges.values() if metric in {**each.metrics, **each.agreements})
 
 
@@ -42,5 +42,5 @@ def metrics() -> dict[str, GateMetric]:
 
 
 def agreements() -> dict[str, GateMetric]:
-    """The outputs of all tasks in which replays can agree."""
+    """The agreements of all tasks."""
     return {name: metric for task in TASKS.values() if task.judge for name, metric in task.judge.agreements.items()}

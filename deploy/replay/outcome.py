@@ -1,4 +1,4 @@
-"""A verdict: each gate passes, fails or is inconclusive. As JSON, JUnit XML and a table."""
+"""A verdict, in which each gate passes, fails or is inconclusive; as JSON, JUnit XML and a table."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from xml.etree import ElementTree as xml
 from rich.table import Table
 
 Outcome = Literal["pass", "fail", "inconclusive"]
-EXIT_CODES: Mapping[Outcome, int] = {"pass": 0, "fail": 1, "inconclusive": 3}  # 2 is wrong input
+EXIT_CODES: Mapping[Outcome, int] = {"pass": 0, "fail": 1, "inconclusive": 3}  # 2 is invalid input
 _COLOURS: Mapping[Outcome, str] = {"pass": "green", "fail": "red", "inconclusive": "yellow"}
 
 
 @dataclass(frozen=True)
 class Case:
-    """One gate, or one class of it."""
+    """The outcome of one gate, or of one class of it."""
 
     name: str
     metric: str
     passed: bool
-    value: float | None  # None: not measured, which is a fail
+    value: float | None  # None: not measured, which fails
     limit: float
-    reason: str  # the numbers, and where it does not pass what is wrong
+    reason: str  # the numbers and, if it did not pass, why
     interval: tuple[float, float] | None = None  # of the value
-    excludes: float | None = None  # the smallest loss that the scenes exclude; None: none, or the gate has no interval
-    undecided: bool = False  # where it has not passed: the scenes show neither that it holds nor that it does not
+    excludes: float | None = None  # the smallest loss that the scenes exclude, if any
+    inconclusive: bool = False  # did not pass because there are too few scenes
 
     @property
     def outcome(self) -> Outcome:
-        return "pass" if self.passed else "inconclusive" if self.undecided else "fail"
+        return "pass" if self.passed else "inconclusive" if self.inconclusive else "fail"
 
     def as_dict(self) -> dict[str, Any]:
         return {
@@ -48,7 +48,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Verdict:
-    """With a baseline, `frames` and `scenes` are those that both replays have; without one, those of the replay."""
+    """The outcome of a replay. With a baseline, `frames` and `scenes` are those that both replays have."""
 
     cases: tuple[Case, ...]
     frames: int
@@ -67,7 +67,7 @@ class Verdict:
 
     @property
     def common(self) -> float | None:
-        """Share of this replay's frames that the baseline has; None without a baseline."""
+        """The share of this replay's frames that the baseline has; None without a baseline."""
         return None if self.baseline is None else self.frames / (self.replayed or self.frames)
 
     def as_dict(self) -> dict[str, Any]:
@@ -83,9 +83,9 @@ class Verdict:
         }
 
     def junit(self) -> bytes:
-        """JUnit XML as Jenkins, GitLab and GitHub's reporters read it: a test case for each gate.
+        """JUnit XML for Jenkins, GitLab and GitHub, with a test case per gate.
 
-        A gate that was not measured or is inconclusive becomes an <error>, because CI systems let a <skipped> pass.
+        A gate that was not measured or is inconclusive becomes an <error>, because CI systems let <skipped> pass.
         """
         counts = {
             "tests": str(len(self.cases)),
@@ -100,7 +100,7 @@ class Verdict:
             test.set("time", "0")
             kind = _junit_kind(case)
             if kind is not None:
-                type_ = "inconclusive" if case.undecided else case.metric
+                type_ = "inconclusive" if case.inconclusive else case.metric
                 xml.SubElement(test, kind, {"message": case.reason, "type": type_}).text = case.reason
             xml.SubElement(test, "system-out").text = case.reason
         xml.indent(root)
@@ -121,4 +121,4 @@ class Verdict:
 def _junit_kind(case: Case) -> str | None:
     if case.passed:
         return None
-    return "error" if case.value is None or case.undecided else "failure"
+    return "error" if case.value is None or case.inconclusive else "failure"

@@ -1,4 +1,4 @@
-"""What the report shows of a frame: points and cells from above, camera pictures, and boxes as lines on both."""
+"""Draw a frame for the report: points and cells from above, camera pictures, and boxes as lines on both."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ from perception.scene.scene import SceneFrame
 from perception.tasks.drawing import Layer, RasterLayer, rgb
 from perception.tasks.task import Task
 
-JPEG_QUALITY = 85  # of pictures in viewers' files
+JPEG_QUALITY = 85  # in files for viewers
 
-# Points by height above the road, from below it to 4 m: from slate to warm white, as RGB.
+# Colours (RGB) of points by height above the road, from below it to 4 m.
 HEIGHT_COLOURS = np.linspace((104, 126, 150), (255, 240, 205), 12).astype(np.uint8)
 
 # Corners as `Boxes.corners` orders them: 0-3 of the front face, 4-7 of the rear; 2, 3, 6, 7 are the lower ones.
 _EDGES = np.array([(0, 1), (1, 2), (2, 3), (3, 0), (4, 5), (5, 6), (6, 7), (7, 4), (0, 4), (1, 5), (2, 6), (3, 7)])
-_NEAR = 0.2  # m, what is closer to the camera's plane is cut off
+_NEAR = 0.2  # m, distance of the near plane at which edges are clipped
 
 
-def layers_of(tasks: Mapping[str, Task[Any]], frame: Frame, seen: SceneFrame) -> Iterator[tuple[str, Layer]]:
-    """Each task's name and layers of a frame, task by task."""
+def draw_layers(tasks: Mapping[str, Task[Any]], frame: Frame, seen: SceneFrame) -> Iterator[tuple[str, Layer]]:
+    """Yield each task's name with each of its layers for a frame."""
     for name, task in tasks.items():
         if name in seen.prediction.results:
             for layer in task.draw(frame, seen.prediction.results[name], seen.states.get(name)):
                 yield name, layer
 
 
-def from_above(reference: Reference) -> np.ndarray:
-    """(2, 2) screen from reference: x right, y down in metres, so that the vehicle drives up the screen."""
+def screen_from_reference(reference: Reference) -> np.ndarray:
+    """The rotation (2, 2) from the reference frame to the screen (x right, y down), with the vehicle facing up."""
     return np.array([[0.0, -1], [-1, 0]]) if reference == "ego" else np.array([[1.0, 0], [0, -1]])
 
 
 def points_picture(frame: Frame, grid: BevGrid, size: int) -> str | None:
-    """Data URI of the keyframe's points on a clear ground, coloured by height; None without LiDAR."""
+    """Data URI of the keyframe's points from above, coloured by height, transparent elsewhere; None without LiDAR."""
     if frame.points is None:
         return None
     points = frame.points[frame.points[:, 4] == 0]
@@ -50,27 +50,27 @@ def points_picture(frame: Frame, grid: BevGrid, size: int) -> str | None:
     height = points[:, :3] @ ego_from_reference[2, :3] + ego_from_reference[2, 3]
     shade = np.clip((height + 0.5) / 4.5 * len(HEIGHT_COLOURS), 0, len(HEIGHT_COLOURS) - 1).astype(np.uint8)
     order = np.argsort(shade, kind="stable")  # the highest point of a pixel is drawn last
-    screen = points[order, :2] @ from_above(frame.reference).T
+    screen = points[order, :2] @ screen_from_reference(frame.reference).T
     low, span = _extent(grid)
     pixels = np.clip(((screen - low) / span * size).astype(int), 0, size - 1)
     picture = np.zeros((size, size), np.uint8)
     picture[pixels[:, 1], pixels[:, 0]] = shade[order] + 1
-    return _uri("png", few_colours_png(picture, HEIGHT_COLOURS))
+    return _data_uri("png", indexed_png(picture, HEIGHT_COLOURS))
 
 
-def few_colours_png(picture: np.ndarray, colours: np.ndarray) -> bytes:
-    """PNG of a picture (H, W) uint8, W even, that names its colours: 0 is clear, i is colours[i - 1].
+def indexed_png(picture: np.ndarray, colours: np.ndarray) -> bytes:
+    """PNG of a picture (H, W) uint8 of colour indices, W even: 0 is transparent, i is colours[i - 1].
 
-    Four bits a pixel, as OpenCV cannot write: in a twentieth of the time that RGBA takes, and half its bytes.
+    It has 4 bits per pixel, which OpenCV cannot write: 20 times as fast as RGBA, and half the size.
 
     Args:
         colours: (C, 3) uint8 RGB, C < 16.
     """
     height, width = picture.shape
-    lines = np.zeros((height, 1 + width // 2), np.uint8)  # before each line 0: no filter
+    lines = np.zeros((height, 1 + width // 2), np.uint8)  # each line starts with 0: no filter
     lines[:, 1:] = picture[:, ::2] << 4 | picture[:, 1::2]
     chunks = {
-        b"IHDR": struct.pack(">IIBBBBB", width, height, 4, 3, 0, 0, 0),  # 3: colours by index
+        b"IHDR": struct.pack(">IIBBBBB", width, height, 4, 3, 0, 0, 0),  # 3: indexed colours
         b"PLTE": bytes(3) + colours.tobytes(),
         b"tRNS": b"\0",  # the opacity of colour 0; others are opaque
         b"IDAT": zlib.compress(lines.tobytes(), 3),
@@ -84,7 +84,7 @@ def few_colours_png(picture: np.ndarray, colours: np.ndarray) -> bytes:
 
 
 def raster_colours(layer: RasterLayer) -> np.ndarray:
-    """(rows, columns, 4) uint8 RGBA of a layer's cells."""
+    """The colours (rows, columns, 4) uint8 RGBA of a layer's cells."""
     cells = layer.probabilities.shape[1:]
     colour, opacity = np.zeros((*cells, 3)), np.zeros(cells)
     for probability, own in zip(layer.probabilities, layer.colours.values(), strict=True):
@@ -97,18 +97,18 @@ def raster_colours(layer: RasterLayer) -> np.ndarray:
 
 
 def raster_picture(layer: RasterLayer) -> str:
-    """Data URI of a layer's cells, see raster_colours, as they lie on the screen."""
+    """Data URI of a layer's cells in raster_colours, in screen orientation."""
     picture = raster_colours(layer)[..., [2, 1, 0, 3]]
     picture = picture[::-1, ::-1].transpose(1, 0, 2) if layer.grid.reference == "ego" else picture[::-1]
     _, content = cv2.imencode(".png", picture, [cv2.IMWRITE_PNG_COMPRESSION, 3])
-    return _uri("png", content.tobytes())
+    return _data_uri("png", content.tobytes())
 
 
 def camera_picture(image: np.ndarray, width: int) -> str:
     """Data URI of a camera's picture (H, W, 3), `width` pixels wide."""
     height = round(image.shape[0] * width / image.shape[1])
     small = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
-    return _uri("jpeg", jpeg(small, 66))
+    return _data_uri("jpeg", jpeg(small, 66))
 
 
 def jpeg(image: np.ndarray, quality: int = JPEG_QUALITY) -> bytes:
@@ -117,29 +117,29 @@ def jpeg(image: np.ndarray, quality: int = JPEG_QUALITY) -> bytes:
     return content.tobytes()
 
 
-def outlines_from_above(boxes: Boxes, reference: Reference) -> np.ndarray:
-    """(N, 6, 2) ground corners of each box from front left on, its middle, its front's middle; m, on the screen."""
+def box_outlines(boxes: Boxes, reference: Reference) -> np.ndarray:
+    """The ground corners of each box from front left on, its centre and its front's: (N, 6, 2) m on the screen."""
     corners = boxes.corners()[..., :2]
     ground = corners[:, [3, 2, 6, 7]]
     middle, front = ground.mean(axis=1, keepdims=True), ground[:, :2].mean(axis=1, keepdims=True)
-    outlines: np.ndarray = np.concatenate([ground, middle, front], axis=1) @ from_above(reference).T
+    outlines: np.ndarray = np.concatenate([ground, middle, front], axis=1) @ screen_from_reference(reference).T
     return outlines
 
 
-def edges_in_camera(boxes: Boxes, projection: np.ndarray, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
-    """Edges of boxes in a picture, cut off at the camera's plane.
+def box_edges(boxes: Boxes, projection: np.ndarray, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
+    """Edges of boxes in a picture, clipped at the near plane.
 
     Args:
         projection: (3, 4) recorded pixels from reference points.
         shape: of the recorded picture, (H, W, ...).
 
     Returns:
-        (N, 12, 2, 2) x y of each edge's start and end, recorded pixels, NaN where the edge lies behind the camera;
-        and (N,) bool, which boxes are in the picture.
+        (N, 12, 2, 2) x y of each edge's ends in recorded pixels, NaN for an edge behind the camera; and (N,) bool,
+        whether the box is in the picture.
     """
     corners = np.concatenate([boxes.corners(), np.ones((len(boxes), 8, 1))], axis=-1) @ projection.T  # u*d, v*d, d
     edges, inside = np.full((len(boxes), 12, 2, 2), np.nan), np.zeros(len(boxes), bool)
-    before = np.flatnonzero((corners[..., 2] >= _NEAR).any(axis=1))  # the camera's plane, at least in part
+    before = np.flatnonzero((corners[..., 2] >= _NEAR).any(axis=1))  # at least partly in front of the camera
     start, end = corners[before[:, None], _EDGES[:, 0]], corners[before[:, None], _EDGES[:, 1]]  # (M, 12, 3)
     start, end = _clipped(start, end), _clipped(end, start)
     found = np.stack([start[..., :2] / start[..., 2:], end[..., :2] / end[..., 2:]], axis=2)
@@ -149,14 +149,12 @@ def edges_in_camera(boxes: Boxes, projection: np.ndarray, shape: tuple[int, ...]
     return edges, inside
 
 
-def outlines_in_camera(
-    boxes: Boxes, projection: np.ndarray, shape: tuple[int, ...], width: int
-) -> dict[int, list[int]]:
-    """For each box in a picture, reduced to `width`: x1 y1 x2 y2 of its edges, one after the other.
+def box_edges_resized(boxes: Boxes, projection: np.ndarray, shape: tuple[int, ...], width: int) -> dict[int, list[int]]:
+    """For each box in a picture that is resized to `width`: x1 y1 x2 y2 of all its edges in one list.
 
-    Args: as those of edges_in_camera.
+    Args: as those of box_edges.
     """
-    edges, inside = edges_in_camera(boxes, projection, shape)
+    edges, inside = box_edges(boxes, projection, shape)
     index = np.flatnonzero(inside)
     pixels = np.rint(np.clip(edges[index] * (width / shape[1]), -4 * width, 5 * width)).reshape(-1, 12, 4)
     seen = ~np.isnan(pixels[..., 0])
@@ -166,7 +164,7 @@ def outlines_in_camera(
 
 
 def _clipped(start: np.ndarray, end: np.ndarray) -> np.ndarray:
-    """`start` moved along the edge to the near plane where it lies behind it; NaN where the whole edge does."""
+    """`start`, moved along the edge to the near plane if it is behind it; NaN if the whole edge is."""
     with np.errstate(invalid="ignore", divide="ignore"):
         share = (_NEAR - start[..., 2:]) / (end[..., 2:] - start[..., 2:])
         moved = start + share * (end - start)
@@ -175,11 +173,11 @@ def _clipped(start: np.ndarray, end: np.ndarray) -> np.ndarray:
 
 
 def _extent(grid: BevGrid) -> tuple[np.ndarray, np.ndarray]:
-    """Low corner and size of the ground on the screen, m."""
+    """Low corner and size of the grid on the screen, m."""
     ranges = np.array([grid.x, grid.y])
-    corners = np.stack([ranges[:, 0], ranges[:, 1]]) @ from_above(grid.reference).T
+    corners = np.stack([ranges[:, 0], ranges[:, 1]]) @ screen_from_reference(grid.reference).T
     return corners.min(axis=0), np.abs(corners[1] - corners[0])
 
 
-def _uri(kind: str, content: bytes) -> str:
+def _data_uri(kind: str, content: bytes) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"

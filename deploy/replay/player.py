@@ -1,4 +1,4 @@
-"""Replays recorded drives through an exported bundle, to see what the vehicle would have seen."""
+"""Replay recorded drives through an exported bundle, to see what the vehicle would have perceived."""
 
 from __future__ import annotations
 
@@ -13,39 +13,35 @@ from typing import Any
 
 from deploy.replay.fault_detection import FaultDetections
 from deploy.replay.faults import inject
-from deploy.replay.folder import REPORT, SOURCES, VIEWERS, concluded, remove
+from deploy.replay.folder import REPORT, SOURCES, VIEWERS, final_files, remove
+from deploy.replay.isolation import frozen_objects, single_core
 from deploy.replay.journal import JOURNAL, Journal, Recorded
 from deploy.replay.latency import THROUGHPUT, VEHICLE, Latency
-from deploy.replay.machine import begun
-from deploy.replay.prefetch import Behind, ahead
+from deploy.replay.machine import new_provenance
+from deploy.replay.prefetch import BackgroundWriter, prefetch
 from deploy.replay.provenance import PROVENANCE, DriveUsed
 from deploy.replay.real_time import RealTime
 from deploy.replay.report import Report
 from deploy.replay.results import LATENCY
 from deploy.replay.settings import Settings, Source
 from deploy.replay.sources import Drive
-from deploy.replay.undisturbed import uncollected, undisturbed
 from deploy.replay.writers import Writers, open_writers
 from deploy.runtime import Runtime
 from perception.atomic import made, write_atomically
 from perception.frame import Frame
 from perception.scene.scene import SceneFrame
 
-Timed = tuple[Frame, float]  # with the seconds that reading it took
+Timed = tuple[Frame, float]  # a frame, and the seconds that reading it took
 
 
 class Watcher:
     """Receives the progress of a replay; this one ignores it."""
 
     def message(self, text: str) -> None:
-        """Receives a line for people."""
+        """Receive a line of text."""
 
     def counted(self, frames: Iterator[Timed], expected: int) -> Iterator[Timed]:
-        """Yield the same frames while they are replayed.
-
-        Args:
-            expected: about how many there will be.
-        """
+        """Yield the same frames; `expected` is about their number."""
         return frames
 
 
@@ -53,23 +49,23 @@ class Player:
     """Runs drives through a runtime and writes to the folder `out`:
 
     TASK'S FILES      such as results.json and tracks.json of detection (`Task.files`)
-    statistics.jsonl  what a verdict needs of every frame besides
-    sources.json      per drive: frames that were read, missing sensors, and what was wrong with a recording's messages
+    statistics.jsonl  what a verdict also needs of every frame
+    sources.json      per drive: number of frames, missing sensors, and problems of a recording's messages
     latency.json      p50, p95 and p99 of every stage
-    report.html       all of it to look at, in one file
-    results.mcap/rrd  where they are asked for: all of it to look at in Foxglove or Rerun
-    replay.json       what was replayed, through what, on what (`deploy.replay.provenance`)
+    report.html       the replay as a single HTML page
+    results.mcap/rrd  the replay for Foxglove or Rerun, if requested
+    replay.json       drives, bundle, software and machine (`deploy.replay.provenance`)
 
-    An earlier replay's files are removed first. Until the new ones are whole, replay.journal holds what was perceived
-    so far. A killed replay of the same frames goes on from there; statistics.jsonl and the tasks' files are the same
-    bytes as without the kill. Where other software or another machine began it, it starts anew.
+    The files of an earlier replay are removed first. Until the new ones are complete, replay.journal has what was
+    perceived so far. A killed replay of the same frames resumes from there, and writes the same bytes to
+    statistics.jsonl and the tasks' files as without the kill. With other software or on another machine it restarts.
 
     Two threads read the next frames and write the last ones while the network runs (`deploy.replay.prefetch`). To
-    measure latencies the player first runs the drive without them, into the journal (`_drive_as_a_vehicle`).
+    measure latencies, the player first runs the drive without them, into the journal (`_measure_latencies`).
 
     Args:
-        source: of the drives.
-        watcher: of the progress; the player prints nothing.
+        source: where the drives come from.
+        watcher: receives the progress; the player prints nothing.
     """
 
     def __init__(
@@ -83,10 +79,10 @@ class Player:
     ) -> None:
         self.runtime, self.source, self.drives, self.out = runtime, source, drives, out
         self.settings, self.watcher = settings or Settings(), watcher or Watcher()
-        self.provenance = begun(runtime, source, self.settings)
+        self.provenance = new_provenance(runtime, source, self.settings)
         self.clock = RealTime() if self.settings.real_time or self.settings.latency else None
         known = [drive.tables for drive in drives if drive.tables is not None]
-        self.tables = known[0] if known else None  # of the annotations
+        self.tables = known[0] if known else None  # with the annotations
         self.not_finite = 0  # frames with a NaN or infinity in an output
         self.latency = Latency(VEHICLE if self.settings.latency else THROUGHPUT)
         self.expected = sum(self.settings.selection.expected(len(drive), drive.seconds) for drive in drives)
@@ -94,39 +90,39 @@ class Player:
         self.fault_detections = FaultDetections(self.settings.faults)
 
     def run(self) -> dict[str, Any]:
-        """Replay everything once; returns the summary that the report begins with."""
+        """Replay everything once; returns the summary."""
         if self.settings.latency:
-            self._drive_as_a_vehicle()
-        with self._journal() as journal, uncollected():
-            remove(self.out, concluded())
+            self._measure_latencies()
+        with self._journal() as journal, frozen_objects():
+            remove(self.out, final_files())
             if journal.resumed and not self.settings.latency:
-                self.watcher.message(f"{journal.path}: going on with the replay that was interrupted")
+                self.watcher.message(f"{journal.path}: resuming the interrupted replay")
             if journal.discarded:
-                self.watcher.message(f"{journal.path}: starting anew, for it was begun with {journal.discarded}")
+                self.watcher.message(f"{journal.path}: restarting, because it was begun with {journal.discarded}")
             with ExitStack() as files:
                 manifest, viewers = self.runtime.bundle.manifest, self.settings.viewers
                 writers = open_writers(files, self.out, manifest, self.tables, viewers)
-                behind = files.enter_context(Behind())
-                frames = ahead(self._frames())
+                background = files.enter_context(BackgroundWriter())
+                frames = prefetch(self._frames())
                 for frame, reading in self.watcher.counted(frames, self.expected):
                     recorded = journal.recall(frame)
-                    seen = self._seen(frame, reading) if recorded is None else self._recalled(frame, recorded)
-                    behind.call(self._take, writers, journal if recorded is None else None, frame, seen)
+                    seen = self._perceive(frame, reading) if recorded is None else self._restore(frame, recorded)
+                    background.call(self._write, writers, journal if recorded is None else None, frame, seen)
             self._conclude(journal)
             journal.finish()
         return self._summary()
 
-    def _drive_as_a_vehicle(self) -> None:
+    def _measure_latencies(self) -> None:
         """Perceive every frame at its own time, without other threads; only the journal is written.
 
-        Records of an interrupted replay are not used: their latencies would be of another run.
+        An interrupted replay is not resumed, so that all latencies are of one run.
         """
         seconds = sum(drive.seconds for drive in self.drives)
-        self.watcher.message(f"measuring latencies at the drive's own pace: up to {seconds:.0f} s")
-        with self._journal(resume=False) as journal, undisturbed():
-            remove(self.out, concluded())
+        self.watcher.message(f"measuring latencies at the recorded pace: up to {seconds:.0f} s")
+        with self._journal(resume=False) as journal, single_core():
+            remove(self.out, final_files())
             for frame, reading in self._frames():
-                journal.add(frame, self._seen(frame, reading))
+                journal.add(frame, self._perceive(frame, reading))
         self.runtime.scene.restart()
 
     def _journal(self, resume: bool = True) -> Journal:
@@ -138,7 +134,7 @@ class Player:
         return Journal(made(self.out) / JOURNAL, about, computed, resume)
 
     def _conclude(self, journal: Journal) -> None:
-        """Write the files that need the whole replay; replay.json last."""
+        """Write the files that need the whole replay, replay.json last."""
         late = {} if self.clock is None else {"behind": round(1e3 * self.clock.behind, 3)}
         write_atomically(self.out / LATENCY, json.dumps(self.latency.summary() | late, indent=2).encode())
         counts = [drive.counts.summary() for drive in self.drives]
@@ -180,42 +176,42 @@ class Player:
     def _frames(self) -> Iterator[Timed]:
         """The selected frames of every drive, with the seconds that reading each took."""
         selection, faults = self.settings.selection, self.settings.faults
-        drives = (frame for drive in self.drives for frame in selection.until_end(drive))
-        # Faults come first: their windows count from the drive's first frame, and a frozen sensor shows an earlier one.
+        drives = (frame for drive in self.drives for frame in selection.before_end(drive))
+        # Faults are injected before the selection, since they depend on earlier frames and on the start of the drive.
         return _clocked(selection.of(inject(self.fault_detections.started(drives), faults)))
 
-    def _seen(self, frame: Frame, reading: float) -> SceneFrame:
-        """Run the network on a frame. Reading counts as a stage."""
+    def _perceive(self, frame: Frame, reading: float) -> SceneFrame:
+        """Run the network on a frame; `reading` (s) is added as a stage."""
         if self.clock is not None:
             self.clock.wait_for(frame)
         seen = self.runtime.step(self._with_conditions(frame))
         return replace(seen, seconds={"read": reading, **seen.seconds})
 
-    def _recalled(self, frame: Frame, recorded: Recorded) -> SceneFrame:
-        """Restore what the journal has recorded of a frame."""
+    def _restore(self, frame: Frame, recorded: Recorded) -> SceneFrame:
+        """Restore what was perceived in a frame from its journal record."""
         given = self._with_conditions(frame)
         self.runtime.scene.observe(given)
         seen = self.runtime.scene.update(given, recorded.prediction, recorded.weights)
         return replace(seen, seconds=recorded.seconds)
 
-    def _take(self, writers: Writers, journal: Journal | None, frame: Frame, seen: SceneFrame) -> None:
-        """Write what was perceived in a frame; `journal` is None where it has the frame already."""
+    def _write(self, writers: Writers, journal: Journal | None, frame: Frame, seen: SceneFrame) -> None:
+        """Write what was perceived in a frame; `journal` is None if it has the frame already."""
         if journal is not None:
             journal.add(frame, seen)
         writers.add(frame, seen)
         self.not_finite += bool(seen.prediction.not_finite)
         self.report.add(frame, seen)
         self.fault_detections.add(frame, seen.health)
-        self.latency.add(frame, seen.seconds)  # last: it counts the frames of which all is written
+        self.latency.add(frame, seen.seconds)  # last, since it counts the completely written frames
 
     def _with_conditions(self, frame: Frame) -> Frame:
-        """The frame, with the conditions that the settings give it in place of the drive's tags."""
+        """The frame, with the conditions from the settings, if any, instead of the drive's tags."""
         given = self.settings.conditions
         return frame if given is None else replace(frame, conditions=given)
 
 
 def _clocked(frames: Iterator[Frame]) -> Iterator[Timed]:
-    """Yield the frames, with the seconds that reading each took."""
+    """Yield the frames with the seconds that reading each took."""
     start = time.perf_counter()
     for frame in frames:
         yield frame, time.perf_counter() - start

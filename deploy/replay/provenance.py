@@ -1,6 +1,6 @@
-"""replay.json: what was replayed, through which bundle, on which machine. No torch here.
+"""replay.json: drives, settings, bundle, software and machine of a finished replay. No torch here.
 
-The file exists only when the replay is finished. A baseline must have the same settings and data.
+A baseline must have the same settings and data.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ PROVENANCE = "replay.json"
 
 
 class BundleUsed(Section):
-    name: str  # of the configuration, as the manifest has it
+    name: str  # of the configuration, from the manifest
     manifest_sha256: str
-    release: int | None = None  # where the manifest has one
+    release: int | None = None  # from the manifest
 
 
 class EngineUsed(Section):
     target: str
-    compiler: str  # with its version, such as onnxruntime 1.26.0
-    records_sha256: tuple[str, ...] = ()  # of engines/<target>.json, one for each network; none for ONNX Runtime
+    compiler: str  # name and version, such as onnxruntime 1.26.0
+    records_sha256: tuple[str, ...] = ()  # of engines/<target>.json of each network; empty for ONNX Runtime
 
 
 class Machine(Section):
-    processor: str  # its model
+    processor: str  # model
     cores: int  # that this process may use
     platform: str  # architecture and operating system
 
@@ -46,40 +46,40 @@ class SelectionUsed(Section):
 class DriveUsed(Section):
     """A scene of a dataroot, or a recording."""
 
-    name: str  # of the scene; of a recording the name of the file
+    name: str  # of the scene, or of the recorded file
     frames: int  # that were perceived
-    sensors_sha256: str  # of what the sensors gave in these frames, faults included: deploy.replay.fingerprint
+    sensors_sha256: str  # of the sensor data of these frames, with faults: deploy.replay.fingerprint
 
 
 class ReplayProvenance(Section):
-    """What was replayed, through what, on what."""
+    """The content of replay.json."""
 
     schema_version: Literal[1] = 1
     bundle: BundleUsed
     engine: EngineUsed
-    software: dict[str, str]  # version of each program and library that computes; `source` is a hash of our own code
-    commit: str | None = None  # of our own code, with -dirty where files differed from it; None: not known
+    software: dict[str, str]  # versions; `source` is a hash of our code
+    commit: str | None = None  # of our code, with -dirty if files differed from it; None: not known
     machine: Machine
-    path: str  # last part of the drive's path: of the dataroot or the recording
+    path: str  # name of the dataroot or recording
     version: str | None  # of a dataroot's tables
     scenes: tuple[str, ...]  # as selected; empty: all
     topics_sha256: str | None  # of the YAML file of topics
     faults: tuple[str, ...]  # as `perception replay --fault` takes them, in order
-    conditions: tuple[str, ...] | None  # that the vehicle gets; None: the drive's tags
+    conditions: tuple[str, ...] | None  # used instead of the drive's tags; None: the tags
     selection: SelectionUsed
     real_time: bool
-    latency: bool  # whether latencies are those of a vehicle: `perception replay --latency`
+    latency: bool  # whether latencies were measured as on a vehicle (`perception replay --latency`)
     drives: tuple[DriveUsed, ...] = ()
     frames: int = 0  # that were perceived
-    resumed_at_frame: int = 0  # that were perceived before the replay was interrupted
+    resumed_at_frame: int = 0  # number of frames before the last interruption
     finished: str = ""  # ISO 8601, UTC
 
     @staticmethod
     def load(folder: Path) -> ReplayProvenance:
-        """Of the replay in the folder.
+        """Read the provenance of the replay in this folder.
 
         Raises:
-            InputError: the folder holds no finished replay, or one of another version of this program.
+            InputError: there is no finished replay, or it is from another version of this software.
         """
         path = folder / PROVENANCE
         try:
@@ -109,5 +109,5 @@ class ReplayProvenance(Section):
         }
 
     def write(self, folder: Path) -> None:
-        """Raises InputError where the folder cannot be written."""
+        """Write replay.json. InputError if the folder cannot be written."""
         write_atomically(folder / PROVENANCE, self.model_dump_json(indent=2).encode() + b"\n")

@@ -1,4 +1,4 @@
-"""Replays frames at the pace at which they were recorded."""
+"""Replay frames at the pace at which they were recorded."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import time
 
 from perception.frame import Frame
 
-LONGEST_WAIT = 60.0  # s between two frames; more is a pause, or a clock that was set
+LONGEST_WAIT = 60.0  # s between two frames; a longer one is a pause, or a clock that was set
 
 
 class RealTime:
     """Delays each frame of a drive until its own time. A late frame is not dropped."""
 
     def __init__(self) -> None:
-        self.behind = 0.0  # s that a frame was late at most
+        self.behind = 0.0  # s, the largest delay of a frame
         self._last: tuple[str, float] | None = None  # scene and s of the latest frame
-        self._zero = 0.0  # s, of the clock, when the drive's time was 0
+        self._zero = 0.0  # s, the clock at time 0 of the drive
 
     def wait_for(self, frame: Frame) -> None:
         """Sleep until it is time for the frame. The first frame of a drive, or after a jump in time, sets the clock."""

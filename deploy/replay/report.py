@@ -1,4 +1,4 @@
-"""The report of a replay: one HTML file without any other, to step through the frames."""
+"""The report of a replay: a single HTML file to step through the frames."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from deploy.replay.latency import STAGES
 from deploy.replay.page_data import as_script
 from deploy.replay.timeline import Timeline
 from deploy.replay.track_history import Trails
-from deploy.replay.worst_frames import Worst
+from deploy.replay.worst_frames import WorstFrames
 from perception.frame import CAMERAS, Boxes, Frame
 from perception.scene.scene import SceneFrame
 from perception.tasks.drawing import COUNTED_SCORE, LOWEST_SCORE, BoxLayer, Layer
 
-SPREAD = 28  # keyframes with pictures, evenly spread over the replay; they and the worst make the size of the file
+SPREAD = 28  # frames with pictures, evenly spread over the replay; with the worst frames they make up the file's size
 ABOVE_SIZE, CAMERA_WIDTH = 640, 400  # pixels
-MOST_BOXES = 80  # of a layer that the page can show; annotations are all shown
+MOST_BOXES = 80  # of a layer in a frame, except annotations
 
 
 class Report:
-    """Collects frames as they are replayed.
+    """Collects replayed frames.
 
     Args:
-        frames: how many there will be.
+        frames: the expected number of frames.
     """
 
     def __init__(self, manifest: Manifest, target: str, frames: int) -> None:
@@ -40,13 +40,13 @@ class Report:
         self._milliseconds: list[list[float]] = []  # of every frame, as STAGES
         self._scenes: list[tuple[int, str]] = []  # number of each scene's first frame
         self._start = 0  # us, of the scene
-        self._timeline, self._worst = Timeline(), Worst()
+        self._timeline, self._worst = Timeline(), WorstFrames()
         self._tasks = manifest.heads
-        self._layers: dict[str, dict[str, Any]] = {}  # what is the same in all frames, by the layer's name
+        self._layers: dict[str, dict[str, Any]] = {}  # what is equal in all frames, by the layer's name
         self._trails = defaultdict[str, Trails](Trails)  # by the layer's name
 
     def add(self, frame: Frame, seen: SceneFrame) -> None:
-        """Add the next frame, with what was perceived in it; `seen.seconds` must have all STAGES."""
+        """Add the next frame and what was perceived in it; `seen.seconds` must have all STAGES."""
         number = len(self._milliseconds)
         if not self._scenes or self._scenes[-1][1] != frame.scene:
             self._scenes.append((number, frame.scene))
@@ -54,8 +54,8 @@ class Report:
         self._milliseconds.append([round(seen.seconds[stage] * 1e3, 2) for stage in STAGES])
         self._timeline.add(number, frame, seen)
         layers = list(self._layers_of(frame, seen))
-        if self._worst.add(number, self._badness(frame, seen)) | (number in self._spread):
-            self._frames[number] = self._pictured(number, frame, seen, layers)
+        if self._worst.add(number, self._ratings(frame, seen)) | (number in self._spread):
+            self._frames[number] = self._with_pictures(number, frame, seen, layers)
             for number in self._frames.keys() - self._spread - self._worst.numbers:
                 del self._frames[number]
 
@@ -65,17 +65,17 @@ class Report:
         provenance: Mapping[str, str] | None = None,
         faults: Sequence[Mapping[str, Any]] = (),
     ) -> str:
-        """The page, without a verdict, which `page_data.with_verdict` adds.
+        """The page without a verdict, which `page_data.with_verdict` adds.
 
         Args:
             latency: Latency.summary().
             provenance: ReplayProvenance.brief().
             faults: FaultDetections.listed().
         """
-        low = pictures.from_above(self._grid.reference) @ np.array([self._grid.x, self._grid.y])
+        low = pictures.screen_from_reference(self._grid.reference) @ np.array([self._grid.x, self._grid.y])
         data = {
             "verdict": None,
-            "bundle": _facts(self.manifest, self.target) | dict(provenance or {}),
+            "bundle": _bundle_facts(self.manifest, self.target) | dict(provenance or {}),
             "layers": list(self._layers.values()),
             "cameras": CAMERAS,
             "cameraWidth": CAMERA_WIDTH,
@@ -96,19 +96,19 @@ class Report:
             page = page.replace(f"__{name}__", parts.joinpath(name).read_text(encoding="utf-8"))
         return page.replace("__data__", as_script(data))
 
-    def _badness(self, frame: Frame, seen: SceneFrame) -> dict[str, tuple[float, str]]:
+    def _ratings(self, frame: Frame, seen: SceneFrame) -> dict[str, tuple[float, str]]:
         total = sum(self._milliseconds[-1])
-        ill: dict[str, list[str]] = {}  # sensors by status
+        faulty: dict[str, list[str]] = {}  # sensors by status
         for name, health in seen.health.items():
             if health.status != "ok":
-                ill.setdefault(health.words, []).append(name)
-        measures = {
+                faulty.setdefault(health.words, []).append(name)
+        ratings = {
             "slowest": (total, f"{total:.0f} ms"),
             "sensors": (
-                sum(map(len, ill.values())),
+                sum(map(len, faulty.values())),
                 "; ".join(
                     f"{', '.join(names) if len(names) < 3 else f'{len(names)} sensors'} {status}"
-                    for status, names in ill.items()
+                    for status, names in faulty.items()
                 ),
             ),
         }
@@ -116,10 +116,10 @@ class Report:
         found = [task.mistakes(frame, results[name]) for name, task in self._tasks.items() if name in results]
         mistakes = [each for each in found if each is not None]
         if mistakes:
-            measures["mistakes"] = sum(number for number, _ in mistakes), "; ".join(text for _, text in mistakes)
-        return measures
+            ratings["mistakes"] = sum(number for number, _ in mistakes), "; ".join(text for _, text in mistakes)
+        return ratings
 
-    def _pictured(self, number: int, frame: Frame, seen: SceneFrame, layers: Sequence[Layer]) -> dict[str, Any]:
+    def _with_pictures(self, number: int, frame: Frame, seen: SceneFrame, layers: Sequence[Layer]) -> dict[str, Any]:
         return {
             "token": frame.token,
             "scene": frame.scene,
@@ -138,8 +138,8 @@ class Report:
         }
 
     def _layers_of(self, frame: Frame, seen: SceneFrame) -> Iterator[Layer]:
-        """Yield the layers of a frame; remembers their descriptions and the places of tracked boxes."""
-        for task, layer in pictures.layers_of(self._tasks, frame, seen):
+        """Yield the layers of a frame; stores their descriptions and the positions of tracked boxes."""
+        for task, layer in pictures.draw_layers(self._tasks, frame, seen):
             if layer.name not in self._layers:
                 self._layers[layer.name] = _described(task, layer)
             if isinstance(layer, BoxLayer) and layer.style == "tracked":
@@ -147,13 +147,13 @@ class Report:
             yield layer
 
     def _drawn(self, layer: Layer, frame: Frame) -> str | list[dict[str, Any]]:
-        """A layer as the page draws it: a picture, or its boxes."""
+        """A layer as data for the page: a picture or boxes."""
         if not isinstance(layer, BoxLayer):
             return pictures.raster_picture(layer)
         layer, to_reference = self._worth_showing(layer), np.linalg.inv(frame.global_from_reference)
         tracked = layer.style == "tracked"
         boxes = layer.boxes.transformed(to_reference) if tracked else layer.boxes
-        above = pictures.outlines_from_above(boxes, frame.reference).round(2).tolist()
+        above = pictures.box_outlines(boxes, frame.reference).round(2).tolist()
         more = self._with_trails(layer, frame, to_reference) if tracked else _in_pictures(boxes, frame)
         return [
             {"class": int(label), "score": round(float(score), 3), "above": outline, **each}
@@ -161,14 +161,14 @@ class Report:
         ]
 
     def _worth_showing(self, layer: BoxLayer) -> BoxLayer:
-        """The annotations on the ground that is drawn; of other boxes those with the best scores."""
+        """The annotations in the visible area, or the other boxes with the best scores."""
         index = np.flatnonzero(layer.shown)
         if layer.style == "annotated":
             return layer.select(index[self._grid.inside(layer.boxes.centers[index] * [1, 1, 0])])
         return layer.select(index[np.argsort(-layer.boxes.scores[index], kind="stable")[:MOST_BOXES]])
 
     def _with_trails(self, layer: BoxLayer, frame: Frame, to_reference: np.ndarray) -> list[dict[str, Any]]:
-        to_screen = pictures.from_above(frame.reference) @ to_reference[:2]
+        to_screen = pictures.screen_from_reference(frame.reference) @ to_reference[:2]
         faded = np.zeros(len(layer.ids), bool) if layer.faded is None else layer.faded
         trails = [self._trails[layer.name].of(each) @ to_screen[:, :3].T + to_screen[:, 3] for each in layer.ids]
         return [
@@ -178,13 +178,13 @@ class Report:
 
 
 def _described(task: str, layer: Layer) -> dict[str, Any]:
-    """What the page shows of a layer in every frame: its checkbox, its legend and its style."""
+    """A layer's data for the page that is equal in all frames: checkbox, legend and style."""
     style, within = (layer.style, layer.within) if isinstance(layer, BoxLayer) else ("raster", None)
     classes = [{"name": name, "colour": colour} for name, colour in layer.colours.items()]
     return {"name": layer.name, "task": task, "style": style, "within": within, "classes": classes}
 
 
-def _facts(m: Manifest, target: str) -> dict[str, str]:
+def _bundle_facts(m: Manifest, target: str) -> dict[str, str]:
     return {
         "network": m.name,
         "sensors": " + ".join(m.sensors),
@@ -201,10 +201,12 @@ def _facts(m: Manifest, target: str) -> dict[str, str]:
 
 
 def _in_pictures(boxes: Boxes, frame: Frame) -> list[dict[str, Any]]:
-    """How far each box moves in 1 s, and its edges in the cameras' pictures."""
-    moved = (np.nan_to_num(boxes.velocities[:, :2]) @ pictures.from_above(frame.reference).T).round(2).tolist()
+    """The movement of each box in 1 s, and its edges in the cameras' pictures."""
+    moved = (
+        (np.nan_to_num(boxes.velocities[:, :2]) @ pictures.screen_from_reference(frame.reference).T).round(2).tolist()
+    )
     edges = {
-        name: pictures.outlines_in_camera(boxes, frame.image_from_reference(name), camera.image.shape, CAMERA_WIDTH)
+        name: pictures.box_edges_resized(boxes, frame.image_from_reference(name), camera.image.shape, CAMERA_WIDTH)
         for name, camera in frame.cameras.items()
     }
     return [

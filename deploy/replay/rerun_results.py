@@ -1,4 +1,4 @@
-"""The results of a replay as a recording that opens in Rerun's viewer."""
+"""Write the results of a replay to a recording for Rerun."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from deploy.replay.pictures import jpeg, layers_of, raster_colours
+from deploy.replay.pictures import draw_layers, jpeg, raster_colours
 from perception.atomic import atomic_file
 from perception.errors import InputError
 from perception.frame import Frame
@@ -27,12 +27,12 @@ except ImportError:
 class RerunWriter:
     """Writes results.rrd.
 
-    world/LAYER                        what the tasks draw in the global frame, such as tracks
-    world/vehicle                      the frame of reference: points
-    world/vehicle/LAYER                what the tasks draw in it, such as detections and annotations
-    world/vehicle/CAM_*                pictures, where the cameras were
-    LAYER                              cells seen from above, such as map
-    conditions, route, health          what is believed, what runs, how the sensors are, and why
+    world/LAYER                        the tasks' layers in the global frame, such as tracks
+    world/vehicle                      the reference frame, with the points
+    world/vehicle/LAYER                the tasks' layers in it, such as detections and annotations
+    world/vehicle/CAM_*                pictures, at the poses of the cameras
+    LAYER                              raster layers from above, such as map
+    conditions, route, health          believed conditions, active modules, sensor health, with reasons
     """
 
     def __init__(self, recording: rerun.RecordingStream, tasks: Mapping[str, Task[Any]]) -> None:
@@ -41,7 +41,7 @@ class RerunWriter:
     @classmethod
     @contextmanager
     def open(cls, path: Path, tasks: Mapping[str, Task[Any]]) -> Iterator[RerunWriter]:
-        """A writer of the file `path`, which appears whole when the block ends."""
+        """Open a writer of the file `path`, which appears when the block ends."""
         recording = rerun.RecordingStream("tessera")
         with atomic_file(path, "the recording") as file:
             recording.save(file.name)
@@ -57,7 +57,7 @@ class RerunWriter:
         log = self._recording.log
         self._recording.set_time("time", timestamp=frame.timestamp * 1e-6)
         log("world/vehicle", _transform(frame.global_from_reference))
-        for _, layer in layers_of(self._tasks, frame, seen):
+        for _, layer in draw_layers(self._tasks, frame, seen):
             if isinstance(layer, BoxLayer):
                 parent = "world" if layer.style == "tracked" else "world/vehicle"
                 log(f"{parent}/{layer.name}", _boxes(layer.visible()))

@@ -1,4 +1,4 @@
-"""A finished replay, read back from its folder to be judged."""
+"""The results of a finished replay, read from its folder to be judged."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Finished:
 
     @staticmethod
     def load(folder: Path) -> Finished:
-        """Raises InputError where the folder holds no finished replay."""
+        """Read the replay in this folder. InputError if there is no finished one."""
         path = folder / STATISTICS
         try:
             lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
@@ -40,7 +40,7 @@ class Finished:
         return Finished(folder, lines)
 
     def only(self, tokens: Sequence[str]) -> Finished:
-        """The replay with these frames alone, in this order."""
+        """The replay with only these frames, in this order."""
         line_of = {line["token"]: line for line in self.lines}
         return Finished(self.folder, [line_of[token] for token in tokens])
 
@@ -53,22 +53,22 @@ class Finished:
 
     @cached_property
     def scenes(self) -> np.ndarray:
-        """(F,) int, the scene of each frame, from 0 on."""
+        """The scene (F,) int of each frame, counted from 0."""
         return np.asarray(np.unique([line["scene"] for line in self.lines], return_inverse=True)[1])
 
     @cached_property
     def egos(self) -> np.ndarray:
-        """(F, 2) m, where the vehicle is, in the global frame."""
+        """The position (F, 2) of the vehicle in the global frame, m."""
         return np.array([line["ego"] for line in self.lines], np.float64)
 
     @property
     def conditions(self) -> list[str]:
-        """Conditions that are known of some frames but not of all, such as rain and clear."""
+        """The conditions that some frames have but not all, such as rain and clear."""
         known = [frozenset(line["conditions"]) for line in self.lines]
         return sorted(frozenset.union(*known) - frozenset.intersection(*known))
 
     def of_task(self, name: str) -> ReplayedFrames:
-        """The frames as a task judges them."""
+        """The frames for the judge of a task."""
         return ReplayedFrames(
             folder=self.folder,
             tokens=self.tokens,
@@ -82,7 +82,7 @@ class Finished:
     def dropped(self) -> tuple[int, int]:
         """The number of missing keyframes, and of frames without any sensor that the network takes.
 
-        A gap counts in median periods: where keyframes come every 0.5 s, two are missing in a gap of 1.5 s.
+        Gaps are divided by the median period: with keyframes every 0.5 s, two are missing in a gap of 1.5 s.
         """
         times = np.array([line["timestamp"] for line in self.lines], np.int64)
         gaps = np.diff(times)[np.diff(self.scenes) == 0]
@@ -91,7 +91,7 @@ class Finished:
 
     @property
     def not_finite(self) -> list[str]:
-        """Tokens of the frames in which an output of the network was not finite."""
+        """Tokens of the frames with a non-finite output of the network."""
         return [line["token"] for line in self.lines if line["not_finite"]]
 
     @property
@@ -99,13 +99,13 @@ class Finished:
         """Milliseconds by stage and quantile.
 
         Raises:
-            InputError: latency.json is not there.
+            InputError: there is no latency.json.
         """
         return dict(self._latency["stages"])
 
     @property
-    def as_a_vehicle(self) -> bool:
-        """Whether latencies are those of a vehicle (`perception replay --latency`); raises as `latency` does."""
+    def latency_as_on_vehicle(self) -> bool:
+        """Whether latencies were measured as on a vehicle (`perception replay --latency`); raises like `latency`."""
         return self._latency.get("mode") == VEHICLE
 
     @property

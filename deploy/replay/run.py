@@ -1,4 +1,4 @@
-"""Replays recorded drives, prints how it went, and judges it: what `perception replay` does."""
+"""The command `perception replay`: replay recorded drives, print a summary, and judge the replay."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from deploy.replay.folder import judged_or_broken, require_apart
+from deploy.replay.folder import error_if_unjudged, require_separate
 from deploy.replay.gates import Gates
 from deploy.replay.measures import measure_whole
 from deploy.replay.player import Player, Timed, Watcher
@@ -30,29 +30,28 @@ def replay(
     gates: Gates | None = None,
     console: Console | None = None,
 ) -> dict[str, Any]:
-    """Replay recorded drives through a bundle.
+    """Replay recorded drives through a bundle, and judge the outcome if there are gates or a baseline.
 
-    Where `out` holds an unfinished replay of the same, it goes on. Where there are gates or a baseline the outcome is
-    judged.
+    An unfinished replay of the same drives in `out` is resumed.
 
     Args:
-        baseline: the folder of another replay of the same scenes, to compare with.
-        gates: what must be reached; without them and with a baseline the usual ones.
+        baseline: folder of another replay of the same scenes.
+        gates: by default `default_gates`, if there is a baseline.
 
     Returns:
-        The summary, with the verdict under `verdict` where there is one.
+        The summary, with the verdict, if any, under `verdict`.
 
     Raises:
-        InputError: no such drive, scene, bundle or engine, a damaged file, a bundle that is not trusted, a gate
-            or baseline that cannot be used, no frame selected, or `out` cannot be written or holds an unfinished
+        InputError: there is no such drive, scene, bundle or engine, a file is damaged, the bundle is not trusted, a
+            gate or the baseline cannot be used, no frame is selected, or `out` cannot be written or has an unfinished
             replay of something else.
     """
     console, settings = console or Console(), settings or Settings()
-    require_apart(out, baseline)
+    require_separate(out, baseline)
     require_comparable(baseline, gates)
     require_viewers(settings.viewers)
     judged = gates is not None or baseline is not None
-    with judged_or_broken(out, judged):
+    with error_if_unjudged(out, judged):
         runtime = Runtime(bundle, settings.target, settings.trust)
         drives = open_drives(source.path, source.version, source.scenes, runtime.bundle.spec, source.topics)
         player = Player(runtime, source, drives, out, settings, _Progress(console))
@@ -68,7 +67,7 @@ def replay(
 
 
 class _Progress(Watcher):
-    """On a console."""
+    """Shows the progress on a console."""
 
     def __init__(self, console: Console) -> None:
         self._console = console

@@ -1,4 +1,4 @@
-"""Which frames of the drives are replayed."""
+"""Select the frames of the drives that are replayed."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ class Selection:
 
     Args:
         start: s since the first frame of the drive.
-        end: s; frames from there on are left out.
-        every: 1 selects each frame between them, 2 each second one, and so on.
+        end: s; later frames are left out.
+        every: select every Nth of these frames.
 
     Raises:
-        InputError: no frame can be in it.
+        InputError: no frame can be selected.
     """
 
     start: float = 0.0
@@ -33,8 +33,8 @@ class Selection:
         if self.every < 1:
             raise InputError(f"--every {self.every}: give 1 for every frame, 2 for every second one, ...")
 
-    def until_end(self, drive: Iterable[Frame]) -> Iterator[Frame]:
-        """Yield the frames of one drive before `end`; reads one frame more."""
+    def before_end(self, drive: Iterable[Frame]) -> Iterator[Frame]:
+        """Yield the frames of one drive before `end`; reads one more frame."""
         start = None
         for frame in drive:
             start = frame.timestamp if start is None else start

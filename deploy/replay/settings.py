@@ -1,4 +1,4 @@
-"""What is replayed, and how."""
+"""The settings of a replay: its drives, and how they are replayed."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Source:
 
     Args:
         path: a nuScenes dataroot, a .mcap or .db3 file, or a rosbag2's folder.
-        version: of the tables of a dataroot; None for a recording.
-        scenes: of a dataroot: names, or keyframes such as `scene-0103:0-4`; empty for every scene.
-        topics: a YAML file that says which topics of a recording are which sensor.
+        version: version of a dataroot's tables; None for a recording.
+        scenes: names of a dataroot's scenes, or keyframes such as `scene-0103:0-4`; empty for every scene.
+        topics: YAML file that maps the topics of a recording to sensors.
     """
 
     path: Path
@@ -34,14 +34,14 @@ class Settings:
     """How drives are replayed.
 
     Args:
-        target: the engine of the bundle that runs.
-        trust: who must have signed the bundle, and how old it may be; None takes it unsigned and of any age.
-        faults: of the sensors, in this order.
-        conditions: that the vehicle gets with every frame instead of the drive's tags; None: the tags.
+        target: the target whose engine runs.
+        trust: who must have signed the bundle, and how old it may be; None accepts it unsigned and of any age.
+        faults: sensor faults, injected in this order.
+        conditions: used for every frame instead of the drive's tags; None: the tags.
         selection: the part of every drive that is replayed.
-        real_time: whether no frame is given to the network before the vehicle had it.
-        latency: whether latencies are measured as a vehicle would see them: at the drive's pace, with nothing beside.
-        viewers: for which to write a file, see deploy.replay.folder.VIEWERS.
+        real_time: whether frames are replayed at the recorded pace.
+        latency: whether latencies are measured as on a vehicle: at the recorded pace, with no other work.
+        viewers: names in deploy.replay.folder.VIEWERS for which to write a file.
     """
 
     target: str = "cpu"

@@ -1,4 +1,4 @@
-"""What a verdict needs of every frame beside the results: when and where it was, and a part for each task."""
+"""Per-frame statistics that a verdict needs besides the results: time, position, and a part for each task."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class StatisticsWriter:
     """Writes statistics.jsonl, one line for each frame.
 
     Args:
-        sensors: what the network takes, of "camera" and "lidar".
-        tasks: of the network.
-        source: of the frames' truth; None where the drive has no annotations.
+        sensors: those that the network takes, of "camera" and "lidar".
+        tasks: the network's tasks by name.
+        source: of the annotations; None if the drive has none.
     """
 
     def __init__(

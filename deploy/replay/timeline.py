@@ -1,4 +1,4 @@
-"""Conditions, active modules and sensor health over a replay, as spans of frames."""
+"""Conditions, active modules and sensor health during a replay, as spans of frames."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from perception.scene.scene import SceneFrame
 
 
 class Timeline:
-    """Lanes of spans. A span grows while its value stays, so that memory does not grow with each frame."""
+    """Lanes of spans with a constant value, so that memory does not grow with each frame."""
 
     def __init__(self) -> None:
         self._lanes: dict[tuple[str, str], list[dict[str, Any]]] = {}  # (kind, name) -> spans
@@ -28,7 +28,7 @@ class Timeline:
         self._scene = seen.scene
 
     def _extend(self, lane: tuple[str, str], number: int, scene: str, value: str, why: str) -> None:
-        """Extend the last span, or begin a new one. A span ends with its drive and keeps its first reason."""
+        """Extend the last span or start a new one. A span ends with its drive and keeps its first reason."""
         spans = self._lanes.setdefault(lane, [])
         if spans and spans[-1]["value"] == value and spans[-1]["to"] == number - 1 and scene == self._scene:
             spans[-1]["to"] = number

@@ -1,4 +1,4 @@
-"""Judges a finished replay by gates, alone or against a baseline."""
+"""Judge a finished replay by gates, alone or against a baseline."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from deploy.replay.change import change
 from deploy.replay.comparable import common_frames
 from deploy.replay.gates import (
-    USUAL_COMMON,
+    DEFAULT_COMMON,
     Agreement,
     Difference,
     Dropped,
@@ -18,7 +18,7 @@ from deploy.replay.gates import (
     Gates,
     LatencyLimit,
     Score,
-    usual_gates,
+    default_gates,
 )
 from deploy.replay.measures import Measures, metrics
 from deploy.replay.outcome import Case, Verdict
@@ -30,15 +30,15 @@ from perception.tasks.judging import Unmeasured
 
 
 def judge(out: Path, baseline: Path | None = None, gates: Gates | None = None) -> Verdict:
-    """Judge the replay in the folder `out`; writes verdict.json and junit.xml there, and the verdict into report.html.
+    """Judge the replay in the folder `out`; writes verdict.json and junit.xml there, and updates report.html.
 
     Args:
-        baseline: the folder of another replay of the same drives; the frames that both have are compared.
-        gates: what must be reached; without them the usual ones against the baseline.
+        baseline: folder of another replay of the same drives; the frames that both have are compared.
+        gates: by default `default_gates` against the baseline.
 
     Raises:
-        InputError: a folder holds no finished replay, the baseline is of something else or has too few of the frames,
-            there is neither a baseline nor a gate, or a gate needs a baseline.
+        InputError: a folder has no finished replay, the baseline is not comparable or has too few of the frames, there
+            is neither a baseline nor a gate, or a gate needs a baseline.
     """
     if baseline is None and gates is None:
         raise InputError("there is nothing to judge by; give --gates, --baseline or both")
@@ -54,30 +54,30 @@ def judge(out: Path, baseline: Path | None = None, gates: Gates | None = None) -
 
 
 def require_comparable(baseline: Path | None, gates: Gates | None) -> None:
-    """Check before a long replay that there is a baseline where a gate needs one.
+    """Check, before a long replay, that there is a baseline if a gate needs one.
 
     Raises:
-        InputError: a gate needs a baseline, or its folder holds no finished replay.
+        InputError: a gate needs a baseline, or its folder has no finished replay.
     """
     if baseline is not None:
         Finished.load(baseline)
     elif gates is not None:
         for gate in gates.gates:
             if isinstance(gate, Difference | Agreement):
-                raise InputError(f"the gate {gate.metric!r} compares with a replay; give its folder with --baseline")
+                raise InputError(f"the gate {gate.metric!r} needs another replay; give its folder with --baseline")
 
 
 class _Judge:
     def __init__(self, finished: Finished, baseline: Path | None, gates: Gates | None) -> None:
         self.finished, self.baseline = finished, baseline
         self.run, self.judged = Measures(finished), finished
-        self.pair: tuple[Measures, Measures] | None = None  # the frames that both have: this run, the baseline
+        self.pair: tuple[Measures, Measures] | None = None  # common frames of this run and of the baseline
         if baseline is not None:
             other = Finished.load(baseline)
-            common = common_frames(finished, other, USUAL_COMMON if gates is None else gates.common)
+            common = common_frames(finished, other, DEFAULT_COMMON if gates is None else gates.common)
             self.judged = finished.only(common)
             self.pair = Measures(self.judged), Measures(other.only(common))
-        self.gates = gates or usual_gates(self.pair[0] if self.pair else self.run)
+        self.gates = gates or default_gates(self.pair[0] if self.pair else self.run)
 
     def verdict(self) -> Verdict:
         cases = tuple(case for gate in self.gates.gates for case in self._cases(gate)) + self._finite()
@@ -88,17 +88,17 @@ class _Judge:
     def _cases(self, gate: Gate) -> Iterator[Case]:
         match gate:
             case Score():
-                for each in self._expanded(gate, gate.metric, self.run):
+                for each in self._per_class(gate, gate.metric, self.run):
                     yield self._score(each)
             case Difference():
                 assert self.pair is not None
-                for each in self._expanded(gate, gate.of, self.pair[0]):
+                for each in self._per_class(gate, gate.of, self.pair[0]):
                     yield self._difference(each)
             case Agreement():
                 yield self._agreement(gate)
             case LatencyLimit():
                 name = f"latency {gate.stage} {gate.quantile}"
-                if not self.finished.as_a_vehicle:
+                if not self.finished.latency_as_on_vehicle:
                     yield _unmeasured(name, gate.metric, gate.at_most, Unmeasured("measure with --latency"))
                     return
                 value = self.finished.latency[gate.stage][gate.quantile]
@@ -106,18 +106,18 @@ class _Judge:
                 yield Case(name, gate.metric, passed, value, gate.at_most, f"{value:.1f} ms; {limit}")
             case Dropped():
                 lacking, blind = self.finished.dropped
-                reason = f"{lacking} keyframes lack and {blind} are without any sensor; at most {gate.at_most}"
+                reason = f"{lacking} keyframes are missing and {blind} have no sensor data; at most {gate.at_most}"
                 passed = lacking + blind <= gate.at_most
                 yield Case("dropped frames", gate.metric, passed, lacking + blind, gate.at_most, reason)
 
     def _finite(self) -> tuple[Case, ...]:
-        """A failing case where outputs were not finite, whatever the gates are; () where all were finite."""
+        """A failing case if any output was not finite, whatever the gates are; otherwise ()."""
         tokens, frames = self.finished.not_finite, len(self.finished)
         reason = f"{len(tokens)} of {frames} frames not finite, first {tokens[0]}" if tokens else ""
         return (Case("finite", "finite", False, len(tokens) / frames, 0.0, reason),) if tokens else ()
 
-    def _expanded(self, gate: Any, metric: str, measures: Measures) -> Iterator[Any]:
-        """Without a class, a metric such as AP becomes a gate for each annotated class."""
+    def _per_class(self, gate: Any, metric: str, measures: Measures) -> Iterator[Any]:
+        """Yield a gate for each annotated class, if the metric is one per class and the gate names no class."""
         if not metrics()[metric].each or gate.class_ is not None:
             yield gate
             return

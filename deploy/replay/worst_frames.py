@@ -6,29 +6,29 @@ import heapq
 from collections.abc import Mapping
 from typing import Any
 
-KEPT = 4  # frames by each measure
+WORST_KEPT = 4  # frames by each measure
 
 
-class Worst:
-    """The KEPT worst frames by each measure so far; of equal ones the earliest."""
+class WorstFrames:
+    """The WORST_KEPT worst frames so far by each measure; the earliest among equals."""
 
     def __init__(self) -> None:
-        self._heaps: dict[str, list[tuple[float, int, str]]] = {}  # measure -> badness, -number, text
+        self._heaps: dict[str, list[tuple[float, int, str]]] = {}  # measure -> value, -number, text
 
-    def add(self, number: int, badness: Mapping[str, tuple[float, str]]) -> bool:
+    def add(self, number: int, ratings: Mapping[str, tuple[float, str]]) -> bool:
         """Add a frame; returns whether it is among the worst so far.
 
         Args:
-            badness: of each measure the number, higher is worse and 0 never counts, and the number in words.
+            ratings: measure -> value and its text; higher is worse, and 0 is never among the worst.
         """
-        among = False
-        for measure, (value, text) in badness.items():
+        among_worst = False
+        for measure, (value, text) in ratings.items():
             heap = self._heaps.setdefault(measure, [])
             entry = (value, -number, text)
-            if value > 0 and (len(heap) < KEPT or entry > heap[0]):
-                (heapq.heappush if len(heap) < KEPT else heapq.heapreplace)(heap, entry)
-                among = True
-        return among
+            if value > 0 and (len(heap) < WORST_KEPT or entry > heap[0]):
+                (heapq.heappush if len(heap) < WORST_KEPT else heapq.heapreplace)(heap, entry)
+                among_worst = True
+        return among_worst
 
     @property
     def numbers(self) -> set[int]:

@@ -27,7 +27,7 @@ class ViewerWriter(Protocol):
 
 
 def require_viewers(names: Sequence[str]) -> None:
-    """Raise InputError where one of the names is no viewer."""
+    """Raise InputError if one of the names is not in VIEWERS."""
     for name in names:
         if name not in VIEWERS:
             raise InputError(f"{name}: no file is written for this viewer; choose from {', '.join(VIEWERS)}")
@@ -36,7 +36,7 @@ def require_viewers(names: Sequence[str]) -> None:
 class Writers(NamedTuple):
     """All writers of a replay."""
 
-    tasks: Mapping[str, FrameWriter]  # of the files that are a task's own
+    tasks: Mapping[str, FrameWriter]  # of the tasks' own files
     statistics: StatisticsWriter
     viewers: Sequence[ViewerWriter]
 
@@ -52,10 +52,10 @@ class Writers(NamedTuple):
 def open_writers(
     files: ExitStack, out: Path, manifest: Manifest, source: Keyframes | None, viewers: Sequence[str]
 ) -> Writers:
-    """The writers of the folder `out`; the files appear whole when `files` is closed.
+    """Open the writers for the folder `out`; complete files appear when `files` is closed.
 
     Args:
-        source: of the frames' truth; None where the drive has no annotations.
+        source: of the annotations; None if the drive has none.
         viewers: names in VIEWERS.
 
     Raises:

@@ -158,7 +158,7 @@ lanes.onclick = event => {
   const nearest = data.frames.reduce((a, b) => Math.abs(b.number - number) < Math.abs(a.number - number) ? b : a);
   location.hash = place(nearest.number);
 };
-at("lanesNote").textContent = "Time of each frame, conditions by tags and as believed in, modules in force and why, health of the sensors. " +
+at("lanesNote").textContent = "Time of each frame, conditions by tags and as believed, active modules and why, health of the sensors. " +
   (data.frames.length < frameCount ? `${data.frames.length} of ${frameCount} frames have pictures: the worst, and others evenly spread. ` : "") +
   "Click to see the nearest frame with pictures.";
 

@@ -89,7 +89,7 @@ function facts(frame) {
     if (value) line(kind, why || value, "");
   }
   for (const [name, [weight, why]] of Object.entries(frame.route)) {
-    line(name, `${weight > 0 ? "in force" : "off"}${why ? `: ${why}` : ""}`, weight > 0 ? "" : "dim");
+    line(name, `${weight > 0 ? "active" : "off"}${why ? `: ${why}` : ""}`, weight > 0 ? "" : "dim");
   }
   for (const [name, [status, why]] of Object.entries(frame.health)) {
     if (status !== "ok") line(sensor(name), why ? `${status}: ${why}` : status, "warning");

@@ -8,7 +8,7 @@ from typing import Protocol
 
 from deploy.replay.sources.counts import Counts
 from deploy.replay.sources.nuscenes import NuScenesDrive
-from deploy.replay.sources.recorded import RecordedDrive
+from deploy.replay.sources.recorded_drive import RecordedDrive
 from deploy.replay.sources.topics import Topics
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.datasets.nuscenes.tables import versions
@@ -19,26 +19,28 @@ from perception.sensors.inputs import InputSpec
 
 
 class Drive(Protocol):
-    """A drive: its frames in order of time, how many to expect, and what was wrong with it when last read."""
+    """A recorded drive: its frames in order of time, and counts of what was wrong with them in the latest reading."""
 
     counts: Counts
 
     @property
     def tables(self) -> NuScenesTables | None:
-        """What knows what was there; a recording has none."""
+        """The annotations; None for a recording."""
 
     @property
     def seconds(self) -> float:
-        """From the first frame to the last, about; 0 where it does not say."""
+        """About the time from the first frame to the last; 0 if not known."""
         ...
 
-    def __len__(self) -> int: ...
+    def __len__(self) -> int:
+        """About how many frames there are."""
+        ...
 
     def __iter__(self) -> Iterator[Frame]: ...
 
 
 def is_recording(path: Path) -> bool:
-    """Whether it is an MCAP file or a rosbag2, not a nuScenes dataroot."""
+    """Whether the path is an MCAP file or a rosbag2 rather than a nuScenes dataroot."""
     if not path.is_dir():
         return path.suffix in (".mcap", ".db3")
     files = ((path / "metadata.yaml").exists(), any(path.glob("*.db3")), any(path.glob("*.mcap")))
@@ -48,16 +50,16 @@ def is_recording(path: Path) -> bool:
 def open_drives(
     path: Path, version: str | None, scenes: Sequence[str], spec: InputSpec, topics: Path | None
 ) -> Sequence[Drive]:
-    """The drives at a path, in the order to replay them.
+    """Open the drives at a path, in the order in which they are replayed.
 
     Args:
         path: a nuScenes dataroot, a .mcap or .db3 file, or a rosbag2's folder.
-        version: of the tables of a dataroot; a recording has none.
-        scenes: of a dataroot: names, or keyframes such as `scene-0103:0-4`; empty for every scene.
-        topics: a YAML file that says which topics of a recording are which sensor.
+        version: version of a dataroot's tables; None for a recording.
+        scenes: names of a dataroot's scenes, or keyframes such as `scene-0103:0-4`; empty for every scene.
+        topics: YAML file that maps the topics of a recording to sensors.
 
     Raises:
-        InputError: there is no drive, no such scene, or an option that this kind of drive does not have.
+        InputError: there is no drive or no such scene, or an option does not apply to this kind of drive.
     """
     if is_recording(path):
         if version is not None or scenes:

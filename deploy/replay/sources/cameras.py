@@ -1,4 +1,4 @@
-"""The latest pictures of one of a recording's cameras, to find that of a frame among."""
+"""The latest pictures of a recorded camera, from which that of each frame is chosen."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from deploy.replay.sources.counts import Counts
-from deploy.replay.sources.messages import Corrupt, Intrinsics, Picture
+from deploy.replay.sources.messages import CorruptMessage, Intrinsics, Picture
 from deploy.replay.sources.topics import CameraTopics
 from perception.frame import Camera
 
@@ -18,11 +18,11 @@ _MOST = 32  # pictures
 
 
 class CameraPictures:
-    """A bounded number of pictures, not decoded, and the camera's calibration as last said.
+    """A bounded number of pictures, not yet decoded, and the camera's latest calibration.
 
     Args:
-        tolerance: us between the stamps of a picture and of its frame, at most.
-        keep: us of recording time that a picture is kept.
+        tolerance: us, largest difference between the stamps of a picture and of its frame.
+        keep: us of recording time for which a picture is kept.
     """
 
     def __init__(self, topics: CameraTopics, tolerance: int, keep: int) -> None:
@@ -30,15 +30,15 @@ class CameraPictures:
         self.intrinsics: Intrinsics | None = None
         self._pictures: deque[tuple[int, Picture]] = deque(maxlen=_MOST)
 
-    def inform(self, intrinsics: Intrinsics) -> None:
-        """Take in the calibration; CameraInfo repeats it with each picture, and a lens that is the same stays."""
+    def set_intrinsics(self, intrinsics: Intrinsics) -> None:
+        """Set the calibration. CameraInfo repeats it with each picture; an equal lens is kept with its remap tables."""
         before = self.intrinsics
         if before is not None and before.lens is not None and before.lens.equals(intrinsics.lens):
             intrinsics = replace(intrinsics, lens=before.lens)
         self.intrinsics = intrinsics
 
     def add(self, time: int, picture: Picture) -> None:
-        """Take in a picture that was recorded at a time (us)."""
+        """Add a picture that was recorded at this time (us)."""
         while self._pictures and time - self._pictures[0][0] > self._keep:
             self._pictures.popleft()
         self._pictures.append((time, picture))
@@ -50,27 +50,27 @@ class CameraPictures:
         mounting_of: Callable[[str], np.ndarray | None],
         counts: Counts,
     ) -> Camera | None:
-        """The picture closest to the stamp (us), with its pose and calibration; None where there is none to use.
+        """Return the picture closest to the stamp (us), with its pose and calibration; None if there is no usable one.
 
-        What turns out to be damaged is counted and dropped, and the next closest taken.
+        Damaged pictures are counted and dropped; then the next closest one is used.
         """
-        near = [(abs(each.stamp - stamp), each.stamp, n) for n, (_, each) in enumerate(self._pictures)]
+        by_distance = [(abs(each.stamp - stamp), each.stamp, n) for n, (_, each) in enumerate(self._pictures)]
         dropped = []
         camera = None
-        for distance, _, n in sorted(near):
+        for distance, _, n in sorted(by_distance):
             if distance > self._tolerance:
                 break
             picture = self._pictures[n][1]
             pose = pose_at(picture.stamp)
             if pose is None:
-                counts.wrong("unposed", self.topics.image)
+                counts.add_problem("unposed", self.topics.image)
                 dropped.append(picture)
                 continue
             try:
                 camera = self._camera(picture, pose, mounting_of)
                 break
-            except Corrupt as error:
-                counts.corrupt(self.topics.image, str(error))
+            except CorruptMessage as error:
+                counts.add_corrupt(self.topics.image, str(error))
                 dropped.append(picture)
         for picture in dropped:
             self._pictures = deque((each for each in self._pictures if each[1] is not picture), maxlen=_MOST)
@@ -79,17 +79,17 @@ class CameraPictures:
     def _camera(self, picture: Picture, pose: np.ndarray, mounting_of: Callable[[str], np.ndarray | None]) -> Camera:
         mounting = mounting_of(self.topics.frame or picture.frame)
         if self.intrinsics is None:
-            raise Corrupt("a picture of a camera without CameraInfo")
+            raise CorruptMessage("a picture of a camera without CameraInfo")
         if mounting is None:
-            raise Corrupt(UNMOUNTED)
+            raise CorruptMessage(UNMOUNTED)
         if picture.size != self.intrinsics.size:
-            raise Corrupt("a picture of another size than its CameraInfo")
-        lens = self.intrinsics.lens if self.topics.as_taken else None
+            raise CorruptMessage("a picture of another size than its CameraInfo")
+        lens = self.intrinsics.lens if self.topics.unrectified else None
         if lens is not None and not lens.known:
-            raise Corrupt("a picture of a lens whose model is not known")
+            raise CorruptMessage("a picture with an unknown lens model")
         image = picture.decode()
         if (image.shape[1], image.shape[0]) != picture.size:
-            raise Corrupt("a picture of another size than it says")
+            raise CorruptMessage("a picture of another size than its header says")
         if lens is not None:
             image, mounting = lens.rectified(image), mounting.copy()
             mounting[:3, :3] = mounting[:3, :3] @ lens.rotation.T

@@ -1,4 +1,4 @@
-"""Pictures as messages hold them: compressed files and raw pixels. Sizes are read without decoding."""
+"""Pictures in messages: compressed files and raw pixels. Sizes are read without decoding."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import struct
 import cv2
 import numpy as np
 
-from deploy.replay.sources.messages import Corrupt, Picture, picture
+from deploy.replay.sources.messages import CorruptMessage, Picture, picture
 from perception.datasets.files import decode_image
 
-# Raw encoding: bytes of a pixel, and how OpenCV makes RGB of them.
+# Raw encoding -> bytes per pixel, and OpenCV's conversion to RGB.
 _RAW = {
     "rgb8": (3, None),
     "bgr8": (3, cv2.COLOR_BGR2RGB),
@@ -24,10 +24,10 @@ _START_OF_FRAME = {0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0
 
 
 def compressed_picture(stamp: int, frame: str, content: bytes) -> Picture:
-    """Of a JPEG or PNG file's bytes; whatever the format field says, the bytes tell.
+    """Make a picture from the bytes of a JPEG or PNG file; the message's format field is not trusted.
 
     Raises:
-        Corrupt: the header is damaged. The rest is found damaged when the picture is decoded.
+        CorruptMessage: the header is damaged. Other damage is found when the picture is decoded.
     """
     size = _jpeg_size(content) if content.startswith(b"\xff\xd8") else _png_size(content)
 
@@ -35,24 +35,26 @@ def compressed_picture(stamp: int, frame: str, content: bytes) -> Picture:
         try:
             return decode_image(content)
         except (ValueError, cv2.error):
-            raise Corrupt("a picture that cannot be decoded") from None
+            raise CorruptMessage("a picture that cannot be decoded") from None
 
     return picture(stamp, frame, decode, size)
 
 
 def raw_picture(stamp: int, frame: str, encoding: str, size: tuple[int, int], step: int, data: np.ndarray) -> Picture:
-    """Of rows of pixels.
+    """Make a picture from rows of pixels.
 
     Args:
-        size: width, height.
+        size: width, height in pixels.
         step: bytes from one row to the next.
         data: (height * step,) uint8.
     """
     if encoding not in _RAW:
-        raise Corrupt("an encoding that is not read; 8 bit RGB, BGR, with or without alpha, and grey are")
+        raise CorruptMessage(
+            "an unsupported encoding; 8-bit RGB and BGR, with or without alpha, and grey are supported"
+        )
     (width, height), (channels, conversion) = size, _RAW[encoding]
     if step < width * channels or data.size != height * step:
-        raise Corrupt("data that is not as large as the picture")
+        raise CorruptMessage("data of another size than the picture")
 
     def decode() -> np.ndarray:
         pixels = data.reshape(height, step)[:, : width * channels].reshape(height, width, channels)
@@ -69,13 +71,13 @@ def _jpeg_size(content: bytes) -> tuple[int, int]:
         if marker in _START_OF_FRAME:
             height, width = struct.unpack_from(">HH", content, position + 5)
             return width, height
-        # A fill byte stands alone; every segment before the frame header has a length.
+        # Fill bytes are single; every segment before the frame header has a length.
         position += 1 if marker == 0xFF else 2 + struct.unpack_from(">H", content, position + 2)[0]
-    raise Corrupt("a picture that cannot be decoded")
+    raise CorruptMessage("a picture that cannot be decoded")
 
 
 def _png_size(content: bytes) -> tuple[int, int]:
     if not content.startswith(b"\x89PNG\r\n\x1a\n") or len(content) < 24:
-        raise Corrupt("a picture that cannot be decoded")
+        raise CorruptMessage("a picture that cannot be decoded")
     width, height = struct.unpack_from(">II", content, 16)
     return width, height

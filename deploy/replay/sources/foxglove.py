@@ -1,7 +1,7 @@
-"""Messages with Foxglove's schemas, in Protobuf and JSON, as foxglove/nuscenes2mcap writes nuScenes.
+"""Decode messages with Foxglove's schemas, in Protobuf and JSON, as foxglove/nuscenes2mcap writes nuScenes.
 
-https://docs.foxglove.dev/docs/sdk/schemas. Read are PointCloud, CompressedImage, RawImage, CameraCalibration,
-FrameTransform and FrameTransforms.
+PointCloud, CompressedImage, RawImage, CameraCalibration, FrameTransform and FrameTransforms are supported; see
+https://docs.foxglove.dev/docs/sdk/schemas.
 """
 
 from __future__ import annotations
@@ -17,31 +17,32 @@ from mcap.records import Schema
 from mcap_protobuf.decoder import DecoderFactory
 
 from deploy.replay.sources.encoded import compressed_picture, raw_picture
-from deploy.replay.sources.messages import Content, Corrupt, cloud, intrinsics, stamp_of, transform
+from deploy.replay.sources.messages import Content, CorruptMessage, cloud, intrinsics, stamp_of, transform
 
-# foxglove.PackedElementField's numeric types; little endian always.
+# Numeric types of foxglove.PackedElementField, which are little-endian.
 _POINT_FIELDS = {1: "u1", 2: "i1", 3: "<u2", 4: "<i2", 5: "<u4", 6: "<i4", 7: "<f4", 8: "<f8"}
-_AT_THE_ORIGIN = ([0.0, 0.0, 0.0], ([0.0, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, 0.0]))  # no rotation given: none
+_NO_TRANSLATION = [0.0, 0.0, 0.0]
+_NO_ROTATION = ([0.0, 0.0, 0.0, 1.0], [0.0, 0.0, 0.0, 0.0])  # quaternion x y z w; zeros if the field is not set
 
 
 def decoder(encoding: str, schema: Schema) -> Callable[[bytes], list[Content]]:
-    """What decodes the messages of a channel; it raises Corrupt where the bytes are damaged or the schema is unknown.
+    """Return the decoder of a channel. It raises CorruptMessage if the bytes are damaged or the schema is unknown.
 
     Args:
-        encoding: of the channel, `protobuf` or `json`.
+        encoding: `protobuf` or `json`.
     """
-    read = READ.get(schema.name)
-    parse = _json if encoding == "json" else _protobuf(schema) if read else None
+    convert = CONVERTERS.get(schema.name)
+    parse = _json if encoding == "json" else _protobuf(schema) if convert else None
 
     def decode(data: bytes) -> list[Content]:
-        if read is None or parse is None:
-            raise Corrupt("a type of message that is not read")
+        if convert is None or parse is None:
+            raise CorruptMessage("an unsupported message type")
         try:
-            return read(parse(data))
-        except Corrupt:
+            return convert(parse(data))
+        except CorruptMessage:
             raise
-        except Exception:  # as there, and JSON may hold anything at all
-            raise Corrupt("bytes that are not the message") from None
+        except Exception:  # JSON may hold anything, and Protobuf's errors have no common base
+            raise CorruptMessage("bytes that cannot be parsed") from None
 
     return decode
 
@@ -49,7 +50,7 @@ def decoder(encoding: str, schema: Schema) -> Callable[[bytes], list[Content]]:
 def _protobuf(schema: Schema) -> Callable[[bytes], Any] | None:
     try:
         return DecoderFactory().decoder_for("protobuf", schema)
-    except Exception:  # a damaged schema; Protobuf's errors have no common base
+    except Exception:  # a damaged schema
         return None
 
 
@@ -75,9 +76,9 @@ def _xyz(vector: Any) -> list[float]:
 def _cloud(message: Any) -> list[Content]:
     pose = getattr(message, "pose", None)
     if pose is not None:
-        turn = [*_xyz(pose.orientation), pose.orientation.w]
-        if _xyz(pose.position) != _AT_THE_ORIGIN[0] or turn not in _AT_THE_ORIGIN[1]:
-            raise Corrupt("a cloud with a pose of its own, which is not read")
+        rotation = [*_xyz(pose.orientation), pose.orientation.w]
+        if _xyz(pose.position) != _NO_TRANSLATION or rotation not in _NO_ROTATION:
+            raise CorruptMessage("a cloud with a pose of its own, which is not supported")
     fields = {
         each.name: (int(each.offset), np.dtype(_POINT_FIELDS[each.type]))
         for each in message.fields
@@ -112,7 +113,7 @@ def _transforms(message: Any) -> list[Content]:
     return [content for each in message.transforms for content in _transform(each)]
 
 
-READ: dict[str, Callable[[Any], list[Content]]] = {
+CONVERTERS: dict[str, Callable[[Any], list[Content]]] = {
     "foxglove.PointCloud": _cloud,
     "foxglove.CompressedImage": _compressed,
     "foxglove.RawImage": _raw,

@@ -1,4 +1,4 @@
-"""The latest sweeps of a recording's LiDAR, to gather those of a frame from."""
+"""The latest sweeps of a recorded LiDAR, from which the points of each frame are gathered."""
 
 from __future__ import annotations
 
@@ -11,37 +11,37 @@ from deploy.replay.sources.messages import Cloud, Keyframe
 from deploy.replay.sources.topics import LidarTopic
 from perception.sensors.lidar.sweeps import Sweep, accumulate_sweeps
 
-_MORE = 24  # sweeps kept beyond those of a frame: what comes while a frame waits
-_OLDEST = 1_000_000  # us before the frame, where no keyframe says which sweeps are its own
+_EXTRA_SWEEPS = 24  # kept beyond those of a frame, because more arrive while it waits
+_OLDEST = 1_000_000  # us before the frame, where no keyframe lists its sweeps
 
 
 class LidarSweeps:
-    """A bounded number of sweeps, in the order they came, each with the vehicle's pose once that is known.
+    """A bounded number of sweeps, in order of arrival, each with the vehicle's pose once that is known.
 
     Args:
-        sweeps: how many before a frame's own belong to it.
+        sweeps: number of earlier sweeps that belong to a frame.
     """
 
     def __init__(self, topic: LidarTopic, sweeps: int) -> None:
         self.topic = topic.topic
-        self.frames = [] if topic.frame is None else [topic.frame]  # names of its frame of reference, best first
+        self.frame_ids = [] if topic.frame is None else [topic.frame]  # of the sensor, in order of preference
         self._sweeps = sweeps
         self._clouds: dict[int, Cloud] = {}  # by stamp
         self._poses: dict[int, np.ndarray] = {}  # (4, 4) global from ego, by stamp
 
     def add(self, cloud: Cloud) -> None:
-        if cloud.frame not in self.frames:
-            self.frames = [*self.frames[:1], cloud.frame]
+        if cloud.frame not in self.frame_ids:
+            self.frame_ids = [*self.frame_ids[:1], cloud.frame]
         self._clouds[cloud.stamp] = cloud
-        if len(self._clouds) > self._sweeps + _MORE:
+        if len(self._clouds) > self._sweeps + _EXTRA_SWEEPS:
             self._drop(next(iter(self._clouds)))
 
     def has(self, stamp: int) -> bool:
-        """Whether the sweep of this stamp is there."""
+        """Whether there is a sweep with this stamp."""
         return stamp in self._clouds
 
     def place(self, pose_at: Callable[[int], np.ndarray | None]) -> None:
-        """Look up the poses that are not known yet, before the transforms forget them."""
+        """Look up poses that are not known yet, before old transforms are dropped."""
         for stamp in self._clouds.keys() - self._poses.keys():
             pose = pose_at(stamp)
             if pose is not None:
@@ -55,9 +55,9 @@ class LidarSweeps:
         reference_from_global: np.ndarray,
         counts: Counts,
     ) -> np.ndarray | None:
-        """(N, 5) of the sweep of this stamp and those before it, latest first, in the reference frame.
+        """Points (N, 5) of the sweep with this stamp and of earlier ones, latest first, in the reference frame.
 
-        None without the sweep of this very stamp. A sweep whose pose is not known is dropped and counted.
+        None without a sweep of exactly this stamp. A sweep whose pose is not known is counted and dropped.
         """
         if stamp not in self._poses:
             return None
@@ -65,14 +65,14 @@ class LidarSweeps:
             before = sorted((s for s in self._clouds if stamp - _OLDEST <= s < stamp), reverse=True)
         else:
             before = list(keyframe.sweeps)
-        found = []
+        sweeps = []
         for each in [stamp, *before[: self._sweeps]]:
             if each in self._poses:
-                found.append(Sweep(self._clouds[each].points, each, self._poses[each], ego_from_lidar))
+                sweeps.append(Sweep(self._clouds[each].points, each, self._poses[each], ego_from_lidar))
             elif each in self._clouds:
-                counts.wrong("unposed", self.topic)
+                counts.add_problem("unposed", self.topic)
                 self._drop(each)
-        return accumulate_sweeps(found, stamp, reference_from_global)
+        return accumulate_sweeps(sweeps, stamp, reference_from_global)
 
     def _drop(self, stamp: int) -> None:
         del self._clouds[stamp]

@@ -1,6 +1,6 @@
-"""MCAP files, read from front to back, so that one cut off or damaged inside still gives what is whole.
+"""Read MCAP files (https://mcap.dev/spec) from front to back, so that a truncated or damaged file can still be used.
 
-https://mcap.dev/spec. The index at the end is used where there is one, to know the channels; never to find messages.
+The index at the end, if there is one, lists the channels; it is never used to find messages.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from mcap.stream_reader import StreamReader, breakup_chunk
 from mcap.summary import Summary
 
 from deploy.replay.sources import foxglove, ros
-from deploy.replay.sources.messages import Content, Corrupt
-from deploy.replay.sources.reading import Held, Raw
+from deploy.replay.sources.messages import Content, CorruptMessage
+from deploy.replay.sources.recording import RawMessage, RecordingInfo
 from perception.errors import InputError
 
-_MOST = 1 << 28  # bytes of a record; a longer one is damage
-_INFO = "scene-info"  # the metadata record of foxglove/nuscenes2mcap
+_MAX_RECORD = 1 << 28  # bytes; a longer record is damage
+_SCENE_INFO = "scene-info"  # the metadata record of foxglove/nuscenes2mcap
 
 
 class McapRecording:
-    """One file.
+    """One MCAP file.
 
     Raises:
-        InputError: it cannot be opened or is no MCAP file.
+        InputError: it cannot be opened or is not an MCAP file.
     """
 
     def __init__(self, path: Path) -> None:
@@ -39,53 +39,58 @@ class McapRecording:
         self._channels: dict[int, Channel] = {}
         self._decoders: dict[int, Callable[[bytes], list[Content]]] = {}
         with self._open() as file:
-            summary, info = _summary(file)
-        counted: Counter[int] = Counter()
+            summary, scene = _summary(file)
+        of_channel: Counter[int] = Counter()
         if summary is None or summary.statistics is None:
-            duration = self._count(counted)
+            duration = self._count(of_channel)
         else:
             self._schemas |= summary.schemas
             self._channels |= summary.channels
-            counted.update(summary.statistics.channel_message_counts)
+            of_channel.update(summary.statistics.channel_message_counts)
             duration = summary.statistics.message_end_time - summary.statistics.message_start_time
-        counts: Counter[str] = Counter()
+        of_topic: Counter[str] = Counter()
         for channel in self._channels.values():
-            counts[channel.topic] += counted[channel.id]
-        name = info.get("name") or path.stem
-        self.held = Held(counts, duration // 1000, name, info.get("location", ""), info.get("description", ""))
+            of_topic[channel.topic] += of_channel[channel.id]
+        self.info = RecordingInfo(
+            counts=of_topic,
+            duration=duration // 1000,
+            scene=scene.get("name") or path.stem,
+            location=scene.get("location", ""),
+            description=scene.get("description", ""),
+        )
 
-    def read(self, topics: Collection[str], damage: Callable[[str], None]) -> Iterator[Raw]:
+    def read(self, topics: Collection[str], damage: Callable[[str], None]) -> Iterator[RawMessage]:
         with self._open() as file:
             for record in self._records(file, damage):
                 if isinstance(record, Message):
                     channel = self._channels.get(record.channel_id)
                     if channel is not None and channel.topic in topics:
-                        yield Raw(channel.topic, record.log_time // 1000, record.data, self._decoder(channel))
+                        yield RawMessage(channel.topic, record.log_time // 1000, record.data, self._decoder(channel))
                 else:
                     self._learn(record)
 
     def _records(self, file: BinaryIO, damage: Callable[[str], None]) -> Iterator[McapRecord]:
-        """Every record; of a damaged chunk none, since its length still leads to the next."""
-        stream: Any = _Careful(file)
-        records = StreamReader(stream, emit_chunks=True, record_size_limit=_MOST).records
+        """Yield every record outside damaged chunks; the length of a damaged chunk still leads to the next one."""
+        stream: Any = _BoundedReader(file)
+        records = StreamReader(stream, emit_chunks=True, record_size_limit=_MAX_RECORD).records
         while True:
             try:
                 record = next(records, None)
                 within = breakup_chunk(record, validate_crc=True) if isinstance(record, Chunk) else [record]
-            except Exception as error:  # decompressors, struct and decoding each raise their own
-                damage(f"{self._path.name}: damaged before byte {file.tell()} ({_shortly(error)})")
-                continue  # the stream has ended if it was not a chunk
+            except Exception as error:  # decompressors, struct and decoding raise different exceptions
+                damage(f"{self._path.name}: damaged before byte {file.tell()} ({_brief(error)})")
+                continue  # after damage outside a chunk the stream has ended
             if record is None:
                 return
             yield from (each for each in within if each is not None)
 
-    def _count(self, counted: Counter[int]) -> int:
-        """Count the messages of each channel, of a file without an index; returns ns from first to last."""
+    def _count(self, of_channel: Counter[int]) -> int:
+        """Count the messages of each channel in a file without an index; returns ns from the first to the last."""
         first, last = None, 0
         with self._open() as file:
             for record in self._records(file, lambda line: None):
                 if isinstance(record, Message):
-                    counted[record.channel_id] += 1
+                    of_channel[record.channel_id] += 1
                     first = record.log_time if first is None else min(first, record.log_time)
                     last = max(last, record.log_time)
                 else:
@@ -102,13 +107,13 @@ class McapRecording:
         if channel.id not in self._decoders:
             schema = self._schemas.get(channel.schema_id)
             if schema is None:
-                self._decoders[channel.id] = _unknown
+                self._decoders[channel.id] = _unsupported
             elif channel.message_encoding == "cdr":
                 self._decoders[channel.id] = partial(ros.decode, schema.name)
             elif channel.message_encoding in ("protobuf", "json"):
                 self._decoders[channel.id] = foxglove.decoder(channel.message_encoding, schema)
             else:
-                self._decoders[channel.id] = _unknown
+                self._decoders[channel.id] = _unsupported
         return self._decoders[channel.id]
 
     def _open(self) -> BinaryIO:
@@ -123,15 +128,15 @@ class McapRecording:
         return file
 
 
-class _Careful:
-    """A file that is never asked for all of its rest, as the length of a damaged message may do."""
+class _BoundedReader:
+    """A file that refuses reads longer than a record may be, which a damaged length would cause."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
 
     def read(self, length: int) -> bytes:
-        if not 0 <= length <= _MOST:
-            raise ValueError("a length that is none")
+        if not 0 <= length <= _MAX_RECORD:
+            raise ValueError("an invalid length")
         return self._file.read(length)
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
@@ -139,20 +144,20 @@ class _Careful:
 
 
 def _summary(file: BinaryIO) -> tuple[Summary | None, dict[str, str]]:
-    """The index at the end, and the metadata of the drive; nothing of a file that was cut off."""
+    """The index at the end and the metadata of the drive; nothing if the file is truncated."""
     try:
-        stream: Any = _Careful(file)
-        reader = SeekingReader(stream, record_size_limit=_MOST)
-        info = next((each.metadata for each in reader.iter_metadata() if each.name == _INFO), {})
-        return reader.get_summary(), info
-    except Exception:  # whatever a damaged index makes the reader run into
+        stream: Any = _BoundedReader(file)
+        reader = SeekingReader(stream, record_size_limit=_MAX_RECORD)
+        scene = next((each.metadata for each in reader.iter_metadata() if each.name == _SCENE_INFO), {})
+        return reader.get_summary(), scene
+    except Exception:  # a damaged index can make the reader raise anything
         return None, {}
 
 
-def _shortly(error: Exception) -> str:
+def _brief(error: Exception) -> str:
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text}"[:120] if text else type(error).__name__
 
 
-def _unknown(_data: bytes) -> list[Content]:
-    raise Corrupt("a type of message that is not read")
+def _unsupported(_data: bytes) -> list[Content]:
+    raise CorruptMessage("an unsupported message type")

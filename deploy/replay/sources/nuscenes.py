@@ -11,14 +11,14 @@ from perception.sensors.inputs import InputSpec
 
 
 class NuScenesDrive:
-    """One scene of a nuScenes dataroot, recorded or simulated, keyframe by keyframe in order of time.
+    """The keyframes of one scene of a nuScenes dataroot, recorded or simulated, in order of time.
 
-    All sensors are read, also those that the network does not take, because the report shows them. A sensor whose
-    file is absent is missing in the frame.
+    All sensors are read, even those that the network does not take, because the report shows them. A sensor whose file
+    does not exist is missing in the frame.
 
     Args:
-        scene: its name, or `scene-0103:0-4` for its keyframes 0, 1, 2 and 3.
-        spec: what the network takes: frame of reference and number of LiDAR sweeps.
+        scene: its name, or `scene-0103:0-4` for its keyframes 0 to 3.
+        spec: gives the frame of reference and the number of LiDAR sweeps.
 
     Raises:
         InputError: there is no such scene.
@@ -32,7 +32,7 @@ class NuScenesDrive:
 
     @property
     def seconds(self) -> float:
-        """From the first keyframe to the last."""
+        """The time from the first keyframe to the last."""
         return 1e-6 * (self.tables.timestamp(self._samples[-1]) - self.tables.timestamp(self._samples[0]))
 
     def __len__(self) -> int:
@@ -42,5 +42,5 @@ class NuScenesDrive:
         self.counts = Counts()
         for sample in self._samples:
             frame = self.tables.frame(sample, self._spec.grid.reference, self._spec.sweeps)
-            self.counts.frame(frame)
+            self.counts.add_frame(frame)
             yield frame

@@ -1,4 +1,4 @@
-"""ROS 2 messages in CDR, read without ROS: types and encodings by `rosbags`."""
+"""Decode ROS 2 messages in CDR without ROS; `rosbags` provides the types and the encoding."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rosbags.typesys import Stores, get_typestore
 from deploy.replay.sources.encoded import compressed_picture, raw_picture
 from deploy.replay.sources.messages import (
     Content,
-    Corrupt,
+    CorruptMessage,
     cloud,
     intrinsics,
     keyframe,
@@ -21,25 +21,25 @@ from deploy.replay.sources.messages import (
     transform,
 )
 
-# The types that are read have been the same in every ROS 2 so far.
+# These types have been the same in every ROS 2 distribution so far.
 TYPES = get_typestore(Stores.ROS2_HUMBLE)
 # sensor_msgs/PointField's datatypes.
 POINT_FIELDS = {1: "i1", 2: "u1", 3: "i2", 4: "u2", 5: "i4", 6: "u4", 7: "f4", 8: "f8"}
 
 
 def decode(type_name: str, data: bytes) -> list[Content]:
-    """What a message says; several transforms may come in one.
+    """Decode a message; one message may hold several transforms.
 
     Raises:
-        Corrupt: the bytes are damaged, or the type is none of READ.
+        CorruptMessage: the bytes are damaged, or the type is not in CONVERTERS.
     """
-    if type_name not in READ:
-        raise Corrupt("a type of message that is not read")
+    if type_name not in CONVERTERS:
+        raise CorruptMessage("an unsupported message type")
     try:
         message = TYPES.deserialize_cdr(data, type_name)
     except (SerdeError, MemoryError):
-        raise Corrupt("bytes that are not the message") from None
-    return READ[type_name](message)
+        raise CorruptMessage("bytes that cannot be parsed") from None
+    return CONVERTERS[type_name](message)
 
 
 def _cloud(message: Any) -> list[Content]:
@@ -51,7 +51,7 @@ def _cloud(message: Any) -> list[Content]:
     }
     data, step, rows = message.data, message.point_step, message.height
     if rows * message.row_step != data.size or message.row_step < message.width * step:
-        raise Corrupt("data that is not as large as the cloud")
+        raise CorruptMessage("data of another size than the cloud")
     if rows > 1:  # a row may end in padding
         data = data.reshape(rows, message.row_step)[:, : message.width * step].ravel()
     else:
@@ -93,14 +93,14 @@ def _keyframe(message: Any) -> list[Content]:
     try:
         return [keyframe(json.loads(message.data))]
     except (json.JSONDecodeError, RecursionError):
-        raise Corrupt("not a keyframe") from None
+        raise CorruptMessage("not a keyframe") from None
 
 
 def _stamp(message: Any) -> int:
     return stamp_of(message.header.stamp.sec, message.header.stamp.nanosec)
 
 
-READ: dict[str, Callable[[Any], list[Content]]] = {
+CONVERTERS: dict[str, Callable[[Any], list[Content]]] = {
     "sensor_msgs/msg/PointCloud2": _cloud,
     "sensor_msgs/msg/CompressedImage": _compressed,
     "sensor_msgs/msg/Image": _image,

@@ -1,4 +1,4 @@
-"""Where the vehicle and its sensors are, from the transforms of a recording, in bounded memory."""
+"""Poses of the vehicle and its sensors, from the transforms of a recording, in bounded memory."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from deploy.replay.sources.messages import Transform
 from perception.rotations import rigid
 
 MOST_FRAMES = 64
-MOST_POSES = 4096  # of one frame; the older half is forgotten beyond
-_LONGEST_GAP = 1_000_000  # us between two poses that may be interpolated
-_FARTHEST = 50_000  # us that a pose may be from a time outside all poses
+MOST_POSES = 4096  # of one frame; then the older half is dropped
+_LONGEST_GAP = 1_000_000  # us between two poses that are interpolated
+_LONGEST_HOLD = 50_000  # us for which the nearest pose is used before the first pose, after the last or in a gap
 _Pose = tuple[np.ndarray, np.ndarray]  # translation (m), quaternion w x y z
 
 
 class Transforms:
-    """The tree of frames of reference. A damaged message may name a second parent; then a way to the root counts."""
+    """The tree of frames of reference. Damaged messages can add a second parent; then any path to the root is used."""
 
     def __init__(self) -> None:
         self._edges: dict[str, dict[str, _Edge]] = {}  # by child and parent
         self._known = 0
 
     def add(self, transform: Transform, static: bool) -> bool:
-        """Take in a transform, which holds at all times or at its own; whether it is no repetition."""
+        """Add a transform, which holds at all times if `static`; returns whether it was new."""
         edge = self._edges.get(transform.child, {}).get(transform.parent)
         if edge is None:
             if self._known >= MOST_FRAMES:
@@ -35,21 +35,21 @@ class Transforms:
         return edge.add(transform, static)
 
     def mounting(self, parent: str, child: str) -> np.ndarray | None:
-        """(4, 4) parent_from_child of what is bolted together, as last said; None where it is not known."""
+        """The latest (4, 4) parent_from_child between rigidly mounted frames; None if not known."""
         return self._chain(parent, child, None)
 
     def pose(self, parent: str, child: str, stamp: int) -> np.ndarray | None:
-        """(4, 4) parent_from_child at a time (us).
+        """The (4, 4) parent_from_child at a time (us).
 
-        What was recorded at that very time is given as it is. Between two times the translation is interpolated
-        linearly and the rotation on the great arc (Shoemake, "Animating rotation with quaternion curves", 1985).
-        None where the poses before and after are more than 1 s apart, or all are more than 50 ms away.
+        A pose recorded at exactly that time is returned unchanged. Between two poses the translation is interpolated
+        linearly and the rotation spherically (slerp: Shoemake, "Animating rotation with quaternion curves", 1985).
+        None if the poses before and after are more than 1 s apart and the nearest one is more than 50 ms away.
         """
         return self._chain(parent, child, stamp)
 
     def _chain(self, root: str, child: str, stamp: int | None) -> np.ndarray | None:
-        """The shortest way up; each frame is passed once, since a damaged tree may have rings."""
-        found: dict[str, np.ndarray | None] = {child: None}  # from child; None where they are the same
+        """Breadth-first search for the root; visits each frame once, since a damaged tree can have cycles."""
+        found: dict[str, np.ndarray | None] = {child: None}  # frame_from_child; None for the child itself
         queue = deque([child])
         while queue and root not in found:
             frame = queue.popleft()
@@ -63,12 +63,12 @@ class Transforms:
 
 
 class _Edge:
-    """One frame in its parent, over time."""
+    """The poses of one frame in its parent, over time."""
 
     def __init__(self) -> None:
         self._stamps: list[int] = []
         self._poses: list[_Pose] = []
-        self._latest: _Pose | None = None  # as recorded
+        self._latest: _Pose | None = None  # in order of arrival
         self._static = False
 
     def add(self, transform: Transform, static: bool) -> bool:
@@ -99,7 +99,7 @@ class _Edge:
                 return _between(self._poses[place - 1], self._poses[place], (stamp - before) / (after - before))
         near = [i for i in (place - 1, place) if 0 <= i < len(self._stamps)]
         nearest = min(near, key=lambda i: self._distance(i, stamp))
-        return rigid(*self._poses[nearest]) if self._distance(nearest, stamp) <= _FARTHEST else None
+        return rigid(*self._poses[nearest]) if self._distance(nearest, stamp) <= _LONGEST_HOLD else None
 
     def _distance(self, place: int, stamp: int) -> int:
         return abs(self._stamps[place] - stamp)

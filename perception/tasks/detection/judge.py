@@ -145,7 +145,7 @@ class DetectionJudge(Judge):
             return np.array([float(scores["amota"])])
         except (OSError, ValueError, KeyError, TypeError):
             raise Unmeasured(
-                "AMOTA takes annotations, every keyframe, nuscenes-devkit with motmetrics, and a replay with this gate"
+                "AMOTA needs annotations, every keyframe, nuscenes-devkit with motmetrics, and a replay with this gate"
             ) from None
 
     def _match(self, condition: str | None, bounds: Range) -> DetectionScores:

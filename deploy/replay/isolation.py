@@ -1,4 +1,4 @@
-"""Blocks in which neither the garbage collector nor other threads disturb the main thread."""
+"""Context managers that keep the garbage collector and other threads from disturbing latencies."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import cv2
 
 
 @contextmanager
-def uncollected() -> Iterator[None]:
-    """A block in which the garbage collector leaves out existing objects, such as tables and the bundle."""
+def frozen_objects() -> Iterator[None]:
+    """Exclude existing objects, such as tables and the bundle, from garbage collection."""
     gc.freeze()
     try:
         yield
@@ -21,17 +21,17 @@ def uncollected() -> Iterator[None]:
 
 
 @contextmanager
-def undisturbed() -> Iterator[None]:
-    """A block in which this thread stays on one core, where the system can do that, and OpenCV starts no others.
+def single_core() -> Iterator[None]:
+    """Pin this thread to one core, if the system supports it, and let OpenCV use no other thread.
 
-    The engine keeps the threads that it has: those of ONNX Runtime stay off the first core by themselves.
+    The engine keeps its threads; those of ONNX Runtime avoid the first core by themselves.
     """
     threads, cores = cv2.getNumThreads(), os.sched_getaffinity(0) if hasattr(os, "sched_setaffinity") else None
     cv2.setNumThreads(1)
     try:
         if cores:
             os.sched_setaffinity(0, {min(cores)})
-        with uncollected():
+        with frozen_objects():
             yield
     finally:
         if cores:

@@ -1,4 +1,4 @@
-"""A manifest's classes and conditions must be this software's, in its order: class 3 means the same to all parts."""
+"""Check that a manifest has this software's classes and conditions, in the same order."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from deploy.manifest import Manifest
 from perception.errors import InputError
 from perception.frame import ATTRIBUTES, CAMERAS, CLASSES, CONDITION_VALUES, MAP_CLASSES
 
-# Facts that modules can require beside conditions, see deploy.route.steering.
+# Facts other than conditions that modules can require, see deploy.route.steering_inputs.
 SENSORS = ("lidar", "no-lidar", "cameras", "no-cameras")
 
 
-def require_honoured(file: Path, manifest: Manifest) -> None:
-    """Raise InputError where classes, attributes, cameras or conditions are not this software's, in its order."""
+def require_vocabulary(file: Path, manifest: Manifest) -> None:
+    """Raise InputError if classes, attributes, cameras or conditions, or their order, differ from this software's."""
     for field, found, known in (
         ("classes", manifest.classes, CLASSES),
         ("attributes", manifest.attributes, ATTRIBUTES),

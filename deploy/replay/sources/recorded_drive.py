@@ -1,0 +1,91 @@
+"""A recording as a drive to replay."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from deploy.replay.sources.assembler import Assembler, DriveInfo
+from deploy.replay.sources.counts import Counts
+from deploy.replay.sources.mcap import McapRecording
+from deploy.replay.sources.messages import CorruptMessage
+from deploy.replay.sources.recording import Recording
+from deploy.replay.sources.rosbag import RosbagRecording
+from deploy.replay.sources.topics import Topics
+from perception.datasets.nuscenes.dataset import conditions_of
+from perception.errors import InputError
+from perception.frame import Conditions, Frame
+from perception.sensors.inputs import InputSpec
+
+
+class RecordedDrive:
+    """An MCAP file or a rosbag2, read in constant memory. It has no annotations.
+
+    Attributes:
+        counts: messages, frames and problems of the latest reading.
+
+    Args:
+        path: a .mcap or .db3 file, or a rosbag2's folder.
+        topics: maps its topics to sensors.
+        spec: gives the frame of reference and the number of LiDAR sweeps.
+
+    Raises:
+        InputError: it cannot be read; or, when iterated, no frame can be assembled from it.
+    """
+
+    tables = None
+
+    def __init__(self, path: Path, topics: Topics, spec: InputSpec) -> None:
+        self._path, self._spec = path, spec
+        self._recording: Recording = McapRecording(path) if path.suffix == ".mcap" else RosbagRecording(path)
+        info = self._recording.info
+        described = info.location or info.description
+        conditions = conditions_of(info.description, info.location) if described else Conditions()
+        self._drive = DriveInfo(info.scene, info.location, conditions)
+        self._has_keyframes = topics.keyframes is not None and topics.keyframes in info.counts
+        if topics.lidar is not None and not info.counts.get(topics.lidar.topic):
+            topics = topics.model_copy(update={"lidar": None})  # so that no frame waits for it
+        self._topics = topics
+        self.counts = Counts()
+
+    @property
+    def seconds(self) -> float:
+        """The time from the first message to the last; 0 if not known."""
+        return 1e-6 * self._recording.info.duration
+
+    def __len__(self) -> int:
+        """The expected number of frames; damage and gaps reduce it."""
+        info = self._recording.info
+        if self._has_keyframes:
+            return info.counts[str(self._topics.keyframes)]
+        return 1 + round(info.duration / (self._topics.period * 1e6))
+
+    def __iter__(self) -> Iterator[Frame]:
+        self.counts = counts = Counts()
+        reference, sweeps = self._spec.grid.reference, self._spec.sweeps
+        assembler = Assembler(self._topics, sweeps, reference, counts, self._drive, self._has_keyframes)
+        for raw in self._recording.read(frozenset(self._topics.names()), counts.add_damage):
+            counts.messages[raw.topic] += 1
+            yield from assembler.advance(raw.time)
+            try:
+                contents = raw.decode(raw.data)
+            except CorruptMessage as error:
+                counts.add_corrupt(raw.topic, str(error))
+            else:
+                assembler.add(raw.topic, raw.time, contents)
+        yield from assembler.finish()
+        if not counts.frames:
+            raise InputError(f"{self._path}: no frame can be assembled from it: {self._why_no_frame()}")
+
+    def _why_no_frame(self) -> str:
+        counts, topics = self.counts, self._topics
+        if counts.unposed_frames:
+            return (
+                f"no pose of {topics.ego_frame} in {topics.global_frame} at the time of any of {counts.unposed_frames} "
+                "frames; name the frames in --topics"
+            )
+        there = sorted(self._recording.info.counts)
+        if not set(there) & set(topics.names()):
+            shown = ", ".join(there[:8]) + (", ..." if len(there) > 8 else "")
+            return f"it has none of the topics that are read; it has {shown or 'none'}; name them in --topics"
+        return f"{counts.line()}; name its topics in --topics, or copy it again"
