@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from conftest import write_tiny
 from recordings import TINY, TYPES, Sent, assembled, assert_equal_frames, edited, sent
+from refusals import one_line_error
 from scipy.spatial.transform import Rotation, Slerp
 
 from deploy.replay.sources.messages import Transform
 from deploy.replay.sources.topics import CameraTopics, LidarTopic, Topics
 from deploy.replay.sources.transforms import MOST_FRAMES, MOST_POSES, Transforms
-from perception.errors import InputError
 from perception.frame import CAMERAS, Frame
 from perception.section import load_section
 
@@ -270,8 +270,5 @@ def test_a_map_of_topics(tmp_path: Path) -> None:
 def test_a_wrong_map_of_topics_is_told_in_one_line(tmp_path: Path, text: str, message: str) -> None:
     file = tmp_path / "topics.yaml"
     file.write_text(text)
-    with pytest.raises(InputError) as error:
+    with one_line_error(at=f"{file}: ", says=message):
         load_section(Topics, file, "the map of topics")
-    assert message in str(error.value)
-    assert str(error.value).startswith(f"{file}: ")
-    assert len(str(error.value).splitlines()) == 1

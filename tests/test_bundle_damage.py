@@ -11,6 +11,7 @@ import pytest
 from exported import bundle, copied, keys, rewritten, trusting
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from refusals import one_line_error
 
 from deploy.bundle import Bundle
 from deploy.engine_record import EngineRecord
@@ -83,10 +84,8 @@ def test_a_changed_byte_anywhere_is_refused_by_name(
     }[data.draw(st.sampled_from(("flip", "cut", "grow", "delete")))]
     try:
         (path / name).unlink() if damaged is None else (path / name).write_bytes(damaged)
-        with pytest.raises(InputError) as error:
+        with one_line_error(says=Path(name).stem):
             opened(path, public if keyed else None)
-        assert Path(name).stem in str(error.value)
-        assert "\n" not in str(error.value)
     finally:
         (path / name).write_bytes(whole)
 
@@ -115,9 +114,8 @@ def test_a_file_that_the_manifest_does_not_name_is_refused_by_name(
     file.parent.mkdir(exist_ok=True)
     file.write_text("")
     try:
-        with pytest.raises(InputError) as error:
+        with one_line_error(at=f"{file}: the manifest does not name this file"):
             Bundle.load(signed[0])
-        assert str(error.value).startswith(f"{file}: the manifest does not name this file")
     finally:
         file.unlink()
 
@@ -136,9 +134,8 @@ def test_a_path_out_of_the_bundle_is_refused(tmp_path: Path, name: str) -> None:
     manifest = bundle("rain").manifest
     files = manifest.files | {name: hashlib.sha256(b"of another").hexdigest()}
     (path / "manifest.json").write_bytes(manifest.model_copy(update={"files": files}).sealed())
-    with pytest.raises(InputError) as error:
+    with one_line_error(exactly=f"{path}: names {name!r}, which is no path inside it; do not use this bundle"):
         Bundle.load(path)
-    assert str(error.value) == f"{path}: names {name!r}, which is no path inside it; do not use this bundle"
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "model.onnx", "modules/rain.json", "modules", "engines"])
@@ -150,10 +147,8 @@ def test_a_link_out_of_the_bundle_is_refused(
     file.rename(outside)
     file.symlink_to(outside)
     try:
-        with pytest.raises(InputError) as error:
+        with one_line_error(at=file, says="a link leads out of the bundle"):
             opened(signed[0], None)
-        assert str(error.value).startswith(str(file))
-        assert "a link leads out of the bundle" in str(error.value)
     finally:
         file.unlink()
         outside.rename(file)

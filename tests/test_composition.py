@@ -10,6 +10,7 @@ import torch
 from banks import close, randomize
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from refusals import one_line_error
 from torch import nn
 
 from perception.errors import InputError
@@ -139,11 +140,8 @@ def test_averages_are_equal_only_with_equal_weights():
     ],
 )  # fmt: skip
 def test_what_is_no_block_is_shown_in_its_place(text, shows, says, character):
-    with pytest.raises(InputError) as error:
+    with one_line_error(rf"\(character {character}\)$", at=f"{shows}: ", says=says):
         parse_block(text)
-    assert str(error.value).startswith(f"{shows}: ")
-    assert says in str(error.value)
-    assert str(error.value).endswith(f"(character {character})")
 
 
 @pytest.mark.parametrize(
@@ -169,9 +167,8 @@ def test_what_is_no_block_is_shown_in_its_place(text, shows, says, character):
     ],
 )  # fmt: skip
 def test_errors_show_the_nesting_that_is_wrong(make, message):
-    with pytest.raises(InputError) as error:
+    with one_line_error(exactly=message):
         make()
-    assert str(error.value) == message
 
 
 # What blocks compute

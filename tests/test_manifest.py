@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from exported import bundle, copied, rewritten
 from networks import tasks
+from refusals import one_line_error
 
 from deploy.manifest import TensorInfo
 from deploy.tolerances import Tolerances, exact, require_bounded
@@ -43,12 +44,9 @@ def test_outputs_that_are_not_those_of_the_tasks_are_refused(tmp_path: Path, cha
     )
     described = ", ".join(output.name for output in fields.get("outputs", given))
     wanted = ", ".join((*OUTPUTS, EXTRA.name) if change == "another task" else OUTPUTS)
-    with pytest.raises(InputError) as error:
+    outputs = f"outputs are {described}, those of its tasks {wanted}; export the bundle again"
+    with one_line_error(exactly=f"{tmp_path}/bundle/manifest.json: {outputs}"):
         rewritten(copied(tmp_path / "bundle"), **fields)
-    assert str(error.value) == (
-        f"{tmp_path}/bundle/manifest.json: outputs are {described}, those of its tasks {wanted}; "
-        "export the bundle again"
-    )
 
 
 def without_map(found: dict[str, Any]) -> None:

@@ -18,6 +18,7 @@ import pytest
 from exported import QUIET, bundle, copied, keys, rewritten, trusting
 from hypothesis import given
 from hypothesis import strategies as st
+from refusals import one_line_error
 from test_build_package import Device, refused
 from test_refit import trained_further
 from typer.testing import CliRunner
@@ -110,12 +111,10 @@ def test_a_bundle_that_demands_signatures_gets_them_from_perception_sign(
     package = delivered(tmp_path, key, builds=())
     device.builds(package)
     path = Path(package.package) / "bundle"
-    with pytest.raises(InputError) as error:
+    why = "is not signed, and the manifest does not permit tensorrt 10.3.0 to compile for orin without"
+    remedy = f"sign it with `perception sign {path} --target orin --key PRIVATE`"
+    with one_line_error(exactly=f"{path}/engines/orin.json: {why}; {remedy}"):
         drive(path, public)
-    assert str(error.value) == (
-        f"{path}/engines/orin.json: is not signed, and the manifest does not permit tensorrt 10.3.0 to compile for "
-        f"orin without; sign it with `perception sign {path} --target orin --key PRIVATE`"
-    )
     stranger, _ = keys(tmp_path / "stranger")
     with pytest.raises(InputError, match=r"manifest\.json: is not signed by the key"):
         sign(path, stranger, "orin")

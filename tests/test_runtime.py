@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from exported import assert_equal, bundle, checkpoint, copied, proof, without
+from refusals import one_line_error
 
 from deploy.bundle import Bundle, write_bundle
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
@@ -54,9 +55,8 @@ def test_golden_mismatch_refuses_to_drive(tmp_path: Path) -> None:
         bundle().manifest,
     )
     Bundle.load(tmp_path / "bundle")
-    with pytest.raises(InputError, match="does not compute the exported network") as error:
+    with one_line_error("does not compute the exported network"):
         Runtime(tmp_path / "bundle")
-    assert "\n" not in str(error.value)
 
 
 def test_engine_that_drifts_a_little_is_refused(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from exported import bundle, checkpoint, copied, keys, rewritten, trusting
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import numpy_helper
+from refusals import one_line_error
 from typer.testing import CliRunner
 
 from deploy.bundle import Bundle
@@ -40,12 +41,10 @@ def test_an_older_release_is_refused_unless_told(tmp_path: Path) -> None:
     for path, highest in ((old, 3), (new, 7), (new, 7)):
         Runtime(path, trust=trusting(public))
         assert remembered(public) == highest
-    with pytest.raises(InputError) as error:
+    why = f"is release 3, but release 7 ran here before, says {public.parent}/state/release.json"
+    remedy = "take a newer release, or run this one with --allow-older"
+    with one_line_error(exactly=f"{old}/manifest.json: {why}; {remedy}"):
         Runtime(old, trust=trusting(public))
-    assert str(error.value) == (
-        f"{old}/manifest.json: is release 3, but release 7 ran here before, says {public.parent}/state/release.json; "
-        "take a newer release, or run this one with --allow-older"
-    )
     Runtime(old, trust=trusting(public, allow_older=True))
     Runtime(old)  # without a key a bundle of any age is taken
     assert remembered(public) == 7
@@ -78,11 +77,8 @@ def test_a_bundle_expires(tmp_path: Path) -> None:
     path = released(tmp_path / "bundle", key, 1, NOW + timedelta(hours=1))
     Bundle.load(path, trusting(public))
     released(path, key, 1, NOW - timedelta(seconds=1))
-    with pytest.raises(InputError) as error:
+    with one_line_error(at=f"{path}/manifest.json: expired at {NOW - timedelta(seconds=1):%Y-%m-%d %H:%M} UTC"):
         Bundle.load(path, trusting(public))
-    assert str(error.value).startswith(
-        f"{path}/manifest.json: expired at {NOW - timedelta(seconds=1):%Y-%m-%d %H:%M} UTC"
-    )
     Bundle.load(path)
     forged = json.loads((path / "manifest.json").read_text()) | {"expires": "2999-01-01T00:00:00Z"}
     (path / "manifest.json").write_text(json.dumps(forged))
