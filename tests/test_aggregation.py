@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from banks import add, close, new_bank, randomize
+from banks import add, new_bank
+from computations import assert_near as close
+from computations import randomize
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn

@@ -112,7 +112,6 @@ def frame(
 
 
 def with_lidar(seen: Frame, turned: np.ndarray) -> Frame:
-    assert seen.points is not None
     return replace(seen, points=moved(seen.points, turned))
 
 

@@ -8,13 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from exported import bundle, copied, keys, rewritten, trusting
+from exported import bundle, copied, keys, plan_record, rewritten, trusting
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from refusals import one_line_error
 
 from deploy.bundle import Bundle
-from deploy.engine_record import EngineRecord
 from deploy.signature import signer
 from perception.errors import InputError
 
@@ -42,17 +41,7 @@ def signed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     key, public = keys(folder)
     path = rewritten(copied(folder / "bundle", "rain"), sign=key)
     plan = bytes(range(256)) * 4
-    record = EngineRecord(
-        target="rtx-ampere",
-        compiler="tensorrt_rtx 1.7",
-        layers=3,
-        seconds=0.5,
-        plan_bytes=len(plan),
-        plan_sha256=hashlib.sha256(plan).hexdigest(),
-        refittable=False,
-        onnx_sha256=Bundle.load(path).manifest.files["model.onnx"],
-        weights_sha256=Bundle.load(path).manifest.files["model.onnx"],
-    )
+    record = plan_record(path, plan, target="rtx-ampere", compiler="tensorrt_rtx 1.7")
     Bundle.load(path).add_plan(plan, record, signer(key))
     return path, public
 

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 import torch
-from banks import close, randomize
+from computations import AFFINE, CASES, trained
+from computations import assert_near as close
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from refusals import one_line_error
@@ -24,17 +25,6 @@ from perception.modules.slot import Slot
 
 BUILD = {"stack": Stack, "parallel": Parallel, "average": Average, "fuse": Fuse}
 NAMES = ("a", "b", "c", "d", "stack", "no-lidar_2")
-OPTIONS = {
-    "low_rank": {"rank": 2, "alpha": 3.0},
-    "sparse_delta": {"share": 0.2},
-    "prompt": {"size": 3, "channels": 0},
-    "concatenated": {"size": 3, "channels": 2},
-    "series_adapter": {},
-    "parallel_adapter": {},
-    "rescale": {},
-    "scale_shift": {},
-    "film": {},
-}
 
 # A block as plain data: a name, or (type, members, weights).
 weights = st.floats(-1e6, 1e6, allow_nan=False)
@@ -174,13 +164,10 @@ def test_errors_show_the_nesting_that_is_wrong(make, message):
 # What blocks compute
 
 
-def add(slot: Slot, name: str, kind: str) -> Any:
+def add(slot: Slot, name: str, case: str) -> Any:
     """A module with random numbers at the slot."""
-    make: Any = KINDS["prompt" if kind == "concatenated" else kind]
-    module = make(slot.layer, **OPTIONS[kind])
-    randomize(module)
-    slot.computations[name] = module.eval()
-    return module
+    slot.computations[name] = trained(case, slot.layer)
+    return slot.computations[name]
 
 
 def conv_slot(seed: int = 0) -> Slot:
@@ -310,9 +297,10 @@ def affine_trees() -> st.SearchStrategy[Any]:
 @given(affine_trees(), st.data())
 def test_folding_a_nest_equals_running_it_and_running_it_the_brute_force(tree, data):
     slot, block = conv_slot(data.draw(st.integers(0, 99))), build(tree)
+    cases = [case for case in AFFINE if KINDS[CASES[case][0]].attaches_to(slot.layer)]
     module_weights = {name: data.draw(st.sampled_from([1.0, -0.7, 0.0, 0.3])) for name in leaves(tree)}
     for name in leaves(tree):
-        add(slot, name, data.draw(st.sampled_from(sorted(OPTIONS))))
+        add(slot, name, data.draw(st.sampled_from(cases)))
     slot.route = Route(module_weights, block=block, z=torch.rand(1, Z, dtype=torch.float64))
     x = torch.randn(2, 3, 6, 7, dtype=torch.float64)
     running = slot(x)
@@ -337,22 +325,16 @@ def test_a_fuse_block_of_which_one_member_is_at_the_slot_folds():
 # Input aggregation
 
 
-def test_concatenated_prompts_are_read_side_by_side_in_any_order():
+@pytest.mark.parametrize("case", ["prompt", "concatenated"])
+def test_prompts_add_up_or_are_read_side_by_side_in_any_order(case):
     slot, x = conv_slot(), torch.randn(2, 3, 6, 7, dtype=torch.float64)
-    prompts = [add(slot, name, "concatenated") for name in ("a", "b")]
+    prompts = [add(slot, name, case) for name in ("a", "b")]
     maps = [nn.functional.interpolate(p.map, (6, 7), mode="bilinear").expand(2, -1, -1, -1) for p in prompts]
-    inputs = torch.cat([x, *maps], dim=1)
-    weight = torch.cat([slot.layer.weight, *(p.mix.weight for p in prompts)], dim=1)
-    expected = nn.functional.conv2d(inputs, weight, slot.layer.bias, 2, 1)
+    if case == "prompt":
+        expected = slot.layer(x + maps[0] + maps[1])
+    else:
+        weight = torch.cat([slot.layer.weight, *(p.mix.weight for p in prompts)], dim=1)
+        expected = nn.functional.conv2d(torch.cat([x, *maps], dim=1), weight, slot.layer.bias, 2, 1)
     for block in (Stack("a", "b"), Stack("b", "a"), Parallel("a", "b")):
         slot.route = route(block)
         close(slot(x), expected)
-
-
-def test_added_prompts_add_up():
-    slot, x = conv_slot(), torch.randn(2, 3, 6, 7, dtype=torch.float64)
-    prompts = [add(slot, name, "prompt") for name in ("a", "b")]
-    maps = [nn.functional.interpolate(p.map, (6, 7), mode="bilinear") for p in prompts]
-    for block in (Stack("a", "b"), Stack("b", "a"), Parallel("a", "b")):
-        slot.route = route(block)
-        close(slot(x), slot.layer(x + maps[0] + maps[1]))

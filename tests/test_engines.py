@@ -7,6 +7,7 @@ import numpy as np
 import onnx
 import pytest
 from exported import QUIET, bundle, copied
+from graphs import onnx_model
 from onnx import TensorProto, helper
 from refusals import one_line_error
 
@@ -23,23 +24,12 @@ from perception.errors import InputError
 
 def scatter(reduction: str) -> bytes:
     """A graph whose third node scatters with this reduction."""
-    value = helper.make_tensor_value_info
     nodes = [
         helper.make_node("Relu", ["x"], ["r"], name="relu"),
         helper.make_node("ScatterElements", ["r", "i", "u"], ["s"], name="plain", axis=0),
         helper.make_node("ScatterElements", ["s", "i", "u"], ["y"], name="canvas", axis=0, reduction=reduction),
     ]
-    graph = helper.make_graph(
-        nodes,
-        "scatter",
-        [
-            value("x", TensorProto.FLOAT, [9, 4]),
-            value("i", TensorProto.INT32, [3, 4]),
-            value("u", TensorProto.FLOAT, [3, 4]),
-        ],
-        [value("y", TensorProto.FLOAT, [9, 4])],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    model = onnx_model(nodes, {"x": [9, 4], "i": (TensorProto.INT32, [3, 4]), "u": [3, 4]}, {"y": [9, 4]})
     onnx.checker.check_model(model)
     return model.SerializeToString()
 
@@ -63,14 +53,8 @@ def test_refusal_names_node_operator_and_reason() -> None:
 
 def test_refusal_of_pictures_that_are_not_cast() -> None:
     pytest.importorskip("tensorrt_rtx")
-    value = helper.make_tensor_value_info
-    graph = helper.make_graph(
-        [helper.make_node("Transpose", ["x"], ["t"], name="turn"), helper.make_node("Cast", ["t"], ["y"], to=1)],
-        "pictures",
-        [value("x", TensorProto.UINT8, [4, 3])],
-        [value("y", TensorProto.FLOAT, [3, 4])],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    nodes = [helper.make_node("Transpose", ["x"], ["t"], name="turn"), helper.make_node("Cast", ["t"], ["y"], to=1)]
+    model = onnx_model(nodes, {"x": (TensorProto.UINT8, [4, 3])}, {"y": [3, 4]})
     with one_line_error(r"refuses node turn \[Transpose\]: .*UInt8"):
         build_engine(model.SerializeToString(), find_target("rtx-ampere"))
 

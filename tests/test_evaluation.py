@@ -86,7 +86,6 @@ def perfect(tables: NuScenesTables, keep: Callable[[Boxes], np.ndarray]) -> Call
     def predict(frame: Frame) -> Prediction:
         assert frame.boxes is None  # an evaluated model must not see them
         boxes = tables.boxes(frame.token)
-        assert boxes is not None
         boxes = boxes.select((boxes.num_points > 0) & keep(boxes))  # the devkit drops annotations without points
         return Prediction({"detection": boxes.transformed(np.linalg.inv(frame.global_from_reference))})
 
@@ -98,7 +97,6 @@ def assert_equals_devkit(scores: dict, summary: dict) -> None:
 
     def compare(ours: object, theirs: object) -> None:
         if isinstance(theirs, dict):
-            assert isinstance(ours, dict)
             assert set(ours) == {str(key) for key in theirs}
             for key, value in theirs.items():
                 compare(ours[str(key)], value)
@@ -271,7 +269,6 @@ def test_map_iou_is_the_brute_force_count(seed: int, frames: int, density: float
     for probabilities, truth in pairs:
         iou.add(probabilities, truth)
     found = iou.result()
-    assert found is not None
     best, half = {}, {}
     for c, name in enumerate(MAP_CLASSES):
         if not any(truth[c].any() for _, truth in pairs):

@@ -31,7 +31,6 @@ PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 def small(precision: Precision = "fp32") -> Bundle:
     """The layers of `tiny` for all tasks, with a view of 51 m and pictures of 192 x 64 pixels."""
     tiny = load_config(find_config("tiny"))
-    assert tiny.model.lidar is not None and tiny.model.camera is not None  # noqa: PT018
     lidar = tiny.model.lidar.model_copy(update={"max_pillars": 3000})
     camera = tiny.model.camera.model_copy(update={"image": Image(height=64, width=192)})
     grid = tiny.grid.model_copy(update={"x": (-25.6, 25.6), "y": (-25.6, 25.6)})

@@ -84,7 +84,6 @@ def test_what_is_not_flat_is_refused_in_one_line_and_nothing_runs(tmp_path: Path
 def test_sweeps_are_those_of_testing(tmp_path: Path) -> None:
     steps = "test_pipeline = [dict(type='LoadPointsFromFile'), dict(type='LoadPointsFromMultiSweeps', sweeps_num=9)]\n"
     loader = sweep_loader(read_config(written(tmp_path, MODEL + steps)))
-    assert loader is not None
     assert loader["sweeps_num"] == 9
     assert sweep_loader(read_config(written(tmp_path, MODEL + "test_pipeline = [dict(type='B')]\n"))) is None
     with pytest.raises(InputError, match="no `test_pipeline` here"):

@@ -12,13 +12,13 @@ import pointpillars_reference
 import pytest
 import torch
 from centerpoint_reference import CONFIG, TASKS, reference, voxelised
+from commands import refuses, succeeds
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from infos import MMDET3D_CLASSES
 from refusals import one_line_error
 from rich.console import Console
 
-from deploy.cli import main
 from deploy.golden import synthetic_frame
 from perception.errors import InputError
 from perception.frame import ATTRIBUTES, CLASSES
@@ -61,7 +61,6 @@ def run(runs: dict[str, Path]) -> Path:
 
 def plain_maps(network: str) -> dict[str, torch.Tensor]:
     """Of the network written plainly, under our names, with our order of classes and sizes."""
-    assert FRAME.points is not None
     voxels = voxelised(FRAME.points, 700, 6)
     assert len(voxels[0]) == 700  # there were more
     inputs = map(torch.from_numpy, voxels)
@@ -88,7 +87,6 @@ def test_maps_are_those_of_the_network_written_plainly(
     runs: dict[str, Path], network: str, maps: int, sweeps: int
 ) -> None:
     ours, config = load_model(runs[network])
-    assert config.model.lidar is not None
     assert config.model.lidar.sweeps == sweeps
     inputs = prepare(FRAME, InputSpec.of(config))
     found = part_of("detection", ours({name: torch.from_numpy(array) for name, array in inputs.items()}))
@@ -254,21 +252,11 @@ def test_what_has_no_counterpart_is_refused(tmp_path: Path, network: str, row: t
     assert not (tmp_path / "run").exists()
 
 
-def test_the_command_imports_or_says_why_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    config, checkpoint = files(tmp_path)
-    arguments = ["perception", "import-mmdet3d", str(config), str(checkpoint), "--out", str(tmp_path / "run")]
-    monkeypatch.setattr("sys.argv", arguments)
-    with pytest.raises(SystemExit) as done:
-        main()
-    assert done.value.code in (0, None)
+def test_the_command_imports_or_says_why_not(tmp_path: Path) -> None:
+    command = ("import-mmdet3d", *files(tmp_path), "--out", tmp_path / "run")
     parameters = sum(p.numel() for p in reference().parameters())
-    assert capsys.readouterr().out == f"{tmp_path / 'run'}: centerpoint, {parameters:,} parameters\n"
-    with pytest.raises(SystemExit) as done:
-        main()
-    assert done.value.code == 2
-    assert capsys.readouterr().err == f"perception: {tmp_path / 'run'}: holds files already; choose another --out\n"
+    assert succeeds(*command) == f"{tmp_path / 'run'}: centerpoint, {parameters:,} parameters\n"
+    assert refuses(*command) == f"perception: {tmp_path / 'run'}: holds files already; choose another --out\n"
 
 
 def test_no_weight_of_the_checkpoint_gets_lost(run: Path) -> None:

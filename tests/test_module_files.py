@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from commands import perception
+from commands import refuses, succeeds
 from networks import FOG, Layers, config, disturb, inputs, model, spec
 from refusals import one_line_error
 from safetensors.torch import load_file, save
@@ -95,29 +95,27 @@ def test_a_module_loads_under_another_name(tmp_path):
         bank.load(words, rename={words: "4x"})
 
 
-def edited(**changes: Any) -> Callable[[Path], None]:
+def changed(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
+    """The record after this change."""
+
     def edit(words: Path) -> None:
-        words.write_text(json.dumps(json.loads(words.read_text()) | changes))
+        content = json.loads(words.read_text())
+        change(content)
+        words.write_text(json.dumps(content))
 
     return edit
+
+
+def edited(**changes: Any) -> Callable[[Path], None]:
+    return changed(lambda content: content.update(changes))
 
 
 def without(key: str) -> Callable[[Path], None]:
-    def edit(words: Path) -> None:
-        content = json.loads(words.read_text())
-        del content[key]
-        words.write_text(json.dumps(content))
-
-    return edit
+    return changed(lambda content: content.pop(key))
 
 
 def with_slot(**changes: Any) -> Callable[[Path], None]:
-    def edit(words: Path) -> None:
-        content = json.loads(words.read_text())
-        content["slots"][0] |= changes
-        words.write_text(json.dumps(content))
-
-    return edit
+    return changed(lambda content: content["slots"][0].update(changes))
 
 
 def with_weights(change: Callable[[bytes], bytes], told: bool = True) -> Callable[[Path], None]:
@@ -325,10 +323,7 @@ def test_a_checkpoint_without_training_state_is_not_overwritten_nor_resumed(apar
 
 def test_the_command_lists_modules_with_what_is_known_of_them(apart, tmp_path):
     run, night, _ = apart
-    arguments = ["modules", run, "--load", night, "--out", tmp_path / "both", "--json"]
-    shown = perception(*arguments)
-    assert shown.returncode == 0, shown.stderr
-    told = json.loads(shown.stdout)
+    told = json.loads(succeeds("modules", run, "--load", night, "--out", tmp_path / "both", "--json"))
     assert told["base"] == model().bank.base_hash()
     fog, dark = told["modules"]
     assert (fog["name"], fog["domain"], fog["where"]) == ("fog", "", ["trunk.*"])
@@ -345,11 +340,7 @@ def test_the_command_lists_modules_with_what_is_known_of_them(apart, tmp_path):
 )
 def test_mistakes_with_the_command_are_one_line(apart, tmp_path, arguments, message):
     run, night, _ = apart
-    filled = [a.format(run=run, night=night, tmp=tmp_path) for a in arguments]
-    shown = perception("modules", *filled)
-    assert shown.returncode == 2
-    assert shown.stderr.count("\n") == 1, shown.stderr
-    assert message in shown.stderr
+    assert message in refuses("modules", *(a.format(run=run, night=night, tmp=tmp_path) for a in arguments))
 
 
 def test_a_damaged_record_beside_a_run_is_said(apart, tmp_path):

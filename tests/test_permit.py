@@ -15,7 +15,7 @@ from pathlib import Path
 
 import onnx
 import pytest
-from exported import QUIET, bundle, copied, keys, rewritten, trusting
+from exported import QUIET, bundle, copied, keys, plan_record, rewritten, trusting
 from hypothesis import given
 from hypothesis import strategies as st
 from refusals import one_line_error
@@ -27,7 +27,6 @@ from deploy.build import build
 from deploy.build_package import BuildPackage
 from deploy.bundle import Bundle
 from deploy.cli import app
-from deploy.engine_record import EngineRecord
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
 from deploy.permit import Permit, permits
 from deploy.runtime import Runtime
@@ -72,7 +71,6 @@ def delivered(folder: Path, key: Path, **manifest: object) -> BuildPackage:
     """A signed bundle in a signed build package, as a workshop without an Orin makes them."""
     path = rewritten(copied(folder / "bundle"), sign=key, **manifest)
     package = build(path, "orin", QUIET, out=folder / "package", sign=key)
-    assert isinstance(package, BuildPackage)
     return package
 
 
@@ -126,16 +124,6 @@ def test_a_bundle_that_demands_signatures_gets_them_from_perception_sign(
         Bundle.load(path, trusting(public)).plan("orin")
 
 
-def record_of(path: Path, **changed: object) -> None:
-    """The record of a plan for the bundle at `path`, as build.sh would write it."""
-    content, digest = b"compiled\n", Bundle.load(path).manifest.files["model.onnx"]
-    record = EngineRecord(
-        target="orin", compiler="tensorrt 10.3.0", layers=0, seconds=1.0, plan_bytes=len(content),
-        plan_sha256=hashlib.sha256(content).hexdigest(), refittable=True, onnx_sha256=digest, weights_sha256=digest,
-    )  # fmt: skip
-    Bundle.load(path).add_plan(content, record.model_copy(update=changed))
-
-
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
@@ -157,7 +145,8 @@ def test_only_what_the_manifest_permits_runs_unsigned(
     """Refitted plans (`onnx_sha256` of another bundle) need a signature."""
     key, public = owner
     path = rewritten(copied(tmp_path / "bundle"), sign=key)
-    record_of(path, **changed)
+    plan = b"compiled\n"
+    Bundle.load(path).add_plan(plan, plan_record(path, plan, refittable=True, **changed))
     if message is None:
         assert Bundle.load(path, trusting(public)).plan("orin").data == b"compiled\n"
         return

@@ -9,16 +9,15 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from commands import refuses, succeeds
 from conftest import write_tiny
 from exported import checkpoint_of, folder
 from lowered import MODULES
 from networks import config
 from onnx import numpy_helper
-from typer.testing import CliRunner
 
 from deploy.build import build
 from deploy.bundle import Bundle
-from deploy.cli import main
 from deploy.engines import open_engine
 from deploy.golden import differences, synthetic_frame
 from deploy.manifest import Calibration
@@ -26,7 +25,6 @@ from deploy.precision.sensitivity import LARGEST_ERROR
 from deploy.runtime import Runtime
 from deploy.tolerances import BOUNDS
 from deploy.verify import verify
-from perception.commands.common import app
 from perception.config import parse_config
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
@@ -50,20 +48,9 @@ def drives() -> Path:
 def exported(precision: str) -> Path:
     """Banked, by the command."""
     out = folder() / f"small-{precision}"
-    arguments = [
-        "export",
-        str(checkpoint()),
-        "--out",
-        str(out),
-        "--routes",
-        "base,rain,night",
-        "--precision",
-        precision,
-    ]
-    if precision == "int8":
-        arguments += ["--calibrate", str(drives())]
-    result = CliRunner().invoke(app, arguments, catch_exceptions=False)
-    assert result.exit_code == 0, result.output
+    calibration = ["--calibrate", drives()] if precision == "int8" else []
+    routes = ("--routes", "base,rain,night")
+    succeeds("export", checkpoint(), "--out", out, *routes, "--precision", precision, *calibration)
     return out
 
 
@@ -150,21 +137,9 @@ def test_the_plan_is_compiled_from_the_layout_of_tensorrt() -> None:
         (["--precision", "int8", "--calibrate", "DRIVES", "--scenes", "scene-9"], "scene-9"),
     ],
 )
-def test_wrong_arguments_are_one_line(
-    tmp_path: Path,
-    arguments: list[str],
-    message: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    given = [str(drives()) if each == "DRIVES" else each for each in arguments]
-    command = ["perception", "export", str(checkpoint()), "--out", str(tmp_path / "bundle"), *given]
-    monkeypatch.setattr("sys.argv", command)
-    with pytest.raises(SystemExit) as exit_:
-        main()
-    assert exit_.value.code == 2
-    printed = capsys.readouterr().err
-    assert message in " ".join(printed.split())
+def test_wrong_arguments_are_one_line(tmp_path: Path, arguments: list[str], message: str) -> None:
+    given = [drives() if each == "DRIVES" else each for each in arguments]
+    assert message in refuses("export", checkpoint(), "--out", tmp_path / "bundle", *given)
     assert not (tmp_path / "bundle").exists()
 
 

@@ -73,7 +73,7 @@ def frame_inputs(model: PerceptionModel, *seeds: int) -> dict[str, Tensor]:
 
 def assert_same(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
     assert a.keys() == b.keys()
-    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert [name for name in a if not torch.equal(a[name], b[name])] == []
 
 
 def copied_base(model: PerceptionModel, to: PerceptionModel) -> PerceptionModel:

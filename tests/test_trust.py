@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import onnx
 import pytest
+from commands import refuses, succeeds
 from exported import bundle, checkpoint, copied, keys, rewritten, trusting
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -138,32 +137,19 @@ def test_what_is_no_date() -> None:
             parse_expiry(text)
 
 
-def test_commands_keep_the_release_where_they_are_told(tmp_path: Path) -> None:
-    """In one process: with --state, with the environment's, and at home."""
+def test_commands_keep_the_release_where_they_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At home, with the environment's, and with --state."""
     key, public = keys(tmp_path / "keys")
-    old = released(tmp_path / "old", key, 1)
-    for name in ("told", "surroundings", "home/.local/state/perception"):
-        Trust((), tmp_path / name).accept(2)
-    code = f"""
-import os
-from pathlib import Path
-from typer.testing import CliRunner
-from deploy.cli import app
-from deploy.cli import app
-from perception.errors import InputError
-def run(*more, **environment):
-    done = CliRunner().invoke(app, ["verify", {str(old)!r}, "--key", {str(public)!r}, *more], env=environment)
-    print(str(done.exception) if isinstance(done.exception, InputError) else done.exit_code)
-at = Path({str(tmp_path)!r})
-run("--state", str(at / "told"))
-run(PERCEPTION_STATE=str(at / "surroundings"))
-run(HOME=str(at / "home"))
-run("--state", str(at / "told"), "--allow-older")
-run("--state", str(at / "new"))
-"""
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    told, surroundings, home, allowed, new = done.stdout.splitlines()
-    for line, state in ((told, "told"), (surroundings, "surroundings"), (home, "home/.local/state/perception")):
-        assert f"release 2 ran here before, says {tmp_path / state}/release.json" in line
-    assert (allowed, new) == ("0", "0")
+    verify = ("verify", released(tmp_path / "old", key, 1), "--key", public)
+    home, surroundings, told = (tmp_path / name for name in ("home/.local/state/perception", "surroundings", "told"))
+    for state in (home, surroundings, told):
+        Trust((), state).accept(2)
+    monkeypatch.delenv("PERCEPTION_STATE", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert f"release 2 ran here before, says {home}/release.json" in refuses(*verify)
+    monkeypatch.setenv("PERCEPTION_STATE", str(surroundings))
+    assert f"release 2 ran here before, says {surroundings}/release.json" in refuses(*verify)
+    assert f"release 2 ran here before, says {told}/release.json" in refuses(*verify, "--state", told)
+    succeeds(*verify, "--state", told, "--allow-older")
+    succeeds(*verify, "--state", tmp_path / "new")
     assert not (tmp_path / "new").exists()  # to verify is not to run

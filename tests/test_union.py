@@ -6,7 +6,9 @@ import json
 
 import pytest
 import torch
-from banks import add, close, new_bank, randomize
+from banks import add, new_bank
+from computations import assert_near as close
+from computations import randomize
 from networks import FOG, inputs, model
 from pydantic import ValidationError
 

@@ -23,6 +23,7 @@ VEHICLE = (
     "perception.grid",
     "perception.tasks.detection.tracker",
     "perception.datasets.nuscenes.dataset",
+    "perception.datasets.nuscenes.map_expansion",
     "perception.sensors.lidar.pillars",
     "perception.sensors.inputs",
     "perception.tasks.result",
@@ -50,6 +51,13 @@ def test_vehicle_side_imports_and_runs_without_torch() -> None:
     )
     assert result.returncode == 0, result.stderr
     assert int(result.stdout) == 200
+
+
+def test_nothing_of_the_workshop_is_imported_where_it_is_there() -> None:
+    other = [*ABSENT, "nuscenes", "motmetrics", "pandas", "sklearn"]
+    code = f"import sys, {', '.join(VEHICLE)}\nprint(sys.modules.keys() & {other})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout == "set()\n"
 
 
 def test_a_vehicle_without_a_key_needs_no_cryptography() -> None:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import onnx
 import pytest
+from commands import refuses, succeeds
 from exported import bundle, copied, keys, rewritten, trusting
 from onnx import TensorProto
 from refusals import one_line_error
@@ -21,12 +20,6 @@ from deploy.signature import signer
 from deploy.verify import verify
 from perception.errors import InputError
 
-PERCEPTION = Path(sys.executable).with_name("perception")
-
-
-def perception(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([PERCEPTION, *map(str, arguments)], check=False, capture_output=True, text=True, timeout=60)
-
 
 def test_what_is_verified_is_told(tmp_path: Path) -> None:
     key, public = keys(tmp_path)
@@ -34,7 +27,7 @@ def test_what_is_verified_is_told(tmp_path: Path) -> None:
     assert verify(path)["signature"] == "not checked, no --key was given"
     assert verify(bundle().path)["signature"] == "none"
     manifest = bundle("rain").manifest
-    told = json.loads(perception("verify", path, "--key", public, "--state", tmp_path, "--json").stdout)
+    told = json.loads(succeeds("verify", path, "--key", public, "--state", tmp_path, "--json"))
     assert told == {
         "manifest": f"schema 8, sha256 {json.loads((path / 'manifest.json').read_text())['sha256']}",
         "release": "0, without end",
@@ -52,9 +45,8 @@ def test_what_is_verified_is_told(tmp_path: Path) -> None:
         "trained on": "the checkpoint did not say",
         "license": "not stated",
     }
-    shown = perception("verify", path, "--key", public, "--state", tmp_path)
-    assert shown.returncode == 0
-    assert all(what in shown.stdout for what in told)
+    shown = succeeds("verify", path, "--key", public, "--state", tmp_path)
+    assert all(what in shown for what in told)
 
 
 def renamed(model: onnx.ModelProto) -> None:
@@ -64,26 +56,6 @@ def renamed(model: onnx.ModelProto) -> None:
         node.input[:] = ["points" if name == "pillar_points" else name for name in node.input]
 
 
-def another_opset(model: onnx.ModelProto) -> None:
-    model.opset_import[0].version = 17
-
-
-def another_domain(model: onnx.ModelProto) -> None:
-    model.opset_import.append(onnx.helper.make_opsetid("com.acme", 1))
-
-
-def another_shape(model: onnx.ModelProto) -> None:
-    model.graph.input[1].type.tensor_type.shape.dim[1].dim_value = 7
-
-
-def another_type(model: onnx.ModelProto) -> None:
-    model.graph.output[2].type.tensor_type.elem_type = TensorProto.INT32
-
-
-def one_output_less(model: onnx.ModelProto) -> None:
-    del model.graph.output[-1]
-
-
 def one_node_more(model: onnx.ModelProto) -> None:
     model.graph.node.append(onnx.helper.make_node("Softsign", [model.graph.output[1].name], ["unused"]))
 
@@ -91,12 +63,27 @@ def one_node_more(model: onnx.ModelProto) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (another_opset, "opset: ONNX is 17, the manifest says 18"),
-        (another_domain, "opset: com.acme is 1, the manifest says that there is none"),
+        (
+            lambda model: setattr(model.opset_import[0], "version", 17),
+            "opset: ONNX is 17, the manifest says 18",
+        ),
+        (
+            lambda model: model.opset_import.append(onnx.helper.make_opsetid("com.acme", 1)),
+            "opset: com.acme is 1, the manifest says that there is none",
+        ),
         (renamed, "inputs: pillar_points is not there, the manifest says float32 (1, 'pillars', 8, 5)"),
-        (another_shape, "inputs: pillar_counts is int32 (1, 7), the manifest says int32 (1, 'pillars')"),
-        (another_type, "outputs: detection/labels is int32 (1, 200), the manifest says int64 (1, 200)"),
-        (one_output_less, "outputs: map/probabilities is not there, the manifest says float32 (1, 6, 128, 128)"),
+        (
+            lambda model: setattr(model.graph.input[1].type.tensor_type.shape.dim[1], "dim_value", 7),
+            "inputs: pillar_counts is int32 (1, 7), the manifest says int32 (1, 'pillars')",
+        ),
+        (
+            lambda model: setattr(model.graph.output[2].type.tensor_type, "elem_type", TensorProto.INT32),
+            "outputs: detection/labels is int32 (1, 200), the manifest says int64 (1, 200)",
+        ),
+        (
+            lambda model: model.graph.output.pop(),
+            "outputs: map/probabilities is not there, the manifest says float32 (1, 6, 128, 128)",
+        ),
         (one_node_more, "operators: Softsign is 1, the manifest says that there is none"),
     ],
 )
@@ -161,10 +148,7 @@ def test_a_damaged_bundle_ends_with_exit_code_2(tmp_path: Path) -> None:
     path = copied(tmp_path / "bundle")
     with (path / "golden.safetensors").open("ab") as file:
         file.write(b"\0")
-    shown = perception("verify", path)
-    assert (shown.returncode, shown.stdout) == (2, "")
-    assert shown.stderr.startswith(f"perception: {path}/golden.safetensors: was changed")
-    assert shown.stderr.count("\n") == 1
+    assert refuses("verify", path).startswith(f"perception: {path}/golden.safetensors: was changed")
 
 
 def test_a_vehicle_verifies_without_torch_and_onnx(tmp_path: Path) -> None:

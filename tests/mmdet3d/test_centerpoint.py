@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,7 +15,6 @@ from rich.console import Console
 if find_spec("mmdet3d") is None:
     pytest.skip("mmdet3d is not installed: `make install-mmdet3d`", allow_module_level=True)
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 import centerpoints
 
 from deploy.export import export
