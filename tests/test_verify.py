@@ -8,7 +8,7 @@ from pathlib import Path
 
 import onnx
 import pytest
-from commands import refuses, succeeds
+from commands import perception, succeeds
 from exported import bundle, copied, keys, rewritten, trusting
 from onnx import TensorProto
 from refusals import one_line_error
@@ -148,7 +148,9 @@ def test_a_damaged_bundle_ends_with_exit_code_2(tmp_path: Path) -> None:
     path = copied(tmp_path / "bundle")
     with (path / "golden.safetensors").open("ab") as file:
         file.write(b"\0")
-    assert refuses("verify", path).startswith(f"perception: {path}/golden.safetensors: was changed")
+    shown = perception("verify", path)
+    assert (shown.returncode, shown.stdout, shown.stderr.count("\n")) == (2, "", 1)
+    assert shown.stderr.startswith(f"perception: {path}/golden.safetensors: was changed")
 
 
 def test_a_vehicle_verifies_without_torch_and_onnx(tmp_path: Path) -> None:
