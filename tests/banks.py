@@ -1,7 +1,5 @@
 """A bank of a small network in float64 with every kind of layer, and modules with random numbers for it."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """The `perception` command as a user types it, without importing everything anew for each."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

@@ -1,7 +1,5 @@
 """Drives to test on: real nuScenes keyframes, simulated drives, and the smallest dataroot there is."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -1,7 +1,5 @@
 """Networks with random weights, exported once for all the tests of this process."""
 
-from __future__ import annotations
-
 import atexit
 import hashlib
 import shutil

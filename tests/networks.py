@@ -1,7 +1,5 @@
 """A small perception model, and small networks of slots, with random weights."""
 
-from __future__ import annotations
-
 import copy
 from functools import cache
 from typing import Any

@@ -1,7 +1,5 @@
 """Recordings to test on: scenes written by tools/make_log.py, whole, spoiled, and with Foxglove's schemas."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple

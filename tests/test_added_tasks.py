@@ -1,7 +1,5 @@
 """Tasks that are added to a finished model: trained on it, deleted, saved and loaded; all else keeps every bit."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

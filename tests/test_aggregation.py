@@ -1,7 +1,5 @@
 """Merging modules by their task vectors."""
 
-from __future__ import annotations
-
 import copy
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Targets and losses of the head with anchors against loops, closed forms and its own decoding."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -1,7 +1,5 @@
 """A network with anchors on its way to the vehicle: export, precisions, modules, compiler, runtime."""
 
-from __future__ import annotations
-
 from functools import cache
 from pathlib import Path
 

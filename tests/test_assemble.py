@@ -1,7 +1,5 @@
 """Frames from messages: what is late, missing, repeated, out of order or between two poses."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Attention over what modules add, at single layers and at the slots of a bank."""
 
-from __future__ import annotations
-
 import copy
 from typing import Any
 

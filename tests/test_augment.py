@@ -1,7 +1,5 @@
 """Augmentation moves points, boxes, velocities, projections and pixels together."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Damaged dataroots: each is told in one line that names the file, what is wrong, and what to do."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

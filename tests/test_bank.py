@@ -1,7 +1,5 @@
 """The life of a module: added, trained, frozen, merged, deleted; and a base that keeps every bit through all of it."""
 
-from __future__ import annotations
-
 import copy
 from fnmatch import fnmatchcase
 

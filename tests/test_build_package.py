@@ -1,7 +1,5 @@
 """The package with which a device compiles a bundle: build.sh run for real, with a stand-in for trtexec."""
 
-from __future__ import annotations
-
 import json
 import os
 import shlex

@@ -1,7 +1,5 @@
 """A bundle in which anything was changed, cut, taken away or put beside is refused, and so is one that leads out."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 from collections.abc import Iterator

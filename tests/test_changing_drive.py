@@ -1,7 +1,5 @@
 """A drive from clear into rain and into a tunnel: the route follows, by the drive's tags and by what is recognised."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

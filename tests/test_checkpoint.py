@@ -1,7 +1,5 @@
 """Checkpoints: complete or not at all, whatever happens while they are written."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import signal

@@ -1,7 +1,5 @@
 """Choosers and load balance against closed forms, finite differences and enumeration."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from typing import Any

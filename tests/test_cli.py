@@ -1,7 +1,5 @@
 """The command as a user types it: help, exit codes, one line for each mistake."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Blocks: what validation accepts, their text form, and what they compute, by hand and folded."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 

@@ -1,7 +1,5 @@
 """All kinds of modules with a weight and a condition vector of its own for each frame, and with weights for cells."""
 
-from __future__ import annotations
-
 import copy
 
 import pytest

@@ -1,7 +1,5 @@
 """Every configuration in the repository loads; every mistake in one is named."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

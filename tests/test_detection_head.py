@@ -1,7 +1,5 @@
 """Targets, losses and decoding of the detection head against closed forms and each other."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The arithmetic of the evidence: gains, what of them is recovered, what is forgotten, spreads over seeds."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

@@ -1,7 +1,5 @@
 """results.mcap, read back with the official readers: everything lies where the submission and the scene have it."""
 
-from __future__ import annotations
-
 import filecmp
 import json
 from collections import defaultdict

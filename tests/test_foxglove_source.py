@@ -3,8 +3,6 @@
 The messages are written with Foxglove's own generated classes and with `mcap-protobuf-support`.
 """
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

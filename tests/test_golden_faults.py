@@ -1,7 +1,5 @@
 """Golden frames find an engine that is wrong in any quantity, at every precision, and pass the one that is right."""
 
-from __future__ import annotations
-
 import shutil
 from dataclasses import replace
 from functools import cache

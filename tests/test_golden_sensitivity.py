@@ -1,7 +1,5 @@
 """Golden frames catch a single changed weight, in every layer and precision, where all hashes hold."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Mapping
 from functools import cache

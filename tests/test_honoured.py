@@ -1,7 +1,5 @@
 """Words that are not this software's are refused: what the network calls 3 must be what the tracker calls 3."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

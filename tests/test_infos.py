@@ -1,7 +1,5 @@
 """Infos of mmdet3d give the frames that the tables give, in every layout and convention."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path

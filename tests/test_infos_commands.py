@@ -1,7 +1,5 @@
 """The commands take an infos file where they take a dataroot."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

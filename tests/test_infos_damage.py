@@ -1,7 +1,5 @@
 """Infos that do not hold what they should, or are apart from what they name: a line that says what and where."""
 
-from __future__ import annotations
-
 import copy
 import json
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Pillars against a loop over points; pictures and projections against painted pixels; predictions."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """Training samples depend on the seed and the position alone; classes and sensors get their shares."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from pathlib import Path

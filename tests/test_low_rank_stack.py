@@ -1,7 +1,5 @@
 """Low-rank modules of a slot as one, and normalisations behind them: the same numbers with fewer operations."""
 
-from __future__ import annotations
-
 import numpy as np
 import onnx
 import torch

@@ -1,7 +1,5 @@
 """A manifest describes exactly the outputs of its tasks, and says how far each of them may be off."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

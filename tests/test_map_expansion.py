@@ -1,7 +1,5 @@
 """Map labels against point-in-polygon tests of every cell, and against the devkit's own masks."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Flat configurations of mmdet3d are read as Python would have run them, and nothing in them runs."""
 
-from __future__ import annotations
-
 import tempfile
 from pathlib import Path
 

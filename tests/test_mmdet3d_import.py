@@ -1,7 +1,5 @@
 """Imported networks of mmdet3d against the same ones written plainly; refusals; what of ours works on the run."""
 
-from __future__ import annotations
-
 import pickle
 from pathlib import Path
 from typing import Any

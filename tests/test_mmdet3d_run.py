@@ -1,7 +1,5 @@
 """What of ours works on a run that was imported: modules, fold, export, int8, compilers, evaluation, replay."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Modules on disk: what is saved comes back, and what does not fit or is damaged is refused and changes nothing."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import math

@@ -1,7 +1,5 @@
 """Frames against the official devkit, on real keyframes and on simulated ones."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -1,7 +1,5 @@
 """Overlap of boxes seen from above against polygons."""
 
-from __future__ import annotations
-
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st

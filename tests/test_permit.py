@@ -4,8 +4,6 @@ build.sh runs for real, with test_build_package's stand-in for trtexec. TensorRT
 module of its name tells a version, and the engine of its "plan" is ONNX Runtime.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import subprocess

@@ -1,7 +1,5 @@
 """Graphs in FP16 and INT8: what is rounded and what is not, against FP32 torch; NVIDIA's compiler takes them all."""
 
-from __future__ import annotations
-
 import copy
 from collections import Counter
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Bundles in FP16 and INT8: written by the command, sealed, and run in the layout that fits the engine."""
 
-from __future__ import annotations
-
 import shutil
 from functools import cache
 from pathlib import Path

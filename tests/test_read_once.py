@@ -1,7 +1,5 @@
 """What was hashed is what is used: files that change after a bundle was opened, and files that no hash vouches for."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A scene replayed from its recording: the same bytes as from the tables, whatever the file it was written to."""
 
-from __future__ import annotations
-
 import filecmp
 import json
 from pathlib import Path

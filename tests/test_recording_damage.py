@@ -1,7 +1,5 @@
 """Damaged recordings: bytes, order, stamps and files. Nothing crashes, hangs or grows; what is whole is used."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import signal

@@ -4,8 +4,6 @@ No plan is compiled or refitted here: tensorrt_rtx needs a GPU for both, and tes
 refittable plan's record says, and what becomes of it, is tested with a plan that was compiled as usual.
 """
 
-from __future__ import annotations
-
 import hashlib
 import shutil
 from pathlib import Path

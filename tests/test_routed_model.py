@@ -1,7 +1,5 @@
 """Routing in the whole model: by facts, by a chooser, and in the exported graph."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Sequence
 from dataclasses import replace

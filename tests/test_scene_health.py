@@ -1,7 +1,5 @@
 """Sensor health: silent on real and simulated drives in all conditions, and right about every fault put into them."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """The map memory against a loop over cells, on worlds seen from moving poses, and its size over a long drive."""
 
-from __future__ import annotations
-
 import math
 import pickle
 import tracemalloc

@@ -1,7 +1,5 @@
 """Training settings: what learns, what keeps every bit, and where gradients go."""
 
-from __future__ import annotations
-
 import copy
 import json
 from itertools import islice

@@ -1,7 +1,5 @@
 """Signatures: with a key only what its owner made is accepted, whoever can compute hashes."""
 
-from __future__ import annotations
-
 import shutil
 import subprocess
 from pathlib import Path

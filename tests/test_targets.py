@@ -1,7 +1,5 @@
 """What each target takes, and the table that shows it."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

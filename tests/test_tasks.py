@@ -1,7 +1,5 @@
 """The contract that every task keeps, and the feature map that tasks share."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

@@ -1,7 +1,5 @@
 """A task goes the whole way without a line of the product changed."""
 
-from __future__ import annotations
-
 import base64
 import json
 import shutil

@@ -1,7 +1,5 @@
 """Training: what is interrupted goes on bit for bit, every loss falls, and what cannot go on is said."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """No going back: releases, expiry, and what a vehicle remembers outside its bundles."""
 
-from __future__ import annotations
-
 import json
 from datetime import datetime, timedelta, timezone
 from pathlib import Path

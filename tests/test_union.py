@@ -1,7 +1,5 @@
 """A module of several kinds: what holds for modules of one kind holds for it."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

@@ -3,8 +3,6 @@
 Builds a virtual environment with pip from the registry (or pip's cache): the slowest test there is.
 """
 
-from __future__ import annotations
-
 import ast
 import filecmp
 import json

@@ -1,7 +1,5 @@
 """`perception verify`: what it checks, what it says, and how it ends."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from pathlib import Path

@@ -1,7 +1,5 @@
 """PointPillars of mmdet3d with random weights that matter, and the same network imported."""
 
-from __future__ import annotations
-
 from functools import cache
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Configurations of MMEngine's Runner for our model on simulated drives, through mmdet3d's pipeline and metric."""
 
-from __future__ import annotations
-
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Our tables as mmdet3d's annotation file, against what mmdet3d's own converter collects from the same tables."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

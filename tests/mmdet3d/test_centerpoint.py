@@ -1,7 +1,5 @@
 """An imported CenterPoint against mmdet3d's own, with the same random weights: pillars, maps, boxes."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Infos that mmdet3d's own converters write, read by us; boxes and projections that its dataset makes of them."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any

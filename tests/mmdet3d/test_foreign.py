@@ -1,7 +1,5 @@
 """A CenterPoint of mmdet3d as a frozen base: a module trains on it with mmdet3d's own losses and data pipeline."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Iterator
 from pathlib import Path

@@ -1,7 +1,5 @@
 """An imported PointPillars against mmdet3d's own, with the same random weights: maps and boxes."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import replace
 from importlib.util import find_spec

@@ -1,7 +1,5 @@
 """Our model under MMEngine's Runner: mmdet3d's pipeline trains it and NuScenesMetric scores it as we do."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
