@@ -191,38 +191,6 @@ def test_beside_a_module_that_does_nothing_there_is_only_the_other(make, kind):
         assert torch.equal(slot(x), alone)
 
 
-def test_stack_is_the_second_after_the_first():
-    slot, x = conv_slot(), torch.randn(2, 3, 6, 7, dtype=torch.float64)
-    y = slot.layer(x)
-    a, b = add(slot, "a", "scale_shift"), add(slot, "b", "scale_shift")
-
-    def by_hand(module: Any, values: torch.Tensor) -> torch.Tensor:
-        return module.scale[:, None, None] * values + module.shift[:, None, None]
-
-    slot.route = route(Stack("a", "b"))
-    close(slot(x), by_hand(b, by_hand(a, y)))
-    slot.route = route(Stack("b", "a"))
-    close(slot(x), by_hand(a, by_hand(b, y)))
-    slot.route = route(Parallel("b", "a"))
-    close(slot(x), by_hand(a, y) + by_hand(b, y) - y)
-
-
-def test_the_average_of_equal_modules_is_one_of_them():
-    """And not one divided by their number once more, as in the library `adapters`."""
-    slot, x = conv_slot(), torch.randn(2, 3, 6, 7, dtype=torch.float64)
-    module = add(slot, "a", "low_rank")
-    for name in ("b", "c"):
-        add(slot, name, "low_rank").load_state_dict(module.state_dict())
-    slot.route = route("a")
-    alone = slot(x)
-    slot.route = route(Average("a", "b", "c"))
-    close(slot(x), alone)
-    slot.route = route(Average("a", "b", weights=[0.7, 0.3]))
-    close(slot(x), alone)
-    slot.route = route(Average("a", "b", weights=[2, 1]))  # as they are: not made to sum to one
-    close(slot(x) - slot.layer(x), 3 * (alone - slot.layer(x)))
-
-
 def test_a_member_of_an_average_that_is_not_at_the_slot_counts_as_zero():
     slot, x = conv_slot(), torch.randn(2, 3, 6, 7, dtype=torch.float64)
     add(slot, "a", "low_rank")

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from commands import refuses, succeeds
+from commands import succeeds
 from networks import FOG, Layers, config, disturb, inputs, model, spec
 from refusals import one_line_error
 from safetensors.torch import load_file, save
@@ -326,19 +326,6 @@ def test_the_command_lists_modules_with_what_is_known_of_them(apart, tmp_path):
     fog, dark = told["modules"]
     assert (fog["name"], fog["domain"], fog["where"]) == ("fog", "", ["trunk.*"])
     assert (dark["name"], dark["domain"], dark["metrics"]) == ("night", "drives at night", {"mAP": 0.5})
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["{run}", "--load", "{night}"], "--load and --out go together"),
-        (["{run}", "--load", "{tmp}/no.json", "--out", "{tmp}/o"], "no.json: not readable as a module"),
-        (["{tmp}/no"], "no checkpoint here"),
-    ],
-)
-def test_mistakes_with_the_command_are_one_line(apart, tmp_path, arguments, message):
-    run, night, _ = apart
-    assert message in refuses("modules", *(a.format(run=run, night=night, tmp=tmp_path) for a in arguments))
 
 
 def test_a_damaged_record_beside_a_run_is_said(apart, tmp_path):

@@ -109,16 +109,6 @@ def test_the_bundle_tells_what_it_was_calibrated_on(tmp_path: Path) -> None:
     assert verify(exported("int8"))["calibration"] == f"{len(calibration.ranges)} ranges on 3 keyframes of v1.0-tiny"
 
 
-def test_the_network_for_the_cpu_is_sealed_too(tmp_path: Path) -> None:
-    shutil.copytree(exported("int8"), tmp_path / "bundle")
-    file = tmp_path / "bundle" / "model.cpu.onnx"
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 1
-    file.write_bytes(content)
-    with pytest.raises(InputError, match=r"model\.cpu\.onnx: was changed"):
-        Bundle.load(tmp_path / "bundle")
-
-
 def test_the_plan_is_compiled_from_the_layout_of_tensorrt() -> None:
     pytest.importorskip("tensorrt_rtx")
     record = build(exported("int8"), "rtx-ada")

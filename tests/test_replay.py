@@ -1,7 +1,6 @@
 """Replay: the same numbers as the predictor, every frame, and a report that needs nothing else."""
 
 import base64
-import filecmp
 import json
 import re
 from dataclasses import replace
@@ -55,11 +54,6 @@ def test_results_are_the_predictors(nuscenes_root: Path, replayed: Path) -> None
     }
     assert submission["meta"]["use_lidar"]
     assert submission["meta"]["use_camera"]
-
-
-def test_replay_twice_gives_the_same_results(nuscenes_root: Path, replayed: Path, tmp_path: Path) -> None:
-    replay(Source(nuscenes_root, "v1.0-mini", [SCENE]), bundle().path, tmp_path, console=QUIET)
-    assert filecmp.cmp(tmp_path / "results.json", replayed / "results.json", shallow=False)
 
 
 def test_latency_file(replayed: Path) -> None:
