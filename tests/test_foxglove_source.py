@@ -147,8 +147,7 @@ def test_the_layout_of_nuscenes2mcap(tiny_root: Path, tmp_path: Path, encoding: 
 
 
 def decoder(kind: Any) -> Any:
-    data = build_file_descriptor_set(kind).SerializeToString()
-    return foxglove.decoder("protobuf", Schema(1, data, "protobuf", kind.DESCRIPTOR.full_name))
+    return foxglove.decoder("protobuf", SCHEMAS[kind.DESCRIPTOR.full_name])
 
 
 def test_raw_images_and_lists_of_transforms() -> None:

@@ -19,6 +19,7 @@ from deploy.bundle import Bundle
 from deploy.engines import open_engine
 from deploy.golden import differences, synthetic_frame
 from deploy.manifest import Calibration
+from deploy.precision import frames
 from deploy.precision.sensitivity import LARGEST_ERROR
 from deploy.runtime import Runtime
 from deploy.tolerances import BOUNDS
@@ -26,6 +27,7 @@ from deploy.verify import verify
 from perception.config import parse_config
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
+from perception.sensors.inputs import InputSpec
 
 
 @cache
@@ -132,22 +134,17 @@ def test_wrong_arguments_are_one_line(tmp_path: Path, arguments: list[str], mess
 
 
 def test_a_drive_without_cameras_calibrates_nothing(tmp_path: Path) -> None:
-    from deploy.precision.frames import Drives
-    from perception.sensors.inputs import InputSpec
-
     write_tiny(tmp_path / "drives")
     shutil.rmtree(tmp_path / "drives" / "samples" / "CAM_FRONT")
-    assert len(Drives(tmp_path / "drives", "v1.0-tiny").inputs(InputSpec.of(config()))) == 3  # five are enough
+    spec = InputSpec.of(config())
+    assert len(frames.Drives(tmp_path / "drives", "v1.0-tiny").inputs(spec)) == 3  # five are enough
     for camera in (tmp_path / "drives" / "samples").glob("CAM_*"):
         shutil.rmtree(camera)
     with pytest.raises(InputError, match="no keyframe of these scenes has all sensors"):
-        Drives(tmp_path / "drives", "v1.0-tiny").inputs(InputSpec.of(config()))
+        frames.Drives(tmp_path / "drives", "v1.0-tiny").inputs(spec)
 
 
 def test_frames_are_spread_over_the_drives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from deploy.precision import frames
-    from perception.sensors.inputs import InputSpec
-
     monkeypatch.setattr(frames, "MOST", 2)
     spec = InputSpec.of(config())
     every = frames.Drives(drives(), "v1.0-tiny", ["scene-0001:0-3"]).inputs(spec)
