@@ -1,7 +1,5 @@
 """A small network with anchors, as those that are imported, with random weights that matter."""
 
-from __future__ import annotations
-
 from functools import cache
 from pathlib import Path
 

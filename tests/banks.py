@@ -1,31 +1,14 @@
 """A bank of a small network in float64 with every kind of layer, and modules with random numbers for it."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch
+from computations import randomize
 from torch import Tensor, nn
 
 from perception.modules.bank import Bank
 from perception.modules.module_record import SPECS
 from perception.modules.slot import Slot
-
-
-def close(actual: Tensor, expected: Tensor) -> None:
-    """To 1e-12 of the largest number."""
-    assert (actual - expected).abs().max() <= 1e-12 * max(1.0, float(expected.abs().max()))
-
-
-def randomize(module: nn.Module) -> None:
-    """Random numbers in all of a module's parameters and statistics."""
-    for tensor in module.parameters():
-        nn.init.normal_(tensor, std=0.5)
-    for name, tensor in module.named_buffers():
-        if name.endswith("running_mean"):
-            nn.init.normal_(tensor)
-        elif name.endswith("running_var"):
-            nn.init.uniform_(tensor, 0.5, 1.5)
 
 
 class Net(nn.Module):

@@ -3,8 +3,6 @@
 `tests/mmdet3d` compares with mmdet3d itself; this stands in for it where it is not installed.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -5,8 +5,6 @@ The answer, a line on standard output, is its exit code. The commands import wha
 is there already, which takes 4 s of processor time off each.
 """
 
-from __future__ import annotations
-
 import importlib
 import json
 import os

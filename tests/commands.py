@@ -1,7 +1,5 @@
 """The `perception` command as a user types it, without importing everything anew for each."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess
@@ -9,6 +7,7 @@ import sys
 import tempfile
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 SERVER = Path(__file__).with_name("command_server.py")
 
@@ -35,8 +34,28 @@ def perception(*arguments: object, cwd: Path | None = None) -> subprocess.Comple
             "stdout": str(out),
             "stderr": str(err),
         }
-        assert server.stdin is not None
-        assert server.stdout is not None
         print(json.dumps(command), file=server.stdin, flush=True)
         code = int(server.stdout.readline())
         return subprocess.CompletedProcess(given, code, out.read_text(), err.read_text())
+
+
+def succeeds(*arguments: object) -> str:
+    """What the command prints; its exit code is 0."""
+    done = perception(*arguments)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def refuses(*arguments: object) -> str:
+    """The one line that the command prints of a mistake; its exit code is 2."""
+    done = perception(*arguments)
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+    return done.stderr
+
+
+def scored_and_replayed(bundle: Path, drives: Path, out: Path) -> list[dict[str, Any]]:
+    """Metrics and tracks of the first simulated scene, from `evaluate` and `replay`."""
+    scene = ("--scenes", "scene-0001", "--out")
+    succeeds("evaluate", bundle, "--data", drives, "--split", "all", *scene, out / "scores")
+    succeeds("replay", drives, "--bundle", bundle, *scene, out / "replay")
+    return [json.loads((out / file).read_text()) for file in ("scores/metrics.json", "replay/tracks.json")]

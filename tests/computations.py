@@ -1,7 +1,5 @@
 """Every computation function, with layers that it attaches to, inputs and random weights, for the tests of them."""
 
-from __future__ import annotations
-
 import copy
 from typing import Any, NamedTuple
 

@@ -1,7 +1,5 @@
 """Drives to test on: real nuScenes keyframes, simulated drives, and the smallest dataroot there is."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
@@ -13,7 +11,9 @@ import numpy as np
 import once
 import pytest
 from hypothesis import settings
+from pyquaternion import Quaternion
 
+from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.frame import CAMERAS
 
 # The gate draws the same examples on every machine; `pytest --hypothesis-profile=random` draws others each time.
@@ -64,6 +64,19 @@ def sim_root() -> Path:
     return once.once("simulated", lambda root: simulate(root, 2, 3, seed=0, condition_names=conditions, sweeps=2))
 
 
+@pytest.fixture(scope="session")
+def tables(sim_root: Path) -> NuScenesTables:
+    """Of the simulated drives."""
+    return NuScenesTables(sim_root, "v1.0-sim")
+
+
+@pytest.fixture(scope="session", params=[("nuscenes_root", "v1.0-mini"), ("sim_root", "v1.0-sim")], ids=["real", "sim"])
+def keyframes(request: pytest.FixtureRequest) -> tuple[Path, str]:
+    """Real and simulated keyframes: dataroot and version."""
+    root, version = request.param
+    return request.getfixturevalue(root), version
+
+
 def token(*parts: Any) -> str:
     """The token of a row in the tiny dataroot."""
     return hashlib.md5("/".join(map(str, parts)).encode()).hexdigest()
@@ -81,6 +94,22 @@ def tiny_root(tmp_path: Path) -> Path:
     return root
 
 
+@pytest.fixture(scope="session")
+def recorded_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny dataroot, which no test changes."""
+    root = tmp_path_factory.mktemp("recorded") / "root"
+    write_tiny(root)
+    return root
+
+
+@pytest.fixture(scope="session")
+def log(recorded_root: Path) -> list[Any]:
+    """Messages of its three keyframes 0.5 s apart, a sweep before each; cameras 1 to 6 ms after the LiDAR."""
+    from recordings import TINY, sent
+
+    return sent(recorded_root, "v1.0-tiny", TINY)
+
+
 _SENSORS = ("LIDAR_TOP", *CAMERAS, "RADAR_FRONT")
 _SPEED = 5.0  # m/s
 _START = 1_500_000_000_000_000  # us
@@ -93,8 +122,8 @@ def write_tiny(root: Path, keyframes: int = 3) -> None:
         camera = channel.startswith("CAM")
         turn = 2 * np.pi * i / len(_SENSORS)
         # Optical axis along x of the vehicle, then turned about z.
-        about_z = np.array([np.cos(turn / 2), 0, 0, np.sin(turn / 2)])
-        rotation = _product(about_z, np.array([0.5, -0.5, 0.5, -0.5])) if camera else np.array([1.0, 0, 0, 0])
+        about_z = Quaternion(axis=[0, 0, 1], radians=turn)
+        rotation = (about_z * Quaternion(0.5, -0.5, 0.5, -0.5) if camera else Quaternion()).elements
         calibrations.append(
             {
                 "token": token("calibration", channel),
@@ -200,8 +229,3 @@ def _annotation(name: str, sample: int, last: int) -> dict[str, Any]:
         "num_lidar_pts": 4,
         "num_radar_pts": 1,
     }
-
-
-def _product(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Hamilton product of two quaternions w x y z."""
-    return np.array([a[0] * b[0] - a[1:] @ b[1:], *(a[0] * b[1:] + b[0] * a[1:] + np.cross(a[1:], b[1:]))])

@@ -1,7 +1,5 @@
 """The devkit's tracking scores of scenes that are in no dataroot: its own matching, thresholds and means."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 from collections import defaultdict

@@ -1,8 +1,7 @@
 """Networks with random weights, exported once for all the tests of this process."""
 
-from __future__ import annotations
-
 import atexit
+import hashlib
 import shutil
 import tempfile
 from dataclasses import replace
@@ -18,6 +17,7 @@ from rich.console import Console
 from torch import nn
 
 from deploy.bundle import Bundle, write_bundle
+from deploy.engine_record import EngineRecord
 from deploy.export import export
 from deploy.golden import Arrays, GoldenFrame, clear_detections, synthetic_frame
 from deploy.release import Release
@@ -131,6 +131,16 @@ def keys(folder: Path) -> tuple[Path, Path]:
     pem = private.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
     (folder / "public.pem").write_bytes(pem)
     return folder / "key.pem", folder / "public.pem"
+
+
+def plan_record(path: Path, plan: bytes, **changed: object) -> EngineRecord:
+    """Of a plan that TensorRT compiled on an Orin from the network of the bundle at `path`."""
+    digest = Bundle.load(path).manifest.files["model.onnx"]
+    record = EngineRecord(
+        target="orin", compiler="tensorrt 10.3.0", layers=0, seconds=1.0, plan_bytes=len(plan),
+        plan_sha256=hashlib.sha256(plan).hexdigest(), refittable=False, onnx_sha256=digest, weights_sha256=digest,
+    )  # fmt: skip
+    return record.model_copy(update=changed)
 
 
 def trusting(*public: Path, allow_older: bool = False) -> Trust:

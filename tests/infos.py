@@ -4,8 +4,6 @@
 were width, length, height and angles -r - pi/2. tests/mmdet3d compares these with what the converters themselves write.
 """
 
-from __future__ import annotations
-
 import pickle
 from pathlib import Path
 from typing import Any

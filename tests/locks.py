@@ -1,7 +1,5 @@
 """The files in requirements/: ranges, and the versions that `make lock` chose."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

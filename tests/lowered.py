@@ -1,7 +1,5 @@
 """Small networks at every precision, made once for all the tests of this process."""
 
-from __future__ import annotations
-
 from functools import cache
 
 import numpy as np

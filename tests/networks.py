@@ -1,7 +1,5 @@
 """A small perception model, and small networks of slots, with random weights."""
 
-from __future__ import annotations
-
 import copy
 from functools import cache
 from typing import Any
@@ -38,7 +36,6 @@ def spec(name: str, kind: str, *slots: str, **options: object) -> Module:
 def config() -> Config:
     """`tiny` without modules, with a view of 26 m and pictures of 64 x 32 pixels."""
     tiny = load_config(find_config("tiny"))
-    assert tiny.model.lidar is not None and tiny.model.camera is not None  # noqa: PT018
     model = tiny.model.model_copy(
         update={
             "lidar": tiny.model.lidar.model_copy(update={"max_pillars": 200, "channels": 16}),

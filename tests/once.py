@@ -1,7 +1,5 @@
 """What takes long to prepare and no test changes, made once for all the processes of a test run."""
 
-from __future__ import annotations
-
 import fcntl
 import os
 import shutil

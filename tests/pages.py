@@ -1,7 +1,5 @@
 """The report's page, read back."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path

@@ -1,13 +1,11 @@
 """Recordings to test on: scenes written by tools/make_log.py, whole, spoiled, and with Foxglove's schemas."""
 
-from __future__ import annotations
-
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from make_log import TYPES, Message, make_log, messages
 from mcap.writer import Writer
 
 from deploy.replay.sources import ros
@@ -15,13 +13,13 @@ from deploy.replay.sources.assembler import Assembler, DriveInfo
 from deploy.replay.sources.counts import Counts
 from deploy.replay.sources.messages import CorruptMessage
 from deploy.replay.sources.topics import Topics
+from perception.config import find_config, load_config
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.frame import Frame
 from perception.grid import Reference
+from perception.sensors.inputs import InputSpec
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
-from make_log import TYPES, Message, make_log, messages
-
+SPEC = InputSpec.of(load_config(find_config("tiny")))
 STORAGES = {"file": "drive.mcap", "sqlite3": "drive_sqlite3", "mcap": "drive_mcap"}
 TINY = "scene-0001"
 

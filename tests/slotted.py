@@ -1,7 +1,5 @@
 """A network with slots after a fused map, small enough for everything."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import numpy as np

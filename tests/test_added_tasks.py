@@ -1,14 +1,13 @@
 """Tasks that are added to a finished model: trained on it, deleted, saved and loaded; all else keeps every bit."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path
 
 import pytest
 import torch
-from commands import perception
+from commands import refuses, succeeds
+from refusals import one_line_error
 from test_routed_model import assert_same, frame_inputs
 from test_training import small
 
@@ -19,11 +18,6 @@ from perception.model import PerceptionModel
 from perception.modules.base_weights import base_hash
 from perception.training.adapt import add_task, read_task
 from perception.training.checkpoint import load_model, save_model
-
-
-@pytest.fixture(scope="module")
-def tables(sim_root: Path) -> NuScenesTables:
-    return NuScenesTables(sim_root, "v1.0-sim")
 
 
 @pytest.fixture(scope="module")
@@ -132,12 +126,11 @@ def test_an_added_head_is_deleted_and_comes_back_from_its_file(finished: Path, m
 
 def test_the_command_loads_and_lists_an_added_head(finished: Path, mapped: Path, tmp_path: Path) -> None:
     given = ("modules", finished, "--load", mapped / "modules" / "map.json", "--out", tmp_path / "both", "--json")
-    done = perception(*given)
-    assert done.returncode == 0, done.stderr
+    shown = json.loads(succeeds(*given))
     base, both = load_model(finished)[0], load_model(tmp_path / "both")[0]
     assert_kept(base, both)
     assert_equal(load_model(mapped)[0], both)
-    rain, ground, head = json.loads(done.stdout)["modules"]
+    rain, ground, head = shown["modules"]
     assert (rain["name"], ground["name"], ground["when"]) == ("rain", "ground", ["boston", "map"])
     assert (head["name"], head["kind"], head["where"]) == ("map", "task", ["heads.map", "heads.map.*"])
     assert head["parameters"] == sum(p.numel() for p in both.added.parameters())
@@ -164,9 +157,8 @@ def test_a_head_that_does_not_fit_is_refused_and_changes_nothing(finished: Path,
         ({"when": ["map"]}, "when: extra inputs"),
     ):
         file.write_text(json.dumps(content | changes))
-        with pytest.raises(InputError, match=message) as error:
+        with one_line_error(message):
             model.bank.load(file)
-        assert "\n" not in str(error.value)
     file.write_text(json.dumps(content))
     with pytest.raises(InputError, match="is the head of the task map, which keeps its name"):
         model.bank.load(file, rename={file: "land"})
@@ -205,19 +197,15 @@ def test_keyframes_without_tags_teach_no_conditions(
 
 def test_the_command_adds_a_task(finished: Path, sim_root: Path, tmp_path: Path) -> None:
     given = ("--data", sim_root, "--split", "all", "--steps", 1)
-    done = perception("adapt", finished, "--task", "conditions", *given, "--out", tmp_path / "recognising")
-    assert done.returncode == 0, done.stderr
+    succeeds("adapt", finished, "--task", "conditions", *given, "--out", tmp_path / "recognising")
     model, config = load_model(tmp_path / "recognising")
     assert_kept(load_model(finished)[0], model)
     assert [*config.tasks] == ["detection", "conditions"]
     (tmp_path / "map.yaml").write_text("tasks: {map: {channels: 4}}\n")
     more = ("--task", "map", "--config", tmp_path / "map.yaml", *given, "--out", tmp_path / "map")
-    done = perception("adapt", tmp_path / "recognising", *more)
-    assert done.returncode == 0, done.stderr
+    succeeds("adapt", tmp_path / "recognising", *more)
     both, config = load_model(tmp_path / "map")
     assert config.tasks["map"].channels == 4  # type: ignore[attr-defined]
     assert_kept(model, both)
-    again = perception("adapt", finished, "--task", "detection", *given, "--out", tmp_path / "no")
-    assert again.returncode == 2
-    assert again.stderr.count("\n") == 1
-    assert "its base has the task detection already" in again.stderr
+    again = refuses("adapt", finished, "--task", "detection", *given, "--out", tmp_path / "no")
+    assert "its base has the task detection already" in again

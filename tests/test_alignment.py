@@ -1,7 +1,5 @@
 """Turned cameras and LiDARs, told from edges: in a scene of boxes that is cast in closed form, picture and sweep."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
@@ -112,7 +110,6 @@ def frame(
 
 
 def with_lidar(seen: Frame, turned: np.ndarray) -> Frame:
-    assert seen.points is not None
     return replace(seen, points=moved(seen.points, turned))
 
 

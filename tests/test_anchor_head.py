@@ -1,7 +1,5 @@
 """Anchors and their decoding against a loop over all of them, written down from the definition."""
 
-from __future__ import annotations
-
 import functools
 import math
 

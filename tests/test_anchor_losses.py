@@ -1,7 +1,5 @@
 """Targets and losses of the head with anchors against loops, closed forms and its own decoding."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np
@@ -19,7 +17,6 @@ from perception.tasks.detection.anchor_head import AnchorHead
 from perception.tasks.detection.anchor_losses import NOTHING, UNSURE, anchor_losses, anchor_targets, focal
 from perception.tasks.detection.anchors import all_anchors
 from perception.tasks.detection.config import AnchorHead as Settings
-from perception.tasks.detection.config import DetectionHead
 from perception.tasks.detection.task import DetectionTask
 from perception.tasks.network import Loss
 from perception.training.adapt import adapt
@@ -31,8 +28,6 @@ SHAPES = [(32, 32), (16, 16), (8, 8)]
 
 def anchors_of(neck: str) -> Settings:
     head = model_config(neck).tasks["detection"]
-    assert isinstance(head, DetectionHead)
-    assert head.anchors is not None
     return head.anchors
 
 

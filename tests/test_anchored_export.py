@@ -1,8 +1,5 @@
 """A network with anchors on its way to the vehicle: export, precisions, modules, compiler, runtime."""
 
-from __future__ import annotations
-
-import json
 from functools import cache
 from pathlib import Path
 
@@ -11,10 +8,11 @@ import onnx
 import pytest
 import torch
 from anchored_model import run
+from commands import scored_and_replayed
 from exported import QUIET, assert_equal, folder
+from refusals import one_line_error
 
 from deploy.bundle import ONNX, Bundle
-from deploy.cli import main
 from deploy.engines.tensorrt import build_engine
 from deploy.export import export
 from deploy.golden import synthetic_frame
@@ -23,7 +21,6 @@ from deploy.precision.frames import Drives
 from deploy.runtime import Runtime
 from deploy.targets import find_target
 from perception.datasets.nuscenes.dataset import NuScenesTables
-from perception.errors import InputError
 from perception.frame import Frame, Prediction
 from perception.modules.spec import Prompt
 from perception.predict import TorchPredictor
@@ -61,8 +58,7 @@ def assert_close(a: Prediction, b: Prediction) -> None:
 
 
 @pytest.mark.parametrize("neck", NECKS)
-def test_bundle_perceives_what_torch_does(neck: str, sim_root: Path) -> None:
-    tables = NuScenesTables(sim_root, "v1.0-sim")
+def test_bundle_perceives_what_torch_does(neck: str, tables: NuScenesTables) -> None:
     predictor, runtime = TorchPredictor.load(run(neck)), Runtime(bundle(neck).path)
     frames: list[Frame] = [tables.frame(token, "lidar", 2, cameras=False) for token in tables.samples()[:2]]
     for frame in (*frames, synthetic_frame("lidar", 3)):
@@ -84,9 +80,8 @@ def test_compiler_takes_the_whole_graph(neck: str) -> None:
     assert build_engine(half.SerializeToString(), find_target("rtx-ampere"), inputs=shapes).layers > 10
 
 
-def test_modules_fold_and_switch(sim_root: Path, tmp_path: Path) -> None:
+def test_modules_fold_and_switch(tables: NuScenesTables, tmp_path: Path) -> None:
     """`rain` at every slot; the export compares each route with torch."""
-    tables = NuScenesTables(sim_root, "v1.0-sim")
     wet = next(f for f in (tables.frame(t, "lidar", 2) for t in tables.samples()) if f.conditions.weather == "rain")
     predictor = TorchPredictor.load(run("pyramid", modular=True))
     folded = export(run("pyramid", modular=True), tmp_path / "folded", [["rain"]], console=QUIET)
@@ -106,28 +101,15 @@ def test_prompt_that_would_have_to_fold_for_several_sizes_is_refused() -> None:
     }
     with torch.no_grad():
         model.predict(inputs)  # without a fold each map has its own
-        with pytest.raises(
-            InputError, match=r"heads\.detection\.classes: a prompt folds for one size of input, this"
-        ) as error:
+        with one_line_error(r"heads\.detection\.classes: a prompt folds for one size of input, this"):
             model.folded().predict(inputs)
-    assert "\n" not in str(error.value)
 
 
-def test_int8_is_scored_and_replayed(
-    sim_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_int8_is_scored_and_replayed(sim_root: Path, tmp_path: Path) -> None:
     """Export compares with torch; ranges are measured on the same drives."""
     drives = Drives(sim_root, "v1.0-sim")
     exported = export(run("joined"), tmp_path / "int8", console=QUIET, precision="int8", calibration=drives)
     assert any(block.precision == "int8" for block in exported.manifest.blocks)
-    scene = ["--scenes", "scene-0001"]
-    for command in (
-        ["evaluate", str(exported.path), "--data", str(sim_root), "--split", "all", "--out", str(tmp_path / "scores")],
-        ["replay", str(sim_root), "--bundle", str(exported.path), "--out", str(tmp_path / "replay")],
-    ):
-        monkeypatch.setattr("sys.argv", ["perception", *command, *scene])
-        with pytest.raises(SystemExit) as done:
-            main()
-        assert done.value.code in (0, None), capsys.readouterr().err
-    assert 0 <= json.loads((tmp_path / "scores" / "metrics.json").read_text())["mAP"] < 0.2  # random weights
-    assert len(json.loads((tmp_path / "replay" / "tracks.json").read_text())["results"]) == 3
+    metrics, tracks = scored_and_replayed(exported.path, sim_root, tmp_path)
+    assert 0 <= metrics["mAP"] < 0.2  # random weights
+    assert len(tracks["results"]) == 3

@@ -1,7 +1,5 @@
 """The architecture page's picture is what the code says."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

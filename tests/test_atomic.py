@@ -1,7 +1,5 @@
 """Files and folders are replaced whole: with a real SIGKILL before every step, and with the disk told to keep them."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Augmentation moves points, boxes, velocities, projections and pixels together."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np
@@ -52,8 +50,6 @@ def test_box_corners_move_with_the_similarity(seed: int) -> None:
     rng = np.random.default_rng(seed)
     frame, similarity = _frame(rng), draw_similarity(rng, STRONG)
     after = transformed(frame, similarity).boxes
-    assert frame.boxes is not None
-    assert after is not None
     expected = _apply(similarity, frame.boxes.corners())
     if np.linalg.det(similarity) < 0:
         expected = expected[:, MIRRORED_CORNERS]
@@ -68,13 +64,10 @@ def test_box_corners_move_with_the_similarity(seed: int) -> None:
 def test_points_stay_in_their_boxes(seed: int) -> None:
     rng = np.random.default_rng(seed)
     frame = _frame(rng)
-    assert frame.boxes is not None
     local = rng.uniform(-0.7, 0.7, (len(frame.boxes), 50, 3)) * frame.boxes.sizes[:, None, [1, 0, 2]]
     places = local @ frame.boxes.rotations.transpose(0, 2, 1) + frame.boxes.centers[:, None]
     points = np.concatenate([places.reshape(-1, 3), rng.uniform(0, 1, (local[..., 0].size, 2))], axis=1)
     after = transformed(replace(frame, points=points.astype(np.float32)), draw_similarity(rng, STRONG))
-    assert after.points is not None
-    assert after.boxes is not None
     moved = after.points[:, :3].reshape(local.shape)
     again = (moved - after.boxes.centers[:, None]) @ after.boxes.rotations
     size = after.boxes.sizes[:, None, [1, 0, 2]]
@@ -90,8 +83,6 @@ def test_projections_see_through_the_similarity(seed: int) -> None:
     rng = np.random.default_rng(seed)
     frame, similarity = _frame(rng), draw_similarity(rng, STRONG)
     after = transformed(frame, similarity)
-    assert frame.points is not None
-    assert after.points is not None
     before = _pixels(frame.image_from_reference("CAM_FRONT"), frame.points[:, :3].astype(np.float64))
     moved = _apply(similarity, frame.points[:, :3].astype(np.float64))
     np.testing.assert_allclose(_pixels(after.image_from_reference("CAM_FRONT"), moved), before, atol=1e-5)
@@ -162,6 +153,5 @@ def test_unknown_velocities_stay_unknown_and_missing_sensors_missing() -> None:
     frame = replace(_frame(rng), points=None, boxes=boxes)
     after = transformed(frame, draw_similarity(rng, STRONG))
     assert after.points is None
-    assert after.boxes is not None
     assert np.isnan(after.boxes.velocities).all(axis=1).tolist() == [False, True, False, False]
     assert transformed(replace(frame, boxes=None), np.eye(4)).boxes is None

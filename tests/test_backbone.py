@@ -1,7 +1,5 @@
 """Each part of the backbone against a loop that does the same by the book."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

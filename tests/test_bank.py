@@ -1,7 +1,5 @@
 """The life of a module: added, trained, frozen, merged, deleted; and a base that keeps every bit through all of it."""
 
-from __future__ import annotations
-
 import copy
 from fnmatch import fnmatchcase
 
@@ -16,7 +14,6 @@ from perception.errors import InputError
 from perception.frame import Conditions
 from perception.model import PerceptionModel
 from perception.modules.aggregation.composition import Average, Fuse, Parallel, Stack
-from perception.modules.aggregation.merge import Merging, merge_modules
 from perception.modules.aggregation.representations import add_fusion
 from perception.modules.bank import Bank
 from perception.modules.base_weights import is_base_key
@@ -342,17 +339,6 @@ def test_blocks_merge(block):
     assert same(state(network), before)
 
 
-def test_two_merges_after_each_other_do_not_mix():
-    network, bank = layers("low_rank", "rescale")
-    before = state(network)
-    for name in ("low_rank", "rescale", "low_rank"):
-        expected = run(network, Route({name: 1.0}))
-        bank.merge(name)
-        torch.testing.assert_close(run(network, Route()), expected, rtol=1e-12, atol=1e-12)
-        bank.unmerge()
-    assert same(state(network), before)
-
-
 def test_the_perception_model_merges_and_unmerges_bit_for_bit():
     network = model()
     network.bank.add(spec("a", "low_rank", "*"))
@@ -435,17 +421,6 @@ def test_while_modules_are_merged_the_bank_changes_nothing_else(tmp_path):
     ):
         with pytest.raises(InputError, match="unmerge first"):
             change()
-
-
-def test_an_average_holds_the_weighted_mean_of_what_its_members_changed():
-    network, bank = layers("low_rank")
-    bank.add(spec("other", "low_rank", "*"))
-    disturb(network, "other", seed=5)
-    merge_modules(bank, "mean", ["low_rank", "other"], Merging("average"))
-    for slot in bank.slots.values():
-        if "mean" in slot.computations:
-            a, b, mean = (slot.computations[name].delta() for name in ("low_rank", "other", "mean"))
-            torch.testing.assert_close(mean, (a + b) / 2, rtol=1e-12, atol=1e-12)
 
 
 # status

@@ -1,7 +1,5 @@
 """The package with which a device compiles a bundle: build.sh run for real, with a stand-in for trtexec."""
 
-from __future__ import annotations
-
 import json
 import os
 import shlex
@@ -11,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from commands import perception
 from exported import QUIET, apart, bundle, copied
 
 from deploy.build import build
@@ -18,7 +17,6 @@ from deploy.build_package import BuildPackage
 from deploy.bundle import Bundle
 from perception.errors import InputError
 
-PERCEPTION = Path(sys.executable).with_name("perception")
 # What TensorRT's own prints first, records its arguments, and writes an engine.
 TRTEXEC = """#!/bin/sh
 echo "&&&& RUNNING TensorRT.trtexec [TensorRT v{version}] [b9] # trtexec $*"
@@ -40,7 +38,6 @@ TOOLS = (
 
 def packaged(folder: Path, target: str, dla: bool = False, refittable: bool = False) -> BuildPackage:
     package = build(bundle().path, target, QUIET, dla, folder / "package", refittable=refittable)
-    assert isinstance(package, BuildPackage)
     return package
 
 
@@ -207,8 +204,7 @@ def test_package_replaces_nothing_else(tmp_path: Path) -> None:
 
 
 def test_command_writes_a_package(tmp_path: Path) -> None:
-    command = [PERCEPTION, "build", str(bundle().path), "--target", "orin", "--dla", "--out", "package", "--json"]
-    done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=tmp_path)
+    done = perception("build", bundle().path, "--target", "orin", "--dla", "--out", "package", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     described = json.loads(done.stdout)
     assert described["target"] == "orin"
@@ -220,7 +216,6 @@ def test_command_writes_a_package(tmp_path: Path) -> None:
 def test_every_network_of_a_bundle_is_compiled(tmp_path: Path) -> None:
     shutil.copytree(apart()[0].path, tmp_path / "bundle")
     package = build(tmp_path / "bundle", "orin", QUIET, out=tmp_path / "package")
-    assert isinstance(package, BuildPackage)
     device = Device(tmp_path, 100300)
     done = device.builds(package)
     assert done.returncode == 0, done.stderr

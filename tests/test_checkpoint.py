@@ -1,7 +1,5 @@
 """Checkpoints: complete or not at all, whatever happens while they are written."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import signal
@@ -98,7 +96,6 @@ def run_writer(run: Path, first: int, before: str = "") -> subprocess.Popen[str]
 def test_a_kill_in_the_middle_of_writing_leaves_the_previous_one(tmp_path):
     """The writer saves without a pause and is killed without warning, at several moments."""
     writer = run_writer(tmp_path, 0)
-    assert writer.stdout is not None
     for _ in range(3):
         writer.stdout.readline()
     for _ in range(4):
@@ -108,7 +105,6 @@ def test_a_kill_in_the_middle_of_writing_leaves_the_previous_one(tmp_path):
     done = [int(line) for line in writer.stdout.read().split()]
     writer.wait()
     newest = checkpoint.newest(tmp_path)
-    assert newest is not None
     assert int(newest.name.removeprefix("step-")) >= max(done, default=6)
     loaded, _ = checkpoint.load_model(tmp_path)
     expected = trained()[0].state_dict()

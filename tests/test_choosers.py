@@ -1,7 +1,5 @@
 """Choosers and load balance against closed forms, finite differences and enumeration."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from typing import Any
@@ -14,11 +12,7 @@ from hypothesis import strategies as st
 from slotted import softmax
 from torch import Tensor, nn
 
-from perception.modules.bank import Bank
-from perception.modules.route import Route
 from perception.modules.routing import gates, load_balance
-from perception.modules.slot import Slot
-from perception.modules.spec import LowRank
 
 EXACT: dict[str, Any] = {"rtol": 1e-12, "atol": 1e-12}
 
@@ -52,27 +46,6 @@ def test_top_k_of_all_is_soft_and_of_one_is_hard(logits: Tensor) -> None:
     assert torch.equal(gates.top_k(logits, logits.shape[1]), gates.soft(logits))
     assert torch.equal(gates.top_k(logits, 1), gates.hard(logits))
     assert torch.equal(gates.hard(logits).argmax(dim=1), torch.from_numpy(logits.numpy().argmax(axis=1)))
-
-
-def slot_with(names: str, seed: int = 0) -> Slot:
-    torch.manual_seed(seed)
-    slot = Slot("trunk.s", nn.Conv2d(3, 3, 3, padding=1))
-    bank = Bank(slot)
-    for name in names:
-        bank.add(LowRank(name=name, slots=("trunk.s",), rank=2))
-        nn.init.normal_(slot.computations[name].b.weight)
-    return slot.double()
-
-
-@pytest.mark.parametrize("chosen", range(3))
-def test_soft_with_one_hot_logits_is_that_module_alone(chosen: int) -> None:
-    slot, x = slot_with("abc"), torch.randn(2, 3, 5, 5, dtype=torch.float64)
-    slot.route = Route({"abc"[chosen]: 1.0})
-    alone = slot(x)
-    logits = torch.full((2, 3), -1e4, dtype=torch.float64)
-    logits[:, chosen] = 0
-    slot.route = Route(dict(zip("abc", gates.soft(logits).unbind(dim=1), strict=True)))
-    torch.testing.assert_close(slot(x), alone, **EXACT)
 
 
 @pytest.mark.parametrize("chooser", [gates.soft, lambda logits: gates.top_k(logits, 2)])

@@ -1,15 +1,15 @@
 """Blocks: what validation accepts, their text form, and what they compute, by hand and folded."""
 
-from __future__ import annotations
-
 import math
 from typing import Any
 
 import pytest
 import torch
-from banks import close, randomize
+from computations import AFFINE, CASES, trained
+from computations import assert_near as close
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from refusals import one_line_error
 from torch import nn
 
 from perception.errors import InputError
@@ -23,17 +23,6 @@ from perception.modules.slot import Slot
 
 BUILD = {"stack": Stack, "parallel": Parallel, "average": Average, "fuse": Fuse}
 NAMES = ("a", "b", "c", "d", "stack", "no-lidar_2")
-OPTIONS = {
-    "low_rank": {"rank": 2, "alpha": 3.0},
-    "sparse_delta": {"share": 0.2},
-    "prompt": {"size": 3, "channels": 0},
-    "concatenated": {"size": 3, "channels": 2},
-    "series_adapter": {},
-    "parallel_adapter": {},
-    "rescale": {},
-    "scale_shift": {},
-    "film": {},
-}
 
 # A block as plain data: a name, or (type, members, weights).
 weights = st.floats(-1e6, 1e6, allow_nan=False)
@@ -139,11 +128,8 @@ def test_averages_are_equal_only_with_equal_weights():
     ],
 )  # fmt: skip
 def test_what_is_no_block_is_shown_in_its_place(text, shows, says, character):
-    with pytest.raises(InputError) as error:
+    with one_line_error(rf"\(character {character}\)$", at=f"{shows}: ", says=says):
         parse_block(text)
-    assert str(error.value).startswith(f"{shows}: ")
-    assert says in str(error.value)
-    assert str(error.value).endswith(f"(character {character})")
 
 
 @pytest.mark.parametrize(
@@ -169,21 +155,17 @@ def test_what_is_no_block_is_shown_in_its_place(text, shows, says, character):
     ],
 )  # fmt: skip
 def test_errors_show_the_nesting_that_is_wrong(make, message):
-    with pytest.raises(InputError) as error:
+    with one_line_error(exactly=message):
         make()
-    assert str(error.value) == message
 
 
 # What blocks compute
 
 
-def add(slot: Slot, name: str, kind: str) -> Any:
+def add(slot: Slot, name: str, case: str) -> Any:
     """A module with random numbers at the slot."""
-    make: Any = KINDS["prompt" if kind == "concatenated" else kind]
-    module = make(slot.layer, **OPTIONS[kind])
-    randomize(module)
-    slot.computations[name] = module.eval()
-    return module
+    slot.computations[name] = trained(case, slot.layer)
+    return slot.computations[name]
 
 
 def conv_slot(seed: int = 0) -> Slot:
@@ -207,38 +189,6 @@ def test_beside_a_module_that_does_nothing_there_is_only_the_other(make, kind):
     for block in (make("a", "null"), make("null", "a")):
         slot.route = route(block)
         assert torch.equal(slot(x), alone)
-
-
-def test_stack_is_the_second_after_the_first():
-    slot, x = conv_slot(), torch.randn(2, 3, 6, 7, dtype=torch.float64)
-    y = slot.layer(x)
-    a, b = add(slot, "a", "scale_shift"), add(slot, "b", "scale_shift")
-
-    def by_hand(module: Any, values: torch.Tensor) -> torch.Tensor:
-        return module.scale[:, None, None] * values + module.shift[:, None, None]
-
-    slot.route = route(Stack("a", "b"))
-    close(slot(x), by_hand(b, by_hand(a, y)))
-    slot.route = route(Stack("b", "a"))
-    close(slot(x), by_hand(a, by_hand(b, y)))
-    slot.route = route(Parallel("b", "a"))
-    close(slot(x), by_hand(a, y) + by_hand(b, y) - y)
-
-
-def test_the_average_of_equal_modules_is_one_of_them():
-    """And not one divided by their number once more, as in the library `adapters`."""
-    slot, x = conv_slot(), torch.randn(2, 3, 6, 7, dtype=torch.float64)
-    module = add(slot, "a", "low_rank")
-    for name in ("b", "c"):
-        add(slot, name, "low_rank").load_state_dict(module.state_dict())
-    slot.route = route("a")
-    alone = slot(x)
-    slot.route = route(Average("a", "b", "c"))
-    close(slot(x), alone)
-    slot.route = route(Average("a", "b", weights=[0.7, 0.3]))
-    close(slot(x), alone)
-    slot.route = route(Average("a", "b", weights=[2, 1]))  # as they are: not made to sum to one
-    close(slot(x) - slot.layer(x), 3 * (alone - slot.layer(x)))
 
 
 def test_a_member_of_an_average_that_is_not_at_the_slot_counts_as_zero():
@@ -313,9 +263,10 @@ def affine_trees() -> st.SearchStrategy[Any]:
 @given(affine_trees(), st.data())
 def test_folding_a_nest_equals_running_it_and_running_it_the_brute_force(tree, data):
     slot, block = conv_slot(data.draw(st.integers(0, 99))), build(tree)
+    cases = [case for case in AFFINE if KINDS[CASES[case][0]].attaches_to(slot.layer)]
     module_weights = {name: data.draw(st.sampled_from([1.0, -0.7, 0.0, 0.3])) for name in leaves(tree)}
     for name in leaves(tree):
-        add(slot, name, data.draw(st.sampled_from(sorted(OPTIONS))))
+        add(slot, name, data.draw(st.sampled_from(cases)))
     slot.route = Route(module_weights, block=block, z=torch.rand(1, Z, dtype=torch.float64))
     x = torch.randn(2, 3, 6, 7, dtype=torch.float64)
     running = slot(x)
@@ -340,22 +291,16 @@ def test_a_fuse_block_of_which_one_member_is_at_the_slot_folds():
 # Input aggregation
 
 
-def test_concatenated_prompts_are_read_side_by_side_in_any_order():
+@pytest.mark.parametrize("case", ["prompt", "concatenated"])
+def test_prompts_add_up_or_are_read_side_by_side_in_any_order(case):
     slot, x = conv_slot(), torch.randn(2, 3, 6, 7, dtype=torch.float64)
-    prompts = [add(slot, name, "concatenated") for name in ("a", "b")]
+    prompts = [add(slot, name, case) for name in ("a", "b")]
     maps = [nn.functional.interpolate(p.map, (6, 7), mode="bilinear").expand(2, -1, -1, -1) for p in prompts]
-    inputs = torch.cat([x, *maps], dim=1)
-    weight = torch.cat([slot.layer.weight, *(p.mix.weight for p in prompts)], dim=1)
-    expected = nn.functional.conv2d(inputs, weight, slot.layer.bias, 2, 1)
+    if case == "prompt":
+        expected = slot.layer(x + maps[0] + maps[1])
+    else:
+        weight = torch.cat([slot.layer.weight, *(p.mix.weight for p in prompts)], dim=1)
+        expected = nn.functional.conv2d(torch.cat([x, *maps], dim=1), weight, slot.layer.bias, 2, 1)
     for block in (Stack("a", "b"), Stack("b", "a"), Parallel("a", "b")):
         slot.route = route(block)
         close(slot(x), expected)
-
-
-def test_added_prompts_add_up():
-    slot, x = conv_slot(), torch.randn(2, 3, 6, 7, dtype=torch.float64)
-    prompts = [add(slot, name, "prompt") for name in ("a", "b")]
-    maps = [nn.functional.interpolate(p.map, (6, 7), mode="bilinear") for p in prompts]
-    for block in (Stack("a", "b"), Stack("b", "a"), Parallel("a", "b")):
-        slot.route = route(block)
-        close(slot(x), slot.layer(x + maps[0] + maps[1]))

@@ -1,7 +1,5 @@
 """The contract of computation functions: all kinds, over random layers that they attach to, in float64."""
 
-from __future__ import annotations
-
 import copy
 import itertools
 

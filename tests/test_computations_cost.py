@@ -1,7 +1,5 @@
 """What modules cost: their parameters, and the multiplications at each cell while they are not folded."""
 
-from __future__ import annotations
-
 import math
 
 import pytest

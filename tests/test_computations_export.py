@@ -1,7 +1,5 @@
 """Modules in exported graphs: beside their layers they compute what torch computes, folded they leave no operator."""
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import io

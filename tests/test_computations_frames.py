@@ -1,7 +1,5 @@
 """All kinds of modules with a weight and a condition vector of its own for each frame, and with weights for cells."""
 
-from __future__ import annotations
-
 import copy
 
 import pytest
@@ -27,6 +25,23 @@ def frame_by_frame(module: nn.Module, place: Place, weights: list[float]) -> tor
         z = None if place.z is None else place.z[i : i + 1]
         out[rows] += weight * delta_of(module, Place(place.layer, place.x[rows], z))
     return out
+
+
+def test_a_slot_runs_the_modules_of_its_route_and_no_others():
+    """By weights for all slots, or for this one; without any it gives its layer's output bit for bit."""
+    place = fixed(nn.Conv2d)
+    modules = {name: trained("low_rank", place.layer) for name in "ab"}
+    y, a, b = place.layer(place.x), *(delta_of(module, place) for module in modules.values())
+    for route, expected in (
+        (Route({"a": 0.5, "b": -2}), y + 0.5 * a - 2 * b),
+        (Route({"a": 1.0}, by_slot={"s": {"b": 3.0}, "t": {"a": 7.0}}), y + 3 * b),
+        (Route({"a": 1.0}, by_slot={"s": {}}), y),
+        (Route({"elsewhere": 1.0}), y),
+        (Route(), y),
+    ):
+        out = slot_with(place.layer, route, **modules)(place.x)
+        assert_near(out, expected)
+        assert torch.equal(out, y) == (expected is y)
 
 
 @every_kind

@@ -1,7 +1,5 @@
 """What each computation function computes: its equation, its cost, its gradients, against arithmetic by hand."""
 
-from __future__ import annotations
-
 import copy
 
 import pytest

@@ -5,8 +5,6 @@ signatures, keeps "GPU memory" on the heap, and does copies when the stream is w
 launched: so what reaches a driver, and in what order, is tested, and nothing about a GPU is.
 """
 
-from __future__ import annotations
-
 import shutil
 import subprocess
 import sys

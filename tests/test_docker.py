@@ -1,7 +1,5 @@
 """The Dockerfiles, as far as they can be checked without a docker engine: they were not built here."""
 
-from __future__ import annotations
-
 import fnmatch
 import os
 import re

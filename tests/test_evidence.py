@@ -1,14 +1,8 @@
 """The arithmetic of the evidence: gains, what of them is recovered, what is forgotten, spreads over seeds."""
 
-from __future__ import annotations
-
 import json
-import sys
-from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
 from evidence_plan import UNION
 from evidence_report import claims, routing, summarise, table, write_report
 

@@ -58,8 +58,7 @@ def test_onnx_equals_torch_on_real_frames(
 
 
 @pytest.mark.parametrize("missing", [None, "camera", "lidar"])
-def test_onnx_equals_torch_on_simulated_frames(sim_root: Path, missing: str | None) -> None:
-    tables = NuScenesTables(sim_root, "v1.0-sim")
+def test_onnx_equals_torch_on_simulated_frames(tables: NuScenesTables, missing: str | None) -> None:
     for scene in tables.scenes():
         frame = tables.frame(tables.samples(selectors=[scene])[0], sweeps=2)
         assert_onnx_equals_torch(without(frame, missing) if missing else frame, ())

@@ -1,7 +1,5 @@
 """Modules in a bundle: what folds is gone, what does not is in the graph, and the compiler takes it."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

@@ -4,8 +4,6 @@ The faults are those of the command, in windows of time, on simulated drives. A 
 vehicle drives, after more than two seconds: by then the short windows are over, and a longer drive shows it.
 """
 
-from __future__ import annotations
-
 import io
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence

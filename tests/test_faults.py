@@ -13,6 +13,7 @@ import pytest
 from exported import bundle
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from refusals import one_line_error
 
 from deploy.golden import synthetic_frame
 from deploy.replay.faults import KINDS, Fault, inject
@@ -97,7 +98,6 @@ def test_drop_and_blackout_differ() -> None:
     dropped, black = faulty(frames, "drop:all")[0], faulty(frames, "blackout:all")[0]
     assert dropped.points is None
     assert dropped.cameras == {}
-    assert black.points is not None
     assert black.points.shape == (0, 5)
     assert not any(camera.image.any() for camera in black.cameras.values())
     assert list(black.cameras) == list(frames[0].cameras)
@@ -128,9 +128,7 @@ def test_delayed_points_and_pictures_are_where_they_were_in_the_world() -> None:
     changed = faulty(frames, "delay:all,seconds=0.9@1.0-9")
     for i in range(2, 6):  # 0.9 s late: what was recorded 1.0 s ago
         old = frames[i - 2]
-        assert old.points is not None
         points = changed[i].points
-        assert points is not None
         world = points[:, :3] @ frames[i].global_from_reference[:3, :3].T + frames[i].global_from_reference[:3, 3]
         then = old.points[:, :3] @ old.global_from_reference[:3, :3].T + old.global_from_reference[:3, 3]
         np.testing.assert_allclose(world, then, atol=1e-4)
@@ -255,10 +253,8 @@ def test_a_damaged_picture_is_right_up_to_the_damage(shape: tuple[int, int]) -> 
     ],
 )
 def test_what_is_no_fault_is_named_in_one_line(text: str, message: str) -> None:
-    with pytest.raises(InputError, match=message) as caught:
+    with one_line_error(message, at=f"--fault {text}"):
         Fault.parse(text)
-    assert str(caught.value).startswith(f"--fault {text}")
-    assert "\n" not in str(caught.value)
 
 
 @given(st.text(max_size=40) | st.from_regex(r"[a-z]{1,6}:[a-zA-Z_]{1,9}(,[a-z]*=?[0-9.e-]*)?(@[0-9.-]*)?"))

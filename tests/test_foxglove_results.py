@@ -1,7 +1,5 @@
 """results.mcap, read back with the official readers: everything lies where the submission and the scene have it."""
 
-from __future__ import annotations
-
 import filecmp
 import json
 from collections import defaultdict
@@ -125,7 +123,6 @@ def test_tracks_carry_their_ids(messages: Messages, steps: list[tuple[Frame, Sce
 
 def test_annotations_move_with_the_global_frame(messages: Messages, steps: list[tuple[Frame, SceneFrame]]) -> None:
     for frame, _ in steps:
-        assert frame.boxes is not None
         truth = frame.boxes.transformed(frame.global_from_reference).select(frame.boxes.num_points != 0)
         shown = cubes(messages, "/annotations", frame.timestamp)
         assert [name for name, *_ in shown] == truth.instances.tolist()
@@ -163,7 +160,6 @@ def test_edges_in_a_picture_are_the_cubes_seen_by_the_camera(
 
 def test_map_points_and_pictures_are_the_frames(messages: Messages, steps: list[tuple[Frame, SceneFrame]]) -> None:
     grid = bundle().manifest.head_grid
-    assert grid is not None
     centers, task = grid.build().centers(), bundle().manifest.heads["map"]
     for frame, seen in steps:
         (shown,) = messages["/map"][frame.timestamp]
@@ -179,7 +175,6 @@ def test_map_points_and_pictures_are_the_frames(messages: Messages, steps: list[
         np.testing.assert_allclose(np.stack(np.meshgrid(x, y), axis=-1), centers, atol=1e-4)
 
         (cloud,) = messages["/lidar_top"][frame.timestamp]
-        assert frame.points is not None
         points = np.frombuffer(cloud.data, "<f4").reshape(-1, cloud.point_stride // 4)
         np.testing.assert_array_equal(points, frame.points[frame.points[:, 4] == 0, :4])
 

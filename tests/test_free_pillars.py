@@ -1,7 +1,5 @@
 """The exported graph takes any number of pillars, and padding changes nothing."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

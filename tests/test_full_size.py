@@ -3,8 +3,6 @@
 It takes the better part of a minute, because nothing smaller shows that the whole size compiles.
 """
 
-from __future__ import annotations
-
 from io import StringIO
 from pathlib import Path
 

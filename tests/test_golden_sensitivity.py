@@ -1,27 +1,21 @@
 """Golden frames catch a single changed weight, in every layer and precision, where all hashes hold."""
 
-from __future__ import annotations
-
-import shutil
 from collections.abc import Mapping
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 import onnx
 import pytest
 from conftest import write_tiny
-from exported import QUIET, checkpoint_of, folder, rewritten
+from exported import QUIET, checkpoint_of, folder
 
 from deploy.bundle import Bundle
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
 from deploy.export import export
 from deploy.golden import differences
 from deploy.precision.frames import Drives
-from deploy.runtime import Runtime
 from deploy.tolerances import Precision
 from perception.config import Image, find_config, load_config
-from perception.errors import InputError
 from perception.tasks import TASKS, configured
 
 PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
@@ -31,7 +25,6 @@ PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 def small(precision: Precision = "fp32") -> Bundle:
     """The layers of `tiny` for all tasks, with a view of 51 m and pictures of 192 x 64 pixels."""
     tiny = load_config(find_config("tiny"))
-    assert tiny.model.lidar is not None and tiny.model.camera is not None  # noqa: PT018
     lidar = tiny.model.lidar.model_copy(update={"max_pillars": 3000})
     camera = tiny.model.camera.model_copy(update={"image": Image(height=64, width=192)})
     grid = tiny.grid.model_copy(update={"x": (-25.6, 25.6), "y": (-25.6, 25.6)})
@@ -100,14 +93,3 @@ def test_one_weight_is_caught_in_every_convolution(precision: Precision, part: s
     here = {name: weight for name, weight in weights(precision).items() if name.startswith(f"model.{part}.")}
     assert here
     assert [name for name, weight in here.items() if not caught(precision, {name: flipped(weight, precision)})] == []
-
-
-def test_a_bundle_with_one_changed_weight_is_refused_though_its_hashes_hold(tmp_path: Path) -> None:
-    path = shutil.copytree(small().path, tmp_path / "bundle")
-    model = onnx.load(small().onnx)
-    name = "model.camera.backbone.layer3.0.conv2.layer.weight"  # the deepest layer, of 590,000 weights
-    tensor = next(t for t in model.graph.initializer if t.name == name)
-    tensor.raw_data = flipped(weights("fp32")[name]).tobytes()
-    Bundle.load(rewritten(path, onnx=model.SerializeToString()))
-    with pytest.raises(InputError, match="does not compute the exported network"):
-        Runtime(path)

@@ -1,7 +1,5 @@
 """Plans on a GPU, compiled for the one that is there. None of this has run yet: where it was written, there is none."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path

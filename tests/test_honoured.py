@@ -1,13 +1,12 @@
 """Words that are not this software's are refused: what the network calls 3 must be what the tracker calls 3."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest
 from exported import bundle, copied, rewritten
 from hypothesis import given
 from hypothesis import strategies as st
+from refusals import one_line_error
 
 from deploy.bundle import Bundle
 from deploy.route import BankedModule
@@ -30,12 +29,10 @@ FIELDS = {
 def test_another_order_is_refused(tmp_path: Path, field: str) -> None:
     """By who opens the bundle, whose hashes were all made anew."""
     words = FIELDS[field]
-    with pytest.raises(InputError) as error:
+    wrong = f"{field}: number 0 is {words[-1]!r}, but {words[0]!r} for this software"
+    refusal = f"{tmp_path}/bundle/manifest.json: {wrong}; export the bundle again, with this version"
+    with one_line_error(exactly=refusal):
         rewritten(copied(tmp_path / "bundle"), **{field: words[::-1]})
-    assert str(error.value) == (
-        f"{tmp_path}/bundle/manifest.json: {field}: number 0 is {words[-1]!r}, but {words[0]!r} for this software; "
-        "export the bundle again, with this version"
-    )
     with pytest.raises(InputError, match="number 0 is "):
         Bundle.load(tmp_path / "bundle")
 

@@ -1,7 +1,5 @@
 """Infos of mmdet3d give the frames that the tables give, in every layout and convention."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -47,10 +45,9 @@ def infos_in(folder: Path, root: Path, devkit: NuScenes, layout: str) -> Infos:
     return Infos(write_infos(folder / "nuscenes_infos_val.pkl", new_infos(old) if layout == "since 1.1" else old))
 
 
-@pytest.fixture(scope="module", params=["nuscenes_root", "sim_root"])
-def opened(request: pytest.FixtureRequest) -> tuple[Path, NuScenesTables, NuScenes]:
-    root = request.getfixturevalue(request.param)
-    version = {"nuscenes_root": "v1.0-mini", "sim_root": "v1.0-sim"}[request.param]
+@pytest.fixture(scope="module")
+def opened(keyframes: tuple[Path, str]) -> tuple[Path, NuScenesTables, NuScenes]:
+    root, version = keyframes
     return root, NuScenesTables(root, version), NuScenes(version, str(root), verbose=False)
 
 
@@ -118,8 +115,6 @@ def test_boxes_equal_the_devkits(sources: Sources) -> None:
     for token in sources.tables.samples():
         truth = sources.tables.boxes(token)
         ours = sources.infos.frame(token, "lidar", lidar=False, cameras=False).boxes
-        assert truth is not None
-        assert ours is not None
         theirs = lidar_boxes(sources.devkit, token)
         assert len(ours) == len(theirs)
         for i, box in enumerate(theirs):
@@ -134,7 +129,6 @@ def test_boxes_equal_the_devkits(sources: Sources) -> None:
         np.testing.assert_array_equal(ours.labels, truth.labels)
         np.testing.assert_array_equal(ours.num_points, truth.num_points)
         moved = sources.infos.boxes(token)
-        assert moved is not None
         np.testing.assert_allclose(moved.centers, truth.centers, atol=2e-4)
     assert seen > 20
 
@@ -147,7 +141,6 @@ class Detector:
 
     def __call__(self, frame: Frame) -> Prediction:
         boxes = self.tables.frame(frame.token, frame.reference, lidar=False, cameras=False).boxes
-        assert boxes is not None
         rng = np.random.default_rng(frame.timestamp)
         boxes = boxes.select(rng.integers(0, len(boxes), 2 * len(boxes)))
         spread = np.where(rng.random((len(boxes), 1)) < 0.6, 0.5, 5.0)

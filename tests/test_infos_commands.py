@@ -1,19 +1,15 @@
 """The commands take an infos file where they take a dataroot."""
 
-from __future__ import annotations
-
 import json
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
+from commands import refuses, succeeds
 from infos import new_infos, old_infos, write_infos
 from nuscenes import NuScenes
 from test_training import small
 
-from deploy.cli import main
 from perception.training.checkpoint import provenance
 
 
@@ -31,50 +27,34 @@ def infos(sim_root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     }
 
 
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: Any) -> None:
-    monkeypatch.setattr(sys, "argv", ["perception", *map(str, arguments)])
-    try:
-        main()
-    except SystemExit as ended:
-        assert not ended.code  # noqa: PT017 - typer ends every command so
-
-
-def test_from_training_to_an_int8_bundle(
-    infos: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_from_training_to_an_int8_bundle(infos: dict[str, Path], tmp_path: Path) -> None:
     config = tmp_path / "small.yaml"
     config.write_text(yaml.safe_dump(small(steps=2, checkpoint_every=2).model_dump(mode="json")))
     base, night = tmp_path / "base", tmp_path / "night"
-    run(monkeypatch, "train", config, "--data", infos["train"], "--out", base)
+    succeeds("train", config, "--data", infos["train"], "--out", base)
     assert provenance(base).data == ("nuscenes_infos_train.pkl: 6 keyframes of 2 scenes",)
 
-    run(monkeypatch, "evaluate", base, "--data", infos["val"], "--scenes", "drive-0002:0-2", "--out", tmp_path / "e")
+    succeeds("evaluate", base, "--data", infos["val"], "--scenes", "drive-0002:0-2", "--out", tmp_path / "e")
     metrics = json.loads((tmp_path / "e" / "metrics.json").read_text())
     assert metrics["samples"] == 2
     assert metrics["ground_truth"]["car"] > 0
     assert metrics["map"] is None
 
     adapt = ("adapt", base, "--add", "low_rank:night", "--steps", 1, "--scenes", "drive-0001")
-    run(monkeypatch, *adapt, "--data", infos["train"], "--out", night)
+    succeeds(*adapt, "--data", infos["train"], "--out", night)
     assert provenance(night).data[-1] == "nuscenes_infos_train.pkl: 3 keyframes of 1 scenes"
-    run(monkeypatch, "modules", night, "--frame", "drive-0001:1", "--data", infos["val"])
+    succeeds("modules", night, "--frame", "drive-0001:1", "--data", infos["val"])
 
     bundle = tmp_path / "bundle"
-    run(monkeypatch, "export", base, "--out", bundle, "--precision", "int8", "--calibrate", infos["val"])
+    succeeds("export", base, "--out", bundle, "--precision", "int8", "--calibrate", infos["val"])
     calibration = json.loads((bundle / "calibration.json").read_text())
     assert calibration["data"] == "nuscenes_infos_val.pkl"
     assert len(calibration["frames"]) == 6
 
 
-def test_conditions_are_not_known(
-    infos: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_conditions_are_not_known(infos: dict[str, Path], tmp_path: Path) -> None:
     config = tmp_path / "small.yaml"
     config.write_text(yaml.safe_dump(small(steps=1, checkpoint_every=1).model_dump(mode="json")))
-    run(monkeypatch, "train", config, "--data", infos["train"], "--out", tmp_path / "base")
-    adapt = ["adapt", tmp_path / "base", "--add", "low_rank:wet", "--conditions", "rain", "--data", infos["train"]]
-    monkeypatch.setattr(sys, "argv", ["perception", *map(str, adapt), "--out", str(tmp_path / "wet")])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    assert ended.value.code == 2
-    assert "no keyframe of the split is known to have rain" in capsys.readouterr().err
+    succeeds("train", config, "--data", infos["train"], "--out", tmp_path / "base")
+    adapt = ("adapt", tmp_path / "base", "--add", "low_rank:wet", "--conditions", "rain", "--data", infos["train"])
+    assert "no keyframe of the split is known to have rain" in refuses(*adapt, "--out", tmp_path / "wet")

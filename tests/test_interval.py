@@ -1,18 +1,13 @@
 """The interval of a verdict covers what it says with few scenes; simulated, by the code that the verdict runs."""
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
+from drawn_scenes import Draw, detection, gaussian, heavy_tails, iou, skewed
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
 from deploy.replay.interval import LEAST_EFFECTIVE, delete_one, effective_number, jackknife_interval
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
-from drawn_scenes import Draw, detection, gaussian, heavy_tails, iou, skewed
 
 COVERED, FALSE_PASSES = 0.93, 0.035  # what must hold, of a nominal 0.95 and 0.025
 SCENES = (3, 4, 5, 8, 12, 20, 40)

@@ -111,12 +111,3 @@ def test_an_object_is_filtered_the_same_alone_to_the_last_bit(n: int) -> None:
         alone = filtered(slice(i, i + 1))
         for f in fields(Motion):
             assert getattr(alone, f.name).tobytes() == getattr(together, f.name)[i : i + 1].tobytes()
-
-
-def test_the_velocity_of_an_object_is_found_from_its_places_alone() -> None:
-    noise = Noise(*(np.array([value]) for value in (0.1, 0.1, 0.01, 0.1, 10.0)))
-    unknown = np.full((1, 2), np.nan)
-    motion = Motion.begun(np.zeros((1, 3)), unknown, noise)
-    for k in range(1, 10):
-        motion = motion.predicted(0.5, noise).updated(np.array([[3.0 * k / 2, -k / 2, 0]]), unknown, noise)
-    np.testing.assert_allclose(motion.velocities, [[3, -1]], atol=0.02)

@@ -1,7 +1,5 @@
 """The learned router: sensors, levels, losses, learning, export."""
 
-from __future__ import annotations
-
 import copy
 import itertools
 import math

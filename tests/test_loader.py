@@ -1,7 +1,5 @@
 """Training samples depend on the seed and the position alone; classes and sensors get their shares."""
 
-from __future__ import annotations
-
 import json
 from collections import Counter
 from pathlib import Path
@@ -106,7 +104,6 @@ def test_without_augmentation_samples_are_the_prepared_frames(tables: NuScenesTa
         frame = tables.frame(sample.token, sweeps=dataset._spec.sweeps)
         for name, array in prepare(frame, dataset._spec).items():
             np.testing.assert_array_equal(sample.inputs[name], array)
-        assert frame.boxes is not None
         centers = frame.boxes.centers
         place, own = config.head_grid.continuous(centers), sample.labels["detection"]
         cells = np.floor(place).astype(int)
@@ -191,7 +188,6 @@ def test_rare_classes_are_seen_more_often(tiny_root: Path) -> None:
     shown = Counter(dataset.token(position) for position in range(400))
     assert shown[rare] / 400 == pytest.approx((2 + 2 / 3) / 4, abs=0.02)
     boxes = tables.boxes(rare)
-    assert boxes is not None
     assert {CLASSES[label] for label in boxes.labels} == {"car", "pedestrian"}
 
 

@@ -1,7 +1,5 @@
 """The locked packages of each Python: complete, in range, and the same for any machine."""
 
-from __future__ import annotations
-
 import ast
 import sys
 from importlib.metadata import files

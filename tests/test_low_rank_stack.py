@@ -1,15 +1,14 @@
 """Low-rank modules of a slot as one, and normalisations behind them: the same numbers with fewer operations."""
 
-from __future__ import annotations
-
 import numpy as np
 import onnx
 import torch
 from computations import assert_near, places, randomize, slot_with, trained
 from exported import QUIET, bundle, checkpoint_of
+from graphs import onnx_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from onnx import TensorProto, helper, numpy_helper
+from onnx import helper
 from test_export_modules import modular
 
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
@@ -58,15 +57,6 @@ def test_a_banked_slot_of_low_rank_modules_costs_two_convolutions_however_many_t
     assert "BatchNormalization" not in grown
 
 
-def graph_of(nodes: list[onnx.NodeProto], weights: dict[str, np.ndarray]) -> onnx.ModelProto:
-    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, (2, 3, 5, 6))
-    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, (2, 4, 5, 6))
-    constants = [numpy_helper.from_array(value.astype(np.float32), name) for name, value in weights.items()]
-    model = helper.make_model(helper.make_graph(nodes, "g", [x], [y], constants), ir_version=10)
-    model.opset_import[0].version = 18
-    return model
-
-
 def outputs(model: onnx.ModelProto) -> np.ndarray:
     x = np.random.default_rng(1).standard_normal((2, 3, 5, 6)).astype(np.float32)
     return OnnxRuntimeEngine(model.SerializeToString()).run({"x": x})["y"]
@@ -76,8 +66,8 @@ def example(last: str) -> onnx.ModelProto:
     """relu(norm(conv(x) + up(x) + conv(x))), behind which is a `last` node of the sum."""
     rng = np.random.default_rng(0)
     shapes = {"a": (4, 3, 1, 1), "b": (3, 4, 1, 1), "c": (4, 3, 1, 1), "bias": (4,), "gamma": (4,), "beta": (4,)}
-    weights = {name: rng.standard_normal(shape) for name, shape in (shapes | {"mean": (4,)}).items()}
-    weights["variance"] = rng.uniform(0.5, 2, 4)
+    weights = {name: rng.standard_normal(shape, np.float32) for name, shape in (shapes | {"mean": (4,)}).items()}
+    weights["variance"] = rng.uniform(0.5, 2, 4).astype(np.float32)
     nodes = [
         helper.make_node("Conv", ["x", "a", "bias"], ["p"]),
         helper.make_node("ConvTranspose", ["x", "b"], ["q"]),
@@ -88,7 +78,7 @@ def example(last: str) -> onnx.ModelProto:
         helper.make_node("Relu", ["n"], ["m"]),
         helper.make_node("Add", ["m", last], ["y"]),
     ]
-    return graph_of(nodes, weights)
+    return onnx_model(nodes, {"x": [2, 3, 5, 6]}, {"y": [2, 4, 5, 6]}, weights)
 
 
 def test_a_normalisation_folds_into_all_that_is_summed_up_before_it():

@@ -1,7 +1,5 @@
 """A manifest describes exactly the outputs of its tasks, and says how far each of them may be off."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +7,7 @@ from typing import Any
 import pytest
 from exported import bundle, copied, rewritten
 from networks import tasks
+from refusals import one_line_error
 
 from deploy.manifest import TensorInfo
 from deploy.tolerances import Tolerances, fp32_tolerances, require_bounded
@@ -43,54 +42,36 @@ def test_outputs_that_are_not_those_of_the_tasks_are_refused(tmp_path: Path, cha
     )
     described = ", ".join(output.name for output in fields.get("outputs", given))
     wanted = ", ".join((*OUTPUTS, EXTRA.name) if change == "another task" else OUTPUTS)
-    with pytest.raises(InputError) as error:
+    outputs = f"outputs are {described}, those of its tasks {wanted}; export the bundle again"
+    with one_line_error(exactly=f"{tmp_path}/bundle/manifest.json: {outputs}"):
         rewritten(copied(tmp_path / "bundle"), **fields)
-    assert str(error.value) == (
-        f"{tmp_path}/bundle/manifest.json: outputs are {described}, those of its tasks {wanted}; "
-        "export the bundle again"
-    )
-
-
-def without_map(found: dict[str, Any]) -> None:
-    del found["dense"][MAP]
-
-
-def without_a_channel(found: dict[str, Any]) -> None:
-    del found["dense"][MAP]["walkway"]
-
-
-def without_detection(found: dict[str, Any]) -> None:
-    del found["ranked"]["detection"]
-
-
-def with_another_channel(found: dict[str, Any]) -> None:
-    found["dense"][MAP]["moat"] = found["dense"][MAP]["walkway"]
-
-
-def with_another_output(found: dict[str, Any]) -> None:
-    found["dense"]["conditions/probabilities"] = {"rain": found["dense"][MAP]["walkway"]}
-
-
-def with_channels_in_another_order(found: dict[str, Any]) -> None:
-    found["dense"][MAP] = dict(reversed(found["dense"][MAP].items()))
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (without_map, rf"no tolerance {MAP}\.carpark_area\.each"),
-        (without_a_channel, rf"no tolerance {MAP}\.walkway\.each"),
-        (without_detection, r"no tolerance detection\.center\.each"),
-        (with_another_channel, rf"an unknown tolerance {MAP}\.moat\.each"),
-        (with_another_output, r"an unknown tolerance conditions/probabilities\.rain\.each"),
-        (with_channels_in_another_order, "tolerances in another order than its outputs"),
+        (lambda ranked, dense: dense.pop(MAP), rf"no tolerance {MAP}\.carpark_area\.each"),
+        (lambda ranked, dense: dense[MAP].pop("walkway"), rf"no tolerance {MAP}\.walkway\.each"),
+        (lambda ranked, dense: ranked.pop("detection"), r"no tolerance detection\.center\.each"),
+        (
+            lambda ranked, dense: dense[MAP].update(moat=dense[MAP]["walkway"]),
+            rf"an unknown tolerance {MAP}\.moat\.each",
+        ),
+        (
+            lambda ranked, dense: dense.update({EXTRA.name: {"rain": dense[MAP]["walkway"]}}),
+            r"an unknown tolerance conditions/probabilities\.rain\.each",
+        ),
+        (
+            lambda ranked, dense: dense.update({MAP: dict(reversed(dense[MAP].items()))}),
+            "tolerances in another order than its outputs",
+        ),
     ],
 )
 def test_tolerances_must_be_those_of_every_output_and_channel(
-    tmp_path: Path, change: Callable[[dict[str, Any]], None], message: str
+    tmp_path: Path, change: Callable[[dict[str, Any], dict[str, Any]], None], message: str
 ) -> None:
     found = bundle().manifest.tolerances.model_dump()
-    change(found)
+    change(found["ranked"], found["dense"])
     with pytest.raises(InputError, match=rf"manifest\.json: has {message}; export the bundle again$"):
         rewritten(copied(tmp_path / "bundle"), tolerances=Tolerances.model_validate(found))
 

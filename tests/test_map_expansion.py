@@ -1,7 +1,5 @@
 """Map labels against point-in-polygon tests of every cell, and against the devkit's own masks."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -11,12 +9,12 @@ import numpy as np
 import pytest
 import shapely
 from nuscenes.map_expansion.map_api import NuScenesMap
+from refusals import one_line_error
 
 from perception.config import Augment
 from perception.datasets.nuscenes import map_expansion
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.datasets.nuscenes.map_expansion import MapExpansion
-from perception.errors import InputError
 from perception.frame import MAP_CLASSES, Frame
 from perception.grid import BevGrid
 from perception.training.augment import draw_similarity, transformed
@@ -69,7 +67,6 @@ class MapWriter:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "boston-seaport.json").write_text(json.dumps(self.layers))
         loaded = MapExpansion.load(root, "boston-seaport")
-        assert loaded is not None
         return loaded
 
 
@@ -136,16 +133,6 @@ def test_areas_equal_point_in_polygon_tests(tmp_path: Path, seed: int | None, ce
         assert mask.any()
 
 
-def test_the_islands_hole_and_the_overlap(tmp_path: Path) -> None:
-    mask = _street().write(tmp_path).rasterize(_frame(yaw=0), BevGrid())[0]
-
-    def at(x: float, y: float) -> int:
-        column, row = np.floor(BevGrid().continuous(np.array([[x - 300, y - 300]]))[0]).astype(int)
-        return int(mask[row, column])
-
-    assert (at(300, 300), at(307, 300), at(314, 300), at(314, 330), at(300, 330)) == (1, 0, 1, 1, 0)
-
-
 @pytest.mark.parametrize("yaw", [0.0, 0.7, -2.0])
 def test_areas_agree_with_the_devkits_but_for_rounding(tmp_path: Path, yaw: float) -> None:
     writer, grid = _street(), BevGrid(x=(-50.0, 50.0), y=(-50.0, 50.0), cell=0.5)
@@ -161,7 +148,6 @@ def test_simulated_maps_agree_with_the_devkits(sim_root: Path) -> None:
     for scene in tables.scenes():
         frame = tables.frame(tables.samples(None, [scene])[0], lidar=False, cameras=False)
         area = MapExpansion.load(sim_root, frame.location)
-        assert area is not None
         pose = frame.global_from_ego
         degrees = float(np.rad2deg(np.arctan2(pose[1, 0], pose[0, 0])))
         patch = (pose[0, 3], pose[1, 3], 100.0, 100.0)
@@ -192,17 +178,6 @@ def test_dividers_equal_the_devkits(tmp_path: Path, yaw: float, cells: int) -> N
     layers = ["road_divider", "lane_divider"]
     theirs = devkit.get_map_mask((300.0, 300.0, 150.0, 150.0), float(np.rad2deg(yaw)), layers, grid.shape)
     np.testing.assert_array_equal(ours, theirs.max(axis=0))
-
-
-def test_dividers_cover_the_cells_they_run_through(tmp_path: Path) -> None:
-    frame, grid = _frame(yaw=0.3), BevGrid()
-    mask = _street().write(tmp_path).rasterize(frame, grid)[5]
-    along = np.linspace([240.0, 299.0], [300.0, 301.0], 500)
-    local = np.linalg.inv(frame.global_from_reference) @ np.c_[along, np.zeros(500), np.ones(500)].T
-    columns, rows = np.floor(grid.continuous(local[:2].T)).astype(int).T
-    inside = (columns >= 0) & (rows >= 0)
-    assert inside.sum() > 300
-    assert mask[rows[inside], columns[inside]].all()
 
 
 def test_the_map_follows_the_height_of_a_tilted_vehicle(tmp_path: Path) -> None:
@@ -236,9 +211,8 @@ def test_a_location_without_a_map_and_a_damaged_one(tmp_path: Path) -> None:
     assert MapExpansion.load(tmp_path, "boston-seaport") is None
     writer = _street()
     writer.layers["node"].pop(0)
-    with pytest.raises(InputError, match=r"boston-seaport.json: not a map .*KeyError: 'node0'") as caught:
+    with one_line_error(r"boston-seaport.json: not a map .*KeyError: 'node0'"):
         writer.write(tmp_path)
-    assert "\n" not in str(caught.value)
 
 
 def test_what_is_far_from_the_vehicle_costs_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

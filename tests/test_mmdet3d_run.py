@@ -1,8 +1,5 @@
 """What of ours works on a run that was imported: modules, fold, export, int8, compilers, evaluation, replay."""
 
-from __future__ import annotations
-
-import json
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -12,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 from centerpoint_reference import files
+from commands import scored_and_replayed
 from rich.console import Console
 from safetensors.torch import load_file
 
 from deploy.build import build
 from deploy.bundle import Bundle
-from deploy.cli import main
 from deploy.export import export
 from deploy.golden import require_agreement, synthetic_frame
 from deploy.onnx_export import run as run_torch
@@ -44,8 +41,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def adapted(run: Path, sim_root: Path) -> Path:
-    tables = NuScenesTables(sim_root, "v1.0-sim")
+def adapted(run: Path, tables: NuScenesTables) -> Path:
     return adapt(run, RAIN, tables, "all", [], run.parent / "rain", steps=2, batch=1, learning_rate=0.05)
 
 
@@ -112,24 +108,8 @@ def test_every_precision_gives_the_boxes_and_compiles(
     assert record.layers >= 40
 
 
-def test_it_is_scored_and_replayed(
-    bundles: Callable[[str], Path],
-    sim_root: Path,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    bundle, scenes = str(bundles("fp32")), ["--scenes", "scene-0001"]
-    for command in (
-        ["evaluate", bundle, "--data", str(sim_root), "--split", "all", "--out", str(tmp_path / "scores")],
-        ["replay", str(sim_root), "--bundle", bundle, "--out", str(tmp_path / "replay")],
-    ):
-        monkeypatch.setattr("sys.argv", ["perception", *command, *scenes])
-        with pytest.raises(SystemExit) as done:
-            main()
-        assert done.value.code in (0, None), capsys.readouterr().err
-    metrics = json.loads((tmp_path / "scores" / "metrics.json").read_text())
+def test_it_is_scored_and_replayed(bundles: Callable[[str], Path], sim_root: Path, tmp_path: Path) -> None:
+    metrics, tracks = scored_and_replayed(bundles("fp32"), sim_root, tmp_path)
     assert 0 <= metrics["mAP"] < 0.2  # random weights
-    tracks = json.loads((tmp_path / "replay" / "tracks.json").read_text())
     assert len(tracks["results"]) == 3
     assert np.mean([len(boxes) for boxes in tracks["results"].values()]) > 1

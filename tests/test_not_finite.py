@@ -1,6 +1,7 @@
 """NaN and infinity out of an engine: left out, counted, and a gate that fails."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -35,8 +36,6 @@ TASKS = tasks_of({"detection": DetectionHead(), "map": MapHead(), "conditions": 
 
 def blinded(path: Path) -> Path:
     """The bundle `small` with a network that gives NaN for boxes and map where it sees no point."""
-    import shutil
-
     shutil.copytree(small(), path)
     model = onnx.load(path / "model.onnx")
     graph = model.graph
@@ -75,11 +74,7 @@ def test_a_replay_with_nan_finishes_and_fails(tmp_path: Path) -> None:
     assert [case["passed"] for case in verdict["cases"]].count(False) == 1
     # The route to a single prediction says so, too.
     with pytest.raises(InputError, match="not finite"):
-        Runtime(bundle)(blind_frame())
-
-
-def blind_frame() -> Frame:
-    return Frame("s", 0, "ego", np.eye(4), np.eye(4), None, {})
+        Runtime(bundle)(Frame("s", 0, "ego", np.eye(4), np.eye(4), None, {}))
 
 
 @given(data=st.data())

@@ -1,7 +1,5 @@
 """What a bundle says of where it comes from, and the modules that it brings along."""
 
-from __future__ import annotations
-
 import hashlib
 from pathlib import Path
 

@@ -1,14 +1,12 @@
-"""Overlap of boxes seen from above against polygons, and the suppression against a loop over all pairs."""
-
-from __future__ import annotations
+"""Overlap of boxes seen from above against polygons."""
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from shapely import affinity
 from shapely.geometry import Polygon, box
 
-from perception.tasks.detection.rotated_iou import footprints, rotated_iou, rotated_nms
+from perception.tasks.detection.rotated_iou import footprints, rotated_iou
 
 
 def random_footprints(seed: int, n: int, spread: float) -> np.ndarray:
@@ -44,19 +42,6 @@ def test_overlap_in_closed_form() -> None:
 def test_boxes_without_area_overlap_nothing() -> None:
     flat = np.array([0.0, 0.0, 0.0, 0.0, 0.0, 1.0])
     np.testing.assert_array_equal(rotated_iou(flat, np.array([flat, [0, 0, 2, 2, 0, 1]])), [0, 0])
-
-
-@settings(deadline=None)
-@given(st.integers(0, 10**6), st.integers(0, 40), st.sampled_from([0.1, 0.2, 0.5]))
-def test_what_stays_is_what_a_loop_over_all_pairs_keeps(seed: int, n: int, largest: float) -> None:
-    boxes = random_footprints(seed, n, spread=8)
-    polygons, kept = [polygon(footprint) for footprint in boxes], []
-    for i in range(n):
-        if all(
-            polygons[i].intersection(polygons[k]).area / polygons[i].union(polygons[k]).area < largest for k in kept
-        ):
-            kept.append(i)
-    assert rotated_nms(boxes, largest).tolist() == kept
 
 
 def test_footprints_of_boxes() -> None:

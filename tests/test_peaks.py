@@ -1,7 +1,5 @@
 """Boxes regressed at the peaks alone are those of the dense head."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -4,8 +4,6 @@ build.sh runs for real, with test_build_package's stand-in for trtexec. TensorRT
 module of its name tells a version, and the engine of its "plan" is ONNX Runtime.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import subprocess
@@ -15,9 +13,10 @@ from pathlib import Path
 
 import onnx
 import pytest
-from exported import QUIET, bundle, copied, keys, rewritten, trusting
+from exported import QUIET, bundle, copied, keys, plan_record, rewritten, trusting
 from hypothesis import given
 from hypothesis import strategies as st
+from refusals import one_line_error
 from test_build_package import Device, refused
 from test_refit import trained_further
 from typer.testing import CliRunner
@@ -26,7 +25,6 @@ from deploy.build import build
 from deploy.build_package import BuildPackage
 from deploy.bundle import Bundle
 from deploy.cli import app
-from deploy.engine_record import EngineRecord
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
 from deploy.permit import Permit, default_permits
 from deploy.runtime import Runtime
@@ -71,7 +69,6 @@ def delivered(folder: Path, key: Path, **manifest: object) -> BuildPackage:
     """A signed bundle in a signed build package, as a workshop without an Orin makes them."""
     path = rewritten(copied(folder / "bundle"), sign=key, **manifest)
     package = build(path, "orin", QUIET, out=folder / "package", sign=key)
-    assert isinstance(package, BuildPackage)
     return package
 
 
@@ -110,12 +107,10 @@ def test_a_bundle_that_demands_signatures_gets_them_from_perception_sign(
     package = delivered(tmp_path, key, builds=())
     device.builds(package)
     path = Path(package.package) / "bundle"
-    with pytest.raises(InputError) as error:
+    why = "is not signed, and the manifest does not permit tensorrt 10.3.0 to compile for orin without"
+    remedy = f"sign it with `perception sign {path} --target orin --key PRIVATE`"
+    with one_line_error(exactly=f"{path}/engines/orin.json: {why}; {remedy}"):
         drive(path, public)
-    assert str(error.value) == (
-        f"{path}/engines/orin.json: is not signed, and the manifest does not permit tensorrt 10.3.0 to compile for "
-        f"orin without; sign it with `perception sign {path} --target orin --key PRIVATE`"
-    )
     stranger, _ = keys(tmp_path / "stranger")
     with pytest.raises(InputError, match=r"manifest\.json: is not signed by the key"):
         sign(path, stranger, "orin")
@@ -125,16 +120,6 @@ def test_a_bundle_that_demands_signatures_gets_them_from_perception_sign(
     (path / "engines" / "orin.sig").write_bytes(bytes(64))  # a bad signature is not taken for none
     with pytest.raises(InputError, match=r"orin\.sig: not the signature of orin\.json"):
         Bundle.load(path, trusting(public)).plan("orin")
-
-
-def record_of(path: Path, **changed: object) -> None:
-    """The record of a plan for the bundle at `path`, as build.sh would write it."""
-    content, digest = b"compiled\n", Bundle.load(path).manifest.files["model.onnx"]
-    record = EngineRecord(
-        target="orin", compiler="tensorrt 10.3.0", layers=0, seconds=1.0, plan_bytes=len(content),
-        plan_sha256=hashlib.sha256(content).hexdigest(), refittable=True, onnx_sha256=digest, weights_sha256=digest,
-    )  # fmt: skip
-    Bundle.load(path).add_plan(content, record.model_copy(update=changed))
 
 
 @pytest.mark.parametrize(
@@ -158,7 +143,8 @@ def test_only_what_the_manifest_permits_runs_unsigned(
     """Refitted plans (`onnx_sha256` of another bundle) need a signature."""
     key, public = owner
     path = rewritten(copied(tmp_path / "bundle"), sign=key)
-    record_of(path, **changed)
+    plan = b"compiled\n"
+    Bundle.load(path).add_plan(plan, plan_record(path, plan, refittable=True, **changed))
     if message is None:
         assert Bundle.load(path, trusting(public)).plan("orin").data == b"compiled\n"
         return

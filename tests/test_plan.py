@@ -1,7 +1,5 @@
 """The plan says what the export then does, and costs that are counted."""
 
-from __future__ import annotations
-
 import pytest
 from exported import checkpoint_of
 from test_export_modules import AFFINE, BANK, NOT_AFFINE, PROMPT, ROUTES, modular

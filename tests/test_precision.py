@@ -1,7 +1,5 @@
 """Graphs in FP16 and INT8: what is rounded and what is not, against FP32 torch; NVIDIA's compiler takes them all."""
 
-from __future__ import annotations
-
 import copy
 from collections import Counter
 from collections.abc import Callable
@@ -14,6 +12,7 @@ import onnxruntime
 import pytest
 import torch
 from exported import without
+from graphs import onnx_model
 from networks import config, tasks, uniform_tolerances
 from onnx import TensorProto, helper, numpy_helper
 from torch import nn
@@ -152,8 +151,7 @@ def test_real_frames_equal_torch_within_rounding(nuscenes_root: Path, precision:
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8", "int8.cpu"])
-def test_simulated_frames_equal_torch_within_rounding(sim_root: Path, precision: str) -> None:
-    tables = NuScenesTables(sim_root, "v1.0-sim")
+def test_simulated_frames_equal_torch_within_rounding(tables: NuScenesTables, precision: str) -> None:
     others = [f"{scene}:{i}-{i + 1}" for scene in tables.scenes() for i in (0, 2)]
     graph = calibrated(tables, others, precision)
     for scene in tables.scenes():
@@ -262,20 +260,15 @@ def test_weights_beyond_half_are_refused() -> None:
 
 def small_graph(weight: np.ndarray, bias: np.ndarray) -> onnx.ModelProto:
     """x (1, I, 1, N) -> 1x1 convolution -> ReLU -> y."""
-    value = helper.make_tensor_value_info
-    graph = helper.make_graph(
-        [
-            helper.make_node("Identity", ["x"], ["a"]),
-            helper.make_node("Conv", ["a", "w", "b"], ["c"]),
-            helper.make_node("Relu", ["c"], ["r"]),
-            helper.make_node("Identity", ["r"], ["y"]),
-        ],
-        "layer",
-        [value("x", TensorProto.FLOAT, [1, weight.shape[1], 1, 50])],
-        [value("y", TensorProto.FLOAT, None)],
-        [numpy_helper.from_array(weight[:, :, None, None], "w"), numpy_helper.from_array(bias, "b")],
+    nodes = [
+        helper.make_node("Identity", ["x"], ["a"]),
+        helper.make_node("Conv", ["a", "w", "b"], ["c"]),
+        helper.make_node("Relu", ["c"], ["r"]),
+        helper.make_node("Identity", ["r"], ["y"]),
+    ]
+    return onnx_model(
+        nodes, {"x": [1, weight.shape[1], 1, 50]}, {"y": None}, {"w": weight[:, :, None, None], "b": bias}
     )
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
 
 
 @pytest.mark.parametrize("layout", [TENSORRT, CPU], ids=["tensorrt", "cpu"])
@@ -303,14 +296,8 @@ def test_a_quantised_layer_by_hand(layout: object) -> None:
 
 def test_ranges_are_percentiles_of_all_frames() -> None:
     values = np.random.default_rng(0).normal(1, [[1], [3]], (2, 250_000)).astype(np.float32)
-    value = helper.make_tensor_value_info
-    graph = helper.make_graph(
-        [helper.make_node("Neg", ["x"], ["n"]), helper.make_node("Exp", ["n"], ["y"])],
-        "numbers",
-        [value("x", TensorProto.FLOAT, [250_000])],
-        [value("y", TensorProto.FLOAT, [250_000])],
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    nodes = [helper.make_node("Neg", ["x"], ["n"]), helper.make_node("Exp", ["n"], ["y"])]
+    model = onnx_model(nodes, {"x": [250_000]}, {"y": [250_000]})
     low, high = ranges(model, ["n"], [{"x": row} for row in values])["n"]
     cut = (100 - PERCENTILE) / 2
     expected = np.percentile(-values, [cut, 100 - cut])

@@ -1,7 +1,5 @@
 """Bundles in FP16 and INT8: written by the command, sealed, and run in the layout that fits the engine."""
 
-from __future__ import annotations
-
 import shutil
 from functools import cache
 from pathlib import Path
@@ -9,27 +7,27 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
+from commands import refuses, succeeds
 from conftest import write_tiny
 from exported import checkpoint_of, folder
 from lowered import MODULES
 from networks import config
 from onnx import numpy_helper
-from typer.testing import CliRunner
 
 from deploy.build import build
 from deploy.bundle import Bundle
-from deploy.cli import main
 from deploy.engines import open_engine
 from deploy.golden import differences, synthetic_frame
 from deploy.manifest import Calibration
+from deploy.precision import frames
 from deploy.precision.sensitivity import LARGEST_ERROR
 from deploy.runtime import Runtime
 from deploy.tolerances import BOUNDS
 from deploy.verify import verify
-from perception.commands.common import app
 from perception.config import parse_config
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
+from perception.sensors.inputs import InputSpec
 
 
 @cache
@@ -50,20 +48,9 @@ def drives() -> Path:
 def exported(precision: str) -> Path:
     """BankedModule, by the command."""
     out = folder() / f"small-{precision}"
-    arguments = [
-        "export",
-        str(checkpoint()),
-        "--out",
-        str(out),
-        "--routes",
-        "base,rain,night",
-        "--precision",
-        precision,
-    ]
-    if precision == "int8":
-        arguments += ["--calibrate", str(drives())]
-    result = CliRunner().invoke(app, arguments, catch_exceptions=False)
-    assert result.exit_code == 0, result.output
+    calibration = ["--calibrate", drives()] if precision == "int8" else []
+    routes = ("--routes", "base,rain,night")
+    succeeds("export", checkpoint(), "--out", out, *routes, "--precision", precision, *calibration)
     return out
 
 
@@ -124,16 +111,6 @@ def test_the_bundle_tells_what_it_was_calibrated_on(tmp_path: Path) -> None:
     assert verify(exported("int8"))["calibration"] == f"{len(calibration.ranges)} ranges on 3 keyframes of v1.0-tiny"
 
 
-def test_the_network_for_the_cpu_is_sealed_too(tmp_path: Path) -> None:
-    shutil.copytree(exported("int8"), tmp_path / "bundle")
-    file = tmp_path / "bundle" / "model.cpu.onnx"
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 1
-    file.write_bytes(content)
-    with pytest.raises(InputError, match=r"model\.cpu\.onnx: was changed"):
-        Bundle.load(tmp_path / "bundle")
-
-
 def test_the_plan_is_compiled_from_the_layout_of_tensorrt() -> None:
     pytest.importorskip("tensorrt_rtx")
     record = build(exported("int8"), "rtx-ada")
@@ -150,41 +127,24 @@ def test_the_plan_is_compiled_from_the_layout_of_tensorrt() -> None:
         (["--precision", "int8", "--calibrate", "DRIVES", "--scenes", "scene-9"], "scene-9"),
     ],
 )
-def test_wrong_arguments_are_one_line(
-    tmp_path: Path,
-    arguments: list[str],
-    message: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    given = [str(drives()) if each == "DRIVES" else each for each in arguments]
-    command = ["perception", "export", str(checkpoint()), "--out", str(tmp_path / "bundle"), *given]
-    monkeypatch.setattr("sys.argv", command)
-    with pytest.raises(SystemExit) as exit_:
-        main()
-    assert exit_.value.code == 2
-    printed = capsys.readouterr().err
-    assert message in " ".join(printed.split())
+def test_wrong_arguments_are_one_line(tmp_path: Path, arguments: list[str], message: str) -> None:
+    given = [drives() if each == "DRIVES" else each for each in arguments]
+    assert message in refuses("export", checkpoint(), "--out", tmp_path / "bundle", *given)
     assert not (tmp_path / "bundle").exists()
 
 
 def test_a_drive_without_cameras_calibrates_nothing(tmp_path: Path) -> None:
-    from deploy.precision.frames import Drives
-    from perception.sensors.inputs import InputSpec
-
     write_tiny(tmp_path / "drives")
     shutil.rmtree(tmp_path / "drives" / "samples" / "CAM_FRONT")
-    assert len(Drives(tmp_path / "drives", "v1.0-tiny").inputs(InputSpec.of(config()))) == 3  # five are enough
+    spec = InputSpec.of(config())
+    assert len(frames.Drives(tmp_path / "drives", "v1.0-tiny").inputs(spec)) == 3  # five are enough
     for camera in (tmp_path / "drives" / "samples").glob("CAM_*"):
         shutil.rmtree(camera)
     with pytest.raises(InputError, match="no keyframe of these scenes has all sensors"):
-        Drives(tmp_path / "drives", "v1.0-tiny").inputs(InputSpec.of(config()))
+        frames.Drives(tmp_path / "drives", "v1.0-tiny").inputs(spec)
 
 
 def test_frames_are_spread_over_the_drives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from deploy.precision import frames
-    from perception.sensors.inputs import InputSpec
-
     monkeypatch.setattr(frames, "MOST", 2)
     spec = InputSpec.of(config())
     every = frames.Drives(drives(), "v1.0-tiny", ["scene-0001:0-3"]).inputs(spec)

@@ -1,8 +1,5 @@
 """What was hashed is what is used: files that change after a bundle was opened, and files that no hash vouches for."""
 
-from __future__ import annotations
-
-import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -11,13 +8,13 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-from exported import bundle, copied, rewritten
+from exported import bundle, copied, plan_record, rewritten
+from graphs import onnx_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from deploy.bundle import Bundle
-from deploy.engine_record import EngineRecord
 from deploy.engines import open_engine
 from deploy.integrity import Content
 from deploy.onnx_file import DTYPES, read_graph, require_self_contained
@@ -62,11 +59,7 @@ def test_a_network_that_changes_under_the_engine_does_not_matter(tmp_path: Path)
 
 def test_a_plan_that_changes_after_it_was_checked_does_not_matter(tmp_path: Path) -> None:
     path, content = copied(tmp_path / "bundle"), b"a plan"
-    digest = bundle().manifest.files["model.onnx"]
-    record = EngineRecord(
-        target="orin", compiler="tensorrt 10.3.0", layers=0, seconds=1.0, plan_bytes=len(content),
-        plan_sha256=hashlib.sha256(content).hexdigest(), refittable=False, onnx_sha256=digest, weights_sha256=digest,
-    )  # fmt: skip
+    record = plan_record(path, content)
     file = Bundle.load(path).add_plan(content, record)
     plan = Bundle.load(path).plan("orin")
     file.write_bytes(b"of another")
@@ -94,9 +87,9 @@ def weights() -> TensorProto:
 
 
 def model_with(*nodes: onnx.NodeProto, initializers: tuple[TensorProto, ...] = ()) -> onnx.ModelProto:
-    ends = ([helper.make_tensor_value_info(name, TensorProto.FLOAT, [4])] for name in "xy")
-    graph = helper.make_graph(list(nodes), "g", *ends, list(initializers))
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    model = onnx_model(nodes, {"x": [4]}, {"y": [4]})
+    model.graph.initializer.extend(initializers)
+    return model
 
 
 def in_the_graph() -> onnx.ModelProto:

@@ -1,7 +1,5 @@
 """A network that recognises conditions in INT8: judged on recorded frames, for no drive looks like the golden frame."""
 
-from __future__ import annotations
-
 from functools import cache
 from pathlib import Path
 

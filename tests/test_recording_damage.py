@@ -1,7 +1,5 @@
 """Damaged recordings: bytes, order, stamps and files. Nothing crashes, hangs or grows; what is whole is used."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import signal
@@ -15,45 +13,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import write_tiny
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from recordings import (
-    TINY,
-    Sent,
-    assembled,
-    assert_equal_frames,
-    edited,
-    make_log,
-    sent,
-    stream,
-    write_raw_mcap,
-)
+from recordings import SPEC, TINY, Sent, assembled, assert_equal_frames, edited, make_log, stream, write_raw_mcap
 
 from deploy.replay.sources import open_drives, transforms
 from deploy.replay.sources.counts import Counts
 from deploy.replay.sources.messages import LATEST
 from deploy.replay.sources.topics import Topics
-from perception.config import find_config, load_config
 from perception.errors import InputError
 from perception.frame import Frame
-from perception.sensors.inputs import InputSpec, prepare
+from perception.sensors.inputs import prepare
 
-SPEC = InputSpec.of(load_config(find_config("tiny")))
 LIDAR, FRONT, INFO = "/lidar_top", "/cam_front/image_rect_compressed", "/cam_front/camera_info"
 FUZZ = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("tiny") / "root"
-    write_tiny(root)
-    return root
-
-
-@pytest.fixture(scope="module")
-def log(root: Path) -> list[Sent]:
-    return sent(root, "v1.0-tiny", TINY)
 
 
 @pytest.fixture(scope="module")
@@ -68,10 +41,10 @@ def recording(log: list[Sent], tmp_path_factory: pytest.TempPathFactory) -> byte
 
 
 @pytest.fixture(scope="module")
-def database(root: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
+def database(recorded_root: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
     """The SQLite file of a rosbag2."""
     folder = tmp_path_factory.mktemp("rosbag") / "drive"
-    make_log(root, TINY, folder, "sqlite3")
+    make_log(recorded_root, TINY, folder, "sqlite3")
     return (folder / "drive.db3").read_bytes()
 
 
@@ -228,20 +201,20 @@ def test_a_damaged_chunk_is_passed_over(recording: bytes, expected: list[Frame],
     assert "drive.mcap: damaged before byte" in drive.counts.summary()["damage"][0]
 
 
-def test_a_rosbag_whose_recorder_was_killed(root: Path, expected: list[Frame], tmp_path: Path) -> None:
+def test_a_rosbag_whose_recorder_was_killed(recorded_root: Path, expected: list[Frame], tmp_path: Path) -> None:
     """No metadata.yaml."""
     for storage in ("sqlite3", "mcap"):
         path = tmp_path / storage
-        make_log(root, TINY, path, storage)
+        make_log(recorded_root, TINY, path, storage)
         (path / "metadata.yaml").unlink()
         [drive] = open_drives(path, None, (), SPEC, None)
         assert [frame.token for frame in drive] == [frame.token for frame in expected]
 
 
-def test_a_rosbag_of_several_files(root: Path, expected: list[Frame], tmp_path: Path) -> None:
+def test_a_rosbag_of_several_files(recorded_root: Path, expected: list[Frame], tmp_path: Path) -> None:
     """One of which cannot be read: the others are."""
     path = tmp_path / "bag"
-    make_log(root, TINY, path, "sqlite3")
+    make_log(recorded_root, TINY, path, "sqlite3")
     (path / "metadata.yaml").unlink()
     shutil.copy(path / "bag.db3", path / "bag_1.db3")
     for name, condition in (("bag.db3", ">="), ("bag_1.db3", "<")):
@@ -317,7 +290,6 @@ def test_a_cloud_that_says_it_is_not_dense_loses_the_beams_without_return(
     assert_equal_frames(frames[-1], expected[-1])
     _, message = field(LIDAR, is_dense=False, data=NAN)(log)
     frames, counts = assembled([*log[:i], message, *log[i + 1 :]], sweeps=0)
-    assert frames[-1].points is not None
     assert len(frames[-1].points) == 0
     assert "corrupt" not in counts.summary()
     assert prepare(frames[-1], SPEC)["pillar_counts"].sum() == 0

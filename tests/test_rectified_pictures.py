@@ -43,15 +43,6 @@ def distorted(model: str, d: list[float], rays: np.ndarray) -> np.ndarray:
     )
 
 
-@pytest.fixture(scope="module")
-def log(tmp_path_factory: pytest.TempPathFactory) -> list[Sent]:
-    from conftest import write_tiny
-
-    root = tmp_path_factory.mktemp("drive")
-    write_tiny(root)
-    return sent(root, "v1.0-tiny", TINY)
-
-
 def with_lens(log: list[Sent], model: str, d: list[float], r: np.ndarray, p: np.ndarray = PINHOLE) -> list[Sent]:
     """The log with this lens before CAM_FRONT."""
     projection = np.concatenate([p, np.zeros((3, 1))], axis=1).ravel()

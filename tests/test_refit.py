@@ -4,19 +4,17 @@ No plan is compiled or refitted here: tensorrt_rtx needs a GPU for both, and tes
 refittable plan's record says, and what becomes of it, is tested with a plan that was compiled as usual.
 """
 
-from __future__ import annotations
-
 import hashlib
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import lowered
 import numpy as np
 import onnx
 import pytest
+from commands import refuses
 from exported import QUIET, bundle, copied, keys, rewritten
+from graphs import onnx_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
@@ -33,7 +31,6 @@ from deploy.targets import find_target
 from perception.errors import InputError
 from perception.modules.spec import LowRank
 
-PERCEPTION = Path(sys.executable).with_name("perception")
 TARGET = "rtx-ampere"
 
 
@@ -145,7 +142,6 @@ def test_a_module_trained_further_is_the_same_structure_and_one_of_another_rank_
 
 def test_numbers_of_an_unknown_role_are_part_of_the_structure() -> None:
     """A limit, a scalar, or a weight that is a limit elsewhere."""
-    value = helper.make_tensor_value_info
 
     def structure(**changed: float) -> str:
         numbers = {"kernel": np.ones((1, 1, 1, 1)), "both": np.ones(1), "limit": np.array(2.0), "scale": np.array(3.0)}
@@ -155,13 +151,9 @@ def test_numbers_of_an_unknown_role_are_part_of_the_structure() -> None:
             helper.make_node("Mul", ["b", "scale"], ["c"], name="scaled"),
             helper.make_node("Where", ["m", "c", "both"], ["y"], name="where"),
         ]
-        tensors = [
-            numpy_helper.from_array((number + changed.get(name, 0)).astype(np.float32), name)
-            for name, number in numbers.items()
-        ]
-        inputs = [value("x", TensorProto.FLOAT, [1, 1, 4, 4]), value("m", TensorProto.BOOL, [1, 1, 4, 4])]
-        made = helper.make_graph(nodes, "g", inputs, [value("y", TensorProto.FLOAT, [1, 1, 4, 4])], tensors)
-        return structure_sha256(helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)], ir_version=10))
+        shape: list[int] = [1, 1, 4, 4]
+        tensors = {name: (number + changed.get(name, 0)).astype(np.float32) for name, number in numbers.items()}
+        return structure_sha256(onnx_model(nodes, {"x": shape, "m": (TensorProto.BOOL, shape)}, {"y": shape}, tensors))
 
     assert structure(kernel=1.0) == structure()
     for name in ("both", "limit", "scale"):
@@ -238,13 +230,9 @@ def test_a_refitted_plan_without_a_gpu_is_one_clear_line(tmp_path: Path) -> None
 @no_gpu
 def test_compiling_to_refit_without_a_gpu_is_one_clear_line(tmp_path: Path) -> None:
     pytest.importorskip("tensorrt_rtx")
-    done = perception("build", bundle().path, "--target", TARGET, "--refit")
     reason = "a refittable plan compiles only where there is an NVIDIA GPU; run this there, or leave out --refit"
-    assert (done.returncode, done.stderr) == (2, f"perception: {TARGET}: {reason}\n")
-
-
-def perception(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([PERCEPTION, *map(str, arguments)], check=False, capture_output=True, text=True)
+    line = refuses("build", bundle().path, "--target", TARGET, "--refit")
+    assert line == f"perception: {TARGET}: {reason}\n"
 
 
 @pytest.mark.parametrize(
@@ -258,11 +246,9 @@ def perception(*arguments: object) -> subprocess.CompletedProcess[str]:
 def test_another_plan_is_refused(tmp_path: Path, change: dict[str, object], message: str) -> None:
     pytest.importorskip("tensorrt_rtx")
     old = with_plan(tmp_path / "old", **change)
-    done = perception("build", retrained(tmp_path / "new"), "--target", TARGET, "--refit-from", old)
-    here = compiler_version(find_target(TARGET))
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
-    assert str(old / "engines" / f"{TARGET}.plan") in done.stderr
-    assert message.format(old=old, here=here) in done.stderr
+    line = refuses("build", retrained(tmp_path / "new"), "--target", TARGET, "--refit-from", old)
+    assert str(old / "engines" / f"{TARGET}.plan") in line
+    assert message.format(old=old, here=compiler_version(find_target(TARGET))) in line
     assert not (tmp_path / "new" / "engines").exists()
 
 
@@ -292,9 +278,7 @@ def test_another_network_is_refused(tmp_path: Path) -> None:
 )
 def test_what_has_no_meaning_is_refused(arguments: list[str], reason: str) -> None:
     path = bundle().path
-    done = perception("build", path, *(each.format(bundle=path) for each in arguments))
-    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
-    assert reason in done.stderr
+    assert reason in refuses("build", path, *(each.format(bundle=path) for each in arguments))
 
 
 def test_int8_is_not_compiled_to_be_refitted(tmp_path: Path) -> None:
@@ -308,10 +292,8 @@ def test_the_compiler_itself_needs_a_gpu_for_what_can_be_refitted(monkeypatch: p
     """When a version of tensorrt_rtx comes that does not, this fails, and the refusal above can go."""
     pytest.importorskip("tensorrt_rtx")
     monkeypatch.setattr("deploy.engines.tensorrt._require_gpu", lambda target: None)
-    value, target = helper.make_tensor_value_info, find_target(TARGET)
-    ends = ([value(name, TensorProto.FLOAT, [1, 1, 4, 4])] for name in "xy")
-    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "without weights", *ends)
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    target, shape = find_target(TARGET), [1, 1, 4, 4]
+    model = onnx_model([helper.make_node("Relu", ["x"], ["y"])], {"x": shape}, {"y": shape})
     assert build_engine(model.SerializeToString(), target, refittable=True).layers > 0
     with pytest.raises(InputError, match=r"cannot compile the graph: .*Myelin"):
         build_engine(bundle().onnx.read_bytes(), target, refittable=True, inputs=bundle().manifest.input_shapes)

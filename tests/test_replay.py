@@ -1,7 +1,6 @@
 """Replay: the same numbers as the predictor, every frame, and a report that needs nothing else."""
 
 import base64
-import filecmp
 import json
 import re
 from dataclasses import replace
@@ -57,11 +56,6 @@ def test_results_are_the_predictors(nuscenes_root: Path, replayed: Path) -> None
     assert submission["meta"]["use_camera"]
 
 
-def test_replay_twice_gives_the_same_results(nuscenes_root: Path, replayed: Path, tmp_path: Path) -> None:
-    replay(Source(nuscenes_root, "v1.0-mini", [SCENE]), bundle().path, tmp_path, console=QUIET)
-    assert filecmp.cmp(tmp_path / "results.json", replayed / "results.json", shallow=False)
-
-
 def test_latency_file(replayed: Path) -> None:
     latency = json.loads((replayed / "latency.json").read_text())
     assert latency["frames"] == 6
@@ -113,7 +107,6 @@ def test_report_counts_annotations_as_the_devkit_does(nuscenes_root: Path, repla
     tables = NuScenesTables(nuscenes_root, "v1.0-mini")
     for frame in page_data(replayed / "report.html")["frames"]:
         boxes = tables.frame(frame["token"]).boxes
-        assert boxes is not None
         near = (np.abs(boxes.centers[:, :2]) < 51.2).all(axis=1)
         assert len(frame["layers"]["annotations"]) == ((boxes.num_points > 0) & near).sum()
 
@@ -148,7 +141,6 @@ def test_points_map_and_boxes_meet_from_above(reference: Any) -> None:
 def test_boxes_in_a_camera_are_the_devkits(nuscenes_root: Path) -> None:
     tables = NuScenesTables(nuscenes_root, "v1.0-mini")
     frame = tables.frame(tables.samples(selectors=["scene-0103:0-1"])[0])
-    assert frame.boxes is not None
     shown = 0
     for name in CAMERAS:
         camera = frame.cameras[name]

@@ -1,7 +1,5 @@
 """The report's page in a browser, headless Chromium: what a reader sees, without a network."""
 
-from __future__ import annotations
-
 import html
 import json
 import re

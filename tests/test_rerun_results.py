@@ -1,7 +1,5 @@
 """results.rrd, read back by Rerun itself: boxes, points and words are those of the replay."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

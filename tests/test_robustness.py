@@ -22,11 +22,6 @@ from perception.sensors.inputs import InputSpec
 SPEC = InputSpec(BevGrid(), Lidar(sweeps=0), CameraBranch())
 
 
-@pytest.fixture(scope="module")
-def tables(sim_root: Path) -> NuScenesTables:
-    return NuScenesTables(sim_root, "v1.0-sim")
-
-
 def detector(tables: NuScenesTables) -> Callable[[Frame], Prediction]:
     """Sees annotated objects by their LiDAR points, which pull their centres, and rates them by the pictures."""
 

@@ -1,7 +1,5 @@
 """Routing in the whole model: by facts, by a chooser, and in the exported graph."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Sequence
 from dataclasses import replace
@@ -73,7 +71,7 @@ def frame_inputs(model: PerceptionModel, *seeds: int) -> dict[str, Tensor]:
 
 def assert_same(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
     assert a.keys() == b.keys()
-    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert [name for name in a if not torch.equal(a[name], b[name])] == []
 
 
 def copied_base(model: PerceptionModel, to: PerceptionModel) -> PerceptionModel:

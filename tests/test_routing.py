@@ -1,7 +1,5 @@
 """Routing by facts, and how a route is shown."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

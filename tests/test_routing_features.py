@@ -1,7 +1,5 @@
 """What routers look at is standardised by what was seen, not by the batch."""
 
-from __future__ import annotations
-
 import pytest
 import torch
 

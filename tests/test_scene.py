@@ -1,7 +1,5 @@
 """A drive joined from its frames: conditions before the engine runs, the rest after it; repeatable and bounded."""
 
-from __future__ import annotations
-
 import gc
 import itertools
 import math

@@ -1,7 +1,5 @@
 """The belief about conditions: against a hidden Markov model by enumeration, and what it promises at any frame rate."""
 
-from __future__ import annotations
-
 import itertools
 import math
 import pickle

@@ -1,7 +1,5 @@
 """Sensor health: silent on real and simulated drives in all conditions, and right about every fault put into them."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -80,7 +78,6 @@ def test_another_lidar_brings_its_own_limits(real: list[Frame]) -> None:
     for limits, expected in ((None, "thinned"), (small, "ok")):
         monitor = HealthMonitor(["LIDAR_TOP"], limits)
         for frame in real[:4]:
-            assert frame.points is not None
             health = monitor.update(replace(frame, points=frame.points[::20]))
             assert health["LIDAR_TOP"].status == expected
 
@@ -97,7 +94,6 @@ def pictured(change: Callable[[np.ndarray], np.ndarray]) -> Callable[[list[Frame
 def thinned(share: float) -> Callable[[list[Frame], int, str], Frame]:
     def apply(drive: list[Frame], i: int, name: str) -> Frame:
         points = drive[i].points
-        assert points is not None
         return replace(drive[i], points=points[np.random.default_rng(i).random(len(points)) < share])
 
     return apply

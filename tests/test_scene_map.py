@@ -1,7 +1,5 @@
 """The map memory against a loop over cells, on worlds seen from moving poses, and its size over a long drive."""
 
-from __future__ import annotations
-
 import math
 import pickle
 import tracemalloc
@@ -138,8 +136,6 @@ def test_a_static_world_seen_with_noise_is_seen_better_together() -> None:
             single.add(probabilities, truth)
             fused.add(memory.around(at), truth)
     alone, together = single.result(), fused.result()
-    assert alone is not None
-    assert together is not None
     for name in MAP_CLASSES:
         assert together["iou_0.5"][name] > alone["iou_0.5"][name] + 0.05, name
     assert together["iou_0.5"]["mean"] > alone["iou_0.5"]["mean"] + 0.2
@@ -154,15 +150,12 @@ def test_a_simulated_drive_is_seen_better_together(sim_root: Path) -> None:
         for sample in tables.samples(selectors=[scene]):
             frame = tables.frame(sample, annotations=False, lidar=False, cameras=False)
             area = MapExpansion.load(sim_root, frame.location)
-            assert area is not None
             truth = area.rasterize(frame, grid)
             probabilities = noisy(truth, rng)
             memory.update(probabilities, frame.global_from_reference)
         single.add(probabilities, truth)
         fused.add(memory.around(frame.global_from_reference), truth)
     alone, together = single.result(), fused.result()
-    assert alone is not None
-    assert together is not None
     for name in MAP_CLASSES:
         if alone["iou_0.5"][name] is not None:
             assert together["iou_0.5"][name] > alone["iou_0.5"][name], name

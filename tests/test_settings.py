@@ -1,14 +1,15 @@
 """Training settings: what learns, what keeps every bit, and where gradients go."""
 
-from __future__ import annotations
-
 import copy
 import json
+from itertools import islice
 from pathlib import Path
 
 import pytest
 import torch
+from test_routed_model import assert_same
 from test_training import small
+from torch import nn
 
 from perception.config import Config
 from perception.datasets.nuscenes.dataset import NuScenesTables
@@ -24,11 +25,6 @@ from perception.training.combine import merge
 from perception.training.loader import Batch, FrameDataset, batches, collate
 from perception.training.loop import fit, train
 from perception.training.recalibrate import recalibrate
-
-
-@pytest.fixture(scope="module")
-def tables(sim_root: Path) -> NuScenesTables:
-    return NuScenesTables(sim_root, "v1.0-sim")
 
 
 @pytest.fixture(scope="module")
@@ -51,11 +47,6 @@ def base_of(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name: value for name, value in state.items() if ".computations." not in name}
 
 
-def assert_same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
-    assert a.keys() == b.keys()
-    assert [name for name in a if not torch.equal(a[name], b[name])] == []
-
-
 def test_gradients_of_a_task_reach_only_the_modules_on_its_route(tables):
     modules = tuple(
         LowRank(name=name, rank=1, slots=("trunk.*",), when=when)
@@ -63,14 +54,18 @@ def test_gradients_of_a_task_reach_only_the_modules_on_its_route(tables):
     )
     config = small().model_copy(update={"modules": modules})
     batch = first_batch(config, tables)
-    for term, reached in (("map/cells", {"ground", "both"}), ("detection/heatmap", {"boxes", "both"})):
+    for weather, term, reached in (
+        ("clear", "map/cells", {"ground", "both"}),
+        ("clear", "detection/heatmap", {"boxes", "both"}),
+        ("rain", "detection/heatmap", {"boxes", "both", "wet"}),
+    ):
         torch.manual_seed(0)
         model = PerceptionModel(config)
         trainable.joint(model)
         for name, parameter in model.named_parameters():
             if ".computations." in name:
                 torch.nn.init.normal_(parameter, std=0.1)
-        dense = model(batch.inputs, [Conditions(weather="clear")] * 2)
+        dense = model(batch.inputs, [Conditions(weather=weather)] * 2)
         model.losses(dense, batch.labels)[term].mean().backward()
         for name in ("boxes", "ground", "both", "wet"):
             for slot, module in model.bank.at(name).items():
@@ -222,25 +217,18 @@ def test_merged_modules_are_a_checkpoint_with_one_more(tables, trained, tmp_path
         assert not (tmp_path / "no").exists()
 
 
-def test_recalibrated_statistics_are_those_of_the_batches(tables, trained):
-    model, config = load_model(trained)
-    model.double()
-    trainable.post_hoc(model, ())  # a frozen base is recalibrated as well
-    model.eval()
+def recalibrated(model: PerceptionModel, tables: NuScenesTables, norms: dict[str, nn.Module], *names: str) -> None:
+    """By two batches; the statistics of the norms are then those of what came to them, in double precision."""
     seen: dict[str, list[torch.Tensor]] = {}
-    norms = {n: m for n, m in model.named_modules() if isinstance(m, torch.nn.BatchNorm2d)}
     for name, norm in norms.items():
         norm.register_forward_pre_hook(lambda _, x, name=name: seen.setdefault(name, []).append(x[0].detach()))
-    chosen = [*zip(range(2), batches(FrameDataset(tables, tables.samples("all"), config), config), strict=False)]
+    chosen = islice(batches(FrameDataset(tables, tables.samples("all"), model.config), model.config), 2)
     frames = [
         ({k: v.double() if v.is_floating_point() else v for k, v in batch.inputs.items()}, batch.conditions)
-        for _, batch in chosen
+        for batch in chosen
     ]
-    flags = [p.requires_grad for p in model.parameters()]
-    recalibrate(model, frames)
-    assert [p.requires_grad for p in model.parameters()] == flags
-    assert not any(m.training for m in model.modules())
-    assert len(norms) > 20
+    recalibrate(model.double().eval(), frames, *names)
+    assert seen.keys() == norms.keys()
     for name, norm in norms.items():
         means = torch.stack([x.mean(dim=(0, 2, 3)) for x in seen[name]]).mean(dim=0)
         variances = torch.stack([x.var(dim=(0, 2, 3)) for x in seen[name]]).mean(dim=0)
@@ -248,32 +236,29 @@ def test_recalibrated_statistics_are_those_of_the_batches(tables, trained):
         torch.testing.assert_close(norm.running_var, variances, rtol=1e-10, atol=1e-12)
 
 
+def test_recalibrated_statistics_are_those_of_the_batches(tables, trained):
+    model, _ = load_model(trained)
+    trainable.post_hoc(model, ())  # a frozen base is recalibrated as well
+    norms = {n: m for n, m in model.named_modules() if isinstance(m, nn.BatchNorm2d)}
+    flags = [p.requires_grad for p in model.parameters()]
+    recalibrated(model, tables, norms)
+    assert len(norms) > 20
+    assert [p.requires_grad for p in model.parameters()] == flags
+    assert not any(m.training for m in model.modules())
+
+
 def test_the_statistics_of_a_module_are_recalibrated_and_the_base_stays(tables, trained):
-    model, config = load_model(trained)
+    model, _ = load_model(trained)
     model.bank.add(SPECS.validate_python({"kind": "batch_norm", "name": "own", "slots": ["trunk.*", "heads.*"]}))
     model.bank.activate("own")
     trainable.post_hoc(model, ["own"])
-    model.double().eval()
+    model.double()
     before, base = model.bank.base_hash(), {k: v.clone() for k, v in model.state_dict().items()}
-    seen: dict[str, list[torch.Tensor]] = {}
-    for name, computation in model.bank.at("own").items():
-        computation.norm.register_forward_pre_hook(
-            lambda _, x, name=name: seen.setdefault(name, []).append(x[0].detach())
-        )
-    dataset = FrameDataset(tables, tables.samples("all"), config)
-    chosen = [batch for _, batch in zip(range(2), batches(dataset, config), strict=False)]
-    frames = [
-        ({k: v.double() if v.is_floating_point() else v for k, v in batch.inputs.items()}, batch.conditions)
-        for batch in chosen
-    ]
-    recalibrate(model, frames, "own")
-    assert len(seen) > 10
-    for name, inputs in seen.items():
-        norm = model.bank.at("own")[name].norm
-        means = torch.stack([x.mean(dim=(0, 2, 3)) for x in inputs]).mean(dim=0)
-        torch.testing.assert_close(norm.running_mean, means, rtol=1e-10, atol=1e-12)
-        assert not norm.training
-        assert norm.momentum == model.bank.slots[name].layer.momentum
+    norms = {name: computation.norm for name, computation in model.bank.at("own").items()}
+    recalibrated(model, tables, norms, "own")
+    assert len(norms) > 10
+    assert not any(norm.training for norm in norms.values())
+    assert all(norm.momentum == model.bank.slots[name].layer.momentum for name, norm in norms.items())
     assert model.bank.base_hash() == before
     changed = {k for k, v in model.state_dict().items() if not torch.equal(v, base[k])}
     assert changed

@@ -119,7 +119,6 @@ def test_the_map_of_parts_is_counted_in_their_cells(sim_root: Path, tmp_path: Pa
     def predict(frame: Frame) -> Prediction:
         """The map with every fifth cell wrong, and no boxes."""
         expansion = MapExpansion.load(sim_root, frame.location)
-        assert expansion is not None
         truth = expansion.rasterize(frame, MAP_GRID)
         wrong = np.random.default_rng(len(seen)).random(truth.shape) < 0.2
         probabilities = (truth.astype(bool) ^ wrong).astype(np.float32)
@@ -151,8 +150,7 @@ def test_the_map_of_parts_is_counted_in_their_cells(sim_root: Path, tmp_path: Pa
             assert slices["range"][name]["IoU"][map_class] == (pytest.approx(both / either) if there else None)
 
 
-def test_an_axis_that_there_is_not(sim_root: Path, tmp_path: Path) -> None:
-    tables = NuScenesTables(sim_root, "v1.0-sim")
+def test_an_axis_that_there_is_not(tables: NuScenesTables, tmp_path: Path) -> None:
     by = Breakdown(["weather"])
     with pytest.raises(InputError, match="--by weather: cannot slice by it; one or more of condition,city,scene,range"):
         evaluate(lambda _: Prediction({}), tables, "all", [], tmp_path, SPEC, breakdown=by)

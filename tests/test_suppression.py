@@ -1,7 +1,5 @@
 """Suppression of boxes against a loop over pairs, with shapely's polygons."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from hypothesis import given, settings

@@ -1,13 +1,10 @@
 """What each target takes, and the table that shows it."""
 
-from __future__ import annotations
-
 import json
-import subprocess
 from pathlib import Path
 
 import pytest
-from commands import perception
+from commands import refuses, succeeds
 from exported import QUIET, bundle
 from hypothesis import given
 from hypothesis import strategies as st
@@ -19,10 +16,6 @@ from perception.errors import InputError
 NAMES = ["cpu", "rtx-ampere", "rtx-ada", "rtx-blackwell", "orin", "thor", "drive-orin", "drive-thor"]
 
 
-def build_command(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return perception("build", *arguments)
-
-
 @pytest.mark.parametrize(
     ("version", "inside"),
     [("10.2.9", False), ("10.3.0", True), ("10.13.3.9", True), ("11.0.0", False), ("9.9", False), ("unknown", False)],
@@ -32,15 +25,13 @@ def test_versions(version: str, inside: bool) -> None:
 
 
 def test_the_table_shows_every_target() -> None:
-    listed = build_command("--list", "--json")
-    assert listed.returncode == 0
-    targets = json.loads(listed.stdout)["targets"]
+    targets = json.loads(succeeds("build", "--list", "--json"))["targets"]
     assert [target["target"] for target in targets] == NAMES == list(TARGETS)
     by_name = {target["target"]: target for target in targets}
     assert {name for name in NAMES if by_name[name]["dla_cores"]} == {"orin", "drive-orin"}
     assert {name for name in NAMES if by_name[name]["compiles_on"] == "the device"} == {*NAMES[4:]}
     assert by_name["drive-thor"]["compute_capabilities"] == [10.1, 11.0]
-    shown = build_command("--list").stdout
+    shown = succeeds("build", "--list")
     for target in TARGETS.values():
         assert target.name in shown
         assert str(target.versions) in shown
@@ -72,11 +63,8 @@ def test_a_package_is_only_for_targets_that_compile_themselves(tmp_path: Path) -
 
 def test_build_needs_a_bundle_and_a_target() -> None:
     for arguments in ([], [str(bundle().path)], ["--target", "cpu"]):
-        done = build_command(*arguments)
-        assert done.returncode == 2
-        assert done.stderr == (
-            "perception: build takes a bundle and its --target; `perception build --list` shows the targets\n"
-        )
+        takes = "build takes a bundle and its --target; `perception build --list` shows the targets"
+        assert refuses("build", *arguments) == f"perception: {takes}\n"
 
 
 def numbered(count: int) -> st.SearchStrategy[tuple[int, ...]]:

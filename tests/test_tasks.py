@@ -1,9 +1,6 @@
 """The contract that every task keeps, and the feature map that tasks share."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +20,6 @@ from perception.grid import BevGrid
 from perception.model import PerceptionModel
 from perception.modules.routing.input_weighted import SteeredRouter
 from perception.tasks import TASKS, tasks_of
-from perception.tasks.conditions.task import ConditionsTask
 from perception.tasks.detection.center_head import REGRESSION
 from perception.tasks.detection.task import DetectionTask
 from perception.tasks.task import Task, joined_labels
@@ -33,11 +29,6 @@ FINE = BevGrid(cell=0.8)  # no two objects of the simulated frames share a cell
 COARSE = BevGrid(cell=12.8)  # 8 x 8 cells, of which objects share some
 SURE = 30.0  # logit
 Dense = dict[str, Tensor]
-
-
-@pytest.fixture(scope="module")
-def tables(sim_root: Path) -> NuScenesTables:
-    return NuScenesTables(sim_root, "v1.0-sim")
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +67,6 @@ PERFECT: dict[str, Callable[[Dense], Dense]] = {
 
 
 def assert_detected(found: Boxes, frame: Frame, _: NuScenesTables, grid: BevGrid) -> None:
-    assert frame.boxes is not None
     place = grid.continuous(frame.boxes.centers)
     there = ((place >= 0) & (place < grid.shape[::-1])).all(axis=1) & (frame.boxes.num_points != 0)
     wanted, found = frame.boxes.select(there), found.select(found.scores > 0.5)
@@ -96,7 +86,6 @@ def assert_detected(found: Boxes, frame: Frame, _: NuScenesTables, grid: BevGrid
 
 def assert_mapped(found: np.ndarray, frame: Frame, tables: NuScenesTables, grid: BevGrid) -> None:
     area = tables.map(frame.location)
-    assert area is not None
     cells = area.rasterize(frame, grid)
     assert cells[0].any()
     np.testing.assert_array_equal(found > 0.5, cells > 0)
@@ -251,7 +240,6 @@ def test_conditions_lose_by_the_frames_whose_tags_say_something(tables: NuScenes
     assert losses["light"].mean().item() == pytest.approx(-np.log(p["light"][1, 1]), rel=1e-12)
     assert losses["city"].mean().item() == 0
     token = tables.samples("all")[0]
-    assert isinstance(task, ConditionsTask)
     assert task.labelled(tables, token)
 
 

@@ -4,8 +4,6 @@ The bindings of CUDA are real; the driver below them is test_cuda's stand-in, an
 copies its input to its output on the stream. Whether NVIDIA's own does what it says is for tests/test_gpu.py.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

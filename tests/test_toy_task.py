@@ -1,7 +1,5 @@
 """A task goes the whole way without a line of the product changed."""
 
-from __future__ import annotations
-
 import base64
 import json
 import shutil
@@ -193,17 +191,8 @@ def test_it_is_added_to_a_base_that_keeps_every_bit(sim_root: Path, tmp_path: Pa
     command("train", tmp_path / "base.yaml", *train, "--out", tmp_path / "base")
     own = {"name": "wet", "kind": "low_rank", "slots": ["heads.toy.*"], "rank": 1, "when": ["rain"]}
     (tmp_path / "task.yaml").write_text(yaml.safe_dump({"tasks": {"toy": {}}, "modules": [own]}))
-    command(
-        "adapt",
-        tmp_path / "base",
-        "--task",
-        "toy",
-        "--config",
-        tmp_path / "task.yaml",
-        *train,
-        "--out",
-        tmp_path / "run",
-    )
+    given = ("--task", "toy", "--config", tmp_path / "task.yaml")
+    command("adapt", tmp_path / "base", *given, *train, "--out", tmp_path / "run")
     old, new = (load_file(next((tmp_path / name).glob("checkpoints/*/model.safetensors"))) for name in ("base", "run"))
     assert all(torch.equal(new[name], tensor) for name, tensor in old.items())
     added = {name for name in new if name not in old}

@@ -1,7 +1,6 @@
 """Tracks as a submission, and their scores: the official evaluation's own; perfect, swapped and absent tracks."""
 
 import json
-import sys
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +11,7 @@ from nuscenes import NuScenes
 from nuscenes.eval.common.config import config_factory
 from nuscenes.eval.tracking.data_classes import TrackingBox
 from nuscenes.eval.tracking.evaluate import TrackingEval
+from tracking_scenes import NaiveTracker, Scene, annotated_scene, tracked
 
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
@@ -19,9 +19,6 @@ from perception.frame import CLASSES, Boxes
 from perception.tasks.detection.devkit import boxes_to_compare, open_devkit
 from perception.tasks.detection.tracker import Tracker, Tracks
 from perception.tasks.detection.tracking import PROTOCOL, TRACKING_CLASSES, TrackWriter, score_tracks
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "tools"))
-from tracking_scenes import NaiveTracker, Scene, annotated_scene, tracked
 
 
 class KnownIds:

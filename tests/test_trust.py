@@ -1,19 +1,17 @@
 """No going back: releases, expiry, and what a vehicle remembers outside its bundles."""
 
-from __future__ import annotations
-
 import json
-import subprocess
-import sys
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 import onnx
 import pytest
+from commands import refuses, succeeds
 from exported import bundle, checkpoint, copied, keys, rewritten, trusting
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnx import numpy_helper
+from refusals import one_line_error
 from typer.testing import CliRunner
 
 from deploy.bundle import Bundle
@@ -40,12 +38,10 @@ def test_an_older_release_is_refused_unless_told(tmp_path: Path) -> None:
     for path, highest in ((old, 3), (new, 7), (new, 7)):
         Runtime(path, trust=trusting(public))
         assert remembered(public) == highest
-    with pytest.raises(InputError) as error:
+    why = f"is release 3, but release 7 ran here before, says {public.parent}/state/release.json"
+    remedy = "take a newer release, or run this one with --allow-older"
+    with one_line_error(exactly=f"{old}/manifest.json: {why}; {remedy}"):
         Runtime(old, trust=trusting(public))
-    assert str(error.value) == (
-        f"{old}/manifest.json: is release 3, but release 7 ran here before, says {public.parent}/state/release.json; "
-        "take a newer release, or run this one with --allow-older"
-    )
     Runtime(old, trust=trusting(public, allow_older=True))
     Runtime(old)  # without a key a bundle of any age is taken
     assert remembered(public) == 7
@@ -78,11 +74,8 @@ def test_a_bundle_expires(tmp_path: Path) -> None:
     path = released(tmp_path / "bundle", key, 1, NOW + timedelta(hours=1))
     Bundle.load(path, trusting(public))
     released(path, key, 1, NOW - timedelta(seconds=1))
-    with pytest.raises(InputError) as error:
+    with one_line_error(at=f"{path}/manifest.json: expired at {NOW - timedelta(seconds=1):%Y-%m-%d %H:%M} UTC"):
         Bundle.load(path, trusting(public))
-    assert str(error.value).startswith(
-        f"{path}/manifest.json: expired at {NOW - timedelta(seconds=1):%Y-%m-%d %H:%M} UTC"
-    )
     Bundle.load(path)
     forged = json.loads((path / "manifest.json").read_text()) | {"expires": "2999-01-01T00:00:00Z"}
     (path / "manifest.json").write_text(json.dumps(forged))
@@ -142,32 +135,19 @@ def test_what_is_no_date() -> None:
             parse_expiry(text)
 
 
-def test_commands_keep_the_release_where_they_are_told(tmp_path: Path) -> None:
-    """In one process: with --state, with the environment's, and at home."""
+def test_commands_keep_the_release_where_they_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At home, with the environment's, and with --state."""
     key, public = keys(tmp_path / "keys")
-    old = released(tmp_path / "old", key, 1)
-    for name in ("told", "surroundings", "home/.local/state/perception"):
-        Trust((), tmp_path / name).accept(2)
-    code = f"""
-import os
-from pathlib import Path
-from typer.testing import CliRunner
-from deploy.cli import app
-from deploy.cli import app
-from perception.errors import InputError
-def run(*more, **environment):
-    done = CliRunner().invoke(app, ["verify", {str(old)!r}, "--key", {str(public)!r}, *more], env=environment)
-    print(str(done.exception) if isinstance(done.exception, InputError) else done.exit_code)
-at = Path({str(tmp_path)!r})
-run("--state", str(at / "told"))
-run(PERCEPTION_STATE=str(at / "surroundings"))
-run(HOME=str(at / "home"))
-run("--state", str(at / "told"), "--allow-older")
-run("--state", str(at / "new"))
-"""
-    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    told, surroundings, home, allowed, new = done.stdout.splitlines()
-    for line, state in ((told, "told"), (surroundings, "surroundings"), (home, "home/.local/state/perception")):
-        assert f"release 2 ran here before, says {tmp_path / state}/release.json" in line
-    assert (allowed, new) == ("0", "0")
+    verify = ("verify", released(tmp_path / "old", key, 1), "--key", public)
+    home, surroundings, told = (tmp_path / name for name in ("home/.local/state/perception", "surroundings", "told"))
+    for state in (home, surroundings, told):
+        Trust((), state).accept(2)
+    monkeypatch.delenv("PERCEPTION_STATE", raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    assert f"release 2 ran here before, says {home}/release.json" in refuses(*verify)
+    monkeypatch.setenv("PERCEPTION_STATE", str(surroundings))
+    assert f"release 2 ran here before, says {surroundings}/release.json" in refuses(*verify)
+    assert f"release 2 ran here before, says {told}/release.json" in refuses(*verify, "--state", told)
+    succeeds(*verify, "--state", told, "--allow-older")
+    succeeds(*verify, "--state", tmp_path / "new")
     assert not (tmp_path / "new").exists()  # to verify is not to run

@@ -1,12 +1,12 @@
 """A module of several kinds: what holds for modules of one kind holds for it."""
 
-from __future__ import annotations
-
 import json
 
 import pytest
 import torch
-from banks import add, close, new_bank, randomize
+from banks import add, new_bank
+from computations import assert_near as close
+from computations import randomize
 from networks import FOG, inputs, model
 from pydantic import ValidationError
 

@@ -3,8 +3,6 @@
 Builds a virtual environment with pip from the registry (or pip's cache): the slowest test there is.
 """
 
-from __future__ import annotations
-
 import ast
 import filecmp
 import json
@@ -20,7 +18,7 @@ import pytest
 from exported import QUIET, bundle
 from locks import ROOT, pinned, requirements
 from recordings import make_log
-from test_vehicle_imports import VEHICLE
+from test_vehicle_imports import ABSENT, VEHICLE
 
 from deploy.replay.run import replay
 from deploy.replay.settings import Source
@@ -44,16 +42,7 @@ WORKSHOP = {
     *(f"perception.tasks.{name}" for name in (*HEADS, "conditions.network")),
 }
 DASHES = str.maketrans("_.", "--")  # in the names of distributions
-FORBIDDEN = {
-    "torch",
-    "torchvision",
-    "timm",
-    "onnx",
-    "onnxscript",
-    "accelerate",
-    "nuscenes-devkit",
-    "matplotlib",
-}
+FORBIDDEN = {*ABSENT, "nuscenes-devkit", "matplotlib"}
 
 
 def required() -> set[str]:

@@ -8,11 +8,11 @@ from typing import Any
 
 import onnx
 import pytest
-from exported import QUIET, bundle, folder, proof, rewritten
+from exported import QUIET, bundle, copied, folder, rewritten
 from judged import gates
 from typer.testing import CliRunner
 
-from deploy.bundle import Bundle, write_bundle
+from deploy.bundle import Bundle
 from deploy.cli import app
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
 from deploy.precision.calibrate import ranges
@@ -51,9 +51,7 @@ def in_int8(to: Path, share: float) -> Path:
     small = {name: (share * low, share * high) for name, (low, high) in measured.items()}
     lowered = quantise(model, [*quantisable(model.graph)], small, CPU).SerializeToString()
     outputs = OnnxRuntimeEngine(lowered).run(golden)
-    modules = {f"modules/{file.name}": file.read_bytes() for file in (old.path / "modules").glob("*")}
-    write_bundle(to, lowered, proof(golden, outputs), old.manifest, modules)
-    return rewritten(to)
+    return rewritten(copied(to), onnx=lowered, golden=(golden, outputs))
 
 
 AGREE = gates(

@@ -1,17 +1,15 @@
 """`perception verify`: what it checks, what it says, and how it ends."""
 
-from __future__ import annotations
-
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import onnx
 import pytest
+from commands import perception, succeeds
 from exported import bundle, copied, keys, rewritten, trusting
 from onnx import TensorProto
+from refusals import one_line_error
 from test_vehicle_imports import python
 
 from deploy.bundle import Bundle
@@ -20,12 +18,6 @@ from deploy.signature import signer
 from deploy.verify import verify
 from perception.errors import InputError
 
-PERCEPTION = Path(sys.executable).with_name("perception")
-
-
-def perception(*arguments: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([PERCEPTION, *map(str, arguments)], check=False, capture_output=True, text=True, timeout=60)
-
 
 def test_what_is_verified_is_told(tmp_path: Path) -> None:
     key, public = keys(tmp_path)
@@ -33,7 +25,7 @@ def test_what_is_verified_is_told(tmp_path: Path) -> None:
     assert verify(path)["signature"] == "not checked, no --key was given"
     assert verify(bundle().path)["signature"] == "none"
     manifest = bundle("rain").manifest
-    told = json.loads(perception("verify", path, "--key", public, "--state", tmp_path, "--json").stdout)
+    told = json.loads(succeeds("verify", path, "--key", public, "--state", tmp_path, "--json"))
     assert told == {
         "manifest": f"schema 8, sha256 {json.loads((path / 'manifest.json').read_text())['sha256']}",
         "release": "0, without end",
@@ -51,9 +43,8 @@ def test_what_is_verified_is_told(tmp_path: Path) -> None:
         "trained on": "the checkpoint did not say",
         "license": "not stated",
     }
-    shown = perception("verify", path, "--key", public, "--state", tmp_path)
-    assert shown.returncode == 0
-    assert all(what in shown.stdout for what in told)
+    shown = succeeds("verify", path, "--key", public, "--state", tmp_path)
+    assert all(what in shown for what in told)
 
 
 def renamed(model: onnx.ModelProto) -> None:
@@ -63,26 +54,6 @@ def renamed(model: onnx.ModelProto) -> None:
         node.input[:] = ["points" if name == "pillar_points" else name for name in node.input]
 
 
-def another_opset(model: onnx.ModelProto) -> None:
-    model.opset_import[0].version = 17
-
-
-def another_domain(model: onnx.ModelProto) -> None:
-    model.opset_import.append(onnx.helper.make_opsetid("com.acme", 1))
-
-
-def another_shape(model: onnx.ModelProto) -> None:
-    model.graph.input[1].type.tensor_type.shape.dim[1].dim_value = 7
-
-
-def another_type(model: onnx.ModelProto) -> None:
-    model.graph.output[2].type.tensor_type.elem_type = TensorProto.INT32
-
-
-def one_output_less(model: onnx.ModelProto) -> None:
-    del model.graph.output[-1]
-
-
 def one_node_more(model: onnx.ModelProto) -> None:
     model.graph.node.append(onnx.helper.make_node("Softsign", [model.graph.output[1].name], ["unused"]))
 
@@ -90,12 +61,27 @@ def one_node_more(model: onnx.ModelProto) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (another_opset, "opset: ONNX is 17, the manifest says 18"),
-        (another_domain, "opset: com.acme is 1, the manifest says that there is none"),
+        (
+            lambda model: setattr(model.opset_import[0], "version", 17),
+            "opset: ONNX is 17, the manifest says 18",
+        ),
+        (
+            lambda model: model.opset_import.append(onnx.helper.make_opsetid("com.acme", 1)),
+            "opset: com.acme is 1, the manifest says that there is none",
+        ),
         (renamed, "inputs: pillar_points is not there, the manifest says float32 (1, 'pillars', 8, 5)"),
-        (another_shape, "inputs: pillar_counts is int32 (1, 7), the manifest says int32 (1, 'pillars')"),
-        (another_type, "outputs: detection/labels is int32 (1, 200), the manifest says int64 (1, 200)"),
-        (one_output_less, "outputs: map/probabilities is not there, the manifest says float32 (1, 6, 128, 128)"),
+        (
+            lambda model: setattr(model.graph.input[1].type.tensor_type.shape.dim[1], "dim_value", 7),
+            "inputs: pillar_counts is int32 (1, 7), the manifest says int32 (1, 'pillars')",
+        ),
+        (
+            lambda model: setattr(model.graph.output[2].type.tensor_type, "elem_type", TensorProto.INT32),
+            "outputs: detection/labels is int32 (1, 200), the manifest says int64 (1, 200)",
+        ),
+        (
+            lambda model: model.graph.output.pop(),
+            "outputs: map/probabilities is not there, the manifest says float32 (1, 6, 128, 128)",
+        ),
         (one_node_more, "operators: Softsign is 1, the manifest says that there is none"),
     ],
 )
@@ -107,18 +93,16 @@ def test_a_graph_that_is_not_the_manifests_is_refused(
     change(model)
     path = rewritten(copied(tmp_path / "bundle"), onnx=model.SerializeToString())
     Bundle.load(path)
-    with pytest.raises(InputError) as error:
+    with one_line_error(exactly=f"{path}/model.onnx: {message}; export the bundle again"):
         verify(path)
-    assert str(error.value) == f"{path}/model.onnx: {message}; export the bundle again"
 
 
 def test_an_opset_that_the_engine_does_not_know(tmp_path: Path) -> None:
     model = onnx.load(bundle().onnx)
     model.opset_import[0].version = 99
     path = rewritten(copied(tmp_path / "bundle"), onnx=model.SerializeToString(), opset=99)
-    with pytest.raises(InputError, match=r"model\.onnx: ONNX Runtime refuses it: .*[Oo]pset 99") as error:
+    with one_line_error(r"model\.onnx: ONNX Runtime refuses it: .*[Oo]pset 99"):
         verify(path)
-    assert "\n" not in str(error.value)
 
 
 def test_what_is_no_graph_at_all(tmp_path: Path) -> None:
@@ -137,9 +121,8 @@ def test_a_golden_frame_that_is_not_the_manifests(tmp_path: Path) -> None:
     ):
         wrong = (inputs[0].model_copy(update=change), *inputs[1:])
         path = rewritten(copied(tmp_path / str(change)), inputs=wrong)
-        with pytest.raises(InputError) as error:
+        with one_line_error(at=f"{path}/golden.safetensors: {message}"):
             Runtime(path)
-        assert str(error.value).startswith(f"{path}/golden.safetensors: {message}")
 
 
 def test_a_network_that_does_not_take_the_golden_frame_is_one_line(tmp_path: Path) -> None:
@@ -147,9 +130,8 @@ def test_a_network_that_does_not_take_the_golden_frame_is_one_line(tmp_path: Pat
     model = onnx.load(bundle().onnx)
     renamed(model)
     path = rewritten(copied(tmp_path / "bundle"), onnx=model.SerializeToString())
-    with pytest.raises(InputError, match=r"ONNX Runtime cannot run the network: .*pillar_points") as error:
+    with one_line_error(r"ONNX Runtime cannot run the network: .*pillar_points"):
         Runtime(path)
-    assert "\n" not in str(error.value)
 
 
 def test_engines_are_verified_too(tmp_path: Path) -> None:
@@ -165,9 +147,8 @@ def test_a_damaged_bundle_ends_with_exit_code_2(tmp_path: Path) -> None:
     with (path / "golden.safetensors").open("ab") as file:
         file.write(b"\0")
     shown = perception("verify", path)
-    assert (shown.returncode, shown.stdout) == (2, "")
+    assert (shown.returncode, shown.stdout, shown.stderr.count("\n")) == (2, "", 1)
     assert shown.stderr.startswith(f"perception: {path}/golden.safetensors: was changed")
-    assert shown.stderr.count("\n") == 1
 
 
 def test_a_vehicle_verifies_without_torch_and_onnx(tmp_path: Path) -> None:

@@ -1,7 +1,5 @@
 """Voxel feature encoding and the trunk's pyramid against the definition, pillar by pillar and level by level."""
 
-from __future__ import annotations
-
 import torch
 from torch.nn import functional as F
 

@@ -1,16 +1,12 @@
 """PointPillars of mmdet3d with random weights that matter, and the same network imported."""
 
-from __future__ import annotations
-
-import atexit
-import shutil
-import tempfile
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from exported import folder
 from mmengine.config import Config
 from torch import Tensor, nn
 
@@ -24,13 +20,6 @@ NECKS = {
 }
 LIMITS = (1500, 7000)  # pillars of the small configurations, in training and in testing
 COLUMNS = [0, 1, 2, 4]  # of a point, that the network sees
-
-
-@cache
-def folder() -> Path:
-    path = Path(tempfile.mkdtemp(prefix="pointpillars-"))
-    atexit.register(shutil.rmtree, path, ignore_errors=True)
-    return path
 
 
 @cache

@@ -1,7 +1,5 @@
 """Where mmdet3d is installed (`make test-mmdet3d`); without it these tests fail, they are not skipped."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

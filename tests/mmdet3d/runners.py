@@ -1,11 +1,12 @@
 """Configurations of MMEngine's Runner for our model on simulated drives, through mmdet3d's pipeline and metric."""
 
-from __future__ import annotations
-
+import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+import mmdet3d
 import yaml
 from mmengine.config import Config
 
@@ -26,6 +27,15 @@ LOADING = [
     },
     {"type": "LoadMultiViewImageFromFiles", "num_views": 6},
 ]
+
+
+def converter(name: str) -> ModuleType:
+    """One of mmdet3d's dataset converters, which come with its wheel, but are in no package."""
+    path = Path(mmdet3d.__file__).parent / ".mim" / "tools" / "dataset_converters" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def tiny(folder: Path, **model: Any) -> Path:

@@ -1,17 +1,14 @@
 """Our tables as mmdet3d's annotation file, against what mmdet3d's own converter collects from the same tables."""
 
-from __future__ import annotations
-
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any
 
-import mmdet3d
 import numpy as np
 import pytest
 from mmdet3d.datasets import NuScenesDataset
 from nuscenes import NuScenes
+from runners import converter
 
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
@@ -21,16 +18,9 @@ from perception.rotations import rigid
 
 
 def converted(root: Path) -> list[dict[str, Any]]:
-    """Of mmdet3d's nuscenes_converter.py, which comes with its wheel, but is in no package."""
-    path = Path(mmdet3d.__file__).parent / ".mim" / "tools" / "dataset_converters" / "nuscenes_converter.py"
-    spec = importlib.util.spec_from_file_location("nuscenes_converter", path)
-    assert spec is not None
-    assert spec.loader is not None
-    converter = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(converter)
     devkit = NuScenes("v1.0-mini", str(root), verbose=False)
-    rows, _ = converter._fill_trainval_infos(devkit, {scene["token"] for scene in devkit.scene}, set())
-    return rows
+    scenes = {scene["token"] for scene in devkit.scene}
+    return converter("nuscenes_converter")._fill_trainval_infos(devkit, scenes, set())[0]
 
 
 def test_the_file_says_what_mmdet3ds_converter_says(mini_root: Path, tmp_path: Path):

@@ -1,8 +1,5 @@
 """An imported CenterPoint against mmdet3d's own, with the same random weights: pillars, maps, boxes."""
 
-from __future__ import annotations
-
-import sys
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,7 +13,6 @@ from rich.console import Console
 if find_spec("mmdet3d") is None:
     pytest.skip("mmdet3d is not installed: `make install-mmdet3d`", allow_module_level=True)
 
-sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 import centerpoints
 
 from deploy.export import export

@@ -1,7 +1,5 @@
 """mmdet3d beside all else: what is installed, nothing of it twice, and compiled operators that compute."""
 
-from __future__ import annotations
-
 import math
 from importlib.metadata import packages_distributions, version
 

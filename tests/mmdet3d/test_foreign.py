@@ -1,7 +1,5 @@
 """A CenterPoint of mmdet3d as a frozen base: a module trains on it with mmdet3d's own losses and data pipeline."""
 
-from __future__ import annotations
-
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -129,7 +127,6 @@ def test_the_command_adapts_a_foreign_backbone_and_goes_on_from_there(
     adapt(file, "low_rank:rain", tmp_path / "one")
     adapt(tmp_path / "one", "rescale:more", tmp_path / "two")
     config = foreign_config(tmp_path / "two")
-    assert config is not None
     bank = load_foreign(config).bank
     assert list(bank.modules) == ["rain", "more"]
     assert set(bank.at("rain")) == {f"pts_backbone.blocks.1.{i}" for i in range(0, 18, 3)}

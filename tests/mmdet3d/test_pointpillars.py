@@ -1,7 +1,5 @@
 """An imported PointPillars against mmdet3d's own, with the same random weights: maps and boxes."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import replace
 from importlib.util import find_spec
@@ -60,7 +58,6 @@ def pair(request: pytest.FixtureRequest, frames: dict[str, Frame]) -> Pair:
 def inputs_of(model: PerceptionModel, frame: Frame, limit: int | None = None) -> dict[str, np.ndarray]:
     """Without the padding that no limit of pillars asks for."""
     spec = InputSpec.of(model.config)
-    assert spec.lidar is not None
     if limit is not None:
         spec = replace(spec, lidar=spec.lidar.model_copy(update={"max_pillars": limit}))
     inputs = prepare(frame, spec)
@@ -138,7 +135,6 @@ def test_boxes_of_the_exported_graph_are_those_of_mmdet3d(pair: Pair, frames: di
     inputs = {name: inputs_of(pair.ours, frame) for name, frame in frames.items()}
     longest = max(each["pillar_counts"].size for each in inputs.values())
     spec = InputSpec.of(pair.ours.config)
-    assert spec.lidar is not None
     spec = replace(spec, lidar=spec.lidar.model_copy(update={"max_pillars": longest}))
     names = [f"detection/{output.name}" for output in pair.ours.tasks["detection"].outputs]
     engine = OnnxRuntimeEngine(to_onnx(pair.ours, prepare(frames["real"], spec), names).SerializeToString())
@@ -153,7 +149,6 @@ def test_configurations_as_they_are_shipped(frames: dict[str, Frame], neck: str)
     points = frames["real"].points
     theirs = anchored.built(anchored.NECKS[neck], points)
     ours, config = load_model(anchored.imported(theirs, anchored.NECKS[neck]))
-    assert config.model.lidar is not None
     assert config.model.lidar.max_pillars == 40000
     maps = dense(ours, inputs_of(ours, frames["real"]))
     assert_same_maps(anchored.raw(theirs, points), maps)
@@ -168,7 +163,6 @@ def test_losses_are_those_of_mmdet3d(pair: Pair, frames: dict[str, Frame]) -> No
     from mmengine.structures import InstanceData
 
     boxes, grid = frames["real"].boxes, pair.ours.config.grid
-    assert boxes is not None
     boxes = replace(boxes, velocities=np.nan_to_num(boxes.velocities))
     maps = anchored.raw(pair.theirs, frames["real"].points)
     inside = (np.abs(boxes.centers[:, :2]) < grid.x[1]).all(axis=1) & (boxes.num_points > 0)
