@@ -37,12 +37,12 @@ class Image(Section):
 
 class Lidar(Section):
     max_pillars: Positive = 30000
-    overflow: Literal["fullest", "first"] = "fullest"  # which pillars stay; first: as mmdet3d's voxelisation has it
+    overflow: Literal["fullest", "first"] = "fullest"  # pillars to keep; first: as in mmdet3d's voxelisation
     points_per_pillar: Positive = 20
     channels: Positive = 64
-    encoder: Literal["masked", "padded"] = "masked"  # padded: as mmdet3d's, sensors/lidar/voxel_features.py
-    hidden: tuple[Positive, ...] = Field(default=(), strict=False)  # of padded: channels of the layers before the last
-    sweeps: Annotated[int, Field(ge=0, le=10)] = 10  # past sweeps beside the keyframe
+    encoder: Literal["masked", "padded"] = "masked"  # padded: as in mmdet3d, see sensors/lidar/voxel_features.py
+    hidden: tuple[Positive, ...] = Field(default=(), strict=False)  # for padded: channels of the layers before the last
+    sweeps: Annotated[int, Field(ge=0, le=10)] = 10  # earlier sweeps besides the keyframe
 
     @model_validator(mode="after")
     def _layers(self) -> Lidar:
@@ -61,13 +61,13 @@ class Depth(Section):
 
 class CameraBranch(Section):
     backbone: str = "resnet50"  # any timm model with features_only
-    weights: str | None = None  # a safetensors file for that backbone; None starts from random numbers
-    stages: tuple[int, ...] = Field(default=(2, 3), strict=False)  # timm feature levels that the FPN joins
+    weights: str | None = None  # a safetensors file for the backbone; None: random initialisation
+    stages: tuple[int, ...] = Field(default=(2, 3), strict=False)  # timm feature levels of the FPN
     channels: Positive = 80
     image: Image = Image()
     depth: Depth = Depth()
     heights: tuple[float, ...] = Field(default=(-1.0, 0.0, 1.0, 2.0), strict=False)  # m, z of a cell's voxels
-    stride: Positive = 4  # BEV cells of this branch, in pillars
+    stride: Positive = 4  # of this branch's BEV cells, in pillars
 
 
 class Trunk(Section):
@@ -78,8 +78,8 @@ class Trunk(Section):
     strides: tuple[Positive, ...] = Field(default=(2, 2, 2), strict=False)
     up_channels: Positive = 128
     stride: Positive = 4  # of the head's cells, in pillars
-    down: Literal["overlap", "patch"] = "overlap"  # stages finer than that: 3x3, or a kernel as large as its stride
-    pyramid: bool = False  # a map for each stage, on its own grid, instead of one
+    down: Literal["overlap", "patch"] = "overlap"  # kernel of finer stages: 3x3, or of the size of its stride
+    pyramid: bool = False  # one feature map for each stage, on its own grid
 
     @model_validator(mode="after")
     def _lengths(self) -> Trunk:
@@ -91,9 +91,9 @@ class Trunk(Section):
 class Model(Section):
     lidar: Lidar | None = Lidar()
     camera: CameraBranch | None = None
-    fusion: bool = True  # False: the one sensor's map goes into the trunk as it is
+    fusion: bool = True  # False: the trunk reads the feature map of the single sensor
     fused_channels: Positive = 64
-    fused_stride: Positive = 1  # cells of the fused map, in pillars
+    fused_stride: Positive = 1  # of the fused map's cells, in pillars
     trunk: Trunk = Trunk()
 
     @model_validator(mode="after")
@@ -114,11 +114,11 @@ class Model(Section):
 
 
 class Augment(Section):
-    flip: bool = True  # mirror the bird's-eye view left-right and front-back
-    rotation: float = 0.39  # rad, largest turn about z
-    scale: float = 0.05  # largest relative change of size
+    flip: bool = True  # flip the BEV left-right and front-back at random
+    rotation: float = 0.39  # rad, maximum about z
+    scale: float = 0.05  # maximum relative change
     translation: float = 0.5  # m, standard deviation of the shift
-    image_scale: float = 0.06  # largest relative change of the picture's size
+    image_scale: float = 0.06  # maximum relative change of the image's size
     image_flip: bool = True
 
 
@@ -134,10 +134,10 @@ class Data(Section):
 class Train(Section):
     steps: Positive = 1000
     batch: Positive = 4
-    learning_rate: float = 2e-3  # peak of the one-cycle schedule
+    learning_rate: float = 2e-3  # maximum of the one-cycle schedule
     weight_decay: float = 0.01
-    gradient_clip: float = 35.0  # largest norm
-    drop_lidar: Share = 0.0  # share of the frames that train without LiDAR
+    gradient_clip: float = 35.0  # maximum norm
+    drop_lidar: Share = 0.0  # share of training frames without LiDAR
     drop_cameras: Share = 0.0
     precision: Literal["no", "fp16", "bf16"] = "no"
     checkpoint_every: Positive = 500  # steps

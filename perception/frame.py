@@ -14,7 +14,7 @@ import numpy as np
 from perception.errors import InputError
 from perception.grid import Reference
 
-# The ten detection classes, in the order that mmdet3d's nuScenes checkpoints use.
+# The ten detection classes, in the order of mmdet3d's nuScenes checkpoints.
 CLASSES = (
     "car",
     "truck",
@@ -66,7 +66,7 @@ class Boxes:
     pitches and rolls.
     """
 
-    centers: np.ndarray  # (N, 3) m, the middle of the box
+    centers: np.ndarray  # (N, 3) m
     sizes: np.ndarray  # (N, 3) m: width, length, height
     rotations: np.ndarray  # (N, 3, 3) box to reference; x is the heading
     velocities: np.ndarray  # (N, 3) m/s; NaN where unknown
@@ -188,7 +188,7 @@ class Frame:
     global_from_reference: np.ndarray  # (4, 4) at the LiDAR keyframe's time
     global_from_ego: np.ndarray  # (4, 4) at the LiDAR keyframe's time
     points: np.ndarray | None  # (N, 5) float32 in the reference frame: x y z (m), intensity (0-255), dt (s, >= 0)
-    cameras: Mapping[str, Camera]  # name in CAMERAS -> picture; absent where it is missing
+    cameras: Mapping[str, Camera]  # name in CAMERAS -> image; without missing cameras
     conditions: Conditions = Conditions()
     boxes: Boxes | None = None  # annotations in the reference frame
     scene: str = ""  # name of the drive
@@ -209,7 +209,7 @@ class Prediction:
     """The outputs of the tasks for one frame, in the frame's reference."""
 
     results: Mapping[str, Any]  # task -> its result
-    not_finite: Mapping[str, int] = field(default_factory=dict)  # output -> numbers of it left out: NaN or infinite
+    not_finite: Mapping[str, int] = field(default_factory=dict)  # output -> number of removed NaN or infinite values
 
     def require_finite(self, token: str) -> Prediction:
         """The prediction itself; raises InputError if any output was not finite, which scores would hide."""

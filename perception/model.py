@@ -41,7 +41,7 @@ class PerceptionModel(nn.Module):
         super().__init__()
         self.config = config
         grid, model = config.grid.build(), config.model
-        inputs = []  # channels and stride of each sensor's bird's-eye map
+        inputs = []  # channels and stride of each sensor's BEV feature map
         if model.lidar:
             encoder = VoxelFeatureEncoder if model.lidar.encoder == "padded" else PillarEncoder
             self.lidar = encoder(model.lidar, grid)
@@ -57,13 +57,13 @@ class PerceptionModel(nn.Module):
         else:
             self.trunk = Trunk(model.trunk, model.fused_channels, model.fused_stride)
         self.tasks = tasks_of(config.tasks, config.head_grid)
-        self.heads, self.added = nn.ModuleDict(), nn.ModuleDict()  # the base's, and those trained later on it
+        self.heads, self.added = nn.ModuleDict(), nn.ModuleDict()  # those of the base, and those added later
         for name, task in self.tasks.items():
             if task.config.added:
                 self.added[name] = self._initial(task)
             else:
                 self.heads[name] = task.network(self._channels(task))
-        self.computed = tuple(self.tasks)  # by `forward`; where a head is trained alone, that task
+        self.computed = tuple(self.tasks)  # by `forward`; a single one if its head is trained alone
         self.bank = Bank(self)
         for module in config.modules:
             self.bank.add(module)
@@ -236,8 +236,8 @@ class PerceptionModel(nn.Module):
         model.router = router = FixedRouter(model.bank, model._behind_the_trunk)
         chosen = model.chooser.names if model.chooser else ()
         fixed = [module for name, module in model.bank.modules.items() if name not in chosen]
-        asked = {fact.removeprefix("no-") for module in fixed for fact in module.when}
-        sensors: list[list[str]] = [[], *([sensor] for sensor in SENSORS if sensor in asked)]  # that are missing
+        required = {fact.removeprefix("no-") for module in fixed for fact in module.when}
+        sensors: list[list[str]] = [[], *([sensor] for sensor in SENSORS if sensor in required)]  # missing ones
         known = routes or (Conditions(),)
         cases = [router.settle(conditions, missing) for missing in sensors for conditions in known]
         settled = [route for case in cases for route, _ in case]

@@ -1,6 +1,6 @@
-"""What the commands share: the application, the types of their options, and how they read and print.
+"""Shared by the commands: the application, the types of options, and printing.
 
-Heavy modules are imported inside the commands, so that --help answers at once.
+Heavy modules are imported inside the commands, so that --help is fast.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ VALIDATION = {"v1.0-mini": "mini_val", "v1.0-trainval": "val", "v1.0-sim": "sim_
 
 
 def report(result: dict[str, Any], as_json: bool, shown: str | Table | None = None) -> None:
-    """Print the result as JSON, or else what shows it to people."""
+    """Print the result as JSON, or its table or text."""
     if as_json:
         print(json.dumps(result))
     elif isinstance(shown, str):

@@ -1,4 +1,4 @@
-"""Runs: simulate what to train on, train, or import from mmdet3d."""
+"""Commands for runs: simulate training data, train, import from mmdet3d."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def simulate(
     ] = "all",
     sweeps: Annotated[int, typer.Option(help="LiDAR sweeps (at 20 Hz) before each keyframe.", min=0, max=10)] = 0,
 ) -> None:
-    """Write simulated drives in nuScenes' own schema, which the official devkit loads."""
+    """Write simulated drives in the nuScenes schema, which the official devkit loads."""
     from rich.progress import Progress
 
     from perception.simulate.simulate import simulate as run
@@ -67,9 +67,9 @@ def import_mmdet3d(
     out: Out,
     as_json: Json = False,
 ) -> None:
-    """Import a trained network of mmdet3d: OUT is a run like those that `train` writes.
+    """Import a trained network of mmdet3d as a run.
 
-    Served: CenterPoint and PointPillars on nuScenes, on pillars. mmdet3d need not be installed.
+    Supported: CenterPoint and PointPillars on pillars, for nuScenes. mmdet3d need not be installed.
     """
     from perception.mmdet3d.importing import import_checkpoint
 

@@ -1,4 +1,4 @@
-"""Modules: adapt, merge, list."""
+"""Commands for modules: adapt, merge, list."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 def _numbers(options: list[str]) -> dict[str, float]:
-    """Of `rank=4` and the like."""
+    """Name -> number from options such as `rank=4`."""
     numbers: dict[str, float] = {}
     for text in options:
         name, _, value = text.partition("=")
@@ -41,16 +41,16 @@ def _numbers(options: list[str]) -> dict[str, float]:
 
 
 def _kinds(text: str, slots: list[str], options: dict[str, float]) -> dict[str, Any]:
-    """Of a module's description what `low_rank`, or `batch_norm+low_rank` for a union, and its options say."""
+    """Kind, slots and options of a module, from a text such as `low_rank`, or `batch_norm+low_rank` for a union."""
     kinds = text.split("+")
     if len(kinds) == 1:
         return {"kind": text, "slots": slots, **options}
     parts: dict[str, dict[str, Any]] = {kind: {"kind": kind, "slots": slots} for kind in kinds}
     for name, value in options.items():
-        kind, _, own = name.partition(".")
+        kind, _, option = name.partition(".")
         if kind not in parts:
             raise InputError(f"--option {name}: write KIND.NAME=NUMBER, with KIND one of {', '.join(kinds)}")
-        parts[kind][own] = value
+        parts[kind][option] = value
     return {"kind": "union", "parts": list(parts.values())}
 
 
@@ -85,16 +85,16 @@ def adapt(
     steps: Annotated[int, typer.Option(help="Training steps.", min=1)] = 300,
     learning_rate: Annotated[float, typer.Option(help="Peak of the one-cycle schedule.", min=0)] = 1e-2,
 ) -> None:
-    """Train a new module on a checkpoint's frozen base, beside its other modules (post-hoc; repeated: continual).
+    """Train a new module on the frozen base of a checkpoint (post-hoc adaptation; repeated: continual learning).
 
-    Base and earlier modules keep every bit. OUT/modules gets the module alone, OUT/checkpoints the whole model.
-    With a backbone of mmdet3d (perception/mmdet3d/foreign_config.py) its own losses and data pipeline train the module.
+    Base and earlier modules do not change. Writes the module to OUT/modules and the whole model to OUT/checkpoints.
+    With a backbone of mmdet3d (perception/mmdet3d/foreign_config.py) its losses and data pipeline train the module.
     Kinds: low_rank, sparse_delta, batch_norm, prompt, series_adapter, parallel_adapter, bottleneck, rescale,
     scale_shift, film, hypernetwork.
 
 
-    With --task it is the head of a task, which OUT/modules gets with its own modules. That of `conditions` recognises
-    weather, light and city: where a drive has no tags, a bundle then routes by what it recognised over the last frames.
+    With --task it trains the head of a new task, and writes it with its own modules to OUT/modules. The head of
+    `conditions` recognises weather, light and city, by which a bundle routes drives without tags.
     """
     from perception.datasets.nuscenes.dataset import NuScenesTables
     from perception.mmdet3d.foreign_config import foreign_config
@@ -142,7 +142,7 @@ def merge(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Merge modules of one kind into a new one; the members stay. OUT is a checkpoint with all of them."""
+    """Merge modules of one kind into a new one. OUT is a checkpoint with the new one and its members."""
     from perception.training.combine import merge as run
 
     lost = run(checkpoint, names(modules), name, method, out, names(conditions), **_numbers(option or []))
@@ -195,13 +195,13 @@ def modules(
 
     from perception.modules.status import table
     from perception.training.checkpoint import load_model
-    from perception.training.combine import combine, described
+    from perception.training.combine import combine, module_rows
 
     if out is not None:
         combine(checkpoint, names(load), out)
         checkpoint = out
     model, _ = load_model(checkpoint)
-    rows, base = described(model, checkpoint), model.bank.base_hash()
+    rows, base = module_rows(model, checkpoint), model.bank.base_hash()
     if as_json:
         print(json.dumps({"base": base, "modules": [asdict(row) for row in rows]}))
     else:

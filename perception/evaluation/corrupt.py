@@ -11,9 +11,9 @@ import numpy as np
 
 from perception.rotations import turned
 
-MCU = 16  # pixels: side of the blocks in which JPEG codes a picture with 4:2:0 chroma
-SECTOR = np.radians(2.0)  # azimuth that one packet of a spinning LiDAR covers: 12 firings, as a Velodyne HDL-32E's
-REACH = 100.0  # m, the largest range that a packet can say
+MCU = 16  # pixels, side of JPEG's blocks with 4:2:0 chroma
+SECTOR = np.radians(2.0)  # azimuth of one packet of a spinning LiDAR: 12 firings, as of a Velodyne HDL-32E
+REACH = 100.0  # m, the largest range in a packet
 
 
 def blurred(image: np.ndarray, pixels: float) -> np.ndarray:

@@ -23,7 +23,7 @@ from perception.frame import CAMERAS, Frame, Prediction
 from perception.strict_json import shown
 from perception.tasks.task import Metric
 
-Change = Callable[[np.ndarray, float, np.random.Generator], np.ndarray]  # of points or a picture, at a level
+Change = Callable[[np.ndarray, float, np.random.Generator], np.ndarray]  # of points or an image, at a level
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Corruption:
     levels: tuple[float, ...]
     unit: str
     apply: Callable[[Frame, float, np.random.Generator], Frame]
-    lasting: bool = False  # the same in all frames, as where a sensor is displaced
+    lasting: bool = False  # the same draw in all frames, for displaced sensors
 
 
 def _points(change: Change) -> Callable[[Frame, float, np.random.Generator], Frame]:
@@ -57,7 +57,7 @@ def _turned_points(points: np.ndarray, degrees: float, rng: np.random.Generator)
 
 
 def _turned_cameras(frame: Frame, degrees: float, rng: np.random.Generator) -> Frame:
-    # Drawn for all, so that a camera is displaced alike in frames where another is missing.
+    # Drawn for all cameras, so that a missing one does not change the displacement of others.
     moved = {name: corrupt.displacement(degrees, 0.1 * degrees, rng) for name in CAMERAS}
     cameras = {name: replace(c, ego_from_camera=c.ego_from_camera @ moved[name]) for name, c in frame.cameras.items()}
     return replace(frame, cameras=cameras)

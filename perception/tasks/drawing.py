@@ -11,8 +11,8 @@ import numpy as np
 from perception.frame import Boxes
 from perception.grid import BevGrid
 
-LOWEST_SCORE = 0.1  # of the boxes that are drawn
-COUNTED_SCORE = 0.3  # from which a detection counts as one, until the reader of a report moves the slider
+LOWEST_SCORE = 0.1  # of drawn boxes
+COUNTED_SCORE = 0.3  # of detections that count as mistakes or matches; initial value of the report's slider
 
 # perceived: filled from above, and its edges in the pictures; in the frame's reference.
 # annotated: the same, dashed: white where a perceived box of the task finds it, else red.

@@ -24,7 +24,7 @@ class Subject(NamedTuple):
     """A metric, and the frames that it is measured on."""
 
     metric: str
-    class_: str | None = None  # None: what the metric is of all classes
+    class_: str | None = None  # None: over all classes
     condition: str | None = None  # such as rain or rain+night; None: all frames
     range: Range = None
 
@@ -61,9 +61,9 @@ class ReplayedFrames:
     folder: Path  # of the replay
     tokens: Sequence[str]
     scenes: np.ndarray  # (F,) int, the scene of each, from 0 on
-    egos: np.ndarray  # (F, 2) m, where the vehicle is, in the global frame
-    conditions: Sequence[frozenset[str]]  # that are known of each
-    statistics: Sequence[Mapping[str, Any] | None]  # what `Task.statistics` gave of each; None: the task did not run
+    egos: np.ndarray  # (F, 2) m, position of the vehicle in the global frame
+    conditions: Sequence[frozenset[str]]  # known conditions of each frame
+    statistics: Sequence[Mapping[str, Any] | None]  # from `Task.statistics`; None: the task did not run
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -87,8 +87,8 @@ OwnJudge = TypeVar("OwnJudge", bound="Judge")
 class Judge(ABC):
     """Measures the results of a task in a replay."""
 
-    metrics: ClassVar[Mapping[str, GateMetric]] = {}  # scores, higher is better; no other task uses their names
-    agreements: ClassVar[Mapping[str, GateMetric]] = {}  # of what the outputs of two replays can agree
+    metrics: ClassVar[Mapping[str, GateMetric]] = {}  # scores, higher is better; names are unique among tasks
+    agreements: ClassVar[Mapping[str, GateMetric]] = {}  # outputs of two replays that can be compared
     files: ClassVar[Sequence[str]] = ()  # that `measure_whole` writes
 
     def __init__(self, frames: ReplayedFrames) -> None:

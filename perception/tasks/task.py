@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from perception.tasks.network import TaskNetwork
 
 Arrays = Mapping[str, np.ndarray]
-# One observation: for some kinds of conditions, the probability of each value in the order of CONDITIONS.
+# An observation: kind of condition -> probability of each value in the order of CONDITIONS, for some kinds.
 Evidence = Mapping[str, Sequence[float]]
 Result = TypeVar("Result")
 
@@ -35,7 +35,7 @@ Result = TypeVar("Result")
 class TaskConfig(Section):
     """Configuration of a task's head."""
 
-    added: bool = False  # trained on the frozen base, and not part of it: the base's hash does not know it
+    added: bool = False  # trained on the frozen base, and not part of it or its hash
 
     def require_levels(self, levels: int) -> None:
         """Raise ValueError if the head cannot read this number of feature maps from the trunk."""
@@ -71,12 +71,12 @@ class Task(ABC, Generic[Result]):
 
     name: ClassVar[str]
     Config: ClassVar[type[TaskConfig]]
-    reads: ClassVar[Literal["trunk", "fused"]] = "trunk"  # feature maps: behind the trunk, or before it
-    ranked: ClassVar[bool] = False  # its outputs are lists of detections: boxes, scores, labels and attributes
-    random_routes: ClassVar[bool] = False  # while its head is trained on a frozen base, modules run at random
+    reads: ClassVar[Literal["trunk", "fused"]] = "trunk"  # features after the trunk, or before it
+    ranked: ClassVar[bool] = False  # outputs are lists of detections: boxes, scores, labels, attributes
+    random_routes: ClassVar[bool] = False  # train the head on a frozen base with random modules
     metric: type[Metric[Any]]
-    judge: ClassVar[type[Judge] | None] = None  # of finished replays; None: gates measure nothing of the task
-    files: ClassVar[Mapping[str, str]] = {}  # what a replay writes for the task alone: what it is -> file name
+    judge: ClassVar[type[Judge] | None] = None  # of finished replays; None: no gates
+    files: ClassVar[Mapping[str, str]] = {}  # files of the task in a replay: content -> file name
     outputs: Sequence[Output]
 
     def __init__(self, config: Any, grid: BevGrid) -> None:
@@ -192,7 +192,7 @@ class Metric(ABC, Generic[Result]):
         grid: of the pillars; results on another grid cover the same area.
     """
 
-    main: ClassVar[str | None] = None  # of the numbers of `part`, the one that a robust network keeps
+    main: ClassVar[str | None] = None  # the number of `part` for robustness
 
     def __init__(self, source: Keyframes, grid: BevGrid) -> None:
         self.source, self.grid = source, grid

@@ -18,7 +18,7 @@ from perception.training.checkpoint import load_model, provenance, save_model
 OPTIONS = {"strength", "keep", "drop", "seed", "rank"}  # of a merge
 
 
-def described(model: PerceptionModel, checkpoint: Path) -> list[Row]:
+def module_rows(model: PerceptionModel, checkpoint: Path) -> list[Row]:
     """The bank's status, with domain and metrics from RUN/modules for modules and heads trained on this base."""
     base, records = model.bank.base_hash(), read_records(checkpoint)
     known = {name: record for name, record in records.items() if record.base == base}

@@ -22,7 +22,7 @@ class ConditionsMetric(Metric[Mapping[str, Sequence[float]]]):
 
     def __init__(self, source: Keyframes, grid: BevGrid) -> None:
         super().__init__(source, grid)
-        self._right: list[dict[str, bool]] = []  # of each frame, for each kind that is known
+        self._right: list[dict[str, bool]] = []  # for each frame: kind that is tagged -> correct
 
     def add(self, frame: Frame, result: Mapping[str, Sequence[float]]) -> None:
         tags = self.source.conditions(frame.token)

@@ -27,7 +27,7 @@ class ConditionsTask(Task[Mapping[str, Sequence[float]]]):
     metric = ConditionsMetric
     Config = ConditionsConfig
     reads = "fused"
-    random_routes = True  # else it would learn to see the module that is in force instead of the weather
+    random_routes = True  # else it would learn to recognise the active module instead of the weather
     outputs = (
         Output(
             "probabilities",

@@ -15,12 +15,12 @@ from perception.tasks.detection.anchors import CODE, all_anchors
 from perception.tasks.detection.config import AnchorHead
 from perception.tasks.network import Loss
 
-POSITIVE, NEGATIVE = 0.6, 0.3  # overlap from which an anchor is an object, and below which it is none
-LEAST = 0.3  # overlap from which the best anchors of an object are its own although others have more
+POSITIVE, NEGATIVE = 0.6, 0.3  # IoU above which an anchor is positive, and below which it is negative
+LEAST = 0.3  # IoU above which the best anchors of an object are positive
 ALPHA, GAMMA = 0.25, 2.0  # of the focal loss (Lin et al., 2017)
 BETA = 1 / 9  # where the smooth L1 distance becomes linear
 VELOCITY_WEIGHT, DIRECTION_WEIGHT = 0.2, 0.2
-NOTHING, UNSURE = len(CLASSES), len(CLASSES) + 1  # labels of anchors that are no object, and that count for nothing
+NOTHING, UNSURE = len(CLASSES), len(CLASSES) + 1  # labels of negative anchors, and of ignored ones
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,8 @@ class AnchorTargets:
     """Targets of one frame with N anchors, P of them positive."""
 
     labels: Tensor  # (N,) int64: a class, NOTHING or UNSURE
-    positives: Tensor  # (P,) int64: which anchors are objects
-    codes: Tensor  # (P, 9) float32 as of heads.anchors; NaN where a velocity is unknown
+    positives: Tensor  # (P,) int64, indices of positive anchors
+    codes: Tensor  # (P, 9) float32 encoded boxes, see `anchors.py`; NaN for unknown velocities
     directions: Tensor  # (P,) int64: 0 or 1
 
 

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from perception.tasks.detection.config import AnchorHead
 
-# How a box differs from its anchor: x and y in diagonals of it, z in heights of it, logarithms of the ratios of width,
-# length and height, the turn in rad; and its velocity in m/s.
+# Encoding of a box relative to its anchor: x and y in diagonals of the anchor, z in its heights, logarithms of the
+# ratios of width, length and height, rotation in rad; and the velocity in m/s.
 CODE = 9
 
 

@@ -18,22 +18,22 @@ Weight = Annotated[float, Field(ge=0)]
 class Suppression(Section):
     """Non-maximum suppression after the engine, see `tasks/detection/nms.py`."""
 
-    threshold: Share  # scores up to it are left out
-    low: tuple[float, float, float] | None = Field(default=None, strict=False)  # m, of the centres that stay
+    threshold: Share  # boxes with lower or equal scores are removed
+    low: tuple[float, float, float] | None = Field(default=None, strict=False)  # m, bounds of box centres
     high: tuple[float, float, float] | None = Field(default=None, strict=False)  # m
-    kind: Literal["circle", "rotated"]  # what is near a better box of its group: by distance, or by overlap
-    radii: tuple[float, ...] = Field(default=(), strict=False)  # m, of circle: for each group
-    overlap: Share = 0.2  # of rotated: intersection over union from which the worse box goes
-    most: Positive | None = 83  # boxes of a group that stay
-    total: Positive | None = None  # boxes of all groups that stay
+    kind: Literal["circle", "rotated"]  # NMS within a group, by distance of centres or by rotated IoU
+    radii: tuple[float, ...] = Field(default=(), strict=False)  # m, distance for each group, for circle
+    overlap: Share = 0.2  # IoU threshold, for rotated
+    most: Positive | None = 83  # maximum number of boxes of a group
+    total: Positive | None = None  # maximum number of boxes of all groups
 
 
 class Anchor(Section):
     """An anchor box, at the centre of each cell of the feature map."""
 
     size: tuple[float, float, float] = Field(strict=False)  # m: width, length, height
-    bottom: float  # m, z of the underside
-    x: tuple[float, float] = Field(strict=False)  # m, over which the map's cells are spread
+    bottom: float  # m, z of the bottom
+    x: tuple[float, float] = Field(strict=False)  # m, range of the feature map
     y: tuple[float, float] = Field(strict=False)
 
 
@@ -41,9 +41,9 @@ class AnchorHead(Section):
     anchors: tuple[Anchor, ...] = Field(strict=False, min_length=1)
     rotations: tuple[float, ...] = Field(default=(0.0, 1.57), strict=False)  # rad, of each anchor
     scales: tuple[Positive, ...] = Field(default=(1,), strict=False)  # of the anchors on each of the trunk's maps
-    direction_offset: float = 0.0  # rad; from here on, half a turn is one direction, the next the other
-    direction_limit_offset: float = 0.0  # turns of pi
-    candidates: Positive = 1000  # boxes of each map that the best are looked for among
+    direction_offset: float = 0.0  # rad, start of the half circle of direction 0
+    direction_limit_offset: float = 0.0  # in units of pi
+    candidates: Positive = 1000  # boxes of each map before NMS
     suppression: Suppression = Suppression(threshold=0.05, kind="rotated", most=None, total=500)
 
     @model_validator(mode="after")
@@ -56,7 +56,7 @@ class AnchorHead(Section):
 class Weights(Section):
     """Weights of the loss terms relative to the heatmap's."""
 
-    regression: Weight = 0.25  # as CenterPoint's
+    regression: Weight = 0.25  # as in CenterPoint
     velocity: Weight = 0.2  # within the regression
     attribute: Weight = 0.2
 
@@ -67,12 +67,12 @@ class DetectionHead(TaskConfig):
     channels: Positive = 64
     groups: tuple[Annotated[tuple[str, ...], Field(strict=False)], ...] = Field(
         default=(CLASSES,), strict=False
-    )  # classes with regression and best boxes of their own; in the order of CLASSES
+    )  # classes that share regression branches and top_k; in the order of CLASSES
     top_k: Annotated[int, Field(gt=0, lt=3840)] = 300  # boxes of each group; TensorRT's TopK limit
     output_kernel: Literal[1, 3] = 1  # of the last convolutions
     attributes: Literal["learned", "speed"] = "learned"
-    suppression: Suppression | None = None  # None: only peaks of the heat maps are boxes
-    min_radius: Annotated[int, Field(ge=0)] = 2  # cells, of the heat map's Gaussians
+    suppression: Suppression | None = None  # None: only peaks of the heatmaps are boxes
+    min_radius: Annotated[int, Field(ge=0)] = 2  # cells, of the heatmap's Gaussians
     weights: Weights = Weights()
     anchors: AnchorHead | None = None  # instead of all of the above
 

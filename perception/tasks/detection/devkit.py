@@ -104,7 +104,7 @@ def boxes_to_compare(
     from nuscenes.eval.common.loaders import load_gt_of_sample_tokens
 
     predictions = _load(submission, samples, box_type)
-    with contextlib.redirect_stderr(io.StringIO()):  # a progress bar that verbose does not turn off
+    with contextlib.redirect_stderr(io.StringIO()):  # for a progress bar that `verbose` does not disable
         annotations = load_gt_of_sample_tokens(nusc, list(samples), box_type)
     return _filtered(nusc, predictions, config), _filtered(nusc, annotations, config)
 
@@ -125,6 +125,6 @@ def _filtered(nusc: NuScenes, boxes: EvalBoxes, config: Any) -> EvalBoxes:
     """The devkit's filter by class range, points inside and bicycle racks."""
     from nuscenes.eval.common.loaders import add_center_dist, filter_eval_boxes
 
-    if not boxes.all:  # filter_eval_boxes raises where there is no box at all
+    if not boxes.all:  # filter_eval_boxes raises without any box
         return boxes
     return filter_eval_boxes(nusc, add_center_dist(nusc, boxes), config.class_range)

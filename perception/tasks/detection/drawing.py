@@ -13,7 +13,7 @@ from perception.tasks.detection.matching import match
 from perception.tasks.detection.tracker import Tracks
 from perception.tasks.drawing import COUNTED_SCORE, LOWEST_SCORE, BoxLayer
 
-WITHIN = 2.0  # m in the ground plane between the middles of a detection and of what it found
+WITHIN = 2.0  # m in the ground plane between the centres of a detection and its annotation
 _COLOURS = (
     "#4cc9f0", "#4895ef", "#f79d5c", "#7b86ff", "#9d8cff", "#d0b48a", "#80ed99", "#b5e48c", "#ff70a6", "#ffb627"
 )  # fmt: skip

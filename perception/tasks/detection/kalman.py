@@ -16,11 +16,11 @@ import numpy as np
 class Noise:
     """Standard deviations of N objects, (N,) each, or scalars."""
 
-    acceleration: np.ndarray  # m/s, what the velocity changes by within 1 s
-    climb: np.ndarray  # m, what the height changes by within 1 s
+    acceleration: np.ndarray  # m/s, change of the velocity within 1 s
+    climb: np.ndarray  # m, change of the height within 1 s
     position: np.ndarray  # m, of a measured centre
     velocity: np.ndarray  # m/s, of a measured velocity
-    speed: np.ndarray  # m/s, of velocities before any is measured
+    speed: np.ndarray  # m/s, of the prior of velocities
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ REGRESSION = {
     "size": 3,  # logarithm of width, length, height in m
     "heading": 2,  # sine and cosine of the yaw
     "velocity": 2,  # m/s
-}  # what is regressed at an object's cell, and in how many numbers
+}  # regression output at an object's cell -> number of channels
 
 
 def gaussian_focal(logits: Tensor, target: Tensor) -> Loss:

@@ -13,7 +13,7 @@ import numpy as np
 from perception.frame import CLASSES
 from perception.tasks.detection.columns import BoxColumns
 
-_PAIRS = 1 << 18  # pairs of boxes that are held at once
+_PAIRS = 1 << 18  # pairs of boxes in memory at once
 
 
 def best_first(scores: np.ndarray) -> np.ndarray:
@@ -39,7 +39,7 @@ def match(truth: BoxColumns, detections: BoxColumns, thresholds: Sequence[float]
     first = np.flatnonzero(np.diff(detection, prepend=-1))  # of each detection's pairs
     row = np.cumsum(np.diff(detection, prepend=-1) != 0) - 1
     involved, place = detection[first], np.arange(len(detection)) - first[row]
-    choices = np.full((len(involved), place.max() + 1), len(truth))  # nearest first; the last row is nobody's
+    choices = np.full((len(involved), place.max() + 1), len(truth))  # nearest first; the last index is no annotation
     distances = np.full(choices.shape, np.inf)
     choices[row, place], distances[row, place] = annotation, distance
 

@@ -44,5 +44,5 @@ def _greedy(near: np.ndarray) -> np.ndarray:
 
 def _distances(centers: np.ndarray) -> np.ndarray:
     """(N, N) squared distances of points (N, 2)."""
-    x, y = centers.T.copy()  # a sum over an axis of two takes seven times as long
+    x, y = centers.T.copy()  # seven times faster than a sum over an axis of length two
     return np.square(x[:, None] - x) + np.square(y[:, None] - y)

@@ -22,7 +22,7 @@ _RECALL = np.linspace(0, 1, 101)
 _FIRST = 11  # recall above 0.1
 _MIN_PRECISION = 0.1
 _UNDEFINED = {"traffic_cone": ("orient_err", "vel_err", "attr_err"), "barrier": ("vel_err", "attr_err")}
-_HELD = 1 << 23  # numbers that are held at once
+_HELD = 1 << 23  # numbers in memory at once
 
 
 @dataclass(frozen=True)
@@ -116,15 +116,15 @@ class _Curve:
     def __init__(self, true: np.ndarray, scenes: np.ndarray, count: int) -> None:
         self.positions = np.flatnonzero(true)
         self.scenes = scenes[self.positions]
-        self.false_before = np.empty((len(self.positions), count))  # how many false ones of each scene
-        self.last_before = np.empty((len(self.positions), count), np.int64)  # position; -1 where there is none
+        self.false_before = np.empty((len(self.positions), count))  # number of false positives of each scene
+        self.last_before = np.empty((len(self.positions), count), np.int64)  # position; -1 for none
         self.false = np.bincount(scenes[~true], minlength=count).astype(np.float64)
         self.last = np.full(count, -1, np.int64)
         for scene in range(count):
             own = np.flatnonzero(scenes == scene)
             before = np.searchsorted(own, self.positions)
             self.false_before[:, scene] = np.searchsorted(own[~true[own]], self.positions)
-            self.last_before[:, scene] = np.append(own, -1)[before - 1]  # before = 0 takes the -1 that is appended
+            self.last_before[:, scene] = np.append(own, -1)[before - 1]  # before = 0 selects the appended -1
             self.last[scene] = own[-1] if len(own) else -1
 
 
@@ -142,13 +142,13 @@ class _AtRecalls:
         total = weights.sum(axis=1)
         count = np.maximum(positives, 1)[:, None]
         whole = np.floor(_RECALL * count)
-        whole += (whole + 1) / count <= _RECALL  # the same rounding as of the devkit's recalls
+        whole += (whole + 1) / count <= _RECALL  # with the rounding of the devkit's recalls
         whole -= whole / count > _RECALL
         self.reached = (whole <= total[:, None]) & (total > 0)[:, None]
         self.reached &= (whole < total[:, None]) | (whole / count == _RECALL)
         self.before = np.minimum(whole, total[:, None])
         self.fraction = np.clip(_RECALL * count - whole, 0, 1)
-        # The true positive that is number `before + 1`; there is none where all were found.
+        # The true positive number `before + 1`; none if all were found.
         offset = np.arange(len(draws))[:, None] * (total.max(initial=0) + 2)
         place = np.searchsorted((found + offset).ravel(), (self.before + 1 + offset).ravel()).reshape(whole.shape)
         self.next = place - np.arange(len(draws))[:, None] * found.shape[1]
@@ -156,7 +156,7 @@ class _AtRecalls:
         self.next = np.where(self.ended, 0, self.next)
         if found.size:
             row = np.arange(len(draws))[:, None]
-            self.copies = self.before - (found - weights)[row, self.next]  # of the next that were found already
+            self.copies = self.before - (found - weights)[row, self.next]  # of the next one that were already counted
             false = draws @ curve.false_before.T
             self.false = np.where(self.ended, (draws @ curve.false)[:, None], false[row, self.next])
 
@@ -193,7 +193,7 @@ def _errors(truth: BoxColumns, found: BoxColumns) -> np.ndarray:
     moved = found.velocities - truth.velocities
     both = np.minimum(found.sizes, truth.sizes).prod(axis=1)
     union = found.sizes.prod(axis=1) + truth.sizes.prod(axis=1) - both
-    barrier = len(found) > 0 and CLASSES[found.labels[0]] == "barrier"  # its heading is known up to half a turn
+    barrier = len(found) > 0 and CLASSES[found.labels[0]] == "barrier"  # headings of barriers are ambiguous by pi
     period = np.pi if barrier else 2 * np.pi
     turn = np.abs((truth.yaws - found.yaws + period / 2) % period - period / 2)
     wrong = np.where(truth.attributes < 0, np.nan, truth.attributes != found.attributes)
@@ -230,7 +230,7 @@ def _mean_errors(confidence: np.ndarray, weights: np.ndarray, scores: np.ndarray
         known = ~np.isnan(each)
         value = np.where(known, each, 0.0)
         sums, counts = np.cumsum(weights * value, axis=1), np.cumsum(weights * known, axis=1)
-        # The curve has a point for each copy of a match: here behind the last one, there behind the first.
+        # The curve has a point for each copy of a match: after the last one here, after the first one there.
         all_copies = _ratio(sums, counts)
         first_copy = _ratio(sums - (weights - 1) * value, counts - (weights - 1) * known)
         upper, lower = all_copies[rows, high_index], first_copy[rows, low_index]

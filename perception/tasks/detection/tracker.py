@@ -48,15 +48,15 @@ _GATE, _ACCELERATION, _POSITION, _VELOCITY, _SPEED = np.array([_CLASSES[name] fo
 class Rules:
     """Score thresholds, and the conditions for confirming a track. Scores are in [0, 1]."""
 
-    floor: float  # a detection with a lower score is none
-    birth: float  # a detection that no track takes begins one from this score on
-    sure: float  # detections from this score on choose among the confirmed tracks first
-    hits: int  # detections that confirm a track
+    floor: float  # minimum score of detections
+    birth: float  # minimum score of an unassociated detection to begin a track
+    sure: float  # minimum score of detections in the first stage of association
+    hits: int  # number of detections that confirm a track
 
 
 RULES = Rules(floor=0.05, birth=0.15, sure=0.3, hits=2)
 
-# What the tracker remembers of a track.
+# The state of a track.
 _TRACK = np.dtype(
     [
         ("id", np.int64),
@@ -66,11 +66,11 @@ _TRACK = np.dtype(
         ("hits", np.int64),  # detections
         ("born", np.int64),  # us
         ("seen", np.int64),  # us
-        ("backed", np.int64),  # us, seen by a detection that could have begun the track
+        ("backed", np.int64),  # us, time of the latest detection with the score to begin a track
         ("size", np.float64, 3),  # m
         ("heading", np.float64, 2),  # unit vector in the ground plane: sine and cosine of the yaw
-        ("forward", np.float64),  # share of the detections that face this way less the share that face back
-        ("shape", np.float64, 2),  # variances of size and heading, in those of a measured one
+        ("forward", np.float64),  # share of the detections with this heading minus that of the opposite heading
+        ("shape", np.float64, 2),  # variances of size and heading relative to those of a measurement
         ("centers", np.float64, 3),  # these four as in Motion
         ("velocities", np.float64, 2),
         ("covariances", np.float64, 3),
@@ -83,11 +83,11 @@ _TRACK = np.dtype(
 class Tracks:
     """N tracks at one time, in order of their ids."""
 
-    ids: np.ndarray  # (N,) int, from 1 on; none is ever given twice
+    ids: np.ndarray  # (N,) int, unique, from 1 on
     boxes: Boxes  # upright, in the global frame; `scores` are those of the tracks
     age: np.ndarray  # (N,) s since the first detection
-    unseen: np.ndarray  # (N,) s since the latest detection; 0 where there is one at this moment
-    confirmed: np.ndarray  # (N,) bool; a track of a single detection may well be a false one
+    unseen: np.ndarray  # (N,) s since the latest detection; 0 if detected in this frame
+    confirmed: np.ndarray  # (N,) bool
 
     def select(self, index: np.ndarray) -> Tracks:
         """The tracks at the integer or boolean index (M,)."""
@@ -170,7 +170,7 @@ def _seen(tracks: np.ndarray, boxes: Boxes, now: int, rules: Rules) -> np.ndarra
     size_gain, heading_gain = tracks["shape"][:, :1], tracks["shape"][:, 1:]
     tracks["size"] += size_gain * (boxes.sizes - tracks["size"])
 
-    # Detectors mistake the front for the rear: the heading follows the line, and the majority tells its sense.
+    # Detectors confuse front and rear: the axis is filtered, and the majority decides the direction.
     measured = _headings(boxes)
     same = np.where((measured * tracks["heading"]).sum(axis=1) < 0, -1.0, 1.0)
     tracks["forward"] += size_gain[:, 0] * (same - tracks["forward"])
@@ -200,7 +200,9 @@ def _scores(tracks: np.ndarray, now: int) -> np.ndarray:
     """(N,) scores of the tracks as they are returned."""
     often = tracks["hits"] / (tracks["hits"] + 1)
     unseen = 1e-6 * (now - tracks["seen"])
-    return often * tracks["score"] * FADING / (FADING + unseen)  # no exponential, whose last bit numpy does not promise
+    return (
+        often * tracks["score"] * FADING / (FADING + unseen)
+    )  # not an exponential, whose last bit may differ in numpy
 
 
 def _best(tracks: np.ndarray, now: int) -> np.ndarray:

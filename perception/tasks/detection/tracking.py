@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # the devkit takes a second to import
 
 PROTOCOL = "tracking_nips_2019"
 TRACKING_CLASSES = ("bicycle", "bus", "car", "motorcycle", "pedestrian", "trailer", "truck")
-# Of all classes: the first six are means over those that occur, the others sums.
+# Over all classes: the first six are means over those that occur, the others sums.
 SCORES = ("amota", "amotp", "recall", "motar", "mota", "motp", "ids", "frag", "tp", "fp", "fn", "mt", "ml")
 
 

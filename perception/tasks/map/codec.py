@@ -6,7 +6,7 @@ import numpy as np
 
 from perception.tasks.map.memory import LEVELS, levels_of
 
-_HALF, _BELOW_HALF = np.float32(0.5), LEVELS + 2  # the level of what is below one half, but rounds to it
+_HALF, _BELOW_HALF = np.float32(0.5), LEVELS + 2  # the level of probabilities below 0.5 that round to it
 
 
 def pack_map(probabilities: np.ndarray) -> np.ndarray:

@@ -11,4 +11,6 @@ from perception.tasks.task import TaskConfig
 
 class MapHead(TaskConfig):
     channels: Annotated[int, Field(gt=0)] = 64
-    weight: Annotated[float, Field(ge=0)] = 4.0  # of the loss: a mean over cells is small beside sums over objects
+    weight: Annotated[float, Field(ge=0)] = (
+        4.0  # of the loss, a mean over cells that is small relative to the sums over objects
+    )

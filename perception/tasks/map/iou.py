@@ -62,7 +62,7 @@ class MapIou:
 
     def __init__(self) -> None:
         self.frames = 0
-        self.counts = np.zeros((len(THRESHOLDS), 3, len(MAP_CLASSES)), np.int64)  # as `ious` takes them
+        self.counts = np.zeros((len(THRESHOLDS), 3, len(MAP_CLASSES)), np.int64)  # arguments of `ious`
 
     def add(self, probabilities: np.ndarray, truth: np.ndarray) -> None:
         """Count one frame.

@@ -9,17 +9,17 @@ import numpy as np
 from perception.frame import MAP_CLASSES
 from perception.grid import BevGrid
 
-# Share of the ground within 50 m that each class covers in the simulated drives. Where a network sees little, as far
-# away, it predicts about this prior; log-odds are relative to it, so that uninformative cells do not accumulate.
+# Share of the ground within 50 m that each class covers in the simulated drives. A network predicts about this prior
+# for unobserved cells; log-odds are relative to it, so that uninformative cells do not accumulate.
 PRIOR = (0.3, 0.02, 0.1, 0.005, 0.02, 0.07)  # in MAP_CLASSES order
-# Log odds are whole numbers of 1 / SCALE: sums of integers have no order and no rounding, and take two bytes a cell.
+# Log-odds are integers in units of 1 / SCALE: two bytes a cell, no rounding, and independent of the order of frames.
 SCALE = 256
 LEVELS = 4096  # probabilities are quantised in steps of 1 / LEVELS
-FRAME_LIMIT = 3  # of the log odds that one frame adds
-LIMIT = 8  # of their sum, so that the map can change its mind
-REACH = 100.0  # m around the grid that are remembered at least
+FRAME_LIMIT = 3  # of the log-odds that one frame adds
+LIMIT = 8  # of their sum, so that the map can change
+REACH = 100.0  # m around the grid that are kept
 STEP = 32  # cells by which the window follows the vehicle
-MARGIN = 0.25  # cells around the grid that take its outermost values, so that every cell of it finds one
+MARGIN = 0.25  # cells around the grid that repeat its outermost values
 
 
 def _log_odds(p: float) -> float:
@@ -39,7 +39,7 @@ def _probability_table() -> np.ndarray:
     return np.array([[1 / (1 + math.exp(-s / SCALE - _log_odds(p))) for s in sums] for p in PRIOR], np.float32)
 
 
-# By `math`, not numpy, whose logarithms may differ in the last bit from one run to the next.
+# By `math`, because numpy's logarithms may differ in the last bit between runs.
 _EVIDENCE, _PROBABILITIES = _evidence_table(), _probability_table()
 _CLASS = np.arange(len(MAP_CLASSES))[:, None, None]
 

@@ -26,7 +26,7 @@ class MapMetric(Metric[np.ndarray]):
     def __init__(self, source: Keyframes, grid: BevGrid) -> None:
         super().__init__(source, grid)
         self._whole = MapIou()
-        self._counts: list[np.ndarray | None] = []  # of each frame; None where it has no map
+        self._counts: list[np.ndarray | None] = []  # of each frame; None for frames without a map
 
     def add(self, frame: Frame, result: np.ndarray) -> None:
         area = self.source.map(frame.location)
