@@ -257,7 +257,7 @@ def test_a_lidar_is_miscalibrated_where_the_ground_is_tilted_or_lifted(
     for i in range(6):
         text = f"miscalibration:lidar,degrees={degrees},metres={metres}@0-{90 + i}"
         fault = Fault.parse(text)
-        moved = fault.applied(ground_frame(), None)
+        moved = fault.apply(ground_frame(), None)
         origin, *along = moved.points[:, :3].astype(float)  # type: ignore[index]
         normal = np.cross(along[0] - origin, along[1] - origin)
         tilt = np.degrees(np.arccos(normal[2] / np.linalg.norm(normal)))
@@ -308,7 +308,7 @@ def axis_turned(text: str, name: str) -> float:
     """Degrees between the optical axes before and after a fault."""
     camera = Camera(np.zeros((1, 1, 3), np.uint8), np.eye(3), np.eye(4), np.eye(4), 0)
     frame = Frame("t", 0, "ego", np.eye(4), np.eye(4), None, {name: camera})
-    cosine = Fault.parse(text).applied(frame, None).cameras[name].ego_from_camera[2, 2]
+    cosine = Fault.parse(text).apply(frame, None).cameras[name].ego_from_camera[2, 2]
     return float(np.degrees(np.arccos(cosine)))
 
 
@@ -370,7 +370,7 @@ def test_of_several_drives_the_longest_delay_counts(drives: list[list[Frame]]) -
     detections = FaultDetections([fault := Fault.parse(windowed("miscalibration", LIDAR))])
     for frames in drives:
         monitor = HealthMonitor([LIDAR])
-        for frame in inject(detections.started(frames), [fault]):
+        for frame in inject(detections.record_starts(frames), [fault]):
             detections.add(frame, monitor.update(frame))
     [found] = detections.listed()
     assert (found["frames"], found["detected"], found["delays"]) == (

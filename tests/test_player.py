@@ -391,7 +391,7 @@ def test_frames_that_changed_are_refused(drive: Path, stopped: bytes, tmp_path: 
         replace(frame, cameras={}),
     ]
     for other in changed:
-        with Journal(path, **known) as journal, pytest.raises(InputError, match="frame 0 of the drive is not the one"):
+        with Journal(path, **known) as journal, pytest.raises(InputError, match="frame 0 of the drive differs"):
             journal.recall(other)
     assert path.read_bytes() == stopped
 

@@ -121,7 +121,7 @@ def test_the_plan_is_compiled_from_the_layout_of_tensorrt() -> None:
     ("arguments", "message"),
     [
         (["--precision", "int8"], "int8: needs --calibrate"),
-        (["--precision", "fp16", "--calibrate", "DRIVES"], "fp16: has no use for --calibrate"),
+        (["--precision", "fp16", "--calibrate", "DRIVES"], "fp16: does not use --calibrate"),
         (["--scenes", "scene-0001"], "name their dataroot with --calibrate"),
         (["--precision", "int8", "--calibrate", "nowhere"], "nowhere"),
         (["--precision", "int8", "--calibrate", "DRIVES", "--scenes", "scene-9"], "scene-9"),

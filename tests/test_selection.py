@@ -33,7 +33,7 @@ def test_selection(selection: Selection, drives: list[list[int]]) -> None:
     for each in given:
         inside = [f for f in each if selection.start <= (f.timestamp - each[0].timestamp) * 1e-6 < selection.end]
         expected += inside[:: selection.every]
-    chosen = selection.of(frame for each in given for frame in selection.before_end(each))
+    chosen = selection.select(frame for each in given for frame in selection.before_end(each))
     if expected:
         assert [frame.token for frame in chosen] == [frame.token for frame in expected]
     else:

@@ -77,7 +77,7 @@ def health_findings(frames: Sequence[Frame], faults: Sequence[str]) -> str:
         FaultDetections(parsed),
         defaultdict[str, HealthMonitor](lambda: HealthMonitor((LIDAR, *CAMERAS))),
     )
-    for frame in inject(detections.started(frames), parsed):
+    for frame in inject(detections.record_starts(frames), parsed):
         detections.add(frame, monitors[frame.scene].update(frame))
     texts = []
     for fault in parsed:

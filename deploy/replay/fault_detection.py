@@ -41,7 +41,7 @@ class FaultDetections:
         self._records = [_Record(fault, sensor) for fault in faults for sensor in fault.sensors]
         self._scene, self._starts = "", dict[str, int]()  # us, of each drive's first frame
 
-    def started(self, frames: Iterable[Frame]) -> Iterator[Frame]:
+    def record_starts(self, frames: Iterable[Frame]) -> Iterator[Frame]:
         """Yield the same frames, and record the start of each drive, from which the faults' windows count."""
         for frame in frames:
             self._starts.setdefault(frame.scene, frame.timestamp)

@@ -216,7 +216,7 @@ class Fault:
         digest = hashlib.sha256("\0".join((self.text, *seeds)).encode()).digest()
         return np.random.default_rng(np.frombuffer(digest, np.uint32))
 
-    def applied(self, frame: Frame, past: Frame | None) -> Frame:
+    def apply(self, frame: Frame, past: Frame | None) -> Frame:
         """Apply the fault to a frame in its window; `past` is the frame that a frozen or late sensor still shows."""
         # A displacement is the same in all frames; other faults are random in each frame.
         seed = () if isinstance(self.kind, Miscalibration) else (frame.token,)
@@ -279,7 +279,7 @@ def _inject_one(frames: Iterable[Frame], fault: Fault) -> Iterator[Frame]:
             scene, start, past = frame.scene, frame.timestamp, deque()
         inside = fault.start <= 1e-6 * (frame.timestamp - start) < fault.end
         known = _shown_frame(fault.kind, past, frame, inside)
-        yield fault.applied(frame, known) if inside else frame
+        yield fault.apply(frame, known) if inside else frame
 
 
 def _shown_frame(kind: Kind, past: deque[Frame], frame: Frame, inside: bool) -> Frame | None:

@@ -178,7 +178,7 @@ class Player:
         selection, faults = self.settings.selection, self.settings.faults
         drives = (frame for drive in self.drives for frame in selection.before_end(drive))
         # Faults are injected before the selection, since they depend on earlier frames and on the start of the drive.
-        return _clocked(selection.of(inject(self.fault_detections.started(drives), faults)))
+        return _with_reading_time(selection.select(inject(self.fault_detections.record_starts(drives), faults)))
 
     def _perceive(self, frame: Frame, reading: float) -> SceneFrame:
         """Run the network on a frame; `reading` (s) is added as a stage."""
@@ -210,7 +210,7 @@ class Player:
         return frame if given is None else replace(frame, conditions=given)
 
 
-def _clocked(frames: Iterator[Frame]) -> Iterator[Timed]:
+def _with_reading_time(frames: Iterator[Frame]) -> Iterator[Timed]:
     """Yield the frames with the seconds that reading each took."""
     start = time.perf_counter()
     for frame in frames:

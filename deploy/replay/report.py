@@ -170,7 +170,7 @@ class Report:
     def _with_trails(self, layer: BoxLayer, frame: Frame, to_reference: np.ndarray) -> list[dict[str, Any]]:
         to_screen = pictures.screen_from_reference(frame.reference) @ to_reference[:2]
         faded = np.zeros(len(layer.ids), bool) if layer.faded is None else layer.faded
-        trails = [self._trails[layer.name].of(each) @ to_screen[:, :3].T + to_screen[:, 3] for each in layer.ids]
+        trails = [self._trails[layer.name].positions(each) @ to_screen[:, :3].T + to_screen[:, 3] for each in layer.ids]
         return [
             {"id": text, "faded": bool(unseen), "trail": trail.round(1).tolist()}
             for text, unseen, trail in zip(layer.details, faded, trails, strict=True)

@@ -42,7 +42,7 @@ class Selection:
                 return
             yield frame
 
-    def of(self, frames: Iterable[Frame]) -> Iterator[Frame]:
+    def select(self, frames: Iterable[Frame]) -> Iterator[Frame]:
         """Yield the selected frames of one or more drives.
 
         Raises:

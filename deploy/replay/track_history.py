@@ -29,6 +29,6 @@ class Trails:
         if not self._positions or timestamp - self._positions[-1][0] >= STEP * 1e6:
             self._positions.append((timestamp, dict(zip(layer.ids, layer.boxes.centers, strict=True))))
 
-    def of(self, track: str) -> np.ndarray:
+    def positions(self, track: str) -> np.ndarray:
         """The positions (P, 3) in m of the box with this id, oldest first."""
         return np.array([centers[track] for _, centers in self._positions if track in centers]).reshape(-1, 3)

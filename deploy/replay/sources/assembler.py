@@ -167,7 +167,7 @@ class Assembler:
         lidar = self._lidar
         ego_from_lidar = None
         if lidar is not None:
-            lidar.place(self._pose)
+            lidar.look_up_poses(self._pose)
             mountings = (self._mounting(name) for name in lidar.frame_ids)
             ego_from_lidar = next((each for each in mountings if each is not None), None)
             if ego_from_lidar is None and lidar.has(pending.stamp):

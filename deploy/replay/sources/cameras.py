@@ -91,6 +91,6 @@ class CameraPictures:
         if (image.shape[1], image.shape[0]) != picture.size:
             raise CorruptMessage("a picture of another size than its header says")
         if lens is not None:
-            image, mounting = lens.rectified(image), mounting.copy()
+            image, mounting = lens.rectify(image), mounting.copy()
             mounting[:3, :3] = mounting[:3, :3] @ lens.rotation.T
         return Camera(image, self.intrinsics.matrix, mounting, pose, picture.stamp)

@@ -40,7 +40,7 @@ class LidarSweeps:
         """Whether there is a sweep with this stamp."""
         return stamp in self._clouds
 
-    def place(self, pose_at: Callable[[int], np.ndarray | None]) -> None:
+    def look_up_poses(self, pose_at: Callable[[int], np.ndarray | None]) -> None:
         """Look up poses that are not known yet, before old transforms are dropped."""
         for stamp in self._clouds.keys() - self._poses.keys():
             pose = pose_at(stamp)

@@ -53,6 +53,6 @@ class Lens:
             return cv2.fisheye.initUndistortRectifyMap(*arguments)
         return cv2.initUndistortRectifyMap(*arguments)
 
-    def rectified(self, image: np.ndarray) -> np.ndarray:
+    def rectify(self, image: np.ndarray) -> np.ndarray:
         """Rectify a picture (H, W, 3); pixels outside the raw picture are black."""
         return np.asarray(cv2.remap(image, *self._remap_tables, cv2.INTER_LINEAR))
