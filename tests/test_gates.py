@@ -18,7 +18,7 @@ from perception.section import load_section
         ("gates: [{metric: MAP, at_least: 1}]", "'MAP' is none of mAP, NDS, AP, AMOTA, IoU, latency"),
         ("gates: [{metric: AMOTA, class: car, at_least: 1}]", "AMOTA has no class 'car'; it is of all classes"),
         ("gates: [{metric: AMOTA, condition: rain, at_least: 1}]", "AMOTA is of all frames; give no condition"),
-        ("gates: [{metric: AMOTA, range: [0, 10], at_least: 1}]", "AMOTA is of all ranges; give none"),
+        ("gates: [{metric: AMOTA, range: [0, 10], at_least: 1}]", "AMOTA has no ranges; give none"),
         ("gates: [{metric: difference, of: AMOTA, at_most: 0.1}]", "AMOTA is not compared with a baseline"),
         ("gates: [{metric: mAP, class: car, at_least: 1}]", "mAP has no class 'car'; it is of all classes"),
         ("gates: [{metric: AP, class: tank, at_least: 1}]", "AP has no class 'tank'; car, truck"),

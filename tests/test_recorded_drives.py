@@ -139,7 +139,7 @@ def test_the_log_is_what_other_readers_read(tiny_root: Path, storage: str, tmp_p
 
 def test_a_log_is_not_written_over_another(tiny_root: Path, tmp_path: Path) -> None:
     recorded(tiny_root, TINY, "file", tmp_path)
-    with pytest.raises(InputError, match="is there already"):
+    with pytest.raises(InputError, match="exists; choose another --out"):
         recorded(tiny_root, TINY, "file", tmp_path)
     with pytest.raises(InputError, match="no such scene"):
         make_log(tiny_root, "scene-0009", tmp_path / "other.mcap")
