@@ -13,7 +13,7 @@ from perception.errors import InputError
 from perception.frame import ATTRIBUTES, CLASSES
 from perception.section import parse_section
 from perception.tasks.detection.anchor_head import AnchorHead
-from perception.tasks.detection.attributes import by_speed
+from perception.tasks.detection.attributes_by_speed import by_speed
 from perception.tasks.detection.config import AnchorHead as Settings
 
 ANCHORS = [

@@ -12,7 +12,7 @@ from perception.frame import CLASSES
 from perception.modules.slot import Slot
 from perception.tasks.detection.anchor_losses import anchor_losses
 from perception.tasks.detection.anchors import CODE, of_a_cell
-from perception.tasks.detection.attributes import by_speed
+from perception.tasks.detection.attributes_by_speed import by_speed
 from perception.tasks.detection.config import AnchorHead as AnchorHeadConfig
 from perception.tasks.network import Loss, TaskNetwork
 

@@ -14,7 +14,8 @@ from perception.frame import ATTRIBUTES, CLASSES
 from perception.grid import BevGrid
 from perception.layers import ConvBlock
 from perception.modules.slot import Slot
-from perception.tasks.detection.attributes import by_speed, possible_attributes
+from perception.tasks.detection.attributes import possible_attributes
+from perception.tasks.detection.attributes_by_speed import by_speed
 from perception.tasks.detection.config import DetectionHead
 from perception.tasks.detection.losses import REGRESSION, center_losses
 from perception.tasks.network import Loss, TaskNetwork
