@@ -33,7 +33,7 @@ from perception.training.loop import train
 VERSION = "v1.0-sim"
 WEATHERS = ("rain", "fog")  # each gets a module
 CONDITIONS = [f"{weather}-day-boston" for weather in ("clear", *WEATHERS)]
-BASE_STEPS, MODULE_STEPS, TASK_STEPS = 400, 150, 150
+BASE_STEPS, MODULE_STEPS, TASK_STEPS = 400, 150, 300
 
 
 class Demo:
