@@ -20,8 +20,6 @@ from perception.tasks.detection.config import DetectionHead
 from perception.tasks.detection.losses import REGRESSION, center_losses
 from perception.tasks.network import Loss, TaskNetwork
 
-NO_PEAK = -1e4  # logit of a probability that is 0 in float32
-
 
 class CenterHead(TaskNetwork):
     """(B, C, rows, columns) -> heatmap of each class, and at every cell the box of an object centred there.
@@ -96,19 +94,18 @@ class CenterHead(TaskNetwork):
 
     def _best(self, heatmap: Tensor, first: int, regress: Callable[[Tensor], dict[str, Tensor]]) -> dict[str, Tensor]:
         """The best peaks of one group, whose classes have the labels from `first` on."""
-        logits = heatmap  # B n rows columns; where probabilities round to 1, logits still tell which cell is the peak
+        scores = heatmap.sigmoid()  # B n rows columns
         if self.config.suppression is None:
-            peak = logits == F.max_pool2d(logits, 3, stride=1, padding=1)
-            logits = torch.where(peak, logits, NO_PEAK)
+            scores = scores * (scores == F.max_pool2d(scores, 3, stride=1, padding=1)).to(scores.dtype)
         rows, columns = self.grid.shape
-        best, index = logits.flatten(1).topk(min(self.config.top_k, logits[0].numel()))  # B K
+        best, index = scores.flatten(1).topk(min(self.config.top_k, scores[0].numel()))  # B K
         label = torch.div(index, rows * columns, rounding_mode="floor")
         cell = index - label * (rows * columns)
         label = label + first if first else label
         at = regress(cell)
 
         row = torch.div(cell, columns, rounding_mode="floor")
-        corner = torch.stack([cell - row * columns, row], dim=-1).to(best.dtype)
+        corner = torch.stack([cell - row * columns, row], dim=-1).to(scores.dtype)
         origin = corner.new_tensor([self.grid.x[0], self.grid.y[0]])
         center = (corner + at["offset"]) * self.grid.cell + origin
         size = at["size"].clamp(-5, 5).exp()
@@ -120,7 +117,7 @@ class CenterHead(TaskNetwork):
             attribute = torch.where(possible.any(dim=-1), attribute, -1)
         else:
             attribute = by_speed(label, velocity)
-        return {"boxes": boxes, "scores": best.sigmoid(), "labels": label, "attributes": attribute}
+        return {"boxes": boxes, "scores": best, "labels": label, "attributes": attribute}
 
 
 def map_name(config: DetectionHead, name: str, group: int) -> str:
