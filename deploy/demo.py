@@ -175,7 +175,7 @@ def _config(scenes: Sequence[str]) -> Config:
 
 
 def _module(weather: str) -> dict[str, Any]:
-    """Own statistics and low-rank deltas in all but the image backbone, which costs most to train and to switch."""
+    """Own statistics and low-rank deltas in all but the image backbone."""
     slots = ["lidar.*", "camera.lateral*", "camera.neck*", "fuse*", "trunk.*", "heads.*"]
     return {
         "name": weather,

@@ -133,7 +133,7 @@ class Manifest(SelfHashed, NetworkFacts):
     @property
     def sensors(self) -> tuple[str, ...]:
         """Which sensors the network takes."""
-        return tuple(name for name in ("lidar", "camera") if getattr(self, name) is not None)
+        return self.spec.sensors
 
 
 def read_manifest(bundle: Path, trust: Trust | None = None) -> Manifest:
