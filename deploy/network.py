@@ -24,7 +24,7 @@ from deploy.precision.measure import make_golden_frames
 from deploy.precision.quantise import Ranges
 from deploy.route import BankedModule, parse_conditions, route_name, steering_inputs
 from deploy.structure import structure_sha256
-from deploy.tolerances import Precision, fp32_tolerances
+from deploy.tolerances import Precision
 from perception.model import PerceptionModel
 from perception.modules.routing.input_weighted import SteeredRouter
 from perception.tasks import TASKS
@@ -81,17 +81,19 @@ def make_network(
     computed = {name: run(model, frame) for name, frame in inputs.items()}
     outputs, flops = computed[next(iter(golden))]
     graph = to_onnx(model, first | more, list(outputs))
-    engine, allowed = OnnxRuntimeEngine(_bytes(graph)), fp32_tolerances(trained.tasks)
-    for name, frame in inputs.items():
-        require_agreement(computed[name][0], engine.run(frame), f"ONNX Runtime, golden frame {name}:", allowed)
+    frames = {name: (frame, computed[name][0]) for name, frame in inputs.items()}
+    proofs, allowed = make_golden_frames({ONNX: graph}, "fp32", frames, trained.tasks)
+    engine = OnnxRuntimeEngine(_bytes(graph))
+    for proof in proofs:
+        actual = engine.run(proof.inputs)
+        require_agreement(proof.outputs, actual, f"ONNX Runtime, golden frame {proof.name}:", allowed, proof.compared)
     for on_route, alone, route in zip(steered, expected, routes, strict=True):
         require_agreement(alone, run(model, on_route)[0], f"the folded network on route {route_name(route)}", allowed)
         require_agreement(alone, engine.run(on_route), f"ONNX Runtime on route {route_name(route)}", allowed)
-    frames = [{**each, **steering_inputs(route, each, banked, conditional)} for each in recorded for route in known]
-    converted = convert(graph, precision, frames, trained.tasks)
-    proofs, tolerances = make_golden_frames(
-        converted.graphs, precision, {name: (frame, computed[name][0]) for name, frame in inputs.items()}, trained.tasks
-    )
+    drives = [{**each, **steering_inputs(route, each, banked, conditional)} for each in recorded for route in known]
+    converted, tolerances = convert(graph, precision, drives, trained.tasks), allowed
+    if precision != "fp32":
+        proofs, tolerances = make_golden_frames(converted.graphs, precision, frames, trained.tasks)
     facts = NetworkFacts(
         opset=OPSET,
         precision=precision,

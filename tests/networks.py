@@ -9,7 +9,7 @@ from pydantic import TypeAdapter
 from torch import Tensor, nn
 
 from deploy.golden import synthetic_frame
-from deploy.tolerances import Ranked, Spread, Tolerances, fp32_tolerances
+from deploy.tolerances import LEAST, Ranked, Spread, Tolerances
 from perception.config import Config, Image, find_config, load_config
 from perception.frame import Conditions
 from perception.model import PerceptionModel
@@ -110,7 +110,7 @@ class Layers(nn.Module):
 
 def uniform_tolerances(most: float, tasks: dict[str, Task[Any]]) -> Tolerances:
     """The same tolerance for every quantity, in its unit, with no detection lost."""
-    bound, spread = fp32_tolerances(tasks), Spread(each=most, mean=most)
+    bound, spread = LEAST.all(tasks), Spread(each=most, mean=most)
     ranked = Ranked(score=spread, center=spread, size=spread, heading=spread, velocity=spread, lost=0)
     dense = {output: dict.fromkeys(channels, spread) for output, channels in bound.dense.items()}
     return Tolerances(ranked=dict.fromkeys(bound.ranked, ranked), dense=dense)

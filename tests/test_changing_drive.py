@@ -16,7 +16,6 @@ from deploy.replay.faults import Fault
 from deploy.replay.run import replay
 from deploy.replay.settings import Settings, Source
 from deploy.runtime import Runtime
-from deploy.tolerances import fp32_tolerances
 from perception.config import Data
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
@@ -126,7 +125,7 @@ def test_the_table_tells_how_the_belief_followed(drives: Path, bundle: Path) -> 
 
 
 def test_what_is_recognised_is_compared_with_the_golden_frame(bundle: Path) -> None:
-    allowed, name = fp32_tolerances(Bundle.load(bundle).manifest.heads), "conditions/probabilities"
+    allowed, name = Bundle.load(bundle).manifest.tolerances, "conditions/probabilities"
     _, outputs = Bundle.load(bundle).golden()
     other = {**outputs, name: 1 - outputs[name]}
     assert differences(outputs, outputs, allowed) == []

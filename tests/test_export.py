@@ -18,7 +18,7 @@ from deploy.export import export
 from deploy.golden import differences, synthetic_frame
 from deploy.onnx_export import to_onnx
 from deploy.route import parse_conditions
-from deploy.tolerances import fp32_tolerances
+from deploy.tolerances import LEAST
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
 from perception.frame import Conditions, Frame
@@ -40,7 +40,7 @@ def assert_onnx_equals_torch(frame: Frame, exported_for: tuple[str, ...]) -> dic
     exported = bundle(*exported_for)
     expected = torch_outputs(frame, parse_conditions(exported_for))
     actual = OnnxRuntimeEngine(exported.onnx).run(prepare(frame, exported.spec))
-    assert differences(expected, actual, fp32_tolerances(tasks())) == []
+    assert differences(expected, actual, exported.manifest.tolerances) == []
     return expected
 
 
@@ -104,7 +104,7 @@ def test_folding_costs_nothing_and_matters() -> None:
     assert folded.manifest.operators == base.manifest.operators
     assert (folded.manifest.parameters, folded.manifest.flops) == (base.manifest.parameters, base.manifest.flops)
     assert (base.manifest.folded, folded.manifest.folded) == ((), ("rain",))
-    assert differences(base.golden()[1], folded.golden()[1], fp32_tolerances(tasks())) != []
+    assert differences(base.golden()[1], folded.golden()[1], folded.manifest.tolerances) != []
 
 
 def test_flops_of_the_convolutions() -> None:
@@ -183,7 +183,7 @@ def test_order_among_equal_scores_does_not_matter(seed: int, tied: bool) -> None
     expected = detections(seed, tied)
     shuffle = np.lexsort([np.random.default_rng(seed).random(30), -expected["detection/scores"][0]])
     actual = {k: v if k == "map/probabilities" else v[:, shuffle] for k, v in expected.items()}
-    assert differences(expected, actual, fp32_tolerances(tasks())) == []
+    assert differences(expected, actual, LEAST.all(tasks())) == []
 
 
 @given(st.integers(0, 10**6), st.sampled_from(OUTPUTS), st.integers(0, 15))
@@ -192,18 +192,16 @@ def test_one_wrong_number_is_noticed(seed: int, name: str, rank: int) -> None:
     actual = {k: v.copy() for k, v in expected.items()}
     place = (0, rank) if name != "map/probabilities" else (0, 3, 1, 2)
     actual[name][place] = actual[name][place] + (1 if actual[name].dtype == np.int64 else 0.01)
-    assert differences(expected, actual, fp32_tolerances(tasks())) != []
+    assert differences(expected, actual, LEAST.all(tasks())) != []
 
 
 def test_who_is_last_among_equals_is_free() -> None:
     expected = detections(0, tied=True)
     actual = {k: v.copy() for k, v in expected.items()}
     actual["detection/boxes"][0, -1] += 5
-    assert differences(expected, actual, fp32_tolerances(tasks())) == []
+    assert differences(expected, actual, LEAST.all(tasks())) == []
     actual["detection/boxes"][0, 0] += 5
-    assert differences(expected, actual, fp32_tolerances(tasks())) == [
-        "1 of 21 compared detections differ, first rank 0"
-    ]
+    assert differences(expected, actual, LEAST.all(tasks())) == ["1 of 21 compared detections differ, first rank 0"]
 
 
 @pytest.mark.parametrize("broken", ["missing", "shape", "nan"])
@@ -216,5 +214,5 @@ def test_broken_outputs_are_named(broken: str) -> None:
         actual["map/probabilities"] = actual["map/probabilities"][:, :5]
     else:
         actual["map/probabilities"][0, 0, 0, 0] = np.nan
-    assert len(differences(expected, actual, fp32_tolerances(tasks()))) == 1
-    assert "map/probabilities" in differences(expected, actual, fp32_tolerances(tasks()))[0]
+    assert len(differences(expected, actual, LEAST.all(tasks()))) == 1
+    assert "map/probabilities" in differences(expected, actual, LEAST.all(tasks()))[0]

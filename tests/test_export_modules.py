@@ -15,7 +15,6 @@ from deploy.golden import differences, synthetic_frame
 from deploy.plan import plan
 from deploy.route import steering_inputs
 from deploy.runtime import Runtime
-from deploy.tolerances import fp32_tolerances
 from perception.frame import Conditions
 from perception.sensors.inputs import prepare
 from perception.tasks.result import to_prediction
@@ -123,7 +122,7 @@ def test_one_graph_serves_several_routes_and_any_mixture_of_them(tmp_path: Path)
             tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
             with torch.no_grad():
                 expected = {name: value.numpy() for name, value in model.predict(tensors, [conditions]).items()}
-            assert differences(expected, actual, fp32_tolerances(manifest.heads)) == [], (
+            assert differences(expected, actual, manifest.tolerances) == [], (
                 conditions,
                 seen.cameras.keys(),
             )

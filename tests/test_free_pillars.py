@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
 from deploy.golden import differences, synthetic_frame
-from deploy.tolerances import fp32_tolerances
 from perception.sensors.inputs import PILLARS, prepare, without_padding
 from perception.training.checkpoint import load_model
 
@@ -37,15 +36,12 @@ def test_any_number_of_pillars_gives_what_torch_gives_with_padding(pillars: int)
     with torch.no_grad():
         outputs = load_model(checkpoint())[0].predict({k: torch.from_numpy(v) for k, v in padded.items()})
     expected = {name: value.numpy() for name, value in outputs.items()}
-    assert (
-        differences(expected, OnnxRuntimeEngine(bundle().onnx).run(padded), fp32_tolerances(bundle().manifest.heads))
-        == []
-    )
+    assert differences(expected, OnnxRuntimeEngine(bundle().onnx).run(padded), bundle().manifest.tolerances) == []
     # The graph itself, with padding and without, without what the engine makes of it.
     session = onnxruntime.InferenceSession(bundle().onnx, providers=["CPUExecutionProvider"])
     for inputs in (padded, without_padding(padded)):
         found = dict(zip(expected, session.run(list(expected), inputs), strict=True))
-        assert differences(expected, found, fp32_tolerances(bundle().manifest.heads)) == []
+        assert differences(expected, found, bundle().manifest.tolerances) == []
 
 
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=3))

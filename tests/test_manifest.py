@@ -10,7 +10,7 @@ from networks import tasks
 from refusals import one_line_error
 
 from deploy.manifest import TensorInfo
-from deploy.tolerances import Tolerances, fp32_tolerances, require_bounded
+from deploy.tolerances import LEAST, Tolerances, require_bounded
 from perception.errors import InputError
 from perception.frame import MAP_CLASSES
 from perception.tasks import TASKS, configured, tasks_of
@@ -77,10 +77,10 @@ def test_tolerances_must_be_those_of_every_output_and_channel(
 
 
 def test_a_task_that_the_tolerances_do_not_know_is_refused() -> None:
-    found = fp32_tolerances(tasks())
+    found = LEAST.all(tasks())
     more = tasks_of(configured({name: {} for name in TASKS}), tasks()["map"].grid)
     require_bounded(found, "fp32", tasks(), "here")
-    require_bounded(fp32_tolerances(more), "fp32", more, "here")
+    require_bounded(LEAST.all(more), "fp32", more, "here")
     with pytest.raises(InputError, match=r"^here: has no tolerance conditions/probabilities\.boston\.each"):
         require_bounded(found, "fp32", more, "here")
     assert [*found.dense[MAP]] == [*MAP_CLASSES]

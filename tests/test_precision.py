@@ -168,7 +168,7 @@ def proved(precision: Precision, kind: str) -> tuple[dict[str, onnx.ModelProto],
 
 
 @pytest.mark.parametrize("kind", ["folded", "banked"])
-@pytest.mark.parametrize("precision", ["fp16", "int8"])
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
 def test_the_tolerance_passes_the_graph_and_no_other(precision: Precision, kind: str) -> None:
     """Others: cameras in another order, no LiDAR, the weights of one layer upside down, no modules instead of some."""
     graphs, frames, allowed = proved(precision, kind)

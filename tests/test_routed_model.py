@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
 from deploy.golden import differences, synthetic_frame
 from deploy.onnx_export import to_onnx
-from deploy.tolerances import fp32_tolerances
+from deploy.tolerances import LEAST
 from perception.config import parse_config
 from perception.errors import InputError
 from perception.frame import CONDITIONS, Conditions
@@ -277,18 +277,15 @@ def test_an_exported_model_keeps_its_chooser_and_folds_what_is_before_it() -> No
     assert (folded.bank.folded, list(folded.bank.modules)) == (("beam",), ["rain", "blind"])
     inputs = frame_inputs(model, 1)
     expected = predicted(folded, inputs)
-    assert (
-        differences(predicted(model, inputs, [Conditions(weather="rain")]), expected, fp32_tolerances(model.tasks))
-        == []
-    )
+    assert differences(predicted(model, inputs, [Conditions(weather="rain")]), expected, LEAST.all(model.tasks)) == []
     content = to_onnx(folded, arrays(inputs), list(expected)).SerializeToString()
-    assert differences(expected, OnnxRuntimeEngine(content).run(arrays(inputs)), fp32_tolerances(model.tasks)) == []
+    assert differences(expected, OnnxRuntimeEngine(content).run(arrays(inputs)), LEAST.all(model.tasks)) == []
 
     blind = {"pillar_points": 0, "pillar_counts": 0, "pillar_cells": 32 * 32}
     inputs = {name: torch.full_like(inputs[name], value) for name, value in blind.items()}
     expected = predicted(folded, inputs)
     assert any(row.weight > 0 for row in routing_table(folded.routes[0], folded.bank) if row.module == "blind")
-    assert differences(expected, OnnxRuntimeEngine(content).run(arrays(inputs)), fp32_tolerances(model.tasks)) == []
+    assert differences(expected, OnnxRuntimeEngine(content).run(arrays(inputs)), LEAST.all(model.tasks)) == []
 
 
 def predicted(
