@@ -183,7 +183,7 @@ class Frame:
     """The sensor data of one moment. A missing sensor is None, or has no entry."""
 
     token: str
-    timestamp: int  # us, of the LiDAR keyframe
+    timestamp: int  # us since 1970-01-01 UTC, of the LiDAR keyframe
     reference: Reference
     global_from_reference: np.ndarray  # (4, 4) at the LiDAR keyframe's time
     global_from_ego: np.ndarray  # (4, 4) at the LiDAR keyframe's time
@@ -193,6 +193,7 @@ class Frame:
     boxes: Boxes | None = None  # annotations in the reference frame
     scene: str = ""  # name of the drive
     location: str = ""  # name of the map, such as boston-seaport
+    position: tuple[float, float] | None = None  # latitude, longitude of the vehicle, degrees, WGS 84
 
     def image_from_reference(self, camera: str) -> np.ndarray:
         """(3, 4) projection of reference points (at the frame's time) to recorded pixels of this camera.

@@ -29,6 +29,10 @@ class RecordedKeyframes(Keyframes):
     def _location(self, scene: str) -> str:
         """Name of the location of a drive, which its map has too; '' if unknown."""
 
+    def _position(self, scene: str, global_from_ego: np.ndarray) -> tuple[float, float] | None:
+        """Latitude and longitude (degrees, WGS 84) of the vehicle at a pose in a drive; None if unknown."""
+        return None
+
     @abstractmethod
     def _keyframe(self, sample: str) -> SweepFile:
         """The LiDAR's file with global_from_ego of the frame. InputError for an unknown sample."""
@@ -88,6 +92,7 @@ class RecordedKeyframes(Keyframes):
             boxes=None if boxes is None else boxes.transformed(reference_from_global),
             scene=scene,
             location=self._location(scene),
+            position=self._position(scene, global_from_ego),
         )
 
     def _points(self, sample: str, sweeps: int, reference_from_global: np.ndarray) -> np.ndarray | None:

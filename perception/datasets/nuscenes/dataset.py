@@ -16,6 +16,7 @@ import numpy as np
 
 from perception.datasets.files import read_image
 from perception.datasets.keyframes import select_samples, select_scenes, shortened
+from perception.datasets.nuscenes.georeference import position_on_map
 from perception.datasets.nuscenes.tables import Annotations, Recording, Recordings, linked, rows, versions
 from perception.datasets.recorded import RecordedKeyframes, SweepFile
 from perception.errors import InputError
@@ -168,6 +169,9 @@ class NuScenesTables(RecordedKeyframes):
 
     def _location(self, scene: str) -> str:
         return self._locations[scene]
+
+    def _position(self, scene: str, global_from_ego: np.ndarray) -> tuple[float, float] | None:
+        return position_on_map(self._locations[scene], global_from_ego)
 
     def _keyframe(self, sample: str) -> SweepFile:
         keyframe = self.recordings.keyframes.get(sample, {})
