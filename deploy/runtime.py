@@ -12,8 +12,9 @@ from deploy.engines import Engine, open_engine
 from deploy.golden import GoldenFrame, require_golden
 from deploy.route import route_conditions, steering_inputs
 from deploy.trust import Trust
-from perception.frame import CAMERAS, LIDAR, Conditions, Frame, Prediction
+from perception.frame import CAMERAS, CONDITIONS, LIDAR, Conditions, Frame, Prediction
 from perception.scene.scene import Scene, SceneFrame
+from perception.scene.sources import load_sources
 from perception.sensors.inputs import no_sensors, prepare
 from perception.tasks.result import to_prediction
 from perception.timing import timed
@@ -48,12 +49,17 @@ class Runtime:
 
     Args:
         trust: who must have signed the bundle, and how old it may be; None accepts it unsigned and of any age.
+        evidence: YAML file of the sources of evidence for the conditions (`perception.scene.sources`).
 
     Raises:
-        InputError: the bundle was changed or is not trusted, or the engine is missing or fails the golden frames.
+        InputError: the bundle was changed or is not trusted, the engine is missing or fails the golden frames, or the
+            sources cannot be used.
     """
 
-    def __init__(self, path: Path, target: str = "cpu", trust: Trust | None = None) -> None:
+    def __init__(
+        self, path: Path, target: str = "cpu", trust: Trust | None = None, evidence: Path | None = None
+    ) -> None:
+        self.sources = load_sources(evidence, CONDITIONS)
         self.bundle, self.target = Bundle.load(path, trust), target
         first = self.bundle.manifest.routes[0] if self.bundle.routes else "base"
         parts = {first: self.bundle, **self.bundle.routes}
@@ -64,7 +70,7 @@ class Runtime:
         self._switched = _switched(self._networks)
         manifest, spec = self.bundle.manifest, self.bundle.spec
         sensors = (*((LIDAR,) if spec.lidar else ()), *(CAMERAS if spec.camera else ()))
-        self.scene = Scene(sensors, manifest.heads, self._switched)
+        self.scene = Scene(sensors, manifest.heads, self._switched, self.sources)
         self._inputs = no_sensors(spec)  # reused for every frame
         self._seconds: dict[str, float] = {}  # of each stage of the latest frame
         self._steps = 0

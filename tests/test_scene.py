@@ -14,7 +14,7 @@ from judged import instead
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.frame import CAMERAS, CONDITIONS, MAP_CLASSES, Boxes, Camera, Conditions, Frame, Prediction
 from perception.grid import BevGrid
-from perception.scene.belief import ConditionBelief, tagged
+from perception.scene.belief import ConditionBelief, Origin, tagged
 from perception.scene.health.monitor import HealthMonitor
 from perception.scene.scene import Routed, Scene, SceneFrame
 from perception.tasks import configured, tasks_of
@@ -25,6 +25,7 @@ SENSORS = ("LIDAR_TOP", *CAMERAS)
 GRID = BevGrid(x=(-12.8, 12.8), y=(-12.8, 12.8), cell=1.6)
 TASKS = tasks_of(configured({"detection": {}, "map": {}, "conditions": {}}), GRID)
 UNKNOWN = Conditions()
+BY_TAGS = dict.fromkeys(CONDITIONS, Origin("tags"))
 MODULES = {"rain": ("rain",), "rain-night": ("rain", "night"), "blind": ("no-cameras", "lidar"), "always": ("map",)}
 
 
@@ -80,7 +81,7 @@ def test_a_scene_is_its_parts() -> None:
         prediction = prediction_of(frame)
         assert (found.token, found.scene, found.timestamp) == (frame.token, frame.scene, frame.timestamp)
         assert found.health == monitor.update(frame)
-        assert found.conditions == belief.update(frame.timestamp, [tagged(frame.conditions)])
+        assert found.conditions == belief.update(frame.timestamp, [tagged(frame.conditions)], BY_TAGS)
         assert found.conditions == Conditions("rain", "day")
         assert found.beliefs == belief.beliefs
         memory.update(prediction.results["map"], frame.global_from_reference)
@@ -90,7 +91,7 @@ def test_a_scene_is_its_parts() -> None:
         tracks = tracker.update(boxes.transformed(frame.global_from_reference), frame.timestamp)
         np.testing.assert_array_equal(found.states["detection"].ids, tracks.ids)
         np.testing.assert_array_equal(found.states["detection"].boxes.centers, tracks.boxes.centers)
-        assert found.route == {"rain": Routed(1.0, "rain since 0.0 s: 1 of 1 frames")}
+        assert found.route == {"rain": Routed(1.0, "rain since 0.0 s by tags: 1 of 1 frames")}
         assert set(found.seconds) == {"health", "belief", "memory"}
         assert all(seconds > 0 for seconds in found.seconds.values())
 
@@ -155,8 +156,8 @@ def test_why_a_route_is_in_force() -> None:
         if i == 0:
             assert found.route["rain-night"].why == "light unknown: nothing observed"
     assert {name: each.why for name, each in found.route.items()} == {
-        "rain": "rain since 0.0 s: 1 of 1 frames",
-        "rain-night": "day since 0.5 s: 1 of 1 frames",
+        "rain": "rain since 0.0 s by tags: 1 of 1 frames",
+        "rain-night": "day since 0.5 s by tags: 1 of 1 frames",
         "blind": "cameras there",
         "always": "asks for nothing more",
     }

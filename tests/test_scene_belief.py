@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from perception.frame import CONDITIONS, Conditions
-from perception.scene.belief import TIMEOUT, ConditionBelief, tagged
+from perception.scene.belief import TIMEOUT, ConditionBelief, Origin, tagged
 from perception.tasks.task import Evidence
 
 KINDS = list(CONDITIONS)
@@ -43,10 +43,10 @@ def evidence(draw: st.DrawFn, kind: str) -> list[float]:
     return draw(st.lists(st.floats(0.01, 1), min_size=n, max_size=n))
 
 
-def posterior_by_enumeration(n: int, observed: list[tuple[float, list[float] | None]]) -> list[float]:
+def posterior_by_enumeration(n: int, wrong: float, observed: list[tuple[float, list[float] | None]]) -> list[float]:
     """Of a hidden Markov model, summed over every sequence of states: (s, probabilities named or None) per moment.
 
-    A condition switches to any value alike 1 / 500 times a second; an observation is wrong 2 times in 100; frames
+    A condition switches to any value alike 1 / 500 times a second; a share `wrong` of the observations is; frames
     within 0.5 s of the observation before them count for their share of 0.5 s.
     """
     total = [0.0] * n
@@ -58,7 +58,7 @@ def posterior_by_enumeration(n: int, observed: list[tuple[float, list[float] | N
                 probability *= (stay if state == before[1] else 0.0) + (1 - stay) / n
             if named is not None:
                 share = 1.0 if last is None else min(1.0, (time - last) / 0.5)
-                seen = sum((0.98 if state == other else 0.02 / (n - 1)) * p for other, p in enumerate(named))
+                seen = sum((1 - wrong if state == other else wrong / (n - 1)) * p for other, p in enumerate(named))
                 probability *= (seen / sum(named)) ** share
                 last = time
             before = (time, state)
@@ -73,11 +73,12 @@ def test_filter_is_the_hidden_markov_models(data: st.DataObject) -> None:
     count = data.draw(st.integers(1, 6))
     moments = times(data.draw(st.lists(st.integers(1_000, 5_000_000), min_size=count - 1, max_size=count - 1)))
     said = [data.draw(st.none() | evidence(kind)) for _ in moments]
-    belief = ConditionBelief()
+    wrong, belief = data.draw(st.sampled_from([None, 0.001, 0.02, 0.3])), ConditionBelief()
+    origins = None if wrong is None else {kind: Origin("sun", wrong)}
     for moment, each in zip(moments, said, strict=True):
-        belief.update(moment, [] if each is None else [{kind: each}])
+        belief.update(moment, [] if each is None else [{kind: each}], origins)
     observed = [(1e-6 * (moment - moments[0]), each) for moment, each in zip(moments, said, strict=True)]
-    expected = posterior_by_enumeration(len(CONDITIONS[kind]), observed)
+    expected = posterior_by_enumeration(len(CONDITIONS[kind]), wrong or 0.02, observed)
     assert belief.beliefs[kind].probabilities == pytest.approx(expected, abs=1e-12)
 
 
@@ -194,6 +195,17 @@ def test_what_is_not_observed_is_held_and_then_unknown() -> None:
         held = second <= TIMEOUT
         assert conditions == Conditions("rain" if held else None, "day", "boston" if held else None)
     assert belief.beliefs["weather"].why == "nothing has spoken for rain since 0.0 s"
+
+
+def test_the_source_of_a_belief_is_that_of_the_switch() -> None:
+    belief = ConditionBelief()
+    for second, (source, rain) in enumerate([("tags", 0.0), ("geofences", 0.0), *[("sun", 1.0)] * 4]):
+        belief.update(second * 1_000_000, [{"weather": [1 - rain, rain, 0.0]}], {"weather": Origin(source)})
+        found = belief.beliefs["weather"]
+        assert found.source == ("tags" if found.value == "clear" else "sun")
+    assert found.why == "rain since 4.0 s by sun: 2 of 2 frames"
+    belief.update(500_000_000, [])
+    assert belief.beliefs["weather"].source == ""
 
 
 def test_a_moment_that_is_not_later_tells_nothing_new() -> None:

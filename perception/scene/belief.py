@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from perception.frame import CONDITIONS, Conditions
@@ -32,7 +32,19 @@ class Belief:
 
     value: str | None  # None while unsure
     probabilities: tuple[float, ...]  # of each value, in the order of CONDITIONS
-    why: str  # such as 'rain since 12.5 s: 3 of 4 frames'
+    why: str  # such as 'rain since 12.5 s by tags: 3 of 4 frames'
+    source: str = ""  # of the observations that made the value believed; "" while unsure
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where observations come from."""
+
+    source: str
+    error_rate: float = ERROR_RATE  # share of observations of another value
+
+
+_UNNAMED = Origin("")
 
 
 def tagged(conditions: Conditions) -> Evidence:
@@ -57,12 +69,15 @@ class ConditionBelief:
         self._filters = {kind: _Filter(values) for kind, values in CONDITIONS.items()}
         self._start: int | None = None
 
-    def update(self, timestamp: int, observations: Sequence[Evidence]) -> Conditions:
+    def update(
+        self, timestamp: int, observations: Sequence[Evidence], origins: Mapping[str, Origin] | None = None
+    ) -> Conditions:
         """Add the observations at one time; returns the conditions believed now.
 
         Args:
             timestamp: us; ignored unless later than the last one.
             observations: in any order; those of the same kind have the weight of one.
+            origins: of the observations, by kind.
 
         Raises:
             ValueError: an observation is no probability distribution over the values of its kind.
@@ -71,7 +86,8 @@ class ConditionBelief:
             self._start = timestamp
         seconds = 1e-6 * (timestamp - self._start)
         for kind, belief in self._filters.items():
-            belief.update(seconds, [each[kind] for each in observations if kind in each])
+            found = [each[kind] for each in observations if kind in each]
+            belief.update(seconds, found, (origins or {}).get(kind, _UNNAMED))
         return self.conditions
 
     @property
@@ -91,27 +107,29 @@ class _Filter:
     def __init__(self, values: tuple[str, ...]) -> None:
         self.values = values
         self.value: str | None = None
-        self.why = "nothing observed"
+        self.why, self.source = "nothing observed", ""
         self.probabilities = [1 / len(values)] * len(values)
         self.time: float | None = None  # s, of the last update
         self.observed: float | None = None  # s, of the last observation
         self.supported = 0.0  # s, of the last observation that supports the value
         self.recent: deque[tuple[float, str]] = deque(maxlen=MAX_COUNTED)  # s and likeliest value of observations
 
-    def update(self, time: float, observations: Sequence[Sequence[float]]) -> None:
+    def update(self, time: float, observations: Sequence[Sequence[float]], origin: Origin) -> None:
         if self.time is not None and time <= self.time:
             return
         if self.time is not None:
             self._predict(time - self.time)
         self.time = time
         if observations:
-            self._correct(time, observations)
+            self._correct(time, observations, origin.error_rate)
         likeliest = max(self.probabilities)
         value = self.values[self.probabilities.index(likeliest)]
         if value != self.value and likeliest >= SURE:
-            self.value, self.supported, self.why = value, time, self._reason(value, time)
+            self.value, self.supported, self.source = value, time, origin.source
+            self.why = self._reason(value, time)
         elif self.value is not None and time - self.supported > TIMEOUT:
-            self.value, self.why = None, f"nothing has spoken for {self.value} since {self.supported:.1f} s"
+            self.why = f"nothing has spoken for {self.value} since {self.supported:.1f} s"
+            self.value, self.source = None, ""
         elif self.value is None and observations:
             each = (f"{value} {p:.2f}" for value, p in zip(self.values, self.probabilities, strict=True))
             self.why = f"unsure: {', '.join(each)}"
@@ -121,11 +139,12 @@ class _Filter:
         stayed = math.exp(-SWITCHING_RATE * seconds)
         self.probabilities = [stayed * p + (1 - stayed) / len(self.values) for p in self.probabilities]
 
-    def _correct(self, time: float, observations: Sequence[Sequence[float]]) -> None:
+    def _correct(self, time: float, observations: Sequence[Sequence[float]], error_rate: float) -> None:
         """Correction step: Bayes' rule with the geometric mean of the likelihoods to the power of their weight."""
         weight = 1.0 if self.observed is None else min(1.0, (time - self.observed) / CORRELATION)
         # fsum is exact, so the result does not depend on the order of the observations.
-        logs = [math.fsum(map(math.log, each)) for each in zip(*map(self._likelihoods, observations), strict=True)]
+        likelihoods = [self._likelihoods(each, error_rate) for each in observations]
+        logs = [math.fsum(map(math.log, each)) for each in zip(*likelihoods, strict=True)]
         mean = [log / len(observations) for log in logs]
         posterior = [p * math.exp(weight * log) for p, log in zip(self.probabilities, mean, strict=True)]
         total = math.fsum(posterior)
@@ -137,17 +156,18 @@ class _Filter:
             if likeliest == self.value:
                 self.supported = time
 
-    def _likelihoods(self, observed: Sequence[float]) -> list[float]:
-        """The likelihood of an observation for each value; a share of ERROR_RATE is of another value."""
+    def _likelihoods(self, observed: Sequence[float], error_rate: float) -> list[float]:
+        """The likelihood of an observation for each value; a share of `error_rate` is of another value."""
         n = len(self.values)
         if len(observed) != n or not all(0 <= p < math.inf for p in observed) or not sum(observed) > 0:
             raise ValueError(f"{list(observed)} is no probability distribution over {', '.join(self.values)}")
         total = math.fsum(observed)
-        return [(1 - ERROR_RATE) * p / total + ERROR_RATE / (n - 1) * (1 - p / total) for p in observed]
+        return [(1 - error_rate) * p / total + error_rate / (n - 1) * (1 - p / total) for p in observed]
 
     def _reason(self, value: str, time: float) -> str:
         recent = [observed for moment, observed in self.recent if moment > time - WINDOW]
-        return f"{value} since {time:.1f} s: {recent.count(value)} of {len(recent)} frames"
+        by = f" by {self.source}" if self.source else ""
+        return f"{value} since {time:.1f} s{by}: {recent.count(value)} of {len(recent)} frames"
 
     def belief(self) -> Belief:
-        return Belief(self.value, tuple(self.probabilities), self.why)
+        return Belief(self.value, tuple(self.probabilities), self.why, self.source)

@@ -9,6 +9,7 @@ area, or a list of names, for drives without a position. Other properties are ig
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -33,9 +34,14 @@ class Geofence:
 
 
 class Geofences:
-    """The areas of a file. Where several of them name the same kind of condition, the smallest counts."""
+    """The areas of a file. Where several of them name the same kind of condition, the smallest counts.
 
-    def __init__(self, fences: Sequence[Geofence]) -> None:
+    Args:
+        sha256: of the file.
+    """
+
+    def __init__(self, fences: Sequence[Geofence], sha256: str) -> None:
+        self.sha256 = sha256
         size = [0.0 if fence.area is None else fence.area.area for fence in fences]
         self._fences = [fences[i] for i in np.argsort(size, kind="stable")]
         self._fenced = [fence for fence in self._fences if fence.area is not None]
@@ -77,7 +83,8 @@ def load_geofences(path: Path, conditions: Mapping[str, Sequence[str]]) -> Geofe
             condition.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        data = path.read_bytes()
+        content = json.loads(data.decode("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: cannot read the geofences ({' '.join(str(error).split())[:160]})") from None
     kind = content.get("type") if isinstance(content, dict) else None
@@ -93,7 +100,7 @@ def load_geofences(path: Path, conditions: Mapping[str, Sequence[str]]) -> Geofe
     fences = [fence for fence in fences if fence.conditions]
     if not fences:
         raise InputError(f"{path}: no feature has a property {', '.join(conditions)}; name the conditions of the areas")
-    return Geofences(fences)
+    return Geofences(fences, hashlib.sha256(data).hexdigest())
 
 
 class _Invalid(ValueError):

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from perception.frame import CONDITIONS, LIDAR, Conditions, Frame, Prediction
-from perception.scene.belief import Belief, ConditionBelief, tagged
+from perception.scene.belief import Belief, ConditionBelief
 from perception.scene.health.monitor import HealthMonitor, SensorHealth
+from perception.scene.sources import Sources
 from perception.tasks.task import Evidence, Task
 from perception.timing import timed
 
@@ -20,7 +21,7 @@ class Routed:
     """The weight of a module, and the reason."""
 
     weight: float
-    why: str  # such as 'rain since 12.5 s: 3 of 4 frames'
+    why: str  # such as 'rain since 12.5 s by tags: 3 of 4 frames'
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class Scene:
         sensors: inputs of the network: LIDAR_TOP and names of cameras.
         tasks: of the network.
         modules: switched module -> facts that it requires (`perception.modules.spec`).
+        sources: of evidence for the conditions; None: tags, then what the tasks recognise.
     """
 
     def __init__(
@@ -56,8 +58,9 @@ class Scene:
         sensors: Sequence[str],
         tasks: Mapping[str, Task[Any]],
         modules: Mapping[str, Sequence[str]] | None = None,
+        sources: Sources | None = None,
     ) -> None:
-        self._sensors, self._tasks = tuple(sensors), tasks
+        self._sensors, self._tasks, self._sources = tuple(sensors), tasks, sources or Sources()
         self._modules = {name: tuple(required) for name, required in (modules or {}).items()}
         self._drive: str | None = None
         self._observed: str | None = None  # token of the frame between `observe` and `update`
@@ -67,8 +70,7 @@ class Scene:
     def observe(self, frame: Frame) -> Conditions:
         """The conditions believed at a frame, before the network runs on it.
 
-        Evidence is the frame's tag for kinds of conditions that have one, and the tasks' evidence from the previous
-        frame for the others.
+        The evidence is that of the sources; what the tasks recognise is of the previous frame.
         """
         if frame.scene != self._drive:
             self._begin(frame.scene)
@@ -76,9 +78,8 @@ class Scene:
         with timed(self._seconds, "health"):
             self._health = self._monitor.update(frame)
         with timed(self._seconds, "belief"):
-            tags = tagged(frame.conditions)
-            others = [{kind: p for kind, p in each.items() if kind not in tags} for each in self._evidence]
-            return self._belief.update(frame.timestamp, [tags, *others])
+            observations, origins = self._sources.observe(frame, self._evidence)
+            return self._belief.update(frame.timestamp, observations, origins)
 
     def update(self, frame: Frame, prediction: Prediction, weights: Mapping[str, float] | None = None) -> SceneFrame:
         """Add one frame to the drive.
