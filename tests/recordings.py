@@ -104,7 +104,7 @@ def edited(message: Sent, **changes: Any) -> Sent:
 
 def assert_equal_frames(a: Frame, b: Frame) -> None:
     """Equal to the last bit, without the annotations."""
-    for name in ("token", "timestamp", "reference", "conditions", "scene", "location"):
+    for name in ("token", "timestamp", "reference", "conditions", "scene", "location", "position"):
         assert getattr(a, name) == getattr(b, name)
     np.testing.assert_array_equal(a.global_from_reference, b.global_from_reference)
     np.testing.assert_array_equal(a.global_from_ego, b.global_from_ego)

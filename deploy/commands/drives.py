@@ -93,6 +93,10 @@ def replay(
             "the network recognises."
         ),
     ] = "",
+    evidence: Annotated[
+        Path | None,
+        typer.Option(help="YAML file of the sources of evidence for the conditions: tags, sun, geofences, recognised."),
+    ] = None,
     start: Annotated[
         float, typer.Option(help="Skip the frames before, in seconds from the start of each drive.")
     ] = 0.0,
@@ -143,6 +147,7 @@ def replay(
         trust=make_trust(key, state, allow_older),
         faults=[Fault.parse(text) for text in fault or ()],
         conditions=parse_conditions([] if conditions == "none" else names(conditions)) if conditions else None,
+        evidence=evidence,
         selection=Selection(start, math.inf if end is None else end, every),
         real_time=real_time,
         latency=latency,

@@ -43,7 +43,7 @@ def common_frames(run: Finished, baseline: Finished, least: float) -> list[str]:
 def _require_same_settings(run: Path, baseline: Path) -> None:
     ours, theirs = ReplayProvenance.load(run), ReplayProvenance.load(baseline)
     here, there = ({"topics": each.topics_sha256 or "none"} | each.brief() for each in (ours, theirs))
-    for what in ("faults", "conditions", "selection", "topics"):
+    for what in ("faults", "conditions", "evidence", "selection", "topics"):
         if here[what] != there[what]:
             raise InputError(
                 f"{baseline}: was replayed with {what} {there[what]}, this replay with {here[what]}; replay the "

@@ -31,16 +31,19 @@ class Fingerprint:
 
 
 def _sensors(frame: Frame) -> bytes:
-    """SHA-256 of tags, times, poses, calibration, every 16th row of the pictures, and the keyframe's LiDAR intensities.
+    """SHA-256 of tags, times, positions, poses, calibration, every 16th row of the pictures, and the keyframe's LiDAR
+    intensities.
 
-    Coordinates and earlier sweeps are left out, because they depend on the network's inputs.
+    Coordinates of points and earlier sweeps are left out, because they depend on the network's inputs.
     """
-    known = (frame.token, frame.scene, frame.timestamp, frame.location, frame.conditions, frame.points is None)
+    known = (frame.token, frame.scene, frame.timestamp, frame.location, frame.position, frame.conditions)
     arrays = [frame.global_from_ego]
     arrays += [] if frame.points is None else [frame.points[frame.points[:, 4] == 0, 3]]
     for camera in frame.cameras.values():
         arrays += [camera.intrinsics, camera.ego_from_camera, camera.global_from_ego, camera.image[::_ROWS]]
-    return _sha256(repr((known, [(name, c.timestamp) for name, c in frame.cameras.items()])).encode(), arrays)
+    return _sha256(
+        repr((known, frame.points is None, [(name, c.timestamp) for name, c in frame.cameras.items()])).encode(), arrays
+    )
 
 
 def _sha256(text: bytes, arrays: Iterable[np.ndarray]) -> bytes:

@@ -127,7 +127,7 @@ class Player:
 
     def _journal(self, resume: bool = True) -> Journal:
         known = self.provenance.model_dump(mode="json")
-        names = ("version", "scenes", "topics_sha256", "faults", "conditions", "selection", "latency")
+        names = ("version", "scenes", "topics_sha256", "faults", "conditions", "evidence", "selection", "latency")
         about = {"drive": str(self.source.path.resolve()), **{name: known[name] for name in names}}
         about |= {"bundle": self.provenance.bundle.manifest_sha256, "target": self.runtime.target}
         computed = {**known["software"], **known["engine"], **known["machine"]}

@@ -66,6 +66,7 @@ class ReplayProvenance(Section):
     topics_sha256: str | None  # of the YAML file of topics
     faults: tuple[str, ...]  # as `perception replay --fault` takes them, in order
     conditions: tuple[str, ...] | None  # used instead of the drive's tags; None: the tags
+    evidence: tuple[str, ...] = ("tags", "recognised")  # its sources, with what they depend on
     selection: SelectionUsed
     real_time: bool
     latency: bool  # whether latencies were measured as on a vehicle (`perception replay --latency`)
@@ -102,6 +103,7 @@ class ReplayProvenance(Section):
             "selection": f"{self.selection.start:g} s to {end}, every {self.selection.every}",
             "faults": ", ".join(self.faults) or "none",
             "conditions": "the drive's tags" if self.conditions is None else ", ".join(self.conditions) or "none known",
+            "evidence": ", ".join(self.evidence),
             "software": ", ".join(f"{name} {each[:16]}" for name, each in self.software.items()),
             "commit": self.commit or "not known",
             "machine": f"{self.machine.processor}, {self.machine.cores} cores, {self.machine.platform}",

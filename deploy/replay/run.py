@@ -52,7 +52,7 @@ def replay(
     require_viewers(settings.viewers)
     judged = gates is not None or baseline is not None
     with error_if_unjudged(out, judged):
-        runtime = Runtime(bundle, settings.target, settings.trust)
+        runtime = Runtime(bundle, settings.target, settings.trust, settings.evidence)
         drives = open_drives(source.path, source.version, source.scenes, runtime.bundle.spec, source.topics)
         player = Player(runtime, source, drives, out, settings, _Progress(console))
         summary = player.run()

@@ -38,6 +38,7 @@ class Settings:
         trust: who must have signed the bundle, and how old it may be; None accepts it unsigned and of any age.
         faults: sensor faults, injected in this order.
         conditions: used for every frame instead of the drive's tags; None: the tags.
+        evidence: YAML file of the sources of evidence for the conditions; None: tags, then what is recognised.
         selection: the part of every drive that is replayed.
         real_time: whether frames are replayed at the recorded pace.
         latency: whether latencies are measured as on a vehicle: at the recorded pace, with no other work.
@@ -48,6 +49,7 @@ class Settings:
     trust: Trust | None = None
     faults: Sequence[Fault] = ()
     conditions: Conditions | None = None
+    evidence: Path | None = None
     selection: Selection = field(default_factory=Selection)
     real_time: bool = False
     latency: bool = False

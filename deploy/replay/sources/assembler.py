@@ -13,7 +13,8 @@ from deploy.replay.sources.cameras import UNMOUNTED, CameraPictures
 from deploy.replay.sources.counts import Counts
 from deploy.replay.sources.frame_trigger import FrameTrigger
 from deploy.replay.sources.lidar import LidarSweeps
-from deploy.replay.sources.messages import Cloud, Content, Intrinsics, Keyframe, Picture, Transform
+from deploy.replay.sources.messages import Cloud, Content, Fix, Intrinsics, Keyframe, Picture, Transform
+from deploy.replay.sources.positions import Positions
 from deploy.replay.sources.topics import Topics
 from deploy.replay.sources.transforms import Transforms
 from perception.frame import LIDAR, Conditions, Frame
@@ -68,7 +69,7 @@ class Assembler:
         self._topics, self._reference, self._counts, self._drive = topics, reference, counts, drive
         self._wait, self._tolerance = round(topics.wait * 1e6), round(topics.tolerance * 1e6)
         self._trigger = None if has_keyframes else FrameTrigger(round(topics.period * 1e6), topics.lidar is not None)
-        self._transforms = Transforms()
+        self._transforms, self._positions = Transforms(), Positions()
         self._lidar = None if topics.lidar is None else LidarSweeps(topics.lidar, sweeps)
         keep = 2 * (self._wait + self._tolerance)
         self._cameras = {name: CameraPictures(each, self._tolerance, keep) for name, each in topics.cameras.items()}
@@ -104,6 +105,9 @@ class Assembler:
                 self._add_cloud(lidar, time, content)
             elif isinstance(content, Picture) and topic in self._camera_of_image:
                 self._add_picture(topic, time, content)
+            elif isinstance(content, Fix) and topic == t.position:
+                if self._is_new(topic, content.stamp):
+                    self._positions.add(content)
             else:
                 self._counts.add_corrupt(topic, "another message type than the map of topics says")
 
@@ -197,6 +201,7 @@ class Assembler:
             conditions=tags.conditions,
             scene=tags.scene,
             location=tags.location,
+            position=self._positions.at(pending.stamp, tags.location, pose),
         )
         self._recent.append((pending.stamp, frozenset(frame.cameras) | (set() if points is None else {LIDAR})))
         self._counts.add_frame(frame)

@@ -1,7 +1,7 @@
 """Decode messages with Foxglove's schemas, in Protobuf and JSON, as foxglove/nuscenes2mcap writes nuScenes.
 
-PointCloud, CompressedImage, RawImage, CameraCalibration, FrameTransform and FrameTransforms are supported; see
-https://docs.foxglove.dev/docs/sdk/schemas.
+PointCloud, CompressedImage, RawImage, CameraCalibration, FrameTransform, FrameTransforms and LocationFix are supported;
+see https://docs.foxglove.dev/docs/sdk/schemas.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from mcap.records import Schema
 from mcap_protobuf.decoder import DecoderFactory
 
 from deploy.replay.sources.encoded import compressed_picture, raw_picture
-from deploy.replay.sources.messages import Content, CorruptMessage, cloud, intrinsics, stamp_of, transform
+from deploy.replay.sources.messages import Content, CorruptMessage, cloud, fix, intrinsics, stamp_of, transform
 
 # Numeric types of foxglove.PackedElementField, which are little-endian.
 _POINT_FIELDS = {1: "u1", 2: "i1", 3: "<u2", 4: "<i2", 5: "<u4", 6: "<i4", 7: "<f4", 8: "<f8"}
@@ -113,6 +113,10 @@ def _transforms(message: Any) -> list[Content]:
     return [content for each in message.transforms for content in _transform(each)]
 
 
+def _fix(message: Any) -> list[Content]:
+    return [fix(_stamp(message), message.latitude, message.longitude)]
+
+
 CONVERTERS: dict[str, Callable[[Any], list[Content]]] = {
     "foxglove.PointCloud": _cloud,
     "foxglove.CompressedImage": _compressed,
@@ -120,4 +124,5 @@ CONVERTERS: dict[str, Callable[[Any], list[Content]]] = {
     "foxglove.CameraCalibration": _calibration,
     "foxglove.FrameTransform": _transform,
     "foxglove.FrameTransforms": _transforms,
+    "foxglove.LocationFix": _fix,
 }

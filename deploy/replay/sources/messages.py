@@ -78,7 +78,16 @@ class Keyframe:
     sweeps: tuple[int, ...]  # stamps of its earlier sweeps, latest first
 
 
-Content = Cloud | Picture | Intrinsics | Transform | Keyframe
+@dataclass(frozen=True)
+class Fix:
+    """The vehicle's position by satellite, WGS 84."""
+
+    stamp: int
+    latitude: float  # degrees
+    longitude: float  # degrees
+
+
+Content = Cloud | Picture | Intrinsics | Transform | Keyframe | Fix
 
 
 def stamp_of(seconds: int, nanoseconds: int) -> int:
@@ -184,6 +193,12 @@ def transform(stamp: int, parent: str, child: str, translation: list[float], rot
     if parent == child:
         raise CorruptMessage("a frame that is its own parent")
     return Transform(stamp, _checked_name(parent), _checked_name(child), t, q)
+
+
+def fix(stamp: int, latitude: float, longitude: float) -> Fix:
+    if not (-90 <= latitude <= 90 and -180 <= longitude <= 180):
+        raise CorruptMessage("a position that is not on earth")
+    return Fix(stamp, float(latitude), float(longitude))
 
 
 def keyframe(content: object) -> Keyframe:

@@ -15,6 +15,7 @@ from deploy.replay.sources.messages import (
     Content,
     CorruptMessage,
     cloud,
+    fix,
     intrinsics,
     keyframe,
     stamp_of,
@@ -89,6 +90,12 @@ def _transform(stamped: Any, t: Any, q: Any) -> Content:
     return transform(_stamp(stamped), parent, child, [t.x, t.y, t.z], [q.w, q.x, q.y, q.z])
 
 
+def _fix(message: Any) -> list[Content]:
+    if message.status.status < 0:  # the receiver has no fix
+        return []
+    return [fix(_stamp(message), message.latitude, message.longitude)]
+
+
 def _keyframe(message: Any) -> list[Content]:
     try:
         return [keyframe(json.loads(message.data))]
@@ -107,5 +114,6 @@ CONVERTERS: dict[str, Callable[[Any], list[Content]]] = {
     "sensor_msgs/msg/CameraInfo": _camera_info,
     "tf2_msgs/msg/TFMessage": _transforms,
     "nav_msgs/msg/Odometry": _odometry,
+    "sensor_msgs/msg/NavSatFix": _fix,
     "std_msgs/msg/String": _keyframe,
 }

@@ -48,6 +48,7 @@ class Topics(Section):
     static_transforms: Name = "/tf_static"
     odometry: Name | None = None  # the vehicle's poses, instead of those in `transforms`
     keyframes: Name | None = "/keyframe"  # by tools/make_log.py; optional in a recording
+    position: Name | None = "/gps"  # the vehicle's, by satellite; optional in a recording
     lidar: LidarTopic | None = LidarTopic(topic="/lidar_top", frame="lidar_top")
     cameras: dict[str, CameraTopics] = Field(default_factory=_camera_topics)
     period: Seconds = 0.5  # between frames, if there are no keyframes
@@ -74,6 +75,6 @@ class Topics(Section):
 
     def names(self) -> list[str]:
         """All topics that are read."""
-        single = [self.odometry, self.keyframes, None if self.lidar is None else self.lidar.topic]
+        single = [self.odometry, self.keyframes, self.position, None if self.lidar is None else self.lidar.topic]
         cameras = [topic for each in self.cameras.values() for topic in (each.image, each.info)]
         return [self.transforms, self.static_transforms, *(name for name in single if name is not None), *cameras]
