@@ -18,7 +18,7 @@ from perception.section import load_section
 
 LIDAR = "/lidar_top"
 FRONT = "/cam_front/image_rect_compressed"
-UNSAID = {"token": "", "scene": "", "location": ""}
+UNSAID = {"token": "", "scene": "", "location": "", "position": None}
 
 
 @pytest.fixture(scope="module")

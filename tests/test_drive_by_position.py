@@ -171,10 +171,12 @@ def test_a_recorded_map_of_nuscenes_has_its_position() -> None:
     assert frame.position == pytest.approx((42.336849169438615, -71.05785369873047))
 
 
-def test_a_fix_in_foxgloves_schema() -> None:
+@pytest.mark.parametrize("stamped", [True, False])
+def test_a_fix_in_foxgloves_schema(stamped: bool) -> None:
     message = LocationFix(latitude=1.5, longitude=103.8)
-    message.timestamp.FromMicroseconds(1_700_000_000_000_000)
-    assert foxglove.CONVERTERS["foxglove.LocationFix"](message) == [Fix(1_700_000_000_000_000, 1.5, 103.8)]
+    if stamped:
+        message.timestamp.FromMicroseconds(1_700_000_000_000_000)
+    assert foxglove.CONVERTERS["foxglove.LocationFix"](message) == [Fix(stamped * 1_700_000_000_000_000, 1.5, 103.8)]
     message.latitude = 95
     with pytest.raises(CorruptMessage, match="a position that is not on earth"):
         foxglove.CONVERTERS["foxglove.LocationFix"](message)

@@ -13,6 +13,7 @@ from foxglove_schemas_protobuf.CameraCalibration_pb2 import CameraCalibration
 from foxglove_schemas_protobuf.CompressedImage_pb2 import CompressedImage
 from foxglove_schemas_protobuf.FrameTransform_pb2 import FrameTransform
 from foxglove_schemas_protobuf.FrameTransforms_pb2 import FrameTransforms
+from foxglove_schemas_protobuf.LocationFix_pb2 import LocationFix
 from foxglove_schemas_protobuf.PackedElementField_pb2 import PackedElementField
 from foxglove_schemas_protobuf.PointCloud_pb2 import PointCloud
 from foxglove_schemas_protobuf.RawImage_pb2 import RawImage
@@ -55,6 +56,7 @@ def layout(tables: NuScenesTables) -> list[tuple[str, int, Any]]:
         top = keyframe[LIDAR]
         sweeps.pop(top.file)
         log.append(("/tf", top.timestamp, placed(top, "map", "base_link", recordings.pose(top))))
+        log.append(("/gps", top.timestamp, LocationFix(latitude=1.5, longitude=1e-6 * (top.timestamp % 1_000_000))))
         for channel, each in keyframe.items():
             mounting = placed(each, "base_link", channel.lower(), recordings.mountings[each.calibration])
             log.append(("/tf", top.timestamp, mounting))
@@ -143,6 +145,7 @@ def test_the_layout_of_nuscenes2mcap(tiny_root: Path, tmp_path: Path, encoding: 
         assert frame.scene == "scene-0001"
         assert frame.conditions == expected.conditions
         assert frame.location == "boston-seaport"
+        assert frame.position == (1.5, 1e-6 * (frame.timestamp % 1_000_000))  # of a fix without a stamp
     assert not {"corrupt", "late", "unposed"} & drive.counts.summary().keys()
 
 
@@ -205,7 +208,7 @@ def test_any_json(value: Any, kind: str) -> None:
         return
 
 
-KINDS = (PointCloud, CompressedImage, RawImage, CameraCalibration, FrameTransform, FrameTransforms)
+KINDS = (PointCloud, CompressedImage, RawImage, CameraCalibration, FrameTransform, FrameTransforms, LocationFix)
 SCHEMAS = {
     kind.DESCRIPTOR.full_name: Schema(
         1, build_file_descriptor_set(kind).SerializeToString(), "protobuf", kind.DESCRIPTOR.full_name

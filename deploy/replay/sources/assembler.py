@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -106,8 +106,7 @@ class Assembler:
             elif isinstance(content, Picture) and topic in self._camera_of_image:
                 self._add_picture(topic, time, content)
             elif isinstance(content, Fix) and topic == t.position:
-                if self._is_new(topic, content.stamp):
-                    self._positions.add(content)
+                self._add_fix(topic, time, content)
             else:
                 self._counts.add_corrupt(topic, "another message type than the map of topics says")
 
@@ -160,6 +159,11 @@ class Assembler:
         self._cameras[name].add(time, picture)
         if self._trigger is not None and self._trigger.on_picture(picture.stamp):
             self._expect_frame(picture.stamp, time, self._trigger)
+
+    def _add_fix(self, topic: str, time: int, fix: Fix) -> None:
+        fix = replace(fix, stamp=fix.stamp or time)
+        if self._is_new(topic, fix.stamp):
+            self._positions.add(fix)
 
     def _expect_frame(self, stamp: int, time: int, trigger: FrameTrigger) -> None:
         resets = f"#{trigger.clock_resets}" if trigger.clock_resets else ""

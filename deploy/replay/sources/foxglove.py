@@ -114,7 +114,8 @@ def _transforms(message: Any) -> list[Content]:
 
 
 def _fix(message: Any) -> list[Content]:
-    return [fix(_stamp(message), message.latitude, message.longitude)]
+    stamp = _stamp(message) if hasattr(message, "timestamp") else 0  # earlier versions of the schema have none
+    return [fix(stamp, message.latitude, message.longitude)]
 
 
 CONVERTERS: dict[str, Callable[[Any], list[Content]]] = {

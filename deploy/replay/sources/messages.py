@@ -82,7 +82,7 @@ class Keyframe:
 class Fix:
     """The vehicle's position by satellite, WGS 84."""
 
-    stamp: int
+    stamp: int  # 0 if the message has none
     latitude: float  # degrees
     longitude: float  # degrees
 
