@@ -56,6 +56,16 @@ def nuscenes_root() -> Path:
 
 
 @pytest.fixture(scope="session")
+def pandaset_root() -> Path:
+    """A dataroot of PandaSet with frames 0 to 31 of drive 002."""
+    given = os.environ.get("PERCEPTION_PANDASET")
+    root = Path(given) if given else _REPOSITORY.parent / "shared" / "data" / "pandaset"
+    if not (root / "002" / "lidar" / "poses.json").exists():
+        pytest.skip(f"recorded drive of PandaSet not found at {root} (set PERCEPTION_PANDASET)")
+    return root
+
+
+@pytest.fixture(scope="session")
 def sim_root() -> Path:
     """A dataroot with version v1.0-sim: two drives of three keyframes, two LiDAR sweeps before each."""
     from perception.simulate.simulate import simulate

@@ -24,8 +24,8 @@ from hypothesis import strategies as st
 from deploy.precision.frames import Drives
 from perception.config import find_config, load_config
 from perception.errors import InputError
-from perception.mmdet3d.unpickle import read_plain
 from perception.sensors.inputs import InputSpec
+from perception.unpickle import read_plain
 
 PLAIN = {
     "numbers": [0, 255, 256, 65535, 65536, -1, 2**31, -(2**40), 1.5, float("inf"), True, None],

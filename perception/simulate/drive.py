@@ -11,9 +11,10 @@ import numpy as np
 
 from perception.frame import CAMERAS, LIDAR, Conditions
 from perception.rotations import quaternion
+from perception.sensors.lidar.points_in_boxes import points_in_boxes
 from perception.simulate import camera, lidar
 from perception.simulate.agents import attribute
-from perception.simulate.annotate import Observation, annotate, points_in_boxes
+from perception.simulate.annotate import Observation, annotate
 from perception.simulate.city import build_city
 from perception.simulate.conditions import Phases, draw_weather
 from perception.simulate.nuscenes_writer import Row, Tables, calibrated_sensors, link, token
