@@ -1,7 +1,7 @@
 """The PointPillars network for KITTI's three classes, small and plain, from its description and its weights.
 
-The weights are those of Vitis AI's `VoxelNet_int` with batch normalisation folded in (README beside the file). Boxes are
-SECOND's (Yan et al., 2018): at rotation 0 a box has its length along y and faces -y; rotations are clockwise.
+The weights are those of Vitis AI's `VoxelNet_int` with batch normalisation folded in (README beside the file). Boxes
+are SECOND's (Yan et al., 2018): at rotation 0 a box has its length along y and faces -y; rotations are clockwise.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
-LOW, HIGH = np.array([0, -39.68, -3], np.float32), np.array([69.12, 39.68, 1], np.float32)  # m, the LiDAR's frame
+LOW, HIGH = np.array([0, -39.68, -3]), np.array([69.12, 39.68, 1])  # m, the LiDAR's frame
 PILLAR, ROWS, COLUMNS, MOST = 0.16, 496, 432, 100
 GROUND = -1.73  # m
 SIZES = np.array([[1.6, 3.9, 1.56], [0.6, 1.76, 1.73], [0.6, 0.8, 1.73]])  # m, width, length, height
@@ -69,13 +69,13 @@ def run(weights: dict[str, Tensor], points: np.ndarray) -> Dense:
 def bird_eye_view(weights: dict[str, Tensor], points: np.ndarray) -> Tensor:
     """(64, rows, columns) features of the pillars, zero where there are no points."""
     points = points[((points[:, :3] >= LOW) & (points[:, :3] < HIGH)).all(axis=1)]
-    column, row = np.floor((points[:, :2].astype(np.float64) - LOW[:2]) / PILLAR).astype(int).T
+    column, row = np.floor((points[:, :2] - LOW[:2]) / PILLAR).astype(int).T
     _, cell_of_point, counts = np.unique(row * COLUMNS + column, return_inverse=True, return_counts=True)
     order = np.argsort(cell_of_point, kind="stable")
     position = np.empty(len(points), int)  # of a point in its pillar
     position[order] = np.arange(len(points)) - np.repeat(np.cumsum(counts) - counts, counts)
     kept = position < MOST
-    scaled = np.concatenate([(points[:, :3] - LOW) / (HIGH - LOW), points[:, 3:4]], axis=1)[kept]
+    scaled = np.concatenate([(points[:, :3] - LOW) / (HIGH - LOW), points[:, 3:4]], axis=1)[kept].astype(np.float32)
     features = F.relu(F.linear(torch.from_numpy(scaled), weights["pillar.weight"], weights["pillar.bias"]))
     index = torch.from_numpy(cell_of_point[kept])[:, None].expand_as(features)
     padding = F.relu(weights["pillar.bias"])

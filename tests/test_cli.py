@@ -12,7 +12,7 @@ PERCEPTION = Path(sys.executable).with_name("perception")
 CONFIG = Path(__file__).parents[1] / "configs" / "tiny.yaml"
 COMMANDS = (
     *("simulate", "train", "evaluate", "export", "build", "replay", "judge", "adapt", "modules", "merge", "demo"),
-    *("import-mmdet3d", "verify", "sign"),
+    *("import-mmdet3d", "import-pointpillars", "verify", "sign"),
 )
 
 

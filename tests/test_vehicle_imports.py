@@ -75,6 +75,7 @@ def test_a_vehicle_without_a_key_needs_no_cryptography() -> None:
         ["modules", "."],
         ["plan", "."],
         ["import-mmdet3d", ".", "."],
+        ["import-pointpillars", ".", "."],
         ["export", "."],
         ["demo"],
     ],

@@ -77,3 +77,21 @@ def import_mmdet3d(
     parameters = sum(parameter.numel() for parameter in network.parameters())
     shown = f"{out}: {ours.name}, {parameters:,} parameters"
     report({"run": str(out), "name": ours.name, "parameters": parameters}, as_json, shown)
+
+
+@app.command(
+    epilog="Example: perception import-pointpillars configs/kitti/pointpillars.yaml kitti.safetensors --out runs/kitti"
+)
+def import_pointpillars(
+    config: Annotated[Path, typer.Argument(help="YAML of the network, such as configs/kitti/pointpillars.yaml.")],
+    weights: Annotated[Path, typer.Argument(help="Its weights with folded normalisations, a .safetensors file.")],
+    out: Out,
+    as_json: Json = False,
+) -> None:
+    """Import a trained PointPillars of SECOND's family, such as one for KITTI, as a run."""
+    from perception.import_pointpillars import import_pointpillars as run
+
+    ours, network = run(config, weights, out)
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    shown = f"{out}: {ours.name}, {parameters:,} parameters"
+    report({"run": str(out), "name": ours.name, "parameters": parameters}, as_json, shown)

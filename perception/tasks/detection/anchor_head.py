@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from perception.frame import CLASSES
 from perception.modules.slot import Slot
 from perception.tasks.detection.anchor_losses import anchor_losses
-from perception.tasks.detection.anchors import CODE, of_a_cell
+from perception.tasks.detection.anchors import of_a_cell
 from perception.tasks.detection.attributes_by_speed import by_speed
 from perception.tasks.detection.config import AnchorHead as AnchorHeadConfig
 from perception.tasks.network import Loss, TaskNetwork
@@ -21,7 +21,7 @@ class AnchorHead(TaskNetwork):
     """Feature maps (B, C, rows, columns), one for each level -> class and box for each of A anchors at every cell.
 
     On level i the anchors are `scales[i]` times as large; all levels share the layers. The dense outputs of level i are
-    classes.i (B, A * 10, rows, columns), boxes.i (B, A * 9, ...) and directions.i (B, A * 2, ...).
+    classes.i (B, A * 10, rows, columns), boxes.i (B, A * 9 or 7, ...) and directions.i (B, A * 2, ...).
     """
 
     def __init__(self, config: AnchorHeadConfig, inputs: int) -> None:
@@ -31,7 +31,7 @@ class AnchorHead(TaskNetwork):
         self.branches = nn.ModuleDict(
             {
                 name: Slot(f"heads.detection.{name}", nn.Conv2d(inputs, anchors * n, 1))
-                for name, n in {"classes": len(CLASSES), "boxes": CODE, "directions": 2}.items()
+                for name, n in {"classes": len(CLASSES), "boxes": config.code, "directions": 2}.items()
             }
         )
         classes: Slot = self.branches["classes"]  # type: ignore[assignment]
@@ -79,7 +79,7 @@ class AnchorHead(TaskNetwork):
             places = first[..., None] + torch.arange(n, device=first.device) * (rows * columns)
             return values.flatten(1).gather(1, places.flatten(1)).unflatten(1, (-1, n))
 
-        code, direction = at(codes, CODE), at(directions, 2).argmax(dim=-1)
+        code, direction = at(codes, self.config.code), at(directions, 2).argmax(dim=-1)
         own = of_a_cell(self.config, level, rows, columns).to(code)[anchor]  # B K 9
         row = torch.div(cell, columns, rounding_mode="floor")
         place = torch.stack([cell - row * columns, row], dim=-1).to(code.dtype) + 0.5
@@ -88,7 +88,8 @@ class AnchorHead(TaskNetwork):
         z = own[..., 4:5] + (code[..., 2:3] + 0.5) * own[..., 7:8]
         size = own[..., 5:8] * code[..., 3:6].exp()
         yaw = self._turned(own[..., 8] + code[..., 6], direction)[..., None]
-        boxes = torch.cat([center, z, size, yaw.sin(), yaw.cos(), code[..., 7:9]], dim=-1)
+        velocity = code[..., 7:9] if self.config.velocity else torch.zeros_like(center)
+        boxes = torch.cat([center, z, size, yaw.sin(), yaw.cos(), velocity], dim=-1)
         return boxes, at(scores, len(CLASSES))
 
     def _turned(self, yaw: Tensor, direction: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from perception.frame import CLASSES
-from perception.tasks.detection.anchors import CODE, all_anchors
+from perception.tasks.detection.anchors import all_anchors
 from perception.tasks.detection.config import AnchorHead
 from perception.tasks.network import Loss
 
@@ -29,7 +29,7 @@ class AnchorTargets:
 
     labels: Tensor  # (N,) int64: a class, NOTHING or UNSURE
     positives: Tensor  # (P,) int64, indices of positive anchors
-    codes: Tensor  # (P, 9) float32 encoded boxes, see `anchors.py`; NaN for unknown velocities
+    codes: Tensor  # (P, 9 or 7) float32 encoded boxes, see `anchors.py`; NaN for unknown velocities
     directions: Tensor  # (P,) int64: 0 or 1
 
 
@@ -41,7 +41,7 @@ def anchor_losses(config: AnchorHead, dense: Mapping[str, Tensor], labels: Mappi
     """
     classes, codes, directions = (
         torch.cat([_by_anchor(dense[f"{name}.{i}"], n) for i in range(len(config.scales))], dim=1)
-        for name, n in {"classes": len(CLASSES), "boxes": CODE, "directions": 2}.items()
+        for name, n in {"classes": len(CLASSES), "boxes": config.code, "directions": 2}.items()
     )  # B N n
     shapes = [tuple(dense[f"classes.{i}"].shape[-2:]) for i in range(len(config.scales))]
     anchors = all_anchors(config, shapes).to(classes)
@@ -92,7 +92,7 @@ def anchor_targets(config: AnchorHead, boxes: Tensor, classes: Tensor, anchors: 
     turned = (own[:, 6] - config.direction_offset) / (2 * math.pi)
     turned = turned - (turned + config.direction_limit_offset).floor()
     directions = (2 * turned).floor().clamp(0, 1).long()
-    return AnchorTargets(labels, positives, torch.cat(codes, dim=1), directions)
+    return AnchorTargets(labels, positives, torch.cat(codes, dim=1)[:, : config.code], directions)
 
 
 def focal(logits: Tensor, labels: Tensor) -> Tensor:
@@ -109,7 +109,7 @@ def focal(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def _distance(codes: Tensor, wanted: Tensor) -> Tensor:
-    """Sum over objects (P, 9) of the smooth L1 distance; for angles that of the sine of their difference.
+    """Sum over objects (P, 9 or 7) of the smooth L1 distance; for angles that of the sine of their difference.
 
     So opposite headings have no loss here; the direction classifier distinguishes them.
     """

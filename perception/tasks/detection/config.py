@@ -44,7 +44,13 @@ class AnchorHead(Section):
     direction_offset: float = 0.0  # rad, start of the half circle of direction 0
     direction_limit_offset: float = 0.0  # in units of pi
     candidates: Positive = 1000  # boxes of each map before NMS
+    velocity: bool = True  # whether the network predicts it
     suppression: Suppression = Suppression(threshold=0.05, kind="rotated", most=None, total=500)
+
+    @property
+    def code(self) -> int:
+        """Number of values that encode a box, see `anchors.py`."""
+        return 9 if self.velocity else 7
 
     @model_validator(mode="after")
     def _sorted_in_the_graph(self) -> AnchorHead:

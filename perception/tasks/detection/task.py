@@ -92,11 +92,15 @@ class DetectionTask(Task[Boxes]):
             centers=boxes[:, 0:3],
             sizes=boxes[:, 3:6],
             headings=boxes[:, 6:8],
-            velocities=boxes[:, 8:10],
+            velocities=boxes[:, 8:10] if self._knows_velocity else np.full((len(boxes), 2), np.nan),
             labels=outputs["labels"].flat[kept],
             attributes=outputs["attributes"].flat[kept],
             scores=scores.flat[kept],
         )
+
+    @property
+    def _knows_velocity(self) -> bool:
+        return self.config.anchors is None or self.config.anchors.velocity
 
     def memory(self) -> TrackMemory:
         return TrackMemory()
