@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +26,7 @@ from deploy.street import street_frames
 from deploy.tolerances import Precision
 from perception.config import Config
 from perception.errors import InputError
-from perception.frame import ATTRIBUTES, CAMERAS, CLASSES, CONDITION_VALUES, MAP_CLASSES
+from perception.frame import ATTRIBUTES, CLASSES, CONDITION_VALUES, MAP_CLASSES
 from perception.model import PerceptionModel
 from perception.sensors.inputs import InputSpec, prepare
 from perception.training.checkpoint import load_model
@@ -63,7 +63,8 @@ def export(
     signing = None if release.sign is None else signer(release.sign)
     trained, config = load_model(checkpoint)
     spec = InputSpec.of(config)
-    first = synthetic_frame(spec.grid.reference)
+    calibration = replace(calibration, rig=spec.rig) if calibration else None
+    first = synthetic_frame(spec.grid.reference, spec.rig)
     export = _Export(
         checkpoint=checkpoint,
         trained=trained,
@@ -145,7 +146,7 @@ class _Export:
             classes=CLASSES,
             attributes=ATTRIBUTES,
             map_classes=MAP_CLASSES if "map" in config.tasks else (),
-            cameras=CAMERAS,
+            rig=config.rig,
             conditions=CONDITION_VALUES,
             grid=config.grid,
             head_grid=config.grid.model_copy(update={"cell": config.grid.cell * config.model.trunk.stride}),

@@ -12,7 +12,7 @@ from deploy.engines import Engine, open_engine
 from deploy.golden import GoldenFrame, require_golden
 from deploy.route import route_conditions, steering_inputs
 from deploy.trust import Trust
-from perception.frame import CAMERAS, LIDAR, Conditions, Frame, Prediction
+from perception.frame import Conditions, Frame, Prediction
 from perception.scene.scene import Scene, SceneFrame
 from perception.sensors.inputs import no_sensors, prepare
 from perception.tasks.result import to_prediction
@@ -63,8 +63,7 @@ class Runtime:
             trust.accept(self.bundle.manifest.release)  # after its networks have passed the golden frames
         self._switched = _switched(self._networks)
         manifest, spec = self.bundle.manifest, self.bundle.spec
-        sensors = (*((LIDAR,) if spec.lidar else ()), *(CAMERAS if spec.camera else ()))
-        self.scene = Scene(sensors, manifest.heads, self._switched)
+        self.scene = Scene(spec.named_sensors, manifest.heads, self._switched)
         self._inputs = no_sensors(spec)  # reused for every frame
         self._seconds: dict[str, float] = {}  # of each stage of the latest frame
         self._steps = 0

@@ -8,19 +8,18 @@ from pathlib import Path
 
 from deploy.manifest import Manifest
 from perception.errors import InputError
-from perception.frame import ATTRIBUTES, CAMERAS, CLASSES, CONDITION_VALUES, MAP_CLASSES
+from perception.frame import ATTRIBUTES, CLASSES, CONDITION_VALUES, MAP_CLASSES
 
 # Facts other than conditions that modules can require, see deploy.route.steering_inputs.
 SENSORS = ("lidar", "no-lidar", "cameras", "no-cameras")
 
 
 def require_vocabulary(file: Path, manifest: Manifest) -> None:
-    """Raise InputError if classes, attributes, cameras or conditions, or their order, differ from this software's."""
+    """Raise InputError if classes, attributes or conditions, or their order, differ from this software's."""
     for field, found, known in (
         ("classes", manifest.classes, CLASSES),
         ("attributes", manifest.attributes, ATTRIBUTES),
         ("map_classes", manifest.map_classes, MAP_CLASSES if "map" in manifest.tasks else ()),
-        ("cameras", manifest.cameras, CAMERAS),
         ("conditions", manifest.conditions, CONDITION_VALUES),
     ):
         _require_same(f"{file}: {field}", found, known)

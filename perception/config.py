@@ -9,6 +9,7 @@ from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
 from perception.grid import BevGrid, Reference
 from perception.modules.spec import LearnedRouting, Module
+from perception.rig import Rig, load_rig
 from perception.section import Section, load_section, parse_section
 from perception.tasks import configured
 from perception.tasks.task import TaskConfig
@@ -147,6 +148,7 @@ class Config(Section):
     name: str
     seed: int = 0
     grid: Grid = Grid()
+    rig: Rig = Field(default="nuscenes", validate_default=True)  # in YAML a name, a file or the rig itself
     data: Data = Data()
     model: Model = Model()
     tasks: dict[str, SerializeAsAny[TaskConfig]] = Field(default={"detection": {}, "map": {}}, validate_default=True)
@@ -155,10 +157,21 @@ class Config(Section):
     routing: LearnedRouting | None = None  # None: fixed
     train: Train = Train()
 
+    @field_validator("rig", mode="before")
+    @classmethod
+    def _loaded(cls, content: Any) -> Any:
+        return load_rig(content) if isinstance(content, str) else content
+
     @field_validator("tasks", mode="before")
     @classmethod
     def _configured(cls, content: object) -> dict[str, TaskConfig]:
         return configured(content)
+
+    @model_validator(mode="after")
+    def _cameras(self) -> Config:
+        if self.model.camera is not None and not self.rig.cameras:
+            raise ValueError(f"model.camera: the rig {self.rig.name} has no camera")
+        return self
 
     @model_validator(mode="after")
     def _levels(self) -> Config:

@@ -38,11 +38,11 @@ ATTRIBUTES = (
     "vehicle.stopped",
 )
 MAP_CLASSES = ("drivable_area", "ped_crossing", "walkway", "stop_line", "carpark_area", "divider")
-LIDAR = "LIDAR_TOP"
-CAMERAS = ("CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_FRONT_LEFT", "CAM_BACK", "CAM_BACK_LEFT", "CAM_BACK_RIGHT")
 
 CONDITIONS = {"weather": ("clear", "rain", "fog"), "light": ("day", "night"), "city": ("boston", "singapore")}
 CONDITION_VALUES = tuple(value for values in CONDITIONS.values() for value in values)
+
+KEYFRAME_AGE = 0.025  # s, below which points are of the keyframe: half of the time between sweeps at 20 Hz
 
 
 @dataclass(frozen=True)
@@ -180,19 +180,44 @@ class Camera:
 
 @dataclass(frozen=True)
 class Frame:
-    """The sensor data of one moment. A missing sensor is None, or has no entry."""
+    """The sensor data of one moment. A missing sensor is None, or has no entry.
+
+    Points of several LiDARs, each at its own time, are joined in the reference frame: x y z (m), intensity (0-255), and
+    dt (s), the time from their sweep to the frame, in ascending order. It is 0 for the reference LiDAR's latest sweep,
+    and may be a little below 0 for those of others.
+    """
 
     token: str
-    timestamp: int  # us, of the LiDAR keyframe
+    timestamp: int  # us, of the reference LiDAR's keyframe
     reference: Reference
     global_from_reference: np.ndarray  # (4, 4) at the LiDAR keyframe's time
     global_from_ego: np.ndarray  # (4, 4) at the LiDAR keyframe's time
-    points: np.ndarray | None  # (N, 5) float32 in the reference frame: x y z (m), intensity (0-255), dt (s, >= 0)
-    cameras: Mapping[str, Camera]  # name in CAMERAS -> image; without missing cameras
+    points: np.ndarray | None  # (N, 5) float32
+    cameras: Mapping[str, Camera]  # name in the rig -> image; without missing cameras
     conditions: Conditions = Conditions()
     boxes: Boxes | None = None  # annotations in the reference frame
     scene: str = ""  # name of the drive
     location: str = ""  # name of the map, such as boston-seaport
+    lidar_of_point: np.ndarray | None = None  # (N,) uint8 index into the rig's LiDARs; None: the first's
+
+    @property
+    def keyframe_points(self) -> np.ndarray:
+        """The points (M, 5) of the keyframe, without earlier sweeps; the frame must have points."""
+        assert self.points is not None
+        return self.points[np.abs(self.points[:, 4]) < KEYFRAME_AGE]
+
+    def has_lidar(self, lidar: int) -> bool:
+        """Whether a LiDAR, by its index in the rig, has points in the frame."""
+        if self.points is None or self.lidar_of_point is None:
+            return self.points is not None and lidar == 0
+        return bool((self.lidar_of_point == lidar).any())
+
+    def of_lidar(self, lidar: int) -> Frame:
+        """The frame with the points of one LiDAR, by its index in the rig; without points if it has none."""
+        if self.points is None or self.lidar_of_point is None:
+            return self if lidar == 0 else replace(self, points=None)
+        own = self.points[self.lidar_of_point == lidar]
+        return replace(self, points=own if len(own) else None, lidar_of_point=None)
 
     def image_from_reference(self, camera: str) -> np.ndarray:
         """(3, 4) projection of reference points (at the frame's time) to recorded pixels of this camera.

@@ -12,9 +12,9 @@ import once
 import pytest
 from hypothesis import settings
 from pyquaternion import Quaternion
+from vocabulary import CAMERAS
 
 from perception.datasets.nuscenes.dataset import NuScenesTables
-from perception.frame import CAMERAS
 
 # The gate draws the same examples on every machine; `pytest --hypothesis-profile=random` draws others each time.
 # What those find becomes an @example.

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from pydantic import TypeAdapter
 from torch import Tensor, nn
+from vocabulary import RIG
 
 from deploy.golden import synthetic_frame
 from deploy.tolerances import LEAST, Ranked, Spread, Tolerances
@@ -55,7 +56,7 @@ def tasks() -> dict[str, Task[Any]]:
 @cache
 def inputs(*seeds: int) -> dict[str, Tensor]:
     """A batch with one frame for each seed."""
-    frames = [prepare(synthetic_frame("ego", seed), InputSpec.of(config())) for seed in seeds]
+    frames = [prepare(synthetic_frame("ego", RIG, seed), InputSpec.of(config())) for seed in seeds]
     return {name: torch.cat([torch.from_numpy(frame[name]) for frame in frames]) for name in frames[0]}
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from exported import QUIET, apart, apart_checkpoint, bundle, keys, trusting
+from vocabulary import RIG
 
 from deploy.build import build
 from deploy.bundle import Bundle
@@ -46,7 +47,7 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_each_frame_gets_the_network_that_asks_for_most_of_what_is_known(
     conditions: Conditions, served: Conditions
 ) -> None:
-    frame = replace(synthetic_frame("ego", 3), conditions=conditions)
+    frame = replace(synthetic_frame("ego", RIG, 3), conditions=conditions)
     inputs = {name: torch.from_numpy(a) for name, a in prepare(frame, exported().spec).items()}
     with torch.no_grad():
         outputs = {k: v.numpy() for k, v in load_model(apart_checkpoint())[0].predict(inputs, [served]).items()}

@@ -12,7 +12,6 @@ from test_training import small
 from deploy.bundle import Bundle
 from deploy.export import export
 from deploy.golden import differences
-from deploy.replay.faults import Fault
 from deploy.replay.run import replay
 from deploy.replay.settings import Settings, Source
 from deploy.runtime import Runtime
@@ -67,7 +66,7 @@ def bundle(recognising: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def untagged(drives: Path, bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The report of a replay whose vehicle is told nothing."""
-    out, faults = tmp_path_factory.mktemp("untagged"), [Fault.parse(text) for text in OUTLIERS]
+    out, faults = tmp_path_factory.mktemp("untagged"), OUTLIERS
     replay(Source(drives, VERSION), bundle, out, Settings(faults=faults, conditions=Conditions()), console=QUIET)
     return out / "report.html"
 

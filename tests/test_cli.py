@@ -66,8 +66,12 @@ def test_every_command_has_help_with_an_example(command):
             ["adapt", "{tmp}", "--add", "low_rank:a", "--option", "rank=x", "--data", "{tmp}", "--out", "{tmp}/r"],
             "--option rank=x: write NAME=NUMBER",
         ),
-        (["adapt", "{tmp}", "--add", "low_rank:a", "--data", "{tmp}", "--out", "{tmp}/r"], "{tmp}: holds no tables"),
-        (["adapt", "{tmp}", "--task", "conditions", "--data", "{tmp}", "--out", "{tmp}/r"], "{tmp}: holds no tables"),
+        (["adapt", "{tmp}", "--add", "low_rank:a", "--data", "{tmp}", "--out", "{tmp}/r"], "no checkpoint here"),
+        (
+            ["adapt", "{tmp}", "--task", "map", "--data", "{tmp}", "--out", "{tmp}/r", "--rig", "truck"],
+            "{tmp}: holds no tables",
+        ),
+        (["simulate", "{tmp}/d", "--rig", "trukc"], "rig trukc: not known; give a YAML file or one of nuscenes,"),
         (
             ["adapt", "{tmp}", "--task", "conditions", "--add", "low_rank:a", "--data", "{tmp}", "--out", "{tmp}/r"],
             "give --add with --conditions and --option for a module, or --task with --config for a task",

@@ -16,6 +16,7 @@ from nuscenes.eval.detection.evaluate import DetectionEval
 from refusals import one_line_error
 from rich.console import Console
 from submissions import BOX
+from vocabulary import RIG
 
 from perception.config import Lidar
 from perception.datasets.nuscenes.dataset import NuScenesTables
@@ -31,7 +32,7 @@ from perception.tasks.map.iou import THRESHOLDS, MapIou
 CUSTOM = "v1.0-custom"
 SPLITS = {"boston": ["scene-0103"], "singapore": ["scene-0916"]}
 EAST = 610.0  # m; scene-0103 starts ten metres west of it
-SPEC = InputSpec(BevGrid(), Lidar(sweeps=0), camera=None)
+SPEC = InputSpec(BevGrid(), Lidar(sweeps=0), camera=None, rig=RIG)
 
 
 def map_east_of(x: float) -> dict:
@@ -146,7 +147,7 @@ def test_perfect_predictions_score_perfectly(dataroot: Path, tmp_path: Path, ref
         assert not frame.cameras  # a model without cameras does not have them read
         return predictor(frame)
 
-    spec = InputSpec(BevGrid(reference=reference), Lidar(sweeps=0), camera=None)
+    spec = InputSpec(BevGrid(reference=reference), Lidar(sweeps=0), camera=None, rig=RIG)
     metrics = evaluate(watched, tables, split, selectors, tmp_path, spec, Console(file=io.StringIO()))
     assert metrics["split"] == (split or "all")
     assert [metrics["samples"], len(with_points), sum(with_points)] == [samples, samples, seen]

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lowered import OUTPUTS
 from networks import tasks
+from vocabulary import RIG
 
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
 from deploy.export import export
@@ -65,7 +66,7 @@ def test_onnx_equals_torch_on_simulated_frames(tables: NuScenesTables, missing: 
 
 
 def test_onnx_equals_torch_with_nothing_to_see() -> None:
-    frame = without(without(synthetic_frame("ego"), "camera"), "lidar")
+    frame = without(without(synthetic_frame("ego", RIG), "camera"), "lidar")
     assert_onnx_equals_torch(frame, ())
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from exported import QUIET, bundle, checkpoint_of, modular, without
+from vocabulary import RIG
 
 from deploy.build import build
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
@@ -108,7 +109,7 @@ def test_one_graph_serves_several_routes_and_any_mixture_of_them(tmp_path: Path)
     assert manifest.conditional
     model, _ = load_model(checkpoint)
     runtime, engine = Runtime(tmp_path / "bundle"), OnnxRuntimeEngine(exported.onnx)
-    frame = synthetic_frame("ego", 3)
+    frame = synthetic_frame("ego", RIG, 3)
     for conditions in (
         Conditions(city="boston"),
         Conditions(weather="rain", city="boston"),

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from networks import tasks, uniform_tolerances
 from test_golden_sensitivity import PRECISIONS, engine, flipped, small, weights
+from vocabulary import RIG
 
 from deploy.bundle import Bundle
 from deploy.engines import open_engine
@@ -184,7 +185,7 @@ def test_a_golden_file_that_compares_nothing_is_refused(tmp_path: Path) -> None:
 
 def test_an_engine_that_goes_wrong_while_driving_is_found_within_the_interval() -> None:
     """It begins to run with other weights in one layer, as after a flipped bit; until then it is right."""
-    runtime, frame = Runtime(small().path), synthetic_frame("ego", 3)
+    runtime, frame = Runtime(small().path), synthetic_frame("ego", RIG, 3)
     network = runtime._networks[0]
     right, wrong = network.engine, engine("fp32")
     name = "model.trunk.stages.1.1.conv.layer.weight"
@@ -207,7 +208,7 @@ def test_an_engine_that_goes_wrong_while_driving_is_found_within_the_interval() 
 
 
 def test_a_check_changes_nothing_of_the_drive() -> None:
-    frames = [synthetic_frame("ego", seed) for seed in range(4)]
+    frames = [synthetic_frame("ego", RIG, seed) for seed in range(4)]
     plain, checked = Runtime(small().path), Runtime(small().path)
     for i, frame in enumerate(frames):
         frame = replace(frame, timestamp=500_000 * i)

@@ -12,7 +12,7 @@ from deploy.bundle import Bundle
 from deploy.route import BankedModule
 from deploy.vocabulary import SENSORS, require_vocabulary
 from perception.errors import InputError
-from perception.frame import ATTRIBUTES, CAMERAS, CLASSES, CONDITION_VALUES, MAP_CLASSES
+from perception.frame import ATTRIBUTES, CLASSES, CONDITION_VALUES, MAP_CLASSES
 from perception.modules.spec import all_facts
 from perception.tasks import TASKS
 
@@ -20,7 +20,6 @@ FIELDS = {
     "classes": CLASSES,
     "attributes": ATTRIBUTES,
     "map_classes": MAP_CLASSES,
-    "cameras": CAMERAS,
     "conditions": CONDITION_VALUES,
 }
 

@@ -16,11 +16,12 @@ from nuscenes.eval.detection.utils import category_to_detection_name
 from nuscenes.utils.data_classes import Box, LidarPointCloud
 from nuscenes.utils.geometry_utils import BoxVisibility, view_points
 from nuscenes.utils.splits import create_splits_scenes
+from vocabulary import CAMERAS
 
 from perception.datasets.nuscenes import tables as tables_module
 from perception.datasets.nuscenes.dataset import NuScenesTables, conditions_of, official_splits
 from perception.errors import InputError
-from perception.frame import ATTRIBUTES, CAMERAS, CLASSES, Conditions
+from perception.frame import ATTRIBUTES, CLASSES, Conditions
 
 
 @dataclass(frozen=True)

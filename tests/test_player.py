@@ -26,6 +26,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from judged import instead
+from vocabulary import SENSORS
 
 from deploy.export import export
 from deploy.replay.faults import Fault, inject
@@ -49,7 +50,7 @@ from perception.tasks.map.memory import MapMemory
 FRAMES, VERSION = 120, "v1.0-tiny"
 SAME = ("results.json", "tracks.json", "statistics.jsonl", "sources.json")
 # Both show earlier frames, which a replay that goes on must have as well.
-FAULTS = [Fault.parse("delay:lidar,seconds=1.2@5-20"), Fault.parse("freeze:lidar@25-40")]
+FAULTS = ["delay:lidar,seconds=1.2@5-20", "freeze:lidar@25-40"]
 
 
 @cache
@@ -303,7 +304,7 @@ def test_a_full_disk_is_one_line(drive: Path, killed: Killed, tmp_path: Path, li
 
 @cache
 def first_frames(drive: Path) -> list[Frame]:
-    return list(inject(frames(drive)[:7], FAULTS))
+    return list(inject(frames(drive)[:7], [Fault.parse(text, SENSORS) for text in FAULTS]))
 
 
 def test_a_recalled_frame_gives_the_same_scene(drive: Path, tmp_path: Path) -> None:
@@ -410,7 +411,7 @@ def test_a_journal_without_a_frame_binds_to_nothing(tmp_path: Path) -> None:
 def test_tracks_are_those_of_the_scene(drive: Path, undisturbed: Path, tmp_path: Path) -> None:
     runtime = Runtime(small())
     with TrackWriter.open(tmp_path / "tracks.json", runtime.bundle.manifest.sensors) as writer:
-        for frame in inject(frames(drive), FAULTS):
+        for frame in inject(frames(drive), [Fault.parse(text, SENSORS) for text in FAULTS]):
             writer.add(frame.token, runtime.step(frame).states["detection"])
     assert (tmp_path / "tracks.json").read_bytes() == (undisturbed / "tracks.json").read_bytes()
 
@@ -447,7 +448,7 @@ class LongDrive:
     player: Player  # that replays it
 
     def __init__(self, frame: Frame) -> None:
-        self.frame, self.counts = frame, Counts()
+        self.frame, self.counts = frame, Counts(SENSORS)
 
     def __len__(self) -> int:
         return 201

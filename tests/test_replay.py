@@ -14,6 +14,7 @@ from exported import QUIET, bundle
 from nuscenes.utils.geometry_utils import view_points
 from pages import page_data
 from pyquaternion import Quaternion
+from vocabulary import CAMERAS
 
 from deploy.replay import pictures
 from deploy.replay.gates import Gates
@@ -23,7 +24,7 @@ from deploy.replay.settings import Source
 from deploy.runtime import Runtime
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
-from perception.frame import CAMERAS, Boxes, Frame
+from perception.frame import Boxes, Frame
 from perception.grid import BevGrid
 from perception.tasks.detection.submission import sample_results
 from perception.tasks.drawing import RasterLayer

@@ -10,6 +10,7 @@ import pytest
 import torch
 from slotted import EVERYWHERE, randomised
 from torch import Tensor, nn
+from vocabulary import RIG
 
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
 from deploy.golden import differences, synthetic_frame
@@ -65,7 +66,7 @@ def little(
 
 
 def frame_inputs(model: PerceptionModel, *seeds: int) -> dict[str, Tensor]:
-    frames = [prepare(synthetic_frame("ego", seed=seed), InputSpec.of(model.config)) for seed in seeds]
+    frames = [prepare(synthetic_frame("ego", RIG, seed=seed), InputSpec.of(model.config)) for seed in seeds]
     return {name: torch.from_numpy(np.concatenate([f[name] for f in frames])) for name in frames[0]}
 
 
@@ -218,7 +219,7 @@ def test_what_is_recognised_shapes_neither_base_nor_modules() -> None:
     model = little(ALL[:2], recognising=True).train()
     tags = [Conditions("rain", "day", "boston"), Conditions("clear", "night")]
     dense = model(frame_inputs(model, 1, 2), tags)
-    frames = [replace(synthetic_frame("ego", seed=0), conditions=known) for known in tags]
+    frames = [replace(synthetic_frame("ego", RIG, seed=0), conditions=known) for known in tags]
     labels = batch_labels([{"conditions": model.tasks["conditions"].labels(frame)} for frame in frames])
     losses = model.losses(dense, labels)
     assert losses.keys() == {f"conditions/{kind}" for kind in CONDITIONS}

@@ -10,9 +10,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from judged import instead
+from vocabulary import CAMERAS, SENSORS, sensors
 
 from perception.datasets.nuscenes.dataset import NuScenesTables
-from perception.frame import CAMERAS, CONDITIONS, MAP_CLASSES, Boxes, Camera, Conditions, Frame, Prediction
+from perception.frame import CONDITIONS, MAP_CLASSES, Boxes, Camera, Conditions, Frame, Prediction
 from perception.grid import BevGrid
 from perception.scene.belief import ConditionBelief, tagged
 from perception.scene.health.monitor import HealthMonitor
@@ -21,7 +22,6 @@ from perception.tasks import configured, tasks_of
 from perception.tasks.detection.tracker import Tracker
 from perception.tasks.map.memory import MapMemory
 
-SENSORS = ("LIDAR_TOP", *CAMERAS)
 GRID = BevGrid(x=(-12.8, 12.8), y=(-12.8, 12.8), cell=1.6)
 TASKS = tasks_of(configured({"detection": {}, "map": {}, "conditions": {}}), GRID)
 UNKNOWN = Conditions()
@@ -194,7 +194,7 @@ def test_what_is_recognised_without_a_sensor_is_no_evidence() -> None:
     recognising(scene, blind, light=[0.0, 1.0])
     assert scene.observe(frame_at(1)) == Conditions()
     scene, dark = (
-        Scene(["CAM_FRONT"], TASKS),
+        Scene(sensors("CAM_FRONT"), TASKS),
         replace(frame_at(0), cameras={"CAM_BACK": frame_at(0).cameras["CAM_BACK"]}),
     )
     recognising(scene, dark, light=[0.0, 1.0])
@@ -203,7 +203,7 @@ def test_what_is_recognised_without_a_sensor_is_no_evidence() -> None:
 
 def test_what_the_network_does_not_have_is_none() -> None:
     frame = frame_at(0)
-    scene = Scene(["CAM_BACK"], {})
+    scene = Scene(sensors("CAM_BACK"), {})
     scene.observe(frame)
     found = scene.update(frame, prediction_of(frame))
     assert (found.states, found.route, list(found.health)) == ({}, {}, ["CAM_BACK"])

@@ -12,6 +12,7 @@ from nuscenes.eval.common.data_classes import EvalBoxes
 from nuscenes.eval.detection.data_classes import DetectionBox
 from nuscenes.eval.detection.evaluate import DetectionEval
 from rich.console import Console
+from vocabulary import RIG
 
 from perception.config import Lidar
 from perception.datasets.nuscenes.dataset import NuScenesTables
@@ -25,7 +26,7 @@ from perception.sensors.inputs import InputSpec
 from perception.tasks.detection.devkit import boxes_to_compare, open_devkit, score_submission
 from perception.tasks.map.iou import MapIou
 
-SPEC = InputSpec(BevGrid(), Lidar(sweeps=0), camera=None)
+SPEC = InputSpec(BevGrid(), Lidar(sweeps=0), camera=None, rig=RIG)
 MAP_GRID = SPEC.grid.coarser(4)
 
 

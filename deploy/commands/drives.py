@@ -10,7 +10,20 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from deploy.commands.trust import AllowOlder, Keys, State, make_trust
-from perception.commands.common import VALIDATION, Json, Out, Root, Scenes, Version, app, console_for, names, report
+from perception.commands.common import (
+    VALIDATION,
+    Json,
+    Out,
+    RigOption,
+    Root,
+    Scenes,
+    Version,
+    app,
+    console_for,
+    names,
+    report,
+    rig_of,
+)  # fmt: skip
 from perception.errors import InputError
 
 if TYPE_CHECKING:
@@ -40,6 +53,7 @@ def evaluate(
     official: Annotated[
         bool, typer.Option("--official", help="Also score the submission with nuscenes-devkit, and compare.")
     ] = False,
+    rig: RigOption = None,
     as_json: Json = False,
 ) -> None:
     """Score a model as nuScenes does: mAP, NDS, TP errors; and the map's IoU."""
@@ -48,23 +62,25 @@ def evaluate(
     from perception.sources import open_source
     from perception.tasks.detection.official import compare, require_official
 
-    tables, console = open_source(data, version), console_for(as_json)
-    if official:
-        require_official(tables)
-    split = split or VALIDATION.get(tables.version, "all")
     predictor: Callable[[Frame], Prediction]
     if (model / "manifest.json").exists():
         from deploy.runtime import Runtime
 
         predictor = runtime = Runtime(model, target, make_trust(key, state, allow_older))
         spec = runtime.bundle.spec
+        if rig is not None:
+            raise InputError(f"--rig {rig}: a bundle is for one rig, {spec.rig.name}; give a run")
     elif key or target != "cpu":
         raise InputError(f"{model}: --target and --key need a bundle; export one first")
     else:
         from perception.predict import TorchPredictor
 
-        predictor = torch_predictor = TorchPredictor.load(model)
+        predictor = torch_predictor = TorchPredictor.load(model, rig_of(rig))
         spec = torch_predictor.spec
+    tables, console = open_source(data, version, spec.rig), console_for(as_json)
+    if official:
+        require_official(tables)
+    split = split or VALIDATION.get(tables.version, "all")
     metrics = run(predictor, tables, split, names(scenes), out, spec, console, Breakdown(names(by), names(corruptions)))
     if official:
         metrics = compare(out, tables, metrics, console)
@@ -84,7 +100,7 @@ def replay(
     ] = None,
     fault: Annotated[
         list[str] | None,
-        typer.Option(help="KIND:SENSOR[,NAME=NUMBER]@START-END in seconds, as drop:CAM_FRONT@2.0-4.0; repeatable."),
+        typer.Option(help="KIND:SENSOR[,NAME=NUMBER]@START-END in seconds, as drop:cameras@2.0-4.0; repeatable."),
     ] = None,
     conditions: Annotated[
         str,
@@ -127,7 +143,6 @@ def replay(
     With --gates or --baseline it also writes a verdict (verdict.json, junit.xml). Exit code 0: pass; 1: fail; 3:
     inconclusive, because there are too few scenes.
     """
-    from deploy.replay.faults import Fault
     from deploy.replay.gates import Gates
     from deploy.replay.outcome import EXIT_CODES
     from deploy.replay.run import replay as run
@@ -141,7 +156,7 @@ def replay(
     settings = Settings(
         target=target,
         trust=make_trust(key, state, allow_older),
-        faults=[Fault.parse(text) for text in fault or ()],
+        faults=fault or (),
         conditions=parse_conditions([] if conditions == "none" else names(conditions)) if conditions else None,
         selection=Selection(start, math.inf if end is None else end, every),
         real_time=real_time,

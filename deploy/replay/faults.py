@@ -1,6 +1,6 @@
 """Sensor faults, injected into a drive while it is replayed.
 
-A fault is written KIND:SENSOR[,NAME=NUMBER]...[@START-END], such as drop:CAM_FRONT@2.0-4.0.
+A fault is written KIND:SENSOR[,NAME=NUMBER]...[@START-END], such as drop:cameras@2.0-4.0.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from pydantic import Field, ValidationError
 
 from perception.errors import InputError
 from perception.evaluation import corrupt
-from perception.frame import CAMERAS, LIDAR, Camera, Frame
+from perception.frame import Camera, Frame
+from perception.rig import GROUPS, Sensors
 from perception.scene.health.monitor import Status
 from perception.section import Section
 
-GROUPS = {"lidar": (LIDAR,), "cameras": CAMERAS, "all": (LIDAR, *CAMERAS)}
 LONGEST_DELAY = 10.0  # s for which frames are kept in memory
 
 Share = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
@@ -175,7 +175,8 @@ class Corruption(Kind):
 
 
 KINDS: dict[str, type[Kind]] = {kind.__name__.lower(): kind for kind in Kind.__subclasses__()}
-SENSORS_OF_KIND = {"blur": CAMERAS, "points": (LIDAR,)}  # kinds that only these sensors can have
+
+SENSORS_OF_KIND = {"blur": "cameras", "points": "lidar"}  # kinds that only this group of sensors can have
 
 _TEXT = re.compile(r"(?P<kind>\w*):(?P<sensor>\w*)(?P<options>(?:,[^,@]*)*)(?:@(?P<start>[^-]*)-(?P<end>.*))?")
 
@@ -186,30 +187,35 @@ class Fault:
 
     text: str  # as written; seeds the random numbers, with the sensor and the frame
     kind: Kind
-    sensors: tuple[str, ...]  # LIDAR and names in CAMERAS
+    sensors: tuple[str, ...]  # names in the rig
+    lidars: tuple[str, ...]  # all of the rig
     start: float  # s since the first frame of the drive
     end: float  # s; the fault ends before it
 
     @staticmethod
-    def parse(text: str) -> Fault:
+    def parse(text: str, every: Sensors) -> Fault:
         """Parse KIND:SENSOR[,NAME=NUMBER]...[@START-END].
+
+        Args:
+            every: the sensors of the rig.
 
         Raises:
             InputError: there is no such kind, sensor or option, a number is out of range, or the window is empty.
         """
         match = _TEXT.fullmatch(text)
         if match is None:
-            raise InputError(f"--fault {text}: write KIND:SENSOR[,NAME=NUMBER]@START-END, as drop:CAM_FRONT@2.0-4.0")
+            raise InputError(f"--fault {text}: write KIND:SENSOR[,NAME=NUMBER]@START-END, as drop:cameras@2.0-4.0")
         name, sensor = match["kind"], match["sensor"]
         if name not in KINDS:
             raise InputError(f"--fault {text}: no kind {name!r}; one of {', '.join(KINDS)}")
-        if sensor not in (LIDAR, *CAMERAS, *GROUPS):
-            raise InputError(f"--fault {text}: no sensor {sensor!r}; one of {', '.join((*GROUPS, LIDAR, *CAMERAS))}")
-        sensors = GROUPS.get(sensor, (sensor,))
-        if outside := set(sensors) - set(SENSORS_OF_KIND.get(name, sensors)):
+        if sensor not in (*GROUPS, *every.names):
+            raise InputError(f"--fault {text}: no sensor {sensor!r}; one of {', '.join((*GROUPS, *every.names))}")
+        groups = dict(zip(GROUPS, (every.lidars, every.cameras, every.names), strict=True))
+        sensors = groups.get(sensor, (sensor,))
+        if outside := set(sensors) - set(groups[SENSORS_OF_KIND.get(name, "all")]):
             raise InputError(f"--fault {text}: {sensor} cannot have {name} ({', '.join(sorted(outside))})")
         start, end = _window(text, match["start"], match["end"])
-        return Fault(text, _kind(text, KINDS[name], match["options"]), sensors, start, end)
+        return Fault(text, _kind(text, KINDS[name], match["options"]), sensors, every.lidars, start, end)
 
     def random(self, *seeds: str) -> np.random.Generator:
         """A generator with the same numbers for the same fault and seeds on every machine."""
@@ -226,11 +232,28 @@ class Fault:
             camera = self.kind.camera(cameras.pop(name), before, self.random(name, *seed))
             if camera is not None:
                 cameras[name] = camera
-        points = frame.points
-        if LIDAR in self.sensors and points is not None:
-            points = self.kind.lidar(frame, past, self.random("lidar", *seed))
+        for i, name in enumerate(self.lidars):
+            own = frame.of_lidar(i)
+            if name in self.sensors and own.points is not None:
+                shown = None if past is None else past.of_lidar(i)
+                points = self.kind.lidar(own, shown, self.random("lidar" if i == 0 else name, *seed))
+                frame = _with_points(frame, i, points)
         # Keep the order of the cameras.
-        return replace(frame, points=points, cameras={name: cameras[name] for name in frame.cameras if name in cameras})
+        return replace(frame, cameras={name: cameras[name] for name in frame.cameras if name in cameras})
+
+
+def _with_points(frame: Frame, lidar: int, points: np.ndarray | None) -> Frame:
+    """The frame with these points instead of one LiDAR's; in the order of a `Frame`'s."""
+    if frame.points is None or frame.lidar_of_point is None:
+        return replace(frame, points=points)
+    points = np.zeros((0, 5), np.float32) if points is None else points
+    rest = frame.lidar_of_point != lidar
+    joined = np.concatenate([frame.points[rest], points])
+    owners = np.concatenate([frame.lidar_of_point[rest], np.full(len(points), lidar, np.uint8)])
+    order = np.argsort(joined[:, 4], kind="stable")
+    if not len(order):
+        return replace(frame, points=None, lidar_of_point=None)
+    return replace(frame, points=joined[order], lidar_of_point=owners[order])
 
 
 def _window(text: str, start: str | None, end: str | None) -> tuple[float, float]:

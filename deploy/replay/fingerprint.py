@@ -37,7 +37,7 @@ def _sensors(frame: Frame) -> bytes:
     """
     known = (frame.token, frame.scene, frame.timestamp, frame.location, frame.conditions, frame.points is None)
     arrays = [frame.global_from_ego]
-    arrays += [] if frame.points is None else [frame.points[frame.points[:, 4] == 0, 3]]
+    arrays += [] if frame.points is None else [frame.keyframe_points[:, 3]]
     for camera in frame.cameras.values():
         arrays += [camera.intrinsics, camera.ego_from_camera, camera.global_from_ego, camera.image[::_ROWS]]
     return _sha256(repr((known, [(name, c.timestamp) for name, c in frame.cameras.items()])).encode(), arrays)

@@ -105,7 +105,7 @@ def new_provenance(runtime: Runtime, source: Source, settings: Settings) -> Repl
         version=source.version,
         scenes=tuple(source.scenes),
         topics_sha256=None if source.topics is None else sha256(source.topics),
-        faults=tuple(fault.text for fault in settings.faults),
+        faults=tuple(settings.faults),
         conditions=None if settings.conditions is None else settings.conditions.known(),
         selection=SelectionUsed(
             start=selection.start, end=None if math.isinf(selection.end) else selection.end, every=selection.every

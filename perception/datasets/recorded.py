@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,8 @@ from perception.datasets.keyframes import Keyframes
 from perception.datasets.nuscenes.map_expansion import MapExpansion
 from perception.frame import Camera, Frame
 from perception.grid import Reference
-from perception.sensors.lidar.sweeps import Sweep, accumulate_sweeps, global_from_reference
+from perception.rig import Rig
+from perception.sensors.lidar.sweeps import Sweep, global_from_reference, join_lidars
 
 SweepFile = tuple[str, int, np.ndarray, np.ndarray]  # file in the dataroot, us, global_from_ego, ego_from_lidar
 
@@ -21,8 +22,8 @@ SweepFile = tuple[str, int, np.ndarray, np.ndarray]  # file in the dataroot, us,
 class RecordedKeyframes(Keyframes):
     """Reads frames and maps; subclasses give the files, poses and labels of a keyframe."""
 
-    def __init__(self, dataroot: Path) -> None:
-        self.dataroot = dataroot
+    def __init__(self, dataroot: Path, rig: Rig) -> None:
+        self.dataroot, self.rig = dataroot, rig
         self._maps: dict[str, MapExpansion | None] = {}
 
     @abstractmethod
@@ -31,12 +32,12 @@ class RecordedKeyframes(Keyframes):
 
     @abstractmethod
     def _keyframe(self, sample: str) -> SweepFile:
-        """The LiDAR's file with global_from_ego of the frame. InputError for an unknown sample."""
+        """The reference LiDAR's file with global_from_ego of the frame. InputError for an unknown sample."""
 
     @abstractmethod
-    def _sweeps(self, sample: str, count: int) -> Iterable[SweepFile]:
-        """The keyframe's sweep, then up to `count` earlier ones, latest first; only the product of the two matrices
-        is used."""
+    def _sweeps(self, sample: str, count: int) -> Mapping[int, Iterable[SweepFile]]:
+        """For each LiDAR by its index in the rig: the keyframe's sweep, then up to `count` earlier ones, latest first.
+        Unless the rig has `own`, only the product of the two matrices is used."""
 
     @abstractmethod
     def _cameras(self, sample: str) -> dict[str, Camera]:
@@ -74,6 +75,11 @@ class RecordedKeyframes(Keyframes):
         _, timestamp, global_from_ego, ego_from_lidar = self._keyframe(sample)
         reference = global_from_reference(global_from_ego, ego_from_lidar, grid_reference)
         reference_from_global = np.linalg.inv(reference)
+        points, lidar_of_point = None, None
+        if lidar:
+            files = self._sweeps(sample, sweeps)
+            found = {index: self._read(each) for index, each in files.items()}
+            points, lidar_of_point = join_lidars(found, timestamp, reference_from_global, self.rig.own)
         boxes = self.boxes(sample) if annotations else None
         scene = self.scene(sample)
         return Frame(
@@ -83,25 +89,23 @@ class RecordedKeyframes(Keyframes):
             global_from_reference=reference,
             global_from_ego=global_from_ego,
             cameras=self._cameras(sample) if cameras else {},
-            points=self._points(sample, sweeps, reference_from_global) if lidar else None,
+            points=points,
             conditions=self.conditions(sample),
             boxes=None if boxes is None else boxes.transformed(reference_from_global),
             scene=scene,
             location=self._location(scene),
+            lidar_of_point=lidar_of_point,
         )
 
-    def _points(self, sample: str, sweeps: int, reference_from_global: np.ndarray) -> np.ndarray | None:
-        """(N, 5) of the keyframe, then of earlier sweeps, latest first; None without the keyframe's file.
-
-        Missing earlier sweeps are skipped.
-        """
+    def _read(self, files: Iterable[SweepFile]) -> list[Sweep]:
+        """The sweeps of one LiDAR; none without the keyframe's file. Missing earlier sweeps are skipped."""
         found: list[Sweep] = []
-        for i, (file, timestamp, global_from_ego, ego_from_lidar) in enumerate(self._sweeps(sample, sweeps)):
+        for i, (file, timestamp, global_from_ego, ego_from_lidar) in enumerate(files):
             try:
                 points = read_points(self.dataroot / file)
             except FileNotFoundError:
                 if i == 0:
-                    return None
+                    return []
             else:
                 found.append(Sweep(points, timestamp, global_from_ego, ego_from_lidar))
-        return accumulate_sweeps(found, found[0].timestamp, reference_from_global)
+        return found

@@ -80,7 +80,7 @@ def evaluate(
     if breakdown.by:
         scores["slices"] = slice_scores(known, metrics, breakdown.by)
     if corruptions:
-        scores["robustness"] = robustness(predictor, frames, metrics, corruptions)
+        scores["robustness"] = robustness(predictor, frames, metrics, corruptions, spec.rig.sensors.cameras)
     write_atomically(out / "metrics.json", json.dumps(scores, indent=2, allow_nan=False).encode())
     _print(scores, metrics, tables, console)
     return scores

@@ -16,7 +16,8 @@ from perception.atomic import write_atomically
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.datasets.nuscenes.tables import Recording
 from perception.errors import InputError
-from perception.frame import ATTRIBUTES, CAMERAS, CLASSES, LIDAR, Boxes
+from perception.frame import ATTRIBUTES, CLASSES, Boxes
+from perception.mmdet3d.nuscenes_rig import CAMERAS, LIDAR
 
 _SWEEPS = 10  # before each keyframe, as in mmdet3d's converter
 # The order of labels in mmdet3d's NuScenesDataset.METAINFO.

@@ -7,7 +7,7 @@ after a gap of 1.5 s, and before a keyframe without earlier sweeps.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from perception.errors import InputError
 from perception.frame import Boxes, Camera, Conditions
 from perception.mmdet3d.layouts import CameraFile, Keyframe, read_keyframes
 from perception.mmdet3d.unpickle import read_plain
+from perception.rig import load_rig
 from perception.rotations import quaternions
 
 _MAX_GAP = 1_500_000  # us between keyframes of a drive, which are 0.5 to 0.6 s apart
@@ -34,7 +35,7 @@ class Infos(RecordedKeyframes):
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
-        super().__init__(self.path.parent)
+        super().__init__(self.path.parent, load_rig("nuscenes"))
         self.version = self.path.name
         content = read_plain(self.path)
         keyframes = read_keyframes(content, self.path, self.path.stat().st_size)
@@ -109,8 +110,11 @@ class Infos(RecordedKeyframes):
         lidar, global_from_ego = self._keyframes[sample].lidar, self._keyframes[sample].global_from_ego
         return lidar.file, lidar.timestamp, global_from_ego, np.linalg.inv(global_from_ego) @ lidar.global_from_sensor
 
-    def _sweeps(self, sample: str, count: int) -> Iterable[SweepFile]:
-        """As the base class; the file usually lists ten."""
+    def _sweeps(self, sample: str, count: int) -> dict[int, Iterable[SweepFile]]:
+        """As the base class; infos have one LiDAR, and the file usually lists ten sweeps."""
+        return {0: self._chain(sample, count)}
+
+    def _chain(self, sample: str, count: int) -> Iterator[SweepFile]:
         keyframe = self._keyframes[sample]
         for each in (keyframe.lidar, *keyframe.sweeps[:count]):
             yield each.file, each.timestamp, each.global_from_sensor, np.eye(4)
@@ -160,6 +164,6 @@ def _drives(keyframes: Sequence[Keyframe]) -> list[list[str]]:
 
 
 def _log(keyframe: Keyframe) -> str:
-    """The log in a nuScenes file name, such as n015-2018-07-18-11-07-57+0800__LIDAR_TOP__...; '' for none."""
+    """The log in a nuScenes file name, such as n015-2018-07-18-11-07-57+0800__SENSOR__...; '' for none."""
     log, found, _ = Path(keyframe.lidar.file).name.partition("__")
     return log if found else ""

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from perception.frame import CONDITIONS, LIDAR, Conditions, Frame, Prediction
+from perception.frame import CONDITIONS, Conditions, Frame, Prediction
+from perception.rig import Sensors
 from perception.scene.belief import Belief, ConditionBelief, tagged
 from perception.scene.health.monitor import HealthMonitor, SensorHealth
 from perception.tasks.task import Evidence, Task
@@ -46,18 +47,18 @@ class Scene:
     Memory is bounded, and the same frames give bit-identical states.
 
     Args:
-        sensors: inputs of the network: LIDAR_TOP and names of cameras.
+        sensors: of the network.
         tasks: of the network.
         modules: switched module -> facts that it requires (`perception.modules.spec`).
     """
 
     def __init__(
         self,
-        sensors: Sequence[str],
+        sensors: Sensors,
         tasks: Mapping[str, Task[Any]],
         modules: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
-        self._sensors, self._tasks = tuple(sensors), tasks
+        self._sensors, self._tasks = sensors, tasks
         self._modules = {name: tuple(required) for name, required in (modules or {}).items()}
         self._drive: str | None = None
         self._observed: str | None = None  # token of the frame between `observe` and `update`
@@ -130,8 +131,8 @@ class Scene:
 
     def _has_data(self, frame: Frame) -> bool:
         """Whether the frame has data of any of the sensors; without any, night would be recognised."""
-        points = LIDAR in self._sensors and frame.points is not None and len(frame.points) > 0
-        return points or not frame.cameras.keys().isdisjoint(self._sensors)
+        points = bool(self._sensors.lidars) and frame.points is not None and len(frame.points) > 0
+        return points or not frame.cameras.keys().isdisjoint(self._sensors.cameras)
 
     def _why(self, name: str, weight: float, frame: Frame, beliefs: Mapping[str, Belief]) -> str:
         """The reason for a module's weight: the required facts that hold, or those that do not."""

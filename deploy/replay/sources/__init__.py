@@ -9,12 +9,11 @@ from typing import Protocol
 from deploy.replay.sources.counts import Counts
 from deploy.replay.sources.nuscenes import NuScenesDrive
 from deploy.replay.sources.recorded_drive import RecordedDrive
-from deploy.replay.sources.topics import Topics
+from deploy.replay.sources.topics import load_topics
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.datasets.nuscenes.tables import versions
 from perception.errors import InputError
 from perception.frame import Frame
-from perception.section import load_section
 from perception.sensors.inputs import InputSpec
 
 
@@ -64,12 +63,10 @@ def open_drives(
     if is_recording(path):
         if version is not None or scenes:
             raise InputError(f"{path}: a recording is one drive; --version and --scenes choose within a dataroot")
-        return [
-            RecordedDrive(path, Topics() if topics is None else load_section(Topics, topics, "the map of topics"), spec)
-        ]
+        return [RecordedDrive(path, load_topics(topics, spec.rig), spec)]
     if topics is not None:
         raise InputError(f"{path}: a dataroot has no topics; --topics goes with a .mcap file or a rosbag2")
     if version is None:
         raise InputError(f"{path}: neither a recording (.mcap, .db3, rosbag2) nor a dataroot with a --version")
-    tables = NuScenesTables(path, version)
+    tables = NuScenesTables(path, version, spec.rig)
     return [NuScenesDrive(tables, scene, spec) for scene in scenes or tables.scenes()]

@@ -27,7 +27,7 @@ class NuScenesDrive:
     def __init__(self, tables: NuScenesTables, scene: str, spec: InputSpec) -> None:
         self.tables = tables
         self._spec = spec
-        self.counts = Counts()
+        self.counts = Counts(spec.rig.sensors)
         self._samples = tables.samples(selectors=[scene])
 
     @property
@@ -39,7 +39,7 @@ class NuScenesDrive:
         return len(self._samples)
 
     def __iter__(self) -> Iterator[Frame]:
-        self.counts = Counts()
+        self.counts = Counts(self._spec.rig.sensors)
         for sample in self._samples:
             frame = self.tables.frame(sample, self._spec.grid.reference, self._spec.sweeps)
             self.counts.add_frame(frame)

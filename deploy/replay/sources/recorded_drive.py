@@ -43,10 +43,10 @@ class RecordedDrive:
         conditions = conditions_of(info.description, info.location) if described else Conditions()
         self._drive = DriveInfo(info.scene, info.location, conditions)
         self._has_keyframes = topics.keyframes is not None and topics.keyframes in info.counts
-        if topics.lidar is not None and not info.counts.get(topics.lidar.topic):
-            topics = topics.model_copy(update={"lidar": None})  # so that no frame waits for it
+        sending = {name: each for name, each in topics.lidars.items() if info.counts.get(each.topic)}
+        topics = topics.model_copy(update={"lidars": sending})  # so that no frame waits for the others
         self._topics = topics
-        self.counts = Counts()
+        self.counts = Counts(spec.rig.sensors)
 
     @property
     def seconds(self) -> float:
@@ -61,9 +61,8 @@ class RecordedDrive:
         return 1 + round(info.duration / (self._topics.period * 1e6))
 
     def __iter__(self) -> Iterator[Frame]:
-        self.counts = counts = Counts()
-        reference, sweeps = self._spec.grid.reference, self._spec.sweeps
-        assembler = Assembler(self._topics, sweeps, reference, counts, self._drive, self._has_keyframes)
+        self.counts = counts = Counts(self._spec.rig.sensors)
+        assembler = Assembler(self._topics, self._spec, counts, self._drive, self._has_keyframes)
         for raw in self._recording.read(frozenset(self._topics.names()), counts.add_damage):
             counts.messages[raw.topic] += 1
             yield from assembler.advance(raw.time)

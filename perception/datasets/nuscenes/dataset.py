@@ -19,7 +19,8 @@ from perception.datasets.keyframes import select_samples, select_scenes, shorten
 from perception.datasets.nuscenes.tables import Annotations, Recording, Recordings, linked, rows, versions
 from perception.datasets.recorded import RecordedKeyframes, SweepFile
 from perception.errors import InputError
-from perception.frame import CAMERAS, LIDAR, Boxes, Camera, Conditions
+from perception.frame import Boxes, Camera, Conditions
+from perception.rig import Rig, load_rig
 from perception.rotations import rotation_matrices
 
 BICYCLE_RACK = "static_object.bicycle_rack"  # category
@@ -35,12 +36,15 @@ def official_splits() -> dict[str, list[str]]:
 class NuScenesTables(RecordedKeyframes):
     """The drives in one version of a dataroot; `recordings` are its sensor files with poses and calibrations.
 
+    Args:
+        rig: of the vehicle; other sensors of the tables are not read. None: nuScenes' car.
+
     Raises:
-        InputError: the dataroot, the version or a table is missing or damaged.
+        InputError: the dataroot, the version or a table is missing or damaged, or the drives are of another rig.
     """
 
-    def __init__(self, dataroot: Path, version: str) -> None:
-        super().__init__(Path(dataroot))
+    def __init__(self, dataroot: Path, version: str, rig: Rig | None = None) -> None:
+        super().__init__(Path(dataroot), rig or load_rig("nuscenes"))
         self.version = version
         self._folder = _version_folder(self.dataroot, version)
         with linked(self._folder, "log"):
@@ -64,7 +68,7 @@ class NuScenesTables(RecordedKeyframes):
             self._samples[scene].append(token)
             seconds = 1e-6 * (timestamp - self._timestamps[self._samples[scene][0]])
             self._conditions[token] = next(each for start, each in reversed(phases[scene]) if start <= seconds)
-        self.recordings = Recordings(self._folder)
+        self.recordings = Recordings(self._folder, self.rig)
 
     @cached_property
     def _annotations(self) -> Annotations:
@@ -171,12 +175,15 @@ class NuScenesTables(RecordedKeyframes):
 
     def _keyframe(self, sample: str) -> SweepFile:
         keyframe = self.recordings.keyframes.get(sample, {})
-        if LIDAR not in keyframe:
-            raise InputError(f"{self._folder / 'sample_data.json'}: no {LIDAR} keyframe of sample {sample}")
-        return self._sweep(keyframe[LIDAR])
+        reference = self.rig.sensors.lidars[0]
+        if reference not in keyframe:
+            raise InputError(f"{self._folder / 'sample_data.json'}: no {reference} keyframe of sample {sample}")
+        return self._sweep(keyframe[reference])
 
-    def _sweeps(self, sample: str, count: int) -> Iterable[SweepFile]:
-        return map(self._sweep, self.recordings.chain(self.recordings.keyframes[sample][LIDAR], count))
+    def _sweeps(self, sample: str, count: int) -> dict[int, Iterable[SweepFile]]:
+        keyframe, chain = self.recordings.keyframes[sample], self.recordings.chain
+        lidars = enumerate(self.rig.sensors.lidars)
+        return {i: map(self._sweep, chain(keyframe[name], count)) for i, name in lidars if name in keyframe}
 
     def _sweep(self, recording: Recording) -> SweepFile:
         pose = self.recordings.global_from_ego(recording)
@@ -184,7 +191,7 @@ class NuScenesTables(RecordedKeyframes):
 
     def _cameras(self, sample: str) -> dict[str, Camera]:
         keyframe = self.recordings.keyframes[sample]
-        found = {name: self._camera(keyframe[name]) for name in CAMERAS if name in keyframe}
+        found = {name: self._camera(keyframe[name]) for name in self.rig.sensors.cameras if name in keyframe}
         return {name: camera for name, camera in found.items() if camera is not None}
 
     def _camera(self, recording: Recording) -> Camera | None:

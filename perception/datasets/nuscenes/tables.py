@@ -18,7 +18,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from perception.errors import InputError
-from perception.frame import ATTRIBUTES, CAMERAS, CLASSES, LIDAR
+from perception.frame import ATTRIBUTES, CLASSES
+from perception.rig import Rig
 from perception.rotations import rigid
 
 _CHUNK = 1 << 24  # characters per read; much longer than any row
@@ -132,11 +133,21 @@ _COLUMNS = (
 
 
 class Recordings:
-    """All LiDAR sweeps, and the keyframes of the six cameras, with poses and calibrations."""
+    """All LiDAR sweeps, and the keyframes of the cameras, with poses and calibrations.
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        channels = {row["token"]: row["channel"] for row in rows(folder, "sensor")}
+    Args:
+        rig: its sensors are read, by the names of their channels.
+
+    Raises:
+        InputError: the rig's first LiDAR is not among the sensors, or none of its cameras is.
+    """
+
+    def __init__(self, folder: Path, rig: Rig) -> None:
+        self._folder, self._sensors = folder, rig.sensors
+        with linked(folder, "sensor"):
+            sensors = list(rows(folder, "sensor"))
+            channels = {row["token"]: row["channel"] for row in sensors}
+            _require_rig(folder, rig, sensors)
         with linked(folder, "calibrated_sensor"):
             calibrations = {row["token"]: row for row in rows(folder, "calibrated_sensor")}
             channel_of = {token: channels[row["sensor_token"]] for token, row in calibrations.items()}
@@ -155,15 +166,16 @@ class Recordings:
             self.intrinsics = {
                 token: np.array(row["camera_intrinsic"], np.float64).reshape(3, 3)
                 for token, row in calibrations.items()
-                if channel_of[token] in CAMERAS
+                if channel_of[token] in self._sensors.cameras
             }
         self._read_poses(folder)
 
     def _add(self, row: dict[str, Any], channel: str) -> None:
-        if channel != LIDAR and not (channel in CAMERAS and row["is_key_frame"]):
+        lidar = channel in self._sensors.lidars
+        if not lidar and not (channel in self._sensors.cameras and row["is_key_frame"]):
             return
         recording = Recording._make([*(row[column] for column in _COLUMNS), channel])
-        if channel == LIDAR:
+        if lidar:
             self.sweeps[row["token"]] = recording
         if row["is_key_frame"]:
             self.keyframes.setdefault(recording.sample, {})[channel] = recording
@@ -206,6 +218,23 @@ class Recordings:
         """(4, 4) pose of the vehicle at the recording's time."""
         pose = self.pose(recording)
         return rigid(pose[:3], pose[3:])
+
+
+def _require_rig(folder: Path, rig: Rig, sensors: list[dict[str, Any]]) -> None:
+    """Raise InputError if the sensors (rows of the table) are those of another rig."""
+    found = [row["channel"] for row in sensors]
+    pictures = [row["channel"] for row in sensors if row.get("modality") == "camera"]
+    cameras, reference = rig.sensors.cameras, rig.sensors.lidars[0]
+    if reference not in found:
+        missing = reference
+    elif cameras and pictures and not {*cameras} & {*pictures}:
+        missing = cameras[0]
+    else:
+        return
+    raise InputError(
+        f"{folder / 'sensor.json'}: these drives are of another vehicle than the rig {rig.name}: they have no "
+        f"{missing}, but {', '.join(sorted(found))}"
+    )
 
 
 @dataclass(frozen=True)
