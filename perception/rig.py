@@ -1,7 +1,7 @@
 """The sensors of a vehicle as data: names and order of its cameras and LiDARs, and how they are mounted. numpy only.
 
-A network needs only the names of the cameras, in the order of its inputs. Mounts and lenses are for the simulator and
-for recordings that do not bring their calibration.
+A network needs only the names of the cameras, in the order of its inputs. Mounts and lenses are for the simulator and,
+where a map of topics says so, for recordings that do not bring their calibration.
 
 The vehicle's frame (ego): x ahead, y left, z up, on the ground below the rear axle.
 """
@@ -173,7 +173,7 @@ class Rig(Section):
         missing = [(each.name, "mount") for each in sensors if each.mount is None]
         missing += [(each.name, "lens") for each in self.cameras if each.lens is None]
         for name, what in missing:
-            raise InputError(f"rig {self.name}: {name} has no `{what}`; add its calibration to simulate this rig")
+            raise InputError(f"rig {self.name}: {name} has no `{what}`, its calibration; add it")
 
     def calibrated(self) -> Rig:
         """The rig with a mount for each sensor: those without look around evenly, from 1.6 m above the rear axle."""

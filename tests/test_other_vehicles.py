@@ -9,11 +9,16 @@ import numpy as np
 import pytest
 import yaml
 from commands import refuses, succeeds
+from make_log import make_log, messages, topics_of, write_mcap
 from networks import config as small_config
 from pages import page_data
+from refusals import one_line_error
 
 from deploy.bundle import Bundle
+from deploy.replay.faults import Fault, inject
 from deploy.replay.sources import open_drives
+from deploy.replay.sources.cameras import intrinsics_of
+from deploy.replay.sources.topics import load_topics
 from deploy.runtime import Runtime
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.rig import Rig, load_rig
@@ -128,6 +133,21 @@ def test_the_way_from_training_to_a_replay(
     assert {frame["health"][other][0] for frame in data["frames"] for other in others} == {"ok"}
 
 
+@pytest.mark.parametrize("text", ["points:roof_rear,share=0.5", "noise:roof_rear", "freeze:roof_rear", "drop:lidar"])
+def test_a_fault_of_one_lidar_leaves_the_others(drives: dict[str, Path], text: str) -> None:
+    """Points stay in the order of their times, and drop:lidar drops all."""
+    tables, fault = tables_of(drives, "shuttle"), Fault.parse(text, load_rig("shuttle").sensors)
+    frames = [tables.frame(token, sweeps=SWEEPS) for token in tables.samples()]
+    for before, after in zip(frames[1:], list(inject(frames, [fault]))[1:], strict=True):
+        if text == "drop:lidar":
+            assert after.points is None
+            continue
+        np.testing.assert_array_equal(after.of_lidar(0).points, before.of_lidar(0).points)
+        assert not np.array_equal(after.of_lidar(1).points, before.of_lidar(1).points)
+        assert after.points is not None
+        assert (np.diff(after.points[:, 4]) >= 0).all()
+
+
 @pytest.mark.parametrize("other", ["shuttle", "nuscenes"])
 def test_a_bundle_refuses_drives_of_another_vehicle(
     drives: dict[str, Path], bundles: dict[str, Path], other: str, recorded_root: Path, tmp_path: Path
@@ -172,8 +192,6 @@ def test_a_camera_more_at_the_end_changes_no_other_input(drives: dict[str, Path]
 def test_a_recording_of_the_vehicle_gives_the_frames_of_its_tables(
     drives: dict[str, Path], name: str, tmp_path: Path
 ) -> None:
-    from make_log import make_log
-
     make_log(drives[name], "scene-0001", tmp_path / "drive.mcap", rig=name)
     spec = InputSpec.of(small_config().model_copy(update={"rig": load_rig(name)}))
     (recorded,), (read,) = (
@@ -184,6 +202,42 @@ def test_a_recording_of_the_vehicle_gives_the_frames_of_its_tables(
         np.testing.assert_array_equal(a.lidar_of_point, b.lidar_of_point)
         np.testing.assert_allclose(a.points, b.points, atol=1e-4)
     assert recorded.counts.summary()["missing"] == {}
+
+
+def test_a_recording_without_calibration_takes_the_rigs(drives: dict[str, Path], tmp_path: Path) -> None:
+    """Its transforms and CameraInfo do not count, whatever they say; without the rig's no sensor is placed."""
+    rig = load_rig("shuttle")
+    log = messages(tables_of(drives, "shuttle"), "scene-0001", 10)
+    bare = [each for each in log if each.topic != "/tf_static" and not each.topic.endswith("/camera_info")]
+    write_mcap(tmp_path / "bare.mcap", iter(bare), topics_of(rig))
+    (tmp_path / "topics.yaml").write_text("calibration: rig\n")
+    spec = InputSpec.of(small_config().model_copy(update={"rig": rig}))
+    (told,) = open_drives(tmp_path / "bare.mcap", None, (), spec, tmp_path / "topics.yaml")
+    (read,) = open_drives(drives["shuttle"], VERSION, (), spec, None)
+    for a, b in zip(told, read, strict=True):
+        np.testing.assert_allclose(a.points, b.points, atol=1e-4)
+        for name, camera in b.cameras.items():
+            np.testing.assert_array_equal(a.cameras[name].image, camera.image)
+            np.testing.assert_array_equal(a.cameras[name].intrinsics, camera.intrinsics)
+            np.testing.assert_allclose(a.cameras[name].ego_from_camera, camera.ego_from_camera, atol=1e-9)
+    (untold,) = open_drives(tmp_path / "bare.mcap", None, (), spec, None)
+    assert all(frame.points is None and not frame.cameras for frame in untold)
+    with one_line_error(exactly="rig mine: top has no `mount`, its calibration; add it"):
+        load_topics(tmp_path / "topics.yaml", Rig.model_validate({"name": "mine", "lidars": ({"name": "top"},)}))
+
+
+def test_pictures_are_rectified_with_the_rigs_lens() -> None:
+    """As OpenCV undistorts them."""
+    camera = load_rig("shuttle").cameras[0]
+    assert camera.lens is not None
+    bent = camera.model_copy(update={"lens": camera.lens.model_copy(update={"distortion": (-0.3, 0.1, 0.001, 0.002)})})
+    assert intrinsics_of(camera).lens is None
+    lens = intrinsics_of(bent).lens
+    assert lens is not None
+    assert lens.known
+    picture = np.random.default_rng(0).integers(0, 255, (*camera.size[::-1], 3), np.uint8)
+    expected = cv2.undistort(picture, camera.intrinsics, np.array(bent.lens and bent.lens.distortion))
+    assert np.abs(lens.rectify(picture).astype(int) - expected).max() <= 1
 
 
 def test_an_own_rig_is_simulated_from_its_file(tmp_path: Path) -> None:
@@ -197,5 +251,5 @@ def test_an_own_rig_is_simulated_from_its_file(tmp_path: Path) -> None:
     del content["lidars"][1]["mount"]
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(content))
     says = refuses("simulate", tmp_path / "again", *given)
-    assert "rig mine: roof_rear has no `mount`; add its calibration to simulate this rig" in says
+    assert "rig mine: roof_rear has no `mount`, its calibration; add it" in says
     assert not (tmp_path / "again").exists()

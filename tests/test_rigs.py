@@ -110,11 +110,11 @@ def test_sensors_without_a_mount() -> None:
     """Enough for a network; to simulate, the first that lacks one is named, and golden frames spread them evenly."""
     content = {"name": "mine", "cameras": [{"name": n} for n in "abc"], "lidars": [{"name": "top"}]}
     rig = parse_config({"name": "a", "rig": content}, "a.yaml").rig
-    with one_line_error(exactly="rig mine: top has no `mount`; add its calibration to simulate this rig"):
+    with one_line_error(exactly="rig mine: top has no `mount`, its calibration; add it"):
         rig.require_calibration()
     spread = rig.calibrated()
     assert [camera.mount and camera.mount.yaw for camera in spread.cameras] == [0, 120, 240]
-    with one_line_error(exactly="rig mine: a has no `lens`; add its calibration to simulate this rig"):
+    with one_line_error(exactly="rig mine: a has no `lens`, its calibration; add it"):
         spread.require_calibration()
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
-from deploy.replay.sources.cameras import UNMOUNTED, CameraPictures
+from deploy.replay.sources.cameras import UNMOUNTED, CameraPictures, intrinsics_of
 from deploy.replay.sources.counts import Counts
 from deploy.replay.sources.frame_trigger import FrameTrigger
 from deploy.replay.sources.lidar import LidarSweeps
@@ -17,6 +18,7 @@ from deploy.replay.sources.messages import Cloud, Content, Intrinsics, Keyframe,
 from deploy.replay.sources.topics import Topics
 from deploy.replay.sources.transforms import Transforms
 from perception.frame import Conditions, Frame
+from perception.rig import RigSensor
 from perception.sensors.inputs import InputSpec
 from perception.sensors.lidar.sweeps import Sweep, global_from_reference, join_lidars
 
@@ -74,6 +76,13 @@ class Assembler:
         self._reference = next(iter(topics.lidars), None)  # the LiDAR that gives the frames' times
         keep = 2 * (self._wait + self._tolerance)
         self._cameras = {name: CameraPictures(each, self._tolerance, keep) for name, each in topics.cameras.items()}
+        self._mounts: dict[str, np.ndarray] = {}  # by sensor, where they are not those of the recording
+        if topics.calibration == "rig":
+            sensors: tuple[RigSensor, ...] = (*spec.rig.lidars, *spec.rig.cameras)
+            self._mounts = {each.name: each.ego_from_sensor for each in sensors}
+            for each in spec.rig.cameras:
+                if each.name in self._cameras:
+                    self._cameras[each.name].set_intrinsics(intrinsics_of(each))
         self._camera_of_image = {each.image: name for name, each in topics.cameras.items()}
         self._camera_of_info = {each.info: name for name, each in topics.cameras.items()}
         self._stamps: dict[str, _TopicStamps] = {}
@@ -99,7 +108,8 @@ class Assembler:
             if isinstance(content, Transform) and topic in (t.transforms, t.static_transforms, t.odometry):
                 self._add_transform(topic, content)
             elif isinstance(content, Intrinsics) and topic in self._camera_of_info:
-                self._cameras[self._camera_of_info[topic]].set_intrinsics(content)
+                if t.calibration == "recorded":
+                    self._cameras[self._camera_of_info[topic]].set_intrinsics(content)
             elif isinstance(content, Keyframe) and topic == t.keyframes:
                 self._add_keyframe(topic, time, content)
             elif isinstance(content, Cloud) and topic in self._lidar_of_topic:
@@ -171,7 +181,7 @@ class Assembler:
         mountings: dict[str, np.ndarray] = {}
         for name, lidar in self._lidars.items():
             lidar.look_up_poses(self._pose)
-            found = (self._mounting(frame_id) for frame_id in lidar.frame_ids)
+            found = (self._mounting(name, frame_id) for frame_id in lidar.frame_ids)
             mounting = next((each for each in found if each is not None), None)
             if mounting is not None:
                 mountings[name] = mounting
@@ -187,7 +197,7 @@ class Assembler:
         own = self._spec.rig.own
         points, lidar_of_point = join_lidars(sweeps, pending.stamp, np.linalg.inv(reference), own)
         cameras = {
-            name: camera.closest(pending.stamp, self._pose, self._mounting, self._counts)
+            name: camera.closest(pending.stamp, self._pose, partial(self._mounting, name), self._counts)
             for name, camera in self._cameras.items()
         }
         tags = pending.keyframe or self._drive
@@ -224,5 +234,8 @@ class Assembler:
     def _pose(self, stamp: int) -> np.ndarray | None:
         return self._transforms.pose(self._topics.global_frame, self._topics.ego_frame, stamp)
 
-    def _mounting(self, frame: str) -> np.ndarray | None:
-        return self._transforms.mounting(self._topics.ego_frame, frame)
+    def _mounting(self, sensor: str, frame: str) -> np.ndarray | None:
+        """(4, 4) ego_from_sensor, of the rig or by the transforms of a frame; None if it is not known."""
+        return (
+            self._mounts[sensor] if sensor in self._mounts else self._transforms.mounting(self._topics.ego_frame, frame)
+        )

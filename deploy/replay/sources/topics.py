@@ -6,7 +6,7 @@ The defaults are the names that tools/make_log.py and foxglove/nuscenes2mcap wri
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -46,6 +46,7 @@ class Topics(Section):
     keyframes: Name | None = "/keyframe"  # by tools/make_log.py; optional in a recording
     lidars: dict[str, LidarTopic]
     cameras: dict[str, CameraTopics]
+    calibration: Literal["recorded", "rig"] = "recorded"  # rig: its mounts and lenses, not transforms and CameraInfo
     period: Seconds = 0.5  # between frames, if there are no keyframes
     tolerance: Seconds = 0.06  # largest difference between the stamps of a picture and of its frame
     wait: Seconds = 0.25  # recording time for which a frame waits for its messages
@@ -84,7 +85,7 @@ def load_topics(path: Path | None, rig: Rig) -> Topics:
 
     Raises:
         InputError: the file is absent or not YAML, has an unknown or wrong-typed key, or names a sensor that is not the
-            rig's.
+            rig's; or the calibration is to be the rig's, which lacks one.
     """
     content = {} if path is None else read_yaml(path, "the map of topics")
     defaults = default_topics(rig.sensors)
@@ -96,4 +97,6 @@ def load_topics(path: Path | None, rig: Rig) -> Topics:
             if name not in known:
                 raise InputError(f"{path}: {field}: {name} is none of the rig {rig.name}; it has {', '.join(known)}")
         ordered[field] = {name: named[name] for name in known if name in named}
+    if topics.calibration == "rig":
+        rig.require_calibration()
     return topics.model_copy(update=ordered)
