@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 from commands import refuses
+from exported import bundle
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -278,8 +279,8 @@ def test_a_command_says_it_in_one_line(tmp_path: Path, monkeypatch: pytest.Monke
     infos.write_bytes(HOSTILE["REDUCE"][0]())
     first: dict[str, list[Any]] = {
         "train": [find_config("tiny")],
-        "evaluate": [tmp_path],
-        "adapt": [tmp_path, "--add", "low_rank:a"],
+        "evaluate": [bundle().path],
+        "adapt": [tmp_path, "--add", "low_rank:a", "--rig", "nuscenes"],
     }
     line = refuses(command, *first[command], "--data", infos, "--out", tmp_path / "run")
     assert not canary.exists()
