@@ -32,7 +32,7 @@ def synthetic_frame(reference: Reference, rig: Rig, seed: int = 0) -> Frame:
     The inputs are as large as on a drive: LiDAR returns are weak, with more of them nearby. With other inputs, feature
     maps and the rounding errors of engines can be ten times as large. The pictures are blocks of colour with noise, so
     that no two cells of the network see the same and scores do not tie. Cameras look where the rig has them, to 5
-    degrees, from a place and through a lens that are the same for all rigs.
+    degrees; place and lens are the same for all rigs.
     """
     rng = np.random.default_rng(seed)
     distance, azimuth = np.exp(rng.uniform(np.log(2.5), np.log(50), 12000)), rng.uniform(-np.pi, np.pi, 12000)

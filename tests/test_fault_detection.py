@@ -19,7 +19,8 @@ from PIL import Image
 from vocabulary import CAMERAS, LIDAR, SENSORS, sensors
 
 from deploy.replay.fault_detection import FaultDetections
-from deploy.replay.faults import KINDS, SENSORS_OF_KIND, Fault, inject
+from deploy.replay.fault_kinds import KINDS, SENSORS_OF_KIND
+from deploy.replay.faults import Fault, inject
 from deploy.replay.run import replay
 from deploy.replay.settings import Settings, Source
 from perception.datasets.nuscenes.dataset import NuScenesTables

@@ -17,7 +17,8 @@ from refusals import one_line_error
 from vocabulary import CAMERAS, LIDAR, RIG, SENSORS
 
 from deploy.golden import synthetic_frame
-from deploy.replay.faults import KINDS, Fault, inject
+from deploy.replay.fault_kinds import KINDS
+from deploy.replay.faults import Fault, inject
 from deploy.runtime import Runtime
 from perception.errors import InputError
 from perception.evaluation import corrupt
