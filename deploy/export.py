@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +26,6 @@ from deploy.street import street_frames
 from deploy.tolerances import Precision
 from perception.config import Config
 from perception.errors import InputError
-from perception.frame import ATTRIBUTES, CAMERAS, CLASSES, CONDITION_VALUES, MAP_CLASSES
 from perception.model import PerceptionModel
 from perception.sensors.inputs import InputSpec, prepare
 from perception.training.checkpoint import load_model
@@ -59,11 +58,14 @@ def export(
             to calibrate on, or `out` cannot be written.
     """
     console = console or Console()
-    _require_usable(precision, calibration, routes)
+    _require_usable(precision, calibration)
     signing = None if release.sign is None else signer(release.sign)
     trained, config = load_model(checkpoint)
+    for route in routes:
+        parse_conditions(route, config.taxonomy)
     spec = InputSpec.of(config)
-    first = synthetic_frame(spec.grid.reference)
+    calibration = replace(calibration, rig=spec.rig) if calibration else None
+    first = synthetic_frame(spec.grid.reference, spec.rig)
     export = _Export(
         checkpoint=checkpoint,
         trained=trained,
@@ -86,15 +88,13 @@ def export(
         return export.write(out, routes[:1], others)
 
 
-def _require_usable(precision: Precision, calibration: Drives | None, routes: Sequence[Sequence[str]]) -> None:
+def _require_usable(precision: Precision, calibration: Drives | None) -> None:
     """Raise InputError for options that contradict each other, before the work begins."""
     if (precision == "int8") != (calibration is not None):
         raise InputError(
             f"{precision}: {'needs' if precision == 'int8' else 'does not use'} --calibrate, the drives that INT8 is "
             "calibrated on"
         )
-    for route in routes:
-        parse_conditions(route)
 
 
 @dataclass(frozen=True)
@@ -142,11 +142,8 @@ class _Export:
             release=release.number,
             expires=release.expires,
             builds=() if release.signed_plans else default_permits(self.precision, OPSET),
-            classes=CLASSES,
-            attributes=ATTRIBUTES,
-            map_classes=MAP_CLASSES if "map" in config.tasks else (),
-            cameras=CAMERAS,
-            conditions=CONDITION_VALUES,
+            taxonomy=config.taxonomy,
+            rig=config.rig,
             grid=config.grid,
             head_grid=config.grid.model_copy(update={"cell": config.grid.cell * config.model.trunk.stride}),
             lidar=config.model.lidar,

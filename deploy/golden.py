@@ -14,8 +14,9 @@ import numpy as np
 
 from deploy.tolerances import REMEDY, Ranked, Spread, Tolerances
 from perception.errors import InputError
-from perception.frame import CAMERAS, Camera, Frame
+from perception.frame import Camera, Frame
 from perception.grid import Reference
+from perception.rig import Rig
 from perception.tasks.task import part_of
 
 Arrays = Mapping[str, np.ndarray]
@@ -25,12 +26,11 @@ LEAST_COMPARED, LEAST_SHARE = 10, 0.1  # number and share of the clear detection
 QUANTITIES = ("center", "size", "heading", "velocity")  # of boxes
 
 
-def synthetic_frame(reference: Reference, seed: int = 0) -> Frame:
-    """A flat street with a few blocks, seen by LiDAR and six cameras; equal seeds give equal frames.
+def synthetic_frame(reference: Reference, rig: Rig, seed: int = 0) -> Frame:
+    """A flat street with a few blocks, seen by LiDAR and the cameras of a rig; equal seeds give equal frames.
 
-    The inputs are as large as on a drive: LiDAR returns are weak, with more of them nearby. With other inputs, feature
-    maps and the rounding errors of engines can be ten times as large. The pictures are blocks of colour with noise, so
-    that no two cells of the network see the same and scores do not tie.
+    The inputs are as large as on a drive; with others, rounding errors of engines can be ten times as large. Pictures
+    are blocks of colour with noise, so that scores do not tie. Cameras look where the rig has them, to 5 degrees.
     """
     rng = np.random.default_rng(seed)
     distance, azimuth = np.exp(rng.uniform(np.log(2.5), np.log(50), 12000)), rng.uniform(-np.pi, np.pi, 12000)
@@ -41,7 +41,9 @@ def synthetic_frame(reference: Reference, seed: int = 0) -> Frame:
     intensity = np.minimum(rng.exponential(20, n), 255)  # nuScenes' mean is 17
     points = np.column_stack([xyz, intensity, rng.choice([0.0, 0.05, 0.1], n)]).astype(np.float32)
     cameras = {}
-    for name, yaw in zip(CAMERAS, np.radians([0, -55, 55, 180, 110, -110]), strict=True):
+    for camera in rig.calibrated().cameras:
+        assert camera.mount is not None
+        yaw = np.radians(5 * round(camera.mount.yaw / 5))
         ego_from_camera = np.eye(4)
         # Columns are the camera's axes in the vehicle: right, down, along the optical axis.
         ego_from_camera[:3, :3] = np.array([[np.sin(yaw), 0, np.cos(yaw)], [-np.cos(yaw), 0, np.sin(yaw)], [0, -1, 0]])
@@ -49,7 +51,7 @@ def synthetic_frame(reference: Reference, seed: int = 0) -> Frame:
         coarse = rng.integers(0, 200, (9, 16, 3))
         image = coarse.repeat(100, axis=0).repeat(100, axis=1) + rng.integers(0, 56, (900, 1600, 1))
         intrinsics = np.array([[1260.0, 0, 800], [0, 1260, 450], [0, 0, 1]])
-        cameras[name] = Camera(image.astype(np.uint8), intrinsics, ego_from_camera, np.eye(4), 0)
+        cameras[camera.name] = Camera(image.astype(np.uint8), intrinsics, ego_from_camera, np.eye(4), 0)
     return Frame(
         token=f"synthetic-{seed}",
         timestamp=0,

@@ -17,11 +17,13 @@ from deploy.tolerances import Precision, Tolerances, require_bounded
 from deploy.trust import Trust
 from perception.config import CameraBranch, Grid, Lidar, Section
 from perception.errors import InputError
+from perception.rig import Rig
 from perception.sensors.inputs import InputSpec
 from perception.tasks import configured, tasks_of
 from perception.tasks.task import Task, TaskConfig
+from perception.taxonomy import Taxonomy
 
-SCHEMA_VERSION = 8  # as in Manifest
+SCHEMA_VERSION = 9  # as in Manifest
 MANIFEST = "manifest.json"
 
 
@@ -84,17 +86,14 @@ class NetworkFacts(Section):
 class Manifest(SelfHashed, NetworkFacts):
     """The content of manifest.json."""
 
-    schema_version: Literal[8] = 8
+    schema_version: Literal[9] = 9
     name: str  # of the configuration
     release: int = 0  # a vehicle that has run a higher one refuses this bundle (`deploy.trust`)
     expires: AwareDatetime | None = None  # from then on a vehicle that trusts keys refuses it
     signer: str = ""  # id of the key that signed it (`deploy.signature`); empty: unsigned
     builds: tuple[Permit, ...] = ()  # plans that may run without a signature of their own
-    classes: tuple[str, ...]
-    attributes: tuple[str, ...]
-    map_classes: tuple[str, ...]  # empty: the network has no map head
-    cameras: tuple[str, ...]  # in the order of the input `images`
-    conditions: tuple[str, ...]  # in the order of the input `conditions`, and of the recognised ones
+    taxonomy: Taxonomy
+    rig: Rig  # the vehicle's sensors; its cameras are in the order of the input `images`
     grid: Grid
     head_grid: Grid  # of the cells that heads see
     lidar: Lidar | None
@@ -113,12 +112,12 @@ class Manifest(SelfHashed, NetworkFacts):
     @cached_property
     def heads(self) -> dict[str, Task[Any]]:
         """The tasks, by name."""
-        return tasks_of(self.tasks, self.head_grid.build())
+        return tasks_of(self.tasks, self.head_grid.build(), self.taxonomy)
 
     @property
     def spec(self) -> InputSpec:
         """How a frame becomes the network's inputs."""
-        return InputSpec(self.grid.build(), self.lidar, self.camera)
+        return InputSpec(self.grid.build(), self.lidar, self.camera, self.rig)
 
     @property
     def input_shapes(self) -> dict[str, tuple[int, ...]]:
@@ -126,9 +125,10 @@ class Manifest(SelfHashed, NetworkFacts):
         return {tensor.name: tensor.shape for tensor in self.inputs}
 
     @property
-    def conditional(self) -> bool:
-        """Whether the network takes the conditions as an input."""
-        return any(tensor.name == "conditions" for tensor in self.inputs)
+    def condition_values(self) -> tuple[str, ...]:
+        """The values of the input `conditions`, in its order; empty for a network without it."""
+        takes = any(tensor.name == "conditions" for tensor in self.inputs)
+        return self.taxonomy.condition_values if takes else ()
 
     @property
     def sensors(self) -> tuple[str, ...]:
@@ -174,6 +174,7 @@ def parse_manifest(file: Content) -> Manifest:
     if file.data != manifest.hashed_json():
         raise InputError(f"{file.path}: was changed after the export (its sha256 differs); export the bundle again")
     _require_outputs(file.path, manifest)
+    _require_cameras(file.path, manifest)
     require_bounded(manifest.tolerances, manifest.precision, manifest.heads, str(file.path))
     return manifest
 
@@ -185,6 +186,16 @@ def _require_outputs(file: Path, manifest: Manifest) -> None:
     if found != wanted:
         raise InputError(
             f"{file}: outputs are {', '.join(found)}, those of its tasks {', '.join(wanted)}; export the bundle again"
+        )
+
+
+def _require_cameras(file: Path, manifest: Manifest) -> None:
+    """Raise InputError unless the network takes the pictures of the rig's cameras."""
+    wanted, found = len(manifest.rig.cameras), manifest.input_shapes.get("images")
+    if found is not None and found[1:2] != (wanted,):
+        raise InputError(
+            f"{file}: the input images has shape {found}, the rig {manifest.rig.name} has {wanted} cameras; export the "
+            "bundle again"
         )
 
 

@@ -24,7 +24,7 @@ from deploy.precision.measure import make_golden_frames
 from deploy.precision.quantise import Ranges
 from deploy.route import BankedModule, parse_conditions, route_name, steering_inputs
 from deploy.structure import structure_sha256
-from deploy.tolerances import Precision
+from deploy.tolerances import Precision, Tolerances
 from perception.model import PerceptionModel
 from perception.modules.routing.input_weighted import SteeredRouter
 from perception.tasks import TASKS
@@ -35,7 +35,6 @@ UNITS = {
     "pillar_counts": "points in the pillar; 0: padding",
     "pillar_cells": "row * columns + column on the pillar grid; rows * columns: padding",
     "route": "weight of each module, in the order of `banked`; 1: it runs",
-    "conditions": "1 for each that is known to hold, in the order clear rain fog day night boston singapore",
     "images": "RGB 0-255, in the order of `cameras`; zeros where missing",
     "image_from_reference": "pixels of the network's picture per m; zeros where missing",
 }
@@ -68,12 +67,14 @@ def make_network(
     Raises:
         InputError: the graph has an operator outside the ONNX standard, or ONNX Runtime differs from torch.
     """
-    known = [parse_conditions(route) for route in routes]
+    taxonomy = trained.config.taxonomy
+    known = [parse_conditions(route, taxonomy) for route in routes]
     first = next(iter(golden.values()))
     expected = [run(trained, first, each)[0] for each in known]  # this run also tells prompts the size of their input
     model = trained.deployed(*known)
     banked, conditional = _banked(trained, model)
-    steered = [first | steering_inputs(each, first, banked, conditional) for each in known]
+    values = taxonomy.condition_values if conditional else ()
+    steered = [first | steering_inputs(each, first, banked, values) for each in known]
     more = {name: array for name, array in steered[0].items() if name not in first}
     if banked:  # different weights, so that the golden frames depend on every module
         more["route"] = np.linspace(0.5, 1, len(banked), dtype=np.float32)[None]
@@ -84,13 +85,11 @@ def make_network(
     frames = {name: (frame, computed[name][0]) for name, frame in inputs.items()}
     proofs, allowed = make_golden_frames({ONNX: graph}, "fp32", frames, trained.tasks)
     engine = OnnxRuntimeEngine(_bytes(graph))
-    for proof in proofs:
-        actual = engine.run(proof.inputs)
-        require_agreement(proof.outputs, actual, f"ONNX Runtime, golden frame {proof.name}:", allowed, proof.compared)
+    _require_golden(engine, proofs, allowed)
     for on_route, alone, route in zip(steered, expected, routes, strict=True):
         require_agreement(alone, run(model, on_route)[0], f"the folded network on route {route_name(route)}", allowed)
         require_agreement(alone, engine.run(on_route), f"ONNX Runtime on route {route_name(route)}", allowed)
-    drives = [{**each, **steering_inputs(route, each, banked, conditional)} for each in recorded for route in known]
+    drives = [{**each, **steering_inputs(route, each, banked, values)} for each in recorded for route in known]
     converted, tolerances = convert(graph, precision, drives, trained.tasks), allowed
     if precision != "fp32":
         proofs, tolerances = make_golden_frames(converted.graphs, precision, frames, trained.tasks)
@@ -99,7 +98,7 @@ def make_network(
         precision=precision,
         blocks=converted.blocks,
         tolerances=tolerances,
-        inputs=_describe(first | more, UNITS),
+        inputs=_describe(first | more, UNITS | {"conditions": f"1 if it is known to hold: {' '.join(values)}"}),
         outputs=_describe(outputs, _units(trained.tasks)),
         routes=tuple(route_name(route) for route in routes),
         folded=model.bank.folded,
@@ -110,10 +109,14 @@ def make_network(
         operators=dict(sorted(Counter(node.op_type for node in converted.graphs[ONNX].graph.node).items())),
         structure_sha256=structure_sha256(converted.graphs[ONNX]),
     )
-    graphs = {name: _bytes(each) for name, each in converted.graphs.items()}
-    return Network(
-        graphs, proofs, (*facts.folded, *facts.inline, *(each.name for each in banked)), converted.ranges, facts
-    )
+    graphs, names = {name: _bytes(each) for name, each in converted.graphs.items()}, [each.name for each in banked]
+    return Network(graphs, proofs, (*facts.folded, *facts.inline, *names), converted.ranges, facts)
+
+
+def _require_golden(engine: OnnxRuntimeEngine, golden: Sequence[GoldenFrame], allowed: Tolerances) -> None:
+    for frame in golden:
+        name, actual = f"ONNX Runtime, golden frame {frame.name}:", engine.run(frame.inputs)
+        require_agreement(frame.outputs, actual, name, allowed, frame.compared)
 
 
 def _banked(trained: PerceptionModel, model: PerceptionModel) -> tuple[tuple[BankedModule, ...], bool]:

@@ -58,9 +58,9 @@ def plan(checkpoint: Path, routes: Sequence[Sequence[str]] = ((),)) -> Plan:
     model, config = load_model(checkpoint)
     base = PerceptionModel(config.model_copy(update={"modules": (), "fusions": (), "routing": None})).eval()
     spec = InputSpec.of(config)
-    arrays = prepare(synthetic_frame(spec.grid.reference), spec)
+    arrays = prepare(synthetic_frame(spec.grid.reference, spec.rig), spec)
     frame = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    known = [parse_conditions(route) for route in routes]
+    known = [parse_conditions(route, config.taxonomy) for route in routes]
     with torch.no_grad():
         for conditions in known:  # this run tells prompts the size of their input
             model(frame, [conditions])

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from perception.errors import InputError
-from perception.frame import CONDITION_VALUES, CONDITIONS, Conditions
+from perception.frame import Conditions
 from perception.section import Section
+from perception.taxonomy import Taxonomy
 
 
 class BankedModule(Section):
@@ -19,7 +20,7 @@ class BankedModule(Section):
 
 
 def steering_inputs(
-    conditions: Conditions, inputs: Mapping[str, np.ndarray], banked: Sequence[BankedModule], conditional: bool
+    conditions: Conditions, inputs: Mapping[str, np.ndarray], banked: Sequence[BankedModule], values: Sequence[str]
 ) -> dict[str, np.ndarray]:
     """The network's inputs `route` and, if its modules read conditions, `conditions` for a frame.
 
@@ -27,7 +28,7 @@ def steering_inputs(
         conditions: the known conditions of the frame.
         inputs: the frame's sensor inputs from `prepare`; zeros where a sensor is missing.
         banked: the modules in the order of the input `route`.
-        conditional: whether the network has an input `conditions`.
+        values: of the input `conditions`, in its order; empty for a network without it.
     """
     known = {*conditions.known()}
     if "pillar_counts" in inputs:
@@ -37,21 +38,19 @@ def steering_inputs(
     steer = {}
     if banked:
         steer["route"] = np.array([[known.issuperset(module.asks) for module in banked]], np.float32)
-    if conditional:
-        steer["conditions"] = np.array([[value in known for value in CONDITION_VALUES]], np.float32)
+    if values:
+        steer["conditions"] = np.array([[value in known for value in values]], np.float32)
     return steer
 
 
-def parse_conditions(values: Sequence[str]) -> Conditions:
+def parse_conditions(values: Sequence[str], taxonomy: Taxonomy) -> Conditions:
     """Parse values such as ("rain", "boston"). InputError if one is unknown or contradicts another."""
     chosen: dict[str, str] = {}
     for value in values:
-        kind = next((kind for kind, known in CONDITIONS.items() if value in known), None)
-        if kind is None:
-            raise InputError(f"{value}: unknown condition; choose from {', '.join(CONDITION_VALUES)}")
+        kind = taxonomy.kind_of(value)
         if chosen.setdefault(kind, value) != value:
             raise InputError(f"{value}: contradicts {chosen[kind]}; give one {kind}")
-    return Conditions(**chosen)
+    return Conditions(**{kind: chosen.get(kind) for kind in taxonomy.conditions})
 
 
 def route_name(route: Sequence[str]) -> str:

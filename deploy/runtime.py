@@ -12,7 +12,7 @@ from deploy.engines import Engine, open_engine
 from deploy.golden import GoldenFrame, require_golden
 from deploy.route import route_conditions, steering_inputs
 from deploy.trust import Trust
-from perception.frame import CAMERAS, CONDITIONS, LIDAR, Conditions, Frame, Prediction
+from perception.frame import Conditions, Frame, Prediction
 from perception.scene.scene import Scene, SceneFrame
 from perception.scene.sources import load_sources
 from perception.sensors.inputs import no_sensors, prepare
@@ -59,8 +59,8 @@ class Runtime:
     def __init__(
         self, path: Path, target: str = "cpu", trust: Trust | None = None, evidence: Path | None = None
     ) -> None:
-        self.sources = load_sources(evidence, CONDITIONS)
         self.bundle, self.target = Bundle.load(path, trust), target
+        self.sources = load_sources(evidence, self.bundle.manifest.taxonomy.conditions)
         first = self.bundle.manifest.routes[0] if self.bundle.routes else "base"
         parts = {first: self.bundle, **self.bundle.routes}
         # All networks stay open, so that switching takes no time.
@@ -69,8 +69,8 @@ class Runtime:
             trust.accept(self.bundle.manifest.release)  # after its networks have passed the golden frames
         self._switched = _switched(self._networks)
         manifest, spec = self.bundle.manifest, self.bundle.spec
-        sensors = (*((LIDAR,) if spec.lidar else ()), *(CAMERAS if spec.camera else ()))
-        self.scene = Scene(sensors, manifest.heads, self._switched, self.sources)
+        conditions = manifest.taxonomy.conditions
+        self.scene = Scene(spec.named_sensors, manifest.heads, conditions, self._switched, self.sources)
         self._inputs = no_sensors(spec)  # reused for every frame
         self._seconds: dict[str, float] = {}  # of each stage of the latest frame
         self._steps = 0
@@ -115,7 +115,7 @@ class Runtime:
         manifest = network.bundle.manifest
         with timed(self._seconds, "preprocess"):
             inputs = prepare(frame, self.bundle.spec, into=self._inputs)
-            steer = steering_inputs(conditions, inputs, manifest.banked, manifest.conditional)
+            steer = steering_inputs(conditions, inputs, manifest.banked, manifest.condition_values)
         with timed(self._seconds, "engine"):
             outputs = network.engine.run(inputs | steer)
         with timed(self._seconds, "postprocess"):

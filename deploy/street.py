@@ -11,13 +11,13 @@ from functools import lru_cache
 
 import numpy as np
 
-from perception.frame import CAMERAS, LIDAR, Camera, Frame
+from perception.frame import Camera, Frame
 from perception.grid import Reference
+from perception.rig import Rig
 from perception.sensors.inputs import InputSpec
 from perception.simulate import lidar
 from perception.simulate.agents import SIZES, build_parts
 from perception.simulate.camera import render
-from perception.simulate.rig import IMAGE_SIZE, RIG
 from perception.simulate.snapshot import Ground, GroundRaster, Snapshot, Solids, Weather
 
 SEED = 0
@@ -57,43 +57,42 @@ _PAINT = (
 
 def street_frames(spec: InputSpec) -> dict[str, Frame]:
     """The street, and a version with missing sensors: only a sixteenth of the points, or half of the cameras."""
-    frame = street_frame(spec.grid.reference)
+    frame = street_frame(spec.grid.reference, spec.rig)
     assert frame.points is not None
     if spec.lidar is not None:
         partial = replace(frame, points=frame.points[::16], cameras={})
     else:
-        partial = replace(frame, cameras={name: frame.cameras[name] for name in CAMERAS[::2]})
+        partial = replace(frame, cameras={name: frame.cameras[name] for name in spec.rig.sensors.cameras[::2]})
     return {"street": frame, "street-partial": partial}
 
 
-@lru_cache(maxsize=2)
-def street_frame(reference: Reference) -> Frame:
-    """The street by day, seen by the simulator's LiDAR and cameras from a parked vehicle; always the same."""
+@lru_cache(maxsize=4)
+def street_frame(reference: Reference, rig: Rig) -> Frame:
+    """The street by day, seen by a rig's simulated sensors from a parked vehicle; always the same."""
     snapshot, still = _snapshot(), np.eye(4)
-    mounted = RIG[LIDAR].ego_from_sensor
+    rig = rig.calibrated()
     rng = np.random.default_rng(SEED)
-    xyz, intensity = np.split(
-        lidar.sweep(lambda _: snapshot, lambda _: still, 0.0, mounted, rng).points[:, :4].astype(np.float64),
-        [3],
-        axis=1,
-    )
-    if reference == "ego":
-        xyz = xyz @ mounted[:3, :3].T + mounted[:3, 3]
-    width, height = (side // _SMALLER for side in IMAGE_SIZE)
+    global_from_reference = still if reference == "ego" else rig.lidars[0].ego_from_sensor
+    points = []
+    for sensor in rig.lidars:
+        swept = lidar.sweep(lambda _: snapshot, lambda _: still, 0.0, sensor, rig.body, rng).points.astype(np.float64)
+        xyz, move = swept[:, :3], np.linalg.inv(global_from_reference) @ sensor.ego_from_sensor
+        if not np.array_equal(move, still):
+            xyz = xyz @ move[:3, :3].T + move[:3, 3]
+        points.append(np.column_stack([xyz, swept[:, 3], np.zeros(len(xyz))]))
     cameras = {}
-    for name in CAMERAS:
-        sensor = RIG[name]
-        assert sensor.intrinsics is not None
-        intrinsics = np.diag([1 / _SMALLER, 1 / _SMALLER, 1]) @ sensor.intrinsics
-        picture = render(snapshot, intrinsics, sensor.ego_from_sensor, (width, height), rng, still)
-        cameras[name] = Camera(picture.image, intrinsics, sensor.ego_from_sensor, still, 0)
+    for camera in rig.cameras:
+        width, height = (side // _SMALLER for side in camera.size)
+        intrinsics, pose = np.diag([1 / _SMALLER, 1 / _SMALLER, 1]) @ camera.intrinsics, camera.ego_from_sensor
+        picture = render(snapshot, intrinsics, pose, (width, height), rng, still)
+        cameras[camera.name] = Camera(picture.image, intrinsics, pose, still, 0)
     return Frame(
         token=f"street-{SEED}",
         timestamp=0,
         reference=reference,
-        global_from_reference=still if reference == "ego" else mounted,
+        global_from_reference=global_from_reference,
         global_from_ego=still,
-        points=np.column_stack([xyz, intensity, np.zeros(len(xyz))]).astype(np.float32),
+        points=np.concatenate(points).astype(np.float32),
         cameras=cameras,
     )
 

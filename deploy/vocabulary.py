@@ -1,47 +1,32 @@
-"""Check that a manifest has this software's classes and conditions, in the same order."""
+"""Check that a manifest's routes require only facts that its taxonomy has."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import zip_longest
 from pathlib import Path
 
 from deploy.manifest import Manifest
 from perception.errors import InputError
-from perception.frame import ATTRIBUTES, CAMERAS, CLASSES, CONDITION_VALUES, MAP_CLASSES
 
 # Facts other than conditions that modules can require, see deploy.route.steering_inputs.
 SENSORS = ("lidar", "no-lidar", "cameras", "no-cameras")
 
 
 def require_vocabulary(file: Path, manifest: Manifest) -> None:
-    """Raise InputError if classes, attributes, cameras or conditions, or their order, differ from this software's."""
-    for field, found, known in (
-        ("classes", manifest.classes, CLASSES),
-        ("attributes", manifest.attributes, ATTRIBUTES),
-        ("map_classes", manifest.map_classes, MAP_CLASSES if "map" in manifest.tasks else ()),
-        ("cameras", manifest.cameras, CAMERAS),
-        ("conditions", manifest.conditions, CONDITION_VALUES),
-    ):
-        _require_same(f"{file}: {field}", found, known)
+    """Raise InputError if a route or a module requires a fact that no frame can have, or the tasks' names differ."""
+    conditions = manifest.taxonomy.condition_values
+    for name, task in manifest.tasks.items():
+        try:
+            task.require_taxonomy(manifest.taxonomy)
+        except ValueError as error:
+            raise InputError(f"{file}: tasks.{name}: {error}; export the bundle again") from None
     for field, names, known in (
-        ("routes", manifest.routes, CONDITION_VALUES),
-        ("apart", manifest.apart, CONDITION_VALUES),
-        *((f"banked.{m.name}.asks", m.asks, (*CONDITION_VALUES, *SENSORS)) for m in manifest.banked),
+        ("routes", manifest.routes, conditions),
+        ("apart", manifest.apart, conditions),
+        *((f"banked.{m.name}.asks", m.asks, (*conditions, *SENSORS)) for m in manifest.banked),
     ):
         for fact in (fact for name in names for fact in name.split("+") if fact != "base"):
             if fact not in known:
                 raise InputError(
-                    f"{file}: {field}: this software does not know {fact!r}, only {', '.join(known)}; export the "
-                    "bundle again, with this version"
+                    f"{file}: {field}: {fact!r} is none of {', '.join(known)}; export the bundle again, with this "
+                    "version"
                 )
-
-
-def _require_same(where: str, found: Sequence[str], known: Sequence[str]) -> None:
-    for place, (theirs, ours) in enumerate(zip_longest(found, known)):
-        if theirs != ours:
-            here, there = ("nothing" if name is None else repr(name) for name in (ours, theirs))
-            raise InputError(
-                f"{where}: number {place} is {there}, but {here} for this software; export the bundle again, with this "
-                "version"
-            )

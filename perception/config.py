@@ -7,11 +7,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, SerializeAsAny, field_validator, model_validator
 
+from perception.errors import InputError
 from perception.grid import BevGrid, Reference
-from perception.modules.spec import LearnedRouting, Module
+from perception.modules.spec import LearnedRouting, Module, require_facts
+from perception.rig import Rig, load_rig
 from perception.section import Section, load_section, parse_section
 from perception.tasks import configured
 from perception.tasks.task import TaskConfig
+from perception.taxonomy import Taxonomy, load_taxonomy, named_taxonomy
 
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -146,7 +149,9 @@ class Train(Section):
 class Config(Section):
     name: str
     seed: int = 0
+    taxonomy: Taxonomy = Field(default_factory=lambda: load_taxonomy("nuscenes"))  # in YAML a name, a path or itself
     grid: Grid = Grid()
+    rig: Rig = Field(default="nuscenes", validate_default=True)  # in YAML a name, a file or the rig itself
     data: Data = Data()
     model: Model = Model()
     tasks: dict[str, SerializeAsAny[TaskConfig]] = Field(default={"detection": {}, "map": {}}, validate_default=True)
@@ -155,10 +160,23 @@ class Config(Section):
     routing: LearnedRouting | None = None  # None: fixed
     train: Train = Train()
 
+    _named = field_validator("taxonomy", mode="before")(named_taxonomy)
+
+    @field_validator("rig", mode="before")
+    @classmethod
+    def _loaded(cls, content: Any) -> Any:
+        return load_rig(content) if isinstance(content, str) else content
+
     @field_validator("tasks", mode="before")
     @classmethod
     def _configured(cls, content: object) -> dict[str, TaskConfig]:
         return configured(content)
+
+    @model_validator(mode="after")
+    def _cameras(self) -> Config:
+        if self.model.camera is not None and not self.rig.cameras:
+            raise ValueError(f"model.camera: the rig {self.rig.name} has no camera")
+        return self
 
     @model_validator(mode="after")
     def _levels(self) -> Config:
@@ -166,8 +184,18 @@ class Config(Section):
         for name, task in self.tasks.items():
             try:
                 task.require_levels(len(trunk.channels) if trunk.pyramid else 1)
+                task.require_taxonomy(self.taxonomy)
             except ValueError as error:
                 raise ValueError(f"tasks.{name}: {error}") from None
+        return self
+
+    @model_validator(mode="after")
+    def _facts(self) -> Config:
+        for module in self.modules:
+            try:
+                require_facts(module.when, self.taxonomy.condition_values, f"modules.{module.name}.when")
+            except InputError as error:
+                raise ValueError(str(error)) from None
         return self
 
     @property

@@ -5,7 +5,7 @@ Matrices are named by their frames of reference: `a_from_b` (4, 4) maps homogene
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -14,48 +14,33 @@ import numpy as np
 from perception.errors import InputError
 from perception.grid import Reference
 
-# The ten detection classes, in the order of mmdet3d's nuScenes checkpoints.
-CLASSES = (
-    "car",
-    "truck",
-    "construction_vehicle",
-    "bus",
-    "trailer",
-    "barrier",
-    "motorcycle",
-    "bicycle",
-    "pedestrian",
-    "traffic_cone",
-)
-ATTRIBUTES = (
-    "cycle.with_rider",
-    "cycle.without_rider",
-    "pedestrian.moving",
-    "pedestrian.standing",
-    "pedestrian.sitting_lying_down",
-    "vehicle.moving",
-    "vehicle.parked",
-    "vehicle.stopped",
-)
-MAP_CLASSES = ("drivable_area", "ped_crossing", "walkway", "stop_line", "carpark_area", "divider")
-LIDAR = "LIDAR_TOP"
-CAMERAS = ("CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_FRONT_LEFT", "CAM_BACK", "CAM_BACK_LEFT", "CAM_BACK_RIGHT")
-
-CONDITIONS = {"weather": ("clear", "rain", "fog"), "light": ("day", "night"), "city": ("boston", "singapore")}
-CONDITION_VALUES = tuple(value for values in CONDITIONS.values() for value in values)
+KEYFRAME_AGE = 0.025  # s, below which points are of the keyframe: half of the time between sweeps at 20 Hz
 
 
-@dataclass(frozen=True)
-class Conditions:
-    """The known conditions of a frame; None for unknown ones."""
+class Conditions(Mapping[str, str]):
+    """The known conditions of a frame: kind -> value, such as weather -> rain. Unknown kinds are absent."""
 
-    weather: str | None = None  # clear, rain, fog
-    light: str | None = None  # day, night
-    city: str | None = None  # boston, singapore
+    def __init__(self, **values: str | None) -> None:
+        self._values = {kind: value for kind, value in values.items() if value is not None}
+
+    def __getitem__(self, kind: str) -> str:
+        return self._values[kind]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def __hash__(self) -> int:
+        return hash(frozenset(self._values.items()))
+
+    def __repr__(self) -> str:
+        return f"Conditions({', '.join(f'{kind}={value!r}' for kind, value in self._values.items())})"
 
     def known(self) -> tuple[str, ...]:
         """The known values, such as ('rain', 'night', 'boston')."""
-        return tuple(v for v in (self.weather, self.light, self.city) if v is not None)
+        return tuple(self._values.values())
 
 
 @dataclass(frozen=True)
@@ -70,8 +55,8 @@ class Boxes:
     sizes: np.ndarray  # (N, 3) m: width, length, height
     rotations: np.ndarray  # (N, 3, 3) box to reference; x is the heading
     velocities: np.ndarray  # (N, 3) m/s; NaN where unknown
-    labels: np.ndarray  # (N,) int, index into CLASSES
-    attributes: np.ndarray  # (N,) int, index into ATTRIBUTES; -1 where there is none
+    labels: np.ndarray  # (N,) int, index of the class
+    attributes: np.ndarray  # (N,) int, index of the attribute; -1 where there is none
     scores: np.ndarray  # (N,) in [0, 1]; 1 for annotations
     num_points: np.ndarray  # (N,) int, LiDAR + radar points inside; -1 for detections
     instances: np.ndarray  # (N,) str, token of the object; '' for detections
@@ -180,20 +165,45 @@ class Camera:
 
 @dataclass(frozen=True)
 class Frame:
-    """The sensor data of one moment. A missing sensor is None, or has no entry."""
+    """The sensor data of one moment. A missing sensor is None, or has no entry.
+
+    Points of several LiDARs, each at its own time, are joined in the reference frame: x y z (m), intensity (0-255), and
+    dt (s), the time from their sweep to the frame, in ascending order. It is 0 for the reference LiDAR's latest sweep,
+    and may be a little below 0 for those of others.
+    """
 
     token: str
-    timestamp: int  # us since 1970-01-01 UTC, of the LiDAR keyframe
+    timestamp: int  # us since 1970-01-01 UTC, of the reference LiDAR's keyframe
     reference: Reference
     global_from_reference: np.ndarray  # (4, 4) at the LiDAR keyframe's time
     global_from_ego: np.ndarray  # (4, 4) at the LiDAR keyframe's time
     points: np.ndarray | None  # (N, 5) float32 in the reference frame: x y z (m), intensity (0-255), dt (s, >= 0)
-    cameras: Mapping[str, Camera]  # name in CAMERAS -> image; without missing cameras
-    conditions: Conditions = Conditions()
+    cameras: Mapping[str, Camera]  # name in the rig -> image; without missing cameras
+    conditions: Conditions = Conditions()  # noqa: RUF009 - it is immutable
     boxes: Boxes | None = None  # annotations in the reference frame
     scene: str = ""  # name of the drive
     location: str = ""  # name of the map, such as boston-seaport
     position: tuple[float, float] | None = None  # latitude, longitude of the vehicle, degrees, WGS 84
+    lidar_of_point: np.ndarray | None = None  # (N,) uint8 index into the rig's LiDARs; None: the first's
+
+    @property
+    def keyframe_points(self) -> np.ndarray:
+        """The points (M, 5) of the keyframe, without earlier sweeps; the frame must have points."""
+        assert self.points is not None
+        return self.points[np.abs(self.points[:, 4]) < KEYFRAME_AGE]
+
+    def has_lidar(self, lidar: int) -> bool:
+        """Whether a LiDAR, by its index in the rig, has points in the frame."""
+        if self.points is None or self.lidar_of_point is None:
+            return self.points is not None and lidar == 0
+        return bool((self.lidar_of_point == lidar).any())
+
+    def of_lidar(self, lidar: int) -> Frame:
+        """The frame with the points of one LiDAR, by its index in the rig; without points if it has none."""
+        if self.points is None or self.lidar_of_point is None:
+            return self if lidar == 0 else replace(self, points=None)
+        own = self.points[self.lidar_of_point == lidar]
+        return replace(self, points=own if len(own) else None, lidar_of_point=None)
 
     def image_from_reference(self, camera: str) -> np.ndarray:
         """(3, 4) projection of reference points (at the frame's time) to recorded pixels of this camera.

@@ -56,7 +56,7 @@ class PerceptionModel(nn.Module):
             self.trunk = PyramidTrunk(model.trunk, model.fused_channels)
         else:
             self.trunk = Trunk(model.trunk, model.fused_channels, model.fused_stride)
-        self.tasks = tasks_of(config.tasks, config.head_grid)
+        self.tasks = tasks_of(config.tasks, config.head_grid, config.taxonomy)
         self.heads, self.added = nn.ModuleDict(), nn.ModuleDict()  # those of the base, and those added later
         for name, task in self.tasks.items():
             if task.config.added:
@@ -64,7 +64,7 @@ class PerceptionModel(nn.Module):
             else:
                 self.heads[name] = task.network(self._channels(task))
         self.computed = tuple(self.tasks)  # by `forward`; a single one if its head is trained alone
-        self.bank = Bank(self)
+        self.bank = Bank(self, config.taxonomy.conditions)
         for module in config.modules:
             self.bank.add(module)
         for text in config.fusions:
@@ -126,7 +126,7 @@ class PerceptionModel(nn.Module):
         content = self.config.model_dump(mode="json")
         content["tasks"][name] = {**options, "added": True}
         config = parse_config(content, source)
-        task = tasks_of(config.tasks, config.head_grid)[name]
+        task = tasks_of(config.tasks, config.head_grid, config.taxonomy)[name]
         return task.config, self._initial(task).to(next(self.parameters()).device)
 
     def attach_head(self, name: str, config: TaskConfig, network: nn.Module) -> None:
@@ -142,7 +142,7 @@ class PerceptionModel(nn.Module):
     def _configure(self, tasks: Mapping[str, TaskConfig]) -> None:
         ordered = {name: tasks[name] for name in TASKS if name in tasks}
         self.config = self.config.model_copy(update={"tasks": ordered})
-        self.tasks = tasks_of(ordered, self.config.head_grid)
+        self.tasks = tasks_of(ordered, self.config.head_grid, self.config.taxonomy)
         self.computed = tuple(self.tasks)
         self.router = FixedRouter(self.bank, self._behind_the_trunk)
 

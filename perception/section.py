@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -47,10 +47,38 @@ def load_section(kind: type[Kind], path: Path, name: str) -> Kind:
     Raises:
         InputError: the file is absent, not YAML, or has an unknown or wrong-typed key.
     """
+    return parse_section(kind, read_yaml(path, name), str(path))
+
+
+def read_yaml(path: Path, name: str) -> Any:
+    """The content of a YAML file; an empty one is {}.
+
+    Args:
+        name: of the content, for the error message.
+
+    Raises:
+        InputError: the file is absent or not YAML.
+    """
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot read {name} ({error.__class__.__name__})") from None
     except yaml.YAMLError as error:
         raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
-    return parse_section(kind, {} if content is None else content, str(path))
+    return {} if content is None else content
+
+
+def shipped(folder: str, name: str) -> Path | None:
+    """The YAML file of this name in a folder of `configs`, which comes with the package; None if there is none."""
+    found = [path / f"{name}.yaml" for path in _shipped_folders(folder)]
+    return next((path for path in found if path.parent.name == folder and path.is_file()), None)
+
+
+def shipped_names(folder: str) -> list[str]:
+    """The names that `shipped` knows."""
+    return sorted({path.stem for each in _shipped_folders(folder) for path in each.glob("*.yaml")})
+
+
+def _shipped_folders(folder: str) -> list[Path]:
+    here = Path(__file__).parent
+    return [here / "configs" / folder, here.parent / "configs" / folder]  # an installed package; a checkout

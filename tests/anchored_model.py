@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from exported import folder
 from torch import nn
+from vocabulary import RIG
 
 from deploy.golden import synthetic_frame
 from perception.config import Config, parse_config
@@ -53,7 +54,7 @@ def run(neck: str, modular: bool = False) -> Path:
     out = folder() / f"run-anchored-{neck}-{modular}"
     torch.manual_seed(0)
     model = PerceptionModel(config(neck, [RAIN] if modular else None))
-    inputs = prepare(synthetic_frame("lidar", seed=7), InputSpec.of(model.config))
+    inputs = prepare(synthetic_frame("lidar", RIG, seed=7), InputSpec.of(model.config))
     with torch.no_grad():
         for module in model.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from computations import randomize
 from torch import Tensor, nn
+from vocabulary import CONDITIONS
 
 from perception.modules.bank import Bank
 from perception.modules.module_record import SPECS
@@ -30,7 +31,7 @@ def new_bank() -> Bank:
     torch.manual_seed(0)
     net = Net()
     randomize(net)
-    return Bank(net.eval())
+    return Bank(net.eval(), CONDITIONS)
 
 
 def add(bank: Bank, name: str, kind: str = "low_rank", slots: tuple[str, ...] = ("*",), **options: Any) -> None:

@@ -9,8 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-from perception.frame import CLASSES
+from vocabulary import CLASSES
 
 TASKS = (CLASSES[0:1], CLASSES[1:3], CLASSES[3:5], CLASSES[5:6], CLASSES[6:8], CLASSES[8:10])
 BRANCHES = {"reg": 2, "height": 1, "dim": 3, "rot": 2, "vel": 2}

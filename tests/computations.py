@@ -6,9 +6,9 @@ from typing import Any, NamedTuple
 import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from vocabulary import CONDITION_VALUES, Z
 
 from perception.modules.computation.computation import CONVOLUTIONS, NORMS, Computation, Site, inputs
-from perception.modules.computation.conditional import Z
 from perception.modules.computation.kinds import KINDS
 from perception.modules.route import Route
 from perception.modules.slot import Slot
@@ -42,8 +42,9 @@ class Place(NamedTuple):
 def make(case: str, layer: nn.Module) -> Computation:
     """A new module of this case for the layer."""
     kind, options = CASES[case]
-    build: Any = KINDS[kind]
-    module: Computation = build(layer, **options)
+    computation: Any = KINDS[kind]
+    further = {"conditions": len(CONDITION_VALUES)} if computation.conditional else {}
+    module: Computation = computation(layer, **further, **options)
     return module
 
 

@@ -12,9 +12,9 @@ import once
 import pytest
 from hypothesis import settings
 from pyquaternion import Quaternion
+from vocabulary import CAMERAS
 
 from perception.datasets.nuscenes.dataset import NuScenesTables
-from perception.frame import CAMERAS
 
 # The gate draws the same examples on every machine; `pytest --hypothesis-profile=random` draws others each time.
 # What those find becomes an @example.
@@ -52,6 +52,16 @@ def nuscenes_root() -> Path:
     root = Path(given) if given else _REPOSITORY.parent / "shared" / "data" / "nuscenes"
     if not (root / "v1.0-mini" / "sample.json").exists():
         pytest.skip(f"real nuScenes keyframes not found at {root} (set PERCEPTION_NUSCENES)")
+    return root
+
+
+@pytest.fixture(scope="session")
+def pandaset_root() -> Path:
+    """A dataroot of PandaSet with frames 0 to 31 of drive 002."""
+    given = os.environ.get("PERCEPTION_PANDASET")
+    root = Path(given) if given else _REPOSITORY.parent / "shared" / "data" / "pandaset"
+    if not (root / "002" / "lidar" / "poses.json").exists():
+        pytest.skip(f"recorded drive of PandaSet not found at {root} (set PERCEPTION_PANDASET)")
     return root
 
 

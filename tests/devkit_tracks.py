@@ -12,11 +12,12 @@ from nuscenes.eval.tracking.data_classes import TrackingBox
 from nuscenes.eval.tracking.evaluate import TrackingEval
 from nuscenes.eval.tracking.loaders import interpolate_tracks
 from tracking_scenes import Scene
+from vocabulary import CLASSES, NUSCENES
 
-from perception.frame import CLASSES, Boxes
+from perception.frame import Boxes
 from perception.tasks.detection.submission import global_boxes
 from perception.tasks.detection.tracker import Tracks
-from perception.tasks.detection.tracking import PROTOCOL, TRACKING_CLASSES
+from perception.tasks.detection.tracking import PROTOCOL
 
 
 def devkit_scores(
@@ -54,7 +55,7 @@ def _boxes(sample: str, boxes: Boxes, ids: np.ndarray) -> list[TrackingBox]:
     return [
         TrackingBox(**box, tracking_id=str(ids[i]), tracking_name=CLASSES[boxes.labels[i]], tracking_score=score)
         for i, (box, score) in enumerate(zip(global_boxes(sample, boxes), boxes.scores.tolist(), strict=True))
-        if CLASSES[boxes.labels[i]] in TRACKING_CLASSES
+        if NUSCENES.classes[boxes.labels[i]].tracked
     ]
 
 

@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from once import once
 from rich.console import Console
 from torch import nn
+from vocabulary import RIG
 
 from deploy.bundle import Bundle, write_bundle
 from deploy.engine_record import EngineRecord
@@ -66,7 +67,7 @@ def save_random(run: Path, config: Config, seed: int = 0, spread: float = 0.05) 
                 module.momentum = 1.0  # take over the statistics of the next batch
                 if not module.weight.any():  # timm begins with residual branches that add nothing
                     module.weight.fill_(0.2)
-        inputs = prepare(synthetic_frame("ego", seed=7), InputSpec.of(config))
+        inputs = prepare(synthetic_frame("ego", RIG, seed=7), InputSpec.of(config))
         model.train().forward({name: torch.from_numpy(array) for name, array in inputs.items()})
         for name, parameter in model.named_parameters():
             if "computations" in name:  # modules begin as the identity; these shall matter

@@ -12,8 +12,7 @@ import numpy as np
 from nuscenes import NuScenes
 from nuscenes.eval.detection.utils import category_to_detection_name
 from pyquaternion import Quaternion
-
-from perception.frame import CAMERAS
+from vocabulary import CAMERAS
 
 MMDET3D_CLASSES = (
     "car", "truck", "trailer", "bus", "construction_vehicle", "bicycle", "motorcycle", "pedestrian", "traffic_cone",

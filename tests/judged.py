@@ -4,6 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from vocabulary import NUSCENES
+
 from deploy.replay.gates import Gates
 from deploy.replay.outcome import Case, Verdict
 from deploy.replay.provenance import ReplayProvenance
@@ -11,6 +13,7 @@ from perception.frame import Prediction
 
 REPLAYED = {
     "bundle": {"name": "by hand", "manifest_sha256": "0" * 64},
+    "taxonomy": NUSCENES.model_dump(mode="json"),
     "engine": {"target": "cpu", "compiler": "none"},
     "software": {},
     "machine": {"processor": "any", "cores": 1, "platform": "any"},

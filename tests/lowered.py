@@ -6,6 +6,7 @@ import numpy as np
 import onnx
 import torch
 from networks import config, model
+from vocabulary import RIG
 
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
 from deploy.golden import synthetic_frame
@@ -45,7 +46,7 @@ def network(kind: str = "folded") -> PerceptionModel:
 
 
 def frame(seed: int, kind: str = "folded") -> Arrays:
-    inputs = prepare(synthetic_frame("ego", seed), InputSpec.of(config()))
+    inputs = prepare(synthetic_frame("ego", RIG, seed), InputSpec.of(config()))
     return inputs | ({"route": np.array([[0.5, 1]], np.float32)} if kind == "banked" else {})
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from pydantic import TypeAdapter
 from torch import Tensor, nn
+from vocabulary import NUSCENES, RIG
 
 from deploy.golden import synthetic_frame
 from deploy.tolerances import LEAST, Ranked, Spread, Tolerances
@@ -49,13 +50,13 @@ def config() -> Config:
 @cache
 def tasks() -> dict[str, Task[Any]]:
     """Of `config`: detection and map."""
-    return tasks_of(config().tasks, config().head_grid)
+    return tasks_of(config().tasks, config().head_grid, NUSCENES)
 
 
 @cache
 def inputs(*seeds: int) -> dict[str, Tensor]:
     """A batch with one frame for each seed."""
-    frames = [prepare(synthetic_frame("ego", seed), InputSpec.of(config())) for seed in seeds]
+    frames = [prepare(synthetic_frame("ego", RIG, seed), InputSpec.of(config())) for seed in seeds]
     return {name: torch.cat([torch.from_numpy(frame[name]) for frame in frames]) for name in frames[0]}
 
 

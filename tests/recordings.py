@@ -7,21 +7,27 @@ from typing import Any, NamedTuple
 import numpy as np
 from make_log import TYPES, Message, make_log, messages
 from mcap.writer import Writer
+from vocabulary import RIG, SENSORS
 
 from deploy.replay.sources import ros
 from deploy.replay.sources.assembler import Assembler, DriveInfo
 from deploy.replay.sources.counts import Counts
 from deploy.replay.sources.messages import CorruptMessage
-from deploy.replay.sources.topics import Topics
-from perception.config import find_config, load_config
+from deploy.replay.sources.topics import Topics, default_topics
+from perception.config import Lidar, find_config, load_config
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.frame import Frame
-from perception.grid import Reference
+from perception.grid import BevGrid, Reference
 from perception.sensors.inputs import InputSpec
 
 SPEC = InputSpec.of(load_config(find_config("tiny")))
 STORAGES = {"file": "drive.mcap", "sqlite3": "drive_sqlite3", "mcap": "drive_mcap"}
 TINY = "scene-0001"
+
+
+def nuscenes_topics(**changes: Any) -> Topics:
+    """The default map of topics, with changes."""
+    return Topics.model_validate(default_topics(SENSORS) | changes)
 
 
 class Sent(NamedTuple):
@@ -47,7 +53,7 @@ def assembled(
     keyframed: bool = True,
 ) -> tuple[list[Frame], Counts]:
     """The frames of messages, and what was counted."""
-    counts = Counts()
+    counts = Counts(SENSORS)
     return list(stream(log, counts, topics, sweeps, reference, keyframed)), counts
 
 
@@ -59,8 +65,9 @@ def stream(
     reference: Reference = "ego",
     keyframed: bool = True,
 ) -> Iterator[Frame]:
-    topics = topics or Topics()
-    assembler = Assembler(topics, sweeps, reference, counts, DriveInfo("log"), keyframed)
+    topics = topics or nuscenes_topics()
+    spec = InputSpec(BevGrid(reference=reference), Lidar(sweeps=sweeps), None, RIG)
+    assembler = Assembler(topics, spec, counts, DriveInfo("log"), keyframed)
     for each in log:
         if each.topic not in topics.names():
             continue

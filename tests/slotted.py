@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from vocabulary import CONDITIONS
 
 from perception.frame import Conditions
 from perception.modules.bank import Bank
@@ -22,7 +23,7 @@ class Net(nn.Module):
     def __init__(self, modules: list[LowRank], routing: LearnedRouting | None = None) -> None:
         super().__init__()
         self.one, self.two = Slot("trunk.one", nn.Conv2d(4, 4, 3, 2, 1)), Slot("heads.two", nn.Conv2d(4, 3, 1))
-        self.bank = Bank(self)
+        self.bank = Bank(self, CONDITIONS)
         for module in modules:
             self.bank.add(module)
         self.router = FixedRouter(self.bank, ("detection",))

@@ -11,6 +11,7 @@ from computations import randomize
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from vocabulary import Z
 
 from perception.errors import InputError
 from perception.modules.aggregation.composition import Average, Parallel
@@ -18,7 +19,6 @@ from perception.modules.aggregation.merge import Merging, merge_modules
 from perception.modules.aggregation.parameters import average, dare, task_arithmetic, ties, weighted
 from perception.modules.bank import Bank
 from perception.modules.computation.computation import Site
-from perception.modules.computation.conditional import Z
 from perception.modules.computation.low_rank import LowRank
 from perception.modules.route import Route
 from perception.modules.slot import Slot

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 from anchored_model import config as model_config
+from vocabulary import ATTRIBUTES, CLASSES, NUSCENES
 
 from perception.config import parse_config
 from perception.errors import InputError
-from perception.frame import ATTRIBUTES, CLASSES
 from perception.section import parse_section
 from perception.tasks.detection.anchor_head import AnchorHead
 from perception.tasks.detection.attributes_by_speed import by_speed
@@ -82,7 +82,7 @@ def test_decoding_is_what_a_loop_over_the_anchors_gives(scales: list[int], limit
     """Each class has all candidates, best first, with those below the threshold at the end."""
     config = settings(scales=scales, direction_limit_offset=limit)
     dense = random_dense(config)
-    decoded = {name: value.numpy() for name, value in AnchorHead(config, 8).decode(dense).items()}
+    decoded = {name: value.numpy() for name, value in AnchorHead(config, 8, NUSCENES).decode(dense).items()}
     threshold, shown = config.suppression.threshold, 0
     for frame in range(2):
         candidates = decoded_by_loop(config, dense, frame)
@@ -103,7 +103,7 @@ def test_decoding_is_what_a_loop_over_the_anchors_gives(scales: list[int], limit
 
 def test_dense_outputs_are_the_layers_on_every_level() -> None:
     config = settings()
-    head, levels = AnchorHead(config, 8), [torch.randn(1, 8, *shape) for shape in SHAPES]
+    head, levels = AnchorHead(config, 8, NUSCENES), [torch.randn(1, 8, *shape) for shape in SHAPES]
     dense = head(levels)
     for i, level in enumerate(levels):
         for name, outputs in {"classes": 40, "boxes": 36, "directions": 8}.items():
@@ -111,7 +111,7 @@ def test_dense_outputs_are_the_layers_on_every_level() -> None:
             assert dense[f"{name}.{i}"].shape == (1, outputs, *SHAPES[i])
             expected = torch.einsum("oi,birc->borc", layer.weight[:, :, 0, 0], level) + layer.bias[:, None, None]
             torch.testing.assert_close(dense[f"{name}.{i}"], expected)
-    one = AnchorHead(settings(scales=[1]), 8)
+    one = AnchorHead(settings(scales=[1]), 8, NUSCENES)
     assert set(one(levels[0])) == {"classes.0", "boxes.0", "directions.0"}
 
 
@@ -149,7 +149,7 @@ def test_parts_that_do_not_fit_each_other_are_refused(part: str, changes: dict[s
 def test_attributes_go_by_the_speed() -> None:
     labels = torch.arange(10).repeat_interleave(2)
     velocities = torch.tensor([[0.1, 0.1], [0.3, -0.3]]).repeat(10, 1)
-    names = [ATTRIBUTES[i] if i >= 0 else "" for i in by_speed(labels, velocities).tolist()]
+    names = [ATTRIBUTES[i] if i >= 0 else "" for i in by_speed(labels, velocities, NUSCENES).tolist()]
     vehicle, cycle = ("vehicle.parked", "vehicle.moving"), ("cycle.without_rider", "cycle.with_rider")
     own = {
         "bus": ("vehicle.stopped", "vehicle.moving"), "motorcycle": cycle, "bicycle": cycle,

@@ -9,6 +9,7 @@ from anchored_model import config as model_config
 from anchored_model import run
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from vocabulary import NUSCENES
 
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.frame import Boxes, Frame
@@ -33,7 +34,7 @@ def anchors_of(neck: str) -> Settings:
 
 def task_of(neck: str) -> DetectionTask:
     config = model_config(neck)
-    return DetectionTask(config.tasks["detection"], config.head_grid)
+    return DetectionTask(config.tasks["detection"], config.head_grid, NUSCENES)
 
 
 def labels_of(neck: str, boxes: Boxes) -> dict[str, torch.Tensor]:
@@ -99,7 +100,7 @@ def test_targets_are_what_a_loop_over_objects_and_anchors_gives(seed: int, n: in
             near = own > own.max() - 1e-5
             close |= near & bool(np.ptp(own[near]) > 0)
     assert (targets.labels.numpy() == expected)[~close].all()
-    assert set(targets.positives.tolist()) == set(np.flatnonzero(targets.labels.numpy() < NOTHING))
+    assert set(targets.positives.tolist()) == set(np.flatnonzero(targets.labels.numpy() >= 0))
 
 
 @pytest.mark.parametrize("neck", ["pyramid", "joined"])
@@ -122,7 +123,7 @@ def test_perfect_outputs_lose_nothing_and_decode_to_the_objects(neck: str) -> No
         first += count
     losses = means(anchor_losses(config, dense, labels_of(neck, boxes)))
     assert all(loss.item() < 1e-5 for loss in losses.values()), losses
-    found = AnchorHead(config, 8).decode(dense)
+    found = AnchorHead(config, 8, NUSCENES).decode(dense)
     prediction = task_of(neck).result({k: v[0].numpy() for k, v in found.items()})
     matched = {label: boxes.labels == label for label in np.unique(boxes.labels)}
     reached = [i for i in range(len(boxes)) if (targets.labels[targets.positives] == boxes.labels[i]).any()]

@@ -11,6 +11,7 @@ from anchored_model import run
 from commands import scored_and_replayed
 from exported import QUIET, assert_equal, folder
 from refusals import one_line_error
+from vocabulary import RIG
 
 from deploy.bundle import ONNX, Bundle
 from deploy.engines.tensorrt import build_engine
@@ -61,7 +62,7 @@ def assert_close(a: Prediction, b: Prediction) -> None:
 def test_bundle_perceives_what_torch_does(neck: str, tables: NuScenesTables) -> None:
     predictor, runtime = TorchPredictor.load(run(neck)), Runtime(bundle(neck).path)
     frames: list[Frame] = [tables.frame(token, "lidar", 2, cameras=False) for token in tables.samples()[:2]]
-    for frame in (*frames, synthetic_frame("lidar", 3)):
+    for frame in (*frames, synthetic_frame("lidar", RIG, 3)):
         expected, found = predictor(frame), runtime(frame)
         assert 20 < len(expected.results["detection"]) < 4000
         assert len(np.unique(expected.results["detection"].labels)) > 2
@@ -82,7 +83,7 @@ def test_compiler_takes_the_whole_graph(neck: str) -> None:
 
 def test_modules_fold_and_switch(tables: NuScenesTables, tmp_path: Path) -> None:
     """`rain` at every slot; the export compares each route with torch."""
-    wet = next(f for f in (tables.frame(t, "lidar", 2) for t in tables.samples()) if f.conditions.weather == "rain")
+    wet = next(f for f in (tables.frame(t, "lidar", 2) for t in tables.samples()) if f.conditions["weather"] == "rain")
     predictor = TorchPredictor.load(run("pyramid", modular=True))
     folded = export(run("pyramid", modular=True), tmp_path / "folded", [["rain"]], console=QUIET)
     switched = export(run("pyramid", modular=True), tmp_path / "both", [[], ["rain"]], console=QUIET)
@@ -97,7 +98,7 @@ def test_prompt_that_would_have_to_fold_for_several_sizes_is_refused() -> None:
     model, _ = load_model(run("pyramid"))
     model.bank.add(Prompt(name="dry", slots=("heads.detection.classes",), size=4))
     inputs = {
-        name: torch.from_numpy(v) for name, v in prepare(synthetic_frame("lidar"), bundle("pyramid").spec).items()
+        name: torch.from_numpy(v) for name, v in prepare(synthetic_frame("lidar", RIG), bundle("pyramid").spec).items()
     }
     with torch.no_grad():
         model.predict(inputs)  # without a fold each map has its own

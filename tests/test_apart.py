@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from exported import QUIET, apart, apart_checkpoint, bundle, keys, trusting
+from vocabulary import RIG
 
 from deploy.build import build
 from deploy.bundle import Bundle
@@ -39,14 +40,14 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         (Conditions(), Conditions()),
         (Conditions(weather="rain", city="boston"), Conditions(weather="rain")),
-        (Conditions("rain", "night"), Conditions("rain", "night")),
+        (Conditions(weather="rain", light="night"), Conditions(weather="rain", light="night")),
         (Conditions(light="night"), Conditions()),  # no network for night alone: the one that asks for nothing
     ],
 )
 def test_each_frame_gets_the_network_that_asks_for_most_of_what_is_known(
     conditions: Conditions, served: Conditions
 ) -> None:
-    frame = replace(synthetic_frame("ego", 3), conditions=conditions)
+    frame = replace(synthetic_frame("ego", RIG, 3), conditions=conditions)
     inputs = {name: torch.from_numpy(a) for name, a in prepare(frame, exported().spec).items()}
     with torch.no_grad():
         outputs = {k: v.numpy() for k, v in load_model(apart_checkpoint())[0].predict(inputs, [served]).items()}
@@ -84,7 +85,7 @@ def test_a_route_that_leads_out_of_the_bundle_is_refused(tmp_path: Path) -> None
     path = copytree(exported().path, tmp_path / "bundle")
     forged = exported().manifest.model_copy(update={"apart": ("../elsewhere",)})
     (path / "manifest.json").write_bytes(forged.hashed_json())
-    with pytest.raises(InputError, match=r"apart: this software does not know '\.\./elsewhere'"):
+    with pytest.raises(InputError, match=r"apart: '\.\./elsewhere' is none of clear"):
         Bundle.load(path)
 
 

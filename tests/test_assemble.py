@@ -6,15 +6,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from recordings import TYPES, Sent, assembled, assert_equal_frames, edited
+from recordings import TYPES, Sent, assembled, assert_equal_frames, edited, nuscenes_topics
 from refusals import one_line_error
 from scipy.spatial.transform import Rotation, Slerp
+from vocabulary import CAMERAS, RIG
 
 from deploy.replay.sources.messages import Transform
-from deploy.replay.sources.topics import CameraTopics, LidarTopic, Topics
+from deploy.replay.sources.topics import CameraTopics, LidarTopic, load_topics
 from deploy.replay.sources.transforms import MOST_FRAMES, MOST_POSES, Transforms
-from perception.frame import CAMERAS, Frame
-from perception.section import load_section
+from perception.frame import Frame
 
 LIDAR = "/lidar_top"
 FRONT = "/cam_front/image_rect_compressed"
@@ -46,7 +46,7 @@ def test_messages_out_of_order_are_counted_and_change_nothing(log: list[Sent], e
     spare = [*log]
     for i in range(1, len(spare) - 1, 2):
         spare[i], spare[i + 1] = spare[i + 1], spare[i]
-    frames, counts = assembled(spare, Topics(wait=0.4))
+    frames, counts = assembled(spare, nuscenes_topics(wait=0.4))
     for a, b in zip(frames, expected, strict=True):
         assert_equal_frames(a, b)
     assert "late" not in counts.summary()
@@ -90,7 +90,7 @@ def test_the_tolerance_decides_which_picture_belongs_to_a_frame(log: list[Sent])
     def chosen(offsets: list[int], tolerance: float = 0.06) -> int | None:
         pictures = [edited(first, stamp=keyframe + offset, time=keyframe) for offset in offsets]
         cut = next(i for i, each in enumerate(others) if each.time > keyframe)
-        frames, _ = assembled([*others[:cut], *pictures, *others[cut:]], Topics(tolerance=tolerance))
+        frames, _ = assembled([*others[:cut], *pictures, *others[cut:]], nuscenes_topics(tolerance=tolerance))
         camera = frames[1].cameras.get("CAM_FRONT")
         return None if camera is None else camera.timestamp - keyframe
 
@@ -105,7 +105,7 @@ def test_poses_between_are_interpolated(log: list[Sent], expected: list[Frame]) 
     """Every second pose is dropped; the vehicle drives straight at a constant speed, so that nothing is lost."""
     poses = numbers(log, "/tf")
     dropped = set(poses[1:-1:2])
-    frames, counts = assembled([each for i, each in enumerate(log) if i not in dropped], Topics(wait=0.4))
+    frames, counts = assembled([each for i, each in enumerate(log) if i not in dropped], nuscenes_topics(wait=0.4))
     assert counts.unposed_frames == 0
     for a, b in zip(frames, expected, strict=True):
         np.testing.assert_allclose(a.global_from_ego, b.global_from_ego, atol=1e-9)
@@ -168,10 +168,10 @@ def test_transforms_are_bounded() -> None:
 def test_without_keyframes_sweeps_set_the_pace(log: list[Sent], expected: list[Frame]) -> None:
     """From the first sweep on, every 0.5 s; every 0.25 s takes every sweep. Tokens are drive and stamp."""
     stamps = [log[i].time for i in numbers(log, LIDAR)]
-    frames, counts = assembled(log, Topics(keyframes=None), keyframed=False)
+    frames, counts = assembled(log, nuscenes_topics(keyframes=None), keyframed=False)
     assert [frame.timestamp for frame in frames] == stamps[::2]
     assert counts.missing == dict.fromkeys(CAMERAS, 3)  # pictures are at the other sweeps
-    frames, _ = assembled(log, Topics(keyframes=None, period=0.25), keyframed=False)
+    frames, _ = assembled(log, nuscenes_topics(keyframes=None, period=0.25), keyframed=False)
     assert [frame.token for frame in frames] == [f"log@{stamp}" for stamp in stamps]
     for a, b in zip(frames[1::2], expected, strict=True):
         assert_equal_frames(replace(a, **UNSAID), replace(b, **UNSAID, conditions=a.conditions))
@@ -180,24 +180,24 @@ def test_without_keyframes_sweeps_set_the_pace(log: list[Sent], expected: list[F
 def test_without_keyframes_and_lidar_pictures_set_the_pace(log: list[Sent]) -> None:
     silent = [each for each in log if each.topic != LIDAR]
     pictures = [log[i].time for i in numbers(log, FRONT)]
-    frames, counts = assembled(silent, Topics(keyframes=None, lidar=None), keyframed=False)
+    frames, counts = assembled(silent, nuscenes_topics(keyframes=None, lidars={}), keyframed=False)
     assert [frame.timestamp for frame in frames] == pictures
     assert counts.missing == {"LIDAR_TOP": 3}
     assert all(len(frame.cameras) == 6 for frame in frames)
     # A LiDAR that should be there may be late: pictures wait half a period for it.
-    frames, _ = assembled(silent, Topics(keyframes=None), keyframed=False)
+    frames, _ = assembled(silent, nuscenes_topics(keyframes=None), keyframed=False)
     assert len(frames) == 1
 
 
 def test_the_frame_of_the_lidar(log: list[Sent], expected: list[Frame]) -> None:
     """As the map of topics names it, else as the header does; without a transform of either it is missing."""
     for frame in ("lidar_top", "elsewhere", None):
-        frames, _ = assembled(log, Topics(lidar=LidarTopic(topic=LIDAR, frame=frame)))
+        frames, _ = assembled(log, nuscenes_topics(lidars={"LIDAR_TOP": LidarTopic(topic=LIDAR, frame=frame)}))
         assert_equal_frames(frames[0], expected[0])
     other = [edited(each, header=header_of(each, "nowhere")) if each.topic == LIDAR else each for each in log]
-    frames, _ = assembled(other, Topics(lidar=LidarTopic(topic=LIDAR, frame="lidar_top")))
+    frames, _ = assembled(other, nuscenes_topics(lidars={"LIDAR_TOP": LidarTopic(topic=LIDAR, frame="lidar_top")}))
     assert_equal_frames(frames[0], expected[0])
-    frames, counts = assembled(other, Topics(lidar=LidarTopic(topic=LIDAR)))
+    frames, counts = assembled(other, nuscenes_topics(lidars={"LIDAR_TOP": LidarTopic(topic=LIDAR)}))
     assert [frame.points for frame in frames] == [None] * 3
     assert counts.summary()["reasons"] == {LIDAR: {"no transform from the sensor to the vehicle": 3}}
 
@@ -216,7 +216,7 @@ def test_time_that_goes_back_gives_tokens_of_its_own(log: list[Sent]) -> None:
         for each in again
         if each.topic not in ("/keyframe", "/tf_static")
     ]
-    topics = Topics(keyframes=None, odometry="/odometry")
+    topics = nuscenes_topics(keyframes=None, odometry="/odometry")
     frames, _ = assembled([*again, *shifted], topics, keyframed=False)
     tokens = [frame.token for frame in frames]
     assert len(tokens) == len(set(tokens)) == 6
@@ -226,30 +226,30 @@ def test_time_that_goes_back_gives_tokens_of_its_own(log: list[Sent]) -> None:
 def test_a_map_of_topics(tmp_path: Path) -> None:
     file = tmp_path / "topics.yaml"
     file.write_text(
-        "global_frame: odom\nlidar: {topic: /top/points}\n"
+        "global_frame: odom\nlidars: {LIDAR_TOP: {topic: /top/points}}\n"
         "cameras:\n  CAM_FRONT: {image: /front/image, info: /front/info, frame: front}\n"
     )
     front = CameraTopics(image="/front/image", info="/front/info", frame="front")
-    assert load_section(Topics, file, "the map of topics") == Topics(
-        global_frame="odom", lidar=LidarTopic(topic="/top/points"), cameras={"CAM_FRONT": front}
+    assert load_topics(file, RIG) == nuscenes_topics(
+        global_frame="odom", lidars={"LIDAR_TOP": LidarTopic(topic="/top/points")}, cameras={"CAM_FRONT": front}
     )
     file.write_text("")
-    assert load_section(Topics, file, "the map of topics") == Topics()
+    assert load_topics(file, RIG) == nuscenes_topics()
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
         ("speed: 3", "speed: is not a known key"),
-        ("lidar: {}", "lidar.topic: field required"),
+        ("lidars: {LIDAR_TOP: {}}", "lidars.LIDAR_TOP.topic: field required"),
         ("tolerance: soon", "tolerance: input should be a valid number, got 'soon'"),
         ("tolerance: -1.0", "tolerance: input should be greater than 0, got -1.0"),
         (
             "cameras: {FRONT: {image: /a, info: /b}}",
-            "cameras: FRONT is not a camera of the networks; they have CAM_FRONT",
+            "cameras: FRONT is none of the rig nuscenes; it has CAM_FRONT",
         ),
         ("cameras: {CAM_FRONT: {image: /a, info: /a}}", "(top level): /a is named twice; a topic has one meaning"),
-        ("{lidar: null, cameras: {}}", "(top level): neither a LiDAR nor a camera; name at least one"),
+        ("{lidars: {}, cameras: {}}", "(top level): neither a LiDAR nor a camera; name at least one"),
         ("- a", "(top level): input should be a valid dictionary"),
         ("a: [", "not valid YAML"),
     ],
@@ -258,4 +258,4 @@ def test_a_wrong_map_of_topics_is_told_in_one_line(tmp_path: Path, text: str, me
     file = tmp_path / "topics.yaml"
     file.write_text(text)
     with one_line_error(at=f"{file}: ", says=message):
-        load_section(Topics, file, "the map of topics")
+        load_topics(file, RIG)

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_inputs import painted_frame, spot_of
+from vocabulary import RIG
 
 from perception.config import Augment, CameraBranch, Image
 from perception.frame import Boxes, Frame
@@ -103,7 +104,7 @@ def test_pixels_move_with_the_projected_point(seed: int) -> None:
     frame, similarity = painted_frame(point), draw_similarity(rng, STRONG)
     size = Image(height=256, width=704)
     affine = draw_image_affine(rng, STRONG, (900, 1600, 3), size)
-    spec = InputSpec(BevGrid(), None, CameraBranch(image=size))
+    spec = InputSpec(BevGrid(), None, CameraBranch(image=size), RIG)
     inputs = prepare(transformed(frame, similarity), spec, {"CAM_FRONT": affine})
     projection = inputs["image_from_reference"][0, 0].astype(np.float64)
     expected = _pixels(projection, _apply(similarity, point[None]))[0]

@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from networks import AFFINE, BRANCHES, FOG, Layers, disturb, inputs, model, spec
 from torch import Tensor, nn
+from vocabulary import CONDITIONS
 
 from perception.errors import InputError
 from perception.frame import Conditions
@@ -251,7 +252,7 @@ def test_the_fingerprint_is_the_same_in_every_memory_format_and_with_modules_or_
 @given(st.data())
 def test_the_fingerprint_sees_every_bit_of_every_parameter_and_buffer(data):
     network = Layers()
-    bank = Bank(network)
+    bank = Bank(network, CONDITIONS)
     before = bank.base_hash()
     tensor = network.state_dict()[data.draw(st.sampled_from(sorted(network.state_dict())))]
     raw = tensor.reshape(-1).view(torch.uint8)
@@ -264,11 +265,11 @@ def test_the_fingerprint_tells_types_and_shapes_with_the_same_bytes_apart():
     for layer in (a, b):
         nn.init.zeros_(layer.weight)
         layer.bias = None
-    assert Bank(a).base_hash() != Bank(b).base_hash()
+    assert Bank(a, CONDITIONS).base_hash() != Bank(b, CONDITIONS).base_hash()
     a.weight = nn.Parameter(torch.zeros(2, 3))
-    assert Bank(a).base_hash() == Bank(b).base_hash()
+    assert Bank(a, CONDITIONS).base_hash() == Bank(b, CONDITIONS).base_hash()
     a.weight = nn.Parameter(torch.zeros(2, 3, dtype=torch.int32), requires_grad=False)
-    assert Bank(a).base_hash() != Bank(b).base_hash()
+    assert Bank(a, CONDITIONS).base_hash() != Bank(b, CONDITIONS).base_hash()
 
 
 # merge and unmerge
@@ -280,7 +281,7 @@ def layers(*kinds: str, seed: int = 0) -> tuple[Layers, Bank]:
     """Every type of layer, with a module of each kind, called after it, that has learned something."""
     torch.manual_seed(seed)
     network = Layers().eval()
-    bank = Bank(network)
+    bank = Bank(network, CONDITIONS)
     for i, kind in enumerate(kinds):
         bank.add(spec(kind, kind, "*"))
         disturb(network, kind, seed=i)

@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 from exported import bundle, copied
 from refusals import one_line_error
+from vocabulary import CLASSES, RIG
 
 from deploy.bundle import Bundle, write_bundle
 from deploy.network import UNITS
 from perception.atomic import write_atomically
 from perception.config import load_config
 from perception.errors import InputError
-from perception.frame import CAMERAS, CLASSES
 from perception.sensors.inputs import InputSpec
 
 FILES = ("manifest.json", "model.onnx", "golden.safetensors", "modules/rain.json", "modules/rain.safetensors")
@@ -40,8 +40,8 @@ def test_manifest_describes_the_golden_frame_and_the_configuration() -> None:
         assert [t.unit for t in tensors] == [units[name] for name in arrays]
     config = load_config(Path(__file__).parents[1] / "configs" / "tiny.yaml")
     assert loaded.spec == InputSpec.of(config)
-    assert loaded.manifest.classes == CLASSES
-    assert loaded.manifest.cameras == CAMERAS
+    assert loaded.manifest.taxonomy.class_names == CLASSES
+    assert loaded.manifest.rig == RIG
     assert set(Bundle.load(bundle("rain").path).manifest.files) == set(FILES) - {"manifest.json"}
     assert listed(bundle("rain").path) == set(FILES)
 
@@ -49,9 +49,9 @@ def test_manifest_describes_the_golden_frame_and_the_configuration() -> None:
 @pytest.mark.parametrize(
     ("version", "message"),
     [
-        (9, "this bundle is schema 9, this version reads 8; update this program, or export again with it"),
-        (7, "this bundle is schema 7, this version reads 8; export again"),
-        ("new", "this bundle is schema 'new', this version reads 8; export again"),
+        (10, "this bundle is schema 10, this version reads 9; update this program, or export again with it"),
+        (8, "this bundle is schema 8, this version reads 9; export again"),
+        ("new", "this bundle is schema 'new', this version reads 9; export again"),
     ],
 )
 def test_another_schema_version_says_so_whatever_else_is_new(tmp_path: Path, version: object, message: str) -> None:

@@ -12,7 +12,6 @@ from test_training import small
 from deploy.bundle import Bundle
 from deploy.export import export
 from deploy.golden import differences
-from deploy.replay.faults import Fault
 from deploy.replay.run import replay
 from deploy.replay.settings import Settings, Source
 from deploy.runtime import Runtime
@@ -67,7 +66,7 @@ def bundle(recognising: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def untagged(drives: Path, bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The report of a replay whose vehicle is told nothing."""
-    out, faults = tmp_path_factory.mktemp("untagged"), [Fault.parse(text) for text in OUTLIERS]
+    out, faults = tmp_path_factory.mktemp("untagged"), OUTLIERS
     replay(Source(drives, VERSION), bundle, out, Settings(faults=faults, conditions=Conditions()), console=QUIET)
     return out / "report.html"
 
@@ -101,7 +100,7 @@ def test_the_route_follows_the_tags(drives: Path, bundle: Path, tmp_path: Path) 
 
 
 def test_a_route_that_the_vehicle_is_told_stays(drives: Path, bundle: Path, tmp_path: Path) -> None:
-    told = Settings(conditions=Conditions("clear", "day", "boston"))
+    told = Settings(conditions=Conditions(weather="clear", light="day", city="boston"))
     replay(Source(drives, VERSION), bundle, tmp_path, told, console=QUIET)
     report = tmp_path / "report.html"
     assert spans(report, "route", "wet_road") == spans(report, "route", "dark") == [("0", 0.0)]
@@ -114,7 +113,7 @@ def test_the_table_tells_how_the_belief_followed(drives: Path, bundle: Path) -> 
     for told, expected in (
         (None, {"as tagged": 14 / 18, "delay, s": 1.0, "switches": 2, "changes": 2}),
         (
-            Conditions("clear", "day"),
+            Conditions(weather="clear", light="day"),
             {"as tagged": 6 / 18, "delay, s": None, "switches": 0, "changes": 2},
         ),
     ):

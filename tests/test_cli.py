@@ -12,7 +12,7 @@ PERCEPTION = Path(sys.executable).with_name("perception")
 CONFIG = Path(__file__).parents[1] / "configs" / "tiny.yaml"
 COMMANDS = (
     *("simulate", "train", "evaluate", "export", "build", "replay", "judge", "adapt", "modules", "merge", "demo"),
-    *("import-mmdet3d", "verify", "sign"),
+    *("import-mmdet3d", "import-pointpillars", "verify", "sign"),
 )
 
 
@@ -66,8 +66,12 @@ def test_every_command_has_help_with_an_example(command):
             ["adapt", "{tmp}", "--add", "low_rank:a", "--option", "rank=x", "--data", "{tmp}", "--out", "{tmp}/r"],
             "--option rank=x: write NAME=NUMBER",
         ),
-        (["adapt", "{tmp}", "--add", "low_rank:a", "--data", "{tmp}", "--out", "{tmp}/r"], "{tmp}: holds no tables"),
-        (["adapt", "{tmp}", "--task", "conditions", "--data", "{tmp}", "--out", "{tmp}/r"], "{tmp}: holds no tables"),
+        (["adapt", "{tmp}", "--add", "low_rank:a", "--data", "{tmp}", "--out", "{tmp}/r"], "no checkpoint here"),
+        (
+            ["adapt", "{tmp}", "--task", "map", "--data", "{tmp}", "--out", "{tmp}/r", "--rig", "truck"],
+            "{tmp}: no checkpoint here",
+        ),
+        (["simulate", "{tmp}/d", "--rig", "trukc"], "rig trukc: not known; give a YAML file or one of nuscenes,"),
         (
             ["adapt", "{tmp}", "--task", "conditions", "--add", "low_rank:a", "--data", "{tmp}", "--out", "{tmp}/r"],
             "give --add with --conditions and --option for a module, or --task with --config for a task",
@@ -77,7 +81,7 @@ def test_every_command_has_help_with_an_example(command):
             ["adapt", "{tmp}", "--task", "conditions", "--conditions", "rain", "--data", "{tmp}", "--out", "{tmp}/r"],
             "or --task with --config for a task",
         ),
-        (["replay", "{tmp}/a.mcap", "--bundle", "{tmp}", "--out", "{tmp}/r", "--conditions", "hail"], "hail: unknown"),
+        (["replay", "{tmp}/a.mcap", "--bundle", "{tmp}", "--out", "{tmp}/r", "--conditions", "hail"], "not a bundle"),
         (["merge", "{tmp}", "--modules", "a,b", "--name", "c", "--out", "{tmp}/r"], "no checkpoint here"),
         (["modules", "{tmp}"], "no checkpoint here"),
         (["modules", "{tmp}", "--frame", "scene-0001:0"], "--frame and --data go together"),

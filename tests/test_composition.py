@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from refusals import one_line_error
 from torch import nn
+from vocabulary import Z
 
 from perception.errors import InputError
 from perception.modules.aggregation.composition import Average, Fuse, Parallel, Stack, names
 from perception.modules.aggregation.notation import parse_block
 from perception.modules.computation.computation import Site
-from perception.modules.computation.conditional import Z
 from perception.modules.computation.kinds import KINDS
 from perception.modules.route import Route
 from perception.modules.slot import Slot

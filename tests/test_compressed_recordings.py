@@ -3,17 +3,17 @@
 from pathlib import Path
 
 import pytest
-from recordings import TINY, assert_equal_frames, make_log
+from recordings import TINY, assert_equal_frames, make_log, nuscenes_topics
 from refusals import one_line_error
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, Reader, StoragePlugin, Writer
+from vocabulary import RIG
 
 from deploy.replay.sources.recorded_drive import RecordedDrive
-from deploy.replay.sources.topics import Topics
 from perception.config import CameraBranch, Lidar
 from perception.grid import BevGrid
 from perception.sensors.inputs import InputSpec
 
-SPEC = InputSpec(BevGrid(), Lidar(sweeps=1), CameraBranch())
+SPEC = InputSpec(BevGrid(), Lidar(sweeps=1), CameraBranch(), RIG)
 
 
 def compressed(source: Path, out: Path, mode: CompressionMode, storage: StoragePlugin) -> Path:
@@ -52,7 +52,7 @@ def test_a_compressed_recording_gives_the_same_frames(
     small = compressed(plain, tmp_path / "small", mode, storage)
     sizes = [sum(file.stat().st_size for file in folder.iterdir()) for folder in (small, plain)]
     assert sizes[0] < sizes[1]
-    drives = [RecordedDrive(folder, Topics(), SPEC) for folder in (small, plain)]
+    drives = [RecordedDrive(folder, nuscenes_topics(), SPEC) for folder in (small, plain)]
     assert len(drives[0]) == len(drives[1]) == 3
     for ours, theirs in zip(*drives, strict=True):
         assert_equal_frames(ours, theirs)
@@ -65,4 +65,4 @@ def test_a_truncated_archive_is_told_in_one_line(plain: Path, tmp_path: Path) ->
     archive = next(small.glob("*.zstd"))
     archive.write_bytes(archive.read_bytes()[:-100])
     with one_line_error("cannot read the recording"):
-        RecordedDrive(small, Topics(), SPEC)
+        RecordedDrive(small, nuscenes_topics(), SPEC)

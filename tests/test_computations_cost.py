@@ -25,8 +25,8 @@ CONV = nn.Conv2d(256, 256, 3, padding=1, bias=False)
         ("bottleneck", {"reduction": 16}, 8_192),
         ("rescale", {}, 256),
         ("scale_shift", {}, 512),
-        ("film", {}, 2 * 256 * 7),
-        ("hypernetwork", {"rank": 4, "hidden": 8}, 4 * 256 * 9 + 7 * 8 + 8 * 256 * 4),
+        ("film", {"conditions": 7}, 2 * 256 * 7),
+        ("hypernetwork", {"conditions": 7, "rank": 4, "hidden": 8}, 4 * 256 * 9 + 7 * 8 + 8 * 256 * 4),
     ],
 )
 def test_parameters_of_a_module_at_a_convolution_of_256_channels(kind, options, expected):

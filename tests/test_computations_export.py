@@ -13,8 +13,8 @@ import pytest
 import torch
 from computations import AFFINE, CASES, randomize, trained
 from torch import Tensor, nn
+from vocabulary import Z
 
-from perception.modules.computation.conditional import Z
 from perception.modules.computation.kinds import KINDS
 from perception.modules.route import Route
 from perception.modules.slot import Slot

@@ -8,8 +8,8 @@ from computations import CASES, Place, assert_near, delta_of, fixed, inputs_like
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from vocabulary import Z
 
-from perception.modules.computation.conditional import Z
 from perception.modules.computation.kinds import KINDS
 from perception.modules.route import Route
 

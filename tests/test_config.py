@@ -9,7 +9,7 @@ from perception.config import load_config
 from perception.errors import InputError
 
 FOLDER = Path(__file__).parents[1] / "configs"
-CONFIGS = sorted(path for path in FOLDER.rglob("*.yaml") if path.parent.name != "evidence")
+CONFIGS = sorted([*FOLDER.glob("*.yaml"), *FOLDER.glob("nuscenes/*.yaml")])
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)

@@ -7,10 +7,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_tasks import perfect_detection
+from vocabulary import ATTRIBUTES, CLASSES, NUSCENES
 
-from perception.frame import ATTRIBUTES, CLASSES, Boxes, Frame
+from perception.frame import Boxes, Frame
 from perception.grid import BevGrid
-from perception.tasks.detection.center_head import REGRESSION, CenterHead
+from perception.tasks.detection.center_head import REGRESSION
 from perception.tasks.detection.config import DetectionHead
 from perception.tasks.detection.losses import center_losses, gaussian_focal
 from perception.tasks.detection.targets import center_labels, gaussian_radius
@@ -24,7 +25,7 @@ GRID = BevGrid(x=(-16.0, 16.0), y=(-8.0, 8.0), cell=0.5)
 
 def labels_of(config: DetectionHead, *frames: Boxes) -> dict[str, torch.Tensor]:
     """Labels of a batch, as the loader makes and joins them."""
-    task, here = DetectionTask(config, GRID), np.eye(4)
+    task, here = DetectionTask(config, GRID, NUSCENES), np.eye(4)
     empty = [Frame("", 0, "ego", here, here, None, {}, boxes=boxes) for boxes in frames]
     return batch_labels([{"detection": task.labels(frame)} for frame in empty])["detection"]
 
@@ -44,7 +45,7 @@ def random_boxes(rng: np.random.Generator, n: int) -> Boxes:
 @given(st.integers(0, 10_000), st.integers(1, 20))
 def test_decoding_perfect_outputs_returns_the_boxes(seed, n):
     boxes = random_boxes(np.random.default_rng(seed), n)
-    head = CenterHead(DetectionHead(top_k=50), 8, GRID)
+    head = DetectionTask(DetectionHead(top_k=50), GRID, NUSCENES).network(8)
     perfect = perfect_detection(labels_of(DetectionHead(min_radius=2), boxes))
     decoded = {k: v[0].numpy() for k, v in head.decode(perfect).items()}
     assert (decoded["scores"][:n] > 0.99).all()
@@ -59,7 +60,7 @@ def test_decoding_perfect_outputs_returns_the_boxes(seed, n):
 
 
 def test_attributes_fit_their_classes():
-    head = CenterHead(DetectionHead(top_k=200), 8, GRID)
+    head = DetectionTask(DetectionHead(top_k=200), GRID, NUSCENES).network(8)
     torch.manual_seed(0)
     dense = {name: torch.randn(1, n, *GRID.shape) for name, n in {**REGRESSION, "heatmap": 10, "attribute": 8}.items()}
     decoded = head.decode(dense)
@@ -91,7 +92,7 @@ def test_boxes_without_points_or_outside_the_grid_are_no_targets():
     assert labels["real"].sum(1).tolist() == [1, 0]
     assert (labels["heatmap"] == 1).sum((1, 2, 3)).tolist() == [1, 0]
     # The task leaves out what no point hit; what is outside the grid is no label of the head itself, either.
-    assert center_labels(boxes, GRID, DetectionHead())["real"].tolist() == [True, True]
+    assert center_labels(boxes, GRID, DetectionHead(groups=(CLASSES,)))["real"].tolist() == [True, True]
 
 
 def test_gaussian_focal_equals_its_equation_and_has_right_gradients():
@@ -131,7 +132,7 @@ def test_unknown_velocities_and_padding_carry_no_gradient():
 
 def test_map_loss_counts_only_frames_with_a_map():
     logits, labels = torch.randn(2, 6, 3, 3), torch.randint(0, 2, (2, 6, 3, 3))
-    head = MapSegmentationHead(MapHead(weight=3.0), 8)
+    head = MapSegmentationHead(MapHead(weight=3.0), 8, 6)
     loss = head.losses({"logits": logits}, {"cells": labels, "known": torch.tensor([True, False])})["cells"]
     expected = torch.nn.functional.binary_cross_entropy_with_logits(logits[0], labels[0].float())
     torch.testing.assert_close(loss.mean(), 3.0 * expected)

@@ -18,13 +18,14 @@ from nuscenes.utils.geometry_utils import points_in_box
 from pyquaternion import Quaternion
 from refusals import one_line_error
 from submissions import BOX
+from vocabulary import ATTRIBUTES, CLASSES, NUSCENES
 
-from perception.frame import ATTRIBUTES, CLASSES
-from perception.tasks.detection.columns import CLASS_RANGE, BoxColumns, read_submission
+from perception.tasks.detection.columns import BoxColumns, read_submission
 from perception.tasks.detection.matching import match
-from perception.tasks.detection.scores import _UNDEFINED, ERRORS, THRESHOLDS, DetectionScores, Scores
+from perception.tasks.detection.scores import ERRORS, THRESHOLDS, DetectionScores, Scores, undefined_errors
 
 CONFIG = config_factory("detection_cvpr_2019")
+UNDEFINED = {"traffic_cone": ("orient_err", "vel_err", "attr_err"), "barrier": ("vel_err", "attr_err")}  # in the devkit
 
 
 def devkit_boxes(boxes: BoxColumns, tokens: Sequence[str]) -> EvalBoxes:
@@ -62,7 +63,7 @@ def devkit_scores(truth: BoxColumns, detections: BoxColumns, frames: int) -> Det
             metrics.add_label_ap(name, threshold, calc_ap(data, CONFIG.min_recall, CONFIG.min_precision))
             if threshold == CONFIG.dist_th_tp:
                 for error in ERRORS:
-                    undefined = error in _UNDEFINED.get(name, ())
+                    undefined = error in UNDEFINED.get(name, ())
                     metrics.add_label_tp(name, error, np.nan if undefined else calc_tp(data, CONFIG.min_recall, error))
     return metrics
 
@@ -111,7 +112,9 @@ def test_random_boxes_score_as_with_the_devkit(seed: int, frames: int, ties: boo
     truth, detections = random_boxes(np.random.default_rng(seed), frames, ties, boxes=boxes)
     detections = in_order(detections)
     scenes = np.arange(frames) % 2 * (frames > 1)
-    assert_devkits(DetectionScores(truth, detections, scenes).scored(), 0, devkit_scores(truth, detections, frames))
+    assert_devkits(
+        DetectionScores(truth, detections, scenes, NUSCENES).scored(), 0, devkit_scores(truth, detections, frames)
+    )
 
 
 def test_drawn_scenes_score_as_a_data_set_of_their_copies() -> None:
@@ -119,7 +122,7 @@ def test_drawn_scenes_score_as_a_data_set_of_their_copies() -> None:
     rng = np.random.default_rng(3)
     truth, detections = random_boxes(rng, frames=9, boxes=80)
     scenes = np.arange(9) // 3
-    scored = DetectionScores(truth, detections, scenes)
+    scored = DetectionScores(truth, detections, scenes, NUSCENES)
     draws = np.array([[1, 1, 1], [0, 2, 1], [3, 0, 0], [0, 0, 1], [1, 4, 2], [0, 0, 0]])
     scores = scored.scored(draws)
     for i, draw in enumerate(draws):
@@ -143,7 +146,7 @@ def test_nothing_found_and_nothing_there() -> None:
     truth, detections = random_boxes(np.random.default_rng(0), 2)
     none = np.zeros(0, int)
     for gt, found in ((truth.select(none), detections), (truth, detections.select(none))):
-        scores = DetectionScores(gt, found, np.zeros(2, int)).scored()
+        scores = DetectionScores(gt, found, np.zeros(2, int), NUSCENES).scored()
         assert scores.mean_ap[0] == scores.nds[0] == 0
         assert_devkits(scores, 0, devkit_scores(gt, found, 2))
 
@@ -166,7 +169,8 @@ def test_matches_are_those_of_the_greedy_loop(seed: int, ties: bool) -> None:
 
 
 def test_class_ranges_are_the_devkits() -> None:
-    assert CONFIG.class_range == CLASS_RANGE
+    assert CONFIG.class_range == {each.name: each.range for each in NUSCENES.classes}
+    assert {each.name: tuple(found) for each in NUSCENES.classes if (found := undefined_errors(each))} == UNDEFINED
     assert tuple(CONFIG.dist_ths) == THRESHOLDS
 
 
@@ -177,7 +181,7 @@ def test_what_stands_in_a_rack_does_not_count(seed: int) -> None:
     racks = np.column_stack(
         [rng.integers(0, 2, 3), rng.uniform(-8, 8, (3, 3)), rng.uniform(1, 12, (3, 3)), rng.normal(0, 1, (3, 4))]
     )
-    kept = {tuple(center) for center in boxes.counted(np.zeros((2, 2)), racks).centers}
+    kept = {tuple(center) for center in boxes.counted(np.zeros((2, 2)), racks, NUSCENES).centers}
     for i in range(len(boxes)):
         inside = any(
             points_in_box(Box(rack[1:4], rack[4:7], Quaternion(rack[7:11]).normalised), boxes.centers[i][:, None])[0]
@@ -194,8 +198,8 @@ def test_far_boxes_and_those_without_points_do_not_count() -> None:
         centers=np.array([[49.9, 0, 0], [40.1, 0, 0], [1, 0, 0.0]]),
         num_points=np.array([-1, 3, 0]),
     )
-    assert boxes.counted(np.zeros((1, 2)), np.zeros((0, 11))).centers.tolist() == [[49.9, 0, 0]]
-    moved = boxes.counted(np.array([[1.0, 0]]), np.zeros((0, 11)))  # the vehicle is a metre nearer
+    assert boxes.counted(np.zeros((1, 2)), np.zeros((0, 11)), NUSCENES).centers.tolist() == [[49.9, 0, 0]]
+    moved = boxes.counted(np.array([[1.0, 0]]), np.zeros((0, 11)), NUSCENES)  # the vehicle is a metre nearer
     assert moved.centers.tolist() == [[49.9, 0, 0], [40.1, 0, 0]]
 
 
@@ -204,7 +208,7 @@ def test_a_submission_reads_in_any_order_and_layout(tmp_path: Path) -> None:
     content = {"results": {"b": boxes, "x": [BOX], "a": []}, "meta": {"use_lidar": True, "why": ["[{,"]}}
     for indent in (None, 2):
         (tmp_path / "r.json").write_text(" " + json.dumps(content, indent=indent) + "\n")
-        read = read_submission(tmp_path / "r.json", {"a": 0, "b": 1})
+        read = read_submission(tmp_path / "r.json", {"a": 0, "b": 1}, NUSCENES)
         assert read.frames.tolist() == [1, 1]
         assert read.scores.tolist() == [0.5, 0.25]
         assert np.abs(read.yaws).tolist() == [np.pi, 0]
@@ -236,4 +240,4 @@ def test_an_unusable_submission_is_named(tmp_path: Path, content: str | dict | N
     if content is not None:
         path.write_text(content if isinstance(content, str) else json.dumps({"results": content}))
     with one_line_error(message, at=path):
-        read_submission(path, {"a": 0})
+        read_submission(path, {"a": 0}, NUSCENES)

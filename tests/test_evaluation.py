@@ -16,12 +16,13 @@ from nuscenes.eval.detection.evaluate import DetectionEval
 from refusals import one_line_error
 from rich.console import Console
 from submissions import BOX
+from vocabulary import CLASSES, MAP_CLASSES, RIG
 
 from perception.config import Lidar
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
 from perception.evaluation.evaluate import evaluate
-from perception.frame import CLASSES, MAP_CLASSES, Boxes, Frame, Prediction
+from perception.frame import Boxes, Frame, Prediction
 from perception.grid import BevGrid
 from perception.sensors.inputs import InputSpec
 from perception.tasks.detection.devkit import open_devkit, score_submission
@@ -31,7 +32,7 @@ from perception.tasks.map.iou import THRESHOLDS, MapIou
 CUSTOM = "v1.0-custom"
 SPLITS = {"boston": ["scene-0103"], "singapore": ["scene-0916"]}
 EAST = 610.0  # m; scene-0103 starts ten metres west of it
-SPEC = InputSpec(BevGrid(), Lidar(sweeps=0), camera=None)
+SPEC = InputSpec(BevGrid(), Lidar(sweeps=0), camera=None, rig=RIG)
 
 
 def map_east_of(x: float) -> dict:
@@ -146,7 +147,7 @@ def test_perfect_predictions_score_perfectly(dataroot: Path, tmp_path: Path, ref
         assert not frame.cameras  # a model without cameras does not have them read
         return predictor(frame)
 
-    spec = InputSpec(BevGrid(reference=reference), Lidar(sweeps=0), camera=None)
+    spec = InputSpec(BevGrid(reference=reference), Lidar(sweeps=0), camera=None, rig=RIG)
     metrics = evaluate(watched, tables, split, selectors, tmp_path, spec, Console(file=io.StringIO()))
     assert metrics["split"] == (split or "all")
     assert [metrics["samples"], len(with_points), sum(with_points)] == [samples, samples, seen]
@@ -265,7 +266,7 @@ def test_map_iou_is_the_brute_force_count(seed: int, frames: int, density: float
         )
         for _ in range(frames)
     ]
-    iou = MapIou()
+    iou = MapIou(MAP_CLASSES)
     for probabilities, truth in pairs:
         iou.add(probabilities, truth)
     found = iou.result()
@@ -292,14 +293,14 @@ def test_map_iou_is_the_brute_force_count(seed: int, frames: int, density: float
 
 
 def test_a_probability_on_the_threshold_counts() -> None:
-    iou = MapIou()
+    iou = MapIou(MAP_CLASSES)
     everywhere = np.ones((len(MAP_CLASSES), 2, 2))
     iou.add(np.float32(0.65) * everywhere.astype(np.float32), everywhere)
     assert iou.counts[:, 0].tolist() == [[4] * 6] * 7
 
 
 def test_map_iou_without_frames_is_none() -> None:
-    assert MapIou().result() is None
+    assert MapIou(MAP_CLASSES).result() is None
 
 
 def test_official_scores_stand_beside_ours(tables: NuScenesTables, tmp_path: Path) -> None:

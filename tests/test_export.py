@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from lowered import OUTPUTS
 from networks import tasks
+from vocabulary import NUSCENES, RIG
 
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
 from deploy.export import export
@@ -38,7 +39,7 @@ def torch_outputs(frame: Frame, conditions: Conditions) -> dict[str, np.ndarray]
 
 def assert_onnx_equals_torch(frame: Frame, exported_for: tuple[str, ...]) -> dict[str, np.ndarray]:
     exported = bundle(*exported_for)
-    expected = torch_outputs(frame, parse_conditions(exported_for))
+    expected = torch_outputs(frame, parse_conditions(exported_for, NUSCENES))
     actual = OnnxRuntimeEngine(exported.onnx).run(prepare(frame, exported.spec))
     assert differences(expected, actual, exported.manifest.tolerances) == []
     return expected
@@ -65,7 +66,7 @@ def test_onnx_equals_torch_on_simulated_frames(tables: NuScenesTables, missing: 
 
 
 def test_onnx_equals_torch_with_nothing_to_see() -> None:
-    frame = without(without(synthetic_frame("ego"), "camera"), "lidar")
+    frame = without(without(synthetic_frame("ego", RIG), "camera"), "lidar")
     assert_onnx_equals_torch(frame, ())
 
 
@@ -155,12 +156,12 @@ def test_engine_that_computes_something_else_is_not_exported(tmp_path: Path, mon
 
 
 def test_conditions() -> None:
-    assert parse_conditions(["boston", "rain"]) == Conditions(weather="rain", city="boston")
-    assert parse_conditions([]) == Conditions()
+    assert parse_conditions(["boston", "rain"], NUSCENES) == Conditions(weather="rain", city="boston")
+    assert parse_conditions([], NUSCENES) == Conditions()
     with pytest.raises(InputError, match="snow: unknown condition; choose from clear, rain"):
-        parse_conditions(["snow"])
+        parse_conditions(["snow"], NUSCENES)
     with pytest.raises(InputError, match="rain: contradicts clear; give one weather"):
-        parse_conditions(["clear", "rain"])
+        parse_conditions(["clear", "rain"], NUSCENES)
 
 
 # ---- the comparison that all of this rests on

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from exported import QUIET, bundle, checkpoint_of, modular, without
+from vocabulary import CONDITION_VALUES, RIG
 
 from deploy.build import build
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
@@ -105,19 +106,19 @@ def test_one_graph_serves_several_routes_and_any_mixture_of_them(tmp_path: Path)
         "blind": ("no-cameras",),
     }
     assert (manifest.folded, manifest.inline) == ((), ("city", "film"))
-    assert manifest.conditional
+    assert manifest.condition_values == CONDITION_VALUES
     model, _ = load_model(checkpoint)
     runtime, engine = Runtime(tmp_path / "bundle"), OnnxRuntimeEngine(exported.onnx)
-    frame = synthetic_frame("ego", 3)
+    frame = synthetic_frame("ego", RIG, 3)
     for conditions in (
         Conditions(city="boston"),
         Conditions(weather="rain", city="boston"),
         Conditions(light="night", city="boston"),
-        Conditions("rain", "night", "boston"),
+        Conditions(weather="rain", light="night", city="boston"),
     ):
         for seen in (frame, without(frame, "camera"), without(frame, "lidar")):
             inputs = prepare(seen, exported.spec)
-            steer = steering_inputs(conditions, inputs, manifest.banked, manifest.conditional)
+            steer = steering_inputs(conditions, inputs, manifest.banked, manifest.condition_values)
             actual = engine.run(inputs | steer)
             tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
             with torch.no_grad():

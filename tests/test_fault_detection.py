@@ -16,22 +16,29 @@ import pytest
 from exported import QUIET, bundle
 from pages import page_data
 from PIL import Image
+from vocabulary import CAMERAS, LIDAR, SENSORS, sensors
 
 from deploy.replay.fault_detection import FaultDetections
-from deploy.replay.faults import KINDS, SENSORS_OF_KIND, Fault, inject
+from deploy.replay.fault_kinds import KINDS, SENSORS_OF_KIND
+from deploy.replay.faults import Fault, inject
 from deploy.replay.run import replay
 from deploy.replay.settings import Settings, Source
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.evaluation import corrupt
-from perception.frame import CAMERAS, LIDAR, Camera, Frame
+from perception.frame import Camera, Frame
+from perception.rig import Sensors
 from perception.scene.health.limits import LidarLimits
 from perception.scene.health.monitor import HealthMonitor, Status
 from perception.simulate.simulate import simulate
 
 FRAMES, WINDOW = 8, (1.0, 2.2)  # keyframes at 2 Hz, s
 BEGIN, END = 2, 5  # the frames with the fault, and the first without
-SENSORS = (LIDAR, *CAMERAS)
-SUFFERED = [(kind, sensor) for kind in KINDS for sensor in SENSORS if sensor in SENSORS_OF_KIND.get(kind, SENSORS)]
+SUFFERED = [
+    (kind, sensor)
+    for kind in KINDS
+    for sensor in SENSORS.names
+    if SENSORS_OF_KIND.get(kind) in (None, "lidar" if sensor == LIDAR else "cameras")
+]
 # Health outlives what chance may hide in a frame by a second, and a tilt is the median of three frames.
 LATER = {"corruption": 2, "noise": 2, "blur": 2, "points": 2, "miscalibration": 3}
 
@@ -76,11 +83,11 @@ def named(kind: str, sensor: str) -> set[Status]:
     return {by_kind[kind]} if kind in by_kind else set(KINDS[kind].expected_statuses)
 
 
-def said(frames: Sequence[Frame], texts: Sequence[str], sensors: Sequence[str]) -> list[Mapping[str, set[Status]]]:
+def said(frames: Sequence[Frame], texts: Sequence[str], watched: Sensors) -> list[Mapping[str, set[Status]]]:
     """All that health says at every frame of the sensors that are wrong."""
-    monitor = HealthMonitor(sensors)
+    monitor = HealthMonitor(watched)
     found = []
-    for frame in inject(frames, [Fault.parse(text) for text in texts]):
+    for frame in inject(frames, [Fault.parse(text, SENSORS) for text in texts]):
         health = monitor.update(frame)
         found.append({name: {each.status for each in h.findings} for name, h in health.items() if h.status != "ok"})
     return found
@@ -124,7 +131,7 @@ def otherwise(frames: Sequence[Frame], how: str) -> list[Frame]:
 
 def loads(frames: Sequence[Frame]) -> dict[tuple[str, str], np.ndarray]:
     """How near its limit each sign of each sensor is at each frame; 0 where it was not looked at."""
-    monitor, found = HealthMonitor([LIDAR, *CAMERAS]), defaultdict[tuple[str, str], np.ndarray](zeros(frames))
+    monitor, found = HealthMonitor(SENSORS), defaultdict[tuple[str, str], np.ndarray](zeros(frames))
     for i, frame in enumerate(frames):
         monitor.update(frame)
         for name, signs in monitor.loads.items():
@@ -155,7 +162,7 @@ def test_limits_are_farther_from_healthy_pictures_than_implementations_are_apart
 def test_faults_are_told_of_pictures_of_another_implementation(drives: list[list[Frame]], how: str) -> None:
     for frames in (otherwise(drive, how) for drive in drives):
         for kind in ("blackout", "noise", "blur", "corruption"):
-            found = said(frames, [windowed(kind, "CAM_FRONT")], ["CAM_FRONT"])
+            found = said(frames, [windowed(kind, "CAM_FRONT")], sensors("CAM_FRONT"))
             told = [each.get("CAM_FRONT", set()) for each in found]
             assert all(named(kind, "CAM_FRONT") <= each for each in told[BEGIN:END])
             assert not any(told[:BEGIN])
@@ -217,7 +224,7 @@ def test_two_faults_of_one_sensor_are_both_told_but_for_what_one_hides(drives: l
     kinds = [kind for kind, suffering in SUFFERED if suffering == sensor]
     wrong = []
     for frames, (first, second) in product(drives, permutations(kinds, 2)):
-        found = said(frames, [windowed(first, sensor), windowed(second, sensor)], [sensor])
+        found = said(frames, [windowed(first, sensor), windowed(second, sensor)], sensors(sensor))
         lies = hidden(first, second, sensor)
         if (first, second) == ("blackout", "corruption") and sensor != LIDAR:
             # Garbage out of black blocks is either brighter, or as black.
@@ -239,12 +246,12 @@ def test_faults_of_two_sensors_do_not_hide_one_another(drives: list[list[Frame]]
     for pair in ((LIDAR, "CAM_FRONT"), ("CAM_FRONT", "CAM_BACK")):
         kinds = [[kind for kind, suffering in SUFFERED if suffering == sensor] for sensor in pair]
         alone = {
-            (kind, sensor): [each.get(sensor) for each in said(frames, [windowed(kind, sensor)], [sensor])]
+            (kind, sensor): [each.get(sensor) for each in said(frames, [windowed(kind, sensor)], sensors(sensor))]
             for sensor, of in zip(pair, kinds, strict=True)
             for kind in of
         }
         for both in product(*kinds):
-            found = said(frames, [windowed(*each) for each in zip(both, pair, strict=True)], pair)
+            found = said(frames, [windowed(*each) for each in zip(both, pair, strict=True)], sensors(*pair))
             for kind, sensor in zip(both, pair, strict=True):
                 assert [each.get(sensor) for each in found] == alone[kind, sensor], both
 
@@ -256,7 +263,7 @@ def test_a_lidar_is_miscalibrated_where_the_ground_is_tilted_or_lifted(
     """The limits are those of the closed form: the plane z = 0 under the very displacement that was injected."""
     for i in range(6):
         text = f"miscalibration:lidar,degrees={degrees},metres={metres}@0-{90 + i}"
-        fault = Fault.parse(text)
+        fault = Fault.parse(text, SENSORS)
         moved = fault.apply(ground_frame(), None)
         origin, *along = moved.points[:, :3].astype(float)  # type: ignore[index]
         normal = np.cross(along[0] - origin, along[1] - origin)
@@ -270,7 +277,7 @@ def test_a_lidar_is_miscalibrated_where_the_ground_is_tilted_or_lifted(
             < 0.15
         ):
             continue  # too near the limit
-        found = said(drives[0][:4], [text], [LIDAR])
+        found = said(drives[0][:4], [text], sensors(LIDAR))
         assert found[-1] == (
             {LIDAR: {"miscalibrated"}} if tilt > LidarLimits.tilted or height > LidarLimits.raised else {}
         ), (tilt, height)
@@ -308,7 +315,7 @@ def axis_turned(text: str, name: str) -> float:
     """Degrees between the optical axes before and after a fault."""
     camera = Camera(np.zeros((1, 1, 3), np.uint8), np.eye(3), np.eye(4), np.eye(4), 0)
     frame = Frame("t", 0, "ego", np.eye(4), np.eye(4), None, {name: camera})
-    cosine = Fault.parse(text).apply(frame, None).cameras[name].ego_from_camera[2, 2]
+    cosine = Fault.parse(text, SENSORS).apply(frame, None).cameras[name].ego_from_camera[2, 2]
     return float(np.degrees(np.arccos(cosine)))
 
 
@@ -344,7 +351,7 @@ def test_the_report_lists_faults_beside_what_health_said(root: Path, tmp_path: P
         Source(root, "v1.0-sim", [scene]),
         bundle().path,
         tmp_path,
-        Settings(faults=[Fault.parse(t) for t in texts]),
+        Settings(faults=texts),
         console=QUIET,
     )
     assert summary["frames"] == FRAMES
@@ -367,9 +374,9 @@ def test_the_report_lists_faults_beside_what_health_said(root: Path, tmp_path: P
 
 def test_of_several_drives_the_longest_delay_counts(drives: list[list[Frame]]) -> None:
     """The tilt is told half a second late in each drive, whose windows count from its own first frame."""
-    detections = FaultDetections([fault := Fault.parse(windowed("miscalibration", LIDAR))])
+    detections = FaultDetections([fault := Fault.parse(windowed("miscalibration", LIDAR), SENSORS)])
     for frames in drives:
-        monitor = HealthMonitor([LIDAR])
+        monitor = HealthMonitor(sensors(LIDAR))
         for frame in inject(detections.record_starts(frames), [fault]):
             detections.add(frame, monitor.update(frame))
     [found] = detections.listed()

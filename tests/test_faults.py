@@ -14,13 +14,15 @@ from exported import bundle
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from refusals import one_line_error
+from vocabulary import CAMERAS, LIDAR, RIG, SENSORS
 
 from deploy.golden import synthetic_frame
-from deploy.replay.faults import KINDS, Fault, inject
+from deploy.replay.fault_kinds import KINDS
+from deploy.replay.faults import Fault, inject
 from deploy.runtime import Runtime
 from perception.errors import InputError
 from perception.evaluation import corrupt
-from perception.frame import CAMERAS, LIDAR, Frame
+from perception.frame import Frame
 from perception.sensors.inputs import prepare
 
 EVERY = [
@@ -42,7 +44,7 @@ def pose(metres: float) -> np.ndarray:
 
 @cache
 def recorded(seed: int) -> Frame:
-    return synthetic_frame("ego", seed)
+    return synthetic_frame("ego", RIG, seed)
 
 
 def drive(frames: int = 6, scene: str = "a") -> list[Frame]:
@@ -64,7 +66,7 @@ def drive(frames: int = 6, scene: str = "a") -> list[Frame]:
 
 
 def faulty(frames: Sequence[Frame], *texts: str) -> list[Frame]:
-    return list(inject(frames, [Fault.parse(text) for text in texts]))
+    return list(inject(frames, [Fault.parse(text, SENSORS) for text in texts]))
 
 
 def equal(a: Frame, b: Frame, sensor: str) -> bool:
@@ -83,7 +85,7 @@ def equal(a: Frame, b: Frame, sensor: str) -> bool:
 @pytest.mark.parametrize("text", EVERY)
 def test_a_fault_hits_its_sensors_in_its_window_and_nothing_else(text: str) -> None:
     frames = drive()
-    fault = Fault.parse(f"{text}@1.0-2.0")
+    fault = Fault.parse(f"{text}@1.0-2.0", SENSORS)
     changed = list(inject(frames, [fault]))
     assert [frame.token for frame in changed] == [frame.token for frame in frames]
     for before, after, hit in zip(frames, changed, [False, False, True, True, False, False], strict=True):
@@ -149,7 +151,9 @@ def test_memory_of_a_delay_ends() -> None:
             alive.append(weakref.ref(frame))
             yield frame
 
-    for _ in inject(endless(), [Fault.parse("delay:all,seconds=2"), Fault.parse("freeze:cameras@3-99")]):
+    for _ in inject(
+        endless(), [Fault.parse("delay:all,seconds=2", SENSORS), Fault.parse("freeze:cameras@3-99", SENSORS)]
+    ):
         assert sum(ref() is not None for ref in alive) <= 8
 
 
@@ -254,13 +258,13 @@ def test_a_damaged_picture_is_right_up_to_the_damage(shape: tuple[int, int]) -> 
 )
 def test_what_is_no_fault_is_named_in_one_line(text: str, message: str) -> None:
     with one_line_error(message, at=f"--fault {text}"):
-        Fault.parse(text)
+        Fault.parse(text, SENSORS)
 
 
 @given(st.text(max_size=40) | st.from_regex(r"[a-z]{1,6}:[a-zA-Z_]{1,9}(,[a-z]*=?[0-9.e-]*)?(@[0-9.-]*)?"))
 def test_any_text_is_a_fault_or_one_line(text: str) -> None:
     try:
-        sensors: Sequence[str] = Fault.parse(text).sensors
+        sensors: Sequence[str] = Fault.parse(text, SENSORS).sensors
     except InputError as error:
         sensors, text = (), str(error)
     assert sensors if re.match(r"\w+:\w+", text) else text.startswith("--fault ")

@@ -8,6 +8,7 @@ import torch
 from computations import assert_near as close
 from computations import randomize
 from torch import Tensor, nn
+from vocabulary import CONDITIONS
 
 from perception.layers import add_slots
 from perception.modules.aggregation.notation import parse_block
@@ -55,7 +56,7 @@ def bank_of(patterns: tuple[str, ...] = ("*",)) -> tuple[Foreign, Bank]:
     plain = Foreign().eval()
     wrapped = copy.deepcopy(plain)
     add_slots(wrapped, patterns=patterns)
-    return plain, Bank(wrapped)
+    return plain, Bank(wrapped, CONDITIONS)
 
 
 def same(one: nn.Module, other: nn.Module) -> bool:
@@ -87,7 +88,7 @@ def test_slots_are_named_after_the_layers_and_globs_choose_among_them():
 def test_a_second_wrapping_adds_slots_and_wraps_none_twice():
     plain, bank = bank_of(("stem",))
     add_slots(bank.network)
-    assert len(Bank(bank.network).slots) == 6
+    assert len(Bank(bank.network, CONDITIONS).slots) == 6
     assert type(bank.slots["stem"].layer) is nn.Conv2d
     assert same(plain, bank.network)
 

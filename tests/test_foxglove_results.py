@@ -14,8 +14,8 @@ from exported import QUIET, bundle
 from mcap.reader import make_reader
 from mcap_protobuf.decoder import DecoderFactory
 from pyquaternion import Quaternion
+from vocabulary import CAMERAS, CLASSES
 
-from deploy.replay.faults import Fault
 from deploy.replay.foxglove_results import FoxgloveWriter
 from deploy.replay.pictures import raster_colours
 from deploy.replay.run import replay
@@ -23,7 +23,7 @@ from deploy.replay.settings import Settings, Source
 from deploy.runtime import Runtime
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
-from perception.frame import CAMERAS, CLASSES, Frame
+from perception.frame import Frame
 from perception.scene.scene import SceneFrame
 from perception.tasks.drawing import LOWEST_SCORE
 
@@ -188,7 +188,7 @@ def test_map_points_and_pictures_are_the_frames(messages: Messages, steps: list[
 
 
 def test_changes_of_health_are_logged(sim_root: Path, tmp_path: Path) -> None:
-    faults = [Fault.parse("drop:CAM_FRONT@0.3-0.8")]
+    faults = ["drop:CAM_FRONT@0.3-0.8"]
     settings = Settings(faults=faults, viewers=["foxglove"])
     replay(Source(sim_root, "v1.0-sim", ["scene-0001"]), bundle().path, tmp_path, settings, console=QUIET)
     found = read(tmp_path / "results.mcap")
@@ -209,12 +209,12 @@ def test_same_frames_give_the_same_bytes_and_a_failure_leaves_nothing(
 ) -> None:
     tasks = bundle().manifest.heads
     for name in ("a", "b"):
-        with FoxgloveWriter.open(tmp_path / name, tasks) as writer:
+        with FoxgloveWriter.open(tmp_path / name, tasks, "LIDAR_TOP") as writer:
             for frame, seen in steps[:2]:
                 writer.add(frame, replace(seen, seconds={"engine": float(len(name))}))
     assert filecmp.cmp(tmp_path / "a", tmp_path / "b", shallow=False)
-    with pytest.raises(AttributeError), FoxgloveWriter.open(tmp_path / "c", tasks) as writer:
+    with pytest.raises(AttributeError), FoxgloveWriter.open(tmp_path / "c", tasks, "LIDAR_TOP") as writer:
         writer.add(steps[0][0], None)  # type: ignore[arg-type]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
     with pytest.raises(InputError, match=r"cannot write the recording .*; choose another folder"):
-        FoxgloveWriter.open(tmp_path / "a" / "results.mcap", tasks).__enter__()
+        FoxgloveWriter.open(tmp_path / "a" / "results.mcap", tasks, "LIDAR_TOP").__enter__()

@@ -25,12 +25,12 @@ from mcap.records import Schema
 from mcap.writer import Writer
 from mcap_protobuf.schema import build_file_descriptor_set
 from recordings import SPEC
+from vocabulary import LIDAR
 
 from deploy.replay.sources import foxglove, open_drives
 from deploy.replay.sources.messages import CorruptMessage, Transform
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.datasets.nuscenes.tables import Recording
-from perception.frame import LIDAR
 
 
 def stamped(recording: Recording) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import torch
 from exported import bundle, checkpoint
 from hypothesis import given
 from hypothesis import strategies as st
+from vocabulary import RIG
 
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
 from deploy.golden import differences, synthetic_frame
@@ -25,7 +26,7 @@ def inputs_with(pillars: int) -> dict[str, np.ndarray]:
     points[:, 0] = spec.grid.x[0] + (cells % columns + 0.5) * spec.grid.cell
     points[:, 1] = spec.grid.y[0] + (cells // columns + 0.5) * spec.grid.cell
     points[:, 3] = cells % 251
-    return prepare(replace(synthetic_frame("ego"), points=points), spec)
+    return prepare(replace(synthetic_frame("ego", RIG), points=points), spec)
 
 
 @pytest.mark.parametrize("pillars", [0, 1, 2, 37, 5000, 11_999, 12_000, 12_500])

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from networks import tasks, uniform_tolerances
 from test_golden_sensitivity import PRECISIONS, engine, flipped, small, weights
+from vocabulary import ATTRIBUTES, CLASSES, MAP_CLASSES, NUSCENES, RIG
 
 from deploy.bundle import Bundle
 from deploy.engines import open_engine
@@ -30,14 +31,15 @@ from deploy.runtime import CHECK_EVERY, Runtime
 from deploy.tolerances import BOUNDS, Precision, Spread, Tolerances, require_bounded
 from deploy.verify import verify
 from perception.errors import InputError
-from perception.frame import ATTRIBUTES, CLASSES, MAP_CLASSES
-from perception.tasks import TASKS
+from perception.grid import BevGrid
+from perception.tasks import TASKS, configured, tasks_of
 
 WRONG = (
     "boxes +0.3 m", "boxes +1 m", "boxes +10 m", "sizes x 1.3", "headings +20 deg", "velocities +1 m/s",
     "scores x 0.8", "one label", "all labels", "all attributes", "no drivable_area", "no ped_crossing", "no walkway",
     "no stop_line", "no carpark_area", "no divider", "conditions inverted",
 )  # fmt: skip
+EVERY = tasks_of(configured({name: {} for name in TASKS}), BevGrid(), NUSCENES)
 
 
 def widest(precision: Precision) -> Tolerances:
@@ -111,7 +113,7 @@ def wrong(precision: Precision, task: str, output: str, frame: GoldenFrame, valu
 
 
 @pytest.mark.parametrize(
-    ("task", "output"), [(name, each.name) for name, task in TASKS.items() for each in task.outputs]
+    ("task", "output"), [(name, each.name) for name, task in EVERY.items() for each in task.outputs]
 )
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_a_changed_value_of_any_output_is_found(precision: Precision, task: str, output: str) -> None:
@@ -184,7 +186,7 @@ def test_a_golden_file_that_compares_nothing_is_refused(tmp_path: Path) -> None:
 
 def test_an_engine_that_goes_wrong_while_driving_is_found_within_the_interval() -> None:
     """It begins to run with other weights in one layer, as after a flipped bit; until then it is right."""
-    runtime, frame = Runtime(small().path), synthetic_frame("ego", 3)
+    runtime, frame = Runtime(small().path), synthetic_frame("ego", RIG, 3)
     network = runtime._networks[0]
     right, wrong = network.engine, engine("fp32")
     name = "model.trunk.stages.1.1.conv.layer.weight"
@@ -207,7 +209,7 @@ def test_an_engine_that_goes_wrong_while_driving_is_found_within_the_interval() 
 
 
 def test_a_check_changes_nothing_of_the_drive() -> None:
-    frames = [synthetic_frame("ego", seed) for seed in range(4)]
+    frames = [synthetic_frame("ego", RIG, seed) for seed in range(4)]
     plain, checked = Runtime(small().path), Runtime(small().path)
     for i, frame in enumerate(frames):
         frame = replace(frame, timestamp=500_000 * i)

@@ -13,6 +13,7 @@ from nuscenes.eval.detection.utils import category_to_detection_name
 from nuscenes.utils.data_classes import Box
 from nuscenes.utils.geometry_utils import BoxVisibility
 from rich.console import Console
+from vocabulary import NUSCENES, RIG
 
 from perception.config import Lidar, load_config, parse_config
 from perception.datasets.nuscenes.dataset import NuScenesTables
@@ -155,7 +156,7 @@ class Detector:
 
 def test_scores_equal_those_of_the_tables(sources: Sources, tmp_path: Path) -> None:
     """By the devkit there, by our own numpy here; only attributes are not known, and their error counts as 1."""
-    spec = InputSpec(BevGrid(), Lidar(sweeps=0), camera=None)
+    spec = InputSpec(BevGrid(), Lidar(sweeps=0), camera=None, rig=RIG)
     results = [
         evaluate(Detector(sources.tables), source, None, [], tmp_path / source.version, spec, Console(quiet=True))
         for source in (sources.tables, sources.infos)
@@ -177,13 +178,13 @@ def test_scores_equal_those_of_the_tables(sources: Sources, tmp_path: Path) -> N
 
 def test_scores_are_those_of_the_submission_that_was_written(opened: Any, tmp_path: Path) -> None:
     tables = opened[1]
-    spec, samples = InputSpec(BevGrid(), Lidar(sweeps=0), camera=None), tables.samples()
+    spec, samples = InputSpec(BevGrid(), Lidar(sweeps=0), camera=None, rig=RIG), tables.samples()
     found = evaluate(Detector(tables), tables, None, [], tmp_path, spec, Console(quiet=True))
     metric = DetectionMetric(tables, spec.grid)
     for token in samples:
         metric.add(tables.frame(token, annotations=False, lidar=False, cameras=False), Boxes.none())
-    written = read_submission(tmp_path / "results_nusc.json", {token: i for i, token in enumerate(samples)})
-    metric.detections = written.counted(metric.egos, metric.bicycle_racks)
+    written = read_submission(tmp_path / "results_nusc.json", {token: i for i, token in enumerate(samples)}, NUSCENES)
+    metric.detections = written.counted(metric.egos, metric.bicycle_racks, NUSCENES)
     of_file = metric.scores()
     assert of_file.keys() < found.keys()
     _assert_close(of_file, {key: found[key] for key in of_file})

@@ -18,8 +18,8 @@ from refusals import one_line_error
 from perception.errors import InputError
 from perception.mmdet3d.infos import Infos
 from perception.mmdet3d.layouts import read_keyframes
-from perception.mmdet3d.unpickle import read_plain
 from perception.sources import open_source
+from perception.unpickle import read_plain
 
 
 @pytest.fixture(scope="module")
@@ -217,7 +217,7 @@ def test_options_that_infos_do_not_have(root: Path, new: Any) -> None:
     with pytest.raises(InputError, match=r"nuscenes_infos_val.pkl: infos have no --version"):
         open_source(path, "v1.0-mini")
     infos = open_source(path, None)
-    with pytest.raises(InputError, match="has no split val: the file is one; leave out --split"):
+    with pytest.raises(InputError, match="has no split val; leave out --split"):
         infos.samples("val")
     with pytest.raises(InputError, match=r"scene-0001: no such scene in .*; it has drive-0001"):
         infos.samples(selectors=["scene-0001"])

@@ -8,10 +8,11 @@ import pytest
 from bench_pillars import pillars, street
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from vocabulary import CAMERAS, NUSCENES, RIG
 
 from perception.config import CameraBranch, Image, Lidar, load_config
 from perception.datasets.nuscenes.dataset import NuScenesTables
-from perception.frame import CAMERAS, Camera, Frame
+from perception.frame import Camera, Frame
 from perception.grid import BevGrid
 from perception.sensors.inputs import InputSpec, fit_width, prepare, warp
 from perception.sensors.lidar.pillars import group
@@ -156,7 +157,7 @@ def _pixel(projection: np.ndarray, point: np.ndarray) -> np.ndarray:
 )
 def test_projections_hit_the_pixels_that_show_the_point(size: tuple[int, int], image: Image) -> None:
     point = np.array([20.0, 2.5, 0.4])
-    spec = InputSpec(BevGrid(), None, CameraBranch(image=image))
+    spec = InputSpec(BevGrid(), None, CameraBranch(image=image), RIG)
     inputs = prepare(painted_frame(point, size), spec)
     assert inputs["images"].shape == (1, 6, image.height, image.width, 3)
     expected = _pixel(inputs["image_from_reference"][0, 0].astype(np.float64), point)
@@ -222,12 +223,12 @@ def test_missing_sensors_are_padding_and_zeros(tiny_root: Path) -> None:
 def test_a_model_without_a_sensor_lacks_its_inputs(tiny_root: Path) -> None:
     tables = NuScenesTables(tiny_root, "v1.0-tiny")
     frame = tables.frame(tables.samples()[0])
-    lidar_only = prepare(frame, InputSpec(BevGrid(), Lidar(), None))
-    camera_only = prepare(frame, InputSpec(BevGrid(), None, CameraBranch()))
+    lidar_only = prepare(frame, InputSpec(BevGrid(), Lidar(), None, RIG))
+    camera_only = prepare(frame, InputSpec(BevGrid(), None, CameraBranch(), RIG))
     assert set(lidar_only) == {"pillar_points", "pillar_counts", "pillar_cells"}
     assert set(camera_only) == {"images", "image_from_reference"}
     with pytest.raises(ValueError, match="the frame is in 'ego'"):
-        prepare(frame, InputSpec(BevGrid(reference="lidar"), Lidar(), None))
+        prepare(frame, InputSpec(BevGrid(reference="lidar"), Lidar(), None, RIG))
 
 
 def test_outputs_become_a_prediction() -> None:
@@ -244,7 +245,7 @@ def test_outputs_become_a_prediction() -> None:
         "detection/attributes": np.array([[0, 0, 0], [5, 6, 2]]),
     }
     rules = Suppression(threshold=0.3, kind="circle", radii=(0.1,))
-    tasks = tasks_of({"detection": DetectionHead(suppression=rules), "map": MapHead()}, BevGrid())
+    tasks = tasks_of({"detection": DetectionHead(suppression=rules), "map": MapHead()}, BevGrid(), NUSCENES)
     second = {name: values[1:] for name, values in outputs.items()}
     prediction = to_prediction({"detection": tasks["detection"]}, second)
     assert "map" not in prediction.results

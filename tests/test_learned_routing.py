@@ -171,7 +171,11 @@ def test_supervision_is_the_cross_entropy_with_the_tagged_option() -> None:
 def test_supervision_at_a_place_asks_only_for_what_is_there(level: str) -> None:
     modules = [ROUTED[0], LowRank(name="night", slots=("heads.*",), rank=2, when=("night",))]
     network = randomised(Net(modules, learned("soft", level, supervise=1.0))).double()
-    tags = [Conditions("rain", "night"), Conditions("clear", "night"), Conditions("rain")]
+    tags = [
+        Conditions(weather="rain", light="night"),
+        Conditions(weather="clear", light="night"),
+        Conditions(weather="rain"),
+    ]
     network(torch.randn(3, 4, 6, 8, dtype=torch.float64), {"lidar": torch.ones(3, dtype=torch.bool)}, tags)
     both, night, nothing = ([0, 0.5, 0.5], [0, 0, 1.0], [0.0, 0, 0])
     wanted = {"cell": [[both], [night], [nothing]], "slot": [[[0, 1, 0], both], [[1, 0, 0], night], [nothing] * 2]}

@@ -13,11 +13,11 @@ from conftest import token, write_tiny
 from hypothesis import given
 from hypothesis import strategies as st
 from test_map_expansion import MapWriter
+from vocabulary import CLASSES
 
 from perception.config import Config, load_config, parse_config
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
-from perception.frame import CLASSES
 from perception.sensors.inputs import prepare
 from perception.training import loader
 from perception.training.loader import Batch, FrameDataset, batches, class_balanced_order, collate
@@ -126,7 +126,7 @@ def test_batches_are_joined_and_trimmed(tables: NuScenesTables) -> None:
     assert batch.labels["map"]["cells"].shape == (2, 6, 128, 128)
     assert batch.labels["map"]["known"].tolist() == [True, True]
     assert batch.labels["detection"]["real"].sum(dim=1).tolist() == [2, 2]
-    assert [conditions.weather for conditions in batch.conditions] == ["rain", "rain"]
+    assert [conditions["weather"] for conditions in batch.conditions] == ["rain", "rain"]
 
 
 def test_a_location_without_a_map_is_marked(tiny_root: Path) -> None:

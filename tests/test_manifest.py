@@ -8,11 +8,11 @@ import pytest
 from exported import bundle, copied, rewritten
 from networks import tasks
 from refusals import one_line_error
+from vocabulary import MAP_CLASSES, NUSCENES
 
 from deploy.manifest import TensorInfo
 from deploy.tolerances import LEAST, Tolerances, require_bounded
 from perception.errors import InputError
-from perception.frame import MAP_CLASSES
 from perception.tasks import TASKS, configured, tasks_of
 
 MAP = "map/probabilities"
@@ -22,9 +22,10 @@ EXTRA = TensorInfo(name="conditions/probabilities", shape=(1, 7), dtype="float32
 
 def test_every_task_is_described() -> None:
     assert tuple(output.name for output in bundle().manifest.outputs) == OUTPUTS
+    heads = bundle().manifest.heads
     for output in bundle().manifest.outputs:
         name, part = output.name.split("/")
-        assert output.unit == next(each.unit for each in TASKS[name].outputs if each.name == part)
+        assert output.unit == next(each.unit for each in heads[name].outputs if each.name == part)
 
 
 @pytest.mark.parametrize("change", [*range(len(OUTPUTS)), "more", "another order", "renamed", "another task"])
@@ -78,7 +79,7 @@ def test_tolerances_must_be_those_of_every_output_and_channel(
 
 def test_a_task_that_the_tolerances_do_not_know_is_refused() -> None:
     found = LEAST.all(tasks())
-    more = tasks_of(configured({name: {} for name in TASKS}), tasks()["map"].grid)
+    more = tasks_of(configured({name: {} for name in TASKS}), tasks()["map"].grid, NUSCENES)
     require_bounded(found, "fp32", tasks(), "here")
     require_bounded(LEAST.all(more), "fp32", more, "here")
     with pytest.raises(InputError, match=r"^here: has no tolerance conditions/probabilities\.boston\.each"):

@@ -10,12 +10,13 @@ import pytest
 import shapely
 from nuscenes.map_expansion.map_api import NuScenesMap
 from refusals import one_line_error
+from vocabulary import MAP_CLASSES, NUSCENES
 
 from perception.config import Augment
 from perception.datasets.nuscenes import map_expansion
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.datasets.nuscenes.map_expansion import MapExpansion
-from perception.frame import MAP_CLASSES, Frame
+from perception.frame import Frame
 from perception.grid import BevGrid
 from perception.training.augment import draw_similarity, transformed
 
@@ -66,7 +67,7 @@ class MapWriter:
         folder = root / "maps" / "expansion"
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "boston-seaport.json").write_text(json.dumps(self.layers))
-        loaded = MapExpansion.load(root, "boston-seaport")
+        loaded = MapExpansion.load(root, "boston-seaport", NUSCENES.map_layers)
         return loaded
 
 
@@ -147,7 +148,7 @@ def test_simulated_maps_agree_with_the_devkits(sim_root: Path) -> None:
     tables, grid = NuScenesTables(sim_root, "v1.0-sim"), BevGrid(x=(-50.0, 50.0), y=(-50.0, 50.0), cell=0.5)
     for scene in tables.scenes():
         frame = tables.frame(tables.samples(None, [scene])[0], lidar=False, cameras=False)
-        area = MapExpansion.load(sim_root, frame.location)
+        area = MapExpansion.load(sim_root, frame.location, NUSCENES.map_layers)
         pose = frame.global_from_ego
         degrees = float(np.rad2deg(np.arctan2(pose[1, 0], pose[0, 0])))
         patch = (pose[0, 3], pose[1, 3], 100.0, 100.0)
@@ -208,7 +209,7 @@ def test_far_from_the_map_there_is_nothing(tmp_path: Path) -> None:
 
 
 def test_a_location_without_a_map_and_a_damaged_one(tmp_path: Path) -> None:
-    assert MapExpansion.load(tmp_path, "boston-seaport") is None
+    assert MapExpansion.load(tmp_path, "boston-seaport", NUSCENES.map_layers) is None
     writer = _street()
     writer.layers["node"].pop(0)
     with one_line_error(r"boston-seaport.json: not a map .*KeyError: 'node0'"):

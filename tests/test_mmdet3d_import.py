@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from infos import MMDET3D_CLASSES
 from refusals import one_line_error
 from rich.console import Console
+from vocabulary import ATTRIBUTES, CLASSES, RIG
 
 from deploy.golden import synthetic_frame
 from perception.errors import InputError
-from perception.frame import ATTRIBUTES, CLASSES
 from perception.grid import BevGrid
 from perception.mmdet3d.centerpoint import NAMES
 from perception.mmdet3d.importing import import_checkpoint
@@ -31,7 +31,7 @@ from perception.tasks.task import part_of
 from perception.training.checkpoint import load_model
 
 QUIET = Console(quiet=True)
-FRAME = synthetic_frame("lidar", seed=3)
+FRAME = synthetic_frame("lidar", RIG, seed=3)
 
 
 NETWORKS = ("centerpoint", "fpn", "secfpn")  # the last two are PointPillars

@@ -12,6 +12,7 @@ from centerpoint_reference import files
 from commands import scored_and_replayed
 from rich.console import Console
 from safetensors.torch import load_file
+from vocabulary import RIG
 
 from deploy.build import build
 from deploy.bundle import Bundle
@@ -75,7 +76,7 @@ def test_its_routes_are_exported_folded_and_on_board(adapted: Path, tmp_path: Pa
     """`export` itself compares every route with the network in torch that has its module beside the layers."""
     bundle = export(adapted, tmp_path / "bundle", [[], ["rain"]], console=QUIET)
     assert [module.name for module in bundle.manifest.banked] == ["rain"]
-    frame = synthetic_frame("lidar", 3)
+    frame = synthetic_frame("lidar", RIG, 3)
     assert len(Runtime(bundle.path)(frame).results["detection"]) > 20
     model, rain = load_model(adapted)[0], Conditions(weather="rain")
     folded = model.deployed(rain)
@@ -88,7 +89,7 @@ def test_its_routes_are_exported_folded_and_on_board(adapted: Path, tmp_path: Pa
 def test_every_precision_gives_the_boxes_and_compiles(
     run: Path, bundles: Callable[[str], Path], precision: str
 ) -> None:
-    bundle, frame = Bundle.load(bundles(precision)), synthetic_frame("lidar", seed=3)
+    bundle, frame = Bundle.load(bundles(precision)), synthetic_frame("lidar", RIG, seed=3)
     assert bundle.manifest.heads["detection"].config.nms is not None
     assert {t.name: t.shape for t in bundle.manifest.outputs}["detection/boxes"] == (1, 6, 40, 10)
     expected = TorchPredictor.load(run)(frame).results["detection"]

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from judged import gates
 from onnx import helper
 from test_player import replayed, small
+from vocabulary import NUSCENES
 
-from deploy.replay.faults import Fault
 from deploy.replay.journal import JOURNAL
 from deploy.replay.results import Finished
 from deploy.runtime import Runtime
@@ -31,7 +31,9 @@ from perception.tasks.task import part_of
 
 FRAMES = 8
 BLINDED = ("detection/boxes", "map/probabilities")
-TASKS = tasks_of({"detection": DetectionHead(), "map": MapHead(), "conditions": ConditionsConfig()}, BevGrid())
+TASKS = tasks_of(
+    {"detection": DetectionHead(), "map": MapHead(), "conditions": ConditionsConfig()}, BevGrid(), NUSCENES
+)
 
 
 def blinded(path: Path) -> Path:
@@ -56,7 +58,7 @@ def blinded(path: Path) -> Path:
 def test_a_replay_with_nan_finishes_and_fails(tmp_path: Path) -> None:
     write_tiny(tmp_path / "tiny", FRAMES)
     bundle, out = blinded(tmp_path / "bundle"), tmp_path / "out"
-    faults, easy = [Fault.parse("drop:lidar@1.0-2.0")], gates({"metric": "dropped", "at_most": 1000})
+    faults, easy = ["drop:lidar@1.0-2.0"], gates({"metric": "dropped", "at_most": 1000})
     verdict = replayed(tmp_path / "tiny", out, bundle=bundle, faults=faults, gates=easy)["verdict"]
     assert not (out / JOURNAL).exists()
     blind = [token("sample", i) for i in (2, 3)]

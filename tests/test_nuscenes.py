@@ -16,11 +16,12 @@ from nuscenes.eval.detection.utils import category_to_detection_name
 from nuscenes.utils.data_classes import Box, LidarPointCloud
 from nuscenes.utils.geometry_utils import BoxVisibility, view_points
 from nuscenes.utils.splits import create_splits_scenes
+from vocabulary import ATTRIBUTES, CAMERAS, CLASSES, CONDITIONS
 
 from perception.datasets.nuscenes import tables as tables_module
 from perception.datasets.nuscenes.dataset import NuScenesTables, conditions_of, official_splits
 from perception.errors import InputError
-from perception.frame import ATTRIBUTES, CAMERAS, CLASSES, Conditions
+from perception.frame import Conditions
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,7 @@ def test_real_keyframes_without_files_are_read_without_sensors(nuscenes_root: Pa
     assert [len(frame.cameras) for frame in frames] == [6, 6, 6, 6, 0, 0, 0, 0]
     assert [frame.points is not None for frame in frames] == [True] * 7 + [False]
     assert all(frame.boxes is not None and len(frame.boxes) for frame in frames)
-    assert frames[0].conditions == Conditions("clear", "day", "boston")
+    assert frames[0].conditions == Conditions(weather="clear", light="day", city="boston")
     assert frames[0].location == "boston-seaport"
 
 
@@ -168,7 +169,7 @@ def test_a_frame_of_the_tiny_drive(tiny_root: Path) -> None:
     tables = NuScenesTables(tiny_root, "v1.0-tiny")
     frame = tables.frame(tables.samples("train")[1], sweeps=10)
     assert set(frame.cameras) == set(CAMERAS)
-    assert frame.conditions == Conditions("rain", "night", "boston")
+    assert frame.conditions == Conditions(weather="rain", light="night", city="boston")
     assert [CLASSES[label] for label in frame.boxes.labels] == ["car", "pedestrian"]
     np.testing.assert_allclose(frame.boxes.velocities, [[5, 0, 0], [0, 0, 0]], atol=1e-6)
     np.testing.assert_allclose(frame.boxes.centers[0], [10, 0, 1], atol=1e-9)
@@ -217,15 +218,23 @@ def test_only_the_sensors_asked_for_are_read(tiny_root: Path) -> None:
 @pytest.mark.parametrize(
     ("description", "location", "expected"),
     [
-        ("Night, after rain, many peds", "singapore-hollandvillage", Conditions("rain", "night", "singapore")),
-        ("Parked cars, train crossing, terrain", "boston-seaport", Conditions("clear", "day", "boston")),
-        ("Rain; heavy fog", "singapore-onenorth", Conditions("rain", "day", "singapore")),
-        ("foggy night", "somewhere", Conditions("fog", "night", None)),
-        ("", "boston-seaport", Conditions(None, None, "boston")),
+        (
+            "Night, after rain, many peds",
+            "singapore-hollandvillage",
+            Conditions(weather="rain", light="night", city="singapore"),
+        ),
+        (
+            "Parked cars, train crossing, terrain",
+            "boston-seaport",
+            Conditions(weather="clear", light="day", city="boston"),
+        ),
+        ("Rain; heavy fog", "singapore-onenorth", Conditions(weather="rain", light="day", city="singapore")),
+        ("foggy night", "somewhere", Conditions(weather="fog", light="night", city=None)),
+        ("", "boston-seaport", Conditions(weather=None, light=None, city="boston")),
     ],
 )
 def test_conditions(description: str, location: str, expected: Conditions) -> None:
-    assert conditions_of(description, location) == expected
+    assert conditions_of(description, location, CONDITIONS) == expected
 
 
 _values = st.none() | st.booleans() | st.integers(-9, 9) | st.text(max_size=5) | st.lists(st.floats(0, 1), max_size=2)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from exported import QUIET, keys, trusting
 from networks import config, disturb, model, spec
+from vocabulary import RIG
 
 from deploy.bundle import Bundle
 from deploy.export import export
@@ -45,7 +46,7 @@ def test_a_bundle_says_where_it_comes_from_and_brings_its_modules(tmp_path: Path
         base=base,
         modules={"fold": "fog over the sea", "stay": ""},
         data=("v1.0-sim: 6 keyframes of 2 scenes", "v1.0-fog: 3 keyframes of 1 scenes"),
-        golden=synthetic_frame("ego").token,
+        golden=synthetic_frame("ego", RIG).token,
         license="CC-BY-NC-SA-4.0",
     )
     told = verify(out, trusting(public))

@@ -6,14 +6,16 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from networks import config
+from vocabulary import CLASSES, NUSCENES
 
 from perception.config import parse_config
-from perception.frame import CLASSES, Conditions
+from perception.frame import Conditions
 from perception.grid import BevGrid
 from perception.model import PerceptionModel
 from perception.tasks.detection.center_head import CenterHead
 from perception.tasks.detection.config import DetectionHead
 from perception.tasks.detection.peaks import PeakHead, at_peaks
+from perception.tasks.detection.task import DetectionTask
 
 GRID = BevGrid(x=(-3.5, 3.5), y=(-2.5, 2.5), cell=1.0)  # 5 x 7 cells
 ROWS, COLUMNS = GRID.shape
@@ -24,7 +26,7 @@ def head_of(kernel: int, attributes: str = "learned", top_k: int = 6) -> CenterH
     """With random weights, and normalisations that make zero something else: what lies beyond the map must matter."""
     content = {"channels": 4, "groups": GROUPS, "output_kernel": kernel, "attributes": attributes, "top_k": top_k}
     torch.manual_seed(kernel)
-    head = CenterHead(DetectionHead.model_validate(content), 3, GRID).eval()
+    head = DetectionTask(DetectionHead.model_validate(content), GRID, NUSCENES).network(3).eval()
     with torch.no_grad():
         for module in head.modules():
             if isinstance(module, torch.nn.BatchNorm2d):

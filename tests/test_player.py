@@ -26,6 +26,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from judged import instead
+from vocabulary import MAP_CLASSES, NUSCENES, PRIOR, SENSORS
 
 from deploy.export import export
 from deploy.replay.faults import Fault, inject
@@ -39,7 +40,7 @@ from deploy.replay.sources.counts import Counts
 from deploy.runtime import Runtime
 from perception.config import find_config, load_config
 from perception.errors import InputError
-from perception.frame import MAP_CLASSES, Frame, Prediction
+from perception.frame import Frame, Prediction
 from perception.grid import BevGrid
 from perception.tasks.detection.tracking import TrackWriter
 from perception.tasks.map.codec import pack_map, unpack_map
@@ -49,7 +50,7 @@ from perception.tasks.map.memory import MapMemory
 FRAMES, VERSION = 120, "v1.0-tiny"
 SAME = ("results.json", "tracks.json", "statistics.jsonl", "sources.json")
 # Both show earlier frames, which a replay that goes on must have as well.
-FAULTS = [Fault.parse("delay:lidar,seconds=1.2@5-20"), Fault.parse("freeze:lidar@25-40")]
+FAULTS = ["delay:lidar,seconds=1.2@5-20", "freeze:lidar@25-40"]
 
 
 @cache
@@ -303,7 +304,7 @@ def test_a_full_disk_is_one_line(drive: Path, killed: Killed, tmp_path: Path, li
 
 @cache
 def first_frames(drive: Path) -> list[Frame]:
-    return list(inject(frames(drive)[:7], FAULTS))
+    return list(inject(frames(drive)[:7], [Fault.parse(text, SENSORS) for text in FAULTS]))
 
 
 def test_a_recalled_frame_gives_the_same_scene(drive: Path, tmp_path: Path) -> None:
@@ -345,7 +346,7 @@ def test_of_a_map_it_keeps_what_the_results_are_made_of(probabilities: np.ndarra
     kept = unpack_map(pack_map(probabilities))
     assert kept.dtype == np.float32
     np.testing.assert_array_equal(predicted_cells(kept), predicted_cells(probabilities))
-    memories = [MapMemory(BevGrid(x=(0, 9), y=(0, 9), cell=1, reference="ego")) for _ in range(2)]
+    memories = [MapMemory(BevGrid(x=(0, 9), y=(0, 9), cell=1, reference="ego"), PRIOR) for _ in range(2)]
     for memory, each in zip(memories, (kept, probabilities), strict=True):
         whole = np.full((6, 9, 9), np.nan, np.float32)
         whole[:, : each.shape[1], : each.shape[2]] = each
@@ -409,8 +410,8 @@ def test_a_journal_without_a_frame_binds_to_nothing(tmp_path: Path) -> None:
 
 def test_tracks_are_those_of_the_scene(drive: Path, undisturbed: Path, tmp_path: Path) -> None:
     runtime = Runtime(small())
-    with TrackWriter.open(tmp_path / "tracks.json", runtime.bundle.manifest.sensors) as writer:
-        for frame in inject(frames(drive), FAULTS):
+    with TrackWriter.open(tmp_path / "tracks.json", runtime.bundle.manifest.sensors, NUSCENES) as writer:
+        for frame in inject(frames(drive), [Fault.parse(text, SENSORS) for text in FAULTS]):
             writer.add(frame.token, runtime.step(frame).states["detection"])
     assert (tmp_path / "tracks.json").read_bytes() == (undisturbed / "tracks.json").read_bytes()
 
@@ -447,7 +448,7 @@ class LongDrive:
     player: Player  # that replays it
 
     def __init__(self, frame: Frame) -> None:
-        self.frame, self.counts = frame, Counts()
+        self.frame, self.counts = frame, Counts(SENSORS)
 
     def __len__(self) -> int:
         return 201

@@ -13,6 +13,7 @@ from exported import checkpoint_of, folder
 from lowered import MODULES
 from networks import config
 from onnx import numpy_helper
+from vocabulary import RIG
 
 from deploy.build import build
 from deploy.bundle import Bundle
@@ -66,7 +67,7 @@ def test_the_manifest_says_how_exact_and_the_runtime_holds_it_to_that(precision:
     assert found.ranked["detection"].score.each > BOUNDS["fp32"].ranked.score.each  # it is lowered
     assert [module.name for module in manifest.banked] == ["rain", "night"]
     runtime = Runtime(exported(precision))  # it runs the golden frame
-    assert len(runtime(synthetic_frame("ego", 3)).results["detection"]) == 200
+    assert len(runtime(synthetic_frame("ego", RIG, 3)).results["detection"]) == 200
     assert build(exported(precision), "cpu").layers == sum(manifest.operators.values())
 
 

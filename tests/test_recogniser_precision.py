@@ -9,6 +9,7 @@ import pytest
 from exported import QUIET, checkpoint_of, folder
 from lowered import MODULES
 from test_training import small
+from vocabulary import RIG
 
 from deploy.bundle import Bundle
 from deploy.engines import open_engine
@@ -50,7 +51,7 @@ def bundle(sim_root: Path) -> Bundle:
 @pytest.fixture(scope="module")
 def single() -> onnx.ModelProto:
     model = load_model(checkpoint())[0].deployed()
-    inputs = prepare(synthetic_frame("ego"), InputSpec.of(model.config))
+    inputs = prepare(synthetic_frame("ego", RIG), InputSpec.of(model.config))
     return to_onnx(model, inputs, [f"{n}/{output.name}" for n, task in model.tasks.items() for output in task.outputs])
 
 

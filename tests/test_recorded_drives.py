@@ -9,17 +9,26 @@ import pytest
 from commands import perception, refuses
 from exported import QUIET, bundle
 from mcap.reader import make_reader
-from recordings import SPEC, STORAGES, TINY, assembled, assert_equal_frames, make_log, sent, write_raw_mcap
+from recordings import (
+    SPEC,
+    STORAGES,
+    TINY,
+    assembled,
+    assert_equal_frames,
+    make_log,
+    nuscenes_topics,
+    sent,
+    write_raw_mcap,
+)
 from refusals import one_line_error
 from rosbags.highlevel import AnyReader
+from vocabulary import CAMERAS
 
 from deploy.replay.run import replay
 from deploy.replay.settings import Source
 from deploy.replay.sources import open_drives
-from deploy.replay.sources.topics import Topics
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
-from perception.frame import CAMERAS
 
 
 def recorded(root: Path, scene: str, storage: str, folder: Path, version: str | None = None) -> Path:
@@ -103,7 +112,7 @@ def test_odometry_takes_the_place_of_transforms(tiny_root: Path) -> None:
     expected, _ = assembled(log)
     without = [each for each in log if each.topic != "/tf"]
     assert assembled(without)[0] == []
-    frames, _ = assembled(without, Topics(odometry="/odometry"))
+    frames, _ = assembled(without, nuscenes_topics(odometry="/odometry"))
     assert len(frames) == 3
     for a, b in zip(frames, expected, strict=True):
         assert_equal_frames(a, b)
@@ -196,7 +205,7 @@ def test_a_mistake_is_told_in_one_line(
     Path("bag").mkdir()
     Path("bag/metadata.yaml").write_text("rosbag2_bagfile_information: [")
     Path("other.yaml").write_text(
-        "lidar: {topic: /top}\ncameras: {}\ntransforms: /a\nstatic_transforms: /b\nkeyframes: null\n"
+        "lidars: {LIDAR_TOP: {topic: /top}}\ncameras: {}\ntransforms: /a\nstatic_transforms: /b\nkeyframes: null\n"
     )
     with one_line_error(message):
         _read(path, version, scenes, topics)

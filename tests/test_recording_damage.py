@@ -15,12 +15,23 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from recordings import SPEC, TINY, Sent, assembled, assert_equal_frames, edited, make_log, stream, write_raw_mcap
+from recordings import (
+    SPEC,
+    TINY,
+    Sent,
+    assembled,
+    assert_equal_frames,
+    edited,
+    make_log,
+    nuscenes_topics,
+    stream,
+    write_raw_mcap,
+)
+from vocabulary import SENSORS
 
 from deploy.replay.sources import open_drives, transforms
 from deploy.replay.sources.counts import Counts
 from deploy.replay.sources.messages import LATEST
-from deploy.replay.sources.topics import Topics
 from perception.errors import InputError
 from perception.frame import Frame
 from perception.sensors.inputs import prepare
@@ -112,7 +123,7 @@ def test_any_stamps(log: list[Sent], data: st.DataObject) -> None:
         bad[i] = edited(bad[i], stamp=data.draw(stamps))
     for i in data.draw(st.lists(st.integers(0, len(log) - 1), max_size=20)):
         bad[i] = bad[i]._replace(time=data.draw(st.one_of(near, st.integers(0, LATEST))))
-    frames, _ = assembled(bad, Topics(odometry="/odometry"), keyframed=data.draw(st.booleans()))
+    frames, _ = assembled(bad, nuscenes_topics(odometry="/odometry"), keyframed=data.draw(st.booleans()))
     assert_usable(frames)
     assert len(frames) <= len(log)
 
@@ -142,7 +153,7 @@ def test_bytes_order_and_stamps_at_once_take_no_memory(log: list[Sent], data: st
         bad[i] = bad[i]._replace(data=spoiled(data, bad[i].data))
     keyframed = data.draw(st.booleans())
     tracemalloc.start()
-    frames, _ = assembled(bad, Topics(odometry="/odometry"), keyframed=keyframed)
+    frames, _ = assembled(bad, nuscenes_topics(odometry="/odometry"), keyframed=keyframed)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert_usable(frames)
@@ -323,8 +334,8 @@ def test_memory_does_not_grow(log: list[Sent], keyframed: bool, monkeypatch: pyt
     monkeypatch.setattr(transforms, "MOST_POSES", 256)
     static = [each for each in log if each.topic == "/tf_static"]
     messages = islice(chain(static, endless(log, keyframed)), 60 * len(log))
-    counts = Counts()
-    frames = stream(messages, counts, Topics(odometry="/odometry", keyframes="/keyframe"), 5, "ego", keyframed)
+    counts = Counts(SENSORS)
+    frames = stream(messages, counts, nuscenes_topics(odometry="/odometry", keyframes="/keyframe"), 5, "ego", keyframed)
     tracemalloc.start()
     held = []
     for _ in frames:

@@ -5,7 +5,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from recordings import TINY, Sent, assembled, edited, sent
+from recordings import TINY, Sent, assembled, edited, nuscenes_topics, sent
 from scipy.ndimage import map_coordinates
 
 from deploy.replay.sources import messages
@@ -51,21 +51,21 @@ def with_lens(log: list[Sent], model: str, d: list[float], r: np.ndarray, p: np.
 
 
 def as_taken(rectified: bool | None) -> Topics:
-    cameras = dict(Topics().cameras)
+    cameras = dict(nuscenes_topics().cameras)
     cameras["CAM_FRONT"] = cameras["CAM_FRONT"].model_copy(update={"rectified": rectified})
-    return Topics(cameras=cameras)
+    return nuscenes_topics(cameras=cameras)
 
 
 def front(log: list[Sent], topics: Topics) -> Frame:
     frames, counts = assembled(log, topics)
-    assert counts.line() == assembled(log, Topics())[1].line()
+    assert counts.line() == assembled(log, nuscenes_topics())[1].line()
     return frames[0]
 
 
 @pytest.mark.parametrize("turn", [np.eye(3), SLIGHT], ids=["straight", "turned"])
 @pytest.mark.parametrize("model", LENSES)
 def test_every_pixel_is_where_its_ray_went_through_the_lens(log: list[Sent], model: str, turn: np.ndarray) -> None:
-    raw = front(log, Topics()).cameras["CAM_FRONT"]
+    raw = front(log, nuscenes_topics()).cameras["CAM_FRONT"]
     camera = front(with_lens(log, model, LENSES[model], turn), as_taken(False)).cameras["CAM_FRONT"]
     np.testing.assert_array_equal(camera.intrinsics, PINHOLE)
     height, width = raw.image.shape[:2]
@@ -88,7 +88,7 @@ def test_every_pixel_is_where_its_ray_went_through_the_lens(log: list[Sent], mod
 
 def test_rectified_pictures_are_left_as_they_are(log: list[Sent]) -> None:
     lens = with_lens(log, "plumb_bob", LENSES["plumb_bob"], np.eye(3))
-    expected = front(log, Topics()).cameras["CAM_FRONT"].image
+    expected = front(log, nuscenes_topics()).cameras["CAM_FRONT"].image
     for rectified in (True, None):  # the topic's name, image_rect_compressed, says so
         camera = front(lens, as_taken(rectified)).cameras["CAM_FRONT"]
         np.testing.assert_array_equal(camera.image, expected)
@@ -98,7 +98,7 @@ def test_rectified_pictures_are_left_as_they_are(log: list[Sent]) -> None:
 def test_a_lens_that_does_nothing_changes_no_bit(log: list[Sent]) -> None:
     lens = with_lens(log, "plumb_bob", [0.0] * 5, np.eye(3), p=TAKEN)
     camera = front(lens, as_taken(False)).cameras["CAM_FRONT"]
-    np.testing.assert_array_equal(camera.image, front(log, Topics()).cameras["CAM_FRONT"].image)
+    np.testing.assert_array_equal(camera.image, front(log, nuscenes_topics()).cameras["CAM_FRONT"].image)
     np.testing.assert_array_equal(camera.intrinsics, TAKEN)
 
 
@@ -133,7 +133,10 @@ def test_without_a_projection_the_pinhole_is_the_camera_as_taken(log: list[Sent]
     camera = front(lens, as_taken(False)).cameras["CAM_FRONT"]
     np.testing.assert_array_equal(camera.intrinsics, TAKEN)
     expected = cv2.undistort(
-        front(log, Topics()).cameras["CAM_FRONT"].image, TAKEN, np.array(LENSES["plumb_bob"]), newCameraMatrix=TAKEN
+        front(log, nuscenes_topics()).cameras["CAM_FRONT"].image,
+        TAKEN,
+        np.array(LENSES["plumb_bob"]),
+        newCameraMatrix=TAKEN,
     )
     assert np.abs(camera.image.astype(int) - expected).max() <= 1
 

@@ -14,6 +14,7 @@ from exported import QUIET, bundle
 from nuscenes.utils.geometry_utils import view_points
 from pages import page_data
 from pyquaternion import Quaternion
+from vocabulary import CAMERAS, NUSCENES
 
 from deploy.replay import pictures
 from deploy.replay.gates import Gates
@@ -23,11 +24,10 @@ from deploy.replay.settings import Source
 from deploy.runtime import Runtime
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
-from perception.frame import CAMERAS, Boxes, Frame
+from perception.frame import Boxes, Frame
 from perception.grid import BevGrid
 from perception.tasks.detection.submission import sample_results
 from perception.tasks.drawing import RasterLayer
-from perception.tasks.map.task import COLOURS
 
 SCENE = "scene-0103:2-8"  # all sensors twice, three times LiDAR only, then none
 
@@ -50,7 +50,7 @@ def test_results_are_the_predictors(nuscenes_root: Path, replayed: Path) -> None
     samples = tables.samples(selectors=[SCENE])
     frames = [tables.frame(sample, sweeps=runtime.bundle.spec.sweeps) for sample in samples]
     assert submission["results"] == {
-        frame.token: sample_results(frame, runtime(frame).results["detection"]) for frame in frames
+        frame.token: sample_results(frame, runtime(frame).results["detection"], NUSCENES) for frame in frames
     }
     assert submission["meta"]["use_lidar"]
     assert submission["meta"]["use_camera"]
@@ -130,7 +130,7 @@ def test_points_map_and_boxes_meet_from_above(reference: Any) -> None:
     drawn = picture(pictures.points_picture(frame, grid, 512) or "")
     np.testing.assert_allclose(np.argwhere(drawn[..., 3])[:, ::-1] / 512, [expected], atol=1 / 512)
     assert drawn.max(axis=(0, 1)).tolist() == [*pictures.HEIGHT_COLOURS[4, ::-1], 255]  # 1 m up, of -0.5 to 4 m
-    drawn = picture(pictures.raster_picture(RasterLayer("map", layer, grid, COLOURS)))
+    drawn = picture(pictures.raster_picture(RasterLayer("map", layer, grid, NUSCENES.map_colours())))
     np.testing.assert_allclose((np.argwhere(drawn[..., 3])[:, ::-1] + 0.5) / 128, [expected], atol=0.5 / 128)
     assert drawn[..., 2::-1].max(axis=(0, 1)).tolist() == [58, 74, 96]
     outline = pictures.box_outlines(box, reference)[0]

@@ -18,7 +18,6 @@ from rich.console import Console
 from test_player import VERSION, begun, change, replayed, small
 
 from deploy.manifest import MANIFEST
-from deploy.replay.faults import Fault
 from deploy.replay.fingerprint import Fingerprint
 from deploy.replay.journal import JOURNAL
 from deploy.replay.provenance import PROVENANCE, ReplayProvenance
@@ -73,7 +72,7 @@ def test_a_baseline_that_the_replay_would_change_is_refused(
         for name in before:
             (baseline / name).symlink_to(out / name)
     with pytest.raises(InputError, match=r"(folder of the baseline itself|is a link to .*, which the replay replaces)"):
-        replayed(drive, out, baseline=baseline, faults=[Fault.parse("drop:all")], selection=LASTING)
+        replayed(drive, out, baseline=baseline, faults=["drop:all"], selection=LASTING)
     assert contents(tmp_path / "baseline") == before
 
 
@@ -125,7 +124,7 @@ def test_a_replay_that_cannot_begin_leaves_an_error_and_the_old_results(
 
 
 def test_replay_json_says_what_was_replayed(drive: Path, tmp_path: Path) -> None:
-    faults = [Fault.parse("drop:CAM_FRONT@0.5-1.0")]
+    faults = ["drop:CAM_FRONT@0.5-1.0"]
     summary = replayed(drive, tmp_path, faults=faults, selection=LASTING, scenes=["scene-0001"])
     found = ReplayProvenance.load(tmp_path)
     assert summary["provenance"] == str(tmp_path / PROVENANCE)

@@ -12,6 +12,7 @@ import pytest
 from conftest import write_tiny
 from judged import gates
 from test_player import frames, replayed, small
+from vocabulary import SENSORS
 
 from deploy.replay.journal import JOURNAL
 from deploy.replay.latency import STAGES, Latency
@@ -62,7 +63,7 @@ class WatchedDrive:
     tables, seconds = None, 0.2
 
     def __init__(self, given: list[Frame], out: Path) -> None:
-        self.given, self.out, self.counts = given, out, Counts()
+        self.given, self.out, self.counts = given, out, Counts(SENSORS)
         self.seen: list[tuple[str, int, int, set[str]]] = []
 
     def __len__(self) -> int:

@@ -9,6 +9,7 @@ from exported import bundle
 from hypothesis import given
 from hypothesis import strategies as st
 from pages import page_data
+from vocabulary import CONDITIONS, sensors
 
 from deploy.replay.latency import STAGES, Latency
 from deploy.replay.report import MOST_BOXES, SPREAD, Report
@@ -29,7 +30,11 @@ def blind(i: int, scene: str = "drive", boxes: Boxes | None = None) -> Frame:
 
 
 def test_report_pictures_are_limited_and_spread(tmp_path: Path) -> None:
-    report, scene, latency = Report(bundle().manifest, "cpu", 101), Scene([], bundle().manifest.heads), Latency()
+    report, scene, latency = (
+        Report(bundle().manifest, "cpu", 101),
+        Scene(sensors(), bundle().manifest.heads, CONDITIONS),
+        Latency(),
+    )
     slow = {7: 9.0, 40: 8.0, 41: 7.0, 99: 6.0, 12: 5.0}
     for i in range(101):
         frame = blind(i, "</script>")
@@ -89,7 +94,10 @@ def test_worst_frames_are_those_that_sorting_finds(values: list[int]) -> None:
 
 
 def test_report_lists_the_frames_with_most_mistakes() -> None:
-    report, scene = Report(bundle().manifest, "cpu", 3), Scene(["LIDAR_TOP", "CAM_FRONT"], bundle().manifest.heads)
+    report, scene = (
+        Report(bundle().manifest, "cpu", 3),
+        Scene(sensors("LIDAR_TOP", "CAM_FRONT"), bundle().manifest.heads, CONDITIONS),
+    )
     truth = replace(cars([[10, 0, 0], [20, 0, 0]], [1, 1]), num_points=np.full(2, 5))
     # Two found; one missed and one out of place; of the two that find nothing one is too uncertain to count.
     for i, detections in enumerate(
@@ -111,7 +119,7 @@ def test_report_lists_the_frames_with_most_mistakes() -> None:
 
 def test_tracks_keep_their_id_and_leave_a_trail() -> None:
     """A car ahead stands still while the vehicle comes nearer at 10 m/s and turns left."""
-    report, scene = Report(bundle().manifest, "cpu", 8), Scene([], bundle().manifest.heads)
+    report, scene = Report(bundle().manifest, "cpu", 8), Scene(sensors(), bundle().manifest.heads, CONDITIONS)
     for i in range(8):
         pose = np.eye(4)
         pose[:2, :2] = [[np.cos(0.1 * i), -np.sin(0.1 * i)], [np.sin(0.1 * i), np.cos(0.1 * i)]]
@@ -130,13 +138,13 @@ def test_tracks_keep_their_id_and_leave_a_trail() -> None:
 
 
 def test_timeline_has_spans_for_what_lasts() -> None:
-    timeline, scene = Timeline(), Scene(["LIDAR_TOP"], {})
+    timeline, scene = Timeline(), Scene(sensors("LIDAR_TOP"), {}, CONDITIONS)
     points = np.zeros((4000, 5), np.float32)
     points[:, :3] = np.random.default_rng(0).uniform(-20, 20, (4000, 3))
     drives = ["a"] * 6 + ["b"] * 2
     for i, drive in enumerate(drives):
         there = None if i in (2, 3) else points + np.float32(1e-3 * i)
-        frame = replace(blind(i, drive), points=there, conditions=Conditions("rain" if i > 2 else "clear"))
+        frame = replace(blind(i, drive), points=there, conditions=Conditions(weather="rain" if i > 2 else "clear"))
         timeline.add(i, frame, seen(scene, frame, Boxes.none()))
     lanes = {(lane["kind"], lane["name"]): lane["spans"] for lane in timeline.lanes()}
     spans = [(span["from"], span["to"], span["value"]) for span in lanes["health", "LIDAR_TOP"]]
@@ -156,7 +164,7 @@ def test_report_draws_only_boxes_worth_showing() -> None:
     boxes = Boxes.from_yaws(
         rng.uniform(-50, 50, (n, 3)), np.ones((n, 3)), np.zeros(n), np.zeros((n, 2)), np.zeros(n), np.zeros(n), scores
     )
-    report, scene = Report(bundle().manifest, "cpu", 2), Scene([], bundle().manifest.heads)
+    report, scene = Report(bundle().manifest, "cpu", 2), Scene(sensors(), bundle().manifest.heads, CONDITIONS)
     for i in range(2):
         frame = replace(blind(i), boxes=replace(boxes, num_points=np.zeros(n, int)))
         report.add(frame, replace(seen(scene, frame, boxes), seconds=dict.fromkeys(STAGES, 0.01)))

@@ -84,4 +84,4 @@ def test_an_unknown_viewer_is_refused_before_the_replay(sim_root: Path, tmp_path
 
 def test_words_say_what_is_believed(recording: Path) -> None:
     text = column(recording, "conditions", "text")[0]
-    assert "weather: clear (clear since 0.0 s: 1 of 1 frames)" in json.dumps(text)
+    assert "weather: clear (clear since 0.0 s by tags: 1 of 1 frames)" in json.dumps(text)

@@ -9,17 +9,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 from rich.console import Console
+from vocabulary import CAMERAS, RIG
 
 from perception.config import CameraBranch, Lidar
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
 from perception.evaluation.evaluate import Breakdown, evaluate
 from perception.evaluation.robustness import CORRUPTIONS, chosen_corruptions
-from perception.frame import CAMERAS, Boxes, Frame, Prediction
+from perception.frame import Boxes, Frame, Prediction
 from perception.grid import BevGrid
 from perception.sensors.inputs import InputSpec
 
-SPEC = InputSpec(BevGrid(), Lidar(sweeps=0), CameraBranch())
+SPEC = InputSpec(BevGrid(), Lidar(sweeps=0), CameraBranch(), RIG)
 
 
 def detector(tables: NuScenesTables) -> Callable[[Frame], Prediction]:
@@ -52,8 +53,8 @@ def test_every_level_scores_as_its_frames_do(
     for name in names:  # remember what each corruption made, to score it again below
         whole = CORRUPTIONS[name]
 
-        def remember(frame, level, rng, name=name, apply=whole.apply):
-            made = apply(frame, level, rng)
+        def remember(frame, level, rng, cameras, name=name, apply=whole.apply):
+            made = apply(frame, level, rng, cameras)
             applied.append((name, level, made))
             return made
 
@@ -84,7 +85,7 @@ def test_a_corruption_touches_its_sensor_alone_and_more_at_each_level(tables: Nu
     frame = tables.frame(tables.samples()[0])
     change = []
     for level in CORRUPTIONS[name].levels:
-        made = [CORRUPTIONS[name].apply(frame, level, np.random.default_rng(0)) for _ in range(2)]
+        made = [CORRUPTIONS[name].apply(frame, level, np.random.default_rng(0), CAMERAS) for _ in range(2)]
         change.append(difference(frame, made[0], CORRUPTIONS[name].sensor))
         assert difference(made[0], made[1], "lidar") == difference(made[0], made[1], "camera") == 0
         other = "camera" if CORRUPTIONS[name].sensor == "lidar" else "lidar"
@@ -118,7 +119,7 @@ def test_every_model_meets_the_same_frames(tables: NuScenesTables, tmp_path: Pat
 
     seen: tuple[list, list] = ([], [])
     for each, scenes in zip(seen, ([], ["scene-0001"]), strict=True):
-        lidar = InputSpec(BevGrid(), Lidar(sweeps=0), camera=None)
+        lidar = InputSpec(BevGrid(), Lidar(sweeps=0), camera=None, rig=RIG)
         both = Breakdown(corruptions=["lidar_noise", "lidar_miscalibrated"])
         console = Console(file=io.StringIO())
         metrics = evaluate(watching(each), tables, "all", scenes, tmp_path, lidar, console, both)
@@ -131,7 +132,8 @@ def test_a_displaced_camera_is_displaced_alike_beside_a_missing_one(tables: NuSc
     whole = tables.frame(tables.samples()[0])
     partial = replace(whole, cameras={name: camera for name, camera in whole.cameras.items() if name != "CAM_FRONT"})
     displaced = [
-        CORRUPTIONS["camera_miscalibrated"].apply(frame, 1.0, np.random.default_rng(5)) for frame in (whole, partial)
+        CORRUPTIONS["camera_miscalibrated"].apply(frame, 1.0, np.random.default_rng(5), CAMERAS)
+        for frame in (whole, partial)
     ]
     assert len(displaced[1].cameras) == 5
     for name, camera in displaced[1].cameras.items():

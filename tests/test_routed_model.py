@@ -10,6 +10,7 @@ import pytest
 import torch
 from slotted import EVERYWHERE, randomised
 from torch import Tensor, nn
+from vocabulary import CONDITIONS, RIG
 
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
 from deploy.golden import differences, synthetic_frame
@@ -17,7 +18,7 @@ from deploy.onnx_export import to_onnx
 from deploy.tolerances import LEAST
 from perception.config import parse_config
 from perception.errors import InputError
-from perception.frame import CONDITIONS, Conditions
+from perception.frame import Conditions
 from perception.model import PerceptionModel
 from perception.modules.route import Route
 from perception.modules.routing import load_balance
@@ -65,7 +66,7 @@ def little(
 
 
 def frame_inputs(model: PerceptionModel, *seeds: int) -> dict[str, Tensor]:
-    frames = [prepare(synthetic_frame("ego", seed=seed), InputSpec.of(model.config)) for seed in seeds]
+    frames = [prepare(synthetic_frame("ego", RIG, seed=seed), InputSpec.of(model.config)) for seed in seeds]
     return {name: torch.from_numpy(np.concatenate([f[name] for f in frames])) for name in frames[0]}
 
 
@@ -92,8 +93,8 @@ def test_without_modules_for_a_frame_the_model_is_the_base_bit_for_bit() -> None
     base = copied_base(model, little([], camera=True))
     inputs = frame_inputs(model, 1, 2)
     assert_same(model(inputs), base(inputs))
-    assert_same(model(inputs, [Conditions("clear", "day", "singapore"), Conditions()]), base(inputs))
-    wet = model(inputs, [Conditions("rain"), Conditions()])
+    assert_same(model(inputs, [Conditions(weather="clear", light="day", city="singapore"), Conditions()]), base(inputs))
+    wet = model(inputs, [Conditions(weather="rain"), Conditions()])
     assert not torch.allclose(wet["detection/heatmap"][0], base(inputs)["detection/heatmap"][0])
     torch.testing.assert_close(wet["detection/heatmap"][1], base(inputs)["detection/heatmap"][1])
 
@@ -101,7 +102,7 @@ def test_without_modules_for_a_frame_the_model_is_the_base_bit_for_bit() -> None
 @torch.no_grad()
 def test_swapping_a_module_that_does_not_run_leaves_every_bit() -> None:
     model = little(ALL, camera=True)
-    inputs, tags = frame_inputs(model, 1), [Conditions("rain", "day", "singapore")]
+    inputs, tags = frame_inputs(model, 1), [Conditions(weather="rain", light="day", city="singapore")]
     before = model(inputs, tags)
     for name in ("night", "boston", "blind"):
         for slot in model.bank.slots.values():
@@ -120,7 +121,11 @@ def test_a_mixed_batch_equals_its_frames_one_by_one() -> None:
     inputs["pillar_points"][1] = 0
     inputs["pillar_cells"][1] = 32 * 32
     inputs["images"][2], inputs["image_from_reference"][2] = 0, 0
-    tags = [Conditions("rain", "night", "boston"), Conditions(), Conditions("rain", "day")]
+    tags = [
+        Conditions(weather="rain", light="night", city="boston"),
+        Conditions(),
+        Conditions(weather="rain", light="day"),
+    ]
     together = model(inputs, tags)
     for i, tag in enumerate(tags):
         alone = model({name: value[i : i + 1] for name, value in inputs.items()}, [tag])
@@ -173,7 +178,7 @@ def test_the_chooser_serves_the_slots_after_the_fusion_and_tags_the_others() -> 
     nn.init.constant_(model.chooser.options["rain"].bias, 1e4)
     inputs = frame_inputs(model, 1)
     served = {name: {"rain": 1.0} for name in model.bank.slots if name.startswith(("trunk.", "heads."))}
-    for tags, before in (([], {}), ([Conditions("rain", "night")], {"rain": 1.0})):
+    for tags, before in (([], {}), ([Conditions(weather="rain", light="night")], {"rain": 1.0})):
         fixed.bank.active = Route(before, served)
         assert_same(model(inputs, tags), fixed(inputs))
     model.bank.activate("night")
@@ -184,7 +189,13 @@ def test_the_chooser_serves_the_slots_after_the_fusion_and_tags_the_others() -> 
 def test_routing_losses_of_a_training_batch_teach_the_chooser() -> None:
     model = little(ALL[:4], {"kind": "learned", "choose": "reinforce", "balance": 0.1, "supervise": 0.5}).train()
     inputs = frame_inputs(model, 1, 2)
-    model(inputs, [Conditions("rain", "day", "boston"), Conditions("clear", "night", "singapore")])
+    model(
+        inputs,
+        [
+            Conditions(weather="rain", light="day", city="boston"),
+            Conditions(weather="clear", light="night", city="singapore"),
+        ],
+    )
     losses = model.routing_losses(torch.tensor([1.0, 2.0]))
     assert losses.keys() == {"balance", "supervision", "reinforce"}
     chooser = dict(model.chooser.named_parameters())
@@ -216,9 +227,9 @@ def test_a_module_of_another_task_is_no_option(task: str) -> None:
 
 def test_what_is_recognised_shapes_neither_base_nor_modules() -> None:
     model = little(ALL[:2], recognising=True).train()
-    tags = [Conditions("rain", "day", "boston"), Conditions("clear", "night")]
+    tags = [Conditions(weather="rain", light="day", city="boston"), Conditions(weather="clear", light="night")]
     dense = model(frame_inputs(model, 1, 2), tags)
-    frames = [replace(synthetic_frame("ego", seed=0), conditions=known) for known in tags]
+    frames = [replace(synthetic_frame("ego", RIG, seed=0), conditions=known) for known in tags]
     labels = batch_labels([{"conditions": model.tasks["conditions"].labels(frame)} for frame in frames])
     losses = model.losses(dense, labels)
     assert losses.keys() == {f"conditions/{kind}" for kind in CONDITIONS}
@@ -232,7 +243,7 @@ def test_what_is_recognised_shapes_neither_base_nor_modules() -> None:
 def test_what_is_recognised_is_a_distribution_of_each_kind_and_the_rest_of_the_output_stays() -> None:
     model = little(ALL[:2], recognising=True)
     plain = copied_base(model, little(ALL[:2]))
-    inputs, tags = frame_inputs(model, 1), [Conditions("rain")]
+    inputs, tags = frame_inputs(model, 1), [Conditions(weather="rain")]
     found = model.predict(inputs, tags)
     recognised = found.pop("conditions/probabilities")
     assert_same(found, plain.predict(inputs, tags))
@@ -247,7 +258,7 @@ def test_while_a_recogniser_learns_modules_run_whatever_the_tags_say() -> None:
     inputs, found = frame_inputs(model, 1), set()
     torch.manual_seed(0)
     for _ in range(60):
-        model(inputs, [Conditions("clear", "day", "boston")])
+        model(inputs, [Conditions(weather="clear", light="day", city="boston")])
         found.add(frozenset(model.routes[0].weights))
     assert found == {frozenset(), frozenset({"rain"}), frozenset({"night"}), frozenset({"rain", "night"})}
     assert {name.split(".")[0] for name, _ in trainable.parameters(model)} == {"added"}
@@ -256,7 +267,7 @@ def test_while_a_recogniser_learns_modules_run_whatever_the_tags_say() -> None:
 def test_a_head_learns_beside_a_router_that_has_nothing_to_choose_for_it() -> None:
     modules = [module("rain", "rain", slots=("trunk.*",)), module("night", "night", slots=("trunk.*",))]
     model = little(modules, {"kind": "learned", "balance": 0.1}, recognising=True)
-    inputs, tags = frame_inputs(model, 1), [Conditions("clear", "day", "boston")]
+    inputs, tags = frame_inputs(model, 1), [Conditions(weather="clear", light="day", city="boston")]
     model.train()(inputs, tags)
     assert model.routing_losses()
     assert model.routing_balance()

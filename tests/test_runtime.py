@@ -8,20 +8,20 @@ import pytest
 from bench_runtime import runtime, small
 from exported import assert_equal, bundle, checkpoint, copied, rewritten, without
 from refusals import one_line_error
+from vocabulary import MAP_CLASSES, RIG
 
 from deploy.bundle import Bundle
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
 from deploy.golden import synthetic_frame
 from deploy.runtime import Runtime
 from perception.errors import InputError
-from perception.frame import MAP_CLASSES
 from perception.predict import TorchPredictor
 from perception.sensors.inputs import no_sensors, prepare
 from perception.tasks.result import to_prediction
 
 
 def test_step_is_prepare_engine_and_postprocess() -> None:
-    runtime, frame = Runtime(bundle().path), synthetic_frame("ego", seed=3)
+    runtime, frame = Runtime(bundle().path), synthetic_frame("ego", RIG, seed=3)
     expected = to_prediction(
         bundle().manifest.heads, OnnxRuntimeEngine(bundle().onnx).run(prepare(frame, bundle().spec))
     )
@@ -34,7 +34,7 @@ def test_step_is_prepare_engine_and_postprocess() -> None:
 
 @pytest.mark.parametrize("missing", [None, "camera", "lidar"])
 def test_runtime_agrees_with_the_torch_predictor(missing: str | None) -> None:
-    frame = synthetic_frame("ego", seed=5)
+    frame = synthetic_frame("ego", RIG, seed=5)
     frame = without(frame, missing) if missing else frame
     expected, actual = TorchPredictor.load(checkpoint())(frame), Runtime(bundle().path)(frame)
     np.testing.assert_allclose(actual.results["detection"].scores, expected.results["detection"].scores, atol=1e-4)
@@ -75,7 +75,7 @@ def test_memory_does_not_grow() -> None:
 
 def test_inputs_are_written_to_the_same_memory_and_hold_nothing_of_the_frame_before() -> None:
     spec = bundle().spec
-    frames = [synthetic_frame("ego", seed) for seed in (1, 2)]
+    frames = [synthetic_frame("ego", RIG, seed) for seed in (1, 2)]
     frames += [without(frames[0], "camera"), without(frames[1], "lidar"), frames[0]]
     memory = no_sensors(spec)
     addresses = {name: array.ctypes.data for name, array in memory.items()}

@@ -10,9 +10,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from judged import instead
+from vocabulary import CAMERAS, CONDITIONS, MAP_CLASSES, NUSCENES, PRIOR, SENSORS, sensors
 
 from perception.datasets.nuscenes.dataset import NuScenesTables
-from perception.frame import CAMERAS, CONDITIONS, MAP_CLASSES, Boxes, Camera, Conditions, Frame, Prediction
+from perception.frame import Boxes, Camera, Conditions, Frame, Prediction
 from perception.grid import BevGrid
 from perception.scene.belief import ConditionBelief, Origin, tagged
 from perception.scene.health.monitor import HealthMonitor
@@ -21,9 +22,8 @@ from perception.tasks import configured, tasks_of
 from perception.tasks.detection.tracker import Tracker
 from perception.tasks.map.memory import MapMemory
 
-SENSORS = ("LIDAR_TOP", *CAMERAS)
 GRID = BevGrid(x=(-12.8, 12.8), y=(-12.8, 12.8), cell=1.6)
-TASKS = tasks_of(configured({"detection": {}, "map": {}, "conditions": {}}), GRID)
+TASKS = tasks_of(configured({"detection": {}, "map": {}, "conditions": {}}), GRID, NUSCENES)
 UNKNOWN = Conditions()
 BY_TAGS = dict.fromkeys(CONDITIONS, Origin("tags"))
 MODULES = {"rain": ("rain",), "rain-night": ("rain", "night"), "blind": ("no-cameras", "lidar"), "always": ("map",)}
@@ -54,13 +54,13 @@ def prediction_of(frame: Frame) -> Prediction:
 
 
 def new_scene() -> Scene:
-    return Scene(SENSORS, TASKS, MODULES)
+    return Scene(SENSORS, TASKS, CONDITIONS, MODULES)
 
 
 def drive(scene: Scene, frames: list[Frame]) -> Iterator[SceneFrame]:
     for frame in frames:
         conditions = scene.observe(frame)
-        weights = {"rain": float(conditions.weather == "rain")}
+        weights = {"rain": float(conditions.get("weather") == "rain")}
         yield scene.update(frame, prediction_of(frame), weights)
 
 
@@ -75,14 +75,19 @@ def content(scene_frame: SceneFrame) -> bytes:
 
 def test_a_scene_is_its_parts() -> None:
     """Each part alone, given the same frames, says what the scene says."""
-    monitor, belief, memory, tracker = HealthMonitor(SENSORS), ConditionBelief(), MapMemory(GRID), Tracker()
-    frames = [frame_at(i, Conditions("rain", "day")) for i in range(5)]
+    monitor, belief, memory, tracker = (
+        HealthMonitor(SENSORS),
+        ConditionBelief(CONDITIONS),
+        MapMemory(GRID, PRIOR),
+        Tracker(NUSCENES),
+    )
+    frames = [frame_at(i, Conditions(weather="rain", light="day")) for i in range(5)]
     for frame, found in zip(frames, drive(new_scene(), frames), strict=True):
         prediction = prediction_of(frame)
         assert (found.token, found.scene, found.timestamp) == (frame.token, frame.scene, frame.timestamp)
         assert found.health == monitor.update(frame)
-        assert found.conditions == belief.update(frame.timestamp, [tagged(frame.conditions)], BY_TAGS)
-        assert found.conditions == Conditions("rain", "day")
+        assert found.conditions == belief.update(frame.timestamp, [tagged(frame.conditions, CONDITIONS)], BY_TAGS)
+        assert found.conditions == Conditions(weather="rain", light="day")
         assert found.beliefs == belief.beliefs
         memory.update(prediction.results["map"], frame.global_from_reference)
         np.testing.assert_array_equal(found.states["map"], memory.around(frame.global_from_reference))
@@ -97,15 +102,15 @@ def test_a_scene_is_its_parts() -> None:
 
 
 def test_another_drive_begins_anew() -> None:
-    first = [frame_at(i, Conditions("rain")) for i in range(4)]
-    second = [frame_at(i, Conditions("clear"), "scene-0002") for i in range(4)]
+    first = [frame_at(i, Conditions(weather="rain")) for i in range(4)]
+    second = [frame_at(i, Conditions(weather="clear"), "scene-0002") for i in range(4)]
     scene = new_scene()
     both = [content(each) for each in drive(scene, first + second)]
     assert both[4:] == [content(each) for each in drive(new_scene(), second)]
 
 
 def test_two_replays_give_the_same_bytes_and_so_does_a_stored_scene() -> None:
-    frames = [frame_at(i, Conditions("rain" if 10 <= i < 20 else "clear")) for i in range(40)]
+    frames = [frame_at(i, Conditions(weather="rain" if 10 <= i < 20 else "clear")) for i in range(40)]
     expected = [content(each) for each in drive(new_scene(), frames)]
     assert [content(each) for each in drive(new_scene(), frames)] == expected
     scene = new_scene()
@@ -132,7 +137,7 @@ def test_the_route_follows_a_drive_into_rain_and_a_tunnel(rate: int, tags: bool)
         light = "night" if seconds["night"] * rate <= i < seconds["out"] * rate else "day"
         if i % (10 * rate) == 5 * rate:
             weather, light = "fog", "night" if light == "day" else "day"
-        true = Conditions(weather, light, "boston")
+        true = Conditions(weather=weather, light=light, city="boston")
         frame = frame_at(i, true if tags else UNKNOWN, period=period)
         believed = scene.observe(frame)
         known = set(believed.known())
@@ -150,7 +155,7 @@ def test_the_route_follows_a_drive_into_rain_and_a_tunnel(rate: int, tags: bool)
 def test_why_a_route_is_in_force() -> None:
     scene = new_scene()
     for i in range(4):
-        frame = frame_at(i, Conditions("rain", "day" if i else None))
+        frame = frame_at(i, Conditions(weather="rain", light="day" if i else None))
         scene.observe(frame)
         found = scene.update(frame, prediction_of(frame), {"rain": 1.0, "rain-night": 0.0, "blind": 0.0, "always": 1.0})
         if i == 0:
@@ -177,7 +182,7 @@ def recognising(scene: Scene, frame: Frame, **recognised: list[float]) -> Condit
 def test_what_was_recognised_takes_the_place_of_tags_from_the_next_frame_on() -> None:
     scene, fog, night = new_scene(), [0.02, 0.03, 0.95], [0.0, 1.0]
     assert recognising(scene, frame_at(0), weather=fog, light=night) == Conditions()
-    assert recognising(scene, frame_at(1), weather=fog, light=night) == Conditions("fog", "night")
+    assert recognising(scene, frame_at(1), weather=fog, light=night) == Conditions(weather="fog", light="night")
     other = frame_at(2, scene="scene-0002")
     assert recognising(scene, other) == Conditions()
 
@@ -186,8 +191,8 @@ def test_a_tag_counts_alone() -> None:
     """Of weather, while the light goes by what is recognised."""
     scene, fog, night = new_scene(), [0.02, 0.03, 0.95], [0.0, 1.0]
     for i in range(20):
-        believed = recognising(scene, frame_at(i, Conditions("rain")), weather=fog, light=night)
-        assert believed == Conditions("rain", "night" if i else None)
+        believed = recognising(scene, frame_at(i, Conditions(weather="rain")), weather=fog, light=night)
+        assert believed == Conditions(weather="rain", light="night" if i else None)
 
 
 def test_what_is_recognised_without_a_sensor_is_no_evidence() -> None:
@@ -195,7 +200,7 @@ def test_what_is_recognised_without_a_sensor_is_no_evidence() -> None:
     recognising(scene, blind, light=[0.0, 1.0])
     assert scene.observe(frame_at(1)) == Conditions()
     scene, dark = (
-        Scene(["CAM_FRONT"], TASKS),
+        Scene(sensors("CAM_FRONT"), TASKS, CONDITIONS),
         replace(frame_at(0), cameras={"CAM_BACK": frame_at(0).cameras["CAM_BACK"]}),
     )
     recognising(scene, dark, light=[0.0, 1.0])
@@ -204,7 +209,7 @@ def test_what_is_recognised_without_a_sensor_is_no_evidence() -> None:
 
 def test_what_the_network_does_not_have_is_none() -> None:
     frame = frame_at(0)
-    scene = Scene(["CAM_BACK"], {})
+    scene = Scene(sensors("CAM_BACK"), {}, CONDITIONS)
     scene.observe(frame)
     found = scene.update(frame, prediction_of(frame))
     assert (found.states, found.route, list(found.health)) == ({}, {}, ["CAM_BACK"])
@@ -247,7 +252,7 @@ def test_memory_does_not_grow_with_the_drive() -> None:
             token=f"token-{i}",
             global_from_reference=moved(9.0 * i, 5.0 * i),
             timestamp=pool[0].timestamp + 500_000 * i,
-            conditions=Conditions(("clear", "rain", "fog")[i // 7 % 3], ("day", "night")[i // 11 % 2]),
+            conditions=Conditions(weather=("clear", "rain", "fog")[i // 7 % 3], light=("day", "night")[i // 11 % 2]),
             cameras={} if i % 13 == 0 else pool[i % 8].cameras if i % 20 == 0 else thin,
             points=None if i % 17 == 0 else pool[i % 8].points if i % 20 == 0 else np.full((8, 5), i, np.float32),
         )
@@ -258,7 +263,7 @@ def test_memory_does_not_grow_with_the_drive() -> None:
             sizes.append(len(pickle.dumps(scene)))
             objects.append(len(gc.get_objects()))
     assert max(sizes) < sizes[0] + 1350
-    assert max(sizes) < MapMemory(GRID).bytes + 100_000
+    assert max(sizes) < MapMemory(GRID, PRIOR).bytes + 100_000
     assert max(objects) < objects[0] + 135
 
 
@@ -266,9 +271,9 @@ def test_a_real_drive(nuscenes_root: object) -> None:
     """scene-0103, whose last keyframes have no cameras."""
     tables = NuScenesTables(nuscenes_root, "v1.0-mini")  # type: ignore[arg-type]
     frames = [tables.frame(s, sweeps=2) for s in tables.samples(selectors=["scene-0103:0-7"])]
-    scene = Scene(SENSORS, TASKS, MODULES)
+    scene = Scene(SENSORS, TASKS, CONDITIONS, MODULES)
     for i, frame in enumerate(frames):
-        assert scene.observe(frame) == Conditions("clear", "day", "boston")
+        assert scene.observe(frame) == Conditions(weather="clear", light="day", city="boston")
         found = scene.update(frame, prediction_of(frame), {"blind": float(i >= 4)})
         assert {h.status for h in found.health.values()} == ({"ok"} if i < 4 else {"ok", "missing"})
         assert np.abs(found.states["map"] - 0.5).max() > 0.3

@@ -8,8 +8,9 @@ import random
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from vocabulary import CONDITIONS
 
-from perception.frame import CONDITIONS, Conditions
+from perception.frame import Conditions
 from perception.scene.belief import TIMEOUT, ConditionBelief, Origin, tagged
 from perception.tasks.task import Evidence
 
@@ -73,7 +74,7 @@ def test_filter_is_the_hidden_markov_models(data: st.DataObject) -> None:
     count = data.draw(st.integers(1, 6))
     moments = times(data.draw(st.lists(st.integers(1_000, 5_000_000), min_size=count - 1, max_size=count - 1)))
     said = [data.draw(st.none() | evidence(kind)) for _ in moments]
-    wrong, belief = data.draw(st.sampled_from([None, 0.001, 0.02, 0.3])), ConditionBelief()
+    wrong, belief = data.draw(st.sampled_from([None, 0.001, 0.02, 0.3])), ConditionBelief(CONDITIONS)
     origins = None if wrong is None else {kind: Origin("sun", wrong)}
     for moment, each in zip(moments, said, strict=True):
         belief.update(moment, [] if each is None else [{kind: each}], origins)
@@ -84,8 +85,8 @@ def test_filter_is_the_hidden_markov_models(data: st.DataObject) -> None:
 
 def test_known_numbers() -> None:
     """One tag: 0.98 of an even prior; then 100 s of nothing: exp(-0.2) of what it is above even."""
-    belief = ConditionBelief()
-    assert belief.update(0, [tagged(Conditions(light="night"))]) == Conditions(light="night")
+    belief = ConditionBelief(CONDITIONS)
+    assert belief.update(0, [tagged(Conditions(light="night"), CONDITIONS)]) == Conditions(light="night")
     assert belief.beliefs["light"].probabilities == pytest.approx((0.02, 0.98))
     belief.update(100_000_000, [])
     assert belief.beliefs["light"].probabilities[1] == pytest.approx(0.5 + 0.48 * math.exp(-0.2))
@@ -99,10 +100,10 @@ def test_one_contradicting_frame_switches_nothing(
     """Wherever it is, and even if nothing was heard for up to two minutes before it."""
     kind, true, wrong = switch
     spaces[outlier - 1] += silence * 1_000_000
-    belief = ConditionBelief()
+    belief = ConditionBelief(CONDITIONS)
     for i, moment in enumerate(times(spaces)):
         named = tag(kind, wrong if i == outlier else true)
-        assert getattr(belief.update(moment, [tagged(named)]), kind) == true
+        assert belief.update(moment, [tagged(named, CONDITIONS)])[kind] == true
 
 
 @settings(max_examples=200, deadline=None)
@@ -110,10 +111,10 @@ def test_one_contradicting_frame_switches_nothing(
 def test_a_burst_of_half_a_second_switches_nothing(switch: tuple[str, str, str], spaces: list[int], first: int) -> None:
     kind, true, wrong = switch
     moments = times(spaces)
-    belief = ConditionBelief()
+    belief = ConditionBelief(CONDITIONS)
     for moment in moments:
         burst = 0 <= moment - moments[first] <= 500_000
-        assert getattr(belief.update(moment, [tagged(tag(kind, wrong if burst else true))]), kind) == true
+        assert belief.update(moment, [tagged(tag(kind, wrong if burst else true), CONDITIONS)])[kind] == true
 
 
 def believed_around(
@@ -122,11 +123,11 @@ def believed_around(
     """What is believed at each moment, where observations switch at the time `change`."""
     kind, before, after = switch
     rest = (1 - sure) / (len(CONDITIONS[kind]) - 1)
-    belief, believed = ConditionBelief(), []
+    belief, believed = ConditionBelief(CONDITIONS), []
     for moment in moments:
         true = after if moment >= change else before
         conditions = belief.update(moment, [{kind: [sure if v == true else rest for v in CONDITIONS[kind]]}])
-        believed.append((moment, getattr(conditions, kind)))
+        believed.append((moment, conditions.get(kind)))
     return believed
 
 
@@ -165,7 +166,7 @@ def test_order_of_observations_at_a_moment_is_of_no_consequence(data: st.DataObj
         [{kind: each} for each in data.draw(st.lists(evidence(kind), max_size=4))] for _ in range(5)
     ]
     moments = times(data.draw(st.lists(st.integers(10_000, 900_000), min_size=4, max_size=4)))
-    one, other = ConditionBelief(), ConditionBelief()
+    one, other = ConditionBelief(CONDITIONS), ConditionBelief(CONDITIONS)
     for moment, observations in zip(moments, seen, strict=True):
         shuffled = random.Random(len(observations)).sample(observations, len(observations))
         assert one.update(moment, observations) == other.update(moment, shuffled)
@@ -177,7 +178,7 @@ def test_order_of_observations_at_a_moment_is_of_no_consequence(data: st.DataObj
 def test_belief_stays_a_distribution_and_small(data: st.DataObject) -> None:
     kind = data.draw(st.sampled_from(KINDS))
     said = data.draw(st.lists(evidence(kind), min_size=1, max_size=5))
-    belief, moment = ConditionBelief(), 0
+    belief, moment = ConditionBelief(CONDITIONS), 0
     for i in range(400):
         moment += data.draw(st.sampled_from([0, 1, 1_000, 50_000, 10**9])) if i % 20 == 0 else 10_000
         belief.update(moment, [{kind: said[i % len(said)]}])
@@ -188,17 +189,17 @@ def test_belief_stays_a_distribution_and_small(data: st.DataObject) -> None:
 
 
 def test_what_is_not_observed_is_held_and_then_unknown() -> None:
-    belief = ConditionBelief()
-    belief.update(0, [tagged(Conditions("rain", "day", "boston"))])
+    belief = ConditionBelief(CONDITIONS)
+    belief.update(0, [tagged(Conditions(weather="rain", light="day", city="boston"), CONDITIONS)])
     for second in range(1, 300):
-        conditions = belief.update(second * 1_000_000, [tagged(Conditions(light="day"))])
+        conditions = belief.update(second * 1_000_000, [tagged(Conditions(light="day"), CONDITIONS)])
         held = second <= TIMEOUT
-        assert conditions == Conditions("rain" if held else None, "day", "boston" if held else None)
+        assert conditions == Conditions(weather="rain" if held else None, light="day", city="boston" if held else None)
     assert belief.beliefs["weather"].why == "nothing has spoken for rain since 0.0 s"
 
 
 def test_the_source_of_a_belief_is_that_of_the_switch() -> None:
-    belief = ConditionBelief()
+    belief = ConditionBelief(CONDITIONS)
     for second, (source, rain) in enumerate([("tags", 0.0), ("geofences", 0.0), *[("sun", 1.0)] * 4]):
         belief.update(second * 1_000_000, [{"weather": [1 - rain, rain, 0.0]}], {"weather": Origin(source)})
         found = belief.beliefs["weather"]
@@ -209,27 +210,27 @@ def test_the_source_of_a_belief_is_that_of_the_switch() -> None:
 
 
 def test_a_moment_that_is_not_later_tells_nothing_new() -> None:
-    belief = ConditionBelief()
-    belief.update(5_000_000, [tagged(Conditions(weather="clear"))])
+    belief = ConditionBelief(CONDITIONS)
+    belief.update(5_000_000, [tagged(Conditions(weather="clear"), CONDITIONS)])
     before = belief.beliefs
     for earlier in (5_000_000, 4_000_000, 0):
-        assert belief.update(earlier, [tagged(Conditions(weather="rain"))]) == Conditions(weather="clear")
+        assert belief.update(earlier, [tagged(Conditions(weather="rain"), CONDITIONS)]) == Conditions(weather="clear")
     assert belief.beliefs == before
     for i in range(1, 4):
-        belief.update(5_000_000 + i * 500_000, [tagged(Conditions(weather="rain"))])
+        belief.update(5_000_000 + i * 500_000, [tagged(Conditions(weather="rain"), CONDITIONS)])
     assert belief.beliefs["weather"].why == "rain since 1.0 s: 2 of 3 frames"
 
 
 def test_reasons() -> None:
-    belief = ConditionBelief()
+    belief = ConditionBelief(CONDITIONS)
     assert belief.beliefs["weather"].why == "nothing observed"
     belief.update(0, [{"weather": [0.4, 0.4, 0.2]}])
     assert belief.beliefs["weather"].why == "unsure: clear 0.40, rain 0.40, fog 0.20"
     for i in range(1, 11):
-        belief.update(i * 500_000, [tagged(Conditions(weather="clear"))])
+        belief.update(i * 500_000, [tagged(Conditions(weather="clear"), CONDITIONS)])
     assert belief.beliefs["weather"].why == "clear since 0.5 s: 1 of 1 frames"
     for i in range(11, 15):
-        belief.update(i * 500_000, [tagged(Conditions(weather="rain"))])
+        belief.update(i * 500_000, [tagged(Conditions(weather="rain"), CONDITIONS)])
     assert belief.beliefs["weather"].why == "rain since 6.5 s: 3 of 4 frames"
     assert belief.conditions == Conditions(weather="rain")
 
@@ -239,4 +240,4 @@ def test_reasons() -> None:
 )
 def test_what_is_no_distribution_is_refused(wrong: list[float]) -> None:
     with pytest.raises(ValueError, match="no probability distribution over clear, rain, fog"):
-        ConditionBelief().update(0, [{"weather": wrong}])
+        ConditionBelief(CONDITIONS).update(0, [{"weather": wrong}])

@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from vocabulary import CAMERAS, SENSORS, sensors
 
 from deploy.replay.faults import Fault, inject
 from perception.datasets.nuscenes.dataset import NuScenesTables
-from perception.frame import CAMERAS, Camera, Frame
+from perception.frame import Camera, Frame
 from perception.scene.health.alignment import Alignment
 from perception.scene.health.features import sweep_features
 from perception.scene.health.limits import HealthLimits, LidarLimits
@@ -22,7 +23,6 @@ from perception.scene.health.monitor import HealthMonitor, SensorHealth
 from perception.scene.health.scan_gaps import ring_continuity
 from perception.simulate.simulate import simulate
 
-SENSORS = ("LIDAR_TOP", *CAMERAS)
 HALF_SECOND = 500_000  # us between keyframes
 
 
@@ -54,7 +54,7 @@ def test_real_keyframes_are_healthy(real: list[Frame]) -> None:
     monitor, begin, end = HealthMonitor(SENSORS), real[0].timestamp, real[4].timestamp
     for frame in real:
         health = monitor.update(frame)
-        assert list(health) == list(SENSORS)
+        assert list(health) == list(SENSORS.names)
         assert health["LIDAR_TOP"] == SensorHealth("ok", begin, "")
         expected = SensorHealth("ok", begin, "") if frame.cameras else SensorHealth("missing", end, "no picture")
         assert [health[name] for name in CAMERAS] == [expected] * 6
@@ -67,8 +67,8 @@ def test_simulated_drives_are_healthy(sim_root: Path, foggy_root: Path) -> None:
         monitors: dict[str, HealthMonitor] = {}
         for frame in frames(root, "v1.0-sim"):
             monitor = monitors.setdefault(frame.scene, HealthMonitor(SENSORS))
-            assert {name: h.reason for name, h in monitor.update(frame).items()} == dict.fromkeys(SENSORS, "")
-            seen.add((frame.conditions.weather, frame.conditions.light))
+            assert {name: h.reason for name, h in monitor.update(frame).items()} == dict.fromkeys(SENSORS.names, "")
+            seen.add((frame.conditions["weather"], frame.conditions["light"]))
     assert seen == {("clear", "day"), ("rain", "night"), ("fog", "day"), ("fog", "night")}
 
 
@@ -76,7 +76,7 @@ def test_another_lidar_brings_its_own_limits(real: list[Frame]) -> None:
     """Every twentieth point is what a small LiDAR gives: too few for an HDL-32E, and usual for its own kind."""
     small = HealthLimits(lidar=LidarLimits(min_points=500, broken=0.0))
     for limits, expected in ((None, "thinned"), (small, "ok")):
-        monitor = HealthMonitor(["LIDAR_TOP"], limits)
+        monitor = HealthMonitor(sensors("LIDAR_TOP"), limits)
         for frame in real[:4]:
             health = monitor.update(replace(frame, points=frame.points[::20]))
             assert health["LIDAR_TOP"].status == expected
@@ -183,7 +183,7 @@ def assert_told(drive: list[Frame], name: str, fault: tuple[Callable[..., Frame]
     health = monitor.update(apply(drive, 2, name))
     assert (health[name].status, health[name].since) == (status, drive[2].timestamp)
     assert reason in health[name].reason
-    assert {health[other].status for other in SENSORS if other != name} == {"ok"}
+    assert {health[other].status for other in SENSORS.names if other != name} == {"ok"}
     later = replace(drive[1], timestamp=drive[2].timestamp + 2 * HALF_SECOND)
     moved = {n: replace(c, timestamp=later.timestamp, image=c.image[:, ::-1]) for n, c in later.cameras.items()}
     recovered = monitor.update(replace(later, cameras=moved, points=None if later.points is None else later.points[9:]))
@@ -210,7 +210,7 @@ def test_lidar_faults(drive: str, fault: str, request: pytest.FixtureRequest) ->
 
 def test_a_camera_slower_than_the_frames_is_not_frozen(real: list[Frame]) -> None:
     """20 frames a second with 5 pictures a second; at the second picture the camera gets stuck."""
-    monitor, name, told = HealthMonitor(["CAM_FRONT"]), "CAM_FRONT", []
+    monitor, name, told = HealthMonitor(sensors("CAM_FRONT")), "CAM_FRONT", []
     for i in range(14):
         now = real[0].timestamp + 50_000 * i
         image = real[min(i // 4, 1)].cameras[name].image
@@ -223,7 +223,7 @@ def test_a_camera_slower_than_the_frames_is_not_frozen(real: list[Frame]) -> Non
 
 def test_fewer_points_for_long_become_usual(real: list[Frame]) -> None:
     """A drive out of town has fewer echoes, which is no fault for ever."""
-    monitor, rng = HealthMonitor(["LIDAR_TOP"]), np.random.default_rng(0)
+    monitor, rng = HealthMonitor(sensors("LIDAR_TOP")), np.random.default_rng(0)
     told = []
     for i in range(300):
         points = rng.uniform(-50, 50, (20_000 if i < 10 else 8_000, 5)).astype(np.float32)
@@ -247,7 +247,7 @@ def test_no_picture_points_or_time_is_too_much(
     shapes: list[tuple[int, int]], clouds: list[np.ndarray], times: list[int]
 ) -> None:
     """Any sizes, NaN and infinity, times to and fro: a word for each sensor, and no more memory than at first."""
-    monitor, rng = HealthMonitor(["LIDAR_TOP", "CAM_FRONT"]), np.random.default_rng(0)
+    monitor, rng = HealthMonitor(sensors("LIDAR_TOP", "CAM_FRONT")), np.random.default_rng(0)
     for i, now in enumerate(times):
         image = rng.integers(0, 255, (*shapes[i % len(shapes)], 3), np.uint8)
         camera = Camera(image, np.eye(3), np.eye(4), np.eye(4), times[-i])
@@ -257,7 +257,7 @@ def test_no_picture_points_or_time_is_too_much(
         for each in health.values():
             assert (each.status == "ok") == (not each.findings)
             assert each.since in times
-    assert len(monitor._ground_planes) <= 64
+    assert len(monitor._lidars[0]._ground_planes) <= 64
     assert len(monitor._alignment._fits) <= 1
 
 
@@ -282,7 +282,7 @@ def test_weaker_and_stronger_faults_have_the_same_name(
     text: str, status: str, drive: str, request: pytest.FixtureRequest
 ) -> None:
     monitor = HealthMonitor(SENSORS)
-    for frame in inject(request.getfixturevalue(drive)[:3], [Fault.parse(f"{text}@1.0-9.0")]):
+    for frame in inject(request.getfixturevalue(drive)[:3], [Fault.parse(f"{text}@1.0-9.0", SENSORS)]):
         health = monitor.update(frame)
     assert {each.words for each in health.values()} == {"ok", status}
 
@@ -297,7 +297,7 @@ def test_points_lost_from_the_first_frame_on_are_told_at_once(
     given = given[:3] if drive == "real" else frames(given, "v1.0-sim")
     monitors: dict[str, HealthMonitor] = {}
     for i, frame in enumerate(given):
-        monitor = monitors.setdefault(frame.scene, HealthMonitor(["LIDAR_TOP"]))
+        monitor = monitors.setdefault(frame.scene, HealthMonitor(sensors("LIDAR_TOP")))
         told = monitor.update(thinned(1 - share)(given, i, "LIDAR_TOP"))["LIDAR_TOP"]
         assert (told.words, told.reason) == ("thinned", "gaps between the points on the ground")
     restored = monitors[given[0].scene].update(replace(given[0], timestamp=given[-1].timestamp + 2 * HALF_SECOND))
@@ -309,8 +309,8 @@ def test_points_lost_from_the_first_frame_on_are_told_at_once(
     [("noise:lidar", "noisy"), ("corruption:lidar", "corrupt"), ("miscalibration:lidar,degrees=2,metres=0", "")],
 )
 def test_other_faults_from_the_first_frame_on_leave_no_gaps(real: list[Frame], text: str, status: str) -> None:
-    monitor = HealthMonitor(["LIDAR_TOP"])
-    for frame in inject(real[:2], [Fault.parse(text)]):  # of a tilted ground three are asked for
+    monitor = HealthMonitor(sensors("LIDAR_TOP"))
+    for frame in inject(real[:2], [Fault.parse(text, SENSORS)]):  # of a tilted ground three are asked for
         assert monitor.update(frame)["LIDAR_TOP"].words == (status or "ok")
 
 
@@ -329,7 +329,7 @@ def test_the_share_without_gaps_is_that_of_two_neighbours_at_once(beams: int, st
 
 
 def test_only_the_networks_sensors_are_watched(real: list[Frame]) -> None:
-    assert list(HealthMonitor(["CAM_BACK"]).update(real[5])) == ["CAM_BACK"]
+    assert list(HealthMonitor(sensors("CAM_BACK")).update(real[5])) == ["CAM_BACK"]
 
 
 def decoding(drive: list[Frame]) -> float:

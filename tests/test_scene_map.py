@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from vocabulary import MAP_CLASSES, NUSCENES, PRIOR
 
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.datasets.nuscenes.map_expansion import MapExpansion
-from perception.frame import MAP_CLASSES
 from perception.grid import BevGrid
 from perception.tasks.map import memory as map_memory
 from perception.tasks.map.iou import MapIou
-from perception.tasks.map.memory import PRIOR, REACH, MapMemory
+from perception.tasks.map.memory import REACH, MapMemory
 
 SMALL = BevGrid(x=(-4.0, 6.0), y=(-5.0, 3.0), cell=1.0)
 CLASSES = len(MAP_CLASSES)
@@ -79,7 +79,7 @@ def fused_cell_by_cell(
 )
 def test_fusion_equals_a_loop_over_cells(seed: int, moves: list[tuple[float, float, float, float]]) -> None:
     """Wherever the vehicle goes; the window moves along."""
-    rng, memory, frames = np.random.default_rng(seed), MapMemory(SMALL), []
+    rng, memory, frames = np.random.default_rng(seed), MapMemory(SMALL, PRIOR), []
     x, y = 1234.567, -987.654
     for dx, dy, yaw, pitch in moves:
         # Irrational steps, so that no middle of a cell lies on an edge of another.
@@ -126,7 +126,7 @@ def noisy(truth: np.ndarray, rng: np.random.Generator, noise: float = 1.0) -> np
 
 def test_a_static_world_seen_with_noise_is_seen_better_together() -> None:
     grid, rng = BevGrid(x=(-25.6, 25.6), y=(-25.6, 25.6), cell=0.8), np.random.default_rng(0)
-    memory, single, fused = MapMemory(grid), MapIou(), MapIou()
+    memory, single, fused = MapMemory(grid, PRIOR), MapIou(MAP_CLASSES), MapIou(MAP_CLASSES)
     for i in range(40):
         at = pose(600 + 2.5 * i, 1000 + 10 * math.sin(i / 8), math.atan(0.5 * math.cos(i / 8)))
         truth = seen_from(at, grid)
@@ -144,12 +144,12 @@ def test_a_static_world_seen_with_noise_is_seen_better_together() -> None:
 def test_a_simulated_drive_is_seen_better_together(sim_root: Path) -> None:
     """From its poses over its own map; the third frame has two before it."""
     grid, rng = BevGrid(), np.random.default_rng(6)
-    tables, single, fused = NuScenesTables(sim_root, "v1.0-sim"), MapIou(), MapIou()
+    tables, single, fused = NuScenesTables(sim_root, "v1.0-sim"), MapIou(MAP_CLASSES), MapIou(MAP_CLASSES)
     for scene in tables.scenes():
-        memory = MapMemory(grid)
+        memory = MapMemory(grid, PRIOR)
         for sample in tables.samples(selectors=[scene]):
             frame = tables.frame(sample, annotations=False, lidar=False, cameras=False)
-            area = MapExpansion.load(sim_root, frame.location)
+            area = MapExpansion.load(sim_root, frame.location, NUSCENES.map_layers)
             truth = area.rasterize(frame, grid)
             probabilities = noisy(truth, rng)
             memory.update(probabilities, frame.global_from_reference)
@@ -165,7 +165,7 @@ def test_a_simulated_drive_is_seen_better_together(sim_root: Path) -> None:
 def test_a_vehicle_that_stands_converges_to_what_is_there() -> None:
     """To the last cell: the grid lies on the global cells."""
     grid, rng = BevGrid(x=(-12.8, 12.8), y=(-12.8, 12.8), cell=0.8), np.random.default_rng(1)
-    memory, at = MapMemory(grid), pose(800.0, 1600.0, 0.0)
+    memory, at = MapMemory(grid, PRIOR), pose(800.0, 1600.0, 0.0)
     truth = seen_from(at, grid)
     wrong = []
     for _ in range(30):
@@ -178,7 +178,7 @@ def test_a_vehicle_that_stands_converges_to_what_is_there() -> None:
 
 def test_a_map_that_changed_is_learned_anew() -> None:
     """However long it was otherwise: certainty is limited."""
-    memory, at = MapMemory(SMALL), pose(0, 0, 0)
+    memory, at = MapMemory(SMALL, PRIOR), pose(0, 0, 0)
     for frames, value, evidence in ((1, 1, 3), (1000, 1, 8), (1, 0, 5), (6, 0, -8)):
         for _ in range(frames):
             memory.update(np.full((CLASSES, *SMALL.shape), value, np.float32), at)
@@ -188,7 +188,7 @@ def test_a_map_that_changed_is_learned_anew() -> None:
 
 def test_a_network_that_sees_nothing_changes_nothing() -> None:
     """What it says then is how common the classes are."""
-    memory, at, rng = MapMemory(SMALL), pose(0, 0, 0), np.random.default_rng(8)
+    memory, at, rng = MapMemory(SMALL, PRIOR), pose(0, 0, 0), np.random.default_rng(8)
     memory.update(rng.random((CLASSES, *SMALL.shape)).astype(np.float32), at)
     before = memory.around(at)
     for _ in range(20):
@@ -198,7 +198,7 @@ def test_a_network_that_sees_nothing_changes_nothing() -> None:
 
 @pytest.mark.parametrize(("away", "remembered"), [(REACH - 1, True), (500.0, False)])
 def test_revisits(away: float, remembered: bool) -> None:
-    memory, rng = MapMemory(SMALL), np.random.default_rng(2)
+    memory, rng = MapMemory(SMALL, PRIOR), np.random.default_rng(2)
     home, silent = pose(77.3, -41.2, 0.4), np.full((CLASSES, *SMALL.shape), np.nan, np.float32)
     memory.update(rng.random((CLASSES, *SMALL.shape)).astype(np.float32), home)
     before = memory.around(home)
@@ -210,7 +210,7 @@ def test_revisits(away: float, remembered: bool) -> None:
 
 def test_memory_is_as_stated_over_a_long_drive() -> None:
     """20 km, with jumps."""
-    rng, memory = np.random.default_rng(3), MapMemory(SMALL)
+    rng, memory = np.random.default_rng(3), MapMemory(SMALL, PRIOR)
     probabilities = rng.random((CLASSES, *SMALL.shape)).astype(np.float32)
     size = memory.bytes
     side = 2 * (math.ceil(math.hypot(6, 5) + REACH) + 32)
@@ -239,7 +239,7 @@ def test_the_same_frames_give_the_same_bytes() -> None:
     frames = [
         (rng.random((CLASSES, *SMALL.shape)).astype(np.float32), pose(9.1 * i, 3.3 * i, 0.1 * i)) for i in range(20)
     ]
-    one, other = MapMemory(SMALL), MapMemory(SMALL)
+    one, other = MapMemory(SMALL, PRIOR), MapMemory(SMALL, PRIOR)
     for i, (probabilities, at) in enumerate(frames):
         one.update(probabilities, at)
         other.update(np.array(probabilities), np.array(at))
@@ -249,7 +249,7 @@ def test_the_same_frames_give_the_same_bytes() -> None:
 
 
 def test_what_none_has_seen_is_as_common_as_anywhere() -> None:
-    memory, at = MapMemory(SMALL), pose(5, 5, 1)
+    memory, at = MapMemory(SMALL, PRIOR), pose(5, 5, 1)
     np.testing.assert_array_equal(memory.around(at), UNSEEN)
     memory.update(np.full((CLASSES, *SMALL.shape), np.nan, np.float32), at)
     np.testing.assert_array_equal(memory.around(at), UNSEEN)
@@ -259,7 +259,7 @@ def test_what_none_has_seen_is_as_common_as_anywhere() -> None:
 
 def test_a_map_of_another_grid_is_refused() -> None:
     with pytest.raises(ValueError, match=r"a map of \(6, 10, 8\) on a grid of 8 x 10 cells"):
-        MapMemory(SMALL).update(np.zeros((CLASSES, 10, 8), np.float32), pose(0, 0, 0))
+        MapMemory(SMALL, PRIOR).update(np.zeros((CLASSES, 10, 8), np.float32), pose(0, 0, 0))
 
 
 def test_fusing_works_on_what_the_grid_covers_not_on_all_that_is_remembered(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -267,7 +267,7 @@ def test_fusing_works_on_what_the_grid_covers_not_on_all_that_is_remembered(monk
     probabilities = rng.random((CLASSES, *SMALL.shape)).astype(np.float32)
     for reach in (REACH, 4 * REACH):
         monkeypatch.setattr(map_memory, "REACH", reach)
-        memory, at = MapMemory(SMALL), pose(5.0, 2.0, 0.7)
+        memory, at = MapMemory(SMALL, PRIOR), pose(5.0, 2.0, 0.7)
         memory.update(probabilities, at)
         tracemalloc.start()
         memory.update(probabilities, at)

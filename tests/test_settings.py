@@ -142,7 +142,7 @@ def test_adapt_trains_on_the_frames_under_its_conditions_alone(tables):
     every = tables.samples("all")
     wet = trainable.with_conditions(tables, every, ("rain", "night"))
     assert 0 < len(wet) < len(every)
-    assert {tables.conditions(token).weather for token in wet} == {"rain"}
+    assert {tables.conditions(token)["weather"] for token in wet} == {"rain"}
     assert trainable.with_conditions(tables, every, ("map",)) == every  # a task is no condition
 
 

@@ -19,20 +19,20 @@ from nuscenes.nuscenes import NuScenes
 from nuscenes.utils.data_classes import LidarPointCloud
 from nuscenes.utils.geometry_utils import points_in_box
 from pyquaternion import Quaternion
+from vocabulary import CAMERAS, CONDITIONS, RIG
 
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
-from perception.frame import CAMERAS, Conditions
-from perception.simulate import drive as recorded
+from perception.frame import Conditions
 from perception.simulate.conditions import Phases, parse, split
 from perception.simulate.drive import KEYFRAME_PERIOD, Drive, draw_weather
 from perception.simulate.nuscenes_writer import VERSION, token
-from perception.simulate.rig import IMAGE_SIZE, RIG
 from perception.simulate.scenario import build_world
 from perception.simulate.simulate import simulate
 from perception.simulate.world import World
 
 SAMPLES, SWEEPS = 3, 2  # of the fixture sim_root
+MOUNTED = {each.name: each.ego_from_sensor for each in (*RIG.lidars, *RIG.cameras)}
 
 
 @pytest.fixture(scope="module")
@@ -45,20 +45,19 @@ def drives() -> list[tuple[Drive, World]]:
     """What the fixture sim_root recorded, built again."""
     built = []
     for number, name in enumerate(("clear-day-boston", "rain-night-singapore")):
-        drive = Drive(0, number, parse([name])[0], SAMPLES, SWEEPS)
+        drive = Drive(0, number, parse([name])[0], SAMPLES, SWEEPS, RIG)
         weather = draw_weather(drive.phases[0], drive.rng(0))
         world = build_world(drive.city, weather, SAMPLES * KEYFRAME_PERIOD, drive.rng(1))
         built.append((drive, world))
     return built
 
 
-@pytest.fixture
-def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pictures that are the left fifth of the real ones, from the sky to the ground: rendering takes most of a drive.
-
-    Only drives that this process records itself become so: single ones.
-    """
-    monkeypatch.setattr(recorded, "IMAGE_SIZE", (IMAGE_SIZE[0] // 5, IMAGE_SIZE[1]))
+# Pictures that are the left fifth of the real ones, from the sky to the ground: rendering takes most of a drive.
+NARROW = RIG.model_copy(
+    update={
+        "cameras": tuple(each.model_copy(update={"size": (each.size[0] // 5, each.size[1])}) for each in RIG.cameras)
+    }
+)
 
 
 def hashes(root: Path, pattern: str = "**/*") -> dict[str, str]:
@@ -221,12 +220,12 @@ def test_calibration_is_a_rigid_nuscenes_like_rig(nusc: NuScenes) -> None:
     for record in nusc.calibrated_sensor:
         channel = nusc.get("sensor", record["sensor_token"])["channel"]
         rotation = Quaternion(record["rotation"]).rotation_matrix
-        np.testing.assert_allclose(rotation, RIG[channel].ego_from_sensor[:3, :3], atol=1e-9)
+        np.testing.assert_allclose(rotation, MOUNTED[channel][:3, :3], atol=1e-9)
         if channel == "LIDAR_TOP":
             np.testing.assert_allclose(rotation @ [1, 0, 0], [0, -1, 0], atol=1e-9)  # x points to the right
         else:
             np.testing.assert_allclose(rotation @ [0, 1, 0], [0, 0, -1], atol=1e-9)  # y points down
-    ahead = {c: RIG[c].ego_from_sensor[:3, 2] for c in CAMERAS}
+    ahead = {c: MOUNTED[c][:3, 2] for c in CAMERAS}
     assert ahead["CAM_FRONT"][0] > 0.99
     assert ahead["CAM_BACK"][0] < -0.99
     assert ahead["CAM_FRONT_LEFT"][1] > 0 > ahead["CAM_FRONT_RIGHT"][1]
@@ -252,27 +251,25 @@ def test_same_seed_same_bytes_whatever_runs_beside(sim_root: Path, tmp_path: Pat
         assert row == rows[row["token"]]
 
 
-@pytest.mark.usefixtures("narrow")
 def test_same_seed_same_log(tmp_path: Path) -> None:
     for name in "ab":
-        simulate(tmp_path / name, 1, 2, seed=3, condition_names=["fog-day-singapore"])
+        simulate(tmp_path / name, 1, 2, seed=3, condition_names=["fog-day-singapore"], rig=NARROW)
     assert hashes(tmp_path / "a") == hashes(tmp_path / "b")
 
 
 def test_another_seed_is_another_drive(drives: list[tuple[Drive, World]]) -> None:
     _, world = drives[0]
     other = build_world(
-        "boston", world.weather, SAMPLES * KEYFRAME_PERIOD, Drive(1, 0, drives[0][0].phases, 3, 0).rng(1)
+        "boston", world.weather, SAMPLES * KEYFRAME_PERIOD, Drive(1, 0, drives[0][0].phases, 3, 0, RIG).rng(1)
     )
     assert not np.allclose(world.ego_xy[0], other.ego_xy[0], atol=1.0)
 
 
-@pytest.mark.usefixtures("narrow")
 def test_a_drive_that_changes_is_under_each_part_the_drive_of_that_part_alone(tmp_path: Path) -> None:
     """The same streets and traffic, bit for bit; and the devkit reads it."""
     names = ["clear-day-boston", "rain-day-boston", "rain-night-boston"]
     for name in [*names, "/".join(names)]:
-        simulate(tmp_path / name.replace("/", "+"), 1, 4, seed=3, condition_names=[name], sweeps=1)
+        simulate(tmp_path / name.replace("/", "+"), 1, 4, seed=3, condition_names=[name], sweeps=1, rig=NARROW)
     *alone, root = (hashes(tmp_path / name.replace("/", "+"), "s*/**/*") for name in [*names, "/".join(names)])
     assert root.keys() == alone[0].keys()
     changing = tmp_path / "+".join(names)
@@ -281,7 +278,7 @@ def test_a_drive_that_changes_is_under_each_part_the_drive_of_that_part_alone(tm
     (scene,) = found.scene
     assert scene["description"].endswith("; from 0.75 s: Rain; from 1.25 s: Rain, Night")
     tags = [tables.conditions(token) for token in tables.samples()]
-    clear, rain, night = (Conditions(*name.split("-")) for name in names)
+    clear, rain, night = (Conditions(**dict(zip(CONDITIONS, name.split("-"), strict=True))) for name in names)
     assert tags == [clear, clear, rain, night]
     assert [tables.frame(token).conditions for token in tables.samples()] == tags
     compared = 0
@@ -293,7 +290,6 @@ def test_a_drive_that_changes_is_under_each_part_the_drive_of_that_part_alone(tm
     assert compared == 4 * 7
 
 
-@pytest.mark.usefixtures("narrow")
 def test_a_run_that_is_cut_short_leaves_no_version(tmp_path: Path) -> None:
     class Cut(Exception):
         pass
@@ -302,7 +298,7 @@ def test_a_run_that_is_cut_short_leaves_no_version(tmp_path: Path) -> None:
         raise Cut
 
     with pytest.raises(Cut):
-        simulate(tmp_path, 1, 2, seed=0, condition_names=["clear-day-boston"], progress=cut)
+        simulate(tmp_path, 1, 2, seed=0, condition_names=["clear-day-boston"], progress=cut, rig=NARROW)
     assert not (tmp_path / VERSION).exists()
 
 
@@ -344,7 +340,7 @@ def test_all_conditions_are_all_and_mixed() -> None:
     every = [conditions for (conditions,) in parse(["all"])]
     assert len(set(every)) == len(every) == 12
     for kind in ("weather", "light", "city"):
-        assert {getattr(c, kind) for c in every[:6]} == {getattr(c, kind) for c in every}
+        assert {c[kind] for c in every[:6]} == {c[kind] for c in every}
 
 
 @given(st.integers(2, 60), st.integers(1, 12))

@@ -11,13 +11,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import ndtr
+from vocabulary import RIG
 
 from perception.simulate import lidar, weather_effects
 from perception.simulate.camera import Rendering, render
 from perception.simulate.raycast import NOTHING, Rays, cast
 from perception.simulate.snapshot import Ground, GroundRaster, Snapshot, Solids, Weather
 
-EGO_FROM_LIDAR = np.array([[0, 1, 0, 0.94], [-1, 0, 0, 0], [0, 0, 1, 1.84], [0, 0, 0, 1.0]])
+TOP = RIG.lidars[0]
+ELEVATIONS = np.deg2rad(np.linspace(-30.67, 10.67, 32))  # of the HDL-32E's rings
+FIRST_AZIMUTH = np.deg2rad(188.0)
 INTRINSICS = np.array([[160.0, 0, 99.5], [0, 160.0, 59.5], [0, 0, 1]])
 SIZE = (200, 120)
 
@@ -53,7 +56,7 @@ def turn(snapshot: Snapshot, speed: float = 0.0, seed: int = 0) -> lidar.LidarSw
         matrix[0, 3] = speed * time
         return matrix
 
-    return lidar.sweep(lambda _: snapshot, pose, 0.0, EGO_FROM_LIDAR, np.random.default_rng(seed))
+    return lidar.sweep(lambda _: snapshot, pose, 0.0, TOP, RIG.body, np.random.default_rng(seed))
 
 
 def looking(yaw: float = 0.0, pitch: float = 0.0, position: tuple = (0, 0, 1.5)) -> np.ndarray:
@@ -183,17 +186,17 @@ def test_motion_within_the_sweep_of_the_vehicle() -> None:
     fired = np.zeros(len(xyz))
     for _ in range(5):  # the beam's azimuth tells its time, its time tells where it left from
         x, y = xyz[:, 0], xyz[:, 1] - speed * fired
-        fired = 0.05 * (np.mod(lidar.FIRST_AZIMUTH - np.arctan2(y, x), 2 * np.pi) / (2 * np.pi) - 1)
+        fired = 0.05 * (np.mod(FIRST_AZIMUTH - np.arctan2(y, x), 2 * np.pi) / (2 * np.pi) - 1)
     assert fired.max() - fired.min() > 0.01  # 20 cm of driving between the wall's first point and its last
     elevations = np.arctan2(xyz[:, 2], np.hypot(x, y))
-    np.testing.assert_allclose(elevations, lidar.ELEVATIONS[ring.astype(int)], atol=1e-6)
+    np.testing.assert_allclose(elevations, ELEVATIONS[ring.astype(int)], atol=1e-6)
 
 
 def test_motion_within_the_sweep_of_an_agent() -> None:
     """A wall that drives away at 20 m/s, in the middle of its way at the middle of the sweep."""
     sweep = turn(moment(boxes([(30, 0, 5, 1, 80, 10, 0)]), velocity=(20, 0, 0)))
     xyz = sweep.points[sweep.owners == 0, :3].astype(np.float64)
-    turned = np.mod(lidar.FIRST_AZIMUTH - np.arctan2(xyz[:, 1], xyz[:, 0]), 2 * np.pi)
+    turned = np.mod(FIRST_AZIMUTH - np.arctan2(xyz[:, 1], xyz[:, 0]), 2 * np.pi)
     off = xyz[:, 1] - (29.5 - 0.94 + 20 * 0.05 * (turned / (2 * np.pi) - 0.5))
     assert off.mean() == pytest.approx(0, abs=5 * 0.02 / math.sqrt(len(off)))
     assert np.abs(off).max() < 6 * 0.02
@@ -265,7 +268,7 @@ def seen_share(signal: np.ndarray | float) -> np.ndarray:
 @pytest.mark.parametrize("rain", [0.0, 1.0, 3.0])
 def test_wet_road_loses_grazing_returns(rain: float) -> None:
     """Ring by ring, beyond the vehicle's body: Oren-Nayar, the film of water and Beer-Lambert make the drop-out."""
-    steep = np.sin(-lidar.ELEVATIONS[16:23])  # cosines of incidence on flat ground
+    steep = np.sin(-ELEVATIONS[16:23])  # cosines of incidence on flat ground
     ranges = 1.84 / steep
     wet = weather_effects.wet_albedo(np.array(0.17)) * weather_effects.film_transmission(steep) ** 2
     reflectance = 0.17 + min(rain / 2, 1) * (wet - 0.17)
@@ -278,7 +281,7 @@ def test_wet_road_loses_grazing_returns(rain: float) -> None:
     ground, drops = (
         np.bincount(p[:, 4].astype(int), minlength=32)[16:23] for p in (points[on_ground], points[~on_ground])
     )
-    np.testing.assert_allclose(ground / (4 * lidar.COLUMNS - drops), seen_share(signal), atol=0.03)
+    np.testing.assert_allclose(ground / (4 * 1090 - drops), seen_share(signal), atol=0.03)
 
 
 def test_water_film() -> None:

@@ -12,20 +12,21 @@ from nuscenes.eval.common.data_classes import EvalBoxes
 from nuscenes.eval.detection.data_classes import DetectionBox
 from nuscenes.eval.detection.evaluate import DetectionEval
 from rich.console import Console
+from vocabulary import ATTRIBUTES, CLASSES, MAP_CLASSES, NUSCENES, RIG
 
 from perception.config import Lidar
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.datasets.nuscenes.map_expansion import MapExpansion
 from perception.errors import InputError
 from perception.evaluation.evaluate import Breakdown, evaluate
-from perception.frame import ATTRIBUTES, CLASSES, MAP_CLASSES, Boxes, Frame, Prediction
+from perception.frame import Boxes, Frame, Prediction
 from perception.grid import BevGrid
 from perception.rotations import rotation_matrices
 from perception.sensors.inputs import InputSpec
 from perception.tasks.detection.devkit import boxes_to_compare, open_devkit, score_submission
 from perception.tasks.map.iou import MapIou
 
-SPEC = InputSpec(BevGrid(), Lidar(sweeps=0), camera=None)
+SPEC = InputSpec(BevGrid(), Lidar(sweeps=0), camera=None, rig=RIG)
 MAP_GRID = SPEC.grid.coarser(4)
 
 
@@ -68,7 +69,7 @@ def test_parts_score_as_the_devkit_scores_them_alone(nuscenes_root: Path, tmp_pa
         assert slices["city"][city] == slices["scene"][scene]
     # Both drives are known to be by day, and of none is known that it rains.
     assert_equal(slices["condition"]["day"], metrics)
-    assert slices["condition"].keys() <= {"clear", "day"}
+    assert slices["condition"].keys() <= {"clear", "day", "boston", "singapore"}
     for name, bounds in {"0-20 m": (0, 20), "20-30 m": (20, 30), "30-50 m": (30, 50)}.items():
         assert_equal(slices["range"][name], devkit_in_range(tmp_path / "results_nusc.json", nusc, tables, bounds))
         assert slices["range"][name]["samples"] == metrics["samples"]
@@ -118,7 +119,7 @@ def test_the_map_of_parts_is_counted_in_their_cells(sim_root: Path, tmp_path: Pa
 
     def predict(frame: Frame) -> Prediction:
         """The map with every fifth cell wrong, and no boxes."""
-        expansion = MapExpansion.load(sim_root, frame.location)
+        expansion = MapExpansion.load(sim_root, frame.location, NUSCENES.map_layers)
         truth = expansion.rasterize(frame, MAP_GRID)
         wrong = np.random.default_rng(len(seen)).random(truth.shape) < 0.2
         probabilities = (truth.astype(bool) ^ wrong).astype(np.float32)
@@ -128,13 +129,13 @@ def test_the_map_of_parts_is_counted_in_their_cells(sim_root: Path, tmp_path: Pa
     console = Console(file=io.StringIO())
     by = Breakdown(["condition", "city", "range"])
     slices = evaluate(predict, tables, "all", [], tmp_path, SPEC, console, by)["slices"]
-    assert list(slices["condition"]) == ["clear", "rain", "day", "night"]
-    for axis, kinds in (("condition", ("weather", "light")), ("city", ("city",))):
+    assert list(slices["condition"]) == ["clear", "rain", "day", "night", *slices["city"]]
+    for axis in ("condition", "city"):
         for name, part in slices[axis].items():
-            own = [each for each in seen if name in (getattr(each[0].conditions, kind) for kind in kinds)]
+            own = [each for each in seen if name in each[0].conditions.known()]
             assert part["samples"] == len(own) == 3
             assert part["mAP"] == 0  # there are boxes, and none was found
-            iou = MapIou()
+            iou = MapIou(MAP_CLASSES)
             for _, probabilities, truth in own:
                 iou.add(probabilities, truth)
             expected = iou.result()["iou_0.5"]
@@ -151,7 +152,9 @@ def test_the_map_of_parts_is_counted_in_their_cells(sim_root: Path, tmp_path: Pa
 
 
 def test_an_axis_that_there_is_not(tables: NuScenesTables, tmp_path: Path) -> None:
-    by = Breakdown(["weather"])
-    with pytest.raises(InputError, match="--by weather: cannot slice by it; one or more of condition,city,scene,range"):
+    by = Breakdown(["season"])
+    with pytest.raises(
+        InputError, match="--by season: cannot slice by it; one or more of condition,scene,range,weather,light,city"
+    ):
         evaluate(lambda _: Prediction({}), tables, "all", [], tmp_path, SPEC, breakdown=by)
     assert not list(tmp_path.iterdir())

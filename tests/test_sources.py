@@ -13,13 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from refusals import one_line_error
 from test_geofence import box, feature, polygon, written
+from vocabulary import CONDITIONS
+from vocabulary import sensors as sensors_of
 
 from perception.datasets.nuscenes.dataset import NuScenesTables
-from perception.frame import CONDITIONS, Conditions, Frame, Prediction
+from perception.frame import Conditions, Frame, Prediction
 from perception.scene.belief import ConditionBelief, Origin
 from perception.scene.daylight import Band, Daylight
 from perception.scene.scene import Scene, SceneFrame
-from perception.scene.sources import Sources, load_sources
+from perception.scene.sources import Sources, default_sources, load_sources
 from perception.scene.sun import elevation
 from perception.tasks.task import Evidence
 
@@ -130,9 +132,9 @@ def test_the_default_is_tags_then_all_that_is_recognised(data: st.DataObject) ->
     tags = Conditions(**{kind: data.draw(st.sampled_from([None, *values])) for kind, values in CONDITIONS.items()})
     some = st.dictionaries(st.sampled_from(list(CONDITIONS)), st.lists(st.floats(0.1, 1), min_size=2, max_size=2))
     recognised = data.draw(st.lists(some, max_size=3))
-    observations, origins = Sources().observe(replace(frame_at(NOON), conditions=tags), recognised)
+    observations, origins = default_sources(CONDITIONS).observe(replace(frame_at(NOON), conditions=tags), recognised)
     for kind, values in CONDITIONS.items():
-        tag, found = getattr(tags, kind), [each[kind] for each in observations if kind in each]
+        tag, found = tags.get(kind), [each[kind] for each in observations if kind in each]
         if tag is None:
             assert found == [each[kind] for each in recognised if kind in each]
         else:
@@ -169,7 +171,7 @@ def test_a_wrong_configuration_is_one_line(tmp_path: Path, text: str, message: s
 
 
 def test_what_a_replay_depends_on_is_told(tmp_path: Path, all_sources: Sources) -> None:
-    assert Sources().about == ("tags", "recognised")
+    assert default_sources(CONDITIONS).about == ("tags", "recognised")
     assert all_sources.about[:2] == ("tags", "sun (wrong in 0.01)")
     assert all_sources.about[2].startswith("geofences (areas.geojson ")
     written(tmp_path, feature(polygon(box(11, 48, 12, 50)), city="boston"))
@@ -181,7 +183,7 @@ def test_what_a_replay_depends_on_is_told(tmp_path: Path, all_sources: Sources) 
 
 def driven(sources: Sources, frames: Sequence[Frame]) -> Iterator[SceneFrame]:
     """What the scene believes while a drive without tags and sensors goes on."""
-    scene = Scene([], {}, {}, sources)
+    scene = Scene(sensors_of(), {}, CONDITIONS, {}, sources)
     for frame in frames:
         scene.observe(frame)
         yield scene.update(frame, Prediction({}))
@@ -209,23 +211,23 @@ def test_a_drive_across_a_border_and_a_sunset(tmp_path: Path) -> None:
     for second, seen in zip(seconds, driven(found, frames), strict=True):
         believed, beliefs = seen.conditions, seen.beliefs
         if not border <= second < border + 2:
-            assert believed.city == ("boston" if second < border else "singapore")
+            assert believed.get("city") == ("boston" if second < border else "singapore")
             assert beliefs["city"].source == "geofences"
         if not (sunset <= second < sunset + 125 or night <= second < night + 2):
-            assert believed.light == ("day" if second < sunset else None if second < night else "night")
-            assert beliefs["light"].source == ("" if believed.light is None else "sun")
-        assert believed.weather is None
+            assert believed.get("light") == ("day" if second < sunset else None if second < night else "night")
+            assert beliefs["light"].source == ("" if believed.get("light") is None else "sun")
+        assert believed.get("weather") is None
     assert beliefs["city"].why == f"singapore since {border + 1:.1f} s by geofences: 3 of 4 frames"
     assert beliefs["light"].why.startswith(f"night since {night:.1f} s by sun: ")
 
 
 def test_a_recogniser_that_says_night_by_day_is_not_heard(all_sources: Sources) -> None:
     """Not even one that is sure, as one was on every real keyframe; for the weather it is still heard."""
-    belief, recognised = ConditionBelief(), [{"light": NIGHT, "weather": [0.0, 1.0, 0.0]}]
+    belief, recognised = ConditionBelief(CONDITIONS), [{"light": NIGHT, "weather": [0.0, 1.0, 0.0]}]
     for i in range(20):
         frame = frame_at(NOON + 500_000 * i)
         found = belief.update(frame.timestamp, *all_sources.observe(frame, recognised))
-        assert found == Conditions("rain", "day", "boston")
+        assert found == Conditions(weather="rain", light="day", city="boston")
 
 
 @pytest.mark.parametrize(("scene", "city"), [("scene-0103", "boston"), ("scene-0916", "singapore")])

@@ -5,8 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from shapely.geometry import Polygon
+from vocabulary import CLASSES, NUSCENES
 
-from perception.frame import CLASSES, Boxes
+from perception.frame import Boxes
 from perception.grid import BevGrid
 from perception.tasks.detection.config import DetectionHead, Suppression
 from perception.tasks.detection.nms import non_maximum_suppression
@@ -85,7 +86,7 @@ def test_groups_do_not_suppress_each_other() -> None:
     classes = (CLASSES[:1], CLASSES[1:])
 
     def predicted(suppression: Suppression | None) -> Boxes:
-        task = DetectionTask(DetectionHead(groups=classes, suppression=suppression), BevGrid())
+        task = DetectionTask(DetectionHead(groups=classes, suppression=suppression), BevGrid(), NUSCENES)
         return to_prediction({"detection": task}, prefixed("detection", outputs)).results["detection"]
 
     found = predicted(rules)

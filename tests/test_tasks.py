@@ -13,9 +13,10 @@ from test_anchor_losses import objects
 from test_routed_model import assert_same, frame_inputs, little, module
 from test_training import small
 from torch import Tensor
+from vocabulary import ATTRIBUTES, CONDITIONS, NUSCENES
 
 from perception.datasets.nuscenes.dataset import NuScenesTables
-from perception.frame import ATTRIBUTES, CONDITIONS, Boxes, Conditions, Frame
+from perception.frame import Boxes, Conditions, Frame
 from perception.grid import BevGrid
 from perception.model import PerceptionModel
 from perception.modules.routing.input_weighted import SteeredRouter
@@ -105,7 +106,7 @@ EXPECTED: dict[str, Callable[[Any, Frame, NuScenesTables, BevGrid], None]] = {
 
 
 def default(name: str, grid: BevGrid) -> Task[Any]:
-    return TASKS[name](TASKS[name].Config(), grid)
+    return TASKS[name](TASKS[name].Config(), grid, NUSCENES)
 
 
 def labels_of(task: Task[Any], frames: list[Frame], tables: NuScenesTables) -> Dense:
@@ -161,7 +162,7 @@ def test_decoding_gives_the_declared_outputs_in_order(name: str, tables: NuScene
 
 def anchors() -> DetectionTask:
     config = anchored("joined")
-    return DetectionTask(config.tasks["detection"], config.head_grid)
+    return DetectionTask(config.tasks["detection"], config.head_grid, NUSCENES)
 
 
 def with_boxes(boxes: Boxes | None) -> Frame:
@@ -227,7 +228,7 @@ def test_a_frame_without_labels_teaches_nothing_false(name: str, frames: list[Fr
 
 def test_conditions_lose_by_the_frames_whose_tags_say_something(tables: NuScenesTables) -> None:
     """The cross-entropy of each kind, over the frames where it is known."""
-    tags = [Conditions("rain"), Conditions("fog", "night"), Conditions()]
+    tags = [Conditions(weather="rain"), Conditions(weather="fog", light="night"), Conditions()]
     task = default("conditions", COARSE)
     frames = [Frame("", 0, "ego", np.eye(4), np.eye(4), None, {}, conditions=known) for known in tags]
     labels = labels_of(task, frames, tables)
@@ -308,7 +309,7 @@ def test_tasks_share_the_feature_map_where_their_modules_are_the_same_before_it(
 ) -> None:
     """In a batch with one rainy frame; and each output is bit for bit what it is where nothing is shared."""
     model = little(modules, recognising=True)
-    inputs, tags = frame_inputs(model, 1, 2), [Conditions("rain"), Conditions("clear")]
+    inputs, tags = frame_inputs(model, 1, 2), [Conditions(weather="rain"), Conditions(weather="clear")]
     outputs, *calls = counted(model, inputs, tags)
     assert calls == [encoders, trunks]
     monkeypatch.setattr(model, "_same_before_fusion", lambda *_: False)
@@ -322,11 +323,11 @@ def test_a_deployed_network_shares_it_as_well(slots: tuple[str, ...], encoders: 
     """Where modules are switched by an input."""
     modules = [module("find", "detection", "rain", slots=slots), module("draw", "map", slots=LATE)]
     model = little([*modules, module("wet", "rain", slots=EARLY)])
-    deployed = model.deployed(Conditions(), Conditions("rain"))
+    deployed = model.deployed(Conditions(), Conditions(weather="rain"))
     assert isinstance(deployed.router, SteeredRouter)
     inputs = frame_inputs(model, 1)
-    for tag in (Conditions(), Conditions("rain")):
-        deployed.router.steer(torch.full((1, len(deployed.router.steered)), float(tag.weather == "rain")))
+    for tag in (Conditions(), Conditions(weather="rain")):
+        deployed.router.steer(torch.full((1, len(deployed.router.steered)), float(tag.get("weather") == "rain")))
         outputs, *calls = counted(deployed, inputs, [])
         assert calls == [encoders, 2]
         with torch.no_grad():
@@ -336,7 +337,7 @@ def test_a_deployed_network_shares_it_as_well(slots: tuple[str, ...], encoders: 
 
 def test_tasks_of_a_model_are_those_of_its_configuration() -> None:
     config = small()
-    tasks = tasks_of(config.tasks, config.head_grid)
+    tasks = tasks_of(config.tasks, config.head_grid, NUSCENES)
     model = PerceptionModel(config)
     assert [*tasks] == [*model.tasks] == ["detection", "map"]
     assert all(task.grid == config.head_grid == config.grid.build().coarser(1) for task in tasks.values())

@@ -18,6 +18,7 @@ from pages import page_data
 from pydantic import ValidationError
 from safetensors.torch import load_file
 from toy_task import BANDS, COLOURS, Toy, occupied
+from vocabulary import NUSCENES
 
 from deploy.bundle import Bundle
 from deploy.cli import main
@@ -80,7 +81,7 @@ def test_it_learns_and_is_scored_as_a_whole_and_in_parts(run: Path, sim_root: Pa
     metrics = json.loads((tmp_path / "metrics.json").read_text())
     tables, predictor = NuScenesTables(sim_root, "v1.0-sim"), TorchPredictor.load(run)
     frames = [tables.frame(token, "ego", predictor.spec.sweeps) for token in tables.samples()]
-    nothing = np.mean([Toy(None, predictor.model.config.head_grid).labels(f)["cells"].mean() for f in frames])
+    nothing = np.mean([Toy(None, predictor.model.config.head_grid, NUSCENES).labels(f)["cells"].mean() for f in frames])
     assert metrics["toy_accuracy"] > 1 - nothing  # better than to say that there is nothing
     parts = metrics["slices"]["condition"]
     assert {"toy_accuracy", "mAP", "mIoU"} <= parts["rain"].keys()

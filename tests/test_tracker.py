@@ -3,6 +3,7 @@
 import itertools
 import pickle
 from dataclasses import fields, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,14 +15,16 @@ from tracking_scenes import (
     NaiveTracker,
     Scene,
     SingleStage,
+    nuscenes_tracker,
     occluded,
     survival,
     tracked,
     with_errors,
     with_peaks,
 )
+from vocabulary import CLASSES, NUSCENES
 
-from perception.frame import CLASSES, Boxes, Conditions
+from perception.frame import Boxes, Conditions
 from perception.simulate.conditions import draw_weather
 from perception.simulate.scenario import build_world
 from perception.simulate.world import World
@@ -155,7 +158,7 @@ def test_a_side_peak_that_is_nearer_takes_no_track_over(score: float, nearer: fl
 
 def tracker_after(frames: int) -> Tracker:
     """One that follows a car at 8 m/s."""
-    tracker = Tracker()
+    tracker = Tracker(NUSCENES)
     for k in range(frames):
         tracker.update(boxes_at([(4.0 * k, 0)], velocities=[(8, 0)]), START + 500_000 * k)
     return tracker
@@ -166,7 +169,7 @@ def tracker_after(frames: int) -> Tracker:
 @settings(max_examples=20, deadline=None)
 def test_junk_begins_no_track_and_keeps_none(seed: int, cars: int, score: float) -> None:
     """200 detections a frame that score too low to begin a track, among cars that stand still and then are gone."""
-    rng, tracker = np.random.default_rng(seed), Tracker()
+    rng, tracker = np.random.default_rng(seed), Tracker(NUSCENES)
     real = boxes_at((rng.uniform(-50, 50, (cars, 2))).tolist())
     for k in range(11):
         junk = scored(boxes_at(rng.uniform(-60, 60, (200, 2)).tolist()), score)
@@ -178,7 +181,7 @@ def test_junk_begins_no_track_and_keeps_none(seed: int, cars: int, score: float)
 
 
 def test_a_second_detection_confirms_a_track() -> None:
-    tracker = Tracker()
+    tracker = Tracker(NUSCENES)
     assert tracker.update(boxes_at([(0, 0)]), START).confirmed.tolist() == [False]
     assert tracker.update(Boxes.none(), START + 500_000).confirmed.tolist() == [False]
     assert tracker.update(boxes_at([(0, 0), (30, 0)]), START + 1_000_000).confirmed.tolist() == [True, False]
@@ -193,7 +196,7 @@ def test_a_weak_detection_continues_a_confirmed_track() -> None:
 
 
 def test_the_score_of_a_track_grows_with_its_detections_and_fades_without() -> None:
-    tracker, scores = Tracker(), []
+    tracker, scores = Tracker(NUSCENES), []
     for k, score in enumerate([0.9, 0.3, 0.6, 0.6]):
         tracks = tracker.update(scored(boxes_at([(0, 0)]), score), START + 500_000 * k)
         scores.append(tracks.boxes.scores[0])
@@ -203,7 +206,7 @@ def test_the_score_of_a_track_grows_with_its_detections_and_fades_without() -> N
 
 
 def test_two_cars_that_pass_each_other_keep_their_ids() -> None:
-    tracker, ids = Tracker(), []
+    tracker, ids = Tracker(NUSCENES), []
     for k in range(20):
         x = 10.0 * 0.5 * k - 50
         tracks = tracker.update(boxes_at([(x, 0), (-x, 1.5)], velocities=[(10, 0), (-10, 0)]), START + k * 500_000)
@@ -212,7 +215,7 @@ def test_two_cars_that_pass_each_other_keep_their_ids() -> None:
 
 
 def test_classes_do_not_mix() -> None:
-    tracker = Tracker()
+    tracker = Tracker(NUSCENES)
     tracker.update(boxes_at([(0, 0)]), START)
     tracks = tracker.update(boxes_at([(0, 0)], PEDESTRIAN), START + 500_000)
     assert tracks.ids.tolist() == [1, 2]
@@ -222,7 +225,7 @@ def test_classes_do_not_mix() -> None:
 
 @pytest.mark.parametrize("times", [np.arange(0, 6, 0.5), np.arange(0, 6, 0.05), np.array([0, 0, 0.9, 0.95, 2, 2, 3.4])])
 def test_a_car_has_one_id_at_any_rate(times: np.ndarray) -> None:
-    tracker = Tracker()
+    tracker = Tracker(NUSCENES)
     for time in times:
         here = (8 * time, -3 * time)
         tracks = tracker.update(boxes_at([here], velocities=[(8, -3)]), START + round(1e6 * time))
@@ -233,7 +236,7 @@ def test_a_car_has_one_id_at_any_rate(times: np.ndarray) -> None:
 
 
 def test_a_car_that_is_not_seen_goes_on_along_its_line_and_ends() -> None:
-    tracker = Tracker()
+    tracker = Tracker(NUSCENES)
     for k in range(10):
         tracks = tracker.update(boxes_at([(5.0 * k, 0)], velocities=[(10, 0)]), START + k * 500_000)
     last, velocity = tracks.boxes.centers[0], tracks.boxes.velocities[0]
@@ -248,7 +251,7 @@ def test_a_car_that_is_not_seen_goes_on_along_its_line_and_ends() -> None:
 
 
 def test_a_late_frame_is_of_the_latest_time_and_a_clock_set_back_begins_anew() -> None:
-    tracker = Tracker()
+    tracker = Tracker(NUSCENES)
     tracker.update(boxes_at([(0, 0)]), START)
     tracks = tracker.update(boxes_at([(0.1, 0)]), START - 300_000)
     assert tracks.ids.tolist() == [1]
@@ -261,12 +264,12 @@ def test_a_late_frame_is_of_the_latest_time_and_a_clock_set_back_begins_anew() -
 def test_boxes_that_are_not_finite_are_left_out() -> None:
     boxes = boxes_at([(0, 0), (20, 0), (40, 0)])
     boxes.centers[0, 2], boxes.sizes[1, 0] = np.nan, np.inf
-    tracks = Tracker().update(boxes, START)
+    tracks = Tracker(NUSCENES).update(boxes, START)
     np.testing.assert_array_equal(tracks.boxes.centers, boxes.centers[2:])
 
 
 def test_a_heading_is_smoothed_and_one_that_points_backwards_does_not_turn_the_car() -> None:
-    tracker, rng = Tracker(), np.random.default_rng(0)
+    tracker, rng = Tracker(NUSCENES), np.random.default_rng(0)
     errors = rng.normal(0, 0.2, 60)
     backwards = np.where(np.arange(60) % 3 == 1, np.pi, 0)
     found = []
@@ -279,7 +282,7 @@ def test_a_heading_is_smoothed_and_one_that_points_backwards_does_not_turn_the_c
 
 
 def test_a_car_first_seen_backwards_turns_round_once_most_detections_say_so() -> None:
-    tracker = Tracker()
+    tracker = Tracker(NUSCENES)
     yaws = []
     for k, yaw in enumerate([np.pi, 0, 0]):
         yaws.append(tracker.update(boxes_at([(0, 0)], yaws=[yaw]), START + k * 500_000).boxes.yaws[0])
@@ -289,7 +292,7 @@ def test_a_car_first_seen_backwards_turns_round_once_most_detections_say_so() ->
 @given(st.integers(0, 2**32 - 1))
 @settings(max_examples=25, deadline=None)
 def test_whatever_comes_tracks_are_sound(seed: int) -> None:
-    rng, tracker = np.random.default_rng(seed), Tracker()
+    rng, tracker = np.random.default_rng(seed), Tracker(NUSCENES)
     time, latest, seen_once, gone = START, 0, set(), set()
     for _ in range(30):
         time += int(rng.choice([0, 1, 50_000, 500_000, 900_000, 10_000_000, -400_000, -20_000_000]))
@@ -314,7 +317,7 @@ def test_whatever_comes_tracks_are_sound(seed: int) -> None:
 
 
 def test_memory_is_bounded_even_if_the_clock_stands_still() -> None:
-    tracker, rng = Tracker(), np.random.default_rng(0)
+    tracker, rng = Tracker(NUSCENES), np.random.default_rng(0)
     for _ in range(30):
         tracks = tracker.update(random_boxes(rng, 300, spread=1000), START)
     assert len(tracks.ids) == MAX_TRACKS
@@ -337,7 +340,7 @@ def test_the_same_frames_give_the_same_bits_wherever_they_lie_in_memory_and_afte
 
         return Boxes(**{f.name: copied(getattr(boxes, f.name)) for f in fields(Boxes)})
 
-    first, second = Tracker(), Tracker()
+    first, second = Tracker(NUSCENES), Tracker(NUSCENES)
     for k, boxes in enumerate(frames):
         expected = first.update(boxes, START + 300_000 * k)
         assert to_bytes(expected) == to_bytes(second.update(moved(boxes, 1 + k % 7), START + 300_000 * k))
@@ -345,7 +348,7 @@ def test_the_same_frames_give_the_same_bits_wherever_they_lie_in_memory_and_afte
 
 
 def test_tracks_that_were_given_out_do_not_change() -> None:
-    tracker = Tracker()
+    tracker = Tracker(NUSCENES)
     tracks = tracker.update(boxes_at([(0, 0), (9, 9)]), START)
     before = to_bytes(tracks)
     for k in range(1, 9):
@@ -355,7 +358,7 @@ def test_tracks_that_were_given_out_do_not_change() -> None:
 
 @pytest.fixture(scope="module")
 def world() -> World:
-    rng, conditions = np.random.default_rng([3, 1]), Conditions("clear", "day", "boston")
+    rng, conditions = np.random.default_rng([3, 1]), Conditions(weather="clear", light="day", city="boston")
     return build_world("boston", draw_weather(conditions, rng), 12.0, rng)
 
 
@@ -379,14 +382,14 @@ def traffic(world: World, period: float) -> Scene:
 @pytest.mark.parametrize("period", [0.5, 0.1])
 def test_ids_survive_a_second_without_detections(world: World, period: float) -> None:
     scene = traffic(world, period)
-    same: dict[type, list[bool]] = {Tracker: [], NaiveTracker: []}
+    same: dict[Any, list[bool]] = {nuscenes_tracker: [], NaiveTracker: []}
     for seed in range(3):
         hidden_scene, hidden = occluded(scene, seed)
         found = with_errors(hidden_scene, seed, missed=0)
         for tracker, survived in same.items():
             survived += survival(found, hidden, tracked(tracker(), found)).values()
-    share, naive = np.mean(same[Tracker]), np.mean(same[NaiveTracker])
-    assert len(same[Tracker]) > 200
+    share, naive = np.mean(same[nuscenes_tracker]), np.mean(same[NaiveTracker])
+    assert len(same[nuscenes_tracker]) > 200
     assert share > 0.93
     assert share > naive + 0.03
 
@@ -408,7 +411,7 @@ def test_the_devkit_finds_higher_amota_and_fewer_id_switches_than_with_a_single_
     scene = with_peaks(traffic(world, 0.5))
     scores = {
         tracker: devkit_scores([scene], [with_few_scores(tracked(tracker(), scene))], ["car"])
-        for tracker in (Tracker, SingleStage)
+        for tracker in (nuscenes_tracker, SingleStage)
     }
-    assert scores[Tracker]["amota"] > scores[SingleStage]["amota"]
-    assert scores[Tracker]["ids"] < scores[SingleStage]["ids"]
+    assert scores[nuscenes_tracker]["amota"] > scores[SingleStage]["amota"]
+    assert scores[nuscenes_tracker]["ids"] < scores[SingleStage]["ids"]

@@ -11,14 +11,15 @@ from nuscenes import NuScenes
 from nuscenes.eval.common.config import config_factory
 from nuscenes.eval.tracking.data_classes import TrackingBox
 from nuscenes.eval.tracking.evaluate import TrackingEval
-from tracking_scenes import NaiveTracker, Scene, annotated_scene, tracked
+from tracking_scenes import NaiveTracker, Scene, annotated_scene, nuscenes_tracker, tracked
+from vocabulary import CLASSES, NUSCENES
 
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
-from perception.frame import CLASSES, Boxes
+from perception.frame import Boxes
 from perception.tasks.detection.devkit import boxes_to_compare, open_devkit
-from perception.tasks.detection.tracker import Tracker, Tracks
-from perception.tasks.detection.tracking import PROTOCOL, TRACKING_CLASSES, TrackWriter, score_tracks
+from perception.tasks.detection.tracker import Tracks
+from perception.tasks.detection.tracking import PROTOCOL, TrackWriter, score_tracks
 
 
 class KnownIds:
@@ -34,7 +35,7 @@ class KnownIds:
 
 
 def write(path: Path, samples: Iterable[tuple[str, Tracks]]) -> Path:
-    with TrackWriter.open(path, ["lidar"]) as writer:
+    with TrackWriter.open(path, ["lidar"], NUSCENES) as writer:
         for sample, tracks in samples:
             writer.add(sample, tracks)
     return path
@@ -81,7 +82,7 @@ def test_perfect_detections_of_a_simulated_drive_have_perfect_tracks(
     simulated: tuple[list[Scene], NuScenes], tmp_path: Path
 ) -> None:
     scenes, nusc = simulated
-    path = write(tmp_path / "tracks.json", tracks_of(scenes, Tracker))
+    path = write(tmp_path / "tracks.json", tracks_of(scenes, nuscenes_tracker))
     scores = score_tracks(path, nusc, samples_of(scenes))
     # Not always 1: a car that appears 5 m from where another vanished a second before can be taken for it, and the
     # devkit puts a box into the gap.
@@ -98,7 +99,7 @@ def test_the_scores_are_the_official_evaluations(
     scenes, nusc = simulated
     rng = np.random.default_rng(0)
     tracks = []
-    for sample, perfect in tracks_of(scenes, Tracker):
+    for sample, perfect in tracks_of(scenes, nuscenes_tracker):
         kept = np.flatnonzero(rng.random(len(perfect.ids)) < 0.8)
         boxes = perfect.boxes.select(kept)
         centers = boxes.centers + rng.normal(0, 0.8, boxes.centers.shape)
@@ -125,7 +126,7 @@ def test_the_scores_are_the_official_evaluations(
 
 def test_every_change_of_an_id_is_counted(simulated: tuple[list[Scene], NuScenes], tmp_path: Path) -> None:
     scenes, nusc = simulated
-    tracks = tracks_of(scenes[:1], Tracker)
+    tracks = tracks_of(scenes[:1], nuscenes_tracker)
     sample, last = tracks[-1]
     changed = replace(last, ids=last.ids + 1000 * (last.boxes.labels == CLASSES.index("car")))
     path = write(tmp_path / "tracks.json", [*tracks[:-1], (sample, changed)])
@@ -143,18 +144,18 @@ def test_on_recorded_objects_the_tracker_is_near_the_best_and_better_than_one_wi
     scenes, nusc = recorded
     scores = {
         tracker: score_tracks(write(tmp_path / "tracks.json", tracks_of(scenes, tracker)), nusc, samples_of(scenes))
-        for tracker in (KnownIds, Tracker, NaiveTracker)
+        for tracker in (KnownIds, nuscenes_tracker, NaiveTracker)
     }
     assert scores[KnownIds]["amota"] == 1
     assert scores[KnownIds]["ids"] == 0
-    assert scores[Tracker]["amota"] > 0.9
-    assert scores[Tracker]["amota"] > scores[NaiveTracker]["amota"]
-    assert scores[Tracker]["ids"] < scores[NaiveTracker]["ids"] / 2
+    assert scores[nuscenes_tracker]["amota"] > 0.9
+    assert scores[nuscenes_tracker]["amota"] > scores[NaiveTracker]["amota"]
+    assert scores[nuscenes_tracker]["ids"] < scores[NaiveTracker]["ids"] / 2
 
 
 def test_some_keyframes_of_a_scene_are_scored_alone(recorded: tuple[list[Scene], NuScenes], tmp_path: Path) -> None:
     (scene,), nusc = recorded
-    path = write(tmp_path / "tracks.json", tracks_of([scene], Tracker))
+    path = write(tmp_path / "tracks.json", tracks_of([scene], nuscenes_tracker))
     part = samples_of([scene[3:6]])
     scores = score_tracks(path, nusc, part)
     _, truth = boxes_to_compare(path, nusc, part, config_factory(PROTOCOL), TrackingBox)
@@ -185,7 +186,7 @@ def test_only_seen_tracks_of_the_seven_classes_are_written_best_first(tmp_path: 
     assert content["meta"]["use_lidar"] is True
     assert content["results"]["b"] == []
     entries = content["results"]["a"]
-    expected = [k for k in reversed(range(20)) if CLASSES[k % 10] in TRACKING_CLASSES and k != 1]
+    expected = [k for k in reversed(range(20)) if NUSCENES.classes[k % 10].tracked and k != 1]
     assert [entry["tracking_id"] for entry in entries] == [str(k + 7) for k in expected]
     assert [entry["tracking_name"] for entry in entries] == [CLASSES[k % 10] for k in expected]
     for entry, k in zip(entries, expected, strict=True):

@@ -18,14 +18,15 @@ from typing import Any
 import numpy as np
 import pytest
 from commands import refuses
+from exported import bundle, checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deploy.precision.frames import Drives
 from perception.config import find_config, load_config
 from perception.errors import InputError
-from perception.mmdet3d.unpickle import read_plain
 from perception.sensors.inputs import InputSpec
+from perception.unpickle import read_plain
 
 PLAIN = {
     "numbers": [0, 255, 256, 65535, 65536, -1, 2**31, -(2**40), 1.5, float("inf"), True, None],
@@ -278,8 +279,8 @@ def test_a_command_says_it_in_one_line(tmp_path: Path, monkeypatch: pytest.Monke
     infos.write_bytes(HOSTILE["REDUCE"][0]())
     first: dict[str, list[Any]] = {
         "train": [find_config("tiny")],
-        "evaluate": [tmp_path],
-        "adapt": [tmp_path, "--add", "low_rank:a"],
+        "evaluate": [bundle().path],
+        "adapt": [checkpoint(), "--add", "low_rank:a"],
     }
     line = refuses(command, *first[command], "--data", infos, "--out", tmp_path / "run")
     assert not canary.exists()

@@ -47,7 +47,8 @@ def test_vehicle_side_imports_and_runs_without_torch() -> None:
     result = python(
         f"{imports}from pathlib import Path\n"
         f"runtime = deploy.runtime.Runtime(Path({str(bundle().path)!r}))\n"
-        "print(len(runtime.step(deploy.golden.synthetic_frame('ego', 1)).prediction.results['detection']))"
+        "frame = deploy.golden.synthetic_frame('ego', runtime.bundle.manifest.rig, 1)\n"
+        "print(len(runtime.step(frame).prediction.results['detection']))"
     )
     assert result.returncode == 0, result.stderr
     assert int(result.stdout) == 200
@@ -75,6 +76,7 @@ def test_a_vehicle_without_a_key_needs_no_cryptography() -> None:
         ["modules", "."],
         ["plan", "."],
         ["import-mmdet3d", ".", "."],
+        ["import-pointpillars", ".", "."],
         ["export", "."],
         ["demo"],
     ],

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from judged import gates, instead, only, record
 from junitparser import Error, Failure, JUnitXml
 from scipy import stats
+from vocabulary import CLASSES, MAP_CLASSES, NUSCENES
 
 from deploy.replay.outcome import Case
 from deploy.replay.results import Finished
@@ -23,7 +24,7 @@ from deploy.replay.verdict import judge
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.datasets.nuscenes.map_expansion import MapExpansion
 from perception.errors import InputError
-from perception.frame import CLASSES, MAP_CLASSES, Boxes, Frame, Prediction
+from perception.frame import Boxes, Frame, Prediction
 from perception.grid import BevGrid
 from perception.tasks import configured, tasks_of
 from perception.tasks.detection.devkit import open_devkit, score_submission
@@ -35,7 +36,7 @@ from perception.tasks.map.judge import MapJudge, pack, unpack
 
 LATENCY = {"mode": "vehicle", "frames": 1, "stages": {"total": {"p50": 20.0, "p95": 30.0, "p99": 40.0, "max": 50.0}}}
 GRID = BevGrid().coarser(2)  # of the map
-TASKS = tasks_of(configured({"detection": {}, "map": {}}), GRID)
+TASKS = tasks_of(configured({"detection": {}, "map": {}}), GRID, NUSCENES)
 Change = Callable[[Frame, Prediction], Prediction]
 
 
@@ -56,7 +57,7 @@ def frames(drives: NuScenesTables) -> list[Frame]:
 
 @cache
 def expansion(dataroot: Path, location: str) -> MapExpansion | None:
-    return MapExpansion.load(dataroot, location)
+    return MapExpansion.load(dataroot, location, NUSCENES.map_layers)
 
 
 def seen(tables: NuScenesTables, frame: Frame) -> Prediction:
@@ -88,7 +89,7 @@ def finish(
     """The folder of a replay of a network that sees as `seen`, changed."""
     out.mkdir()
     with (
-        SubmissionWriter.open(out / "results.json", ["lidar"]) as results,
+        SubmissionWriter.open(out / "results.json", ["lidar"], NUSCENES) as results,
         (out / "statistics.jsonl").open("wb") as file,
     ):
         statistics = StatisticsWriter(file, ["lidar"], TASKS, tables if truth else None)
@@ -167,7 +168,7 @@ def test_scores_are_the_devkits_of_all_and_of_some_conditions(drives: NuScenesTa
 def test_iou_is_that_of_the_evaluation_and_of_a_ring_by_hand(
     drives: NuScenesTables, frames: list[Frame], fair: Path
 ) -> None:
-    measures, iou = MapJudge(Finished.load(fair).of_task("map")), MapIou()
+    measures, iou = MapJudge(Finished.load(fair).of_task("map")), MapIou(MAP_CLASSES)
     middles = np.linalg.norm(GRID.centers().astype(float), axis=2)
     ring, inter, union = (middles >= 10) & (middles < 30), 0, 0
     for frame in frames:
@@ -470,7 +471,7 @@ def test_rings_sum_to_the_whole_map(seed: int) -> None:
     grid = BevGrid(x=(-16, 24), y=(-20, 12), cell=2.0)
     probabilities, truth = rng.random((6, *grid.shape)).astype(np.float32), rng.integers(0, 2, (6, *grid.shape))
     counts = count_rings(probabilities >= 0.5, truth, grid)
-    iou = MapIou()
+    iou = MapIou(MAP_CLASSES)
     iou.add(probabilities, truth)
     np.testing.assert_array_equal(counts.sum(axis=2), iou.counts[list(THRESHOLDS).index(0.5)])
     intersection, union, _ = counts.sum(axis=2)

@@ -17,7 +17,6 @@ from deploy.cli import app
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
 from deploy.precision.calibrate import ranges
 from deploy.precision.quantise import CPU, activations, quantisable, quantise
-from deploy.replay.faults import Fault
 from deploy.replay.results import Finished
 from deploy.replay.run import replay
 from deploy.replay.selection import Selection
@@ -35,8 +34,7 @@ SCENE = "scene-0001"
 def replayed(root: Path, path: Path, *faults: str, time: int = 1) -> Path:
     """The folder of a replay through a bundle with random weights; at another `time` it is replayed again."""
     out = folder() / f"replayed-{path.name}-{len(faults)}-{time}"
-    injected = [Fault.parse(text) for text in faults]
-    replay(Source(root, "v1.0-sim"), path, out, Settings(faults=injected), console=QUIET)
+    replay(Source(root, "v1.0-sim"), path, out, Settings(faults=faults), console=QUIET)
     return out
 
 

@@ -27,7 +27,7 @@ def test_what_is_verified_is_told(tmp_path: Path) -> None:
     manifest = bundle("rain").manifest
     told = json.loads(succeeds("verify", path, "--key", public, "--state", tmp_path, "--json"))
     assert told == {
-        "manifest": f"schema 8, sha256 {json.loads((path / 'manifest.json').read_text())['sha256']}",
+        "manifest": f"schema 9, sha256 {json.loads((path / 'manifest.json').read_text())['sha256']}",
         "release": "0, without end",
         "signature": f"by the key {signer(key).id}",
         "files": f"4 files, {sum((path / name).stat().st_size for name in manifest.files) / 1e6:.1f} MB: "

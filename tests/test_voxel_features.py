@@ -2,6 +2,7 @@
 
 import torch
 from torch.nn import functional as F
+from vocabulary import CONDITIONS
 
 from perception.bev.pyramid import PyramidTrunk
 from perception.config import Lidar, Trunk
@@ -63,4 +64,4 @@ def test_pyramid_adds_the_coarser_levels_to_the_finer_ones() -> None:
         expected = torch.relu(norm(F.conv2d(level, layer.weight, padding=1)))
         torch.testing.assert_close(got, expected)
     assert [tuple(level.shape) for level in trunk(x)] == [(1, 5, 8, 12), (1, 5, 4, 6), (1, 5, 2, 3)]
-    assert {"trunk.stage2.0", "trunk.lateral1", "trunk.smooth0.norm"} <= {*Bank(trunk).slots}
+    assert {"trunk.stage2.0", "trunk.lateral1", "trunk.smooth0.norm"} <= {*Bank(trunk, CONDITIONS).slots}

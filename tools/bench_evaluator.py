@@ -21,10 +21,14 @@ import numpy as np
 
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.datasets.nuscenes.tables import versions
-from perception.frame import CLASSES, Boxes
+from perception.frame import Boxes
 from perception.tasks.detection.columns import BoxColumns, read_submission
 from perception.tasks.detection.scores import ERRORS, THRESHOLDS, DetectionScores
 from perception.tasks.detection.submission import SubmissionWriter
+from perception.taxonomy import load_taxonomy
+
+NUSCENES = load_taxonomy("nuscenes")
+CLASSES = NUSCENES.class_names
 
 BOXES = 200  # detections in each sample
 
@@ -59,7 +63,7 @@ def evaluator(arguments: argparse.Namespace) -> dict[str, Any]:
 def _write(tables: NuScenesTables, path: Path) -> int:
     """Write a submission of displaced annotations, some of them far from any object; returns the number of samples."""
     rng, samples = np.random.default_rng(0), tables.samples()
-    with SubmissionWriter.open(path, ["lidar"]) as writer:
+    with SubmissionWriter.open(path, ["lidar"], NUSCENES) as writer:
         for token in samples:
             frame = tables.frame(token, lidar=False, cameras=False)
             boxes = frame.boxes or Boxes.none()
@@ -91,9 +95,9 @@ def _numpy(dataroot: Path, version: str, submission: Path) -> list[Any]:
     egos = np.array([frame.global_from_ego[:2, 3] for frame in frames])
     racks = np.array([[i, *r] for i, t in enumerate(samples) for r in all_racks.get(t, ())]).reshape(-1, 11)
     scenes = np.unique([frame.scene for frame in frames], return_inverse=True)[1]
-    detections = read_submission(submission, {token: i for i, token in enumerate(samples)})
-    truth = BoxColumns.of(np.concatenate(rows)).counted(egos, racks)
-    scores = DetectionScores(truth, detections.counted(egos, racks), scenes).scored()
+    detections = read_submission(submission, {token: i for i, token in enumerate(samples)}, NUSCENES)
+    truth = BoxColumns.of(np.concatenate(rows)).counted(egos, racks, NUSCENES)
+    scores = DetectionScores(truth, detections.counted(egos, racks, NUSCENES), scenes, NUSCENES).scored()
     every = [scores.mean_ap[0], scores.nds[0], *scores.aps[0].ravel(), *scores.errors[0].ravel()]
     return [None if np.isnan(number) else float(number) for number in every]
 

@@ -25,7 +25,7 @@ def pillars(arguments: argparse.Namespace) -> dict[str, Any]:
     lidar, grid, points = config.model.lidar, config.grid.build(), street()
     if lidar is None:
         raise SystemExit(f"{arguments.config} has no LiDAR")
-    inputs = no_sensors(InputSpec(grid, lidar, None))
+    inputs = no_sensors(InputSpec(grid, lidar, None, config.rig))
     buffers = [inputs[f"pillar_{name}"][0] for name in ("points", "counts", "cells")]
     seconds = []
     for _ in range(arguments.rounds + 2):

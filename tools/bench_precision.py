@@ -51,7 +51,7 @@ def speed(configuration: str, rounds: int) -> dict[str, Any]:
     """Seconds from points to boxes with random weights, all blocks in INT8; medians of alternating rounds."""
     config = load_config(find_config(configuration))
     spec = InputSpec.of(config)
-    frame = _dense(config.grid.reference)
+    frame = _dense(spec)
     inputs = prepare(frame, spec)
     torch.manual_seed(0)
     model = PerceptionModel(config).deployed(Conditions())
@@ -97,8 +97,8 @@ def _medians(sides: dict[str, Callable[[], Any]], clock: Callable[[], float], ro
     return {name: statistics.median(values[2:]) for name, values in seconds.items()}
 
 
-def _dense(reference: Any) -> Frame:
-    frames = [synthetic_frame(reference, seed) for seed in range(SWEEPS)]
+def _dense(spec: InputSpec) -> Frame:
+    frames = [synthetic_frame(spec.grid.reference, spec.rig, seed) for seed in range(SWEEPS)]
     return replace(frames[0], points=np.concatenate([frame.points for frame in frames if frame.points is not None]))
 
 

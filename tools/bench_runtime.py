@@ -22,6 +22,7 @@ from deploy.runtime import Runtime
 from perception.config import Config, find_config, load_config, parse_config
 from perception.frame import Camera, Conditions, Frame
 from perception.model import PerceptionModel
+from perception.rig import load_rig
 from perception.sensors.inputs import InputSpec, prepare
 from perception.training.checkpoint import save_model
 
@@ -65,7 +66,7 @@ def _model(config: Config) -> PerceptionModel:
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.momentum = 1.0  # take over the statistics of the next batch
-    inputs = prepare(synthetic_frame("ego", seed=7), InputSpec.of(config))
+    inputs = prepare(synthetic_frame("ego", config.rig, seed=7), InputSpec.of(config))
     with torch.no_grad():
         model.train().forward({name: torch.from_numpy(array) for name, array in inputs.items()})
     return model.eval()
@@ -87,7 +88,7 @@ def small() -> Config:
 
 def drive(frames: int) -> Iterator[Frame]:
     """A straight drive; weather and light change, and sensors fail now and then."""
-    pool = [synthetic_frame("ego", seed) for seed in range(DIFFERENT)]
+    pool = [synthetic_frame("ego", load_rig("nuscenes"), seed) for seed in range(DIFFERENT)]
     for frame in pool:  # small pictures, because resizing large ones would take most of the time
         for name, camera in frame.cameras.items():
             cast(dict[str, Camera], frame.cameras)[name] = replace(camera, image=camera.image[::8, ::8].copy())
@@ -102,7 +103,7 @@ def drive(frames: int) -> Iterator[Frame]:
             global_from_ego=pose,
             points=None if i % 13 == 0 else frame.points,
             cameras={} if i % 17 == 0 else frame.cameras,
-            conditions=Conditions(("clear", "rain")[i // 50 % 2], ("day", "night")[i // 70 % 2]),
+            conditions=Conditions(weather=("clear", "rain")[i // 50 % 2], light=("day", "night")[i // 70 % 2]),
         )
 
 

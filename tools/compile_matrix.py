@@ -39,7 +39,7 @@ def make_graph(name: str, kind: str) -> tuple[onnx.ModelProto, dict[str, tuple[i
     """The FP32 graph and the shapes of its inputs; `banked` has a module that an input switches."""
     content = load_config(find_config(name)).model_dump(mode="json") | {"modules": [MODULE]}
     config = parse_config(content, name)
-    inputs = prepare(synthetic_frame(config.grid.reference), InputSpec.of(config))
+    inputs = prepare(synthetic_frame(config.grid.reference, config.rig), InputSpec.of(config))
     routes = [Conditions(weather="rain")]
     if kind == "banked":
         routes.append(Conditions())

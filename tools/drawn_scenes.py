@@ -9,10 +9,13 @@ from functools import cache, partial
 import numpy as np
 
 from deploy.replay.interval import delete_one, jackknife_interval
-from perception.frame import MAP_CLASSES
 from perception.tasks.detection.columns import BoxColumns
 from perception.tasks.detection.scores import DetectionScores
 from perception.tasks.map.iou import ious
+from perception.taxonomy import load_taxonomy
+
+NUSCENES = load_taxonomy("nuscenes")
+MAP_CLASSES = NUSCENES.map_names
 
 
 @dataclass(frozen=True)
@@ -130,7 +133,7 @@ def _networks(count: int) -> tuple[DetectionScores, DetectionScores]:
                     score = 1 / (1 + np.exp(rng.normal(1, 0.9)))
                     side.append([scene, label, 50 - 100.0 * len(side), 0, 0, 2, 4, 2, 0, 0, 0, 0, score, -1])
     annotated = BoxColumns.of(np.array(truth))
-    first, second = (DetectionScores(annotated, BoxColumns.of(np.array(s)), np.arange(count)) for s in found)
+    first, second = (DetectionScores(annotated, BoxColumns.of(np.array(s)), np.arange(count), NUSCENES) for s in found)
     return first, second
 
 

@@ -29,12 +29,13 @@ from deploy.runtime import Runtime
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.datasets.nuscenes.tables import versions
 from perception.evaluation.slices import part_scores
-from perception.frame import CAMERAS, LIDAR, Frame
+from perception.frame import Frame
+from perception.rig import Sensors
 from perception.scene.health.monitor import HealthMonitor
 
-FAULTS = (
+FAULTS = (  # {camera}: the rig's first
     "drop:lidar",
-    "drop:CAM_FRONT",
+    "drop:{camera}",
     "drop:cameras",
     "drop:all",
     "freeze:lidar",
@@ -42,7 +43,7 @@ FAULTS = (
     "delay:lidar,seconds=0.5",
     "delay:cameras,seconds=0.5",
     "blackout:lidar",
-    "blackout:CAM_FRONT",
+    "blackout:{camera}",
     "blackout:cameras",
     "blur:cameras,pixels=8",
     "noise:lidar,metres=0.2",
@@ -62,7 +63,7 @@ def scores(runtime: Runtime, frames: Sequence[Frame], tables: NuScenesTables, fa
     metrics = {
         name: task.metric(tables, runtime.bundle.spec.grid) for name, task in runtime.bundle.manifest.heads.items()
     }
-    for frame in inject(frames, [Fault.parse(text) for text in faults]):
+    for frame in inject(frames, [Fault.parse(text, runtime.bundle.manifest.rig.sensors) for text in faults]):
         results = runtime(frame).results
         for name, metric in metrics.items():
             metric.add(frame, results[name])
@@ -70,12 +71,12 @@ def scores(runtime: Runtime, frames: Sequence[Frame], tables: NuScenesTables, fa
     return {"fault": " + ".join(faults) or "none"} | {name: part.get(name) for name in ("mAP", "NDS", "mIoU")}
 
 
-def health_findings(frames: Sequence[Frame], faults: Sequence[str]) -> str:
+def health_findings(frames: Sequence[Frame], faults: Sequence[str], sensors: Sensors) -> str:
     """The health statuses of each fault's sensors and their delay, such as 'dark 0.0 s (6 of 6)'."""
-    parsed = [Fault.parse(f"{text}@{START}-{END}") for text in faults]
+    parsed = [Fault.parse(f"{text}@{START}-{END}", sensors) for text in faults]
     detections, monitors = (
         FaultDetections(parsed),
-        defaultdict[str, HealthMonitor](lambda: HealthMonitor((LIDAR, *CAMERAS))),
+        defaultdict[str, HealthMonitor](lambda: HealthMonitor(sensors)),
     )
     for frame in inject(detections.record_starts(frames), parsed):
         detections.add(frame, monitors[frame.scene].update(frame))
@@ -101,18 +102,20 @@ def main() -> None:
     parser.add_argument("--pairs", action="store_true", help="all pairs of faults")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args()
-    tables = NuScenesTables(arguments.data, arguments.version or versions(arguments.data)[0])
     runtime = Runtime(arguments.bundle)
     spec = runtime.bundle.spec
+    sensors = spec.rig.sensors
+    tables = NuScenesTables(arguments.data, arguments.version or versions(arguments.data)[0], spec.rig)
     tokens = [
         t for scene in tables.scenes(arguments.split) for t in tables.samples(selectors=[scene])[: arguments.frames]
     ]
     frames = [tables.frame(token, spec.grid.reference, spec.sweeps) for token in tokens]
-    alone: list[tuple[str, ...]] = [(), *((fault,) for fault in FAULTS)]
-    chosen = [(), *combinations(FAULTS, 2)] if arguments.pairs else alone
+    faults = [text.format(camera=sensors.cameras[0]) for text in FAULTS]
+    alone: list[tuple[str, ...]] = [(), *((fault,) for fault in faults)]
+    chosen = [(), *combinations(faults, 2)] if arguments.pairs else alone
     console = Console(stderr=arguments.json)
     found = [
-        scores(runtime, frames, tables, each) | {"health": health_findings(frames, each)}
+        scores(runtime, frames, tables, each) | {"health": health_findings(frames, each, sensors)}
         for each in track(chosen, "Faults", console=Console(stderr=True))
     ]
     if arguments.json:

@@ -20,7 +20,10 @@ from deploy.bundle import Bundle
 from deploy.engines import open_engine
 from deploy.golden import Arrays, GoldenFrame, differences
 from deploy.tolerances import Tolerances
-from perception.frame import CLASSES, MAP_CLASSES
+from perception.taxonomy import load_taxonomy
+
+CLASSES = load_taxonomy("nuscenes").class_names
+MAP_CLASSES = load_taxonomy("nuscenes").map_names
 
 BOXES, MAP, CONDITIONS = "detection/boxes", "map/probabilities", "conditions/probabilities"
 Fault = Callable[[Arrays, GoldenFrame], dict[str, np.ndarray]]

@@ -21,11 +21,13 @@ from PIL import Image
 from deploy.replay.faults import Fault, inject
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.datasets.nuscenes.tables import versions
-from perception.frame import CAMERAS, LIDAR, Frame
+from perception.frame import Frame
+from perception.rig import load_rig
 from perception.scene.health.monitor import HealthMonitor
 
 Change = Callable[[np.ndarray, int], np.ndarray]  # picture, seed -> changed picture
 Drive = list[Frame]
+SENSORS = load_rig("nuscenes").sensors  # the limits are those of its LiDAR
 Loads = dict[
     tuple[str, str], list[tuple[float, float]]
 ]  # (kind of sensor, status) -> loads, and s since the start of the drive
@@ -80,16 +82,16 @@ def changed(frames: Drive, change: Change) -> Iterator[Frame]:
         yield replace(frame, cameras={name: replace(c, image=change(c.image, i)) for name, c in cameras})
 
 
-def add_loads(found: Loads, frames: Iterator[Frame], sensors: Sequence[str] = (LIDAR, *CAMERAS)) -> None:
+def add_loads(found: Loads, frames: Iterator[Frame], sensors: Sequence[str] = SENSORS.names) -> None:
     """Add the loads of these sensors in one drive; all sensors are monitored."""
-    monitor, begin = HealthMonitor((LIDAR, *CAMERAS)), None
+    monitor, begin = HealthMonitor(SENSORS), None
     for frame in frames:
         monitor.update(frame)
         begin = frame.timestamp if begin is None else begin
         for name in sensors:
             for status, load in monitor.loads[name].items():
                 if not np.isnan(load):
-                    kind = "LiDAR" if name == LIDAR else "camera"
+                    kind = "LiDAR" if name in SENSORS.lidars else "camera"
                     found[kind, status].append((load, 1e-6 * (frame.timestamp - begin)))
 
 
@@ -109,7 +111,7 @@ def print_healthy(drives: Sequence[Drive]) -> None:
 def print_faults(drives: Sequence[Drive]) -> None:
     print("| fault | sign | load: 5 %, median | beyond the limit |\n|---|---|---|---|")
     for text in FAULTS:
-        fault, found = Fault.parse(text), defaultdict[tuple[str, str], list[tuple[float, float]]](list)
+        fault, found = Fault.parse(text, SENSORS), defaultdict[tuple[str, str], list[tuple[float, float]]](list)
         for frames in drives:
             add_loads(found, inject(frames, [fault]), fault.sensors)
         for (_, status), pairs in found.items():
@@ -126,11 +128,11 @@ def print_rotated(drives: Sequence[Drive], degrees: float) -> None:
     """Rotate one camera at a time about an axis perpendicular to its own: how many are detected, and when."""
     delays, others = [], 0
     for number, frames in enumerate(drives):
-        for name in CAMERAS:
-            angle = np.random.default_rng([number, CAMERAS.index(name)]).uniform(0, 2 * np.pi)
+        for i, name in enumerate(SENSORS.cameras):
+            angle = np.random.default_rng([number, i]).uniform(0, 2 * np.pi)
             turn = np.eye(4)
             turn[:3, :3] = cv2.Rodrigues(np.radians(degrees) * np.array([np.cos(angle), np.sin(angle), 0]))[0]
-            monitor, delay = HealthMonitor((LIDAR, *CAMERAS)), np.inf
+            monitor, delay = HealthMonitor(SENSORS), np.inf
             for frame in frames:
                 camera = frame.cameras[name]
                 camera = replace(camera, ego_from_camera=camera.ego_from_camera @ turn)

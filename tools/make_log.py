@@ -15,6 +15,7 @@ import argparse
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -28,7 +29,7 @@ from rosbags.typesys import Stores, get_typestore
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.datasets.nuscenes.tables import Recording, only_version
 from perception.errors import InputError
-from perception.frame import CAMERAS, LIDAR
+from perception.rig import Rig, load_rig
 
 TYPES = get_typestore(Stores.ROS2_HUMBLE)
 SWEEPS = 10  # before each keyframe; networks use up to this many
@@ -53,19 +54,22 @@ class Message(NamedTuple):
         return bytes(TYPES.serialize_cdr(self.content, self.type_name))
 
 
-def topic_of(channel: str) -> str:
-    return f"/{channel.lower()}" if channel == LIDAR else f"/{channel.lower()}/image_rect_compressed"
+TRANSFORMS, CLOUD, PICTURE = "tf2_msgs/msg/TFMessage", "sensor_msgs/msg/PointCloud2", "sensor_msgs/msg/CompressedImage"
+ODOMETRY, KEYFRAME, INFO = "nav_msgs/msg/Odometry", "std_msgs/msg/String", "sensor_msgs/msg/CameraInfo"
 
 
-TOPICS = {
-    "/tf_static": "tf2_msgs/msg/TFMessage",
-    "/tf": "tf2_msgs/msg/TFMessage",
-    "/odometry": "nav_msgs/msg/Odometry",
-    "/keyframe": "std_msgs/msg/String",
-    topic_of(LIDAR): "sensor_msgs/msg/PointCloud2",
-    **{topic_of(camera): "sensor_msgs/msg/CompressedImage" for camera in CAMERAS},
-    **{f"/{camera.lower()}/camera_info": "sensor_msgs/msg/CameraInfo" for camera in CAMERAS},
-}
+def topics_of(rig: Rig) -> dict[str, str]:
+    """The topics of a recording, with the types of their messages."""
+    lidars, cameras = ([name.lower() for name in names] for names in (rig.sensors.lidars, rig.sensors.cameras))
+    return {
+        "/tf_static": TRANSFORMS,
+        "/tf": TRANSFORMS,
+        "/odometry": ODOMETRY,
+        "/keyframe": KEYFRAME,
+        **{f"/{name}": CLOUD for name in lidars},
+        **{f"/{name}/image_rect_compressed": PICTURE for name in cameras},
+        **{f"/{name}/camera_info": INFO for name in cameras},
+    }
 
 
 def make(type_name: str, /, **fields: Any) -> Any:
@@ -131,29 +135,31 @@ def camera_info(stamp: int, frame: str, size: tuple[int, int], intrinsics: np.nd
 
 def messages(tables: NuScenesTables, scene: str, sweeps: int) -> Iterator[Message]:
     """Yield all messages in order of time. `scene` may be a range of keyframes, such as scene-0103:0-4."""
-    samples = tables.samples(selectors=[scene])
+    samples, lidars = tables.samples(selectors=[scene]), tables.rig.sensors.lidars
     recordings = tables.recordings
     chains: dict[str, list[Recording]] = {}
     found: dict[str, Recording] = {}  # by file, since a sweep may be before several keyframes
     for sample in samples:
         keyframe = recordings.keyframes.get(sample, {})
-        if LIDAR not in keyframe:
-            raise InputError(f"{tables.dataroot}: no {LIDAR} keyframe of sample {sample}; copy the tables again")
-        chains[sample] = list(recordings.chain(keyframe[LIDAR], sweeps))
-        found |= {each.file: each for each in [*chains[sample], *keyframe.values()]}
+        if lidars[0] not in keyframe:
+            raise InputError(f"{tables.dataroot}: no {lidars[0]} keyframe of sample {sample}; copy the tables again")
+        chains[sample], *others = (
+            list(recordings.chain(keyframe[each], sweeps)) for each in lidars if each in keyframe
+        )
+        found |= {each.file: each for each in [*chains[sample], *chain.from_iterable(others), *keyframe.values()]}
     ordered = sorted(found.values(), key=lambda each: (each.timestamp, each.channel))
-    samples_at = {recordings.keyframes[sample][LIDAR].file: sample for sample in samples}
+    samples_at = {recordings.keyframes[sample][lidars[0]].file: sample for sample in samples}
     mountings = {each.channel: recordings.mountings[each.calibration] for each in ordered}
     start = ordered[0].timestamp
     still = [transform(start, EGO, channel.lower(), pose) for channel, pose in sorted(mountings.items())]
-    yield Message("/tf_static", TOPICS["/tf_static"], start, make("tf2_msgs/msg/TFMessage", transforms=still))
+    yield Message("/tf_static", TRANSFORMS, start, make("tf2_msgs/msg/TFMessage", transforms=still))
     posed = -1
     for each in ordered:
         if each.timestamp != posed:  # two sensors at the same microsecond have the same pose
             posed, pose = each.timestamp, recordings.pose(each)
             moved = make("tf2_msgs/msg/TFMessage", transforms=[transform(posed, MAP, EGO, pose)])
-            yield Message("/tf", TOPICS["/tf"], posed, moved)
-            yield Message("/odometry", TOPICS["/odometry"], posed, odometry(posed, pose))
+            yield Message("/tf", TRANSFORMS, posed, moved)
+            yield Message("/odometry", ODOMETRY, posed, odometry(posed, pose))
         if each.file in samples_at:
             yield keyframe_message(tables, samples_at[each.file], chains[samples_at[each.file]])
         yield from sensor_messages(tables, each)
@@ -166,12 +172,10 @@ def keyframe_message(tables: NuScenesTables, sample: str, chain: list[Recording]
         "token": frame.token,
         "scene": frame.scene,
         "location": frame.location,
-        "conditions": vars(frame.conditions),
+        "conditions": dict(frame.conditions),
         "sweeps": [each.timestamp for each in chain[1:]],
     }
-    return Message(
-        "/keyframe", TOPICS["/keyframe"], frame.timestamp, make("std_msgs/msg/String", data=json.dumps(known))
-    )
+    return Message("/keyframe", KEYFRAME, frame.timestamp, make("std_msgs/msg/String", data=json.dumps(known)))
 
 
 def sensor_messages(tables: NuScenesTables, recording: Recording) -> Iterator[Message]:
@@ -179,19 +183,18 @@ def sensor_messages(tables: NuScenesTables, recording: Recording) -> Iterator[Me
     path, stamp, frame = tables.dataroot / recording.file, recording.timestamp, recording.channel.lower()
     if not path.exists():
         return
-    content, topic = path.read_bytes(), topic_of(recording.channel)
-    if recording.channel == LIDAR:
-        yield Message(topic, TOPICS[topic], stamp, cloud(stamp, frame, content))
+    content = path.read_bytes()
+    if recording.channel in tables.rig.sensors.lidars:
+        yield Message(f"/{frame}", CLOUD, stamp, cloud(stamp, frame, content))
         return
     size, intrinsics = (recording.width, recording.height), tables.recordings.intrinsics[recording.calibration]
-    info = f"/{frame}/camera_info"
-    yield Message(info, TOPICS[info], stamp, camera_info(stamp, frame, size, intrinsics))
+    yield Message(f"/{frame}/camera_info", INFO, stamp, camera_info(stamp, frame, size, intrinsics))
     data = np.frombuffer(content, np.uint8)
     picture = make("sensor_msgs/msg/CompressedImage", header=header(stamp, frame), format="jpeg", data=data)
-    yield Message(topic, TOPICS[topic], stamp, picture)
+    yield Message(f"/{frame}/image_rect_compressed", PICTURE, stamp, picture)
 
 
-def write_mcap(path: Path, log: Iterator[Message]) -> int:
+def write_mcap(path: Path, log: Iterator[Message], topics: dict[str, str]) -> int:
     """Write a chunked MCAP file, complete or not at all; returns the number of messages."""
     partial = path.with_name(f".{path.name}.partial")
     count = 0
@@ -201,7 +204,7 @@ def write_mcap(path: Path, log: Iterator[Message]) -> int:
             writer.start(profile="ros2")
             schemas: dict[str, int] = {}
             channels: dict[str, int] = {}
-            for topic, type_name in TOPICS.items():
+            for topic, type_name in topics.items():
                 if type_name not in schemas:
                     definition, _ = TYPES.generate_msgdef(type_name, ros_version=2)
                     schemas[type_name] = writer.register_schema(type_name, "ros2msg", definition.encode())
@@ -217,7 +220,7 @@ def write_mcap(path: Path, log: Iterator[Message]) -> int:
     return count
 
 
-def write_rosbag(path: Path, log: Iterator[Message], storage: StoragePlugin) -> int:
+def write_rosbag(path: Path, log: Iterator[Message], topics: dict[str, str], storage: StoragePlugin) -> int:
     """Write a rosbag2's folder, complete or not at all; returns the number of messages."""
     partial = path.with_name(f".{path.name}.partial") / path.name  # the files in it are named after the folder
     shutil.rmtree(partial.parent, ignore_errors=True)
@@ -228,7 +231,7 @@ def write_rosbag(path: Path, log: Iterator[Message], storage: StoragePlugin) -> 
                 topic: writer.add_connection(
                     topic, type_name, typestore=TYPES, offered_qos_profiles=[LATCHED] if topic == "/tf_static" else []
                 )
-                for topic, type_name in TOPICS.items()
+                for topic, type_name in topics.items()
             }
             for each in log:
                 count += 1
@@ -239,31 +242,38 @@ def write_rosbag(path: Path, log: Iterator[Message], storage: StoragePlugin) -> 
     return count
 
 
-STORAGES: dict[str, Callable[[Path, Iterator[Message]], int]] = {
+STORAGES: dict[str, Callable[[Path, Iterator[Message], dict[str, str]], int]] = {
     "file": write_mcap,
-    "sqlite3": lambda path, log: write_rosbag(path, log, StoragePlugin.SQLITE3),
-    "mcap": lambda path, log: write_rosbag(path, log, StoragePlugin.MCAP),
+    "sqlite3": lambda path, log, topics: write_rosbag(path, log, topics, StoragePlugin.SQLITE3),
+    "mcap": lambda path, log, topics: write_rosbag(path, log, topics, StoragePlugin.MCAP),
 }
 
 
 def make_log(
-    dataroot: Path, scene: str, out: Path, storage: str = "file", version: str | None = None, sweeps: int = SWEEPS
+    dataroot: Path,
+    scene: str,
+    out: Path,
+    storage: str = "file",
+    version: str | None = None,
+    sweeps: int = SWEEPS,
+    rig: str = "nuscenes",
 ) -> int:
     """Write one scene, or some of its keyframes; returns the number of messages.
 
     Args:
         storage: `file` for one MCAP file; `sqlite3` or `mcap` for a rosbag2 with that storage.
         sweeps: LiDAR sweeps before each keyframe.
+        rig: name or file of the vehicle's rig.
 
     Raises:
         InputError: there is no such scene, or `out` exists or cannot be written.
     """
-    tables = NuScenesTables(dataroot, version or only_version(dataroot))
+    tables = NuScenesTables(dataroot, version or only_version(dataroot), load_rig(rig))
     if out.exists():
         raise InputError(f"{out}: exists; choose another --out")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        return STORAGES[storage](out, messages(tables, scene, sweeps))
+        return STORAGES[storage](out, messages(tables, scene, sweeps), topics_of(tables.rig))
     except OSError as error:
         raise InputError(f"{out}: cannot write ({error.strerror}); choose another --out") from None
 
@@ -278,9 +288,10 @@ def main() -> None:
     )
     parser.add_argument("--version", help="of the tables; default: the only one there is")
     parser.add_argument("--sweeps", type=int, default=SWEEPS, help="before each keyframe")
+    parser.add_argument("--rig", default="nuscenes", help="the vehicle's sensors: a name or a YAML file")
     a = parser.parse_args()
     try:
-        count = make_log(a.dataroot, a.scene, a.out, a.storage, a.version, a.sweeps)
+        count = make_log(a.dataroot, a.scene, a.out, a.storage, a.version, a.sweeps, a.rig)
     except InputError as error:
         parser.exit(2, f"{error}\n")
     print(f"{a.out}: {count} messages")

@@ -31,7 +31,11 @@ from perception.errors import InputError
 from perception.evaluation.evaluate import evaluate
 from perception.frame import Conditions, Frame, Prediction
 
-ROUTING = {"fixed to clear": Conditions("clear", "day"), "by tags": None, "by what is recognised": Conditions()}
+ROUTING = {
+    "fixed to clear": Conditions(weather="clear", light="day"),
+    "by tags": None,
+    "by what is recognised": Conditions(),
+}
 # As tagged: share of frames whose believed weather and light are those of the tags. Delay: longest time from a change
 # of the tags until it is believed; none if it never is. Switches: changes of the belief.
 COLUMNS = ("mAP", "NDS", "mIoU", "as tagged", "delay, s", "switches", "changes")
@@ -61,13 +65,13 @@ class Driven:
             for (before, was), (frame, believed) in zip(self.driven, self.driven[1:], strict=False):
                 if before.scene != frame.scene:
                     continue
-                old, new = (getattr(each, kind) for each in (was, believed))
+                old, new = (each.get(kind) for each in (was, believed))
                 switches += old is not None and old != new
-                if getattr(before.conditions, kind) != getattr(frame.conditions, kind):
+                if before.conditions.get(kind) != frame.conditions.get(kind):
                     changes += 1
                     delays.append(self._delay(frame, kind))
         for frame, believed in self.driven:
-            right += all(getattr(frame.conditions, kind) == getattr(believed, kind) for kind in ("weather", "light"))
+            right += all(frame.conditions.get(kind) == believed.get(kind) for kind in ("weather", "light"))
         longest = None if None in delays or not delays else max(each for each in delays if each is not None)
         return {
             "as tagged": right / len(self.driven),
@@ -78,12 +82,12 @@ class Driven:
 
     def _delay(self, first: Frame, kind: str) -> float | None:
         """The time (s) from the first frame under a new condition until it is believed; None: never."""
-        tag = getattr(first.conditions, kind)
+        tag = first.conditions.get(kind)
         for frame, believed in self.driven:
             if frame.scene == first.scene and frame.timestamp >= first.timestamp:
-                if getattr(frame.conditions, kind) != tag:
+                if frame.conditions.get(kind) != tag:
                     return None
-                if getattr(believed, kind) == tag:
+                if believed.get(kind) == tag:
                     return 1e-6 * (frame.timestamp - first.timestamp)
         return None
 

@@ -8,9 +8,13 @@ from typing import Protocol
 import numpy as np
 
 from perception.datasets.nuscenes.dataset import NuScenesTables
-from perception.frame import CLASSES, Boxes
+from perception.frame import Boxes
 from perception.tasks.detection.association import associate
 from perception.tasks.detection.tracker import FADING, LIFETIME, Rules, Tracker, Tracks
+from perception.taxonomy import load_taxonomy
+
+NUSCENES = load_taxonomy("nuscenes")
+CLASSES = NUSCENES.class_names
 
 GATE = 4.0  # m, of the naive tracker, for all classes
 OCCLUDED = 1.0  # s
@@ -24,6 +28,10 @@ JUNK = 100  # false peaks per keyframe
 
 class AnyTracker(Protocol):
     def update(self, boxes_global: Boxes, timestamp: int) -> Tracks: ...
+
+
+def nuscenes_tracker() -> Tracker:
+    return Tracker(NUSCENES)
 
 
 class NaiveTracker:
@@ -57,7 +65,7 @@ class SingleStage:
     """
 
     def __init__(self) -> None:
-        self.tracker = Tracker(Rules(floor=0.0, birth=0.0, sure=0.0, hits=1))
+        self.tracker = Tracker(NUSCENES, Rules(floor=0.0, birth=0.0, sure=0.0, hits=1))
         self.latest: dict[int, float] = {}
 
     def update(self, boxes_global: Boxes, timestamp: int) -> Tracks:

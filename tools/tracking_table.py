@@ -27,6 +27,7 @@ from tracking_scenes import (
     Scene,
     SingleStage,
     annotated_scene,
+    nuscenes_tracker,
     occluded,
     survival,
     tracked,
@@ -37,11 +38,14 @@ from tracking_scenes import (
 from deploy.runtime import Runtime
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.datasets.nuscenes.tables import only_version
-from perception.frame import CLASSES, Boxes
+from perception.frame import Boxes
 from perception.tasks.detection.devkit import open_devkit
 from perception.tasks.detection.submission_reader import read_samples
-from perception.tasks.detection.tracker import Tracker
 from perception.tasks.detection.tracking import TrackWriter, score_tracks
+from perception.taxonomy import load_taxonomy
+
+NUSCENES = load_taxonomy("nuscenes")
+CLASSES = NUSCENES.class_names
 
 MOVING = 1.0  # m/s
 SCORES = {
@@ -54,7 +58,7 @@ SCORES = {
     "fn": "missed",
 }
 TRACKERS: dict[str, Callable[[], AnyTracker]] = {
-    "two stages": Tracker,
+    "two stages": nuscenes_tracker,
     "one stage": SingleStage,
     "no motion": NaiveTracker,
 }
@@ -167,7 +171,7 @@ def score(tracker: Callable[[], AnyTracker], scenes: list[Scene], nusc: Any, sen
     """The devkit's scores of a tracker on scenes."""
     with TemporaryDirectory() as folder:
         path = Path(folder) / "tracks.json"
-        with TrackWriter.open(path, sensors) as writer:
+        with TrackWriter.open(path, sensors, NUSCENES) as writer:
             for scene in scenes:
                 for moment, tracks in zip(scene, tracked(tracker(), scene), strict=True):
                     writer.add(moment.sample, tracks)

@@ -10,11 +10,24 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from deploy.commands.trust import AllowOlder, Keys, State, make_trust
-from perception.commands.common import VALIDATION, Json, Out, Root, Scenes, Version, app, console_for, names, report
+from perception.commands.common import (
+    VALIDATION,
+    Json,
+    Out,
+    RigOption,
+    Root,
+    Scenes,
+    Version,
+    app,
+    console_for,
+    names,
+    report,
+    rig_of,
+)  # fmt: skip
 from perception.errors import InputError
 
 if TYPE_CHECKING:
-    from perception.frame import Frame, Prediction
+    from perception.frame import Conditions, Frame, Prediction
 
 
 @app.command(epilog="Example: perception evaluate runs/a --data drives --out runs/a/evaluation --by condition,range")
@@ -27,7 +40,9 @@ def evaluate(
         str | None, typer.Option(help="Default: the version's validation split; all: every scene.")
     ] = None,
     scenes: Scenes = "",
-    by: Annotated[str, typer.Option(help="Also score each part by: condition, city, scene, range.")] = "",
+    by: Annotated[
+        str, typer.Option(help="Also score each part by: condition, scene, range, or one kind of condition.")
+    ] = "",
     corruptions: Annotated[
         str, typer.Option(help="Also score with corrupted sensors: all, or names such as lidar_noise,camera_missing.")
     ] = "",
@@ -40,6 +55,7 @@ def evaluate(
     official: Annotated[
         bool, typer.Option("--official", help="Also score the submission with nuscenes-devkit, and compare.")
     ] = False,
+    rig: RigOption = None,
     as_json: Json = False,
 ) -> None:
     """Score a model as nuScenes does: mAP, NDS, TP errors; and the map's IoU."""
@@ -48,32 +64,44 @@ def evaluate(
     from perception.sources import open_source
     from perception.tasks.detection.official import compare, require_official
 
-    tables, console = open_source(data, version), console_for(as_json)
-    if official:
-        require_official(tables)
-    split = split or VALIDATION.get(tables.version, "all")
     predictor: Callable[[Frame], Prediction]
     if (model / "manifest.json").exists():
         from deploy.runtime import Runtime
 
         predictor = runtime = Runtime(model, target, make_trust(key, state, allow_older))
-        spec = runtime.bundle.spec
+        spec, taxonomy = runtime.bundle.spec, runtime.bundle.manifest.taxonomy
+        if rig is not None:
+            raise InputError(f"--rig {rig}: a bundle is for one rig, {spec.rig.name}; give a run")
     elif key or target != "cpu":
         raise InputError(f"{model}: --target and --key need a bundle; export one first")
     else:
         from perception.predict import TorchPredictor
 
-        predictor = torch_predictor = TorchPredictor.load(model)
-        spec = torch_predictor.spec
+        predictor = torch_predictor = TorchPredictor.load(model, rig_of(rig))
+        spec, taxonomy = torch_predictor.spec, torch_predictor.taxonomy
+    tables, console = open_source(data, version, spec.rig, taxonomy), console_for(as_json)
+    if official:
+        require_official(tables)
+    split = split or VALIDATION.get(tables.version, "all")
     metrics = run(predictor, tables, split, names(scenes), out, spec, console, Breakdown(names(by), names(corruptions)))
     if official:
         metrics = compare(out, tables, metrics, console)
     report(metrics, as_json)
 
 
+def _given(conditions: str, bundle: Path) -> Conditions | None:
+    """The value of --conditions, by the taxonomy of the bundle."""
+    from deploy.manifest import read_manifest
+    from deploy.route import parse_conditions
+
+    if not conditions:
+        return None
+    return parse_conditions([] if conditions == "none" else names(conditions), read_manifest(bundle).taxonomy)
+
+
 @app.command(epilog="Example: perception replay drives --scenes scene-0003 --bundle runs/a/bundle --out runs/a/replay")
 def replay(
-    drive: Annotated[Path, typer.Argument(help="nuScenes dataroot, recorded or simulated; .mcap file; rosbag2.")],
+    drive: Annotated[Path, typer.Argument(help="Dataroot of nuScenes, simulated or PandaSet; .mcap file; rosbag2.")],
     bundle: Annotated[Path, typer.Option(help="An exported bundle.")],
     out: Out,
     target: Annotated[str, typer.Option(help="Target whose engine runs; `perception build --list` shows all.")] = "cpu",
@@ -84,7 +112,7 @@ def replay(
     ] = None,
     fault: Annotated[
         list[str] | None,
-        typer.Option(help="KIND:SENSOR[,NAME=NUMBER]@START-END in seconds, as drop:CAM_FRONT@2.0-4.0; repeatable."),
+        typer.Option(help="KIND:SENSOR[,NAME=NUMBER]@START-END in seconds, as drop:cameras@2.0-4.0; repeatable."),
     ] = None,
     conditions: Annotated[
         str,
@@ -131,22 +159,20 @@ def replay(
     With --gates or --baseline it also writes a verdict (verdict.json, junit.xml). Exit code 0: pass; 1: fail; 3:
     inconclusive, because there are too few scenes.
     """
-    from deploy.replay.faults import Fault
     from deploy.replay.gates import Gates
     from deploy.replay.outcome import EXIT_CODES
     from deploy.replay.run import replay as run
     from deploy.replay.selection import Selection
     from deploy.replay.settings import Settings, Source
     from deploy.replay.sources import is_recording
-    from deploy.route import parse_conditions
-    from perception.datasets.nuscenes.tables import only_version
+    from perception.datasets.nuscenes.tables import only_version, versions
     from perception.section import load_section
 
     settings = Settings(
         target=target,
         trust=make_trust(key, state, allow_older),
-        faults=[Fault.parse(text) for text in fault or ()],
-        conditions=parse_conditions([] if conditions == "none" else names(conditions)) if conditions else None,
+        faults=fault or (),
+        conditions=_given(conditions, bundle),
         evidence=evidence,
         selection=Selection(start, math.inf if end is None else end, every),
         real_time=real_time,
@@ -154,7 +180,8 @@ def replay(
         viewers=names(viewer),
     )
     chosen_gates = None if gates is None else load_section(Gates, gates, "the gates")
-    version = version or (None if is_recording(drive) else only_version(drive))
+    if version is None and versions(drive) and not is_recording(drive):
+        version = only_version(drive)
     source = Source(drive, version, names(scenes), topics)
     summary = run(source, bundle, out, settings, baseline, chosen_gates, console_for(as_json))
     report(summary, as_json)

@@ -11,6 +11,7 @@ import numpy as np
 
 from perception.datasets.keyframes import Keyframes
 from perception.errors import InputError
+from perception.rig import Rig
 from perception.sensors.inputs import InputSpec, prepare
 from perception.sources import open_source
 
@@ -24,11 +25,12 @@ class Drives:
     root: Path
     version: str | None = None  # of a dataroot's tables; None: its only version
     scenes: Sequence[str] = ()  # names, or keyframes such as scene-0103:0-4; empty: all
+    rig: Rig | None = None  # of the vehicle; None: nuScenes' car
 
     @cached_property
     def source(self) -> Keyframes:
         """The opened drives."""
-        return open_source(self.root, self.version)
+        return open_source(self.root, self.version, self.rig)
 
     def inputs(self, spec: InputSpec) -> dict[str, dict[str, np.ndarray]]:
         """The network's inputs for each keyframe by token; keyframes without one of its sensors are left out.

@@ -49,6 +49,8 @@ def _require_same_settings(run: Path, baseline: Path) -> None:
                 f"{baseline}: was replayed with {what} {there[what]}, this replay with {here[what]}; replay the "
                 "baseline with the same settings"
             )
+    if ours.taxonomy != theirs.taxonomy:
+        raise InputError(f"{baseline}: its network has other classes or conditions; give a replay of a like network")
     read = {drive.name: drive for drive in theirs.drives}
     for drive in ours.drives:
         other = read.get(drive.name, drive)

@@ -1,6 +1,6 @@
 """Sensor faults, injected into a drive while it is replayed.
 
-A fault is written KIND:SENSOR[,NAME=NUMBER]...[@START-END], such as drop:CAM_FRONT@2.0-4.0.
+A fault is written KIND:SENSOR[,NAME=NUMBER]...[@START-END], such as drop:cameras@2.0-4.0.
 """
 
 from __future__ import annotations
@@ -10,172 +10,14 @@ import re
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, ClassVar
 
 import numpy as np
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
+from deploy.replay.fault_kinds import KINDS, SENSORS_OF_KIND, Delay, Freeze, Kind, Miscalibration
 from perception.errors import InputError
-from perception.evaluation import corrupt
-from perception.frame import CAMERAS, LIDAR, Camera, Frame
-from perception.scene.health.monitor import Status
-from perception.section import Section
-
-GROUPS = {"lidar": (LIDAR,), "cameras": CAMERAS, "all": (LIDAR, *CAMERAS)}
-LONGEST_DELAY = 10.0  # s for which frames are kept in memory
-
-Share = Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
-Amount = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-
-
-class Kind(Section):
-    """What a fault does to a sensor's data. Subclasses override some methods; calibration and timestamps stay."""
-
-    expected_statuses: ClassVar[frozenset[Status]]  # with any of them, health has detected the fault
-
-    def camera(self, camera: Camera, past: Camera | None, rng: np.random.Generator) -> Camera | None:
-        """Return the camera with the fault.
-
-        Args:
-            past: the camera in the earlier frame that a frozen or late sensor still shows.
-            rng: seeded by the fault, the sensor and the frame.
-        """
-        return replace(camera, image=self.image(camera.image, rng))
-
-    def image(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        return image
-
-    def lidar(self, frame: Frame, past: Frame | None, rng: np.random.Generator) -> np.ndarray | None:
-        """Return the points (N, 5) of a frame with the fault; the frame must have points."""
-        assert frame.points is not None
-        return self.points(frame.points, rng)
-
-    def points(self, points: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        return points
-
-
-class Drop(Kind):
-    """Nothing arrives."""
-
-    expected_statuses = frozenset({"missing"})
-
-    def camera(self, camera: Camera, past: Camera | None, rng: np.random.Generator) -> None:
-        return None
-
-    def lidar(self, frame: Frame, past: Frame | None, rng: np.random.Generator) -> None:
-        return None
-
-
-class Freeze(Kind):
-    """The last data before the fault are repeated as if they were new."""
-
-    expected_statuses = frozenset({"frozen"})
-
-    def camera(self, camera: Camera, past: Camera | None, rng: np.random.Generator) -> Camera | None:
-        return past and replace(camera, image=past.image)
-
-    def lidar(self, frame: Frame, past: Frame | None, rng: np.random.Generator) -> np.ndarray | None:
-        return None if past is None else past.points
-
-
-class Delay(Kind):
-    """Data arrive late, with their own time and pose; until the first ones the sensor is missing."""
-
-    expected_statuses = frozenset({"late", "missing"})
-    seconds: Annotated[float, Field(gt=0, le=LONGEST_DELAY)] = 0.5
-
-    def camera(self, camera: Camera, past: Camera | None, rng: np.random.Generator) -> Camera | None:
-        return past
-
-    def lidar(self, frame: Frame, past: Frame | None, rng: np.random.Generator) -> np.ndarray | None:
-        if past is None or past.points is None:
-            return None
-        points = corrupt.moved(past.points, np.linalg.inv(frame.global_from_reference) @ past.global_from_reference)
-        points[:, 4] += 1e-6 * (frame.timestamp - past.timestamp)
-        return points
-
-
-class Blackout(Kind):
-    """The sensor works but sees nothing: black pictures, sweeps without returns."""
-
-    expected_statuses = frozenset({"dark", "missing"})
-
-    def image(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        return np.zeros_like(image)
-
-    def points(self, points: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        return points[:0]
-
-
-class Blur(Kind):
-    expected_statuses = frozenset({"blurred"})
-    pixels: Amount = 5.0  # standard deviation, in the recorded picture
-
-    def image(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        return corrupt.blurred(image, self.pixels)
-
-
-class Noise(Kind):
-    expected_statuses = frozenset({"noisy"})
-    levels: Amount = 25.0  # standard deviation for pictures, of 255 grey levels
-    metres: Amount = 0.1  # standard deviation for points
-
-    def image(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        return corrupt.noisy_image(image, self.levels, rng)
-
-    def points(self, points: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        return corrupt.noisy_points(points, self.metres, rng)
-
-
-class Miscalibration(Kind):
-    """The mounting is rotated and shifted against the calibration; the LiDAR's about the frame of reference.
-
-    Within a second, health detects a LiDAR if the ground below it tilts or rises more than by suspension and road.
-    While the vehicle drives, it detects within seconds a camera that is rotated against the LiDAR, or a LiDAR that is
-    rotated against most cameras. `perception.scene.health.alignment` has the limits; rotations about a camera's own
-    axis and shifts alone are not detected.
-    """
-
-    expected_statuses = frozenset({"miscalibrated"})
-    degrees: NotNegative = 1.0
-    metres: NotNegative = 0.05
-
-    def camera(self, camera: Camera, past: Camera | None, rng: np.random.Generator) -> Camera:
-        return replace(camera, ego_from_camera=camera.ego_from_camera @ self._displacement(rng))
-
-    def points(self, points: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        return corrupt.moved(points, self._displacement(rng))
-
-    def _displacement(self, rng: np.random.Generator) -> np.ndarray:
-        return corrupt.displacement(self.degrees, self.metres, rng)
-
-
-class Points(Kind):
-    """Returns are lost, as in spray or on dark paint."""
-
-    expected_statuses = frozenset({"thinned"})
-    share: Share = 0.5
-
-    def points(self, points: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        return corrupt.thinned(points, self.share, rng)
-
-
-class Corruption(Kind):
-    """Packets arrive with wrong bytes."""
-
-    expected_statuses = frozenset({"corrupt"})
-    share: Share = 0.2  # of the LiDAR's packets, or of the pictures' rows of blocks
-
-    def image(self, image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        return corrupt.damaged_image(image, self.share, rng)
-
-    def points(self, points: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        return corrupt.garbled_points(points, self.share, rng)
-
-
-KINDS: dict[str, type[Kind]] = {kind.__name__.lower(): kind for kind in Kind.__subclasses__()}
-SENSORS_OF_KIND = {"blur": CAMERAS, "points": (LIDAR,)}  # kinds that only these sensors can have
+from perception.frame import Frame
+from perception.rig import GROUPS, Sensors
 
 _TEXT = re.compile(r"(?P<kind>\w*):(?P<sensor>\w*)(?P<options>(?:,[^,@]*)*)(?:@(?P<start>[^-]*)-(?P<end>.*))?")
 
@@ -186,30 +28,35 @@ class Fault:
 
     text: str  # as written; seeds the random numbers, with the sensor and the frame
     kind: Kind
-    sensors: tuple[str, ...]  # LIDAR and names in CAMERAS
+    sensors: tuple[str, ...]  # names in the rig
+    lidars: tuple[str, ...]  # all of the rig
     start: float  # s since the first frame of the drive
     end: float  # s; the fault ends before it
 
     @staticmethod
-    def parse(text: str) -> Fault:
+    def parse(text: str, every: Sensors) -> Fault:
         """Parse KIND:SENSOR[,NAME=NUMBER]...[@START-END].
+
+        Args:
+            every: the sensors of the rig.
 
         Raises:
             InputError: there is no such kind, sensor or option, a number is out of range, or the window is empty.
         """
         match = _TEXT.fullmatch(text)
         if match is None:
-            raise InputError(f"--fault {text}: write KIND:SENSOR[,NAME=NUMBER]@START-END, as drop:CAM_FRONT@2.0-4.0")
+            raise InputError(f"--fault {text}: write KIND:SENSOR[,NAME=NUMBER]@START-END, as drop:cameras@2.0-4.0")
         name, sensor = match["kind"], match["sensor"]
         if name not in KINDS:
             raise InputError(f"--fault {text}: no kind {name!r}; one of {', '.join(KINDS)}")
-        if sensor not in (LIDAR, *CAMERAS, *GROUPS):
-            raise InputError(f"--fault {text}: no sensor {sensor!r}; one of {', '.join((*GROUPS, LIDAR, *CAMERAS))}")
-        sensors = GROUPS.get(sensor, (sensor,))
-        if outside := set(sensors) - set(SENSORS_OF_KIND.get(name, sensors)):
+        if sensor not in (*GROUPS, *every.names):
+            raise InputError(f"--fault {text}: no sensor {sensor!r}; one of {', '.join((*GROUPS, *every.names))}")
+        groups = dict(zip(GROUPS, (every.lidars, every.cameras, every.names), strict=True))
+        sensors = groups.get(sensor, (sensor,))
+        if outside := set(sensors) - set(groups[SENSORS_OF_KIND.get(name, "all")]):
             raise InputError(f"--fault {text}: {sensor} cannot have {name} ({', '.join(sorted(outside))})")
         start, end = _window(text, match["start"], match["end"])
-        return Fault(text, _kind(text, KINDS[name], match["options"]), sensors, start, end)
+        return Fault(text, _kind(text, KINDS[name], match["options"]), sensors, every.lidars, start, end)
 
     def random(self, *seeds: str) -> np.random.Generator:
         """A generator with the same numbers for the same fault and seeds on every machine."""
@@ -226,11 +73,28 @@ class Fault:
             camera = self.kind.camera(cameras.pop(name), before, self.random(name, *seed))
             if camera is not None:
                 cameras[name] = camera
-        points = frame.points
-        if LIDAR in self.sensors and points is not None:
-            points = self.kind.lidar(frame, past, self.random("lidar", *seed))
+        for i, name in enumerate(self.lidars):
+            own = frame.of_lidar(i)
+            if name in self.sensors and own.points is not None:
+                shown = None if past is None else past.of_lidar(i)
+                points = self.kind.lidar(own, shown, self.random("lidar" if i == 0 else name, *seed))
+                frame = _with_points(frame, i, points)
         # Keep the order of the cameras.
-        return replace(frame, points=points, cameras={name: cameras[name] for name in frame.cameras if name in cameras})
+        return replace(frame, cameras={name: cameras[name] for name in frame.cameras if name in cameras})
+
+
+def _with_points(frame: Frame, lidar: int, points: np.ndarray | None) -> Frame:
+    """The frame with these points instead of one LiDAR's; in the order of a `Frame`'s."""
+    if frame.points is None or frame.lidar_of_point is None:
+        return replace(frame, points=points)
+    points = np.zeros((0, 5), np.float32) if points is None else points
+    rest = frame.lidar_of_point != lidar
+    joined = np.concatenate([frame.points[rest], points])
+    owners = np.concatenate([frame.lidar_of_point[rest], np.full(len(points), lidar, np.uint8)])
+    order = np.argsort(joined[:, 4], kind="stable")
+    if not len(order):
+        return replace(frame, points=None, lidar_of_point=None)
+    return replace(frame, points=joined[order], lidar_of_point=owners[order])
 
 
 def _window(text: str, start: str | None, end: str | None) -> tuple[float, float]:

@@ -38,7 +38,7 @@ def _sensors(frame: Frame) -> bytes:
     """
     known = (frame.token, frame.scene, frame.timestamp, frame.location, frame.position, frame.conditions)
     arrays = [frame.global_from_ego]
-    arrays += [] if frame.points is None else [frame.points[frame.points[:, 4] == 0, 3]]
+    arrays += [] if frame.points is None else [frame.keyframe_points[:, 3]]
     for camera in frame.cameras.values():
         arrays += [camera.intrinsics, camera.ego_from_camera, camera.global_from_ego, camera.image[::_ROWS]]
     return _sha256(

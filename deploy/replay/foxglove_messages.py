@@ -134,11 +134,11 @@ def raster_grid(layer: RasterLayer, frame_id: str, timestamp: int) -> Grid:
 
 
 def point_cloud(points: np.ndarray, frame_id: str, timestamp: int) -> PointCloud:
-    """The keyframe's points, from a Frame's points (N, 5), with x y z and intensity."""
+    """Points (N, 5) of a Frame, with x y z and intensity."""
     message = PointCloud(
         frame_id=frame_id, pose=_pose(np.eye(3), np.zeros(3)), point_stride=16,
         fields=_fields(("x", "y", "z", "intensity"), PackedElementField.FLOAT32, 4),
-        data=points[points[:, 4] == 0, :4].astype("<f4").tobytes(),
+        data=points[:, :4].astype("<f4").tobytes(),
     )  # fmt: skip
     message.timestamp.FromMicroseconds(timestamp)
     return message

@@ -15,7 +15,7 @@ from mcap_protobuf.writer import Writer
 from deploy.replay import foxglove_messages as messages
 from deploy.replay.pictures import draw_layers
 from perception.atomic import atomic_file
-from perception.frame import LIDAR, Frame
+from perception.frame import Frame
 from perception.scene.scene import SceneFrame
 from perception.tasks.drawing import BoxLayer, Layer
 from perception.tasks.task import Task
@@ -29,29 +29,30 @@ class FoxgloveWriter:
 
     /tf                       map, base_link, the frames of LiDAR and cameras, at the time of the keyframe
     /LAYER                    the tasks' layers: /detections, /tracks and /annotations as cubes, /map as a grid
-    /lidar_top                the keyframe's points
-    /cam_*/image, .../camera_info, .../annotations   pictures, calibration, edges of the detections
+    /LIDAR                    the keyframe's points of all LiDARs, under the name of the rig's first
+    /CAMERA/image, .../camera_info, .../annotations   pictures, calibration, edges of the detections
     /log                      changes of believed conditions, active modules and sensor health
     """
 
-    def __init__(self, writer: Writer, tasks: Mapping[str, Task[Any]]) -> None:
-        self._writer, self._tasks = writer, tasks
+    def __init__(self, writer: Writer, tasks: Mapping[str, Task[Any]], lidar: str) -> None:
+        self._writer, self._tasks, self._lidar = writer, tasks, lidar
         self._logged: dict[str, str] = {}  # latest value in /log by name
 
     @classmethod
     @contextmanager
-    def open(cls, path: Path, tasks: Mapping[str, Task[Any]]) -> Iterator[FoxgloveWriter]:
+    def open(cls, path: Path, tasks: Mapping[str, Task[Any]], lidar: str) -> Iterator[FoxgloveWriter]:
         """Open a writer of the file `path`, which appears when the block ends.
 
         Args:
             tasks: the network's tasks by name.
+            lidar: name of the reference LiDAR.
 
         Raises:
             InputError: the folder cannot be written.
         """
         with atomic_file(path, "the recording") as file:
             writer = Writer(file, chunk_size=CHUNK)
-            yield cls(writer, tasks)
+            yield cls(writer, tasks, lidar)
             writer.finish()
 
     def add(self, frame: Frame, seen: SceneFrame) -> None:
@@ -63,7 +64,7 @@ class FoxgloveWriter:
             self._writer.write_message(topic, message, nanoseconds, nanoseconds)
 
     def _around(self, frame: Frame, layers: Iterable[Layer]) -> Iterator[tuple[str, Any]]:
-        reference, time = EGO if frame.reference == "ego" else LIDAR, frame.timestamp
+        reference, time = EGO if frame.reference == "ego" else self._lidar, frame.timestamp
         for layer in layers:
             if isinstance(layer, BoxLayer):
                 own = MAP if layer.style == "tracked" else reference
@@ -71,14 +72,14 @@ class FoxgloveWriter:
             else:
                 yield f"/{layer.name}", messages.raster_grid(layer, reference, time)
         if frame.points is not None:
-            yield f"/{LIDAR.lower()}", messages.point_cloud(frame.points, reference, time)
+            yield f"/{self._lidar.lower()}", messages.point_cloud(frame.keyframe_points, reference, time)
 
     def _pictures(self, frame: Frame, layers: Iterable[Layer]) -> Iterator[tuple[str, Any]]:
         """Transforms at the time of the keyframe, and the cameras' pictures, calibration and box edges."""
         ego_from_global = np.linalg.inv(frame.global_from_ego)
         frames = [
             messages.transform(MAP, EGO, frame.global_from_ego, frame.timestamp),
-            messages.transform(EGO, LIDAR, ego_from_global @ frame.global_from_reference, frame.timestamp),
+            messages.transform(EGO, self._lidar, ego_from_global @ frame.global_from_reference, frame.timestamp),
         ]
         if frame.reference == "ego":
             frames.pop()

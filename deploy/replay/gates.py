@@ -22,9 +22,9 @@ from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 from deploy.replay.latency import STAGES
 from deploy.replay.measures import Measures, agreements, metrics
 from perception.errors import InputError
-from perception.frame import CONDITION_VALUES
 from perception.section import Section
 from perception.tasks.judging import GateMetric, Subject
+from perception.taxonomy import Taxonomy
 
 DEFAULT_LOSS, DEFAULT_AGREEMENT, DEFAULT_COMMON = 0.01, 0.9, 0.9
 
@@ -38,14 +38,6 @@ class _Subset(Section):
     condition: str | None = None  # such as rain or rain+night: only frames with these tags
     range: tuple[float, float] | None = Field(default=None, strict=False)  # m from the vehicle: from, to
 
-    @field_validator("condition")
-    @classmethod
-    def _known(cls, condition: str | None) -> str | None:
-        for value in condition.split("+") if condition else ():
-            if value not in CONDITION_VALUES:
-                raise ValueError(f"{value!r} is none of {', '.join(CONDITION_VALUES)}")
-        return condition
-
     @field_validator("range")
     @classmethod
     def _ordered(cls, bounds: tuple[float, float] | None) -> tuple[float, float] | None:
@@ -58,15 +50,22 @@ class _Subset(Section):
         if name not in known:
             raise ValueError(f"{name!r} is none of {', '.join(known)}")
         metric = known[name]
-        if self.class_ is not None and self.class_ not in metric.classes:
-            choice = ", ".join(metric.classes) or "it is of all classes"
-            raise ValueError(f"{name} has no class {self.class_!r}; {choice}")
+        if self.class_ is not None and metric.classes is None:
+            raise ValueError(f"{name} has no class {self.class_!r}; it is of all classes")
         if self.condition is not None and metric.whole:
             raise ValueError(f"{name} is of all frames; give no condition")
         if self.range is not None and not metric.ranged:
             raise ValueError(f"{name} has no ranges; give none")
         if self.range is not None and metric.step and any(bound % metric.step for bound in self.range):
             raise ValueError(f"{name} is counted in rings of {metric.step:g} m; give multiples of it as the range")
+
+    def require_taxonomy(self, name: str, taxonomy: Taxonomy) -> None:
+        """Raise InputError for a class or a condition that the taxonomy lacks."""
+        known = (metrics() | agreements())[name].names(taxonomy)
+        if self.class_ is not None and self.class_ not in known:
+            raise InputError(f"{name} has no class {self.class_!r}; {', '.join(known)}")
+        for value in self.condition.split("+") if self.condition else ():
+            taxonomy.kind_of(value)
 
     def subject(self, name: str) -> Subject:
         return Subject(name, self.class_, self.condition, self.range)
@@ -177,6 +176,16 @@ Gate = Annotated[
 class Gates(Section):
     gates: tuple[Gate, ...] = Field(min_length=1, strict=False)
     common: Share = DEFAULT_COMMON  # least share of the frames that the baseline must also have
+
+    def require_taxonomy(self, taxonomy: Taxonomy) -> None:
+        """Raise InputError for a class or a condition that the taxonomy of the network lacks."""
+        for number, gate in enumerate(self.gates):
+            if isinstance(gate, _Subset):
+                name = gate.metric if isinstance(gate, Score) else gate.of
+                try:
+                    gate.require_taxonomy(name, taxonomy)
+                except InputError as error:
+                    raise InputError(f"gates.{number}: {error}") from None
 
     @property
     def scores(self) -> list[str]:

@@ -98,6 +98,7 @@ def new_provenance(runtime: Runtime, source: Source, settings: Settings) -> Repl
             release=getattr(bundle.manifest, "release", None),
         ),
         engine=_engine(runtime),
+        taxonomy=runtime.bundle.manifest.taxonomy,
         software=software(),
         commit=commit(),
         machine=machine(),
@@ -105,7 +106,7 @@ def new_provenance(runtime: Runtime, source: Source, settings: Settings) -> Repl
         version=source.version,
         scenes=tuple(source.scenes),
         topics_sha256=None if source.topics is None else sha256(source.topics),
-        faults=tuple(fault.text for fault in settings.faults),
+        faults=tuple(settings.faults),
         conditions=None if settings.conditions is None else settings.conditions.known(),
         evidence=runtime.sources.about,
         selection=SelectionUsed(

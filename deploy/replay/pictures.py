@@ -44,7 +44,7 @@ def points_picture(frame: Frame, grid: BevGrid, size: int) -> str | None:
     """Data URI of the keyframe's points from above, coloured by height, transparent elsewhere; None without LiDAR."""
     if frame.points is None:
         return None
-    points = frame.points[frame.points[:, 4] == 0]
+    points = frame.keyframe_points
     points = points[grid.inside(points)]
     ego_from_reference = np.linalg.inv(frame.global_from_ego) @ frame.global_from_reference
     height = points[:, :3] @ ego_from_reference[2, :3] + ego_from_reference[2, 3]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from deploy.replay.fault_detection import FaultDetections
-from deploy.replay.faults import inject
+from deploy.replay.faults import Fault, inject
 from deploy.replay.folder import REPORT, SOURCES, VIEWERS, final_files, remove
 from deploy.replay.isolation import frozen_objects, single_core
 from deploy.replay.journal import JOURNAL, Journal, Recorded
@@ -87,7 +87,9 @@ class Player:
         self.latency = Latency(VEHICLE if self.settings.latency else THROUGHPUT)
         self.expected = sum(self.settings.selection.expected(len(drive), drive.seconds) for drive in drives)
         self.report = Report(runtime.bundle.manifest, runtime.target, self.expected)
-        self.fault_detections = FaultDetections(self.settings.faults)
+        sensors = runtime.bundle.manifest.rig.sensors
+        self.faults = [Fault.parse(text, sensors) for text in self.settings.faults]
+        self.fault_detections = FaultDetections(self.faults)
 
     def run(self) -> dict[str, Any]:
         """Replay everything once; returns the summary."""
@@ -175,7 +177,7 @@ class Player:
 
     def _frames(self) -> Iterator[Timed]:
         """The selected frames of every drive, with the seconds that reading each took."""
-        selection, faults = self.settings.selection, self.settings.faults
+        selection, faults = self.settings.selection, self.faults
         drives = (frame for drive in self.drives for frame in selection.before_end(drive))
         # Faults are injected before the selection, since they depend on earlier frames and on the start of the drive.
         return _with_reading_time(selection.select(inject(self.fault_detections.record_starts(drives), faults)))

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from perception.atomic import write_atomically
 from perception.errors import InputError
 from perception.section import Section
+from perception.taxonomy import Taxonomy
 
 PROVENANCE = "replay.json"
 
@@ -56,6 +57,7 @@ class ReplayProvenance(Section):
 
     schema_version: Literal[1] = 1
     bundle: BundleUsed
+    taxonomy: Taxonomy  # of the network
     engine: EngineUsed
     software: dict[str, str]  # versions; `source` is a hash of our code
     commit: str | None = None  # of our code, with -dirty if files differed from it; None: not known

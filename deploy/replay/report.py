@@ -16,7 +16,8 @@ from deploy.replay.page_data import as_script
 from deploy.replay.timeline import Timeline
 from deploy.replay.track_history import Trails
 from deploy.replay.worst_frames import WorstFrames
-from perception.frame import CAMERAS, Boxes, Frame
+from perception.frame import Boxes, Frame
+from perception.rig import ordered_by_view
 from perception.scene.scene import SceneFrame
 from perception.tasks.drawing import COUNTED_SCORE, LOWEST_SCORE, BoxLayer, Layer
 
@@ -44,6 +45,9 @@ class Report:
         self._tasks = manifest.heads
         self._layers: dict[str, dict[str, Any]] = {}  # what is equal in all frames, by the layer's name
         self._trails = defaultdict[str, Trails](Trails)  # by the layer's name
+        # By camera, from its first picture: the yaw of its optical axis in the ego frame, and its height on the page.
+        self._yaws: dict[str, float] = {}
+        self._heights: dict[str, int] = {}
 
     def add(self, frame: Frame, seen: SceneFrame) -> None:
         """Add the next frame and what was perceived in it; `seen.seconds` must have all STAGES."""
@@ -53,6 +57,10 @@ class Report:
             self._start = frame.timestamp
         self._milliseconds.append([round(seen.seconds[stage] * 1e3, 2) for stage in STAGES])
         self._timeline.add(number, frame, seen)
+        for name, camera in frame.cameras.items():
+            ahead = camera.ego_from_camera[:2, 2]
+            self._yaws.setdefault(name, float(np.arctan2(ahead[1], ahead[0])))
+            self._heights.setdefault(name, round(camera.image.shape[0] * CAMERA_WIDTH / camera.image.shape[1]))
         layers = list(self._layers_of(frame, seen))
         if self._worst.add(number, self._ratings(frame, seen)) | (number in self._spread):
             self._frames[number] = self._with_pictures(number, frame, seen, layers)
@@ -77,8 +85,10 @@ class Report:
             "verdict": None,
             "bundle": _bundle_facts(self.manifest, self.target) | dict(provenance or {}),
             "layers": list(self._layers.values()),
-            "cameras": CAMERAS,
+            "lidars": self.manifest.rig.sensors.lidars,
+            "cameras": self._arranged(),
             "cameraWidth": CAMERA_WIDTH,
+            "cameraHeights": self._heights,
             "extent": [low[0].min(), low[1].min(), np.ptp(low[0]), np.ptp(low[1])],
             "threshold": [LOWEST_SCORE, COUNTED_SCORE],
             "latency": latency,
@@ -95,6 +105,12 @@ class Report:
         for name in ("style.css", "drive.js", "frame.js"):
             page = page.replace(f"__{name}__", parts.joinpath(name).read_text(encoding="utf-8"))
         return page.replace("__data__", as_script(data))
+
+    def _arranged(self) -> list[list[str]]:
+        """The rig's cameras as rows of the page, as they look; those without a picture come last."""
+        front, rear = ordered_by_view(self._yaws)
+        rear += [name for name in self.manifest.rig.sensors.cameras if name not in self._yaws]
+        return [row for row in (front, rear) if row]
 
     def _ratings(self, frame: Frame, seen: SceneFrame) -> dict[str, tuple[float, str]]:
         total = sum(self._milliseconds[-1])

@@ -30,7 +30,7 @@ class RerunWriter:
     world/LAYER                        the tasks' layers in the global frame, such as tracks
     world/vehicle                      the reference frame, with the points
     world/vehicle/LAYER                the tasks' layers in it, such as detections and annotations
-    world/vehicle/CAM_*                pictures, at the poses of the cameras
+    world/vehicle/CAMERA               pictures, at the poses of the cameras
     LAYER                              raster layers from above, such as map
     conditions, route, health          believed conditions, active modules, sensor health, with reasons
     """

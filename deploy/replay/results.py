@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 
 from deploy.replay.latency import VEHICLE
+from deploy.replay.provenance import ReplayProvenance
 from perception.errors import InputError
 from perception.tasks.judging import ReplayedFrames
+from perception.taxonomy import Taxonomy
 
 STATISTICS, LATENCY = "statistics.jsonl", "latency.json"
 
@@ -71,12 +73,18 @@ class Finished:
         """The frames for the judge of a task."""
         return ReplayedFrames(
             folder=self.folder,
+            taxonomy=self.taxonomy,
             tokens=self.tokens,
             scenes=self.scenes,
             egos=self.egos,
             conditions=[frozenset(line["conditions"]) for line in self.lines],
             statistics=[line["tasks"].get(name) for line in self.lines],
         )
+
+    @cached_property
+    def taxonomy(self) -> Taxonomy:
+        """Of the network, from replay.json."""
+        return ReplayProvenance.load(self.folder).taxonomy
 
     @property
     def dropped(self) -> tuple[int, int]:

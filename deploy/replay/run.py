@@ -53,7 +53,10 @@ def replay(
     judged = gates is not None or baseline is not None
     with error_if_unjudged(out, judged):
         runtime = Runtime(bundle, settings.target, settings.trust, settings.evidence)
-        drives = open_drives(source.path, source.version, source.scenes, runtime.bundle.spec, source.topics)
+        taxonomy = runtime.bundle.manifest.taxonomy
+        if gates is not None:
+            gates.require_taxonomy(taxonomy)
+        drives = open_drives(source.path, source.version, source.scenes, runtime.bundle.spec, source.topics, taxonomy)
         player = Player(runtime, source, drives, out, settings, _Progress(console))
         summary = player.run()
         _print(player, summary, console)

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from deploy.replay.faults import Fault
 from deploy.replay.selection import Selection
 from deploy.trust import Trust
 from perception.frame import Conditions
@@ -36,7 +35,7 @@ class Settings:
     Args:
         target: the target whose engine runs.
         trust: who must have signed the bundle, and how old it may be; None accepts it unsigned and of any age.
-        faults: sensor faults, injected in this order.
+        faults: sensor faults as `Fault.parse` takes them, injected in this order.
         conditions: used for every frame instead of the drive's tags; None: the tags.
         evidence: YAML file of the sources of evidence for the conditions; None: tags, then what is recognised.
         selection: the part of every drive that is replayed.
@@ -47,7 +46,7 @@ class Settings:
 
     target: str = "cpu"
     trust: Trust | None = None
-    faults: Sequence[Fault] = ()
+    faults: Sequence[str] = ()
     conditions: Conditions | None = None
     evidence: Path | None = None
     selection: Selection = field(default_factory=Selection)

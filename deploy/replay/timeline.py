@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from perception.frame import CONDITIONS, Frame
+from perception.frame import Frame
 from perception.scene.scene import SceneFrame
 
 
@@ -17,8 +17,8 @@ class Timeline:
 
     def add(self, number: int, frame: Frame, seen: SceneFrame) -> None:
         """Add the next frame of the replay, as recorded and as perceived."""
-        for kind in CONDITIONS:
-            self._extend(("tags", kind), number, seen.scene, getattr(frame.conditions, kind) or "", "")
+        for kind in seen.beliefs:
+            self._extend(("tags", kind), number, seen.scene, frame.conditions.get(kind, ""), "")
         for kind, belief in seen.beliefs.items():
             self._extend(("conditions", kind), number, seen.scene, belief.value or "", belief.why)
         for module, routed in seen.route.items():

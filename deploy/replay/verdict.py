@@ -70,6 +70,8 @@ def require_comparable(baseline: Path | None, gates: Gates | None) -> None:
 class _Judge:
     def __init__(self, finished: Finished, baseline: Path | None, gates: Gates | None) -> None:
         self.finished, self.baseline = finished, baseline
+        if gates is not None:
+            gates.require_taxonomy(finished.taxonomy)
         self.run, self.judged = Measures(finished), finished
         self.pair: tuple[Measures, Measures] | None = None  # common frames of this run and of the baseline
         if baseline is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 from deploy.manifest import Manifest
 from deploy.replay.folder import VIEWERS
@@ -16,7 +16,7 @@ from perception.datasets.keyframes import Keyframes
 from perception.errors import InputError
 from perception.frame import Frame
 from perception.scene.scene import SceneFrame
-from perception.tasks.task import FrameWriter, Task
+from perception.tasks.task import FrameWriter
 
 
 class ViewerWriter(Protocol):
@@ -68,15 +68,15 @@ def open_writers(
         StatisticsWriter(
             files.enter_context(atomic_file(out / STATISTICS, "the statistics")), manifest.sensors, tasks, source
         ),
-        [files.enter_context(_viewer(name, out / VIEWERS[name], tasks)) for name in viewers],
+        [files.enter_context(_viewer(name, out / VIEWERS[name], manifest)) for name in viewers],
     )
 
 
-def _viewer(name: str, path: Path, tasks: Mapping[str, Task[Any]]) -> AbstractContextManager[ViewerWriter]:
+def _viewer(name: str, path: Path, manifest: Manifest) -> AbstractContextManager[ViewerWriter]:
     if name == "rerun":
         from deploy.replay.rerun_results import RerunWriter
 
-        return RerunWriter.open(path, tasks)
+        return RerunWriter.open(path, manifest.heads)
     from deploy.replay.foxglove_results import FoxgloveWriter
 
-    return FoxgloveWriter.open(path, tasks)
+    return FoxgloveWriter.open(path, manifest.heads, manifest.rig.sensors.lidars[0])

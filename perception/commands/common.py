@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from perception.rig import Rig
+
 app = typer.Typer(
     help="Camera + LiDAR perception built from modules: train on nuScenes, export engines, replay drives.",
     no_args_is_help=True,
@@ -25,12 +27,18 @@ app = typer.Typer(
 
 Root = Annotated[
     Path,
-    typer.Option("--data", help="nuScenes dataroot, recorded or simulated; or mmdet3d's nuscenes_infos_*.pkl in one."),
+    typer.Option(
+        "--data", help="Dataroot of nuScenes, simulated or PandaSet; or mmdet3d's nuscenes_infos_*.pkl in one."
+    ),
 ]
 Version = Annotated[str | None, typer.Option(help="v1.0-mini, v1.0-trainval, ... Default: the only one there is.")]
 Out = Annotated[Path, typer.Option("--out", help="Folder to write.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON to standard output, all else to standard error.")]
 Scenes = Annotated[str, typer.Option(help="Only these: scene-0103,scene-0916 or keyframes scene-0103:0-4.")]
+
+RigOption = Annotated[
+    str | None, typer.Option("--rig", help="The vehicle's sensors: nuscenes, truck, shuttle, ... or a YAML file.")
+]
 
 TRAINING = {"v1.0-mini": "mini_train", "v1.0-trainval": "train", "v1.0-sim": "sim_train"}
 VALIDATION = {"v1.0-mini": "mini_val", "v1.0-trainval": "val", "v1.0-sim": "sim_val"}
@@ -50,6 +58,13 @@ def console_for(as_json: bool) -> Console:
     from rich.console import Console
 
     return Console(stderr=as_json)
+
+
+def rig_of(chosen: str | None) -> Rig | None:
+    """The rig that an option chooses; None without one."""
+    from perception.rig import load_rig
+
+    return None if chosen is None else load_rig(chosen)
 
 
 def names(text: str) -> list[str]:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from perception.commands.common import TRAINING, Json, Out, Root, Version, app, names, report
+from perception.commands.common import TRAINING, Json, Out, RigOption, Root, Version, app, names, report, rig_of
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
 
 
 @app.command(epilog="Example: perception simulate drives --scenes 8 --samples 20 --conditions clear-day-boston")
@@ -24,15 +28,22 @@ def simulate(
         ),
     ] = "all",
     sweeps: Annotated[int, typer.Option(help="LiDAR sweeps (at 20 Hz) before each keyframe.", min=0, max=10)] = 0,
+    rig: RigOption = None,
 ) -> None:
     """Write simulated drives in the nuScenes schema, which the official devkit loads."""
     from rich.progress import Progress
 
     from perception.simulate.simulate import simulate as run
 
+    chosen = rig_of(rig)
     with Progress() as progress:
         bar = progress.add_task("keyframes", total=scenes * samples)
-        run(out, scenes, samples, seed, names(conditions), sweeps, lambda done, _: progress.update(bar, completed=done))
+        advance = partial(_advance, progress, bar)
+        run(out, scenes, samples, seed, names(conditions), sweeps, advance, chosen)
+
+
+def _advance(progress: Progress, bar: TaskID, done: int, _: int) -> None:
+    progress.update(bar, completed=done)
 
 
 @app.command(epilog="Example: perception train configs/tiny.yaml --data drives --out runs/a")
@@ -56,7 +67,7 @@ def train(
     settings = load_config(config)
     if steps is not None:
         settings = settings.model_copy(update={"train": settings.train.model_copy(update={"steps": steps})})
-    tables = open_source(data, version)
+    tables = open_source(data, version, settings.rig, settings.taxonomy)
     print(run(settings, tables, split or TRAINING.get(tables.version, "all"), out, resume))
 
 
@@ -74,6 +85,24 @@ def import_mmdet3d(
     from perception.mmdet3d.importing import import_checkpoint
 
     ours, network = import_checkpoint(config, checkpoint, out)
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    shown = f"{out}: {ours.name}, {parameters:,} parameters"
+    report({"run": str(out), "name": ours.name, "parameters": parameters}, as_json, shown)
+
+
+@app.command(
+    epilog="Example: perception import-pointpillars configs/kitti/pointpillars.yaml kitti.safetensors --out runs/kitti"
+)
+def import_pointpillars(
+    config: Annotated[Path, typer.Argument(help="YAML of the network, such as configs/kitti/pointpillars.yaml.")],
+    weights: Annotated[Path, typer.Argument(help="Its weights with folded normalisations, a .safetensors file.")],
+    out: Out,
+    as_json: Json = False,
+) -> None:
+    """Import a trained PointPillars of SECOND's family, such as one for KITTI, as a run."""
+    from perception.import_pointpillars import import_pointpillars as run
+
+    ours, network = run(config, weights, out)
     parameters = sum(parameter.numel() for parameter in network.parameters())
     shown = f"{out}: {ours.name}, {parameters:,} parameters"
     report({"run": str(out), "name": ours.name, "parameters": parameters}, as_json, shown)

@@ -12,6 +12,7 @@ from perception.commands.common import (
     TRAINING,
     Json,
     Out,
+    RigOption,
     Root,
     Scenes,
     Version,
@@ -19,6 +20,7 @@ from perception.commands.common import (
     console_for,
     names,
     report,
+    rig_of,
 )
 from perception.errors import InputError
 
@@ -84,6 +86,7 @@ def adapt(
     scenes: Scenes = "",
     steps: Annotated[int, typer.Option(help="Training steps.", min=1)] = 300,
     learning_rate: Annotated[float, typer.Option(help="Peak of the one-cycle schedule.", min=0)] = 1e-2,
+    rig: RigOption = None,
 ) -> None:
     """Train a new module on the frozen base of a checkpoint (post-hoc adaptation; repeated: continual learning).
 
@@ -101,6 +104,7 @@ def adapt(
     from perception.sources import open_source
     from perception.training.adapt import adapt as run
     from perception.training.adapt import add_task, read_task
+    from perception.training.checkpoint import trained_config
 
     if bool(task) == bool(add) or (task and (conditions or option)) or (config and not task):
         raise InputError("give --add with --conditions and --option for a module, or --task with --config for a task")
@@ -108,9 +112,11 @@ def adapt(
     if not name and not task:
         raise InputError(f"--add {add}: write KIND:NAME, such as low_rank:rain")
     module = {"name": name, "when": names(conditions)} | _kinds(kinds, names(slots), _numbers(option or []))
-    tables = open_source(data, version)
-    split = split or TRAINING.get(tables.version, "all")
     foreign = foreign_config(checkpoint)
+    config_before = trained_config(checkpoint) if foreign is None else None
+    vehicle = rig_of(rig) or (config_before.rig if config_before else None)
+    tables = open_source(data, version, vehicle, config_before.taxonomy if config_before else None)
+    split = split or TRAINING.get(tables.version, "all")
     if foreign is not None:
         if task:
             raise InputError(f"{checkpoint}: --task takes a run of ours; a foreign backbone has its own heads")
@@ -160,7 +166,8 @@ def _show_route(
     scene, _, number = frame.partition(":")
     if not number.isdigit():
         raise InputError(f"--frame {frame}: write a scene and the number of its keyframe, such as scene-0103:0")
-    tables, predictor = open_source(data, version), TorchPredictor(model)
+    tables = open_source(data, version, model.config.rig, model.config.taxonomy)
+    predictor = TorchPredictor(model)
     (token,) = tables.samples(selectors=[f"{scene}:{number}-{int(number) + 1}"])
     recorded = tables.frame(token, predictor.spec.grid.reference, predictor.spec.sweeps)
     predictor(recorded)

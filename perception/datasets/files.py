@@ -1,8 +1,10 @@
-"""Reads the sensor files of a drive: LiDAR sweeps and images."""
+"""Reads the files of a drive: LiDAR sweeps, images, JSON."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -68,6 +70,18 @@ def decode_image(content: bytes) -> np.ndarray:
     if image is None:
         raise ValueError("not a picture that can be decoded")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file.
+
+    Raises:
+        InputError: the file is absent, or not JSON.
+    """
+    try:
+        return json.loads(_read(path))
+    except (FileNotFoundError, ValueError) as error:
+        raise InputError(f"{path}: no JSON file ({' '.join(str(error).split())})") from None
 
 
 def _read(path: Path) -> bytes:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Protocol
 from perception.errors import InputError
 from perception.frame import Boxes, Conditions, Frame
 from perception.grid import Reference
+from perception.rig import Rig
+from perception.taxonomy import Taxonomy
 
 if TYPE_CHECKING:
     from perception.datasets.nuscenes.map_expansion import MapExpansion
@@ -20,6 +22,8 @@ class Keyframes(Protocol):
 
     dataroot: Path  # the folder of samples/ and, if present, maps/
     version: str  # of the tables; for infos the file's name
+    taxonomy: Taxonomy  # of its annotations, map and conditions
+    rig: Rig  # of the vehicle
 
     def scenes(self, split: str | None = None, selectors: Sequence[str] = ()) -> list[str]:
         """Names of the drives in a split (None or 'all': all drives), or of the selected ones among them."""

@@ -64,7 +64,7 @@ def evaluate(
     Raises:
         InputError: an unknown split, scene, axis or corruption, a damaged file, or a folder that cannot be written.
     """
-    check_axes(breakdown.by)
+    check_axes(breakdown.by, tables.taxonomy.conditions)
     console = console or Console()
     samples = tables.samples(split, selectors)
     corruptions = chosen_corruptions(breakdown.corruptions, spec.sensors)
@@ -78,9 +78,9 @@ def evaluate(
         for metric in metrics.values():
             scores |= metric.scores()
     if breakdown.by:
-        scores["slices"] = slice_scores(known, metrics, breakdown.by)
+        scores["slices"] = slice_scores(known, metrics, breakdown.by, tables.taxonomy.conditions)
     if corruptions:
-        scores["robustness"] = robustness(predictor, frames, metrics, corruptions)
+        scores["robustness"] = robustness(predictor, frames, metrics, corruptions, spec.rig.sensors.cameras)
     write_atomically(out / "metrics.json", json.dumps(scores, indent=2, allow_nan=False).encode())
     _print(scores, metrics, tables, console)
     return scores
@@ -115,7 +115,7 @@ def _predicted(
             for task, result in predictor(frame).results.items():
                 if task not in metrics:
                     metrics[task] = TASKS[task].metric(tables, spec.grid)
-                    submission = TASKS[task].submission(out, spec.sensors)
+                    submission = TASKS[task].submission(out, spec.sensors, tables.taxonomy)
                     if submission is not None:
                         writers[task] = files.enter_context(submission)
                 metrics[task].add(frame, result)
@@ -130,7 +130,7 @@ def _print(scores: dict[str, Any], metrics: Mapping[str, Metric[Any]], tables: K
     for metric in metrics.values():
         for table in metric.tables(scores):
             console.print(table)
-    if not isinstance(tables, NuScenesTables):
+    if not isinstance(tables, NuScenesTables) and tables.taxonomy.attributes:
         console.print(f"{tables.version} knows no attributes: their error (AAE) counts as 1, up to 0.1 of NDS")
     if "slices" in scores:
         console.print(slice_table(scores["slices"]))

@@ -19,11 +19,12 @@ from rich.table import Table
 from perception.errors import InputError
 from perception.evaluation import corrupt
 from perception.evaluation.slices import numbers, part_scores
-from perception.frame import CAMERAS, Frame, Prediction
+from perception.frame import Frame, Prediction
 from perception.strict_json import shown
 from perception.tasks.task import Metric
 
 Change = Callable[[np.ndarray, float, np.random.Generator], np.ndarray]  # of points or an image, at a level
+Apply = Callable[[Frame, float, np.random.Generator, Sequence[str]], Frame]  # the last are the rig's cameras
 
 
 @dataclass(frozen=True)
@@ -33,21 +34,27 @@ class Corruption:
     sensor: str  # "lidar" or "camera"
     levels: tuple[float, ...]
     unit: str
-    apply: Callable[[Frame, float, np.random.Generator], Frame]
+    apply: Apply
     lasting: bool = False  # the same draw in all frames, for displaced sensors
 
+    def levels_of(self, cameras: int) -> tuple[float, ...]:
+        """The levels for a rig with this many cameras."""
+        return tuple(sorted({1, max(1, cameras // 2), cameras})) if self.apply is _fewer_cameras else self.levels
 
-def _points(change: Change) -> Callable[[Frame, float, np.random.Generator], Frame]:
-    def apply(frame: Frame, level: float, rng: np.random.Generator) -> Frame:
-        return frame if frame.points is None else replace(frame, points=change(frame.points, level, rng))
+
+def _points(change: Change) -> Apply:
+    def apply(frame: Frame, level: float, rng: np.random.Generator, cameras: Sequence[str]) -> Frame:
+        if frame.points is None:
+            return frame
+        return replace(frame, points=change(frame.points, level, rng), lidar_of_point=None)
 
     return apply
 
 
-def _images(change: Change) -> Callable[[Frame, float, np.random.Generator], Frame]:
-    def apply(frame: Frame, level: float, rng: np.random.Generator) -> Frame:
-        cameras = {name: replace(c, image=change(c.image, level, rng)) for name, c in frame.cameras.items()}
-        return replace(frame, cameras=cameras)
+def _images(change: Change) -> Apply:
+    def apply(frame: Frame, level: float, rng: np.random.Generator, cameras: Sequence[str]) -> Frame:
+        changed = {name: replace(c, image=change(c.image, level, rng)) for name, c in frame.cameras.items()}
+        return replace(frame, cameras=changed)
 
     return apply
 
@@ -56,20 +63,20 @@ def _turned_points(points: np.ndarray, degrees: float, rng: np.random.Generator)
     return corrupt.moved(points, corrupt.displacement(degrees, 0.1 * degrees, rng))
 
 
-def _turned_cameras(frame: Frame, degrees: float, rng: np.random.Generator) -> Frame:
+def _turned_cameras(frame: Frame, degrees: float, rng: np.random.Generator, cameras: Sequence[str]) -> Frame:
     # Drawn for all cameras, so that a missing one does not change the displacement of others.
-    moved = {name: corrupt.displacement(degrees, 0.1 * degrees, rng) for name in CAMERAS}
-    cameras = {name: replace(c, ego_from_camera=c.ego_from_camera @ moved[name]) for name, c in frame.cameras.items()}
-    return replace(frame, cameras=cameras)
+    moved = {name: corrupt.displacement(degrees, 0.1 * degrees, rng) for name in cameras}
+    turned = {name: replace(c, ego_from_camera=c.ego_from_camera @ moved[name]) for name, c in frame.cameras.items()}
+    return replace(frame, cameras=turned)
 
 
-def _fewer_cameras(frame: Frame, number: float, rng: np.random.Generator) -> Frame:
-    missing = set(rng.permutation(CAMERAS)[: int(number)])
+def _fewer_cameras(frame: Frame, number: float, rng: np.random.Generator, cameras: Sequence[str]) -> Frame:
+    missing = set(rng.permutation(cameras)[: int(number)])
     return replace(frame, cameras={name: camera for name, camera in frame.cameras.items() if name not in missing})
 
 
-def _without_lidar(frame: Frame, number: float, rng: np.random.Generator) -> Frame:
-    return replace(frame, points=None)
+def _without_lidar(frame: Frame, number: float, rng: np.random.Generator, cameras: Sequence[str]) -> Frame:
+    return replace(frame, points=None, lidar_of_point=None)
 
 
 CORRUPTIONS = {
@@ -84,7 +91,7 @@ CORRUPTIONS = {
     "camera_noise": Corruption("camera", (10, 25, 50), "grey levels", _images(corrupt.noisy_image)),
     "camera_damage": Corruption("camera", (0.1, 0.2, 0.4), "of the rows", _images(corrupt.damaged_image)),
     "camera_miscalibrated": Corruption("camera", (0.5, 1.0, 2.0), "degrees, and 0.1 m each", _turned_cameras, True),
-    "camera_missing": Corruption("camera", (1, 3, 6), "cameras", _fewer_cameras),
+    "camera_missing": Corruption("camera", (1, 3, 6), "cameras", _fewer_cameras),  # of six; see `levels_of`
 }
 
 
@@ -107,6 +114,7 @@ def robustness(
     frames: Callable[[str], Iterable[Frame]],
     metrics: Mapping[str, Metric[Any]],
     names: Sequence[str],
+    cameras: Sequence[str],
 ) -> dict[str, Any]:
     """Scores of `predictor` under each corruption at each of its levels.
 
@@ -118,6 +126,7 @@ def robustness(
             purpose, for progress.
         metrics: task -> metric of the frames without corruption.
         names: keys of CORRUPTIONS.
+        cameras: of the rig.
 
     Returns:
         `mRA`, and under `corruptions` for each its `unit`, `levels` (each `level` with the numbers of the tasks'
@@ -129,9 +138,9 @@ def robustness(
     for name in names:
         corruption = CORRUPTIONS[name]
         levels: list[dict[str, Any]] = []
-        for level in corruption.levels:
+        for level in corruption.levels_of(len(cameras)):
             again = {task: type(metric)(metric.source, metric.grid) for task, metric in metrics.items()}
-            count = _add(again, predictor, frames(f"{name} {level:g}"), name, level)
+            count = _add(again, predictor, frames(f"{name} {level:g}"), name, level, cameras)
             clean = clean or part_scores(metrics, np.ones(count, bool))
             levels.append({"level": level, **numbers(part_scores(again, np.ones(count, bool)))})
         left = float(np.mean([each[main] for each in levels])) / clean[main] if main and clean.get(main) else None
@@ -146,6 +155,7 @@ def _add(
     frames: Iterable[Frame],
     name: str,
     level: float,
+    cameras: Sequence[str],
 ) -> int:
     """Add the predictions on the corrupted frames to the metrics; returns the number of frames."""
     count = 0
@@ -154,7 +164,7 @@ def _add(
         seed = "" if CORRUPTIONS[name].lasting else frame.token
         digest = hashlib.sha256(f"{name}\0{level}\0{seed}".encode()).digest()
         rng = np.random.default_rng(np.frombuffer(digest, np.uint32))
-        prediction = predictor(CORRUPTIONS[name].apply(frame, level, rng))
+        prediction = predictor(CORRUPTIONS[name].apply(frame, level, rng, cameras))
         for task, metric in metrics.items():
             metric.add(frame, prediction.results[task])
     return count

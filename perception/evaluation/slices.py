@@ -1,4 +1,4 @@
-"""Scores by condition, city, scene and range."""
+"""Scores by condition, scene and range."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import numpy as np
 from rich.table import Table
 
 from perception.errors import InputError
-from perception.frame import CONDITIONS, Conditions
+from perception.frame import Conditions
 from perception.strict_json import shown
 from perception.tasks.task import Metric
 
 RANGES = ((0.0, 20.0), (20.0, 30.0), (30.0, 50.0))  # m from the vehicle
-AXES = ("condition", "city", "scene", "range")
+AXES = ("condition", "scene", "range")  # and every kind of condition
 Scores = dict[str, Any]
 
 
@@ -25,23 +25,27 @@ class Known(NamedTuple):
     conditions: Conditions
 
 
-def check_axes(by: Sequence[str]) -> None:
-    """Raise InputError for an unknown axis."""
+def check_axes(by: Sequence[str], conditions: Mapping[str, Sequence[str]]) -> None:
+    """Raise InputError for an unknown axis; conditions: kind -> values."""
     for axis in by:
-        if axis not in AXES:
-            raise InputError(f"--by {axis}: cannot slice by it; one or more of {','.join(AXES)}")
+        if axis not in (*AXES, *conditions):
+            raise InputError(f"--by {axis}: cannot slice by it; one or more of {','.join((*AXES, *conditions))}")
 
 
 def slice_scores(
-    frames: Sequence[Known], metrics: Mapping[str, Metric[Any]], by: Sequence[str]
+    frames: Sequence[Known],
+    metrics: Mapping[str, Metric[Any]],
+    by: Sequence[str],
+    conditions: Mapping[str, Sequence[str]],
 ) -> dict[str, dict[str, Scores]]:
     """Scores of each subset of the frames along the axes, or of all frames within a range, as if there were no others.
 
     Args:
         frames: in the order in which they were added to the metrics.
         metrics: by task.
-        by: some of AXES. `condition` is weather and light; frames where one of them is unknown are in none of its
-            subsets.
+        by: some of AXES and of the kinds of conditions. `condition` is all kinds; frames where a kind is unknown are
+            in none of its subsets.
+        conditions: kind -> values.
 
     Returns:
         Axis -> subset -> `samples`, and the result of `Metric.part` for each task.
@@ -55,7 +59,7 @@ def slice_scores(
         if axis == "range":
             slices[axis] = {"{:g}-{:g} m".format(*bounds): part_scores(metrics, every, bounds) for bounds in RANGES}
         else:
-            slices[axis] = {name: part_scores(metrics, part) for name, part in _parts(frames, axis)}
+            slices[axis] = {name: part_scores(metrics, part) for name, part in _parts(frames, axis, conditions)}
     return slices
 
 
@@ -69,15 +73,17 @@ def part_scores(
     return scores
 
 
-def _parts(frames: Sequence[Known], axis: str) -> Iterator[tuple[str, np.ndarray]]:
+def _parts(
+    frames: Sequence[Known], axis: str, conditions: Mapping[str, Sequence[str]]
+) -> Iterator[tuple[str, np.ndarray]]:
     """Name and frames (F,) bool of each non-empty subset."""
     if axis == "scene":
         scenes = np.array([frame.scene for frame in frames])
         yield from ((str(name), scenes == name) for name in np.unique(scenes))
         return
-    for kind in ("city",) if axis == "city" else ("weather", "light"):
-        known = np.array([getattr(frame.conditions, kind) for frame in frames])
-        yield from ((value, known == value) for value in CONDITIONS[kind] if (known == value).any())
+    for kind in conditions if axis == "condition" else (axis,):
+        known = np.array([frame.conditions.get(kind) for frame in frames])
+        yield from ((value, known == value) for value in conditions[kind] if (known == value).any())
 
 
 def numbers(scores: Scores) -> dict[str, float | None]:

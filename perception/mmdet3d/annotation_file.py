@@ -16,7 +16,9 @@ from perception.atomic import write_atomically
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.datasets.nuscenes.tables import Recording
 from perception.errors import InputError
-from perception.frame import ATTRIBUTES, CAMERAS, CLASSES, LIDAR, Boxes
+from perception.frame import Boxes
+from perception.mmdet3d.nuscenes_rig import CAMERAS, LIDAR
+from perception.mmdet3d.vocabulary import ATTRIBUTES, CLASSES
 
 _SWEEPS = 10  # before each keyframe, as in mmdet3d's converter
 # The order of labels in mmdet3d's NuScenesDataset.METAINFO.

@@ -13,11 +13,11 @@ from pathlib import Path
 from torch import Tensor
 
 from perception.config import Config, Model, Trunk
-from perception.frame import CLASSES
 from perception.mmdet3d.checkpoint import convert_norm_epsilons, renamed_state
 from perception.mmdet3d.flat_config import ConfigSection
 from perception.mmdet3d.pillar_config import POINT_WEIGHTS, grid_config, lidar_config
 from perception.mmdet3d.second import transpose_unit_stride_deblocks, trunk_config, trunk_names
+from perception.mmdet3d.vocabulary import CLASSES
 from perception.model import PerceptionModel
 from perception.tasks.detection.center_head import map_name
 from perception.tasks.detection.config import DetectionHead, Suppression

@@ -19,6 +19,7 @@ from perception.layers import add_slots
 from perception.mmdet3d.checkpoint import read_state, require_same_keys
 from perception.mmdet3d.foreign_config import ForeignBackbone, ForeignConfig
 from perception.mmdet3d.install import import_mmdet3d
+from perception.mmdet3d.vocabulary import NUSCENES
 from perception.modules.bank import Bank
 from perception.modules.computation.computation import LAYERS
 
@@ -115,7 +116,7 @@ def wrap_layers(detector: nn.Module, patterns: tuple[str, ...] = ("*",)) -> Bank
 
     kinds = (*LAYERS, wrappers.Conv2d, wrappers.ConvTranspose2d, wrappers.Linear)  # subclasses of torch's
     add_slots(detector, kinds=kinds, patterns=patterns)
-    bank = Bank(detector)
+    bank = Bank(detector, NUSCENES.conditions)
     for pattern in patterns:
         if not any(fnmatchcase(slot, pattern) for slot in bank.slots):
             parts = sorted({name for name, _ in detector.named_children()})

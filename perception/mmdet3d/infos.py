@@ -7,25 +7,27 @@ after a gap of 1.5 s, and before a keyframe without earlier sweeps.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from perception.datasets.files import read_image
-from perception.datasets.keyframes import select_samples, select_scenes
+from perception.datasets.listed import ListedKeyframes
 from perception.datasets.recorded import RecordedKeyframes, SweepFile
 from perception.errors import InputError
-from perception.frame import Boxes, Camera, Conditions
+from perception.frame import Boxes, Camera
 from perception.mmdet3d.layouts import CameraFile, Keyframe, read_keyframes
-from perception.mmdet3d.unpickle import read_plain
+from perception.mmdet3d.vocabulary import NUSCENES
+from perception.rig import load_rig
 from perception.rotations import quaternions
+from perception.unpickle import read_plain
 
 _MAX_GAP = 1_500_000  # us between keyframes of a drive, which are 0.5 to 0.6 s apart
 
 
-class Infos(RecordedKeyframes):
+class Infos(RecordedKeyframes, ListedKeyframes):
     """The keyframes of an infos file in its dataroot, beside samples/ and sweeps/.
 
     Raises:
@@ -34,50 +36,20 @@ class Infos(RecordedKeyframes):
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
-        super().__init__(self.path.parent)
+        RecordedKeyframes.__init__(self, self.path.parent, load_rig("nuscenes"), NUSCENES)
         self.version = self.path.name
         content = read_plain(self.path)
         keyframes = read_keyframes(content, self.path, self.path.stat().st_size)
         self._keyframes = {keyframe.token: keyframe for keyframe in keyframes}
         self._annotated = any(keyframe.boxes is not None and len(keyframe.boxes) for keyframe in keyframes)
-        self._samples = {f"drive-{i + 1:04d}": tokens for i, tokens in enumerate(_drives(keyframes))}
-        self._scene = {token: name for name, tokens in self._samples.items() for token in tokens}
+        drives = {f"drive-{i + 1:04d}": tokens for i, tokens in enumerate(_drives(keyframes))}
+        ListedKeyframes.__init__(self, str(self.path), drives)
         named = [each.file for keyframe in keyframes for each in (keyframe.lidar, *keyframe.cameras.values())]
         if not any((self.dataroot / file).exists() for file in named):
             raise InputError(
                 f"{self.path}: none of the {len(named)} files that it names is there, such as "
                 f"{self.dataroot / named[0]}; put it into the dataroot, beside samples/"
             )
-
-    def scenes(self, split: str | None = None, selectors: Sequence[str] = ()) -> list[str]:
-        """Names of the selected drives (drive-0001, ...); all without selectors.
-
-        Raises:
-            InputError: an unknown selector, or a split: infos have none.
-        """
-        if split not in (None, "all"):
-            raise InputError(f"{self.path}: has no split {split}: the file is one; leave out --split")
-        return select_scenes(list(self._samples), selectors, str(self.path))
-
-    def samples(self, split: str | None = None, selectors: Sequence[str] = ()) -> list[str]:
-        """Tokens of the keyframes, drive by drive in order of time; drive-0001:0-4 selects four.
-
-        Raises:
-            InputError: an unknown selector, or a split.
-        """
-        return select_samples(self._samples, self.scenes(split, selectors), selectors)
-
-    def scene(self, sample: str) -> str:
-        """Name of the drive that a keyframe is from."""
-        return self._scene[sample]
-
-    def timestamp(self, sample: str) -> int:
-        """When a keyframe was taken, us."""
-        return self._keyframes[sample].lidar.timestamp
-
-    def conditions(self, sample: str) -> Conditions:
-        """Unknown in infos."""
-        return Conditions()
 
     def boxes(self, sample: str) -> Boxes | None:
         """Annotations of a keyframe in the global frame; None for a file without annotations, such as the test set."""
@@ -109,8 +81,11 @@ class Infos(RecordedKeyframes):
         lidar, global_from_ego = self._keyframes[sample].lidar, self._keyframes[sample].global_from_ego
         return lidar.file, lidar.timestamp, global_from_ego, np.linalg.inv(global_from_ego) @ lidar.global_from_sensor
 
-    def _sweeps(self, sample: str, count: int) -> Iterable[SweepFile]:
-        """As the base class; the file usually lists ten."""
+    def _sweeps(self, sample: str, count: int) -> dict[int, Iterable[SweepFile]]:
+        """As the base class; infos have one LiDAR, and the file usually lists ten sweeps."""
+        return {0: self._chain(sample, count)}
+
+    def _chain(self, sample: str, count: int) -> Iterator[SweepFile]:
         keyframe = self._keyframes[sample]
         for each in (keyframe.lidar, *keyframe.sweeps[:count]):
             yield each.file, each.timestamp, each.global_from_sensor, np.eye(4)
@@ -160,6 +135,6 @@ def _drives(keyframes: Sequence[Keyframe]) -> list[list[str]]:
 
 
 def _log(keyframe: Keyframe) -> str:
-    """The log in a nuScenes file name, such as n015-2018-07-18-11-07-57+0800__LIDAR_TOP__...; '' for none."""
+    """The log in a nuScenes file name, such as n015-2018-07-18-11-07-57+0800__SENSOR__...; '' for none."""
     log, found, _ = Path(keyframe.lidar.file).name.partition("__")
     return log if found else ""

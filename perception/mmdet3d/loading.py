@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from perception.frame import CAMERAS
 from perception.mmdet3d.install import import_mmdet3d
+from perception.mmdet3d.nuscenes_rig import CAMERAS
 
 import_mmdet3d()
 

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from perception.mmdet3d.install import import_mmdet3d
-from perception.tasks.detection.attributes import attribute_name
+from perception.mmdet3d.vocabulary import NUSCENES
+from perception.tasks.detection.attributes import fitting_attributes
 from perception.tasks.detection.submission import ResultsWriter
 
 import_mmdet3d()
@@ -36,7 +37,7 @@ class AttributeNuScenesMetric(NuScenesMetric):
         path = Path(jsonfile_prefix) / "results_nusc.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         with ResultsWriter.open(
-            path, [name for name in ("lidar", "camera") if self.modality.get(f"use_{name}")]
+            path, [name for name in ("lidar", "camera") if self.modality.get(f"use_{name}")], NUSCENES
         ) as submission:
             for detections, index in zip(results, sample_idx_list, strict=True):
                 info = self.data_infos[index]
@@ -49,6 +50,8 @@ class AttributeNuScenesMetric(NuScenesMetric):
 
 
 def _entry(box: Any, sample: str, name: str) -> dict[str, object]:
+    label, speed = np.array([NUSCENES.label(name)]), np.linalg.norm(box.velocity[None, :2], axis=1)
+    attribute = int(fitting_attributes(label, np.array([int(box.name)]), speed, NUSCENES)[0])
     return {
         "sample_token": sample,
         "translation": box.center.tolist(),
@@ -57,5 +60,5 @@ def _entry(box: Any, sample: str, name: str) -> dict[str, object]:
         "velocity": box.velocity[:2].tolist(),
         "detection_name": name,
         "detection_score": float(box.score),
-        "attribute_name": attribute_name(name, int(box.name), float(np.linalg.norm(box.velocity[:2]))),
+        "attribute_name": (*NUSCENES.attributes, "")[attribute],
     }

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from perception.config import Config, Lidar, Model, Trunk
-from perception.frame import CLASSES
 from perception.mmdet3d.checkpoint import convert_norm_epsilons, renamed_state
 from perception.mmdet3d.flat_config import ConfigSection
 from perception.mmdet3d.pillar_config import POINT_WEIGHTS, grid_config, lidar_config, sweep_step
 from perception.mmdet3d.second import transpose_unit_stride_deblocks, trunk_config, trunk_names
+from perception.mmdet3d.vocabulary import CLASSES
 from perception.model import PerceptionModel
 from perception.tasks.detection.config import Anchor, AnchorHead, DetectionHead, Suppression
 

@@ -13,11 +13,11 @@ In a configuration of mmdet3d, for a model with LiDAR and cameras, such as tiny.
     ]
 
 with `sweeps_num` equal to the model's `lidar.sweeps`, in a NuScenesDataset with `modality=dict(use_lidar=True,
-use_camera=True)`, a folder for each camera in `data_prefix`, and classes in the order of perception.frame.CLASSES. A
-model without cameras or without LiDAR omits their steps. Points and boxes may be augmented by GlobalRotScaleTrans and
-RandomFlip3D (with cameras its horizontal ratio must be 0, since mmdet3d 1.4 would corrupt the images); images are
-given as recorded. mmdet3d has neither maps nor conditions: a map head is not trained, and modules that require
-conditions are never active.
+use_camera=True)`, a folder for each camera in `data_prefix`, and classes in the order of
+configs/taxonomies/nuscenes.yaml. A model without cameras or without LiDAR omits their steps. Points and boxes may be
+augmented by GlobalRotScaleTrans and RandomFlip3D (with cameras its horizontal ratio must be 0, since mmdet3d 1.4 would
+corrupt the images); images are given as recorded. mmdet3d has neither maps nor conditions: a map head is not trained,
+and modules that require conditions are never active.
 
 To evaluate, adapt and export a model trained by MMEngine's Runner, save it as a run:
 
@@ -36,10 +36,11 @@ from torch import Tensor
 
 from perception.config import load_config
 from perception.errors import InputError
-from perception.frame import ATTRIBUTES, Boxes, Conditions, Frame
+from perception.frame import Boxes, Conditions, Frame
 from perception.mmdet3d import loading  # noqa: F401 - registers its step
 from perception.mmdet3d.frames import to_frame
 from perception.mmdet3d.install import import_mmdet3d
+from perception.mmdet3d.vocabulary import ATTRIBUTES
 from perception.model import PerceptionModel
 from perception.sensors.inputs import InputSpec, prepare
 from perception.tasks.task import part_of

@@ -19,7 +19,7 @@ from perception.modules.merge_into_base import Merge
 from perception.modules.route import Route
 from perception.modules.slot import Slot
 from perception.modules.slot_patterns import exact, fits, matching
-from perception.modules.spec import Module
+from perception.modules.spec import Module, require_facts
 from perception.modules.status import Row, head_row, row
 
 BRANCHES = {"lidar": "lidar", "camera": "cameras"}  # first part of a slot's name -> sensor
@@ -29,11 +29,12 @@ class Bank:
     """Adds, trains, activates, saves and merges the modules of a network with slots.
 
     It also adds, saves, loads and deletes the heads of added tasks (`PerceptionModel.added`). No operation changes the
-    base, except that `base_hash` differs while modules are merged.
+    base, except that `base_hash` differs while modules are merged. Modules may require and depend on `conditions`.
     """
 
-    def __init__(self, network: nn.Module) -> None:
-        self.network = network
+    def __init__(self, network: nn.Module, conditions: Mapping[str, Sequence[str]] | None = None) -> None:
+        self.network, self.conditions = network, conditions or {}
+        self.condition_values = tuple(value for values in self.conditions.values() for value in values)
         self.slots = {m.name: m for m in network.modules() if isinstance(m, Slot)}
         self.heads = AddedHeads(network, self.slots)
         self.modules: dict[str, Module] = {}
@@ -50,12 +51,13 @@ class Bank:
         """
         self.require_unmerged()
         self._require_free(spec.name)
+        require_facts(spec.when, self.condition_values, f"module {spec.name}")
         computations: dict[str, Any] = {}
         for part in spec.single():
             for slot in matching(self.slots, part.slots, part.kind):
                 if slot.name in computations:
                     raise InputError(f"two parts of {spec.name!r} are at {slot.name}; give each part slots of its own")
-                computations[slot.name] = build(part, slot.layer)
+                computations[slot.name] = build(part, slot.layer, len(self.condition_values))
         self._attach(spec, computations)
 
     def add_head(self, task: str, options: Mapping[str, Any], source: str) -> None:
@@ -142,7 +144,9 @@ class Bank:
             InputError: a file is damaged or does not fit this network, or a name is taken; nothing has been added.
         """
         self.require_unmerged()
-        heads, modules, loaded = module_io.read_all(paths, rename or {}, self.base_hash(), self.heads, self.names)
+        heads, modules, loaded = module_io.read_all(
+            paths, rename or {}, self.base_hash(), self.heads, self.names, self.condition_values
+        )
         for head in heads:
             self._attach_head(head)
         for spec, computations in modules.values():

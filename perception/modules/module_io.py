@@ -20,7 +20,7 @@ from perception.modules.computation.computation import Computation
 from perception.modules.computation.kinds import KINDS, build
 from perception.modules.module_record import Attached, HeadRecord, Place, Record, attached, pair, read_record
 from perception.modules.slot import Slot
-from perception.modules.spec import Module
+from perception.modules.spec import Module, require_facts
 
 Attachment = tuple[Module, Mapping[str, Computation]]  # a module, and its computation at each of its slots
 
@@ -76,7 +76,12 @@ def write_head(
 
 
 def read_all(
-    paths: Sequence[Path], rename: Mapping[Path, str], base: str, added: AddedHeads, used_names: Collection[str]
+    paths: Sequence[Path],
+    rename: Mapping[Path, str],
+    base: str,
+    added: AddedHeads,
+    used_names: Collection[str],
+    conditions: Sequence[str],
 ) -> tuple[list[Head], dict[str, Attachment], list[str]]:
     """Heads and modules from files, not attached yet, and the name of each file's module or task.
 
@@ -86,6 +91,8 @@ def read_all(
         base: `base_hash` of the network.
         added: the network's added heads and slots.
         used_names: of the network's modules and heads.
+        conditions: length of a condition vector.
+        conditions: that modules may require and depend on.
 
     Raises:
         InputError: a file is absent or damaged or does not fit the network, or a name is used_names.
@@ -102,12 +109,14 @@ def read_all(
             )
         name = rename.get(path, record.name)
         if isinstance(record, Record):
-            found = {name: _build(json_file, record, name, slots)}
+            found = {name: _build(json_file, record, name, slots, conditions)}
             expected = _tensors(found[name][1])
         else:
             head = _new_head(json_file, record, name, added)
             slots |= head.slots()
-            found = {module.name: _build(json_file, module, module.name, slots) for module in record.modules}
+            found = {
+                module.name: _build(json_file, module, module.name, slots, conditions) for module in record.modules
+            }
             expected = _head_tensors(head, found)
         _fill(expected, _read_tensors(weights, record.sha256), weights)
         for new in dict.fromkeys([name, *found]):
@@ -126,18 +135,21 @@ def _new_head(json_file: Path, record: HeadRecord, name: str, added: AddedHeads)
     return added.new(name, record.options, str(json_file))
 
 
-def _build(json_file: Path, record: Attached, name: str, slots: Mapping[str, Slot]) -> Attachment:
+def _build(
+    json_file: Path, record: Attached, name: str, slots: Mapping[str, Slot], conditions: Sequence[str]
+) -> Attachment:
     """A module with initial weights from its record."""
     try:
         spec: Module = record.spec(name)
     except ValidationError:
         raise InputError(f"{json_file}: {name!r} is no name for a module; use letters, digits, _ and -") from None
+    require_facts(spec.when, conditions, f"{json_file}: when")
     parts = {slot: part for part in spec.single() for slot in part.slots}
     if parts.keys() != {place.name for place in record.slots}:
         raise InputError(f"{json_file}: the slots of its parts are not the slots it lists; it was changed by hand")
     for place in record.slots:
         _check_place(json_file, place, slots, parts[place.name].kind)
-    return spec, {slot: build(part, slots[slot].layer) for slot, part in parts.items()}
+    return spec, {slot: build(part, slots[slot].layer, len(conditions)) for slot, part in parts.items()}
 
 
 def _check_place(json_file: Path, place: Place, slots: Mapping[str, Slot], kind: str) -> None:

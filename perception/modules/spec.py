@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal, Union
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from perception.frame import CONDITION_VALUES
+from perception.errors import InputError
 from perception.section import MODULE_NAME, Section
 from perception.tasks import TASKS
+from perception.taxonomy import SENSORS
 
 Positive = Annotated[int, Field(gt=0)]
-SENSORS = ("lidar", "cameras")
 
 
-def all_facts() -> tuple[str, ...]:
-    """The facts that a module can require of a frame."""
-    return (*CONDITION_VALUES, *TASKS, *SENSORS, *(f"no-{sensor}" for sensor in SENSORS))
+def require_facts(when: Iterable[str], conditions: Iterable[str], where: str) -> None:
+    """Raise InputError unless a module can require all of these of a frame: conditions, tasks and sensors."""
+    known = (*conditions, *TASKS, *SENSORS, *(f"no-{sensor}" for sensor in SENSORS))
+    for fact in when:
+        if fact not in known:
+            raise InputError(f"{where}: {fact!r} is none of {', '.join(known)}")
 
 
 class _Module(Section):
@@ -25,14 +29,6 @@ class _Module(Section):
     name: Annotated[str, Field(pattern=f"^{MODULE_NAME}$")]
     slots: tuple[str, ...] = Field(default=("trunk.*",), strict=False)  # names or globs
     when: tuple[str, ...] = Field(default=(), strict=False)  # facts, such as [rain, night], [map], [no-lidar]
-
-    @field_validator("when")
-    @classmethod
-    def _known(cls, when: tuple[str, ...]) -> tuple[str, ...]:
-        for fact in when:
-            if fact not in all_facts():
-                raise ValueError(f"{fact!r} is none of {', '.join(all_facts())}")
-        return when
 
     def options(self) -> dict[str, Any]:
         """Arguments of the computation function besides its layer; for a union its parts."""

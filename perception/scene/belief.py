@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from perception.frame import CONDITIONS, Conditions
+from perception.frame import Conditions
 from perception.tasks.task import Evidence
 
 # Chosen such that two contradicting frames at 2 Hz do not switch the belief and three do.
@@ -31,7 +31,7 @@ class Belief:
     """The belief in one kind of condition."""
 
     value: str | None  # None while unsure
-    probabilities: tuple[float, ...]  # of each value, in the order of CONDITIONS
+    probabilities: tuple[float, ...]  # of each value, in the order of the taxonomy
     why: str  # such as 'rain since 12.5 s by tags: 3 of 4 frames'
     source: str = ""  # of the observations that made the value believed; "" while unsure
 
@@ -47,12 +47,15 @@ class Origin:
 _UNNAMED = Origin("")
 
 
-def tagged(conditions: Conditions) -> Evidence:
-    """Recorded tags as certain evidence; none for kinds without a tag."""
+Vocabulary = Mapping[str, Sequence[str]]  # kind of condition -> values
+
+
+def tagged(conditions: Conditions, vocabulary: Vocabulary) -> Evidence:
+    """Recorded tags as certain evidence; none for kinds without a tag, and for values that the vocabulary lacks."""
     return {
-        kind: [float(value == tag) for value in values]
-        for kind, values in CONDITIONS.items()
-        if (tag := getattr(conditions, kind)) is not None
+        kind: [float(value == conditions[kind]) for value in values]
+        for kind, values in vocabulary.items()
+        if conditions.get(kind) in values
     }
 
 
@@ -65,8 +68,8 @@ class ConditionBelief:
     without support for TIMEOUT.
     """
 
-    def __init__(self) -> None:
-        self._filters = {kind: _Filter(values) for kind, values in CONDITIONS.items()}
+    def __init__(self, vocabulary: Vocabulary) -> None:
+        self._filters = {kind: _Filter(tuple(values)) for kind, values in vocabulary.items()}
         self._start: int | None = None
 
     def update(
@@ -92,7 +95,7 @@ class ConditionBelief:
 
     @property
     def conditions(self) -> Conditions:
-        """The conditions believed now; None for unsure kinds."""
+        """The conditions believed now, without unsure kinds."""
         return Conditions(**{kind: belief.value for kind, belief in self._filters.items()})
 
     @property
@@ -162,7 +165,7 @@ class _Filter:
         if len(observed) != n or not all(0 <= p < math.inf for p in observed) or not sum(observed) > 0:
             raise ValueError(f"{list(observed)} is no probability distribution over {', '.join(self.values)}")
         total = math.fsum(observed)
-        return [(1 - error_rate) * p / total + error_rate / (n - 1) * (1 - p / total) for p in observed]
+        return [(1 - error_rate) * p / total + error_rate / max(1, n - 1) * (1 - p / total) for p in observed]
 
     def _reason(self, value: str, time: float) -> str:
         recent = [observed for moment, observed in self.recent if moment > time - WINDOW]

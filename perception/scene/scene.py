@@ -6,14 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from perception.frame import CONDITIONS, LIDAR, Conditions, Frame, Prediction
-from perception.scene.belief import Belief, ConditionBelief
+from perception.frame import Conditions, Frame, Prediction
+from perception.rig import Sensors
+from perception.scene.belief import Belief, ConditionBelief, Vocabulary
 from perception.scene.health.monitor import HealthMonitor, SensorHealth
-from perception.scene.sources import Sources
+from perception.scene.sources import Sources, default_sources
 from perception.tasks.task import Evidence, Task
 from perception.timing import timed
-
-_KINDS = {value: kind for kind, values in CONDITIONS.items() for value in values}
 
 
 @dataclass(frozen=True)
@@ -47,20 +46,24 @@ class Scene:
     Memory is bounded, and the same frames give bit-identical states.
 
     Args:
-        sensors: inputs of the network: LIDAR_TOP and names of cameras.
+        sensors: of the network.
         tasks: of the network.
+        vocabulary: of the conditions.
         modules: switched module -> facts that it requires (`perception.modules.spec`).
         sources: of evidence for the conditions; None: tags, then what the tasks recognise.
     """
 
     def __init__(
         self,
-        sensors: Sequence[str],
+        sensors: Sensors,
         tasks: Mapping[str, Task[Any]],
+        vocabulary: Vocabulary,
         modules: Mapping[str, Sequence[str]] | None = None,
         sources: Sources | None = None,
     ) -> None:
-        self._sensors, self._tasks, self._sources = tuple(sensors), tasks, sources or Sources()
+        self._sensors, self._tasks, self._vocabulary = sensors, tasks, vocabulary
+        self._sources = sources or default_sources(vocabulary)
+        self._kinds = {value: kind for kind, values in vocabulary.items() for value in values}
         self._modules = {name: tuple(required) for name, required in (modules or {}).items()}
         self._drive: str | None = None
         self._observed: str | None = None  # token of the frame between `observe` and `update`
@@ -124,15 +127,15 @@ class Scene:
 
     def _begin(self, drive: str) -> None:
         self._drive = drive
-        self._monitor, self._belief = HealthMonitor(self._sensors), ConditionBelief()
+        self._monitor, self._belief = HealthMonitor(self._sensors), ConditionBelief(self._vocabulary)
         self._evidence = ()
         memories = {name: task.memory() for name, task in self._tasks.items()}
         self._memories = {name: memory for name, memory in memories.items() if memory is not None}
 
     def _has_data(self, frame: Frame) -> bool:
         """Whether the frame has data of any of the sensors; without any, night would be recognised."""
-        points = LIDAR in self._sensors and frame.points is not None and len(frame.points) > 0
-        return points or not frame.cameras.keys().isdisjoint(self._sensors)
+        points = bool(self._sensors.lidars) and frame.points is not None and len(frame.points) > 0
+        return points or not frame.cameras.keys().isdisjoint(self._sensors.cameras)
 
     def _why(self, name: str, weight: float, frame: Frame, beliefs: Mapping[str, Belief]) -> str:
         """The reason for a module's weight: the required facts that hold, or those that do not."""
@@ -143,8 +146,8 @@ class Scene:
         present = {"lidar": frame.points is not None and len(frame.points) > 0, "cameras": bool(frame.cameras)}
         reasons: dict[bool, list[str]] = {True: [], False: []}
         for fact in self._modules[name]:
-            if fact in _KINDS:
-                kind = _KINDS[fact]
+            if fact in self._kinds:
+                kind = self._kinds[fact]
                 belief = beliefs[kind]
                 reason = belief.why if belief.value else f"{kind} unknown: {belief.why}"
                 reasons[belief.value == fact].append(reason)

@@ -21,13 +21,11 @@ from pydantic import Field, field_validator
 
 from perception.errors import InputError
 from perception.frame import Frame
-from perception.scene.belief import ERROR_RATE, Origin, tagged
+from perception.scene.belief import ERROR_RATE, Origin, Vocabulary, tagged
 from perception.scene.daylight import BANDS, Band, Daylight
 from perception.scene.geofence import load_geofences
 from perception.section import Section, load_section
 from perception.tasks.task import Evidence
-
-Vocabulary = Mapping[str, Sequence[str]]  # kind of condition -> its values
 
 
 class Source(ABC):
@@ -52,12 +50,16 @@ class Source(ABC):
         """
 
 
-class Tags(Source):
+class _Tags(Source):
+    def __init__(self, conditions: Vocabulary, error_rate: float = ERROR_RATE) -> None:
+        super().__init__("tags", error_rate)
+        self._conditions = conditions
+
     def evidence(self, frame: Frame, recognised: Sequence[Evidence]) -> Sequence[Evidence]:
-        return [tagged(frame.conditions)]
+        return [tagged(frame.conditions, self._conditions)]
 
 
-class Recognised(Source):
+class _Recognised(Source):
     def evidence(self, frame: Frame, recognised: Sequence[Evidence]) -> Sequence[Evidence]:
         return recognised
 
@@ -126,7 +128,7 @@ class EvidenceConfig(Section):
 class Sources:
     """The sources of a drive, those that count first."""
 
-    def __init__(self, sources: Sequence[Source] = (Tags("tags"), Recognised("recognised"))) -> None:
+    def __init__(self, sources: Sequence[Source]) -> None:
         self._sources = tuple(sources)
         self.about = tuple(source.about for source in self._sources)
 
@@ -149,6 +151,11 @@ class Sources:
         return [{kind: each} for kind, observations in chosen.items() for each in observations], origins
 
 
+def default_sources(conditions: Vocabulary) -> Sources:
+    """Tags, then what the tasks recognise."""
+    return Sources([_Tags(conditions), _Recognised("recognised")])
+
+
 def load_sources(path: Path | None, conditions: Vocabulary) -> Sources:
     """Read the sources from a YAML file; None: the default.
 
@@ -159,7 +166,7 @@ def load_sources(path: Path | None, conditions: Vocabulary) -> Sources:
         InputError: a file is missing or damaged, or names a condition that the network does not know.
     """
     if path is None:
-        return Sources()
+        return default_sources(conditions)
     config = load_section(EvidenceConfig, path, "the sources of evidence")
     sources: list[Source] = []
     for number, each in enumerate(config.sources):
@@ -168,8 +175,10 @@ def load_sources(path: Path | None, conditions: Vocabulary) -> Sources:
                 sources.append(_Sun(each, conditions))
             elif isinstance(each, GeofencesConfig):
                 sources.append(_Geofences(each, path.parent, conditions))
+            elif isinstance(each, TagsConfig):
+                sources.append(_Tags(conditions, each.error_rate))
             else:
-                sources.append((Tags if isinstance(each, TagsConfig) else Recognised)(each.source, each.error_rate))
+                sources.append(_Recognised("recognised", each.error_rate))
         except InputError as error:
             raise InputError(f"{path}: sources.{number}: {error}") from None
     return Sources(sources)

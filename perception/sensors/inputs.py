@@ -9,8 +9,9 @@ import cv2
 import numpy as np
 
 from perception.config import CameraBranch, Config, Image, Lidar
-from perception.frame import CAMERAS, Frame
+from perception.frame import Frame
 from perception.grid import BevGrid
+from perception.rig import Rig, Sensors, require_cameras
 from perception.sensors.lidar.pillars import group
 
 PILLARS = ("pillar_points", "pillar_counts", "pillar_cells")  # inputs with an axis of pillars, the second
@@ -18,20 +19,27 @@ PILLARS = ("pillar_points", "pillar_counts", "pillar_cells")  # inputs with an a
 
 @dataclass(frozen=True)
 class InputSpec:
-    """The grid of a model, and the configuration of each of its sensors."""
+    """The grid of a model, the configuration of each kind of sensor, and the vehicle's sensors by name."""
 
     grid: BevGrid
     lidar: Lidar | None
     camera: CameraBranch | None
+    rig: Rig
 
     @staticmethod
     def of(config: Config) -> InputSpec:
-        return InputSpec(config.grid.build(), config.model.lidar, config.model.camera)
+        return InputSpec(config.grid.build(), config.model.lidar, config.model.camera, config.rig)
 
     @property
     def sensors(self) -> tuple[str, ...]:
         """What the model sees, of "lidar" and "camera"."""
         return tuple(name for name in ("lidar", "camera") if getattr(self, name) is not None)
+
+    @property
+    def named_sensors(self) -> Sensors:
+        """The sensors of the rig that the model sees."""
+        every = self.rig.sensors
+        return Sensors(every.lidars if self.lidar else (), every.cameras if self.camera else ())
 
     @property
     def sweeps(self) -> int:
@@ -48,9 +56,9 @@ def no_sensors(spec: InputSpec) -> dict[str, np.ndarray]:
         shapes["pillar_counts"] = (pillars, np.int32, 0)
         shapes["pillar_cells"] = (pillars, np.int32, spec.grid.cells)
     if spec.camera is not None:
-        size = spec.camera.image
-        shapes["images"] = ((1, len(CAMERAS), size.height, size.width, 3), np.uint8, 0)
-        shapes["image_from_reference"] = ((1, len(CAMERAS), 3, 4), np.float32, 0)
+        size, cameras = spec.camera.image, len(spec.rig.cameras)
+        shapes["images"] = ((1, cameras, size.height, size.width, 3), np.uint8, 0)
+        shapes["image_from_reference"] = ((1, cameras, 3, 4), np.float32, 0)
     inputs: dict[str, np.ndarray] = {name: np.empty(shape, dtype) for name, (shape, dtype, _) in shapes.items()}
     for name, array in inputs.items():
         array.fill(shapes[name][2])  # unlike np.zeros, this allocates huge pages
@@ -72,8 +80,11 @@ def prepare(
 
     Returns:
         With LiDAR: pillar_points (1, P, M, 5) float32, pillar_counts (1, P) int32, pillar_cells (1, P) int32.
-        With cameras: images (1, 6, H, W, 3) uint8 RGB, image_from_reference (1, 6, 3, 4) float32, which projects
+        With C cameras: images (1, C, H, W, 3) uint8 RGB, image_from_reference (1, C, 3, 4) float32, which projects
         reference points to network pixels.
+
+    Raises:
+        InputError: the frame has a camera that the rig has not.
     """
     if frame.reference != spec.grid.reference:
         raise ValueError(f"the frame is in {frame.reference!r}, the model's grid in {spec.grid.reference!r}")
@@ -83,7 +94,8 @@ def prepare(
         pillars, counts, cells = (inputs[f"pillar_{name}"][0] for name in ("points", "counts", "cells"))
         group(points, spec.grid, pillars, counts, cells, spec.lidar.overflow)
     if spec.camera is not None:
-        _fill_cameras(inputs, frame, spec.camera.image, image_affines or {})
+        require_cameras(list(frame.cameras), spec.rig, f"frame {frame.token}")
+        _fill_cameras(inputs, frame, spec, image_affines or {})
     return inputs
 
 
@@ -96,10 +108,12 @@ def without_padding(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 
 def _fill_cameras(
-    inputs: Mapping[str, np.ndarray], frame: Frame, size: Image, affines: Mapping[str, np.ndarray]
+    inputs: Mapping[str, np.ndarray], frame: Frame, spec: InputSpec, affines: Mapping[str, np.ndarray]
 ) -> None:
+    assert spec.camera is not None
+    size = spec.camera.image
     images, projections = inputs["images"][0], inputs["image_from_reference"][0]
-    for i, name in enumerate(CAMERAS):
+    for i, name in enumerate(spec.rig.sensors.cameras):
         if name in frame.cameras:
             recorded = frame.cameras[name].image
             affine = affines[name] if name in affines else fit_width(recorded.shape, size)

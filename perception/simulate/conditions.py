@@ -10,12 +10,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from perception.errors import InputError
-from perception.frame import CONDITIONS, Conditions
+from perception.frame import Conditions
 from perception.simulate.snapshot import Weather
 
 Phases = tuple[Conditions, ...]  # successive conditions of one drive, all in one city
 
-WEATHERS, LIGHTS, CITIES = CONDITIONS.values()
+WEATHERS, LIGHTS, CITIES = ("clear", "rain", "fog"), ("day", "night"), ("boston", "singapore")
 RAIN, FOG = (5.0, 40.0), (40.0, 150.0)  # ranges drawn from: mm/h; m of meteorological optical range
 
 
@@ -29,10 +29,10 @@ def parse(names: Sequence[str]) -> list[Phases]:
     for name in names:
         if name == "all":
             # All twelve, ordered such that consecutive scenes differ in weather, light and city.
-            found += [(Conditions(WEATHERS[n % 3], LIGHTS[(n // 3 + n // 6) % 2], CITIES[n % 2]),) for n in range(12)]
+            found += [(_conditions(WEATHERS[n % 3], LIGHTS[(n // 3 + n // 6) % 2], CITIES[n % 2]),) for n in range(12)]
             continue
         phases = tuple(map(_parse_phase, name.split("/")))
-        if len({phase.city for phase in phases}) > 1:
+        if len({phase["city"] for phase in phases}) > 1:
             raise InputError(f"'{name}': a drive stays in one city; name the same in all its parts")
         found.append(phases)
     if not found:
@@ -48,16 +48,20 @@ def _parse_phase(name: str) -> Conditions:
             f"{', '.join(WEATHERS)}; {', '.join(LIGHTS)}; {', '.join(CITIES)}, or all; "
             "with / between them where a drive changes"
         )
-    return Conditions(*values)
+    return _conditions(*values)
+
+
+def _conditions(weather: str, light: str, city: str) -> Conditions:
+    return Conditions(weather=weather, light=light, city=city)
 
 
 def draw_weather(conditions: Conditions, rng: np.random.Generator) -> Weather:
     """Random rain rate and visibility of these conditions."""
     rain, fog = float(rng.uniform(*RAIN)), float(rng.uniform(*FOG))
     return Weather(
-        rain=rain if conditions.weather == "rain" else 0.0,
-        visibility=fog if conditions.weather == "fog" else np.inf,
-        night=conditions.light == "night",
+        rain=rain if conditions["weather"] == "rain" else 0.0,
+        visibility=fog if conditions["weather"] == "fog" else np.inf,
+        night=conditions["light"] == "night",
     )
 
 

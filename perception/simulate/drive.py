@@ -9,15 +9,16 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from perception.frame import CAMERAS, LIDAR, Conditions
+from perception.frame import Conditions
+from perception.rig import Rig, RigCamera, RigSensor
 from perception.rotations import quaternion
+from perception.sensors.lidar.points_in_boxes import points_in_boxes
 from perception.simulate import camera, lidar
 from perception.simulate.agents import attribute
-from perception.simulate.annotate import Observation, annotate, points_in_boxes
+from perception.simulate.annotate import Observation, annotate
 from perception.simulate.city import build_city
 from perception.simulate.conditions import Phases, draw_weather
 from perception.simulate.nuscenes_writer import Row, Tables, calibrated_sensors, link, token
-from perception.simulate.rig import IMAGE_SIZE, RIG
 from perception.simulate.scenario import build_world
 from perception.simulate.world import World
 
@@ -38,6 +39,7 @@ class Drive:
     phases: Phases  # each takes the same share of the keyframes
     samples: int  # keyframes
     sweeps: int  # LiDAR sweeps before each keyframe
+    rig: Rig  # calibrated
 
     @property
     def name(self) -> str:
@@ -49,7 +51,7 @@ class Drive:
 
     @property
     def city(self) -> str:
-        return str(self.phases[0].city)
+        return self.phases[0]["city"]
 
     @property
     def changes(self) -> list[tuple[float, Conditions]]:
@@ -79,9 +81,11 @@ class _Recorder:
     def microseconds(self, time: float) -> int:
         return self.start + round(time * 1e6)
 
-    def add(self, channel: str, time: float, sample: str, keyframe: bool, content: bytes) -> None:
+    def add(self, sensor: RigSensor, time: float, sample: str, keyframe: bool, content: bytes) -> None:
         """Write one sensor file and add its rows."""
-        timestamp, is_camera = self.microseconds(time), channel != LIDAR
+        timestamp, channel = self.microseconds(time), sensor.name
+        width, height = sensor.size if isinstance(sensor, RigCamera) else (0, 0)
+        is_camera = isinstance(sensor, RigCamera)
         folder = f"{'samples' if keyframe else 'sweeps'}/{channel}"
         suffix = "jpg" if is_camera else "pcd.bin"
         filename = f"{folder}/{self.drive.logfile}__{channel}__{timestamp}.{suffix}"
@@ -105,8 +109,8 @@ class _Recorder:
                 "timestamp": timestamp,
                 "fileformat": "jpg" if is_camera else "pcd",
                 "is_key_frame": keyframe,
-                "height": IMAGE_SIZE[1] if is_camera else 0,
-                "width": IMAGE_SIZE[0] if is_camera else 0,
+                "height": height,
+                "width": width,
                 "filename": filename,
                 "prev": "",
             }
@@ -129,12 +133,12 @@ def record(drive: Drive, out: Path, progress: Callable[[], None]) -> Tables:
             sweep_time = time - back * SWEEP_PERIOD
             if k > 0 and sweep_time < (k - 1) * KEYFRAME_PERIOD + SWEEP_PERIOD / 2:
                 continue  # the previous keyframe, or one of its sweeps
-            recorder.add(LIDAR, sweep_time, sample, False, _lidar_points(drive, world, sweep_time).tobytes())
-        points = _lidar_points(drive, world, time)
-        recorder.add(LIDAR, time, sample, True, points.tobytes())
+            for number in range(len(drive.rig.lidars)):
+                _record_sweep(recorder, number, sweep_time, sample, False)
+        points = [_record_sweep(recorder, number, time, sample, True) for number in range(len(drive.rig.lidars))]
         visible_share = np.full(len(world.agents), np.nan)
-        for channel in CAMERAS:
-            visible_share = np.fmax(visible_share, _record_image(drive, recorder, channel, time, sample))
+        for number in range(len(drive.rig.cameras)):
+            visible_share = np.fmax(visible_share, _record_image(recorder, number, time, sample))
         samples.append(
             {
                 "token": sample,
@@ -143,10 +147,10 @@ def record(drive: Drive, out: Path, progress: Callable[[], None]) -> Tables:
                 "scene_token": drive.token("scene"),
             }
         )
-        observations.append(_observe(world, time, points, visible_share))
+        observations.append(_observe(world, time, np.concatenate(points), visible_share))
         progress()
     link(samples)
-    for channel in RIG:
+    for channel in drive.rig.sensors.names:
         calibration = token("calibrated_sensor", drive.token(), channel)
         link([row for row in recorder.tables["sample_data"] if row["calibrated_sensor_token"] == calibration])
     annotations, instances = annotate(drive.token(), [s["token"] for s in samples], observations)
@@ -155,7 +159,7 @@ def record(drive: Drive, out: Path, progress: Callable[[], None]) -> Tables:
         "sample": samples,
         "sample_annotation": annotations,
         "instance": instances,
-        "calibrated_sensor": calibrated_sensors(drive.token()),
+        "calibrated_sensor": calibrated_sensors(drive.token(), drive.rig),
         "log": [_log_row(drive)],
         "scene": [_scene_row(drive, samples) | {"description": _description(drive, world, observations)}],
     }
@@ -182,39 +186,45 @@ def _scene_row(drive: Drive, samples: list[Row]) -> Row:
     }
 
 
-def _lidar_points(drive: Drive, world: World, time: float) -> np.ndarray:
-    """(N, 5) float32, see `LidarSweep.points`."""
-    rng = drive.rng(2, round((time + 1.0) / SWEEP_PERIOD))
-    ego_from_lidar = RIG[LIDAR].ego_from_sensor
-    return lidar.sweep(world.snapshot_at, world.global_from_ego_at, time, ego_from_lidar, rng).points
+def _record_sweep(recorder: _Recorder, number: int, time: float, sample: str, keyframe: bool) -> np.ndarray:
+    """Simulate and write a sweep of one LiDAR; returns its points (N, 3) in the global frame, m.
+
+    Args:
+        time: of the reference LiDAR's sweep, s.
+    """
+    drive, world, sensor = recorder.drive, recorder.world, recorder.drive.rig.lidars[number]
+    others = (number,) if number else ()  # the first LiDAR's noise is that of a rig with a single one
+    rng = drive.rng(2, round((time + 1.0) / SWEEP_PERIOD), *others)
+    own_time = time + sensor.delay
+    points = lidar.sweep(world.snapshot_at, world.global_from_ego_at, own_time, sensor, drive.rig.body, rng).points
+    recorder.add(sensor, own_time, sample, keyframe, points.tobytes())
+    global_from_lidar = world.global_from_ego_at(own_time) @ sensor.ego_from_sensor
+    return np.asarray(points[:, :3].astype(np.float64) @ global_from_lidar[:3, :3].T + global_from_lidar[:3, 3])
 
 
-def _record_image(drive: Drive, recorder: _Recorder, channel: str, time: float, sample: str) -> np.ndarray:
+def _record_image(recorder: _Recorder, number: int, time: float, sample: str) -> np.ndarray:
     """Render and write the image of one camera; returns (A,) the visible share of each agent, NaN if outside it."""
-    sensor, world = RIG[channel], recorder.world
+    drive, world, sensor = recorder.drive, recorder.world, recorder.drive.rig.cameras[number]
     exposure_time = time + sensor.delay
-    assert sensor.intrinsics is not None
     pose = world.global_from_ego_at(exposure_time)
-    rng = drive.rng(3, round(time / KEYFRAME_PERIOD), CAMERAS.index(channel))
+    rng = drive.rng(3, round(time / KEYFRAME_PERIOD), number)
     rendering = camera.render(
-        world.snapshot_at(exposure_time), sensor.intrinsics, pose @ sensor.ego_from_sensor, IMAGE_SIZE, rng, pose
+        world.snapshot_at(exposure_time), sensor.intrinsics, pose @ sensor.ego_from_sensor, sensor.size, rng, pose
     )
     bgr = np.ascontiguousarray(rendering.image[..., ::-1])
     content = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1].tobytes()
-    recorder.add(channel, exposure_time, sample, True, content)
+    recorder.add(sensor, exposure_time, sample, True, content)
     return rendering.visible_share
 
 
 def _observe(world: World, time: float, points: np.ndarray, visible_share: np.ndarray) -> list[Observation]:
-    """The agents around the ego vehicle at a keyframe. points (N, 5) in the LiDAR's frame, visible_share (A,)."""
+    """The agents around the ego vehicle at a keyframe. points (N, 3) in the global frame, visible_share (A,)."""
     pose = world.global_from_ego_at(time)
     xy, yaw, velocity = world.agents_at(time)
     near = np.flatnonzero(np.linalg.norm(xy - pose[:2, 3], axis=1) < ANNOTATION_RANGE)
     sizes = np.array([world.agents[n].size for n in near]).reshape(-1, 3)
     centers = np.concatenate([xy[near], sizes[:, 2:3] / 2], axis=1).round(3)
-    global_from_lidar = pose @ RIG[LIDAR].ego_from_sensor
-    global_points = points[:, :3].astype(np.float64) @ global_from_lidar[:3, :3].T + global_from_lidar[:3, 3]
-    counts = points_in_boxes(global_points, centers, sizes, yaw[near])
+    counts = points_in_boxes(points, centers, sizes, yaw[near])
     return [
         Observation(
             agent=int(n),
@@ -253,5 +263,5 @@ def _description(drive: Drive, world: World, observations: list[list[Observation
 
 
 def _weather_words(conditions: Conditions) -> list[str]:
-    words = {"rain": ["Rain"], "fog": ["Fog"]}.get(str(conditions.weather), [])
-    return words + (["Night"] if conditions.light == "night" else [])
+    words = {"rain": ["Rain"], "fog": ["Fog"]}.get(conditions["weather"], [])
+    return words + (["Night"] if conditions["light"] == "night" else [])

@@ -1,23 +1,19 @@
-"""A spinning 32-beam LiDAR modelled on the Velodyne HDL-32E of nuScenes."""
+"""A spinning LiDAR modelled on the Velodyne HDL-32E of nuScenes; a rig gives its rings, firings and reach."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from perception.rig import Beams, Box, RigLidar
 from perception.simulate import weather_effects
 from perception.simulate.raycast import GROUND, NOTHING, Hits, Rays, cast
 from perception.simulate.snapshot import Ground, Snapshot, Solids
 
-ELEVATIONS = np.deg2rad(np.linspace(-30.67, 10.67, 32))  # of rings 0 to 31
-COLUMNS = 1090  # firings per revolution
 SWEEP_SECONDS = 0.05
-# A revolution starts on the left and runs clockwise, as in nuScenes' files, so that the beam crosses the axis of each
-# camera about when nuScenes' cameras expose: the front 36 ms before the sweep's timestamp, the rear 11 ms before.
-FIRST_AZIMUTH = np.deg2rad(188.0)  # in the LiDAR's frame, where y points forward
-MIN_RANGE, MAX_RANGE = 1.0, 105.0  # m
+MIN_RANGE = 1.0  # m
 RANGE_NOISE = 0.02  # m, standard deviation
 SENSITIVITY = 1e-5  # 1/m^2: a matt wall of 10 % reflectance is detected at 100 m half of the time
 SIGNAL_SPREAD = 0.4  # standard deviation of the logarithm of the signal: speckle, and texture finer than `Solids`
@@ -32,10 +28,6 @@ REFLECTANCES = {  # at 905 nm
     Ground.YELLOW: 0.5,
 }
 _GROUND_REFLECTANCES = np.array([REFLECTANCES[kind] for kind in Ground])
-# The Renault Zoe of nuScenes, body and cabin, in the ego frame (origin on the ground below the rear axle); it blocks
-# beams of the LiDAR.
-_BODY_CENTERS = np.array([[1.42, 0.0, 0.6], [0.65, 0.0, 1.25]])
-_BODY_SIZES = np.array([[4.08, 1.73, 0.7], [2.1, 1.1, 0.5]])
 
 
 @dataclass(frozen=True)
@@ -50,23 +42,25 @@ def sweep(
     snapshot_at: Callable[[float], Snapshot],
     global_from_ego_at: Callable[[float], np.ndarray],
     time: float,
-    ego_from_lidar: np.ndarray,
+    sensor: RigLidar,
+    body: Sequence[Box],
     rng: np.random.Generator,
 ) -> LidarSweep:
     """The revolution that ends at `time` (s), which is its timestamp, as in nuScenes.
 
-    Points are compensated for the motion of the ego vehicle: all are in the LiDAR's frame at `time`. The motion of
-    agents, linear during the revolution, is not compensated.
+    nuScenes' starts on the left and runs clockwise, so that the beam crosses the axis of each camera about when that
+    exposes: the front 36 ms before the sweep's timestamp, the rear 11 ms before. Points are compensated for the motion
+    of the ego vehicle: all are in the LiDAR's frame at `time`. The motion of agents, linear during the revolution, is
+    not compensated.
 
-    global_from_ego_at, ego_from_lidar: (4, 4).
+    Args:
+        global_from_ego_at: (4, 4) by time.
+        sensor: with a mount.
+        body: of the vehicle, which blocks beams.
     """
-    firing_times = time - SWEEP_SECONDS * (1 - np.arange(COLUMNS) / COLUMNS)
-    azimuths = FIRST_AZIMUTH - 2 * np.pi * np.arange(COLUMNS) / COLUMNS
-    horizontal = np.stack([np.cos(azimuths), np.sin(azimuths)], axis=1)
-    directions = np.empty((COLUMNS, len(ELEVATIONS), 3))  # in the LiDAR's frame
-    directions[..., :2] = horizontal[:, None] * np.cos(ELEVATIONS)[:, None]
-    directions[..., 2] = np.sin(ELEVATIONS)
-
+    ego_from_lidar, columns, reach = sensor.ego_from_sensor, sensor.beams.columns, sensor.beams.reach
+    firing_times = time - SWEEP_SECONDS * (1 - np.arange(columns) / columns)
+    directions = _directions(sensor.beams)
     middle = time - SWEEP_SECONDS / 2
     snapshot = snapshot_at(middle)
     global_from_lidar = _interpolated_poses(global_from_ego_at, firing_times) @ ego_from_lidar
@@ -75,7 +69,7 @@ def sweep(
         directions=directions @ global_from_lidar[:, :3, :3].transpose(0, 2, 1),
         times=firing_times - middle,
     )
-    solids = _within(snapshot.solids, rays.origins[COLUMNS // 2], MAX_RANGE + 5)
+    solids = _within(snapshot.solids, rays.origins[columns // 2], reach + 5)
     solids = Solids.concatenate(solids, weather_effects.spray(snapshot, rng))
     velocities = np.append(snapshot.agent_velocities, np.zeros((1, 3)), axis=0)[solids.owners]  # -1: the zeros
     hits = cast(rays, solids, velocities)
@@ -84,7 +78,7 @@ def sweep(
     spread = np.exp(rng.normal(-(SIGNAL_SPREAD**2) / 2, SIGNAL_SPREAD, ranges.shape))  # of mean 1
     echoes = echoes * spread
     detected = echoes / ranges**2 > SENSITIVITY
-    detected &= (ranges >= MIN_RANGE) & (ranges <= MAX_RANGE) & ~_blocked_by_body(directions, ego_from_lidar)
+    detected &= (ranges >= MIN_RANGE) & (ranges <= reach) & ~_blocked_by(body, directions, ego_from_lidar)
     column, ring = np.nonzero(detected)
     measured = ranges[detected] + rng.normal(0, RANGE_NOISE, len(column))
     # The HDL-32E reports reflectivity, 100 for a matt white wall, compensated for range but not for weather.
@@ -94,6 +88,17 @@ def sweep(
     xyz = global_xyz @ lidar_from_global[:3, :3].T + lidar_from_global[:3, 3]
     points = np.column_stack([xyz, intensity, ring])
     return LidarSweep(points.astype(np.float32), owners[detected])
+
+
+def _directions(beams: Beams) -> np.ndarray:
+    """(C, R, 3) unit vectors of the beams of each firing, in the LiDAR's frame."""
+    elevations = np.deg2rad(np.linspace(*beams.elevation, beams.rings))
+    azimuths = np.deg2rad(beams.first) - 2 * np.pi * np.arange(beams.columns) / beams.columns
+    horizontal = np.stack([np.cos(azimuths), np.sin(azimuths)], axis=1)
+    directions = np.empty((beams.columns, beams.rings, 3))
+    directions[..., :2] = horizontal[:, None] * np.cos(elevations)[:, None]
+    directions[..., 2] = np.sin(elevations)
+    return directions
 
 
 def _echoes(
@@ -143,13 +148,14 @@ def _interpolated_poses(pose_at: Callable[[float], np.ndarray], times: np.ndarra
     return poses[index] * (1 - weight) + poses[index + 1] * weight
 
 
-def _blocked_by_body(directions: np.ndarray, ego_from_lidar: np.ndarray) -> np.ndarray:
-    """(C, R) whether the ego vehicle itself blocks the beam."""
+def _blocked_by(body: Sequence[Box], directions: np.ndarray, ego_from_lidar: np.ndarray) -> np.ndarray:
+    """(C, R) whether the vehicle's own body blocks the beam."""
     origins = np.broadcast_to(ego_from_lidar[:3, 3], (len(directions), 3))
     rays = Rays(origins, directions @ ego_from_lidar[:3, :3].T, np.zeros(len(directions)))
-    none = np.zeros(2)
-    body = Solids(_BODY_CENTERS, _BODY_SIZES, none, np.zeros((2, 3), np.uint8), none, none, none)
-    return cast(rays, body, np.zeros((2, 3))).solids >= 0
+    none, places = np.zeros(len(body)), np.zeros((len(body), 3))
+    centers, sizes = (np.array([getattr(box, name) for box in body]).reshape(-1, 3) for name in ("center", "size"))
+    solids = Solids(centers, sizes, none, places.astype(np.uint8), none, none, none)
+    return np.asarray(cast(rays, solids, places).solids >= 0)
 
 
 def _within(solids: Solids, point: np.ndarray, distance: float) -> Solids:

@@ -11,13 +11,13 @@ import cv2
 import numpy as np
 
 from perception.atomic import folder_written_whole, write_atomically
-from perception.frame import ATTRIBUTES
+from perception.rig import Rig, RigCamera, RigSensor
 from perception.rotations import quaternion
 from perception.simulate.agents import SIZES
 from perception.simulate.city import City
 from perception.simulate.map_writer import map_expansion
-from perception.simulate.rig import RIG
 from perception.simulate.snapshot import Ground
+from perception.taxonomy import load_taxonomy
 
 VERSION = "v1.0-sim"
 Row = dict[str, Any]
@@ -36,37 +36,37 @@ def visibility_token(share: float) -> str:
     return str(1 + sum(share >= limit for limit in VISIBILITY_LIMITS))  # NaN is not >= anything
 
 
-def fixed_tables() -> Tables:
-    """The tables that are the same in every log."""
+def fixed_tables(rig: Rig) -> Tables:
+    """The tables that are the same in every log of a rig."""
     return {
         "category": [{"token": token("category", name), "name": name, "description": ""} for name in SIZES],
-        "attribute": [{"token": token("attribute", a), "name": a, "description": ""} for a in ATTRIBUTES],
+        "attribute": [
+            {"token": token("attribute", a), "name": a, "description": ""} for a in load_taxonomy("nuscenes").attributes
+        ],
         "visibility": [
             {"token": str(n + 1), "level": f"v{level}", "description": f"{level} % of the object is visible"}
             for n, level in enumerate(VISIBILITY_LEVELS)
         ],
         "sensor": [
-            {
-                "token": token("sensor", channel),
-                "channel": channel,
-                "modality": "lidar" if sensor.intrinsics is None else "camera",
-            }
-            for channel, sensor in RIG.items()
+            {"token": token("sensor", channel), "channel": channel, "modality": modality}
+            for modality, names in (("lidar", rig.sensors.lidars), ("camera", rig.sensors.cameras))
+            for channel in names
         ],
     }
 
 
-def calibrated_sensors(scene: str) -> list[Row]:
+def calibrated_sensors(scene: str, rig: Rig) -> list[Row]:
     """Rows of calibrated_sensor for the scene with this token."""
+    sensors: tuple[RigSensor, ...] = (*rig.lidars, *rig.cameras)
     return [
         {
-            "token": token("calibrated_sensor", scene, channel),
-            "sensor_token": token("sensor", channel),
+            "token": token("calibrated_sensor", scene, sensor.name),
+            "sensor_token": token("sensor", sensor.name),
             "translation": sensor.ego_from_sensor[:3, 3].tolist(),
             "rotation": quaternion(sensor.ego_from_sensor[:3, :3]),
-            "camera_intrinsic": [] if sensor.intrinsics is None else sensor.intrinsics.tolist(),
+            "camera_intrinsic": sensor.intrinsics.tolist() if isinstance(sensor, RigCamera) else [],
         }
-        for channel, sensor in RIG.items()
+        for sensor in sensors
     ]
 
 

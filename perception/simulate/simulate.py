@@ -12,7 +12,7 @@ from typing import Any
 import cv2
 
 from perception.errors import InputError
-from perception.frame import CAMERAS, LIDAR
+from perception.rig import Rig, load_rig
 from perception.simulate import conditions
 from perception.simulate.city import build_city
 from perception.simulate.drive import Drive, record
@@ -29,20 +29,21 @@ def simulate(
     condition_names: Sequence[str],
     sweeps: int = 0,
     progress: Progress = lambda done, total: None,
+    rig: Rig | None = None,
 ) -> None:
     """Write a drive log to `out` that `NuScenes('v1.0-sim', out)` and `NuScenesMap` load.
 
-    The same arguments give the same bytes, on any number of processors. The version folder is written last, so an
-    interrupted run leaves none.
+    The same arguments give the same bytes, on any number of processors. An interrupted run leaves no version folder.
 
     Args:
         scenes: number of drives; they take the conditions in turn.
         samples: keyframes of each drive, at 2 Hz.
         condition_names: such as clear-day-boston, or a/b for a drive that changes from a to b.
         sweeps: LiDAR sweeps at 20 Hz before each keyframe, 0-10.
+        rig: the vehicle's sensors; None: nuScenes' car.
 
     Raises:
-        InputError: an argument is out of range, or `out` already holds such a log.
+        InputError: an argument is out of range, a sensor has no calibration, or `out` already holds such a log.
     """
     for name, value, low, high in (
         ("scenes", scenes, 1, 9999),
@@ -52,19 +53,19 @@ def simulate(
     ):
         if not low <= value <= high:
             raise InputError(f"{name} is {value}: give a number from {low} to {high}")
-    out = Path(out)
+    out, rig = Path(out), rig or load_rig("nuscenes")
+    rig.require_calibration()
     if (out / VERSION).exists():
         raise InputError(f"{out} already holds a {VERSION} log: choose another folder, or delete this one first")
     phases = conditions.parse(condition_names)
     longest = max(map(len, phases))
     if samples < longest:
         raise InputError(f"samples is {samples}: a drive in {longest} parts needs a keyframe for each")
-    drives = [Drive(seed, n, phases[n % len(phases)], samples, sweeps) for n in range(scenes)]
-    for channel in (LIDAR, *CAMERAS):
-        (out / "samples" / channel).mkdir(parents=True, exist_ok=True)
-    if sweeps:
-        (out / "sweeps" / LIDAR).mkdir(parents=True, exist_ok=True)
-    tables = fixed_tables()
+    swept = rig.sensors.lidars if sweeps else ()
+    drives = [Drive(seed, n, phases[n % len(phases)], samples, sweeps, rig) for n in range(scenes)]
+    for folder in (*(f"samples/{name}" for name in rig.sensors.names), *(f"sweeps/{name}" for name in swept)):
+        (out / folder).mkdir(parents=True, exist_ok=True)
+    tables = fixed_tables(rig)
     for tables_of_drive in _record_all(drives, out, progress):
         for name, rows in tables_of_drive.items():
             tables.setdefault(name, []).extend(rows)

@@ -13,6 +13,7 @@ from perception.tasks.conditions.task import ConditionsTask
 from perception.tasks.detection.task import DetectionTask
 from perception.tasks.map.task import MapTask
 from perception.tasks.task import Task, TaskConfig
+from perception.taxonomy import Taxonomy
 
 TASKS: dict[str, type[Task[Any]]] = {task.name: task for task in (DetectionTask, MapTask, ConditionsTask)}
 
@@ -28,10 +29,10 @@ def configured(content: object) -> dict[str, TaskConfig]:
     return {name: config for name, config in known if config is not None}
 
 
-def tasks_of(configs: Mapping[str, TaskConfig], grid: BevGrid) -> dict[str, Task[Any]]:
+def tasks_of(configs: Mapping[str, TaskConfig], grid: BevGrid, taxonomy: Taxonomy) -> dict[str, Task[Any]]:
     """Task -> task object of a model.
 
     Args:
         grid: of the trunk's outputs.
     """
-    return {name: TASKS[name](config, grid) for name, config in configs.items()}
+    return {name: TASKS[name](config, grid, taxonomy) for name, config in configs.items()}

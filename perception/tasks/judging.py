@@ -6,9 +6,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeVar
 
 import numpy as np
+
+from perception.taxonomy import Taxonomy
 
 if TYPE_CHECKING:
     from perception.datasets.keyframes import Keyframes
@@ -40,18 +42,22 @@ class GateMetric:
     """A metric that gates can name.
 
     Attributes:
-        classes: classes that it can be measured for.
+        classes: the names in the taxonomy that it can be measured for; None: only for all together.
         each: a gate without a class applies to each annotated class.
         ranged: it can be measured for a range.
         step: m, of which the bounds of ranges are multiples.
         whole: it is measured once for all classes and frames of a replay (`Judge.measure_whole`).
     """
 
-    classes: tuple[str, ...] = ()
+    classes: Literal["class_names", "map_names"] | None = None
     each: bool = False
     ranged: bool = True
     step: float | None = None
     whole: bool = False
+
+    def names(self, taxonomy: Taxonomy) -> tuple[str, ...]:
+        """The classes that it can be measured for."""
+        return () if self.classes is None else getattr(taxonomy, self.classes)
 
 
 @dataclass(frozen=True)
@@ -59,6 +65,7 @@ class ReplayedFrames:
     """F frames of a finished replay."""
 
     folder: Path  # of the replay
+    taxonomy: Taxonomy  # of the network
     tokens: Sequence[str]
     scenes: np.ndarray  # (F,) int, the scene of each, from 0 on
     egos: np.ndarray  # (F, 2) m, position of the vehicle in the global frame

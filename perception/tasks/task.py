@@ -18,6 +18,7 @@ from perception.frame import Frame
 from perception.grid import BevGrid
 from perception.section import Section
 from perception.tasks.judging import Judge
+from perception.taxonomy import Taxonomy
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from perception.tasks.network import TaskNetwork
 
 Arrays = Mapping[str, np.ndarray]
-# An observation: kind of condition -> probability of each value in the order of CONDITIONS, for some kinds.
+# An observation: kind of condition -> probability of each value in the order of the taxonomy, for some kinds.
 Evidence = Mapping[str, Sequence[float]]
 Result = TypeVar("Result")
 
@@ -36,6 +37,9 @@ class TaskConfig(Section):
     """Configuration of a task's head."""
 
     added: bool = False  # trained on the frozen base, and not part of it or its hash
+
+    def require_taxonomy(self, taxonomy: Taxonomy) -> None:
+        """Raise ValueError if the head cannot have the names of this taxonomy."""
 
     def require_levels(self, levels: int) -> None:
         """Raise ValueError if the head cannot read this number of feature maps from the trunk."""
@@ -67,6 +71,7 @@ class Task(ABC, Generic[Result]):
     Args:
         config: of its head.
         grid: of the trunk's outputs, in the reference frame.
+        taxonomy: the names of classes, map layers and conditions.
     """
 
     name: ClassVar[str]
@@ -79,8 +84,8 @@ class Task(ABC, Generic[Result]):
     files: ClassVar[Mapping[str, str]] = {}  # files of the task in a replay: content -> file name
     outputs: Sequence[Output]
 
-    def __init__(self, config: Any, grid: BevGrid) -> None:
-        self.config, self.grid = config, grid
+    def __init__(self, config: Any, grid: BevGrid, taxonomy: Taxonomy) -> None:
+        self.config, self.grid, self.taxonomy = config, grid, taxonomy
 
     @abstractmethod
     def network(self, channels: int) -> TaskNetwork:
@@ -138,7 +143,9 @@ class Task(ABC, Generic[Result]):
         return None
 
     @staticmethod
-    def submission(folder: Path, sensors: Sequence[str]) -> AbstractContextManager[FrameWriter] | None:
+    def submission(
+        folder: Path, sensors: Sequence[str], taxonomy: Taxonomy
+    ) -> AbstractContextManager[FrameWriter] | None:
         """Opens what an evaluation writes for the benchmark of the task; None: nothing. As `writer` otherwise."""
         return None
 

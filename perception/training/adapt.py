@@ -48,6 +48,7 @@ def adapt(
         checkpoint: a run, or one of its checkpoints.
         module: its name, kind, slots and options, as in a configuration; trained on the frames that have all the
             conditions in its `when`.
+        tables: drives of any rig, which the new checkpoint is for.
         split: of the tables.
         selectors: scenes or keyframes of the split to train on; empty for all.
         training: overrides of the checkpoint's `train` section, such as steps=300.
@@ -57,7 +58,7 @@ def adapt(
             or RUN already trained.
     """
     _require_untrained(run)
-    base, config = load_model(checkpoint)
+    base, config = load_model(checkpoint, tables.rig)
     config = with_module(config, module, **training)
     spec: Module = config.modules[-1]
     tokens = trainable.with_conditions(tables, tables.samples(split, selectors), spec.when)
@@ -106,13 +107,13 @@ def add_task(
     Args:
         task: its name in `perception.tasks.TASKS`.
         content: `tasks` with the configuration of its head, and `modules` that run only for this task.
-        checkpoint, split, selectors, training: as in `adapt`.
+        checkpoint, tables, split, selectors, training: as in `adapt`.
 
     Raises:
         InputError: an unknown task or key, a task that the base has already, no labelled frame, or RUN already trained.
     """
     _require_untrained(run)
-    model, _ = load_model(checkpoint)
+    model, _ = load_model(checkpoint, tables.rig)
     bank = model.bank
     if task in bank.heads:
         bank.delete(task)

@@ -24,6 +24,7 @@ from perception.atomic import folder_written_whole
 from perception.config import Config, parse_config
 from perception.errors import InputError
 from perception.model import PerceptionModel
+from perception.rig import Rig
 
 KEPT = 2  # number of newest checkpoints of a run that are kept
 
@@ -135,17 +136,32 @@ def _load_weights(model: nn.Module, file: Path) -> None:
     model.load_state_dict(weights)
 
 
-def load_model(path: Path) -> tuple[PerceptionModel, Config]:
+def load_model(path: Path, rig: Rig | None = None) -> tuple[PerceptionModel, Config]:
     """The model of a checkpoint or of a run's newest one, in evaluation mode, and its configuration.
+
+    Args:
+        rig: of the vehicle to run it on, instead of the one that it was trained on; the weights fit any.
 
     Raises:
         InputError: no checkpoint, a damaged one, or one whose tensors are not those of its configuration.
     """
     folder, content = _read(path)
+    if rig is not None:
+        content["config"]["rig"] = rig.model_dump(mode="json")
     config = parse_config(content["config"], str(folder / "checkpoint.json"))
     model = PerceptionModel(config)
     _load_weights(model, folder / "model.safetensors")
     return model.eval(), config
+
+
+def trained_config(path: Path) -> Config:
+    """The configuration of a checkpoint or of a run's newest one.
+
+    Raises:
+        InputError: no checkpoint, or a damaged one.
+    """
+    folder, content = _read(path)
+    return parse_config(content["config"], str(folder / "checkpoint.json"))
 
 
 class Provenance(NamedTuple):

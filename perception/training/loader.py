@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset
 from perception.config import Config
 from perception.datasets.keyframes import Keyframes
 from perception.errors import InputError
-from perception.frame import CLASSES, Conditions, Frame
+from perception.frame import Conditions, Frame
 from perception.sensors.inputs import InputSpec, prepare, without_padding
 from perception.tasks import tasks_of
 from perception.tasks.task import joined_labels
@@ -69,7 +69,7 @@ class FrameDataset(Dataset[Sample]):
             raise InputError(f"{tables.dataroot}: no keyframes to train on; choose other scenes or another split")
         self._tables, self._tokens, self._config = tables, list(tokens), config
         self._spec = InputSpec.of(config)
-        every = tasks_of(config.tasks, config.head_grid)
+        every = tasks_of(config.tasks, config.head_grid, config.taxonomy)
         self._tasks = {name: task for name, task in every.items() if tasks is None or name in tasks}
         self._holders = _frames_of_classes(tables, self._tokens) if config.data.class_balanced else None
         self._order: tuple[int, np.ndarray] = (-1, np.zeros(0, np.int64))  # epoch and its order
@@ -200,7 +200,7 @@ def batches(
 
 def _frames_of_classes(tables: Keyframes, tokens: list[str]) -> list[np.ndarray]:
     """Indices of the frames of each class that occurs."""
-    holders: list[list[int]] = [[] for _ in CLASSES]
+    holders: list[list[int]] = [[] for _ in tables.taxonomy.classes]
     for i, token in enumerate(tokens):
         boxes = tables.boxes(token)
         for label in np.unique(boxes.labels[boxes.num_points > 0]) if boxes is not None else ():

@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from perception.datasets.keyframes import Keyframes
-from perception.frame import CONDITION_VALUES
 from perception.model import PerceptionModel
 from perception.modules.base_weights import is_base_key
 from perception.modules.routing.fixed import FixedRouter
@@ -75,5 +74,5 @@ def optimizer_of(model: nn.Module, rate: float, decay: float) -> torch.optim.Opt
 
 def with_conditions(tables: Keyframes, tokens: Sequence[str], facts: Sequence[str]) -> list[str]:
     """The keyframes that are known to have all conditions among the facts."""
-    required = set(facts) & set(CONDITION_VALUES)
+    required = set(facts) & set(tables.taxonomy.condition_values)
     return [token for token in tokens if required <= set(tables.conditions(token).known())]

@@ -9,10 +9,10 @@ from typing import Any
 import mmdet3d
 import yaml
 from mmengine.config import Config
+from vocabulary import CAMERAS, CLASSES
 
 from perception.config import find_config
 from perception.datasets.nuscenes.dataset import NuScenesTables
-from perception.frame import CAMERAS, CLASSES
 from perception.mmdet3d import annotation_file
 
 FOLDERS = {"pts": "samples/LIDAR_TOP", "sweeps": "sweeps/LIDAR_TOP", **{name: f"samples/{name}" for name in CAMERAS}}

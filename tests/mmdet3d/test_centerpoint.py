@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
+from vocabulary import NUSCENES
 
 if find_spec("mmdet3d") is None:
     pytest.skip("mmdet3d is not installed: `make install-mmdet3d`", allow_module_level=True)
@@ -104,7 +105,7 @@ def test_boxes_are_those_of_mmdet3d(
     with torch.no_grad():
         outputs = ours.heads["detection"].decode(dense(ours, frames[name], InputSpec.of(config)))
     arrays = {key: value.numpy() for key, value in outputs.items()}
-    tasks = tasks_of(config.tasks, config.head_grid)
+    tasks = tasks_of(config.tasks, config.head_grid, NUSCENES)
     found = to_prediction(tasks, prefixed("detection", arrays)).results["detection"]
     require_equal(found, centerpoints.predicted(theirs, frames[name].points))
 

@@ -12,9 +12,9 @@ from mmdet3d.datasets import NuScenesDataset
 from mmdet3d.datasets.convert_utils import NuScenesNameMapping
 from nuscenes import NuScenes
 from runners import converter
+from vocabulary import CLASSES
 
 from perception.datasets.nuscenes.dataset import NuScenesTables
-from perception.frame import CLASSES
 from perception.mmdet3d.infos import Infos
 
 

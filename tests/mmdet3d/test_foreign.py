@@ -13,11 +13,11 @@ from mmengine.config import Config
 from runners import FOLDERS, LOADING
 from torch import Tensor
 from typer.testing import CliRunner
+from vocabulary import CLASSES
 
 from deploy.cli import app
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
-from perception.frame import CLASSES
 from perception.mmdet3d import annotation_file
 from perception.mmdet3d.adapt import fit, training_set
 from perception.mmdet3d.foreign import ForeignTrunk, load_foreign, read_config

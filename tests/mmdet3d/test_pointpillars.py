@@ -15,11 +15,12 @@ if find_spec("mmdet3d") is None:
 
 import anchored
 from infos import MMDET3D_CLASSES
+from vocabulary import CLASSES
 
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
 from deploy.onnx_export import to_onnx
 from perception.datasets.nuscenes.dataset import NuScenesTables
-from perception.frame import CLASSES, Frame, Prediction
+from perception.frame import Frame, Prediction
 from perception.model import PerceptionModel
 from perception.sensors.inputs import InputSpec, prepare
 from perception.tasks.result import to_prediction

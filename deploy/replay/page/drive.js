@@ -14,7 +14,7 @@ const draw = (tag, parent, attributes, text) => {
   return element;
 };
 const words = name => name.replaceAll("_", " ");
-const sensor = name => name === "LIDAR_TOP" ? "LiDAR" : words(name.replace("CAM_", "camera_")).toLowerCase();
+const sensor = name => data.lidars.length === 1 && name === data.lidars[0] ? "LiDAR" : words(name.replace(/^cam_/i, "camera_")).toLowerCase();
 const plural = (n, what) => `${n} ${what}${n === 1 ? "" : "s"}`;
 const frameCount = data.milliseconds.length;
 const totals = data.milliseconds.map(stages => stages.reduce((sum, ms) => sum + ms, 0));

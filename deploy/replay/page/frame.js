@@ -4,7 +4,7 @@ const colour = (layer, box) => layer.classes[box.class].colour;
 const having = style => data.layers.filter(layer => layer.style === style);
 const [annotated, perceived, tracked, rasters] = ["annotated", "perceived", "tracked", "raster"].map(having);
 // As the cameras look: the front row, then the rear one, left to right.
-const ARRANGED = ["CAM_FRONT_LEFT", "CAM_FRONT", "CAM_FRONT_RIGHT", "CAM_BACK_LEFT", "CAM_BACK", "CAM_BACK_RIGHT"];
+const arranged = data.cameras.flat();
 const [left, top_, width, height] = data.extent;
 let now = 0, timer = null;
 
@@ -36,12 +36,15 @@ const pictures = new Map(rasters.map(layer => {
   return [layer, image];
 }));
 
-for (const name of ARRANGED) {
-  const tile = make("div", at("cameras"), null, {className: "camera", id: name});
+at("cameras").style.setProperty("--columns", Math.max(...data.cameras.map(row => row.length), 1));
+for (const name of arranged) {
+  const tile = make("div", at("cameras"), null, {className: "camera", id: `camera-${name}`});
+  if (data.cameras.some(row => row[0] === name)) tile.classList.add("first");
+  if (data.cameraHeights[name]) tile.style.aspectRatio = `${data.cameraWidth} / ${data.cameraHeights[name]}`;
   make("img", tile, null, {alt: ""});
   tile.insertAdjacentHTML("beforeend", "<svg preserveAspectRatio='none'></svg>");
   make("div", tile, "no picture", {className: "absent"});
-  make("span", tile, words(name.replace("CAM_", "")).toLowerCase(), {className: "label"});
+  make("span", tile, words(name.replace(/^cam(era)?_/i, "")).toLowerCase(), {className: "label"});
   tile.onclick = () => tile.classList.toggle("large");
 }
 
@@ -129,14 +132,14 @@ function show(index) {
     visible(perceived).map(([layer, box]) => outline(box, `fill="${colour(layer, box)}" fill-opacity=".28" stroke="${colour(layer, box)}" stroke-width=".2"`)).join("") +
     visible(tracked).map(([layer, track]) => trail(layer, track)).join("");
 
-  for (const name of ARRANGED) {
-    const tile = at(name), source = frame.cameras[name], picture = tile.querySelector("img");
+  for (const name of arranged) {
+    const tile = at(`camera-${name}`), source = frame.cameras[name], picture = tile.querySelector("img");
     tile.classList.toggle("missing", !source);
     picture.style.display = source ? "" : "none";
     if (source) picture.src = source;
     const paths = (layers, style) => visible(layers).filter(([, box]) => box.cameras[name]).map(([layer, box]) => `<path d="${edges(box.cameras[name])}" fill="none" ${style(box, layer)}/>`).join("");
     const overlay = tile.querySelector("svg");
-    overlay.setAttribute("viewBox", `0 0 ${data.cameraWidth} ${data.cameraWidth * 9 / 16}`);
+    overlay.setAttribute("viewBox", `0 0 ${data.cameraWidth} ${data.cameraHeights[name]}`);
     overlay.innerHTML = paths(annotated, box => `stroke="${truthColour(box)}" stroke-opacity=".75" stroke-width="1" stroke-dasharray="3 2"`) +
       paths(perceived, (box, layer) => `stroke="${colour(layer, box)}" stroke-width="1.4"`);
   }
@@ -145,8 +148,8 @@ function show(index) {
   make("strong", at("status"), `${frame.scene}, ${frame.seconds.toFixed(1)} s`);
   make("span", at("status"), [frame.location, ...frame.conditions].filter(Boolean).join(" \u00b7 "), {className: "dim"});
   make("span", at("status"), data.stages.map((s, i) => `${s} ${data.milliseconds[frame.number][i].toFixed(0)}`).join(" \u00b7 ") + " ms", {className: "dim"});
-  const absent = data.cameras.filter(name => !frame.cameras[name]);
-  const lost = [...(frame.points ? [] : ["LiDAR"]), ...(absent.length === 6 ? ["all cameras"] : absent)];
+  const absent = arranged.filter(name => !frame.cameras[name]);
+  const lost = [...(frame.points ? [] : ["LiDAR"]), ...(absent.length && absent.length === arranged.length ? ["all cameras"] : absent)];
   if (lost.length) make("span", at("status"), `missing: ${lost.join(", ")}`, {className: "warning"});
 
   facts(frame);

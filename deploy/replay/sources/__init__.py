@@ -1,4 +1,4 @@
-"""Recorded drives to replay: scenes of a nuScenes dataroot, MCAP files and rosbag2 recordings."""
+"""Recorded drives to replay: scenes of a data set, MCAP files and rosbag2 recordings."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from pathlib import Path
 from typing import Protocol
 
 from deploy.replay.sources.counts import Counts
-from deploy.replay.sources.nuscenes import NuScenesDrive
+from deploy.replay.sources.dataset_drive import DatasetDrive
 from deploy.replay.sources.recorded_drive import RecordedDrive
-from deploy.replay.sources.topics import Topics
-from perception.datasets.nuscenes.dataset import NuScenesTables
+from deploy.replay.sources.topics import load_topics
+from perception.datasets.keyframes import Keyframes
 from perception.datasets.nuscenes.tables import versions
 from perception.errors import InputError
 from perception.frame import Frame
-from perception.section import load_section
 from perception.sensors.inputs import InputSpec
+from perception.sources import open_source
+from perception.taxonomy import Taxonomy
 
 
 class Drive(Protocol):
@@ -24,7 +25,7 @@ class Drive(Protocol):
     counts: Counts
 
     @property
-    def tables(self) -> NuScenesTables | None:
+    def tables(self) -> Keyframes | None:
         """The annotations; None for a recording."""
 
     @property
@@ -48,15 +49,21 @@ def is_recording(path: Path) -> bool:
 
 
 def open_drives(
-    path: Path, version: str | None, scenes: Sequence[str], spec: InputSpec, topics: Path | None
+    path: Path,
+    version: str | None,
+    scenes: Sequence[str],
+    spec: InputSpec,
+    topics: Path | None,
+    taxonomy: Taxonomy | None = None,
 ) -> Sequence[Drive]:
     """Open the drives at a path, in the order in which they are replayed.
 
     Args:
-        path: a nuScenes dataroot, a .mcap or .db3 file, or a rosbag2's folder.
-        version: version of a dataroot's tables; None for a recording.
+        path: a dataroot of nuScenes or PandaSet, a .mcap or .db3 file, or a rosbag2's folder.
+        version: of nuScenes' tables; None: the only one.
         scenes: names of a dataroot's scenes, or keyframes such as `scene-0103:0-4`; empty for every scene.
         topics: YAML file that maps the topics of a recording to sensors.
+        taxonomy: of the network; None: the data set's own.
 
     Raises:
         InputError: there is no drive or no such scene, or an option does not apply to this kind of drive.
@@ -64,12 +71,10 @@ def open_drives(
     if is_recording(path):
         if version is not None or scenes:
             raise InputError(f"{path}: a recording is one drive; --version and --scenes choose within a dataroot")
-        return [
-            RecordedDrive(path, Topics() if topics is None else load_section(Topics, topics, "the map of topics"), spec)
-        ]
+        return [RecordedDrive(path, load_topics(topics, spec.rig), spec, taxonomy)]
     if topics is not None:
         raise InputError(f"{path}: a dataroot has no topics; --topics goes with a .mcap file or a rosbag2")
-    if version is None:
-        raise InputError(f"{path}: neither a recording (.mcap, .db3, rosbag2) nor a dataroot with a --version")
-    tables = NuScenesTables(path, version)
-    return [NuScenesDrive(tables, scene, spec) for scene in scenes or tables.scenes()]
+    if not path.exists():
+        raise InputError(f"{path}: neither a recording (.mcap, .db3, rosbag2) nor a dataroot")
+    tables = open_source(path, version, spec.rig, taxonomy)
+    return [DatasetDrive(tables, scene, spec) for scene in scenes or tables.scenes()]

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
 
-from deploy.replay.sources.cameras import UNMOUNTED, CameraPictures
+from deploy.replay.sources.cameras import UNMOUNTED, CameraPictures, intrinsics_of
 from deploy.replay.sources.counts import Counts
 from deploy.replay.sources.frame_trigger import FrameTrigger
 from deploy.replay.sources.lidar import LidarSweeps
@@ -17,9 +18,10 @@ from deploy.replay.sources.messages import Cloud, Content, Fix, Intrinsics, Keyf
 from deploy.replay.sources.positions import Positions
 from deploy.replay.sources.topics import Topics
 from deploy.replay.sources.transforms import Transforms
-from perception.frame import LIDAR, Conditions, Frame
-from perception.grid import Reference
-from perception.sensors.lidar.sweeps import global_from_reference
+from perception.frame import Conditions, Frame
+from perception.rig import RigSensor
+from perception.sensors.inputs import InputSpec
+from perception.sensors.lidar.sweeps import Sweep, global_from_reference, join_lidars
 
 _MAX_PENDING = 8  # frames
 _STAMPS_KEPT = 64  # of each topic, to recognise repeated messages
@@ -54,25 +56,34 @@ class Assembler:
     """Takes messages in the order in which they were recorded, and yields frames.
 
     A frame is made for each keyframe message or, without those, when FrameTrigger says so. It waits `wait` seconds of
-    recording time for its messages: the sweep with the frame's stamp, the sweeps before it, and of every camera the
-    picture that is closest in time, within `tolerance`. Each is placed by the vehicle's pose at its own stamp. Messages
-    that are late, missing, repeated or out of order are counted. Memory is bounded by constants.
+    recording time for its messages: the sweep with the frame's stamp, the sweeps before it, and of every camera and
+    every further LiDAR the picture or sweep that is closest in time, within `tolerance`. Each is placed by the
+    vehicle's pose at its own stamp. Messages that are late, missing, repeated or out of order are counted. Memory is
+    bounded by constants.
 
     Args:
-        sweeps: number of earlier LiDAR sweeps to add to a frame's own.
+        topics: its first LiDAR gives the frames' times.
+        spec: gives the rig, the frame of reference and the number of earlier LiDAR sweeps to add to a frame's own.
         has_keyframes: whether the recording has keyframe messages.
     """
 
-    def __init__(
-        self, topics: Topics, sweeps: int, reference: Reference, counts: Counts, drive: DriveInfo, has_keyframes: bool
-    ) -> None:
-        self._topics, self._reference, self._counts, self._drive = topics, reference, counts, drive
+    def __init__(self, topics: Topics, spec: InputSpec, counts: Counts, drive: DriveInfo, has_keyframes: bool) -> None:
+        self._topics, self._spec, self._counts, self._drive = topics, spec, counts, drive
         self._wait, self._tolerance = round(topics.wait * 1e6), round(topics.tolerance * 1e6)
-        self._trigger = None if has_keyframes else FrameTrigger(round(topics.period * 1e6), topics.lidar is not None)
+        self._trigger = None if has_keyframes else FrameTrigger(round(topics.period * 1e6), bool(topics.lidars))
         self._transforms, self._positions = Transforms(), Positions()
-        self._lidar = None if topics.lidar is None else LidarSweeps(topics.lidar, sweeps)
+        self._lidars = {name: LidarSweeps(each, spec.sweeps) for name, each in topics.lidars.items()}
+        self._lidar_of_topic = {each.topic: name for name, each in topics.lidars.items()}
+        self._reference = next(iter(topics.lidars), None)  # the LiDAR that gives the frames' times
         keep = 2 * (self._wait + self._tolerance)
         self._cameras = {name: CameraPictures(each, self._tolerance, keep) for name, each in topics.cameras.items()}
+        self._mounts: dict[str, np.ndarray] = {}  # by sensor, where they are not those of the recording
+        if topics.calibration == "rig":
+            sensors: tuple[RigSensor, ...] = (*spec.rig.lidars, *spec.rig.cameras)
+            self._mounts = {each.name: each.ego_from_sensor for each in sensors}
+            for each in spec.rig.cameras:
+                if each.name in self._cameras:
+                    self._cameras[each.name].set_intrinsics(intrinsics_of(each))
         self._camera_of_image = {each.image: name for name, each in topics.cameras.items()}
         self._camera_of_info = {each.info: name for name, each in topics.cameras.items()}
         self._stamps: dict[str, _TopicStamps] = {}
@@ -94,15 +105,16 @@ class Assembler:
     def add(self, topic: str, time: int, contents: list[Content]) -> None:
         """Add the content of a message that was recorded at this time (us)."""
         for content in contents:
-            t, lidar = self._topics, self._lidar
+            t = self._topics
             if isinstance(content, Transform) and topic in (t.transforms, t.static_transforms, t.odometry):
                 self._add_transform(topic, content)
             elif isinstance(content, Intrinsics) and topic in self._camera_of_info:
-                self._cameras[self._camera_of_info[topic]].set_intrinsics(content)
+                if t.calibration == "recorded":
+                    self._cameras[self._camera_of_info[topic]].set_intrinsics(content)
             elif isinstance(content, Keyframe) and topic == t.keyframes:
                 self._add_keyframe(topic, time, content)
-            elif isinstance(content, Cloud) and lidar is not None and topic == lidar.topic:
-                self._add_cloud(lidar, time, content)
+            elif isinstance(content, Cloud) and topic in self._lidar_of_topic:
+                self._add_cloud(self._lidar_of_topic[topic], time, content)
             elif isinstance(content, Picture) and topic in self._camera_of_image:
                 self._add_picture(topic, time, content)
             elif isinstance(content, Fix) and topic == t.position:
@@ -139,13 +151,15 @@ class Assembler:
             self._pending.append(_PendingFrame(keyframe.stamp, time, keyframe.token, keyframe))
             self._pending.sort(key=lambda pending: pending.stamp)
 
-    def _add_cloud(self, lidar: LidarSweeps, time: int, cloud: Cloud) -> None:
+    def _add_cloud(self, name: str, time: int, cloud: Cloud) -> None:
+        lidar, reference = self._lidars[name], name == self._reference
         if not self._is_new(lidar.topic, cloud.stamp):
             return
-        if any(stamp == cloud.stamp and LIDAR not in sensors for stamp, sensors in self._recent):
+        allowed = 0 if reference else self._tolerance
+        if any(abs(stamp - cloud.stamp) <= allowed and name not in sensors for stamp, sensors in self._recent):
             self._counts.add_problem("late", lidar.topic)
         lidar.add(cloud)
-        if self._trigger is not None and self._trigger.on_sweep(cloud.stamp):
+        if reference and self._trigger is not None and self._trigger.on_sweep(cloud.stamp):
             self._expect_frame(cloud.stamp, time, self._trigger)
 
     def _add_picture(self, topic: str, time: int, picture: Picture) -> None:
@@ -172,32 +186,33 @@ class Assembler:
 
     def _assembled(self, pending: _PendingFrame) -> Iterator[Frame]:
         """Yield the frame, or nothing if the vehicle's pose is not known."""
-        lidar = self._lidar
-        ego_from_lidar = None
-        if lidar is not None:
+        mountings: dict[str, np.ndarray] = {}
+        for name, lidar in self._lidars.items():
             lidar.look_up_poses(self._pose)
-            mountings = (self._mounting(name) for name in lidar.frame_ids)
-            ego_from_lidar = next((each for each in mountings if each is not None), None)
-            if ego_from_lidar is None and lidar.has(pending.stamp):
+            found = (self._mounting(name, frame_id) for frame_id in lidar.frame_ids)
+            mounting = next((each for each in found if each is not None), None)
+            if mounting is not None:
+                mountings[name] = mounting
+            elif lidar.has(pending.stamp):
                 self._counts.add_corrupt(lidar.topic, UNMOUNTED)
-        pose = self._pose(pending.stamp)
-        if pose is None or (self._reference == "lidar" and ego_from_lidar is None):
+        pose, ego_from_lidar = self._pose(pending.stamp), mountings.get(str(self._reference))
+        grid = self._spec.grid.reference
+        if pose is None or (grid == "lidar" and ego_from_lidar is None):
             self._counts.unposed_frames += 1
             return
-        reference = global_from_reference(pose, ego_from_lidar, self._reference)
-        points = None
-        if lidar is not None and ego_from_lidar is not None:
-            inverse = np.linalg.inv(reference)
-            points = lidar.points(pending.stamp, pending.keyframe, ego_from_lidar, inverse, self._counts)
+        reference = global_from_reference(pose, ego_from_lidar, grid)
+        sweeps = {self._index(name): self._sweeps(name, pending, mounting) for name, mounting in mountings.items()}
+        own = self._spec.rig.own
+        points, lidar_of_point = join_lidars(sweeps, pending.stamp, np.linalg.inv(reference), own)
         cameras = {
-            name: camera.closest(pending.stamp, self._pose, self._mounting, self._counts)
+            name: camera.closest(pending.stamp, self._pose, partial(self._mounting, name), self._counts)
             for name, camera in self._cameras.items()
         }
         tags = pending.keyframe or self._drive
         frame = Frame(
             token=pending.token,
             timestamp=pending.stamp,
-            reference=self._reference,
+            reference=grid,
             global_from_reference=reference,
             global_from_ego=pose,
             points=points,
@@ -206,13 +221,30 @@ class Assembler:
             scene=tags.scene,
             location=tags.location,
             position=self._positions.at(pending.stamp, tags.location, pose),
+            lidar_of_point=lidar_of_point,
         )
-        self._recent.append((pending.stamp, frozenset(frame.cameras) | (set() if points is None else {LIDAR})))
+        there = {name for name in self._lidars if frame.has_lidar(self._index(name))}
+        self._recent.append((pending.stamp, frozenset(frame.cameras) | there))
         self._counts.add_frame(frame)
         yield frame
+
+    def _index(self, lidar: str) -> int:
+        return self._spec.rig.sensors.lidars.index(lidar)
+
+    def _sweeps(self, name: str, pending: _PendingFrame, mounting: np.ndarray) -> list[Sweep]:
+        """The sweeps of a LiDAR for a frame."""
+        lidar = self._lidars[name]
+        if name == self._reference:
+            earlier = None if pending.keyframe is None else pending.keyframe.sweeps
+            return lidar.sweeps(pending.stamp, earlier, mounting, self._counts)
+        closest = lidar.closest(pending.stamp, self._tolerance)
+        return [] if closest is None else lidar.sweeps(closest, None, mounting, self._counts)
 
     def _pose(self, stamp: int) -> np.ndarray | None:
         return self._transforms.pose(self._topics.global_frame, self._topics.ego_frame, stamp)
 
-    def _mounting(self, frame: str) -> np.ndarray | None:
-        return self._transforms.mounting(self._topics.ego_frame, frame)
+    def _mounting(self, sensor: str, frame: str) -> np.ndarray | None:
+        """(4, 4) ego_from_sensor, of the rig or by the transforms of a frame; None if it is not known."""
+        return (
+            self._mounts[sensor] if sensor in self._mounts else self._transforms.mounting(self._topics.ego_frame, frame)
+        )

@@ -10,11 +10,22 @@ import numpy as np
 
 from deploy.replay.sources.counts import Counts
 from deploy.replay.sources.messages import CorruptMessage, Intrinsics, Picture
+from deploy.replay.sources.rectify import Lens
 from deploy.replay.sources.topics import CameraTopics
 from perception.frame import Camera
+from perception.rig import RigCamera
 
 UNMOUNTED = "no transform from the sensor to the vehicle"
 _MOST = 32  # pictures
+
+
+def intrinsics_of(camera: RigCamera) -> Intrinsics:
+    """The calibration of a rig's camera; rectified pictures keep its focal length and size."""
+    matrix, coefficients, lens = camera.intrinsics, camera.lens.distortion if camera.lens else (), None
+    if coefficients:
+        model = "rational_polynomial" if len(coefficients) == 8 else "plumb_bob"
+        lens = Lens(model, np.array(coefficients), matrix, np.eye(3), matrix, camera.size)
+    return Intrinsics(0, camera.name, camera.size, matrix, lens)
 
 
 class CameraPictures:

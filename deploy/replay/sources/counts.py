@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from perception.frame import CAMERAS, LIDAR, Frame
+from perception.frame import Frame
+from perception.rig import Sensors
 
 MOST_LINES = 10  # of damage that are kept as text; further ones are only counted
 
@@ -19,9 +20,14 @@ PROBLEMS = {
 
 
 class Counts:
-    """Numbers of messages, frames and problems. Memory does not grow with the length of the recording."""
+    """Numbers of messages, frames and problems. Memory does not grow with the length of the recording.
 
-    def __init__(self) -> None:
+    Args:
+        sensors: of the rig, which may be missing in a frame.
+    """
+
+    def __init__(self, sensors: Sensors) -> None:
+        self._sensors = sensors
         self.frames = 0
         self.messages: Counter[str] = Counter()  # by topic
         self.missing: Counter[str] = Counter()  # frames without this sensor, by sensor
@@ -49,8 +55,9 @@ class Counts:
     def add_frame(self, frame: Frame) -> None:
         """Count an assembled frame and its missing sensors."""
         self.frames += 1
-        self.missing.update([LIDAR] if frame.points is None else [])
-        self.missing.update(name for name in CAMERAS if name not in frame.cameras)
+        lidars = enumerate(self._sensors.lidars)
+        self.missing.update(name for i, name in lidars if not frame.has_lidar(i))
+        self.missing.update(name for name in self._sensors.cameras if name not in frame.cameras)
 
     def summary(self) -> dict[str, Any]:
         """The counts as JSON, without problems that did not occur."""

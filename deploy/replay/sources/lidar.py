@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from deploy.replay.sources.counts import Counts
-from deploy.replay.sources.messages import Cloud, Keyframe
+from deploy.replay.sources.messages import Cloud
 from deploy.replay.sources.topics import LidarTopic
-from perception.sensors.lidar.sweeps import Sweep, accumulate_sweeps
+from perception.sensors.lidar.sweeps import Sweep
 
 _EXTRA_SWEEPS = 24  # kept beyond those of a frame, because more arrive while it waits
 _OLDEST = 1_000_000  # us before the frame, where no keyframe lists its sweeps
@@ -47,32 +47,33 @@ class LidarSweeps:
             if pose is not None:
                 self._poses[stamp] = pose
 
-    def points(
-        self,
-        stamp: int,
-        keyframe: Keyframe | None,
-        ego_from_lidar: np.ndarray,
-        reference_from_global: np.ndarray,
-        counts: Counts,
-    ) -> np.ndarray | None:
-        """Points (N, 5) of the sweep with this stamp and of earlier ones, latest first, in the reference frame.
+    def closest(self, stamp: int, tolerance: int) -> int | None:
+        """The stamp of the sweep closest to this stamp, within a tolerance (us); None if there is none with a pose."""
+        near = [(abs(each - stamp), each) for each in self._poses if abs(each - stamp) <= tolerance]
+        return min(near)[1] if near else None
 
-        None without a sweep of exactly this stamp. A sweep whose pose is not known is counted and dropped.
+    def sweeps(
+        self, stamp: int, earlier: Sequence[int] | None, ego_from_lidar: np.ndarray, counts: Counts
+    ) -> list[Sweep]:
+        """The sweep with this stamp, then earlier ones; none without a sweep of exactly this stamp.
+
+        A sweep whose pose is not known is counted and dropped.
+
+        Args:
+            earlier: stamps of the earlier sweeps; None: those within the last second, latest first.
         """
         if stamp not in self._poses:
-            return None
-        if keyframe is None:
-            before = sorted((s for s in self._clouds if stamp - _OLDEST <= s < stamp), reverse=True)
-        else:
-            before = list(keyframe.sweeps)
+            return []
+        if earlier is None:
+            earlier = sorted((s for s in self._clouds if stamp - _OLDEST <= s < stamp), reverse=True)
         sweeps = []
-        for each in [stamp, *before[: self._sweeps]]:
+        for each in [stamp, *earlier[: self._sweeps]]:
             if each in self._poses:
                 sweeps.append(Sweep(self._clouds[each].points, each, self._poses[each], ego_from_lidar))
             elif each in self._clouds:
                 counts.add_problem("unposed", self.topic)
                 self._drop(each)
-        return accumulate_sweeps(sweeps, stamp, reference_from_global)
+        return sweeps
 
     def _drop(self, stamp: int) -> None:
         del self._clouds[stamp]

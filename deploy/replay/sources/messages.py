@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from deploy.replay.sources.rectify import Lens
-from perception.frame import CONDITIONS, Conditions
+from perception.frame import Conditions
 
 LATEST = 1 << 53  # us, the largest stamp; it is exact as a float64
 _MAX_POINTS = 1 << 22
@@ -206,7 +206,7 @@ def keyframe(content: object) -> Keyframe:
     if not isinstance(content, dict):
         raise CorruptMessage("not a keyframe")
     tags, sweeps, stamp = content.get("conditions", {}), content.get("sweeps", []), content.get("stamp")
-    if not isinstance(tags, dict) or any(tags.get(kind) not in (None, *known) for kind, known in CONDITIONS.items()):
+    if not isinstance(tags, dict) or not all(map(_is_tag, tags.items())):
         raise CorruptMessage("unknown conditions")
     if not isinstance(sweeps, list) or len(sweeps) > 100 or not all(map(_is_stamp, [stamp, *sweeps])):
         raise CorruptMessage("an invalid stamp")
@@ -215,10 +215,15 @@ def keyframe(content: object) -> Keyframe:
     token, scene, location = (content.get(name, "") for name in ("token", "scene", "location"))
     if not token:
         raise CorruptMessage("a keyframe without a token")
-    conditions = Conditions(**{kind: tags.get(kind) for kind in CONDITIONS})
+    conditions = Conditions(**tags)
     return Keyframe(
         int(stamp or 0), _checked_name(token), _checked_name(scene), _checked_name(location), conditions, tuple(sweeps)
     )
+
+
+def _is_tag(item: tuple[object, object]) -> bool:
+    kind, value = item
+    return isinstance(kind, str) and kind.isidentifier() and (value is None or isinstance(value, str))
 
 
 def _is_stamp(value: object) -> bool:

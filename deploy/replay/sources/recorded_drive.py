@@ -16,6 +16,7 @@ from perception.datasets.nuscenes.dataset import conditions_of
 from perception.errors import InputError
 from perception.frame import Conditions, Frame
 from perception.sensors.inputs import InputSpec
+from perception.taxonomy import Taxonomy, load_taxonomy
 
 
 class RecordedDrive:
@@ -28,6 +29,7 @@ class RecordedDrive:
         path: a .mcap or .db3 file, or a rosbag2's folder.
         topics: maps its topics to sensors.
         spec: gives the frame of reference and the number of LiDAR sweeps.
+        taxonomy: of the conditions; None: nuScenes' own.
 
     Raises:
         InputError: it cannot be read; or, when iterated, no frame can be assembled from it.
@@ -35,18 +37,22 @@ class RecordedDrive:
 
     tables = None
 
-    def __init__(self, path: Path, topics: Topics, spec: InputSpec) -> None:
+    def __init__(self, path: Path, topics: Topics, spec: InputSpec, taxonomy: Taxonomy | None = None) -> None:
         self._path, self._spec = path, spec
         self._recording: Recording = McapRecording(path) if path.suffix == ".mcap" else RosbagRecording(path)
         info = self._recording.info
         described = info.location or info.description
-        conditions = conditions_of(info.description, info.location) if described else Conditions()
+        conditions = (
+            conditions_of(info.description, info.location, (taxonomy or load_taxonomy("nuscenes")).conditions)
+            if described
+            else Conditions()
+        )
         self._drive = DriveInfo(info.scene, info.location, conditions)
         self._has_keyframes = topics.keyframes is not None and topics.keyframes in info.counts
-        if topics.lidar is not None and not info.counts.get(topics.lidar.topic):
-            topics = topics.model_copy(update={"lidar": None})  # so that no frame waits for it
+        sending = {name: each for name, each in topics.lidars.items() if info.counts.get(each.topic)}
+        topics = topics.model_copy(update={"lidars": sending})  # so that no frame waits for the others
         self._topics = topics
-        self.counts = Counts()
+        self.counts = Counts(spec.rig.sensors)
 
     @property
     def seconds(self) -> float:
@@ -61,9 +67,8 @@ class RecordedDrive:
         return 1 + round(info.duration / (self._topics.period * 1e6))
 
     def __iter__(self) -> Iterator[Frame]:
-        self.counts = counts = Counts()
-        reference, sweeps = self._spec.grid.reference, self._spec.sweeps
-        assembler = Assembler(self._topics, sweeps, reference, counts, self._drive, self._has_keyframes)
+        self.counts = counts = Counts(self._spec.rig.sensors)
+        assembler = Assembler(self._topics, self._spec, counts, self._drive, self._has_keyframes)
         for raw in self._recording.read(frozenset(self._topics.names()), counts.add_damage):
             counts.messages[raw.topic] += 1
             yield from assembler.advance(raw.time)

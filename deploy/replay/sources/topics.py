@@ -5,12 +5,14 @@ The defaults are the names that tools/make_log.py and foxglove/nuscenes2mcap wri
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from perception.frame import CAMERAS
-from perception.section import Section
+from perception.errors import InputError
+from perception.rig import Rig, Sensors
+from perception.section import Section, parse_section, read_yaml
 
 Name = Annotated[str, Field(min_length=1)]
 Seconds = Annotated[float, Field(gt=0, le=10)]
@@ -33,15 +35,9 @@ class CameraTopics(Section):
         return "rect" not in self.image if self.rectified is None else not self.rectified
 
 
-def _camera_topics() -> dict[str, CameraTopics]:
-    topics = {name: f"/{name.lower()}" for name in CAMERAS}
-    return {
-        name: CameraTopics(image=f"{topic}/image_rect_compressed", info=f"{topic}/camera_info")
-        for name, topic in topics.items()
-    }
-
-
 class Topics(Section):
+    """Topics by sensor, in the order of the rig; `default_topics` has those of the sensors if a file names none."""
+
     global_frame: Name = "map"
     ego_frame: Name = "base_link"  # x ahead, y left, z up, on the ground below the rear axle
     transforms: Name = "/tf"
@@ -49,23 +45,16 @@ class Topics(Section):
     odometry: Name | None = None  # the vehicle's poses, instead of those in `transforms`
     keyframes: Name | None = "/keyframe"  # by tools/make_log.py; optional in a recording
     position: Name | None = "/gps"  # the vehicle's, by satellite; optional in a recording
-    lidar: LidarTopic | None = LidarTopic(topic="/lidar_top", frame="lidar_top")
-    cameras: dict[str, CameraTopics] = Field(default_factory=_camera_topics)
+    lidars: dict[str, LidarTopic]
+    cameras: dict[str, CameraTopics]
+    calibration: Literal["recorded", "rig"] = "recorded"  # rig: its mounts and lenses, not transforms and CameraInfo
     period: Seconds = 0.5  # between frames, if there are no keyframes
     tolerance: Seconds = 0.06  # largest difference between the stamps of a picture and of its frame
     wait: Seconds = 0.25  # recording time for which a frame waits for its messages
 
-    @field_validator("cameras")
-    @classmethod
-    def _known(cls, cameras: dict[str, CameraTopics]) -> dict[str, CameraTopics]:
-        for name in cameras:
-            if name not in CAMERAS:
-                raise ValueError(f"{name} is not a camera of the networks; they have {', '.join(CAMERAS)}")
-        return cameras
-
     @model_validator(mode="after")
     def _distinct(self) -> Topics:
-        if self.lidar is None and not self.cameras:
+        if not self.lidars and not self.cameras:
             raise ValueError("neither a LiDAR nor a camera; name at least one")
         names = self.names()
         twice = sorted({name for name in names if names.count(name) > 1})
@@ -75,6 +64,40 @@ class Topics(Section):
 
     def names(self) -> list[str]:
         """All topics that are read."""
-        single = [self.odometry, self.keyframes, self.position, None if self.lidar is None else self.lidar.topic]
+        single = [self.odometry, self.keyframes, self.position, *(each.topic for each in self.lidars.values())]
         cameras = [topic for each in self.cameras.values() for topic in (each.image, each.info)]
         return [self.transforms, self.static_transforms, *(name for name in single if name is not None), *cameras]
+
+
+def default_topics(sensors: Sensors) -> dict[str, Any]:
+    """The topics of all sensors of a rig, named after them, as content of a file."""
+    names = {name: name.lower() for name in sensors.names}
+    return {
+        "lidars": {name: {"topic": f"/{names[name]}", "frame": names[name]} for name in sensors.lidars},
+        "cameras": {
+            name: {"image": f"/{names[name]}/image_rect_compressed", "info": f"/{names[name]}/camera_info"}
+            for name in sensors.cameras
+        },
+    }
+
+
+def load_topics(path: Path | None, rig: Rig) -> Topics:
+    """The map of topics in a file, or the default one, for the sensors of a rig.
+
+    Raises:
+        InputError: the file is absent or not YAML, has an unknown or wrong-typed key, or names a sensor that is not the
+            rig's; or the calibration is to be the rig's, which lacks one.
+    """
+    content = {} if path is None else read_yaml(path, "the map of topics")
+    defaults = default_topics(rig.sensors)
+    topics = parse_section(Topics, defaults | content if isinstance(content, dict) else content, str(path))
+    ordered = {}
+    for field, known in (("lidars", rig.sensors.lidars), ("cameras", rig.sensors.cameras)):
+        named = getattr(topics, field)
+        for name in named:
+            if name not in known:
+                raise InputError(f"{path}: {field}: {name} is none of the rig {rig.name}; it has {', '.join(known)}")
+        ordered[field] = {name: named[name] for name in known if name in named}
+    if topics.calibration == "rig":
+        rig.require_calibration()
+    return topics.model_copy(update=ordered)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from importlib.resources import files
 from pathlib import Path
@@ -16,14 +16,18 @@ import numpy as np
 
 from perception.datasets.files import read_image
 from perception.datasets.keyframes import select_samples, select_scenes, shortened
+from perception.datasets.nuscenes.annotations import Annotations
 from perception.datasets.nuscenes.georeference import position_on_map
-from perception.datasets.nuscenes.tables import Annotations, Recording, Recordings, linked, rows, versions
+from perception.datasets.nuscenes.tables import Recording, Recordings, linked, rows, versions
 from perception.datasets.recorded import RecordedKeyframes, SweepFile
 from perception.errors import InputError
-from perception.frame import CAMERAS, LIDAR, Boxes, Camera, Conditions
+from perception.frame import Boxes, Camera, Conditions
+from perception.rig import Rig, load_rig
 from perception.rotations import rotation_matrices
+from perception.taxonomy import Taxonomy, load_taxonomy
 
 BICYCLE_RACK = "static_object.bicycle_rack"  # category
+UNSAID = ("clear", "day")  # conditions of a scene whose description says nothing else
 _OFFICIAL_VERSIONS = ("v1.0-mini", "v1.0-trainval", "v1.0-test")
 
 
@@ -36,12 +40,16 @@ def official_splits() -> dict[str, list[str]]:
 class NuScenesTables(RecordedKeyframes):
     """The drives in one version of a dataroot; `recordings` are its sensor files with poses and calibrations.
 
+    Args:
+        rig: of the vehicle; other sensors of the tables are not read. None: nuScenes' car.
+        taxonomy: of the classes, map layers and conditions to read; None: nuScenes' own.
+
     Raises:
-        InputError: the dataroot, the version or a table is missing or damaged.
+        InputError: the dataroot, the version or a table is missing or damaged, or the drives are of another rig.
     """
 
-    def __init__(self, dataroot: Path, version: str) -> None:
-        super().__init__(Path(dataroot))
+    def __init__(self, dataroot: Path, version: str, rig: Rig | None = None, taxonomy: Taxonomy | None = None) -> None:
+        super().__init__(Path(dataroot), rig or load_rig("nuscenes"), taxonomy or load_taxonomy("nuscenes"))
         self.version = version
         self._folder = _version_folder(self.dataroot, version)
         with linked(self._folder, "log"):
@@ -50,7 +58,8 @@ class NuScenesTables(RecordedKeyframes):
             scenes = {row["token"]: row for row in rows(self._folder, "scene")}
             self._locations = {row["name"]: locations[row["log_token"]] for row in scenes.values()}
             phases = {
-                row["name"]: phases_of(row["description"], self._locations[row["name"]]) for row in scenes.values()
+                row["name"]: phases_of(row["description"], self._locations[row["name"]], self.taxonomy.conditions)
+                for row in scenes.values()
             }
         with linked(self._folder, "sample"):
             samples = [
@@ -65,11 +74,11 @@ class NuScenesTables(RecordedKeyframes):
             self._samples[scene].append(token)
             seconds = 1e-6 * (timestamp - self._timestamps[self._samples[scene][0]])
             self._conditions[token] = next(each for start, each in reversed(phases[scene]) if start <= seconds)
-        self.recordings = Recordings(self._folder)
+        self.recordings = Recordings(self._folder, self.rig)
 
     @cached_property
     def _annotations(self) -> Annotations:
-        return Annotations.read(self._folder, self._timestamps)
+        return Annotations.read(self._folder, self._timestamps, self.taxonomy)
 
     def scenes(self, split: str | None = None, selectors: Sequence[str] = ()) -> list[str]:
         """Names of the drives in a split (None or 'all': all drives), or of the selected ones among them.
@@ -170,17 +179,20 @@ class NuScenesTables(RecordedKeyframes):
     def _location(self, scene: str) -> str:
         return self._locations[scene]
 
-    def _position(self, scene: str, global_from_ego: np.ndarray) -> tuple[float, float] | None:
-        return position_on_map(self._locations[scene], global_from_ego)
+    def _position(self, sample: str, global_from_ego: np.ndarray) -> tuple[float, float] | None:
+        return position_on_map(self._locations[self._scene[sample]], global_from_ego)
 
     def _keyframe(self, sample: str) -> SweepFile:
         keyframe = self.recordings.keyframes.get(sample, {})
-        if LIDAR not in keyframe:
-            raise InputError(f"{self._folder / 'sample_data.json'}: no {LIDAR} keyframe of sample {sample}")
-        return self._sweep(keyframe[LIDAR])
+        reference = self.rig.sensors.lidars[0]
+        if reference not in keyframe:
+            raise InputError(f"{self._folder / 'sample_data.json'}: no {reference} keyframe of sample {sample}")
+        return self._sweep(keyframe[reference])
 
-    def _sweeps(self, sample: str, count: int) -> Iterable[SweepFile]:
-        return map(self._sweep, self.recordings.chain(self.recordings.keyframes[sample][LIDAR], count))
+    def _sweeps(self, sample: str, count: int) -> dict[int, Iterable[SweepFile]]:
+        keyframe, chain = self.recordings.keyframes[sample], self.recordings.chain
+        lidars = enumerate(self.rig.sensors.lidars)
+        return {i: map(self._sweep, chain(keyframe[name], count)) for i, name in lidars if name in keyframe}
 
     def _sweep(self, recording: Recording) -> SweepFile:
         pose = self.recordings.global_from_ego(recording)
@@ -188,7 +200,7 @@ class NuScenesTables(RecordedKeyframes):
 
     def _cameras(self, sample: str) -> dict[str, Camera]:
         keyframe = self.recordings.keyframes[sample]
-        found = {name: self._camera(keyframe[name]) for name in CAMERAS if name in keyframe}
+        found = {name: self._camera(keyframe[name]) for name in self.rig.sensors.cameras if name in keyframe}
         return {name: camera for name, camera in found.items() if camera is not None}
 
     def _camera(self, recording: Recording) -> Camera | None:
@@ -227,7 +239,9 @@ def _version_folder(dataroot: Path, version: str) -> Path:
     raise InputError(f"{dataroot}: not a nuScenes dataroot: it has no folder {version}/ with sample_data.json")
 
 
-def phases_of(description: str, location: str) -> list[tuple[float, Conditions]]:
+def phases_of(
+    description: str, location: str, vocabulary: Mapping[str, Sequence[str]]
+) -> list[tuple[float, Conditions]]:
     """(start, conditions) of each phase of a drive; s from its first keyframe.
 
     Recorded drives have one phase. The description of a simulated drive with several is such as
@@ -235,19 +249,28 @@ def phases_of(description: str, location: str) -> list[tuple[float, Conditions]]
     """
     first, *changes = re.split(r"; from (\d+(?:\.\d+)?) s: ", description)
     phases = [(0.0, first), *((float(start), text) for start, text in zip(changes[::2], changes[1::2], strict=True))]
-    return [(start, conditions_of(text, location)) for start, text in phases]
+    return [(start, conditions_of(text, location, vocabulary)) for start, text in phases]
 
 
-def conditions_of(description: str, location: str) -> Conditions:
+def conditions_of(description: str, location: str, vocabulary: Mapping[str, Sequence[str]]) -> Conditions:
     """Conditions from a scene's description, such as 'Night, after rain, many peds', and its location.
 
-    A wet road after rain counts as rain, as in published rain splits, because it absorbs LiDAR returns as well.
+    A value is known where its word, or one such as rainy or raining, is in the description, or where the location
+    begins with it. A description that names no weather is of clear weather, one that names no light is by day. A wet
+    road after rain counts as rain, as in published rain splits, because it absorbs LiDAR returns as well.
+
+    Args:
+        vocabulary: kind of condition -> values.
     """
-    city = location.split("-", maxsplit=1)[0]
-    words = set(re.findall(r"[a-z]+", description.lower()))  # whole words: "train" is not rain
-    weather = "rain" if words & {"rain", "rainy", "raining"} else "fog" if words & {"fog", "foggy"} else "clear"
-    return Conditions(
-        weather=weather if words else None,
-        light=("night" if "night" in words else "day") if words else None,
-        city=city if city in ("boston", "singapore") else None,
-    )
+    words = set(re.findall(r"[a-z_]+", description.lower()))  # whole words: "train" is not rain
+    place = location.lower().split("-", maxsplit=1)[0]
+    found = {}
+    for kind, values in vocabulary.items():
+        silent = [value for value in values if value in UNSAID]
+        said = [value for value in values if value not in silent and (words & _forms(value) or place == value)]
+        found[kind] = next(iter([*said, *(silent if words else ())]), None)
+    return Conditions(**found)
+
+
+def _forms(word: str) -> set[str]:
+    return {word, f"{word}y", f"{word}ing", f"{word}{word[-1]}y"}  # foggy

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,15 +12,14 @@ import cv2
 import numpy as np
 
 from perception.errors import InputError
-from perception.frame import MAP_CLASSES, Frame
+from perception.frame import Frame
 from perception.grid import BevGrid
-
-_LINE_LAYERS = ("road_divider", "lane_divider")
+from perception.taxonomy import MapLayer
 
 
 @dataclass(frozen=True)
 class Edges:
-    """Edges of the polygons of one map class: outer outlines counter-clockwise, holes clockwise."""
+    """Edges of the polygons of one map layer: outer outlines counter-clockwise, holes clockwise."""
 
     starts: np.ndarray  # (E, 2) m, global
     ends: np.ndarray  # (E, 2) m, global
@@ -47,16 +46,28 @@ class Edges:
 
 
 @dataclass(frozen=True)
-class MapExpansion:
-    """The map of one location, in the global frame."""
+class Lines:
+    """The lines of one map layer."""
 
-    areas: Mapping[str, Edges]  # by map class
-    lines: tuple[np.ndarray, ...]  # L dividers, each (N, 2) m
-    line_low: np.ndarray  # (L, 2) m, bounds of each divider
-    line_high: np.ndarray  # (L, 2) m
+    nodes: tuple[np.ndarray, ...]  # L lines, each (N, 2) m, global
+    low: np.ndarray  # (L, 2) m, bounds of each line
+    high: np.ndarray  # (L, 2) m
 
     @staticmethod
-    def load(dataroot: Path, location: str) -> MapExpansion | None:
+    def of(lines: Iterable[np.ndarray]) -> Lines:
+        nodes = tuple(line for line in lines if len(line))
+        low, high = (np.array([edge(line, axis=0) for line in nodes]).reshape(-1, 2) for edge in (np.min, np.max))
+        return Lines(nodes, low, high)
+
+
+@dataclass(frozen=True)
+class MapExpansion:
+    """The map of one location, in the global frame, by layer."""
+
+    layers: Mapping[str, Edges | Lines]
+
+    @staticmethod
+    def load(dataroot: Path, location: str, layers: Sequence[MapLayer]) -> MapExpansion | None:
         """The map of a location such as boston-seaport; None if the dataroot has none.
 
         Raises:
@@ -66,52 +77,51 @@ class MapExpansion:
         if not path.exists():
             return None
         try:
-            return _parse(json.loads(path.read_text(encoding="utf-8")))
+            return _parse(json.loads(path.read_text(encoding="utf-8")), layers)
         except (OSError, ValueError, KeyError, TypeError) as error:
             reason = " ".join(f"{error.__class__.__name__}: {error}".split())
             raise InputError(f"{path}: not a map of the nuScenes map expansion ({reason}); copy it again") from None
 
     def rasterize(self, frame: Frame, grid: BevGrid) -> np.ndarray:
-        """(6, rows, columns) uint8 in MAP_CLASSES order: 1 where the class covers the cell's centre.
+        """(layers, rows, columns) uint8: 1 where the layer covers the cell's centre.
 
-        Dividers are lines of thickness 2, as in the devkit. The map is flat, at the height of the vehicle. The map of
+        Lines have a thickness of 2 cells, as in the devkit. The map is flat, at the height of the vehicle. The map of
         an augmented frame is augmented as well.
         """
         cells_from_global = _cells_from_global(frame, grid)
         low, high = _bounds(cells_from_global, grid)
-        masks = [
-            _fill(self.areas[name], cells_from_global, low, high, grid.shape)
-            for name in MAP_CLASSES
-            if name != "divider"
-        ]
-        inside = np.flatnonzero(((self.line_high >= low) & (self.line_low <= high)).all(axis=1))
-        return np.stack([*masks, _draw([self.lines[i] for i in inside], cells_from_global, grid.shape)])
+
+        def mask(layer: Edges | Lines) -> np.ndarray:
+            if isinstance(layer, Edges):
+                return _fill(layer, cells_from_global, low, high, grid.shape)
+            inside = np.flatnonzero(((layer.high >= low) & (layer.low <= high)).all(axis=1))
+            return _draw([layer.nodes[i] for i in inside], cells_from_global, grid.shape)
+
+        return np.stack([mask(layer) for layer in self.layers.values()])
 
 
-def _parse(layers: Mapping[str, Any]) -> MapExpansion:
-    nodes = {node["token"]: (node["x"], node["y"]) for node in layers["node"]}
-    polygons = {polygon["token"]: polygon for polygon in layers["polygon"]}
-    lines = {line["token"]: line["node_tokens"] for line in layers["line"]}
+def _parse(content: Mapping[str, Any], layers: Sequence[MapLayer]) -> MapExpansion:
+    nodes = {node["token"]: (node["x"], node["y"]) for node in content["node"]}
+    polygons = {polygon["token"]: polygon for polygon in content["polygon"]}
+    lines = {line["token"]: line["node_tokens"] for line in content["line"]}
 
     def ring(tokens: list[str]) -> np.ndarray:
         return np.array([nodes[token] for token in tokens], np.float64).reshape(-1, 2)
 
-    def outlines(name: str) -> Iterable[tuple[np.ndarray, list[np.ndarray]]]:
-        for record in layers[name]:
-            for token in record.get("polygon_tokens") or [record["polygon_token"]]:
-                polygon = polygons[token]
-                if polygon["exterior_node_tokens"]:
-                    holes = [ring(hole["node_tokens"]) for hole in polygon["holes"] if hole["node_tokens"]]
-                    yield ring(polygon["exterior_node_tokens"]), holes
+    def outlines(record: Mapping[str, Any]) -> Iterable[tuple[np.ndarray, list[np.ndarray]]]:
+        for token in record.get("polygon_tokens") or [record["polygon_token"]]:
+            polygon = polygons[token]
+            if polygon["exterior_node_tokens"]:
+                holes = [ring(hole["node_tokens"]) for hole in polygon["holes"] if hole["node_tokens"]]
+                yield ring(polygon["exterior_node_tokens"]), holes
 
-    dividers = [ring(lines[record["line_token"]]) for name in _LINE_LAYERS for record in layers[name]]
-    dividers = [line for line in dividers if len(line)]
-    return MapExpansion(
-        areas={name: Edges.of(outlines(name)) for name in MAP_CLASSES if name != "divider"},
-        lines=tuple(dividers),
-        line_low=np.array([line.min(axis=0) for line in dividers]).reshape(-1, 2),
-        line_high=np.array([line.max(axis=0) for line in dividers]).reshape(-1, 2),
-    )
+    def parsed(layer: MapLayer) -> Edges | Lines:
+        records = [record for name in layer.records or (layer.name,) for record in content[name]]
+        if layer.line:
+            return Lines.of(ring(lines[record["line_token"]]) for record in records)
+        return Edges.of(outline for record in records for outline in outlines(record))
+
+    return MapExpansion({layer.name: parsed(layer) for layer in layers})
 
 
 def _area(ring: np.ndarray) -> float:

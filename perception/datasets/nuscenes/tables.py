@@ -11,36 +11,17 @@ import re
 from array import array
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from perception.errors import InputError
-from perception.frame import ATTRIBUTES, CAMERAS, CLASSES, LIDAR
+from perception.rig import Rig
 from perception.rotations import rigid
 
 _CHUNK = 1 << 24  # characters per read; much longer than any row
 _BETWEEN_ROWS = re.compile(r"[\s,]*")
-
-# nuScenes category -> detection class, as in the devkit's category_to_detection_name.
-_DETECTION_CLASS = {
-    "movable_object.barrier": "barrier",
-    "vehicle.bicycle": "bicycle",
-    "vehicle.bus.bendy": "bus",
-    "vehicle.bus.rigid": "bus",
-    "vehicle.car": "car",
-    "vehicle.construction": "construction_vehicle",
-    "vehicle.motorcycle": "motorcycle",
-    "human.pedestrian.adult": "pedestrian",
-    "human.pedestrian.child": "pedestrian",
-    "human.pedestrian.construction_worker": "pedestrian",
-    "human.pedestrian.police_officer": "pedestrian",
-    "movable_object.trafficcone": "traffic_cone",
-    "vehicle.trailer": "trailer",
-    "vehicle.truck": "truck",
-}
 
 
 def versions(dataroot: Path) -> list[str]:
@@ -132,11 +113,21 @@ _COLUMNS = (
 
 
 class Recordings:
-    """All LiDAR sweeps, and the keyframes of the six cameras, with poses and calibrations."""
+    """All LiDAR sweeps, and the keyframes of the cameras, with poses and calibrations.
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        channels = {row["token"]: row["channel"] for row in rows(folder, "sensor")}
+    Args:
+        rig: its sensors are read, by the names of their channels.
+
+    Raises:
+        InputError: the rig's first LiDAR is not among the sensors, or none of its cameras is.
+    """
+
+    def __init__(self, folder: Path, rig: Rig) -> None:
+        self._folder, self._sensors = folder, rig.sensors
+        with linked(folder, "sensor"):
+            sensors = list(rows(folder, "sensor"))
+            channels = {row["token"]: row["channel"] for row in sensors}
+            _require_rig(folder, rig, sensors)
         with linked(folder, "calibrated_sensor"):
             calibrations = {row["token"]: row for row in rows(folder, "calibrated_sensor")}
             channel_of = {token: channels[row["sensor_token"]] for token, row in calibrations.items()}
@@ -155,15 +146,16 @@ class Recordings:
             self.intrinsics = {
                 token: np.array(row["camera_intrinsic"], np.float64).reshape(3, 3)
                 for token, row in calibrations.items()
-                if channel_of[token] in CAMERAS
+                if channel_of[token] in self._sensors.cameras
             }
         self._read_poses(folder)
 
     def _add(self, row: dict[str, Any], channel: str) -> None:
-        if channel != LIDAR and not (channel in CAMERAS and row["is_key_frame"]):
+        lidar = channel in self._sensors.lidars
+        if not lidar and not (channel in self._sensors.cameras and row["is_key_frame"]):
             return
         recording = Recording._make([*(row[column] for column in _COLUMNS), channel])
-        if channel == LIDAR:
+        if lidar:
             self.sweeps[row["token"]] = recording
         if row["is_key_frame"]:
             self.keyframes.setdefault(recording.sample, {})[channel] = recording
@@ -208,88 +200,18 @@ class Recordings:
         return rigid(pose[:3], pose[3:])
 
 
-@dataclass(frozen=True)
-class Annotations:
-    """The boxes of the ten detection classes, as columns in the global frame."""
-
-    centers: np.ndarray  # (N, 3) m
-    sizes: np.ndarray  # (N, 3) m: width, length, height
-    quaternions: np.ndarray  # (N, 4) w x y z
-    velocities: np.ndarray  # (N, 3) m/s; NaN where unknown
-    labels: np.ndarray  # (N,) index into CLASSES
-    attributes: np.ndarray  # (N,) index into ATTRIBUTES; -1 for none
-    num_points: np.ndarray  # (N,) LiDAR + radar points
-    instances: np.ndarray  # (N,) row of instance_tokens
-    instance_tokens: np.ndarray  # (I,) str
-    of_sample: dict[str, list[int]]  # rows of a sample, in the order of the table
-
-    @staticmethod
-    def read(folder: Path, timestamps: dict[str, int]) -> Annotations:
-        """The annotations in a folder of tables; timestamps: sample token -> us, for velocities."""
-        instance_tokens, labels_of = _instances(folder)
-        with linked(folder, "attribute"):
-            attribute_of = {
-                row["token"]: ATTRIBUTES.index(row["name"])
-                for row in rows(folder, "attribute")
-                if row["name"] in ATTRIBUTES
-            }
-        instance_row = {token: i for i, token in enumerate(instance_tokens)}
-        row_of: dict[str, int] = {}
-        of_sample: dict[str, list[int]] = {}
-        links: list[tuple[str, str]] = []
-        real, whole = array("d"), array("q")
-        with linked(folder, "sample_annotation"):
-            for row in rows(folder, "sample_annotation"):
-                instance = instance_row[row["instance_token"]]
-                if labels_of[instance] < 0:
-                    continue
-                of_sample.setdefault(row["sample_token"], []).append(len(row_of))
-                row_of[row["token"]] = len(row_of)
-                links.append((row["prev"], row["next"]))
-                real.extend((*row["translation"], *row["size"], *row["rotation"]))
-                attribute = next((attribute_of.get(t, -1) for t in row["attribute_tokens"]), -1)
-                points = row["num_lidar_pts"] + row["num_radar_pts"]
-                whole.extend((timestamps[row["sample_token"]], attribute, points, instance))
-            linked_rows = np.array(
-                [(row_of[a] if a else -1, row_of[b] if b else -1) for a, b in links], np.int64
-            ).reshape(-1, 2)
-            floats = np.frombuffer(real, np.float64).reshape(-1, 10)
-            integers = np.frombuffer(whole, np.int64).reshape(-1, 4)
-        return Annotations(
-            centers=floats[:, :3],
-            sizes=floats[:, 3:6],
-            quaternions=floats[:, 6:],
-            velocities=_velocities(floats[:, :3], integers[:, 0], linked_rows),
-            labels=labels_of[integers[:, 3]],
-            attributes=integers[:, 1],
-            num_points=integers[:, 2],
-            instances=integers[:, 3],
-            instance_tokens=instance_tokens,
-            of_sample=of_sample,
-        )
-
-
-def _instances(folder: Path) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens (I,) of all instances, and their labels (I,); -1 for those of none of the ten classes."""
-    label = {category: CLASSES.index(name) for category, name in _DETECTION_CLASS.items()}
-    with linked(folder, "category"):
-        labels = {row["token"]: label.get(row["name"], -1) for row in rows(folder, "category")}
-    with linked(folder, "instance"):
-        instances = [(row["token"], labels[row["category_token"]]) for row in rows(folder, "instance")]
-    return np.array([token for token, _ in instances], np.str_), np.array([label for _, label in instances], np.int64)
-
-
-def _velocities(centers: np.ndarray, timestamps: np.ndarray, links: np.ndarray) -> np.ndarray:
-    """(N, 3) m/s between the previous and the next annotation of the instance, as NuScenes.box_velocity.
-
-    The annotation itself replaces a missing one. NaN if both are missing, or if they are more than 1.5 s apart (3 s
-    with both).
-    """
-    current = np.arange(len(centers))
-    first = np.where(links[:, 0] >= 0, links[:, 0], current)
-    last = np.where(links[:, 1] >= 0, links[:, 1], current)
-    seconds = 1e-6 * timestamps
-    elapsed = seconds[last] - seconds[first]
-    allowed = np.where((links >= 0).all(axis=1), 3.0, 1.5)
-    known = (first != last) & (elapsed <= allowed)
-    return (centers[last] - centers[first]) / np.where(known, elapsed, np.nan)[:, None]
+def _require_rig(folder: Path, rig: Rig, sensors: list[dict[str, Any]]) -> None:
+    """Raise InputError if the sensors (rows of the table) are those of another rig."""
+    found = [row["channel"] for row in sensors]
+    pictures = [row["channel"] for row in sensors if row.get("modality") == "camera"]
+    cameras, reference = rig.sensors.cameras, rig.sensors.lidars[0]
+    if reference not in found:
+        missing = reference
+    elif cameras and pictures and not {*cameras} & {*pictures}:
+        missing = cameras[0]
+    else:
+        return
+    raise InputError(
+        f"{folder / 'sensor.json'}: these drives are of another vehicle than the rig {rig.name}: they have no "
+        f"{missing}, but {', '.join(sorted(found))}"
+    )

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from perception.frame import CONDITION_VALUES
 from perception.modules.computation.computation import (
     LAYERS,
     Affine,
@@ -24,28 +23,31 @@ from perception.modules.computation.computation import (
 )
 from perception.modules.computation.rescale import scaled
 
-Z = len(CONDITION_VALUES)  # length of a condition vector
-
 
 class Film(Computation):
-    """g(z) * y + b(z) with linear generators g(z) = 1 + G z and b(z) = H z, which start at zero."""
+    """g(z) * y + b(z) with linear generators g(z) = 1 + G z and b(z) = H z, which start at zero.
+
+    Args:
+        layer: of the slot.
+        conditions: length of z.
+    """
 
     kind = "film"
     layers = LAYERS
     conditional = True
 
-    def __init__(self, layer: Any) -> None:
+    def __init__(self, layer: Any, conditions: int) -> None:
         super().__init__()
-        self.scale = nn.Parameter(layer.weight.new_zeros(outputs(layer), Z))
-        self.shift = nn.Parameter(layer.weight.new_zeros(outputs(layer), Z))
+        self.scale = nn.Parameter(layer.weight.new_zeros(outputs(layer), conditions))
+        self.shift = nn.Parameter(layer.weight.new_zeros(outputs(layer), conditions))
 
     def forward(self, site: Site) -> Tensor:
-        z = _known(site.z, self.scale)
+        z = _known(site.z, self.scale, self.scale.shape[1])
         scale, shift = (per_channel(z @ g.T, site.y, site.layer) for g in (self.scale, self.shift))
         return scale * site.y + shift
 
     def fold(self, function: Affine, layer: Any, z: Tensor | None) -> Affine:
-        (z,) = _known(z, self.scale)
+        (z,) = _known(z, self.scale, self.scale.shape[1])
         function = scaled(function, 1 + self.scale @ z, layer)
         return function._replace(bias=function.bias + self.shift @ z)
 
@@ -69,6 +71,7 @@ class HyperNetwork(Computation):
 
     Args:
         layer: of the slot.
+        conditions: length of z.
         rank: columns of B.
         hidden: width of the generator's hidden layer.
     """
@@ -81,7 +84,7 @@ class HyperNetwork(Computation):
     def attaches_to(cls, layer: nn.Module) -> bool:
         return isinstance(layer, cls.layers) and groups_of(layer) == 1
 
-    def __init__(self, layer: Any, rank: int, hidden: int) -> None:
+    def __init__(self, layer: Any, conditions: int, rank: int, hidden: int) -> None:
         super().__init__()
         self.rank = rank
         if isinstance(layer, nn.Linear):
@@ -93,7 +96,7 @@ class HyperNetwork(Computation):
             )  # fmt: skip
         nn.init.kaiming_uniform_(self.a.weight, a=math.sqrt(5))
         self.embed, self.generate = (
-            nn.Linear(Z, hidden, bias=False),
+            nn.Linear(conditions, hidden, bias=False),
             nn.Linear(hidden, outputs(layer) * rank, bias=False),
         )
         nn.init.zeros_(self.generate.weight)
@@ -101,7 +104,7 @@ class HyperNetwork(Computation):
 
     def factor(self, z: Tensor | None) -> Tensor:
         """B(z) (B, O, rank) for condition vectors (B, Z)."""
-        generated: Tensor = self.generate(torch.relu(self.embed(_known(z, self.a.weight))))
+        generated: Tensor = self.generate(torch.relu(self.embed(_known(z, self.a.weight, self.embed.in_features))))
         return generated.unflatten(-1, (-1, self.rank))
 
     def forward(self, site: Site) -> Tensor:
@@ -120,6 +123,6 @@ class HyperNetwork(Computation):
         return int(self.a.weight.numel()) + self.rank * outputs(layer)
 
 
-def _known(z: Tensor | None, like: Tensor) -> Tensor:
+def _known(z: Tensor | None, like: Tensor, conditions: int) -> Tensor:
     """Condition vectors with type and device of `like`; zeros for None."""
-    return like.new_zeros(1, Z) if z is None else z.to(like)
+    return like.new_zeros(1, conditions) if z is None else z.to(like)

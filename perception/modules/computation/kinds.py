@@ -31,8 +31,13 @@ KINDS: dict[str, type[Computation]] = {
 }
 
 
-def build(module: Any, layer: Any) -> Computation:
-    """A new computation function, for this layer, of a module of one kind (`spec.py`)."""
+def build(module: Any, layer: Any, conditions: int) -> Computation:
+    """A new computation function, for this layer, of a module of one kind (`spec.py`).
+
+    Args:
+        conditions: length of a condition vector.
+    """
     make: Any = KINDS[module.kind]
-    computation: Computation = make(layer, **module.options())
+    further = {"conditions": conditions} if make.conditional else {}
+    computation: Computation = make(layer, **further, **module.options())
     return computation

@@ -13,8 +13,8 @@ from perception.modules.bank import Bank
 from perception.modules.computation.kinds import KINDS
 from perception.modules.route import Route, Weight
 from perception.modules.routing.predicates import Facts, condition_vectors, facts
-from perception.modules.spec import SENSORS
 from perception.tasks import TASKS
+from perception.taxonomy import SENSORS
 
 
 class FixedRouter:
@@ -59,7 +59,7 @@ class FixedRouter:
     ) -> list[tuple[Route, tuple[str, ...]]]:
         required = frozenset[str]().union(*requirements.values())
         z = (
-            condition_vectors(conditions)
+            condition_vectors(conditions, self.bank.condition_values)
             if any(KINDS[part.kind].conditional for m in self.bank.modules.values() for part in m.single())
             else None
         )

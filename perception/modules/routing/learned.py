@@ -192,8 +192,8 @@ class LearnedRouter(nn.Module):
 
     def _target(self, route: Route, present: Tensor, conditions: Sequence[Conditions]) -> Tensor:
         """(B, N, P): equal shares for the modules of the fixed route, or all for the base; zero without tags."""
-        kinds = required_kinds([self.bank.requirements(name) for name in self.names])
-        tagged = [all(getattr(frame, kind) is not None for kind in kinds) for frame in conditions]
+        kinds = required_kinds([self.bank.requirements(name) for name in self.names], self.bank.conditions)
+        tagged = [all(kind in frame for kind in kinds) for frame in conditions]
         fixed = [torch.as_tensor(route.weights.get(name, 0.0)).expand(len(tagged)) for name in self.names]
         modules = torch.stack([torch.zeros(len(tagged)), *(w.to("cpu") for w in fixed)], dim=1).to(present.device)
         modules = modules[..., None] * present

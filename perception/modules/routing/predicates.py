@@ -7,11 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from perception.frame import CONDITION_VALUES, CONDITIONS, Conditions
-from perception.modules.spec import SENSORS
+from perception.frame import Conditions
 from perception.tasks import TASKS
+from perception.taxonomy import SENSORS
 
-Facts = frozenset[str]  # members of `spec.FACTS`
+Facts = frozenset[str]  # conditions, sensors and tasks
 
 
 def present(inputs: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -41,10 +41,10 @@ def facts(conditions: Sequence[Conditions], sensors: Mapping[str, Tensor], task:
     return [frozenset(frame | ({task} if task else set())) for frame in known]
 
 
-def condition_vectors(conditions: Sequence[Conditions]) -> Tensor:
-    """(B, 7): one where a condition holds, in the order of CONDITION_VALUES; zeros for unknown conditions."""
+def condition_vectors(conditions: Sequence[Conditions], values: Sequence[str]) -> Tensor:
+    """(B, values): one where a condition holds; zeros for unknown conditions."""
     known = [c.known() for c in conditions] or [()]
-    return torch.tensor([[float(value in frame) for value in CONDITION_VALUES] for frame in known])
+    return torch.tensor([[float(value in frame) for value in values] for frame in known])
 
 
 def meets_requirements(required: Facts, sensors: Mapping[str, Tensor], tasks: Sequence[str]) -> Tensor:
@@ -66,7 +66,11 @@ def meets_requirements(required: Facts, sensors: Mapping[str, Tensor], tasks: Se
     return holds & (not required & (unknown | other))
 
 
-def required_kinds(requirements: Iterable[Facts]) -> list[str]:
-    """The kinds of conditions (weather, light, city) that some module requires."""
+def required_kinds(requirements: Iterable[Facts], conditions: Mapping[str, Sequence[str]]) -> list[str]:
+    """The kinds of conditions (weather, light, city) that some module requires.
+
+    Args:
+        conditions: kind -> values.
+    """
     required = frozenset[str]().union(*requirements)
-    return [kind for kind, values in CONDITIONS.items() if required & set(values)]
+    return [kind for kind, values in conditions.items() if required & set(values)]

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from perception.frame import CONDITIONS, Conditions
+from perception.frame import Conditions
 from perception.modules.route import Route
 from perception.modules.routing.fixed import FixedRouter
 
@@ -26,8 +26,9 @@ class RandomConditionsRouter:
         self, conditions: Sequence[Conditions], sensors: Mapping[str, Tensor]
     ) -> list[tuple[Route, tuple[str, ...]]]:
         """As in `FixedRouter`."""
+        kinds = self.fixed.bank.conditions.items()
         drawn = [
-            Conditions(**{kind: values[int(torch.randint(len(values), ()))] for kind, values in CONDITIONS.items()})
+            Conditions(**{kind: values[int(torch.randint(len(values), ()))] for kind, values in kinds})
             for _ in conditions
         ]
         return self.fixed(drawn, sensors)

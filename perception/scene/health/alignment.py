@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from perception.frame import LIDAR, Camera, Frame
+from perception.frame import Camera, Frame
 from perception.scene.health.edges import PARTS, REACH, SHIFTS, STEP, Edges, fit, range_edges
 from perception.scene.health.features import SweepFeatures, in_vehicle_frame, latest_sweep
 from perception.scene.health.limits import HealthLimits
@@ -55,7 +55,8 @@ class Alignment:
     def __init__(self, limits: HealthLimits | None = None) -> None:
         self.lidar: float | None = None  # degrees by which the LiDAR is rotated; None if it is not
         self.cameras: dict[str, float] = {}  # rotated camera -> degrees
-        self.loads: dict[str, float] = {}  # sensor -> evidence of a rotation relative to its limit; rotated above 1
+        self.loads: dict[str, float] = {}  # camera -> evidence of a rotation relative to its limit; rotated above 1
+        self.lidar_load: float | None = None  # the same of the LiDAR
         self._limits = limits or HealthLimits()
         self._fits: dict[str, _Fit] = {}
         self._round: set[str] = set()  # cameras evaluated in the current round
@@ -95,8 +96,8 @@ class Alignment:
         hysteresis, min_frames = self._limits.alignment.hysteresis, self._limits.alignment.min_frames
         known = {name: each for name, each in self._fits.items() if each.frames >= min_frames}
         common, evidence = self._common(list(known.values()))
-        self.loads = {LIDAR: evidence if self.lidar is None else evidence / hysteresis}
-        self.lidar = math.degrees(np.linalg.norm(common)) if self.loads[LIDAR] > 1 else None
+        self.loads, self.lidar_load = {}, evidence if self.lidar is None else evidence / hysteresis
+        self.lidar = math.degrees(np.linalg.norm(common)) if self.lidar_load > 1 else None
         before, self.cameras = self.cameras, {}
         for name, each in known.items():
             degrees, evidence = self._rotation(each, common)

@@ -7,23 +7,16 @@ is healthy), and a LiDAR that is rotated against most cameras; the ground plane 
 from __future__ import annotations
 
 import math
-from collections import deque
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
-import numpy as np
-
-from perception.frame import LIDAR, Camera, Frame
+from perception.frame import Camera, Frame
+from perception.rig import Sensors
 from perception.scene.health.alignment import Alignment
 from perception.scene.health.features import SLOPE_TEXTURE, SweepFeatures, image_features, sweep_features
+from perception.scene.health.lidar_readings import LidarReadings
 from perception.scene.health.limits import HealthLimits
-from perception.scene.health.scan_gaps import ring_continuity
-
-# Worst first.
-Status = Literal[
-    "ok", "missing", "dark", "saturated", "frozen", "late", "corrupt", "noisy", "blurred", "thinned", "miscalibrated"
-]
+from perception.scene.health.readings import LastContent, Readings, Status, load_below
 
 
 @dataclass(frozen=True)
@@ -50,18 +43,8 @@ class SensorHealth:
         return "; ".join(each.reason for each in (self, *self.also))
 
 
-Readings = Iterator[tuple[Status, float, str]]  # status, load (feature relative to its limit; a fault above 1), reason
 _WORST_FIRST = get_args(Status)[1:]
 _INTERMITTENT = _WORST_FIRST[5:]  # not visible in every frame
-
-
-@dataclass
-class _LastContent:
-    """The latest data of a sensor, to detect frozen sensors."""
-
-    content: bytes
-    timestamp: int | None  # us, of the data
-    first: int  # us, time of the first frame with it
 
 
 @dataclass
@@ -75,57 +58,63 @@ class HealthMonitor:
     """Watches the sensors of one drive.
 
     Args:
-        sensors: of the network: LIDAR_TOP and names of cameras.
-        limits: None for 8-bit cameras and an HDL-32E.
+        sensors: of the network.
+        limits: None for 8-bit cameras and LiDARs such as an HDL-32E.
     """
 
-    def __init__(self, sensors: Sequence[str], limits: HealthLimits | None = None) -> None:
-        self.sensors = tuple(sensors)
+    def __init__(self, sensors: Sensors, limits: HealthLimits | None = None) -> None:
+        self.sensors = sensors
         self.limits = limits or HealthLimits()
         # Sensor -> evaluated status -> load in the last frame: a fault above 1, NaN if it could not be measured.
         self.loads: dict[str, dict[Status, float]] = {}
         self._health: dict[str, SensorHealth] = {}
-        self._findings: dict[str, dict[Status, _Finding]] = {name: {} for name in self.sensors}
-        self._last_content: dict[str, _LastContent] = {}
-        self._usual = np.zeros(2)  # usual points of a sweep, and usual density nearby
-        self._counted: int | None = None  # us, time of their last update
-        self._had_no_gaps = False  # a sweep of the drive had no gaps
-        self._ground_planes: deque[tuple[int, float, float, float]] = deque(maxlen=64)  # time (us), slopes and height
+        self._findings: dict[str, dict[Status, _Finding]] = {name: {} for name in sensors.names}
+        self._pictures = {name: LastContent() for name in sensors.cameras}
+        self._lidars = [LidarReadings(self.limits.lidar, len(sensors.lidars) == 1) for _ in sensors.lidars]
         self._alignment = Alignment(self.limits)
 
     def update(self, frame: Frame) -> dict[str, SensorHealth]:
         """Health of every sensor at the time of a frame."""
-        features = None
-        if LIDAR in self.sensors and frame.points is not None and len(frame.points):
-            features = sweep_features(frame, self.limits.lidar)
         faults: dict[str, dict[Status, str]] = {}
-        for name in self.sensors:
-            if name == LIDAR:
-                readings = self._lidar_readings(frame, features)
-            elif name in frame.cameras:
+        reference: tuple[Frame, SweepFeatures] | None = None  # the first LiDAR's points alone, and their features
+        for i, name in enumerate(self.sensors.lidars):
+            own = frame.of_lidar(i)
+            features = sweep_features(own, self.limits.lidar) if own.points is not None and len(own.points) else None
+            faults[name], self.loads[name] = _faults(self._lidars[i].readings(own, features))
+            if i == 0 and features is not None:
+                reference = own, features
+        for name in self.sensors.cameras:
+            if name in frame.cameras:
                 readings = self._camera_readings(name, frame.cameras[name], frame.timestamp)
             else:
                 readings = iter([("missing", math.inf, "no picture")])
             faults[name], self.loads[name] = _faults(readings)
-        self._check_alignment(frame, features, faults)
-        self._health = {name: self._update_findings(name, faults[name], frame.timestamp) for name in self.sensors}
+        if self.sensors.lidars:
+            self._check_alignment(reference, faults)
+        names = self.sensors.names
+        self._health = {name: self._update_findings(name, faults[name], frame.timestamp) for name in names}
         return dict(self._health)
 
     def _check_alignment(
-        self, frame: Frame, features: SweepFeatures | None, faults: dict[str, dict[Status, str]]
+        self, reference: tuple[Frame, SweepFeatures] | None, faults: dict[str, dict[Status, str]]
     ) -> None:
-        """Add faults of rotated sensors; only healthy sensors are compared."""
-        if features is not None and not faults[LIDAR]:
-            self._alignment.update(frame, features, [name for name in faults if name != LIDAR and not faults[name]])
-        if self._alignment.lidar is not None and LIDAR in faults:
-            faults[LIDAR].setdefault(
+        """Add faults of cameras that are rotated against the reference LiDAR, or of that LiDAR; only healthy sensors
+        are compared."""
+        lidar = self.sensors.lidars[0]
+        if reference is not None and not faults[lidar]:
+            healthy = [name for name in self.sensors.cameras if not faults[name]]
+            self._alignment.update(*reference, healthy)
+        if self._alignment.lidar is not None:
+            faults[lidar].setdefault(
                 "miscalibrated", f"turned by {self._alignment.lidar:.1f} degrees against most cameras"
             )
         for name, degrees in self._alignment.cameras.items():
             faults[name]["miscalibrated"] = f"turned by {degrees:.1f} degrees against the LiDAR"
-        for name in self.loads.keys() & self._alignment.loads.keys():
-            loads = self.loads[name]
-            loads["miscalibrated"] = max(loads.get("miscalibrated", 0.0), self._alignment.loads[name])
+        measured = dict(self._alignment.loads)
+        if self._alignment.lidar_load is not None:
+            measured[lidar] = self._alignment.lidar_load
+        for name, load in measured.items():
+            self.loads[name]["miscalibrated"] = max(self.loads[name].get("miscalibrated", 0.0), load)
 
     def _update_findings(self, name: str, faults: dict[Status, str], now: int) -> SensorHealth:
         """The health of a sensor from the faults in this frame and earlier findings."""
@@ -148,7 +137,7 @@ class HealthMonitor:
         """Readings of a camera with an image, worst first."""
         limits = self.limits.camera
         features = image_features(camera.image, limits)
-        stuck = self._seconds_unchanged(name, features.sample, camera.timestamp, now)
+        stuck = self._pictures[name].seconds_unchanged(features.sample, camera.timestamp, now)
         late = 1e-6 * abs(now - camera.timestamp)
         black, white = features.dark / limits.nearly_all, features.bright / limits.nearly_all
         noise_alone = min(features.dark / limits.mostly_dark, features.texture / limits.shapeless)
@@ -168,79 +157,7 @@ class HealthMonitor:
             f"a row of blocks does not fit the others in {features.torn:.0%} of its width",
         )
         yield "noisy", features.noise / limits.noisy, f"noise of {features.noise:.0f} grey levels"
-        yield "blurred", _load_below(features.texture - SLOPE_TEXTURE, limits.smooth), "no fine texture"
-
-    def _lidar_readings(self, frame: Frame, features: SweepFeatures | None) -> Readings:
-        """Readings of the LiDAR, worst first."""
-        if frame.points is None or features is None:
-            yield "missing", math.inf, "no points" if frame.points is None else "a sweep without a return"
-            return
-        limits = self.limits.lidar
-        usual = self._update_usual_counts(features, frame.timestamp)
-        stuck = self._seconds_unchanged(LIDAR, frame.points[:4096, :4].tobytes(), None, frame.timestamp)
-        yield "frozen", stuck / limits.frozen, f"the same points for {stuck:.2f} s"
-        yield "late", features.age / limits.late, f"the newest point is {features.age:.2f} s older than the frame"
-        far = f"{features.impossible:.0%} of the points are not finite or beyond {limits.far:.0f} m"
-        yield "corrupt", features.impossible / limits.impossible, far
-        garbled = f"returns beyond {limits.beyond:.0f} m in {features.garbled:.0%} of the azimuth, as no street has"
-        yield "corrupt", features.garbled / limits.garbled, garbled
-        yield "noisy", features.roughness / limits.rough, f"the ground nearby is rough by {features.roughness:.2f} m"
-        few = _load_below(features.points, limits.min_points)
-        lost = min(map(_load_below, (features.points, features.density), limits.thinned * usual))
-        yield "thinned", few, f"{features.points} points"
-        yield "thinned", lost, f"{features.points} points, where {usual[0]:.0f} were usual"
-        if max(few, lost) <= 1:
-            yield "thinned", self._gaps_load(frame, features), "gaps between the points on the ground"
-        if features.age <= limits.late:  # late points show the ground of an earlier position
-            yield from self._check_ground(features, frame.timestamp)
-
-    def _gaps_load(self, frame: Frame, features: SweepFeatures) -> float:
-        """Load of gaps in the scan since the drive began; 0 after a scan without gaps, from which on the usual counts
-        detect losses."""
-        limits = self.limits.lidar
-        garbage = features.impossible > limits.impossible or features.garbled > limits.garbled
-        if self._had_no_gaps or features.age > limits.late or garbage:
-            return 0.0
-        # Gaps are not measurable in noise, nor if the ground is not where the calibration puts it.
-        if not (features.roughness <= limits.rough and abs(features.height) <= limits.raised):
-            return 0.0
-        share = ring_continuity(frame, limits)
-        self._had_no_gaps = share >= limits.broken
-        return _load_below(share, limits.broken)
-
-    def _check_ground(self, features: SweepFeatures, now: int) -> Readings:
-        """Reading of the ground plane against the calibration, as the median of several frames, because suspension
-        and road shape tilt single ones."""
-        limits = self.limits.lidar
-        if not math.isnan(features.height):
-            self._ground_planes.append((now, *features.tilt, features.height))
-        while self._ground_planes and now - self._ground_planes[0][0] > 1e6 * limits.levelled:
-            self._ground_planes.popleft()
-        if len(self._ground_planes) < 3:
-            return
-        _, along, across, height = np.median(self._ground_planes, axis=0)
-        tilt = math.degrees(math.atan(math.hypot(along, across)))
-        load = max(tilt / limits.tilted, abs(height) / limits.raised)
-        yield "miscalibrated", load, f"the ground is tilted by {tilt:.1f} degrees, and at {height:.2f} m"
-
-    def _seconds_unchanged(self, name: str, content: bytes, timestamp: int | None, now: int) -> float:
-        """Seconds since the sensor first had this content, or any content with this timestamp."""
-        seen = self._last_content.get(name)
-        if seen is None or (content != seen.content and (timestamp is None or timestamp != seen.timestamp)):
-            seen = self._last_content[name] = _LastContent(content, timestamp, now)
-        return 1e-6 * (now - seen.first)
-
-    def _update_usual_counts(self, features: SweepFeatures, now: int) -> np.ndarray:
-        """Usual points and density: their maximum, which decays with the time constant `LidarLimits.usual`."""
-        counts = np.array([features.points, features.density], float)
-        forgotten = (
-            0.0
-            if self._counted is None
-            else 1 - math.exp(-1e-6 * max(0, now - self._counted) / self.limits.lidar.usual)
-        )
-        self._usual = np.maximum(counts, self._usual + forgotten * (counts - self._usual))
-        self._counted = now
-        return self._usual
+        yield "blurred", load_below(features.texture - SLOPE_TEXTURE, limits.smooth), "no fine texture"
 
 
 def _faults(readings: Readings) -> tuple[dict[Status, str], dict[Status, float]]:
@@ -255,8 +172,3 @@ def _faults(readings: Readings) -> tuple[dict[Status, str], dict[Status, float]]
         if not load <= loads.get(status, -math.inf):
             loads[status] = load
     return faults, loads
-
-
-def _load_below(value: float, limit: float) -> float:
-    """Load of a value that is healthy above its limit."""
-    return limit / max(value, 1e-9)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 from perception.grid import Reference
+from perception.rig import Box
 
 _ROOF = 1.0  # m, half the side of the square around the sensor with returns from the roof, as in the devkit
 
@@ -31,7 +32,9 @@ def global_from_reference(
     return np.asarray(global_from_ego @ ego_from_lidar)
 
 
-def accumulate_sweeps(sweeps: Iterable[Sweep], timestamp: int, reference_from_global: np.ndarray) -> np.ndarray:
+def accumulate_sweeps(
+    sweeps: Iterable[Sweep], timestamp: int, reference_from_global: np.ndarray, own: Box | None = None
+) -> np.ndarray:
     """(N, 5) float32 points of all sweeps in the reference frame, with dt (s) instead of the ring.
 
     As LidarPointCloud.from_file_multisweep of the devkit: compensated for the motion of the vehicle, not for that of
@@ -40,8 +43,30 @@ def accumulate_sweeps(sweeps: Iterable[Sweep], timestamp: int, reference_from_gl
     Args:
         sweeps: at least one.
         timestamp: us, of the keyframe; dt is the time from the sweep to it.
+        own: the own vehicle, whose points are left out; None: those within 1 m of the sensor, as in the devkit.
     """
-    return np.concatenate([_in_reference(sweep, timestamp, reference_from_global) for sweep in sweeps])
+    return np.concatenate([_in_reference(sweep, timestamp, reference_from_global, own) for sweep in sweeps])
+
+
+def join_lidars(
+    sweeps: Mapping[int, Sequence[Sweep]], timestamp: int, reference_from_global: np.ndarray, own: Box | None
+) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Points and `lidar_of_point` of a `Frame`, of all LiDARs, each at its own times.
+
+    Args:
+        sweeps: index of a LiDAR -> its sweeps, latest first; empty without data.
+        timestamp: us, of the frame.
+        own: as for `accumulate_sweeps`.
+    """
+    found = [(lidar, sweep) for lidar, each in sweeps.items() for sweep in each]
+    if not found:
+        return None, None
+    if all(lidar == 0 for lidar, _ in found):
+        return accumulate_sweeps(sweeps[0], timestamp, reference_from_global, own), None
+    found.sort(key=lambda each: -each[1].timestamp)
+    parts = [_in_reference(sweep, timestamp, reference_from_global, own) for _, sweep in found]
+    lidars = np.array([lidar for lidar, _ in found], np.uint8)
+    return np.concatenate(parts), np.repeat(lidars, [len(part) for part in parts])
 
 
 def outside_roof(points: np.ndarray) -> np.ndarray:
@@ -50,9 +75,14 @@ def outside_roof(points: np.ndarray) -> np.ndarray:
     return np.asarray((np.abs(points[:, 0]) >= _ROOF) | (np.abs(points[:, 1]) >= _ROOF))
 
 
-def _in_reference(sweep: Sweep, timestamp: int, reference_from_global: np.ndarray) -> np.ndarray:
+def _in_reference(sweep: Sweep, timestamp: int, reference_from_global: np.ndarray, own: Box | None) -> np.ndarray:
+    if own is None:
+        kept = outside_roof(sweep.points)
+    else:
+        mount = sweep.ego_from_lidar.astype(np.float32)
+        kept = ~own.contains(sweep.points[:, :3] @ mount[:3, :3].T + mount[:3, 3])
     # np.compress, because boolean indexing is slow along an axis of length five.
-    points = np.compress(outside_roof(sweep.points), sweep.points, axis=0)
+    points = np.compress(kept, sweep.points, axis=0)
     transform = (reference_from_global @ sweep.global_from_ego @ sweep.ego_from_lidar).astype(np.float32)
     points[:, :3] = points[:, :3] @ transform[:3, :3].T
     for axis in range(3):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from perception.datasets.keyframes import Keyframes
-from perception.frame import CONDITIONS, Frame
+from perception.frame import Frame
 from perception.grid import BevGrid
 from perception.strict_json import shown
 from perception.tasks.task import Metric
@@ -27,9 +27,9 @@ class ConditionsMetric(Metric[Mapping[str, Sequence[float]]]):
     def add(self, frame: Frame, result: Mapping[str, Sequence[float]]) -> None:
         tags = self.source.conditions(frame.token)
         right = {}
-        for kind, values in CONDITIONS.items():
-            if (tag := getattr(tags, kind)) is not None:
-                right[kind] = kind in result and values[int(np.argmax(result[kind]))] == tag
+        for kind, values in self.source.taxonomy.conditions.items():
+            if kind in tags:
+                right[kind] = kind in result and values[int(np.argmax(result[kind]))] == tags[kind]
         self._right.append(right)
 
     def scores(self) -> dict[str, Any]:
@@ -40,7 +40,7 @@ class ConditionsMetric(Metric[Mapping[str, Sequence[float]]]):
     def part(self, frames: np.ndarray, bounds: tuple[float, float] | None = None) -> dict[str, Any]:
         """`accuracy`, the mean over the kinds, and `conditions` by kind; ranges are ignored."""
         by_kind = {}
-        for kind in CONDITIONS:
+        for kind in self.source.taxonomy.conditions:
             right = [each[kind] for i, each in enumerate(self._right) if frames[i] and kind in each]
             by_kind[kind] = float(np.mean(right)) if right else None
         known = [each for each in by_kind.values() if each is not None]
@@ -52,6 +52,6 @@ class ConditionsMetric(Metric[Mapping[str, Sequence[float]]]):
         table = Table(title="conditions", show_footer=True)
         table.add_column("kind", footer="mean")
         table.add_column("accuracy", shown(scores["conditions"]["mean"]), justify="right")
-        for kind in CONDITIONS:
+        for kind in self.source.taxonomy.conditions:
             table.add_row(kind, shown(scores["conditions"][kind]))
         return [table]

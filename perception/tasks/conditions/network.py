@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from perception.frame import CONDITIONS
 from perception.modules.routing.pooling import HIDDEN, PooledFeatures
 from perception.tasks.network import Loss, TaskNetwork
 
@@ -20,12 +19,13 @@ class ConditionsHead(TaskNetwork):
 
     Args:
         channels: C of the fused features.
+        conditions: kind -> values.
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, conditions: Mapping[str, Sequence[str]]) -> None:
         super().__init__()
         self.features = PooledFeatures(channels)
-        self.kinds = nn.ModuleDict({kind: nn.Linear(HIDDEN, len(values)) for kind, values in CONDITIONS.items()})
+        self.kinds = nn.ModuleDict({kind: nn.Linear(HIDDEN, len(values)) for kind, values in conditions.items()})
 
     def forward(self, features: Tensor) -> dict[str, Tensor]:
         """Logits (B, number of values) for each kind of condition, from (B, C, rows, columns)."""
@@ -33,12 +33,12 @@ class ConditionsHead(TaskNetwork):
         return {kind: head(pooled) for kind, head in self.kinds.items()}
 
     def decode(self, dense: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """probabilities (B, 7) in the order of CONDITION_VALUES; those of each kind sum to 1."""
-        return {"probabilities": torch.cat([dense[kind].softmax(dim=1) for kind in CONDITIONS], dim=1)}
+        """probabilities (B, values), kind by kind; those of each kind sum to 1."""
+        return {"probabilities": torch.cat([dense[kind].softmax(dim=1) for kind in self.kinds], dim=1)}
 
     def losses(self, dense: Mapping[str, Tensor], labels: Mapping[str, Tensor]) -> dict[str, Loss]:
         """Cross-entropy of each kind over the frames where it is tagged."""
         return {
             kind: Loss(F.cross_entropy(dense[kind], labels[kind], ignore_index=-1, reduction="none"), labels[kind] >= 0)
-            for kind in CONDITIONS
+            for kind in self.kinds
         }

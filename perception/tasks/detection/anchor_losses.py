@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from perception.frame import CLASSES
-from perception.tasks.detection.anchors import CODE, all_anchors
+from perception.tasks.detection.anchors import all_anchors
 from perception.tasks.detection.config import AnchorHead
 from perception.tasks.network import Loss
 
@@ -20,7 +19,7 @@ LEAST = 0.3  # IoU above which the best anchors of an object are positive
 ALPHA, GAMMA = 0.25, 2.0  # of the focal loss (Lin et al., 2017)
 BETA = 1 / 9  # where the smooth L1 distance becomes linear
 VELOCITY_WEIGHT, DIRECTION_WEIGHT = 0.2, 0.2
-NOTHING, UNSURE = len(CLASSES), len(CLASSES) + 1  # labels of negative anchors, and of ignored ones
+NOTHING, UNSURE = -1, -2  # labels of negative anchors, and of ignored ones
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,7 @@ class AnchorTargets:
 
     labels: Tensor  # (N,) int64: a class, NOTHING or UNSURE
     positives: Tensor  # (P,) int64, indices of positive anchors
-    codes: Tensor  # (P, 9) float32 encoded boxes, see `anchors.py`; NaN for unknown velocities
+    codes: Tensor  # (P, 9 or 7) float32 encoded boxes, see `anchors.py`; NaN for unknown velocities
     directions: Tensor  # (P,) int64: 0 or 1
 
 
@@ -39,11 +38,12 @@ def anchor_losses(config: AnchorHead, dense: Mapping[str, Tensor], labels: Mappi
     Args:
         labels: a batch of `targets.anchor_labels`.
     """
+    shapes = [tuple(dense[f"classes.{i}"].shape[-2:]) for i in range(len(config.scales))]
+    count = dense["classes.0"].shape[1] // (len(config.anchors) * len(config.rotations))
     classes, codes, directions = (
         torch.cat([_by_anchor(dense[f"{name}.{i}"], n) for i in range(len(config.scales))], dim=1)
-        for name, n in {"classes": len(CLASSES), "boxes": CODE, "directions": 2}.items()
+        for name, n in {"classes": count, "boxes": config.code, "directions": 2}.items()
     )  # B N n
-    shapes = [tuple(dense[f"classes.{i}"].shape[-2:]) for i in range(len(config.scales))]
     anchors = all_anchors(config, shapes).to(classes)
     terms: dict[str, list[Tensor]] = {"classes": [], "boxes": [], "directions": []}
     counts = []
@@ -92,24 +92,24 @@ def anchor_targets(config: AnchorHead, boxes: Tensor, classes: Tensor, anchors: 
     turned = (own[:, 6] - config.direction_offset) / (2 * math.pi)
     turned = turned - (turned + config.direction_limit_offset).floor()
     directions = (2 * turned).floor().clamp(0, 1).long()
-    return AnchorTargets(labels, positives, torch.cat(codes, dim=1), directions)
+    return AnchorTargets(labels, positives, torch.cat(codes, dim=1)[:, : config.code], directions)
 
 
 def focal(logits: Tensor, labels: Tensor) -> Tensor:
-    """Sum over anchors (N, 10) of the focal loss (Lin et al., 2017, eq. 5); labels (N,) as in `AnchorTargets`.
+    """Sum over anchors (N, classes) of the focal loss (Lin et al., 2017, eq. 5); labels (N,) as in `AnchorTargets`.
 
     -a (1 - q)^g log q, with q = p and a = ALPHA for the true class, q = 1 - p and a = 1 - ALPHA for the others.
     """
     sure = labels != UNSURE
     logits, labels = logits[sure], labels[sure]
-    is_it = F.one_hot(labels, len(CLASSES) + 1)[:, :-1].to(logits)
+    is_it = F.one_hot(labels + 1, logits.shape[1] + 1)[:, 1:].to(logits)
     signed = torch.where(is_it == 1, logits, -logits)
     weight = torch.where(is_it == 1, ALPHA, 1 - ALPHA) * (1 - signed.sigmoid()) ** GAMMA
     return -(weight * F.logsigmoid(signed)).sum()
 
 
 def _distance(codes: Tensor, wanted: Tensor) -> Tensor:
-    """Sum over objects (P, 9) of the smooth L1 distance; for angles that of the sine of their difference.
+    """Sum over objects (P, 9 or 7) of the smooth L1 distance; for angles that of the sine of their difference.
 
     So opposite headings have no loss here; the direction classifier distinguishes them.
     """

@@ -1,4 +1,8 @@
-"""Positions of anchors, and the encoding of boxes relative to them."""
+"""Positions of anchors.
+
+A box is encoded relative to its anchor: x and y in diagonals of the anchor, z in its heights, logarithms of the ratios
+of width, length and height, rotation in rad; and, if the network predicts it, the velocity in m/s.
+"""
 
 from __future__ import annotations
 
@@ -8,10 +12,6 @@ import torch
 from torch import Tensor
 
 from perception.tasks.detection.config import AnchorHead
-
-# Encoding of a box relative to its anchor: x and y in diagonals of the anchor, z in its heights, logarithms of the
-# ratios of width, length and height, rotation in rad; and the velocity in m/s.
-CODE = 9
 
 
 def all_anchors(config: AnchorHead, shapes: Sequence[tuple[int, ...]]) -> Tensor:

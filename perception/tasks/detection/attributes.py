@@ -1,45 +1,27 @@
-"""The nuScenes attributes of each class, and the default one by speed."""
+"""The attributes of detections, where the network predicts none that fit. numpy only."""
 
 from __future__ import annotations
 
-from perception.frame import ATTRIBUTES
+import numpy as np
+
+from perception.taxonomy import Taxonomy
 
 MOVING_SPEED = 0.2  # m/s; faster objects are moving
 
-_VEHICLE = ("vehicle.parked", "vehicle.moving")
-_CYCLE = ("cycle.without_rider", "cycle.with_rider")
-# Class -> attribute at rest and in motion, as in mmdet3d's NuScenesMetric; barriers and traffic cones have none.
-BY_SPEED = {
-    "car": _VEHICLE,
-    "truck": _VEHICLE,
-    "construction_vehicle": _VEHICLE,
-    "bus": ("vehicle.stopped", "vehicle.moving"),
-    "trailer": _VEHICLE,
-    "motorcycle": _CYCLE,
-    "bicycle": _CYCLE,
-    "pedestrian": ("pedestrian.standing", "pedestrian.moving"),
-}
 
-
-def possible_attributes(class_name: str) -> list[bool]:
-    """For each of ATTRIBUTES whether objects of this class can have it."""
-    family = BY_SPEED[class_name][0].partition(".")[0] if class_name in BY_SPEED else "-"
-    return [name.startswith(family) for name in ATTRIBUTES]
-
-
-def attribute_name(class_name: str, attribute: int, speed: float) -> str:
-    """The attribute to submit for a box: the predicted one where its class can have it, else the default by speed.
+def fitting_attributes(
+    labels: np.ndarray, attributes: np.ndarray, speeds: np.ndarray, taxonomy: Taxonomy
+) -> np.ndarray:
+    """(N,) the predicted attributes where the class can have them, else the default ones by speed.
 
     Args:
-        class_name: one of CLASSES.
-        attribute: index into ATTRIBUTES, or -1 where none was predicted.
-        speed: m/s in the ground plane; NaN counts as at rest.
+        labels: (N,) indices of the classes.
+        attributes: (N,) indices of the attributes; -1 where none was predicted.
+        speeds: (N,) m/s in the ground plane; NaN counts as at rest.
 
     Returns:
-        One of ATTRIBUTES; '' for barriers and traffic cones.
+        Indices of the attributes; -1 for classes without any.
     """
-    if class_name not in BY_SPEED:
-        return ""
-    if attribute >= 0 and possible_attributes(class_name)[attribute]:
-        return ATTRIBUTES[attribute]
-    return BY_SPEED[class_name][speed > MOVING_SPEED]
+    possible = np.array([[*taxonomy.possible_attributes(label), False] for label in range(len(taxonomy.classes))])
+    default = np.array(taxonomy.default_attributes())
+    return np.where(possible[labels, attributes], attributes, default[labels, (speeds > MOVING_SPEED).astype(int)])

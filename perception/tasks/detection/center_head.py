@@ -10,15 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from perception.frame import ATTRIBUTES, CLASSES
 from perception.grid import BevGrid
 from perception.layers import ConvBlock
 from perception.modules.slot import Slot
-from perception.tasks.detection.attributes import possible_attributes
 from perception.tasks.detection.attributes_by_speed import by_speed
 from perception.tasks.detection.config import DetectionHead
 from perception.tasks.detection.losses import REGRESSION, center_losses
 from perception.tasks.network import Loss, TaskNetwork
+from perception.taxonomy import Taxonomy
 
 
 class CenterHead(TaskNetwork):
@@ -29,9 +28,9 @@ class CenterHead(TaskNetwork):
 
     possible: Tensor
 
-    def __init__(self, config: DetectionHead, inputs: int, grid: BevGrid) -> None:
+    def __init__(self, config: DetectionHead, inputs: int, grid: BevGrid, taxonomy: Taxonomy) -> None:
         super().__init__()
-        self.grid, self.config = grid, config
+        self.grid, self.config, self.taxonomy = grid, config, taxonomy
         self.shared = ConvBlock("heads.detection", inputs, config.channels)
         self.branches = nn.ModuleDict()
         for i, group in enumerate(config.groups):
@@ -42,7 +41,8 @@ class CenterHead(TaskNetwork):
                 self.branches[own] = nn.Sequential(hidden, Slot(f"heads.detection.{own}.output", last))
                 if name == "heatmap":  # start at p = 0.01 (RetinaNet, Lin et al. 2017)
                     nn.init.constant_(last.bias, -math.log((1 - 0.01) / 0.01))  # type: ignore[arg-type]
-        self.register_buffer("possible", torch.tensor([*map(possible_attributes, CLASSES)]), persistent=False)
+        possible = [taxonomy.possible_attributes(label) for label in range(len(taxonomy.classes))]
+        self.register_buffer("possible", torch.tensor(possible), persistent=False)
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         x = self.shared(x)
@@ -90,7 +90,11 @@ class CenterHead(TaskNetwork):
     @property
     def regressed(self) -> dict[str, int]:
         """Regression outputs at a cell, with their numbers of channels."""
-        return REGRESSION | ({"attribute": len(ATTRIBUTES)} if self.config.attributes == "learned" else {})
+        return REGRESSION | ({"attribute": len(self.taxonomy.attributes)} if self.learns_attributes else {})
+
+    @property
+    def learns_attributes(self) -> bool:
+        return self.config.attributes == "learned" and bool(self.taxonomy.attributes)
 
     def _best(self, heatmap: Tensor, first: int, regress: Callable[[Tensor], dict[str, Tensor]]) -> dict[str, Tensor]:
         """The best peaks of one group, whose classes have the labels from `first` on."""
@@ -111,12 +115,12 @@ class CenterHead(TaskNetwork):
         size = at["size"].clamp(-5, 5).exp()
         velocity = at["velocity"]
         boxes = torch.cat([center, at["height"], size, at["heading"], velocity], dim=-1)
-        if self.config.attributes == "learned":
-            possible = self.possible[label]  # B K 8
+        if self.learns_attributes:
+            possible = self.possible[label]  # B K attributes
             attribute = torch.where(possible, at["attribute"], -1e4).argmax(dim=-1)
             attribute = torch.where(possible.any(dim=-1), attribute, -1)
         else:
-            attribute = by_speed(label, velocity)
+            attribute = by_speed(label, velocity, self.taxonomy)
         return {"boxes": boxes, "scores": best, "labels": label, "attributes": attribute}
 
 
@@ -129,7 +133,7 @@ def joined(config: DetectionHead, dense: Mapping[str, Tensor]) -> dict[str, Tens
     """The dense outputs of all groups, concatenated under one name each.
 
     Returns:
-        heatmap (B, 10, rows, columns), and the others (B, groups * n, rows, columns).
+        heatmap (B, classes, rows, columns), and the others (B, groups * n, rows, columns).
     """
     parts: dict[str, list[Tensor]] = {}
     for i in range(len(config.groups)):

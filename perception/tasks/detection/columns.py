@@ -10,27 +10,10 @@ from typing import Any
 import numpy as np
 
 from perception.errors import InputError
-from perception.frame import ATTRIBUTES, CLASSES, Boxes
+from perception.frame import Boxes
 from perception.rotations import rotation_matrices
 from perception.tasks.detection.submission_reader import read_samples
-
-# What counts, of each class: metres from the vehicle, as the devkit's detection_cvpr_2019.
-CLASS_RANGE = {
-    "car": 50,
-    "truck": 50,
-    "construction_vehicle": 50,
-    "bus": 50,
-    "trailer": 50,
-    "barrier": 30,
-    "motorcycle": 40,
-    "bicycle": 40,
-    "pedestrian": 40,
-    "traffic_cone": 30,
-}
-_RANGES = np.array([CLASS_RANGE[name] for name in CLASSES], np.float64)
-_CYCLES = [CLASSES.index(name) for name in ("bicycle", "motorcycle")]
-_LABEL = {name: i for i, name in enumerate(CLASSES)}
-_ATTRIBUTE = {name: i for i, name in enumerate(ATTRIBUTES)} | {"": -1}
+from perception.taxonomy import Taxonomy
 
 
 @dataclass(frozen=True)
@@ -38,12 +21,12 @@ class BoxColumns:
     """N boxes of many frames, in the global frame."""
 
     frames: np.ndarray  # (N,) int, which frame
-    labels: np.ndarray  # (N,) int, index into CLASSES
+    labels: np.ndarray  # (N,) int, index of the class
     centers: np.ndarray  # (N, 3) m
     sizes: np.ndarray  # (N, 3) m: width, length, height
     yaws: np.ndarray  # (N,) rad
     velocities: np.ndarray  # (N, 2) m/s; NaN where unknown
-    attributes: np.ndarray  # (N,) int, index into ATTRIBUTES; -1 where there is none
+    attributes: np.ndarray  # (N,) int, index of the attribute; -1 where there is none
     scores: np.ndarray  # (N,) in [0, 1]; 1 for annotations
     num_points: np.ndarray  # (N,) int, LiDAR + radar points inside; -1 for detections
 
@@ -100,15 +83,16 @@ class BoxColumns:
         """The boxes at the integer or boolean index (M,)."""
         return BoxColumns(**{f.name: getattr(self, f.name)[index] for f in fields(self)})
 
-    def counted(self, egos: np.ndarray, bicycle_racks: np.ndarray) -> BoxColumns:
+    def counted(self, egos: np.ndarray, bicycle_racks: np.ndarray, taxonomy: Taxonomy) -> BoxColumns:
         """The boxes that the devkit scores: within the range of their class, with points, and in no bicycle rack.
 
         Args:
             egos: (F, 2) m, position of the vehicle in each frame.
             bicycle_racks: (K, 11) frame, x y z, w l h and rotation w x y z.
         """
-        near = self.distances(egos) < _RANGES[self.labels]
-        return self.select(near & (self.num_points != 0) & ~self._in_bicycle_rack(bicycle_racks))
+        near = self.distances(egos) < np.array([each.range for each in taxonomy.classes])[self.labels]
+        racked = np.array([each.racked for each in taxonomy.classes])[self.labels]
+        return self.select(near & (self.num_points != 0) & ~self._in_bicycle_rack(bicycle_racks, racked))
 
     def distances(self, egos: np.ndarray) -> np.ndarray:
         """(N,) m, horizontal distance from the vehicle."""
@@ -120,10 +104,10 @@ class BoxColumns:
         distance = self.distances(egos)
         return np.asarray((distance >= bounds[0]) & (distance < bounds[1]))
 
-    def _in_bicycle_rack(self, bicycle_racks: np.ndarray) -> np.ndarray:
-        """(N,) bool: bicycles and motorcycles whose centre is in a bicycle rack."""
+    def _in_bicycle_rack(self, bicycle_racks: np.ndarray, candidates: np.ndarray) -> np.ndarray:
+        """(N,) bool: candidates (N,) bool whose centre is in a bicycle rack."""
         racked = np.zeros(len(self), bool)
-        cycles = np.flatnonzero(np.isin(self.labels, _CYCLES) & np.isin(self.frames, bicycle_racks[:, 0]))
+        cycles = np.flatnonzero(candidates & np.isin(self.frames, bicycle_racks[:, 0]))
         for rack in bicycle_racks if len(cycles) else ():
             rotation = rotation_matrices(rack[7:11])
             here = cycles[self.frames[cycles] == rack[0]]
@@ -132,7 +116,7 @@ class BoxColumns:
         return racked
 
 
-def read_submission(path: Path, frame_of: Mapping[str, int]) -> BoxColumns:
+def read_submission(path: Path, frame_of: Mapping[str, int], taxonomy: Taxonomy) -> BoxColumns:
     """The detections of the samples in `frame_of` (token -> frame), in the order of the file.
 
     The order matters, because the devkit breaks ties of scores by it. One sample at a time is held as Python objects.
@@ -141,27 +125,31 @@ def read_submission(path: Path, frame_of: Mapping[str, int]) -> BoxColumns:
         InputError: the file is no submission, a box is malformed, or a sample is absent or has more than 500 boxes.
     """
     rows: list[np.ndarray] = [np.zeros((0, 14))]
+    label = {name: i for i, name in enumerate(taxonomy.class_names)}
+    attribute = {name: i for i, name in enumerate(taxonomy.attributes)} | {"": -1}
     for token, boxes in read_samples(path, frame_of):
         try:
-            rows.append(_rows(boxes, frame_of[token]))
+            rows.append(_rows(boxes, frame_of[token], label, attribute))
         except (KeyError, TypeError, ValueError) as error:
             raise InputError(f"{path}: sample {token}: a box is malformed: {error!r}") from None
     return BoxColumns.of(np.concatenate(rows))
 
 
-def _rows(boxes: Sequence[Mapping[str, Any]], frame: int) -> np.ndarray:
+def _rows(
+    boxes: Sequence[Mapping[str, Any]], frame: int, label: Mapping[str, int], attribute: Mapping[str, int]
+) -> np.ndarray:
     """(N, 14) rows for BoxColumns.of."""
     if not boxes:
         return np.zeros((0, 14))
     rows = np.empty((len(boxes), 14))
     rows[:, 0] = frame
-    rows[:, 1] = [_LABEL[box["detection_name"]] for box in boxes]
+    rows[:, 1] = [label[box["detection_name"]] for box in boxes]
     rows[:, 2:5] = [box["translation"] for box in boxes]
     rows[:, 5:8] = [box["size"] for box in boxes]
     w, x, y, z = np.array([box["rotation"] for box in boxes], np.float64).T
     rows[:, 8] = np.arctan2(2 * (x * y + w * z), w * w + x * x - y * y - z * z)
     rows[:, 9:11] = [box["velocity"] for box in boxes]
-    rows[:, 11] = [_ATTRIBUTE[box["attribute_name"]] for box in boxes]
+    rows[:, 11] = [attribute[box["attribute_name"]] for box in boxes]
     rows[:, 12] = [box["detection_score"] for box in boxes]
     rows[:, 13] = -1
     if not np.isfinite(rows[:, [2, 3, 4, 5, 6, 7, 8, 12]]).all() or (rows[:, 5:8] <= 0).any():

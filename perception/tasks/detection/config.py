@@ -6,9 +6,9 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from perception.frame import CLASSES
 from perception.section import Section
 from perception.tasks.task import TaskConfig
+from perception.taxonomy import Taxonomy
 
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -44,7 +44,13 @@ class AnchorHead(Section):
     direction_offset: float = 0.0  # rad, start of the half circle of direction 0
     direction_limit_offset: float = 0.0  # in units of pi
     candidates: Positive = 1000  # boxes of each map before NMS
+    velocity: bool = True  # whether the network predicts it
     suppression: Suppression = Suppression(threshold=0.05, kind="rotated", most=None, total=500)
+
+    @property
+    def code(self) -> int:
+        """Number of values that encode a box, see `anchors.py`."""
+        return 9 if self.velocity else 7
 
     @model_validator(mode="after")
     def _sorted_in_the_graph(self) -> AnchorHead:
@@ -65,9 +71,9 @@ class DetectionHead(TaskConfig):
     """The head of CenterPoint or, with `anchors`, that of SECOND."""
 
     channels: Positive = 64
-    groups: tuple[Annotated[tuple[str, ...], Field(strict=False)], ...] = Field(
-        default=(CLASSES,), strict=False
-    )  # classes that share regression branches and top_k; in the order of CLASSES
+    groups: tuple[Annotated[tuple[str, ...], Field(strict=False, min_length=1)], ...] = Field(
+        default=(), strict=False
+    )  # classes that share regression branches and top_k, in the order of the taxonomy; empty: one group of all
     top_k: Annotated[int, Field(gt=0, lt=3840)] = 300  # boxes of each group; TensorRT's TopK limit
     output_kernel: Literal[1, 3] = 1  # of the last convolutions
     attributes: Literal["learned", "speed"] = "learned"
@@ -77,12 +83,15 @@ class DetectionHead(TaskConfig):
     anchors: AnchorHead | None = None  # instead of all of the above
 
     @model_validator(mode="after")
-    def _groups(self) -> DetectionHead:
-        if tuple(name for group in self.groups for name in group) != CLASSES or () in self.groups:
-            raise ValueError(f"the groups, one after the other, must be {', '.join(CLASSES)}")
-        if self.suppression and self.suppression.kind == "circle" and len(self.suppression.radii) != len(self.groups):
+    def _radii(self) -> DetectionHead:
+        groups = len(self.groups) or 1
+        if self.suppression and self.suppression.kind == "circle" and len(self.suppression.radii) != groups:
             raise ValueError("suppression.radii must have a radius for each group")
         return self
+
+    def require_taxonomy(self, taxonomy: Taxonomy) -> None:
+        if self.groups and tuple(name for group in self.groups for name in group) != taxonomy.class_names:
+            raise ValueError(f"the groups, one after the other, must be {', '.join(taxonomy.class_names)}")
 
     @property
     def nms(self) -> Suppression | None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from perception.frame import CLASSES, Boxes, Frame
+from perception.frame import Boxes, Frame
 from perception.grid import BevGrid
 from perception.tasks.detection.columns import BoxColumns
 from perception.tasks.detection.matching import match
@@ -14,26 +14,22 @@ from perception.tasks.detection.tracker import Tracks
 from perception.tasks.drawing import COUNTED_SCORE, LOWEST_SCORE, BoxLayer
 
 WITHIN = 2.0  # m in the ground plane between the centres of a detection and its annotation
-_COLOURS = (
-    "#4cc9f0", "#4895ef", "#f79d5c", "#7b86ff", "#9d8cff", "#d0b48a", "#80ed99", "#b5e48c", "#ff70a6", "#ffb627"
-)  # fmt: skip
-COLOURS = dict(zip(CLASSES, _COLOURS, strict=True))
 
 
-def layers(frame: Frame, detections: Boxes, tracks: Tracks | None) -> Iterator[BoxLayer]:
-    """Detections (best score first), tracks, and annotations with LiDAR or RADAR points."""
+def layers(frame: Frame, detections: Boxes, tracks: Tracks | None, colours: Mapping[str, str]) -> Iterator[BoxLayer]:
+    """Detections (best score first), tracks, and annotations with LiDAR or RADAR points; colours: of each class."""
     scores = detections.scores
     texts = [f"{score:.2f}" for score in scores.tolist()]
     ranks = [str(i) for i in range(len(detections))]
-    yield BoxLayer("detections", "perceived", detections, COLOURS, scores >= LOWEST_SCORE, ranks, texts)
+    yield BoxLayer("detections", "perceived", detections, colours, scores >= LOWEST_SCORE, ranks, texts)
     if tracks is not None:
         shown = tracks.confirmed & (tracks.boxes.scores >= LOWEST_SCORE)
         ids = [str(track) for track in tracks.ids.tolist()]
-        yield BoxLayer("tracks", "tracked", tracks.boxes, COLOURS, shown, ids, ids, faded=tracks.unseen > 0)
+        yield BoxLayer("tracks", "tracked", tracks.boxes, colours, shown, ids, ids, faded=tracks.unseen > 0)
     if frame.boxes is not None:
         hit, names = frame.boxes.num_points != 0, frame.boxes.instances.tolist()
         empty = [""] * len(names)
-        yield BoxLayer("annotations", "annotated", frame.boxes, COLOURS, hit, names, empty, within=WITHIN)
+        yield BoxLayer("annotations", "annotated", frame.boxes, colours, hit, names, empty, within=WITHIN)
 
 
 def mistakes(predicted: Boxes, annotated: Boxes) -> tuple[int, int]:

@@ -11,6 +11,7 @@ from perception.frame import Boxes, Frame
 from perception.tasks.detection.submission import SubmissionWriter
 from perception.tasks.detection.tracker import Tracks
 from perception.tasks.detection.tracking import TrackWriter
+from perception.taxonomy import Taxonomy
 
 RESULTS, TRACKS, TRACKING = "results.json", "tracks.json", "tracking_metrics.json"
 SUBMISSION = "results_nusc.json"
@@ -22,11 +23,11 @@ class ResultFiles(NamedTuple):
 
     @classmethod
     @contextmanager
-    def open(cls, folder: Path, sensors: Sequence[str]) -> Iterator[ResultFiles]:
+    def open(cls, folder: Path, sensors: Sequence[str], taxonomy: Taxonomy) -> Iterator[ResultFiles]:
         """Writers of both files, which appear atomically when the block ends; errors as in `ResultsWriter.open`."""
         with (
-            SubmissionWriter.open(folder / RESULTS, sensors) as results,
-            TrackWriter.open(folder / TRACKS, sensors) as tracks,
+            SubmissionWriter.open(folder / RESULTS, sensors, taxonomy) as results,
+            TrackWriter.open(folder / TRACKS, sensors, taxonomy) as tracks,
         ):
             yield cls(results, tracks)
 

@@ -13,7 +13,6 @@ import numpy as np
 
 from perception.atomic import write_atomically
 from perception.datasets.keyframes import Keyframes
-from perception.frame import CLASSES
 from perception.tasks.detection.columns import BoxColumns, read_submission
 from perception.tasks.detection.files import RESULTS, TRACKING, TRACKS
 from perception.tasks.detection.matching import match
@@ -46,10 +45,10 @@ class DetectionJudge(Judge):
     metrics: ClassVar[Mapping[str, GateMetric]] = {
         "mAP": GateMetric(),
         "NDS": GateMetric(),
-        "AP": GateMetric(CLASSES, each=True),
+        "AP": GateMetric("class_names", each=True),
         "AMOTA": GateMetric(ranged=False, whole=True),
     }
-    agreements: ClassVar[Mapping[str, GateMetric]] = {"detections": GateMetric(CLASSES)}
+    agreements: ClassVar[Mapping[str, GateMetric]] = {"detections": GateMetric("class_names")}
     files = (TRACKING,)
 
     def __init__(self, frames: ReplayedFrames) -> None:
@@ -70,7 +69,7 @@ class DetectionJudge(Judge):
     def detections(self) -> BoxColumns:
         """Scored detections, in the order of the file."""
         frame_of = {token: i for i, token in enumerate(self.frames.tokens)}
-        return self._counted(read_submission(self.frames.folder / RESULTS, frame_of))
+        return self._counted(read_submission(self.frames.folder / RESULTS, frame_of, self.frames.taxonomy))
 
     @property
     def _truths(self) -> dict[int, Any]:
@@ -79,7 +78,8 @@ class DetectionJudge(Judge):
 
     def _counted(self, boxes: BoxColumns) -> BoxColumns:
         bicycle_racks = [[i, *rack] for i, truth in self._truths.items() for rack in truth["bike_racks"]]
-        return boxes.counted(self.frames.egos, np.array(bicycle_racks, np.float64).reshape(-1, 11))
+        racks = np.array(bicycle_racks, np.float64).reshape(-1, 11)
+        return boxes.counted(self.frames.egos, racks, self.frames.taxonomy)
 
     def score(self, subject: Subject, draws: np.ndarray | None = None) -> np.ndarray:
         metric, class_, condition, bounds = subject
@@ -91,7 +91,7 @@ class DetectionJudge(Judge):
             self._scored[key] = scores.scored(draws)
         scored = self._scored[key]
         if metric == "AP":
-            label = CLASSES.index(str(class_))
+            label = self.frames.taxonomy.label(str(class_))
             if not scores.annotated[:, label].any():
                 raise Unmeasured(f"no {class_} is annotated{subject.where}")
             return scored.class_aps[:, label]
@@ -100,7 +100,7 @@ class DetectionJudge(Judge):
     def sizes(self, subject: Subject) -> np.ndarray:
         """(S,) share of each scene in the annotated boxes, averaged over the classes."""
         there = self._matched(subject.condition, subject.range).annotated
-        there = there if subject.class_ is None else there[:, [CLASSES.index(subject.class_)]]
+        there = there if subject.class_ is None else there[:, [self.frames.taxonomy.label(subject.class_)]]
         return mean_shares(there)
 
     def same_results(self, other: DetectionJudge, subject: Subject) -> bool:
@@ -119,7 +119,7 @@ class DetectionJudge(Judge):
 
     def annotated_classes(self, subject: Subject) -> list[str]:
         there = self._matched(subject.condition, subject.range).annotated.any(axis=0)
-        return [name for name, present in zip(CLASSES, there, strict=True) if present]
+        return [name for name, present in zip(self.frames.taxonomy.class_names, there, strict=True) if present]
 
     def agreement(self, other: DetectionJudge, subject: Subject, score: float, metres: float) -> tuple[float, str]:
         """2 M / (A + B) for A and B detections above the score, M of them matched."""
@@ -153,12 +153,12 @@ class DetectionJudge(Judge):
             raise Unmeasured("the drive has no annotations")
         subject = Subject("", None, condition, bounds)
         sides = [self._chosen(subject, boxes) for boxes in (self.truth, self.detections)]
-        return DetectionScores(sides[0], sides[1], self.frames.scenes)
+        return DetectionScores(sides[0], sides[1], self.frames.scenes, self.frames.taxonomy)
 
     def _chosen(self, subject: Subject, boxes: BoxColumns) -> BoxColumns:
         chosen = self.frames.known(subject.condition)[boxes.frames]
         if subject.range is not None:
             chosen &= boxes.within(subject.range, self.frames.egos)
         if subject.class_ is not None:
-            chosen &= boxes.labels == CLASSES.index(subject.class_)
+            chosen &= boxes.labels == self.frames.taxonomy.label(subject.class_)
         return boxes.select(chosen)

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from perception.frame import ATTRIBUTES
 from perception.tasks.detection.config import Weights
 from perception.tasks.network import Loss
 
@@ -59,7 +58,8 @@ def center_losses(dense: Mapping[str, Tensor], labels: Mapping[str, Tensor], wei
     }
     if "attribute" in dense:
         has = real & (labels["attributes"] >= 0)
-        logits = at_objects("attribute", len(ATTRIBUTES)).transpose(1, 2)
+        attributes = dense["attribute"].shape[1] // (dense["offset"].shape[1] // REGRESSION["offset"])
+        logits = at_objects("attribute", attributes).transpose(1, 2)
         entropy = F.cross_entropy(logits, labels["attributes"].clamp(min=0), reduction="none")  # B N
         losses["attribute"] = Loss(weights.attribute * torch.where(has, entropy, 0.0).sum(dim=1), has.sum(dim=1))
     return losses

@@ -10,10 +10,10 @@ from itertools import pairwise
 
 import numpy as np
 
-from perception.frame import CLASSES
 from perception.tasks.detection.columns import BoxColumns
 
 _PAIRS = 1 << 18  # pairs of boxes in memory at once
+_LABELS = 1 << 20  # more than any taxonomy has
 
 
 def best_first(scores: np.ndarray) -> np.ndarray:
@@ -63,7 +63,7 @@ def match(truth: BoxColumns, detections: BoxColumns, thresholds: Sequence[float]
 
 def _group(boxes: BoxColumns) -> np.ndarray:
     """(N,) index of the (frame, class) group."""
-    return boxes.frames * len(CLASSES) + boxes.labels
+    return boxes.frames * _LABELS + boxes.labels
 
 
 def _near(truth: BoxColumns, detections: BoxColumns, limit: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

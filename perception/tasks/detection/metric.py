@@ -10,7 +10,7 @@ import numpy as np
 
 from perception.datasets.keyframes import Keyframes
 from perception.errors import InputError
-from perception.frame import CLASSES, Boxes, Frame
+from perception.frame import Boxes, Frame
 from perception.grid import BevGrid
 from perception.strict_json import shown, strict
 from perception.tasks.detection.columns import BoxColumns
@@ -34,7 +34,7 @@ class DetectionMetric(Metric[Boxes]):
         self._found: list[BoxColumns] = []
 
     def add(self, frame: Frame, result: Boxes) -> None:
-        self._found.append(BoxColumns.of_frame(submitted(frame, result), len(self._tokens)))
+        self._found.append(BoxColumns.of_frame(submitted(frame, result, self.source.taxonomy), len(self._tokens)))
         self._tokens.append(frame.token)
         self._egos.append(frame.global_from_ego[:2, 3])
 
@@ -59,12 +59,12 @@ class DetectionMetric(Metric[Boxes]):
             if boxes is None:
                 raise InputError(f"{self.source.dataroot}: {self.source.version} has no annotations to score with")
             parts.append(BoxColumns.of_frame(boxes, i))
-        return BoxColumns.joined(parts).counted(self.egos, self.bicycle_racks)
+        return BoxColumns.joined(parts).counted(self.egos, self.bicycle_racks, self.source.taxonomy)
 
     @cached_property
     def detections(self) -> BoxColumns:
         """Scored detections."""
-        return BoxColumns.joined(self._found).counted(self.egos, self.bicycle_racks)
+        return BoxColumns.joined(self._found).counted(self.egos, self.bicycle_racks, self.source.taxonomy)
 
     def scores(self) -> dict[str, Any]:
         """`mAP`, `NDS`; `mAP_present`, mean AP over the annotated classes; `ground_truth`, number of boxes by class.
@@ -73,8 +73,10 @@ class DetectionMetric(Metric[Boxes]):
         `label_tp_errors`, `tp_errors`, `tp_scores`. Errors are metres, 1 - IoU, radians, m/s and 1 - accuracy; None if
         undefined, such as a cone's velocity error. Without annotated attributes, as in infos, the attribute error is 1.
         """
-        matched = DetectionScores(self.truth, self.detections, np.zeros(len(self._tokens), np.int64))
-        scores = matched.scored()
+        matched = DetectionScores(
+            self.truth, self.detections, np.zeros(len(self._tokens), np.int64), self.source.taxonomy
+        )
+        names, scores = self.source.taxonomy.class_names, matched.scored()
         present = matched.annotated.sum(axis=0) > 0
         aps, errors, mean_errors = scores.class_aps[0], scores.errors[0], scores.mean_errors[0]
         return strict(
@@ -82,14 +84,14 @@ class DetectionMetric(Metric[Boxes]):
                 "mAP": scores.mean_ap[0],
                 "NDS": scores.nds[0],
                 "mAP_present": aps[present].mean() if present.any() else None,
-                "ground_truth": {name: int(n) for name, n in zip(CLASSES, matched.annotated.sum(axis=0), strict=True)},
+                "ground_truth": {name: int(n) for name, n in zip(names, matched.annotated.sum(axis=0), strict=True)},
                 "label_aps": {
                     name: dict(zip(THRESHOLDS, each, strict=True))
-                    for name, each in zip(CLASSES, scores.aps[0], strict=True)
+                    for name, each in zip(names, scores.aps[0], strict=True)
                 },
-                "mean_dist_aps": dict(zip(CLASSES, aps, strict=True)),
+                "mean_dist_aps": dict(zip(names, aps, strict=True)),
                 "label_tp_errors": {
-                    name: dict(zip(ERRORS, each, strict=True)) for name, each in zip(CLASSES, errors, strict=True)
+                    name: dict(zip(ERRORS, each, strict=True)) for name, each in zip(names, errors, strict=True)
                 },
                 "tp_errors": dict(zip(ERRORS, mean_errors, strict=True)),
                 "tp_scores": dict(zip(ERRORS, np.maximum(0, 1 - mean_errors), strict=True)),
@@ -101,15 +103,15 @@ class DetectionMetric(Metric[Boxes]):
         truth, found = (boxes.select(frames[boxes.frames]) for boxes in (self.truth, self.detections))
         if bounds is not None:
             truth, found = (boxes.select(boxes.within(bounds, self.egos)) for boxes in (truth, found))
-        matched = DetectionScores(truth, found, np.zeros(len(frames), np.int64))
+        matched = DetectionScores(truth, found, np.zeros(len(frames), np.int64), self.source.taxonomy)
         scored, present = matched.scored(), matched.annotated.any(axis=0)
-        aps = scored.class_aps[0]
+        aps, names = scored.class_aps[0], self.source.taxonomy.class_names
         return {
             "boxes": len(truth),
             "mAP": float(scored.mean_ap[0]) if present.any() else None,
             "NDS": float(scored.nds[0]) if present.any() else None,
             "mAP_present": float(aps[present].mean()) if present.any() else None,
-            "AP": {name: float(ap) if there else None for name, ap, there in zip(CLASSES, aps, present, strict=True)},
+            "AP": {name: float(ap) if there else None for name, ap, there in zip(names, aps, present, strict=True)},
         }
 
     def tables(self, scores: Mapping[str, Any]) -> list[Table]:
@@ -123,7 +125,7 @@ class DetectionMetric(Metric[Boxes]):
         table.add_column("AP", shown(scores["mAP"]), justify="right")
         for error, short in zip(ERRORS, ("ATE", "ASE", "AOE", "AVE", "AAE"), strict=True):
             table.add_column(short, shown(scores["tp_errors"][error]), justify="right")
-        for name in CLASSES:
+        for name in self.source.taxonomy.class_names:
             errors = scores["label_tp_errors"][name]
             table.add_row(
                 name,

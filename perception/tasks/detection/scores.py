@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from perception.frame import CLASSES
 from perception.tasks.detection.columns import BoxColumns
 from perception.tasks.detection.matching import best_first, match
+from perception.taxonomy import ObjectClass, Taxonomy
 
 THRESHOLDS = (0.5, 1.0, 2.0, 4.0)  # m
 ERRORS = {"trans_err": "ATE", "scale_err": "ASE", "orient_err": "AOE", "vel_err": "AVE", "attr_err": "AAE"}
@@ -21,7 +21,6 @@ _ERROR_THRESHOLD = THRESHOLDS.index(2.0)
 _RECALL = np.linspace(0, 1, 101)
 _FIRST = 11  # recall above 0.1
 _MIN_PRECISION = 0.1
-_UNDEFINED = {"traffic_cone": ("orient_err", "vel_err", "attr_err"), "barrier": ("vel_err", "attr_err")}
 _HELD = 1 << 23  # numbers in memory at once
 
 
@@ -29,12 +28,12 @@ _HELD = 1 << 23  # numbers in memory at once
 class Scores:
     """Scores of R draws of scenes."""
 
-    aps: np.ndarray  # (R, 10, 4) average precision of each class at each of THRESHOLDS
-    errors: np.ndarray  # (R, 10, 5) ERRORS of each class: m, 1 - IoU, rad, m/s, 1 - accuracy; NaN: not defined
+    aps: np.ndarray  # (R, classes, 4) average precision of each class at each of THRESHOLDS
+    errors: np.ndarray  # (R, classes, 5) ERRORS of each class: m, 1 - IoU, rad, m/s, 1 - accuracy; NaN: not defined
 
     @property
     def class_aps(self) -> np.ndarray:
-        """(R, 10)"""
+        """(R, classes)"""
         return self.aps.mean(axis=2)
 
     @property
@@ -44,13 +43,17 @@ class Scores:
 
     @property
     def mean_errors(self) -> np.ndarray:
-        """(R, 5)"""
-        return np.asarray(np.nanmean(self.errors, axis=1))
+        """(R, 5) means over the classes that have the error; NaN for one that no class has."""
+        known = ~np.isnan(self.errors)
+        sums = np.where(known, self.errors, 0.0).sum(axis=1)
+        return np.divide(sums, known.sum(axis=1), out=np.full_like(sums, np.nan), where=known.any(axis=1))
 
     @property
     def nds(self) -> np.ndarray:
-        """(R,) nuScenes detection score."""
-        return (5 * self.mean_ap + np.maximum(0, 1 - self.mean_errors).sum(axis=1)) / 10
+        """(R,) nuScenes detection score; without attributes, say, the four other errors weigh as much as all five."""
+        scores = np.maximum(0, 1 - self.mean_errors)
+        known = ~np.isnan(scores[:1]).any(axis=0)
+        return (5 * self.mean_ap + scores[:, known].sum(axis=1) * (known.size / max(1, known.sum()))) / 10
 
 
 class DetectionScores:
@@ -60,22 +63,25 @@ class DetectionScores:
         truth: scored annotations, see BoxColumns.counted.
         detections: scored detections.
         scenes: (F,) int, the scene of each frame, from 0 on.
+        taxonomy: of the labels and attributes.
     """
 
-    def __init__(self, truth: BoxColumns, detections: BoxColumns, scenes: np.ndarray) -> None:
+    def __init__(self, truth: BoxColumns, detections: BoxColumns, scenes: np.ndarray, taxonomy: Taxonomy) -> None:
+        self._classes = taxonomy.classes
         self.scenes = int(scenes.max(initial=-1)) + 1
-        self.annotated = np.zeros((self.scenes, len(CLASSES)))  # boxes of each scene and class
+        self.annotated = np.zeros((self.scenes, len(self._classes)))  # boxes of each scene and class
         np.add.at(self.annotated, (scenes[truth.frames], truth.labels), 1)
         order = best_first(detections.scores)
         taken = match(truth, detections, THRESHOLDS)[:, order]
         best = detections.select(order)
         self._curves, self._scores, self._errors = [], [], []
-        for label in range(len(CLASSES)):
+        for label, kind in enumerate(self._classes):
             own = np.flatnonzero(best.labels == label)
             self._curves.append([_Curve(each[own] >= 0, scenes[best.frames[own]], self.scenes) for each in taken])
             self._scores.append(best.scores[own])
             found = own[taken[_ERROR_THRESHOLD][own] >= 0]
-            self._errors.append(_errors(truth.select(taken[_ERROR_THRESHOLD][found]), best.select(found)))
+            matched = truth.select(taken[_ERROR_THRESHOLD][found])
+            self._errors.append(_errors(matched, best.select(found), np.pi if kind.heading == "half" else 2 * np.pi))
 
     def scored(self, draws: np.ndarray | None = None) -> Scores:
         """Scores of each draw as if there were no other scenes; a scene drawn twice counts as two scenes.
@@ -84,9 +90,9 @@ class DetectionScores:
             draws: (R, S) multiplicity of each scene; None: each once, R = 1.
         """
         draws = np.ones((1, self.scenes)) if draws is None else draws.astype(np.float64)  # whole numbers, for BLAS
-        aps = np.zeros((len(draws), len(CLASSES), len(THRESHOLDS)))
-        errors = np.ones((len(draws), len(CLASSES), len(ERRORS)))
-        for label, name in enumerate(CLASSES):
+        aps = np.zeros((len(draws), len(self._classes), len(THRESHOLDS)))
+        errors = np.ones((len(draws), len(self._classes), len(ERRORS)))
+        for label, kind in enumerate(self._classes):
             curves = self._curves[label]
             held = max(len(curve.positions) for curve in curves) + len(_RECALL) * self.scenes
             for part in _parts(len(draws), held):
@@ -100,8 +106,14 @@ class DetectionScores:
                         errors[part, label] = _mean_errors(
                             confidence, weights, self._scores[label][curve.positions], self._errors[label]
                         )
-            errors[:, label, [list(ERRORS).index(error) for error in _UNDEFINED.get(name, ())]] = np.nan
+            errors[:, label, [list(ERRORS).index(error) for error in undefined_errors(kind)]] = np.nan
         return Scores(aps, errors)
+
+
+def undefined_errors(kind: ObjectClass) -> list[str]:
+    """The ERRORS that objects of a class do not have, such as a cone's heading."""
+    undefined = {"orient_err": kind.heading == "none", "vel_err": kind.static, "attr_err": not kind.attributes}
+    return [error for error, applies in undefined.items() if applies]
 
 
 def _parts(rows: int, held: int) -> Iterator[slice]:
@@ -187,14 +199,16 @@ def _average(precision: np.ndarray) -> np.ndarray:
     return np.asarray(above.mean(axis=1) / (1 - _MIN_PRECISION))
 
 
-def _errors(truth: BoxColumns, found: BoxColumns) -> np.ndarray:
-    """(5, T) ERRORS of the matched detections of one class; NaN for unknown."""
+def _errors(truth: BoxColumns, found: BoxColumns, period: float) -> np.ndarray:
+    """(5, T) ERRORS of the matched detections of one class; NaN for unknown.
+
+    Args:
+        period: rad, by which headings are ambiguous.
+    """
     away = found.centers[:, :2] - truth.centers[:, :2]
     moved = found.velocities - truth.velocities
     both = np.minimum(found.sizes, truth.sizes).prod(axis=1)
     union = found.sizes.prod(axis=1) + truth.sizes.prod(axis=1) - both
-    barrier = len(found) > 0 and CLASSES[found.labels[0]] == "barrier"  # headings of barriers are ambiguous by pi
-    period = np.pi if barrier else 2 * np.pi
     turn = np.abs((truth.yaws - found.yaws + period / 2) % period - period / 2)
     wrong = np.where(truth.attributes < 0, np.nan, truth.attributes != found.attributes)
     distance, speed = (np.sqrt(np.square(each).sum(axis=1)) for each in (away, moved))

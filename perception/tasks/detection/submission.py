@@ -17,15 +17,15 @@ import numpy as np
 
 from perception.atomic import atomic_file
 from perception.errors import InputError
-from perception.frame import ATTRIBUTES, CLASSES, Boxes, Frame
+from perception.frame import Boxes, Frame
 from perception.rotations import quaternions
-from perception.tasks.detection.attributes import attribute_name
+from perception.tasks.detection.attributes import fitting_attributes
+from perception.taxonomy import Taxonomy
 
 MAX_BOXES = 500  # per sample; the devkit refuses more
-_ATTRIBUTE = {name: i for i, name in enumerate(ATTRIBUTES)} | {"": -1}
 
 
-def submitted(frame: Frame, boxes: Boxes) -> Boxes:
+def submitted(frame: Frame, boxes: Boxes, taxonomy: Taxonomy) -> Boxes:
     """The boxes to submit, best score first, in the global frame.
 
     The best 500, with an attribute that fits their class and without numbers of points. Unknown velocities (NaN) become
@@ -52,24 +52,18 @@ def submitted(frame: Frame, boxes: Boxes) -> Boxes:
         )
     boxes = boxes.transformed(frame.global_from_reference)
     speeds = np.linalg.norm(boxes.velocities[:, :2], axis=1)
-    names = [
-        attribute_name(CLASSES[label], attribute, speed)
-        for label, attribute, speed in zip(
-            boxes.labels.tolist(), boxes.attributes.tolist(), speeds.tolist(), strict=True
-        )
-    ]
-    attributes = np.array([_ATTRIBUTE[name] for name in names], np.int64)
+    attributes = fitting_attributes(boxes.labels, boxes.attributes, speeds, taxonomy)
     return replace(boxes, attributes=attributes, num_points=np.full(len(boxes), -1, np.int64))
 
 
-def sample_results(frame: Frame, boxes: Boxes) -> list[dict[str, object]]:
+def sample_results(frame: Frame, boxes: Boxes, taxonomy: Taxonomy) -> list[dict[str, object]]:
     """The entries of one sample; boxes and errors as in `submitted`."""
-    boxes = submitted(frame, boxes)
-    names = (*ATTRIBUTES, "")
+    boxes, classes = submitted(frame, boxes, taxonomy), taxonomy.class_names
+    names = (*taxonomy.attributes, "")
     return [
         box
         | {
-            "detection_name": CLASSES[label],
+            "detection_name": classes[label],
             "detection_score": score,
             "attribute_name": names[attribute],
         }
@@ -103,18 +97,19 @@ Writer = TypeVar("Writer", bound="ResultsWriter")
 class ResultsWriter:
     """Writes a submission sample by sample, in bounded memory."""
 
-    def __init__(self, path: Path, file: BinaryIO) -> None:
-        self.path, self._file = path, file
+    def __init__(self, path: Path, file: BinaryIO, taxonomy: Taxonomy) -> None:
+        self.path, self._file, self._taxonomy = path, file, taxonomy
         self._tokens: set[str] = set()
 
     @classmethod
     @contextmanager
-    def open(cls: type[Writer], path: Path, sensors: Sequence[str]) -> Iterator[Writer]:
+    def open(cls: type[Writer], path: Path, sensors: Sequence[str], taxonomy: Taxonomy) -> Iterator[Writer]:
         """A writer of the JSON file `path`, which is written atomically when the block ends (`perception.atomic`).
 
         Args:
             path: its folder must exist.
             sensors: inputs of the model, of "camera" and "lidar".
+            taxonomy: names of the labels and attributes.
 
         Raises:
             InputError: the disk is full or the folder not writable.
@@ -122,7 +117,7 @@ class ResultsWriter:
         meta = {f"use_{kind}": kind in sensors for kind in ("camera", "lidar", "radar", "map", "external")}
         with atomic_file(path, "the submission") as file:
             file.write(f'{{"meta": {json.dumps(meta)}, "results": {{'.encode())
-            yield cls(path, file)
+            yield cls(path, file, taxonomy)
             file.write(b"\n}}\n")
 
     def add_entries(self, sample: str, entries: list[dict[str, object]]) -> None:
@@ -141,7 +136,7 @@ class ResultsWriter:
 class SubmissionWriter(ResultsWriter):
     """Writes detections.
 
-    with SubmissionWriter.open(path, sensors=("camera", "lidar")) as submission:
+    with SubmissionWriter.open(path, sensors=("camera", "lidar"), taxonomy) as submission:
         submission.add(frame, boxes)
     """
 
@@ -151,4 +146,4 @@ class SubmissionWriter(ResultsWriter):
         Raises:
             InputError: the sample was added before, a box is not finite, or the disk is full.
         """
-        self.add_entries(frame.token, sample_results(frame, result))
+        self.add_entries(frame.token, sample_results(frame, result, self._taxonomy))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from perception.frame import CLASSES, Boxes
+from perception.frame import Boxes
 from perception.grid import BevGrid
 from perception.tasks.detection.config import DetectionHead
 
@@ -39,9 +39,9 @@ def center_labels(boxes: Boxes, grid: BevGrid, head: DetectionHead) -> dict[str,
     """Labels of the N objects of one frame on the grid, in the reference frame of the boxes.
 
     Returns:
-        heatmap (10, rows, columns) float32, a Gaussian with peak 1 at the cell of each object; for each object its cell
-        row * columns + column, its head's group of classes, its attribute (-1: none), `real`, True, and its regression
-        targets, (N, n) float32 under the names of `losses.REGRESSION`; NaN for unknown velocities.
+        heatmap (classes, rows, columns) float32, a Gaussian with peak 1 at the cell of each object; for each object its
+        cell row * columns + column, its head's group of classes, its attribute (-1: none), `real`, True, and its
+        regression targets, (N, n) float32 under the names of `losses.REGRESSION`; NaN for unknown velocities.
     """
     rows, columns = grid.shape
     group_of_class = np.repeat(np.arange(len(head.groups)), [len(group) for group in head.groups])
@@ -51,7 +51,7 @@ def center_labels(boxes: Boxes, grid: BevGrid, head: DetectionHead) -> dict[str,
     cells = place.astype(np.int64)
     radii = gaussian_radius(boxes.sizes[:, 1] / grid.cell, boxes.sizes[:, 0] / grid.cell)
     radii = np.maximum(radii.astype(np.int64), head.min_radius)
-    heatmap = np.zeros((len(CLASSES), rows, columns), np.float32)
+    heatmap = np.zeros((sum(map(len, head.groups)), rows, columns), np.float32)
     for (column, row), radius, label in zip(cells, radii, boxes.labels, strict=True):
         _draw(heatmap[label], row, column, radius)
     regression = {

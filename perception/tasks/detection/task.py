@@ -12,6 +12,7 @@ import numpy as np
 
 from perception.datasets.keyframes import Keyframes
 from perception.frame import Boxes, Frame
+from perception.grid import BevGrid
 from perception.tasks.detection import drawing
 from perception.tasks.detection.config import DetectionHead
 from perception.tasks.detection.files import RESULTS, SUBMISSION, TRACKS, ResultFiles
@@ -23,6 +24,7 @@ from perception.tasks.detection.targets import anchor_labels, center_labels
 from perception.tasks.detection.tracker import Tracker, Tracks
 from perception.tasks.drawing import BoxLayer
 from perception.tasks.task import Arrays, Memory, Output, Task
+from perception.taxonomy import Taxonomy
 
 if TYPE_CHECKING:
     from perception.tasks.network import TaskNetwork
@@ -33,8 +35,8 @@ _PACKED = tuple(field.name for field in fields(Boxes) if field.name != "instance
 class TrackMemory(Memory[Boxes]):
     """Memory whose state is the current tracks."""
 
-    def __init__(self) -> None:
-        self._tracker = Tracker()
+    def __init__(self, taxonomy: Taxonomy) -> None:
+        self._tracker = Tracker(taxonomy)
 
     def update(self, frame: Frame, result: Boxes) -> Tracks:
         return self._tracker.update(result.transformed(frame.global_from_reference), frame.timestamp)
@@ -53,17 +55,22 @@ class DetectionTask(Task[Boxes]):
     outputs = (
         Output("boxes", "x y z w l h m, sin and cos of yaw times any factor, vx vy m/s; reference frame"),
         Output("scores", "probability, descending; where classes are in groups, in each"),
-        Output("labels", "index in `classes`"),
-        Output("attributes", "index in `attributes`"),
+        Output("labels", "index in the taxonomy's classes"),
+        Output("attributes", "index in the taxonomy's attributes; -1 for none"),
     )
+
+    def __init__(self, config: DetectionHead, grid: BevGrid, taxonomy: Taxonomy) -> None:
+        super().__init__(config, grid, taxonomy)
+        if not config.groups:
+            self.config = config.model_copy(update={"groups": (taxonomy.class_names,)})
 
     def network(self, channels: int) -> TaskNetwork:
         from perception.tasks.detection.anchor_head import AnchorHead
         from perception.tasks.detection.center_head import CenterHead
 
         if self.config.anchors:
-            return AnchorHead(self.config.anchors, channels)
-        return CenterHead(self.config, channels, self.grid)
+            return AnchorHead(self.config.anchors, channels, self.taxonomy)
+        return CenterHead(self.config, channels, self.grid, self.taxonomy)
 
     def deployed(self, network: TaskNetwork) -> Any:
         """The head with its regression computed only at the decoded peaks."""
@@ -92,28 +99,34 @@ class DetectionTask(Task[Boxes]):
             centers=boxes[:, 0:3],
             sizes=boxes[:, 3:6],
             headings=boxes[:, 6:8],
-            velocities=boxes[:, 8:10],
+            velocities=boxes[:, 8:10] if self._knows_velocity else np.full((len(boxes), 2), np.nan),
             labels=outputs["labels"].flat[kept],
             attributes=outputs["attributes"].flat[kept],
             scores=scores.flat[kept],
         )
 
+    @property
+    def _knows_velocity(self) -> bool:
+        return self.config.anchors is None or self.config.anchors.velocity
+
     def memory(self) -> TrackMemory:
-        return TrackMemory()
+        return TrackMemory(self.taxonomy)
 
     def draw(self, frame: Frame, result: Boxes, state: Tracks | None) -> Iterator[BoxLayer]:
-        return drawing.layers(frame, result, state)
+        return drawing.layers(frame, result, state, self.taxonomy.class_colours())
 
     def mistakes(self, frame: Frame, result: Boxes) -> tuple[int, str] | None:
         """Annotated boxes without a detection, and detections without an annotated box."""
         return drawing.mistakes_of(frame, result, self.grid)
 
     def writer(self, folder: Path, sensors: Sequence[str]) -> AbstractContextManager[ResultFiles]:
-        return ResultFiles.open(folder, sensors)
+        return ResultFiles.open(folder, sensors, self.taxonomy)
 
     @staticmethod
-    def submission(folder: Path, sensors: Sequence[str]) -> AbstractContextManager[SubmissionWriter]:
-        return SubmissionWriter.open(folder / SUBMISSION, sensors)
+    def submission(
+        folder: Path, sensors: Sequence[str], taxonomy: Taxonomy
+    ) -> AbstractContextManager[SubmissionWriter]:
+        return SubmissionWriter.open(folder / SUBMISSION, sensors, taxonomy)
 
     def statistics(self, frame: Frame, result: Boxes, source: Keyframes | None) -> dict[str, Any]:
         """The annotations; detections are in results.json."""

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from perception.frame import CLASSES, Boxes
+from perception.frame import Boxes
 from perception.tasks.detection.association import associate_in_stages
 from perception.tasks.detection.kalman import Motion, Noise
+from perception.taxonomy import Taxonomy
 
 LIFETIME = 3.0  # s without a detection, after which a track ends
 FADING = 1.0  # s without a detection, in which a track's score falls to a half
@@ -23,25 +24,26 @@ MAJORITY = 0.2  # a track turns round when the share of detections that face bac
 CLIMB = 0.3  # m, what the height of an object changes by within 1 s
 DRIFT = np.array([0.02, 1.0])  # how much the variance of size and heading grows in 1 s, in variances of a measured one
 
-# Per class. A detection further than `gate` (m) from its expected place is another object. `acceleration` (m/s within
-# 1 s) is about twice the root mean square in nuScenes' annotations, `speed` (m/s) what is expected of a class before
-# anything is measured. The errors of a detection (m, m/s): places are found as well as CenterPoint finds them, but a
-# velocity may be no measurement at all: a detector that sees a single sweep reports 0 for what moves. Trusted less, it
-# still helps a track to start.
-_CLASSES = {
-    #                        gate  acceleration  position  velocity  speed
-    "car":                  (5.0, 0.6, 0.3, 2.0, 5.0),
-    "truck":                (5.0, 0.6, 0.4, 2.0, 5.0),
-    "construction_vehicle": (3.0, 0.3, 0.6, 0.3, 1.0),
-    "bus":                  (5.0, 0.8, 0.5, 2.0, 6.0),
-    "trailer":              (5.0, 0.6, 0.7, 2.0, 5.0),
-    "barrier":              (1.5, 0.05, 0.3, 0.2, 0.05),
-    "motorcycle":           (5.0, 0.6, 0.3, 2.0, 5.0),
-    "bicycle":              (5.0, 0.6, 0.3, 2.0, 4.0),
-    "pedestrian":           (2.0, 0.35, 0.2, 0.8, 1.2),
-    "traffic_cone":         (1.5, 0.05, 0.2, 0.2, 0.05),
-}  # fmt: skip
-_GATE, _ACCELERATION, _POSITION, _VELOCITY, _SPEED = np.array([_CLASSES[name] for name in CLASSES]).T
+
+class Motions:
+    """The `motion` of the classes of a taxonomy."""
+
+    def __init__(self, taxonomy: Taxonomy) -> None:
+        motions = [each.motion for each in taxonomy.classes]
+        names = ("gate", "acceleration", "position", "velocity", "speed")
+        self.gate, self.acceleration, self.position, self.velocity, self.speed = (
+            np.array([getattr(each, name) for each in motions]) for name in names
+        )
+
+    def noise(self, labels: np.ndarray) -> Noise:
+        """Of objects with these labels (N,)."""
+        return Noise(
+            self.acceleration[labels],
+            np.full(len(labels), CLIMB),
+            self.position[labels],
+            self.velocity[labels],
+            self.speed[labels],
+        )
 
 
 @dataclass(frozen=True)
@@ -107,8 +109,8 @@ class Tracker:
     the one seen more often is first; it decays while the track is not detected.
     """
 
-    def __init__(self, rules: Rules = RULES) -> None:
-        self._rules = rules
+    def __init__(self, taxonomy: Taxonomy, rules: Rules = RULES) -> None:
+        self._rules, self._motions = rules, Motions(taxonomy)
         self._tracks = np.zeros(0, _TRACK)
         self._time = 0  # us, of the latest frame
         self._next = 1
@@ -126,13 +128,13 @@ class Tracker:
             self._tracks, self._time = self._tracks[:0], timestamp
         now = max(timestamp, self._time)
         tracks = self._tracks[self._tracks["backed"] >= now - 1e6 * LIFETIME]
-        tracks = _predicted(tracks, 1e-6 * (now - self._time))
+        tracks = _predicted(tracks, 1e-6 * (now - self._time), self._motions)
         boxes = boxes_global.select(_finite(boxes_global) & (boxes_global.scores >= self._rules.floor))
-        rows, columns = _associated(tracks, boxes, self._rules)
-        tracks[rows] = _seen(tracks[rows], boxes.select(columns), now, self._rules)
+        rows, columns = _associated(tracks, boxes, self._rules, self._motions)
+        tracks[rows] = _seen(tracks[rows], boxes.select(columns), now, self._rules, self._motions)
         new = boxes.scores >= self._rules.birth
         new[columns] = False
-        born = _born(boxes.select(new), now)
+        born = _born(boxes.select(new), now, self._motions)
         born["id"] = np.arange(self._next, self._next + len(born))
         self._next += len(born)
         self._tracks = _best(np.concatenate([tracks, born]), now)
@@ -140,12 +142,12 @@ class Tracker:
         return _output(self._tracks, now, self._rules)
 
 
-def _associated(tracks: np.ndarray, boxes: Boxes, rules: Rules) -> tuple[np.ndarray, np.ndarray]:
+def _associated(tracks: np.ndarray, boxes: Boxes, rules: Rules, motions: Motions) -> tuple[np.ndarray, np.ndarray]:
     """`associate_in_stages` for each class separately."""
     own, theirs = [], []
-    reach = LIKELY * np.sqrt(tracks["covariances"][:, 0] + _POSITION[tracks["label"]] ** 2)
+    reach = LIKELY * np.sqrt(tracks["covariances"][:, 0] + motions.position[tracks["label"]] ** 2)
     confirmed, sure = tracks["hits"] >= rules.hits, boxes.scores >= rules.sure
-    for label, gate in enumerate(_GATE):
+    for label, gate in enumerate(motions.gate):
         old, new = np.flatnonzero(tracks["label"] == label), np.flatnonzero(boxes.labels == label)
         rows, columns = associate_in_stages(
             tracks["centers"][old, :2], confirmed[old], boxes.centers[new, :2], sure[new], gate, reach[old]
@@ -155,17 +157,17 @@ def _associated(tracks: np.ndarray, boxes: Boxes, rules: Rules) -> tuple[np.ndar
     return np.concatenate(own), np.concatenate(theirs)
 
 
-def _predicted(tracks: np.ndarray, seconds: float) -> np.ndarray:
+def _predicted(tracks: np.ndarray, seconds: float, motions: Motions) -> np.ndarray:
     tracks = tracks.copy()
-    _put(tracks, _motion(tracks).predicted(seconds, _noise(tracks["label"])))
+    _put(tracks, _motion(tracks).predicted(seconds, motions.noise(tracks["label"])))
     tracks["shape"] += DRIFT * seconds
     return tracks
 
 
-def _seen(tracks: np.ndarray, boxes: Boxes, now: int, rules: Rules) -> np.ndarray:
+def _seen(tracks: np.ndarray, boxes: Boxes, now: int, rules: Rules, motions: Motions) -> np.ndarray:
     """The tracks after their detections."""
     tracks = tracks.copy()
-    _put(tracks, _motion(tracks).updated(boxes.centers, boxes.velocities[:, :2], _noise(tracks["label"])))
+    _put(tracks, _motion(tracks).updated(boxes.centers, boxes.velocities[:, :2], motions.noise(tracks["label"])))
     tracks["shape"] /= tracks["shape"] + 1
     size_gain, heading_gain = tracks["shape"][:, :1], tracks["shape"][:, 1:]
     tracks["size"] += size_gain * (boxes.sizes - tracks["size"])
@@ -186,13 +188,13 @@ def _seen(tracks: np.ndarray, boxes: Boxes, now: int, rules: Rules) -> np.ndarra
     return tracks
 
 
-def _born(boxes: Boxes, now: int) -> np.ndarray:
+def _born(boxes: Boxes, now: int, motions: Motions) -> np.ndarray:
     tracks = np.zeros(len(boxes), _TRACK)
     tracks["label"], tracks["attribute"], tracks["score"] = boxes.labels, boxes.attributes, boxes.scores
     tracks["hits"] = 1
     tracks["born"] = tracks["seen"] = tracks["backed"] = now
     tracks["size"], tracks["heading"], tracks["forward"], tracks["shape"] = boxes.sizes, _headings(boxes), 1, 1
-    _put(tracks, Motion.begun(boxes.centers, boxes.velocities[:, :2], _noise(boxes.labels)))
+    _put(tracks, Motion.begun(boxes.centers, boxes.velocities[:, :2], motions.noise(boxes.labels)))
     return tracks
 
 
@@ -242,12 +244,6 @@ def _headings(boxes: Boxes) -> np.ndarray:
 def _unit(vectors: np.ndarray) -> np.ndarray:
     length = np.sqrt(np.square(vectors).sum(axis=1, keepdims=True))
     return np.divide(vectors, length, out=np.tile([0.0, 1.0], (len(vectors), 1)), where=length > 0)
-
-
-def _noise(labels: np.ndarray) -> Noise:
-    return Noise(
-        _ACCELERATION[labels], np.full(len(labels), CLIMB), _POSITION[labels], _VELOCITY[labels], _SPEED[labels]
-    )
 
 
 def _motion(tracks: np.ndarray) -> Motion:

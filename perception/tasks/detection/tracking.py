@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from perception.frame import CLASSES
 from perception.tasks.detection.devkit import boxes_to_compare, strict
 from perception.tasks.detection.submission import MAX_BOXES, ResultsWriter, global_boxes
 from perception.tasks.detection.tracker import Tracks
@@ -23,7 +22,6 @@ if TYPE_CHECKING:  # the devkit takes a second to import
     from nuscenes import NuScenes
 
 PROTOCOL = "tracking_nips_2019"
-TRACKING_CLASSES = ("bicycle", "bus", "car", "motorcycle", "pedestrian", "trailer", "truck")
 # Over all classes: the first six are means over those that occur, the others sums.
 SCORES = ("amota", "amotp", "recall", "motar", "mota", "motp", "ids", "frag", "tp", "fp", "fn", "mt", "ml")
 
@@ -31,12 +29,12 @@ SCORES = ("amota", "amotp", "recall", "motar", "mota", "motp", "ids", "frag", "t
 class TrackWriter(ResultsWriter):
     """Writes tracks.
 
-    with TrackWriter.open(path, sensors=("camera", "lidar")) as submission:
+    with TrackWriter.open(path, sensors=("camera", "lidar"), taxonomy) as submission:
         submission.add(frame.token, tracker.update(boxes, frame.timestamp))
     """
 
     def add(self, sample: str, tracks: Tracks) -> None:
-        """Append the detected tracks of one sample, of the classes in the benchmark.
+        """Append the detected tracks of one sample, of the classes that are `tracked`.
 
         Predicted but undetected tracks are omitted, because the devkit interpolates gaps itself. Unconfirmed tracks are
         written, because AMOTA ranks tracks by their scores, and their objects would be missed.
@@ -44,11 +42,12 @@ class TrackWriter(ResultsWriter):
         Raises:
             InputError: the sample was added before, or the disk is full.
         """
-        index = np.flatnonzero((tracks.unseen == 0) & np.isin(tracks.boxes.labels, _LABELS))
+        counts = np.array([each.tracked for each in self._taxonomy.classes])[tracks.boxes.labels]
+        index = np.flatnonzero((tracks.unseen == 0) & counts)
         index = index[np.argsort(-tracks.boxes.scores[index], kind="stable")[:MAX_BOXES]]
-        boxes = tracks.boxes.select(index)
+        boxes, names = tracks.boxes.select(index), self._taxonomy.class_names
         entries = [
-            box | {"tracking_id": str(track), "tracking_name": CLASSES[label], "tracking_score": score}
+            box | {"tracking_id": str(track), "tracking_name": names[label], "tracking_score": score}
             for box, track, label, score in zip(
                 global_boxes(sample, boxes),
                 tracks.ids[index].tolist(),
@@ -58,9 +57,6 @@ class TrackWriter(ResultsWriter):
             )
         ]
         self.add_entries(sample, entries)
-
-
-_LABELS = [CLASSES.index(name) for name in TRACKING_CLASSES]
 
 
 def score_tracks(submission: Path, nusc: NuScenes, samples: Sequence[str]) -> dict[str, Any]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
-from perception.frame import MAP_CLASSES
 from perception.grid import BevGrid
 
 # float32, as the probabilities are: in float64, 0.35 would not reach 0.35.
@@ -16,26 +16,26 @@ RING = 10.0  # m
 
 
 def ious(counts: np.ndarray) -> np.ndarray:
-    """(..., 6) IoU of counts (..., 3, 6) of intersection, union and true cells; NaN for a class without true cells."""
+    """(..., layers) IoU of counts (..., 3, layers) of intersection, union and true cells; NaN without true cells."""
     intersection, union, true = np.moveaxis(counts.astype(np.float64), -2, 0)
     return np.divide(intersection, union, out=np.full_like(union, np.nan), where=true > 0)
 
 
 def predicted_cells(probabilities: np.ndarray) -> np.ndarray:
-    """(6, rows, columns) bool: cells where each class has a probability of at least 0.5."""
+    """(layers, rows, columns) bool: cells where each class has a probability of at least 0.5."""
     return np.asarray(probabilities >= np.float32(0.5))
 
 
 def count_rings(predicted: np.ndarray, truth: np.ndarray, grid: BevGrid) -> np.ndarray:
-    """(3, 6, K) cells of intersection, union and truth for each class, in rings of RING around the vehicle.
+    """(3, layers, K) cells of intersection, union and truth for each class, in rings of RING around the vehicle.
 
     Args:
-        predicted: (6, rows, columns) bool.
-        truth: (6, rows, columns), non-zero where the class is, on the same grid.
+        predicted: (layers, rows, columns) bool.
+        truth: (layers, rows, columns), non-zero where the class is, on the same grid.
     """
     order, starts = _rings(grid)
     true = truth.astype(bool)
-    cells = np.stack([predicted & true, predicted | true, true]).reshape(3, len(MAP_CLASSES), -1)
+    cells = np.stack([predicted & true, predicted | true, true]).reshape(3, len(true), -1)
     return np.add.reduceat(cells[..., order], starts, axis=2, dtype=np.int64)
 
 
@@ -60,16 +60,16 @@ class MapIou:
     best IoU over seven thresholds, chosen on the scored frames; the IoU at 0.5 is reported as well.
     """
 
-    def __init__(self) -> None:
-        self.frames = 0
-        self.counts = np.zeros((len(THRESHOLDS), 3, len(MAP_CLASSES)), np.int64)  # arguments of `ious`
+    def __init__(self, names: Sequence[str]) -> None:
+        self.frames, self.names = 0, names
+        self.counts = np.zeros((len(THRESHOLDS), 3, len(names)), np.int64)  # arguments of `ious`
 
     def add(self, probabilities: np.ndarray, truth: np.ndarray) -> None:
         """Count one frame.
 
         Args:
-            probabilities: (6, rows, columns) in [0, 1], in MAP_CLASSES order.
-            truth: (6, rows, columns), non-zero where the class is, on the same grid.
+            probabilities: (layers, rows, columns) in [0, 1].
+            truth: (layers, rows, columns), non-zero where the class is, on the same grid.
         """
         true = truth.astype(bool)
         for counts, threshold in zip(self.counts, THRESHOLDS, strict=True):
@@ -86,14 +86,14 @@ class MapIou:
             return None
         per_threshold = ious(self.counts)
         return {
-            "iou_max": _named(per_threshold.max(axis=0)),
-            "iou_0.5": _named(per_threshold[THRESHOLDS == 0.5][0]),
+            "iou_max": self._named(per_threshold.max(axis=0)),
+            "iou_0.5": self._named(per_threshold[THRESHOLDS == 0.5][0]),
         }
 
-
-def _named(values: np.ndarray) -> dict[str, float | None]:
-    present = ~np.isnan(values)
-    named = {
-        name: float(value) if known else None for name, value, known in zip(MAP_CLASSES, values, present, strict=True)
-    }
-    return named | {"mean": float(values[present].mean()) if present.any() else None}
+    def _named(self, values: np.ndarray) -> dict[str, float | None]:
+        present = ~np.isnan(values)
+        named = {
+            name: float(value) if known else None
+            for name, value, known in zip(self.names, values, present, strict=True)
+        }
+        return named | {"mean": float(values[present].mean()) if present.any() else None}

@@ -10,13 +10,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from perception.frame import MAP_CLASSES
 from perception.tasks.judging import GateMetric, Judge, Subject, Unmeasured, mean_shares
 from perception.tasks.map.iou import RING, ious, rings
 
 
 def pack(cells: np.ndarray) -> dict[str, Any]:
-    """Cells (6, rows, columns) bool for JSON."""
+    """Cells (layers, rows, columns) bool for JSON."""
     bits = zlib.compress(np.packbits(cells).tobytes(), 9)
     return {"shape": cells.shape, "bits": base64.b64encode(bits).decode()}
 
@@ -31,12 +30,12 @@ def unpack(packed: Mapping[str, Any]) -> np.ndarray:
 class MapJudge(Judge):
     """Judges cells at a probability of 0.5."""
 
-    metrics: ClassVar[Mapping[str, GateMetric]] = {"IoU": GateMetric(MAP_CLASSES, step=RING)}
-    agreements: ClassVar[Mapping[str, GateMetric]] = {"map": GateMetric(MAP_CLASSES, ranged=False)}
+    metrics: ClassVar[Mapping[str, GateMetric]] = {"IoU": GateMetric("map_names", step=RING)}
+    agreements: ClassVar[Mapping[str, GateMetric]] = {"map": GateMetric("map_names", ranged=False)}
 
     @cached_property
     def counts(self) -> np.ndarray | None:
-        """(F, 3, 6, rings) as from count_rings, zero for frames without a map; None if no frame has one."""
+        """(F, 3, layers, rings) as from count_rings, zero for frames without a map; None if no frame has one."""
         counts = [(i, each["counts"]) for i, each in enumerate(self.frames.statistics) if each and each["counts"]]
         if not counts:
             return None
@@ -56,21 +55,22 @@ class MapJudge(Judge):
                 raise Unmeasured(f"the map shows nothing{subject.where}")
             sums, number = np.nansum(found, axis=1), present.sum(axis=1)
             return np.divide(sums, number, out=np.zeros_like(sums), where=number > 0)
-        own = found[:, MAP_CLASSES.index(subject.class_)]
+        own = self._of_class(found, subject)[:, 0]
         if np.isnan(own).all():
             raise Unmeasured(f"the map shows no {subject.class_}{subject.where}")
         return np.nan_to_num(own)
 
     def sizes(self, subject: Subject) -> np.ndarray:
         """(S,) share of each scene in the cells, averaged over the classes."""
-        return mean_shares(_of_class(self._cells(subject)[:, 2], subject))
+        return mean_shares(self._of_class(self._cells(subject)[:, 2], subject))
 
     def same_results(self, other: MapJudge, subject: Subject) -> bool:
-        return not _of_class(self._cells(subject) != other._cells(subject), subject).any()
+        return not self._of_class(self._cells(subject) != other._cells(subject), subject).any()
 
     def agreement(self, other: MapJudge, subject: Subject, score: float, metres: float) -> tuple[float, str]:
         """IoU between the cells of both replays, of a class or the mean over the classes in either."""
-        both = either = np.zeros(len(MAP_CLASSES))
+        names = np.array(self.frames.taxonomy.map_names)
+        both = either = np.zeros(len(names))
         for i in np.flatnonzero(self.frames.known(subject.condition)):
             parts = [judge.frames.statistics[i] for judge in (self, other)]
             if parts[0] is not None and parts[1] is not None:
@@ -78,14 +78,14 @@ class MapJudge(Judge):
                 if cells.shape != others.shape:
                     raise Unmeasured("the networks' maps have different grids")
                 both, either = both + (cells & others).sum(axis=(1, 2)), either + (cells | others).sum(axis=(1, 2))
-        chosen = either > 0 if subject.class_ is None else np.array(MAP_CLASSES) == subject.class_
+        chosen = either > 0 if subject.class_ is None else names == subject.class_
         if not either[chosen].any():
             what = f" of {subject.class_}" if subject.class_ else ""
             raise Unmeasured(f"neither replay shows a map{what}{subject.where}")
         return float((both[chosen] / either[chosen]).mean()), ""
 
     def _cells(self, subject: Subject) -> np.ndarray:
-        """(S, 3, 6) counts of each scene, as from count_rings."""
+        """(S, 3, layers) counts of each scene, as from count_rings."""
         if self.counts is None:
             raise Unmeasured("there is no map of the drive, or the network has none")
         frames, scenes = self.frames.known(subject.condition), self.frames.scenes
@@ -93,7 +93,7 @@ class MapJudge(Judge):
         np.add.at(per_scene, scenes[frames], self.counts[frames][..., rings(subject.range)].sum(axis=-1))
         return per_scene
 
-
-def _of_class(values: np.ndarray, subject: Subject) -> np.ndarray:
-    """(..., 1) of the subject's class from (..., 6); unchanged without a class."""
-    return values if subject.class_ is None else values[..., [MAP_CLASSES.index(subject.class_)]]
+    def _of_class(self, values: np.ndarray, subject: Subject) -> np.ndarray:
+        """(..., 1) of the subject's class from (..., layers); unchanged without a class."""
+        names = self.frames.taxonomy.map_names
+        return values if subject.class_ is None else values[..., [names.index(subject.class_)]]

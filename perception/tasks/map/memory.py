@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 
-from perception.frame import MAP_CLASSES
 from perception.grid import BevGrid
 
-# Share of the ground within 50 m that each class covers in the simulated drives. A network predicts about this prior
-# for unobserved cells; log-odds are relative to it, so that uninformative cells do not accumulate.
-PRIOR = (0.3, 0.02, 0.1, 0.005, 0.02, 0.07)  # in MAP_CLASSES order
 # Log-odds are integers in units of 1 / SCALE: two bytes a cell, no rounding, and independent of the order of frames.
 SCALE = 256
 LEVELS = 4096  # probabilities are quantised in steps of 1 / LEVELS
@@ -26,22 +24,22 @@ def _log_odds(p: float) -> float:
     return math.log(p / (1 - p))
 
 
-def _evidence_table() -> np.ndarray:
-    """(6, LEVELS + 2) int16 log-odds relative to the prior of the probabilities 0, 1 / LEVELS, ... 1; zero for NaN."""
+@cache
+def _evidence_table(priors: tuple[float, ...]) -> np.ndarray:
+    """(layers, LEVELS + 2) int16 log-odds relative to the prior of the probabilities 0, 1 / LEVELS, ... 1; 0 for NaN.
+
+    By `math`, because numpy's logarithms may differ in the last bit between runs.
+    """
     levels = np.linspace(0, 1, LEVELS + 1).clip(0.25 / LEVELS, 1 - 0.25 / LEVELS).tolist()
-    evidence = np.array([[_log_odds(p) - _log_odds(prior) for p in levels] for prior in PRIOR])
+    evidence = np.array([[_log_odds(p) - _log_odds(prior) for p in levels] for prior in priors])
     return np.pad(np.rint(SCALE * evidence.clip(-FRAME_LIMIT, FRAME_LIMIT)), ((0, 0), (0, 1))).astype(np.int16)
 
 
-def _probability_table() -> np.ndarray:
-    """(6, 2 SCALE LIMIT + 1) float32 probabilities for sums of log-odds from -LIMIT to LIMIT."""
+@cache
+def _probability_table(priors: tuple[float, ...]) -> np.ndarray:
+    """(layers, 2 SCALE LIMIT + 1) float32 probabilities for sums of log-odds from -LIMIT to LIMIT."""
     sums = range(-SCALE * LIMIT, SCALE * LIMIT + 1)
-    return np.array([[1 / (1 + math.exp(-s / SCALE - _log_odds(p))) for s in sums] for p in PRIOR], np.float32)
-
-
-# By `math`, because numpy's logarithms may differ in the last bit between runs.
-_EVIDENCE, _PROBABILITIES = _evidence_table(), _probability_table()
-_CLASS = np.arange(len(MAP_CLASSES))[:, None, None]
+    return np.array([[1 / (1 + math.exp(-s / SCALE - _log_odds(p))) for s in sums] for p in priors], np.float32)
 
 
 def levels_of(probabilities: np.ndarray) -> np.ndarray:
@@ -54,21 +52,24 @@ def levels_of(probabilities: np.ndarray) -> np.ndarray:
 class MapMemory:
     """Fuses map segmentation over a drive, compensated for the vehicle's motion.
 
-    Each cell of a global grid sums the log-odds of each class relative to PRIOR, as an occupancy grid (Thrun, Burgard &
-    Fox, "Probabilistic Robotics", 2005, table 9.1). Its cells have the size of the frames' and are aligned with the
-    global axes. A window of it follows the vehicle: cells farther than REACH from the frames' grid may be forgotten, so
-    that the memory is bounded.
+    Each cell of a global grid sums the log-odds of each layer relative to its prior, as an occupancy grid (Thrun,
+    Burgard & Fox, "Probabilistic Robotics", 2005, table 9.1). Its cells have the size of the frames' and are aligned
+    with the global axes. A window of it follows the vehicle: cells farther than REACH from the frames' grid may be
+    forgotten, so that the memory is bounded.
 
     Args:
         grid: of the frames' maps, in their reference frame.
+        priors: the share of the ground near the vehicle that each layer covers. A network predicts about this for
+            unobserved cells; log-odds are relative to it, so that uninformative cells do not accumulate.
     """
 
-    def __init__(self, grid: BevGrid) -> None:
-        self.grid = grid
+    def __init__(self, grid: BevGrid, priors: Sequence[float]) -> None:
+        self.grid, self.priors = grid, tuple(priors)
+        self._layer = np.arange(len(self.priors))[:, None, None]
         corners = np.abs([*grid.x, *grid.y]).reshape(2, 2).max(axis=1)
         half = (np.hypot(*corners) + REACH) / grid.cell
         side = 2 * (int(np.ceil(half)) + STEP)
-        self._odds = np.zeros((len(MAP_CLASSES), side, side), np.int16)
+        self._odds = np.zeros((len(self.priors), side, side), np.int16)
         self._origin: np.ndarray | None = None  # row and column of the window's first cell in the global frame
 
     @property
@@ -80,14 +81,14 @@ class MapMemory:
         """Fuse the probabilities of one frame.
 
         Args:
-            probabilities: (6, rows, columns) in [0, 1] on the grid, in MAP_CLASSES order; NaN for unknown.
+            probabilities: (layers, rows, columns) in [0, 1] on the grid; NaN for unknown.
             global_from_reference: (4, 4) of the frame.
 
         Raises:
             ValueError: the map is not on the grid.
         """
         rows, columns = self.grid.shape
-        if probabilities.shape != (len(MAP_CLASSES), rows, columns):
+        if probabilities.shape != (len(self.priors), rows, columns):
             raise ValueError(f"a map of {probabilities.shape} on a grid of {rows} x {columns} cells")
         first, last = self._footprint(global_from_reference)
         self._follow(global_from_reference[1::-1, 3])
@@ -96,19 +97,20 @@ class MapMemory:
         row, column = (np.floor(i).clip(0, n - 1).astype(np.intp) for i, n in ((row, rows), (column, columns)))
         index = np.where(outside, rows * columns, row * columns + column)
 
-        levels = levels_of(probabilities) + _CLASS * _EVIDENCE.shape[1]
-        says = np.zeros((len(MAP_CLASSES), rows * columns + 1), np.int16)  # the last one: nothing
-        says[:, :-1] = _EVIDENCE.take(levels).reshape(len(MAP_CLASSES), -1)
+        evidence = _evidence_table(self.priors)
+        levels = levels_of(probabilities) + self._layer * evidence.shape[1]
+        says = np.zeros((len(self.priors), rows * columns + 1), np.int16)  # the last one: nothing
+        says[:, :-1] = evidence.take(levels).reshape(len(self.priors), -1)
         (top, left), (bottom, right) = first - self._origin, last - self._origin
         block = self._odds[:, top:bottom, left:right]
         block += says.take(index, axis=1)
         np.clip(block, -SCALE * LIMIT, SCALE * LIMIT, out=block)
 
     def around(self, global_from_reference: np.ndarray) -> np.ndarray:
-        """(6, rows, columns) float32 fused probabilities on the grid of a frame; PRIOR for unobserved cells."""
+        """(layers, rows, columns) float32 fused probabilities on the grid of a frame; the prior where unobserved."""
         rows, columns = self.grid.shape
         if self._origin is None:
-            return np.tile(np.array(PRIOR, np.float32)[:, None, None], (1, rows, columns))
+            return np.tile(np.array(self.priors, np.float32)[:, None, None], (1, rows, columns))
         xs = self.grid.x[0] + (np.arange(columns) + 0.5) * self.grid.cell
         ys = self.grid.y[0] + (np.arange(rows)[:, None] + 0.5) * self.grid.cell
         (xx, xy), (yx, yy) = global_from_reference[:2, :2] / self.grid.cell
@@ -118,8 +120,9 @@ class MapMemory:
         side = self._odds.shape[1]
         inside = (row >= 0) & (row < side) & (column >= 0) & (column < side)
         index = np.where(inside, row * side + column, 0)
-        odds = np.where(inside, self._odds.reshape(len(MAP_CLASSES), -1).take(index, axis=1), 0)
-        return _PROBABILITIES.take(odds + (SCALE * LIMIT + _CLASS * _PROBABILITIES.shape[1]))
+        odds = np.where(inside, self._odds.reshape(len(self.priors), -1).take(index, axis=1), 0)
+        table = _probability_table(self.priors)
+        return table.take(odds + (SCALE * LIMIT + self._layer * table.shape[1]))
 
     def _footprint(self, global_from_reference: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """First (row, column) of the global cells that the grid touches, and the first ones after it."""

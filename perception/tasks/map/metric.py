@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from perception.datasets.keyframes import Keyframes
-from perception.frame import MAP_CLASSES, Frame
+from perception.frame import Frame
 from perception.grid import BevGrid
 from perception.strict_json import shown
 from perception.tasks.map.iou import MapIou, count_rings, ious, predicted_cells, rings
@@ -25,7 +25,8 @@ class MapMetric(Metric[np.ndarray]):
 
     def __init__(self, source: Keyframes, grid: BevGrid) -> None:
         super().__init__(source, grid)
-        self._whole = MapIou()
+        self._names = source.taxonomy.map_names
+        self._whole = MapIou(self._names)
         self._counts: list[np.ndarray | None] = []  # of each frame; None for frames without a map
 
     def add(self, frame: Frame, result: np.ndarray) -> None:
@@ -45,10 +46,10 @@ class MapMetric(Metric[np.ndarray]):
         """`mIoU`, the mean over the classes that occur, and `IoU` by class."""
         known = [each for each, chosen in zip(self._counts, frames, strict=True) if chosen and each is not None]
         cells = np.sum([each[..., rings(bounds)].sum(axis=2) for each in known], axis=0)
-        shares = ious(cells if known else np.zeros((3, len(MAP_CLASSES))))
+        shares = ious(cells if known else np.zeros((3, len(self._names))))
         return {
             "mIoU": None if np.isnan(shares).all() else float(np.nanmean(shares)),
-            "IoU": dict(zip(MAP_CLASSES, (None if np.isnan(each) else float(each) for each in shares), strict=True)),
+            "IoU": dict(zip(self._names, (None if np.isnan(each) else float(each) for each in shares), strict=True)),
         }
 
     def tables(self, scores: Mapping[str, Any]) -> list[Table]:
@@ -62,6 +63,6 @@ class MapMetric(Metric[np.ndarray]):
         table.add_column("class", footer="mean")
         table.add_column("IoU max", shown(highest["mean"]), justify="right")
         table.add_column("IoU 0.5", shown(fixed["mean"]), justify="right")
-        for name in MAP_CLASSES:
+        for name in self._names:
             table.add_row(name, shown(highest[name]), shown(fixed[name]))
         return [table]

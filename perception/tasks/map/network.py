@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from perception.frame import MAP_CLASSES
 from perception.layers import ConvBlock
 from perception.modules.slot import Slot
 from perception.tasks.map.config import MapHead
@@ -15,13 +14,13 @@ from perception.tasks.network import Loss, TaskNetwork
 
 
 class MapSegmentationHead(TaskNetwork):
-    """(B, C, rows, columns) -> logits (B, 6, rows, columns), independent for each class, because classes overlap."""
+    """(B, C, rows, columns) -> logits (B, layers, rows, columns), independent for each, because layers overlap."""
 
-    def __init__(self, config: MapHead, inputs: int) -> None:
+    def __init__(self, config: MapHead, inputs: int, layers: int) -> None:
         super().__init__()
         self.weight = config.weight
         self.shared = ConvBlock("heads.map", inputs, config.channels)
-        self.logits = Slot("heads.map.output", nn.Conv2d(config.channels, len(MAP_CLASSES), 1))
+        self.logits = Slot("heads.map.output", nn.Conv2d(config.channels, layers, 1))
 
     def forward(self, features: Tensor) -> dict[str, Tensor]:
         return {"logits": self.logits(self.shared(features))}

@@ -1,4 +1,4 @@
-"""The HD map around the vehicle: BEV segmentation into six overlapping classes."""
+"""The HD map around the vehicle: BEV segmentation into overlapping layers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from perception.datasets.keyframes import Keyframes
-from perception.frame import MAP_CLASSES, Frame
+from perception.frame import Frame
 from perception.grid import BevGrid
 from perception.tasks.drawing import RasterLayer
 from perception.tasks.map.codec import pack_map, unpack_map
@@ -18,20 +18,17 @@ from perception.tasks.map.judge import MapJudge, pack
 from perception.tasks.map.memory import MapMemory
 from perception.tasks.map.metric import MapMetric
 from perception.tasks.task import Arrays, Memory, Output, Task
+from perception.taxonomy import Taxonomy
 
 if TYPE_CHECKING:
     from perception.tasks.network import TaskNetwork
 
 
-_COLOURS = ("#3a4a60", "#c49a42", "#5e4e78", "#be4848", "#2c6868", "#e2d696")
-COLOURS = dict(zip(MAP_CLASSES, _COLOURS, strict=True))
-
-
 class FusedMap(Memory[np.ndarray]):
-    """Memory whose state is (6, rows, columns) fused probabilities around the vehicle, on the grid of the results."""
+    """Memory whose state is (layers, rows, columns) fused probabilities around the vehicle, on the results' grid."""
 
-    def __init__(self, grid: BevGrid) -> None:
-        self._map = MapMemory(grid)
+    def __init__(self, grid: BevGrid, taxonomy: Taxonomy) -> None:
+        self._map = MapMemory(grid, [layer.share for layer in taxonomy.map_layers])
 
     def update(self, frame: Frame, result: np.ndarray) -> np.ndarray:
         self._map.update(result, frame.global_from_reference)
@@ -39,38 +36,44 @@ class FusedMap(Memory[np.ndarray]):
 
 
 class MapTask(Task[np.ndarray]):
-    """BEV map segmentation; its result is (6, rows, columns) probabilities in MAP_CLASSES order."""
+    """BEV map segmentation; its result is (layers, rows, columns) probabilities."""
 
     name = "map"
     metric = MapMetric
     judge = MapJudge
     Config = MapHead
-    outputs = (Output("probabilities", "probability of each class, on `head_grid`", MAP_CLASSES),)
+
+    def __init__(self, config: MapHead, grid: BevGrid, taxonomy: Taxonomy) -> None:
+        super().__init__(config, grid, taxonomy)
+        self.outputs = (Output("probabilities", "probability of each layer, on `head_grid`", taxonomy.map_names),)
 
     def network(self, channels: int) -> TaskNetwork:
         from perception.tasks.map.network import MapSegmentationHead
 
-        return MapSegmentationHead(self.config, channels)
+        return MapSegmentationHead(self.config, channels, len(self.taxonomy.map_layers))
 
     def labels(self, frame: Frame, source: Keyframes | None = None) -> dict[str, np.ndarray]:
-        """`cells` (6, rows, columns) uint8, and whether the location has a map (`known`)."""
+        """`cells` (layers, rows, columns) uint8, and whether the location has a map (`known`)."""
         area = None if source is None else source.map(frame.location)
         if area is None:
-            return {"cells": np.zeros((len(MAP_CLASSES), *self.grid.shape), np.uint8), "known": np.array(False)}
+            return {
+                "cells": np.zeros((len(self.taxonomy.map_layers), *self.grid.shape), np.uint8),
+                "known": np.array(False),
+            }
         return {"cells": area.rasterize(frame, self.grid), "known": np.array(True)}
 
     def result(self, outputs: Arrays) -> np.ndarray:
         return outputs["probabilities"]
 
     def memory(self) -> FusedMap:
-        return FusedMap(self.grid)
+        return FusedMap(self.grid, self.taxonomy)
 
     def draw(self, frame: Frame, result: np.ndarray, state: np.ndarray | None) -> list[RasterLayer]:
         """The fused map."""
-        return [] if state is None else [RasterLayer("map", state, self.grid, COLOURS)]
+        return [] if state is None else [RasterLayer("map", state, self.grid, self.taxonomy.map_colours())]
 
     def statistics(self, frame: Frame, result: np.ndarray, source: Keyframes | None) -> dict[str, Any]:
-        """The predicted cells, and (3, 6, rings) counts against the truth if there is a map."""
+        """The predicted cells, and (3, layers, rings) counts against the truth if there is a map."""
         cells, area = predicted_cells(result), None if source is None else source.map(frame.location)
         counts = None if area is None else count_rings(cells, area.rasterize(frame, self.grid), self.grid).tolist()
         return {"cells": pack(cells), "counts": counts}

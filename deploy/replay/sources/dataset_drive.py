@@ -1,17 +1,17 @@
-"""Scenes of a nuScenes dataroot, as drives to replay."""
+"""Scenes of a data set, as drives to replay."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from deploy.replay.sources.counts import Counts
-from perception.datasets.nuscenes.dataset import NuScenesTables
+from perception.datasets.keyframes import Keyframes
 from perception.frame import Frame
 from perception.sensors.inputs import InputSpec
 
 
-class NuScenesDrive:
-    """The keyframes of one scene of a nuScenes dataroot, recorded or simulated, in order of time.
+class DatasetDrive:
+    """The keyframes of one scene of a data set, recorded or simulated, in order of time.
 
     All sensors are read, even those that the network does not take, because the report shows them. A sensor whose file
     does not exist is missing in the frame.
@@ -24,10 +24,10 @@ class NuScenesDrive:
         InputError: there is no such scene.
     """
 
-    def __init__(self, tables: NuScenesTables, scene: str, spec: InputSpec) -> None:
+    def __init__(self, tables: Keyframes, scene: str, spec: InputSpec) -> None:
         self.tables = tables
         self._spec = spec
-        self.counts = Counts()
+        self.counts = Counts(spec.rig.sensors)
         self._samples = tables.samples(selectors=[scene])
 
     @property
@@ -39,7 +39,7 @@ class NuScenesDrive:
         return len(self._samples)
 
     def __iter__(self) -> Iterator[Frame]:
-        self.counts = Counts()
+        self.counts = Counts(self._spec.rig.sensors)
         for sample in self._samples:
             frame = self.tables.frame(sample, self._spec.grid.reference, self._spec.sweeps)
             self.counts.add_frame(frame)

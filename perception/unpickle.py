@@ -40,7 +40,7 @@ _OPCODES = (
 )  # fmt: skip
 
 
-class _Refused(ValueError):
+class Refused(ValueError):
     """A reason not to read a file."""
 
 
@@ -54,47 +54,81 @@ def read_plain(path: Path) -> Any:
         content = Path(path).read_bytes()
     except OSError as error:
         raise InputError(f"{path}: cannot read the file ({error.strerror})") from None
+    return unpickled(content, path, PlainUnpickler)
+
+
+def unpickled(content: bytes, path: Path, kind: type[PlainUnpickler]) -> Any:
+    """What a pickle holds.
+
+    Args:
+        content: of the file, decompressed.
+        path: of the file, for the error.
+        kind: the unpickler, which says what is allowed.
+
+    Raises:
+        InputError: the content is no pickle, is truncated or damaged, or contains what is not allowed.
+    """
     try:
         if not re.match(rb"\x80[\2-\5]", content):
-            raise _Refused("this is no pickle of protocol 2 to 5")
-        unpickler = _Unpickler(content)
+            raise Refused("this is no pickle of protocol 2 to 5")
+        unpickler = kind(content)
         value = unpickler.load()
         if unpickler.read(1) or unpickler.stack or unpickler.metastack:
-            raise _Refused("it ends too early: damaged")
+            raise Refused("it ends too early: damaged")
         return value
-    except _Refused as error:
+    except Refused as error:
         reason = str(error)
     except _DAMAGE_ERRORS:
         reason = "damaged or truncated"
     raise InputError(f"{path}: not read: {reason}; nothing in it was run")
 
 
-class _Dtype:
+def size_of(shape: Any) -> int:
+    """Number of elements of an array with a shape that a file states."""
+    sizes = shape if type(shape) is tuple and len(shape) <= _MAX_DIMENSIONS else (-1,)
+    if any(type(size) is not int or size < 0 for size in sizes):
+        raise Refused("an array's shape is no short tuple of numbers: damaged")
+    return math.prod(sizes)
+
+
+class Inert:
+    """Stands for an object of a file; its state is checked and kept, and nothing else happens."""
+
+    def build(self, state: Any) -> None:
+        raise NotImplementedError
+
+
+class Dtype(Inert):
     """The dtype of an array of numbers or text. BUILD modifies it, and numpy's own is shared by all arrays."""
 
     def __init__(self, kind: Any, _align: Any = None, _copy: Any = None) -> None:
         if type(kind) is not str or not _ALLOWED_DTYPES.fullmatch(kind):
             shown = ascii(kind[:40]) if type(kind) is str else f"a {type(kind).__name__}"
-            raise _Refused(f"an array is of type {shown}; only numbers and text are read")
+            raise Refused(f"an array is of type {shown}; only numbers and text are read")
         self.dtype = np.dtype(kind)
 
     def build(self, state: Any) -> None:
+        if type(state) is not tuple:
+            raise Refused("an array's type has no tuple as state: damaged")
         _, order, subtype, names, fields, *_ = state
         if order not in ("<", ">", "|", "=") or (subtype, names, fields) != (None, None, None):
-            raise _Refused("an array's type has fields; only numbers and text are read")
+            raise Refused("an array's type has fields; only numbers and text are read")
         self.dtype = self.dtype.newbyteorder(order)
 
 
-class _Opcodes(dict[int, Callable[[Any], None]]):
+class Opcodes(dict[int, Callable[[Any], None]]):
     """The handlers of opcodes; others are refused."""
 
     def __missing__(self, code: int) -> Callable[[Any], None]:
         names = [opcode.name for opcode in pickletools.opcodes if opcode.code == chr(code)]
-        raise _Refused(f"it asks for {names[0]}, which plain data does not need" if names else "no opcode: damaged")
+        raise Refused(f"it asks for {names[0]}, which plain data does not need" if names else "no opcode: damaged")
 
 
-class _Unpickler(pickle._Unpickler):
-    """Unpickles the content of a file; the file can call only the methods below and `_Dtype`."""
+class PlainUnpickler(pickle._Unpickler):
+    """Unpickles the content of a file; the file can call only the methods below and `Dtype`.
+
+    Subclasses may allow more: inert stand-ins in `allowed`, and opcodes in `dispatch`.
+    """
 
     read: Callable[[int], bytes]
     stack: list[Any]
@@ -104,35 +138,35 @@ class _Unpickler(pickle._Unpickler):
     def __init__(self, content: bytes) -> None:
         super().__init__(io.BytesIO(content))
         self._byte_budget = 2 * len(content)  # for arrays and bytes, as a file can use the same bytes often
-        self._allowed: dict[tuple[str, str], Any] = {
+        self.allowed: dict[tuple[str, str], Any] = {
             ("numpy", "ndarray"): "ndarray",  # only used as an argument
-            ("numpy", "dtype"): _Dtype,
+            ("numpy", "dtype"): Dtype,
             ("_codecs", "encode"): self._encoded,
             ("__builtin__", "bytes"): lambda: b"",  # empty bytes in protocol 2
             ("collections", "OrderedDict"): lambda: {},
         }
         for core in ("numpy.core", "numpy._core"):
-            self._allowed[f"{core}.multiarray", "_reconstruct"] = self._reconstruct
-            self._allowed[f"{core}.multiarray", "scalar"] = self._scalar
-            self._allowed[f"{core}.numeric", "_frombuffer"] = self._array
+            self.allowed[f"{core}.multiarray", "_reconstruct"] = self._reconstruct
+            self.allowed[f"{core}.multiarray", "scalar"] = self._scalar
+            self.allowed[f"{core}.numeric", "_frombuffer"] = self._array
 
     def find_class(self, module: str, name: str) -> Any:
-        replacement = self._allowed.get((module, name))
+        replacement = self.allowed.get((module, name))
         if replacement is None:
             shown = ascii(f"{module[:40]}.{name[:40]}")
-            raise _Refused(f"it asks for {shown}, which plain data and numpy arrays do not need")
+            raise Refused(f"it asks for {shown}, which plain data and numpy arrays do not need")
         return replacement
 
     def _encoded(self, text: Any, encoding: Any) -> bytes:
         """Bytes in protocol 2."""
         if type(text) is not str or encoding != "latin1":
-            raise _Refused("bytes in an unknown encoding: damaged")
-        self._spend(len(text))
+            raise Refused("bytes in an unknown encoding: damaged")
+        self.spend(len(text))
         return text.encode("latin1")
 
     def _array(self, content: Any, dtype: Any, shape: Any, order: Any) -> np.ndarray:
         array = self._reconstruct()
-        self._fill(array, dtype, shape, type(order) is str and order == "F", content)
+        self.fill(array, dtype, shape, type(order) is str and order == "F", content)
         return array
 
     def _scalar(self, dtype: Any, content: Any) -> Any:
@@ -142,51 +176,49 @@ class _Unpickler(pickle._Unpickler):
         """An empty array whose state follows; the file's class and shape are ignored."""
         return np.zeros(0, np.uint8)
 
-    def _fill(self, array: np.ndarray, dtype: Any, shape: Any, fortran: bool, content: Any) -> None:
+    def fill(self, array: np.ndarray, dtype: Any, shape: Any, fortran: bool, content: Any) -> None:
         """Check the state of an array and set it; no more is allocated than the file holds."""
-        if type(dtype) is not _Dtype or type(content) is not bytes:
-            raise _Refused("an array without type or content: damaged")
-        sizes = shape if type(shape) is tuple and len(shape) <= _MAX_DIMENSIONS else (-1,)
-        if any(type(size) is not int or size < 0 for size in sizes):
-            raise _Refused("an array's shape is no short tuple of numbers: damaged")
-        kind, count = dtype.dtype, math.prod(sizes)
+        if type(dtype) is not Dtype or type(content) is not bytes:
+            raise Refused("an array without type or content: damaged")
+        kind, count = dtype.dtype, size_of(shape)
         if count * kind.itemsize != len(content) or (count and not content):
-            raise _Refused(f"an array of shape {str(shape)[:40]} and type {kind} has {len(content)} bytes: truncated")
+            raise Refused(f"an array of shape {str(shape)[:40]} and type {kind} has {len(content)} bytes: truncated")
         if kind.kind == "U" and (np.frombuffer(content, kind.byteorder + "u4") > _MAX_CODE_POINT).any():
-            raise _Refused("an array's text is none: damaged")
-        self._spend(len(content))
+            raise Refused("an array's text is none: damaged")
+        self.spend(len(content))
         array.__setstate__((1, shape, kind, fortran, content))
         array.flags.writeable = False
 
-    def _spend(self, size: int) -> None:
+    def spend(self, size: int) -> None:
+        """Count what is allocated for content that the file can name more than once."""
         self._byte_budget -= size
         if self._byte_budget < 0:
-            raise _Refused("its arrays share their bytes, as no writer of arrays has it: they could fill the memory")
+            raise Refused("its arrays share their bytes, as no writer of arrays has it: they could fill the memory")
 
     def _build(self) -> None:
         state, unbuilt = self.stack.pop(), self.stack[-1]
-        if type(state) is not tuple or type(unbuilt) not in (_Dtype, np.ndarray):
-            raise _Refused("it gives a state to what has none: damaged")
-        if type(unbuilt) is _Dtype:
+        if isinstance(unbuilt, Inert):
             unbuilt.build(state)
-        else:
+        elif type(unbuilt) is np.ndarray and type(state) is tuple:
             _, shape, dtype, fortran, content = state
-            self._fill(unbuilt, dtype, shape, fortran is True, content)
+            self.fill(unbuilt, dtype, shape, fortran is True, content)
+        else:
+            raise Refused("it gives a state to what has none: damaged")
 
     def _set_items(self, items: list[Any] | None = None) -> None:
         items = self.pop_mark() if items is None else items
         if type(self.stack[-1]) is not dict:
-            raise _Refused("a dict should be on the stack: damaged")
+            raise Refused("a dict should be on the stack: damaged")
         for key, value in zip(items[::2], items[1::2], strict=True):
             if type(key) is not str:  # nested tuples and large numbers can take forever to hash
-                raise _Refused(f"a key of a dict is {type(key).__name__}, not text")
+                raise Refused(f"a key of a dict is {type(key).__name__}, not text")
             self.stack[-1][key] = value
 
     def _set_item(self) -> None:
         value, key = self.stack.pop(), self.stack.pop()
         self._set_items([key, value])
 
-    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = _Opcodes(
+    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = Opcodes(
         {pickle.BUILD[0]: _build, pickle.SETITEM[0]: _set_item, pickle.SETITEMS[0]: _set_items}
     )
     for _name in _OPCODES:

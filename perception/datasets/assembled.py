@@ -1,0 +1,87 @@
+"""Frames from what a data set reads of each sensor."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import numpy as np
+
+from perception.datasets.keyframes import Keyframes
+from perception.frame import Camera, Frame
+from perception.grid import Reference
+from perception.sensors.lidar.sweeps import global_from_reference
+
+
+class AssembledKeyframes(Keyframes):
+    """Assembles frames; subclasses read poses, points, pictures and boxes."""
+
+    @abstractmethod
+    def _pose(self, sample: str) -> tuple[int, np.ndarray, np.ndarray]:
+        """The LiDAR's time (us), global_from_ego (4, 4) then, and ego_from_lidar (4, 4); InputError without sample."""
+
+    @abstractmethod
+    def _points(
+        self, sample: str, sweeps: int, reference_from_global: np.ndarray
+    ) -> tuple[np.ndarray | None, np.ndarray | None]:
+        """Points of the keyframe and earlier sweeps, and the LiDAR of each, as in `Frame`; None without a file."""
+
+    @abstractmethod
+    def _cameras(self, sample: str) -> dict[str, Camera]:
+        """The cameras whose files exist."""
+
+    def timestamp(self, sample: str) -> int:
+        """The LiDAR's time of a keyframe, us."""
+        return self._pose(sample)[0]
+
+    def _location(self, scene: str) -> str:
+        """Name of the location of a drive, which its map has too; '' if unknown."""
+        return ""
+
+    def _position(self, sample: str, global_from_ego: np.ndarray) -> tuple[float, float] | None:
+        """Latitude and longitude (degrees, WGS 84) of the vehicle at its pose in a keyframe; None if unknown."""
+        return None
+
+    def frame(
+        self,
+        sample: str,
+        grid_reference: Reference = "ego",
+        sweeps: int = 0,
+        annotations: bool = True,
+        *,
+        lidar: bool = True,
+        cameras: bool = True,
+    ) -> Frame:
+        """The sensor data of a keyframe; sensors without a file are missing in the frame.
+
+        Args:
+            sample: token of the keyframe.
+            grid_reference: the frame of reference of points and boxes, `ego` or `lidar`, at the LiDAR's time.
+            sweeps: number of earlier LiDAR sweeps to add, compensated for the vehicle's motion.
+            annotations: whether to read the boxes.
+            lidar: whether to read the LiDAR.
+            cameras: whether to read the images.
+
+        Raises:
+            InputError: a damaged file, or an unknown sample.
+        """
+        timestamp, global_from_ego, ego_from_lidar = self._pose(sample)
+        reference = global_from_reference(global_from_ego, ego_from_lidar, grid_reference)
+        reference_from_global = np.linalg.inv(reference)
+        points, lidar_of_point = self._points(sample, sweeps, reference_from_global) if lidar else (None, None)
+        boxes = self.boxes(sample) if annotations else None
+        scene = self.scene(sample)
+        return Frame(
+            token=sample,
+            timestamp=timestamp,
+            reference=grid_reference,
+            global_from_reference=reference,
+            global_from_ego=global_from_ego,
+            cameras=self._cameras(sample) if cameras else {},
+            points=points,
+            conditions=self.conditions(sample),
+            boxes=None if boxes is None else boxes.transformed(reference_from_global),
+            scene=scene,
+            location=self._location(scene),
+            position=self._position(sample, global_from_ego),
+            lidar_of_point=lidar_of_point,
+        )

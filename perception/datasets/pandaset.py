@@ -1,0 +1,188 @@
+"""Drives of PandaSet in its own layout: a folder for each drive, with pandas' tables, JSON and pictures.
+
+Xiao et al., "PandaSet: Advanced sensor suite dataset for autonomous driving", ITSC 2021. A dataroot holds the folders
+of the drives (002/lidar, 002/camera, 002/annotations) and static_extrinsic_calibration.yaml of the development kit.
+
+Frames of reference: PandaSet gives points, boxes and cameras in a world of each drive, and the pose of a LiDAR frame,
+in which the vehicle drives, and its front camera looks, along +y. Our `lidar` is that frame turned about z: x forward,
+y left; our `ego` is below it, on the ground. The cameras' mounting follows from their poses at their times.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from perception.datasets.assembled import AssembledKeyframes
+from perception.datasets.dataframe_pickle import read_table
+from perception.datasets.files import read_image
+from perception.datasets.listed import ListedKeyframes
+from perception.datasets.motion import track_velocities
+from perception.datasets.pandaset_files import distortions, fixes, intrinsics_of, poses_of
+from perception.errors import InputError
+from perception.frame import Boxes, Camera
+from perception.rig import Rig, load_rig
+from perception.sensors.lidar.points_in_boxes import points_in_boxes
+from perception.taxonomy import Taxonomy, load_taxonomy
+
+CALIBRATION = "static_extrinsic_calibration.yaml"
+LIDARS = ("pandar64", "pandar_gt")  # by their number in the tables
+_GROUND = -0.41  # m, height of the road below the origin of PandaSet's LiDAR frame
+_POSE_FROM_EGO = np.array([[0, -1, 0, 0], [1, 0, 0, 0], [0, 0, 1, _GROUND], [0, 0, 0, 1]])
+_EGO_FROM_LIDAR = np.array([[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, -_GROUND], [0, 0, 0, 1]])
+_NUMBERS = ("position.x", "position.y", "position.z", "dimensions.x", "dimensions.y", "dimensions.z", "yaw")
+_TEXTS = ("uuid", "label", "cuboids.sibling_id")
+_BOX_COLUMNS = {**dict.fromkeys(_NUMBERS, "f"), **dict.fromkeys(_TEXTS, "O"), "cuboids.sensor_id": "iu"}
+_POINT_COLUMNS = {**dict.fromkeys("xyzit", "f"), "d": "iu"}
+
+
+def is_pandaset(folder: Path) -> bool:
+    """Whether a folder is a dataroot of PandaSet."""
+    return (folder / CALIBRATION).exists()
+
+
+class PandaSet(AssembledKeyframes, ListedKeyframes):
+    """The drives in a dataroot.
+
+    Args:
+        taxonomy: of the classes; boxes of labels that are no category of theirs are left out. None: PandaSet's own.
+        rig: of the vehicle; None: PandaSet's own. Its LiDARs are pandar64, which spins, and pandar_gt, which looks
+            ahead. A moving object that both saw has two boxes, at its places for each; that of the first LiDAR is kept.
+
+    Raises:
+        InputError: this is no dataroot of PandaSet.
+    """
+
+    def __init__(self, dataroot: Path, rig: Rig | None = None, taxonomy: Taxonomy | None = None) -> None:
+        self.dataroot, self.version = Path(dataroot), "pandaset"
+        self.rig, self.taxonomy = rig or load_rig("pandaset"), taxonomy or load_taxonomy("pandaset")
+        self._labels = self.taxonomy.labels_of_categories()
+        self._lidars = tuple(LIDARS.index(name) for name in self.rig.sensors.lidars if name in LIDARS)
+        every = distortions(self.dataroot / CALIBRATION)
+        self._distortions = {name: every[name] for name in self.rig.sensors.cameras if name in every}
+        if not self._lidars:
+            raise InputError(f"{self.dataroot}: PandaSet has the LiDARs {', '.join(LIDARS)}; name one in the rig")
+        drives = sorted(path.parents[1] for path in self.dataroot.glob("*/lidar/poses.json"))
+        if not drives:
+            raise InputError(f"{self.dataroot}: has no drive of PandaSet, such as 002/lidar/poses.json")
+        self._poses = {drive.name: poses_of(drive / "lidar") for drive in drives}
+        recorded = [(drive, i) for drive in drives for i in range(len(self._poses[drive.name].times))]
+        self._place = {f"{d.name}-{i:02d}": (d, i) for d, i in recorded if _file(d / "lidar", i).exists()}
+        tokens = {d.name: [token for token, (drive, _) in self._place.items() if drive == d] for d in drives}
+        ListedKeyframes.__init__(self, str(self.dataroot), tokens)
+
+    def boxes(self, sample: str) -> Boxes | None:
+        """Annotations of a frame in the drive's world, with velocities from the frame before to the one after."""
+        drive, index = self._place[sample]
+        table, first = _cuboids(drive, index), self._lidars[0]
+        if table is None:
+            return None
+        chosen = np.flatnonzero(_not_doubled(table, first) & np.isin(table["label"], [*self._labels]))
+        table = {name: column[chosen] for name, column in table.items()}
+        numbers = np.stack([table[name] for name in _NUMBERS], axis=1)
+        boxes = Boxes.from_yaws(
+            centers=numbers[:, :3],
+            sizes=numbers[:, 3:6],
+            yaws=numbers[:, 6] + np.pi / 2,  # PandaSet's boxes have their length along y
+            velocities=self._velocities(drive, index, table["uuid"].tolist()),
+            labels=np.array([self._labels[label] for label in table["label"]], np.int64),
+            attributes=np.full(len(numbers), -1),
+            scores=np.ones(len(numbers)),
+        )
+        siblings = table["cuboids.sibling_id"]
+        renamed = (table["cuboids.sensor_id"] == 1 - first) & (siblings != "-")
+        points = _sweep(drive, index, self._lidars)
+        return replace(
+            boxes,
+            num_points=points_in_boxes(points[:, :3], boxes.centers, boxes.sizes, boxes.yaws),
+            instances=np.where(renamed, siblings, table["uuid"]).astype(np.str_),
+        )
+
+    def _velocities(self, drive: Path, index: int, tracks: list[str]) -> np.ndarray:
+        """(N, 2) m/s in the drive's world; NaN for a track that is in no neighbouring frame."""
+        times, frames = self._poses[drive.name].times, dict[float, dict[str, np.ndarray]]()
+        for i in (index - 1, index, index + 1):
+            if table := _cuboids(drive, i):
+                places = np.stack([table["position.x"], table["position.y"]], axis=1)
+                frames[times[i]] = dict(zip(table["uuid"], places, strict=True))
+        return track_velocities(frames, tracks)
+
+    def _pose(self, sample: str) -> tuple[int, np.ndarray, np.ndarray]:
+        if sample not in self._place:
+            raise InputError(f"{self.dataroot}: no frame {sample}")
+        drive, index = self._place[sample]
+        time = self._poses[drive.name].times[index]
+        return round(1e6 * time), self._ego(drive, time), _EGO_FROM_LIDAR
+
+    def _position(self, sample: str, global_from_ego: np.ndarray) -> tuple[float, float] | None:
+        drive, index = self._place[sample]
+        fix = fixes(drive / "meta" / "gps.json").get(index)
+        return None if fix is None else (float(fix["lat"]), float(fix["long"]))
+
+    def _ego(self, drive: Path, time: float) -> np.ndarray:
+        """(4, 4) global_from_ego at a time (s)."""
+        return np.asarray(self._poses[drive.name].at(time) @ _POSE_FROM_EGO)
+
+    def _points(self, sample: str, sweeps: int, reference_from_global: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """As in the base; compensated for the vehicle's motion by PandaSet. Points that are later have a dt of 0."""
+        drive, index = self._place[sample]
+        earlier = (f"{drive.name}-{i:02d}" for i in range(index - 1, max(index - sweeps, 0) - 1, -1))
+        found = [index, *(self._place[token][1] for token in earlier if token in self._place)]
+        points, lidars = np.split(np.concatenate([_sweep(drive, i, self._lidars) for i in found]), [5], axis=1)
+        points[:, :3] = points[:, :3] @ reference_from_global[:3, :3].T + reference_from_global[:3, 3]
+        points[:, 4] = np.maximum(self._poses[drive.name].times[index] - points[:, 4], 0)
+        return points.astype(np.float32), lidars[:, 0].astype(np.uint8)
+
+    def _cameras(self, sample: str) -> dict[str, Camera]:
+        cameras, (drive, index) = {}, self._place[sample]
+        for name, distortion in self._distortions.items():
+            folder = drive / "camera" / f"{name}_camera"
+            try:
+                image = read_image(folder / f"{index:02d}.jpg")
+            except FileNotFoundError:
+                continue
+            intrinsics, poses = intrinsics_of(folder), poses_of(folder)
+            if index >= len(poses.times):
+                raise InputError(f"{folder}: has no pose of frame {index}; copy poses.json and timestamps.json again")
+            global_from_ego = self._ego(drive, poses.times[index])
+            cameras[name] = Camera(
+                image=cv2.undistort(image, intrinsics, distortion),
+                intrinsics=intrinsics,
+                ego_from_camera=np.linalg.inv(global_from_ego) @ poses.at(poses.times[index]),
+                global_from_ego=global_from_ego,
+                timestamp=round(1e6 * poses.times[index]),
+            )
+        return cameras
+
+
+def _file(folder: Path, index: int) -> Path:
+    return folder / f"{index:02d}.pkl.gz"
+
+
+def _not_doubled(table: Mapping[str, np.ndarray], first: int) -> np.ndarray:
+    """(N,) bool: all boxes but those of the other LiDAR with a sibling among the rest; not all links are mutual."""
+    kept = table["cuboids.sensor_id"] != 1 - first
+    linked = {*table["uuid"][kept], *table["cuboids.sibling_id"][kept]} - {"-"}
+    pairs = zip(table["uuid"], table["cuboids.sibling_id"], strict=True)
+    return kept | np.array([linked.isdisjoint(pair) for pair in pairs], bool)
+
+
+@lru_cache(maxsize=8)
+def _cuboids(drive: Path, index: int) -> dict[str, np.ndarray] | None:
+    path = _file(drive / "annotations" / "cuboids", index)
+    return read_table(path, _BOX_COLUMNS) if path.exists() else None
+
+
+@lru_cache(maxsize=2)
+def _sweep(drive: Path, index: int, lidars: tuple[int, ...]) -> np.ndarray:
+    """(N, 6) float64 x y z (m, in the drive's world), intensity (0-255), time (s), place in `lidars`."""
+    table = read_table(_file(drive / "lidar", index), _POINT_COLUMNS)
+    place = np.full(2, -1.0)
+    place[list(lidars)] = range(len(lidars))
+    columns = np.stack([*(table[name] for name in "xyzit"), place[table["d"].astype(int)]], axis=1)
+    return columns[columns[:, 5] >= 0]

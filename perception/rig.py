@@ -1,0 +1,228 @@
+"""The sensors of a vehicle as data: names and order of its cameras and LiDARs, and how they are mounted. numpy only.
+
+A network needs only the names of the cameras, in the order of its inputs. Mounts and lenses are for the simulator and,
+where a map of topics says so, for recordings that do not bring their calibration.
+
+The vehicle's frame (ego): x ahead, y left, z up, on the ground below the rear axle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+from pydantic import Field, field_validator, model_validator
+
+from perception.errors import InputError
+from perception.section import Section, load_section, shipped, shipped_names
+
+GROUPS = ("lidar", "cameras", "all")  # names for several sensors, which no sensor may have
+DISTORTIONS = (0, 4, 5, 8)  # numbers of OpenCV's coefficients
+FARTHEST = 105.0  # m, of the simulated world around a sensor
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+Count = Annotated[int, Field(gt=0)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$", max_length=60)]
+Vector = tuple[Finite, Finite, Finite]
+
+
+@dataclass(frozen=True)
+class Sensors:
+    """The names of sensors in the order of a rig; the first LiDAR is the reference."""
+
+    lidars: tuple[str, ...] = ()
+    cameras: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (*self.lidars, *self.cameras)
+
+
+class Mount(Section):
+    """Where a sensor is, and where it looks: its rotation is Rz(yaw) Ry(pitch) Rx(roll), right-handed."""
+
+    position: Vector = Field(strict=False)  # m, in the ego frame
+    yaw: Finite = 0.0  # degrees, to the left
+    pitch: Finite = 0.0  # degrees, down
+    roll: Finite = 0.0  # degrees, to the right
+
+    @property
+    def ego_from_mount(self) -> np.ndarray:
+        """(4, 4); the mount's x is ahead, y left, z up. Entries are rounded to 1e-12: right angles are exact."""
+        (sy, sp, sr), (cy, cp, cr) = (f(np.radians([self.yaw, self.pitch, self.roll])) for f in (np.sin, np.cos))
+        pose = np.eye(4)
+        pose[:3, :3] = [
+            [cy * cp, cy * sp * sr - sy * cr, cy * sp * cr + sy * sr],
+            [sy * cp, sy * sp * sr + cy * cr, sy * sp * cr - cy * sr],
+            [-sp, cp * sr, cp * cr],
+        ]
+        pose[:3, :3] = pose[:3, :3].round(12) + 0.0  # no negative zeros
+        pose[:3, 3] = self.position
+        return pose
+
+
+class Lens(Section):
+    """A pinhole camera, and the distortion of pictures that are recorded as taken."""
+
+    focal: tuple[Positive, Positive] = Field(strict=False)  # pixels along x and y; one number for both
+    center: tuple[Finite, Finite] | None = Field(default=None, strict=False)  # pixels; None: the picture's middle
+    distortion: tuple[Finite, ...] = Field(default=(), strict=False)  # k1 k2 p1 p2 [k3 [k4 k5 k6]], as OpenCV's
+
+    @field_validator("focal", mode="before")
+    @classmethod
+    def _both(cls, focal: Any) -> Any:
+        return (focal, focal) if isinstance(focal, (int, float)) else focal
+
+    @field_validator("distortion")
+    @classmethod
+    def _known(cls, distortion: tuple[float, ...]) -> tuple[float, ...]:
+        if len(distortion) not in DISTORTIONS:
+            raise ValueError(f"has {len(distortion)} coefficients; OpenCV's models have 4, 5 or 8")
+        return distortion
+
+
+class RigSensor(Section):
+    name: Name
+    mount: Mount | None = None
+    delay: Finite = 0.0  # s, from the reference LiDAR's time to the exposure, or the end of the sweep
+
+    @property
+    def ego_from_sensor(self) -> np.ndarray:
+        """(4, 4); the sensor must have a mount."""
+        assert self.mount is not None
+        return self.mount.ego_from_mount
+
+
+class RigCamera(RigSensor):
+    size: tuple[Count, Count] = Field(default=(1600, 900), strict=False)  # width and height in pixels, as recorded
+    lens: Lens | None = None
+
+    @property
+    def intrinsics(self) -> np.ndarray:
+        """(3, 3) pixels; without a lens, of one with a horizontal view of 64 degrees."""
+        lens, (width, height) = self.lens or Lens(focal=(0.8 * self.size[0],) * 2), self.size
+        x, y = lens.center or (width / 2, height / 2)
+        return np.array([[lens.focal[0], 0, x], [0, lens.focal[1], y], [0, 0, 1]])
+
+    @property
+    def ego_from_sensor(self) -> np.ndarray:
+        """(4, 4); the camera looks along z, x is right and y down. It must have a mount."""
+        pose = super().ego_from_sensor
+        pose[:3, :3] = np.stack([-pose[:3, 1], -pose[:3, 2], pose[:3, 0]], axis=1) + 0.0
+        return pose
+
+
+class Beams(Section):
+    """The beams of a simulated spinning LiDAR; the defaults are the HDL-32E's."""
+
+    elevation: tuple[Finite, Finite] = Field(default=(-30.67, 10.67), strict=False)  # degrees, lowest and highest ring
+    rings: Count = 32
+    columns: Count = 1090  # firings per revolution
+    first: Finite = 188.0  # degrees, azimuth in the sensor's frame at which a revolution starts; it runs clockwise
+    reach: Annotated[float, Field(gt=1, le=FARTHEST)] = FARTHEST  # m
+
+
+class RigLidar(RigSensor):
+    beams: Beams = Beams()
+
+
+class Box(Section):
+    """An upright box along the ego frame's axes."""
+
+    center: Vector = Field(strict=False)  # m
+    size: tuple[Positive, Positive, Positive] = Field(strict=False)  # m along x, y, z
+
+    def contains(self, points: np.ndarray) -> np.ndarray:
+        """(N,) bool: points (N, 3) in the ego frame that are inside."""
+        off = [np.abs(points[:, axis] - self.center[axis]) <= self.size[axis] / 2 for axis in range(3)]
+        return np.asarray(off[0] & off[1] & off[2])
+
+
+class Rig(Section):
+    """The sensors of one kind of vehicle. The first LiDAR is the reference: its time is the frame's."""
+
+    name: Name
+    cameras: tuple[RigCamera, ...] = Field(default=(), strict=False)  # in the order of the networks' inputs
+    lidars: tuple[RigLidar, ...] = Field(strict=False)
+    own: Box | None = None  # the own vehicle, cropped from the points; None: 1 m around each LiDAR, as in nuScenes
+    body: tuple[Box, ...] = Field(default=(), strict=False)  # of the own vehicle, which blocks simulated beams
+
+    @model_validator(mode="after")
+    def _names(self) -> Rig:
+        if not self.lidars:
+            raise ValueError("`lidars` is empty; a rig has at least one LiDAR, whose time is the frame's")
+        names = [name.lower() for name in self.sensors.names]  # topics are in lower case
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"two sensors are called {twice[0]!r}; names are unique, in upper and lower case alike")
+        if reserved := sorted({*names} & {*GROUPS}):
+            raise ValueError(f"a sensor is called {reserved[0]!r}, which stands for several; give it another name")
+        return self
+
+    @property
+    def sensors(self) -> Sensors:
+        """The names of all sensors."""
+        return Sensors(tuple(each.name for each in self.lidars), tuple(each.name for each in self.cameras))
+
+    def require_calibration(self) -> None:
+        """Raise InputError unless every sensor has a mount, and every camera a lens."""
+        sensors: tuple[RigSensor, ...] = (*self.lidars, *self.cameras)
+        missing = [(each.name, "mount") for each in sensors if each.mount is None]
+        missing += [(each.name, "lens") for each in self.cameras if each.lens is None]
+        for name, what in missing:
+            raise InputError(f"rig {self.name}: {name} has no `{what}`, its calibration; add it")
+
+    def calibrated(self) -> Rig:
+        """The rig with a mount for each sensor: those without look around evenly, from 1.6 m above the rear axle."""
+        turn = 360 / max(1, len(self.cameras))
+        here = (0.0, 0.0, 1.6)
+        return self.model_copy(
+            update={
+                "lidars": tuple(
+                    each.model_copy(update={"mount": each.mount or Mount(position=(0.0, 0.0, 1.84))})
+                    for each in self.lidars
+                ),
+                "cameras": tuple(
+                    each.model_copy(update={"mount": each.mount or Mount(position=here, yaw=i * turn)})
+                    for i, each in enumerate(self.cameras)
+                ),
+            }
+        )
+
+
+def load_rig(rig: str | Path) -> Rig:
+    """The rig with this name, such as `nuscenes`, or of this YAML file.
+
+    Raises:
+        InputError: there is no such rig, or it has an unknown or wrong key, or a name twice.
+    """
+    path = Path(rig)
+    if path.suffix not in (".yaml", ".yml"):
+        named = shipped("rigs", str(rig))
+        if named is None:
+            raise InputError(f"rig {rig}: not known; give a YAML file or one of {', '.join(shipped_names('rigs'))}")
+        path = named
+    return load_section(Rig, path, "the rig")
+
+
+def ordered_by_view(yaws: dict[str, float]) -> tuple[list[str], list[str]]:
+    """Cameras as they look: those to the front, then those to the rear, each from left to right as the pictures hang.
+
+    Args:
+        yaws: camera -> yaw of its optical axis in the ego frame, rad.
+    """
+    turned = {name: (yaw + np.pi) % (2 * np.pi) - np.pi for name, yaw in yaws.items()}
+    front = [name for name, yaw in turned.items() if abs(yaw) <= np.pi / 2 + 1e-6]
+    rear = [name for name in turned if name not in front]
+    return sorted(front, key=lambda name: -turned[name]), sorted(rear, key=lambda name: turned[name] % (2 * np.pi))
+
+
+def require_cameras(found: Sequence[str], rig: Rig, where: str) -> None:
+    """Raise InputError if a camera is none of the rig's."""
+    strange = [name for name in found if name not in rig.sensors.cameras]
+    if strange:
+        known = ", ".join(rig.sensors.cameras) or "none"
+        raise InputError(f"{where}: {strange[0]} is no camera of the rig {rig.name}; it has {known}")

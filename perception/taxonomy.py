@@ -1,0 +1,187 @@
+"""The vocabulary of a data set: detection classes, attributes, map layers and conditions, as data. numpy only.
+
+A taxonomy is a YAML file, such as configs/taxonomies/nuscenes.yaml. The order of every list is part of it: outputs of
+a network refer to classes, attributes, map layers and conditions by their index.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from perception.errors import InputError
+from perception.section import Section, load_section, shipped
+
+Name = Annotated[str, Field(pattern=r"^\w[\w. &()/-]*$")]
+Word = Annotated[str, Field(pattern=r"^[a-z]\w*$")]  # a condition; + , - / join several
+Colour = Annotated[str, Field(pattern="^#[0-9a-f]{6}$")]
+Metres = Annotated[float, Field(gt=0)]
+SENSORS = ("lidar", "cameras")
+RESERVED = ("all", "base", "none", *SENSORS)  # words that stand for something else than a condition
+_PALETTE = (
+    "#4cc9f0", "#f79d5c", "#7b86ff", "#80ed99", "#ff70a6", "#ffb627", "#9d8cff", "#b5e48c", "#4895ef", "#d0b48a"
+)  # fmt: skip
+
+
+class Motion(Section):
+    """How the objects of a class move and are measured, for the tracker."""
+
+    gate: Metres = 5.0  # m from its expected place; a detection further away is another object
+    acceleration: Metres = 0.6  # m/s within 1 s
+    position: Metres = 0.3  # m, error of a detection
+    velocity: Metres = 2.0  # m/s, error of a detection
+    speed: Metres = 5.0  # m/s, expected before anything is measured
+
+
+class ObjectClass(Section):
+    """A class of detected objects."""
+
+    name: Name
+    categories: tuple[str, ...] = Field(default=(), strict=False)  # of the data set; empty: the one of this name
+    size: tuple[Metres, Metres, Metres] = Field(default=(1.0, 1.0, 1.0), strict=False)  # m, mean width, length, height
+    range: Metres = 50.0  # m from the vehicle, within which it is scored
+    attributes: tuple[str, ...] = Field(default=(), strict=False, max_length=2)  # by default at rest, and in motion
+    heading: Literal["full", "half", "none"] = "full"  # half: front and rear look alike; none: it has none
+    static: bool = False  # its velocity is not scored
+    racked: bool = False  # not scored inside an annotated bicycle rack
+    tracked: bool = True  # scored by the tracking benchmark
+    motion: Motion = Motion()
+    colour: Colour | None = None  # in reports and viewers
+
+    @model_validator(mode="after")
+    def _attributes(self) -> ObjectClass:
+        if len(self.attributes) == 1:
+            raise ValueError("`attributes` are two: at rest and in motion")
+        return self
+
+
+class MapLayer(Section):
+    """A layer of the HD map."""
+
+    name: Name
+    share: Annotated[float, Field(gt=0, lt=1)] = 0.1  # of the ground near the vehicle that it covers
+    line: bool = False  # drawn as lines, not as areas
+    records: tuple[str, ...] = Field(default=(), strict=False)  # layers of the map's file; empty: that of this name
+    colour: Colour | None = None
+
+
+class Taxonomy(Section):
+    """All names that a network's inputs and outputs refer to."""
+
+    name: str
+    classes: tuple[ObjectClass, ...] = Field(strict=False, min_length=1)
+    attributes: tuple[Name, ...] = Field(default=(), strict=False)
+    map_layers: tuple[MapLayer, ...] = Field(default=(), strict=False)
+    conditions: dict[Word, Annotated[tuple[Word, ...], Field(strict=False, min_length=1)]] = Field(
+        default={}
+    )  # kind -> values
+
+    @model_validator(mode="after")
+    def _names(self) -> Taxonomy:
+        for what, names in (
+            ("classes", self.class_names),
+            ("attributes", self.attributes),
+            ("map_layers", self.map_names),
+            ("conditions", (*RESERVED, *self.condition_values)),
+        ):
+            if double := [name for i, name in enumerate(names) if name in names[:i]]:
+                taken = "stands for something else" if double[0] in RESERVED else "is there twice"
+                raise ValueError(f"{what}: {double[0]!r} {taken}")
+        categories = [category for each in self.classes for category in each.categories or (each.name,)]
+        if double := [name for i, name in enumerate(categories) if name in categories[:i]]:
+            raise ValueError(f"classes: category {double[0]!r} is of two classes")
+        for each in self.classes:
+            if unknown := [name for name in each.attributes if name not in self.attributes]:
+                raise ValueError(f"classes: attribute {unknown[0]!r} of {each.name} is not among the attributes")
+        return self
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        return tuple(each.name for each in self.classes)
+
+    @property
+    def map_names(self) -> tuple[str, ...]:
+        return tuple(each.name for each in self.map_layers)
+
+    @property
+    def condition_values(self) -> tuple[str, ...]:
+        """The values of all kinds of conditions, one kind after the other."""
+        return tuple(value for values in self.conditions.values() for value in values)
+
+    def label(self, name: str) -> int:
+        """Index of a class."""
+        return self.class_names.index(name)
+
+    def labels_of_categories(self) -> dict[str, int]:
+        """Category of the data set -> index of its class."""
+        return {c: i for i, each in enumerate(self.classes) for c in each.categories or (each.name,)}
+
+    def kind_of(self, value: str) -> str:
+        """The kind of a condition.
+
+        Raises:
+            InputError: there is no such condition.
+        """
+        for kind, values in self.conditions.items():
+            if value in values:
+                return kind
+        known = ", ".join(self.condition_values) or "the taxonomy has none"
+        raise InputError(f"{value}: unknown condition; choose from {known}")
+
+    def possible_attributes(self, label: int) -> list[bool]:
+        """For each attribute whether objects of this class can have it: those of the family of its default ones.
+
+        A family is what stands before the first dot, as in vehicle.parked.
+        """
+        own = self.classes[label].attributes
+        family = own[0].partition(".")[0] if own else None
+        return [name.partition(".")[0] == family for name in self.attributes]
+
+    def default_attributes(self) -> Sequence[tuple[int, int]]:
+        """For each class the index of its attribute at rest and in motion; -1 -1 if it has none."""
+        return [
+            (self.attributes.index(each.attributes[0]), self.attributes.index(each.attributes[1]))
+            if each.attributes
+            else (-1, -1)
+            for each in self.classes
+        ]
+
+    def class_colours(self) -> dict[str, str]:
+        return _colours(self.classes)
+
+    def map_colours(self) -> dict[str, str]:
+        return _colours(self.map_layers)
+
+
+def _colours(named: Sequence[ObjectClass | MapLayer]) -> dict[str, str]:
+    return {each.name: each.colour or _PALETTE[i % len(_PALETTE)] for i, each in enumerate(named)}
+
+
+def load_taxonomy(name: str | Path) -> Taxonomy:
+    """The taxonomy in a YAML file, or one that comes with the package, such as nuscenes.
+
+    Raises:
+        InputError: there is none of this name, or the file has an unknown or wrong key.
+    """
+    return _load(shipped("taxonomies", str(name)) or Path(name))
+
+
+@cache
+def _load(path: Path) -> Taxonomy:
+    return load_section(Taxonomy, path, "the taxonomy")
+
+
+def named_taxonomy(content: Any) -> Any:
+    """The content of a taxonomy where a configuration names one, for a pydantic validator."""
+    return load_taxonomy(content) if isinstance(content, str) else content
+
+
+def require_known(values: Mapping[str, str], taxonomy: Taxonomy) -> None:
+    """Raise InputError unless kinds and values of conditions are of the taxonomy."""
+    for kind, value in values.items():
+        if value not in taxonomy.conditions.get(kind, ()):
+            raise InputError(f"{kind} {value}: is not a condition of the taxonomy {taxonomy.name}")

@@ -1,0 +1,148 @@
+"""Classes, cities, weathers and a kind of condition that no line of code names go the whole way, by YAML alone."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from networks import config as small_config
+from pages import page_data
+from test_toy_task import command
+
+from deploy.bundle import Bundle
+from deploy.runtime import Runtime
+from perception.datasets.nuscenes.dataset import NuScenesTables
+from perception.frame import Conditions
+from perception.training.checkpoint import trained_config
+
+TAXONOMY = {
+    "name": "alps",
+    "classes": [
+        {
+            "name": "motor_vehicle",
+            "categories": ["vehicle.car", "vehicle.truck", "vehicle.bus.rigid", "vehicle.construction"],
+            "range": 60.0,
+            "attributes": ["motor.still", "motor.moves"],
+        },
+        {"name": "person", "categories": ["human.pedestrian.adult", "human.pedestrian.child"], "range": 20.0},
+        {"name": "cone", "categories": ["movable_object.trafficcone"], "heading": "none", "static": True},
+    ],
+    "attributes": ["motor.moves", "motor.still"],
+    "map_layers": [{"name": "walkway", "share": 0.1}, {"name": "drivable_area", "share": 0.3}],
+    "conditions": {"weather": ["dry", "snow"], "season": ["summer", "winter"], "city": ["munich", "oslo"]},
+}
+
+
+@pytest.fixture(scope="module")
+def alps(tmp_path_factory: pytest.TempPathFactory, sim_root: Path) -> Path:
+    """The simulated drives in other cities, by other descriptions; taxonomy.yaml and run.yaml beside them."""
+    folder = tmp_path_factory.mktemp("alps")
+    root = folder / "drives"
+    shutil.copytree(sim_root / "v1.0-sim", root / "v1.0-sim")
+    for name in ("samples", "sweeps"):
+        (root / name).symlink_to(sim_root / name)
+    shutil.copytree(sim_root / "maps", root / "maps")
+    cities = {"boston-seaport": "munich-west", "singapore-onenorth": "oslo-sentrum"}
+    for old, new in cities.items():
+        (root / "maps" / "expansion" / f"{old}.json").rename(root / "maps" / "expansion" / f"{new}.json")
+    for table in ("log", "scene"):
+        path = root / "v1.0-sim" / f"{table}.json"
+        rows = json.loads(path.read_text())
+        for row, words in zip(rows, ("Snow in winter", "A summer's day, dry"), strict=True):
+            if table == "log":
+                row["location"] = cities[row["location"]]
+            else:
+                row["description"] = words
+        path.write_text(json.dumps(rows))
+    (folder / "taxonomy.yaml").write_text(yaml.safe_dump(TAXONOMY, sort_keys=False))
+    modules = [{"name": "snow", "kind": "film", "slots": ["trunk.*"], "when": ["snow", "winter"]}]
+    content = small_config().model_dump(mode="json")
+    content["train"] |= {"steps": 20, "batch": 1, "learning_rate": 0.01}
+    content |= {"name": "alps", "taxonomy": str(folder / "taxonomy.yaml"), "modules": modules}
+    content["tasks"] |= {"conditions": {"added": False}}
+    (folder / "run.yaml").write_text(yaml.safe_dump(content))
+    command("train", folder / "run.yaml", "--data", root, "--split", "all", "--out", folder / "run")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def bundle(alps: Path) -> Path:
+    """With a module for a city, trained after the fact."""
+    command(
+        "adapt", alps / "run", "--data", alps / "drives", "--split", "all", "--add", "low_rank:town", "--conditions",
+        "oslo", "--steps", 2, "--out", alps / "adapted",
+    )  # fmt: skip
+    command("export", alps / "adapted", "--out", alps / "bundle", "--routes", "base,snow+winter,oslo")
+    command("verify", alps / "bundle")
+    return alps / "bundle"
+
+
+def test_the_checkpoint_and_the_bundle_hold_the_names(alps: Path, bundle: Path) -> None:
+    (alps / "taxonomy.yaml").rename(alps / "moved.yaml")  # neither needs the file
+    taxonomy = trained_config(alps / "adapted").taxonomy
+    manifest = Bundle.load(bundle).manifest
+    assert taxonomy == manifest.taxonomy
+    assert taxonomy.condition_values == manifest.taxonomy.condition_values == (
+        "dry", "snow", "summer", "winter", "munich", "oslo",
+    )  # fmt: skip
+    assert taxonomy.class_names == ("motor_vehicle", "person", "cone")
+    shapes = {each.name: each.shape for each in manifest.outputs}
+    assert shapes["map/probabilities"][1] == 2
+    assert shapes["conditions/probabilities"][1] == 6
+    assert manifest.routes == ("base", "snow+winter", "oslo")
+    assert {each.name: each.asks for each in manifest.banked} == {"snow": ("snow", "winter"), "town": ("oslo",)}
+
+
+def test_it_is_scored_by_its_own_conditions(alps: Path, bundle: Path, tmp_path: Path) -> None:
+    scores = []
+    for model, out in ((alps / "adapted", tmp_path / "torch"), (bundle, tmp_path / "engine")):
+        command(
+            "evaluate", model, "--data", alps / "drives", "--split", "all", "--by", "season,condition", "--out", out
+        )
+        scores.append(json.loads((out / "metrics.json").read_text()))
+    for metrics in scores:
+        assert [*metrics["slices"]["season"]] == ["summer", "winter"]
+        assert [*metrics["slices"]["condition"]] == ["dry", "snow", "summer", "winter", "munich", "oslo"]
+        assert {*metrics["mean_dist_aps"]} == {"motor_vehicle", "person", "cone"}
+        assert {*metrics["map"]["iou_max"]} == {"walkway", "drivable_area", "mean"}
+        assert metrics["label_tp_errors"]["cone"]["orient_err"] is None
+        assert metrics["label_tp_errors"]["person"]["attr_err"] is None
+    assert scores[0]["ground_truth"] == scores[1]["ground_truth"]
+    results = json.loads((tmp_path / "engine" / "results_nusc.json").read_text())["results"]
+    boxes = [box for sample in results.values() for box in sample]
+    assert {box["detection_name"] for box in boxes} <= {"motor_vehicle", "person", "cone"}
+    attributes = {box["attribute_name"] for box in boxes if box["detection_name"] == "motor_vehicle"}
+    assert attributes <= {"motor.moves", "motor.still"}
+
+
+def test_it_is_routed_replayed_and_judged(alps: Path, bundle: Path, tmp_path: Path) -> None:
+    gates = tmp_path / "gates.yaml"
+    gates.write_text(
+        "gates: [{metric: AP, class: motor_vehicle, condition: winter, at_least: 0}, {metric: mAP, at_least: 0}]"
+    )
+    command("replay", alps / "drives", "--bundle", bundle, "--out", tmp_path / "replay", "--gates", gates)
+    verdict = json.loads((tmp_path / "replay" / "verdict.json").read_text())
+    assert verdict["outcome"] == "pass"
+    lanes = {(lane["kind"], lane["name"]) for lane in page_data(tmp_path / "replay" / "report.html")["lanes"]}
+    assert {("conditions", kind) for kind in ("weather", "season", "city")} <= lanes
+    tables, runtime = (
+        NuScenesTables(alps / "drives", "v1.0-sim", None, Bundle.load(bundle).manifest.taxonomy),
+        Runtime(bundle),
+    )
+    for scene, active in zip(tables.scenes(), ({"snow": 1.0, "town": 0.0}, {"snow": 0.0, "town": 1.0}), strict=True):
+        token = tables.samples(selectors=[scene])[0]
+        seen = runtime.step(tables.frame(token, "ego", runtime.bundle.spec.sweeps))
+        assert {name: routed.weight for name, routed in seen.route.items()} == active
+    assert seen.conditions == Conditions(weather="dry", season="summer", city="oslo")
+
+
+@pytest.mark.parametrize("arguments", [("--conditions", "fog"), ("--conditions", "snow,dry")])
+def test_names_that_it_lacks_are_refused(
+    alps: Path, bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...]
+) -> None:
+    with pytest.raises(AssertionError):  # exit code 2
+        command("replay", alps / "drives", "--bundle", bundle, "--out", tmp_path / "replay", *arguments)
+    line = capsys.readouterr().err.strip()
+    assert "\n" not in line
+    assert "fog: unknown condition; choose from dry, snow" in line or "contradicts" in line

@@ -1,0 +1,280 @@
+"""PandaSet's own layout: a written drive with known answers, and a recorded one against its class of every point."""
+
+from __future__ import annotations
+
+import gzip
+import pickle
+import re
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandaset_drive as written
+import pytest
+from pandaset_drive import Object
+from pandaset_rigs import SPINNING, rig_of
+from test_unpickle import system
+from vocabulary import taxonomy_of
+
+from perception.datasets.dataframe_pickle import read_table
+from perception.datasets.pandaset import PandaSet
+from perception.errors import InputError
+from perception.frame import Frame
+
+LABELS = {"Car": 0, "Pickup Truck": 0, "Pedestrian": 1, "Pedestrian with Object": 1}
+ROAD, CAR = 7, 13  # classes of points
+OBJECTS = [
+    Object("Car", "parked", (3.0, 20.0, 0.3), yaw=0.4),
+    Object("Pedestrian", "walker", (-4.0, 9.0, 0.5), (1.0, -0.5), size=(0.6, 0.7, 1.8), frames=(0, 1, 2)),
+    Object("Cones", "cone", (0.0, 12.0, 0.0)),
+    Object("Car", "ahead", (0.0, 30.0, 0.4), (-3.0, 5.0), yaw=0.54, sensor=0, sibling="ahead-gt"),
+    Object("Car", "ahead-gt", (0.2, 30.3, 0.4), (-3.0, 5.0), yaw=0.54, sensor=1, sibling="ahead"),
+    Object("Car", "one-way", (8.0, 30.0, 0.4), sensor=0),  # its sibling names it, but not the other way round
+    Object("Car", "one-way-gt", (8.1, 30.0, 0.4), sensor=1, sibling="one-way"),
+    Object("Car", "far-gt", (0.0, 60.0, 0.4), sensor=1, sibling="far", frames=(2, 3)),
+    Object("Car", "lost-gt", (0.0, 80.0, 0.4), sensor=1, frames=(2,)),
+]
+
+
+def points_of(rng: np.random.Generator) -> np.ndarray:
+    """(N, 6) in and around the parked car, of both LiDARs."""
+    xyz = rng.uniform([0, 17, -1], [6, 23, 2], (400, 3))
+    return np.column_stack([xyz, rng.uniform(0, 255, 400), rng.uniform(-0.1, 0.02, 400), rng.integers(0, 2, 400)])
+
+
+POINTS = points_of(np.random.default_rng(0))
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("pandaset")
+    written.write_drive(folder, OBJECTS, {0: POINTS, 1: POINTS + np.array([0, 0, 0, 0, 0.1, 0])})
+    return folder
+
+
+def test_drives_frames_and_what_is_unknown(root: Path) -> None:
+    drives = PandaSet(root, None, taxonomy_of(LABELS))
+    assert drives.scenes() == ["007"]
+    assert drives.samples() == ["007-00", "007-01", "007-02", "007-03"]
+    assert drives.samples(selectors=["007:1-3"]) == ["007-01", "007-02"]
+    assert drives.scene("007-02") == "007"
+    assert drives.timestamp("007-02") == 1_557_539_956_700_000
+    assert drives.conditions("007-02").known() == ()
+    assert (drives.map(""), drives.bicycle_racks()) == (None, {})
+    with pytest.raises(InputError, match="has no split val"):
+        drives.samples("val")
+
+
+@pytest.mark.parametrize("reference", ["ego", "lidar"])
+@pytest.mark.parametrize("lidars", [(0, 1), (0,), (1,)])
+def test_points_are_in_the_vehicles_frame(root: Path, reference: str, lidars: tuple[int, ...]) -> None:
+    frame = PandaSet(root, rig_of(*lidars), taxonomy_of(LABELS)).frame("007-01", reference)
+    chosen = POINTS[np.isin(POINTS[:, 5], lidars)]
+    in_lidar = (chosen[:, :3] - written.world_from_lidar(0.1)[:3, 3]) @ written.world_from_lidar(0.1)[:3, :3]
+    height = in_lidar[:, 2] - (written.GROUND if reference == "ego" else 0)
+    forward, left = in_lidar[:, 1], -in_lidar[:, 0]
+    np.testing.assert_allclose(frame.points[:, :3], np.stack([forward, left, height], axis=1), atol=1e-5)
+    np.testing.assert_allclose(frame.points[:, 3], chosen[:, 3], rtol=1e-6)
+    np.testing.assert_allclose(frame.points[:, 4], np.maximum(-chosen[:, 4], 0), atol=1e-6)
+    assert frame.points.dtype == np.float32
+
+
+def test_earlier_sweeps_follow_in_the_same_frame(root: Path) -> None:
+    drives = PandaSet(root, None, taxonomy_of(LABELS))
+    one, two = drives.frame("007-01").points, drives.frame("007-01", sweeps=3).points
+    assert len(two) == 2 * len(one)
+    np.testing.assert_array_equal(two[: len(one)], one)
+    np.testing.assert_allclose(two[len(one) :, :4], one[:, :4], atol=1e-5)  # the same places in the world
+    np.testing.assert_allclose(two[len(one) :, 4], np.maximum(0.1 - POINTS[:, 4], 0), atol=1e-6)
+
+
+def test_boxes_are_merged_named_and_measured(root: Path) -> None:
+    drives = PandaSet(root, None, taxonomy_of(LABELS))
+    boxes = drives.boxes("007-02")
+    assert boxes.instances.tolist() == ["parked", "walker", "ahead", "one-way", "far", "lost-gt"]
+    assert boxes.labels.tolist() == [0, 1, 0, 0, 0, 0]
+    assert PandaSet(root, None, taxonomy_of({"Cones": 5})).boxes("007-02").labels.tolist() == [5]
+    np.testing.assert_allclose(boxes.centers[2], [-0.6, 31.0, 0.4])
+    np.testing.assert_allclose(boxes.sizes[1], [0.6, 0.7, 1.8])
+    np.testing.assert_allclose(boxes.rotations[0] @ [1, 0, 0], [-np.sin(0.4), np.cos(0.4), 0], atol=1e-12)
+    np.testing.assert_allclose(
+        boxes.velocities[:4, :2], [[0, 0], [1, -0.5], [-3, 5], [0, 0]], atol=1e-4
+    )  # seconds since 1970 in float64
+    assert np.isnan(boxes.velocities[5, :2]).all()  # in one frame only
+    first = PandaSet(root, rig_of(1, 0), taxonomy_of(LABELS)).boxes("007-02")  # the other LiDAR's boxes
+    assert first.instances.tolist() == ["parked", "walker", "ahead-gt", "one-way-gt", "far-gt", "lost-gt"]
+    np.testing.assert_allclose(first.centers[2], [-0.4, 31.3, 0.4])
+
+
+@pytest.mark.parametrize("lidars", [(0, 1), (0,), (1,)])
+def test_points_in_boxes_are_counted(root: Path, lidars: tuple[int, ...]) -> None:
+    boxes = PandaSet(root, rig_of(*lidars), taxonomy_of(LABELS)).boxes("007-00")
+    away = POINTS[:, :3] - [3.0, 20.0, 0.3]
+    along = away[:, :2] @ [-np.sin(0.4), np.cos(0.4)]
+    across = away[:, :2] @ [np.cos(0.4), np.sin(0.4)]
+    inside = (np.abs(along) <= 2) & (np.abs(across) <= 1) & (np.abs(away[:, 2]) <= 0.75)
+    assert boxes.num_points[0] == (inside & np.isin(POINTS[:, 5], lidars)).sum() > 0
+
+
+def test_a_frames_boxes_turn_with_its_reference(root: Path) -> None:
+    drives = PandaSet(root, None, taxonomy_of(LABELS))
+    frame, boxes = drives.frame("007-02"), drives.boxes("007-02")
+    np.testing.assert_allclose(frame.boxes.transformed(frame.global_from_reference).centers, boxes.centers, atol=1e-9)
+    assert drives.frame("007-02", annotations=False, lidar=False, cameras=False).points is None
+    shutil.copytree(root, root.parent / "unlabelled", ignore=shutil.ignore_patterns("annotations"))
+    assert PandaSet(root.parent / "unlabelled", None, taxonomy_of(LABELS)).boxes("007-02") is None
+
+
+def test_pictures_are_rectified(root: Path) -> None:
+    """Every mark is where a pinhole camera would see it from where the vehicle was at the exposure."""
+    drives, seen = PandaSet(root, None, taxonomy_of(LABELS)), 0
+    for token in drives.samples():
+        frame = drives.frame(token)
+        assert [*frame.cameras] == ["front", "left", "back"]  # the others have no pictures
+        for name, camera in frame.cameras.items():
+            np.testing.assert_allclose(camera.ego_from_camera, written.vehicle_from_camera(name), atol=1e-4)
+            assert camera.timestamp == drives.timestamp(token) + round(1e6 * written.EXPOSURE[name])
+            marks = written.marks_in_world()
+            in_reference = (marks - frame.global_from_reference[:3, 3]) @ frame.global_from_reference[:3, :3]
+            u, v, depth = frame.image_from_reference(name) @ np.column_stack([in_reference, np.ones(len(marks))]).T
+            expected = np.stack([u, v], axis=1)[depth > 1] / depth[depth > 1, None]
+            away = np.array([20, 15])
+            expected = expected[((expected > away) & (expected < written.SIZE - away)).all(axis=1)]
+            discs = cv2.connectedComponentsWithStats((camera.image[..., 0] > 127).astype(np.uint8))[3][1:]
+            for place in expected:
+                assert np.linalg.norm(discs - place, axis=1).min() < 0.5
+            seen += len(expected)
+    assert seen >= 20
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("lidar/01.pkl.gz", b"", "truncated"),
+        ("lidar/01.pkl.gz", gzip.compress(b"\x80\x03cposix\nsystem\n."), "asks for 'posix.system'"),
+        ("annotations/cuboids/01.pkl.gz", gzip.compress(b"\x80\x03}."), "this is no table"),
+        ("lidar/poses.json", b"[{}]", "do not fit PandaSet's layout"),
+        ("lidar/timestamps.json", b"[3, 2, 1, 0]", "do not fit PandaSet's layout"),
+        ("lidar/timestamps.json", b"[3", "no JSON file"),
+        ("camera/front_camera/intrinsics.json", b"{}", "not the intrinsics of a camera"),
+        ("camera/front_camera/01.jpg", b"a", "not a picture"),
+        ("camera/front_camera/poses.json", None, "no JSON file"),
+        ("../static_extrinsic_calibration.yaml", b"front_camera: 3", "not the calibration of PandaSet's cameras"),
+        ("../static_extrinsic_calibration.yaml", b"a: [", "not the calibration of PandaSet's cameras"),
+        ("../static_extrinsic_calibration.yaml", None, "not the calibration of PandaSet's cameras"),
+    ],
+)
+def test_damaged_files_are_named_in_one_line(
+    root: Path, tmp_path: Path, file: str, content: bytes | None, message: str
+) -> None:
+    path = (shutil.copytree(root, tmp_path / "drives") / "007" / file).resolve()
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(InputError, match=re.escape(message)) as caught:
+        PandaSet(tmp_path / "drives", None, taxonomy_of(LABELS)).frame("007-01")
+    assert "\n" not in str(caught.value)
+    assert path.name in str(caught.value)
+
+
+def test_a_malicious_table_leaves_no_trace(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CANARY", str(tmp_path / "canary"))
+    drives = shutil.copytree(root, tmp_path / "drives")
+    (drives / "007/annotations/cuboids/01.pkl.gz").write_bytes(gzip.compress(pickle.dumps(system(), 3)))
+    with pytest.raises(InputError, match=r"asks for 'posix\.system'"):
+        PandaSet(drives, None, taxonomy_of(LABELS)).boxes("007-01")
+    assert not (tmp_path / "canary").exists()
+
+
+def test_what_is_not_there(root: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no frame 007-09"):
+        PandaSet(root, None, taxonomy_of(LABELS)).frame("007-09")
+    shutil.copy(root / "static_extrinsic_calibration.yaml", tmp_path)
+    with pytest.raises(InputError, match="has no drive of PandaSet"):
+        PandaSet(tmp_path, None, taxonomy_of(LABELS))
+
+
+# The recorded drive.
+
+FRAMES = ("002-00", "002-10", "002-20", "002-31")
+
+
+def classes(root: Path, token: str, lidar: int = 0) -> np.ndarray:
+    """(N,) class of each point of a LiDAR."""
+    scene, frame = token.split("-")
+    found = read_table(root / scene / "annotations" / "semseg" / f"{frame}.pkl.gz", {"class": "iu"})["class"]
+    return found[read_table(root / scene / "lidar" / f"{frame}.pkl.gz", {"d": "iu"})["d"] == lidar]
+
+
+def inside(frame: Frame, margin: float) -> np.ndarray:
+    """(N,) bool: points in any box that is larger by a margin (m)."""
+    found = np.zeros(len(frame.points), bool)
+    for center, size, rotation in zip(frame.boxes.centers, frame.boxes.sizes, frame.boxes.rotations, strict=True):
+        local = (frame.points[:, :3] - center) @ rotation
+        found |= (np.abs(local) <= size[[1, 0, 2]] / 2 + margin).all(axis=1)
+    return found
+
+
+@pytest.mark.parametrize("token", FRAMES)
+def test_points_of_cars_are_in_boxes_of_cars(pandaset_root: Path, token: str) -> None:
+    """As the annotators have it: 99.9 % of the points; boxes are within 0.2 m of what they hold."""
+    frame = PandaSet(pandaset_root, SPINNING, taxonomy_of({"Car": 0})).frame(token, cameras=False)
+    cars = classes(pandaset_root, token) == CAR
+    assert inside(frame, 0.2)[cars].mean() >= 0.999
+    assert cars[inside(frame, 0.2)].mean() >= 0.88
+
+
+@pytest.mark.parametrize("token", FRAMES)
+def test_the_vehicle_drives_forward_on_the_ground_and_so_do_others(pandaset_root: Path, token: str) -> None:
+    drives = PandaSet(pandaset_root, SPINNING, taxonomy_of(LABELS))
+    frame, last = drives.frame(token), drives.frame("002-31", lidar=False)
+    near = (classes(pandaset_root, token) == ROAD) & (np.hypot(*frame.points[:, :2].T) < 10)
+    assert abs(np.median(frame.points[near, 2])) < 0.15
+    if token != "002-31":
+        way = (np.linalg.inv(frame.global_from_ego) @ last.global_from_ego)[:3, 3]
+        assert way[0] > 0.99 * np.linalg.norm(way)
+    speeds, headings = np.linalg.norm(frame.boxes.velocities[:, :2], axis=1), frame.boxes.rotations[:, :2, 0]
+    fast = speeds > 3
+    assert fast.sum() >= 10
+    assert (np.einsum("nd,nd->n", headings, frame.boxes.velocities[:, :2])[fast] > 0.99 * speeds[fast]).all()
+    looks = {name: camera.ego_from_camera[:3, 2] for name, camera in frame.cameras.items()}
+    for name, yaw in {"front": 0, "front_left": 57, "left": 90, "back": 180, "right": -90, "front_right": -57}.items():
+        assert looks[name] @ [np.cos(np.radians(yaw)), np.sin(np.radians(yaw)), 0] > 0.995
+
+
+def test_pictures_show_what_the_points_are_of(pandaset_root: Path) -> None:
+    """Mutual information between the class of a point and the brightness of its pixel: highest without a shift.
+
+    Pandey et al., "Automatic targetless extrinsic calibration of a 3D lidar and camera by maximizing mutual
+    information", AAAI 2012. Up and down only ahead: to the sides brightness depends on the height alone.
+    """
+    aside, up_and_down = [(0, 0), (60, 0), (-60, 0)], [(0, 60), (0, -60)]
+    shared = dict.fromkeys(aside, 0.0)
+    for token in ("002-00", "002-31"):
+        frame, kinds = (
+            PandaSet(pandaset_root, SPINNING, taxonomy_of(LABELS)).frame(token),
+            classes(pandaset_root, token),
+        )
+        for name, camera in frame.cameras.items():
+            u, v, depth = frame.image_from_reference(name) @ np.c_[frame.points[:, :3], np.ones(len(kinds))].T
+            ahead = (depth > 1) & (np.hypot(*frame.points[:, :2].T) > 2.5)  # not the vehicle itself
+            x, y = np.round(np.stack([u, v])[:, ahead] / depth[ahead]).astype(int)
+            height, width = camera.image.shape[:2]
+            seen = (x >= 60) & (x < width - 60) & (y >= 60) & (y < height - 60)
+            assert seen.sum() > 5000
+            grey = cv2.GaussianBlur(camera.image, (0, 0), 2).mean(axis=2)
+            found = {
+                (dx, dy): mutual_information(kinds[ahead][seen], grey[y[seen] + dy, x[seen] + dx])
+                for dx, dy in aside + up_and_down
+            }
+            shared = {shift: value + found[shift] for shift, value in shared.items()}
+            assert name != "front" or max(found, key=found.__getitem__) == (0, 0), found
+    assert max(shared, key=shared.__getitem__) == (0, 0), shared
+
+
+def mutual_information(kinds: np.ndarray, grey: np.ndarray) -> float:
+    joint = np.histogram2d(kinds, grey, bins=(43, 16), range=((0, 43), (0, 256)))[0]
+    joint /= joint.sum()
+    apart = joint.sum(axis=1, keepdims=True) * joint.sum(axis=0, keepdims=True)
+    return float((joint[joint > 0] * np.log(joint[joint > 0] / apart[joint > 0])).sum())
