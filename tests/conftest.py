@@ -28,7 +28,17 @@ _REPOSITORY = Path(__file__).parents[1]
 _FIRST = (
     *("anchored_export", "readme", "full_size", "fault_detection", "changing_drive", "export_modules", "apart"),
     *("mmdet3d_run", "precision", "toy_task", "golden_sensitivity", "golden_faults", "precision_export", "tracking"),
-    *("simulate_drive", "player", "refit", "vehicle_environment", "runtime", "scene", "recogniser_precision"),
+    *(
+        "simulate_drive",
+        "other_vehicles",
+        "other_names",
+        "player",
+        "refit",
+        "vehicle_environment",
+        "runtime",
+        "scene",
+        "recogniser_precision",
+    ),
     *("export", "settings", "mmdet3d_import", "build_package", "simulate_world"),
 )
 

@@ -1,7 +1,10 @@
 """Tolerances in FP32 follow from how much the network multiplies rounding errors, which float64 shows."""
 
+from functools import cache
+
 import lowered
 import numpy as np
+import onnx
 import pytest
 import torch
 from networks import model, tasks
@@ -28,16 +31,17 @@ def network(factor: float) -> PerceptionModel:
     return scaled
 
 
-def prove(factor: float) -> tuple[tuple[GoldenFrame, ...], Tolerances]:
+@cache
+def prove(factor: float) -> tuple[tuple[GoldenFrame, ...], Tolerances, onnx.ModelProto]:
     graph = to_onnx(network(factor), FRAMES["0"], lowered.OUTPUTS)
     frames = {name: (frame, run(network(factor), frame)[0]) for name, frame in FRAMES.items()}
-    return make_golden_frames({ONNX: graph}, "fp32", frames, tasks())
+    return *make_golden_frames({ONNX: graph}, "fp32", frames, tasks()), graph
 
 
 @pytest.mark.parametrize("factor", [1, 30])
 def test_tolerances_cover_the_rounding_errors_of_float32(factor: float) -> None:
-    golden, allowed = prove(factor)
-    exact, graph = network(factor).double(), to_onnx(network(factor), FRAMES["0"], lowered.OUTPUTS)
+    golden, allowed, graph = prove(factor)
+    exact = network(factor).double()
     for frame in golden:
         assert differences(frame.outputs, lowered.run(graph, dict(frame.inputs)), allowed, frame.compared) == []
         double = {k: v.astype(np.float64) if v.dtype == np.float32 else v for k, v in frame.inputs.items()}

@@ -4,6 +4,7 @@ python tools/bench.py adapt --evidence runs/evidence --json
 python tools/bench.py evaluator --data runs/demo/drives --json
 python tools/bench.py mmdet3d --data ../shared/data/nuscenes --json
 python tools/bench.py modular --config tiny
+python tools/bench.py pandaset --json
 python tools/bench.py pillars --json
 python tools/bench.py replay --bundle runs/demo/bundle --data runs/demo/drives --json
 python tools/bench.py runtime --frames 10000 --json
@@ -26,6 +27,7 @@ import torch
 from bench_evaluator import evaluator
 from bench_mmdet3d import mmdet3d
 from bench_modular import modular
+from bench_pandaset import add_options
 from bench_pillars import pillars
 from bench_precision import precision
 from bench_replay import replay_speed
@@ -94,6 +96,7 @@ def main() -> None:
     command.add_argument("--config", default="tiny")
     command.add_argument("--rounds", type=int, default=30)
     command.set_defaults(run=modular)
+    add_options(commands.add_parser("pandaset", help="a KITTI network on PandaSet: zero-shot, adapted, fine-tuned"))
     command = commands.add_parser("pillars", help="time to group ten LiDAR sweeps into pillars, on one core")
     command.add_argument("--config", default="nuscenes/fusion")
     command.add_argument("--rounds", type=int, default=50)
@@ -128,11 +131,7 @@ def main() -> None:
         each.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args()
     result = arguments.run(arguments)
-    if arguments.json:
-        print(json.dumps(result))
-    else:
-        for key, value in result.items():
-            print(f"{key}: {value}")
+    print(json.dumps(result) if arguments.json else "\n".join(f"{key}: {value}" for key, value in result.items()))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,58 @@
+"""PandaSet's frames to the front and to the rear, for a network that sees only what is ahead, and its module."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from perception.datasets.pandaset import PandaSet
+from perception.frame import Boxes, Frame
+from perception.grid import Reference
+
+REAR = "-rear"
+_TURN = np.diag([-1.0, -1.0, 1.0, 1.0])
+MODULE: dict[str, Any] = {
+    "name": "pandaset",
+    "kind": "union",
+    "parts": [
+        {"kind": "low_rank", "slots": ["trunk.stage*.?", "trunk.lift?", "heads.*"], "rank": 1},
+        {"kind": "scale_shift", "slots": ["trunk.*.norm"]},
+    ],
+}
+
+
+class TwoViews:
+    """The frames of a data set, each a second time turned by half a turn, with its token and -rear."""
+
+    def __init__(self, drives: PandaSet) -> None:
+        self._drives = drives
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._drives, name)
+
+    def tokens(self, drive: str, frames: Iterable[int]) -> list[str]:
+        """Both views of some frames of a drive."""
+        every = self._drives.samples(selectors=[drive])
+        return [token for i in frames for token in (every[i], every[i] + REAR)]
+
+    def scene(self, sample: str) -> str:
+        return self._drives.scene(sample.removesuffix(REAR))
+
+    def boxes(self, sample: str) -> Boxes | None:
+        return self._drives.boxes(sample.removesuffix(REAR))
+
+    def frame(self, sample: str, grid_reference: Reference = "ego", *arguments: Any, **options: Any) -> Frame:
+        frame = self._drives.frame(sample.removesuffix(REAR), grid_reference, *arguments, **options)
+        if not sample.endswith(REAR):
+            return frame
+        points = None if frame.points is None else frame.points * np.array([-1, -1, 1, 1, 1], np.float32)
+        return replace(
+            frame,
+            token=sample,
+            points=points,
+            boxes=None if frame.boxes is None else frame.boxes.transformed(_TURN),
+            global_from_reference=frame.global_from_reference @ _TURN,
+        )
