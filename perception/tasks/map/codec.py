@@ -10,7 +10,7 @@ _HALF, _BELOW_HALF = np.float32(0.5), LEVELS + 2  # the level of probabilities b
 
 
 def pack_map(probabilities: np.ndarray) -> np.ndarray:
-    """(2, 6, rows, columns) uint8 that compress well, from map probabilities (6, rows, columns).
+    """(2, layers, rows, columns) uint8 that compress well, from map probabilities (layers, rows, columns).
 
     Low and high bytes of the differences of levels along both axes, plus 128.
     """
@@ -22,7 +22,7 @@ def pack_map(probabilities: np.ndarray) -> np.ndarray:
 
 
 def unpack_map(changes: np.ndarray) -> np.ndarray:
-    """(6, rows, columns) float32 probabilities with the levels of the packed ones, and on the same side of 0.5."""
+    """(layers, rows, columns) float32 probabilities with the levels of the packed ones, and on the same side of 0.5."""
     low, high = changes.astype(np.uint16)
     levels = (low + 256 * high - np.uint16(128)).cumsum(axis=2, dtype=np.uint16).cumsum(axis=1, dtype=np.uint16)
     probabilities = levels / np.float32(LEVELS)
