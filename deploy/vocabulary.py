@@ -6,9 +6,10 @@ from pathlib import Path
 
 from deploy.manifest import Manifest
 from perception.errors import InputError
+from perception.taxonomy import SENSORS
 
 # Facts other than conditions that modules can require, see deploy.route.steering_inputs.
-SENSORS = ("lidar", "no-lidar", "cameras", "no-cameras")
+SENSOR_FACTS = (*SENSORS, *(f"no-{sensor}" for sensor in SENSORS))
 
 
 def require_vocabulary(file: Path, manifest: Manifest) -> None:
@@ -22,7 +23,7 @@ def require_vocabulary(file: Path, manifest: Manifest) -> None:
     for field, names, known in (
         ("routes", manifest.routes, conditions),
         ("apart", manifest.apart, conditions),
-        *((f"banked.{m.name}.asks", m.asks, (*conditions, *SENSORS)) for m in manifest.banked),
+        *((f"banked.{m.name}.asks", m.asks, (*conditions, *SENSOR_FACTS)) for m in manifest.banked),
     ):
         for fact in (fact for name in names for fact in name.split("+") if fact != "base"):
             if fact not in known:

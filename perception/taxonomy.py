@@ -6,7 +6,7 @@ a network refer to classes, attributes, map layers and conditions by their index
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -178,10 +178,3 @@ def _load(path: Path) -> Taxonomy:
 def named_taxonomy(content: Any) -> Any:
     """The content of a taxonomy where a configuration names one, for a pydantic validator."""
     return load_taxonomy(content) if isinstance(content, str) else content
-
-
-def require_known(values: Mapping[str, str], taxonomy: Taxonomy) -> None:
-    """Raise InputError unless kinds and values of conditions are of the taxonomy."""
-    for kind, value in values.items():
-        if value not in taxonomy.conditions.get(kind, ()):
-            raise InputError(f"{kind} {value}: is not a condition of the taxonomy {taxonomy.name}")

@@ -8,7 +8,7 @@ from refusals import one_line_error
 from vocabulary import CONDITION_VALUES
 
 from deploy.route import BankedModule
-from deploy.vocabulary import SENSORS, require_vocabulary
+from deploy.vocabulary import SENSOR_FACTS, require_vocabulary
 from perception.errors import InputError
 from perception.modules.spec import require_facts
 from perception.tasks import TASKS
@@ -45,6 +45,6 @@ def test_a_condition_that_no_frame_can_have(change: dict[str, object], field: st
 
 def test_all_facts_that_a_module_can_ask_for_are_known() -> None:
     """A task is not asked of a frame."""
-    require_facts((*CONDITION_VALUES, *SENSORS, *TASKS), CONDITION_VALUES, "here")
+    require_facts((*CONDITION_VALUES, *SENSOR_FACTS, *TASKS), CONDITION_VALUES, "here")
     with pytest.raises(InputError, match=r"^here: 'snow' is none of clear, rain, fog"):
         require_facts(["snow"], CONDITION_VALUES, "here")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from modules_of_pandaset import MODULE, TwoViews
+from pandaset_views import TwoViews
 
 from perception.datasets.pandaset import PandaSet
 from perception.frame import Boxes, Prediction
@@ -33,6 +33,14 @@ AHEAD, ASIDE = (2.0, 60.0), 35.0  # m
 POINTS, NEAR, OTHER = 5, 1.0, 2.0  # fewest points of a car; m to a match; m to something else, where nothing counts
 SCORE = 0.4
 CAR = 0
+MODULE: dict[str, Any] = {
+    "name": "pandaset",
+    "kind": "union",
+    "parts": [
+        {"kind": "low_rank", "slots": ["trunk.stage*.?", "trunk.lift?", "heads.*"], "rank": 1},
+        {"kind": "scale_shift", "slots": ["trunk.*.norm"]},
+    ],
+}
 
 
 def add_options(command: argparse.ArgumentParser) -> None:

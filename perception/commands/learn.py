@@ -13,6 +13,9 @@ from perception.commands.common import TRAINING, Json, Out, RigOption, Root, Ver
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
+    from perception.config import Config
+    from perception.model import PerceptionModel
+
 
 @app.command(epilog="Example: perception simulate drives --scenes 8 --samples 20 --conditions clear-day-boston")
 def simulate(
@@ -84,10 +87,7 @@ def import_mmdet3d(
     """
     from perception.mmdet3d.importing import import_checkpoint
 
-    ours, network = import_checkpoint(config, checkpoint, out)
-    parameters = sum(parameter.numel() for parameter in network.parameters())
-    shown = f"{out}: {ours.name}, {parameters:,} parameters"
-    report({"run": str(out), "name": ours.name, "parameters": parameters}, as_json, shown)
+    _report_import(out, *import_checkpoint(config, checkpoint, out), as_json)
 
 
 @app.command(
@@ -102,7 +102,10 @@ def import_pointpillars(
     """Import a trained PointPillars of SECOND's family, such as one for KITTI, as a run."""
     from perception.import_pointpillars import import_pointpillars as run
 
-    ours, network = run(config, weights, out)
+    _report_import(out, *run(config, weights, out), as_json)
+
+
+def _report_import(out: Path, config: Config, network: PerceptionModel, as_json: bool) -> None:
     parameters = sum(parameter.numel() for parameter in network.parameters())
-    shown = f"{out}: {ours.name}, {parameters:,} parameters"
-    report({"run": str(out), "name": ours.name, "parameters": parameters}, as_json, shown)
+    shown = f"{out}: {config.name}, {parameters:,} parameters"
+    report({"run": str(out), "name": config.name, "parameters": parameters}, as_json, shown)

@@ -17,8 +17,7 @@ from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.datasets.nuscenes.tables import Recording
 from perception.errors import InputError
 from perception.frame import Boxes
-from perception.mmdet3d.nuscenes_rig import CAMERAS, LIDAR
-from perception.mmdet3d.vocabulary import ATTRIBUTES, CLASSES
+from perception.mmdet3d.vocabulary import ATTRIBUTES, CAMERAS, CLASSES, LIDAR
 
 _SWEEPS = 10  # before each keyframe, as in mmdet3d's converter
 # The order of labels in mmdet3d's NuScenesDataset.METAINFO.

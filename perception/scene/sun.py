@@ -1,7 +1,7 @@
 """The elevation of the sun from time and position. numpy only.
 
 Meeus, "Astronomical Algorithms", 2nd edition, 1998: position of the sun with low accuracy (chapter 25, 0.01 degrees),
-sidereal time (12.4), horizontal coordinates (13.6), refraction (16.4). UTC is taken for UT1 and for dynamical time,
+sidereal time (12.4), horizontal coordinates (13.6). UTC is taken for UT1 and for dynamical time,
 which are off by less than a second and by about a minute, and the parallax of 0.0024 degrees is left out: together less
 than 0.01 degrees.
 """
@@ -42,12 +42,3 @@ def elevation(timestamp: int | np.ndarray, latitude: float | np.ndarray, longitu
     phi, cos_declination = np.radians(latitude), np.sqrt(1 - sin_declination**2)
     sine = np.sin(phi) * sin_declination + np.cos(phi) * cos_declination * np.cos(hour_angle)
     return np.degrees(np.arcsin(np.clip(sine, -1, 1)))
-
-
-def apparent_elevation(geometric: float | np.ndarray) -> np.ndarray:
-    """Elevation (degrees) as almanacs state it: with the refraction at 1010 mbar and 10 degrees C while it is above
-    the horizon, and geometric below."""
-    geometric = np.asarray(geometric, np.float64)
-    above = np.maximum(geometric, -1.0)  # where the formula holds
-    seen = above + np.maximum(1.02 / 60 / np.tan(np.radians(above + 10.3 / (above + 5.11))), 0)
-    return np.where((seen >= 0) & (geometric > -1), seen, geometric)

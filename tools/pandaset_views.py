@@ -1,4 +1,4 @@
-"""PandaSet's frames to the front and to the rear, for a network that sees only what is ahead, and its module."""
+"""PandaSet's frames to the front and to the rear, for a network that sees only what is ahead."""
 
 from __future__ import annotations
 
@@ -14,14 +14,6 @@ from perception.grid import Reference
 
 REAR = "-rear"
 _TURN = np.diag([-1.0, -1.0, 1.0, 1.0])
-MODULE: dict[str, Any] = {
-    "name": "pandaset",
-    "kind": "union",
-    "parts": [
-        {"kind": "low_rank", "slots": ["trunk.stage*.?", "trunk.lift?", "heads.*"], "rank": 1},
-        {"kind": "scale_shift", "slots": ["trunk.*.norm"]},
-    ],
-}
 
 
 class TwoViews:
