@@ -152,8 +152,8 @@ def test_pictures_are_rectified(root: Path) -> None:
     ("file", "content", "message"),
     [
         ("lidar/01.pkl.gz", b"", "truncated"),
-        ("lidar/01.pkl.gz", gzip.compress(b"\x80\x03cposix\nsystem\n."), "asks for 'posix.system'"),
-        ("annotations/cuboids/01.pkl.gz", gzip.compress(b"\x80\x03}."), "this is no table"),
+        ("lidar/01.pkl.gz", gzip.compress(b"\x80\x03cposix\nsystem\n.", mtime=0), "asks for 'posix.system'"),
+        ("annotations/cuboids/01.pkl.gz", gzip.compress(b"\x80\x03}.", mtime=0), "this is no table"),
         ("lidar/poses.json", b"[{}]", "do not fit PandaSet's layout"),
         ("lidar/timestamps.json", b"[3, 2, 1, 0]", "do not fit PandaSet's layout"),
         ("lidar/timestamps.json", b"[3", "no JSON file"),
