@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from deploy.tolerances import REMEDY, Ranked, Spread, Tolerances
+from deploy.golden_detections import clear_detections, ranked_differences
+from deploy.tolerances import REMEDY, Spread, Tolerances
 from perception.errors import InputError
 from perception.frame import Camera, Frame
 from perception.grid import Reference
@@ -20,10 +21,8 @@ from perception.rig import Rig
 from perception.tasks.task import part_of
 
 Arrays = Mapping[str, np.ndarray]
-_DETECTIONS = ("boxes", "scores", "labels", "attributes")
 CLEAR_SCORE = 0.05  # above the last score of the list: detections that can be compared
 LEAST_COMPARED, LEAST_SHARE = 10, 0.1  # number and share of the clear detections
-QUANTITIES = ("center", "size", "heading", "velocity")  # of boxes
 
 
 def synthetic_frame(reference: Reference, rig: Rig, seed: int = 0) -> Frame:
@@ -85,41 +84,6 @@ class GoldenFrame:
     graph: str = "model.onnx"
 
 
-@dataclass(frozen=True)
-class Matches:
-    """The compared detections of one frame, matched between the outputs of two engines.
-
-    Attributes:
-        compared: their number.
-        lost: ranks of those without a match.
-        relabelled: ranks of lost ones with an unexpected detection of another class in their place.
-        offsets: quantity -> (N, n) signed differences of the matches.
-    """
-
-    compared: int
-    lost: np.ndarray
-    relabelled: np.ndarray
-    offsets: Mapping[str, np.ndarray]
-
-    def spread(self, quantity: str, errors: float = 0) -> Spread:
-        """The largest difference, and the mean one plus this many of its standard errors."""
-        offsets = self.offsets[quantity]
-        if not len(offsets):
-            return Spread(each=0, mean=0)
-        error = np.linalg.norm(offsets.std(axis=0)) / np.sqrt(len(offsets))
-        mean = np.linalg.norm(offsets.mean(axis=0)) + errors * error
-        return Spread(each=float(np.linalg.norm(offsets, axis=1).max()), mean=float(mean))
-
-
-def clear_detections(outputs: Arrays, score: float) -> np.ndarray:
-    """The detections (bool, like scores) that stay in their list if engines differ by this score at most.
-
-    Where scores tie at the end of a list, engines are free to choose which detections are in it.
-    """
-    last = _without_zeros(outputs["scores"], _lowest(outputs["scores"]))[..., -1:]
-    return outputs["scores"] > last + 2 * score
-
-
 def require_enough(frames: Sequence[GoldenFrame], where: str) -> None:
     """Raise InputError if too few of the clear detections are compared: less than 10 %, or 10 out of 40 or more.
 
@@ -147,7 +111,7 @@ def differences(expected: Arrays, actual: Arrays, allowed: Tolerances, compared:
     for task, ranked in allowed.ranked.items():
         mine, other = part_of(task, expected), part_of(task, actual)
         chosen = clear_detections(mine, ranked.score.each) if compared is None else compared[task]
-        problems += _ranked_differences(mine, other, ranked, chosen)
+        problems += ranked_differences(mine, other, ranked, chosen)
     for name, channels in allowed.dense.items():
         found = dense_spreads(expected[name], actual[name])
         for (channel, most), off in zip(channels.items(), found, strict=True):
@@ -156,84 +120,6 @@ def differences(expected: Arrays, actual: Arrays, allowed: Tolerances, compared:
             elif off.mean > most.mean:
                 problems.append(f"{name} is off by {off.mean:.2%} of {channel} in the mean")
     return problems
-
-
-def _ranked_differences(expected: Arrays, actual: Arrays, allowed: Ranked, compared: np.ndarray) -> list[str]:
-    """Compare two lists of detections.
-
-    Sorted scores are compared one by one, because they depend continuously on the network's maps. The order of the
-    detections does not: each compared one must have a match with its label, attribute and box, at any rank.
-    """
-    problems = []
-    scores = score_spread(expected["scores"], actual["scores"], allowed.lost)
-    if scores.each > allowed.score.each:
-        problems.append(f"scores is off by {scores.each:.2g}")
-    elif scores.mean > allowed.score.mean:
-        problems.append(f"scores is off by {scores.mean:.2%} in the mean")
-    for i, chosen in enumerate(compared):
-        found = match_detections(expected, actual, i, chosen, allowed)
-        if len(found.relabelled):
-            problems.append(f"{len(found.relabelled)} labels differ, first rank {found.relabelled[0]}")
-        if len(found.lost) > allowed.lost * found.compared:
-            problems.append(
-                f"{len(found.lost)} of {found.compared} compared detections differ, first rank {found.lost[0]}"
-            )
-        for quantity in QUANTITIES:
-            mean = found.spread(quantity).mean
-            if mean > getattr(allowed, quantity).mean:
-                problems.append(f"{quantity} is off by {mean:.2g} in the mean")
-    return problems
-
-
-def match_detections(expected: Arrays, actual: Arrays, index: int, compared: np.ndarray, allowed: Ranked) -> Matches:
-    """Match each compared detection of one frame of the batch to the nearest that agrees within the tolerances."""
-    mine, other = (
-        {k: side[k][index].reshape(compared.size, *side[k].shape[1 + compared.ndim :]) for k in _DETECTIONS}
-        for side in (expected, actual)
-    )
-    ranks, (i, j) = np.flatnonzero(compared), _neighbours(mine["boxes"], other["boxes"], allowed.center.each)
-    offsets = _offsets({k: v[i] for k, v in mine.items()}, {k: v[j] for k, v in other.items()})
-    size = {name: np.linalg.norm(values, axis=-1) for name, values in offsets.items()}
-    near = (size["score"] <= allowed.score.each) & (size["center"] <= allowed.center.each)
-    labelled = near & (mine["labels"][i] == other["labels"][j])
-    alike = labelled & (mine["attributes"][i] == other["attributes"][j])
-    for name in ("size", "heading", "velocity"):
-        alike &= size[name] <= getattr(allowed, name).each
-    lost = np.setdiff1d(ranks, i[alike])
-    pairs = np.flatnonzero(alike & compared.reshape(-1)[i])
-    pairs = pairs[np.lexsort((size["center"][pairs], i[pairs]))]
-    nearest = pairs[np.unique(i[pairs], return_index=True)[1]]
-    return Matches(
-        compared=len(ranks),
-        lost=lost,
-        relabelled=np.intersect1d(lost, i[near & ~labelled & ~np.isin(j, j[labelled])]),
-        offsets={name: values[nearest] for name, values in offsets.items()},
-    )
-
-
-def _neighbours(mine: np.ndarray, other: np.ndarray, reach: float) -> tuple[np.ndarray, np.ndarray]:
-    """Indices (P,), (P,) of the pairs of boxes whose x and y differ by at most `reach` (m)."""
-    order, x = np.argsort(other[:, 0], kind="stable"), mine[:, 0].astype(np.float64)
-    ordered = other[order, 0].astype(np.float64)
-    start = np.searchsorted(ordered, x - reach, "left")
-    counts = np.searchsorted(ordered, x + reach, "right") - start
-    place = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-    i, j = np.repeat(np.arange(len(mine)), counts), order[np.repeat(start, counts) + place]
-    near = np.abs(mine[i, 1].astype(np.float64) - other[j, 1]) <= reach
-    return i[near], j[near]
-
-
-def _offsets(mine: Arrays, other: Arrays) -> dict[str, np.ndarray]:
-    """Quantity -> (P, n) signed differences of paired detections."""
-    a, b = (side["boxes"].astype(np.float64) for side in (mine, other))
-    yaws = np.arctan2(b[:, 6], b[:, 7]) - np.arctan2(a[:, 6], a[:, 7])
-    return {
-        "score": (other["scores"].astype(np.float64) - mine["scores"])[:, None],
-        "center": b[:, 0:3] - a[:, 0:3],
-        "size": (b[:, 3:6] - a[:, 3:6]) / np.maximum(np.abs(a[:, 3:6]), 0.1),
-        "heading": ((yaws + np.pi) % (2 * np.pi) - np.pi)[:, None],
-        "velocity": b[:, 8:10] - a[:, 8:10],
-    }
 
 
 def dense_spreads(expected: np.ndarray, actual: np.ndarray) -> list[Spread]:
@@ -246,30 +132,6 @@ def dense_spreads(expected: np.ndarray, actual: np.ndarray) -> list[Spread]:
     size = np.abs(expected).swapaxes(0, 1).reshape(off.shape).mean(axis=1, dtype=np.float64) + 1e-3
     mean = np.abs(off.mean(axis=1)) / size if expected.ndim > 2 else np.zeros(len(off))
     return [Spread(each=a, mean=b) for a, b in zip(np.abs(off).max(axis=1).tolist(), mean.tolist(), strict=True)]
-
-
-def score_spread(expected: np.ndarray, actual: np.ndarray, lost: float) -> Spread:
-    """The largest difference of the sorted scores, and the mean one as a share of the mean score.
-
-    Args:
-        lost: share of the scores that may differ more. Rounding can change which anchors are candidates, by their
-            greatest score, and with them all their scores.
-    """
-    lowest = min(_lowest(expected), _lowest(actual))
-    off = _without_zeros(actual, lowest).astype(np.float64) - _without_zeros(expected, lowest)
-    mean = abs(off.mean()) / max(float(expected.mean(dtype=np.float64)), 1e-9)
-    kept = np.sort(np.abs(off), axis=None)[: off.size - int(lost * np.count_nonzero(expected))]
-    return Spread(each=float(kept.max(initial=0)), mean=float(mean))
-
-
-def _lowest(scores: np.ndarray) -> float:
-    """The lowest score of a detection; a network with a threshold fills its lists with zeros."""
-    return float(scores[scores > 0].min(initial=1))
-
-
-def _without_zeros(scores: np.ndarray, lowest: float) -> np.ndarray:
-    """Scores with `lowest` instead of zeros, so that sorted scores stay continuous at the threshold."""
-    return np.where(scores > 0, scores, np.float32(lowest))
 
 
 def _malformed(expected: Arrays, actual: Arrays) -> list[str]:

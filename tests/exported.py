@@ -20,7 +20,8 @@ from vocabulary import RIG
 from deploy.bundle import Bundle, write_bundle
 from deploy.engine_record import EngineRecord
 from deploy.export import export
-from deploy.golden import Arrays, GoldenFrame, clear_detections, synthetic_frame
+from deploy.golden import Arrays, GoldenFrame, synthetic_frame
+from deploy.golden_detections import clear_detections
 from deploy.release import Release
 from deploy.signature import signer
 from deploy.trust import Trust

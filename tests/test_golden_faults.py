@@ -17,16 +17,8 @@ from vocabulary import ATTRIBUTES, CLASSES, MAP_CLASSES, NUSCENES, RIG
 
 from deploy.bundle import Bundle
 from deploy.engines import open_engine
-from deploy.golden import (
-    Arrays,
-    GoldenFrame,
-    WrongEngine,
-    clear_detections,
-    differences,
-    match_detections,
-    score_spread,
-    synthetic_frame,
-)
+from deploy.golden import Arrays, GoldenFrame, WrongEngine, differences, synthetic_frame
+from deploy.golden_detections import clear_detections, match_detections, score_spread
 from deploy.runtime import CHECK_EVERY, Runtime
 from deploy.tolerances import BOUNDS, Precision, Spread, Tolerances, require_bounded
 from deploy.verify import verify

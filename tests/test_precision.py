@@ -18,7 +18,8 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import nn
 
 from deploy.engines.tensorrt import build_engine
-from deploy.golden import Arrays, GoldenFrame, clear_detections, differences, match_detections
+from deploy.golden import Arrays, GoldenFrame, differences
+from deploy.golden_detections import clear_detections, match_detections
 from deploy.precision.calibrate import PERCENTILE, ranges
 from deploy.precision.graph import CONVOLUTIONS, places
 from deploy.precision.half import to_half

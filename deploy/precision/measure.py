@@ -11,16 +11,8 @@ import onnx
 from onnx import numpy_helper
 
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
-from deploy.golden import (
-    QUANTITIES,
-    Arrays,
-    GoldenFrame,
-    clear_detections,
-    dense_spreads,
-    match_detections,
-    require_enough,
-    score_spread,
-)
+from deploy.golden import Arrays, GoldenFrame, dense_spreads, require_enough
+from deploy.golden_detections import QUANTITIES, clear_detections, match_detections, score_spread
 from deploy.tolerances import (
     BOUNDS,
     LEAST,
