@@ -108,13 +108,20 @@ def page(record: Record) -> str:
     parts = ["# Figures\n\nWritten by `make figures`, from docs/figures.json. Ratios are medians of alternated runs.\n"]
     for section in sorted(record):
         entry = record[section]
-        rows = [f"| {name} | {_shown(value)} |" for name, value in flat(entry["figures"])]
         parts.append(
             f"## {section}\n\n    {entry['command']}\n\n"
-            f"Commit {entry['commit']}, {entry['date']}. {entry['machine']}.\n\n"
-            "| figure | value |\n|---|---|\n" + "\n".join(rows) + "\n"
+            f"Commit {entry['commit']}, {entry['date']}. {entry['machine']}.\n\n{_table(entry['figures'])}"
         )
     return "\n".join(parts)
+
+
+def _table(figures: Any) -> str:
+    """A table with a row for each figure, or for each dict of a list of dicts with the same names."""
+    head, rows = ["figure", "value"], [[name, value] for name, value in flat(figures)]
+    if isinstance(figures, list):
+        head, rows = list(figures[0]), [list(each.values()) for each in figures]
+    lines = [f"| {' | '.join(_shown(value) for value in row)} |\n" for row in (head, *rows)]
+    return lines[0] + "|---" * len(head) + "|\n" + "".join(lines[1:])
 
 
 def quoted(record: Record) -> str:
