@@ -8,8 +8,8 @@ The vehicle's frame (ego): x ahead, y left, z up, on the ground below the rear a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +17,7 @@ import numpy as np
 from pydantic import Field, field_validator, model_validator
 
 from perception.errors import InputError
+from perception.scene.health.limits import CameraLimits, LidarLimits
 from perception.section import Section, load_section, shipped, shipped_names
 
 GROUPS = ("lidar", "cameras", "all")  # names for several sensors, which no sensor may have
@@ -32,10 +33,16 @@ Vector = tuple[Finite, Finite, Finite]
 
 @dataclass(frozen=True)
 class Sensors:
-    """The names of sensors in the order of a rig; the first LiDAR is the reference."""
+    """The names of sensors in the order of a rig; the first LiDAR is the reference.
+
+    Attributes:
+        lidar_limits, camera_limits: sensor -> limits of its health, where they are not the usual ones.
+    """
 
     lidars: tuple[str, ...] = ()
     cameras: tuple[str, ...] = ()
+    lidar_limits: Mapping[str, LidarLimits] = field(default_factory=dict, compare=False)
+    camera_limits: Mapping[str, CameraLimits] = field(default_factory=dict, compare=False)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -100,6 +107,7 @@ class RigSensor(Section):
 class RigCamera(RigSensor):
     size: tuple[Count, Count] = Field(default=(1600, 900), strict=False)  # width and height in pixels, as recorded
     lens: Lens | None = None
+    health: CameraLimits | None = None  # limits of the health monitor; None: the usual ones
 
     @property
     def intrinsics(self) -> np.ndarray:
@@ -128,6 +136,7 @@ class Beams(Section):
 
 class RigLidar(RigSensor):
     beams: Beams = Beams()
+    health: LidarLimits | None = None  # limits of the health monitor; None: those of an HDL-32E
 
 
 class Box(Section):
@@ -165,7 +174,12 @@ class Rig(Section):
     @property
     def sensors(self) -> Sensors:
         """The names of all sensors."""
-        return Sensors(tuple(each.name for each in self.lidars), tuple(each.name for each in self.cameras))
+        return Sensors(
+            tuple(each.name for each in self.lidars),
+            tuple(each.name for each in self.cameras),
+            {each.name: each.health for each in self.lidars if each.health is not None},
+            {each.name: each.health for each in self.cameras if each.health is not None},
+        )
 
     def require_calibration(self) -> None:
         """Raise InputError unless every sensor has a mount, and every camera a lens."""

@@ -114,7 +114,7 @@ def with_lidar(seen: Frame, turned: np.ndarray) -> Frame:
 
 
 def told(frames: Sequence[Frame]) -> Alignment:
-    alignment = Alignment()
+    alignment = Alignment(LidarLimits())
     for each in frames:
         alignment.update(each, sweep_features(each, LidarLimits()), list(each.cameras))
     return alignment

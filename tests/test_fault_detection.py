@@ -271,15 +271,15 @@ def test_a_lidar_is_miscalibrated_where_the_ground_is_tilted_or_lifted(
         height = abs(origin @ normal / normal[2])
         if (
             min(
-                abs(tilt - LidarLimits.tilted) / LidarLimits.tilted,
-                abs(height - LidarLimits.raised) / LidarLimits.raised,
+                abs(tilt - LidarLimits().tilted) / LidarLimits().tilted,
+                abs(height - LidarLimits().raised) / LidarLimits().raised,
             )
             < 0.15
         ):
             continue  # too near the limit
         found = said(drives[0][:4], [text], sensors(LIDAR))
         assert found[-1] == (
-            {LIDAR: {"miscalibrated"}} if tilt > LidarLimits.tilted or height > LidarLimits.raised else {}
+            {LIDAR: {"miscalibrated"}} if tilt > LidarLimits().tilted or height > LidarLimits().raised else {}
         ), (tilt, height)
 
 

@@ -6,6 +6,7 @@ import gzip
 import pickle
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -21,6 +22,8 @@ from perception.datasets.dataframe_pickle import read_table
 from perception.datasets.pandaset import PandaSet
 from perception.errors import InputError
 from perception.frame import Frame
+from perception.rig import load_rig
+from perception.scene.health.monitor import HealthMonitor
 
 LABELS = {"Car": 0, "Pickup Truck": 0, "Pedestrian": 1, "Pedestrian with Object": 1}
 ROAD, CAR = 7, 13  # classes of points
@@ -278,3 +281,16 @@ def mutual_information(kinds: np.ndarray, grey: np.ndarray) -> float:
     joint /= joint.sum()
     apart = joint.sum(axis=1, keepdims=True) * joint.sum(axis=0, keepdims=True)
     return float((joint[joint > 0] * np.log(joint[joint > 0] / apart[joint > 0])).sum())
+
+
+def test_a_healthy_drive_is_healthy_and_a_thinned_sweep_is_not(pandaset_root: Path) -> None:
+    """The rig's limits: points have their own times, and one of the LiDARs sees a part of the surroundings only."""
+    drive, lidars = PandaSet(pandaset_root), replace(load_rig("pandaset").sensors, cameras=())
+    monitor = HealthMonitor(lidars)
+    for sample in drive.samples()[::4]:
+        frame = drive.frame(sample, cameras=False)
+        assert {name: health.reasons for name, health in monitor.update(frame).items()} == dict.fromkeys(
+            lidars.names, ""
+        )
+    thinned = replace(frame, points=frame.points[::2], lidar_of_point=frame.lidar_of_point[::2])
+    assert {health.status for health in monitor.update(thinned).values()} == {"thinned"}

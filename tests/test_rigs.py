@@ -83,6 +83,10 @@ def test_a_configuration_without_a_rig_is_for_nuscenes(tmp_path: Path) -> None:
             "cameras.0.lens.distortion: has 1 coefficients; OpenCV's models have 4, 5 or 8",
         ),
         ({"cameras": [{"name": "front", "fps": 10}]}, "cameras.0.fps: is not a known key"),
+        (
+            {"lidars": [{"name": "top", "health": {"points": 5}}]},
+            "lidars.0.health.points: is not a known key",
+        ),
         ({"own": {"center": [0, 0, 0], "size": [1, 1, -1]}}, "own.size.2: input should be greater than 0, got -1"),
     ],
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -39,7 +39,7 @@ class InputSpec:
     def named_sensors(self) -> Sensors:
         """The sensors of the rig that the model sees."""
         every = self.rig.sensors
-        return Sensors(every.lidars if self.lidar else (), every.cameras if self.camera else ())
+        return replace(every, lidars=every.lidars if self.lidar else (), cameras=every.cameras if self.camera else ())
 
     @property
     def sweeps(self) -> int:

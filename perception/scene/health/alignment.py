@@ -21,12 +21,13 @@ import numpy as np
 from perception.frame import Camera, Frame
 from perception.scene.health.edges import PARTS, REACH, SHIFTS, STEP, Edges, fit, range_edges
 from perception.scene.health.features import SweepFeatures, in_vehicle_frame, latest_sweep
-from perception.scene.health.limits import HealthLimits
+from perception.scene.health.limits import AlignmentLimits, LidarLimits
 
 CAMERAS_PER_FRAME = 3  # cameras are evaluated in turn; after a round of all, findings are updated
 YAWS = STEP * np.arange(-REACH, REACH + 1)  # rad, of the LiDAR about the vertical
 TILTS = np.radians(np.arange(-3.0, 3.1))  # rad, of the LiDAR about the horizontal axes
 
+_LIMITS = AlignmentLimits()
 _DOWN, _RIGHT = STEP * np.mgrid[-REACH : REACH + 1, -REACH : REACH + 1]  # rad, of every shift of an image
 
 
@@ -39,11 +40,11 @@ class _Fit:
     frames: int = 0
     vehicle_from_camera: np.ndarray = field(default_factory=lambda: np.eye(3))
 
-    def add(self, frame: Frame, camera: Camera, edges: Edges, limits: HealthLimits) -> None:
+    def add(self, frame: Frame, camera: Camera, edges: Edges, limits: LidarLimits) -> None:
         global_from_camera = camera.global_from_ego @ camera.ego_from_camera
         camera_from_vehicle = np.linalg.inv(global_from_camera) @ frame.global_from_ego
-        parts, points = fit(camera, camera_from_vehicle, edges, limits.lidar)
-        kept = 1 - limits.alignment.forgetting
+        parts, points = fit(camera, camera_from_vehicle, edges, limits)
+        kept = 1 - _LIMITS.forgetting
         self.parts = kept * self.parts + parts
         self.points = kept * self.points + points
         self.frames, self.vehicle_from_camera = self.frames + 1, camera.ego_from_camera[:3, :3]
@@ -52,12 +53,12 @@ class _Fit:
 class Alignment:
     """Finds rotated cameras and a rotated LiDAR over one drive, in bounded memory."""
 
-    def __init__(self, limits: HealthLimits | None = None) -> None:
+    def __init__(self, limits: LidarLimits) -> None:
         self.lidar: float | None = None  # degrees by which the LiDAR is rotated; None if it is not
         self.cameras: dict[str, float] = {}  # rotated camera -> degrees
         self.loads: dict[str, float] = {}  # camera -> evidence of a rotation relative to its limit; rotated above 1
         self.lidar_load: float | None = None  # the same of the LiDAR
-        self._limits = limits or HealthLimits()
+        self._limits = limits
         self._fits: dict[str, _Fit] = {}
         self._round: set[str] = set()  # cameras evaluated in the current round
         self._round_start: tuple[int, np.ndarray] | None = None  # time (us) and position of the vehicle
@@ -72,7 +73,7 @@ class Alignment:
         waiting = [name for name in healthy if name not in self._round]
         if not waiting or (not self._round and not self._moved(frame)):
             return
-        ground, lidar = np.nan_to_num([*features.tilt, features.height]), self._limits.lidar
+        ground, lidar = np.nan_to_num([*features.tilt, features.height]), self._limits
         origin = np.mean([camera.ego_from_camera[:3, 3] for camera in frame.cameras.values()], axis=0)
         edges = range_edges(in_vehicle_frame(frame, latest_sweep(frame, lidar)), origin, ground, lidar)
         for name in waiting[:CAMERAS_PER_FRAME]:
@@ -85,7 +86,7 @@ class Alignment:
     def _moved(self, frame: Frame) -> bool:
         """Whether the vehicle has moved since the start of the last round; if so, a new round begins."""
         time, position = self._round_start or (-math.inf, np.full(3, np.inf))
-        here, limits = frame.global_from_ego[:3, 3], self._limits.alignment
+        here, limits = frame.global_from_ego[:3, 3], _LIMITS
         distance = np.linalg.norm(here - position)
         if abs(frame.timestamp - time) <= 1e6 * limits.min_interval or distance <= limits.min_motion:
             return False
@@ -93,7 +94,7 @@ class Alignment:
         return True
 
     def _update_findings(self) -> None:
-        hysteresis, min_frames = self._limits.alignment.hysteresis, self._limits.alignment.min_frames
+        hysteresis, min_frames = _LIMITS.hysteresis, _LIMITS.min_frames
         known = {name: each for name, each in self._fits.items() if each.frames >= min_frames}
         common, evidence = self._common(list(known.values()))
         self.loads, self.lidar_load = {}, evidence if self.lidar is None else evidence / hysteresis
@@ -117,7 +118,7 @@ class Alignment:
         """Rotation vector (3,) rad of the LiDAR, in the vehicle's frame, on which most cameras agree, and its evidence.
         Zero with too little agreement or evidence.
         """
-        limits, none = self._limits.alignment, np.zeros(3)
+        limits, none = _LIMITS, np.zeros(3)
         if len(fits) < limits.min_cameras:
             return none, 0.0
         rotations = np.stack(np.meshgrid(TILTS, TILTS, YAWS, indexing="ij"), axis=-1).reshape(-1, 3)
@@ -142,7 +143,7 @@ class Alignment:
 
     @property
     def _tolerance(self) -> float:
-        return math.radians(self._limits.alignment.tolerance)
+        return math.radians(_LIMITS.tolerance)
 
     def _evidence(self, gains: np.ndarray, points: float) -> float:
         """Evidence of a rotation relative to the limit of a new finding, which is 1.
@@ -151,7 +152,7 @@ class Alignment:
             gains: (N,) by how much the rotation fits better than the best tolerated one, in each part.
             points: number of points in all parts.
         """
-        gain, limits = gains.sum(), self._limits.alignment
+        gain, limits = gains.sum(), _LIMITS
         if gain <= 0:
             return 0.0
         return float(

@@ -1,15 +1,22 @@
 """The limits of the health monitor for each kind of sensor. docs/health.md says how they were measured.
 
-Parameters of the features themselves (such as the number of rows sampled) are beside their computation.
+A rig gives others for its own sensors, as in `health: {min_points: 500}`. Parameters of the features themselves (such
+as the number of rows sampled) are beside their computation.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field
+
+from perception.section import Section
+
+Pair = Annotated[tuple[float, float], Field(strict=False)]
 
 
-@dataclass(frozen=True)
-class CameraLimits:
+class CameraLimits(Section):
     """A camera with 8-bit colour images, JPEG or raw."""
 
     frozen: float = 0.25  # s without a new image; cameras may be slower than the frames
@@ -25,8 +32,7 @@ class CameraLimits:
     noisy: float = 12.0  # grey levels, standard deviation
 
 
-@dataclass(frozen=True)
-class LidarLimits:
+class LidarLimits(Section):
     """A spinning LiDAR; the defaults are for an HDL-32E on a car's roof at 20 Hz."""
 
     # Limits of the monitor.
@@ -45,15 +51,16 @@ class LidarLimits:
     levelled: float = 1.25  # s, window of the median of the ground plane; at least 3 frames
 
     # Definitions of latest sweep, garbled sector, ground and ring.
-    sweep: float = 0.04  # s, age difference to the newest point up to which points are of the latest sweep
+    sweep: float = 0.04  # s, age difference to the newest point up to which points are of the latest sweep; its period
+    # where every point has its own time
     sectors: int = 180  # of azimuth; each is the width of a packet
     beyond: float = 50.0  # m; most beams meet the ground nearer
     beyond_share: float = 0.3  # of the returns of a garbled sector lie beyond
     bright: float = 70.0  # mean intensity of a garbled sector
-    near: tuple[float, float] = (3.0, 12.0)  # m from the vehicle's origin, where ground points are dense
+    near: Pair = (3.0, 12.0)  # m from the vehicle's origin, where ground points are dense
     level: float = 1.0  # m above and below the vehicle's origin in which ground is searched
     cell_points: int = 5  # minimum for the spread of a 1 x 1 m cell
-    ring: tuple[float, float] = (5.0, 12.0)  # m; nearer, range noise is as large as a step along the ring
+    ring: Pair = (5.0, 12.0)  # m; nearer, range noise is as large as a step along the ring
     flat: float = 0.3  # m above and below the vehicle's origin in which points are ground
     min_ground_points: int = 200  # to look for gaps
     step_quantile: float = 0.25  # of the distances to the nearest point, taken as the step along a ring
@@ -64,9 +71,9 @@ class LidarLimits:
     row: float = 1.4  # degrees of elevation, a little more than between beams
     rows: int = 24
     lowest: float = -15.0  # degrees, elevation of the first row
-    range: tuple[float, float] = (4.0, 60.0)  # m; nearer, the parallax to the cameras is too large
-    above: tuple[float, float] = (0.3, 0.02)  # m, and slope over the range, below which points are ground
-    behind: tuple[float, float] = (0.5, 1.1)  # m, and factor of the range, by which the background is farther
+    range: Pair = (4.0, 60.0)  # m; nearer, the parallax to the cameras is too large
+    above: Pair = (0.3, 0.02)  # m, and slope over the range, below which points are ground
+    behind: Pair = (0.5, 1.1)  # m, and factor of the range, by which the background is farther
     topmost: float = 2.5  # degrees below the highest beam, where tops are not object tops
     half_beam: float = 0.66  # degrees, mean distance of an object's top to its highest return
 
@@ -85,11 +92,3 @@ class AlignmentLimits:
     min_agreement: float = 2.0  # sum of the gains of image parts relative to their norm: at least four parts agree
     hysteresis: float = 0.5  # factor of both limits for rotations that were reported in the frame before
     min_cameras: int = 3  # and more than half of them: a rotation that they share is the LiDAR's
-
-
-@dataclass(frozen=True)
-class HealthLimits:
-    camera: CameraLimits = field(default_factory=CameraLimits)
-    lidar: LidarLimits = field(default_factory=LidarLimits)
-    alignment: AlignmentLimits = field(default_factory=AlignmentLimits)
-    held: float = 1.0  # s that an intermittent finding is kept after the last frame that showed it

@@ -15,7 +15,7 @@ from perception.rig import Sensors
 from perception.scene.health.alignment import Alignment
 from perception.scene.health.features import SLOPE_TEXTURE, SweepFeatures, image_features, sweep_features
 from perception.scene.health.lidar_readings import LidarReadings
-from perception.scene.health.limits import HealthLimits
+from perception.scene.health.limits import CameraLimits, LidarLimits
 from perception.scene.health.readings import LastContent, Readings, Status, load_below
 
 
@@ -45,6 +45,7 @@ class SensorHealth:
 
 _WORST_FIRST = get_args(Status)[1:]
 _INTERMITTENT = _WORST_FIRST[5:]  # not visible in every frame
+_HELD = 1.0  # s that an intermittent finding is kept after the last frame that showed it
 
 
 @dataclass
@@ -59,19 +60,18 @@ class HealthMonitor:
 
     Args:
         sensors: of the network.
-        limits: None for 8-bit cameras and LiDARs such as an HDL-32E.
     """
 
-    def __init__(self, sensors: Sensors, limits: HealthLimits | None = None) -> None:
+    def __init__(self, sensors: Sensors) -> None:
         self.sensors = sensors
-        self.limits = limits or HealthLimits()
         # Sensor -> evaluated status -> load in the last frame: a fault above 1, NaN if it could not be measured.
         self.loads: dict[str, dict[Status, float]] = {}
         self._health: dict[str, SensorHealth] = {}
         self._findings: dict[str, dict[Status, _Finding]] = {name: {} for name in sensors.names}
         self._pictures = {name: LastContent() for name in sensors.cameras}
-        self._lidars = [LidarReadings(self.limits.lidar, len(sensors.lidars) == 1) for _ in sensors.lidars]
-        self._alignment = Alignment(self.limits)
+        self._limits = [sensors.lidar_limits.get(name, LidarLimits()) for name in sensors.lidars]
+        self._lidars = [LidarReadings(limits, len(sensors.lidars) == 1) for limits in self._limits]
+        self._alignment = Alignment(self._limits[0] if self._limits else LidarLimits())
 
     def update(self, frame: Frame) -> dict[str, SensorHealth]:
         """Health of every sensor at the time of a frame."""
@@ -79,7 +79,7 @@ class HealthMonitor:
         reference: tuple[Frame, SweepFeatures] | None = None  # the first LiDAR's points alone, and their features
         for i, name in enumerate(self.sensors.lidars):
             own = frame.of_lidar(i)
-            features = sweep_features(own, self.limits.lidar) if own.points is not None and len(own.points) else None
+            features = sweep_features(own, self._limits[i]) if own.points is not None and len(own.points) else None
             faults[name], self.loads[name] = _faults(self._lidars[i].readings(own, features))
             if i == 0 and features is not None:
                 reference = own, features
@@ -124,7 +124,7 @@ class HealthMonitor:
             for status, reason in faults.items()
         }
         if not {"missing", "dark", "saturated"} & found.keys():  # else nothing more can be known
-            held = {s: f for s, f in before.items() if s in _INTERMITTENT and now - f.last < 1e6 * self.limits.held}
+            held = {s: f for s, f in before.items() if s in _INTERMITTENT and now - f.last < 1e6 * _HELD}
             found = {status: {**held, **found}[status] for status in _WORST_FIRST if status in held | found}
         self._findings[name] = found
         if not found:
@@ -135,7 +135,7 @@ class HealthMonitor:
 
     def _camera_readings(self, name: str, camera: Camera, now: int) -> Readings:
         """Readings of a camera with an image, worst first."""
-        limits = self.limits.camera
+        limits = self.sensors.camera_limits.get(name, CameraLimits())
         features = image_features(camera.image, limits)
         stuck = self._pictures[name].seconds_unchanged(features.sample, camera.timestamp, now)
         late = 1e-6 * abs(now - camera.timestamp)
