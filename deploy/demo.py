@@ -26,14 +26,20 @@ from perception.errors import InputError
 from perception.evaluation.evaluate import Breakdown, evaluate
 from perception.predict import TorchPredictor
 from perception.simulate.simulate import simulate
+from perception.taxonomy import load_taxonomy
 from perception.training.adapt import adapt, add_task
 from perception.training.checkpoint import load_model
 from perception.training.loop import train
 
 VERSION = "v1.0-sim"
 WEATHERS = ("rain", "fog")  # each gets a module
-CONDITIONS = [f"{weather}-day-boston" for weather in ("clear", *WEATHERS)]
 BASE_STEPS, MODULE_STEPS, TASK_STEPS = 400, 150, 300
+
+
+def _names(weathers: Sequence[str]) -> list[str]:
+    """The conditions of a drive in each of these weathers, else with the first value of each kind."""
+    _, *others = load_taxonomy("nuscenes").conditions.values()
+    return ["-".join((weather, *(values[0] for values in others))) for weather in weathers]
 
 
 class Demo:
@@ -76,9 +82,10 @@ class Demo:
 
     def simulate(self) -> None:
         self.console.rule("1  simulate drives in clear weather, rain and fog, and one that changes")
+        each = _names(("clear", *WEATHERS))
         for name, scenes, samples, seed, conditions in (
-            ("drives", 90, 2, 0, CONDITIONS),
-            ("changing", 1, 24, 1, ["/".join(CONDITIONS)]),
+            ("drives", 90, 2, 0, each),
+            ("changing", 1, 24, 1, ["/".join(each)]),
         ):
             with Progress(console=self.console) as progress:
                 bar = progress.add_task("keyframes", total=scenes * samples)

@@ -44,7 +44,7 @@ def export(
     """Export a checkpoint to a bundle in the folder `out`, and print a summary.
 
     Args:
-        routes: sets of conditions that the bundle serves, such as (("rain", "boston"), ("boston",)). With a single
+        routes: sets of conditions that the bundle serves, such as (("rain", "night"), ("night",)). With a single
             route its modules are folded into the weights. With several, modules that differ between routes stay in the
             graph, and an input `route` switches them.
         console: receives progress and the table; standard output by default.

@@ -73,7 +73,7 @@ class NetworkFacts(Section):
     tolerances: Tolerances  # of an engine's outputs for the golden frames
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
-    routes: tuple[str, ...]  # conditions that the network was exported for, such as boston+rain; base: none
+    routes: tuple[str, ...]  # conditions that the network was exported for, such as rain+night; base: none
     folded: tuple[str, ...]  # modules that run on all routes and are part of the weights
     inline: tuple[str, ...]  # modules that run on all routes and stay in the graph
     banked: tuple[BankedModule, ...]  # modules that run on some routes, in the order of the input `route`

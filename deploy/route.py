@@ -44,7 +44,7 @@ def steering_inputs(
 
 
 def parse_conditions(values: Sequence[str], taxonomy: Taxonomy) -> Conditions:
-    """Parse values such as ("rain", "boston"). InputError if one is unknown or contradicts another."""
+    """Parse values such as ("rain", "night"). InputError if one is unknown or contradicts another."""
     chosen: dict[str, str] = {}
     for value in values:
         kind = taxonomy.kind_of(value)
@@ -54,10 +54,10 @@ def parse_conditions(values: Sequence[str], taxonomy: Taxonomy) -> Conditions:
 
 
 def route_name(route: Sequence[str]) -> str:
-    """The name of a route: boston+rain for ("boston", "rain"), base without conditions."""
+    """The name of a route: rain+night for ("rain", "night"), base without conditions."""
     return "+".join(route) or "base"
 
 
 def route_conditions(name: str) -> frozenset[str]:
-    """The conditions in a route's name: {"boston", "rain"} for boston+rain; the inverse of `route_name`."""
+    """The conditions in a route's name: {"rain", "night"} for rain+night; the inverse of `route_name`."""
     return frozenset(name.split("+")) - {"base"}

@@ -39,7 +39,7 @@ class Conditions(Mapping[str, str]):
         return f"Conditions({', '.join(f'{kind}={value!r}' for kind, value in self._values.items())})"
 
     def known(self) -> tuple[str, ...]:
-        """The known values, such as ('rain', 'night', 'boston')."""
+        """The known values, such as ('rain', 'night')."""
         return tuple(self._values.values())
 
 
@@ -182,7 +182,7 @@ class Frame:
     conditions: Conditions = Conditions()  # noqa: RUF009 - it is immutable
     boxes: Boxes | None = None  # annotations in the reference frame
     scene: str = ""  # name of the drive
-    location: str = ""  # name of the map, such as boston-seaport
+    location: str = ""  # name of the map
     position: tuple[float, float] | None = None  # latitude, longitude of the vehicle, degrees, WGS 84
     lidar_of_point: np.ndarray | None = None  # (N,) uint8 index into the rig's LiDARs; None: the first's
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+from courses import courses
 from hypothesis import given
 from hypothesis import strategies as st
 from nuscenes.eval.detection.config import config_factory
@@ -19,13 +20,13 @@ from nuscenes.nuscenes import NuScenes
 from nuscenes.utils.data_classes import LidarPointCloud
 from nuscenes.utils.geometry_utils import points_in_box
 from pyquaternion import Quaternion
-from vocabulary import CAMERAS, CONDITIONS, RIG
+from vocabulary import CAMERAS, CONDITIONS, NUSCENES, RIG
 
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
 from perception.frame import Conditions
-from perception.simulate.conditions import Phases, parse, split
-from perception.simulate.drive import KEYFRAME_PERIOD, Drive, draw_weather
+from perception.simulate.conditions import Course, every, split
+from perception.simulate.drive import KEYFRAME_PERIOD, Drive
 from perception.simulate.nuscenes_writer import VERSION, token
 from perception.simulate.scenario import build_world
 from perception.simulate.simulate import simulate
@@ -44,14 +45,15 @@ def nusc(sim_root: Path) -> NuScenes:
 def drives() -> list[tuple[Drive, World]]:
     """What the fixture sim_root recorded, built again."""
     built = []
-    for number, name in enumerate(("clear-day-boston", "rain-night-singapore")):
-        drive = Drive(0, number, parse([name])[0], SAMPLES, SWEEPS, RIG)
-        weather = draw_weather(drive.phases[0], drive.rng(0))
-        world = build_world(drive.city, weather, SAMPLES * KEYFRAME_PERIOD, drive.rng(1))
+    for number, course in enumerate(courses("clear-day-boston", "rain-night-singapore")):
+        drive = Drive(0, number, course, SAMPLES, SWEEPS, RIG)
+        weather = course.phases[0].surroundings.draw(drive.rng(0))
+        world = build_world(course.place, weather, SAMPLES * KEYFRAME_PERIOD, drive.rng(1))
         built.append((drive, world))
     return built
 
 
+EVERY = courses("all")
 # Pictures that are the left fifth of the real ones, from the sky to the ground: rendering takes most of a drive.
 NARROW = RIG.model_copy(
     update={
@@ -242,7 +244,7 @@ def test_descriptions_tell_the_conditions(nusc: NuScenes) -> None:
 
 def test_same_seed_same_bytes_whatever_runs_beside(sim_root: Path, tmp_path: Path) -> None:
     """The first drive alone, in this process, equals the first of the two that worker processes recorded."""
-    simulate(tmp_path / "a", 1, SAMPLES, seed=0, condition_names=["clear-day-boston"], sweeps=SWEEPS)
+    simulate(tmp_path / "a", 1, SAMPLES, seed=0, conditions=["clear-day-boston"], sweeps=SWEEPS)
     alone, together = hashes(tmp_path / "a", "s*/**/*"), hashes(sim_root, "s*/**/*")
     assert len(alone) == SAMPLES * 7 + SAMPLES * SWEEPS
     assert alone == {name: value for name, value in together.items() if "boston" in name}
@@ -253,14 +255,14 @@ def test_same_seed_same_bytes_whatever_runs_beside(sim_root: Path, tmp_path: Pat
 
 def test_same_seed_same_log(tmp_path: Path) -> None:
     for name in "ab":
-        simulate(tmp_path / name, 1, 2, seed=3, condition_names=["fog-day-singapore"], rig=NARROW)
+        simulate(tmp_path / name, 1, 2, seed=3, conditions=["fog-day-singapore"], rig=NARROW)
     assert hashes(tmp_path / "a") == hashes(tmp_path / "b")
 
 
 def test_another_seed_is_another_drive(drives: list[tuple[Drive, World]]) -> None:
-    _, world = drives[0]
+    drive, world = drives[0]
     other = build_world(
-        "boston", world.weather, SAMPLES * KEYFRAME_PERIOD, Drive(1, 0, drives[0][0].phases, 3, 0, RIG).rng(1)
+        drive.course.place, world.weather, SAMPLES * KEYFRAME_PERIOD, Drive(1, 0, drive.course, 3, 0, RIG).rng(1)
     )
     assert not np.allclose(world.ego_xy[0], other.ego_xy[0], atol=1.0)
 
@@ -269,7 +271,7 @@ def test_a_drive_that_changes_is_under_each_part_the_drive_of_that_part_alone(tm
     """The same streets and traffic, bit for bit; and the devkit reads it."""
     names = ["clear-day-boston", "rain-day-boston", "rain-night-boston"]
     for name in [*names, "/".join(names)]:
-        simulate(tmp_path / name.replace("/", "+"), 1, 4, seed=3, condition_names=[name], sweeps=1, rig=NARROW)
+        simulate(tmp_path / name.replace("/", "+"), 1, 4, seed=3, conditions=[name], sweeps=1, rig=NARROW)
     *alone, root = (hashes(tmp_path / name.replace("/", "+"), "s*/**/*") for name in [*names, "/".join(names)])
     assert root.keys() == alone[0].keys()
     changing = tmp_path / "+".join(names)
@@ -298,14 +300,14 @@ def test_a_run_that_is_cut_short_leaves_no_version(tmp_path: Path) -> None:
         raise Cut
 
     with pytest.raises(Cut):
-        simulate(tmp_path, 1, 2, seed=0, condition_names=["clear-day-boston"], progress=cut, rig=NARROW)
+        simulate(tmp_path, 1, 2, seed=0, conditions=["clear-day-boston"], progress=cut, rig=NARROW)
     assert not (tmp_path / VERSION).exists()
 
 
 def test_an_existing_log_is_not_overwritten(sim_root: Path) -> None:
     before = hashes(sim_root, f"{VERSION}/*")
     with pytest.raises(InputError, match="already holds"):
-        simulate(sim_root, 1, 1, seed=0, condition_names=["all"])
+        simulate(sim_root, 1, 1, seed=0, conditions=["all"])
     assert hashes(sim_root, f"{VERSION}/*") == before
 
 
@@ -324,7 +326,7 @@ def test_an_existing_log_is_not_overwritten(sim_root: Path) -> None:
 )
 def test_unknown_conditions_are_named(names: list[str], tmp_path: Path) -> None:
     with pytest.raises(InputError) as error:
-        simulate(tmp_path, 1, 1, seed=0, condition_names=names)
+        simulate(tmp_path, 1, 1, seed=0, conditions=names)
     assert "\n" not in str(error.value)
     assert not list(tmp_path.iterdir())
 
@@ -333,20 +335,21 @@ def test_unknown_conditions_are_named(names: list[str], tmp_path: Path) -> None:
 def test_numbers_out_of_range_are_named(field: str, tmp_path: Path) -> None:
     arguments = {"scenes": 1, "samples": 1, "sweeps": 0, "seed": 0} | {field: -1}
     with pytest.raises(InputError, match=field):
-        simulate(tmp_path, condition_names=["all"], **arguments)
+        simulate(tmp_path, conditions=["all"], **arguments)
 
 
 def test_all_conditions_are_all_and_mixed() -> None:
-    every = [conditions for (conditions,) in parse(["all"])]
-    assert len(set(every)) == len(every) == 12
+    found = every(NUSCENES)
+    assert [phase.conditions for course in courses("all") for phase in course.phases] == found
+    assert len(set(found)) == len(found) == 12
     for kind in ("weather", "light", "city"):
-        assert {c[kind] for c in every[:6]} == {c[kind] for c in every}
+        assert {c[kind] for c in found[:6]} == {c[kind] for c in found}
 
 
 @given(st.integers(2, 60), st.integers(1, 12))
 def test_splits_share_out_the_conditions(scenes: int, kinds: int) -> None:
-    listed = parse(["all"])[:kinds]
-    conditions: list[Phases] = [listed[n % kinds] for n in range(scenes)]
+    listed = EVERY[:kinds]
+    conditions: list[Course] = [listed[n % kinds] for n in range(scenes)]
     training, validation = split(conditions)
     assert sorted(training + validation) == list(range(scenes))
     assert len(validation) == max(1, round(scenes / 4))

@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 import shapely
+from courses import courses
 from nuscenes.map_expansion.map_api import NuScenesMap
 from shapely.geometry import LineString, Point, Polygon
 from shapely.ops import unary_union
@@ -17,7 +18,7 @@ from perception.simulate.scenario import EGO_LENGTH, EGO_REAR, build_world
 from perception.simulate.snapshot import Ground, Weather
 from perception.simulate.world import World
 
-CITIES = ("boston", "singapore")
+CITIES = {name: courses(f"clear-day-{name}")[0].place for name in ("boston", "singapore")}
 DURATION = 8.0  # s
 FOR_FEET = ("walkway", "ped_crossing", "carpark_area")  # people cross driveways, which are part of the car parks
 
@@ -25,15 +26,15 @@ FOR_FEET = ("walkway", "ped_crossing", "carpark_area")  # people cross driveways
 @pytest.fixture(scope="module", params=[(city, seed) for city in CITIES for seed in (0, 1)], ids=str)
 def world(request: pytest.FixtureRequest) -> World:
     city, seed = request.param
-    return build_world(city, Weather(), DURATION, np.random.default_rng([7, seed]))
+    return build_world(CITIES[city], Weather(), DURATION, np.random.default_rng([7, seed]))
 
 
 @pytest.fixture(scope="module", params=CITIES)
 def mapped(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[City, NuScenesMap]:
     """A city, and its map expansion as the devkit reads it."""
-    city, root = build_city(request.param), tmp_path_factory.mktemp(request.param)
+    city, root = build_city(CITIES[request.param]), tmp_path_factory.mktemp(request.param)
     write_maps(root, city)
-    return city, NuScenesMap(str(root), city.plan.style.location)
+    return city, NuScenesMap(str(root), city.place.location)
 
 
 def footprints(world: World, time: float) -> list[Polygon]:
@@ -81,7 +82,7 @@ def test_everybody_keeps_to_the_ground_that_is_theirs(world: World) -> None:
 
 def test_centres_are_on_the_layers_that_the_devkit_finds(mapped: tuple[City, NuScenesMap]) -> None:
     city, nusc_map = mapped
-    world = build_world(city.name, Weather(), 2.0, np.random.default_rng(11))
+    world = build_world(city.place, Weather(), 2.0, np.random.default_rng(11))
     xy, _, _ = world.agents_at(1.0)
     checked = 0
     for n, agent in enumerate(world.agents[:60]):
@@ -147,7 +148,7 @@ def test_a_drive_is_busy_and_moves(world: World) -> None:
 
 
 def test_the_cities_differ() -> None:
-    boston, singapore = (build_city(name) for name in CITIES)
+    boston, singapore = (build_city(place) for place in CITIES.values())
     assert boston.plan.style.right_hand != singapore.plan.style.right_hand
     assert boston.plan.style.lane_width > singapore.plan.style.lane_width
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from courses import courses
 from devkit_tracks import devkit_scores
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -24,8 +25,7 @@ from tracking_scenes import (
 )
 from vocabulary import CLASSES, NUSCENES
 
-from perception.frame import Boxes, Conditions
-from perception.simulate.conditions import draw_weather
+from perception.frame import Boxes
 from perception.simulate.scenario import build_world
 from perception.simulate.world import World
 from perception.tasks.detection.association import associate, associate_in_stages
@@ -358,8 +358,8 @@ def test_tracks_that_were_given_out_do_not_change() -> None:
 
 @pytest.fixture(scope="module")
 def world() -> World:
-    rng, conditions = np.random.default_rng([3, 1]), Conditions(weather="clear", light="day", city="boston")
-    return build_world("boston", draw_weather(conditions, rng), 12.0, rng)
+    rng, (course,) = np.random.default_rng([3, 1]), courses("clear-day-boston")
+    return build_world(course.place, course.phases[0].surroundings.draw(rng), 12.0, rng)
 
 
 def traffic(world: World, period: float) -> Scene:

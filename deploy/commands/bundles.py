@@ -12,15 +12,13 @@ from deploy.commands.trust import AllowOlder, Keys, State, make_trust
 from perception.commands.common import Json, Out, Scenes, Version, app, console_for, names, report
 from perception.errors import InputError
 
-Routes = Annotated[
-    str, typer.Option(help="Sets of conditions that one graph serves: base,rain,boston+rain,boston+night.")
-]
+Routes = Annotated[str, typer.Option(help="Sets of conditions that one graph serves: base,rain,night,rain+night.")]
 
 Sign = Annotated[Path | None, typer.Option(help="Private key (Ed25519, PEM) to sign with.")]
 
 
 def _routes(conditions: str, routes: str) -> list[list[str]]:
-    """The routes, each a list of conditions: --conditions rain,boston is one route, --routes base,boston+rain two."""
+    """The routes, each a list of conditions: --conditions rain,night is one route, --routes base,rain+night two."""
     if conditions and routes:
         raise InputError("--conditions is for one route, --routes for several; give one of them")
     return [[name for name in route.split("+") if name != "base"] for route in names(routes)] or [names(conditions)]
@@ -29,7 +27,7 @@ def _routes(conditions: str, routes: str) -> list[list[str]]:
 @app.command(epilog="Example: perception plan runs/a --routes base,rain")
 def plan(
     checkpoint: Annotated[Path, typer.Argument(help="A run, or one of its checkpoints.")],
-    conditions: Annotated[str, typer.Option(help="Fold the modules for these, such as rain,boston.")] = "",
+    conditions: Annotated[str, typer.Option(help="Fold the modules for these, such as rain,night.")] = "",
     routes: Routes = "",
     as_json: Json = False,
 ) -> None:
@@ -55,7 +53,7 @@ class PrecisionName(str, Enum):
 def export(
     checkpoint: Annotated[Path, typer.Argument(help="A run, or one of its checkpoints.")],
     out: Out,
-    conditions: Annotated[str, typer.Option(help="Fold the modules for these, such as rain,boston.")] = "",
+    conditions: Annotated[str, typer.Option(help="Fold the modules for these, such as rain,night.")] = "",
     routes: Routes = "",
     apart: Annotated[
         bool, typer.Option("--apart", help="Export one network per route, which takes more memory but no more time.")

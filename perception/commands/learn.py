@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from perception.model import PerceptionModel
 
 
-@app.command(epilog="Example: perception simulate drives --scenes 8 --samples 20 --conditions clear-day-boston")
+@app.command(epilog="Example: perception simulate drives --scenes 8 --samples 20 --conditions all")
 def simulate(
     out: Annotated[Path, typer.Argument(help="New dataroot to write.")],
     scenes: Annotated[int, typer.Option(help="Number of drives.", min=1)] = 8,
@@ -26,23 +26,30 @@ def simulate(
     conditions: Annotated[
         str,
         typer.Option(
-            help="all, or names such as clear-day-boston,rain-night-singapore; a drive that changes on its way is "
-            "clear-day-boston/rain-day-boston."
+            help="all, or names of a value of each kind, such as clear-day-CITY,rain-night-CITY; a drive that changes "
+            "on its way is clear-day-CITY/rain-day-CITY."
         ),
     ] = "all",
     sweeps: Annotated[int, typer.Option(help="LiDAR sweeps (at 20 Hz) before each keyframe.", min=0, max=10)] = 0,
     rig: RigOption = None,
+    taxonomy: Annotated[str, typer.Option(help="Whose conditions: nuscenes, ... or a YAML file.")] = "nuscenes",
+    worlds: Annotated[
+        Path | None, typer.Option(help="Folder with a YAML file for each own condition: munich.yaml, sleet.yaml.")
+    ] = None,
 ) -> None:
     """Write simulated drives in the nuScenes schema, which the official devkit loads."""
     from rich.progress import Progress
 
+    from perception.simulate.conditions import parse
     from perception.simulate.simulate import simulate as run
+    from perception.simulate.world_files import Worlds
+    from perception.taxonomy import load_taxonomy
 
-    chosen = rig_of(rig)
+    chosen, courses = rig_of(rig), parse(names(conditions), load_taxonomy(taxonomy), Worlds(worlds))
     with Progress() as progress:
         bar = progress.add_task("keyframes", total=scenes * samples)
         advance = partial(_advance, progress, bar)
-        run(out, scenes, samples, seed, names(conditions), sweeps, advance, chosen)
+        run(out, scenes, samples, seed, courses, sweeps, advance, chosen)
 
 
 def _advance(progress: Progress, bar: TaskID, done: int, _: int) -> None:

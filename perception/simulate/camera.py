@@ -12,15 +12,6 @@ from perception.simulate.shading import Light, Surfaces, is_foliage, radiance, t
 from perception.simulate.snapshot import Ground, GroundRaster, Snapshot, Solids
 
 FAR = 3000.0  # m, extent of the ground
-GROUND_COLOURS = {
-    Ground.GRASS: (98, 122, 62),
-    Ground.ROAD: (92, 93, 97),
-    Ground.MARKING: (225, 225, 222),
-    Ground.CROSSING: (215, 215, 212),
-    Ground.WALKWAY: (158, 150, 142),
-    Ground.CARPARK: (112, 108, 110),
-    Ground.YELLOW: (222, 178, 48),
-}
 
 
 @dataclass(frozen=True)
@@ -54,6 +45,7 @@ def render(
     alpha = weather_effects.extinction(snapshot.weather) + weather_effects.CLEAR_AIR
     image = weather_effects.koschmieder(image, surfaces.distance, alpha, light.horizon)
     image = weather_effects.rain_streaks(image, snapshot.weather.rain, intrinsics[0, 0], light.horizon, rng)
+    image = weather_effects.falling_snow(image, snapshot.weather.snow, intrinsics[0, 0], light.horizon, rng)
     return Rendering(weather_effects.expose(image, light.exposure, light.gain, rng), owners, visible_share)
 
 
@@ -115,10 +107,14 @@ def _in_view(solids: Solids, intrinsics: np.ndarray, global_from_camera: np.ndar
 
 def _albedo(surfaces: Surfaces, snapshot: Snapshot) -> np.ndarray:
     """(3, H, W) float32 linear reflectance with a texture that is fixed in the world; 0 in the sky."""
-    palette = (np.array([GROUND_COLOURS[kind] for kind in Ground], np.float32) / 255) ** 2
+    palette = (np.array(snapshot.weather.ground_colours, np.float32) / 255) ** 2
     palette = palette + weather_effects.wetness(snapshot.weather) * (weather_effects.wet_albedo(palette) - palette)
+    cover = snapshot.weather.snow_cover
+    palette = weather_effects.under_snow(palette, cover, weather_effects.SNOW_ALBEDO)
     solid = surfaces.faces.solids
     painted = (surfaces.solids.colours[solid].astype(np.float32) / 255) ** 2
+    roofs = (surfaces.faces.normals[:, 2] > 0.9) & (surfaces.solids.owners[solid] < 0)
+    painted[roofs] = weather_effects.under_snow(painted[roofs], cover, weather_effects.SNOW_ALBEDO)
     table = np.concatenate([palette, painted, np.zeros((1, 3), np.float32)])
 
     index = surfaces.face_at + len(palette)

@@ -13,19 +13,17 @@ from shapely.ops import unary_union
 
 from perception.simulate.ground import paint
 from perception.simulate.lanes import LaneGraph, resample
+from perception.simulate.parameters import Place
 from perception.simulate.snapshot import GroundRaster, Solids
 from perception.simulate.static_objects import build_static_objects
 from perception.simulate.street_plan import (
-    BOSTON,
     CROSSING_WIDTH,
     FRAME,
     FURNITURE,
-    SINGAPORE,
     STOP_LINE_DEPTH,
     StreetPlan,
 )
 
-STYLES = {"boston": BOSTON, "singapore": SINGAPORE}
 PARKING_SPACE = (2.6, 5.3)  # m: width and depth of a space in a parking lot
 AISLE = 6.2  # m between the two rows of a parking lot
 
@@ -52,7 +50,7 @@ class Crossing:
 class City:
     """The static world of all drives in a city."""
 
-    name: str
+    place: Place
     plan: StreetPlan
     graph: LaneGraph
     polygons: dict[str, list[Polygon]]  # layer of the map expansion -> global polygons
@@ -66,10 +64,10 @@ class City:
 
 
 @lru_cache(maxsize=2)
-def build_city(name: str) -> City:
-    """The city of this name; always the same, so that one map serves all drives."""
-    plan = StreetPlan(STYLES[name])
-    rng = np.random.default_rng(sum(map(ord, name)))
+def build_city(place: Place) -> City:
+    """The city at this place; always the same, so that one map serves all drives."""
+    plan = StreetPlan(place.streets)
+    rng = np.random.default_rng(sum(map(ord, place.name)))
     graph = LaneGraph(plan)
     lots = _parking_lots(plan, rng)
     shapes = _plan_polygons(plan, graph, lots)
@@ -82,9 +80,9 @@ def build_city(name: str) -> City:
         if lane.connector
     ]
     lines = _dividers(plan)
-    static_objects, free_spots = build_static_objects(plan, [lot.shape for lot in lots], rng)
+    static_objects, free_spots = build_static_objects(place, plan, [lot.shape for lot in lots], rng)
     return City(
-        name=name,
+        place=place,
         plan=plan,
         graph=graph,
         polygons=polygons,

@@ -1,79 +1,124 @@
-"""Names of conditions such as `rain-night-singapore`, and the weather that they stand for.
+"""Names of conditions such as `rain-night-CITY`: a value of each kind in the taxonomy's order, each with a world file.
 
-`clear-day-boston/rain-day-boston` is a drive that starts under the first and ends under the second.
+`clear-day-CITY/rain-day-CITY` is a drive that starts under the first and ends under the second.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 
-import numpy as np
-
+from perception.datasets.nuscenes.dataset import UNSAID, conditions_of
 from perception.errors import InputError
 from perception.frame import Conditions
-from perception.simulate.snapshot import Weather
-
-Phases = tuple[Conditions, ...]  # successive conditions of one drive, all in one city
-
-WEATHERS, LIGHTS, CITIES = ("clear", "rain", "fog"), ("day", "night"), ("boston", "singapore")
-RAIN, FOG = (5.0, 40.0), (40.0, 150.0)  # ranges drawn from: mm/h; m of meteorological optical range
+from perception.simulate.parameters import Place, Surroundings
+from perception.simulate.world_files import Worlds
+from perception.taxonomy import Taxonomy
 
 
-def parse(names: Sequence[str]) -> list[Phases]:
-    """The phases of a drive for each name, in order; `all` stands for a drive of every combination.
+@dataclass(frozen=True)
+class Phase:
+    """A part of a drive."""
+
+    conditions: Conditions
+    surroundings: Surroundings
+
+
+@dataclass(frozen=True)
+class Course:
+    """Where a drive is, and its successive phases."""
+
+    place: Place
+    phases: tuple[Phase, ...]
+    taxonomy: Taxonomy = field(hash=False)  # of the conditions
+
+
+def parse(names: Sequence[str], taxonomy: Taxonomy, worlds: Worlds) -> list[Course]:
+    """The course of a drive for each name, in order; `all` stands for a drive of every combination.
 
     Raises:
-        InputError: an unknown name, a drive through two cities, or no name at all.
+        InputError: an unknown name, a drive through two cities, a value without world file or with a wrong one, a value
+            that the tables of nuScenes' schema cannot hold, or no name at all.
     """
-    found: list[Phases] = []
+    found: list[Course] = []
     for name in names:
         if name == "all":
-            # All twelve, ordered such that consecutive scenes differ in weather, light and city.
-            found += [(_conditions(WEATHERS[n % 3], LIGHTS[(n // 3 + n // 6) % 2], CITIES[n % 2]),) for n in range(12)]
-            continue
-        phases = tuple(map(_parse_phase, name.split("/")))
-        if len({phase["city"] for phase in phases}) > 1:
-            raise InputError(f"'{name}': a drive stays in one city; name the same in all its parts")
-        found.append(phases)
+            found += [_course(name, [conditions], taxonomy, worlds) for conditions in every(taxonomy)]
+        else:
+            found.append(_course(name, [_parse_phase(part, taxonomy) for part in name.split("/")], taxonomy, worlds))
     if not found:
-        raise InputError("no conditions given: name at least one, such as clear-day-boston, or all")
+        raise InputError(
+            f"no conditions given: name at least one, such as {'-'.join(every(taxonomy)[0].values())}, or all"
+        )
     return found
 
 
-def _parse_phase(name: str) -> Conditions:
-    values = name.split("-")
-    if len(values) != 3 or any(v not in known for v, known in zip(values, (WEATHERS, LIGHTS, CITIES), strict=True)):
+def every(taxonomy: Taxonomy) -> list[Conditions]:
+    """Every combination of a value of each kind, ordered such that consecutive ones differ in most kinds.
+
+    The n-th one takes, of each kind, the value at the sum of n's digit for this kind and for the kind before it (modulo
+    the number of values), in the mixed radix of those numbers.
+    """
+    kinds = list(taxonomy.conditions)
+    kinds = [*kinds[:1], *reversed(kinds[1:])]
+    total = 1
+    for kind in kinds:
+        total *= len(taxonomy.conditions[kind])
+    found = []
+    for n in range(total):
+        chosen, rest, before = {}, n, 0
+        for kind in kinds:
+            values = taxonomy.conditions[kind]
+            rest, digit = divmod(rest, len(values))
+            chosen[kind], before = values[(digit + before) % len(values)], digit
+        found.append(Conditions(**{kind: chosen[kind] for kind in taxonomy.conditions}))
+    return found
+
+
+def _parse_phase(name: str, taxonomy: Taxonomy) -> Conditions:
+    values, kinds = name.split("-"), taxonomy.conditions
+    if len(values) != len(kinds) or any(v not in known for v, known in zip(values, kinds.values(), strict=True)):
+        choices = "; ".join(", ".join(known) for known in kinds.values())
         raise InputError(
-            f"unknown condition '{name}': write weather-light-city with one of "
-            f"{', '.join(WEATHERS)}; {', '.join(LIGHTS)}; {', '.join(CITIES)}, or all; "
+            f"unknown condition '{name}': write {'-'.join(kinds) or 'all'} with one of {choices or 'none'}, or all; "
             "with / between them where a drive changes"
         )
-    return _conditions(*values)
+    return Conditions(**dict(zip(kinds, values, strict=True)))
 
 
-def _conditions(weather: str, light: str, city: str) -> Conditions:
-    return Conditions(weather=weather, light=light, city=city)
+def _course(name: str, phases: Sequence[Conditions], taxonomy: Taxonomy, worlds: Worlds) -> Course:
+    composed = [worlds.compose(conditions, taxonomy) for conditions in phases]
+    places = [place for place, _ in composed]
+    if any(place != places[0] for place in places):
+        raise InputError(
+            f"'{name}': a drive stays in one city, with the same streets, houses, trees and agents; only light, air "
+            "and ground may differ between its parts"
+        )
+    for conditions in phases:
+        read = conditions_of(", ".join(said(conditions, places[0])) or "Clear", places[0].location, taxonomy.conditions)
+        if wrong := [kind for kind in conditions if read.get(kind) != conditions[kind]]:
+            raise InputError(
+                f"'{name}': a description cannot say {wrong[0]} {conditions[wrong[0]]}: it would be read as "
+                f"{read.get(wrong[0], 'none')}; choose another word in the taxonomy"
+            )
+    parts = tuple(Phase(c, around) for c, (_, around) in zip(phases, composed, strict=True))
+    return Course(places[0], parts, taxonomy)
 
 
-def draw_weather(conditions: Conditions, rng: np.random.Generator) -> Weather:
-    """Random rain rate and visibility of these conditions."""
-    rain, fog = float(rng.uniform(*RAIN)), float(rng.uniform(*FOG))
-    return Weather(
-        rain=rain if conditions["weather"] == "rain" else 0.0,
-        visibility=fog if conditions["weather"] == "fog" else np.inf,
-        night=conditions["light"] == "night",
-    )
+def said(conditions: Conditions, place: Place) -> list[str]:
+    """The words that a scene's description has for them: the location says the city, and a clear day goes unsaid."""
+    return [value.capitalize() for value in conditions.known() if value not in (*UNSAID, place.name)]
 
 
-def split(conditions: Sequence[Phases]) -> tuple[list[int], list[int]]:
+def split(courses: Sequence[Course]) -> tuple[list[int], list[int]]:
     """Scene numbers for training and validation, about 3 : 1, with the same conditions in both where possible."""
-    if len(conditions) < 2:
-        return list(range(len(conditions))), []
-    remaining: dict[Phases, list[int]] = {}
-    for number, phases in enumerate(conditions):
-        remaining.setdefault(phases, []).append(number)
+    if len(courses) < 2:
+        return list(range(len(courses))), []
+    remaining: dict[Course, list[int]] = {}
+    for number, course in enumerate(courses):
+        remaining.setdefault(course, []).append(number)
     validation: list[int] = []
-    target = max(1, round(len(conditions) / 4))
+    target = max(1, round(len(courses) / 4))
     while len(validation) < target:
         repeated = [scenes for scenes in remaining.values() if len(scenes) > 1]
         pool = repeated or [scenes for scenes in remaining.values() if scenes]
@@ -82,4 +127,4 @@ def split(conditions: Sequence[Phases]) -> tuple[list[int], list[int]]:
         for k in range(count):  # spread evenly over the pool
             shift = k % 2 if stride >= 2 else 0  # cities alternate in the pool, so odd steps keep both
             validation.append(pool[(int((k + 0.5) * stride) + shift) % len(pool)].pop())
-    return [n for n in range(len(conditions)) if n not in validation], sorted(validation)
+    return [n for n in range(len(courses)) if n not in validation], sorted(validation)

@@ -9,15 +9,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from perception.frame import Conditions
+from perception.datasets.nuscenes.dataset import conditions_of
 from perception.rig import Rig, RigCamera, RigSensor
 from perception.rotations import quaternion
 from perception.sensors.lidar.points_in_boxes import points_in_boxes
 from perception.simulate import camera, lidar
 from perception.simulate.agents import attribute
 from perception.simulate.annotate import Observation, annotate
-from perception.simulate.city import build_city
-from perception.simulate.conditions import Phases, draw_weather
+from perception.simulate.conditions import Course, Phase, said
 from perception.simulate.nuscenes_writer import Row, Tables, calibrated_sensors, link, token
 from perception.simulate.scenario import build_world
 from perception.simulate.world import World
@@ -36,7 +35,7 @@ class Drive:
 
     seed: int
     number: int
-    phases: Phases  # each takes the same share of the keyframes
+    course: Course  # its phases take the same share of the keyframes each
     samples: int  # keyframes
     sweeps: int  # LiDAR sweeps before each keyframe
     rig: Rig  # calibrated
@@ -47,17 +46,14 @@ class Drive:
 
     @property
     def location(self) -> str:
-        return build_city(self.city).plan.style.location
+        return self.course.place.location
 
     @property
-    def city(self) -> str:
-        return self.phases[0]["city"]
-
-    @property
-    def changes(self) -> list[tuple[float, Conditions]]:
-        """(start, conditions) of each phase but the first; s from the first keyframe, half-way between keyframes."""
-        firsts = [-(-k * self.samples // len(self.phases)) for k in range(1, len(self.phases))]
-        return [(KEYFRAME_PERIOD * (first - 0.5), phase) for first, phase in zip(firsts, self.phases[1:], strict=True)]
+    def changes(self) -> list[tuple[float, Phase]]:
+        """(start, phase) of each phase but the first; s from the first keyframe, half-way between keyframes."""
+        phases = self.course.phases
+        firsts = [-(-k * self.samples // len(phases)) for k in range(1, len(phases))]
+        return [(KEYFRAME_PERIOD * (first - 0.5), phase) for first, phase in zip(firsts, phases[1:], strict=True)]
 
     @property
     def logfile(self) -> str:
@@ -119,10 +115,10 @@ class _Recorder:
 
 def record(drive: Drive, out: Path, progress: Callable[[], None]) -> Tables:
     """Write the sensor files of a drive below `out` and return its tables; calls `progress` after each keyframe."""
-    weather = draw_weather(drive.phases[0], drive.rng(0))
-    world = build_world(drive.city, weather, drive.samples * KEYFRAME_PERIOD, drive.rng(1))
+    weather = drive.course.phases[0].surroundings.draw(drive.rng(0))
+    world = build_world(drive.course.place, weather, drive.samples * KEYFRAME_PERIOD, drive.rng(1))
     # Each phase draws from the same stream, so that rain is equally strong before and after a phase without it.
-    changes = [(start, draw_weather(phase, drive.rng(0))) for start, phase in drive.changes]
+    changes = [(start, phase.surroundings.draw(drive.rng(0))) for start, phase in drive.changes]
     world = replace(world, weather_changes=tuple(changes))
     recorder = _Recorder(drive, world, out)
     samples: list[Row] = []
@@ -242,10 +238,22 @@ def _observe(world: World, time: float, points: np.ndarray, visible_share: np.nd
 
 def _description(drive: Drive, world: World, observations: list[list[Observation]]) -> str:
     """The scene's description in the manner of nuScenes: weather and light first, their changes last."""
-    words = _weather_words(drive.phases[0])
+    first, *_ = drive.course.phases
+    words = said(first.conditions, drive.course.place)
+    # A scenery word that would be read as a condition is left out.
+    for word in _scenery(drive, world, observations):
+        read = conditions_of(", ".join([*words, word]), drive.location, drive.course.taxonomy.conditions)
+        words += [word] if read == first.conditions else []
+    later = [(start, ", ".join(said(phase.conditions, drive.course.place))) for start, phase in drive.changes]
+    changes = [f"; from {start:g} s: {text or 'Clear'}" for start, text in later]
+    return (", ".join(words) or "Quiet street") + "".join(changes)
+
+
+def _scenery(drive: Drive, world: World, observations: list[list[Observation]]) -> list[str]:
+    """What else is to be said of a drive."""
     recorded = (world.times >= 0) & (world.times <= drive.samples * KEYFRAME_PERIOD)
     rotation = np.degrees(world.ego_yaw[recorded][-1] - world.ego_yaw[recorded][0])
-    words += ["turn left"] if rotation > 50 else ["turn right"] if rotation < -50 else []
+    words = ["turn left"] if rotation > 50 else ["turn right"] if rotation < -50 else []
     seen = [o for keyframe in observations for o in keyframe if o.points > 4]
     for category, word in (
         ("vehicle.construction", "construction site"),
@@ -258,10 +266,4 @@ def _description(drive: Drive, world: World, observations: list[list[Observation
     words += ["parked cars"] if any(o.attribute == "vehicle.parked" for o in seen) else []
     people = {o.agent for o in seen if o.category.startswith("human")}
     words += ["many peds"] if len(people) > 12 else ["peds"] if people else []
-    changes = [f"; from {start:g} s: {', '.join(_weather_words(phase)) or 'Clear'}" for start, phase in drive.changes]
-    return (", ".join(words) if words else "Quiet street") + "".join(changes)
-
-
-def _weather_words(conditions: Conditions) -> list[str]:
-    words = {"rain": ["Rain"], "fog": ["Fog"]}.get(conditions["weather"], [])
-    return words + (["Night"] if conditions["light"] == "night" else [])
+    return words

@@ -114,7 +114,8 @@ def _echoes(
     ground_xyz = rays.origins[column] + rays.directions[ground] * hits.ranges[ground][:, None]
     dry = _GROUND_REFLECTANCES[snapshot.ground.at(ground_xyz[:, :2])]
     wet = weather_effects.wet_albedo(dry) * weather_effects.film_transmission(hits.cosines[ground]) ** 2
-    reflectances[ground] = dry + weather_effects.wetness(weather) * (wet - dry)
+    bare = dry + weather_effects.wetness(weather) * (wet - dry)
+    reflectances[ground] = weather_effects.under_snow(bare, weather.snow_cover, weather_effects.SNOW_REFLECTANCE)
 
     ranges = hits.ranges
     path = 2 * np.where(hits.solids == NOTHING, 0, ranges)

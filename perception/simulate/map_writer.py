@@ -50,7 +50,7 @@ class _GeometricLayers:
 
 def map_expansion(city: City) -> dict[str, Any]:
     """The map of the city as the JSON object of `maps/expansion/<location>.json`."""
-    tables, lanes = _GeometricLayers(city.name), city.graph.lanes
+    tables, lanes = _GeometricLayers(city.place.name), city.graph.lanes
     layers: dict[str, list[dict[str, Any]]] = {}
     for layer, extra in (
         ("road_segment", {"is_intersection": False}),

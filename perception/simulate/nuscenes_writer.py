@@ -81,7 +81,7 @@ def link(rows: list[Row]) -> None:
 
 def write_maps(out: Path, city: City) -> str:
     """Write the map expansion and the semantic prior of a city; return the prior's file name relative to `out`."""
-    location = city.plan.style.location
+    location = city.place.location
     (out / "maps" / "expansion").mkdir(parents=True, exist_ok=True)
     text = json.dumps(map_expansion(city), separators=(",", ":"))
     write_atomically(out / "maps" / "expansion" / f"{location}.json", text.encode())

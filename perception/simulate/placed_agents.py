@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 
 from perception.simulate.agents import Agent, build_parts, draw_size
@@ -13,22 +11,6 @@ from perception.simulate.street_plan import DIRECTIONS
 
 NEAR = 95.0  # m from the drive; agents that do not come closer are not placed
 KERB_GAP = 1.3  # m, minimum between vehicles parked in line
-
-
-class Densities(NamedTuple):
-    """How many agents are placed in a city."""
-
-    walkers: float  # per metre of walking path
-    cycles: float  # share of free kerb spots with a parked cycle
-    people: float  # share of free kerb spots with a person
-    parked: float  # share of occupied parking spaces
-    motorcycles: float  # share among parked cycles
-
-
-DENSITIES = {
-    "boston": Densities(walkers=0.019, cycles=0.06, people=0.05, parked=0.72, motorcycles=0.35),
-    "singapore": Densities(walkers=0.021, cycles=0.13, people=0.06, parked=0.82, motorcycles=0.6),
-}
 
 
 def static_agent(
@@ -52,7 +34,7 @@ def is_near(xy: np.ndarray, drive: np.ndarray, radius: float = NEAR) -> bool:
 
 def walkers(city: City, drive: np.ndarray, times: np.ndarray, rng: np.random.Generator) -> list[Agent]:
     """People on the walkways. All people on a path have the same velocity, so that they do not collide."""
-    density, people = DENSITIES[city.name].walkers, []
+    density, people = city.place.agents.walkers, []
     for block in city.walking_paths:
         for number, (path, length) in enumerate(block):
             speed, sense = float(rng.uniform(0.9, 1.7)), 1 if number % 2 == 0 else -1
@@ -83,7 +65,7 @@ def _on_ring(path: np.ndarray, arc: np.ndarray, at: np.ndarray) -> np.ndarray:
 
 def kerbside_agents(city: City, drive: np.ndarray, rng: np.random.Generator) -> list[Agent]:
     """Parked cycles, and standing or sitting people, on the free spots of the furniture strip."""
-    densities, agents = DENSITIES[city.name], []
+    densities, agents = city.place.agents, []
     for uv, direction in city.free_spots:
         draw, yaw_noise = rng.random(), float(rng.normal(0, 0.02))
         xy = city.plan.to_global(uv)
@@ -106,7 +88,7 @@ def kerbside_agents(city: City, drive: np.ndarray, rng: np.random.Generator) -> 
 
 def parked_vehicles(city: City, drive: np.ndarray, site: Lane | None, rng: np.random.Generator) -> list[Agent]:
     """Vehicles in the parking strips at the kerb and in the parking lots, clear of the construction site's lane."""
-    plan, occupied = city.plan, DENSITIES[city.name].parked
+    plan, occupied = city.plan, city.place.agents.parked
     agents = []
     for i, j, arm, side in plan.kerb_sides() if plan.style.parking else ():
         start, end = plan.stretch(i, j, arm)

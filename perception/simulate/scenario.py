@@ -7,6 +7,7 @@ import numpy as np
 from perception.simulate.agents import MOVING, Agent, build_parts, draw_size
 from perception.simulate.city import City, build_city
 from perception.simulate.lanes import Lane
+from perception.simulate.parameters import Place
 from perception.simulate.placed_agents import construction_site, is_near, kerbside_agents, parked_vehicles, walkers
 from perception.simulate.snapshot import Weather
 from perception.simulate.traffic import DT, CrossingPedestrian, Traffic, Vehicle
@@ -19,29 +20,18 @@ MAX_CANDIDATES = 9  # scenarios drawn for a drive
 ENOUGH_ACTIVITY = 5.0  # score of `build_world` at which no more scenarios are drawn
 TURNING_SHARE = 0.4  # of drives, in which the ego vehicle should turn at a junction
 
-# Vehicles per metre of lane, and the shares of the classes among them.
-DENSITY = {"boston": 0.026, "singapore": 0.034}
-MIX = {
-    "boston": {
-        "vehicle.car": 0.74,
-        "vehicle.truck": 0.09,
-        "vehicle.bus.rigid": 0.04,
-        "vehicle.trailer": 0.03,
-        "vehicle.motorcycle": 0.04,
-        "vehicle.bicycle": 0.06,
-    },
-    "singapore": {
-        "vehicle.car": 0.6,
-        "vehicle.truck": 0.08,
-        "vehicle.bus.rigid": 0.11,
-        "vehicle.trailer": 0.02,
-        "vehicle.motorcycle": 0.13,
-        "vehicle.bicycle": 0.06,
-    },
+# The categories of the classes in a `Mix`.
+CATEGORIES = {
+    "car": "vehicle.car",
+    "truck": "vehicle.truck",
+    "bus": "vehicle.bus.rigid",
+    "trailer": "vehicle.trailer",
+    "motorcycle": "vehicle.motorcycle",
+    "bicycle": "vehicle.bicycle",
 }
 
 
-def build_world(city_name: str, weather: Weather, duration: float, rng: np.random.Generator) -> World:
+def build_world(place: Place, weather: Weather, duration: float, rng: np.random.Generator) -> World:
     """A world from LEAD_IN before the first keyframe until `duration` seconds after it.
 
     The most active of several random scenarios, as the scenes of nuScenes were selected for activity, too.
@@ -49,7 +39,7 @@ def build_world(city_name: str, weather: Weather, duration: float, rng: np.rando
     should_turn = rng.random() < TURNING_SHARE
     best, best_score = None, -np.inf
     for _ in range(MAX_CANDIDATES):
-        world = _draw_world(build_city(city_name), weather, duration, 0.9 if should_turn else 0.15, rng)
+        world = _draw_world(build_city(place), weather, duration, 0.9 if should_turn else 0.15, rng)
         score = _activity_score(world, duration) + (_ego_turns(world, duration) == should_turn)
         if score > best_score:
             best, best_score = world, score
@@ -159,7 +149,8 @@ def _spawn(
 ) -> tuple[list[Vehicle], list[tuple[str, np.ndarray]]]:
     """The ego vehicle followed by the traffic around its path, and category and size of each vehicle but the ego."""
     lanes, style = city.graph.lanes, city.plan.style
-    names, shares = list(MIX[city.name]), np.array(list(MIX[city.name].values()))
+    agents = city.place.agents
+    names, shares = list(CATEGORIES.values()), np.array([getattr(agents.mix, each) for each in CATEGORIES])
     vehicles, bodies = [ego], []
     for n, lane in enumerate(lanes):
         if lane.connector or n in closed or not is_near(lane.path[::20], drive_path[::10], 110.0):
@@ -186,7 +177,7 @@ def _spawn(
             if clear:
                 vehicles.append(Vehicle(length, speed, [n], at, is_long=length > 6.5, speed=0.5 * speed))
                 bodies.append((category, size))
-            at -= length + 5.0 + float(rng.exponential(1 / DENSITY[city.name]))
+            at -= length + 5.0 + float(rng.exponential(1 / agents.traffic))
     return vehicles, bodies
 
 

@@ -104,8 +104,9 @@ class Light:
         if weather.night:
             sky = rgb(0.6, 0.75, 1.2)
             return Light(dark, direction, sky * 3e-4, sky * 5e-4, sky * 2e-4, 4.0, 30.0)
-        if weather.rain > 0 or weather.visibility < 2000:
-            grey = rgb(0.92, 0.96, 1.0) * (0.7 if weather.rain > 0 else 1.0)
+        falls = weather.rain > 0 or weather.snow > 0
+        if falls or weather.overcast or weather.visibility < 2000:
+            grey = rgb(0.92, 0.96, 1.0) * (0.7 if falls else 1.0)
             return Light(dark, direction, grey * 0.8, grey * 0.75, grey * 0.6, 1.0, 1.15)
         blue = rgb(0.75, 0.9, 1.15)
         return Light(rgb(1.0, 0.93, 0.8), direction, blue * 0.42, rgb(0.52, 0.7, 0.92), rgb(0.06, 0.2, 0.62), 1.0, 0.95)
@@ -127,7 +128,7 @@ def radiance(
     if snapshot.weather.night:
         irradiance += _lamplight(surfaces, snapshot.solids, global_from_ego)
     total = albedo * irradiance
-    if snapshot.weather.rain > 0:
+    if weather_effects.wetness(snapshot.weather) > 0:
         total += _wet_ground_reflection(surfaces, snapshot.weather, light)
     total += _gloss_and_lamps(surfaces, light, night=snapshot.weather.night)
     total[:, surfaces.sky] = _sky(surfaces, light, clear=bool(light.sun.any()))
@@ -214,7 +215,7 @@ def _wet_ground_reflection(surfaces: Surfaces, weather: Weather, light: Light) -
     mirrored = (
         (1 - weather_effects.film_transmission(cosines))
         * (1 + 0.2 * texture(surfaces))
-        * weather_effects.wetness(weather)
+        * (weather_effects.wetness(weather) * (1 - weather.snow_cover))
     )
     return np.where(surfaces.ground, mirrored, np.float32(0)) * (0.7 * light.horizon[:, None, None])
 

@@ -13,10 +13,12 @@ import cv2
 
 from perception.errors import InputError
 from perception.rig import Rig, load_rig
-from perception.simulate import conditions
 from perception.simulate.city import build_city
+from perception.simulate.conditions import Course, parse, split
 from perception.simulate.drive import Drive, record
-from perception.simulate.nuscenes_writer import VERSION, Tables, fixed_tables, token, write_maps, write_tables
+from perception.simulate.nuscenes_writer import VERSION, Row, Tables, fixed_tables, token, write_maps, write_tables
+from perception.simulate.world_files import Worlds
+from perception.taxonomy import load_taxonomy
 
 Progress = Callable[[int, int], None]  # keyframes done, keyframes in total
 
@@ -26,7 +28,7 @@ def simulate(
     scenes: int,
     samples: int,
     seed: int,
-    condition_names: Sequence[str],
+    conditions: Sequence[str] | Sequence[Course],
     sweeps: int = 0,
     progress: Progress = lambda done, total: None,
     rig: Rig | None = None,
@@ -38,7 +40,8 @@ def simulate(
     Args:
         scenes: number of drives; they take the conditions in turn.
         samples: keyframes of each drive, at 2 Hz.
-        condition_names: such as clear-day-boston, or a/b for a drive that changes from a to b.
+        conditions: names of nuScenes' taxonomy such as rain-night-CITY, a/b for a drive that changes from a to b, or
+            what `conditions.parse` made of names of another taxonomy.
         sweeps: LiDAR sweeps at 20 Hz before each keyframe, 0-10.
         rig: the vehicle's sensors; None: nuScenes' car.
 
@@ -57,31 +60,42 @@ def simulate(
     rig.require_calibration()
     if (out / VERSION).exists():
         raise InputError(f"{out} already holds a {VERSION} log: choose another folder, or delete this one first")
-    phases = conditions.parse(condition_names)
-    longest = max(map(len, phases))
+    courses = [each for each in conditions if isinstance(each, Course)]
+    if not courses:
+        courses = parse([each for each in conditions if isinstance(each, str)], load_taxonomy("nuscenes"), Worlds())
+    longest = max(len(course.phases) for course in courses)
     if samples < longest:
         raise InputError(f"samples is {samples}: a drive in {longest} parts needs a keyframe for each")
     swept = rig.sensors.lidars if sweeps else ()
-    drives = [Drive(seed, n, phases[n % len(phases)], samples, sweeps, rig) for n in range(scenes)]
+    drives = [Drive(seed, n, courses[n % len(courses)], samples, sweeps, rig) for n in range(scenes)]
     for folder in (*(f"samples/{name}" for name in rig.sensors.names), *(f"sweeps/{name}" for name in swept)):
         (out / folder).mkdir(parents=True, exist_ok=True)
     tables = fixed_tables(rig)
     for tables_of_drive in _record_all(drives, out, progress):
         for name, rows in tables_of_drive.items():
             tables.setdefault(name, []).extend(rows)
-    tables["map"] = [
-        {
-            "token": token("map", build_city(city).plan.style.location),
-            "category": "semantic_prior",
-            "filename": write_maps(out, build_city(city)),
-            "log_tokens": [drive.token("log") for drive in drives if drive.city == city],
-        }
-        for city in conditions.CITIES
-        if any(drive.city == city for drive in drives)
-    ]
-    training, validation = conditions.split([drive.phases for drive in drives])
+    tables["map"] = [_map_row(location, drives, out) for location in _locations(drives)]
+    training, validation = split([drive.course for drive in drives])
     splits = {"sim_train": training, "sim_val": validation}
     write_tables(out, tables, {name: [drives[n].name for n in chosen] for name, chosen in splits.items()})
+
+
+def _locations(drives: list[Drive]) -> list[str]:
+    """Where the drives are, in the order of the taxonomy."""
+    values = drives[0].course.taxonomy.condition_values
+    places = {drive.course.place.name: drive.location for drive in drives}
+    return [places[name] for name in sorted(places, key=lambda name: values.index(name) if name in values else 0)]
+
+
+def _map_row(location: str, drives: list[Drive], out: Path) -> Row:
+    """Write the map of a location; its row. Streets are the same in all drives there."""
+    there = [drive for drive in drives if drive.location == location]
+    return {
+        "token": token("map", location),
+        "category": "semantic_prior",
+        "filename": write_maps(out, build_city(there[0].course.place)),
+        "log_tokens": [drive.token("log") for drive in there],
+    }
 
 
 def _record_all(drives: list[Drive], out: Path, progress: Progress) -> list[Tables]:

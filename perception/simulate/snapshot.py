@@ -23,6 +23,17 @@ class Ground(IntEnum):
     YELLOW = 6  # yellow paint: the divider between directions
 
 
+GROUND_COLOURS = {  # RGB in white light
+    Ground.GRASS: (98, 122, 62),
+    Ground.ROAD: (92, 93, 97),
+    Ground.MARKING: (225, 225, 222),
+    Ground.CROSSING: (215, 215, 212),
+    Ground.WALKWAY: (158, 150, 142),
+    Ground.CARPARK: (112, 108, 110),
+    Ground.YELLOW: (222, 178, 48),
+}
+
+
 @dataclass(frozen=True)
 class GroundRaster:
     """The ground of a city as a top-down raster."""
@@ -67,7 +78,12 @@ class Weather:
 
     rain: float = 0.0  # mm/h
     visibility: float = np.inf  # m, meteorological optical range (Koschmieder)
+    snow: float = 0.0  # mm/h of melted water
+    wet: float = 0.0  # share of the ground under a film of water, at least; rain makes its own
+    snow_cover: float = 0.0  # share of the ground, roofs and trees under snow
     night: bool = False
+    overcast: bool = False  # in air without precipitation, too
+    ground_colours: tuple[tuple[int, int, int], ...] = tuple(GROUND_COLOURS.values())  # by `Ground`
 
 
 @dataclass(frozen=True)

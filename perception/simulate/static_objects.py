@@ -5,22 +5,23 @@ from __future__ import annotations
 import numpy as np
 from shapely.geometry import Polygon, box
 
+from perception.simulate.parameters import Place, rgb
 from perception.simulate.snapshot import Solids
 from perception.simulate.street_plan import DIRECTIONS, FURNITURE, StreetPlan
 
 LAMP_SPACING = 26.0  # m between street lamps
 SPOT_LENGTH = 2.6  # m of kerb for a tree, a lamp or a free spot
-FACADES = np.array(
-    [[168, 92, 72], [190, 178, 160], [140, 132, 126], [205, 198, 186], [120, 96, 82], [156, 164, 172], [222, 214, 204]]
-)
-LEAVES = np.array([[52, 92, 40], [64, 108, 48], [44, 80, 38], [78, 112, 50]])
 
 
 class _SolidsBuilder:
     """Collects solids that are placed in plan coordinates."""
 
-    def __init__(self, plan: StreetPlan) -> None:
-        self.plan = plan
+    def __init__(self, place: Place, plan: StreetPlan) -> None:
+        self.place, self.plan = place, plan
+        self.facades, self.leaves = (
+            np.array([rgb(colour) for colour in colours])
+            for colours in (place.buildings.facades, place.vegetation.leaves)
+        )
         self.rows: list[tuple[float, ...]] = []
 
     def add(
@@ -51,11 +52,11 @@ class _SolidsBuilder:
 
 
 def build_static_objects(
-    plan: StreetPlan, lots: list[Polygon], rng: np.random.Generator
+    place: Place, plan: StreetPlan, lots: list[Polygon], rng: np.random.Generator
 ) -> tuple[Solids, list[tuple[np.ndarray, float]]]:
     """The static solids of a city, and the free spots on its furniture strips: plan point (2,) and plan heading of the
     kerb (rad)."""
-    builder, spots = _SolidsBuilder(plan), []
+    builder, spots = _SolidsBuilder(place, plan), []
     for block in plan.blocks():
         _houses(builder, np.array(block.bounds), lots, rng)
     _outskirts(builder, rng)
@@ -69,9 +70,9 @@ def build_static_objects(
 def _house(
     builder: _SolidsBuilder, uv: np.ndarray, along: np.ndarray, length: float, depth: float, rng: np.random.Generator
 ) -> None:
-    low, high = builder.plan.style.building_heights
+    low, high = builder.place.buildings.heights
     height = float(rng.uniform(low, high) if rng.random() < 0.7 else rng.uniform(low, low * 1.4))
-    wall = FACADES[rng.integers(len(FACADES))] * rng.uniform(0.85, 1.1)
+    wall = builder.facades[rng.integers(len(builder.facades))] * rng.uniform(0.85, 1.1)
     builder.add(uv, along, 0.0, (length, depth, height), wall, float(rng.uniform(0.25, 0.5)))
     glass, lit = np.array([62, 74, 88]), float(rng.uniform(0.15, 0.55))
     for floor in range(1 if rng.random() < 0.7 else 2):  # a band of windows on the lower floors
@@ -134,8 +135,8 @@ def _outskirts(builder: _SolidsBuilder, rng: np.random.Generator) -> None:
 
 
 def _tree(builder: _SolidsBuilder, uv: np.ndarray, rng: np.random.Generator) -> None:
-    height = builder.plan.style.tree_height * float(rng.uniform(0.7, 1.3))
-    along, leaf = np.array([1.0, 0.0]), LEAVES[rng.integers(len(LEAVES))] * rng.uniform(0.85, 1.15)
+    height = builder.place.vegetation.height * float(rng.uniform(0.7, 1.3))
+    along, leaf = np.array([1.0, 0.0]), builder.leaves[rng.integers(len(builder.leaves))] * rng.uniform(0.85, 1.15)
     trunk, crown = height * 0.42, height * 0.32
     builder.add(uv, along, 0.0, (0.35, 0.35, trunk + 0.4), np.array([88, 68, 50]), 0.3)
     builder.add(uv, along, trunk, (2 * crown, 2 * crown, height * 0.35), leaf, 0.5)
@@ -148,7 +149,7 @@ def _street_furniture(
     """Add trees and lamps along a stretch of kerb; returns the free spots as `build_static_objects` does."""
     plan, (i, j, arm, side) = builder.plan, kerb
     start, end = plan.stretch(i, j, arm)
-    tree, lamp = float(rng.uniform(3, plan.style.tree_gap)), float(rng.uniform(2, LAMP_SPACING))
+    tree, lamp = float(rng.uniform(3, builder.place.vegetation.gap)), float(rng.uniform(2, LAMP_SPACING))
     left = side * (plan.half_width(i, j, arm) + plan.style.verge + FURNITURE / 2)
     direction, spots = DIRECTIONS[arm].astype(float), []
     for at in np.arange(start + SPOT_LENGTH, end - SPOT_LENGTH, SPOT_LENGTH):
@@ -156,7 +157,7 @@ def _street_furniture(
         if any(box(*(uv - SPOT_LENGTH), *(uv + SPOT_LENGTH)).intersects(lot) for lot in lots):
             continue
         if at - start >= tree:
-            tree += plan.style.tree_gap
+            tree += builder.place.vegetation.gap
             _tree(builder, uv, rng)
         elif at - start >= lamp:
             lamp += LAMP_SPACING

@@ -6,11 +6,11 @@ In the plan all streets are straight and all blocks are rectangles with rounded 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import shapely
 from shapely.geometry import Polygon, box
+
+from perception.simulate.parameters import Streets
 
 # Directions of travel and arms of a junction: +u, +v, -u, -v.
 DIRECTIONS = np.array([[1, 0], [0, 1], [-1, 0], [0, -1]])
@@ -20,79 +20,10 @@ FRAME = 34.0  # m of land outside the outermost streets
 FURNITURE = 0.9  # m, width of the strip next to the kerb for trees, lamps, parked cycles and people who wait
 
 
-@dataclass(frozen=True)
-class CityStyle:
-    """Layout, traffic and appearance of a city."""
-
-    location: str  # name of the map in nuScenes
-    right_hand: bool  # traffic keeps to the right
-    columns: tuple[int, ...]  # lanes per direction of the streets along v, from small to large u
-    rows: tuple[int, ...]  # lanes per direction of the streets along u, from small to large v
-    spacing: tuple[float, float]  # m between street centres along u and v
-    lane_width: float  # m
-    parking: float  # m, parking strip at each kerb; 0 for none
-    verge: float  # m of grass between kerb and walkway
-    walkway: float  # m
-    corner: float  # m, kerb radius at junctions
-    rotation: float  # rad
-    bend: tuple[float, float]  # m: amplitude and wavelength
-    yellow_divider: bool  # the divider between the directions is yellow, not white
-    speed: float  # m/s, limit
-    building_heights: tuple[float, float]  # m
-    setback: float  # m of grass in front of the houses
-    tree_gap: float  # m between street trees
-    tree_height: float  # m
-    carparks: float  # share of blocks with a parking lot
-
-
-BOSTON = CityStyle(
-    location="boston-seaport",
-    right_hand=True,
-    columns=(2, 1, 2, 1, 2),
-    rows=(2, 1, 2, 2),
-    spacing=(98.0, 104.0),
-    lane_width=3.6,
-    parking=2.5,
-    verge=0.0,
-    walkway=4.2,
-    corner=5.0,
-    rotation=0.21,
-    bend=(6.0, 270.0),
-    yellow_divider=True,
-    speed=10.5,
-    building_heights=(9.0, 32.0),
-    setback=0.6,
-    tree_gap=19.0,
-    tree_height=6.0,
-    carparks=0.6,
-)
-SINGAPORE = CityStyle(
-    location="singapore-onenorth",
-    right_hand=False,
-    columns=(2, 2, 1, 2),
-    rows=(2, 1, 2, 2),
-    spacing=(118.0, 112.0),
-    lane_width=3.2,
-    parking=0.0,
-    verge=1.6,
-    walkway=3.4,
-    corner=8.0,
-    rotation=-0.44,
-    bend=(8.0, 310.0),
-    yellow_divider=False,
-    speed=11.5,
-    building_heights=(15.0, 48.0),
-    setback=7.0,
-    tree_gap=10.0,
-    tree_height=9.0,
-    carparks=1.0,
-)
-
-
 class StreetPlan:
     """Streets, junctions and blocks of a city in plan coordinates, and their transformation to global metres."""
 
-    def __init__(self, style: CityStyle) -> None:
+    def __init__(self, style: Streets) -> None:
         self.style = style
         self.u = FRAME + 16.0 + np.arange(len(style.columns)) * style.spacing[0]
         self.v = FRAME + 16.0 + np.arange(len(style.rows)) * style.spacing[1]

@@ -1,4 +1,4 @@
-"""Effects of rain and fog on LiDAR and camera, and the camera's exposure, after published physics.
+"""Effects of rain, fog and snow on LiDAR and camera, and the camera's exposure, after published physics.
 
 The strength of a LiDAR echo is given as the reflectance of a matt wall at normal incidence with the same echo; the
 power at the detector is that divided by the squared range.
@@ -6,12 +6,15 @@ power at the detector is that divided by the squared range.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import cv2
 import numpy as np
 
 from perception.simulate.snapshot import Snapshot, Solids, Weather
 
 DROPS = 8000.0  # per m^3 and mm of diameter: N0 of Marshall & Palmer, J. Meteorology 5 (1948)
+EXPOSURE = 0.008  # s, of a camera in bad weather
 PULSE_LENGTH = 0.75  # m, half the length of a 5 ns pulse: the air that echoes at once
 BEAM_EXIT, BEAM_DIVERGENCE = 0.011, 0.0019  # m and rad, geometric means of the HDL-32E's two axes
 CLEAR_AIR = 3.912 / 23e3  # 1/m of light on a clear day: a visual range of 23 km (Kruse 1962)
@@ -21,6 +24,35 @@ WATER_REFLECTION = 0.0201  # at normal incidence
 # focused by n / (2 - n), by its back (van de Hulst, "Light Scattering by Small Particles", 1957, ch. 12).
 DROP_GAIN = WATER_REFLECTION * (1 + (1 - WATER_REFLECTION) ** 2 * (WATER_INDEX / (2 - WATER_INDEX)) ** 2)
 
+# Snow: density relative to water, as in Hahner et al., "LiDAR Snowfall Simulation for Robust 3D Object Detection", CVPR
+# 2022; albedo of fresh snow in daylight and at 905 nm (Warren, "Optical properties of snow", Rev. Geophys. 20, 1982).
+SNOW_DENSITY, SNOW_ALBEDO, SNOW_REFLECTANCE = 0.1, 0.95, 0.9
+FLAKE_DIAMETER = SNOW_DENSITY ** (-1 / 3)  # relative to that of the drop to which a flake melts
+MATT_SPHERE = 2 / 3  # its backscatter, relative to a matt disk of its size (Russell, Astrophysical J. 43, 1916)
+
+
+class Particles(NamedTuple):
+    """What falls in a volume of air, `number` exp(-`slope` D) per m^3 and mm of the diameter D of its water."""
+
+    number: float  # per m^3 and mm
+    slope: float  # 1/mm
+    smallest: float  # mm of water, that a LiDAR detects
+    farthest: float  # m, to which it detects any
+    diameter: float  # relative to that of the water
+    echo: float  # of one as wide as the beam
+
+
+def rain_drops(rain: float) -> Particles:
+    """Drops at a rate in mm/h (Marshall & Palmer 1948). One of diameter D scatters back DROP_GAIN D^2 / 16 per sr."""
+    return Particles(DROPS, 4.1 * rain**-0.21, 0.5, 15.0, 1.0, DROP_GAIN / 4)
+
+
+def snow_flakes(snow: float) -> Particles:
+    """Flakes at a rate in mm/h of melted water: Gunn & Marshall, "The distribution with size of aggregate snowflakes",
+    J. Meteorology 15 (1958). They are matt spheres."""
+    number, slope = 3.8e3 * snow**-0.87, 2.55 * snow**-0.48
+    return Particles(number, slope, 0.25, 20.0, FLAKE_DIAMETER, MATT_SPHERE * SNOW_REFLECTANCE)
+
 
 def extinction(weather: Weather) -> float:
     """Extinction coefficient of the air, 1/m, for LiDAR and camera (fog and rain drops are much larger than both
@@ -28,29 +60,32 @@ def extinction(weather: Weather) -> float:
 
     Fog: 3.912 / visibility, the 2 % contrast of Koschmieder (1924) and Kruse (1962). Rain: the extinction
     cross-section of a drop is twice its area; integrated over the drop sizes N0 exp(-slope D) of Marshall & Palmer:
-    (pi / 2) N0 * 2 / slope^3 = 3.6e-4 rain^0.63, near ITU-R P.1814's 2.5e-4 rain^0.67.
+    (pi / 2) N0 * 2 / slope^3 = 3.6e-4 rain^0.63, near ITU-R P.1814's 2.5e-4 rain^0.67. Snow: the same over the flakes
+    of Gunn & Marshall, 3.3e-3 snow^0.57, near ITU-R P.1814's 1.3e-3 snow^1.38 (dry) and 0.9e-3 snow^0.72 (wet).
     """
     fog = 3.912 / weather.visibility
-    rain = 0.0 if weather.rain <= 0 else np.pi * DROPS / _drop_slope(weather.rain) ** 3 * 1e-6
-    return float(fog + rain)
+    rain = 0.0 if weather.rain <= 0 else _extinction_of(rain_drops(weather.rain))
+    snow = 0.0 if weather.snow <= 0 else _extinction_of(snow_flakes(weather.snow))
+    return float(fog + rain + snow)
 
 
-def _drop_slope(rain: float) -> float:
-    """1/mm, decay rate of the number of drops with their diameter (Marshall & Palmer 1948)."""
-    return 4.1 * rain**-0.21
+def _extinction_of(particles: Particles) -> float:
+    """1/m."""
+    return np.pi * particles.number / particles.slope**3 * 1e-6 * particles.diameter**2
 
 
 def volume_echo(weather: Weather, beams: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """The strongest echo of fog or rain in each beam: range (beams,) >= 1 m, and strength (beams,) with the
+    """The strongest echo of fog, rain or snow in each beam: range (beams,) >= 1 m, and strength (beams,) with the
     extinction on the way, 0 for no echo."""
     ranges, echoes = np.ones(beams), np.zeros(beams)
     alpha = extinction(weather)
     if np.isfinite(weather.visibility):
         ranges, echoes = _fog_echo(weather.visibility, alpha, beams, rng)
-    if weather.rain > 0:
-        drop_ranges, drop_echoes = _drop_echo(weather.rain, alpha, beams, rng)
-        stronger = drop_echoes / drop_ranges**2 > echoes / ranges**2
-        ranges, echoes = np.where(stronger, drop_ranges, ranges), np.where(stronger, drop_echoes, echoes)
+    for rate, kind in ((weather.rain, rain_drops), (weather.snow, snow_flakes)):
+        if rate > 0:
+            own_ranges, own_echoes = _particle_echo(kind(rate), alpha, beams, rng)
+            stronger = own_echoes / own_ranges**2 > echoes / ranges**2
+            ranges, echoes = np.where(stronger, own_ranges, ranges), np.where(stronger, own_echoes, echoes)
     return ranges, echoes
 
 
@@ -67,21 +102,21 @@ def _fog_echo(visibility: float, alpha: float, beams: int, rng: np.random.Genera
     return ranges, echoes * rng.exponential(size=beams)
 
 
-def _drop_echo(rain: float, alpha: float, beams: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Single rain drops, drawn in the volume of the beams by size as in LISA (Kilic et al., arXiv:2107.07004, 2021).
-
-    A drop of diameter D scatters back DROP_GAIN D^2 / 16 per sr; it covers only part of the beam.
-    """
-    smallest, slope = 0.5, _drop_slope(rain)  # mm
-    r = np.linspace(1, 15, 300)
+def _particle_echo(
+    particles: Particles, alpha: float, beams: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Single drops or flakes, drawn in the volume of the beams by size as in LISA (Kilic et al., arXiv:2107.07004,
+    2021) and, for snow, in Hahner et al. (CVPR 2022). Each covers only part of the beam."""
+    number, slope, smallest, farthest, wider, echo_of_one = particles
+    r = np.linspace(1, farthest, 300)
     section = np.pi / 4 * (BEAM_EXIT + BEAM_DIVERGENCE * r) ** 2
     volume = float(section.mean() * (r[-1] - r[0]))
-    count = rng.poisson(DROPS / slope * np.exp(-slope * smallest) * volume * beams)
+    count = rng.poisson(number / slope * np.exp(-slope * smallest) * volume * beams)
     beam = rng.integers(beams, size=count)
     distance = np.interp(rng.random(count), *_distribution(section, r))
-    diameter = (smallest + rng.exponential(1 / slope, count)) * 1e-3  # m
+    diameter = (smallest + rng.exponential(1 / slope, count)) * 1e-3 * wider  # m
     share = np.minimum(diameter / (BEAM_EXIT + BEAM_DIVERGENCE * distance), 1) ** 2
-    echo = DROP_GAIN / 4 * share * np.exp(-2 * alpha * distance)
+    echo = echo_of_one * share * np.exp(-2 * alpha * distance)
     weakest_first = np.argsort(echo / distance**2)
     ranges, echoes = np.ones(beams), np.zeros(beams)
     ranges[beam[weakest_first]] = distance[weakest_first]
@@ -97,8 +132,13 @@ def _distribution(density: np.ndarray, at: np.ndarray) -> tuple[np.ndarray, np.n
 
 
 def wetness(weather: Weather) -> float:
-    """Share of the ground that is covered by a film of water."""
-    return min(weather.rain / 2, 1.0)
+    """Share of the ground, where no snow lies, that is covered by a film of water."""
+    return max(weather.wet, min(weather.rain / 2, 1.0))
+
+
+def under_snow(bare: np.ndarray, cover: float, white: float) -> np.ndarray:
+    """Mean reflectance of surfaces of which snow of reflectance `white` covers a share."""
+    return bare + cover * (white - bare)
 
 
 def wet_albedo(albedo: np.ndarray) -> np.ndarray:
@@ -182,8 +222,8 @@ def rain_streaks(
     if rain <= 0:
         return radiance
     height, width = radiance.shape[1:]
-    smallest, farthest, exposure = 1.0, 4.0, 0.008  # mm, m, s
-    slope = _drop_slope(rain)
+    smallest, farthest, exposure = 1.0, 4.0, EXPOSURE  # mm, m, s
+    slope = rain_drops(rain).slope
     volume = width * height / focal_length**2 * farthest**3 / 3
     # Nine in ten are out of focus or too thin to be seen.
     count = rng.poisson(0.1 * DROPS / slope * np.exp(-slope * smallest) * volume)
@@ -193,15 +233,47 @@ def rain_streaks(
     breadth = diameter * 1e-3 * focal_length / distance  # px
     start = rng.random((count, 2)) * [width, height + 60] - [0, 60]
     end = start + np.stack([rng.normal(0.06, 0.02, count), np.ones(count)], axis=1) * length[:, None]
-    ends = np.rint(np.stack([start, end], axis=1) * 16).astype(int).tolist()
-    shades = (255 * 0.35 * breadth.clip(0, 1)).tolist()
-    widths = np.rint(breadth).clip(1, 4).astype(int).tolist()
-    mask = np.zeros((height, width), np.uint8)
-    for i in np.argsort(breadth, kind="stable").tolist():
-        cv2.line(mask, ends[i][0], ends[i][1], (shades[i],), widths[i], cv2.LINE_AA, shift=4)
-    veil = cv2.blur(mask, (3, 3)).astype(np.float32) / 255
+    veil = _veil(start, end, breadth, 0.35, 4, (height, width))
     dimming = np.float32(1 - 0.15 * min(rain / 20, 1))
     return (radiance * (1 - veil) + 1.2 * airlight[:, None, None] * veil) * dimming
+
+
+def falling_snow(
+    radiance: np.ndarray, snow: float, focal_length: float, airlight: np.ndarray, rng: np.random.Generator
+) -> np.ndarray:
+    """(3, H, W) the image with flakes near the camera, white in the light of the sky.
+
+    The number of flakes follows Gunn & Marshall, their speed is 0.8 D^0.16 m/s with D in mm (aggregates of dendrites:
+    Locatelli & Hobbs, "Fall speeds and masses of solid precipitation particles", J. Geophys. Res. 79, 1974).
+    """
+    if snow <= 0:
+        return radiance
+    height, width = radiance.shape[1:]
+    smallest, farthest = 0.5, 6.0  # mm of water, m
+    flakes = snow_flakes(snow)
+    volume = width * height / focal_length**2 * farthest**3 / 3
+    count = rng.poisson(flakes.number / flakes.slope * np.exp(-flakes.slope * smallest) * volume)
+    distance = farthest * rng.random(count) ** (1 / 3)
+    diameter = (smallest + rng.exponential(1 / flakes.slope, count)) * flakes.diameter
+    length = 0.8 * diameter**0.16 * EXPOSURE * focal_length / distance
+    breadth = diameter * 1e-3 * focal_length / distance  # px
+    start = rng.random((count, 2)) * [width, height]
+    end = start + np.stack([rng.normal(0, 0.5, count), np.ones(count)], axis=1) * length[:, None]  # they tumble
+    veil = _veil(start, end, breadth, 1.0, 40, (height, width))
+    return radiance * (1 - veil) + np.float32(SNOW_ALBEDO) * airlight[:, None, None] * veil
+
+
+def _veil(
+    start: np.ndarray, end: np.ndarray, breadth: np.ndarray, opacity: float, widest: int, shape: tuple[int, int]
+) -> np.ndarray:
+    """(H, W) share of the light that streaks from start to end (N, 2), breadth (N,) px wide, take from an image."""
+    ends = np.rint(np.stack([start, end], axis=1) * 16).astype(int).tolist()
+    shades = (255 * opacity * breadth.clip(0, 1)).tolist()
+    widths = np.rint(breadth).clip(1, widest).astype(int).tolist()
+    mask = np.zeros(shape, np.uint8)
+    for i in np.argsort(breadth, kind="stable").tolist():
+        cv2.line(mask, ends[i][0], ends[i][1], (shades[i],), widths[i], cv2.LINE_AA, shift=4)
+    return cv2.blur(mask, (3, 3)).astype(np.float32) / 255
 
 
 def expose(radiance: np.ndarray, exposure: float, gain: float, rng: np.random.Generator) -> np.ndarray:

@@ -68,7 +68,7 @@ class MapExpansion:
 
     @staticmethod
     def load(dataroot: Path, location: str, layers: Sequence[MapLayer]) -> MapExpansion | None:
-        """The map of a location such as boston-seaport; None if the dataroot has none.
+        """The map of a location; None if the dataroot has none.
 
         Raises:
             InputError: the file is damaged.

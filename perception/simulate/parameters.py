@@ -1,0 +1,184 @@
+"""The parameters of a simulated world. Those of a place are fixed for a drive; light, air and ground may change on it.
+
+The defaults are those of a clear day in a plain town.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import numpy as np
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+
+from perception.section import Section
+from perception.simulate.snapshot import GROUND_COLOURS, Ground, Weather
+
+LEAST_BLOCK = 50.0  # m along each edge of a block: houses and a parking lot fit
+LEAST_STREET = 40.0  # m of lane between two junctions
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Colour = Annotated[str, Field(pattern="^#[0-9a-f]{6}$")]
+Lanes = Annotated[int, Field(ge=1, le=2)]  # per direction
+
+
+def _both(given: Any) -> Any:
+    return (given, given) if isinstance(given, (int, float)) else given
+
+
+def _within(low: float, high: float) -> AfterValidator:
+    def check(given: tuple[float, float]) -> tuple[float, float]:
+        if not low <= given[0] <= given[1] <= high:
+            raise ValueError(f"{list(given)} is no interval within {low:g} and {high:g}, the lower end first")
+        return given
+
+    return AfterValidator(check)
+
+
+# An interval from which each drive, or each house, draws; one number stands for itself.
+_Interval = Annotated[tuple[float, float], Field(strict=False), BeforeValidator(_both)]
+Rate = Annotated[_Interval, _within(0, 200)]
+Part = Annotated[_Interval, _within(0, 1)]
+Sight = Annotated[_Interval, _within(5, 1e5)]
+Metres = Annotated[_Interval, _within(3, 200)]
+
+
+class Streets(Section):
+    """A grid of streets, bent and rotated."""
+
+    right_hand: bool = True  # traffic keeps to the right
+    columns: tuple[Lanes, ...] = Field(default=(2, 1, 2, 1), strict=False, min_length=3, max_length=8)
+    rows: tuple[Lanes, ...] = Field(default=(2, 1, 2), strict=False, min_length=3, max_length=8)
+    spacing: tuple[float, float] = Field(default=(110.0, 110.0), strict=False)  # m between street centres
+    lane_width: Annotated[float, Field(ge=2.8, le=4.5)] = 3.4  # m
+    parking: Annotated[float, Field(ge=0, le=4)] = 0.0  # m, parking strip at each kerb; 0 for none
+    verge: Annotated[float, Field(ge=0, le=6)] = 0.0  # m of grass between kerb and walkway
+    walkway: Annotated[float, Field(ge=2.5, le=10)] = 4.0  # m
+    corner: Annotated[float, Field(ge=4, le=14)] = 6.0  # m, kerb radius at junctions
+    rotation: Annotated[float, Field(allow_inf_nan=False)] = 0.0  # rad
+    bend: tuple[float, float] = Field(default=(6.0, 280.0), strict=False)  # m: amplitude and wavelength
+    yellow_divider: bool = False  # the divider between the directions is yellow, not white
+    speed: Annotated[float, Field(ge=4, le=13)] = 11.0  # m/s, limit
+    setback: Annotated[float, Field(ge=0, le=15)] = 2.0  # m of grass in front of the houses
+    carparks: Share = 0.5  # of blocks with a parking lot
+
+    @model_validator(mode="after")
+    def _spacious(self) -> Streets:
+        amplitude, wavelength = self.bend
+        if not (0 <= amplitude <= 12 and 200 <= wavelength <= 1e4):
+            raise ValueError("`bend` is an amplitude up to 12 m and a wavelength of 200 m or more")
+        aside = 2 * (self.verge + self.walkway + self.setback)
+        for name, spacing, lanes in (("columns", self.spacing[0], self.columns), ("rows", self.spacing[1], self.rows)):
+            between = spacing - 2 * (max(lanes) * self.lane_width + self.parking)
+            if between - max(aside, 2 * self.corner) < LEAST_BLOCK or between - 2 * self.corner - 13 < LEAST_STREET:
+                raise ValueError(f"`spacing`: {spacing:g} m between {name} leave too little for blocks; widen it")
+            if spacing > 250:
+                raise ValueError(f"`spacing`: {spacing:g} m between {name}; 250 m are the most")
+        return self
+
+
+class Buildings(Section):
+    heights: Metres = (8.0, 25.0)  # m
+    facades: tuple[Colour, ...] = Field(default=("#a85c48", "#beb2a0", "#8c847e"), strict=False, min_length=1)
+
+
+class Vegetation(Section):
+    """Street trees."""
+
+    gap: Annotated[float, Field(ge=5, le=500)] = 15.0  # m
+    height: Annotated[float, Field(ge=2, le=10)] = 7.0  # m
+    leaves: tuple[Colour, ...] = Field(default=("#345c28", "#406c30"), strict=False, min_length=1)
+
+
+class Mix(Section):
+    """Shares of the classes in traffic; they are divided by their sum."""
+
+    car: Share = 0.75
+    truck: Share = 0.08
+    bus: Share = 0.05
+    trailer: Share = 0.03
+    motorcycle: Share = 0.03
+    bicycle: Share = 0.06
+
+    @model_validator(mode="after")
+    def _some(self) -> Mix:
+        if self.car <= 0:
+            raise ValueError("the share of `car` is 0; what cannot be placed becomes a car")
+        return self
+
+
+class Agents(Section):
+    """How many agents there are."""
+
+    traffic: Annotated[float, Field(gt=0, le=0.08)] = 0.03  # vehicles per metre of lane
+    mix: Mix = Mix()
+    walkers: Annotated[float, Field(ge=0, le=0.1)] = 0.02  # per metre of walking path
+    cycles: Share = 0.1  # share of free kerb spots with a parked cycle
+    people: Share = 0.05  # share of free kerb spots with a person
+    parked: Share = 0.75  # share of occupied parking spaces
+    motorcycles: Share = 0.4  # share among parked cycles
+
+
+class Place(Section):
+    """A city. All of it is the same in all drives of a log, so that one map serves them."""
+
+    name: str = "town"
+    location: str = "town"  # name of the map
+    streets: Streets = Streets()
+    buildings: Buildings = Buildings()
+    vegetation: Vegetation = Vegetation()
+    agents: Agents = Agents()
+
+
+class Light(Section):
+    night: bool = False
+    overcast: bool = False  # as it is in rain, snow and fog anyway
+
+
+class Air(Section):
+    rain: Rate = (0.0, 0.0)  # mm/h
+    visibility: Sight | None = None  # m of meteorological optical range; None: unlimited but for rain and snow
+    snow: Rate = (0.0, 0.0)  # mm/h of melted water
+
+
+class Cover(Section):
+    """What is on the ground, and its colours without that."""
+
+    wet: Part = (0.0, 0.0)  # share under a film of water, at least; rain makes its own
+    snow: Part = (0.0, 0.0)  # share under snow, roofs and trees alike
+    grass: Colour | None = None
+    road: Colour | None = None
+    walkway: Colour | None = None
+    carpark: Colour | None = None
+
+
+class Surroundings(Section):
+    """What may change on a drive."""
+
+    light: Light = Light()
+    air: Air = Air()
+    ground: Cover = Cover()
+
+    def draw(self, rng: np.random.Generator) -> Weather:
+        """Random rates, visibility and cover. Always as many draws: the rain of a drive does not depend on its fog."""
+        rain = float(rng.uniform(*self.air.rain))
+        visibility = float(rng.uniform(*(self.air.visibility or (1.0, 1.0))))
+        snow, wet, cover = (float(rng.uniform(*each)) for each in (self.air.snow, self.ground.wet, self.ground.snow))
+        return Weather(
+            rain=rain,
+            visibility=np.inf if self.air.visibility is None else visibility,
+            snow=snow,
+            wet=wet,
+            snow_cover=cover,
+            night=self.light.night,
+            overcast=self.light.overcast,
+            ground_colours=tuple(
+                GROUND_COLOURS[kind] if (own := getattr(self.ground, kind.name.lower(), None)) is None else rgb(own)
+                for kind in Ground
+            ),
+        )
+
+
+def rgb(colour: str) -> tuple[int, int, int]:
+    """Red, green and blue of a colour such as #a85c48."""
+    red, green, blue = bytes.fromhex(colour[1:])
+    return red, green, blue
