@@ -42,6 +42,14 @@ def quaternions(rotations: np.ndarray) -> np.ndarray:
     return np.where(q[:, :1] < 0, -q, q)
 
 
+def axes_and_angles(rotations: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(N, 3) unit axes and (N,) angles (rad, 0 to pi) of rotation matrices (N, 3, 3); the axis of no rotation is 0."""
+    q = quaternions(rotations)
+    sines = np.linalg.norm(q[:, 1:], axis=1)
+    axes = np.divide(q[:, 1:], sines[:, None], out=np.zeros((len(q), 3)), where=sines[:, None] > 0)
+    return axes, 2 * np.arctan2(sines, q[:, 0])
+
+
 def quaternion(rotation: np.ndarray) -> list[float]:
     """The quaternion of one matrix; differs from `quaternions` in the last digit, for the bytes of simulated drives."""
     trace = np.trace(rotation)

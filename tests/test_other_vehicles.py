@@ -12,6 +12,7 @@ from commands import refuses, succeeds
 from make_log import make_log, messages, topics_of, write_mcap
 from networks import config as small_config
 from pages import page_data
+from recordings import STORAGES
 from refusals import one_line_error
 
 from deploy.bundle import Bundle
@@ -188,15 +189,15 @@ def test_a_camera_more_at_the_end_changes_no_other_input(drives: dict[str, Path]
             np.testing.assert_array_equal(one[name][0, 0], whole[name][0, i])
 
 
+@pytest.mark.parametrize("storage", STORAGES)
 @pytest.mark.parametrize("name", VEHICLES)
 def test_a_recording_of_the_vehicle_gives_the_frames_of_its_tables(
-    drives: dict[str, Path], name: str, tmp_path: Path
+    drives: dict[str, Path], name: str, storage: str, tmp_path: Path
 ) -> None:
-    make_log(drives[name], "scene-0001", tmp_path / "drive.mcap", rig=name)
+    path = tmp_path / STORAGES[storage]
+    make_log(drives[name], "scene-0001", path, storage, rig=name)
     spec = InputSpec.of(small_config().model_copy(update={"rig": load_rig(name)}))
-    (recorded,), (read,) = (
-        open_drives(*given, (), spec, None) for given in ((tmp_path / "drive.mcap", None), (drives[name], VERSION))
-    )
+    (recorded,), (read,) = (open_drives(*given, (), spec, None) for given in ((path, None), (drives[name], VERSION)))
     for a, b in zip(recorded, read, strict=True):
         assert (a.token, a.timestamp, [*a.cameras]) == (b.token, b.timestamp, [*b.cameras])
         np.testing.assert_array_equal(a.lidar_of_point, b.lidar_of_point)

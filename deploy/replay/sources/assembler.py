@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -15,16 +15,15 @@ from deploy.replay.sources.counts import Counts
 from deploy.replay.sources.frame_trigger import FrameTrigger
 from deploy.replay.sources.lidar import LidarSweeps
 from deploy.replay.sources.messages import Cloud, Content, Fix, Intrinsics, Keyframe, Picture, Transform
+from deploy.replay.sources.placement import Placement
 from deploy.replay.sources.positions import Positions
+from deploy.replay.sources.stamps import STAMPS_KEPT, Stamps
 from deploy.replay.sources.topics import Topics
-from deploy.replay.sources.transforms import Transforms
 from perception.frame import Conditions, Frame
-from perception.rig import RigSensor
 from perception.sensors.inputs import InputSpec
 from perception.sensors.lidar.sweeps import Sweep, global_from_reference, join_lidars
 
 _MAX_PENDING = 8  # frames
-_STAMPS_KEPT = 64  # of each topic, to recognise repeated messages
 
 
 class DriveInfo(NamedTuple):
@@ -44,21 +43,14 @@ class _PendingFrame(NamedTuple):
     keyframe: Keyframe | None
 
 
-@dataclass
-class _TopicStamps:
-    """The latest stamps (us) of one topic."""
-
-    last: int = -1
-    recent: deque[int] = field(default_factory=lambda: deque(maxlen=_STAMPS_KEPT))
-
-
 class Assembler:
     """Takes messages in the order in which they were recorded, and yields frames.
 
     A frame is made for each keyframe message or, without those, when FrameTrigger says so. It waits `wait` seconds of
     recording time for its messages: the sweep with the frame's stamp, the sweeps before it, and of every camera and
-    every further LiDAR the picture or sweep that is closest in time, within `tolerance`. Each is placed by the
-    vehicle's pose at its own stamp. Messages that are late, missing, repeated or out of order are counted. Memory is
+    every further LiDAR the picture or sweep that is closest in time, within `tolerance`. Times are stamps with the
+    offsets of their topics. Each is placed by the vehicle's pose at its own time, and each point of a sweep by that at
+    the point's, if it has one. Messages that are late, missing, repeated or out of order are counted. Memory is
     bounded by constants.
 
     Args:
@@ -71,26 +63,30 @@ class Assembler:
         self._topics, self._spec, self._counts, self._drive = topics, spec, counts, drive
         self._wait, self._tolerance = round(topics.wait * 1e6), round(topics.tolerance * 1e6)
         self._trigger = None if has_keyframes else FrameTrigger(round(topics.period * 1e6), bool(topics.lidars))
-        self._transforms, self._positions = Transforms(), Positions()
-        self._lidars = {name: LidarSweeps(each, spec.sweeps) for name, each in topics.lidars.items()}
+        self._placement, self._positions = Placement(topics, spec.rig), Positions()
+        self._lidars = {
+            name: LidarSweeps(each, spec.sweeps, self._placement, counts) for name, each in topics.lidars.items()
+        }
         self._lidar_of_topic = {each.topic: name for name, each in topics.lidars.items()}
         self._reference = next(iter(topics.lidars), None)  # the LiDAR that gives the frames' times
         keep = 2 * (self._wait + self._tolerance)
         self._cameras = {name: CameraPictures(each, self._tolerance, keep) for name, each in topics.cameras.items()}
-        self._mounts: dict[str, np.ndarray] = {}  # by sensor, where they are not those of the recording
         if topics.calibration == "rig":
-            sensors: tuple[RigSensor, ...] = (*spec.rig.lidars, *spec.rig.cameras)
-            self._mounts = {each.name: each.ego_from_sensor for each in sensors}
             for each in spec.rig.cameras:
                 if each.name in self._cameras:
                     self._cameras[each.name].set_intrinsics(intrinsics_of(each))
         self._camera_of_image = {each.image: name for name, each in topics.cameras.items()}
         self._camera_of_info = {each.info: name for name, each in topics.cameras.items()}
-        self._stamps: dict[str, _TopicStamps] = {}
+        offsets = {each.topic: each.offset for each in topics.lidars.values()}
+        if topics.keyframes and offsets:
+            offsets[topics.keyframes] = next(iter(offsets.values()))  # a keyframe has the stamp of its sweep
+        offsets |= {each.image: each.offset for each in topics.cameras.values()}
+        self._offsets = {topic: round(1e6 * offset) for topic, offset in offsets.items()}
+        self._stamps = Stamps(counts)
         self._pending: list[_PendingFrame] = []
         # Stamps and sensors of the latest frames, to recognise late messages.
         self._recent: deque[tuple[int, frozenset[str]]] = deque(maxlen=_MAX_PENDING)
-        self._tokens: deque[str] = deque(maxlen=_STAMPS_KEPT)
+        self._tokens: deque[str] = deque(maxlen=STAMPS_KEPT)
 
     def advance(self, time: int) -> Iterator[Frame]:
         """Yield the frames that have waited long enough, given the recording time (us) of the next message."""
@@ -104,8 +100,8 @@ class Assembler:
 
     def add(self, topic: str, time: int, contents: list[Content]) -> None:
         """Add the content of a message that was recorded at this time (us)."""
-        for content in contents:
-            t = self._topics
+        for each in contents:
+            t, content = self._topics, _shifted(each, self._offsets.get(topic, 0))
             if isinstance(content, Transform) and topic in (t.transforms, t.static_transforms, t.odometry):
                 self._add_transform(topic, content)
             elif isinstance(content, Intrinsics) and topic in self._camera_of_info:
@@ -122,25 +118,12 @@ class Assembler:
             else:
                 self._counts.add_corrupt(topic, "another message type than the map of topics says")
 
-    def _is_new(self, topic: str, stamp: int) -> bool:
-        """Whether the topic has not had this stamp before; counts repetitions and steps back in time."""
-        stamps = self._stamps.setdefault(topic, _TopicStamps())
-        if stamp in stamps.recent:
-            self._counts.add_problem("duplicated", topic)
-            return False
-        if stamp < stamps.last:
-            self._counts.add_problem("out_of_order", topic)
-        stamps.last = stamp
-        stamps.recent.append(stamp)
-        return True
-
     def _add_transform(self, topic: str, transform: Transform) -> None:
-        replaced = self._topics.odometry not in (None, topic) and transform.child == self._topics.ego_frame
-        if not replaced and not self._transforms.add(transform, topic == self._topics.static_transforms):
+        if not self._placement.add(topic, transform):
             self._counts.add_problem("duplicated", topic)
 
     def _add_keyframe(self, topic: str, time: int, keyframe: Keyframe) -> None:
-        if not self._is_new(topic, keyframe.stamp):
+        if not self._stamps.is_new(topic, keyframe.stamp):
             return
         if keyframe.token in self._tokens:
             self._counts.add_problem("duplicated", topic)
@@ -153,7 +136,7 @@ class Assembler:
 
     def _add_cloud(self, name: str, time: int, cloud: Cloud) -> None:
         lidar, reference = self._lidars[name], name == self._reference
-        if not self._is_new(lidar.topic, cloud.stamp):
+        if not self._stamps.is_new(lidar.topic, cloud.stamp):
             return
         allowed = 0 if reference else self._tolerance
         if any(abs(stamp - cloud.stamp) <= allowed and name not in sensors for stamp, sensors in self._recent):
@@ -163,7 +146,7 @@ class Assembler:
             self._expect_frame(cloud.stamp, time, self._trigger)
 
     def _add_picture(self, topic: str, time: int, picture: Picture) -> None:
-        if not self._is_new(topic, picture.stamp):
+        if not self._stamps.is_new(topic, picture.stamp):
             return
         name = self._camera_of_image[topic]
         if any(
@@ -176,7 +159,7 @@ class Assembler:
 
     def _add_fix(self, topic: str, time: int, fix: Fix) -> None:
         fix = replace(fix, stamp=fix.stamp or time)
-        if self._is_new(topic, fix.stamp):
+        if self._stamps.is_new(topic, fix.stamp):
             self._positions.add(fix)
 
     def _expect_frame(self, stamp: int, time: int, trigger: FrameTrigger) -> None:
@@ -188,14 +171,14 @@ class Assembler:
         """Yield the frame, or nothing if the vehicle's pose is not known."""
         mountings: dict[str, np.ndarray] = {}
         for name, lidar in self._lidars.items():
-            lidar.look_up_poses(self._pose)
-            found = (self._mounting(name, frame_id) for frame_id in lidar.frame_ids)
+            lidar.look_up_poses()
+            found = (self._placement.mounting(name, frame_id) for frame_id in lidar.frame_ids)
             mounting = next((each for each in found if each is not None), None)
             if mounting is not None:
                 mountings[name] = mounting
             elif lidar.has(pending.stamp):
                 self._counts.add_corrupt(lidar.topic, UNMOUNTED)
-        pose, ego_from_lidar = self._pose(pending.stamp), mountings.get(str(self._reference))
+        pose, ego_from_lidar = self._placement.pose(pending.stamp), mountings.get(str(self._reference))
         grid = self._spec.grid.reference
         if pose is None or (grid == "lidar" and ego_from_lidar is None):
             self._counts.unposed_frames += 1
@@ -205,7 +188,9 @@ class Assembler:
         own = self._spec.rig.own
         points, lidar_of_point = join_lidars(sweeps, pending.stamp, np.linalg.inv(reference), own)
         cameras = {
-            name: camera.closest(pending.stamp, self._pose, partial(self._mounting, name), self._counts)
+            name: camera.closest(
+                pending.stamp, self._placement.pose, partial(self._placement.mounting, name), self._counts
+            )
             for name, camera in self._cameras.items()
         }
         tags = pending.keyframe or self._drive
@@ -236,15 +221,15 @@ class Assembler:
         lidar = self._lidars[name]
         if name == self._reference:
             earlier = None if pending.keyframe is None else pending.keyframe.sweeps
-            return lidar.sweeps(pending.stamp, earlier, mounting, self._counts)
+            return lidar.sweeps(pending.stamp, earlier, mounting)
         closest = lidar.closest(pending.stamp, self._tolerance)
-        return [] if closest is None else lidar.sweeps(closest, None, mounting, self._counts)
+        return [] if closest is None else lidar.sweeps(closest, None, mounting)
 
-    def _pose(self, stamp: int) -> np.ndarray | None:
-        return self._transforms.pose(self._topics.global_frame, self._topics.ego_frame, stamp)
 
-    def _mounting(self, sensor: str, frame: str) -> np.ndarray | None:
-        """(4, 4) ego_from_sensor, of the rig or by the transforms of a frame; None if it is not known."""
-        return (
-            self._mounts[sensor] if sensor in self._mounts else self._transforms.mounting(self._topics.ego_frame, frame)
-        )
+def _shifted(content: Content, offset: int) -> Content:
+    """The content of a message at its own time, which is so many us after its stamp."""
+    if offset and isinstance(content, Cloud | Picture | Keyframe):
+        content = replace(content, stamp=content.stamp + offset)
+        if isinstance(content, Keyframe):
+            content = replace(content, sweeps=tuple(each + offset for each in content.sweeps))
+    return content

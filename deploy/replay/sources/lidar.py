@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from deploy.replay.sources.counts import Counts
-from deploy.replay.sources.messages import Cloud
+from deploy.replay.sources.messages import Cloud, CorruptMessage
+from deploy.replay.sources.placement import Placement
+from deploy.replay.sources.point_times import point_times
 from deploy.replay.sources.topics import LidarTopic
+from perception.sensors.lidar.compensation import Motion
 from perception.sensors.lidar.sweeps import Sweep
 
 _EXTRA_SWEEPS = 24  # kept beyond those of a frame, because more arrive while it waits
@@ -22,17 +25,27 @@ class LidarSweeps:
         sweeps: number of earlier sweeps that belong to a frame.
     """
 
-    def __init__(self, topic: LidarTopic, sweeps: int) -> None:
-        self.topic = topic.topic
+    def __init__(self, topic: LidarTopic, sweeps: int, placement: Placement, counts: Counts) -> None:
+        self.topic, self._given = topic.topic, topic
+        self._placement, self._counts = placement, counts
         self.frame_ids = [] if topic.frame is None else [topic.frame]  # of the sensor, in order of preference
         self._sweeps = sweeps
-        self._clouds: dict[int, Cloud] = {}  # by stamp
+        self._clouds: dict[int, np.ndarray] = {}  # points (N, 5) as in `Cloud`, by stamp
+        self._times: dict[int, np.ndarray] = {}  # (N,) s of the points, by stamp, where they are known
+        self._motions: dict[int, Motion] = {}  # by stamp, of sweeps with times that were used
         self._poses: dict[int, np.ndarray] = {}  # (4, 4) global from ego, by stamp
 
     def add(self, cloud: Cloud) -> None:
         if cloud.frame not in self.frame_ids:
             self.frame_ids = [*self.frame_ids[:1], cloud.frame]
-        self._clouds[cloud.stamp] = cloud
+        self._clouds[cloud.stamp] = cloud.points
+        try:
+            times = point_times(cloud, self._given)
+        except CorruptMessage:
+            self._counts.add_problem("uncompensated", self.topic)
+        else:
+            if times is not None:
+                self._times[cloud.stamp] = times
         if len(self._clouds) > self._sweeps + _EXTRA_SWEEPS:
             self._drop(next(iter(self._clouds)))
 
@@ -40,10 +53,10 @@ class LidarSweeps:
         """Whether there is a sweep with this stamp."""
         return stamp in self._clouds
 
-    def look_up_poses(self, pose_at: Callable[[int], np.ndarray | None]) -> None:
+    def look_up_poses(self) -> None:
         """Look up poses that are not known yet, before old transforms are dropped."""
         for stamp in self._clouds.keys() - self._poses.keys():
-            pose = pose_at(stamp)
+            pose = self._placement.pose(stamp)
             if pose is not None:
                 self._poses[stamp] = pose
 
@@ -52,12 +65,11 @@ class LidarSweeps:
         near = [(abs(each - stamp), each) for each in self._poses if abs(each - stamp) <= tolerance]
         return min(near)[1] if near else None
 
-    def sweeps(
-        self, stamp: int, earlier: Sequence[int] | None, ego_from_lidar: np.ndarray, counts: Counts
-    ) -> list[Sweep]:
+    def sweeps(self, stamp: int, earlier: Sequence[int] | None, ego_from_lidar: np.ndarray) -> list[Sweep]:
         """The sweep with this stamp, then earlier ones; none without a sweep of exactly this stamp.
 
-        A sweep whose pose is not known is counted and dropped.
+        A sweep whose pose is not known is counted and dropped; one whose points have times, but the vehicle no poses
+        then, is counted and used as of one time.
 
         Args:
             earlier: stamps of the earlier sweeps; None: those within the last second, latest first.
@@ -69,12 +81,24 @@ class LidarSweeps:
         sweeps = []
         for each in [stamp, *earlier[: self._sweeps]]:
             if each in self._poses:
-                sweeps.append(Sweep(self._clouds[each].points, each, self._poses[each], ego_from_lidar))
+                sweeps.append(Sweep(self._clouds[each], each, self._poses[each], ego_from_lidar, self._motion(each)))
             elif each in self._clouds:
-                counts.add_problem("unposed", self.topic)
+                self._counts.add_problem("unposed", self.topic)
                 self._drop(each)
         return sweeps
 
+    def _motion(self, stamp: int) -> Motion | None:
+        """The vehicle's motion during a sweep; None if its points have no times, or the poses are not known."""
+        if stamp in self._times and stamp not in self._motions:
+            motion = self._placement.motion(stamp, self._times[stamp])
+            if motion is None:
+                self._counts.add_problem("uncompensated", self.topic)
+                del self._times[stamp]
+            else:
+                self._motions[stamp] = motion
+        return self._motions.get(stamp)
+
     def _drop(self, stamp: int) -> None:
         del self._clouds[stamp]
-        self._poses.pop(stamp, None)
+        for known in (self._poses, self._times, self._motions):
+            known.pop(stamp, None)

@@ -5,7 +5,7 @@ Stamps are in microseconds, as in nuScenes. The reasons for a refusal are fixed 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,9 +14,6 @@ from deploy.replay.sources.rectify import Lens
 from perception.frame import Conditions
 
 LATEST = 1 << 53  # us, the largest stamp; it is exact as a float64
-_MAX_POINTS = 1 << 22
-_MAX_COORDINATE = 1e4  # m from the LiDAR
-_MAX_INTENSITY = 65535  # also the largest ring
 _MAX_EDGE = 1 << 14  # pixels, width or height of a picture
 _MAX_NAME = 200  # characters
 
@@ -32,6 +29,7 @@ class Cloud:
     stamp: int
     frame: str
     points: np.ndarray  # (N, 5) float32 x y z (m), intensity, ring; sensor frame
+    column: Callable[[str], np.ndarray | None]  # (N,) numbers of another field of the points; None: there is none
 
 
 @dataclass(frozen=True)
@@ -97,47 +95,8 @@ def stamp_of(seconds: int, nanoseconds: int) -> int:
     return int(seconds) * 1_000_000 + int(nanoseconds) // 1000
 
 
-def cloud(
-    stamp: int, frame: str, fields: Mapping[str, tuple[int, np.dtype]], step: int, data: np.ndarray, dense: bool
-) -> Cloud:
-    """Make a sweep from packed points.
-
-    Args:
-        fields: name -> byte offset and type. x, y and z are required; a missing intensity or ring is 0.
-        step: bytes from one point to the next.
-        data: (N * step,) uint8.
-        dense: whether a non-finite point is damage; otherwise it is a beam without a return, which is removed.
-    """
-    if not 0 < step <= 1 << 12 or data.size % step:
-        raise CorruptMessage("data of a size that is not a multiple of the point's")
-    if data.size // step > _MAX_POINTS:
-        raise CorruptMessage("too many points")
-    names = ("x", "y", "z", "intensity", "ring")
-    if any(name not in fields for name in names[:3]):
-        raise CorruptMessage("points without x, y or z")
-    if any(not 0 <= offset <= step - dtype.itemsize for name, (offset, dtype) in fields.items() if name in names):
-        raise CorruptMessage("a field outside the point")
-    rows = np.ascontiguousarray(data).reshape(-1, step)
-    points = np.zeros((len(rows), 5), np.float32)
-    with np.errstate(over="ignore", invalid="ignore"):
-        for column, name in enumerate(names):
-            if name in fields:
-                offset, dtype = fields[name]
-                points[:, column] = rows[:, offset : offset + dtype.itemsize].copy().view(dtype)[:, 0]
-    finite = np.isfinite(points).all(axis=1)
-    if not finite.all():
-        if dense:
-            raise CorruptMessage("points that are not finite")
-        points = points[finite]
-    if (np.abs(points[:, :3]) > _MAX_COORDINATE).any():
-        raise CorruptMessage("points beyond the range of a LiDAR")
-    if (np.abs(points[:, 3:]) > _MAX_INTENSITY).any():
-        raise CorruptMessage("intensities or rings out of range")
-    return Cloud(stamp, _checked_name(frame), points)
-
-
 def picture(stamp: int, frame: str, decode: Callable[[], np.ndarray], size: tuple[int, int]) -> Picture:
-    return Picture(stamp, _checked_name(frame), decode, _checked_size(size))
+    return Picture(stamp, checked_name(frame), decode, _checked_size(size))
 
 
 def intrinsics(
@@ -174,7 +133,7 @@ def intrinsics(
     if raw is not None and (d.any() or (rotation != np.eye(3)).any() or (raw != matrix).any()):
         coefficients = d if d.any() else np.zeros(4)
         lens = Lens(str(model) if d.any() else "plumb_bob", coefficients, raw.copy(), rotation.copy(), matrix, size)
-    return Intrinsics(stamp, _checked_name(frame), size, matrix, lens)
+    return Intrinsics(stamp, checked_name(frame), size, matrix, lens)
 
 
 def _is_pinhole(matrix: np.ndarray) -> bool:
@@ -192,7 +151,7 @@ def transform(stamp: int, parent: str, child: str, translation: list[float], rot
         raise CorruptMessage("a rotation that is not a unit quaternion")
     if parent == child:
         raise CorruptMessage("a frame that is its own parent")
-    return Transform(stamp, _checked_name(parent), _checked_name(child), t, q)
+    return Transform(stamp, checked_name(parent), checked_name(child), t, q)
 
 
 def fix(stamp: int, latitude: float, longitude: float) -> Fix:
@@ -217,7 +176,7 @@ def keyframe(content: object) -> Keyframe:
         raise CorruptMessage("a keyframe without a token")
     conditions = Conditions(**tags)
     return Keyframe(
-        int(stamp or 0), _checked_name(token), _checked_name(scene), _checked_name(location), conditions, tuple(sweeps)
+        int(stamp or 0), checked_name(token), checked_name(scene), checked_name(location), conditions, tuple(sweeps)
     )
 
 
@@ -230,7 +189,7 @@ def _is_stamp(value: object) -> bool:
     return type(value) is int and 0 <= value <= LATEST
 
 
-def _checked_name(name: object) -> str:
+def checked_name(name: object) -> str:
     if not isinstance(name, str) or len(name) > _MAX_NAME or not name.isprintable():
         raise CorruptMessage("an invalid name")
     return name.lstrip("/")  # ROS 1 wrote frame ids with a leading slash

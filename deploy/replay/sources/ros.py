@@ -14,13 +14,13 @@ from deploy.replay.sources.encoded import compressed_picture, raw_picture
 from deploy.replay.sources.messages import (
     Content,
     CorruptMessage,
-    cloud,
     fix,
     intrinsics,
     keyframe,
     stamp_of,
     transform,
 )
+from deploy.replay.sources.points import cloud
 
 # These types have been the same in every ROS 2 distribution so far.
 TYPES = get_typestore(Stores.ROS2_HUMBLE)

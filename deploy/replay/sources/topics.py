@@ -16,16 +16,23 @@ from perception.section import Section, parse_section, read_yaml
 
 Name = Annotated[str, Field(min_length=1)]
 Seconds = Annotated[float, Field(gt=0, le=10)]
+# s, from the stamp of a message to the time of its content: below 0 where it is stamped after the exposure.
+Offset = Annotated[float, Field(ge=-2, le=2)]
 
 
 class LidarTopic(Section):
     topic: Name
     frame: Name | None = None  # of the sensor; if not set, or without a transform: that of the message header
+    offset: Offset = 0.0
+    time_field: Name | None = None  # of the points' times; None: as drivers call it (`point_times`)
+    time_unit: Literal["s", "ms", "us", "ns"] | None = None  # None: as drivers count it
+    compensated: bool = False  # whether the driver has carried all points to the stamp; then their times do not count
 
 
 class CameraTopics(Section):
     image: Name
     info: Name  # CameraInfo
+    offset: Offset = 0.0
     frame: Name | None = None  # of the sensor; None: that of the message header
     rectified: bool | None = None  # whether pictures are rectified; None: if the topic's name contains "rect"
 

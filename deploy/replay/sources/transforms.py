@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections import deque
 
 import numpy as np
@@ -46,6 +46,16 @@ class Transforms:
         None if the poses before and after are more than 1 s apart and the nearest one is more than 50 ms away.
         """
         return self._chain(parent, child, stamp)
+
+    def between(self, child: str, first: int, last: int) -> list[int]:
+        """The times (us), ascending, at which the pose of a frame or of its parents was recorded, after the first and
+        before the last."""
+        frames, stamps = [child], set[int]()
+        for frame in frames:  # which grows: each frame is visited once
+            for parent, edge in self._edges.get(frame, {}).items():
+                stamps.update(edge.between(first, last))
+                frames += [] if parent in frames else [parent]
+        return sorted(stamps)
 
     def _chain(self, root: str, child: str, stamp: int | None) -> np.ndarray | None:
         """Breadth-first search for the root; visits each frame once, since a damaged tree can have cycles."""
@@ -100,6 +110,11 @@ class _Edge:
         near = [i for i in (place - 1, place) if 0 <= i < len(self._stamps)]
         nearest = min(near, key=lambda i: self._distance(i, stamp))
         return rigid(*self._poses[nearest]) if self._distance(nearest, stamp) <= _LONGEST_HOLD else None
+
+    def between(self, first: int, last: int) -> list[int]:
+        """Its times after the first and before the last; none if it is static."""
+        inner = slice(bisect_right(self._stamps, first), bisect_left(self._stamps, last))
+        return [] if self._static else self._stamps[inner]
 
     def _distance(self, place: int, stamp: int) -> int:
         return abs(self._stamps[place] - stamp)

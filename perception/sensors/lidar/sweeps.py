@@ -9,6 +9,7 @@ import numpy as np
 
 from perception.grid import Reference
 from perception.rig import Box
+from perception.sensors.lidar.compensation import Motion, compensated
 
 _ROOF = 1.0  # m, half the side of the square around the sensor with returns from the roof, as in the devkit
 
@@ -20,6 +21,7 @@ class Sweep(NamedTuple):
     timestamp: int  # us
     global_from_ego: np.ndarray  # (4, 4) at the sweep's time
     ego_from_lidar: np.ndarray  # (4, 4)
+    motion: Motion | None = None  # of the vehicle during the sweep; None: all points are of the sweep's time
 
 
 def global_from_reference(
@@ -38,7 +40,7 @@ def accumulate_sweeps(
     """(N, 5) float32 points of all sweeps in the reference frame, with dt (s) instead of the ring.
 
     As LidarPointCloud.from_file_multisweep of the devkit: compensated for the motion of the vehicle, not for that of
-    objects.
+    objects; one dt for a sweep. Within a sweep it is compensated where `Sweep.motion` is known.
 
     Args:
         sweeps: at least one.
@@ -83,9 +85,13 @@ def _in_reference(sweep: Sweep, timestamp: int, reference_from_global: np.ndarra
         kept = ~own.contains(sweep.points[:, :3] @ mount[:3, :3].T + mount[:3, 3])
     # np.compress, because boolean indexing is slow along an axis of length five.
     points = np.compress(kept, sweep.points, axis=0)
-    transform = (reference_from_global @ sweep.global_from_ego @ sweep.ego_from_lidar).astype(np.float32)
-    points[:, :3] = points[:, :3] @ transform[:3, :3].T
-    for axis in range(3):
-        points[:, axis] += transform[axis, 3]
+    if sweep.motion is not None:
+        motion = sweep.motion._replace(point_times=sweep.motion.point_times[kept])
+        points[:, :3] = compensated(points[:, :3], motion, sweep.ego_from_lidar, reference_from_global)
+    else:
+        transform = (reference_from_global @ sweep.global_from_ego @ sweep.ego_from_lidar).astype(np.float32)
+        points[:, :3] = points[:, :3] @ transform[:3, :3].T
+        for axis in range(3):
+            points[:, axis] += transform[axis, 3]
     points[:, 4] = 1e-6 * (timestamp - sweep.timestamp)
     return points
