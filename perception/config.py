@@ -185,6 +185,7 @@ class Config(Section):
             try:
                 task.require_levels(len(trunk.channels) if trunk.pyramid else 1)
                 task.require_taxonomy(self.taxonomy)
+                task.require_cameras(self.model.camera is not None)
             except ValueError as error:
                 raise ValueError(f"tasks.{name}: {error}") from None
         return self

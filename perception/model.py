@@ -70,7 +70,7 @@ class PerceptionModel(nn.Module):
         for text in config.fusions:
             add_fusion(self.bank, parse_block(text))
         self.router: FixedRouter | SteeredRouter | RandomConditionsRouter = FixedRouter(
-            self.bank, self._behind_the_trunk
+            self.bank, self._reading("trunk")
         )
         self.chooser: Any = LearnedRouter(config.routing, model.fused_channels, self.bank) if config.routing else None
         self.routes: list[Route] = []  # of the last forward pass, one for each group of tasks
@@ -81,9 +81,12 @@ class PerceptionModel(nn.Module):
         Tasks with different modules are computed in separate passes, others share one.
         """
         outputs: dict[str, Tensor] = {}
+        for task in self._reading("inputs"):
+            if task in self.computed:
+                outputs |= prefixed(task, self.head(task)(inputs))
         sensors, self.routes = present(inputs), []
         fused, applied = None, Route()
-        early = [task for task in self._before_the_trunk if task in self.computed]
+        early = [task for task in self._reading("fused") if task in self.computed]
         for route, group in self.router(conditions, sensors):
             tasks = [task for task in group if task in self.computed]
             if not tasks and not early:
@@ -144,7 +147,7 @@ class PerceptionModel(nn.Module):
         self.config = self.config.model_copy(update={"tasks": ordered})
         self.tasks = tasks_of(ordered, self.config.head_grid, self.config.taxonomy)
         self.computed = tuple(self.tasks)
-        self.router = FixedRouter(self.bank, self._behind_the_trunk)
+        self.router = FixedRouter(self.bank, self._reading("trunk"))
 
     def _channels(self, task: Task[Any]) -> Any:
         """Channels of the feature maps that the task reads."""
@@ -155,13 +158,9 @@ class PerceptionModel(nn.Module):
         with torch.random.fork_rng(devices=[]):
             return task.network(self._channels(task))
 
-    @property
-    def _behind_the_trunk(self) -> tuple[str, ...]:
-        return tuple(name for name, task in self.tasks.items() if task.reads == "trunk")
-
-    @property
-    def _before_the_trunk(self) -> tuple[str, ...]:
-        return tuple(name for name, task in self.tasks.items() if task.reads == "fused")
+    def _reading(self, features: str) -> tuple[str, ...]:
+        """The tasks that read these features, see `Task.reads`."""
+        return tuple(name for name, task in self.tasks.items() if task.reads == features)
 
     def losses(self, dense: dict[str, Tensor], labels: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Loss]:
         """Loss terms of all tasks, TASK/TERM, for the dense outputs of a batch and its labels by task."""
@@ -233,7 +232,7 @@ class PerceptionModel(nn.Module):
         well, weighted by a `SteeredRouter`; those that are the same on all routes are folded.
         """
         model = copy.deepcopy(self)
-        model.router = router = FixedRouter(model.bank, model._behind_the_trunk)
+        model.router = router = FixedRouter(model.bank, model._reading("trunk"))
         chosen = model.chooser.names if model.chooser else ()
         fixed = [module for name, module in model.bank.modules.items() if name not in chosen]
         required = {fact.removeprefix("no-") for module in fixed for fact in module.when}
@@ -244,7 +243,7 @@ class PerceptionModel(nn.Module):
         always = {name for name in model.bank.modules if all(any(name in r.weights for r, _ in case) for case in cases)}
         model.bank.fold(settled, keep=model.bank.after_fusion() if model.chooser else ())
         if len(cases) > 1:
-            model.router = SteeredRouter(model.bank, model._behind_the_trunk, always)
+            model.router = SteeredRouter(model.bank, model._reading("trunk"), always)
             if model.chooser is None:
                 for slot in model.bank.slots.values():
                     slot.stack_low_rank()

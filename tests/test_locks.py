@@ -41,7 +41,7 @@ def test_every_python_of_the_project_has_a_lock() -> None:
 @each_python
 def test_what_make_installs_is_locked_in_range(python: str) -> None:
     versions = pinned(LOCKS[python])
-    extras = ["rtx", "viewer", "devkit", "dev", *(["mmdet3d"] if python in OLD else [])]
+    extras = ["rtx", "viewer", "pretrained", "devkit", "dev", *(["mmdet3d"] if python in OLD else [])]
     for requirement in map(Requirement, chain(PROJECT["dependencies"], *(EXTRAS[extra] for extra in extras))):
         version = versions[canonicalize_name(requirement.name)]
         assert requirement.specifier.contains(version), (requirement, version)

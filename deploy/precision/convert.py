@@ -54,7 +54,7 @@ def convert(
     measured = ranges(model, activations(model.graph), frames)
     few = [frames[i] for i in np.linspace(0, len(frames) - 1, min(SENSITIVITY_FRAMES, len(frames))).astype(int)]
     trunk_outputs = [
-        f"{name}/{each.name}" for name, task in tasks.items() if task.reads == "fused" for each in task.outputs
+        f"{name}/{each.name}" for name, task in tasks.items() if task.reads != "trunk" for each in task.outputs
     ]
     table, members = sensitivity(model, measured, few, trunk_outputs), blocks(model.graph)
     layers = [layer for block in table if block.precision == "int8" for layer in members[block.name]]

@@ -34,7 +34,10 @@ class TaskNetwork(nn.Module):
 
     @abstractmethod
     def forward(self, features: Any) -> dict[str, Tensor]:
-        """Dense outputs for feature maps (B, C, rows, columns), one or one for each level of a pyramid."""
+        """Dense outputs for feature maps (B, C, rows, columns), one or one for each level of a pyramid.
+
+        A task that reads `inputs` gets the network's inputs by name instead.
+        """
 
     @abstractmethod
     def decode(self, dense: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -43,3 +46,33 @@ class TaskNetwork(nn.Module):
     @abstractmethod
     def losses(self, dense: Mapping[str, Tensor], labels: Mapping[str, Tensor]) -> dict[str, Loss]:
         """Loss terms by name; the sum of their means is minimised."""
+
+
+class FittedNetwork(TaskNetwork):
+    """A head that reads pictures and is fitted in closed form to each keyframe once, without gradients."""
+
+    @abstractmethod
+    def start(self) -> None:
+        """Load pretrained weights and forget the keyframes observed before.
+
+        Raises:
+            InputError: the weights are not installed.
+        """
+
+    @abstractmethod
+    def observe(self, inputs: Mapping[str, Tensor], labels: Mapping[str, Tensor], drive: str) -> None:
+        """Add a keyframe to fit to.
+
+        Args:
+            inputs: of the network, batch dimension 1; without LiDAR.
+            labels: of the task, batch dimension 1.
+            drive: name of its drive; drives are held out as a whole.
+        """
+
+    @abstractmethod
+    def fit(self) -> None:
+        """Fit to the observed keyframes.
+
+        Raises:
+            InputError: they are too few.
+        """

@@ -41,6 +41,9 @@ class TaskConfig(Section):
     def require_taxonomy(self, taxonomy: Taxonomy) -> None:
         """Raise ValueError if the head cannot have the names of this taxonomy."""
 
+    def require_cameras(self, cameras: bool) -> None:
+        """Raise ValueError if the head needs the pictures of a model without a camera branch."""
+
     def require_levels(self, levels: int) -> None:
         """Raise ValueError if the head cannot read this number of feature maps from the trunk."""
         if levels > 1:
@@ -76,9 +79,9 @@ class Task(ABC, Generic[Result]):
 
     name: ClassVar[str]
     Config: ClassVar[type[TaskConfig]]
-    reads: ClassVar[Literal["trunk", "fused"]] = "trunk"  # features after the trunk, or before it
+    reads: Literal["trunk", "fused", "inputs"] = "trunk"  # features after the trunk, before it, or the sensors' data
     ranked: ClassVar[bool] = False  # outputs are lists of detections: boxes, scores, labels, attributes
-    random_routes: ClassVar[bool] = False  # train the head on a frozen base with random modules
+    random_routes: bool = False  # train the head on a frozen base with random modules
     metric: type[Metric[Any]]
     judge: ClassVar[type[Judge] | None] = None  # of finished replays; None: no gates
     files: ClassVar[Mapping[str, str]] = {}  # files of the task in a replay: content -> file name

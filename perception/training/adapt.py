@@ -13,8 +13,10 @@ from perception.datasets.keyframes import Keyframes
 from perception.errors import InputError
 from perception.modules.spec import LearnedRouting, Module
 from perception.section import Section, load_section
+from perception.tasks.network import FittedNetwork
 from perception.training import trainable
 from perception.training.checkpoint import load_model, newest, provenance
+from perception.training.fitted import fit_head
 from perception.training.loop import fit
 
 
@@ -107,7 +109,8 @@ def add_task(
     Args:
         task: its name in `perception.tasks.TASKS`.
         content: `tasks` with the configuration of its head, and `modules` that run only for this task.
-        checkpoint, tables, split, selectors, training: as in `adapt`.
+        checkpoint, tables, split, selectors, training: as in `adapt`; a head that is fitted in closed form takes each
+            keyframe once, whatever the number of steps.
 
     Raises:
         InputError: an unknown task or key, a task that the base has already, no labelled frame, or RUN already trained.
@@ -131,8 +134,12 @@ def add_task(
     tokens = [t for t in tables.samples(split, selectors) if model.tasks[task].labelled(tables, t)]
     if not tokens:
         raise InputError(f"{tables.dataroot}: no keyframe of the split has labels for the task {task}")
-    trainable.added_task(model, task, [module["name"] for module in own])
-    last = fit(model, tables, tokens, run, earlier=provenance(checkpoint).data)
+    earlier = provenance(checkpoint).data
+    if isinstance(model.head(task), FittedNetwork):
+        last = fit_head(model, task, tables, tokens, run, earlier)
+    else:
+        trainable.added_task(model, task, [module["name"] for module in own])
+        last = fit(model, tables, tokens, run, earlier=earlier)
     bank.save(task, run / "modules" / task)
     return last
 

@@ -68,7 +68,7 @@ class _Training:
     ) -> None:
         self.model, self.run, self.config = model, run, model.config
         options = self.config.train
-        self.data = (*earlier, _described(tables, tokens))
+        self.data = (*earlier, described(tables, tokens))
         unused = bool(self.config.modules or self.config.routing)
         self.accelerator = Accelerator(
             mixed_precision=options.precision,
@@ -154,6 +154,6 @@ def _require_possible(config: Config, run: Path, resume: bool) -> None:
         raise InputError(f"{config.name}: train.precision fp16 needs a GPU; use bf16 or no")
 
 
-def _described(tables: Keyframes, tokens: Sequence[str]) -> str:
+def described(tables: Keyframes, tokens: Sequence[str]) -> str:
     """Description of the keyframes of a training, such as `v1.0-mini: 323 keyframes of 8 scenes`."""
     return f"{tables.version}: {len(tokens)} keyframes of {len({*map(tables.scene, tokens)})} scenes"

@@ -11,14 +11,26 @@ import torch
 from torch import nn
 
 from perception.datasets.keyframes import Keyframes
+from perception.errors import InputError
 from perception.model import PerceptionModel
 from perception.modules.base_weights import is_base_key
 from perception.modules.routing.fixed import FixedRouter
 from perception.modules.routing.random_conditions import RandomConditionsRouter
+from perception.tasks.network import FittedNetwork
 
 
 def joint(model: PerceptionModel) -> None:
-    """Train base and modules together; a module gets gradients only from frames and tasks that route to it."""
+    """Train base and modules together; a module gets gradients only from frames and tasks that route to it.
+
+    Raises:
+        InputError: a task has no gradients.
+    """
+    for task in model.tasks:
+        if isinstance(model.head(task), FittedNetwork):
+            raise InputError(
+                f"tasks.{task}: this head is fitted to a trained model; train without it, then perception adapt RUN "
+                f"--task {task}"
+            )
     model.requires_grad_(True).train()
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -37,8 +37,12 @@ class ConditionsHead(TaskNetwork):
         return {"probabilities": torch.cat([dense[kind].softmax(dim=1) for kind in self.kinds], dim=1)}
 
     def losses(self, dense: Mapping[str, Tensor], labels: Mapping[str, Tensor]) -> dict[str, Loss]:
-        """Cross-entropy of each kind over the frames where it is tagged."""
-        return {
-            kind: Loss(F.cross_entropy(dense[kind], labels[kind], ignore_index=-1, reduction="none"), labels[kind] >= 0)
-            for kind in self.kinds
-        }
+        return cross_entropies(self.kinds, dense, labels)
+
+
+def cross_entropies(kinds: Iterable[str], dense: Mapping[str, Tensor], labels: Mapping[str, Tensor]) -> dict[str, Loss]:
+    """Cross-entropy of each kind over the frames where it is tagged."""
+    return {
+        kind: Loss(F.cross_entropy(dense[kind], labels[kind], ignore_index=-1, reduction="none"), labels[kind] >= 0)
+        for kind in kinds
+    }
