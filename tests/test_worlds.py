@@ -1,5 +1,6 @@
 """World files: what they change, in which order, and what a wrong one is told."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -34,6 +35,9 @@ OWN = {
     "rain": {"kind": "weather", "air": {"rain": 1.5}},
 }
 KINDS = {"weather": ["clear", "rain", "sleet", "snow"], "season": ["summer", "frost", "winter"], "city": ["munich"]}
+
+
+PAGE = Path(__file__).parents[1] / "docs" / "own_data.md"
 
 
 def taxonomy_of(conditions: Mapping[str, object]) -> Taxonomy:
@@ -112,6 +116,15 @@ def _is_of(value: str, kind: str) -> bool:
     except InputError:
         return False
     return True
+
+
+def test_the_files_of_the_page_are_right(tmp_path: Path) -> None:
+    files = dict(re.findall(r"```yaml\n# worlds/(\w+)\.yaml\n(.*?)```", PAGE.read_text(), re.DOTALL))
+    assert [*files] == ["munich", "sleet", "winter"]
+    taxonomy = taxonomy_of({"weather": ["sleet"], "season": ["winter"], "city": ["munich"]})
+    (course,) = parse(["sleet-winter-munich"], taxonomy, Worlds(folder_of(tmp_path / "w", files)))
+    assert (drawn(course).snow_cover, drawn(course).wet) == (0.1, 0.8)
+    assert course.place.agents.cycles == 0.02
 
 
 @given(st.lists(st.integers(1, 4), max_size=4))
