@@ -211,7 +211,9 @@ def test_dropout_grows_with_range_and_falling_reflectance(distance: float, refle
     assert seen / beams == pytest.approx(seen_share(reflectance / distance**2), abs=5 * math.sqrt(0.25 / beams) + 0.01)
 
 
-@pytest.mark.parametrize("circumstances", [Weather(visibility=60), Weather(visibility=150), Weather(rain=50)])
+@pytest.mark.parametrize(
+    "circumstances", [Weather(visibility=60), Weather(visibility=150), Weather(rain=50), Weather(snow=3)]
+)
 def test_beer_lambert(circumstances: Weather) -> None:
     """Mean intensity of a wall is exp(-2 alpha R) of what it is in clear air."""
     wall = boxes([(12.44, 0, 2, 1, 3, 4, 0)])
@@ -233,6 +235,56 @@ def test_extinction_of_rain_integrates_the_drops() -> None:
         assert weather_effects.extinction(Weather(rain=rain)) == pytest.approx(expected, rel=1e-4)
     assert weather_effects.extinction(Weather()) == 0
     assert weather_effects.extinction(Weather(visibility=100)) == pytest.approx(0.03912)
+
+
+def test_extinction_of_snow_integrates_the_flakes() -> None:
+    """Twice the cross-section of the flakes that Gunn & Marshall count, each ten times as large as its water; and the
+    limits of light and heavy snow, by rate and by visibility, of Rasmussen et al. (1999), within their spread."""
+    d = np.linspace(0, 30, 300_001)
+    for snow in (0.3, 1.0, 4.0):
+        number = 3800 * snow**-0.87 * np.exp(-2.55 * snow**-0.48 * d)
+        area = np.pi / 4 * (d * 1e-3) ** 2 * 10 ** (2 / 3)
+        expected = float((2 * area * number).sum() * (d[1] - d[0]))
+        assert weather_effects.extinction(Weather(snow=snow)) == pytest.approx(expected, rel=1e-4)
+        water = float((np.pi / 6 * d**3 * number).sum() * (d[1] - d[0]))  # mm^3 in a m^3
+        assert 0.7 < snow * 1e6 / water / 3600 < 1.5  # m/s at which it falls: that of flakes
+    for snow, visibility in ((1.0, 1000), (2.5, 500)):
+        assert 0.5 < 3.912 / weather_effects.extinction(Weather(snow=snow)) / visibility < 2
+    both, rain, snow_alone = (Weather(rain=2, snow=1), Weather(rain=2), Weather(snow=1))
+    assert weather_effects.extinction(both) == pytest.approx(
+        weather_effects.extinction(rain) + weather_effects.extinction(snow_alone)
+    )
+
+
+@pytest.mark.parametrize("snow", [0.5, 3.0])
+def test_flakes_near_the_sensor_return_as_they_are_counted(snow: float) -> None:
+    """The share of beams in which no flake is stronger than a limit is exp(-n): n flakes in a beam are large enough for
+    it, by their size distribution and the beam's cross-section."""
+    beams = 60_000
+    ranges, echoes = weather_effects.volume_echo(Weather(snow=snow), beams, np.random.default_rng(0))
+    alpha = weather_effects.extinction(Weather(snow=snow))
+    slope = 2.55 * snow**-0.48
+    r = np.linspace(1, 20, 4001)
+    beam = 0.011 + 0.0019 * r  # m, diameter
+    for limit in (3e-5, 1e-4, 1e-3):
+        flake = beam * np.sqrt(limit * r**2 / (2 / 3 * 0.9 * np.exp(-2 * alpha * r)))  # m; the smallest that is seen
+        wide = flake > beam  # not even one that covers the beam
+        water = np.maximum(flake * 1e3 * 0.1 ** (1 / 3), 0.25)  # mm
+        above = np.where(wide, 0.0, 3800 * snow**-0.87 / slope * np.exp(-slope * water))  # flakes in a m^3
+        n = float((np.pi / 4 * beam**2 * above).sum() * (r[1] - r[0]))
+        expected = math.exp(-n)
+        found = float((echoes / ranges**2 < limit).mean())
+        assert found == pytest.approx(expected, abs=5 * math.sqrt(expected * (1 - expected) / beams) + 0.002)
+
+
+def test_snow_on_the_ground_sends_back_more() -> None:
+    """Fresh snow reflects 90 % at 905 nm, asphalt 17 %, between them by the share that is covered."""
+    mean = {}
+    for cover in (0.0, 0.5, 1.0):
+        points = turn(moment(boxes([]), Weather(snow_cover=cover))).points
+        mean[cover] = points[points[:, 4] < 8, 3].mean()  # rings near the vehicle, in which nothing is lost
+    assert mean[1.0] / mean[0.0] == pytest.approx(0.9 / 0.17, rel=0.03)
+    assert mean[0.5] / mean[0.0] == pytest.approx((0.9 + 0.17) / 2 / 0.17, rel=0.03)
 
 
 def test_fog_sends_back_by_the_inverse_square() -> None:
@@ -419,6 +471,33 @@ def test_koschmieder_contrast() -> None:
     np.testing.assert_allclose(weather_effects.koschmieder(light, np.full((1, 2), np.inf), 0.02, airlight), 0.7)
 
 
+def test_snow_in_pictures() -> None:
+    """Fresh snow reflects 95 % of the light. Flakes are as bright: invisible before snow, never brighter, more in more
+    snow."""
+    road, white = (
+        linear(picture(moment(boxes([]), Weather(overcast=True, snow_cover=cover)), looking(pitch=0.3)).image)
+        for cover in (0.0, 1.0)
+    )
+    asphalt = (np.array([92, 93, 97]) / 255) ** 2
+    ratio = white[80:110].mean(axis=(0, 1)) / road[80:110].mean(axis=(0, 1))
+    np.testing.assert_allclose(ratio, 0.95 / asphalt, rtol=0.05)
+
+    light = np.array([0.6, 0.7, 0.8], np.float32)
+    before = {
+        name: np.broadcast_to(c * light[:, None, None], (3, 200, 300)) for name, c in (("dark", 0), ("snow", 0.95))
+    }
+    for name, image in before.items():
+        shares = []
+        for snow in (0.0, 0.5, 3.0):
+            seen = weather_effects.falling_snow(image, snow, 250.0, light, np.random.default_rng(0))
+            shares.append(float((seen / light[:, None, None]).mean()))
+            assert seen.max() <= 0.95 * light.max() + 1e-6
+        if name == "snow":
+            np.testing.assert_allclose(shares, 0.95, rtol=1e-6)
+        else:
+            assert shares[0] == 0 < 2 * shares[1] < shares[2]
+
+
 def test_headlights_light_the_road_and_fall_with_distance() -> None:
     night, pose = moment(boxes([]), Weather(night=True)), looking(pitch=0.1)
     dark = linear(picture(night, pose).image)
@@ -439,7 +518,7 @@ def test_lamps_shine_at_night() -> None:
     assert off.mean() < 100
 
 
-@pytest.mark.parametrize("circumstances", [Weather(rain=20), Weather(visibility=60, night=True)])
+@pytest.mark.parametrize("circumstances", [Weather(rain=20), Weather(visibility=60, night=True), Weather(snow=2)])
 def test_same_seed_same_bytes(circumstances: Weather) -> None:
     snapshot = moment(boxes([(15, 2, 1, 4, 2, 1.5, 0.3), (8, -3, 1, 1, 1, 2, 0)]), circumstances, (12, 0, 0))
     first, again, other = (turn(snapshot, 8.0, seed) for seed in (3, 3, 4))

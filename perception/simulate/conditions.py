@@ -95,7 +95,9 @@ def _course(name: str, phases: Sequence[Conditions], taxonomy: Taxonomy, worlds:
             "and ground may differ between its parts"
         )
     for conditions in phases:
-        read = conditions_of(", ".join(said(conditions, places[0])) or "Clear", places[0].location, taxonomy.conditions)
+        read = conditions_of(
+            ", ".join(_said(conditions, places[0])) or "Clear", places[0].location, taxonomy.conditions
+        )
         if wrong := [kind for kind in conditions if read.get(kind) != conditions[kind]]:
             raise InputError(
                 f"'{name}': a description cannot say {wrong[0]} {conditions[wrong[0]]}: it would be read as "
@@ -105,8 +107,23 @@ def _course(name: str, phases: Sequence[Conditions], taxonomy: Taxonomy, worlds:
     return Course(places[0], parts, taxonomy)
 
 
-def said(conditions: Conditions, place: Place) -> list[str]:
-    """The words that a scene's description has for them: the location says the city, and a clear day goes unsaid."""
+def describe(course: Course, changes: Sequence[tuple[float, Phase]], scenery: Sequence[str]) -> str:
+    """A scene's description: the conditions first, their changes last, from which the tables' reader has them.
+
+    Args:
+        changes: (start, phase) of each phase but the first; s from the first keyframe.
+        scenery: what else there is to say; what would be read as a condition is left out.
+    """
+    first, words = course.phases[0].conditions, _said(course.phases[0].conditions, course.place)
+    for word in scenery:
+        read = conditions_of(", ".join([*words, word]), course.place.location, course.taxonomy.conditions)
+        words += [word] if read == first else []
+    later = [(start, ", ".join(_said(phase.conditions, course.place)) or "Clear") for start, phase in changes]
+    return (", ".join(words) or "Quiet street") + "".join(f"; from {start:g} s: {text}" for start, text in later)
+
+
+def _said(conditions: Conditions, place: Place) -> list[str]:
+    """The words for these conditions: the location says the city, and a clear day goes unsaid."""
     return [value.capitalize() for value in conditions.known() if value not in (*UNSAID, place.name)]
 
 

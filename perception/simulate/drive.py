@@ -9,14 +9,13 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from perception.datasets.nuscenes.dataset import conditions_of
 from perception.rig import Rig, RigCamera, RigSensor
 from perception.rotations import quaternion
 from perception.sensors.lidar.points_in_boxes import points_in_boxes
 from perception.simulate import camera, lidar
 from perception.simulate.agents import attribute
 from perception.simulate.annotate import Observation, annotate
-from perception.simulate.conditions import Course, Phase, said
+from perception.simulate.conditions import Course, Phase, describe
 from perception.simulate.nuscenes_writer import Row, Tables, calibrated_sensors, link, token
 from perception.simulate.scenario import build_world
 from perception.simulate.world import World
@@ -157,7 +156,10 @@ def record(drive: Drive, out: Path, progress: Callable[[], None]) -> Tables:
         "instance": instances,
         "calibrated_sensor": calibrated_sensors(drive.token(), drive.rig),
         "log": [_log_row(drive)],
-        "scene": [_scene_row(drive, samples) | {"description": _description(drive, world, observations)}],
+        "scene": [
+            _scene_row(drive, samples)
+            | {"description": describe(drive.course, drive.changes, _scenery(drive, world, observations))}
+        ],
     }
 
 
@@ -236,21 +238,8 @@ def _observe(world: World, time: float, points: np.ndarray, visible_share: np.nd
     ]
 
 
-def _description(drive: Drive, world: World, observations: list[list[Observation]]) -> str:
-    """The scene's description in the manner of nuScenes: weather and light first, their changes last."""
-    first, *_ = drive.course.phases
-    words = said(first.conditions, drive.course.place)
-    # A scenery word that would be read as a condition is left out.
-    for word in _scenery(drive, world, observations):
-        read = conditions_of(", ".join([*words, word]), drive.location, drive.course.taxonomy.conditions)
-        words += [word] if read == first.conditions else []
-    later = [(start, ", ".join(said(phase.conditions, drive.course.place))) for start, phase in drive.changes]
-    changes = [f"; from {start:g} s: {text or 'Clear'}" for start, text in later]
-    return (", ".join(words) or "Quiet street") + "".join(changes)
-
-
 def _scenery(drive: Drive, world: World, observations: list[list[Observation]]) -> list[str]:
-    """What else is to be said of a drive."""
+    """What a description says beside the conditions, in the manner of nuScenes."""
     recorded = (world.times >= 0) & (world.times <= drive.samples * KEYFRAME_PERIOD)
     rotation = np.degrees(world.ego_yaw[recorded][-1] - world.ego_yaw[recorded][0])
     words = ["turn left"] if rotation > 50 else ["turn right"] if rotation < -50 else []

@@ -94,7 +94,8 @@ class Traffic:
         """Append random successors to the route until it is longer than the look-ahead."""
         for k in range(len(vehicle.starts), len(vehicle.route) + 1):
             vehicle.starts.append(vehicle.starts[k - 1] + self.lanes[vehicle.route[k - 1]].length)
-        while vehicle.starts[-1] < vehicle.front + 2 * LOOK_AHEAD:
+        # Its lane, and what follows the next junction, even where a lane is longer than it looks ahead.
+        while vehicle.starts[-1] < vehicle.front + 2 * LOOK_AHEAD or len(vehicle.route) < vehicle.cursor + 3:
             last = self.lanes[vehicle.route[-1]]
             options = [s for s in last.successors if last.connector or self.lanes[s].successors[0] not in self.closed]
             if vehicle.is_long and not last.connector:

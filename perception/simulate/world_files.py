@@ -61,7 +61,7 @@ class Worlds:
         if folder is not None and not folder.is_dir():
             raise InputError(f"{folder}: no such folder; give one with world files such as munich.yaml")
         self._folder = folder
-        self._files: dict[str, WorldFile] = {}
+        self._files: dict[tuple[str, str], WorldFile] = {}
 
     def compose(self, conditions: Conditions, taxonomy: Taxonomy) -> tuple[Place, Surroundings]:
         """The world under these conditions.
@@ -84,15 +84,15 @@ class Worlds:
         return parse_section(Place, of_place, where), parse_section(Surroundings, changing, where)
 
     def _file(self, value: str, kind: str) -> WorldFile:
-        if value not in self._files:
-            self._files[value] = self._load(value, kind)
-        return self._files[value]
+        if (value, kind) not in self._files:
+            self._files[value, kind] = self._load(value, kind)
+        return self._files[value, kind]
 
     def _load(self, value: str, kind: str) -> WorldFile:
         own = None if self._folder is None else self._folder / f"{value}.yaml"
         path = own if own is not None and own.exists() else shipped("worlds", value)
         if path is None:
-            place = own or f"a folder, as {value}.yaml, and give it as --worlds"
+            place = own or f"{value}.yaml in a folder, which --worlds names"
             raise InputError(f"{value}: there is no world file for this {kind}; add one: {place}")
         found = load_section(WorldFile, path, "the world file")
         if found.kind != kind:
