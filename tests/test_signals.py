@@ -398,6 +398,14 @@ def test_a_damaged_schema_makes_its_messages_corrupt(schema: str) -> None:
         cdr_parser("car/msg/Body", schema, "msg")(b"\x00\x01\x00\x00" + bytes(8))
 
 
+def test_a_schema_in_idl_is_read() -> None:
+    idl = "module car { module msg { struct Rain { double share; uint8 level; }; }; };"
+    data = b"\x00\x01\x00\x00" + np.float64(0.5).tobytes() + b"\x03"
+    for schema in (idl, f"{'=' * 80}\nIDL: car/msg/Rain\n{idl}"):
+        rain = cdr_parser("car/msg/Rain", schema, "idl")(data)
+        assert (rain.share, rain.level) == (0.5, 3)
+
+
 def test_constants_of_a_schema_are_not_run() -> None:
     parse = cdr_parser("car/msg/Rain", "string X=\"__import__('os').abort()\"\nfloat32 data\n", "msg")
     assert parse(b"\x00\x01\x00\x00" + np.float32(1.5).tobytes()).data == 1.5
@@ -405,11 +413,12 @@ def test_constants_of_a_schema_are_not_run() -> None:
 
 
 def test_messages_without_the_field_are_counted(tmp_path: Path) -> None:
-    """And the drive goes on, with the signals of a topic that is read for the pose as well."""
+    """And what else their topic is read for, such as the pose, stays."""
     path = write_raw_mcap(tmp_path / "drive.mcap", log())
     wanted = {
         "east": SignalConfig(topic="/gps", field="longitude", timeout=5.0),
-        "level": SignalConfig(topic="/gps", field="level", timeout=5.0),
+        "level": SignalConfig(topic="/tf", field="level", timeout=5.0),
+        "elsewhere": SignalConfig(topic="/not/there", timeout=5.0),
         "place": SignalConfig(topic="/tf", field="transforms.0.transform.translation.x", timeout=5.0),
         "none": SignalConfig(timeout=5.0),
     }
@@ -420,6 +429,7 @@ def test_messages_without_the_field_are_counted(tmp_path: Path) -> None:
     assert frames[5].signals["east"][-1].value == frames[4].position[1]
     assert "none" not in frames[-1].signals
     assert "corrupt" not in drive.counts.summary()
+    assert drive.counts.summary()["messages"]["/not/there"] == 0
     drive = RecordedDrive(path, nuscenes_topics(), SPEC, None, {"level": wanted["level"]})
     assert len(list(drive)) == len(frames)
-    assert drive.counts.summary()["reasons"] == {"/gps": {"a message without the signal's field": len(frames)}}
+    assert drive.counts.summary()["reasons"] == {"/tf": {"a message without the signal's field": len(frames)}}

@@ -8,7 +8,6 @@ from pathlib import Path
 from deploy.replay.sources.assembler import Assembler, DriveInfo
 from deploy.replay.sources.counts import Counts
 from deploy.replay.sources.mcap import McapRecording
-from deploy.replay.sources.messages import CorruptMessage
 from deploy.replay.sources.readings import Readings
 from deploy.replay.sources.recording import Recording
 from deploy.replay.sources.rosbag import RosbagRecording
@@ -80,16 +79,16 @@ class RecordedDrive:
         self.counts = counts = Counts(self._spec.rig.sensors)
         readings, named = Readings(self._signals), frozenset(self._topics.names())
         assembler = Assembler(self._topics, self._spec, counts, self._drive, self._has_keyframes, readings)
+        counts.messages.update(dict.fromkeys(readings.topics, 0))  # so that a wrong name is seen
         for raw in self._recording.read(named | readings.topics, counts.add_damage):
             counts.messages[raw.topic] += 1
             yield from assembler.advance(raw.time)
-            try:
-                if raw.topic in readings.topics:
+            if raw.topic in readings.topics:
+                with counts.corrupt(raw.topic):
                     readings.add(raw.topic, raw.time, raw.parse(raw.data))
-                if raw.topic in named:
+            if raw.topic in named:
+                with counts.corrupt(raw.topic):
                     assembler.add(raw.topic, raw.time, raw.decode(raw.data))
-            except CorruptMessage as error:
-                counts.add_corrupt(raw.topic, str(error))
         yield from assembler.finish()
         if not counts.frames:
             raise InputError(f"{self._path}: no frame can be assembled from it: {self._why_no_frame()}")

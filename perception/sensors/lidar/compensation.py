@@ -43,7 +43,8 @@ def compensated(
     share = (motion.point_times - motion.times[stage]) / np.diff(motion.times)[stage]
     # A row for each of x y z, because numpy is slow along an axis of length three.
     rows = np.empty((5, len(points)), dtype)
-    rows[:3], rows[3], rows[4] = points[order].T, 1, share[order]
+    np.take(points.T, order, axis=1, out=rows[:3])
+    rows[3], rows[4] = 1, share[order]
     bounds = np.cumsum(np.bincount(stage, minlength=len(angles)))
     for i, (first, last) in enumerate(zip((0, *bounds[:-1]), bounds, strict=True)):
         part = rows[:, first:last]
