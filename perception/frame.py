@@ -5,9 +5,9 @@ Matrices are named by their frames of reference: `a_from_b` (4, 4) maps homogene
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -163,6 +163,13 @@ class Camera:
     timestamp: int  # us
 
 
+class Reading(NamedTuple):
+    """What a signal of the vehicle was at one time."""
+
+    timestamp: int  # us
+    value: float | str
+
+
 @dataclass(frozen=True)
 class Frame:
     """The sensor data of one moment. A missing sensor is None, or has no entry.
@@ -185,6 +192,8 @@ class Frame:
     location: str = ""  # name of the map
     position: tuple[float, float] | None = None  # latitude, longitude of the vehicle, degrees, WGS 84
     lidar_of_point: np.ndarray | None = None  # (N,) uint8 index into the rig's LiDARs; None: the first's
+    # Name of a signal (`perception.scene.signals`) -> its latest readings in order of time; the last one is enough.
+    signals: Mapping[str, Sequence[Reading]] = field(default_factory=dict)
 
     @property
     def keyframe_points(self) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""A recording of time and position alone, replayed: belief and route cross a border and a sunset."""
+"""A recording of time, position and wipers alone, replayed: belief and route cross a border, a sunset and a shower."""
 
 import json
 from dataclasses import dataclass
@@ -26,11 +26,18 @@ from perception.scene.sun import elevation
 
 LATITUDE, BORDER = 48.1, 11.6
 SUNSET_AT, BORDER_AT, FRAMES = 4.75, 8.25, 24  # s, s, at 2 Hz
+WIPED_AT = 8.05  # s; from 4 to 6.5 s the wipers flap
 EVIDENCE = """
 sources:
   - {source: tags}
   - {source: sun, bands: [{value: day, above: -0.8333}, {value: night}]}
   - {source: geofences, file: areas.geojson}
+  - source: signals
+    signals:
+      wipers: {topic: /vehicle/wipers, timeout: 0.5}
+    rules:
+      - {when: wipers < 1, says: {clear: 0.98}, hold: 1}
+      - {when: wipers >= 1, says: {rain: 0.98}, hold: 1}
   - {source: recognised}
 """
 
@@ -55,6 +62,14 @@ def fix(stamp: int, latitude: float, longitude: float, status: int = 0) -> Sent:
         position_covariance_type=0,
     )  # fmt: skip
     return message("/gps", stamp, content)
+
+
+def wipers() -> list[Sent]:
+    """At 10 Hz: off, flapping, off, and on from WIPED_AT."""
+    moments = [0.1 * i for i in range(5 * FRAMES)]
+    states = [(4 <= moment < 6.5 and i % 2 == 0) or moment > WIPED_AT for i, moment in enumerate(moments)]
+    made = [make("std_msgs/msg/UInt8", data=2 * state) for state in states]
+    return [message("/vehicle/wipers", begin() + round(1e6 * at), each) for at, each in zip(moments, made, strict=True)]
 
 
 def log() -> list[Sent]:
@@ -88,16 +103,16 @@ def replayed(tmp_path_factory: pytest.TempPathFactory) -> Replayed:
     """By the command, through a bundle with a route for the night and for one of the cities."""
     modules = tuple(
         LowRank(name=name, rank=2, slots=("trunk.*",), when=(condition,))
-        for name, condition in (("dark", "night"), ("left", "singapore"))
+        for name, condition in (("dark", "night"), ("left", "singapore"), ("wet", "rain"))
     )
     run = checkpoint_of(small().model_copy(update={"name": "position", "modules": modules, "data": Data(augment=None)}))
     folder = tmp_path_factory.mktemp("position")
-    routes = [[], ["night"], ["singapore"], ["night", "singapore"]]
+    routes = [[], ["night"], ["night", "singapore"], ["night", "singapore", "rain"]]
     bundle = export(run, folder / "bundle", routes, console=QUIET).path
     west, east = polygon(box(11, 48, BORDER, 49)), polygon(box(BORDER, 48, 12, 49))
     written(folder, feature(west, city="boston"), feature(east, city="singapore"))
     (folder / "evidence.yaml").write_text(EVIDENCE)
-    recording = write_raw_mcap(folder / "drive.mcap", log())
+    recording = write_raw_mcap(folder / "drive.mcap", sorted(log() + wipers(), key=lambda each: each.time))
     evidence = folder / "evidence.yaml"
     succeeds("replay", recording, "--bundle", bundle, "--evidence", evidence, "--out", folder / "out", "--json")
     return Replayed(recording, bundle, folder, folder / "out")
@@ -119,7 +134,18 @@ def test_belief_and_route_follow_time_and_position(replayed: Replayed) -> None:
             ("0", 0), ("1", believed[1]["from"])
         ]  # fmt: skip
         assert f" by {source}: " in lanes["route", module][1]["why"]
-    assert [span["value"] for span in lanes["conditions", "weather"]] == [""]
+
+
+def test_belief_and_route_follow_the_wipers(replayed: Replayed) -> None:
+    """Not when they flap; within 2 s after they have been on for the second that the rule wants."""
+    lanes = {(lane["kind"], lane["name"]): lane["spans"] for lane in page_data(replayed.out / "report.html")["lanes"]}
+    believed = lanes["conditions", "weather"]
+    assert [span["value"] for span in believed] == ["", "clear", "rain"]
+    assert 0 < 0.5 * believed[2]["from"] - WIPED_AT - 1 <= 2
+    assert believed[2]["why"].startswith("rain since ")
+    assert " by signals: " in believed[2]["why"]
+    assert [(span["value"], span["from"]) for span in lanes["route", "wet"]] == [("0", 0), ("1", believed[2]["from"])]
+    assert " by signals: " in lanes["route", "wet"][1]["why"]
 
 
 def test_the_replay_says_by_which_sources(replayed: Replayed) -> None:
@@ -127,17 +153,26 @@ def test_the_replay_says_by_which_sources(replayed: Replayed) -> None:
     assert used[0] == "tags"
     assert used[1] == "sun (light: day -0.8333, night -90)"
     assert used[2].startswith("geofences (areas.geojson ")
+    assert used[3].startswith("signals (wipers < 1; wipers >= 1 ")
     assert page_data(replayed.out / "report.html")["bundle"]["evidence"] == ", ".join(used)
     counts = json.loads((replayed.out / "sources.json").read_text())[0]
     assert counts["messages"]["/gps"] == FRAMES
+    assert counts["messages"]["/vehicle/wipers"] == len(wipers())
     assert not {"corrupt", "late", "duplicated"} & counts.keys()
 
 
 def test_another_evidence_is_another_replay(replayed: Replayed, tmp_path: Path) -> None:
     given = ("replay", replayed.recording, "--bundle", replayed.bundle, "--out", tmp_path / "out")
     assert "was replayed with evidence tags, sun" in refuses(*given, "--baseline", replayed.out)
-    (tmp_path / "evidence.yaml").write_text("sources: [{source: sun}, {source: moon}]")
-    assert "evidence.yaml: sources.1: " in refuses(*given, "--evidence", tmp_path / "evidence.yaml")
+    for text, says in (
+        ("{source: moon}", "evidence.yaml: sources.1: "),
+        (
+            "{source: signals, signals: {fog_lamp: {timeout: 5}}, rules: [{when: fog_lamps, says: {rain: 0.9}}]}",
+            "evidence.yaml: sources.1: rules.0.when: fog_lamps is none of the signals fog_lamp",
+        ),
+    ):
+        (tmp_path / "evidence.yaml").write_text(f"sources: [{{source: sun}}, {text}]")
+        assert says in refuses(*given, "--evidence", tmp_path / "evidence.yaml")
 
 
 def test_a_fix_is_used_for_two_seconds() -> None:

@@ -123,7 +123,9 @@ def replay(
     ] = "",
     evidence: Annotated[
         Path | None,
-        typer.Option(help="YAML file of the sources of evidence for the conditions: tags, sun, geofences, recognised."),
+        typer.Option(
+            help="YAML file of the sources of evidence for the conditions: tags, sun, geofences, signals, recognised."
+        ),
     ] = None,
     start: Annotated[
         float, typer.Option(help="Skip the frames before, in seconds from the start of each drive.")

@@ -31,8 +31,8 @@ class Fingerprint:
 
 
 def _sensors(frame: Frame) -> bytes:
-    """SHA-256 of tags, times, positions, poses, calibration, every 16th row of the pictures, and the keyframe's LiDAR
-    intensities.
+    """SHA-256 of tags, times, positions, signals, poses, calibration, every 16th row of the pictures, and the
+    keyframe's LiDAR intensities.
 
     Coordinates of points and earlier sweeps are left out, because they depend on the network's inputs.
     """
@@ -41,9 +41,9 @@ def _sensors(frame: Frame) -> bytes:
     arrays += [] if frame.points is None else [frame.keyframe_points[:, 3]]
     for camera in frame.cameras.values():
         arrays += [camera.intrinsics, camera.ego_from_camera, camera.global_from_ego, camera.image[::_ROWS]]
-    return _sha256(
-        repr((known, frame.points is None, [(name, c.timestamp) for name, c in frame.cameras.items()])).encode(), arrays
-    )
+    times = [(name, camera.timestamp) for name, camera in frame.cameras.items()]
+    signals = (dict(frame.signals),) if frame.signals else ()
+    return _sha256(repr((known, frame.points is None, times, *signals)).encode(), arrays)
 
 
 def _sha256(text: bytes, arrays: Iterable[np.ndarray]) -> bytes:

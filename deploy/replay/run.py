@@ -56,7 +56,8 @@ def replay(
         taxonomy = runtime.bundle.manifest.taxonomy
         if gates is not None:
             gates.require_taxonomy(taxonomy)
-        drives = open_drives(source.path, source.version, source.scenes, runtime.bundle.spec, source.topics, taxonomy)
+        spec, signals = runtime.bundle.spec, runtime.sources.signals
+        drives = open_drives(source.path, source.version, source.scenes, spec, source.topics, taxonomy, signals)
         player = Player(runtime, source, drives, out, settings, _Progress(console))
         summary = player.run()
         _print(player, summary, console)

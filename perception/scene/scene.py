@@ -128,6 +128,7 @@ class Scene:
     def _begin(self, drive: str) -> None:
         self._drive = drive
         self._monitor, self._belief = HealthMonitor(self._sensors), ConditionBelief(self._vocabulary)
+        self._sources.begin()
         self._evidence = ()
         memories = {name: task.memory() for name, task in self._tasks.items()}
         self._memories = {name: memory for name, memory in memories.items() if memory is not None}

@@ -4,6 +4,7 @@
       - {source: tags}
       - {source: sun}
       - {source: geofences, file: cities.geojson}
+      - {source: signals, signals: {...}, rules: [...]}     # perception.scene.signals
       - {source: recognised, error_rate: 0.1}
 
 Without a file: tags, then what the tasks recognised in the previous frame.
@@ -24,6 +25,7 @@ from perception.frame import Frame
 from perception.scene.belief import ERROR_RATE, Origin, Vocabulary, tagged
 from perception.scene.daylight import BANDS, Band, Daylight
 from perception.scene.geofence import load_geofences
+from perception.scene.signals import SignalConfig, Signals, SignalsConfig, SourceConfig
 from perception.section import Section, load_section
 from perception.tasks.task import Evidence
 
@@ -48,6 +50,9 @@ class Source(ABC):
         Args:
             recognised: by the tasks in the previous frame.
         """
+
+    def begin(self) -> None:  # noqa: B027 - most sources remember nothing
+        """Forget what is remembered of a drive, before another one."""
 
 
 class _Tags(Source):
@@ -87,20 +92,27 @@ class _Geofences(Source):
         return [{kind: [float(each == value) for each in self._conditions[kind]] for kind, value in found.items()}]
 
 
-class _SourceConfig(Section):
-    # Share of observations of another value: the larger it is, the more observations change a belief.
-    error_rate: float = Field(default=ERROR_RATE, gt=0, lt=0.5)
+class _Signals(Source):
+    def __init__(self, config: SignalsConfig, conditions: Vocabulary) -> None:
+        super().__init__("signals", config.error_rate, config.about)
+        self._signals = Signals(config, conditions)
+
+    def begin(self) -> None:
+        self._signals.begin()
+
+    def evidence(self, frame: Frame, recognised: Sequence[Evidence]) -> Sequence[Evidence]:
+        return self._signals.evidence(frame)
 
 
-class TagsConfig(_SourceConfig):
+class TagsConfig(SourceConfig):
     source: Literal["tags"]
 
 
-class RecognisedConfig(_SourceConfig):
+class RecognisedConfig(SourceConfig):
     source: Literal["recognised"]
 
 
-class SunConfig(_SourceConfig):
+class SunConfig(SourceConfig):
     source: Literal["sun"]
     kind: str = "light"
     bands: tuple[Band, ...] = Field(default=BANDS, min_length=1, strict=False)
@@ -114,23 +126,36 @@ class SunConfig(_SourceConfig):
         return bands
 
 
-class GeofencesConfig(_SourceConfig):
+class GeofencesConfig(SourceConfig):
     source: Literal["geofences"]
     file: str  # GeoJSON, relative to the YAML file
 
 
 class EvidenceConfig(Section):
     sources: tuple[
-        Annotated[TagsConfig | SunConfig | GeofencesConfig | RecognisedConfig, Field(discriminator="source")], ...
+        Annotated[
+            TagsConfig | SunConfig | GeofencesConfig | SignalsConfig | RecognisedConfig, Field(discriminator="source")
+        ],
+        ...,
     ] = Field(min_length=1, strict=False)
 
 
 class Sources:
-    """The sources of a drive, those that count first."""
+    """The sources of a drive, those that count first.
 
-    def __init__(self, sources: Sequence[Source]) -> None:
-        self._sources = tuple(sources)
+    Attributes:
+        about: what each is and depends on.
+        signals: of the vehicle, which they need, by name.
+    """
+
+    def __init__(self, sources: Sequence[Source], signals: Mapping[str, SignalConfig] | None = None) -> None:
+        self._sources, self.signals = tuple(sources), dict(signals or {})
         self.about = tuple(source.about for source in self._sources)
+
+    def begin(self) -> None:
+        """Begin a drive: forget what is remembered of the one before."""
+        for source in self._sources:
+            source.begin()
 
     def observe(self, frame: Frame, recognised: Sequence[Evidence]) -> tuple[Sequence[Evidence], Mapping[str, Origin]]:
         """The observations at a frame, and their origin by kind of condition.
@@ -169,19 +194,31 @@ def load_sources(path: Path | None, conditions: Vocabulary) -> Sources:
         return default_sources(conditions)
     config = load_section(EvidenceConfig, path, "the sources of evidence")
     sources: list[Source] = []
+    signals: dict[str, SignalConfig] = {}
     for number, each in enumerate(config.sources):
         try:
-            if isinstance(each, SunConfig):
-                sources.append(_Sun(each, conditions))
-            elif isinstance(each, GeofencesConfig):
-                sources.append(_Geofences(each, path.parent, conditions))
-            elif isinstance(each, TagsConfig):
-                sources.append(_Tags(conditions, each.error_rate))
-            else:
-                sources.append(_Recognised("recognised", each.error_rate))
+            sources.append(_opened(each, path.parent, conditions))
+            if isinstance(each, SignalsConfig):
+                for name, signal in each.signals.items():
+                    if signals.setdefault(name, signal) != signal:
+                        raise InputError(f"the signal {name} is another one in a source above; give it another name")
         except InputError as error:
             raise InputError(f"{path}: sources.{number}: {error}") from None
-    return Sources(sources)
+    return Sources(sources, signals)
+
+
+def _opened(config: SourceConfig, folder: Path, conditions: Vocabulary) -> Source:
+    match config:
+        case SunConfig():
+            return _Sun(config, conditions)
+        case GeofencesConfig():
+            return _Geofences(config, folder, conditions)
+        case SignalsConfig():
+            return _Signals(config, conditions)
+        case TagsConfig():
+            return _Tags(conditions, config.error_rate)
+        case _:
+            return _Recognised("recognised", config.error_rate)
 
 
 def _decides(observations: Sequence[Sequence[float]]) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -14,6 +14,7 @@ from perception.datasets.keyframes import Keyframes
 from perception.datasets.nuscenes.tables import versions
 from perception.errors import InputError
 from perception.frame import Frame
+from perception.scene.signals import SignalConfig
 from perception.sensors.inputs import InputSpec
 from perception.sources import open_source
 from perception.taxonomy import Taxonomy
@@ -55,6 +56,7 @@ def open_drives(
     spec: InputSpec,
     topics: Path | None,
     taxonomy: Taxonomy | None = None,
+    signals: Mapping[str, SignalConfig] | None = None,
 ) -> Sequence[Drive]:
     """Open the drives at a path, in the order in which they are replayed.
 
@@ -64,6 +66,7 @@ def open_drives(
         scenes: names of a dataroot's scenes, or keyframes such as `scene-0103:0-4`; empty for every scene.
         topics: YAML file that maps the topics of a recording to sensors.
         taxonomy: of the network; None: the data set's own.
+        signals: of the vehicle, which a recording may have, by name.
 
     Raises:
         InputError: there is no drive or no such scene, or an option does not apply to this kind of drive.
@@ -71,7 +74,7 @@ def open_drives(
     if is_recording(path):
         if version is not None or scenes:
             raise InputError(f"{path}: a recording is one drive; --version and --scenes choose within a dataroot")
-        return [RecordedDrive(path, load_topics(topics, spec.rig), spec, taxonomy)]
+        return [RecordedDrive(path, load_topics(topics, spec.rig), spec, taxonomy, signals)]
     if topics is not None:
         raise InputError(f"{path}: a dataroot has no topics; --topics goes with a .mcap file or a rosbag2")
     if not path.exists():

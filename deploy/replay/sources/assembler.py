@@ -17,6 +17,7 @@ from deploy.replay.sources.lidar import LidarSweeps
 from deploy.replay.sources.messages import Cloud, Content, Fix, Intrinsics, Keyframe, Picture, Transform
 from deploy.replay.sources.placement import Placement
 from deploy.replay.sources.positions import Positions
+from deploy.replay.sources.readings import Readings
 from deploy.replay.sources.stamps import STAMPS_KEPT, Stamps
 from deploy.replay.sources.topics import Topics
 from perception.frame import Conditions, Frame
@@ -57,9 +58,18 @@ class Assembler:
         topics: its first LiDAR gives the frames' times.
         spec: gives the rig, the frame of reference and the number of earlier LiDAR sweeps to add to a frame's own.
         has_keyframes: whether the recording has keyframe messages.
+        readings: of the vehicle's signals, to which others add.
     """
 
-    def __init__(self, topics: Topics, spec: InputSpec, counts: Counts, drive: DriveInfo, has_keyframes: bool) -> None:
+    def __init__(
+        self,
+        topics: Topics,
+        spec: InputSpec,
+        counts: Counts,
+        drive: DriveInfo,
+        has_keyframes: bool,
+        readings: Readings | None = None,
+    ) -> None:
         self._topics, self._spec, self._counts, self._drive = topics, spec, counts, drive
         self._wait, self._tolerance = round(topics.wait * 1e6), round(topics.tolerance * 1e6)
         self._trigger = None if has_keyframes else FrameTrigger(round(topics.period * 1e6), bool(topics.lidars))
@@ -82,7 +92,7 @@ class Assembler:
             offsets[topics.keyframes] = next(iter(offsets.values()))  # a keyframe has the stamp of its sweep
         offsets |= {each.image: each.offset for each in topics.cameras.values()}
         self._offsets = {topic: round(1e6 * offset) for topic, offset in offsets.items()}
-        self._stamps = Stamps(counts)
+        self._stamps, self._readings = Stamps(counts), readings or Readings({})
         self._pending: list[_PendingFrame] = []
         # Stamps and sensors of the latest frames, to recognise late messages.
         self._recent: deque[tuple[int, frozenset[str]]] = deque(maxlen=_MAX_PENDING)
@@ -207,6 +217,7 @@ class Assembler:
             location=tags.location,
             position=self._positions.at(pending.stamp, tags.location, pose),
             lidar_of_point=lidar_of_point,
+            signals=self._readings.at(pending.stamp),
         )
         there = {name for name in self._lidars if frame.has_lidar(self._index(name))}
         self._recent.append((pending.stamp, frozenset(frame.cameras) | there))

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+from deploy.replay.sources.messages import CorruptMessage
 from perception.frame import Frame
 from perception.rig import Sensors
 
@@ -46,6 +49,14 @@ class Counts:
         """Count a corrupt message; there is a fixed number of reasons."""
         self.add_problem("corrupt", topic)
         self._reasons.setdefault(topic, Counter())[reason] += 1
+
+    @contextmanager
+    def corrupt(self, topic: str) -> Iterator[None]:
+        """Count a message of this topic as corrupt if what is done within raises CorruptMessage."""
+        try:
+            yield
+        except CorruptMessage as error:
+            self.add_corrupt(topic, str(error))
 
     def add_damage(self, line: str) -> None:
         """Count a part of the recording that cannot be read."""

@@ -32,20 +32,35 @@ def decoder(encoding: str, schema: Schema) -> Callable[[bytes], list[Content]]:
     Args:
         encoding: `protobuf` or `json`.
     """
-    convert = CONVERTERS.get(schema.name)
-    parse = _json if encoding == "json" else _protobuf(schema) if convert else None
+    convert, parse = CONVERTERS.get(schema.name), parser(encoding, schema)
 
     def decode(data: bytes) -> list[Content]:
-        if convert is None or parse is None:
+        if convert is None:
             raise CorruptMessage("an unsupported message type")
+        message = parse(data)
         try:
-            return convert(parse(data))
+            return convert(message)
         except CorruptMessage:
             raise
-        except Exception:  # JSON may hold anything, and Protobuf's errors have no common base
+        except Exception:  # JSON may hold anything
             raise CorruptMessage("bytes that cannot be parsed") from None
 
     return decode
+
+
+def parser(encoding: str, schema: Schema | None) -> Callable[[bytes], Any]:
+    """Return the parser of a channel with any schema, which JSON does not need; it raises as `decoder`'s do."""
+    parse = _json if encoding == "json" else None if schema is None else _protobuf(schema)
+
+    def parsed(data: bytes) -> Any:
+        if parse is None:
+            raise CorruptMessage("an unsupported message type")
+        try:
+            return parse(data)
+        except Exception:  # Protobuf's errors have no common base
+            raise CorruptMessage("bytes that cannot be parsed") from None
+
+    return parsed
 
 
 def _protobuf(schema: Schema) -> Callable[[bytes], Any] | None:

@@ -17,7 +17,7 @@ from mcap.records import Channel, Chunk, McapRecord, Message, Schema
 from mcap.stream_reader import StreamReader, breakup_chunk
 from mcap.summary import Summary
 
-from deploy.replay.sources import foxglove, ros
+from deploy.replay.sources import foxglove, ros, schemas
 from deploy.replay.sources.messages import Content, CorruptMessage
 from deploy.replay.sources.recording import RawMessage, RecordingInfo
 from perception.errors import InputError
@@ -38,6 +38,7 @@ class McapRecording:
         self._schemas: dict[int, Schema] = {}
         self._channels: dict[int, Channel] = {}
         self._decoders: dict[int, Callable[[bytes], list[Content]]] = {}
+        self._parsers: dict[int, schemas.Parse] = {}
         with self._open() as file:
             summary, scene = _summary(file)
         of_channel: Counter[int] = Counter()
@@ -65,7 +66,8 @@ class McapRecording:
                 if isinstance(record, Message):
                     channel = self._channels.get(record.channel_id)
                     if channel is not None and channel.topic in topics:
-                        yield RawMessage(channel.topic, record.log_time // 1000, record.data, self._decoder(channel))
+                        decode, parse = self._decoder(channel), partial(self._parse, channel)
+                        yield RawMessage(channel.topic, record.log_time // 1000, record.data, decode, parse)
                 else:
                     self._learn(record)
 
@@ -115,6 +117,20 @@ class McapRecording:
             else:
                 self._decoders[channel.id] = _unsupported
         return self._decoders[channel.id]
+
+    def _parse(self, channel: Channel, data: bytes) -> Any:
+        if channel.id not in self._parsers:
+            schema, encoding = self._schemas.get(channel.schema_id), channel.message_encoding
+            if encoding == "json":
+                self._parsers[channel.id] = foxglove.parser(encoding, None)
+            elif schema is None or encoding not in ("cdr", "protobuf"):
+                self._parsers[channel.id] = _unsupported
+            elif encoding == "protobuf":
+                self._parsers[channel.id] = foxglove.parser(encoding, schema)
+            else:
+                text, language = schema.data.decode("utf-8", "replace"), schema.encoding.removeprefix("ros2")
+                self._parsers[channel.id] = schemas.cdr_parser(schema.name, text, language)
+        return self._parsers[channel.id](data)
 
     def _open(self) -> BinaryIO:
         try:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from deploy.replay.sources.assembler import Assembler, DriveInfo
 from deploy.replay.sources.counts import Counts
 from deploy.replay.sources.mcap import McapRecording
-from deploy.replay.sources.messages import CorruptMessage
+from deploy.replay.sources.readings import Readings
 from deploy.replay.sources.recording import Recording
 from deploy.replay.sources.rosbag import RosbagRecording
 from deploy.replay.sources.topics import Topics
 from perception.datasets.nuscenes.dataset import conditions_of
 from perception.errors import InputError
 from perception.frame import Conditions, Frame
+from perception.scene.signals import SignalConfig
 from perception.sensors.inputs import InputSpec
 from perception.taxonomy import Taxonomy, load_taxonomy
 
@@ -30,6 +31,7 @@ class RecordedDrive:
         topics: maps its topics to sensors.
         spec: gives the frame of reference and the number of LiDAR sweeps.
         taxonomy: of the conditions; None: nuScenes' own.
+        signals: of the vehicle, by name.
 
     Raises:
         InputError: it cannot be read; or, when iterated, no frame can be assembled from it.
@@ -37,8 +39,15 @@ class RecordedDrive:
 
     tables = None
 
-    def __init__(self, path: Path, topics: Topics, spec: InputSpec, taxonomy: Taxonomy | None = None) -> None:
-        self._path, self._spec = path, spec
+    def __init__(
+        self,
+        path: Path,
+        topics: Topics,
+        spec: InputSpec,
+        taxonomy: Taxonomy | None = None,
+        signals: Mapping[str, SignalConfig] | None = None,
+    ) -> None:
+        self._path, self._spec, self._signals = path, spec, dict(signals or {})
         self._recording: Recording = McapRecording(path) if path.suffix == ".mcap" else RosbagRecording(path)
         info = self._recording.info
         described = info.location or info.description
@@ -68,16 +77,18 @@ class RecordedDrive:
 
     def __iter__(self) -> Iterator[Frame]:
         self.counts = counts = Counts(self._spec.rig.sensors)
-        assembler = Assembler(self._topics, self._spec, counts, self._drive, self._has_keyframes)
-        for raw in self._recording.read(frozenset(self._topics.names()), counts.add_damage):
+        readings, named = Readings(self._signals), frozenset(self._topics.names())
+        assembler = Assembler(self._topics, self._spec, counts, self._drive, self._has_keyframes, readings)
+        counts.messages.update(dict.fromkeys(readings.topics, 0))  # so that a wrong name is seen
+        for raw in self._recording.read(named | readings.topics, counts.add_damage):
             counts.messages[raw.topic] += 1
             yield from assembler.advance(raw.time)
-            try:
-                contents = raw.decode(raw.data)
-            except CorruptMessage as error:
-                counts.add_corrupt(raw.topic, str(error))
-            else:
-                assembler.add(raw.topic, raw.time, contents)
+            if raw.topic in readings.topics:
+                with counts.corrupt(raw.topic):
+                    readings.add(raw.topic, raw.time, raw.parse(raw.data))
+            if raw.topic in named:
+                with counts.corrupt(raw.topic):
+                    assembler.add(raw.topic, raw.time, raw.decode(raw.data))
         yield from assembler.finish()
         if not counts.frames:
             raise InputError(f"{self._path}: no frame can be assembled from it: {self._why_no_frame()}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from deploy.replay.sources.messages import Content
 
@@ -16,6 +16,7 @@ class RawMessage(NamedTuple):
     time: int  # us, when it was recorded, by the recorder's clock
     data: bytes
     decode: Callable[[bytes], list[Content]]  # raises CorruptMessage
+    parse: Callable[[bytes], Any]  # into an object with the fields of its schema; raises CorruptMessage
 
 
 @dataclass(frozen=True)

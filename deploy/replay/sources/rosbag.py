@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import yaml
+from rosbags.interfaces import Connection
 from rosbags.rosbag2 import Reader
 
-from deploy.replay.sources import ros
+from deploy.replay.sources import ros, schemas
 from deploy.replay.sources.mcap import McapRecording
 from deploy.replay.sources.recording import RawMessage, Recording, RecordingInfo
 from perception.errors import InputError
@@ -75,11 +76,24 @@ class _SqliteFile:
             with Reader(self._path) as reader:
                 wanted = [each for each in reader.connections if each.topic in topics]
                 decoders = {each.msgtype: partial(ros.decode, each.msgtype) for each in wanted}
+                parsers = {each.id: partial(_parse, each) for each in wanted}
                 for connection, time, data in reader.messages(wanted) if wanted else ():
                     data = data if isinstance(data, bytes) else b""  # a column of SQLite holds any type
-                    yield RawMessage(connection.topic, time // 1000, data, decoders[connection.msgtype])
+                    yield RawMessage(
+                        connection.topic, time // 1000, data, decoders[connection.msgtype], parsers[connection.id]
+                    )
         except Exception as error:
             damage(f"{self._path.name}: damaged ({' '.join(str(error).split())[:120]})")
+
+
+@lru_cache(maxsize=64)
+def _parser(type_name: str, schema: str, language: str) -> schemas.Parse:
+    return schemas.cdr_parser(type_name, schema, language)
+
+
+def _parse(connection: Connection, data: bytes) -> Any:
+    definition = connection.msgdef
+    return _parser(connection.msgtype, definition.data, definition.format.name.lower())(data)
 
 
 def _files(path: Path) -> list[Path]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 
 from perception.rotations import axes_and_angles
+
+_PART = 8192  # points that are moved together, so that they stay in the cache
 
 
 class Motion(NamedTuple):
@@ -35,25 +38,31 @@ def compensated(
         ego_from_lidar: (4, 4) mounting.
         reference_from_global: (4, 4).
     """
-    dtype = points.dtype
     matrices, angles = _stages(motion.poses, ego_from_lidar, reference_from_global)
-    matrices = matrices.astype(dtype)
+    matrices = matrices.astype(points.dtype)
     stage = np.searchsorted(motion.times[1:-1], motion.point_times, side="right").astype(np.uint16)
-    order = np.argsort(stage, kind="stable")  # a radix sort
-    share = (motion.point_times - motion.times[stage]) / np.diff(motion.times)[stage]
-    # A row for each of x y z, because numpy is slow along an axis of length three.
-    rows = np.empty((5, len(points)), dtype)
-    rows[:3], rows[3], rows[4] = points[order].T, 1, share[order]
-    bounds = np.cumsum(np.bincount(stage, minlength=len(angles)))
-    for i, (first, last) in enumerate(zip((0, *bounds[:-1]), bounds, strict=True)):
-        part = rows[:, first:last]
-        half = dtype.type(angles[i] / 2) * part[4]
-        sine, cosine = np.sin(half), np.cos(half)
-        moved = matrices[i] @ part
-        part[:3] = moved[:3] + moved[3:6] * (2 * sine * cosine) + moved[6:] * (2 * sine * sine)
-    placed = np.empty((len(points), 3), dtype)
-    placed[order] = rows[:3].T
+    sorted_already = (stage[1:] >= stage[:-1]).all()  # as most drivers write them
+    order = None if sorted_already else np.argsort(stage, kind="stable")  # a radix sort
+    placed = np.empty((len(points), 3), points.dtype)
+    lasts = np.cumsum(np.bincount(stage, minlength=len(angles)))
+    for i, (first, last) in enumerate(pairwise([0, *lasts])):
+        for start in range(first, last, _PART):
+            part = slice(start, min(start + _PART, last))
+            own = part if order is None else order[part]
+            share = (motion.point_times[own] - motion.times[i]) / (motion.times[i + 1] - motion.times[i])
+            placed[own] = _moved(points[own], share, matrices[i], angles[i])
     return placed
+
+
+def _moved(points: np.ndarray, share: np.ndarray, matrix: np.ndarray, angle: float) -> np.ndarray:
+    """(N, 3) points in the reference frame, between the same two poses; matrix (9, 5) is that of `_stages`."""
+    # A row for each of x y z, because numpy is slow along an axis of length three.
+    rows = np.empty((5, len(points)), points.dtype)
+    rows[:3], rows[3], rows[4] = points.T, 1, share
+    half = (angle / 2 * share).astype(points.dtype)
+    sine, cosine = np.sin(half), np.cos(half)
+    moved = matrix @ rows
+    return np.asarray((moved[:3] + moved[3:6] * (2 * sine * cosine) + moved[6:] * (2 * sine * sine)).T)
 
 
 def _stages(
