@@ -11,6 +11,7 @@ import numpy as np
 from perception.datasets.assembled import AssembledKeyframes
 from perception.datasets.files import read_points
 from perception.datasets.nuscenes.map_expansion import MapExpansion
+from perception.datasets.pcd import read_pcd
 from perception.rig import Rig
 from perception.sensors.lidar.sweeps import Sweep, join_lidars
 from perception.taxonomy import Taxonomy
@@ -53,11 +54,15 @@ class RecordedKeyframes(AssembledKeyframes):
         """The sweeps of one LiDAR; none without the keyframe's file. Missing earlier sweeps are skipped."""
         found: list[Sweep] = []
         for i, (file, timestamp, global_from_ego, ego_from_lidar) in enumerate(files):
+            path, times = self.dataroot / file, None
             try:
-                points = read_points(self.dataroot / file)
+                if path.suffix == ".pcd":
+                    points, times = read_pcd(path)
+                else:
+                    points = read_points(path)
             except FileNotFoundError:
                 if i == 0:
                     return []
             else:
-                found.append(Sweep(points, timestamp, global_from_ego, ego_from_lidar))
+                found.append(Sweep(points, timestamp, global_from_ego, ego_from_lidar, times))
         return found

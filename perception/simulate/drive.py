@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -18,9 +19,11 @@ from perception.simulate.agents import attribute
 from perception.simulate.annotate import Observation, annotate
 from perception.simulate.city import build_city
 from perception.simulate.conditions import Phases, draw_weather
+from perception.simulate.layouts import layout_of, motion_row, tagged_description
 from perception.simulate.nuscenes_writer import Row, Tables, calibrated_sensors, link, token
 from perception.simulate.scenario import build_world
 from perception.simulate.world import World
+from perception.taxonomy import Taxonomy, load_taxonomy
 
 KEYFRAME_PERIOD = 0.5  # s between keyframes
 SWEEP_PERIOD = 0.05  # s between LiDAR sweeps
@@ -40,6 +43,7 @@ class Drive:
     samples: int  # keyframes
     sweeps: int  # LiDAR sweeps before each keyframe
     rig: Rig  # calibrated
+    taxonomy: Taxonomy = field(default_factory=partial(load_taxonomy, "nuscenes"))  # whose layout it is written in
 
     @property
     def name(self) -> str:
@@ -75,7 +79,8 @@ class _Recorder:
 
     def __init__(self, drive: Drive, world: World, out: Path) -> None:
         self.drive, self.world, self.out = drive, world, out
-        self.tables: Tables = {"sample_data": [], "ego_pose": []}
+        self.layout = layout_of(drive.taxonomy)
+        self.tables: Tables = {"sample_data": [], "ego_pose": [], **{name: [] for name in self.layout.motion}}
         self.start = EPOCH + drive.number * DRIVE_INTERVAL
 
     def microseconds(self, time: float) -> int:
@@ -87,7 +92,7 @@ class _Recorder:
         width, height = sensor.size if isinstance(sensor, RigCamera) else (0, 0)
         is_camera = isinstance(sensor, RigCamera)
         folder = f"{'samples' if keyframe else 'sweeps'}/{channel}"
-        suffix = "jpg" if is_camera else "pcd.bin"
+        suffix = "jpg" if is_camera else self.layout.suffix
         filename = f"{folder}/{self.drive.logfile}__{channel}__{timestamp}.{suffix}"
         (self.out / filename).write_bytes(content)
         name = self.drive.token("sample_data", channel, timestamp)
@@ -100,6 +105,8 @@ class _Recorder:
                 "translation": pose[:3, 3].tolist(),
             }
         )
+        for table in self.layout.motion:
+            self.tables[table].append(motion_row(name, timestamp, self.world.global_from_ego_at, time))
         self.tables["sample_data"].append(
             {
                 "token": name,
@@ -160,8 +167,12 @@ def record(drive: Drive, out: Path, progress: Callable[[], None]) -> Tables:
         "sample_annotation": annotations,
         "instance": instances,
         "calibrated_sensor": calibrated_sensors(drive.token(), drive.rig),
-        "log": [_log_row(drive)],
-        "scene": [_scene_row(drive, samples) | {"description": _description(drive, world, observations)}],
+        **({"log": [_log_row(drive)]} if recorder.layout.logs else {}),
+        "scene": [
+            _scene_row(drive, samples)
+            | {"description": _description(drive, world, observations)}
+            | ({} if recorder.layout.logs else {"log_token": ""})
+        ],
     }
 
 
@@ -197,7 +208,8 @@ def _record_sweep(recorder: _Recorder, number: int, time: float, sample: str, ke
     rng = drive.rng(2, round((time + 1.0) / SWEEP_PERIOD), *others)
     own_time = time + sensor.delay
     points = lidar.sweep(world.snapshot_at, world.global_from_ego_at, own_time, sensor, drive.rig.body, rng).points
-    recorder.add(sensor, own_time, sample, keyframe, points.tobytes())
+    content = recorder.layout.cloud(points, recorder.microseconds(own_time))
+    recorder.add(sensor, own_time, sample, keyframe, content)
     global_from_lidar = world.global_from_ego_at(own_time) @ sensor.ego_from_sensor
     return np.asarray(points[:, :3].astype(np.float64) @ global_from_lidar[:3, :3].T + global_from_lidar[:3, 3])
 
@@ -241,7 +253,9 @@ def _observe(world: World, time: float, points: np.ndarray, visible_share: np.nd
 
 
 def _description(drive: Drive, world: World, observations: list[list[Observation]]) -> str:
-    """The scene's description in the manner of nuScenes: weather and light first, their changes last."""
+    """The scene's description in the manner of nuScenes: weather and light first, their changes last. Or as tags."""
+    if drive.taxonomy.descriptions == "tags":
+        return tagged_description([(0.0, drive.phases[0]), *drive.changes], drive.taxonomy)
     words = _weather_words(drive.phases[0])
     recorded = (world.times >= 0) & (world.times <= drive.samples * KEYFRAME_PERIOD)
     rotation = np.degrees(world.ego_yaw[recorded][-1] - world.ego_yaw[recorded][0])

@@ -16,7 +16,9 @@ from perception.rig import Rig, load_rig
 from perception.simulate import conditions
 from perception.simulate.city import build_city
 from perception.simulate.drive import Drive, record
-from perception.simulate.nuscenes_writer import VERSION, Tables, fixed_tables, token, write_maps, write_tables
+from perception.simulate.layouts import layout_of
+from perception.simulate.nuscenes_writer import VERSION, Row, Tables, fixed_tables, token, write_maps, write_tables
+from perception.taxonomy import Taxonomy, load_taxonomy
 
 Progress = Callable[[int, int], None]  # keyframes done, keyframes in total
 
@@ -30,8 +32,9 @@ def simulate(
     sweeps: int = 0,
     progress: Progress = lambda done, total: None,
     rig: Rig | None = None,
+    taxonomy: Taxonomy | None = None,
 ) -> None:
-    """Write a drive log to `out` that `NuScenes('v1.0-sim', out)` and `NuScenesMap` load.
+    """Write a drive log to `out` that `NuScenes('v1.0-sim', out)` and `NuScenesMap` load, or another taxonomy's devkit.
 
     The same arguments give the same bytes, on any number of processors. An interrupted run leaves no version folder.
 
@@ -41,6 +44,7 @@ def simulate(
         condition_names: such as clear-day-boston, or a/b for a drive that changes from a to b.
         sweeps: LiDAR sweeps at 20 Hz before each keyframe, 0-10.
         rig: the vehicle's sensors; None: nuScenes' car.
+        taxonomy: its devkit reads the drives; None: nuScenes' own.
 
     Raises:
         InputError: an argument is out of range, a sensor has no calibration, or `out` already holds such a log.
@@ -53,7 +57,7 @@ def simulate(
     ):
         if not low <= value <= high:
             raise InputError(f"{name} is {value}: give a number from {low} to {high}")
-    out, rig = Path(out), rig or load_rig("nuscenes")
+    out, rig, taxonomy = Path(out), rig or load_rig("nuscenes"), taxonomy or load_taxonomy("nuscenes")
     rig.require_calibration()
     if (out / VERSION).exists():
         raise InputError(f"{out} already holds a {VERSION} log: choose another folder, or delete this one first")
@@ -62,14 +66,24 @@ def simulate(
     if samples < longest:
         raise InputError(f"samples is {samples}: a drive in {longest} parts needs a keyframe for each")
     swept = rig.sensors.lidars if sweeps else ()
-    drives = [Drive(seed, n, phases[n % len(phases)], samples, sweeps, rig) for n in range(scenes)]
+    drives = [Drive(seed, n, phases[n % len(phases)], samples, sweeps, rig, taxonomy) for n in range(scenes)]
     for folder in (*(f"samples/{name}" for name in rig.sensors.names), *(f"sweeps/{name}" for name in swept)):
         (out / folder).mkdir(parents=True, exist_ok=True)
-    tables = fixed_tables(rig)
+    layout = layout_of(taxonomy)
+    tables = fixed_tables(rig, layout.categories, layout.names.attributes)
     for tables_of_drive in _record_all(drives, out, progress):
         for name, rows in tables_of_drive.items():
             tables.setdefault(name, []).extend(rows)
-    tables["map"] = [
+    if layout.logs:
+        tables["map"] = _maps(out, drives)
+    training, validation = conditions.split([drive.phases for drive in drives])
+    splits = {"sim_train": training, "sim_val": validation}
+    write_tables(out, tables, {name: [drives[n].name for n in chosen] for name, chosen in splits.items()})
+
+
+def _maps(out: Path, drives: list[Drive]) -> list[Row]:
+    """Write the maps of the drives' cities; returns the rows of the table."""
+    return [
         {
             "token": token("map", build_city(city).plan.style.location),
             "category": "semantic_prior",
@@ -79,9 +93,6 @@ def simulate(
         for city in conditions.CITIES
         if any(drive.city == city for drive in drives)
     ]
-    training, validation = conditions.split([drive.phases for drive in drives])
-    splits = {"sim_train": training, "sim_val": validation}
-    write_tables(out, tables, {name: [drives[n].name for n in chosen] for name, chosen in splits.items()})
 
 
 def _record_all(drives: list[Drive], out: Path, progress: Progress) -> list[Tables]:
