@@ -85,6 +85,17 @@ def sim_root() -> Path:
 
 
 @pytest.fixture(scope="session")
+def truck_root() -> Path:
+    """A drive of a truck as MAN TruckScenes lays it out: three keyframes, two LiDAR sweeps before each."""
+    from perception.rig import load_rig
+    from perception.simulate.simulate import simulate
+    from perception.taxonomy import load_taxonomy
+
+    vehicle = {"rig": load_rig("truck"), "taxonomy": load_taxonomy("truckscenes")}
+    return once.once("truck", lambda root: simulate(root, 1, 3, 1, ["clear-day-boston"], 2, **vehicle))
+
+
+@pytest.fixture(scope="session")
 def tables(sim_root: Path) -> NuScenesTables:
     """Of the simulated drives."""
     return NuScenesTables(sim_root, "v1.0-sim")

@@ -28,7 +28,7 @@ DISTRIBUTIONS = {
     "sklearn": "scikit-learn",
     "mpl_toolkits": "matplotlib",
 }
-JUDGES = {"nuscenes", "motmetrics"}
+JUDGES = {"nuscenes", "truckscenes", "motmetrics"}
 # motmetrics solves assignments with whichever of these is there; scipy is. `imp` it takes on Python 2 alone.
 UNUSED = {"lap", "lapsolver", "munkres", "ortools", "imp"}
 
@@ -74,7 +74,7 @@ def test_what_the_judges_import_is_in_the_extra() -> None:
 def _modules(distribution: str) -> list[Path]:
     """What our evaluation, our tests and mmdet3d import of a judge: not its own tests and examples."""
     listed = [path for path in files(distribution) or [] if path.suffix == ".py" and path.parts[0] in JUDGES]
-    unused = {"tests", "scripts", "prediction", "baselines.py"}
+    unused = {"tests", "scripts", "prediction", "baselines.py", "visualization_utils.py"}
     return [Path(str(path.locate())) for path in listed if not unused & set(path.parts)]
 
 

@@ -43,17 +43,21 @@ def simulate(
     ] = "all",
     sweeps: Annotated[int, typer.Option(help="LiDAR sweeps (at 20 Hz) before each keyframe.", min=0, max=10)] = 0,
     rig: RigOption = None,
+    taxonomy: Annotated[
+        str | None, typer.Option(help="nuscenes, truckscenes or a YAML file; its devkit loads the drives.")
+    ] = None,
 ) -> None:
     """Write simulated drives in the nuScenes schema, which the official devkit loads."""
     from rich.progress import Progress
 
     from perception.simulate.simulate import simulate as run
+    from perception.taxonomy import load_taxonomy
 
-    chosen = rig_of(rig)
+    chosen, vocabulary = rig_of(rig), load_taxonomy(taxonomy or "nuscenes")
     with Progress() as progress:
         bar = progress.add_task("keyframes", total=scenes * samples)
         advance = partial(_advance, progress, bar)
-        run(out, scenes, samples, seed, names(conditions), sweeps, advance, chosen)
+        run(out, scenes, samples, seed, names(conditions), sweeps, advance, chosen, vocabulary)
 
 
 def _advance(progress: Progress, bar: TaskID, done: int, _: int) -> None:

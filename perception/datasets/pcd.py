@@ -58,6 +58,8 @@ def _table(content: bytes) -> np.ndarray:
     dtype = np.dtype([(name, f"{kinds[kind]}{size}", (int(n),) if n != "1" else ()) for name, kind, size, n in sizes])
     count, body = int(fields["POINTS"][0]), content[header.end() :]
     encoding = header[1].decode()
+    if not count:
+        return np.empty(0, dtype)
     if encoding == "ascii":
         raise ValueError("it is in ascii; binary and binary_compressed are read")
     if encoding == "binary":

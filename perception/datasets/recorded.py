@@ -9,9 +9,8 @@ from pathlib import Path
 import numpy as np
 
 from perception.datasets.assembled import AssembledKeyframes
-from perception.datasets.files import read_points
+from perception.datasets.files import read_cloud
 from perception.datasets.nuscenes.map_expansion import MapExpansion
-from perception.datasets.pcd import read_pcd
 from perception.rig import Rig
 from perception.sensors.lidar.sweeps import Sweep, join_lidars
 from perception.taxonomy import Taxonomy
@@ -54,12 +53,8 @@ class RecordedKeyframes(AssembledKeyframes):
         """The sweeps of one LiDAR; none without the keyframe's file. Missing earlier sweeps are skipped."""
         found: list[Sweep] = []
         for i, (file, timestamp, global_from_ego, ego_from_lidar) in enumerate(files):
-            path, times = self.dataroot / file, None
             try:
-                if path.suffix == ".pcd":
-                    points, times = read_pcd(path)
-                else:
-                    points = read_points(path)
+                points, times = read_cloud(self.dataroot / file)
             except FileNotFoundError:
                 if i == 0:
                     return []

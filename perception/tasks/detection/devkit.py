@@ -125,19 +125,28 @@ def boxes_to_compare(
         box_type: DetectionBox or TrackingBox of the devkit.
 
     Raises:
-        InputError: the file is no submission, or some of the samples have no entry in it.
+        InputError: the file is no submission, some of the samples have no entry in it, or the drives are of a vehicle
+            without the sensor from which the devkit measures distances.
     """
     loaders = devkit.module("common.loaders")
     predictions = _load(submission, samples, box_type, devkit)
     load_annotations = getattr(loaders, "load_gt_of_sample_tokens", None) or partial(_annotations, devkit)
     with contextlib.redirect_stderr(io.StringIO()):  # for a progress bar that `verbose` does not disable
         annotations = load_annotations(tables, list(samples), box_type)
-    found = []
-    for boxes in (predictions, annotations):
-        if boxes.all:  # filter_eval_boxes raises without any box
-            boxes = loaders.filter_eval_boxes(tables, loaders.add_center_dist(tables, boxes), config.class_range)
-        found.append(boxes)
-    return found[0], found[1]
+    try:
+        return _filtered(loaders, tables, predictions, config), _filtered(loaders, tables, annotations, config)
+    except KeyError as error:
+        raise InputError(
+            f"{tables.dataroot}: {devkit.distribution} measures distances from the sensor {error}, which these drives "
+            "do not have; leave out --official"
+        ) from None
+
+
+def _filtered(loaders: Any, tables: Any, boxes: Any, config: Any) -> Any:
+    """The devkit's filter by class range, points inside and bicycle racks."""
+    if not boxes.all:  # filter_eval_boxes raises without any box
+        return boxes
+    return loaders.filter_eval_boxes(tables, loaders.add_center_dist(tables, boxes), config.class_range)
 
 
 def _load(submission: Path, samples: Sequence[str], box_type: Any, devkit: Devkit) -> Any:
