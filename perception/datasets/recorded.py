@@ -59,5 +59,5 @@ class RecordedKeyframes(AssembledKeyframes):
                 if i == 0:
                     return []
             else:
-                found.append(Sweep(points, timestamp, global_from_ego, ego_from_lidar, times))
+                found.append(Sweep(points, timestamp, global_from_ego, ego_from_lidar, times=times))
         return found

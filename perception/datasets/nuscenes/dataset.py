@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 
 from perception.datasets.files import read_image
@@ -207,9 +208,11 @@ class NuScenesTables(RecordedKeyframes):
                 f"{path}: the picture is {image.shape[1]}x{image.shape[0]}, but its calibration is for "
                 f"{recording.width}x{recording.height}; use the picture as recorded"
             )
+        intrinsics = self.recordings.intrinsics[recording.calibration]
+        distortion = self.recordings.distortions.get(recording.calibration)
         return Camera(
-            image=image,
-            intrinsics=self.recordings.intrinsics[recording.calibration],
+            image=image if distortion is None else cv2.undistort(image, intrinsics, distortion),
+            intrinsics=intrinsics,
             ego_from_camera=self.recordings.ego_from_sensor[recording.calibration],
             global_from_ego=self.recordings.global_from_ego(recording),
             timestamp=recording.timestamp,
