@@ -263,7 +263,8 @@ def test_an_own_rig_is_simulated_from_its_file(tmp_path: Path) -> None:
     content["cameras"] = [content["cameras"][0] | {"name": "eye", "size": [160, 100], "lens": {"focal": 100.0}}]
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(content))
     given = ("--scenes", "1", "--samples", "1", "--conditions", "clear-day-boston", "--rig", tmp_path / "mine.yaml")
-    succeeds("simulate", tmp_path / "drives", *given)
+    succeeds("simulate", tmp_path / "drives", *given, "--taxonomy", "truckscenes")
+    assert len(list((tmp_path / "drives" / "samples").glob("roof_*/*.pcd"))) == 2
     sensors = json.loads((tmp_path / "drives" / VERSION / "sensor.json").read_text())
     assert [row["channel"] for row in sensors] == ["roof_front", "roof_rear", "eye"]
     del content["lidars"][1]["mount"]
