@@ -14,7 +14,7 @@ $(INSTALLED): pyproject.toml $(LOCK) requirements/devkit.txt
 	$(PYTHON) -m venv $(if $(wildcard $@),,--clear) $(VENV)
 	$(BIN)/$(PIP_INSTALL) --upgrade pip
 	$(BIN)/$(PIP_INSTALL) --editable '.[rtx,viewer,pretrained,devkit,dev]'
-	$(BIN)/pip install --quiet --no-deps --requirement requirements/devkit.txt
+	$(BIN)/pip install --quiet --no-deps --ignore-requires-python --requirement requirements/devkit.txt
 	touch $@
 
 requirements/py%.txt:

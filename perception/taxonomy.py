@@ -20,6 +20,7 @@ Name = Annotated[str, Field(pattern=r"^\w[\w. &()/-]*$")]
 Word = Annotated[str, Field(pattern=r"^[a-z]\w*$")]  # a condition; + , - / join several
 Colour = Annotated[str, Field(pattern="^#[0-9a-f]{6}$")]
 Metres = Annotated[float, Field(gt=0)]
+Devkit = Literal["nuscenes", "truckscenes"]
 SENSORS = ("lidar", "cameras")
 RESERVED = ("all", "base", "none", *SENSORS)  # words that stand for something else than a condition
 _PALETTE = (
@@ -79,6 +80,11 @@ class Taxonomy(Section):
     conditions: dict[Word, Annotated[tuple[Word, ...], Field(strict=False, min_length=1)]] = Field(
         default={}
     )  # kind -> values
+    descriptions: Literal["words", "tags"] = "words"  # how scenes tell their conditions; tags are such as weather.rain
+    simulated: dict[Word, Annotated[tuple[Word, ...], Field(strict=False)]] = Field(
+        default={}
+    )  # condition of the simulator, or `always` -> conditions that tags of simulated scenes tell then
+    devkit: Devkit | None = None  # that reads drives with these names and scores detections
 
     @model_validator(mode="after")
     def _names(self) -> Taxonomy:
@@ -97,6 +103,9 @@ class Taxonomy(Section):
         for each in self.classes:
             if unknown := [name for name in each.attributes if name not in self.attributes]:
                 raise ValueError(f"classes: attribute {unknown[0]!r} of {each.name} is not among the attributes")
+        told = [value for values in self.simulated.values() for value in values]
+        if unknown := [value for value in told if value not in self.condition_values]:
+            raise ValueError(f"simulated: {unknown[0]!r} is not among the conditions")
         return self
 
     @property

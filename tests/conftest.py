@@ -85,6 +85,19 @@ def sim_root() -> Path:
 
 
 @pytest.fixture(scope="session")
+def truck_root() -> Path:
+    """A drive of a truck as MAN TruckScenes lays it out: three keyframes, two LiDAR sweeps before each."""
+    from perception.rig import load_rig
+    from perception.simulate.conditions import parse
+    from perception.simulate.simulate import simulate
+    from perception.simulate.world_files import Worlds
+    from perception.taxonomy import load_taxonomy
+
+    courses = parse(["clear-day-boston"], load_taxonomy("truckscenes"), Worlds())
+    return once.once("truck", lambda root: simulate(root, 1, 3, 1, courses, 2, rig=load_rig("truck")))
+
+
+@pytest.fixture(scope="session")
 def tables(sim_root: Path) -> NuScenesTables:
     """Of the simulated drives."""
     return NuScenesTables(sim_root, "v1.0-sim")

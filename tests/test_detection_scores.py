@@ -11,8 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from nuscenes.eval.common.config import config_factory
 from nuscenes.eval.common.data_classes import EvalBoxes
-from nuscenes.eval.detection.algo import accumulate, calc_ap, calc_tp
-from nuscenes.eval.detection.data_classes import DetectionBox, DetectionMetrics
+from nuscenes.eval.detection.data_classes import DetectionMetrics
 from nuscenes.utils.data_classes import Box
 from nuscenes.utils.geometry_utils import points_in_box
 from pyquaternion import Quaternion
@@ -21,15 +20,20 @@ from submissions import BOX
 from vocabulary import ATTRIBUTES, CLASSES, NUSCENES
 
 from perception.tasks.detection.columns import BoxColumns, read_submission
+from perception.tasks.detection.devkit import DEVKITS, Devkit
 from perception.tasks.detection.matching import match
 from perception.tasks.detection.scores import ERRORS, THRESHOLDS, DetectionScores, Scores, undefined_errors
+from perception.taxonomy import Taxonomy, load_taxonomy
 
 CONFIG = config_factory("detection_cvpr_2019")
 UNDEFINED = {"traffic_cone": ("orient_err", "vel_err", "attr_err"), "barrier": ("vel_err", "attr_err")}  # in the devkit
 
 
-def devkit_boxes(boxes: BoxColumns, tokens: Sequence[str]) -> EvalBoxes:
-    made = EvalBoxes()
+def devkit_boxes(
+    boxes: BoxColumns, tokens: Sequence[str], taxonomy: Taxonomy = NUSCENES, devkit: Devkit = DEVKITS["nuscenes"]
+) -> EvalBoxes:
+    made = devkit.module("common.data_classes").EvalBoxes()
+    box_type = devkit.module("detection.data_classes").DetectionBox
     for token in tokens:
         made.add_boxes(token, [])
     for i in range(len(boxes)):
@@ -37,40 +41,44 @@ def devkit_boxes(boxes: BoxColumns, tokens: Sequence[str]) -> EvalBoxes:
         made.add_boxes(
             tokens[boxes.frames[i]],
             [
-                DetectionBox(
+                box_type(
                     sample_token=tokens[boxes.frames[i]],
                     translation=tuple(boxes.centers[i]),
                     size=tuple(boxes.sizes[i]),
                     rotation=tuple(Quaternion(axis=[0, 0, 1], radians=boxes.yaws[i])),
                     velocity=tuple(boxes.velocities[i]),
                     num_pts=int(boxes.num_points[i]),
-                    detection_name=CLASSES[boxes.labels[i]],
+                    detection_name=taxonomy.class_names[boxes.labels[i]],
                     detection_score=float(boxes.scores[i]),
-                    attribute_name=ATTRIBUTES[attribute] if attribute >= 0 else "",
+                    attribute_name=taxonomy.attributes[attribute] if attribute >= 0 else "",
                 )
             ],
         )
     return made
 
 
-def devkit_scores(truth: BoxColumns, detections: BoxColumns, frames: int) -> DetectionMetrics:
+def devkit_scores(
+    truth: BoxColumns,
+    detections: BoxColumns,
+    frames: int,
+    taxonomy: Taxonomy = NUSCENES,
+    devkit: Devkit = DEVKITS["nuscenes"],
+) -> DetectionMetrics:
     """DetectionEval.evaluate on boxes that are filtered already."""
     tokens = [f"s{i}" for i in range(frames)]
-    gt, predicted, metrics = devkit_boxes(truth, tokens), devkit_boxes(detections, tokens), DetectionMetrics(CONFIG)
-    for name in CLASSES:
-        for threshold in CONFIG.dist_ths:
-            data = accumulate(gt, predicted, name, CONFIG.dist_fcn_callable, threshold)
-            metrics.add_label_ap(name, threshold, calc_ap(data, CONFIG.min_recall, CONFIG.min_precision))
-            if threshold == CONFIG.dist_th_tp:
-                for error in ERRORS:
-                    undefined = error in UNDEFINED.get(name, ())
-                    metrics.add_label_tp(name, error, np.nan if undefined else calc_tp(data, CONFIG.min_recall, error))
-    return metrics
+    evaluation = object.__new__(devkit.module("detection.evaluate").DetectionEval)
+    evaluation.cfg, evaluation.verbose = devkit.module("common.config").config_factory(devkit.protocol), False
+    evaluation.gt_boxes, evaluation.pred_boxes = (
+        devkit_boxes(boxes, tokens, taxonomy, devkit) for boxes in (truth, detections)
+    )
+    evaluation.gt_boxes_masks = evaluation.pred_boxes_masks = {}
+    metrics, _ = evaluation.evaluate()
+    return metrics["all"] if devkit.package == "truckscenes" else metrics
 
 
-def assert_devkits(scores: Scores, draw: int, theirs: DetectionMetrics) -> None:
+def assert_devkits(scores: Scores, draw: int, theirs: DetectionMetrics, taxonomy: Taxonomy = NUSCENES) -> None:
     close = {"rtol": 0, "atol": 1e-9}
-    for label, name in enumerate(CLASSES):
+    for label, name in enumerate(taxonomy.class_names):
         aps = [theirs.get_label_ap(name, threshold) for threshold in THRESHOLDS]
         np.testing.assert_allclose(scores.aps[draw, label], aps, **close, err_msg=name)
         errors = [theirs.get_label_tp(name, error) for error in ERRORS]
@@ -108,13 +116,17 @@ def in_order(boxes: BoxColumns) -> BoxColumns:
 
 @settings(deadline=None, max_examples=40)
 @given(seed=st.integers(0, 2**32 - 1), frames=st.integers(1, 4), ties=st.booleans(), boxes=st.integers(1, 60))
-def test_random_boxes_score_as_with_the_devkit(seed: int, frames: int, ties: bool, boxes: int) -> None:
-    truth, detections = random_boxes(np.random.default_rng(seed), frames, ties, boxes=boxes)
+@pytest.mark.parametrize(("name", "classes"), [("nuscenes", (0, 5, 8, 9)), ("truckscenes", (0, 8, 9, 10, 11))])
+def test_random_boxes_score_as_with_the_devkit(
+    name: str, classes: Sequence[int], seed: int, frames: int, ties: bool, boxes: int
+) -> None:
+    """Classes with and without heading, velocity and attributes."""
+    taxonomy, devkit = load_taxonomy(name), DEVKITS[name]
+    truth, detections = random_boxes(np.random.default_rng(seed), frames, ties, classes, boxes)
     detections = in_order(detections)
     scenes = np.arange(frames) % 2 * (frames > 1)
-    assert_devkits(
-        DetectionScores(truth, detections, scenes, NUSCENES).scored(), 0, devkit_scores(truth, detections, frames)
-    )
+    theirs = devkit_scores(truth, detections, frames, taxonomy, devkit)
+    assert_devkits(DetectionScores(truth, detections, scenes, taxonomy).scored(), 0, theirs, taxonomy)
 
 
 def test_drawn_scenes_score_as_a_data_set_of_their_copies() -> None:

@@ -244,7 +244,7 @@ def test_an_unusable_submission_is_named(
 
 def test_a_dataroot_that_the_devkit_refuses(nuscenes_root: Path, tmp_path: Path) -> None:
     (tmp_path / "v1.0-mini").symlink_to(nuscenes_root / "v1.0-mini")  # without the map files
-    with pytest.raises(InputError, match=r"the nuScenes devkit cannot load v1\.0-mini: .*map"):
+    with pytest.raises(InputError, match=r"nuscenes-devkit cannot load v1\.0-mini: .*map"):
         open_devkit(tmp_path, "v1.0-mini")
 
 
@@ -329,6 +329,6 @@ def test_without_the_devkit_scores_are_ours_and_official_ones_are_refused(
     assert metrics["samples"] == 2
     assert metrics["mAP_present"] == pytest.approx(1)
     with pytest.raises(
-        InputError, match=r"devkit is not installed; `pip install .*--no-deps nuscenes-devkit motmetrics`"
+        InputError, match=r"devkit is not installed; `pip install .*--no-deps .*nuscenes-devkit motmetrics`"
     ):
         require_official(tables)

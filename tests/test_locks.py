@@ -27,8 +27,9 @@ DISTRIBUTIONS = {
     "cv2": "opencv-python-headless",
     "sklearn": "scikit-learn",
     "mpl_toolkits": "matplotlib",
+    "rerun": "rerun-sdk",
 }
-JUDGES = {"nuscenes", "motmetrics"}
+JUDGES = {"nuscenes", "truckscenes", "t4_devkit", "motmetrics"}
 # motmetrics solves assignments with whichever of these is there; scipy is. `imp` it takes on Python 2 alone.
 UNUSED = {"lap", "lapsolver", "munkres", "ortools", "imp"}
 
@@ -64,7 +65,8 @@ def test_the_locks_hold_both_ends_of_what_is_supported(python: str) -> None:
 
 def test_what_the_judges_import_is_in_the_extra() -> None:
     """They are installed without their dependencies, so nothing else would notice that one is missing."""
-    offered = {canonicalize_name(Requirement(each).name) for each in (*PROJECT["dependencies"], *EXTRAS["devkit"])}
+    installed = (*PROJECT["dependencies"], *EXTRAS["devkit"], *EXTRAS["viewer"])  # T4's draws with the viewer
+    offered = {canonicalize_name(Requirement(each).name) for each in installed}
     for distribution in requirements(ROOT / "requirements" / "devkit.txt"):
         imported = set().union(*(_imports(path) for path in _modules(distribution)))
         third = imported - set(sys.stdlib_module_names) - JUDGES - UNUSED
@@ -74,7 +76,7 @@ def test_what_the_judges_import_is_in_the_extra() -> None:
 def _modules(distribution: str) -> list[Path]:
     """What our evaluation, our tests and mmdet3d import of a judge: not its own tests and examples."""
     listed = [path for path in files(distribution) or [] if path.suffix == ".py" and path.parts[0] in JUDGES]
-    unused = {"tests", "scripts", "prediction", "baselines.py"}
+    unused = {"tests", "scripts", "prediction", "baselines.py", "visualization_utils.py"}
     return [Path(str(path.locate())) for path in listed if not unused & set(path.parts)]
 
 

@@ -16,10 +16,12 @@ from nuscenes.eval.detection.utils import category_to_detection_name
 from nuscenes.utils.data_classes import Box, LidarPointCloud
 from nuscenes.utils.geometry_utils import BoxVisibility, view_points
 from nuscenes.utils.splits import create_splits_scenes
-from vocabulary import ATTRIBUTES, CAMERAS, CLASSES, CONDITIONS
+from vocabulary import ATTRIBUTES, CAMERAS, CLASSES, NUSCENES
 
 from perception.datasets.nuscenes import tables as tables_module
-from perception.datasets.nuscenes.dataset import NuScenesTables, conditions_of, official_splits
+from perception.datasets.nuscenes.dataset import NuScenesTables
+from perception.datasets.nuscenes.descriptions import conditions_of
+from perception.datasets.nuscenes.splits import official_splits
 from perception.errors import InputError
 from perception.frame import Conditions
 
@@ -234,7 +236,7 @@ def test_only_the_sensors_asked_for_are_read(tiny_root: Path) -> None:
     ],
 )
 def test_conditions(description: str, location: str, expected: Conditions) -> None:
-    assert conditions_of(description, location, CONDITIONS) == expected
+    assert conditions_of(description, location, NUSCENES) == expected
 
 
 _values = st.none() | st.booleans() | st.integers(-9, 9) | st.text(max_size=5) | st.lists(st.floats(0, 1), max_size=2)

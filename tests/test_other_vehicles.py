@@ -25,21 +25,20 @@ from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.rig import Rig, load_rig
 from perception.sensors.inputs import InputSpec, prepare
 from perception.simulate.simulate import simulate
+from perception.taxonomy import load_taxonomy
 from perception.training.checkpoint import trained_config
 
 VERSION, KEYFRAMES, SWEEPS = "v1.0-sim", 3, 2
 VEHICLES = ("truck", "shuttle")
+TAXONOMIES = {"truck": load_taxonomy("truckscenes"), "shuttle": load_taxonomy("nuscenes")}
 
 
 @pytest.fixture(scope="module")
-def drives(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A drive of each vehicle."""
-    folder = tmp_path_factory.mktemp("vehicles")
-    made = {}
-    for name in VEHICLES:
-        made[name] = folder / name
-        simulate(made[name], 1, KEYFRAMES, 1, ["clear-day-boston"], SWEEPS, rig=load_rig(name))
-    return made
+def drives(truck_root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A drive of each vehicle: the truck's as MAN TruckScenes lays it out."""
+    shuttle = tmp_path_factory.mktemp("vehicles") / "shuttle"
+    simulate(shuttle, 1, KEYFRAMES, 1, ["clear-day-boston"], SWEEPS, rig=load_rig("shuttle"))
+    return {"truck": truck_root, "shuttle": shuttle}
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +46,13 @@ def runs(drives: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> d
     """A network that was trained on each for as long as its scores do not tie."""
     folder, made = tmp_path_factory.mktemp("runs"), {}
     for name, data in drives.items():
-        content = small_config().model_dump(mode="json") | {"name": name, "rig": name}
+        content = small_config().model_dump(mode="json") | {
+            "name": name,
+            "rig": name,
+            "taxonomy": TAXONOMIES[name].name,
+        }
+        if not TAXONOMIES[name].map_layers:
+            del content["tasks"]["map"]
         content["train"] |= {"steps": 40, "batch": 1, "learning_rate": 0.02}
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(content))
         made[name] = folder / name
@@ -63,7 +68,7 @@ def bundles(runs: dict[str, Path]) -> dict[str, Path]:
 
 
 def tables_of(drives: dict[str, Path], name: str) -> NuScenesTables:
-    return NuScenesTables(drives[name], VERSION, load_rig(name))
+    return NuScenesTables(drives[name], VERSION, load_rig(name), TAXONOMIES[name])
 
 
 @pytest.mark.parametrize("name", VEHICLES)
@@ -111,11 +116,18 @@ def test_the_way_from_training_to_a_replay(
 ) -> None:
     rig, bundle = load_rig(name), bundles[name]
     assert trained_config(runs[name]).rig == Bundle.load(bundle).manifest.rig == rig
+    assert Bundle.load(bundle).manifest.taxonomy == TAXONOMIES[name]
     shapes = Bundle.load(bundle).manifest.input_shapes
     assert shapes["images"][1] == shapes["image_from_reference"][1] == len(rig.cameras)
     for model in (runs[name], bundle):
-        given = ("--data", drives[name], "--split", "all", "--out", tmp_path / model.name)
-        assert json.loads(succeeds("evaluate", model, *given, "--json"))["samples"] == KEYFRAMES
+        given = ("--data", drives[name], "--split", "all", "--out", tmp_path / model.name, "--json")
+        if name == "truck":
+            scores = json.loads(succeeds("evaluate", model, *given, "--official"))
+            assert {*scores["official"]["mean_dist_aps"]} == {*TAXONOMIES[name].class_names}
+            assert scores["official"]["largest_difference"] <= 1e-9
+        else:
+            scores = json.loads(succeeds("evaluate", model, *given))
+        assert scores["samples"] == KEYFRAMES
     succeeds("verify", bundle)
     first, lidar = rig.sensors.cameras[0], rig.sensors.lidars[-1]
     faults = [each for text in (f"drop:{first}", f"drop:{lidar}") for each in ("--fault", f"{text}@0.4-0.6")]
@@ -132,6 +144,12 @@ def test_the_way_from_training_to_a_replay(
     assert [frame["health"][lidar][0] for frame in data["frames"]] == ["ok", "missing", "ok"]
     others = {*rig.sensors.names} - {first, lidar}
     assert {frame["health"][other][0] for frame in data["frames"] for other in others} == {"ok"}
+
+
+def test_a_devkit_refuses_another_vehicle(drives: dict[str, Path], runs: dict[str, Path], tmp_path: Path) -> None:
+    given = ("--data", drives["shuttle"], "--split", "all", "--out", tmp_path / "out", "--official")
+    says = refuses("evaluate", runs["shuttle"], *given)
+    assert "nuscenes-devkit measures distances from the sensor 'LIDAR_TOP', which these drives do not have" in says
 
 
 @pytest.mark.parametrize("text", ["points:roof_rear,share=0.5", "noise:roof_rear", "freeze:roof_rear", "drop:lidar"])
@@ -155,7 +173,7 @@ def test_a_bundle_refuses_drives_of_another_vehicle(
 ) -> None:
     data = recorded_root if other == "nuscenes" else drives[other]
     says = refuses("replay", data, "--bundle", bundles["truck"], "--out", tmp_path / "out")
-    assert "these drives are of another vehicle than the rig truck: they have no LIDAR_TOP_FRONT, but" in says
+    assert "these drives are of another vehicle than the rig truck: they have no LIDAR_LEFT, but" in says
     assert not (tmp_path / "out" / "report.html").exists()
 
 
@@ -246,7 +264,8 @@ def test_an_own_rig_is_simulated_from_its_file(tmp_path: Path) -> None:
     content["cameras"] = [content["cameras"][0] | {"name": "eye", "size": [160, 100], "lens": {"focal": 100.0}}]
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(content))
     given = ("--scenes", "1", "--samples", "1", "--conditions", "clear-day-boston", "--rig", tmp_path / "mine.yaml")
-    succeeds("simulate", tmp_path / "drives", *given)
+    succeeds("simulate", tmp_path / "drives", *given, "--taxonomy", "truckscenes")
+    assert len(list((tmp_path / "drives" / "samples").glob("roof_*/*.pcd"))) == 2
     sensors = json.loads((tmp_path / "drives" / VERSION / "sensor.json").read_text())
     assert [row["channel"] for row in sensors] == ["roof_front", "roof_rear", "eye"]
     del content["lidars"][1]["mount"]

@@ -99,7 +99,7 @@ def test_a_wrong_rig_is_told_in_one_line(tmp_path: Path, change: dict[str, Any],
 
 def test_an_unknown_rig_is_told_with_those_that_are_known(tmp_path: Path) -> None:
     with one_line_error(
-        exactly="rig trukc: not known; give a YAML file or one of nuscenes, pandaset, pandaset_64, shuttle, truck"
+        exactly="rig trukc: not known; give a YAML file or one of nuscenes, pandaset, pandaset_64, shuttle, t4, truck"
     ):
         load_rig("trukc")
     with one_line_error(exactly=f"{tmp_path}/a.yaml: cannot read the rig (FileNotFoundError)"):

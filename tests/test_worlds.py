@@ -14,7 +14,7 @@ from refusals import one_line_error
 from vocabulary import NUSCENES
 
 from deploy.cli import main
-from perception.datasets.nuscenes.dataset import conditions_of
+from perception.datasets.nuscenes.descriptions import conditions_of
 from perception.errors import InputError
 from perception.frame import Conditions
 from perception.section import shipped_names
@@ -148,7 +148,7 @@ def test_descriptions_are_read_back(tmp_path: Path, road: str) -> None:
         parts = describe(course, changes, SCENERY).split("; from ")
         assert len(parts) == len(course.phases)
         for part, phase in zip(parts, course.phases, strict=True):
-            assert conditions_of(part, course.place.location, course.taxonomy.conditions) == phase.conditions
+            assert conditions_of(part, course.place.location, course.taxonomy) == phase.conditions
         said = [word for word in SCENERY if road not in word.split() or phase.conditions["road"] == road]
         assert len(course.phases) > 1 or all(word in parts[0] for word in said)
 

@@ -28,6 +28,7 @@ from rosbags.typesys import Stores, get_typestore
 
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.datasets.nuscenes.tables import Recording, only_version
+from perception.datasets.pcd import read_pcd
 from perception.errors import InputError
 from perception.rig import Rig, load_rig
 
@@ -185,7 +186,8 @@ def sensor_messages(tables: NuScenesTables, recording: Recording) -> Iterator[Me
         return
     content = path.read_bytes()
     if recording.channel in tables.rig.sensors.lidars:
-        yield Message(f"/{frame}", CLOUD, stamp, cloud(stamp, frame, content))
+        points = read_pcd(path)[0].tobytes() if path.suffix == ".pcd" else content
+        yield Message(f"/{frame}", CLOUD, stamp, cloud(stamp, frame, points))
         return
     size, intrinsics = (recording.width, recording.height), tables.recordings.intrinsics[recording.calibration]
     yield Message(f"/{frame}/camera_info", INFO, stamp, camera_info(stamp, frame, size, intrinsics))

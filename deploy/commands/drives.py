@@ -11,7 +11,6 @@ import typer
 
 from deploy.commands.trust import AllowOlder, Keys, State, make_trust
 from perception.commands.common import (
-    VALIDATION,
     Json,
     Out,
     RigOption,
@@ -23,6 +22,7 @@ from perception.commands.common import (
     names,
     report,
     rig_of,
+    validation_split,
 )  # fmt: skip
 from perception.errors import InputError
 
@@ -53,7 +53,7 @@ def evaluate(
     state: State = None,
     allow_older: AllowOlder = False,
     official: Annotated[
-        bool, typer.Option("--official", help="Also score the submission with nuscenes-devkit, and compare.")
+        bool, typer.Option("--official", help="Also score the submission with the data set's devkit, and compare.")
     ] = False,
     rig: RigOption = None,
     as_json: Json = False,
@@ -82,7 +82,7 @@ def evaluate(
     tables, console = open_source(data, version, spec.rig, taxonomy), console_for(as_json)
     if official:
         require_official(tables)
-    split = split or VALIDATION.get(tables.version, "all")
+    split = split or validation_split(tables.version)
     metrics = run(predictor, tables, split, names(scenes), out, spec, console, Breakdown(names(by), names(corruptions)))
     if official:
         metrics = compare(out, tables, metrics, console)

@@ -40,8 +40,18 @@ RigOption = Annotated[
     str | None, typer.Option("--rig", help="The vehicle's sensors: nuscenes, truck, shuttle, ... or a YAML file.")
 ]
 
-TRAINING = {"v1.0-mini": "mini_train", "v1.0-trainval": "train", "v1.0-sim": "sim_train"}
-VALIDATION = {"v1.0-mini": "mini_val", "v1.0-trainval": "val", "v1.0-sim": "sim_val"}
+_TRAINING = {"mini": "mini_train", "trainval": "train", "sim": "sim_train"}
+_VALIDATION = {"mini": "mini_val", "trainval": "val", "sim": "sim_val"}
+
+
+def training_split(version: str) -> str:
+    """The usual split of tables of this version, such as v1.0-mini."""
+    return _TRAINING.get(version.partition("-")[2], "all")
+
+
+def validation_split(version: str) -> str:
+    """The usual split of tables of this version, such as v1.0-mini."""
+    return _VALIDATION.get(version.partition("-")[2], "all")
 
 
 def report(result: dict[str, Any], as_json: bool, shown: str | Table | None = None) -> None:

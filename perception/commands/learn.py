@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from perception.commands.common import TRAINING, Json, Out, RigOption, Root, Version, app, names, report, rig_of
+from perception.commands.common import (
+    Json,
+    Out,
+    RigOption,
+    Root,
+    Version,
+    app,
+    names,
+    report,
+    rig_of,
+    training_split,
+)
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -32,7 +43,9 @@ def simulate(
     ] = "all",
     sweeps: Annotated[int, typer.Option(help="LiDAR sweeps (at 20 Hz) before each keyframe.", min=0, max=10)] = 0,
     rig: RigOption = None,
-    taxonomy: Annotated[str, typer.Option(help="Whose conditions: nuscenes, ... or a YAML file.")] = "nuscenes",
+    taxonomy: Annotated[
+        str, typer.Option(help="Conditions and layout: nuscenes, truckscenes, ... or a YAML file.")
+    ] = "nuscenes",
     worlds: Annotated[
         Path | None, typer.Option(help="Folder with a YAML file for each own condition: munich.yaml, sleet.yaml.")
     ] = None,
@@ -78,7 +91,7 @@ def train(
     if steps is not None:
         settings = settings.model_copy(update={"train": settings.train.model_copy(update={"steps": steps})})
     tables = open_source(data, version, settings.rig, settings.taxonomy)
-    print(run(settings, tables, split or TRAINING.get(tables.version, "all"), out, resume))
+    print(run(settings, tables, split or training_split(tables.version), out, resume))
 
 
 @app.command(epilog="Example: perception import-mmdet3d centerpoint_pillar02.py centerpoint.pth --out runs/centerpoint")

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from perception.commands.common import (
-    TRAINING,
     Json,
     Out,
     RigOption,
@@ -21,6 +20,7 @@ from perception.commands.common import (
     names,
     report,
     rig_of,
+    training_split,
 )
 from perception.errors import InputError
 
@@ -117,7 +117,7 @@ def adapt(
     config_before = trained_config(checkpoint) if foreign is None else None
     vehicle = rig_of(rig) or (config_before.rig if config_before else None)
     tables = open_source(data, version, vehicle, config_before.taxonomy if config_before else None)
-    split = split or TRAINING.get(tables.version, "all")
+    split = split or training_split(tables.version)
     if foreign is not None:
         if task:
             raise InputError(f"{checkpoint}: --task takes a run of ours; a foreign backbone has its own heads")

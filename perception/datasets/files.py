@@ -9,9 +9,20 @@ from typing import Any
 import cv2
 import numpy as np
 
+from perception.datasets.pcd import read_pcd
 from perception.errors import InputError
 
 _POINT_BYTES = 5 * 4  # x y z intensity ring, float32
+
+
+def read_cloud(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
+    """Points (N, 5) as of `read_points`, and their times (N,) us where the file has them: a .pcd or .pcd.bin.
+
+    Raises:
+        FileNotFoundError: there is no such file; callers treat it as a missing sensor.
+        InputError: the file is damaged.
+    """
+    return read_pcd(path) if path.suffix == ".pcd" else (read_points(path), None)
 
 
 def read_points(path: Path) -> np.ndarray:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from perception.datasets.assembled import AssembledKeyframes
-from perception.datasets.files import read_points
+from perception.datasets.files import read_cloud
 from perception.datasets.nuscenes.map_expansion import MapExpansion
 from perception.rig import Rig
 from perception.sensors.lidar.sweeps import Sweep, join_lidars
@@ -54,10 +54,10 @@ class RecordedKeyframes(AssembledKeyframes):
         found: list[Sweep] = []
         for i, (file, timestamp, global_from_ego, ego_from_lidar) in enumerate(files):
             try:
-                points = read_points(self.dataroot / file)
+                points, times = read_cloud(self.dataroot / file)
             except FileNotFoundError:
                 if i == 0:
                     return []
             else:
-                found.append(Sweep(points, timestamp, global_from_ego, ego_from_lidar))
+                found.append(Sweep(points, timestamp, global_from_ego, ego_from_lidar, times=times))
         return found

@@ -13,7 +13,7 @@ from rich.progress import track
 
 from perception.atomic import made, write_atomically
 from perception.datasets.keyframes import Keyframes
-from perception.datasets.nuscenes.dataset import NuScenesTables
+from perception.datasets.listed import ListedKeyframes
 from perception.evaluation.robustness import chosen_corruptions, robustness, robustness_table
 from perception.evaluation.slices import Known, check_axes, slice_scores, slice_table
 from perception.frame import Frame, Prediction
@@ -130,7 +130,7 @@ def _print(scores: dict[str, Any], metrics: Mapping[str, Metric[Any]], tables: K
     for metric in metrics.values():
         for table in metric.tables(scores):
             console.print(table)
-    if not isinstance(tables, NuScenesTables) and tables.taxonomy.attributes:
+    if isinstance(tables, ListedKeyframes) and tables.taxonomy.attributes:
         console.print(f"{tables.version} knows no attributes: their error (AAE) counts as 1, up to 0.1 of NDS")
     if "slices" in scores:
         console.print(slice_table(scores["slices"]))

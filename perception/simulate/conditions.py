@@ -1,5 +1,7 @@
 """Names of conditions such as `rain-night-CITY`: a value of each kind in the taxonomy's order, each with a world file.
 
+Where a taxonomy's conditions are tags, the kinds are those of the world files, and the tags follow from their values.
+
 `clear-day-CITY/rain-day-CITY` is a drive that starts under the first and ends under the second.
 """
 
@@ -8,9 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from perception.datasets.nuscenes.dataset import UNSAID, conditions_of
+from perception.datasets.nuscenes.descriptions import UNSAID, conditions_of
 from perception.errors import InputError
 from perception.frame import Conditions
+from perception.simulate.layouts import tagged_description
 from perception.simulate.parameters import Place, Surroundings
 from perception.simulate.world_files import Worlds
 from perception.taxonomy import Taxonomy
@@ -30,7 +33,7 @@ class Course:
 
     place: Place
     phases: tuple[Phase, ...]
-    taxonomy: Taxonomy = field(hash=False)  # of the conditions
+    taxonomy: Taxonomy = field(hash=False)  # in whose layout and words it is written
 
 
 def parse(names: Sequence[str], taxonomy: Taxonomy, worlds: Worlds) -> list[Course]:
@@ -40,16 +43,23 @@ def parse(names: Sequence[str], taxonomy: Taxonomy, worlds: Worlds) -> list[Cour
         InputError: an unknown name, a drive through two cities, a value without world file or with a wrong one, a value
             that the tables of nuScenes' schema cannot hold, or no name at all.
     """
-    found: list[Course] = []
+    tagged = taxonomy.descriptions == "tags"
+    spoken = taxonomy.model_copy(update={"conditions": worlds.kinds()}) if tagged else taxonomy
+    drives: list[tuple[str, list[Conditions]]] = []
     for name in names:
         if name == "all":
-            found += [_course(name, [conditions], taxonomy, worlds) for conditions in every(taxonomy)]
+            drives += [(name, [conditions]) for conditions in every(spoken)]
         else:
-            found.append(_course(name, [_parse_phase(part, taxonomy) for part in name.split("/")], taxonomy, worlds))
-    if not found:
-        raise InputError(
-            f"no conditions given: name at least one, such as {'-'.join(every(taxonomy)[0].values())}, or all"
-        )
+            drives.append((name, [_parse_phase(part, spoken) for part in name.split("/")]))
+    if not drives:
+        example = "-".join(every(spoken)[0].values())
+        raise InputError(f"no conditions given: name at least one, such as {example}, or all")
+    found = []
+    for name, phases in drives:
+        place, parts = _composed(name, phases, spoken, worlds)
+        if not tagged:
+            _require_readable(name, place, phases, taxonomy)
+        found.append(Course(place, parts, taxonomy))
     return found
 
 
@@ -86,7 +96,9 @@ def _parse_phase(name: str, taxonomy: Taxonomy) -> Conditions:
     return Conditions(**dict(zip(kinds, values, strict=True)))
 
 
-def _course(name: str, phases: Sequence[Conditions], taxonomy: Taxonomy, worlds: Worlds) -> Course:
+def _composed(
+    name: str, phases: Sequence[Conditions], taxonomy: Taxonomy, worlds: Worlds
+) -> tuple[Place, tuple[Phase, ...]]:
     composed = [worlds.compose(conditions, taxonomy) for conditions in phases]
     places = [place for place, _ in composed]
     if any(place != places[0] for place in places):
@@ -94,17 +106,18 @@ def _course(name: str, phases: Sequence[Conditions], taxonomy: Taxonomy, worlds:
             f"'{name}': a drive stays in one city, with the same streets, houses, trees and agents; only light, air "
             "and ground may differ between its parts"
         )
+    return places[0], tuple(Phase(c, around) for c, (_, around) in zip(phases, composed, strict=True))
+
+
+def _require_readable(name: str, place: Place, phases: Sequence[Conditions], taxonomy: Taxonomy) -> None:
+    """Raise InputError if the reader of the tables would have other conditions from the description."""
     for conditions in phases:
-        read = conditions_of(
-            ", ".join(_said(conditions, places[0])) or "Clear", places[0].location, taxonomy.conditions
-        )
+        read = conditions_of(", ".join(_said(conditions, place)) or "Clear", place.location, taxonomy)
         if wrong := [kind for kind in conditions if read.get(kind) != conditions[kind]]:
             raise InputError(
                 f"'{name}': a description cannot say {wrong[0]} {conditions[wrong[0]]}: it would be read as "
                 f"{read.get(wrong[0], 'none')}; choose another word in the taxonomy"
             )
-    parts = tuple(Phase(c, around) for c, (_, around) in zip(phases, composed, strict=True))
-    return Course(places[0], parts, taxonomy)
 
 
 def describe(course: Course, changes: Sequence[tuple[float, Phase]], scenery: Sequence[str]) -> str:
@@ -114,9 +127,14 @@ def describe(course: Course, changes: Sequence[tuple[float, Phase]], scenery: Se
         changes: (start, phase) of each phase but the first; s from the first keyframe.
         scenery: what else there is to say; what would be read as a condition is left out.
     """
-    first, words = course.phases[0].conditions, _said(course.phases[0].conditions, course.place)
+    first = course.phases[0].conditions
+    if course.taxonomy.descriptions == "tags":
+        return tagged_description(
+            [(0.0, first), *((start, phase.conditions) for start, phase in changes)], course.taxonomy
+        )
+    words = _said(first, course.place)
     for word in scenery:
-        read = conditions_of(", ".join([*words, word]), course.place.location, course.taxonomy.conditions)
+        read = conditions_of(", ".join([*words, word]), course.place.location, course.taxonomy)
         words += [word] if read == first else []
     later = [(start, ", ".join(_said(phase.conditions, course.place)) or "Clear") for start, phase in changes]
     return (", ".join(words) or "Quiet street") + "".join(f"; from {start:g} s: {text}" for start, text in later)

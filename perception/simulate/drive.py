@@ -16,6 +16,7 @@ from perception.simulate import camera, lidar
 from perception.simulate.agents import attribute
 from perception.simulate.annotate import Observation, annotate
 from perception.simulate.conditions import Course, Phase, describe
+from perception.simulate.layouts import layout_of, motion_row
 from perception.simulate.nuscenes_writer import Row, Tables, calibrated_sensors, link, token
 from perception.simulate.scenario import build_world
 from perception.simulate.world import World
@@ -70,7 +71,8 @@ class _Recorder:
 
     def __init__(self, drive: Drive, world: World, out: Path) -> None:
         self.drive, self.world, self.out = drive, world, out
-        self.tables: Tables = {"sample_data": [], "ego_pose": []}
+        self.layout = layout_of(drive.course.taxonomy)
+        self.tables: Tables = {"sample_data": [], "ego_pose": [], **{name: [] for name in self.layout.motion}}
         self.start = EPOCH + drive.number * DRIVE_INTERVAL
 
     def microseconds(self, time: float) -> int:
@@ -82,7 +84,7 @@ class _Recorder:
         width, height = sensor.size if isinstance(sensor, RigCamera) else (0, 0)
         is_camera = isinstance(sensor, RigCamera)
         folder = f"{'samples' if keyframe else 'sweeps'}/{channel}"
-        suffix = "jpg" if is_camera else "pcd.bin"
+        suffix = "jpg" if is_camera else self.layout.suffix
         filename = f"{folder}/{self.drive.logfile}__{channel}__{timestamp}.{suffix}"
         (self.out / filename).write_bytes(content)
         name = self.drive.token("sample_data", channel, timestamp)
@@ -95,6 +97,8 @@ class _Recorder:
                 "translation": pose[:3, 3].tolist(),
             }
         )
+        for table in self.layout.motion:
+            self.tables[table].append(motion_row(name, timestamp, self.world.global_from_ego_at, time))
         self.tables["sample_data"].append(
             {
                 "token": name,
@@ -155,10 +159,11 @@ def record(drive: Drive, out: Path, progress: Callable[[], None]) -> Tables:
         "sample_annotation": annotations,
         "instance": instances,
         "calibrated_sensor": calibrated_sensors(drive.token(), drive.rig),
-        "log": [_log_row(drive)],
+        **({"log": [_log_row(drive)]} if recorder.layout.logs else {}),
         "scene": [
             _scene_row(drive, samples)
             | {"description": describe(drive.course, drive.changes, _scenery(drive, world, observations))}
+            | ({} if recorder.layout.logs else {"log_token": ""})
         ],
     }
 
@@ -195,7 +200,8 @@ def _record_sweep(recorder: _Recorder, number: int, time: float, sample: str, ke
     rng = drive.rng(2, round((time + 1.0) / SWEEP_PERIOD), *others)
     own_time = time + sensor.delay
     points = lidar.sweep(world.snapshot_at, world.global_from_ego_at, own_time, sensor, drive.rig.body, rng).points
-    recorder.add(sensor, own_time, sample, keyframe, points.tobytes())
+    content = recorder.layout.cloud(points, recorder.microseconds(own_time))
+    recorder.add(sensor, own_time, sample, keyframe, content)
     global_from_lidar = world.global_from_ego_at(own_time) @ sensor.ego_from_sensor
     return np.asarray(points[:, :3].astype(np.float64) @ global_from_lidar[:3, :3].T + global_from_lidar[:3, 3])
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,9 @@ import numpy as np
 from perception.atomic import folder_written_whole, write_atomically
 from perception.rig import Rig, RigCamera, RigSensor
 from perception.rotations import quaternion
-from perception.simulate.agents import SIZES
 from perception.simulate.city import City
 from perception.simulate.map_writer import map_expansion
 from perception.simulate.snapshot import Ground
-from perception.taxonomy import load_taxonomy
 
 VERSION = "v1.0-sim"
 Row = dict[str, Any]
@@ -36,13 +35,11 @@ def visibility_token(share: float) -> str:
     return str(1 + sum(share >= limit for limit in VISIBILITY_LIMITS))  # NaN is not >= anything
 
 
-def fixed_tables(rig: Rig) -> Tables:
-    """The tables that are the same in every log of a rig."""
+def fixed_tables(rig: Rig, categories: Sequence[str], attributes: Sequence[str]) -> Tables:
+    """The tables that are the same in every log of a rig, with these names of a data set."""
     return {
-        "category": [{"token": token("category", name), "name": name, "description": ""} for name in SIZES],
-        "attribute": [
-            {"token": token("attribute", a), "name": a, "description": ""} for a in load_taxonomy("nuscenes").attributes
-        ],
+        "category": [{"token": token("category", name), "name": name, "description": ""} for name in categories],
+        "attribute": [{"token": token("attribute", name), "name": name, "description": ""} for name in attributes],
         "visibility": [
             {"token": str(n + 1), "level": f"v{level}", "description": f"{level} % of the object is visible"}
             for n, level in enumerate(VISIBILITY_LEVELS)

@@ -16,6 +16,7 @@ from perception.rig import Rig, load_rig
 from perception.simulate.city import build_city
 from perception.simulate.conditions import Course, parse, split
 from perception.simulate.drive import Drive, record
+from perception.simulate.layouts import layout_of
 from perception.simulate.nuscenes_writer import VERSION, Row, Tables, fixed_tables, token, write_maps, write_tables
 from perception.simulate.world_files import Worlds
 from perception.taxonomy import load_taxonomy
@@ -33,7 +34,7 @@ def simulate(
     progress: Progress = lambda done, total: None,
     rig: Rig | None = None,
 ) -> None:
-    """Write a drive log to `out` that `NuScenes('v1.0-sim', out)` and `NuScenesMap` load.
+    """Write a drive log to `out` that `NuScenes('v1.0-sim', out)` and `NuScenesMap` load, or the devkit of another taxonomy.
 
     The same arguments give the same bytes, on any number of processors. An interrupted run leaves no version folder.
 
@@ -70,11 +71,13 @@ def simulate(
     drives = [Drive(seed, n, courses[n % len(courses)], samples, sweeps, rig) for n in range(scenes)]
     for folder in (*(f"samples/{name}" for name in rig.sensors.names), *(f"sweeps/{name}" for name in swept)):
         (out / folder).mkdir(parents=True, exist_ok=True)
-    tables = fixed_tables(rig)
+    layout = layout_of(courses[0].taxonomy)
+    tables = fixed_tables(rig, layout.categories, layout.names.attributes)
     for tables_of_drive in _record_all(drives, out, progress):
         for name, rows in tables_of_drive.items():
             tables.setdefault(name, []).extend(rows)
-    tables["map"] = [_map_row(location, drives, out) for location in _locations(drives)]
+    if layout.logs:
+        tables["map"] = [_map_row(location, drives, out) for location in _locations(drives)]
     training, validation = split([drive.course for drive in drives])
     splits = {"sim_train": training, "sim_val": validation}
     write_tables(out, tables, {name: [drives[n].name for n in chosen] for name, chosen in splits.items()})

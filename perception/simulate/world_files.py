@@ -15,7 +15,7 @@ from pydantic import model_validator
 
 from perception.errors import InputError
 from perception.frame import Conditions
-from perception.section import Section, load_section, parse_section, shipped
+from perception.section import Section, load_section, parse_section, shipped, shipped_names
 from perception.simulate.parameters import (
     Agents,
     Air,
@@ -61,7 +61,17 @@ class Worlds:
         if folder is not None and not folder.is_dir():
             raise InputError(f"{folder}: no such folder; give one with world files such as munich.yaml")
         self._folder = folder
-        self._files: dict[tuple[str, str], WorldFile] = {}
+        self._files: dict[Path, WorldFile] = {}
+
+    def kinds(self) -> dict[str, tuple[str, ...]]:
+        """Kind -> the values that have a world file. Kinds are in reverse order of the alphabet: weather, light, city."""
+        own = [] if self._folder is None else [path.stem for path in self._folder.glob("*.yaml")]
+        found: dict[str, list[str]] = {}
+        for value in sorted({*own, *shipped_names("worlds")}):
+            path = self._path(value)
+            assert path is not None
+            found.setdefault(self._read(path).kind, []).append(value)
+        return {kind: tuple(found[kind]) for kind in sorted(found, reverse=True)}
 
     def compose(self, conditions: Conditions, taxonomy: Taxonomy) -> tuple[Place, Surroundings]:
         """The world under these conditions.
@@ -84,22 +94,29 @@ class Worlds:
         return parse_section(Place, of_place, where), parse_section(Surroundings, changing, where)
 
     def _file(self, value: str, kind: str) -> WorldFile:
-        if (value, kind) not in self._files:
-            self._files[value, kind] = self._load(value, kind)
-        return self._files[value, kind]
-
-    def _load(self, value: str, kind: str) -> WorldFile:
-        own = None if self._folder is None else self._folder / f"{value}.yaml"
-        path = own if own is not None and own.exists() else shipped("worlds", value)
+        path = self._path(value)
         if path is None:
-            place = own or f"{value}.yaml in a folder, which --worlds names"
+            place = (
+                f"{value}.yaml in a folder, which --worlds names"
+                if self._folder is None
+                else self._folder / f"{value}.yaml"
+            )
             raise InputError(f"{value}: there is no world file for this {kind}; add one: {place}")
-        found = load_section(WorldFile, path, "the world file")
+        found = self._read(path)
         if found.kind != kind:
             raise InputError(f"{path}: kind: is {found.kind}, but {value} is of the kind {kind} in the taxonomy")
         if found.location is not None and found.location.lower().split("-")[0] != value:
             raise InputError(f"{path}: location: is {found.location}; it must begin with {value}, such as {value}-west")
         return found
+
+    def _path(self, value: str) -> Path | None:
+        own = None if self._folder is None else self._folder / f"{value}.yaml"
+        return own if own is not None and own.exists() else shipped("worlds", value)
+
+    def _read(self, path: Path) -> WorldFile:
+        if path not in self._files:
+            self._files[path] = load_section(WorldFile, path, "the world file")
+        return self._files[path]
 
 
 def _merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

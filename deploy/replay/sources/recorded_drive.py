@@ -12,7 +12,7 @@ from deploy.replay.sources.readings import Readings
 from deploy.replay.sources.recording import Recording
 from deploy.replay.sources.rosbag import RosbagRecording
 from deploy.replay.sources.topics import Topics
-from perception.datasets.nuscenes.dataset import conditions_of
+from perception.datasets.nuscenes.descriptions import conditions_of
 from perception.errors import InputError
 from perception.frame import Conditions, Frame
 from perception.scene.signals import SignalConfig
@@ -52,7 +52,7 @@ class RecordedDrive:
         info = self._recording.info
         described = info.location or info.description
         conditions = (
-            conditions_of(info.description, info.location, (taxonomy or load_taxonomy("nuscenes")).conditions)
+            conditions_of(info.description, info.location, taxonomy or load_taxonomy("nuscenes"))
             if described
             else Conditions()
         )

@@ -51,7 +51,7 @@ class Annotations:
                 row_of[row["token"]] = len(row_of)
                 links.append((row["prev"], row["next"]))
                 real.extend((*row["translation"], *row["size"], *row["rotation"]))
-                attribute = next((attribute_of.get(t, -1) for t in row["attribute_tokens"]), -1)
+                attribute = next((attribute_of[t] for t in row["attribute_tokens"] if t in attribute_of), -1)
                 points = row["num_lidar_pts"] + row["num_radar_pts"]
                 whole.extend((timestamps[row["sample_token"]], attribute, points, instance))
             linked_rows = np.array(

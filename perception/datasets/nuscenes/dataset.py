@@ -1,23 +1,27 @@
-"""Keyframes of a nuScenes dataroot of any version, such as v1.0-mini, v1.0-trainval or a simulated log.
+"""Keyframes of a dataroot in nuScenes' schema: nuScenes itself, MAN TruckScenes, TIER IV's T4, simulated drives.
 
-Caesar et al., "nuScenes: A multimodal dataset for autonomous driving", CVPR 2020.
+Caesar et al., "nuScenes: A multimodal dataset for autonomous driving", CVPR 2020. Fent et al., "MAN TruckScenes",
+NeurIPS 2024: no logs and no map, clouds as .pcd. T4: tables in annotation/, files in data/
+(https://github.com/tier4/tier4_perception_dataset, docs/t4_format_3d_detailed.md).
 """
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
-from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
+import cv2
 import numpy as np
 
 from perception.datasets.files import read_image
 from perception.datasets.keyframes import select_samples, select_scenes, shortened
 from perception.datasets.nuscenes.annotations import Annotations
+from perception.datasets.nuscenes.descriptions import phases_of
 from perception.datasets.nuscenes.georeference import position_on_map
+from perception.datasets.nuscenes.splits import is_official, official_splits
 from perception.datasets.nuscenes.tables import Recording, Recordings, linked, rows, versions
 from perception.datasets.recorded import RecordedKeyframes, SweepFile
 from perception.errors import InputError
@@ -27,14 +31,6 @@ from perception.rotations import rotation_matrices
 from perception.taxonomy import Taxonomy, load_taxonomy
 
 BICYCLE_RACK = "static_object.bicycle_rack"  # category
-UNSAID = ("clear", "day")  # conditions of a scene whose description says nothing else
-_OFFICIAL_VERSIONS = ("v1.0-mini", "v1.0-trainval", "v1.0-test")
-
-
-def official_splits() -> dict[str, list[str]]:
-    """Scene names of the official splits, as in `nuscenes.utils.splits` of the devkit."""
-    numbers = json.loads(files("perception.datasets.nuscenes").joinpath("splits.json").read_text(encoding="utf-8"))
-    return {split: [f"scene-{number:04d}" for number in scenes] for split, scenes in numbers.items()}
 
 
 class NuScenesTables(RecordedKeyframes):
@@ -52,13 +48,11 @@ class NuScenesTables(RecordedKeyframes):
         super().__init__(Path(dataroot), rig or load_rig("nuscenes"), taxonomy or load_taxonomy("nuscenes"))
         self.version = version
         self._folder = _version_folder(self.dataroot, version)
-        with linked(self._folder, "log"):
-            locations = {row["token"]: row["location"] for row in rows(self._folder, "log")}
         with linked(self._folder, "scene"):
             scenes = {row["token"]: row for row in rows(self._folder, "scene")}
-            self._locations = {row["name"]: locations[row["log_token"]] for row in scenes.values()}
+            self._locations = _locations(self._folder, scenes.values())
             phases = {
-                row["name"]: phases_of(row["description"], self._locations[row["name"]], self.taxonomy.conditions)
+                row["name"]: phases_of(row["description"], self._locations[row["name"]], self.taxonomy)
                 for row in scenes.values()
             }
         with linked(self._folder, "sample"):
@@ -116,8 +110,8 @@ class NuScenesTables(RecordedKeyframes):
         return names
 
     def _splits(self) -> dict[str, list[str]]:
-        if self.version in _OFFICIAL_VERSIONS:
-            return official_splits()
+        if is_official(self.version):
+            return official_splits(self._samples)
         path = self._folder / "splits.json"
         try:
             splits = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
@@ -214,13 +208,25 @@ class NuScenesTables(RecordedKeyframes):
                 f"{path}: the picture is {image.shape[1]}x{image.shape[0]}, but its calibration is for "
                 f"{recording.width}x{recording.height}; use the picture as recorded"
             )
+        intrinsics = self.recordings.intrinsics[recording.calibration]
+        distortion = self.recordings.distortions.get(recording.calibration)
         return Camera(
-            image=image,
-            intrinsics=self.recordings.intrinsics[recording.calibration],
+            image=image if distortion is None else cv2.undistort(image, intrinsics, distortion),
+            intrinsics=intrinsics,
             ego_from_camera=self.recordings.ego_from_sensor[recording.calibration],
             global_from_ego=self.recordings.global_from_ego(recording),
             timestamp=recording.timestamp,
         )
+
+
+def _locations(folder: Path, scenes: Iterable[dict[str, Any]]) -> dict[str, str]:
+    """Name of a scene -> its location; '' for a scene without a log, as all of TruckScenes' are."""
+    logs = {row["name"]: row["log_token"] for row in scenes}
+    if not any(logs.values()):
+        return dict.fromkeys(logs, "")
+    with linked(folder, "log"):
+        locations = {row["token"]: row["location"] for row in rows(folder, "log")}
+    return {name: locations[log] if log else "" for name, log in logs.items()}
 
 
 def _version_folder(dataroot: Path, version: str) -> Path:
@@ -237,40 +243,3 @@ def _version_folder(dataroot: Path, version: str) -> Path:
     if found := versions(dataroot):
         raise InputError(f"{dataroot}: has no version {version}; it has {', '.join(found)}")
     raise InputError(f"{dataroot}: not a nuScenes dataroot: it has no folder {version}/ with sample_data.json")
-
-
-def phases_of(
-    description: str, location: str, vocabulary: Mapping[str, Sequence[str]]
-) -> list[tuple[float, Conditions]]:
-    """(start, conditions) of each phase of a drive; s from its first keyframe.
-
-    Recorded drives have one phase. The description of a simulated drive with several is such as
-    'parked cars, peds; from 9.75 s: Rain; from 19.75 s: Rain, Night'.
-    """
-    first, *changes = re.split(r"; from (\d+(?:\.\d+)?) s: ", description)
-    phases = [(0.0, first), *((float(start), text) for start, text in zip(changes[::2], changes[1::2], strict=True))]
-    return [(start, conditions_of(text, location, vocabulary)) for start, text in phases]
-
-
-def conditions_of(description: str, location: str, vocabulary: Mapping[str, Sequence[str]]) -> Conditions:
-    """Conditions from a scene's description, such as 'Night, after rain, many peds', and its location.
-
-    A value is known where its word, or one such as rainy or raining, is in the description, or where the location
-    begins with it. A description that names no weather is of clear weather, one that names no light is by day. A wet
-    road after rain counts as rain, as in published rain splits, because it absorbs LiDAR returns as well.
-
-    Args:
-        vocabulary: kind of condition -> values.
-    """
-    words = set(re.findall(r"[a-z_]+", description.lower()))  # whole words: "train" is not rain
-    place = location.lower().split("-", maxsplit=1)[0]
-    found = {}
-    for kind, values in vocabulary.items():
-        silent = [value for value in values if value in UNSAID]
-        said = [value for value in values if value not in silent and (words & _forms(value) or place == value)]
-        found[kind] = next(iter([*said, *(silent if words else ())]), None)
-    return Conditions(**found)
-
-
-def _forms(word: str) -> set[str]:
-    return {word, f"{word}y", f"{word}ing", f"{word}{word[-1]}y"}  # foggy

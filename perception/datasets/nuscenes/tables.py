@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from perception.errors import InputError
-from perception.rig import Rig
+from perception.rig import DISTORTIONS, Rig
 from perception.rotations import rigid
 
 _CHUNK = 1 << 24  # characters per read; much longer than any row
@@ -148,11 +148,21 @@ class Recordings:
                 for token, row in calibrations.items()
                 if channel_of[token] in self._sensors.cameras
             }
+            # Of T4's cameras, whose pictures are as taken: OpenCV's coefficients.
+            self.distortions = {
+                token: np.array(row["camera_distortion"], np.float64)
+                for token, row in calibrations.items()
+                if channel_of[token] in self._sensors.cameras and any(row.get("camera_distortion") or ())
+            }
+            if wrong := [len(each) for each in self.distortions.values() if len(each) not in DISTORTIONS]:
+                raise ValueError(f"camera_distortion has {wrong[0]} coefficients; OpenCV's models have 4, 5 or 8")
         self._read_poses(folder)
 
     def _add(self, row: dict[str, Any], channel: str) -> None:
         lidar = channel in self._sensors.lidars
         if not lidar and not (channel in self._sensors.cameras and row["is_key_frame"]):
+            return
+        if not lidar and not row.get("is_valid", True):  # T4's word for a picture to be left out
             return
         recording = Recording._make([*(row[column] for column in _COLUMNS), channel])
         if lidar:

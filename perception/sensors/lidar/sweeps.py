@@ -22,6 +22,7 @@ class Sweep(NamedTuple):
     global_from_ego: np.ndarray  # (4, 4) at the sweep's time
     ego_from_lidar: np.ndarray  # (4, 4)
     motion: Motion | None = None  # of the vehicle during the sweep; None: all points are of the sweep's time
+    times: np.ndarray | None = None  # (N,) us, of the points; None: all at the timestamp
 
 
 def global_from_reference(
@@ -44,7 +45,7 @@ def accumulate_sweeps(
 
     Args:
         sweeps: at least one.
-        timestamp: us, of the keyframe; dt is the time from the sweep to it.
+        timestamp: us, of the keyframe; dt is the time from the sweep, or the point, to it.
         own: the own vehicle, whose points are left out; None: those within 1 m of the sensor, as in the devkit.
     """
     return np.concatenate([_in_reference(sweep, timestamp, reference_from_global, own) for sweep in sweeps])
@@ -93,5 +94,6 @@ def _in_reference(sweep: Sweep, timestamp: int, reference_from_global: np.ndarra
         points[:, :3] = points[:, :3] @ transform[:3, :3].T
         for axis in range(3):
             points[:, axis] += transform[axis, 3]
-    points[:, 4] = 1e-6 * (timestamp - sweep.timestamp)
+    times = sweep.timestamp if sweep.times is None else np.compress(kept, sweep.times)
+    points[:, 4] = 1e-6 * (timestamp - times)
     return points

@@ -107,10 +107,14 @@ class DetectionJudge(Judge):
         return self._chosen(subject, self.detections).equals(other._chosen(subject, other.detections))
 
     def measure_whole(self, source: Keyframes) -> None:
-        """The devkit scores the tracks; without it, as on a vehicle, AMOTA is not measured."""
-        if any(find_spec(name) is None for name in ("nuscenes", "motmetrics")):
+        """The devkit scores the tracks; without one, as on a vehicle, AMOTA is not measured."""
+        from perception.tasks.detection.devkit import DEVKITS, open_devkit
+
+        scoring = DEVKITS.get(self.frames.taxonomy.devkit or "")
+        if scoring is None or not scoring.tracking:
             return
-        from perception.tasks.detection.devkit import open_devkit
+        if any(find_spec(name) is None for name in (scoring.package, "motmetrics")):
+            return
         from perception.tasks.detection.tracking import score_tracks
 
         folder, devkit = self.frames.folder, open_devkit(source.dataroot, source.version)

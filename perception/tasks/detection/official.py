@@ -1,10 +1,9 @@
-"""Compares the scores of an evaluation with those of the official nuScenes devkit."""
+"""Compares the scores of an evaluation with those of the official devkit."""
 
 from __future__ import annotations
 
 import json
 import math
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from perception.datasets.keyframes import Keyframes
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
 from perception.strict_json import strict
-from perception.tasks.detection.devkit import open_devkit, require_devkit, score_submission
+from perception.tasks.detection.devkit import DEVKITS, Devkit, open_devkit, score_submission
 from perception.tasks.detection.files import SUBMISSION
 
 SCORED = ("mAP", "NDS", "label_aps", "mean_dist_aps", "label_tp_errors", "tp_errors", "tp_scores")
@@ -24,9 +23,15 @@ SCORED = ("mAP", "NDS", "label_aps", "mean_dist_aps", "label_tp_errors", "tp_err
 
 def require_official(tables: Keyframes) -> None:
     """Raise InputError, before a long evaluation, unless the devkit is installed and can read these drives."""
-    require_devkit()
+    _devkit_of(tables).require()
     if not isinstance(tables, NuScenesTables):
         raise InputError(f"{tables.dataroot}: the devkit reads nuScenes tables, not infos; leave out --official")
+
+
+def _devkit_of(tables: Keyframes) -> Devkit:
+    if tables.taxonomy.devkit is None:
+        raise InputError(f"the taxonomy {tables.taxonomy.name} names no `devkit` that scores it; leave out --official")
+    return DEVKITS[tables.taxonomy.devkit]
 
 
 def compare(out: Path, tables: Keyframes, metrics: dict[str, Any], console: Console) -> dict[str, Any]:
@@ -39,17 +44,16 @@ def compare(out: Path, tables: Keyframes, metrics: dict[str, Any], console: Cons
         `metrics` with `official`: the devkit's `version`, its scores under the same keys, and `largest_difference` to
         ours: NaN, written as None, if only one of them defines a score.
     """
-    assert isinstance(tables, NuScenesTables)
-    samples = tables.samples(metrics["split"], metrics["selectors"])
-    with console.status("Scoring with nuscenes-devkit"):
-        nusc = open_devkit(tables.dataroot, tables.version)
-        scores = score_submission(out / SUBMISSION, nusc, samples)
+    devkit, samples = _devkit_of(tables), tables.samples(metrics["split"], metrics["selectors"])
+    with console.status(f"Scoring with {devkit.distribution}"):
+        official_tables = open_devkit(tables.dataroot, tables.version, devkit)
+        scores = score_submission(out / SUBMISSION, official_tables, samples, devkit)
     largest = float(np.max([_difference(*pair) for key in SCORED for pair in _pairs(metrics[key], scores[key])]))
-    official = {"version": version("nuscenes-devkit"), **scores, "largest_difference": strict(largest)}
+    official = {"version": devkit.version, **scores, "largest_difference": strict(largest)}
     metrics = metrics | {"official": official}
     write_atomically(out / "metrics.json", json.dumps(metrics, indent=2, allow_nan=False).encode())
     console.print(
-        f"nuscenes-devkit {official['version']}: mAP {scores['mAP']:.4f}, NDS {scores['NDS']:.4f}; "
+        f"{devkit.distribution} {devkit.version}: mAP {scores['mAP']:.4f}, NDS {scores['NDS']:.4f}; "
         f"our scores differ from it by at most {largest:.1e}"
     )
     return metrics

@@ -1,0 +1,59 @@
+"""Conditions from the descriptions of scenes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+from perception.frame import Conditions
+from perception.taxonomy import Taxonomy
+
+UNSAID = ("clear", "day")  # conditions of a scene whose description says nothing else
+
+
+def phases_of(description: str, location: str, taxonomy: Taxonomy) -> list[tuple[float, Conditions]]:
+    """(start, conditions) of each phase of a drive; s from its first keyframe.
+
+    Recorded drives have one phase. The description of a simulated drive with several is such as
+    'parked cars, peds; from 9.75 s: Rain; from 19.75 s: Rain, Night'.
+    """
+    first, *changes = re.split(r"; from (\d+(?:\.\d+)?) s: ", description)
+    phases = [(0.0, first), *((float(start), text) for start, text in zip(changes[::2], changes[1::2], strict=True))]
+    return [(start, conditions_of(text, location, taxonomy)) for start, text in phases]
+
+
+def conditions_of(description: str, location: str, taxonomy: Taxonomy) -> Conditions:
+    """Conditions from a scene's description, as the taxonomy says: in words or tags; None for what it does not tell."""
+    if taxonomy.descriptions == "tags":
+        return Conditions(**_tagged(description, taxonomy.conditions))
+    return Conditions(**_worded(description, location, taxonomy.conditions))
+
+
+def _tagged(description: str, vocabulary: Mapping[str, Sequence[str]]) -> dict[str, str | None]:
+    """Conditions from tags, such as 'weather.rain;daytime.noon'."""
+    tags = set(re.findall(r"\w+\.\w+", description))
+    return {
+        kind: next((value for value in values if f"{kind}.{value}" in tags), None)
+        for kind, values in vocabulary.items()
+    }
+
+
+def _worded(description: str, location: str, vocabulary: Mapping[str, Sequence[str]]) -> dict[str, str | None]:
+    """Conditions from words, such as 'Night, after rain, many peds', and the location.
+
+    A value is known where its word, or one such as rainy or raining, is in the description, or where the location
+    begins with it. A description that names no weather is of clear weather, one that names no light is by day. A wet
+    road after rain counts as rain, as in published rain splits, because it absorbs LiDAR returns as well.
+    """
+    words = set(re.findall(r"[a-z_]+", description.lower()))  # whole words: "train" is not rain
+    place = location.lower().split("-", maxsplit=1)[0]
+    found = {}
+    for kind, values in vocabulary.items():
+        silent = [value for value in values if value in UNSAID]
+        said = [value for value in values if value not in silent and (words & _forms(value) or place == value)]
+        found[kind] = next(iter([*said, *(silent if words else ())]), None)
+    return found
+
+
+def _forms(word: str) -> set[str]:
+    return {word, f"{word}y", f"{word}ing", f"{word}{word[-1]}y"}  # foggy
