@@ -14,7 +14,7 @@ from google.protobuf.wrappers_pb2 import DoubleValue
 from hypothesis import given
 from hypothesis import strategies as st
 from make_log import STORAGES as WRITERS
-from make_log import Message, header, make
+from make_log import Message, header, make, transform
 from mcap.writer import Writer
 from mcap_protobuf.schema import build_file_descriptor_set
 from recordings import SPEC, nuscenes_topics, write_raw_mcap
@@ -22,7 +22,7 @@ from refusals import one_line_error
 from rosbags.rosbag2 import Reader
 from rosbags.rosbag2 import Writer as RosbagWriter
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
-from test_drive_by_position import log
+from test_drive_by_position import fix, message
 from vocabulary import CONDITIONS
 from vocabulary import sensors as sensors_of
 
@@ -414,7 +414,14 @@ def test_constants_of_a_schema_are_not_run() -> None:
 
 def test_messages_without_the_field_are_counted(tmp_path: Path) -> None:
     """And what else their topic is read for, such as the pose, stays."""
-    path = write_raw_mcap(tmp_path / "drive.mcap", log())
+    log = []
+    for i in range(6):
+        stamp, pose = (9 + i) * SECOND, np.array([10.0 * i, 0, 0, 1, 0, 0, 0])
+        moved = make("tf2_msgs/msg/TFMessage", transforms=[transform(stamp, "map", "base_link", pose)])
+        known = {"stamp": stamp, "token": f"frame-{i}", "scene": "drive", "sweeps": []}
+        keyframe = make("std_msgs/msg/String", data=json.dumps(known))
+        log += [message("/tf", stamp, moved), message("/keyframe", stamp, keyframe), fix(stamp + 9, 48.1, 11 + i)]
+    path = write_raw_mcap(tmp_path / "drive.mcap", log)
     wanted = {
         "east": SignalConfig(topic="/gps", field="longitude", timeout=5.0),
         "level": SignalConfig(topic="/tf", field="level", timeout=5.0),
@@ -425,8 +432,8 @@ def test_messages_without_the_field_are_counted(tmp_path: Path) -> None:
     drive = RecordedDrive(path, nuscenes_topics(), SPEC, None, {k: v for k, v in wanted.items() if k != "level"})
     frames = list(drive)
     assert all(frame.signals["place"][-1].value == 10.0 * i for i, frame in enumerate(frames))
-    assert frames[4].position is not None
-    assert frames[5].signals["east"][-1].value == frames[4].position[1]
+    assert [frame.signals["east"][-1].value for frame in frames[1:]] == [11 + i for i in range(5)]
+    assert "east" not in frames[0].signals  # 9 us later
     assert "none" not in frames[-1].signals
     assert "corrupt" not in drive.counts.summary()
     assert drive.counts.summary()["messages"]["/not/there"] == 0
