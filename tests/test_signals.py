@@ -4,6 +4,7 @@ import ast
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -333,16 +334,26 @@ def test_standard_messages_are_read(tmp_path: Path, storage: str) -> None:
         assert reading.timestamp == (7 if topic == "/air" else 9) * SECOND
 
 
-@pytest.mark.parametrize("storage", ["mcap", "sqlite3"])
-def test_fields_of_any_message_are_read_by_the_schema_that_the_recording_carries(tmp_path: Path, storage: str) -> None:
+@cache
+def car_types() -> Any:
     types = get_typestore(Stores.EMPTY)
     types.register(get_types_from_msg(BODY, "car/msg/Body"))
+    return types
+
+
+def body_of_a_car() -> bytes:
+    types = car_types()
     lamps = [types.types["car/msg/Lamp"](low_beam=bool(i), watts=np.arange(3.0) + i) for i in range(3)]
     time = types.types["builtin_interfaces/msg/Time"](sec=8, nanosec=500_000_000)
     body = types.types["car/msg/Body"](
         header=types.types["std_msgs/msg/Header"](stamp=time, frame_id=""), lamps=lamps[:2], main=lamps[2], gear="R"
     )
-    data = types.serialize_cdr(body, "car/msg/Body")
+    return bytes(types.serialize_cdr(body, "car/msg/Body"))
+
+
+@pytest.mark.parametrize("storage", ["mcap", "sqlite3"])
+def test_fields_of_any_message_are_read_by_the_schema_that_the_recording_carries(tmp_path: Path, storage: str) -> None:
+    types, data = car_types(), body_of_a_car()
     if storage == "mcap":
         path = tmp_path / "drive.mcap"
         with path.open("wb") as file:
@@ -350,7 +361,7 @@ def test_fields_of_any_message_are_read_by_the_schema_that_the_recording_carries
             writer.start(profile="ros2")
             schema = writer.register_schema("car/msg/Body", "ros2msg", BODY.encode())
             channel = writer.register_channel("/body", "cdr", schema)
-            writer.add_message(channel, 9000 * SECOND, bytes(data), 9000 * SECOND)
+            writer.add_message(channel, 9000 * SECOND, data, 9000 * SECOND)
             writer.finish()
     else:
         path = tmp_path / "drive"
@@ -390,12 +401,28 @@ def test_fields_in_json_and_protobuf_are_read(tmp_path: Path, encoding: str) -> 
         "Body inner",
         "float32 data\n" * 50,
         "float32 __class__",
+        "Lamp[900000] lamps\n" + "=" * 80 + "\nMSG: car/Lamp\nbool on",
         "float32 data" + " " * (1 << 20),
     ],
 )
 def test_a_damaged_schema_makes_its_messages_corrupt(schema: str) -> None:
     with pytest.raises(CorruptMessage):
         cdr_parser("car/msg/Body", schema, "msg")(b"\x00\x01\x00\x00" + bytes(8))
+
+
+parse_body = cdr_parser("car/msg/Body", BODY, "msg")
+
+
+@given(st.integers(0, 199), st.integers(0, 255), st.integers(0, 200))
+def test_damaged_bytes_give_a_reading_or_are_corrupt(place: int, byte: int, length: int) -> None:
+    data = bytearray(body_of_a_car())
+    data[min(place, len(data) - 1)] = byte
+    readings = Readings(BODY_SIGNALS)
+    try:
+        readings.add("/body", SECOND, parse_body(bytes(data[:length])))
+    except CorruptMessage:
+        return
+    assert all(isinstance(each[-1].value, float | str) for each in readings.at(1 << 53).values())
 
 
 def test_a_schema_in_idl_is_read() -> None:
