@@ -13,12 +13,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from make_log import TYPES, header, make, transform
 from recordings import Sent, write_raw_mcap
+from refusals import one_line_error
 
 from deploy.replay.sources import foxglove
 from deploy.replay.sources.messages import Cloud
 from deploy.replay.sources.point_times import point_times
 from deploy.replay.sources.recorded_drive import RecordedDrive
-from deploy.replay.sources.topics import LidarTopic, Topics
+from deploy.replay.sources.topics import LidarTopic, Topics, load_topics
 from perception.config import Lidar
 from perception.frame import Frame
 from perception.grid import BevGrid
@@ -294,3 +295,19 @@ def test_a_lidar_that_is_stamped_late_has_the_pose_of_its_sweep(tmp_path: Path) 
         (frame,), _ = frames_of(tmp_path / "a.mcap", [*POSES, late], lidars={"top": {"topic": "/top", "offset": -0.07}})
         assert frame.timestamp == START
         assert off(frame, 0) <= EXACT
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("lidars: {top: {topic: /top, time_unit: minutes}}", "topics.yaml: lidars.top.time_unit: "),
+        (
+            "cameras: {eye: {image: /eye, info: /info, offset: 35}}",
+            "topics.yaml: cameras.eye.offset: .*less than or equal",
+        ),
+    ],
+)
+def test_a_wrong_map_of_topics_is_one_line(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "topics.yaml").write_text(text)
+    with one_line_error(message):
+        load_topics(tmp_path / "topics.yaml", RIG)

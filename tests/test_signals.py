@@ -4,6 +4,7 @@ import ast
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from google.protobuf.wrappers_pb2 import DoubleValue
 from hypothesis import given
 from hypothesis import strategies as st
 from make_log import STORAGES as WRITERS
-from make_log import Message, header, make
+from make_log import Message, header, make, transform
 from mcap.writer import Writer
 from mcap_protobuf.schema import build_file_descriptor_set
 from recordings import SPEC, nuscenes_topics, write_raw_mcap
@@ -22,7 +23,7 @@ from refusals import one_line_error
 from rosbags.rosbag2 import Reader
 from rosbags.rosbag2 import Writer as RosbagWriter
 from rosbags.typesys import Stores, get_types_from_msg, get_typestore
-from test_drive_by_position import log
+from test_drive_by_position import fix, message
 from vocabulary import CONDITIONS
 from vocabulary import sensors as sensors_of
 
@@ -333,16 +334,26 @@ def test_standard_messages_are_read(tmp_path: Path, storage: str) -> None:
         assert reading.timestamp == (7 if topic == "/air" else 9) * SECOND
 
 
-@pytest.mark.parametrize("storage", ["mcap", "sqlite3"])
-def test_fields_of_any_message_are_read_by_the_schema_that_the_recording_carries(tmp_path: Path, storage: str) -> None:
+@cache
+def car_types() -> Any:
     types = get_typestore(Stores.EMPTY)
     types.register(get_types_from_msg(BODY, "car/msg/Body"))
+    return types
+
+
+def body_of_a_car() -> bytes:
+    types = car_types()
     lamps = [types.types["car/msg/Lamp"](low_beam=bool(i), watts=np.arange(3.0) + i) for i in range(3)]
     time = types.types["builtin_interfaces/msg/Time"](sec=8, nanosec=500_000_000)
     body = types.types["car/msg/Body"](
         header=types.types["std_msgs/msg/Header"](stamp=time, frame_id=""), lamps=lamps[:2], main=lamps[2], gear="R"
     )
-    data = types.serialize_cdr(body, "car/msg/Body")
+    return bytes(types.serialize_cdr(body, "car/msg/Body"))
+
+
+@pytest.mark.parametrize("storage", ["mcap", "sqlite3"])
+def test_fields_of_any_message_are_read_by_the_schema_that_the_recording_carries(tmp_path: Path, storage: str) -> None:
+    types, data = car_types(), body_of_a_car()
     if storage == "mcap":
         path = tmp_path / "drive.mcap"
         with path.open("wb") as file:
@@ -350,7 +361,7 @@ def test_fields_of_any_message_are_read_by_the_schema_that_the_recording_carries
             writer.start(profile="ros2")
             schema = writer.register_schema("car/msg/Body", "ros2msg", BODY.encode())
             channel = writer.register_channel("/body", "cdr", schema)
-            writer.add_message(channel, 9000 * SECOND, bytes(data), 9000 * SECOND)
+            writer.add_message(channel, 9000 * SECOND, data, 9000 * SECOND)
             writer.finish()
     else:
         path = tmp_path / "drive"
@@ -390,12 +401,28 @@ def test_fields_in_json_and_protobuf_are_read(tmp_path: Path, encoding: str) -> 
         "Body inner",
         "float32 data\n" * 50,
         "float32 __class__",
+        "Lamp[900000] lamps\n" + "=" * 80 + "\nMSG: car/Lamp\nbool on",
         "float32 data" + " " * (1 << 20),
     ],
 )
 def test_a_damaged_schema_makes_its_messages_corrupt(schema: str) -> None:
     with pytest.raises(CorruptMessage):
         cdr_parser("car/msg/Body", schema, "msg")(b"\x00\x01\x00\x00" + bytes(8))
+
+
+parse_body = cdr_parser("car/msg/Body", BODY, "msg")
+
+
+@given(st.integers(0, 199), st.integers(0, 255), st.integers(0, 200))
+def test_damaged_bytes_give_a_reading_or_are_corrupt(place: int, byte: int, length: int) -> None:
+    data = bytearray(body_of_a_car())
+    data[min(place, len(data) - 1)] = byte
+    readings = Readings(BODY_SIGNALS)
+    try:
+        readings.add("/body", SECOND, parse_body(bytes(data[:length])))
+    except CorruptMessage:
+        return
+    assert all(isinstance(each[-1].value, float | str) for each in readings.at(1 << 53).values())
 
 
 def test_a_schema_in_idl_is_read() -> None:
@@ -414,7 +441,14 @@ def test_constants_of_a_schema_are_not_run() -> None:
 
 def test_messages_without_the_field_are_counted(tmp_path: Path) -> None:
     """And what else their topic is read for, such as the pose, stays."""
-    path = write_raw_mcap(tmp_path / "drive.mcap", log())
+    log = []
+    for i in range(6):
+        stamp, pose = (9 + i) * SECOND, np.array([10.0 * i, 0, 0, 1, 0, 0, 0])
+        moved = make("tf2_msgs/msg/TFMessage", transforms=[transform(stamp, "map", "base_link", pose)])
+        known = {"stamp": stamp, "token": f"frame-{i}", "scene": "drive", "sweeps": []}
+        keyframe = make("std_msgs/msg/String", data=json.dumps(known))
+        log += [message("/tf", stamp, moved), message("/keyframe", stamp, keyframe), fix(stamp + 9, 48.1, 11 + i)]
+    path = write_raw_mcap(tmp_path / "drive.mcap", log)
     wanted = {
         "east": SignalConfig(topic="/gps", field="longitude", timeout=5.0),
         "level": SignalConfig(topic="/tf", field="level", timeout=5.0),
@@ -425,8 +459,8 @@ def test_messages_without_the_field_are_counted(tmp_path: Path) -> None:
     drive = RecordedDrive(path, nuscenes_topics(), SPEC, None, {k: v for k, v in wanted.items() if k != "level"})
     frames = list(drive)
     assert all(frame.signals["place"][-1].value == 10.0 * i for i, frame in enumerate(frames))
-    assert frames[4].position is not None
-    assert frames[5].signals["east"][-1].value == frames[4].position[1]
+    assert [frame.signals["east"][-1].value for frame in frames[1:]] == [11 + i for i in range(5)]
+    assert "east" not in frames[0].signals  # 9 us later
     assert "none" not in frames[-1].signals
     assert "corrupt" not in drive.counts.summary()
     assert drive.counts.summary()["messages"]["/not/there"] == 0

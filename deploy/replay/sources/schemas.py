@@ -15,6 +15,8 @@ from deploy.replay.sources.ros import TYPES
 Parse = Callable[[bytes], Any]
 
 _MAX_SCHEMA = 1 << 20  # characters
+_MAX_ARRAY = 1 << 20
+_MAX_UNROLLED = 256  # messages in an array, for each of which there is a line of code
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_/]{0,200}")
 _NUMBERS = {f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
 _BASE = {"bool", "byte", "char", "octet", "float32", "float64", "string", "wstring", *_NUMBERS}
@@ -76,6 +78,9 @@ def _checked(description: Any) -> Any:
         if content[0] not in _BASE or not isinstance(content[1], int):
             raise ValueError("an unknown type")
         return kind, content
-    if kind not in (Nodetype.ARRAY, Nodetype.SEQUENCE) or not isinstance(content[1], int):
+    of, length = content
+    if kind not in (Nodetype.ARRAY, Nodetype.SEQUENCE) or not isinstance(length, int):
         raise ValueError("an unknown type")
-    return kind, (_checked(content[0]), content[1])
+    if kind == Nodetype.ARRAY and not 0 < length <= (_MAX_ARRAY if of[0] == Nodetype.BASE else _MAX_UNROLLED):
+        raise ValueError("an array of that length")
+    return kind, (_checked(of), length)
