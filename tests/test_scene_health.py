@@ -16,9 +16,10 @@ from vocabulary import CAMERAS, SENSORS, sensors
 from deploy.replay.faults import Fault, inject
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.frame import Camera, Frame
+from perception.rig import Rig, RigLidar
 from perception.scene.health.alignment import Alignment
 from perception.scene.health.features import sweep_features
-from perception.scene.health.limits import HealthLimits, LidarLimits
+from perception.scene.health.limits import LidarLimits
 from perception.scene.health.monitor import HealthMonitor, SensorHealth
 from perception.scene.health.scan_gaps import ring_continuity
 from perception.simulate.simulate import simulate
@@ -29,7 +30,7 @@ HALF_SECOND = 500_000  # us between keyframes
 @pytest.fixture(scope="module")
 def foggy_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("foggy")
-    simulate(root, 2, 1, seed=5, conditions=["fog-day-boston", "fog-night-singapore"])
+    simulate(root, 2, 1, seed=5, condition_names=["fog-day-boston", "fog-night-singapore"])
     return root
 
 
@@ -74,9 +75,9 @@ def test_simulated_drives_are_healthy(sim_root: Path, foggy_root: Path) -> None:
 
 def test_another_lidar_brings_its_own_limits(real: list[Frame]) -> None:
     """Every twentieth point is what a small LiDAR gives: too few for an HDL-32E, and usual for its own kind."""
-    small = HealthLimits(lidar=LidarLimits(min_points=500, broken=0.0))
-    for limits, expected in ((None, "thinned"), (small, "ok")):
-        monitor = HealthMonitor(sensors("LIDAR_TOP"), limits)
+    small = RigLidar.model_validate({"name": "LIDAR_TOP", "health": {"min_points": 500, "broken": 0.0}})
+    for lidar, expected in ((RigLidar(name="LIDAR_TOP"), "thinned"), (small, "ok")):
+        monitor = HealthMonitor(Rig(name="car", lidars=(lidar,)).sensors)
         for frame in real[:4]:
             health = monitor.update(replace(frame, points=frame.points[::20]))
             assert health["LIDAR_TOP"].status == expected
@@ -346,7 +347,7 @@ def decoding(drive: list[Frame]) -> float:
 
 def test_a_look_at_three_cameras_takes_less_than_a_quarter_of_decoding(real: list[Frame]) -> None:
     """Of six pictures of 1600 x 900, which no cache holds; a frame of a drive has one look at most."""
-    alignment, seconds = Alignment(), []
+    alignment, seconds = Alignment(LidarLimits()), []
     signs = [sweep_features(frame, LidarLimits()) for frame in real[:4]]
     for i in range(24):
         frame = real[i % 4]
