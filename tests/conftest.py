@@ -81,7 +81,7 @@ def sim_root() -> Path:
     from perception.simulate.simulate import simulate
 
     conditions = ["clear-day-boston", "rain-night-singapore"]
-    return once.once("simulated", lambda root: simulate(root, 2, 3, seed=0, conditions=conditions, sweeps=2))
+    return once.once("simulated", lambda root: simulate(root, 2, 3, seed=0, condition_names=conditions, sweeps=2))
 
 
 @pytest.fixture(scope="session")

@@ -47,7 +47,7 @@ LATER = {"corruption": 2, "noise": 2, "blur": 2, "points": 2, "miscalibration": 
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One drive of 6 s through the city by day."""
     root = tmp_path_factory.mktemp("day")
-    simulate(root, 1, 12, seed=11, conditions=["clear-day-boston"], sweeps=0)
+    simulate(root, 1, 12, seed=11, condition_names=["clear-day-boston"], sweeps=0)
     return root
 
 
@@ -60,7 +60,7 @@ def long_drive(root: Path) -> list[Frame]:
 def drives(long_drive: list[Frame], tmp_path_factory: pytest.TempPathFactory) -> list[list[Frame]]:
     """The same, as long as a fault's window and what follows it, and a night in the rain."""
     night = tmp_path_factory.mktemp("night")
-    simulate(night, 1, FRAMES, seed=11, conditions=["rain-night-singapore"], sweeps=0)
+    simulate(night, 1, FRAMES, seed=11, condition_names=["rain-night-singapore"], sweeps=0)
     return [long_drive[:FRAMES], recorded(night)]
 
 

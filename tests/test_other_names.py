@@ -49,7 +49,7 @@ WORLDS = {
     "munich": {
         "kind": "city",
         "location": "munich-west",
-        "streets": {"columns": [2, 1, 2], "rows": [1, 2, 1], "lane_width": 3.2, "parking": 2.2, "speed": 12.0},
+        "streets": {"columns": [2, 1, 2], "rows": [2, 1, 2], "lane_width": 3.2, "parking": 2.5, "speed": 12.0},
         "buildings": {"heights": [12, 22], "facades": ["#e6d7a8", "#d9c9a0"]},
         "agents": {"cycles": 0.2, "mix": {"bicycle": 0.15}},
     },

@@ -30,7 +30,7 @@ HALF_SECOND = 500_000  # us between keyframes
 @pytest.fixture(scope="module")
 def foggy_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("foggy")
-    simulate(root, 2, 1, seed=5, conditions=["fog-day-boston", "fog-night-singapore"])
+    simulate(root, 2, 1, seed=5, condition_names=["fog-day-boston", "fog-night-singapore"])
     return root
 
 

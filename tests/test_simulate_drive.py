@@ -244,7 +244,7 @@ def test_descriptions_tell_the_conditions(nusc: NuScenes) -> None:
 
 def test_same_seed_same_bytes_whatever_runs_beside(sim_root: Path, tmp_path: Path) -> None:
     """The first drive alone, in this process, equals the first of the two that worker processes recorded."""
-    simulate(tmp_path / "a", 1, SAMPLES, seed=0, conditions=["clear-day-boston"], sweeps=SWEEPS)
+    simulate(tmp_path / "a", 1, SAMPLES, seed=0, condition_names=["clear-day-boston"], sweeps=SWEEPS)
     alone, together = hashes(tmp_path / "a", "s*/**/*"), hashes(sim_root, "s*/**/*")
     assert len(alone) == SAMPLES * 7 + SAMPLES * SWEEPS
     assert alone == {name: value for name, value in together.items() if "boston" in name}
@@ -255,7 +255,7 @@ def test_same_seed_same_bytes_whatever_runs_beside(sim_root: Path, tmp_path: Pat
 
 def test_same_seed_same_log(tmp_path: Path) -> None:
     for name in "ab":
-        simulate(tmp_path / name, 1, 2, seed=3, conditions=["fog-day-singapore"], rig=NARROW)
+        simulate(tmp_path / name, 1, 2, seed=3, condition_names=["fog-day-singapore"], rig=NARROW)
     assert hashes(tmp_path / "a") == hashes(tmp_path / "b")
 
 
@@ -271,7 +271,7 @@ def test_a_drive_that_changes_is_under_each_part_the_drive_of_that_part_alone(tm
     """The same streets and traffic, bit for bit; and the devkit reads it."""
     names = ["clear-day-boston", "rain-day-boston", "rain-night-boston"]
     for name in [*names, "/".join(names)]:
-        simulate(tmp_path / name.replace("/", "+"), 1, 4, seed=3, conditions=[name], sweeps=1, rig=NARROW)
+        simulate(tmp_path / name.replace("/", "+"), 1, 4, seed=3, condition_names=[name], sweeps=1, rig=NARROW)
     *alone, root = (hashes(tmp_path / name.replace("/", "+"), "s*/**/*") for name in [*names, "/".join(names)])
     assert root.keys() == alone[0].keys()
     changing = tmp_path / "+".join(names)
@@ -300,14 +300,14 @@ def test_a_run_that_is_cut_short_leaves_no_version(tmp_path: Path) -> None:
         raise Cut
 
     with pytest.raises(Cut):
-        simulate(tmp_path, 1, 2, seed=0, conditions=["clear-day-boston"], progress=cut, rig=NARROW)
+        simulate(tmp_path, 1, 2, seed=0, condition_names=["clear-day-boston"], progress=cut, rig=NARROW)
     assert not (tmp_path / VERSION).exists()
 
 
 def test_an_existing_log_is_not_overwritten(sim_root: Path) -> None:
     before = hashes(sim_root, f"{VERSION}/*")
     with pytest.raises(InputError, match="already holds"):
-        simulate(sim_root, 1, 1, seed=0, conditions=["all"])
+        simulate(sim_root, 1, 1, seed=0, condition_names=["all"])
     assert hashes(sim_root, f"{VERSION}/*") == before
 
 
@@ -326,7 +326,7 @@ def test_an_existing_log_is_not_overwritten(sim_root: Path) -> None:
 )
 def test_unknown_conditions_are_named(names: list[str], tmp_path: Path) -> None:
     with pytest.raises(InputError) as error:
-        simulate(tmp_path, 1, 1, seed=0, conditions=names)
+        simulate(tmp_path, 1, 1, seed=0, condition_names=names)
     assert "\n" not in str(error.value)
     assert not list(tmp_path.iterdir())
 
@@ -335,7 +335,7 @@ def test_unknown_conditions_are_named(names: list[str], tmp_path: Path) -> None:
 def test_numbers_out_of_range_are_named(field: str, tmp_path: Path) -> None:
     arguments = {"scenes": 1, "samples": 1, "sweeps": 0, "seed": 0} | {field: -1}
     with pytest.raises(InputError, match=field):
-        simulate(tmp_path, conditions=["all"], **arguments)
+        simulate(tmp_path, condition_names=["all"], **arguments)
 
 
 def test_all_conditions_are_all_and_mixed() -> None:

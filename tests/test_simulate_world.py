@@ -14,19 +14,27 @@ from shapely.ops import unary_union
 from perception.simulate.agents import MOVING
 from perception.simulate.city import City, build_city
 from perception.simulate.nuscenes_writer import write_maps
+from perception.simulate.parameters import Agents, Place, Streets
 from perception.simulate.scenario import EGO_LENGTH, EGO_REAR, build_world
 from perception.simulate.snapshot import Ground, Weather
 from perception.simulate.world import World
 
 CITIES = {name: courses(f"clear-day-{name}")[0].place for name in ("boston", "singapore")}
+OWN = Place(  # by other numbers than those
+    name="munich",
+    location="munich-west",
+    streets=Streets(columns=(2, 1, 2), rows=(2, 1, 2), spacing=(100.0, 130.0), lane_width=3.2, parking=2.5, speed=12.0),
+    agents=Agents(traffic=0.03, cycles=0.2),
+)
+WORLDS = [*((place, seed) for place in CITIES.values() for seed in (0, 1)), (OWN, 0)]
 DURATION = 8.0  # s
 FOR_FEET = ("walkway", "ped_crossing", "carpark_area")  # people cross driveways, which are part of the car parks
 
 
-@pytest.fixture(scope="module", params=[(city, seed) for city in CITIES for seed in (0, 1)], ids=str)
+@pytest.fixture(scope="module", params=WORLDS, ids=lambda each: f"{each[0].name}-{each[1]}")
 def world(request: pytest.FixtureRequest) -> World:
-    city, seed = request.param
-    return build_world(CITIES[city], Weather(), DURATION, np.random.default_rng([7, seed]))
+    place, seed = request.param
+    return build_world(place, Weather(), DURATION, np.random.default_rng([7, seed]))
 
 
 @pytest.fixture(scope="module", params=CITIES)

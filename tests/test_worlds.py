@@ -172,6 +172,8 @@ def test_words_that_cannot_be_told_apart_are_refused(tmp_path: Path) -> None:
         ({"kind": "weather", "streets": {"speed": 9.0}}, "`streets` are a city's, whose file has a `location`"),
         ({"kind": "weather", "location": "munich"}, "location: is munich; it must begin with sleet"),
         ({"kind": "weather", "location": "sleet", "streets": {"spacing": [70.0, 99.0]}}, "`spacing`: 70 m between col"),
+        ({"kind": "weather", "location": "sleet", "streets": {"columns": [1, 1, 2]}}, "differ in lanes"),
+        ({"kind": "weather", "location": "sleet", "streets": {"parking": 2.0}}, "`parking` is 2 m wide"),
         ({"kind": "weather", "vegetation": {"leaves": ["green"]}}, "vegetation.leaves.0: "),
         ("kind: [", "not valid YAML"),
     ],

@@ -15,6 +15,7 @@ from perception.simulate.snapshot import GROUND_COLOURS, Ground, Weather
 
 LEAST_BLOCK = 50.0  # m along each edge of a block: houses and a parking lot fit
 LEAST_STREET = 40.0  # m of lane between two junctions
+LEAST_PARKING = 2.5  # m, width of a strip in which trucks stand
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Colour = Annotated[str, Field(pattern="^#[0-9a-f]{6}$")]
@@ -46,23 +47,29 @@ class Streets(Section):
     """A grid of streets, bent and rotated."""
 
     right_hand: bool = True  # traffic keeps to the right
-    columns: tuple[Lanes, ...] = Field(default=(2, 1, 2, 1), strict=False, min_length=3, max_length=8)
+    columns: tuple[Lanes, ...] = Field(default=(2, 1, 1, 2), strict=False, min_length=3, max_length=8)
     rows: tuple[Lanes, ...] = Field(default=(2, 1, 2), strict=False, min_length=3, max_length=8)
     spacing: tuple[float, float] = Field(default=(110.0, 110.0), strict=False)  # m between street centres
-    lane_width: Annotated[float, Field(ge=2.8, le=4.5)] = 3.4  # m
+    lane_width: Annotated[float, Field(ge=3.0, le=4.0)] = 3.4  # m
     parking: Annotated[float, Field(ge=0, le=4)] = 0.0  # m, parking strip at each kerb; 0 for none
     verge: Annotated[float, Field(ge=0, le=6)] = 0.0  # m of grass between kerb and walkway
-    walkway: Annotated[float, Field(ge=2.5, le=10)] = 4.0  # m
-    corner: Annotated[float, Field(ge=4, le=14)] = 6.0  # m, kerb radius at junctions
+    walkway: Annotated[float, Field(ge=2.5, le=6)] = 4.0  # m
+    corner: Annotated[float, Field(ge=5, le=10)] = 6.0  # m, kerb radius at junctions
     rotation: Annotated[float, Field(allow_inf_nan=False)] = 0.0  # rad
     bend: tuple[float, float] = Field(default=(6.0, 280.0), strict=False)  # m: amplitude and wavelength
     yellow_divider: bool = False  # the divider between the directions is yellow, not white
-    speed: Annotated[float, Field(ge=4, le=13)] = 11.0  # m/s, limit
+    speed: Annotated[float, Field(ge=6, le=12.5)] = 11.0  # m/s, limit
     setback: Annotated[float, Field(ge=0, le=15)] = 2.0  # m of grass in front of the houses
     carparks: Share = 0.5  # of blocks with a parking lot
 
     @model_validator(mode="after")
     def _spacious(self) -> Streets:
+        if len({self.columns[0], self.columns[-1], self.rows[0], self.rows[-1]}) > 1:
+            raise ValueError(
+                "the outermost of `columns` and `rows` differ in lanes, which end at corners; make them equal"
+            )
+        if 0 < self.parking < LEAST_PARKING:
+            raise ValueError(f"`parking` is {self.parking:g} m wide; trucks need {LEAST_PARKING:g}, or give 0 for none")
         amplitude, wavelength = self.bend
         if not (0 <= amplitude <= 12 and 200 <= wavelength <= 1e4):
             raise ValueError("`bend` is an amplitude up to 12 m and a wavelength of 200 m or more")

@@ -29,7 +29,7 @@ def simulate(
     scenes: int,
     samples: int,
     seed: int,
-    conditions: Sequence[str] | Sequence[Course],
+    condition_names: Sequence[str] | Sequence[Course],
     sweeps: int = 0,
     progress: Progress = lambda done, total: None,
     rig: Rig | None = None,
@@ -41,7 +41,7 @@ def simulate(
     Args:
         scenes: number of drives; they take the conditions in turn.
         samples: keyframes of each drive, at 2 Hz.
-        conditions: names of nuScenes' taxonomy such as rain-night-CITY, a/b for a drive that changes from a to b, or
+        condition_names: of nuScenes' taxonomy such as rain-night-CITY, a/b for a drive that changes from a to b, or
             what `conditions.parse` made of names of another taxonomy.
         sweeps: LiDAR sweeps at 20 Hz before each keyframe, 0-10.
         rig: the vehicle's sensors; None: nuScenes' car.
@@ -61,9 +61,11 @@ def simulate(
     rig.require_calibration()
     if (out / VERSION).exists():
         raise InputError(f"{out} already holds a {VERSION} log: choose another folder, or delete this one first")
-    courses = [each for each in conditions if isinstance(each, Course)]
+    courses = [each for each in condition_names if isinstance(each, Course)]
     if not courses:
-        courses = parse([each for each in conditions if isinstance(each, str)], load_taxonomy("nuscenes"), Worlds())
+        courses = parse(
+            [each for each in condition_names if isinstance(each, str)], load_taxonomy("nuscenes"), Worlds()
+        )
     longest = max(len(course.phases) for course in courses)
     if samples < longest:
         raise InputError(f"samples is {samples}: a drive in {longest} parts needs a keyframe for each")
