@@ -70,7 +70,7 @@ def simulate(
     for folder in (*(f"samples/{name}" for name in rig.sensors.names), *(f"sweeps/{name}" for name in swept)):
         (out / folder).mkdir(parents=True, exist_ok=True)
     layout = layout_of(taxonomy)
-    tables = fixed_tables(rig, layout.categories, layout.names.attributes)
+    tables = fixed_tables(rig, layout.categories, layout.attributes)
     for tables_of_drive in _record_all(drives, out, progress):
         for name, rows in tables_of_drive.items():
             tables.setdefault(name, []).extend(rows)
