@@ -58,6 +58,10 @@ WRONG = {
     "a sensor as a condition": ({"conditions": {"sight": ["lidar"]}}, "'lidar' stands for something else"),
     "two words": ({"conditions": {"weather": ["heavy-rain"]}}, "conditions.weather.0: string should match"),
     "a kind without values": ({"conditions": {"weather": []}}, "conditions.weather: tuple should have at least 1"),
+    "a simulated one that is none": (
+        {"conditions": {"weather": ["dry"]}, "simulated": {"always": ["snow"]}}, "simulated: 'snow' is not among"
+    ),
+    "an unknown devkit": ({"devkit": "kitti"}, "devkit: input should be 'nuscenes' or 'truckscenes'"),
     "an unknown key": ({"colour": "red"}, "colour: is not a known key"),
     "no range": ({"classes": [{"name": "car", "range": 0.0}]}, "classes.0.range: input should be greater than 0"),
 }  # fmt: skip

@@ -230,6 +230,13 @@ def test_scores_are_the_devkits(mini: NuScenesTables, tmp_path: Path) -> None:
     assert compared["version"] == DEVKIT.version
 
 
+def test_without_a_devkit_there_are_no_official_scores(truck_root: Path, tmp_path: Path) -> None:
+    with one_line_error(exactly="the taxonomy t4 names no `devkit` that scores it; leave out --official"):
+        require_official(NuScenesTables(truck_root, VERSION, RIG, load_taxonomy("t4")))
+    with one_line_error(at=tmp_path, says="truckscenes-devkit cannot load v1.0-none: Database version not found"):
+        open_devkit(tmp_path, "v1.0-none", DEVKIT)
+
+
 def assert_equal(ours: Any, theirs: dict[str, Any]) -> None:
     names = {"mean_ap": "mAP", "nd_score": "NDS"}
     for key in ("mean_ap", "nd_score", "label_aps", "mean_dist_aps", "label_tp_errors", "tp_errors", "tp_scores"):

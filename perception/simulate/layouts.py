@@ -31,17 +31,12 @@ DATA binary
 class Layout:
     """The files and tables of a data set."""
 
-    names: Taxonomy  # its categories and attributes
+    categories: tuple[str, ...]
+    attributes: tuple[str, ...]
     suffix: str  # of point clouds
     cloud: Callable[[np.ndarray, int], bytes]  # points (N, 5) x y z intensity ring, and their time (us) -> the file
     logs: bool  # drives have a log with a location, and that has a map
     motion: tuple[str, ...]  # tables of how the vehicle moves
-
-    @property
-    def categories(self) -> tuple[str, ...]:
-        """What is simulated, and what else a data set with tables of motion lists."""
-        listed = self.names.labels_of_categories() if self.motion else ()
-        return tuple(dict.fromkeys((*SIZES, *listed)))
 
 
 def layout_of(taxonomy: Taxonomy) -> Layout:
@@ -101,14 +96,16 @@ def _pcd(points: np.ndarray, timestamp: int) -> bytes:
 
 
 def _nuscenes() -> Layout:
-    """Caesar et al., 2020."""
-    return Layout(load_taxonomy("nuscenes"), "pcd.bin", lambda points, _: points.tobytes(), logs=True, motion=())
+    """Caesar et al., 2020; only the categories that are simulated."""
+    attributes = load_taxonomy("nuscenes").attributes
+    return Layout(tuple(SIZES), attributes, "pcd.bin", lambda points, _: points.tobytes(), logs=True, motion=())
 
 
 def _truckscenes() -> Layout:
     """Fent et al., 2024: docs/schema_truckscenes.md of its devkit."""
-    motion = ("ego_motion_cabin", "ego_motion_chassis")
-    return Layout(load_taxonomy("truckscenes"), "pcd", _pcd, logs=False, motion=motion)
+    taxonomy, motion = load_taxonomy("truckscenes"), ("ego_motion_cabin", "ego_motion_chassis")
+    categories = tuple(dict.fromkeys((*SIZES, *taxonomy.labels_of_categories())))
+    return Layout(categories, taxonomy.attributes, "pcd", _pcd, logs=False, motion=motion)
 
 
 _LAYOUTS = {"nuscenes": _nuscenes, "truckscenes": _truckscenes}

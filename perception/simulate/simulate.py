@@ -34,7 +34,7 @@ def simulate(
     progress: Progress = lambda done, total: None,
     rig: Rig | None = None,
 ) -> None:
-    """Write a drive log to `out` that `NuScenes('v1.0-sim', out)` and `NuScenesMap` load, or the devkit of another taxonomy.
+    """Write a drive log to `out` that `NuScenes('v1.0-sim', out)` and `NuScenesMap` load, or the taxonomy's devkit.
 
     The same arguments give the same bytes, on any number of processors. An interrupted run leaves no version folder.
 
@@ -74,7 +74,7 @@ def simulate(
     for folder in (*(f"samples/{name}" for name in rig.sensors.names), *(f"sweeps/{name}" for name in swept)):
         (out / folder).mkdir(parents=True, exist_ok=True)
     layout = layout_of(courses[0].taxonomy)
-    tables = fixed_tables(rig, layout.categories, layout.names.attributes)
+    tables = fixed_tables(rig, layout.categories, layout.attributes)
     for tables_of_drive in _record_all(drives, out, progress):
         for name, rows in tables_of_drive.items():
             tables.setdefault(name, []).extend(rows)

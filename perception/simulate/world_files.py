@@ -64,7 +64,7 @@ class Worlds:
         self._files: dict[Path, WorldFile] = {}
 
     def kinds(self) -> dict[str, tuple[str, ...]]:
-        """Kind -> the values that have a world file. Kinds are in reverse order of the alphabet: weather, light, city."""
+        """Kind -> the values with a world file. Kinds are in reverse order of the alphabet: weather, light, city."""
         own = [] if self._folder is None else [path.stem for path in self._folder.glob("*.yaml")]
         found: dict[str, list[str]] = {}
         for value in sorted({*own, *shipped_names("worlds")}):
