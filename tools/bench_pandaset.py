@@ -23,7 +23,7 @@ from perception.rig import load_rig
 from perception.taxonomy import Taxonomy, load_taxonomy
 from perception.training import trainable
 from perception.training.adapt import add_task, read_task, task_taxonomy
-from perception.training.checkpoint import load_model, trained_config
+from perception.training.checkpoint import load_model, newest, trained_config
 from perception.training.loop import fit
 
 TRAINED, HELD_BACK = "002:0-16", "002:24-32"
@@ -73,16 +73,14 @@ def pandaset(arguments: argparse.Namespace) -> dict[str, Any]:
     trained, and what is left on simulated sweeps of KITTI's LiDAR; of the adapted network with further classes, too,
     and of what is exported of it.
 
-    Parked cars are seen in both parts of the drive, 0.8 s apart. Stages that the folder has are not repeated.
+    Parked cars are seen in both parts of the drive, 0.8 s apart. Stages that the folder has are not repeated, and a
+    training that was interrupted goes on.
     """
     bench, result = _Bench(arguments), dict[str, Any]()
     for stage in arguments.stages.split(",") if arguments.stages else [*WAYS, "further", "vehicle"]:
         file = arguments.out / f"{stage}.json"
         if not file.exists():
-            found = (
-                bench.further() if stage == "further" else bench.vehicle() if stage == "vehicle" else bench.way(stage)
-            )
-            file.write_text(json.dumps(found))
+            file.write_text(json.dumps(bench.way(stage) if stage in WAYS else getattr(bench, stage)()))
         result[stage] = json.loads(file.read_text())
     if not arguments.stages:
         zero, adapted, full = (result[way]["car"]["ap"] for way in ("zero_shot", "adapted", "full"))
@@ -108,15 +106,16 @@ class _Bench:
         drives, before = self._drives(model.config.taxonomy), model.bank.base_hash()
         WAYS[way](model)
         trained = sum(parameter.numel() for _, parameter in trainable.parameters(model))
-        start = time.process_time()
+        start, run = time.process_time(), self.out / way
         if trained:
             model.eval()  # the imported normalisations have no statistics of their own to renew
-            fit(model, drives, drives.samples(selectors=[self.arguments.trained]), self.out / way)
+            tokens = drives.samples(selectors=[self.arguments.trained])
+            fit(model, drives, tokens, run, resume=newest(run) is not None)
         seconds = (time.process_time() - start) / self.arguments.steps
         return {
             **self._scored(TorchPredictor(model), drives, CLASSES),
             "trained_share": trained / sum(parameter.numel() for parameter in base_parameters(model)),
-            "processor_seconds_per_step": seconds if trained else 0.0,
+            "processor_seconds_per_step": seconds,
             "base_unchanged": model.bank.base_hash() == before,
             "simulated": self.memory.of(TorchPredictor(model)),
         }
@@ -159,6 +158,6 @@ def _model(run: Path, steps: int, rate: float) -> PerceptionModel:
     model, config = load_model(run)
     augment = None if config.data.augment is None else config.data.augment.model_copy(update={"flip": False})
     data = config.data.model_copy(update={"augment": augment, "class_balanced": False})
-    train = config.train.model_copy(update={"steps": steps, "learning_rate": rate, "checkpoint_every": steps})
+    train = config.train.model_copy(update={"steps": steps, "learning_rate": rate, "checkpoint_every": 20})
     model.config = config.model_copy(update={"data": data, "train": train})
     return model
