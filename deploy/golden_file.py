@@ -37,7 +37,8 @@ def read_golden(content: Content, manifest: Manifest, graph: str) -> tuple[Golde
     """The frames with the outputs of one graph, ordered by name.
 
     Raises:
-        InputError: the tensors are not those that the manifest describes, or too few detections can be compared.
+        InputError: the tensors are not those that the manifest describes, too few detections can be compared, or a
+            label is no class of the taxonomy.
     """
     file = content.path
     try:
@@ -55,7 +56,20 @@ def read_golden(content: Content, manifest: Manifest, graph: str) -> tuple[Golde
         inputs = _padded(file, tensors, f"{name}.inputs", manifest)
         frames.append(GoldenFrame(name, inputs, outputs, compared, graph))
     require_enough(frames, str(file))
+    _require_named(file, frames, ranked, manifest)
     return tuple(frames)
+
+
+def _require_named(file: Path, frames: Sequence[GoldenFrame], ranked: Sequence[str], manifest: Manifest) -> None:
+    """Raise InputError for labels that are no class of the manifest's taxonomy."""
+    names = manifest.taxonomy.class_names
+    for task in ranked:
+        highest = max(int(frame.outputs[f"{task}/labels"].max(initial=-1)) for frame in frames)
+        if highest >= len(names):
+            raise InputError(
+                f"{file}: {task}/labels are up to {highest}, the manifest's taxonomy {manifest.taxonomy.name} has "
+                f"{len(names)} classes; export the bundle again"
+            )
 
 
 def _padded(file: Path, tensors: Mapping[str, np.ndarray], side: str, manifest: Manifest) -> dict[str, np.ndarray]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -217,6 +218,19 @@ def load_config(path: Path) -> Config:
         InputError: the file is absent, not YAML, or has an unknown or wrong-typed key.
     """
     return load_section(Config, path, "the configuration")
+
+
+def extended(config: Config, task: str, options: Mapping[str, Any], source: str) -> Taxonomy:
+    """The taxonomy with the names by which further options of a task's head extend it.
+
+    Raises:
+        InputError: an unknown or wrong option.
+    """
+    if task not in config.tasks:
+        return config.taxonomy
+    own, taxonomy = config.tasks[task].reduced(config.taxonomy)
+    content = {**own.model_dump(mode="json"), **options}
+    return parse_section(type(own), content, f"{source}: tasks.{task}").extended(taxonomy)
 
 
 def find_config(name: str) -> Path:

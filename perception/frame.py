@@ -192,6 +192,7 @@ class Frame:
     location: str = ""  # name of the map
     position: tuple[float, float] | None = None  # latitude, longitude of the vehicle, degrees, WGS 84
     lidar_of_point: np.ndarray | None = None  # (N,) uint8 index into the rig's LiDARs; None: the first's
+    class_of_point: np.ndarray | None = None  # (N,) int16 annotated point class, as in the taxonomy; -1: none of them
     # Name of a signal (`perception.scene.signals`) -> its latest readings in order of time; the last one is enough.
     signals: Mapping[str, Sequence[Reading]] = field(default_factory=dict)
 
@@ -210,9 +211,10 @@ class Frame:
     def of_lidar(self, lidar: int) -> Frame:
         """The frame with the points of one LiDAR, by its index in the rig; without points if it has none."""
         if self.points is None or self.lidar_of_point is None:
-            return self if lidar == 0 else replace(self, points=None)
-        own = self.points[self.lidar_of_point == lidar]
-        return replace(self, points=own if len(own) else None, lidar_of_point=None)
+            return self if lidar == 0 else replace(self, points=None, class_of_point=None)
+        mine = self.lidar_of_point == lidar
+        own, classes = self.points[mine], None if self.class_of_point is None else self.class_of_point[mine]
+        return replace(self, points=own if len(own) else None, lidar_of_point=None, class_of_point=classes)
 
     def image_from_reference(self, camera: str) -> np.ndarray:
         """(3, 4) projection of reference points (at the frame's time) to recorded pixels of this camera.

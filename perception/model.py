@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from perception.bev.fuse import Fuse, SingleSensor
 from perception.bev.pyramid import PyramidTrunk
 from perception.bev.trunk import Trunk
-from perception.config import Config, parse_config
+from perception.config import Config, extended, parse_config
 from perception.errors import InputError
 from perception.frame import Conditions
 from perception.modules.aggregation.notation import parse_block
@@ -32,6 +32,7 @@ from perception.sensors.lidar.voxel_features import VoxelFeatureEncoder
 from perception.tasks import TASKS, tasks_of
 from perception.tasks.network import Loss, TaskNetwork
 from perception.tasks.task import Task, TaskConfig, part_of, prefixed
+from perception.taxonomy import Taxonomy
 
 
 class PerceptionModel(nn.Module):
@@ -57,12 +58,13 @@ class PerceptionModel(nn.Module):
         else:
             self.trunk = Trunk(model.trunk, model.fused_channels, model.fused_stride)
         self.tasks = tasks_of(config.tasks, config.head_grid, config.taxonomy)
-        self.heads, self.added = nn.ModuleDict(), nn.ModuleDict()  # those of the base, and those added later
+        # Those of the base, and those added later: whole heads, or further layers for a head of the base.
+        self.heads, self.added = nn.ModuleDict(), nn.ModuleDict()
         for name, task in self.tasks.items():
-            if task.config.added:
-                self.added[name] = self._initial(task)
-            else:
+            if not task.config.added:
                 self.heads[name] = task.network(self._channels(task))
+            if (added := self._initial(task)) is not None:
+                self.added[name] = added
         self.computed = tuple(self.tasks)  # by `forward`; a single one if its head is trained alone
         self.bank = Bank(self, config.taxonomy.conditions)
         for module in config.modules:
@@ -111,11 +113,15 @@ class PerceptionModel(nn.Module):
 
     def head(self, task: str) -> TaskNetwork:
         """The network of a task."""
+        if task in self.heads and task in self.added:
+            return self.tasks[task].joined(self.heads[task], self.added[task])
         network: Any = self.heads[task] if task in self.heads else self.added[task]
         return network
 
     def new_head(self, name: str, options: Mapping[str, Any], source: str) -> tuple[TaskConfig, TaskNetwork]:
         """Configuration and network of a further task, with initial weights, not attached yet.
+
+        For a task of the base with the option `further`: the configuration of the whole, and its further layers.
 
         Args:
             options: configuration of the head.
@@ -124,28 +130,38 @@ class PerceptionModel(nn.Module):
         Raises:
             InputError: an unknown task or option, or a task of the base.
         """
-        if name in self.heads:
-            raise InputError(f"{source}: its base has the task {name} already; add another, or adapt it by modules")
         content = self.config.model_dump(mode="json")
-        content["tasks"][name] = {**options, "added": True}
-        config = parse_config(content, source)
+        own = content["tasks"][name] if name in self.heads else {}
+        if own and not options.get("further"):
+            raise InputError(f"{source}: its base has the task {name} already; add another, or adapt it by modules")
+        if any(options.get(key, value) != value for key, value in own.items() if key != "further"):
+            raise InputError(f"{source}: its base has the task {name} already, with other options")
+        content["tasks"][name] = {**own, **options, "added": not own}
+        config = parse_config(content | {"taxonomy": extended(self.config, name, options, source)}, source)
         task = tasks_of(config.tasks, config.head_grid, config.taxonomy)[name]
-        return task.config, self._initial(task).to(next(self.parameters()).device)
+        network = self._initial(task)
+        assert network is not None
+        return config.tasks[name], network.to(next(self.parameters()).device)
 
     def attach_head(self, name: str, config: TaskConfig, network: nn.Module) -> None:
         """Add the head of a task; tasks keep the order of `TASKS`."""
         self.added[name] = network
-        self._configure({**self.config.tasks, name: config})
+        self._configure({**self.config.tasks, name: config}, extended(self.config, name, dict(config), name))
 
     def detach_head(self, name: str) -> None:
-        """Remove an added head."""
+        """Remove an added head, or the further layers of one of the base."""
         del self.added[name]
-        self._configure({task: config for task, config in self.config.tasks.items() if task != name})
+        tasks, taxonomy = dict(self.config.tasks), self.config.taxonomy
+        if name in self.heads:
+            tasks[name], taxonomy = tasks[name].reduced(taxonomy)
+        else:
+            del tasks[name]
+        self._configure(tasks, taxonomy)
 
-    def _configure(self, tasks: Mapping[str, TaskConfig]) -> None:
+    def _configure(self, tasks: Mapping[str, TaskConfig], taxonomy: Taxonomy) -> None:
         ordered = {name: tasks[name] for name in TASKS if name in tasks}
-        self.config = self.config.model_copy(update={"tasks": ordered})
-        self.tasks = tasks_of(ordered, self.config.head_grid, self.config.taxonomy)
+        self.config = self.config.model_copy(update={"tasks": ordered, "taxonomy": taxonomy})
+        self.tasks = tasks_of(ordered, self.config.head_grid, taxonomy)
         self.computed = tuple(self.tasks)
         self.router = FixedRouter(self.bank, self._reading("trunk"))
 
@@ -153,10 +169,13 @@ class PerceptionModel(nn.Module):
         """Channels of the feature maps that the task reads."""
         return self.config.model.fused_channels if task.reads == "fused" else self.trunk.channels
 
-    def _initial(self, task: Task[Any]) -> TaskNetwork:
-        """The initial network of an added head; does not advance the random state, on which the base depends."""
+    def _initial(self, task: Task[Any]) -> TaskNetwork | None:
+        """The initial network of an added head or of further layers, None if there are none.
+
+        Does not advance the random state, on which the base depends.
+        """
         with torch.random.fork_rng(devices=[]):
-            return task.network(self._channels(task))
+            return (task.network if task.config.added else task.further)(self._channels(task))
 
     def _reading(self, features: str) -> tuple[str, ...]:
         """The tasks that read these features, see `Task.reads`."""
@@ -253,6 +272,6 @@ class PerceptionModel(nn.Module):
         """`folded` for inference: `forward` computes only what `predict` needs."""
         model = self.folded(*routes).eval()
         for heads in (model.heads, model.added):
-            for task in heads:
-                heads[task] = model.tasks[task].deployed(model.head(task))
+            for task, head in heads.items():
+                heads[task] = model.tasks[task].deployed(head)
         return model

@@ -1,4 +1,4 @@
-"""The vocabulary of a data set: detection classes, attributes, map layers and conditions, as data. numpy only.
+"""The vocabulary of a data set: classes of objects and points, attributes, map layers, conditions. numpy only.
 
 A taxonomy is a YAML file, such as configs/taxonomies/nuscenes.yaml. The order of every list is part of it: outputs of
 a network refer to classes, attributes, map layers and conditions by their index.
@@ -60,6 +60,14 @@ class ObjectClass(Section):
         return self
 
 
+class PointClass(Section):
+    """A class of LiDAR points."""
+
+    name: Name
+    categories: tuple[str, ...] = Field(default=(), strict=False)  # of the data set; empty: the one of this name
+    colour: Colour | None = None
+
+
 class MapLayer(Section):
     """A layer of the HD map."""
 
@@ -77,6 +85,7 @@ class Taxonomy(Section):
     classes: tuple[ObjectClass, ...] = Field(strict=False, min_length=1)
     attributes: tuple[Name, ...] = Field(default=(), strict=False)
     map_layers: tuple[MapLayer, ...] = Field(default=(), strict=False)
+    point_classes: tuple[PointClass, ...] = Field(default=(), strict=False)
     conditions: dict[Word, Annotated[tuple[Word, ...], Field(strict=False, min_length=1)]] = Field(
         default={}
     )  # kind -> values
@@ -92,14 +101,16 @@ class Taxonomy(Section):
             ("classes", self.class_names),
             ("attributes", self.attributes),
             ("map_layers", self.map_names),
+            ("point_classes", tuple(each.name for each in self.point_classes)),
             ("conditions", (*RESERVED, *self.condition_values)),
         ):
             if double := [name for i, name in enumerate(names) if name in names[:i]]:
                 taken = "stands for something else" if double[0] in RESERVED else "is there twice"
                 raise ValueError(f"{what}: {double[0]!r} {taken}")
-        categories = [category for each in self.classes for category in each.categories or (each.name,)]
-        if double := [name for i, name in enumerate(categories) if name in categories[:i]]:
-            raise ValueError(f"classes: category {double[0]!r} is of two classes")
+        for what, classes in (("classes", self.classes), ("point_classes", self.point_classes)):
+            categories = [category for each in classes for category in each.categories or (each.name,)]
+            if double := [name for i, name in enumerate(categories) if name in categories[:i]]:
+                raise ValueError(f"{what}: category {double[0]!r} is of two classes")
         for each in self.classes:
             if unknown := [name for name in each.attributes if name not in self.attributes]:
                 raise ValueError(f"classes: attribute {unknown[0]!r} of {each.name} is not among the attributes")
@@ -127,7 +138,11 @@ class Taxonomy(Section):
 
     def labels_of_categories(self) -> dict[str, int]:
         """Category of the data set -> index of its class."""
-        return {c: i for i, each in enumerate(self.classes) for c in each.categories or (each.name,)}
+        return _by_category(self.classes)
+
+    def point_labels_of_categories(self) -> dict[str, int]:
+        """Category of a point in the data set -> index of its point class."""
+        return _by_category(self.point_classes)
 
     def kind_of(self, value: str) -> str:
         """The kind of a condition.
@@ -164,6 +179,10 @@ class Taxonomy(Section):
 
     def map_colours(self) -> dict[str, str]:
         return _colours(self.map_layers)
+
+
+def _by_category(classes: Sequence[ObjectClass | PointClass]) -> dict[str, int]:
+    return {c: i for i, each in enumerate(classes) for c in each.categories or (each.name,)}
 
 
 def _colours(named: Sequence[ObjectClass | MapLayer]) -> dict[str, str]:

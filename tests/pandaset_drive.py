@@ -19,6 +19,7 @@ SPEED = 8.0  # m/s
 GROUND = -0.41  # m in the LiDAR's frame
 SIZE = (192, 108)  # pixels
 INTRINSICS = {"fx": 100.0, "fy": 101.0, "cx": 97.0, "cy": 52.0}
+CLASSES = {1: "Smoke", 7: "Road", 13: "Car", 14: "Pickup Truck", 30: "Pedestrian"}  # of points
 DISTORTION = [-0.25, 0.08, 0.001, -0.001, -0.02]
 CAMERAS = {"front": 0.0, "left": np.pi / 2, "back": np.pi}  # yaw, rad; the other three have no pictures
 EXPOSURE = {"front": -0.05, "left": -0.08, "back": -0.1}  # s from the end of the sweep
@@ -78,8 +79,10 @@ def write(folder: Path, name: str, content: object) -> None:
     (folder / name).write_text(json.dumps(content))
 
 
-def write_drive(root: Path, objects: list[Object], points: dict[int, np.ndarray]) -> None:
-    """Drive 007. points: frame -> (N, 6) x y z (m, world), intensity, s after the first frame, LiDAR."""
+def write_drive(
+    root: Path, objects: list[Object], points: dict[int, np.ndarray], classes: dict[int, np.ndarray] | None = None
+) -> None:
+    """Drive 007. points: frame -> (N, 6) x y z (m, world), intensity, s after the first frame, LiDAR; classes (N,)."""
     drive, times = root / "007", [PERIOD * i for i in range(FRAMES)]
     write(drive / "lidar", "poses.json", poses([world_from_lidar(t) for t in times]))
     write(drive / "lidar", "timestamps.json", [START + t for t in times])
@@ -89,6 +92,9 @@ def write_drive(root: Path, objects: list[Object], points: dict[int, np.ndarray]
         columns |= {"t": START + given[:, 4], "d": given[:, 5].astype(np.int64)}
         write_table(drive / "lidar" / f"{i:02d}.pkl.gz", columns)
         write_table(drive / "annotations" / "cuboids" / f"{i:02d}.pkl.gz", cuboids(objects, i))
+    for i, numbers in (classes or {}).items():
+        write_table(drive / "annotations" / "semseg" / f"{i:02d}.pkl.gz", {"class": numbers})
+        write(drive / "annotations" / "semseg", "classes.json", CLASSES)
     for name in CAMERAS:
         write_camera(drive / "camera" / f"{name}_camera", name)
     sections = {f"{name}_camera": {"intrinsic": {"D": DISTORTION}} for name in (*CAMERAS, "right")}

@@ -137,7 +137,8 @@ def test_perfect_outputs_lose_nothing_and_decode_to_the_objects(neck: str) -> No
         np.testing.assert_allclose(prediction.velocities[box], own.velocities[nearest], atol=1e-4)
 
 
-def test_focal_loss_equals_its_equation_and_has_right_gradients() -> None:
+@pytest.mark.parametrize("alpha", [0.25, 0.6])
+def test_focal_loss_equals_its_equation_and_has_right_gradients(alpha: float) -> None:
     torch.manual_seed(0)
     logits = torch.randn(6, 10, dtype=torch.float64, requires_grad=True)
     labels = torch.tensor([3, NOTHING, UNSURE, 0, 9, NOTHING])
@@ -146,9 +147,10 @@ def test_focal_loss_equals_its_equation_and_has_right_gradients() -> None:
         for i, x in enumerate(row):
             p = 1 / (1 + math.exp(-x))
             if label != UNSURE:
-                expected -= 0.25 * (1 - p) ** 2 * math.log(p) if i == label else 0.75 * p**2 * math.log(1 - p)
-    torch.testing.assert_close(focal(logits, labels).item(), expected, rtol=1e-12, atol=0)
-    assert torch.autograd.gradcheck(lambda x: focal(x, labels), (logits,))
+                right, other = alpha * (1 - p) ** 2 * math.log(p), (1 - alpha) * p**2 * math.log(1 - p)
+                expected -= right if i == label else other
+    torch.testing.assert_close(focal(logits, labels, alpha).item(), expected, rtol=1e-12, atol=0)
+    assert torch.autograd.gradcheck(lambda x: focal(x, labels, alpha), (logits,))
 
 
 def test_unknown_velocities_unseen_objects_and_other_headings() -> None:

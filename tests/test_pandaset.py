@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import json
 import pickle
 import re
 import shutil
@@ -24,6 +25,7 @@ from perception.errors import InputError
 from perception.frame import Frame
 from perception.rig import load_rig
 from perception.scene.health.monitor import HealthMonitor
+from perception.taxonomy import Taxonomy, load_taxonomy
 
 LABELS = {"Car": 0, "Pickup Truck": 0, "Pedestrian": 1, "Pedestrian with Object": 1}
 ROAD, CAR = 7, 13  # classes of points
@@ -47,13 +49,20 @@ def points_of(rng: np.random.Generator) -> np.ndarray:
 
 
 POINTS = points_of(np.random.default_rng(0))
+KINDS = np.random.default_rng(1).choice([*written.CLASSES], len(POINTS))
+POINT_CLASSES = {"way": ["Road"], "car": ["Pickup Truck", "Car"], "sky": ["Bird"]}  # smoke and walkers are none
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pandaset")
-    written.write_drive(folder, OBJECTS, {0: POINTS, 1: POINTS + np.array([0, 0, 0, 0, 0.1, 0])})
+    written.write_drive(folder, OBJECTS, {0: POINTS, 1: POINTS + np.array([0, 0, 0, 0, 0.1, 0])}, {1: KINDS})
     return folder
+
+
+def with_points(labels: dict[str, int]) -> Taxonomy:
+    kinds = [{"name": name, "categories": categories} for name, categories in POINT_CLASSES.items()]
+    return Taxonomy.model_validate({**dict(taxonomy_of(labels)), "point_classes": kinds})
 
 
 def test_drives_frames_and_what_is_unknown(root: Path) -> None:
@@ -90,6 +99,25 @@ def test_earlier_sweeps_follow_in_the_same_frame(root: Path) -> None:
     np.testing.assert_array_equal(two[: len(one)], one)
     np.testing.assert_allclose(two[len(one) :, :4], one[:, :4], atol=1e-5)  # the same places in the world
     np.testing.assert_allclose(two[len(one) :, 4], np.maximum(0.1 - POINTS[:, 4], 0), atol=1e-6)
+
+
+@pytest.mark.parametrize("lidars", [(0, 1), (1, 0), (1,)])
+def test_points_have_the_class_that_the_taxonomy_names(root: Path, lidars: tuple[int, ...]) -> None:
+    drives = PandaSet(root, rig_of(*lidars), with_points(LABELS))
+    frame, chosen = drives.frame("007-01"), np.isin(POINTS[:, 5], lidars)
+    expected = [{7: 0, 13: 1, 14: 1}.get(kind, -1) for kind in KINDS[chosen]]
+    assert frame.class_of_point.tolist() == expected
+    for i in range(len(lidars)):
+        own = frame.of_lidar(i)
+        assert own.class_of_point.tolist() == [
+            kind for kind, lidar in zip(expected, POINTS[chosen, 5], strict=True) if lidar == lidars[i]
+        ]
+    # Not annotated, not asked for, or of an earlier sweep that is not annotated: unknown.
+    assert drives.frame("007-00").class_of_point is None
+    assert drives.frame("007-01", annotations=False).class_of_point is None
+    assert drives.frame("007-01", lidar=False).class_of_point is None
+    assert drives.frame("007-01", sweeps=1).class_of_point is None
+    assert PandaSet(root, rig_of(*lidars), taxonomy_of(LABELS)).frame("007-01").class_of_point is None
 
 
 def test_boxes_are_merged_named_and_measured(root: Path) -> None:
@@ -157,6 +185,9 @@ def test_pictures_are_rectified(root: Path) -> None:
         ("lidar/01.pkl.gz", b"", "truncated"),
         ("lidar/01.pkl.gz", gzip.compress(b"\x80\x03cposix\nsystem\n.", mtime=0), "asks for 'posix.system'"),
         ("annotations/cuboids/01.pkl.gz", gzip.compress(b"\x80\x03}.", mtime=0), "this is no table"),
+        ("annotations/semseg/01.pkl.gz", b"", "truncated"),
+        ("annotations/semseg/classes.json", b"[7]", "not the classes of PandaSet's points"),
+        ("annotations/semseg/classes.json", b'{"7": "Road"}', "the class 1 is not in classes.json"),
         ("lidar/poses.json", b"[{}]", "do not fit PandaSet's layout"),
         ("lidar/timestamps.json", b"[3, 2, 1, 0]", "do not fit PandaSet's layout"),
         ("lidar/timestamps.json", b"[3", "no JSON file"),
@@ -176,7 +207,7 @@ def test_damaged_files_are_named_in_one_line(
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(InputError, match=re.escape(message)) as caught:
-        PandaSet(tmp_path / "drives", None, taxonomy_of(LABELS)).frame("007-01")
+        PandaSet(tmp_path / "drives", None, with_points(LABELS)).frame("007-01")
     assert "\n" not in str(caught.value)
     assert path.name in str(caught.value)
 
@@ -203,11 +234,11 @@ def test_what_is_not_there(root: Path, tmp_path: Path) -> None:
 FRAMES = ("002-00", "002-10", "002-20", "002-31")
 
 
-def classes(root: Path, token: str, lidar: int = 0) -> np.ndarray:
-    """(N,) class of each point of a LiDAR."""
+def classes(root: Path, token: str) -> np.ndarray:
+    """(N,) class of each point of the spinning LiDAR."""
     scene, frame = token.split("-")
     found = read_table(root / scene / "annotations" / "semseg" / f"{frame}.pkl.gz", {"class": "iu"})["class"]
-    return found[read_table(root / scene / "lidar" / f"{frame}.pkl.gz", {"d": "iu"})["d"] == lidar]
+    return found[read_table(root / scene / "lidar" / f"{frame}.pkl.gz", {"d": "iu"})["d"] == 0]
 
 
 def inside(frame: Frame, margin: float) -> np.ndarray:
@@ -217,6 +248,22 @@ def inside(frame: Frame, margin: float) -> np.ndarray:
         local = (frame.points[:, :3] - center) @ rotation
         found |= (np.abs(local) <= size[[1, 0, 2]] / 2 + margin).all(axis=1)
     return found
+
+
+def test_every_recorded_point_has_its_class(pandaset_root: Path) -> None:
+    """In PandaSet's taxonomy, and only what no class names has none; points of cars are in boxes of cars."""
+    names = load_taxonomy("pandaset")
+    frame = PandaSet(pandaset_root, SPINNING, names).frame("002-10", cameras=False)
+    kinds, found = classes(pandaset_root, "002-10"), frame.class_of_point
+    known = json.loads((pandaset_root / "002/annotations/semseg/classes.json").read_text())
+    assert len(found) == len(frame.points)
+    for number in np.unique(kinds).tolist():
+        expected = [i for i, each in enumerate(names.point_classes) if known[str(number)] in each.categories] or [-1]
+        assert np.unique(found[kinds == number]).tolist() == expected
+    categories = {name for each in names.point_classes for name in each.categories}
+    assert categories <= {*known.values()}
+    left_out = {"Smoke", "Exhaust", "Spray or rain", "Reflection", "Animals - Bird", "Animals - Other"}
+    assert {*known.values()} - categories == left_out
 
 
 @pytest.mark.parametrize("token", FRAMES)

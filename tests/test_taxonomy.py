@@ -9,6 +9,7 @@ import yaml
 from nuscenes.eval.common.config import config_factory
 from nuscenes.eval.detection.constants import DETECTION_NAMES
 from nuscenes.eval.detection.utils import category_to_detection_name, detection_name_to_rel_attributes
+from nuscenes.eval.lidarseg.utils import LidarsegClassMapper
 from refusals import one_line_error
 from test_detection_scores import random_boxes
 from vocabulary import NUSCENES
@@ -29,6 +30,12 @@ def test_nuscenes_is_as_the_devkit_has_it() -> None:
     assert {each.name for each in NUSCENES.classes if each.tracked} == {
         *config_factory("tracking_nips_2019").class_names
     }
+    mapper = object.__new__(LidarsegClassMapper)
+    mapper.ignore_class = mapper.get_ignore_class()
+    points = [each.name for each in NUSCENES.point_classes]
+    assert {name: i + 1 for i, name in enumerate(points)} | {"ignore": 0} == mapper.get_coarse2idx()
+    coarse = {fine: name for fine, name in mapper.get_fine2coarse().items() if name != "ignore"}
+    assert {fine: points[i] for fine, i in NUSCENES.point_labels_of_categories().items()} == coarse
     for label, name in enumerate(NUSCENES.class_names):
         possible = [
             a for a, there in zip(NUSCENES.attributes, NUSCENES.possible_attributes(label), strict=True) if there
@@ -46,6 +53,13 @@ WRONG = {
     "two classes of a name": ({"classes": [{"name": "car"}, {"name": "car"}]}, "classes: 'car' is there twice"),
     "a category of two": (
         {"classes": [{"name": "car"}, {"name": "van", "categories": ["car"]}]}, "category 'car' is of two classes"
+    ),
+    "two point classes of a name": (
+        {"point_classes": [{"name": "road"}, {"name": "road"}]}, "point_classes: 'road' is there twice"
+    ),
+    "a category of two point classes": (
+        {"point_classes": [{"name": "road"}, {"name": "way", "categories": ["road"]}]},
+        "point_classes: category 'road' is of two classes",
     ),
     "no class": ({"classes": []}, "classes: tuple should have at least 1 item"),
     "an unknown attribute": (

@@ -36,6 +36,7 @@ COMMANDS = {
     "replay": "python tools/bench.py replay --json",
     "precision": "python tools/bench.py precision --checkpoint runs/demo/run --data runs/demo/drives --json",
     "modular": "python tools/bench.py modular --json",
+    "pandaset": "python tools/bench.py pandaset --json",
     "pillars": "python tools/bench.py pillars --json",
     "evaluator": "python tools/bench.py evaluator --json",
     "mmdet3d": ".venv-mmdet3d/bin/python tools/bench.py mmdet3d --json",
@@ -53,6 +54,10 @@ QUOTED = {
     "{overfit.fusion.mAP_present:.3f}, {overfit.lidar.mAP_present:.3f}, {overfit.camera.mAP_present:.3f}",
     "a module carries the demo's base to real keyframes": "car AP {real.before.car_ap:.3f} to "
     "{real.after.car_ap:.3f}, mAP of the classes present {real.before.mAP_present:.3f} to {real.after.mAP_present:.3f}",
+    "a module carries a network for KITTI to PandaSet's car": "car AP {pandaset.zero_shot.car.ap:.3f} to "
+    "{pandaset.adapted.car.ap:.3f} (full fine-tune {pandaset.full.car.ap:.3f}), recall "
+    "{pandaset.zero_shot.car.recall:.3f} to {pandaset.adapted.car.recall:.3f}, precision "
+    "{pandaset.adapted.car.precision:.3f}, with {pandaset.adapted.trained_share:.1%} of the parameters",
     "replay with all that it writes": "{replay.realtime_factor:.1f} times as fast as driven in FP32",
     "INT8 on a CPU, whole frame": "{precision.int8_speedup:.2f} times as fast as FP32; NDS changes by "
     "{precision.int8_nds_loss:+.4f} lost in INT8, {precision.fp16_nds_loss:+.4f} in FP16",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -25,10 +25,9 @@ class TwoViews:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._drives, name)
 
-    def tokens(self, drive: str, frames: Iterable[int]) -> list[str]:
-        """Both views of some frames of a drive."""
-        every = self._drives.samples(selectors=[drive])
-        return [token for i in frames for token in (every[i], every[i] + REAR)]
+    def samples(self, split: str | None = None, selectors: Sequence[str] = ()) -> list[str]:
+        """Both views of the selected frames."""
+        return [token for each in self._drives.samples(split, selectors) for token in (each, each + REAR)]
 
     def scene(self, sample: str) -> str:
         return self._drives.scene(sample.removesuffix(REAR))

@@ -84,17 +84,17 @@ class Fault:
 
 
 def _with_points(frame: Frame, lidar: int, points: np.ndarray | None) -> Frame:
-    """The frame with these points instead of one LiDAR's; in the order of a `Frame`'s."""
+    """The frame with these points, whose classes nobody knows, instead of one LiDAR's; in the order of a `Frame`'s."""
     if frame.points is None or frame.lidar_of_point is None:
-        return replace(frame, points=points)
+        return replace(frame, points=points, class_of_point=None)
     points = np.zeros((0, 5), np.float32) if points is None else points
     rest = frame.lidar_of_point != lidar
     joined = np.concatenate([frame.points[rest], points])
     owners = np.concatenate([frame.lidar_of_point[rest], np.full(len(points), lidar, np.uint8)])
     order = np.argsort(joined[:, 4], kind="stable")
     if not len(order):
-        return replace(frame, points=None, lidar_of_point=None)
-    return replace(frame, points=joined[order], lidar_of_point=owners[order])
+        return replace(frame, points=None, lidar_of_point=None, class_of_point=None)
+    return replace(frame, points=joined[order], lidar_of_point=owners[order], class_of_point=None)
 
 
 def _window(text: str, start: str | None, end: str | None) -> tuple[float, float]:

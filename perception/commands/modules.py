@@ -104,7 +104,7 @@ def adapt(
     from perception.mmdet3d.foreign_config import foreign_config
     from perception.sources import open_source
     from perception.training.adapt import adapt as run
-    from perception.training.adapt import add_task, read_task
+    from perception.training.adapt import add_task, read_task, task_taxonomy
     from perception.training.checkpoint import trained_config
 
     if bool(task) == bool(add) or (task and (conditions or option)) or (config and not task):
@@ -116,7 +116,9 @@ def adapt(
     foreign = foreign_config(checkpoint)
     config_before = trained_config(checkpoint) if foreign is None else None
     vehicle = rig_of(rig) or (config_before.rig if config_before else None)
-    tables = open_source(data, version, vehicle, config_before.taxonomy if config_before else None)
+    content = read_task(config) if config else {}
+    taxonomy = task_taxonomy(config_before, task, content, str(config)) if config_before else None
+    tables = open_source(data, version, vehicle, taxonomy)
     split = split or training_split(tables.version)
     if foreign is not None:
         if task:
@@ -127,7 +129,6 @@ def adapt(
 
         print(adapt_foreign(foreign, module, tables, split, names(scenes), out, steps, learning_rate))
     elif task:
-        content = read_task(config) if config else {}
         training = {"steps": steps, "learning_rate": learning_rate}
         print(add_task(checkpoint, task, content, tables, split, names(scenes), out, **training))
     else:

@@ -25,6 +25,10 @@ class AssembledKeyframes(Keyframes):
     ) -> tuple[np.ndarray | None, np.ndarray | None]:
         """Points of the keyframe and earlier sweeps, and the LiDAR of each, as in `Frame`; None without a file."""
 
+    def _classes(self, sample: str, sweeps: int) -> np.ndarray | None:
+        """The annotated class of each of `_points`, as in `Frame`; None if they are not annotated."""
+        return None
+
     @abstractmethod
     def _cameras(self, sample: str) -> dict[str, Camera]:
         """The cameras whose files exist."""
@@ -57,7 +61,7 @@ class AssembledKeyframes(Keyframes):
             sample: token of the keyframe.
             grid_reference: the frame of reference of points and boxes, `ego` or `lidar`, at the LiDAR's time.
             sweeps: number of earlier LiDAR sweeps to add, compensated for the vehicle's motion.
-            annotations: whether to read the boxes.
+            annotations: whether to read the boxes, and the classes of points if the taxonomy has some.
             lidar: whether to read the LiDAR.
             cameras: whether to read the images.
 
@@ -69,6 +73,7 @@ class AssembledKeyframes(Keyframes):
         reference_from_global = np.linalg.inv(reference)
         points, lidar_of_point = self._points(sample, sweeps, reference_from_global) if lidar else (None, None)
         boxes = self.boxes(sample) if annotations else None
+        classified = annotations and points is not None and bool(self.taxonomy.point_classes)
         scene = self.scene(sample)
         return Frame(
             token=sample,
@@ -84,4 +89,5 @@ class AssembledKeyframes(Keyframes):
             location=self._location(scene),
             position=self._position(sample, global_from_ego),
             lidar_of_point=lidar_of_point,
+            class_of_point=self._classes(sample, sweeps) if classified else None,
         )

@@ -23,7 +23,8 @@ from perception.datasets.dataframe_pickle import read_table
 from perception.datasets.files import read_image
 from perception.datasets.listed import ListedKeyframes
 from perception.datasets.motion import track_velocities
-from perception.datasets.pandaset_files import distortions, fixes, intrinsics_of, poses_of
+from perception.datasets.pandaset_files import distortions, file_of, fixes, intrinsics_of, poses_of
+from perception.datasets.pandaset_points import classes_of_sweep, sweep
 from perception.errors import InputError
 from perception.frame import Boxes, Camera
 from perception.rig import Rig, load_rig
@@ -38,7 +39,6 @@ _EGO_FROM_LIDAR = np.array([[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, -_GROUND], [0,
 _NUMBERS = ("position.x", "position.y", "position.z", "dimensions.x", "dimensions.y", "dimensions.z", "yaw")
 _TEXTS = ("uuid", "label", "cuboids.sibling_id")
 _BOX_COLUMNS = {**dict.fromkeys(_NUMBERS, "f"), **dict.fromkeys(_TEXTS, "O"), "cuboids.sensor_id": "iu"}
-_POINT_COLUMNS = {**dict.fromkeys("xyzit", "f"), "d": "iu"}
 
 
 def is_pandaset(folder: Path) -> bool:
@@ -72,7 +72,7 @@ class PandaSet(AssembledKeyframes, ListedKeyframes):
             raise InputError(f"{self.dataroot}: has no drive of PandaSet, such as 002/lidar/poses.json")
         self._poses = {drive.name: poses_of(drive / "lidar") for drive in drives}
         recorded = [(drive, i) for drive in drives for i in range(len(self._poses[drive.name].times))]
-        self._place = {f"{d.name}-{i:02d}": (d, i) for d, i in recorded if _file(d / "lidar", i).exists()}
+        self._place = {f"{d.name}-{i:02d}": (d, i) for d, i in recorded if file_of(d / "lidar", i).exists()}
         tokens = {d.name: [token for token, (drive, _) in self._place.items() if drive == d] for d in drives}
         ListedKeyframes.__init__(self, str(self.dataroot), tokens)
 
@@ -96,7 +96,7 @@ class PandaSet(AssembledKeyframes, ListedKeyframes):
         )
         siblings = table["cuboids.sibling_id"]
         renamed = (table["cuboids.sensor_id"] == 1 - first) & (siblings != "-")
-        points = _sweep(drive, index, self._lidars)
+        points = sweep(drive, index, self._lidars)
         return replace(
             boxes,
             num_points=points_in_boxes(points[:, :3], boxes.centers, boxes.sizes, boxes.yaws),
@@ -131,12 +131,25 @@ class PandaSet(AssembledKeyframes, ListedKeyframes):
     def _points(self, sample: str, sweeps: int, reference_from_global: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """As in the base; compensated for the vehicle's motion by PandaSet. Points that are later have a dt of 0."""
         drive, index = self._place[sample]
-        earlier = (f"{drive.name}-{i:02d}" for i in range(index - 1, max(index - sweeps, 0) - 1, -1))
-        found = [index, *(self._place[token][1] for token in earlier if token in self._place)]
-        points, lidars = np.split(np.concatenate([_sweep(drive, i, self._lidars) for i in found]), [5], axis=1)
+        found = [sweep(drive, i, self._lidars) for i in self._sweeps(sample, sweeps)]
+        points, lidars = np.split(np.concatenate(found), [5], axis=1)
         points[:, :3] = points[:, :3] @ reference_from_global[:3, :3].T + reference_from_global[:3, 3]
         points[:, 4] = np.maximum(self._poses[drive.name].times[index] - points[:, 4], 0)
         return points.astype(np.float32), lidars[:, 0].astype(np.uint8)
+
+    def _classes(self, sample: str, sweeps: int) -> np.ndarray | None:
+        """As in the base; None if one of the sweeps has no file."""
+        drive, _ = self._place[sample]
+        labels, indices = self.taxonomy.point_labels_of_categories(), self._sweeps(sample, sweeps)
+        found = [classes_of_sweep(drive, i, self._lidars, labels) for i in indices]
+        known = [classes for classes in found if classes is not None]
+        return np.concatenate(known) if len(known) == len(found) else None
+
+    def _sweeps(self, sample: str, sweeps: int) -> list[int]:
+        """Index of a frame and of those of earlier ones that are there."""
+        drive, index = self._place[sample]
+        earlier = (f"{drive.name}-{i:02d}" for i in range(index - 1, max(index - sweeps, 0) - 1, -1))
+        return [index, *(self._place[token][1] for token in earlier if token in self._place)]
 
     def _cameras(self, sample: str) -> dict[str, Camera]:
         cameras, (drive, index) = {}, self._place[sample]
@@ -160,10 +173,6 @@ class PandaSet(AssembledKeyframes, ListedKeyframes):
         return cameras
 
 
-def _file(folder: Path, index: int) -> Path:
-    return folder / f"{index:02d}.pkl.gz"
-
-
 def _not_doubled(table: Mapping[str, np.ndarray], first: int) -> np.ndarray:
     """(N,) bool: all boxes but those of the other LiDAR with a sibling among the rest; not all links are mutual."""
     kept = table["cuboids.sensor_id"] != 1 - first
@@ -174,15 +183,5 @@ def _not_doubled(table: Mapping[str, np.ndarray], first: int) -> np.ndarray:
 
 @lru_cache(maxsize=8)
 def _cuboids(drive: Path, index: int) -> dict[str, np.ndarray] | None:
-    path = _file(drive / "annotations" / "cuboids", index)
+    path = file_of(drive / "annotations" / "cuboids", index)
     return read_table(path, _BOX_COLUMNS) if path.exists() else None
-
-
-@lru_cache(maxsize=2)
-def _sweep(drive: Path, index: int, lidars: tuple[int, ...]) -> np.ndarray:
-    """(N, 6) float64 x y z (m, in the drive's world), intensity (0-255), time (s), place in `lidars`."""
-    table = read_table(_file(drive / "lidar", index), _POINT_COLUMNS)
-    place = np.full(2, -1.0)
-    place[list(lidars)] = range(len(lidars))
-    columns = np.stack([*(table[name] for name in "xyzit"), place[table["d"].astype(int)]], axis=1)
-    return columns[columns[:, 5] >= 0]

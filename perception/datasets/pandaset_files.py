@@ -16,6 +16,11 @@ from perception.errors import InputError
 CAMERAS = ("front", "front_left", "front_right", "left", "right", "back")
 
 
+def file_of(folder: Path, index: int) -> Path:
+    """The table of a frame."""
+    return folder / f"{index:02d}.pkl.gz"
+
+
 @cache
 def poses_of(folder: Path) -> Poses:
     times, poses = (read_json(folder / name) for name in ("timestamps.json", "poses.json"))

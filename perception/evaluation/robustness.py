@@ -46,7 +46,7 @@ def _points(change: Change) -> Apply:
     def apply(frame: Frame, level: float, rng: np.random.Generator, cameras: Sequence[str]) -> Frame:
         if frame.points is None:
             return frame
-        return replace(frame, points=change(frame.points, level, rng), lidar_of_point=None)
+        return replace(frame, points=change(frame.points, level, rng), lidar_of_point=None, class_of_point=None)
 
     return apply
 
@@ -76,7 +76,7 @@ def _fewer_cameras(frame: Frame, number: float, rng: np.random.Generator, camera
 
 
 def _without_lidar(frame: Frame, number: float, rng: np.random.Generator, cameras: Sequence[str]) -> Frame:
-    return replace(frame, points=None, lidar_of_point=None)
+    return replace(frame, points=None, lidar_of_point=None, class_of_point=None)
 
 
 CORRUPTIONS = {

@@ -39,7 +39,7 @@ class AddedHeads(Mapping[str, Head]):
 
     def __getitem__(self, task: str) -> Head:
         network = self._added()[task]
-        return Head(task, self.network.tasks[task].config, network)
+        return Head(task, self.network.config.tasks[task], network)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._added())
@@ -50,6 +50,10 @@ class AddedHeads(Mapping[str, Head]):
     def _added(self) -> Mapping[str, nn.Module]:
         added: Mapping[str, nn.Module] = getattr(self.network, "added", {})
         return added
+
+    def extends(self, task: str) -> bool:
+        """Whether an added head extends one of the base."""
+        return task in self.network.heads
 
     def new(self, task: str, options: Mapping[str, Any], source: str) -> Head:
         """A head with initial weights, not attached yet.

@@ -96,11 +96,8 @@ class Worlds:
     def _file(self, value: str, kind: str) -> WorldFile:
         path = self._path(value)
         if path is None:
-            place = (
-                f"{value}.yaml in a folder, which --worlds names"
-                if self._folder is None
-                else self._folder / f"{value}.yaml"
-            )
+            name = f"{value}.yaml"
+            place = f"{name} in a folder, which --worlds names" if self._folder is None else self._folder / name
             raise InputError(f"{value}: there is no world file for this {kind}; add one: {place}")
         found = self._read(path)
         if found.kind != kind:

@@ -38,6 +38,14 @@ class TaskConfig(Section):
 
     added: bool = False  # trained on the frozen base, and not part of it or its hash
 
+    def extended(self, taxonomy: Taxonomy) -> Taxonomy:
+        """The taxonomy with the names that the head's further layers learn."""
+        return taxonomy
+
+    def reduced(self, taxonomy: Taxonomy) -> tuple[TaskConfig, Taxonomy]:
+        """The configuration without further layers, and the taxonomy without their names."""
+        return self, taxonomy
+
     def require_taxonomy(self, taxonomy: Taxonomy) -> None:
         """Raise ValueError if the head cannot have the names of this taxonomy."""
 
@@ -94,7 +102,15 @@ class Task(ABC, Generic[Result]):
     def network(self, channels: int) -> TaskNetwork:
         """The torch head, for feature maps with this number of channels."""
 
-    def deployed(self, network: TaskNetwork) -> Any:
+    def further(self, channels: int) -> TaskNetwork | None:
+        """Layers that extend a trained head, beside those of `network`; None without any."""
+        return None
+
+    def joined(self, network: Any, further: Any) -> TaskNetwork:
+        """The head of both; its parts stay as they are."""
+        raise NotImplementedError(f"the task {self.name} has no further layers")
+
+    def deployed(self, network: Any) -> Any:
         """The torch module to export for a trained network, with its `forward` and `decode`."""
         return network
 

@@ -8,12 +8,13 @@ from typing import Any
 
 from pydantic import Field
 
-from perception.config import Config, parse_config
+from perception.config import Config, extended, parse_config
 from perception.datasets.keyframes import Keyframes
 from perception.errors import InputError
 from perception.modules.spec import LearnedRouting, Module
 from perception.section import Section, load_section
 from perception.tasks.network import FittedNetwork
+from perception.taxonomy import Taxonomy
 from perception.training import trainable
 from perception.training.checkpoint import load_model, newest, provenance
 from perception.training.fitted import fit_head
@@ -91,6 +92,18 @@ def read_task(path: Path) -> dict[str, Any]:
     return load_section(NewTask, path, "the task").model_dump()
 
 
+def task_taxonomy(config: Config, task: str, content: Mapping[str, Any], source: str) -> Taxonomy:
+    """The names of a checkpoint with those that a new task adds, of which the drives are read.
+
+    Args:
+        content: as in `add_task`.
+
+    Raises:
+        InputError: an unknown or wrong option.
+    """
+    return extended(config, task, content.get("tasks", {}).get(task) or {}, source)
+
+
 def add_task(
     checkpoint: Path,
     task: str,
@@ -103,14 +116,16 @@ def add_task(
 ) -> Path:
     """Train the head of a new task on the frozen base of a checkpoint; returns the new checkpoint.
 
-    Base, modules and other heads do not change, nor do their outputs. A task that was added before is replaced. Writes
-    the whole model to RUN/checkpoints, and head and own modules to RUN/modules/TASK.safetensors and TASK.json.
+    Base, modules and other heads do not change, nor do their outputs. A task that was added before is replaced. The
+    option `further` extends a head of the base by layers of its own, such as for more classes. Writes the whole model
+    to RUN/checkpoints, and head and own modules to RUN/modules/TASK.safetensors and TASK.json.
 
     Args:
         task: its name in `perception.tasks.TASKS`.
         content: `tasks` with the configuration of its head, and `modules` that run only for this task.
-        checkpoint, tables, split, selectors, training: as in `adapt`; a head that is fitted in closed form takes each
-            keyframe once, whatever the number of steps.
+        tables: drives with the names of `task_taxonomy`.
+        checkpoint, split, selectors, training: as in `adapt`; a head that is fitted in closed form takes each keyframe
+            once, whatever the number of steps.
 
     Raises:
         InputError: an unknown task or key, a task that the base has already, no labelled frame, or RUN already trained.
@@ -121,6 +136,8 @@ def add_task(
     if task in bank.heads:
         bank.delete(task)
     bank.add_head(task, content.get("tasks", {}).get(task) or {}, str(checkpoint))
+    if task in model.heads and content.get("modules"):
+        raise InputError(f"{checkpoint}: `modules` would run for all of the task {task}, which its base has already")
     own = [
         {**module, "when": [*dict.fromkeys([*module.get("when", ()), task])]} for module in content.get("modules", ())
     ]

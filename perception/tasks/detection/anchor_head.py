@@ -22,15 +22,21 @@ class AnchorHead(TaskNetwork):
 
     On level i the anchors are `scales[i]` times as large; all levels share the layers. The dense outputs of level i are
     classes.i (B, A * classes, rows, columns), boxes.i (B, A * 9 or 7, ...) and directions.i (B, A * 2, ...).
+
+    Args:
+        taxonomy: of the classes of this head alone.
+        slots: what the names of its slots begin with.
     """
 
-    def __init__(self, config: AnchorHeadConfig, inputs: int, taxonomy: Taxonomy) -> None:
+    def __init__(
+        self, config: AnchorHeadConfig, inputs: int, taxonomy: Taxonomy, slots: str = "heads.detection"
+    ) -> None:
         super().__init__()
         self.config, self.taxonomy, self.count = config, taxonomy, len(taxonomy.classes)
         anchors = len(config.anchors) * len(config.rotations)
         self.branches = nn.ModuleDict(
             {
-                name: Slot(f"heads.detection.{name}", nn.Conv2d(inputs, anchors * n, 1))
+                name: Slot(f"{slots}.{name}", nn.Conv2d(inputs, anchors * n, 1))
                 for name, n in {"classes": self.count, "boxes": config.code, "directions": 2}.items()
             }
         )

@@ -14,9 +14,7 @@ from perception.tasks.detection.anchors import all_anchors
 from perception.tasks.detection.config import AnchorHead
 from perception.tasks.network import Loss
 
-POSITIVE, NEGATIVE = 0.6, 0.3  # IoU above which an anchor is positive, and below which it is negative
-LEAST = 0.3  # IoU above which the best anchors of an object are positive
-ALPHA, GAMMA = 0.25, 2.0  # of the focal loss (Lin et al., 2017)
+GAMMA = 2.0  # of the focal loss (Lin et al., 2017)
 BETA = 1 / 9  # where the smooth L1 distance becomes linear
 VELOCITY_WEIGHT, DIRECTION_WEIGHT = 0.2, 0.2
 NOTHING, UNSURE = -1, -2  # labels of negative anchors, and of ignored ones
@@ -49,7 +47,7 @@ def anchor_losses(config: AnchorHead, dense: Mapping[str, Tensor], labels: Mappi
     counts = []
     for i, real in enumerate(labels["real"]):
         target = anchor_targets(config, labels["boxes"][i, real], labels["classes"][i, real], anchors)
-        terms["classes"].append(focal(classes[i], target.labels))
+        terms["classes"].append(focal(classes[i], target.labels, config.training.alpha))
         terms["boxes"].append(_distance(codes[i, target.positives], target.codes))
         entropy = F.cross_entropy(directions[i, target.positives], target.directions, reduction="sum")
         terms["directions"].append(DIRECTION_WEIGHT * entropy)
@@ -62,21 +60,21 @@ def anchor_targets(config: AnchorHead, boxes: Tensor, classes: Tensor, anchors: 
     """Assignment of the anchors (N, 7) x y z w l h yaw to objects by their IoU on the ground.
 
     Boxes count as their nearest axis-aligned rectangles. An anchor is assigned to the object that it overlaps most, if
-    their IoU is at least POSITIVE; and the anchors that overlap an object most are assigned to it, if it is at least
-    LEAST.
+    their IoU is at least `positive`; and the anchors that overlap an object most are assigned to it, if it is at least
+    `least` (`AnchorTraining`).
 
     Args:
         boxes: (G, 9) x y z w l h yaw vx vy of the objects.
         classes: (G,) of the objects.
     """
-    objects = boxes[:, :7].to(anchors)
+    objects, limits = boxes[:, :7].to(anchors), config.training
     chosen = torch.full((len(anchors),), -1, device=anchors.device)  # object; -1: none, -2: unsure
     if len(boxes):
         overlap = _overlaps(objects, anchors)  # G N
         most, best = overlap.max(dim=0)
-        chosen = torch.where(most < NEGATIVE, -1, torch.where(most >= POSITIVE, best, -2))
+        chosen = torch.where(most < limits.negative, -1, torch.where(most >= limits.positive, best, -2))
         for i, own in enumerate(overlap):
-            if own.max() >= LEAST:
+            if own.max() >= limits.least:
                 chosen[own == own.max()] = i
     labels = torch.cat([classes, classes.new_tensor([UNSURE, NOTHING])])[chosen]
     positives = (chosen >= 0).nonzero()[:, 0]
@@ -95,16 +93,16 @@ def anchor_targets(config: AnchorHead, boxes: Tensor, classes: Tensor, anchors: 
     return AnchorTargets(labels, positives, torch.cat(codes, dim=1)[:, : config.code], directions)
 
 
-def focal(logits: Tensor, labels: Tensor) -> Tensor:
+def focal(logits: Tensor, labels: Tensor, alpha: float) -> Tensor:
     """Sum over anchors (N, classes) of the focal loss (Lin et al., 2017, eq. 5); labels (N,) as in `AnchorTargets`.
 
-    -a (1 - q)^g log q, with q = p and a = ALPHA for the true class, q = 1 - p and a = 1 - ALPHA for the others.
+    -a (1 - q)^g log q, with q = p and a = alpha for the true class, q = 1 - p and a = 1 - alpha for the others.
     """
     sure = labels != UNSURE
     logits, labels = logits[sure], labels[sure]
     is_it = F.one_hot(labels + 1, logits.shape[1] + 1)[:, 1:].to(logits)
     signed = torch.where(is_it == 1, logits, -logits)
-    weight = torch.where(is_it == 1, ALPHA, 1 - ALPHA) * (1 - signed.sigmoid()) ** GAMMA
+    weight = (alpha * is_it + (1 - alpha) * (1 - is_it)) * (1 - signed.sigmoid()) ** GAMMA
     return -(weight * F.logsigmoid(signed)).sum()
 
 

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from perception.section import Section
 from perception.tasks.task import TaskConfig
-from perception.taxonomy import Taxonomy
+from perception.taxonomy import ObjectClass, Taxonomy
 
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -37,6 +37,15 @@ class Anchor(Section):
     y: tuple[float, float] = Field(strict=False)
 
 
+class AnchorTraining(Section):
+    """Which anchors learn an object, by their IoU on the ground, and the focal loss; see `anchor_losses.py`."""
+
+    positive: Share = 0.6  # IoU from which an anchor is positive
+    negative: Share = 0.3  # IoU below which it is negative
+    least: Share = 0.3  # IoU from which the best anchors of an object are positive
+    alpha: Share = 0.25  # weight of what is an object in the focal loss; that of the rest is 1 - alpha
+
+
 class AnchorHead(Section):
     anchors: tuple[Anchor, ...] = Field(strict=False, min_length=1)
     rotations: tuple[float, ...] = Field(default=(0.0, 1.57), strict=False)  # rad, of each anchor
@@ -46,6 +55,7 @@ class AnchorHead(Section):
     candidates: Positive = 1000  # boxes of each map before NMS
     velocity: bool = True  # whether the network predicts it
     suppression: Suppression = Suppression(threshold=0.05, kind="rotated", most=None, total=500)
+    training: AnchorTraining = AnchorTraining()
 
     @property
     def code(self) -> int:
@@ -57,6 +67,27 @@ class AnchorHead(Section):
         if self.candidates * len(self.scales) >= 3840:
             raise ValueError("candidates of all maps together must be fewer than 3840, TensorRT's TopK limit")
         return self
+
+
+class FurtherClasses(Section):
+    """Classes that a trained head with anchors learns later, in layers of their own; all else is as in that head."""
+
+    classes: tuple[ObjectClass, ...] = Field(strict=False, min_length=1)  # the last ones of the taxonomy
+    bottom: float = 0.0  # m, z of the anchors, which have the classes' mean sizes
+    training: AnchorTraining = AnchorTraining(positive=0.5, least=0.1)
+
+    def head(self, first: AnchorHead) -> AnchorHead:
+        """The head of these classes, beside the one of the first classes."""
+        x, y = first.anchors[0].x, first.anchors[0].y
+        anchors = tuple(Anchor(size=each.size, bottom=self.bottom, x=x, y=y) for each in self.classes)
+        return first.model_copy(update={"anchors": anchors, "training": self.training})
+
+    def added_to(self, suppression: Suppression) -> Suppression:
+        """NMS of all classes; the distance within one of these is half its mean width."""
+        if suppression.kind != "circle":
+            return suppression
+        radii = (*suppression.radii, *(each.size[0] / 2 for each in self.classes))
+        return suppression.model_copy(update={"radii": radii})
 
 
 class Weights(Section):
@@ -81,6 +112,7 @@ class DetectionHead(TaskConfig):
     min_radius: Annotated[int, Field(ge=0)] = 2  # cells, of the heatmap's Gaussians
     weights: Weights = Weights()
     anchors: AnchorHead | None = None  # instead of all of the above
+    further: FurtherClasses | None = None  # beside `anchors`
 
     @model_validator(mode="after")
     def _radii(self) -> DetectionHead:
@@ -89,14 +121,27 @@ class DetectionHead(TaskConfig):
             raise ValueError("suppression.radii must have a radius for each group")
         return self
 
+    def extended(self, taxonomy: Taxonomy) -> Taxonomy:
+        new = self.further.classes if self.further else ()
+        return taxonomy.model_copy(update={"classes": (*taxonomy.classes, *new)})
+
+    def reduced(self, taxonomy: Taxonomy) -> tuple[DetectionHead, Taxonomy]:
+        first = taxonomy.classes[: len(taxonomy.classes) - (len(self.further.classes) if self.further else 0)]
+        return self.model_copy(update={"further": None}), taxonomy.model_copy(update={"classes": first})
+
     def require_taxonomy(self, taxonomy: Taxonomy) -> None:
+        if self.further and self.anchors is None:
+            raise ValueError("`further` classes need a head with `anchors`")
+        if self.further and taxonomy.classes[-len(self.further.classes) :] != self.further.classes:
+            raise ValueError("`further` classes must be the last ones of the taxonomy")
         if self.groups and tuple(name for group in self.groups for name in group) != taxonomy.class_names:
             raise ValueError(f"the groups, one after the other, must be {', '.join(taxonomy.class_names)}")
 
     @property
     def nms(self) -> Suppression | None:
         """NMS of the network's boxes."""
-        return self.anchors.suppression if self.anchors else self.suppression
+        own = self.anchors.suppression if self.anchors else self.suppression
+        return self.further.added_to(own) if self.further and own else own
 
     def require_levels(self, levels: int) -> None:
         if self.anchors is None:
