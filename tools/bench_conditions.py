@@ -34,7 +34,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--nuscenes", type=Path, default=shared / "nuscenes", help="real keyframes, v1.0-mini")
     command.add_argument("--pandaset", type=Path, default=shared / "pandaset")
     command.add_argument("--out", type=Path, default=Path("runs/conditions"), help="drives and runs; kept if there")
-    command.add_argument("--drives", type=int, nargs=2, default=(60, 36), help="to learn from, and to score on")
+    command.add_argument("--drives", type=int, nargs=2, default=(60, 24), help="to learn from, and to score on")
     command.add_argument("--steps", type=int, default=300, help="of the features that are trained by gradient")
     command.set_defaults(run=conditions)
 

@@ -1,6 +1,7 @@
 """Compile every configuration x precision x folded or banked x GPU with NVIDIA's compiler, without a GPU.
 
     python tools/compile_matrix.py --configs tiny,nuscenes/lidar
+    python tools/compile_matrix.py --configs tiny,nuscenes/fusion --recognise
 
 Weights are random and INT8 ranges are 1, which makes no difference to the compiler. Exit code 1 if it rejects a graph.
 """
@@ -35,9 +36,14 @@ TARGETS = ("rtx-ampere", "rtx-ada")
 MODULE = {"name": "rain", "kind": "low_rank", "slots": ["trunk.*", "heads.*"], "rank": 4, "when": ["rain"]}
 
 
-def make_graph(name: str, kind: str) -> tuple[onnx.ModelProto, dict[str, tuple[int, ...]]]:
-    """The FP32 graph and the shapes of its inputs; `banked` has a module that an input switches."""
+def make_graph(name: str, kind: str, tasks: dict[str, Any]) -> tuple[onnx.ModelProto, dict[str, tuple[int, ...]]]:
+    """The FP32 graph and the shapes of its inputs; `banked` has a module that an input switches.
+
+    Args:
+        tasks: further ones, with the options of their heads.
+    """
     content = load_config(find_config(name)).model_dump(mode="json") | {"modules": [MODULE]}
+    content["tasks"] |= tasks
     config = parse_config(content, name)
     inputs = prepare(synthetic_frame(config.grid.reference, config.rig), InputSpec.of(config))
     routes = [Conditions(weather="rain")]
@@ -59,10 +65,10 @@ def convert(graph: onnx.ModelProto, precision: str) -> onnx.ModelProto:
     return graph
 
 
-def compile_all(configs: list[str]) -> Iterator[dict[str, Any]]:
+def compile_all(configs: list[str], tasks: dict[str, Any]) -> Iterator[dict[str, Any]]:
     for config in configs:
         for kind in ("folded", "banked"):
-            whole, shapes = make_graph(config, kind)
+            whole, shapes = make_graph(config, kind, tasks)
             for precision in ("fp32", "fp16", "int8"):
                 content = convert(whole, precision).SerializeToString()
                 for target in TARGETS:
@@ -80,10 +86,12 @@ def compile_all(configs: list[str]) -> Iterator[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--configs", default=CONFIGS, help=f"names of configurations (default: {CONFIGS})")
+    parser.add_argument("--recognise", action="store_true", help="add conditions recognised from picture features")
     parser.add_argument("--json", action="store_true", help="print one JSON list")
     arguments = parser.parse_args()
     rows = []
-    for row in compile_all(arguments.configs.split(",")):
+    tasks = {"conditions": {"features": "imagenet"}} if arguments.recognise else {}
+    for row in compile_all(arguments.configs.split(","), tasks):
         rows.append(row)
         print(*row.values(), file=sys.stderr if arguments.json else sys.stdout, flush=True)
     if arguments.json:

@@ -56,7 +56,9 @@ def convert(
     trunk_outputs = [
         f"{name}/{each.name}" for name, task in tasks.items() if task.reads != "trunk" for each in task.outputs
     ]
-    table, members = sensitivity(model, measured, few, trunk_outputs), blocks(model.graph)
+    # The distance from the training data weighs features by how little they vary, so rounded ones are far from it.
+    exact = [f"{part}.{name}" for name, task in tasks.items() if task.reads == "inputs" for part in ("heads", "added")]
+    table, members = sensitivity(model, measured, few, trunk_outputs, exact), blocks(model.graph)
     layers = [layer for block in table if block.precision == "int8" for layer in members[block.name]]
     graphs = {}
     for name, layout in ((ONNX, TENSORRT), (CPU_ONNX, CPU)):

@@ -32,19 +32,24 @@ def blocks(graph: onnx.GraphProto) -> dict[str, list[str]]:
 
 
 def sensitivity(
-    model: onnx.ModelProto, ranges: Ranges, frames: Sequence[Inputs], trunk_outputs: Collection[str] = ()
+    model: onnx.ModelProto,
+    ranges: Ranges,
+    frames: Sequence[Inputs],
+    trunk_outputs: Collection[str] = (),
+    exact: Collection[str] = (),
 ) -> tuple[Block, ...]:
     """Measure the error of each block on these frames; it becomes INT8 up to `LARGEST_ERROR`.
 
     Args:
         trunk_outputs: see `with_measured_outputs`.
+        exact: blocks that never become INT8.
     """
     measured, frames = _with_fixed_peaks(model, frames, trunk_outputs)
     expected = run(measured, frames)
     table = []
     for name, layers in blocks(model.graph).items():
         off = error(expected, run(quantise(measured, layers, ranges, TENSORRT), frames))
-        precision: Precision = "int8" if off <= LARGEST_ERROR else "fp32"
+        precision: Precision = "int8" if off <= LARGEST_ERROR and name not in exact else "fp32"
         table.append(Block(name=name, layers=len(layers), error=off, precision=precision))
     return tuple(table)
 
@@ -70,7 +75,7 @@ def _with_fixed_peaks(
     Boxes may be regressed at the peaks only. With FP32's peaks given, values at the same cells are compared.
     """
     cells = [node.output[1] for node in model.graph.node if node.op_type == "TopK"]
-    found = run(_with_outputs(model, cells), frames)
+    found = run(_with_outputs(model, cells), frames) if cells else [{} for _ in frames]
     given = [{f"{name}.given": cell for name, cell in each.items()} for each in found]
     return with_measured_outputs(model, trunk_outputs), [
         {**frame, **each} for frame, each in zip(frames, given, strict=True)
