@@ -20,11 +20,8 @@ from perception.frame import Boxes
 from perception.mmdet3d.vocabulary import ATTRIBUTES, CAMERAS, CLASSES, LIDAR
 
 _SWEEPS = 10  # before each keyframe, as in mmdet3d's converter
-# The order of labels in mmdet3d's NuScenesDataset.METAINFO.
-LABELS = (
-    "car", "truck", "trailer", "bus", "construction_vehicle", "bicycle", "motorcycle", "pedestrian", "traffic_cone",
-    "barrier",
-)  # fmt: skip
+# The order of labels in mmdet3d's NuScenesDataset.METAINFO, from the devkit's.
+LABELS = tuple(CLASSES[i] for i in (0, 1, 3, 2, 4, 7, 6, 5, 8, 9))
 
 
 def write(path: Path, tables: NuScenesTables, samples: Sequence[str]) -> None:
