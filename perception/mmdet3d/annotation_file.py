@@ -20,8 +20,8 @@ from perception.frame import Boxes
 from perception.mmdet3d.vocabulary import ATTRIBUTES, CAMERAS, CLASSES, LIDAR
 
 _SWEEPS = 10  # before each keyframe, as in mmdet3d's converter
-# The order of labels in mmdet3d's NuScenesDataset.METAINFO, from the devkit's.
-LABELS = tuple(CLASSES[i] for i in (0, 1, 3, 2, 4, 7, 6, 5, 8, 9))
+# The order of labels in mmdet3d's NuScenesDataset.METAINFO, of our classes.
+LABELS = tuple(CLASSES[i] for i in (0, 1, 4, 3, 2, 7, 6, 8, 9, 5))
 
 
 def write(path: Path, tables: NuScenesTables, samples: Sequence[str]) -> None:
