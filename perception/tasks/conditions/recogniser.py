@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from perception.errors import InputError
-from perception.tasks.conditions.folds import FOLDS, folds_of_drives, learned_values
-from perception.tasks.conditions.gaussians import Moments, fit_temperature
+from perception.tasks.conditions.fitting import Fitted, Pictures, fit
+from perception.tasks.conditions.folds import folds_of_drives, learned_values
 from perception.tasks.conditions.network import cross_entropies
 from perception.tasks.conditions.pictures import PictureFeatures, photometric
 from perception.tasks.network import FittedNetwork, Loss
 
-COVERED = 0.99  # share of held-out keyframes within the limit of the distance
 _NEVER = -1e4  # logit of a value that was not learned
 
 
@@ -50,6 +49,19 @@ class KindOfCondition(nn.Module):
         self.register_buffer("temperature", torch.ones(()))
         self.register_buffer("whitening", torch.eye(features))
         self.register_buffer("per_limit", torch.tensor(1e6))  # 1 / limit of the distance
+
+    def take(self, fitted: Fitted, learned: Tensor) -> None:
+        """Take over what was fitted to values (V,), of which these are learned."""
+        centre = fitted.distance.means[learned].mean(dim=0)  # float32 is precise for what is small
+        weights, biases = fitted.classifier.linear()
+        self.centre.copy_(centre)
+        self.weights.copy_(weights)
+        self.biases.copy_(biases + weights @ centre)
+        self.whitening.copy_(fitted.distance.whitening)
+        self.centres.copy_((fitted.distance.means - centre) @ fitted.distance.whitening)
+        self.learned.copy_(learned)
+        self.temperature.fill_(fitted.temperature)
+        self.per_limit.fill_(1 / fitted.limit)
 
     def forward(self, features: Tensor, shares: Tensor) -> tuple[Tensor, Tensor]:
         """Calibrated logits (B, V), and the distance (B,) as d / (d + limit); 1 for a frame without pictures.
@@ -125,79 +137,38 @@ class ConditionsRecogniser(FittedNetwork):
 
     def fit(self) -> None:
         seen, self._seen = self._seen, []
-        names = [keyframe.drive for keyframe in seen]
-        folds = folds_of_drives(names)
-        fitted = 0
+        drives = [keyframe.drive for keyframe in seen]
+        folds, pictures, fitted = folds_of_drives(drives), None, 0
         for kind, network in self.kinds.items():
             part: Any = network
             values = torch.tensor([keyframe.values[kind] for keyframe in seen], dtype=torch.int64)
-            learned = learned_values(values, names, len(part.learned))
+            learned = learned_values(values, drives, len(part.learned))
             if learned.sum() >= 2:
-                fitted += _fit(part, seen, torch.where((values >= 0) & learned[values], values, -1), learned, folds)
+                pictures = pictures or _joined(seen)
+                found = fit(pictures, torch.where((values >= 0) & learned[values], values, -1), learned, folds)
+                if found is not None:
+                    part.take(found, learned)
+                    fitted += 1
         if not fitted:
             raise InputError(
-                f"{len({*names})} drives with pictures, but no kind of condition of which two values are in two drives "
+                f"{len({*drives})} drives with pictures, but no kind of condition with two values that two drives show "
                 "each; recognising takes more drives"
             )
 
 
-class _Keyframe:
-    """Features of a keyframe's pictures, (n, D) each, as recorded and with photometric augmentation."""
+class _Keyframe(NamedTuple):
+    """Features of a keyframe's pictures, (n, D) each."""
 
-    def __init__(self, recorded: Tensor, changed: Tensor, values: Mapping[str, int], drive: str) -> None:
-        self.recorded, self.changed, self.values, self.drive = recorded, changed, values, drive
+    recorded: Tensor
+    changed: Tensor
+    values: Mapping[str, int]
+    drive: str
 
 
-def _fit(part: KindOfCondition, seen: Sequence[_Keyframe], values: Tensor, learned: Tensor, folds: Tensor) -> bool:
-    """Fit one kind to keyframes with these values (n,), -1 where unknown, and folds (n,).
-
-    Returns:
-        False: not fitted, as each fold holds all drives of some value.
-    """
-    centre = torch.cat([keyframe.recorded for keyframe in seen]).mean(dim=0).double()
-    pictures = torch.tensor([len(keyframe.recorded) for keyframe in seen])
-    recorded, changed = (
-        torch.cat([getattr(keyframe, name) for keyframe in seen]).double() - centre for name in ("recorded", "changed")
+def _joined(seen: Sequence[_Keyframe]) -> Pictures:
+    counts = torch.tensor([len(keyframe.recorded) for keyframe in seen])
+    return Pictures(
+        torch.cat([keyframe.recorded for keyframe in seen]).double(),
+        torch.cat([keyframe.changed for keyframe in seen]).double(),
+        torch.arange(len(seen)).repeat_interleave(counts),
     )
-    of_picture = torch.arange(len(seen)).repeat_interleave(pictures)
-    number = len(learned)
-
-    def moments(chosen: Tensor) -> tuple[Moments, Moments]:
-        """Of the pictures of these keyframes: those of the classifier, and those of the distance."""
-        rows = chosen[of_picture]
-        labels = values[of_picture][rows]
-        clean = Moments.of(recorded[rows], labels, number)
-        return clean + Moments.of(changed[rows], labels, number), clean
-
-    def frame_means(each: Tensor, rows: Tensor) -> Tensor:
-        """(n, V) means over the pictures of each of the keyframes."""
-        _, of_frame = of_picture[rows].unique(return_inverse=True)
-        sums = torch.zeros(int(of_frame.max()) + 1, number, dtype=each.dtype).index_add_(0, of_frame, each)
-        return sums / of_frame.bincount()[:, None]
-
-    known = values >= 0
-    everything = moments(known)
-    logits, nearest, truth = [], [], []
-    for fold in range(FOLDS):
-        held_out = known & (folds == fold)
-        rest = [whole - own for whole, own in zip(everything, moments(held_out), strict=True)] if held_out.any() else []
-        if not rest or not (rest[0].counts[learned] > 0).all():
-            continue
-        classifier, distance = (each.fitted() for each in rest)
-        rows = held_out[of_picture]
-        logits.append(-0.5 * frame_means(classifier.distances(recorded[rows]), rows)[:, learned])
-        nearest.append(frame_means(distance.distances(recorded[rows]), rows)[:, learned].amin(dim=1))
-        truth.append((learned.cumsum(0) - 1)[values[held_out]])
-    if not logits:
-        return False
-    classifier, distance = (each.fitted() for each in everything)
-    weights, biases = classifier.linear()
-    part.centre.copy_(centre)
-    part.weights.copy_(weights)
-    part.biases.copy_(biases)
-    part.whitening.copy_(distance.whitening)
-    part.centres.copy_(distance.means @ distance.whitening)
-    part.learned.copy_(learned)
-    part.temperature.fill_(fit_temperature(torch.cat(logits), torch.cat(truth)))
-    part.per_limit.fill_(1 / float(torch.cat(nearest).sqrt().quantile(COVERED)))
-    return True
