@@ -156,8 +156,6 @@ class _Bench:
 
 def _model(run: Path, steps: int, rate: float) -> PerceptionModel:
     model, config = load_model(run)
-    augment = None if config.data.augment is None else config.data.augment.model_copy(update={"flip": False})
-    data = config.data.model_copy(update={"augment": augment, "class_balanced": False})
     train = config.train.model_copy(update={"steps": steps, "learning_rate": rate, "checkpoint_every": 20})
-    model.config = config.model_copy(update={"data": data, "train": train})
+    model.config = config.model_copy(update={"train": train})
     return model
