@@ -61,7 +61,9 @@ def add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--weights", type=Path, default=shared / "pointpillars_kitti" / "pointpillars.safetensors")
     command.add_argument("--out", type=Path, default=Path("runs/pandaset"), help="folder of the stages")
     command.add_argument("--steps", type=int, default=160)
-    command.add_argument("--rate", type=float, nargs=2, default=(5e-3, 3e-4), help="of module or head, and of all")
+    command.add_argument(
+        "--rate", type=float, nargs=3, default=(5e-3, 3e-4, 2e-2), help="of module or head, all, and classes"
+    )
     command.add_argument("--stages", default="", help="only these of zero_shot,adapted,head,full,further,vehicle")
     command.add_argument("--held-back", default=HELD_BACK, help="frames to score")
     command.add_argument("--trained", default=TRAINED, help="frames to train on")
@@ -124,7 +126,7 @@ class _Bench:
         """The adapted network with further classes; and with its module switched off what it still knows."""
         content, run = read_task(CONFIGS / "pandaset_further.yaml"), self.out / "further"
         taxonomy = task_taxonomy(trained_config(self.out / "adapted"), "detection", content, "further")
-        drives, rate = self._drives(taxonomy), self.arguments.rate[0]
+        drives, rate = self._drives(taxonomy), self.arguments.rate[2]
         options = {"steps": self.arguments.steps, "learning_rate": rate}
         add_task(self.out / "adapted", "detection", content, drives, "all", [self.arguments.trained], run, **options)
         model, config = load_model(run)
