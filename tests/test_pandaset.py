@@ -339,7 +339,5 @@ def test_a_healthy_drive_is_healthy_and_a_thinned_sweep_is_not(pandaset_root: Pa
         assert {name: health.reasons for name, health in monitor.update(frame).items()} == dict.fromkeys(
             lidars.names, ""
         )
-    thinned = replace(
-        frame, points=frame.points[::2], lidar_of_point=frame.lidar_of_point[::2], class_of_point=None
-    )
+    thinned = replace(frame, points=frame.points[::2], lidar_of_point=frame.lidar_of_point[::2], class_of_point=None)
     assert {health.status for health in monitor.update(thinned).values()} == {"thinned"}
