@@ -39,7 +39,7 @@ DEVKIT = "nuscenes"
 HEADS = ("network", "detection.center_head", "detection.anchor_head", "detection.peaks", "map.network")
 WORKSHOP = {
     *("deploy.demo", "deploy.export", "deploy.plan", "deploy.replay.rerun_results"),
-    *(f"perception.tasks.{name}" for name in (*HEADS, "conditions.network")),
+    *(f"perception.tasks.{name}" for name in (*HEADS, "conditions.network", "conditions.recogniser")),
 }
 DASHES = str.maketrans("_.", "--")  # in the names of distributions
 FORBIDDEN = {*ABSENT, "nuscenes-devkit", "matplotlib"}

@@ -124,7 +124,7 @@ def intrinsics(
     rotation = r.reshape(3, 3) if r.size == 9 and r.any() else np.eye(3)
     if matrix is None or not _is_pinhole(matrix) or (raw is not None and not _is_pinhole(raw)):
         raise CorruptMessage("invalid intrinsics")
-    if not np.isfinite(d).all() or not np.isfinite(rotation).all():
+    if not np.isfinite(d).all() or not (np.abs(rotation) < 1.1).all():
         raise CorruptMessage("invalid lens parameters")
     if np.abs(rotation @ rotation.T - np.eye(3)).max() > 0.01:
         raise CorruptMessage("invalid lens parameters")
