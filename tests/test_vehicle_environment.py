@@ -36,10 +36,13 @@ LATE = {"tensorrt", "tensorrt_rtx"}  # TensorRT comes with the device; tensorrt_
 BY_NAME = {"cuda-bindings"}  # imported by importlib, in deploy/engines/cuda.py
 # Imported inside functions that the vehicle does not need: the official splits, and training and export.
 DEVKIT = "nuscenes"
-HEADS = ("network", "detection.center_head", "detection.anchor_head", "detection.peaks", "map.network")
+HEADS = (
+    *("network", "detection.center_head", "detection.anchor_head", "detection.joined_head", "detection.peaks"),
+    *("map.network", "conditions.network", "conditions.recogniser"),
+)
 WORKSHOP = {
     *("deploy.demo", "deploy.export", "deploy.plan", "deploy.replay.rerun_results"),
-    *(f"perception.tasks.{name}" for name in (*HEADS, "conditions.network", "conditions.recogniser")),
+    *(f"perception.tasks.{name}" for name in HEADS),
 }
 DASHES = str.maketrans("_.", "--")  # in the names of distributions
 FORBIDDEN = {*ABSENT, "nuscenes-devkit", "matplotlib"}
