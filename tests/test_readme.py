@@ -21,6 +21,8 @@ REPOSITORY = Path(__file__).parents[1]
 SMALLER = {
     "--scenes 8 --samples 20": "--scenes 2 --samples 2",
     "train configs/tiny.yaml": "train configs/tiny.yaml --steps 25",
+    "--scenes 16 --samples 10": "--scenes 2 --samples 1",
+    "train configs/truck.yaml": "train configs/truck.yaml --steps 2",
     "--scenes scene-0005": "--scenes scene-0002",
     "--conditions night --out": "--conditions night --split all --steps 2 --out",
     "--task conditions": "--task conditions --split all --steps 2",
@@ -49,19 +51,20 @@ def run(folder: Path, command: str) -> str:
     return done.stdout
 
 
-def smaller_config(folder: Path) -> None:
-    """configs/tiny.yaml with fewer layers, which are what an export takes its time for."""
-    content = yaml.safe_load((REPOSITORY / "configs" / "tiny.yaml").read_text())
-    for name, part in SMALLER_CONFIG.items():
-        own = content if name == "grid" else content["model"]
-        own[name] |= part
+def smaller_configs(folder: Path) -> None:
+    """Configurations with fewer layers, which are what an export takes its time for."""
     folder.mkdir()
-    (folder / "tiny.yaml").write_text(yaml.safe_dump(content))
+    for file in ("tiny.yaml", "truck.yaml"):
+        content = yaml.safe_load((REPOSITORY / "configs" / file).read_text())
+        for name, part in SMALLER_CONFIG.items():
+            own = content if name == "grid" else content["model"]
+            own[name] |= part
+        (folder / file).write_text(yaml.safe_dump(content))
 
 
 def test_commands_of_the_readme(tmp_path: Path) -> None:
     text = (REPOSITORY / "README.md").read_text()
-    smaller_config(tmp_path / "configs")
+    smaller_configs(tmp_path / "configs")
     commands = re.findall(r"^perception .*$", text, re.MULTILINE)
     assert {c.split()[1] for c in commands} >= {
         "simulate",
@@ -93,6 +96,7 @@ def test_commands_of_the_readme(tmp_path: Path) -> None:
     assert (tmp_path / "runs/centerpoint/bundle/model.onnx").exists()
     metrics = json.loads((tmp_path / "runs/tiny/evaluation/metrics.json").read_text())
     assert metrics["samples"] == 2
+    assert json.loads((tmp_path / "runs/truck/evaluation/metrics.json").read_text())["samples"] == 1
     parts = json.loads((tmp_path / "runs/tiny/parts/metrics.json").read_text())
     assert list(parts["slices"]) == ["condition", "range"]
     assert [level["level"] for level in parts["robustness"]["corruptions"]["lidar_noise"]["levels"]] == [0.05, 0.1, 0.2]
