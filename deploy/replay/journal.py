@@ -163,7 +163,7 @@ class Journal:
     def _open(self) -> bool:
         """Open the database; returns False if it is damaged."""
         try:
-            database = sqlite3.connect(self.path, 0, isolation_level=None, check_same_thread=False)
+            database = sqlite3.connect(self.path, timeout=0, isolation_level=None, check_same_thread=False)
             self._database = self._opened.enter_context(closing(database))
             self._database.executescript(_OPEN)
             sound = self._execute("PRAGMA quick_check") == "ok"
