@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from perception.errors import InputError
-from perception.section import Section, load_section, shipped
+from perception.section import Section, load_section, shipped, shipped_names
 
 Name = Annotated[str, Field(pattern=r"^\w[\w. &()/-]*$")]
 Word = Annotated[str, Field(pattern=r"^[a-z]\w*$")]  # a condition; + , - / join several
@@ -195,7 +195,14 @@ def load_taxonomy(name: str | Path) -> Taxonomy:
     Raises:
         InputError: there is none of this name, or the file has an unknown or wrong key.
     """
-    return _load(shipped("taxonomies", str(name)) or Path(name))
+    path = Path(name)
+    if path.suffix not in (".yaml", ".yml"):
+        named = shipped("taxonomies", str(name))
+        if named is None:
+            known = ", ".join(shipped_names("taxonomies"))
+            raise InputError(f"taxonomy {name}: not known; give a YAML file or one of {known}")
+        path = named
+    return _load(path)
 
 
 @cache

@@ -104,7 +104,7 @@ def test_a_configuration_names_it_or_holds_it(tmp_path: Path) -> None:
         parse_config(content | {"tasks": {"map": {}}}, "a.yaml")
     with one_line_error(says="the groups, one after the other, must be car"):
         parse_config(content | {"tasks": {"detection": {"groups": [["truck"]]}}}, "a.yaml")
-    with one_line_error(at="munich: cannot read the taxonomy"):
+    with one_line_error(at="taxonomy munich: not known; give a YAML file or one of"):
         load_taxonomy("munich")
 
 
