@@ -100,6 +100,8 @@ def adapt(
     `conditions` recognises weather, light and city, by which a bundle routes drives without tags. From pretrained
     picture features (configs/tasks/recognise.yaml) it is fitted in closed form, whatever --steps, and abstains.
     """
+    from accelerate.utils import set_seed
+
     from perception.datasets.nuscenes.dataset import NuScenesTables
     from perception.mmdet3d.foreign_config import foreign_config
     from perception.sources import open_source
@@ -120,6 +122,8 @@ def adapt(
     taxonomy = task_taxonomy(config_before, task, content, str(config)) if config_before else None
     tables = open_source(data, version, vehicle, taxonomy)
     split = split or training_split(tables.version)
+    # Initial weights of the module or head are drawn before its training, which sets the seed itself.
+    set_seed(config_before.seed if config_before else 0)
     if foreign is not None:
         if task:
             raise InputError(f"{checkpoint}: --task takes a run of ours; a foreign backbone has its own heads")

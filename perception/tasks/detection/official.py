@@ -25,7 +25,7 @@ def require_official(tables: Keyframes) -> None:
     """Raise InputError, before a long evaluation, unless the devkit is installed and can read these drives."""
     _devkit_of(tables).require()
     if not isinstance(tables, NuScenesTables):
-        raise InputError(f"{tables.dataroot}: the devkit reads nuScenes tables, not infos; leave out --official")
+        raise InputError(f"{tables.dataroot}: the devkit reads the tables of one dataroot; leave out --official")
 
 
 def _devkit_of(tables: Keyframes) -> Devkit:
