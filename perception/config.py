@@ -24,7 +24,7 @@ Share = Annotated[float, Field(ge=0, le=1)]
 class Grid(Section):
     x: tuple[float, float] = Field(default=(-51.2, 51.2), strict=False)  # m
     y: tuple[float, float] = Field(default=(-51.2, 51.2), strict=False)  # m
-    z: tuple[float, float] = Field(default=(-5.0, 3.0), strict=False)  # m
+    z: tuple[float, float] = Field(default=(-3.0, 5.0), strict=False)  # m
     cell: float = 0.8  # m, side of a pillar
     reference: Reference = "ego"
 

@@ -21,7 +21,7 @@ class BevGrid:
 
     x: tuple[float, float] = (-51.2, 51.2)
     y: tuple[float, float] = (-51.2, 51.2)
-    z: tuple[float, float] = (-5.0, 3.0)
+    z: tuple[float, float] = (-3.0, 5.0)
     cell: float = 0.8
     reference: Reference = "ego"
 

@@ -3,7 +3,9 @@
 import math
 
 import numpy as np
+import pytest
 import torch
+from bench_ceiling import perfect_outputs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_tasks import perfect_detection
@@ -57,6 +59,76 @@ def test_decoding_perfect_outputs_returns_the_boxes(seed, n):
     np.testing.assert_allclose(got[:, 6:8], np.stack([np.sin(want.yaws), np.cos(want.yaws)], 1), atol=1e-5)
     np.testing.assert_allclose(got[:, 8:], want.velocities[:, :2], atol=1e-6)
     np.testing.assert_array_equal(decoded["labels"][:n][order], want.labels)
+
+
+GROUPED = (CLASSES[:4], CLASSES[4:])
+FINE = {"pedestrian": 4, "traffic_cone": 4, "bicycle": 2}
+
+
+@st.composite
+def crowds(draw: st.DrawFn) -> tuple[Boxes, list[float]]:
+    """Objects on distinct subcells that do not touch, up to four in one cell, and their certainties."""
+    label = {name: i for i, name in enumerate(CLASSES)}
+    kinds = draw(st.lists(st.sampled_from(["pedestrian", "traffic_cone", "bicycle", "car"]), min_size=1, max_size=12))
+    taken: dict[str, set[tuple[int, int]]] = {}
+    places = []
+    for kind in kinds:
+        per_metre = FINE.get(kind, 1) * 2  # the grid's cells are of 0.5 m
+        free = st.tuples(st.integers(2, 16 * per_metre - 2), st.integers(2, 8 * per_metre - 2)).filter(
+            lambda at, kind=kind: all(max(abs(at[0] - x), abs(at[1] - y)) > 1 for x, y in taken.get(kind, ()))
+        )
+        at = draw(free)
+        taken.setdefault(kind, set()).add(at)
+        places.append([at[0] / per_metre - 8, at[1] / per_metre - 4])
+    n = len(kinds)
+    inside = np.array(draw(st.lists(st.tuples(st.floats(0.1, 0.9), st.floats(0.1, 0.9)), min_size=n, max_size=n)))
+    across = np.array([0.5 / FINE.get(kind, 1) for kind in kinds])
+    centers = np.concatenate([np.array(places) + inside * across[:, None], np.zeros((n, 1))], axis=1)
+    sizes = np.array([[2.0, 4.0, 1.5] if kind == "car" else [0.6, 0.7, 1.8] for kind in kinds])
+    labels = np.array([label[kind] for kind in kinds])
+    boxes = Boxes.from_yaws(centers, sizes, np.zeros(n), np.zeros((n, 2)), labels, np.full(n, -1), np.ones(n))
+    return boxes, draw(st.lists(st.floats(0.4, 0.95), min_size=n, max_size=n, unique=True))
+
+
+@settings(deadline=None, max_examples=40)
+@given(crowds(), st.sampled_from([(), GROUPED]))
+def test_each_object_of_a_crowd_has_a_peak_of_its_own(crowd, groups):
+    """Also two in one cell, whose regression is that of the more certain one: the other stays at its subcell."""
+    boxes, certainties = crowd
+    task = DetectionTask(DetectionHead(top_k=50, groups=groups, subcells=FINE, min_radius=1), GRID, NUSCENES)
+    dense = perfect_outputs(task, boxes, certainties)
+    with torch.no_grad():
+        decoded = task.network(8).decode({name: torch.from_numpy(values[None]) for name, values in dense.items()})
+    found = task.result({name: values[0].numpy() for name, values in decoded.items()})
+    found = found.select(found.scores > 0.3)
+    assert sorted(found.labels) == sorted(boxes.labels)
+    np.testing.assert_allclose(np.sort(found.scores), np.sort(np.float32(certainties)), atol=1e-5)
+    cells = GRID.continuous(boxes.centers).astype(int)
+    for center, label, certainty in zip(boxes.centers, boxes.labels, certainties, strict=True):
+        place = found.centers[np.argmin(abs(found.scores - certainty))][:2]
+        shared = (cells == GRID.continuous(center[None]).astype(int)).all(axis=1).sum() > 1
+        across = GRID.cell / FINE.get(CLASSES[label], 1)
+        np.testing.assert_allclose(place, center[:2], atol=2 * across if shared else 1e-4)
+
+
+def test_each_group_is_normalised_by_its_own_objects():
+    boxes = random_boxes(np.random.default_rng(3), 12)
+    boxes.labels[:] = [0] * 9 + [8, 8, 6]
+    config = DetectionHead(groups=GROUPED, subcells=FINE, min_radius=1)
+    labels = labels_of(config, boxes)
+    head = DetectionTask(config, GRID, NUSCENES).network(8)
+    torch.manual_seed(0)
+    dense = {name: torch.randn_like(values) for name, values in head(torch.zeros(1, 8, *GRID.shape)).items()}
+    terms = center_losses(dense, labels, config)
+    assert [terms[f"group{i}_regression"].counts.item() for i in (0, 1)] == [9, 3]
+    for i, own in enumerate((boxes.labels < 4, boxes.labels >= 4)):
+        alone = center_losses(dense, labels_of(config, boxes.select(own)), config)
+        for name in ("heatmap", "regression"):
+            torch.testing.assert_close(terms[f"group{i}_{name}"].mean(), alone[f"group{i}_{name}"].mean())
+    heat = [gaussian_focal(dense[f"group1_{name}"], labels[f"group1_{name}"]) for name in
+            ("heatmap", "heatmap_2x", "heatmap_4x")]  # fmt: skip
+    expected = sum(loss.sums.item() for loss in heat) / 3
+    assert terms["group1_heatmap"].mean().item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_attributes_fit_their_classes():
@@ -122,7 +194,8 @@ def test_unknown_velocities_and_padding_carry_no_gradient():
     labels = labels_of(DetectionHead(min_radius=1), boxes, boxes.select(np.arange(2)))
     names = {**REGRESSION, "heatmap": 10, "attribute": 8}
     dense = {name: torch.randn(2, n, *GRID.shape, requires_grad=True) for name, n in names.items()}
-    losses = {name: term.mean() for name, term in center_losses(dense, labels, DetectionHead().weights).items()}
+    head = DetectionHead(groups=(CLASSES,))
+    losses = {name: term.mean() for name, term in center_losses(dense, labels, head).items()}
     assert all(torch.isfinite(v) for v in losses.values())
     sum(losses.values()).backward()
     touched = (dense["velocity"].grad != 0).any(1).flatten(1)  # B cells

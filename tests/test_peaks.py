@@ -22,9 +22,10 @@ ROWS, COLUMNS = GRID.shape
 GROUPS = (CLASSES[:4], CLASSES[4:])
 
 
-def head_of(kernel: int, attributes: str = "learned", top_k: int = 6) -> CenterHead:
+def head_of(kernel: int, attributes: str = "learned", top_k: int = 6, subcells: int = 1) -> CenterHead:
     """With random weights, and normalisations that make zero something else: what lies beyond the map must matter."""
     content = {"channels": 4, "groups": GROUPS, "output_kernel": kernel, "attributes": attributes, "top_k": top_k}
+    content["subcells"] = dict.fromkeys((CLASSES[0], CLASSES[4]), subcells)
     torch.manual_seed(kernel)
     head = DetectionTask(DetectionHead.model_validate(content), GRID, NUSCENES).network(3).eval()
     with torch.no_grad():
@@ -37,12 +38,14 @@ def head_of(kernel: int, attributes: str = "learned", top_k: int = 6) -> CenterH
 
 
 def with_peaks(dense: dict[str, torch.Tensor], cells: list[list[int]]) -> dict[str, torch.Tensor]:
-    """Every group's heat map of each frame peaks at these cells, the first highest."""
+    """The first class of every heatmap peaks at these cells of each frame, the first highest."""
     changed = dict(dense)
-    for name in ("group0_heatmap", "group1_heatmap"):
+    for name in [name for name in dense if "heatmap" in name]:
         heat = torch.full_like(dense[name], -9.0)
+        across = heat.shape[-1] // COLUMNS
         for frame, chosen in enumerate(cells):
-            heat[frame, 0].view(-1)[chosen] = torch.linspace(3, 1, len(chosen))
+            for cell, logit in zip(chosen, torch.linspace(3, 1, len(chosen)), strict=True):
+                heat[frame, 0, cell // COLUMNS * across + across - 1, cell % COLUMNS * across] = logit
         changed[name] = heat
     return changed
 
@@ -51,16 +54,17 @@ def with_peaks(dense: dict[str, torch.Tensor], cells: list[list[int]]) -> dict[s
 @given(
     kernel=st.sampled_from([1, 3]),
     attributes=st.sampled_from(["learned", "speed"]),
+    subcells=st.sampled_from([1, 2, 4]),
     cells=st.lists(
         st.lists(st.integers(0, ROWS * COLUMNS - 1), min_size=6, max_size=6, unique=True), min_size=1, max_size=2
     ),
     seed=st.integers(0, 2**16),
 )
 def test_boxes_at_any_cells_are_those_of_the_dense_head(
-    kernel: int, attributes: str, cells: list[list[int]], seed: int
+    kernel: int, attributes: str, subcells: int, cells: list[list[int]], seed: int
 ) -> None:
-    head = head_of(kernel, attributes)
-    head.config = head.config.model_copy(update={"suppression": object()})  # all cells may be peaks, side by side
+    head = head_of(kernel, attributes, subcells=subcells)
+    head.config = head.config.model_copy(update={"peaks": False})  # all cells may be peaks, side by side
     lean: Any = at_peaks(head)
     assert isinstance(lean, PeakHead)
     x = torch.randn(len(cells), 3, ROWS, COLUMNS, generator=torch.Generator().manual_seed(seed))
@@ -76,7 +80,7 @@ def test_boxes_at_any_cells_are_those_of_the_dense_head(
 def test_every_cell_of_the_map_and_its_border() -> None:
     """All cells at once: no box is of a neighbour's."""
     head = head_of(3, top_k=ROWS * COLUMNS)
-    head.config = head.config.model_copy(update={"suppression": object()})
+    head.config = head.config.model_copy(update={"peaks": False})
     x = torch.randn(1, 3, ROWS, COLUMNS)
     with torch.no_grad():
         expected, found = head.decode(head(x)), at_peaks(head).decode(at_peaks(head)(x))  # type: ignore[operator]

@@ -56,6 +56,10 @@ def one_by_one(boxes: np.ndarray, scores: np.ndarray, rules: Suppression, group:
     return kept[: rules.most], close
 
 
+def outputs(boxes: np.ndarray, scores: np.ndarray, labels: int | np.ndarray) -> dict[str, np.ndarray]:
+    return {"boxes": boxes, "scores": scores, "labels": np.broadcast_to(labels, scores.shape)}
+
+
 @settings(max_examples=80, deadline=None)
 @given(
     seed=st.integers(0, 2**32 - 1),
@@ -71,7 +75,22 @@ def test_survivors_equal_a_loop_over_pairs(seed: int, n: int, kind: str, overlap
     )
     expected, close = one_by_one(boxes, scores, rules, 1)
     if not close:
-        assert non_maximum_suppression(boxes, scores, rules, 1).tolist() == expected
+        assert non_maximum_suppression(outputs(boxes, scores, 0), rules, 1).tolist() == expected
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 40), st.sampled_from(["circle", "rotated"]))
+def test_within_a_class_only_boxes_of_that_class_suppress_each_other(seed: int, n: int, kind: str) -> None:
+    """As if each class were alone, in a group of its own."""
+    rng = np.random.default_rng(seed)
+    (boxes, scores), labels = crowd(rng, n), rng.integers(0, 3, n)
+    rules = Suppression(threshold=0.2, kind=kind, within="class", radii=(0.5, 2.0, 4.0), most=4)
+    alone = rules.model_copy(update={"within": "group"})
+    expected: set[int] = set()
+    for label in range(3):
+        own = np.flatnonzero(labels == label)
+        expected |= {*own[non_maximum_suppression(outputs(boxes[own], scores[own], label), alone, label)].tolist()}
+    assert {*non_maximum_suppression(outputs(boxes, scores, labels), rules, 0).tolist()} == expected
 
 
 def test_groups_do_not_suppress_each_other() -> None:

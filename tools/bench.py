@@ -1,6 +1,7 @@
 """Benchmarks. Each alternates between all variants in one run, and reports medians.
 
 python tools/bench.py adapt --evidence runs/evidence --json
+python tools/bench.py ceiling --data ../shared/data/nuscenes --json
 python tools/bench.py conditions --checkpoint runs/demo/run --json
 python tools/bench.py evaluator --data runs/demo/drives --json
 python tools/bench.py mmdet3d --data ../shared/data/nuscenes --json
@@ -25,6 +26,7 @@ from typing import Any
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # like the `perception` command
 
 import torch
+from bench_ceiling import add_options as add_options_of_ceiling
 from bench_conditions import add_options as add_options_of_conditions
 from bench_evaluator import evaluator
 from bench_mmdet3d import mmdet3d
@@ -87,6 +89,7 @@ def main() -> None:
     command.add_argument("--evidence", type=Path, default=Path("runs/evidence"), help="folder of tools/evidence.py")
     command.add_argument("--rounds", type=int, default=15)
     command.set_defaults(run=adapt)
+    add_options_of_ceiling(commands.add_parser("ceiling", help="recall of a perfect network on annotated keyframes"))
     add_options_of_conditions(commands.add_parser("conditions", help="what is recognised, and when it is unknown"))
     command = commands.add_parser(
         "mmdet3d", help="speed compared with mmdet3d, CenterPoint from points to boxes on a CPU"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import torch
@@ -15,15 +15,20 @@ from perception.layers import ConvBlock
 from perception.modules.slot import Slot
 from perception.tasks.detection.attributes_by_speed import by_speed
 from perception.tasks.detection.config import DetectionHead
+from perception.tasks.detection.layout import Heatmap, heatmaps_of, map_name
 from perception.tasks.detection.losses import REGRESSION, center_losses
 from perception.tasks.network import Loss, TaskNetwork
 from perception.taxonomy import Taxonomy
+
+_SLACK = 1.0  # subcells beyond its own that the centre of a peak's object may be
 
 
 class CenterHead(TaskNetwork):
     """(B, C, rows, columns) -> heatmap of each class, and at every cell the box of an object centred there.
 
-    Each group of classes has its own branches and outputs.
+    Each group of classes has its own branches and outputs. The heatmaps of classes with subcells have several values
+    for each cell (sub-pixel convolution, Shi et al., 2016), so that neighbours in a crowd have peaks of their own; the
+    regression is that of the whole cell.
     """
 
     possible: Tensor
@@ -33,8 +38,10 @@ class CenterHead(TaskNetwork):
         self.grid, self.config, self.taxonomy = grid, config, taxonomy
         self.shared = ConvBlock("heads.detection", inputs, config.channels)
         self.branches = nn.ModuleDict()
-        for i, group in enumerate(config.groups):
-            for name, n in {"heatmap": len(group), **self.regressed}.items():
+        self.heatmaps = heatmaps_of(config)
+        for i in range(len(config.groups)):
+            values = sum(len(each.labels) * each.subcells**2 for each in self.heatmaps if each.group == i)
+            for name, n in {"heatmap": values, **self.regressed}.items():
                 own = map_name(config, name, i)
                 hidden = ConvBlock(f"heads.detection.{own}", config.channels, config.channels)
                 last = nn.Conv2d(config.channels, n, config.output_kernel, padding=config.output_kernel // 2)
@@ -46,10 +53,22 @@ class CenterHead(TaskNetwork):
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         x = self.shared(x)
-        return {name: branch(x) for name, branch in self.branches.items()}
+        regressed = {name: branch(x) for name, branch in self.branches.items() if not name.endswith("heatmap")}
+        return self.heat(x) | regressed
+
+    def heat(self, x: Tensor) -> dict[str, Tensor]:
+        """The heatmaps of all groups, from the shared features."""
+        dense = {}
+        for i in range(len(self.config.groups)):
+            own = [each for each in self.heatmaps if each.group == i]
+            values = self.branches[map_name(self.config, "heatmap", i)](x)
+            parts = values.split([len(each.labels) * each.subcells**2 for each in own], dim=1)
+            for each, part in zip(own, parts, strict=True):
+                dense[each.name] = part if each.subcells == 1 else F.pixel_shuffle(part, each.subcells)
+        return dense
 
     def losses(self, dense: Mapping[str, Tensor], labels: Mapping[str, Tensor]) -> dict[str, Loss]:
-        return center_losses(joined(self.config, dense), labels, self.config.weights)
+        return center_losses(dense, labels, self.config)
 
     def decode(self, dense: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The K best peaks of the heatmaps: boxes (B, K, 10), scores, labels and attributes (B, K); part of the graph.
@@ -79,10 +98,7 @@ class CenterHead(TaskNetwork):
             regress: returns the regression outputs, each of `regressed` (B, K, n), for the index of a group and its
                 cells (B, K), row * columns + column.
         """
-        groups, first = [], 0
-        for i, group in enumerate(self.config.groups):
-            groups.append(self._best(dense[map_name(self.config, "heatmap", i)], first, partial(regress, i)))
-            first += len(group)
+        groups = [self._best(i, dense, partial(regress, i)) for i in range(len(self.config.groups))]
         if len(groups) == 1:
             return groups[0]
         return {name: torch.stack([group[name] for group in groups], dim=1) for name in groups[0]}
@@ -96,22 +112,29 @@ class CenterHead(TaskNetwork):
     def learns_attributes(self) -> bool:
         return self.config.attributes == "learned" and bool(self.taxonomy.attributes)
 
-    def _best(self, heatmap: Tensor, first: int, regress: Callable[[Tensor], dict[str, Tensor]]) -> dict[str, Tensor]:
-        """The best peaks of one group, whose classes have the labels from `first` on."""
-        scores = heatmap.sigmoid()  # B n rows columns
-        if self.config.suppression is None:
-            scores = scores * (scores == F.max_pool2d(scores, 3, stride=1, padding=1)).to(scores.dtype)
-        rows, columns = self.grid.shape
-        best, index = scores.flatten(1).topk(min(self.config.top_k, scores[0].numel()))  # B K
-        label = torch.div(index, rows * columns, rounding_mode="floor")
-        cell = index - label * (rows * columns)
-        label = label + first if first else label
-        at = regress(cell)
+    def _best(
+        self, group: int, dense: Mapping[str, Tensor], regress: Callable[[Tensor], dict[str, Tensor]]
+    ) -> dict[str, Tensor]:
+        """The best peaks of one group."""
+        own = [each for each in self.heatmaps if each.group == group]
+        scores = torch.cat([self._scores(dense[each.name]) for each in own], dim=1)
+        best, index = scores.topk(min(self.config.top_k, scores.shape[1]))  # B K
+        label, subcells, within = self._classes(own, index)
 
-        row = torch.div(cell, columns, rounding_mode="floor")
-        corner = torch.stack([cell - row * columns, row], dim=-1).to(scores.dtype)
-        origin = corner.new_tensor([self.grid.x[0], self.grid.y[0]])
-        center = (corner + at["offset"]) * self.grid.cell + origin
+        columns = self.grid.shape[1]
+        row = torch.div(within, subcells * columns, rounding_mode="floor")
+        column = within - row * (subcells * columns)
+        cell_row = torch.div(row, subcells, rounding_mode="floor")
+        cell_column = torch.div(column, subcells, rounding_mode="floor")
+        at = regress(cell_row * columns + cell_column)
+
+        place = torch.stack([cell_column, cell_row], dim=-1).to(scores.dtype) + at["offset"]
+        if any(each.subcells > 1 for each in own):
+            # Two objects in one cell share its regression: each stays near its own subcell.
+            corner, size = torch.stack([column, row], dim=-1).to(scores.dtype), subcells[..., None].to(scores.dtype)
+            near = (place * size - corner).clamp(-_SLACK, 1 + _SLACK)
+            place = torch.where(size > 1, (corner + near) / size, place)
+        center = place * self.grid.cell + place.new_tensor([self.grid.x[0], self.grid.y[0]])
         size = at["size"].clamp(-5, 5).exp()
         velocity = at["velocity"]
         boxes = torch.cat([center, at["height"], size, at["heading"], velocity], dim=-1)
@@ -123,21 +146,18 @@ class CenterHead(TaskNetwork):
             attribute = by_speed(label, velocity, self.taxonomy)
         return {"boxes": boxes, "scores": best, "labels": label, "attributes": attribute}
 
+    def _scores(self, heatmap: Tensor) -> Tensor:
+        """(B, classes * rows * columns) of a heatmap; zero where no box may be."""
+        scores = heatmap.sigmoid()
+        if self.config.only_peaks:
+            scores = scores * (scores == F.max_pool2d(scores, 3, stride=1, padding=1)).to(scores.dtype)
+        return scores.flatten(1)
 
-def map_name(config: DetectionHead, name: str, group: int) -> str:
-    """Name of a group's branch and dense output; without the group's index if there is only one group."""
-    return name if len(config.groups) == 1 else f"group{group}_{name}"
-
-
-def joined(config: DetectionHead, dense: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The dense outputs of all groups, concatenated under one name each.
-
-    Returns:
-        heatmap (B, classes, rows, columns), and the others (B, groups * n, rows, columns).
-    """
-    parts: dict[str, list[Tensor]] = {}
-    for i in range(len(config.groups)):
-        for name in ("heatmap", *REGRESSION, "attribute"):
-            if (own := map_name(config, name, i)) in dense:
-                parts.setdefault(name, []).append(dense[own])
-    return {name: torch.cat(maps, dim=1) for name, maps in parts.items()}
+    def _classes(self, maps: Sequence[Heatmap], index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Label, subcells and cell in the heatmap of its class (B, K), for positions in `maps` one after the other."""
+        classes = [(label, each.subcells) for each in maps for label in each.labels]
+        cells = [size * size * self.grid.cells for _, size in classes]
+        starts = index.new_tensor([sum(cells[:i]) for i in range(len(cells))])
+        position = (index[..., None] >= starts[1:]).sum(dim=-1)  # of the class in `classes`
+        label, subcells = (index.new_tensor(column)[position] for column in zip(*classes, strict=True))
+        return label, subcells, index - starts[position]

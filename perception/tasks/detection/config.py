@@ -21,11 +21,12 @@ class Suppression(Section):
     threshold: Share  # boxes with lower or equal scores are removed
     low: tuple[float, float, float] | None = Field(default=None, strict=False)  # m, bounds of box centres
     high: tuple[float, float, float] | None = Field(default=None, strict=False)  # m
-    kind: Literal["circle", "rotated"]  # NMS within a group, by distance of centres or by rotated IoU
-    radii: tuple[float, ...] = Field(default=(), strict=False)  # m, distance for each group, for circle
+    kind: Literal["circle", "rotated"]  # NMS by distance of centres or by rotated IoU
+    within: Literal["group", "class"] = "group"  # which boxes suppress each other
+    radii: tuple[float, ...] = Field(default=(), strict=False)  # m, distance for each group or class, for circle
     overlap: Share = 0.2  # IoU threshold, for rotated
-    most: Positive | None = 83  # maximum number of boxes of a group
-    total: Positive | None = None  # maximum number of boxes of all groups
+    most: Positive | None = 83  # maximum number of boxes of a group or class
+    total: Positive | None = None  # maximum number of boxes of all
 
 
 class Anchor(Section):
@@ -105,21 +106,23 @@ class DetectionHead(TaskConfig):
     groups: tuple[Annotated[tuple[str, ...], Field(strict=False, min_length=1)], ...] = Field(
         default=(), strict=False
     )  # classes that share regression branches and top_k, in the order of the taxonomy; empty: one group of all
+    subcells: dict[str, Literal[1, 2, 4]] = Field(
+        default={}
+    )  # class -> heatmap cells along each side of a cell of the trunk, for small objects in crowds; by default 1
     top_k: Annotated[int, Field(gt=0, lt=3840)] = 300  # boxes of each group; TensorRT's TopK limit
     output_kernel: Literal[1, 3] = 1  # of the last convolutions
     attributes: Literal["learned", "speed"] = "learned"
-    suppression: Suppression | None = None  # None: only peaks of the heatmaps are boxes
-    min_radius: Annotated[int, Field(ge=0)] = 2  # cells, of the heatmap's Gaussians
+    peaks: bool | None = None  # whether only maxima of 3 x 3 heatmap cells are boxes; None: without NMS
+    suppression: Suppression | None = None
+    min_radius: Annotated[int, Field(ge=0)] = 2  # heatmap cells, of its Gaussians
     weights: Weights = Weights()
     anchors: AnchorHead | None = None  # instead of all of the above
     further: FurtherClasses | None = None  # beside `anchors`
 
-    @model_validator(mode="after")
-    def _radii(self) -> DetectionHead:
-        groups = len(self.groups) or 1
-        if self.suppression and self.suppression.kind == "circle" and len(self.suppression.radii) != groups:
-            raise ValueError("suppression.radii must have a radius for each group")
-        return self
+    @property
+    def only_peaks(self) -> bool:
+        """Whether only maxima of the heatmaps are boxes."""
+        return self.suppression is None if self.peaks is None else self.peaks
 
     def extended(self, taxonomy: Taxonomy) -> Taxonomy:
         new = self.further.classes if self.further else ()
@@ -136,6 +139,13 @@ class DetectionHead(TaskConfig):
             raise ValueError("`further` classes must be the last ones of the taxonomy")
         if self.groups and tuple(name for group in self.groups for name in group) != taxonomy.class_names:
             raise ValueError(f"the groups, one after the other, must be {', '.join(taxonomy.class_names)}")
+        if unknown := sorted(self.subcells.keys() - set(taxonomy.class_names)):
+            raise ValueError(f"subcells: {unknown[0]!r} is not among the classes")
+        nms = self.suppression
+        if nms and nms.kind == "circle":
+            wanted = len(taxonomy.classes) if nms.within == "class" else len(self.groups) or 1
+            if len(nms.radii) != wanted:
+                raise ValueError(f"suppression.radii must have a radius for each {nms.within}, {wanted}")
 
     @property
     def nms(self) -> Suppression | None:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from perception.tasks.detection.config import Weights
+from perception.tasks.detection.config import DetectionHead, Weights
+from perception.tasks.detection.layout import heatmaps_of, map_name
 from perception.tasks.network import Loss
 
 REGRESSION = {
@@ -18,6 +19,7 @@ REGRESSION = {
     "heading": 2,  # sine and cosine of the yaw
     "velocity": 2,  # m/s
 }  # regression output at an object's cell -> number of channels
+_AT_OBJECTS = (*REGRESSION, "attribute")
 
 
 def gaussian_focal(logits: Tensor, target: Tensor) -> Loss:
@@ -25,41 +27,51 @@ def gaussian_focal(logits: Tensor, target: Tensor) -> Loss:
 
     -(1 - p)^2 log p where the target is 1, which counts as an object, else -(1 - target)^4 p^2 log(1 - p).
     """
-    p = logits.sigmoid()
     positive = target == 1
-    hit = -((1 - p) ** 2) * F.logsigmoid(logits)
-    miss = -((1 - target) ** 4) * p**2 * F.logsigmoid(-logits)
-    return Loss(torch.where(positive, hit, miss).flatten(1).sum(dim=1), positive.flatten(1).sum(dim=1))
+    wrong = torch.where(positive, -logits, logits)  # logit of the wrong answer
+    weight = torch.where(positive, 1.0, (1 - target) ** 2)
+    values = (weight * wrong.sigmoid()) ** 2 * F.softplus(wrong)
+    return Loss(values.flatten(1).sum(dim=1), positive.flatten(1).sum(dim=1))
 
 
-def center_losses(dense: Mapping[str, Tensor], labels: Mapping[str, Tensor], weights: Weights) -> dict[str, Loss]:
-    """Heatmap and regression terms, and an attribute term if the head learns attributes.
+def center_losses(dense: Mapping[str, Tensor], labels: Mapping[str, Tensor], config: DetectionHead) -> dict[str, Loss]:
+    """Heatmap and regression terms of each group, and an attribute term if the head learns attributes.
+
+    Each group is normalised by its own objects, so that rare classes count as much as frequent ones.
 
     Args:
-        dense: of all groups (`center_head.joined`).
+        dense: outputs of `CenterHead.forward`.
         labels: a batch of `targets.center_labels`.
     """
-    cells, real = dense["heatmap"][0, 0].numel(), labels["real"]
+    losses: dict[str, Loss] = {}
+    for i in range(len(config.groups)):
+        heat = [gaussian_focal(dense[each.name], labels[each.name]) for each in heatmaps_of(config) if each.group == i]
+        sums, counts = (torch.stack(values).sum(dim=0) for values in zip(*heat, strict=True))
+        own = {name: dense[full] for name in _AT_OBJECTS if (full := map_name(config, name, i)) in dense}
+        terms = {"heatmap": Loss(sums, counts)} | _at_objects(own, labels, labels["groups"] == i, config.weights)
+        losses |= {map_name(config, name, i): term for name, term in terms.items()}
+    return losses
 
-    def at_objects(name: str, n: int) -> Tensor:  # B N n
-        values = dense[name].flatten(2).unflatten(1, (-1, n)).transpose(2, 3).flatten(1, 2)  # B groups*cells n
-        place = labels["groups"] * cells + labels["cells"]
-        return values.gather(1, place[..., None].expand(-1, -1, n))
 
-    regression = dense["heatmap"].new_zeros(len(real))
-    for name, n in REGRESSION.items():
+def _at_objects(
+    dense: Mapping[str, Tensor], labels: Mapping[str, Tensor], own: Tensor, weights: Weights
+) -> dict[str, Loss]:
+    """The terms at the cells of one group's objects, own (B, N)."""
+    real = labels["real"] & own
+    values = {}  # B N n
+    for name, found in dense.items():
+        place = labels["cells"][..., None].expand(-1, -1, found.shape[1])
+        values[name] = found.flatten(2).transpose(1, 2).gather(1, place)
+    regression = values["offset"].new_zeros(len(real))
+    for name in REGRESSION:
         wanted = labels[name]
         known = real[..., None] & ~wanted.isnan()
-        distance = torch.where(known, (at_objects(name, n) - wanted.nan_to_num()).abs(), 0.0).flatten(1).sum(dim=1)
+        distance = torch.where(known, (values[name] - wanted.nan_to_num()).abs(), 0.0).flatten(1).sum(dim=1)
         regression = regression + distance * (weights.velocity if name == "velocity" else 1.0)
-    losses = {
-        "heatmap": gaussian_focal(dense["heatmap"], labels["heatmap"]),
-        "regression": Loss(weights.regression * regression, real.sum(dim=1)),
-    }
-    if "attribute" in dense:
+    losses = {"regression": Loss(weights.regression * regression, real.sum(dim=1))}
+    if "attribute" in values:
         has = real & (labels["attributes"] >= 0)
-        attributes = dense["attribute"].shape[1] // (dense["offset"].shape[1] // REGRESSION["offset"])
-        logits = at_objects("attribute", attributes).transpose(1, 2)
+        logits = values["attribute"].transpose(1, 2)
         entropy = F.cross_entropy(logits, labels["attributes"].clamp(min=0), reduction="none")  # B N
         losses["attribute"] = Loss(weights.attribute * torch.where(has, entropy, 0.0).sum(dim=1), has.sum(dim=1))
     return losses

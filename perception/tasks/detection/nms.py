@@ -1,10 +1,11 @@
 """Non-maximum suppression on the CPU, after the engine. numpy only.
 
-Needed by heads that decode every cell (`DetectionHead.suppression`), as mmdet3d's heads do. Boxes are upright, and
-compared by their footprints.
+Boxes are upright, and compared by their footprints.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -12,24 +13,37 @@ from perception.tasks.detection.config import Suppression
 from perception.tasks.detection.rotated_iou import footprints, rotated_nms
 
 
-def non_maximum_suppression(boxes: np.ndarray, scores: np.ndarray, settings: Suppression, group: int) -> np.ndarray:
-    """(S,) indices of the remaining boxes of one group, best first.
+def non_maximum_suppression(outputs: Mapping[str, np.ndarray], settings: Suppression, group: int) -> np.ndarray:
+    """(S,) indices of the remaining boxes of one group.
 
     Args:
-        boxes: (K, >=8) x y z, w l h (m), sine and cosine of the yaw times any positive factor.
-        scores: (K,).
+        outputs: boxes (K, >=8) x y z, w l h (m), sine and cosine of the yaw times any positive factor; scores and
+            labels (K,).
         group: index of the head's group.
     """
+    boxes, scores, labels = (outputs[name] for name in ("boxes", "scores", "labels"))
     stays = scores > settings.threshold
     if settings.low is not None and settings.high is not None:
         stays &= ((boxes[:, :3] >= settings.low) & (boxes[:, :3] <= settings.high)).all(axis=1)
     index = np.flatnonzero(stays)
     index = index[np.argsort(-scores[index], kind="stable")]
+    if settings.within == "group":
+        return index[_survivors(boxes[index], settings, group)]
+    parts = [(label, index[labels[index] == label]) for label in np.unique(labels[index])]
+    return np.concatenate([index[:0], *(own[_survivors(boxes[own], settings, label)] for label, own in parts)])
+
+
+def _survivors(boxes: np.ndarray, settings: Suppression, part: int) -> np.ndarray:
+    """Indices of the remaining ones of boxes, best first, that suppress each other.
+
+    Args:
+        part: index of their group or class.
+    """
     if settings.kind == "circle":
-        kept = _greedy(_distances(boxes[index, :2]) <= settings.radii[group] ** 2)
+        kept = _greedy(_distances(boxes[:, :2]) <= settings.radii[part] ** 2)
     else:
-        kept = rotated_nms(footprints(boxes[index]), settings.overlap)
-    return index[kept[: settings.most]]
+        kept = rotated_nms(footprints(boxes), settings.overlap)
+    return kept[: settings.most]
 
 
 def _greedy(near: np.ndarray) -> np.ndarray:

@@ -10,7 +10,8 @@ from torch.nn import functional as F
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from perception.modules.slot import Slot
-from perception.tasks.detection.center_head import CenterHead, map_name
+from perception.tasks.detection.center_head import CenterHead
+from perception.tasks.detection.layout import map_name
 
 
 class PeakHead(nn.Module):
@@ -35,9 +36,8 @@ class PeakHead(nn.Module):
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """The heatmaps, and the features (B, C, rows, columns) shared by the branches of all groups."""
-        x, config = self.head.shared(x), self.head.config
-        names = [map_name(config, "heatmap", i) for i in range(len(config.groups))]
-        return {name: self.head.branches[name](x) for name in names} | {"features": x}
+        x = self.head.shared(x)
+        return self.head.heat(x) | {"features": x}
 
     def decode(self, dense: dict[str, Tensor]) -> dict[str, Tensor]:
         """The same result as `CenterHead.decode`."""

@@ -7,6 +7,7 @@ import numpy as np
 from perception.frame import Boxes
 from perception.grid import BevGrid
 from perception.tasks.detection.config import DetectionHead
+from perception.tasks.detection.layout import Heatmap, heatmaps_of
 
 
 def gaussian_radius(length: np.ndarray, width: np.ndarray, overlap: float = 0.1) -> np.ndarray:
@@ -39,9 +40,10 @@ def center_labels(boxes: Boxes, grid: BevGrid, head: DetectionHead) -> dict[str,
     """Labels of the N objects of one frame on the grid, in the reference frame of the boxes.
 
     Returns:
-        heatmap (classes, rows, columns) float32, a Gaussian with peak 1 at the cell of each object; for each object its
-        cell row * columns + column, its head's group of classes, its attribute (-1: none), `real`, True, and its
-        regression targets, (N, n) float32 under the names of `losses.REGRESSION`; NaN for unknown velocities.
+        the heatmaps of the head by name, (classes, rows, columns) float32, a Gaussian with peak 1 at the cell of each
+        object; for each object its cell row * columns + column of the trunk, its head's group of classes, its attribute
+        (-1: none), `real`, True, and its regression targets, (N, n) float32 under the names of `losses.REGRESSION`; NaN
+        for unknown velocities.
     """
     rows, columns = grid.shape
     group_of_class = np.repeat(np.arange(len(head.groups)), [len(group) for group in head.groups])
@@ -49,11 +51,6 @@ def center_labels(boxes: Boxes, grid: BevGrid, head: DetectionHead) -> dict[str,
     inside = ((place >= 0) & (place < (columns, rows))).all(axis=1)
     boxes, place = boxes.select(inside), place[inside]
     cells = place.astype(np.int64)
-    radii = gaussian_radius(boxes.sizes[:, 1] / grid.cell, boxes.sizes[:, 0] / grid.cell)
-    radii = np.maximum(radii.astype(np.int64), head.min_radius)
-    heatmap = np.zeros((sum(map(len, head.groups)), rows, columns), np.float32)
-    for (column, row), radius, label in zip(cells, radii, boxes.labels, strict=True):
-        _draw(heatmap[label], row, column, radius)
     regression = {
         "offset": place - np.floor(place),
         "height": boxes.centers[:, 2:3],
@@ -62,13 +59,26 @@ def center_labels(boxes: Boxes, grid: BevGrid, head: DetectionHead) -> dict[str,
         "velocity": boxes.velocities[:, :2],
     }
     return {
-        "heatmap": heatmap,
+        **{each.name: _heatmap(boxes, grid, each, head.min_radius) for each in heatmaps_of(head)},
         "cells": cells @ np.array([1, columns]),
         "groups": group_of_class[boxes.labels],
         "attributes": boxes.attributes,
         "real": np.ones(len(boxes), bool),
         **{name: values.astype(np.float32) for name, values in regression.items()},
     }
+
+
+def _heatmap(boxes: Boxes, grid: BevGrid, layer: Heatmap, min_radius: int) -> np.ndarray:
+    """(classes, rows, columns) of the boxes inside the grid, on the cells of this heatmap."""
+    cell, (rows, columns) = grid.cell / layer.subcells, grid.shape
+    heatmap = np.zeros((len(layer.labels), rows * layer.subcells, columns * layer.subcells), np.float32)
+    own = boxes.select(np.isin(boxes.labels, layer.labels))
+    radii = gaussian_radius(own.sizes[:, 1] / cell, own.sizes[:, 0] / cell)
+    radii = np.maximum(radii.astype(np.int64), min_radius)
+    place = (grid.continuous(own.centers) * layer.subcells).astype(np.int64)
+    for (column, row), radius, label in zip(place, radii, own.labels, strict=True):
+        _draw(heatmap[layer.labels.index(label)], row, column, radius)
+    return heatmap
 
 
 def anchor_labels(boxes: Boxes, grid: BevGrid) -> dict[str, np.ndarray]:

@@ -110,9 +110,10 @@ class DetectionTask(Task[Boxes]):
         scores, boxes, nms = outputs["scores"], outputs["boxes"], self.config.nms
         kept = np.arange(scores.size)
         if nms is not None:
-            groups = zip(boxes, scores, strict=True) if scores.ndim == 2 else [(boxes, scores)]
-            stay = [non_maximum_suppression(*group, nms, i) + i * scores.shape[-1] for i, group in enumerate(groups)]
-            kept = np.concatenate(stay)
+            count = scores.shape[-1]
+            flat = {name: values.reshape(-1, count, *values.shape[scores.ndim :]) for name, values in outputs.items()}
+            groups = [{name: values[i] for name, values in flat.items()} for i in range(len(flat["scores"]))]
+            kept = np.concatenate([non_maximum_suppression(own, nms, i) + i * count for i, own in enumerate(groups)])
         kept = kept[np.argsort(-scores.flat[kept], kind="stable")][: nms and nms.total]
         kept = kept[scores.flat[kept] >= 0]
         boxes = boxes.reshape(-1, boxes.shape[-1])[kept].astype(np.float64)
