@@ -23,13 +23,17 @@ PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "int8")
 
 @cache
 def small(precision: Precision = "fp32") -> Bundle:
-    """The layers of `tiny` for all tasks, with a view of 51 m and pictures of 192 x 64 pixels."""
+    """The layers of `tiny` for all tasks, with a view of 51 m and pictures of 192 x 64 pixels.
+
+    Without subcells: a weight of one subcell of a class shows only in detections at such subcells.
+    """
     tiny = load_config(find_config("tiny"))
     lidar = tiny.model.lidar.model_copy(update={"max_pillars": 3000})
     camera = tiny.model.camera.model_copy(update={"image": Image(height=64, width=192)})
     grid = tiny.grid.model_copy(update={"x": (-25.6, 25.6), "y": (-25.6, 25.6)})
     model = tiny.model.model_copy(update={"lidar": lidar, "camera": camera})
-    tasks = configured({**tiny.tasks, **{name: {} for name in TASKS.keys() - tiny.tasks}})
+    own = {**tiny.tasks, "detection": tiny.tasks["detection"].model_copy(update={"subcells": {}})}
+    tasks = configured({**own, **{name: {} for name in TASKS.keys() - tiny.tasks}})
     config = tiny.model_copy(update={"name": "small", "grid": grid, "model": model, "tasks": tasks})
     drives = None
     if precision == "int8":
