@@ -145,6 +145,7 @@ class Train(Section):
     drop_cameras: Share = 0.0
     precision: Literal["no", "fp16", "bf16"] = "no"
     checkpoint_every: Positive = 500  # steps
+    log_every: Positive = 50  # steps; losses are fetched from the device and checked this often
 
 
 class Config(Section):

@@ -6,7 +6,7 @@ number of workers, gets bit-identical samples.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import cv2
@@ -45,9 +45,17 @@ class Batch:
     conditions: list[Conditions]
     tokens: list[str]
 
-    def labels_on(self, device: torch.device) -> dict[str, dict[str, torch.Tensor]]:
-        """The labels on a device."""
-        return {task: {k: v.to(device) for k, v in labels.items()} for task, labels in self.labels.items()}
+    def to(self, device: torch.device) -> Batch:
+        """The batch on a device; from pinned memory the copy runs while the caller goes on."""
+        return self._changed(lambda value: value.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Batch:
+        """The batch in page-locked memory; called by the DataLoader."""
+        return self._changed(torch.Tensor.pin_memory)
+
+    def _changed(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
+        labels = {task: {k: change(v) for k, v in own.items()} for task, own in self.labels.items()}
+        return replace(self, inputs={name: change(value) for name, value in self.inputs.items()}, labels=labels)
 
 
 class FrameDataset(Dataset[Sample]):
@@ -186,6 +194,7 @@ def batches(
         batch_sampler=[list(range(start, start + size)) for start in starts],
         num_workers=config.data.workers,
         collate_fn=collate,
+        pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # else a resumed training would advance the global one
     )
     threads = cv2.getNumThreads()

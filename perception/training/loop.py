@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, set_seed
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import OneCycleLR
-from torch.utils.tensorboard import SummaryWriter
 
 from perception.config import Config
 from perception.datasets.keyframes import Keyframes
@@ -19,6 +17,7 @@ from perception.errors import InputError
 from perception.model import PerceptionModel
 from perception.training import checkpoint, trainable
 from perception.training.loader import Batch, FrameDataset, batches
+from perception.training.log import TrainingLog
 
 
 def train(config: Config, tables: Keyframes, split: str | None, run: Path, resume: bool = False) -> Path:
@@ -51,11 +50,14 @@ def fit(
     _require_possible(model.config, run, resume)
     training = _Training(model, tables, tokens, run, earlier)
     first = training.resume() if resume else 0
-    with training.shown(first) as show:
+    options = model.config.train
+    with TrainingLog(run, first, options.steps, training.main) as log:
         for step, batch in enumerate(training.batches(first), first + 1):
-            values = training.step(step, batch)
-            show(step, values)
-            if step % model.config.train.checkpoint_every == 0 and step < model.config.train.steps:
+            log.add(step, training.step(batch))
+            saves = step % options.checkpoint_every == 0 or step == options.steps
+            if saves or step % options.log_every == 0:
+                log.write(training.scalars())
+            if saves:
                 training.save(step)
     return training.finish()
 
@@ -96,53 +98,38 @@ class _Training:
         share = (self.accelerator.process_index, self.accelerator.num_processes)
         return batches(self.dataset, self.config, first, *share)
 
-    def step(self, step: int, batch: Batch) -> dict[str, float]:
-        """One step of the optimizer; returns the loss terms and other scalars to log."""
-        device = self.accelerator.device
-        inputs = {name: value.to(device) for name, value in batch.inputs.items()}
-        terms = self.model.losses(self.parallel(inputs, batch.conditions), batch.labels_on(device))
+    def step(self, batch: Batch) -> dict[str, Tensor]:
+        """One step of the optimizer; returns loss terms, their sum `loss` and the gradient's norm, on the device."""
+        batch = batch.to(self.accelerator.device)
+        terms = self.model.losses(self.parallel(batch.inputs, batch.conditions), batch.labels)
         costs = torch.stack([term.each() for term in terms.values()]).sum(dim=0).detach()
         losses = {name: term.mean() for name, term in terms.items()} | self.model.routing_losses(costs)
         loss = torch.stack(list(losses.values())).sum()
-        if not torch.isfinite(loss):
-            raise InputError(f"{self.run}: the loss at step {step} is {loss.item()}; lower train.learning_rate")
         self.accelerator.backward(loss)
-        norm = float(self.accelerator.clip_grad_norm_(self.parallel.parameters(), self.config.train.gradient_clip))
+        norm = self.accelerator.clip_grad_norm_(self.parallel.parameters(), self.config.train.gradient_clip)
         self.optimizer.step()
         self.schedule.step()
         self.optimizer.zero_grad()
-        values = {name: value.item() for name, value in losses.items()} | self.model.routing_balance()
-        return values | {"norm": norm, "learning_rate": float(self.schedule.get_last_lr()[0])}
+        return {name: value.detach() for name, value in {**losses, "loss": loss, "norm": norm}.items()}
 
-    @contextmanager
-    def shown(self, first: int) -> Iterator[Callable[[int, dict[str, float]], None]]:
-        """A function that logs the values of a step to a progress bar and RUN/tensorboard; main process only."""
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with ExitStack() as stack:
-            losses = TextColumn("{task.fields[losses]}")
-            progress = stack.enter_context(Progress(*columns, losses, disable=not self.main))
-            bar = progress.add_task("training", total=self.config.train.steps, completed=first, losses="")
-            writer = stack.enter_context(SummaryWriter(str(self.run / "tensorboard"))) if self.main else None
-
-            def show(step: int, values: dict[str, float]) -> None:
-                terms = {name: value for name, value in values.items() if "/" in name}
-                progress.update(bar, completed=step, losses=" ".join(f"{k} {v:.2f}" for k, v in terms.items()))
-                if writer is not None:
-                    for name, value in values.items():
-                        writer.add_scalar(f"train/{name}", value, step)
-
-            yield show
+    def scalars(self) -> dict[str, float]:
+        """Numbers of the last step to log besides those of `step`."""
+        return {**self.model.routing_balance(), "learning_rate": float(self.schedule.get_last_lr()[0])}
 
     def save(self, step: int) -> None:
-        """Write RUN/checkpoints/step-*; main process only."""
+        """Write RUN/checkpoints/step-*; main process only.
+
+        Raises:
+            InputError: a weight is not finite, or the disk is full.
+        """
         if self.main:
+            _require_finite(self.model, f"{self.run}: after step {step}")
             scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else {}
             state = {"rate": self.schedule.state_dict(), "scaler": scaler}
             checkpoint.save(self.run, step, self.config, self.model, self.optimizer, state, self.data)
 
     def finish(self) -> Path:
-        """Write the last checkpoint and wait for all processes; returns its folder."""
-        self.save(self.config.train.steps)
+        """Wait until all processes have finished; returns the folder of the last checkpoint."""
         self.accelerator.wait_for_everyone()
         return self.run / "checkpoints" / f"step-{self.config.train.steps:06d}"
 
@@ -152,6 +139,14 @@ def _require_possible(config: Config, run: Path, resume: bool) -> None:
         raise InputError(f"{run}: holds a trained run already; add --resume to go on with it, or choose another --out")
     if config.train.precision == "fp16" and not torch.cuda.is_available():
         raise InputError(f"{config.name}: train.precision fp16 needs a GPU; use bf16 or no")
+
+
+def _require_finite(model: nn.Module, where: str) -> None:
+    names, sums = zip(*((name, parameter.detach().sum()) for name, parameter in model.named_parameters()), strict=True)
+    finite = torch.isfinite(torch.stack(sums)).tolist()
+    for name, whole in zip(names, finite, strict=True):
+        if not whole:
+            raise InputError(f"{where} the weights {name} are not finite; lower train.learning_rate")
 
 
 def described(tables: Keyframes, tokens: Sequence[str]) -> str:
