@@ -89,7 +89,9 @@ def train(
 
     settings = load_config(config)
     if steps is not None:
-        settings = settings.model_copy(update={"train": settings.train.model_copy(update={"steps": steps})})
+        settings = settings.model_copy(
+            update={"train": settings.train.model_copy(update={"steps": steps, "epochs": None})}
+        )
     tables = open_source(data, version, settings.rig, settings.taxonomy)
     print(run(settings, tables, split or training_split(tables.version), out, resume))
 

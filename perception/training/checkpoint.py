@@ -1,8 +1,8 @@
 """Checkpoints: folders of safetensors and JSON, written atomically.
 
 RUN/checkpoints/step-000500/
-    model.safetensors       parameters and buffers
-    training.safetensors    optimizer moments and random state
+    model.safetensors       parameters and buffers; with `train.ema` their average
+    training.safetensors    optimizer moments and random state; with `train.ema` also the weights that train
     checkpoint.json         configuration, step, schedule, training data, sha256 of the two files
 """
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +26,7 @@ from perception.errors import InputError
 from perception.model import PerceptionModel
 from perception.rig import Rig
 
+_WEIGHTS = "weights."  # prefix of the weights that train, beside their average
 KEPT = 2  # number of newest checkpoints of a run that are kept
 
 
@@ -43,12 +44,14 @@ def save(
     optimizer: torch.optim.Optimizer,
     schedule: dict[str, Any],
     data: Sequence[str] = (),
+    averaged: nn.Module | None = None,
 ) -> Path:
     """Write the checkpoint of this step, then delete all but the newest ones.
 
     Args:
         schedule: JSON-able state of learning-rate schedule and loss scaler.
         data: descriptions of the data of each training of the model.
+        averaged: the model with the average of its weights, which is the one to load.
 
     Raises:
         InputError: the disk is full or not writable; earlier checkpoints do not change.
@@ -56,9 +59,10 @@ def save(
     final = run / "checkpoints" / f"step-{step:06d}"
     state = optimizer.state_dict()
     moments = {f"{i}.{name}": value for i, entry in state["state"].items() for name, value in entry.items()}
+    weights = {} if averaged is None else {f"{_WEIGHTS}{name}": value for name, value in model.state_dict().items()}
     tensors = {
-        "model.safetensors": model.state_dict(),
-        "training.safetensors": moments | {"random": torch.get_rng_state()},
+        "model.safetensors": (averaged or model).state_dict(),
+        "training.safetensors": moments | weights | {"random": torch.get_rng_state()},
     }
     content = {
         "config": config.model_dump(mode="json"),
@@ -123,8 +127,8 @@ def _read(path: Path) -> tuple[Path, dict[str, Any]]:
     return folder, content
 
 
-def _load_weights(model: nn.Module, file: Path) -> None:
-    weights, expected = load_file(file), model.state_dict()
+def _load_weights(model: nn.Module, weights: Mapping[str, Tensor], file: Path) -> None:
+    expected = model.state_dict()
     absent, unknown = expected.keys() - weights.keys(), weights.keys() - expected.keys()
     shapes = [k for k in expected.keys() & weights.keys() if expected[k].shape != weights[k].shape]
     if absent or unknown or shapes:
@@ -150,7 +154,8 @@ def load_model(path: Path, rig: Rig | None = None) -> tuple[PerceptionModel, Con
         content["config"]["rig"] = rig.model_dump(mode="json")
     config = parse_config(content["config"], str(folder / "checkpoint.json"))
     model = PerceptionModel(config)
-    _load_weights(model, folder / "model.safetensors")
+    file = folder / "model.safetensors"
+    _load_weights(model, load_file(file), file)
     return model.eval(), config
 
 
@@ -181,8 +186,10 @@ def provenance(path: Path) -> Provenance:
     return Provenance(content["sha256"]["model.safetensors"], tuple(content.get("data", ())))
 
 
-def resume(run: Path, config: Config, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, dict[str, Any]]:
-    """Load the run's newest checkpoint into model and optimizer; returns its step and schedule.
+def resume(
+    run: Path, config: Config, model: nn.Module, optimizer: torch.optim.Optimizer, averaged: nn.Module | None = None
+) -> tuple[int, dict[str, Any]]:
+    """Load the run's newest checkpoint into model, optimizer and average; returns its step and schedule.
 
     Raises:
         InputError: no checkpoint to resume, a damaged one, or one of another configuration.
@@ -190,12 +197,19 @@ def resume(run: Path, config: Config, model: nn.Module, optimizer: torch.optim.O
     folder, content = _read(run)
     if "training.safetensors" not in content["sha256"]:
         raise InputError(f"{folder}: holds a model without the state of a training; no training goes on from it")
-    different = _differences(content["config"], config.model_dump(mode="json"))
+    before = parse_config(content["config"], str(folder / "checkpoint.json"))  # with the defaults of newer keys
+    different = _differences(before.model_dump(mode="json"), config.model_dump(mode="json"))
     if different:
         raise InputError(f"{folder}: was trained with another configuration: {different[0]}")
-    _load_weights(model, folder / "model.safetensors")
-    tensors = load_file(folder / "training.safetensors")
+    file = folder / "training.safetensors"
+    tensors = load_file(file)
     torch.set_rng_state(tensors.pop("random"))
+    own = {key: tensors.pop(key) for key in [*tensors] if key.startswith(_WEIGHTS)}
+    weights = load_file(folder / "model.safetensors")
+    if averaged is not None:
+        _load_weights(averaged, weights, folder / "model.safetensors")
+        weights = {key.removeprefix(_WEIGHTS): value for key, value in own.items()}
+    _load_weights(model, weights, file)
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         index, name = key.split(".", 1)

@@ -91,6 +91,11 @@ class FrameDataset(Dataset[Sample]):
             return len(self._tokens)
         return len(self._holders) * _quota(self._holders)
 
+    @property
+    def steps(self) -> int:
+        """Number of steps of the training."""
+        return self._config.train.total_steps(self.epoch_length)
+
     def token(self, position: int) -> str:
         """Token of the keyframe at a position."""
         epoch, place = divmod(position, self.epoch_length)
@@ -180,15 +185,28 @@ def batch_inputs(frames: Sequence[Mapping[str, np.ndarray]]) -> dict[str, torch.
 def batches(
     dataset: FrameDataset, config: Config, start_step: int = 0, process: int = 0, processes: int = 1
 ) -> Iterator[Batch]:
-    """The batches of this process from `start_step` to the end of the training.
+    """The batches of this process from `start_step` to the end of the training: `config.train.accumulate` for a step.
+
+    The frames of a step do not depend on the number of processes or passes.
 
     Args:
         start_step: number of steps done already.
-        process: rank of this process; in a step each process takes its own `config.train.batch` positions.
+        process: rank of this process.
         processes: number of processes.
+
+    Raises:
+        InputError: the batch of a step cannot be divided among processes and passes.
     """
-    size = config.train.batch
-    starts = [(step * processes + process) * size for step in range(start_step, config.train.steps)]
+    train = config.train
+    size, rest = divmod(train.batch, train.accumulate * processes)
+    if rest:
+        shares = f"{processes} processes with {train.accumulate} passes each"
+        raise InputError(f"train.batch: {train.batch} frames cannot be divided among {shares}")
+    starts = [
+        step * train.batch + (i * processes + process) * size
+        for step in range(start_step, dataset.steps)
+        for i in range(train.accumulate)
+    ]
     loader = DataLoader(
         dataset,
         batch_sampler=[list(range(start, start + size)) for start in starts],

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from itertools import islice
 from pathlib import Path
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import DistributedDataParallelKwargs, set_seed
 from torch import Tensor, nn
-from torch.optim.lr_scheduler import OneCycleLR
 
 from perception.config import Config
 from perception.datasets.keyframes import Keyframes
 from perception.errors import InputError
 from perception.model import PerceptionModel
-from perception.training import checkpoint, trainable
+from perception.training import checkpoint, norms, trainable
+from perception.training.average import averaged
 from perception.training.loader import Batch, FrameDataset, batches
 from perception.training.log import TrainingLog
+from perception.training.schedule import schedule_of
 
 
 def train(config: Config, tables: Keyframes, split: str | None, run: Path, resume: bool = False) -> Path:
@@ -51,10 +54,10 @@ def fit(
     training = _Training(model, tables, tokens, run, earlier)
     first = training.resume() if resume else 0
     options = model.config.train
-    with TrainingLog(run, first, options.steps, training.main) as log:
-        for step, batch in enumerate(training.batches(first), first + 1):
-            log.add(step, training.step(batch))
-            saves = step % options.checkpoint_every == 0 or step == options.steps
+    with TrainingLog(run, first, training.steps, training.main) as log:
+        for step, passes in enumerate(training.passes(first), first + 1):
+            log.add(step, training.step(passes))
+            saves = step % options.checkpoint_every == 0 or step == training.steps
             if saves or step % options.log_every == 0:
                 log.write(training.scalars())
             if saves:
@@ -79,38 +82,64 @@ class _Training:
         )
         set_seed(self.config.seed)
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a tenth faster
-        optimizer = trainable.optimizer_of(model, options.learning_rate, options.weight_decay)
-        self.schedule = OneCycleLR(optimizer, options.learning_rate, total_steps=options.steps + 1)
+        if options.norm_momentum is not None:
+            norms.set_momentum(model, options.norm_momentum)
+        if options.sync_norm and self.accelerator.num_processes > 1:
+            norms.synchronise(model)
+        optimizer = trainable.optimizer_of(model, options.peak, options.weight_decay, options.rates)
         self.dataset = FrameDataset(tables, tokens, self.config, model.computed)
+        self.steps = self.dataset.steps
+        self.schedule = schedule_of(optimizer, options.schedule, self.steps)
+        # Copied before `prepare`, which replaces the model's `forward`.
+        self.average = None if options.ema is None else averaged(model.to(self.accelerator.device), options.ema)
         self.parallel, self.optimizer = self.accelerator.prepare(model, optimizer)
         self.main = self.accelerator.is_main_process
 
     def resume(self) -> int:
         """Go on from the newest checkpoint; returns its step."""
-        step, state = checkpoint.resume(self.run, self.config, self.model, self.optimizer)
+        average = None if self.average is None else self.average.module
+        step, state = checkpoint.resume(self.run, self.config, self.model, self.optimizer, average)
+        if self.average is not None:
+            self.average.n_averaged.fill_(step)
         self.schedule.load_state_dict(state["rate"])
         if self.accelerator.scaler is not None and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         return step
 
-    def batches(self, first: int) -> Iterator[Batch]:
-        """This process's batches of the steps after `first`."""
+    def passes(self, first: int) -> Iterator[list[Batch]]:
+        """This process's batches of each step after `first`, one for each forward pass."""
         share = (self.accelerator.process_index, self.accelerator.num_processes)
-        return batches(self.dataset, self.config, first, *share)
+        stream = batches(self.dataset, self.config, first, *share)
+        while passes := list(islice(stream, self.config.train.accumulate)):
+            yield passes
 
-    def step(self, batch: Batch) -> dict[str, Tensor]:
-        """One step of the optimizer; returns loss terms, their sum `loss` and the gradient's norm, on the device."""
-        batch = batch.to(self.accelerator.device)
-        terms = self.model.losses(self.parallel(batch.inputs, batch.conditions), batch.labels)
-        costs = torch.stack([term.each() for term in terms.values()]).sum(dim=0).detach()
-        losses = {name: term.mean() for name, term in terms.items()} | self.model.routing_losses(costs)
-        loss = torch.stack(list(losses.values())).sum()
-        self.accelerator.backward(loss)
+    def step(self, passes: Sequence[Batch]) -> dict[str, Tensor]:
+        """One step of the optimizer; returns loss terms, their sum `loss` and the gradient's norm, on the device.
+
+        The loss is the mean over the passes, as it is over processes.
+        """
+        sums: dict[str, Tensor] = {}
+        for batch in passes:
+            waits = nullcontext() if batch is passes[-1] else self.accelerator.no_sync(self.parallel)
+            with waits:
+                losses = self.losses(batch.to(self.accelerator.device))
+                losses["loss"] = torch.stack(list(losses.values())).sum()
+                self.accelerator.backward(losses["loss"] / len(passes))
+            for name, value in losses.items():
+                sums[name] = sums.get(name, 0) + value.detach() / len(passes)
         norm = self.accelerator.clip_grad_norm_(self.parallel.parameters(), self.config.train.gradient_clip)
         self.optimizer.step()
         self.schedule.step()
         self.optimizer.zero_grad()
-        return {name: value.detach() for name, value in {**losses, "loss": loss, "norm": norm}.items()}
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+        return {**sums, "norm": norm}
+
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """The loss terms of a forward pass."""
+        terms = self.model.losses(self.parallel(batch.inputs, batch.conditions), batch.labels)
+        costs = torch.stack([term.each() for term in terms.values()]).sum(dim=0).detach()
+        return {name: term.mean() for name, term in terms.items()} | self.model.routing_losses(costs)
 
     def scalars(self) -> dict[str, float]:
         """Numbers of the last step to log besides those of `step`."""
@@ -126,12 +155,15 @@ class _Training:
             _require_finite(self.model, f"{self.run}: after step {step}")
             scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else {}
             state = {"rate": self.schedule.state_dict(), "scaler": scaler}
-            checkpoint.save(self.run, step, self.config, self.model, self.optimizer, state, self.data)
+            average = None if self.average is None else self.average.module
+            checkpoint.save(self.run, step, self.config, self.model, self.optimizer, state, self.data, average)
 
     def finish(self) -> Path:
-        """Wait until all processes have finished; returns the folder of the last checkpoint."""
+        """Wait until all processes have finished; returns the folder of the last checkpoint, whose weights it loads."""
         self.accelerator.wait_for_everyone()
-        return self.run / "checkpoints" / f"step-{self.config.train.steps:06d}"
+        if self.average is not None:
+            self.model.load_state_dict(self.average.module.state_dict())
+        return self.run / "checkpoints" / f"step-{self.steps:06d}"
 
 
 def _require_possible(config: Config, run: Path, resume: bool) -> None:
