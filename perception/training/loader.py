@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import cv2
 import numpy as np
@@ -215,12 +216,19 @@ def batches(
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # else a resumed training would advance the global one
     )
+    yield from loaded(loader)
+
+
+def loaded(loader: DataLoader[Any]) -> Iterator[Any]:
+    """What a loader loads; an InputError of a worker has its one line, without the worker's traceback."""
     threads = cv2.getNumThreads()
-    if config.data.workers:
+    if loader.num_workers:
         # A forked worker would deadlock on OpenCV's thread pool, which a fork does not copy.
         cv2.setNumThreads(1)
     try:
         yield from loader
+    except InputError as error:
+        raise InputError(str(error).rstrip().rpartition("InputError: ")[2]) from None
     finally:
         cv2.setNumThreads(threads)
 

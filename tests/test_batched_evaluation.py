@@ -1,0 +1,58 @@
+"""Evaluation in batches: the same submission as frame by frame, and the same one-line errors."""
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import write_tiny
+from refusals import one_line_error
+from rich.console import Console
+from test_training import small
+
+from perception.datasets.nuscenes.dataset import NuScenesTables
+from perception.evaluation.evaluate import Breakdown, evaluate
+from perception.model import PerceptionModel
+from perception.predict import TorchPredictor
+
+
+def predictor(batch: int, workers: int = 0) -> TorchPredictor:
+    """Random weights with scores that differ from cell to cell."""
+    config = small()
+    data = config.data.model_copy(update={"workers": workers})
+    torch.manual_seed(0)
+    model = PerceptionModel(config.model_copy(update={"data": data}))
+    with torch.no_grad():
+        model.heads["detection"].branches["heatmap"][-1].layer.weight.mul_(50)
+        for name, parameter in model.named_parameters():
+            if ".computations." in name:
+                parameter.normal_(std=0.1)
+    return TorchPredictor(model, batch)
+
+
+def test_batches_have_the_results_of_single_frames(recorded_root: Path, tmp_path: Path) -> None:
+    tables, found = NuScenesTables(recorded_root, "v1.0-tiny"), []
+    for batch, workers in ((1, 0), (2, 1)):
+        each, out = predictor(batch, workers), tmp_path / str(batch)
+        sliced = Breakdown(corruptions=["lidar_missing"])
+        scores = evaluate(each, tables, "all", (), out, each.spec, Console(file=io.StringIO()), sliced)
+        results = json.loads((out / "results_nusc.json").read_text())["results"]
+        boxes = [[*box["translation"], *box["size"], *box["rotation"], *box["velocity"], box["detection_score"]]
+                 for token in tables.samples() for box in results[token]]  # fmt: skip
+        found.append((list(results), np.array(boxes), scores))
+    (tokens, single, scores), (others, batched, again) = found
+    assert tokens == others
+    assert len(single) > 30
+    np.testing.assert_allclose(batched, single, rtol=1e-4, atol=1e-4)
+    assert again["robustness"] == scores["robustness"]
+
+
+def test_a_damaged_file_in_a_worker_is_one_line(tmp_path: Path) -> None:
+    write_tiny(tmp_path)
+    file = next((tmp_path / "samples" / "CAM_FRONT").iterdir())
+    file.write_bytes(b"damaged")
+    tables, each = NuScenesTables(tmp_path, "v1.0-tiny"), predictor(2, workers=1)
+    with one_line_error(at=file, says=""):
+        evaluate(each, tables, "all", (), tmp_path / "out", each.spec, Console(file=io.StringIO()))
