@@ -98,3 +98,12 @@ class Train(Section):
             epoch: number of samples in an epoch.
         """
         return self.steps if self.steps is not None else ceil(Fraction((self.epochs or 0) * epoch, self.batch))
+
+    def validation_period(self, epoch: int) -> int:
+        """Number of samples between validations.
+
+        Args:
+            epoch: number of samples in an epoch.
+        """
+        assert self.validation is not None
+        return self.validation.every * (epoch if self.validation.unit == "epochs" else self.batch)

@@ -1,5 +1,6 @@
 """The trainer: what it logs and refuses, the recipe's values, and what does not change the training."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -15,15 +16,19 @@ from perception.config import Config, Data
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
 from perception.model import PerceptionModel
-from perception.recipe import Schedule, Train
+from perception.recipe import InitFrom, Schedule, Train, Validation
+from perception.tasks.conditions.task import ConditionsConfig
 from perception.tasks.detection.config import DetectionHead
+from perception.tasks.map.config import MapHead
+from perception.tasks.task import TaskConfig
 from perception.training import norms, trainable
 from perception.training.adapt import adapt
 from perception.training.average import averaged
-from perception.training.checkpoint import load_model
+from perception.training.checkpoint import load_model, newest, provenance, save_model
 from perception.training.log import TrainingLog
 from perception.training.loop import fit, train
 from perception.training.schedule import schedule_of
+from perception.training.start import initialise
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +152,8 @@ def bytes_of(checkpoint: Path) -> dict[str, bytes]:
 def test_a_resumed_training_has_the_bytes_of_a_whole_one_with_its_average(
     tables: NuScenesTables, tmp_path: Path
 ) -> None:
-    config = minimal(ema=0.6, accumulate=2, schedule=Schedule(kind="cosine"), rates={"lidar.*": 0.5})
+    often = Validation(every=1, unit="steps", split="all", metric="samples")
+    config = minimal(ema=0.6, accumulate=2, schedule=Schedule(kind="cosine"), rates={"lidar.*": 0.5}, validation=often)
     whole = train(config, tables, "all", tmp_path / "whole")
     halves = tmp_path / "halves" / "checkpoints"
     halves.mkdir(parents=True)
@@ -205,3 +211,89 @@ def test_norms_change_their_momentum_and_synchronise_with_the_same_weights() -> 
     assert torch.equal(network(x), before)
     assert all(isinstance(network[i], nn.SyncBatchNorm) and network[i].momentum == 0.01 for i in (1, 2))
     assert all(torch.equal(value, state[name]) for name, value in network.state_dict().items())
+
+
+def test_validation_keeps_the_best_and_changes_no_training(tables: NuScenesTables, tmp_path: Path) -> None:
+    lasting = {"steps": 25, "learning_rate": 0.03, "checkpoint_every": 25}
+    alone = train(minimal(**lasting), tables, "all", tmp_path / "alone")
+    validation = Validation(every=20, unit="steps", split="all", batch=2)
+    last = train(minimal(**lasting, validation=validation), tables, "all", tmp_path / "run")
+    for name in ("model.safetensors", "training.safetensors"):
+        assert (last / name).read_bytes() == (alone / name).read_bytes()
+    scores = {e.step: e.value for e in scalars(tmp_path / "run").Scalars("validation/NDS")}
+    assert scores[20] < scores[25]
+    best = tmp_path / "run" / "checkpoints" / "best"
+    assert json.loads((best / "checkpoint.json").read_text())["score"] == pytest.approx(scores[25])
+    assert (best / "model.safetensors").read_bytes() == (last / "model.safetensors").read_bytes()
+
+
+def test_validations_fall_on_the_ends_of_epochs(tables: NuScenesTables, tmp_path: Path) -> None:
+    """An epoch of six samples in batches of four: the second one ends with step 3, the fourth with step 6."""
+    config = minimal(
+        steps=None, epochs=5, batch=4, validation=Validation(every=2, split="all", metric="samples"), checkpoint_every=3
+    )
+    last = train(config, tables, "all", tmp_path)
+    assert [e.step for e in scalars(tmp_path).Scalars("validation/NDS")] == [3, 6, 8]
+    assert newest(tmp_path) == last == tmp_path / "checkpoints" / "step-000008"
+    best = tmp_path / "checkpoints" / "best"  # the first of equal ones
+    assert json.loads((best / "checkpoint.json").read_text())["step"] == 3
+    assert not torch.equal(*(load_model(path)[0].fuse.mix.conv.layer.weight for path in (best, tmp_path)))
+
+
+def test_a_validation_that_cannot_work_is_said_before_the_training(tables: NuScenesTables, tmp_path: Path) -> None:
+    for wrong, says in (
+        ({"metric": "NDs"}, r"train.validation.metric: NDs is none of the scores NDS, mAP"),
+        ({"split": "val"}, "no scene of split val is here"),
+    ):
+        validation = Validation(**{"split": "all", **wrong})
+        with pytest.raises(InputError, match=says):
+            train(minimal(validation=validation), tables, "all", tmp_path)
+    assert newest(tmp_path) is None
+
+
+def test_a_training_starts_from_parts_of_a_run(tables: NuScenesTables, tmp_path: Path) -> None:
+    """The rate is so low that no weight moves in its last step."""
+    run = train(minimal(), tables, "all", tmp_path / "run")
+    torch.manual_seed(0)
+    fresh, config = PerceptionModel(minimal()), minimal(steps=1, learning_rate=1e-60, weight_decay=0.0)
+    config = config.model_copy(update={"init_from": InitFrom(run=str(tmp_path / "run"), parts=("lidar.*", "trunk.*"))})
+    started = train(config, tables, "all", tmp_path / "started")
+    state, theirs = load_file(started / "model.safetensors"), load_file(run / "model.safetensors")
+    for name, value in fresh.named_parameters():
+        taken = name.startswith(("lidar.", "trunk."))
+        assert torch.equal(state[name], theirs[name] if taken else value), name
+    head = "heads.detection.shared.conv.layer.weight"
+    assert not torch.equal(theirs[head], state[head])
+    described = "v1.0-tiny: 3 keyframes of 1 scenes"
+    assert provenance(tmp_path / "started").data == (described, described)
+    train(config, tables, "all", tmp_path / "started", resume=True)
+    assert provenance(tmp_path / "started").data == (described, described)
+
+
+BOXES, WIDER, MAP = DetectionHead(channels=8, top_k=20), DetectionHead(channels=9, top_k=20), MapHead(channels=8)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "parts", "says"),
+    [
+        ({"detection": BOXES}, ("lidar.*", "camera.*"), r"init_from.parts: camera.\* matches no tensor of the model"),
+        (
+            {"detection": BOXES},
+            ("heads.detection.*",),
+            r"run: heads.\S+ has the shape \(8, 8, 3, 3\), that of the model \(9, 9, 3, 3\)",
+        ),
+        ({"detection": WIDER}, ("*",), r"run: has no heads.map.logits.layer.bias; choose the parts that it has"),
+        (
+            {"detection": WIDER, "map": MAP, "conditions": ConditionsConfig()},
+            ("*",),
+            r"run: has added.conditions.\S+, which the model lacks",
+        ),
+    ],
+)
+def test_parts_that_do_not_fit_are_named(
+    tmp_path: Path, theirs: dict[str, TaskConfig], parts: tuple[str, ...], says: str
+) -> None:
+    run, own = (minimal().model_copy(update={"tasks": tasks}) for tasks in (theirs, {"detection": WIDER, "map": MAP}))
+    save_model(tmp_path / "run", run, PerceptionModel(run))
+    with pytest.raises(InputError, match=says):
+        initialise(PerceptionModel(own), InitFrom(run=str(tmp_path / "run"), parts=parts))

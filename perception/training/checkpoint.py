@@ -4,6 +4,7 @@ RUN/checkpoints/step-000500/
     model.safetensors       parameters and buffers; with `train.ema` their average
     training.safetensors    optimizer moments and random state; with `train.ema` also the weights that train
     checkpoint.json         configuration, step, schedule, training data, sha256 of the two files
+RUN/checkpoints/best/       with `train.validation`, the model with the highest score, which no training resumes from
 """
 
 from __future__ import annotations
@@ -59,10 +60,10 @@ def save(
     final = run / "checkpoints" / f"step-{step:06d}"
     state = optimizer.state_dict()
     moments = {f"{i}.{name}": value for i, entry in state["state"].items() for name, value in entry.items()}
-    weights = {} if averaged is None else {f"{_WEIGHTS}{name}": value for name, value in model.state_dict().items()}
+    trained = {} if averaged is None else {f"{_WEIGHTS}{name}": value for name, value in model.state_dict().items()}
     tensors = {
         "model.safetensors": (averaged or model).state_dict(),
-        "training.safetensors": moments | weights | {"random": torch.get_rng_state()},
+        "training.safetensors": moments | trained | {"random": torch.get_rng_state()},
     }
     content = {
         "config": config.model_dump(mode="json"),
@@ -75,6 +76,16 @@ def save(
     for old in sorted(final.parent.glob("step-*"))[:-KEPT]:
         shutil.rmtree(old)
     return final
+
+
+def save_best(run: Path, step: int, config: Config, model: nn.Module, data: Sequence[str], score: float) -> None:
+    """Replace RUN/checkpoints/best by the model of this step; arguments as in `save`.
+
+    Raises:
+        InputError: the disk is full or not writable; the earlier one does not change.
+    """
+    content = {"config": config.model_dump(mode="json"), "step": step, "score": score, "data": list(data)}
+    _write(run / "checkpoints" / "best", {"model.safetensors": model.state_dict()}, content)
 
 
 def save_model(folder: Path, config: Config, model: PerceptionModel, data: Sequence[str] = ()) -> None:
@@ -115,7 +126,7 @@ def _read(path: Path) -> tuple[Path, dict[str, Any]]:
     """Folder and JSON of a checkpoint, or of a run's newest one, after verifying the hashes of its files."""
     folder = path if (path / "checkpoint.json").exists() else newest(path)
     if folder is None:
-        raise InputError(f"{path}: no checkpoint here; give a run's folder or one of its checkpoints/step-*")
+        raise InputError(f"{path}: no checkpoint here; give a run's folder or one in its checkpoints")
     try:
         content = json.loads((folder / "checkpoint.json").read_text())
         hashes = content["sha256"]
@@ -127,17 +138,17 @@ def _read(path: Path) -> tuple[Path, dict[str, Any]]:
     return folder, content
 
 
-def _load_weights(model: nn.Module, weights: Mapping[str, Tensor], file: Path) -> None:
+def _load_weights(model: nn.Module, found: Mapping[str, Tensor], file: Path) -> None:
     expected = model.state_dict()
-    absent, unknown = expected.keys() - weights.keys(), weights.keys() - expected.keys()
-    shapes = [k for k in expected.keys() & weights.keys() if expected[k].shape != weights[k].shape]
+    absent, unknown = expected.keys() - found.keys(), found.keys() - expected.keys()
+    shapes = [k for k in expected.keys() & found.keys() if expected[k].shape != found[k].shape]
     if absent or unknown or shapes:
         example = min([*absent, *unknown, *shapes])
         raise InputError(
             f"{file}: belongs to another configuration: {len(absent)} tensors absent, {len(unknown)} unknown, "
             f"{len(shapes)} of another shape, such as {example}"
         )
-    model.load_state_dict(weights)
+    model.load_state_dict(found)
 
 
 def load_model(path: Path, rig: Rig | None = None) -> tuple[PerceptionModel, Config]:
@@ -157,6 +168,15 @@ def load_model(path: Path, rig: Rig | None = None) -> tuple[PerceptionModel, Con
     file = folder / "model.safetensors"
     _load_weights(model, load_file(file), file)
     return model.eval(), config
+
+
+def weights(path: Path) -> dict[str, Tensor]:
+    """Parameters and buffers of a checkpoint or of a run's newest one.
+
+    Raises:
+        InputError: no checkpoint, or a damaged one.
+    """
+    return load_file(_read(path)[0] / "model.safetensors")
 
 
 def trained_config(path: Path) -> Config:
@@ -204,12 +224,11 @@ def resume(
     file = folder / "training.safetensors"
     tensors = load_file(file)
     torch.set_rng_state(tensors.pop("random"))
-    own = {key: tensors.pop(key) for key in [*tensors] if key.startswith(_WEIGHTS)}
-    weights = load_file(folder / "model.safetensors")
+    trained = {key.removeprefix(_WEIGHTS): tensors.pop(key) for key in [*tensors] if key.startswith(_WEIGHTS)}
+    whole = load_file(folder / "model.safetensors")
     if averaged is not None:
-        _load_weights(averaged, weights, folder / "model.safetensors")
-        weights = {key.removeprefix(_WEIGHTS): value for key, value in own.items()}
-    _load_weights(model, weights, file)
+        _load_weights(averaged, whole, folder / "model.safetensors")
+    _load_weights(model, whole if averaged is None else trained, file)
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         index, name = key.split(".", 1)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from datetime import timedelta
 from itertools import islice
 from pathlib import Path
+from typing import cast
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, set_seed
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, set_seed
 from torch import Tensor, nn
 
 from perception.config import Config
@@ -21,6 +25,8 @@ from perception.training.average import averaged
 from perception.training.loader import Batch, FrameDataset, batches
 from perception.training.log import TrainingLog
 from perception.training.schedule import schedule_of
+from perception.training.start import initialise
+from perception.training.validation import Validator
 
 
 def train(config: Config, tables: Keyframes, split: str | None, run: Path, resume: bool = False) -> Path:
@@ -28,7 +34,13 @@ def train(config: Config, tables: Keyframes, split: str | None, run: Path, resum
     set_seed(config.seed)
     model = PerceptionModel(config)
     trainable.joint(model)
-    return fit(model, tables, tables.samples(split, config.data.scenes), run, resume)
+    earlier: tuple[str, ...] = ()
+    if resume:
+        earlier = checkpoint.provenance(run).data[:-1]
+    elif config.init_from is not None:
+        initialise(model, config.init_from)
+        earlier = checkpoint.provenance(Path(config.init_from.run)).data
+    return fit(model, tables, tables.samples(split, config.data.scenes), run, resume, earlier)
 
 
 def fit(
@@ -41,7 +53,8 @@ def fit(
 ) -> Path:
     """Train the unfrozen parameters on these keyframes; returns the folder of the last checkpoint.
 
-    Writes RUN/checkpoints/step-* and RUN/tensorboard.
+    Writes RUN/checkpoints/step-* and RUN/tensorboard; with `train.validation` also RUN/checkpoints/best and
+    RUN/validation.
 
     Args:
         resume: go on from the newest checkpoint; on a CPU the result is bit-identical to that of an uninterrupted run.
@@ -53,13 +66,17 @@ def fit(
     _require_possible(model.config, run, resume)
     training = _Training(model, tables, tokens, run, earlier)
     first = training.resume() if resume else 0
+    training.check()
     options = model.config.train
     with TrainingLog(run, first, training.steps, training.main) as log:
         for step, passes in enumerate(training.passes(first), first + 1):
             log.add(step, training.step(passes))
             saves = step % options.checkpoint_every == 0 or step == training.steps
-            if saves or step % options.log_every == 0:
+            validates = training.validates(step)
+            if saves or validates or step % options.log_every == 0:
                 log.write(training.scalars())
+            if validates:
+                log.scalars(step, "validation", training.validate(step))
             if saves:
                 training.save(step)
     return training.finish()
@@ -75,10 +92,14 @@ class _Training:
         options = self.config.train
         self.data = (*earlier, described(tables, tokens))
         unused = bool(self.config.modules or self.config.routing)
+        waits = timedelta(hours=12)  # of the other processes for a validation
         self.accelerator = Accelerator(
             mixed_precision=options.precision,
             cpu=not torch.cuda.is_available(),
-            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=unused)],
+            kwargs_handlers=[
+                DistributedDataParallelKwargs(find_unused_parameters=unused),
+                *([InitProcessGroupKwargs(timeout=waits)] if options.validation else []),
+            ],
         )
         set_seed(self.config.seed)
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a tenth faster
@@ -90,8 +111,12 @@ class _Training:
         self.dataset = FrameDataset(tables, tokens, self.config, model.computed)
         self.steps = self.dataset.steps
         self.schedule = schedule_of(optimizer, options.schedule, self.steps)
+        model.to(self.accelerator.device)
         # Copied before `prepare`, which replaces the model's `forward`.
-        self.average = None if options.ema is None else averaged(model.to(self.accelerator.device), options.ema)
+        self.average = None if options.ema is None else averaged(model, options.ema)
+        self.validator = None if options.validation is None else Validator(options.validation, tables, run)
+        self.validated = copy.deepcopy(model) if self.validator and self.average is None else None
+        self.best = -math.inf  # score so far
         self.parallel, self.optimizer = self.accelerator.prepare(model, optimizer)
         self.main = self.accelerator.is_main_process
 
@@ -102,9 +127,15 @@ class _Training:
         if self.average is not None:
             self.average.n_averaged.fill_(step)
         self.schedule.load_state_dict(state["rate"])
+        self.best = state.get("best", -math.inf)
         if self.accelerator.scaler is not None and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         return step
+
+    def check(self) -> None:
+        """Raise InputError if the validation cannot work; main process only."""
+        if self.main and self.validator is not None:
+            self.validator.check(self.evaluated())
 
     def passes(self, first: int) -> Iterator[list[Batch]]:
         """This process's batches of each step after `first`, one for each forward pass."""
@@ -145,6 +176,33 @@ class _Training:
         """Numbers of the last step to log besides those of `step`."""
         return {**self.model.routing_balance(), "learning_rate": float(self.schedule.get_last_lr()[0])}
 
+    def evaluated(self) -> PerceptionModel:
+        """A model with the weights to evaluate, which is not the one that trains."""
+        if self.average is not None:
+            return cast(PerceptionModel, self.average.module)
+        assert self.validated is not None
+        self.validated.load_state_dict(self.model.state_dict())
+        return self.validated
+
+    def validates(self, step: int) -> bool:
+        """Whether a validation follows on this step."""
+        if self.config.train.validation is None or step == self.steps:
+            return self.config.train.validation is not None
+        period = self.config.train.validation_period(self.dataset.epoch_length)
+        return step * self.config.train.batch // period > (step - 1) * self.config.train.batch // period
+
+    def validate(self, step: int) -> dict[str, float]:
+        """Evaluate, and keep the best model; returns the scores in the main process, and nothing in others."""
+        found: dict[str, float] = {}
+        if self.main and self.validator is not None:
+            model = self.evaluated()
+            score, found = self.validator.scores(model)
+            if score > self.best:
+                self.best = score
+                checkpoint.save_best(self.run, step, self.config, model, self.data, score)
+        self.accelerator.wait_for_everyone()
+        return found
+
     def save(self, step: int) -> None:
         """Write RUN/checkpoints/step-*; main process only.
 
@@ -154,7 +212,8 @@ class _Training:
         if self.main:
             _require_finite(self.model, f"{self.run}: after step {step}")
             scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else {}
-            state = {"rate": self.schedule.state_dict(), "scaler": scaler}
+            best = {} if math.isinf(self.best) else {"best": self.best}
+            state = {"rate": self.schedule.state_dict(), "scaler": scaler, **best}
             average = None if self.average is None else self.average.module
             checkpoint.save(self.run, step, self.config, self.model, self.optimizer, state, self.data, average)
 
