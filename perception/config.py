@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,7 +13,7 @@ from perception.grid import BevGrid, Reference
 from perception.modules.spec import LearnedRouting, Module, require_facts
 from perception.recipe import InitFrom, Train
 from perception.rig import Rig, load_rig
-from perception.section import Positive, Section, load_section, parse_section
+from perception.section import Positive, Section, overridden, parse_section, read_yaml
 from perception.tasks import configured
 from perception.tasks.task import TaskConfig
 from perception.taxonomy import Taxonomy, load_taxonomy, named_taxonomy
@@ -198,13 +198,16 @@ def parse_config(content: Any, source: str) -> Config:
     return parse_section(Config, content, source)
 
 
-def load_config(path: Path) -> Config:
+def load_config(path: Path, changes: Sequence[str] = ()) -> Config:
     """Read a configuration file.
 
+    Args:
+        changes: other values for some keys, such as train.batch=8.
+
     Raises:
-        InputError: the file is absent, not YAML, or has an unknown or wrong-typed key.
+        InputError: the file is absent, not YAML, or has an unknown or wrong-typed key; or a change does.
     """
-    return load_section(Config, path, "the configuration")
+    return parse_config(overridden(read_yaml(path, "the configuration"), changes), str(path))
 
 
 def extended(config: Config, task: str, options: Mapping[str, Any], source: str) -> Taxonomy:
