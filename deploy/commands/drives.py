@@ -56,6 +56,9 @@ def evaluate(
     ] = False,
     rig: RigOption = None,
     batch: Annotated[int, typer.Option(help="Frames in a forward pass of a run.", min=1)] = 1,
+    flip: Annotated[
+        bool, typer.Option("--flip", help="Average a run's outputs over mirror images of a frame.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Score a model as nuScenes does: mAP, NDS, TP errors; and the map's IoU."""
@@ -73,14 +76,14 @@ def evaluate(
         spec, taxonomy = runtime.bundle.spec, runtime.bundle.manifest.taxonomy
         if rig is not None:
             raise InputError(f"--rig {rig}: a bundle is for one rig, {spec.rig.name}; give a run")
-        if batch > 1:
-            raise InputError(f"--batch {batch}: the engine of a bundle takes one frame; give a run")
+        if batch > 1 or flip:
+            raise InputError("--batch and --flip: the engine of a bundle takes one frame as it is; give a run")
     elif key or target != "cpu":
         raise InputError(f"{model}: --target and --key need a bundle; export one first")
     else:
         from perception.predict import TorchPredictor
 
-        predictor = torch_predictor = TorchPredictor.load(model, rig_of(rig), batch)
+        predictor = torch_predictor = TorchPredictor.load(model, rig_of(rig), batch, flip)
         spec, taxonomy = torch_predictor.spec, torch_predictor.taxonomy
     tables, console = open_source(data, version, spec.rig, taxonomy), console_for(as_json)
     if official:
