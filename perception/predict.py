@@ -70,7 +70,6 @@ class TorchPredictor:
             batch_size=self.batch,
             num_workers=self.model.config.data.workers if self.batch > 1 else 0,
             collate_fn=list,
-            generator=torch.Generator(),  # else a validation would advance the random state of a training
         )
         for samples in loaded(loader):
             frames, seen, arrays = zip(*samples, strict=True)

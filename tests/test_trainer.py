@@ -153,12 +153,16 @@ def test_a_resumed_training_has_the_bytes_of_a_whole_one_with_its_average(
     tables: NuScenesTables, tmp_path: Path
 ) -> None:
     often = Validation(every=1, unit="steps", split="all", metric="samples")
-    config = minimal(ema=0.6, accumulate=2, schedule=Schedule(kind="cosine"), rates={"lidar.*": 0.5}, validation=often)
+    recipe = {"ema": 0.6, "accumulate": 2, "schedule": Schedule(kind="cosine"), "rates": {"lidar.*": 0.5}}
+    config = minimal(**recipe, learning_rate=0.004, base_batch=8, validation=often)
     whole = train(config, tables, "all", tmp_path / "whole")
     halves = tmp_path / "halves" / "checkpoints"
     halves.mkdir(parents=True)
     (tmp_path / "whole" / "checkpoints" / "step-000002").rename(halves / "step-000002")
     assert bytes_of(train(config, tables, "all", tmp_path / "halves", resume=True)) == bytes_of(whole)
+    assert not (halves / "best").exists()  # no step is better than the first
+    groups = json.loads((whole / "checkpoint.json").read_text())["optimizer"]
+    assert sorted(group["initial_lr"] for group in groups) == pytest.approx([0.0005, 0.001])
     state = load_file(whole / "training.safetensors")
     for name, value in load_model(whole)[0].state_dict().items():
         same = torch.equal(value, state[f"weights.{name}"])
@@ -214,7 +218,7 @@ def test_norms_change_their_momentum_and_synchronise_with_the_same_weights() -> 
 
 
 def test_validation_keeps_the_best_and_changes_no_training(tables: NuScenesTables, tmp_path: Path) -> None:
-    lasting = {"steps": 25, "learning_rate": 0.03, "checkpoint_every": 25}
+    lasting = {"steps": 25, "learning_rate": 0.03, "checkpoint_every": 25, "ema": 0.5}
     alone = train(minimal(**lasting), tables, "all", tmp_path / "alone")
     validation = Validation(every=20, unit="steps", split="all", batch=2)
     last = train(minimal(**lasting, validation=validation), tables, "all", tmp_path / "run")
@@ -228,16 +232,16 @@ def test_validation_keeps_the_best_and_changes_no_training(tables: NuScenesTable
 
 
 def test_validations_fall_on_the_ends_of_epochs(tables: NuScenesTables, tmp_path: Path) -> None:
-    """An epoch of six samples in batches of four: the second one ends with step 3, the fourth with step 6."""
-    config = minimal(
-        steps=None, epochs=5, batch=4, validation=Validation(every=2, split="all", metric="samples"), checkpoint_every=3
-    )
+    """An epoch of six samples in batches of four: the third one ends within step 5, the fifth with the last step."""
+    validation = Validation(every=3, split="all", metric="samples")
+    config = minimal(steps=None, epochs=5, batch=4, validation=validation, checkpoint_every=5)
     last = train(config, tables, "all", tmp_path)
-    assert [e.step for e in scalars(tmp_path).Scalars("validation/NDS")] == [3, 6, 8]
+    assert [e.step for e in scalars(tmp_path).Scalars("validation/NDS")] == [5, 8]
     assert newest(tmp_path) == last == tmp_path / "checkpoints" / "step-000008"
-    best = tmp_path / "checkpoints" / "best"  # the first of equal ones
-    assert json.loads((best / "checkpoint.json").read_text())["step"] == 3
-    assert not torch.equal(*(load_model(path)[0].fuse.mix.conv.layer.weight for path in (best, tmp_path)))
+    best, then = (tmp_path / "checkpoints" / name for name in ("best", "step-000005"))  # the first of equal ones
+    assert json.loads((best / "checkpoint.json").read_text())["step"] == 5
+    assert load_model(best)[1] == config
+    assert (best / "model.safetensors").read_bytes() == (then / "model.safetensors").read_bytes()
 
 
 def test_a_validation_that_cannot_work_is_said_before_the_training(tables: NuScenesTables, tmp_path: Path) -> None:
@@ -255,11 +259,14 @@ def test_a_training_starts_from_parts_of_a_run(tables: NuScenesTables, tmp_path:
     """The rate is so low that no weight moves in its last step."""
     run = train(minimal(), tables, "all", tmp_path / "run")
     torch.manual_seed(0)
-    fresh, config = PerceptionModel(minimal()), minimal(steps=1, learning_rate=1e-60, weight_decay=0.0)
+    fresh, still = PerceptionModel(minimal()), {"learning_rate": 1e-60, "weight_decay": 0.0, "norm_momentum": 0.0}
+    config = minimal(steps=1, **still)
     config = config.model_copy(update={"init_from": InitFrom(run=str(tmp_path / "run"), parts=("lidar.*", "trunk.*"))})
     started = train(config, tables, "all", tmp_path / "started")
     state, theirs = load_file(started / "model.safetensors"), load_file(run / "model.safetensors")
-    for name, value in fresh.named_parameters():
+    for name, value in fresh.state_dict().items():
+        if name.endswith("num_batches_tracked"):
+            continue
         taken = name.startswith(("lidar.", "trunk."))
         assert torch.equal(state[name], theirs[name] if taken else value), name
     head = "heads.detection.shared.conv.layer.weight"
