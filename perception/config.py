@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,14 +11,12 @@ from pydantic import Field, SerializeAsAny, field_validator, model_validator
 from perception.errors import InputError
 from perception.grid import BevGrid, Reference
 from perception.modules.spec import LearnedRouting, Module, require_facts
+from perception.recipe import InitFrom, Train
 from perception.rig import Rig, load_rig
-from perception.section import Section, load_section, parse_section
+from perception.section import Positive, Section, overridden, parse_section, read_yaml
 from perception.tasks import configured
 from perception.tasks.task import TaskConfig
 from perception.taxonomy import Taxonomy, load_taxonomy, named_taxonomy
-
-Positive = Annotated[int, Field(gt=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Grid(Section):
@@ -135,18 +133,6 @@ class Data(Section):
     augment: Augment | None = Augment()
 
 
-class Train(Section):
-    steps: Positive = 1000
-    batch: Positive = 4
-    learning_rate: float = 2e-3  # maximum of the one-cycle schedule
-    weight_decay: float = 0.01
-    gradient_clip: float = 35.0  # maximum norm
-    drop_lidar: Share = 0.0  # share of training frames without LiDAR
-    drop_cameras: Share = 0.0
-    precision: Literal["no", "fp16", "bf16"] = "no"
-    checkpoint_every: Positive = 500  # steps
-
-
 class Config(Section):
     name: str
     seed: int = 0
@@ -159,6 +145,7 @@ class Config(Section):
     modules: tuple[Module, ...] = Field(default=(), strict=False)
     fusions: tuple[str, ...] = Field(default=(), strict=False)  # such as fuse(rain, night): attention over modules
     routing: LearnedRouting | None = None  # None: fixed
+    init_from: InitFrom | None = None
     train: Train = Train()
 
     _named = field_validator("taxonomy", mode="before")(named_taxonomy)
@@ -211,13 +198,16 @@ def parse_config(content: Any, source: str) -> Config:
     return parse_section(Config, content, source)
 
 
-def load_config(path: Path) -> Config:
+def load_config(path: Path, changes: Sequence[str] = ()) -> Config:
     """Read a configuration file.
 
+    Args:
+        changes: other values for some keys, such as train.batch=8.
+
     Raises:
-        InputError: the file is absent, not YAML, or has an unknown or wrong-typed key.
+        InputError: the file is absent, not YAML, or has an unknown or wrong-typed key; or a change does.
     """
-    return load_section(Config, path, "the configuration")
+    return parse_config(overridden(read_yaml(path, "the configuration"), changes), str(path))
 
 
 def extended(config: Config, task: str, options: Mapping[str, Any], source: str) -> Taxonomy:

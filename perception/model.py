@@ -30,7 +30,7 @@ from perception.sensors.camera.lift import Lift
 from perception.sensors.lidar.encoder import PillarEncoder
 from perception.sensors.lidar.voxel_features import VoxelFeatureEncoder
 from perception.tasks import TASKS, tasks_of
-from perception.tasks.network import Loss, TaskNetwork
+from perception.tasks.network import Axis, Loss, TaskNetwork
 from perception.tasks.task import Task, TaskConfig, part_of, prefixed
 from perception.taxonomy import Taxonomy
 
@@ -237,8 +237,18 @@ class PerceptionModel(nn.Module):
 
     def predict(self, inputs: dict[str, Tensor], conditions: Sequence[Conditions] = ()) -> dict[str, Tensor]:
         """Decoded outputs of all tasks, TASK/NAME -> (B, ...)."""
+        return self.decode(self(inputs, conditions))
+
+    def unflipped(self, dense: dict[str, Tensor], axis: Axis) -> dict[str, Tensor]:
+        """The dense outputs of scenes, from those of their mirror images; see `TaskNetwork.unflipped`."""
         outputs: dict[str, Tensor] = {}
-        dense = self(inputs, conditions)
+        for task in self.tasks:
+            outputs |= prefixed(task, self.head(task).unflipped(part_of(task, dense), axis))
+        return outputs
+
+    def decode(self, dense: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Decoded outputs of all tasks, from their dense outputs."""
+        outputs: dict[str, Tensor] = {}
         for task in self.tasks:
             outputs |= prefixed(task, self.head(task).decode(part_of(task, dense)))
         return outputs

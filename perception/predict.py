@@ -2,43 +2,114 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
+from torch.utils.data import DataLoader, Dataset
 
+from perception.errors import InputError
+from perception.evaluation.predictions import Predicted, Reader
 from perception.frame import Frame, Prediction
 from perception.model import PerceptionModel
 from perception.rig import Rig
-from perception.sensors.inputs import InputSpec, prepare, without_padding
+from perception.sensors.inputs import InputSpec, prepare
+from perception.tasks.network import Axis
 from perception.tasks.result import to_prediction
+from perception.training.augment import transformed
 from perception.training.checkpoint import load_model
+from perception.training.loader import batch_inputs, loaded
+
+Arrays = dict[str, np.ndarray]
+Mirror = tuple[Axis, ...]  # the axes whose signs a mirror image changes
 
 
 class TorchPredictor:
-    """Runs a PerceptionModel frame by frame, routed by the frame's conditions."""
+    """Runs a PerceptionModel, routed by the frames' conditions.
 
-    def __init__(self, model: PerceptionModel) -> None:
+    Args:
+        batch: number of frames that `predictions` computes in a forward pass. With several, the loader's workers of the
+            model's configuration read them.
+        flip: average the dense outputs over the mirror images of a frame in x, y and both (CenterPoint, Yin et al.,
+            2021, section 5); four forward passes.
+
+    Raises:
+        InputError: with `flip`, the model's area is not symmetric.
+    """
+
+    def __init__(self, model: PerceptionModel, batch: int = 1, flip: bool = False) -> None:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model, self.spec = model.eval().to(self.device), InputSpec.of(model.config)
-        self.taxonomy = model.config.taxonomy
+        self.taxonomy, self.batch = model.config.taxonomy, batch
+        self.mirrors: tuple[Mirror, ...] = ((), ("x",), ("y",), ("x", "y")) if flip else ((),)
+        grid = self.spec.grid
+        if flip and (sum(grid.x), sum(grid.y)) != (0, 0):
+            raise InputError(f"--flip: the area of {model.config.name} is not symmetric: x {grid.x} m, y {grid.y} m")
 
     @staticmethod
-    def load(checkpoint: Path, rig: Rig | None = None) -> TorchPredictor:
+    def load(checkpoint: Path, rig: Rig | None = None, batch: int = 1, flip: bool = False) -> TorchPredictor:
         """The predictor of a run or of one of its checkpoints.
 
         Args:
             rig: of the vehicle to run it on, instead of the one that it was trained on.
 
         Raises:
-            InputError: no checkpoint, or a damaged one.
+            InputError: no checkpoint, a damaged one, or as for the class.
         """
         model, _ = load_model(checkpoint, rig)
-        return TorchPredictor(model)
+        return TorchPredictor(model, batch, flip)
+
+    def __call__(self, frame: Frame) -> Prediction:
+        return self._predict([frame], [_prepared(frame, self.spec, self.mirrors)])[0]
+
+    def predictions(self, read: Reader, tokens: Sequence[str]) -> Predicted:
+        """The predictions of keyframes."""
+        loader = DataLoader(
+            _PreparedFrames(read, tokens, self.spec, self.mirrors),
+            batch_size=self.batch,
+            num_workers=self.model.config.data.workers if self.batch > 1 else 0,
+            collate_fn=list,
+        )
+        for samples in loaded(loader):
+            frames, seen, arrays = zip(*samples, strict=True)
+            yield from zip(frames, self._predict(seen, arrays), strict=True)
 
     @torch.inference_mode()
-    def __call__(self, frame: Frame) -> Prediction:
-        arrays = without_padding(prepare(frame, self.spec))
-        inputs = {name: torch.from_numpy(array).to(self.device) for name, array in arrays.items()}
-        outputs = self.model.predict(inputs, [frame.conditions])
-        found = {name: value.cpu().numpy() for name, value in outputs.items()}
-        return to_prediction(self.model.tasks, found).require_finite(frame.token)
+    def _predict(self, frames: Sequence[Frame], arrays: Sequence[Sequence[Arrays]]) -> list[Prediction]:
+        """The predictions of frames, from the inputs of each and of its mirror images."""
+        conditions, dense = [frame.conditions for frame in frames], []
+        for mirror, images in zip(self.mirrors, zip(*arrays, strict=True), strict=True):
+            inputs = {name: value.to(self.device) for name, value in batch_inputs(images).items()}
+            found = self.model(inputs, conditions)
+            for axis in mirror:
+                found = self.model.unflipped(found, axis)
+            dense.append(found)
+        mean = {name: sum(each[name] for each in dense) / len(dense) for name in dense[0]}
+        outputs = {name: value.cpu().numpy() for name, value in self.model.decode(mean).items()}
+        return [
+            to_prediction(self.model.tasks, {name: value[i : i + 1] for name, value in outputs.items()}).require_finite(
+                frame.token
+            )
+            for i, frame in enumerate(frames)
+        ]
+
+
+def _prepared(frame: Frame, spec: InputSpec, mirrors: Sequence[Mirror]) -> list[Arrays]:
+    """Inputs of each mirror image of the frame."""
+    signs = [[-1.0 if axis in mirror else 1.0 for axis in ("x", "y", "z")] for mirror in mirrors]
+    return [prepare(transformed(frame, np.diag([*each, 1.0])) if min(each) < 0 else frame, spec) for each in signs]
+
+
+class _PreparedFrames(Dataset[tuple[Frame, Frame, list[Arrays]]]):
+    """Keyframes as recorded and as the model sees them, with the model's inputs."""
+
+    def __init__(self, read: Reader, tokens: Sequence[str], spec: InputSpec, mirrors: Sequence[Mirror]) -> None:
+        self.read, self.tokens, self.spec, self.mirrors = read, tokens, spec, mirrors
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __getitem__(self, position: int) -> tuple[Frame, Frame, list[Arrays]]:
+        frame, seen = self.read(self.tokens[position])
+        return frame, seen, _prepared(seen, self.spec, self.mirrors)

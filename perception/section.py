@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from perception.errors import InputError
 
 MODULE_NAME = r"[A-Za-z][\w-]*"
+Positive = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 class Section(BaseModel):
@@ -66,6 +69,36 @@ def read_yaml(path: Path, name: str) -> Any:
     except yaml.YAMLError as error:
         raise InputError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
     return {} if content is None else content
+
+
+def overridden(content: Any, changes: Sequence[str]) -> Any:
+    """A parsed YAML document with other values for some keys.
+
+    Args:
+        changes: KEY.KEY=VALUE, with the value in YAML: train.batch=8.
+
+    Raises:
+        InputError: a change is written otherwise, or goes into a value that is no mapping.
+    """
+    for change in changes:
+        key, equals, value = change.partition("=")
+        try:
+            parsed = yaml.safe_load(value)
+        except yaml.YAMLError:
+            equals = ""
+        if not equals or not key:
+            raise InputError(f"{change}: write KEY=VALUE, such as train.batch=8")
+        content = _changed(content, key.split("."), parsed, change)
+    return content
+
+
+def _changed(content: Any, keys: Sequence[str], value: Any, change: str) -> Any:
+    if not keys:
+        return value
+    if not isinstance(content, dict | None):
+        raise InputError(f"{change}: {keys[0]} would be a key of {content!r}, which has none")
+    content = content or {}
+    return {**content, keys[0]: _changed(content.get(keys[0]), keys[1:], value, change)}
 
 
 def shipped(folder: str, name: str) -> Path | None:

@@ -31,6 +31,9 @@ def test_shipped_configurations_are_valid_and_build(path):
         ("name: a\ntrain: {steps: many}", "train.steps: input should be a valid integer, got 'many'"),
         ("name: a\ntrain: {steps: 0}", "train.steps: input should be greater than 0, got 0"),
         ("name: a\ntrain: {drop_lidar: 1.5}", "train.drop_lidar: input should be less than or equal to 1"),
+        ("name: a\ntrain: {steps: 9, epochs: 2}", "train: give `steps` or `epochs`, one of them"),
+        ("name: a\ntrain: {steps: null}", "train: give `steps` or `epochs`, one of them"),
+        ("name: a\ntrain: {schedule: {kind: step}}", "train.schedule: `milestones` are for the kind `step`"),
         ("name: a\nseed: 1.5", "seed: input should be a valid integer"),
         ("name: a\nmodel: {lidar: null}", "the model needs `lidar`, `camera` or both"),
         ("name: a\nmodel: {trunk: {channels: [3, 4]}}", "channels, blocks and strides must have the same length"),
@@ -49,3 +52,29 @@ def test_a_mistake_is_one_line_that_names_the_key(tmp_path, text, message):
 def test_an_absent_file_is_named(tmp_path):
     with pytest.raises(InputError, match="cannot read the configuration"):
         load_config(tmp_path / "none.yaml")
+
+
+def test_keys_are_overridden_one_by_one(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("name: a\ntrain: {steps: 9, batch: 2}")
+    config = load_config(path, ["train.batch=8", "data.augment=null", "train.validation.split=val", "seed=3"])
+    assert (config.train.batch, config.train.steps, config.seed) == (8, 9, 3)
+    assert config.data.augment is None
+    assert config.train.validation.split == "val"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("train.bach=8", "train.bach: is not a known key"),
+        ("train.batch=many", "train.batch: input should be a valid integer, got 'many'"),
+        ("train.batch", "train.batch: write KEY=VALUE, such as train.batch=8"),
+        ("train.batch=[", "train.batch=[: write KEY=VALUE"),
+        ("name.first=b", "name.first=b: first would be a key of 'a', which has none"),
+    ],
+)
+def test_a_wrong_override_is_one_line(tmp_path, change, message):
+    path = tmp_path / "c.yaml"
+    path.write_text("name: a")
+    with one_line_error(says=message):
+        load_config(path, [change])

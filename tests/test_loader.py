@@ -82,11 +82,26 @@ def test_workers_start_after_opencv_ran_threads_here(tables: NuScenesTables) -> 
     cv2.setNumThreads(threads)
 
 
-def test_processes_share_the_positions_of_a_step(tables: NuScenesTables) -> None:
-    pair = [_batches(tables, _config({"batch": 1}), 0, process, 2) for process in (0, 1)]
-    for whole, first, second in zip(_batches(tables, _config()), *pair, strict=True):
-        assert whole.tokens == first.tokens + second.tokens
-        assert torch.equal(whole.inputs["images"], torch.cat([first.inputs["images"], second.inputs["images"]]))
+@pytest.mark.parametrize(("processes", "passes"), [(1, 4), (2, 1), (2, 2)])
+def test_processes_and_passes_share_the_positions_of_a_step(
+    tables: NuScenesTables, processes: int, passes: int
+) -> None:
+    whole = _batches(tables, _config({"batch": 4, "steps": 2}), 1)
+    config = _config({"batch": 4, "steps": 2, "accumulate": passes})
+    shares = [_batches(tables, config, 1, process, processes) for process in range(processes)]
+    assert [len(share) for share in shares] == [passes] * processes
+    parts = [batch for one_pass in zip(*shares, strict=True) for batch in one_pass]
+    assert whole[0].tokens == [token for part in parts for token in part.tokens]
+    assert torch.equal(whole[0].inputs["images"], torch.cat([part.inputs["images"] for part in parts]))
+    with pytest.raises(InputError, match=r"train.batch: 4 frames cannot be divided among 3 processes with 1 passes"):
+        _batches(tables, _config({"batch": 4}), 0, 0, 3)
+
+
+def test_epochs_have_the_length_of_the_sampling(tables: NuScenesTables) -> None:
+    """Three keyframes, each with a car and a pedestrian: an epoch of balanced classes has six."""
+    for balanced, frames in ((False, 3), (True, 6)):
+        config = _config({"steps": None, "epochs": 5, "batch": 4}, class_balanced=balanced)
+        assert FrameDataset(tables, tables.samples(), config).steps == -(-5 * frames // 4)
 
 
 def test_seeds_differ(tables: NuScenesTables) -> None:

@@ -13,6 +13,7 @@ from perception.errors import InputError
 from perception.frame import Conditions
 from perception.model import PerceptionModel
 from perception.modules.spec import LowRank
+from perception.recipe import Train
 from perception.tasks.detection.config import DetectionHead
 from perception.tasks.map.config import MapHead
 from perception.training.loader import FrameDataset, batches
@@ -42,7 +43,7 @@ def small(**training: object) -> Config:
         ),
         tasks={"detection": DetectionHead(channels=8, top_k=20), "map": MapHead(channels=8)},
         modules=(LowRank(name="rain", rank=2, slots=("trunk.*", "heads.*"), when=("rain",)),),
-        train=c.Train(**(defaults | training)),
+        train=Train(**(defaults | training)),
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -27,7 +26,7 @@ from perception.commands.common import (
 from perception.errors import InputError
 
 if TYPE_CHECKING:
-    from perception.frame import Conditions, Frame, Prediction
+    from perception.frame import Conditions
 
 
 @app.command(epilog="Example: perception evaluate runs/a --data drives --out runs/a/evaluation --by condition,range")
@@ -56,15 +55,20 @@ def evaluate(
         bool, typer.Option("--official", help="Also score the submission with the data set's devkit, and compare.")
     ] = False,
     rig: RigOption = None,
+    batch: Annotated[int, typer.Option(help="Frames in a forward pass of a run.", min=1)] = 1,
+    flip: Annotated[
+        bool, typer.Option("--flip", help="Average a run's outputs over mirror images of a frame.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Score a model as nuScenes does: mAP, NDS, TP errors; and the map's IoU."""
     from perception.evaluation.evaluate import Breakdown
     from perception.evaluation.evaluate import evaluate as run
+    from perception.evaluation.predictions import Predictor
     from perception.sources import open_source
     from perception.tasks.detection.official import compare, require_official
 
-    predictor: Callable[[Frame], Prediction]
+    predictor: Predictor
     if (model / "manifest.json").exists():
         from deploy.runtime import Runtime
 
@@ -72,12 +76,14 @@ def evaluate(
         spec, taxonomy = runtime.bundle.spec, runtime.bundle.manifest.taxonomy
         if rig is not None:
             raise InputError(f"--rig {rig}: a bundle is for one rig, {spec.rig.name}; give a run")
+        if batch > 1 or flip:
+            raise InputError("--batch and --flip: the engine of a bundle takes one frame as it is; give a run")
     elif key or target != "cpu":
         raise InputError(f"{model}: --target and --key need a bundle; export one first")
     else:
         from perception.predict import TorchPredictor
 
-        predictor = torch_predictor = TorchPredictor.load(model, rig_of(rig))
+        predictor = torch_predictor = TorchPredictor.load(model, rig_of(rig), batch, flip)
         spec, taxonomy = torch_predictor.spec, torch_predictor.taxonomy
     tables, console = open_source(data, version, spec.rig, taxonomy), console_for(as_json)
     if official:

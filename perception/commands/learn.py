@@ -69,11 +69,15 @@ def _advance(progress: Progress, bar: TaskID, done: int, _: int) -> None:
     progress.update(bar, completed=done)
 
 
-@app.command(epilog="Example: perception train configs/tiny.yaml --data drives --out runs/a")
+@app.command(epilog="Example: perception train configs/tiny.yaml train.batch=4 --data drives --out runs/a")
 def train(
     config: Annotated[Path, typer.Argument(help="YAML file, such as configs/tiny.yaml.")],
     data: Root,
     out: Out,
+    changes: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE", help="Other values for its keys: train.batch=8 data.augment=null."),
+    ] = None,
     version: Version = None,
     split: Annotated[str | None, typer.Option(help="Default: the version's training split; all: every scene.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the newest checkpoint in --out.")] = False,
@@ -87,9 +91,11 @@ def train(
     from perception.sources import open_source
     from perception.training.loop import train as run
 
-    settings = load_config(config)
+    settings = load_config(config, changes or ())
     if steps is not None:
-        settings = settings.model_copy(update={"train": settings.train.model_copy(update={"steps": steps})})
+        settings = settings.model_copy(
+            update={"train": settings.train.model_copy(update={"steps": steps, "epochs": None})}
+        )
     tables = open_source(data, version, settings.rig, settings.taxonomy)
     print(run(settings, tables, split or training_split(tables.version), out, resume))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,9 +14,10 @@ from rich.progress import track
 from perception.atomic import made, write_atomically
 from perception.datasets.keyframes import Keyframes
 from perception.datasets.listed import ListedKeyframes
+from perception.evaluation.predictions import Predicted, Predictor, Reader, predictions
 from perception.evaluation.robustness import chosen_corruptions, robustness, robustness_table
 from perception.evaluation.slices import Known, check_axes, slice_scores, slice_table
-from perception.frame import Frame, Prediction
+from perception.frame import Frame
 from perception.sensors.inputs import InputSpec
 from perception.tasks import TASKS
 from perception.tasks.task import FrameWriter, Metric
@@ -35,7 +36,7 @@ class Breakdown(NamedTuple):
 
 
 def evaluate(
-    predictor: Callable[[Frame], Prediction],
+    predictor: Predictor,
     tables: Keyframes,
     split: str | None,
     selectors: Sequence[str],
@@ -46,8 +47,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Score `predictor` on the samples of a split.
 
-    One frame is held at a time, without its annotations. Samples without any sensor file are scored as well, as frames
-    with all sensors missing.
+    Frames are read without their annotations, one at a time or in the batches of the predictor. Samples without any
+    sensor file are scored as well, as frames with all sensors missing.
 
     Args:
         split: official or custom split; None or "all" for all samples of the tables.
@@ -69,10 +70,11 @@ def evaluate(
     samples = tables.samples(split, selectors)
     corruptions = chosen_corruptions(breakdown.corruptions, spec.sensors)
 
-    def frames(what: str) -> Iterator[Frame]:
-        return _frames(tables, track(samples, what, console=console, transient=True), spec)
+    def predicted(what: str, change: Callable[[Frame], Frame] | None = None) -> Predicted:
+        stream = predictions(predictor, Reader(tables, spec, change), samples)
+        return iter(track(stream, what, total=len(samples), console=console, transient=True))
 
-    known, metrics = _predicted(predictor, frames("Evaluating"), tables, spec, made(out))
+    known, metrics = _added(predicted("Evaluating"), tables, spec, made(out))
     scores: dict[str, Any] = {"split": split or "all", "selectors": list(selectors), "samples": len(samples)}
     with console.status("Scoring"):
         for metric in metrics.values():
@@ -80,39 +82,22 @@ def evaluate(
     if breakdown.by:
         scores["slices"] = slice_scores(known, metrics, breakdown.by, tables.taxonomy.conditions)
     if corruptions:
-        scores["robustness"] = robustness(predictor, frames, metrics, corruptions, spec.rig.sensors.cameras)
+        scores["robustness"] = robustness(predicted, metrics, corruptions, spec.rig.sensors.cameras)
     write_atomically(out / "metrics.json", json.dumps(scores, indent=2, allow_nan=False).encode())
     _print(scores, metrics, tables, console)
     return scores
 
 
-def _frames(tables: Keyframes, samples: Iterable[str], spec: InputSpec) -> Iterator[Frame]:
-    """The keyframes with the model's inputs, without annotations."""
-    for token in samples:
-        yield tables.frame(
-            token,
-            spec.grid.reference,
-            spec.sweeps,
-            annotations=False,
-            lidar=spec.lidar is not None,
-            cameras=spec.camera is not None,
-        )
-
-
-def _predicted(
-    predictor: Callable[[Frame], Prediction],
-    frames: Iterable[Frame],
-    tables: Keyframes,
-    spec: InputSpec,
-    out: Path,
+def _added(
+    predicted: Predicted, tables: Keyframes, spec: InputSpec, out: Path
 ) -> tuple[list[Known], dict[str, Metric[Any]]]:
     """Conditions and scenes of the frames, and the metrics of the tasks that were predicted in them."""
     known: list[Known] = []
     metrics: dict[str, Metric[Any]] = {}
     writers: dict[str, FrameWriter] = {}
     with ExitStack() as files:
-        for frame in frames:
-            for task, result in predictor(frame).results.items():
+        for frame, prediction in predicted:
+            for task, result in prediction.results.items():
                 if task not in metrics:
                     metrics[task] = TASKS[task].metric(tables, spec.grid)
                     submission = TASKS[task].submission(out, spec.sensors, tables.taxonomy)

@@ -9,8 +9,9 @@ corruption is the mean over its levels of the main score relative to the clean o
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -18,8 +19,9 @@ from rich.table import Table
 
 from perception.errors import InputError
 from perception.evaluation import corrupt
+from perception.evaluation.predictions import Predicted
 from perception.evaluation.slices import numbers, part_scores
-from perception.frame import Frame, Prediction
+from perception.frame import Frame
 from perception.strict_json import shown
 from perception.tasks.task import Metric
 
@@ -110,20 +112,19 @@ def chosen_corruptions(names: Sequence[str], sensors: Sequence[str]) -> list[str
 
 
 def robustness(
-    predictor: Callable[[Frame], Prediction],
-    frames: Callable[[str], Iterable[Frame]],
+    predicted: Callable[[str, Callable[[Frame], Frame]], Predicted],
     metrics: Mapping[str, Metric[Any]],
     names: Sequence[str],
     cameras: Sequence[str],
 ) -> dict[str, Any]:
-    """Scores of `predictor` under each corruption at each of its levels.
+    """Scores of a predictor under each corruption at each of its levels.
 
     Random draws depend only on the corruption's name, its level and the frame, so that all models get the same frames;
     a displaced sensor has the same pose for the whole evaluation.
 
     Args:
-        frames: returns the frames of the metrics again, in their order, without annotations; its argument describes the
-            purpose, for progress.
+        predicted: returns the predictions on the changed frames of the metrics, in their order; its first argument
+            describes the purpose, for progress.
         metrics: task -> metric of the frames without corruption.
         names: keys of CORRUPTIONS.
         cameras: of the rig.
@@ -140,7 +141,12 @@ def robustness(
         levels: list[dict[str, Any]] = []
         for level in corruption.levels_of(len(cameras)):
             again = {task: type(metric)(metric.source, metric.grid) for task, metric in metrics.items()}
-            count = _add(again, predictor, frames(f"{name} {level:g}"), name, level, cameras)
+            count = 0
+            change = partial(corrupted, name=name, level=level, cameras=cameras)
+            for frame, prediction in predicted(f"{name} {level:g}", change):
+                count += 1
+                for task, metric in again.items():
+                    metric.add(frame, prediction.results[task])
             clean = clean or part_scores(metrics, np.ones(count, bool))
             levels.append({"level": level, **numbers(part_scores(again, np.ones(count, bool)))})
         left = float(np.mean([each[main] for each in levels])) / clean[main] if main and clean.get(main) else None
@@ -149,25 +155,11 @@ def robustness(
     return {"mRA": float(np.mean(shares)) if shares else None, "corruptions": found}
 
 
-def _add(
-    metrics: Mapping[str, Metric[Any]],
-    predictor: Callable[[Frame], Prediction],
-    frames: Iterable[Frame],
-    name: str,
-    level: float,
-    cameras: Sequence[str],
-) -> int:
-    """Add the predictions on the corrupted frames to the metrics; returns the number of frames."""
-    count = 0
-    for frame in frames:
-        count += 1
-        seed = "" if CORRUPTIONS[name].lasting else frame.token
-        digest = hashlib.sha256(f"{name}\0{level}\0{seed}".encode()).digest()
-        rng = np.random.default_rng(np.frombuffer(digest, np.uint32))
-        prediction = predictor(CORRUPTIONS[name].apply(frame, level, rng, cameras))
-        for task, metric in metrics.items():
-            metric.add(frame, prediction.results[task])
-    return count
+def corrupted(frame: Frame, name: str, level: float, cameras: Sequence[str]) -> Frame:
+    """The frame with a corruption of CORRUPTIONS at a level, for a rig with these cameras."""
+    seed = "" if CORRUPTIONS[name].lasting else frame.token
+    digest = hashlib.sha256(f"{name}\0{level}\0{seed}".encode()).digest()
+    return CORRUPTIONS[name].apply(frame, level, np.random.default_rng(np.frombuffer(digest, np.uint32)), cameras)
 
 
 def robustness_table(metrics: dict[str, Any]) -> Table:

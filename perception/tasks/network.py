@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from torch import Tensor, nn
+
+Axis = Literal["x", "y"]
 
 
 class Loss(NamedTuple):
@@ -46,6 +48,20 @@ class TaskNetwork(nn.Module):
     @abstractmethod
     def losses(self, dense: Mapping[str, Tensor], labels: Mapping[str, Tensor]) -> dict[str, Loss]:
         """Loss terms by name; the sum of their means is minimised."""
+
+    def unflipped(self, dense: Mapping[str, Tensor], axis: Axis) -> dict[str, Tensor]:
+        """The dense outputs of a scene, from those of its mirror image.
+
+        Maps (B, C, rows, columns) are mirrored here; heads with directed quantities or lateral positions override it.
+
+        Args:
+            axis: of the reference frame, whose sign the mirror image changes. x runs along columns, y along rows.
+
+        Raises:
+            InputError: the head cannot do it.
+        """
+        dimension = -1 if axis == "x" else -2
+        return {name: value.flip(dimension) if value.ndim == 4 else value for name, value in dense.items()}
 
 
 class FittedNetwork(TaskNetwork):

@@ -29,8 +29,15 @@ def with_module(config: Config, module: Mapping[str, Any], **training: Any) -> C
     """
     content = config.model_dump(mode="json")
     content["modules"].append(dict(module))
-    content["train"].update(training)
+    content["train"] = _further(content["train"], training)
     return parse_config(content, f"module {module.get('name')}")
+
+
+def _further(train: Mapping[str, Any], training: Mapping[str, Any]) -> dict[str, Any]:
+    """The `train` section of a checkpoint for a further training, without validation."""
+    length = {"epochs": None} if "steps" in training else {}
+    rate = {"base_batch": None} if "learning_rate" in training else {}
+    return {**train, "validation": None, **length, **rate, **training}
 
 
 def adapt(
@@ -144,7 +151,7 @@ def add_task(
     given = model.config.model_dump(mode="json")
     given["fusions"] = bank.fusions
     given["modules"] = [module.model_dump(mode="json") for module in bank.modules.values()] + own
-    given["train"].update(training)
+    given["train"] = _further(given["train"], training)
     model.config = parse_config(given, str(checkpoint))
     for spec in model.config.modules[len(bank.modules) :]:
         bank.add(spec)

@@ -1,9 +1,10 @@
 """Checkpoints: folders of safetensors and JSON, written atomically.
 
 RUN/checkpoints/step-000500/
-    model.safetensors       parameters and buffers
-    training.safetensors    optimizer moments and random state
+    model.safetensors       parameters and buffers; with `train.ema` their average
+    training.safetensors    optimizer moments and random state; with `train.ema` also the weights that train
     checkpoint.json         configuration, step, schedule, training data, sha256 of the two files
+RUN/checkpoints/best/       with `train.validation`, the model with the highest score, which no training resumes from
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +27,7 @@ from perception.errors import InputError
 from perception.model import PerceptionModel
 from perception.rig import Rig
 
+_WEIGHTS = "weights."  # prefix of the weights that train, beside their average
 KEPT = 2  # number of newest checkpoints of a run that are kept
 
 
@@ -43,12 +45,14 @@ def save(
     optimizer: torch.optim.Optimizer,
     schedule: dict[str, Any],
     data: Sequence[str] = (),
+    averaged: nn.Module | None = None,
 ) -> Path:
     """Write the checkpoint of this step, then delete all but the newest ones.
 
     Args:
         schedule: JSON-able state of learning-rate schedule and loss scaler.
         data: descriptions of the data of each training of the model.
+        averaged: the model with the average of its weights, which is the one to load.
 
     Raises:
         InputError: the disk is full or not writable; earlier checkpoints do not change.
@@ -56,9 +60,10 @@ def save(
     final = run / "checkpoints" / f"step-{step:06d}"
     state = optimizer.state_dict()
     moments = {f"{i}.{name}": value for i, entry in state["state"].items() for name, value in entry.items()}
+    trained = {} if averaged is None else {f"{_WEIGHTS}{name}": value for name, value in model.state_dict().items()}
     tensors = {
-        "model.safetensors": model.state_dict(),
-        "training.safetensors": moments | {"random": torch.get_rng_state()},
+        "model.safetensors": (averaged or model).state_dict(),
+        "training.safetensors": moments | trained | {"random": torch.get_rng_state()},
     }
     content = {
         "config": config.model_dump(mode="json"),
@@ -71,6 +76,16 @@ def save(
     for old in sorted(final.parent.glob("step-*"))[:-KEPT]:
         shutil.rmtree(old)
     return final
+
+
+def save_best(run: Path, step: int, config: Config, model: nn.Module, data: Sequence[str], score: float) -> None:
+    """Replace RUN/checkpoints/best by the model of this step; arguments as in `save`.
+
+    Raises:
+        InputError: the disk is full or not writable; the earlier one does not change.
+    """
+    content = {"config": config.model_dump(mode="json"), "step": step, "score": score, "data": list(data)}
+    _write(run / "checkpoints" / "best", {"model.safetensors": model.state_dict()}, content)
 
 
 def save_model(folder: Path, config: Config, model: PerceptionModel, data: Sequence[str] = ()) -> None:
@@ -111,7 +126,7 @@ def _read(path: Path) -> tuple[Path, dict[str, Any]]:
     """Folder and JSON of a checkpoint, or of a run's newest one, after verifying the hashes of its files."""
     folder = path if (path / "checkpoint.json").exists() else newest(path)
     if folder is None:
-        raise InputError(f"{path}: no checkpoint here; give a run's folder or one of its checkpoints/step-*")
+        raise InputError(f"{path}: no checkpoint here; give a run's folder or one in its checkpoints")
     try:
         content = json.loads((folder / "checkpoint.json").read_text())
         hashes = content["sha256"]
@@ -123,17 +138,17 @@ def _read(path: Path) -> tuple[Path, dict[str, Any]]:
     return folder, content
 
 
-def _load_weights(model: nn.Module, file: Path) -> None:
-    weights, expected = load_file(file), model.state_dict()
-    absent, unknown = expected.keys() - weights.keys(), weights.keys() - expected.keys()
-    shapes = [k for k in expected.keys() & weights.keys() if expected[k].shape != weights[k].shape]
+def _load_weights(model: nn.Module, found: Mapping[str, Tensor], file: Path) -> None:
+    expected = model.state_dict()
+    absent, unknown = expected.keys() - found.keys(), found.keys() - expected.keys()
+    shapes = [k for k in expected.keys() & found.keys() if expected[k].shape != found[k].shape]
     if absent or unknown or shapes:
         example = min([*absent, *unknown, *shapes])
         raise InputError(
             f"{file}: belongs to another configuration: {len(absent)} tensors absent, {len(unknown)} unknown, "
             f"{len(shapes)} of another shape, such as {example}"
         )
-    model.load_state_dict(weights)
+    model.load_state_dict(found)
 
 
 def load_model(path: Path, rig: Rig | None = None) -> tuple[PerceptionModel, Config]:
@@ -150,8 +165,18 @@ def load_model(path: Path, rig: Rig | None = None) -> tuple[PerceptionModel, Con
         content["config"]["rig"] = rig.model_dump(mode="json")
     config = parse_config(content["config"], str(folder / "checkpoint.json"))
     model = PerceptionModel(config)
-    _load_weights(model, folder / "model.safetensors")
+    file = folder / "model.safetensors"
+    _load_weights(model, load_file(file), file)
     return model.eval(), config
+
+
+def weights(path: Path) -> dict[str, Tensor]:
+    """Parameters and buffers of a checkpoint or of a run's newest one.
+
+    Raises:
+        InputError: no checkpoint, or a damaged one.
+    """
+    return load_file(_read(path)[0] / "model.safetensors")
 
 
 def trained_config(path: Path) -> Config:
@@ -181,8 +206,10 @@ def provenance(path: Path) -> Provenance:
     return Provenance(content["sha256"]["model.safetensors"], tuple(content.get("data", ())))
 
 
-def resume(run: Path, config: Config, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, dict[str, Any]]:
-    """Load the run's newest checkpoint into model and optimizer; returns its step and schedule.
+def resume(
+    run: Path, config: Config, model: nn.Module, optimizer: torch.optim.Optimizer, averaged: nn.Module | None = None
+) -> tuple[int, dict[str, Any]]:
+    """Load the run's newest checkpoint into model, optimizer and average; returns its step and schedule.
 
     Raises:
         InputError: no checkpoint to resume, a damaged one, or one of another configuration.
@@ -190,12 +217,18 @@ def resume(run: Path, config: Config, model: nn.Module, optimizer: torch.optim.O
     folder, content = _read(run)
     if "training.safetensors" not in content["sha256"]:
         raise InputError(f"{folder}: holds a model without the state of a training; no training goes on from it")
-    different = _differences(content["config"], config.model_dump(mode="json"))
+    before = parse_config(content["config"], str(folder / "checkpoint.json"))  # with the defaults of newer keys
+    different = _differences(before.model_dump(mode="json"), config.model_dump(mode="json"))
     if different:
         raise InputError(f"{folder}: was trained with another configuration: {different[0]}")
-    _load_weights(model, folder / "model.safetensors")
-    tensors = load_file(folder / "training.safetensors")
+    file = folder / "training.safetensors"
+    tensors = load_file(file)
     torch.set_rng_state(tensors.pop("random"))
+    trained = {key.removeprefix(_WEIGHTS): tensors.pop(key) for key in [*tensors] if key.startswith(_WEIGHTS)}
+    whole = load_file(folder / "model.safetensors")
+    if averaged is not None:
+        _load_weights(averaged, whole, folder / "model.safetensors")
+    _load_weights(model, whole if averaged is None else trained, file)
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         index, name = key.split(".", 1)

@@ -6,8 +6,9 @@ number of workers, gets bit-identical samples.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import cv2
 import numpy as np
@@ -45,9 +46,17 @@ class Batch:
     conditions: list[Conditions]
     tokens: list[str]
 
-    def labels_on(self, device: torch.device) -> dict[str, dict[str, torch.Tensor]]:
-        """The labels on a device."""
-        return {task: {k: v.to(device) for k, v in labels.items()} for task, labels in self.labels.items()}
+    def to(self, device: torch.device) -> Batch:
+        """The batch on a device; from pinned memory the copy runs while the caller goes on."""
+        return self._changed(lambda value: value.to(device, non_blocking=True))
+
+    def pin_memory(self) -> Batch:
+        """The batch in page-locked memory; called by the DataLoader."""
+        return self._changed(torch.Tensor.pin_memory)
+
+    def _changed(self, change: Callable[[torch.Tensor], torch.Tensor]) -> Batch:
+        labels = {task: {k: change(v) for k, v in own.items()} for task, own in self.labels.items()}
+        return replace(self, inputs={name: change(value) for name, value in self.inputs.items()}, labels=labels)
 
 
 class FrameDataset(Dataset[Sample]):
@@ -82,6 +91,11 @@ class FrameDataset(Dataset[Sample]):
         if self._holders is None:
             return len(self._tokens)
         return len(self._holders) * _quota(self._holders)
+
+    @property
+    def steps(self) -> int:
+        """Number of steps of the training."""
+        return self._config.train.total_steps(self.epoch_length)
 
     def token(self, position: int) -> str:
         """Token of the keyframe at a position."""
@@ -172,28 +186,49 @@ def batch_inputs(frames: Sequence[Mapping[str, np.ndarray]]) -> dict[str, torch.
 def batches(
     dataset: FrameDataset, config: Config, start_step: int = 0, process: int = 0, processes: int = 1
 ) -> Iterator[Batch]:
-    """The batches of this process from `start_step` to the end of the training.
+    """The batches of this process from `start_step` to the end of the training: `config.train.accumulate` for a step.
+
+    The frames of a step do not depend on the number of processes or passes.
 
     Args:
         start_step: number of steps done already.
-        process: rank of this process; in a step each process takes its own `config.train.batch` positions.
+        process: rank of this process.
         processes: number of processes.
+
+    Raises:
+        InputError: the batch of a step cannot be divided among processes and passes.
     """
-    size = config.train.batch
-    starts = [(step * processes + process) * size for step in range(start_step, config.train.steps)]
+    train = config.train
+    size, rest = divmod(train.batch, train.accumulate * processes)
+    if rest:
+        shares = f"{processes} processes with {train.accumulate} passes each"
+        raise InputError(f"train.batch: {train.batch} frames cannot be divided among {shares}")
+    starts = [
+        step * train.batch + (i * processes + process) * size
+        for step in range(start_step, dataset.steps)
+        for i in range(train.accumulate)
+    ]
     loader = DataLoader(
         dataset,
         batch_sampler=[list(range(start, start + size)) for start in starts],
         num_workers=config.data.workers,
         collate_fn=collate,
+        pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # else a resumed training would advance the global one
     )
+    yield from loaded(loader)
+
+
+def loaded(loader: DataLoader[Any]) -> Iterator[Any]:
+    """What a loader loads; an InputError of a worker has its one line, without the worker's traceback."""
     threads = cv2.getNumThreads()
-    if config.data.workers:
+    if loader.num_workers:
         # A forked worker would deadlock on OpenCV's thread pool, which a fork does not copy.
         cv2.setNumThreads(1)
     try:
         yield from loader
+    except InputError as error:
+        raise InputError(str(error).rstrip().rpartition("InputError: ")[2]) from None
     finally:
         cv2.setNumThreads(threads)
 

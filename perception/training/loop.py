@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+import copy
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from datetime import timedelta
+from itertools import islice
 from pathlib import Path
+from typing import cast
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, set_seed
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from torch.optim.lr_scheduler import OneCycleLR
-from torch.utils.tensorboard import SummaryWriter
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, set_seed
+from torch import Tensor, nn
 
 from perception.config import Config
 from perception.datasets.keyframes import Keyframes
 from perception.errors import InputError
 from perception.model import PerceptionModel
-from perception.training import checkpoint, trainable
+from perception.training import checkpoint, norms, trainable
+from perception.training.average import averaged
 from perception.training.loader import Batch, FrameDataset, batches
+from perception.training.log import TrainingLog
+from perception.training.schedule import schedule_of
+from perception.training.start import initialise
+from perception.training.validation import Validator
 
 
 def train(config: Config, tables: Keyframes, split: str | None, run: Path, resume: bool = False) -> Path:
@@ -26,7 +34,13 @@ def train(config: Config, tables: Keyframes, split: str | None, run: Path, resum
     set_seed(config.seed)
     model = PerceptionModel(config)
     trainable.joint(model)
-    return fit(model, tables, tables.samples(split, config.data.scenes), run, resume)
+    earlier: tuple[str, ...] = ()
+    if resume:
+        earlier = checkpoint.provenance(run).data[:-1]
+    elif config.init_from is not None:
+        initialise(model, config.init_from)
+        earlier = checkpoint.provenance(Path(config.init_from.run)).data
+    return fit(model, tables, tables.samples(split, config.data.scenes), run, resume, earlier)
 
 
 def fit(
@@ -39,7 +53,8 @@ def fit(
 ) -> Path:
     """Train the unfrozen parameters on these keyframes; returns the folder of the last checkpoint.
 
-    Writes RUN/checkpoints/step-* and RUN/tensorboard.
+    Writes RUN/checkpoints/step-* and RUN/tensorboard; with `train.validation` also RUN/checkpoints/best and
+    RUN/validation.
 
     Args:
         resume: go on from the newest checkpoint; on a CPU the result is bit-identical to that of an uninterrupted run.
@@ -51,11 +66,18 @@ def fit(
     _require_possible(model.config, run, resume)
     training = _Training(model, tables, tokens, run, earlier)
     first = training.resume() if resume else 0
-    with training.shown(first) as show:
-        for step, batch in enumerate(training.batches(first), first + 1):
-            values = training.step(step, batch)
-            show(step, values)
-            if step % model.config.train.checkpoint_every == 0 and step < model.config.train.steps:
+    training.check()
+    options = model.config.train
+    with TrainingLog(run, first, training.steps, training.main) as log:
+        for step, passes in enumerate(training.passes(first), first + 1):
+            log.add(step, training.step(passes))
+            saves = step % options.checkpoint_every == 0 or step == training.steps
+            validates = training.validates(step)
+            if saves or validates or step % options.log_every == 0:
+                log.write(training.scalars())
+            if validates:
+                log.scalars(step, "validation", training.validate(step))
+            if saves:
                 training.save(step)
     return training.finish()
 
@@ -70,81 +92,137 @@ class _Training:
         options = self.config.train
         self.data = (*earlier, described(tables, tokens))
         unused = bool(self.config.modules or self.config.routing)
+        waits = timedelta(hours=12)  # of the other processes for a validation
         self.accelerator = Accelerator(
             mixed_precision=options.precision,
             cpu=not torch.cuda.is_available(),
-            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=unused)],
+            kwargs_handlers=[
+                DistributedDataParallelKwargs(find_unused_parameters=unused),
+                *([InitProcessGroupKwargs(timeout=waits)] if options.validation else []),
+            ],
         )
         set_seed(self.config.seed)
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a tenth faster
-        optimizer = trainable.optimizer_of(model, options.learning_rate, options.weight_decay)
-        self.schedule = OneCycleLR(optimizer, options.learning_rate, total_steps=options.steps + 1)
+        if options.norm_momentum is not None:
+            norms.set_momentum(model, options.norm_momentum)
+        if options.sync_norm and self.accelerator.num_processes > 1:
+            norms.synchronise(model)
+        optimizer = trainable.optimizer_of(model, options.peak, options.weight_decay, options.rates)
         self.dataset = FrameDataset(tables, tokens, self.config, model.computed)
+        self.steps = self.dataset.steps
+        self.schedule = schedule_of(optimizer, options.schedule, self.steps)
+        model.to(self.accelerator.device)
+        # Copied before `prepare`, which replaces the model's `forward`.
+        self.average = None if options.ema is None else averaged(model, options.ema)
+        self.validator = None if options.validation is None else Validator(options.validation, tables, run)
+        self.validated = copy.deepcopy(model) if self.validator and self.average is None else None
+        self.best = -math.inf  # score so far
         self.parallel, self.optimizer = self.accelerator.prepare(model, optimizer)
         self.main = self.accelerator.is_main_process
 
     def resume(self) -> int:
         """Go on from the newest checkpoint; returns its step."""
-        step, state = checkpoint.resume(self.run, self.config, self.model, self.optimizer)
+        average = None if self.average is None else self.average.module
+        step, state = checkpoint.resume(self.run, self.config, self.model, self.optimizer, average)
+        if self.average is not None:
+            self.average.n_averaged.fill_(step)
         self.schedule.load_state_dict(state["rate"])
+        self.best = state.get("best", -math.inf)
         if self.accelerator.scaler is not None and state["scaler"]:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         return step
 
-    def batches(self, first: int) -> Iterator[Batch]:
-        """This process's batches of the steps after `first`."""
-        share = (self.accelerator.process_index, self.accelerator.num_processes)
-        return batches(self.dataset, self.config, first, *share)
+    def check(self) -> None:
+        """Raise InputError if the validation cannot work; main process only."""
+        if self.main and self.validator is not None:
+            self.validator.check(self.evaluated())
 
-    def step(self, step: int, batch: Batch) -> dict[str, float]:
-        """One step of the optimizer; returns the loss terms and other scalars to log."""
-        device = self.accelerator.device
-        inputs = {name: value.to(device) for name, value in batch.inputs.items()}
-        terms = self.model.losses(self.parallel(inputs, batch.conditions), batch.labels_on(device))
-        costs = torch.stack([term.each() for term in terms.values()]).sum(dim=0).detach()
-        losses = {name: term.mean() for name, term in terms.items()} | self.model.routing_losses(costs)
-        loss = torch.stack(list(losses.values())).sum()
-        if not torch.isfinite(loss):
-            raise InputError(f"{self.run}: the loss at step {step} is {loss.item()}; lower train.learning_rate")
-        self.accelerator.backward(loss)
-        norm = float(self.accelerator.clip_grad_norm_(self.parallel.parameters(), self.config.train.gradient_clip))
+    def passes(self, first: int) -> Iterator[list[Batch]]:
+        """This process's batches of each step after `first`, one for each forward pass."""
+        share = (self.accelerator.process_index, self.accelerator.num_processes)
+        stream = batches(self.dataset, self.config, first, *share)
+        while passes := list(islice(stream, self.config.train.accumulate)):
+            yield passes
+
+    def step(self, passes: Sequence[Batch]) -> dict[str, Tensor]:
+        """One step of the optimizer; returns loss terms, their sum `loss` and the gradient's norm, on the device.
+
+        The loss is the mean over the passes, as it is over processes.
+        """
+        sums: dict[str, Tensor] = {}
+        for batch in passes:
+            waits = nullcontext() if batch is passes[-1] else self.accelerator.no_sync(self.parallel)
+            with waits:
+                losses = self.losses(batch.to(self.accelerator.device))
+                losses["loss"] = torch.stack(list(losses.values())).sum()
+                self.accelerator.backward(losses["loss"] / len(passes))
+            for name, value in losses.items():
+                sums[name] = sums.get(name, 0) + value.detach() / len(passes)
+        norm = self.accelerator.clip_grad_norm_(self.parallel.parameters(), self.config.train.gradient_clip)
         self.optimizer.step()
         self.schedule.step()
         self.optimizer.zero_grad()
-        values = {name: value.item() for name, value in losses.items()} | self.model.routing_balance()
-        return values | {"norm": norm, "learning_rate": float(self.schedule.get_last_lr()[0])}
+        if self.average is not None:
+            self.average.update_parameters(self.model)
+        return {**sums, "norm": norm}
 
-    @contextmanager
-    def shown(self, first: int) -> Iterator[Callable[[int, dict[str, float]], None]]:
-        """A function that logs the values of a step to a progress bar and RUN/tensorboard; main process only."""
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with ExitStack() as stack:
-            losses = TextColumn("{task.fields[losses]}")
-            progress = stack.enter_context(Progress(*columns, losses, disable=not self.main))
-            bar = progress.add_task("training", total=self.config.train.steps, completed=first, losses="")
-            writer = stack.enter_context(SummaryWriter(str(self.run / "tensorboard"))) if self.main else None
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """The loss terms of a forward pass."""
+        terms = self.model.losses(self.parallel(batch.inputs, batch.conditions), batch.labels)
+        costs = torch.stack([term.each() for term in terms.values()]).sum(dim=0).detach()
+        return {name: term.mean() for name, term in terms.items()} | self.model.routing_losses(costs)
 
-            def show(step: int, values: dict[str, float]) -> None:
-                terms = {name: value for name, value in values.items() if "/" in name}
-                progress.update(bar, completed=step, losses=" ".join(f"{k} {v:.2f}" for k, v in terms.items()))
-                if writer is not None:
-                    for name, value in values.items():
-                        writer.add_scalar(f"train/{name}", value, step)
+    def scalars(self) -> dict[str, float]:
+        """Numbers of the last step to log besides those of `step`."""
+        return {**self.model.routing_balance(), "learning_rate": float(self.schedule.get_last_lr()[0])}
 
-            yield show
+    def evaluated(self) -> PerceptionModel:
+        """A model with the weights to evaluate, which is not the one that trains."""
+        if self.average is not None:
+            return cast(PerceptionModel, self.average.module)
+        assert self.validated is not None
+        self.validated.load_state_dict(self.model.state_dict())
+        return self.validated
+
+    def validates(self, step: int) -> bool:
+        """Whether a validation follows on this step."""
+        if self.config.train.validation is None or step == self.steps:
+            return self.config.train.validation is not None
+        period = self.config.train.validation_period(self.dataset.epoch_length)
+        return step * self.config.train.batch // period > (step - 1) * self.config.train.batch // period
+
+    def validate(self, step: int) -> dict[str, float]:
+        """Evaluate, and keep the best model; returns the scores in the main process, and nothing in others."""
+        found: dict[str, float] = {}
+        if self.main and self.validator is not None:
+            model = self.evaluated()
+            score, found = self.validator.scores(model)
+            if score > self.best:
+                self.best = score
+                checkpoint.save_best(self.run, step, self.config, model, self.data, score)
+        self.accelerator.wait_for_everyone()
+        return found
 
     def save(self, step: int) -> None:
-        """Write RUN/checkpoints/step-*; main process only."""
+        """Write RUN/checkpoints/step-*; main process only.
+
+        Raises:
+            InputError: a weight is not finite, or the disk is full.
+        """
         if self.main:
+            _require_finite(self.model, f"{self.run}: after step {step}")
             scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else {}
-            state = {"rate": self.schedule.state_dict(), "scaler": scaler}
-            checkpoint.save(self.run, step, self.config, self.model, self.optimizer, state, self.data)
+            best = {} if math.isinf(self.best) else {"best": self.best}
+            state = {"rate": self.schedule.state_dict(), "scaler": scaler, **best}
+            average = None if self.average is None else self.average.module
+            checkpoint.save(self.run, step, self.config, self.model, self.optimizer, state, self.data, average)
 
     def finish(self) -> Path:
-        """Write the last checkpoint and wait for all processes; returns its folder."""
-        self.save(self.config.train.steps)
+        """Wait until all processes have finished; returns the folder of the last checkpoint, whose weights it loads."""
         self.accelerator.wait_for_everyone()
-        return self.run / "checkpoints" / f"step-{self.config.train.steps:06d}"
+        if self.average is not None:
+            self.model.load_state_dict(self.average.module.state_dict())
+        return self.run / "checkpoints" / f"step-{self.steps:06d}"
 
 
 def _require_possible(config: Config, run: Path, resume: bool) -> None:
@@ -152,6 +230,14 @@ def _require_possible(config: Config, run: Path, resume: bool) -> None:
         raise InputError(f"{run}: holds a trained run already; add --resume to go on with it, or choose another --out")
     if config.train.precision == "fp16" and not torch.cuda.is_available():
         raise InputError(f"{config.name}: train.precision fp16 needs a GPU; use bf16 or no")
+
+
+def _require_finite(model: nn.Module, where: str) -> None:
+    names, sums = zip(*((name, parameter.detach().sum()) for name, parameter in model.named_parameters()), strict=True)
+    finite = torch.isfinite(torch.stack(sums)).tolist()
+    for name, whole in zip(names, finite, strict=True):
+        if not whole:
+            raise InputError(f"{where} the weights {name} are not finite; lower train.learning_rate")
 
 
 def described(tables: Keyframes, tokens: Sequence[str]) -> str:

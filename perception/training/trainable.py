@@ -3,7 +3,7 @@ normalisations keep their statistics."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -73,13 +73,29 @@ def parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:
     return [(name, p) for name, p in model.named_parameters() if p.requires_grad]
 
 
-def optimizer_of(model: nn.Module, rate: float, decay: float) -> torch.optim.Optimizer:
-    """AdamW over the trainable parameters. Modules have no weight decay: not all are the identity at zero."""
-    groups: dict[bool, list[nn.Parameter]] = {False: [], True: []}
+def optimizer_of(
+    model: nn.Module, rate: float, decay: float, factors: Mapping[str, float] | None = None
+) -> torch.optim.Optimizer:
+    """AdamW over the trainable parameters. Modules have no weight decay: not all are the identity at zero.
+
+    Args:
+        factors: glob of parameters of the model -> factor of their rate; the first glob that matches counts.
+
+    Raises:
+        InputError: a glob matches no parameter.
+    """
+    factors = factors or {}
+    every = [name for name, _ in model.named_parameters()]
+    for pattern in factors:
+        if not any(fnmatchcase(name, pattern) for name in every):
+            raise InputError(f"train.rates: {pattern} matches no parameter; there are such as {every[0]}")
+    groups: dict[tuple[bool, float], list[nn.Parameter]] = {}
     for name, parameter in parameters(model):
-        groups[not is_base_key(name)].append(parameter)
+        factor = next((f for pattern, f in factors.items() if fnmatchcase(name, pattern)), 1.0)
+        groups.setdefault((not is_base_key(name), factor), []).append(parameter)
     options = [
-        {"params": group, "weight_decay": 0.0 if is_module else decay} for is_module, group in groups.items() if group
+        {"params": group, "lr": rate * factor, "weight_decay": 0.0 if is_module else decay}
+        for (is_module, factor), group in sorted(groups.items(), key=lambda item: item[0])
     ]
     return torch.optim.AdamW(options, lr=rate, foreach=True)
 

@@ -8,12 +8,13 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from perception.errors import InputError
 from perception.modules.slot import Slot
 from perception.tasks.detection.anchor_losses import anchor_losses
 from perception.tasks.detection.anchors import of_a_cell
 from perception.tasks.detection.attributes_by_speed import by_speed
 from perception.tasks.detection.config import AnchorHead as AnchorHeadConfig
-from perception.tasks.network import Loss, TaskNetwork
+from perception.tasks.network import Axis, Loss, TaskNetwork
 from perception.taxonomy import Taxonomy
 
 
@@ -49,6 +50,9 @@ class AnchorHead(TaskNetwork):
 
     def losses(self, dense: Mapping[str, Tensor], labels: Mapping[str, Tensor]) -> dict[str, Loss]:
         return anchor_losses(self.config, dense, labels)
+
+    def unflipped(self, dense: Mapping[str, Tensor], axis: Axis) -> dict[str, Tensor]:
+        raise InputError("tasks.detection: a head with anchors cannot average mirror images; evaluate without --flip")
 
     def decode(self, dense: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Boxes (B, classes, K, 10), scores, labels and attributes (B, classes, K) as in CenterHead; part of the graph.

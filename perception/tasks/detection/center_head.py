@@ -17,7 +17,7 @@ from perception.tasks.detection.attributes_by_speed import by_speed
 from perception.tasks.detection.config import DetectionHead
 from perception.tasks.detection.layout import Heatmap, heatmaps_of, map_name
 from perception.tasks.detection.losses import REGRESSION, center_losses
-from perception.tasks.network import Loss, TaskNetwork
+from perception.tasks.network import Axis, Loss, TaskNetwork
 from perception.taxonomy import Taxonomy
 
 _SLACK = 1.0  # subcells beyond its own that the centre of a peak's object may be
@@ -69,6 +69,19 @@ class CenterHead(TaskNetwork):
 
     def losses(self, dense: Mapping[str, Tensor], labels: Mapping[str, Tensor]) -> dict[str, Loss]:
         return center_losses(dense, labels, self.config)
+
+    def unflipped(self, dense: Mapping[str, Tensor], axis: Axis) -> dict[str, Tensor]:
+        """As in TaskNetwork; offsets count from a cell's other side, headings and velocities change their signs."""
+        maps, own = super().unflipped(dense, axis), 0 if axis == "x" else 1
+        for name, value in maps.items():
+            quantity = name.rpartition("_")[2]
+            # The mirror image in x has the heading (sin, -cos), the one in y (-sin, cos).
+            channel = 1 - own if quantity == "heading" else own
+            if quantity in ("offset", "heading", "velocity"):
+                changed = value.clone()
+                changed[:, channel] = 1 - value[:, channel] if quantity == "offset" else -value[:, channel]
+                maps[name] = changed
+        return maps
 
     def decode(self, dense: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The K best peaks of the heatmaps: boxes (B, K, 10), scores, labels and attributes (B, K); part of the graph.

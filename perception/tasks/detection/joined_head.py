@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from perception.tasks.detection.anchor_head import AnchorHead
-from perception.tasks.network import Loss, TaskNetwork
+from perception.tasks.network import Axis, Loss, TaskNetwork
 from perception.tasks.task import part_of, prefixed
 
 _FURTHER = "further"  # prefix of the second head's dense outputs and losses
@@ -32,6 +32,9 @@ class JoinedHead(TaskNetwork):
         return self.first.losses(dense, first) | prefixed(
             _FURTHER, self.further.losses(part_of(_FURTHER, dense), further)
         )
+
+    def unflipped(self, dense: Mapping[str, Tensor], axis: Axis) -> dict[str, Tensor]:
+        return self.first.unflipped(dense, axis)
 
     def decode(self, dense: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """As `AnchorHead.decode`, with the classes of both."""

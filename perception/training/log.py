@@ -1,0 +1,82 @@
+"""Progress bar and TensorBoard of a training. Losses stay on the device and are fetched once per interval."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
+
+from perception.errors import InputError
+
+
+class TrainingLog:
+    """Logs to a progress bar and RUN/tensorboard while it is entered as a context.
+
+    Args:
+        run: folder of the training.
+        first: number of steps done before.
+        steps: number of steps of the whole training.
+        main: whether this is the main process; others log nothing, and find losses that are not finite all the same.
+    """
+
+    def __init__(self, run: Path, first: int, steps: int, main: bool) -> None:
+        self.run, self.first, self.steps, self.main = run, first, steps, main
+        self._pending: list[tuple[int, dict[str, Tensor]]] = []
+        self._files = ExitStack()
+
+    def __enter__(self) -> TrainingLog:
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        losses = TextColumn("{task.fields[losses]}")
+        self._progress = self._files.enter_context(Progress(*columns, losses, disable=not self.main))
+        self._bar = self._progress.add_task("training", total=self.steps, completed=self.first, losses="")
+        folder = str(self.run / "tensorboard")
+        self._writer = self._files.enter_context(SummaryWriter(folder)) if self.main else None
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._files.close()
+
+    def add(self, step: int, values: dict[str, Tensor]) -> None:
+        """Keep the values of a step, () each, on their device until `write`; the total is called `loss`."""
+        self._pending.append((step, values))
+        self._progress.update(self._bar, completed=step)
+
+    def write(self, others: Mapping[str, float]) -> None:
+        """Log the means of the values since the last call, and other scalars of the last step.
+
+        Raises:
+            InputError: the loss of one of these steps is not finite; names the first.
+        """
+        if not self._pending:
+            return
+        steps = self._fetched()
+        for step, values in steps:
+            if not math.isfinite(values["loss"]):
+                message = f"{self.run}: the loss at step {step} is {values['loss']}; lower train.learning_rate"
+                raise InputError(message)
+        found: dict[str, list[float]] = {}
+        for _, values in steps:
+            for name, value in values.items():
+                found.setdefault(name, []).append(value)
+        means = {name: sum(values) / len(values) for name, values in found.items()}
+        shown = " ".join(f"{name} {value:.2f}" for name, value in means.items() if "/" in name)
+        self._progress.update(self._bar, losses=shown)
+        self.scalars(steps[-1][0], "train", {**means, **others})
+
+    def scalars(self, step: int, group: str, values: Mapping[str, float]) -> None:
+        """Write scalars of one step to TensorBoard as GROUP/NAME."""
+        if self._writer is not None:
+            for name, value in values.items():
+                self._writer.add_scalar(f"{group}/{name}", value, step)
+
+    def _fetched(self) -> list[tuple[int, dict[str, float]]]:
+        """The pending values by step, copied from the device at once."""
+        pending, self._pending = self._pending, []
+        numbers = iter(torch.stack([value.float() for _, values in pending for value in values.values()]).tolist())
+        return [(step, {name: next(numbers) for name in values}) for step, values in pending]

@@ -1,0 +1,306 @@
+"""The trainer: what it logs and refuses, the recipe's values, and what does not change the training."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from timm.layers import BatchNormAct2d
+from torch import nn
+
+from perception import config as c
+from perception.config import Config, Data
+from perception.datasets.nuscenes.dataset import NuScenesTables
+from perception.errors import InputError
+from perception.model import PerceptionModel
+from perception.recipe import InitFrom, Schedule, Train, Validation
+from perception.tasks.conditions.task import ConditionsConfig
+from perception.tasks.detection.config import DetectionHead
+from perception.tasks.map.config import MapHead
+from perception.tasks.task import TaskConfig
+from perception.training import norms, trainable
+from perception.training.adapt import adapt
+from perception.training.average import averaged
+from perception.training.checkpoint import load_model, newest, provenance, save_model
+from perception.training.log import TrainingLog
+from perception.training.loop import fit, train
+from perception.training.schedule import schedule_of
+from perception.training.start import initialise
+
+
+@pytest.fixture(scope="module")
+def tables(recorded_root: Path) -> NuScenesTables:
+    """Three keyframes."""
+    return NuScenesTables(recorded_root, "v1.0-tiny")
+
+
+def minimal(**training: object) -> Config:
+    """LiDAR and boxes at a size that trains at once."""
+    return Config(
+        name="minimal",
+        grid=c.Grid(cell=3.2),
+        data=Data(augment=None),
+        model=c.Model(
+            lidar=c.Lidar(max_pillars=200, points_per_pillar=3, channels=8, sweeps=0),
+            fused_channels=8,
+            trunk=c.Trunk(channels=(8,), blocks=(1,), strides=(1,), up_channels=8, stride=1),
+        ),
+        tasks={"detection": DetectionHead(channels=8, top_k=20)},
+        train=Train(**({"steps": 4, "batch": 2, "checkpoint_every": 2} | training)),
+    )
+
+
+def scalars(run: Path) -> EventAccumulator:
+    """What the training wrote to TensorBoard."""
+    return EventAccumulator(str(run / "tensorboard")).Reload()
+
+
+def test_the_log_has_means_of_intervals_and_names_the_first_loss_that_is_not_finite(tmp_path: Path) -> None:
+    losses = [4.0, 2.0, 1.0, float("nan"), float("inf")]
+    with TrainingLog(tmp_path, 0, 5, True) as log:
+        for step, value in enumerate(losses, 1):
+            log.add(step, {"map/cells": torch.tensor(value), "loss": torch.tensor(2 * value)})
+            if step in (2, 3):
+                log.write({"learning_rate": 0.5 / step})
+        with pytest.raises(InputError, match=r"the loss at step 4 is nan; lower train.learning_rate"):
+            log.write({})
+    events = scalars(tmp_path)
+    assert [(e.step, e.value) for e in events.Scalars("train/map/cells")] == [(2, 3.0), (3, 1.0)]
+    assert [(e.step, e.value) for e in events.Scalars("train/loss")] == [(2, 6.0), (3, 2.0)]
+    assert [e.value for e in events.Scalars("train/learning_rate")] == pytest.approx([0.25, 0.5 / 3])
+
+
+def test_weights_that_are_not_finite_are_not_written(tables: NuScenesTables, tmp_path: Path) -> None:
+    # The first loss is finite, the first step is too long.
+    config = minimal(steps=10, checkpoint_every=1, learning_rate=3.75e38, weight_decay=20.0)
+    with pytest.raises(InputError, match=r"after step 1 the weights \S+ are not finite; lower train.learning_rate"):
+        train(config, tables, "all", tmp_path)
+    assert not list(tmp_path.glob("checkpoints/*"))
+
+
+def rates(schedule: Schedule, steps: int, *peaks: float) -> np.ndarray:
+    """(steps, groups) learning rates."""
+    groups = [{"params": [nn.Parameter(torch.zeros(1))], "lr": peak} for peak in peaks]
+    optimizer = torch.optim.AdamW(groups, lr=1.0)
+    rule, found = schedule_of(optimizer, schedule, steps), []
+    for _ in range(steps):
+        found.append([group["lr"] for group in optimizer.param_groups])
+        optimizer.step()
+        rule.step()
+    return np.array(found)
+
+
+def test_rates_follow_their_closed_forms() -> None:
+    done, steps = np.arange(100), 100
+    cosine = rates(Schedule(kind="cosine", warm_up=0.2, start_divisor=5.0), steps, 2.0, 0.2)
+    expected = np.where(done < 20, 0.2 + 0.8 * done / 20, (1 + np.cos(np.pi * (done - 20) / 80)) / 2)
+    np.testing.assert_allclose(cosine, np.outer(expected, [2.0, 0.2]), rtol=1e-12)
+    step = rates(Schedule(kind="step", warm_up=0.0, milestones=(0.5, 0.9)), steps, 2.0)
+    np.testing.assert_allclose(step[:, 0], 2.0 * np.where(done < 50, 1, np.where(done < 90, 0.1, 0.01)), rtol=1e-12)
+    one = rates(Schedule(warm_up=0.4, start_divisor=10.0), steps, 2.0, 0.2)
+    top = 0.4 * (steps + 1) - 1
+    rise, fall = (1 - np.cos(np.pi * done / top)) / 2, (1 + np.cos(np.pi * (done - top) / (steps - top))) / 2
+    least = 0.1 / 1e4
+    expected = np.where(done <= top, 0.1 + 0.9 * rise, least + (1 - least) * fall)
+    np.testing.assert_allclose(one, np.outer(expected, [2.0, 0.2]), rtol=1e-12)
+
+
+def test_a_rise_of_a_single_step_is_possible() -> None:
+    assert np.isfinite(rates(Schedule(warm_up=0.5), 1, 1.0)).all()
+    assert rates(Schedule(kind="cosine", warm_up=1.0), 2, 1.0)[:, 0] == pytest.approx([1 / 25, 13 / 25])
+
+
+def test_the_rate_is_linear_in_the_batch_and_parts_have_their_own() -> None:
+    train = Train(batch=8, base_batch=32, learning_rate=0.4)
+    assert train.peak == pytest.approx(0.1)
+    assert Train(batch=8, learning_rate=0.4).peak == 0.4
+    model = PerceptionModel(minimal())
+    optimizer = trainable.optimizer_of(model, 0.1, 0.01, {"lidar.*": 0.5, "*.weight": 2.0})
+    rate = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    for name, parameter in model.named_parameters():
+        factor = 0.5 if name.startswith("lidar.") else 2.0 if name.endswith(".weight") else 1.0
+        assert rate[id(parameter)] == pytest.approx(0.1 * factor), name
+    with pytest.raises(InputError, match=r"train.rates: camera.\* matches no parameter; there are such as lidar"):
+        trainable.optimizer_of(model, 0.1, 0.01, {"*": 1.0, "camera.*": 0.1})
+
+
+def test_the_average_is_that_of_a_loop() -> None:
+    torch.manual_seed(0)
+    model, decay = nn.BatchNorm1d(3), 0.999
+    average, expected = averaged(model, decay), {}
+    for _ in range(30):
+        with torch.no_grad():
+            model.weight.normal_()
+        model(torch.randn(4, 3))
+        average.update_parameters(model)
+        for name, value in model.state_dict().items():
+            value = value.double()
+            expected[name] = value if name not in expected else decay * expected[name] + (1 - decay) * value
+    state = average.module.state_dict()
+    for name in ("weight", "bias", "running_mean", "running_var"):
+        torch.testing.assert_close(state[name].double(), expected[name], rtol=1e-5, atol=1e-6)
+    assert state["num_batches_tracked"] == 30
+
+
+def bytes_of(checkpoint: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in checkpoint.iterdir()}
+
+
+def test_a_resumed_training_has_the_bytes_of_a_whole_one_with_its_average(
+    tables: NuScenesTables, tmp_path: Path
+) -> None:
+    often = Validation(every=1, unit="steps", split="all", metric="samples")
+    recipe = {"ema": 0.6, "accumulate": 2, "schedule": Schedule(kind="cosine"), "rates": {"lidar.*": 0.5}}
+    config = minimal(**recipe, learning_rate=0.004, base_batch=8, validation=often)
+    whole = train(config, tables, "all", tmp_path / "whole")
+    halves = tmp_path / "halves" / "checkpoints"
+    halves.mkdir(parents=True)
+    (tmp_path / "whole" / "checkpoints" / "step-000002").rename(halves / "step-000002")
+    assert bytes_of(train(config, tables, "all", tmp_path / "halves", resume=True)) == bytes_of(whole)
+    assert not (halves / "best").exists()  # no step is better than the first
+    groups = json.loads((whole / "checkpoint.json").read_text())["optimizer"]
+    assert sorted(group["initial_lr"] for group in groups) == pytest.approx([0.0005, 0.001])
+    state = load_file(whole / "training.safetensors")
+    for name, value in load_model(whole)[0].state_dict().items():
+        same = torch.equal(value, state[f"weights.{name}"])
+        assert same == (name.endswith("num_batches_tracked")), name
+
+
+def test_the_average_of_an_adaptation_leaves_the_base_bit_for_bit(tables: NuScenesTables, tmp_path: Path) -> None:
+    base = train(minimal(ema=0.6), tables, "all", tmp_path / "base")
+    module = {"name": "a", "kind": "batch_norm", "slots": ["trunk.*norm"], "when": []}
+    adapted = adapt(base, module, tables, "all", (), tmp_path / "a", steps=3)
+    state, before = load_file(adapted / "model.safetensors"), load_file(base / "model.safetensors")
+    for name, value in before.items():
+        assert torch.equal(state[name], value), name
+    # The file of the module holds what the checkpoint holds.
+    own = load_file(tmp_path / "a" / "modules" / "a.safetensors")
+    inside = {name for name in state if ".computations.a." in name and state[name].is_floating_point()}
+    found = [any(state[name].shape == v.shape and torch.equal(state[name], v) for v in own.values()) for name in inside]
+    assert inside
+    assert all(found)
+
+
+def test_passes_of_parts_make_the_step_of_the_whole_batch(tables: NuScenesTables, tmp_path: Path) -> None:
+    """Without batch statistics. All keyframes have as many objects, so that the means of parts have equal weights."""
+    weights, logged = [], []
+    for passes in (1, 2):
+        config = minimal(steps=2, accumulate=passes, batch=4, weight_decay=0.0)
+        torch.manual_seed(0)
+        model = PerceptionModel(config)
+        trainable.base(model)
+        for layer in model.modules():
+            if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+                layer.eval()
+        fit(model, tables, tables.samples(), tmp_path / str(passes))
+        weights.append({name: value.double() for name, value in model.named_parameters()})
+        events = scalars(tmp_path / str(passes))
+        logged.append([events.Scalars(name)[0].value for name in events.Tags()["scalars"]])
+    for name, value in weights[0].items():
+        torch.testing.assert_close(weights[1][name], value, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(logged[1], logged[0], rtol=1e-5)  # losses, and the norm of the gradient
+
+
+def test_norms_change_their_momentum_and_synchronise_with_the_same_weights() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(2, 4, 1), BatchNormAct2d(4), nn.BatchNorm2d(4)).eval()
+    norms.set_momentum(network, 0.01)
+    assert [network[i].momentum for i in (1, 2)] == [0.01, 0.01]
+    x, state = torch.randn(2, 2, 3, 3), {name: value.clone() for name, value in network.state_dict().items()}
+    before = network(x)
+    norms.synchronise(network)
+    assert torch.equal(network(x), before)
+    assert all(isinstance(network[i], nn.SyncBatchNorm) and network[i].momentum == 0.01 for i in (1, 2))
+    assert all(torch.equal(value, state[name]) for name, value in network.state_dict().items())
+
+
+def test_validation_keeps_the_best_and_changes_no_training(tables: NuScenesTables, tmp_path: Path) -> None:
+    lasting = {"steps": 25, "learning_rate": 0.03, "checkpoint_every": 25, "ema": 0.5}
+    alone = train(minimal(**lasting), tables, "all", tmp_path / "alone")
+    validation = Validation(every=20, unit="steps", split="all", batch=2)
+    last = train(minimal(**lasting, validation=validation), tables, "all", tmp_path / "run")
+    for name in ("model.safetensors", "training.safetensors"):
+        assert (last / name).read_bytes() == (alone / name).read_bytes()
+    scores = {e.step: e.value for e in scalars(tmp_path / "run").Scalars("validation/NDS")}
+    assert scores[20] < scores[25]
+    best = tmp_path / "run" / "checkpoints" / "best"
+    assert json.loads((best / "checkpoint.json").read_text())["score"] == pytest.approx(scores[25])
+    assert (best / "model.safetensors").read_bytes() == (last / "model.safetensors").read_bytes()
+
+
+def test_validations_fall_on_the_ends_of_epochs(tables: NuScenesTables, tmp_path: Path) -> None:
+    """An epoch of six samples in batches of four: the third one ends within step 5, the fifth with the last step."""
+    validation = Validation(every=3, split="all", metric="samples")
+    config = minimal(steps=None, epochs=5, batch=4, validation=validation, checkpoint_every=5)
+    last = train(config, tables, "all", tmp_path)
+    assert [e.step for e in scalars(tmp_path).Scalars("validation/NDS")] == [5, 8]
+    assert newest(tmp_path) == last == tmp_path / "checkpoints" / "step-000008"
+    best, then = (tmp_path / "checkpoints" / name for name in ("best", "step-000005"))  # the first of equal ones
+    assert json.loads((best / "checkpoint.json").read_text())["step"] == 5
+    assert load_model(best)[1] == config
+    assert (best / "model.safetensors").read_bytes() == (then / "model.safetensors").read_bytes()
+
+
+def test_a_validation_that_cannot_work_is_said_before_the_training(tables: NuScenesTables, tmp_path: Path) -> None:
+    for wrong, says in (
+        ({"metric": "NDs"}, r"train.validation.metric: NDs is none of the scores NDS, mAP"),
+        ({"split": "val"}, "no scene of split val is here"),
+    ):
+        validation = Validation(**{"split": "all", **wrong})
+        with pytest.raises(InputError, match=says):
+            train(minimal(validation=validation), tables, "all", tmp_path)
+    assert newest(tmp_path) is None
+
+
+def test_a_training_starts_from_parts_of_a_run(tables: NuScenesTables, tmp_path: Path) -> None:
+    """The rate is so low that no weight moves in its last step."""
+    run = train(minimal(), tables, "all", tmp_path / "run")
+    torch.manual_seed(0)
+    fresh, still = PerceptionModel(minimal()), {"learning_rate": 1e-60, "weight_decay": 0.0, "norm_momentum": 0.0}
+    config = minimal(steps=1, **still)
+    config = config.model_copy(update={"init_from": InitFrom(run=str(tmp_path / "run"), parts=("lidar.*", "trunk.*"))})
+    started = train(config, tables, "all", tmp_path / "started")
+    state, theirs = load_file(started / "model.safetensors"), load_file(run / "model.safetensors")
+    for name, value in fresh.state_dict().items():
+        if name.endswith("num_batches_tracked"):
+            continue
+        taken = name.startswith(("lidar.", "trunk."))
+        assert torch.equal(state[name], theirs[name] if taken else value), name
+    head = "heads.detection.shared.conv.layer.weight"
+    assert not torch.equal(theirs[head], state[head])
+    described = "v1.0-tiny: 3 keyframes of 1 scenes"
+    assert provenance(tmp_path / "started").data == (described, described)
+    train(config, tables, "all", tmp_path / "started", resume=True)
+    assert provenance(tmp_path / "started").data == (described, described)
+
+
+BOXES, WIDER, MAP = DetectionHead(channels=8, top_k=20), DetectionHead(channels=9, top_k=20), MapHead(channels=8)
+
+
+@pytest.mark.parametrize(
+    ("theirs", "parts", "says"),
+    [
+        ({"detection": BOXES}, ("lidar.*", "camera.*"), r"init_from.parts: camera.\* matches no tensor of the model"),
+        (
+            {"detection": BOXES},
+            ("heads.detection.*",),
+            r"run: heads.\S+ has the shape \(8, 8, 3, 3\), that of the model \(9, 9, 3, 3\)",
+        ),
+        ({"detection": WIDER}, ("*",), r"run: has no heads.map.logits.layer.bias; choose the parts that it has"),
+        (
+            {"detection": WIDER, "map": MAP, "conditions": ConditionsConfig()},
+            ("*",),
+            r"run: has added.conditions.\S+, which the model lacks",
+        ),
+    ],
+)
+def test_parts_that_do_not_fit_are_named(
+    tmp_path: Path, theirs: dict[str, TaskConfig], parts: tuple[str, ...], says: str
+) -> None:
+    run, own = (minimal().model_copy(update={"tasks": tasks}) for tasks in (theirs, {"detection": WIDER, "map": MAP}))
+    save_model(tmp_path / "run", run, PerceptionModel(run))
+    with pytest.raises(InputError, match=says):
+        initialise(PerceptionModel(own), InitFrom(run=str(tmp_path / "run"), parts=parts))
