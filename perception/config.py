@@ -44,7 +44,9 @@ class Lidar(Section):
     overflow: Literal["fullest", "first"] = "fullest"  # pillars to keep; first: as in mmdet3d's voxelisation
     points_per_pillar: Positive = 20
     channels: Positive = 64
-    encoder: Literal["masked", "padded"] = "masked"  # padded: as in mmdet3d, see sensors/lidar/voxel_features.py
+    # Where the padding of pillars counts. real: nowhere; masked: in the statistics of the batch normalisation; padded:
+    # in these and in the maximum over the points, as in mmdet3d (sensors/lidar/voxel_features.py).
+    encoder: Literal["real", "masked", "padded"] = "real"
     hidden: tuple[Positive, ...] = Field(default=(), strict=False)  # for padded: channels of the layers before the last
     sweeps: Annotated[int, Field(ge=0, le=10)] = 10  # earlier sweeps besides the keyframe
 
