@@ -19,6 +19,7 @@ from perception.errors import InputError
 from perception.model import PerceptionModel
 from perception.training import checkpoint, trainable
 from perception.training.loader import Batch, FrameDataset, batches
+from perception.training.objects import Objects, objects_of
 
 
 def train(config: Config, tables: Keyframes, split: str | None, run: Path, resume: bool = False) -> Path:
@@ -79,9 +80,25 @@ class _Training:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a tenth faster
         optimizer = trainable.optimizer_of(model, options.learning_rate, options.weight_decay)
         self.schedule = OneCycleLR(optimizer, options.learning_rate, total_steps=options.steps + 1)
-        self.dataset = FrameDataset(tables, tokens, self.config, model.computed)
+        self.dataset = FrameDataset(
+            tables,
+            tokens,
+            self.config,
+            model.computed,
+            self._objects(tables, tokens),
+            self.accelerator.num_processes,
+        )
         self.parallel, self.optimizer = self.accelerator.prepare(model, optimizer)
         self.main = self.accelerator.is_main_process
+
+    def _objects(self, tables: Keyframes, tokens: Sequence[str]) -> Objects | None:
+        """The objects to paste, if configured; one process builds the database."""
+        paste = self.config.data.paste
+        if paste is None:
+            return None
+        with self.accelerator.main_process_first():
+            folder = self.run / "objects" if paste.folder is None else Path(paste.folder)
+            return objects_of(tables, tokens, self.config, folder)
 
     def resume(self) -> int:
         """Go on from the newest checkpoint; returns its step."""
