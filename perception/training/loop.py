@@ -96,9 +96,8 @@ class _Training:
         paste = self.config.data.paste
         if paste is None:
             return None
-        with self.accelerator.main_process_first():
-            folder = self.run / "objects" if paste.folder is None else Path(paste.folder)
-            return objects_of(tables, tokens, self.config, folder)
+        folder = self.run / "objects" if paste.folder is None else Path(paste.folder)
+        return objects_of(tables, tokens, self.config, folder, self.accelerator.is_main_process)
 
     def resume(self) -> int:
         """Go on from the newest checkpoint; returns its step."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,15 +82,20 @@ class Objects:
         return slice(*self.parts["crops"][number : number + 2].tolist())
 
 
-def objects_of(tables: Keyframes, tokens: Sequence[str], config: Config, folder: Path) -> Objects:
+def objects_of(tables: Keyframes, tokens: Sequence[str], config: Config, folder: Path, builds: bool = True) -> Objects:
     """The objects of these keyframes, from the database in the folder, which is built if it is not there.
+
+    Args:
+        builds: whether this process builds it; others wait, without the time limit of a barrier between processes.
 
     Raises:
         InputError: no object with points, a damaged database, or the disk is full.
     """
     key = key_of(tables, tokens, config)
     own = folder / key[:16]
-    if not (own / "objects.json").exists():
+    while not builds and not own.exists():
+        time.sleep(1)
+    if not own.exists():
         made(folder)
         with folder_written_whole(own, "the database of objects") as fresh:
             _build(tables, tokens, config, fresh, key)
