@@ -61,6 +61,18 @@ def test_it_holds_all_points_and_pictures_of_every_object(tables: NuScenesTables
     assert number < len(objects.boxes)
 
 
+def test_without_lidar_it_holds_what_cameras_saw(tables: NuScenesTables, tmp_path: Path) -> None:
+    content, tokens = config({"lidar": None}).model_dump(mode="json"), tables.samples()[:1]
+    content["rig"]["cameras"] = content["rig"]["cameras"][:1]
+    objects, frame = objects_of(tables, tokens, parse_config(content, "test"), tmp_path), tables.frame(tokens[0])
+    name = CAMERAS[0]
+    found = places(frame.boxes, frame.image_from_reference(name), frame.cameras[name].image.shape)
+    seen = [i for i, place in enumerate(found) if place is not None and frame.boxes.num_points[i] > 0]
+    assert 0 < len(seen) < (frame.boxes.num_points > 0).sum()
+    np.testing.assert_array_equal(objects.boxes.centers, frame.boxes.centers[seen])
+    assert not len(objects.points(0))
+
+
 def test_it_is_built_once_and_workers_do_not_change_its_bytes(
     tables: NuScenesTables, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
