@@ -13,10 +13,13 @@ from perception.grid import BevGrid, Reference
 from perception.modules.spec import LearnedRouting, Module, require_facts
 from perception.recipe import InitFrom, Train
 from perception.rig import Rig, load_rig
-from perception.section import Positive, Section, overridden, parse_section, read_yaml
+from perception.section import Positive, Section, Share, overridden, parse_section, read_yaml
 from perception.tasks import configured
 from perception.tasks.task import TaskConfig
 from perception.taxonomy import Taxonomy, load_taxonomy, named_taxonomy
+
+PerAxis = Annotated[tuple[float, float, float], Field(strict=False)]
+Range = Annotated[tuple[float, float], Field(strict=False)]
 
 
 class Grid(Section):
@@ -42,7 +45,9 @@ class Lidar(Section):
     overflow: Literal["fullest", "first"] = "fullest"  # pillars to keep; first: as in mmdet3d's voxelisation
     points_per_pillar: Positive = 20
     channels: Positive = 64
-    encoder: Literal["masked", "padded"] = "masked"  # padded: as in mmdet3d, see sensors/lidar/voxel_features.py
+    # Where the padding of pillars counts. real: nowhere; masked: in the statistics of the batch normalisation; padded:
+    # in these and in the maximum over the points, as in mmdet3d (sensors/lidar/voxel_features.py).
+    encoder: Literal["real", "masked", "padded"] = "real"
     hidden: tuple[Positive, ...] = Field(default=(), strict=False)  # for padded: channels of the layers before the last
     sweeps: Annotated[int, Field(ge=0, le=10)] = 10  # earlier sweeps besides the keyframe
 
@@ -119,9 +124,23 @@ class Augment(Section):
     flip: bool = True  # flip the BEV left-right and front-back at random
     rotation: float = 0.39  # rad, maximum about z
     scale: float = 0.05  # maximum relative change
-    translation: float = 0.5  # m, standard deviation of the shift
-    image_scale: float = 0.06  # maximum relative change of the image's size
+    translation: float | PerAxis = 0.5  # m, standard deviation of the shift; one number, or of x, y and z
+    shuffle: bool = False  # the order of the points, of which a full pillar keeps the first
+    image_scale: float | Range = 0.06  # maximum relative change of the image's size; or the range of the factor
+    image_rotation: float = 0.0  # degrees, maximum about the image's centre
     image_flip: bool = True
+    # Part of an enlarged image that is kept: any, or at any place along the width but with the recorded bottom row.
+    image_crop: Literal["any", "bottom"] = "any"
+
+
+class Paste(Section):
+    """Objects of other keyframes, pasted into the frames of the training (`training/paste.py`)."""
+
+    classes: dict[str, Positive]  # class -> number of objects up to which frames are filled
+    points: Positive = 5  # minimum number of annotated points of an object
+    until: Share = 1.0  # share of the training's steps after which nothing is pasted
+    pictures: Literal["paste", "mask"] = "mask"  # what cameras see of an object: its crop, or one colour in its place
+    folder: str | None = None  # of the database; None: RUN/objects
 
 
 class Data(Section):
@@ -131,6 +150,7 @@ class Data(Section):
     workers: Annotated[int, Field(ge=0)] = 0
     class_balanced: bool = True
     augment: Augment | None = Augment()
+    paste: Paste | None = None
 
 
 class Config(Section):
@@ -164,6 +184,17 @@ class Config(Section):
     def _cameras(self) -> Config:
         if self.model.camera is not None and not self.rig.cameras:
             raise ValueError(f"model.camera: the rig {self.rig.name} has no camera")
+        return self
+
+    @model_validator(mode="after")
+    def _pasted(self) -> Config:
+        paste = self.data.paste
+        for name in paste.classes if paste is not None else ():
+            if name not in self.taxonomy.class_names:
+                known = ", ".join(self.taxonomy.class_names)
+                raise ValueError(f"data.paste.classes: {name} is no class of the taxonomy; known are {known}")
+        if paste is not None and paste.pictures == "mask" and self.model.lidar is None:
+            raise ValueError("data.paste: without LiDAR nothing shows a masked object; write `pictures: paste`")
         return self
 
     @model_validator(mode="after")

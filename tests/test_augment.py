@@ -1,6 +1,7 @@
 """Augmentation moves points, boxes, velocities, projections and pixels together."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from perception.config import Augment, CameraBranch, Image
 from perception.frame import Boxes, Frame
 from perception.grid import BevGrid
 from perception.sensors.inputs import InputSpec, fit_width, prepare
-from perception.training.augment import draw_image_affine, draw_similarity, transformed
+from perception.training.augment import draw_image_affine, draw_similarity, shuffled, transformed
 
 STRONG = Augment(flip=True, rotation=3.0, scale=0.3, translation=2.0, image_scale=0.2, image_flip=True)
 FRAME = painted_frame(np.array([20.0, 2.0, 0.5]))
@@ -156,3 +157,94 @@ def test_unknown_velocities_stay_unknown_and_missing_sensors_missing() -> None:
     assert after.points is None
     assert np.isnan(after.boxes.velocities).all(axis=1).tolist() == [False, True, False, False]
     assert transformed(replace(frame, boxes=None), np.eye(4)).boxes is None
+
+
+def _affines(number: int, **settings: Any) -> np.ndarray:
+    """(number, 3, 3) from the network's pixels without augmentation to those with it."""
+    rng, size, fit = np.random.default_rng(0), Image(height=128, width=352), np.linalg.inv(
+        fit_width((900, 1600), Image(height=128, width=352))
+    )  # fmt: skip
+    off = Augment(image_scale=0, image_flip=False).model_copy(update=settings)
+    return np.array([draw_image_affine(rng, off, (900, 1600), size) @ fit for _ in range(number)])
+
+
+def test_images_turn_about_their_middle() -> None:
+    affines = _affines(300, image_rotation=5.4)
+    angles = np.degrees(np.arctan2(affines[:, 1, 0], affines[:, 0, 0]))
+    assert (angles.min(), angles.max()) == pytest.approx((-5.4, 5.4), abs=0.1)
+    angle, offset = np.radians(angles), np.array([100.0, 0.0])
+    middle = np.array([175.5, 63.5])
+    # A pixel 100 to the right of the middle, by hand.
+    turned = middle + 100 * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    np.testing.assert_allclose((affines @ np.append(middle + offset, 1))[:, :2], turned)
+    np.testing.assert_allclose(affines @ np.append(middle, 1), np.tile(np.append(middle, 1), (300, 1)))
+
+
+def test_a_point_lands_on_its_turned_pixel() -> None:
+    """The pixel of a 3-D point, turned in closed form, is where the prepared picture shows it and projects it to."""
+    point, size = np.array([20.0, 1.5, 0.6]), Image(height=256, width=704)
+    frame, fixed = painted_frame(point), Augment(image_scale=0, image_flip=False, image_rotation=5.4)
+    affine = draw_image_affine(np.random.default_rng(5), fixed, (900, 1600, 3), size)
+    inputs = prepare(frame, InputSpec(BevGrid(), None, CameraBranch(image=size), RIG), {"CAM_FRONT": affine})
+    angle = np.arctan2(affine[1, 0], affine[0, 0])
+    assert abs(np.degrees(angle)) > 1
+    u, v = _pixels(frame.image_from_reference("CAM_FRONT"), point[None])[0]
+    x, y = 0.44 * (u + 0.5) - 0.5 - 351.5, 0.44 * (v + 0.5) - 0.5 - (900 * 0.44 - 256) - 127.5
+    expected = [351.5 + np.cos(angle) * x - np.sin(angle) * y, 127.5 + np.sin(angle) * x + np.cos(angle) * y]
+    np.testing.assert_allclose(_pixels(inputs["image_from_reference"][0, 0], point[None])[0], expected, atol=1e-3)
+    np.testing.assert_allclose(spot_of(inputs["images"][0, 0]), expected, atol=0.08)
+
+
+def test_a_range_of_sizes_keeps_the_bottom_row() -> None:
+    affines = _affines(400, image_scale=(0.864, 1.25), image_crop="bottom")
+    zooms = affines[:, 0, 0]
+    assert (zooms.min(), zooms.max()) == pytest.approx((0.864, 1.25), abs=0.005)
+    np.testing.assert_allclose(affines[:, 1, 1], zooms)
+    np.testing.assert_allclose((affines @ [0, 127.5, 1])[:, 1], 127.5)  # the edge below the last row
+    left, right = (affines @ [-0.5, 0, 1])[:, 0], (affines @ [351.5, 0, 1])[:, 0]
+    large = zooms > 1.1
+    assert (left[large] <= -0.5 + 1e-9).all()
+    assert (right[large] >= 351.5 - 1e-9).all()
+    assert left[large].std() > 1
+
+
+def test_translation_differs_by_axis() -> None:
+    settings, rng = Augment(translation=(0.5, 0.2, 0.0)), np.random.default_rng(0)
+    shifts = np.array([draw_similarity(rng, settings) for _ in range(2000)])[:, :3, 3]
+    np.testing.assert_allclose(shifts.std(axis=0), [0.5, 0.2, 0], rtol=0.06)
+    one = draw_similarity(np.random.default_rng(1), Augment(translation=0.5))
+    np.testing.assert_array_equal(one, draw_similarity(np.random.default_rng(1), Augment(translation=(0.5,) * 3)))
+
+
+def test_shuffled_points_keep_their_lidar_and_class() -> None:
+    frame = _frame(np.random.default_rng(0))
+    number = np.arange(300)
+    frame.points[:, 3] = number
+    frame = replace(frame, lidar_of_point=number.astype(np.uint8), class_of_point=number.astype(np.int16))
+    after = shuffled(frame, np.random.default_rng(1))
+    order = after.points[:, 3].astype(int)
+    assert sorted(order) == number.tolist()
+    assert (order != number).mean() > 0.9
+    np.testing.assert_array_equal(after.points, frame.points[order])
+    np.testing.assert_array_equal(after.lidar_of_point, frame.lidar_of_point[order])
+    np.testing.assert_array_equal(after.class_of_point, frame.class_of_point[order])
+    missing = replace(frame, points=None)
+    assert shuffled(missing, np.random.default_rng(1)) is missing
+
+
+def test_options_that_are_off_draw_no_numbers() -> None:
+    """So samples of configurations without them are what they were."""
+    one, other = np.random.default_rng(0), np.random.default_rng(0)
+    draw_image_affine(one, Augment(), (900, 1600), Image())
+    other.uniform(), other.random(), other.uniform(size=2)
+    assert one.random() == other.random()
+
+
+def test_earlier_checkpoints_have_fewer_keys() -> None:
+    old = {
+        "flip": True, "rotation": 0.39, "scale": 0.05, "translation": 0.5, "image_scale": 0.06, "image_flip": True
+    }  # fmt: skip
+    assert Augment.model_validate(old) == Augment()
+    three = Augment(translation=(0.5, 0.5, 0), image_scale=(0.8, 1.2))
+    assert Augment.model_validate_json(three.model_dump_json()) == three
+    assert Augment.model_validate(three.model_dump(mode="json")) == three

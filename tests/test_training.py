@@ -1,5 +1,6 @@
 """Training: what is interrupted goes on bit for bit, every loss falls, and what cannot go on is said."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -48,11 +49,15 @@ def small(**training: object) -> Config:
 
 
 def test_a_resumed_training_ends_with_the_bytes_of_an_uninterrupted_one(tables, tmp_path):
-    whole = train(small(), tables, "all", tmp_path / "whole")
+    paste = c.Paste(classes={"car": 30}, until=0.7, pictures="paste")  # in four of the six steps
+    data = Data(augment=c.Augment(shuffle=True, image_rotation=5.4), paste=paste)
+    config = small().model_copy(update={"data": data})
+    whole = train(config, tables, "all", tmp_path / "whole")
     halves = tmp_path / "halves" / "checkpoints"
     halves.mkdir(parents=True)
     shutil.copytree(tmp_path / "whole" / "checkpoints" / "step-000003", halves / "step-000003")
-    resumed = train(small(), tables, "all", tmp_path / "halves", resume=True)
+    resumed = train(config, tables, "all", tmp_path / "halves", resume=True)
+    assert [path.name for path in (tmp_path / "whole" / "objects").iterdir()] == os.listdir(tmp_path / "halves/objects")
     for name in ("model.safetensors", "training.safetensors", "checkpoint.json"):
         assert (resumed / name).read_bytes() == (whole / name).read_bytes(), name
     before = load_file(tmp_path / "whole" / "checkpoints" / "step-000003" / "model.safetensors")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
@@ -37,6 +37,20 @@ class Route:
             return self.block
         names = tuple(self.at(slot))
         return Parallel(*names) if names else None
+
+    def of_rows(self, frames: Tensor) -> Route:
+        """The same route with weights and `z` for rows instead of frames: frames (N,) int, the frame of each row."""
+
+        def by_row(weight: Weight) -> Weight:
+            several = isinstance(weight, Tensor) and weight.ndim == 1 and len(weight) > 1
+            return weight.to(frames.device)[frames] if isinstance(weight, Tensor) and several else weight
+
+        def all_by_row(weights: Mapping[str, Weight]) -> dict[str, Weight]:
+            return {name: by_row(weight) for name, weight in weights.items()}
+
+        z = self.z if self.z is None or len(self.z) == 1 else self.z.to(frames.device)[frames]
+        by_slot = {slot: all_by_row(weights) for slot, weights in self.by_slot.items()}
+        return replace(self, weights=all_by_row(self.weights), by_slot=by_slot, z=z)
 
     def __deepcopy__(self, memo: object) -> Route:
         """Itself: routes are immutable, and torch does not copy tensors that are part of a graph."""

@@ -51,6 +51,18 @@ class Slot(nn.Module):
             parts.append(deltas(block, Site(x, y, self.layer, self.route.z), self._weighted_delta, self._fuse))
         return sum((part for part in parts if part is not None), start=y)
 
+    def of_rows(self, x: Tensor, frames: Tensor) -> Tensor:
+        """`forward` for rows x (N, I) of which each frame has its own number: frames (N,) int, the frame of each row.
+
+        `forward` takes equally many rows for each frame.
+        """
+        route, self.route = self.route, self.route.of_rows(frames)
+        try:
+            y: Tensor = self(x)
+        finally:
+            self.route = route
+        return y
+
     def _single_module(self, block: Block) -> Any:
         """The only module that the route runs here, if its delta is neither weighted nor part of an attention."""
         running = self.routed()

@@ -48,6 +48,20 @@ def transformed(frame: Frame, similarity: np.ndarray) -> Frame:
     )
 
 
+def shuffled(frame: Frame, rng: np.random.Generator) -> Frame:
+    """The frame with its points in random order, so that a pillar with too many keeps random ones."""
+    if frame.points is None:
+        return frame
+    order = rng.permutation(len(frame.points))
+    lidars, classes = frame.lidar_of_point, frame.class_of_point
+    return replace(
+        frame,
+        points=np.take(frame.points, order, axis=0),
+        lidar_of_point=None if lidars is None else lidars[order],
+        class_of_point=None if classes is None else classes[order],
+    )
+
+
 def _transformed_boxes(boxes: Boxes, similarity: np.ndarray) -> Boxes:
     linear = similarity[:3, :3]
     determinant = np.linalg.det(linear)
@@ -66,16 +80,31 @@ def _transformed_boxes(boxes: Boxes, similarity: np.ndarray) -> Boxes:
 def draw_image_affine(
     rng: np.random.Generator, settings: Augment, recorded: tuple[int, ...], size: Image
 ) -> np.ndarray:
-    """(3, 3) network pixels from recorded pixels: `fit_width` followed by random zoom, shift and flip.
+    """(3, 3) network pixels from recorded pixels: `fit_width`, then random zoom, shift, flip and rotation.
 
-    The shift is limited such that an enlarged image covers the network's image and a reduced one stays inside it.
+    The shift is limited such that an enlarged image covers the network's image and a reduced one stays inside it; with
+    `image_crop: bottom` its last row is that of the network's image. The rotation is about the middle of the network's
+    image, and leaves black corners.
     """
-    zoom = rng.uniform(1 - settings.image_scale, 1 + settings.image_scale)
+    change, middle = settings.image_scale, np.array([size.width - 1, size.height - 1]) / 2
+    zoom = rng.uniform(*((1 - change, 1 + change) if isinstance(change, float) else change))
     mirror = settings.image_flip and rng.random() < 0.5
-    middle = np.array([size.width - 1, size.height - 1]) / 2
     slack = abs(zoom - 1) * np.array([size.width, size.height]) / 2
     shift = rng.uniform(-slack, slack)
-    change = np.eye(3)
-    change[:2, :2] = np.diag([-zoom if mirror else zoom, zoom])
-    change[:2, 2] = middle + shift - change[:2, :2] @ middle
-    return change @ fit_width(recorded, size)
+    if settings.image_crop == "bottom":
+        shift[1] = (1 - zoom) * size.height / 2
+    linear = np.diag([-zoom if mirror else zoom, zoom])
+    affine = _about(middle, linear, shift) @ fit_width(recorded, size)
+    if settings.image_rotation == 0:
+        return affine
+    angle = np.radians(rng.uniform(-settings.image_rotation, settings.image_rotation))
+    cos, sin = np.cos(angle), np.sin(angle)
+    return _about(middle, np.array([[cos, -sin], [sin, cos]])) @ affine
+
+
+def _about(middle: np.ndarray, linear: np.ndarray, shift: np.ndarray | float = 0.0) -> np.ndarray:
+    """(3, 3) affine transformation of pixels with a linear part (2, 2) that moves `middle` by `shift`."""
+    matrix = np.eye(3)
+    matrix[:2, :2] = linear
+    matrix[:2, 2] = middle + shift - linear @ middle
+    return matrix

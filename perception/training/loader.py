@@ -22,7 +22,9 @@ from perception.frame import Conditions, Frame
 from perception.sensors.inputs import InputSpec, prepare, without_padding
 from perception.tasks import tasks_of
 from perception.tasks.task import joined_labels
-from perception.training.augment import draw_image_affine, draw_similarity, transformed
+from perception.training.augment import draw_image_affine, draw_similarity, shuffled, transformed
+from perception.training.objects import Objects
+from perception.training.paste import Paster
 
 _CACHE_BYTES = 2 << 30  # of decoded frames, in total over all workers
 
@@ -66,13 +68,19 @@ class FrameDataset(Dataset[Sample]):
         tokens: keyframes to train on.
         config: of model and training.
         tasks: names of the tasks that need labels; None: all.
+        objects: to paste as configured; None: nothing is pasted.
 
     Raises:
         InputError: no keyframes, or none with a box for class-balanced sampling.
     """
 
     def __init__(
-        self, tables: Keyframes, tokens: Sequence[str], config: Config, tasks: Sequence[str] | None = None
+        self,
+        tables: Keyframes,
+        tokens: Sequence[str],
+        config: Config,
+        tasks: Sequence[str] | None = None,
+        objects: Objects | None = None,
     ) -> None:
         if not tokens:
             raise InputError(f"{tables.dataroot}: no keyframes to train on; choose other scenes or another split")
@@ -80,7 +88,11 @@ class FrameDataset(Dataset[Sample]):
         self._spec = InputSpec.of(config)
         every = tasks_of(config.tasks, config.head_grid, config.taxonomy)
         self._tasks = {name: task for name, task in every.items() if tasks is None or name in tasks}
+        self._paster = None if objects is None else Paster(objects, config)
         self._holders = _frames_of_classes(tables, self._tokens) if config.data.class_balanced else None
+        until = 0.0 if config.data.paste is None else config.data.paste.until
+        # Objects are pasted into the samples of the first steps, at the positions before this one.
+        self._pasted = round(until * self.steps) * config.train.batch
         self._order: tuple[int, np.ndarray] = (-1, np.zeros(0, np.int64))  # epoch and its order
         self._frames: dict[str, Frame] = {}
         self._free_bytes = _CACHE_BYTES // max(1, config.data.workers)
@@ -111,11 +123,12 @@ class FrameDataset(Dataset[Sample]):
 
     def __getitem__(self, position: int) -> Sample:
         rng = np.random.default_rng([self._config.seed, 1, position])
-        frame = self._with_dropped_sensors(self._frame(self.token(position)), rng)
+        frame = self._with_pasted(self._with_dropped_sensors(self._frame(self.token(position)), rng), position)
         affines = None
         augment = self._config.data.augment
         if augment is not None:
             frame = transformed(frame, draw_similarity(rng, augment))
+            frame = shuffled(frame, rng) if augment.shuffle else frame
             if self._spec.camera is not None:
                 size = self._spec.camera.image
                 affines = {
@@ -158,6 +171,12 @@ class FrameDataset(Dataset[Sample]):
         if draw < drop_lidar + self._config.train.drop_cameras:
             return replace(frame, cameras={})
         return frame
+
+    def _with_pasted(self, frame: Frame, position: int) -> Frame:
+        """The frame with objects pasted, in the steps of the training in which they are."""
+        if self._paster is None or position >= self._pasted:
+            return frame
+        return self._paster(frame, np.random.default_rng([self._config.seed, 2, position]))
 
 
 def collate(samples: list[Sample]) -> Batch:

@@ -24,6 +24,7 @@ from perception.training import checkpoint, norms, trainable
 from perception.training.average import averaged
 from perception.training.loader import Batch, FrameDataset, batches
 from perception.training.log import TrainingLog
+from perception.training.objects import Objects, objects_of
 from perception.training.schedule import schedule_of
 from perception.training.start import initialise
 from perception.training.validation import Validator
@@ -108,7 +109,7 @@ class _Training:
         if options.sync_norm and self.accelerator.num_processes > 1:
             norms.synchronise(model)
         optimizer = trainable.optimizer_of(model, options.peak, options.weight_decay, options.rates)
-        self.dataset = FrameDataset(tables, tokens, self.config, model.computed)
+        self.dataset = FrameDataset(tables, tokens, self.config, model.computed, self._objects(tables, tokens))
         self.steps = self.dataset.steps
         self.schedule = schedule_of(optimizer, options.schedule, self.steps)
         model.to(self.accelerator.device)
@@ -119,6 +120,14 @@ class _Training:
         self.best = -math.inf  # score so far
         self.parallel, self.optimizer = self.accelerator.prepare(model, optimizer)
         self.main = self.accelerator.is_main_process
+
+    def _objects(self, tables: Keyframes, tokens: Sequence[str]) -> Objects | None:
+        """The objects to paste, if configured; one process builds the database."""
+        paste = self.config.data.paste
+        if paste is None:
+            return None
+        folder = self.run / "objects" if paste.folder is None else Path(paste.folder)
+        return objects_of(tables, tokens, self.config, folder, self.accelerator.is_main_process)
 
     def resume(self) -> int:
         """Go on from the newest checkpoint; returns its step."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor, nn
 
@@ -22,6 +25,7 @@ class PillarEncoder(nn.Module):
     def __init__(self, config: Lidar, grid: BevGrid) -> None:
         super().__init__()
         self.grid, self.channels = grid, config.channels
+        self.real_statistics = config.encoder == "real"
         self.linear = Slot("lidar.pillar", nn.Linear(10, config.channels, bias=False))
         self.norm = Slot("lidar.pillar.norm", nn.BatchNorm1d(config.channels, eps=1e-3))
         far = max(abs(v) for v in (*grid.x, *grid.y))
@@ -31,26 +35,59 @@ class PillarEncoder(nn.Module):
 
     def forward(self, points: Tensor, counts: Tensor, cells: Tensor) -> Tensor:
         """points (B, P, M, 5) float, counts (B, P) int, cells (B, P) int -> (B, C, rows, columns)."""
-        b, p, m, _ = points.shape
-        columns = self.grid.shape[1]
         cells = cells.long()
+        real = torch.arange(points.shape[2], device=points.device) < counts[..., None]  # B P M
+        inputs = self._point_features(points, counts, cells, real)
+        # A module at a slot can train its normalisation while the base is in evaluation mode.
+        trains = self.real_statistics and any(part.training for part in self.modules())
+        features = self._of_real_points(inputs, real) if trains else self._of_all_points(inputs, real)
+        return scatter_pillars(features, cells, self.grid.shape)
 
-        real = torch.arange(m, device=points.device) < counts[..., None]  # B P M
+    def _point_features(self, points: Tensor, counts: Tensor, cells: Tensor, real: Tensor) -> Tensor:
+        """(B, P, M, 10), zero for padding."""
+        columns = self.grid.shape[1]
         xyz = points[..., :3]
         mean = xyz.sum(dim=2, keepdim=True) / counts.clamp(min=1)[..., None, None]
         column = (cells % columns).to(points.dtype)
         row = torch.div(cells, columns, rounding_mode="floor").to(points.dtype)
         center = torch.stack([column + 0.5, row + 0.5], dim=-1) * self.grid.cell  # B P 2
         center = center + center.new_tensor([self.grid.x[0], self.grid.y[0]])
-        inputs = torch.cat([points, xyz - mean, xyz[..., :2] - center[:, :, None]], dim=-1)  # B P M 10
-        inputs = inputs * self.scale * real[..., None]
+        inputs = torch.cat([points, xyz - mean, xyz[..., :2] - center[:, :, None]], dim=-1)
+        return inputs * self.scale * real[..., None]
 
+    def _of_all_points(self, inputs: Tensor, real: Tensor) -> Tensor:
+        """(B, P, C) features of pillars, zero for padding; computes the padding as well, for tensors of fixed shape."""
         # Flattened to (points, features), so that the export folds the normalisation into the linear layer.
-        features: Tensor = self.norm(self.linear(inputs.flatten(0, 2))).reshape(b, p, m, self.channels)
+        features: Tensor = self.norm(self.linear(inputs.flatten(0, 2))).reshape(*real.shape, self.channels)
         # The maximum over points before ReLU is the same as after it, and M times cheaper.
-        features = torch.relu((features * real[..., None]).amax(dim=2))  # B P C, zero for padding
+        return torch.relu((features * real[..., None]).amax(dim=2))
 
-        return scatter_pillars(features, cells, self.grid.shape)
+    def _of_real_points(self, inputs: Tensor, real: Tensor) -> Tensor:
+        """The same (B, P, C) from the real points alone, whose statistics a training normalisation then takes."""
+        b, p, m = real.shape
+        rows = real.flatten().nonzero()[:, 0]
+        if len(rows) < 2 and isinstance(self.norm.layer, nn.BatchNorm1d):  # a SyncBatchNorm takes empty batches
+            with _evaluating(self):  # there are no statistics to take
+                return self._of_all_points(inputs, real)
+        frames = torch.div(rows, p * m, rounding_mode="floor")
+        features = self.norm.of_rows(self.linear.of_rows(inputs.flatten(0, 2)[rows], frames), frames)
+        pillars = torch.div(rows, m, rounding_mode="floor")[:, None].expand_as(features)
+        # The maximum of zero and all points of a pillar is that after ReLU.
+        return (
+            features.new_zeros(b * p, self.channels).scatter_reduce(0, pillars, features, "amax").unflatten(0, (b, p))
+        )
+
+
+@contextmanager
+def _evaluating(network: nn.Module) -> Iterator[None]:
+    """The network and its parts in evaluation mode, and then in the modes that they had."""
+    modes = {part: part.training for part in network.modules()}
+    network.eval()
+    try:
+        yield
+    finally:
+        for part, mode in modes.items():
+            part.training = mode
 
 
 def scatter_pillars(features: Tensor, cells: Tensor, shape: tuple[int, int]) -> Tensor:

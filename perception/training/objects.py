@@ -1,0 +1,239 @@
+"""A database of the annotated objects of keyframes: their boxes, points and pictures.
+
+FOLDER/KEY/
+    objects.json           what it was built of, number of objects, sizes of the files
+    objects.safetensors    boxes in the reference frame of their keyframes, and where the parts of the others start
+    points.bin             (N, 5) float32 x y z (m, reference frame), intensity, dt
+    pictures.bin           PNG of each object in each camera
+
+KEY is a hash of everything that the content depends on, so a complete folder is never out of date.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import cv2
+import numpy as np
+from rich.progress import track
+from safetensors.numpy import load_file, save_file
+from torch.utils.data import DataLoader, Dataset
+
+from perception.atomic import folder_written_whole, made
+from perception.config import Config
+from perception.datasets.keyframes import Keyframes
+from perception.errors import InputError
+from perception.frame import Boxes, Frame
+from perception.sensors.inputs import InputSpec
+from perception.training.box_geometry import points_of
+from perception.training.pictures import places
+
+SCHEMA = 1
+_STORED = ("centers", "sizes", "rotations", "velocities", "labels", "attributes", "num_points")  # of Boxes
+_BINARY = ("points.bin", "pictures.bin")
+
+
+class Contents(NamedTuple):
+    """What of a keyframe is stored."""
+
+    lidar: bool
+    pictures: bool
+
+    @staticmethod
+    def of(config: Config) -> Contents:
+        pictures = config.data.paste is not None and config.data.paste.pictures == "paste"
+        return Contents(config.model.lidar is not None, pictures and config.model.camera is not None)
+
+
+@dataclass(frozen=True)
+class Objects:
+    """The objects of a database, by number."""
+
+    folder: Path
+    boxes: Boxes
+    parts: dict[str, np.ndarray]  # the other tensors of objects.safetensors
+
+    def points(self, number: int) -> np.ndarray:
+        """(N, 5) float32 of all sweeps: x y z in the reference frame of the object's keyframe, intensity, dt."""
+        start, stop = self.parts["points"][number : number + 2]
+        part = np.fromfile(self.folder / "points.bin", np.float32, 5 * (stop - start), offset=20 * start)
+        return part.reshape(-1, 5)
+
+    def cameras(self, number: int) -> set[int]:
+        """Indices in the rig of the cameras that saw the object."""
+        return set(self.parts["cameras"][self._crops(number)].tolist())
+
+    def crop(self, number: int, camera: int) -> np.ndarray | None:
+        """(H, W, 3) uint8 RGB, the object's rectangle in the picture of a camera; None if that did not see it."""
+        for crop in range(*self._crops(number).indices(len(self.parts["cameras"]))):
+            if self.parts["cameras"][crop] == camera:
+                start, stop = self.parts["pictures"][crop : crop + 2]
+                png = np.fromfile(self.folder / "pictures.bin", np.uint8, stop - start, offset=start)
+                return np.ascontiguousarray(cv2.imdecode(png, cv2.IMREAD_COLOR)[..., ::-1])
+        return None
+
+    def _crops(self, number: int) -> slice:
+        return slice(*self.parts["crops"][number : number + 2].tolist())
+
+
+def objects_of(tables: Keyframes, tokens: Sequence[str], config: Config, folder: Path, builds: bool = True) -> Objects:
+    """The objects of these keyframes, from the database in the folder, which is built if it is not there.
+
+    Args:
+        builds: whether this process builds it; others wait, without the time limit of a barrier between processes.
+
+    Raises:
+        InputError: no object with points, a damaged database, or the disk is full.
+    """
+    key = key_of(tables, tokens, config)
+    own = folder / key[:16]
+    while not builds and not own.exists():
+        time.sleep(1)
+    if not own.exists():
+        made(folder)
+        with folder_written_whole(own, "the database of objects") as fresh:
+            _build(tables, tokens, config, fresh, key)
+    return _opened(own)
+
+
+def key_of(tables: Keyframes, tokens: Sequence[str], config: Config) -> str:
+    """A hash of what the content depends on: keyframes and annotations, names, sensors, sweeps and reference."""
+    spec = InputSpec.of(config)
+    annotations = hashlib.sha256()
+    for token in tokens:
+        boxes = tables.boxes(token)
+        for name in _STORED if boxes is not None else ():
+            annotations.update(np.ascontiguousarray(getattr(boxes, name)).tobytes())
+    content = {
+        "schema": SCHEMA,
+        "version": tables.version,
+        "keyframes": list(tokens),
+        "annotations": annotations.hexdigest(),
+        "taxonomy": config.taxonomy.model_dump(mode="json"),
+        "rig": config.rig.model_dump(mode="json"),
+        "reference": spec.grid.reference,
+        "sweeps": spec.sweeps,
+        **Contents.of(config)._asdict(),
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _opened(folder: Path) -> Objects:
+    try:
+        facts = json.loads((folder / "objects.json").read_text(encoding="utf-8"))
+        whole = all((folder / name).stat().st_size == facts["bytes"][name] for name in _BINARY)
+        tensors = load_file(folder / "objects.safetensors")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{folder}: a damaged database of objects ({error}); delete it") from None
+    if not whole:
+        raise InputError(f"{folder}: a damaged database of objects (files cut short); delete it")
+    stored = {name: tensors.pop(name) for name in _STORED}
+    count = len(stored["labels"])
+    boxes = Boxes(**stored, scores=np.ones(count), instances=np.full(count, "", "U32"))
+    return Objects(folder, boxes, tensors)
+
+
+class _Found(NamedTuple):
+    """The objects of one keyframe."""
+
+    boxes: Boxes
+    points: list[np.ndarray]
+    crops: list[dict[int, bytes]]  # index of the camera -> PNG
+
+
+class _Extraction(Dataset[_Found]):
+    """The objects of each keyframe, for the workers of a loader."""
+
+    def __init__(self, tables: Keyframes, tokens: Sequence[str], config: Config) -> None:
+        self.tables, self.tokens = tables, list(tokens)
+        self.spec, self.contents = InputSpec.of(config), Contents.of(config)
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __getitem__(self, index: int) -> _Found:
+        frame = self.tables.frame(
+            self.tokens[index],
+            self.spec.grid.reference,
+            self.spec.sweeps,
+            lidar=self.contents.lidar,
+            cameras=self.contents.pictures,
+        )
+        boxes = Boxes.none() if frame.boxes is None else frame.boxes
+        boxes = boxes.select(boxes.num_points > 0)
+        none = np.zeros((0, 5), np.float32)
+        points = (
+            [none] * len(boxes) if frame.points is None else [frame.points[i] for i in points_of(frame.points, boxes)]
+        )
+        crops = self._crops(frame, boxes)
+        # An object is evidence only for a sensor that has seen it.
+        seen = [bool(len(p)) if self.contents.lidar else bool(c) for p, c in zip(points, crops, strict=True)]
+        kept = np.flatnonzero(seen)
+        return _Found(boxes.select(kept), [points[i] for i in kept], [crops[i] for i in kept])
+
+    def _crops(self, frame: Frame, boxes: Boxes) -> list[dict[int, bytes]]:
+        crops: list[dict[int, bytes]] = [{} for _ in range(len(boxes))]
+        for camera, name in enumerate(self.spec.rig.sensors.cameras):
+            if name in frame.cameras:
+                picture = frame.cameras[name].image
+                for crop, place in zip(
+                    crops, places(boxes, frame.image_from_reference(name), picture.shape), strict=True
+                ):
+                    if place is not None:
+                        crop[camera] = cv2.imencode(".png", place.of(picture)[..., ::-1])[1].tobytes()
+        return crops
+
+
+def _build(tables: Keyframes, tokens: Sequence[str], config: Config, folder: Path, key: str) -> None:
+    """Write a database; the number of workers does not change its bytes."""
+    found = DataLoader(
+        _Extraction(tables, tokens, config),
+        batch_size=None,
+        num_workers=config.data.workers,
+        collate_fn=_as_it_is,
+    )
+    with (folder / "points.bin").open("wb") as points, (folder / "pictures.bin").open("wb") as pictures:
+        columns = _written(track(found, "objects", len(tokens)), points, pictures)
+    if not len(columns["labels"]):
+        raise InputError(
+            f"{tables.dataroot}: no annotated object with points in {len(tokens)} keyframes; remove data.paste"
+        )
+    save_file(columns, folder / "objects.safetensors")
+    names = config.taxonomy.class_names
+    facts = {
+        "key": key,
+        "objects": len(columns["labels"]),
+        "classes": dict(zip(names, np.bincount(columns["labels"], minlength=len(names)).tolist(), strict=True)),
+        "bytes": {name: (folder / name).stat().st_size for name in _BINARY},
+    }
+    (folder / "objects.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
+
+
+def _as_it_is(found: Any) -> Any:
+    return found
+
+
+def _written(found: Iterable[_Found], points: BinaryIO, pictures: BinaryIO) -> dict[str, np.ndarray]:
+    """Write points and pictures; returns the tensors of objects.safetensors."""
+    boxes: dict[str, list[np.ndarray]] = {name: [] for name in _STORED}
+    starts: dict[str, list[int]] = {"points": [0], "crops": [0], "pictures": [0]}
+    cameras: list[int] = []
+    for each in found:
+        for name in _STORED:
+            boxes[name].append(getattr(each.boxes, name))
+        for part, crops in zip(each.points, each.crops, strict=True):
+            points.write(part.tobytes())
+            starts["points"].append(starts["points"][-1] + len(part))
+            starts["crops"].append(starts["crops"][-1] + len(crops))
+            for camera, png in crops.items():
+                cameras.append(camera)
+                pictures.write(png)
+                starts["pictures"].append(starts["pictures"][-1] + len(png))
+    numbers = {name: np.array(values, np.int64) for name, values in {**starts, "cameras": cameras}.items()}
+    return {**{name: np.ascontiguousarray(np.concatenate(parts)) for name, parts in boxes.items()}, **numbers}
