@@ -61,6 +61,7 @@ class Depth(Section):
     near: float = 1.0
     far: float = 60.0
     bins: Positive = 59
+    supervision: Annotated[float, Field(ge=0)] = 0.0  # weight of the loss against the LiDAR's depth; 0: none
 
 
 class CameraBranch(Section):

@@ -79,7 +79,7 @@ class _Training:
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a tenth faster
         optimizer = trainable.optimizer_of(model, options.learning_rate, options.weight_decay)
         self.schedule = OneCycleLR(optimizer, options.learning_rate, total_steps=options.steps + 1)
-        self.dataset = FrameDataset(tables, tokens, self.config, model.computed)
+        self.dataset = FrameDataset(tables, tokens, self.config, model.computed, model.depth_cells())
         self.parallel, self.optimizer = self.accelerator.prepare(model, optimizer)
         self.main = self.accelerator.is_main_process
 
@@ -101,7 +101,8 @@ class _Training:
         device = self.accelerator.device
         inputs = {name: value.to(device) for name, value in batch.inputs.items()}
         terms = self.model.losses(self.parallel(inputs, batch.conditions), batch.labels_on(device))
-        costs = torch.stack([term.each() for term in terms.values()]).sum(dim=0).detach()
+        of_tasks = [term.each() for name, term in terms.items() if name.split("/")[0] in self.model.tasks]
+        costs = torch.stack(of_tasks).sum(dim=0).detach()
         losses = {name: term.mean() for name, term in terms.items()} | self.model.routing_losses(costs)
         loss = torch.stack(list(losses.values())).sum()
         if not torch.isfinite(loss):

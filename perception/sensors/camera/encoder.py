@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,15 @@ from perception.config import CameraBranch
 from perception.errors import InputError
 from perception.layers import ConvBlock, add_slots
 from perception.modules.slot import Slot
+from perception.sensors.camera.depth_loss import depth_loss
+from perception.tasks.network import Loss
 
 
 class ImageEncoder(nn.Module):
     """timm backbone, feature pyramid (Lin et al., 2017), and a head for context and depth (LSS, Philion 2020).
 
     The pyramid's finest level gives the output: (B, N, H, W, 3) uint8 images become context (B, N, C, h, w) and
-    depth probabilities (B, N, D, h, w), with h = H / stride of that level.
+    logits of the depth (B, N, D, h, w), with h = H / stride of that level.
     """
 
     mean: Tensor
@@ -29,7 +32,7 @@ class ImageEncoder(nn.Module):
 
     def __init__(self, config: CameraBranch) -> None:
         super().__init__()
-        self.channels, self.bins = config.channels, config.depth.bins
+        self.channels, self.depth, self.image = config.channels, config.depth, config.image
         try:
             self.backbone = timm.create_model(
                 config.backbone, pretrained=False, features_only=True, out_indices=config.stages
@@ -66,5 +69,26 @@ class ImageEncoder(nn.Module):
         for level, lateral in zip(levels[-2::-1], list(self.lateral)[-2::-1], strict=True):
             x = lateral(level) + F.interpolate(x, size=level.shape[-2:], mode="nearest")
         x = self.head(self.smooth(x)).unflatten(0, (b, n))
-        context, depth = x.split([self.channels, self.bins], dim=2)
-        return context, depth.softmax(dim=2)
+        context, depth = x.split([self.channels, self.depth.bins], dim=2)
+        return context, depth
+
+    def supervised_cells(self) -> tuple[int, int] | None:
+        """(h, w) of the cells that need depth labels; None if the depth is not supervised, or nothing here trains.
+
+        Raises:
+            InputError: the image is no whole number of cells.
+        """
+        if not self.depth.supervision or not any(parameter.requires_grad for parameter in self.parameters()):
+            return None
+        backbone: Any = self.backbone
+        stride, size = backbone.feature_info.reduction()[0], self.image
+        if size.height % stride or size.width % stride:
+            raise InputError(
+                f"model.camera.image: {size.height} x {size.width} is no multiple of {stride}, the size of a feature "
+                "cell, which depth supervision needs"
+            )
+        return size.height // stride, size.width // stride
+
+    def losses(self, dense: Mapping[str, Tensor], labels: Mapping[str, Tensor]) -> dict[str, Loss]:
+        """The loss of `depth`: logits (B, N, D, h, w) against labels (B, N, h, w) as in `depth_labels`."""
+        return {"depth": depth_loss(dense["depth"], labels["depth"], self.depth)}
