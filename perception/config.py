@@ -62,6 +62,7 @@ class Depth(Section):
     far: float = 60.0
     bins: Positive = 59
     supervision: Annotated[float, Field(ge=0)] = 0.0  # weight of the loss against the LiDAR's depth; 0: none
+    intrinsics: bool = False  # the depth depends on the camera's focal lengths and principal point
 
 
 class CameraBranch(Section):

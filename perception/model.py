@@ -235,7 +235,7 @@ class PerceptionModel(nn.Module):
         if self.config.model.lidar:
             maps.append(self.lidar(inputs["pillar_points"], inputs["pillar_counts"], inputs["pillar_cells"]))
         if self.config.model.camera:
-            context, logits = self.camera(inputs["images"])
+            context, logits = self.camera(inputs["images"], inputs["image_from_reference"])
             maps.append(self.lift(context, logits.softmax(dim=2), inputs["image_from_reference"]))
             if self.training and self.depth_cells():
                 supervised["camera/depth"] = logits

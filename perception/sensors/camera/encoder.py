@@ -17,6 +17,7 @@ from perception.errors import InputError
 from perception.layers import ConvBlock, add_slots
 from perception.modules.slot import Slot
 from perception.sensors.camera.depth_loss import depth_loss
+from perception.sensors.camera.lens import LensDepth
 from perception.tasks.network import Loss
 
 
@@ -48,7 +49,10 @@ class ImageEncoder(nn.Module):
             ConvBlock(f"camera.lateral{i}", c, config.channels, kernel=1) for i, c in enumerate(inputs)
         )
         self.smooth = ConvBlock("camera.neck", config.channels, config.channels)
-        self.head = Slot("camera.output", nn.Conv2d(config.channels, config.channels + config.depth.bins, 1))
+        # One convolution gives context and depth, unless the depth has layers of its own.
+        self.lens_depth = LensDepth(config) if config.depth.intrinsics else None
+        outputs = config.channels + (0 if config.depth.intrinsics else config.depth.bins)
+        self.head = Slot("camera.output", nn.Conv2d(config.channels, outputs, 1))
         self.register_buffer("mean", torch.tensor([123.675, 116.28, 103.53]), persistent=False)  # ImageNet, RGB
         self.register_buffer("deviation", torch.tensor([58.395, 57.12, 57.375]), persistent=False)
 
@@ -61,16 +65,18 @@ class ImageEncoder(nn.Module):
         if absent:
             raise InputError(f"model.camera.weights: {path} lacks {len(absent)} tensors, such as {absent[0]}")
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, images: Tensor, image_from_reference: Tensor) -> tuple[Tensor, Tensor]:
         b, n = images.shape[:2]
         x = images.flatten(0, 1).to(self.mean.dtype).permute(0, 3, 1, 2)  # BN 3 H W
         levels = self.backbone((x - self.mean[:, None, None]) / self.deviation[:, None, None])
         x = self.lateral[-1](levels[-1])
         for level, lateral in zip(levels[-2::-1], list(self.lateral)[-2::-1], strict=True):
             x = lateral(level) + F.interpolate(x, size=level.shape[-2:], mode="nearest")
-        x = self.head(self.smooth(x)).unflatten(0, (b, n))
-        context, depth = x.split([self.channels, self.depth.bins], dim=2)
-        return context, depth
+        x = self.smooth(x)
+        if self.lens_depth is None:
+            context, logits = self.head(x).unflatten(0, (b, n)).split([self.channels, self.depth.bins], dim=2)
+            return context, logits
+        return self.head(x).unflatten(0, (b, n)), self.lens_depth(x, image_from_reference).unflatten(0, (b, n))
 
     def supervised_cells(self) -> tuple[int, int] | None:
         """(h, w) of the cells that need depth labels; None if the depth is not supervised, or nothing here trains.
