@@ -80,6 +80,7 @@ class PerceptionDetector(BaseModel):
         super().__init__(preprocessor, init_cfg)
         if (config is None) == (checkpoint is None):
             raise InputError("PerceptionDetector: give either config, a YAML file, or checkpoint, a run")
+        self.from_config = config is not None  # its weights are random
         self.network = PerceptionModel(load_config(Path(config))) if config else load_model(Path(str(checkpoint)))[0]
         self.spec = InputSpec.of(self.network.config)
         if self.spec.grid.reference != "lidar":
@@ -92,6 +93,12 @@ class PerceptionDetector(BaseModel):
                 "PerceptionDetector: data_preprocessor needs bgr_to_rgb=True and no mean or std: the network takes "
                 "pictures in RGB from 0 to 255"
             )
+
+    def init_weights(self) -> None:
+        """Called by the runner before it trains: loads `model.camera.weights`."""
+        super().init_weights()
+        if self.spec.camera and self.from_config:
+            self.network.camera.load_pretrained()
 
     def forward(
         self, inputs: Mapping[str, Any], data_samples: Sequence[Any] | None = None, mode: str = "tensor"

@@ -25,6 +25,8 @@ def train(config: Config, tables: Keyframes, split: str | None, run: Path, resum
     """Train base and modules jointly on the frames of the split; otherwise as `fit`."""
     set_seed(config.seed)
     model = PerceptionModel(config)
+    if config.model.camera is not None and not resume:
+        model.camera.load_pretrained()
     trainable.joint(model)
     return fit(model, tables, tables.samples(split, config.data.scenes), run, resume)
 

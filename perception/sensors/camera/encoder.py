@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
 import timm
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -16,6 +13,7 @@ from perception.config import CameraBranch
 from perception.errors import InputError
 from perception.layers import ConvBlock, add_slots
 from perception.modules.slot import Slot
+from perception.pretrained import picture_backbone
 from perception.sensors.camera.depth_loss import depth_loss
 from perception.sensors.camera.lens import LensDepth
 from perception.tasks.network import Loss
@@ -33,18 +31,11 @@ class ImageEncoder(nn.Module):
 
     def __init__(self, config: CameraBranch) -> None:
         super().__init__()
-        self.channels, self.depth, self.image = config.channels, config.depth, config.image
-        try:
-            self.backbone = timm.create_model(
-                config.backbone, pretrained=False, features_only=True, out_indices=config.stages
-            )
-        except RuntimeError as error:
-            raise InputError(f"model.camera.backbone: {error}") from None
-        if config.weights is not None:
-            self._load(Path(config.weights))
-        backbone: Any = self.backbone
-        add_slots(backbone, "camera.backbone")
-        inputs = backbone.feature_info.channels()
+        self.config = config
+        self.backbone = picture_backbone(config.backbone, config.stages)
+        pictures = timm.data.resolve_model_data_config(self.backbone)
+        add_slots(self.backbone, "camera.backbone")
+        inputs = self.backbone.feature_info.channels()
         self.lateral = nn.ModuleList(
             ConvBlock(f"camera.lateral{i}", c, config.channels, kernel=1) for i, c in enumerate(inputs)
         )
@@ -53,17 +44,20 @@ class ImageEncoder(nn.Module):
         self.lens_depth = LensDepth(config) if config.depth.intrinsics else None
         outputs = config.channels + (0 if config.depth.intrinsics else config.depth.bins)
         self.head = Slot("camera.output", nn.Conv2d(config.channels, outputs, 1))
-        self.register_buffer("mean", torch.tensor([123.675, 116.28, 103.53]), persistent=False)  # ImageNet, RGB
-        self.register_buffer("deviation", torch.tensor([58.395, 57.12, 57.375]), persistent=False)
+        # Of RGB from 0 to 255, as the backbone's pretrained weights take it.
+        for name, key in (("mean", "mean"), ("deviation", "std")):
+            self.register_buffer(name, torch.tensor([255 * value for value in pictures[key]]), persistent=False)
 
-    def _load(self, path: Path) -> None:
-        try:
-            state = load_file(path)
-        except (OSError, ValueError) as error:
-            raise InputError(f"model.camera.weights: cannot read {path}: {error}") from None
-        absent = self.backbone.load_state_dict(state, strict=False).missing_keys
-        if absent:
-            raise InputError(f"model.camera.weights: {path} lacks {len(absent)} tensors, such as {absent[0]}")
+    def load_pretrained(self) -> None:
+        """Load the weights of `model.camera.weights` into the backbone; modules stay. None: nothing changes.
+
+        Raises:
+            InputError: they cannot be had, or do not fit.
+        """
+        if self.config.weights is not None:
+            network = picture_backbone(self.config.backbone, self.config.stages, self.config.weights)
+            add_slots(network, "camera.backbone")
+            self.backbone.load_state_dict(network.state_dict(), strict=False)  # it lacks the modules
 
     def forward(self, images: Tensor, image_from_reference: Tensor) -> tuple[Tensor, Tensor]:
         b, n = images.shape[:2]
@@ -74,7 +68,8 @@ class ImageEncoder(nn.Module):
             x = lateral(level) + F.interpolate(x, size=level.shape[-2:], mode="nearest")
         x = self.smooth(x)
         if self.lens_depth is None:
-            context, logits = self.head(x).unflatten(0, (b, n)).split([self.channels, self.depth.bins], dim=2)
+            both = self.head(x).unflatten(0, (b, n))
+            context, logits = both.split([self.config.channels, self.config.depth.bins], dim=2)
             return context, logits
         return self.head(x).unflatten(0, (b, n)), self.lens_depth(x, image_from_reference).unflatten(0, (b, n))
 
@@ -84,10 +79,9 @@ class ImageEncoder(nn.Module):
         Raises:
             InputError: the image is no whole number of cells.
         """
-        if not self.depth.supervision or not any(parameter.requires_grad for parameter in self.parameters()):
+        if not self.config.depth.supervision or not any(parameter.requires_grad for parameter in self.parameters()):
             return None
-        backbone: Any = self.backbone
-        stride, size = backbone.feature_info.reduction()[0], self.image
+        stride, size = self.backbone.feature_info.reduction()[0], self.config.image
         if size.height % stride or size.width % stride:
             raise InputError(
                 f"model.camera.image: {size.height} x {size.width} is no multiple of {stride}, the size of a feature "
@@ -97,4 +91,4 @@ class ImageEncoder(nn.Module):
 
     def losses(self, dense: Mapping[str, Tensor], labels: Mapping[str, Tensor]) -> dict[str, Loss]:
         """The loss of `depth`: logits (B, N, D, h, w) against labels (B, N, h, w) as in `depth_labels`."""
-        return {"depth": depth_loss(dense["depth"], labels["depth"], self.depth)}
+        return {"depth": depth_loss(dense["depth"], labels["depth"], self.config.depth)}
