@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from timm.models.efficientnet import EfficientNetFeatures
 from timm.models.mobilenetv3 import MobileNetV3Features
-from torch import Tensor
+from torch import Tensor, nn
 
 from perception.errors import InputError
 
@@ -30,7 +30,7 @@ def picture_backbone(backbone: str, stages: Sequence[int], weights: str | None =
         InputError: timm has no such network, or the weights cannot be had or do not fit.
     """
     try:
-        network = timm.create_model(
+        network: Any = timm.create_model(
             backbone, pretrained=weights == "imagenet", features_only=True, out_indices=tuple(stages)
         )
     except RuntimeError as error:  # an unknown name, or timm has no weights
@@ -42,7 +42,8 @@ def picture_backbone(backbone: str, stages: Sequence[int], weights: str | None =
             f"safetensors file, or {PACKAGE} for {PACKAGED}"
         ) from None
     if isinstance(network, EfficientNetFeatures | MobileNetV3Features):  # timm would compute all stages
-        network.blocks = network.blocks[: max(level["stage"] for level in network.feature_info.get_dicts())]
+        last = max(level["stage"] for level in network.feature_info.get_dicts())
+        network.blocks = nn.Sequential(*network.blocks[:last])
     if weights not in (None, "imagenet"):
         state = _packaged_for(backbone) if weights == PACKAGE else _file(Path(str(weights)))
         if absent := network.load_state_dict(state, strict=False).missing_keys:

@@ -65,8 +65,8 @@ class PerceptionDetector(BaseModel):
         data_preprocessor: configuration of mmdet3d's; by default Det3DDataPreprocessor.
 
     Raises:
-        InputError: not exactly one of config and checkpoint; another frame of reference; or the preprocessor makes
-            other images than RGB from 0 to 255.
+        InputError: not exactly one of config and checkpoint; another frame of reference; supervised depth; or the
+            preprocessor makes other images than RGB from 0 to 255.
     """
 
     def __init__(
@@ -87,6 +87,11 @@ class PerceptionDetector(BaseModel):
             raise InputError(
                 f"{config or checkpoint}: mmdet3d's points and boxes are in the LiDAR's frame; set "
                 "grid.reference: lidar"
+            )
+        if self.spec.camera and self.spec.camera.depth.supervision:
+            raise InputError(
+                f"{config or checkpoint}: mmdet3d's samples have no labels of the depth; set "
+                "model.camera.depth.supervision: 0"
             )
         if self.spec.camera and (not preprocessor.get("bgr_to_rgb") or preprocessor.get("mean") is not None):
             raise InputError(
