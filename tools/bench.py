@@ -3,6 +3,7 @@
 python tools/bench.py adapt --evidence runs/evidence --json
 python tools/bench.py ceiling --data ../shared/data/nuscenes --json
 python tools/bench.py conditions --checkpoint runs/demo/run --json
+python tools/bench.py depth --json
 python tools/bench.py evaluator --data runs/demo/drives --json
 python tools/bench.py mmdet3d --data ../shared/data/nuscenes --json
 python tools/bench.py modular --config tiny
@@ -28,6 +29,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # like the `perception` comm
 import torch
 from bench_ceiling import add_options as add_options_of_ceiling
 from bench_conditions import add_options as add_options_of_conditions
+from bench_depth import add_options as add_options_of_depth
 from bench_evaluator import evaluator
 from bench_mmdet3d import mmdet3d
 from bench_modular import modular
@@ -91,6 +93,7 @@ def main() -> None:
     command.set_defaults(run=adapt)
     add_options_of_ceiling(commands.add_parser("ceiling", help="recall of a perfect network on annotated keyframes"))
     add_options_of_conditions(commands.add_parser("conditions", help="what is recognised, and when it is unknown"))
+    add_options_of_depth(commands.add_parser("depth", help="error of the cameras' depth with and without supervision"))
     command = commands.add_parser(
         "mmdet3d", help="speed compared with mmdet3d, CenterPoint from points to boxes on a CPU"
     )

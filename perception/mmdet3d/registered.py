@@ -65,8 +65,8 @@ class PerceptionDetector(BaseModel):
         data_preprocessor: configuration of mmdet3d's; by default Det3DDataPreprocessor.
 
     Raises:
-        InputError: not exactly one of config and checkpoint; another frame of reference; or the preprocessor makes
-            other images than RGB from 0 to 255.
+        InputError: not exactly one of config and checkpoint; another frame of reference; supervised depth; or the
+            preprocessor makes other images than RGB from 0 to 255.
     """
 
     def __init__(
@@ -80,6 +80,7 @@ class PerceptionDetector(BaseModel):
         super().__init__(preprocessor, init_cfg)
         if (config is None) == (checkpoint is None):
             raise InputError("PerceptionDetector: give either config, a YAML file, or checkpoint, a run")
+        self.from_config = config is not None  # its weights are random
         self.network = PerceptionModel(load_config(Path(config))) if config else load_model(Path(str(checkpoint)))[0]
         self.spec = InputSpec.of(self.network.config)
         if self.spec.grid.reference != "lidar":
@@ -87,11 +88,22 @@ class PerceptionDetector(BaseModel):
                 f"{config or checkpoint}: mmdet3d's points and boxes are in the LiDAR's frame; set "
                 "grid.reference: lidar"
             )
+        if self.spec.camera and self.spec.camera.depth.supervision:
+            raise InputError(
+                f"{config or checkpoint}: mmdet3d's samples have no labels of the depth; set "
+                "model.camera.depth.supervision: 0"
+            )
         if self.spec.camera and (not preprocessor.get("bgr_to_rgb") or preprocessor.get("mean") is not None):
             raise InputError(
                 "PerceptionDetector: data_preprocessor needs bgr_to_rgb=True and no mean or std: the network takes "
                 "pictures in RGB from 0 to 255"
             )
+
+    def init_weights(self) -> None:
+        """Called by the runner before it trains: loads `model.camera.weights`."""
+        super().init_weights()
+        if self.spec.camera and self.from_config:
+            self.network.camera.load_pretrained()
 
     def forward(
         self, inputs: Mapping[str, Any], data_samples: Sequence[Any] | None = None, mode: str = "tensor"

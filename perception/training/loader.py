@@ -19,6 +19,7 @@ from perception.config import Config
 from perception.datasets.keyframes import Keyframes
 from perception.errors import InputError
 from perception.frame import Conditions, Frame
+from perception.sensors.camera.depth import depth_labels
 from perception.sensors.inputs import InputSpec, prepare, without_padding
 from perception.tasks import tasks_of
 from perception.tasks.task import joined_labels
@@ -34,7 +35,7 @@ class Sample:
     """One training frame."""
 
     inputs: dict[str, np.ndarray]  # as returned by `prepare`, batch dimension 1
-    labels: dict[str, dict[str, np.ndarray]]  # by task
+    labels: dict[str, dict[str, np.ndarray]]  # by task; `camera` has those of its depth
     conditions: Conditions
     token: str
 
@@ -44,7 +45,7 @@ class Batch:
     """B training frames."""
 
     inputs: dict[str, torch.Tensor]
-    labels: dict[str, dict[str, torch.Tensor]]  # by task, as `joined_labels`
+    labels: dict[str, dict[str, torch.Tensor]]  # as of the samples, by `joined_labels`
     conditions: list[Conditions]
     tokens: list[str]
 
@@ -69,6 +70,7 @@ class FrameDataset(Dataset[Sample]):
         config: of model and training.
         tasks: names of the tasks that need labels; None: all.
         objects: to paste as configured; None: nothing is pasted.
+        depth_cells: (h, w) of the cells of the cameras' features that need labels of their depth; None: no labels.
 
     Raises:
         InputError: no keyframes, or none with a box for class-balanced sampling.
@@ -81,11 +83,12 @@ class FrameDataset(Dataset[Sample]):
         config: Config,
         tasks: Sequence[str] | None = None,
         objects: Objects | None = None,
+        depth_cells: tuple[int, int] | None = None,
     ) -> None:
         if not tokens:
             raise InputError(f"{tables.dataroot}: no keyframes to train on; choose other scenes or another split")
         self._tables, self._tokens, self._config = tables, list(tokens), config
-        self._spec = InputSpec.of(config)
+        self._spec, self._depth_cells = InputSpec.of(config), depth_cells
         every = tasks_of(config.tasks, config.head_grid, config.taxonomy)
         self._tasks = {name: task for name, task in every.items() if tasks is None or name in tasks}
         self._paster = None if objects is None else Paster(objects, config)
@@ -123,11 +126,16 @@ class FrameDataset(Dataset[Sample]):
 
     def __getitem__(self, position: int) -> Sample:
         rng = np.random.default_rng([self._config.seed, 1, position])
-        frame = self._with_pasted(self._with_dropped_sensors(self._frame(self.token(position)), rng), position)
-        affines = None
+        recorded = self._frame(self.token(position))
+        unpasted = self._with_dropped_sensors(self._seen(recorded), rng)
+        frame = self._with_pasted(unpasted, position)
+        # Of a frame with pasted objects only its own points tell the depth.
+        measured = recorded if frame is unpasted else frame
+        affines, similarity = None, np.eye(4)
         augment = self._config.data.augment
         if augment is not None:
-            frame = transformed(frame, draw_similarity(rng, augment))
+            similarity = draw_similarity(rng, augment)
+            frame = transformed(frame, similarity)
             frame = shuffled(frame, rng) if augment.shuffle else frame
             if self._spec.camera is not None:
                 size = self._spec.camera.image
@@ -135,12 +143,24 @@ class FrameDataset(Dataset[Sample]):
                     name: draw_image_affine(rng, augment, camera.image.shape, size)
                     for name, camera in frame.cameras.items()
                 }
-        return Sample(
-            inputs=prepare(frame, self._spec, affines),
-            labels={name: task.labels(frame, self._tables) for name, task in self._tasks.items()},
-            conditions=frame.conditions,
-            token=frame.token,
+        inputs = prepare(frame, self._spec, affines)
+        labels = {name: task.labels(frame, self._tables) for name, task in self._tasks.items()}
+        if self._depth_cells is not None:
+            labels["camera"] = {"depth": self._depth(measured, inputs["image_from_reference"][0] @ similarity)}
+        return Sample(inputs, labels, frame.conditions, frame.token)
+
+    def _seen(self, recorded: Frame) -> Frame:
+        """The frame without points that only depth labels need."""
+        return (
+            recorded if self._spec.lidar else replace(recorded, points=None, lidar_of_point=None, class_of_point=None)
         )
+
+    def _depth(self, frame: Frame, image_from_reference: np.ndarray) -> np.ndarray:
+        """`depth_labels` from the points of a frame before its augmentation, whether or not the network gets them."""
+        assert self._spec.camera is not None
+        assert self._depth_cells is not None
+        points, camera = None if frame.points is None else frame.keyframe_points, self._spec.camera
+        return depth_labels(points, image_from_reference, camera.image, self._depth_cells, camera.depth)
 
     def _frame(self, token: str) -> Frame:
         """The decoded frame. The first ones are cached: with random access no eviction policy is better."""
@@ -150,7 +170,7 @@ class FrameDataset(Dataset[Sample]):
             token,
             self._spec.grid.reference,
             self._spec.sweeps,
-            lidar=self._spec.lidar is not None,
+            lidar=self._spec.lidar is not None or self._depth_cells is not None,
             cameras=self._spec.camera is not None,
         )
         size = sum(camera.image.nbytes for camera in frame.cameras.values())

@@ -34,6 +34,8 @@ def train(config: Config, tables: Keyframes, split: str | None, run: Path, resum
     """Train base and modules jointly on the frames of the split; otherwise as `fit`."""
     set_seed(config.seed)
     model = PerceptionModel(config)
+    if config.model.camera is not None and not resume:
+        model.camera.load_pretrained()
     trainable.joint(model)
     earlier: tuple[str, ...] = ()
     if resume:
@@ -109,7 +111,9 @@ class _Training:
         if options.sync_norm and self.accelerator.num_processes > 1:
             norms.synchronise(model)
         optimizer = trainable.optimizer_of(model, options.peak, options.weight_decay, options.rates)
-        self.dataset = FrameDataset(tables, tokens, self.config, model.computed, self._objects(tables, tokens))
+        self.dataset = FrameDataset(
+            tables, tokens, self.config, model.computed, self._objects(tables, tokens), model.depth_cells()
+        )
         self.steps = self.dataset.steps
         self.schedule = schedule_of(optimizer, options.schedule, self.steps)
         model.to(self.accelerator.device)
@@ -178,7 +182,8 @@ class _Training:
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """The loss terms of a forward pass."""
         terms = self.model.losses(self.parallel(batch.inputs, batch.conditions), batch.labels)
-        costs = torch.stack([term.each() for term in terms.values()]).sum(dim=0).detach()
+        of_tasks = [term.each() for name, term in terms.items() if name.split("/")[0] in self.model.tasks]
+        costs = torch.stack(of_tasks).sum(dim=0).detach()
         return {name: term.mean() for name, term in terms.items()} | self.model.routing_losses(costs)
 
     def scalars(self) -> dict[str, float]:

