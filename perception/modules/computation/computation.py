@@ -10,7 +10,8 @@ from torch.nn import functional
 
 CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
 NORMS = (nn.BatchNorm2d, nn.BatchNorm1d)
-LAYERS = (*CONVOLUTIONS, nn.Linear, *NORMS)  # what a slot may hold
+LAYERS = (*CONVOLUTIONS, nn.Linear, *NORMS)  # what gets a slot in a foreign network
+CHANNELWISE = (*LAYERS, nn.LayerNorm)  # layers whose outputs a module can scale and shift
 
 
 class Site(NamedTuple):
@@ -124,6 +125,8 @@ def outputs(layer: Any) -> int:
     """Number of output channels O."""
     if isinstance(layer, NORMS):
         return int(layer.num_features)
+    if isinstance(layer, nn.LayerNorm):
+        return int(layer.normalized_shape[-1])
     return int(layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels)
 
 
