@@ -82,7 +82,9 @@ class Trunk(Section):
 
     kind: Literal["second", "convnext"] = "second"
     channels: tuple[Positive, ...] = Field(default=(64, 128, 256), strict=False)
-    blocks: tuple[Positive, ...] = Field(default=(3, 5, 5), strict=False)  # of each stage; second: 3x3 convolutions after the strided one
+    blocks: tuple[Positive, ...] = Field(
+        default=(3, 5, 5), strict=False
+    )  # of each stage; second: 3x3 convolutions after the strided one
     strides: tuple[Positive, ...] = Field(default=(2, 2, 2), strict=False)
     up_channels: Positive = 128
     stride: Positive = 4  # of the head's cells, in pillars

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.ops import stochastic_depth
 
 from perception.bev.trunk import lift
 from perception.config import Trunk
@@ -50,7 +49,11 @@ class ConvNextBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.project(F.gelu(self.expand(self.norm(self.depthwise(x)))))
-        return x + stochastic_depth(self.gamma[:, None, None] * y, self.drop, "row", self.training)
+        y = self.gamma[:, None, None] * y
+        if self.training and self.drop:
+            stays = torch.rand(len(x), 1, 1, 1, device=x.device) >= self.drop
+            y = torch.where(stays, y / (1 - self.drop), 0.0)
+        return x + y
 
 
 class ConvNextTrunk(nn.Module):
@@ -82,9 +85,7 @@ class ConvNextTrunk(nn.Module):
         return torch.cat([lift(norm(x)) for x, norm, lift in joined], dim=1)
 
 
-def _stage(
-    index: int, inputs: int, channels: int, stride: int, kernel: int, drops: Sequence[float]
-) -> nn.Sequential:
+def _stage(index: int, inputs: int, channels: int, stride: int, kernel: int, drops: Sequence[float]) -> nn.Sequential:
     """A block for each of `drops`; before them the stride, as a normalisation and a convolution of patches.
 
     A stage of stride 1 that keeps the number of channels has blocks only.

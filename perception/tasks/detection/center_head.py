@@ -15,6 +15,7 @@ from perception.layers import ConvBlock
 from perception.modules.slot import Slot
 from perception.tasks.detection.attributes_by_speed import by_speed
 from perception.tasks.detection.config import DetectionHead
+from perception.tasks.detection.iou_score import iou_loss, rectified
 from perception.tasks.detection.losses import REGRESSION, center_losses
 from perception.tasks.network import Loss, TaskNetwork
 from perception.taxonomy import Taxonomy
@@ -49,7 +50,14 @@ class CenterHead(TaskNetwork):
         return {name: branch(x) for name, branch in self.branches.items()}
 
     def losses(self, dense: Mapping[str, Tensor], labels: Mapping[str, Tensor]) -> dict[str, Loss]:
-        return center_losses(joined(self.config, dense), labels, self.config.weights)
+        losses = center_losses(joined(self.config, dense), labels, self.config.weights)
+        if self.config.iou:
+            groups = [
+                {name: dense[map_name(self.config, name, i)] for name in self.regressed}
+                for i in range(len(self.config.groups))
+            ]
+            losses["iou"] = iou_loss(groups, labels, self.config.weights.iou, self.grid.cell)
+        return losses
 
     def decode(self, dense: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The K best peaks of the heatmaps: boxes (B, K, 10), scores, labels and attributes (B, K); part of the graph.
@@ -90,7 +98,8 @@ class CenterHead(TaskNetwork):
     @property
     def regressed(self) -> dict[str, int]:
         """Regression outputs at a cell, with their numbers of channels."""
-        return REGRESSION | ({"attribute": len(self.taxonomy.attributes)} if self.learns_attributes else {})
+        iou = {"iou": 1} if self.config.iou else {}
+        return REGRESSION | iou | ({"attribute": len(self.taxonomy.attributes)} if self.learns_attributes else {})
 
     @property
     def learns_attributes(self) -> bool:
@@ -121,7 +130,8 @@ class CenterHead(TaskNetwork):
             attribute = torch.where(possible.any(dim=-1), attribute, -1)
         else:
             attribute = by_speed(label, velocity, self.taxonomy)
-        return {"boxes": boxes, "scores": best, "labels": label, "attributes": attribute}
+        found = {"boxes": boxes, "scores": best, "labels": label, "attributes": attribute}
+        return rectified(found, at["iou"], self.config.iou) if self.config.iou else found
 
 
 def map_name(config: DetectionHead, name: str, group: int) -> str:
