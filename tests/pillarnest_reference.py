@@ -1,8 +1,9 @@
-"""PillarNeSt written once more from its published code, under its names and in its order of operations, small and plain.
+"""PillarNeSt written once more from its published code, under its names and in its order of operations, small.
 
 Its repository needs mmdet3d 0.18, mmcv 1.4 and Python 3.6, so this stands in for it.
 """
 
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -86,7 +87,7 @@ class Reference(nn.Module):
         layer = named(linear=nn.Linear(11, 8, bias=False), norm=nn.BatchNorm1d(8, eps=1e-3))
         self.pts_voxel_encoder = named(pfn_layers=nn.ModuleList([layer]))
         downs: list[nn.Module | None] = [None]
-        for before, channels in zip(CHANNELS, CHANNELS[1:], strict=False):
+        for before, channels in pairwise(CHANNELS):
             downs.append(nn.Sequential(ChannelsLast(before), nn.Conv2d(before, channels, 2, 2)))
         stages = [nn.Sequential(*(Block(c) for _ in range(n))) for n, c in zip(DEPTHS, CHANNELS, strict=True)]
         norms = {f"norm{i}": ChannelsLast(CHANNELS[i], eps=1e-6) for i in (2, 3, 4)}
