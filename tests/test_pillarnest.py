@@ -20,6 +20,7 @@ from deploy.engines.onnxruntime import OnnxRuntimeEngine
 from deploy.engines.tensorrt import build_engine
 from deploy.golden import synthetic_frame
 from deploy.onnx_export import to_onnx
+from deploy.precision.calibrate import ranges
 from deploy.precision.half import to_half
 from deploy.precision.quantise import CPU, TENSORRT, activations, quantisable, quantise
 from deploy.targets import find_target
@@ -137,7 +138,12 @@ SMALL = {
             "first_joined": 1, "up_channels": 4, "stride": 2,
         },
     },
-    "tasks": {"detection": {"channels": 4, "top_k": 20, "attributes": "speed", "iou": {"beta": 0.5, "threshold": 0.1}}},
+    "tasks": {
+        "detection": {
+            "channels": 4, "top_k": 20, "attributes": "speed", "iou": {"beta": 0.5, "threshold": 0.1},
+            "suppression": {"kind": "rotated", "threshold": 0.1},
+        },
+    },
 }  # fmt: skip
 
 
@@ -150,9 +156,10 @@ def small_inputs(config: Config) -> dict[str, np.ndarray]:
 
 
 @torch.no_grad()
-def shaken(model: PerceptionModel) -> PerceptionModel:
-    """Weights of which none is at its neutral value."""
+def shaken(config: Config) -> PerceptionModel:
+    """A network with random weights of which none is at its neutral value."""
     torch.manual_seed(1)
+    model = PerceptionModel(config)
     for name, parameter in model.named_parameters():
         if not name.endswith("heatmap.1.layer.bias"):
             parameter.add_(torch.randn_like(parameter) * (0.3 if parameter.ndim == 1 else 0.1))
@@ -162,26 +169,30 @@ def shaken(model: PerceptionModel) -> PerceptionModel:
 @torch.no_grad()
 def test_the_trunk_exports_at_every_precision_and_compiles() -> None:
     config = small()
-    model, inputs = shaken(PerceptionModel(config)).deployed(Conditions()), small_inputs(config)
+    model, inputs = shaken(config).deployed(Conditions()), small_inputs(config)
     heatmap = model.heads["detection"].head.branches["heatmap"][1].layer
     heatmap.weight.mul_(10)
-    heatmap.bias.fill_(-4.0)
     tensors = {name: torch.from_numpy(array) for name, array in inputs.items()}
+    best = model(tensors)["detection/heatmap"].flatten().topk(11).values
+    heatmap.bias += np.log(0.1 / 0.9) - best[-2:].mean()  # ten are above the threshold
     expected = {name: value.numpy() for name, value in model.predict(tensors).items()}
     graph = to_onnx(model, inputs, list(expected))
     found = OnnxRuntimeEngine(graph.SerializeToString()).run(inputs)
-    assert 0 < np.count_nonzero(expected["detection/scores"]) < expected["detection/scores"].size
+    assert np.count_nonzero(expected["detection/scores"]) == 10
     np.testing.assert_allclose(found["detection/scores"], expected["detection/scores"], atol=1e-6)
-    scores = OnnxRuntimeEngine(to_half(graph).SerializeToString()).run(inputs)["detection/scores"]
-    assert 0 < np.abs(scores - expected["detection/scores"]).max() < 0.02
 
+    def change(other: Any) -> float:
+        """Of the best scores; others may cross the threshold."""
+        scores = OnnxRuntimeEngine(other.SerializeToString()).run(inputs)["detection/scores"]
+        return float(np.abs(scores - expected["detection/scores"])[:, :5].max())
+
+    assert 0 < change(to_half(graph)) < 0.01
     layers = [*quantisable(graph.graph)]
     assert sum("trunk" in node.input[1] for node in quantisable(graph.graph).values()) == 2 * 3 + 1 + 1
-    ranges = dict.fromkeys(activations(graph.graph), (-8.0, 8.0))
+    measured = ranges(graph, activations(graph.graph), [inputs])
     for layout in (CPU, TENSORRT):
-        quantised = quantise(graph, layers, ranges, layout)
-        scores = OnnxRuntimeEngine(quantised.SerializeToString()).run(inputs)["detection/scores"]
-        assert 0 < np.abs(scores - expected["detection/scores"]).max() < 0.2
+        quantised = quantise(graph, layers, measured, layout)
+        assert 0 < change(quantised) < 0.1
     pytest.importorskip("tensorrt_rtx")
     shapes = {name: array.shape for name, array in inputs.items()}
     for content in (graph, to_half(graph), quantised):
@@ -195,7 +206,7 @@ def test_modules_at_its_slots_fold() -> None:
         {"name": "scaled", "kind": "scale_shift", "slots": ["trunk.stage*"]},
     ]
     config = small(modules=parts)
-    model = shaken(PerceptionModel(config)).double()
+    model = shaken(config).double()
     held = {name for name, slot in model.bank.slots.items() if "scaled" in slot.computations}
     parts_of_block = {f"trunk.stage1.0.{part}" for part in ("depthwise", "norm", "expand", "project")}
     assert parts_of_block | {"trunk.stage1.down", "trunk.stage1.down.norm", "trunk.stage1.norm"} <= held
