@@ -53,13 +53,11 @@ def convert(config: ConfigSection, checkpoint: Path, state: Mapping[str, Tensor]
     Raises:
         InputError: unsupported settings, or missing or unexpected keys.
     """
-    model = config.part("model")
-    voxels, head = preprocessed_voxels(model), head_config(model, "CenterHead", NAMES)
-    lidar = lidar_config(config, voxels, "PillarFeatureNet", ENCODER_SETTINGS)
-    trunk = trunk_config(model.part("pts_backbone"), model.part("pts_neck"))
-    converted = pillar_detector(config, voxels, lidar, trunk, head)
+    model, converted = config.part("model"), configuration(config)
+    head = converted.tasks["detection"]
+    assert isinstance(head, DetectionHead)
     network = PerceptionModel(converted)
-    names = trunk_names(trunk) | module_names(head, NAMES)
+    names = trunk_names(converted.model.trunk) | module_names(head, NAMES)
     weights = renamed_state(state, network.state_dict(), names, checkpoint)
     weights[POINT_WEIGHTS] = weights[POINT_WEIGHTS] / network.lidar.scale
     transpose_unit_stride_deblocks(weights, model.part("pts_neck"))
@@ -69,6 +67,19 @@ def convert(config: ConfigSection, checkpoint: Path, state: Mapping[str, Tensor]
             weights[f"{branch}.{leaf}"] = weights[f"{branch}.{leaf}"][[1, 0, 2]]
     network.load_state_dict(weights)
     return converted, network.eval()
+
+
+def configuration(config: ConfigSection) -> Config:
+    """Our configuration.
+
+    Raises:
+        InputError: unsupported settings.
+    """
+    model = config.part("model")
+    voxels, head = preprocessed_voxels(model), head_config(model, "CenterHead", NAMES)
+    lidar = lidar_config(config, voxels, "PillarFeatureNet", ENCODER_SETTINGS)
+    trunk = trunk_config(model.part("pts_backbone"), model.part("pts_neck"))
+    return pillar_detector(config, voxels, lidar, trunk, head)
 
 
 def pillar_detector(

@@ -26,6 +26,7 @@ from perception.mmdet3d.flat_config import ConfigSection
 from perception.mmdet3d.pillar_config import POINT_WEIGHTS, lidar_config
 from perception.mmdet3d.second import deblocks_config, transpose_unit_stride_deblocks
 from perception.model import PerceptionModel
+from perception.tasks.detection.config import DetectionHead
 
 BACKBONE = "ConvNeXt_PC"  # PillarNeSt's class
 HEAD_NAMES = NAMES | {"iou": "iou"}
@@ -62,15 +63,11 @@ def convert(config: ConfigSection, checkpoint: Path, state: Mapping[str, Tensor]
     Raises:
         InputError: unsupported settings, or missing or unexpected keys.
     """
-    model = config.part("model")
-    voxels, head = model.part("pts_voxel_layer"), head_config(model, "CenterPlusHead", HEAD_NAMES)
-    settings = ENCODER_SETTINGS | {"mode": ("maxavg", "max"), "encoder_layer": ("PFNLayer", "PFNLayer")}
-    lidar = lidar_config(config, voxels, "HeightPillarFeatureNet", settings)
-    lidar = lidar.model_copy(update={"pool": "max_mean"})
-    trunk = _trunk_config(model.part("pts_backbone"), model.part("pts_neck"))
-    converted = pillar_detector(config, voxels, lidar, trunk, head)
+    model, converted = config.part("model"), configuration(config)
+    head = converted.tasks["detection"]
+    assert isinstance(head, DetectionHead)
     network = PerceptionModel(converted)
-    names = _trunk_names(trunk) | module_names(head, HEAD_NAMES)
+    names = _trunk_names(converted.model.trunk) | module_names(head, HEAD_NAMES)
     weights = renamed_state(_as_convolutions(state), network.state_dict(), names, checkpoint)
     weights[POINT_WEIGHTS] = weights[POINT_WEIGHTS] / network.lidar.scale
     transpose_unit_stride_deblocks(weights, model.part("pts_neck"))
@@ -80,6 +77,21 @@ def convert(config: ConfigSection, checkpoint: Path, state: Mapping[str, Tensor]
             weights[f"{branch}.{leaf}"] = -weights[f"{branch}.{leaf}"][[1, 0]]
     network.load_state_dict(weights)
     return converted, network.eval()
+
+
+def configuration(config: ConfigSection) -> Config:
+    """Our configuration.
+
+    Raises:
+        InputError: unsupported settings.
+    """
+    model = config.part("model")
+    voxels, head = model.part("pts_voxel_layer"), head_config(model, "CenterPlusHead", HEAD_NAMES)
+    settings = ENCODER_SETTINGS | {"mode": ("maxavg", "max"), "encoder_layer": ("PFNLayer", "PFNLayer")}
+    lidar = lidar_config(config, voxels, "HeightPillarFeatureNet", settings)
+    lidar = lidar.model_copy(update={"pool": "max_mean"})
+    trunk = _trunk_config(model.part("pts_backbone"), model.part("pts_neck"))
+    return pillar_detector(config, voxels, lidar, trunk, head)
 
 
 def _as_convolutions(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
