@@ -57,8 +57,6 @@ def test_centerpoint_is_mmdet3ds(tmp_path: Path) -> None:
     radii, wanted = found["suppression"].pop("radii"), theirs["suppression"].pop("radii")
     assert [round(radius, 3) for radius in wanted] == list(radii)
     assert found == theirs
-    shapes, names = ({k: v.shape for k, v in PerceptionModel(c).state_dict().items()} for c in (ours, imported))
-    assert shapes == names
 
 
 def test_lidar_is_pillarnests(tmp_path: Path) -> None:

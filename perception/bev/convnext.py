@@ -10,19 +10,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from perception.bev.trunk import lift
+from perception.channel_norm import ChannelNorm
 from perception.config import Trunk
 from perception.modules.slot import Slot
 
 EXPANSION = 4  # of the channels between the pointwise convolutions
 NORM_EPSILON, DOWN_NORM_EPSILON = 1e-6, 1e-5  # as in PillarNeSt: in blocks and before the deblocks; before the strides
-
-
-class ChannelNorm(nn.LayerNorm):
-    """Layer normalisation over the channels at each cell of (B, C, rows, columns)."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.layer_norm(x.permute(0, 2, 3, 1), self.normalized_shape, self.weight, self.bias, self.eps)
-        return x.permute(0, 3, 1, 2)
 
 
 class ConvNextBlock(nn.Module):
