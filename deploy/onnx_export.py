@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import onnx
 import torch
+from onnxscript import opset18 as op
+from onnxscript.function_libs.torch_lib.ops.nn import aten_gelu
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -43,6 +47,7 @@ def to_onnx(model: PerceptionModel, inputs: dict[str, np.ndarray], outputs: Sequ
             input_names=list(inputs),
             output_names=list(outputs),
             dynamic_shapes=(tuple({1: pillars} if name in PILLARS else None for name in inputs),),
+            custom_translation_table={torch.ops.aten.gelu.default: _gelu},
             optimize=True,
             verbose=False,
         )
@@ -60,6 +65,13 @@ def to_onnx(model: PerceptionModel, inputs: dict[str, np.ndarray], outputs: Sequ
     fold_norms(graph.graph)
     graph.producer_name, graph.producer_version = "tessera", ""
     return graph
+
+
+def _gelu(x: Any, approximate: str = "none") -> Any:
+    """GELU in the order of operators that engines fuse into one; ONNX has an operator of its own from opset 20 on."""
+    if approximate != "none":
+        return aten_gelu(x, approximate)
+    return op.Mul(op.Mul(x, op.Add(op.Erf(op.Div(x, math.sqrt(2.0))), 1.0)), 0.5)
 
 
 def run(

@@ -49,12 +49,15 @@ class Lidar(Section):
     # in these and in the maximum over the points, as in mmdet3d (sensors/lidar/voxel_features.py).
     encoder: Literal["real", "masked", "padded"] = "real"
     hidden: tuple[Positive, ...] = Field(default=(), strict=False)  # for padded: channels of the layers before the last
+    pool: Literal["max", "max_mean"] = "max"  # over a pillar's points; max_mean, for padded: the mean of both
     sweeps: Annotated[int, Field(ge=0, le=10)] = 10  # earlier sweeps besides the keyframe
 
     @model_validator(mode="after")
     def _layers(self) -> Lidar:
         if self.hidden and self.encoder != "padded":
             raise ValueError("`hidden` layers are for the encoder `padded`")
+        if self.pool != "max" and self.encoder != "padded":
+            raise ValueError("`pool: max_mean` is for the encoder `padded`")
         return self
 
 
@@ -82,20 +85,39 @@ class CameraBranch(Section):
 
 
 class Trunk(Section):
-    """2-D BEV trunk after SECOND: stages of convolutions, each coarser than the last, joined at the heads' stride."""
+    """2-D BEV trunk: stages, each coarser than the last, joined at the heads' stride; see `bev/`."""
 
+    kind: Literal["second", "convnext"] = "second"
     channels: tuple[Positive, ...] = Field(default=(64, 128, 256), strict=False)
-    blocks: tuple[Positive, ...] = Field(default=(3, 5, 5), strict=False)  # 3x3 convolutions after the strided one
+    blocks: tuple[Positive, ...] = Field(
+        default=(3, 5, 5), strict=False
+    )  # of each stage; second: 3x3 convolutions after the strided one
     strides: tuple[Positive, ...] = Field(default=(2, 2, 2), strict=False)
     up_channels: Positive = 128
     stride: Positive = 4  # of the head's cells, in pillars
     down: Literal["overlap", "patch"] = "overlap"  # kernel of finer stages: 3x3, or of the size of its stride
     pyramid: bool = False  # one feature map for each stage, on its own grid
+    kernels: tuple[Positive, ...] = Field(default=(), strict=False)  # for convnext: of the depthwise convolutions
+    first_joined: Annotated[int, Field(ge=0)] = 0  # for convnext: stages before this one are not joined
+    drop_path: Share = 0.0  # for convnext: chance that the last block is skipped in training; the first never is
 
     @model_validator(mode="after")
     def _lengths(self) -> Trunk:
         if not len(self.channels) == len(self.blocks) == len(self.strides):
             raise ValueError("channels, blocks and strides must have the same length")
+        return self
+
+    @model_validator(mode="after")
+    def _kind(self) -> Trunk:
+        if self.kind == "second":
+            if self.kernels or self.first_joined or self.drop_path:
+                raise ValueError("`kernels`, `first_joined` and `drop_path` are for the kind `convnext`")
+        elif len(self.kernels) != len(self.channels) or not all(kernel % 2 for kernel in self.kernels):
+            raise ValueError("the kind `convnext` needs `kernels`, an odd number for each stage")
+        elif self.first_joined >= len(self.channels):
+            raise ValueError(f"first_joined must be the index of a stage, 0 to {len(self.channels) - 1}")
+        elif self.pyramid:
+            raise ValueError("`pyramid` is for the kind `second`")
         return self
 
 

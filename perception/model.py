@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from perception.bev.convnext import ConvNextTrunk
 from perception.bev.fuse import Fuse, SingleSensor
 from perception.bev.pyramid import PyramidTrunk
 from perception.bev.trunk import Trunk
@@ -52,11 +53,12 @@ class PerceptionModel(nn.Module):
             self.lift = Lift(model.camera, grid.coarser(model.camera.stride))
             inputs.append((model.camera.channels * len(model.camera.heights), model.camera.stride))
         self.fuse = Fuse(inputs, model.fused_channels, model.fused_stride) if model.fusion else SingleSensor()
-        self.trunk: Trunk | PyramidTrunk
+        self.trunk: Trunk | ConvNextTrunk | PyramidTrunk
         if model.trunk.pyramid:
             self.trunk = PyramidTrunk(model.trunk, model.fused_channels)
         else:
-            self.trunk = Trunk(model.trunk, model.fused_channels, model.fused_stride)
+            trunk = ConvNextTrunk if model.trunk.kind == "convnext" else Trunk
+            self.trunk = trunk(model.trunk, model.fused_channels, model.fused_stride)
         self.tasks = tasks_of(config.tasks, config.head_grid, config.taxonomy)
         # Those of the base, and those added later: whole heads, or further layers for a head of the base.
         self.heads, self.added = nn.ModuleDict(), nn.ModuleDict()

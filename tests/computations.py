@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from vocabulary import CONDITION_VALUES, Z
 
+from perception.channel_norm import ChannelNorm
 from perception.modules.computation.computation import CONVOLUTIONS, NORMS, Computation, Site, inputs
 from perception.modules.computation.kinds import KINDS
 from perception.modules.route import Route
@@ -110,10 +111,10 @@ def _place(draw: st.DrawFn, kind: type[nn.Module], groups: int, centred: bool) -
         layer: Any = nn.Linear(channels["in"], channels["out"], bias)
         extra = draw(st.sampled_from([(), (3,), (2, 3)]))
         return Place(layer.double().eval(), torch.randn(4, *extra, channels["in"], dtype=torch.float64), None)
-    if kind in NORMS:
+    if kind in (*NORMS, ChannelNorm):
         layer = kind(channels["out"], eps=draw(st.sampled_from([1e-5, 1e-3])))
         randomize(layer)
-        cells = (5, 4) if kind is nn.BatchNorm2d else draw(st.sampled_from([(), (5,)]))
+        cells = (5, 4) if kind in (nn.BatchNorm2d, ChannelNorm) else draw(st.sampled_from([(), (5,)]))
         return Place(layer.double().eval(), torch.randn(4, channels["out"], *cells, dtype=torch.float64), None)
     assert kind in CONVOLUTIONS
     kernel = draw(st.sampled_from([(1, 1), (3, 3), (3, 1)] if centred else [(1, 1), (2, 2), (3, 3), (3, 2)]))
@@ -147,7 +148,7 @@ def fixed(kind: type[nn.Module], **options: Any) -> Place:
     torch.manual_seed(0)
     if kind is nn.Linear:
         layer: Any = nn.Linear(3, 4)
-    elif kind in NORMS:
+    elif kind in (*NORMS, ChannelNorm):
         layer = kind(4)
         randomize(layer)
     else:

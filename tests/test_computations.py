@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from perception.modules.aggregation.composition import Average, Parallel, Stack
-from perception.modules.computation.computation import LAYERS, Affine
+from perception.modules.computation.computation import CHANNELWISE, Affine
 from perception.modules.computation.kinds import KINDS
 from perception.modules.route import Route
 from perception.modules.slot import Slot
@@ -225,9 +225,9 @@ ATTACHES = {
     "series_adapter": {nn.Conv2d, nn.ConvTranspose2d},
     "parallel_adapter": {nn.Conv2d, nn.Linear},
     "bottleneck": LINEAR,
-    "rescale": set(LAYERS),
-    "scale_shift": set(LAYERS),
-    "film": set(LAYERS),
+    "rescale": set(CHANNELWISE),
+    "scale_shift": set(CHANNELWISE),
+    "film": set(CHANNELWISE),
     "hypernetwork": {nn.Conv2d, nn.Linear},
 }
 
@@ -235,7 +235,7 @@ ATTACHES = {
 @every_kind
 def test_a_kind_attaches_to_the_layers_that_it_can_change(case):
     attaches = KINDS[CASES[case][0]].attaches_to
-    assert {kind for kind in LAYERS if attaches(fixed(kind).layer)} == ATTACHES[case]
+    assert {kind for kind in CHANNELWISE if attaches(fixed(kind).layer)} == ATTACHES[case]
     assert not any(attaches(layer) for layer in (nn.ReLU(), nn.LayerNorm(4), nn.Conv1d(2, 2, 1), nn.Sequential()))
 
 

@@ -37,8 +37,12 @@ class NetworkParts:
 
 
 def places(graph: onnx.GraphProto) -> NetworkParts:
-    """Trace forward from the sensors, and back from the outputs and the view transform, to the convolutions."""
+    """Trace forward from the sensors, and back from the outputs and the view transform, to the convolutions.
+
+    What a convolution reads is the end of the encoding, also for a residual connection around that convolution.
+    """
     constant = {tensor.name for tensor in graph.initializer}
+    convolved = {node.input[0] for node in graph.node if node.op_type in CONVOLUTIONS}
     sensed = {tensor.name for tensor in graph.input} - STEERING
     encoding, joined = set(), set()
     for node in graph.node:  # in topological order
@@ -46,7 +50,7 @@ def places(graph: onnx.GraphProto) -> NetworkParts:
         if inputs <= constant:
             constant.update(node.output)
         elif inputs & sensed and node.op_type not in CONVOLUTIONS:
-            sensed.update(node.output)
+            sensed.update(set(node.output) - convolved)
             joined |= inputs
         else:
             continue

@@ -22,17 +22,7 @@ class Trunk(nn.Module):
         for i, (channels, blocks, step) in enumerate(zip(config.channels, config.blocks, config.strides, strict=True)):
             stride *= step
             self.stages.append(stage(i, inputs, channels, blocks, step))
-            down = max(config.stride // stride, 1)
-            self.lifts.append(
-                ConvBlock(
-                    f"trunk.lift{i}",
-                    channels,
-                    config.up_channels,
-                    kernel=1 if down == 1 else down if config.down == "patch" else 3,
-                    stride=down,
-                    up=max(stride // config.stride, 1),
-                )
-            )
+            self.lifts.append(lift(config, i, channels, stride))
             inputs = channels
 
     def forward(self, x: Tensor) -> Tensor:
@@ -48,3 +38,16 @@ def stage(index: int, inputs: int, channels: int, blocks: int, stride: int) -> n
     layers = [ConvBlock(f"trunk.stage{index}.0", inputs, channels, stride=stride)]
     layers += [ConvBlock(f"trunk.stage{index}.{i + 1}", channels, channels) for i in range(blocks)]
     return nn.Sequential(*layers)
+
+
+def lift(config: TrunkConfig, index: int, channels: int, stride: int) -> ConvBlock:
+    """The deblock that resamples an output of this stride to the heads' grid."""
+    down = max(config.stride // stride, 1)
+    return ConvBlock(
+        f"trunk.lift{index}",
+        channels,
+        config.up_channels,
+        kernel=1 if down == 1 else down if config.down == "patch" else 3,
+        stride=down,
+        up=max(stride // config.stride, 1),
+    )

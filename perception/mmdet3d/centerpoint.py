@@ -12,15 +12,16 @@ from pathlib import Path
 
 from torch import Tensor
 
-from perception.config import Config, Model, Trunk
+from perception.config import Config, Lidar, Model, Trunk
 from perception.mmdet3d.checkpoint import convert_norm_epsilons, renamed_state
 from perception.mmdet3d.flat_config import ConfigSection
-from perception.mmdet3d.pillar_config import POINT_WEIGHTS, grid_config, lidar_config
+from perception.mmdet3d.pillar_config import POINT_WEIGHTS, grid_config, lidar_config, preprocessed_voxels
 from perception.mmdet3d.second import transpose_unit_stride_deblocks, trunk_config, trunk_names
 from perception.mmdet3d.vocabulary import CLASSES
 from perception.model import PerceptionModel
 from perception.tasks.detection.center_head import map_name
-from perception.tasks.detection.config import DetectionHead, Suppression
+from perception.tasks.detection.config import DetectionHead, IouScore, Suppression
+from perception.tasks.detection.losses import REGRESSION
 
 # Settings of PillarFeatureNet: supported value, mmdet3d's default.
 ENCODER_SETTINGS = {
@@ -52,52 +53,79 @@ def convert(config: ConfigSection, checkpoint: Path, state: Mapping[str, Tensor]
     Raises:
         InputError: unsupported settings, or missing or unexpected keys.
     """
-    model = config.part("model")
-    encoder = model.part("pts_voxel_encoder")
-    if len(encoder["feat_channels"]) != 1:
-        raise encoder.unsupported(f"{len(encoder['feat_channels'])} layers, ours has one")
-    head = _head(model)
-    converted = Config(
-        name=config.path.stem,
-        grid=grid_config(model),
-        model=Model(
-            lidar=lidar_config(config, "PillarFeatureNet", ENCODER_SETTINGS),
-            fusion=False,
-            fused_channels=encoder["feat_channels"][-1],
-            trunk=trunk_config(model.part("pts_backbone"), model.part("pts_neck")),
-        ),
-        tasks={"detection": head},
-    )
+    model, converted = config.part("model"), configuration(config)
+    head = converted.tasks["detection"]
+    assert isinstance(head, DetectionHead)
     network = PerceptionModel(converted)
-    weights = renamed_state(state, network.state_dict(), _modules(converted.model.trunk, head), checkpoint)
+    names = trunk_names(converted.model.trunk) | module_names(head, NAMES)
+    weights = renamed_state(state, network.state_dict(), names, checkpoint)
     weights[POINT_WEIGHTS] = weights[POINT_WEIGHTS] / network.lidar.scale
     transpose_unit_stride_deblocks(weights, model.part("pts_neck"))
-    bbox_head = model.part("pts_bbox_head")
-    convert_norm_epsilons(
-        weights,
-        {
-            "lidar.": (model.part("pts_voxel_encoder"), 1e-3),
-            "trunk.stages.": (model.part("pts_backbone"), 1e-3),
-            "trunk.lifts.": (model.part("pts_neck"), 1e-3),
-            "heads.detection.shared.": (bbox_head, 1e-5),
-            "heads.detection.branches.": (bbox_head.part("separate_head"), 1e-5),
-        },
-    )
-    for i in range(len(head.groups)):
+    convert_norm_epsilons(weights, norm_epsilons(model) | {"trunk.stages.": (model.part("pts_backbone"), 1e-3)})
+    for branch in last_layers(head, "size"):
         for leaf in ("weight", "bias"):
-            name = f"heads.detection.branches.{map_name(head, 'size', i)}.1.layer.{leaf}"
-            weights[name] = weights[name][[1, 0, 2]]
+            weights[f"{branch}.{leaf}"] = weights[f"{branch}.{leaf}"][[1, 0, 2]]
     network.load_state_dict(weights)
     return converted, network.eval()
 
 
-def _head(model: ConfigSection) -> DetectionHead:
+def configuration(config: ConfigSection) -> Config:
+    """Our configuration.
+
+    Raises:
+        InputError: unsupported settings.
+    """
+    model = config.part("model")
+    voxels, head = preprocessed_voxels(model), head_config(model, "CenterHead", NAMES)
+    lidar = lidar_config(config, voxels, "PillarFeatureNet", ENCODER_SETTINGS)
+    trunk = trunk_config(model.part("pts_backbone"), model.part("pts_neck"))
+    return pillar_detector(config, voxels, lidar, trunk, head)
+
+
+def pillar_detector(
+    config: ConfigSection, voxels: ConfigSection, lidar: Lidar, trunk: Trunk, head: DetectionHead
+) -> Config:
+    """The configuration of a LiDAR-only detector of these parts.
+
+    Args:
+        config: mmdet3d's whole configuration.
+        voxels: mmdet3d's voxelisation.
+
+    Raises:
+        InputError: the pillar encoder has several layers.
+    """
+    if lidar.hidden:
+        encoder = config.part("model").part("pts_voxel_encoder")
+        raise encoder.unsupported(f"{len(lidar.hidden) + 1} layers, ours has one")
+    model = Model(lidar=lidar, fusion=False, fused_channels=lidar.channels, trunk=trunk)
+    return Config(name=config.path.stem, grid=grid_config(voxels), model=model, tasks={"detection": head})
+
+
+def norm_epsilons(model: ConfigSection) -> dict[str, tuple[ConfigSection, float]]:
+    """The arguments of `convert_norm_epsilons` for encoder, deblocks and head."""
+    head = model.part("pts_bbox_head")
+    return {
+        "lidar.": (model.part("pts_voxel_encoder"), 1e-3),
+        "trunk.lifts.": (model.part("pts_neck"), 1e-3),
+        "heads.detection.shared.": (head, 1e-5),
+        "heads.detection.branches.": (head.part("separate_head"), 1e-5),
+    }
+
+
+def head_config(model: ConfigSection, kind: str, names: Mapping[str, str]) -> DetectionHead:
+    """The configuration of our head.
+
+    Args:
+        kind: mmdet3d's class of its head.
+        names: our branch -> mmdet3d's.
+    """
     head, testing = model.part("pts_bbox_head"), model.part("test_cfg").part("pts")
     separate, coder = head.part("separate_head"), head.part("bbox_coder")
-    head.require("type", "CenterHead")
+    head.require("type", kind)
     head.require("norm_bbox", True, default=True)
     head.require("num_heatmap_convs", 2, default=2)
-    head.require("common_heads", {"reg": (2, 2), "height": (1, 2), "dim": (3, 2), "rot": (2, 2), "vel": (2, 2)})
+    widths = REGRESSION | {"iou": 1}
+    head.require("common_heads", {names[ours]: (n, 2) for ours, n in widths.items() if ours in names})
     head.require("bias", "auto", default="auto")
     separate.require("type", "SeparateHead", "mmdet.SeparateHead")
     separate.require("final_kernel", 3, default=1)
@@ -112,11 +140,14 @@ def _head(model: ConfigSection) -> DetectionHead:
         top_k=coder["max_num"],
         output_kernel=3,
         attributes="speed",
-        suppression=_suppression(coder, testing),
+        suppression=_suppression(coder, testing, with_iou="iou" in names),
+        iou=IouScore(beta=testing.get("iou_score_beta", 0.5), threshold=coder["score_threshold"])
+        if "iou" in names
+        else None,
     )
 
 
-def _suppression(coder: ConfigSection, testing: ConfigSection) -> Suppression:
+def _suppression(coder: ConfigSection, testing: ConfigSection, with_iou: bool) -> Suppression:
     testing.require("nms_type", "circle", "rotate")
     limits, circle = coder["post_center_range"], testing["nms_type"] == "circle"
     if not circle:  # the boxes are filtered by range and score a second time
@@ -125,7 +156,8 @@ def _suppression(coder: ConfigSection, testing: ConfigSection) -> Suppression:
         if testing["pre_max_size"] < coder["max_num"]:
             raise testing.unsupported(f"pre_max_size must be at least bbox_coder.max_num, {coder['max_num']}")
     return Suppression(
-        threshold=coder["score_threshold"],
+        # The first threshold is the heatmap's, before the IoU enters the score; rotated NMS has one of its own.
+        threshold=0.0 if with_iou and circle else coder["score_threshold"],
         low=limits[:3],
         high=limits[3:],
         kind="circle" if circle else "rotated",
@@ -136,17 +168,20 @@ def _suppression(coder: ConfigSection, testing: ConfigSection) -> Suppression:
     )
 
 
-def _modules(trunk: Trunk, head: DetectionHead) -> dict[str, str]:
-    """Our module name -> mmdet3d's."""
+def module_names(head: DetectionHead, names: Mapping[str, str]) -> dict[str, str]:
+    """Our module name -> mmdet3d's, for encoder and head.
+
+    Args:
+        names: our branch -> mmdet3d's.
+    """
     modules = {
         "lidar.layers.0.points.layer": "pts_voxel_encoder.pfn_layers.0.linear",
         "lidar.layers.0.norm.layer": "pts_voxel_encoder.pfn_layers.0.norm",
         "heads.detection.shared.conv.layer": "pts_bbox_head.shared_conv.conv",
         "heads.detection.shared.norm.layer": "pts_bbox_head.shared_conv.bn",
-        **trunk_names(trunk),
     }
     for i in range(len(head.groups)):
-        for ours, name in NAMES.items():
+        for ours, name in names.items():
             branch = f"heads.detection.branches.{map_name(head, ours, i)}"
             task = f"pts_bbox_head.task_heads.{i}.{name}"
             modules |= {
@@ -155,3 +190,8 @@ def _modules(trunk: Trunk, head: DetectionHead) -> dict[str, str]:
                 f"{branch}.1.layer": f"{task}.1",
             }
     return modules
+
+
+def last_layers(head: DetectionHead, branch: str) -> list[str]:
+    """Names of the last convolutions of a branch in all groups."""
+    return [f"heads.detection.branches.{map_name(head, branch, i)}.1.layer" for i in range(len(head.groups))]

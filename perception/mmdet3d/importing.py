@@ -10,7 +10,7 @@ from torch import Tensor
 
 from perception.config import Config
 from perception.errors import InputError
-from perception.mmdet3d import centerpoint, pointpillars
+from perception.mmdet3d import centerpoint, pillarnest, pointpillars
 from perception.mmdet3d.checkpoint import read_state
 from perception.mmdet3d.flat_config import ConfigSection, read_config
 from perception.model import PerceptionModel
@@ -46,10 +46,17 @@ def import_checkpoint(config: Path, checkpoint: Path, out: Path) -> tuple[Config
             f"{config}: {kind} is none of {', '.join(CONVERTERS)}, which have a counterpart here; {FOREIGN}"
         )
     try:
-        converted, network = CONVERTERS[kind](foreign, checkpoint, read_state(checkpoint))
+        converted, network = _converter(model, kind)(foreign, checkpoint, read_state(checkpoint))
     except ValidationError as error:  # a value that our configuration does not allow
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise InputError(f"{config}: no counterpart here: {where}: {first['msg']}".replace(": : ", ": ")) from None
     save_model(out, converted, network, [f"checkpoint {checkpoint.name} of mmdet3d"])
     return converted, network
+
+
+def _converter(model: ConfigSection, kind: str) -> Converter:
+    """PillarNeSt has CenterPoint's class, and a backbone of its own."""
+    if kind == "CenterPoint" and model.part("pts_backbone").get("type", None) == pillarnest.BACKBONE:
+        return pillarnest.convert
+    return CONVERTERS[kind]

@@ -12,9 +12,19 @@ from perception.mmdet3d.flat_config import ConfigSection
 POINT_WEIGHTS = "lidar.layers.0.points.layer.weight"  # our weights of the point features
 
 
-def grid_config(model: ConfigSection) -> Grid:
-    """The grid of the pillars, in the LiDAR's frame."""
-    voxels = model.part("data_preprocessor").part("voxel_layer")
+def preprocessed_voxels(model: ConfigSection) -> ConfigSection:
+    """The voxelisation, where mmdet3d has it since version 1.1."""
+    preprocessor = model.part("data_preprocessor")
+    preprocessor.require("voxel_type", "hard", default="hard")
+    return preprocessor.part("voxel_layer")
+
+
+def grid_config(voxels: ConfigSection) -> Grid:
+    """The grid of the pillars, in the LiDAR's frame.
+
+    Args:
+        voxels: mmdet3d's voxelisation.
+    """
     low, high = voxels["point_cloud_range"][:3], voxels["point_cloud_range"][3:]
     size = voxels["voxel_size"]
     if size[0] != size[1] or abs(size[2] - (high[2] - low[2])) > 1e-6:
@@ -33,18 +43,19 @@ def sweep_step(config: ConfigSection) -> ConfigSection | None:
     return None
 
 
-def lidar_config(config: ConfigSection, encoder_type: str, encoder_settings: Mapping[str, tuple[Any, Any]]) -> Lidar:
+def lidar_config(
+    config: ConfigSection, voxels: ConfigSection, encoder_type: str, encoder_settings: Mapping[str, tuple[Any, Any]]
+) -> Lidar:
     """The configuration of our pillar encoder.
 
     Args:
         config: the whole configuration.
+        voxels: mmdet3d's voxelisation.
         encoder_type: mmdet3d's class of the encoder.
         encoder_settings: for each setting of the encoder the supported value and mmdet3d's default.
     """
     model, sweeps = config.part("model"), sweep_step(config)
-    preprocessor, encoder = model.part("data_preprocessor"), model.part("pts_voxel_encoder")
-    voxels = preprocessor.part("voxel_layer")
-    preprocessor.require("voxel_type", "hard", default="hard")
+    encoder = model.part("pts_voxel_encoder")
     encoder.require("type", encoder_type)
     for key, (supported, default) in encoder_settings.items():
         encoder.require(key, supported, default=default)

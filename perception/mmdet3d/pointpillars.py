@@ -17,7 +17,7 @@ from torch import Tensor
 from perception.config import Config, Lidar, Model, Trunk
 from perception.mmdet3d.checkpoint import convert_norm_epsilons, renamed_state
 from perception.mmdet3d.flat_config import ConfigSection
-from perception.mmdet3d.pillar_config import POINT_WEIGHTS, grid_config, lidar_config, sweep_step
+from perception.mmdet3d.pillar_config import POINT_WEIGHTS, grid_config, lidar_config, preprocessed_voxels, sweep_step
 from perception.mmdet3d.second import transpose_unit_stride_deblocks, trunk_config, trunk_names
 from perception.mmdet3d.vocabulary import CLASSES
 from perception.model import PerceptionModel
@@ -42,10 +42,11 @@ def convert(config: ConfigSection, checkpoint: Path, state: Mapping[str, Tensor]
         model.require(part, None, default=None)
     pyramidal = model.part("pts_neck").get("type", "") == "mmdet.FPN"
     backbone, neck = model.part("pts_backbone"), model.part("pts_neck")
-    encoder = lidar_config(config, "HardVFE", ENCODER_SETTINGS)
+    voxels = preprocessed_voxels(model)
+    encoder = lidar_config(config, voxels, "HardVFE", ENCODER_SETTINGS)
     converted = Config(
         name=config.path.stem,
-        grid=grid_config(model),
+        grid=grid_config(voxels),
         model=Model(
             lidar=encoder,
             fusion=False,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from math import prod
+
 from torch import Tensor
 
 from perception.config import Trunk
@@ -16,26 +19,32 @@ def trunk_config(backbone: ConfigSection, neck: ConfigSection) -> Trunk:
     """
     backbone.require("type", "SECOND")
     backbone.require("conv_cfg", {"type": "Conv2d", "bias": False}, default=None)
+    channels, blocks, strides = (tuple(backbone[key]) for key in ("out_channels", "layer_nums", "layer_strides"))
+    up_channels, stride = deblocks_config(neck, channels, [prod(strides[: i + 1]) for i in range(len(strides))])
+    return Trunk(
+        channels=channels, blocks=blocks, strides=strides, up_channels=up_channels, stride=stride, down="patch"
+    )
+
+
+def deblocks_config(neck: ConfigSection, channels: Sequence[int], strides: Sequence[int]) -> tuple[int, int]:
+    """`up_channels` and `stride` of our trunk.
+
+    Args:
+        channels: of the outputs that the neck reads.
+        strides: of these outputs.
+
+    Raises:
+        InputError: settings that our trunk does not support.
+    """
     neck.require("type", "SECONDFPN")
     neck.require("conv_cfg", {"type": "Conv2d", "bias": False}, default=None)
     neck.require("upsample_cfg", {"type": "deconv", "bias": False}, default=None)
-    channels, blocks, strides = (tuple(backbone[key]) for key in ("out_channels", "layer_nums", "layer_strides"))
     neck.require("in_channels", channels)
-    up_strides, up_channels = neck["upsample_strides"], neck["out_channels"]
-    stride, output_strides = 1, set()
-    for step, up in zip(strides, up_strides, strict=True):
-        stride *= step
-        output_strides.add(stride / up)
+    up_channels = neck["out_channels"]
+    output_strides = {stride / up for stride, up in zip(strides, neck["upsample_strides"], strict=True)}
     if len(output_strides) != 1 or len(set(up_channels)) != 1:
         raise neck.unsupported("its stages must come out with the same channels, on the same grid")
-    return Trunk(
-        channels=channels,
-        blocks=blocks,
-        strides=strides,
-        up_channels=up_channels[0],
-        stride=round(output_strides.pop()),
-        down="patch",
-    )
+    return up_channels[0], round(output_strides.pop())
 
 
 def trunk_names(config: Trunk) -> dict[str, str]:

@@ -8,9 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from perception.channel_norm import ChannelNorm
+
 CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
 NORMS = (nn.BatchNorm2d, nn.BatchNorm1d)
-LAYERS = (*CONVOLUTIONS, nn.Linear, *NORMS)  # what a slot may hold
+LAYERS = (*CONVOLUTIONS, nn.Linear, *NORMS)  # what gets a slot in a foreign network
+CHANNELWISE = (*LAYERS, ChannelNorm)  # layers whose outputs a module can scale and shift
 
 
 class Site(NamedTuple):
@@ -115,14 +118,14 @@ def _is_bare(norm: Any) -> bool:
 
 def inputs(layer: Any) -> int:
     """Number of input channels I."""
-    if isinstance(layer, NORMS):
+    if isinstance(layer, (*NORMS, ChannelNorm)):
         return int(layer.num_features)
     return int(layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels)
 
 
 def outputs(layer: Any) -> int:
     """Number of output channels O."""
-    if isinstance(layer, NORMS):
+    if isinstance(layer, (*NORMS, ChannelNorm)):
         return int(layer.num_features)
     return int(layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels)
 

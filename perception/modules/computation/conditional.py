@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from perception.modules.computation.computation import (
-    LAYERS,
+    CHANNELWISE,
     Affine,
     Computation,
     Site,
@@ -33,7 +33,7 @@ class Film(Computation):
     """
 
     kind = "film"
-    layers = LAYERS
+    layers = CHANNELWISE
     conditional = True
 
     def __init__(self, layer: Any, conditions: int) -> None:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from perception.modules.computation.computation import (
-    LAYERS,
+    CHANNELWISE,
     Affine,
     Computation,
     Site,
@@ -22,7 +22,7 @@ class Rescale(Computation):
     """l * y for each channel, starting at l = 1: IA3 (Liu et al., 2022)."""
 
     kind = "rescale"
-    layers = LAYERS
+    layers = CHANNELWISE
 
     def __init__(self, layer: Any) -> None:
         super().__init__()

@@ -21,14 +21,16 @@ class VoxelFeatureEncoder(nn.Module):
     A point has eleven features: x, y, z, intensity, dt, its offset from the mean of the pillar's points (3) and from
     the centre of the pillar (3). Positions in metres are scaled to about one by the size of the grid. Layers after the
     first also read the maximum over the pillar's points. As in mmdet3d's HardVFE (and PillarFeatureNet, with one layer)
-    the padding of a pillar is included in the maximum, as points of zeros.
+    the padding of a pillar is included in the maximum, as points of zeros. With the pool `max_mean`, as in PillarNeSt
+    (Mao et al., 2024), the result is the mean of that maximum and of the sum over all points, padding too, divided by
+    the number of real points.
     """
 
     scale: Tensor
 
     def __init__(self, config: Lidar, grid: BevGrid) -> None:
         super().__init__()
-        self.grid = grid
+        self.grid, self.pool = grid, config.pool
         widths = (POINT_FEATURES, *config.hidden, config.channels)
         self.layers = nn.ModuleList(
             _Layer(f"lidar.pillar{i}", inputs, outputs, shared=i > 0)
@@ -46,8 +48,14 @@ class VoxelFeatureEncoder(nn.Module):
         for layer in self.layers[:-1]:
             x = torch.relu(layer(x, pillar_max))
             pillar_max = x.amax(dim=1)
-        # The maximum over points before ReLU is the same as after it, and M times cheaper.
-        features = torch.relu(self.layers[-1](x, pillar_max).amax(dim=1))  # BP C
+        features = self.layers[-1](x, pillar_max)  # BP M C
+        if self.pool == "max":
+            # The maximum over points before ReLU is the same as after it, and M times cheaper.
+            features = torch.relu(features.amax(dim=1))
+        else:
+            features = torch.relu(features)
+            mean = features.sum(dim=1) / counts.clamp(min=1).flatten()[:, None]
+            features = (features.amax(dim=1) + mean) / 2
 
         return scatter_pillars(features.unflatten(0, counts.shape), cells, self.grid.shape)
 

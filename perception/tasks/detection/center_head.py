@@ -15,6 +15,7 @@ from perception.layers import ConvBlock
 from perception.modules.slot import Slot
 from perception.tasks.detection.attributes_by_speed import by_speed
 from perception.tasks.detection.config import DetectionHead
+from perception.tasks.detection.iou_score import iou_loss, rectified
 from perception.tasks.detection.layout import Heatmap, heatmaps_of, map_name
 from perception.tasks.detection.losses import REGRESSION, center_losses
 from perception.tasks.network import Axis, Loss, TaskNetwork
@@ -68,7 +69,14 @@ class CenterHead(TaskNetwork):
         return dense
 
     def losses(self, dense: Mapping[str, Tensor], labels: Mapping[str, Tensor]) -> dict[str, Loss]:
-        return center_losses(dense, labels, self.config)
+        losses = center_losses(dense, labels, self.config)
+        if self.config.iou:
+            groups = [
+                {name: dense[map_name(self.config, name, i)] for name in self.regressed}
+                for i in range(len(self.config.groups))
+            ]
+            losses["iou"] = iou_loss(groups, labels, self.config.weights.iou, self.grid.cell)
+        return losses
 
     def unflipped(self, dense: Mapping[str, Tensor], axis: Axis) -> dict[str, Tensor]:
         """As in TaskNetwork; offsets count from a cell's other side, headings and velocities change their signs."""
@@ -119,7 +127,8 @@ class CenterHead(TaskNetwork):
     @property
     def regressed(self) -> dict[str, int]:
         """Regression outputs at a cell, with their numbers of channels."""
-        return REGRESSION | ({"attribute": len(self.taxonomy.attributes)} if self.learns_attributes else {})
+        iou = {"iou": 1} if self.config.iou else {}
+        return REGRESSION | iou | ({"attribute": len(self.taxonomy.attributes)} if self.learns_attributes else {})
 
     @property
     def learns_attributes(self) -> bool:
@@ -157,7 +166,8 @@ class CenterHead(TaskNetwork):
             attribute = torch.where(possible.any(dim=-1), attribute, -1)
         else:
             attribute = by_speed(label, velocity, self.taxonomy)
-        return {"boxes": boxes, "scores": best, "labels": label, "attributes": attribute}
+        found = {"boxes": boxes, "scores": best, "labels": label, "attributes": attribute}
+        return rectified(found, at["iou"], self.config.iou) if self.config.iou else found
 
     def _scores(self, heatmap: Tensor) -> Tensor:
         """(B, classes * rows * columns) of a heatmap; zero where no box may be."""

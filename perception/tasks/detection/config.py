@@ -97,6 +97,14 @@ class Weights(Section):
     regression: Weight = 0.25  # as in CenterPoint
     velocity: Weight = 0.2  # within the regression
     attribute: Weight = 0.2
+    iou: Weight = 1.0  # as in PillarNeSt
+
+
+class IouScore(Section):
+    """The IoU of each box with its object is predicted and enters its score, see `iou_score.py`."""
+
+    beta: Share = 0.5  # exponent of the IoU; that of the heatmap is 1 - beta
+    threshold: Share = 0.1  # boxes whose heatmap is not above this have the score zero
 
 
 class DetectionHead(TaskConfig):
@@ -114,6 +122,7 @@ class DetectionHead(TaskConfig):
     attributes: Literal["learned", "speed"] = "learned"
     peaks: bool | None = None  # whether only maxima of 3 x 3 heatmap cells are boxes; None: without NMS
     suppression: Suppression | None = None
+    iou: IouScore | None = None  # None: the score is the heatmap
     min_radius: Annotated[int, Field(ge=0)] = 2  # heatmap cells, of its Gaussians
     weights: Weights = Weights()
     anchors: AnchorHead | None = None  # instead of all of the above
