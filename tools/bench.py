@@ -30,7 +30,7 @@ import torch
 from bench_ceiling import add_options as add_options_of_ceiling
 from bench_conditions import add_options as add_options_of_conditions
 from bench_depth import add_options as add_options_of_depth
-from bench_evaluator import evaluator
+from bench_evaluator import add_options as add_options_of_evaluator
 from bench_mmdet3d import mmdet3d
 from bench_modular import modular
 from bench_pandaset import add_options
@@ -119,13 +119,9 @@ def main() -> None:
     command.add_argument("--conditions", default="clear,day,boston", help="of the drives")
     command.add_argument("--frames", type=int, help="score only this many keyframes, evenly spread")
     command.set_defaults(run=precision)
-    command = commands.add_parser(
-        "evaluator", help="speed and memory of scoring a submission, compared with the devkit"
+    add_options_of_evaluator(
+        commands.add_parser("evaluator", help="speed and memory of scoring a submission, compared with the devkit")
     )
-    command.add_argument("--data", type=Path, default=Path("runs/demo/drives"), help="annotated drives")
-    command.add_argument("--version", help="default: the only one")
-    command.add_argument("--rounds", type=int, default=3)
-    command.set_defaults(run=evaluator)
     command = commands.add_parser("runtime", help="memory of the runtime during a long drive")
     command.add_argument("--frames", type=int, default=10_000)
     command.set_defaults(run=runtime)

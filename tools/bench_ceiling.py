@@ -94,13 +94,14 @@ def perfect_outputs(
         for each in layers
     }
     for group in range(len(head.groups)):
-        for name, n in {**REGRESSION, "attribute": len(attributes)}.items():
+        for name, n in {**REGRESSION, "attribute": len(attributes), "iou": 1}.items():
             dense[map_name(head, name, group)] = np.zeros((n, rows * columns), np.float32)
     for i in np.argsort(certainties, kind="stable"):
         labels = center_labels(boxes.select(np.array([i])), grid, head)
         for each in layers:
             dense[each.name] = np.maximum(dense[each.name], labels[each.name] * np.float32(certainties[i]))
         cell, group = labels["cells"][0], labels["groups"][0]
+        dense[map_name(head, "iou", group)][:, cell] = 9  # logit
         for name in REGRESSION:
             dense[map_name(head, name, group)][:, cell] = np.nan_to_num(labels[name][0])
         if labels["attributes"][0] >= 0:

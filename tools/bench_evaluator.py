@@ -130,3 +130,10 @@ def _peak() -> float:
 
 if __name__ == "__main__":
     _side(*sys.argv[1:])
+
+
+def add_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--data", type=Path, default=Path("runs/demo/drives"), help="annotated drives")
+    command.add_argument("--version", help="default: the only one")
+    command.add_argument("--rounds", type=int, default=3)
+    command.set_defaults(run=evaluator)
