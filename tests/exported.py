@@ -74,9 +74,9 @@ def save_random(run: Path, config: Config, seed: int = 0, spread: float = 0.05) 
             if "computations" in name:  # modules begin as the identity; these shall matter
                 parameter.normal_(0, spread)
         heads = model.heads["detection"].branches
-        weight = heads["heatmap"][1].layer.weight
-        weight.normal_(0, 0.6 / weight.shape[1] ** 0.5)  # with larger ones, scores tie at 1
-        heads["heatmap"][1].layer.bias.fill_(-3.0)
+        for last in [heads[name][1].layer for name in heads if name.endswith("heatmap")]:
+            last.weight.normal_(0, 0.6 / last.weight.shape[1] ** 0.5)  # with larger ones, scores tie at 1
+            last.bias.fill_(-3.0)
     save(run, 1, config, model, torch.optim.AdamW(model.parameters()), {})
 
 

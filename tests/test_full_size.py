@@ -28,10 +28,10 @@ def test_fusion_at_full_size_exports_and_compiles(tmp_path: Path) -> None:
         "image_from_reference": (1, 6, 3, 4),
     }
     assert {t.name: t.shape for t in manifest.outputs} == {
-        "detection/boxes": (1, 500, 10),
-        "detection/scores": (1, 500),
-        "detection/labels": (1, 500),
-        "detection/attributes": (1, 500),
+        "detection/boxes": (1, 6, 120, 10),
+        "detection/scores": (1, 6, 120),
+        "detection/labels": (1, 6, 120),
+        "detection/attributes": (1, 6, 120),
         "map/probabilities": (1, 6, 128, 128),
     }
     graph = onnx.load(bundle.onnx).graph
