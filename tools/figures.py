@@ -179,6 +179,11 @@ def _git(*arguments: str) -> str:
     ).stdout.strip()
 
 
+def commit() -> str:
+    """The commit of the tree, with `-dirty` if it has changes."""
+    return _git("describe", "--always", "--dirty", "--exclude", "*")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sections", nargs="*", help=f"default: all of {', '.join(COMMANDS)}")
@@ -191,9 +196,9 @@ def main() -> None:
     if unknown := sorted({*arguments.sections} - {*COMMANDS}):
         parser.error(f"no section {unknown[0]}; there are {', '.join(COMMANDS)}")
     record: Record = json.loads(RECORD.read_text()) if RECORD.exists() else {}
-    commit = _git("describe", "--always", "--dirty", "--exclude", "*")
+    before = commit()
     for section in () if arguments.write else arguments.sections or COMMANDS:
-        record[section] = measure(section, commit)
+        record[section] = measure(section, before)
         write_atomically(RECORD, (json.dumps(record, indent=1) + "\n").encode())
     write_atomically(PAGE, page(record).encode())
     write_atomically(README, with_block(README.read_text(), quoted(record)).encode())

