@@ -1,6 +1,7 @@
 """The trainer: what it logs and refuses, the recipe's values, and what does not change the training."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -236,6 +237,8 @@ def test_validations_fall_on_the_ends_of_epochs(tables: NuScenesTables, tmp_path
     validation = Validation(every=3, split="all", metric="samples")
     config = minimal(steps=None, epochs=5, batch=4, validation=validation, checkpoint_every=5)
     last = train(config, tables, "all", tmp_path)
+    alone = train(minimal(steps=8, batch=4), tables, "all", tmp_path / "alone")
+    assert (last / "model.safetensors").read_bytes() == (alone / "model.safetensors").read_bytes()
     assert [e.step for e in scalars(tmp_path).Scalars("validation/NDS")] == [5, 8]
     assert newest(tmp_path) == last == tmp_path / "checkpoints" / "step-000008"
     best, then = (tmp_path / "checkpoints" / name for name in ("best", "step-000005"))  # the first of equal ones
@@ -260,7 +263,7 @@ def test_a_training_starts_from_parts_of_a_run(tables: NuScenesTables, tmp_path:
     run = train(minimal(), tables, "all", tmp_path / "run")
     torch.manual_seed(0)
     fresh, still = PerceptionModel(minimal()), {"learning_rate": 1e-60, "weight_decay": 0.0, "norm_momentum": 0.0}
-    config = minimal(steps=1, **still)
+    config = minimal(steps=2, checkpoint_every=1, **still)
     config = config.model_copy(update={"init_from": InitFrom(run=str(tmp_path / "run"), parts=("lidar.*", "trunk.*"))})
     started = train(config, tables, "all", tmp_path / "started")
     state, theirs = load_file(started / "model.safetensors"), load_file(run / "model.safetensors")
@@ -273,6 +276,7 @@ def test_a_training_starts_from_parts_of_a_run(tables: NuScenesTables, tmp_path:
     assert not torch.equal(theirs[head], state[head])
     described = "v1.0-tiny: 3 keyframes of 1 scenes"
     assert provenance(tmp_path / "started").data == (described, described)
+    shutil.rmtree(started)
     train(config, tables, "all", tmp_path / "started", resume=True)
     assert provenance(tmp_path / "started").data == (described, described)
 
