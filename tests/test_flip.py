@@ -27,7 +27,9 @@ def scene() -> Frame:
     """Objects in cells of their own."""
     rng, count = np.random.default_rng(0), 12
     boxes = Boxes.from_yaws(
-        centers=np.stack([np.linspace(-11, 11, count), rng.uniform(-12, 12, count), rng.normal(size=count)], axis=1),
+        centers=np.stack(
+            [np.linspace(-11.03, 10.61, count), rng.uniform(-12, 12, count), rng.normal(size=count)], axis=1
+        ),
         sizes=rng.uniform(0.5, 4, (count, 3)),
         yaws=rng.uniform(-np.pi, np.pi, count),
         velocities=rng.normal(size=(count, 2)),
