@@ -76,10 +76,15 @@ def test_the_log_has_means_of_intervals_and_names_the_first_loss_that_is_not_fin
 
 def test_weights_that_are_not_finite_are_not_written(tables: NuScenesTables, tmp_path: Path) -> None:
     # The first loss is finite, the first step is too long.
-    config = minimal(steps=10, checkpoint_every=1, learning_rate=3.75e38, weight_decay=20.0)
-    with pytest.raises(InputError, match=r"after step 1 the weights \S+ are not finite; lower train.learning_rate"):
-        train(config, tables, "all", tmp_path)
-    assert not list(tmp_path.glob("checkpoints/*"))
+    diverging = {"steps": 10, "learning_rate": 3.75e38, "weight_decay": 20.0}
+    often = Validation(every=1, unit="steps", split="all", metric="samples")
+    for run, config in {
+        "a": minimal(**diverging, checkpoint_every=1),
+        "b": minimal(**diverging, validation=often),
+    }.items():
+        with pytest.raises(InputError, match=r"after step 1 the weights \S+ are not finite; lower train.learning_rate"):
+            train(config, tables, "all", tmp_path / run)
+        assert not list(tmp_path.glob(f"{run}/checkpoints/*"))
 
 
 def rates(schedule: Schedule, steps: int, *peaks: float) -> np.ndarray:
