@@ -19,7 +19,8 @@ from perception.tasks.network import Axis
 from perception.tasks.result import to_prediction
 from perception.training.augment import transformed
 from perception.training.checkpoint import load_model
-from perception.training.loader import batch_inputs, loaded
+from perception.training.loader import batch_inputs
+from perception.training.loading import loaded
 
 Arrays = dict[str, np.ndarray]
 Mirror = tuple[Axis, ...]  # the axes whose signs a mirror image changes

@@ -1,6 +1,7 @@
 """The trainer: what it logs and refuses, the recipe's values, and what does not change the training."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -75,10 +76,15 @@ def test_the_log_has_means_of_intervals_and_names_the_first_loss_that_is_not_fin
 
 def test_weights_that_are_not_finite_are_not_written(tables: NuScenesTables, tmp_path: Path) -> None:
     # The first loss is finite, the first step is too long.
-    config = minimal(steps=10, checkpoint_every=1, learning_rate=3.75e38, weight_decay=20.0)
-    with pytest.raises(InputError, match=r"after step 1 the weights \S+ are not finite; lower train.learning_rate"):
-        train(config, tables, "all", tmp_path)
-    assert not list(tmp_path.glob("checkpoints/*"))
+    diverging = {"steps": 10, "learning_rate": 3.75e38, "weight_decay": 20.0}
+    often = Validation(every=1, unit="steps", split="all", metric="samples")
+    for run, config in {
+        "a": minimal(**diverging, checkpoint_every=1),
+        "b": minimal(**diverging, validation=often),
+    }.items():
+        with pytest.raises(InputError, match=r"after step 1 the weights \S+ are not finite; lower train.learning_rate"):
+            train(config, tables, "all", tmp_path / run)
+        assert not list(tmp_path.glob(f"{run}/checkpoints/*"))
 
 
 def rates(schedule: Schedule, steps: int, *peaks: float) -> np.ndarray:
@@ -236,6 +242,8 @@ def test_validations_fall_on_the_ends_of_epochs(tables: NuScenesTables, tmp_path
     validation = Validation(every=3, split="all", metric="samples")
     config = minimal(steps=None, epochs=5, batch=4, validation=validation, checkpoint_every=5)
     last = train(config, tables, "all", tmp_path)
+    alone = train(minimal(steps=8, batch=4), tables, "all", tmp_path / "alone")
+    assert (last / "model.safetensors").read_bytes() == (alone / "model.safetensors").read_bytes()
     assert [e.step for e in scalars(tmp_path).Scalars("validation/NDS")] == [5, 8]
     assert newest(tmp_path) == last == tmp_path / "checkpoints" / "step-000008"
     best, then = (tmp_path / "checkpoints" / name for name in ("best", "step-000005"))  # the first of equal ones
@@ -260,7 +268,7 @@ def test_a_training_starts_from_parts_of_a_run(tables: NuScenesTables, tmp_path:
     run = train(minimal(), tables, "all", tmp_path / "run")
     torch.manual_seed(0)
     fresh, still = PerceptionModel(minimal()), {"learning_rate": 1e-60, "weight_decay": 0.0, "norm_momentum": 0.0}
-    config = minimal(steps=1, **still)
+    config = minimal(steps=2, checkpoint_every=1, **still)
     config = config.model_copy(update={"init_from": InitFrom(run=str(tmp_path / "run"), parts=("lidar.*", "trunk.*"))})
     started = train(config, tables, "all", tmp_path / "started")
     state, theirs = load_file(started / "model.safetensors"), load_file(run / "model.safetensors")
@@ -273,6 +281,7 @@ def test_a_training_starts_from_parts_of_a_run(tables: NuScenesTables, tmp_path:
     assert not torch.equal(theirs[head], state[head])
     described = "v1.0-tiny: 3 keyframes of 1 scenes"
     assert provenance(tmp_path / "started").data == (described, described)
+    shutil.rmtree(started)
     train(config, tables, "all", tmp_path / "started", resume=True)
     assert provenance(tmp_path / "started").data == (described, described)
 

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -24,6 +22,7 @@ from perception.sensors.inputs import InputSpec, prepare, without_padding
 from perception.tasks import tasks_of
 from perception.tasks.task import joined_labels
 from perception.training.augment import draw_image_affine, draw_similarity, shuffled, transformed
+from perception.training.loading import loaded
 from perception.training.objects import Objects
 from perception.training.paste import Paster
 
@@ -256,20 +255,6 @@ def batches(
         generator=torch.Generator(),  # else a resumed training would advance the global one
     )
     yield from loaded(loader)
-
-
-def loaded(loader: DataLoader[Any]) -> Iterator[Any]:
-    """What a loader loads; an InputError of a worker has its one line, without the worker's traceback."""
-    threads = cv2.getNumThreads()
-    if loader.num_workers:
-        # A forked worker would deadlock on OpenCV's thread pool, which a fork does not copy.
-        cv2.setNumThreads(1)
-    try:
-        yield from loader
-    except InputError as error:
-        raise InputError(str(error).rstrip().rpartition("InputError: ")[2]) from None
-    finally:
-        cv2.setNumThreads(threads)
 
 
 def _frames_of_classes(tables: Keyframes, tokens: list[str]) -> list[np.ndarray]:

@@ -206,9 +206,14 @@ class _Training:
         return step * self.config.train.batch // period > (step - 1) * self.config.train.batch // period
 
     def validate(self, step: int) -> dict[str, float]:
-        """Evaluate, and keep the best model; returns the scores in the main process, and nothing in others."""
+        """Evaluate, and keep the best model; returns the scores in the main process, and nothing in others.
+
+        Raises:
+            InputError: a weight is not finite, the evaluation fails, or the disk is full.
+        """
         found: dict[str, float] = {}
         if self.main and self.validator is not None:
+            _require_finite(self.model, f"{self.run}: after step {step}")
             model = self.evaluated()
             score, found = self.validator.scores(model)
             if score > self.best:
