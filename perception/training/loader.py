@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import cv2
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -22,6 +21,7 @@ from perception.sensors.inputs import InputSpec, prepare, without_padding
 from perception.tasks import tasks_of
 from perception.tasks.task import joined_labels
 from perception.training.augment import draw_image_affine, draw_similarity, shuffled, transformed
+from perception.training.loading import loaded
 from perception.training.objects import Objects
 from perception.training.paste import Paster
 
@@ -209,14 +209,7 @@ def batches(
         collate_fn=collate,
         generator=torch.Generator(),  # else a resumed training would advance the global one
     )
-    threads = cv2.getNumThreads()
-    if config.data.workers:
-        # A forked worker would deadlock on OpenCV's thread pool, which a fork does not copy.
-        cv2.setNumThreads(1)
-    try:
-        yield from loader
-    finally:
-        cv2.setNumThreads(threads)
+    yield from loaded(loader)
 
 
 def _frames_of_classes(tables: Keyframes, tokens: list[str]) -> list[np.ndarray]:
