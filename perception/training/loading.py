@@ -8,13 +8,18 @@ from typing import Any
 import cv2
 from torch.utils.data import DataLoader
 
+from perception.errors import InputError
+
 
 def loaded(loader: DataLoader[Any]) -> Iterator[Any]:
-    """What a loader loads. A forked worker would deadlock on OpenCV's thread pool, which a fork does not copy."""
+    """What a loader loads; an InputError of a worker has its one line, without the worker's traceback."""
     threads = cv2.getNumThreads()
     if loader.num_workers:
+        # A forked worker would deadlock on OpenCV's thread pool, which a fork does not copy.
         cv2.setNumThreads(1)
     try:
         yield from loader
+    except InputError as error:
+        raise InputError(str(error).rstrip().rpartition("InputError: ")[2]) from None
     finally:
         cv2.setNumThreads(threads)
