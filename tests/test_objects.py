@@ -148,3 +148,18 @@ def test_what_is_cut_off_leaves_nothing_and_what_is_damaged_is_said(
     next(tmp_path.rglob("objects.json")).write_text(json.dumps([]))
     with pytest.raises(InputError, match="a damaged database of objects"):
         _opened(tables, tmp_path)
+
+
+def test_other_processes_wait_for_the_one_that_builds(
+    tables: NuScenesTables, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens, settings = tables.samples()[:1], config(pictures="mask")
+    built: list[Objects] = []
+
+    def built_meanwhile(_: float) -> None:
+        built.append(objects_of(tables, tokens, settings, tmp_path))
+
+    monkeypatch.setattr("time.sleep", built_meanwhile)
+    waited = objects_of(tables, tokens, settings, tmp_path, builds=False)
+    assert len(built) == 1
+    np.testing.assert_array_equal(waited.boxes.centers, built[0].boxes.centers)

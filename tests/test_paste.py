@@ -178,7 +178,7 @@ def test_pasting_ends_after_its_share_of_the_steps(
     total = steps and round(steps / until)
     settings = config({"camera": None}, {"steps": total or 4, "batch": 2}, until=until, pictures="mask")
     token = tables.samples()[:1]  # cached
-    pasting = FrameDataset(tables, token, settings, (), objects, processes)
+    pasting = FrameDataset(tables, token, settings, (), objects, processes=processes)
     plain = FrameDataset(tables, token, settings, ())
     end = 2 * processes * steps
     for position in (*range(max(end - 2, 0), end), end, end + 1):

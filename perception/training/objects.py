@@ -32,6 +32,7 @@ from perception.errors import InputError
 from perception.frame import Boxes, Frame
 from perception.sensors.inputs import InputSpec
 from perception.training.box_geometry import points_of
+from perception.training.loading import loaded
 from perception.training.pictures import places
 
 SCHEMA = 1
@@ -192,14 +193,14 @@ class _Extraction(Dataset[_Found]):
 
 def _build(tables: Keyframes, tokens: Sequence[str], config: Config, folder: Path, key: str) -> None:
     """Write a database; the number of workers does not change its bytes."""
-    found = DataLoader(
+    loader = DataLoader(
         _Extraction(tables, tokens, config),
         batch_size=None,
         num_workers=config.data.workers,
         collate_fn=_as_it_is,
     )
     with (folder / "points.bin").open("wb") as points, (folder / "pictures.bin").open("wb") as pictures:
-        columns = _written(track(found, "objects", len(tokens)), points, pictures)
+        columns = _written(track(loaded(loader), "objects", len(tokens)), points, pictures)
     if not len(columns["labels"]):
         raise InputError(
             f"{tables.dataroot}: no annotated object with points in {len(tokens)} keyframes; remove data.paste"
