@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from timm.models.efficientnet import EfficientNetFeatures
 from timm.models.mobilenetv3 import MobileNetV3Features
-from torch import Tensor, nn
+from torch import Tensor
 
 from perception.errors import InputError
 
@@ -43,7 +43,8 @@ def picture_backbone(backbone: str, stages: Sequence[int], weights: str | None =
         ) from None
     if isinstance(network, EfficientNetFeatures | MobileNetV3Features):  # timm would compute all stages
         last = max(level["stage"] for level in network.feature_info.get_dicts())
-        network.blocks = nn.Sequential(*network.blocks[:last])
+        blocks: Any = network.blocks
+        network.blocks = blocks[:last]
     if weights not in (None, "imagenet"):
         state = _packaged_for(backbone) if weights == PACKAGE else _file(Path(str(weights)))
         if absent := network.load_state_dict(state, strict=False).missing_keys:
