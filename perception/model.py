@@ -82,8 +82,8 @@ class PerceptionModel(nn.Module):
     def forward(self, inputs: dict[str, Tensor], conditions: Sequence[Conditions] = ()) -> dict[str, Tensor]:
         """Dense outputs of all heads, for inputs from `sensors/inputs.py` and the conditions of the frames.
 
-        Tasks with different modules are computed in separate passes, others share one. In training there is also
-        camera/depth if it is supervised: the logits of the last pass.
+        Tasks with different modules are computed in separate passes, others share one. With gradients there is
+        also camera/depth if it is supervised: the logits of the last pass.
         """
         outputs: dict[str, Tensor] = {}
         for task in self._reading("inputs"):
@@ -239,7 +239,7 @@ class PerceptionModel(nn.Module):
         if self.config.model.camera:
             context, logits = self.camera(inputs["images"], inputs["image_from_reference"])
             maps.append(self.lift(context, logits.softmax(dim=2), inputs["image_from_reference"]))
-            if self.training and self.depth_cells():
+            if torch.is_grad_enabled() and self.depth_cells():
                 supervised["camera/depth"] = logits
         return maps, supervised
 

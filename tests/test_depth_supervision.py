@@ -189,10 +189,15 @@ def test_depth_is_an_output_only_where_the_camera_trains() -> None:
     camera = config.model.camera.model_copy(update={"depth": depth})
     model = PerceptionModel(config.model_copy(update={"model": config.model.model_copy(update={"camera": camera})}))
     seen = inputs(0)
-    model.train()
     assert model.depth_cells() == CELLS
     assert model(seen)["camera/depth"].shape == (1, 6, 32, *CELLS)
-    assert "camera/depth" not in model.eval()(seen)
+    trainable.base(model)  # leaves the model itself in evaluation mode
+    assert "camera/depth" in model(seen)
+    trainable.base(model, ["heads.*"])
+    assert "camera/depth" not in model(seen)
+    trainable.joint(model)
+    with torch.no_grad():
+        assert "camera/depth" not in model(seen)
     for slots, trains in (("trunk.*", False), ("camera.neck", True)):
         model.bank.add(LowRank(name="module", rank=1, slots=(slots,)))
         trainable.post_hoc(model, ["module"])

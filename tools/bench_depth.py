@@ -37,8 +37,8 @@ WAYS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 def add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--data", type=Path, default=Path("../shared/data/nuscenes"), help="real keyframes, v1.0-mini")
     command.add_argument("--config", default="nuscenes/overfit_camera")
-    command.add_argument("--steps", type=int, default=40)
-    command.add_argument("--ways", default=",".join(WAYS), help="only these")
+    command.add_argument("--steps", type=int, default=80)
+    command.add_argument("--ways", default="without,with", help=f"of {','.join(WAYS)} (default: without,with)")
     command.set_defaults(run=depth)
 
 

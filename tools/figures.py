@@ -59,8 +59,9 @@ QUOTED = {
     "{pandaset.adapted.car.ap:.3f} (full fine-tune {pandaset.full.car.ap:.3f}), recall "
     "{pandaset.zero_shot.car.recall:.3f} to {pandaset.adapted.car.recall:.3f}, precision "
     "{pandaset.adapted.car.precision:.3f}, with {pandaset.adapted.trained_share:.1%} of the parameters",
-    "depth of cameras on two real keyframes, trained on two others": "median relative error against the LiDAR "
-    "{depth.without.expected:.3f} to {depth.with.expected:.3f} with supervision",
+    "depth of cameras on two real keyframes, trained on two others": "median relative error against the LiDAR with "
+    "supervision: most likely depth {depth.without.most_likely:.2f} to {depth.with.most_likely:.2f}, expected depth "
+    "{depth.without.expected:.2f} to {depth.with.expected:.2f}",
     "replay with all that it writes": "{replay.realtime_factor:.1f} times as fast as driven in FP32",
     "INT8 on a CPU, whole frame": "{precision.int8_speedup:.2f} times as fast as FP32; NDS changes by "
     "{precision.int8_nds_loss:+.4f} lost in INT8, {precision.fp16_nds_loss:+.4f} in FP16",
