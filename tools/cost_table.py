@@ -246,12 +246,12 @@ page ({machine}).
 
 ## Time and price on {gpus} GPUs
 
-| configuration | frames/s of a GPU, bound by | minutes an epoch, GPUs | minutes, loader | hours for {epochs} epochs | price |
+| configuration | frames/s of a GPU, bound by | min an epoch, GPUs | min, loader | hours, {epochs} epochs | price |
 |---|---|---|---|---|---|
 {training}
 
-The loader has {cores} cores; hours and price are of the slower of both. An epoch is {epoch_samples} samples: nuScenes' 28,130 keyframes after class-balanced grouping and sampling. A frame
-takes the longer of
+The loader has {cores} cores; hours and price are of the slower of both. An epoch is {epoch_samples} samples: nuScenes'
+28,130 keyframes after class-balanced grouping and sampling. On a GPU a frame takes the longer of
 
 - arithmetic: 3 x forward operations / ({peak} TFLOP/s x {utilisation}),
 - memory: 4 x what is kept / ({bandwidth} TB/s),
