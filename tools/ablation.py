@@ -154,8 +154,8 @@ def page(out: Path, seeds: int, steps: int) -> str:
         [
             "# What each part of the recipe gives",
             "",
-            f"`tiny` on {SCENES} simulated drives of {SAMPLES} keyframes, {steps} steps, {seeds} seeds: mean and standard",
-            f"deviation on the held-out drives. Written by `{command}` at {commit()}, {machine()}.",
+            f"`tiny` on {SCENES} simulated drives of {SAMPLES} keyframes, {steps} steps, {seeds} seeds: mean and",
+            f"standard deviation on the held-out drives. Written by `{command}` at {commit()}, {machine()}.",
             "",
             "| | " + " | ".join(columns) + " |",
             "|---" * (len(columns) + 1) + "|",

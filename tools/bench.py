@@ -111,7 +111,7 @@ def main() -> None:
     command.add_argument("--rounds", type=int, default=50)
     command.set_defaults(run=pillars)
     command = commands.add_parser("precision", help="speed of INT8 on a CPU, and scores lost in FP16 and INT8")
-    command.add_argument("--config", default="nuscenes/lidar", help="for the speed")
+    command.add_argument("--config", default="nuscenes/centerpoint", help="for the speed")
     command.add_argument("--rounds", type=int, default=15)
     command.add_argument("--checkpoint", type=Path, help="for the scores; without it only the speed is measured")
     command.add_argument("--data", type=Path, default=Path("runs/evidence/drives"), help="simulated drives to score on")

@@ -31,7 +31,7 @@ from perception.frame import Conditions
 from perception.model import PerceptionModel
 from perception.sensors.inputs import InputSpec, prepare
 
-CONFIGS = "tiny,nuscenes/lidar,nuscenes/camera,nuscenes/fusion"
+CONFIGS = "tiny,nuscenes/centerpoint,nuscenes/lidar,nuscenes/camera,nuscenes/fusion"
 TARGETS = ("rtx-ampere", "rtx-ada")
 MODULE = {"name": "rain", "kind": "low_rank", "slots": ["trunk.*", "heads.*"], "rank": 4, "when": ["rain"]}
 

@@ -109,7 +109,7 @@ def import_mmdet3d(
 ) -> None:
     """Import a trained network of mmdet3d as a run.
 
-    Supported: CenterPoint and PointPillars on pillars, for nuScenes. mmdet3d need not be installed.
+    Supported: CenterPoint, PointPillars and PillarNeSt, for nuScenes. mmdet3d need not be installed.
     """
     from perception.mmdet3d.importing import import_checkpoint
 
