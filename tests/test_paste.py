@@ -171,16 +171,16 @@ def _same(one: Sample, other: Sample) -> bool:
     return all(np.array_equal(array, other.inputs[name]) for name, array in one.inputs.items())
 
 
-@pytest.mark.parametrize(("until", "steps", "processes"), [(0.5, 2, 1), (0.29, 29, 2), (1.0, 10, 1), (0.0, 0, 1)])
+@pytest.mark.parametrize(("until", "steps"), [(0.5, 2), (0.29, 29), (1.0, 10), (0.0, 0)])
 def test_pasting_ends_after_its_share_of_the_steps(
-    tables: NuScenesTables, objects: Objects, until: float, steps: int, processes: int
+    tables: NuScenesTables, objects: Objects, until: float, steps: int
 ) -> None:
     total = steps and round(steps / until)
     settings = config({"camera": None}, {"steps": total or 4, "batch": 2}, until=until, pictures="mask")
     token = tables.samples()[:1]  # cached
-    pasting = FrameDataset(tables, token, settings, (), objects, processes=processes)
+    pasting = FrameDataset(tables, token, settings, (), objects)
     plain = FrameDataset(tables, token, settings, ())
-    end = 2 * processes * steps
+    end = 2 * steps
     for position in (*range(max(end - 2, 0), end), end, end + 1):
         assert _same(pasting[position], plain[position]) == (position >= end)
 
