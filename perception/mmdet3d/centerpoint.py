@@ -19,7 +19,6 @@ from perception.mmdet3d.pillar_config import POINT_WEIGHTS, grid_config, lidar_c
 from perception.mmdet3d.second import transpose_unit_stride_deblocks, trunk_config, trunk_names
 from perception.mmdet3d.vocabulary import CLASSES
 from perception.model import PerceptionModel
-from perception.tasks.detection.center_head import map_name
 from perception.tasks.detection.config import DetectionHead, IouScore, Suppression
 from perception.tasks.detection.losses import REGRESSION
 
