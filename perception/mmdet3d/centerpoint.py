@@ -20,6 +20,7 @@ from perception.mmdet3d.second import transpose_unit_stride_deblocks, trunk_conf
 from perception.mmdet3d.vocabulary import CLASSES
 from perception.model import PerceptionModel
 from perception.tasks.detection.config import DetectionHead, IouScore, Suppression
+from perception.tasks.detection.layout import map_name
 from perception.tasks.detection.losses import REGRESSION
 
 # Settings of PillarFeatureNet: supported value, mmdet3d's default.
