@@ -14,7 +14,7 @@ from vocabulary import ATTRIBUTES, CLASSES, NUSCENES
 from perception.frame import Boxes, Frame
 from perception.grid import BevGrid
 from perception.tasks.detection.center_head import REGRESSION
-from perception.tasks.detection.config import DetectionHead
+from perception.tasks.detection.config import DetectionHead, Suppression
 from perception.tasks.detection.losses import center_losses, gaussian_focal
 from perception.tasks.detection.targets import center_labels, gaussian_radius
 from perception.tasks.detection.task import DetectionTask
@@ -111,6 +111,32 @@ def test_each_object_of_a_crowd_has_a_peak_of_its_own(crowd, groups):
         np.testing.assert_allclose(place, center[:2], atol=2 * across if shared else 1e-4)
 
 
+def test_the_taxonomy_says_which_classes_are_fine_and_how_far_apart():
+    nms = Suppression(threshold=0.1, kind="circle", within="class")
+    head = DetectionHead(subcells=4, suppression=nms).settled(NUSCENES)
+    assert head.groups == (CLASSES,)
+    assert head.subcells == dict.fromkeys(("motorcycle", "bicycle", "pedestrian", "traffic_cone"), 4)
+    sizes = [each.size for each in NUSCENES.classes]
+    assert head.suppression.radii == tuple(min(width, length) / 2 for width, length, _ in sizes)
+    given = DetectionHead(
+        subcells={"car": 2}, groups=GROUPED, suppression=nms.model_copy(update={"radii": (1.0,) * 10})
+    )
+    assert given.settled(NUSCENES) == given
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"subcells": {"tram": 2}}, "subcells: 'tram' is not among the classes"),
+        ({"suppression": {"threshold": 0.1, "kind": "circle", "within": "class", "radii": [1.0]}}, "each class, 10"),
+        ({"suppression": {"threshold": 0.1, "kind": "circle"}, "groups": GROUPED}, "each group, 2"),
+    ],
+)
+def test_a_head_that_does_not_fit_its_classes_is_refused(content, message):
+    with pytest.raises(ValueError, match=message):
+        DetectionHead.model_validate(content).require_taxonomy(NUSCENES)
+
+
 def test_each_group_is_normalised_by_its_own_objects():
     boxes = random_boxes(np.random.default_rng(3), 12)
     boxes.labels[:] = [0] * 9 + [8, 8, 6]
@@ -164,7 +190,7 @@ def test_boxes_without_points_or_outside_the_grid_are_no_targets():
     assert labels["real"].sum(1).tolist() == [1, 0]
     assert (labels["heatmap"] == 1).sum((1, 2, 3)).tolist() == [1, 0]
     # The task leaves out what no point hit; what is outside the grid is no label of the head itself, either.
-    assert center_labels(boxes, GRID, DetectionHead(groups=(CLASSES,)))["real"].tolist() == [True, True]
+    assert center_labels(boxes, GRID, DetectionHead().settled(NUSCENES))["real"].tolist() == [True, True]
 
 
 def test_gaussian_focal_equals_its_equation_and_has_right_gradients():
@@ -194,7 +220,7 @@ def test_unknown_velocities_and_padding_carry_no_gradient():
     labels = labels_of(DetectionHead(min_radius=1), boxes, boxes.select(np.arange(2)))
     names = {**REGRESSION, "heatmap": 10, "attribute": 8}
     dense = {name: torch.randn(2, n, *GRID.shape, requires_grad=True) for name, n in names.items()}
-    head = DetectionHead(groups=(CLASSES,))
+    head = DetectionHead().settled(NUSCENES)
     losses = {name: term.mean() for name, term in center_losses(dense, labels, head).items()}
     assert all(torch.isfinite(v) for v in losses.values())
     sum(losses.values()).backward()

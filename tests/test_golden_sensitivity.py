@@ -32,7 +32,7 @@ def small(precision: Precision = "fp32") -> Bundle:
     camera = tiny.model.camera.model_copy(update={"image": Image(height=64, width=192)})
     grid = tiny.grid.model_copy(update={"x": (-25.6, 25.6), "y": (-25.6, 25.6)})
     model = tiny.model.model_copy(update={"lidar": lidar, "camera": camera})
-    own = {**tiny.tasks, "detection": tiny.tasks["detection"].model_copy(update={"subcells": {}})}
+    own = {**tiny.tasks, "detection": tiny.tasks["detection"].model_copy(update={"subcells": 1})}
     tasks = configured({**own, **{name: {} for name in TASKS.keys() - tiny.tasks}})
     config = tiny.model_copy(update={"name": "small", "grid": grid, "model": model, "tasks": tasks})
     drives = None

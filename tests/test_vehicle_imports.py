@@ -51,7 +51,7 @@ def test_vehicle_side_imports_and_runs_without_torch() -> None:
         "print(len(runtime.step(frame).prediction.results['detection']))"
     )
     assert result.returncode == 0, result.stderr
-    assert int(result.stdout) == 200
+    assert 0 < int(result.stdout) <= 200
 
 
 def test_nothing_of_the_workshop_is_imported_where_it_is_there() -> None:

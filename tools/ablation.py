@@ -44,12 +44,7 @@ GROUPS = [
     ["motorcycle", "bicycle"],
     ["pedestrian", "traffic_cone"],
 ]
-SUPPRESSION = {
-    "kind": "circle",
-    "within": "class",
-    "threshold": 0.01,
-    "radii": [2.0, 3.0, 3.0, 3.0, 3.0, 1.0, 0.5, 0.5, 0.3, 0.3],
-}
+SUPPRESSION = {"kind": "circle", "within": "class", "threshold": 0.01}
 # Changes to `tiny`, by key. The first has none of the parts.
 PARTS: dict[str, dict[str, Any]] = {
     "none": {
@@ -59,7 +54,7 @@ PARTS: dict[str, dict[str, Any]] = {
     },
     "class groups": {"tasks.detection.groups": GROUPS, "tasks.detection.top_k": 83},
     "NMS within classes": {"tasks.detection.peaks": True, "tasks.detection.suppression": SUPPRESSION},
-    "subcells": {"tasks.detection.subcells": dict.fromkeys(("pedestrian", "traffic_cone", "motorcycle", "bicycle"), 4)},
+    "subcells": {"tasks.detection.subcells": 4},
     "EMA": {"train.ema": 0.98},
     "pasted objects": {
         "data.paste": {

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -13,6 +13,8 @@ from perception.taxonomy import ObjectClass, Taxonomy
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Weight = Annotated[float, Field(ge=0)]
+Subcells = Literal[1, 2, 4]
+_NARROW = 1.0  # m
 
 
 class Suppression(Section):
@@ -23,7 +25,9 @@ class Suppression(Section):
     high: tuple[float, float, float] | None = Field(default=None, strict=False)  # m
     kind: Literal["circle", "rotated"]  # NMS by distance of centres or by rotated IoU
     within: Literal["group", "class"] = "group"  # which boxes suppress each other
-    radii: tuple[float, ...] = Field(default=(), strict=False)  # m, distance for each group or class, for circle
+    radii: tuple[float, ...] = Field(
+        default=(), strict=False
+    )  # m, distance for each group or class, for circle; of classes by default half their mean width
     overlap: Share = 0.2  # IoU threshold, for rotated
     most: Positive | None = 83  # maximum number of boxes of a group or class
     total: Positive | None = None  # maximum number of boxes of all
@@ -114,9 +118,9 @@ class DetectionHead(TaskConfig):
     groups: tuple[Annotated[tuple[str, ...], Field(strict=False, min_length=1)], ...] = Field(
         default=(), strict=False
     )  # classes that share regression branches and top_k, in the order of the taxonomy; empty: one group of all
-    subcells: dict[str, Literal[1, 2, 4]] = Field(
-        default={}
-    )  # class -> heatmap cells along each side of a cell of the trunk, for small objects in crowds; by default 1
+    # Heatmap cells along each side of a cell of the trunk, for small objects in crowds: of these classes, or of all
+    # that are narrower than 1 m.
+    subcells: Subcells | dict[str, Subcells] = 1
     top_k: Annotated[int, Field(gt=0, lt=3840)] = 300  # boxes of each group; TensorRT's TopK limit
     output_kernel: Literal[1, 3] = 1  # of the last convolutions
     attributes: Literal["learned", "speed"] = "learned"
@@ -148,13 +152,24 @@ class DetectionHead(TaskConfig):
             raise ValueError("`further` classes must be the last ones of the taxonomy")
         if self.groups and tuple(name for group in self.groups for name in group) != taxonomy.class_names:
             raise ValueError(f"the groups, one after the other, must be {', '.join(taxonomy.class_names)}")
-        if unknown := sorted(self.subcells.keys() - set(taxonomy.class_names)):
+        unknown = sorted(self.subcells.keys() - set(taxonomy.class_names)) if isinstance(self.subcells, dict) else []
+        if unknown:
             raise ValueError(f"subcells: {unknown[0]!r} is not among the classes")
         nms = self.suppression
-        if nms and nms.kind == "circle":
+        if nms and nms.kind == "circle" and (nms.radii or nms.within == "group"):
             wanted = len(taxonomy.classes) if nms.within == "class" else len(self.groups) or 1
             if len(nms.radii) != wanted:
                 raise ValueError(f"suppression.radii must have a radius for each {nms.within}, {wanted}")
+
+    def settled(self, taxonomy: Taxonomy) -> DetectionHead:
+        """The configuration with the groups, subcells and radii that the taxonomy's classes give it."""
+        changes: dict[str, Any] = {} if self.groups else {"groups": (taxonomy.class_names,)}
+        if not isinstance(self.subcells, dict):
+            changes["subcells"] = {each.name: self.subcells for each in taxonomy.classes if each.size[0] < _NARROW}
+        if self.suppression and self.suppression.within == "class" and not self.suppression.radii:
+            radii = tuple(min(each.size[:2]) / 2 for each in taxonomy.classes)
+            changes["suppression"] = self.suppression.model_copy(update={"radii": radii})
+        return self.model_copy(update=changes)
 
     @property
     def nms(self) -> Suppression | None:

@@ -17,7 +17,12 @@ class Heatmap(NamedTuple):
 
 
 def heatmaps_of(config: DetectionHead) -> list[Heatmap]:
-    """The heatmaps of all groups, coarsest first in each; a group has one for each size of cells among its classes."""
+    """The heatmaps of all groups, coarsest first in each; a group has one for each size of cells among its classes.
+
+    Args:
+        config: settled (`DetectionHead.settled`).
+    """
+    assert isinstance(config.subcells, dict)
     maps, first = [], 0
     for i, group in enumerate(config.groups):
         sizes = [config.subcells.get(name, 1) for name in group]

@@ -60,9 +60,7 @@ class DetectionTask(Task[Boxes]):
     )
 
     def __init__(self, config: DetectionHead, grid: BevGrid, taxonomy: Taxonomy) -> None:
-        super().__init__(config, grid, taxonomy)
-        if not config.groups:
-            self.config = config.model_copy(update={"groups": (taxonomy.class_names,)})
+        super().__init__(config.settled(taxonomy), grid, taxonomy)
 
     def network(self, channels: int) -> TaskNetwork:
         from perception.tasks.detection.anchor_head import AnchorHead
