@@ -31,6 +31,7 @@ PACKAGES = ("torch", "onnxruntime", "numpy", "opencv-python-headless")
 # Section -> the command that prints its figures as a JSON object. `python` is that of this environment.
 COMMANDS = {
     "demo": "python tools/check_figures.py demo --json",
+    "ceiling": "python tools/bench.py ceiling --json",
     "depth": "python tools/bench.py depth --json",
     "overfit": "python tools/check_figures.py overfit --json",
     "real": "python tools/check_figures.py real --json",
@@ -51,8 +52,11 @@ QUOTED = {
     "{demo.modules.rain.base:.3f} to {demo.modules.rain.with_module:.3f}, in fog "
     "{demo.modules.fog.base:.3f} to {demo.modules.fog.with_module:.3f}; the base keeps every bit",
     "four real keyframes, fitted from random weights": "car AP {overfit.fusion.car_ap:.3f} with LiDAR + cameras, "
-    "{overfit.lidar.car_ap:.3f} with LiDAR, {overfit.camera.car_ap:.3f} with cameras; mAP of the classes present "
-    "{overfit.fusion.mAP_present:.3f}, {overfit.lidar.mAP_present:.3f}, {overfit.camera.mAP_present:.3f}",
+    "{overfit.lidar.car_ap:.3f} with LiDAR, {overfit.camera.car_ap:.3f} with cameras; pedestrian AP "
+    "{overfit.fusion.pedestrian_ap:.3f}, {overfit.lidar.pedestrian_ap:.3f}, {overfit.camera.pedestrian_ap:.3f}",
+    "what the decoder finds of all annotated objects in 81 real keyframes, if the network is perfect": "recall of "
+    "pedestrians {ceiling.pedestrian:.3f}, motorcycles {ceiling.motorcycle:.3f}, bicycles {ceiling.bicycle:.3f}, cars "
+    "{ceiling.car:.3f}",
     "a module carries the demo's base to real keyframes": "car AP {real.before.car_ap:.3f} to "
     "{real.after.car_ap:.3f}, mAP of the classes present {real.before.mAP_present:.3f} to {real.after.mAP_present:.3f}",
     "a module carries a network for KITTI to PandaSet's car": "car AP {pandaset.zero_shot.car.ap:.3f} to "
