@@ -98,8 +98,8 @@ class CenterHead(TaskNetwork):
         grid's reference frame. Sine and cosine are not normalised, which would amplify the rounding errors of short
         ones.
 
-        With several groups each gives its K best: (B, groups, K, 10) and (B, groups, K). With NMS after the engine, all
-        cells are peaks.
+        With several groups each gives its K best: (B, groups, K, 10) and (B, groups, K). Without `peaks` all cells
+        are candidates, for NMS after the engine.
         """
 
         def gathered(group: int, cell: Tensor) -> dict[str, Tensor]:
