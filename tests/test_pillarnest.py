@@ -14,7 +14,7 @@ from pillarnest_reference import decoded, reference
 from refusals import one_line_error
 from shapely.affinity import rotate, translate
 from shapely.geometry import box as rectangle
-from vocabulary import CLASSES, RIG
+from vocabulary import CLASSES, NUSCENES, RIG
 
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
 from deploy.engines.tensorrt import build_engine
@@ -280,7 +280,7 @@ def test_the_iou_is_that_of_polygons_times_heights(one: tuple[float, ...], other
 
 def test_the_loss_of_the_iou_is_its_distance_from_that_of_the_predicted_box() -> None:
     grid, groups = BevGrid(x=(-8.0, 8.0), y=(-8.0, 8.0), z=(-3.0, 5.0), cell=2.0), (CLASSES[:5], CLASSES[5:])
-    head = DetectionHead(groups=groups, iou=IouScore())
+    head = DetectionHead(groups=groups, iou=IouScore()).settled(NUSCENES)
     cars, others = CLASSES.index("car"), CLASSES.index("pedestrian")
     boxes = Boxes.from_yaws(
         centers=np.array([[1.0, 1.0, 0.0], [-3.0, 5.0, 0.5]]),
