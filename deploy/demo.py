@@ -33,7 +33,7 @@ from perception.training.loop import train
 
 VERSION = "v1.0-sim"
 WEATHERS = ("rain", "fog")  # each gets a module
-BASE_STEPS, MODULE_STEPS, TASK_STEPS = 400, 150, 300
+BASE_STEPS, MODULE_STEPS, TASK_STEPS = 400, 225, 300
 
 
 def _names(weathers: Sequence[str]) -> list[str]:
@@ -106,7 +106,7 @@ class Demo:
             self.console.rule(f"3  train a module for {weather} on the frozen base")
             checkpoint = adapt(
                 checkpoint, _module(weather), self.tables, "sim_train", (), self.out / weather,
-                steps=MODULE_STEPS, learning_rate=0.012,
+                steps=MODULE_STEPS, learning_rate=0.02,
             )  # fmt: skip
         return checkpoint
 
