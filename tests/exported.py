@@ -75,7 +75,7 @@ def save_random(run: Path, config: Config, seed: int = 0, spread: float = 0.05) 
                 parameter.normal_(0, spread)
         heads = model.heads["detection"].branches
         for last in [heads[name][1].layer for name in heads if name.endswith("heatmap")]:
-            last.weight.normal_(0, 0.85 / last.weight.shape[1] ** 0.5)  # with larger ones, scores tie at 1
+            last.weight.normal_(0, 0.6 * 2**0.5 / last.weight.shape[1] ** 0.5)  # with larger ones, scores tie at 1
             last.bias.fill_(-3.0)
     save(run, 1, config, model, torch.optim.AdamW(model.parameters()), {})
 

@@ -27,8 +27,9 @@ def predictor(batch: int, workers: int = 0) -> TorchPredictor:
 
 
 def values(prediction: Prediction) -> np.ndarray:
-    """(n,) all numbers of the boxes, and those of the map."""
+    """(n,) all numbers of the boxes, ordered by place because rounding orders equal scores, and those of the map."""
     boxes = prediction.results["detection"]
+    boxes = boxes.select(np.lexsort((boxes.labels, boxes.centers[:, 1], boxes.centers[:, 0])))
     parts = (boxes.centers, boxes.sizes, boxes.rotations, boxes.velocities, boxes.scores, prediction.results["map"])
     return np.concatenate([part.ravel() for part in parts])
 

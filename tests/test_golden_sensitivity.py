@@ -30,7 +30,7 @@ def small(precision: Precision = "fp32") -> Bundle:
     tiny = load_config(find_config("tiny"))
     lidar = tiny.model.lidar.model_copy(update={"max_pillars": 3000})
     camera = tiny.model.camera.model_copy(update={"image": Image(height=64, width=192)})
-    grid = tiny.grid.model_copy(update={"x": (-25.6, 25.6), "y": (-25.6, 25.6)})
+    grid = tiny.grid.model_copy(update={"x": (-25.6, 25.6), "y": (-25.6, 25.6), "z": (-5.0, 3.0)})
     model = tiny.model.model_copy(update={"lidar": lidar, "camera": camera})
     own = {**tiny.tasks, "detection": tiny.tasks["detection"].model_copy(update={"subcells": 1})}
     tasks = configured({**own, **{name: {} for name in TASKS.keys() - tiny.tasks}})
