@@ -116,6 +116,11 @@ class Boxes:
             instances=np.full(n, "", "U32"),
         )
 
+    @staticmethod
+    def joined(*parts: Boxes) -> Boxes:
+        """The boxes of all parts, which are in one frame of reference."""
+        return Boxes(**{f.name: np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(Boxes)})
+
     def __len__(self) -> int:
         return len(self.centers)
 

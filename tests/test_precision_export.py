@@ -67,7 +67,9 @@ def test_the_manifest_says_how_exact_and_the_runtime_holds_it_to_that(precision:
     assert found.ranked["detection"].score.each > BOUNDS["fp32"].ranked.score.each  # it is lowered
     assert [module.name for module in manifest.banked] == ["rain", "night"]
     runtime = Runtime(exported(precision))  # it runs the golden frame
-    assert len(runtime(synthetic_frame("ego", RIG, 3)).results["detection"]) > 0
+    scores = runtime(synthetic_frame("ego", RIG, 3)).results["detection"].scores
+    assert len(scores) > 0
+    assert (scores > config().tasks["detection"].suppression.threshold).all()
     assert build(exported(precision), "cpu").layers == sum(manifest.operators.values())
 
 

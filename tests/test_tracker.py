@@ -128,10 +128,6 @@ def test_detections_that_are_not_sure_change_nothing_of_what_the_sure_ones_get(
     assert (np.hypot(*(tracks[free][:, None] - detections[left]).transpose(2, 0, 1)) >= 2).all()
 
 
-def joined_boxes(*parts: Boxes) -> Boxes:
-    return Boxes(**{f.name: np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(Boxes)})
-
-
 def scored(boxes: Boxes, score: float) -> Boxes:
     return replace(boxes, scores=np.full(len(boxes), score))
 
@@ -145,7 +141,7 @@ def test_a_side_peak_that_is_nearer_takes_no_track_over(score: float, nearer: fl
     towards = np.array([np.cos(direction), np.sin(direction)])
     off = (expected + 0.2 * towards).tolist()
     side = (expected + (0.2 - nearer) * towards).tolist()
-    detections = joined_boxes(
+    detections = Boxes.joined(
         scored(boxes_at([side], velocities=[(8, 0)]), score), boxes_at([off], velocities=[(8, 0)])
     )
     alone = tracker_after(4).update(detections.select(np.array([1])), START + 2_000_000)
@@ -174,7 +170,7 @@ def test_junk_begins_no_track_and_keeps_none(seed: int, cars: int, score: float)
     for k in range(11):
         junk = scored(boxes_at(rng.uniform(-60, 60, (200, 2)).tolist()), score)
         there = real if k < 6 else Boxes.none()
-        tracks = tracker.update(joined_boxes(junk, there), START + 500_000 * k)
+        tracks = tracker.update(Boxes.joined(junk, there), START + 500_000 * k)
         assert len(tracks.ids) <= cars
         assert k >= 6 or len(tracks.ids) == cars
     assert len(tracker.update(junk, START + 2_500_000 + round(1e6 * LIFETIME) + 1).ids) == 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -52,7 +52,7 @@ class NaiveTracker:
         ids[born] = self.next + np.arange(born.sum())
         self.next += born.sum()
         gone = recent & ~np.isin(self.ids, ids)
-        self.boxes = joined(boxes, self.boxes.select(gone))
+        self.boxes = Boxes.joined(boxes, self.boxes.select(gone))
         self.ids = np.concatenate([ids, self.ids[gone]])
         self.seen = np.concatenate([np.full(len(ids), timestamp), self.seen[gone]])
         unseen = 1e-6 * (timestamp - self.seen)
@@ -92,10 +92,6 @@ class Moment:
 Scene = list[Moment]
 
 
-def joined(a: Boxes, b: Boxes) -> Boxes:
-    return Boxes(**{f.name: np.concatenate([getattr(a, f.name), getattr(b, f.name)]) for f in fields(Boxes)})
-
-
 def annotated_scene(tables: NuScenesTables, scene: str) -> Scene:
     """A scene whose detections are the annotations themselves."""
     moments = []
@@ -127,7 +123,7 @@ def with_errors(scene: Scene, seed: int = 0, missed: float = MISSED) -> Scene:
         false = moment.truth.select(rng.integers(0, len(moment.truth), rng.poisson(CLUTTER) if n else 0))
         shift = np.column_stack([rng.uniform(-15, 15, (len(false), 2)), np.zeros(len(false))])
         false = replace(false, centers=false.centers + shift, scores=rng.beta(3, 6, len(false)))
-        moments.append(replace(moment, boxes=joined(found, false)))
+        moments.append(replace(moment, boxes=Boxes.joined(found, false)))
     return moments
 
 
@@ -144,9 +140,9 @@ def with_peaks(scene: Scene, seed: int = 0) -> Scene:
         found, drawn = detected.boxes, rng.random(len(missed))
         weak, sides = moment.boxes.select(missed & (drawn > LOST)), found.select(rng.random(len(found)) < SIDES)
         junk = moment.truth.select(rng.integers(0, len(moment.truth), JUNK if len(moment.boxes) else 0))
-        boxes = joined(found, _moved(weak, 0.4, rng.beta(2, 12, len(weak)), rng))
-        boxes = joined(boxes, _moved(sides, 0.6, sides.scores * rng.uniform(0.05, 0.5, len(sides)), rng))
-        moments.append(replace(moment, boxes=joined(boxes, _moved(junk, 20, rng.beta(1.2, 30, len(junk)), rng))))
+        boxes = Boxes.joined(found, _moved(weak, 0.4, rng.beta(2, 12, len(weak)), rng))
+        boxes = Boxes.joined(boxes, _moved(sides, 0.6, sides.scores * rng.uniform(0.05, 0.5, len(sides)), rng))
+        moments.append(replace(moment, boxes=Boxes.joined(boxes, _moved(junk, 20, rng.beta(1.2, 30, len(junk)), rng))))
     return moments
 
 

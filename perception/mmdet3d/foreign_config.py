@@ -10,17 +10,16 @@ backbone:
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Literal
 
 import yaml
 from pydantic import Field
 
 from perception.atomic import write_atomically
 from perception.errors import InputError
-from perception.section import Section, load_section
+from perception.section import Positive, Section, load_section
 
 FILE = "foreign.yaml"  # in the folder of a run
-Positive = Annotated[int, Field(gt=0)]
 
 
 class ForeignBackbone(Section):

@@ -8,11 +8,9 @@ from typing import Annotated, Any, Literal, Union
 from pydantic import Field, model_validator
 
 from perception.errors import InputError
-from perception.section import MODULE_NAME, Section
+from perception.section import MODULE_NAME, Positive, Section
 from perception.tasks import TASKS
 from perception.taxonomy import SENSORS
-
-Positive = Annotated[int, Field(gt=0)]
 
 
 def require_facts(when: Iterable[str], conditions: Iterable[str], where: str) -> None:

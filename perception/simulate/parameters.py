@@ -10,14 +10,13 @@ from typing import Annotated, Any
 import numpy as np
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from perception.section import Section
+from perception.section import Section, Share
 from perception.simulate.snapshot import GROUND_COLOURS, Ground, Weather
 
 LEAST_BLOCK = 50.0  # m along each edge of a block: houses and a parking lot fit
 LEAST_STREET = 40.0  # m of lane between two junctions
 LEAST_PARKING = 2.5  # m, width of a strip in which trucks stand
 
-Share = Annotated[float, Field(ge=0, le=1)]
 Colour = Annotated[str, Field(pattern="^#[0-9a-f]{6}$")]
 Lanes = Annotated[int, Field(ge=1, le=2)]  # per direction
 

@@ -8,7 +8,7 @@ that it would hide stay, and neither ground nor map is consulted: it may stand o
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import numpy as np
 
@@ -49,7 +49,7 @@ class Paster:
         pasted = self._objects.boxes.select(chosen)
         return replace(
             frame,
-            boxes=_joined(frame.boxes, pasted),
+            boxes=Boxes.joined(frame.boxes, pasted),
             points=None if frame.points is None else self._with_points(frame.points, chosen, pasted),
             cameras=self._with_pictures(frame, frame.boxes, chosen, pasted),
             lidar_of_point=None,
@@ -98,7 +98,3 @@ class Paster:
                 layers += [Layer(place, place.of(picture)) for place in own if place is not None]
                 cameras[name] = replace(cameras[name], image=painted(picture, layers))
         return cameras
-
-
-def _joined(boxes: Boxes, others: Boxes) -> Boxes:
-    return Boxes(**{f.name: np.concatenate([getattr(boxes, f.name), getattr(others, f.name)]) for f in fields(Boxes)})

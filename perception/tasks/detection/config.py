@@ -6,12 +6,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from perception.section import Section
+from perception.section import Positive, Section, Share
 from perception.tasks.task import TaskConfig
 from perception.taxonomy import ObjectClass, Taxonomy
 
-Positive = Annotated[int, Field(gt=0)]
-Share = Annotated[float, Field(ge=0, le=1)]
 Weight = Annotated[float, Field(ge=0)]
 Subcells = Literal[1, 2, 4]
 _NARROW = 1.0  # m
@@ -27,7 +25,7 @@ class Suppression(Section):
     within: Literal["group", "class"] = "group"  # which boxes suppress each other
     radii: tuple[float, ...] = Field(
         default=(), strict=False
-    )  # m, distance for each group or class, for circle; of classes by default half their mean width
+    )  # m, distance for each group or class, for circle; of classes by default half their shorter mean side
     overlap: Share = 0.2  # IoU threshold, for rotated
     most: Positive | None = 83  # maximum number of boxes of a group or class
     total: Positive | None = None  # maximum number of boxes of all
