@@ -69,17 +69,18 @@ FINE = {"pedestrian": 4, "traffic_cone": 4, "bicycle": 2}
 def crowds(draw: st.DrawFn) -> tuple[Boxes, list[float]]:
     """Objects on distinct subcells that do not touch, up to four in one cell, and their certainties."""
     label = {name: i for i, name in enumerate(CLASSES)}
-    kinds = draw(st.lists(st.sampled_from(["pedestrian", "traffic_cone", "bicycle", "car"]), min_size=1, max_size=12))
+    kinds = draw(st.lists(st.sampled_from(["pedestrian", "traffic_cone", "bicycle", "car"]), min_size=1, max_size=10))
     taken: dict[str, set[tuple[int, int]]] = {}
     places = []
     for kind in kinds:
-        per_metre = FINE.get(kind, 1) * 2  # the grid's cells are of 0.5 m
-        free = st.tuples(st.integers(2, 16 * per_metre - 2), st.integers(2, 8 * per_metre - 2)).filter(
+        per_cell = FINE.get(kind, 1)
+        place = st.integers(0, 3 * per_cell - 1)  # nine cells at the corner of the grid
+        free = st.tuples(place, place).filter(
             lambda at, kind=kind: all(max(abs(at[0] - x), abs(at[1] - y)) > 1 for x, y in taken.get(kind, ()))
         )
         at = draw(free)
         taken.setdefault(kind, set()).add(at)
-        places.append([at[0] / per_metre - 8, at[1] / per_metre - 4])
+        places.append([GRID.x[0] + at[0] * GRID.cell / per_cell, GRID.y[0] + at[1] * GRID.cell / per_cell])
     n = len(kinds)
     inside = np.array(draw(st.lists(st.tuples(st.floats(0.1, 0.9), st.floats(0.1, 0.9)), min_size=n, max_size=n)))
     across = np.array([0.5 / FINE.get(kind, 1) for kind in kinds])
