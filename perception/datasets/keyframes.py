@@ -12,6 +12,7 @@ from perception.frame import Boxes, Conditions, Frame
 from perception.grid import Reference
 from perception.rig import Rig
 from perception.taxonomy import Taxonomy
+from perception.voxels import Occupancy
 
 if TYPE_CHECKING:
     from perception.datasets.nuscenes.map_expansion import MapExpansion
@@ -57,6 +58,22 @@ class Keyframes(Protocol):
     def map(self, location: str) -> MapExpansion | None:
         """The HD map of a location; None without one."""
         ...
+
+    def obstacles(self, sample: str) -> Boxes | None:
+        """Annotated objects of none of the classes in the global frame, with the label -1; None without annotations."""
+        return None
+
+    def has_point_classes(self, sample: str) -> bool:
+        """Whether `Frame.class_of_point` of a keyframe is annotated; reads no sensor file."""
+        return False
+
+    def has_occupancy(self, sample: str) -> bool:
+        """Whether the voxels of a keyframe are annotated; reads no file."""
+        return False
+
+    def occupancy(self, sample: str) -> Occupancy | None:
+        """Annotated voxels of a keyframe, in the ego frame at its time; None if they are not annotated."""
+        return None
 
     def frame(
         self,
