@@ -15,6 +15,7 @@ from perception.frame import Boxes, Frame
 from perception.grid import BevGrid
 from perception.tasks.detection.center_head import REGRESSION
 from perception.tasks.detection.config import DetectionHead, Suppression
+from perception.tasks.detection.headings import along_axis
 from perception.tasks.detection.losses import center_losses, gaussian_focal
 from perception.tasks.detection.targets import center_labels, gaussian_radius
 from perception.tasks.detection.task import DetectionTask
@@ -228,6 +229,31 @@ def test_unknown_velocities_and_padding_carry_no_gradient():
     touched = (dense["velocity"].grad != 0).any(1).flatten(1)  # B cells
     assert set(touched[0].nonzero().flatten().tolist()) == {labels["cells"][0, i].item() for i in (0, 1, 3)}
     assert set(touched[1].nonzero().flatten().tolist()) == set(labels["cells"][1, :2].tolist())
+
+
+@given(st.floats(-math.pi, math.pi), st.floats(-1.5, 1.5), st.floats(0.01, 2), st.floats(0.01, 2))
+def test_a_rough_heading_chooses_the_end_of_the_axis(yaw, off, length, size):
+    heading = length * torch.tensor([math.sin(yaw + off), math.cos(yaw + off)], dtype=torch.float64)
+    axis = size * torch.tensor([math.sin(2 * yaw), math.cos(2 * yaw)], dtype=torch.float64)
+    found = along_axis(heading, axis)
+    expected = torch.tensor([math.sin(yaw), math.cos(yaw)], dtype=torch.float64)
+    torch.testing.assert_close(found / found.norm(), expected, rtol=0, atol=1e-9)
+
+
+def test_decoded_headings_lie_on_the_axis():
+    """Although each regressed heading is off by 1 rad."""
+    boxes, config = random_boxes(np.random.default_rng(2), 12), DetectionHead(axis=True, top_k=12)
+    head = DetectionTask(config, GRID, NUSCENES).network(8)
+    labels = labels_of(config, boxes)
+    dense = perfect_detection(labels)
+    turned = labels["heading"] @ torch.tensor([[math.cos(1), -math.sin(1)], [math.sin(1), math.cos(1)]]).T
+    for name, values in (("heading", turned), ("axis", labels["axis"])):
+        dense[name] = torch.zeros(1, 2, *GRID.shape)
+        dense[name].flatten(2)[0, :, labels["cells"][0]] = values[0].T
+    decoded = head.decode(dense)["boxes"][0].numpy()
+    order, expected = np.argsort(decoded[:, 0]), boxes.select(np.argsort(boxes.centers[:, 0]))
+    off = np.arctan2(decoded[order, 6], decoded[order, 7]) - expected.yaws
+    np.testing.assert_allclose((off + np.pi) % (2 * np.pi) - np.pi, 0, atol=1e-5)
 
 
 def test_map_loss_counts_only_frames_with_a_map():

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from networks import model, tasks
+from networks import model
 from test_training import small
 from vocabulary import RIG
 
@@ -14,10 +14,13 @@ from deploy.golden import synthetic_frame
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
 from perception.frame import Boxes, Frame
+from perception.grid import BevGrid
 from perception.model import PerceptionModel
 from perception.predict import TorchPredictor
-from perception.tasks.detection.losses import REGRESSION
+from perception.tasks.detection.config import DetectionHead
+from perception.tasks.detection.task import DetectionTask
 from perception.tasks.network import Axis
+from perception.taxonomy import load_taxonomy
 from perception.training.augment import transformed
 
 SIGNS = {"x": np.diag([-1.0, 1, 1, 1]), "y": np.diag([1.0, -1, 1, 1])}
@@ -42,21 +45,22 @@ def scene() -> Frame:
 
 @pytest.mark.parametrize("axis", ["x", "y"])
 def test_labels_of_the_mirror_image_become_those_of_the_scene(axis: Axis) -> None:
-    task, frame = tasks()["detection"], scene()
-    grid = task.grid
+    grid, taxonomy, frame = BevGrid(), load_taxonomy("nuscenes"), scene()
+    task = DetectionTask(DetectionHead(axis=True), grid, taxonomy)
+    network = task.network(4)
     dense, wanted = [], task.labels(frame)
     for each in (frame, transformed(frame, SIGNS[axis])):
         labels = task.labels(each)
         maps = {name: torch.from_numpy(values)[None] for name, values in labels.items() if values.ndim == 3}
-        for name, channels in REGRESSION.items():
-            maps[name] = torch.zeros(1, channels, *grid.shape)
+        for name in network.regressed.keys() & labels.keys():
+            maps[name] = torch.zeros(1, labels[name].shape[1], *grid.shape)
             maps[name].flatten(2)[0, :, labels["cells"]] = torch.from_numpy(labels[name]).T
         dense.append(maps)
     assert len(set(wanted["cells"].tolist())) == len(wanted["cells"]) == 12
-    found = task.network(4).unflipped(dense[1], axis)
+    found = network.unflipped(dense[1], axis)
     assert found.keys() == dense[0].keys()
     for name, values in dense[0].items():
-        at = (lambda maps: maps.flatten(2)[..., wanted["cells"]]) if name in REGRESSION else (lambda maps: maps)
+        at = (lambda maps: maps.flatten(2)[..., wanted["cells"]]) if name in network.regressed else (lambda maps: maps)
         torch.testing.assert_close(at(found[name]), at(values), rtol=0, atol=1e-5)
 
 

@@ -15,6 +15,7 @@ from perception.layers import ConvBlock
 from perception.modules.slot import Slot
 from perception.tasks.detection.attributes_by_speed import by_speed
 from perception.tasks.detection.config import DetectionHead
+from perception.tasks.detection.headings import AXIS, along_axis
 from perception.tasks.detection.iou_score import iou_loss, rectified
 from perception.tasks.detection.layout import Heatmap, heatmaps_of, map_name
 from perception.tasks.detection.losses import REGRESSION, center_losses
@@ -83,9 +84,9 @@ class CenterHead(TaskNetwork):
         maps, own = super().unflipped(dense, axis), 0 if axis == "x" else 1
         for name, value in maps.items():
             quantity = name.rpartition("_")[2]
-            # The mirror image in x has the heading (sin, -cos), the one in y (-sin, cos).
-            channel = 1 - own if quantity == "heading" else own
-            if quantity in ("offset", "heading", "velocity"):
+            # The mirror image in x has the heading (sin, -cos), that in y (-sin, cos), and both the axis (-sin, cos).
+            channel = {"heading": 1 - own, "axis": 0}.get(quantity, own)
+            if quantity in ("offset", "heading", "axis", "velocity"):
                 changed = value.clone()
                 changed[:, channel] = 1 - value[:, channel] if quantity == "offset" else -value[:, channel]
                 maps[name] = changed
@@ -128,7 +129,12 @@ class CenterHead(TaskNetwork):
     def regressed(self) -> dict[str, int]:
         """Regression outputs at a cell, with their numbers of channels."""
         iou = {"iou": 1} if self.config.iou else {}
-        return REGRESSION | iou | ({"attribute": len(self.taxonomy.attributes)} if self.learns_attributes else {})
+        return (
+            REGRESSION
+            | (AXIS if self.config.axis else {})
+            | iou
+            | ({"attribute": len(self.taxonomy.attributes)} if self.learns_attributes else {})
+        )
 
     @property
     def learns_attributes(self) -> bool:
@@ -159,7 +165,8 @@ class CenterHead(TaskNetwork):
         center = place * self.grid.cell + place.new_tensor([self.grid.x[0], self.grid.y[0]])
         size = at["size"].clamp(-5, 5).exp()
         velocity = at["velocity"]
-        boxes = torch.cat([center, at["height"], size, at["heading"], velocity], dim=-1)
+        heading = along_axis(at["heading"], at["axis"]) if self.config.axis else at["heading"]
+        boxes = torch.cat([center, at["height"], size, heading, velocity], dim=-1)
         if self.learns_attributes:
             possible = self.possible[label]  # B K attributes
             attribute = torch.where(possible, at["attribute"], -1e4).argmax(dim=-1)

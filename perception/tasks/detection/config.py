@@ -124,6 +124,7 @@ class DetectionHead(TaskConfig):
     attributes: Literal["learned", "speed"] = "learned"
     peaks: bool | None = None  # whether only maxima of 3 x 3 heatmap cells are boxes; None: without NMS
     suppression: Suppression | None = None
+    axis: bool = False  # the axis of a box is regressed besides its heading, see `headings.py`
     iou: IouScore | None = None  # None: the score is the heatmap
     min_radius: Annotated[int, Field(ge=0)] = 2  # heatmap cells, of its Gaussians
     weights: Weights = Weights()

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from perception.tasks.detection.config import IouScore
+from perception.tasks.detection.headings import along_axis
 from perception.tasks.network import Loss
 
 
@@ -54,11 +55,12 @@ def iou_loss(groups: Sequence[Mapping[str, Tensor]], labels: Mapping[str, Tensor
 
 def _boxes(values: Mapping[str, Tensor], cell: float) -> Tensor:
     """(..., 8) float32 x y z (m, x and y from the cell's corner), width length height, sine and cosine of the yaw."""
+    heading = along_axis(values["heading"], values["axis"]) if "axis" in values else values["heading"]
     parts = (
         values["offset"] * cell,
         values["height"],
         values["size"].clamp(-5, 5).exp(),
-        F.normalize(values["heading"].float(), dim=-1),
+        F.normalize(heading.float(), dim=-1),
     )
     return torch.cat([part.float() for part in parts], dim=-1)
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from perception.tasks.detection.config import DetectionHead, Weights
+from perception.tasks.detection.headings import AXIS
 from perception.tasks.detection.layout import heatmaps_of, map_name
 from perception.tasks.network import Loss
 
@@ -19,7 +20,8 @@ REGRESSION = {
     "heading": 2,  # sine and cosine of the yaw
     "velocity": 2,  # m/s
 }  # regression output at an object's cell -> number of channels
-_AT_OBJECTS = (*REGRESSION, "attribute")
+_BOX = (*REGRESSION, *AXIS)
+_AT_OBJECTS = (*_BOX, "attribute")
 
 
 def gaussian_focal(logits: Tensor, target: Tensor) -> Loss:
@@ -63,7 +65,7 @@ def _at_objects(
         place = labels["cells"][..., None].expand(-1, -1, found.shape[1])
         values[name] = found.flatten(2).transpose(1, 2).gather(1, place)
     regression = values["offset"].new_zeros(len(real))
-    for name in REGRESSION:
+    for name in (name for name in _BOX if name in values):
         wanted = labels[name]
         known = real[..., None] & ~wanted.isnan()
         distance = torch.where(known, (values[name] - wanted.nan_to_num()).abs(), 0.0).flatten(1).sum(dim=1)

@@ -42,7 +42,7 @@ def center_labels(boxes: Boxes, grid: BevGrid, head: DetectionHead) -> dict[str,
     Returns:
         the heatmaps of the head by name, (classes, rows, columns) float32, a Gaussian with peak 1 at the cell of each
         object; for each object its cell row * columns + column of the trunk, its head's group of classes, its attribute
-        (-1: none), `real`, True, and its regression targets, (N, n) float32 under the names of `losses.REGRESSION`; NaN
+        (-1: none), `real`, True, and its regression targets, (N, n) float32 by the names of `CenterHead.regressed`; NaN
         for unknown velocities.
     """
     rows, columns = grid.shape
@@ -58,6 +58,8 @@ def center_labels(boxes: Boxes, grid: BevGrid, head: DetectionHead) -> dict[str,
         "heading": np.stack([np.sin(boxes.yaws), np.cos(boxes.yaws)], axis=-1),
         "velocity": boxes.velocities[:, :2],
     }
+    if head.axis:
+        regression["axis"] = np.stack([np.sin(2 * boxes.yaws), np.cos(2 * boxes.yaws)], axis=-1)
     return {
         **{each.name: _heatmap(boxes, grid, each, head.min_radius) for each in heatmaps_of(head)},
         "cells": cells @ np.array([1, columns]),
