@@ -9,6 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from perception.datasets.nuscenes.lidarseg import TABLE as LIDARSEG
 from perception.rig import Rig, RigCamera, RigSensor
 from perception.rotations import quaternion
 from perception.sensors.lidar.points_in_boxes import points_in_boxes
@@ -17,7 +18,7 @@ from perception.simulate.agents import attribute
 from perception.simulate.annotate import Observation, annotate
 from perception.simulate.conditions import Course, Phase, describe
 from perception.simulate.layouts import layout_of, motion_row
-from perception.simulate.nuscenes_writer import Row, Tables, calibrated_sensors, link, token
+from perception.simulate.nuscenes_writer import VERSION, Row, Tables, calibrated_sensors, link, token
 from perception.simulate.scenario import build_world
 from perception.simulate.world import World
 
@@ -72,14 +73,15 @@ class _Recorder:
     def __init__(self, drive: Drive, world: World, out: Path) -> None:
         self.drive, self.world, self.out = drive, world, out
         self.layout = layout_of(drive.course.taxonomy)
-        self.tables: Tables = {"sample_data": [], "ego_pose": [], **{name: [] for name in self.layout.motion}}
+        further = (*self.layout.motion, *((LIDARSEG,) if self.layout.lidarseg else ()))
+        self.tables: Tables = {"sample_data": [], "ego_pose": [], **{name: [] for name in further}}
         self.start = EPOCH + drive.number * DRIVE_INTERVAL
 
     def microseconds(self, time: float) -> int:
         return self.start + round(time * 1e6)
 
-    def add(self, sensor: RigSensor, time: float, sample: str, keyframe: bool, content: bytes) -> None:
-        """Write one sensor file and add its rows."""
+    def add(self, sensor: RigSensor, time: float, sample: str, keyframe: bool, content: bytes) -> str:
+        """Write one sensor file and add its rows; returns the token of sample_data."""
         timestamp, channel = self.microseconds(time), sensor.name
         width, height = sensor.size if isinstance(sensor, RigCamera) else (0, 0)
         is_camera = isinstance(sensor, RigCamera)
@@ -114,6 +116,15 @@ class _Recorder:
                 "prev": "",
             }
         )
+        return name
+
+    def add_classes(self, sample_data: str, categories: np.ndarray) -> None:
+        """Write the categories (N,) uint8 of the points of a sweep, where the layout has them, and add their row."""
+        if self.layout.lidarseg:
+            file = f"{LIDARSEG}/{VERSION}/{sample_data}_{LIDARSEG}.bin"
+            (self.out / file).write_bytes(categories.tobytes())
+            row = {"token": sample_data, "sample_data_token": sample_data, "filename": file}
+            self.tables[LIDARSEG].append(row)
 
 
 def record(drive: Drive, out: Path, progress: Callable[[], None]) -> Tables:
@@ -199,9 +210,12 @@ def _record_sweep(recorder: _Recorder, number: int, time: float, sample: str, ke
     others = (number,) if number else ()  # the first LiDAR's noise is that of a rig with a single one
     rng = drive.rng(2, round((time + 1.0) / SWEEP_PERIOD), *others)
     own_time = time + sensor.delay
-    points = lidar.sweep(world.snapshot_at, world.global_from_ego_at, own_time, sensor, drive.rig.body, rng).points
+    swept = lidar.sweep(world.snapshot_at, world.global_from_ego_at, own_time, sensor, drive.rig.body, rng)
+    points = swept.points
     content = recorder.layout.cloud(points, recorder.microseconds(own_time))
-    recorder.add(sensor, own_time, sample, keyframe, content)
+    sample_data = recorder.add(sensor, own_time, sample, keyframe, content)
+    if keyframe:
+        recorder.add_classes(sample_data, swept.categories)
     global_from_lidar = world.global_from_ego_at(own_time) @ sensor.ego_from_sensor
     return np.asarray(points[:, :3].astype(np.float64) @ global_from_lidar[:3, :3].T + global_from_lidar[:3, 3])
 

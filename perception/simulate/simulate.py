@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, wait
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import cv2
 
+from perception.datasets.nuscenes.lidarseg import TABLE as LIDARSEG
 from perception.errors import InputError
 from perception.rig import Rig, load_rig
 from perception.simulate.city import build_city
@@ -74,7 +76,11 @@ def simulate(
     for folder in (*(f"samples/{name}" for name in rig.sensors.names), *(f"sweeps/{name}" for name in swept)):
         (out / folder).mkdir(parents=True, exist_ok=True)
     layout = layout_of(courses[0].taxonomy)
-    tables = fixed_tables(rig, layout.categories, layout.attributes)
+    if layout.lidarseg:
+        classes = out / LIDARSEG / VERSION
+        shutil.rmtree(classes, ignore_errors=True)  # of an interrupted run; the devkit counts the files
+        classes.mkdir(parents=True)
+    tables = fixed_tables(rig, layout.categories, layout.attributes, layout.lidarseg)
     for tables_of_drive in _record_all(drives, out, progress):
         for name, rows in tables_of_drive.items():
             tables.setdefault(name, []).extend(rows)
