@@ -19,6 +19,7 @@ from perception.simulate.annotate import Observation, annotate
 from perception.simulate.conditions import Course, Phase, describe
 from perception.simulate.layouts import layout_of, motion_row
 from perception.simulate.nuscenes_writer import VERSION, Row, Tables, calibrated_sensors, link, token
+from perception.simulate.obstacles import with_obstacles
 from perception.simulate.scenario import build_world
 from perception.simulate.world import World
 
@@ -134,6 +135,8 @@ def record(drive: Drive, out: Path, progress: Callable[[], None]) -> Tables:
     # Each phase draws from the same stream, so that rain is equally strong before and after a phase without it.
     changes = [(start, phase.surroundings.draw(drive.rng(0))) for start, phase in drive.changes]
     world = replace(world, weather_changes=tuple(changes))
+    if drive.course.extras.obstacles:
+        world = with_obstacles(world, KEYFRAME_PERIOD * np.arange(drive.samples), drive.rng(4))
     recorder = _Recorder(drive, world, out)
     samples: list[Row] = []
     observations: list[list[Observation]] = []

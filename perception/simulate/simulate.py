@@ -20,6 +20,7 @@ from perception.simulate.conditions import Course, parse, split
 from perception.simulate.drive import Drive, record
 from perception.simulate.layouts import layout_of
 from perception.simulate.nuscenes_writer import VERSION, Row, Tables, fixed_tables, token, write_maps, write_tables
+from perception.simulate.obstacles import CATEGORIES as UNKNOWN
 from perception.simulate.world_files import Worlds
 from perception.taxonomy import load_taxonomy
 
@@ -80,7 +81,9 @@ def simulate(
         classes = out / LIDARSEG / VERSION
         shutil.rmtree(classes, ignore_errors=True)  # of an interrupted run; the devkit counts the files
         classes.mkdir(parents=True)
-    tables = fixed_tables(rig, layout.categories, layout.attributes, layout.lidarseg)
+    further = UNKNOWN if courses[0].extras.obstacles else ()
+    categories = tuple(dict.fromkeys((*layout.categories, *further)))
+    tables = fixed_tables(rig, categories, layout.attributes, layout.lidarseg)
     for tables_of_drive in _record_all(drives, out, progress):
         for name, rows in tables_of_drive.items():
             tables.setdefault(name, []).extend(rows)
