@@ -10,22 +10,23 @@ import cv2
 import numpy as np
 
 from perception.datasets.nuscenes.lidarseg import TABLE as LIDARSEG
+from perception.datasets.nuscenes.occ3d import GRID, occ3d_arrays, occ3d_file
 from perception.rig import Rig, RigCamera, RigSensor
 from perception.rotations import quaternion
-from perception.sensors.lidar.points_in_boxes import points_in_boxes
 from perception.simulate import camera, lidar
-from perception.simulate.agents import attribute
-from perception.simulate.annotate import Observation, annotate
+from perception.simulate.annotate import Observation, annotate, observe
 from perception.simulate.conditions import Course, Phase, describe
 from perception.simulate.layouts import layout_of, motion_row
 from perception.simulate.nuscenes_writer import VERSION, Row, Tables, calibrated_sensors, link, token
 from perception.simulate.obstacles import with_obstacles
 from perception.simulate.scenario import build_world
+from perception.simulate.visibility import Seen, crossed, pixel_rays
+from perception.simulate.voxels import voxel_classes
 from perception.simulate.world import World
+from perception.voxels import Occupancy, occupancy_classes
 
 KEYFRAME_PERIOD = 0.5  # s between keyframes
 SWEEP_PERIOD = 0.05  # s between LiDAR sweeps
-ANNOTATION_RANGE = 80.0  # m around the vehicle
 JPEG_QUALITY = 92
 EPOCH = 1_700_000_000_000_000  # us, first keyframe of the first drive
 DRIVE_INTERVAL = 3_600_000_000  # us between the starts of two drives
@@ -142,13 +143,7 @@ def record(drive: Drive, out: Path, progress: Callable[[], None]) -> Tables:
     observations: list[list[Observation]] = []
     for k in range(drive.samples):
         time, sample = k * KEYFRAME_PERIOD, drive.token("sample", k)
-        for back in range(drive.sweeps, 0, -1):
-            sweep_time = time - back * SWEEP_PERIOD
-            if k > 0 and sweep_time < (k - 1) * KEYFRAME_PERIOD + SWEEP_PERIOD / 2:
-                continue  # the previous keyframe, or one of its sweeps
-            for number in range(len(drive.rig.lidars)):
-                _record_sweep(recorder, number, sweep_time, sample, False)
-        points = [_record_sweep(recorder, number, time, sample, True) for number in range(len(drive.rig.lidars))]
+        earlier, swept = _record_sweeps(recorder, k, sample)
         visible_share = np.full(len(world.agents), np.nan)
         for number in range(len(drive.rig.cameras)):
             visible_share = np.fmax(visible_share, _record_image(recorder, number, time, sample))
@@ -160,7 +155,9 @@ def record(drive: Drive, out: Path, progress: Callable[[], None]) -> Tables:
                 "scene_token": drive.token("scene"),
             }
         )
-        observations.append(_observe(world, time, np.concatenate(points), visible_share))
+        observations.append(observe(world, time, np.concatenate([each.ends for each in swept]), visible_share))
+        if drive.course.extras.occupancy:
+            _write_voxels(recorder, time, sample, [*earlier, *swept])
         progress()
     link(samples)
     for channel in drive.rig.sensors.names:
@@ -203,8 +200,20 @@ def _scene_row(drive: Drive, samples: list[Row]) -> Row:
     }
 
 
-def _record_sweep(recorder: _Recorder, number: int, time: float, sample: str, keyframe: bool) -> np.ndarray:
-    """Simulate and write a sweep of one LiDAR; returns its points (N, 3) in the global frame, m.
+def _record_sweeps(recorder: _Recorder, k: int, sample: str) -> tuple[list[Seen], list[Seen]]:
+    """The sweeps of all LiDARs before the k-th keyframe, and those of it."""
+    drive, time, earlier = recorder.drive, k * KEYFRAME_PERIOD, list[Seen]()
+    lidars = range(len(drive.rig.lidars))
+    for back in range(drive.sweeps, 0, -1):
+        sweep_time = time - back * SWEEP_PERIOD
+        if k > 0 and sweep_time < (k - 1) * KEYFRAME_PERIOD + SWEEP_PERIOD / 2:
+            continue  # the previous keyframe, or one of its sweeps
+        earlier += [_record_sweep(recorder, number, sweep_time, sample, False) for number in lidars]
+    return earlier, [_record_sweep(recorder, number, time, sample, True) for number in lidars]
+
+
+def _record_sweep(recorder: _Recorder, number: int, time: float, sample: str, keyframe: bool) -> Seen:
+    """Simulate and write a sweep of one LiDAR; returns the rays to its points.
 
     Args:
         time: of the reference LiDAR's sweep, s.
@@ -220,7 +229,28 @@ def _record_sweep(recorder: _Recorder, number: int, time: float, sample: str, ke
     if keyframe:
         recorder.add_classes(sample_data, swept.categories)
     global_from_lidar = world.global_from_ego_at(own_time) @ sensor.ego_from_sensor
-    return np.asarray(points[:, :3].astype(np.float64) @ global_from_lidar[:3, :3].T + global_from_lidar[:3, 3])
+    ends = points[:, :3].astype(np.float64) @ global_from_lidar[:3, :3].T + global_from_lidar[:3, 3]
+    return Seen(global_from_lidar[:3, 3], ends)
+
+
+def _write_voxels(recorder: _Recorder, time: float, sample: str, seen: list[Seen]) -> None:
+    """Write the voxels around the vehicle at a keyframe, as Occ3D lays them out.
+
+    Args:
+        seen: the rays of the LiDARs.
+    """
+    drive, world = recorder.drive, recorder.world
+    snapshot, pose = world.snapshot_at(time), world.global_from_ego_at(time)
+    classes = voxel_classes(snapshot.solids, snapshot.ground, pose, drive.course.taxonomy, GRID)
+    pixels = [
+        pixel_rays(each.intrinsics, each.size, world.global_from_ego_at(time + each.delay) @ each.ego_from_sensor, GRID)
+        for each in drive.rig.cameras
+    ]
+    filled = classes != len(occupancy_classes(drive.course.taxonomy)) - 1
+    voxels = Occupancy(GRID, classes, crossed(seen, pose, GRID), crossed(pixels, pose, GRID, filled))
+    path = occ3d_file(recorder.out, drive.name, sample)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(path, **occ3d_arrays(voxels))
 
 
 def _record_image(recorder: _Recorder, number: int, time: float, sample: str) -> np.ndarray:
@@ -236,29 +266,6 @@ def _record_image(recorder: _Recorder, number: int, time: float, sample: str) ->
     content = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1].tobytes()
     recorder.add(sensor, exposure_time, sample, True, content)
     return rendering.visible_share
-
-
-def _observe(world: World, time: float, points: np.ndarray, visible_share: np.ndarray) -> list[Observation]:
-    """The agents around the ego vehicle at a keyframe. points (N, 3) in the global frame, visible_share (A,)."""
-    pose = world.global_from_ego_at(time)
-    xy, yaw, velocity = world.agents_at(time)
-    near = np.flatnonzero(np.linalg.norm(xy - pose[:2, 3], axis=1) < ANNOTATION_RANGE)
-    sizes = np.array([world.agents[n].size for n in near]).reshape(-1, 3)
-    centers = np.concatenate([xy[near], sizes[:, 2:3] / 2], axis=1).round(3)
-    counts = points_in_boxes(points, centers, sizes, yaw[near])
-    return [
-        Observation(
-            agent=int(n),
-            category=world.agents[n].category,
-            center=centers[k],
-            size=sizes[k],
-            yaw=float(yaw[n]),
-            attribute=attribute(world.agents[n], float(np.linalg.norm(velocity[n]))),
-            points=int(counts[k]),
-            visible_share=float(visible_share[n]),
-        )
-        for k, n in enumerate(near)
-    ]
 
 
 def _scenery(drive: Drive, world: World, observations: list[list[Observation]]) -> list[str]:
