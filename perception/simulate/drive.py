@@ -20,7 +20,7 @@ from perception.simulate.layouts import layout_of, motion_row
 from perception.simulate.nuscenes_writer import VERSION, Row, Tables, calibrated_sensors, link, token
 from perception.simulate.obstacles import with_obstacles
 from perception.simulate.scenario import build_world
-from perception.simulate.visibility import Seen, crossed, pixel_rays
+from perception.simulate.visibility import Seen, crossed, pictured, pixel_rays
 from perception.simulate.voxels import voxel_classes
 from perception.simulate.world import World
 from perception.voxels import Occupancy, occupancy_classes
@@ -247,7 +247,7 @@ def _write_voxels(recorder: _Recorder, time: float, sample: str, seen: list[Seen
         for each in drive.rig.cameras
     ]
     filled = classes != len(occupancy_classes(drive.course.taxonomy)) - 1
-    voxels = Occupancy(GRID, classes, crossed(seen, pose, GRID), crossed(pixels, pose, GRID, filled))
+    voxels = Occupancy(GRID, classes, crossed(seen, pose, GRID), pictured(pixels, pose, GRID, filled))
     path = occ3d_file(recorder.out, drive.name, sample)
     path.parent.mkdir(parents=True, exist_ok=True)
     np.savez_compressed(path, **occ3d_arrays(voxels))

@@ -16,7 +16,7 @@ SPACING = 12.0  # m of the way for one obstacle, on average
 IN_THE_WAY = 0.5  # share of the obstacles; the others are beside it
 WAY, BESIDE = 1.2, 7.0  # m, half the width of the way, and farthest from its middle
 CLEARANCE = 0.4  # m to everything else
-ATTEMPTS = 12  # places that are tried for one obstacle
+ATTEMPTS = 30  # places that are tried for one obstacle
 EGO = np.array([1.25, 0.0, 3.0, 1.4])  # m: its middle ahead of and left of the rear axle, half its length and width
 
 
