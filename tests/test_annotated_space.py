@@ -48,7 +48,7 @@ def annotated(tiny_root: Path) -> Path:
     path.parent.mkdir(parents=True)
     semantics = rng.integers(0, 18, (200, 200, 16)).astype(np.uint8)
     masks = rng.integers(0, 2, (2, 200, 200, 16)).astype(np.uint8)
-    np.savez_compressed(path, semantics=semantics, mask_lidar=masks[0], mask_camera=masks[1])
+    np.savez(path, semantics=semantics, mask_lidar=masks[0], mask_camera=masks[1])
     return tiny_root
 
 
