@@ -18,6 +18,7 @@ from perception.sensors.inputs import InputSpec
 from perception.simulate import lidar
 from perception.simulate.agents import SIZES, build_parts
 from perception.simulate.camera import render
+from perception.simulate.categories import CATEGORIES, MANMADE
 from perception.simulate.snapshot import Ground, GroundRaster, Snapshot, Solids, Weather
 
 SEED = 0
@@ -121,6 +122,7 @@ def _snapshot() -> Snapshot:
             reflectances=solids[:, 9],
             lamps=solids[:, 10],
             owners=np.array(owners + [-1] * len(houses)),
+            categories=np.array([CATEGORIES.index(_AGENTS[i][0]) for i in owners] + [MANMADE] * len(houses), np.uint8),
         ),
         ground=_ground(),
         agent_velocities=np.zeros((len(_AGENTS), 3)),

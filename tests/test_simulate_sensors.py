@@ -15,6 +15,7 @@ from vocabulary import RIG
 
 from perception.simulate import lidar, weather_effects
 from perception.simulate.camera import Rendering, render
+from perception.simulate.categories import MANMADE
 from perception.simulate.raycast import NOTHING, Rays, cast
 from perception.simulate.snapshot import Ground, GroundRaster, Snapshot, Solids, Weather
 
@@ -39,6 +40,7 @@ def boxes(rows: list[tuple], reflectance: float = 0.8, colour: tuple[int, int, i
         reflectances=np.full(n, reflectance),
         lamps=np.zeros(n),
         owners=np.arange(n),
+        categories=np.full(n, MANMADE, np.uint8),
     )
 
 

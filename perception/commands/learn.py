@@ -49,16 +49,24 @@ def simulate(
     worlds: Annotated[
         Path | None, typer.Option(help="Folder with a YAML file for each own condition: munich.yaml, sleet.yaml.")
     ] = None,
+    obstacles: Annotated[
+        bool, typer.Option("--obstacles", help="Pallets, tyres, boxes, branches, bins and dogs lie on the road.")
+    ] = False,
+    occupancy: Annotated[
+        bool,
+        typer.Option("--occupancy", help="Annotate voxels too, as Occ3D-nuScenes does: gts/SCENE/SAMPLE/labels.npz."),
+    ] = False,
 ) -> None:
     """Write simulated drives in the nuScenes schema, which the official devkit loads."""
     from rich.progress import Progress
 
-    from perception.simulate.conditions import parse
+    from perception.simulate.conditions import Extras, parse
     from perception.simulate.simulate import simulate as run
     from perception.simulate.world_files import Worlds
     from perception.taxonomy import load_taxonomy
 
-    chosen, courses = rig_of(rig), parse(names(conditions), load_taxonomy(taxonomy), Worlds(worlds))
+    extras = Extras(obstacles, occupancy)
+    chosen, courses = rig_of(rig), parse(names(conditions), load_taxonomy(taxonomy), Worlds(worlds), extras)
     with Progress() as progress:
         bar = progress.add_task("keyframes", total=scenes * samples)
         advance = partial(_advance, progress, bar)

@@ -29,6 +29,7 @@ from perception.errors import InputError
 from perception.frame import Boxes, Camera
 from perception.rig import Rig, load_rig
 from perception.sensors.lidar.points_in_boxes import points_in_boxes
+from perception.sensors.lidar.sweeps import Cloud
 from perception.taxonomy import Taxonomy, load_taxonomy
 
 CALIBRATION = "static_extrinsic_calibration.yaml"
@@ -128,17 +129,18 @@ class PandaSet(AssembledKeyframes, ListedKeyframes):
         """(4, 4) global_from_ego at a time (s)."""
         return np.asarray(self._poses[drive.name].at(time) @ _POSE_FROM_EGO)
 
-    def _points(self, sample: str, sweeps: int, reference_from_global: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _cloud(self, sample: str, sweeps: int, reference_from_global: np.ndarray, classified: bool) -> Cloud:
         """As in the base; compensated for the vehicle's motion by PandaSet. Points that are later have a dt of 0."""
         drive, index = self._place[sample]
         found = [sweep(drive, i, self._lidars) for i in self._sweeps(sample, sweeps)]
         points, lidars = np.split(np.concatenate(found), [5], axis=1)
         points[:, :3] = points[:, :3] @ reference_from_global[:3, :3].T + reference_from_global[:3, 3]
         points[:, 4] = np.maximum(self._poses[drive.name].times[index] - points[:, 4], 0)
-        return points.astype(np.float32), lidars[:, 0].astype(np.uint8)
+        classes = self._classes(sample, sweeps) if classified else None
+        return Cloud(points.astype(np.float32), lidars[:, 0].astype(np.uint8), classes)
 
     def _classes(self, sample: str, sweeps: int) -> np.ndarray | None:
-        """As in the base; None if one of the sweeps has no file."""
+        """The class of each point; None if one of the sweeps has no file of them."""
         drive, _ = self._place[sample]
         labels, indices = self.taxonomy.point_labels_of_categories(), self._sweeps(sample, sweeps)
         found = [classes_of_sweep(drive, i, self._lidars, labels) for i in indices]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -173,18 +174,23 @@ def build_parts(category: str, size: np.ndarray, rng: np.random.Generator, ridde
         ]
     if category == "vehicle.bus.rigid":
         colours["paint"] = np.array([[190, 40, 44], [54, 128, 84], [232, 228, 214], [240, 196, 60]])[rng.integers(4)]
-    width, length, height = size
     # The height of a ridden cycle includes its rider.
-    parts = [(part, 0.66 if cycle and ridden else 1.0) for part in body]
-    parts += [(part, 1.0) for part in RIDER] if cycle and ridden else []
-    rows = []
-    for (x0, x1, y0, y1, z0, z1, colour, reflectance, lamp), height_share in parts:
-        rgb = colours[colour] if isinstance(colour, str) else np.array(colour)
-        z = np.array([z0, z1]) * height_share * height
-        centre = (length * (x0 + x1) / 2, width * (y0 + y1) / 2, z.mean())
-        extent = (length * (x1 - x0), width * (y1 - y0), z[1] - z[0])
-        rows.append([*centre, *extent, *rgb, reflectance, lamp if lit else 0.0])
+    rows = [scaled(part, size, colours, lit, 0.66 if cycle and ridden else 1.0) for part in body]
+    rows += [scaled(part, size, colours, lit) for part in RIDER] if cycle and ridden else []
     return np.array(rows)
+
+
+def scaled(
+    part: Part, size: np.ndarray, colours: Mapping[str, np.ndarray], lit: bool, height_share: float = 1.0
+) -> list[float]:
+    """A row of `Agent.parts`: a part of an agent of this size, which is as high as this share of the agent's height."""
+    x0, x1, y0, y1, z0, z1, colour, reflectance, lamp = part
+    width, length, height = size
+    rgb = colours[colour] if isinstance(colour, str) else np.array(colour)
+    z = np.array([z0, z1]) * height_share * height
+    centre = (length * (x0 + x1) / 2, width * (y0 + y1) / 2, z.mean())
+    extent = (length * (x1 - x0), width * (y1 - y0), z[1] - z[0])
+    return [*centre, *extent, *rgb, reflectance, lamp if lit else 0.0]
 
 
 def attribute(agent: Agent, speed: float) -> str:

@@ -6,7 +6,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from perception.sensors.lidar.points_in_boxes import points_in_boxes
+from perception.simulate.agents import attribute
 from perception.simulate.nuscenes_writer import Row, link, token, visibility_token
+from perception.simulate.world import World
+
+ANNOTATION_RANGE = 80.0  # m around the vehicle
 
 
 @dataclass(frozen=True)
@@ -21,6 +26,29 @@ class Observation:
     attribute: str  # '' for none
     points: int  # LiDAR points inside the box
     visible_share: float  # of the object, in the camera that sees most of it; NaN if it is in no image
+
+
+def observe(world: World, time: float, points: np.ndarray, visible_share: np.ndarray) -> list[Observation]:
+    """The agents around the ego vehicle at a keyframe. points (N, 3) in the global frame, visible_share (A,)."""
+    pose = world.global_from_ego_at(time)
+    xy, yaw, velocity = world.agents_at(time)
+    near = np.flatnonzero(np.linalg.norm(xy - pose[:2, 3], axis=1) < ANNOTATION_RANGE)
+    sizes = np.array([world.agents[n].size for n in near]).reshape(-1, 3)
+    centers = np.concatenate([xy[near], sizes[:, 2:3] / 2], axis=1).round(3)
+    counts = points_in_boxes(points, centers, sizes, yaw[near])
+    return [
+        Observation(
+            agent=int(n),
+            category=world.agents[n].category,
+            center=centers[k],
+            size=sizes[k],
+            yaw=float(yaw[n]),
+            attribute=attribute(world.agents[n], float(np.linalg.norm(velocity[n]))),
+            points=int(counts[k]),
+            visible_share=float(visible_share[n]),
+        )
+        for k, n in enumerate(near)
+    ]
 
 
 def annotate(scene: str, samples: list[str], observations: list[list[Observation]]) -> tuple[list[Row], list[Row]]:

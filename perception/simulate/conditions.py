@@ -28,21 +28,33 @@ class Phase:
 
 
 @dataclass(frozen=True)
+class Extras:
+    """What drives have beside the classes' objects and their boxes."""
+
+    obstacles: bool = False  # things of no detection class lie on the road
+    occupancy: bool = False  # voxels are annotated
+
+
+@dataclass(frozen=True)
 class Course:
     """Where a drive is, and its successive phases."""
 
     place: Place
     phases: tuple[Phase, ...]
     taxonomy: Taxonomy = field(hash=False)  # in whose layout and words it is written
+    extras: Extras = Extras()
 
 
-def parse(names: Sequence[str], taxonomy: Taxonomy, worlds: Worlds) -> list[Course]:
+def parse(names: Sequence[str], taxonomy: Taxonomy, worlds: Worlds, extras: Extras = Extras()) -> list[Course]:
     """The course of a drive for each name, in order; `all` stands for a drive of every combination.
 
     Raises:
         InputError: an unknown name, a drive through two cities, a value without world file or with a wrong one, a value
-            that the tables of nuScenes' schema cannot hold, or no name at all.
+            that the tables of nuScenes' schema cannot hold, no name at all, or voxels for a taxonomy without classes of
+            points.
     """
+    if extras.occupancy and not taxonomy.point_classes:
+        raise InputError(f"taxonomy {taxonomy.name}: has no point_classes, which voxels are annotated with")
     tagged = taxonomy.descriptions == "tags"
     spoken = taxonomy.model_copy(update={"conditions": worlds.kinds()}) if tagged else taxonomy
     drives: list[tuple[str, list[Conditions]]] = []
@@ -59,7 +71,7 @@ def parse(names: Sequence[str], taxonomy: Taxonomy, worlds: Worlds) -> list[Cour
         place, parts = _composed(name, phases, spoken, worlds)
         if not tagged:
             _require_readable(name, place, phases, taxonomy)
-        found.append(Course(place, parts, taxonomy))
+        found.append(Course(place, parts, taxonomy, extras))
     return found
 
 

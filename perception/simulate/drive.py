@@ -9,21 +9,24 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from perception.datasets.nuscenes.lidarseg import TABLE as LIDARSEG
+from perception.datasets.nuscenes.occ3d import GRID, occ3d_arrays, occ3d_file
 from perception.rig import Rig, RigCamera, RigSensor
 from perception.rotations import quaternion
-from perception.sensors.lidar.points_in_boxes import points_in_boxes
 from perception.simulate import camera, lidar
-from perception.simulate.agents import attribute
-from perception.simulate.annotate import Observation, annotate
+from perception.simulate.annotate import Observation, annotate, observe
 from perception.simulate.conditions import Course, Phase, describe
 from perception.simulate.layouts import layout_of, motion_row
-from perception.simulate.nuscenes_writer import Row, Tables, calibrated_sensors, link, token
+from perception.simulate.nuscenes_writer import VERSION, Row, Tables, calibrated_sensors, link, token
+from perception.simulate.obstacles import with_obstacles
 from perception.simulate.scenario import build_world
+from perception.simulate.visibility import Seen, crossed, pictured, pixel_rays
+from perception.simulate.voxels import voxel_classes
 from perception.simulate.world import World
+from perception.voxels import Occupancy, occupancy_classes
 
 KEYFRAME_PERIOD = 0.5  # s between keyframes
 SWEEP_PERIOD = 0.05  # s between LiDAR sweeps
-ANNOTATION_RANGE = 80.0  # m around the vehicle
 JPEG_QUALITY = 92
 EPOCH = 1_700_000_000_000_000  # us, first keyframe of the first drive
 DRIVE_INTERVAL = 3_600_000_000  # us between the starts of two drives
@@ -72,14 +75,15 @@ class _Recorder:
     def __init__(self, drive: Drive, world: World, out: Path) -> None:
         self.drive, self.world, self.out = drive, world, out
         self.layout = layout_of(drive.course.taxonomy)
-        self.tables: Tables = {"sample_data": [], "ego_pose": [], **{name: [] for name in self.layout.motion}}
+        further = (*self.layout.motion, *((LIDARSEG,) if self.layout.lidarseg else ()))
+        self.tables: Tables = {"sample_data": [], "ego_pose": [], **{name: [] for name in further}}
         self.start = EPOCH + drive.number * DRIVE_INTERVAL
 
     def microseconds(self, time: float) -> int:
         return self.start + round(time * 1e6)
 
-    def add(self, sensor: RigSensor, time: float, sample: str, keyframe: bool, content: bytes) -> None:
-        """Write one sensor file and add its rows."""
+    def add(self, sensor: RigSensor, time: float, sample: str, keyframe: bool, content: bytes) -> str:
+        """Write one sensor file and add its rows; returns the token of sample_data."""
         timestamp, channel = self.microseconds(time), sensor.name
         width, height = sensor.size if isinstance(sensor, RigCamera) else (0, 0)
         is_camera = isinstance(sensor, RigCamera)
@@ -114,6 +118,15 @@ class _Recorder:
                 "prev": "",
             }
         )
+        return name
+
+    def add_classes(self, sample_data: str, categories: np.ndarray) -> None:
+        """Write the categories (N,) uint8 of the points of a sweep, where the layout has them, and add their row."""
+        if self.layout.lidarseg:
+            file = f"{LIDARSEG}/{VERSION}/{sample_data}_{LIDARSEG}.bin"
+            (self.out / file).write_bytes(categories.tobytes())
+            row = {"token": sample_data, "sample_data_token": sample_data, "filename": file}
+            self.tables[LIDARSEG].append(row)
 
 
 def record(drive: Drive, out: Path, progress: Callable[[], None]) -> Tables:
@@ -123,18 +136,14 @@ def record(drive: Drive, out: Path, progress: Callable[[], None]) -> Tables:
     # Each phase draws from the same stream, so that rain is equally strong before and after a phase without it.
     changes = [(start, phase.surroundings.draw(drive.rng(0))) for start, phase in drive.changes]
     world = replace(world, weather_changes=tuple(changes))
+    if drive.course.extras.obstacles:
+        world = with_obstacles(world, KEYFRAME_PERIOD * np.arange(drive.samples), drive.rng(4))
     recorder = _Recorder(drive, world, out)
     samples: list[Row] = []
     observations: list[list[Observation]] = []
     for k in range(drive.samples):
         time, sample = k * KEYFRAME_PERIOD, drive.token("sample", k)
-        for back in range(drive.sweeps, 0, -1):
-            sweep_time = time - back * SWEEP_PERIOD
-            if k > 0 and sweep_time < (k - 1) * KEYFRAME_PERIOD + SWEEP_PERIOD / 2:
-                continue  # the previous keyframe, or one of its sweeps
-            for number in range(len(drive.rig.lidars)):
-                _record_sweep(recorder, number, sweep_time, sample, False)
-        points = [_record_sweep(recorder, number, time, sample, True) for number in range(len(drive.rig.lidars))]
+        earlier, swept = _record_sweeps(recorder, k, sample)
         visible_share = np.full(len(world.agents), np.nan)
         for number in range(len(drive.rig.cameras)):
             visible_share = np.fmax(visible_share, _record_image(recorder, number, time, sample))
@@ -146,7 +155,9 @@ def record(drive: Drive, out: Path, progress: Callable[[], None]) -> Tables:
                 "scene_token": drive.token("scene"),
             }
         )
-        observations.append(_observe(world, time, np.concatenate(points), visible_share))
+        observations.append(observe(world, time, np.concatenate([each.ends for each in swept]), visible_share))
+        if drive.course.extras.occupancy:
+            _write_voxels(recorder, time, sample, [*earlier, *swept])
         progress()
     link(samples)
     for channel in drive.rig.sensors.names:
@@ -189,8 +200,20 @@ def _scene_row(drive: Drive, samples: list[Row]) -> Row:
     }
 
 
-def _record_sweep(recorder: _Recorder, number: int, time: float, sample: str, keyframe: bool) -> np.ndarray:
-    """Simulate and write a sweep of one LiDAR; returns its points (N, 3) in the global frame, m.
+def _record_sweeps(recorder: _Recorder, k: int, sample: str) -> tuple[list[Seen], list[Seen]]:
+    """The sweeps of all LiDARs before the k-th keyframe, and those of it."""
+    drive, time, earlier = recorder.drive, k * KEYFRAME_PERIOD, list[Seen]()
+    lidars = range(len(drive.rig.lidars))
+    for back in range(drive.sweeps, 0, -1):
+        sweep_time = time - back * SWEEP_PERIOD
+        if k > 0 and sweep_time < (k - 1) * KEYFRAME_PERIOD + SWEEP_PERIOD / 2:
+            continue  # the previous keyframe, or one of its sweeps
+        earlier += [_record_sweep(recorder, number, sweep_time, sample, False) for number in lidars]
+    return earlier, [_record_sweep(recorder, number, time, sample, True) for number in lidars]
+
+
+def _record_sweep(recorder: _Recorder, number: int, time: float, sample: str, keyframe: bool) -> Seen:
+    """Simulate and write a sweep of one LiDAR; returns the rays to its points.
 
     Args:
         time: of the reference LiDAR's sweep, s.
@@ -199,11 +222,35 @@ def _record_sweep(recorder: _Recorder, number: int, time: float, sample: str, ke
     others = (number,) if number else ()  # the first LiDAR's noise is that of a rig with a single one
     rng = drive.rng(2, round((time + 1.0) / SWEEP_PERIOD), *others)
     own_time = time + sensor.delay
-    points = lidar.sweep(world.snapshot_at, world.global_from_ego_at, own_time, sensor, drive.rig.body, rng).points
+    swept = lidar.sweep(world.snapshot_at, world.global_from_ego_at, own_time, sensor, drive.rig.body, rng)
+    points = swept.points
     content = recorder.layout.cloud(points, recorder.microseconds(own_time))
-    recorder.add(sensor, own_time, sample, keyframe, content)
+    sample_data = recorder.add(sensor, own_time, sample, keyframe, content)
+    if keyframe:
+        recorder.add_classes(sample_data, swept.categories)
     global_from_lidar = world.global_from_ego_at(own_time) @ sensor.ego_from_sensor
-    return np.asarray(points[:, :3].astype(np.float64) @ global_from_lidar[:3, :3].T + global_from_lidar[:3, 3])
+    ends = points[:, :3].astype(np.float64) @ global_from_lidar[:3, :3].T + global_from_lidar[:3, 3]
+    return Seen(global_from_lidar[:3, 3], ends)
+
+
+def _write_voxels(recorder: _Recorder, time: float, sample: str, seen: list[Seen]) -> None:
+    """Write the voxels around the vehicle at a keyframe, as Occ3D lays them out.
+
+    Args:
+        seen: the rays of the LiDARs.
+    """
+    drive, world = recorder.drive, recorder.world
+    snapshot, pose = world.snapshot_at(time), world.global_from_ego_at(time)
+    classes = voxel_classes(snapshot.solids, snapshot.ground, pose, drive.course.taxonomy, GRID)
+    pixels = [
+        pixel_rays(each.intrinsics, each.size, world.global_from_ego_at(time + each.delay) @ each.ego_from_sensor, GRID)
+        for each in drive.rig.cameras
+    ]
+    filled = classes != len(occupancy_classes(drive.course.taxonomy)) - 1
+    voxels = Occupancy(GRID, classes, crossed(seen, pose, GRID), pictured(pixels, pose, GRID, filled))
+    path = occ3d_file(recorder.out, drive.name, sample)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(path, **occ3d_arrays(voxels))
 
 
 def _record_image(recorder: _Recorder, number: int, time: float, sample: str) -> np.ndarray:
@@ -219,29 +266,6 @@ def _record_image(recorder: _Recorder, number: int, time: float, sample: str) ->
     content = cv2.imencode(".jpg", bgr, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])[1].tobytes()
     recorder.add(sensor, exposure_time, sample, True, content)
     return rendering.visible_share
-
-
-def _observe(world: World, time: float, points: np.ndarray, visible_share: np.ndarray) -> list[Observation]:
-    """The agents around the ego vehicle at a keyframe. points (N, 3) in the global frame, visible_share (A,)."""
-    pose = world.global_from_ego_at(time)
-    xy, yaw, velocity = world.agents_at(time)
-    near = np.flatnonzero(np.linalg.norm(xy - pose[:2, 3], axis=1) < ANNOTATION_RANGE)
-    sizes = np.array([world.agents[n].size for n in near]).reshape(-1, 3)
-    centers = np.concatenate([xy[near], sizes[:, 2:3] / 2], axis=1).round(3)
-    counts = points_in_boxes(points, centers, sizes, yaw[near])
-    return [
-        Observation(
-            agent=int(n),
-            category=world.agents[n].category,
-            center=centers[k],
-            size=sizes[k],
-            yaw=float(yaw[n]),
-            attribute=attribute(world.agents[n], float(np.linalg.norm(velocity[n]))),
-            points=int(counts[k]),
-            visible_share=float(visible_share[n]),
-        )
-        for k, n in enumerate(near)
-    ]
 
 
 def _scenery(drive: Drive, world: World, observations: list[list[Observation]]) -> list[str]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from perception.frame import Conditions
 from perception.simulate.agents import SIZES
+from perception.simulate.categories import CATEGORIES
 from perception.simulate.nuscenes_writer import Row
 from perception.taxonomy import Taxonomy, load_taxonomy
 
@@ -37,6 +38,7 @@ class Layout:
     cloud: Callable[[np.ndarray, int], bytes]  # points (N, 5) x y z intensity ring, and their time (us) -> the file
     logs: bool  # drives have a log with a location, and that has a map
     motion: tuple[str, ...]  # tables of how the vehicle moves
+    lidarseg: bool = False  # the classes of points are annotated; `categories` are in the order of their numbers
 
 
 def layout_of(taxonomy: Taxonomy) -> Layout:
@@ -96,9 +98,9 @@ def _pcd(points: np.ndarray, timestamp: int) -> bytes:
 
 
 def _nuscenes() -> Layout:
-    """Caesar et al., 2020; only the categories that are simulated."""
+    """Caesar et al., 2020, with nuScenes-lidarseg."""
     attributes = load_taxonomy("nuscenes").attributes
-    return Layout(tuple(SIZES), attributes, "pcd.bin", lambda points, _: points.tobytes(), logs=True, motion=())
+    return Layout(CATEGORIES, attributes, "pcd.bin", lambda points, _: points.tobytes(), True, (), lidarseg=True)
 
 
 def _truckscenes() -> Layout:

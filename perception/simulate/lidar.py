@@ -9,6 +9,7 @@ import numpy as np
 
 from perception.rig import Beams, Box, RigLidar
 from perception.simulate import weather_effects
+from perception.simulate.categories import GROUND_CATEGORIES, NOISE
 from perception.simulate.raycast import GROUND, NOTHING, Hits, Rays, cast
 from perception.simulate.snapshot import Ground, Snapshot, Solids
 
@@ -36,6 +37,7 @@ class LidarSweep:
 
     points: np.ndarray  # (N, 5) float32: x y z m, intensity 0-255, ring
     owners: np.ndarray  # (N,) int64 index of the agent that was hit, -1 for anything else
+    categories: np.ndarray  # (N,) uint8 index into `categories.CATEGORIES`
 
 
 def sweep(
@@ -73,7 +75,7 @@ def sweep(
     solids = Solids.concatenate(solids, weather_effects.spray(snapshot, rng))
     velocities = np.append(snapshot.agent_velocities, np.zeros((1, 3)), axis=0)[solids.owners]  # -1: the zeros
     hits = cast(rays, solids, velocities)
-    ranges, echoes, owners = _echoes(hits, rays, solids, snapshot, rng)
+    ranges, echoes, owners, categories = _echoes(hits, rays, solids, snapshot, rng)
 
     spread = np.exp(rng.normal(-(SIGNAL_SPREAD**2) / 2, SIGNAL_SPREAD, ranges.shape))  # of mean 1
     echoes = echoes * spread
@@ -87,7 +89,7 @@ def sweep(
     lidar_from_global = np.linalg.inv(global_from_ego_at(time) @ ego_from_lidar)
     xyz = global_xyz @ lidar_from_global[:3, :3].T + lidar_from_global[:3, 3]
     points = np.column_stack([xyz, intensity, ring])
-    return LidarSweep(points.astype(np.float32), owners[detected])
+    return LidarSweep(points.astype(np.float32), owners[detected], categories[detected])
 
 
 def _directions(beams: Beams) -> np.ndarray:
@@ -103,16 +105,20 @@ def _directions(beams: Beams) -> np.ndarray:
 
 def _echoes(
     hits: Hits, rays: Rays, solids: Solids, snapshot: Snapshot, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Range (m, inf for none), signal and owner of the strongest echo in each beam, all (C, R)."""
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Range (m, inf for none), signal, owner and category of the strongest echo in each beam, all (C, R)."""
     weather = snapshot.weather
     solid, ground = hits.solids >= 0, hits.solids == GROUND
     reflectances, owners = np.zeros(hits.ranges.shape), np.full(hits.ranges.shape, -1)
+    categories = np.full(hits.ranges.shape, NOISE, np.uint8)
     reflectances[solid] = solids.reflectances[hits.solids[solid]]
     owners[solid] = solids.owners[hits.solids[solid]]
+    categories[solid] = solids.categories[hits.solids[solid]]
     column, _ = np.nonzero(ground)
     ground_xyz = rays.origins[column] + rays.directions[ground] * hits.ranges[ground][:, None]
-    dry = _GROUND_REFLECTANCES[snapshot.ground.at(ground_xyz[:, :2])]
+    kinds = snapshot.ground.at(ground_xyz[:, :2])
+    categories[ground] = GROUND_CATEGORIES[kinds]
+    dry = _GROUND_REFLECTANCES[kinds]
     wet = weather_effects.wet_albedo(dry) * weather_effects.film_transmission(hits.cosines[ground]) ** 2
     bare = dry + weather_effects.wetness(weather) * (wet - dry)
     reflectances[ground] = weather_effects.under_snow(bare, weather.snow_cover, weather_effects.SNOW_REFLECTANCE)
@@ -124,7 +130,8 @@ def _echoes(
     air_ranges, air_echoes = weather_effects.volume_echo(weather, ranges.size, rng)
     air_ranges, air_echoes = air_ranges.reshape(ranges.shape), air_echoes.reshape(ranges.shape)
     air = (air_ranges < ranges) & (air_echoes / air_ranges**2 > echoes / ranges**2)
-    return np.where(air, air_ranges, ranges), np.where(air, air_echoes, echoes), np.where(air, -1, owners)
+    owners[air], categories[air] = -1, NOISE
+    return np.where(air, air_ranges, ranges), np.where(air, air_echoes, echoes), owners, categories
 
 
 def oren_nayar(cosines: np.ndarray) -> np.ndarray:
@@ -155,7 +162,7 @@ def _blocked_by(body: Sequence[Box], directions: np.ndarray, ego_from_lidar: np.
     rays = Rays(origins, directions @ ego_from_lidar[:3, :3].T, np.zeros(len(directions)))
     none, places = np.zeros(len(body)), np.zeros((len(body), 3))
     centers, sizes = (np.array([getattr(box, name) for box in body]).reshape(-1, 3) for name in ("center", "size"))
-    solids = Solids(centers, sizes, none, places.astype(np.uint8), none, none, none)
+    solids = Solids(centers, sizes, none, places.astype(np.uint8), none, none, none, none)
     return np.asarray(cast(rays, solids, places).solids >= 0)
 
 

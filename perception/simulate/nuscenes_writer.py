@@ -35,10 +35,17 @@ def visibility_token(share: float) -> str:
     return str(1 + sum(share >= limit for limit in VISIBILITY_LIMITS))  # NaN is not >= anything
 
 
-def fixed_tables(rig: Rig, categories: Sequence[str], attributes: Sequence[str]) -> Tables:
-    """The tables that are the same in every log of a rig, with these names of a data set."""
+def fixed_tables(rig: Rig, categories: Sequence[str], attributes: Sequence[str], numbered: bool = False) -> Tables:
+    """The tables that are the same in every log of a rig, with these names of a data set.
+
+    Args:
+        numbered: the categories have numbers, which files of point classes refer to.
+    """
     return {
-        "category": [{"token": token("category", name), "name": name, "description": ""} for name in categories],
+        "category": [
+            {"token": token("category", name), "name": name, "description": "", **({"index": n} if numbered else {})}
+            for n, name in enumerate(categories)
+        ],
         "attribute": [{"token": token("attribute", name), "name": name, "description": ""} for name in attributes],
         "visibility": [
             {"token": str(n + 1), "level": f"v{level}", "description": f"{level} % of the object is visible"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, wait
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 
 import cv2
 
+from perception.datasets.nuscenes.lidarseg import TABLE as LIDARSEG
 from perception.errors import InputError
 from perception.rig import Rig, load_rig
 from perception.simulate.city import build_city
@@ -18,6 +20,7 @@ from perception.simulate.conditions import Course, parse, split
 from perception.simulate.drive import Drive, record
 from perception.simulate.layouts import layout_of
 from perception.simulate.nuscenes_writer import VERSION, Row, Tables, fixed_tables, token, write_maps, write_tables
+from perception.simulate.obstacles import CATEGORIES as UNKNOWN
 from perception.simulate.world_files import Worlds
 from perception.taxonomy import load_taxonomy
 
@@ -74,7 +77,13 @@ def simulate(
     for folder in (*(f"samples/{name}" for name in rig.sensors.names), *(f"sweeps/{name}" for name in swept)):
         (out / folder).mkdir(parents=True, exist_ok=True)
     layout = layout_of(courses[0].taxonomy)
-    tables = fixed_tables(rig, layout.categories, layout.attributes)
+    if layout.lidarseg:
+        classes = out / LIDARSEG / VERSION
+        shutil.rmtree(classes, ignore_errors=True)  # of an interrupted run; the devkit counts the files
+        classes.mkdir(parents=True)
+    further = UNKNOWN if courses[0].extras.obstacles else ()
+    categories = tuple(dict.fromkeys((*layout.categories, *further)))
+    tables = fixed_tables(rig, categories, layout.attributes, layout.lidarseg)
     for tables_of_drive in _record_all(drives, out, progress):
         for name, rows in tables_of_drive.items():
             tables.setdefault(name, []).extend(rows)

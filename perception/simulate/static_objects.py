@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from shapely.geometry import Polygon, box
 
+from perception.simulate.categories import MANMADE, VEGETATION
 from perception.simulate.parameters import Place, rgb
 from perception.simulate.snapshot import Solids
 from perception.simulate.street_plan import DIRECTIONS, FURNITURE, StreetPlan
@@ -33,10 +34,11 @@ class _SolidsBuilder:
         colour: np.ndarray,
         reflectance: float,
         lamp: float = 0.0,
+        category: int = MANMADE,
     ) -> None:
         x, y = self.plan.to_global(uv)
         yaw = float(self.plan.heading(uv, direction))
-        self.rows.append((x, y, base + size[2] / 2, *size, yaw, *colour, reflectance, lamp))
+        self.rows.append((x, y, base + size[2] / 2, *size, yaw, *colour, reflectance, lamp, category))
 
     def solids(self) -> Solids:
         table = np.array(self.rows)
@@ -48,6 +50,7 @@ class _SolidsBuilder:
             reflectances=table[:, 10],
             lamps=table[:, 11],
             owners=np.full(len(table), -1),
+            categories=table[:, 12].astype(np.uint8),
         )
 
 
@@ -138,9 +141,10 @@ def _tree(builder: _SolidsBuilder, uv: np.ndarray, rng: np.random.Generator) -> 
     height = builder.place.vegetation.height * float(rng.uniform(0.7, 1.3))
     along, leaf = np.array([1.0, 0.0]), builder.leaves[rng.integers(len(builder.leaves))] * rng.uniform(0.85, 1.15)
     trunk, crown = height * 0.42, height * 0.32
-    builder.add(uv, along, 0.0, (0.35, 0.35, trunk + 0.4), np.array([88, 68, 50]), 0.3)
-    builder.add(uv, along, trunk, (2 * crown, 2 * crown, height * 0.35), leaf, 0.5)
-    builder.add(uv, along, trunk + height * 0.35, (1.3 * crown, 1.3 * crown, height * 0.23), leaf * 1.08, 0.5)
+    builder.add(uv, along, 0.0, (0.35, 0.35, trunk + 0.4), np.array([88, 68, 50]), 0.3, category=VEGETATION)
+    builder.add(uv, along, trunk, (2 * crown, 2 * crown, height * 0.35), leaf, 0.5, category=VEGETATION)
+    top = (1.3 * crown, 1.3 * crown, height * 0.23)
+    builder.add(uv, along, trunk + height * 0.35, top, leaf * 1.08, 0.5, category=VEGETATION)
 
 
 def _street_furniture(

@@ -11,6 +11,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
+from perception.simulate.categories import NOISE
 from perception.simulate.snapshot import Snapshot, Solids, Weather
 
 DROPS = 8000.0  # per m^3 and mm of diameter: N0 of Marshall & Palmer, J. Meteorology 5 (1948)
@@ -196,6 +197,7 @@ def spray(snapshot: Snapshot, rng: np.random.Generator) -> Solids:
         reflectances=rng.uniform(0.01, 0.05, n),
         lamps=np.zeros(n),
         owners=np.full(n, -1),
+        categories=np.full(n, NOISE, np.uint8),
     )
 
 

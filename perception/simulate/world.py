@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
 from perception.simulate.agents import Agent
+from perception.simulate.categories import CATEGORIES
 from perception.simulate.city import City
 from perception.simulate.snapshot import Snapshot, Solids, Weather
 from perception.simulate.traffic import DT
@@ -30,6 +33,26 @@ class World:
     parts: np.ndarray  # (P, 11) of all agents, see Agent.parts
     owners: np.ndarray  # (P,) index of the agent
     weather_changes: tuple[tuple[float, Weather], ...] = ()  # (start s, weather from then on), in order of time
+
+    @cached_property
+    def _categories(self) -> np.ndarray:
+        """(A,) uint8 index into CATEGORIES."""
+        return np.array([CATEGORIES.index(agent.category) for agent in self.agents], np.uint8)
+
+    def with_agents(self, more: Sequence[Agent]) -> World:
+        """The same world with further agents, which have the last indices."""
+        steps = len(self.times)
+        xy = [np.broadcast_to(agent.xy, (steps, 2))[:, None] for agent in more]
+        yaw = [np.broadcast_to(agent.yaw, (steps,))[:, None] for agent in more]
+        owners = np.arange(len(more)) + len(self.agents)
+        return replace(
+            self,
+            agents=[*self.agents, *more],
+            xy=np.concatenate([self.xy, *xy], axis=1),
+            yaw=np.concatenate([self.yaw, *yaw], axis=1),
+            parts=np.concatenate([self.parts, *(agent.parts for agent in more)]),
+            owners=np.concatenate([self.owners, np.repeat(owners, [len(agent.parts) for agent in more])]),
+        )
 
     def _step_at(self, time: float) -> tuple[int, float]:
         """Index of the time step before this time, and the fraction of the way to the next one."""
@@ -67,8 +90,9 @@ class World:
         centers[:, 0] = xy[owners, 0] + cos * parts[:, 0] - sin * parts[:, 1]
         centers[:, 1] = xy[owners, 1] + sin * parts[:, 0] + cos * parts[:, 1]
         moving = Solids(
-            centers, parts[:, 3:6], yaw[owners], parts[:, 6:9].astype(np.uint8), parts[:, 9], parts[:, 10], owners
-        )
+            centers, parts[:, 3:6], yaw[owners], parts[:, 6:9].astype(np.uint8), parts[:, 9], parts[:, 10], owners,
+            self._categories[owners],
+        )  # fmt: skip
         static = self.city.static_objects
         close = np.linalg.norm(static.centers[:, :2] - here, axis=1) < SNAPSHOT_RANGE
         velocity_3d = np.concatenate([velocity, np.zeros((len(velocity), 1))], axis=1)

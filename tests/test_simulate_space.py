@@ -1,0 +1,379 @@
+"""What simulated drives tell of every point, voxel and unknown obstacle."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from zipfile import ZipFile
+
+import numpy as np
+import nuscenes.eval.lidarseg.evaluate as lidarseg_evaluation
+import pytest
+import shapely
+from courses import WORLDS
+from hypothesis import example, given
+from hypothesis import strategies as st
+from nuscenes.eval.lidarseg.evaluate import LidarSegEval
+from nuscenes.nuscenes import NuScenes
+from nuscenes.utils.data_io import load_bin_file
+from shapely.geometry import Polygon
+from vocabulary import NUSCENES, RIG
+
+from perception.datasets.nuscenes.dataset import NuScenesTables
+from perception.errors import InputError
+from perception.rig import load_rig
+from perception.simulate import scenario
+from perception.simulate.categories import CATEGORIES
+from perception.simulate.city import build_city
+from perception.simulate.conditions import Extras, parse
+from perception.simulate.drive import Drive
+from perception.simulate.nuscenes_writer import VERSION
+from perception.simulate.obstacles import CLEARANCE, KINDS, with_obstacles
+from perception.simulate.scenario import build_world
+from perception.simulate.simulate import simulate
+from perception.simulate.snapshot import Ground, GroundRaster, Solids
+from perception.simulate.visibility import Seen, crossed, pictured, pixel_rays
+from perception.simulate.voxels import voxel_classes
+from perception.simulate.world import World
+from perception.taxonomy import load_taxonomy
+from perception.voxels import VoxelGrid, occupancy_classes
+
+GRID = VoxelGrid(x=(-4.0, 4.0), y=(-3.2, 3.2), z=(-1.0, 2.2))
+FREE = len(occupancy_classes(NUSCENES)) - 1
+CLASS = {name: i for i, name in enumerate(occupancy_classes(NUSCENES))}
+NARROW = RIG.model_copy(update={"cameras": (RIG.cameras[0].model_copy(update={"size": (160, 90)}),)})
+EXTRAS = Extras(obstacles=True, occupancy=True)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _first_scenario() -> Iterator[None]:
+    """A drive takes the first scenario that is drawn, which need not be the most active of several."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scenario, "MAX_CANDIDATES", 1)
+        yield
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A drive of two keyframes with obstacles and voxels, after a run that was interrupted there."""
+    out = tmp_path_factory.mktemp("space")
+    (out / "lidarseg" / VERSION).mkdir(parents=True)
+    (out / "lidarseg" / VERSION / "left_lidarseg.bin").write_bytes(b"1")
+    simulate(out, 1, 2, 0, parse(["clear-day-boston"], NUSCENES, WORLDS, EXTRAS), rig=NARROW)
+    return out
+
+
+def in_boxes(points: np.ndarray, tables: NuScenesTables, sample: str, wider: float) -> dict[int, np.ndarray]:
+    """Number of a category -> (N,) bool whether a point (global) is in one of its boxes, made wider by this (m)."""
+    devkit = NuScenes(tables.version, str(tables.dataroot), verbose=False)
+    found: dict[int, np.ndarray] = {}
+    for name in devkit.get("sample", sample)["anns"]:
+        annotated = devkit.get_box(name)
+        local = (points - annotated.center) @ annotated.rotation_matrix
+        half = annotated.wlh[[1, 0, 2]] / 2 + wider
+        inside = (np.abs(local) <= half).all(axis=1)
+        number = CATEGORIES.index(annotated.name)
+        found[number] = found.get(number, np.zeros(len(points), bool)) | inside
+    return found
+
+
+def global_points(tables: NuScenesTables, sample: str) -> np.ndarray:
+    """(N, 3) all points of the LiDAR's file."""
+    recording = tables.recordings.keyframes[sample]["LIDAR_TOP"]
+    points = np.fromfile(tables.dataroot / recording.file, np.float32).reshape(-1, 5)[:, :3].astype(np.float64)
+    pose = tables.recordings.global_from_ego(recording) @ tables.recordings.ego_from_sensor[recording.calibration]
+    return points @ pose[:3, :3].T + pose[:3, 3]
+
+
+def test_the_devkit_evaluates_the_labels(sim_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The labels themselves are a perfect prediction of every class."""
+    devkit = NuScenes(VERSION, str(sim_root), verbose=False)
+    monkeypatch.setattr(
+        lidarseg_evaluation, "get_samples_in_eval_set", lambda *_: [each["token"] for each in devkit.sample]
+    )
+    results = tmp_path / "lidarseg" / "all"
+    results.mkdir(parents=True)
+    evaluation = LidarSegEval(devkit, str(tmp_path), "all")
+    for row in devkit.lidarseg:
+        coarse = evaluation.mapper.convert_label(load_bin_file(str(sim_root / row["filename"])))
+        coarse.clip(1).astype(np.uint8).tofile(results / f"{row['sample_data_token']}_lidarseg.bin")
+    scores = evaluation.evaluate()
+    assert scores["miou"] == 1
+    assert {"car", "driveable_surface", "sidewalk", "terrain", "manmade", "vegetation", "pedestrian"} <= {
+        name for name, iou in scores["iou_per_class"].items() if iou == 1
+    }
+    devkit.get_sample_lidarseg_stats(devkit.sample[0]["token"])
+
+
+def test_every_point_is_where_its_category_is(sim_root: Path) -> None:
+    """In an annotated box, on the map's ground or beside both; only rain is noise."""
+    tables = NuScenesTables(sim_root, VERSION)
+    lidarseg = {file: sim_root / label for file, label in tables._lidarseg.files.items()}
+    assert len(lidarseg) == len(tables.samples())
+    for place, scene in zip(
+        parse(["clear-day-boston", "rain-night-singapore"], NUSCENES, WORLDS), tables.scenes(), strict=True
+    ):
+        ground, sample = build_city(place.place).ground, tables.samples(selectors=[scene])[0]
+        numbers = load_bin_file(str(lidarseg[tables.recordings.keyframes[sample]["LIDAR_TOP"].file]))
+        points = global_points(tables, sample)
+        assert len(numbers) == len(points)
+        assert (numbers == 0).any() == scene.endswith("2")  # only the second is in rain
+        # Within 60 m all agents are annotated that have points; those that move are up to 25 ms away from their boxes.
+        near = np.linalg.norm(points[:, :2] - points[:, :2].mean(axis=0), axis=1) < 60
+        for number, inside in in_boxes(points, tables, sample, 0.75).items():
+            assert inside[near & (numbers == number)].all()
+        for number in {*numbers[near].tolist()}:
+            name = CATEGORIES[number]
+            own = points[numbers == number]
+            if name.startswith("flat"):
+                kinds = {Ground.GRASS: "flat.terrain", Ground.WALKWAY: "flat.sidewalk"}
+                of_map = [kinds.get(Ground(kind), "flat.driveable_surface") for kind in ground.at(own[:, :2]).tolist()]
+                assert np.mean(np.array(of_map) == name) > 0.98  # the noise of a range moves some over an edge
+                assert np.abs(own[:, 2]).max() < 0.15
+            elif name.startswith("static"):
+                assert own[:, 2].min() > -0.15
+                assert own[:, 2].max() > 2
+
+
+def test_the_drive_with_everything_is_read_by_all(root: Path) -> None:
+    devkit, tables = NuScenes(VERSION, str(root), verbose=False), NuScenesTables(root, VERSION)
+    unknown = {kind.category for kind in KINDS.values()}
+    assert not unknown & NUSCENES.labels_of_categories().keys()
+    assert not unknown & NUSCENES.point_labels_of_categories().keys()
+    for sample in tables.samples():
+        annotations = [devkit.get("sample_annotation", name) for name in devkit.get("sample", sample)["anns"]]
+        theirs = [a for a in annotations if a["category_name"] in unknown]
+        obstacles = tables.obstacles(sample)
+        assert obstacles is not None
+        assert obstacles.instances.tolist() == [a["instance_token"] for a in theirs]
+        assert len(obstacles) + len(tables.boxes(sample)) == len(annotations)
+        assert tables.has_point_classes(sample)
+        assert tables.has_occupancy(sample)
+    assert (obstacles.num_points > 0).any()
+
+
+def test_voxels_fit_points_and_boxes(root: Path) -> None:
+    tables, grid = NuScenesTables(root, VERSION), VoxelGrid()
+    for sample in tables.samples():
+        frame, voxels = tables.frame(sample, "ego"), tables.occupancy(sample)
+        assert voxels is not None
+        assert frame.points is not None
+        index, inside = grid.indices(frame.points)
+        assert voxels.seen_by_lidar.ravel()[index[inside]].all()
+        assert 0 < voxels.seen_by_cameras.mean() < voxels.seen_by_lidar.mean()  # one camera with a small picture
+        # A point and what is in its voxel are mostly of one class; the surfaces have noise and meet other things.
+        classes, found = frame.class_of_point[inside], voxels.classes.ravel()[index[inside]]
+        for name in ("car", "driveable_surface", "manmade"):
+            assert np.mean(found[classes == CLASS[name] - 1] == CLASS[name]) > 0.5
+        boxes, obstacles = frame.boxes, tables.obstacles(sample).transformed(np.linalg.inv(frame.global_from_ego))
+        cars = boxes.select(boxes.labels == NUSCENES.label("car"))
+        for chosen, number in ((cars, CLASS["car"]), (obstacles, CLASS["others"])):
+            index, inside = grid.indices(chosen.centers)
+            held = voxels.classes.ravel()[index[inside]]
+            assert inside.any()
+            assert number in held
+            assert FREE not in held[chosen.sizes[inside, 2] > 1.5]  # no hole in a car's middle
+
+
+def test_a_file_of_voxels_tells_no_time_of_writing(root: Path) -> None:
+    """So that the same seed gives the same bytes."""
+    (first, second) = root.glob("gts/scene-0001/*/labels.npz")
+    for path in (first, second):
+        with ZipFile(path) as archive:
+            assert {entry.date_time for entry in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
+
+
+@pytest.fixture(scope="module")
+def world() -> World:
+    (course,) = parse(["clear-day-boston"], NUSCENES, WORLDS)
+    drive = Drive(0, 0, course, 2, 0, RIG)
+    return build_world(course.place, course.phases[0].surroundings.draw(drive.rng(0)), 1.0, drive.rng(1))
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_obstacles_lie_free_on_the_vehicles_way(world: World, seed: int) -> None:
+    keyframes, before = np.array([0.0, 0.5]), len(world.agents)
+    found = with_obstacles(world, keyframes, np.random.default_rng(seed))
+    assert found.agents[:before] == world.agents
+    np.testing.assert_array_equal(found.xy[:, :before], world.xy)
+    new = found.agents[before:]
+    assert len(new) >= 2
+
+    def outline(xy: np.ndarray, yaw: float, length: float, width: float) -> Polygon:
+        along, aside = (
+            np.array([np.cos(yaw), np.sin(yaw)]) * length / 2,
+            np.array([-np.sin(yaw), np.cos(yaw)]) * width / 2,
+        )
+        return Polygon([xy + along + aside, xy + along - aside, xy - along - aside, xy - along + aside])
+
+    outlines = [outline(each.xy[0], each.yaw[0], each.size[1], each.size[0]) for each in new]
+    for one, other in itertools.combinations(outlines, 2):
+        assert one.distance(other) >= CLEARANCE - 1e-9
+    ahead = 0
+    for time in keyframes:
+        pose = found.global_from_ego_at(float(time))
+        middle, yaw = pose[:2, 3] + pose[:2, :2] @ [1.25, 0], np.arctan2(pose[1, 0], pose[0, 0])
+        for each, own in zip(new, outlines, strict=True):
+            assert own.distance(outline(middle, yaw, 4.1, 1.9)) >= CLEARANCE - 1e-9
+            x, y = pose[:2, :2].T @ (each.xy[0] - pose[:2, 3])
+            ahead += 0 < x < 30 and abs(y) < 8
+    assert ahead
+    for n, agent in enumerate(world.agents):
+        for step in range(0, len(world.times), 5):
+            if np.linalg.norm(world.xy[step, n] - world.ego_xy[0]) < 60:
+                there = outline(world.xy[step, n], world.yaw[step, n], agent.size[1], agent.size[0])
+                assert all(own.distance(there) >= CLEARANCE - 1e-9 for own in outlines)
+    for each, own in zip(new, outlines, strict=True):
+        assert each.category in {kind.category for kind in KINDS.values()}
+        corners = np.array(own.exterior.coords)
+        assert (found.city.ground.at(corners) != Ground.GRASS).all()
+        halves, parts = each.size[[1, 0, 2]] / 2, each.parts  # the parts are in the annotated box
+        assert (np.abs(parts[:, :2]) + parts[:, 3:5] / 2 <= halves[:2] + 1e-9).all()
+        assert (parts[:, 2] + parts[:, 5] / 2 <= each.size[2] + 1e-9).all()
+
+
+def test_a_truck_meets_obstacles_too(tmp_path: Path) -> None:
+    """In another layout, whose categories are other ones; it has no classes of points."""
+    rig = load_rig("truck")
+    rig = rig.model_copy(update={"cameras": (), "lidars": rig.lidars[:1]})
+    taxonomy = load_taxonomy("truckscenes")
+    simulate(tmp_path, 1, 1, 0, parse(["clear-day-boston"], taxonomy, WORLDS, Extras(obstacles=True)), rig=rig)
+    tables = NuScenesTables(tmp_path, VERSION, rig, taxonomy)
+    (sample,) = tables.samples()
+    obstacles = tables.obstacles(sample)
+    assert obstacles is not None
+    assert len(obstacles) > 0
+    assert not tables.has_point_classes(sample)
+    assert not (tmp_path / "lidarseg").exists()
+
+
+def test_voxels_need_classes() -> None:
+    with pytest.raises(InputError, match="has no point_classes"):
+        parse(["clear-day-boston"], load_taxonomy("truckscenes"), WORLDS, Extras(occupancy=True))
+
+
+def solids(*rows: tuple[float, ...], category: str = "vehicle.car") -> Solids:
+    """Of x y z length width height yaw each."""
+    table, n = np.array(rows, np.float64), len(rows)
+    number = np.full(n, CATEGORIES.index(category), np.uint8)
+    none = np.zeros(n)
+    return Solids(table[:, :3], table[:, 3:6], table[:, 6], np.zeros((n, 3), np.uint8), none, none, none, number)
+
+
+def paved(kind: Ground = Ground.ROAD) -> GroundRaster:
+    return GroundRaster(np.full((1, 1), kind, np.uint8), (-500.0, -500.0), 1000.0)
+
+
+def pose_of(x: float, y: float, yaw: float) -> np.ndarray:
+    pose = np.eye(4)
+    pose[:2, :2], pose[:2, 3] = [[np.cos(yaw), -np.sin(yaw)], [np.sin(yaw), np.cos(yaw)]], (x, y)
+    return pose
+
+
+_length = st.floats(0.05, 3)
+
+
+@example((0.2, 0.2, 0.2, 0.4, 0.4, 0.4, 0.0), (0.0, 0.0, 0.0))
+@given(
+    st.tuples(st.floats(-5, 5), st.floats(-4, 4), st.floats(-0.5, 2), _length, _length, _length, st.floats(-4, 4)),
+    st.tuples(st.floats(-1, 1), st.floats(-1, 1), st.floats(-4, 4)),
+)
+def test_a_solid_is_in_the_voxels_that_it_reaches_into(row: tuple, ego: tuple) -> None:
+    """All that it fills much of, and none that it does not touch."""
+    pose = pose_of(*ego)
+    car = voxel_classes(solids(row), paved(), pose, NUSCENES, GRID) == CLASS["car"]
+    x, y, z, length, width, height, yaw = row
+    corners = np.array([[1, 1], [1, -1], [-1, -1], [-1, 1]]) * (length / 2, width / 2)
+    around = pose_of(x, y, yaw)
+    inverse = np.linalg.inv(pose)
+    outline = corners @ around[:2, :2].T + around[:2, 3]
+    outline = Polygon(outline @ inverse[:2, :2].T + inverse[:2, 3])
+    levels, rows, columns = GRID.shape
+    left, low = GRID.x[0] + 0.4 * np.arange(columns), GRID.y[0] + 0.4 * np.arange(rows)[:, None]
+    cells = shapely.box(left, low, left + 0.4, low + 0.4)
+    bottom = GRID.z[0] + 0.4 * np.arange(levels)
+    deep = (np.minimum(z + height / 2, bottom + 0.4) - np.maximum(z - height / 2, bottom))[:, None, None]
+    touched = (shapely.distance(cells, outline) < 1e-9) & (deep > -1e-9)
+    # Within a voxel it has the area of a square of the spacing of its places, and more than the depth that it needs.
+    held = (shapely.area(shapely.intersection(cells, outline)) > 0.06) & (deep > 0.01)
+    assert (car <= touched).all()
+    assert (held <= car).all()
+
+
+def test_what_fills_most_of_a_voxel_counts_and_the_ground_least() -> None:
+    rows = (0.2, 0.2, 0.1, 0.4, 0.4, 0.2, 0.0), (0.25, 0.2, 0.15, 0.1, 0.1, 0.1, 0.0)
+    for order in (slice(None), slice(None, None, -1)):
+        both = Solids.concatenate(*[solids(rows[0], category="movable_object.debris"), solids(rows[1])][order])
+        found = voxel_classes(both, paved(Ground.WALKWAY), np.eye(4), NUSCENES, GRID)
+        at = tuple(GRID.indices(np.array([[0.2, 0.2, 0.1]]))[0])
+        assert found.ravel()[at] == CLASS["others"]
+        assert (found[2] == CLASS["sidewalk"]).sum() == found[2].size - 1
+        assert (np.delete(found, 2, axis=0) == FREE).all()
+    spray = voxel_classes(solids(rows[0], category="noise"), paved(Ground.GRASS), np.eye(4), NUSCENES, GRID)
+    assert (spray[2] == CLASS["terrain"]).all()
+
+
+def marched(origin: np.ndarray, end: np.ndarray, filled: np.ndarray | None) -> set[int]:
+    """The voxels at places 1 mm apart on a ray, up to the first filled one."""
+    count = int(np.linalg.norm(end - origin) / 0.001) + 2
+    index, inside = GRID.indices(origin + np.linspace(0, 1, count)[:, None] * (end - origin))
+    found = index[inside]
+    if filled is not None and filled.ravel()[found].any():
+        found = found[: int(filled.ravel()[found].argmax()) + 1]
+    return {*found.tolist()}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_sensors_see_what_a_march_along_their_rays_meets(seed: int) -> None:
+    rng, pose = np.random.default_rng(seed), pose_of(30.0, -20.0, 0.7)
+    inverse, filled = np.linalg.inv(pose), rng.random(GRID.shape) < 0.05
+    filled[2] = True  # the ground
+    cameras = [
+        Seen(rng.uniform([28, -22, 0.5], [32, -18, 1.9]), rng.uniform([20, -30, 0], [40, -10, 4], (40, 3)))
+        for _ in range(2)
+    ]
+    met, seen = np.zeros(GRID.shape, bool), np.zeros(GRID.shape, bool)
+    for place, ends in cameras:
+        own = np.zeros(GRID.shape, bool)
+        start, stops = place @ inverse[:3, :3].T + inverse[:3, 3], ends @ inverse[:3, :3].T + inverse[:3, 3]
+        for stop in stops:
+            met.ravel()[[*marched(start, stop, None)]] = True
+            own.ravel()[[*marched(start, stop, filled)]] = True
+        centers = GRID.centers()
+        for voxel in np.argwhere(filled):
+            low, high = centers[tuple(voxel)] - 0.2, centers[tuple(voxel)] + 0.2
+            for axis in range(3):  # x is the last of the arrays
+                before = voxel.copy()
+                before[2 - axis] += int(start[axis] > high[axis]) - int(start[axis] < low[axis])
+                shown = (before >= 0).all() and (before < GRID.shape).all() and not filled[tuple(before)]
+                own[tuple(voxel)] |= shown and own[tuple(before)]
+        seen |= own
+    # A march may step over the corner of a voxel.
+    found, pictures = crossed(cameras, pose, GRID), pictured(cameras, pose, GRID, filled)
+    assert (met <= found).all()
+    assert (found & ~met).sum() <= 0.02 * met.sum()
+    assert (seen ^ pictures).sum() <= 0.02 * seen.sum()
+    assert pictures.sum() < found.sum()
+
+
+def test_pixels_are_a_voxel_apart_and_end_at_the_ground() -> None:
+    camera, grid = RIG.cameras[0], VoxelGrid()
+    pose = pose_of(10.0, 20.0, 1.0) @ camera.ego_from_sensor
+    origin, ends = pixel_rays(camera.intrinsics, camera.size, pose, grid)
+    np.testing.assert_allclose(origin, pose[:3, 3])
+    local = (ends - origin) @ pose[:3, :3]
+    pixels = local @ camera.intrinsics.T
+    pixels = pixels[:, :2] / pixels[:, 2:]
+    assert (pixels >= 0).all()
+    assert (pixels < camera.size).all()
+    apart = np.diff(np.unique(pixels[:, 0].round(6)))
+    np.testing.assert_allclose(apart, apart[0], atol=1e-5)
+    assert 0.2 < apart[0] / camera.intrinsics[0, 0] * 40 <= 0.4
+    assert camera.size[0] - pixels[:, 0].max() <= apart[0]
+    ground = np.abs(ends[:, 2]) < 1e-9
+    assert ground.any()
+    far = np.linalg.norm(ends - origin, axis=1)
+    np.testing.assert_allclose(far[~ground], 80)
+    assert (ends[~ground, 2] > 0).all()
+    assert far[ground].max() <= 80
