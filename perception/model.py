@@ -283,7 +283,7 @@ class PerceptionModel(nn.Module):
         well, weighted by a `SteeredRouter`; those that are the same on all routes are folded.
         """
         model = copy.deepcopy(self)
-        model.router = router = FixedRouter(model.bank, model._reading("trunk"))
+        model.router = router = FixedRouter(model.bank, model._reading("trunk", "points"))
         chosen = model.chooser.names if model.chooser else ()
         fixed = [module for name, module in model.bank.modules.items() if name not in chosen]
         required = {fact.removeprefix("no-") for module in fixed for fact in module.when}
@@ -294,7 +294,7 @@ class PerceptionModel(nn.Module):
         always = {name for name in model.bank.modules if all(any(name in r.weights for r, _ in case) for case in cases)}
         model.bank.fold(settled, keep=model.bank.after_fusion() if model.chooser else ())
         if len(cases) > 1:
-            model.router = SteeredRouter(model.bank, model._reading("trunk"), always)
+            model.router = SteeredRouter(model.bank, model._reading("trunk", "points"), always)
             if model.chooser is None:
                 for slot in model.bank.slots.values():
                     slot.stack_low_rank()
