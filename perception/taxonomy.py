@@ -101,7 +101,7 @@ class Taxonomy(Section):
             ("classes", self.class_names),
             ("attributes", self.attributes),
             ("map_layers", self.map_names),
-            ("point_classes", tuple(each.name for each in self.point_classes)),
+            ("point_classes", self.point_names),
             ("conditions", (*RESERVED, *self.condition_values)),
         ):
             if double := [name for i, name in enumerate(names) if name in names[:i]]:
@@ -126,6 +126,10 @@ class Taxonomy(Section):
     @property
     def map_names(self) -> tuple[str, ...]:
         return tuple(each.name for each in self.map_layers)
+
+    @property
+    def point_names(self) -> tuple[str, ...]:
+        return tuple(each.name for each in self.point_classes)
 
     @property
     def condition_values(self) -> tuple[str, ...]:
@@ -180,12 +184,15 @@ class Taxonomy(Section):
     def map_colours(self) -> dict[str, str]:
         return _colours(self.map_layers)
 
+    def point_colours(self) -> dict[str, str]:
+        return _colours(self.point_classes)
+
 
 def _by_category(classes: Sequence[ObjectClass | PointClass]) -> dict[str, int]:
     return {c: i for i, each in enumerate(classes) for c in each.categories or (each.name,)}
 
 
-def _colours(named: Sequence[ObjectClass | MapLayer]) -> dict[str, str]:
+def _colours(named: Sequence[ObjectClass | MapLayer | PointClass]) -> dict[str, str]:
     return {each.name: each.colour or _PALETTE[i % len(_PALETTE)] for i, each in enumerate(named)}
 
 

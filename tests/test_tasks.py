@@ -1,6 +1,7 @@
 """The contract that every task keeps, and the feature map that tasks share."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -23,10 +24,12 @@ from perception.modules.routing.input_weighted import SteeredRouter
 from perception.tasks import TASKS, tasks_of
 from perception.tasks.detection.center_head import REGRESSION
 from perception.tasks.detection.task import DetectionTask
+from perception.tasks.network import PointFeatures
 from perception.tasks.task import Task, joined_labels
 from perception.training.loader import batch_labels
 
 FINE = BevGrid(cell=0.8)  # no two objects of the simulated frames share a cell
+POINT_CLASSES = NUSCENES.point_names
 COARSE = BevGrid(cell=12.8)  # 8 x 8 cells, of which objects share some
 SURE = 30.0  # logit
 Dense = dict[str, Tensor]
@@ -34,9 +37,17 @@ Dense = dict[str, Tensor]
 
 @pytest.fixture(scope="module")
 def frames(tables: NuScenesTables) -> list[Frame]:
-    """One of each drive, in other weather, light and city, without what the sensors saw."""
-    tokens = tables.samples("all")
-    return [tables.frame(token, lidar=False, cameras=False) for token in (tokens[0], tokens[-1])]
+    """One of each drive, in other weather, light and city, with a few points instead of what the sensors saw."""
+    tokens, rng = tables.samples("all"), np.random.default_rng(0)
+    points = [np.pad(rng.normal(0, 20, (count, 3)), ((0, 0), (0, 2))).astype(np.float32) for count in (30, 80)]
+    return [
+        replace(
+            tables.frame(token, lidar=False, cameras=False),
+            points=own,
+            class_of_point=rng.integers(-1, len(POINT_CLASSES), len(own)).astype(np.int16),
+        )
+        for token, own in zip((tokens[0], tokens[-1]), points, strict=True)
+    ]
 
 
 # ---- the contract; a new task adds to PERFECT and EXPECTED what its head should say of a frame
@@ -63,6 +74,12 @@ PERFECT: dict[str, Callable[[Dense], Dense]] = {
     "conditions": lambda labels: {
         kind: 2 * SURE * torch.nn.functional.one_hot(labels[kind], len(values)) - SURE
         for kind, values in CONDITIONS.items()
+    },
+    "points": lambda labels: {
+        "logits": 2
+        * SURE
+        * torch.nn.functional.one_hot(labels["classes"].long().clamp(min=0), len(POINT_CLASSES)).float(),
+        "real": (labels["classes"] >= 0).float(),
     },
 }
 
@@ -98,15 +115,35 @@ def assert_recognised(found: Any, frame: Frame, _: NuScenesTables, __: BevGrid) 
     assert all(sum(p) == pytest.approx(1) for p in found.values())
 
 
+def assert_classified(found: np.ndarray, frame: Frame, _: NuScenesTables, __: BevGrid) -> None:
+    classes = frame.keyframe_classes
+    assert classes is not None
+    known = classes >= 0
+    assert known.sum() > 20
+    np.testing.assert_array_equal(found[: len(classes)][known], classes[known])
+
+
 EXPECTED: dict[str, Callable[[Any, Frame, NuScenesTables, BevGrid], None]] = {
     "detection": assert_detected,
     "map": assert_mapped,
     "conditions": assert_recognised,
+    "points": assert_classified,
 }
+OPTIONS: dict[str, dict[str, Any]] = {"points": {"max_points": 100}}
 
 
 def default(name: str, grid: BevGrid) -> Task[Any]:
-    return TASKS[name](TASKS[name].Config(), grid, NUSCENES)
+    return TASKS[name](TASKS[name].Config(**OPTIONS.get(name, {})), grid, NUSCENES)
+
+
+def features_for(task: Task[Any]) -> Any:
+    """Random ones of two frames, as the head gets them."""
+    features = torch.randn(2, 8, *task.grid.shape)
+    if task.reads != "points":
+        return features
+    places = task.config.point_places
+    cells = torch.randint(task.grid.cells + 1, (2, places))
+    return PointFeatures(features, torch.randn(2, places, 5), cells)
 
 
 def labels_of(task: Task[Any], frames: list[Frame], tables: NuScenesTables) -> Dense:
@@ -146,7 +183,7 @@ def test_perfect_outputs_decode_to_the_labels_and_lose_nothing(
 def test_decoding_gives_the_declared_outputs_in_order(name: str, tables: NuScenesTables, frames: list[Frame]) -> None:
     task = default(name, COARSE)
     network = task.network(8).eval()
-    features = torch.randn(2, 8, *COARSE.shape)
+    features = features_for(task)
     dense = network(features)
     for each in (network, task.deployed(network)):
         outputs = each.decode(each(features))  # type: ignore[operator]
@@ -179,7 +216,7 @@ def test_each_frame_loses_in_a_batch_what_it_loses_alone(
         frames = [with_boxes(objects(3, 8)), with_boxes(objects(5, 4))]
     network = task.network(8)
     torch.manual_seed(0)
-    shapes = {key: values.shape for key, values in network(torch.randn(2, 8, *task.grid.shape)).items()}
+    shapes = {key: values.shape for key, values in network(features_for(task)).items()}
     dense = {key: torch.randn(shape, dtype=torch.float64).requires_grad_() for key, shape in shapes.items()}
     labels = labels_of(task, frames, tables)
     assert "real" not in labels or len(set(labels["real"].sum(dim=1).tolist())) == 2  # one frame is padded
@@ -216,7 +253,7 @@ def test_a_frame_without_labels_teaches_nothing_false(name: str, frames: list[Fr
     task = default(name, COARSE) if name in TASKS else anchors()
     empty = with_boxes(None)
     network = task.network(8)
-    dense = network(torch.randn(2, 8, *task.grid.shape))
+    dense = network(features_for(task))
     dense = {key: values.detach().requires_grad_() for key, values in dense.items()}
     labels = batch_labels([{task.name: task.labels(frame)} for frame in (empty, empty)])[task.name]
     losses = network.losses(dense, labels)

@@ -9,6 +9,7 @@ python tools/bench.py mmdet3d --data ../shared/data/nuscenes --json
 python tools/bench.py modular --config tiny
 python tools/bench.py pandaset --json
 python tools/bench.py pillars --json
+python tools/bench.py points --base runs/demo/run --json
 python tools/bench.py replay --bundle runs/demo/bundle --data runs/demo/drives --json
 python tools/bench.py runtime --frames 10000 --json
 python tools/bench.py precision --checkpoint runs/evidence/base --data runs/evidence/drives --json
@@ -35,6 +36,7 @@ from bench_mmdet3d import mmdet3d
 from bench_modular import modular
 from bench_pandaset import add_options
 from bench_pillars import pillars
+from bench_points import add_options as add_options_of_points
 from bench_precision import precision
 from bench_replay import replay_speed
 from bench_runtime import runtime
@@ -110,6 +112,9 @@ def main() -> None:
     command.add_argument("--config", default="nuscenes/fusion")
     command.add_argument("--rounds", type=int, default=50)
     command.set_defaults(run=pillars)
+    add_options_of_points(
+        commands.add_parser("points", help="classes of PandaSet's points, by a head on a trained base")
+    )
     command = commands.add_parser("precision", help="speed of INT8 on a CPU, and scores lost in FP16 and INT8")
     command.add_argument("--config", default="nuscenes/centerpoint", help="for the speed")
     command.add_argument("--rounds", type=int, default=15)

@@ -104,6 +104,11 @@ class PandaSet(AssembledKeyframes, ListedKeyframes):
             instances=np.where(renamed, siblings, table["uuid"]).astype(np.str_),
         )
 
+    def has_point_classes(self, sample: str) -> bool:
+        """Whether a frame's sweep has a file of its points' classes."""
+        drive, index = self._place[sample]
+        return bool(self.taxonomy.point_classes) and file_of(drive / "annotations" / "semseg", index).exists()
+
     def _velocities(self, drive: Path, index: int, tracks: list[str]) -> np.ndarray:
         """(N, 2) m/s in the drive's world; NaN for a track that is in no neighbouring frame."""
         times, frames = self._poses[drive.name].times, dict[float, dict[str, np.ndarray]]()

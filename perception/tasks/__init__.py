@@ -12,10 +12,11 @@ from perception.section import Section
 from perception.tasks.conditions.task import ConditionsTask
 from perception.tasks.detection.task import DetectionTask
 from perception.tasks.map.task import MapTask
+from perception.tasks.points.task import PointsTask
 from perception.tasks.task import Task, TaskConfig
 from perception.taxonomy import Taxonomy
 
-TASKS: dict[str, type[Task[Any]]] = {task.name: task for task in (DetectionTask, MapTask, ConditionsTask)}
+TASKS: dict[str, type[Task[Any]]] = {task.name: task for task in (DetectionTask, MapTask, ConditionsTask, PointsTask)}
 
 
 def configured(content: object) -> dict[str, TaskConfig]:
@@ -27,6 +28,11 @@ def configured(content: object) -> dict[str, TaskConfig]:
     fields: Any = {name: (task.Config | None, None) for name, task in TASKS.items()}
     known = create_model("Tasks", __base__=Section, **fields).model_validate(content)
     return {name: config for name, config in known if config is not None}
+
+
+def point_places(configs: Mapping[str, TaskConfig]) -> int:
+    """Number of points of the keyframe that the network takes for these tasks; 0 if none of them reads points."""
+    return max((config.point_places for config in configs.values()), default=0)
 
 
 def tasks_of(configs: Mapping[str, TaskConfig], grid: BevGrid, taxonomy: Taxonomy) -> dict[str, Task[Any]]:

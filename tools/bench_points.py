@@ -1,0 +1,110 @@
+"""The task points on PandaSet: added to a trained base, beside classes by boxes and height without a network."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from perception.datasets.pandaset import PandaSet
+from perception.frame import Frame
+from perception.grid import BevGrid, Reference
+from perception.predict import TorchPredictor
+from perception.rig import load_rig
+from perception.tasks.points.metric import PointsMetric
+from perception.tasks.points.panoptic import objects_of_points
+from perception.taxonomy import load_taxonomy
+from perception.training.adapt import add_task
+from perception.training.checkpoint import load_model, newest, save_model
+
+TRAINED, HELD_BACK = "002:0-16", "002:24-32"
+RIG = load_rig("pandaset_64")
+PLACES = 110_000  # a sweep of the Pandar64 has 106,000 points
+HEAD: dict[str, Any] = {"points": {"max_points": PLACES}}
+MODULE: dict[str, Any] = {"name": "sweeps", "kind": "low_rank", "slots": ["lidar.*", "fuse*", "trunk.*"], "rank": 8}
+WAYS: dict[str, dict[str, Any]] = {"head": {"tasks": HEAD}, "module": {"tasks": HEAD, "modules": [MODULE]}}
+BAND = 0.2  # m, of heights
+
+
+class WholeSweeps(PandaSet):
+    """PandaSet's spinning LiDAR, one sweep a frame; all of its points are of the keyframe, though they took 0.1 s."""
+
+    def frame(
+        self, sample: str, grid_reference: Reference = "ego", sweeps: int = 0, annotations: bool = True, **options: bool
+    ) -> Frame:
+        frame = super().frame(sample, grid_reference, 0, annotations, lidar=True, cameras=False)
+        assert frame.points is not None
+        return replace(frame, points=frame.points * np.array([1, 1, 1, 1, 0], np.float32))
+
+
+def add_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--data", type=Path, default=Path("../shared/data/pandaset"))
+    command.add_argument("--base", type=Path, default=Path("runs/demo/run"), help="a trained run")
+    command.add_argument("--out", type=Path, default=Path("runs/points"), help="folder of the trained heads")
+    command.add_argument("--steps", type=int, default=160)
+    command.add_argument("--rate", type=float, default=1e-2, help="peak of the learning rate")
+    command.add_argument("--trained", default=TRAINED, help="frames to train on")
+    command.add_argument("--held-back", default=HELD_BACK, help="frames to score")
+    command.set_defaults(run=points)
+
+
+def points(arguments: argparse.Namespace) -> dict[str, Any]:
+    """IoU by class on held-back frames: of the head alone, with a module of its own, and without a network.
+
+    Trained parts that the folder has are not trained again.
+    """
+    base, own = arguments.out / "base", load_taxonomy("pandaset")
+    model, config = load_model(arguments.base, RIG)
+    names = config.taxonomy.model_copy(update={"point_classes": own.point_classes})
+    drives, result = WholeSweeps(arguments.data, RIG, names), dict[str, Any]()
+    if newest(base) is None:
+        data = config.data.model_copy(update={"class_balanced": False})
+        save_model(base, config.model_copy(update={"taxonomy": names, "data": data}), model)
+    for way, content in WAYS.items():
+        start, run = time.process_time(), arguments.out / way
+        if newest(run) is None:
+            training = {"steps": arguments.steps, "learning_rate": arguments.rate}
+            add_task(base, "points", content, drives, "all", [arguments.trained], run, **training)
+            result[f"{way}_processor_seconds"] = time.process_time() - start
+        predictor = TorchPredictor.load(run)
+        result[way] = scored(drives, arguments.held_back, lambda frame: predictor(frame).results["points"])  # noqa: B023
+    boxes = WholeSweeps(arguments.data, RIG, own)
+    result["boxes_and_height"] = scored(drives, arguments.held_back, by_height(boxes, arguments.trained))
+    return result
+
+
+def scored(drives: WholeSweeps, frames: str, classes: Callable[[Frame], np.ndarray]) -> dict[str, Any]:
+    """`iou.summary` of the classes of points over some frames."""
+    metric = PointsMetric(drives, BevGrid())
+    for token in drives.samples(selectors=[frames]):
+        frame = drives.frame(token, annotations=False)
+        metric.add(frame, classes(frame))
+    found: dict[str, Any] = metric.scores()["points"]
+    return found
+
+
+def by_height(drives: WholeSweeps, frames: str) -> Callable[[Frame], np.ndarray]:
+    """The commonest class of points of these frames in boxes of each class, and elsewhere at each height."""
+    count = len(drives.taxonomy.point_classes)
+    found = np.zeros((len(drives.taxonomy.classes) + 200, count), np.int64)
+    for token in drives.samples(selectors=[frames]):
+        frame = drives.frame(token)
+        known, classes = frame.class_of_point >= 0, frame.class_of_point
+        np.add.at(found, (_places(frame, drives)[known], classes[known]), 1)
+    likeliest = found.argmax(axis=1).astype(np.uint8)
+    return lambda frame: likeliest[_places(frame, drives)]
+
+
+def _places(frame: Frame, drives: WholeSweeps) -> np.ndarray:
+    """(N,) class of the annotated box around each point; elsewhere the band of its height, after the classes."""
+    boxes = drives.frame(frame.token).boxes
+    assert frame.points is not None
+    assert boxes is not None
+    owner = objects_of_points(frame.points, boxes, np.array(True))
+    band = np.clip(frame.points[:, 2] / BAND + 50, 0, 199).astype(np.int64)
+    return np.where(owner >= 0, boxes.labels[owner], len(drives.taxonomy.classes) + band)
