@@ -114,6 +114,10 @@ class JoinedTables(Keyframes):
         found = (tables.map(location) for tables in self._of_scene.values())
         return next((each for each in found if each is not None), None)
 
+    def lidar_paths(self, sample: str, sweeps: int = 0) -> Sequence[tuple[np.ndarray, np.ndarray]]:
+        """Where the rays of each LiDAR begin, as in `Keyframes`."""
+        return self._tables(sample).lidar_paths(sample, sweeps)
+
     def frame(
         self,
         sample: str,
