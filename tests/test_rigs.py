@@ -157,7 +157,7 @@ def test_lidars_are_joined_at_their_own_times() -> None:
         return sweep(places @ local[:3, :3].T + local[:3, 3], round(1e6 * (100 + time)), mount, 10 * time)
 
     sweeps = {0: [seen(mounts[0], 0.0), seen(mounts[0], -0.05)], 1: [seen(mounts[1], 0.01), seen(mounts[1], -0.04)]}
-    points, lidars = join_lidars(sweeps, 100_000_000, np.eye(4), None)
+    points, lidars, _ = join_lidars(sweeps, 100_000_000, np.eye(4), None)
     assert points is not None
     assert lidars is not None
     np.testing.assert_allclose(points[:, :3], np.tile(places, (4, 1)), atol=1e-4)
@@ -168,7 +168,7 @@ def test_lidars_are_joined_at_their_own_times() -> None:
     np.testing.assert_array_equal(frame.of_lidar(1).points, points[lidars == 1])
     assert not frame.has_lidar(2)
     assert len(frame.keyframe_points) == 100
-    assert join_lidars({0: [], 1: []}, 0, np.eye(4), None) == (None, None)
+    assert join_lidars({0: [], 1: []}, 0, np.eye(4), None) == (None, None, None)
 
 
 def test_the_own_vehicle_is_cropped_in_its_own_frame() -> None:
@@ -178,7 +178,7 @@ def test_the_own_vehicle_is_cropped_in_its_own_frame() -> None:
     ego = rng.uniform([-4, -4, -1], [6, 4, 4], (2000, 3))
     ego = ego[(np.abs(np.abs(ego - own.center) - np.array(own.size) / 2) > 1e-4).all(axis=1)]
     local = np.linalg.inv(mount.ego_from_mount)
-    points, _ = join_lidars({0: [sweep(ego @ local[:3, :3].T + local[:3, 3], 0, mount)]}, 0, np.eye(4), own)
+    points, _, _ = join_lidars({0: [sweep(ego @ local[:3, :3].T + local[:3, 3], 0, mount)]}, 0, np.eye(4), own)
     assert points is not None
     outside = ~((np.abs(ego - own.center) <= np.array(own.size) / 2).all(axis=1))
     assert 0 < (~outside).sum() < len(ego)

@@ -9,7 +9,7 @@ import numpy as np
 from perception.datasets.keyframes import Keyframes
 from perception.frame import Camera, Frame
 from perception.grid import Reference
-from perception.sensors.lidar.sweeps import global_from_reference
+from perception.sensors.lidar.sweeps import Cloud, global_from_reference
 
 
 class AssembledKeyframes(Keyframes):
@@ -20,14 +20,8 @@ class AssembledKeyframes(Keyframes):
         """The LiDAR's time (us), global_from_ego (4, 4) then, and ego_from_lidar (4, 4); InputError without sample."""
 
     @abstractmethod
-    def _points(
-        self, sample: str, sweeps: int, reference_from_global: np.ndarray
-    ) -> tuple[np.ndarray | None, np.ndarray | None]:
-        """Points of the keyframe and earlier sweeps, and the LiDAR of each, as in `Frame`; None without a file."""
-
-    def _classes(self, sample: str, sweeps: int) -> np.ndarray | None:
-        """The annotated class of each of `_points`, as in `Frame`; None if they are not annotated."""
-        return None
+    def _cloud(self, sample: str, sweeps: int, reference_from_global: np.ndarray, classified: bool) -> Cloud:
+        """Points of the keyframe and earlier sweeps; none without a file. classified: with their annotated classes."""
 
     @abstractmethod
     def _cameras(self, sample: str) -> dict[str, Camera]:
@@ -71,9 +65,9 @@ class AssembledKeyframes(Keyframes):
         timestamp, global_from_ego, ego_from_lidar = self._pose(sample)
         reference = global_from_reference(global_from_ego, ego_from_lidar, grid_reference)
         reference_from_global = np.linalg.inv(reference)
-        points, lidar_of_point = self._points(sample, sweeps, reference_from_global) if lidar else (None, None)
+        classified = annotations and bool(self.taxonomy.point_classes)
+        cloud = self._cloud(sample, sweeps, reference_from_global, classified) if lidar else Cloud()
         boxes = self.boxes(sample) if annotations else None
-        classified = annotations and points is not None and bool(self.taxonomy.point_classes)
         scene = self.scene(sample)
         return Frame(
             token=sample,
@@ -82,12 +76,12 @@ class AssembledKeyframes(Keyframes):
             global_from_reference=reference,
             global_from_ego=global_from_ego,
             cameras=self._cameras(sample) if cameras else {},
-            points=points,
+            points=cloud.points,
             conditions=self.conditions(sample),
             boxes=None if boxes is None else boxes.transformed(reference_from_global),
             scene=scene,
             location=self._location(scene),
             position=self._position(sample, global_from_ego),
-            lidar_of_point=lidar_of_point,
-            class_of_point=self._classes(sample, sweeps) if classified else None,
+            lidar_of_point=cloud.lidars,
+            class_of_point=cloud.classes,
         )

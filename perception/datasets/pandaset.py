@@ -30,6 +30,7 @@ from perception.errors import InputError
 from perception.frame import Boxes, Camera
 from perception.rig import Rig, load_rig
 from perception.sensors.lidar.points_in_boxes import points_in_boxes
+from perception.sensors.lidar.sweeps import Cloud
 from perception.taxonomy import Taxonomy, load_taxonomy
 from perception.voxels import Occupancy
 
@@ -115,12 +116,13 @@ class PandaSet(AssembledKeyframes, ListedKeyframes):
         return bool(self.taxonomy.point_classes) and file_of(drive / "annotations" / "semseg", index).exists()
 
     def has_occupancy(self, sample: str) -> bool:
-        """Whether the dataroot has voxels, which `perception annotate-occupancy` makes."""
-        return occ3d_file(self.dataroot, self.scene(sample), sample).exists()
+        """Whether the voxels of a frame have a file, which `perception annotate-occupancy` makes."""
+        return bool(self.taxonomy.point_classes) and occ3d_file(self.dataroot, self.scene(sample), sample).exists()
 
     def occupancy(self, sample: str) -> Occupancy | None:
-        """Voxels of a frame; None if the dataroot has none."""
-        return read_occ3d(occ3d_file(self.dataroot, self.scene(sample), sample), self.taxonomy)
+        """Annotated voxels of a frame, in the ego frame; None if they have no file. InputError: it is damaged."""
+        path = occ3d_file(self.dataroot, self.scene(sample), sample)
+        return read_occ3d(path, self.taxonomy) if self.taxonomy.point_classes else None
 
     def _velocities(self, drive: Path, index: int, tracks: list[str]) -> np.ndarray:
         """(N, 2) m/s in the drive's world; NaN for a track that is in no neighbouring frame."""
@@ -154,17 +156,18 @@ class PandaSet(AssembledKeyframes, ListedKeyframes):
         places = [np.stack([ego[:3, :3] @ _MOUNTS[i] + ego[:3, 3] for ego in egos]) for i in self._lidars]
         return [(np.round(1e6 * times), each) for each in places]
 
-    def _points(self, sample: str, sweeps: int, reference_from_global: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _cloud(self, sample: str, sweeps: int, reference_from_global: np.ndarray, classified: bool) -> Cloud:
         """As in the base; compensated for the vehicle's motion by PandaSet. Points that are later have a dt of 0."""
         drive, index = self._place[sample]
         found = [sweep(drive, i, self._lidars) for i in self._sweeps(sample, sweeps)]
         points, lidars = np.split(np.concatenate(found), [5], axis=1)
         points[:, :3] = points[:, :3] @ reference_from_global[:3, :3].T + reference_from_global[:3, 3]
         points[:, 4] = np.maximum(self._poses[drive.name].times[index] - points[:, 4], 0)
-        return points.astype(np.float32), lidars[:, 0].astype(np.uint8)
+        classes = self._classes(sample, sweeps) if classified else None
+        return Cloud(points.astype(np.float32), lidars[:, 0].astype(np.uint8), classes)
 
     def _classes(self, sample: str, sweeps: int) -> np.ndarray | None:
-        """As in the base; None if one of the sweeps has no file."""
+        """The class of each point; None if one of the sweeps has no file of them."""
         drive, _ = self._place[sample]
         labels, indices = self.taxonomy.point_labels_of_categories(), self._sweeps(sample, sweeps)
         found = [classes_of_sweep(drive, i, self._lidars, labels) for i in indices]

@@ -12,7 +12,7 @@ from perception.datasets.assembled import AssembledKeyframes
 from perception.datasets.files import read_cloud
 from perception.datasets.nuscenes.map_expansion import MapExpansion
 from perception.rig import Rig
-from perception.sensors.lidar.sweeps import Sweep, join_lidars
+from perception.sensors.lidar.sweeps import Cloud, Sweep, join_lidars
 from perception.taxonomy import Taxonomy
 
 SweepFile = tuple[str, int, np.ndarray, np.ndarray]  # file in the dataroot, us, global_from_ego, ego_from_lidar
@@ -51,13 +51,16 @@ class RecordedKeyframes(AssembledKeyframes):
     def _pose(self, sample: str) -> tuple[int, np.ndarray, np.ndarray]:
         return self._keyframe(sample)[1:]
 
-    def _points(
-        self, sample: str, sweeps: int, reference_from_global: np.ndarray
-    ) -> tuple[np.ndarray | None, np.ndarray | None]:
-        found = {index: self._read(files) for index, files in self._sweeps(sample, sweeps).items()}
+    def _classes(self, file: str, count: int) -> np.ndarray | None:
+        """(count,) int16 annotated class of the points in the file of a keyframe; None if they are not annotated."""
+        return None
+
+    def _cloud(self, sample: str, sweeps: int, reference_from_global: np.ndarray, classified: bool) -> Cloud:
+        """As in the base; only points of the keyframe have classes."""
+        found = {index: self._read(files, classified) for index, files in self._sweeps(sample, sweeps).items()}
         return join_lidars(found, self._pose(sample)[0], reference_from_global, self.rig.own)
 
-    def _read(self, files: Iterable[SweepFile]) -> list[Sweep]:
+    def _read(self, files: Iterable[SweepFile], classified: bool) -> list[Sweep]:
         """The sweeps of one LiDAR; none without the keyframe's file. Missing earlier sweeps are skipped."""
         found: list[Sweep] = []
         for i, (file, timestamp, global_from_ego, ego_from_lidar) in enumerate(files):
@@ -67,5 +70,6 @@ class RecordedKeyframes(AssembledKeyframes):
                 if i == 0:
                     return []
             else:
-                found.append(Sweep(points, timestamp, global_from_ego, ego_from_lidar, times=times))
+                classes = self._classes(file, len(points)) if classified and i == 0 else None
+                found.append(Sweep(points, timestamp, global_from_ego, ego_from_lidar, times=times, classes=classes))
         return found

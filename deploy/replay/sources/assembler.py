@@ -196,7 +196,7 @@ class Assembler:
         reference = global_from_reference(pose, ego_from_lidar, grid)
         sweeps = {self._index(name): self._sweeps(name, pending, mounting) for name, mounting in mountings.items()}
         own = self._spec.rig.own
-        points, lidar_of_point = join_lidars(sweeps, pending.stamp, np.linalg.inv(reference), own)
+        points, lidar_of_point, _ = join_lidars(sweeps, pending.stamp, np.linalg.inv(reference), own)
         cameras = {
             name: camera.closest(
                 pending.stamp, self._placement.pose, partial(self._placement.mounting, name), self._counts

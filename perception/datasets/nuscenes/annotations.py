@@ -14,13 +14,13 @@ from perception.taxonomy import Taxonomy
 
 @dataclass(frozen=True)
 class Annotations:
-    """The boxes of the detection classes, as columns in the global frame."""
+    """The boxes of all categories, as columns in the global frame."""
 
     centers: np.ndarray  # (N, 3) m
     sizes: np.ndarray  # (N, 3) m: width, length, height
     quaternions: np.ndarray  # (N, 4) w x y z
     velocities: np.ndarray  # (N, 3) m/s; NaN where unknown
-    labels: np.ndarray  # (N,) index of the class
+    labels: np.ndarray  # (N,) index of the class; -1 for none of the detection classes
     attributes: np.ndarray  # (N,) index of the attribute; -1 for none
     num_points: np.ndarray  # (N,) LiDAR + radar points
     instances: np.ndarray  # (N,) row of instance_tokens
@@ -45,8 +45,6 @@ class Annotations:
         with linked(folder, "sample_annotation"):
             for row in rows(folder, "sample_annotation"):
                 instance = instance_row[row["instance_token"]]
-                if labels_of[instance] < 0:
-                    continue
                 of_sample.setdefault(row["sample_token"], []).append(len(row_of))
                 row_of[row["token"]] = len(row_of)
                 links.append((row["prev"], row["next"]))

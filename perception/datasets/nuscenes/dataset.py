@@ -21,6 +21,8 @@ from perception.datasets.keyframes import select_samples, select_scenes, shorten
 from perception.datasets.nuscenes.annotations import Annotations
 from perception.datasets.nuscenes.descriptions import phases_of
 from perception.datasets.nuscenes.georeference import position_on_map
+from perception.datasets.nuscenes.lidarseg import Lidarseg
+from perception.datasets.nuscenes.occ3d import occ3d_file, read_occ3d
 from perception.datasets.nuscenes.splits import is_official, official_splits
 from perception.datasets.nuscenes.tables import Recording, Recordings, linked, rows, versions
 from perception.datasets.recorded import RecordedKeyframes, SweepFile
@@ -29,6 +31,7 @@ from perception.frame import Boxes, Camera, Conditions
 from perception.rig import Rig, load_rig
 from perception.rotations import rotation_matrices
 from perception.taxonomy import Taxonomy, load_taxonomy
+from perception.voxels import Occupancy
 
 BICYCLE_RACK = "static_object.bicycle_rack"  # category
 
@@ -135,10 +138,22 @@ class NuScenesTables(RecordedKeyframes):
 
     def boxes(self, sample: str) -> Boxes | None:
         """Annotations of a keyframe in the global frame; None for a version without annotations, such as v1.0-test."""
+        return self._boxes(sample, self._of_classes) if self._of_classes.any() else None
+
+    def obstacles(self, sample: str) -> Boxes | None:
+        """Annotated objects of none of the classes, as in `Keyframes`; None for a version without annotations."""
+        return self._boxes(sample, ~self._of_classes) if len(self._of_classes) else None
+
+    @cached_property
+    def _of_classes(self) -> np.ndarray:
+        """(N,) bool: the annotations of the detection classes."""
+        return self._annotations.labels >= 0
+
+    def _boxes(self, sample: str, chosen: np.ndarray) -> Boxes:
+        """The boxes of a keyframe that are among the chosen ones of all annotations, (N,) bool."""
         a = self._annotations
-        if not len(a.labels):
-            return None
         index = np.array(a.of_sample.get(sample, []), np.int64)
+        index = index[chosen[index]]
         return Boxes(
             centers=a.centers[index],
             sizes=a.sizes[index],
@@ -150,6 +165,35 @@ class NuScenesTables(RecordedKeyframes):
             num_points=a.num_points[index],
             instances=a.instance_tokens[a.instances[index]],
         )
+
+    def has_point_classes(self, sample: str) -> bool:
+        """Whether the table of point classes names a sweep of the keyframe."""
+        keyframe = self.recordings.keyframes.get(sample, {})
+        return bool(self.taxonomy.point_classes) and any(
+            each.file in self._lidarseg.files for each in keyframe.values()
+        )
+
+    def _classes(self, file: str, count: int) -> np.ndarray | None:
+        return self._lidarseg.classes(file, count)
+
+    @cached_property
+    def _lidarseg(self) -> Lidarseg:
+        return Lidarseg.read(self.dataroot, self._folder, self.recordings.sweeps, self.taxonomy)
+
+    def has_occupancy(self, sample: str) -> bool:
+        """Whether the voxels of a keyframe have a file."""
+        return bool(self.taxonomy.point_classes) and self._occ3d_file(sample).exists()
+
+    def occupancy(self, sample: str) -> Occupancy | None:
+        """Annotated voxels of a keyframe, in the ego frame; None if they are not annotated.
+
+        Raises:
+            InputError: the file is damaged, or of another grid or other classes.
+        """
+        return read_occ3d(self._occ3d_file(sample), self.taxonomy) if self.taxonomy.point_classes else None
+
+    def _occ3d_file(self, sample: str) -> Path:
+        return occ3d_file(self.dataroot, self._scene[sample], sample)
 
     def bicycle_racks(self) -> dict[str, list[list[float]]]:
         """Annotated bicycle racks, as in `Keyframes`."""

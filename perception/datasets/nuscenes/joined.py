@@ -16,6 +16,7 @@ from perception.frame import Boxes, Conditions, Frame
 from perception.grid import Reference
 from perception.rig import Rig
 from perception.taxonomy import Taxonomy
+from perception.voxels import Occupancy
 
 
 def dataroots_below(folder: Path) -> list[Path]:
@@ -103,6 +104,22 @@ class JoinedTables(Keyframes):
     def boxes(self, sample: str) -> Boxes | None:
         """Annotations of a keyframe in the global frame; None for a drive without annotations."""
         return self._tables(sample).boxes(sample)
+
+    def obstacles(self, sample: str) -> Boxes | None:
+        """Annotated objects of none of the classes, as in `Keyframes`; None for a drive without annotations."""
+        return self._tables(sample).obstacles(sample)
+
+    def has_point_classes(self, sample: str) -> bool:
+        """Whether the classes of the points of a keyframe are annotated."""
+        return self._tables(sample).has_point_classes(sample)
+
+    def has_occupancy(self, sample: str) -> bool:
+        """Whether the voxels of a keyframe are annotated."""
+        return self._tables(sample).has_occupancy(sample)
+
+    def occupancy(self, sample: str) -> Occupancy | None:
+        """Annotated voxels of a keyframe, in the ego frame; None if they are not annotated."""
+        return self._tables(sample).occupancy(sample)
 
     def bicycle_racks(self) -> Mapping[str, list[list[float]]]:
         """Annotated bicycle racks, as in `Keyframes`."""

@@ -23,6 +23,15 @@ class Sweep(NamedTuple):
     ego_from_lidar: np.ndarray  # (4, 4)
     motion: Motion | None = None  # of the vehicle during the sweep; None: all points are of the sweep's time
     times: np.ndarray | None = None  # (N,) us, of the points; None: all at the timestamp
+    classes: np.ndarray | None = None  # (N,) int16 annotated class of the points; None: not annotated
+
+
+class Cloud(NamedTuple):
+    """Points of a `Frame`, its `lidar_of_point` and its `class_of_point`."""
+
+    points: np.ndarray | None = None
+    lidars: np.ndarray | None = None
+    classes: np.ndarray | None = None
 
 
 def global_from_reference(
@@ -48,13 +57,13 @@ def accumulate_sweeps(
         timestamp: us, of the keyframe; dt is the time from the sweep, or the point, to it.
         own: the own vehicle, whose points are left out; None: those within 1 m of the sensor, as in the devkit.
     """
-    return np.concatenate([_in_reference(sweep, timestamp, reference_from_global, own) for sweep in sweeps])
+    return np.concatenate([_in_reference(sweep, timestamp, reference_from_global, own)[0] for sweep in sweeps])
 
 
 def join_lidars(
     sweeps: Mapping[int, Sequence[Sweep]], timestamp: int, reference_from_global: np.ndarray, own: Box | None
-) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """Points and `lidar_of_point` of a `Frame`, of all LiDARs, each at its own times.
+) -> Cloud:
+    """The points of all LiDARs, each at its own times. Those of sweeps without classes are of none of them, -1.
 
     Args:
         sweeps: index of a LiDAR -> its sweeps, latest first; empty without data.
@@ -63,13 +72,22 @@ def join_lidars(
     """
     found = [(lidar, sweep) for lidar, each in sweeps.items() for sweep in each]
     if not found:
-        return None, None
-    if all(lidar == 0 for lidar, _ in found):
-        return accumulate_sweeps(sweeps[0], timestamp, reference_from_global, own), None
-    found.sort(key=lambda each: -each[1].timestamp)
-    parts = [_in_reference(sweep, timestamp, reference_from_global, own) for _, sweep in found]
-    lidars = np.array([lidar for lidar, _ in found], np.uint8)
-    return np.concatenate(parts), np.repeat(lidars, [len(part) for part in parts])
+        return Cloud()
+    joined = any(lidar for lidar, _ in found)
+    if joined:
+        found.sort(key=lambda each: -each[1].timestamp)
+    parts, kept = zip(*(_in_reference(each, timestamp, reference_from_global, own) for _, each in found), strict=True)
+    counts = [len(part) for part in parts]
+    lidars = np.repeat(np.array([lidar for lidar, _ in found], np.uint8), counts) if joined else None
+    classes = None
+    if any(each.classes is not None for _, each in found):
+        classes = np.concatenate(
+            [
+                np.full(count, -1, np.int16) if each.classes is None else each.classes[mine]
+                for (_, each), mine, count in zip(found, kept, counts, strict=True)
+            ]
+        )
+    return Cloud(np.concatenate(parts), lidars, classes)
 
 
 def outside_roof(points: np.ndarray) -> np.ndarray:
@@ -78,7 +96,10 @@ def outside_roof(points: np.ndarray) -> np.ndarray:
     return np.asarray((np.abs(points[:, 0]) >= _ROOF) | (np.abs(points[:, 1]) >= _ROOF))
 
 
-def _in_reference(sweep: Sweep, timestamp: int, reference_from_global: np.ndarray, own: Box | None) -> np.ndarray:
+def _in_reference(
+    sweep: Sweep, timestamp: int, reference_from_global: np.ndarray, own: Box | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """(M, 5) the points as of `accumulate_sweeps`, and (N,) bool which of the sweep's they are."""
     if own is None:
         kept = outside_roof(sweep.points)
     else:
@@ -96,4 +117,4 @@ def _in_reference(sweep: Sweep, timestamp: int, reference_from_global: np.ndarra
             points[:, axis] += transform[axis, 3]
     times = sweep.timestamp if sweep.times is None else np.compress(kept, sweep.times)
     points[:, 4] = 1e-6 * (timestamp - times)
-    return points
+    return points, kept
