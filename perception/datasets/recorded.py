@@ -44,7 +44,9 @@ class RecordedKeyframes(AssembledKeyframes):
         """As in the base: at the times of the sweeps; a single one has one place."""
         paths = [(np.zeros(0), np.zeros((0, 3)))] * len(self.rig.lidars)
         for index, files in self._sweeps(sample, sweeps).items():
-            ordered = sorted(((time, (pose @ mount)[:3, 3]) for _, time, pose, mount in files), key=lambda each: each[0])
+            ordered = sorted(
+                ((time, (pose @ mount)[:3, 3]) for _, time, pose, mount in files), key=lambda each: each[0]
+            )
             paths[index] = np.array([time for time, _ in ordered]), np.stack([place for _, place in ordered])
         return paths
 

@@ -7,6 +7,8 @@ from functools import cached_property
 from itertools import chain
 from pathlib import Path
 
+import numpy as np
+
 from perception.datasets.files import read_json
 from perception.datasets.keyframes import Keyframes, select_samples, select_scenes, shortened
 from perception.datasets.nuscenes.dataset import NuScenesTables

@@ -102,9 +102,7 @@ def voxel_classes(
     return occupied, result
 
 
-def _crossed(
-    own: Returns, boxes: Boxes, drive: Drive, global_from_ego: np.ndarray, grid: VoxelGrid
-) -> np.ndarray:
+def _crossed(own: Returns, boxes: Boxes, drive: Drive, global_from_ego: np.ndarray, grid: VoxelGrid) -> np.ndarray:
     """(levels, rows, columns) bool: crossed by a ray of the keyframe, or outside the boxes by any ray of the drive."""
     centers = grid.centers().reshape(-1, 3).astype(np.float64)
     inside, _ = owners(centers, np.ones(len(centers)), Motion(boxes, boxes), grid.cell / 2)

@@ -31,11 +31,12 @@ class CrossedVoxels:
         """Rays from origins (N, 3), which are near each other, to ends (N, 3), m."""
         low = np.floor((origins.min(axis=0) - self._reach) / self._brick).astype(np.int64)
         high = np.floor((origins.max(axis=0) + self._reach) / self._brick).astype(np.int64) + 1
-        x, y, z = (low * self._brick).tolist(), (high * self._brick).tolist(), high - low
-        grid = VoxelGrid(*((a, b) for a, b in zip(x, y, strict=True)), cell=self._cell)
+        x, y, z = ((float(a), float(b)) for a, b in zip(low * self._brick, high * self._brick, strict=True))
+        grid = VoxelGrid(x, y, z, self._cell)
         crossed = np.zeros(grid.shape, bool)
         mark_crossed(crossed.reshape(-1), grid, origins, ends)
-        blocks = crossed.reshape(z[2], _SIDE, z[1], _SIDE, z[0], _SIDE).transpose(4, 2, 0, 1, 3, 5)
+        columns, rows, levels = high - low  # of bricks
+        blocks = crossed.reshape(levels, _SIDE, rows, _SIDE, columns, _SIDE).transpose(4, 2, 0, 1, 3, 5)
         for place in np.argwhere(blocks.any(axis=(3, 4, 5))):
             block, name = blocks[tuple(place)], tuple((low + place).tolist())
             if name in self._bricks:
