@@ -12,7 +12,9 @@ import numpy as np
 from perception.datasets.keyframes import Keyframes
 from perception.datasets.nuscenes.occ3d import GRID
 from perception.datasets.occupancy.annotation import annotate
-from perception.datasets.occupancy.drive import Movable, gather
+from perception.datasets.occupancy.drive import gather
+from perception.datasets.occupancy.levels import Levels
+from perception.datasets.occupancy.movable import Movable
 from perception.datasets.occupancy.objects import Motion, owners
 from perception.datasets.occupancy.returns import Returns, returns_of
 from perception.errors import InputError
@@ -27,7 +29,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--data", type=Path, default=Path("../shared/data/pandaset"))
     command.add_argument("--version", help="of nuScenes' tables")
     command.add_argument("--made", default="002:0-16", help="keyframes that the occupancy is made of")
-    command.add_argument("--later", default="002:16-32", help="keyframes whose returns it is compared with")
+    command.add_argument("--later", default="002:24-32", help="keyframes whose returns it is compared with")
     command.add_argument("--sweeps", type=int, default=0, help="LiDAR sweeps before each keyframe to use, too")
     command.set_defaults(run=occupancy)
 
@@ -44,7 +46,7 @@ def occupancy(arguments: argparse.Namespace) -> dict[str, Any]:
     """
     source = open_source(arguments.data, arguments.version)
     made = _with_points(source, arguments.made)
-    later = [_later(source, sample) for sample in _with_points(source, arguments.later)]
+    later = _later(source, made[-1], _with_points(source, arguments.later))
     still = open_source(arguments.data, arguments.version, source.rig, _still(source.taxonomy))
     ways = {"drive": (source, made), "keyframe": (source, made[-1:]), "no_objects": (still, made)}
     pose = source.frame(made[-1], lidar=False, cameras=False).global_from_reference
@@ -69,11 +71,17 @@ def _still(taxonomy: Taxonomy) -> Taxonomy:
     return taxonomy.model_copy(update={"classes": classes})
 
 
-def _later(source: Keyframes, sample: str) -> tuple[Returns, np.ndarray]:
-    """The returns of a keyframe in the global frame, and (N,) bool which are of nothing that may move."""
-    movable, frame = Movable(source), source.frame(sample, cameras=False)
-    returns, boxes = returns_of(frame, source, 0), movable.boxes(sample)
-    return returns, movable.assigned(returns, Motion(boxes, boxes), 1.0).static
+def _later(source: Keyframes, last: str, samples: list[str]) -> list[tuple[Returns, np.ndarray]]:
+    """The returns of keyframes in the global frame, raised to the ground of the last one before, and (N,) bool which
+    are of nothing that may move."""
+    movable, levels, found = Movable(source), Levels(), []
+    for sample in (last, *samples):
+        frame, boxes = source.frame(sample, cameras=False), movable.boxes(sample)
+        returns = returns_of(frame, source, 0)
+        static = movable.assigned(returns, Motion(boxes, boxes), 1.0).static
+        height = levels.next(returns, frame.global_from_ego)
+        found.append((returns.raised(np.full(len(static), height)), static))
+    return found[1:]
 
 
 def _made(source: Keyframes, samples: list[str], sweeps: int) -> Occupancy:

@@ -39,8 +39,8 @@ LIDARS = ("pandar64", "pandar_gt")  # by their number in the tables
 _GROUND = -0.41  # m, height of the road below the origin of PandaSet's LiDAR frame
 _POSE_FROM_EGO = np.array([[0, -1, 0, 0], [1, 0, 0, 0], [0, 0, 1, _GROUND], [0, 0, 0, 1]])
 _EGO_FROM_LIDAR = np.array([[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, -_GROUND], [0, 0, 0, 1]])
-# m, where rays begin in our `ego`. The kit's calibration of Pandar64 to each camera, with the poses of the cameras, puts it
-# at one place to within 3 cm. PandarGT's follows from its extrinsics; from there its ranges are multiples of 5 mm.
+# m, where rays begin in our `ego`. The kit's calibration of Pandar64 to each camera, with the cameras' poses, puts
+# it at one place to within 3 cm. PandarGT's follows from its extrinsics; its ranges from there are multiples of 5 mm.
 _MOUNTS = np.array([[0.81, 0.0, 2.26], [1.40, 0.02, 1.98]])
 _NUMBERS = ("position.x", "position.y", "position.z", "dimensions.x", "dimensions.y", "dimensions.z", "yaw")
 _TEXTS = ("uuid", "label", "cuboids.sibling_id")

@@ -8,7 +8,8 @@ from scipy.spatial import cKDTree
 from perception.datasets.keyframes import Keyframes
 from perception.datasets.occupancy.camera_views import seen_by_cameras
 from perception.datasets.occupancy.crossed_voxels import mark_crossed
-from perception.datasets.occupancy.drive import Drive, Movable
+from perception.datasets.occupancy.drive import Drive
+from perception.datasets.occupancy.movable import Movable
 from perception.datasets.occupancy.objects import Motion, owners
 from perception.datasets.occupancy.returns import NONE, UNKNOWN, Returns, moved, returns_of
 from perception.frame import Boxes, Frame
@@ -35,12 +36,12 @@ def annotate(frame: Frame, source: Keyframes, drive: Drive, grid: VoxelGrid) -> 
     own = returns_of(frame, source, 0)
     own_classes = movable.assigned(own, Motion(boxes, boxes), 1.0).classes
     own, boxes = own.transformed(from_global), boxes.transformed(from_global)
-    parts = [_static(drive, from_global, grid), *_objects(drive, boxes)]
+    parts = [_static(drive, np.linalg.inv(drive.global_from_ego(frame)), grid), *_objects(drive, boxes)]
     parts.append((own.points, own_classes, np.ones(len(own_classes), np.int64)))
     points, classes, counts = (np.concatenate(each) for each in zip(*parts, strict=True))
     known = classes if drive.annotated else np.maximum(classes, NONE)
     occupied, of_voxel = voxel_classes(points, known, counts, grid, len(source.taxonomy.point_classes))
-    seen = occupied | _crossed(own, boxes, drive, frame.global_from_reference, grid)
+    seen = occupied | _crossed(own, boxes, drive, drive.global_from_ego(frame), grid)
     free = occupancy_classes(source.taxonomy).index("free")
     return Occupancy(
         grid=grid,

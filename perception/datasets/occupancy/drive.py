@@ -13,86 +13,37 @@ import numpy as np
 
 from perception.datasets.keyframes import Keyframes
 from perception.datasets.occupancy.crossed_voxels import CrossedVoxels
-from perception.datasets.occupancy.objects import MARGIN, Motion, motion_between, owners
-from perception.datasets.occupancy.returns import NONE, UNKNOWN, Returns, returns_of
+from perception.datasets.occupancy.levels import Levels
+from perception.datasets.occupancy.movable import Assigned, Movable
+from perception.datasets.occupancy.objects import motion_between
+from perception.datasets.occupancy.returns import UNKNOWN, Returns, returns_of
 from perception.datasets.occupancy.thinned_cloud import ThinnedCloud, cell_keys
-from perception.errors import InputError
-from perception.frame import KEYFRAME_AGE, Boxes
-from perception.taxonomy import Taxonomy
+from perception.frame import KEYFRAME_AGE, Boxes, Frame
 from perception.voxels import VoxelGrid
 
 CELL = 0.1  # m, of which one point of each class is kept
 _HEIGHT = 8.0  # m above and below a LiDAR that its rays are followed
-_ROAD = 0.2  # m above the bottom of a box, where points without a class are the road's
 
 
 @dataclass
 class Drive:
-    """What was measured on one drive. Points of objects are in the frames of their boxes, all else is global."""
+    """What was measured on one drive.
+
+    Points of objects are in the frames of their boxes. All else is in the global frame, with each keyframe raised to
+    the ground of the first.
+    """
 
     static: ThinnedCloud
     crossed: CrossedVoxels
     objects: dict[str, ThinnedCloud] = field(default_factory=dict)  # by the object's id
     annotated: bool = False  # whether some points have annotated classes
+    heights: dict[str, float] = field(default_factory=dict)  # keyframe -> m that it is raised
 
-
-class Movable:
-    """The annotated objects of a data set that may move, and the point classes that they have."""
-
-    def __init__(self, source: Keyframes) -> None:
-        self._source, taxonomy = source, source.taxonomy
-        self._static = np.array([each.static for each in taxonomy.classes])
-        self._class_of_label = _point_classes(taxonomy)
-        moving = self._class_of_label[:-1][~self._static]
-        self._classes = moving[moving != NONE]
-
-    def boxes(self, sample: str) -> Boxes:
-        """In the global frame, with the label -1 for those of no detection class; InputError without annotations."""
-        boxes, others = self._source.boxes(sample), self._source.obstacles(sample)
-        if boxes is None:
-            raise InputError(
-                f"{self._source.dataroot}: keyframe {sample} has no boxes, and what moves would leave a trail; "
-                "annotate drives that have them"
-            )
-        boxes = boxes.select(~self._static[boxes.labels])
-        return boxes if others is None else Boxes.joined(boxes, others)
-
-    def assigned(self, returns: Returns, motion: Motion, seconds: float) -> Assigned:
-        """Which returns are of which object.
-
-        A return in a box is the object's if its class is one that objects have. Without a class it is, too, unless it
-        is at the bottom of the box, and it gets the class of the box.
-
-        Args:
-            motion: of the boxes in the `seconds` before the keyframe.
-        """
-        shares = np.where(returns.own, 1, 1 - returns.ages / seconds)
-        owner, local = owners(returns.points, shares, motion, MARGIN)
-        bottoms = np.append(-motion.end.sizes[:, 2] / 2, 0)[owner]
-        thing = np.isin(returns.classes, self._classes)
-        low = (returns.classes == UNKNOWN) & (local[:, 2] < bottoms + _ROAD)
-        owner = np.where(thing | ((returns.classes < 0) & ~low), owner, -1)
-        of_box = self._class_of_label[np.append(motion.end.labels, -1)[owner]]
-        classes = np.where((returns.classes == UNKNOWN) & (owner >= 0), of_box, returns.classes)
-        return Assigned(owner, local, classes.astype(np.int16), (owner < 0) & ~thing)
-
-
-@dataclass(frozen=True)
-class Assigned:
-    """Of N returns."""
-
-    owner: np.ndarray  # (N,) int64 index of the box, -1 for none
-    local: np.ndarray  # (N, 3) m in the frame of that box
-    classes: np.ndarray  # (N,) int16, with those that follow from the box
-    static: np.ndarray  # (N,) bool: of nothing that may move; neither: of an object's class, but in no box
-
-
-def _point_classes(taxonomy: Taxonomy) -> np.ndarray:
-    """(C + 1,) point class of each detection class, by their categories in the data set; NONE where there is none, and
-    for label -1."""
-    labels = taxonomy.point_labels_of_categories()
-    found = [[labels[c] for c in each.categories or (each.name,) if c in labels] for each in taxonomy.classes]
-    return np.array([*((each[0] if each else NONE) for each in found), NONE], np.int16)
+    def global_from_ego(self, frame: Frame) -> np.ndarray:
+        """(4, 4) raised pose of the vehicle at a keyframe."""
+        pose = frame.global_from_ego.copy()
+        pose[2, 3] += self.heights[frame.token]
+        return pose
 
 
 def gather(
@@ -109,9 +60,9 @@ def gather(
     Raises:
         InputError: a damaged file, or a keyframe without boxes.
     """
-    movable, drive = Movable(source), None
+    movable, levels, drive = Movable(source), Levels(), None
     before: tuple[int, Boxes] | None = None
-    measured = -np.inf
+    measured, height = -np.inf, 0.0
     for sample in samples:
         boxes, time = movable.boxes(sample), source.timestamp(sample)
         frame = source.frame(sample, "ego", sweeps, cameras=False)
@@ -121,8 +72,11 @@ def gather(
             motion = motion_between(before[1] if before else Boxes.none(), boxes, seconds)
             returns = returns_of(frame, source, sweeps)
             returns = returns.select(returns.own | (returns.ages < 1e-6 * (time - measured) - KEYFRAME_AGE))
-            _add(drive, returns, movable.assigned(returns, motion, seconds), motion.end, grid)
-            measured = time
+            assigned = movable.assigned(returns, motion, seconds)
+            drive.heights[sample] = levels.next(returns.select(returns.own), frame.global_from_ego)
+            raised = returns.raised(height + assigned.shares * (drive.heights[sample] - height))
+            _add(drive, raised, assigned, motion.end, grid)
+            measured, height = time, drive.heights[sample]
         before = time, boxes
         advance()
     return drive

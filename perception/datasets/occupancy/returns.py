@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
@@ -30,6 +30,11 @@ class Returns:
     def transformed(self, to_from: np.ndarray) -> Returns:
         """The same returns in another frame of reference: to_from (4, 4), rigid."""
         return Returns(moved(self.points, to_from), moved(self.origins, to_from), self.classes, self.ages, self.own)
+
+    def raised(self, heights: np.ndarray) -> Returns:
+        """The same returns, each with its ray raised by a height (N,), m."""
+        up = np.stack([np.zeros_like(heights), np.zeros_like(heights), heights], axis=1)
+        return replace(self, points=self.points + up, origins=self.origins + up)
 
 
 def moved(points: np.ndarray, to_from: np.ndarray) -> np.ndarray:
