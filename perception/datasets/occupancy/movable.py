@@ -21,10 +21,9 @@ class Movable:
 
     def __init__(self, source: Keyframes) -> None:
         self._source, taxonomy = source, source.taxonomy
-        self._static = np.array([each.static for each in taxonomy.classes])
+        self._moves = np.array([*(not each.static for each in taxonomy.classes), True])  # by label; the last of -1
         self._class_of_label = _point_classes(taxonomy)
-        moving = self._class_of_label[:-1][~self._static]
-        self._classes = moving[moving != NONE]
+        self._classes = np.setdiff1d(self._class_of_label[self._moves], NONE)
 
     def boxes(self, sample: str) -> Boxes:
         """In the global frame, with the label -1 for those of no detection class; InputError without annotations."""
@@ -34,14 +33,14 @@ class Movable:
                 f"{self._source.dataroot}: keyframe {sample} has no boxes, and what moves would leave a trail; "
                 "annotate drives that have them"
             )
-        boxes = boxes.select(~self._static[boxes.labels])
         return boxes if others is None else Boxes.joined(boxes, others)
 
     def assigned(self, returns: Returns, motion: Motion, seconds: float) -> Assigned:
         """Which returns are of which object.
 
-        A return in a box is the object's if its class is one that objects have. Without a class it is, too, unless it
-        is at the bottom of the box, and it gets the class of the box.
+        A return in the box of an object that may move is the object's if its class is one that such objects have.
+        Without a class it is, too, unless it is at the bottom of the box. Returns in any box get their class from it
+        if they have none.
 
         Args:
             motion: of the boxes in the `seconds` before the keyframe.
@@ -51,9 +50,10 @@ class Movable:
         bottoms = np.append(-motion.end.sizes[:, 2] / 2, 0)[owner]
         thing = np.isin(returns.classes, self._classes)
         low = (returns.classes == UNKNOWN) & (local[:, 2] < bottoms + _ROAD)
-        owner = np.where(thing | ((returns.classes < 0) & ~low), owner, -1)
-        of_box = self._class_of_label[np.append(motion.end.labels, -1)[owner]]
-        classes = np.where((returns.classes == UNKNOWN) & (owner >= 0), of_box, returns.classes)
+        label = np.append(motion.end.labels, -1)[owner]
+        given = (returns.classes == UNKNOWN) & (owner >= 0) & ~low
+        classes = np.where(given, self._class_of_label[label], returns.classes)
+        owner = np.where((thing | (returns.classes < 0)) & ~low & self._moves[label], owner, -1)
         return Assigned(shares, owner, local, classes.astype(np.int16), (owner < 0) & ~thing)
 
 
