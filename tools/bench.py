@@ -7,6 +7,7 @@ python tools/bench.py depth --json
 python tools/bench.py evaluator --data runs/demo/drives --json
 python tools/bench.py mmdet3d --data ../shared/data/nuscenes --json
 python tools/bench.py modular --config tiny
+python tools/bench.py occupancy --data ../shared/data/pandaset --json
 python tools/bench.py pandaset --json
 python tools/bench.py pillars --json
 python tools/bench.py points --base runs/demo/run --json
@@ -34,6 +35,7 @@ from bench_depth import add_options as add_options_of_depth
 from bench_evaluator import add_options as add_options_of_evaluator
 from bench_mmdet3d import mmdet3d
 from bench_modular import modular
+from bench_occupancy import add_options as add_options_of_occupancy
 from bench_pandaset import add_options
 from bench_pillars import pillars
 from bench_points import add_options as add_options_of_points
@@ -107,6 +109,7 @@ def main() -> None:
     command.add_argument("--config", default="tiny")
     command.add_argument("--rounds", type=int, default=30)
     command.set_defaults(run=modular)
+    add_options_of_occupancy(commands.add_parser("occupancy", help="annotated occupancy against later LiDAR returns"))
     add_options(commands.add_parser("pandaset", help="a KITTI network on PandaSet: zero-shot, adapted, fine-tuned"))
     command = commands.add_parser("pillars", help="time to group ten LiDAR sweeps into pillars, on one core")
     command.add_argument("--config", default="nuscenes/fusion")

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
+
 from perception.errors import InputError
 from perception.frame import Boxes, Conditions, Frame
 from perception.grid import Reference
@@ -74,6 +76,14 @@ class Keyframes(Protocol):
     def occupancy(self, sample: str) -> Occupancy | None:
         """Annotated voxels of a keyframe, in the ego frame at its time; None if they are not annotated."""
         return None
+
+    def lidar_paths(self, sample: str, sweeps: int = 0) -> Sequence[tuple[np.ndarray, np.ndarray]]:
+        """For each LiDAR of the rig where its rays begin, around a keyframe and this number of earlier sweeps.
+
+        Returns:
+            (M,) times, us, ascending, and (M, 3) places then, m in the global frame; M is 0 for a LiDAR without data.
+        """
+        ...
 
     def frame(
         self,

@@ -23,6 +23,7 @@ from perception.datasets.dataframe_pickle import read_table
 from perception.datasets.files import read_image
 from perception.datasets.listed import ListedKeyframes
 from perception.datasets.motion import track_velocities
+from perception.datasets.nuscenes.occ3d import occ3d_file, read_occ3d
 from perception.datasets.pandaset_files import distortions, file_of, fixes, intrinsics_of, poses_of
 from perception.datasets.pandaset_points import classes_of_sweep, sweep
 from perception.errors import InputError
@@ -31,12 +32,16 @@ from perception.rig import Rig, load_rig
 from perception.sensors.lidar.points_in_boxes import points_in_boxes
 from perception.sensors.lidar.sweeps import Cloud
 from perception.taxonomy import Taxonomy, load_taxonomy
+from perception.voxels import Occupancy
 
 CALIBRATION = "static_extrinsic_calibration.yaml"
 LIDARS = ("pandar64", "pandar_gt")  # by their number in the tables
 _GROUND = -0.41  # m, height of the road below the origin of PandaSet's LiDAR frame
 _POSE_FROM_EGO = np.array([[0, -1, 0, 0], [1, 0, 0, 0], [0, 0, 1, _GROUND], [0, 0, 0, 1]])
 _EGO_FROM_LIDAR = np.array([[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, -_GROUND], [0, 0, 0, 1]])
+# m, where rays begin in our `ego`. The kit's calibration of Pandar64 to each camera, with the cameras' poses, puts
+# it at one place to within 3 cm. PandarGT's follows from its extrinsics; its ranges from there are multiples of 5 mm.
+_MOUNTS = np.array([[0.81, 0.0, 2.26], [1.40, 0.02, 1.98]])
 _NUMBERS = ("position.x", "position.y", "position.z", "dimensions.x", "dimensions.y", "dimensions.z", "yaw")
 _TEXTS = ("uuid", "label", "cuboids.sibling_id")
 _BOX_COLUMNS = {**dict.fromkeys(_NUMBERS, "f"), **dict.fromkeys(_TEXTS, "O"), "cuboids.sensor_id": "iu"}
@@ -105,9 +110,18 @@ class PandaSet(AssembledKeyframes, ListedKeyframes):
         )
 
     def has_point_classes(self, sample: str) -> bool:
-        """Whether a frame's sweep has a file of its points' classes."""
+        """Whether there are classes of points."""
         drive, index = self._place[sample]
         return bool(self.taxonomy.point_classes) and file_of(drive / "annotations" / "semseg", index).exists()
+
+    def has_occupancy(self, sample: str) -> bool:
+        """Whether the voxels of a frame have a file, which `perception annotate-occupancy` makes."""
+        return bool(self.taxonomy.point_classes) and occ3d_file(self.dataroot, self.scene(sample), sample).exists()
+
+    def occupancy(self, sample: str) -> Occupancy | None:
+        """Annotated voxels of a frame, in the ego frame; None if they have no file. InputError: it is damaged."""
+        path = occ3d_file(self.dataroot, self.scene(sample), sample)
+        return read_occ3d(path, self.taxonomy) if self.taxonomy.point_classes else None
 
     def _velocities(self, drive: Path, index: int, tracks: list[str]) -> np.ndarray:
         """(N, 2) m/s in the drive's world; NaN for a track that is in no neighbouring frame."""
@@ -133,6 +147,13 @@ class PandaSet(AssembledKeyframes, ListedKeyframes):
     def _ego(self, drive: Path, time: float) -> np.ndarray:
         """(4, 4) global_from_ego at a time (s)."""
         return np.asarray(self._poses[drive.name].at(time) @ _POSE_FROM_EGO)
+
+    def lidar_paths(self, sample: str, sweeps: int = 0) -> list[tuple[np.ndarray, np.ndarray]]:
+        """As in the base: over the whole drive."""
+        times = self._poses[self._place[sample][0].name].times
+        egos = [self._ego(self._place[sample][0], time) for time in times]
+        places = [np.stack([ego[:3, :3] @ _MOUNTS[i] + ego[:3, 3] for ego in egos]) for i in self._lidars]
+        return [(np.round(1e6 * times), each) for each in places]
 
     def _cloud(self, sample: str, sweeps: int, reference_from_global: np.ndarray, classified: bool) -> Cloud:
         """As in the base; compensated for the vehicle's motion by PandaSet. Points that are later have a dt of 0."""

@@ -40,6 +40,16 @@ class RecordedKeyframes(AssembledKeyframes):
             self._maps[location] = MapExpansion.load(self.dataroot, location, self.taxonomy.map_layers)
         return self._maps[location]
 
+    def lidar_paths(self, sample: str, sweeps: int = 0) -> list[tuple[np.ndarray, np.ndarray]]:
+        """As in the base: at the times of the sweeps; a single one has one place."""
+        paths = [(np.zeros(0), np.zeros((0, 3)))] * len(self.rig.lidars)
+        for index, files in self._sweeps(sample, sweeps).items():
+            ordered = sorted(
+                ((time, (pose @ mount)[:3, 3]) for _, time, pose, mount in files), key=lambda each: each[0]
+            )
+            paths[index] = np.array([time for time, _ in ordered]), np.stack([place for _, place in ordered])
+        return paths
+
     def _pose(self, sample: str) -> tuple[int, np.ndarray, np.ndarray]:
         return self._keyframe(sample)[1:]
 

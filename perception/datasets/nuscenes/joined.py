@@ -7,6 +7,8 @@ from functools import cached_property
 from itertools import chain
 from pathlib import Path
 
+import numpy as np
+
 from perception.datasets.files import read_json
 from perception.datasets.keyframes import Keyframes, select_samples, select_scenes, shortened
 from perception.datasets.nuscenes.dataset import NuScenesTables
@@ -130,6 +132,10 @@ class JoinedTables(Keyframes):
         """The HD map of a location, from the first dataroot that has it; None without one."""
         found = (tables.map(location) for tables in self._of_scene.values())
         return next((each for each in found if each is not None), None)
+
+    def lidar_paths(self, sample: str, sweeps: int = 0) -> Sequence[tuple[np.ndarray, np.ndarray]]:
+        """Where the rays of each LiDAR begin, as in `Keyframes`."""
+        return self._tables(sample).lidar_paths(sample, sweeps)
 
     def frame(
         self,

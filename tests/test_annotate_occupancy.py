@@ -1,0 +1,306 @@
+"""Occupancy from recorded drives: a drive of which everything is known, a real one, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandaset_drive as written
+import pytest
+import walled_drive as walled
+from pandaset_drive import Object
+from pandaset_rigs import SPINNING
+from refusals import one_line_error
+from walled_drive import GRID, WalledDrive
+
+from perception.datasets.keyframes import Keyframes
+from perception.datasets.occupancy import drive as gathering
+from perception.datasets.occupancy.annotation import annotate
+from perception.datasets.occupancy.drive import gather
+from perception.datasets.occupancy.writing import annotate_drives, link_dataroot
+from perception.datasets.pandaset import PandaSet
+from perception.errors import InputError
+from perception.frame import Boxes
+from perception.sources import open_source
+from perception.taxonomy import load_taxonomy
+from perception.voxels import Occupancy, VoxelGrid, occupancy_classes
+
+GROUND, WALL, CAR, FREE = 1, 2, 3, 4  # classes of voxels
+
+
+@pytest.fixture
+def every_point(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Points are not thinned."""
+    monkeypatch.setattr(gathering, "CELL", 1e-4)
+
+
+def annotated(source: Keyframes, sample: str, used: str = "0123", sweeps: int = 0, grid: VoxelGrid = GRID) -> Occupancy:
+    drive = gather(source, list(used), sweeps, grid)
+    assert drive is not None
+    return annotate(source.frame(sample), source, drive, grid)
+
+
+def voxels_of(points: np.ndarray, grid: VoxelGrid = GRID) -> np.ndarray:
+    """(levels, rows, columns) bool: those with a point."""
+    flat, inside = grid.indices(points)
+    result = np.zeros(grid.shape, bool)
+    result.reshape(-1)[flat[inside]] = True
+    return result
+
+
+def met(kind: str, sample: int, used: str) -> np.ndarray:
+    """(N, 3) what the LiDAR met of a kind at the used keyframes, in the vehicle's frame at one of them; of the car's
+    points where they are on it then."""
+    parts = []
+    for k in map(int, used):
+        points, kinds = walled.cast(walled.SPEED * walled.PERIOD * k, walled.car_at(walled.PERIOD * k))
+        points = points[kinds == walled.POINTS.index(kind)]
+        if kind == "car":
+            points[:, 0] += walled.CAR_SPEED * walled.PERIOD * (sample - k)
+        parts.append(points - [walled.SPEED * walled.PERIOD * sample, 0, 0])
+    return np.concatenate(parts)
+
+
+@pytest.mark.usefixtures("every_point")
+@pytest.mark.parametrize("sample", [0, 2])
+def test_voxels_of_a_known_world(sample: int) -> None:
+    made = annotated(WalledDrive(), str(sample))
+    of = {kind: voxels_of(met(kind, sample, "0123")) for kind in walled.POINTS}
+    np.testing.assert_array_equal(made.classes != FREE, of["ground"] | of["wall"] | of["car"])
+    alone = {kind: of[kind] & ~np.logical_or.reduce([of[k] for k in of if k != kind]) for kind in of}
+    for kind, number in zip(walled.POINTS, (GROUND, WALL, CAR), strict=True):
+        assert alone[kind].any()
+        assert (made.classes[alone[kind]] == number).all(), kind
+    assert not (met("car", sample, "0123")[:, 1] > 0).any()
+
+
+def test_moving_objects_leave_no_trail_and_are_whole() -> None:
+    """The car passes: its front and its rear are seen in different keyframes, and it is where it is in this one."""
+    box = WalledDrive().boxes("1")
+    low = box.centers[0] - [walled.SPEED * walled.PERIOD, 0, 0] - np.array(box.sizes[0])[[1, 0, 2]] / 2
+    high = low + np.array(box.sizes[0])[[1, 0, 2]]
+    centers = GRID.centers()
+    inside = ((centers > low - 0.4) & (centers < high + 0.4)).all(axis=-1)
+
+    made = annotated(WalledDrive(), "1")
+    assert (made.classes == CAR).any()
+    assert not (made.classes == CAR)[~inside].any()
+    ends = [(made.classes == CAR)[np.abs(centers[..., 0] - x) < 0.4].any() for x in (low[0], high[0])]
+    assert ends == [True, True]
+
+    alone = annotated(WalledDrive(), "1", "1")
+    assert (alone.classes == CAR).sum() < (made.classes == CAR).sum()
+    smeared = annotated(WalledDrive(moves=False), "1")
+    assert (smeared.classes == CAR)[~inside].any()
+
+
+def test_an_object_without_an_id_is_as_it_is_seen_in_the_keyframe() -> None:
+    made, alone = annotated(WalledDrive(instance=""), "1"), annotated(WalledDrive(), "1", "1")
+    off_the_ground = (GRID.centers()[..., 2] > 0.4) & (GRID.centers()[..., 1] < -2)
+    np.testing.assert_array_equal((made.classes == CAR)[off_the_ground], (alone.classes == CAR)[off_the_ground])
+
+
+def test_free_is_what_rays_cross() -> None:
+    made = annotated(WalledDrive(), "1")
+    centers, free = GRID.centers(), made.seen_by_lidar & (made.classes == FREE)
+    assert not free[centers[..., 1] > walled.WALL + 0.2].any()  # behind the wall
+    assert not free[centers[..., 2] < -0.4].any()  # below the ground
+    hidden = (
+        (np.abs(centers[..., 0] - walled.car_at(0.5) + 1) < 1.4) & (centers[..., 1] < -5.4) & (centers[..., 2] < 0.6)
+    )
+    assert hidden.any()
+    assert free[hidden].any()  # behind the car, from keyframes in which it is elsewhere
+    assert not annotated(WalledDrive(), "1", "1").seen_by_lidar[hidden & (centers[..., 1] > -6.2)].any()
+    within = (np.abs(centers - [walled.car_at(0.5) - 1, walled.CAR_Y, 0.8]) < [1.7, 0.6, 0.4]).all(axis=-1)
+    assert not free[within].any()  # inside the car, where rays passed before it came
+    assert free[(np.abs(centers - [0, 3, 1.2]) < 0.3).all(axis=-1)].any()
+    assert (made.seen_by_lidar | (made.classes == FREE)).all()
+
+
+def test_sweeps_between_keyframes_put_the_car_where_it_was() -> None:
+    made = annotated(WalledDrive(labelled=False), "2", "12", sweeps=4)
+    box = WalledDrive().boxes("2").centers[0] - [2 * walled.SPEED * walled.PERIOD, 0, 0]
+    off = np.abs(GRID.centers() - box)[..., 0]
+    assert (made.classes == CAR).any()
+    assert not (made.classes == CAR)[off > 2.0 + 0.4].any()
+    above = (GRID.centers()[..., 2] > 0.4) & (GRID.centers()[..., 1] < -2)  # only the car is there
+    assert not (made.classes != FREE)[above & (off > 2.0 + 0.4)].any()
+    few = annotated(WalledDrive(labelled=False), "2", "12")
+    assert (made.classes != FREE).sum() > (few.classes != FREE).sum()
+
+
+def test_points_without_classes_get_those_of_their_surroundings() -> None:
+    """Sweeps have no classes: the wall's voxels that only sweeps see are near labelled ones, or are others."""
+    made = annotated(WalledDrive(), "2", "123", sweeps=4)
+    wall = np.abs(GRID.centers()[..., 1] - walled.WALL) < 0.2
+    high = wall & (GRID.centers()[..., 2] > 1.0) & (made.classes != FREE)
+    assert set(made.classes[high].tolist()) <= {WALL, 0}
+    only = ~annotated(WalledDrive(), "2", "123").seen_by_lidar
+    assert (made.classes[high & only] == WALL).any() or not (high & only).any()
+    bare = annotated(WalledDrive(labelled=False), "2", "123", sweeps=4)
+    assert set(bare.classes.ravel().tolist()) == {0, CAR, FREE}  # without any labels only boxes tell
+
+
+def test_hills_that_poses_do_not_know_are_levelled() -> None:
+    """All keyframes meet one ground and one wall although the world sinks by 0.3 m with each in their poses."""
+    flat, hilly = WalledDrive(), walled.HillyDrive()
+    drive = gather(hilly, list("0123"), 0, GRID)
+    heights = [drive.heights[sample] for sample in "0123"]
+    np.testing.assert_allclose(heights, [walled.sunk(k) for k in range(4)], atol=1e-6)
+    made = annotate(hilly.frame("0"), hilly, drive, GRID)
+    expected = annotated(flat, "0")
+    np.testing.assert_array_equal(made.classes != FREE, expected.classes != FREE)
+    last = annotate(hilly.frame("3"), hilly, drive, GRID).classes != FREE
+    centers = GRID.centers()[..., 2]
+    assert last[(centers > -1.2) & (centers < -0.6)].any()  # the ground, 0.9 m below the vehicle's pose
+    assert not last[(centers > -0.6) & (centers < 0.6) & (np.abs(GRID.centers()[..., 1]) < 1)].any()
+
+
+def test_own_roof_is_no_occupancy() -> None:
+    source = WalledDrive()
+    frame = source.frame("0")
+    roof = np.array([[0.5, 0.2, 1.9, 0, 0]], np.float32)
+    both = replace(
+        frame,
+        points=np.concatenate([frame.points, roof]),
+        class_of_point=np.append(frame.class_of_point, 1).astype(np.int16),
+    )
+    drive = gather(source, ["0"], 0, GRID)
+    np.testing.assert_array_equal(
+        annotate(both, source, drive, GRID).classes, annotate(frame, source, drive, GRID).classes
+    )
+
+
+def test_real_points_lie_in_voxels_of_their_class(pandaset_root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against a count of a keyframe's labelled points; cars that have left between two keyframes leave no voxel."""
+    monkeypatch.setattr(gathering, "CELL", 1e-3)
+    source, grid = PandaSet(pandaset_root, SPINNING), VoxelGrid((-12.0, 12.0), (-12.0, 12.0), cell=0.8)
+    drive = gather(source, ["002-16"], 0, grid)
+    frame = source.frame("002-16", cameras=False)
+    made = annotate(frame, source, drive, grid)
+    names = occupancy_classes(source.taxonomy)
+    flat, inside = grid.indices(frame.points)
+    inside &= np.linalg.norm(frame.points[:, :2], axis=1) > 3  # the roof
+    assert (made.classes.reshape(-1)[flat[inside]] < len(names) - 1).all()
+    votes = np.zeros((made.classes.size, len(names)), np.int64)
+    np.add.at(votes, (flat[inside], frame.class_of_point[inside] + 1), 1)
+    first, second = np.sort(votes, axis=1)[:, :-3:-1].T
+    clear = first > second + 2
+    np.testing.assert_array_equal(made.classes.reshape(-1)[clear], votes.argmax(axis=1)[clear])
+    assert (votes.argmax(axis=1)[clear] == names.index("car")).any()
+
+
+def vacated(source: Keyframes, before: str, after: str, grid: VoxelGrid) -> np.ndarray:
+    """(levels, rows, columns) bool: in boxes of objects that moved by more than their length, and in none of now."""
+    earlier, now = source.boxes(before), source.boxes(after)
+    at = {name: n for n, name in enumerate(now.instances.tolist())}
+    gone = [
+        n
+        for n, name in enumerate(earlier.instances.tolist())
+        if name in at and np.linalg.norm(earlier.centers[n] - now.centers[at[name]]) > earlier.sizes[n, 1]
+    ]
+    from_global = np.linalg.inv(source.frame(after, lidar=False, cameras=False).global_from_reference)
+    inside = [_within(boxes.transformed(from_global), grid) for boxes in (earlier.select(np.array(gone, int)), now)]
+    return inside[0] & ~inside[1]
+
+
+def _within(boxes: Boxes, grid: VoxelGrid) -> np.ndarray:
+    centers, result = grid.centers(), np.zeros(grid.shape, bool)
+    for n in range(len(boxes)):
+        local = (centers - boxes.centers[n]) @ boxes.rotations[n]
+        result |= (np.abs(local) <= boxes.sizes[n, [1, 0, 2]] / 2 + 0.4).all(axis=-1)
+    return result
+
+
+def test_real_cars_leave_no_trail(pandaset_root: Path) -> None:
+    grid = VoxelGrid((-24.0, 24.0), (-24.0, 24.0), cell=0.8)
+    source = PandaSet(pandaset_root, SPINNING)
+    still = tuple(each.model_copy(update={"static": True}) for each in source.taxonomy.classes)
+    unmoved = PandaSet(pandaset_root, SPINNING, source.taxonomy.model_copy(update={"classes": still}))
+    car, places = occupancy_classes(source.taxonomy).index("car"), vacated(source, "002-00", "002-12", grid)
+    trails = []
+    for each in (source, unmoved):
+        drive = gather(each, ["002-00", "002-12"], 0, grid)
+        made = annotate(each.frame("002-12", cameras=False), each, drive, grid)
+        trails.append(int(((made.classes == car) & places).sum()))
+    assert trails[0] == 0
+    assert trails[1] > 0
+
+
+OBJECTS = [Object("Car", "parked", (3.0, 20.0, 0.3), yaw=0.4)]
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """Two frames of PandaSet's layout with 300 points and their classes."""
+    rng = np.random.default_rng(3)
+    points = np.column_stack(
+        [rng.uniform([-9, 4, -0.4], [9, 23, 2], (300, 3)), np.zeros(300), np.zeros(300), np.zeros(300)]
+    )
+    later = points + np.array([0, 0, 0, 0, written.PERIOD, 0])
+    folder = tmp_path / "data"
+    folder.mkdir()
+    kinds = rng.choice([*written.CLASSES], 300)
+    written.write_drive(folder, OBJECTS, {0: points, 1: later}, {0: kinds, 1: kinds})
+    for name in ("02", "03"):
+        (folder / "007" / "lidar" / f"{name}.pkl.gz").unlink()
+    return folder
+
+
+def test_the_written_dataroot_is_read_as_any(root: Path, tmp_path: Path) -> None:
+    from commands import succeeds
+
+    before, out = sorted(root.rglob("*")), tmp_path / "out"
+    selected = ("--scenes", "007:1-2", "--rig", "pandaset_64", "--json")
+    counts = json.loads(succeeds("annotate-occupancy", root, "--out", out, *selected))
+    assert counts == {"out": str(out), "drives": 1, "keyframes": 1, "without_lidar": 0}
+    assert sorted(root.rglob("*")) == before
+    source = open_source(out, None)
+    frame, found = source.frame("007-01"), source.occupancy("007-01")
+    assert source.has_occupancy("007-01")
+    assert source.has_point_classes("007-01")
+    flat, inside = found.grid.indices(frame.points)
+    assert inside.sum() > 100
+    assert (found.classes.reshape(-1)[flat[inside]] < len(occupancy_classes(source.taxonomy)) - 1).all()
+    assert open_source(root, None).occupancy("007-01") is None
+    link_dataroot(root, out)  # as when more keyframes are annotated into the same folder
+
+
+def test_a_dataroot_may_hold_its_own_voxels(root: Path) -> None:
+    annotate_drives(PandaSet(root), ["007:1-2"], 0, root)
+    assert [PandaSet(root).has_occupancy(f"007-0{i}") for i in (0, 1)] == [False, True]
+
+
+def test_refused(root: Path, tmp_path: Path) -> None:
+    from commands import refuses
+
+    source = PandaSet(root)
+    with one_line_error(says="in the dataroot"):
+        annotate_drives(source, [], 0, root / "new")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "007").write_text("something else")
+    with one_line_error(at=tmp_path / "full" / "007", says="choose another --out"):
+        annotate_drives(source, [], 0, tmp_path / "full")
+    bare = PandaSet(root, None, load_taxonomy("t4"))
+    with one_line_error(at="taxonomy t4", says="point_classes"):
+        annotate_drives(bare, [], 0, tmp_path / "out")
+    (root / "007" / "annotations" / "cuboids" / "01.pkl.gz").unlink()
+    with one_line_error(at=root, says="007-01 has no boxes"):
+        annotate_drives(source, [], 0, tmp_path / "out")
+    assert "no such scene" in refuses("annotate-occupancy", root, "--out", tmp_path / "out", "--scenes", "008")
+
+
+def test_keyframes_without_lidar_are_left_out(tiny_root: Path, tmp_path: Path) -> None:
+    source = open_source(tiny_root, None)
+    files = sorted((tiny_root / "samples" / "LIDAR_TOP").iterdir())
+    files[1].unlink()
+    counts = annotate_drives(source, [], 1, tmp_path / "out")
+    assert counts == {"drives": 1, "keyframes": 2, "without_lidar": 1}
+    made = open_source(tmp_path / "out", None)
+    assert [made.has_occupancy(sample) for sample in made.samples()] == [True, False, True]
+    for file in (files[0], files[2]):
+        file.unlink()
+    with pytest.raises(InputError, match="no LiDAR file of the 3 keyframes"):
+        annotate_drives(source, [], 1, tmp_path / "again")

@@ -1,0 +1,146 @@
+"""A drive whose every return is known: a vehicle passes a wall, and a car passes it on the other side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from perception.datasets.listed import ListedKeyframes
+from perception.frame import Boxes, Camera, Frame
+from perception.rig import Rig
+from perception.taxonomy import Taxonomy
+from perception.voxels import VoxelGrid
+
+GRID = VoxelGrid((-12.0, 12.0), (-8.0, 8.0), (-1.0, 3.8))
+WALL = 6.1  # m, y of the wall, which has its face there
+CAR, OTHER = 0, 1  # detection classes
+POINTS = ("ground", "wall", "car")  # point classes
+SPEED, PERIOD, START = 2.0, 0.5, 1_500_000_000_000_000  # m/s along x, s, us
+CAR_SPEED, CAR_Y, SIZE = 6.0, -4.0, (2.0, 4.0, 1.6)  # m/s along x, m, width length height
+LIDAR = np.array([0.0, 0.0, 2.0])  # m in the vehicle's frame
+TAXONOMY = Taxonomy.model_validate(
+    {
+        "name": "walled",
+        "classes": [{"name": "car"}, {"name": "sign", "static": True}],
+        "point_classes": [{"name": name} for name in POINTS],
+    }
+)
+
+
+class WalledDrive(ListedKeyframes):
+    """Four keyframes; earlier sweeps are every 0.1 s. The ground is flat.
+
+    Args:
+        labelled: whether points of keyframes have classes.
+        moves: whether the car's class is one of those that move.
+    """
+
+    dataroot, version, rig = Path("walled"), "", Rig.model_validate({"name": "r", "lidars": [{"name": "L"}]})
+
+    def __init__(self, labelled: bool = True, moves: bool = True, instance: str = "car") -> None:
+        super().__init__("walled", {"drive": [str(k) for k in range(4)]})
+        still = TAXONOMY.classes[0].model_copy(update={"static": True})
+        self.taxonomy = TAXONOMY if moves else TAXONOMY.model_copy(update={"classes": (still, TAXONOMY.classes[1])})
+        self.labelled, self.instance = labelled, instance
+
+    def timestamp(self, sample: str) -> int:
+        return START + round(1e6 * PERIOD * int(sample))
+
+    def boxes(self, sample: str) -> Boxes | None:
+        x = car_at(PERIOD * int(sample))
+        one = np.ones(1)
+        boxes = Boxes.from_yaws(
+            np.array([[x, CAR_Y, SIZE[2] / 2]]),
+            np.array([SIZE]),
+            0 * one,
+            np.array([[CAR_SPEED, 0]]),
+            0 * one,
+            -one,
+            one,
+        )
+        return Boxes(**{**vars(boxes), "instances": np.array([self.instance])})
+
+    def lidar_paths(self, sample: str, sweeps: int = 0) -> list[tuple[np.ndarray, np.ndarray]]:
+        seconds = PERIOD * int(sample) - 0.1 * np.arange(sweeps, -1, -1)
+        return [(START + 1e6 * seconds, np.stack([np.array([SPEED * t, 0, 0]) + LIDAR for t in seconds]))]
+
+    def frame(self, sample: str, grid_reference: str = "ego", sweeps: int = 0, *_: bool, **__: bool) -> Frame:
+        now = PERIOD * int(sample)
+        parts = [self._sweep(now, 0.1 * age) for age in range(sweeps + 1)]
+        points, kinds = np.concatenate([p for p, _ in parts]), np.concatenate([k for _, k in parts])
+        pose = np.eye(4)
+        pose[0, 3] = SPEED * now
+        return Frame(
+            token=sample,
+            timestamp=self.timestamp(sample),
+            reference="ego",
+            global_from_reference=pose,
+            global_from_ego=pose,
+            points=points.astype(np.float32),
+            cameras={"ahead": camera(pose)},
+            class_of_point=np.where(points[:, 4] < 0.01, kinds, -1).astype(np.int16) if self.labelled else None,
+        )
+
+    def _sweep(self, now: float, age: float) -> tuple[np.ndarray, np.ndarray]:
+        """(N, 5) points in the vehicle's frame now, and (N,) index in POINTS."""
+        hits, kinds = cast(SPEED * (now - age), car_at(now - age))
+        return np.column_stack([hits - [SPEED * now, 0, 0], np.zeros(len(hits)), np.full(len(hits), age)]), kinds
+
+
+class HillyDrive(WalledDrive):
+    """As above, up a hill that the poses do not know, so that the world sinks in them."""
+
+    def frame(self, sample: str, *arguments: object, **options: object) -> Frame:
+        frame = super().frame(sample, *arguments, **options)  # type: ignore[arg-type]
+        frame.points[:, 2] -= sunk(int(sample))
+        return frame
+
+    def lidar_paths(self, sample: str, sweeps: int = 0) -> list[tuple[np.ndarray, np.ndarray]]:
+        return [(times, places - [0, 0, sunk(int(sample))]) for times, places in super().lidar_paths(sample, sweeps)]
+
+    def boxes(self, sample: str) -> Boxes | None:
+        boxes = super().boxes(sample)
+        return Boxes(**{**vars(boxes), "centers": boxes.centers - [0, 0, sunk(int(sample))]})
+
+
+def sunk(keyframe: int) -> float:
+    return 0.3 * keyframe
+
+
+def car_at(time: float) -> float:
+    """x of the car's middle, m."""
+    return -5.0 + CAR_SPEED * time
+
+
+def directions() -> np.ndarray:
+    """(N, 3) of the rays."""
+    azimuth, elevation = (
+        each.ravel() for each in np.meshgrid(np.radians(np.arange(0, 360, 2.1)), np.radians(range(-40, 12, 3)))
+    )
+    flat = np.cos(elevation)
+    return np.stack([flat * np.cos(azimuth), flat * np.sin(azimuth), np.sin(elevation)], axis=1)
+
+
+def cast(x: float, car: float) -> tuple[np.ndarray, np.ndarray]:
+    """(N, 3) where the rays from the LiDAR at x end, global, and (N,) what they meet."""
+    origin, rays = np.array([x, 0, 0]) + LIDAR, directions()
+    low = np.array([car - SIZE[1] / 2, CAR_Y - SIZE[0] / 2, 0.0])
+    high = low + np.array([SIZE[1], SIZE[0], SIZE[2]])
+    with np.errstate(divide="ignore"):
+        ground, wall = -origin[2] / rays[:, 2], (WALL - origin[1]) / rays[:, 1]
+        first, second = (low - origin) / rays, (high - origin) / rays
+    enters, leaves = np.minimum(first, second).max(axis=1), np.maximum(first, second).min(axis=1)
+    box = np.where((enters < leaves) & (enters > 0), enters, np.inf)
+    reach = np.stack([np.where(ground > 0, ground, np.inf), np.where(wall > 0, wall, np.inf), box], axis=1)
+    kinds, length = reach.argmin(axis=1), reach.min(axis=1)
+    met = length < 40
+    return (origin + length[met, None] * rays[met]), kinds[met]
+
+
+def camera(pose: np.ndarray) -> Camera:
+    """It looks along x from above the rear axle, 90 degrees wide."""
+    ego_from_camera = np.eye(4)
+    ego_from_camera[:3] = [[0, 0, 1, 0.3], [-1, 0, 0, 0.1], [0, -1, 0, 1.5]]
+    intrinsics = np.array([[50.0, 0, 49.5], [0, 50.0, 29.5], [0, 0, 1]])
+    return Camera(np.zeros((60, 100, 3), np.uint8), intrinsics, ego_from_camera, pose, START)
