@@ -125,3 +125,9 @@ def rgb(colour: str) -> tuple[int, int, int]:
     """Red, green and blue of "#rrggbb"."""
     red, green, blue = bytes.fromhex(colour[1:])
     return red, green, blue
+
+
+def colours_of(layer: PointLayer | VoxelLayer) -> np.ndarray:
+    """(N, 3) uint8 RGB of the class of each point or voxel."""
+    palette = np.array([rgb(colour) for colour in layer.colours.values()], np.uint8).reshape(-1, 3)
+    return palette[layer.labels]
