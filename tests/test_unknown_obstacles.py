@@ -14,12 +14,14 @@ from hypothesis import strategies as st
 from shapely import Point, Polygon
 from vocabulary import CONDITIONS, NUSCENES, sensors
 
+from deploy.replay.class_faults import HiddenClass, hide
+from deploy.replay.fault_detection import FaultDetections
 from perception.config import find_config, load_config
 from perception.frame import Boxes, Frame, Prediction
 from perception.scene.scene import Scene
 from perception.tasks import tasks_of
 from perception.tasks.judging import ReplayedFrames, Subject, Unmeasured
-from perception.tasks.occupancy.disagreement import disagreement, unexplained_voxels
+from perception.tasks.occupancy.disagreement import Doubts, disagreement, unexplained_voxels
 from perception.tasks.occupancy.footprints import distances
 from perception.tasks.occupancy.obstacle_file import OBSTACLES, ObstacleWriter
 from perception.tasks.occupancy.obstacle_recall import ObstacleJudge
@@ -28,6 +30,10 @@ from perception.tasks.task import Memory, Task
 from perception.voxels import VoxelGrid, occupancy_classes
 
 CAR, PEDESTRIAN = NUSCENES.label("car"), NUSCENES.label("pedestrian")
+
+
+GRID = VoxelGrid((-4, 4), (-4, 4), (-0.4, 1.2), 0.4)
+EMPTY = np.full(GRID.shape, len(occupancy_classes(NUSCENES)) - 1, np.uint8)
 
 
 def clusters(places: list[tuple[float, float]]) -> Boxes:
@@ -115,31 +121,45 @@ def test_objects_explain_what_is_within_half_a_metre_of_them() -> None:
 
 @dataclass(frozen=True)
 class Space:
-    """State of a memory: with the fields that obstacles.json needs."""
+    """State of a memory: with the fields that obstacles.json needs, and the classes whose objects seem to be missed."""
 
     obstacles: Obstacles
     unexplained: np.ndarray
+    doubts: Mapping[str, str]
 
 
-class SpaceMemory(Memory[Boxes]):
+class SpaceMemory(Memory[Any]):
     def __init__(self) -> None:
-        self.tracker = ObstacleTracker()
+        self.tracker, self.doubts = ObstacleTracker(), Doubts(NUSCENES.class_names)
 
-    def update(self, frame: Frame, result: Boxes) -> Boxes:
-        return result.transformed(frame.global_from_reference)
+    def update(self, frame: Frame, result: Any) -> Any:
+        return result
 
-    def explain(self, frame: Frame, state: Boxes, objects: Boxes) -> Space:
-        return Space(self.tracker.update(state, objects), np.zeros((2, len(NUSCENES.classes)), int))
+    def explain(self, frame: Frame, state: tuple[Boxes, np.ndarray], objects: Boxes) -> Space:
+        found, classes = state
+        obstacles = self.tracker.update(found.transformed(frame.global_from_reference), objects)
+        here = objects.transformed(np.linalg.inv(frame.global_from_reference))
+        voxels = unexplained_voxels(classes, GRID, here, NUSCENES)
+        return Space(obstacles, voxels, self.doubts.update(voxels))
 
 
-class SpaceTask(Task[Boxes]):
-    """Its result is clusters in the reference frame."""
+class SpaceTask(Task[Any]):
+    """Its result is clusters in the reference frame, and classes of voxels."""
 
     def memory(self) -> SpaceMemory:
         return SpaceMemory()
 
+    def doubts(self, state: Space) -> Mapping[str, str]:
+        return state.doubts
+
 
 SpaceTask.__abstractmethods__ = frozenset()  # a network is not needed here
+
+
+def both_tasks() -> dict[str, Task[Any]]:
+    config = load_config(find_config("tiny"))
+    detection = tasks_of(config.tasks, config.head_grid, NUSCENES)["detection"]
+    return {"space": SpaceTask(None, detection.grid, NUSCENES), "detection": detection}
 
 
 def drive(frames: int) -> list[Frame]:
@@ -155,9 +175,7 @@ def drive(frames: int) -> list[Frame]:
 
 def test_the_scene_gives_obstacles_ids_and_leaves_out_what_tracks_explain(tmp_path: Path) -> None:
     """A car and a pallet at rest; the occupancy sees both, and the detector the car."""
-    config = load_config(find_config("tiny"))
-    detection = tasks_of(config.tasks, config.head_grid, NUSCENES)["detection"]
-    tasks: Mapping[str, Task[Any]] = {"space": SpaceTask(None, detection.grid, NUSCENES), "detection": detection}
+    tasks = both_tasks()
     for names, expected in ((["space", "detection"], [[], [2], [2], [2]]), (["space"], [[], [1, 2], [1, 2], [1, 2]])):
         scene = Scene(sensors(), {name: tasks[name] for name in names}, CONDITIONS)
         with ObstacleWriter.open(tmp_path, NUSCENES) as writer:
@@ -166,7 +184,7 @@ def test_the_scene_gives_obstacles_ids_and_leaves_out_what_tracks_explain(tmp_pa
                 places = clusters([(30.0, 4.0), (24.0, -3.0)]).transformed(from_global)
                 cars = objects([(30.0, 4.0)]).transformed(from_global)
                 scene.observe(frame)
-                seen = scene.update(frame, Prediction({"space": places, "detection": cars}))
+                seen = scene.update(frame, Prediction({"space": (places, EMPTY), "detection": cars}))
                 writer.add(frame, None, seen.states["space"])
             assert not (tmp_path / OBSTACLES).exists()
         written = json.loads((tmp_path / OBSTACLES).read_text())["frames"]
@@ -178,9 +196,6 @@ def test_the_scene_gives_obstacles_ids_and_leaves_out_what_tracks_explain(tmp_pa
             np.testing.assert_allclose(entry[-1]["size"], [0.8, 0.4, 1.2], atol=1e-9)
             assert entry[-1]["probability"] == pytest.approx(0.9)
         (tmp_path / OBSTACLES).unlink()
-
-
-GRID = VoxelGrid((-4, 4), (-4, 4), (-0.4, 1.2), 0.4)
 
 
 @settings(max_examples=25)
@@ -222,6 +237,43 @@ def test_a_hidden_class_disagrees_with_the_occupancy_by_its_share_of_the_voxels(
     assert disagreement(np.full(GRID.shape, len(names) - 1, np.uint8), GRID, boxes, NUSCENES) == 0
 
 
+def test_a_class_that_the_network_loses_is_doubted_and_no_longer_explained(tmp_path: Path) -> None:
+    """A parked car beside a vehicle that stands: its voxels stay, its detections go, its track ends 3 s later."""
+    classes = EMPTY.copy()
+    classes[1:3, 13:16, 3:7] = occupancy_classes(NUSCENES).index("car")
+    frames = [replace(frame, global_from_reference=np.eye(4), global_from_ego=np.eye(4)) for frame in drive(16)]
+    explained = {}
+    for text, doubted, delays in (
+        ("hidden:car@2-99", range(4 + 6 + 2, 16), {"objects missed": 4.0}),
+        ("hidden:car", range(2, 16), {"objects missed": 1.0}),  # as a bundle without this class
+        ("hidden:bus", (), {}),
+    ):
+        fault, scene = HiddenClass.parse(text, NUSCENES), Scene(sensors(), both_tasks(), CONDITIONS)
+        detections = FaultDetections([], [fault])
+        folder = tmp_path / text
+        folder.mkdir()
+        with ObstacleWriter.open(folder, NUSCENES) as writer:
+            for i, frame in enumerate(detections.record_starts(frames)):
+                given = Prediction({"space": (clusters([]), classes), "detection": objects([(-2, 2)])})
+                scene.observe(frame)
+                seen = scene.update(frame, hide(given, [fault], detections.seconds(frame)))
+                assert list(seen.doubts) == (["car"] if i in doubted else [])
+                writer.add(frame, None, seen.states["space"])
+                detections.add(frame, seen.health, seen.doubts)
+        [found] = detections.listed()
+        assert (found["detected"], found["delays"]) == (len(doubted), delays)
+        explained[text] = ObstacleJudge(replayed(folder, [None] * 16)).score(Subject("explained", "car"))[0]
+    # The first frame's detection is no confirmed track yet; with it lost from 2 s on, six more frames are explained.
+    assert explained == {"hidden:car@2-99": 9 / 16, "hidden:car": 0, "hidden:bus": 15 / 16}
+
+
+def test_doubts_need_enough_voxels_and_frames() -> None:
+    doubts, names = Doubts(["car", "bus"]), []
+    for lost, occupied in ((20, 20), (20, 20), (71, 100), (70, 100), (19, 19), (90, 90), (90, 90), (90, 90)):
+        names.append(list(doubts.update(np.array([[occupied, 50], [lost, 0]]))))
+    assert names == [[], [], ["car"], [], [], [], [], ["car"]]
+
+
 def replayed(folder: Path, truths: list[Any]) -> ReplayedFrames:
     """Frames with annotations, a drive of two frames and one of the rest."""
     count = len(truths)
@@ -236,7 +288,7 @@ def write_obstacles(folder: Path, frames: list[dict[int, tuple[float, float]]], 
     with ObstacleWriter.open(folder, NUSCENES) as writer:
         for frame, places, counts in zip(drive(len(frames)), frames, voxels, strict=True):
             boxes, ones = clusters(list(places.values())), np.ones(len(places), int)
-            writer.add(frame, None, Space(Obstacles(np.array([*places], int), boxes, ones, 0 * ones), counts))
+            writer.add(frame, None, Space(Obstacles(np.array([*places], int), boxes, ones, 0 * ones), counts, {}))
 
 
 def test_recall_precision_and_what_is_explained(tmp_path: Path) -> None:

@@ -152,6 +152,7 @@ class Report:
             "layers": {layer.name: self._drawn(layer, frame) for layer in layers},
             "believed": {kind: [belief.value, belief.why] for kind, belief in seen.beliefs.items()},
             "route": {name: [routed.weight, routed.why] for name, routed in seen.route.items()},
+            "doubts": seen.doubts,
             "health": {name: [health.words, health.reasons] for name, health in seen.health.items()},
         }
 

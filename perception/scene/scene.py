@@ -37,6 +37,7 @@ class SceneFrame:
     route: Mapping[str, Routed]  # module -> weight with the reason
     health: Mapping[str, SensorHealth]  # by sensor
     seconds: Mapping[str, float] = field(compare=False)  # duration of each stage; only these differ between replays
+    doubts: Mapping[str, str] = field(default_factory=dict)  # class whose objects seem to be missed -> the reason
 
 
 class Scene:
@@ -117,6 +118,9 @@ class Scene:
             },
             health=self._health,
             seconds=self._seconds,
+            doubts={
+                class_: why for name, state in states.items() for class_, why in self._tasks[name].doubts(state).items()
+            },
         )
 
     def _remember(self, frame: Frame, results: Mapping[str, Any]) -> dict[str, Any]:

@@ -141,6 +141,10 @@ class Task(ABC, Generic[Result]):
         """
         return Boxes.none()
 
+    def doubts(self, state: Any) -> Mapping[str, str]:
+        """Detection classes whose objects seem to be missed -> the reason; state as in `objects`, but explained."""
+        return {}
+
     def evidence(self, result: Result) -> Evidence:
         """Evidence for the conditions by which the next frame is routed."""
         return {}

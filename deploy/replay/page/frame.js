@@ -97,6 +97,7 @@ function facts(frame) {
   for (const [name, [weight, why]] of Object.entries(frame.route)) {
     line(name, `${weight > 0 ? "active" : "off"}${why ? `: ${why}` : ""}`, weight > 0 ? "" : "dim");
   }
+  for (const [name, why] of Object.entries(frame.doubts)) line(words(name), `seems to be missed: ${why}`, "warning");
   for (const [name, [status, why]] of Object.entries(frame.health)) {
     if (status !== "ok") line(sensor(name), why ? `${status}: ${why}` : status, "warning");
   }
