@@ -58,9 +58,14 @@ def cluster_boxes(centers: np.ndarray, sizes: np.ndarray, scores: np.ndarray) ->
         sizes: (N, 3) m along x, y and z.
         scores: (N,) probability that the space is occupied.
     """
-    count, extents = len(centers), sizes[:, [1, 0, 2]]  # width, length, height
+    return _boxes(centers, sizes[:, [1, 0, 2]], scores)
+
+
+def _boxes(centers: np.ndarray, sizes: np.ndarray, scores: np.ndarray) -> Boxes:
+    """Boxes along the axes, of no class and with unknown velocity; sizes (N, 3) m: width, length, height."""
+    count = len(centers)
     none, unknown = np.full(count, -1), np.full((count, 2), np.nan)
-    return Boxes.from_yaws(centers, extents, np.zeros(count), unknown, none, none, scores)
+    return Boxes.from_yaws(centers, sizes, np.zeros(count), unknown, none, none, scores)
 
 
 class ObstacleTracker:
@@ -135,7 +140,7 @@ def _seen(obstacles: np.ndarray, clusters: Boxes) -> np.ndarray:
 
 
 def _output(obstacles: np.ndarray) -> Obstacles:
-    boxes = cluster_boxes(obstacles["center"], obstacles["size"][:, [1, 0, 2]], obstacles["score"])
+    boxes = _boxes(obstacles["center"], obstacles["size"], obstacles["score"])
     return Obstacles(
         obstacles["id"].copy(),
         replace(boxes, rotations=obstacles["rotation"].copy()),
