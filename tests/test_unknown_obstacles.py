@@ -307,23 +307,23 @@ def test_recall_precision_and_what_is_explained(tmp_path: Path) -> None:
         counts[:, CAR], counts[:, PEDESTRIAN] = (100, 10 * i), (20, 20)
     write_obstacles(tmp_path, places, voxels)
     judge = ObstacleJudge(replayed(tmp_path, [truth, truth, truth, None]))
-    assert judge.counts(Subject("obstacle_recall")).tolist() == [[2, 4], [1, 2]]
-    assert judge.score(Subject("obstacle_recall")).tolist() == [0.5]
-    assert judge.score(Subject("obstacle_recall"), np.array([[2.0, 0], [0, 1]])).tolist() == [0.5, 0.5]
-    assert judge.score(Subject("obstacle_recall", range=(0, 30)))[0] == pytest.approx(2 / 3)
-    assert judge.counts(Subject("obstacle_recall", None, "rain")).tolist() == [[1, 2], [1, 2]]
+    assert judge.counts(Subject("scene_obstacle_recall")).tolist() == [[2, 4], [1, 2]]
+    assert judge.score(Subject("scene_obstacle_recall")).tolist() == [0.5]
+    assert judge.score(Subject("scene_obstacle_recall"), np.array([[2.0, 0], [0, 1]])).tolist() == [0.5, 0.5]
+    assert judge.score(Subject("scene_obstacle_recall", range=(0, 30)))[0] == pytest.approx(2 / 3)
+    assert judge.counts(Subject("scene_obstacle_recall", None, "rain")).tolist() == [[1, 2], [1, 2]]
     # Ids 1, 2, 4 and 5 of the first drive are real, 3 is not; in the second 1 is another one, and not real.
-    assert judge.counts(Subject("obstacle_precision")).tolist() == [[4, 5], [1, 2]]
+    assert judge.counts(Subject("scene_obstacle_precision")).tolist() == [[4, 5], [1, 2]]
     assert judge.score(Subject("explained", "car"))[0] == pytest.approx(1 - (0 + 10 + 20 + 30) / 400)
     assert judge.score(Subject("explained"))[0] == pytest.approx(1 - (60 + 80) / 480)
     assert judge.sizes(Subject("explained")).tolist() == [0.5, 0.5]
-    assert judge.usual_differences() == ("obstacle_recall", "explained")
+    assert judge.usual_differences() == ("scene_obstacle_recall", "explained")
     with pytest.raises(Unmeasured, match="nothing to count for explained"):
         judge.score(Subject("explained", "bus"))
     blind = ObstacleJudge(replayed(tmp_path, [None] * 4))
     assert blind.usual_differences() == ("explained",)
-    with pytest.raises(Unmeasured, match="nothing to count for obstacle_recall in rain within 0 to 30 m"):
-        blind.score(Subject("obstacle_recall", None, "rain", (0, 30)))
+    with pytest.raises(Unmeasured, match="nothing to count for scene_obstacle_recall in rain within 0 to 30 m"):
+        blind.score(Subject("scene_obstacle_recall", None, "rain", (0, 30)))
     other = replace(judge.frames, folder=tmp_path / "none")
     with pytest.raises(Unmeasured, match="lacks a frame of the replay; replay again"):
         ObstacleJudge(other).score(Subject("explained"))

@@ -63,14 +63,14 @@ def found_and_real(centers: np.ndarray, truth: Mapping[str, Any]) -> tuple[np.nd
 class ObstacleJudge(Judge):
     """Judges obstacles.json.
 
-    obstacle_recall      share of the annotated obstacles that are found, over all frames
-    obstacle_precision   share of the ids of unknown obstacles that are no false alarms
-    explained            share of the occupied voxels of detection classes that objects explain; needs no annotations
+    scene_obstacle_recall      share of the annotated obstacles that are found, over all frames
+    scene_obstacle_precision   share of the ids of unknown obstacles that are no false alarms
+    explained                  share of the occupied voxels of detection classes that objects explain; needs no annotations
     """
 
     metrics: ClassVar[Mapping[str, GateMetric]] = {
-        "obstacle_recall": GateMetric(),
-        "obstacle_precision": GateMetric(),
+        "scene_obstacle_recall": GateMetric(),
+        "scene_obstacle_precision": GateMetric(),
         "explained": GateMetric("class_names", ranged=False),
     }
 
@@ -89,7 +89,7 @@ class ObstacleJudge(Judge):
     def usual_differences(self) -> tuple[str, ...]:
         """Also without annotations: a class that is no longer detected leaves its voxels unexplained."""
         annotated = any(each and each["truth"] for each in self.frames.statistics)
-        return ("obstacle_recall", "explained") if annotated else ("explained",)
+        return ("scene_obstacle_recall", "explained") if annotated else ("explained",)
 
     def counts(self, subject: Subject) -> np.ndarray:
         """(S, 2) of each scene: number of successes, and how many there could be.
@@ -98,8 +98,8 @@ class ObstacleJudge(Judge):
             Unmeasured: there could be none.
         """
         count = {
-            "obstacle_recall": self._found,
-            "obstacle_precision": self._real,
+            "scene_obstacle_recall": self._found,
+            "scene_obstacle_precision": self._real,
             "explained": self._explained,
         }[subject.metric]
         counts = np.zeros((self.frames.scenes.max() + 1, 2))
