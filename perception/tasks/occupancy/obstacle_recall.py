@@ -65,7 +65,7 @@ class ObstacleJudge(Judge):
 
     scene_obstacle_recall      share of the annotated obstacles that are found, over all frames
     scene_obstacle_precision   share of the ids of unknown obstacles that are no false alarms
-    explained                  share of the occupied voxels of detection classes that objects explain; needs no annotations
+    explained                  share of the occupied voxels of detection classes that objects explain; without annotations
     """
 
     metrics: ClassVar[Mapping[str, GateMetric]] = {
@@ -110,7 +110,7 @@ class ObstacleJudge(Judge):
         return counts
 
     @cached_property
-    def _obstacles(self) -> list[FrameObstacles]:
+    def _read(self) -> list[FrameObstacles]:
         try:
             return read_obstacles(self.frames.folder, self.frames.tokens)
         except InputError as error:
@@ -131,7 +131,7 @@ class ObstacleJudge(Judge):
         for i, truth in self._annotated(scene, subject):
             rows = np.array(truth["obstacles"], np.float64).reshape(-1, 6)
             counted = (rows[:, 5] > 0) & self._within(rows, i, subject.range)
-            found, _ = found_and_real(self._obstacles[i].centers, truth)
+            found, _ = found_and_real(self._read[i].centers, truth)
             successes += int((found & counted).sum())
             cases += int(counted.sum())
         return successes, cases
@@ -139,7 +139,7 @@ class ObstacleJudge(Judge):
     def _real(self, scene: int, subject: Subject) -> tuple[int, int]:
         seen: dict[int, bool] = {}  # by id, whether it was real in any frame
         for i, truth in self._annotated(scene, subject):
-            obstacles = self._obstacles[i]
+            obstacles = self._read[i]
             _, real = found_and_real(obstacles.centers, truth)
             within = self._within(obstacles.centers, i, subject.range)
             for name, each in zip(obstacles.ids[within].tolist(), real[within].tolist(), strict=True):
@@ -148,7 +148,7 @@ class ObstacleJudge(Judge):
 
     def _explained(self, scene: int, subject: Subject) -> tuple[int, int]:
         frames = self._chosen(scene, subject)
-        occupied, lost = np.sum([self._obstacles[i].voxels for i in frames], axis=0)
+        occupied, lost = np.sum([self._read[i].voxels for i in frames], axis=0)
         if subject.class_ is not None:
             label = self.frames.taxonomy.label(subject.class_)
             occupied, lost = occupied[[label]], lost[[label]]
