@@ -84,11 +84,18 @@ class Runtime:
         Raises:
             WrongEngine: a golden frame was due and the engine failed it; do not trust the frames since the last one.
         """
+        return self.remember(frame, *self.perceive(frame))
+
+    def perceive(self, frame: Frame) -> tuple[Prediction, dict[str, float]]:
+        """The first half of `step`: the network's prediction, and the weights of the switched modules."""
         self._steps += 1
         if self._steps % CHECK_EVERY == 0:
             self.check()
         believed = self.scene.observe(frame)
-        prediction, weights = self._perceive(frame, believed)
+        return self._predict(frame, believed)
+
+    def remember(self, frame: Frame, prediction: Prediction, weights: Mapping[str, float]) -> SceneFrame:
+        """The second half of `step`: the scene with what was perceived."""
         scene = self.scene.update(frame, prediction, weights)
         return replace(scene, seconds={**self._seconds, **scene.seconds})
 
@@ -107,9 +114,9 @@ class Runtime:
         Raises:
             InputError: an output is not finite.
         """
-        return self._perceive(frame, frame.conditions)[0].require_finite(frame.token)
+        return self._predict(frame, frame.conditions)[0].require_finite(frame.token)
 
-    def _perceive(self, frame: Frame, conditions: Conditions) -> tuple[Prediction, dict[str, float]]:
+    def _predict(self, frame: Frame, conditions: Conditions) -> tuple[Prediction, dict[str, float]]:
         """The network's prediction, and the weights of the modules that the conditions switch."""
         network = self._network(conditions)
         manifest = network.bundle.manifest

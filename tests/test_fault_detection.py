@@ -5,6 +5,7 @@ vehicle drives, after more than two seconds: by then the short windows are over,
 """
 
 import io
+import json
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -345,6 +346,7 @@ def test_the_report_lists_faults_beside_what_health_said(root: Path, tmp_path: P
         windowed("noise", LIDAR),
         "miscalibration:CAM_BACK@3.0-9.0",
         "blur:CAM_BACK@99-100",
+        f"hidden:car@{WINDOW[0]}-{WINDOW[1]}",
     ]
     scene = f"scene-0001:0-{FRAMES}"
     summary = replay(
@@ -363,7 +365,11 @@ def test_the_report_lists_faults_beside_what_health_said(root: Path, tmp_path: P
         {"fault": texts[1], "sensor": LIDAR, "frames": 3, "detected": 3, "delays": {"noisy": 0.0}},
         {"fault": texts[2], "sensor": "CAM_BACK", "frames": 2, "detected": 0, "delays": {}},
         {"fault": texts[3], "sensor": "CAM_BACK", "frames": 0, "detected": 0, "delays": {}},
+        {"fault": texts[4], "sensor": "car", "frames": 3, "detected": 0, "delays": {}},  # no task looks for it
     ]
+    detections = json.loads((tmp_path / "results.json").read_text())["results"].values()
+    cars = [any(box["detection_name"] == "car" for box in each) for each in detections]
+    assert cars == [not BEGIN <= i < END for i in range(FRAMES)]
     assert data["faults"] == expected
     lanes = {lane["name"]: lane["spans"] for lane in data["lanes"] if lane["kind"] == "health"}
     spans = [(span["from"], span["to"], span["value"]) for span in lanes["CAM_FRONT"]]

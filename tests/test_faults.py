@@ -14,9 +14,10 @@ from exported import bundle
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from refusals import one_line_error
-from vocabulary import CAMERAS, LIDAR, RIG, SENSORS
+from vocabulary import CAMERAS, LIDAR, NUSCENES, RIG, SENSORS
 
 from deploy.golden import synthetic_frame
+from deploy.replay.class_faults import HiddenClass
 from deploy.replay.fault_kinds import KINDS
 from deploy.replay.faults import Fault, inject
 from deploy.runtime import Runtime
@@ -231,6 +232,19 @@ def test_a_damaged_picture_is_right_up_to_the_damage(shape: tuple[int, int]) -> 
         if blocks.any():  # from the first damaged block on, to the end of the row
             assert blocks[blocks.argmax() :].mean() > 0.8
     assert not wrong[shape[0] // 16 * 16 :].any()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("hidden:cat", "no class 'cat'; one of car, truck"),
+        ("hidden:car@2", "write hidden:CLASS@START-END"),
+        ("hidden:car@4-2", "the window is @START-END"),
+    ],
+)
+def test_what_is_no_hidden_class_is_named_in_one_line(text: str, message: str) -> None:
+    with one_line_error(message, at=f"--fault {text}"):
+        HiddenClass.parse(text, NUSCENES)
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,8 @@ NAMES = {
     "centers": ("Translation3D", "Boxes3D:centers"),
     "half sizes": ("HalfSize3D", "Boxes3D:half_sizes"),
     "positions": ("Position3D", "Points3D:positions"),
+    "point colours": ("Color", "Points3D:colors"),
+    "box colours": ("Color", "Boxes3D:colors"),
     "text": ("Text", "TextDocument:text"),
 }
 

@@ -17,7 +17,8 @@ from networks import config as small_config
 from pages import page_data
 from pydantic import ValidationError
 from safetensors.torch import load_file
-from toy_task import BANDS, COLOURS, Toy, occupied
+from test_report_page import needs_chromium, visit
+from toy_task import BANDS, COLOURS, Toy, occupied, voxels_of
 from vocabulary import NUSCENES
 
 from deploy.bundle import Bundle
@@ -28,6 +29,7 @@ from deploy.replay.verdict import judge
 from deploy.runtime import Runtime
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.frame import Frame
+from perception.grid import BevGrid
 from perception.predict import TorchPredictor
 from perception.scene.scene import SceneFrame
 from perception.tasks import TASKS
@@ -137,8 +139,11 @@ def test_it_is_remembered_and_journalled(steps: list[SceneFrame], bundles: dict[
 
 def test_its_layer_is_in_the_report_and_in_the_viewers_files(replayed: Path, steps: list[SceneFrame]) -> None:
     data = page_data(replayed / "report.html")
-    assert [layer["name"] for layer in data["layers"]] == ["detections", "tracks", "annotations", "map", "occupied"]
-    assert data["layers"][-1]["classes"] == [{"name": n, "colour": c} for n, c in zip(BANDS, COLOURS, strict=True)]
+    assert [layer["name"] for layer in data["layers"]] == [
+        "detections", "tracks", "annotations", "map", "occupied", "heights", "blocks"
+    ]  # fmt: skip
+    for layer in data["layers"][-3:]:
+        assert layer["classes"] == [{"name": n, "colour": c} for n, c in zip(BANDS, COLOURS, strict=True)]
     with (replayed / "results.mcap").open("rb") as file:
         reader = make_reader(file, decoder_factories=[DecoderFactory()])
         grids = [each.decoded_message for each in reader.iter_decoded_messages(topics=["/occupied"])]
@@ -147,17 +152,97 @@ def test_its_layer_is_in_the_report_and_in_the_viewers_files(replayed: Path, ste
         top = step.prediction.results["toy"][2] >= 0.75  # opaque, and over the other bands
         cells = np.frombuffer(grid.data, np.uint8).reshape(*top.shape, 4)
         assert (cells[top] == [0, 0, 255, 255]).all()
-        content = np.frombuffer(base64.b64decode(frame["layers"]["occupied"].split(",", 1)[1]), np.uint8)
+        content = np.frombuffer(base64.b64decode(frame["layers"]["occupied"]["above"].split(",", 1)[1]), np.uint8)
         picture = cv2.imdecode(content, cv2.IMREAD_UNCHANGED)[..., [2, 1, 0, 3]]
         # On the screen x points up and y to the left.
         np.testing.assert_array_equal(picture.transpose(1, 0, 2)[::-1, ::-1], cells)
         assert (step.prediction.results["toy"].max(axis=0) > 0.5).any()
 
 
-def test_its_layer_is_in_reruns_file(replayed: Path, steps: list[SceneFrame]) -> None:
-    from test_rerun_results import tables_of  # skips where rerun-sdk is not installed
+PALETTE = np.array([[255, 0, 0], [0, 255, 0], [0, 0, 255]], np.uint8)  # COLOURS
 
-    assert sum(table.num_rows for table in tables_of(replayed / "results.rrd", "occupied")) == len(steps)
+
+def points_and_voxels(frame: Frame, step: SceneFrame, grid: BevGrid) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Layer -> places (N, 3) and colours (N, 3) that its points or voxels have."""
+    points = frame.points[frame.points[:, 4] == 0]
+    bands = (points[:, 2] >= 0.5).astype(int) + (points[:, 2] >= 1.5)
+    voxels, (band, row, column) = voxels_of(step.prediction.results["toy"], grid)
+    return {"heights": (points[:, :3], PALETTE[bands]), "blocks": (voxels[band, row, column], PALETTE[band])}
+
+
+def test_its_points_and_voxels_are_clouds_for_foxglove(
+    replayed: Path, bundles: dict[str, Path], frames: list[Frame], steps: list[SceneFrame]
+) -> None:
+    grid, compared = Bundle.load(bundles["fp32"]).manifest.head_grid.build(), 0
+    with (replayed / "results.mcap").open("rb") as file:
+        reader = make_reader(file, decoder_factories=[DecoderFactory()])
+        found = {
+            (channel.topic[1:], message.log_time // 1000): cloud
+            for _, channel, message, cloud in reader.iter_decoded_messages(topics=["/heights", "/blocks"])
+        }
+    for frame, step in zip(frames, steps, strict=True):
+        for name, (places, colours) in points_and_voxels(frame, step, grid).items():
+            cloud = found[name, frame.timestamp]
+            kinds = {each.name: ("<f4" if each.type == 7 else "u1", each.offset) for each in cloud.fields}  # 7: FLOAT32
+            read = np.frombuffer(
+                cloud.data,
+                {
+                    "names": list(kinds), "formats": [kind for kind, _ in kinds.values()],
+                    "offsets": [offset for _, offset in kinds.values()], "itemsize": cloud.point_stride,
+                },
+            )  # fmt: skip
+            np.testing.assert_array_equal(np.stack([read[axis] for axis in "xyz"], axis=1), places.astype(np.float32))
+            np.testing.assert_array_equal(np.stack([read[c] for c in ("red", "green", "blue")], axis=1), colours)
+            assert cloud.frame_id == "base_link"
+            assert (read["alpha"] == 255).all()
+            compared += len(places)
+    assert compared > 1000
+
+
+@needs_chromium
+def test_its_points_and_voxels_are_on_the_page(replayed: Path, tmp_path: Path) -> None:
+    """They are hidden with their checkbox; the points are on every picture too."""
+    probe = """
+      const visible = image => image.naturalWidth > 0 && image.style.display !== "none";
+      const count = name => [...document.querySelectorAll(name)].filter(visible).length;
+      const seen = () => ["#above .points", "#above .voxels", "#above .raster", ".camera .projected"].map(count);
+      const labels = [...document.querySelectorAll("#viewer label")];
+      const toggle = name => labels.find(label => label.textContent === name).click();
+      const all = seen();
+      toggle("heights");
+      const without = seen();
+      toggle("blocks");
+      const order = [...document.querySelectorAll("#above img")].map(image => image.className || image.id);
+      report({all, without, none: seen(), order});"""
+    opened = visit((replayed / "report.html").read_text(), tmp_path, probe)
+    assert opened.console == []
+    cameras = len(page_data(replayed / "report.html")["frames"][0]["cameras"])
+    assert opened.found["all"] == [1, 1, 2, cameras]
+    assert opened.found["without"] == [0, 1, 2, 0]
+    assert opened.found["none"] == [0, 0, 2, 0]
+    assert opened.found["order"] == ["raster", "raster", "voxels", "points", "points"]  # the first points are by height
+
+
+def test_its_layers_are_in_reruns_file(
+    replayed: Path, bundles: dict[str, Path], frames: list[Frame], steps: list[SceneFrame]
+) -> None:
+    from test_rerun_results import column, tables_of  # skips where rerun-sdk is not installed
+
+    recording, grid = replayed / "results.rrd", Bundle.load(bundles["fp32"]).manifest.head_grid.build()
+    assert sum(table.num_rows for table in tables_of(recording, "occupied")) == len(steps)
+    read = {
+        "heights": [column(recording, "world/vehicle/heights", part) for part in ("positions", "point colours")],
+        "blocks": [column(recording, "world/vehicle/blocks", part) for part in ("centers", "box colours")],
+    }
+    halves = column(recording, "world/vehicle/blocks", "half sizes")
+    for i, (frame, step) in enumerate(zip(frames, steps, strict=True)):
+        expected = points_and_voxels(frame, step, grid)
+        for name, (places, colours) in expected.items():
+            shown, packed = (np.array(part[i]) for part in read[name])  # a colour is one number, red first
+            np.testing.assert_array_equal(shown.reshape(-1, 3).astype(np.float32), places.astype(np.float32))
+            np.testing.assert_array_equal(packed[:, None] >> [24, 16, 8] & 255, colours)
+        sizes = 2 * np.array(halves[i]).reshape(-1, 3)
+        np.testing.assert_allclose(sizes, np.full((len(expected["blocks"][0]), 3), grid.cell), rtol=1e-6)
 
 
 def test_a_gate_on_its_score_passes_and_fails(

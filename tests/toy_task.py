@@ -14,7 +14,7 @@ from perception.datasets.keyframes import Keyframes
 from perception.frame import Frame
 from perception.grid import BevGrid
 from perception.modules.slot import Slot
-from perception.tasks.drawing import RasterLayer
+from perception.tasks.drawing import Layer, PointLayer, RasterLayer, VoxelLayer
 from perception.tasks.judging import GateMetric, Judge, Subject
 from perception.tasks.network import Loss, TaskNetwork
 from perception.tasks.task import Arrays, Memory, Metric, Output, Task, TaskConfig
@@ -32,6 +32,14 @@ def occupied(frame: Frame, grid: BevGrid) -> np.ndarray:
         column, row = grid.continuous(points).astype(np.int64).T
         cells[np.digitize(points[:, 2], EDGES[1:-1]), row, column] = 1
     return cells
+
+
+def voxels_of(result: np.ndarray, grid: BevGrid) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+    """(3, rows, columns, 3) centres of the cells' cubes, one band above the other; and the index of those occupied."""
+    centers = np.zeros((*result.shape, 3))
+    centers[..., :2] = grid.centers()
+    centers[..., 2] = (grid.cell * np.arange(len(BANDS)))[:, None, None]
+    return centers, np.nonzero(result > 0.5)
 
 
 class Accuracy(Metric[np.ndarray]):
@@ -111,8 +119,17 @@ class Toy(Task[np.ndarray]):
     def result(self, outputs: Arrays) -> np.ndarray:
         return np.asarray(outputs["cells"])
 
-    def draw(self, frame: Frame, result: np.ndarray, state: np.ndarray) -> list[RasterLayer]:
-        return [RasterLayer("occupied", result, self.grid, dict(zip(BANDS, COLOURS, strict=True)))]
+    def draw(self, frame: Frame, result: np.ndarray, state: np.ndarray) -> list[Layer]:
+        """The cells; the keyframe's points by band; and a voxel in every cell and band that is likely occupied."""
+        colours = dict(zip(BANDS, COLOURS, strict=True))
+        points = np.zeros((0, 5), np.float32) if frame.points is None else frame.keyframe_points
+        bands = np.digitize(points[:, 2], EDGES[1:-1])
+        voxels, (band, row, column) = voxels_of(result, self.grid)
+        return [
+            RasterLayer("occupied", result, self.grid, colours),
+            PointLayer("heights", points[:, :3], bands, colours),
+            VoxelLayer("blocks", voxels[band, row, column], band, self.grid.cell, colours),
+        ]
 
     def statistics(self, frame: Frame, result: np.ndarray, source: Keyframes | None) -> dict[str, Any]:
         return {"accuracy": float(((result > 0.5) == occupied(frame, self.grid)).mean())}

@@ -118,7 +118,10 @@ def replay(
     ] = None,
     fault: Annotated[
         list[str] | None,
-        typer.Option(help="KIND:SENSOR[,NAME=NUMBER]@START-END in seconds, as drop:cameras@2.0-4.0; repeatable."),
+        typer.Option(
+            help="KIND:SENSOR[,NAME=NUMBER]@START-END in seconds, as drop:cameras@2.0-4.0, or hidden:CLASS@START-END: "
+            "a class that the network no longer detects; repeatable."
+        ),
     ] = None,
     conditions: Annotated[
         str,

@@ -1,44 +1,50 @@
-"""Whether the sensors' health detects the faults that were injected, and after how long."""
+"""Whether the scene detects the faults that were injected, and after how long."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from deploy.replay.class_faults import HiddenClass
 from deploy.replay.faults import Fault
 from perception.frame import Frame
-from perception.scene.health.monitor import SensorHealth, Status
+from perception.scene.health.monitor import SensorHealth
+
+_MISSED = "objects missed"  # what a scene that doubts a class has found
 
 
 @dataclass
 class _Record:
-    """A fault of one sensor, over all drives."""
+    """A fault of one sensor or class, over all drives."""
 
-    fault: Fault
-    sensor: str  # as health names it
+    fault: Fault | HiddenClass
+    sensor: str  # as health names it, or the class
+    expected: frozenset[str]  # with any of these statuses the fault is detected
     frames: int = 0  # that had the fault
-    detected: int = 0  # of them, those with an expected health status
-    delays: dict[Status, float] = field(default_factory=dict)  # s from the start of the fault to each health status
+    detected: int = 0  # of them, those with an expected status
+    delays: dict[str, float] = field(default_factory=dict)  # s from the start of the fault to each status
     begin: int | None = None  # us, the drive's first frame with the fault
-    seen: set[Status] = field(default_factory=set)  # in this drive
+    seen: set[str] = field(default_factory=set)  # in this drive
 
-    def add(self, now: int, health: SensorHealth) -> None:
+    def add(self, now: int, statuses: set[str]) -> None:
         """Add a frame with the fault. The longest delay over all drives is kept."""
         self.begin = now if self.begin is None else self.begin
-        statuses = {each.status for each in health.findings}
         for status in statuses - self.seen:
             self.delays[status] = max(self.delays.get(status, 0.0), 1e-6 * (now - self.begin))
         self.seen |= statuses
         self.frames += 1
-        self.detected += bool(statuses & self.fault.kind.expected_statuses)
+        self.detected += bool(statuses & self.expected)
 
 
 class FaultDetections:
-    """Compares sensor health with the injected faults, frame by frame."""
+    """Compares what the scene finds, by sensors' health and doubts, with the injected faults, frame by frame."""
 
-    def __init__(self, faults: Sequence[Fault]) -> None:
-        self._records = [_Record(fault, sensor) for fault in faults for sensor in fault.sensors]
+    def __init__(self, faults: Sequence[Fault], hidden: Sequence[HiddenClass] = ()) -> None:
+        self._records = [
+            _Record(fault, sensor, fault.kind.expected_statuses) for fault in faults for sensor in fault.sensors
+        ]
+        self._records += [_Record(fault, fault.name, frozenset({_MISSED})) for fault in hidden]
         self._scene, self._starts = "", dict[str, int]()  # us, of each drive's first frame
 
     def record_starts(self, frames: Iterable[Frame]) -> Iterator[Frame]:
@@ -47,19 +53,26 @@ class FaultDetections:
             self._starts.setdefault(frame.scene, frame.timestamp)
             yield frame
 
-    def add(self, frame: Frame, health: Mapping[str, SensorHealth]) -> None:
-        """Add the health of the sensors in one of these frames."""
+    def seconds(self, frame: Frame) -> float:
+        """Time (s) of one of these frames since the start of its drive."""
+        return 1e-6 * (frame.timestamp - self._starts.setdefault(frame.scene, frame.timestamp))
+
+    def add(self, frame: Frame, health: Mapping[str, SensorHealth], doubted: Collection[str] = ()) -> None:
+        """Add the health of the sensors in one of these frames, and the classes that are doubted in it."""
         if frame.scene != self._scene:
             self._scene = frame.scene
             for each in self._records:
                 each.begin, each.seen = None, set()
-        seconds = 1e-6 * (frame.timestamp - self._starts.setdefault(frame.scene, frame.timestamp))
+        found = {name: {str(finding.status) for finding in each.findings} for name, each in health.items()}
         for each in self._records:
-            if each.sensor in health and each.fault.start <= seconds < each.fault.end:
-                each.add(frame.timestamp, health[each.sensor])
+            statuses = found.get(each.sensor)
+            if isinstance(each.fault, HiddenClass):
+                statuses = {_MISSED} if each.fault.name in doubted else set()
+            if statuses is not None and each.fault.start <= self.seconds(frame) < each.fault.end:
+                each.add(frame.timestamp, statuses)
 
     def listed(self) -> list[dict[str, Any]]:
-        """For each fault and sensor: its frames, frames with detection, and s until each health status."""
+        """For each fault and sensor or class: its frames, frames with detection, and s until each status."""
         return [
             {
                 "fault": each.fault.text,

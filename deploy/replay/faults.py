@@ -55,7 +55,7 @@ class Fault:
         sensors = groups.get(sensor, (sensor,))
         if outside := set(sensors) - set(groups[SENSORS_OF_KIND.get(name, "all")]):
             raise InputError(f"--fault {text}: {sensor} cannot have {name} ({', '.join(sorted(outside))})")
-        start, end = _window(text, match["start"], match["end"])
+        start, end = window(text, match["start"], match["end"])
         return Fault(text, _kind(text, KINDS[name], match["options"]), sensors, every.lidars, start, end)
 
     def random(self, *seeds: str) -> np.random.Generator:
@@ -97,16 +97,21 @@ def _with_points(frame: Frame, lidar: int, points: np.ndarray | None) -> Frame:
     return replace(frame, points=joined[order], lidar_of_point=owners[order], class_of_point=None)
 
 
-def _window(text: str, start: str | None, end: str | None) -> tuple[float, float]:
+def window(text: str, start: str | None, end: str | None) -> tuple[float, float]:
+    """Start and end (s) of a fault with these texts after @; all of the drive without any.
+
+    Raises:
+        InputError: they are not two times in order.
+    """
     if start is None or end is None:
         return 0.0, np.inf
     try:
-        window = float(start), float(end)
+        times = float(start), float(end)
     except ValueError:
-        window = (0.0, 0.0)
-    if not 0 <= window[0] < window[1]:
+        times = (0.0, 0.0)
+    if not 0 <= times[0] < times[1]:
         raise InputError(f"--fault {text}: the window is @START-END in seconds of the drive, such as @2.0-4.0")
-    return window
+    return times
 
 
 def _kind(text: str, kind: type[Kind], options: str) -> Kind:

@@ -1,4 +1,4 @@
-"""Convert boxes, cells and pictures to Foxglove's messages (https://docs.foxglove.dev/docs/sdk/schemas)."""
+"""Convert boxes, cells, points, voxels and pictures to Foxglove's messages (https://docs.foxglove.dev/docs/sdk/schemas)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from foxglove_schemas_protobuf.Vector3_pb2 import Vector3
 from deploy.replay.pictures import box_edges, jpeg, raster_colours
 from perception.frame import Camera
 from perception.rotations import quaternions
-from perception.tasks.drawing import BoxLayer, RasterLayer, rgb
+from perception.tasks.drawing import BoxLayer, PointLayer, RasterLayer, VoxelLayer, colours_of, rgb
 
 ROAD = -0.05  # m, height of raster layers, below points on the road
 
@@ -144,10 +144,28 @@ def point_cloud(points: np.ndarray, frame_id: str, timestamp: int) -> PointCloud
     return message
 
 
+def class_cloud(layer: PointLayer | VoxelLayer, frame_id: str, timestamp: int) -> PointCloud:
+    """Points, or the centres of voxels, in the colours of their classes: x y z, red green blue alpha.
+
+    Voxels are no cubes, since those take seven times as many bytes in a message; a viewer can draw points as cubes.
+    """
+    points = layer.points if isinstance(layer, PointLayer) else layer.centers
+    data = np.zeros(len(points), [("place", "<f4", 3), ("colour", "u1", 4)])
+    data["place"], data["colour"][:, :3], data["colour"][:, 3] = points, colours_of(layer), 255
+    places = _fields(("x", "y", "z"), PackedElementField.FLOAT32, 4)
+    colours = _fields(("red", "green", "blue", "alpha"), PackedElementField.UINT8, 1, start=12)
+    message = PointCloud(
+        frame_id=frame_id, pose=_pose(np.eye(3), np.zeros(3)), point_stride=16,
+        fields=[*places, *colours], data=data.tobytes(),
+    )  # fmt: skip
+    message.timestamp.FromMicroseconds(timestamp)
+    return message
+
+
 def _fields(
-    names: tuple[str, ...], kind: PackedElementField.NumericType.ValueType, size: int
+    names: tuple[str, ...], kind: PackedElementField.NumericType.ValueType, size: int, start: int = 0
 ) -> list[PackedElementField]:
-    return [PackedElementField(name=name, offset=size * i, type=kind) for i, name in enumerate(names)]
+    return [PackedElementField(name=name, offset=start + size * i, type=kind) for i, name in enumerate(names)]
 
 
 def _pose(rotation: np.ndarray, translation: np.ndarray) -> Pose:

@@ -17,7 +17,7 @@ from deploy.replay.pictures import draw_layers
 from perception.atomic import atomic_file
 from perception.frame import Frame
 from perception.scene.scene import SceneFrame
-from perception.tasks.drawing import BoxLayer, Layer
+from perception.tasks.drawing import BoxLayer, Layer, RasterLayer
 from perception.tasks.task import Task
 
 MAP, EGO = "map", "base_link"
@@ -28,7 +28,8 @@ class FoxgloveWriter:
     """Writes results.mcap.
 
     /tf                       map, base_link, the frames of LiDAR and cameras, at the time of the keyframe
-    /LAYER                    the tasks' layers: /detections, /tracks and /annotations as cubes, /map as a grid
+    /LAYER                    the tasks' layers: boxes as cubes (/detections, /tracks, /annotations), rasters as grids
+                              (/map), points and the centres of voxels as clouds in their classes' colours
     /LIDAR                    the keyframe's points of all LiDARs, under the name of the rig's first
     /CAMERA/image, .../camera_info, .../annotations   pictures, calibration, edges of the detections
     /log                      changes of believed conditions, active modules and sensor health
@@ -69,8 +70,10 @@ class FoxgloveWriter:
             if isinstance(layer, BoxLayer):
                 own = MAP if layer.style == "tracked" else reference
                 yield f"/{layer.name}", messages.scene_update(layer, own, time)
-            else:
+            elif isinstance(layer, RasterLayer):
                 yield f"/{layer.name}", messages.raster_grid(layer, reference, time)
+            else:
+                yield f"/{layer.name}", messages.class_cloud(layer, reference, time)
         if frame.points is not None:
             yield f"/{self._lidar.lower()}", messages.point_cloud(frame.keyframe_points, reference, time)
 

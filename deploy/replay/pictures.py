@@ -45,32 +45,55 @@ def points_picture(frame: Frame, grid: BevGrid, size: int) -> str | None:
     if frame.points is None:
         return None
     points = frame.keyframe_points
-    points = points[grid.inside(points)]
-    ego_from_reference = np.linalg.inv(frame.global_from_ego) @ frame.global_from_reference
-    height = points[:, :3] @ ego_from_reference[2, :3] + ego_from_reference[2, 3]
-    shade = np.clip((height + 0.5) / 4.5 * len(HEIGHT_COLOURS), 0, len(HEIGHT_COLOURS) - 1).astype(np.uint8)
-    order = np.argsort(shade, kind="stable")  # the highest point of a pixel is drawn last
+    shades = height_shades(points, frame, len(HEIGHT_COLOURS))
+    return data_uri("png", indexed_png(painted_above(points, shades + 1, frame, grid, size), HEIGHT_COLOURS))
+
+
+def painted_above(points: np.ndarray, colours: np.ndarray, frame: Frame, grid: BevGrid, size: int) -> np.ndarray:
+    """A picture (size, size) uint8 of the grid from above: 0, and at each point its colour, the highest on top.
+
+    Args:
+        points: (N, >=3) in the frame's reference; those outside the grid are left out.
+        colours: (N,) uint8.
+    """
+    inside = grid.inside(points)
+    points, colours = points[inside], colours[inside]
+    order = np.argsort(heights(points, frame), kind="stable")  # of a pixel's points the last one stays
+    low, span = extent(grid)
     screen = points[order, :2] @ screen_from_reference(frame.reference).T
-    low, span = _extent(grid)
     pixels = np.clip(((screen - low) / span * size).astype(int), 0, size - 1)
     picture = np.zeros((size, size), np.uint8)
-    picture[pixels[:, 1], pixels[:, 0]] = shade[order] + 1
-    return _data_uri("png", indexed_png(picture, HEIGHT_COLOURS))
+    picture[pixels[:, 1], pixels[:, 0]] = colours[order]
+    return picture
+
+
+def heights(points: np.ndarray, frame: Frame) -> np.ndarray:
+    """(N,) m above the road of points (N, >=3) in the frame's reference."""
+    ego_from_reference = np.linalg.inv(frame.global_from_ego) @ frame.global_from_reference
+    above: np.ndarray = points[:, :3] @ ego_from_reference[2, :3] + ego_from_reference[2, 3]
+    return above
+
+
+def height_shades(points: np.ndarray, frame: Frame, shades: int) -> np.ndarray:
+    """(N,) uint8 shade of points (N, >=3), from 0 below the road to `shades` - 1 at 4 m above it."""
+    share = (heights(points, frame) + 0.5) / 4.5
+    return np.clip(share * shades, 0, shades - 1).astype(np.uint8)
 
 
 def indexed_png(picture: np.ndarray, colours: np.ndarray) -> bytes:
     """PNG of a picture (H, W) uint8 of colour indices, W even: 0 is transparent, i is colours[i - 1].
 
-    It has 4 bits per pixel, which OpenCV cannot write: 20 times as fast as RGBA, and half the size.
+    OpenCV cannot write indices: 20 times as fast as RGBA, and half the size.
 
     Args:
-        colours: (C, 3) uint8 RGB, C < 16.
+        colours: (C, 3) uint8 RGB, C < 256; a pixel has 4 bits if C < 16, else 8.
     """
     height, width = picture.shape
-    lines = np.zeros((height, 1 + width // 2), np.uint8)  # each line starts with 0: no filter
-    lines[:, 1:] = picture[:, ::2] << 4 | picture[:, 1::2]
+    bits = 4 if len(colours) < 16 else 8
+    lines = np.zeros((height, 1 + width * bits // 8), np.uint8)  # each line starts with 0: no filter
+    lines[:, 1:] = picture if bits == 8 else picture[:, ::2] << 4 | picture[:, 1::2]
     chunks = {
-        b"IHDR": struct.pack(">IIBBBBB", width, height, 4, 3, 0, 0, 0),  # 3: indexed colours
+        b"IHDR": struct.pack(">IIBBBBB", width, height, bits, 3, 0, 0, 0),  # 3: indexed colours
         b"PLTE": bytes(3) + colours.tobytes(),
         b"tRNS": b"\0",  # the opacity of colour 0; others are opaque
         b"IDAT": zlib.compress(lines.tobytes(), 3),
@@ -101,14 +124,14 @@ def raster_picture(layer: RasterLayer) -> str:
     picture = raster_colours(layer)[..., [2, 1, 0, 3]]
     picture = picture[::-1, ::-1].transpose(1, 0, 2) if layer.grid.reference == "ego" else picture[::-1]
     _, content = cv2.imencode(".png", picture, [cv2.IMWRITE_PNG_COMPRESSION, 3])
-    return _data_uri("png", content.tobytes())
+    return data_uri("png", content.tobytes())
 
 
 def camera_picture(image: np.ndarray, width: int) -> str:
     """Data URI of a camera's picture (H, W, 3), `width` pixels wide."""
     height = round(image.shape[0] * width / image.shape[1])
     small = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
-    return _data_uri("jpeg", jpeg(small, 66))
+    return data_uri("jpeg", jpeg(small, 66))
 
 
 def jpeg(image: np.ndarray, quality: int = JPEG_QUALITY) -> bytes:
@@ -172,12 +195,13 @@ def _clipped(start: np.ndarray, end: np.ndarray) -> np.ndarray:
     return np.where(both, np.nan, np.where(behind, moved, start))
 
 
-def _extent(grid: BevGrid) -> tuple[np.ndarray, np.ndarray]:
+def extent(grid: BevGrid) -> tuple[np.ndarray, np.ndarray]:
     """Low corner and size of the grid on the screen, m."""
     ranges = np.array([grid.x, grid.y])
     corners = np.stack([ranges[:, 0], ranges[:, 1]]) @ screen_from_reference(grid.reference).T
     return corners.min(axis=0), np.abs(corners[1] - corners[0])
 
 
-def _data_uri(kind: str, content: bytes) -> str:
+def data_uri(kind: str, content: bytes) -> str:
+    """A picture's file as an address for a page; kind: png or jpeg."""
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"

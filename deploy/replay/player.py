@@ -11,6 +11,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from deploy.replay.class_faults import HIDDEN, HiddenClass, hide
 from deploy.replay.fault_detection import FaultDetections
 from deploy.replay.faults import Fault, inject
 from deploy.replay.folder import REPORT, SOURCES, VIEWERS, final_files, remove
@@ -88,8 +89,10 @@ class Player:
         self.expected = sum(self.settings.selection.expected(len(drive), drive.seconds) for drive in drives)
         self.report = Report(runtime.bundle.manifest, runtime.target, self.expected)
         sensors = runtime.bundle.manifest.rig.sensors
-        self.faults = [Fault.parse(text, sensors) for text in self.settings.faults]
-        self.fault_detections = FaultDetections(self.faults)
+        texts, taxonomy = self.settings.faults, runtime.bundle.manifest.taxonomy
+        self.faults = [Fault.parse(text, sensors) for text in texts if not text.startswith(HIDDEN)]
+        self.hidden = [HiddenClass.parse(text, taxonomy) for text in texts if text.startswith(HIDDEN)]
+        self.fault_detections = FaultDetections(self.faults, self.hidden)
 
     def run(self) -> dict[str, Any]:
         """Replay everything once; returns the summary."""
@@ -186,7 +189,11 @@ class Player:
         """Run the network on a frame; `reading` (s) is added as a stage."""
         if self.clock is not None:
             self.clock.wait_for(frame)
-        seen = self.runtime.step(self._with_conditions(frame))
+        given = self._with_conditions(frame)
+        prediction, weights = self.runtime.perceive(given)
+        seen = self.runtime.remember(
+            given, hide(prediction, self.hidden, self.fault_detections.seconds(frame)), weights
+        )
         return replace(seen, seconds={"read": reading, **seen.seconds})
 
     def _restore(self, frame: Frame, recorded: Recorded) -> SceneFrame:
@@ -203,7 +210,7 @@ class Player:
         writers.add(frame, seen)
         self.not_finite += bool(seen.prediction.not_finite)
         self.report.add(frame, seen)
-        self.fault_detections.add(frame, seen.health)
+        self.fault_detections.add(frame, seen.health, seen.doubts)
         self.latency.add(frame, seen.seconds)  # last, since it counts the completely written frames
 
     def _with_conditions(self, frame: Frame) -> Frame:

@@ -11,6 +11,7 @@ import numpy as np
 
 from deploy.manifest import Manifest
 from deploy.replay import pictures
+from deploy.replay.class_pictures import layer_pictures
 from deploy.replay.latency import STAGES
 from deploy.replay.page_data import as_script
 from deploy.replay.timeline import Timeline
@@ -19,11 +20,12 @@ from deploy.replay.worst_frames import WorstFrames
 from perception.frame import Boxes, Frame
 from perception.rig import ordered_by_view
 from perception.scene.scene import SceneFrame
-from perception.tasks.drawing import COUNTED_SCORE, LOWEST_SCORE, BoxLayer, Layer
+from perception.tasks.drawing import COUNTED_SCORE, LOWEST_SCORE, BoxLayer, Layer, PointLayer, RasterLayer, VoxelLayer
 
 SPREAD = 28  # frames with pictures, evenly spread over the replay; with the worst frames they make up the file's size
 ABOVE_SIZE, CAMERA_WIDTH = 640, 400  # pixels
 MOST_BOXES = 80  # of a layer in a frame, except annotations
+_STYLES = {RasterLayer: "raster", PointLayer: "points", VoxelLayer: "voxels"}  # on the page
 
 
 class Report:
@@ -150,6 +152,7 @@ class Report:
             "layers": {layer.name: self._drawn(layer, frame) for layer in layers},
             "believed": {kind: [belief.value, belief.why] for kind, belief in seen.beliefs.items()},
             "route": {name: [routed.weight, routed.why] for name, routed in seen.route.items()},
+            "doubts": seen.doubts,
             "health": {name: [health.words, health.reasons] for name, health in seen.health.items()},
         }
 
@@ -162,10 +165,10 @@ class Report:
                 self._trails[layer.name].add(frame.scene, frame.timestamp, layer)
             yield layer
 
-    def _drawn(self, layer: Layer, frame: Frame) -> str | list[dict[str, Any]]:
-        """A layer as data for the page: a picture or boxes."""
+    def _drawn(self, layer: Layer, frame: Frame) -> dict[str, Any] | list[dict[str, Any]]:
+        """A layer as data for the page: pictures or boxes."""
         if not isinstance(layer, BoxLayer):
-            return pictures.raster_picture(layer)
+            return layer_pictures(layer, frame, self._grid, ABOVE_SIZE, CAMERA_WIDTH)
         layer, to_reference = self._worth_showing(layer), np.linalg.inv(frame.global_from_reference)
         tracked = layer.style == "tracked"
         boxes = layer.boxes.transformed(to_reference) if tracked else layer.boxes
@@ -195,7 +198,7 @@ class Report:
 
 def _described(task: str, layer: Layer) -> dict[str, Any]:
     """A layer's data for the page that is equal in all frames: checkbox, legend and style."""
-    style, within = (layer.style, layer.within) if isinstance(layer, BoxLayer) else ("raster", None)
+    style, within = (layer.style, layer.within) if isinstance(layer, BoxLayer) else (_STYLES[type(layer)], None)
     classes = [{"name": name, "colour": colour} for name, colour in layer.colours.items()]
     return {"name": layer.name, "task": task, "style": style, "within": within, "classes": classes}
 

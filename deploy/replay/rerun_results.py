@@ -15,7 +15,7 @@ from perception.errors import InputError
 from perception.frame import Frame
 from perception.rotations import quaternions
 from perception.scene.scene import SceneFrame
-from perception.tasks.drawing import BoxLayer, rgb
+from perception.tasks.drawing import BoxLayer, Layer, PointLayer, RasterLayer, VoxelLayer, colours_of, rgb
 from perception.tasks.task import Task
 
 try:
@@ -29,7 +29,8 @@ class RerunWriter:
 
     world/LAYER                        the tasks' layers in the global frame, such as tracks
     world/vehicle                      the reference frame, with the points
-    world/vehicle/LAYER                the tasks' layers in it, such as detections and annotations
+    world/vehicle/LAYER                the tasks' layers in it: boxes such as detections and annotations, points with
+                                       the colours of their classes, voxels as cubes
     world/vehicle/CAMERA               pictures, at the poses of the cameras
     LAYER                              raster layers from above, such as map
     conditions, route, health          believed conditions, active modules, sensor health, with reasons
@@ -58,11 +59,7 @@ class RerunWriter:
         self._recording.set_time("time", timestamp=frame.timestamp * 1e-6)
         log("world/vehicle", _transform(frame.global_from_reference))
         for _, layer in draw_layers(self._tasks, frame, seen):
-            if isinstance(layer, BoxLayer):
-                parent = "world" if layer.style == "tracked" else "world/vehicle"
-                log(f"{parent}/{layer.name}", _boxes(layer.visible()))
-            else:
-                log(layer.name, rerun.Image(raster_colours(layer)[::-1]))
+            log(*_logged(layer))
         points = np.zeros((0, 3)) if frame.points is None else frame.points[:, :3]
         log("world/vehicle/points", rerun.Points3D(points))
         reference_from_global = np.linalg.inv(frame.global_from_reference)
@@ -82,6 +79,24 @@ def _words(seen: SceneFrame) -> dict[str, list[str]]:
         "route": [f"{name}: {routed.weight:g} ({routed.why})" for name, routed in seen.route.items()],
         "health": [f"{name}: {health.words} {health.reasons}" for name, health in seen.health.items()],
     }
+
+
+def _logged(layer: Layer) -> tuple[str, rerun.AsComponents]:
+    """The path and the content of a layer."""
+    if isinstance(layer, RasterLayer):
+        return layer.name, rerun.Image(raster_colours(layer)[::-1])
+    parent = "world" if isinstance(layer, BoxLayer) and layer.style == "tracked" else "world/vehicle"
+    path = f"{parent}/{layer.name}"
+    if isinstance(layer, BoxLayer):
+        return path, _boxes(layer.visible())
+    if isinstance(layer, PointLayer):
+        return path, rerun.Points3D(layer.points, colors=colours_of(layer))
+    return path, _cubes(layer)
+
+
+def _cubes(layer: VoxelLayer) -> rerun.Boxes3D:
+    half = np.full((len(layer.centers), 3), layer.size / 2)
+    return rerun.Boxes3D(centers=layer.centers, half_sizes=half, colors=colours_of(layer), fill_mode="solid")
 
 
 def _boxes(layer: BoxLayer) -> rerun.Boxes3D:

@@ -35,7 +35,7 @@ class Settings:
     Args:
         target: the target whose engine runs.
         trust: who must have signed the bundle, and how old it may be; None accepts it unsigned and of any age.
-        faults: sensor faults as `Fault.parse` takes them, injected in this order.
+        faults: faults as `Fault.parse` and `HiddenClass.parse` take them, injected in this order.
         conditions: used for every frame instead of the drive's tags; None: the tags.
         evidence: YAML file of the sources of evidence for the conditions; None: tags, then what is recognised.
         selection: the part of every drive that is replayed.

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from perception.frame import Conditions, Frame, Prediction
+from perception.frame import Boxes, Conditions, Frame, Prediction
 from perception.rig import Sensors
 from perception.scene.belief import Belief, ConditionBelief, Vocabulary
 from perception.scene.health.monitor import HealthMonitor, SensorHealth
@@ -37,6 +37,7 @@ class SceneFrame:
     route: Mapping[str, Routed]  # module -> weight with the reason
     health: Mapping[str, SensorHealth]  # by sensor
     seconds: Mapping[str, float] = field(compare=False)  # duration of each stage; only these differ between replays
+    doubts: Mapping[str, str] = field(default_factory=dict)  # class whose objects seem to be missed -> the reason
 
 
 class Scene:
@@ -101,9 +102,7 @@ class Scene:
         tasks = self._tasks if self._has_data(frame) else {}
         self._evidence = [task.evidence(results[name]) for name, task in tasks.items() if name in results]
         with timed(self._seconds, "memory"):
-            states = {
-                name: memory.update(frame, results[name]) for name, memory in self._memories.items() if name in results
-            }
+            states = self._remember(frame, results)
         beliefs = self._belief.beliefs
         return SceneFrame(
             token=frame.token,
@@ -119,7 +118,18 @@ class Scene:
             },
             health=self._health,
             seconds=self._seconds,
+            doubts={
+                class_: why for name, state in states.items() for class_, why in self._tasks[name].doubts(state).items()
+            },
         )
+
+    def _remember(self, frame: Frame, results: Mapping[str, Any]) -> dict[str, Any]:
+        """The states of the tasks' memories after a frame, each knowing the objects that all of them follow."""
+        memories = {name: memory for name, memory in self._memories.items() if name in results}
+        states = {name: memory.update(frame, results[name]) for name, memory in memories.items()}
+        followed = [self._tasks[name].objects(state) for name, state in states.items()]
+        objects = Boxes.joined(Boxes.none(), *followed)
+        return {name: memory.explain(frame, states[name], objects) for name, memory in memories.items()}
 
     def restart(self) -> None:
         """Reset the state at the next frame, even if it is of the same drive."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, Protocol, Typ
 
 import numpy as np
 
-from perception.frame import Frame
+from perception.frame import Boxes, Frame
 from perception.grid import BevGrid
 from perception.section import Section
 from perception.tasks.judging import Judge
@@ -141,6 +141,18 @@ class Task(ABC, Generic[Result]):
         """A memory for one drive; None if the task has none."""
         return None
 
+    def objects(self, state: Any) -> Boxes:
+        """Objects that the task's memory follows, in the global frame: they explain to other tasks what is there.
+
+        Args:
+            state: of the memory after the frame.
+        """
+        return Boxes.none()
+
+    def doubts(self, state: Any) -> Mapping[str, str]:
+        """Detection classes whose objects seem to be missed -> the reason; state as in `objects`, but explained."""
+        return {}
+
     def evidence(self, result: Result) -> Evidence:
         """Evidence for the conditions by which the next frame is routed."""
         return {}
@@ -216,6 +228,15 @@ class Memory(ABC, Generic[Result]):
     @abstractmethod
     def update(self, frame: Frame, result: Result) -> Any:
         """Add the result of the next frame; returns the state of the drive up to it."""
+
+    def explain(self, frame: Frame, state: Any, objects: Boxes) -> Any:
+        """The state with what follows from the objects of all tasks. It is called once after each `update`.
+
+        Args:
+            state: from `update`.
+            objects: `Task.objects` of all tasks after the same frame, in the global frame.
+        """
+        return state
 
 
 class Metric(ABC, Generic[Result]):

@@ -2,7 +2,8 @@
 
 const colour = (layer, box) => layer.classes[box.class].colour;
 const having = style => data.layers.filter(layer => layer.style === style);
-const [annotated, perceived, tracked, rasters] = ["annotated", "perceived", "tracked", "raster"].map(having);
+const [annotated, perceived, tracked, rasters, points, voxels] = ["annotated", "perceived", "tracked", "raster", "points", "voxels"].map(having);
+const pictured = [...rasters, ...voxels, ...points];  // from below to above
 // As the cameras look: the front row, then the rear one, left to right.
 const arranged = data.cameras.flat();
 const [left, top_, width, height] = data.extent;
@@ -20,7 +21,7 @@ if (annotated.length) {
 const explained = new Set();
 for (const layer of data.layers) {
   for (const {name, colour} of layer.classes) {
-    const text = layer.style === "raster" ? `${words(layer.name)}: ${words(name)}` : words(name);
+    const text = pictured.includes(layer) ? `${words(layer.name)}: ${words(name)}` : words(name);
     if (!explained.has(text + colour)) mark(at("legend"), colour, text);
     explained.add(text + colour);
   }
@@ -30,9 +31,10 @@ const checkboxes = new Map(data.layers.map(layer => {
   label.append(words(layer.name));
   return [layer, box];
 }));
-const pictures = new Map(rasters.map(layer => {
-  const image = make("img", at("above"), null, {alt: "", className: "raster"});
-  at("above").insertBefore(image, at("points"));
+// Points by class cover those by height, all else is below them.
+const pictures = new Map(pictured.map(layer => {
+  const image = make("img", at("above"), null, {alt: "", className: layer.style});
+  at("above").insertBefore(image, at(layer.style === "points" ? "boxes" : "points"));
   return [layer, image];
 }));
 
@@ -42,6 +44,7 @@ for (const name of arranged) {
   if (data.cameras.some(row => row[0] === name)) tile.classList.add("first");
   if (data.cameraHeights[name]) tile.style.aspectRatio = `${data.cameraWidth} / ${data.cameraHeights[name]}`;
   make("img", tile, null, {alt: ""});
+  for (const _ of points) make("img", tile, null, {alt: "", className: "projected"});
   tile.insertAdjacentHTML("beforeend", "<svg preserveAspectRatio='none'></svg>");
   make("div", tile, "no picture", {className: "absent"});
   make("span", tile, words(name.replace(/^cam(era)?_/i, "")).toLowerCase(), {className: "label"});
@@ -94,6 +97,7 @@ function facts(frame) {
   for (const [name, [weight, why]] of Object.entries(frame.route)) {
     line(name, `${weight > 0 ? "active" : "off"}${why ? `: ${why}` : ""}`, weight > 0 ? "" : "dim");
   }
+  for (const [name, why] of Object.entries(frame.doubts)) line(words(name), `seems to be missed: ${why}`, "warning");
   for (const [name, [status, why]] of Object.entries(frame.health)) {
     if (status !== "ok") line(sensor(name), why ? `${status}: ${why}` : status, "warning");
   }
@@ -117,11 +121,13 @@ function show(index) {
   if (location.hash && location.hash !== place(frame.number)) history.replaceState(null, "", place(frame.number));
 
   at("above").classList.toggle("missing", !frame.points);
-  const rasterShown = rasters.map(layer => [pictures.get(layer), checkboxes.get(layer).checked ? frame.layers[layer.name] : null]);
-  for (const [image, source] of [[at("points"), frame.points], ...rasterShown]) {
+  const put = (image, source) => {
     image.style.display = source ? "" : "none";
     if (source) image.src = source;
-  }
+  };
+  const drawn = layer => checkboxes.get(layer).checked && frame.layers[layer.name] || {cameras: {}};
+  put(at("points"), frame.points);
+  for (const layer of pictured) put(pictures.get(layer), drawn(layer).above);
   const truthColour = box => taken.has(box) ? "#ffffff" : "#ff5c5c";
   at("boxes").setAttribute("viewBox", `${left} ${top_} ${width} ${height}`);
   at("boxes").innerHTML =
@@ -135,8 +141,8 @@ function show(index) {
   for (const name of arranged) {
     const tile = at(`camera-${name}`), source = frame.cameras[name], picture = tile.querySelector("img");
     tile.classList.toggle("missing", !source);
-    picture.style.display = source ? "" : "none";
-    if (source) picture.src = source;
+    put(picture, source);
+    points.forEach((layer, i) => put(tile.querySelectorAll(".projected")[i], drawn(layer).cameras[name]));
     const paths = (layers, style) => visible(layers).filter(([, box]) => box.cameras[name]).map(([layer, box]) => `<path d="${edges(box.cameras[name])}" fill="none" ${style(box, layer)}/>`).join("");
     const overlay = tile.querySelector("svg");
     overlay.setAttribute("viewBox", `0 0 ${data.cameraWidth} ${data.cameraHeights[name]}`);

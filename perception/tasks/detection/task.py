@@ -132,6 +132,10 @@ class DetectionTask(Task[Boxes]):
     def memory(self) -> TrackMemory:
         return TrackMemory(self.taxonomy)
 
+    def objects(self, state: Tracks) -> Boxes:
+        """The confirmed tracks."""
+        return state.boxes.select(state.confirmed)
+
     def draw(self, frame: Frame, result: Boxes, state: Tracks | None) -> Iterator[BoxLayer]:
         return drawing.layers(frame, result, state, self.taxonomy.class_colours())
 
