@@ -120,6 +120,10 @@ def differences(expected: Arrays, actual: Arrays, allowed: Tolerances, compared:
                 problems.append(f"{name} is off by {off.each:.2g} ({channel})")
             elif off.mean > most.mean:
                 problems.append(f"{name} is off by {off.mean:.2%} of {channel} in the mean")
+    for name, most_differing in allowed.labels.items():
+        share = differing(expected[name], actual[name])
+        if share > most_differing:
+            problems.append(f"{name} differs in {share:.2%} of its elements")
     return problems
 
 
@@ -133,6 +137,11 @@ def dense_spreads(expected: np.ndarray, actual: np.ndarray) -> list[Spread]:
     size = np.abs(expected).swapaxes(0, 1).reshape(off.shape).mean(axis=1, dtype=np.float64) + 1e-3
     mean = np.abs(off.mean(axis=1)) / size if expected.ndim > 2 else np.zeros(len(off))
     return [Spread(each=a, mean=b) for a, b in zip(np.abs(off).max(axis=1).tolist(), mean.tolist(), strict=True)]
+
+
+def differing(expected: np.ndarray, actual: np.ndarray) -> float:
+    """The share of the class indices that differ."""
+    return float(np.mean(expected != actual))
 
 
 def _malformed(expected: Arrays, actual: Arrays) -> list[str]:

@@ -19,7 +19,7 @@ from perception.config import CameraBranch, Grid, Lidar, Section
 from perception.errors import InputError
 from perception.rig import Rig
 from perception.sensors.inputs import InputSpec
-from perception.tasks import configured, tasks_of
+from perception.tasks import configured, point_places, tasks_of
 from perception.tasks.task import Task, TaskConfig
 from perception.taxonomy import Taxonomy
 
@@ -117,7 +117,7 @@ class Manifest(SelfHashed, NetworkFacts):
     @property
     def spec(self) -> InputSpec:
         """How a frame becomes the network's inputs."""
-        return InputSpec(self.grid.build(), self.lidar, self.camera, self.rig)
+        return InputSpec(self.grid.build(), self.lidar, self.camera, self.rig, point_places(self.tasks))
 
     @property
     def input_shapes(self) -> dict[str, tuple[int, ...]]:

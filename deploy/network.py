@@ -34,6 +34,8 @@ UNITS = {
     "pillar_points": "x y z m, intensity 0-255, dt s; reference frame, grouped by pillar, zeros as padding",
     "pillar_counts": "points in the pillar; 0: padding",
     "pillar_cells": "row * columns + column on the pillar grid; rows * columns: padding",
+    "points": "x y z m, intensity 0-255, dt s; the keyframe's first points in their order, zeros as padding",
+    "point_cells": "row * columns + column on the pillar grid; rows * columns: outside, and padding",
     "route": "weight of each module, in the order of `banked`; 1: it runs",
     "images": "RGB 0-255, in the order of `cameras`; zeros where missing",
     "image_from_reference": "pixels of the network's picture per m; zeros where missing",

@@ -6,10 +6,10 @@ from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from perception.errors import InputError
-from perception.section import Section
+from perception.section import Section, Share
 from perception.tasks.task import Output, Task
 
 Precision = Literal["fp32", "fp16", "int8"]
@@ -44,6 +44,12 @@ class Tolerances(Section):
 
     ranked: dict[str, Ranked]  # by task
     dense: dict[str, dict[str, Spread]]  # by output and channel; mean: share of the channel's mean
+    labels: dict[str, Share] = Field(default={})  # by output of class indices: share of the elements that may differ
+
+    @model_serializer(mode="wrap")
+    def _without_labels(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Networks without such outputs keep the manifest that they had before there were any."""
+        return {name: content for name, content in serialize(self).items() if name != "labels" or content}
 
     def numbers(self) -> Iterator[tuple[str, float]]:
         """Every number with its name, such as detection.center.each."""
@@ -54,6 +60,7 @@ class Tolerances(Section):
         for output, channels in self.dense.items():
             for channel, spread in channels.items():
                 yield from ((f"{output}.{channel}.each", spread.each), (f"{output}.{channel}.mean", spread.mean))
+        yield from self.labels.items()
 
 
 class Bounds(Section):
@@ -62,6 +69,7 @@ class Bounds(Section):
     ranked: Ranked
     cells: Spread  # of a dense output with cells, in probability
     unsteady: Size  # of a dense output that is not `steady`, in probability
+    labels: Share  # of an output of class indices
 
     def dense(self, output: Output) -> Spread:
         """Of each channel of a dense output."""
@@ -74,33 +82,50 @@ class Bounds(Section):
         return Tolerances(
             ranked={name: self.ranked for name, task in tasks.items() if task.ranked},
             dense={
-                f"{name}/{output.name}": dict.fromkeys(output.channels, self.dense(output))
-                for name, task in tasks.items()
-                if not task.ranked
-                for output in task.outputs
+                name: dict.fromkeys(output.channels, self.dense(output))
+                for name, output in dense_outputs(tasks).items()
             },
+            labels=dict.fromkeys(label_outputs(tasks), self.labels),
         )
 
 
-def _bounds(score: Pair, box: Pair, heading: Pair, velocity: Pair, cells: Pair, lost: float, unsteady: float) -> Bounds:
+def dense_outputs(tasks: Mapping[str, Task[Any]]) -> dict[str, Output]:
+    """Outputs of probabilities, TASK/NAME."""
+    return {name: output for name, output in _unranked(tasks).items() if not output.labels}
+
+
+def label_outputs(tasks: Mapping[str, Task[Any]]) -> list[str]:
+    """Names of the outputs of class indices, TASK/NAME."""
+    return [name for name, output in _unranked(tasks).items() if output.labels]
+
+
+def _unranked(tasks: Mapping[str, Task[Any]]) -> dict[str, Output]:
+    """Outputs that are no lists of detections."""
+    every = ((name, task, output) for name, task in tasks.items() for output in task.outputs)
+    return {f"{name}/{output.name}": output for name, task, output in every if not task.ranked}
+
+
+def _bounds(
+    score: Pair, box: Pair, heading: Pair, velocity: Pair, cells: Pair, lost: float, unsteady: float, labels: float
+) -> Bounds:
     score_, box_, heading_, velocity_, cells_ = (
         Spread(each=each, mean=mean) for each, mean in (score, box, heading, velocity, cells)
     )
     ranked = Ranked(score=score_, center=box_, size=box_, heading=heading_, velocity=velocity_, lost=lost)
-    return Bounds(ranked=ranked, cells=cells_, unsteady=unsteady)
+    return Bounds(ranked=ranked, cells=cells_, unsteady=unsteady, labels=labels)
 
 
 Pair = tuple[float, float]
 # Engines in FP32 may always differ by the least. A network that multiplies rounding errors has greater tolerances.
-LEAST = _bounds((1e-4, 1e-4), (1e-3, 1e-3), (1e-3, 1e-3), (1e-3, 1e-3), (1e-4, 1e-3), 0, 1e-4)
+LEAST = _bounds((1e-4, 1e-4), (1e-3, 1e-3), (1e-3, 1e-3), (1e-3, 1e-3), (1e-4, 1e-3), 0, 1e-4, 1e-4)
 # The largest tolerances that a manifest may have. FP32 and FP16 are compared with torch. INT8 is compared with its own
 # graph, but a value that rounds the other way in one layer changes others in the next, so that engines end up a
 # quantisation step apart: single detections may differ a lot, but their mean may not.
 BOUNDS: Mapping[Precision, Bounds] = MappingProxyType(
     {
-        "fp32": _bounds((1e-3, 1e-3), (1e-2, 2e-3), (1e-2, 2e-3), (1e-2, 2e-3), (1e-3, 2e-3), 0, 1e-3),
-        "fp16": _bounds((0.04, 0.02), (0.1, 0.02), (0.2, 0.02), (0.1, 0.02), (0.1, 0.02), 0.02, 0.04),
-        "int8": _bounds((0.25, 0.08), (0.6, 0.2), (0.6, 0.2), (0.8, 0.4), (0.6, 0.2), 0.1, 1.0),
+        "fp32": _bounds((1e-3, 1e-3), (1e-2, 2e-3), (1e-2, 2e-3), (1e-2, 2e-3), (1e-3, 2e-3), 0, 1e-3, 2e-3),
+        "fp16": _bounds((0.04, 0.02), (0.1, 0.02), (0.2, 0.02), (0.1, 0.02), (0.1, 0.02), 0.02, 0.04, 0.02),
+        "int8": _bounds((0.25, 0.08), (0.6, 0.2), (0.6, 0.2), (0.8, 0.4), (0.6, 0.2), 0.1, 1.0, 0.1),
     }
 )
 

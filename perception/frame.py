@@ -17,6 +17,11 @@ from perception.grid import Reference
 KEYFRAME_AGE = 0.025  # s, below which points are of the keyframe: half of the time between sweeps at 20 Hz
 
 
+def of_keyframe(points: np.ndarray) -> np.ndarray:
+    """(N,) bool: points (N, 5) of the keyframe, not of earlier sweeps."""
+    return np.asarray(np.abs(points[:, 4]) < KEYFRAME_AGE)
+
+
 class Conditions(Mapping[str, str]):
     """The known conditions of a frame: kind -> value, such as weather -> rain. Unknown kinds are absent."""
 
@@ -205,7 +210,14 @@ class Frame:
     def keyframe_points(self) -> np.ndarray:
         """The points (M, 5) of the keyframe, without earlier sweeps; the frame must have points."""
         assert self.points is not None
-        return self.points[np.abs(self.points[:, 4]) < KEYFRAME_AGE]
+        return self.points[of_keyframe(self.points)]
+
+    @property
+    def keyframe_classes(self) -> np.ndarray | None:
+        """(M,) annotated class of each of `keyframe_points`; None if they are not annotated."""
+        if self.points is None or self.class_of_point is None:
+            return None
+        return self.class_of_point[of_keyframe(self.points)]
 
     def has_lidar(self, lidar: int) -> bool:
         """Whether a LiDAR, by its index in the rig, has points in the frame."""

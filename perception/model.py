@@ -31,7 +31,7 @@ from perception.sensors.camera.lift import Lift
 from perception.sensors.lidar.encoder import PillarEncoder
 from perception.sensors.lidar.voxel_features import VoxelFeatureEncoder
 from perception.tasks import TASKS, tasks_of
-from perception.tasks.network import Axis, Loss, TaskNetwork
+from perception.tasks.network import Axis, Loss, PointFeatures, TaskNetwork
 from perception.tasks.task import Task, TaskConfig, part_of, prefixed
 from perception.taxonomy import Taxonomy
 
@@ -74,7 +74,7 @@ class PerceptionModel(nn.Module):
         for text in config.fusions:
             add_fusion(self.bank, parse_block(text))
         self.router: FixedRouter | SteeredRouter | RandomConditionsRouter = FixedRouter(
-            self.bank, self._reading("trunk")
+            self.bank, self._reading("trunk", "points")
         )
         self.chooser: Any = LearnedRouter(config.routing, model.fused_channels, self.bank) if config.routing else None
         self.routes: list[Route] = []  # of the last forward pass, one for each group of tasks
@@ -112,7 +112,7 @@ class PerceptionModel(nn.Module):
                 self.bank.apply(route)
             features = self.trunk(fused)
             for task in tasks:
-                outputs |= prefixed(task, self.head(task)(features))
+                outputs |= prefixed(task, self.head(task)(self._read(task, features, inputs)))
             self.routes.append(route)
         return outputs
 
@@ -168,7 +168,7 @@ class PerceptionModel(nn.Module):
         self.config = self.config.model_copy(update={"tasks": ordered, "taxonomy": taxonomy})
         self.tasks = tasks_of(ordered, self.config.head_grid, taxonomy)
         self.computed = tuple(self.tasks)
-        self.router = FixedRouter(self.bank, self._reading("trunk"))
+        self.router = FixedRouter(self.bank, self._reading("trunk", "points"))
 
     def _channels(self, task: Task[Any]) -> Any:
         """Channels of the feature maps that the task reads."""
@@ -182,9 +182,19 @@ class PerceptionModel(nn.Module):
         with torch.random.fork_rng(devices=[]):
             return (task.network if task.config.added else task.further)(self._channels(task))
 
-    def _reading(self, features: str) -> tuple[str, ...]:
-        """The tasks that read these features, see `Task.reads`."""
-        return tuple(name for name, task in self.tasks.items() if task.reads == features)
+    def _reading(self, *features: str) -> tuple[str, ...]:
+        """The tasks that read one of these, see `Task.reads`."""
+        return tuple(name for name, task in self.tasks.items() if task.reads in features)
+
+    def _read(self, task: str, features: Any, inputs: dict[str, Tensor]) -> Any:
+        """What the head of a task after the trunk gets."""
+        if self.tasks[task].reads != "points":
+            return features
+        (_, columns), stride = self.config.grid.build().shape, self.config.model.trunk.stride
+        row = torch.div(inputs["point_cells"], columns, rounding_mode="floor")
+        column = inputs["point_cells"] - row * columns
+        row, column = (torch.div(each, stride, rounding_mode="floor") for each in (row, column))
+        return PointFeatures(features, inputs["points"], row * (columns // stride) + column)
 
     def losses(self, dense: dict[str, Tensor], labels: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Loss]:
         """Loss terms, TASK/TERM and camera/depth, for the dense outputs of a batch and their labels."""

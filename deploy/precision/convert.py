@@ -54,7 +54,11 @@ def convert(
     measured = ranges(model, activations(model.graph), frames)
     few = [frames[i] for i in np.linspace(0, len(frames) - 1, min(SENSITIVITY_FRAMES, len(frames))).astype(int)]
     trunk_outputs = [
-        f"{name}/{each.name}" for name, task in tasks.items() if task.reads != "trunk" for each in task.outputs
+        f"{name}/{each.name}"
+        for name, task in tasks.items()
+        if task.reads != "trunk"
+        for each in task.outputs
+        if not each.labels
     ]
     # The distance from the training data weighs features by how little they vary, so rounded ones are far from it.
     exact = [f"{part}.{name}" for name, task in tasks.items() if task.reads == "inputs" for part in ("heads", "added")]

@@ -11,7 +11,7 @@ import onnx
 from onnx import numpy_helper
 
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
-from deploy.golden import Arrays, GoldenFrame, dense_spreads, require_enough
+from deploy.golden import Arrays, GoldenFrame, dense_spreads, differing, require_enough
 from deploy.golden_detections import QUANTITIES, clear_detections, match_detections, score_spread
 from deploy.tolerances import (
     BOUNDS,
@@ -21,6 +21,8 @@ from deploy.tolerances import (
     Ranked,
     Spread,
     Tolerances,
+    dense_outputs,
+    label_outputs,
     require_bounded,
 )
 from perception.errors import InputError
@@ -115,12 +117,8 @@ def measure_tolerances(measured: Sequence[Measured], precision: Precision, tasks
     """
     tolerances = Tolerances(
         ranked={name: _ranked(measured, precision, name) for name, task in tasks.items() if task.ranked},
-        dense={
-            f"{name}/{output.name}": _dense(measured, precision, f"{name}/{output.name}", output)
-            for name, task in tasks.items()
-            if not task.ranked
-            for output in task.outputs
-        },
+        dense={name: _dense(measured, precision, name, output) for name, output in dense_outputs(tasks).items()},
+        labels={name: _labels(measured, name) for name in label_outputs(tasks)},
     )
     try:
         require_bounded(tolerances, precision, tasks, f"the graph in {precision} does not compute the network")
@@ -156,6 +154,12 @@ def _dense(measured: Sequence[Measured], precision: Precision, name: str, output
     if not output.steady:
         spreads = [each.model_copy(update={"each": min(each.each, bound.each)}) for each in spreads]
     return {channel: _largest([each, least]) for channel, each in zip(output.channels, spreads, strict=True)}
+
+
+def _labels(measured: Sequence[Measured], name: str) -> float:
+    """Share of the class indices that may differ."""
+    found = [differing(frame.outputs[name], other[name]) for frame, others in measured for other in others]
+    return max(LEAST.labels, min(1.0, float(f"{MARGIN * max(found):.2g}")))
 
 
 def _require_enough(frames: Sequence[GoldenFrame], precision: Precision) -> None:

@@ -9,10 +9,11 @@ import cv2
 import numpy as np
 
 from perception.config import CameraBranch, Config, Image, Lidar
-from perception.frame import Frame
+from perception.frame import Frame, of_keyframe
 from perception.grid import BevGrid
 from perception.rig import Rig, Sensors, require_cameras
 from perception.sensors.lidar.pillars import group
+from perception.tasks import point_places
 
 PILLARS = ("pillar_points", "pillar_counts", "pillar_cells")  # inputs with an axis of pillars, the second
 
@@ -25,10 +26,12 @@ class InputSpec:
     lidar: Lidar | None
     camera: CameraBranch | None
     rig: Rig
+    points: int = 0  # places for single points of the keyframe; 0: no task reads them
 
     @staticmethod
     def of(config: Config) -> InputSpec:
-        return InputSpec(config.grid.build(), config.model.lidar, config.model.camera, config.rig)
+        model = config.model
+        return InputSpec(config.grid.build(), model.lidar, model.camera, config.rig, point_places(config.tasks))
 
     @property
     def sensors(self) -> tuple[str, ...]:
@@ -55,6 +58,9 @@ def no_sensors(spec: InputSpec) -> dict[str, np.ndarray]:
         shapes["pillar_points"] = ((*pillars, spec.lidar.points_per_pillar, 5), np.float32, 0)
         shapes["pillar_counts"] = (pillars, np.int32, 0)
         shapes["pillar_cells"] = (pillars, np.int32, spec.grid.cells)
+    if spec.points:
+        shapes["points"] = ((1, spec.points, 5), np.float32, 0)
+        shapes["point_cells"] = ((1, spec.points), np.int32, spec.grid.cells)
     if spec.camera is not None:
         size, cameras = spec.camera.image, len(spec.rig.cameras)
         shapes["images"] = ((1, cameras, size.height, size.width, 3), np.uint8, 0)
@@ -80,6 +86,8 @@ def prepare(
 
     Returns:
         With LiDAR: pillar_points (1, P, M, 5) float32, pillar_counts (1, P) int32, pillar_cells (1, P) int32.
+        If a task reads points: points (1, K, 5) float32, the keyframe's first K in their order, and point_cells (1, K)
+        int32, their cells on the pillar grid; its number of cells for points outside of it.
         With C cameras: images (1, C, H, W, 3) uint8 RGB, image_from_reference (1, C, 3, 4) float32, which projects
         reference points to network pixels.
 
@@ -92,7 +100,10 @@ def prepare(
     if spec.lidar is not None:
         points = np.zeros((0, 5), np.float32) if frame.points is None else frame.points
         pillars, counts, cells = (inputs[f"pillar_{name}"][0] for name in ("points", "counts", "cells"))
-        group(points, spec.grid, pillars, counts, cells, spec.lidar.overflow)
+        of_points = np.empty(len(points), np.int32) if spec.points else None
+        group(points, spec.grid, pillars, counts, cells, spec.lidar.overflow, of_points)
+        if of_points is not None:
+            _fill_points(inputs, points, of_points, spec.grid.cells)
     if spec.camera is not None:
         require_cameras(list(frame.cameras), spec.rig, f"frame {frame.token}")
         _fill_cameras(inputs, frame, spec, image_affines or {})
@@ -105,6 +116,14 @@ def without_padding(inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         return dict(inputs)
     pillars = max(1, int((inputs["pillar_counts"] > 0).sum(axis=1).max(initial=0)))
     return {name: array[:, :pillars] if name in PILLARS else array for name, array in inputs.items()}
+
+
+def _fill_points(inputs: Mapping[str, np.ndarray], points: np.ndarray, cells: np.ndarray, outside: int) -> None:
+    places, of_places = inputs["points"][0], inputs["point_cells"][0]
+    chosen = np.flatnonzero(of_keyframe(points))[: len(places)]
+    count = len(chosen)
+    places[:count], places[count:] = np.take(points, chosen, axis=0), 0
+    of_places[:count], of_places[count:] = cells[chosen], outside
 
 
 def _fill_cameras(

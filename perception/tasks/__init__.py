@@ -29,6 +29,11 @@ def configured(content: object) -> dict[str, TaskConfig]:
     return {name: config for name, config in known if config is not None}
 
 
+def point_places(configs: Mapping[str, TaskConfig]) -> int:
+    """Number of points of the keyframe that the network takes for these tasks; 0 if none of them reads points."""
+    return max((config.point_places for config in configs.values()), default=0)
+
+
 def tasks_of(configs: Mapping[str, TaskConfig], grid: BevGrid, taxonomy: Taxonomy) -> dict[str, Task[Any]]:
     """Task -> task object of a model.
 

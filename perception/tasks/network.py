@@ -31,6 +31,20 @@ class Loss(NamedTuple):
         return self.sums / self.counts.clamp(min=1)
 
 
+class PointFeatures(NamedTuple):
+    """What a head with `reads = "points"` gets: K places for the points of the keyframe, zeros as padding.
+
+    Attributes:
+        features: (B, C, rows, columns) of the trunk.
+        points: (B, K, 5) x y z (m, reference frame), intensity (0-255), dt (s).
+        cells: (B, K) int, row * columns + column of the points in `features`; rows * columns outside and for padding.
+    """
+
+    features: Tensor
+    points: Tensor
+    cells: Tensor
+
+
 class TaskNetwork(nn.Module):
     """The head of a task. Its slots are called heads.TASK.*"""
 
@@ -38,7 +52,7 @@ class TaskNetwork(nn.Module):
     def forward(self, features: Any) -> dict[str, Tensor]:
         """Dense outputs for feature maps (B, C, rows, columns), one or one for each level of a pyramid.
 
-        A task that reads `inputs` gets the network's inputs by name instead.
+        A task that reads `points` gets `PointFeatures` instead, one that reads `inputs` the network's inputs by name.
         """
 
     @abstractmethod

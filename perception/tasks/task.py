@@ -38,6 +38,11 @@ class TaskConfig(Section):
 
     added: bool = False  # trained on the frozen base, and not part of it or its hash
 
+    @property
+    def point_places(self) -> int:
+        """Number of points of the keyframe that the head reads at most; 0: it reads none."""
+        return 0
+
     def extended(self, taxonomy: Taxonomy) -> Taxonomy:
         """The taxonomy with the names that the head's further layers learn."""
         return taxonomy
@@ -67,6 +72,7 @@ class Output:
         cells: whether a dense output has dimensions after the channels.
         steady: whether engines in INT8 may be compared on frames unlike the training data; otherwise they are compared
             on the calibration frames.
+        labels: whether the values are indices of classes. Engines differ where two classes are nearly equally probable.
     """
 
     name: str
@@ -74,6 +80,7 @@ class Output:
     channels: tuple[str, ...] = ()
     cells: bool = True
     steady: bool = True
+    labels: bool = False
 
 
 class Task(ABC, Generic[Result]):
@@ -87,7 +94,8 @@ class Task(ABC, Generic[Result]):
 
     name: ClassVar[str]
     Config: ClassVar[type[TaskConfig]]
-    reads: Literal["trunk", "fused", "inputs"] = "trunk"  # features after the trunk, before it, or the sensors' data
+    # Features after the trunk, these and the points of the keyframe, features before it, or the sensors' data.
+    reads: Literal["trunk", "points", "fused", "inputs"] = "trunk"
     ranked: ClassVar[bool] = False  # outputs are lists of detections: boxes, scores, labels, attributes
     random_routes: bool = False  # train the head on a frozen base with random modules
     metric: type[Metric[Any]]

@@ -23,6 +23,7 @@ def group(
     counts: np.ndarray,
     cells: np.ndarray,
     overflow: Literal["fullest", "first"] = "fullest",
+    cells_of_points: np.ndarray | None = None,
 ) -> int:
     """Group the points inside the grid by cell.
 
@@ -37,6 +38,8 @@ def group(
         overflow: the pillars to keep if there are more than P. fullest: those with the most points, of equal ones the
             lowest cells. first: those whose first point comes first, with cells computed in float32, as in mmcv's hard
             voxelisation.
+        cells_of_points: (N,) int32, overwritten with the cell of each point, rows * columns outside the grid; None: it
+            is not needed.
 
     Returns:
         The number of pillars.
@@ -46,6 +49,9 @@ def group(
     else:
         index = np.flatnonzero(grid.inside(points)).astype(np.int32)
         cell_of_point = _flat_cells(points[index, 0], points[index, 1], grid)
+    if cells_of_points is not None:
+        cells_of_points.fill(grid.cells)
+        cells_of_points[index] = cell_of_point
     index = index[_stable_order(cell_of_point)]  # points pillar by pillar
     occupancy = np.bincount(cell_of_point, minlength=grid.cells)
     occupied = np.flatnonzero(occupancy)
