@@ -44,7 +44,7 @@ def traverse(origins: np.ndarray, ends: np.ndarray, grid: VoxelGrid) -> Iterator
     rays, first, last, start, direction, steps = (each[order] for each in (rays, first, last, start, direction, steps))
     longest = steps.sum(axis=1)
     going = len(rays) - np.cumsum(np.bincount(longest)) if len(rays) else ()
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         crossing = np.where(steps > 0, (first + (last > first) - start) / direction, np.inf).T.copy()
         between = np.abs(1 / direction).T.copy()
     strides = (np.sign(last - first) * [1, count[0], count[0] * count[1]]).T.copy()
@@ -62,7 +62,7 @@ def traverse(origins: np.ndarray, ends: np.ndarray, grid: VoxelGrid) -> Iterator
 
 def _inside(start: np.ndarray, direction: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """(N,) shares of a ray's length, from 0 to 1, where it enters and leaves the grid; enters > leaves: it misses."""
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         at_low, at_high = -start / direction, (count - start) / direction
     parallel = direction == 0
     within = (start >= 0) & (start < count)
