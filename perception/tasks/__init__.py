@@ -12,10 +12,11 @@ from perception.section import Section
 from perception.tasks.conditions.task import ConditionsTask
 from perception.tasks.detection.task import DetectionTask
 from perception.tasks.map.task import MapTask
+from perception.tasks.occupancy.task import OccupancyTask
 from perception.tasks.task import Task, TaskConfig
 from perception.taxonomy import Taxonomy
 
-TASKS: dict[str, type[Task[Any]]] = {task.name: task for task in (DetectionTask, MapTask, ConditionsTask)}
+TASKS: dict[str, type[Task[Any]]] = {task.name: task for task in (DetectionTask, MapTask, ConditionsTask, OccupancyTask)}
 
 
 def configured(content: object) -> dict[str, TaskConfig]:
