@@ -1,4 +1,4 @@
-"""What tasks draw: layers of boxes and rasters, for the report and viewers. numpy only."""
+"""What tasks draw: layers of boxes, rasters, points and voxels, for the report and viewers. numpy only."""
 
 from __future__ import annotations
 
@@ -82,7 +82,43 @@ class RasterLayer:
     colours: Mapping[str, str]
 
 
-Layer = BoxLayer | RasterLayer
+@dataclass(frozen=True)
+class PointLayer:
+    """N points with classes.
+
+    Attributes:
+        name: as in BoxLayer.
+        points: (N, 3) m, in the frame's reference.
+        labels: (N,) int, indices into `colours`.
+        colours: of each class, "#rrggbb".
+    """
+
+    name: str
+    points: np.ndarray
+    labels: np.ndarray
+    colours: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class VoxelLayer:
+    """N occupied voxels with classes; free voxels are left out.
+
+    Attributes:
+        name: as in BoxLayer.
+        centers: (N, 3) m, in the frame's reference.
+        labels: (N,) int, indices into `colours`.
+        size: edge length, m.
+        colours: of each class, "#rrggbb".
+    """
+
+    name: str
+    centers: np.ndarray
+    labels: np.ndarray
+    size: float
+    colours: Mapping[str, str]
+
+
+Layer = BoxLayer | RasterLayer | PointLayer | VoxelLayer
 
 
 def rgb(colour: str) -> tuple[int, int, int]:
