@@ -26,6 +26,7 @@ RESERVED = ("all", "base", "none", *SENSORS)  # words that stand for something e
 _PALETTE = (
     "#4cc9f0", "#f79d5c", "#7b86ff", "#80ed99", "#ff70a6", "#ffb627", "#9d8cff", "#b5e48c", "#4895ef", "#d0b48a"
 )  # fmt: skip
+_UNNAMED = "#ff00ff"  # of what is of no class
 
 
 class Motion(Section):
@@ -101,7 +102,7 @@ class Taxonomy(Section):
             ("classes", self.class_names),
             ("attributes", self.attributes),
             ("map_layers", self.map_names),
-            ("point_classes", tuple(each.name for each in self.point_classes)),
+            ("point_classes", self.point_names),
             ("conditions", (*RESERVED, *self.condition_values)),
         ):
             if double := [name for i, name in enumerate(names) if name in names[:i]]:
@@ -126,6 +127,15 @@ class Taxonomy(Section):
     @property
     def map_names(self) -> tuple[str, ...]:
         return tuple(each.name for each in self.map_layers)
+
+    @property
+    def point_names(self) -> tuple[str, ...]:
+        return tuple(each.name for each in self.point_classes)
+
+    @property
+    def voxel_names(self) -> tuple[str, ...]:
+        """Classes of occupied voxels: what is of none of the point classes, then these."""
+        return "others", *self.point_names
 
     @property
     def condition_values(self) -> tuple[str, ...]:
@@ -180,12 +190,18 @@ class Taxonomy(Section):
     def map_colours(self) -> dict[str, str]:
         return _colours(self.map_layers)
 
+    def point_colours(self) -> dict[str, str]:
+        return _colours(self.point_classes)
+
+    def voxel_colours(self) -> dict[str, str]:
+        return {"others": _UNNAMED, **self.point_colours()}
+
 
 def _by_category(classes: Sequence[ObjectClass | PointClass]) -> dict[str, int]:
     return {c: i for i, each in enumerate(classes) for c in each.categories or (each.name,)}
 
 
-def _colours(named: Sequence[ObjectClass | MapLayer]) -> dict[str, str]:
+def _colours(named: Sequence[ObjectClass | MapLayer | PointClass]) -> dict[str, str]:
     return {each.name: each.colour or _PALETTE[i % len(_PALETTE)] for i, each in enumerate(named)}
 
 

@@ -9,6 +9,7 @@ import torch
 from anchored_model import config as anchored
 from hypothesis import given
 from hypothesis import strategies as st
+from occupied import CLASSES, FREE, SMALL, Occupied
 from test_anchor_losses import objects
 from test_routed_model import assert_same, frame_inputs, little, module
 from test_training import small
@@ -23,6 +24,8 @@ from perception.modules.routing.input_weighted import SteeredRouter
 from perception.tasks import TASKS, tasks_of
 from perception.tasks.detection.center_head import REGRESSION
 from perception.tasks.detection.task import DetectionTask
+from perception.tasks.occupancy.labels import UNKNOWN
+from perception.tasks.occupancy.result import OccupancyResult
 from perception.tasks.task import Task, joined_labels
 from perception.training.loader import batch_labels
 
@@ -30,6 +33,12 @@ FINE = BevGrid(cell=0.8)  # no two objects of the simulated frames share a cell
 COARSE = BevGrid(cell=12.8)  # 8 x 8 cells, of which objects share some
 SURE = 30.0  # logit
 Dense = dict[str, Tensor]
+
+
+@pytest.fixture(scope="module")
+def tables(tables: NuScenesTables) -> Occupied:
+    """Simulated drives, with voxels."""
+    return Occupied(tables)
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +66,12 @@ def perfect_detection(labels: Dense) -> Dense:
     return dense
 
 
+def perfect_occupancy(labels: Dense) -> Dense:
+    truth = torch.where(labels["classes"] == UNKNOWN, FREE, labels["classes"]).long()
+    one_hot = torch.nn.functional.one_hot(truth, len(CLASSES)).movedim(-1, 2)
+    return {"logits": (2 * SURE * one_hot - SURE).flatten(1, 2)}
+
+
 PERFECT: dict[str, Callable[[Dense], Dense]] = {
     "detection": perfect_detection,
     "map": lambda labels: {"logits": torch.where(labels["cells"] > 0, SURE, -SURE)},
@@ -64,6 +79,7 @@ PERFECT: dict[str, Callable[[Dense], Dense]] = {
         kind: 2 * SURE * torch.nn.functional.one_hot(labels[kind], len(values)) - SURE
         for kind, values in CONDITIONS.items()
     },
+    "occupancy": perfect_occupancy,
 }
 
 
@@ -98,15 +114,28 @@ def assert_recognised(found: Any, frame: Frame, _: NuScenesTables, __: BevGrid) 
     assert all(sum(p) == pytest.approx(1) for p in found.values())
 
 
+def assert_occupied(found: OccupancyResult, frame: Frame, tables: NuScenesTables, _: BevGrid) -> None:
+    truth = tables.occupancy(frame.token)
+    seen = truth.seen_by_lidar | truth.seen_by_cameras
+    assert found.grid == truth.grid == SMALL
+    assert not seen.all()
+    assert set(truth.classes[seen]) == set(range(len(CLASSES)))
+    np.testing.assert_array_equal(found.classes[seen], truth.classes[seen])
+    np.testing.assert_array_equal(found.occupied[seen], truth.classes[seen] != FREE)
+
+
 EXPECTED: dict[str, Callable[[Any, Frame, NuScenesTables, BevGrid], None]] = {
     "detection": assert_detected,
     "map": assert_mapped,
     "conditions": assert_recognised,
+    "occupancy": assert_occupied,
 }
+# Of heads whose default does not fit the grids here.
+OPTIONS: dict[str, Any] = {"occupancy": {"x": SMALL.x, "y": SMALL.y, "z": SMALL.z, "cell": SMALL.cell}}
 
 
 def default(name: str, grid: BevGrid) -> Task[Any]:
-    return TASKS[name](TASKS[name].Config(), grid, NUSCENES)
+    return TASKS[name](TASKS[name].Config(**OPTIONS.get(name, {})), grid, NUSCENES)
 
 
 def labels_of(task: Task[Any], frames: list[Frame], tables: NuScenesTables) -> Dense:
