@@ -16,7 +16,9 @@ from perception.tasks.occupancy.task import OccupancyTask
 from perception.tasks.task import Task, TaskConfig
 from perception.taxonomy import Taxonomy
 
-TASKS: dict[str, type[Task[Any]]] = {task.name: task for task in (DetectionTask, MapTask, ConditionsTask, OccupancyTask)}
+TASKS: dict[str, type[Task[Any]]] = {
+    task.name: task for task in (DetectionTask, MapTask, ConditionsTask, OccupancyTask)
+}
 
 
 def configured(content: object) -> dict[str, TaskConfig]:

@@ -17,11 +17,12 @@ class Covered(NamedTuple):
 
     Attributes:
         block: rows and columns of the window.
-        index: for each cell of the block the flat index of the frame's cell in it; rows * columns where there is none.
+        frame_cells: for each cell of the block the flat index of the frame's cell in it; rows * columns where there is
+            none.
     """
 
     block: tuple[slice, slice]
-    index: np.ndarray
+    frame_cells: np.ndarray
 
 
 class MovingWindow:
@@ -41,7 +42,9 @@ class MovingWindow:
         corners = np.abs([*grid.x, *grid.y]).reshape(2, 2).max(axis=1)
         half = (np.hypot(*corners) + reach) / grid.cell
         self.side = 2 * (int(np.ceil(half)) + STEP)
-        self.arrays = {name: np.zeros((count, self.side, self.side), kind) for name, (count, kind) in layers.items()}
+        self.arrays: dict[str, np.ndarray] = {
+            name: np.zeros((count, self.side, self.side), kind) for name, (count, kind) in layers.items()
+        }
         self._origin: np.ndarray | None = None  # row and column of the window's first cell in the global frame
 
     @property

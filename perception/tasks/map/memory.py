@@ -18,6 +18,7 @@ FRAME_LIMIT = 3  # of the log-odds that one frame adds
 LIMIT = 8  # of their sum, so that the map can change
 REACH = 100.0  # m around the grid that are kept
 
+
 def _log_odds(p: float) -> float:
     return math.log(p / (1 - p))
 
@@ -88,7 +89,7 @@ class MapMemory:
         says = np.zeros((len(self.priors), rows * columns + 1), np.int16)  # the last one: nothing
         says[:, :-1] = evidence.take(levels).reshape(len(self.priors), -1)
         block = self._window.arrays["odds"][(slice(None), *covered.block)]
-        block += says.take(covered.index, axis=1)
+        block += says.take(covered.frame_cells, axis=1)
         np.clip(block, -SCALE * LIMIT, SCALE * LIMIT, out=block)
 
     def around(self, global_from_reference: np.ndarray) -> np.ndarray:

@@ -73,7 +73,7 @@ def crossed(
         directions: (N, 3) unit vectors.
         voxels: (N,) flat index of the voxel of each ray.
     """
-    levels, rows, columns = grid.shape
+    _, rows, columns = grid.shape
     place = np.stack([voxels % columns, voxels // columns % rows, voxels // (rows * columns)], axis=1)
     low = np.array([grid.x[0], grid.y[0], grid.z[0]]) + place * grid.cell
     with np.errstate(divide="ignore", invalid="ignore"):

@@ -84,10 +84,10 @@ class FusedOccupancy(Memory[OccupancyResult]):
             shown[:, :-1] = np.where(result.occupied > OCCUPIED, result.classes, self._free).reshape(levels, -1)
         block = (slice(None), *covered.block)
         odds, classes = self._window.arrays["odds"][block], self._window.arrays["classes"][block]
-        odds += says.take(covered.index, axis=1)
+        odds += says.take(covered.frame_cells, axis=1)
         most = round(SCALE * LIMIT)
         np.clip(odds, -most, most, out=odds)
-        seen = shown.take(covered.index, axis=1)
+        seen = shown.take(covered.frame_cells, axis=1)
         np.copyto(classes, seen, where=seen != self._free)
         return self._around(pose)
 

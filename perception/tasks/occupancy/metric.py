@@ -121,7 +121,7 @@ class OccupancyMetric(Metric[OccupancyResult]):
             "mIoU": mean(by_class["cameras"]),
             "mIoU_lidar": mean(by_class["lidar"]),
             "geometric_IoU": geometric_iou(table[MASKS.index("lidar")]),
-            "RayIoU": None if np.isnan(rays).all() else float(np.mean([mean(each) for each in rays])),
+            "RayIoU": None if np.isnan(rays).all() else float(np.nanmean(rays, axis=1).mean()),
             **{f"RayIoU_{at:g}": mean(each) for at, each in zip(THRESHOLDS, rays, strict=True)},
             "IoU": self._named(by_class["cameras"]),
             "RayIoU_classes": self._named(np.mean(rays, axis=0)),
@@ -138,7 +138,8 @@ class OccupancyMetric(Metric[OccupancyResult]):
         if not chosen:
             return None
         metres = driven(
-            np.array([self._egos[i] for i in chosen]), np.unique([self._scenes[i] for i in chosen], return_inverse=True)[1]
+            np.array([self._egos[i] for i in chosen]),
+            np.unique([self._scenes[i] for i in chosen], return_inverse=True)[1],
         )
         curve = []
         for i, probability in enumerate(CURVE):
