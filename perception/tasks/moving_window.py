@@ -28,8 +28,8 @@ class Covered(NamedTuple):
 class MovingWindow:
     """Arrays (layers, side, side) on cells of the size of the frames', aligned with the global axes.
 
-    Cells farther than the reach from the frames' grid may be forgotten, so that the memory is bounded. The ground is the
-    plane z = 0 of the frames' reference.
+    Cells farther than the reach from the frames' grid may be forgotten, so that the memory is bounded. The ground is
+    the plane z = 0 of the frames' reference.
 
     Args:
         grid: of the frames, in their reference frame.
