@@ -75,8 +75,8 @@ class Output:
         cells: whether a dense output has dimensions after the channels.
         steady: whether engines in INT8 may be compared on frames unlike the training data; otherwise they are compared
             on the calibration frames.
-        labels: whether the values are indices of classes, or taken from a table by a threshold. Engines differ where two
-            classes are nearly equally probable.
+        labels: whether the values are indices of classes, or taken from a table by a threshold. Engines differ where
+            two classes are nearly equally probable.
     """
 
     name: str
