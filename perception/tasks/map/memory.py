@@ -88,7 +88,8 @@ class MapMemory:
         levels = levels_of(probabilities) + self._layer * evidence.shape[1]
         says = np.zeros((len(self.priors), rows * columns + 1), np.int16)  # the last one: nothing
         says[:, :-1] = evidence.take(levels).reshape(len(self.priors), -1)
-        block = self._window.arrays["odds"][(slice(None), *covered.block)]
+        rows_of_block, columns_of_block = covered.block
+        block = self._window.arrays["odds"][:, rows_of_block, columns_of_block]
         block += says.take(covered.frame_cells, axis=1)
         np.clip(block, -SCALE * LIMIT, SCALE * LIMIT, out=block)
 

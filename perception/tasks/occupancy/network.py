@@ -85,7 +85,7 @@ class ChannelToHeightHead(TaskNetwork):
         logits = dense["logits"]
         batch, _, rows, columns = logits.shape
         logits = logits.reshape(batch * self.levels, self.classes, rows, columns)
-        # ONNX Runtime computes a softmax along an inner dimension thirty times as slowly.
+        # ONNX Runtime is slow at a softmax along an inner dimension.
         shares = (logits - logits.amax(dim=1, keepdim=True)).exp()
         occupied = shares[:, :-1].sum(dim=1) / shares.sum(dim=1)
         classes = logits.argmax(dim=1)
