@@ -231,6 +231,7 @@ class Config(Section):
                 task.require_levels(len(trunk.channels) if trunk.pyramid else 1)
                 task.require_taxonomy(self.taxonomy)
                 task.require_cameras(self.model.camera is not None)
+                task.require_grid(self.head_grid)
                 if task.point_places and self.model.lidar is None:
                     raise ValueError("reads points, the model has no `lidar`")
             except ValueError as error:

@@ -26,6 +26,7 @@ RESERVED = ("all", "base", "none", *SENSORS)  # words that stand for something e
 _PALETTE = (
     "#4cc9f0", "#f79d5c", "#7b86ff", "#80ed99", "#ff70a6", "#ffb627", "#9d8cff", "#b5e48c", "#4895ef", "#d0b48a"
 )  # fmt: skip
+_UNNAMED = "#ff00ff"  # of what is of no class
 
 
 class Motion(Section):
@@ -132,6 +133,11 @@ class Taxonomy(Section):
         return tuple(each.name for each in self.point_classes)
 
     @property
+    def voxel_names(self) -> tuple[str, ...]:
+        """Classes of occupied voxels: what is of none of the point classes, then these."""
+        return "others", *self.point_names
+
+    @property
     def condition_values(self) -> tuple[str, ...]:
         """The values of all kinds of conditions, one kind after the other."""
         return tuple(value for values in self.conditions.values() for value in values)
@@ -186,6 +192,9 @@ class Taxonomy(Section):
 
     def point_colours(self) -> dict[str, str]:
         return _colours(self.point_classes)
+
+    def voxel_colours(self) -> dict[str, str]:
+        return {"others": _UNNAMED, **self.point_colours()}
 
 
 def _by_category(classes: Sequence[ObjectClass | PointClass]) -> dict[str, int]:

@@ -18,7 +18,7 @@ OTHERS = 0  # class of what is there and of no point class
 
 def occupancy_classes(taxonomy: Taxonomy) -> tuple[str, ...]:
     """Names of the classes of voxels; the last is free space."""
-    return "others", *(each.name for each in taxonomy.point_classes), "free"
+    return *taxonomy.voxel_names, "free"
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ import torch
 from anchored_model import config as anchored
 from hypothesis import given
 from hypothesis import strategies as st
+from occupied import CLASSES, FREE, SMALL, Occupied
 from test_anchor_losses import objects
 from test_routed_model import assert_same, frame_inputs, little, module
 from test_training import small
@@ -25,6 +26,8 @@ from perception.tasks import TASKS, tasks_of
 from perception.tasks.detection.center_head import REGRESSION
 from perception.tasks.detection.task import DetectionTask
 from perception.tasks.network import PointFeatures
+from perception.tasks.occupancy.labels import UNKNOWN
+from perception.tasks.occupancy.result import OccupancyResult
 from perception.tasks.task import Task, joined_labels
 from perception.training.loader import batch_labels
 
@@ -33,6 +36,12 @@ POINT_CLASSES = NUSCENES.point_names
 COARSE = BevGrid(cell=12.8)  # 8 x 8 cells, of which objects share some
 SURE = 30.0  # logit
 Dense = dict[str, Tensor]
+
+
+@pytest.fixture(scope="module")
+def tables(tables: NuScenesTables) -> Occupied:
+    """Simulated drives, with voxels."""
+    return Occupied(tables)
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +77,12 @@ def perfect_detection(labels: Dense) -> Dense:
     return dense
 
 
+def perfect_occupancy(labels: Dense) -> Dense:
+    truth = torch.where(labels["classes"] == UNKNOWN, FREE, labels["classes"]).long()
+    one_hot = torch.nn.functional.one_hot(truth, len(CLASSES)).movedim(-1, 2)
+    return {"logits": (2 * SURE * one_hot - SURE).flatten(1, 2)}
+
+
 PERFECT: dict[str, Callable[[Dense], Dense]] = {
     "detection": perfect_detection,
     "map": lambda labels: {"logits": torch.where(labels["cells"] > 0, SURE, -SURE)},
@@ -81,6 +96,7 @@ PERFECT: dict[str, Callable[[Dense], Dense]] = {
         * torch.nn.functional.one_hot(labels["classes"].long().clamp(min=0), len(POINT_CLASSES)).float(),
         "real": (labels["classes"] >= 0).float(),
     },
+    "occupancy": perfect_occupancy,
 }
 
 
@@ -123,13 +139,28 @@ def assert_classified(found: np.ndarray, frame: Frame, _: NuScenesTables, __: Be
     np.testing.assert_array_equal(found[: len(classes)][known], classes[known])
 
 
+def assert_occupied(found: OccupancyResult, frame: Frame, tables: NuScenesTables, _: BevGrid) -> None:
+    truth = tables.occupancy(frame.token)
+    seen = truth.seen_by_lidar | truth.seen_by_cameras
+    assert found.grid == truth.grid == SMALL
+    assert not seen.all()
+    assert set(truth.classes[seen]) == set(range(len(CLASSES)))
+    np.testing.assert_array_equal(found.classes[seen], truth.classes[seen])
+    np.testing.assert_array_equal(found.occupied[seen], truth.classes[seen] != FREE)
+
+
 EXPECTED: dict[str, Callable[[Any, Frame, NuScenesTables, BevGrid], None]] = {
     "detection": assert_detected,
     "map": assert_mapped,
     "conditions": assert_recognised,
     "points": assert_classified,
+    "occupancy": assert_occupied,
 }
-OPTIONS: dict[str, dict[str, Any]] = {"points": {"max_points": 100}}
+# Of heads whose default does not fit the frames and grids here.
+OPTIONS: dict[str, dict[str, Any]] = {
+    "points": {"max_points": 100},
+    "occupancy": {"x": SMALL.x, "y": SMALL.y, "z": SMALL.z, "cell": SMALL.cell},
+}
 
 
 def default(name: str, grid: BevGrid) -> Task[Any]:

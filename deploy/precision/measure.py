@@ -34,6 +34,7 @@ ERRORS = 2.0  # standard errors added to a mean, which may be small by chance
 # times as much as torch and ONNX Runtime differ.
 MANTISSAS: dict[Precision, tuple[int, ...]] = {"fp32": (18,), "int8": (10, 12)}
 
+FEW_LABELS = 2  # elements of an output of class indices that may always differ
 FEWEST = 20  # detections to compare, or a quarter of a short list; with fewer none is compared
 
 Tasks = Mapping[str, Task[Any]]
@@ -157,9 +158,10 @@ def _dense(measured: Sequence[Measured], precision: Precision, name: str, output
 
 
 def _labels(measured: Sequence[Measured], name: str) -> float:
-    """Share of the class indices that may differ."""
+    """Share of the class indices that may differ: in any case a few, which may lie on an edge between two classes."""
     found = [differing(frame.outputs[name], other[name]) for frame, others in measured for other in others]
-    return max(LEAST.labels, min(1.0, float(f"{MARGIN * max(found):.2g}")))
+    few = FEW_LABELS / measured[0][0].outputs[name].size
+    return max(LEAST.labels, min(1.0, float(f"{max(MARGIN * max(found), few):.2g}")))
 
 
 def _require_enough(frames: Sequence[GoldenFrame], precision: Precision) -> None:

@@ -12,11 +12,14 @@ from perception.section import Section
 from perception.tasks.conditions.task import ConditionsTask
 from perception.tasks.detection.task import DetectionTask
 from perception.tasks.map.task import MapTask
+from perception.tasks.occupancy.task import OccupancyTask
 from perception.tasks.points.task import PointsTask
 from perception.tasks.task import Task, TaskConfig
 from perception.taxonomy import Taxonomy
 
-TASKS: dict[str, type[Task[Any]]] = {task.name: task for task in (DetectionTask, MapTask, ConditionsTask, PointsTask)}
+TASKS: dict[str, type[Task[Any]]] = {
+    task.name: task for task in (DetectionTask, MapTask, ConditionsTask, PointsTask, OccupancyTask)
+}
 
 
 def configured(content: object) -> dict[str, TaskConfig]:

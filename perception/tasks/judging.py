@@ -49,7 +49,7 @@ class GateMetric:
         whole: it is measured once for all classes and frames of a replay (`Judge.measure_whole`).
     """
 
-    classes: Literal["class_names", "map_names", "point_names"] | None = None
+    classes: Literal["class_names", "map_names", "point_names", "voxel_names"] | None = None
     each: bool = False
     ranged: bool = True
     step: float | None = None

@@ -57,6 +57,9 @@ class TaskConfig(Section):
     def require_cameras(self, cameras: bool) -> None:
         """Raise ValueError if the head needs the pictures of a model without a camera branch."""
 
+    def require_grid(self, grid: BevGrid) -> None:
+        """Raise ValueError if the head cannot work on this grid of the trunk's outputs."""
+
     def require_levels(self, levels: int) -> None:
         """Raise ValueError if the head cannot read this number of feature maps from the trunk."""
         if levels > 1:
@@ -72,7 +75,8 @@ class Output:
         cells: whether a dense output has dimensions after the channels.
         steady: whether engines in INT8 may be compared on frames unlike the training data; otherwise they are compared
             on the calibration frames.
-        labels: whether the values are indices of classes. Engines differ where two classes are nearly equally probable.
+        labels: whether the values are indices of classes, or taken from a table by a threshold. Engines differ where
+            two classes are nearly equally probable.
     """
 
     name: str

@@ -1,0 +1,88 @@
+"""Annotated voxels on another grid, in another frame of reference. numpy only."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Literal
+
+import numpy as np
+
+from perception.voxels import Occupancy, VoxelGrid
+
+UNKNOWN = 255  # label of voxels that nothing observed
+Observed = Literal["lidar", "cameras", "either"]
+
+
+def lookup(
+    grid: VoxelGrid, source: VoxelGrid, source_from_grid: np.ndarray, offset: tuple[float, float, float] = (0, 0, 0)
+) -> tuple[np.ndarray, np.ndarray]:
+    """For the centres of a grid's voxels: (levels, rows, columns) flat index in the source, and whether it is inside.
+
+    Args:
+        source_from_grid: (4, 4) affine, between their frames of reference.
+        offset: m, x y z from each centre to the point that is looked up.
+    """
+    levels, rows, columns = grid.shape
+    xs, ys, zs = (
+        low + (np.arange(count) + 0.5) * grid.cell + shift
+        for (low, _), count, shift in zip((grid.x, grid.y, grid.z), (columns, rows, levels), offset, strict=True)
+    )
+    index, inside = np.zeros(grid.shape, np.int64), np.ones(grid.shape, bool)
+    sizes, lows = source.shape[::-1], (source.x[0], source.y[0], source.z[0])
+    strides = (1, sizes[0], sizes[0] * sizes[1])
+    for row, low, size, stride in zip(source_from_grid[:3], lows, sizes, strides, strict=True):
+        flat = (row[0] * xs)[None, None] + (row[1] * ys)[None, :, None] + (row[2] * zs)[:, None, None]
+        place = np.floor((flat + (row[3] - low)) / source.cell)
+        inside &= (place >= 0) & (place < size)
+        index += np.where(inside, place, 0).astype(np.int64) * stride
+    return np.where(inside, index, 0), inside
+
+
+def observed_classes(occupancy: Occupancy, observed: Observed) -> np.ndarray:
+    """(levels, rows, columns) uint8 annotated classes, UNKNOWN where these sensors saw nothing."""
+    seen = {
+        "lidar": occupancy.seen_by_lidar,
+        "cameras": occupancy.seen_by_cameras,
+        "either": occupancy.seen_by_lidar | occupancy.seen_by_cameras,
+    }[observed]
+    return np.where(seen, occupancy.classes, np.uint8(UNKNOWN))
+
+
+def resampled(
+    classes: np.ndarray,
+    source: VoxelGrid,
+    grid: VoxelGrid,
+    source_from_grid: np.ndarray,
+    count: int,
+    flat: Collection[int] = (),
+) -> np.ndarray:
+    """(levels, rows, columns) uint8 classes on a grid: of the nearest voxel of the source, UNKNOWN outside it.
+
+    A voxel that is larger than those of the source has the most frequent class of those in it: of those that stand up,
+    else of the flat ones, else it is free; otherwise a low obstacle would be lost in the ground.
+
+    Args:
+        classes: on the source's grid; UNKNOWN ones have no vote.
+        source_from_grid: (4, 4) affine.
+        count: number of classes; the last one is free space.
+        flat: classes that lie on the ground.
+    """
+    parts = max(1, round(grid.cell / source.cell))
+    shifts = ((np.arange(parts) + 0.5) / parts - 0.5) * grid.cell
+    if parts == 1:
+        index, inside = lookup(grid, source, source_from_grid)
+        return np.where(inside, classes.reshape(-1)[index], np.uint8(UNKNOWN))
+    # A vote counts 1; a class that stands up is before any flat one, and that before free space.
+    before = parts**3 + 1
+    worth = np.full(count, 2 * before)
+    worth[list(flat)], worth[-1] = before, 0
+    votes = np.zeros((count, *grid.shape), np.int32)
+    for z in shifts:
+        for y in shifts:
+            for x in shifts:
+                index, inside = lookup(grid, source, source_from_grid, (x, y, z))
+                found = np.where(inside, classes.reshape(-1)[index], np.uint8(UNKNOWN)).reshape(-1)
+                voters = np.flatnonzero(found != UNKNOWN)
+                votes.reshape(count, -1)[found[voters], voters] += 1
+    score = np.where(votes > 0, votes + worth[:, None, None, None], 0)
+    return np.where(votes.any(axis=0), score.argmax(axis=0), UNKNOWN).astype(np.uint8)

@@ -1,0 +1,127 @@
+"""Occupancy head: channels of a BEV feature map become heights.
+
+As FlashOcc (Yu et al., "FlashOcc: Fast and Memory-Efficient Occupancy Prediction via Channel-to-Height Plugin", 2023,
+arXiv:2311.12058). Finer voxels than the map's cells are channels of the cell as well (sub-pixel convolution, Shi et
+al., CVPR 2016), so that all convolutions run on the map's cells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from perception.grid import BevGrid
+from perception.layers import ConvBlock
+from perception.modules.slot import Slot
+from perception.tasks.network import Loss, TaskNetwork
+from perception.tasks.occupancy.config import OccupancyHead
+from perception.tasks.occupancy.free_space import OCCUPIED, body_levels, free_rays
+from perception.tasks.occupancy.labels import UNKNOWN
+from perception.tasks.occupancy.losses import cross_entropy, lovasz, scale_loss
+from perception.tasks.occupancy.placement import Placement
+
+
+class ChannelToHeightHead(TaskNetwork):
+    """(B, C, rows, columns) of the trunk -> logits (B, levels x classes, rows, columns) of the voxels.
+
+    Args:
+        inputs: channels of the feature map.
+        grid: of the feature map.
+        classes: names of the voxels' classes, the last one of free space.
+    """
+
+    columns: Tensor
+    distances: Tensor
+    ends: Tensor
+    solid: Tensor
+    class_weights: Tensor
+
+    def __init__(self, config: OccupancyHead, inputs: int, grid: BevGrid, classes: Sequence[str]) -> None:
+        super().__init__()
+        voxels = config.voxels(grid.reference)
+        self.placement, self.levels, self.classes = Placement.of(voxels, grid), voxels.shape[0], len(classes)
+        self.weights, self.body = config.losses, body_levels(voxels, config.body)
+        outputs = self.levels * self.classes * self.placement.finer**2
+        self.shared = ConvBlock("heads.occupancy", inputs, config.channels, stride=self.placement.coarser)
+        self.logits = Slot("heads.occupancy.output", nn.Conv2d(config.channels, outputs, 1))
+        rays = free_rays(voxels)
+        solid = [name not in (*config.flat, classes[-1]) for name in classes]
+        self._constant("columns", torch.from_numpy(rays.columns))
+        self._constant("distances", torch.from_numpy(rays.distances))
+        self._constant("ends", torch.from_numpy(rays.ends)[:, None])
+        self._constant("solid", torch.tensor(solid, dtype=torch.float32))
+        self._constant("class_weights", torch.tensor([config.losses.classes.get(name, 1.0) for name in classes]))
+
+    def _constant(self, name: str, values: Tensor) -> None:
+        """A tensor that follows the head to its device, and is no part of a checkpoint."""
+        self.register_buffer(name, values, persistent=False)
+
+    def forward(self, features: Tensor) -> dict[str, Tensor]:
+        logits = self.logits(self.shared(self._placed(features)))
+        return {"logits": F.pixel_shuffle(logits, self.placement.finer) if self.placement.finer > 1 else logits}
+
+    def _placed(self, features: Tensor) -> Tensor:
+        """The part of a feature map that covers the voxels, with zeros outside the map."""
+        place, (rows, columns) = self.placement, features.shape[-2:]
+        top, left = max(-place.row, 0), max(-place.column, 0)
+        bottom = max(place.row + place.rows - rows, 0)
+        right = max(place.column + place.columns - columns, 0)
+        inside = features[
+            :,
+            :,
+            place.row + top : place.row + place.rows - bottom,
+            place.column + left : place.column + place.columns - right,
+        ]
+        return F.pad(inside, (left, right, top, bottom)) if top + left + bottom + right else inside
+
+    def decode(self, dense: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """`classes` uint8 and `occupied` probabilities (B, levels, rows, columns), and `free` distances (B, 360) m.
+
+        What stops the vehicle is a voxel of no flat class at the height of its body, more likely occupied than not.
+        """
+        logits = dense["logits"]
+        batch, _, rows, columns = logits.shape
+        logits = logits.reshape(batch * self.levels, self.classes, rows, columns)
+        # ONNX Runtime is slow at a softmax along an inner dimension.
+        shares = (logits - logits.amax(dim=1, keepdim=True)).exp()
+        occupied = shares[:, :-1].sum(dim=1) / shares.sum(dim=1)
+        classes = logits.argmax(dim=1)
+        shape = (batch, self.levels, rows, columns)
+        solid = self.solid.index_select(0, classes.flatten()).reshape(shape)
+        stops = (occupied.reshape(shape) * solid)[:, self.body].amax(dim=1).flatten(1)
+        met = stops.index_select(1, self.columns.flatten()).reshape(batch, *self.columns.shape) > OCCUPIED
+        free = torch.where(met, self.distances, self.ends).amin(dim=2)
+        # TensorRT has uint8 for outputs alone, and casts only floating-point numbers to it.
+        names = classes.float().reshape(shape).to(torch.uint8)
+        return {"classes": names, "occupied": occupied.reshape(shape), "free": free}
+
+    def losses(self, dense: Mapping[str, Tensor], labels: Mapping[str, Tensor]) -> dict[str, Loss]:
+        """Weighted cross-entropy, Lovasz-softmax and scale losses over the observed voxels of each frame."""
+        logits, truth = dense["logits"], labels["classes"]
+        batch, _, rows, columns = logits.shape
+        by_voxel = logits.reshape(batch, self.levels, self.classes, rows, columns).movedim(2, -1)
+        frames = [self._terms(each, own) for each, own in zip(by_voxel, truth, strict=True)]
+        counts = torch.stack([(own != UNKNOWN).any() for own in truth])
+        return {name: Loss(torch.stack([each[name] for each in frames]), counts) for name in frames[0]}
+
+    def _terms(self, logits: Tensor, truth: Tensor) -> dict[str, Tensor]:
+        """() loss terms of one frame: logits (levels, rows, columns, classes), truth (levels, rows, columns)."""
+        observed = truth != UNKNOWN
+        own, labels, free = logits[observed], truth[observed].long(), self.classes - 1
+        if not len(labels):
+            return {name: logits.sum() * 0 for name, weight in self._weighted() if weight}
+        p, occupied = own.softmax(dim=1), (labels != free)[:, None]
+        one_hot = F.one_hot(labels, self.classes).bool()
+        terms = {
+            "cross_entropy": lambda: cross_entropy(own, labels, self.class_weights),
+            "lovasz": lambda: lovasz(p, labels, free),
+            "geometric": lambda: scale_loss(1 - p[:, -1:], occupied),
+            "semantic": lambda: scale_loss(p, one_hot),
+        }
+        return {name: weight * terms[name]() for name, weight in self._weighted() if weight}
+
+    def _weighted(self) -> list[tuple[str, float]]:
+        return [(name, getattr(self.weights, name)) for name in ("cross_entropy", "lovasz", "geometric", "semantic")]

@@ -1,0 +1,73 @@
+"""What the occupancy head says of a frame, and its encoding for a journal. numpy only."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from perception.voxels import VoxelGrid
+
+LEVELS = 253  # steps of the probabilities; an odd number, so that none is 0.5
+_UNKNOWN = 255  # instead of a level
+
+
+@dataclass(frozen=True)
+class OccupancyResult:
+    """Occupancy around the vehicle, in the frame's reference.
+
+    Attributes:
+        classes: (levels, rows, columns) uint8 index into `perception.voxels.occupancy_classes`, the likeliest.
+        occupied: (levels, rows, columns) float32 probability that a voxel is not free, a multiple of 1 / LEVELS; NaN
+            where the network gave none.
+        free: (360,) float32 m, free distance from the reference point by direction of one degree: direction 0 along x,
+            then counter-clockwise.
+        grid: of the voxels.
+    """
+
+    classes: np.ndarray
+    occupied: np.ndarray
+    free: np.ndarray
+    grid: VoxelGrid = VoxelGrid()  # noqa: RUF009 - it is immutable
+
+
+def levels_of(probabilities: np.ndarray) -> np.ndarray:
+    """uint8 probabilities in steps of 1 / LEVELS; 255 for NaN."""
+    levels = np.rint(np.nan_to_num(probabilities).clip(0, 1) * np.float32(LEVELS)).astype(np.uint8)
+    levels[np.isnan(probabilities)] = _UNKNOWN
+    return levels
+
+
+def probabilities_of(levels: np.ndarray) -> np.ndarray:
+    """float32 probabilities of the levels."""
+    probabilities = levels / np.float32(LEVELS)
+    probabilities[levels == _UNKNOWN] = np.nan
+    return np.asarray(probabilities)
+
+
+def pack(result: OccupancyResult) -> dict[str, np.ndarray]:
+    """The result as small arrays."""
+    grid = result.grid
+    return {
+        "classes": _compressed(result.classes),
+        "occupied": _compressed(levels_of(result.occupied)),
+        "free": result.free,
+        "grid": np.array([*grid.x, *grid.y, *grid.z, grid.cell, grid.reference == "ego"], np.float64),
+    }
+
+
+def unpack(arrays: Mapping[str, np.ndarray]) -> OccupancyResult:
+    """The inverse of `pack`."""
+    x0, x1, y0, y1, z0, z1, cell, ego = arrays["grid"].tolist()
+    grid = VoxelGrid((x0, x1), (y0, y1), (z0, z1), cell, "ego" if ego else "lidar")
+    classes, levels = (
+        np.frombuffer(zlib.decompress(arrays[name].tobytes()), np.uint8).reshape(grid.shape)
+        for name in ("classes", "occupied")
+    )
+    return OccupancyResult(classes, probabilities_of(levels), arrays["free"], grid)
+
+
+def _compressed(values: np.ndarray) -> np.ndarray:
+    return np.frombuffer(zlib.compress(np.ascontiguousarray(values, np.uint8).tobytes(), 1), np.uint8)

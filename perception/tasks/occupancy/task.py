@@ -1,0 +1,126 @@
+"""Semantic occupancy around the vehicle, free distances, and obstacles of no known class."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from perception.datasets.keyframes import Keyframes
+from perception.frame import Frame
+from perception.grid import BevGrid
+from perception.tasks.drawing import VoxelLayer
+from perception.tasks.occupancy.config import OccupancyHead
+from perception.tasks.occupancy.confusion import confusion, parts
+from perception.tasks.occupancy.free_space import OCCUPIED, body_levels
+from perception.tasks.occupancy.judge import OccupancyJudge
+from perception.tasks.occupancy.labels import UNKNOWN, observed_classes, resampled
+from perception.tasks.occupancy.memory import FusedOccupancy
+from perception.tasks.occupancy.metric import OccupancyMetric
+from perception.tasks.occupancy.obstacles import obstacle_clusters, score_obstacles
+from perception.tasks.occupancy.result import OccupancyResult, levels_of, pack, probabilities_of, unpack
+from perception.tasks.occupancy.truth import ego_from_reference, obstacles_of, on_grid_of_truth
+from perception.tasks.task import Arrays, Output, Task
+from perception.taxonomy import Taxonomy
+from perception.voxels import occupancy_classes
+
+if TYPE_CHECKING:
+    from perception.tasks.network import TaskNetwork
+
+
+class OccupancyTask(Task[OccupancyResult]):
+    """Voxels with classes, see `OccupancyResult`.
+
+    Attributes:
+        voxels: their grid.
+        classes: their names.
+    """
+
+    name = "occupancy"
+    metric = OccupancyMetric
+    judge = OccupancyJudge
+    Config = OccupancyHead
+
+    def __init__(self, config: OccupancyHead, grid: BevGrid, taxonomy: Taxonomy) -> None:
+        super().__init__(config, grid, taxonomy)
+        self.voxels, self.classes = config.voxels(grid.reference), occupancy_classes(taxonomy)
+        low, cell = self.voxels.z[0], self.voxels.cell
+        levels = tuple(f"{low + i * cell:g} m" for i in range(self.voxels.shape[0]))
+        self.outputs = (
+            Output("classes", f"index into {' '.join(self.classes)}; levels, rows, columns", labels=True),
+            Output("occupied", "probability that the voxel is not free, by the height of its level", levels),
+            Output("free", "m, free distance by direction of 1 degree, from x counter-clockwise", labels=True),
+        )
+
+    def network(self, channels: int) -> TaskNetwork:
+        from perception.tasks.occupancy.network import ChannelToHeightHead
+
+        return ChannelToHeightHead(self.config, channels, self.grid, self.classes)
+
+    def labels(self, frame: Frame, source: Keyframes | None = None) -> dict[str, np.ndarray]:
+        """`classes` (levels, rows, columns) uint8; UNKNOWN where nothing observed it, and without annotations."""
+        truth = None if source is None else source.occupancy(frame.token)
+        if truth is None:
+            return {"classes": np.full(self.voxels.shape, UNKNOWN, np.uint8)}
+        annotated = observed_classes(truth, self.config.observed)
+        pose, flat = ego_from_reference(frame), [i for i, name in enumerate(self.classes) if name in self.config.flat]
+        return {"classes": resampled(annotated, truth.grid, self.voxels, pose, len(self.classes), flat)}
+
+    def labelled(self, source: Keyframes, token: str) -> bool:
+        return source.has_occupancy(token)
+
+    def result(self, outputs: Arrays) -> OccupancyResult:
+        occupied = probabilities_of(levels_of(outputs["occupied"]))  # as a journal keeps them
+        return OccupancyResult(outputs["classes"], occupied, outputs["free"], self.voxels)
+
+    def memory(self) -> FusedOccupancy:
+        moving = {each.name for each in self.taxonomy.classes if not each.static}
+        solid = [i for i, name in enumerate(self.classes[:-1]) if name not in self.config.flat]
+        return FusedOccupancy(
+            self.voxels,
+            len(self.classes),
+            [i for i, name in enumerate(self.classes) if name in moving],
+            solid,
+            body_levels(self.voxels, self.config.body),
+        )
+
+    def draw(self, frame: Frame, result: OccupancyResult, state: OccupancyResult | None) -> list[VoxelLayer]:
+        """The fused voxels that are occupied."""
+        seen = result if state is None else state
+        with np.errstate(invalid="ignore"):
+            there = (seen.occupied > OCCUPIED) & (seen.classes < len(self.classes) - 1)
+        centers, labels = seen.grid.centers()[there], seen.classes[there]
+        return [VoxelLayer("occupancy", centers, labels, seen.grid.cell, self.taxonomy.voxel_colours())]
+
+    def statistics(self, frame: Frame, result: OccupancyResult, source: Keyframes | None) -> dict[str, Any]:
+        """`counts` (rings, 3, classes) of `confusion.parts`, and distance and success for each annotated obstacle."""
+        truth = None if source is None else source.occupancy(frame.token)
+        annotated = None if source is None else obstacles_of(frame, source)
+        counts, obstacles = None, None
+        if truth is not None:
+            free, seen = len(self.classes) - 1, truth.seen_by_cameras | truth.seen_by_lidar
+            predicted = on_grid_of_truth(frame, result, truth.grid, free)
+            counts = parts(confusion(predicted, truth.classes, seen, free + 1, truth.grid)).tolist()
+        if annotated is not None:
+            score = score_obstacles(obstacle_clusters(result, result.grid), result.grid, annotated)
+            obstacles = [*zip(score.distances.tolist(), score.found.tolist(), strict=True)]
+        return {"counts": counts, "obstacles": obstacles}
+
+    @staticmethod
+    def pack(result: OccupancyResult) -> dict[str, np.ndarray]:
+        return pack(result)
+
+    @staticmethod
+    def unpack(arrays: Arrays) -> OccupancyResult:
+        return unpack(arrays)
+
+    def finite(self, outputs: Arrays) -> tuple[Arrays, Mapping[str, int]]:
+        """Probabilities that are not finite become NaN, which the memory ignores; such free distances become 0."""
+        kept, counts = dict(outputs), {}
+        for name, instead in (("occupied", np.nan), ("free", 0.0)):
+            wrong = ~np.isfinite(outputs[name])
+            if wrong.any():
+                kept[name] = np.where(wrong, instead, outputs[name]).astype(outputs[name].dtype)
+                counts[name] = int(np.count_nonzero(wrong))
+        return kept if counts else outputs, counts

@@ -1,0 +1,45 @@
+"""Keyframes with voxels and unknown obstacles that no simulator made: whatever a test needs."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from vocabulary import NUSCENES
+
+from perception.frame import Boxes
+from perception.voxels import Occupancy, VoxelGrid, occupancy_classes
+
+CLASSES = occupancy_classes(NUSCENES)
+FREE = len(CLASSES) - 1
+SMALL = VoxelGrid((-25.6, 25.6), (-25.6, 25.6), (-1.0, 5.4), 3.2)
+
+
+def random_occupancy(token: str, grid: VoxelGrid = SMALL) -> Occupancy:
+    """Voxels of every class, most of them free; equal tokens give equal ones."""
+    rng = np.random.default_rng([*token.encode()])
+    classes = np.where(rng.random(grid.shape) < 0.6, FREE, rng.integers(0, FREE, grid.shape)).astype(np.uint8)
+    return Occupancy(grid, classes, rng.random(grid.shape) < 0.6, rng.random(grid.shape) < 0.6)
+
+
+class Occupied:
+    """Another source of keyframes, with annotated voxels.
+
+    Args:
+        tables: all else.
+        occupancy: token -> voxels.
+        obstacles: token -> obstacles in the global frame.
+    """
+
+    def __init__(
+        self,
+        tables: Any,
+        occupancy: Callable[[str], Occupancy] = random_occupancy,
+        obstacles: Callable[[str], Boxes | None] = lambda token: None,
+    ) -> None:
+        self._tables, self.occupancy, self.obstacles = tables, occupancy, obstacles
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tables, name)
+
+    def has_occupancy(self, token: str) -> bool:
+        return True
