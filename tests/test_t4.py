@@ -54,7 +54,9 @@ def root(sim_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def of_scene(tables: dict[str, Rows], scene: str) -> dict[str, Rows]:
     """The rows of one drive."""
     kept = {row["token"] for row in tables["sample"] if row["scene_token"] == scene}
-    content = {name: json.loads(json.dumps(rows)) for name, rows in tables.items() if name != "splits"}
+    content = {
+        name: json.loads(json.dumps(rows)) for name, rows in tables.items() if name not in {"splits", "lidarseg"}
+    }
     content["scene"] = [row for row in content["scene"] if row["token"] == scene]
     content["sample"] = [row for row in content["sample"] if row["token"] in kept]
     for name in ("sample_data", "sample_annotation"):
@@ -76,6 +78,7 @@ def as_t4(content: dict[str, Rows]) -> dict[str, str]:
         row["camera_distortion"] = (DISTORTION if distorted else [0.0] * 5) if row["camera_intrinsic"] else []
     for row in content["category"]:
         row["name"] = NAMES.get(row["name"], row["name"])
+        del row["index"]
     for row in content["attribute"]:
         row["name"] = ATTRIBUTES.get(row["name"], row["name"])
     content["attribute"].append({"token": "seen", "name": "occlusion_state.none", "description": ""})
