@@ -55,6 +55,13 @@ def test_points_of_a_box_that_moves_and_turns() -> None:
     assert (owners(beyond, shares, motion, 0.1)[0] == -1).all()
 
 
+def test_a_point_in_two_boxes_is_of_the_first() -> None:
+    boxes = boxes_of(np.array([[0.0, 0, 0], [2, 0, 0]]), np.tile(np.eye(3), (2, 1, 1)), ["a", "b"])
+    owner, local = owners(np.array([[1.0, 0, 0], [3, 0, 0]]), np.ones(2), Motion(boxes, boxes), 0)
+    assert owner.tolist() == [0, 1]
+    np.testing.assert_allclose(local, [[1, 0, 0], [1, 0, 0]])
+
+
 def _extrapolated(start: Rotation, end: Rotation) -> Rotation:
     step = start.inv() * end
     return Rotation.concatenate([start * step.inv(), start, end, end * step])
@@ -76,8 +83,9 @@ def test_crossed_voxels_are_those_that_a_fine_march_meets() -> None:
     rng = np.random.default_rng(1)
     crossed, cell = CrossedVoxels(0.5, (9.0, 9.0, 4.0)), 0.5
     seen: set[tuple[int, ...]] = set()
-    for _ in range(2):  # two sweeps, far from the origin
-        start = rng.uniform(-300, 300, 3)
+    for start in np.array(
+        [[-211.0, 87, 3], [-210.3, 86.8, 3], [160, -290, 9]]
+    ):  # two sweeps at one place, then another
         origins = start + rng.uniform(-0.2, 0.2, (30, 3))
         ends = origins + rng.uniform(-8, 8, (30, 3)) * [1, 1, 0.4]
         crossed.add(origins, ends)
