@@ -128,8 +128,16 @@ def test_free_is_what_rays_cross() -> None:
     assert made.seen_by_lidar[voxels_of(march.reshape(-1, 3))].all()  # by rays of the keyframe itself, boxes or not
 
 
+class UnknownVelocity(WalledDrive):
+    """The velocity is not annotated in keyframe 2."""
+
+    def boxes(self, sample: str) -> Boxes:
+        boxes = super().boxes(sample)
+        return replace(boxes, velocities=boxes.velocities * (np.nan if sample == "2" else 1))
+
+
 def test_sweeps_between_keyframes_put_the_car_where_it_was() -> None:
-    made = annotated(WalledDrive(labelled=False), "2", "12", sweeps=4)
+    made = annotated(UnknownVelocity(labelled=False), "2", "12", sweeps=4)
     box = WalledDrive().boxes("2").centers[0] - [2 * walled.SPEED * walled.PERIOD, 0, 0]
     off = np.abs(GRID.centers() - box)[..., 0]
     assert (made.classes == CAR).any()
