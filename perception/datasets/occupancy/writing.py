@@ -10,7 +10,7 @@ import numpy as np
 
 from perception.atomic import made, write_atomically
 from perception.datasets.keyframes import Keyframes
-from perception.datasets.nuscenes.occ3d import GRID, occ3d_bytes, occ3d_file
+from perception.datasets.nuscenes.occ3d import GRID, occ3d_arrays, occ3d_file
 from perception.datasets.occupancy.annotation import annotate
 from perception.datasets.occupancy.drive import gather
 from perception.errors import InputError
@@ -64,7 +64,7 @@ def _annotate_drive(
         frame = source.frame(sample)
         if drive is not None and frame.points is not None:
             content = io.BytesIO()
-            np.savez_compressed(content, **occ3d_bytes(annotate(frame, source, drive, GRID)))
+            np.savez_compressed(content, **occ3d_arrays(annotate(frame, source, drive, GRID)))
             file = occ3d_file(out, source.scene(sample), sample)
             made(file.parent)
             write_atomically(file, content.getvalue())
