@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,11 @@ from perception.voxels import VoxelGrid
 
 GRID = VoxelGrid((-12.0, 12.0), (-8.0, 8.0), (-1.0, 3.8))
 WALL = 6.1  # m, y of the wall, which has its face there
-CAR, OTHER = 0, 1  # detection classes
+
 POINTS = ("ground", "wall", "car")  # point classes
 SPEED, PERIOD, START = 2.0, 0.5, 1_500_000_000_000_000  # m/s along x, s, us
 CAR_SPEED, CAR_Y, SIZE = 6.0, -4.0, (2.0, 4.0, 1.6)  # m/s along x, m, width length height
+SLOPE = 0.25  # rad, of the hill
 LIDAR = np.array([0.0, 0.0, 2.0])  # m in the vehicle's frame
 TAXONOMY = Taxonomy.model_validate(
     {
@@ -47,7 +49,7 @@ class WalledDrive(ListedKeyframes):
     def timestamp(self, sample: str) -> int:
         return START + round(1e6 * PERIOD * int(sample))
 
-    def boxes(self, sample: str) -> Boxes | None:
+    def boxes(self, sample: str) -> Boxes:
         x = car_at(PERIOD * int(sample))
         one = np.ones(1)
         boxes = Boxes.from_yaws(
@@ -89,23 +91,30 @@ class WalledDrive(ListedKeyframes):
 
 
 class HillyDrive(WalledDrive):
-    """As above, up a hill that the poses do not know, so that the world sinks in them."""
+    """As above, but all of it down a hill; as in nuScenes the poses have its slope, but not its height: z is 0."""
 
     def frame(self, sample: str, *arguments: object, **options: object) -> Frame:
         frame = super().frame(sample, *arguments, **options)  # type: ignore[arg-type]
-        frame.points[:, 2] -= sunk(int(sample))
-        return frame
+        pose = self._downhill(sample) @ frame.global_from_ego
+        return replace(frame, global_from_reference=pose, global_from_ego=pose, cameras={"ahead": camera(pose)})
 
     def lidar_paths(self, sample: str, sweeps: int = 0) -> list[tuple[np.ndarray, np.ndarray]]:
-        return [(times, places - [0, 0, sunk(int(sample))]) for times, places in super().lidar_paths(sample, sweeps)]
+        (path,), hill = super().lidar_paths(sample, sweeps), self._downhill(sample)
+        return [(path[0], path[1] @ hill[:3, :3].T + hill[:3, 3])]
 
-    def boxes(self, sample: str) -> Boxes | None:
-        boxes = super().boxes(sample)
-        return Boxes(**{**vars(boxes), "centers": boxes.centers - [0, 0, sunk(int(sample))]})
+    def boxes(self, sample: str) -> Boxes:
+        return super().boxes(sample).transformed(self._downhill(sample))
+
+    def _downhill(self, sample: str) -> np.ndarray:
+        hill = np.eye(4)
+        hill[[0, 0, 2, 2], [0, 2, 0, 2]] = np.cos(SLOPE), np.sin(SLOPE), -np.sin(SLOPE), np.cos(SLOPE)
+        hill[2, 3] = -height(int(sample))
+        return hill
 
 
-def sunk(keyframe: int) -> float:
-    return 0.3 * keyframe
+def height(keyframe: int) -> float:
+    """m above that at the first keyframe."""
+    return float(-np.sin(SLOPE) * SPEED * PERIOD * keyframe)
 
 
 def car_at(time: float) -> float:

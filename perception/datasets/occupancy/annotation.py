@@ -15,8 +15,6 @@ from perception.datasets.occupancy.returns import NONE, UNKNOWN, Returns, moved,
 from perception.frame import Boxes, Frame
 from perception.voxels import OTHERS, Occupancy, VoxelGrid, occupancy_classes
 
-_NEAREST = 1.0  # m, within which a voxel without annotated points takes the class of another
-
 Points = tuple[np.ndarray, np.ndarray, np.ndarray]  # (N, 3) m, (N,) classes, (N,) number of returns
 
 
@@ -72,8 +70,7 @@ def voxel_classes(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Which voxels have points, and of which class most of them are; the lower class if two have as many.
 
-    A voxel with points but none with an annotation takes the class of the nearest one within 1 m that has; OTHERS
-    without one.
+    A voxel with points but none with an annotation takes the class of the nearest one that has; OTHERS if none has.
 
     Args:
         points: (N, 3) m.
@@ -96,8 +93,8 @@ def voxel_classes(
     chosen, known = votes.argmax(axis=1), votes.any(axis=1)
     if known.any() and not known.all():
         where = np.stack(np.unravel_index(voxels, grid.shape), axis=1) * grid.cell
-        distances, nearest = cKDTree(where[known]).query(where[~known])
-        chosen[~known] = np.where(distances <= _NEAREST, chosen[known][nearest], OTHERS)
+        _, nearest = cKDTree(where[known]).query(where[~known])
+        chosen[~known] = chosen[known][nearest]
     result = np.full(grid.shape, OTHERS, np.int64)
     result.reshape(-1)[voxels] = chosen
     return occupied, result
