@@ -6,6 +6,7 @@ import argparse
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from perception.grid import BevGrid, Reference
 from perception.predict import TorchPredictor
 from perception.rig import load_rig
 from perception.tasks.points.metric import PointsMetric
-from perception.tasks.points.panoptic import objects_of_points
+from perception.tasks.points.panoptic import PanopticCounts, objects_of_points, panoptic_counts
 from perception.taxonomy import load_taxonomy
 from perception.training.adapt import add_task
 from perception.training.checkpoint import load_model, newest, save_model
@@ -28,6 +29,7 @@ PLACES = 110_000  # a sweep of the Pandar64 has 106,000 points
 HEAD: dict[str, Any] = {"points": {"max_points": PLACES}}
 MODULE: dict[str, Any] = {"name": "sweeps", "kind": "low_rank", "slots": ["lidar.*", "fuse*", "trunk.*"], "rank": 8}
 WAYS: dict[str, dict[str, Any]] = {"head": {"tasks": HEAD}, "module": {"tasks": HEAD, "modules": [MODULE]}}
+NAMES = load_taxonomy("pandaset").point_names
 BAND = 0.2  # m, of heights
 
 
@@ -61,7 +63,8 @@ def points(arguments: argparse.Namespace) -> dict[str, Any]:
     base, own = arguments.out / "base", load_taxonomy("pandaset")
     model, config = load_model(arguments.base, RIG)
     names = config.taxonomy.model_copy(update={"point_classes": own.point_classes})
-    drives, result = WholeSweeps(arguments.data, RIG, names), dict[str, Any]()
+    drives, annotated = (WholeSweeps(arguments.data, RIG, each) for each in (names, own))
+    result = dict[str, Any]()
     if newest(base) is None:
         data = config.data.model_copy(update={"class_balanced": False})
         save_model(base, config.model_copy(update={"taxonomy": names, "data": data}), model)
@@ -72,20 +75,34 @@ def points(arguments: argparse.Namespace) -> dict[str, Any]:
             add_task(base, "points", content, drives, "all", [arguments.trained], run, **training)
             result[f"{way}_processor_seconds"] = time.process_time() - start
         predictor = TorchPredictor.load(run)
-        result[way] = scored(drives, arguments.held_back, lambda frame: predictor(frame).results["points"])  # noqa: B023
-    boxes = WholeSweeps(arguments.data, RIG, own)
-    result["boxes_and_height"] = scored(drives, arguments.held_back, by_height(boxes, arguments.trained))
+        result[way] = scored(annotated, arguments.held_back, lambda frame: predictor(frame).results["points"])  # noqa: B023
+    result["boxes_and_height"] = scored(annotated, arguments.held_back, by_height(annotated, arguments.trained))
     return result
 
 
 def scored(drives: WholeSweeps, frames: str, classes: Callable[[Frame], np.ndarray]) -> dict[str, Any]:
-    """`iou.summary` of the classes of points over some frames."""
-    metric = PointsMetric(drives, BevGrid())
+    """`iou.summary` of the classes of points over some frames, and `panoptic`: their mean panoptic quality.
+
+    The objects of the panoptic quality are the annotated boxes, also for the classes that a network found.
+    """
+    metric, counts = PointsMetric(drives, BevGrid()), list[PanopticCounts]()
     for token in drives.samples(selectors=[frames]):
-        frame = drives.frame(token, annotations=False)
-        metric.add(frame, classes(frame))
-    found: dict[str, Any] = metric.scores()["points"]
-    return found
+        frame = drives.frame(token)
+        points, truth = frame.keyframe_points, frame.keyframe_classes
+        assert frame.boxes is not None
+        assert truth is not None
+        found = classes(frame)[: len(points)]
+        metric.add(frame, found)
+        owners = objects_of_points(points, frame.boxes, np.array(True))
+        counts.append(panoptic_counts(found, _objects(found, owners), truth, _objects(truth, owners), len(NAMES)))
+    quality = reduce(PanopticCounts.plus, counts).qualities()[0]
+    return {**metric.scores()["points"], "panoptic": float(np.nanmean(quality))}
+
+
+def _objects(classes: np.ndarray, owners: np.ndarray) -> np.ndarray:
+    """(M,) index of the box around each point of a class that boxes have; -1 for others."""
+    boxed = [i for i, name in enumerate(NAMES) if name in load_taxonomy("pandaset").class_names]
+    return np.where(np.isin(classes, boxed), owners, -1)
 
 
 def by_height(drives: WholeSweeps, frames: str) -> Callable[[Frame], np.ndarray]:
@@ -94,17 +111,18 @@ def by_height(drives: WholeSweeps, frames: str) -> Callable[[Frame], np.ndarray]
     found = np.zeros((len(drives.taxonomy.classes) + 200, count), np.int64)
     for token in drives.samples(selectors=[frames]):
         frame = drives.frame(token)
-        known, classes = frame.class_of_point >= 0, frame.class_of_point
-        np.add.at(found, (_places(frame, drives)[known], classes[known]), 1)
+        classes = frame.class_of_point
+        assert classes is not None
+        known = classes >= 0
+        np.add.at(found, (_places(frame, len(drives.taxonomy.classes))[known], classes[known]), 1)
     likeliest = found.argmax(axis=1).astype(np.uint8)
-    return lambda frame: likeliest[_places(frame, drives)]
+    return lambda frame: likeliest[_places(frame, len(drives.taxonomy.classes))]
 
 
-def _places(frame: Frame, drives: WholeSweeps) -> np.ndarray:
+def _places(frame: Frame, classes: int) -> np.ndarray:
     """(N,) class of the annotated box around each point; elsewhere the band of its height, after the classes."""
-    boxes = drives.frame(frame.token).boxes
     assert frame.points is not None
-    assert boxes is not None
-    owner = objects_of_points(frame.points, boxes, np.array(True))
+    assert frame.boxes is not None
+    owner = objects_of_points(frame.points, frame.boxes, np.array(True))
     band = np.clip(frame.points[:, 2] / BAND + 50, 0, 199).astype(np.int64)
-    return np.where(owner >= 0, boxes.labels[owner], len(drives.taxonomy.classes) + band)
+    return np.where(owner >= 0, frame.boxes.labels[owner], classes + band)

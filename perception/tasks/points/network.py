@@ -35,7 +35,7 @@ class PointSegmentationHead(TaskNetwork):
     def __init__(self, config: PointsHead, inputs: int, grid: BevGrid, weights: Sequence[float]) -> None:
         super().__init__()
         self.weight, self.grid, channels = config.weight, grid, config.channels
-        self.shared = ConvBlock("heads.points", inputs, channels)
+        self.shared = ConvBlock("heads.points", inputs, channels, kernel=1)
         self.cell = Slot("heads.points.cell", nn.Conv2d(channels, channels, 1))
         self.own = Slot("heads.points.own", nn.Linear(_OWN, channels))
         self.hidden = Slot("heads.points.hidden", nn.Linear(channels, channels))
