@@ -104,7 +104,7 @@ def test_the_nearest_point_covers_others_in_a_cameras_picture() -> None:
     pose[:3, :3] = np.array([[0, 0, 1], [-1, 0, 0], [0, -1, 0]])
     camera = Camera(np.zeros((20, 40, 3), np.uint8), intrinsics, pose, np.eye(4), 0)
     rng = np.random.default_rng(0)
-    points = np.concatenate([rng.uniform(-6, 6, (200, 3)), [[0.1, 0, 0]]])
+    points = np.concatenate([rng.uniform(-6, 6, (200, 3)), [[0.1, 0, -1.5]]])
     labels = rng.integers(0, 3, len(points))
     frame = frame_of("ego", camera)
     picture = points_in_camera(PointLayer("a", points, labels, COLOURS), frame, "front", 20)

@@ -21,7 +21,7 @@ if (annotated.length) {
 const explained = new Set();
 for (const layer of data.layers) {
   for (const {name, colour} of layer.classes) {
-    const text = pictured.includes(layer) ? `${words(layer.name)}: ${words(name)}` : words(name);
+    const text = layer.style === "raster" ? `${words(layer.name)}: ${words(name)}` : words(name);
     if (!explained.has(text + colour)) mark(at("legend"), colour, text);
     explained.add(text + colour);
   }

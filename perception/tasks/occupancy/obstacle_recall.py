@@ -65,7 +65,7 @@ class ObstacleJudge(Judge):
 
     scene_obstacle_recall      share of the annotated obstacles that are found, over all frames
     scene_obstacle_precision   share of the ids of unknown obstacles that are no false alarms
-    explained                  share of the occupied voxels of detection classes that objects explain; without annotations
+    explained                  share of the occupied voxels of detection classes that objects explain
     """
 
     metrics: ClassVar[Mapping[str, GateMetric]] = {
