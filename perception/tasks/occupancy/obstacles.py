@@ -61,7 +61,7 @@ def obstacle_clusters(
     names = np.zeros(count + 1, np.int64)
     names[1 + kept] = 1 + np.arange(len(kept))
     corner = np.array([grid.x[0], grid.y[0], grid.z[0]])
-    low, high = (corner + each[kept] * grid.cell for each in (lowest, highest + 1))
+    low, high = (corner + each[kept] * grid.edges for each in (lowest, highest + 1))
     return ObstacleClusters((low + high) / 2, high - low, voxels[kept], sums[kept] / voxels[kept], names[cells])
 
 

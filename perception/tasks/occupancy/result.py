@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from perception.grid import Reference
 from perception.voxels import VoxelGrid
 
 LEVELS = 253  # steps of the probabilities; an odd number, so that none is 0.5
@@ -54,14 +55,15 @@ def pack(result: OccupancyResult) -> dict[str, np.ndarray]:
         "classes": _compressed(result.classes),
         "occupied": _compressed(levels_of(result.occupied)),
         "free": result.free,
-        "grid": np.array([*grid.x, *grid.y, *grid.z, grid.cell, grid.reference == "ego"], np.float64),
+        "grid": np.array([*grid.x, *grid.y, *grid.z, grid.cell, grid.edges[2], grid.reference == "ego"], np.float64),
     }
 
 
 def unpack(arrays: Mapping[str, np.ndarray]) -> OccupancyResult:
     """The inverse of `pack`."""
-    x0, x1, y0, y1, z0, z1, cell, ego = arrays["grid"].tolist()
-    grid = VoxelGrid((x0, x1), (y0, y1), (z0, z1), cell, "ego" if ego else "lidar")
+    x0, x1, y0, y1, z0, z1, cell, height, ego = arrays["grid"].tolist()
+    reference: Reference = "ego" if ego else "lidar"
+    grid = VoxelGrid((x0, x1), (y0, y1), (z0, z1), cell, reference, None if height == cell else height)
     classes, levels = (
         np.frombuffer(zlib.decompress(arrays[name].tobytes()), np.uint8).reshape(grid.shape)
         for name in ("classes", "occupied")

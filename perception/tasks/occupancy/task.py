@@ -45,8 +45,8 @@ class OccupancyTask(Task[OccupancyResult]):
     def __init__(self, config: OccupancyHead, grid: BevGrid, taxonomy: Taxonomy) -> None:
         super().__init__(config, grid, taxonomy)
         self.voxels, self.classes = config.voxels(grid.reference), occupancy_classes(taxonomy)
-        low, cell = self.voxels.z[0], self.voxels.cell
-        levels = tuple(f"{low + i * cell:g} m" for i in range(self.voxels.shape[0]))
+        low, height = self.voxels.z[0], self.voxels.edges[2]
+        levels = tuple(f"{low + i * height:g} m" for i in range(self.voxels.shape[0]))
         self.outputs = (
             Output("classes", f"index into {' '.join(self.classes)}; levels, rows, columns", labels=True),
             Output("occupied", "probability that the voxel is not free, by the height of its level", levels),
