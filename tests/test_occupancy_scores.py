@@ -132,20 +132,19 @@ def boxes(*rows: tuple[float, float, float, float, float, int]) -> Boxes:
     return replace(made, num_points=points.astype(np.int64))
 
 
-def result(classes: np.ndarray, occupied: np.ndarray | None = None, grid: VoxelGrid = GRID) -> OccupancyResult:
-    sure = (classes != FREE).astype(np.float32) if occupied is None else occupied
-    return OccupancyResult(classes, sure, np.zeros(360, np.float32), grid)
+def result(classes: np.ndarray, others: np.ndarray | None = None, grid: VoxelGrid = GRID) -> OccupancyResult:
+    sure = (classes == OTHERS).astype(np.float32) if others is None else others
+    return OccupancyResult(classes, (classes != FREE).astype(np.float32), sure, np.zeros(360, np.float32), grid)
 
 
 def test_clusters_are_the_connected_columns_of_no_class() -> None:
     """Against a flood fill."""
     rng = np.random.default_rng(1)
-    classes = rng.choice([OTHERS, 3, FREE], GRID.shape, p=[0.03, 0.1, 0.87]).astype(np.uint8)
-    occupied = rng.random(GRID.shape).astype(np.float32)
-    occupied[0, 0, 0] = np.nan
+    others = rng.random(GRID.shape).astype(np.float32) ** 25
+    others[0, 0, 0] = np.nan
     for probability, least in ((0.5, 1), (0.3, 3)):
-        clusters = obstacle_clusters(result(classes, occupied), GRID, probability, least)
-        chosen = (classes == OTHERS) & (np.nan_to_num(occupied) > probability)
+        clusters = obstacle_clusters(result(street(0), others), GRID, probability, least)
+        chosen = np.nan_to_num(others) > probability
         left, expected = {*zip(*np.nonzero(chosen.any(axis=0)), strict=True)}, []
         while left:
             cluster, border = set(), [left.pop()]
@@ -159,7 +158,7 @@ def test_clusters_are_the_connected_columns_of_no_class() -> None:
             if len(voxels) >= least:
                 at = GRID.centers()[tuple(voxels.T)].astype(np.float64)
                 low, high = at.min(axis=0) - 0.4, at.max(axis=0) + 0.4
-                expected.append([*(low + high) / 2, *high - low, len(voxels), occupied[tuple(voxels.T)].mean()])
+                expected.append([*(low + high) / 2, *high - low, len(voxels), others[tuple(voxels.T)].mean()])
         found = np.column_stack([clusters.centers, clusters.sizes, clusters.voxels, clusters.probabilities])
         assert len(found) == len(expected) > 10
         np.testing.assert_allclose(

@@ -14,7 +14,10 @@ Observed = Literal["lidar", "cameras", "either"]
 
 
 def lookup(
-    grid: VoxelGrid, source: VoxelGrid, source_from_grid: np.ndarray, offset: np.ndarray | tuple[float, float, float] = (0, 0, 0)
+    grid: VoxelGrid,
+    source: VoxelGrid,
+    source_from_grid: np.ndarray,
+    offset: np.ndarray | tuple[float, float, float] = (0, 0, 0),
 ) -> tuple[np.ndarray, np.ndarray]:
     """For the centres of a grid's voxels: (levels, rows, columns) flat index in the source, and whether it is inside.
 
