@@ -79,3 +79,6 @@ def test_rays_keep_their_index_though_they_have_different_lengths() -> None:
 def test_no_rays_have_no_steps() -> None:
     assert list(traverse(np.empty((0, 3)), np.empty((0, 3)), GRID)) == []
     assert list(traverse(np.full((2, 3), 9.0), np.full((2, 3), 8.0), GRID)) == []
+    outwards = np.array([[2.0, 0.1, 0.6]]), np.array([[3.0, 0.1, 0.6]])  # the upper end of x is not in the grid
+    assert list(traverse(*outwards, GRID)) == []
+    assert paths(*outwards[::-1], GRID) == {}
