@@ -28,8 +28,8 @@ def traverse(origins: np.ndarray, ends: np.ndarray, grid: VoxelGrid) -> Iterator
     """
     count = np.array(grid.shape[::-1])
     low = np.array([grid.x[0], grid.y[0], grid.z[0]])
-    start = (np.asarray(origins, np.float64) - low) / grid.cell
-    end = (np.asarray(ends, np.float64) - low) / grid.cell
+    start = (np.asarray(origins, np.float64) - low) / grid.edges
+    end = (np.asarray(ends, np.float64) - low) / grid.edges
     direction = end - start
     enters, leaves = _inside(start, direction, count)
     touches = _in_grid(start, count) | _in_grid(end, count)  # a face of the grid that a ray only meets is in or out

@@ -23,9 +23,13 @@ def occupancy_classes(taxonomy: Taxonomy) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class VoxelGrid:
-    """Cubes around the vehicle; ranges and edge length in m, in the reference frame as of `BevGrid`.
+    """Voxels around the vehicle; ranges and edge lengths in m, in the reference frame as of `BevGrid`.
 
     Arrays on the grid are (levels, rows, columns): levels along z, rows along y, columns along x, from small to large.
+
+    Attributes:
+        cell: edge along x and y.
+        height: edge along z; None: as long.
     """
 
     x: tuple[float, float] = (-40.0, 40.0)
@@ -33,17 +37,26 @@ class VoxelGrid:
     z: tuple[float, float] = (-1.0, 5.4)
     cell: float = 0.4
     reference: Reference = "ego"
+    height: float | None = None
+
+    @property
+    def edges(self) -> np.ndarray:
+        """(3,) m, edges of a voxel along x, y and z."""
+        return np.array([self.cell, self.cell, self.cell if self.height is None else self.height])
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """(levels, rows, columns)."""
-        levels, rows, columns = (round((high - low) / self.cell) for low, high in (self.z, self.y, self.x))
+        columns, rows, levels = (
+            round((high - low) / edge)
+            for (low, high), edge in zip((self.x, self.y, self.z), self.edges.tolist(), strict=True)
+        )
         return levels, rows, columns
 
     def indices(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(N,) flat voxel index of points (N, >=3), and (N,) bool whether they are inside; the index is 0 outside."""
         low = np.array([self.x[0], self.y[0], self.z[0]])
-        place = np.floor((points[:, :3].astype(np.float64) - low) / self.cell)
+        place = np.floor((points[:, :3].astype(np.float64) - low) / self.edges)
         levels, rows, columns = self.shape
         inside = np.asarray(((place >= 0) & (place < (columns, rows, levels))).all(axis=1))
         column, row, level = np.where(inside[:, None], place, 0).astype(np.int64).T
@@ -52,8 +65,10 @@ class VoxelGrid:
     def centers(self) -> np.ndarray:
         """(levels, rows, columns, 3) float32 x y z (m) of the voxels' centres."""
         zs, ys, xs = (
-            low + (np.arange(count) + 0.5) * self.cell
-            for count, (low, _) in zip(self.shape, (self.z, self.y, self.x), strict=True)
+            low + (np.arange(count) + 0.5) * edge
+            for count, (low, _), edge in zip(
+                self.shape, (self.z, self.y, self.x), self.edges[::-1].tolist(), strict=True
+            )
         )
         z, y, x = np.meshgrid(zs, ys, xs, indexing="ij")
         return np.stack([x, y, z], axis=-1).astype(np.float32)

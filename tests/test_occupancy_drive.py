@@ -20,15 +20,17 @@ from perception.model import PerceptionModel
 from perception.tasks.judging import ReplayedFrames, Subject, Unmeasured
 from perception.tasks.occupancy.config import OccupancyHead
 from perception.tasks.occupancy.judge import OccupancyJudge
-from perception.tasks.occupancy.memory import HALF_LIFE
+from perception.tasks.occupancy.memory import HALF_LIFE, PROBABILITIES
 from perception.tasks.occupancy.result import OccupancyResult, levels_of
 from perception.tasks.occupancy.task import OccupancyTask
 from perception.training.adapt import add_task
 from perception.training.checkpoint import load_model, save_model
+from perception.voxels import OTHERS
 
 SHAPE = {"x": (-12.8, 12.8), "y": (-12.8, 12.8), "z": (-1.0, 2.2), "cell": 0.8}
 TASK = OccupancyTask(OccupancyHead(**SHAPE), BevGrid((-12.8, 12.8), (-12.8, 12.8), cell=0.8), NUSCENES)
 GRID = TASK.voxels
+FAR = np.full(360, 12.8, np.float32)
 CAR, WALL, ROAD = (CLASSES.index(name) for name in ("car", "manmade", "driveable_surface"))
 
 
@@ -45,7 +47,8 @@ def seen_of(world: Any, frame: Frame, occupied: float = 0.95) -> OccupancyResult
     pose = frame.global_from_reference
     classes = world(centers @ pose[:3, :3].T + pose[:3, 3]).reshape(GRID.shape).astype(np.uint8)
     probability = np.where(classes == FREE, 1 - occupied, occupied).astype(np.float32)
-    return TASK.result({"classes": classes, "occupied": probability, "free": np.zeros(360, np.float32)})
+    others = np.where(classes == OTHERS, probability, 0).astype(np.float32)
+    return TASK.result({"classes": classes, "occupied": probability, "others": others, "free": FAR})
 
 
 def blocks(points: np.ndarray) -> np.ndarray:
@@ -83,13 +86,18 @@ def test_what_moves_fades_when_it_is_seen_no_more(label: int, stays: bool) -> No
     memory, there = TASK.memory(), np.zeros(GRID.shape, bool)
     there[2:, 20:24, 20:24] = True
     classes = np.where(there, label, FREE).astype(np.uint8)
-    outputs = {"classes": classes, "occupied": there.astype(np.float32), "free": np.zeros(360, np.float32)}
+    said = there.astype(np.float32)
+    outputs = {"classes": classes, "occupied": said, "others": said, "free": FAR}
     first = memory.update(posed(0, 0, 0, 0), TASK.result(outputs))
     assert (first.classes[there] == label).all()
-    hidden = TASK.result(outputs | {"occupied": np.full(GRID.shape, np.nan, np.float32)})  # the network says nothing
+    hidden = TASK.result(
+        outputs | dict.fromkeys(PROBABILITIES, np.full(GRID.shape, np.nan, np.float32))
+    )  # the network says nothing
     later = memory.update(posed(0, 0, 0, HALF_LIFE), hidden)
-    odds = [np.log(p / (1 - p)) for p in (float(first.occupied[there].mean()), float(later.occupied[there].mean()))]
-    assert odds[1] == pytest.approx(odds[0] if stays else odds[0] / 2, abs=0.05)
+    for name in PROBABILITIES:
+        p = [float(getattr(state, name)[there].mean()) for state in (first, later)]
+        odds = [np.log(each / (1 - each)) for each in p]
+        assert odds[1] == pytest.approx(odds[0] if stays else odds[0] / 2, abs=0.05)
     last = memory.update(posed(0, 0, 0, 20 * HALF_LIFE), hidden)
     assert (last.classes[there] == (label if stays else FREE)).all()
     assert (last.classes[~there] == FREE).all()
@@ -100,21 +108,23 @@ def test_a_result_comes_back_from_the_journal_bit_by_bit() -> None:
     outputs = {
         "classes": rng.integers(0, FREE + 1, GRID.shape).astype(np.uint8),
         "occupied": rng.random(GRID.shape).astype(np.float32),
+        "others": rng.random(GRID.shape).astype(np.float32),
         "free": rng.random(360).astype(np.float32),
     }
     outputs["occupied"][0, 0] = [0.5 - 1e-4, 0.5 + 1e-4] * 16
     near = TASK.result(outputs).occupied
     np.testing.assert_array_equal(near > 0.5, outputs["occupied"] > 0.5)
     np.testing.assert_allclose(near, outputs["occupied"], atol=0.5 / 253 + 1e-6)
-    broken = outputs | {"occupied": outputs["occupied"].copy(), "free": outputs["free"].copy()}
-    broken["occupied"][1, :3], broken["free"][:2] = np.inf, np.nan
+    broken = {name: values.copy() for name, values in outputs.items()}
+    broken["occupied"][1, :3], broken["others"][0, 1, 2], broken["free"][:2] = np.inf, np.nan, np.nan
     kept, counts = TASK.finite(broken)
-    assert counts == {"occupied": 96, "free": 2}
+    assert counts == {"occupied": 96, "others": 1, "free": 2}
     assert kept["free"][:2].tolist() == [0, 0]
     seen = TASK.result(kept)
     assert np.isnan(seen.occupied[1, :3]).all()
+    assert np.isnan(seen.others[0, 1, 2])
     back = TASK.unpack(TASK.pack(seen))
-    for name in ("classes", "occupied", "free"):
+    for name in ("classes", "occupied", "others", "free"):
         np.testing.assert_array_equal(getattr(back, name), getattr(seen, name))
     assert back.grid == GRID
     np.testing.assert_array_equal(levels_of(back.occupied), levels_of(kept["occupied"]))
@@ -154,9 +164,8 @@ def test_a_judge_scores_scenes_conditions_classes_and_ranges() -> None:
         classes[1, 16, 23] = 0  # the near one of the obstacles
         if frame.scene == "b":
             classes[:, :16] = FREE
-        results.append(
-            TASK.result({"classes": classes, "occupied": (classes != FREE).astype(np.float32), "free": np.zeros(360)})
-        )
+        sure = {"occupied": (classes != FREE).astype(np.float32), "others": (classes == OTHERS).astype(np.float32)}
+        results.append(TASK.result({"classes": classes, "free": FAR, **sure}))
     judge = judge_of(tables, frames, results)
     for condition, own in ((None, range(3)), ("rain", [2])):
         for c in (4, 16):

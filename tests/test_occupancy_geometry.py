@@ -153,20 +153,21 @@ def test_labels_of_an_augmented_frame_are_what_is_there() -> None:
     assert flips == {False, True}
 
 
-def test_a_large_voxel_has_the_most_frequent_class_that_stands_up() -> None:
-    fine, coarse = (
-        VoxelGrid((0.0, 4.8), (0.0, 4.8), (0.0, 4.8), 0.4),
-        VoxelGrid((0.0, 4.8), (0.0, 4.8), (0.0, 4.8), 0.8),
-    )
+@pytest.mark.parametrize("parts", [(2, 2, 2), (1, 2, 2)], ids=["cubes", "lower"])
+def test_a_large_voxel_has_the_most_frequent_class_that_stands_up(parts: tuple[int, int, int]) -> None:
+    """Parts: levels, rows and columns of fine voxels in a large one."""
+    area, edge = (0.0, 4.8), 0.4
+    fine = VoxelGrid(area, area, area, edge)
+    coarse = VoxelGrid(area, area, area, edge * parts[1], "ego", edge * parts[0])
+    assert fine.shape == tuple(n * part for n, part in zip(coarse.shape, parts, strict=True))
     rng, flat = np.random.default_rng(3), (3, 4)
     classes = rng.choice([0, 1, 2, 3, 4, FREE, UNKNOWN], fine.shape, p=[0.05, 0.05, 0.05, 0.1, 0.1, 0.35, 0.3])
-    classes = np.where(rng.random((6, 6, 6)).repeat(2, 0).repeat(2, 1).repeat(2, 2) < 0.1, UNKNOWN, classes).astype(
-        np.uint8
-    )
+    unknown = np.kron(rng.random(coarse.shape) < 0.1, np.ones(parts))
+    classes = np.where(unknown, UNKNOWN, classes).astype(np.uint8)
     found = resampled(classes, fine, coarse, np.eye(4), FREE + 1, flat)
     kinds = set()
     for place in np.ndindex(coarse.shape):
-        own = classes[tuple(slice(2 * i, 2 * i + 2) for i in place)].ravel()
+        own = classes[tuple(slice(n * i, n * (i + 1)) for i, n in zip(place, parts, strict=True))].ravel()
         known = own[own != UNKNOWN]
         ranks = [[c for c in range(FREE) if c not in flat], flat, [FREE]]
         best = next(([c for c in rank if (known == c).any()] for rank in ranks if np.isin(known, rank).any()), None)

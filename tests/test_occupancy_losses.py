@@ -14,6 +14,7 @@ from perception.tasks.occupancy.config import OccupancyHead
 from perception.tasks.occupancy.free_space import body_levels, free_rays
 from perception.tasks.occupancy.losses import cross_entropy, lovasz, scale_loss
 from perception.tasks.occupancy.task import OccupancyTask
+from perception.voxels import OTHERS
 
 GRID = BevGrid((-25.6, 25.6), (-25.6, 25.6), cell=1.6)
 
@@ -111,6 +112,7 @@ def test_decoding_gives_classes_probabilities_and_free_distances() -> None:
     assert outputs["classes"].dtype == torch.uint8
     np.testing.assert_array_equal(outputs["classes"][0], p.argmax(axis=1))
     np.testing.assert_allclose(outputs["occupied"][0], 1 - p[:, FREE], atol=1e-6)
+    np.testing.assert_allclose(outputs["others"][0], p[:, OTHERS], atol=1e-6)
     flat = [i for i, name in enumerate(CLASSES) if name in ("driveable_surface", "other_flat", "sidewalk", "terrain")]
     assert len(flat) == 4
     solid = (1 - p[:, FREE] > 0.5) & ~np.isin(p.argmax(axis=1), [*flat, FREE])
@@ -146,7 +148,8 @@ def test_the_head_is_the_same_in_onnx_runtime_and_compiles_for_tensorrt() -> Non
     with torch.no_grad():
         expected = network.decode(network(features))
     assert [*found] == names
-    np.testing.assert_allclose(found["occupied"], expected["occupied"], atol=1e-5)
+    for name in ("occupied", "others"):
+        np.testing.assert_allclose(found[name], expected[name], atol=1e-5)
     assert found["classes"].dtype == np.uint8
     assert (found["classes"] == expected["classes"].numpy()).mean() > 0.999
     assert (found["free"] == expected["free"].numpy()).mean() > 0.98

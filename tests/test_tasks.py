@@ -30,6 +30,7 @@ from perception.tasks.occupancy.labels import UNKNOWN
 from perception.tasks.occupancy.result import OccupancyResult
 from perception.tasks.task import Task, joined_labels
 from perception.training.loader import batch_labels
+from perception.voxels import OTHERS
 
 FINE = BevGrid(cell=0.8)  # no two objects of the simulated frames share a cell
 POINT_CLASSES = NUSCENES.point_names
@@ -147,6 +148,7 @@ def assert_occupied(found: OccupancyResult, frame: Frame, tables: NuScenesTables
     assert set(truth.classes[seen]) == set(range(len(CLASSES)))
     np.testing.assert_array_equal(found.classes[seen], truth.classes[seen])
     np.testing.assert_array_equal(found.occupied[seen], truth.classes[seen] != FREE)
+    np.testing.assert_array_equal(found.others[seen], truth.classes[seen] == OTHERS)
 
 
 EXPECTED: dict[str, Callable[[Any, Frame, NuScenesTables, BevGrid], None]] = {

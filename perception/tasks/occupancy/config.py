@@ -31,7 +31,8 @@ class OccupancyHead(TaskConfig):
     x: Range = (-40.0, 40.0)
     y: Range = (-40.0, 40.0)
     z: Range = (-1.0, 5.4)
-    cell: Metres = 0.4  # m, edge of a voxel
+    cell: Metres = 0.4  # m, edge of a voxel along x and y
+    height: Metres | None = None  # m, along z; None: as long
     channels: Positive = 64
     observed: Literal["lidar", "cameras", "either"] = "either"  # voxels that are learned: those that these saw
     body: Range = (0.3, 2.0)  # m, z of what stops the vehicle, for the free distances
@@ -41,16 +42,17 @@ class OccupancyHead(TaskConfig):
 
     @model_validator(mode="after")
     def _whole_voxels(self) -> OccupancyHead:
-        for axis, (low, high) in (("x", self.x), ("y", self.y), ("z", self.z)):
-            count = (high - low) / self.cell
+        height = self.height or self.cell
+        for axis, (low, high), edge in (("x", self.x, self.cell), ("y", self.y, self.cell), ("z", self.z, height)):
+            count = (high - low) / edge
             if count < 0.5 or abs(count - round(count)) > 1e-6:
-                raise ValueError(f"{axis}: {low:g} to {high:g} m is not a whole number of voxels of {self.cell:g} m")
+                raise ValueError(f"{axis}: {low:g} to {high:g} m is not a whole number of voxels of {edge:g} m")
         if not self.z[0] < self.body[1] or not self.body[0] < self.z[1] or not self.body[0] < self.body[1]:
             raise ValueError(f"body: no voxel is {self.body[0]:g} to {self.body[1]:g} m high")
         return self
 
     def voxels(self, reference: Reference) -> VoxelGrid:
-        return VoxelGrid(self.x, self.y, self.z, self.cell, reference)
+        return VoxelGrid(self.x, self.y, self.z, self.cell, reference, self.height)
 
     def require_taxonomy(self, taxonomy: Taxonomy) -> None:
         if not taxonomy.point_classes:

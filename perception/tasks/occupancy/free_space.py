@@ -58,8 +58,9 @@ def free_rays(grid: VoxelGrid) -> FreeRays:
 
 def body_levels(grid: VoxelGrid, body: tuple[float, float]) -> slice:
     """The levels of a grid that overlap a range of heights (m)."""
-    first = int(np.floor((body[0] - grid.z[0]) / grid.cell + 1e-6))
-    last = int(np.ceil((body[1] - grid.z[0]) / grid.cell - 1e-6))
+    height = grid.edges[2]
+    first = int(np.floor((body[0] - grid.z[0]) / height + 1e-6))
+    last = int(np.ceil((body[1] - grid.z[0]) / height - 1e-6))
     return slice(max(first, 0), min(last, grid.shape[0]))
 
 
@@ -75,9 +76,9 @@ def crossed(
     """
     _, rows, columns = grid.shape
     place = np.stack([voxels % columns, voxels // columns % rows, voxels // (rows * columns)], axis=1)
-    low = np.array([grid.x[0], grid.y[0], grid.z[0]]) + place * grid.cell
+    low = np.array([grid.x[0], grid.y[0], grid.z[0]]) + place * grid.edges
     with np.errstate(divide="ignore", invalid="ignore"):
-        bounds = np.stack([(low - origins) / directions, (low + grid.cell - origins) / directions])
+        bounds = np.stack([(low - origins) / directions, (low + grid.edges - origins) / directions])
     parallel = directions == 0
     enters = np.where(parallel, -np.inf, bounds.min(axis=0)).max(axis=1)
     leaves = np.where(parallel, np.inf, bounds.max(axis=0)).min(axis=1)

@@ -14,7 +14,10 @@ Observed = Literal["lidar", "cameras", "either"]
 
 
 def lookup(
-    grid: VoxelGrid, source: VoxelGrid, source_from_grid: np.ndarray, offset: tuple[float, float, float] = (0, 0, 0)
+    grid: VoxelGrid,
+    source: VoxelGrid,
+    source_from_grid: np.ndarray,
+    offset: np.ndarray | tuple[float, float, float] = (0, 0, 0),
 ) -> tuple[np.ndarray, np.ndarray]:
     """For the centres of a grid's voxels: (levels, rows, columns) flat index in the source, and whether it is inside.
 
@@ -24,15 +27,18 @@ def lookup(
     """
     levels, rows, columns = grid.shape
     xs, ys, zs = (
-        low + (np.arange(count) + 0.5) * grid.cell + shift
-        for (low, _), count, shift in zip((grid.x, grid.y, grid.z), (columns, rows, levels), offset, strict=True)
+        low + (np.arange(count) + 0.5) * edge + shift
+        for (low, _), count, edge, shift in zip(
+            (grid.x, grid.y, grid.z), (columns, rows, levels), grid.edges, offset, strict=True
+        )
     )
     index, inside = np.zeros(grid.shape, np.int64), np.ones(grid.shape, bool)
     sizes, lows = source.shape[::-1], (source.x[0], source.y[0], source.z[0])
     strides = (1, sizes[0], sizes[0] * sizes[1])
-    for row, low, size, stride in zip(source_from_grid[:3], lows, sizes, strides, strict=True):
+    axes = zip(source_from_grid[:3], lows, sizes, strides, source.edges, strict=True)
+    for row, low, size, stride, edge in axes:
         flat = (row[0] * xs)[None, None] + (row[1] * ys)[None, :, None] + (row[2] * zs)[:, None, None]
-        place = np.floor((flat + (row[3] - low)) / source.cell)
+        place = np.floor((flat + (row[3] - low)) / edge)
         inside &= (place >= 0) & (place < size)
         index += np.where(inside, place, 0).astype(np.int64) * stride
     return np.where(inside, index, 0), inside
@@ -67,22 +73,20 @@ def resampled(
         count: number of classes; the last one is free space.
         flat: classes that lie on the ground.
     """
-    parts = max(1, round(grid.cell / source.cell))
-    shifts = ((np.arange(parts) + 0.5) / parts - 0.5) * grid.cell
-    if parts == 1:
+    parts = np.maximum(1, np.round(grid.edges / source.edges)).astype(int)  # along x, y and z
+    if (parts == 1).all():
         index, inside = lookup(grid, source, source_from_grid)
         return np.where(inside, classes.reshape(-1)[index], np.uint8(UNKNOWN))
     # A vote counts 1; a class that stands up is before any flat one, and that before free space.
-    before = parts**3 + 1
+    before = parts.prod() + 1
     worth = np.full(count, 2 * before)
     worth[list(flat)], worth[-1] = before, 0
     votes = np.zeros((count, *grid.shape), np.int32)
-    for z in shifts:
-        for y in shifts:
-            for x in shifts:
-                index, inside = lookup(grid, source, source_from_grid, (x, y, z))
-                found = np.where(inside, classes.reshape(-1)[index], np.uint8(UNKNOWN)).reshape(-1)
-                voters = np.flatnonzero(found != UNKNOWN)
-                votes.reshape(count, -1)[found[voters], voters] += 1
+    for part in np.ndindex(*parts):
+        offset = ((np.array(part) + 0.5) / parts - 0.5) * grid.edges
+        index, inside = lookup(grid, source, source_from_grid, offset)
+        found = np.where(inside, classes.reshape(-1)[index], np.uint8(UNKNOWN)).reshape(-1)
+        voters = np.flatnonzero(found != UNKNOWN)
+        votes.reshape(count, -1)[found[voters], voters] += 1
     score = np.where(votes > 0, votes + worth[:, None, None, None], 0)
     return np.where(votes.any(axis=0), score.argmax(axis=0), UNKNOWN).astype(np.uint8)

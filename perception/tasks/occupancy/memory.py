@@ -10,7 +10,7 @@ import numpy as np
 
 from perception.frame import Frame
 from perception.grid import BevGrid
-from perception.tasks.moving_window import MovingWindow
+from perception.tasks.moving_window import Covered, MovingWindow
 from perception.tasks.occupancy.free_space import OCCUPIED, free_rays
 from perception.tasks.occupancy.result import LEVELS, OccupancyResult, levels_of, probabilities_of
 from perception.tasks.task import Memory
@@ -20,6 +20,7 @@ SCALE = 256  # log-odds are integers in units of 1 / SCALE
 FRAME_LIMIT = 2.0  # of the log-odds that one frame adds
 LIMIT = 4.0  # of their sum, so that what has gone is forgotten after a few frames
 HALF_LIFE = 0.25  # s, in which the log-odds of a voxel that holds a moving class halve
+PROBABILITIES = ("occupied", "others")  # of a result, whose log-odds are summed
 REACH = 10.0  # m around the grid that are kept
 
 
@@ -44,8 +45,9 @@ def _probabilities() -> np.ndarray:
 class FusedOccupancy(Memory[OccupancyResult]):
     """Memory whose state is the fused occupancy around the vehicle, on the grid of the results.
 
-    Each voxel of a window that follows the vehicle sums the log-odds of being occupied (Thrun, Burgard & Fox,
-    "Probabilistic Robotics", 2005, table 9.1) and keeps the class of the last frame in which it was occupied. Voxels of
+    Each voxel of a window that follows the vehicle sums the log-odds of being occupied, and of the class others (Thrun,
+    Burgard & Fox, "Probabilistic Robotics", 2005, table 9.1), and keeps the class of the last frame in which it was
+    occupied. Voxels of
     moving classes fade with HALF_LIFE, since what was there has gone on. Levels are heights above the ground under the
     vehicle.
 
@@ -64,7 +66,8 @@ class FusedOccupancy(Memory[OccupancyResult]):
         self._moving, self._solid = (np.isin(np.arange(classes), list(each)) for each in (moving, solid))
         ground = BevGrid(grid.x, grid.y, grid.z, grid.cell, grid.reference)
         levels = grid.shape[0]
-        self._window = MovingWindow(ground, {"odds": (levels, np.int16), "classes": (levels, np.uint8)}, REACH)
+        arrays = {"occupied": (levels, np.int16), "others": (levels, np.int16), "classes": (levels, np.uint8)}
+        self._window = MovingWindow(ground, arrays, REACH)
         self._time: int | None = None
 
     @property
@@ -76,38 +79,39 @@ class FusedOccupancy(Memory[OccupancyResult]):
         pose = frame.global_from_reference
         self._fade(0.0 if self._time is None else max(0.0, (frame.timestamp - self._time) / 1e6))
         self._time = frame.timestamp
-        covered, levels = self._window.follow(pose), self.grid.shape[0]
-        says = np.zeros((levels, self._cells + 1), np.int16)  # the last one: nothing
-        says[:, :-1] = _evidence()[levels_of(result.occupied).reshape(levels, -1)]
-        shown = np.full((levels, self._cells + 1), self._free, np.uint8)
+        covered = self._window.follow(pose)
+        block, most = (slice(None), *covered.block), round(SCALE * LIMIT)
+        for name in PROBABILITIES:
+            odds = self._window.arrays[name][block]
+            odds += self._of_block(_evidence()[levels_of(getattr(result, name))], covered, 0)
+            np.clip(odds, -most, most, out=odds)
         with np.errstate(invalid="ignore"):
-            shown[:, :-1] = np.where(result.occupied > OCCUPIED, result.classes, self._free).reshape(levels, -1)
-        block = (slice(None), *covered.block)
-        odds, classes = self._window.arrays["odds"][block], self._window.arrays["classes"][block]
-        odds += says.take(covered.frame_cells, axis=1)
-        most = round(SCALE * LIMIT)
-        np.clip(odds, -most, most, out=odds)
-        seen = shown.take(covered.frame_cells, axis=1)
-        np.copyto(classes, seen, where=seen != self._free)
+            shown = np.where(result.occupied > OCCUPIED, result.classes, np.uint8(self._free))
+        seen = self._of_block(shown, covered, self._free)
+        np.copyto(self._window.arrays["classes"][block], seen, where=seen != self._free)
         return self._around(pose)
 
-    @property
-    def _cells(self) -> int:
-        return self.grid.shape[1] * self.grid.shape[2]
+    def _of_block(self, values: np.ndarray, covered: Covered, nothing: int) -> np.ndarray:
+        """The values (levels, rows, columns) of a frame for the cells of the window that it covers."""
+        levels = len(values)
+        padded = np.full((levels, values[0].size + 1), nothing, values.dtype)
+        padded[:, :-1] = values.reshape(levels, -1)
+        return padded.take(covered.frame_cells, axis=1)
 
     def _fade(self, seconds: float) -> None:
-        odds, classes = self._window.arrays["odds"], self._window.arrays["classes"]
-        moving = self._moving[classes]
-        odds[moving] = np.rint(odds[moving] * 0.5 ** (seconds / HALF_LIFE)).astype(np.int16)
+        moving = self._moving[self._window.arrays["classes"]]
+        for name in PROBABILITIES:
+            odds = self._window.arrays[name]
+            odds[moving] = np.rint(odds[moving] * 0.5 ** (seconds / HALF_LIFE)).astype(np.int16)
 
     def _around(self, pose: np.ndarray) -> OccupancyResult:
         index, inside = self._window.around(pose)
-        odds, classes = (
-            np.where(inside, self._window.arrays[name].reshape(self.grid.shape[0], -1).take(index, axis=1), nothing)
-            for name, nothing in (("odds", 0), ("classes", self._free))
+        occupied, others, classes = (
+            np.where(inside, self._window.arrays[name].reshape(self.grid.shape[0], -1).take(index, axis=1), 0)
+            for name in (*PROBABILITIES, "classes")
         )
-        occupied = _probabilities()[odds.astype(np.int64) + round(SCALE * LIMIT)]
-        there = odds > 0
+        there = occupied > 0
         classes = np.where(there, classes, self._free).astype(np.uint8)
         blocked = (there & self._solid[classes])[self._body].any(axis=0)
-        return OccupancyResult(classes, occupied, free_rays(self.grid).free(blocked), self.grid)
+        probabilities = (_probabilities()[odds.astype(np.int64) + round(SCALE * LIMIT)] for odds in (occupied, others))
+        return OccupancyResult(classes, *probabilities, free_rays(self.grid).free(blocked), self.grid)

@@ -22,6 +22,7 @@ from perception.tasks.occupancy.free_space import OCCUPIED, body_levels, free_ra
 from perception.tasks.occupancy.labels import UNKNOWN
 from perception.tasks.occupancy.losses import cross_entropy, lovasz, scale_loss
 from perception.tasks.occupancy.placement import Placement
+from perception.voxels import OTHERS
 
 
 class ChannelToHeightHead(TaskNetwork):
@@ -78,7 +79,7 @@ class ChannelToHeightHead(TaskNetwork):
         return F.pad(inside, (left, right, top, bottom)) if top + left + bottom + right else inside
 
     def decode(self, dense: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """`classes` uint8 and `occupied` probabilities (B, levels, rows, columns), and `free` distances (B, 360) m.
+        """`classes` uint8, probabilities `occupied` and `others` (B, levels, rows, columns); `free` (B, 360) m.
 
         What stops the vehicle is a voxel of no flat class at the height of its body, more likely occupied than not.
         """
@@ -87,7 +88,8 @@ class ChannelToHeightHead(TaskNetwork):
         logits = logits.reshape(batch * self.levels, self.classes, rows, columns)
         # ONNX Runtime is slow at a softmax along an inner dimension.
         shares = (logits - logits.amax(dim=1, keepdim=True)).exp()
-        occupied = shares[:, :-1].sum(dim=1) / shares.sum(dim=1)
+        whole = shares.sum(dim=1)
+        occupied, others = shares[:, :-1].sum(dim=1) / whole, shares[:, OTHERS] / whole
         classes = logits.argmax(dim=1)
         shape = (batch, self.levels, rows, columns)
         solid = self.solid.index_select(0, classes.flatten()).reshape(shape)
@@ -96,7 +98,7 @@ class ChannelToHeightHead(TaskNetwork):
         free = torch.where(met, self.distances, self.ends).amin(dim=2)
         # TensorRT has uint8 for outputs alone, and casts only floating-point numbers to it.
         names = classes.float().reshape(shape).to(torch.uint8)
-        return {"classes": names, "occupied": occupied.reshape(shape), "free": free}
+        return {"classes": names, "occupied": occupied.reshape(shape), "others": others.reshape(shape), "free": free}
 
     def losses(self, dense: Mapping[str, Tensor], labels: Mapping[str, Tensor]) -> dict[str, Loss]:
         """Weighted cross-entropy, Lovasz-softmax and scale losses over the observed voxels of each frame."""

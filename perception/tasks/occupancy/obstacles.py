@@ -1,4 +1,4 @@
-"""Unknown obstacles: what is occupied and of no known class. No torch here."""
+"""Unknown obstacles: what is there and of no known class. No torch here."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from scipy.ndimage import label
 
 from perception.frame import Boxes
 from perception.tasks.occupancy.result import OccupancyResult
-from perception.voxels import OTHERS, VoxelGrid
+from perception.voxels import VoxelGrid
 
-PROBABILITY = 0.5  # of a voxel to be occupied, above which it is of a cluster
+PROBABILITY = 0.5  # of the class others, above which a voxel is of a cluster
 LEAST = 1  # voxels of a cluster
 GROWN = 1.0  # m, around an annotated obstacle where a cluster is no false alarm
 DISTANCES = (10.0, 20.0, 30.0, 40.0)  # m, bounds of the ranges that recall is given for
@@ -19,13 +19,13 @@ DISTANCES = (10.0, 20.0, 30.0, 40.0)  # m, bounds of the ranges that recall is g
 
 @dataclass(frozen=True)
 class ObstacleClusters:
-    """N clusters of occupied voxels of no known class, which touch by side or corner from above.
+    """N clusters of voxels that hold something of no known class; they touch by side or corner, seen from above.
 
     Attributes:
         centers: (N, 3) m, of the boxes around them along the axes of the grid.
         sizes: (N, 3) m, of these boxes along x, y and z.
         voxels: (N,) number of voxels.
-        probabilities: (N,) mean of their probabilities to be occupied.
+        probabilities: (N,) mean of their probabilities.
         cells: (rows, columns) int, 1 + index of the cluster that a column of voxels belongs to; 0 for none.
     """
 
@@ -43,16 +43,16 @@ def obstacle_clusters(
 
     Args:
         grid: of the result.
-        probability: of a voxel to be occupied, above which it is of a cluster.
+        probability: of the class others, above which a voxel is of a cluster.
         least: voxels of a cluster.
     """
     with np.errstate(invalid="ignore"):
-        chosen = (result.classes == OTHERS) & (result.occupied > probability)
+        chosen = result.others > probability
     cells, count = label(chosen.any(axis=0), structure=np.ones((3, 3)))
     level, row, column = np.nonzero(chosen)
     owner = cells[row, column] - 1
     voxels = np.bincount(owner, minlength=count)
-    sums = np.bincount(owner, weights=result.occupied[level, row, column], minlength=count)
+    sums = np.bincount(owner, weights=result.others[level, row, column], minlength=count)
     place = np.stack([column, row, level], axis=1)
     lowest, highest = np.full((count, 3), np.iinfo(np.int64).max), np.full((count, 3), -1)
     np.minimum.at(lowest, owner, place)
@@ -61,7 +61,7 @@ def obstacle_clusters(
     names = np.zeros(count + 1, np.int64)
     names[1 + kept] = 1 + np.arange(len(kept))
     corner = np.array([grid.x[0], grid.y[0], grid.z[0]])
-    low, high = (corner + each[kept] * grid.cell for each in (lowest, highest + 1))
+    low, high = (corner + each[kept] * grid.edges for each in (lowest, highest + 1))
     return ObstacleClusters((low + high) / 2, high - low, voxels[kept], sums[kept] / voxels[kept], names[cells])
 
 

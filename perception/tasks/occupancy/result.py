@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from perception.grid import Reference
 from perception.voxels import VoxelGrid
 
 LEVELS = 253  # steps of the probabilities; an odd number, so that none is 0.5
@@ -22,6 +23,7 @@ class OccupancyResult:
         classes: (levels, rows, columns) uint8 index into `perception.voxels.occupancy_classes`, the likeliest.
         occupied: (levels, rows, columns) float32 probability that a voxel is not free, a multiple of 1 / LEVELS; NaN
             where the network gave none.
+        others: likewise, probability that it holds something of no point class.
         free: (360,) float32 m, free distance from the reference point by direction of one degree: direction 0 along x,
             then counter-clockwise.
         grid: of the voxels.
@@ -29,6 +31,7 @@ class OccupancyResult:
 
     classes: np.ndarray
     occupied: np.ndarray
+    others: np.ndarray
     free: np.ndarray
     grid: VoxelGrid = VoxelGrid()  # noqa: RUF009 - it is immutable
 
@@ -53,20 +56,22 @@ def pack(result: OccupancyResult) -> dict[str, np.ndarray]:
     return {
         "classes": _compressed(result.classes),
         "occupied": _compressed(levels_of(result.occupied)),
+        "others": _compressed(levels_of(result.others)),
         "free": result.free,
-        "grid": np.array([*grid.x, *grid.y, *grid.z, grid.cell, grid.reference == "ego"], np.float64),
+        "grid": np.array([*grid.x, *grid.y, *grid.z, grid.cell, grid.edges[2], grid.reference == "ego"], np.float64),
     }
 
 
 def unpack(arrays: Mapping[str, np.ndarray]) -> OccupancyResult:
     """The inverse of `pack`."""
-    x0, x1, y0, y1, z0, z1, cell, ego = arrays["grid"].tolist()
-    grid = VoxelGrid((x0, x1), (y0, y1), (z0, z1), cell, "ego" if ego else "lidar")
-    classes, levels = (
+    x0, x1, y0, y1, z0, z1, cell, height, ego = arrays["grid"].tolist()
+    reference: Reference = "ego" if ego else "lidar"
+    grid = VoxelGrid((x0, x1), (y0, y1), (z0, z1), cell, reference, None if height == cell else height)
+    classes, occupied, others = (
         np.frombuffer(zlib.decompress(arrays[name].tobytes()), np.uint8).reshape(grid.shape)
-        for name in ("classes", "occupied")
+        for name in ("classes", "occupied", "others")
     )
-    return OccupancyResult(classes, probabilities_of(levels), arrays["free"], grid)
+    return OccupancyResult(classes, probabilities_of(occupied), probabilities_of(others), arrays["free"], grid)
 
 
 def _compressed(values: np.ndarray) -> np.ndarray:

@@ -45,11 +45,12 @@ class OccupancyTask(Task[OccupancyResult]):
     def __init__(self, config: OccupancyHead, grid: BevGrid, taxonomy: Taxonomy) -> None:
         super().__init__(config, grid, taxonomy)
         self.voxels, self.classes = config.voxels(grid.reference), occupancy_classes(taxonomy)
-        low, cell = self.voxels.z[0], self.voxels.cell
-        levels = tuple(f"{low + i * cell:g} m" for i in range(self.voxels.shape[0]))
+        low, height = self.voxels.z[0], self.voxels.edges[2]
+        levels = tuple(f"{low + i * height:g} m" for i in range(self.voxels.shape[0]))
         self.outputs = (
             Output("classes", f"index into {' '.join(self.classes)}; levels, rows, columns", labels=True),
             Output("occupied", "probability that the voxel is not free, by the height of its level", levels),
+            Output("others", "probability of the class others, by the height of its level", levels),
             Output("free", "m, free distance by direction of 1 degree, from x counter-clockwise", labels=True),
         )
 
@@ -71,8 +72,9 @@ class OccupancyTask(Task[OccupancyResult]):
         return source.has_occupancy(token)
 
     def result(self, outputs: Arrays) -> OccupancyResult:
-        occupied = probabilities_of(levels_of(outputs["occupied"]))  # as a journal keeps them
-        return OccupancyResult(outputs["classes"], occupied, outputs["free"], self.voxels)
+        # Rounded as in a journal.
+        occupied, others = (probabilities_of(levels_of(outputs[name])) for name in ("occupied", "others"))
+        return OccupancyResult(outputs["classes"], occupied, others, outputs["free"], self.voxels)
 
     def memory(self) -> FusedOccupancy:
         moving = {each.name for each in self.taxonomy.classes if not each.static}
@@ -118,7 +120,7 @@ class OccupancyTask(Task[OccupancyResult]):
     def finite(self, outputs: Arrays) -> tuple[Arrays, Mapping[str, int]]:
         """Probabilities that are not finite become NaN, which the memory ignores; such free distances become 0."""
         kept, counts = dict(outputs), {}
-        for name, instead in (("occupied", np.nan), ("free", 0.0)):
+        for name, instead in (("occupied", np.nan), ("others", np.nan), ("free", 0.0)):
             wrong = ~np.isfinite(outputs[name])
             if wrong.any():
                 kept[name] = np.where(wrong, instead, outputs[name]).astype(outputs[name].dtype)
