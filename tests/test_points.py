@@ -113,8 +113,8 @@ def config(stride: int = 1, **tasks: Any) -> Config:
 HEAD = {"max_points": PLACES, "channels": 8}
 
 
-def test_each_point_sees_the_features_of_its_cell_at_the_trunks_stride() -> None:
-    """Against a computation point by point in float64, in a batch of two; padding sees nothing."""
+def test_each_point_sees_the_features_around_it_at_the_trunks_stride() -> None:
+    """Against a computation point by point in float64, in a batch of two; padding and points outside see nothing."""
     torch.manual_seed(0)
     model = PerceptionModel(config(2, points=HEAD)).eval()
     head: Any = model.heads["points"]
@@ -129,19 +129,26 @@ def test_each_point_sees_the_features_of_its_cell_at_the_trunks_stride() -> None
         assert cells.shape[2:] == (16, 16)
         for i in (*range(0, 700, 13), PLACES - 1):
             x, y, z, intensity, _ = points[i]
-            column, row = int(np.floor((x + 12.8) / 1.6)), int(np.floor((y + 12.8) / 1.6))
+            column, row = place = (np.array([x, y]) + 12.8) / 1.6
             inside = 0 <= column < 16 and 0 <= row < 16 and -3 <= z < 5 and points[i].any()
-            place = (np.array([x, y]) + 12.8) / 1.6
-            offset = place - np.floor(place) - 0.5
-            own = [x / 12.8, y / 12.8, z / 5, intensity / 255, np.hypot(x, y) / 12.8, *offset]
+            own = [x / 12.8, y / 12.8, z / 5, intensity / 255, np.hypot(x, y) / 12.8, *(place - np.floor(place) - 0.5)]
             found = weights["own.layer.weight"] @ own + weights["own.layer.bias"]
-            found += cells[frame, :, row, column] if inside else 0
+            found += bilinear(cells[frame], row - 0.5, column - 0.5) if inside else 0
             for layer in ("hidden", "output"):
                 found = weights[f"{layer}.layer.weight"] @ found.clip(min=0) + weights[f"{layer}.layer.bias"]
             np.testing.assert_allclose(dense["points/logits"][frame, i].numpy(), found, atol=1e-4)
         real = dense["points/real"][frame].numpy()
         np.testing.assert_array_equal(real, points.any(axis=1))
         assert 0 < real.sum() < PLACES
+
+
+def bilinear(cells: np.ndarray, row: float, column: float) -> np.ndarray:
+    """Cells (C, 16, 16) at a place between their centres; those at the edge go on beyond it."""
+    found = np.zeros(len(cells))
+    for r in (int(np.floor(row)), int(np.floor(row)) + 1):
+        for c in (int(np.floor(column)), int(np.floor(column)) + 1):
+            found += cells[:, np.clip(r, 0, 15), np.clip(c, 0, 15)] * (1 - abs(row - r)) * (1 - abs(column - c))
+    return found
 
 
 @pytest.mark.parametrize("weighted", [False, True])

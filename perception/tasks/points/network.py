@@ -1,4 +1,4 @@
-"""The head of points: a small network for each point on the BEV features of its cell."""
+"""The head of points: a small network for each point on the BEV features at its place."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ _OWN = 7  # features of a point itself
 class PointSegmentationHead(TaskNetwork):
     """`PointFeatures` -> logits (B, K, classes), and `real` (B, K): 1 for points, 0 for padding.
 
-    A linear layer on a point's own features and the features of its cell, computed as a sum of two, so that the cells'
-    part is computed once for each cell, then two more layers for each point. Points outside the grid have no cell.
+    A linear layer on a point's own features and those of the feature map at its place, computed as a sum of two, so
+    that the map's part is computed once for each cell, then two more layers for each point. Points outside the grid
+    have their own features only.
 
     Args:
         grid: of the feature map.
@@ -46,7 +47,8 @@ class PointSegmentationHead(TaskNetwork):
 
     def forward(self, features: PointFeatures) -> dict[str, Tensor]:
         cells, points = self.cell(self.shared(features.features)), features.points
-        x = gathered(cells, features.cells) + self.own(self._own(points).flatten(0, 1))
+        own = self._own(points)
+        x = interpolated(cells, features.cells, own[..., -2:]) + self.own(own.flatten(0, 1))
         x = torch.relu(self.hidden(torch.relu(x)))
         real = (points.abs().amax(dim=2) > 0).to(points.dtype)
         return {"logits": self.output(x).unflatten(0, points.shape[:2]), "real": real}
@@ -78,11 +80,25 @@ class PointSegmentationHead(TaskNetwork):
         return {"entropy": Loss(torch.stack(entropy), frames), "lovasz": Loss(torch.stack(lovasz), frames)}
 
 
-def gathered(maps: Tensor, cells: Tensor) -> Tensor:
-    """(B * K, C) features of the cells (B, K) of maps (B, C, rows, columns); zeros for the index rows * columns.
+def interpolated(maps: Tensor, cells: Tensor, offsets: Tensor) -> Tensor:
+    """(B * K, C) bilinear interpolation of maps (B, C, rows, columns) at points; zeros outside.
 
-    By one Gather of a graph, from rows with the channels of a cell; all frames in one table.
+    By one Gather of four cells for each point and a product with their weights. The outermost cells are repeated.
+
+    Args:
+        cells: (B, K) int, row * columns + column of each point; rows * columns outside.
+        offsets: (B, K, 2) x and y of each point from the centre of its cell, in cells.
     """
-    table = F.pad(maps.flatten(2).transpose(1, 2), (0, 0, 0, 1))  # B, cells + 1, C
+    rows, columns = maps.shape[2:]
+    width, inside = columns + 2, (cells < rows * columns)[..., None]
+    table = F.pad(maps, (1, 1, 1, 1), mode="replicate").flatten(2).transpose(1, 2)  # B, cells, C
     first = torch.arange(len(maps), device=cells.device)[:, None] * table.shape[1]
-    return F.embedding((cells + first).flatten(), table.flatten(0, 1))
+    cells = cells.clamp(max=rows * columns - 1)
+    row = torch.div(cells, columns, rounding_mode="floor")
+    own = first + (row + 1) * width + cells - row * columns + 1
+    x, y = (torch.stack([1 - each, each], dim=-1) for each in offsets.abs().unbind(dim=-1))  # B, K, 2
+    right, down = (2 * (offsets > 0).to(own.dtype) - 1).unbind(dim=-1)
+    places = torch.stack([own, own + right, own + down * width, own + right + down * width], dim=-1)
+    weights = (y[..., :, None] * x[..., None, :]).flatten(2) * inside.to(maps.dtype)  # B, K, 4
+    found = F.embedding(places.flatten(0, 1), table.flatten(0, 1))
+    return (weights.flatten(0, 1)[:, None] @ found)[:, 0]
