@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -37,7 +38,7 @@ class MovingWindow:
         reach: m around a frame's grid that are kept.
     """
 
-    def __init__(self, grid: BevGrid, layers: dict[str, tuple[int, type]], reach: float) -> None:
+    def __init__(self, grid: BevGrid, layers: Mapping[str, tuple[int, type[np.generic]]], reach: float) -> None:
         self.grid = grid
         corners = np.abs([*grid.x, *grid.y]).reshape(2, 2).max(axis=1)
         half = (np.hypot(*corners) + reach) / grid.cell

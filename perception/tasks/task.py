@@ -72,7 +72,9 @@ class Output:
 
     Attributes:
         channels: names along the second dimension of a dense output of probabilities (B, channels, ...).
-        cells: whether a dense output has dimensions after the channels.
+        cells: whether a dense output has dimensions after the channels, or an output of labels a value for each cell or
+            point. A label that depends on many cells differs whenever one of them is near its threshold, so the share
+            that may differ is measured, but has no bound.
         steady: whether engines in INT8 may be compared on frames unlike the training data; otherwise they are compared
             on the calibration frames.
         labels: whether the values are indices of classes, or taken from a table by a threshold. Engines differ where

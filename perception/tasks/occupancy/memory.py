@@ -66,8 +66,8 @@ class FusedOccupancy(Memory[OccupancyResult]):
         self._moving, self._solid = (np.isin(np.arange(classes), list(each)) for each in (moving, solid))
         ground = BevGrid(grid.x, grid.y, grid.z, grid.cell, grid.reference)
         levels = grid.shape[0]
-        arrays = {"occupied": (levels, np.int16), "others": (levels, np.int16), "classes": (levels, np.uint8)}
-        self._window = MovingWindow(ground, arrays, REACH)
+        odds: dict[str, tuple[int, type[np.generic]]] = dict.fromkeys(PROBABILITIES, (levels, np.int16))
+        self._window = MovingWindow(ground, {**odds, "classes": (levels, np.uint8)}, REACH)
         self._time: int | None = None
 
     @property
@@ -113,5 +113,5 @@ class FusedOccupancy(Memory[OccupancyResult]):
         there = occupied > 0
         classes = np.where(there, classes, self._free).astype(np.uint8)
         blocked = (there & self._solid[classes])[self._body].any(axis=0)
-        probabilities = (_probabilities()[odds.astype(np.int64) + round(SCALE * LIMIT)] for odds in (occupied, others))
-        return OccupancyResult(classes, *probabilities, free_rays(self.grid).free(blocked), self.grid)
+        occupied, others = (_probabilities()[odds + np.int64(round(SCALE * LIMIT))] for odds in (occupied, others))
+        return OccupancyResult(classes, occupied, others, free_rays(self.grid).free(blocked), self.grid)

@@ -51,7 +51,9 @@ class OccupancyTask(Task[OccupancyResult]):
             Output("classes", f"index into {' '.join(self.classes)}; levels, rows, columns", labels=True),
             Output("occupied", "probability that the voxel is not free, by the height of its level", levels),
             Output("others", "probability of the class others, by the height of its level", levels),
-            Output("free", "m, free distance by direction of 1 degree, from x counter-clockwise", labels=True),
+            Output(
+                "free", "m, free distance by direction of 1 degree, from x counter-clockwise", cells=False, labels=True
+            ),
         )
 
     def network(self, channels: int) -> TaskNetwork:
