@@ -41,5 +41,8 @@ class Occupied:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._tables, name)
 
+    def boxes(self, token: str) -> Boxes | None:
+        return None if self._tables is None else self._tables.boxes(token)
+
     def has_occupancy(self, token: str) -> bool:
         return True

@@ -7,20 +7,24 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from perception.tasks.judging import GateMetric, Judge, Subject, Unmeasured, mean_shares
+from perception.tasks.judging import GateMetric, Subject, Unmeasured, mean_shares
 from perception.tasks.occupancy.confusion import RING, ious, rings
+from perception.tasks.occupancy.obstacle_recall import ObstacleJudge
 
 
-class OccupancyJudge(Judge):
-    """Judges the voxels that the cameras or the LiDAR see, and clusters of voxels of no known class."""
+class OccupancyJudge(ObstacleJudge):
+    """Judges the voxels that the cameras or the LiDAR see, clusters of voxels of no known class, and obstacles.json."""
 
     metrics: ClassVar[Mapping[str, GateMetric]] = {
+        **ObstacleJudge.metrics,
         "occupancy_IoU": GateMetric("voxel_names", step=RING),
         "obstacle_recall": GateMetric(),
     }
 
     def score(self, subject: Subject, draws: np.ndarray | None = None) -> np.ndarray:
         """(R,) recall; or IoU of a class, or the mean over the classes that are annotated."""
+        if subject.metric in ObstacleJudge.metrics:
+            return super().score(subject, draws)
         per_scene = self._obstacles(subject) if subject.metric == "obstacle_recall" else self._voxels(subject)
         draws = np.ones((1, len(per_scene))) if draws is None else draws
         summed = np.tensordot(draws.astype(np.float64), per_scene, 1)
@@ -39,14 +43,18 @@ class OccupancyJudge(Judge):
 
     def sizes(self, subject: Subject) -> np.ndarray:
         """(S,) share of each scene in the obstacles; or in the voxels, averaged over the classes."""
+        if subject.metric in ObstacleJudge.metrics:
+            return super().sizes(subject)
         if subject.metric == "obstacle_recall":
             return mean_shares(self._obstacles(subject)[:, 1:])
         true = self._voxels(subject)[:, 2]
         names = self.frames.taxonomy.voxel_names
         return mean_shares(true if subject.class_ is None else true[:, [names.index(subject.class_)]])
 
-    def same_results(self, other: OccupancyJudge, subject: Subject) -> bool:
+    def same_results(self, other: ObstacleJudge, subject: Subject) -> bool:
         """Whether all that is counted in a frame is the same."""
+        if subject.metric in ObstacleJudge.metrics:
+            return super().same_results(other, subject)
         known = self.frames.known(subject.condition)
         pairs = zip(self.frames.statistics, other.frames.statistics, known, strict=True)
         return all(mine == others for mine, others, there in pairs if there)

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
 from perception.datasets.keyframes import Keyframes
 from perception.frame import Frame
 from perception.grid import BevGrid
-from perception.tasks.drawing import VoxelLayer
+from perception.tasks.drawing import Layer, VoxelLayer
 from perception.tasks.occupancy.config import OccupancyHead
 from perception.tasks.occupancy.confusion import confusion, parts
+from perception.tasks.occupancy.explained import ExplainedOccupancy, OccupiedSpace
 from perception.tasks.occupancy.free_space import OCCUPIED, body_levels
 from perception.tasks.occupancy.judge import OccupancyJudge
 from perception.tasks.occupancy.labels import UNKNOWN, observed_classes, resampled
 from perception.tasks.occupancy.memory import FusedOccupancy
 from perception.tasks.occupancy.metric import OccupancyMetric
+from perception.tasks.occupancy.obstacle_file import OBSTACLES, ObstacleWriter
+from perception.tasks.occupancy.obstacle_recall import obstacle_truth
 from perception.tasks.occupancy.obstacles import obstacle_clusters, score_obstacles
 from perception.tasks.occupancy.result import OccupancyResult, levels_of, pack, probabilities_of, unpack
 from perception.tasks.occupancy.truth import ego_from_reference, obstacles_of, on_grid_of_truth
@@ -41,6 +46,7 @@ class OccupancyTask(Task[OccupancyResult]):
     metric = OccupancyMetric
     judge = OccupancyJudge
     Config = OccupancyHead
+    files: ClassVar[Mapping[str, str]] = {"obstacles": OBSTACLES}
 
     def __init__(self, config: OccupancyHead, grid: BevGrid, taxonomy: Taxonomy) -> None:
         super().__init__(config, grid, taxonomy)
@@ -78,24 +84,33 @@ class OccupancyTask(Task[OccupancyResult]):
         occupied, others = (probabilities_of(levels_of(outputs[name])) for name in ("occupied", "others"))
         return OccupancyResult(outputs["classes"], occupied, others, outputs["free"], self.voxels)
 
-    def memory(self) -> FusedOccupancy:
+    def memory(self) -> ExplainedOccupancy:
         moving = {each.name for each in self.taxonomy.classes if not each.static}
         solid = [i for i, name in enumerate(self.classes[:-1]) if name not in self.config.flat]
-        return FusedOccupancy(
+        fused = FusedOccupancy(
             self.voxels,
             len(self.classes),
             [i for i, name in enumerate(self.classes) if name in moving],
             solid,
             body_levels(self.voxels, self.config.body),
         )
+        return ExplainedOccupancy(fused, self.taxonomy)
 
-    def draw(self, frame: Frame, result: OccupancyResult, state: OccupancyResult | None) -> list[VoxelLayer]:
-        """The fused voxels that are occupied."""
-        seen = result if state is None else state
+    def doubts(self, state: OccupiedSpace) -> Mapping[str, str]:
+        """Detected classes whose voxels no object explains."""
+        return state.doubts
+
+    def writer(self, folder: Path, sensors: Sequence[str]) -> AbstractContextManager[ObstacleWriter]:
+        return ObstacleWriter.open(folder, self.taxonomy)
+
+    def draw(self, frame: Frame, result: OccupancyResult, state: OccupiedSpace | None) -> list[Layer]:
+        """The fused voxels that are occupied, and the unknown obstacles."""
+        seen = result if state is None else state.fused
         with np.errstate(invalid="ignore"):
             there = (seen.occupied > OCCUPIED) & (seen.classes < len(self.classes) - 1)
         centers, labels = seen.grid.centers()[there], seen.classes[there]
-        return [VoxelLayer("occupancy", centers, labels, seen.grid.cell, self.taxonomy.voxel_colours())]
+        voxels = VoxelLayer("occupancy", centers, labels, seen.grid.cell, self.taxonomy.voxel_colours())
+        return [voxels] if state is None else [voxels, state.obstacles.layer()]
 
     def statistics(self, frame: Frame, result: OccupancyResult, source: Keyframes | None) -> dict[str, Any]:
         """`counts` (rings, 3, classes) of `confusion.parts`, and distance and success for each annotated obstacle."""
@@ -109,7 +124,7 @@ class OccupancyTask(Task[OccupancyResult]):
         if annotated is not None:
             score = score_obstacles(obstacle_clusters(result, result.grid), result.grid, annotated)
             obstacles = [*zip(score.distances.tolist(), score.found.tolist(), strict=True)]
-        return {"counts": counts, "obstacles": obstacles}
+        return {"counts": counts, "obstacles": obstacles, "truth": obstacle_truth(source, frame.token)}
 
     @staticmethod
     def pack(result: OccupancyResult) -> dict[str, np.ndarray]:
