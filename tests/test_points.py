@@ -118,12 +118,14 @@ def test_each_point_sees_the_features_around_it_at_the_trunks_stride() -> None:
     torch.manual_seed(0)
     model = PerceptionModel(config(2, points=HEAD)).eval()
     head: Any = model.heads["points"]
+    torch.nn.init.normal_(head.cell.layer.weight, std=1000)  # so that the cells differ
     seen: list[PointFeatures] = []
     head.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
     with torch.no_grad():
         dense = model(inputs_of(model, 1, 2))
         (features,) = seen
         cells = head.cell(head.shared(features.features)).double().numpy()
+    assert (cells.std(axis=(2, 3)) > 0.1).all()
     weights = {name: value.double().numpy() for name, value in head.state_dict().items()}
     for frame, points in enumerate(features.points.double().numpy()):
         assert cells.shape[2:] == (16, 16)
@@ -136,7 +138,7 @@ def test_each_point_sees_the_features_around_it_at_the_trunks_stride() -> None:
             found += bilinear(cells[frame], row - 0.5, column - 0.5) if inside else 0
             for layer in ("hidden", "output"):
                 found = weights[f"{layer}.layer.weight"] @ found.clip(min=0) + weights[f"{layer}.layer.bias"]
-            np.testing.assert_allclose(dense["points/logits"][frame, i].numpy(), found, atol=1e-4)
+            np.testing.assert_allclose(dense["points/logits"][frame, i].numpy(), found, rtol=1e-4, atol=1e-3)
         real = dense["points/real"][frame].numpy()
         np.testing.assert_array_equal(real, points.any(axis=1))
         assert 0 < real.sum() < PLACES
@@ -290,23 +292,23 @@ class Classes(PointsTask):
 
 def test_engines_may_differ_in_a_share_of_the_class_indices() -> None:
     rng = np.random.default_rng(0)
-    classes = rng.integers(0, 16, (1, 2000)).astype(np.uint8)
+    classes = rng.integers(0, 16, (1, 40_000)).astype(np.uint8)
     tasks = {"points": Classes()}
 
     def changed(count: int) -> dict[str, np.ndarray]:
         other = classes.copy()
-        other[0, rng.permutation(2000)[:count]] += 1
+        other[0, rng.permutation(40_000)[:count]] += 1
         return {"points/classes": other}
 
     expected = {"points/classes": classes}
     frame = GoldenFrame("first", {}, expected, {})
-    allowed = measure_tolerances([(frame, [changed(3), changed(5)])], "fp16", tasks)
-    assert allowed.labels == {"points/classes": pytest.approx(2 * 5 / 2000)}
+    allowed = measure_tolerances([(frame, [changed(60), changed(100)])], "fp16", tasks)
+    assert allowed.labels == {"points/classes": pytest.approx(2 * 100 / 40_000)}
     assert measure_tolerances([(frame, [expected])], "fp32", tasks).labels == {"points/classes": LEAST.labels}
-    assert differences(expected, changed(10), allowed, {}) == []
-    (problem,) = differences(expected, changed(11), allowed, {})
-    assert problem == "points/classes differs in 0.55% of its elements"
-    too_many = int(2000 * BOUNDS["int8"].labels)
+    assert differences(expected, changed(200), allowed, {}) == []
+    (problem,) = differences(expected, changed(205), allowed, {})
+    assert problem == "points/classes differs in 0.51% of its elements"
+    too_many = int(40_000 * BOUNDS["int8"].labels)
     with pytest.raises(InputError, match=r"tolerance points/classes is 0\.2, in int8 at most 0\.1"):
         measure_tolerances([(frame, [changed(too_many)])], "int8", tasks)
 
