@@ -89,7 +89,7 @@ class ChannelToHeightHead(TaskNetwork):
         # ONNX Runtime is slow at a softmax along an inner dimension.
         shares = (logits - logits.amax(dim=1, keepdim=True)).exp()
         whole = shares.sum(dim=1)
-        occupied, others = shares[:, :-1].sum(dim=1) / whole, shares[:, OTHERS] / whole
+        occupied, others = 1 - shares[:, -1] / whole, shares[:, OTHERS] / whole
         classes = logits.argmax(dim=1)
         shape = (batch, self.levels, rows, columns)
         solid = self.solid.index_select(0, classes.flatten()).reshape(shape)
