@@ -18,7 +18,9 @@ from perception.tasks.occupancy.free_space import body_levels, free_rays
 from perception.tasks.occupancy.labels import UNKNOWN, resampled
 from perception.tasks.occupancy.network import ChannelToHeightHead
 from perception.tasks.occupancy.placement import Placement
+from perception.tasks.occupancy.result import OccupancyResult
 from perception.tasks.occupancy.task import OccupancyTask
+from perception.tasks.occupancy.truth import on_grid_of_truth
 from perception.training.augment import draw_similarity, transformed
 from perception.voxels import VoxelGrid
 
@@ -175,3 +177,21 @@ def test_a_large_voxel_has_the_most_frequent_class_that_stands_up(parts: tuple[i
         assert found[place] == expected
         kinds.add(int(expected))
     assert {0, 3, FREE, UNKNOWN} <= kinds
+
+
+def test_results_in_the_lidars_frame_are_compared_where_they_are() -> None:
+    """The LiDAR is above the ground and looks to the left."""
+    ego, lidar = posed(2).global_from_ego, np.eye(4)
+    lidar[:2, :2], lidar[:3, 3] = [[0, -1], [1, 0]], [1.03, 0.47, 1.83]
+    frame = replace(posed(2), reference="lidar", global_from_reference=ego @ lidar)
+    own = VoxelGrid((-8.0, 8.0), (-8.0, 8.0), (-3.0, 2.0), 0.5, "lidar")
+    truth = VoxelGrid((-6.4, 6.4), (-6.4, 9.6), (-1.0, 5.4), 0.8)
+    classes = np.random.default_rng(0).integers(0, FREE, own.shape).astype(np.uint8)
+    nothing = np.zeros(own.shape, np.float32)
+    found = on_grid_of_truth(frame, OccupancyResult(classes, nothing, nothing, np.zeros(360), own), truth, FREE)
+    centers = truth.centers().reshape(-1, 3).astype(np.float64)
+    places = np.column_stack([centers, np.ones(len(centers))]) @ np.linalg.inv(lidar).T
+    index, inside = own.indices(places)
+    expected = np.where(inside, classes.reshape(-1)[index], FREE)
+    np.testing.assert_array_equal(found.reshape(-1), expected)
+    assert 0 < (~inside).sum() < inside.sum()
