@@ -177,6 +177,13 @@ def test_a_judge_scores_scenes_conditions_classes_and_ranges() -> None:
                 hits, union = hits + (mine & true).sum(), union + (mine | true).sum()
             (score,) = judge.score(Subject("occupancy_IoU", CLASSES[c], condition))
             assert score == pytest.approx(hits / union)
+    distance = np.linalg.norm(GRID.centers()[..., :2], axis=-1)
+    hits = union = 0
+    for seen, truth in zip(results, truths.values(), strict=True):
+        near = (truth.seen_by_cameras | truth.seen_by_lidar) & (distance < 10)
+        mine, true = ((each == 16) & near for each in (seen.classes, truth.classes))
+        hits, union = hits + (mine & true).sum(), union + (mine | true).sum()
+    assert judge.score(Subject("occupancy_IoU", CLASSES[16], None, (0.0, 10.0)))[0] == pytest.approx(hits / union)
     classes = [judge.score(Subject("occupancy_IoU", name))[0] for name in CLASSES[:-1]]
     assert judge.score(Subject("occupancy_IoU"))[0] == pytest.approx(np.mean(classes))
     assert judge.score(Subject("occupancy_IoU", "car"), np.array([[2.0, 0.0]]))[0] == 1

@@ -22,7 +22,7 @@ from perception.tasks.occupancy.result import OccupancyResult
 from perception.tasks.occupancy.task import OccupancyTask
 from perception.tasks.occupancy.truth import on_grid_of_truth
 from perception.training.augment import draw_similarity, transformed
-from perception.voxels import VoxelGrid
+from perception.voxels import Occupancy, VoxelGrid
 
 GRID = BevGrid((-51.2, 51.2), (-51.2, 51.2), cell=0.8)
 
@@ -131,6 +131,24 @@ def test_labels_are_the_observed_voxels(observed: str) -> None:
     labels = task(observed=observed).labels(posed(1), Occupied(None))["classes"]
     np.testing.assert_array_equal(labels, np.where(seen[observed], truth.classes, UNKNOWN))
     assert (task().labels(posed(1))["classes"] == UNKNOWN).all()
+
+
+def test_what_lies_on_the_ground_is_in_a_large_voxel_of_it() -> None:
+    fine = VoxelGrid(SMALL.x, SMALL.y, SMALL.z, SMALL.cell / 2)
+    classes, (road, box) = np.full(fine.shape, FREE, np.uint8), (CLASSES.index("driveable_surface"), 0)
+    classes[:, :, :2], classes[0, 0, 0] = road, box
+    seen = np.ones(fine.shape, bool)
+    labels = task().labels(posed(1), Occupied(None, lambda _: Occupancy(fine, classes, seen, seen)))["classes"]
+    assert labels[0, 0, 0] == box
+    assert (labels[0, 1:, 0] == road).all()
+    assert (
+        (
+            task(flat=[]).labels(posed(1), Occupied(None, lambda _: Occupancy(fine, classes, seen, seen)))["classes"][
+                0, 0, 0
+            ]
+        )
+        == road
+    )
 
 
 def test_labels_of_an_augmented_frame_are_what_is_there() -> None:
