@@ -26,8 +26,7 @@ from perception.training.checkpoint import load_model, newest, save_model
 TRAINED, HELD_BACK = "002:0-16", "002:24-32"
 RIG = load_rig("pandaset_64")
 PLACES = 110_000  # a sweep of the Pandar64 has 106,000 points
-RARE = {"two_wheeler": 5.0, "pedestrian": 5.0, "traffic_cone": 5.0}
-HEAD: dict[str, Any] = {"points": {"max_points": PLACES, "class_weights": RARE}}
+HEAD: dict[str, Any] = {"points": {"max_points": PLACES}}
 MODULE: dict[str, Any] = {"name": "sweeps", "kind": "low_rank", "slots": ["lidar.*", "fuse*", "trunk.*"], "rank": 8}
 WAYS: dict[str, dict[str, Any]] = {"head": {"tasks": HEAD}, "module": {"tasks": HEAD, "modules": [MODULE]}}
 NAMES = load_taxonomy("pandaset").point_names

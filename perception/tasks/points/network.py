@@ -37,7 +37,7 @@ class PointSegmentationHead(TaskNetwork):
         super().__init__()
         self.weight, self.grid, channels = config.weight, grid, config.channels
         self.shared = ConvBlock("heads.points", inputs, channels, kernel=1)
-        self.cell = Slot("heads.points.cell", nn.Conv2d(channels, channels, 1))
+        self.cell = Slot("heads.points.cell", nn.Conv2d(channels, channels, 3, padding=1))
         self.own = Slot("heads.points.own", nn.Linear(_OWN, channels))
         self.hidden = Slot("heads.points.hidden", nn.Linear(channels, channels))
         self.output = Slot("heads.points.output", nn.Linear(channels, len(weights)))
