@@ -117,12 +117,15 @@ def _neighbours(mine: np.ndarray, other: np.ndarray, reach: float) -> tuple[np.n
 def _offsets(mine: Arrays, other: Arrays) -> dict[str, np.ndarray]:
     """Quantity -> (P, n) signed differences of paired detections."""
     a, b = (side["boxes"].astype(np.float64) for side in (mine, other))
-    yaws = np.arctan2(b[:, 6], b[:, 7]) - np.arctan2(a[:, 6], a[:, 7])
+    # Short vectors are uncertain headings, of which rounding changes the yaw a lot, but not the vector.
+    ahead, other_ahead = (
+        side[:, 6:8] / np.maximum(np.linalg.norm(side[:, 6:8], axis=1, keepdims=True), 1) for side in (a, b)
+    )
     return {
         "score": (other["scores"].astype(np.float64) - mine["scores"])[:, None],
         "center": b[:, 0:3] - a[:, 0:3],
         "size": (b[:, 3:6] - a[:, 3:6]) / np.maximum(np.abs(a[:, 3:6]), 0.1),
-        "heading": ((yaws + np.pi) % (2 * np.pi) - np.pi)[:, None],
+        "heading": other_ahead - ahead,
         "velocity": b[:, 8:10] - a[:, 8:10],
     }
 

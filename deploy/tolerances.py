@@ -30,7 +30,7 @@ class Ranked(Section):
     score: Spread  # probability, of the sorted scores; mean: share of the mean score
     center: Spread  # m
     size: Spread  # share of each side's length
-    heading: Spread  # rad
+    heading: Spread  # of sine and cosine of the yaw, of at most unit length: rad for small differences
     velocity: Spread  # m/s
     lost: Size  # share of the compared detections that may have no match
 

@@ -13,7 +13,9 @@ AXIS = {"axis": 2}  # regression output: sine and cosine of twice the yaw
 
 
 def along_axis(heading: Tensor, axis: Tensor) -> Tensor:
-    """(..., 2) sine and cosine of the yaw along the axis, on the side of the heading; times a positive factor.
+    """(..., 2) the heading's projection onto the axis: sine and cosine of the yaw, times its length there.
+
+    It is short where the heading does not tell the ends apart, so that rounding changes it little.
 
     Args:
         heading: (..., 2) sine and cosine of the yaw, times any factor.
@@ -24,5 +26,6 @@ def along_axis(heading: Tensor, axis: Tensor) -> Tensor:
     # tan(yaw) = sin(2 yaw) / (1 + cos(2 yaw)) = (1 - cos(2 yaw)) / sin(2 yaw): the one that is far from 0 / 0.
     flat = torch.stack([sine, length + cosine], dim=-1)
     steep = torch.stack([length - cosine, sine], dim=-1)
-    found = torch.where(cosine[..., None] >= 0, flat, steep)
-    return torch.where((found * heading).sum(dim=-1, keepdim=True) < 0, -found, found)
+    along = torch.where(cosine[..., None] >= 0, flat, steep)
+    share = (along * heading).sum(dim=-1, keepdim=True) / (along**2).sum(dim=-1, keepdim=True).clamp(min=1e-12)
+    return along * share
