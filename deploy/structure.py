@@ -31,7 +31,7 @@ WEIGHTS = {
 
 def structure_sha256(model: ModelProto) -> str:
     """The hash of a graph without its weights: equal for two graphs that differ in their weights alone."""
-    rest, trained = ModelProto(), _weights(model.graph)
+    rest, trained = ModelProto(), trained_weights(model.graph)
     rest.CopyFrom(model)
     for tensor in rest.graph.initializer:
         # Scalars are constants of the computation.
@@ -40,7 +40,7 @@ def structure_sha256(model: ModelProto) -> str:
     return hashlib.sha256(rest.SerializeToString(deterministic=True)).hexdigest()
 
 
-def _weights(graph: GraphProto) -> set[str]:
+def trained_weights(graph: GraphProto) -> set[str]:
     """Names of the tensors that are only used as trained weights."""
     trained: set[str] = set()
     other: set[str] = set()

@@ -33,7 +33,9 @@ def small(precision: Precision = "fp32") -> Bundle:
     grid = tiny.grid.model_copy(update={"x": (-25.6, 25.6), "y": (-25.6, 25.6), "z": (-5.0, 3.0)})
     model = tiny.model.model_copy(update={"lidar": lidar, "camera": camera})
     own = {**tiny.tasks, "detection": tiny.tasks["detection"].model_copy(update={"subcells": 1})}
-    tasks = configured({**own, **{name: {} for name in TASKS.keys() - tiny.tasks}})
+    voxels = {"x": (-25.6, 25.6), "y": (-25.6, 25.6), "z": (-1.0, 2.2), "cell": 0.8}
+    others = {name: voxels if name == "occupancy" else {} for name in TASKS.keys() - tiny.tasks}
+    tasks = configured({**own, **others})
     config = tiny.model_copy(update={"name": "small", "grid": grid, "model": model, "tasks": tasks})
     drives = None
     if precision == "int8":
@@ -87,7 +89,7 @@ def caught(precision: Precision, changed: Mapping[str, np.ndarray]) -> bool:
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_as_exported_it_passes(precision: Precision) -> None:
     operators = small(precision).manifest.operators
-    assert len(weights(precision)) == operators["Conv"] + operators["ConvTranspose"] == 37
+    assert len(weights(precision)) == operators["Conv"] + operators["ConvTranspose"] == 39
     assert not caught(precision, {})
 
 

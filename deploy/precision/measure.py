@@ -13,6 +13,7 @@ from onnx import numpy_helper
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
 from deploy.golden import Arrays, GoldenFrame, dense_spreads, differing, require_enough
 from deploy.golden_detections import QUANTITIES, clear_detections, match_detections, score_spread
+from deploy.structure import trained_weights
 from deploy.tolerances import (
     BOUNDS,
     LEAST,
@@ -88,8 +89,9 @@ def round_weights(graph: onnx.ModelProto, mantissa: int) -> onnx.ModelProto:
     """
     copy, cut = onnx.ModelProto(), np.uint32(1 << (23 - mantissa))
     copy.CopyFrom(graph)
+    trained = trained_weights(graph.graph)  # not tables of constants, which no engine rounds
     for tensor in copy.graph.initializer:
-        if tensor.data_type == onnx.TensorProto.FLOAT and len(tensor.dims) > 1:
+        if tensor.name in trained and tensor.data_type == onnx.TensorProto.FLOAT and len(tensor.dims) > 1:
             bits = numpy_helper.to_array(tensor).copy().view(np.uint32)
             rounded = ((bits + cut // 2) & ~(cut - np.uint32(1))).view(np.float32)
             tensor.CopyFrom(numpy_helper.from_array(rounded, tensor.name))

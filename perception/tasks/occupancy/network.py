@@ -7,6 +7,7 @@ al., CVPR 2016), so that all convolutions run on the map's cells.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -23,6 +24,8 @@ from perception.tasks.occupancy.labels import UNKNOWN
 from perception.tasks.occupancy.losses import cross_entropy, lovasz, scale_loss
 from perception.tasks.occupancy.placement import Placement
 from perception.voxels import OTHERS
+
+FREE = 0.9  # of the voxels, at first
 
 
 class ChannelToHeightHead(TaskNetwork):
@@ -47,7 +50,11 @@ class ChannelToHeightHead(TaskNetwork):
         self.weights, self.body = config.losses, body_levels(voxels, config.body)
         outputs = self.levels * self.classes * self.placement.finer**2
         self.shared = ConvBlock("heads.occupancy", inputs, config.channels, stride=self.placement.coarser)
-        self.logits = Slot("heads.occupancy.output", nn.Conv2d(config.channels, outputs, 1))
+        last = nn.Conv2d(config.channels, outputs, 1)
+        with torch.no_grad():  # a prior for what is rare, as RetinaNet begins (Lin et al., ICCV 2017, section 4.1)
+            by_class = last.bias.view(self.levels, self.classes, -1)  # type: ignore[union-attr]
+            by_class[:, -1] += math.log(FREE * (self.classes - 1) / (1 - FREE))
+        self.logits = Slot("heads.occupancy.output", last)
         rays = free_rays(voxels)
         solid = [name not in (*config.flat, classes[-1]) for name in classes]
         self._constant("columns", torch.from_numpy(rays.columns))
