@@ -117,9 +117,10 @@ def _neighbours(mine: np.ndarray, other: np.ndarray, reach: float) -> tuple[np.n
 def _offsets(mine: Arrays, other: Arrays) -> dict[str, np.ndarray]:
     """Quantity -> (P, n) signed differences of paired detections."""
     a, b = (side["boxes"].astype(np.float64) for side in (mine, other))
-    # Short vectors are uncertain headings, of which rounding changes the yaw a lot, but not the vector.
+    # A short vector is an uncertain heading, of which rounding changes the yaw a lot, but not the vector.
+    usual = max(float(np.median(np.linalg.norm(a[:, 6:8], axis=1))) if len(a) else 0.0, 1e-9)
     ahead, other_ahead = (
-        side[:, 6:8] / np.maximum(np.linalg.norm(side[:, 6:8], axis=1, keepdims=True), 1) for side in (a, b)
+        side[:, 6:8] / np.maximum(np.linalg.norm(side[:, 6:8], axis=1, keepdims=True), usual) for side in (a, b)
     )
     return {
         "score": (other["scores"].astype(np.float64) - mine["scores"])[:, None],
