@@ -16,7 +16,10 @@ from perception.section import load_section
         ("gates: []", "gates: tuple should have at least 1 item"),
         ("{}", "gates: field required"),
         ("gates: [{metric: mAP}]", "at_least: field required"),
-        ("gates: [{metric: MAP, at_least: 1}]", "'MAP' is none of mAP, NDS, AP, AMOTA, IoU, points, latency"),
+        (
+            "gates: [{metric: MAP, at_least: 1}]",
+            "'MAP' is none of mAP, NDS, AP, AMOTA, IoU, points, scene_obstacle_recall, ",
+        ),
         ("gates: [{metric: AMOTA, class: car, at_least: 1}]", "AMOTA has no class 'car'; it is of all classes"),
         ("gates: [{metric: AMOTA, condition: rain, at_least: 1}]", "AMOTA is of all frames; give no condition"),
         ("gates: [{metric: AMOTA, range: [0, 10], at_least: 1}]", "AMOTA has no ranges; give none"),

@@ -38,7 +38,7 @@ BY_NAME = {"cuda-bindings"}  # imported by importlib, in deploy/engines/cuda.py
 DEVKIT = "nuscenes"
 HEADS = (
     *("network", "detection.center_head", "detection.anchor_head", "detection.joined_head", "detection.peaks"),
-    *("map.network", "conditions.network", "conditions.recogniser"),
+    *("map.network", "conditions.network", "conditions.recogniser", "points.network", "occupancy.network"),
 )
 WORKSHOP = {
     *("deploy.demo", "deploy.export", "deploy.plan", "deploy.replay.rerun_results"),
