@@ -20,6 +20,9 @@ def mini_root(sim_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(sim_root / "v1.0-sim", root / "v1.0-mini")
     for folder in ("samples", "sweeps", "maps"):
         (root / folder).symlink_to(sim_root / folder)
+    (root / "lidarseg").mkdir()
+    for version in ("v1.0-sim", "v1.0-mini"):  # where the table has them, and where the devkit counts them
+        (root / "lidarseg" / version).symlink_to(sim_root / "lidarseg" / "v1.0-sim")
     table = root / "v1.0-mini" / "scene.json"
     scenes = json.loads(table.read_text())
     for scene, name in zip(scenes, VALIDATION, strict=True):

@@ -40,7 +40,7 @@ def converted(keyframes: tuple[Path, str], tmp_path_factory: pytest.TempPathFact
     home = tmp_path_factory.mktemp("converted")
     root = home / "data" / "nuscenes"  # the only place where update_infos_to_v2.py looks
     (root / "updated").mkdir(parents=True)
-    for folder in ("samples", "sweeps", "maps", version):
+    for folder in ("samples", "sweeps", "maps", "lidarseg", version):
         for place in (root, root / "updated"):
             (place / folder).symlink_to(source / folder)
     with pytest.MonkeyPatch.context() as patch:
