@@ -83,7 +83,8 @@ def match_detections(expected: Arrays, actual: Arrays, index: int, compared: np.
         for side in (expected, actual)
     )
     ranks, (i, j) = np.flatnonzero(compared), _neighbours(mine["boxes"], other["boxes"], allowed.center.each)
-    offsets = _offsets({k: v[i] for k, v in mine.items()}, {k: v[j] for k, v in other.items()})
+    usual = float(np.median(np.linalg.norm(mine["boxes"][:, 6:8].astype(np.float64), axis=1))) if compared.size else 0.0
+    offsets = _offsets({k: v[i] for k, v in mine.items()}, {k: v[j] for k, v in other.items()}, max(usual, 1e-9))
     size = {name: np.linalg.norm(values, axis=-1) for name, values in offsets.items()}
     near = (size["score"] <= allowed.score.each) & (size["center"] <= allowed.center.each)
     labelled = near & (mine["labels"][i] == other["labels"][j])
@@ -114,11 +115,13 @@ def _neighbours(mine: np.ndarray, other: np.ndarray, reach: float) -> tuple[np.n
     return i[near], j[near]
 
 
-def _offsets(mine: Arrays, other: Arrays) -> dict[str, np.ndarray]:
-    """Quantity -> (P, n) signed differences of paired detections."""
+def _offsets(mine: Arrays, other: Arrays, usual: float) -> dict[str, np.ndarray]:
+    """Quantity -> (P, n) signed differences of paired detections.
+
+    Args:
+        usual: length of a heading's vector. A shorter one is uncertain: rounding changes its yaw a lot, the vector not.
+    """
     a, b = (side["boxes"].astype(np.float64) for side in (mine, other))
-    # A short vector is an uncertain heading, of which rounding changes the yaw a lot, but not the vector.
-    usual = max(float(np.median(np.linalg.norm(a[:, 6:8], axis=1))) if len(a) else 0.0, 1e-9)
     ahead, other_ahead = (
         side[:, 6:8] / np.maximum(np.linalg.norm(side[:, 6:8], axis=1, keepdims=True), usual) for side in (a, b)
     )

@@ -73,9 +73,7 @@ class PerceptionModel(nn.Module):
             self.bank.add(module)
         for text in config.fusions:
             add_fusion(self.bank, parse_block(text))
-        self.router: FixedRouter | SteeredRouter | RandomConditionsRouter = FixedRouter(
-            self.bank, self._reading("trunk", "points")
-        )
+        self.router: FixedRouter | SteeredRouter | RandomConditionsRouter = FixedRouter(self.bank, self._routed())
         self.chooser: Any = LearnedRouter(config.routing, model.fused_channels, self.bank) if config.routing else None
         self.routes: list[Route] = []  # of the last forward pass, one for each group of tasks
 
@@ -168,7 +166,7 @@ class PerceptionModel(nn.Module):
         self.config = self.config.model_copy(update={"tasks": ordered, "taxonomy": taxonomy})
         self.tasks = tasks_of(ordered, self.config.head_grid, taxonomy)
         self.computed = tuple(self.tasks)
-        self.router = FixedRouter(self.bank, self._reading("trunk", "points"))
+        self.router = FixedRouter(self.bank, self._routed())
 
     def _channels(self, task: Task[Any]) -> Any:
         """Channels of the feature maps that the task reads."""
@@ -186,15 +184,16 @@ class PerceptionModel(nn.Module):
         """The tasks that read one of these, see `Task.reads`."""
         return tuple(name for name, task in self.tasks.items() if task.reads in features)
 
+    def _routed(self) -> tuple[str, ...]:
+        """The tasks after the trunk."""
+        return self._reading("trunk", "points")
+
     def _read(self, task: str, features: Any, inputs: dict[str, Tensor]) -> Any:
         """What the head of a task after the trunk gets."""
         if self.tasks[task].reads != "points":
             return features
-        (_, columns), stride = self.config.grid.build().shape, self.config.model.trunk.stride
-        row = torch.div(inputs["point_cells"], columns, rounding_mode="floor")
-        column = inputs["point_cells"] - row * columns
-        row, column = (torch.div(each, stride, rounding_mode="floor") for each in (row, column))
-        return PointFeatures(features, inputs["points"], row * (columns // stride) + column)
+        columns, stride = self.config.grid.build().shape[1], self.config.model.trunk.stride
+        return PointFeatures.of(features, inputs["points"], inputs["point_cells"], columns, stride)
 
     def losses(self, dense: dict[str, Tensor], labels: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Loss]:
         """Loss terms, TASK/TERM and camera/depth, for the dense outputs of a batch and their labels."""
@@ -283,7 +282,7 @@ class PerceptionModel(nn.Module):
         well, weighted by a `SteeredRouter`; those that are the same on all routes are folded.
         """
         model = copy.deepcopy(self)
-        model.router = router = FixedRouter(model.bank, model._reading("trunk", "points"))
+        model.router = router = FixedRouter(model.bank, model._routed())
         chosen = model.chooser.names if model.chooser else ()
         fixed = [module for name, module in model.bank.modules.items() if name not in chosen]
         required = {fact.removeprefix("no-") for module in fixed for fact in module.when}
@@ -294,7 +293,7 @@ class PerceptionModel(nn.Module):
         always = {name for name in model.bank.modules if all(any(name in r.weights for r, _ in case) for case in cases)}
         model.bank.fold(settled, keep=model.bank.after_fusion() if model.chooser else ())
         if len(cases) > 1:
-            model.router = SteeredRouter(model.bank, model._reading("trunk", "points"), always)
+            model.router = SteeredRouter(model.bank, model._routed(), always)
             if model.chooser is None:
                 for slot in model.bank.slots.values():
                     slot.stack_low_rank()

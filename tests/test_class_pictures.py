@@ -53,7 +53,7 @@ def test_the_topmost_voxel_of_each_pixel_has_its_class_and_shade(
     index = np.unique(rng.integers(0, 8, (60, 3)), axis=0)
     low = rng.uniform(-6, 0, 3)
     centers = (low + (index + 0.5) * cell).astype(np.float32)
-    layer = VoxelLayer("a", centers, rng.integers(0, 3, len(centers)), cell, COLOURS)
+    layer = VoxelLayer("a", centers, rng.integers(0, 3, len(centers)), np.full(3, cell), COLOURS)
     frame = frame_of(reference)
     picture, palette = voxels_above(layer, frame, GRID, size), shaded_colours(layer)
     for row in range(size):
@@ -74,7 +74,7 @@ def test_the_topmost_voxel_of_each_pixel_has_its_class_and_shade(
 
 def test_voxels_of_many_classes_have_fewer_shades_and_none_have_none() -> None:
     many = {str(i): "#808080" for i in range(100)}
-    layer = VoxelLayer("a", np.array([[0, 0, -9.0], [1, 0, 9.0]]), np.array([99, 99]), 1.0, many)
+    layer = VoxelLayer("a", np.array([[0, 0, -9.0], [1, 0, 9.0]]), np.array([99, 99]), np.ones(3), many)
     assert len(shaded_colours(layer)) == 200
     seen = voxels_above(layer, frame_of(), GRID, 16)
     assert set(np.unique(seen)) == {0, 199, 200}

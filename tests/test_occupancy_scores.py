@@ -9,11 +9,12 @@ from vocabulary import NUSCENES
 
 from perception.frame import Boxes, Frame
 from perception.grid import BevGrid
-from perception.tasks.occupancy.confusion import confusion, geometric_iou, ious, parts, rings
+from perception.tasks.occupancy.confusion import confusion, geometric_iou, ious, parts
 from perception.tasks.occupancy.metric import OccupancyMetric
 from perception.tasks.occupancy.obstacles import driven, obstacle_clusters, score_obstacles
 from perception.tasks.occupancy.ray_iou import ORIGINS, cast, chosen_origins, count_rays, directions, ray_ious
 from perception.tasks.occupancy.result import OccupancyResult
+from perception.tasks.rings import rings
 from perception.voxels import OTHERS, Occupancy, VoxelGrid
 
 GRID = VoxelGrid((-16.0, 16.0), (-16.0, 16.0), (-1.0, 5.4), 0.8)

@@ -28,7 +28,7 @@ from vocabulary import CLASSES, NUSCENES
 from perception.frame import Boxes
 from perception.simulate.scenario import build_world
 from perception.simulate.world import World
-from perception.tasks.detection.association import associate, associate_in_stages
+from perception.tasks.association import associate, associate_in_stages
 from perception.tasks.detection.tracker import LIFETIME, MAX_TRACKS, RULES, Tracker, Tracks
 
 CAR, PEDESTRIAN = CLASSES.index("car"), CLASSES.index("pedestrian")

@@ -128,7 +128,7 @@ class Toy(Task[np.ndarray]):
         return [
             RasterLayer("occupied", result, self.grid, colours),
             PointLayer("heights", points[:, :3], bands, colours),
-            VoxelLayer("blocks", voxels[band, row, column], band, self.grid.cell, colours),
+            VoxelLayer("blocks", voxels[band, row, column], band, np.full(3, self.grid.cell), colours),
         ]
 
     def statistics(self, frame: Frame, result: np.ndarray, source: Keyframes | None) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import numpy as np
 
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.frame import Boxes
-from perception.tasks.detection.association import associate
+from perception.tasks.association import associate
 from perception.tasks.detection.tracker import FADING, LIFETIME, Rules, Tracker, Tracks
 from perception.taxonomy import load_taxonomy
 

@@ -69,7 +69,7 @@ def voxels_above(layer: VoxelLayer, frame: Frame, grid: BevGrid, size: int) -> n
     if not len(layer.centers):
         return np.zeros((size, size), np.uint8)
     low, centers = layer.centers.min(axis=0).astype(np.float64), layer.centers.astype(np.float64)
-    column, row, _ = np.rint((centers - low) / layer.size).astype(int).T
+    column, row = np.rint((centers - low)[:, :2] / layer.edges[:2]).astype(int).T
     shades = _shades(layer)
     colours = layer.labels * shades + height_shades(centers, frame, shades) + 1
     cells = np.zeros((row.max() + 3, column.max() + 3), np.uint8)  # nothing around
@@ -80,7 +80,7 @@ def voxels_above(layer: VoxelLayer, frame: Frame, grid: BevGrid, size: int) -> n
     pixels = (np.arange(size) + 0.5)[:, None] / size * span + start  # x and y on the screen
     screen = np.stack(np.meshgrid(pixels[:, 0], pixels[:, 1]), axis=-1)
     places = screen @ screen_from_reference(frame.reference)
-    index = np.floor((places - low[:2]) / layer.size + 0.5).astype(int) + 1
+    index = np.floor((places - low[:2]) / layer.edges[:2] + 0.5).astype(int) + 1
     index = np.clip(index, 0, (cells.shape[1] - 1, cells.shape[0] - 1))
     return np.asarray(cells[index[..., 1], index[..., 0]])
 

@@ -95,7 +95,7 @@ def _logged(layer: Layer) -> tuple[str, rerun.AsComponents]:
 
 
 def _cubes(layer: VoxelLayer) -> rerun.Boxes3D:
-    half = np.full((len(layer.centers), 3), layer.size / 2)
+    half = np.broadcast_to(layer.edges / 2, layer.centers.shape)
     return rerun.Boxes3D(centers=layer.centers, half_sizes=half, colors=colours_of(layer), fill_mode="solid")
 
 

@@ -67,7 +67,7 @@ def pictured(seen: Iterable[Seen], global_from_ego: np.ndarray, grid: VoxelGrid,
             own.ravel()[voxels[~hidden[rays]]] = True
             hidden[rays] |= filled.ravel()[voxels]
         camera = inverse[:3, :3] @ each.origin + inverse[:3, 3]
-        met |= own | (filled & _behind(own & ~filled, (camera - (grid.x[0], grid.y[0], grid.z[0])) / grid.cell))
+        met |= own | (filled & _behind(own & ~filled, (camera - (grid.x[0], grid.y[0], grid.z[0])) / grid.edges))
     return met
 
 

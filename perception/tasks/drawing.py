@@ -107,14 +107,14 @@ class VoxelLayer:
         name: as in BoxLayer.
         centers: (N, 3) m, in the frame's reference.
         labels: (N,) int, indices into `colours`.
-        size: edge length, m.
+        edges: (3,) m, of a voxel along x, y and z.
         colours: of each class, "#rrggbb".
     """
 
     name: str
     centers: np.ndarray
     labels: np.ndarray
-    size: float
+    edges: np.ndarray
     colours: Mapping[str, str]
 
 

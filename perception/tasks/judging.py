@@ -5,11 +5,13 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, TypeVar
 
 import numpy as np
 
+from perception.tasks.rings import rings
 from perception.taxonomy import Taxonomy
 
 if TYPE_CHECKING:
@@ -154,6 +156,37 @@ class Judge(ABC):
     def usual_agreements(self) -> Sequence[str]:
         """Outputs that must agree with a baseline, in the absence of a file of gates."""
         return ()
+
+
+class RingJudge(Judge):
+    """Judges counts (3, classes, rings) that the frames' statistics have as `counts`: of intersection, of union or
+    prediction, and of truth."""
+
+    without: ClassVar[str]  # message if no frame has counts
+
+    @cached_property
+    def counts(self) -> np.ndarray | None:
+        """(F, 3, classes, rings), zero for frames without counts; None if no frame has them."""
+        counts = [(i, each["counts"]) for i, each in enumerate(self.frames.statistics) if each and each["counts"]]
+        if not counts:
+            return None
+        every = np.zeros((len(self.frames), *np.shape(counts[0][1])), np.int64)
+        for i, each in counts:
+            every[i] = each
+        return every
+
+    def by_scene(self, subject: Subject) -> np.ndarray:
+        """(S, 3, classes) counts of each scene in the subject's condition and range.
+
+        Raises:
+            Unmeasured: no frame has counts.
+        """
+        if self.counts is None:
+            raise Unmeasured(self.without)
+        frames, scenes = self.frames.known(subject.condition), self.frames.scenes
+        per_scene = np.zeros((scenes.max() + 1, *self.counts.shape[1:3]))
+        np.add.at(per_scene, scenes[frames], self.counts[frames][..., rings(subject.range)].sum(axis=-1))
+        return per_scene
 
 
 def mean_shares(there: np.ndarray) -> np.ndarray:

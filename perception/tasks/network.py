@@ -6,6 +6,7 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 Axis = Literal["x", "y"]
@@ -43,6 +44,19 @@ class PointFeatures(NamedTuple):
     features: Tensor
     points: Tensor
     cells: Tensor
+
+    @staticmethod
+    def of(features: Tensor, points: Tensor, pillars: Tensor, columns: int, stride: int) -> PointFeatures:
+        """With the cells of points from their pillars.
+
+        Args:
+            pillars: (B, K) int, row * columns + column on the pillar grid; rows * columns outside and for padding.
+            columns: of the pillar grid.
+            stride: of the feature map, in pillars.
+        """
+        row = torch.div(pillars, columns, rounding_mode="floor")
+        row, column = (torch.div(each, stride, rounding_mode="floor") for each in (row, pillars - row * columns))
+        return PointFeatures(features, points, row * (columns // stride) + column)
 
 
 class TaskNetwork(nn.Module):

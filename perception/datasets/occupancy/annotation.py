@@ -92,7 +92,7 @@ def voxel_classes(
     votes = np.bincount(key, counts[voted], len(voxels) * (number + 1)).reshape(len(voxels), number + 1)
     chosen, known = votes.argmax(axis=1), votes.any(axis=1)
     if known.any() and not known.all():
-        where = np.stack(np.unravel_index(voxels, grid.shape), axis=1) * grid.cell
+        where = np.stack(np.unravel_index(voxels, grid.shape), axis=1) * grid.edges[::-1]
         _, nearest = cKDTree(where[known]).query(where[~known])
         chosen[~known] = chosen[known][nearest]
     result = np.full(grid.shape, OTHERS, np.int64)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from perception.frame import Boxes
-from perception.tasks.detection.association import associate_in_stages
+from perception.tasks.association import associate_in_stages
 from perception.tasks.detection.kalman import Motion, Noise
 from perception.taxonomy import Taxonomy
 

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from perception.grid import BevGrid
+from perception.tasks.rings import RING
 
 # float32, as the probabilities are: in float64, 0.35 would not reach 0.35.
 THRESHOLDS = np.array([0.35, 0.40, 0.45, 0.50, 0.55, 0.60, 0.65], np.float32)
-RING = 10.0  # m
 
 
 def ious(counts: np.ndarray) -> np.ndarray:
@@ -46,11 +46,6 @@ def _rings(grid: BevGrid) -> tuple[np.ndarray, np.ndarray]:
     order = np.argsort(distance, kind="stable")
     ring = (distance[order] // RING).astype(np.int64)
     return order, np.searchsorted(ring, np.arange(ring[-1] + 1))
-
-
-def rings(bounds: tuple[float, float] | None) -> slice:
-    """The rings of `count_rings` in a range (m, multiples of RING); None: all."""
-    return slice(None) if bounds is None else slice(int(bounds[0] // RING), int(bounds[1] // RING))
 
 
 class MapIou:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import base64
 import zlib
 from collections.abc import Mapping
-from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
 
-from perception.tasks.judging import GateMetric, Judge, Subject, Unmeasured, mean_shares
-from perception.tasks.map.iou import RING, ious, rings
+from perception.tasks.judging import GateMetric, RingJudge, Subject, Unmeasured, mean_shares
+from perception.tasks.map.iou import ious
+from perception.tasks.rings import RING
 
 
 def pack(cells: np.ndarray) -> dict[str, Any]:
@@ -27,26 +27,16 @@ def unpack(packed: Mapping[str, Any]) -> np.ndarray:
     return np.unpackbits(bits, count=count).reshape(packed["shape"]).astype(bool)
 
 
-class MapJudge(Judge):
+class MapJudge(RingJudge):
     """Judges cells at a probability of 0.5."""
 
+    without: ClassVar[str] = "there is no map of the drive, or the network has none"
     metrics: ClassVar[Mapping[str, GateMetric]] = {"IoU": GateMetric("map_names", step=RING)}
     agreements: ClassVar[Mapping[str, GateMetric]] = {"map": GateMetric("map_names", ranged=False)}
 
-    @cached_property
-    def counts(self) -> np.ndarray | None:
-        """(F, 3, layers, rings) as from count_rings, zero for frames without a map; None if no frame has one."""
-        counts = [(i, each["counts"]) for i, each in enumerate(self.frames.statistics) if each and each["counts"]]
-        if not counts:
-            return None
-        every = np.zeros((len(self.frames), *np.shape(counts[0][1])), np.int64)
-        for i, each in counts:
-            every[i] = each
-        return every
-
     def score(self, subject: Subject, draws: np.ndarray | None = None) -> np.ndarray:
         """(R,) IoU of a class, or the mean over the classes that occur."""
-        per_scene = self._cells(subject)
+        per_scene = self.by_scene(subject)
         draws = np.ones((1, len(per_scene))) if draws is None else draws
         found = ious(np.tensordot(draws.astype(np.float64), per_scene, 1))
         if subject.class_ is None:
@@ -62,10 +52,10 @@ class MapJudge(Judge):
 
     def sizes(self, subject: Subject) -> np.ndarray:
         """(S,) share of each scene in the cells, averaged over the classes."""
-        return mean_shares(self._of_class(self._cells(subject)[:, 2], subject))
+        return mean_shares(self._of_class(self.by_scene(subject)[:, 2], subject))
 
     def same_results(self, other: MapJudge, subject: Subject) -> bool:
-        return not self._of_class(self._cells(subject) != other._cells(subject), subject).any()
+        return not self._of_class(self.by_scene(subject) != other.by_scene(subject), subject).any()
 
     def agreement(self, other: MapJudge, subject: Subject, score: float, metres: float) -> tuple[float, str]:
         """IoU between the cells of both replays, of a class or the mean over the classes in either."""
@@ -83,15 +73,6 @@ class MapJudge(Judge):
             what = f" of {subject.class_}" if subject.class_ else ""
             raise Unmeasured(f"neither replay shows a map{what}{subject.where}")
         return float((both[chosen] / either[chosen]).mean()), ""
-
-    def _cells(self, subject: Subject) -> np.ndarray:
-        """(S, 3, layers) counts of each scene, as from count_rings."""
-        if self.counts is None:
-            raise Unmeasured("there is no map of the drive, or the network has none")
-        frames, scenes = self.frames.known(subject.condition), self.frames.scenes
-        per_scene = np.zeros((scenes.max() + 1, *self.counts.shape[1:3]))
-        np.add.at(per_scene, scenes[frames], self.counts[frames][..., rings(subject.range)].sum(axis=-1))
-        return per_scene
 
     def _of_class(self, values: np.ndarray, subject: Subject) -> np.ndarray:
         """(..., 1) of the subject's class from (..., layers); unchanged without a class."""

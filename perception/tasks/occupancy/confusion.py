@@ -10,9 +10,8 @@ from functools import lru_cache
 
 import numpy as np
 
+from perception.tasks.rings import RING
 from perception.voxels import VoxelGrid
-
-RING = 10.0  # m
 
 
 def confusion(predicted: np.ndarray, truth: np.ndarray, seen: np.ndarray, count: int, grid: VoxelGrid) -> np.ndarray:
@@ -36,11 +35,6 @@ def _rings(grid: VoxelGrid) -> np.ndarray:
     """(rows, columns) int64 ring of each column of voxels."""
     x, y = np.moveaxis(grid.centers()[0, ..., :2].astype(np.float64), -1, 0)
     return np.asarray((np.hypot(x, y) // RING).astype(np.int64))
-
-
-def rings(bounds: tuple[float, float] | None) -> slice:
-    """The rings in a range (m, multiples of RING); None: all."""
-    return slice(None) if bounds is None else slice(int(bounds[0] // RING), int(bounds[1] // RING))
 
 
 def parts(table: np.ndarray) -> np.ndarray:

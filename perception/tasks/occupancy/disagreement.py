@@ -38,12 +38,6 @@ def unexplained_voxels(classes: np.ndarray, grid: VoxelGrid, boxes: Boxes, taxon
     return np.stack([np.bincount(labels, minlength=count), np.bincount(labels[lost], minlength=count)])
 
 
-def disagreement(classes: np.ndarray, grid: VoxelGrid, boxes: Boxes, taxonomy: Taxonomy) -> float:
-    """Share of the voxels of detection classes that no box explains; 0 without such voxels. As `unexplained_voxels`."""
-    occupied, lost = unexplained_voxels(classes, grid, boxes, taxonomy).sum(axis=1).tolist()
-    return lost / occupied if occupied else 0.0
-
-
 class Doubts:
     """Detection classes whose objects seem to be missed, over one drive.
 

@@ -8,8 +8,9 @@ from typing import Any, ClassVar
 import numpy as np
 
 from perception.tasks.judging import GateMetric, Subject, Unmeasured, mean_shares
-from perception.tasks.occupancy.confusion import RING, ious, rings
+from perception.tasks.occupancy.confusion import ious
 from perception.tasks.occupancy.obstacle_recall import ObstacleJudge
+from perception.tasks.rings import RING, rings
 
 
 class OccupancyJudge(ObstacleJudge):

@@ -12,7 +12,7 @@ from perception.datasets.keyframes import Keyframes
 from perception.frame import Frame
 from perception.grid import BevGrid
 from perception.strict_json import shown
-from perception.tasks.occupancy.confusion import confusion, geometric_iou, ious, mean, parts, rings
+from perception.tasks.occupancy.confusion import confusion, geometric_iou, ious, mean, parts
 from perception.tasks.occupancy.obstacles import (
     DISTANCES,
     PROBABILITY,
@@ -24,6 +24,7 @@ from perception.tasks.occupancy.obstacles import (
 from perception.tasks.occupancy.ray_iou import THRESHOLDS, cast, chosen_origins, count_rays, directions, ray_ious
 from perception.tasks.occupancy.result import OccupancyResult
 from perception.tasks.occupancy.truth import lidar_places, obstacles_of, on_grid_of_truth
+from perception.tasks.rings import rings
 from perception.tasks.task import Metric
 from perception.voxels import Occupancy, occupancy_classes
 

@@ -109,7 +109,7 @@ class OccupancyTask(Task[OccupancyResult]):
         with np.errstate(invalid="ignore"):
             there = (seen.occupied > OCCUPIED) & (seen.classes < len(self.classes) - 1)
         centers, labels = seen.grid.centers()[there], seen.classes[there]
-        voxels = VoxelLayer("occupancy", centers, labels, seen.grid.cell, self.taxonomy.voxel_colours())
+        voxels = VoxelLayer("occupancy", centers, labels, seen.grid.edges, self.taxonomy.voxel_colours())
         return [voxels] if state is None else [voxels, state.obstacles.layer()]
 
     def statistics(self, frame: Frame, result: OccupancyResult, source: Keyframes | None) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 """Unknown obstacles: occupied space that no object explains, followed over a drive. numpy only.
 
-Obstacles are taken to be at rest: their places in the global frame are associated by nearest neighbour.
+Obstacles are taken to be at rest: their places in the global frame are associated by distance.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from perception.frame import Boxes
+from perception.tasks.association import associate
 from perception.tasks.drawing import BoxLayer
 from perception.tasks.occupancy.footprints import covered
 
@@ -71,8 +72,8 @@ def _boxes(centers: np.ndarray, sizes: np.ndarray, scores: np.ndarray) -> Boxes:
 class ObstacleTracker:
     """Follows the unknown obstacles of one drive.
 
-    A cluster within MARGIN of an object is explained by it. Any other one belongs to the nearest obstacle within GATE,
-    or begins a new one. An obstacle counts after HITS frames, until MISSES frames in sequence lack it; it is hidden
+    A cluster within MARGIN of an object is explained by it. The others are associated with obstacles within GATE, or
+    begin new ones. An obstacle counts after HITS frames, until MISSES frames in sequence lack it; it is hidden
     while an object explains it. The same frames give bit-identical obstacles.
     """
 
@@ -89,7 +90,7 @@ class ObstacleTracker:
         """
         clusters = clusters.select(~covered(clusters.centers, objects, MARGIN))
         old = self._obstacles.copy()
-        rows, columns = nearest_pairs(old["center"], clusters.centers, GATE)
+        rows, columns = associate(old["center"][:, :2], clusters.centers[:, :2], GATE)
         old["misses"] += 1
         old[rows] = _seen(old[rows], clusters.select(columns))
         new = np.ones(len(clusters), bool)
@@ -100,30 +101,6 @@ class ObstacleTracker:
         self._obstacles = np.concatenate([old[old["misses"] < MISSES], born])
         known = self._obstacles[self._obstacles["hits"] >= HITS]
         return _output(known[~covered(known["center"], objects, MARGIN)])
-
-
-def nearest_pairs(a: np.ndarray, b: np.ndarray, gate: float) -> tuple[np.ndarray, np.ndarray]:
-    """One-to-one pairs of places, nearest first, that are at most `gate` (m) apart on the ground.
-
-    Args:
-        a: (A, >=2) m.
-        b: (B, >=2) m.
-
-    Returns:
-        (M,) indices into a and (M,) into b.
-    """
-    difference = a[:, None, :2] - b[:, :2]
-    distance = np.hypot(difference[..., 0], difference[..., 1])
-    rows, columns = np.nonzero(distance <= gate)
-    left, right, pairs = set(range(len(a))), set(range(len(b))), []
-    for i in np.argsort(distance[rows, columns], kind="stable"):
-        row, column = int(rows[i]), int(columns[i])
-        if row in left and column in right:
-            left.remove(row)
-            right.remove(column)
-            pairs.append((row, column))
-    chosen = np.array(pairs, np.int64).reshape(-1, 2)
-    return chosen[:, 0], chosen[:, 1]
 
 
 def _seen(obstacles: np.ndarray, clusters: Boxes) -> np.ndarray:

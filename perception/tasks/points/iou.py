@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
+from perception.tasks.rings import RING
+
 NONE = 255  # instead of a class: no point, or one that the network did not take
-RING = 10.0  # m
 RINGS = 20  # of counts; the last has all points that are further away
 
 
@@ -33,11 +34,6 @@ def count_rings(predicted: np.ndarray, truth: np.ndarray, points: np.ndarray, cl
     return np.stack(
         [count(truth, known & (predicted == truth)), count(predicted, known & (predicted != NONE)), count(truth, known)]
     )
-
-
-def rings(bounds: tuple[float, float] | None) -> slice:
-    """The rings of `count_rings` in a range (m, multiples of RING); None: all."""
-    return slice(None) if bounds is None else slice(int(bounds[0] // RING), int(bounds[1] // RING))
 
 
 def ious(counts: np.ndarray) -> np.ndarray:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import base64
 import zlib
 from collections.abc import Mapping
-from functools import cached_property
 from typing import ClassVar
 
 import numpy as np
 
-from perception.tasks.judging import GateMetric, Judge, Subject, Unmeasured, mean_shares
-from perception.tasks.points.iou import NONE, RING, ious, rings
+from perception.tasks.judging import GateMetric, RingJudge, Subject, Unmeasured, mean_shares
+from perception.tasks.points.iou import NONE, ious
+from perception.tasks.rings import RING
 
 
 def pack(classes: np.ndarray) -> str:
@@ -24,26 +24,16 @@ def unpack(packed: str) -> np.ndarray:
     return np.frombuffer(zlib.decompress(base64.b64decode(packed)), np.uint8)
 
 
-class PointsJudge(Judge):
+class PointsJudge(RingJudge):
     """Judges the likeliest class of each point."""
 
+    without: ClassVar[str] = "the drive has no annotated points"
     metrics: ClassVar[Mapping[str, GateMetric]] = {"points": GateMetric("point_names", step=RING)}
     agreements: ClassVar[Mapping[str, GateMetric]] = {"point_classes": GateMetric("point_names", ranged=False)}
 
-    @cached_property
-    def counts(self) -> np.ndarray | None:
-        """(F, 3, classes, RINGS) as from count_rings, zero for frames without them; None if no frame has them."""
-        counts = [(i, each["counts"]) for i, each in enumerate(self.frames.statistics) if each and each["counts"]]
-        if not counts:
-            return None
-        every = np.zeros((len(self.frames), *np.shape(counts[0][1])), np.int64)
-        for i, each in counts:
-            every[i] = each
-        return every
-
     def score(self, subject: Subject, draws: np.ndarray | None = None) -> np.ndarray:
         """(R,) IoU of a class, or the mean over the classes that occur."""
-        per_scene = self._points(subject)
+        per_scene = self.by_scene(subject)
         draws = np.ones((1, len(per_scene))) if draws is None else draws
         found = ious(np.tensordot(draws.astype(np.float64), per_scene, 1))
         if subject.class_ is not None:
@@ -56,13 +46,13 @@ class PointsJudge(Judge):
 
     def sizes(self, subject: Subject) -> np.ndarray:
         """(S,) share of each scene in the annotated points, averaged over the classes."""
-        true = self._points(subject)[:, 2]
+        true = self.by_scene(subject)[:, 2]
         if subject.class_ is not None:
             true = true[:, [self._label(subject.class_)]]
         return mean_shares(true)
 
     def same_results(self, other: PointsJudge, subject: Subject) -> bool:
-        return bool((self._points(subject) == other._points(subject)).all())
+        return bool((self.by_scene(subject) == other.by_scene(subject)).all())
 
     def agreement(self, other: PointsJudge, subject: Subject, score: float, metres: float) -> tuple[float, str]:
         """Share of the points with equal classes; of a class: among those to which either replay gives it."""
@@ -81,15 +71,6 @@ class PointsJudge(Judge):
         if not either:
             raise Unmeasured(f"neither replay has a point{f' of {subject.class_}' if subject.class_ else ''}")
         return same / either, ""
-
-    def _points(self, subject: Subject) -> np.ndarray:
-        """(S, 3, classes) counts of each scene, as from count_rings."""
-        if self.counts is None:
-            raise Unmeasured("the drive has no annotated points")
-        frames, scenes = self.frames.known(subject.condition), self.frames.scenes
-        per_scene = np.zeros((scenes.max() + 1, *self.counts.shape[1:3]))
-        np.add.at(per_scene, scenes[frames], self.counts[frames][..., rings(subject.range)].sum(axis=-1))
-        return per_scene
 
     def _label(self, name: str) -> int:
         return self.frames.taxonomy.point_names.index(name)

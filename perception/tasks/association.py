@@ -1,4 +1,4 @@
-"""Association of detections with tracks: optimal assignment by distance, in the stages of ByteTrack."""
+"""Association of detections with what is followed: optimal assignment by distance, in the stages of ByteTrack."""
 
 from __future__ import annotations
 
