@@ -80,7 +80,7 @@ class PerceptionModel(nn.Module):
     def forward(self, inputs: dict[str, Tensor], conditions: Sequence[Conditions] = ()) -> dict[str, Tensor]:
         """Dense outputs of all heads, for inputs from `sensors/inputs.py` and the conditions of the frames.
 
-        Tasks with different modules are computed in separate passes, others share one. With gradients there is
+        Tasks share each part of the network before the first one in which their modules differ. With gradients there is
         also camera/depth if it is supervised: the logits of the last pass.
         """
         outputs: dict[str, Tensor] = {}
@@ -88,17 +88,21 @@ class PerceptionModel(nn.Module):
             if task in self.computed:
                 outputs |= prefixed(task, self.head(task)(inputs))
         sensors, self.routes = present(inputs), []
-        fused, applied = None, Route()
+        maps, fused, features = None, None, None
+        applied, chosen = Route(), Route()  # for these maps and fused features, and for these features
         early = [task for task in self._reading("fused") if task in self.computed]
         for route, group in self.router(conditions, sensors):
             tasks = [task for task in group if task in self.computed]
             if not tasks and not early:
                 continue
             self.bank.apply(route)
-            if fused is None or not self._same_before_fusion(route, applied):
+            if maps is None or not self._same(route, applied, "lidar", "camera"):
                 maps, supervised = self._maps(inputs)
-                fused, applied = self.fuse(maps), route
                 outputs |= supervised
+                fused = None
+            if fused is None or not self._same(route, applied, "fuse", "fused"):
+                fused, features = self.fuse(maps), None
+            applied = route
             for task in early:
                 outputs |= prefixed(task, self.head(task)(fused))
             early = []
@@ -108,7 +112,8 @@ class PerceptionModel(nn.Module):
             if self._chooses():
                 route = self.chooser(fused, route, sensors, tasks, conditions)
                 self.bank.apply(route)
-            features = self.trunk(fused)
+            if features is None or not self._same(route, chosen, "trunk"):
+                features, chosen = self.trunk(fused), route
             for task in tasks:
                 outputs |= prefixed(task, self.head(task)(self._read(task, features, inputs)))
             self.routes.append(route)
@@ -227,13 +232,12 @@ class PerceptionModel(nn.Module):
         holding = any(self.bank.slots[slot].computations for slot in self.bank.after_fusion())
         return self.chooser is not None and self.bank.active is None and holding
 
-    def _same_before_fusion(self, route: Route, other: Route) -> bool:
-        """Whether two routes have the same fused features: the same modules with the same weights before the fusion."""
+    def _same(self, route: Route, other: Route, *parts: str) -> bool:
+        """Whether two routes run the same modules with the same weights in these parts of the network."""
         if route.block != other.block or route.z is not other.z:
             return False
-        late = {*self.bank.after_fusion()}
         for name, slot in self.bank.slots.items():
-            if name not in late and (slot.computations or slot.stack):
+            if name.split(".")[0] in parts and (slot.computations or slot.stack):
                 mine, others = route.at(name), other.at(name)
                 for module in mine.keys() | others.keys():
                     if (slot.stack or module in slot.computations) and mine.get(module) is not others.get(module):

@@ -341,9 +341,12 @@ def test_labels_are_joined_frame_by_frame_and_padded_with_zeros(frames: list[tup
 # ---- what tasks share
 
 
-def counted(model: PerceptionModel, inputs: Dense, tags: list[Conditions]) -> tuple[Dense, int, int]:
-    """What the model predicts, and how often that ran the LiDAR's encoder and the trunk."""
-    calls = {"lidar": 0, "trunk": 0}
+PARTS = ("lidar", "fuse", "trunk")
+
+
+def counted(model: PerceptionModel, inputs: Dense, tags: list[Conditions]) -> tuple[Dense, list[int]]:
+    """What the model predicts, and how often that ran each of the `PARTS`."""
+    calls = dict.fromkeys(PARTS, 0)
 
     def count(name: str) -> Callable[..., None]:
         def called(*_: object) -> None:
@@ -356,35 +359,37 @@ def counted(model: PerceptionModel, inputs: Dense, tags: list[Conditions]) -> tu
         outputs = model.predict(inputs, tags)
     for hook in hooks:
         hook.remove()
-    return outputs, calls["lidar"], calls["trunk"]
+    return outputs, [*calls.values()]
 
 
-LATE, EARLY = ("trunk.*", "heads.*"), ("lidar.*", "trunk.*")
+HEADS, LATE, FUSION, EARLY = ("heads.*",), ("trunk.*", "heads.*"), ("fuse*", "trunk.*"), ("lidar.*", "trunk.*")
 
 
 @pytest.mark.parametrize(
-    ("modules", "encoders", "trunks"),
+    ("modules", "calls"),
     [
-        ([module("rain", "rain", slots=EARLY)], 1, 1),
-        ([module("find", "detection", slots=LATE), module("draw", "map", slots=LATE)], 1, 2),
-        ([module("find", "detection", slots=LATE), module("rain", "rain", slots=EARLY)], 1, 2),
-        ([module("find", "detection", slots=EARLY), module("draw", "map", slots=LATE)], 2, 2),
-        ([module("find", "detection", "rain", slots=EARLY), module("draw", "map", slots=LATE)], 2, 2),
-        ([module("find", "detection", "fog", slots=EARLY), module("draw", "map", slots=LATE)], 1, 2),  # does not run
+        ([module("rain", "rain", slots=EARLY)], [1, 1, 1]),
+        ([module("find", "detection", slots=HEADS), module("draw", "map", slots=HEADS)], [1, 1, 1]),
+        ([module("find", "detection", slots=LATE), module("draw", "map", slots=LATE)], [1, 1, 2]),
+        ([module("find", "detection", slots=LATE), module("rain", "rain", slots=EARLY)], [1, 1, 2]),
+        ([module("find", "detection", slots=FUSION), module("draw", "map", slots=LATE)], [1, 2, 2]),
+        ([module("find", "detection", slots=EARLY), module("draw", "map", slots=LATE)], [2, 2, 2]),
+        ([module("find", "detection", "rain", slots=EARLY), module("draw", "map", slots=LATE)], [2, 2, 2]),
+        ([module("find", "detection", "fog", slots=EARLY), module("draw", "map", slots=LATE)], [1, 1, 2]),
     ],
-    ids=["no task's", "behind the fusion", "shared before it", "before it", "in rain", "in fog"],
+    ids=["no task's", "heads", "trunk", "shared before it", "fusion", "encoder", "in rain", "in fog, which is not"],
 )
-def test_tasks_share_the_feature_map_where_their_modules_are_the_same_before_it(
-    modules: list[dict[str, Any]], encoders: int, trunks: int, monkeypatch: pytest.MonkeyPatch
+def test_tasks_share_each_part_of_the_network_before_their_modules_differ(
+    modules: list[dict[str, Any]], calls: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In a batch with one rainy frame; and each output is bit for bit what it is where nothing is shared."""
     model = little(modules, recognising=True)
     inputs, tags = frame_inputs(model, 1, 2), [Conditions(weather="rain"), Conditions(weather="clear")]
-    outputs, *calls = counted(model, inputs, tags)
-    assert calls == [encoders, trunks]
-    monkeypatch.setattr(model, "_same_before_fusion", lambda *_: False)
-    alone, *calls = counted(model, inputs, tags)
-    assert calls == [trunks, trunks]
+    outputs, found = counted(model, inputs, tags)
+    assert found == calls
+    monkeypatch.setattr(model, "_same", lambda *_: False)
+    alone, found = counted(model, inputs, tags)
+    assert found == [1 if len(modules) == 1 else 2] * len(PARTS)
     assert_same(outputs, alone)
 
 
@@ -398,8 +403,8 @@ def test_a_deployed_network_shares_it_as_well(slots: tuple[str, ...], encoders: 
     inputs = frame_inputs(model, 1)
     for tag in (Conditions(), Conditions(weather="rain")):
         deployed.router.steer(torch.full((1, len(deployed.router.steered)), float(tag.get("weather") == "rain")))
-        outputs, *calls = counted(deployed, inputs, [])
-        assert calls == [encoders, 2]
+        outputs, calls = counted(deployed, inputs, [])
+        assert calls == [encoders, encoders, 2]
         with torch.no_grad():
             expected = model.predict(inputs, [tag])
         torch.testing.assert_close(outputs["map/probabilities"], expected["map/probabilities"], rtol=1e-4, atol=1e-5)

@@ -13,6 +13,7 @@ python tools/bench.py pillars --json
 python tools/bench.py points --base runs/demo/run --json
 python tools/bench.py replay --bundle runs/demo/bundle --data runs/demo/drives --json
 python tools/bench.py runtime --frames 10000 --json
+python tools/bench.py tasks --json
 python tools/bench.py precision --checkpoint runs/evidence/base --data runs/evidence/drives --json
 """
 
@@ -42,6 +43,7 @@ from bench_points import add_options as add_options_of_points
 from bench_precision import precision
 from bench_replay import replay_speed
 from bench_runtime import runtime
+from bench_tasks import add_options as add_options_of_tasks
 from evidence_models import Models
 from evidence_plan import STEPS, WAYS
 
@@ -130,6 +132,7 @@ def main() -> None:
     add_options_of_evaluator(
         commands.add_parser("evaluator", help="speed and memory of scoring a submission, compared with the devkit")
     )
+    add_options_of_tasks(commands.add_parser("tasks", help="what further tasks cost a network that is deployed"))
     command = commands.add_parser("runtime", help="memory of the runtime during a long drive")
     command.add_argument("--frames", type=int, default=10_000)
     command.set_defaults(run=runtime)

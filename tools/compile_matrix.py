@@ -1,7 +1,7 @@
 """Compile every configuration x precision x folded or banked x GPU with NVIDIA's compiler, without a GPU.
 
     python tools/compile_matrix.py --configs tiny,nuscenes/lidar
-    python tools/compile_matrix.py --configs tiny,nuscenes/fusion --recognise
+    python tools/compile_matrix.py --configs tiny,nuscenes/fusion --tasks tasks/recognise,tasks/points,tasks/occupancy
 
 Weights are random and INT8 ranges are 1, which makes no difference to the compiler. Exit code 1 if it rejects a graph.
 """
@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import onnx
 import torch
+from bench_tasks import with_tasks
 
 from deploy.engines.tensorrt import build_engine
 from deploy.golden import synthetic_frame
@@ -25,7 +26,7 @@ from deploy.onnx_export import to_onnx
 from deploy.precision.half import to_half
 from deploy.precision.quantise import TENSORRT, activations, quantisable, quantise
 from deploy.targets import find_target
-from perception.config import find_config, load_config, parse_config
+from perception.config import parse_config
 from perception.errors import InputError
 from perception.frame import Conditions
 from perception.model import PerceptionModel
@@ -36,14 +37,13 @@ TARGETS = ("rtx-ampere", "rtx-ada")
 MODULE = {"name": "rain", "kind": "low_rank", "slots": ["trunk.*", "heads.*"], "rank": 4, "when": ["rain"]}
 
 
-def make_graph(name: str, kind: str, tasks: dict[str, Any]) -> tuple[onnx.ModelProto, dict[str, tuple[int, ...]]]:
+def make_graph(name: str, kind: str, tasks: list[str]) -> tuple[onnx.ModelProto, dict[str, tuple[int, ...]]]:
     """The FP32 graph and the shapes of its inputs; `banked` has a module that an input switches.
 
     Args:
-        tasks: further ones, with the options of their heads.
+        tasks: configurations of further ones.
     """
-    content = load_config(find_config(name)).model_dump(mode="json") | {"modules": [MODULE]}
-    content["tasks"] |= tasks
+    content = with_tasks(name, tasks).model_dump(mode="json") | {"modules": [MODULE]}
     config = parse_config(content, name)
     inputs = prepare(synthetic_frame(config.grid.reference, config.rig), InputSpec.of(config))
     routes = [Conditions(weather="rain")]
@@ -65,7 +65,7 @@ def convert(graph: onnx.ModelProto, precision: str) -> onnx.ModelProto:
     return graph
 
 
-def compile_all(configs: list[str], tasks: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def compile_all(configs: list[str], tasks: list[str]) -> Iterator[dict[str, Any]]:
     for config in configs:
         for kind in ("folded", "banked"):
             whole, shapes = make_graph(config, kind, tasks)
@@ -86,11 +86,11 @@ def compile_all(configs: list[str], tasks: dict[str, Any]) -> Iterator[dict[str,
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--configs", default=CONFIGS, help=f"names of configurations (default: {CONFIGS})")
-    parser.add_argument("--recognise", action="store_true", help="add conditions recognised from picture features")
+    parser.add_argument("--tasks", default="", help="configurations of further tasks, such as tasks/recognise")
     parser.add_argument("--json", action="store_true", help="print one JSON list")
     arguments = parser.parse_args()
     rows = []
-    tasks = {"conditions": {"features": "imagenet"}} if arguments.recognise else {}
+    tasks = arguments.tasks.split(",") if arguments.tasks else []
     for row in compile_all(arguments.configs.split(","), tasks):
         rows.append(row)
         print(*row.values(), file=sys.stderr if arguments.json else sys.stdout, flush=True)

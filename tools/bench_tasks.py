@@ -1,0 +1,95 @@
+"""What further tasks cost a network that is deployed: operations, and time in ONNX Runtime."""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from cost_table import deployed_graph
+
+from deploy.engines.onnxruntime import OnnxRuntimeEngine
+from deploy.golden import synthetic_frame
+from perception.config import Config, find_config, load_config, parse_config
+from perception.sensors.inputs import InputSpec, prepare
+from perception.training.adapt import read_task
+
+TASKS = "tasks/points,tasks/occupancy_coarse"
+SIZED = "tasks/points,tasks/occupancy"  # with the voxels of Occ3D
+
+
+def add_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--config", default="tiny", help="configuration whose time is measured")
+    command.add_argument("--tasks", default=TASKS, help=f"configurations of its further tasks (default: {TASKS})")
+    command.add_argument("--sized", default="nuscenes/fusion", help="configuration whose operations are counted")
+    command.add_argument("--sized-tasks", default=SIZED, help=f"and of its further tasks (default: {SIZED})")
+    command.add_argument("--rounds", type=int, default=30)
+    command.set_defaults(run=tasks)
+
+
+def tasks(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Each further task alone, and all, against the configuration as it is; folded, random weights, one street.
+
+    `with modules`: all, and each task reads the trunk with the modules of its own, so that the trunk runs for it again.
+
+    `cpu` is the median processor time of all threads, with alternating rounds, without making the inputs; `operations`
+    counts a multiplication and an addition as two. Both are ratios to the network without further tasks.
+    """
+    files, sized = arguments.tasks.split(","), arguments.sized_tasks.split(",")
+    flops, engines = _deployed(arguments.config, files)
+    seconds = _seconds(engines, arguments.rounds)
+    counted, _ = _deployed(arguments.sized, sized)
+    return {
+        "config": arguments.config,
+        "cpu": {name: value / seconds["base"] for name, value in seconds.items()},
+        "operations": {name: count / flops["base"] for name, count in flops.items()},
+        "seconds": seconds,
+        "rounds": arguments.rounds,
+        "sized": arguments.sized,
+        "sized_operations": {name: count / counted["base"] for name, count in counted.items()},
+    }
+
+
+def with_tasks(name: str, files: Sequence[str], modules: bool = False) -> Config:
+    """A configuration with the tasks of configs/FILE.yaml, and the modules that run for each of these alone."""
+    content = load_config(find_config(name)).model_dump(mode="json")
+    for file in files:
+        added = read_task(find_config(file))
+        content["tasks"] |= added["tasks"]
+        if modules:
+            content["modules"] += [{**module, "when": [*added["tasks"]]} for module in added["modules"]]
+    return parse_config(content, name)
+
+
+Engines = dict[str, tuple[OnnxRuntimeEngine, dict[str, np.ndarray]]]  # with the inputs of one frame
+
+
+def _deployed(name: str, files: Sequence[str]) -> tuple[dict[str, int], Engines]:
+    """Operations and engine of the configuration, with each task alone, and with all."""
+    flops: dict[str, int] = {}
+    engines: Engines = {}
+    variants: dict[str, Sequence[str]] = {"base": (), **{file: (file,) for file in files}, "all": files}
+    for variant, added in {**variants, "with modules": files}.items():
+        config = with_tasks(name, added, modules=variant == "with modules")
+        inputs = prepare(synthetic_frame(config.grid.reference, config.rig), InputSpec.of(config))
+        flops[variant], engine = deployed_graph(config, inputs)
+        engines[variant] = engine, inputs
+    return flops, engines
+
+
+def _seconds(engines: Engines, rounds: int) -> dict[str, float]:
+    taken: dict[str, list[float]] = {name: [] for name in engines}
+    for _ in range(rounds + 2):
+        for name, (engine, inputs) in engines.items():
+            start = _processor()
+            engine.run(inputs)
+            taken[name].append(_processor() - start)
+    return {name: statistics.median(values[2:]) for name, values in taken.items()}
+
+
+def _processor() -> float:
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    return used.ru_utime + used.ru_stime
