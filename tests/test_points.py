@@ -33,7 +33,7 @@ from perception.tasks.points.config import PointsHead
 from perception.tasks.points.iou import NONE
 from perception.tasks.points.network import PointSegmentationHead
 from perception.tasks.points.task import PointsTask
-from perception.training.adapt import add_task
+from perception.training.adapt import adapt, add_task
 from perception.training.checkpoint import load_model, save_model
 
 PLACES = 2500
@@ -239,6 +239,22 @@ def test_adding_points_leaves_every_tensor_and_every_output(runs: tuple[Path, Pa
     dense = after(inputs)
     mirrored = after.unflipped(dense, "x")
     assert torch.equal(mirrored["points/logits"], dense["points/logits"])
+
+
+def test_a_module_for_rain_changes_the_points_in_rain_and_nothing_else(
+    runs: tuple[Path, Path], tables: NuScenesTables, tmp_path: Path
+) -> None:
+    wet = {"name": "wet", "kind": "low_rank", "slots": ["trunk.*"], "rank": 2, "when": ["rain", "points"]}
+    source: Any = Heights(tables)
+    adapt(runs[1], wet, source, "all", (), tmp_path / "run", steps=3)
+    before, after = load_model(runs[1])[0], load_model(tmp_path / "run")[0]
+    assert all(computation.b.weight.any() for computation in after.bank.at("wet").values())
+    inputs = inputs_of(after, 1, 2)
+    with torch.no_grad():
+        for conditions in EVERY:
+            old, new = (model(inputs, [conditions] * 2) for model in (before, after))
+            same = {name for name in old if torch.equal(old[name], new[name])}
+            assert same == old.keys() - ({"points/logits"} if conditions.get("weather") == "rain" else set())
 
 
 @torch.no_grad()

@@ -57,7 +57,7 @@ def adapt(
     Args:
         checkpoint: a run, or one of its checkpoints.
         module: its name, kind, slots and options, as in a configuration; trained on the frames that have all the
-            conditions in its `when`.
+            conditions in its `when`, and for the tasks in it alone.
         tables: drives of any rig, which the new checkpoint is for.
         split: of the tables.
         selectors: scenes or keyframes of the split to train on; empty for all.
@@ -82,6 +82,8 @@ def adapt(
     base.bank.add(spec)
     base.config = config
     trainable.post_hoc(base, [spec.name])
+    if own := tuple(task for task in base.tasks if task in spec.when):
+        base.computed = own  # the module changes no other output
     last = fit(base, tables, tokens, run, earlier=provenance(checkpoint).data)
     base.bank.save(spec.name, run / "modules" / spec.name, domain=", ".join(spec.when))
     return last
