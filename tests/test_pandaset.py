@@ -136,6 +136,9 @@ def test_boxes_are_merged_named_and_measured(root: Path) -> None:
     first = PandaSet(root, rig_of(1, 0), taxonomy_of(LABELS)).boxes("007-02")  # the other LiDAR's boxes
     assert first.instances.tolist() == ["parked", "walker", "ahead-gt", "one-way-gt", "far-gt", "lost-gt"]
     np.testing.assert_allclose(first.centers[2], [-0.4, 31.3, 0.4])
+    cone = drives.obstacles("007-02")
+    assert (cone.instances.tolist(), cone.labels.tolist()) == (["cone"], [-1])
+    np.testing.assert_allclose(cone.centers, [[0, 12, 0]])
 
 
 @pytest.mark.parametrize("lidars", [(0, 1), (0,), (1,)])
@@ -273,6 +276,28 @@ def test_points_of_cars_are_in_boxes_of_cars(pandaset_root: Path, token: str) ->
     cars = classes(pandaset_root, token) == CAR
     assert inside(frame, 0.2)[cars].mean() >= 0.999
     assert cars[inside(frame, 0.2)].mean() >= 0.88
+
+
+def test_every_recorded_object_is_one_of_a_class_or_an_obstacle(pandaset_root: Path) -> None:
+    """Of cars and pedestrians; the drive has no object that is of no class of PandaSet's own taxonomy."""
+    drives = PandaSet(pandaset_root, load_rig("pandaset_64"), taxonomy_of(LABELS))
+    named, found = dict[str, str](), 0
+    for token in FRAMES:
+        table = read_table(
+            pandaset_root / "002" / "annotations" / "cuboids" / f"{token[-2:]}.pkl.gz",
+            {"label": "O", "uuid": "O", "cuboids.sibling_id": "O", "cuboids.sensor_id": "iu"},
+        )
+        rows = list(zip(*table.values(), strict=True))
+        named |= {uuid: label for label, uuid, _, _ in rows} | {twin: label for label, _, twin, _ in rows}
+        twins = [{uuid, twin} - {"-"} for _, uuid, twin, sensor in rows if sensor != 1]
+        linked = set[str]().union(*twins)
+        alone = sum(sensor != 1 or linked.isdisjoint({uuid, twin}) for _, uuid, twin, sensor in rows)
+        boxes, obstacles = drives.boxes(token), drives.obstacles(token)
+        assert len(boxes.instances) + len(obstacles.instances) == alone
+        assert {named[name] for name in boxes.instances} <= LABELS.keys()
+        assert LABELS.keys().isdisjoint(named[name] for name in obstacles.instances)
+        found += len(obstacles.instances)
+    assert found
 
 
 @pytest.mark.parametrize("token", FRAMES)

@@ -84,11 +84,19 @@ class PandaSet(AssembledKeyframes, ListedKeyframes):
 
     def boxes(self, sample: str) -> Boxes | None:
         """Annotations of a frame in the drive's world, with velocities from the frame before to the one after."""
+        return self._boxes(sample, of_classes=True)
+
+    def obstacles(self, sample: str) -> Boxes | None:
+        """Annotated objects of none of the classes, such as signs and pylons, as in `Keyframes`."""
+        return self._boxes(sample, of_classes=False)
+
+    def _boxes(self, sample: str, of_classes: bool) -> Boxes | None:
         drive, index = self._place[sample]
         table, first = _cuboids(drive, index), self._lidars[0]
         if table is None:
             return None
-        chosen = np.flatnonzero(_not_doubled(table, first) & np.isin(table["label"], [*self._labels]))
+        known = np.isin(table["label"], [*self._labels])
+        chosen = np.flatnonzero(_not_doubled(table, first) & (known == of_classes))
         table = {name: column[chosen] for name, column in table.items()}
         numbers = np.stack([table[name] for name in _NUMBERS], axis=1)
         boxes = Boxes.from_yaws(
@@ -96,7 +104,7 @@ class PandaSet(AssembledKeyframes, ListedKeyframes):
             sizes=numbers[:, 3:6],
             yaws=numbers[:, 6] + np.pi / 2,  # PandaSet's boxes have their length along y
             velocities=self._velocities(drive, index, table["uuid"].tolist()),
-            labels=np.array([self._labels[label] for label in table["label"]], np.int64),
+            labels=np.array([self._labels.get(label, -1) for label in table["label"]], np.int64),
             attributes=np.full(len(numbers), -1),
             scores=np.ones(len(numbers)),
         )
