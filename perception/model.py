@@ -236,13 +236,7 @@ class PerceptionModel(nn.Module):
         """Whether two routes run the same modules with the same weights in these parts of the network."""
         if route.block != other.block or route.z is not other.z:
             return False
-        for name, slot in self.bank.slots.items():
-            if name.split(".")[0] in parts and (slot.computations or slot.stack):
-                mine, others = route.at(name), other.at(name)
-                for module in mine.keys() | others.keys():
-                    if (slot.stack or module in slot.computations) and mine.get(module) is not others.get(module):
-                        return False
-        return True
+        return all(slot.same(route, other) for name, slot in self.bank.slots.items() if name.split(".")[0] in parts)
 
     def _maps(self, inputs: dict[str, Tensor]) -> tuple[list[Tensor], dict[str, Tensor]]:
         """BEV feature maps of the sensors, and what else of them is supervised in training, SENSOR/NAME."""

@@ -95,6 +95,12 @@ class Slot(nn.Module):
 
         return all(here(route) == here(routes[0]) for route in routes)
 
+    def same(self, route: Route, other: Route) -> bool:
+        """Whether two routes run the same modules here with the very same weights; reads no tensor."""
+        mine, others = route.at(self.name), other.at(self.name)
+        here = (name for name in mine.keys() | others.keys() if self.stack or name in self.computations)
+        return all(mine.get(name) is others.get(name) for name in here)
+
     def folds(self) -> bool:
         """Whether what the route runs here is affine, with weights that do not depend on the input."""
         block, modules = self.route.combination(self.name), [self.computations[name] for name in self.routed()]
