@@ -108,14 +108,20 @@ def settings(part: str, seed: int, steps: int) -> Config:
 
 def score(out: Path, part: str, seed: int, steps: int) -> None:
     """Train a variant and score it on the held-out drives, unless its scores are there."""
-    run = out / f"{part.replace(' ', '_')}-{seed}"
-    if (run / "scores" / "metrics.json").exists():
+    scores = scores_of(out, part, seed)
+    if scores.exists():
         return
+    run = scores.parents[1]
     checkpoint = train(settings(part, seed, steps), drives(out, "train"), None, run)
     predictor = TorchPredictor.load(checkpoint)
     breakdown = Breakdown(corruptions=FAULTS)
     held_out = drives(out, "held_out")
     evaluate(predictor, held_out, None, (), run / "scores", predictor.spec, Console(quiet=True), breakdown)
+
+
+def scores_of(out: Path, part: str, seed: int) -> Path:
+    """The file of a variant's scores."""
+    return out / f"{part.replace(' ', '_')}-{seed}" / "scores" / "metrics.json"
 
 
 def drives(out: Path, name: str) -> NuScenesTables:
@@ -141,11 +147,13 @@ def figures_of(metrics: Mapping[str, Any]) -> dict[str, float]:
 
 
 def page(out: Path, seeds: int, steps: int) -> str:
-    """The table: mean of the seeds and their standard deviation."""
+    """The table: mean and standard deviation of the seeds whose scores are complete."""
     rows, columns = [], []
+    complete = [seed for seed in range(seeds) if all(scores_of(out, part, seed).exists() for part in PARTS)]
+    if len(complete) < 2:
+        sys.exit(f"{out}: scores of {len(complete)} seeds are complete, two are needed; run it without --write")
     for part in PARTS:
-        files = [out / f"{part.replace(' ', '_')}-{seed}" / "scores" / "metrics.json" for seed in range(seeds)]
-        found = [figures_of(json.loads(file.read_text())) for file in files]
+        found = [figures_of(json.loads(scores_of(out, part, seed).read_text())) for seed in complete]
         columns = list(found[0])
         cells = [[each[name] for each in found] for name in columns]
         text = [f"{statistics.mean(cell):.3f} ± {statistics.stdev(cell):.3f}" for cell in cells]
@@ -156,8 +164,8 @@ def page(out: Path, seeds: int, steps: int) -> str:
         [
             "# What each part of the recipe gives",
             "",
-            f"`tiny` on {trained} simulated drives of {SAMPLES} keyframes, {steps} steps, {seeds} seeds: mean and",
-            f"standard deviation on {held_out} other drives. Written by `{command}` at {commit()}, {machine()}.",
+            f"`tiny` on {trained} simulated drives of {SAMPLES} keyframes, {steps} steps, {len(complete)} seeds: mean",
+            f"and standard deviation on {held_out} other drives. Written by `{command}` at {commit()}, {machine()}.",
             "",
             "| | " + " | ".join(columns) + " |",
             "|---" * (len(columns) + 1) + "|",
