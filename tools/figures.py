@@ -38,6 +38,7 @@ COMMANDS = {
     "replay": "python tools/bench.py replay --json",
     "precision": "python tools/bench.py precision --checkpoint runs/demo/run --data runs/demo/drives --json",
     "modular": "python tools/bench.py modular --json",
+    "tasks": "python tools/bench.py tasks --json",
     "pandaset": "python tools/bench.py pandaset --json",
     "pillars": "python tools/bench.py pillars --json",
     "evaluator": "python tools/bench.py evaluator --json",
@@ -72,6 +73,8 @@ QUOTED = {
     "four modules on board, two tasks": "time x {modular.latency_ratio_banked:.2f}, memory x "
     "{modular.memory_ratio_banked:.2f}; folded x {modular.latency_ratio_folded:.2f}; a network for each instead x "
     "{modular.latency_ratio_separate:.2f}",
+    "classes of points and occupancy besides detection and map, folded": "operations of `nuscenes/fusion` x "
+    "{tasks.sized_operations.all:.3f}, time of `tiny` on a CPU x {tasks.cpu.all:.2f}",
     "CenterPoint, imported and exported, against mmdet3d": "{mmdet3d.fp32_speedup:.2f} times as fast in FP32, "
     "{mmdet3d.int8_speedup:.2f} in INT8, {mmdet3d.torch_speedup:.2f} in torch",
     "scores without the devkit": "{evaluator.speedup:.1f} times as fast, the same to "
