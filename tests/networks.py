@@ -65,7 +65,8 @@ def inputs(*seeds: int) -> dict[str, Tensor]:
 
 
 @cache
-def _model() -> PerceptionModel:
+def _model() -> tuple[PerceptionModel, Tensor]:
+    """With torch's random state behind it."""
     torch.manual_seed(0)
     model = PerceptionModel(config())
     norms = [module for module in model.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
@@ -75,12 +76,17 @@ def _model() -> PerceptionModel:
         model(inputs(7, 8))
     for norm in norms:
         norm.momentum = 0.1
-    return model.eval()
+    return model.eval(), torch.get_rng_state()
 
 
 def model() -> PerceptionModel:
-    """A copy of one model without modules, with statistics of real activations."""
-    return copy.deepcopy(_model())
+    """A copy of one model without modules, with statistics of real activations.
+
+    Modules that are added to it begin with the same weights, whichever tests ran before.
+    """
+    made, state = _model()
+    torch.set_rng_state(state)
+    return copy.deepcopy(made)
 
 
 def disturb(network: nn.Module, name: str, size: float = 0.1, seed: int = 0) -> None:
