@@ -242,11 +242,20 @@ def test_adding_points_leaves_every_tensor_and_every_output(runs: tuple[Path, Pa
 
 
 def test_a_module_for_rain_changes_the_points_in_rain_and_nothing_else(
-    runs: tuple[Path, Path], tables: NuScenesTables, tmp_path: Path
+    runs: tuple[Path, Path], tables: NuScenesTables, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """And is trained without computing the other tasks."""
+    trained, losses = set[str](), PerceptionModel.losses
+
+    def noted(model: PerceptionModel, dense: Any, labels: Any) -> Any:
+        trained.update(name.split("/")[0] for name in dense)
+        return losses(model, dense, labels)
+
+    monkeypatch.setattr(PerceptionModel, "losses", noted)
     wet = {"name": "wet", "kind": "low_rank", "slots": ["trunk.*"], "rank": 2, "when": ["rain", "points"]}
     source: Any = Heights(tables)
     adapt(runs[1], wet, source, "all", (), tmp_path / "run", steps=3)
+    assert trained == {"points"}
     before, after = load_model(runs[1])[0], load_model(tmp_path / "run")[0]
     assert all(computation.b.weight.any() for computation in after.bank.at("wet").values())
     inputs = inputs_of(after, 1, 2)

@@ -164,7 +164,8 @@ def page(out: Path, seeds: int, steps: int) -> str:
         [
             "# What each part of the recipe gives",
             "",
-            f"`tiny` on {trained} simulated drives of {SAMPLES} keyframes, {steps} steps, {len(complete)} seeds: mean",
+            f"`tiny` on {trained} simulated drives of {SAMPLES} keyframes, {steps} steps, seeds "
+            f"{', '.join(map(str, complete))}: mean",
             f"and standard deviation on {held_out} other drives. Written by `{command}` at {commit()}, {machine()}.",
             "",
             "| | " + " | ".join(columns) + " |",

@@ -17,15 +17,11 @@ from perception.config import Config, find_config, load_config, parse_config
 from perception.sensors.inputs import InputSpec, prepare
 from perception.training.adapt import read_task
 
-TASKS = "tasks/points,tasks/occupancy_coarse"
-SIZED = "tasks/points,tasks/occupancy"  # with the voxels of Occ3D
+TIMED, TASKS = "tiny", ("tasks/points", "tasks/occupancy_coarse")
+COUNTED, LARGE = "nuscenes/fusion", ("tasks/points", "tasks/occupancy")  # with the voxels of Occ3D
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--config", default="tiny", help="configuration whose time is measured")
-    command.add_argument("--tasks", default=TASKS, help=f"configurations of its further tasks (default: {TASKS})")
-    command.add_argument("--sized", default="nuscenes/fusion", help="configuration whose operations are counted")
-    command.add_argument("--sized-tasks", default=SIZED, help=f"and of its further tasks (default: {SIZED})")
     command.add_argument("--rounds", type=int, default=30)
     command.set_defaults(run=tasks)
 
@@ -38,17 +34,16 @@ def tasks(arguments: argparse.Namespace) -> dict[str, Any]:
     `cpu` is the median processor time of all threads, with alternating rounds, without making the inputs; `operations`
     counts a multiplication and an addition as two. Both are ratios to the network without further tasks.
     """
-    files, sized = arguments.tasks.split(","), arguments.sized_tasks.split(",")
-    flops, engines = _deployed(arguments.config, files)
+    flops, engines = _deployed(TIMED, TASKS)
     seconds = _seconds(engines, arguments.rounds)
-    counted, _ = _deployed(arguments.sized, sized)
+    counted, _ = _deployed(COUNTED, LARGE)
     return {
-        "config": arguments.config,
+        "config": TIMED,
         "cpu": {name: value / seconds["base"] for name, value in seconds.items()},
         "operations": {name: count / flops["base"] for name, count in flops.items()},
         "seconds": seconds,
         "rounds": arguments.rounds,
-        "sized": arguments.sized,
+        "sized": COUNTED,
         "sized_operations": {name: count / counted["base"] for name, count in counted.items()},
     }
 
@@ -60,7 +55,9 @@ def with_tasks(name: str, files: Sequence[str], modules: bool = False) -> Config
         added = read_task(find_config(file))
         content["tasks"] |= added["tasks"]
         if modules:
-            content["modules"] += [{**module, "when": [*added["tasks"]]} for module in added["modules"]]
+            content["modules"] += [
+                {**module, "when": [*module.get("when", ()), *added["tasks"]]} for module in added["modules"]
+            ]
     return parse_config(content, name)
 
 
