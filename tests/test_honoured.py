@@ -45,6 +45,14 @@ def test_a_condition_that_no_frame_can_have(change: dict[str, object], field: st
 
 def test_all_facts_that_a_module_can_ask_for_are_known() -> None:
     """A task is not asked of a frame."""
-    require_facts((*CONDITION_VALUES, *SENSOR_FACTS, *TASKS), CONDITION_VALUES, "here")
+    for fact in (*CONDITION_VALUES, *SENSOR_FACTS, *TASKS):
+        require_facts([fact, fact], CONDITION_VALUES, "here")
     with pytest.raises(InputError, match=r"^here: 'snow' is none of clear, rain, fog"):
         require_facts(["snow"], CONDITION_VALUES, "here")
+
+
+@pytest.mark.parametrize("both", [("points", "occupancy"), ("no-cameras", "cameras")])
+def test_facts_that_exclude_each_other_are_refused(both: tuple[str, str]) -> None:
+    """Their module would never run."""
+    with pytest.raises(InputError, match=r"^here: \S+ and \S+ never hold together; add a module for each$"):
+        require_facts(["rain", *both], CONDITION_VALUES, "here")

@@ -31,6 +31,13 @@ THREADS = 2
 SIDE = 2048  # of the matrices whose product measures the machine's peak
 
 
+def add_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--data", type=Path, default=Path("../shared/data/nuscenes"), help="real keyframes, v1.0-mini")
+    command.add_argument("--scenes", default="scene-0103:0-4", help="keyframes")
+    command.add_argument("--rounds", type=int, default=5)
+    command.set_defaults(run=mmdet3d)
+
+
 def mmdet3d(arguments: argparse.Namespace) -> dict[str, Any]:
     """Compare the speed with mmdet3d on real keyframes: medians of alternating rounds, without the first one.
 

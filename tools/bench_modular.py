@@ -29,6 +29,12 @@ PLACES = {"banked": "trunk.*", "banked_behind_stage0": "trunk.stage[!0]*,trunk.l
 SWITCHES = 100
 
 
+def add_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--config", default="tiny")
+    command.add_argument("--rounds", type=int, default=30)
+    command.set_defaults(run=modular)
+
+
 def modular(arguments: argparse.Namespace) -> dict[str, Any]:
     """Compare two tasks and four domains in one graph with the base and with separate networks, in ONNX Runtime.
 

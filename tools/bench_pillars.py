@@ -16,6 +16,12 @@ from perception.sensors.lidar.pillars import group
 SWEEPS, BEAMS, FIRINGS = 10, 32, 940  # 300,800 points
 
 
+def add_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--config", default="nuscenes/fusion")
+    command.add_argument("--rounds", type=int, default=50)
+    command.set_defaults(run=pillars)
+
+
 def pillars(arguments: argparse.Namespace) -> dict[str, Any]:
     """Milliseconds to group a cloud on the grid of a configuration: median of all rounds but the first two.
 

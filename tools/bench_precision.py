@@ -38,6 +38,17 @@ QUIET = Console(quiet=True)
 SWEEPS = 20  # synthetic frames that have as many points as a nuScenes keyframe with nine sweeps
 
 
+def add_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--config", default="nuscenes/centerpoint", help="for the speed")
+    command.add_argument("--rounds", type=int, default=15)
+    command.add_argument("--checkpoint", type=Path, help="for the scores; without it only the speed is measured")
+    command.add_argument("--data", type=Path, default=Path("runs/evidence/drives"), help="simulated drives to score on")
+    command.add_argument("--version", default="v1.0-sim")
+    command.add_argument("--conditions", default="clear,day,boston", help="of the drives")
+    command.add_argument("--frames", type=int, help="score only this many keyframes, evenly spread")
+    command.set_defaults(run=precision)
+
+
 def precision(arguments: argparse.Namespace) -> dict[str, Any]:
     """The speed of INT8 compared with FP32 for a whole frame and, with a checkpoint, the losses of score on drives."""
     result = speed(arguments.config, arguments.rounds)

@@ -24,6 +24,15 @@ from perception.datasets.nuscenes.dataset import NuScenesTables
 QUIET = Console(quiet=True)
 
 
+def add_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--bundle", type=Path, default=Path("runs/demo/bundle"))
+    command.add_argument("--data", type=Path, default=Path("runs/demo/drives"))
+    command.add_argument("--version", default="v1.0-sim")
+    command.add_argument("--scenes", type=int, default=16, help="at most this many")
+    command.add_argument("--rounds", type=int, default=3)
+    command.set_defaults(run=replay_speed)
+
+
 def replay_speed(arguments: argparse.Namespace) -> dict[str, Any]:
     """Duration of the drives divided by that of their replay, from opening the bundle to the last file.
 

@@ -32,6 +32,11 @@ STAGES = [stage for stage in REPLAYED if stage != "read"]
 WARM = 0.1  # share of the frames after which one-time allocations are done
 
 
+def add_options(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--frames", type=int, default=10_000)
+    command.set_defaults(run=runtime)
+
+
 def runtime(arguments: argparse.Namespace) -> dict[str, Any]:
     """Memory of the process during a drive at 2 Hz with changing conditions and failing sensors, and times of a step.
 

@@ -15,10 +15,14 @@ from perception.taxonomy import SENSORS
 
 def require_facts(when: Iterable[str], conditions: Iterable[str], where: str) -> None:
     """Raise InputError unless a module can require all of these of a frame: conditions, tasks and sensors."""
-    known = (*conditions, *TASKS, *SENSORS, *(f"no-{sensor}" for sensor in SENSORS))
+    known, when = (*conditions, *TASKS, *SENSORS, *(f"no-{sensor}" for sensor in SENSORS)), tuple(dict.fromkeys(when))
     for fact in when:
         if fact not in known:
             raise InputError(f"{where}: {fact!r} is none of {', '.join(known)}")
+    for excluding in (tuple(TASKS), *((sensor, f"no-{sensor}") for sensor in SENSORS)):
+        both = [fact for fact in when if fact in excluding]
+        if len(both) > 1:
+            raise InputError(f"{where}: {both[0]} and {both[1]} never hold together; add a module for each")
 
 
 class _Module(Section):
