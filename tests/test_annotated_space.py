@@ -70,7 +70,7 @@ def test_points_have_the_classes_of_the_devkits_file(annotated: Path, joined: bo
     assert [opened.has_point_classes(sample) for sample in opened.samples()] == [True, True, False]
     for k, sample in enumerate(opened.samples()[:2]):
         frame = opened.frame(sample, "lidar", sweeps=2, cameras=False)
-        file = next(each.file for each in own.recordings.keyframes[sample].values() if "LIDAR" in each.file)
+        file = next(each.file for each in own.recordings[sample].values() if "LIDAR" in each.file)
         intensities = np.fromfile(annotated / file, np.float32).reshape(-1, 5)[:, 3]  # no two are the same
         numbers = load_bin_file(str(labels_of(annotated, k)))
         class_of = {i: expected[n] for i, n in zip(intensities.tolist(), numbers.tolist(), strict=True)}

@@ -30,7 +30,7 @@ from vocabulary import LIDAR
 from deploy.replay.sources import foxglove, open_drives
 from deploy.replay.sources.messages import CorruptMessage, Transform
 from perception.datasets.nuscenes.dataset import NuScenesTables
-from perception.datasets.nuscenes.tables import Recording
+from perception.datasets.nuscenes.recordings import Recording
 
 
 def stamped(recording: Recording) -> dict[str, Any]:
@@ -50,9 +50,10 @@ def placed(recording: Recording, parent: str, child: str, pose: np.ndarray) -> F
 def layout(tables: NuScenesTables) -> list[tuple[str, int, Any]]:
     """Topic, time and message. All of a keyframe is at its time: the pose, and every sensor's mounting and data."""
     recordings, log = tables.recordings, []
-    sweeps = {each.file: each for each in recordings.sweeps.values()}
+    chains = [recordings.chain(recordings[sample][LIDAR], 99) for sample in tables.samples()]
+    sweeps = {each.file: each for chain in chains for each in chain}
     for sample in tables.samples():
-        keyframe = recordings.keyframes[sample]
+        keyframe = recordings[sample]
         top = keyframe[LIDAR]
         sweeps.pop(top.file)
         log.append(("/tf", top.timestamp, placed(top, "map", "base_link", recordings.pose(top))))

@@ -182,8 +182,8 @@ def test_a_sweep_is_moved_by_the_vehicles_motion(tiny_root: Path) -> None:
     tables = NuScenesTables(tiny_root, "v1.0-tiny")
     sample = tables.samples()[1]
     points = tables.frame(sample, sweeps=1).points
-    path = tables.recordings.sweeps[tables.recordings.keyframes[sample]["LIDAR_TOP"].previous].file
-    raw = np.fromfile(tiny_root / path, np.float32).reshape(-1, 5)
+    _, sweep = tables.recordings.chain(tables.recordings[sample]["LIDAR_TOP"], 1)
+    raw = np.fromfile(tiny_root / sweep.file, np.float32).reshape(-1, 5)
     raw = raw[(np.abs(raw[:, :2]) >= 1).any(axis=1)]
     older = points[points[:, 4] > 0]
     # The sensor is at (1, 0, 1.5); in the 0.25 s since the sweep the vehicle went on by 1.25 m.
@@ -195,8 +195,8 @@ def test_missing_files_are_missing_sensors(tiny_root: Path) -> None:
     tables = NuScenesTables(tiny_root, "v1.0-tiny")
     sample = tables.samples()[2]
     whole = tables.frame(sample, sweeps=10)
-    keyframe = tables.recordings.keyframes[sample]
-    sweep = tables.recordings.sweeps[keyframe["LIDAR_TOP"].previous]
+    keyframe = tables.recordings[sample]
+    _, sweep = tables.recordings.chain(keyframe["LIDAR_TOP"], 1)
     (tiny_root / sweep.file).unlink()
     (tiny_root / keyframe["CAM_BACK"].file).unlink()
     frame = tables.frame(sample, sweeps=10)

@@ -90,7 +90,7 @@ def test_every_keyframe_of_a_real_scene_is_that_of_the_tables(nuscenes_root: Pat
 def test_a_missing_sweep_is_left_out_as_from_the_tables(tiny_root: Path) -> None:
     tables = NuScenesTables(tiny_root, "v1.0-tiny")
     sample = tables.samples()[-1]
-    chain = list(tables.recordings.chain(tables.recordings.keyframes[sample]["LIDAR_TOP"], 3))
+    chain = list(tables.recordings.chain(tables.recordings[sample]["LIDAR_TOP"], 3))
     (tiny_root / chain[1].file).unlink()
     frames, _ = assembled(sent(tiny_root, "v1.0-tiny", TINY), sweeps=2)
     assert_equal_frames(frames[-1], tables.frame(sample, "ego", 2))
@@ -123,8 +123,9 @@ def test_the_log_is_what_other_readers_read(tiny_root: Path, storage: str, tmp_p
     """rosbags' own reader for recordings, mcap's for the file: bytes of pictures and points, stamps, latched topic."""
     path = recorded(tiny_root, TINY, storage, tmp_path)
     tables = NuScenesTables(tiny_root, "v1.0-tiny")
-    files = {each.file: each for each in tables.recordings.sweeps.values()}
-    files |= {each.file: each for sample in tables.recordings.keyframes.values() for each in sample.values()}
+    files = {each.file: each for sample in tables.recordings.values() for each in sample.values()}
+    for sample in tables.recordings.values():
+        files |= {each.file: each for each in tables.recordings.chain(sample["LIDAR_TOP"], 99)}
     expected = {
         (each.channel.lower(), each.timestamp * 1000): (tiny_root / each.file).read_bytes() for each in files.values()
     }

@@ -82,7 +82,7 @@ def in_boxes(points: np.ndarray, tables: NuScenesTables, sample: str, wider: flo
 
 def global_points(tables: NuScenesTables, sample: str) -> np.ndarray:
     """(N, 3) all points of the LiDAR's file."""
-    recording = tables.recordings.keyframes[sample]["LIDAR_TOP"]
+    recording = tables.recordings[sample]["LIDAR_TOP"]
     points = np.fromfile(tables.dataroot / recording.file, np.float32).reshape(-1, 5)[:, :3].astype(np.float64)
     pose = tables.recordings.global_from_ego(recording) @ tables.recordings.ego_from_sensor[recording.calibration]
     return points @ pose[:3, :3].T + pose[:3, 3]
@@ -117,7 +117,7 @@ def test_every_point_is_where_its_category_is(sim_root: Path) -> None:
         parse(["clear-day-boston", "rain-night-singapore"], NUSCENES, WORLDS), tables.scenes(), strict=True
     ):
         ground, sample = build_city(place.place).ground, tables.samples(selectors=[scene])[0]
-        numbers = load_bin_file(str(lidarseg[tables.recordings.keyframes[sample]["LIDAR_TOP"].file]))
+        numbers = load_bin_file(str(lidarseg[tables.recordings[sample]["LIDAR_TOP"].file]))
         points = global_points(tables, sample)
         assert len(numbers) == len(points)
         assert (numbers == 0).any() == scene.endswith("2")  # only the second is in rain

@@ -14,6 +14,7 @@ python tools/bench.py points --base runs/demo/run --json
 python tools/bench.py replay --bundle runs/demo/bundle --data runs/demo/drives --json
 python tools/bench.py runtime --frames 10000 --json
 python tools/bench.py simulated --json
+python tools/bench.py tables --json
 python tools/bench.py tasks --json
 python tools/bench.py precision --checkpoint runs/evidence/base --data runs/evidence/drives --json
 """
@@ -41,6 +42,7 @@ import bench_precision
 import bench_replay
 import bench_runtime
 import bench_simulated
+import bench_tables
 import bench_tasks
 
 SUBJECTS = (
@@ -59,6 +61,7 @@ SUBJECTS = (
     bench_replay,
     bench_runtime,
     bench_simulated,
+    bench_tables,
     bench_tasks,
 )
 

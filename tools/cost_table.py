@@ -123,7 +123,7 @@ def loading(config: Config, tables: NuScenesTables, options: argparse.Namespace)
 
 def files_of(config: Config, tables: NuScenesTables, token: str) -> list[str]:
     """Files of a keyframe's sensors that the configuration reads and that are there."""
-    spec, keyframe = InputSpec.of(config), tables.recordings.keyframes[token]
+    spec, keyframe = InputSpec.of(config), tables.recordings[token]
     files = []
     if spec.lidar is not None:
         sweeps = tables.recordings.chain(keyframe[tables.rig.sensors.lidars[0]], spec.sweeps)

@@ -27,7 +27,8 @@ from rosbags.rosbag2 import Writer as RosbagWriter
 from rosbags.typesys import Stores, get_typestore
 
 from perception.datasets.nuscenes.dataset import NuScenesTables
-from perception.datasets.nuscenes.tables import Recording, only_version
+from perception.datasets.nuscenes.recordings import Recording
+from perception.datasets.nuscenes.tables import only_version
 from perception.datasets.pcd import read_pcd
 from perception.errors import InputError
 from perception.rig import Rig, load_rig
@@ -141,7 +142,7 @@ def messages(tables: NuScenesTables, scene: str, sweeps: int) -> Iterator[Messag
     chains: dict[str, list[Recording]] = {}
     found: dict[str, Recording] = {}  # by file, since a sweep may be before several keyframes
     for sample in samples:
-        keyframe = recordings.keyframes.get(sample, {})
+        keyframe = recordings.get(sample, {})
         if lidars[0] not in keyframe:
             raise InputError(f"{tables.dataroot}: no {lidars[0]} keyframe of sample {sample}; copy the tables again")
         chains[sample], *others = (
@@ -149,7 +150,7 @@ def messages(tables: NuScenesTables, scene: str, sweeps: int) -> Iterator[Messag
         )
         found |= {each.file: each for each in [*chains[sample], *chain.from_iterable(others), *keyframe.values()]}
     ordered = sorted(found.values(), key=lambda each: (each.timestamp, each.channel))
-    samples_at = {recordings.keyframes[sample][lidars[0]].file: sample for sample in samples}
+    samples_at = {recordings[sample][lidars[0]].file: sample for sample in samples}
     mountings = {each.channel: recordings.mountings[each.calibration] for each in ordered}
     start = ordered[0].timestamp
     still = [transform(start, EGO, channel.lower(), pose) for channel, pose in sorted(mountings.items())]

@@ -14,7 +14,7 @@ import numpy as np
 
 from perception.atomic import write_atomically
 from perception.datasets.nuscenes.dataset import NuScenesTables
-from perception.datasets.nuscenes.tables import Recording
+from perception.datasets.nuscenes.recordings import Recording
 from perception.errors import InputError
 from perception.frame import Boxes
 from perception.mmdet3d.vocabulary import ATTRIBUTES, CAMERAS, CLASSES, LIDAR
@@ -33,7 +33,7 @@ def write(path: Path, tables: NuScenesTables, samples: Sequence[str]) -> None:
     Raises:
         InputError: no keyframe has its LiDAR file, or the disk is full.
     """
-    available = [s for s in samples if (tables.dataroot / tables.recordings.keyframes[s][LIDAR].file).exists()]
+    available = [s for s in samples if (tables.dataroot / tables.recordings[s][LIDAR].file).exists()]
     if not available:
         raise InputError(f"{tables.dataroot}: none of the {len(samples)} keyframes has its LiDAR file")
     content = {
@@ -51,7 +51,7 @@ def write(path: Path, tables: NuScenesTables, samples: Sequence[str]) -> None:
 
 def _entry(tables: NuScenesTables, sample: str, index: int) -> dict[str, Any]:
     recordings = tables.recordings
-    keyframe, *earlier = recordings.chain(recordings.keyframes[sample][LIDAR], _SWEEPS)
+    keyframe, *earlier = recordings.chain(recordings[sample][LIDAR], _SWEEPS)
     frame = tables.frame(sample, "lidar", lidar=False, cameras=False)
     assert frame.boxes is not None
     return {
@@ -70,9 +70,9 @@ def _entry(tables: NuScenesTables, sample: str, index: int) -> dict[str, Any]:
             if (tables.dataroot / recording.file).exists()
         ],
         "images": {
-            name: _image(tables, recordings.keyframes[sample][name], frame.global_from_reference)
+            name: _image(tables, recordings[sample][name], frame.global_from_reference)
             for name in CAMERAS
-            if name in recordings.keyframes[sample]
+            if name in recordings[sample]
         },
         "instances": _instances(frame.boxes),
     }

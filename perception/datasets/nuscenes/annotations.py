@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from perception.datasets.nuscenes.tables import linked, rows
+from perception.arrays_on_disk import kept
+from perception.datasets.nuscenes.tables import linked, rows, stamps
 from perception.taxonomy import Taxonomy
 
 
@@ -25,50 +28,69 @@ class Annotations:
     num_points: np.ndarray  # (N,) LiDAR + radar points
     instances: np.ndarray  # (N,) row of instance_tokens
     instance_tokens: np.ndarray  # (I,) str
-    of_sample: dict[str, list[int]]  # rows of a sample, in the order of the table
+    samples: np.ndarray  # (S,) str, tokens
+    starts: np.ndarray  # (S + 1,) place in `order` of each sample's first row
+    order: np.ndarray  # (N,) rows by sample, and of a sample in the order of the table
 
     @staticmethod
-    def read(folder: Path, timestamps: dict[str, int], taxonomy: Taxonomy) -> Annotations:
+    def read(folder: Path, timestamps: Mapping[str, int], taxonomy: Taxonomy) -> Annotations:
         """The annotations in a folder of tables; timestamps: sample token -> us, for velocities."""
-        instance_tokens, labels_of = _instances(folder, taxonomy)
-        with linked(folder, "attribute"):
-            attribute_of = {
-                row["token"]: taxonomy.attributes.index(row["name"])
-                for row in rows(folder, "attribute")
-                if row["name"] in taxonomy.attributes
-            }
-        instance_row = {token: i for i, token in enumerate(instance_tokens)}
-        row_of: dict[str, int] = {}
-        of_sample: dict[str, list[int]] = {}
-        links: list[tuple[str, str]] = []
-        real, whole = array("d"), array("q")
-        with linked(folder, "sample_annotation"):
-            for row in rows(folder, "sample_annotation"):
-                instance = instance_row[row["instance_token"]]
-                of_sample.setdefault(row["sample_token"], []).append(len(row_of))
-                row_of[row["token"]] = len(row_of)
-                links.append((row["prev"], row["next"]))
-                real.extend((*row["translation"], *row["size"], *row["rotation"]))
-                attribute = next((attribute_of[t] for t in row["attribute_tokens"] if t in attribute_of), -1)
-                points = row["num_lidar_pts"] + row["num_radar_pts"]
-                whole.extend((timestamps[row["sample_token"]], attribute, points, instance))
-            linked_rows = np.array(
-                [(row_of[a] if a else -1, row_of[b] if b else -1) for a, b in links], np.int64
-            ).reshape(-1, 2)
-            floats = np.frombuffer(real, np.float64).reshape(-1, 10)
-            integers = np.frombuffer(whole, np.int64).reshape(-1, 4)
-        return Annotations(
-            centers=floats[:, :3],
-            sizes=floats[:, 3:6],
-            quaternions=floats[:, 6:],
-            velocities=_velocities(floats[:, :3], integers[:, 0], linked_rows),
-            labels=labels_of[integers[:, 3]],
-            attributes=integers[:, 1],
-            num_points=integers[:, 2],
-            instances=integers[:, 3],
-            instance_tokens=instance_tokens,
-            of_sample=of_sample,
+        tables = stamps(folder, ("sample", "category", "attribute", "instance", "sample_annotation"))
+        about = {"tables": tables, "taxonomy": taxonomy.model_dump(mode="json")}
+        return Annotations(**kept("annotations", about, lambda: _read(folder, timestamps, taxonomy)))
+
+    @cached_property
+    def _place(self) -> dict[str, int]:
+        return {token: i for i, token in enumerate(self.samples.tolist())}
+
+    def rows(self, sample: str) -> np.ndarray:
+        """Rows of the boxes of a sample, in the order of the table."""
+        i = self._place.get(sample)
+        return self.order[:0] if i is None else self.order[self.starts[i] : self.starts[i + 1]]
+
+
+def _read(folder: Path, timestamps: Mapping[str, int], taxonomy: Taxonomy) -> dict[str, np.ndarray]:
+    """The fields of `Annotations`."""
+    instance_tokens, labels_of = _instances(folder, taxonomy)
+    with linked(folder, "attribute"):
+        attribute_of = {
+            row["token"]: taxonomy.attributes.index(row["name"])
+            for row in rows(folder, "attribute")
+            if row["name"] in taxonomy.attributes
+        }
+    instance_row = {token: i for i, token in enumerate(instance_tokens.tolist())}
+    place = {token: i for i, token in enumerate(timestamps)}
+    row_of: dict[str, int] = {}
+    links: list[tuple[str, str]] = []
+    real, whole = array("d"), array("q")
+    with linked(folder, "sample_annotation"):
+        for row in rows(folder, "sample_annotation"):
+            row_of[row["token"]] = len(row_of)
+            links.append((row["prev"], row["next"]))
+            real.extend((*row["translation"], *row["size"], *row["rotation"]))
+            attribute = next((attribute_of[t] for t in row["attribute_tokens"] if t in attribute_of), -1)
+            points = row["num_lidar_pts"] + row["num_radar_pts"]
+            whole.extend((place[row["sample_token"]], attribute, points, instance_row[row["instance_token"]]))
+        linked_rows = np.array([(row_of[a] if a else -1, row_of[b] if b else -1) for a, b in links], np.int64).reshape(
+            -1, 2
         )
+    floats = np.frombuffer(real, np.float64).reshape(-1, 10)
+    integers = np.frombuffer(whole, np.int64).reshape(-1, 4)
+    times = np.array([*timestamps.values()], np.int64)[integers[:, 0]]
+    return {
+        "centers": floats[:, :3],
+        "sizes": floats[:, 3:6],
+        "quaternions": floats[:, 6:],
+        "velocities": _velocities(floats[:, :3], times, linked_rows),
+        "labels": labels_of[integers[:, 3]],
+        "attributes": integers[:, 1],
+        "num_points": integers[:, 2],
+        "instances": integers[:, 3],
+        "instance_tokens": instance_tokens,
+        "samples": np.array([*timestamps], np.str_),
+        "starts": np.concatenate([[0], np.bincount(integers[:, 0], minlength=len(timestamps)).cumsum()]),
+        "order": np.argsort(integers[:, 0], kind="stable"),
+    }
 
 
 def _instances(folder: Path, taxonomy: Taxonomy) -> tuple[np.ndarray, np.ndarray]:

@@ -23,8 +23,9 @@ from perception.datasets.nuscenes.descriptions import phases_of
 from perception.datasets.nuscenes.georeference import position_on_map
 from perception.datasets.nuscenes.lidarseg import Lidarseg
 from perception.datasets.nuscenes.occ3d import occ3d_file, read_occ3d
+from perception.datasets.nuscenes.recordings import Recording, Recordings
 from perception.datasets.nuscenes.splits import is_official, official_splits
-from perception.datasets.nuscenes.tables import Recording, Recordings, linked, rows, versions
+from perception.datasets.nuscenes.tables import linked, rows, versions
 from perception.datasets.recorded import RecordedKeyframes, SweepFile
 from perception.errors import InputError
 from perception.frame import Boxes, Camera, Conditions
@@ -152,7 +153,7 @@ class NuScenesTables(RecordedKeyframes):
     def _boxes(self, sample: str, chosen: np.ndarray) -> Boxes:
         """The boxes of a keyframe that are among the chosen ones of all annotations, (N,) bool."""
         a = self._annotations
-        index = np.array(a.of_sample.get(sample, []), np.int64)
+        index = a.rows(sample)
         index = index[chosen[index]]
         return Boxes(
             centers=a.centers[index],
@@ -168,7 +169,7 @@ class NuScenesTables(RecordedKeyframes):
 
     def has_point_classes(self, sample: str) -> bool:
         """Whether the table of point classes names a sweep of the keyframe."""
-        keyframe = self.recordings.keyframes.get(sample, {})
+        keyframe = self.recordings.get(sample, {})
         return bool(self.taxonomy.point_classes) and any(
             each.file in self._lidarseg.files for each in keyframe.values()
         )
@@ -178,7 +179,7 @@ class NuScenesTables(RecordedKeyframes):
 
     @cached_property
     def _lidarseg(self) -> Lidarseg:
-        return Lidarseg.read(self.dataroot, self._folder, self.recordings.sweeps, self.taxonomy)
+        return Lidarseg.read(self.dataroot, self._folder, self.recordings.sweep_files, self.taxonomy)
 
     def has_occupancy(self, sample: str) -> bool:
         """Whether the voxels of a keyframe have a file."""
@@ -221,14 +222,14 @@ class NuScenesTables(RecordedKeyframes):
         return position_on_map(self._locations[self._scene[sample]], global_from_ego)
 
     def _keyframe(self, sample: str) -> SweepFile:
-        keyframe = self.recordings.keyframes.get(sample, {})
+        keyframe = self.recordings.get(sample, {})
         reference = self.rig.sensors.lidars[0]
         if reference not in keyframe:
             raise InputError(f"{self._folder / 'sample_data.json'}: no {reference} keyframe of sample {sample}")
         return self._sweep(keyframe[reference])
 
     def _sweeps(self, sample: str, count: int) -> dict[int, Iterable[SweepFile]]:
-        keyframe, chain = self.recordings.keyframes[sample], self.recordings.chain
+        keyframe, chain = self.recordings[sample], self.recordings.chain
         lidars = enumerate(self.rig.sensors.lidars)
         return {i: map(self._sweep, chain(keyframe[name], count)) for i, name in lidars if name in keyframe}
 
@@ -237,7 +238,7 @@ class NuScenesTables(RecordedKeyframes):
         return recording.file, recording.timestamp, pose, self.recordings.ego_from_sensor[recording.calibration]
 
     def _cameras(self, sample: str) -> dict[str, Camera]:
-        keyframe = self.recordings.keyframes[sample]
+        keyframe = self.recordings[sample]
         found = {name: self._camera(keyframe[name]) for name in self.rig.sensors.cameras if name in keyframe}
         return {name: camera for name, camera in found.items() if camera is not None}
 

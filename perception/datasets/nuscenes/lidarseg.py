@@ -6,13 +6,13 @@ each point, in the order of the sweep: the `index` of a row in category.json.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from perception.datasets.nuscenes.tables import Recording, linked, rows
+from perception.datasets.nuscenes.tables import linked, rows
 from perception.errors import InputError
 from perception.taxonomy import Taxonomy
 
@@ -30,11 +30,11 @@ class Lidarseg:
     labels: np.ndarray  # (256,) int16 label of each number in a file
 
     @staticmethod
-    def read(dataroot: Path, folder: Path, sweeps: Mapping[str, Recording], taxonomy: Taxonomy) -> Lidarseg:
+    def read(dataroot: Path, folder: Path, sweeps: Callable[[], Mapping[str, str]], taxonomy: Taxonomy) -> Lidarseg:
         """The table in a folder of tables; no annotated sweep without it.
 
         Args:
-            sweeps: by token of sample_data; others that the table names are left out.
+            sweeps: token of sample_data -> file; others that the table names are left out.
 
         Raises:
             InputError: the table is damaged, or category.json has no numbers.
@@ -43,8 +43,9 @@ class Lidarseg:
         if not (folder / f"{TABLE}.json").exists():
             return Lidarseg(dataroot, {}, labels)
         with linked(folder, TABLE):
-            named = [(sweeps.get(row["sample_data_token"]), row["filename"]) for row in rows(folder, TABLE)]
-        files = {sweep.file: str(file) for sweep, file in named if sweep is not None}
+            file_of = sweeps()
+            named = [(file_of.get(row["sample_data_token"]), row["filename"]) for row in rows(folder, TABLE)]
+        files = {sweep: str(file) for sweep, file in named if sweep is not None}
         label_of = taxonomy.point_labels_of_categories()
         with linked(folder, "category"):
             for row in rows(folder, "category"):

@@ -1,0 +1,61 @@
+"""Arrays that are computed once and memory-mapped from then on, by all processes of a machine."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from perception.atomic import folder_written_whole
+from perception.errors import InputError
+
+FORMAT = 1  # of what is stored; a higher one makes the arrays anew
+LEAST = 1 << 24  # bytes of all arrays together, below which computing them anew is quick
+
+
+def kept(name: str, about: Mapping[str, Any], compute: Callable[[], dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """The arrays, read-only, from the user's cache ($XDG_CACHE_HOME or ~/.cache) if it has them; else computed.
+
+    Small arrays are not stored, and none where the cache cannot be written.
+
+    Args:
+        about: all that the arrays depend on, as JSON.
+    """
+    key = json.dumps({"format": FORMAT, **about}, sort_keys=True, default=list)
+    folder = _cache() / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:32]}"
+    found = _stored(folder)
+    if found is None:
+        found = compute()
+        if sum(each.nbytes for each in found.values()) >= LEAST:
+            _store(folder, found)
+    for each in found.values():
+        each.setflags(write=False)
+    return found
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "perception"
+
+
+def _stored(folder: Path) -> dict[str, np.ndarray] | None:
+    """The arrays in a folder; None if it is absent or damaged."""
+    try:
+        names = json.loads((folder / "arrays.json").read_text(encoding="utf-8"))
+        return {name: np.load(folder / f"{name}.npy", mmap_mode="r", allow_pickle=False) for name in names}
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def _store(folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    try:
+        with folder_written_whole(folder, "the cache") as fresh:
+            for name, each in arrays.items():
+                np.save(fresh / f"{name}.npy", each, allow_pickle=False)
+            (fresh / "arrays.json").write_text(json.dumps([*arrays]), encoding="utf-8")
+    except InputError:
+        pass  # a full disk or a read-only home; the arrays are there

@@ -1,0 +1,220 @@
+"""The sensor files of a nuScenes dataroot with poses and calibrations, as rows of one array."""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import chain
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from perception.arrays_on_disk import kept
+from perception.datasets.nuscenes.tables import linked, rows, stamps
+from perception.errors import InputError
+from perception.rig import DISTORTIONS, Rig, Sensors
+from perception.rotations import rigid
+
+_START, _LOST = -1, -2  # for a row: the drive's first recording, and one whose predecessor is not in the table
+
+
+class Recording(NamedTuple):
+    """A row of sample_data: the file of one sweep or image."""
+
+    row: int  # in `Recordings`
+    timestamp: int  # us
+    calibration: str  # token
+    file: str  # relative to the dataroot
+    width: int  # pixels, of images
+    height: int  # pixels, of images
+    channel: str
+
+
+class Recordings(Mapping[str, Mapping[str, Recording]]):
+    """All LiDAR sweeps, and the keyframes of the cameras, with poses and calibrations.
+
+    It maps the token of a sample to its keyframe: channel -> recording.
+
+    Args:
+        rig: its sensors are read, by the names of their channels.
+
+    Raises:
+        InputError: the rig's first LiDAR is not among the sensors, or none of its cameras is; a table is damaged.
+    """
+
+    def __init__(self, folder: Path, rig: Rig) -> None:
+        self._folder, sensors = folder, rig.sensors
+        self._channels = (*sensors.lidars, *sensors.cameras)
+        with linked(folder, "sensor"):
+            listed = list(rows(folder, "sensor"))
+            channels = {row["token"]: row["channel"] for row in listed}
+            _require_rig(folder, rig, listed)
+        with linked(folder, "calibrated_sensor"):
+            calibrations = {row["token"]: row for row in rows(folder, "calibrated_sensor")}
+            channel_of = {token: channels[row["sensor_token"]] for token, row in calibrations.items()}
+            # By token of the calibration: (7,) translation (m), quaternion w x y z; and as (4, 4) matrices.
+            self.mountings = {
+                token: np.array([*row["translation"], *row["rotation"]], np.float64)
+                for token, row in calibrations.items()
+            }
+            self.ego_from_sensor = {token: rigid(m[:3], m[3:]) for token, m in self.mountings.items()}
+            cameras = {token: row for token, row in calibrations.items() if channel_of[token] in sensors.cameras}
+            self.intrinsics = {
+                token: np.array(row["camera_intrinsic"], np.float64).reshape(3, 3) for token, row in cameras.items()
+            }
+            # Of T4's cameras, whose pictures are as taken: OpenCV's coefficients.
+            self.distortions = {
+                token: np.array(row["camera_distortion"], np.float64)
+                for token, row in cameras.items()
+                if any(row.get("camera_distortion") or ())
+            }
+            if wrong := [len(each) for each in self.distortions.values() if len(each) not in DISTORTIONS]:
+                raise ValueError(f"camera_distortion has {wrong[0]} coefficients; OpenCV's models have 4, 5 or 8")
+        self._calibrations = list(calibrations)
+        names = ("sensor", "calibrated_sensor", "sample_data", "ego_pose")
+        about = {"tables": stamps(folder, names), "lidars": sensors.lidars, "cameras": sensors.cameras}
+        self._arrays = kept("recordings", about, lambda: _read(folder, sensors, channel_of, self._calibrations))
+        self._sample_rows = dict(zip(_text(self._arrays["samples"]), self._arrays["keyframes"], strict=True))
+
+    def __getitem__(self, sample: str) -> dict[str, Recording]:
+        found = zip(self._channels, self._sample_rows[sample].tolist(), strict=True)
+        return {channel: self._recording(row) for channel, row in found if row >= 0}
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._sample_rows)
+
+    def __len__(self) -> int:
+        return len(self._sample_rows)
+
+    def _recording(self, row: int) -> Recording:
+        *numbers, channel = self._arrays["numbers"][row].tolist()
+        timestamp, calibration, width, height = numbers
+        file = self._arrays["files"][row].decode()
+        return Recording(row, timestamp, self._calibrations[calibration], file, width, height, self._channels[channel])
+
+    def sweep_files(self) -> dict[str, str]:
+        """Token of sample_data -> file, of all LiDAR sweeps."""
+        lidar = self._arrays["tokens"] != b""
+        return dict(zip(_text(self._arrays["tokens"][lidar]), _text(self._arrays["files"][lidar]), strict=True))
+
+    def chain(self, keyframe: Recording, sweeps: int) -> Iterator[Recording]:
+        """A LiDAR keyframe, then up to `sweeps` earlier sweeps of the drive, latest first.
+
+        Raises:
+            InputError: sample_data.json lacks an earlier sweep.
+        """
+        yield keyframe
+        row = keyframe.row
+        for _ in range(sweeps):
+            row = int(self._arrays["previous"][row])
+            if row == _START:
+                return
+            if row == _LOST:
+                raise InputError(
+                    f"{self._folder / 'sample_data.json'}: lacks a sweep before {keyframe.file}; copy the tables again"
+                )
+            yield self._recording(row)
+
+    def pose(self, recording: Recording) -> np.ndarray:
+        """(7,) pose of the vehicle at the recording's time: translation (m), quaternion w x y z."""
+        return np.array(self._arrays["poses"][recording.row])
+
+    def global_from_ego(self, recording: Recording) -> np.ndarray:
+        """(4, 4) pose of the vehicle at the recording's time."""
+        pose = self.pose(recording)
+        return rigid(pose[:3], pose[3:])
+
+
+@dataclass
+class _Rows:
+    """Rows of sample_data that are read, N of them, in the order of the table."""
+
+    numbers: array[int] = field(default_factory=lambda: array("q"))  # timestamp, calibration, width, height, channel
+    files: list[bytes] = field(default_factory=list)
+    tokens: list[bytes] = field(default_factory=list)  # of LiDAR sweeps; b"" for pictures
+    previous: list[bytes] = field(default_factory=list)  # token; b"" for none and for pictures
+    poses: list[str] = field(default_factory=list)  # tokens
+    keyframes: dict[bytes, dict[int, int]] = field(default_factory=dict)  # sample -> channel -> row
+
+    def add(self, row: Mapping[str, Any], calibration: int, channel: int, lidar: bool) -> None:
+        if row["is_key_frame"]:
+            self.keyframes.setdefault(row["sample_token"].encode(), {})[channel] = len(self.files)
+        self.numbers.extend((row["timestamp"], calibration, row["width"], row["height"], channel))
+        self.files.append(row["filename"].encode())
+        self.tokens.append(row["token"].encode() if lidar else b"")
+        self.previous.append(row["prev"].encode() if lidar else b"")
+        self.poses.append(row["ego_pose_token"])
+
+
+def _read(
+    folder: Path, sensors: Sensors, channel_of: Mapping[str, str], calibrations: list[str]
+) -> dict[str, np.ndarray]:
+    """What `Recordings` keeps of sample_data and ego_pose, as arrays.
+
+    numbers (N, 5) int64, files (N,), tokens (N,) and previous (N,) int32 as in `_Rows`, poses (N, 7); samples (S,) with
+    keyframes (S, channels) int32 rows, -1 for none.
+    """
+    channels = {name: i for i, name in enumerate((*sensors.lidars, *sensors.cameras))}
+    index = {token: i for i, token in enumerate(calibrations)}
+    found = _Rows()
+    with linked(folder, "sample_data"):
+        for row in rows(folder, "sample_data"):
+            channel = channel_of[row["calibrated_sensor_token"]]
+            lidar = channel in sensors.lidars
+            picture = channel in sensors.cameras and row["is_key_frame"]
+            # `is_valid` is T4's word for a picture to be left out.
+            if lidar or (picture and row.get("is_valid", True)):
+                found.add(row, index[row["calibrated_sensor_token"]], channels[channel], lidar)
+        row_of = {token: i for i, token in enumerate(found.tokens) if token}
+        keyframes = np.full((len(found.keyframes), len(channels)), -1, np.int32)
+        for i, own in enumerate(found.keyframes.values()):
+            keyframes[i, list(own)] = list(own.values())
+        return {
+            "numbers": np.frombuffer(found.numbers, np.int64).reshape(-1, 5),
+            "files": np.array(found.files, np.bytes_),
+            "tokens": np.array(found.tokens, np.bytes_),
+            "previous": np.array([row_of.get(t, _LOST) if t else _START for t in found.previous], np.int32),
+            "poses": _poses(folder, found.poses),
+            "samples": np.array([*found.keyframes], np.bytes_),
+            "keyframes": keyframes,
+        }
+
+
+def _poses(folder: Path, tokens: list[str]) -> np.ndarray:
+    """(N, 7) translation and quaternion of the poses with these tokens."""
+    place: dict[str, int] = dict.fromkeys(tokens, -1)
+    values = array("d")
+    with linked(folder, "ego_pose"):
+        for row in rows(folder, "ego_pose"):
+            if row["token"] in place:
+                place[row["token"]] = len(values) // 7
+                values.extend(chain(row["translation"], row["rotation"]))
+    if missing := [token for token, row in place.items() if row < 0]:
+        raise InputError(
+            f"{folder / 'ego_pose.json'}: lacks {len(missing)} poses that sample_data.json refers to, "
+            f"such as {min(missing)}; copy the tables again"
+        )
+    return np.frombuffer(values, np.float64).reshape(-1, 7)[[place[token] for token in tokens]]
+
+
+def _text(values: np.ndarray) -> list[str]:
+    return [value.decode() for value in values.tolist()]
+
+
+def _require_rig(folder: Path, rig: Rig, sensors: list[dict[str, Any]]) -> None:
+    """Raise InputError if the sensors (rows of the table) are those of another rig."""
+    found = [row["channel"] for row in sensors]
+    pictures = [row["channel"] for row in sensors if row.get("modality") == "camera"]
+    cameras, reference = rig.sensors.cameras, rig.sensors.lidars[0]
+    if reference not in found:
+        missing = reference
+    elif cameras and pictures and not {*cameras} & {*pictures}:
+        missing = cameras[0]
+    else:
+        return
+    raise InputError(
+        f"{folder / 'sensor.json'}: these drives are of another vehicle than the rig {rig.name}: they have no "
+        f"{missing}, but {', '.join(sorted(found))}"
+    )
