@@ -130,8 +130,9 @@ def _annotations(drive: int) -> Iterator[str]:
         yield (
             f'{{"token": "{_token("box", drive, sample, box)}", "sample_token": "{_token("sample", drive, sample)}", '
             f'"instance_token": "{_token("instance", drive, instance)}", "visibility_token": "4", '
-            f'"attribute_tokens": [], "translation": [{373.256 + sample / 2}, 1130.419, 0.8], "size": [0.621, 0.669, 1.642], '
-            f'"rotation": [0.9831098797903927, 0.0, 0.0, -0.18301629506281616], "prev": "{"" if begins else before}", '
+            f'"attribute_tokens": [], "translation": [{373.256 + sample / 2}, 1130.419, 0.8], '
+            f'"size": [0.621, 0.669, 1.642], "rotation": [0.9831098797903927, 0.0, 0.0, -0.18301629506281616], '
+            f'"prev": "{"" if begins else before}", '
             f'"next": "{"" if ends else after}", "num_lidar_pts": 5, "num_radar_pts": 0}}'
         )
 
