@@ -30,9 +30,6 @@ GRID = BevGrid((-51.2, 51.2), (-51.2, 51.2), cell=0.8)
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"cell": 0.5, "x": (-40.0, 40.0), "z": (-1.0, 5.0)}, "0.5 m is neither a multiple nor a whole part"),
-        ({"x": (-39.6, 40.4)}, "x: -39.6 to 40.4 m does not begin and end at edges"),
-        ({"y": (-40.0, 40.4)}, "y: -40 to 40.4 m does not begin and end at edges"),
         ({"x": (56.0, 64.0)}, "x: 56 to 64 m is outside the grid"),
         ({"z": (-1.0, 5.3)}, "z: -1 to 5.3 m is not a whole number of voxels"),
         ({"body": (6.0, 7.0)}, "no voxel is 6 to 7 m high"),
@@ -71,6 +68,32 @@ def test_the_head_reads_the_cells_under_its_voxels(voxels: VoxelGrid, stride: in
     assert not torch.stack([x, y], dim=-1)[~covered].any()
     logits = head(torch.randn(1, 4, *GRID.shape))["logits"]
     assert logits.shape == (1, voxels.shape[0] * len(CLASSES), *voxels.shape[1:])
+
+
+@pytest.mark.parametrize(
+    ("voxels", "finer"),
+    [
+        (VoxelGrid((-40.0, 40.0), (-40.0, 40.0), (-1.0, 5.0), cell=0.5), 1),
+        (VoxelGrid((-39.6, 40.4), (-8.0, 16.0), cell=0.4), 2),  # half a cell beside the edges of the map's
+        (VoxelGrid((-39.6, 40.4), (-8.0, 16.2), cell=0.2), 1),  # no whole squares of four
+        (VoxelGrid((-60.3, 8.1), (16.0, 56.5), (-1.0, 5.3), cell=0.9), 1),  # beyond the map on two sides
+    ],
+)
+def test_where_edges_do_not_meet_features_are_interpolated(voxels: VoxelGrid, finer: int) -> None:
+    """Exact for features that are linear in x and y, up to half a cell from the edge of the map."""
+    config = OccupancyHead(x=voxels.x, y=voxels.y, z=voxels.z, cell=voxels.cell)
+    head = ChannelToHeightHead(config, 4, GRID, CLASSES)
+    centers = torch.from_numpy(GRID.centers()).movedim(-1, 0)[None]
+    x, y, inside = head._placed(torch.cat([centers, torch.ones_like(centers[:, :1])], dim=1))[0]
+    area = BevGrid(voxels.x, voxels.y, cell=voxels.cell * finer)
+    expected = torch.from_numpy(area.centers())
+    away = np.abs(area.centers()).max(axis=-1)
+    covered = torch.from_numpy(away < 51.2 - 0.4)
+    torch.testing.assert_close(torch.stack([x, y], dim=-1)[covered], expected[covered], atol=1e-4, rtol=0)
+    torch.testing.assert_close(inside[covered], torch.ones_like(inside[covered]))
+    assert not inside[torch.from_numpy(away > 51.2 + 0.4)].any()
+    logits = head(torch.randn(2, 4, *GRID.shape))["logits"]
+    assert logits.shape == (2, voxels.shape[0] * len(CLASSES), *voxels.shape[1:])
 
 
 def marched(blocked: np.ndarray, grid: VoxelGrid, angle: float) -> tuple[float, float]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -18,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from bench_tables import VERSION as GENERATED
+from bench_tables import generate
 
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.datasets.nuscenes.tables import versions
@@ -31,6 +34,7 @@ NUSCENES = load_taxonomy("nuscenes")
 CLASSES = NUSCENES.class_names
 
 BOXES = 200  # detections in each sample
+VAL_DRIVES = 151  # of 40 keyframes; val has 6,019
 
 
 def evaluator(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -49,6 +53,7 @@ def evaluator(arguments: argparse.Namespace) -> dict[str, Any]:
     megabytes = {side: statistics.median(run["megabytes"] for run in each) for side, each in runs.items()}
     numbers = [np.array(runs[side][0]["numbers"], np.float64) for side in runs]
     return {
+        **_val_size(),
         "speedup": seconds["devkit"] / seconds["numpy"],
         "memory_ratio": megabytes["numpy"] / megabytes["devkit"],
         "max_abs_difference": float(np.nanmax(np.abs(numbers[0] - numbers[1]))),
@@ -58,6 +63,19 @@ def evaluator(arguments: argparse.Namespace) -> dict[str, Any]:
         "detections": samples * BOXES,
         "rounds": arguments.rounds,
     }
+
+
+def _val_size() -> dict[str, Any]:
+    """Seconds and peak memory of ours on as many generated samples as nuScenes' val has, without stored tables."""
+    with tempfile.TemporaryDirectory() as folder:
+        data, submission = Path(folder) / "data", Path(folder) / "results.json"
+        generate(data, VAL_DRIVES)
+        samples = _write(NuScenesTables(data, GENERATED), submission)
+        command = [sys.executable, __file__, str(data), GENERATED, str(submission), "numpy"]
+        environment = {**os.environ, "XDG_CACHE_HOME": str(Path(folder) / "cache")}
+        done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
+        run = json.loads(done.stdout)
+    return {f"val_size_{name}": run[name] for name in ("seconds", "megabytes")} | {"val_size_samples": samples}
 
 
 def _write(tables: NuScenesTables, path: Path) -> int:

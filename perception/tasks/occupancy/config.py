@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from perception.grid import BevGrid, Reference
 from perception.section import Positive, Section
-from perception.tasks.occupancy.placement import Placement
+from perception.tasks.occupancy.placement import require_overlap
 from perception.tasks.task import TaskConfig
 from perception.taxonomy import Metres, Name, Taxonomy
 from perception.voxels import VoxelGrid, occupancy_classes
@@ -62,4 +62,4 @@ class OccupancyHead(TaskConfig):
             raise ValueError(f"losses.classes: {unknown[0]!r} is none of {', '.join(known)}")
 
     def require_grid(self, grid: BevGrid) -> None:
-        Placement.of(self.voxels(grid.reference), grid)
+        require_overlap(self.voxels(grid.reference), grid)

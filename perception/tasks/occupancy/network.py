@@ -22,7 +22,7 @@ from perception.tasks.occupancy.config import OccupancyHead
 from perception.tasks.occupancy.free_space import OCCUPIED, body_levels, free_rays
 from perception.tasks.occupancy.labels import UNKNOWN
 from perception.tasks.occupancy.losses import cross_entropy, lovasz, scale_loss
-from perception.tasks.occupancy.placement import Placement
+from perception.tasks.occupancy.placement import Placement, Sampling
 from perception.voxels import OTHERS
 
 FREE = 0.9  # of the voxels, at first
@@ -41,15 +41,22 @@ class ChannelToHeightHead(TaskNetwork):
     distances: Tensor
     ends: Tensor
     solid: Tensor
+    places: Tensor
     class_weights: Tensor
 
     def __init__(self, config: OccupancyHead, inputs: int, grid: BevGrid, classes: Sequence[str]) -> None:
         super().__init__()
         voxels = config.voxels(grid.reference)
-        self.placement, self.levels, self.classes = Placement.of(voxels, grid), voxels.shape[0], len(classes)
+        self.levels, self.classes = voxels.shape[0], len(classes)
+        self.placement = Placement.of(voxels, grid)
+        if self.placement is None:
+            sampling = Sampling.of(voxels, grid)
+            self._constant("places", torch.from_numpy(sampling.places)[None])
+        self.finer = sampling.finer if self.placement is None else self.placement.finer
         self.weights, self.body = config.losses, body_levels(voxels, config.body)
-        outputs = self.levels * self.classes * self.placement.finer**2
-        self.shared = ConvBlock("heads.occupancy", inputs, config.channels, stride=self.placement.coarser)
+        outputs = self.levels * self.classes * self.finer**2
+        stride = 1 if self.placement is None else self.placement.coarser
+        self.shared = ConvBlock("heads.occupancy", inputs, config.channels, stride=stride)
         last = nn.Conv2d(config.channels, outputs, 1)
         with torch.no_grad():  # a prior for what is rare, as RetinaNet begins (Lin et al., ICCV 2017, section 4.1)
             by_class = last.bias.view(self.levels, self.classes, -1)  # type: ignore[union-attr]
@@ -69,11 +76,14 @@ class ChannelToHeightHead(TaskNetwork):
 
     def forward(self, features: Tensor) -> dict[str, Tensor]:
         logits = self.logits(self.shared(self._placed(features)))
-        return {"logits": F.pixel_shuffle(logits, self.placement.finer) if self.placement.finer > 1 else logits}
+        return {"logits": F.pixel_shuffle(logits, self.finer) if self.finer > 1 else logits}
 
     def _placed(self, features: Tensor) -> Tensor:
-        """The part of a feature map that covers the voxels, with zeros outside the map."""
+        """A feature map where the voxels are, cut out or else interpolated, with zeros outside the map."""
         place, (rows, columns) = self.placement, features.shape[-2:]
+        if place is None:
+            places = self.places.expand(len(features), *self.places.shape[1:])
+            return F.grid_sample(features, places.to(features), align_corners=False)
         top, left = max(-place.row, 0), max(-place.column, 0)
         bottom = max(place.row + place.rows - rows, 0)
         right = max(place.column + place.columns - columns, 0)

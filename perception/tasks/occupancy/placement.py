@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from perception.grid import BevGrid
 from perception.voxels import VoxelGrid
 
@@ -29,30 +31,51 @@ class Placement:
     coarser: int
 
     @staticmethod
-    def of(voxels: VoxelGrid, grid: BevGrid) -> Placement:
-        """The placement of voxels on the grid of the heads.
-
-        Raises:
-            ValueError: the edges of voxels and cells do not meet, or they have no area in common.
-        """
+    def of(voxels: VoxelGrid, grid: BevGrid) -> Placement | None:
+        """The placement of voxels on the grid of the heads; None if the edges of voxels and cells do not meet."""
         finer, coarser = _whole(grid.cell / voxels.cell), _whole(voxels.cell / grid.cell)
-        if finer is None and coarser is None:
-            raise ValueError(
-                f"cell: {voxels.cell:g} m is neither a multiple nor a whole part of the heads' cell of {grid.cell:g} m"
-            )
         places = []
-        for axis, (low, high), (start, end) in (("y", voxels.y, grid.y), ("x", voxels.x, grid.x)):
+        for (low, high), start in ((voxels.y, grid.y[0]), (voxels.x, grid.x[0])):
             first, count = _whole((low - start) / grid.cell), _whole((high - low) / grid.cell)
-            if first is None or count is None:
-                raise ValueError(
-                    f"{axis}: {low:g} to {high:g} m does not begin and end at edges of the heads' cells, "
-                    f"{start:g} m plus multiples of {grid.cell:g} m"
-                )
-            if low >= end or high <= start:
-                raise ValueError(f"{axis}: {low:g} to {high:g} m is outside the grid, {start:g} to {end:g} m")
+            if first is None or count is None or (finer is None and coarser is None):
+                return None
             places.append((first, count))
         (row, rows), (column, columns) = places
         return Placement(row, column, rows, columns, finer or 1, coarser or 1)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Places at which a feature map is sampled, because no `Placement` fits: the centres of squares of voxel columns.
+
+    Attributes:
+        places: (rows, columns, 2) float32 x and y, from -1 to 1 between the outer edges of the map.
+        finer: columns of voxels along each side of a square.
+    """
+
+    places: np.ndarray
+    finer: int
+
+    @staticmethod
+    def of(voxels: VoxelGrid, grid: BevGrid) -> Sampling:
+        """Squares as large as the cells of the heads' grid, if whole ones make up the voxels; at least a column."""
+        finer = max(1, int(grid.cell / voxels.cell + _ROUNDING))
+        if any(count % finer for count in voxels.shape[1:]):
+            finer = 1
+        along = [
+            2 * (np.arange(low, high - voxels.cell / 2, voxels.cell * finer) + voxels.cell * finer / 2 - start)
+            / (end - start)
+            - 1
+            for (low, high), (start, end) in ((voxels.x, grid.x), (voxels.y, grid.y))
+        ]  # fmt: skip
+        return Sampling(np.stack(np.meshgrid(*along), axis=-1).astype(np.float32), finer)
+
+
+def require_overlap(voxels: VoxelGrid, grid: BevGrid) -> None:
+    """Raise ValueError if voxels and grid have no area in common."""
+    for axis, (low, high), (start, end) in (("y", voxels.y, grid.y), ("x", voxels.x, grid.x)):
+        if low >= end or high <= start:
+            raise ValueError(f"{axis}: {low:g} to {high:g} m is outside the grid, {start:g} to {end:g} m")
 
 
 def _whole(number: float) -> int | None:
