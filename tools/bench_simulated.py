@@ -75,7 +75,7 @@ def simulated(arguments: argparse.Namespace) -> dict[str, Any]:
         for task in ("points", "occupancy"):
             run = out / f"{weather}_{task}"
             if newest(run) is None:
-                options = {"steps": steps // 2, "learning_rate": RATE}
+                options = {"steps": steps // 4, "learning_rate": RATE}
                 adapt(last, _module(weather, task), drives, "sim_train", training[weather], run, **options)
             last = run
     runs = {"base": out / "base", "added": added, "joint": out / "joint"}
