@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -26,7 +28,11 @@ from perception.commands.common import (
 from perception.errors import InputError
 
 if TYPE_CHECKING:
+    from deploy.trust import Trust
+    from perception.datasets.keyframes import Keyframes
+    from perception.evaluation.predictions import Predictor
     from perception.frame import Conditions
+    from perception.sensors.inputs import InputSpec
 
 
 @app.command(epilog="Example: perception evaluate runs/a --data drives --out runs/a/evaluation --by condition,range")
@@ -59,40 +65,62 @@ def evaluate(
     flip: Annotated[
         bool, typer.Option("--flip", help="Average a run's outputs over mirror images of a frame.")
     ] = False,
+    jobs: Annotated[
+        int, typer.Option(help="Processes of one thread that predict; 0: this one, with all threads.", min=0)
+    ] = 0,
     as_json: Json = False,
 ) -> None:
     """Score a model as nuScenes does: mAP, NDS, TP errors; and the map's IoU."""
     from perception.evaluation.evaluate import Breakdown
     from perception.evaluation.evaluate import evaluate as run
-    from perception.evaluation.predictions import Predictor
-    from perception.sources import open_source
+    from perception.evaluation.processes import Processes
     from perception.tasks.detection.official import compare, require_official
 
-    predictor: Predictor
     if (model / "manifest.json").exists():
-        from deploy.runtime import Runtime
-
-        predictor = runtime = Runtime(model, target, make_trust(key, state, allow_older))
-        spec, taxonomy = runtime.bundle.spec, runtime.bundle.manifest.taxonomy
         if rig is not None:
-            raise InputError(f"--rig {rig}: a bundle is for one rig, {spec.rig.name}; give a run")
+            raise InputError(f"--rig {rig}: a bundle is for one rig; give a run")
         if batch > 1 or flip:
             raise InputError("--batch and --flip: the engine of a bundle takes one frame as it is; give a run")
+        opened = partial(_bundle_and_drives, model, data, version, target, make_trust(key, state, allow_older))
     elif key or target != "cpu":
         raise InputError(f"{model}: --target and --key need a bundle; export one first")
     else:
-        from perception.predict import TorchPredictor
-
-        predictor = torch_predictor = TorchPredictor.load(model, rig_of(rig), batch, flip)
-        spec, taxonomy = torch_predictor.spec, torch_predictor.taxonomy
-    tables, console = open_source(data, version, spec.rig, taxonomy), console_for(as_json)
+        opened = partial(_run_and_drives, model, data, version, rig, batch, flip)
+    if jobs and batch > 1:
+        raise InputError("--jobs and --batch: a process of --jobs computes one frame after the other; use one of both")
+    predictor, spec, tables = opened()
+    console = console_for(as_json)
     if official:
         require_official(tables)
-    split = split or validation_split(tables.version)
-    metrics = run(predictor, tables, split, names(scenes), out, spec, console, Breakdown(names(by), names(corruptions)))
+    split, breakdown = split or validation_split(tables.version), Breakdown(names(by), names(corruptions))
+    with Processes(opened, jobs) if jobs else nullcontext(predictor) as chosen:
+        metrics = run(chosen, tables, split, names(scenes), out, spec, console, breakdown)
     if official:
         metrics = compare(out, tables, metrics, console)
     report(metrics, as_json)
+
+
+def _bundle_and_drives(
+    bundle: Path, data: Path, version: str | None, target: str, trust: Trust | None
+) -> tuple[Predictor, InputSpec, Keyframes]:
+    """A bundle and the drives to score it on."""
+    from deploy.runtime import Runtime
+    from perception.sources import open_source
+
+    runtime = Runtime(bundle, target, trust)
+    spec = runtime.bundle.spec
+    return runtime, spec, open_source(data, version, spec.rig, runtime.bundle.manifest.taxonomy)
+
+
+def _run_and_drives(
+    run: Path, data: Path, version: str | None, rig: str | None, batch: int, flip: bool
+) -> tuple[Predictor, InputSpec, Keyframes]:
+    """A run and the drives to score it on."""
+    from perception.predict import TorchPredictor
+    from perception.sources import open_source
+
+    predictor = TorchPredictor.load(run, rig_of(rig), batch, flip)
+    return predictor, predictor.spec, open_source(data, version, predictor.spec.rig, predictor.taxonomy)
 
 
 def _given(conditions: str, bundle: Path) -> Conditions | None:

@@ -1,0 +1,60 @@
+"""Predictions by several processes: the same bytes for any number of them, and none lost with a process."""
+
+from functools import partial
+from pathlib import Path
+
+import mortal
+import pytest
+from commands import refuses, succeeds
+from conftest import write_tiny
+from exported import checkpoint
+from refusals import one_line_error
+
+from perception.datasets.nuscenes.dataset import NuScenesTables
+from perception.evaluation.predictions import Reader
+from perception.evaluation.processes import ATTEMPTS, Processes
+from perception.frame import Frame, Prediction
+
+
+def test_the_files_are_the_same_for_any_number_of_processes(sim_root: Path, tmp_path: Path) -> None:
+    options = ("--split", "all", "--scenes", "scene-0001", "--corruptions", "lidar_missing", "--by", "condition")
+    for name, jobs in (("none", ()), ("one", ("--jobs", 1)), ("two", ("--jobs", 2))):
+        succeeds("evaluate", checkpoint(), "--data", sim_root, *options, *jobs, "--out", tmp_path / name)
+    expected = {file.name: file.read_bytes() for file in (tmp_path / "none").iterdir()}
+    assert {"metrics.json", "results_nusc.json"} <= {*expected}
+    for name in ("one", "two"):
+        assert {file.name: file.read_bytes() for file in (tmp_path / name).iterdir()} == expected
+
+
+@pytest.fixture
+def tables(tmp_path: Path) -> NuScenesTables:
+    write_tiny(tmp_path, keyframes=12)
+    return NuScenesTables(tmp_path, "v1.0-tiny")
+
+
+def predicted(tables: NuScenesTables, deaths: int) -> list[tuple[Frame, Prediction]]:
+    samples = tables.samples()
+    with Processes(partial(mortal.opened, tables.dataroot, samples[5], deaths), 2) as predictor:
+        return list(predictor.predictions(Reader(tables, mortal.SPEC), samples))
+
+
+def test_no_keyframe_is_lost_with_a_process(tables: NuScenesTables) -> None:
+    found = predicted(tables, deaths=ATTEMPTS - 1)
+    assert len(list(tables.dataroot.glob("death-*"))) == ATTEMPTS - 1
+    assert [frame.token for frame, _ in found] == tables.samples()
+    assert [int(prediction.results["time"]) for _, prediction in found] == [*map(tables.timestamp, tables.samples())]
+
+
+def test_a_keyframe_that_kills_every_process_is_named(tables: NuScenesTables) -> None:
+    with one_line_error(rf"{tables.samples()[5]}: {ATTEMPTS} processes died .* use fewer --jobs"):
+        predicted(tables, deaths=99)
+
+
+def test_a_mistake_in_a_process_is_one_line(tables: NuScenesTables) -> None:
+    with one_line_error(rf"{tables.samples()[5]}: cannot be predicted"):
+        predicted(tables, deaths=-1)
+
+
+def test_jobs_and_batches_exclude_each_other(sim_root: Path, tmp_path: Path) -> None:
+    given = ("evaluate", checkpoint(), "--data", sim_root, "--out", tmp_path / "e", "--jobs", 2, "--batch", 2)
+    assert "--jobs and --batch" in refuses(*given)
