@@ -21,7 +21,7 @@ from perception.frame import Boxes, Frame, Prediction
 from perception.scene.scene import Scene
 from perception.tasks import tasks_of
 from perception.tasks.judging import ReplayedFrames, Subject, Unmeasured
-from perception.tasks.occupancy.disagreement import Doubts, unexplained_voxels
+from perception.tasks.occupancy.disagreement import SURE, Doubts, unexplained_voxels
 from perception.tasks.occupancy.footprints import distances
 from perception.tasks.occupancy.obstacle_file import OBSTACLES, ObstacleWriter
 from perception.tasks.occupancy.obstacle_recall import ObstacleJudge
@@ -216,6 +216,18 @@ def test_a_hidden_class_leaves_its_voxels_unexplained() -> None:
         left = boxes.select(boxes.labels != label)
         lost = unexplained_voxels(classes, GRID, left, NUSCENES)[1]
         assert {i: lost[i] for i in lost.nonzero()[0].tolist()} == {label: count}
+
+
+@pytest.mark.parametrize(
+    ("label", "score", "explained"),
+    [(CAR, 0.01, True), (PEDESTRIAN, SURE, True), (PEDESTRIAN, SURE - 0.01, False)],
+)
+def test_an_unlikely_box_explains_voxels_of_its_class_alone(label: int, score: float, explained: bool) -> None:
+    classes = EMPTY.copy()
+    classes[1:3, 13:16, 3:7] = occupancy_classes(NUSCENES).index("car")
+    boxes = objects([(-2, 2)], label=label)
+    found = unexplained_voxels(classes, GRID, replace(boxes, scores=np.array([score])), NUSCENES)
+    assert found[:, CAR].tolist() == [24, 0 if explained else 24]
 
 
 def test_a_class_that_the_network_loses_is_doubted_and_no_longer_explained(tmp_path: Path) -> None:

@@ -18,12 +18,14 @@ from perception.voxels import VoxelGrid
 VOXELS = 20  # of a class in a frame, below which nothing follows from them
 SHARE = 0.7  # of the voxels of a class, above which its objects seem to be missed
 FRAMES = 3  # in sequence
+SURE = 0.3  # score of boxes that explain voxels of other classes
 
 
 def unexplained_voxels(classes: np.ndarray, grid: VoxelGrid, boxes: Boxes, taxonomy: Taxonomy) -> np.ndarray:
     """(2, C) int: for each detection class its occupied voxels, and those of them that no box explains.
 
-    A box of any class explains the voxels within MARGIN of its footprint.
+    A box explains the voxels of its class within MARGIN of its footprint; a sure one those of all classes, since a
+    detector with hundreds of unlikely boxes has one of some class nearly everywhere.
 
     Args:
         classes: (levels, rows, columns), index into `occupancy_classes`.
@@ -33,8 +35,10 @@ def unexplained_voxels(classes: np.ndarray, grid: VoxelGrid, boxes: Boxes, taxon
     labels = label_of[classes]
     movable = labels >= 0
     labels, centers = labels[movable], grid.centers()[movable].astype(np.float64)
-    lost = ~covered(centers, boxes, MARGIN)
-    count = len(taxonomy.classes)
+    lost, count = ~covered(centers, boxes.select(boxes.scores >= SURE), MARGIN), len(taxonomy.classes)
+    for label in np.unique(labels[lost]).tolist():
+        own = np.flatnonzero(lost & (labels == label))
+        lost[own] = ~covered(centers[own], boxes.select(boxes.labels == label), MARGIN)
     return np.stack([np.bincount(labels, minlength=count), np.bincount(labels[lost], minlength=count)])
 
 
