@@ -39,6 +39,8 @@ COMMANDS = {
     "precision": "python tools/bench.py precision --checkpoint runs/demo/run --data runs/demo/drives --json",
     "modular": "python tools/bench.py modular --json",
     "tasks": "python tools/bench.py tasks --json",
+    "simulated": "python tools/bench.py simulated --json",
+    "tables": "python tools/bench.py tables --json",
     "pandaset": "python tools/bench.py pandaset --json",
     "pillars": "python tools/bench.py pillars --json",
     "evaluator": "python tools/bench.py evaluator --json",
@@ -75,10 +77,16 @@ QUOTED = {
     "{modular.latency_ratio_separate:.2f}",
     "classes of points and occupancy besides detection and map, folded": "operations of `nuscenes/fusion` x "
     "{tasks.sized_operations.all:.3f}, time of `tiny` on a CPU x {tasks.cpu.all:.2f}",
+    "both added to a frozen network, and trained with it, held-out simulated drives": "points mIoU "
+    "{simulated.added.points_mIoU:.2f}, {simulated.joint.points_mIoU:.2f}; RayIoU {simulated.added.RayIoU:.2f}, "
+    "{simulated.joint.RayIoU:.2f}; unknown obstacles within 30 m {simulated.added.obstacles.recall:.2f}, "
+    "{simulated.joint.obstacles.recall:.2f}",
     "CenterPoint, imported and exported, against mmdet3d": "{mmdet3d.fp32_speedup:.2f} times as fast in FP32, "
     "{mmdet3d.int8_speedup:.2f} in INT8, {mmdet3d.torch_speedup:.2f} in torch",
     "scores without the devkit": "{evaluator.speedup:.1f} times as fast, the same to "
-    "{evaluator.max_abs_difference:.0e}",
+    "{evaluator.max_abs_difference:.0e}; as many samples as nuScenes' val in {evaluator.val_size_seconds:.0f} s",
+    "tables of the size of v1.0-trainval": "open in {tables.first.open_seconds:.0f} s the first time, then in "
+    "{tables.later.open_seconds:.1f} s",
     "ten LiDAR sweeps into pillars": "{pillars.points:,} points in {pillars.ms:.0f} ms of one core",
 }
 BEGIN, END = "<!-- figures: written by tools/figures.py -->\n", "<!-- /figures -->\n"
