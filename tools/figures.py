@@ -79,8 +79,8 @@ QUOTED = {
     "{tasks.sized_operations.all:.3f}, time of `tiny` on a CPU x {tasks.cpu.all:.2f}",
     "both added to a frozen network, and trained with it, held-out simulated drives": "points mIoU "
     "{simulated.added.points_mIoU:.2f}, {simulated.joint.points_mIoU:.2f}; RayIoU {simulated.added.RayIoU:.2f}, "
-    "{simulated.joint.RayIoU:.2f}; unknown obstacles within 30 m {simulated.added.obstacles.recall:.2f}, "
-    "{simulated.joint.obstacles.recall:.2f}",
+    "{simulated.joint.RayIoU:.2f}; unknown obstacles within 30 m at one false alarm per 100 m "
+    "{simulated.added.obstacles.recall:.2f}, {simulated.joint.obstacles.recall:.2f}",
     "CenterPoint, imported and exported, against mmdet3d": "{mmdet3d.fp32_speedup:.2f} times as fast in FP32, "
     "{mmdet3d.int8_speedup:.2f} in INT8, {mmdet3d.torch_speedup:.2f} in torch",
     "scores without the devkit": "{evaluator.speedup:.1f} times as fast, the same to "
