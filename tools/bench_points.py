@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import fnmatch
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -27,8 +28,7 @@ TRAINED, HELD_BACK = "002:0-16", "002:24-32"
 RIG = load_rig("pandaset_64")
 PLACES = 110_000  # a sweep of the Pandar64 has 106,000 points
 HEAD: dict[str, Any] = {"points": {"max_points": PLACES}}
-MODULE: dict[str, Any] = {"name": "sweeps", "kind": "low_rank", "slots": ["lidar.*", "fuse*", "trunk.*"], "rank": 8}
-WAYS: dict[str, dict[str, Any]] = {"head": {"tasks": HEAD}, "module": {"tasks": HEAD, "modules": [MODULE]}}
+SLOTS = ("lidar.*", "fuse*", "trunk.*")  # of the module; `fuse` is where there are cameras
 NAMES = load_taxonomy("pandaset").point_names
 BAND = 0.2  # m, of heights
 
@@ -68,7 +68,10 @@ def points(arguments: argparse.Namespace) -> dict[str, Any]:
     if newest(base) is None:
         data = config.data.model_copy(update={"class_balanced": False})
         save_model(base, config.model_copy(update={"taxonomy": names, "data": data}), model)
-    for way, content in WAYS.items():
+    slots = [pattern for pattern in SLOTS if fnmatch.filter(model.bank.slots, pattern)]
+    module = {"name": "sweeps", "kind": "low_rank", "slots": slots, "rank": 8}
+    ways: dict[str, dict[str, Any]] = {"head": {"tasks": HEAD}, "module": {"tasks": HEAD, "modules": [module]}}
+    for way, content in ways.items():
         start, run = time.process_time(), arguments.out / way
         if newest(run) is None:
             training = {"steps": arguments.steps, "learning_rate": arguments.rate}
