@@ -89,10 +89,8 @@ class PerceptionModel(nn.Module):
                 outputs |= prefixed(task, self.head(task)(inputs))
         sensors, self.routes = present(inputs), []
         maps, fused, features = None, None, None
-        applied, chosen = (
-            Route(),
-            Route(),
-        )  # that the maps and fused features, and those of the trunk, were computed with
+        applied = Route()  # that the maps and fused features were computed with
+        chosen = Route()  # that the trunk's features were computed with
         early = [task for task in self._reading("fused") if task in self.computed]
         for route, group in self.router(conditions, sensors):
             tasks = [task for task in group if task in self.computed]

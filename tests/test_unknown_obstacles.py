@@ -20,8 +20,9 @@ from perception.config import find_config, load_config
 from perception.frame import Boxes, Frame, Prediction
 from perception.scene.scene import Scene
 from perception.tasks import tasks_of
+from perception.tasks.drawing import COUNTED_SCORE
 from perception.tasks.judging import ReplayedFrames, Subject, Unmeasured
-from perception.tasks.occupancy.disagreement import SURE, Doubts, unexplained_voxels
+from perception.tasks.occupancy.disagreement import Doubts, unexplained_voxels
 from perception.tasks.occupancy.footprints import distances
 from perception.tasks.occupancy.obstacle_file import OBSTACLES, ObstacleWriter
 from perception.tasks.occupancy.obstacle_recall import ObstacleJudge
@@ -220,7 +221,7 @@ def test_a_hidden_class_leaves_its_voxels_unexplained() -> None:
 
 @pytest.mark.parametrize(
     ("label", "score", "explained"),
-    [(CAR, 0.01, True), (PEDESTRIAN, SURE, True), (PEDESTRIAN, SURE - 0.01, False)],
+    [(CAR, 0.01, True), (PEDESTRIAN, COUNTED_SCORE, True), (PEDESTRIAN, COUNTED_SCORE - 0.01, False)],
 )
 def test_an_unlikely_box_explains_voxels_of_its_class_alone(label: int, score: float, explained: bool) -> None:
     classes = EMPTY.copy()

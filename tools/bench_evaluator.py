@@ -17,6 +17,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 from bench_tables import VERSION as GENERATED
@@ -70,9 +71,10 @@ def _val_size() -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         data, submission = Path(folder) / "data", Path(folder) / "results.json"
         generate(data, VAL_DRIVES)
-        samples = _write(NuScenesTables(data, GENERATED), submission)
+        with patch.dict(os.environ, XDG_CACHE_HOME=str(Path(folder) / "cache")):
+            samples = _write(NuScenesTables(data, GENERATED), submission)
         command = [sys.executable, __file__, str(data), GENERATED, str(submission), "numpy"]
-        environment = {**os.environ, "XDG_CACHE_HOME": str(Path(folder) / "cache")}
+        environment = {**os.environ, "XDG_CACHE_HOME": str(Path(folder) / "empty")}
         done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
         run = json.loads(done.stdout)
     return {f"val_size_{name}": run[name] for name in ("seconds", "megabytes")} | {"val_size_samples": samples}

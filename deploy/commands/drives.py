@@ -71,6 +71,7 @@ def evaluate(
     as_json: Json = False,
 ) -> None:
     """Score a model as nuScenes does: mAP, NDS, TP errors; and the map's IoU."""
+    from deploy.manifest import read_manifest
     from perception.evaluation.evaluate import Breakdown
     from perception.evaluation.evaluate import evaluate as run
     from perception.evaluation.processes import Processes
@@ -78,7 +79,8 @@ def evaluate(
 
     if (model / "manifest.json").exists():
         if rig is not None:
-            raise InputError(f"--rig {rig}: a bundle is for one rig; give a run")
+            own = read_manifest(model).rig.name
+            raise InputError(f"--rig {rig}: a bundle is for one rig, {own}; give a run")
         if batch > 1 or flip:
             raise InputError("--batch and --flip: the engine of a bundle takes one frame as it is; give a run")
         opened = partial(_bundle_and_drives, model, data, version, target, make_trust(key, state, allow_older))

@@ -64,13 +64,13 @@ class Processes:
                     yield found
             except BrokenProcessPool:
                 deaths += 1
-                self._pool.shutdown()
-                self._pool = self._new_pool()
                 if deaths == ATTEMPTS:
                     raise InputError(
                         f"keyframe {left[0]}: {ATTEMPTS} processes died that predicted it or the next ones; if memory "
                         "is short, use fewer --jobs"
                     ) from None
+                self._pool.shutdown()
+                self._pool = self._new_pool()
 
     def _in_order(self, read: Reader, tokens: Sequence[str]) -> Predicted:
         futures = (self._pool.submit(_predict, read.change, token) for token in tokens)

@@ -141,7 +141,7 @@ class _Rows:
     def add(self, row: Mapping[str, Any], calibration: int, channel: int, lidar: bool) -> None:
         if row["is_key_frame"]:
             self.keyframes.setdefault(row["sample_token"].encode(), {})[channel] = len(self.files)
-        self.numbers.extend((row["timestamp"], calibration, row["width"], row["height"], channel))
+        self.numbers.extend((row["timestamp"], calibration, row["width"] or 0, row["height"] or 0, channel))
         self.files.append(row["filename"].encode())
         self.tokens.append(row["token"].encode() if lidar else b"")
         self.previous.append(row["prev"].encode() if lidar else b"")

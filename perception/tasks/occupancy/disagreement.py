@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from perception.frame import Boxes
+from perception.tasks.drawing import COUNTED_SCORE
 from perception.tasks.occupancy.footprints import covered
 from perception.tasks.occupancy.unknown import MARGIN
 from perception.taxonomy import Taxonomy
@@ -18,14 +19,13 @@ from perception.voxels import VoxelGrid
 VOXELS = 20  # of a class in a frame, below which nothing follows from them
 SHARE = 0.7  # of the voxels of a class, above which its objects seem to be missed
 FRAMES = 3  # in sequence
-SURE = 0.3  # score of boxes that explain voxels of other classes
 
 
 def unexplained_voxels(classes: np.ndarray, grid: VoxelGrid, boxes: Boxes, taxonomy: Taxonomy) -> np.ndarray:
     """(2, C) int: for each detection class its occupied voxels, and those of them that no box explains.
 
-    A box explains the voxels of its class within MARGIN of its footprint; a sure one those of all classes, since a
-    detector with hundreds of unlikely boxes has one of some class nearly everywhere.
+    A box explains the voxels of its class within MARGIN of its footprint, and from COUNTED_SCORE on those of all
+    classes: a detector with hundreds of unlikely boxes has one of some class nearly everywhere.
 
     Args:
         classes: (levels, rows, columns), index into `occupancy_classes`.
@@ -35,7 +35,7 @@ def unexplained_voxels(classes: np.ndarray, grid: VoxelGrid, boxes: Boxes, taxon
     labels = label_of[classes]
     movable = labels >= 0
     labels, centers = labels[movable], grid.centers()[movable].astype(np.float64)
-    lost, count = ~covered(centers, boxes.select(boxes.scores >= SURE), MARGIN), len(taxonomy.classes)
+    lost, count = ~covered(centers, boxes.select(boxes.scores >= COUNTED_SCORE), MARGIN), len(taxonomy.classes)
     for label in np.unique(labels[lost]).tolist():
         own = np.flatnonzero(lost & (labels == label))
         lost[own] = ~covered(centers[own], boxes.select(boxes.labels == label), MARGIN)

@@ -34,10 +34,12 @@ class Placement:
     def of(voxels: VoxelGrid, grid: BevGrid) -> Placement | None:
         """The placement of voxels on the grid of the heads; None if the edges of voxels and cells do not meet."""
         finer, coarser = _whole(grid.cell / voxels.cell), _whole(voxels.cell / grid.cell)
+        if finer is None and coarser is None:
+            return None
         places = []
         for (low, high), start in ((voxels.y, grid.y[0]), (voxels.x, grid.x[0])):
             first, count = _whole((low - start) / grid.cell), _whole((high - low) / grid.cell)
-            if first is None or count is None or (finer is None and coarser is None):
+            if first is None or count is None:
                 return None
             places.append((first, count))
         (row, rows), (column, columns) = places
@@ -62,13 +64,9 @@ class Sampling:
         finer = max(1, int(grid.cell / voxels.cell + _ROUNDING))
         if any(count % finer for count in voxels.shape[1:]):
             finer = 1
-        along = [
-            2 * (np.arange(low, high - voxels.cell / 2, voxels.cell * finer) + voxels.cell * finer / 2 - start)
-            / (end - start)
-            - 1
-            for (low, high), (start, end) in ((voxels.x, grid.x), (voxels.y, grid.y))
-        ]  # fmt: skip
-        return Sampling(np.stack(np.meshgrid(*along), axis=-1).astype(np.float32), finer)
+        low, high = np.transpose([grid.x, grid.y])
+        centers = BevGrid(voxels.x, voxels.y, cell=voxels.cell * finer).centers()
+        return Sampling((2 * (centers - low) / (high - low) - 1).astype(np.float32), finer)
 
 
 def require_overlap(voxels: VoxelGrid, grid: BevGrid) -> None:
