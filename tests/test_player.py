@@ -458,7 +458,7 @@ class LongDrive:
             if i == 50:
                 tracemalloc.start()
             if i in (100, 200):
-                while len(self.player.latency) < i:  # frames that are on their way take memory too
+                while len(self.player.collected.latency) < i:  # frames that are on their way take memory too
                     time.sleep(0.01)
                 gc.collect()
                 self.grown = tracemalloc.get_traced_memory()[0] - self.grown

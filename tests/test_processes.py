@@ -12,8 +12,9 @@ from refusals import one_line_error
 
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.evaluation.predictions import Reader
-from perception.evaluation.processes import ATTEMPTS, Processes
+from perception.evaluation.processes import AHEAD, Processes
 from perception.frame import Frame, Prediction
+from perception.workers import ATTEMPTS, Workers
 
 
 def test_the_files_are_the_same_for_any_number_of_processes(sim_root: Path, tmp_path: Path) -> None:
@@ -34,8 +35,8 @@ def tables(tmp_path: Path) -> NuScenesTables:
 
 def predicted(tables: NuScenesTables, deaths: int) -> list[tuple[Frame, Prediction]]:
     samples = tables.samples()
-    with Processes(partial(mortal.opened, tables.dataroot, samples[5], deaths), 2) as predictor:
-        return list(predictor.predictions(Reader(tables, mortal.SPEC), samples))
+    with Workers(partial(mortal.opened, tables.dataroot, samples[5], deaths), 2, AHEAD) as workers:
+        return list(Processes(workers).predictions(Reader(tables, mortal.SPEC), samples))
 
 
 def test_no_keyframe_is_lost_with_a_process(tables: NuScenesTables) -> None:

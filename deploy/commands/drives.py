@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -74,8 +74,9 @@ def evaluate(
     from deploy.manifest import read_manifest
     from perception.evaluation.evaluate import Breakdown
     from perception.evaluation.evaluate import evaluate as run
-    from perception.evaluation.processes import Processes
+    from perception.evaluation.processes import AHEAD, Processes
     from perception.tasks.detection.official import compare, require_official
+    from perception.workers import Workers
 
     if (model / "manifest.json").exists():
         if rig is not None:
@@ -95,8 +96,10 @@ def evaluate(
     if official:
         require_official(tables)
     split, breakdown = split or validation_split(tables.version), Breakdown(names(by), names(corruptions))
-    with Processes(opened, jobs) if jobs else nullcontext(predictor) as chosen:
-        metrics = run(chosen, tables, split, names(scenes), out, spec, console, breakdown)
+    with ExitStack() as opens:
+        if jobs:
+            predictor = Processes(opens.enter_context(Workers(opened, jobs, AHEAD)))
+        metrics = run(predictor, tables, split, names(scenes), out, spec, console, breakdown)
     if official:
         metrics = compare(out, tables, metrics, console)
     report(metrics, as_json)
@@ -188,6 +191,7 @@ def replay(
     ] = None,
     gates: Annotated[Path | None, typer.Option(help="YAML file of the gates.")] = None,
     viewer: Annotated[str, typer.Option(help="foxglove, rerun: also write results.mcap, results.rrd.")] = "",
+    jobs: Annotated[int, typer.Option(help="Processes that replay a scene each; 0: this one alone.", min=0)] = 0,
     key: Keys = None,
     state: State = None,
     allow_older: AllowOlder = False,
@@ -224,7 +228,7 @@ def replay(
     if version is None and versions(drive) and not is_recording(drive):
         version = only_version(drive)
     source = Source(drive, version, names(scenes), topics)
-    summary = run(source, bundle, out, settings, baseline, chosen_gates, console_for(as_json))
+    summary = run(source, bundle, out, settings, baseline, chosen_gates, console_for(as_json), jobs)
     report(summary, as_json)
     outcome = summary.get("verdict", {"outcome": "pass"})["outcome"]
     if outcome != "pass":

@@ -10,9 +10,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from deploy.replay.faults import window
+from deploy.replay.faults import Fault, window
 from perception.errors import InputError
 from perception.frame import Boxes, Prediction
+from perception.rig import Sensors
 from perception.taxonomy import Taxonomy
 
 HIDDEN = "hidden:"  # begins the text
@@ -42,6 +43,12 @@ class HiddenClass:
             raise InputError(f"--fault {text}: no class {name!r}; one of {', '.join(known)}")
         start, end = window(text, match["start"], match["end"])
         return HiddenClass(text, name, taxonomy.label(name), start, end)
+
+
+def parse_faults(texts: Sequence[str], sensors: Sensors, taxonomy: Taxonomy) -> tuple[list[Fault], list[HiddenClass]]:
+    """Faults of sensors and of classes, each in the order of their texts; InputError for one that does not parse."""
+    faults = [Fault.parse(text, sensors) for text in texts if not text.startswith(HIDDEN)]
+    return faults, [HiddenClass.parse(text, taxonomy) for text in texts if text.startswith(HIDDEN)]
 
 
 def hide(prediction: Prediction, faults: Sequence[HiddenClass], seconds: float) -> Prediction:

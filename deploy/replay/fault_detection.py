@@ -71,6 +71,18 @@ class FaultDetections:
             if statuses is not None and each.fault.start <= self.seconds(frame) < each.fault.end:
                 each.add(frame.timestamp, statuses)
 
+    def part(self) -> list[dict[str, Any]]:
+        """What was counted for each fault and sensor or class, for `join`."""
+        return [{"frames": each.frames, "detected": each.detected, "delays": each.delays} for each in self._records]
+
+    def join(self, part: Sequence[Mapping[str, Any]]) -> None:
+        """Add what was counted in later drives with the same faults."""
+        for each, other in zip(self._records, part, strict=True):
+            each.frames += other["frames"]
+            each.detected += other["detected"]
+            for status, seconds in other["delays"].items():
+                each.delays[status] = max(each.delays.get(status, 0.0), seconds)
+
     def listed(self) -> list[dict[str, Any]]:
         """For each fault and sensor or class: its frames, frames with detection, and s until each status."""
         return [

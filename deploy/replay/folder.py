@@ -15,6 +15,7 @@ from perception.errors import InputError
 from perception.tasks import TASKS
 
 VERDICT, JUNIT, REPORT, SOURCES = "verdict.json", "junit.xml", "report.html", "sources.json"
+SCENES = "scenes"  # folder of the drives that several processes replay, until all are finished
 VERDICT_FILES = (VERDICT, JUNIT)
 VIEWERS = {"foxglove": "results.mcap", "rerun": "results.rrd"}  # files for external viewers
 

@@ -98,12 +98,12 @@ class Journal:
             self._open()
         first = self._read(0)
         old = json.loads(first) if first and self._read(1) else None  # a journal without a frame is replaced
-        if old is not None and (differing := _differences(old["about"], self.about)):
-            self._opened.close()
-            raise InputError(
-                f"{self.path}: is of an unfinished replay with {differing}; repeat that one to finish it, or remove "
-                "this file to restart"
-            )
+        if old is not None:
+            try:
+                require_same(self.path, old["about"], self.about)
+            except InputError:
+                self._opened.close()
+                raise
         self.discarded = _differences(old["computed"], self.computed) if old else ""
         self.resumed = old is not None and self.resume and not self.discarded
         if not self.resumed:
@@ -217,6 +217,15 @@ def unpack(arrays: Mapping[str, np.ndarray], rest: Mapping[str, Any]) -> Predict
     """The inverse of `pack`."""
     results = {name: TASKS[name].unpack(part_of(name, arrays)) for name in rest["tasks"]}
     return Prediction(results, rest["not_finite"])
+
+
+def require_same(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Raise InputError if what is in a file is of a replay that differs from the new one."""
+    if differing := _differences(old, new):
+        raise InputError(
+            f"{path}: is of an unfinished replay with {differing}; repeat that one to finish it, or remove this file "
+            "to restart"
+        )
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:

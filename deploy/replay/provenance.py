@@ -6,7 +6,7 @@ A baseline must have the same settings and data.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import ValidationError
 
@@ -93,6 +93,23 @@ class ReplayProvenance(Section):
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"]) or "the text"
             raise InputError(f"{path}: {where}: {first['msg'].lower()}; replay again with this version") from None
+
+    def about(self, path: Path) -> dict[str, Any]:
+        """What an unfinished replay must have in common with one that goes on with it, as JSON.
+
+        Args:
+            path: of the drives.
+        """
+        known = self.model_dump(mode="json")
+        names = ("version", "scenes", "topics_sha256", "faults", "conditions", "evidence", "selection", "latency")
+        about = {"drive": str(path.resolve()), **{name: known[name] for name in names}}
+        return about | {"bundle": self.bundle.manifest_sha256, "target": self.engine.target}
+
+    @property
+    def computed(self) -> dict[str, Any]:
+        """Software and machine, on which results depend, as JSON."""
+        known = self.model_dump(mode="json")
+        return {**known["software"], **known["engine"], **known["machine"]}
 
     def brief(self) -> dict[str, str]:
         """Names and texts for the report."""

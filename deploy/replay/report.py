@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from importlib.resources import files
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -28,22 +28,39 @@ MOST_BOXES = 80  # of a layer in a frame, except annotations
 _STYLES = {RasterLayer: "raster", PointLayer: "points", VoxelLayer: "voxels"}  # on the page
 
 
+class Share(NamedTuple):
+    """Drives that are a part of a larger replay.
+
+    Attributes:
+        first: expected number of frames before them.
+        total: expected number of frames of the whole replay.
+        floors: of its worst frames so far (`WorstFrames`).
+    """
+
+    first: int
+    total: int
+    floors: Mapping[str, float] | None = None
+
+
 class Report:
     """Collects replayed frames.
 
     Args:
         frames: the expected number of frames.
+        share: these frames are of a larger replay; None: they are the whole.
     """
 
-    def __init__(self, manifest: Manifest, target: str, frames: int) -> None:
+    def __init__(self, manifest: Manifest, target: str, frames: int, share: Share | None = None) -> None:
         self.manifest, self.target = manifest, target
         self._grid = manifest.grid.build()
-        self._spread = set(np.linspace(0, frames - 1, min(frames, SPREAD)).round().astype(int).tolist())
+        share = share or Share(0, frames)
+        spread = np.linspace(0, share.total - 1, min(share.total, SPREAD)).round().astype(int) - share.first
+        self._spread = set(spread[(spread >= 0) & (spread < frames)].tolist())
         self._frames: dict[int, dict[str, Any]] = {}  # those with pictures, by number
         self._milliseconds: list[list[float]] = []  # of every frame, as STAGES
         self._scenes: list[tuple[int, str]] = []  # number of each scene's first frame
         self._start = 0  # us, of the scene
-        self._timeline, self._worst = Timeline(), WorstFrames()
+        self._timeline, self._worst = Timeline(), WorstFrames(share.floors)
         self._tasks = manifest.heads
         self._layers: dict[str, dict[str, Any]] = {}  # what is equal in all frames, by the layer's name
         self._trails = defaultdict[str, Trails](Trails)  # by the layer's name
@@ -66,8 +83,45 @@ class Report:
         layers = list(self._layers_of(frame, seen))
         if self._worst.add(number, self._ratings(frame, seen)) | (number in self._spread):
             self._frames[number] = self._with_pictures(number, frame, seen, layers)
-            for number in self._frames.keys() - self._spread - self._worst.numbers:
-                del self._frames[number]
+            self._keep_only_shown()
+
+    def _keep_only_shown(self) -> None:
+        for number in self._frames.keys() - self._spread - self._worst.numbers:
+            del self._frames[number]
+
+    def part(self) -> dict[str, Any]:
+        """What was collected, as JSON, for `join`."""
+        return {
+            "spread": sorted(self._spread),
+            "frames": [self._frames[number] for number in sorted(self._frames)],
+            "milliseconds": self._milliseconds,
+            "scenes": self._scenes,
+            "lanes": self._timeline.lanes(),
+            "worst": self._worst.part(),
+            "layers": list(self._layers.values()),
+            "yaws": self._yaws,
+            "heights": self._heights,
+        }
+
+    def join(self, part: Mapping[str, Any]) -> None:
+        """Append the frames of later drives."""
+        first = len(self._milliseconds)
+        self._spread |= {first + number for number in part["spread"]}
+        self._frames |= {first + each["number"]: {**each, "number": first + each["number"]} for each in part["frames"]}
+        self._milliseconds += part["milliseconds"]
+        self._scenes += [(first + number, name) for number, name in part["scenes"]]
+        self._timeline.join(part["lanes"], first)
+        self._worst.join(part["worst"], first)
+        layers = {each["name"]: each for each in part["layers"]}
+        known: tuple[tuple[dict[str, Any], Mapping[str, Any]], ...] = (
+            (self._layers, layers),
+            (self._yaws, part["yaws"]),
+            (self._heights, part["heights"]),
+        )
+        for own, others in known:
+            for name, each in others.items():
+                own.setdefault(name, each)
+        self._keep_only_shown()
 
     def html(
         self,

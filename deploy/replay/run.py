@@ -7,13 +7,24 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import track
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
+from rich.text import Text
 
+from deploy.replay.conclude import Concluded
+from deploy.replay.fleet import Fleet
 from deploy.replay.folder import error_if_unjudged, require_separate
 from deploy.replay.gates import Gates
 from deploy.replay.measures import measure_whole
-from deploy.replay.player import Player, Timed, Watcher
+from deploy.replay.player import Each, Player, Watcher
 from deploy.replay.settings import Settings, Source
 from deploy.replay.sources import open_drives
 from deploy.replay.verdict import judge, require_comparable
@@ -29,6 +40,7 @@ def replay(
     baseline: Path | None = None,
     gates: Gates | None = None,
     console: Console | None = None,
+    jobs: int = 0,
 ) -> dict[str, Any]:
     """Replay recorded drives through a bundle, and judge the outcome if there are gates or a baseline.
 
@@ -37,6 +49,7 @@ def replay(
     Args:
         baseline: folder of another replay of the same scenes.
         gates: by default `default_gates`, if there is a baseline.
+        jobs: processes that replay a drive each (`deploy.replay.fleet`); 0: none but this one.
 
     Returns:
         The summary, with the verdict, if any, under `verdict`.
@@ -53,16 +66,22 @@ def replay(
     judged = gates is not None or baseline is not None
     with error_if_unjudged(out, judged):
         runtime = Runtime(bundle, settings.target, settings.trust, settings.evidence)
-        taxonomy = runtime.bundle.manifest.taxonomy
+        manifest, spec = runtime.bundle.manifest, runtime.bundle.spec
         if gates is not None:
-            gates.require_taxonomy(taxonomy)
-        spec, signals = runtime.bundle.spec, runtime.sources.signals
-        drives = open_drives(source.path, source.version, source.scenes, spec, source.topics, taxonomy, signals)
-        player = Player(runtime, source, drives, out, settings, _Progress(console))
-        summary = player.run()
-        _print(player, summary, console)
-        if gates is not None and player.tables is not None and settings.selection.every == 1:
-            measure_whole(out, gates.scores, player.tables)
+            gates.require_taxonomy(manifest.taxonomy)
+        signals = runtime.sources.signals
+        drives = open_drives(
+            source.path, source.version, source.scenes, spec, source.topics, manifest.taxonomy, signals
+        )
+        if jobs:
+            concluded = Fleet(runtime, source, drives, out, settings, _Progress(console)).run(jobs)
+        else:
+            concluded = Player(runtime, source, drives, out, settings, _Progress(console)).run()
+        summary = concluded.summary(manifest)
+        _print(concluded, summary, console)
+        tables = next((drive.tables for drive in drives if drive.tables is not None), None)
+        if gates is not None and tables is not None and settings.selection.every == 1:
+            measure_whole(out, gates.scores, tables)
         if judged:
             verdict = judge(out, baseline, gates)
             console.print(verdict.table())
@@ -79,18 +98,27 @@ class _Progress(Watcher):
     def message(self, text: str) -> None:
         self._console.print(text)
 
-    def counted(self, frames: Iterator[Timed], expected: int) -> Iterator[Timed]:
-        yield from track(frames, "Replaying", expected, console=self._console, transient=True)
+    def counted(self, frames: Iterator[Each], expected: int) -> Iterator[Each]:
+        columns = (TextColumn("Replaying"), BarColumn(), MofNCompleteColumn(), _Speed(), TimeRemainingColumn())
+        with Progress(*columns, console=self._console, transient=True) as progress:
+            yield from progress.track(frames, expected)
 
 
-def _print(player: Player, summary: dict[str, Any], console: Console) -> None:
+class _Speed(ProgressColumn):
+    """Frames per second."""
+
+    def render(self, task: Task) -> Text:
+        return Text("" if task.speed is None else f"{task.speed:.0f} frames/s")
+
+
+def _print(concluded: Concluded, summary: dict[str, Any], console: Console) -> None:
     console.print(_latency_table(summary))
-    for each in player.drives:
-        console.print(each.counts.line())
-    if player.not_finite:
-        console.print(f"NaN or infinite outputs were left out in {player.not_finite} of the frames")
-    if player.clock is not None:
-        console.print(f"at most {player.clock.behind:.2f} s behind real time")
+    for _, line in concluded.collected.counts:
+        console.print(line)
+    if not_finite := concluded.collected.not_finite:
+        console.print(f"NaN or infinite outputs were left out in {not_finite} of the frames")
+    if concluded.behind is not None:
+        console.print(f"at most {concluded.behind:.2f} s behind real time")
     console.print(f"report: {summary['report']}")
 
 

@@ -5,9 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from perception.errors import InputError
 from perception.frame import Frame
+
+if TYPE_CHECKING:
+    from deploy.replay.sources import Drive
 
 
 @dataclass(frozen=True)
@@ -42,11 +46,11 @@ class Selection:
                 return
             yield frame
 
-    def select(self, frames: Iterable[Frame]) -> Iterator[Frame]:
+    def select(self, frames: Iterable[Frame], needed: bool = True) -> Iterator[Frame]:
         """Yield the selected frames of one or more drives.
 
         Raises:
-            InputError: there is none.
+            InputError: there is none, but one is needed.
         """
         scene, start, inside, last, none = None, 0, 0, 0.0, True
         for frame in frames:
@@ -58,8 +62,12 @@ class Selection:
                     none = False
                     yield frame
                 inside += 1
-        if none:
+        if none and needed:
             raise InputError(f"--start {self.start:g}: the last frame of the drive is at {last:.1f} s; start earlier")
+
+    def expected_of(self, drive: Drive) -> int:
+        """About how many of the frames of a drive are selected."""
+        return self.expected(len(drive), drive.seconds)
 
     def expected(self, frames: int, seconds: float) -> int:
         """How many of the frames of a drive are selected, if they come at a steady rate.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from perception.frame import Frame
@@ -34,6 +35,12 @@ class Timeline:
             spans[-1]["to"] = number
         else:
             spans.append({"from": number, "to": number, "value": value, "why": why})
+
+    def join(self, lanes: Sequence[Mapping[str, Any]], first: int) -> None:
+        """Append the `lanes` of later drives, whose frames are counted from `first` on."""
+        for lane in lanes:
+            own = self._lanes.setdefault((lane["kind"], lane["name"]), [])
+            own += [{**span, "from": first + span["from"], "to": first + span["to"]} for span in lane["spans"]]
 
     def lanes(self) -> list[dict[str, Any]]:
         return [{"kind": kind, "name": name, "spans": spans} for (kind, name), spans in self._lanes.items()]

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 WORST_KEPT = 4  # frames by each measure
 
 
 class WorstFrames:
-    """The WORST_KEPT worst frames so far by each measure; the earliest among equals."""
+    """The WORST_KEPT worst frames so far by each measure; the earliest among equals.
 
-    def __init__(self) -> None:
+    Args:
+        floors: measure -> value above which frames can be among the worst of earlier drives and these.
+    """
+
+    def __init__(self, floors: Mapping[str, float] | None = None) -> None:
         self._heaps: dict[str, list[tuple[float, int, str]]] = {}  # measure -> value, -number, text
+        self._floors = floors or {}
 
     def add(self, number: int, ratings: Mapping[str, tuple[float, str]]) -> bool:
         """Add a frame; returns whether it is among the worst so far.
@@ -25,10 +30,26 @@ class WorstFrames:
         for measure, (value, text) in ratings.items():
             heap = self._heaps.setdefault(measure, [])
             entry = (value, -number, text)
-            if value > 0 and (len(heap) < WORST_KEPT or entry > heap[0]):
+            if value > self._floors.get(measure, 0) and (len(heap) < WORST_KEPT or entry > heap[0]):
                 (heapq.heappush if len(heap) < WORST_KEPT else heapq.heapreplace)(heap, entry)
                 among_worst = True
         return among_worst
+
+    def part(self) -> dict[str, list[tuple[int, float, str]]]:
+        """Number, value and text of each measure's frames, for `join`."""
+        return {name: [(-n, value, text) for value, n, text in heap] for name, heap in self._heaps.items()}
+
+    def join(self, part: Mapping[str, Sequence[tuple[int, float, str]]], first: int) -> None:
+        """Add the worst frames of later drives, whose frames are counted from `first` on."""
+        for measure, entries in part.items():
+            self._heaps.setdefault(measure, [])
+            for number, value, text in sorted(entries):
+                self.add(first + number, {measure: (value, text)})
+
+    @property
+    def floors(self) -> dict[str, float]:
+        """Value of each measure that a later frame must exceed to be among the worst."""
+        return {name: heap[0][0] for name, heap in self._heaps.items() if len(heap) == WORST_KEPT}
 
     @property
     def numbers(self) -> set[int]:

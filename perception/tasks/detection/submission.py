@@ -6,18 +6,17 @@ most 500 boxes in the global frame.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
-from perception.atomic import atomic_file
 from perception.errors import InputError
 from perception.frame import Boxes, Frame
+from perception.frame_file import FrameFile
 from perception.rotations import quaternions
 from perception.tasks.detection.attributes import fitting_attributes
 from perception.taxonomy import Taxonomy
@@ -97,9 +96,8 @@ Writer = TypeVar("Writer", bound="ResultsWriter")
 class ResultsWriter:
     """Writes a submission sample by sample, in bounded memory."""
 
-    def __init__(self, path: Path, file: BinaryIO, taxonomy: Taxonomy) -> None:
-        self.path, self._file, self._taxonomy = path, file, taxonomy
-        self._tokens: set[str] = set()
+    def __init__(self, file: FrameFile, taxonomy: Taxonomy) -> None:
+        self._file, self._taxonomy = file, taxonomy
 
     @classmethod
     @contextmanager
@@ -115,10 +113,8 @@ class ResultsWriter:
             InputError: the disk is full or the folder not writable.
         """
         meta = {f"use_{kind}": kind in sensors for kind in ("camera", "lidar", "radar", "map", "external")}
-        with atomic_file(path, "the submission") as file:
-            file.write(f'{{"meta": {json.dumps(meta)}, "results": {{'.encode())
-            yield cls(path, file, taxonomy)
-            file.write(b"\n}}\n")
+        with FrameFile.open(path, "the submission", {"meta": meta}, "results") as file:
+            yield cls(file, taxonomy)
 
     def add_entries(self, sample: str, entries: list[dict[str, object]]) -> None:
         """Append the boxes of one sample; samples without boxes are written too, as the devkit requires.
@@ -126,11 +122,7 @@ class ResultsWriter:
         Raises:
             InputError: the sample was added before, or the disk is full.
         """
-        if sample in self._tokens:
-            raise InputError(f"{self.path}: sample {sample} is predicted twice; give each sample once")
-        separator = ",\n" if self._tokens else "\n"
-        self._file.write(f"{separator}{json.dumps(sample)}: {json.dumps(entries, allow_nan=False)}".encode())
-        self._tokens.add(sample)
+        self._file.add(sample, entries)
 
 
 class SubmissionWriter(ResultsWriter):

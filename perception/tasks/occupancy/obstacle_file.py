@@ -16,13 +16,13 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from perception.atomic import atomic_file
 from perception.errors import InputError
 from perception.frame import Frame
+from perception.frame_file import FrameFile
 from perception.rotations import quaternions
 from perception.tasks.occupancy.unknown import Obstacles
 from perception.taxonomy import Taxonomy
@@ -45,8 +45,8 @@ class WithObstacles(Protocol):
 class ObstacleWriter:
     """Writes obstacles.json frame by frame, in bounded memory."""
 
-    def __init__(self, file: BinaryIO) -> None:
-        self._file, self._separator = file, "\n"
+    def __init__(self, file: FrameFile) -> None:
+        self._file = file
 
     @classmethod
     @contextmanager
@@ -56,17 +56,13 @@ class ObstacleWriter:
         Raises:
             InputError: the disk is full or the folder not writable.
         """
-        with atomic_file(folder / OBSTACLES, "the obstacles") as file:
-            file.write(f'{{"classes": {json.dumps(taxonomy.class_names)}, "frames": {{'.encode())
+        with FrameFile.open(folder / OBSTACLES, "the obstacles", {"classes": taxonomy.class_names}, "frames") as file:
             yield cls(file)
-            file.write(b"\n}}\n")
 
     def add(self, frame: Frame, result: object, state: WithObstacles) -> None:
         """Append a frame."""
         entry = {"obstacles": _listed(state.obstacles), "voxels": state.unexplained.tolist()}
-        line = f"{self._separator}{json.dumps(frame.token)}: {json.dumps(entry, allow_nan=False)}"
-        self._file.write(line.encode())
-        self._separator = ",\n"
+        self._file.add(frame.token, entry)
 
 
 class FrameObstacles(NamedTuple):

@@ -1,0 +1,195 @@
+"""Replays in several processes: the same bytes as by one, whatever is killed meanwhile."""
+
+import json
+import multiprocessing
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from exported import QUIET
+from fleet_drives import kill_one, write_scenes
+from hypothesis import given
+from hypothesis import strategies as st
+from refusals import one_line_error
+from test_player import SAME, assert_same, small
+
+from deploy.replay.gates import Gates
+from deploy.replay.journal import JOURNAL
+from deploy.replay.run import replay
+from deploy.replay.selection import Selection
+from deploy.replay.settings import Settings, Source
+from perception.errors import InputError
+from perception.frame_file import FrameFile, join
+
+SCENES, KEYFRAMES, VERSION = 5, 24, "v1.0-tiny"
+FAULTS = ("drop:lidar@2-4", "freeze:lidar@5-7", "hidden:car@1-9")
+GATES = {
+    "gates": [
+        {"metric": "mAP", "at_least": 0.5},
+        {"metric": "agreement", "of": "detections", "at_least": 0.9},
+        {"metric": "dropped", "at_most": 0},
+    ]
+}
+
+
+@pytest.fixture(scope="module")
+def drives(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("drives") / "tiny"
+    write_scenes(root, SCENES, KEYFRAMES)
+    return root
+
+
+def replayed(drives: Path, out: Path, jobs: int, **options: Any) -> dict[str, Any]:
+    given = {name: options.pop(name) for name in ("baseline", "gates") if name in options}
+    source = Source(drives, VERSION, options.pop("scenes", ()))
+    return replay(source, small(), out, Settings(**({"faults": FAULTS} | options)), console=QUIET, jobs=jobs, **given)
+
+
+@pytest.fixture(scope="module")
+def expected(drives: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A replay by one process."""
+    out = tmp_path_factory.mktemp("expected")
+    replayed(drives, out, 0)
+    return out
+
+
+def page_data(out: Path) -> dict[str, Any]:
+    """What the report shows, without times and the frames that are shown for their time alone."""
+    page = (out / "report.html").read_text()
+    data = json.loads(page.partition('type="application/json">')[2].partition("</script>")[0])
+    others = {each["number"] for each in data["worst"] if each["measure"] != "slowest"}
+    shown = [each for each in data["frames"] if each["number"] in others]
+    timeless = {"latency", "milliseconds", "worst", "frames", "bundle"}
+    worst = [each for each in data["worst"] if each["measure"] != "slowest"]
+    return {name: each for name, each in data.items() if name not in timeless} | {"frames": shown, "worst": worst}
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_the_files_are_those_of_one_process(drives: Path, expected: Path, tmp_path: Path, jobs: int) -> None:
+    summary = replayed(drives, tmp_path, jobs)
+    assert (summary["frames"], summary["resumed_at_frame"]) == (SCENES * KEYFRAMES, 0)
+    assert_same(tmp_path, expected)
+    assert {each.name for each in tmp_path.iterdir()} == {each.name for each in expected.iterdir()}
+    found, data = page_data(tmp_path), page_data(expected)
+    assert found["frames"]
+    assert found == data
+    records = [json.loads((out / "replay.json").read_text()) for out in (tmp_path, expected)]
+    assert records[0]["drives"] == records[1]["drives"]
+    assert len(json.loads((tmp_path / "latency.json").read_text())["stages"]) > 5
+
+
+def test_the_verdict_is_that_of_one_process(drives: Path, expected: Path, tmp_path: Path) -> None:
+    gates = Gates.model_validate(GATES)
+    for name, jobs in (("one", 0), ("two", 2)):
+        replayed(drives, tmp_path / name, jobs, baseline=expected, gates=gates)
+    verdicts = [(tmp_path / name / "verdict.json").read_bytes() for name in ("one", "two")]
+    assert verdicts[0] == verdicts[1]
+    assert {case["outcome"] for case in json.loads(verdicts[0])["cases"]} == {"pass", "fail"}
+
+
+def test_whatever_is_killed_the_bytes_are_the_same(drives: Path, expected: Path, tmp_path: Path) -> None:
+    """A worker, whose drive another one goes on with; the driver, which is started again; at random moments."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["deploy.replay.run", "deploy.engines.onnxruntime"])
+    rng, killed = random.Random(1), list[str]()
+    while len(killed) < 8:
+        given = (Source(drives, VERSION), small(), tmp_path, Settings(faults=FAULTS))
+        driver = context.Process(target=replay, args=given, kwargs={"jobs": 2})
+        driver.start()
+        while driver.is_alive():
+            driver.join(rng.uniform(0, 4))
+            if driver.is_alive() and len(killed) < 8 and (which := kill_one(driver, rng)):
+                killed.append(which)
+    assert {*killed} == {"driver", "worker"}
+    replayed(drives, tmp_path, 2)
+    assert_same(tmp_path, expected)
+    assert not (tmp_path / JOURNAL).exists()
+    assert not (tmp_path / "scenes").exists()
+
+
+def test_finished_drives_are_not_replayed_again(drives: Path, expected: Path, tmp_path: Path) -> None:
+    """The sensors' file of the last drive is damaged, so that the others are finished; then nothing else is read."""
+    files = sorted((drives / "samples" / "LIDAR_TOP").iterdir())
+    contents = [file.read_bytes() for file in files]
+    files[-1].write_bytes(contents[-1][:-1])
+    with one_line_error(files[-1].name):
+        replayed(drives, tmp_path, 1)
+    assert not any((tmp_path / name).exists() for name in SAME)
+    for file in files[: (SCENES - 2) * KEYFRAMES]:  # the last drive has sweeps of the one before
+        file.write_bytes(b"damaged")
+    files[-1].write_bytes(contents[-1])
+    try:
+        assert replayed(drives, tmp_path, 2)["resumed_at_frame"] == SCENES * KEYFRAMES - 1
+    finally:
+        for file, content in zip(files, contents, strict=True):
+            file.write_bytes(content)
+    assert_same(tmp_path, expected)
+
+
+def test_drives_of_another_replay_are_refused(drives: Path, tmp_path: Path) -> None:
+    file = max((drives / "samples" / "LIDAR_TOP").iterdir())
+    content = file.read_bytes()
+    file.write_bytes(content[:-1])
+    with pytest.raises(InputError):
+        replayed(drives, tmp_path, 1)
+    file.write_bytes(content)
+    with one_line_error(r"scene-0001.part\.json: is of an unfinished replay with faults .* remove this file"):
+        replayed(drives, tmp_path, 1, faults=())
+
+
+def test_a_drive_without_selected_frames_is_empty(drives: Path, tmp_path: Path) -> None:
+    for name, jobs in (("one", 0), ("two", 2)):
+        replayed(drives, tmp_path / name, jobs, selection=Selection(start=11.0), scenes=("scene-0002", "scene-0004"))
+    assert_same(tmp_path / "two", tmp_path / "one")
+    with one_line_error("--start 12: .* start earlier"):
+        replayed(drives, tmp_path / "none", 2, selection=Selection(start=12.0))
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"latency": True}, "--jobs and --latency"),
+        ({"real_time": True}, "--jobs and --real-time"),
+        ({"viewers": ["foxglove"]}, "--jobs and --viewer"),
+        ({"scenes": ("scene-0001:0-2", "scene-0001:2-4")}, "scene-0001 is given twice"),
+    ],
+)
+def test_what_needs_one_process_is_refused(drives: Path, tmp_path: Path, options: dict[str, Any], reason: str) -> None:
+    with one_line_error(reason):
+        replayed(drives, tmp_path, 2, **options)
+
+
+NAMES = st.text(st.characters(codec="utf-8"), max_size=4)
+PARTS = st.lists(st.lists(st.tuples(NAMES, st.lists(st.floats(allow_nan=False, allow_infinity=False) | NAMES))))
+
+
+@given(parts=PARTS.filter(len), head=NAMES)
+def test_joined_files_are_those_of_one_writer(
+    tmp_path_factory: pytest.TempPathFactory, parts: list[list[tuple[str, Any]]], head: str
+) -> None:
+    folder = tmp_path_factory.mktemp("joined")
+    paths = [folder / f"{i}.json" for i in range(len(parts))]
+    for i, (path, entries) in enumerate(zip(paths, parts, strict=True)):
+        write(path, head, {f"{i} {j} {name}": entry for j, (name, entry) in enumerate(entries)})
+    every = {f"{i} {j} {name}": e for i, entries in enumerate(parts) for j, (name, e) in enumerate(entries)}
+    write(folder / "one.json", head, every)
+    join(paths, folder / "joined.json", "the results")
+    assert (folder / "joined.json").read_bytes() == (folder / "one.json").read_bytes()
+    assert json.loads((folder / "joined.json").read_text()) == {"head": head, "entries": every}
+
+
+def write(path: Path, head: str, entries: dict[str, Any]) -> None:
+    with FrameFile.open(path, "the results", {"head": head}, "entries") as file:
+        for name, entry in entries.items():
+            file.add(name, entry)
+
+
+def test_a_part_that_is_not_whole_is_not_joined(tmp_path: Path) -> None:
+    a, b = tmp_path / "a.json", tmp_path / "b.json"
+    write(a, "same", {"a": [1]})
+    for content in (b"", a.read_bytes()[:-1], a.read_bytes().replace(b"same", b"else")):
+        b.write_bytes(content)
+        with one_line_error("b.json: is (not whole|of another network)"):
+            join([a, b], tmp_path / "c.json", "the results")
+        assert not (tmp_path / "c.json").exists()
