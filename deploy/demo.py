@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import Progress, TaskID
+from rich.progress import Progress
 from rich.table import Table
 
 from deploy.build import build
@@ -25,6 +25,7 @@ from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
 from perception.evaluation.evaluate import Breakdown, evaluate
 from perception.predict import TorchPredictor
+from perception.simulate.recording import Run
 from perception.simulate.simulate import simulate
 from perception.taxonomy import load_taxonomy
 from perception.training.adapt import adapt, add_task
@@ -89,8 +90,8 @@ class Demo:
         ):
             with Progress(console=self.console) as progress:
                 bar = progress.add_task("keyframes", total=scenes * samples)
-                advance = partial(_advance, progress, bar)
-                simulate(self.out / name, scenes, samples, seed, conditions, progress=advance)
+                run = Run(progress=partial(progress.advance, bar))
+                simulate(self.out / name, scenes, samples, seed, conditions, run=run)
 
     @cached_property
     def tables(self) -> NuScenesTables:
@@ -165,10 +166,6 @@ def demo(out: Path) -> dict[str, Any]:
     console.print_json(data=summary)
     console.print(f"Open {Path(summary['report']).resolve()}")
     return summary
-
-
-def _advance(progress: Progress, bar: TaskID, done: int, _: int) -> None:
-    progress.update(bar, completed=done)
 
 
 def _config(scenes: Sequence[str]) -> Config:

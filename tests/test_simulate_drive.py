@@ -28,6 +28,7 @@ from perception.frame import Conditions
 from perception.simulate.conditions import Course, every, split
 from perception.simulate.drive import KEYFRAME_PERIOD, Drive
 from perception.simulate.nuscenes_writer import VERSION, token
+from perception.simulate.recording import UNFINISHED, Run
 from perception.simulate.scenario import build_world
 from perception.simulate.simulate import simulate
 from perception.simulate.world import World
@@ -293,15 +294,41 @@ def test_a_drive_that_changes_is_under_each_part_the_drive_of_that_part_alone(tm
 
 
 def test_a_run_that_is_cut_short_leaves_no_version(tmp_path: Path) -> None:
-    class Cut(Exception):
-        pass
-
-    def cut(done: int, total: int) -> None:
-        raise Cut
-
     with pytest.raises(Cut):
-        simulate(tmp_path, 1, 2, seed=0, condition_names=["clear-day-boston"], progress=cut, rig=NARROW)
+        simulate(tmp_path, 1, 2, seed=0, condition_names=["clear-day-boston"], rig=NARROW, run=cut_after(1))
     assert not (tmp_path / VERSION).exists()
+
+
+class Cut(Exception):
+    pass
+
+
+def cut_after(keyframes: int) -> Run:
+    """A run in this process that is cut short."""
+    left = iter(range(keyframes - 1))
+
+    def advance(recorded: int) -> None:
+        if next(left, None) is None:
+            raise Cut
+
+    return Run(1, advance)
+
+
+def test_a_run_goes_on_with_the_drives_of_one_that_was_cut_short(tmp_path: Path) -> None:
+    given = {"seed": 0, "condition_names": ["clear-day-boston"], "rig": NARROW}
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    simulate(whole, 2, 1, **given, run=Run(1))
+    for others in ({"condition_names": ["rain-day-boston"]}, {}):  # what is of other drives is not used
+        with pytest.raises(Cut):
+            simulate(cut, 2, 1, **given | others, run=cut_after(2))
+    finished = {path: path.stat().st_mtime_ns for path in cut.glob("samples/*/*0001__*")}
+    assert len(finished) == 7
+    simulate(cut, 2, 1, **given, run=Run(2))
+    assert hashes(cut, f"{VERSION}/*") == hashes(whole, f"{VERSION}/*")
+    assert hashes(cut, "lidarseg/**/*") == hashes(whole, "lidarseg/**/*")
+    assert {path: path.stat().st_mtime_ns for path in finished} == finished
+    assert hashes(whole).items() <= hashes(cut).items()
+    assert not (cut / UNFINISHED).exists()
 
 
 def test_an_existing_log_is_not_overwritten(sim_root: Path) -> None:

@@ -22,8 +22,6 @@ from perception.commands.common import (
 )
 
 if TYPE_CHECKING:
-    from rich.progress import Progress, TaskID
-
     from perception.config import Config
     from perception.model import PerceptionModel
 
@@ -56,11 +54,18 @@ def simulate(
         bool,
         typer.Option("--occupancy", help="Annotate voxels too, as Occ3D-nuScenes does: gts/SCENE/SAMPLE/labels.npz."),
     ] = False,
+    jobs: Annotated[
+        int | None, typer.Option(help="Processes that record a drive each. Default: one for each processor.", min=1)
+    ] = None,
 ) -> None:
-    """Write simulated drives in the nuScenes schema, which the official devkit loads."""
+    """Write simulated drives in the nuScenes schema, which the official devkit loads.
+
+    The same command goes on with the drives that an interrupted one has.
+    """
     from rich.progress import Progress
 
     from perception.simulate.conditions import Extras, parse
+    from perception.simulate.recording import Run
     from perception.simulate.simulate import simulate as run
     from perception.simulate.world_files import Worlds
     from perception.taxonomy import load_taxonomy
@@ -69,12 +74,8 @@ def simulate(
     chosen, courses = rig_of(rig), parse(names(conditions), load_taxonomy(taxonomy), Worlds(worlds), extras)
     with Progress() as progress:
         bar = progress.add_task("keyframes", total=scenes * samples)
-        advance = partial(_advance, progress, bar)
-        run(out, scenes, samples, seed, courses, sweeps, advance, chosen)
-
-
-def _advance(progress: Progress, bar: TaskID, done: int, _: int) -> None:
-    progress.update(bar, completed=done)
+        how = Run(jobs, partial(progress.advance, bar))
+        run(out, scenes, samples, seed, courses, sweeps, chosen, how)
 
 
 @app.command(epilog="Example: perception train configs/tiny.yaml train.batch=4 --data drives --out runs/a")

@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
 import shutil
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor, wait
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import cv2
 
 from perception.datasets.nuscenes.lidarseg import TABLE as LIDARSEG
 from perception.errors import InputError
 from perception.rig import Rig, load_rig
+from perception.simulate import recording
 from perception.simulate.city import build_city
 from perception.simulate.conditions import Course, parse, split
-from perception.simulate.drive import Drive, record
+from perception.simulate.drive import Drive
 from perception.simulate.layouts import layout_of
-from perception.simulate.nuscenes_writer import VERSION, Row, Tables, fixed_tables, token, write_maps, write_tables
+from perception.simulate.nuscenes_writer import VERSION, Row, fixed_tables, token, write_maps, write_tables
 from perception.simulate.obstacles import CATEGORIES as UNKNOWN
+from perception.simulate.recording import Run
 from perception.simulate.world_files import Worlds
 from perception.taxonomy import load_taxonomy
-
-Progress = Callable[[int, int], None]  # keyframes done, keyframes in total
 
 
 def simulate(
@@ -34,12 +28,13 @@ def simulate(
     seed: int,
     condition_names: Sequence[str] | Sequence[Course],
     sweeps: int = 0,
-    progress: Progress = lambda done, total: None,
     rig: Rig | None = None,
+    run: Run = Run(),  # noqa: B008 - it is immutable
 ) -> None:
     """Write a drive log to `out` that `NuScenes('v1.0-sim', out)` and `NuScenesMap` load, or the taxonomy's devkit.
 
-    The same arguments give the same bytes, on any number of processors. An interrupted run leaves no version folder.
+    The same arguments give the same bytes, by any number of processes. An interrupted run leaves no version folder; the
+    same call goes on with the drives that it has.
 
     Args:
         scenes: number of drives; they take the conditions in turn.
@@ -48,6 +43,7 @@ def simulate(
             what `conditions.parse` made of names of another taxonomy.
         sweeps: LiDAR sweeps at 20 Hz before each keyframe, 0-10.
         rig: the vehicle's sensors; None: nuScenes' car.
+        run: processes and progress.
 
     Raises:
         InputError: an argument is out of range, a sensor has no calibration, or `out` already holds such a log.
@@ -76,15 +72,17 @@ def simulate(
     drives = [Drive(seed, n, courses[n % len(courses)], samples, sweeps, rig) for n in range(scenes)]
     for folder in (*(f"samples/{name}" for name in rig.sensors.names), *(f"sweeps/{name}" for name in swept)):
         (out / folder).mkdir(parents=True, exist_ok=True)
+    begun = recording.begin(drives, out)
     layout = layout_of(courses[0].taxonomy)
     if layout.lidarseg:
         classes = out / LIDARSEG / VERSION
-        shutil.rmtree(classes, ignore_errors=True)  # of an interrupted run; the devkit counts the files
-        classes.mkdir(parents=True)
+        if not begun:
+            shutil.rmtree(classes, ignore_errors=True)  # of an interrupted run; the devkit counts the files
+        classes.mkdir(parents=True, exist_ok=True)
     further = UNKNOWN if courses[0].extras.obstacles else ()
     categories = tuple(dict.fromkeys((*layout.categories, *further)))
     tables = fixed_tables(rig, categories, layout.attributes, layout.lidarseg)
-    for tables_of_drive in _record_all(drives, out, progress):
+    for tables_of_drive in recording.record_all(drives, out, run):
         for name, rows in tables_of_drive.items():
             tables.setdefault(name, []).extend(rows)
     if layout.logs:
@@ -92,6 +90,7 @@ def simulate(
     training, validation = split([drive.course for drive in drives])
     splits = {"sim_train": training, "sim_val": validation}
     write_tables(out, tables, {name: [drives[n].name for n in chosen] for name, chosen in splits.items()})
+    recording.end(out)
 
 
 def _locations(drives: list[Drive]) -> list[str]:
@@ -110,43 +109,3 @@ def _map_row(location: str, drives: list[Drive], out: Path) -> Row:
         "filename": write_maps(out, build_city(there[0].course.place)),
         "log_tokens": [drive.token("log") for drive in there],
     }
-
-
-def _record_all(drives: list[Drive], out: Path, progress: Progress) -> list[Tables]:
-    """Record the drives in parallel, one process per processor; results in the order of the drives."""
-    total, done = sum(drive.samples for drive in drives), 0
-
-    def advance() -> None:
-        nonlocal done
-        done += 1
-        progress(done, total)
-
-    workers = min(len(drives), os.cpu_count() or 1)
-    if workers == 1:
-        return [record(drive, out, advance) for drive in drives]
-    context = multiprocessing.get_context("spawn")
-    finished_keyframes = context.Queue()
-    with ProcessPoolExecutor(workers, context, _start_worker, (finished_keyframes,)) as pool:
-        futures = [pool.submit(_record_in_worker, drive, out) for drive in drives]
-        pending = set(futures)
-        while pending:
-            finished, pending = wait(pending, timeout=0.2)
-            for future in finished:
-                future.result()  # re-raises a worker's error without waiting for the others
-            while not finished_keyframes.empty():
-                finished_keyframes.get()
-                advance()
-        return [future.result() for future in futures]
-
-
-_finished_keyframes: Any = None  # queue from a worker to the main process, an entry per keyframe
-
-
-def _start_worker(finished_keyframes: Any) -> None:
-    global _finished_keyframes  # noqa: PLW0603 - the only way to hand a queue to a pool's workers
-    _finished_keyframes = finished_keyframes
-    cv2.setNumThreads(1)  # the drives already use all processors
-
-
-def _record_in_worker(drive: Drive, out: Path) -> Tables:
-    return record(drive, out, lambda: _finished_keyframes.put(1))
