@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import threading
+from abc import ABC, abstractmethod
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -24,7 +25,71 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
-class Workers(Generic[State]):
+class Pool(ABC, Generic[State]):
+    """Workers with a state each, while it is entered as a context."""
+
+    window = 1  # items that `in_order` lets begin after the first one that is not completed
+
+    @abstractmethod
+    def completed(
+        self,
+        call: Callable[[State, Item], Result],
+        items: Sequence[Item],
+        named: Callable[[Item], str] = str,
+        window: int | None = None,
+    ) -> Iterator[tuple[int, Result]]:
+        """Index and result of each item, as they are completed.
+
+        Args:
+            call: with the state of a worker and an item; can be pickled, as its result.
+            named: name of an item, for messages.
+            window: items that may begin after the first one that is not completed; None: all.
+
+        Raises:
+            InputError: ATTEMPTS workers died of the same item.
+            Exception: as `call` or what makes the state do.
+        """
+
+    def in_order(
+        self, call: Callable[[State, Item], Result], items: Sequence[Item], named: Callable[[Item], str] = str
+    ) -> Iterator[Result]:
+        """The results of the items in their order; as `completed` otherwise."""
+        found: dict[int, Result] = {}
+        given = 0
+        for i, result in self.completed(call, items, named, self.window):
+            found[i] = result
+            while given in found:
+                yield found.pop(given)
+                given += 1
+
+    def __enter__(self) -> Pool[State]:
+        return self
+
+    @abstractmethod
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None: ...
+
+
+def open_pool(
+    opened: Callable[[], State],
+    jobs: int,
+    ray: str | None = None,
+    ahead: int = 1,
+    died: Callable[[str], None] = lambda item: None,
+) -> Pool[State]:
+    """Workers: so many processes of this machine, or those of a Ray cluster.
+
+    Args:
+        ray: address of the cluster; None: none.
+        opened, ahead, died: as in `Workers`.
+    """
+    if ray is None:
+        return Workers(opened, jobs, ahead, died)
+    from perception.ray_workers import RayWorkers
+
+    return RayWorkers(opened, ray, died)
+
+
+class Workers(Pool[State]):
     """Processes of one thread each.
 
     with Workers(opened, jobs) as workers:
@@ -46,25 +111,11 @@ class Workers(Generic[State]):
     ) -> None:
         self._opened, self._ahead, self._died = opened, ahead, died
         self._processes = [_Process(opened, core) for core in range(jobs)]
-
-    def __enter__(self) -> Workers[State]:
-        return self
+        self.window = ahead * jobs
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         for process in self._processes:
             process.close(at_once=kind is not None)
-
-    def in_order(
-        self, call: Callable[[State, Item], Result], items: Sequence[Item], named: Callable[[Item], str] = str
-    ) -> Iterator[Result]:
-        """The results of the items in their order; as `completed` otherwise."""
-        found: dict[int, Result] = {}
-        given = 0
-        for i, result in self.completed(call, items, named, window=self._ahead * len(self._processes)):
-            found[i] = result
-            while given in found:
-                yield found.pop(given)
-                given += 1
 
     def completed(
         self,
@@ -73,17 +124,6 @@ class Workers(Generic[State]):
         named: Callable[[Item], str] = str,
         window: int | None = None,
     ) -> Iterator[tuple[int, Result]]:
-        """Index and result of each item, as they are completed.
-
-        Args:
-            call: with the state of a process and an item; can be pickled, as its result.
-            named: name of an item, for messages.
-            window: items that may begin after the first one that is not completed; None: all.
-
-        Raises:
-            InputError: ATTEMPTS processes died of the same item.
-            Exception: as `call` does.
-        """
         left, done, deaths = deque(range(len(items))), set[int](), Counter[int]()
         first = 0  # that is not completed
         while first < len(items):

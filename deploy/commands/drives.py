@@ -14,6 +14,7 @@ from deploy.commands.trust import AllowOlder, Keys, State, make_trust
 from perception.commands.common import (
     Json,
     Out,
+    RayAddress,
     RigOption,
     Root,
     Scenes,
@@ -68,6 +69,7 @@ def evaluate(
     jobs: Annotated[
         int, typer.Option(help="Processes of one thread that predict; 0: this one, with all threads.", min=0)
     ] = 0,
+    ray: RayAddress = None,
     as_json: Json = False,
 ) -> None:
     """Score a model as nuScenes does: mAP, NDS, TP errors; and the map's IoU."""
@@ -76,7 +78,7 @@ def evaluate(
     from perception.evaluation.evaluate import evaluate as run
     from perception.evaluation.processes import AHEAD, Processes
     from perception.tasks.detection.official import compare, require_official
-    from perception.workers import Workers
+    from perception.workers import open_pool
 
     if (model / "manifest.json").exists():
         if rig is not None:
@@ -84,12 +86,13 @@ def evaluate(
             raise InputError(f"--rig {rig}: a bundle is for one rig, {own}; give a run")
         if batch > 1 or flip:
             raise InputError("--batch and --flip: the engine of a bundle takes one frame as it is; give a run")
-        opened = partial(_bundle_and_drives, model, data, version, target, make_trust(key, state, allow_older))
+        trust = make_trust(key, state, allow_older)
+        opened = partial(_bundle_and_drives, model.absolute(), data.absolute(), version, target, trust)
     elif key or target != "cpu":
         raise InputError(f"{model}: --target and --key need a bundle; export one first")
     else:
-        opened = partial(_run_and_drives, model, data, version, rig, batch, flip)
-    if jobs and batch > 1:
+        opened = partial(_run_and_drives, model.absolute(), data.absolute(), version, rig, batch, flip)
+    if (jobs or ray) and batch > 1:
         raise InputError("--jobs and --batch: a process of --jobs computes one frame after the other; use one of both")
     predictor, spec, tables = opened()
     console = console_for(as_json)
@@ -97,8 +100,10 @@ def evaluate(
         require_official(tables)
     split, breakdown = split or validation_split(tables.version), Breakdown(names(by), names(corruptions))
     with ExitStack() as opens:
-        if jobs:
-            predictor = Processes(opens.enter_context(Workers(opened, jobs, AHEAD)))
+        if jobs or ray:
+            pool = open_pool(opened, jobs, ray, AHEAD)
+            opens.enter_context(pool)
+            predictor = Processes(pool)
         metrics = run(predictor, tables, split, names(scenes), out, spec, console, breakdown)
     if official:
         metrics = compare(out, tables, metrics, console)
@@ -192,6 +197,7 @@ def replay(
     gates: Annotated[Path | None, typer.Option(help="YAML file of the gates.")] = None,
     viewer: Annotated[str, typer.Option(help="foxglove, rerun: also write results.mcap, results.rrd.")] = "",
     jobs: Annotated[int, typer.Option(help="Processes that replay a scene each; 0: this one alone.", min=0)] = 0,
+    ray: RayAddress = None,
     key: Keys = None,
     state: State = None,
     allow_older: AllowOlder = False,
@@ -228,7 +234,7 @@ def replay(
     if version is None and versions(drive) and not is_recording(drive):
         version = only_version(drive)
     source = Source(drive, version, names(scenes), topics)
-    summary = run(source, bundle, out, settings, baseline, chosen_gates, console_for(as_json), jobs)
+    summary = run(source, bundle, out, settings, baseline, chosen_gates, console_for(as_json), jobs, ray)
     report(summary, as_json)
     outcome = summary.get("verdict", {"outcome": "pass"})["outcome"]
     if outcome != "pass":

@@ -33,7 +33,7 @@ from deploy.runtime import Runtime
 from perception.atomic import atomic_file, made, write_atomically
 from perception.errors import InputError
 from perception.frame_file import join
-from perception.workers import Workers
+from perception.workers import open_pool
 
 PART = "part.json"  # in the folder of a drive that is finished
 
@@ -84,8 +84,12 @@ class Fleet:
         self.tasks = [Task(i, name, share) for i, (name, share) in enumerate(zip(names, shares, strict=True))]
         self.frames = expected
 
-    def run(self, jobs: int) -> Concluded:
+    def run(self, jobs: int, ray: str | None = None) -> Concluded:
         """Replay everything once.
+
+        Args:
+            jobs: processes of this machine.
+            ray: address of a Ray cluster, whose processes do it instead; None: none.
 
         Raises:
             InputError: as `Player.run`, or processes die of the same drive again and again.
@@ -93,16 +97,23 @@ class Fleet:
         begun = new_provenance(self.runtime, self.source, self.settings)
         with Journal(made(self.out) / JOURNAL, begun.about(self.source.path), begun.computed) as journal:
             remove(self.out, final_files())
-            recalled = self._play(min(jobs, len(self.tasks)))
+            recalled = self._play(min(jobs, len(self.tasks)), ray)
             collected = self._joined()
             collected.recalled = recalled
             concluded = conclude(self.out, collected, begun)
             journal.finish()
         return concluded
 
-    def _play(self, jobs: int) -> int:
+    def _play(self, jobs: int, ray: str | None) -> int:
         """Replay all drives; returns the number of frames that an earlier run had perceived."""
-        opened = partial(_Worker, self.runtime.bundle.path, self.source, self.settings, self.out)
+        source, settings = self.source, self.settings
+        opened = partial(  # processes may have another working directory
+            _Worker,
+            self.runtime.bundle.path.absolute(),
+            replace(source, path=source.path.absolute(), topics=source.topics and source.topics.absolute()),
+            replace(settings, evidence=settings.evidence and settings.evidence.absolute()),
+            self.out.absolute(),
+        )
         recalled = 0
 
         def died(name: str) -> None:
@@ -110,7 +121,7 @@ class Fleet:
 
         def counted() -> Iterator[int]:
             nonlocal recalled
-            with Workers(opened, jobs, died=died) as workers:
+            with open_pool(opened, jobs, ray, died=died) as workers:
                 for i, known in workers.completed(_Worker.play, self.tasks, lambda task: task.name):
                     recalled += known
                     yield from range(self.frames[i])

@@ -41,6 +41,7 @@ def replay(
     gates: Gates | None = None,
     console: Console | None = None,
     jobs: int = 0,
+    ray: str | None = None,
 ) -> dict[str, Any]:
     """Replay recorded drives through a bundle, and judge the outcome if there are gates or a baseline.
 
@@ -50,6 +51,7 @@ def replay(
         baseline: folder of another replay of the same scenes.
         gates: by default `default_gates`, if there is a baseline.
         jobs: processes that replay a drive each (`deploy.replay.fleet`); 0: none but this one.
+        ray: address of a Ray cluster whose processes do this instead.
 
     Returns:
         The summary, with the verdict, if any, under `verdict`.
@@ -73,8 +75,8 @@ def replay(
         drives = open_drives(
             source.path, source.version, source.scenes, spec, source.topics, manifest.taxonomy, signals
         )
-        if jobs:
-            concluded = Fleet(runtime, source, drives, out, settings, _Progress(console)).run(jobs)
+        if jobs or ray is not None:
+            concluded = Fleet(runtime, source, drives, out, settings, _Progress(console)).run(jobs, ray)
         else:
             concluded = Player(runtime, source, drives, out, settings, _Progress(console)).run()
         summary = concluded.summary(manifest)

@@ -35,7 +35,10 @@ Version = Annotated[str | None, typer.Option(help="v1.0-mini, v1.0-trainval, ...
 Out = Annotated[Path, typer.Option("--out", help="Folder to write.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON to standard output, all else to standard error.")]
 Scenes = Annotated[str, typer.Option(help="Only these: scene-0103,scene-0916 or keyframes scene-0103:0-4.")]
-
+RayAddress = Annotated[
+    str | None,
+    typer.Option("--ray", help="Address of a Ray cluster whose processes do it: auto, HOST:6379, ray://HOST:10001."),
+]
 RigOption = Annotated[
     str | None, typer.Option("--rig", help="The vehicle's sensors: nuscenes, truck, shuttle, ... or a YAML file.")
 ]

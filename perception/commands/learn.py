@@ -11,6 +11,7 @@ import typer
 from perception.commands.common import (
     Json,
     Out,
+    RayAddress,
     RigOption,
     Root,
     Version,
@@ -57,6 +58,7 @@ def simulate(
     jobs: Annotated[
         int | None, typer.Option(help="Processes that record a drive each. Default: one for each processor.", min=1)
     ] = None,
+    ray: RayAddress = None,
 ) -> None:
     """Write simulated drives in the nuScenes schema, which the official devkit loads.
 
@@ -74,7 +76,7 @@ def simulate(
     chosen, courses = rig_of(rig), parse(names(conditions), load_taxonomy(taxonomy), Worlds(worlds), extras)
     with Progress() as progress:
         bar = progress.add_task("keyframes", total=scenes * samples)
-        how = Run(jobs, partial(progress.advance, bar))
+        how = Run(jobs, partial(progress.advance, bar), ray)
         run(out, scenes, samples, seed, courses, sweeps, chosen, how)
 
 

@@ -10,7 +10,7 @@ from perception.datasets.keyframes import Keyframes
 from perception.evaluation.predictions import Predicted, Predictor, Reader, predictions
 from perception.frame import Frame, Prediction
 from perception.sensors.inputs import InputSpec
-from perception.workers import Workers
+from perception.workers import Pool
 
 AHEAD = 4  # keyframes of each process that are predicted before they are needed
 Opened = tuple[Predictor, InputSpec, Keyframes]
@@ -25,7 +25,7 @@ class Processes:
         workers: their states are the predictor, its inputs and the drives.
     """
 
-    def __init__(self, workers: Workers[Opened]) -> None:
+    def __init__(self, workers: Pool[Opened]) -> None:
         self._workers = workers
 
     def predictions(self, read: Reader, tokens: Sequence[str]) -> Predicted:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from perception.atomic import made, write_atomically
 from perception.simulate.drive import Drive, record
 from perception.simulate.nuscenes_writer import Tables
-from perception.workers import Workers
+from perception.workers import open_pool
 
 UNFINISHED = ".unfinished"  # folder below the dataroot with the tables of the drives that are recorded
 _ABOUT = "drives.sha256"
@@ -39,10 +39,12 @@ class Run(NamedTuple):
     Attributes:
         jobs: processes that record a drive each; None: one for each processor.
         progress: is called with the number of keyframes that are recorded since the last call.
+        ray: address of a Ray cluster, whose processes record instead.
     """
 
     jobs: int | None = None
     progress: Callable[[int], None] = lambda keyframes: None
+    ray: str | None = None
 
 
 def record_all(drives: Sequence[Drive], out: Path, run: Run) -> list[Tables]:
@@ -52,10 +54,10 @@ def record_all(drives: Sequence[Drive], out: Path, run: Run) -> list[Tables]:
         InputError: processes die of the same drive again and again.
     """
     jobs = min(len(drives), run.jobs or os.cpu_count() or 1)
-    if jobs == 1:
+    if jobs == 1 and run.ray is None:
         return [_recorded(out, drive, partial(run.progress, 1)) for drive in drives]
     found: dict[int, Tables] = {}
-    with Workers(partial(Path, out), jobs) as workers:
+    with open_pool(partial(Path, out.absolute()), jobs, run.ray) as workers:
         for i, tables in workers.completed(_recorded, drives, lambda drive: drive.name):
             found[i] = tables
             run.progress(drives[i].samples)

@@ -1,0 +1,84 @@
+"""Work on a Ray cluster: the same bytes as by one process, also after the death of a worker."""
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from commands import refuses, succeeds
+from exported import QUIET, checkpoint
+from fleet_drives import write_scenes
+from ray.cluster_utils import Cluster
+from refusals import one_line_error
+from test_player import VERSION, assert_same, small
+from test_simulate_drive import NARROW, hashes
+
+from deploy.replay.fleet import PART
+from deploy.replay.run import replay
+from deploy.replay.settings import Source
+from perception.simulate.recording import Run
+from perception.simulate.simulate import simulate
+
+SCENES, KEYFRAMES = 40, 3
+
+
+@pytest.fixture(scope="module")
+def address() -> Iterator[str]:
+    """Of a cluster with two machines of one processor each, both this one."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    cluster.add_node(num_cpus=1)
+    yield cluster.address
+    cluster.shutdown()
+
+
+def workers() -> list[psutil.Process]:
+    """Ray names a process after the method that it runs."""
+    return [each for each in psutil.process_iter(["name", "cmdline"]) if "ray::_Actor.call" in str(each.info)]
+
+
+def test_a_worker_is_killed_half_way(address: str, tmp_path: Path) -> None:
+    drives, killed = tmp_path / "drives", list[int]()
+    write_scenes(drives, SCENES, KEYFRAMES)
+    source, out = Source(drives, VERSION), tmp_path / "ray"
+
+    def kill() -> None:
+        while len(list(out.glob(f"scenes/*/{PART}"))) < SCENES // 2:
+            time.sleep(0.01)
+        while not (found := workers()):
+            time.sleep(0.001)
+        os.kill(found[0].pid, signal.SIGKILL)
+        killed.append(found[0].pid)
+
+    thread = threading.Thread(target=kill, daemon=True)
+    thread.start()
+    summary = replay(source, small(), out, console=QUIET, ray=address)
+    thread.join(60)
+    assert len(killed) == 1
+    assert summary["frames"] == SCENES * KEYFRAMES
+    replay(source, small(), tmp_path / "one", console=QUIET)
+    assert_same(out, tmp_path / "one")
+
+
+def test_evaluate_and_simulate(address: str, sim_root: Path, tmp_path: Path) -> None:
+    options = ("--data", sim_root, "--split", "all", "--scenes", "scene-0001:0-2")
+    for name, how in (("ray", ("--ray", address)), ("one", ("--jobs", 1))):
+        succeeds("evaluate", checkpoint(), *options, *how, "--out", tmp_path / name)
+        run = Run(1) if name == "one" else Run(ray=address)
+        simulate(tmp_path / f"drives_{name}", 1, 1, 0, ["clear-day-boston"], rig=NARROW, run=run)
+    for name in ("one", "drives_one"):
+        assert hashes(tmp_path / name.replace("one", "ray")) == hashes(tmp_path / name)
+
+
+def test_mistakes_are_one_line(address: str, tmp_path: Path) -> None:
+    write_scenes(tmp_path / "drives", 1, 2)
+    file = max((tmp_path / "drives" / "samples" / "LIDAR_TOP").iterdir())
+    file.write_bytes(b"damaged")
+    with one_line_error(file.name):
+        replay(Source(tmp_path / "drives", VERSION), small(), tmp_path / "out", console=QUIET, ray=address)
+    given = ("replay", tmp_path / "drives", "--bundle", small(), "--out", tmp_path / "out", "--ray", "127.0.0.1:1")
+    assert "--ray 127.0.0.1:1: cannot connect" in refuses(*given)
