@@ -20,7 +20,8 @@ from perception.evaluation.slices import Known, check_axes, slice_scores, slice_
 from perception.frame import Frame
 from perception.sensors.inputs import InputSpec
 from perception.tasks import TASKS
-from perception.tasks.task import FrameWriter, Metric
+from perception.tasks.metric import Metric
+from perception.tasks.task import FrameWriter
 
 
 class Breakdown(NamedTuple):

@@ -12,8 +12,8 @@ from perception.frame import Frame
 from perception.grid import BevGrid
 from perception.strict_json import shown
 from perception.tasks.map.iou import MapIou, count_rings, ious, predicted_cells
+from perception.tasks.metric import Metric
 from perception.tasks.rings import rings
-from perception.tasks.task import Metric
 
 if TYPE_CHECKING:
     from rich.table import Table

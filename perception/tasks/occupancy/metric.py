@@ -12,6 +12,7 @@ from perception.datasets.keyframes import Keyframes
 from perception.frame import Frame
 from perception.grid import BevGrid
 from perception.strict_json import shown
+from perception.tasks.metric import Metric
 from perception.tasks.occupancy.confusion import confusion, geometric_iou, ious, mean, parts
 from perception.tasks.occupancy.obstacles import (
     DISTANCES,
@@ -25,7 +26,6 @@ from perception.tasks.occupancy.ray_iou import THRESHOLDS, cast, chosen_origins,
 from perception.tasks.occupancy.result import OccupancyResult
 from perception.tasks.occupancy.truth import lidar_places, obstacles_of, on_grid_of_truth
 from perception.tasks.rings import rings
-from perception.tasks.task import Metric
 from perception.voxels import Occupancy, occupancy_classes
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ class OccupancyMetric(Metric[OccupancyResult]):
     """Scores on the voxels of the annotations, whatever the grid of the results."""
 
     main = "RayIoU"
+    lower_is_better = ("false_alarms",)
 
     def __init__(self, source: Keyframes, grid: BevGrid) -> None:
         super().__init__(source, grid)

@@ -11,10 +11,10 @@ from perception.datasets.keyframes import Keyframes
 from perception.frame import Frame
 from perception.grid import BevGrid
 from perception.strict_json import shown
+from perception.tasks.metric import Metric
 from perception.tasks.points.iou import NONE, count_rings, summary
 from perception.tasks.points.truth import annotated_classes
 from perception.tasks.rings import rings
-from perception.tasks.task import Metric
 
 if TYPE_CHECKING:
     from rich.table import Table
