@@ -60,6 +60,9 @@ def evaluate(
     official: Annotated[
         bool, typer.Option("--official", help="Also score the submission with the data set's devkit, and compare.")
     ] = False,
+    as_report: Annotated[
+        bool, typer.Option("--report", help="Also write report.html: slices, curves, robustness, worst samples.")
+    ] = False,
     rig: RigOption = None,
     batch: Annotated[int, typer.Option(help="Frames in a forward pass of a run.", min=1)] = 1,
     flip: Annotated[
@@ -70,7 +73,10 @@ def evaluate(
     ] = 0,
     as_json: Json = False,
 ) -> None:
-    """Score a model as nuScenes does: mAP, NDS, TP errors; and the map's IoU."""
+    """Score a model as nuScenes does: mAP, NDS, TP errors; and the map's IoU.
+
+    `perception compare` compares two evaluations of the same keyframes.
+    """
     from deploy.manifest import read_manifest
     from perception.evaluation.evaluate import Breakdown
     from perception.evaluation.evaluate import evaluate as run
@@ -94,7 +100,8 @@ def evaluate(
     console = console_for(as_json)
     if official:
         require_official(tables)
-    split, breakdown = split or validation_split(tables.version), Breakdown(names(by), names(corruptions))
+    split = split or validation_split(tables.version)
+    breakdown = Breakdown(names(by), names(corruptions), left_out=True, report=as_report)
     with Processes(opened, jobs) if jobs else nullcontext(predictor) as chosen:
         metrics = run(chosen, tables, split, names(scenes), out, spec, console, breakdown)
     if official:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,9 +12,11 @@ import numpy as np
 from rich.markup import escape
 from rich.table import Table
 
+from perception.atomic import made, write_together
 from perception.errors import InputError
 from perception.evaluation.interval import jackknife_interval, too_few
 from perception.evaluation.left_out import WHOLE, LeftOutScores, Score, Slice
+from perception.evaluation.report import comparison_page
 from perception.strict_json import shown, strict
 
 CONFIDENCE = 0.95
@@ -134,3 +137,10 @@ def _cell(change: dict[str, Any]) -> str:
     text = escape(f"{change['difference']:+.3f} {interval}")
     colour = _COLOURS[change["outcome"]]
     return f"[{colour}]{text}[/]" if colour else text
+
+
+def write_comparison(out: Path, found: dict[str, Any]) -> None:
+    """Write comparison.json and comparison.html to a folder; InputError if it cannot be written."""
+    made(out)
+    content = json.dumps(found, indent=2, allow_nan=False).encode()
+    write_together({out / "comparison.json": content, out / "comparison.html": comparison_page(found).encode()})

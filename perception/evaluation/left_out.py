@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from perception.errors import InputError
+from perception.evaluation.evaluated import Evaluated
 from perception.evaluation.interval import LEAST_SCENES
-from perception.evaluation.slices import Known, Subset, subsets
+from perception.evaluation.slices import Subset, subsets
 from perception.section import Section, parse_section
 from perception.strict_json import strict
 from perception.tasks.metric import LeftOut, Metric, scores_of
@@ -56,31 +57,20 @@ class LeftOutScores(Section):
         return parse_section(LeftOutScores, content, str(path))
 
 
-def left_out_scores(
-    tokens: Sequence[str],
-    known: Sequence[Known],
-    metrics: Mapping[str, Metric[Any]],
-    by: Sequence[str],
-    conditions: Mapping[str, Sequence[str]],
-) -> LeftOutScores:
-    """The scores of all frames, and of their subsets, without each scene in turn.
-
-    Args:
-        tokens: of the frames, in the order in which they were added to the metrics.
-        known: of the same frames.
-        by, conditions: as for `slice_scores`.
-    """
+def left_out_scores(evaluated: Evaluated, by: Sequence[str]) -> LeftOutScores:
+    """The scores of all frames, and of their subsets (`slice_scores`) along the axes, without each scene in turn."""
+    known, conditions = evaluated.known, evaluated.tables.taxonomy.conditions
     names, scenes = np.unique([each.scene for each in known], return_inverse=True)
     slices: dict[str, dict[str, Slice]] = {}
     whole = Subset(WHOLE, WHOLE, np.ones(len(known), bool))
     for subset in chain([whole], subsets(known, by, conditions)):
         own = names[np.unique(scenes[subset.frames])].tolist()
         scores: dict[str, Score] = {}
-        for metric in metrics.values():
+        for metric in evaluated.metrics.values():
             scores |= _scores(metric, subset, scenes, len(own))
         made = Slice(samples=int(subset.frames.sum()), scenes=own, scores=scores)
         slices.setdefault(subset.axis, {})[subset.name] = made
-    keyframes = dict(zip(tokens, (each.scene for each in known), strict=True))
+    keyframes = dict(zip(evaluated.tokens, (each.scene for each in known), strict=True))
     return LeftOutScores(keyframes=keyframes, slices=slices)
 
 
