@@ -2,7 +2,7 @@
 
 const {whole = {}, slices = {}, corruptions = {}, curves = [], worst = [], tables = [], comparison} = data;
 const number = value => value === null || value === undefined ? "-" : Number.isInteger(value) ? value : value.toFixed(3);
-const signed = value => (value < 0 ? "−" : "+") + Math.abs(value).toFixed(3);
+const signed = value => (value < 0 ? "" : "+") + value.toFixed(3);
 const section = (id, there, fill) => there ? fill(at(id)) : at(id).remove();
 
 document.title = data.title;
@@ -14,7 +14,7 @@ const byAxis = (table, names, axes, cell) => {
   const head = make("tr", table);
   for (const name of ["", ...names]) make("th", head, words(name));
   for (const [axis, parts] of Object.entries(axes)) {
-    make("td", make("tr", table, null, {className: "axis"}), axis, {colSpan: names.length + 1});
+    if (axis) make("td", make("tr", table, null, {className: "axis"}), axis, {colSpan: names.length + 1});
     for (const [name, scores] of Object.entries(parts)) {
       const row = make("tr", table);
       make("td", row, name);
