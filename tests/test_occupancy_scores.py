@@ -231,6 +231,10 @@ def test_the_metric_of_the_truth_is_perfect_and_that_of_parts_is_theirs() -> Non
     for name in ("occupancy_mIoU", "RayIoU"):
         assert right[name] > 0.95
         assert 0 < half[name] < 0.6
+    alone = {i: metric.part(np.arange(4) == i)["occupancy_mIoU"] for i in range(4)}
+    ranked = sorted(alone, key=alone.__getitem__)[:3]
+    assert [each.frame for each in metric.worst(3)] == ranked
+    assert [each.values["occupancy_mIoU"] for each in metric.worst(3)] == pytest.approx([alone[i] for i in ranked])
     assert (right["obstacle_recall"], half["obstacle_recall"]) == (0.5, 0)
     assert metric.part(first, (0.0, 10.0))["obstacle_recall"] == 1
     assert metric.part(first, (10.0, 20.0))["obstacle_recall"] == 0

@@ -126,10 +126,10 @@ def _write(out: Path, scores: dict[str, Any], evaluated: Evaluated, breakdown: B
         files[out / LEFT_OUT] = left_out_scores(evaluated, breakdown.by).model_dump_json().encode()
     if breakdown.report:
         files[out / REPORT] = report_page(scores, evaluated).encode()
+    write_together(files)
     for name in (LEFT_OUT, REPORT):
         if out / name not in files:
             (out / name).unlink(missing_ok=True)
-    write_together(files)
 
 
 def _print(scores: dict[str, Any], metrics: Mapping[str, Metric[Any]], tables: Keyframes, console: Console) -> None:

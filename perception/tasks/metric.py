@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
 
@@ -124,3 +124,14 @@ def scores_of(part: Mapping[str, Any]) -> dict[str, float]:
     """The scores among the numbers of `Metric.part`; NaN for None."""
     scores = {name: value for name, value in part.items() if value is None or isinstance(value, float)}
     return {name: np.nan if value is None else value for name, value in scores.items()}
+
+
+def lowest_ious(name: str, ious: Iterable[np.ndarray | None], count: int) -> list[Sample]:
+    """The frames with the lowest mean IoU over the classes that occur.
+
+    Args:
+        name: of the mean.
+        ious: (classes,) of each frame, NaN for classes that do not occur; None: the frame is not annotated.
+    """
+    means = np.array([np.nan if each is None or np.isnan(each).all() else np.nanmean(each) for each in ious])
+    return [Sample(int(i), {name: float(means[i])}) for i in np.argsort(means, kind="stable")[:count] if means[i] >= 0]

@@ -12,7 +12,7 @@ from perception.datasets.keyframes import Keyframes
 from perception.frame import Frame
 from perception.grid import BevGrid
 from perception.strict_json import shown
-from perception.tasks.metric import Metric
+from perception.tasks.metric import Metric, Sample, lowest_ious
 from perception.tasks.occupancy.confusion import confusion, geometric_iou, ious, mean, parts
 from perception.tasks.occupancy.obstacles import (
     DISTANCES,
@@ -148,6 +148,12 @@ class OccupancyMetric(Metric[OccupancyResult]):
             own = [scores[i] for scores in (self._obstacles[frame] for frame in chosen) if scores is not None]
             curve.append({"probability": probability, **_recall(own, metres, bounds)})
         return {**curve[CURVE.index(PROBABILITY)], "metres": metres, "curve": curve}
+
+    def worst(self, count: int) -> list[Sample]:
+        """The frames with the lowest `occupancy_mIoU`."""
+        seen = MASKS.index("cameras")
+        found = (None if each is None else ious(parts(each.voxels[seen].sum(axis=0))) for each in self._counts)
+        return lowest_ious("occupancy_mIoU", found, count)
 
     def tables(self, scores: Mapping[str, Any]) -> list[Table]:
         """IoU and RayIoU by class; recall of unknown obstacles by distance."""
