@@ -117,8 +117,10 @@ def _outcome(differences: np.ndarray, interval: list[float] | None, lower_is_bet
 def comparison_table(found: dict[str, Any]) -> Table:
     """A table with a row for each slice."""
     slices = found["slices"]
-    title = escape(f"{found['after']} against {found['before']}: difference, {found['confidence']:.0%} interval")
-    table = Table(title=f"{title} of {found['scenes']} scenes")
+    title = escape(
+        f"{found['after']} against {found['before']}: difference, {found['confidence']:.0%} interval over scenes"
+    )
+    table = Table(title=title, caption="without an interval: too few scenes, or one that outweighs the others")
     table.add_column("slice")
     names = [*slices[WHOLE][WHOLE]]
     for name in names:
@@ -133,8 +135,8 @@ def comparison_table(found: dict[str, Any]) -> Table:
 def _cell(change: dict[str, Any]) -> str:
     if change["difference"] is None:
         return shown(None)
-    interval = "[{:+.3f}, {:+.3f}]".format(*change["interval"]) if change["interval"] else "(too few scenes)"
-    text = escape(f"{change['difference']:+.3f} {interval}")
+    interval = " [{:+.3f}, {:+.3f}]".format(*change["interval"]) if change["interval"] else ""
+    text = escape(f"{change['difference']:+.3f}{interval}")
     colour = _COLOURS[change["outcome"]]
     return f"[{colour}]{text}[/]" if colour else text
 

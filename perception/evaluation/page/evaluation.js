@@ -105,9 +105,11 @@ section("tables", tables.length, parent => {
 
 section("comparison", comparison, panel => {
   const names = Object.keys(comparison.slices.all.all);
-  const changes = Object.values(comparison.slices).flatMap(Object.values).flatMap(Object.values);
-  const reach = Math.max(0.01, ...changes.flatMap(each => each.interval || []).map(Math.abs));
-  byAxis(panel.querySelector("table"), names, comparison.slices, (cell, _, change) => {
+  const rows = Object.values(comparison.slices).flatMap(Object.values);
+  const reach = Object.fromEntries(names.map(name =>  // of the intervals of a column
+    [name, Math.max(0.001, ...rows.flatMap(row => row[name]?.interval || []).map(Math.abs))]));
+  const {all, ...others} = comparison.slices;
+  byAxis(panel.querySelector("table"), names, {"": all, ...others}, (cell, name, change) => {
     cell.className = "change";
     if (!change || change.difference === null) { cell.textContent = "-"; return; }
     cell.classList.add(change.outcome);
@@ -116,7 +118,7 @@ section("comparison", comparison, panel => {
     make("span", cell, change.interval ? `${change.interval.map(signed).join(" to ")}` : "no interval");
     if (!change.interval) return;
     cell.insertAdjacentHTML("beforeend", "<svg viewBox='-65 0 130 10'></svg>");
-    const [low, high] = change.interval.map(value => 64 * value / reach), svg = cell.querySelector("svg");
+    const [low, high] = change.interval.map(value => 64 * value / reach[name]), svg = cell.querySelector("svg");
     draw("line", svg, {x1: 0, x2: 0, y1: 0, y2: 10});
     draw("rect", svg, {x: low, y: 3, width: Math.max(high - low, 0.8), height: 4, rx: 2});
   });
