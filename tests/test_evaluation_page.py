@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 from browser import Visit, needs_chromium, visit
+from nuscenes.utils.data_classes import Box
 from pages import page_data
+from pyquaternion import Quaternion
 from rich.console import Console
 from test_robustness import detector
 from test_slices import MAP_GRID, SPEC
@@ -19,7 +21,7 @@ from perception.datasets.nuscenes.map_expansion import MapExpansion
 from perception.evaluation.comparison import compare, write_comparison
 from perception.evaluation.evaluate import Breakdown, evaluate
 from perception.evaluation.report import REPORT
-from perception.frame import Frame, Prediction
+from perception.frame import Boxes, Frame, Prediction
 from perception.tasks.detection.scores import RECALLS, THRESHOLDS
 from perception.tasks.map.iou import MapIou
 
@@ -141,6 +143,19 @@ def test_the_page_shows_the_numbers_of_the_evaluation(run: Path, opened: Visit) 
 
 
 @needs_chromium
+def test_scores_of_zero_are_not_shown_as_amounts(drives: NuScenesTables, tmp_path: Path) -> None:
+    predict = lambda frame: Prediction({"detection": Boxes.none()})  # noqa: E731
+    console, breakdown = Console(file=io.StringIO()), Breakdown(report=True)
+    scores = evaluate(predict, drives, "all", ["scene-0002:0-1"], tmp_path, SPEC, console, breakdown)
+    seen = visit((tmp_path / REPORT).read_text(), tmp_path, SEEN)
+    assert seen.console == []
+    boxes = sum(scores["ground_truth"].values())
+    assert seen.found["tiles"] == ["1", str(boxes), "0.000", "0.000", "0.000"]
+    assert (seen.found["rows"], seen.found["corruptions"]) == ([], [])
+    assert f"missed {boxes}, extra 0, found 0, F1 0.000" in seen.found["samples"][0]["text"]
+
+
+@needs_chromium
 def test_curves_have_as_many_points_as_the_data(run: Path, opened: Visit) -> None:
     found, scores = opened.found, json.loads((run / "metrics.json").read_text())
     classes = [name for name, boxes in scores["ground_truth"].items() if boxes]
@@ -189,6 +204,25 @@ def test_worst_maps_are_those_with_the_lowest_iou(run: Path, drives: NuScenesTab
     (listed,) = [each["samples"] for each in page_data(run / REPORT)["worst"] if each["task"] == "map"]
     assert [each["token"] for each in listed] == sorted(expected, key=expected.__getitem__)
     assert [each["values"]["mIoU"] for each in listed] == pytest.approx(sorted(expected.values()))
+
+
+def test_footprints_are_the_devkits_in_the_vehicles_frame(run: Path, drives: NuScenesTables) -> None:
+    sample = page_data(run / REPORT)["worst"][0]["samples"][0]
+    boxes = drives.boxes(sample["token"])
+    ego = drives.frame(sample["token"], annotations=False, lidar=False, cameras=False).global_from_ego
+    expected = []
+    for center, size, rotation in zip(boxes.centers, boxes.sizes, boxes.rotations, strict=True):
+        corners = Box(center, size, Quaternion(matrix=rotation)).bottom_corners()  # the front ones first
+        flat = (np.linalg.inv(ego) @ np.vstack([corners, np.ones(4)]))[:2].T
+        expected.append((flat[:2], flat[2:]))
+    drawn = [each["corners"] for each in sample["outlines"] if each["kind"] in ("found", "missed")]
+    assert len(drawn) > 5
+    for corners in map(np.array, drawn):
+        assert any(
+            all(np.abs(ours[:, None] - theirs).sum(axis=2).min(axis=1).max() < 0.02 for ours, theirs in
+                zip((corners[:2], corners[2:]), sides, strict=True))
+            for sides in expected
+        )  # fmt: skip
 
 
 def brute_force(drives: NuScenesTables, token: str, boxes: list[dict[str, Any]]) -> tuple[int, int]:

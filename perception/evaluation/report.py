@@ -10,6 +10,7 @@ import numpy as np
 from perception.evaluation.evaluated import Evaluated
 from perception.evaluation.slices import numbers, part_scores
 from perception.page.single_file import single_file
+from perception.strict_json import shown
 from perception.tasks.metric import Metric, Sample
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ def report_page(scores: Mapping[str, Any], evaluated: Evaluated) -> str:
             "title": "Evaluation",
             "about": f"{evaluated.tables.version}, {scores['split']}: {scores['samples']} keyframes of {scenes} scenes",
             "whole": whole,
+            "amounts": [name for name, value in whole.items() if isinstance(value, int)],
             "main": [metric.main for metric in metrics if metric.main],
             "lowerIsBetter": [name for metric in metrics for name in metric.lower_is_better],
             "slices": {
@@ -74,6 +76,7 @@ def _worst(sample: Sample, evaluated: Evaluated) -> dict[str, Any]:
         "scene": known.scene,
         "conditions": ", ".join(known.conditions.known()),
         "values": sample.values,
+        "text": ", ".join(f"{name} {shown(value)}" for name, value in sample.values.items()),
         "outlines": [
             {"kind": each.kind, "name": each.name, "corners": each.corners.round(2).tolist()}
             for each in sample.outlines

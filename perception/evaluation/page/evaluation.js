@@ -1,7 +1,8 @@
 // The sections of the page; those without data are removed.
 
 const {whole = {}, slices = {}, corruptions = {}, curves = [], worst = [], tables = [], comparison} = data;
-const number = value => value === null || value === undefined ? "-" : Number.isInteger(value) ? value : value.toFixed(3);
+const isAmount = name => data.amounts.includes(name);
+const number = (name, value) => typeof value !== "number" ? "-" : isAmount(name) ? value : value.toFixed(3);
 const signed = value => (value < 0 ? "" : "+") + value.toFixed(3);
 const section = (id, there, fill) => there ? fill(at(id)) : at(id).remove();
 
@@ -26,20 +27,19 @@ const byAxis = (table, names, axes, cell) => {
 section("whole", Object.keys(whole).length, tiles => {
   for (const [name, value] of Object.entries(whole)) {
     const tile = make("div", tiles, null, {className: "panel tile"});
-    make("b", tile, number(value));
+    make("b", tile, number(name, value));
     make("span", tile, words(name), {className: "dim"});
   }
 });
 
 section("slices", Object.keys(slices).length, panel => {
   const rows = Object.values(slices).flatMap(Object.values);
-  const isScore = name => [whole, ...rows].some(row => row[name] !== null && !Number.isInteger(row[name]));
   const away = (name, value) => (value - whole[name]) * (data.lowerIsBetter.includes(name) ? -1 : 1);
-  const known = (name, value) => typeof value === "number" && typeof whole[name] === "number" && isScore(name);
+  const known = (name, value) => typeof value === "number" && typeof whole[name] === "number" && !isAmount(name);
   const largest = Object.fromEntries(Object.keys(whole).map(name =>
     [name, Math.max(0.05, ...rows.filter(row => known(name, row[name])).map(row => Math.abs(away(name, row[name]))))]));
   byAxis(panel.querySelector("table"), Object.keys(whole), {"": {all: whole}, ...slices}, (cell, name, value) => {
-    cell.textContent = number(value);
+    cell.textContent = number(name, value);
     cell.className = "cell";
     if (!known(name, value) || value === whole[name]) return;
     cell.classList.add(away(name, value) > 0 ? "better" : "worse");
@@ -70,7 +70,7 @@ section("worst", worst.some(each => each.samples.length), panel => {
       make("b", card, sample.scene);
       make("div", card, sample.conditions, {className: "dim"});
       make("code", card, sample.token);
-      make("div", card, Object.entries(sample.values).map(([name, value]) => `${name} ${number(value)}`).join(", "));
+      make("div", card, sample.text);
       if (sample.outlines.length) fromAbove(card, sample.outlines);
     }
   }
@@ -113,7 +113,7 @@ section("comparison", comparison, panel => {
     cell.className = "change";
     if (!change || change.difference === null) { cell.textContent = "-"; return; }
     cell.classList.add(change.outcome);
-    cell.title = `${number(change.before)} became ${number(change.after)}. ${change.why}`;
+    cell.title = `${change.before.toFixed(3)} became ${change.after.toFixed(3)}. ${change.why}`;
     make("b", cell, signed(change.difference));
     make("span", cell, change.interval ? `${change.interval.map(signed).join(" to ")}` : "no interval");
     if (!change.interval) return;

@@ -51,7 +51,7 @@ def worst_samples(
     mistakes = missed + extra
     f1 = 2 * found / np.maximum(1, 2 * found + mistakes)
     samples = []
-    for i in np.lexsort((f1, -mistakes))[:count].tolist():
+    for i in np.lexsort((f1, -mistakes))[: min(count, np.count_nonzero(mistakes))].tolist():
         outlines = [
             Outline(kind, taxonomy.class_names[label], corners)
             for boxes, kinds in (
@@ -62,7 +62,7 @@ def worst_samples(
         ]
         counts = {"mistakes": mistakes[i], "missed": missed[i], "extra": extra[i], "found": found[i]}
         samples.append(Sample(i, {**{name: int(n) for name, n in counts.items()}, "F1": float(f1[i])}, outlines))
-    return [sample for sample in samples if sample.values["mistakes"]]
+    return samples
 
 
 def _footprints(
