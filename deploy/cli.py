@@ -9,7 +9,7 @@ import sys
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
 # Importing these modules adds their commands to the application; --help lists them in this order.
-from perception.commands import compare, data, learn, modules  # noqa: F401
+from perception.commands import data, learn, modules  # noqa: F401
 from perception.commands.common import app
 from perception.errors import InputError
 

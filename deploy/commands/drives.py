@@ -1,4 +1,4 @@
-"""Commands that run networks on recorded drives: evaluate, replay and judge."""
+"""Commands that run networks on recorded drives, evaluate and replay, and those that judge the results."""
 
 from __future__ import annotations
 
@@ -140,6 +140,28 @@ def _given(conditions: str, bundle: Path) -> Conditions | None:
     if not conditions:
         return None
     return parse_conditions([] if conditions == "none" else names(conditions), read_manifest(bundle).taxonomy)
+
+
+@app.command(
+    epilog="Example: perception compare runs/a/evaluation runs/b/evaluation --by condition --out runs/b/compared"
+)
+def compare(
+    before: Annotated[Path, typer.Argument(help="Folder that `perception evaluate` wrote.")],
+    after: Annotated[Path, typer.Argument(help="Another one, of the same keyframes.")],
+    by: Annotated[
+        str, typer.Option(help="Slices that both were evaluated by: condition,range,... Default: all of them.")
+    ] = "",
+    out: Annotated[Path | None, typer.Option(help="Folder to write comparison.json and comparison.html to.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Compare two evaluations slice by slice: the difference of each score, with its 95 % interval over scenes."""
+    from perception.evaluation.comparison import compare as run
+    from perception.evaluation.comparison import comparison_table, write_comparison
+
+    found = run(before, after, names(by))
+    if out is not None:
+        write_comparison(out, found)
+    report(found, as_json, comparison_table(found))
 
 
 @app.command(epilog="Example: perception replay drives --scenes scene-0003 --bundle runs/a/bundle --out runs/a/replay")
