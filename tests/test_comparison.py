@@ -26,6 +26,7 @@ from perception.sensors.inputs import InputSpec
 from perception.tasks.detection.devkit import open_devkit, score_submission
 from perception.tasks.detection.metric import DetectionMetric
 from perception.tasks.metric import Metric
+from perception.tasks.occupancy.metric import OccupancyMetric
 
 SPEC = InputSpec(BevGrid(), Lidar(sweeps=0), camera=None, rig=RIG)
 BY = ("condition", "scene", "range")
@@ -126,6 +127,18 @@ def test_the_sign_is_that_of_the_second_run(runs: tuple[Path, Path]) -> None:
         assert change["difference"] == -other["difference"] < 0
         assert change["interval"] == pytest.approx([-end for end in reversed(other["interval"])])
         assert (change["outcome"], other["outcome"]) == ("worse", "better")
+
+
+def test_more_of_what_should_be_less_is_worse(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    """As false alarms are; the score is the same otherwise."""
+    for i, run in enumerate(runs):
+        content = json.loads((run / LEFT_OUT).read_text())
+        content["slices"]["all"]["all"]["scores"]["mAP"]["lower_is_better"] = True
+        (tmp_path / str(i)).mkdir()
+        (tmp_path / str(i) / LEFT_OUT).write_text(json.dumps(content))
+    change, usual = (compare(*each)["slices"]["all"]["all"]["mAP"] for each in ((tmp_path / "0", tmp_path / "1"), runs))
+    assert change == usual | {"outcome": "better"}
+    assert OccupancyMetric.lower_is_better == ("false_alarms",)
 
 
 def test_a_lost_class_is_a_loss_in_the_slices_that_have_it(drives: NuScenesTables, tmp_path: Path) -> None:

@@ -156,6 +156,17 @@ def test_scores_of_zero_are_not_shown_as_amounts(drives: NuScenesTables, tmp_pat
 
 
 @needs_chromium
+def test_less_of_what_should_be_less_is_green(run: Path, opened: Visit, tmp_path: Path) -> None:
+    page = (run / REPORT).read_text()
+    assert '"lowerIsBetter":[]' in page
+    seen = visit(page.replace('"lowerIsBetter":[]', '"lowerIsBetter":["NDS"]'), tmp_path, SEEN)
+    nds = opened.found["head"].index("NDS") - 1
+    usual, inverted = (np.array(found["coloured"])[:, nds] for found in (opened.found, seen.found))
+    assert usual.any()
+    np.testing.assert_array_equal(inverted, -usual)
+
+
+@needs_chromium
 def test_curves_have_as_many_points_as_the_data(run: Path, opened: Visit) -> None:
     found, scores = opened.found, json.loads((run / "metrics.json").read_text())
     classes = [name for name, boxes in scores["ground_truth"].items() if boxes]
