@@ -20,6 +20,7 @@ from perception.evaluation.comparison import compare, comparison_table
 from perception.evaluation.evaluate import Breakdown, evaluate
 from perception.evaluation.interval import jackknife_interval
 from perception.evaluation.left_out import LEFT_OUT, LeftOutScores
+from perception.evaluation.report import REPORT
 from perception.frame import Boxes, Frame, Prediction
 from perception.grid import BevGrid
 from perception.sensors.inputs import InputSpec
@@ -183,11 +184,19 @@ def test_what_cannot_be_compared(drives: NuScenesTables, runs: tuple[Path, Path]
         compare(runs[0], other)
 
 
-def test_an_evaluation_without_scenes_left_out_removes_older_ones(drives: NuScenesTables, tmp_path: Path) -> None:
-    evaluated(network(drives, 1, 0), drives, tmp_path, "scene-0000:0-2", by=())
-    assert (tmp_path / LEFT_OUT).exists()
-    evaluate(network(drives, 1, 0), drives, "all", ["scene-0000:0-2"], tmp_path, SPEC, Console(file=io.StringIO()))
-    assert not (tmp_path / LEFT_OUT).exists()
+def test_files_of_an_earlier_evaluation_do_not_stay(drives: NuScenesTables, tmp_path: Path) -> None:
+    """But the report of a replay does, which has the same name."""
+
+    def files(**wanted: bool) -> set[str]:
+        console, breakdown = Console(file=io.StringIO()), Breakdown(**wanted)
+        evaluate(network(drives, 1, 0), drives, "all", ["scene-0000:0-2"], tmp_path, SPEC, console, breakdown)
+        return {path.name for path in tmp_path.iterdir()}
+
+    always = {"metrics.json", "results_nusc.json"}
+    assert files(left_out=True, report=True) == always | {LEFT_OUT, REPORT}
+    assert files() == always
+    (tmp_path / REPORT).write_text("<title>Replay</title>")
+    assert files() == always | {REPORT}
 
 
 def test_the_command_prints_and_writes_what_it_found(runs: tuple[Path, Path], tmp_path: Path) -> None:

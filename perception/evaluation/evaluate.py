@@ -17,7 +17,7 @@ from perception.datasets.listed import ListedKeyframes
 from perception.evaluation.evaluated import Evaluated
 from perception.evaluation.left_out import LEFT_OUT, left_out_scores
 from perception.evaluation.predictions import Predicted, Predictor, Reader, predictions
-from perception.evaluation.report import REPORT, report_page
+from perception.evaluation.report import REPORT, is_report, report_page
 from perception.evaluation.robustness import chosen_corruptions, robustness, robustness_table
 from perception.evaluation.slices import Known, check_axes, slice_scores, slice_table
 from perception.frame import Frame
@@ -127,9 +127,10 @@ def _write(out: Path, scores: dict[str, Any], evaluated: Evaluated, breakdown: B
     if breakdown.report:
         files[out / REPORT] = report_page(scores, evaluated).encode()
     write_together(files)
-    for name in (LEFT_OUT, REPORT):
-        if out / name not in files:
-            (out / name).unlink(missing_ok=True)
+    if not breakdown.left_out:
+        (out / LEFT_OUT).unlink(missing_ok=True)
+    if not breakdown.report and is_report(out / REPORT):
+        (out / REPORT).unlink()
 
 
 def _print(scores: dict[str, Any], metrics: Mapping[str, Metric[Any]], tables: Keyframes, console: Console) -> None:

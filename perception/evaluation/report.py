@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -51,6 +52,11 @@ def report_page(scores: Mapping[str, Any], evaluated: Evaluated) -> str:
             "tables": [_table(table) for metric in metrics for table in metric.tables(scores)],
         },
     )
+
+
+def is_report(path: Path) -> bool:
+    """Whether a file is the page of an evaluation; a replay's has the same name."""
+    return path.is_file() and b"<title>Evaluation</title>" in path.read_bytes()[:400]
 
 
 def comparison_page(found: Mapping[str, Any]) -> str:
