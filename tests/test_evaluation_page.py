@@ -66,7 +66,6 @@ def run(drives: NuScenesTables, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
     breakdown = Breakdown(BY, CORRUPTIONS, left_out=True, report=True)
     evaluate(predict, drives, "all", [], out, SPEC, Console(file=io.StringIO()), breakdown)
-
     return out
 
 

@@ -12,7 +12,7 @@ from perception.datasets.keyframes import Keyframes
 from perception.frame import Frame
 from perception.grid import BevGrid
 from perception.strict_json import shown
-from perception.tasks.metric import Metric, Sample, lowest_ious
+from perception.tasks.metric import Curve, Metric, Sample, lowest_ious
 from perception.tasks.occupancy.confusion import confusion, geometric_iou, ious, mean, parts
 from perception.tasks.occupancy.obstacles import (
     DISTANCES,
@@ -148,6 +148,16 @@ class OccupancyMetric(Metric[OccupancyResult]):
             own = [scores[i] for scores in (self._obstacles[frame] for frame in chosen) if scores is not None]
             curve.append({"probability": probability, **_recall(own, metres, bounds)})
         return {**curve[CURVE.index(PROBABILITY)], "metres": metres, "curve": curve}
+
+    def curves(self) -> list[Curve]:
+        """Recall of obstacles by false alarms, a point for each probability of CURVE."""
+        obstacles = self._of_obstacles(slice(None), None) or {"curve": ()}
+        points = [(each["false_alarms_per_100_m"], each["recall"]) for each in obstacles["curve"]]
+        if not points or None in points[0]:  # no obstacle is annotated, or the vehicle stood still
+            return []
+        x, y = np.array(points, np.float64).T
+        axes = "false alarms per 100 m", "recall"
+        return [Curve("unknown obstacles: recall by false alarms", "obstacles", axes, x, y)]
 
     def worst(self, count: int) -> list[Sample]:
         """The frames with the lowest `occupancy_mIoU`."""
