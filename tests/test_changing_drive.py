@@ -3,10 +3,10 @@
 from pathlib import Path
 
 import pytest
+from browser import needs_chromium, visit
 from exported import QUIET, checkpoint_of
 from pages import page_data
 from routing_table import Driven
-from test_report_page import needs_chromium, visit
 from test_training import small
 
 from deploy.bundle import Bundle

@@ -12,7 +12,7 @@ PERCEPTION = Path(sys.executable).with_name("perception")
 CONFIG = Path(__file__).parents[1] / "configs" / "tiny.yaml"
 COMMANDS = (
     *("simulate", "train", "evaluate", "export", "build", "replay", "judge", "adapt", "modules", "merge", "demo"),
-    *("import-mmdet3d", "import-pointpillars", "verify", "sign"),
+    *("import-mmdet3d", "import-pointpillars", "verify", "sign", "compare"),
 )
 
 
@@ -57,6 +57,7 @@ def test_every_command_has_help_with_an_example(command):
             "no.yaml",
         ),
         (["evaluate", "{tmp}", "--data", "{tmp}", "--version", "v1.0-mini", "--out", "{tmp}/r"], "{tmp}"),
+        (["compare", "{tmp}", "{tmp}"], "no readable left_out.json; give a folder that `perception evaluate` wrote"),
         (["export", "{tmp}", "--out", "{tmp}/b"], "no checkpoint here"),
         (["build", "{tmp}", "--target", "cpu"], "{tmp}"),
         (["replay", "{tmp}", "--version", "v1.0-mini", "--bundle", "{tmp}", "--out", "{tmp}/r"], "{tmp}"),

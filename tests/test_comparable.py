@@ -14,9 +14,10 @@ from refusals import one_line_error
 from typer.testing import CliRunner
 
 from deploy.cli import app
-from deploy.replay.page_data import as_script, with_verdict
+from deploy.replay.page_data import with_verdict
 from deploy.replay.verdict import judge
 from perception.errors import InputError
+from perception.page.single_file import as_script
 
 FRAMES, SCENES = 20, 2
 AGREE = {"metric": "agreement", "of": "detections", "at_least": 0.5}

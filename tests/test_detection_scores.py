@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from nuscenes.eval.common.config import config_factory
 from nuscenes.eval.common.data_classes import EvalBoxes
+from nuscenes.eval.detection.algo import accumulate
 from nuscenes.eval.detection.data_classes import DetectionMetrics
 from nuscenes.utils.data_classes import Box
 from nuscenes.utils.geometry_utils import points_in_box
@@ -112,6 +113,18 @@ def random_boxes(
 def in_order(boxes: BoxColumns) -> BoxColumns:
     """Frame by frame, as in a file."""
     return boxes.select(np.argsort(boxes.frames, kind="stable"))
+
+
+@pytest.mark.parametrize(("seed", "boxes"), [(0, 60), (1, 60), (2, 5), (3, 1)])
+def test_precision_recall_curves_are_the_devkits(seed: int, boxes: int) -> None:
+    truth, detections = map(in_order, random_boxes(np.random.default_rng(seed), 3, ties=seed == 1, boxes=boxes))
+    tokens = [f"s{i}" for i in range(3)]
+    theirs = [devkit_boxes(each, tokens) for each in (truth, detections)]
+    ours = DetectionScores(truth, detections, np.array([0, 1, 1]), NUSCENES).precisions()
+    for label, name in enumerate(CLASSES):
+        for level, threshold in enumerate(THRESHOLDS):
+            curve = accumulate(*theirs, name, CONFIG.dist_fcn_callable, threshold)
+            np.testing.assert_allclose(ours[label, level], curve.precision, rtol=0, atol=1e-12, err_msg=name)
 
 
 @settings(deadline=None, max_examples=40)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from deploy.replay.interval import LEAST_EFFECTIVE, delete_one, effective_number, jackknife_interval
+from perception.evaluation.interval import LEAST_EFFECTIVE, delete_one, effective_number, jackknife_interval
 
 COVERED, FALSE_PASSES = 0.93, 0.035  # what must hold, of a nominal 0.95 and 0.025
 SCENES = (3, 4, 5, 8, 12, 20, 40)

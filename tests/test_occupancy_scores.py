@@ -231,6 +231,10 @@ def test_the_metric_of_the_truth_is_perfect_and_that_of_parts_is_theirs() -> Non
     for name in ("occupancy_mIoU", "RayIoU"):
         assert right[name] > 0.95
         assert 0 < half[name] < 0.6
+    alone = {i: metric.part(np.arange(4) == i)["occupancy_mIoU"] for i in range(4)}
+    ranked = sorted(alone, key=alone.__getitem__)[:3]
+    assert [each.frame for each in metric.worst(3)] == ranked
+    assert [each.values["occupancy_mIoU"] for each in metric.worst(3)] == pytest.approx([alone[i] for i in ranked])
     assert (right["obstacle_recall"], half["obstacle_recall"]) == (0.5, 0)
     assert metric.part(first, (0.0, 10.0))["obstacle_recall"] == 1
     assert metric.part(first, (10.0, 20.0))["obstacle_recall"] == 0
@@ -241,6 +245,9 @@ def test_the_metric_of_the_truth_is_perfect_and_that_of_parts_is_theirs() -> Non
     )
     assert scores["occupancy"]["geometric_IoU"] == pytest.approx(geometric_iou(table), abs=2e-3)
     own = scores["obstacles"]
+    (curve,) = metric.curves()
+    assert curve.x.tolist() == [each["false_alarms_per_100_m"] for each in own["curve"]]
+    assert curve.y.tolist() == [each["recall"] for each in own["curve"]]
     assert (own["obstacles"], own["recall"], own["metres"]) == (8, 0.25, 10)
     assert own["by_distance"] == {"within 10 m": 0.5, "within 20 m": 0.25, "within 30 m": 0.25, "within 40 m": 0.25}
     assert [row["probability"] for row in own["curve"]] == [0.3, 0.5, 0.7, 0.9, 0.95, 0.99]

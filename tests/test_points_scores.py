@@ -151,6 +151,10 @@ def test_parts_are_scored_as_if_nothing_else_were_there() -> None:
         expected = matrix.get_per_class_iou()[1:]
     np.testing.assert_allclose([np.nan if v is None else v for v in found["points_IoU"].values()], expected, atol=1e-9)
     assert metric.part(np.array([False, False, False, True]))["points_mIoU"] is None
+    alone = {i: metric.part(np.arange(4) == i)["points_mIoU"] for i in range(3)}
+    ranked = sorted(alone, key=alone.__getitem__)
+    assert [each.frame for each in metric.worst(4)] == ranked
+    assert [each.values["points_mIoU"] for each in metric.worst(4)] == pytest.approx([alone[i] for i in ranked])
 
 
 def test_points_that_the_network_did_not_take_are_missed_and_unknown_ones_are_not_scored() -> None:

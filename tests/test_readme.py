@@ -62,6 +62,15 @@ def smaller_configs(folder: Path) -> None:
         (folder / file).write_text(yaml.safe_dump(content))
 
 
+def check_evaluation_of_parts(folder: Path) -> None:
+    parts = json.loads((folder / "runs/tiny/parts/metrics.json").read_text())
+    assert list(parts["slices"]) == ["condition", "range"]
+    assert [level["level"] for level in parts["robustness"]["corruptions"]["lidar_noise"]["levels"]] == [0.05, 0.1, 0.2]
+    assert "</html>" in (folder / "runs/tiny/parts/report.html").read_text()
+    compared = json.loads((folder / "runs/tiny/compared/comparison.json").read_text())
+    assert compared["slices"]["all"]["all"]["NDS"]["after"] == parts["NDS"]
+
+
 def test_commands_of_the_readme(tmp_path: Path) -> None:
     text = (REPOSITORY / "README.md").read_text()
     smaller_configs(tmp_path / "configs")
@@ -70,6 +79,7 @@ def test_commands_of_the_readme(tmp_path: Path) -> None:
         "simulate",
         "train",
         "evaluate",
+        "compare",
         "export",
         "build",
         "replay",
@@ -97,9 +107,7 @@ def test_commands_of_the_readme(tmp_path: Path) -> None:
     metrics = json.loads((tmp_path / "runs/tiny/evaluation/metrics.json").read_text())
     assert metrics["samples"] == 2
     assert json.loads((tmp_path / "runs/truck/evaluation/metrics.json").read_text())["samples"] == 1
-    parts = json.loads((tmp_path / "runs/tiny/parts/metrics.json").read_text())
-    assert list(parts["slices"]) == ["condition", "range"]
-    assert [level["level"] for level in parts["robustness"]["corruptions"]["lidar_noise"]["levels"]] == [0.05, 0.1, 0.2]
+    check_evaluation_of_parts(tmp_path)
     manifest = json.loads((tmp_path / "runs/tiny/bundle/manifest.json").read_text())
     assert (manifest["routes"], manifest["folded"]) == (["rain"], ["rain"])
     banked = json.loads((tmp_path / "runs/merged/bundle/manifest.json").read_text())

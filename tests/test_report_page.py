@@ -1,15 +1,11 @@
 """The report's page in a browser, headless Chromium: what a reader sees, without a network."""
 
-import html
-import json
 import re
-import shutil
-import subprocess
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
+from browser import needs_chromium, visit
 from exported import bundle
 
 from deploy.replay.latency import STAGES, Latency
@@ -20,13 +16,6 @@ from deploy.runtime import Runtime
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.scene.scene import Routed
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
-needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="chromium not found: apt-get install chromium")
-FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync", "--window-size=1600,1000",
-    "--enable-logging=stderr", "--v=0",
-)  # fmt: skip
 FRAMES, SLOWEST = 120, 37
 VERDICT = Verdict(
     (
@@ -52,29 +41,6 @@ def page(sim_root: Path) -> str:
         report.add(frames[which], replace(seen[which], route={"wet_road": routed}, seconds=seconds))
         latency.add(frames[which], seconds)
     return with_verdict(report.html(latency.summary()), VERDICT.as_dict())
-
-
-@dataclass
-class Visit:
-    found: dict[str, Any]  # what the probe saw
-    console: list[str]
-
-
-def visit(page: str, folder: Path, probe: str, *flags: str, fragment: str = "") -> Visit:
-    """Open the page; when it is loaded, `probe` runs, JavaScript that calls report(object)."""
-    script = (
-        "<script>const report = found => { const note = document.createElement('pre'); note.id = 'probe';"
-        f"note.textContent = JSON.stringify(found); document.body.append(note); }};"
-        f"addEventListener('load', () => {{ {probe} }});</script>"
-    )
-    (folder / "page.html").write_text(page.replace("</body>", f"{script}</body>"))
-    command = [str(CHROMIUM), *FLAGS, *flags, f"--user-data-dir={folder / 'profile'}", "--dump-dom"]
-    done = subprocess.run(
-        [*command, f"file://{folder / 'page.html'}{fragment}"], capture_output=True, text=True, timeout=60, check=True
-    )
-    note = re.search(r'<pre id="probe">(.*?)</pre>', done.stdout, re.DOTALL)
-    assert note, done.stderr
-    return Visit(json.loads(html.unescape(note[1])), [line for line in done.stderr.splitlines() if "CONSOLE" in line])
 
 
 def test_page_of_a_long_drive_is_small(page: str) -> None:

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from browser import needs_chromium, visit
 from mcap.reader import make_reader
 from mcap_protobuf.decoder import DecoderFactory
 from networks import config as small_config
 from pages import page_data
 from pydantic import ValidationError
 from safetensors.torch import load_file
-from test_report_page import needs_chromium, visit
 from toy_task import BANDS, COLOURS, Toy, occupied, voxels_of
 from vocabulary import NUSCENES
 

@@ -16,8 +16,9 @@ from perception.grid import BevGrid
 from perception.modules.slot import Slot
 from perception.tasks.drawing import Layer, PointLayer, RasterLayer, VoxelLayer
 from perception.tasks.judging import GateMetric, Judge, Subject
+from perception.tasks.metric import Metric
 from perception.tasks.network import Loss, TaskNetwork
-from perception.tasks.task import Arrays, Memory, Metric, Output, Task, TaskConfig
+from perception.tasks.task import Arrays, Memory, Output, Task, TaskConfig
 
 BANDS = ("low", "middle", "high")
 COLOURS = ("#ff0000", "#00ff00", "#0000ff")

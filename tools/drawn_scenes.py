@@ -8,7 +8,7 @@ from functools import cache, partial
 
 import numpy as np
 
-from deploy.replay.interval import delete_one, jackknife_interval
+from perception.evaluation.interval import delete_one, jackknife_interval
 from perception.tasks.detection.columns import BoxColumns
 from perception.tasks.detection.scores import DetectionScores
 from perception.tasks.map.iou import ious

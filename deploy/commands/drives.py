@@ -1,4 +1,4 @@
-"""Commands that run networks on recorded drives: evaluate, replay and judge."""
+"""Commands that run networks on recorded drives, evaluate and replay, and those that judge the results."""
 
 from __future__ import annotations
 
@@ -61,6 +61,9 @@ def evaluate(
     official: Annotated[
         bool, typer.Option("--official", help="Also score the submission with the data set's devkit, and compare.")
     ] = False,
+    as_report: Annotated[
+        bool, typer.Option("--report", help="Also write report.html: slices, curves, robustness, worst samples.")
+    ] = False,
     rig: RigOption = None,
     batch: Annotated[int, typer.Option(help="Frames in a forward pass of a run.", min=1)] = 1,
     flip: Annotated[
@@ -72,7 +75,10 @@ def evaluate(
     ray: RayAddress = None,
     as_json: Json = False,
 ) -> None:
-    """Score a model as nuScenes does: mAP, NDS, TP errors; and the map's IoU."""
+    """Score a model as nuScenes does: mAP, NDS, TP errors; and the map's IoU.
+
+    `perception compare` compares two evaluations of the same keyframes.
+    """
     from deploy.manifest import read_manifest
     from perception.evaluation.evaluate import Breakdown
     from perception.evaluation.evaluate import evaluate as run
@@ -98,7 +104,8 @@ def evaluate(
     console = console_for(as_json)
     if official:
         require_official(tables)
-    split, breakdown = split or validation_split(tables.version), Breakdown(names(by), names(corruptions))
+    split = split or validation_split(tables.version)
+    breakdown = Breakdown(names(by), names(corruptions), left_out=True, report=as_report)
     with ExitStack() as opens:
         if jobs or ray:
             pool = open_pool(opened, jobs, ray, AHEAD)
@@ -141,6 +148,28 @@ def _given(conditions: str, bundle: Path) -> Conditions | None:
     if not conditions:
         return None
     return parse_conditions([] if conditions == "none" else names(conditions), read_manifest(bundle).taxonomy)
+
+
+@app.command(
+    epilog="Example: perception compare runs/a/evaluation runs/b/evaluation --by condition --out runs/b/compared"
+)
+def compare(
+    before: Annotated[Path, typer.Argument(help="Folder that `perception evaluate` wrote.")],
+    after: Annotated[Path, typer.Argument(help="Another one, of the same keyframes.")],
+    by: Annotated[
+        str, typer.Option(help="Slices that both were evaluated by: condition,range,... Default: all of them.")
+    ] = "",
+    out: Annotated[Path | None, typer.Option(help="Folder to write comparison.json and comparison.html to.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Compare two evaluations slice by slice: the difference of each score, with its 95 % interval over scenes."""
+    from perception.evaluation.comparison import compare as run
+    from perception.evaluation.comparison import comparison_table, write_comparison
+
+    found = run(before, after, names(by))
+    if out is not None:
+        write_comparison(out, found)
+    report(found, as_json, comparison_table(found))
 
 
 @app.command(epilog="Example: perception replay drives --scenes scene-0003 --bundle runs/a/bundle --out runs/a/replay")

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from deploy.replay.interval import LEAST_SCENES, delete_one, effective_number, jackknife_interval
 from deploy.replay.outcome import Outcome
+from perception.evaluation.interval import delete_one, jackknife_interval, too_few
 from perception.tasks.judging import Judge, Subject
 
 _ROUNDING = 1e-12
@@ -74,15 +74,10 @@ def change(run: Judge, baseline: Judge, subject: Subject, confidence: float) -> 
     after, before = (float(each.score(subject)[0]) for each in (run, baseline))
     same = run.same_results(baseline, subject)
     sizes = run.sizes(subject)[scenes]
-    interval, why = None, ""
-    if not same and (sizes > 0).sum() < LEAST_SCENES:
-        why = f"that takes at least {LEAST_SCENES} scenes with something to score"
-    elif not same:
+    interval, why = None, "" if same else too_few(sizes)
+    if not same and not why:
         draws = delete_one(scenes, int(run.frames.scenes.max()) + 1)
         scores = run.score(subject, draws) - baseline.score(subject, draws)
         low, high = jackknife_interval(scores, sizes, confidence).tolist()
-        if math.isnan(low):
-            why = f"most of what is scored is in one of them, so that they count as {effective_number(sizes):.1f}"
-        else:
-            interval = low, high
+        interval = low, high
     return Change(before, after, len(scenes), same, interval, why)

@@ -115,7 +115,7 @@ class Dropped(Section):
 class Difference(_Subset):
     """Limits how far a score may fall below the baseline's, by a confidence interval over scenes.
 
-    It passes if the whole interval (deploy.replay.interval) is above the margin, fails if it is below, and is
+    It passes if the whole interval (perception.evaluation.interval) is above the margin, fails if it is below, and is
     inconclusive if the margin is inside or there are too few scenes for an interval. The comparison is paired: the same
     scenes are left out of both replays. Replays with equal results pass with any number of scenes.
     """

@@ -6,12 +6,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from perception.page.single_file import as_script
+
 _START, _END = '<script id="data" type="application/json">', "</script>"
-
-
-def as_script(data: Mapping[str, Any]) -> str:
-    """JSON for a script element, without "<", so that no name can end the element."""
-    return json.dumps(data, separators=(",", ":")).replace("<", "\\u003c")
 
 
 def with_verdict(page: str, verdict: Mapping[str, Any]) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from importlib.resources import files
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,11 +12,11 @@ from deploy.manifest import Manifest
 from deploy.replay import pictures
 from deploy.replay.class_pictures import layer_pictures
 from deploy.replay.latency import STAGES
-from deploy.replay.page_data import as_script
 from deploy.replay.timeline import Timeline
 from deploy.replay.track_history import Trails
 from deploy.replay.worst_frames import WorstFrames
 from perception.frame import Boxes, Frame
+from perception.page.single_file import single_file
 from perception.rig import ordered_by_view
 from perception.scene.scene import SceneFrame
 from perception.tasks.drawing import COUNTED_SCORE, LOWEST_SCORE, BoxLayer, Layer, PointLayer, RasterLayer, VoxelLayer
@@ -156,11 +155,7 @@ class Report:
             "worst": self._worst.listed(),
             "frames": [self._frames[number] for number in sorted(self._frames)],
         }
-        parts = files("deploy.replay").joinpath("page")
-        page = parts.joinpath("page.html").read_text(encoding="utf-8")
-        for name in ("style.css", "drive.js", "frame.js"):
-            page = page.replace(f"__{name}__", parts.joinpath(name).read_text(encoding="utf-8"))
-        return page.replace("__data__", as_script(data))
+        return single_file("deploy.replay", data)
 
     def _arranged(self) -> list[list[str]]:
         """The rig's cameras as rows of the page, as they look; those without a picture come last."""

@@ -11,16 +11,20 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.progress import track
 
-from perception.atomic import made, write_atomically
+from perception.atomic import made, write_together
 from perception.datasets.keyframes import Keyframes
 from perception.datasets.listed import ListedKeyframes
+from perception.evaluation.evaluated import Evaluated
+from perception.evaluation.left_out import LEFT_OUT, left_out_scores
 from perception.evaluation.predictions import Predicted, Predictor, Reader, predictions
+from perception.evaluation.report import REPORT, is_report, report_page
 from perception.evaluation.robustness import chosen_corruptions, robustness, robustness_table
 from perception.evaluation.slices import Known, check_axes, slice_scores, slice_table
 from perception.frame import Frame
 from perception.sensors.inputs import InputSpec
 from perception.tasks import TASKS
-from perception.tasks.task import FrameWriter, Metric
+from perception.tasks.metric import Metric
+from perception.tasks.task import FrameWriter
 
 
 class Breakdown(NamedTuple):
@@ -29,10 +33,14 @@ class Breakdown(NamedTuple):
     Attributes:
         by: axes to slice by, see `slices.AXES`.
         corruptions: see `robustness.CORRUPTIONS`; `all` for those of the model's sensors.
+        left_out: also write `left_out.json`, by which evaluations are compared.
+        report: also write `report.html`.
     """
 
     by: Sequence[str] = ()
     corruptions: Sequence[str] = ()
+    left_out: bool = False
+    report: bool = False
 
 
 def evaluate(
@@ -54,6 +62,7 @@ def evaluate(
         split: official or custom split; None or "all" for all samples of the tables.
         selectors: scenes or keyframes of the split (see NuScenesTables.samples); empty for all.
         out: folder for `metrics.json`, the returned scores, and the tasks' submissions, such as `results_nusc.json`.
+            What an earlier evaluation wrote there for comparisons and as a report is replaced or removed.
         spec: inputs of the model; other sensors are not read.
         console: for progress and tables; standard output by default.
         breakdown: further scores.
@@ -83,7 +92,7 @@ def evaluate(
         scores["slices"] = slice_scores(known, metrics, breakdown.by, tables.taxonomy.conditions)
     if corruptions:
         scores["robustness"] = robustness(predicted, metrics, corruptions, spec.rig.sensors.cameras)
-    write_atomically(out / "metrics.json", json.dumps(scores, indent=2, allow_nan=False).encode())
+    _write(out, scores, Evaluated(tables, samples, known, metrics), breakdown)
     _print(scores, metrics, tables, console)
     return scores
 
@@ -108,6 +117,20 @@ def _added(
                     writers[task].add(frame, result, None)
             known.append(Known(frame.scene, frame.conditions))
     return known, metrics
+
+
+def _write(out: Path, scores: dict[str, Any], evaluated: Evaluated, breakdown: Breakdown) -> None:
+    """Write metrics.json and the other files of the evaluation; those of an earlier one do not stay beside them."""
+    files = {out / "metrics.json": json.dumps(scores, indent=2, allow_nan=False).encode()}
+    if breakdown.left_out:
+        files[out / LEFT_OUT] = left_out_scores(evaluated, breakdown.by).model_dump_json().encode()
+    if breakdown.report:
+        files[out / REPORT] = report_page(scores, evaluated).encode()
+    write_together(files)
+    if not breakdown.left_out:
+        (out / LEFT_OUT).unlink(missing_ok=True)
+    if not breakdown.report and is_report(out / REPORT):
+        (out / REPORT).unlink()
 
 
 def _print(scores: dict[str, Any], metrics: Mapping[str, Metric[Any]], tables: Keyframes, console: Console) -> None:

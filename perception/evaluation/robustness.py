@@ -23,7 +23,7 @@ from perception.evaluation.predictions import Predicted
 from perception.evaluation.slices import numbers, part_scores
 from perception.frame import Frame
 from perception.strict_json import shown
-from perception.tasks.task import Metric
+from perception.tasks.metric import Metric
 
 Change = Callable[[np.ndarray, float, np.random.Generator], np.ndarray]  # of points or an image, at a level
 Apply = Callable[[Frame, float, np.random.Generator, Sequence[str]], Frame]  # the last are the rig's cameras

@@ -11,7 +11,7 @@ from rich.table import Table
 from perception.errors import InputError
 from perception.frame import Conditions
 from perception.strict_json import shown
-from perception.tasks.task import Metric
+from perception.tasks.metric import Metric
 
 RANGES = ((0.0, 20.0), (20.0, 30.0), (30.0, 50.0))  # m from the vehicle
 AXES = ("condition", "scene", "range")  # and every kind of condition
@@ -23,6 +23,15 @@ class Known(NamedTuple):
 
     scene: str
     conditions: Conditions
+
+
+class Subset(NamedTuple):
+    """Some frames, or all of them within a range."""
+
+    axis: str
+    name: str
+    frames: np.ndarray  # (F,) bool
+    bounds: tuple[float, float] | None = None  # m from the vehicle
 
 
 def check_axes(by: Sequence[str], conditions: Mapping[str, Sequence[str]]) -> None:
@@ -53,14 +62,20 @@ def slice_scores(
     Raises:
         InputError: the frames have no annotations.
     """
-    every = np.ones(len(frames), bool)
-    slices: dict[str, dict[str, Scores]] = {}
+    slices: dict[str, dict[str, Scores]] = {axis: {} for axis in by}
+    for each in subsets(frames, by, conditions):
+        slices[each.axis][each.name] = part_scores(metrics, each.frames, each.bounds)
+    return slices
+
+
+def subsets(frames: Sequence[Known], by: Sequence[str], conditions: Mapping[str, Sequence[str]]) -> Iterator[Subset]:
+    """The subsets of `slice_scores`."""
     for axis in by:
         if axis == "range":
-            slices[axis] = {"{:g}-{:g} m".format(*bounds): part_scores(metrics, every, bounds) for bounds in RANGES}
+            every = np.ones(len(frames), bool)
+            yield from (Subset(axis, "{:g}-{:g} m".format(*bounds), every, bounds) for bounds in RANGES)
         else:
-            slices[axis] = {name: part_scores(metrics, part) for name, part in _parts(frames, axis, conditions)}
-    return slices
+            yield from (Subset(axis, name, part) for name, part in _parts(frames, axis, conditions))
 
 
 def part_scores(

@@ -18,11 +18,10 @@ from perception.frame import Boxes, Frame
 from perception.grid import BevGrid
 from perception.section import Section
 from perception.tasks.judging import Judge
+from perception.tasks.metric import Metric, Result
 from perception.taxonomy import Taxonomy
 
 if TYPE_CHECKING:
-    from rich.table import Table
-
     from perception.datasets.keyframes import Keyframes
     from perception.tasks.drawing import Layer
     from perception.tasks.network import TaskNetwork
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
 Arrays = Mapping[str, np.ndarray]
 # An observation: kind of condition -> probability of each value in the order of the taxonomy, for some kinds.
 Evidence = Mapping[str, Sequence[float]]
-Result = TypeVar("Result")
 
 
 class TaskConfig(Section):
@@ -243,43 +241,6 @@ class Memory(ABC, Generic[Result]):
             objects: `Task.objects` of all tasks after the same frame, in the global frame.
         """
         return state
-
-
-class Metric(ABC, Generic[Result]):
-    """Scores of a task over frames that are added one by one.
-
-    Args:
-        source: of the frames and their annotations.
-        grid: of the pillars; results on another grid cover the same area.
-    """
-
-    main: ClassVar[str | None] = None  # the number of `part` for robustness
-
-    def __init__(self, source: Keyframes, grid: BevGrid) -> None:
-        self.source, self.grid = source, grid
-
-    @abstractmethod
-    def add(self, frame: Frame, result: Result) -> None:
-        """Add one frame; its annotations are taken from the source."""
-
-    @abstractmethod
-    def scores(self) -> dict[str, Any]:
-        """Scores over all frames, as strict JSON. Their names are unique among tasks.
-
-        Raises:
-            InputError: the frames have no annotations.
-        """
-
-    @abstractmethod
-    def part(self, frames: np.ndarray, bounds: tuple[float, float] | None = None) -> dict[str, Any]:
-        """Scores of some frames, (F,) bool, or of a range (m from the vehicle), as if there were no others.
-
-        Its numbers, None without annotations, are those that tables show.
-        """
-
-    @abstractmethod
-    def tables(self, scores: Mapping[str, Any]) -> list[Table]:
-        """Tables of the result of `scores`."""
 
 
 def joined_labels(frames: Sequence[Arrays]) -> dict[str, np.ndarray]:

@@ -1,21 +1,6 @@
 // What is the same for all frames: the verdict, the worst frames, the drive over time, latencies.
 
-const data = JSON.parse(document.getElementById("data").textContent);
-const at = id => document.getElementById(id);
-const make = (tag, parent, text, attributes) => {
-  const element = parent.appendChild(document.createElement(tag));
-  if (text !== undefined && text !== null) element.textContent = text;
-  return Object.assign(element, attributes);
-};
-const draw = (tag, parent, attributes, text) => {
-  const element = parent.appendChild(document.createElementNS(parent.namespaceURI, tag));
-  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
-  if (text !== undefined) element.textContent = text;
-  return element;
-};
-const words = name => name.replaceAll("_", " ");
 const sensor = name => data.lidars.length === 1 && name === data.lidars[0] ? "LiDAR" : words(name.replace(/^cam_/i, "camera_")).toLowerCase();
-const plural = (n, what) => `${n} ${what}${n === 1 ? "" : "s"}`;
 const frameCount = data.milliseconds.length;
 const totals = data.milliseconds.map(stages => stages.reduce((sum, ms) => sum + ms, 0));
 const sceneOf = number => data.scenes.filter(([first]) => first <= number).pop()[1];

@@ -11,7 +11,7 @@ from perception.datasets.keyframes import Keyframes
 from perception.frame import Frame
 from perception.grid import BevGrid
 from perception.strict_json import shown
-from perception.tasks.task import Metric
+from perception.tasks.metric import Metric
 
 if TYPE_CHECKING:
     from rich.table import Table

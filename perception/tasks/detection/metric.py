@@ -14,12 +14,16 @@ from perception.frame import Boxes, Frame
 from perception.grid import BevGrid
 from perception.strict_json import shown, strict
 from perception.tasks.detection.columns import BoxColumns
+from perception.tasks.detection.insight import precision_recall, worst_samples
 from perception.tasks.detection.scores import ERRORS, THRESHOLDS, DetectionScores
 from perception.tasks.detection.submission import submitted
-from perception.tasks.task import Metric
+from perception.tasks.judging import mean_shares
+from perception.tasks.metric import Curve, LeftOut, Metric, Sample
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+Bounds = tuple[float, float] | None  # m from the vehicle
 
 
 class DetectionMetric(Metric[Boxes]):
@@ -30,18 +34,23 @@ class DetectionMetric(Metric[Boxes]):
     def __init__(self, source: Keyframes, grid: BevGrid) -> None:
         super().__init__(source, grid)
         self._tokens: list[str] = []
-        self._egos: list[np.ndarray] = []
+        self._poses: list[np.ndarray] = []
         self._found: list[BoxColumns] = []
 
     def add(self, frame: Frame, result: Boxes) -> None:
         self._found.append(BoxColumns.of_frame(submitted(frame, result, self.source.taxonomy), len(self._tokens)))
         self._tokens.append(frame.token)
-        self._egos.append(frame.global_from_ego[:2, 3])
+        self._poses.append(frame.global_from_ego)
 
     @property
     def egos(self) -> np.ndarray:
         """(F, 2) m, position of the vehicle in the global frame."""
-        return np.array(self._egos, np.float64).reshape(-1, 2)
+        return self.poses[:, :2, 3]
+
+    @property
+    def poses(self) -> np.ndarray:
+        """(F, 4, 4) of the vehicle in the global frame."""
+        return np.array(self._poses, np.float64).reshape(-1, 4, 4)
 
     @cached_property
     def bicycle_racks(self) -> np.ndarray:
@@ -66,6 +75,18 @@ class DetectionMetric(Metric[Boxes]):
         """Scored detections."""
         return BoxColumns.joined(self._found).counted(self.egos, self.bicycle_racks, self.source.taxonomy)
 
+    @cached_property
+    def _matched(self) -> DetectionScores:
+        """All frames, as one scene."""
+        return self._matched_scenes(np.zeros(len(self._tokens), np.int64), np.ones(len(self._tokens), bool), None)
+
+    def _matched_scenes(self, scenes: np.ndarray, frames: np.ndarray, bounds: Bounds) -> DetectionScores:
+        """Some frames (F,) bool in a range, with the scene (F,) of each frame."""
+        truth, found = (boxes.select(frames[boxes.frames]) for boxes in (self.truth, self.detections))
+        if bounds is not None:
+            truth, found = (boxes.select(boxes.within(bounds, self.egos)) for boxes in (truth, found))
+        return DetectionScores(truth, found, scenes, self.source.taxonomy)
+
     def scores(self) -> dict[str, Any]:
         """`mAP`, `NDS`; `mAP_present`, mean AP over the annotated classes; `ground_truth`, number of boxes by class.
 
@@ -73,10 +94,8 @@ class DetectionMetric(Metric[Boxes]):
         `label_tp_errors`, `tp_errors`, `tp_scores`. Errors are metres, 1 - IoU, radians, m/s and 1 - accuracy; None if
         undefined, such as a cone's velocity error. Without annotated attributes, as in infos, the attribute error is 1.
         """
-        matched = DetectionScores(
-            self.truth, self.detections, np.zeros(len(self._tokens), np.int64), self.source.taxonomy
-        )
-        names, scores = self.source.taxonomy.class_names, matched.scored()
+        matched, names = self._matched, self.source.taxonomy.class_names
+        scores = matched.scored()
         present = matched.annotated.sum(axis=0) > 0
         aps, errors, mean_errors = scores.class_aps[0], scores.errors[0], scores.mean_errors[0]
         return strict(
@@ -98,21 +117,41 @@ class DetectionMetric(Metric[Boxes]):
             }
         )
 
-    def part(self, frames: np.ndarray, bounds: tuple[float, float] | None = None) -> dict[str, Any]:
+    def part(self, frames: np.ndarray, bounds: Bounds = None) -> dict[str, Any]:
         """`boxes` (scored annotations), `mAP`, `NDS`, `mAP_present`, and `AP` by class."""
-        truth, found = (boxes.select(frames[boxes.frames]) for boxes in (self.truth, self.detections))
-        if bounds is not None:
-            truth, found = (boxes.select(boxes.within(bounds, self.egos)) for boxes in (truth, found))
-        matched = DetectionScores(truth, found, np.zeros(len(frames), np.int64), self.source.taxonomy)
+        matched = self._matched_scenes(np.zeros(len(frames), np.int64), frames, bounds)
         scored, present = matched.scored(), matched.annotated.any(axis=0)
         aps, names = scored.class_aps[0], self.source.taxonomy.class_names
         return {
-            "boxes": len(truth),
+            "boxes": int(matched.annotated.sum()),
             "mAP": float(scored.mean_ap[0]) if present.any() else None,
             "NDS": float(scored.nds[0]) if present.any() else None,
             "mAP_present": float(aps[present].mean()) if present.any() else None,
             "AP": {name: float(ap) if there else None for name, ap, there in zip(names, aps, present, strict=True)},
         }
+
+    def left_out(self, frames: np.ndarray, scenes: np.ndarray, bounds: Bounds = None) -> LeftOut:
+        """As in the base class, but matched once; sizes are shares of the annotated boxes, averaged over classes."""
+        own, number = np.unique(np.where(frames, scenes, scenes[frames].min()), return_inverse=True)
+        matched = self._matched_scenes(number, frames, bounds)
+        draws = np.vstack([np.ones(len(own)), 1 - np.eye(len(own))])
+        scored, present = matched.scored(draws), draws @ matched.annotated > 0
+        some = present.any(axis=1)
+        sums = (scored.class_aps * present).sum(axis=1)
+        scores = {
+            "mAP": np.where(some, scored.mean_ap, np.nan),
+            "NDS": np.where(some, scored.nds, np.nan),
+            "mAP_present": np.divide(sums, present.sum(axis=1), out=np.full(len(draws), np.nan), where=some),
+        }
+        return LeftOut(scores, dict.fromkeys(scores, mean_shares(matched.annotated)))
+
+    def curves(self) -> list[Curve]:
+        """Precision by recall of each annotated class at each matching distance, as in the devkit."""
+        return precision_recall(self._matched, self.source.taxonomy)
+
+    def worst(self, count: int) -> list[Sample]:
+        """See `worst_samples`."""
+        return worst_samples(self.truth, self.detections, self.poses, self.source.taxonomy, count)
 
     def tables(self, scores: Mapping[str, Any]) -> list[Table]:
         """AP and true-positive errors per class, with mAP, NDS and mAP_present in the title."""

@@ -18,7 +18,7 @@ from perception.taxonomy import ObjectClass, Taxonomy
 THRESHOLDS = (0.5, 1.0, 2.0, 4.0)  # m
 ERRORS = {"trans_err": "ATE", "scale_err": "ASE", "orient_err": "AOE", "vel_err": "AVE", "attr_err": "AAE"}
 _ERROR_THRESHOLD = THRESHOLDS.index(2.0)
-_RECALL = np.linspace(0, 1, 101)
+RECALLS = np.linspace(0, 1, 101)  # of the precision-recall curves
 _FIRST = 11  # recall above 0.1
 _MIN_PRECISION = 0.1
 _HELD = 1 << 23  # numbers in memory at once
@@ -94,7 +94,7 @@ class DetectionScores:
         errors = np.ones((len(draws), len(self._classes), len(ERRORS)))
         for label, kind in enumerate(self._classes):
             curves = self._curves[label]
-            held = max(len(curve.positions) for curve in curves) + len(_RECALL) * self.scenes
+            held = max(len(curve.positions) for curve in curves) + len(RECALLS) * self.scenes
             for part in _parts(len(draws), held):
                 positives = draws[part] @ self.annotated[:, label]
                 for level, curve in enumerate(curves):
@@ -108,6 +108,16 @@ class DetectionScores:
                         )
             errors[:, label, [list(ERRORS).index(error) for error in undefined_errors(kind)]] = np.nan
         return Scores(aps, errors)
+
+    def precisions(self) -> np.ndarray:
+        """(classes, 4, 101) precision over all scenes at each of THRESHOLDS and RECALLS; 0 where it is not reached."""
+        once = np.ones((1, self.scenes))
+        positives = once @ self.annotated
+        curves = [
+            [_AtRecalls(curve, once, positives[:, label]).precision()[0] for curve in each]
+            for label, each in enumerate(self._curves)
+        ]
+        return np.array(curves).reshape(len(self._classes), len(THRESHOLDS), len(RECALLS))
 
 
 def undefined_errors(kind: ObjectClass) -> list[str]:
@@ -153,13 +163,13 @@ class _AtRecalls:
         found = np.cumsum(weights, axis=1)
         total = weights.sum(axis=1)
         count = np.maximum(positives, 1)[:, None]
-        whole = np.floor(_RECALL * count)
-        whole += (whole + 1) / count <= _RECALL  # with the rounding of the devkit's recalls
-        whole -= whole / count > _RECALL
+        whole = np.floor(RECALLS * count)
+        whole += (whole + 1) / count <= RECALLS  # with the rounding of the devkit's recalls
+        whole -= whole / count > RECALLS
         self.reached = (whole <= total[:, None]) & (total > 0)[:, None]
-        self.reached &= (whole < total[:, None]) | (whole / count == _RECALL)
+        self.reached &= (whole < total[:, None]) | (whole / count == RECALLS)
         self.before = np.minimum(whole, total[:, None])
-        self.fraction = np.clip(_RECALL * count - whole, 0, 1)
+        self.fraction = np.clip(RECALLS * count - whole, 0, 1)
         # The true positive number `before + 1`; none if all were found.
         offset = np.arange(len(draws))[:, None] * (total.max(initial=0) + 2)
         place = np.searchsorted((found + offset).ravel(), (self.before + 1 + offset).ravel()).reshape(whole.shape)
@@ -237,8 +247,8 @@ def _mean_errors(confidence: np.ndarray, weights: np.ndarray, scores: np.ndarray
     low_index, high_index = np.minimum(low, len(scores) - 1), np.maximum(high, 0)
     gap = scores[high_index] - scores[low_index]
     share = np.divide(confidence - scores[low_index], gap, out=np.zeros_like(confidence), where=inside & (gap > 0))
-    last = np.where(confidence > 0, np.arange(len(_RECALL)), 0).max(axis=1)
-    averaged = (np.arange(len(_RECALL)) >= _FIRST) & (np.arange(len(_RECALL)) <= last[:, None])
+    last = np.where(confidence > 0, np.arange(len(RECALLS)), 0).max(axis=1)
+    averaged = (np.arange(len(RECALLS)) >= _FIRST) & (np.arange(len(RECALLS)) <= last[:, None])
     result = np.ones((len(weights), len(errors)))
     for i, each in enumerate(errors):
         known = ~np.isnan(each)

@@ -12,8 +12,8 @@ from perception.frame import Frame
 from perception.grid import BevGrid
 from perception.strict_json import shown
 from perception.tasks.map.iou import MapIou, count_rings, ious, predicted_cells
+from perception.tasks.metric import Metric, Sample, lowest_ious
 from perception.tasks.rings import rings
-from perception.tasks.task import Metric
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -52,6 +52,10 @@ class MapMetric(Metric[np.ndarray]):
             "mIoU": None if np.isnan(shares).all() else float(np.nanmean(shares)),
             "IoU": dict(zip(self._names, (None if np.isnan(each) else float(each) for each in shares), strict=True)),
         }
+
+    def worst(self, count: int) -> list[Sample]:
+        """The frames with the lowest `mIoU`."""
+        return lowest_ious("mIoU", (None if each is None else ious(each.sum(axis=2)) for each in self._counts), count)
 
     def tables(self, scores: Mapping[str, Any]) -> list[Table]:
         """IoU per map class: the best over BEVFusion's thresholds, and at 0.5."""

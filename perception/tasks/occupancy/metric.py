@@ -12,6 +12,7 @@ from perception.datasets.keyframes import Keyframes
 from perception.frame import Frame
 from perception.grid import BevGrid
 from perception.strict_json import shown
+from perception.tasks.metric import Curve, Metric, Sample, lowest_ious
 from perception.tasks.occupancy.confusion import confusion, geometric_iou, ious, mean, parts
 from perception.tasks.occupancy.obstacles import (
     DISTANCES,
@@ -25,7 +26,6 @@ from perception.tasks.occupancy.ray_iou import THRESHOLDS, cast, chosen_origins,
 from perception.tasks.occupancy.result import OccupancyResult
 from perception.tasks.occupancy.truth import lidar_places, obstacles_of, on_grid_of_truth
 from perception.tasks.rings import rings
-from perception.tasks.task import Metric
 from perception.voxels import Occupancy, occupancy_classes
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ class OccupancyMetric(Metric[OccupancyResult]):
     """Scores on the voxels of the annotations, whatever the grid of the results."""
 
     main = "RayIoU"
+    lower_is_better = ("false_alarms",)
 
     def __init__(self, source: Keyframes, grid: BevGrid) -> None:
         super().__init__(source, grid)
@@ -147,6 +148,22 @@ class OccupancyMetric(Metric[OccupancyResult]):
             own = [scores[i] for scores in (self._obstacles[frame] for frame in chosen) if scores is not None]
             curve.append({"probability": probability, **_recall(own, metres, bounds)})
         return {**curve[CURVE.index(PROBABILITY)], "metres": metres, "curve": curve}
+
+    def curves(self) -> list[Curve]:
+        """Recall of obstacles by false alarms, a point for each probability of CURVE."""
+        obstacles = self._of_obstacles(slice(None), None) or {"curve": ()}
+        points = [(each["false_alarms_per_100_m"], each["recall"]) for each in obstacles["curve"]]
+        if not points or None in points[0]:  # no obstacle is annotated, or the vehicle stood still
+            return []
+        x, y = np.array(points, np.float64).T
+        axes = "false alarms per 100 m", "recall"
+        return [Curve("unknown obstacles: recall by false alarms", "obstacles", axes, x, y)]
+
+    def worst(self, count: int) -> list[Sample]:
+        """The frames with the lowest `occupancy_mIoU`."""
+        seen = MASKS.index("cameras")
+        found = (None if each is None else ious(parts(each.voxels[seen].sum(axis=0))) for each in self._counts)
+        return lowest_ious("occupancy_mIoU", found, count)
 
     def tables(self, scores: Mapping[str, Any]) -> list[Table]:
         """IoU and RayIoU by class; recall of unknown obstacles by distance."""

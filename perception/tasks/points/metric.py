@@ -11,10 +11,10 @@ from perception.datasets.keyframes import Keyframes
 from perception.frame import Frame
 from perception.grid import BevGrid
 from perception.strict_json import shown
-from perception.tasks.points.iou import NONE, count_rings, summary
+from perception.tasks.metric import Metric, Sample, lowest_ious
+from perception.tasks.points.iou import NONE, count_rings, ious, summary
 from perception.tasks.points.truth import annotated_classes
 from perception.tasks.rings import rings
-from perception.tasks.task import Metric
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -47,6 +47,11 @@ class PointsMetric(Metric[np.ndarray]):
         """(3, classes) counts over some frames."""
         known = [each for each, chosen in zip(self._counts, frames, strict=True) if chosen and each is not None]
         return sum((each[..., rings(bounds)].sum(axis=2) for each in known), np.zeros((3, len(self._names)), np.int64))
+
+    def worst(self, count: int) -> list[Sample]:
+        """The frames with the lowest `points_mIoU`."""
+        found = (None if each is None else ious(each.sum(axis=2)) for each in self._counts)
+        return lowest_ious("points_mIoU", found, count)
 
     def tables(self, scores: Mapping[str, Any]) -> list[Table]:
         """IoU per class."""

@@ -28,6 +28,7 @@ from scipy.special import stdtrit
 
 LEAST_SCENES = 3  # that have something to score
 LEAST_EFFECTIVE = 2.0  # of their effective number
+_ROUNDING = 1e-9
 
 
 def delete_one(scenes: np.ndarray, count: int) -> np.ndarray:
@@ -44,6 +45,15 @@ def effective_number(sizes: np.ndarray) -> np.ndarray:
     return np.asarray(np.divide(np.square(total), squares, out=np.zeros_like(squares), where=squares > 0))
 
 
+def too_few(sizes: np.ndarray) -> str:
+    """The reason why scenes of the sizes (N,) give no interval; empty if they give one."""
+    if (sizes > 0).sum() < LEAST_SCENES:
+        return f"that takes at least {LEAST_SCENES} scenes with something to score"
+    if effective_number(sizes) < LEAST_EFFECTIVE - _ROUNDING:
+        return f"most of what is scored is in one of them, so that they count as {effective_number(sizes):.1f}"
+    return ""
+
+
 def jackknife_interval(scores: np.ndarray, sizes: np.ndarray, confidence: float) -> np.ndarray:
     """The lower and upper end (..., 2); NaN if there are too few scenes.
 
@@ -55,7 +65,7 @@ def jackknife_interval(scores: np.ndarray, sizes: np.ndarray, confidence: float)
     sizes = np.asarray(sizes, np.float64)
     whole, scenes = scores[..., 0], sizes.shape[-1]
     effective = effective_number(sizes)
-    enough = ((sizes > 0).sum(axis=-1) >= LEAST_SCENES) & (effective >= LEAST_EFFECTIVE - 1e-9)
+    enough = ((sizes > 0).sum(axis=-1) >= LEAST_SCENES) & (effective >= LEAST_EFFECTIVE - _ROUNDING)
     deviations = scores[..., 1:] - whole[..., None]
     error = np.sqrt((scenes - 1) / max(scenes, 1) * np.square(deviations).sum(axis=-1))
     effective = np.where(enough, effective, LEAST_EFFECTIVE)
