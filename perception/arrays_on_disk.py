@@ -27,7 +27,7 @@ def kept(name: str, about: Mapping[str, Any], compute: Callable[[], dict[str, np
         about: all that the arrays depend on, as JSON.
     """
     key = json.dumps({"format": FORMAT, **about}, sort_keys=True, default=list)
-    folder = _cache() / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:32]}"
+    folder = cache() / f"{name}-{hashlib.sha256(key.encode()).hexdigest()[:32]}"
     found = _stored(folder)
     if found is None:
         found = compute()
@@ -38,7 +38,8 @@ def kept(name: str, about: Mapping[str, Any], compute: Callable[[], dict[str, np
     return found
 
 
-def _cache() -> Path:
+def cache() -> Path:
+    """The folder of this package in the user's cache."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "perception"
 
 

@@ -21,6 +21,7 @@ from perception.commands.common import (
     Version,
     app,
     console_for,
+    from_store,
     names,
     report,
     rig_of,
@@ -38,7 +39,9 @@ if TYPE_CHECKING:
 
 @app.command(epilog="Example: perception evaluate runs/a --data drives --out runs/a/evaluation --by condition,range")
 def evaluate(
-    model: Annotated[Path, typer.Argument(help="A run, one of its checkpoints, or an exported bundle.")],
+    model: Annotated[
+        Path, typer.Argument(callback=from_store, help="A run, one of its checkpoints, or an exported bundle.")
+    ],
     data: Root,
     out: Out,
     version: Version = None,
@@ -83,6 +86,7 @@ def evaluate(
     from perception.evaluation.evaluate import Breakdown
     from perception.evaluation.evaluate import evaluate as run
     from perception.evaluation.processes import AHEAD, Processes
+    from perception.storage import results
     from perception.tasks.detection.official import compare, require_official
     from perception.workers import open_pool
 
@@ -111,9 +115,10 @@ def evaluate(
             pool = open_pool(opened, jobs, ray, AHEAD)
             opens.enter_context(pool)
             predictor = Processes(pool)
-        metrics = run(predictor, tables, split, names(scenes), out, spec, console, breakdown)
-    if official:
-        metrics = compare(out, tables, metrics, console)
+        folder = opens.enter_context(results(out, ("metrics.json",)))
+        metrics = run(predictor, tables, split, names(scenes), folder, spec, console, breakdown)
+        if official:
+            metrics = compare(folder, tables, metrics, console)
     report(metrics, as_json)
 
 
@@ -174,8 +179,11 @@ def compare(
 
 @app.command(epilog="Example: perception replay drives --scenes scene-0003 --bundle runs/a/bundle --out runs/a/replay")
 def replay(
-    drive: Annotated[Path, typer.Argument(help="Dataroot of nuScenes, simulated or PandaSet; .mcap file; rosbag2.")],
-    bundle: Annotated[Path, typer.Option(help="An exported bundle.")],
+    drive: Annotated[
+        Path,
+        typer.Argument(callback=from_store, help="Dataroot of nuScenes, simulated or PandaSet; .mcap file; rosbag2."),
+    ],
+    bundle: Annotated[Path, typer.Option(callback=from_store, help="An exported bundle.")],
     out: Out,
     target: Annotated[str, typer.Option(help="Target whose engine runs; `perception build --list` shows all.")] = "cpu",
     version: Version = None,
@@ -221,7 +229,7 @@ def replay(
         ),
     ] = False,
     baseline: Annotated[
-        Path | None, typer.Option(help="Folder of another replay of the scenes to compare with.")
+        Path | None, typer.Option(callback=from_store, help="Folder of another replay of the scenes to compare with.")
     ] = None,
     gates: Annotated[Path | None, typer.Option(help="YAML file of the gates.")] = None,
     viewer: Annotated[str, typer.Option(help="foxglove, rerun: also write results.mcap, results.rrd.")] = "",
@@ -239,14 +247,17 @@ def replay(
     With --gates or --baseline it also writes a verdict (verdict.json, junit.xml). Exit code 0: pass; 1: fail; 3:
     inconclusive, because there are too few scenes.
     """
+    from deploy.replay.folder import VERDICT_FILES, final_files
     from deploy.replay.gates import Gates
     from deploy.replay.outcome import EXIT_CODES
+    from deploy.replay.provenance import PROVENANCE
     from deploy.replay.run import replay as run
     from deploy.replay.selection import Selection
     from deploy.replay.settings import Settings, Source
     from deploy.replay.sources import is_recording
     from perception.datasets.nuscenes.tables import only_version, versions
     from perception.section import load_section
+    from perception.storage import results
 
     settings = Settings(
         target=target,
@@ -263,7 +274,9 @@ def replay(
     if version is None and versions(drive) and not is_recording(drive):
         version = only_version(drive)
     source = Source(drive, version, names(scenes), topics)
-    summary = run(source, bundle, out, settings, baseline, chosen_gates, console_for(as_json), jobs, ray)
+    last = (*VERDICT_FILES, PROVENANCE)
+    with results(out, last, final_files()) as folder:
+        summary = run(source, bundle, folder, settings, baseline, chosen_gates, console_for(as_json), jobs, ray)
     report(summary, as_json)
     outcome = summary.get("verdict", {"outcome": "pass"})["outcome"]
     if outcome != "pass":

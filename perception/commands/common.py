@@ -25,10 +25,20 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 
+
+def from_store(path: Path | None) -> Path | None:
+    """A path of an argument, after fetching what is in an object store."""
+    from perception.storage import fetched
+
+    return None if path is None else fetched(path)
+
+
 Root = Annotated[
     Path,
     typer.Option(
-        "--data", help="Dataroot of nuScenes, simulated or PandaSet; or mmdet3d's nuscenes_infos_*.pkl in one."
+        "--data",
+        callback=from_store,
+        help="Dataroot of nuScenes, simulated or PandaSet; or mmdet3d's nuscenes_infos_*.pkl in one.",
     ),
 ]
 Version = Annotated[str | None, typer.Option(help="v1.0-mini, v1.0-trainval, ... Default: the only one there is.")]

@@ -11,6 +11,7 @@ import numpy as np
 
 from perception.datasets.pcd import read_pcd
 from perception.errors import InputError
+from perception.storage import read
 
 _POINT_BYTES = 5 * 4  # x y z intensity ring, float32
 
@@ -32,7 +33,7 @@ def read_points(path: Path) -> np.ndarray:
         FileNotFoundError: there is no such file; callers treat it as a missing sensor.
         InputError: the file is empty, truncated or holds numbers that are not finite.
     """
-    content = _read(path)
+    content = read(path)
     if not content:
         raise InputError(f"{path}: an empty sweep (0 bytes); copy the file again or delete it")
     if len(content) % _POINT_BYTES:
@@ -57,7 +58,7 @@ def read_image(path: Path) -> np.ndarray:
         FileNotFoundError: there is no such file; callers treat it as a missing sensor.
         InputError: the file is no image or is truncated.
     """
-    content = _read(path)
+    content = read(path)
     try:
         return decode_image(content)
     except ValueError as error:
@@ -90,15 +91,6 @@ def read_json(path: Path) -> Any:
         InputError: the file is absent, or not JSON.
     """
     try:
-        return json.loads(_read(path))
+        return json.loads(read(path))
     except (FileNotFoundError, ValueError) as error:
         raise InputError(f"{path}: no JSON file ({' '.join(str(error).split())})") from None
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise InputError(f"{path}: cannot read the file ({error.strerror})") from None

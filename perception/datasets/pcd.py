@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from perception.errors import InputError
+from perception.storage import read
 
 _HEADER = re.compile(rb"(?:.*\n)*?DATA[ \t]+(\w+)[ \t]*\r?\n")
 _LONGEST_HEADER = 1 << 14  # bytes
@@ -25,12 +26,7 @@ def read_pcd(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
         FileNotFoundError: there is no such file; callers treat it as a missing sensor.
         InputError: the file is no PCD file, is truncated or has no x, y, z or intensity.
     """
-    try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise InputError(f"{path}: cannot read the file ({error.strerror})") from None
+    content = read(path)
     try:
         table = _table(content)
         points = np.column_stack([table[name] for name in ("x", "y", "z", "intensity")]).astype(np.float32)
