@@ -1,11 +1,6 @@
-"""Drives to replay in several processes, and the processes to kill."""
+"""Drives to replay in several processes."""
 
 import json
-import os
-import random
-import signal
-import time
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 from conftest import token, write_tiny
@@ -24,37 +19,3 @@ def write_scenes(root: Path, scenes: int, keyframes: int) -> None:
     rows = [{**scene, "token": token("scene", i), "name": f"scene-{1 + i:04}"} for i in range(scenes)]
     (folder / "sample.json").write_text(json.dumps(samples))
     (folder / "scene.json").write_text(json.dumps(rows))
-
-
-def children(process: int) -> list[int]:
-    """Processes that this one started, without the one that watches over shared resources."""
-    try:
-        found = Path(f"/proc/{process}/task/{process}/children").read_text().split()
-        return [int(each) for each in found if b"spawn_main" in Path(f"/proc/{each}/cmdline").read_bytes()]
-    except OSError:
-        return []  # it ended meanwhile
-
-
-def is_alive(process: int) -> bool:
-    try:
-        return Path(f"/proc/{process}/stat").read_text().split()[2] != "Z"
-    except OSError:
-        return False
-
-
-def kill_one(driver: BaseProcess, rng: random.Random) -> str:
-    """Kill the driver, or one of its workers if there is any; which, or "" if the driver was done before."""
-    workers = children(driver.pid or 0)
-    chosen = rng.choice(["driver", "worker"]) if workers else "driver"
-    try:
-        os.kill(rng.choice(workers) if chosen == "worker" else driver.pid or 0, signal.SIGKILL)
-    except ProcessLookupError:
-        return ""
-    if chosen == "driver":
-        driver.join()
-        ends = time.monotonic() + 60
-        while any(map(is_alive, workers)):  # they end by themselves
-            assert time.monotonic() < ends, "a worker goes on without its driver"
-            time.sleep(0.01)
-        return "" if driver.exitcode == 0 else "driver"
-    return chosen

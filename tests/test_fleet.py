@@ -3,14 +3,16 @@
 import json
 import multiprocessing
 import random
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import pytest
 from exported import QUIET
-from fleet_drives import kill_one, write_scenes
+from fleet_drives import write_scenes
 from hypothesis import given
 from hypothesis import strategies as st
+from kills import killed
 from refusals import one_line_error
 from test_player import SAME, assert_same, small
 
@@ -92,16 +94,14 @@ def test_whatever_is_killed_the_bytes_are_the_same(drives: Path, expected: Path,
     """A worker, whose drive another one goes on with; the driver, which is started again; at random moments."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["deploy.replay.run", "deploy.engines.onnxruntime"])
-    rng, killed = random.Random(1), list[str]()
-    while len(killed) < 8:
+
+    def start() -> BaseProcess:
         given = (Source(drives, VERSION), small(), tmp_path, Settings(faults=FAULTS))
         driver = context.Process(target=replay, args=given, kwargs={"jobs": 2})
         driver.start()
-        while driver.is_alive():
-            driver.join(rng.uniform(0, 4))
-            if driver.is_alive() and len(killed) < 8 and (which := kill_one(driver, rng)):
-                killed.append(which)
-    assert {*killed} == {"driver", "worker"}
+        return driver
+
+    assert killed(start, 8, random.Random(1)).keys() == {"driver", "worker"}
     replayed(drives, tmp_path, 2)
     assert_same(tmp_path, expected)
     assert not (tmp_path / JOURNAL).exists()
