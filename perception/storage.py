@@ -37,6 +37,14 @@ def mirror_of(path: Path) -> Path:
     return _root() / path.parts[0][:-1] / Path(*path.parts[1:]) if is_remote(path) else path
 
 
+def origin_of(path: Path) -> Path:
+    """The inverse of `mirror_of`, for other machines, whose mirrors lie elsewhere."""
+    if not path.is_relative_to(_root()):
+        return path
+    store, *rest = path.relative_to(_root()).parts
+    return Path(f"{store}:", *rest)
+
+
 def fetched(path: Path) -> Path:
     """As `mirror_of`, after fetching what has changed in the store, without the files of sensors.
 
@@ -109,9 +117,16 @@ def _put(folder: Path, last: Sequence[str], only: Collection[str] | None) -> Non
         _attempt(folder, partial(system.put_file, str(folder / name), _url(folder / name)))
 
 
+def removed(folder: Path) -> None:
+    """Remove a folder here and, if it is of the mirror, in its store."""
+    if folder.is_relative_to(_root()):
+        _attempt(folder, partial(_remove, _system(folder), _url(folder)))
+    shutil.rmtree(folder, ignore_errors=True)
+
+
 def _remove(system: Any, url: str) -> None:
     if system.exists(url):
-        system.rm(url)
+        system.rm(url, recursive=True)
 
 
 def _root() -> Path:

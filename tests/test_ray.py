@@ -12,9 +12,10 @@ import pytest
 from commands import refuses, succeeds
 from exported import QUIET, checkpoint
 from fleet_drives import write_scenes
+from object_store import BUCKET, objects, served, upload
 from ray.cluster_utils import Cluster
 from refusals import one_line_error
-from test_player import VERSION, assert_same, small
+from test_player import SAME, VERSION, assert_same, small
 from test_simulate_drive import NARROW, hashes
 
 from deploy.replay.fleet import PART
@@ -82,3 +83,24 @@ def test_mistakes_are_one_line(address: str, tmp_path: Path) -> None:
         replay(Source(tmp_path / "drives", VERSION), small(), tmp_path / "out", console=QUIET, ray=address)
     given = ("replay", tmp_path / "drives", "--bundle", small(), "--out", tmp_path / "out", "--ray", "127.0.0.1:1")
     assert "--ray 127.0.0.1:1: cannot connect" in refuses(*given)
+
+
+def test_machines_without_common_disk_share_an_object_store(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The workers' cache is not that of the driver."""
+    drives = tmp_path / "drives"
+    write_scenes(drives, 3, KEYFRAMES)
+    with served(tmp_path / "theirs"):
+        upload(drives, "drives")
+        upload(small(), "bundle")
+        cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "mine"))
+        given = ("replay", f"s3://{BUCKET}/drives", "--bundle", f"s3://{BUCKET}/bundle", "--out", f"s3://{BUCKET}/out")
+        succeeds(*given, "--ray", cluster.address)
+        cluster.shutdown()
+        found = objects("out")
+    assert not list((tmp_path / "mine").rglob("*.pcd.bin"))
+    replay(Source(drives, VERSION), small(), tmp_path / "one", console=QUIET)
+    assert found.keys() == {each.name for each in (tmp_path / "one").iterdir()}
+    assert {name: found[name] for name in SAME} == {name: (tmp_path / "one" / name).read_bytes() for name in SAME}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -15,6 +14,7 @@ from deploy.replay.folder import REPORT, SCENES, SOURCES, VIEWERS
 from deploy.replay.provenance import PROVENANCE, ReplayProvenance
 from deploy.replay.results import LATENCY
 from perception.atomic import write_atomically
+from perception.storage import removed
 
 
 @dataclass(frozen=True)
@@ -67,5 +67,5 @@ def conclude(out: Path, collected: Collected, begun: ReplayProvenance, behind: f
     page = collected.report.html(latency, provenance.brief(), collected.faults.listed())
     write_atomically(out / REPORT, page.encode())
     provenance.write(out)
-    shutil.rmtree(out / SCENES, ignore_errors=True)
+    removed(out / SCENES)
     return Concluded(out, collected, provenance, behind)

@@ -33,6 +33,7 @@ from deploy.runtime import Runtime
 from perception.atomic import atomic_file, made, write_atomically
 from perception.errors import InputError
 from perception.frame_file import join
+from perception.storage import fetched, origin_of, read, results
 from perception.workers import open_pool
 
 PART = "part.json"  # in the folder of a drive that is finished
@@ -107,12 +108,17 @@ class Fleet:
     def _play(self, jobs: int, ray: str | None) -> int:
         """Replay all drives; returns the number of frames that an earlier run had perceived."""
         source, settings = self.source, self.settings
-        opened = partial(  # processes may have another working directory
+
+        def known(path: Path) -> Path:
+            """A path for processes with another working directory, or on another machine."""
+            return path.absolute() if ray is None else origin_of(path.absolute())
+
+        opened = partial(
             _Worker,
-            self.runtime.bundle.path.absolute(),
-            replace(source, path=source.path.absolute(), topics=source.topics and source.topics.absolute()),
+            known(self.runtime.bundle.path),
+            replace(source, path=known(source.path), topics=source.topics and source.topics.absolute()),
             replace(settings, evidence=settings.evidence and settings.evidence.absolute()),
-            self.out.absolute(),
+            known(self.out),
         )
         recalled = 0
 
@@ -128,6 +134,8 @@ class Fleet:
 
         for _ in self.watcher.counted(counted(), sum(self.frames)):
             pass
+        if ray is not None:
+            fetched(origin_of(self.out.absolute() / SCENES))
         return recalled
 
     def _joined(self) -> Collected:
@@ -155,8 +163,9 @@ class _Worker:
     """State of a process."""
 
     def __init__(self, bundle: Path, source: Source, settings: Settings, out: Path) -> None:
+        source = replace(source, path=fetched(source.path))
         self.source, self.settings, self.out = source, settings, out
-        self.runtime = Runtime(bundle, settings.target, settings.trust, settings.evidence)
+        self.runtime = Runtime(fetched(bundle), settings.target, settings.trust, settings.evidence)
         opened, signals = self.runtime.bundle, self.runtime.sources.signals
         self.drives = open_drives(
             source.path, source.version, source.scenes, opened.spec, source.topics, opened.manifest.taxonomy, signals
@@ -165,7 +174,10 @@ class _Worker:
 
     def play(self, task: Task) -> int:
         """Replay a drive to its end; returns the number of its frames that were perceived before."""
-        folder = made(self.out / SCENES / task.name)
+        with results(self.out / SCENES / task.name, (PART,), (*final_files(), PART)) as folder:
+            return self._play(task, made(folder))
+
+    def _play(self, task: Task, folder: Path) -> int:
         scenes = () if is_recording(self.source.path) else (task.name,)
         share = task.share._replace(floors=self.worst.floors)
         player = Player(
@@ -196,8 +208,8 @@ def _finished(part: Path, known: Mapping[str, Any]) -> dict[str, Any] | None:
         InputError: it was in another replay.
     """
     try:
-        found = json.loads(part.read_bytes())
-    except OSError:
+        found = json.loads(read(part))
+    except FileNotFoundError:
         return None
     require_same(part, found["about"], known["about"])
     return dict(found["collected"]) if found["computed"] == known["computed"] else None
