@@ -24,8 +24,8 @@ class AssembledKeyframes(Keyframes):
         """Points of the keyframe and earlier sweeps; none without a file. classified: with their annotated classes."""
 
     @abstractmethod
-    def _cameras(self, sample: str) -> dict[str, Camera]:
-        """The cameras whose files exist."""
+    def _cameras(self, sample: str, least_width: int) -> dict[str, Camera]:
+        """The cameras whose files exist, with pictures of at least this width as of `frame`."""
 
     def timestamp(self, sample: str) -> int:
         """The LiDAR's time of a keyframe, us."""
@@ -48,6 +48,7 @@ class AssembledKeyframes(Keyframes):
         *,
         lidar: bool = True,
         cameras: bool = True,
+        least_width: int = 0,
     ) -> Frame:
         """The sensor data of a keyframe; sensors without a file are missing in the frame.
 
@@ -58,6 +59,7 @@ class AssembledKeyframes(Keyframes):
             annotations: whether to read the boxes, and the classes of points if the taxonomy has some.
             lidar: whether to read the LiDAR.
             cameras: whether to read the images.
+            least_width: pixels. Images may be reduced in size while they stay at least as wide; 0: as recorded.
 
         Raises:
             InputError: a damaged file, or an unknown sample.
@@ -75,7 +77,7 @@ class AssembledKeyframes(Keyframes):
             reference=grid_reference,
             global_from_reference=reference,
             global_from_ego=global_from_ego,
-            cameras=self._cameras(sample) if cameras else {},
+            cameras=self._cameras(sample, least_width) if cameras else {},
             points=cloud.points,
             conditions=self.conditions(sample),
             boxes=None if boxes is None else boxes.transformed(reference_from_global),

@@ -94,8 +94,12 @@ class Keyframes(Protocol):
         *,
         lidar: bool = True,
         cameras: bool = True,
+        least_width: int = 0,
     ) -> Frame:
-        """The sensor data of a keyframe; sensors without a file are missing in the frame."""
+        """The sensor data of a keyframe; sensors without a file are missing in the frame.
+
+        Images may be reduced in size while they are at least `least_width` pixels wide; 0: they are as recorded.
+        """
         ...
 
 

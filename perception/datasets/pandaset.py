@@ -27,7 +27,7 @@ from perception.datasets.nuscenes.occ3d import occ3d_file, read_occ3d
 from perception.datasets.pandaset_files import distortions, file_of, fixes, intrinsics_of, poses_of
 from perception.datasets.pandaset_points import classes_of_sweep, sweep
 from perception.errors import InputError
-from perception.frame import Boxes, Camera
+from perception.frame import Boxes, Camera, reduced_intrinsics
 from perception.rig import Rig, load_rig
 from perception.sensors.lidar.points_in_boxes import points_in_boxes
 from perception.sensors.lidar.sweeps import Cloud
@@ -187,15 +187,15 @@ class PandaSet(AssembledKeyframes, ListedKeyframes):
         earlier = (f"{drive.name}-{i:02d}" for i in range(index - 1, max(index - sweeps, 0) - 1, -1))
         return [index, *(self._place[token][1] for token in earlier if token in self._place)]
 
-    def _cameras(self, sample: str) -> dict[str, Camera]:
+    def _cameras(self, sample: str, least_width: int) -> dict[str, Camera]:
         cameras, (drive, index) = {}, self._place[sample]
         for name, distortion in self._distortions.items():
             folder = drive / "camera" / f"{name}_camera"
             try:
-                image = read_image(folder / f"{index:02d}.jpg")
+                image, reduction = read_image(folder / f"{index:02d}.jpg", least_width)
             except FileNotFoundError:
                 continue
-            intrinsics, poses = intrinsics_of(folder), poses_of(folder)
+            intrinsics, poses = reduced_intrinsics(intrinsics_of(folder), reduction), poses_of(folder)
             if index >= len(poses.times):
                 raise InputError(f"{folder}: has no pose of frame {index}; copy poses.json and timestamps.json again")
             global_from_ego = self._ego(drive, poses.times[index])

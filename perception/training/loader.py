@@ -88,6 +88,8 @@ class FrameDataset(Dataset[Sample]):
             raise InputError(f"{tables.dataroot}: no keyframes to train on; choose other scenes or another split")
         self._tables, self._tokens, self._config = tables, list(tokens), config
         self._spec, self._depth_cells = InputSpec.of(config), depth_cells
+        camera = self._spec.camera
+        self._least_width = camera.image.width if camera is not None and config.data.reduced_pictures else 0
         every = tasks_of(config.tasks, config.head_grid, config.taxonomy)
         self._tasks = {name: task for name, task in every.items() if tasks is None or name in tasks}
         self._paster = None if objects is None else Paster(objects, config)
@@ -171,6 +173,7 @@ class FrameDataset(Dataset[Sample]):
             self._spec.sweeps,
             lidar=self._spec.lidar is not None or self._depth_cells is not None,
             cameras=self._spec.camera is not None,
+            least_width=self._least_width,
         )
         size = sum(camera.image.nbytes for camera in frame.cameras.values())
         size += 0 if frame.points is None else frame.points.nbytes

@@ -28,7 +28,7 @@ from perception.datasets.nuscenes.splits import is_official, official_splits
 from perception.datasets.nuscenes.tables import linked, rows, versions
 from perception.datasets.recorded import RecordedKeyframes, SweepFile
 from perception.errors import InputError
-from perception.frame import Boxes, Camera, Conditions
+from perception.frame import Boxes, Camera, Conditions, reduced_intrinsics
 from perception.rig import Rig, load_rig
 from perception.rotations import rotation_matrices
 from perception.taxonomy import Taxonomy, load_taxonomy
@@ -237,23 +237,25 @@ class NuScenesTables(RecordedKeyframes):
         pose = self.recordings.global_from_ego(recording)
         return recording.file, recording.timestamp, pose, self.recordings.ego_from_sensor[recording.calibration]
 
-    def _cameras(self, sample: str) -> dict[str, Camera]:
+    def _cameras(self, sample: str, least_width: int) -> dict[str, Camera]:
         keyframe = self.recordings[sample]
-        found = {name: self._camera(keyframe[name]) for name in self.rig.sensors.cameras if name in keyframe}
+        names = [name for name in self.rig.sensors.cameras if name in keyframe]
+        found = {name: self._camera(keyframe[name], least_width) for name in names}
         return {name: camera for name, camera in found.items() if camera is not None}
 
-    def _camera(self, recording: Recording) -> Camera | None:
+    def _camera(self, recording: Recording, least_width: int) -> Camera | None:
         path = self.dataroot / recording.file
         try:
-            image = read_image(path)
+            image, reduction = read_image(path, least_width)
         except FileNotFoundError:
             return None
-        if image.shape[:2] != (recording.height, recording.width):
+        expected = -(-recording.height // reduction), -(-recording.width // reduction)
+        if image.shape[:2] != expected:
             raise InputError(
                 f"{path}: the picture is {image.shape[1]}x{image.shape[0]}, but its calibration is for "
-                f"{recording.width}x{recording.height}; use the picture as recorded"
+                f"{expected[1]}x{expected[0]}; use the picture as recorded"
             )
-        intrinsics = self.recordings.intrinsics[recording.calibration]
+        intrinsics = reduced_intrinsics(self.recordings.intrinsics[recording.calibration], reduction)
         distortion = self.recordings.distortions.get(recording.calibration)
         return Camera(
             image=image if distortion is None else cv2.undistort(image, intrinsics, distortion),

@@ -146,7 +146,9 @@ class JoinedTables(Keyframes):
         *,
         lidar: bool = True,
         cameras: bool = True,
+        least_width: int = 0,
     ) -> Frame:
-        """The sensor data of a keyframe; sensors without a file are missing in the frame."""
-        tables = self._tables(sample)
-        return tables.frame(sample, grid_reference, sweeps, annotations, lidar=lidar, cameras=cameras)
+        """The sensor data of a keyframe, as in `Keyframes`."""
+        return self._tables(sample).frame(
+            sample, grid_reference, sweeps, annotations, lidar=lidar, cameras=cameras, least_width=least_width
+        )
