@@ -127,6 +127,15 @@ def _reduction(content: bytes, least_width: int) -> int:
     return max(each for each in _DECODED if times % each == 0)
 
 
+def stamp(path: Path) -> tuple[str, int, int]:
+    """Path, size and time of change (ns) of a file, by which a changed one is recognised; -1 -1 for a missing one."""
+    try:
+        status = path.stat()
+    except OSError:
+        return str(path), -1, -1
+    return str(path), status.st_size, status.st_mtime_ns
+
+
 def read_json(path: Path) -> Any:
     """The content of a JSON file.
 

@@ -85,6 +85,15 @@ class Keyframes(Protocol):
         """
         ...
 
+    def stamps(
+        self, sample: str, sweeps: int = 0, *, lidar: bool = True, cameras: bool = True
+    ) -> Sequence[tuple[str, int, int]]:
+        """Path, size and time of change (ns) of all that a frame with annotations is read from; -1 where it is missing.
+
+        Those of tables are from when they were opened.
+        """
+        ...
+
     def frame(
         self,
         sample: str,

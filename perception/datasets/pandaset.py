@@ -10,7 +10,7 @@ y left; our `ego` is below it, on the ground. The cameras' mounting follows from
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -20,7 +20,7 @@ import numpy as np
 
 from perception.datasets.assembled import AssembledKeyframes
 from perception.datasets.dataframe_pickle import read_table
-from perception.datasets.files import read_image
+from perception.datasets.files import read_image, stamp
 from perception.datasets.listed import ListedKeyframes
 from perception.datasets.motion import track_velocities
 from perception.datasets.nuscenes.occ3d import occ3d_file, read_occ3d
@@ -69,6 +69,7 @@ class PandaSet(AssembledKeyframes, ListedKeyframes):
         self.rig, self.taxonomy = rig or load_rig("pandaset"), taxonomy or load_taxonomy("pandaset")
         self._labels = self.taxonomy.labels_of_categories()
         self._lidars = tuple(LIDARS.index(name) for name in self.rig.sensors.lidars if name in LIDARS)
+        self._opened = [stamp((self.dataroot / CALIBRATION).resolve())]
         every = distortions(self.dataroot / CALIBRATION)
         self._distortions = {name: every[name] for name in self.rig.sensors.cameras if name in every}
         if not self._lidars:
@@ -186,6 +187,22 @@ class PandaSet(AssembledKeyframes, ListedKeyframes):
         drive, index = self._place[sample]
         earlier = (f"{drive.name}-{i:02d}" for i in range(index - 1, max(index - sweeps, 0) - 1, -1))
         return [index, *(self._place[token][1] for token in earlier if token in self._place)]
+
+    def _files(self, sample: str, sweeps: int, lidar: bool, cameras: bool) -> Iterator[Path]:
+        """As in the base."""
+        drive, index = self._place[sample]
+        classes = drive / "annotations" / "semseg"
+        yield from (drive / "lidar" / "poses.json", drive / "lidar" / "timestamps.json", drive / "meta" / "gps.json")
+        yield from (file_of(drive / "annotations" / "cuboids", i) for i in (index - 1, index, index + 1))
+        yield file_of(drive / "lidar", index)  # also for the number of points in boxes
+        if lidar:
+            yield classes / "classes.json"
+            for i in range(max(index - sweeps, 0), index + 1):
+                yield from (file_of(drive / "lidar", i), file_of(classes, i))
+        for name in self._distortions if cameras else ():
+            folder = drive / "camera" / f"{name}_camera"
+            yield from (folder / file for file in ("intrinsics.json", "poses.json", "timestamps.json"))
+            yield folder / f"{index:02d}.jpg"
 
     def _cameras(self, sample: str, least_width: int) -> dict[str, Camera]:
         cameras, (drive, index) = {}, self._place[sample]

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from perception.datasets.files import read_image
+from perception.datasets.files import read_image, stamp
 from perception.datasets.listed import ListedKeyframes
 from perception.datasets.recorded import RecordedKeyframes, SweepFile
 from perception.errors import InputError
@@ -38,6 +38,7 @@ class Infos(RecordedKeyframes, ListedKeyframes):
         self.path = Path(path)
         RecordedKeyframes.__init__(self, self.path.parent, load_rig("nuscenes"), NUSCENES)
         self.version = self.path.name
+        self._opened = [stamp(self.path.resolve())]
         content = read_plain(self.path)
         keyframes = read_keyframes(content, self.path, self.path.stat().st_size)
         self._keyframes = {keyframe.token: keyframe for keyframe in keyframes}
@@ -89,6 +90,9 @@ class Infos(RecordedKeyframes, ListedKeyframes):
         keyframe = self._keyframes[sample]
         for each in (keyframe.lidar, *keyframe.sweeps[:count]):
             yield each.file, each.timestamp, each.global_from_sensor, np.eye(4)
+
+    def _pictures(self, sample: str) -> list[str]:
+        return [picture.file for picture in self._keyframes[sample].cameras.values()]
 
     def _cameras(self, sample: str, least_width: int) -> dict[str, Camera]:
         pictures = self._keyframes[sample].cameras

@@ -137,6 +137,12 @@ class JoinedTables(Keyframes):
         """Where the rays of each LiDAR begin, as in `Keyframes`."""
         return self._tables(sample).lidar_paths(sample, sweeps)
 
+    def stamps(
+        self, sample: str, sweeps: int = 0, *, lidar: bool = True, cameras: bool = True
+    ) -> Sequence[tuple[str, int, int]]:
+        """Of all that a frame is read from, as in `Keyframes`."""
+        return self._tables(sample).stamps(sample, sweeps, lidar=lidar, cameras=cameras)
+
     def frame(
         self,
         sample: str,

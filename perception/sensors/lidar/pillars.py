@@ -46,8 +46,10 @@ def group(
     if overflow == "first":
         index, cell_of_point = _in_single_precision(points, grid)
     else:
-        index = np.flatnonzero(grid.inside(points)).astype(np.int32)
-        cell_of_point = _flat_cells(points[index, 0], points[index, 1], grid)
+        columns = np.ascontiguousarray(points[:, :3].T)  # numpy is slow on every fifth number
+        inside = np.flatnonzero(grid.inside(columns.T))
+        cell_of_point = _flat_cells(columns[0, inside], columns[1, inside], grid)
+        index = inside.astype(np.int32)
     if cells_of_points is not None:
         cells_of_points.fill(grid.cells)
         cells_of_points[index] = cell_of_point
