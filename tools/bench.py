@@ -5,6 +5,7 @@ python tools/bench.py ceiling --data ../shared/data/nuscenes --json
 python tools/bench.py conditions --checkpoint runs/demo/run --json
 python tools/bench.py depth --json
 python tools/bench.py evaluator --data runs/demo/drives --json
+python tools/bench.py loader --data ../shared/data/nuscenes --json
 python tools/bench.py mmdet3d --data ../shared/data/nuscenes --json
 python tools/bench.py modular --config tiny
 python tools/bench.py occupancy --data ../shared/data/pandaset --json
@@ -32,6 +33,7 @@ import bench_ceiling
 import bench_conditions
 import bench_depth
 import bench_evaluator
+import bench_loader
 import bench_mmdet3d
 import bench_modular
 import bench_occupancy
@@ -51,6 +53,7 @@ SUBJECTS = (
     bench_conditions,
     bench_depth,
     bench_evaluator,
+    bench_loader,
     bench_mmdet3d,
     bench_modular,
     bench_occupancy,
