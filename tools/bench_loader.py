@@ -52,6 +52,7 @@ def add_options(command: argparse.ArgumentParser) -> None:
 def compare(arguments: argparse.Namespace) -> dict[str, Any]:
     """Ratios of mmdet3d's time to ours: medians of alternating rounds over all whole keyframes, without the first one.
 
+    All files are in memory, so it is processor time that counts; the clock says the same if nothing else runs.
     `speedup` and `speedup_cached` are those of complete samples, with reduced decoding; cached: decoded frames are read
     from `data.cache`, which the first round fills. `against_workers` compares our complete samples with mmdet3d's
     pipeline alone, because mmdet3d makes voxels and targets in the training process.
@@ -74,7 +75,7 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
     theirs = ("mmdet3d", "mmdet3d_uint8")
     ratios = {
         base: {
-            f"{kind}/{name}": wall[f"{base}/{kind}"] / wall[f"{name}/{kind}"]
+            f"{kind}/{name}": processor[f"{base}/{kind}"] / processor[f"{name}/{kind}"]
             for kind in ("complete", "loaded")
             for name in configs
         }
@@ -85,9 +86,9 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
         "speedup_cached": ratios["mmdet3d"]["complete/cached"],
         "against_mmdet3d": ratios["mmdet3d"],
         "against_mmdet3d_uint8": ratios["mmdet3d_uint8"],
-        "against_workers": {name: wall["mmdet3d/loaded"] / wall[f"{name}/complete"] for name in configs},
-        "seconds": wall,
-        "processor_seconds": processor,
+        "against_workers": {name: processor["mmdet3d/loaded"] / processor[f"{name}/complete"] for name in configs},
+        "seconds": processor,
+        "clock_seconds": wall,
         "points": round(statistics.mean(points)),
         "cached_megabytes": statistics.mean(stored) / 1e6,
         "keyframes": len(tokens),

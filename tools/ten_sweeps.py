@@ -23,6 +23,8 @@ def drive(data: Path, root: Path) -> tuple[NuScenesTables, list[str]]:
         data: a dataroot with version v1.0-mini.
         root: a folder for the new one, which links to the files of `data`.
     """
+    if not (data / VERSION).is_dir():
+        raise SystemExit(f"{data}: has no {VERSION}; say with --data where the real keyframes are")
     folder = root / VERSION
     folder.mkdir(parents=True)
     for name in ("samples", "maps"):

@@ -141,7 +141,7 @@ def _fill_cameras(
         if name in frame.cameras:
             recorded = frame.cameras[name].image
             affine = affines[name] if name in affines else fit_width(recorded.shape, size)
-            images[i] = warp(recorded, affine, size)
+            warp(recorded, affine, size, into=images[i])
             projections[i] = affine @ frame.image_from_reference(name)
         else:
             images[i].fill(0)
@@ -160,10 +160,13 @@ def fit_width(recorded: tuple[int, ...], size: Image) -> np.ndarray:
     return np.array([[scale, 0, shift], [0, scale, shift + size.height - scale * height], [0, 0, 1]])
 
 
-def warp(recorded: np.ndarray, affine: np.ndarray, size: Image) -> np.ndarray:
+def warp(recorded: np.ndarray, affine: np.ndarray, size: Image, into: np.ndarray | None = None) -> np.ndarray:
     """(height, width, 3) uint8 image in which pixel affine @ p shows the recorded pixel p; black outside of it.
 
     Reduction by an integer factor is done by area averaging first, because bilinear interpolation would alias.
+
+    Args:
+        into: where to write the image; None: a new array.
     """
     height, width = recorded.shape[:2]
     shrink = int(1 / np.sqrt(abs(np.linalg.det(affine[:2, :2]))))
@@ -171,4 +174,4 @@ def warp(recorded: np.ndarray, affine: np.ndarray, size: Image) -> np.ndarray:
         recorded = cv2.resize(recorded, (width // shrink, height // shrink), interpolation=cv2.INTER_AREA)
         x, y = width / recorded.shape[1], height / recorded.shape[0]
         affine = affine @ np.array([[x, 0, 0.5 * x - 0.5], [0, y, 0.5 * y - 0.5], [0, 0, 1]])
-    return cv2.warpAffine(recorded, affine[:2], (size.width, size.height), flags=cv2.INTER_LINEAR)
+    return cv2.warpAffine(recorded, affine[:2], (size.width, size.height), into, flags=cv2.INTER_LINEAR)
