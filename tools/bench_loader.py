@@ -75,15 +75,15 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
     theirs = ("mmdet3d", "mmdet3d_uint8")
     ratios = {
         base: {
-            f"{kind}/{name}": processor[f"{base}/{kind}"] / processor[f"{name}/{kind}"]
+            f"{kind}_{name}": processor[f"{base}/{kind}"] / processor[f"{name}/{kind}"]
             for kind in ("complete", "loaded")
             for name in configs
         }
         for base in theirs
     }
     return {
-        "speedup": ratios["mmdet3d"]["complete/reduced"],
-        "speedup_cached": ratios["mmdet3d"]["complete/cached"],
+        "speedup": ratios["mmdet3d"]["complete_reduced"],
+        "speedup_cached": ratios["mmdet3d"]["complete_cached"],
         "against_mmdet3d": ratios["mmdet3d"],
         "against_mmdet3d_uint8": ratios["mmdet3d_uint8"],
         "against_workers": {name: processor["mmdet3d/loaded"] / processor[f"{name}/complete"] for name in configs},
