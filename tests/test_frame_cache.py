@@ -276,3 +276,7 @@ def test_a_folder_that_cannot_be_made_or_filled(
     for a, b in zip(alone, _batches(tiny_root, cache=str(tmp_path / "full")), strict=True):
         _assert_equal(a, b)
     assert not list((tmp_path / "full").rglob("*.frame"))
+    tables = NuScenesTables(tiny_root, "v1.0-tiny")
+    cache, token = FrameCache(tmp_path / "deleted", tables, READS), tables.samples()[0]
+    shutil.rmtree(tmp_path / "deleted")
+    assert same(cache.frame(token), READS.frame(tables, token))

@@ -29,7 +29,6 @@ from perception.errors import InputError
 from perception.frame import Boxes, Camera, Conditions, Frame, Reading
 from perception.training.frames import Reads
 
-FORMAT = 1  # of an entry
 _SOURCES = Path(__file__).parents[1]  # of the code that makes frames
 _LEAST_FREE = 0.05  # of the disk, which the cache leaves free
 _CLOUD = ("points", "lidar_of_point", "class_of_point")  # of Frame, which may lack them
@@ -51,7 +50,6 @@ class FrameCache:
     def __init__(self, folder: Path, tables: Keyframes, reads: Reads) -> None:
         self._tables, self._reads = tables, reads
         about = {
-            "format": FORMAT,
             "code": code_version(_SOURCES),
             "libraries": [np.__version__, cv2.__version__],
             "data": [type(tables).__qualname__, tables.version],
@@ -82,9 +80,9 @@ class FrameCache:
 
     def _store(self, path: Path, frame: Frame) -> None:
         content = _packed(frame)
-        disk = shutil.disk_usage(self.folder)
-        if disk.free - len(content) >= _LEAST_FREE * disk.total:
-            with suppress(InputError):  # the frame is there
+        with suppress(InputError, OSError):  # a full disk, or the folder was deleted; the frame is there
+            disk = shutil.disk_usage(self.folder)
+            if disk.free - len(content) >= _LEAST_FREE * disk.total:
                 write_atomically(path, content)
 
 
