@@ -175,6 +175,8 @@ class Data(Section):
     )  # of the split; empty: all. scene-0103:0-4 takes keyframes 0 to 3
     workers: Annotated[int, Field(ge=0)] = 0
     class_balanced: bool = True
+    cache: str | None = None  # folder where decoded frames are stored (training/frame_cache.py); None: nowhere
+    reduced_pictures: bool = False  # decode JPEGs at 1/2, 1/4 or 1/8 of their size, at least as wide as the network's
     augment: Augment | None = Augment()
     paste: Paste | None = None
 

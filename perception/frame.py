@@ -48,6 +48,12 @@ class Conditions(Mapping[str, str]):
         return tuple(self._values.values())
 
 
+def reduced_intrinsics(intrinsics: np.ndarray, reduction: int) -> np.ndarray:
+    """(3, 3) intrinsics of an image whose pixels each stand for `reduction` recorded ones along both axes."""
+    shift = 0.5 / reduction - 0.5  # integer coordinates are pixel centres
+    return np.array([[1 / reduction, 0, shift], [0, 1 / reduction, shift], [0, 0, 1]]) @ intrinsics
+
+
 @dataclass(frozen=True)
 class Boxes:
     """N boxes in one frame of reference: annotations or detections.
@@ -166,8 +172,8 @@ class Boxes:
 class Camera:
     """One camera's image, with its calibration and the vehicle's pose at the time of the image."""
 
-    image: np.ndarray  # (H, W, 3) uint8 RGB, as recorded
-    intrinsics: np.ndarray  # (3, 3) pixels
+    image: np.ndarray  # (H, W, 3) uint8 RGB, as recorded or reduced in size
+    intrinsics: np.ndarray  # (3, 3) pixels of the image
     ego_from_camera: np.ndarray  # (4, 4); the camera looks along z, x is right and y down
     global_from_ego: np.ndarray  # (4, 4) at this camera's timestamp
     timestamp: int  # us

@@ -4,6 +4,7 @@
 were width, length, height and angles -r - pi/2. tests/mmdet3d compares these with what the converters themselves write.
 """
 
+import json
 import pickle
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,16 @@ MMDET3D_CLASSES = (
     "car", "truck", "trailer", "bus", "construction_vehicle", "bicycle", "motorcycle", "pedestrian", "traffic_cone",
     "barrier",
 )  # fmt: skip
+
+
+def opened_tiny(root: Path) -> NuScenes:
+    """The dataroot of `write_tiny`, with what the devkit wants beside; it looks whether the map is there."""
+    logs = [row["token"] for row in json.loads((root / "v1.0-tiny" / "log.json").read_text())]
+    row = {"token": "map", "log_tokens": logs, "filename": "map.png", "category": "-"}
+    (root / "map.png").touch()
+    (root / "v1.0-tiny" / "map.json").write_text(json.dumps([row]))
+    (root / "v1.0-tiny" / "visibility.json").write_text("[]")
+    return NuScenes("v1.0-tiny", str(root), verbose=False)
 
 
 def write_infos(path: Path, content: Any) -> Path:

@@ -1,18 +1,16 @@
 """Infos that do not hold what they should, or are apart from what they name: a line that says what and where."""
 
 import copy
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import token, write_tiny
+from conftest import write_tiny
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from infos import new_infos, old_infos, write_infos
-from nuscenes import NuScenes
+from infos import new_infos, old_infos, opened_tiny, write_infos
 from refusals import one_line_error
 
 from perception.errors import InputError
@@ -26,22 +24,17 @@ from perception.unpickle import read_plain
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("damage") / "tiny"
     write_tiny(folder)
-    # What the devkit wants beside; it looks whether the map is there.
-    row = {"token": "map", "log_tokens": [token("log")], "filename": "map.png", "category": "-"}
-    (folder / "map.png").touch()
-    (folder / "v1.0-tiny" / "map.json").write_text(json.dumps([row]))
-    (folder / "v1.0-tiny" / "visibility.json").write_text("[]")
     return folder
 
 
 @pytest.fixture(scope="module")
 def old(root: Path) -> Any:
-    return _plain(old_infos(NuScenes("v1.0-tiny", str(root), verbose=False)), root)
+    return _plain(old_infos(opened_tiny(root)), root)
 
 
 @pytest.fixture(scope="module")
 def new(root: Path) -> Any:
-    return _plain(new_infos(old_infos(NuScenes("v1.0-tiny", str(root), verbose=False), old_boxes=False)), root)
+    return _plain(new_infos(old_infos(opened_tiny(root), old_boxes=False)), root)
 
 
 def _plain(content: Any, root: Path) -> Any:

@@ -101,6 +101,19 @@ def test_grouping_of_ten_sweeps_equals_a_loop_over_points() -> None:
     np.testing.assert_array_equal(pillar_points, padded)
 
 
+def test_more_pillars_than_16_bits_count() -> None:
+    """Every cell twice, in random order: the first of both, at the first place of its pillar."""
+    grid = BevGrid(x=(0.0, 300.0), y=(0.0, 300.0), cell=1.0)
+    cell_of_point = np.random.default_rng(0).permutation(np.repeat(np.arange(grid.cells), 2))
+    points = np.zeros((len(cell_of_point), 5), np.float32)
+    points[:, 0], points[:, 1] = cell_of_point % 300 + 0.5, cell_of_point // 300 + 0.5
+    points[:, 4] = np.arange(len(points))
+    pillar_points, counts, cells = _grouped(points, grid, grid.cells, 1)
+    np.testing.assert_array_equal(cells, np.arange(grid.cells))
+    assert (counts == 1).all()
+    np.testing.assert_array_equal(pillar_points[:, 0, 4], np.unique(cell_of_point, return_index=True)[1])
+
+
 def test_benchmark_of_the_grouping() -> None:
     figures = pillars(argparse.Namespace(config="nuscenes/fusion", rounds=1))
     assert figures.keys() == {"points", "ms"}

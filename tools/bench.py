@@ -6,6 +6,7 @@ python tools/bench.py conditions --checkpoint runs/demo/run --json
 python tools/bench.py depth --json
 python tools/bench.py evaluator --data runs/demo/drives --json
 python tools/bench.py fleet --json
+python tools/bench.py loader --data ../shared/data/nuscenes --json
 python tools/bench.py mmdet3d --data ../shared/data/nuscenes --json
 python tools/bench.py modular --config tiny
 python tools/bench.py occupancy --data ../shared/data/pandaset --json
@@ -34,6 +35,7 @@ import bench_conditions
 import bench_depth
 import bench_evaluator
 import bench_fleet
+import bench_loader
 import bench_mmdet3d
 import bench_modular
 import bench_occupancy
@@ -54,6 +56,7 @@ SUBJECTS = (
     bench_depth,
     bench_evaluator,
     bench_fleet,
+    bench_loader,
     bench_mmdet3d,
     bench_modular,
     bench_occupancy,

@@ -37,7 +37,7 @@ class WholeSweeps(PandaSet):
     """PandaSet's spinning LiDAR, one sweep a frame; all of its points are of the keyframe, though they took 0.1 s."""
 
     def frame(
-        self, sample: str, grid_reference: Reference = "ego", sweeps: int = 0, annotations: bool = True, **options: bool
+        self, sample: str, grid_reference: Reference = "ego", sweeps: int = 0, annotations: bool = True, **options: Any
     ) -> Frame:
         frame = super().frame(sample, grid_reference, 0, annotations, lidar=True, cameras=False)
         assert frame.points is not None

@@ -44,6 +44,7 @@ COMMANDS = {
     "pandaset": "python tools/bench.py pandaset --json",
     "pillars": "python tools/bench.py pillars --json",
     "evaluator": "python tools/bench.py evaluator --json",
+    "loader": ".venv-mmdet3d/bin/python tools/bench.py loader --json",
     "mmdet3d": ".venv-mmdet3d/bin/python tools/bench.py mmdet3d --json",
     "compile": "python tools/compile_matrix.py --json",
 }
@@ -83,6 +84,9 @@ QUOTED = {
     "{simulated.added.obstacles.recall:.2f}, {simulated.joint.obstacles.recall:.2f}",
     "CenterPoint, imported and exported, against mmdet3d": "{mmdet3d.fp32_speedup:.2f} times as fast in FP32, "
     "{mmdet3d.int8_speedup:.2f} in INT8, {mmdet3d.torch_speedup:.2f} in torch",
+    "training samples of ten LiDAR sweeps and six pictures, against mmdet3d": "{loader.speedup:.1f} times as fast, "
+    "{loader.speedup_cached:.1f} with decoded frames from the cache; where mmdet3d keeps pictures as bytes, "
+    "{loader.against_mmdet3d_uint8.complete_reduced:.1f} and {loader.against_mmdet3d_uint8.complete_cached:.1f}",
     "scores without the devkit": "{evaluator.speedup:.1f} times as fast, the same to "
     "{evaluator.max_abs_difference:.0e}; as many samples as nuScenes' val in {evaluator.val_size_seconds:.0f} s",
     "tables of the size of v1.0-trainval": "open in {tables.first.open_seconds:.0f} s the first time, then in "

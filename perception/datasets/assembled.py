@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import numpy as np
 
+from perception.datasets.files import stamp
 from perception.datasets.keyframes import Keyframes
 from perception.frame import Camera, Frame
 from perception.grid import Reference
@@ -14,6 +17,8 @@ from perception.sensors.lidar.sweeps import Cloud, global_from_reference
 
 class AssembledKeyframes(Keyframes):
     """Assembles frames; subclasses read poses, points, pictures and boxes."""
+
+    _opened: Sequence[tuple[str, int, int]] = ()  # stamps of the files that were read when the data set was opened
 
     @abstractmethod
     def _pose(self, sample: str) -> tuple[int, np.ndarray, np.ndarray]:
@@ -24,8 +29,18 @@ class AssembledKeyframes(Keyframes):
         """Points of the keyframe and earlier sweeps; none without a file. classified: with their annotated classes."""
 
     @abstractmethod
-    def _cameras(self, sample: str) -> dict[str, Camera]:
-        """The cameras whose files exist."""
+    def _cameras(self, sample: str, least_width: int) -> dict[str, Camera]:
+        """The cameras whose files exist, with pictures of at least this width as of `frame`."""
+
+    @abstractmethod
+    def _files(self, sample: str, sweeps: int, lidar: bool, cameras: bool) -> Iterable[Path]:
+        """Files that a frame is read from, there or not, but for those that were read when the data set was opened."""
+
+    def stamps(
+        self, sample: str, sweeps: int = 0, *, lidar: bool = True, cameras: bool = True
+    ) -> Sequence[tuple[str, int, int]]:
+        """Of all that a frame is read from, as in `Keyframes`."""
+        return [*self._opened, *map(stamp, self._files(sample, sweeps, lidar, cameras))]
 
     def timestamp(self, sample: str) -> int:
         """The LiDAR's time of a keyframe, us."""
@@ -48,6 +63,7 @@ class AssembledKeyframes(Keyframes):
         *,
         lidar: bool = True,
         cameras: bool = True,
+        least_width: int = 0,
     ) -> Frame:
         """The sensor data of a keyframe; sensors without a file are missing in the frame.
 
@@ -58,6 +74,7 @@ class AssembledKeyframes(Keyframes):
             annotations: whether to read the boxes, and the classes of points if the taxonomy has some.
             lidar: whether to read the LiDAR.
             cameras: whether to read the images.
+            least_width: pixels. Images may be reduced in size while they stay at least as wide; 0: as recorded.
 
         Raises:
             InputError: a damaged file, or an unknown sample.
@@ -75,7 +92,7 @@ class AssembledKeyframes(Keyframes):
             reference=grid_reference,
             global_from_reference=reference,
             global_from_ego=global_from_ego,
-            cameras=self._cameras(sample) if cameras else {},
+            cameras=self._cameras(sample, least_width) if cameras else {},
             points=cloud.points,
             conditions=self.conditions(sample),
             boxes=None if boxes is None else boxes.transformed(reference_from_global),

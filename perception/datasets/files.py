@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,13 @@ from perception.errors import InputError
 from perception.storage import read
 
 _POINT_BYTES = 5 * 4  # x y z intensity ring, float32
+_START_OF_FRAME = {0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF}  # markers of JPEG
+_DECODED = {  # reduction of both sides -> OpenCV's flag
+    1: cv2.IMREAD_COLOR,
+    2: cv2.IMREAD_REDUCED_COLOR_2,
+    4: cv2.IMREAD_REDUCED_COLOR_4,
+    8: cv2.IMREAD_REDUCED_COLOR_8,
+}
 
 
 def read_cloud(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
@@ -51,8 +59,11 @@ def read_points(path: Path) -> np.ndarray:
     return points
 
 
-def read_image(path: Path) -> np.ndarray:
-    """(H, W, 3) uint8 RGB of an image file, as recorded.
+def read_image(path: Path, least_width: int = 0) -> tuple[np.ndarray, int]:
+    """(H, W, 3) uint8 RGB of an image file, and by which factor its recorded sides were reduced: 1, 2, 4 or 8.
+
+    Args:
+        least_width: pixels. A JPEG may be decoded at a smaller size that is at least as wide; 0: as recorded.
 
     Raises:
         FileNotFoundError: there is no such file; callers treat it as a missing sensor.
@@ -60,13 +71,17 @@ def read_image(path: Path) -> np.ndarray:
     """
     content = read(path)
     try:
-        return decode_image(content)
+        reduction = _reduction(content, least_width) if least_width else 1
+        return decode_image(content, reduction), reduction
     except ValueError as error:
         raise InputError(f"{path}: {error} ({len(content)} bytes); copy the file again or delete it") from None
 
 
-def decode_image(content: bytes) -> np.ndarray:
-    """(H, W, 3) uint8 RGB of a JPEG or PNG, as recorded.
+def decode_image(content: bytes, reduction: int = 1) -> np.ndarray:
+    """(H, W, 3) uint8 RGB of a JPEG or PNG, as recorded or with both sides divided by `reduction`, rounded up.
+
+    JPEG blocks are reduced in their discrete cosine transform, so fewer pixels are computed. A new pixel stands for
+    a square of recorded ones: the centre u of a recorded pixel is at (u + 0.5) / reduction - 0.5.
 
     Raises:
         ValueError: the content is no image or is truncated.
@@ -77,11 +92,49 @@ def decode_image(content: bytes) -> np.ndarray:
     image = None
     if content:
         # The calibration refers to the stored pixels, so the EXIF orientation is ignored.
-        flags = cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION
+        flags = _DECODED[reduction] | cv2.IMREAD_IGNORE_ORIENTATION
         image = cv2.imdecode(np.frombuffer(content, np.uint8), flags)
     if image is None:
         raise ValueError("not a picture that can be decoded")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def jpeg_size(content: bytes) -> tuple[int, int]:
+    """Width and height in the frame header of a JPEG (ITU-T T.81, B.2.2).
+
+    Raises:
+        ValueError: the header is damaged.
+    """
+    position = 2
+    while position + 9 <= len(content) and content[position] == 0xFF:
+        marker = content[position + 1]
+        if marker in _START_OF_FRAME:
+            height, width = struct.unpack_from(">HH", content, position + 5)
+            return width, height
+        # Fill bytes are single; every segment before the frame header has a length.
+        position += 1 if marker == 0xFF else 2 + struct.unpack_from(">H", content, position + 2)[0]
+    raise ValueError("a JPEG with a damaged header")
+
+
+def _reduction(content: bytes, least_width: int) -> int:
+    """The largest reduction of a JPEG to at least this width; 1 for other pictures.
+
+    It divides the whole number by which the picture is wider, so that further averaging by whole numbers, as in
+    `perception.sensors.inputs.warp`, averages the same recorded pixels as without.
+    """
+    if not content.startswith(b"\xff\xd8"):
+        return 1
+    times = max(jpeg_size(content)[0] // least_width, 1)
+    return max(each for each in _DECODED if times % each == 0)
+
+
+def stamp(path: Path) -> tuple[str, int, int]:
+    """Path, size and time of change (ns) of a file, by which a changed one is recognised; -1 -1 for a missing one."""
+    try:
+        status = path.stat()
+    except OSError:
+        return str(path), -1, -1
+    return str(path), status.st_size, status.st_mtime_ns
 
 
 def read_json(path: Path) -> Any:

@@ -85,6 +85,15 @@ class Keyframes(Protocol):
         """
         ...
 
+    def stamps(
+        self, sample: str, sweeps: int = 0, *, lidar: bool = True, cameras: bool = True
+    ) -> Sequence[tuple[str, int, int]]:
+        """Path, size and time of change (ns) of all that a frame with annotations is read from; -1 where it is missing.
+
+        Those of tables are from when they were opened.
+        """
+        ...
+
     def frame(
         self,
         sample: str,
@@ -94,8 +103,12 @@ class Keyframes(Protocol):
         *,
         lidar: bool = True,
         cameras: bool = True,
+        least_width: int = 0,
     ) -> Frame:
-        """The sensor data of a keyframe; sensors without a file are missing in the frame."""
+        """The sensor data of a keyframe; sensors without a file are missing in the frame.
+
+        Images may be reduced in size while they are at least `least_width` pixels wide; 0: they are as recorded.
+        """
         ...
 
 

@@ -10,7 +10,7 @@ y left; our `ego` is below it, on the ground. The cameras' mounting follows from
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -20,14 +20,14 @@ import numpy as np
 
 from perception.datasets.assembled import AssembledKeyframes
 from perception.datasets.dataframe_pickle import read_table
-from perception.datasets.files import read_image
+from perception.datasets.files import read_image, stamp
 from perception.datasets.listed import ListedKeyframes
 from perception.datasets.motion import track_velocities
 from perception.datasets.nuscenes.occ3d import occ3d_file, read_occ3d
 from perception.datasets.pandaset_files import distortions, file_of, fixes, intrinsics_of, poses_of
 from perception.datasets.pandaset_points import classes_of_sweep, sweep
 from perception.errors import InputError
-from perception.frame import Boxes, Camera
+from perception.frame import Boxes, Camera, reduced_intrinsics
 from perception.rig import Rig, load_rig
 from perception.sensors.lidar.points_in_boxes import points_in_boxes
 from perception.sensors.lidar.sweeps import Cloud
@@ -69,6 +69,7 @@ class PandaSet(AssembledKeyframes, ListedKeyframes):
         self.rig, self.taxonomy = rig or load_rig("pandaset"), taxonomy or load_taxonomy("pandaset")
         self._labels = self.taxonomy.labels_of_categories()
         self._lidars = tuple(LIDARS.index(name) for name in self.rig.sensors.lidars if name in LIDARS)
+        self._opened = [stamp((self.dataroot / CALIBRATION).resolve())]
         every = distortions(self.dataroot / CALIBRATION)
         self._distortions = {name: every[name] for name in self.rig.sensors.cameras if name in every}
         if not self._lidars:
@@ -187,15 +188,31 @@ class PandaSet(AssembledKeyframes, ListedKeyframes):
         earlier = (f"{drive.name}-{i:02d}" for i in range(index - 1, max(index - sweeps, 0) - 1, -1))
         return [index, *(self._place[token][1] for token in earlier if token in self._place)]
 
-    def _cameras(self, sample: str) -> dict[str, Camera]:
+    def _files(self, sample: str, sweeps: int, lidar: bool, cameras: bool) -> Iterator[Path]:
+        """As in the base."""
+        drive, index = self._place[sample]
+        classes = drive / "annotations" / "semseg"
+        yield from (drive / "lidar" / "poses.json", drive / "lidar" / "timestamps.json", drive / "meta" / "gps.json")
+        yield from (file_of(drive / "annotations" / "cuboids", i) for i in (index - 1, index, index + 1))
+        yield file_of(drive / "lidar", index)  # also for the number of points in boxes
+        if lidar:
+            yield classes / "classes.json"
+            for i in range(max(index - sweeps, 0), index + 1):
+                yield from (file_of(drive / "lidar", i), file_of(classes, i))
+        for name in self._distortions if cameras else ():
+            folder = drive / "camera" / f"{name}_camera"
+            yield from (folder / file for file in ("intrinsics.json", "poses.json", "timestamps.json"))
+            yield folder / f"{index:02d}.jpg"
+
+    def _cameras(self, sample: str, least_width: int) -> dict[str, Camera]:
         cameras, (drive, index) = {}, self._place[sample]
         for name, distortion in self._distortions.items():
             folder = drive / "camera" / f"{name}_camera"
             try:
-                image = read_image(folder / f"{index:02d}.jpg")
+                image, reduction = read_image(folder / f"{index:02d}.jpg", least_width)
             except FileNotFoundError:
                 continue
-            intrinsics, poses = intrinsics_of(folder), poses_of(folder)
+            intrinsics, poses = reduced_intrinsics(intrinsics_of(folder), reduction), poses_of(folder)
             if index >= len(poses.times):
                 raise InputError(f"{folder}: has no pose of frame {index}; copy poses.json and timestamps.json again")
             global_from_ego = self._ego(drive, poses.times[index])

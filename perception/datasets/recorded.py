@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -52,6 +53,16 @@ class RecordedKeyframes(AssembledKeyframes):
 
     def _pose(self, sample: str) -> tuple[int, np.ndarray, np.ndarray]:
         return self._keyframe(sample)[1:]
+
+    @abstractmethod
+    def _pictures(self, sample: str) -> Iterable[str]:
+        """Files of the pictures of a keyframe, in the dataroot."""
+
+    def _files(self, sample: str, sweeps: int, lidar: bool, cameras: bool) -> Iterator[Path]:
+        """As in the base."""
+        clouds = chain.from_iterable(self._sweeps(sample, sweeps).values()) if lidar else ()
+        for file in chain((file for file, *_ in clouds), self._pictures(sample) if cameras else ()):
+            yield self.dataroot / file
 
     def _classes(self, file: str, count: int) -> np.ndarray | None:
         """(count,) int16 annotated class of the points in the file of a keyframe; None if they are not annotated."""

@@ -13,11 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
-from perception.datasets.files import read_image
+from perception.datasets.files import read_image, stamp
 from perception.datasets.listed import ListedKeyframes
 from perception.datasets.recorded import RecordedKeyframes, SweepFile
 from perception.errors import InputError
-from perception.frame import Boxes, Camera
+from perception.frame import Boxes, Camera, reduced_intrinsics
 from perception.mmdet3d.layouts import CameraFile, Keyframe, read_keyframes
 from perception.mmdet3d.vocabulary import NUSCENES
 from perception.rig import load_rig
@@ -38,6 +38,7 @@ class Infos(RecordedKeyframes, ListedKeyframes):
         self.path = Path(path)
         RecordedKeyframes.__init__(self, self.path.parent, load_rig("nuscenes"), NUSCENES)
         self.version = self.path.name
+        self._opened = [stamp(self.path.resolve())]
         content = read_plain(self.path)
         keyframes = read_keyframes(content, self.path, self.path.stat().st_size)
         self._keyframes = {keyframe.token: keyframe for keyframe in keyframes}
@@ -90,25 +91,30 @@ class Infos(RecordedKeyframes, ListedKeyframes):
         for each in (keyframe.lidar, *keyframe.sweeps[:count]):
             yield each.file, each.timestamp, each.global_from_sensor, np.eye(4)
 
-    def _cameras(self, sample: str) -> dict[str, Camera]:
-        found = {name: self._camera(picture) for name, picture in self._keyframes[sample].cameras.items()}
+    def _pictures(self, sample: str) -> list[str]:
+        return [picture.file for picture in self._keyframes[sample].cameras.values()]
+
+    def _cameras(self, sample: str, least_width: int) -> dict[str, Camera]:
+        pictures = self._keyframes[sample].cameras
+        found = {name: self._camera(picture, least_width) for name, picture in pictures.items()}
         return {name: camera for name, camera in found.items() if camera is not None}
 
-    def _camera(self, picture: CameraFile) -> Camera | None:
+    def _camera(self, picture: CameraFile, least_width: int) -> Camera | None:
         path = self.dataroot / picture.file
         try:
-            image = read_image(path)
+            image, reduction = read_image(path, least_width)
         except FileNotFoundError:
             return None
-        middle = picture.intrinsics[:2, 2] / image.shape[1::-1]
+        intrinsics = reduced_intrinsics(picture.intrinsics, reduction)
+        middle = intrinsics[:2, 2] / image.shape[1::-1]
         if (abs(middle - 0.5) > 0.25).any():  # infos do not have the recorded size
             raise InputError(
                 f"{path}: the picture is {image.shape[1]}x{image.shape[0]}, but {self.path.name} has its optical axis "
-                f"at {picture.intrinsics[0, 2]:.0f}, {picture.intrinsics[1, 2]:.0f}; use the picture as recorded"
+                f"at {intrinsics[0, 2]:.0f}, {intrinsics[1, 2]:.0f}; use the picture as recorded"
             )
         return Camera(
             image=image,
-            intrinsics=picture.intrinsics,
+            intrinsics=intrinsics,
             ego_from_camera=picture.ego_from_camera,
             global_from_ego=picture.global_from_sensor @ np.linalg.inv(picture.ego_from_camera),
             timestamp=picture.timestamp,

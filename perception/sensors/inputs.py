@@ -52,22 +52,27 @@ class InputSpec:
 
 def no_sensors(spec: InputSpec) -> dict[str, np.ndarray]:
     """Inputs of a frame without sensor data, as in `prepare`: padding and zeros."""
-    shapes: dict[str, tuple[tuple[int, ...], type, int]] = {}
+    inputs = _buffers(spec)
+    for name, array in inputs.items():
+        array.fill(spec.grid.cells if name in ("pillar_cells", "point_cells") else 0)
+    return inputs
+
+
+def _buffers(spec: InputSpec) -> dict[str, np.ndarray]:
+    """Inputs of any content; unlike np.zeros, np.empty allocates huge pages."""
+    inputs: dict[str, np.ndarray] = {}
     if spec.lidar is not None:
         pillars = (1, spec.lidar.max_pillars)
-        shapes["pillar_points"] = ((*pillars, spec.lidar.points_per_pillar, 5), np.float32, 0)
-        shapes["pillar_counts"] = (pillars, np.int32, 0)
-        shapes["pillar_cells"] = (pillars, np.int32, spec.grid.cells)
+        inputs["pillar_points"] = np.empty((*pillars, spec.lidar.points_per_pillar, 5), np.float32)
+        inputs["pillar_counts"] = np.empty(pillars, np.int32)
+        inputs["pillar_cells"] = np.empty(pillars, np.int32)
     if spec.points:
-        shapes["points"] = ((1, spec.points, 5), np.float32, 0)
-        shapes["point_cells"] = ((1, spec.points), np.int32, spec.grid.cells)
+        inputs["points"] = np.empty((1, spec.points, 5), np.float32)
+        inputs["point_cells"] = np.empty((1, spec.points), np.int32)
     if spec.camera is not None:
         size, cameras = spec.camera.image, len(spec.rig.cameras)
-        shapes["images"] = ((1, cameras, size.height, size.width, 3), np.uint8, 0)
-        shapes["image_from_reference"] = ((1, cameras, 3, 4), np.float32, 0)
-    inputs: dict[str, np.ndarray] = {name: np.empty(shape, dtype) for name, (shape, dtype, _) in shapes.items()}
-    for name, array in inputs.items():
-        array.fill(shapes[name][2])  # unlike np.zeros, this allocates huge pages
+        inputs["images"] = np.empty((1, cameras, size.height, size.width, 3), np.uint8)
+        inputs["image_from_reference"] = np.empty((1, cameras, 3, 4), np.float32)
     return inputs
 
 
@@ -96,7 +101,7 @@ def prepare(
     """
     if frame.reference != spec.grid.reference:
         raise ValueError(f"the frame is in {frame.reference!r}, the model's grid in {spec.grid.reference!r}")
-    inputs = no_sensors(spec) if into is None else into
+    inputs = _buffers(spec) if into is None else into
     if spec.lidar is not None:
         points = np.zeros((0, 5), np.float32) if frame.points is None else frame.points
         pillars, counts, cells = (inputs[f"pillar_{name}"][0] for name in ("points", "counts", "cells"))
@@ -136,7 +141,7 @@ def _fill_cameras(
         if name in frame.cameras:
             recorded = frame.cameras[name].image
             affine = affines[name] if name in affines else fit_width(recorded.shape, size)
-            images[i] = warp(recorded, affine, size)
+            warp(recorded, affine, size, into=images[i])
             projections[i] = affine @ frame.image_from_reference(name)
         else:
             images[i].fill(0)
@@ -155,10 +160,13 @@ def fit_width(recorded: tuple[int, ...], size: Image) -> np.ndarray:
     return np.array([[scale, 0, shift], [0, scale, shift + size.height - scale * height], [0, 0, 1]])
 
 
-def warp(recorded: np.ndarray, affine: np.ndarray, size: Image) -> np.ndarray:
+def warp(recorded: np.ndarray, affine: np.ndarray, size: Image, into: np.ndarray | None = None) -> np.ndarray:
     """(height, width, 3) uint8 image in which pixel affine @ p shows the recorded pixel p; black outside of it.
 
     Reduction by an integer factor is done by area averaging first, because bilinear interpolation would alias.
+
+    Args:
+        into: where to write the image; None: a new array.
     """
     height, width = recorded.shape[:2]
     shrink = int(1 / np.sqrt(abs(np.linalg.det(affine[:2, :2]))))
@@ -166,4 +174,4 @@ def warp(recorded: np.ndarray, affine: np.ndarray, size: Image) -> np.ndarray:
         recorded = cv2.resize(recorded, (width // shrink, height // shrink), interpolation=cv2.INTER_AREA)
         x, y = width / recorded.shape[1], height / recorded.shape[0]
         affine = affine @ np.array([[x, 0, 0.5 * x - 0.5], [0, y, 0.5 * y - 0.5], [0, 0, 1]])
-    return cv2.warpAffine(recorded, affine[:2], (size.width, size.height), flags=cv2.INTER_LINEAR)
+    return cv2.warpAffine(recorded, affine[:2], (size.width, size.height), into, flags=cv2.INTER_LINEAR)

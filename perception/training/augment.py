@@ -12,6 +12,7 @@ import numpy as np
 from perception.config import Augment, Image
 from perception.frame import Boxes, Frame
 from perception.sensors.inputs import fit_width
+from perception.sensors.lidar.sweeps import move
 
 
 def draw_similarity(rng: np.random.Generator, settings: Augment) -> np.ndarray:
@@ -36,10 +37,9 @@ def transformed(frame: Frame, similarity: np.ndarray) -> Frame:
     Args:
         similarity: (4, 4) augmented_from_reference; its linear part is a scaled rotation, possibly with a reflection.
     """
-    points = frame.points
+    points = None if frame.points is None else frame.points.copy()
     if points is not None:
-        linear = similarity.astype(np.float32)
-        points = np.concatenate([points[:, :3] @ linear[:3, :3].T + linear[:3, 3], points[:, 3:]], axis=1)
+        move(points, similarity.astype(np.float32))
     return replace(
         frame,
         global_from_reference=frame.global_from_reference @ np.linalg.inv(similarity),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -22,6 +23,8 @@ from perception.sensors.inputs import InputSpec, prepare, without_padding
 from perception.tasks import tasks_of
 from perception.tasks.task import joined_labels
 from perception.training.augment import draw_image_affine, draw_similarity, shuffled, transformed
+from perception.training.frame_cache import FrameCache
+from perception.training.frames import FramesInMemory, Reads
 from perception.training.loading import loaded
 from perception.training.objects import Objects
 from perception.training.paste import Paster
@@ -96,8 +99,12 @@ class FrameDataset(Dataset[Sample]):
         # Objects are pasted into the samples of the first steps, at the positions before this one.
         self._pasted = round(until * self.steps) * config.train.batch
         self._order: tuple[int, np.ndarray] = (-1, np.zeros(0, np.int64))  # epoch and its order
-        self._frames: dict[str, Frame] = {}
-        self._free_bytes = _CACHE_BYTES // max(1, config.data.workers)
+        reads, folder = Reads.of(config, depth_cells is not None), config.data.cache
+        memory = _CACHE_BYTES // max(1, config.data.workers)
+        # Stored frames do not stay in memory as well: the operating system keeps them there for all workers together.
+        self._frames = (
+            FramesInMemory(tables, reads, memory) if folder is None else FrameCache(Path(folder), tables, reads)
+        )
 
     @property
     def epoch_length(self) -> int:
@@ -125,7 +132,7 @@ class FrameDataset(Dataset[Sample]):
 
     def __getitem__(self, position: int) -> Sample:
         rng = np.random.default_rng([self._config.seed, 1, position])
-        recorded = self._frame(self.token(position))
+        recorded = self._frames.frame(self.token(position))
         unpasted = self._with_dropped_sensors(self._seen(recorded), rng)
         frame = self._with_pasted(unpasted, position)
         # Of a frame with pasted objects only its own points tell the depth.
@@ -160,24 +167,6 @@ class FrameDataset(Dataset[Sample]):
         assert self._depth_cells is not None
         points, camera = None if frame.points is None else frame.keyframe_points, self._spec.camera
         return depth_labels(points, image_from_reference, camera.image, self._depth_cells, camera.depth)
-
-    def _frame(self, token: str) -> Frame:
-        """The decoded frame. The first ones are cached: with random access no eviction policy is better."""
-        if token in self._frames:
-            return self._frames[token]
-        frame = self._tables.frame(
-            token,
-            self._spec.grid.reference,
-            self._spec.sweeps,
-            lidar=self._spec.lidar is not None or self._depth_cells is not None,
-            cameras=self._spec.camera is not None,
-        )
-        size = sum(camera.image.nbytes for camera in frame.cameras.values())
-        size += 0 if frame.points is None else frame.points.nbytes
-        if size <= self._free_bytes:
-            self._free_bytes -= size
-            self._frames[token] = frame
-        return frame
 
     def _with_dropped_sensors(self, frame: Frame, rng: np.random.Generator) -> Frame:
         """Drop LiDAR or cameras of frames that have both, with the configured probabilities."""

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from deploy.replay.sources.messages import CorruptMessage, Picture, picture
-from perception.datasets.files import decode_image
+from perception.datasets.files import decode_image, jpeg_size
 
 # Raw encoding -> bytes per pixel, and OpenCV's conversion to RGB.
 _RAW = {
@@ -20,7 +20,6 @@ _RAW = {
     "8UC3": (3, cv2.COLOR_BGR2RGB),
     "8UC1": (1, cv2.COLOR_GRAY2RGB),
 }
-_START_OF_FRAME = {0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF}
 
 
 def compressed_picture(stamp: int, frame: str, content: bytes) -> Picture:
@@ -29,7 +28,10 @@ def compressed_picture(stamp: int, frame: str, content: bytes) -> Picture:
     Raises:
         CorruptMessage: the header is damaged. Other damage is found when the picture is decoded.
     """
-    size = _jpeg_size(content) if content.startswith(b"\xff\xd8") else _png_size(content)
+    try:
+        size = jpeg_size(content) if content.startswith(b"\xff\xd8") else _png_size(content)
+    except ValueError:
+        raise CorruptMessage("a picture that cannot be decoded") from None
 
     def decode() -> np.ndarray:
         try:
@@ -63,21 +65,8 @@ def raw_picture(stamp: int, frame: str, encoding: str, size: tuple[int, int], st
     return picture(stamp, frame, decode, size)
 
 
-def _jpeg_size(content: bytes) -> tuple[int, int]:
-    """Width and height in the frame header (ITU-T T.81, B.2.2)."""
-    position = 2
-    while position + 9 <= len(content) and content[position] == 0xFF:
-        marker = content[position + 1]
-        if marker in _START_OF_FRAME:
-            height, width = struct.unpack_from(">HH", content, position + 5)
-            return width, height
-        # Fill bytes are single; every segment before the frame header has a length.
-        position += 1 if marker == 0xFF else 2 + struct.unpack_from(">H", content, position + 2)[0]
-    raise CorruptMessage("a picture that cannot be decoded")
-
-
 def _png_size(content: bytes) -> tuple[int, int]:
     if not content.startswith(b"\x89PNG\r\n\x1a\n") or len(content) < 24:
-        raise CorruptMessage("a picture that cannot be decoded")
+        raise ValueError("neither JPEG nor PNG")
     width, height = struct.unpack_from(">II", content, 16)
     return width, height

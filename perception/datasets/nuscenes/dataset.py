@@ -8,7 +8,7 @@ NeurIPS 2024: no logs and no map, clouds as .pcd. T4: tables in annotation/, fil
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from perception.datasets.files import read_image
+from perception.datasets.files import read_image, stamp
 from perception.datasets.keyframes import select_samples, select_scenes, shortened
 from perception.datasets.nuscenes.annotations import Annotations
 from perception.datasets.nuscenes.descriptions import phases_of
@@ -25,10 +25,10 @@ from perception.datasets.nuscenes.lidarseg import Lidarseg
 from perception.datasets.nuscenes.occ3d import occ3d_file, read_occ3d
 from perception.datasets.nuscenes.recordings import Recording, Recordings
 from perception.datasets.nuscenes.splits import is_official, official_splits
-from perception.datasets.nuscenes.tables import linked, rows, versions
+from perception.datasets.nuscenes.tables import linked, rows, version_folder
 from perception.datasets.recorded import RecordedKeyframes, SweepFile
 from perception.errors import InputError
-from perception.frame import Boxes, Camera, Conditions
+from perception.frame import Boxes, Camera, Conditions, reduced_intrinsics
 from perception.rig import Rig, load_rig
 from perception.rotations import rotation_matrices
 from perception.taxonomy import Taxonomy, load_taxonomy
@@ -51,7 +51,8 @@ class NuScenesTables(RecordedKeyframes):
     def __init__(self, dataroot: Path, version: str, rig: Rig | None = None, taxonomy: Taxonomy | None = None) -> None:
         super().__init__(Path(dataroot), rig or load_rig("nuscenes"), taxonomy or load_taxonomy("nuscenes"))
         self.version = version
-        self._folder = _version_folder(self.dataroot, version)
+        self._folder = version_folder(self.dataroot, version)
+        self._opened = [stamp(path) for path in sorted(self._folder.resolve().glob("*.json"))]
         with linked(self._folder, "scene"):
             scenes = {row["token"]: row for row in rows(self._folder, "scene")}
             self._locations = _locations(self._folder, scenes.values())
@@ -237,23 +238,38 @@ class NuScenesTables(RecordedKeyframes):
         pose = self.recordings.global_from_ego(recording)
         return recording.file, recording.timestamp, pose, self.recordings.ego_from_sensor[recording.calibration]
 
-    def _cameras(self, sample: str) -> dict[str, Camera]:
+    def _pictures(self, sample: str) -> list[str]:
+        return [recording.file for recording in self._recorded_pictures(sample).values()]
+
+    def _recorded_pictures(self, sample: str) -> dict[str, Recording]:
         keyframe = self.recordings[sample]
-        found = {name: self._camera(keyframe[name]) for name in self.rig.sensors.cameras if name in keyframe}
+        return {name: keyframe[name] for name in self.rig.sensors.cameras if name in keyframe}
+
+    def _files(self, sample: str, sweeps: int, lidar: bool, cameras: bool) -> Iterator[Path]:
+        """As in the base, with those of the points' classes."""
+        yield from super()._files(sample, sweeps, lidar, cameras)
+        if lidar and self.taxonomy.point_classes:
+            for recording in self.recordings[sample].values():
+                if recording.file in self._lidarseg.files:
+                    yield self.dataroot / self._lidarseg.files[recording.file]
+
+    def _cameras(self, sample: str, least_width: int) -> dict[str, Camera]:
+        found = {name: self._camera(each, least_width) for name, each in self._recorded_pictures(sample).items()}
         return {name: camera for name, camera in found.items() if camera is not None}
 
-    def _camera(self, recording: Recording) -> Camera | None:
+    def _camera(self, recording: Recording, least_width: int) -> Camera | None:
         path = self.dataroot / recording.file
         try:
-            image = read_image(path)
+            image, reduction = read_image(path, least_width)
         except FileNotFoundError:
             return None
-        if image.shape[:2] != (recording.height, recording.width):
+        expected = -(-recording.height // reduction), -(-recording.width // reduction)
+        if image.shape[:2] != expected:
             raise InputError(
                 f"{path}: the picture is {image.shape[1]}x{image.shape[0]}, but its calibration is for "
-                f"{recording.width}x{recording.height}; use the picture as recorded"
+                f"{expected[1]}x{expected[0]}; use the picture as recorded"
             )
-        intrinsics = self.recordings.intrinsics[recording.calibration]
+        intrinsics = reduced_intrinsics(self.recordings.intrinsics[recording.calibration], reduction)
         distortion = self.recordings.distortions.get(recording.calibration)
         return Camera(
             image=image if distortion is None else cv2.undistort(image, intrinsics, distortion),
@@ -272,19 +288,3 @@ def _locations(folder: Path, scenes: Iterable[dict[str, Any]]) -> dict[str, str]
     with linked(folder, "log"):
         locations = {row["token"]: row["location"] for row in rows(folder, "log")}
     return {name: locations[log] if log else "" for name, log in logs.items()}
-
-
-def _version_folder(dataroot: Path, version: str) -> Path:
-    """The folder of the tables.
-
-    Raises:
-        InputError: the dataroot, or this version in it, does not exist.
-    """
-    folder = dataroot / version
-    if folder.is_dir():
-        return folder
-    if not dataroot.is_dir():
-        raise InputError(f"{dataroot}: no such folder; give the dataroot that holds {version}/ and samples/")
-    if found := versions(dataroot):
-        raise InputError(f"{dataroot}: has no version {version}; it has {', '.join(found)}")
-    raise InputError(f"{dataroot}: not a nuScenes dataroot: it has no folder {version}/ with sample_data.json")

@@ -137,6 +137,12 @@ class JoinedTables(Keyframes):
         """Where the rays of each LiDAR begin, as in `Keyframes`."""
         return self._tables(sample).lidar_paths(sample, sweeps)
 
+    def stamps(
+        self, sample: str, sweeps: int = 0, *, lidar: bool = True, cameras: bool = True
+    ) -> Sequence[tuple[str, int, int]]:
+        """Of all that a frame is read from, as in `Keyframes`."""
+        return self._tables(sample).stamps(sample, sweeps, lidar=lidar, cameras=cameras)
+
     def frame(
         self,
         sample: str,
@@ -146,7 +152,9 @@ class JoinedTables(Keyframes):
         *,
         lidar: bool = True,
         cameras: bool = True,
+        least_width: int = 0,
     ) -> Frame:
-        """The sensor data of a keyframe; sensors without a file are missing in the frame."""
-        tables = self._tables(sample)
-        return tables.frame(sample, grid_reference, sweeps, annotations, lidar=lidar, cameras=cameras)
+        """The sensor data of a keyframe, as in `Keyframes`."""
+        return self._tables(sample).frame(
+            sample, grid_reference, sweeps, annotations, lidar=lidar, cameras=cameras, least_width=least_width
+        )

@@ -35,6 +35,22 @@ def only_version(dataroot: Path) -> str:
     return found[0]
 
 
+def version_folder(dataroot: Path, version: str) -> Path:
+    """The folder of the tables.
+
+    Raises:
+        InputError: the dataroot, or this version in it, does not exist.
+    """
+    folder = dataroot / version
+    if folder.is_dir():
+        return folder
+    if not dataroot.is_dir():
+        raise InputError(f"{dataroot}: no such folder; give the dataroot that holds {version}/ and samples/")
+    if found := versions(dataroot):
+        raise InputError(f"{dataroot}: has no version {version}; it has {', '.join(found)}")
+    raise InputError(f"{dataroot}: not a nuScenes dataroot: it has no folder {version}/ with sample_data.json")
+
+
 def rows(folder: Path, table: str) -> Iterator[dict[str, Any]]:
     """The rows of one table, streamed so that memory does not grow with the table.
 

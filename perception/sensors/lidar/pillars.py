@@ -11,9 +11,8 @@ import numpy as np
 
 from perception.grid import BevGrid
 
-# The memory of large temporary arrays returns to the operating system after every frame, and page faults would take
-# half of the time: hence 32-bit indices, no copy of the points, and chunks.
-_CHUNK = 16_384  # points copied at once
+_SHORT = 1 << 16  # numpy sorts 16-bit numbers by radix
+_CHUNK = 16_384  # places filled at once, so that they stay in the cache
 
 
 def group(
@@ -47,15 +46,17 @@ def group(
     if overflow == "first":
         index, cell_of_point = _in_single_precision(points, grid)
     else:
-        index = np.flatnonzero(grid.inside(points)).astype(np.int32)
-        cell_of_point = _flat_cells(points[index, 0], points[index, 1], grid)
+        columns = np.ascontiguousarray(points[:, :3].T)  # numpy is slow on every fifth number
+        inside = np.flatnonzero(grid.inside(columns.T))
+        cell_of_point = _flat_cells(columns[0, inside], columns[1, inside], grid)
+        index = inside.astype(np.int32)
     if cells_of_points is not None:
         cells_of_points.fill(grid.cells)
         cells_of_points[index] = cell_of_point
-    index = index[_stable_order(cell_of_point)]  # points pillar by pillar
     occupancy = np.bincount(cell_of_point, minlength=grid.cells)
-    occupied = np.flatnonzero(occupancy)
+    occupied = np.flatnonzero(occupancy != 0)
     totals = occupancy[occupied]
+    index = index[_stable_order(cell_of_point, occupied, grid.cells)]  # points pillar by pillar
     position = np.arange(len(index), dtype=np.int32)  # of a point in its pillar
     position -= np.repeat((np.cumsum(totals) - totals).astype(np.int32), totals)
     max_pillars, size = pillars.shape[:2]
@@ -64,10 +65,15 @@ def group(
     kept = np.flatnonzero((position < size) & (row >= 0))
     occupied = occupied[row_of_cell >= 0]
     count = len(occupied)
-    pillars.fill(0)
-    flat = pillars.reshape(max_pillars * size, 5)
-    for chunk in np.split(kept, range(_CHUNK, len(kept), _CHUNK)):
-        flat[row[chunk] * size + position[chunk]] = np.take(points, index[chunk], axis=0)
+    # Filling every place from its point, or from a row of zeros, is faster than scattering the points.
+    source = np.full(count * size, len(points), np.int32)
+    source[row[kept] * size + position[kept]] = index[kept]
+    padded = np.concatenate([points, np.zeros((1, 5), np.float32)])
+    places = pillars[:count].reshape(-1, 5)
+    for start in range(0, len(source), _CHUNK):
+        part = slice(start, start + _CHUNK)
+        np.take(padded, source[part], axis=0, out=places[part], mode="clip")
+    pillars[count:].fill(0)
     counts[:count], counts[count:] = np.minimum(occupancy[occupied], size), 0
     cells[:count], cells[count:] = occupied, grid.cells
     return count
@@ -114,7 +120,10 @@ def _flat_cells(x: np.ndarray, y: np.ndarray, grid: BevGrid) -> np.ndarray:
     return along(y, grid.y[0], rows) * np.int32(columns) + along(x, grid.x[0], columns)
 
 
-def _stable_order(keys: np.ndarray) -> np.ndarray:
-    """Stable argsort of non-negative int32 keys by their low and then high 16 bits, for which numpy has radix sort."""
-    order = np.argsort(keys.astype(np.uint16), kind="stable").astype(np.int32)
-    return order[np.argsort((keys >> 16).astype(np.uint16)[order], kind="stable")]
+def _stable_order(cells: np.ndarray, occupied: np.ndarray, count: int) -> np.ndarray:
+    """Stable argsort (N,) int32 of the points' cells, of which the `occupied` ones, ascending, occur among `count`."""
+    if len(occupied) > _SHORT:
+        return np.argsort(cells, kind="stable").astype(np.int32)
+    rank = np.empty(count, np.uint16)
+    rank[occupied] = np.arange(len(occupied), dtype=np.uint16)
+    return np.argsort(rank[cells], kind="stable").astype(np.int32)

@@ -96,6 +96,13 @@ def outside_roof(points: np.ndarray) -> np.ndarray:
     return np.asarray((np.abs(points[:, 0]) >= _ROOF) | (np.abs(points[:, 1]) >= _ROOF))
 
 
+def move(points: np.ndarray, transform: np.ndarray) -> None:
+    """Transform the coordinates of points (N, >=3) in place, by a matrix (4, 4) of their type."""
+    turned = points[:, :3] @ transform[:3, :3].T
+    for axis in range(3):  # by columns, because numpy is slow along an axis of length three
+        np.add(turned[:, axis], transform[axis, 3], out=points[:, axis])
+
+
 def _in_reference(
     sweep: Sweep, timestamp: int, reference_from_global: np.ndarray, own: Box | None
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -112,9 +119,7 @@ def _in_reference(
         points[:, :3] = compensated(points[:, :3], motion, sweep.ego_from_lidar, reference_from_global)
     else:
         transform = (reference_from_global @ sweep.global_from_ego @ sweep.ego_from_lidar).astype(np.float32)
-        points[:, :3] = points[:, :3] @ transform[:3, :3].T
-        for axis in range(3):
-            points[:, axis] += transform[axis, 3]
+        move(points, transform)
     times = sweep.timestamp if sweep.times is None else np.compress(kept, sweep.times)
     points[:, 4] = 1e-6 * (timestamp - times)
     return points, kept

@@ -1,0 +1,179 @@
+"""Decoded frames in files that all processes of a training, and later trainings, memory-map instead of decoding again.
+
+FOLDER/VERSION/KEY.frame    checksum (8 bytes), then safetensors: the arrays of the frame, and the rest of it as JSON
+
+VERSION is a hash of the code and of how frames are read, KEY of the keyframe and of the path, size and time of change
+of every file that it is read from. So an entry is never out of date; another version has another folder.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+import shutil
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import fields
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+from safetensors.numpy import save
+
+from perception.atomic import write_atomically
+from perception.datasets.keyframes import Keyframes
+from perception.errors import InputError
+from perception.frame import Boxes, Camera, Conditions, Frame, Reading
+from perception.training.frames import Reads
+
+_SOURCES = Path(__file__).parents[1]  # of the code that makes frames
+_LEAST_FREE = 0.05  # of the disk, which the cache leaves free
+_CLOUD = ("points", "lidar_of_point", "class_of_point")  # of Frame, which may lack them
+_POSES = ("global_from_reference", "global_from_ego")  # of Frame
+_CAMERA = ("image", "intrinsics", "ego_from_camera", "global_from_ego")  # arrays of Camera
+_BOXES = tuple(field.name for field in fields(Boxes) if field.name != "instances")  # arrays of numbers of Boxes
+_TYPES = {"F64": "<f8", "F32": "<f4", "I64": "<i8", "I32": "<i4", "I16": "<i2", "U8": "u1"}  # safetensors' names
+
+
+class FrameCache:
+    """The frames of a data set, from a folder where they are stored when they are read for the first time.
+
+    A folder that cannot be written is only read, and nothing is stored on a disk that is nearly full.
+
+    Raises:
+        InputError: the folder cannot be made.
+    """
+
+    def __init__(self, folder: Path, tables: Keyframes, reads: Reads) -> None:
+        self._tables, self._reads = tables, reads
+        about = {
+            "code": code_version(_SOURCES),
+            "libraries": [np.__version__, cv2.__version__],
+            "data": [type(tables).__qualname__, tables.version],
+            "rig": tables.rig.model_dump(mode="json"),
+            "taxonomy": tables.taxonomy.model_dump(mode="json"),
+            **reads._asdict(),
+        }
+        self.folder = folder / _hash(about)[:16]
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"data.cache: cannot make {self.folder} ({error.strerror}); name another folder") from None
+
+    def frame(self, token: str) -> Frame:
+        """The frame of a keyframe; arrays of a stored one are read-only.
+
+        Raises:
+            InputError: a damaged file of the data set, or an unknown keyframe.
+        """
+        files = self._tables.stamps(token, self._reads.sweeps, lidar=self._reads.lidar, cameras=self._reads.cameras)
+        path = self.folder / f"{_hash([token, files])[:32]}.frame"
+        stored = _stored(path)
+        if stored is not None:
+            return stored
+        frame = self._reads.frame(self._tables, token)
+        self._store(path, frame)
+        return frame
+
+    def _store(self, path: Path, frame: Frame) -> None:
+        content = _packed(frame)
+        with suppress(InputError, OSError):  # a full disk, or the folder was deleted; the frame is there
+            disk = shutil.disk_usage(self.folder)
+            if disk.free - len(content) >= _LEAST_FREE * disk.total:
+                write_atomically(path, content)
+
+
+@cache
+def code_version(folder: Path) -> str:
+    """A hash of all Python files below a folder."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(f"{path.relative_to(folder).as_posix()}\0".encode() + path.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def _hash(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _checksum(content: np.ndarray) -> bytes:
+    """8 bytes: the sum of the content (N,) uint8 as 64-bit words, which takes a fraction of the time of any CRC."""
+    words = len(content) // 8 * 8
+    total = int(np.add.reduce(content[:words].view("<u8"), dtype=np.uint64))
+    return ((total + int.from_bytes(content[words:].tobytes(), "little")) % 2**64).to_bytes(8, "little")
+
+
+def _packed(frame: Frame) -> bytes:
+    arrays = {name: getattr(frame, name) for name in _POSES}
+    arrays |= {name: getattr(frame, name) for name in _CLOUD if getattr(frame, name) is not None}
+    for name, camera in frame.cameras.items():
+        arrays |= {f"cameras/{name}/{part}": getattr(camera, part) for part in _CAMERA}
+    if frame.boxes is not None:
+        arrays |= {f"boxes/{name}": getattr(frame.boxes, name) for name in _BOXES}
+    rest = {
+        "token": frame.token,
+        "timestamp": frame.timestamp,
+        "reference": frame.reference,
+        "cameras": {name: camera.timestamp for name, camera in frame.cameras.items()},
+        "conditions": dict(frame.conditions),
+        "scene": frame.scene,
+        "location": frame.location,
+        "position": frame.position,
+        "signals": {name: list(readings) for name, readings in frame.signals.items()},
+        "instances": None if frame.boxes is None else [frame.boxes.instances.dtype.str, frame.boxes.instances.tolist()],
+    }
+    content = save({name: np.ascontiguousarray(each) for name, each in arrays.items()}, {"frame": json.dumps(rest)})
+    return _checksum(np.frombuffer(content, np.uint8)) + content
+
+
+def _stored(path: Path) -> Frame | None:
+    """The frame in a file, memory-mapped; None if it is absent or damaged."""
+    try:
+        with path.open("rb") as file:
+            content = np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+        if content[:8].tobytes() != _checksum(content[8:]):
+            return None
+        start = 16 + int.from_bytes(content[8:16].tobytes(), "little")
+        header = json.loads(content[16:start].tobytes())
+        return _unpacked(json.loads(header.pop("__metadata__")["frame"]), _arrays(header, content[start:]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _arrays(header: Mapping[str, Any], data: np.ndarray) -> dict[str, np.ndarray]:
+    """Views of the data (N,) uint8 by the header of safetensors."""
+    found = {}
+    for name, each in header.items():
+        first, last = each["data_offsets"]
+        found[name] = data[first:last].view(_TYPES[each["dtype"]]).reshape(each["shape"])
+    return found
+
+
+def _unpacked(rest: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Frame:
+    boxes = None
+    if rest["instances"] is not None:
+        kind, names = rest["instances"]
+        boxes = Boxes(**{name: arrays[f"boxes/{name}"] for name in _BOXES}, instances=np.array(names, kind))
+    return Frame(
+        token=rest["token"],
+        timestamp=rest["timestamp"],
+        reference=rest["reference"],
+        global_from_reference=arrays["global_from_reference"],
+        global_from_ego=arrays["global_from_ego"],
+        points=arrays.get("points"),
+        cameras={
+            name: Camera(**{part: arrays[f"cameras/{name}/{part}"] for part in _CAMERA}, timestamp=timestamp)
+            for name, timestamp in rest["cameras"].items()
+        },
+        conditions=Conditions(**rest["conditions"]),
+        boxes=boxes,
+        scene=rest["scene"],
+        location=rest["location"],
+        position=None if rest["position"] is None else tuple(rest["position"]),
+        lidar_of_point=arrays.get("lidar_of_point"),
+        class_of_point=arrays.get("class_of_point"),
+        signals={name: [Reading(*each) for each in readings] for name, readings in rest["signals"].items()},
+    )
