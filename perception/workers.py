@@ -69,26 +69,6 @@ class Pool(ABC, Generic[State]):
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None: ...
 
 
-def open_pool(
-    opened: Callable[[], State],
-    jobs: int,
-    ray: str | None = None,
-    ahead: int = 1,
-    died: Callable[[str], None] = lambda item: None,
-) -> Pool[State]:
-    """Workers: so many processes of this machine, or those of a Ray cluster.
-
-    Args:
-        ray: address of the cluster; None: none.
-        opened, ahead, died: as in `Workers`.
-    """
-    if ray is None:
-        return Workers(opened, jobs, ahead, died)
-    from perception.ray_workers import RayWorkers
-
-    return RayWorkers(opened, ray, died)
-
-
 class Workers(Pool[State]):
     """Processes of one thread each.
 

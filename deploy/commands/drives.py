@@ -86,9 +86,9 @@ def evaluate(
     from perception.evaluation.evaluate import Breakdown
     from perception.evaluation.evaluate import evaluate as run
     from perception.evaluation.processes import AHEAD, Processes
+    from perception.pools import open_pool
     from perception.storage import results
     from perception.tasks.detection.official import compare, require_official
-    from perception.workers import open_pool
 
     if (model / "manifest.json").exists():
         if rig is not None:

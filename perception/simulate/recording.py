@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from perception.atomic import made, write_atomically
+from perception.pools import open_pool
 from perception.simulate.drive import Drive, record
 from perception.simulate.nuscenes_writer import Tables
-from perception.workers import open_pool
 
 UNFINISHED = ".unfinished"  # folder below the dataroot with the tables of the drives that are recorded
 _ABOUT = "drives.sha256"
