@@ -74,7 +74,9 @@ def save(
     }
     _write(final, tensors, content, "; the earlier ones are unharmed: free some space, --resume")
     for old in sorted(final.parent.glob("step-*"))[:-KEPT]:
-        shutil.rmtree(old)
+        old.rename(old.with_name(f".{old.name}.old"))  # so that no half of it is left under its name
+    for unfinished in final.parent.glob(".step-*"):  # also of a process that was killed
+        shutil.rmtree(unfinished)
     return final
 
 

@@ -6,14 +6,12 @@ import copy
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from datetime import timedelta
 from itertools import islice
 from pathlib import Path
 from typing import cast
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, set_seed
+from accelerate.utils import set_seed
 from torch import Tensor, nn
 
 from perception.config import Config
@@ -24,7 +22,9 @@ from perception.training import checkpoint, norms, trainable
 from perception.training.average import averaged
 from perception.training.loader import Batch, FrameDataset, batches
 from perception.training.log import TrainingLog
+from perception.training.losses import Losses
 from perception.training.objects import Objects, objects_of
+from perception.training.parallel import Sharing, Turns, accelerator_of, answering
 from perception.training.schedule import schedule_of
 from perception.training.start import initialise
 from perception.training.validation import Validator
@@ -64,25 +64,14 @@ def fit(
         earlier: descriptions of earlier trainings of the model, see `checkpoint.provenance`.
 
     Raises:
-        InputError: no frames, a checkpoint that does not fit, RUN already trained, fp16 without a GPU, or a full disk.
+        InputError: no frames, a checkpoint that does not fit, RUN already trained, fp16 without a GPU, a full disk, or
+            another process has ended.
     """
     _require_possible(model.config, run, resume)
-    training = _Training(model, tables, tokens, run, earlier)
-    first = training.resume() if resume else 0
-    training.check()
-    options = model.config.train
-    with TrainingLog(run, first, training.steps, training.main) as log:
-        for step, passes in enumerate(training.passes(first), first + 1):
-            log.add(step, training.step(passes))
-            saves = step % options.checkpoint_every == 0 or step == training.steps
-            validates = training.validates(step)
-            if saves or validates or step % options.log_every == 0:
-                log.write(training.scalars())
-            if validates:
-                log.scalars(step, "validation", training.validate(step))
-            if saves:
-                training.save(step)
-    return training.finish()
+    with answering(run):
+        training = _Training(model, tables, tokens, run, earlier)
+        training.run_from(training.resume() if resume else 0)
+        return training.finish()
 
 
 class _Training:
@@ -94,22 +83,12 @@ class _Training:
         self.model, self.run, self.config = model, run, model.config
         options = self.config.train
         self.data = (*earlier, described(tables, tokens))
-        unused = bool(self.config.modules or self.config.routing)
-        waits = timedelta(hours=12)  # of the other processes for a validation
-        self.accelerator = Accelerator(
-            mixed_precision=options.precision,
-            cpu=not torch.cuda.is_available(),
-            kwargs_handlers=[
-                DistributedDataParallelKwargs(find_unused_parameters=unused),
-                *([InitProcessGroupKwargs(timeout=waits)] if options.validation else []),
-            ],
-        )
+        self.accelerator = accelerator_of(model, tables, tokens)
+        self.turns = Turns()
         set_seed(self.config.seed)
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a tenth faster
         if options.norm_momentum is not None:
             norms.set_momentum(model, options.norm_momentum)
-        if options.sync_norm and self.accelerator.num_processes > 1:
-            norms.synchronise(model)
         optimizer = trainable.optimizer_of(model, options.peak, options.weight_decay, options.rates)
         self.dataset = FrameDataset(
             tables, tokens, self.config, model.computed, self._objects(tables, tokens), model.depth_cells()
@@ -117,12 +96,13 @@ class _Training:
         self.steps = self.dataset.steps
         self.schedule = schedule_of(optimizer, options.schedule, self.steps)
         model.to(self.accelerator.device)
-        # Copied before `prepare`, which replaces the model's `forward`.
+        # Copied before the model is shared, as the main process evaluates alone.
         self.average = None if options.ema is None else averaged(model, options.ema)
         self.validator = None if options.validation is None else Validator(options.validation, tables, run)
         self.validated = copy.deepcopy(model) if self.validator and self.average is None else None
         self.best = -math.inf  # score so far
-        self.parallel, self.optimizer = self.accelerator.prepare(model, optimizer)
+        self.sharing = Sharing(model)
+        self.parallel, self.optimizer = self.accelerator.prepare(Losses(model), optimizer)
         self.main = self.accelerator.is_main_process
 
     def _objects(self, tables: Keyframes, tokens: Sequence[str]) -> Objects | None:
@@ -145,10 +125,27 @@ class _Training:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         return step
 
+    def run_from(self, first: int) -> None:
+        """All steps after the first ones, with validations and checkpoints."""
+        self.check()
+        options = self.config.train
+        with TrainingLog(self.run, first, self.steps, self.main) as log:
+            for step, passes in enumerate(self.passes(first), first + 1):
+                log.add(step, self.step(passes))
+                saves = step % options.checkpoint_every == 0 or step == self.steps
+                validates = self.validates(step)
+                if saves or validates or step % options.log_every == 0:
+                    log.write(self.scalars())
+                if validates:
+                    log.scalars(step, "validation", self.validate(step))
+                if saves:
+                    self.save(step)
+
     def check(self) -> None:
-        """Raise InputError if the validation cannot work; main process only."""
+        """Raise InputError if the validation cannot work."""
         if self.main and self.validator is not None:
             self.validator.check(self.evaluated())
+        self.turns.wait()
 
     def passes(self, first: int) -> Iterator[list[Batch]]:
         """This process's batches of each step after `first`, one for each forward pass."""
@@ -160,13 +157,14 @@ class _Training:
     def step(self, passes: Sequence[Batch]) -> dict[str, Tensor]:
         """One step of the optimizer; returns loss terms, their sum `loss` and the gradient's norm, on the device.
 
-        The loss is the mean over the passes, as it is over processes.
+        The loss is the mean over the passes.
         """
         sums: dict[str, Tensor] = {}
         for batch in passes:
             waits = nullcontext() if batch is passes[-1] else self.accelerator.no_sync(self.parallel)
             with waits:
-                losses = self.losses(batch.to(self.accelerator.device))
+                part = batch.to(self.accelerator.device)
+                losses = self.parallel(part.inputs, part.conditions, part.labels)
                 losses["loss"] = torch.stack(list(losses.values())).sum()
                 self.accelerator.backward(losses["loss"] / len(passes))
             for name, value in losses.items():
@@ -178,13 +176,6 @@ class _Training:
         if self.average is not None:
             self.average.update_parameters(self.model)
         return {**sums, "norm": norm}
-
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """The loss terms of a forward pass."""
-        terms = self.model.losses(self.parallel(batch.inputs, batch.conditions), batch.labels)
-        of_tasks = [term.each() for name, term in terms.items() if name.split("/")[0] in self.model.tasks]
-        costs = torch.stack(of_tasks).sum(dim=0).detach()
-        return {name: term.mean() for name, term in terms.items()} | self.model.routing_losses(costs)
 
     def scalars(self) -> dict[str, float]:
         """Numbers of the last step to log besides those of `step`."""
@@ -219,7 +210,7 @@ class _Training:
             if score > self.best:
                 self.best = score
                 checkpoint.save_best(self.run, step, self.config, model, self.data, score)
-        self.accelerator.wait_for_everyone()
+        self.turns.wait()
         return found
 
     def save(self, step: int) -> None:
@@ -238,7 +229,8 @@ class _Training:
 
     def finish(self) -> Path:
         """Wait until all processes have finished; returns the folder of the last checkpoint, whose weights it loads."""
-        self.accelerator.wait_for_everyone()
+        self.turns.wait()
+        self.sharing.end()
         if self.average is not None:
             self.model.load_state_dict(self.average.module.state_dict())
         return self.run / "checkpoints" / f"step-{self.steps:06d}"

@@ -21,6 +21,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import cv2
 import numpy as np
+import torch
 from rich.progress import track
 from safetensors.numpy import load_file, save_file
 from torch.utils.data import DataLoader, Dataset
@@ -198,6 +199,7 @@ def _build(tables: Keyframes, tokens: Sequence[str], config: Config, folder: Pat
         batch_size=None,
         num_workers=config.data.workers,
         collate_fn=_as_it_is,
+        generator=torch.Generator(),  # else the training would depend on whether the database was there
     )
     with (folder / "points.bin").open("wb") as points, (folder / "pictures.bin").open("wb") as pictures:
         columns = _written(track(loaded(loader), "objects", len(tokens)), points, pictures)
