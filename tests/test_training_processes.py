@@ -11,6 +11,7 @@ import psutil
 import pytest
 import trainers
 import yaml
+from refusals import one_line_error
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -198,3 +199,11 @@ def test_only_parameters_that_change_between_passes_are_searched_for(tables: NuS
     assert searched(wet) == (True, False)
     trainable.base(model)
     assert searched(every) == (False, False)
+
+
+def test_a_launch_that_would_divide_the_model_is_refused(
+    tables: NuScenesTables, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with one_line_error("accelerate launch: FSDP is not supported, each GPU has the whole model; launch without it"):
+        accelerator_of(PerceptionModel(parse_config(CONFIG, "small")), tables, tables.samples("all"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -25,7 +26,17 @@ TURN = timedelta(hours=12)  # that the others wait for the main process, such as
 
 
 def accelerator_of(model: PerceptionModel, tables: Keyframes, tokens: Sequence[str]) -> Accelerator:
-    """The accelerator of a training of the model on these keyframes."""
+    """The accelerator of a training of the model on these keyframes.
+
+    Raises:
+        InputError: `accelerate launch` shall divide the model itself.
+    """
+    for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+        if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true":
+            raise InputError(
+                f"accelerate launch: {name} is not supported, each GPU has the whole model; launch without it, and for "
+                "less memory set train.accumulate or train.precision=bf16"
+            )
     modules = trained_modules(model)
     chooses = model.chooser is not None and any(p.requires_grad for p in model.chooser.parameters())
     changing = chooses or not always_run(model, modules, tables, tokens)
