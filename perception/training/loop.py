@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import cast
 
 import torch
 from accelerate.utils import set_seed
-from torch import Tensor, nn
+from torch import Tensor
 
 from perception.config import Config
 from perception.datasets.keyframes import Keyframes
@@ -26,6 +27,7 @@ from perception.training.losses import Losses
 from perception.training.objects import Objects, objects_of
 from perception.training.parallel import Sharing, Turns, accelerator_of, answering
 from perception.training.schedule import schedule_of
+from perception.training.shards import Whole, divide, divides, whole
 from perception.training.start import initialise
 from perception.training.validation import Validator
 
@@ -101,8 +103,10 @@ class _Training:
         self.validator = None if options.validation is None else Validator(options.validation, tables, run)
         self.validated = copy.deepcopy(model) if self.validator and self.average is None else None
         self.best = -math.inf  # score so far
-        self.sharing = Sharing(model)
-        self.parallel, self.optimizer = self.accelerator.prepare(Losses(model), optimizer)
+        self.sharing, self.shards = Sharing(model), divides(self.config)
+        self.losses, self.optimizer = Losses(model), self.accelerator.prepare(optimizer)
+        # `divide` then does what DDP does otherwise.
+        self.parallel = self.accelerator.prepare_model(self.losses, evaluation_mode=self.shards)
         self.main = self.accelerator.is_main_process
 
     def _objects(self, tables: Keyframes, tokens: Sequence[str]) -> Objects | None:
@@ -127,6 +131,11 @@ class _Training:
 
     def run_from(self, first: int) -> None:
         """All steps after the first ones, with validations and checkpoints."""
+        if self.shards:
+            share = divide(self.losses, self.optimizer)
+            if self.main:
+                among = f"{self.accelerator.num_processes} processes"
+                print(f"{self.run}: the model is divided among {among}, {share:.0%} of it here", file=sys.stderr)
         self.check()
         options = self.config.train
         with TrainingLog(self.run, first, self.steps, self.main) as log:
@@ -175,7 +184,7 @@ class _Training:
         self.optimizer.zero_grad()
         if self.average is not None:
             self.average.update_parameters(self.model)
-        return {**sums, "norm": norm}
+        return {**sums, "norm": whole(norm)}
 
     def scalars(self) -> dict[str, float]:
         """Numbers of the last step to log besides those of `step`."""
@@ -204,7 +213,7 @@ class _Training:
         """
         found: dict[str, float] = {}
         if self.main and self.validator is not None:
-            _require_finite(self.model, f"{self.run}: after step {step}")
+            _require_finite(self.model.state_dict(), f"{self.run}: after step {step}")
             model = self.evaluated()
             score, found = self.validator.scores(model)
             if score > self.best:
@@ -219,13 +228,14 @@ class _Training:
         Raises:
             InputError: a weight is not finite, or the disk is full.
         """
+        model, optimizer = (Whole(self.model), Whole(self.optimizer)) if self.shards else (self.model, self.optimizer)
         if self.main:
-            _require_finite(self.model, f"{self.run}: after step {step}")
+            _require_finite(model.state_dict(), f"{self.run}: after step {step}")
             scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else {}
             best = {} if math.isinf(self.best) else {"best": self.best}
             state = {"rate": self.schedule.state_dict(), "scaler": scaler, **best}
             average = None if self.average is None else self.average.module
-            checkpoint.save(self.run, step, self.config, self.model, self.optimizer, state, self.data, average)
+            checkpoint.save(self.run, step, self.config, model, optimizer, state, self.data, average)
 
     def finish(self) -> Path:
         """Wait until all processes have finished; returns the folder of the last checkpoint, whose weights it loads."""
@@ -243,11 +253,11 @@ def _require_possible(config: Config, run: Path, resume: bool) -> None:
         raise InputError(f"{config.name}: train.precision fp16 needs a GPU; use bf16 or no")
 
 
-def _require_finite(model: nn.Module, where: str) -> None:
-    names, sums = zip(*((name, parameter.detach().sum()) for name, parameter in model.named_parameters()), strict=True)
-    finite = torch.isfinite(torch.stack(sums)).tolist()
-    for name, whole in zip(names, finite, strict=True):
-        if not whole:
+def _require_finite(state: Mapping[str, Tensor], where: str) -> None:
+    names, sums = zip(*((name, value.detach().sum()) for name, value in state.items()), strict=True)
+    finite = torch.isfinite(torch.stack([value.float() for value in sums])).tolist()
+    for name, is_finite in zip(names, finite, strict=True):
+        if not is_finite:
             raise InputError(f"{where} the weights {name} are not finite; lower train.learning_rate")
 
 

@@ -34,8 +34,8 @@ def accelerator_of(model: PerceptionModel, tables: Keyframes, tokens: Sequence[s
     for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
         if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true":
             raise InputError(
-                f"accelerate launch: {name} is not supported, each GPU has the whole model; launch without it, and for "
-                "less memory set train.accumulate or train.precision=bf16"
+                f"accelerate launch: {name} is not supported; launch without it, and set train.shard=true to divide "
+                "the model among the GPUs"
             )
     modules = trained_modules(model)
     chooses = model.chooser is not None and any(p.requires_grad for p in model.chooser.parameters())
