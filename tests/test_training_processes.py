@@ -44,12 +44,19 @@ CONFIG = {
         },
     },
     "tasks": {"detection": {"channels": 8, "top_k": 20}, "map": {"channels": 8}},
-    # Each runs on some frames only, so often on those of one process. `night` makes another pass for a task.
+    # Each runs on some frames only, so often on those of one process: `dry` on those that the router draws it for.
+    # `night` makes another pass for a task.
     "modules": [
         {"name": "rain", "kind": "series_adapter", "slots": ["fused"], "when": ["rain"]},
-        {"name": "night", "kind": "batch_norm", "slots": ["fused.norm", "heads.*norm"], "when": ["night", "detection"]},
+        {
+            "name": "night",
+            "kind": "batch_norm",
+            "slots": ["fused.norm", "heads.detection.norm"],
+            "when": ["night", "detection"],
+        },
         {"name": "dry", "kind": "low_rank", "rank": 2, "slots": ["trunk.*"], "when": ["clear"]},
     ],
+    "routing": {"kind": "learned", "choose": "reinforce", "balance": 0.1, "supervise": 0.1, "modules": ["dry"]},
     "train": {
         "steps": 20,
         "batch": 2,
@@ -183,7 +190,7 @@ def test_two_processes_adapt_as_one(runs: Path, sim_root: Path, tmp_path: Path) 
 def test_a_divided_model_trains_as_a_whole_one_and_goes_on_as_one(sim_root: Path, tmp_path: Path) -> None:
     recipe = {"steps": 10, "batch": 2, "sync_norm": True, "checkpoint_every": 5, "shard": True}
     file = tmp_path / "divided.yaml"
-    file.write_text(yaml.safe_dump({**CONFIG, "modules": [], "train": recipe}))
+    file.write_text(yaml.safe_dump({**CONFIG, "modules": [], "routing": None, "train": recipe}))
     command = "train", file, "--data", sim_root, "--split", "all", "--out"
     for count in (1, 2):
         trainers.succeeds(count, tmp_path / f"output-{count}", *command, tmp_path / str(count))
