@@ -25,6 +25,7 @@ from perception.modules.routing.input_weighted import SteeredRouter
 from perception.modules.routing.learned import LearnedRoute, LearnedRouter
 from perception.modules.routing.predicates import present
 from perception.modules.routing.random_conditions import RandomConditionsRouter
+from perception.modules.routing.shared import SharedRouter
 from perception.modules.spec import SENSORS
 from perception.sensors.camera.encoder import ImageEncoder
 from perception.sensors.camera.lift import Lift
@@ -73,7 +74,9 @@ class PerceptionModel(nn.Module):
             self.bank.add(module)
         for text in config.fusions:
             add_fusion(self.bank, parse_block(text))
-        self.router: FixedRouter | SteeredRouter | RandomConditionsRouter = FixedRouter(self.bank, self._routed())
+        self.router: FixedRouter | SteeredRouter | RandomConditionsRouter | SharedRouter = FixedRouter(
+            self.bank, self._routed()
+        )
         self.chooser: Any = LearnedRouter(config.routing, model.fused_channels, self.bank) if config.routing else None
         self.routes: list[Route] = []  # of the last forward pass, one for each group of tasks
 

@@ -1,5 +1,6 @@
 """The trainer: what it logs and refuses, the recipe's values, and what does not change the training."""
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -15,6 +16,7 @@ from torch import nn
 from perception import config as c
 from perception.config import Config, Data
 from perception.datasets.nuscenes.dataset import NuScenesTables
+from perception.distributed_norm import SYNCHRONISED
 from perception.errors import InputError
 from perception.model import PerceptionModel
 from perception.recipe import InitFrom, Schedule, Train, Validation
@@ -210,17 +212,23 @@ def test_passes_of_parts_make_the_step_of_the_whole_batch(tables: NuScenesTables
     np.testing.assert_allclose(logged[1], logged[0], rtol=1e-5)  # losses, and the norm of the gradient
 
 
-def test_norms_change_their_momentum_and_synchronise_with_the_same_weights() -> None:
+def test_norms_change_their_momentum_and_synchronise_as_the_same_functions() -> None:
     torch.manual_seed(0)
-    network = nn.Sequential(nn.Conv2d(2, 4, 1), BatchNormAct2d(4), nn.BatchNorm2d(4)).eval()
+    network = nn.Sequential(nn.Conv2d(2, 4, 1), BatchNormAct2d(4), nn.BatchNorm2d(4)).double().eval()
     norms.set_momentum(network, 0.01)
     assert [network[i].momentum for i in (1, 2)] == [0.01, 0.01]
-    x, state = torch.randn(2, 2, 3, 3), {name: value.clone() for name, value in network.state_dict().items()}
-    before = network(x)
-    norms.synchronise(network)
-    assert torch.equal(network(x), before)
-    assert all(isinstance(network[i], nn.SyncBatchNorm) and network[i].momentum == 0.01 for i in (1, 2))
-    assert all(torch.equal(value, state[name]) for name, value in network.state_dict().items())
+    x, alone, layers = torch.randn(2, 2, 3, 3).double(), copy.deepcopy(network), [*network]
+    places = norms.synchronise(network)
+    assert torch.equal(network(x), alone(x))
+    assert all(isinstance(network[i], SYNCHRONISED) and network[i].momentum == 0.01 for i in (1, 2))
+    for each in (alone.train(), network.train()):
+        each(x).pow(3).sum().backward()
+    for (name, value), expected in zip(network.named_parameters(), alone.parameters(), strict=True):
+        torch.testing.assert_close(value.grad, expected.grad, rtol=1e-9, atol=1e-9, msg=name)
+    norms.put_back(places)
+    assert [*network] == layers
+    for name, value in network.state_dict().items():
+        torch.testing.assert_close(value, alone.state_dict()[name], rtol=1e-12, atol=1e-12, msg=name)
 
 
 def test_validation_keeps_the_best_and_changes_no_training(tables: NuScenesTables, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from perception.bev.trunk import lift
 from perception.channel_norm import ChannelNorm
 from perception.config import Trunk
+from perception.distributed import drawn
 from perception.modules.slot import Slot
 
 EXPANSION = 4  # of the channels between the pointwise convolutions
@@ -44,7 +45,7 @@ class ConvNextBlock(nn.Module):
         y = self.project(F.gelu(self.expand(self.norm(self.depthwise(x)))))
         y = self.gamma[:, None, None] * y
         if self.training and self.drop:
-            stays = torch.rand(len(x), 1, 1, 1, device=x.device) >= self.drop
+            stays = drawn(lambda frames: torch.rand(frames, 1, 1, 1, device=x.device), len(x)) >= self.drop
             y = torch.where(stays, y / (1 - self.drop), 0.0)
         return x + y
 

@@ -77,6 +77,14 @@ def report(result: dict[str, Any], as_json: bool, shown: str | Table | None = No
         console_for(as_json).print(shown)
 
 
+def print_trained(last: Path) -> None:
+    """Print the checkpoint of a training, in its main process."""
+    from perception.distributed import rank
+
+    if rank() == 0:
+        print(last)
+
+
 def console_for(as_json: bool) -> Console:
     from rich.console import Console
 

@@ -17,6 +17,7 @@ from perception.commands.common import (
     Version,
     app,
     names,
+    print_trained,
     report,
     rig_of,
     training_split,
@@ -108,7 +109,7 @@ def train(
             update={"train": settings.train.model_copy(update={"steps": steps, "epochs": None})}
         )
     tables = open_source(data, version, settings.rig, settings.taxonomy)
-    print(run(settings, tables, split or training_split(tables.version), out, resume))
+    print_trained(run(settings, tables, split or training_split(tables.version), out, resume))
 
 
 @app.command(epilog="Example: perception import-mmdet3d centerpoint_pillar02.py centerpoint.pth --out runs/centerpoint")

@@ -18,6 +18,7 @@ from perception.commands.common import (
     app,
     console_for,
     names,
+    print_trained,
     report,
     rig_of,
     training_split,
@@ -131,12 +132,14 @@ def adapt(
             raise InputError(f"{data}: a backbone of mmdet3d trains on nuScenes' tables; give their dataroot")
         from perception.mmdet3d.adapt import adapt_foreign
 
-        print(adapt_foreign(foreign, module, tables, split, names(scenes), out, steps, learning_rate))
+        print_trained(adapt_foreign(foreign, module, tables, split, names(scenes), out, steps, learning_rate))
     elif task:
         training = {"steps": steps, "learning_rate": learning_rate}
-        print(add_task(checkpoint, task, content, tables, split, names(scenes), out, **training))
+        print_trained(add_task(checkpoint, task, content, tables, split, names(scenes), out, **training))
     else:
-        print(run(checkpoint, module, tables, split, names(scenes), out, steps=steps, learning_rate=learning_rate))
+        print_trained(
+            run(checkpoint, module, tables, split, names(scenes), out, steps=steps, learning_rate=learning_rate)
+        )
 
 
 @app.command(

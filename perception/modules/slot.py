@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from perception import distributed
+from perception.distributed_norm import SYNCHRONISED
 from perception.errors import InputError
 from perception.modules.aggregation.composition import Block, Fuse, deltas, folded, is_affine, is_sum, names
 from perception.modules.computation.computation import Affine, Site
@@ -193,11 +195,16 @@ def _per_frame(module: Any, weight: Tensor, site: Site) -> Tensor:
     the gradient of the weight needs them.
     """
     rows = spread(weight, site.y)
-    if weight.requires_grad or torch.compiler.is_compiling() or bool((rows != 0).all()):
+    if weight.requires_grad or torch.compiler.is_compiling():
         return rows.to(site.y) * module(site)
     chosen = rows.nonzero()[:, 0]
-    if len(chosen) == 0:
+    running = len(chosen)
+    if any(isinstance(part, SYNCHRONISED) and part.training for part in module.modules()):
+        running = int(distributed.total(torch.tensor(running, device=site.y.device)))  # it runs on no process or on all
+    if running == 0:
         return torch.zeros_like(site.y)
+    if len(chosen) == len(rows):
+        return rows.to(site.y) * module(site)
     z = site.z if site.z is None or len(site.z) == 1 else site.z[weight.nonzero()[:, 0].to(site.z.device)]
     part = module(Site(site.x[chosen], site.y[chosen], site.layer, z))
     total = part.new_zeros(site.y.shape)  # in mixed precision the delta can be of another type than y

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from perception.config import Config, extended, parse_config
 from perception.datasets.keyframes import Keyframes
+from perception.distributed import rank
 from perception.errors import InputError
 from perception.modules.spec import LearnedRouting, Module
 from perception.section import Section, load_section
@@ -85,7 +86,8 @@ def adapt(
     if own := tuple(task for task in base.tasks if task in spec.when):
         base.computed = own  # the module changes no other output
     last = fit(base, tables, tokens, run, earlier=provenance(checkpoint).data)
-    base.bank.save(spec.name, run / "modules" / spec.name, domain=", ".join(spec.when))
+    if rank() == 0:
+        base.bank.save(spec.name, run / "modules" / spec.name, domain=", ".join(spec.when))
     return last
 
 
@@ -166,7 +168,8 @@ def add_task(
     else:
         trainable.added_task(model, task, [module["name"] for module in own])
         last = fit(model, tables, tokens, run, earlier=earlier)
-    bank.save(task, run / "modules" / task)
+    if rank() == 0:
+        bank.save(task, run / "modules" / task)
     return last
 
 

@@ -14,7 +14,7 @@ import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from safetensors import SafetensorError
@@ -31,6 +31,12 @@ _WEIGHTS = "weights."  # prefix of the weights that train, beside their average
 KEPT = 2  # number of newest checkpoints of a run that are kept
 
 
+class Stateful(Protocol):
+    """A module, an optimizer, or what stands for one."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+
 def newest(run: Path) -> Path | None:
     """The run's newest complete checkpoint; None without one. Incomplete ones have another name."""
     steps = sorted((run / "checkpoints").glob("step-*"))
@@ -41,11 +47,11 @@ def save(
     run: Path,
     step: int,
     config: Config,
-    model: nn.Module,
-    optimizer: torch.optim.Optimizer,
+    model: Stateful,
+    optimizer: Stateful,
     schedule: dict[str, Any],
     data: Sequence[str] = (),
-    averaged: nn.Module | None = None,
+    averaged: Stateful | None = None,
 ) -> Path:
     """Write the checkpoint of this step, then delete all but the newest ones.
 
@@ -74,7 +80,9 @@ def save(
     }
     _write(final, tensors, content, "; the earlier ones are unharmed: free some space, --resume")
     for old in sorted(final.parent.glob("step-*"))[:-KEPT]:
-        shutil.rmtree(old)
+        old.rename(old.with_name(f".{old.name}.old"))  # so that no half of it is left under its name
+    for unfinished in final.parent.glob(".step-*"):  # also of a process that was killed
+        shutil.rmtree(unfinished)
     return final
 
 

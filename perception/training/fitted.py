@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 from rich.progress import track
 
 from perception.datasets.keyframes import Keyframes
+from perception.errors import InputError
 from perception.model import PerceptionModel
 from perception.sensors.inputs import InputSpec, prepare
 from perception.training.checkpoint import save_model
@@ -31,14 +34,19 @@ def fit_head(
         earlier: descriptions of earlier trainings of the model, see `checkpoint.provenance`.
 
     Raises:
-        InputError: pretrained weights are not installed, the keyframes are too few, or the disk is full.
+        InputError: pretrained weights are not installed, the keyframes are too few, the disk is full, or there are
+            several processes.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:  # of torchrun
+        raise InputError(
+            f"{task}: this head is fitted in one process; start perception adapt without accelerate launch"
+        )
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     head: Any = model.head(task)
     head.start()
     head.to(device)
     spec, arrays = InputSpec.of(model.config), None
-    for token in track(tokens, "keyframes"):
+    for token in track(tokens, "keyframes", console=Console(stderr=True)):
         frame = tables.frame(token, spec.grid.reference, lidar=False)
         arrays = prepare(frame, spec, into=arrays)
         inputs = {name: value.to(device) for name, value in batch_inputs([arrays]).items()}

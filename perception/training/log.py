@@ -8,10 +8,12 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import torch
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
+from perception import distributed
 from perception.errors import InputError
 
 
@@ -23,6 +25,7 @@ class TrainingLog:
         first: number of steps done before.
         steps: number of steps of the whole training.
         main: whether this is the main process; others log nothing, and find losses that are not finite all the same.
+            All call `write` after the same steps.
     """
 
     def __init__(self, run: Path, first: int, steps: int, main: bool) -> None:
@@ -33,7 +36,8 @@ class TrainingLog:
     def __enter__(self) -> TrainingLog:
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         losses = TextColumn("{task.fields[losses]}")
-        self._progress = self._files.enter_context(Progress(*columns, losses, disable=not self.main))
+        shown = Progress(*columns, losses, console=Console(stderr=True), disable=not self.main)
+        self._progress = self._files.enter_context(shown)
         self._bar = self._progress.add_task("training", total=self.steps, completed=self.first, losses="")
         folder = str(self.run / "tensorboard")
         self._writer = self._files.enter_context(SummaryWriter(folder)) if self.main else None
@@ -48,7 +52,7 @@ class TrainingLog:
         self._progress.update(self._bar, completed=step)
 
     def write(self, others: Mapping[str, float]) -> None:
-        """Log the means of the values since the last call, and other scalars of the last step.
+        """Log the means of the values since the last call over all processes, and other scalars of the last step.
 
         Raises:
             InputError: the loss of one of these steps is not finite; names the first.
@@ -78,5 +82,6 @@ class TrainingLog:
     def _fetched(self) -> list[tuple[int, dict[str, float]]]:
         """The pending values by step, copied from the device at once."""
         pending, self._pending = self._pending, []
-        numbers = iter(torch.stack([value.float() for _, values in pending for value in values.values()]).tolist())
+        own = torch.stack([value.float() for _, values in pending for value in values.values()])
+        numbers = iter(distributed.mean(own).tolist())
         return [(step, {name: next(numbers) for name in values}) for step, values in pending]

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from datetime import timedelta
 from itertools import islice
 from pathlib import Path
 from typing import cast
 
 import torch
-from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs, set_seed
-from torch import Tensor, nn
+from accelerate.utils import set_seed
+from torch import Tensor
 
 from perception.config import Config
 from perception.datasets.keyframes import Keyframes
@@ -24,8 +23,11 @@ from perception.training import checkpoint, norms, trainable
 from perception.training.average import averaged
 from perception.training.loader import Batch, FrameDataset, batches
 from perception.training.log import TrainingLog
+from perception.training.losses import Losses
 from perception.training.objects import Objects, objects_of
+from perception.training.parallel import Sharing, Turns, accelerator_of, answering
 from perception.training.schedule import schedule_of
+from perception.training.shards import Whole, divide, divides, whole
 from perception.training.start import initialise
 from perception.training.validation import Validator
 
@@ -64,25 +66,14 @@ def fit(
         earlier: descriptions of earlier trainings of the model, see `checkpoint.provenance`.
 
     Raises:
-        InputError: no frames, a checkpoint that does not fit, RUN already trained, fp16 without a GPU, or a full disk.
+        InputError: no frames, a checkpoint that does not fit, RUN already trained, fp16 without a GPU, a full disk, or
+            another process has ended.
     """
     _require_possible(model.config, run, resume)
-    training = _Training(model, tables, tokens, run, earlier)
-    first = training.resume() if resume else 0
-    training.check()
-    options = model.config.train
-    with TrainingLog(run, first, training.steps, training.main) as log:
-        for step, passes in enumerate(training.passes(first), first + 1):
-            log.add(step, training.step(passes))
-            saves = step % options.checkpoint_every == 0 or step == training.steps
-            validates = training.validates(step)
-            if saves or validates or step % options.log_every == 0:
-                log.write(training.scalars())
-            if validates:
-                log.scalars(step, "validation", training.validate(step))
-            if saves:
-                training.save(step)
-    return training.finish()
+    with answering(run):
+        training = _Training(model, tables, tokens, run, earlier)
+        training.run_from(training.resume() if resume else 0)
+        return training.finish()
 
 
 class _Training:
@@ -94,22 +85,12 @@ class _Training:
         self.model, self.run, self.config = model, run, model.config
         options = self.config.train
         self.data = (*earlier, described(tables, tokens))
-        unused = bool(self.config.modules or self.config.routing)
-        waits = timedelta(hours=12)  # of the other processes for a validation
-        self.accelerator = Accelerator(
-            mixed_precision=options.precision,
-            cpu=not torch.cuda.is_available(),
-            kwargs_handlers=[
-                DistributedDataParallelKwargs(find_unused_parameters=unused),
-                *([InitProcessGroupKwargs(timeout=waits)] if options.validation else []),
-            ],
-        )
+        self.accelerator = accelerator_of(model, tables, tokens)
+        self.turns = Turns()
         set_seed(self.config.seed)
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # a tenth faster
         if options.norm_momentum is not None:
             norms.set_momentum(model, options.norm_momentum)
-        if options.sync_norm and self.accelerator.num_processes > 1:
-            norms.synchronise(model)
         optimizer = trainable.optimizer_of(model, options.peak, options.weight_decay, options.rates)
         self.dataset = FrameDataset(
             tables, tokens, self.config, model.computed, self._objects(tables, tokens), model.depth_cells()
@@ -117,12 +98,15 @@ class _Training:
         self.steps = self.dataset.steps
         self.schedule = schedule_of(optimizer, options.schedule, self.steps)
         model.to(self.accelerator.device)
-        # Copied before `prepare`, which replaces the model's `forward`.
+        # Copied before the model is shared, as the main process evaluates alone.
         self.average = None if options.ema is None else averaged(model, options.ema)
         self.validator = None if options.validation is None else Validator(options.validation, tables, run)
         self.validated = copy.deepcopy(model) if self.validator and self.average is None else None
         self.best = -math.inf  # score so far
-        self.parallel, self.optimizer = self.accelerator.prepare(model, optimizer)
+        self.sharing, self.shards = Sharing(model), divides(self.config)
+        self.losses, self.optimizer = Losses(model), self.accelerator.prepare(optimizer)
+        # `divide` then does what DDP does otherwise.
+        self.parallel = self.accelerator.prepare_model(self.losses, evaluation_mode=self.shards)
         self.main = self.accelerator.is_main_process
 
     def _objects(self, tables: Keyframes, tokens: Sequence[str]) -> Objects | None:
@@ -145,10 +129,32 @@ class _Training:
             self.accelerator.scaler.load_state_dict(state["scaler"])
         return step
 
+    def run_from(self, first: int) -> None:
+        """All steps after the first ones, with validations and checkpoints."""
+        if self.shards:
+            share = divide(self.losses, self.optimizer)
+            if self.main:
+                among = f"{self.accelerator.num_processes} processes"
+                print(f"{self.run}: the model is divided among {among}, {share:.0%} of it here", file=sys.stderr)
+        self.check()
+        options = self.config.train
+        with TrainingLog(self.run, first, self.steps, self.main) as log:
+            for step, passes in enumerate(self.passes(first), first + 1):
+                log.add(step, self.step(passes))
+                saves = step % options.checkpoint_every == 0 or step == self.steps
+                validates = self.validates(step)
+                if saves or validates or step % options.log_every == 0:
+                    log.write(self.scalars())
+                if validates:
+                    log.scalars(step, "validation", self.validate(step))
+                if saves:
+                    self.save(step)
+
     def check(self) -> None:
-        """Raise InputError if the validation cannot work; main process only."""
+        """Raise InputError if the validation cannot work."""
         if self.main and self.validator is not None:
             self.validator.check(self.evaluated())
+        self.turns.wait()
 
     def passes(self, first: int) -> Iterator[list[Batch]]:
         """This process's batches of each step after `first`, one for each forward pass."""
@@ -160,13 +166,14 @@ class _Training:
     def step(self, passes: Sequence[Batch]) -> dict[str, Tensor]:
         """One step of the optimizer; returns loss terms, their sum `loss` and the gradient's norm, on the device.
 
-        The loss is the mean over the passes, as it is over processes.
+        The loss is the mean over the passes.
         """
         sums: dict[str, Tensor] = {}
         for batch in passes:
             waits = nullcontext() if batch is passes[-1] else self.accelerator.no_sync(self.parallel)
             with waits:
-                losses = self.losses(batch.to(self.accelerator.device))
+                part = batch.to(self.accelerator.device)
+                losses = self.parallel(part.inputs, part.conditions, part.labels)
                 losses["loss"] = torch.stack(list(losses.values())).sum()
                 self.accelerator.backward(losses["loss"] / len(passes))
             for name, value in losses.items():
@@ -177,14 +184,7 @@ class _Training:
         self.optimizer.zero_grad()
         if self.average is not None:
             self.average.update_parameters(self.model)
-        return {**sums, "norm": norm}
-
-    def losses(self, batch: Batch) -> dict[str, Tensor]:
-        """The loss terms of a forward pass."""
-        terms = self.model.losses(self.parallel(batch.inputs, batch.conditions), batch.labels)
-        of_tasks = [term.each() for name, term in terms.items() if name.split("/")[0] in self.model.tasks]
-        costs = torch.stack(of_tasks).sum(dim=0).detach()
-        return {name: term.mean() for name, term in terms.items()} | self.model.routing_losses(costs)
+        return {**sums, "norm": whole(norm)}
 
     def scalars(self) -> dict[str, float]:
         """Numbers of the last step to log besides those of `step`."""
@@ -213,13 +213,13 @@ class _Training:
         """
         found: dict[str, float] = {}
         if self.main and self.validator is not None:
-            _require_finite(self.model, f"{self.run}: after step {step}")
+            _require_finite(self.model.state_dict(), f"{self.run}: after step {step}")
             model = self.evaluated()
             score, found = self.validator.scores(model)
             if score > self.best:
                 self.best = score
                 checkpoint.save_best(self.run, step, self.config, model, self.data, score)
-        self.accelerator.wait_for_everyone()
+        self.turns.wait()
         return found
 
     def save(self, step: int) -> None:
@@ -228,17 +228,19 @@ class _Training:
         Raises:
             InputError: a weight is not finite, or the disk is full.
         """
+        model, optimizer = (Whole(self.model), Whole(self.optimizer)) if self.shards else (self.model, self.optimizer)
         if self.main:
-            _require_finite(self.model, f"{self.run}: after step {step}")
+            _require_finite(model.state_dict(), f"{self.run}: after step {step}")
             scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else {}
             best = {} if math.isinf(self.best) else {"best": self.best}
             state = {"rate": self.schedule.state_dict(), "scaler": scaler, **best}
             average = None if self.average is None else self.average.module
-            checkpoint.save(self.run, step, self.config, self.model, self.optimizer, state, self.data, average)
+            checkpoint.save(self.run, step, self.config, model, optimizer, state, self.data, average)
 
     def finish(self) -> Path:
         """Wait until all processes have finished; returns the folder of the last checkpoint, whose weights it loads."""
-        self.accelerator.wait_for_everyone()
+        self.turns.wait()
+        self.sharing.end()
         if self.average is not None:
             self.model.load_state_dict(self.average.module.state_dict())
         return self.run / "checkpoints" / f"step-{self.steps:06d}"
@@ -251,11 +253,11 @@ def _require_possible(config: Config, run: Path, resume: bool) -> None:
         raise InputError(f"{config.name}: train.precision fp16 needs a GPU; use bf16 or no")
 
 
-def _require_finite(model: nn.Module, where: str) -> None:
-    names, sums = zip(*((name, parameter.detach().sum()) for name, parameter in model.named_parameters()), strict=True)
-    finite = torch.isfinite(torch.stack(sums)).tolist()
-    for name, whole in zip(names, finite, strict=True):
-        if not whole:
+def _require_finite(state: Mapping[str, Tensor], where: str) -> None:
+    names, sums = zip(*((name, value.detach().sum()) for name, value in state.items()), strict=True)
+    finite = torch.isfinite(torch.stack([value.float() for value in sums])).tolist()
+    for name, is_finite in zip(names, finite, strict=True):
+        if not is_finite:
             raise InputError(f"{where} the weights {name} are not finite; lower train.learning_rate")
 
 

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import NamedTuple
+
 from timm.layers import convert_sync_batchnorm
 from torch import nn
+
+from perception.distributed_norm import DistributedNorm
 
 
 def set_momentum(model: nn.Module, momentum: float) -> None:
@@ -13,9 +18,35 @@ def set_momentum(model: nn.Module, momentum: float) -> None:
             layer.momentum = momentum
 
 
-def synchronise(model: nn.Module) -> None:
-    """Let all batch normalisations compute their statistics over all processes; needs GPUs.
+class Place(NamedTuple):
+    """Where a layer is."""
 
-    timm's layers may have an activation in the normalisation, which torch's conversion would lose.
+    parent: nn.Module
+    name: str
+    layer: nn.Module
+
+
+def synchronise(model: nn.Module) -> list[Place]:
+    """Let all batch normalisations compute their statistics over all processes, which then run them equally often.
+
+    Returns the layers that were replaced; those in their place have the same parameters and statistics.
     """
-    convert_sync_batchnorm(model)
+    places = [
+        Place(parent, name, layer)
+        for parent in model.modules()
+        for name, layer in parent.named_children()
+        if isinstance(layer, nn.modules.batchnorm._BatchNorm)
+    ]
+    if next(model.parameters()).is_cuda:
+        # timm's layers may have an activation in the normalisation, which torch's conversion would lose.
+        convert_sync_batchnorm(model)
+    else:
+        for parent, name, layer in places:
+            setattr(parent, name, DistributedNorm(layer))
+    return places
+
+
+def put_back(places: Iterable[Place]) -> None:
+    """Undo `synchronise`."""
+    for parent, name, layer in places:
+        setattr(parent, name, layer)

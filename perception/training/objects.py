@@ -21,6 +21,8 @@ from typing import Any, BinaryIO, NamedTuple
 
 import cv2
 import numpy as np
+import torch
+from rich.console import Console
 from rich.progress import track
 from safetensors.numpy import load_file, save_file
 from torch.utils.data import DataLoader, Dataset
@@ -198,9 +200,12 @@ def _build(tables: Keyframes, tokens: Sequence[str], config: Config, folder: Pat
         batch_size=None,
         num_workers=config.data.workers,
         collate_fn=_as_it_is,
+        generator=torch.Generator(),  # else the training would depend on whether the database was there
     )
     with (folder / "points.bin").open("wb") as points, (folder / "pictures.bin").open("wb") as pictures:
-        columns = _written(track(loaded(loader), "objects", len(tokens)), points, pictures)
+        columns = _written(
+            track(loaded(loader), "objects", len(tokens), console=Console(stderr=True)), points, pictures
+        )
     if not len(columns["labels"]):
         raise InputError(
             f"{tables.dataroot}: no annotated object with points in {len(tokens)} keyframes; remove data.paste"

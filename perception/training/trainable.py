@@ -63,9 +63,11 @@ def base(model: PerceptionModel, parts: Sequence[str] = ("*",)) -> None:
     model.requires_grad_(False).eval()
     for path, part in model.named_modules():
         layer: Any = part
-        names = [f"{path}.{name}" for name, _ in layer.named_parameters(recurse=False)]
-        if names and all(is_base_key(name) and any(fnmatchcase(name, p) for p in parts) for name in names):
-            layer.requires_grad_(True).train()
+        own = {f"{path}.{name}": parameter for name, parameter in layer.named_parameters(recurse=False)}
+        if own and all(is_base_key(name) and any(fnmatchcase(name, p) for p in parts) for name in own):
+            layer.training = True
+            for parameter in own.values():
+                parameter.requires_grad_(True)
 
 
 def parameters(model: nn.Module) -> list[tuple[str, nn.Parameter]]:

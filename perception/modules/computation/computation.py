@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from perception.channel_norm import ChannelNorm
+from perception.distributed_norm import SYNCHRONISED
 
 CONVOLUTIONS = (nn.Conv2d, nn.ConvTranspose2d)
 NORMS = (nn.BatchNorm2d, nn.BatchNorm1d)
@@ -118,14 +119,14 @@ def _is_bare(norm: Any) -> bool:
 
 def inputs(layer: Any) -> int:
     """Number of input channels I."""
-    if isinstance(layer, (*NORMS, ChannelNorm)):
+    if isinstance(layer, (*NORMS, *SYNCHRONISED, ChannelNorm)):
         return int(layer.num_features)
     return int(layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels)
 
 
 def outputs(layer: Any) -> int:
     """Number of output channels O."""
-    if isinstance(layer, (*NORMS, ChannelNorm)):
+    if isinstance(layer, (*NORMS, *SYNCHRONISED, ChannelNorm)):
         return int(layer.num_features)
     return int(layer.out_features if isinstance(layer, nn.Linear) else layer.out_channels)
 

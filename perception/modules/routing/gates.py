@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from perception.distributed import drawn
+
 NEVER = float("-inf")
 
 
@@ -79,4 +81,5 @@ def ranks(logits: Tensor) -> Tensor:
 def gumbel_noise(like: Tensor) -> Tensor:
     """Standard Gumbel numbers, finite: -log of exponential ones, of which torch draws a zero now and then."""
     dtype = torch.promote_types(like.dtype, torch.float32)
-    return -torch.empty_like(like, dtype=dtype).exponential_().clamp(min=torch.finfo(dtype).tiny).log()
+    numbers = drawn(lambda frames: like.new_empty((frames, *like.shape[1:]), dtype=dtype).exponential_(), len(like))
+    return -numbers.clamp(min=torch.finfo(dtype).tiny).log()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from perception.distributed import mean, processes
 from perception.errors import InputError
 from perception.frame import Conditions
 from perception.modules.bank import Bank
@@ -115,7 +116,7 @@ class LearnedRouter(nn.Module):
         )
 
     def losses(self, routes: Sequence[LearnedRoute], costs: Tensor | None) -> dict[str, Tensor]:
-        """Terms to add to the task's loss, for the routes of one batch.
+        """Terms to add to the task's loss, for the routes of one batch, as parts of the mean over all processes.
 
         Args:
             costs: (B,) loss of the tasks on each frame; for REINFORCE.
@@ -137,7 +138,7 @@ class LearnedRouter(nn.Module):
             terms["reinforce"] = gates.reinforce(logs, costs, self.baseline)
             if self.training:
                 self.batches += 1
-                self.baseline.lerp_(costs.detach().mean(), (1 / self.batches).clamp(min=BASELINE_RATE))
+                self.baseline.lerp_(mean(costs.detach().mean()), (1 / self.batches).clamp(min=BASELINE_RATE))
         return terms
 
     def balance(self, routes: Sequence[LearnedRoute]) -> dict[str, float]:
@@ -212,9 +213,12 @@ class LearnedRouter(nn.Module):
 
 
 def supervision(logits: Tensor, target: Tensor) -> Tensor:
-    """Cross-entropy between the router and the choice by the tags, over all places of frames with tags."""
+    """Cross-entropy between the router and the choice by the tags, over all places of frames with tags.
+
+    This process's part of the mean over all of them.
+    """
     logs = logits.log_softmax(dim=1).masked_fill(logits == gates.NEVER, 0.0)
-    return -(target * logs).sum() / target.sum().clamp(min=1)
+    return -(target * logs).sum() / mean(target.sum()).clamp(min=1 / processes())
 
 
 def _like(mask: Tensor, logits: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from perception import distributed
 from perception.modules.routing.gates import hard, soft
 
 
@@ -39,23 +40,23 @@ def gshard(probabilities: Tensor, chosen: Tensor, possible: Tensor) -> Tensor:
 
     Args:
         probabilities: softmax of the logits, whose mean is P_i.
-        chosen: one-hot, the best option, whose mean is f_i.
+        chosen: one-hot, the best option, whose mean over all processes is f_i.
     """
     choices = chosen[:, :1].numel() / chosen.shape[2]  # at one place
-    f, p = importance(chosen) / choices, importance(probabilities) / choices
+    f, p = distributed.mean(importance(chosen)) / choices, importance(probabilities) / choices
     return (possible.sum(dim=0) * (f * p).sum(dim=0)).mean()
 
 
 def report(logits: Tensor, weights: Tensor) -> dict[str, float]:
-    """The balance of a batch's choices; `logits` are -inf where an option is not possible."""
+    """The balance of the choices in a batch of all processes; `logits` are -inf where an option is not possible."""
     possible = possible_options(logits)
     return {
-        "importance_cv2": float(squared_variation(importance(weights), possible)),
-        "load_cv2": float(squared_variation(load(weights), possible)),
-        "gshard": float(gshard(soft(logits), hard(logits), possible)),
+        "importance_cv2": float(squared_variation(distributed.total(importance(weights)), possible)),
+        "load_cv2": float(squared_variation(distributed.total(load(weights)), possible)),
+        "gshard": float(distributed.mean(gshard(soft(logits), hard(logits), possible))),
     }
 
 
 def possible_options(logits: Tensor) -> Tensor:
-    """(N, P) bool: the options that are possible on some frame."""
-    return load((logits > float("-inf")).to(logits.dtype)) > 0
+    """(N, P) bool: the options that are possible on some frame of any process."""
+    return distributed.total(load((logits > float("-inf")).to(logits.dtype))) > 0

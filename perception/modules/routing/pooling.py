@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from perception import distributed
+
 HIDDEN = 32
 MAX_DEVIATIONS = 5.0  # deviations
 
@@ -35,11 +37,13 @@ class RunningNorm(nn.Module):
         return (centred / (self.variance.reshape(shape) + 1e-6).sqrt()).clamp(-MAX_DEVIATIONS, MAX_DEVIATIONS)
 
     def _update(self, seen: Tensor) -> None:
-        """Average over the batches, exponential from the hundredth on (West, 1979)."""
+        """Average over the batches of all processes, exponential from the hundredth on (West, 1979)."""
         self.batches += 1
         rate = (1 / self.batches).clamp(min=0.01)
-        step = seen.mean(dim=1) - self.mean
-        self.variance.copy_((1 - rate) * (self.variance + rate * step**2) + rate * seen.var(dim=1, correction=0))
+        mean = distributed.mean(seen.mean(dim=1))
+        variance = distributed.mean((seen - mean[:, None]).square().mean(dim=1))
+        step = mean - self.mean
+        self.variance.copy_((1 - rate) * (self.variance + rate * step**2) + rate * variance)
         self.mean += rate * step
 
 

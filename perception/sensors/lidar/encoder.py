@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from perception.config import Lidar
+from perception.distributed_norm import SYNCHRONISED
 from perception.grid import BevGrid
 from perception.modules.slot import Slot
 
@@ -66,7 +67,7 @@ class PillarEncoder(nn.Module):
         """The same (B, P, C) from the real points alone, whose statistics a training normalisation then takes."""
         b, p, m = real.shape
         rows = real.flatten().nonzero()[:, 0]
-        if len(rows) < 2 and isinstance(self.norm.layer, nn.BatchNorm1d):  # a SyncBatchNorm takes empty batches
+        if len(rows) < 2 and not isinstance(self.norm.layer, SYNCHRONISED):  # which take empty batches
             with _evaluating(self):  # there are no statistics to take
                 return self._of_all_points(inputs, real)
         frames = torch.div(rows, p * m, rounding_mode="floor")

@@ -1,0 +1,112 @@
+"""How a model trains on several processes, which accelerate has started."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedDataParallelKwargs, InitProcessGroupKwargs
+from torch import distributed as dist
+
+from perception.datasets.keyframes import Keyframes
+from perception.distributed import processes
+from perception.errors import InputError
+from perception.model import PerceptionModel
+from perception.modules.routing.fixed import FixedRouter
+from perception.modules.routing.shared import SharedRouter
+from perception.training import norms
+
+SILENCE = timedelta(minutes=10)  # after which a process that does not answer counts as lost
+TURN = timedelta(hours=12)  # that the others wait for the main process, such as for a validation
+
+
+def accelerator_of(model: PerceptionModel, tables: Keyframes, tokens: Sequence[str]) -> Accelerator:
+    """The accelerator of a training of the model on these keyframes.
+
+    Raises:
+        InputError: `accelerate launch` shall divide the model itself.
+    """
+    for name in ("FSDP", "DEEPSPEED", "MEGATRON_LM"):
+        if os.environ.get(f"ACCELERATE_USE_{name}", "false").lower() == "true":
+            raise InputError(
+                f"accelerate launch: {name} is not supported; launch without it, and set train.shard=true to divide "
+                "the model among the GPUs"
+            )
+    modules = trained_modules(model)
+    chooses = model.chooser is not None and any(p.requires_grad for p in model.chooser.parameters())
+    changing = chooses or not always_run(model, modules, tables, tokens)
+    # Parameters without a gradient are searched for in the graph of each pass only if they differ between passes.
+    search = DistributedDataParallelKwargs(find_unused_parameters=changing, static_graph=bool(modules) and not changing)
+    return Accelerator(
+        mixed_precision=model.config.train.precision,
+        cpu=not torch.cuda.is_available(),
+        kwargs_handlers=[search, InitProcessGroupKwargs(timeout=SILENCE)],
+    )
+
+
+def trained_modules(model: PerceptionModel) -> set[str]:
+    """Names of the modules, and keys of the Fuse blocks, with parameters that train."""
+    parts = (part for slot in model.bank.slots.values() for part in (slot.computations, slot.fusions))
+    every = [item for part in parts for item in part.items()]
+    return {name for name, part in every if any(parameter.requires_grad for parameter in part.parameters())}
+
+
+def always_run(model: PerceptionModel, modules: set[str], tables: Keyframes, tokens: Sequence[str]) -> bool:
+    """Whether all these modules run on every frame, for what is known before the frames are read."""
+    if not modules <= model.bank.modules.keys():
+        return False  # the attention of a Fuse block runs with the modules in it
+    known = set(model.computed)
+    if isinstance(model.router, FixedRouter):  # else conditions are random
+        known |= set.intersection(*(set(tables.conditions(token).known()) for token in tokens))
+    return all(model.bank.requirements(name) <= known for name in modules)
+
+
+class Sharing:
+    """Lets a model train on its part of each batch, if there are several processes, until `end`."""
+
+    def __init__(self, model: PerceptionModel) -> None:
+        self.model, self.router, self.norms = model, model.router, list[norms.Place]()
+        if processes() > 1 and model.config.train.sync_norm:
+            self.norms = norms.synchronise(model)
+        if processes() > 1 and model.bank.modules:
+            model.router = SharedRouter(model.router, model.bank.conditions)
+
+    def end(self) -> None:
+        self.model.router = self.router
+        norms.put_back(self.norms)
+
+
+@contextmanager
+def answering(run: Path) -> Iterator[None]:
+    """Do what all processes take part in.
+
+    Raises:
+        InputError: one of them has ended, or does not answer in time.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+            raise
+        raise InputError(
+            f"{run}: another process of the training has ended or does not answer, see what it says; start it again "
+            "with --resume"
+        ) from None
+
+
+class Turns:
+    """Lets all processes wait for the main one, for longer than another silence may last."""
+
+    def __init__(self) -> None:
+        # Of gloo, which notices at once that a process has died.
+        self.group = dist.new_group(timeout=TURN, backend="gloo") if processes() > 1 else None
+
+    def wait(self) -> None:
+        """Return when all processes have come here."""
+        if self.group is not None:
+            dist.barrier(self.group)

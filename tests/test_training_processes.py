@@ -1,0 +1,245 @@
+"""A training in several processes: the result of one process, whichever of them go on or are killed."""
+
+import json
+import random
+import re
+import shutil
+import time
+from multiprocessing.context import ForkServerProcess
+from pathlib import Path
+
+import psutil
+import pytest
+import trainers
+import yaml
+from refusals import one_line_error
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from perception.config import parse_config
+from perception.datasets.nuscenes.dataset import NuScenesTables
+from perception.model import PerceptionModel
+from perception.training import trainable
+from perception.training.checkpoint import newest, weights
+from perception.training.parallel import accelerator_of
+from perception.training.shards import divides
+
+CLOSE = 1e-6  # of parameters and running statistics, after 20 steps
+CONFIG = {
+    "name": "small",
+    "grid": {"cell": 3.2},
+    "data": {"augment": {"flip": True, "shuffle": True}, "paste": {"classes": {"car": 6}, "points": 1}},
+    "model": {
+        "lidar": {"max_pillars": 200, "points_per_pillar": 3, "channels": 8, "sweeps": 0},
+        "fused_channels": 8,
+        "trunk": {
+            "kind": "convnext",
+            "channels": [8],
+            "blocks": [2],
+            "kernels": [3],
+            "strides": [1],
+            "up_channels": 8,
+            "stride": 1,
+            "drop_path": 0.5,
+        },
+    },
+    "tasks": {"detection": {"channels": 8, "top_k": 20}, "map": {"channels": 8}},
+    # Each runs on some frames only, so often on those of one process: `dry` on those that the router draws it for.
+    # `night` makes another pass for a task.
+    "modules": [
+        {"name": "rain", "kind": "series_adapter", "slots": ["fused"], "when": ["rain"]},
+        {
+            "name": "night",
+            "kind": "batch_norm",
+            "slots": ["fused.norm", "heads.detection.norm"],
+            "when": ["night", "detection"],
+        },
+        {"name": "dry", "kind": "low_rank", "rank": 2, "slots": ["trunk.*"], "when": ["clear"]},
+    ],
+    "routing": {"kind": "learned", "choose": "reinforce", "balance": 0.1, "supervise": 0.1, "modules": ["dry"]},
+    "train": {
+        "steps": 20,
+        "batch": 2,
+        "ema": 0.9,
+        "sync_norm": True,
+        "checkpoint_every": 1,
+        "log_every": 1,
+        "validation": {"every": 20, "unit": "steps", "split": "all", "metric": "mAP"},
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def command(sim_root: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[object, ...]:
+    """`train` without --out: one drive is clear, the other one at night in the rain."""
+    config = tmp_path_factory.mktemp("config") / "small.yaml"
+    config.write_text(yaml.safe_dump(CONFIG))
+    return "train", config, "--data", sim_root, "--split", "all"
+
+
+@pytest.fixture(scope="module")
+def runs(command: tuple[object, ...], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with uninterrupted trainings in one process and in two: 1 and 2."""
+    folder = tmp_path_factory.mktemp("runs")
+    for count in (1, 2):
+        trainers.succeeds(count, folder / f"output-{count}", *command, "--out", folder / str(count))
+    return folder
+
+
+def require_close(run: Path, other: Path) -> None:
+    """Parameters and statistics of the last checkpoints, also those that train beside their average."""
+    for file in ("model.safetensors", "training.safetensors"):
+        own, others = (load_file(newest(each) / file) for each in (run, other))
+        assert own.keys() == others.keys()
+        for name, value in own.items():
+            assert (value.double() - others[name].double()).abs().max() <= CLOSE, name
+
+
+def logged(run: Path) -> dict[str, list[tuple[int, float]]]:
+    events = EventAccumulator(str(run / "tensorboard")).Reload()
+    return {name: [(e.step, e.value) for e in events.Scalars(name)] for name in events.Tags()["scalars"]}
+
+
+def test_two_processes_end_with_the_parameters_of_one(runs: Path) -> None:
+    require_close(runs / "1", runs / "2")
+    assert (runs / "output-2").read_text().count(str(newest(runs / "2"))) == 1  # the main process alone prints
+
+
+def test_two_processes_log_the_numbers_of_one(runs: Path) -> None:
+    """Losses are float32; a second logger would write each step twice."""
+    one, two = logged(runs / "1"), logged(runs / "2")
+    assert one.keys() == two.keys() >= {"train/loss", "train/norm", "train/map/cells", "validation/mAP"}
+    for name, values in one.items():
+        assert two[name] == [(step, pytest.approx(value, rel=1e-6, abs=1e-6)) for step, value in values], name
+    scores = [json.loads((runs / count / "validation" / "metrics.json").read_text()) for count in "12"]
+    assert scores[0] == scores[1]
+
+
+def require_whole(run: Path) -> None:
+    """Every checkpoint has the content that its hashes say."""
+    for checkpoint in (run / "checkpoints").glob("step-*"):
+        assert weights(checkpoint)
+
+
+def wait_for(run: Path, step: int, trainer: ForkServerProcess) -> None:
+    """Until a checkpoint of this step or a later one is there."""
+    while step_of(run) < step:
+        assert trainer.is_alive()
+        time.sleep(0.001)
+
+
+def step_of(run: Path) -> int:
+    last = newest(run)
+    return 0 if last is None else int(last.name.removeprefix("step-"))
+
+
+def test_a_training_ends_with_one_of_its_processes_and_goes_on_in_one(
+    command: tuple[object, ...], runs: Path, tmp_path: Path
+) -> None:
+    run, chance = tmp_path / "run", random.Random(0)
+    launcher = trainers.started(2, tmp_path / "output", *command, "--out", run)
+    wait_for(run, chance.randint(2, 10), launcher)
+    processes = psutil.Process(launcher.pid).children()
+    chance.choice(processes).kill()
+    launcher.join()
+    assert launcher.exitcode != 0
+    assert not any(process.is_running() for process in processes)
+    said = (tmp_path / "output").read_text()
+    assert f"perception: {run}: another process of the training has ended or does not answer" in said
+    assert 2 <= step_of(run) < 20
+    require_whole(run)
+    trainers.succeeds(1, tmp_path / "resumed", *command, "--out", run, "--resume")
+    require_close(run, runs / "1")
+
+
+def test_a_training_that_is_killed_again_and_again_has_the_bytes_of_an_uninterrupted_one(
+    command: tuple[object, ...], runs: Path, tmp_path: Path
+) -> None:
+    run, chance = tmp_path / "run", random.Random(1)
+    for i in range(3):
+        resume = ["--resume"] if newest(run) else []
+        trainer = trainers.started(1, tmp_path / f"killed-{i}", *command, "--out", run, *resume)
+        wait_for(run, step_of(run) + 1, trainer)
+        time.sleep(chance.uniform(0.0, 0.1))
+        trainer.kill()
+        trainer.join()
+        require_whole(run)
+    assert step_of(run) < 20
+    shutil.copytree(run, tmp_path / "two")
+    for count, folder in ((1, run), (2, tmp_path / "two")):
+        trainers.succeeds(count, tmp_path / f"resumed-{count}", *command, "--out", folder, "--resume")
+        assert not [*(folder / "checkpoints").glob(".*")]  # what a killed process left
+    for file in newest(run).iterdir():
+        assert file.read_bytes() == (newest(runs / "1") / file.name).read_bytes(), file.name
+    require_close(tmp_path / "two", runs / "1")
+
+
+def test_two_processes_adapt_as_one(runs: Path, sim_root: Path, tmp_path: Path) -> None:
+    module = ("--add", "batch_norm:wet", "--slots", "fused.norm,heads.*norm", "--conditions", "rain")
+    for count in (1, 2):
+        out = ("--out", tmp_path / str(count), "--data", sim_root, "--split", "all", "--steps", 5)
+        trainers.succeeds(count, tmp_path / f"output-{count}", "adapt", runs / "1", *module, *out)
+    require_close(tmp_path / "1", tmp_path / "2")
+    one, two = (load_file(tmp_path / count / "modules" / "wet.safetensors") for count in "12")
+    assert one.keys() == two.keys()
+    base = weights(runs / "1")
+    for name, value in weights(tmp_path / "2").items():
+        assert name not in base or value.equal(base[name]), name
+
+
+def test_a_divided_model_trains_as_a_whole_one_and_goes_on_as_one(sim_root: Path, tmp_path: Path) -> None:
+    recipe = {"steps": 10, "batch": 2, "sync_norm": True, "checkpoint_every": 5, "shard": True}
+    file = tmp_path / "divided.yaml"
+    file.write_text(yaml.safe_dump({**CONFIG, "modules": [], "routing": None, "train": recipe}))
+    command = "train", file, "--data", sim_root, "--split", "all", "--out"
+    for count in (1, 2):
+        trainers.succeeds(count, tmp_path / f"output-{count}", *command, tmp_path / str(count))
+    said = (tmp_path / "output-2").read_text()
+    (share,) = re.findall(r"the model is divided among 2 processes, (\d+)% of it here", said)
+    assert 50 <= int(share) < 60  # a parameter of one element has no half
+    require_close(tmp_path / "1", tmp_path / "2")
+    for before, count in ((1, 2), (2, 1)):
+        run = tmp_path / f"{before}-then-{count}"
+        shutil.copytree(tmp_path / str(before), run)
+        shutil.rmtree(newest(run))
+        trainers.succeeds(count, tmp_path / f"output-{run.name}", *command, run, "--resume")
+        require_close(run, tmp_path / "1")
+
+
+def test_what_works_with_whole_models_alone_is_not_divided() -> None:
+    divided = {**CONFIG, "train": {"shard": True, "ema": 0.9}}
+    with one_line_error("small: train.shard does not work with train.ema yet; remove one of them"):
+        divides(parse_config(divided, "small"))
+    with one_line_error("small: train.shard does not work with modules yet; remove one of them"):
+        divides(parse_config({**divided, "train": {"shard": True}}, "small"))
+
+
+def test_only_parameters_that_change_between_passes_are_searched_for(tables: NuScenesTables) -> None:
+    config = parse_config(CONFIG, "small")
+    model, every = PerceptionModel(config), tables.samples("all")
+    wet = trainable.with_conditions(tables, every, ["rain"])
+    assert 0 < len(wet) < len(every)
+
+    def searched(tokens: list[str]) -> tuple[bool, bool]:
+        handler = accelerator_of(model, tables, tokens).ddp_handler
+        return handler.find_unused_parameters, handler.static_graph
+
+    trainable.joint(model)
+    assert searched(every) == searched(wet) == (True, False)  # `dry` does not run there
+    trainable.post_hoc(model, ["rain"])
+    assert searched(every) == (True, False)
+    assert searched(wet) == (False, True)
+    trainable.post_hoc(model, ["night"])
+    assert searched(wet) == (False, True)
+    model.computed = ("map",)
+    assert searched(wet) == (True, False)
+    trainable.base(model)
+    assert searched(every) == (False, False)
+
+
+def test_a_launch_that_would_divide_the_model_is_refused(
+    tables: NuScenesTables, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with one_line_error("accelerate launch: FSDP is not supported; launch without it, and set train.shard=true"):
+        accelerator_of(PerceptionModel(parse_config(CONFIG, "small")), tables, tables.samples("all"))
