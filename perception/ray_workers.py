@@ -55,7 +55,7 @@ class RayWorkers(Pool[State]):
         environment = {"env_vars": {"OMP_NUM_THREADS": "1"}}
         self._actor: Any = ray.remote(num_cpus=1, runtime_env=environment)(_Actor)
         self._opened = ray.put(opened)
-        self._started = 0
+        self._started = self._failed = 0
         self._busy: dict[Any, tuple[Any, int | None]] = {}  # what is awaited -> worker and item; None: it starts
         self.window = WINDOW
 
@@ -83,11 +83,14 @@ class RayWorkers(Pool[State]):
                     result = self._ray.get(each)
                 except self._ray.exceptions.RayTaskError as error:
                     raise error.cause from None
-                except self._ray.exceptions.RayActorError:
-                    if item is not None:
+                except self._ray.exceptions.RayActorError as error:
+                    if item is None:
+                        self._not_started(error)
+                    else:
                         self._again(item, named(items[item]), deaths)
                         left = deque(sorted([*left, item]))
                     continue
+                self._failed = 0
                 idle.append(worker)
                 if item is not None:
                     done.add(item)
@@ -102,6 +105,13 @@ class RayWorkers(Pool[State]):
         self._died(name)
         if deaths[item] == ATTEMPTS:
             raise InputError(f"{name}: {ATTEMPTS} workers died of it; look for its machine's lack of memory")
+
+    def _not_started(self, error: Exception) -> None:
+        """Note that a worker died before its first item."""
+        self._failed += 1
+        if self._failed == ATTEMPTS:
+            reason = str(error).strip().rpartition("\n")[2].strip()
+            raise InputError(f"--ray: workers die when they start ({reason}); install the same version on all machines")
 
     def _start_more(self, idle: Sequence[Any], wanted: int) -> None:
         """Start workers on processors without one, as long as there are items for them."""

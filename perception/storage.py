@@ -141,10 +141,10 @@ def _url(local: Path) -> str:
 
 def _system(local: Path) -> Any:
     """Client of the store of a file or folder of the mirror."""
-    import fsspec
-
     store = local.relative_to(_root()).parts[0]
     try:
+        import fsspec
+
         return fsspec.filesystem(store, use_listings_cache=False)
     except ImportError:
         raise InputError(f"{store}://: its client is not installed; pip install 'tessera-perception[scale]'") from None

@@ -2,27 +2,33 @@
 
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
+from types import ModuleType
 
+import mortal
 import psutil
 import pytest
 from commands import refuses, succeeds
-from exported import QUIET, checkpoint
+from conftest import write_tiny
+from exported import QUIET
 from fleet_drives import write_scenes
 from object_store import BUCKET, objects, served, upload
 from ray.cluster_utils import Cluster
 from refusals import one_line_error
 from test_player import SAME, VERSION, assert_same, small
-from test_simulate_drive import NARROW, hashes
 
 from deploy.replay.fleet import PART
 from deploy.replay.run import replay
 from deploy.replay.settings import Source
-from perception.simulate.recording import Run
-from perception.simulate.simulate import simulate
+from perception.datasets.nuscenes.dataset import NuScenesTables
+from perception.evaluation.predictions import Reader
+from perception.evaluation.processes import Processes
+from perception.ray_workers import RayWorkers
 
 SCENES, KEYFRAMES = 40, 3
 
@@ -30,7 +36,7 @@ SCENES, KEYFRAMES = 40, 3
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
     """Of a cluster with two machines of one processor each, both this one."""
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(Path(__file__).parent)}  # for `mortal`
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     cluster.add_node(num_cpus=1)
     yield cluster.address
@@ -65,14 +71,28 @@ def test_a_worker_is_killed_half_way(address: str, tmp_path: Path) -> None:
     assert_same(out, tmp_path / "one")
 
 
-def test_evaluate_and_simulate(address: str, sim_root: Path, tmp_path: Path) -> None:
-    options = ("--data", sim_root, "--split", "all", "--scenes", "scene-0001:0-2")
-    for name, how in (("ray", ("--ray", address)), ("one", ("--jobs", 1))):
-        succeeds("evaluate", checkpoint(), *options, *how, "--out", tmp_path / name)
-        run = Run(1) if name == "one" else Run(ray=address)
-        simulate(tmp_path / f"drives_{name}", 1, 1, 0, ["clear-day-boston"], rig=NARROW, run=run)
-    for name in ("one", "drives_one"):
-        assert hashes(tmp_path / name.replace("one", "ray")) == hashes(tmp_path / name)
+def test_keyframes_are_predicted_in_order(address: str, tmp_path: Path) -> None:
+    """The worker that predicts the fifth keyframe is killed once."""
+    write_tiny(tmp_path, keyframes=12)
+    tables = NuScenesTables(tmp_path, VERSION)
+    samples = tables.samples()
+    with RayWorkers(partial(mortal.opened, tmp_path, samples[5], 1), address) as workers:
+        found = list(Processes(workers).predictions(Reader(tables, mortal.SPEC), samples))
+    assert [frame.token for frame, _ in found] == samples
+    assert [int(prediction.results["time"]) for _, prediction in found] == [*map(tables.timestamp, samples)]
+    assert len(list(tmp_path.glob("death-*"))) == 1
+
+
+def test_a_worker_that_cannot_start_is_one_line(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The workers lack a module."""
+    module = ModuleType("only_here")
+    exec("def opened() -> None: ...", module.__dict__)
+    monkeypatch.setitem(sys.modules, "only_here", module)
+    with (
+        RayWorkers(module.opened, address) as workers,
+        one_line_error("--ray: workers die when they start .*only_here"),
+    ):
+        list(workers.completed(print, [1]))
 
 
 def test_mistakes_are_one_line(address: str, tmp_path: Path) -> None:

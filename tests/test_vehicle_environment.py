@@ -32,7 +32,7 @@ DISTRIBUTIONS = {
     "mcap_protobuf": "mcap-protobuf-support",
     "foxglove_schemas_protobuf": "foxglove-schemas-protobuf",
 }  # where they are not called as what is imported
-LATE = {"tensorrt", "tensorrt_rtx"}  # TensorRT comes with the device; tensorrt_rtx is an extra
+LATE = {"tensorrt", "tensorrt_rtx", "fsspec"}  # TensorRT comes with the device; the others with extras
 BY_NAME = {"cuda-bindings"}  # imported by importlib, in deploy/engines/cuda.py
 # Imported inside functions that the vehicle does not need: the official splits, and training and export.
 DEVKIT = "nuscenes"
@@ -41,7 +41,7 @@ HEADS = (
     *("map.network", "conditions.network", "conditions.recogniser", "points.network", "occupancy.network"),
 )
 WORKSHOP = {
-    *("deploy.demo", "deploy.export", "deploy.plan", "deploy.replay.rerun_results"),
+    *("deploy.demo", "deploy.export", "deploy.plan", "deploy.replay.rerun_results", "perception.ray_workers"),
     *(f"perception.tasks.{name}" for name in HEADS),
 }
 DASHES = str.maketrans("_.", "--")  # in the names of distributions
