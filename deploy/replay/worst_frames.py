@@ -29,7 +29,7 @@ class WorstFrames:
         among_worst = False
         for measure, (value, text) in ratings.items():
             heap = self._heaps.setdefault(measure, [])
-            entry = (value, -number, text)
+            entry = (float(value), -number, text)  # numpy's numbers are no JSON
             if value > self._floors.get(measure, 0) and (len(heap) < WORST_KEPT or entry > heap[0]):
                 (heapq.heappush if len(heap) < WORST_KEPT else heapq.heapreplace)(heap, entry)
                 among_worst = True
