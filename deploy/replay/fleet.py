@@ -40,8 +40,8 @@ PART = "part.json"  # in the folder of a drive that is finished
 
 
 @dataclass(frozen=True)
-class Task:
-    """A drive to replay.
+class Assignment:
+    """A drive that a process replays.
 
     Attributes:
         index: among the drives of the replay.
@@ -82,7 +82,9 @@ class Fleet:
         expected = [settings.selection.expected_of(drive) for drive in drives]
         firsts = [0, *accumulate(expected)]
         shares = [Share(first, firsts[-1]) for first in firsts[:-1]]
-        self.tasks = [Task(i, name, share) for i, (name, share) in enumerate(zip(names, shares, strict=True))]
+        self.assignments = [
+            Assignment(i, name, share) for i, (name, share) in enumerate(zip(names, shares, strict=True))
+        ]
         self.frames = expected
 
     def run(self, jobs: int, ray: str | None = None) -> Concluded:
@@ -98,7 +100,7 @@ class Fleet:
         begun = new_provenance(self.runtime, self.source, self.settings)
         with Journal(made(self.out) / JOURNAL, begun.about(self.source.path), begun.computed) as journal:
             remove(self.out, final_files())
-            recalled = self._play(min(jobs, len(self.tasks)), ray)
+            recalled = self._play(min(jobs, len(self.assignments)), ray)
             collected = self._joined()
             collected.recalled = recalled
             concluded = conclude(self.out, collected, begun)
@@ -128,7 +130,7 @@ class Fleet:
         def counted() -> Iterator[int]:
             nonlocal recalled
             with open_pool(opened, jobs, ray, died=died) as workers:
-                for i, known in workers.completed(_Worker.play, self.tasks, lambda task: task.name):
+                for i, known in workers.completed(_Worker.play, self.assignments, lambda each: each.name):
                     recalled += known
                     yield from range(self.frames[i])
 
@@ -141,7 +143,7 @@ class Fleet:
     def _joined(self) -> Collected:
         """Join the files of all drives; returns what was collected."""
         manifest = self.runtime.bundle.manifest
-        folders = [self.out / SCENES / task.name for task in self.tasks]
+        folders = [self.out / SCENES / each.name for each in self.assignments]
         for task in manifest.heads.values():
             for what, file in task.files.items():
                 if (folders[0] / file).exists():
@@ -172,18 +174,18 @@ class _Worker:
         )
         self.worst = WorstFrames()  # of the drives so far
 
-    def play(self, task: Task) -> int:
+    def play(self, assigned: Assignment) -> int:
         """Replay a drive to its end; returns the number of its frames that were perceived before."""
-        with results(self.out / SCENES / task.name, (PART,), (*final_files(), PART)) as folder:
-            return self._play(task, made(folder))
+        with results(self.out / SCENES / assigned.name, (PART,), (*final_files(), PART)) as folder:
+            return self._play(assigned, made(folder))
 
-    def _play(self, task: Task, folder: Path) -> int:
-        scenes = () if is_recording(self.source.path) else (task.name,)
-        share = task.share._replace(floors=self.worst.floors)
+    def _play(self, assigned: Assignment, folder: Path) -> int:
+        scenes = () if is_recording(self.source.path) else (assigned.name,)
+        share = assigned.share._replace(floors=self.worst.floors)
         player = Player(
             self.runtime,
             replace(self.source, scenes=scenes),
-            [self.drives[task.index]],
+            [self.drives[assigned.index]],
             folder,
             self.settings,
             share=share,
@@ -191,13 +193,13 @@ class _Worker:
         provenance, part = player.provenance, folder / PART
         known = {
             "about": provenance.about(self.source.path),
-            "computed": provenance.computed | {"first": task.share.first, "total": task.share.total},
+            "computed": provenance.computed | {"first": assigned.share.first, "total": assigned.share.total},
         }
         collected = _finished(part, known)
         if collected is not None:
             return len(collected["report"]["milliseconds"])
         player.run_part(lambda found: write_atomically(part, json.dumps({**known, "collected": found}).encode()))
-        self.worst.join(player.collected.report.part()["worst"], task.share.first)
+        self.worst.join(player.collected.report.part()["worst"], assigned.share.first)
         return player.collected.recalled
 
 
