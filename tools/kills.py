@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import multiprocessing.context
 import os
 import random
 import shutil
@@ -20,6 +21,8 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from deploy.replay.run import replay
 from deploy.replay.settings import Source
 from perception.config import Config, find_config, load_config
@@ -30,7 +33,7 @@ from perception.training.loop import train
 
 RESULTS = ("results.json", "tracks.json", "statistics.jsonl", "sources.json")
 STEPS, EVERY = 24, 2  # of a training, and between its checkpoints
-LONGEST = 4.0  # s between two kills
+LONGEST = 6.0  # s between two kills
 
 
 def children(process: int) -> list[int]:
@@ -82,21 +85,32 @@ def killed(start: Callable[[], BaseProcess], kills: int, rng: random.Random, lon
 def replays(bundle: Path, data: Path, out: Path, kills: int, rng: random.Random) -> dict[str, Any]:
     """Replays by two processes; each that ends is compared and begun anew."""
     source = Source(data, only_version(data))
-    replay(source, bundle, out / "whole")
-    context, same = multiprocessing.get_context("spawn"), []
+    _replayed(source, bundle, out / "whole", 0)
+    context, same = _context(), []
 
     def start() -> BaseProcess:
         if (out / "killed" / "replay.json").exists():
             same.append(_same(out / "killed", out / "whole"))
             shutil.rmtree(out / "killed")
-        process = context.Process(target=replay, args=(source, bundle, out / "killed"), kwargs={"jobs": 2})
+        process = context.Process(target=_replayed, args=(source, bundle, out / "killed", 2))
         process.start()
         return process
 
     found = killed(start, kills, rng)
-    replay(source, bundle, out / "killed", jobs=2)
+    _replayed(source, bundle, out / "killed", 2)
     same.append(_same(out / "killed", out / "whole"))
     return {"kills": dict(found), "ended": len(same), "same_bytes": all(same)}
+
+
+def _context() -> multiprocessing.context.BaseContext:
+    """Starts processes that have imported everything, else most would be killed while they import."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["deploy.replay.run", "deploy.engines.onnxruntime", "perception.training.loop"])
+    return context
+
+
+def _replayed(source: Source, bundle: Path, out: Path, jobs: int) -> None:
+    replay(source, bundle, out, console=Console(quiet=True), jobs=jobs)
 
 
 def _same(a: Path, b: Path) -> bool:
@@ -109,7 +123,7 @@ def trainings(data: Path, out: Path, kills: int, rng: random.Random) -> dict[str
     steps = given.train.model_copy(update={"steps": STEPS, "checkpoint_every": EVERY})
     config = given.model_copy(update={"train": steps})
     last = _trained(config, data, out / "whole")
-    context, same = multiprocessing.get_context("spawn"), []
+    context, same = _context(), []
 
     def start() -> BaseProcess:
         if (out / "killed" / "checkpoints" / last.name).exists():
