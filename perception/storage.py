@@ -166,6 +166,8 @@ def _objects(local: Path) -> dict[str, dict[str, Any]]:
 
 def _fetch(local: Path, info: dict[str, Any]) -> None:
     """Fetch an object unless the mirror has it in this version; it appears whole or not at all."""
+    if ".." in local.parts:
+        raise InputError(f"{local}: an object's name leaves its folder; rename it in the store")
     version = str(info.get("ETag") or info.get("etag") or info["size"])
     mark = cache() / "versions" / local.relative_to(_root())
     if local.is_file() and mark.is_file() and mark.read_text() == version:

@@ -16,6 +16,7 @@ from kills import killed
 from refusals import one_line_error
 from test_player import SAME, assert_same, small
 
+from deploy.replay.fleet import PART, Fleet
 from deploy.replay.gates import Gates
 from deploy.replay.journal import JOURNAL
 from deploy.replay.run import replay
@@ -125,6 +126,21 @@ def test_finished_drives_are_not_replayed_again(drives: Path, expected: Path, tm
         for file, content in zip(files, contents, strict=True):
             file.write_bytes(content)
     assert_same(tmp_path, expected)
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b'{"about": {}}'])
+def test_a_damaged_part_is_replayed_again(drives: Path, tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "scenes" / "scene-0001").mkdir(parents=True)
+    (tmp_path / "scenes" / "scene-0001" / PART).write_bytes(content)
+    assert replayed(drives, tmp_path, 1, scenes=["scene-0001"])["resumed_at_frame"] == 0
+
+
+def test_a_drive_that_is_on_another_machine_is_named(
+    drives: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Fleet, "_play", lambda *_: 0)  # as where its workers see another disk
+    with one_line_error("scene-0001: the results of this drive are on another machine"):
+        replayed(drives, tmp_path, 1)
 
 
 def test_drives_of_another_replay_are_refused(drives: Path, tmp_path: Path) -> None:

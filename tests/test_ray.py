@@ -21,6 +21,7 @@ from object_store import BUCKET, objects, served, upload
 from ray.cluster_utils import Cluster
 from refusals import one_line_error
 from test_player import SAME, VERSION, assert_same, small
+from test_simulate_drive import NARROW, hashes
 
 from deploy.replay.fleet import PART
 from deploy.replay.run import replay
@@ -29,6 +30,8 @@ from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.evaluation.predictions import Reader
 from perception.evaluation.processes import Processes
 from perception.ray_workers import RayWorkers
+from perception.simulate.recording import Run
+from perception.simulate.simulate import simulate
 
 SCENES, KEYFRAMES = 40, 3
 
@@ -81,6 +84,12 @@ def test_keyframes_are_predicted_in_order(address: str, tmp_path: Path) -> None:
     assert [frame.token for frame, _ in found] == samples
     assert [int(prediction.results["time"]) for _, prediction in found] == [*map(tables.timestamp, samples)]
     assert len(list(tmp_path.glob("death-*"))) == 1
+
+
+def test_drives_are_simulated(address: str, tmp_path: Path) -> None:
+    for name, run in (("ray", Run(ray=address)), ("one", Run(1))):
+        simulate(tmp_path / name, 1, 1, 0, ["clear-day-boston"], rig=NARROW, run=run)
+    assert hashes(tmp_path / "ray") == hashes(tmp_path / "one")
 
 
 def test_a_worker_that_cannot_start_is_one_line(address: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -115,6 +115,14 @@ def test_a_half_written_file_is_not_taken_for_whole(server: str) -> None:
     assert (fetched(Path(f"{URL}/cut")) / "file").read_bytes() == b"whole"
 
 
+def test_a_name_that_leaves_its_folder_is_refused(server: str) -> None:
+    client().put_object(Bucket=BUCKET, Key="hostile/inside", Body=b"")
+    local = fetched(Path(f"{URL}/hostile"))
+    with one_line_error(r"/\.\./\.\./outside: an object's name leaves its folder"):
+        storage._fetch(local / ".." / ".." / "outside", {"size": 0})
+    assert not (local.parents[1] / "outside").exists()
+
+
 def test_mistakes_are_one_line(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with one_line_error(rf"{URL}/nothing: there is no such object or folder"):
         fetched(Path(f"{URL}/nothing"))

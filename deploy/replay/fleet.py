@@ -144,6 +144,12 @@ class Fleet:
         """Join the files of all drives; returns what was collected."""
         manifest = self.runtime.bundle.manifest
         folders = [self.out / SCENES / each.name for each in self.assignments]
+        absent = next((folder for folder in folders if not (folder / PART).exists()), None)
+        if absent is not None:
+            raise InputError(
+                f"{absent}: the results of this drive are on another machine; give --out on a disk that all share, or "
+                "in an object store"
+            )
         for task in manifest.heads.values():
             for what, file in task.files.items():
                 if (folders[0] / file).exists():
@@ -211,10 +217,11 @@ def _finished(part: Path, known: Mapping[str, Any]) -> dict[str, Any] | None:
     """
     try:
         found = json.loads(read(part))
-    except FileNotFoundError:
+        about, computed, collected = (found[name] for name in ("about", "computed", "collected"))
+    except (FileNotFoundError, ValueError, KeyError, TypeError):  # there is none, or it is damaged
         return None
-    require_same(part, found["about"], known["about"])
-    return dict(found["collected"]) if found["computed"] == known["computed"] else None
+    require_same(part, about, known["about"])
+    return dict(collected) if computed == known["computed"] else None
 
 
 def _names(source: Source, drives: Sequence[Drive]) -> list[str]:
