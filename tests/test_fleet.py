@@ -102,7 +102,10 @@ def test_whatever_is_killed_the_bytes_are_the_same(drives: Path, expected: Path,
         driver.start()
         return driver
 
-    assert killed(start, 6, random.Random(1), longest=3).keys() == {"driver", "worker"}
+    rng = random.Random(1)
+    found = killed(start, 6, rng, longest=3)
+    while found.keys() != {"driver", "worker"}:  # on a slow machine, a driver may die before it has workers
+        found += killed(start, 1, rng, longest=20)
     replayed(drives, tmp_path, 2)
     assert_same(tmp_path, expected)
     assert not (tmp_path / JOURNAL).exists()
