@@ -168,6 +168,13 @@ class Boxes:
         return local @ self.rotations.transpose(0, 2, 1) + self.centers[:, None]
 
 
+class JpegFile(NamedTuple):
+    """A recorded JPEG file, and the image that was decoded from it."""
+
+    content: bytes
+    image: np.ndarray
+
+
 @dataclass(frozen=True)
 class Camera:
     """One camera's image, with its calibration and the vehicle's pose at the time of the image."""
@@ -177,6 +184,12 @@ class Camera:
     ego_from_camera: np.ndarray  # (4, 4); the camera looks along z, x is right and y down
     global_from_ego: np.ndarray  # (4, 4) at this camera's timestamp
     timestamp: int  # us
+    file: JpegFile | None = None  # as recorded, if it was one
+
+    @property
+    def jpeg(self) -> bytes | None:
+        """The recorded file of this very image; None if the image was changed after decoding, or recorded otherwise."""
+        return self.file.content if self.file is not None and self.file.image is self.image else None
 
 
 class Reading(NamedTuple):

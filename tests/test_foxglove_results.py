@@ -14,13 +14,15 @@ from exported import QUIET, bundle
 from mcap.reader import make_reader
 from mcap_protobuf.decoder import DecoderFactory
 from pyquaternion import Quaternion
-from vocabulary import CAMERAS, CLASSES
+from vocabulary import CAMERAS, CLASSES, SENSORS
 
+from deploy.replay.faults import Fault, inject
 from deploy.replay.foxglove_results import FoxgloveWriter
 from deploy.replay.pictures import raster_colours
 from deploy.replay.run import replay
 from deploy.replay.settings import Settings, Source
 from deploy.runtime import Runtime
+from perception.datasets.files import decode_image, jpeg_file
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
 from perception.frame import Frame
@@ -180,11 +182,39 @@ def test_map_points_and_pictures_are_the_frames(messages: Messages, steps: list[
 
         for name, camera in frame.cameras.items():
             (picture,) = messages[f"/{name.lower()}/image"][frame.timestamp]
-            pixels = cv2.imdecode(np.frombuffer(picture.data, np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
-            assert pixels.shape == camera.image.shape
-            small = [cv2.resize(each, (50, 28), interpolation=cv2.INTER_AREA) for each in (pixels, camera.image)]
-            np.testing.assert_allclose(*np.asarray(small, float), atol=6)  # without the noise, which JPEG changes
+            assert picture.data == camera.jpeg  # the recorded file
             assert picture.timestamp.ToMicroseconds() == camera.timestamp
+
+
+def test_pictures_that_were_changed_are_encoded_again(sim_root: Path, tmp_path: Path) -> None:
+    """By a fault or rectified; and those that a viewer would turn."""
+    settings = Settings(faults=["noise:CAM_FRONT"], viewers=["foxglove"])
+    replay(Source(sim_root, "v1.0-sim", ["scene-0001:0-1"]), bundle().path, tmp_path, settings, console=QUIET)
+    (frame,) = inject(first_frame(sim_root), [Fault.parse("noise:CAM_FRONT", SENSORS)])
+    (picture,) = (each for at in read(tmp_path / "results.mcap")["/cam_front/image"].values() for each in at)
+    pixels = cv2.imdecode(np.frombuffer(picture.data, np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
+    shown = frame.cameras["CAM_FRONT"].image
+    assert pixels.shape == shown.shape
+    small = [cv2.resize(each, (50, 28), interpolation=cv2.INTER_AREA) for each in (pixels, shown)]
+    np.testing.assert_allclose(*np.asarray(small, float), atol=6)  # without the noise, which JPEG changes
+
+
+def first_frame(root: Path) -> list[Frame]:
+    tables = NuScenesTables(root, "v1.0-sim")
+    return [tables.frame(tables.samples(selectors=["scene-0001"])[0])]
+
+
+def test_the_file_of_a_picture_is_that_of_its_very_image(sim_root: Path) -> None:
+    """Not of a changed one, nor one that programs turn by the orientation in its file."""
+    camera = first_frame(sim_root)[0].cameras["CAM_FRONT"]
+    content = camera.jpeg
+    assert content is not None
+    np.testing.assert_array_equal(decode_image(content), camera.image)
+    assert replace(camera, intrinsics=2 * camera.intrinsics).jpeg == content
+    assert replace(camera, image=camera.image.copy()).jpeg is None
+    turned = content[:2] + b"\xff\xe1\0\x08Exif\0\0" + content[2:]
+    np.testing.assert_array_equal(decode_image(turned), camera.image)
+    assert jpeg_file(turned, camera.image) is None
 
 
 def test_changes_of_health_are_logged(sim_root: Path, tmp_path: Path) -> None:

@@ -177,7 +177,7 @@ def frames_of(path: Path, log: list[Sent], **topics: Any) -> tuple[list[Frame], 
     write_raw_mcap(path, sorted(log, key=lambda each: each.time))
     spec = InputSpec(BevGrid(reference="ego"), Lidar(sweeps=0), None, RIG)
     drive = RecordedDrive(path, Topics.model_validate(TOPICS | topics), spec)
-    return list(drive), drive.counts.summary()
+    return list(drive.frames()), drive.counts.summary()
 
 
 def scan(name: str, stamp: int, how: Times | None, span: tuple[float, float]) -> Sent:

@@ -80,7 +80,7 @@ def test_frames_are_those_of_the_tables(tiny_root: Path, reference: str, sweeps:
 def test_every_keyframe_of_a_real_scene_is_that_of_the_tables(nuscenes_root: Path, tmp_path: Path) -> None:
     tables = NuScenesTables(nuscenes_root, "v1.0-mini")
     [drive] = open_drives(recorded(nuscenes_root, "scene-0103", "mcap", tmp_path), None, (), SPEC, None)
-    frames = list(drive)
+    frames = list(drive.frames())
     assert [frame.token for frame in frames] == tables.samples(selectors=["scene-0103"])
     assert len(drive) == len(frames) == 40
     for frame in frames:
@@ -101,7 +101,7 @@ def test_a_recording_without_keyframes_or_lidar(tiny_root: Path, tmp_path: Path)
     """Pictures set the pace, without waiting for sweeps; the frames are named after the file."""
     log = [each for each in sent(tiny_root, "v1.0-tiny", TINY) if each.topic not in ("/keyframe", "/lidar_top")]
     [drive] = open_drives(write_raw_mcap(tmp_path / "walk.mcap", log), None, (), SPEC, None)
-    frames = list(drive)
+    frames = list(drive.frames())
     assert len(frames) == 3
     assert [frame.token for frame in frames] == [f"walk@{frame.cameras['CAM_FRONT'].timestamp}" for frame in frames]
     assert drive.counts.summary()["missing"] == {"LIDAR_TOP": 3}
@@ -214,4 +214,4 @@ def test_a_mistake_is_told_in_one_line(
 
 def _read(path: str, version: str | None, scenes: tuple[str, ...], topics: str | None) -> None:
     for drive in open_drives(Path(path), version, scenes, SPEC, None if topics is None else Path(topics)):
-        list(drive)
+        list(drive.frames())

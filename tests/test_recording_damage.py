@@ -171,7 +171,7 @@ def test_a_spoiled_file(
     path.write_bytes(spoiled(data, recording if kind == ".mcap" else database))
     with suppress(InputError):
         [drive] = open_drives(path, None, (), SPEC, None)
-        frames = list(drive)
+        frames = list(drive.frames())
         assert_usable(frames)
         assert {frame.token for frame in frames} <= {frame.token for frame in expected}
 
@@ -184,7 +184,7 @@ def test_a_file_that_was_cut_off_is_replayed_up_to_there(
     for share in (1.0, 0.95, 0.6, 0.3):
         path.write_bytes(recording[: round(len(recording) * share)])
         [drive] = open_drives(path, None, (), SPEC, None)
-        frames = list(drive)
+        frames = list(drive.frames())
         assert [frame.token for frame in frames] == [frame.token for frame in expected][: len(frames)]
         for a, b in zip(frames[:-1], expected, strict=False):
             np.testing.assert_array_equal(a.global_from_ego, b.global_from_ego)
@@ -197,7 +197,7 @@ def test_a_file_that_was_cut_off_is_replayed_up_to_there(
     path.write_bytes(recording[:200])
     [drive] = open_drives(path, None, (), SPEC, None)
     with pytest.raises(InputError, match="no frame can be assembled from it"):
-        list(drive)
+        list(drive.frames())
 
 
 def test_a_damaged_chunk_is_passed_over(recording: bytes, expected: list[Frame], tmp_path: Path) -> None:
@@ -206,7 +206,7 @@ def test_a_damaged_chunk_is_passed_over(recording: bytes, expected: list[Frame],
     middle = len(recording) // 2
     path.write_bytes(recording[:middle] + bytes(range(64)) + recording[middle + 64 :])
     [drive] = open_drives(path, None, (), SPEC, None)
-    frames = list(drive)
+    frames = list(drive.frames())
     assert [frame.token for frame in frames][-1] == expected[-1].token
     assert drive.counts.summary()["damaged_places"] == 1
     assert "drive.mcap: damaged before byte" in drive.counts.summary()["damage"][0]

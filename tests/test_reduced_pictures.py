@@ -34,8 +34,9 @@ def test_a_pixel_stands_for_the_middle_of_a_square(tmp_path: Path, reduction: in
     ramp = np.broadcast_to(np.indices(shape)[axis].astype(np.uint8), shape)
     path = _written(tmp_path / "ramp.jpg", ramp)
     assert jpeg_size(path.read_bytes()) == shape[::-1]
-    image, found = read_image(path, shape[1] // reduction)
+    image, found, file = read_image(path, shape[1] // reduction)
     assert found == reduction
+    assert (file is not None) == (reduction == 1)
     assert image.shape == (*(-(-side // reduction) for side in shape), 3)
     inner = image[: shape[0] // reduction, : shape[1] // reduction]  # without pixels that reach beyond the edge
     middle = (np.indices(inner.shape[:2])[axis] + 0.5) * reduction - 0.5
@@ -53,7 +54,7 @@ def test_a_pixel_stands_for_the_middle_of_a_square(tmp_path: Path, reduction: in
 def test_the_reduction_divides_how_many_times_a_picture_is_wider(
     tmp_path: Path, suffix: str, width: int, least: int, reduction: int
 ) -> None:
-    image, found = read_image(_written(tmp_path / f"picture{suffix}", np.zeros((8, width), np.uint8)), least)
+    image, found, _ = read_image(_written(tmp_path / f"picture{suffix}", np.zeros((8, width), np.uint8)), least)
     assert (found, image.shape[1]) == (reduction, -(-width // reduction))
 
 

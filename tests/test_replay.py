@@ -24,7 +24,7 @@ from deploy.replay.settings import Source
 from deploy.runtime import Runtime
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
-from perception.frame import Boxes, Frame
+from perception.frame import Boxes, Camera, Frame
 from perception.grid import BevGrid
 from perception.tasks.detection.submission import sample_results
 from perception.tasks.drawing import RasterLayer
@@ -187,6 +187,6 @@ def test_unwritable_folder_is_one_line(nuscenes_root: Path, tmp_path: Path) -> N
 def test_camera_picture_keeps_colours() -> None:
     image = np.zeros((900, 1600, 3), np.uint8)
     image[:] = (200, 60, 20)
-    drawn = picture(pictures.camera_picture(image, 448))
+    drawn = picture(pictures.camera_picture(Camera(image, np.eye(3), np.eye(4), np.eye(4), 0), 448))
     assert drawn.shape == (252, 448, 3)
     np.testing.assert_allclose(drawn[100, 100, ::-1], (200, 60, 20), atol=3)

@@ -21,6 +21,7 @@ from deploy.replay.results import Finished
 from deploy.replay.selection import Selection
 from deploy.replay.settings import Settings, Source
 from deploy.replay.sources.counts import Counts
+from deploy.replay.undecoded import Known
 from deploy.runtime import Runtime
 from perception.errors import InputError
 from perception.frame import Frame
@@ -69,7 +70,7 @@ class WatchedDrive:
     def __len__(self) -> int:
         return len(self.given)
 
-    def __iter__(self) -> Iterator[Frame]:
+    def frames(self, known: Known) -> Iterator[Frame]:
         for frame in self.given:
             cores = len(os.sched_getaffinity(0))
             files = {file.name for file in self.out.iterdir()}

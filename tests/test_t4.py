@@ -118,7 +118,7 @@ def test_frames_and_boxes_are_the_devkits(root: Path) -> None:
             path = devkit.get_sample_data_path(row.data[name])
             intrinsics = devkit.get("calibrated_sensor", valid[name].calibrated_sensor_token).camera_intrinsic
             np.testing.assert_array_equal(camera.intrinsics, intrinsics)
-            picture, _ = read_image(Path(path))
+            picture = read_image(Path(path)).image
             rectified = cv2.undistort(picture, intrinsics, np.array(DISTORTION))
             np.testing.assert_array_equal(camera.image, rectified if name == "CAM_FRONT" else picture)
     assert found > 10

@@ -22,6 +22,7 @@ from deploy.runtime import CHECK_EVERY, Runtime
 from perception.datasets.nuscenes.dataset import NuScenesTables
 
 QUIET = Console(quiet=True)
+JOBS = 2
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
@@ -38,17 +39,18 @@ def replay_speed(arguments: argparse.Namespace) -> dict[str, Any]:
 
     Frames are read and files written in parallel with the network, so the stages add up to more than a frame takes.
     `writing` is the time to write a frame's journal, results, tracks, statistics and report; `report` is part of it.
-    `writing_slows` is how much longer a replay with the report takes than one without. `check_share` is the share of
-    time that repeated golden frames take on the vehicle. All are medians of alternating rounds.
+    `speed_up_of_2_processes` is that of `--jobs 2`, starting them included. `writing_slows` is how much longer a replay
+    with the report takes than one without. `check_share` is the share of time that repeated golden frames take on the
+    vehicle. All are medians of alternating rounds.
     """
     tables = NuScenesTables(arguments.data, arguments.version)
     scenes = tables.scenes()[: arguments.scenes]
     driven = sum(_seconds(tables, scene) for scene in scenes)
-    walls, without, cores, shares = [], [], [], []
+    walls, without, several, cores, shares = [], [], [], [], []
     for _ in range(arguments.rounds):
         seconds: dict[str, float] = {"writing": 0.0, "report": 0.0}
-        writing, report = _timed(Player._write, seconds, "writing"), _timed(Report.add, seconds, "report")
-        with patch.object(Player, "_write", writing), patch.object(Report, "add", report):
+        writing, report = _timed(Player._write_new, seconds, "writing"), _timed(Report.add, seconds, "report")
+        with patch.object(Player, "_write_new", writing), patch.object(Report, "add", report):
             processor = time.process_time()
             wall, summary = _replayed(arguments, scenes)
             processor = time.process_time() - processor
@@ -57,11 +59,13 @@ def replay_speed(arguments: argparse.Namespace) -> dict[str, Any]:
         cores.append(1e3 * processor / frames)
         stages = {stage: summary["latency_ms"][stage]["mean"] for stage in STAGES}
         shares.append(stages | {name: 1e3 * each / frames for name, each in seconds.items()})
-        with patch.object(Report, "add", lambda *_: None):
+        with patch.object(Report, "add", lambda *_: {}):
             without.append(_replayed(arguments, scenes)[0])
+        several.append(_replayed(arguments, scenes, JOBS)[0])
     stage_ms = {name: statistics.median(each[name] for each in shares) for name in shares[0]}
     return {
         "realtime_factor": driven / statistics.median(walls),
+        f"speed_up_of_{JOBS}_processes": statistics.median(walls) / statistics.median(several),
         "stage_ms": stage_ms,
         "check_share": _check_share(arguments.bundle, sum(stage_ms[stage] for stage in STAGES if stage != "read")),
         "frame_ms": 1e3 * statistics.median(walls) / frames,
@@ -71,6 +75,7 @@ def replay_speed(arguments: argparse.Namespace) -> dict[str, Any]:
         "driven_s": driven,
         "replay_s": walls,
         "without_report_s": without,
+        "several_processes_s": several,
     }
 
 
@@ -84,22 +89,26 @@ def _check_share(bundle: Path, step_ms: float) -> float:
     return 1e3 * statistics.mean(seconds) / (CHECK_EVERY * step_ms)
 
 
-def _replayed(arguments: argparse.Namespace, scenes: list[str]) -> tuple[float, dict[str, Any]]:
-    """Replay the scenes; returns the seconds that it took, and the summary."""
+def _replayed(
+    arguments: argparse.Namespace, scenes: list[str], jobs: int | None = None
+) -> tuple[float, dict[str, Any]]:
+    """Replay the scenes, with `--jobs` if given; returns the seconds that it took, and the summary."""
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         out = Path(folder) / "out"
-        summary = replay(Source(arguments.data, arguments.version, scenes), arguments.bundle, out, console=QUIET)
+        source = Source(arguments.data, arguments.version, scenes)
+        summary = replay(source, arguments.bundle, out, jobs=jobs, console=QUIET)
         return time.perf_counter() - start, summary
 
 
-def _timed(function: Callable[..., None], seconds: dict[str, float], name: str) -> Callable[..., None]:
+def _timed(function: Callable[..., Any], seconds: dict[str, float], name: str) -> Callable[..., Any]:
     """Wrap a function so that it adds its duration to `seconds[name]`."""
 
-    def timed(*given: Any) -> None:
+    def timed(*given: Any) -> Any:
         start = time.perf_counter()
-        function(*given)
+        result = function(*given)
         seconds[name] += time.perf_counter() - start
+        return result
 
     return timed
 

@@ -38,12 +38,13 @@ class Collected:
         self.counts: list[tuple[dict[str, Any], str]] = []
         self.drives: list[DriveUsed] = []
 
-    def add(self, frame: Frame, seen: SceneFrame) -> None:
-        """Add the next frame, and what was perceived in it."""
+    def add(self, frame: Frame, seen: SceneFrame, known: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Add the next frame, and what was perceived in it; returns and takes what `Report.add` does."""
         self.not_finite += bool(seen.prediction.not_finite)
-        self.report.add(frame, seen)
+        shown = self.report.add(frame, seen, known)
         self.faults.add(frame, seen.health, seen.doubts)
         self.latency.add(frame, seen.seconds)  # last, since it counts the completely written frames
+        return shown
 
     def read(self, drive: Drive) -> None:
         """Add the counts of a drive that has been read to its end."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import numpy as np
 
@@ -12,22 +13,42 @@ from perception.frame import Frame
 _ROWS = 16  # every 16th row of a picture is hashed; different pictures differ in nearly all rows
 
 
+class FrameHashes(NamedTuple):
+    """SHA-256 of a frame in hexadecimal digits."""
+
+    data: str  # all data for the network
+    sensors: str  # as recorded, whatever the network takes of it
+    rest: str  # `without_sensors`
+
+
 class Fingerprint:
     """SHA-256 of the sensor data of a drive, updated frame by frame. It does not depend on the network."""
 
     def __init__(self) -> None:
         self._hash, self.frames = hashlib.sha256(), 0
 
-    def add(self, frame: Frame) -> str:
-        """Add a frame, and return the hash of this frame's data for the network."""
+    def add(self, frame: Frame) -> FrameHashes:
+        """Add a frame."""
         sensors = _sensors(frame)
-        self._hash.update(sensors)
-        self.frames += 1
+        self.add_known(sensors.hex())
         points = np.zeros(0, np.float32) if frame.points is None else frame.points
-        return _sha256(sensors + frame.reference.encode(), [frame.global_from_reference, points]).hex()
+        data = _sha256(sensors + frame.reference.encode(), [frame.global_from_reference, points])
+        return FrameHashes(data.hex(), sensors.hex(), without_sensors(frame))
+
+    def add_known(self, sensors: str) -> None:
+        """Add a frame by its hash `FrameHashes.sensors`."""
+        self._hash.update(bytes.fromhex(sensors))
+        self.frames += 1
 
     def hexdigest(self) -> str:
         return self._hash.hexdigest()
+
+
+def without_sensors(frame: Frame) -> str:
+    """SHA-256 of tags, time, position, signals and poses, which are known without reading a sensor's data."""
+    known = (frame.token, frame.scene, frame.timestamp, frame.location, frame.position, frame.conditions)
+    text = repr((known, frame.reference, dict(frame.signals))).encode()
+    return _sha256(text, [frame.global_from_ego, frame.global_from_reference]).hex()
 
 
 def _sensors(frame: Frame) -> bytes:

@@ -72,7 +72,7 @@ def scene_update(layer: BoxLayer, frame_id: str, timestamp: int) -> SceneUpdate:
 
 
 def image(camera: Camera, frame_id: str) -> CompressedImage:
-    message = CompressedImage(frame_id=frame_id, data=jpeg(camera.image), format="jpeg")
+    message = CompressedImage(frame_id=frame_id, data=jpeg(camera), format="jpeg")
     message.timestamp.FromMicroseconds(camera.timestamp)
     return message
 

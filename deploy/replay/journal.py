@@ -1,8 +1,9 @@
 """The journal of an unfinished replay: what was perceived so far, so that it can resume after a kill. numpy only.
 
-The file is an SQLite database. Record 0 describes the replay, record n has what was perceived in frame n, as compressed
-JSON and tensors, without executable content. A record that was being written at the kill is not in it. A record with a
-wrong checksum ends the journal; a database with damaged pages is recreated.
+The file is an SQLite database. Record 0 describes the replay, record n has what was perceived in frame n and written of
+it, as compressed JSON and tensors, without executable content; record -1 has the state of the sensors' health after the
+last one. A record that was being written at the kill is not in it. A record with a wrong checksum ends the journal; a
+database with damaged pages is recreated.
 
 Detections are stored exactly. The map is stored as far as the results depend on it: the level of each cell that the
 fused map distinguishes, and whether its probability is above one half.
@@ -17,21 +18,18 @@ import sqlite3
 import zlib
 from collections.abc import Mapping
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from safetensors.numpy import load, save
-
-from deploy.replay.fingerprint import Fingerprint
+from deploy.replay.fingerprint import Fingerprint, FrameHashes, without_sensors
+from deploy.replay.record import MonitorState, Recorded, Written, packed, packed_monitor, unpacked_monitor
+from deploy.replay.undecoded import SensorSizes, UndecodedFrame
 from perception.errors import InputError
-from perception.frame import Frame, Prediction
+from perception.frame import Frame
 from perception.scene.scene import SceneFrame
-from perception.tasks import TASKS
-from perception.tasks.task import part_of, prefixed
 
 JOURNAL = "replay.journal"
+_MONITOR = -1  # number of the record of the sensors' health
 _TABLE = "CREATE TABLE records (number INTEGER PRIMARY KEY, content BLOB)"
 # The process has exclusive access. Writes do not wait for the disk: records survive a kill, but not a power failure.
 _OPEN = f"""
@@ -40,15 +38,6 @@ _OPEN = f"""
     PRAGMA synchronous = OFF;
     {_TABLE.replace("TABLE", "TABLE IF NOT EXISTS")};
 """
-
-
-@dataclass(frozen=True)
-class Recorded:
-    """What was perceived in a frame before the replay was killed."""
-
-    prediction: Prediction
-    weights: Mapping[str, float]  # of the modules that the route switches
-    seconds: Mapping[str, float]  # of each stage
 
 
 class OccupiedError(InputError):
@@ -76,6 +65,7 @@ class Journal:
         resumed: whether it has frames of an earlier run.
         fingerprints: hashes of the recalled and added frames, by drive.
         discarded: which software or machine differed, if frames were discarded for that; otherwise "".
+        monitor: state of the health monitor after the last frame; None if it is not known.
 
     Raises:
         InputError: it is the journal of another replay or of a running one (OccupiedError), or cannot be written.
@@ -88,7 +78,9 @@ class Journal:
         self.recalled = 0  # frames so far
         self.fingerprints: dict[str, Fingerprint] = {}
         self.discarded = ""
+        self.monitor: MonitorState | None = None  # after the last frame; None: without it all frames are to be read
         self._recalling = True
+        self._named = 0  # frames that `sizes` has given
         self._opened = ExitStack()
 
     def __enter__(self) -> Journal:
@@ -107,9 +99,19 @@ class Journal:
         self.discarded = _differences(old["computed"], self.computed) if old else ""
         self.resumed = old is not None and self.resume and not self.discarded
         if not self.resumed:
-            self._delete_from(0)
+            self._execute("DELETE FROM records")
             self._write(0, json.dumps({"about": self.about, "computed": self.computed}).encode())
+        self.monitor = self._known_monitor()
         return self
+
+    def sizes(self, token: str) -> SensorSizes | None:
+        """What a frame has, if it is the next one in the journal and its sensors need not be read to restore it."""
+        record = None if self.monitor is None else self._read(self._named + 1)
+        recorded = None if record is None else Recorded.load(record)
+        if recorded is None or recorded.token != token:
+            return None
+        self._named += 1
+        return recorded.sizes
 
     def recall(self, frame: Frame) -> Recorded | None:
         """Return the record of the next frame; None for the first frame without a record and all later ones.
@@ -124,30 +126,32 @@ class Journal:
             self._recalling = False
             self._delete_from(self.recalled + 1)
             return None
-        arrays = load(record)
-        known = json.loads(arrays.pop("known").tobytes())
-        if known["sha256"] != self._fingerprint(frame):
+        recorded = Recorded.load(record)
+        if not self._is_of(frame, recorded.hashes):
             raise InputError(
                 f"{self.path}: frame {self.recalled} of the drive differs from the one that was replayed before; "
                 "restore the old drive to resume, or remove this file to restart"
             )
         self.recalled += 1
-        return Recorded(unpack(arrays, known["prediction"]), known["weights"], known["seconds"])
+        return recorded
 
-    def add(self, frame: Frame, seen: SceneFrame) -> None:
+    def add(self, frame: Frame, seen: SceneFrame, written: Written | None = None) -> None:
         """Append what was perceived in a frame. The record survives a kill of the process, but not a power failure.
+
+        Args:
+            written: of the frame; without it, the frame is to be read again.
 
         Raises:
             InputError: the disk is full.
         """
-        arrays, prediction = pack(seen.prediction)
-        known = {
-            "sha256": self._fingerprint(frame),
-            "weights": {name: routed.weight for name, routed in seen.route.items()},
-            "prediction": prediction,
-            "seconds": dict(seen.seconds),
-        }
-        self._write(None, save(arrays | {"known": np.frombuffer(json.dumps(known).encode(), np.uint8)}))
+        sizes = None if written is None else SensorSizes.of(frame)
+        record = packed(seen, self._fingerprint(frame.scene).add(frame), sizes, written)
+        self._execute("BEGIN")
+        self._write(None, record)
+        if written is not None:
+            number = self._execute("SELECT MAX(number) FROM records")
+            self._write(_MONITOR, packed_monitor(number, written.monitor), level=0)
+        self._execute("COMMIT")
 
     def finish(self) -> None:
         """Delete the journal, after the results were written."""
@@ -157,8 +161,24 @@ class Journal:
     def __exit__(self, *_: object) -> None:
         self._opened.close()
 
-    def _fingerprint(self, frame: Frame) -> str:
-        return self.fingerprints.setdefault(frame.scene, Fingerprint()).add(frame)
+    def _fingerprint(self, drive: str) -> Fingerprint:
+        return self.fingerprints.setdefault(drive, Fingerprint())
+
+    def _is_of(self, frame: Frame, hashes: FrameHashes) -> bool:
+        """Whether a frame is the one with these hashes, which is then added to the hashes of its drive."""
+        if isinstance(frame, UndecodedFrame):
+            self._fingerprint(frame.scene).add_known(hashes.sensors)
+            return without_sensors(frame) == hashes.rest
+        return self._fingerprint(frame.scene).add(frame).data == hashes.data
+
+    def _known_monitor(self) -> MonitorState | None:
+        """The state of the monitor, if it is that after the last record, and all records are whole."""
+        record = self._read(_MONITOR)
+        if record is None:
+            return None
+        number, state = unpacked_monitor(record)
+        last = self._execute("SELECT MAX(number) FROM records")
+        return state if number == last and all(self._read(i) is not None for i in range(last + 1)) else None
 
     def _open(self) -> bool:
         """Open the database; returns False if it is damaged."""
@@ -187,12 +207,16 @@ class Journal:
         except (TypeError, zlib.error):
             return None
 
-    def _write(self, number: int | None, record: bytes) -> None:
-        """Insert a record; without a number it is appended."""
+    def _write(self, number: int | None, record: bytes, level: int = 6) -> None:
+        """Insert a record, in place of one with the same number; without a number it is appended.
+
+        Args:
+            level: of zlib's compression; 0: with a checksum only.
+        """
         # Only run lengths are compressed: longer matches are rare in this data, and take three times as long.
-        compressor = zlib.compressobj(strategy=zlib.Z_RLE)
+        compressor = zlib.compressobj(level, strategy=zlib.Z_RLE)
         content = compressor.compress(record) + compressor.flush()
-        self._execute("INSERT INTO records VALUES (?, ?)", number, content)
+        self._execute("INSERT OR REPLACE INTO records VALUES (?, ?)", number, content)
 
     def _delete_from(self, number: int) -> None:
         self._execute("DELETE FROM records WHERE number >= ?", number)
@@ -203,20 +227,6 @@ class Journal:
             return OccupiedError(f"{self.path}: another replay writes there; wait for it or choose another --out")
         reason = os.strerror(errno.ENOSPC) if "full" in str(error) else str(error)
         return InputError(f"{self.path}: cannot write ({reason}); make room or choose another --out")
-
-
-def pack(prediction: Prediction) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-    """The tensors of a prediction, and its other content as JSON values."""
-    arrays: dict[str, np.ndarray] = {}
-    for name, result in prediction.results.items():
-        arrays |= prefixed(name, TASKS[name].pack(result))
-    return arrays, {"tasks": list(prediction.results), "not_finite": prediction.not_finite}
-
-
-def unpack(arrays: Mapping[str, np.ndarray], rest: Mapping[str, Any]) -> Prediction:
-    """The inverse of `pack`."""
-    results = {name: TASKS[name].unpack(part_of(name, arrays)) for name in rest["tasks"]}
-    return Prediction(results, rest["not_finite"])
 
 
 def require_same(path: Path, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:

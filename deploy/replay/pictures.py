@@ -11,7 +11,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from perception.frame import Boxes, Frame
+from perception.frame import Boxes, Camera, Frame
 from perception.grid import BevGrid, Reference
 from perception.scene.scene import SceneFrame
 from perception.tasks.drawing import Layer, RasterLayer, rgb
@@ -127,14 +127,21 @@ def raster_picture(layer: RasterLayer) -> str:
     return data_uri("png", content.tobytes())
 
 
-def camera_picture(image: np.ndarray, width: int) -> str:
-    """Data URI of a camera's picture (H, W, 3), `width` pixels wide."""
+def camera_picture(camera: Camera, width: int) -> str:
+    """Data URI of a camera's picture, `width` pixels wide; a recorded JPEG that is not wider is taken as it is."""
+    image = camera.image
+    if camera.jpeg is not None and image.shape[1] <= width:
+        return data_uri("jpeg", camera.jpeg)
     height = round(image.shape[0] * width / image.shape[1])
-    small = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
-    return data_uri("jpeg", jpeg(small, 66))
+    return data_uri("jpeg", _encoded(cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA), 66))
 
 
-def jpeg(image: np.ndarray, quality: int = JPEG_QUALITY) -> bytes:
+def jpeg(camera: Camera) -> bytes:
+    """A camera's picture as a JPEG file: the recorded one if it has this image."""
+    return camera.jpeg or _encoded(camera.image, JPEG_QUALITY)
+
+
+def _encoded(image: np.ndarray, quality: int) -> bytes:
     """A picture (H, W, 3) uint8 RGB as a JPEG file."""
     _, content = cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, quality])
     return content.tobytes()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,15 +16,17 @@ from deploy.replay.fault_detection import FaultDetections
 from deploy.replay.faults import inject
 from deploy.replay.folder import final_files, remove
 from deploy.replay.isolation import frozen_objects, single_core
-from deploy.replay.journal import JOURNAL, Journal, Recorded
+from deploy.replay.journal import JOURNAL, Journal
 from deploy.replay.latency import THROUGHPUT, VEHICLE
 from deploy.replay.machine import new_provenance
 from deploy.replay.prefetch import BackgroundWriter, prefetch
 from deploy.replay.provenance import DriveUsed
 from deploy.replay.real_time import RealTime
+from deploy.replay.record import MonitorState, Recorded, Written
 from deploy.replay.report import Report, Share
 from deploy.replay.settings import Settings, Source
 from deploy.replay.sources import Drive
+from deploy.replay.undecoded import Known, UndecodedFrame, nothing_known
 from deploy.replay.writers import Writers, open_writers
 from deploy.runtime import Runtime
 from perception.atomic import made
@@ -126,11 +128,22 @@ class Player:
             manifest, viewers = self.runtime.bundle.manifest, self.settings.viewers
             writers = open_writers(files, self.out, manifest, known[0] if known else None, viewers)
             background = files.enter_context(BackgroundWriter())
-            frames = prefetch(self._frames())
+            sizes = journal.sizes if self._restores_unread else nothing_known
+            frames = files.enter_context(closing(prefetch(self._frames(sizes))))  # its thread reads the journal
+            undecoded = False
             for frame, reading in self.watcher.counted(frames, self.expected):
                 recorded = journal.recall(frame)
-                seen = self._perceive(frame, reading) if recorded is None else self._restore(frame, recorded)
-                background.call(self._write, writers, journal if recorded is None else None, frame, seen)
+                if recorded is not None:
+                    undecoded = isinstance(frame, UndecodedFrame)
+                    seen = self._restore(frame, recorded)
+                    background.call(self._write, writers, frame, seen, recorded)
+                    continue
+                if undecoded and journal.monitor is not None:
+                    self.runtime.scene.monitor.restore(*journal.monitor)
+                    undecoded = False
+                seen = self._perceive(frame, reading)
+                state = self.runtime.scene.monitor.state()
+                background.call(self._write_new, writers, journal, frame, seen, state)
         for drive in self.drives:
             self.collected.read(drive)
         self.collected.drives = [
@@ -156,10 +169,16 @@ class Player:
         about = self.provenance.about(self.source.path)
         return Journal(made(self.out) / JOURNAL, about, self.provenance.computed, resume)
 
-    def _frames(self) -> Iterator[Timed]:
+    @property
+    def _restores_unread(self) -> bool:
+        """Whether frames in the journal are restored without their sensor data: no viewer shows it, no fault
+        changes it."""
+        return not self.settings.viewers and not self.faults and not self.settings.latency
+
+    def _frames(self, known: Known = nothing_known) -> Iterator[Timed]:
         """The selected frames of every drive, with the seconds that reading each took."""
         selection, faults = self.settings.selection, self.faults
-        drives = (frame for drive in self.drives for frame in selection.before_end(drive))
+        drives = (frame for drive in self.drives for frame in selection.before_end(drive.frames(known)))
         # Faults are injected before the selection, since they depend on earlier frames and on the start of the drive.
         given = inject(self.collected.faults.record_starts(drives), faults)
         return _with_reading_time(selection.select(given, needed=self.share is None))
@@ -178,16 +197,23 @@ class Player:
     def _restore(self, frame: Frame, recorded: Recorded) -> SceneFrame:
         """Restore what was perceived in a frame from its journal record."""
         given = self._with_conditions(frame)
-        self.runtime.scene.observe(given)
+        self.runtime.scene.observe(given, recorded.health if isinstance(frame, UndecodedFrame) else None)
         seen = self.runtime.scene.update(given, recorded.prediction, recorded.weights)
         return replace(seen, seconds=recorded.seconds)
 
-    def _write(self, writers: Writers, journal: Journal | None, frame: Frame, seen: SceneFrame) -> None:
-        """Write what was perceived in a frame; `journal` is None if it has the frame already."""
-        if journal is not None:
-            journal.add(frame, seen)
-        writers.add(frame, seen)
-        self.collected.add(frame, seen)
+    def _write(self, writers: Writers, frame: Frame, seen: SceneFrame, recorded: Recorded) -> None:
+        """Write a frame that the journal has."""
+        undecoded = isinstance(frame, UndecodedFrame)
+        writers.add(frame, seen, recorded.statistics if undecoded else None)
+        self.collected.add(frame, seen, recorded.shown if undecoded else None)
+
+    def _write_new(
+        self, writers: Writers, journal: Journal, frame: Frame, seen: SceneFrame, monitor: MonitorState
+    ) -> None:
+        """Write what was perceived in a frame; the journal last, which has all that was made of the frame."""
+        statistics = writers.add(frame, seen)
+        shown = self.collected.add(frame, seen)
+        journal.add(frame, seen, Written(statistics, shown, monitor))
 
     def _with_conditions(self, frame: Frame) -> Frame:
         """The frame, with the conditions from the settings, if any, instead of the drive's tags."""

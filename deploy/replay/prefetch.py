@@ -6,7 +6,7 @@ Both keep the order, so that a replay writes the same bytes as without them.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -16,10 +16,10 @@ Item = TypeVar("Item")
 _END = object()
 
 
-def prefetch(items: Iterator[Item]) -> Iterator[Item]:
+def prefetch(items: Iterator[Item]) -> Generator[Item, None, None]:
     """Yield the same items, while a thread computes up to QUEUE_DEPTH of them in advance.
 
-    An exception is raised in place of its item.
+    An exception is raised in place of its item. Close the generator to be sure that the thread has ended.
     """
     with ThreadPoolExecutor(1, "reader") as pool:
         coming: deque[Future[Any]] = deque(pool.submit(next, items, _END) for _ in range(QUEUE_DEPTH))

@@ -67,8 +67,11 @@ class Report:
         self._yaws: dict[str, float] = {}
         self._heights: dict[str, int] = {}
 
-    def add(self, frame: Frame, seen: SceneFrame) -> None:
-        """Add the next frame and what was perceived in it; `seen.seconds` must have all STAGES."""
+    def add(self, frame: Frame, seen: SceneFrame, known: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """Add the next frame and what was perceived in it; `seen.seconds` must have all STAGES.
+
+        Returns, as JSON, what was made of the frame's sensor data. With this as `known`, the data is not used.
+        """
         number = len(self._milliseconds)
         if not self._scenes or self._scenes[-1][1] != frame.scene:
             self._scenes.append((number, frame.scene))
@@ -79,10 +82,19 @@ class Report:
             ahead = camera.ego_from_camera[:2, 2]
             self._yaws.setdefault(name, float(np.arctan2(ahead[1], ahead[0])))
             self._heights.setdefault(name, round(camera.image.shape[0] * CAMERA_WIDTH / camera.image.shape[1]))
+        described = len(self._layers)
+        if known is not None:
+            self._layers |= {each["name"]: each for each in known["layers"]}
         layers = list(self._layers_of(frame, seen))
-        if self._worst.add(number, self._ratings(frame, seen)) | (number in self._spread):
-            self._frames[number] = self._with_pictures(number, frame, seen, layers)
+        ratings = self._ratings(frame, seen) if known is None else known["ratings"]
+        page = None if known is None else known["page"]
+        if self._worst.add(number, ratings) | (number in self._spread):
+            if known is None:
+                page = self._with_pictures(number, frame, seen, layers)
+            if page is not None:  # a process with other drives before knew that it is not among the worst
+                self._frames[number] = page
             self._keep_only_shown()
+        return {"ratings": ratings, "page": page, "layers": list(self._layers.values())[described:]}
 
     def _keep_only_shown(self) -> None:
         for number in self._frames.keys() - self._spread - self._worst.numbers:
@@ -170,7 +182,7 @@ class Report:
             if health.status != "ok":
                 faulty.setdefault(health.words, []).append(name)
         ratings = {
-            "slowest": (total, f"{total:.0f} ms"),
+            "slowest": (float(total), f"{total:.0f} ms"),
             "sensors": (
                 sum(map(len, faulty.values())),
                 "; ".join(
@@ -195,9 +207,7 @@ class Report:
             "conditions": frame.conditions.known(),
             "number": number,
             "points": pictures.points_picture(frame, self._grid, ABOVE_SIZE),
-            "cameras": {
-                name: pictures.camera_picture(camera.image, CAMERA_WIDTH) for name, camera in frame.cameras.items()
-            },
+            "cameras": {name: pictures.camera_picture(camera, CAMERA_WIDTH) for name, camera in frame.cameras.items()},
             "layers": {layer.name: self._drawn(layer, frame) for layer in layers},
             "believed": {kind: [belief.value, belief.why] for kind, belief in seen.beliefs.items()},
             "route": {name: [routed.weight, routed.why] for name, routed in seen.route.items()},

@@ -68,7 +68,7 @@ class RerunWriter:
             pose = reference_from_global @ camera.global_from_ego @ camera.ego_from_camera
             log(f"world/vehicle/{name}", _transform(pose))
             log(f"world/vehicle/{name}", rerun.Pinhole(image_from_camera=camera.intrinsics, resolution=[width, height]))
-            log(f"world/vehicle/{name}", rerun.EncodedImage(contents=jpeg(camera.image), media_type="image/jpeg"))
+            log(f"world/vehicle/{name}", rerun.EncodedImage(contents=jpeg(camera), media_type="image/jpeg"))
         for topic, lines in _words(seen).items():
             log(topic, rerun.TextDocument("\n".join(lines)))
 

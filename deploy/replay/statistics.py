@@ -25,8 +25,11 @@ class StatisticsWriter:
     ) -> None:
         self._file, self._sensors, self._tasks, self._source = file, set(sensors), tasks, source
 
-    def add(self, frame: Frame, prediction: Prediction) -> None:
-        self._file.write(json.dumps(self.line(frame, prediction), allow_nan=False).encode() + b"\n")
+    def add(self, frame: Frame, prediction: Prediction, known: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Write the line of a frame, which is returned; `known`: the same of an earlier run."""
+        line = self.line(frame, prediction) if known is None else known
+        self._file.write(json.dumps(line, allow_nan=False).encode() + b"\n")
+        return line
 
     def line(self, frame: Frame, prediction: Prediction) -> dict[str, Any]:
         cameras = bool(frame.cameras) and "camera" in self._sensors

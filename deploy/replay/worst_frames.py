@@ -20,7 +20,7 @@ class WorstFrames:
         self._heaps: dict[str, list[tuple[float, int, str]]] = {}  # measure -> value, -number, text
         self._floors = floors or {}
 
-    def add(self, number: int, ratings: Mapping[str, tuple[float, str]]) -> bool:
+    def add(self, number: int, ratings: Mapping[str, Sequence[Any]]) -> bool:
         """Add a frame; returns whether it is among the worst so far.
 
         Args:

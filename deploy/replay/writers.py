@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from deploy.manifest import Manifest
 from deploy.replay.folder import VIEWERS
@@ -40,13 +40,13 @@ class Writers(NamedTuple):
     statistics: StatisticsWriter
     viewers: Sequence[ViewerWriter]
 
-    def add(self, frame: Frame, seen: SceneFrame) -> None:
-        """Write the next frame to all files."""
+    def add(self, frame: Frame, seen: SceneFrame, known: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Write the next frame to all files; returns its statistics. `known`: its statistics in an earlier run."""
         for name, writer in self.tasks.items():
             writer.add(frame, seen.prediction.results[name], seen.states.get(name))
-        self.statistics.add(frame, seen.prediction)
         for viewer in self.viewers:
             viewer.add(frame, seen)
+        return self.statistics.add(frame, seen.prediction, known)
 
 
 def open_writers(

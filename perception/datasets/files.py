@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import struct
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 
 from perception.datasets.pcd import read_pcd
 from perception.errors import InputError
+from perception.frame import JpegFile
 from perception.storage import read
 
 _POINT_BYTES = 5 * 4  # x y z intensity ring, float32
+_LONGEST_SEGMENT = 65_535 + 4  # bytes of a JPEG's first segment and the markers before it
 _START_OF_FRAME = {0xC0, 0xC1, 0xC2, 0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF}  # markers of JPEG
 _DECODED = {  # reduction of both sides -> OpenCV's flag
     1: cv2.IMREAD_COLOR,
@@ -59,8 +61,16 @@ def read_points(path: Path) -> np.ndarray:
     return points
 
 
-def read_image(path: Path, least_width: int = 0) -> tuple[np.ndarray, int]:
-    """(H, W, 3) uint8 RGB of an image file, and by which factor its recorded sides were reduced: 1, 2, 4 or 8.
+class ReadPicture(NamedTuple):
+    """What was read of a picture's file."""
+
+    image: np.ndarray  # (H, W, 3) uint8 RGB
+    reduction: int  # factor by which the recorded sides were reduced: 1, 2, 4 or 8
+    file: JpegFile | None  # None: no JPEG file, or reduced
+
+
+def read_image(path: Path, least_width: int = 0) -> ReadPicture:
+    """The picture in an image file.
 
     Args:
         least_width: pixels. A JPEG may be decoded at a smaller size that is at least as wide; 0: as recorded.
@@ -72,7 +82,8 @@ def read_image(path: Path, least_width: int = 0) -> tuple[np.ndarray, int]:
     content = read(path)
     try:
         reduction = _reduction(content, least_width) if least_width else 1
-        return decode_image(content, reduction), reduction
+        image = decode_image(content, reduction)
+        return ReadPicture(image, reduction, jpeg_file(content, image) if reduction == 1 else None)
     except ValueError as error:
         raise InputError(f"{path}: {error} ({len(content)} bytes); copy the file again or delete it") from None
 
@@ -97,6 +108,12 @@ def decode_image(content: bytes, reduction: int = 1) -> np.ndarray:
     if image is None:
         raise ValueError("not a picture that can be decoded")
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def jpeg_file(content: bytes, image: np.ndarray) -> JpegFile | None:
+    """The file of an image if every program shows it as this image: a JPEG without an orientation for viewers."""
+    recorded = content.startswith(b"\xff\xd8") and b"Exif\0\0" not in content[:_LONGEST_SEGMENT]
+    return JpegFile(content, image) if recorded else None
 
 
 def jpeg_size(content: bytes) -> tuple[int, int]:

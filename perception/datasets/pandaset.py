@@ -209,7 +209,7 @@ class PandaSet(AssembledKeyframes, ListedKeyframes):
         for name, distortion in self._distortions.items():
             folder = drive / "camera" / f"{name}_camera"
             try:
-                image, reduction = read_image(folder / f"{index:02d}.jpg", least_width)
+                image, reduction, _ = read_image(folder / f"{index:02d}.jpg", least_width)
             except FileNotFoundError:
                 continue
             intrinsics, poses = reduced_intrinsics(intrinsics_of(folder), reduction), poses_of(folder)

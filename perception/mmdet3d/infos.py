@@ -102,7 +102,7 @@ class Infos(RecordedKeyframes, ListedKeyframes):
     def _camera(self, picture: CameraFile, least_width: int) -> Camera | None:
         path = self.dataroot / picture.file
         try:
-            image, reduction = read_image(path, least_width)
+            image, reduction, file = read_image(path, least_width)
         except FileNotFoundError:
             return None
         intrinsics = reduced_intrinsics(picture.intrinsics, reduction)
@@ -118,6 +118,7 @@ class Infos(RecordedKeyframes, ListedKeyframes):
             ego_from_camera=picture.ego_from_camera,
             global_from_ego=picture.global_from_sensor @ np.linalg.inv(picture.ego_from_camera),
             timestamp=picture.timestamp,
+            file=file,
         )
 
 

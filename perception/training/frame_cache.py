@@ -165,7 +165,7 @@ def _unpacked(rest: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> Fram
         global_from_ego=arrays["global_from_ego"],
         points=arrays.get("points"),
         cameras={
-            name: Camera(**{part: arrays[f"cameras/{name}/{part}"] for part in _CAMERA}, timestamp=timestamp)
+            name: Camera(**{part: arrays[f"cameras/{name}/{part}"] for part in _CAMERA}, timestamp=timestamp, file=None)
             for name, timestamp in rest["cameras"].items()
         },
         conditions=Conditions(**rest["conditions"]),

@@ -10,6 +10,7 @@ from deploy.replay.sources.counts import Counts
 from deploy.replay.sources.dataset_drive import DatasetDrive
 from deploy.replay.sources.recorded_drive import RecordedDrive
 from deploy.replay.sources.topics import load_topics
+from deploy.replay.undecoded import Known, nothing_known
 from perception.datasets.keyframes import Keyframes
 from perception.datasets.nuscenes.tables import versions
 from perception.errors import InputError
@@ -38,7 +39,9 @@ class Drive(Protocol):
         """About how many frames there are."""
         ...
 
-    def __iter__(self) -> Iterator[Frame]: ...
+    def frames(self, known: Known = nothing_known) -> Iterator[Frame]:
+        """The frames; of those that are known, the sensor data is not read (`UndecodedFrame`)."""
+        ...
 
 
 def is_recording(path: Path) -> bool:

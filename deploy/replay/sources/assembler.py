@@ -20,6 +20,7 @@ from deploy.replay.sources.positions import Positions
 from deploy.replay.sources.readings import Readings
 from deploy.replay.sources.stamps import STAMPS_KEPT, Stamps
 from deploy.replay.sources.topics import Topics
+from deploy.replay.undecoded import Known, UndecodedFrame, nothing_known
 from perception.frame import Conditions, Frame
 from perception.sensors.inputs import InputSpec
 from perception.sensors.lidar.sweeps import Sweep, global_from_reference, join_lidars
@@ -59,6 +60,7 @@ class Assembler:
         spec: gives the rig, the frame of reference and the number of earlier LiDAR sweeps to add to a frame's own.
         has_keyframes: whether the recording has keyframe messages.
         readings: of the vehicle's signals, to which others add.
+        known: frames whose sensor data is not decoded.
     """
 
     def __init__(
@@ -69,8 +71,10 @@ class Assembler:
         drive: DriveInfo,
         has_keyframes: bool,
         readings: Readings | None = None,
+        known: Known = nothing_known,
     ) -> None:
         self._topics, self._spec, self._counts, self._drive = topics, spec, counts, drive
+        self._known = known
         self._wait, self._tolerance = round(topics.wait * 1e6), round(topics.tolerance * 1e6)
         self._trigger = None if has_keyframes else FrameTrigger(round(topics.period * 1e6), bool(topics.lidars))
         self._placement, self._positions = Placement(topics, spec.rig), Positions()
@@ -196,15 +200,23 @@ class Assembler:
         reference = global_from_reference(pose, ego_from_lidar, grid)
         sweeps = {self._index(name): self._sweeps(name, pending, mounting) for name, mounting in mountings.items()}
         own = self._spec.rig.own
-        points, lidar_of_point, _ = join_lidars(sweeps, pending.stamp, np.linalg.inv(reference), own)
+        sizes = self._known(pending.token)
+        if sizes is None:
+            points, lidar_of_point, _ = join_lidars(sweeps, pending.stamp, np.linalg.inv(reference), own)
+        else:
+            points, lidar_of_point = sizes.clouds()
         cameras = {
             name: camera.closest(
-                pending.stamp, self._placement.pose, partial(self._placement.mounting, name), self._counts
+                pending.stamp,
+                self._placement.pose,
+                partial(self._placement.mounting, name),
+                self._counts,
+                sizes.camera(name) if sizes is not None and name in sizes.cameras else None,
             )
             for name, camera in self._cameras.items()
         }
         tags = pending.keyframe or self._drive
-        frame = Frame(
+        frame = (Frame if sizes is None else UndecodedFrame)(
             token=pending.token,
             timestamp=pending.stamp,
             reference=grid,

@@ -12,6 +12,7 @@ from deploy.replay.sources.counts import Counts
 from deploy.replay.sources.messages import CorruptMessage, Intrinsics, Picture
 from deploy.replay.sources.rectify import Lens
 from deploy.replay.sources.topics import CameraTopics
+from perception.datasets.files import jpeg_file
 from perception.frame import Camera
 from perception.rig import RigCamera
 
@@ -60,10 +61,14 @@ class CameraPictures:
         pose_at: Callable[[int], np.ndarray | None],
         mounting_of: Callable[[str], np.ndarray | None],
         counts: Counts,
+        known: Camera | None = None,
     ) -> Camera | None:
         """Return the picture closest to the stamp (us), with its pose and calibration; None if there is no usable one.
 
         Damaged pictures are counted and dropped; then the next closest one is used.
+
+        Args:
+            known: from an earlier reading; the picture with its timestamp is not decoded.
         """
         by_distance = [(abs(each.stamp - stamp), each.stamp, n) for n, (_, each) in enumerate(self._pictures)]
         dropped = []
@@ -78,7 +83,8 @@ class CameraPictures:
                 dropped.append(picture)
                 continue
             try:
-                camera = self._camera(picture, pose, mounting_of)
+                image = known.image if known is not None and picture.stamp == known.timestamp else None
+                camera = self._camera(picture, pose, mounting_of, image)
                 break
             except CorruptMessage as error:
                 counts.add_corrupt(self.topics.image, str(error))
@@ -87,7 +93,13 @@ class CameraPictures:
             self._pictures = deque((each for each in self._pictures if each[1] is not picture), maxlen=_MOST)
         return camera
 
-    def _camera(self, picture: Picture, pose: np.ndarray, mounting_of: Callable[[str], np.ndarray | None]) -> Camera:
+    def _camera(
+        self,
+        picture: Picture,
+        pose: np.ndarray,
+        mounting_of: Callable[[str], np.ndarray | None],
+        image: np.ndarray | None,
+    ) -> Camera:
         mounting = mounting_of(self.topics.frame or picture.frame)
         if self.intrinsics is None:
             raise CorruptMessage("a picture of a camera without CameraInfo")
@@ -98,10 +110,14 @@ class CameraPictures:
         lens = self.intrinsics.lens if self.topics.unrectified else None
         if lens is not None and not lens.known:
             raise CorruptMessage("a picture with an unknown lens model")
-        image = picture.decode()
-        if (image.shape[1], image.shape[0]) != picture.size:
-            raise CorruptMessage("a picture of another size than its header says")
+        file = None
+        if image is None:
+            image = picture.decode()
+            file = jpeg_file(picture.content, image)
+            if (image.shape[1], image.shape[0]) != picture.size:
+                raise CorruptMessage("a picture of another size than its header says")
+            image = image if lens is None else lens.rectify(image)
         if lens is not None:
-            image, mounting = lens.rectify(image), mounting.copy()
+            mounting = mounting.copy()
             mounting[:3, :3] = mounting[:3, :3] @ lens.rotation.T
-        return Camera(image, self.intrinsics.matrix, mounting, pose, picture.stamp)
+        return Camera(image, self.intrinsics.matrix, mounting, pose, picture.stamp, file)

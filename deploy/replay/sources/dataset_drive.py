@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from deploy.replay.sources.counts import Counts
+from deploy.replay.undecoded import Known, nothing_known, undecoded
 from perception.datasets.keyframes import Keyframes
 from perception.frame import Frame
 from perception.sensors.inputs import InputSpec
@@ -38,9 +39,17 @@ class DatasetDrive:
     def __len__(self) -> int:
         return len(self._samples)
 
-    def __iter__(self) -> Iterator[Frame]:
+    def frames(self, known: Known = nothing_known) -> Iterator[Frame]:
+        """The frames; those that are known are read without their sensors."""
         self.counts = Counts(self._spec.rig.sensors)
+        reference = self._spec.grid.reference
         for sample in self._samples:
-            frame = self.tables.frame(sample, self._spec.grid.reference, self._spec.sweeps)
+            sizes = known(sample)
+            if sizes is None:
+                frame = self.tables.frame(sample, reference, self._spec.sweeps)
+            else:
+                frame = undecoded(
+                    self.tables.frame(sample, reference, annotations=False, lidar=False, cameras=False), sizes
+                )
             self.counts.add_frame(frame)
             yield frame

@@ -39,7 +39,7 @@ def compressed_picture(stamp: int, frame: str, content: bytes) -> Picture:
         except (ValueError, cv2.error):
             raise CorruptMessage("a picture that cannot be decoded") from None
 
-    return picture(stamp, frame, decode, size)
+    return picture(stamp, frame, decode, size, content)
 
 
 def raw_picture(stamp: int, frame: str, encoding: str, size: tuple[int, int], step: int, data: np.ndarray) -> Picture:

@@ -40,6 +40,7 @@ class Picture:
     frame: str
     decode: Callable[[], np.ndarray]  # (H, W, 3) uint8 RGB; raises CorruptMessage
     size: tuple[int, int]  # width, height in pixels, by the message's header
+    content: bytes = b""  # of its compressed file; empty: raw pixels
 
 
 @dataclass(frozen=True)
@@ -95,8 +96,10 @@ def stamp_of(seconds: int, nanoseconds: int) -> int:
     return int(seconds) * 1_000_000 + int(nanoseconds) // 1000
 
 
-def picture(stamp: int, frame: str, decode: Callable[[], np.ndarray], size: tuple[int, int]) -> Picture:
-    return Picture(stamp, checked_name(frame), decode, _checked_size(size))
+def picture(
+    stamp: int, frame: str, decode: Callable[[], np.ndarray], size: tuple[int, int], content: bytes = b""
+) -> Picture:
+    return Picture(stamp, checked_name(frame), decode, _checked_size(size), content)
 
 
 def intrinsics(

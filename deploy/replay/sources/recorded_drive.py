@@ -12,6 +12,7 @@ from deploy.replay.sources.readings import Readings
 from deploy.replay.sources.recording import Recording
 from deploy.replay.sources.rosbag import RosbagRecording
 from deploy.replay.sources.topics import Topics
+from deploy.replay.undecoded import Known, nothing_known
 from perception.datasets.nuscenes.descriptions import conditions_of
 from perception.errors import InputError
 from perception.frame import Conditions, Frame
@@ -34,7 +35,7 @@ class RecordedDrive:
         signals: of the vehicle, by name.
 
     Raises:
-        InputError: it cannot be read; or, when iterated, no frame can be assembled from it.
+        InputError: it cannot be read; or, when its frames are read, no frame can be assembled from it.
     """
 
     tables = None
@@ -75,10 +76,11 @@ class RecordedDrive:
             return info.counts[str(self._topics.keyframes)]
         return 1 + round(info.duration / (self._topics.period * 1e6))
 
-    def __iter__(self) -> Iterator[Frame]:
+    def frames(self, known: Known = nothing_known) -> Iterator[Frame]:
+        """The frames; of those that are known, no picture is decoded and no points are joined."""
         self.counts = counts = Counts(self._spec.rig.sensors)
         readings, named = Readings(self._signals), frozenset(self._topics.names())
-        assembler = Assembler(self._topics, self._spec, counts, self._drive, self._has_keyframes, readings)
+        assembler = Assembler(self._topics, self._spec, counts, self._drive, self._has_keyframes, readings, known)
         counts.messages.update(dict.fromkeys(readings.topics, 0))  # so that a wrong name is seen
         for raw in self._recording.read(named | readings.topics, counts.add_damage):
             counts.messages[raw.topic] += 1

@@ -260,7 +260,7 @@ class NuScenesTables(RecordedKeyframes):
     def _camera(self, recording: Recording, least_width: int) -> Camera | None:
         path = self.dataroot / recording.file
         try:
-            image, reduction = read_image(path, least_width)
+            image, reduction, file = read_image(path, least_width)
         except FileNotFoundError:
             return None
         expected = -(-recording.height // reduction), -(-recording.width // reduction)
@@ -277,6 +277,7 @@ class NuScenesTables(RecordedKeyframes):
             ego_from_camera=self.recordings.ego_from_sensor[recording.calibration],
             global_from_ego=self.recordings.global_from_ego(recording),
             timestamp=recording.timestamp,
+            file=file,
         )
 
 

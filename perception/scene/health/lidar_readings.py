@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import deque
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -53,6 +55,23 @@ class LidarReadings:
             yield "thinned", self._gaps_load(frame, features), "gaps between the points on the ground"
         if features.age <= limits.late:  # late points show the ground of an earlier position
             yield from self._check_ground(features, frame.timestamp)
+
+    def state(self) -> dict[str, Any]:
+        """What is known of the drive, as JSON, for `restore`."""
+        return {
+            "content": self._content.state(),
+            "usual": self._usual.tolist(),
+            "counted": self._counted,
+            "had_no_gaps": bool(self._had_no_gaps),
+            "ground_planes": list(self._ground_planes),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self._content.restore(state["content"])
+        self._usual, self._counted = np.array(state["usual"]), state["counted"]
+        self._had_no_gaps = state["had_no_gaps"]
+        self._ground_planes.clear()
+        self._ground_planes.extend((time, *plane) for time, *plane in state["ground_planes"])
 
     def _gaps_load(self, frame: Frame, features: SweepFeatures) -> float:
         """Load of gaps in the scan since the drive began; 0 after a scan without gaps, from which on the usual counts

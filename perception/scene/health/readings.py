@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 # Worst first.
 Status = Literal[
@@ -17,15 +18,23 @@ class LastContent:
     """The latest data of a sensor, to detect that it is frozen."""
 
     def __init__(self) -> None:
-        self._content: bytes | None = None
+        self._content: str | None = None  # hash
         self._timestamp: int | None = None  # us, of the data
         self._first = 0  # us, time of the first frame with them
 
     def seconds_unchanged(self, content: bytes, timestamp: int | None, now: int) -> float:
         """Seconds since the sensor first had this content, or any content with this timestamp."""
-        if content != self._content and (timestamp is None or timestamp != self._timestamp):
-            self._content, self._timestamp, self._first = content, timestamp, now
+        known = hashlib.blake2b(content, digest_size=16).hexdigest()
+        if known != self._content and (timestamp is None or timestamp != self._timestamp):
+            self._content, self._timestamp, self._first = known, timestamp, now
         return 1e-6 * (now - self._first)
+
+    def state(self) -> list[Any]:
+        """As JSON, for `restore`."""
+        return [self._content, self._timestamp, self._first]
+
+    def restore(self, state: list[Any]) -> None:
+        self._content, self._timestamp, self._first = state
 
 
 def load_below(value: float, limit: float) -> float:
