@@ -1,4 +1,4 @@
-.PHONY: demo test lint lock overfit real figures install-mmdet3d test-mmdet3d
+.PHONY: demo test test-scale lint lock overfit real figures install-mmdet3d test-mmdet3d
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -29,6 +29,10 @@ PYTEST := python -m pytest -n auto --dist loadfile --no-loadscope-reorder --dura
 
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/$(PYTEST)
+
+# Several processes and machines: clusters, servers, kills.
+test-scale: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/$(PYTEST) tests/scale
 
 # mmdet3d needs numpy 1, which the locks of Python 3.10 and 3.11 hold, so it has an environment of its own.
 # mmcv's operators are compiled, once per machine: pip's cache keeps the wheel.

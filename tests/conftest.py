@@ -26,7 +26,7 @@ _REPOSITORY = Path(__file__).parents[1]
 # These files take longest. They come first, so that no worker is left alone with one at the end; pytest-xdist keeps
 # to the order with --no-loadscope-reorder.
 _FIRST = (
-    *("anchored_export", "readme", "full_size", "training_processes", "fault_detection", "changing_drive"),
+    *("anchored_export", "readme", "full_size", "fault_detection", "changing_drive"),
     *("export_modules", "apart"),
     *("mmdet3d_run", "precision", "toy_task", "golden_sensitivity", "golden_faults", "precision_export", "tracking"),
     *(

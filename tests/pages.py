@@ -10,3 +10,13 @@ def page_data(path: Path) -> dict[str, Any]:
     content = re.search(r'<script id="data" type="application/json">(.*?)</script>', path.read_text(), re.DOTALL)
     assert content
     return json.loads(content[1])
+
+
+def timeless(out: Path) -> dict[str, Any]:
+    """What the report in a replay's folder shows, without times and the frames that are shown for their time alone."""
+    data = page_data(out / "report.html")
+    others = {each["number"] for each in data["worst"] if each["measure"] != "slowest"}
+    shown = [each for each in data["frames"] if each["number"] in others]
+    times = {"latency", "milliseconds", "worst", "frames", "bundle"}
+    worst = [each for each in data["worst"] if each["measure"] != "slowest"]
+    return {name: each for name, each in data.items() if name not in times} | {"frames": shown, "worst": worst}

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from conftest import write_tiny
 from exported import QUIET
+from pages import timeless
 from recordings import sent, write_raw_mcap
-from test_fleet import page_data
 from test_player import SAME, VERSION, small
 from vocabulary import CAMERAS, SENSORS
 
@@ -82,7 +82,7 @@ def assert_same(out: Path, expected: Path) -> None:
         assert (out / name).read_bytes() == (expected / name).read_bytes(), name
     records = [json.loads((each / "replay.json").read_text()) for each in (out, expected)]
     assert records[0]["drives"] == records[1]["drives"]
-    found, data = page_data(out), page_data(expected)
+    found, data = timeless(out), timeless(expected)
     assert found["frames"]
     assert found == data
 

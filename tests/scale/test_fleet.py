@@ -13,6 +13,7 @@ from fleet_drives import write_scenes
 from hypothesis import given
 from hypothesis import strategies as st
 from kills import killed
+from pages import timeless
 from refusals import one_line_error
 from test_player import SAME, assert_same, small
 
@@ -57,24 +58,13 @@ def expected(drives: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def page_data(out: Path) -> dict[str, Any]:
-    """What the report shows, without times and the frames that are shown for their time alone."""
-    page = (out / "report.html").read_text()
-    data = json.loads(page.partition('type="application/json">')[2].partition("</script>")[0])
-    others = {each["number"] for each in data["worst"] if each["measure"] != "slowest"}
-    shown = [each for each in data["frames"] if each["number"] in others]
-    timeless = {"latency", "milliseconds", "worst", "frames", "bundle"}
-    worst = [each for each in data["worst"] if each["measure"] != "slowest"]
-    return {name: each for name, each in data.items() if name not in timeless} | {"frames": shown, "worst": worst}
-
-
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_the_files_are_those_of_one_process(drives: Path, expected: Path, tmp_path: Path, jobs: int) -> None:
     summary = replayed(drives, tmp_path, jobs)
     assert (summary["frames"], summary["resumed_at_frame"]) == (SCENES * KEYFRAMES, 0)
     assert_same(tmp_path, expected)
     assert {each.name for each in tmp_path.iterdir()} == {each.name for each in expected.iterdir()}
-    found, data = page_data(tmp_path), page_data(expected)
+    found, data = timeless(tmp_path), timeless(expected)
     assert found["frames"]
     assert found == data
     records = [json.loads((out / "replay.json").read_text()) for out in (tmp_path, expected)]
