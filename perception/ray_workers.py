@@ -8,14 +8,13 @@ from __future__ import annotations
 import logging
 import os
 import socket
-from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import cv2
 
 from perception.errors import InputError
-from perception.workers import ATTEMPTS, Item, Pool, Result, State
+from perception.workers import ATTEMPTS, Item, Pool, Queue, Result, State
 
 REACHED_WITHIN = 10.0  # s
 WINDOW = 256  # items that `in_order` lets begin after the first one that is not completed
@@ -69,12 +68,11 @@ class RayWorkers(Pool[State]):
         named: Callable[[Item], str] = str,
         window: int | None = None,
     ) -> Iterator[tuple[int, Result]]:
-        left, deaths, idle = deque(range(len(items))), Counter[int](), list[Any]()
-        done, first = set[int](), 0  # first that is not completed
-        while first < len(items):
-            self._start_more(idle, len(left))
-            while left and idle and (window is None or left[0] - first < window):
-                worker, i = idle.pop(), left.popleft()
+        queue, idle = Queue(len(items), window), list[Any]()
+        while queue.unfinished:
+            self._start_more(idle, len(queue))
+            while idle and (i := queue.take()) is not None:
+                worker = idle.pop()
                 self._busy[worker.call.remote(call, items[i])] = worker, i
             ready, _ = self._ray.wait(list(self._busy), timeout=NEW_WORKERS)
             for each in ready:
@@ -86,25 +84,19 @@ class RayWorkers(Pool[State]):
                 except self._ray.exceptions.RayActorError as error:
                     if item is None:
                         self._not_started(error)
-                    else:
-                        self._again(item, named(items[item]), deaths)
-                        left = deque(sorted([*left, item]))
+                        continue
+                    name = named(items[item])
+                    self._died(name)
+                    if queue.is_fatal(item):
+                        remedy = "look for its machine's lack of memory"
+                        raise InputError(f"{name}: {ATTEMPTS} workers died of it; {remedy}") from None
+                    queue.give_back([item])
                     continue
                 self._failed = 0
                 idle.append(worker)
                 if item is not None:
-                    done.add(item)
-                    while first in done:
-                        done.remove(first)
-                        first += 1
+                    queue.complete(item)
                     yield item, result
-
-    def _again(self, item: int, name: str, deaths: Counter[int]) -> None:
-        """Note that a worker died of an item."""
-        deaths[item] += 1
-        self._died(name)
-        if deaths[item] == ATTEMPTS:
-            raise InputError(f"{name}: {ATTEMPTS} workers died of it; look for its machine's lack of memory")
 
     def _not_started(self, error: Exception) -> None:
         """Note that a worker died before its first item."""

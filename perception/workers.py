@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import heapq
 import multiprocessing
 import os
 import signal
 import threading
 from abc import ABC, abstractmethod
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -23,6 +24,50 @@ ATTEMPTS = 3  # processes that may die of an item
 State = TypeVar("State")
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+class Queue:
+    """Which of `count` items wait for a worker, and which are completed.
+
+    Args:
+        window: items that may begin after the first one that is not completed; None: all.
+    """
+
+    def __init__(self, count: int, window: int | None) -> None:
+        self._count, self._window = count, window
+        self._waiting = list(range(count))  # a heap
+        self._completed, self._first = set[int](), 0  # completed ones after the first that is not
+        self._deaths = Counter[int]()
+
+    def __len__(self) -> int:
+        """Number of items that wait."""
+        return len(self._waiting)
+
+    @property
+    def unfinished(self) -> bool:
+        return self._first < self._count
+
+    def take(self) -> int | None:
+        """The first item that waits; None if there is none, or it may not begin yet."""
+        if not self._waiting or (self._window is not None and self._waiting[0] - self._first >= self._window):
+            return None
+        return heapq.heappop(self._waiting)
+
+    def complete(self, item: int) -> None:
+        self._completed.add(item)
+        while self._first in self._completed:
+            self._completed.remove(self._first)
+            self._first += 1
+
+    def give_back(self, items: Iterable[int]) -> None:
+        """Let items wait again."""
+        for item in items:
+            heapq.heappush(self._waiting, item)
+
+    def is_fatal(self, item: int) -> bool:
+        """Note that a worker died of an item; returns whether ATTEMPTS did."""
+        self._deaths[item] += 1
+        return self._deaths[item] == ATTEMPTS
 
 
 class Pool(ABC, Generic[State]):
@@ -104,12 +149,10 @@ class Workers(Pool[State]):
         named: Callable[[Item], str] = str,
         window: int | None = None,
     ) -> Iterator[tuple[int, Result]]:
-        left, done, deaths = deque(range(len(items))), set[int](), Counter[int]()
-        first = 0  # that is not completed
-        while first < len(items):
+        queue = Queue(len(items), window)
+        while queue.unfinished:
             for process in sorted(self._processes, key=lambda each: len(each.pending)):
-                while left and len(process.pending) < self._ahead and (window is None or left[0] - first < window):
-                    i = left.popleft()
+                while len(process.pending) < self._ahead and (i := queue.take()) is not None:
                     process.submit(i, call, items[i])
             wait([process.pending[0][1] for process in self._processes if process.pending], None, FIRST_COMPLETED)
             for process in self._processes:
@@ -118,18 +161,14 @@ class Workers(Pool[State]):
                     try:
                         result = future.result()
                     except BrokenProcessPool:
-                        deaths[i] += 1
                         self._died(named(items[i]))
-                        if deaths[i] == ATTEMPTS:
+                        if queue.is_fatal(i):
                             remedy = "if memory is short, use fewer --jobs"
                             raise InputError(f"{named(items[i])}: {ATTEMPTS} processes died of it; {remedy}") from None
-                        left = deque(sorted([*left, *process.restart()]))
+                        queue.give_back(process.restart())
                         break
                     process.pending.popleft()
-                    done.add(i)
-                    while first in done:
-                        done.remove(first)
-                        first += 1
+                    queue.complete(i)
                     yield i, result
 
 
