@@ -250,6 +250,6 @@ def test_the_metric_of_the_truth_is_perfect_and_that_of_parts_is_theirs() -> Non
     assert curve.y.tolist() == [each["recall"] for each in own["curve"]]
     assert (own["obstacles"], own["recall"], own["metres"]) == (8, 0.25, 10)
     assert own["by_distance"] == {"within 10 m": 0.5, "within 20 m": 0.25, "within 30 m": 0.25, "within 40 m": 0.25}
-    assert [row["probability"] for row in own["curve"]] == [0.3, 0.5, 0.7, 0.9, 0.95, 0.99]
+    assert [row["probability"] for row in own["curve"]] == [0.3, 0.5, 0.7, 0.9, 0.95, 0.99, 0.995, 0.999]
     assert len(metric.tables(scores)) == 2
     assert set(scores["occupancy"]["IoU"]) == set(CLASSES[:-1])

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 MASKS = ("cameras", "lidar")  # what saw the voxels that count
-CURVE = (0.3, PROBABILITY, 0.7, 0.9, 0.95, 0.99)  # probabilities that obstacles are scored at
+CURVE = (0.3, PROBABILITY, 0.7, 0.9, 0.95, 0.99, 0.995, 0.999)  # probabilities that obstacles are scored at
 
 
 @dataclass(frozen=True)
