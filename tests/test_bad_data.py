@@ -82,6 +82,10 @@ SPOILED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "numbers for rows": (lambda root: _table(root, "log").write_text("[1]"), "log.json: a row is int"),
     "binary for a table": (
         lambda root: _table(root, "log").write_bytes(b"\xff\xfe"),
+        "log.json: not a table",
+    ),
+    "binary in a table": (
+        lambda root: _table(root, "log").write_bytes(_table(root, "log").read_bytes().replace(b"}", b"\xff}")),
         r"log.json: cannot read the table \(UnicodeDecodeError\)",
     ),
     "missing field": (

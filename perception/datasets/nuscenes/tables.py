@@ -5,17 +5,21 @@ v1.0-trainval has 2.6 million rows of sample_data and of ego_pose, and 1.2 milli
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, TextIO
+
+import orjson
 
 from perception.errors import InputError
 
+_BLOCK = 1 << 20  # bytes of rows that are parsed at once
 _CHUNK = 1 << 24  # characters per read; much longer than any row
-_BETWEEN_ROWS = re.compile(r"[\s,]*")
+_OPENING, _BETWEEN_ROWS = re.compile(rb"\s*\["), re.compile(r"[\s,]*")
 
 
 def versions(dataroot: Path) -> list[str]:
@@ -59,7 +63,7 @@ def rows(folder: Path, table: str) -> Iterator[dict[str, Any]]:
     """
     path = folder / f"{table}.json"
     try:
-        with path.open(encoding="utf-8") as file:
+        with path.open("rb") as file:
             yield from _rows(file, path)
     except FileNotFoundError:
         raise InputError(f"{path}: the table is missing; complete {folder.name}/ from the dataset") from None
@@ -67,11 +71,42 @@ def rows(folder: Path, table: str) -> Iterator[dict[str, Any]]:
         raise InputError(f"{path}: cannot read the table ({error.__class__.__name__})") from None
 
 
-def _rows(file: Any, path: Path) -> Iterator[dict[str, Any]]:
-    decoder = json.JSONDecoder()
-    text, position = file.read(_CHUNK).lstrip(), 1
-    if not text.startswith("["):
+def _rows(file: BinaryIO, path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a table, parsed block by block; row by row from a block on that is not made of whole rows alone."""
+    rest = file.read(_BLOCK)
+    opening = _OPENING.match(rest)
+    if opening is None:
         raise InputError(f"{path}: not a table: a JSON list of objects is expected; copy it again")
+    position, rest = opening.end(), rest[opening.end() :]  # position: of `rest` in the file
+    while True:
+        more = file.read(_BLOCK)
+        end = rest.rfind(b"},") + 1 if more else len(rest)
+        if end or not more:
+            block = _block(rest[:end] + b"]" if more else rest)
+            if block is None:
+                break
+            yield from block
+            if not more:
+                return
+            position, rest = position + end + 1, rest[end + 1 :]
+        rest += more
+    file.seek(position)
+    yield from _single_rows(io.TextIOWrapper(file, "utf-8"), path)
+
+
+def _block(content: bytes) -> list[dict[str, Any]] | None:
+    """The rows in a block that ends with ]; None if it has anything else."""
+    try:
+        found = orjson.loads(b"[" + content)
+    except orjson.JSONDecodeError:
+        return None
+    return found if isinstance(found, list) and all(isinstance(row, dict) for row in found) else None
+
+
+def _single_rows(file: TextIO, path: Path) -> Iterator[dict[str, Any]]:
+    """The rows from the place of the file on, each parsed alone."""
+    decoder = json.JSONDecoder()
+    text, position = file.read(_CHUNK), 0
     while True:
         position = _BETWEEN_ROWS.match(text, position).end()  # type: ignore[union-attr]
         try:
