@@ -85,6 +85,10 @@ def test_every_command_has_help_with_an_example(command):
         (["replay", "{tmp}/a.mcap", "--bundle", "{tmp}", "--out", "{tmp}/r", "--conditions", "hail"], "not a bundle"),
         (["merge", "{tmp}", "--modules", "a,b", "--name", "c", "--out", "{tmp}/r"], "no checkpoint here"),
         (["modules", "{tmp}"], "no checkpoint here"),
+        (
+            ["replay", "{tmp}", "--scenes", "a", "--bundle", "{tmp}", "--out", "{tmp}/r", "--scenes=b"],
+            "--scenes is given 2 times; give it once",
+        ),
         (["modules", "{tmp}", "--frame", "scene-0001:0"], "--frame and --data go together"),
         (["modules", "{tmp}", "--load", "a.safetensors"], "--load and --out go together"),
     ],

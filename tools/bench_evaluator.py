@@ -48,7 +48,7 @@ def evaluator(arguments: argparse.Namespace) -> dict[str, Any]:
         runs: dict[str, list[dict[str, Any]]] = {"devkit": [], "numpy": []}
         for _ in range(arguments.rounds):
             for side, results in runs.items():
-                done = subprocess.run([*command, side], check=True, capture_output=True, text=True)
+                done = subprocess.run([*command, side], check=True, capture_output=True, text=True, env=_environment())
                 results.append(json.loads(done.stdout))
     seconds = {side: statistics.median(run["seconds"] for run in each) for side, each in runs.items()}
     megabytes = {side: statistics.median(run["megabytes"] for run in each) for side, each in runs.items()}
@@ -66,6 +66,11 @@ def evaluator(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def _environment() -> dict[str, str]:
+    """As the `perception` command sets it (`deploy.cli`)."""
+    return {**os.environ, "OPENBLAS_NUM_THREADS": "1"}
+
+
 def _val_size() -> dict[str, Any]:
     """Seconds and peak memory of ours on as many generated samples as nuScenes' val has, without stored tables."""
     with tempfile.TemporaryDirectory() as folder:
@@ -74,7 +79,7 @@ def _val_size() -> dict[str, Any]:
         with patch.dict(os.environ, XDG_CACHE_HOME=str(Path(folder) / "cache")):
             samples = _write(NuScenesTables(data, GENERATED), submission)
         command = [sys.executable, __file__, str(data), GENERATED, str(submission), "numpy"]
-        environment = {**os.environ, "XDG_CACHE_HOME": str(Path(folder) / "empty")}
+        environment = _environment() | {"XDG_CACHE_HOME": str(Path(folder) / "empty")}
         done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
         run = json.loads(done.stdout)
     return {f"val_size_{name}": run[name] for name in ("seconds", "megabytes")} | {"val_size_samples": samples}

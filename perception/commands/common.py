@@ -6,10 +6,14 @@ Heavy modules are imported inside the commands, so that --help is fast.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
+
+from perception.errors import InputError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -17,7 +21,24 @@ if TYPE_CHECKING:
 
     from perception.rig import Rig
 
-app = typer.Typer(
+
+class _Command(TyperCommand):
+    """A command that takes each option once, unless it is a list: click would drop all values but the last."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        _, _, order = self.make_parser(ctx).parse_args(args=list(args))
+        for option, times in Counter(order).items():
+            if times > 1 and not getattr(option, "multiple", True) and not getattr(option, "is_flag", True):
+                raise InputError(f"{option.opts[0]} is given {times} times; give it once")
+        return list(super().parse_args(ctx, args))
+
+
+class _Application(typer.Typer):
+    def command(self, *names: Any, **options: Any) -> Any:
+        return super().command(*names, cls=_Command, **options)
+
+
+app = _Application(
     help="Camera + LiDAR perception built from modules: train on nuScenes, export engines, replay drives.",
     no_args_is_help=True,
     add_completion=False,
