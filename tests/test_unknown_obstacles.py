@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scene_obstacles import DriveCount
 from shapely import Point, Polygon
 from vocabulary import CONDITIONS, NUSCENES, sensors
 
@@ -26,6 +27,7 @@ from perception.tasks.occupancy.disagreement import Doubts, unexplained_voxels
 from perception.tasks.occupancy.footprints import distances
 from perception.tasks.occupancy.obstacle_file import OBSTACLES, ObstacleWriter
 from perception.tasks.occupancy.obstacle_recall import ObstacleJudge
+from perception.tasks.occupancy.result import OccupancyResult
 from perception.tasks.occupancy.unknown import Obstacles, ObstacleTracker, cluster_boxes
 from perception.tasks.task import Memory, Task
 from perception.voxels import VoxelGrid, occupancy_classes
@@ -321,3 +323,21 @@ def test_recall_precision_and_what_is_explained(tmp_path: Path) -> None:
     other = replace(judge.frames, folder=tmp_path / "none")
     with pytest.raises(Unmeasured, match="lacks a frame of the replay; replay again"):
         ObstacleJudge(other).score(Subject("explained"))
+
+
+def test_an_obstacle_and_a_false_alarm_count_once_in_a_drive() -> None:
+    """Three frames on the spot: an annotated obstacle, a car without a track, and something that is not there."""
+    places = {"obstacle": (2.2, 0.2), "car": (-2.2, 0.2), "nothing": (0.2, 3.0)}
+    others = np.zeros(GRID.shape, np.float32)
+    for x, y in places.values():
+        row, column = (int((each + 4) / GRID.cell) for each in (y, x))
+        others[2, row, column] = 0.9
+    state = OccupancyResult(EMPTY, others, others, np.zeros(360, np.float32), GRID)
+    obstacle = replace(objects([places["obstacle"]]), instances=np.array(["pallet"]))
+    car = replace(objects([places["car"]]), instances=np.array(["car"]))
+    frame = Frame("token", 0, "ego", np.eye(4), np.eye(4), None, {})
+    for probability, expected in ((0.5, (1, {"pallet"})), (0.95, (0, set()))):
+        count = DriveCount(probability)
+        for number in range(3):
+            count.add(frame, state, Boxes.none(), obstacle, Boxes.joined(obstacle, car))
+            assert (count.alarms, count.found) == ((0, set()) if number == 0 else expected)  # two frames confirm

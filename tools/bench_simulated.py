@@ -10,6 +10,7 @@ from typing import Any
 
 from bench_tasks import TASKS, with_tasks
 from rich.console import Console
+from scene_obstacles import scene_obstacles
 
 from deploy.replay.class_faults import HiddenClass, hide
 from perception.config import Config, find_config
@@ -53,8 +54,8 @@ def simulated(arguments: argparse.Namespace) -> dict[str, Any]:
 
     `unchanged`: the scores of detection and map are the same with the heads, and with the modules in their weathers.
     `obstacles` have the best recall within 30 m of the metric's probabilities with at most one false alarm per 100 m,
-    else that at the highest one; boxes find none, since obstacles are of no detection class. `hidden`: see `_hidden`.
-    Parts that the folder has are not made again.
+    else that at the highest one; boxes find none, since obstacles are of no detection class. `scene_obstacles` are
+    those that the scene follows. `hidden`: see `_hidden`. Parts that the folder has are not made again.
     """
     out, steps = arguments.out, arguments.steps
     drives = _drives(out / "drives", arguments.drives)
@@ -89,6 +90,7 @@ def simulated(arguments: argparse.Namespace) -> dict[str, Any]:
         **{name: _figures(scores) for name, scores in clear.items()},
         **{weather: {"without": _figures(a), "with_module": _figures(b)} for weather, (a, b) in pairs.items()},
         "unchanged": all(_of_base(a) == _of_base(b) for a, b in compared),
+        "scene_obstacles": scene_obstacles(added, drives, held_out["clear"]),
         "hidden": _hidden(added, drives, held_out["clear"]),
         "keyframes": {name: KEYFRAMES * len(training[name]) for name in DRIVES},
         "held_out_keyframes": {name: KEYFRAMES * len(held_out[name]) for name in DRIVES},
