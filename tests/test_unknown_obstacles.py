@@ -106,6 +106,15 @@ def test_objects_explain_what_is_within_half_a_metre_of_them() -> None:
     assert tracker.update(clusters(places), car).ids.tolist() == found.ids.tolist()
 
 
+def test_an_unlikely_object_explains_no_obstacle() -> None:
+    """A detector has boxes with small scores nearly everywhere, and tracks of them."""
+    for score, found in ((COUNTED_SCORE - 0.01, 1), (COUNTED_SCORE, 0)):
+        tracker, car = ObstacleTracker(), objects([(10.0, 0.0)])
+        for _ in range(2):
+            seen = tracker.update(clusters([(10.0, 0.5)]), replace(car, scores=np.array([score])))
+        assert len(seen.ids) == found
+
+
 @dataclass(frozen=True)
 class Space:
     """State of a memory: with the fields that obstacles.json needs, and the classes whose objects seem to be missed."""

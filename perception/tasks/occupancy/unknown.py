@@ -12,7 +12,7 @@ import numpy as np
 
 from perception.frame import Boxes
 from perception.tasks.association import associate
-from perception.tasks.drawing import BoxLayer
+from perception.tasks.drawing import COUNTED_SCORE, BoxLayer
 from perception.tasks.occupancy.footprints import covered
 
 MARGIN = 0.5  # m around an object, within which it explains what is there
@@ -72,9 +72,10 @@ def _boxes(centers: np.ndarray, sizes: np.ndarray, scores: np.ndarray) -> Boxes:
 class ObstacleTracker:
     """Follows the unknown obstacles of one drive.
 
-    A cluster within MARGIN of an object is explained by it. The others are associated with obstacles within GATE, or
-    begin new ones. An obstacle counts after HITS frames, until MISSES frames in sequence lack it; it is hidden
-    while an object explains it. The same frames give bit-identical obstacles.
+    A cluster within MARGIN of an object with at least COUNTED_SCORE is explained by it: a detector has unlikely objects
+    nearly everywhere. The others are associated with obstacles within GATE, or begin new ones. An obstacle counts after
+    HITS frames, until MISSES frames in sequence lack it; it is hidden while an object explains it. The same frames give
+    bit-identical obstacles.
     """
 
     def __init__(self) -> None:
@@ -88,6 +89,7 @@ class ObstacleTracker:
             clusters: occupied space of no known class, as from `cluster_boxes`, in the global frame.
             objects: known ones, in the global frame.
         """
+        objects = objects.select(objects.scores >= COUNTED_SCORE)
         clusters = clusters.select(~covered(clusters.centers, objects, MARGIN))
         old = self._obstacles.copy()
         rows, columns = associate(old["center"][:, :2], clusters.centers[:, :2], GATE)
