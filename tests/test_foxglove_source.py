@@ -127,7 +127,7 @@ def test_the_layout_of_nuscenes2mcap(tiny_root: Path, tmp_path: Path, encoding: 
     write(tmp_path / "drive.mcap", layout(tables), encoding)
     (tmp_path / "topics.yaml").write_text("period: 0.25\nwait: 0.4\n")
     [drive] = open_drives(tmp_path / "drive.mcap", None, (), SPEC, tmp_path / "topics.yaml")
-    frames = {frame.timestamp: frame for frame in drive}
+    frames = {frame.timestamp: frame for frame in drive.frames()}
     assert len(frames) == 6
     for sample in tables.samples():
         expected = tables.frame(sample, "ego", SPEC.sweeps)

@@ -1,7 +1,10 @@
 """Tables and submissions are parsed in blocks; what they hold is what the standard library reads."""
 
 import json
+import os
 import re
+import threading
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -89,3 +92,27 @@ def test_a_submission_that_was_cut_is_one_line(tmp_path: Path, results: dict[str
     path.write_bytes(text[: data.draw(st.integers(0, len(text) - 1))])
     with pytest.raises(InputError, match="not a nuScenes submission"):
         list(read_samples(path, set(results)))
+
+
+def test_a_submission_from_a_pipe(tmp_path: Path) -> None:
+    """Which cannot be mapped into memory."""
+    os.mkfifo(tmp_path / "pipe")
+    writer = threading.Thread(target=(tmp_path / "pipe").write_text, args=('{"results": {"a": [{"b": 1}]}}',))
+    writer.start()
+    assert list(read_samples(tmp_path / "pipe", {"a"})) == [("a", [{"b": 1}])]
+    writer.join()
+
+
+@pytest.mark.parametrize("between", ["},{", "}, {", "}\n,{", "} ,\n {"])
+def test_a_table_is_not_held_whole(tmp_path: Path, between: str) -> None:
+    """However its rows are separated."""
+    rows = between.join(['"name": "a row of some length"'] * 600_000)
+    (tmp_path / "log.json").write_text(f"[{{{rows}}}]")
+    size = (tmp_path / "log.json").stat().st_size
+    found = iter(tables.rows(tmp_path, "log"))
+    tracemalloc.start()
+    assert next(found) == {"name": "a row of some length"}
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 7 * 2**24 < 6 * size  # blocks, or two chunks of text that is decoded
+    assert sum(1 for _ in found) == 600_000 - 1

@@ -216,7 +216,7 @@ def test_a_recording_of_the_vehicle_gives_the_frames_of_its_tables(
     make_log(drives[name], "scene-0001", path, storage, rig=name)
     spec = InputSpec.of(small_config().model_copy(update={"rig": load_rig(name)}))
     (recorded,), (read,) = (open_drives(*given, (), spec, None) for given in ((path, None), (drives[name], VERSION)))
-    for a, b in zip(recorded, read, strict=True):
+    for a, b in zip(recorded.frames(), read.frames(), strict=True):
         assert (a.token, a.timestamp, [*a.cameras]) == (b.token, b.timestamp, [*b.cameras])
         np.testing.assert_array_equal(a.lidar_of_point, b.lidar_of_point)
         np.testing.assert_allclose(a.points, b.points, atol=1e-4)
@@ -233,14 +233,14 @@ def test_a_recording_without_calibration_takes_the_rigs(drives: dict[str, Path],
     spec = InputSpec.of(small_config().model_copy(update={"rig": rig}))
     (told,) = open_drives(tmp_path / "bare.mcap", None, (), spec, tmp_path / "topics.yaml")
     (read,) = open_drives(drives["shuttle"], VERSION, (), spec, None)
-    for a, b in zip(told, read, strict=True):
+    for a, b in zip(told.frames(), read.frames(), strict=True):
         np.testing.assert_allclose(a.points, b.points, atol=1e-4)
         for name, camera in b.cameras.items():
             np.testing.assert_array_equal(a.cameras[name].image, camera.image)
             np.testing.assert_array_equal(a.cameras[name].intrinsics, camera.intrinsics)
             np.testing.assert_allclose(a.cameras[name].ego_from_camera, camera.ego_from_camera, atol=1e-9)
     (untold,) = open_drives(tmp_path / "bare.mcap", None, (), spec, None)
-    assert all(frame.points is None and not frame.cameras for frame in untold)
+    assert all(frame.points is None and not frame.cameras for frame in untold.frames())
     with one_line_error(exactly="rig mine: top has no `mount`, its calibration; add it"):
         load_topics(tmp_path / "topics.yaml", Rig.model_validate({"name": "mine", "lidars": ({"name": "top"},)}))
 

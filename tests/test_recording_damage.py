@@ -219,7 +219,7 @@ def test_a_rosbag_whose_recorder_was_killed(recorded_root: Path, expected: list[
         make_log(recorded_root, TINY, path, storage)
         (path / "metadata.yaml").unlink()
         [drive] = open_drives(path, None, (), SPEC, None)
-        assert [frame.token for frame in drive] == [frame.token for frame in expected]
+        assert [frame.token for frame in drive.frames()] == [frame.token for frame in expected]
 
 
 def test_a_rosbag_of_several_files(recorded_root: Path, expected: list[Frame], tmp_path: Path) -> None:
@@ -232,12 +232,12 @@ def test_a_rosbag_of_several_files(recorded_root: Path, expected: list[Frame], t
         with sqlite3.connect(path / name) as database:
             database.execute(f"DELETE FROM messages WHERE timestamp {condition} ?", (expected[1].timestamp * 1000,))
     [drive] = open_drives(path, None, (), SPEC, None)
-    for a, b in zip(drive, expected, strict=True):
+    for a, b in zip(drive.frames(), expected, strict=True):
         assert a.token == b.token
         assert a.cameras.keys() == b.cameras.keys()
     (path / "bag_1.db3").write_bytes((path / "bag_1.db3").read_bytes()[:3000])
     [drive] = open_drives(path, None, (), SPEC, None)
-    assert [frame.token for frame in drive] == [expected[0].token]
+    assert [frame.token for frame in drive.frames()] == [expected[0].token]
     assert "bag_1.db3: cannot read the recording" in drive.counts.summary()["damage"][0]
 
 

@@ -2,7 +2,9 @@
 
 import json
 import random
+import zlib
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +13,18 @@ from conftest import write_tiny
 from exported import QUIET
 from pages import timeless
 from recordings import sent, write_raw_mcap
-from test_player import SAME, VERSION, small
+from test_player import SAME, VERSION, record_of, small
 from vocabulary import CAMERAS, SENSORS
 
 from deploy.replay.faults import Fault, inject
+from deploy.replay.journal import JOURNAL, Journal
 from deploy.replay.player import Each, Player, Watcher
+from deploy.replay.prefetch import prefetch
+from deploy.replay.report import Share
 from deploy.replay.run import replay
 from deploy.replay.settings import Settings, Source
 from deploy.replay.sources import encoded, open_drives
+from deploy.replay.undecoded import UndecodedFrame
 from deploy.runtime import Runtime
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
@@ -65,11 +71,11 @@ def recording(drive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_raw_mcap(tmp_path_factory.mktemp("recording") / "drive.mcap", log)
 
 
-def player(path: Path, out: Path, watcher: Watcher | None = None) -> Player:
+def player(path: Path, out: Path, watcher: Watcher | None = None, share: Share | None = None) -> Player:
     runtime, recorded = Runtime(small()), path.suffix == ".mcap"
     source = Source(path, None if recorded else VERSION)
     drives = open_drives(path, source.version, (), runtime.bundle.spec, None)
-    return Player(runtime, source, drives, out, Settings(), watcher)
+    return Player(runtime, source, drives, out, Settings(), watcher, share)
 
 
 def stop(path: Path, out: Path, frames: int) -> None:
@@ -138,6 +144,33 @@ def test_stopped_again_and_again_it_ends_with_the_same(
         stop(path, tmp_path, frames)
     player(path, tmp_path).run()
     assert_same(tmp_path, undisturbed(path))
+
+
+@pytest.mark.parametrize(
+    ("share", "recalled"), [(Share(0, FRAMES), 9), (Share(0, 2 * FRAMES), 0), (Share(7, FRAMES), 0)]
+)
+def test_a_drive_with_another_place_in_a_replay_restarts(
+    drive: Path, tmp_path: Path, share: Share, recalled: int
+) -> None:
+    """The report shows other frames of it, whose pictures the journal lacks."""
+    for given, watcher in ((Share(0, FRAMES), StopsAfter(9)), (share, Watcher())):
+        each = player(drive, tmp_path, watcher, given)
+        with pytest.raises(Stopped) if watcher.__class__ is StopsAfter else nullcontext():
+            each.run_part(lambda part: None)
+    assert each.collected.recalled == recalled
+
+
+def test_threads_share_the_journal(drive: Path, tmp_path: Path) -> None:
+    """One names frames while the other recalls them and the next are written, again and again."""
+    stop(drive, tmp_path, FRAMES - 1)
+    about = json.loads(zlib.decompress(record_of(tmp_path / JOURNAL, 0)))
+    (source,) = open_drives(drive, VERSION, (), Runtime(small()).bundle.spec, None)
+    for _ in range(5):
+        with Journal(tmp_path / JOURNAL, **about) as journal:
+            frames = prefetch(source.frames(journal.sizes))
+            recalled = [(frame, journal.recall(frame)) for frame in frames]
+        assert [isinstance(frame, UndecodedFrame) for frame, _ in recalled] == [True] * (FRAMES - 1) + [False]
+        assert [known and known.token for _, known in recalled] == [frame.token for frame, _ in recalled[:-1]] + [None]
 
 
 @pytest.mark.parametrize("faults", [["noise:cameras"], ["freeze:lidar@5-9", "drop:CAM_BACK@6-12"]])

@@ -196,11 +196,8 @@ class _Worker:
             self.settings,
             share=share,
         )
-        provenance, part = player.provenance, folder / PART
-        known = {
-            "about": provenance.about(self.source.path),
-            "computed": provenance.computed | {"first": assigned.share.first, "total": assigned.share.total},
-        }
+        part = folder / PART
+        known = {"about": player.provenance.about(self.source.path), "computed": player.computed}
         collected = _finished(part, known)
         if collected is not None:
             return len(collected["report"]["milliseconds"])

@@ -15,9 +15,12 @@ import errno
 import json
 import os
 import sqlite3
+import threading
 import zlib
+from collections import deque
 from collections.abc import Mapping
 from contextlib import ExitStack, closing
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +68,6 @@ class Journal:
         resumed: whether it has frames of an earlier run.
         fingerprints: hashes of the recalled and added frames, by drive.
         discarded: which software or machine differed, if frames were discarded for that; otherwise "".
-        monitor: state of the health monitor after the last frame; None if it is not known.
 
     Raises:
         InputError: it is the journal of another replay or of a running one (OccupiedError), or cannot be written.
@@ -78,9 +80,10 @@ class Journal:
         self.recalled = 0  # frames so far
         self.fingerprints: dict[str, Fingerprint] = {}
         self.discarded = ""
-        self.monitor: MonitorState | None = None  # after the last frame; None: without it all frames are to be read
         self._recalling = True
         self._named = 0  # frames that `sizes` has given
+        self._given = deque[Recorded]()  # their records, which `recall` takes
+        self._lock = threading.Lock()  # Python from 3.12 on lets threads share a statement
         self._opened = ExitStack()
 
     def __enter__(self) -> Journal:
@@ -101,16 +104,38 @@ class Journal:
         if not self.resumed:
             self._execute("DELETE FROM records")
             self._write(0, json.dumps({"about": self.about, "computed": self.computed}).encode())
-        self.monitor = self._known_monitor()
         return self
 
+    @cached_property
+    def _known(self) -> tuple[int, MonitorState | None]:
+        """Number of frames when it was opened, and the state of the health monitor after the last one.
+
+        None: the state is of another frame, or a record is damaged.
+        """
+        record = self._read(_MONITOR)
+        if record is None:
+            return 0, None
+        number, state = unpacked_monitor(record)
+        last = self._execute("SELECT MAX(number) FROM records")
+        whole = number == last and all(self._read(i) is not None for i in range(last + 1))
+        return (last, state) if whole else (0, None)
+
+    @property
+    def monitor(self) -> MonitorState | None:
+        """State of the health monitor after the last of the frames that `sizes` gives."""
+        return self._known[1]
+
     def sizes(self, token: str) -> SensorSizes | None:
-        """What a frame has, if it is the next one in the journal and its sensors need not be read to restore it."""
-        record = None if self.monitor is None else self._read(self._named + 1)
+        """What a frame has, if it is the next one in the journal and its sensors need not be read to restore it.
+
+        Such a frame is to be recalled, as an `UndecodedFrame`. First called before a frame is added.
+        """
+        record = self._read(self._named + 1) if self._named < self._known[0] else None
         recorded = None if record is None else Recorded.load(record)
         if recorded is None or recorded.token != token:
             return None
         self._named += 1
+        self._given.append(recorded)
         return recorded.sizes
 
     def recall(self, frame: Frame) -> Recorded | None:
@@ -121,12 +146,14 @@ class Journal:
         """
         if not self._recalling:
             return None
-        record = self._read(self.recalled + 1)
-        if record is None:
+        if isinstance(frame, UndecodedFrame):
+            recorded = self._given.popleft()
+        elif (record := self._read(self.recalled + 1)) is not None:
+            recorded = Recorded.load(record)
+        else:
             self._recalling = False
             self._delete_from(self.recalled + 1)
             return None
-        recorded = Recorded.load(record)
         if not self._is_of(frame, recorded.hashes):
             raise InputError(
                 f"{self.path}: frame {self.recalled} of the drive differs from the one that was replayed before; "
@@ -171,15 +198,6 @@ class Journal:
             return without_sensors(frame) == hashes.rest
         return self._fingerprint(frame.scene).add(frame).data == hashes.data
 
-    def _known_monitor(self) -> MonitorState | None:
-        """The state of the monitor, if it is that after the last record, and all records are whole."""
-        record = self._read(_MONITOR)
-        if record is None:
-            return None
-        number, state = unpacked_monitor(record)
-        last = self._execute("SELECT MAX(number) FROM records")
-        return state if number == last and all(self._read(i) is not None for i in range(last + 1)) else None
-
     def _open(self) -> bool:
         """Open the database; returns False if it is damaged."""
         try:
@@ -196,7 +214,8 @@ class Journal:
     def _execute(self, statement: str, *values: Any) -> Any:
         """Execute a statement and return its first value, or None."""
         try:
-            return (self._database.execute(statement, values).fetchone() or [None])[0]
+            with self._lock:
+                return (self._database.execute(statement, values).fetchone() or [None])[0]
         except sqlite3.OperationalError as error:
             raise self._cannot_write(error) from None
 

@@ -85,6 +85,9 @@ class Player:
         self.runtime, self.source, self.drives, self.out = runtime, source, drives, out
         self.settings, self.watcher, self.share = settings or Settings(), watcher or Watcher(), share
         self.provenance = new_provenance(runtime, source, self.settings)
+        # What the journal's frames depend on besides the drives: of the share, which pictures the report shows.
+        place = {} if share is None else {"first": share.first, "total": share.total}
+        self.computed = self.provenance.computed | place
         self.clock = RealTime() if self.settings.real_time or self.settings.latency else None
         manifest = runtime.bundle.manifest
         self.expected = sum(map(self.settings.selection.expected_of, drives))
@@ -167,7 +170,7 @@ class Player:
 
     def _journal(self, resume: bool = True) -> Journal:
         about = self.provenance.about(self.source.path)
-        return Journal(made(self.out) / JOURNAL, about, self.provenance.computed, resume)
+        return Journal(made(self.out) / JOURNAL, about, self.computed, resume)
 
     @property
     def _restores_unread(self) -> bool:

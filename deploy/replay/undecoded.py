@@ -31,7 +31,7 @@ class SensorSizes:
     def of(frame: Frame) -> SensorSizes:
         points = None
         if frame.points is not None:
-            # Points are in ascending order of their times.
+            # The sweeps are in ascending order of their times.
             keyframe = np.flatnonzero(of_keyframe(frame.points))
             first, end = (int(keyframe[0]), int(keyframe[-1]) + 1) if len(keyframe) else (0, 0)
             points = len(frame.points), first, end

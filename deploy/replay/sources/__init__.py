@@ -40,7 +40,7 @@ class Drive(Protocol):
         ...
 
     def frames(self, known: Known = nothing_known) -> Iterator[Frame]:
-        """The frames; of those that are known, the sensor data is not read (`UndecodedFrame`)."""
+        """The frames; those that are known are `UndecodedFrame`, and as little as possible is read of them."""
         ...
 
 

@@ -113,7 +113,7 @@ class CameraPictures:
         file = None
         if image is None:
             image = picture.decode()
-            file = jpeg_file(picture.content, image)
+            file = jpeg_file(picture.content, image) if lens is None else None
             if (image.shape[1], image.shape[0]) != picture.size:
                 raise CorruptMessage("a picture of another size than its header says")
             image = image if lens is None else lens.rectify(image)

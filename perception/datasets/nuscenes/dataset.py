@@ -277,7 +277,7 @@ class NuScenesTables(RecordedKeyframes):
             ego_from_camera=self.recordings.ego_from_sensor[recording.calibration],
             global_from_ego=self.recordings.global_from_ego(recording),
             timestamp=recording.timestamp,
-            file=file,
+            file=file if distortion is None else None,
         )
 
 

@@ -18,6 +18,7 @@ import orjson
 from perception.errors import InputError
 
 _BLOCK = 1 << 20  # bytes of rows that are parsed at once
+_MOST_BLOCKS = 16  # without the end of a row
 _CHUNK = 1 << 24  # characters per read; much longer than any row
 _OPENING, _BETWEEN_ROWS = re.compile(rb"\s*\["), re.compile(r"[\s,]*")
 
@@ -89,6 +90,8 @@ def _rows(file: BinaryIO, path: Path) -> Iterator[dict[str, Any]]:
             if not more:
                 return
             position, rest = position + end + 1, rest[end + 1 :]
+        elif len(rest) > _MOST_BLOCKS * _BLOCK:
+            break  # rows that end otherwise, which would all be held
         rest += more
     file.seek(position)
     yield from _single_rows(io.TextIOWrapper(file, "utf-8"), path)

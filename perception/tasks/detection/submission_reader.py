@@ -8,7 +8,7 @@ import re
 from collections.abc import Collection, Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import orjson
 
@@ -45,12 +45,9 @@ def _samples(path: Path) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     seen = False
     with ExitStack() as opened:
         try:
-            file = opened.enter_context(path.open("rb"))
-            content: bytes | mmap.mmap = opened.enter_context(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+            content = _content(opened.enter_context(path.open("rb")), opened)
         except OSError as error:
             raise InputError(f"{path}: cannot read the submission ({error.strerror})") from None
-        except ValueError:
-            content = b""  # an empty file cannot be mapped
         try:
             reader = _Json(content)
             for key in reader.members():
@@ -69,6 +66,14 @@ def _samples(path: Path) -> Iterator[tuple[str, list[dict[str, Any]]]]:
         raise InputError(
             f"{path}: not a nuScenes submission: no JSON object with an object `results` of lists of boxes"
         ) from None
+
+
+def _content(file: BinaryIO, opened: ExitStack) -> bytes | mmap.mmap:
+    """A file mapped into memory, until `opened` is closed; an empty one and a pipe, which cannot be, are read."""
+    try:
+        return opened.enter_context(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+    except (OSError, ValueError):
+        return file.read()
 
 
 class _Json:
