@@ -182,7 +182,7 @@ class Report:
             if health.status != "ok":
                 faulty.setdefault(health.words, []).append(name)
         ratings = {
-            "slowest": (float(total), f"{total:.0f} ms"),
+            "slowest": (total, f"{total:.0f} ms"),
             "sensors": (
                 sum(map(len, faulty.values())),
                 "; ".join(
@@ -196,7 +196,8 @@ class Report:
         mistakes = [each for each in found if each is not None]
         if mistakes:
             ratings["mistakes"] = sum(number for number, _ in mistakes), "; ".join(text for _, text in mistakes)
-        return ratings
+        # A journal has them as JSON, which has no numbers of numpy.
+        return {measure: (float(value), text) for measure, (value, text) in ratings.items()}
 
     def _with_pictures(self, number: int, frame: Frame, seen: SceneFrame, layers: Sequence[Layer]) -> dict[str, Any]:
         return {
