@@ -2,8 +2,8 @@
 
 import json
 import random
-import zlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -13,18 +13,16 @@ from conftest import write_tiny
 from exported import QUIET
 from pages import timeless
 from recordings import sent, write_raw_mcap
-from test_player import SAME, VERSION, record_of, small
+from test_player import SAME, VERSION, small
 from vocabulary import CAMERAS, SENSORS
 
 from deploy.replay.faults import Fault, inject
 from deploy.replay.journal import JOURNAL, Journal
 from deploy.replay.player import Each, Player, Watcher
-from deploy.replay.prefetch import prefetch
 from deploy.replay.report import Share
 from deploy.replay.run import replay
 from deploy.replay.settings import Settings, Source
 from deploy.replay.sources import encoded, open_drives
-from deploy.replay.undecoded import UndecodedFrame
 from deploy.runtime import Runtime
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
@@ -160,17 +158,18 @@ def test_a_drive_with_another_place_in_a_replay_restarts(
     assert each.collected.recalled == recalled
 
 
-def test_threads_share_the_journal(drive: Path, tmp_path: Path) -> None:
-    """One names frames while the other recalls them and the next are written, again and again."""
-    stop(drive, tmp_path, FRAMES - 1)
-    about = json.loads(zlib.decompress(record_of(tmp_path / JOURNAL, 0)))
-    (source,) = open_drives(drive, VERSION, (), Runtime(small()).bundle.spec, None)
-    for _ in range(5):
-        with Journal(tmp_path / JOURNAL, **about) as journal:
-            frames = prefetch(source.frames(journal.sizes))
-            recalled = [(frame, journal.recall(frame)) for frame in frames]
-        assert [isinstance(frame, UndecodedFrame) for frame, _ in recalled] == [True] * (FRAMES - 1) + [False]
-        assert [known and known.token for _, known in recalled] == [frame.token for frame, _ in recalled[:-1]] + [None]
+def test_threads_share_the_journal(tmp_path: Path) -> None:
+    """One reads ahead while another restores frames. Python from 3.12 on gives both the same statement of SQLite."""
+    records = {number: bytes([number]) * 50_000 for number in range(1, 9)}
+    with Journal(tmp_path / JOURNAL, {}) as journal:
+        for number, record in records.items():
+            journal._write(number, record)
+
+        def wrong(rounds: int) -> int:
+            return sum(journal._read(number) != record for _ in range(rounds) for number, record in records.items())
+
+        with ThreadPoolExecutor(2) as pool:
+            assert sum(pool.map(wrong, [1500, 1500])) == 0
 
 
 @pytest.mark.parametrize("faults", [["noise:cameras"], ["freeze:lidar@5-9", "drop:CAM_BACK@6-12"]])
