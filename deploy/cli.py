@@ -22,7 +22,9 @@ def main() -> None:
     try:
         app()
     except InputError as error:
-        print(f"perception: {error}", file=sys.stderr)
+        from perception.storage import with_addresses
+
+        print(f"perception: {with_addresses(str(error))}", file=sys.stderr)
         sys.exit(2)
     except ModuleNotFoundError as error:  # on the vehicle: no torch, no devkit
         package = (error.name or str(error)).split(".")[0]

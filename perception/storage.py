@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
@@ -45,6 +45,13 @@ def origin_of(path: Path) -> Path:
     return Path(f"{store}:", *rest)
 
 
+def with_addresses(text: str) -> str:
+    """The text with the addresses of what is in a store, instead of the paths in the mirror."""
+    for store in STORES:
+        text = text.replace(f"{_root() / store}/", f"{store}://")
+    return text
+
+
 def fetched(path: Path) -> Path:
     """As `mirror_of`, after fetching what has changed in the store, without the files of sensors.
 
@@ -57,14 +64,20 @@ def fetched(path: Path) -> Path:
     objects = _attempt(local, lambda: _objects(local))
     if not objects:
         raise InputError(f"{_url(local)}: there is no such object or folder; check the address")
-    if local.is_dir():
+    _fetch_all(local, objects)
+    return local
+
+
+def _fetch_all(local: Path, objects: Mapping[str, dict[str, Any]]) -> None:
+    """Make the mirror of a folder equal to its objects."""
+    if local.is_dir() and objects:
         for file in [each for each in local.rglob("*") if each.is_file()]:
             name = file.relative_to(local).as_posix()
-            if name not in objects and name.partition("/")[0] not in LATER:
-                file.unlink()  # was removed from the store
+            if name not in objects and name.partition("/")[0] not in LATER and (mark := _mark(file)).is_file():
+                file.unlink()  # was fetched, and removed from the store
+                mark.unlink()
     with ThreadPoolExecutor(THREADS) as threads:
         list(threads.map(lambda name: _fetch(local / name, objects[name]), objects))
-    return local
 
 
 def read(path: Path) -> bytes:
@@ -86,10 +99,33 @@ def read(path: Path) -> bytes:
 
 
 @contextmanager
-def results(out: Path, last: Sequence[str], only: Collection[str] | None = None) -> Iterator[Path]:
+def output(path: Path) -> Iterator[Path]:
+    """As `results` of a folder to which an earlier command may have written; of several processes the first one puts.
+
+    The folder begins with what is in the store, so that a command can go on there, or refuse to; what has changed is
+    put. Afterwards the store alone has it. After a kill this machine has what was written, and goes on with it.
+    """
+    if not is_remote(path):
+        yield path
+        return
+    local = mirror_of(path)
+    _fetch_all(local, _attempt(local, lambda: _objects(local)))
+    if os.environ.get("RANK", "0") != "0":  # of a training in several processes
+        yield local
+        return
+    try:
+        yield local
+    finally:
+        changed = [name for name in _files(local) if _is_changed(local / name)]
+        _put(local, [name for name in ("manifest.json",) if name in changed], changed)
+    shutil.rmtree(local, ignore_errors=True)
+
+
+@contextmanager
+def results(out: Path, last: Sequence[str] = (), only: Collection[str] | None = None) -> Iterator[Path]:
     """The folder on this machine to write results to; those for an object store are put there in the end.
 
-    This also happens after an error, since some results describe it.
+    This also happens after an error, since some results describe it. Hidden files stay here.
 
     Args:
         last: names of files that mark the others as whole: they are removed first and put last, in this order.
@@ -111,10 +147,37 @@ def _put(folder: Path, last: Sequence[str], only: Collection[str] | None) -> Non
     system = _system(folder)
     for name in last:
         _attempt(folder, partial(_remove, system, _url(folder / name)))
-    files = [each.name for each in folder.iterdir() if each.is_file() and not each.name.startswith(".")]
-    files = [name for name in files if only is None or name in only]
-    for name in [*sorted({*files} - {*last}), *(each for each in last if each in files)]:
-        _attempt(folder, partial(system.put_file, str(folder / name), _url(folder / name)))
+    names = [name for name in _files(folder) if only is None or name in only]
+    put(folder, [name for name in names if name not in last])
+    for name in last:
+        put(folder, [name] if name in names else [])
+
+
+def _files(folder: Path) -> list[str]:
+    """The files of a folder by relative name, without hidden ones."""
+    files = [each.relative_to(folder) for each in sorted(folder.rglob("*")) if each.is_file()]
+    return [each.as_posix() for each in files if not any(part.startswith(".") for part in each.parts)]
+
+
+def _is_changed(local: Path) -> bool:
+    """Whether a file of the mirror is not, or no longer, the one of the store."""
+    mark = _mark(local)
+    return not mark.is_file() or local.stat().st_mtime_ns > mark.stat().st_mtime_ns
+
+
+def put(folder: Path, names: Sequence[str]) -> None:
+    """Put files of a folder of the mirror into its store.
+
+    Raises:
+        InputError: the store cannot be reached or written.
+    """
+
+    def transfer(name: str) -> None:
+        local = folder / name
+        _attempt(local, lambda: _system(local).put_file(str(local), _url(local)))
+
+    with ThreadPoolExecutor(THREADS) as threads:
+        list(threads.map(transfer, names))
 
 
 def removed(folder: Path) -> None:
@@ -139,6 +202,11 @@ def _url(local: Path) -> str:
     return f"{store}://{'/'.join(rest)}"
 
 
+def _mark(local: Path) -> Path:
+    """The file with the version in which a file of the mirror was fetched."""
+    return cache() / "versions" / local.relative_to(_root())
+
+
 def _system(local: Path) -> Any:
     """Client of the store of a file or folder of the mirror."""
     store = local.relative_to(_root()).parts[0]
@@ -153,10 +221,14 @@ def _system(local: Path) -> Any:
 def _objects(local: Path) -> dict[str, dict[str, Any]]:
     """Objects at or below an address, by relative name (. for the address itself), without the content of LATER."""
     system, base = _system(local), "/".join(local.relative_to(_root()).parts[1:])
-    if system.isfile(base):
-        return {".": system.info(base)}
+    try:
+        itself = system.info(base)
+    except FileNotFoundError:
+        return {}
+    if itself["type"] == "file":
+        return {".": itself}
     found: dict[str, dict[str, Any]] = {}
-    for folder, folders, files in system.walk(base, detail=True):
+    for folder, folders, files in system.walk(base, detail=True, on_error="raise"):
         for name in [each for each in folders if each in LATER and folder.rstrip("/") == base]:
             del folders[name]
         for each in files.values():
@@ -169,7 +241,7 @@ def _fetch(local: Path, info: dict[str, Any]) -> None:
     if ".." in local.parts:
         raise InputError(f"{local}: an object's name leaves its folder; rename it in the store")
     version = str(info.get("ETag") or info.get("etag") or info["size"])
-    mark = cache() / "versions" / local.relative_to(_root())
+    mark = _mark(local)
     if local.is_file() and mark.is_file() and mark.read_text() == version:
         return
     part = mark.with_name(f".{local.name}.{os.getpid()}.part")

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from deploy.commands.trust import AllowOlder, Keys, State, make_trust
-from perception.commands.common import Json, Out, Scenes, Version, app, console_for, names, report
+from perception.commands.common import Json, Out, Run, Scenes, Version, app, console_for, from_store, names, report
 from perception.errors import InputError
 
 Routes = Annotated[str, typer.Option(help="Sets of conditions that one graph serves: base,rain,night,rain+night.")]
@@ -26,7 +26,7 @@ def _routes(conditions: str, routes: str) -> list[list[str]]:
 
 @app.command(epilog="Example: perception plan runs/a --routes base,rain")
 def plan(
-    checkpoint: Annotated[Path, typer.Argument(help="A run, or one of its checkpoints.")],
+    checkpoint: Run,
     conditions: Annotated[str, typer.Option(help="Fold the modules for these, such as rain,night.")] = "",
     routes: Routes = "",
     as_json: Json = False,
@@ -51,7 +51,7 @@ class PrecisionName(str, Enum):
     epilog="Example: perception export runs/a --out runs/a/bundle --conditions rain --precision int8 --calibrate drives"
 )
 def export(
-    checkpoint: Annotated[Path, typer.Argument(help="A run, or one of its checkpoints.")],
+    checkpoint: Run,
     out: Out,
     conditions: Annotated[str, typer.Option(help="Fold the modules for these, such as rain,night.")] = "",
     routes: Routes = "",
@@ -62,7 +62,8 @@ def export(
         PrecisionName, typer.Option(help="Precision of the layers that tolerate it.")
     ] = PrecisionName.fp32,
     calibrate: Annotated[
-        Path | None, typer.Option(help="Drives to calibrate int8 on: the same paths as --data of other commands.")
+        Path | None,
+        typer.Option(callback=from_store, help="Drives to calibrate int8 on: the same paths as --data of others."),
     ] = None,
     version: Version = None,
     scenes: Scenes = "",
@@ -150,7 +151,9 @@ def build(
 
 @app.command(epilog="Example: perception verify runs/a/bundle --key public.pem")
 def verify(
-    bundle: Annotated[Path, typer.Argument(help="An exported bundle, or a build package with one in it.")],
+    bundle: Annotated[
+        Path, typer.Argument(callback=from_store, help="An exported bundle, or a build package with one in it.")
+    ],
     key: Keys = None,
     state: State = None,
     allow_older: AllowOlder = False,

@@ -13,8 +13,8 @@ import typer
 from deploy.commands.trust import AllowOlder, Keys, State, make_trust
 from perception.commands.common import (
     Json,
-    Out,
     RayAddress,
+    Results,
     RigOption,
     Root,
     Scenes,
@@ -43,7 +43,7 @@ def evaluate(
         Path, typer.Argument(callback=from_store, help="A run, one of its checkpoints, or an exported bundle.")
     ],
     data: Root,
-    out: Out,
+    out: Results,
     version: Version = None,
     split: Annotated[
         str | None, typer.Option(help="Default: the version's validation split; all: every scene.")
@@ -159,8 +159,8 @@ def _given(conditions: str, bundle: Path) -> Conditions | None:
     epilog="Example: perception compare runs/a/evaluation runs/b/evaluation --by condition --out runs/b/compared"
 )
 def compare(
-    before: Annotated[Path, typer.Argument(help="Folder that `perception evaluate` wrote.")],
-    after: Annotated[Path, typer.Argument(help="Another one, of the same keyframes.")],
+    before: Annotated[Path, typer.Argument(callback=from_store, help="Folder that `perception evaluate` wrote.")],
+    after: Annotated[Path, typer.Argument(callback=from_store, help="Another one, of the same keyframes.")],
     by: Annotated[
         str, typer.Option(help="Slices that both were evaluated by: condition,range,... Default: all of them.")
     ] = "",
@@ -184,7 +184,7 @@ def replay(
         typer.Argument(callback=from_store, help="Dataroot of nuScenes, simulated or PandaSet; .mcap file; rosbag2."),
     ],
     bundle: Annotated[Path, typer.Option(callback=from_store, help="An exported bundle.")],
-    out: Out,
+    out: Results,
     target: Annotated[str, typer.Option(help="Target whose engine runs; `perception build --list` shows all.")] = "cpu",
     version: Version = None,
     scenes: Scenes = "",
@@ -286,7 +286,9 @@ def replay(
 @app.command(epilog="Example: perception judge runs/b/replay --baseline runs/a/replay --gates gates.yaml")
 def judge(
     run: Annotated[Path, typer.Argument(help="Folder of a finished replay.")],
-    baseline: Annotated[Path | None, typer.Option(help="Folder of another replay of the same drives.")] = None,
+    baseline: Annotated[
+        Path | None, typer.Option(callback=from_store, help="Folder of another replay of the same drives.")
+    ] = None,
     gates: Annotated[Path | None, typer.Option(help="YAML file of the gates.")] = None,
     as_json: Json = False,
 ) -> None:

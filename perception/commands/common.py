@@ -30,7 +30,19 @@ class _Command(TyperCommand):
         for option, times in Counter(order).items():
             if times > 1 and not getattr(option, "multiple", True) and not getattr(option, "is_flag", True):
                 raise InputError(f"{option.opts[0]} is given {times} times; give it once")
-        return list(super().parse_args(ctx, args))
+        left = list(super().parse_args(ctx, args))
+        for parameter in self.params:
+            if getattr(parameter, "callback", None) is None:
+                _require_local(parameter.opts[0], ctx.params.get(parameter.name or ""))
+        return left
+
+
+def _require_local(name: str, value: Any) -> None:
+    """Raise InputError for a path in an object store, which would be taken for a folder of this machine."""
+    from perception.storage import is_remote
+
+    if isinstance(value, Path) and is_remote(value):
+        raise InputError(f"{name}: {value} is in an object store; copy it here, or give a path on this machine")
 
 
 class _Application(typer.Typer):
@@ -54,6 +66,18 @@ def from_store(path: Path | None) -> Path | None:
     return None if path is None else fetched(path)
 
 
+def to_store(ctx: typer.Context, path: Path | None) -> Path | None:
+    """A path to write to; what is in an object store is put there when the command ends."""
+    from perception.storage import output
+
+    return None if path is None else ctx.with_resource(output(path))
+
+
+def as_given(path: Path) -> Path:
+    """A path of which the command itself puts results into an object store."""
+    return path
+
+
 Root = Annotated[
     Path,
     typer.Option(
@@ -63,7 +87,9 @@ Root = Annotated[
     ),
 ]
 Version = Annotated[str | None, typer.Option(help="v1.0-mini, v1.0-trainval, ... Default: the only one there is.")]
-Out = Annotated[Path, typer.Option("--out", help="Folder to write.")]
+Run = Annotated[Path, typer.Argument(callback=from_store, help="A run, or one of its checkpoints.")]
+Out = Annotated[Path, typer.Option("--out", callback=to_store, help="Folder to write.")]
+Results = Annotated[Path, typer.Option("--out", callback=as_given, help="Folder to write.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON to standard output, all else to standard error.")]
 Scenes = Annotated[str, typer.Option(help="Only these: scene-0103,scene-0916 or keyframes scene-0103:0-4.")]
 RayAddress = Annotated[

@@ -7,14 +7,14 @@ from typing import Annotated
 
 import typer
 
-from perception.commands.common import Json, Out, RigOption, Scenes, Version, app, console_for, names, report, rig_of
+from perception.commands.common import Json, RigOption, Scenes, Version, app, console_for, names, report, rig_of
 from perception.errors import InputError
 
 
 @app.command(epilog="Example: perception annotate-occupancy nuscenes --sweeps 9 --out nuscenes-occupancy")
 def annotate_occupancy(
     data: Annotated[Path, typer.Argument(help="Dataroot of nuScenes, simulated or PandaSet, with boxes.")],
-    out: Out,
+    out: Annotated[Path, typer.Option("--out", help="Folder to write.")],
     version: Version = None,
     scenes: Scenes = "",
     sweeps: Annotated[int, typer.Option(help="LiDAR sweeps before each keyframe that are used, too.", min=0)] = 0,

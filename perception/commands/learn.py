@@ -20,6 +20,7 @@ from perception.commands.common import (
     print_trained,
     report,
     rig_of,
+    to_store,
     training_split,
 )
 
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 @app.command(epilog="Example: perception simulate drives --scenes 8 --samples 20 --conditions all")
 def simulate(
-    out: Annotated[Path, typer.Argument(help="New dataroot to write.")],
+    out: Annotated[Path, typer.Argument(callback=to_store, help="New dataroot to write.")],
     scenes: Annotated[int, typer.Option(help="Number of drives.", min=1)] = 8,
     samples: Annotated[int, typer.Option(help="Keyframes (at 2 Hz) in each drive.", min=1)] = 20,
     seed: Annotated[int, typer.Option(help="The same seed gives the same bytes.")] = 0,

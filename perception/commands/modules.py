@@ -13,14 +13,17 @@ from perception.commands.common import (
     Out,
     RigOption,
     Root,
+    Run,
     Scenes,
     Version,
     app,
     console_for,
+    from_store,
     names,
     print_trained,
     report,
     rig_of,
+    to_store,
     training_split,
 )
 from perception.errors import InputError
@@ -62,7 +65,10 @@ def _kinds(text: str, slots: list[str], options: dict[str, float]) -> dict[str, 
 )
 def adapt(
     checkpoint: Annotated[
-        Path, typer.Argument(help="A run, or one of its checkpoints; or a YAML file with a backbone of mmdet3d.")
+        Path,
+        typer.Argument(
+            callback=from_store, help="A run, or one of its checkpoints; or a YAML file with a backbone of mmdet3d."
+        ),
     ],
     data: Root,
     out: Out,
@@ -146,7 +152,7 @@ def adapt(
     epilog="Example: perception merge runs/both --modules rain,night --method ties --name wet_night --out runs/merged"
 )
 def merge(
-    checkpoint: Annotated[Path, typer.Argument(help="A run, or one of its checkpoints.")],
+    checkpoint: Run,
     modules: Annotated[str, typer.Option(help="Two or more of its modules: rain,night or 0.7*rain,0.3*night.")],
     name: Annotated[str, typer.Option(help="Name of the new module.")],
     out: Out,
@@ -189,11 +195,13 @@ def _show_route(
 
 @app.command(epilog="Example: perception modules runs/a --load runs/rain/modules/rain.safetensors --out runs/both")
 def modules(
-    checkpoint: Annotated[Path, typer.Argument(help="A run, or one of its checkpoints.")],
+    checkpoint: Run,
     load: Annotated[
         str, typer.Option(help="Add modules and heads of tasks: FILE,FILE or NEW_NAME=FILE. Needs --out.")
     ] = "",
-    out: Annotated[Path | None, typer.Option("--out", help="Folder for the checkpoint with the added modules.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", callback=to_store, help="Folder for the checkpoint with the added modules.")
+    ] = None,
     frame: Annotated[str, typer.Option(help="Show how this keyframe is routed: scene-0103:0. Needs --data.")] = "",
     data: Annotated[Path | None, typer.Option("--data", help="nuScenes dataroot of --frame.")] = None,
     version: Version = None,

@@ -9,6 +9,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from perception.atomic import made
 from perception.datasets.nuscenes.lidarseg import TABLE as LIDARSEG
 from perception.datasets.nuscenes.occ3d import GRID, occ3d_arrays, occ3d_file
 from perception.rig import Rig, RigCamera, RigSensor
@@ -79,6 +80,14 @@ class _Recorder:
         self.tables: Tables = {"sample_data": [], "ego_pose": [], **{name: [] for name in further}}
         self.start = EPOCH + drive.number * DRIVE_INTERVAL
 
+    def make_folders(self) -> None:
+        sensors = self.drive.rig.sensors
+        folders = [f"samples/{name}" for name in sensors.names]
+        folders += [f"sweeps/{name}" for name in sensors.lidars] if self.drive.sweeps else []
+        folders += [f"{LIDARSEG}/{VERSION}"] if self.layout.lidarseg else []
+        for folder in folders:
+            made(self.out / folder)
+
     def microseconds(self, time: float) -> int:
         return self.start + round(time * 1e6)
 
@@ -139,6 +148,7 @@ def record(drive: Drive, out: Path, progress: Callable[[], None]) -> Tables:
     if drive.course.extras.obstacles:
         world = with_obstacles(world, KEYFRAME_PERIOD * np.arange(drive.samples), drive.rng(4))
     recorder = _Recorder(drive, world, out)
+    recorder.make_folders()
     samples: list[Row] = []
     observations: list[list[Observation]] = []
     for k in range(drive.samples):

@@ -5,19 +5,22 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
+import socket
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from perception.atomic import made, write_atomically
+from perception.datasets.nuscenes.lidarseg import TABLE as LIDARSEG
+from perception.datasets.nuscenes.occ3d import occ3d_file
+from perception.errors import InputError
 from perception.pools import open_pool
 from perception.simulate.drive import Drive, record
 from perception.simulate.nuscenes_writer import Tables
+from perception.storage import is_remote, mirror_of, origin_of, put, removed
 
 UNFINISHED = ".unfinished"  # folder below the dataroot with the tables of the drives that are recorded
-_ABOUT = "drives.sha256"
 
 
 def begin(drives: Sequence[Drive], out: Path) -> bool:
@@ -25,11 +28,11 @@ def begin(drives: Sequence[Drive], out: Path) -> bool:
 
     Else what it has recorded is not used.
     """
-    folder, about = out / UNFINISHED, _hash(drives)
-    if folder.exists() and (folder / _ABOUT).exists() and (folder / _ABOUT).read_text() == about:
+    folder = _finished(drives, out)
+    if folder.exists():
         return True
-    shutil.rmtree(folder, ignore_errors=True)
-    write_atomically(made(folder) / _ABOUT, about.encode())
+    removed(folder.parent)
+    made(folder)
     return False
 
 
@@ -54,11 +57,14 @@ def record_all(drives: Sequence[Drive], out: Path, run: Run) -> list[Tables]:
         InputError: processes die of the same drive again and again.
     """
     jobs = min(len(drives), run.jobs or os.cpu_count() or 1)
+    finished = _finished(drives, out).relative_to(out)
     if jobs == 1 and run.ray is None:
-        return [_recorded(out, drive, partial(run.progress, 1)) for drive in drives]
+        return [_recorded(_Place(out, finished), drive, partial(run.progress, 1)) for drive in drives]
     found: dict[int, Tables] = {}
-    with open_pool(partial(Path, out.absolute()), jobs, run.ray) as workers:
-        for i, tables in workers.completed(_recorded, drives, lambda drive: drive.name):
+    out = out.absolute()
+    opened, call = (_Place, _recorded) if run.ray is None else (_shared, _put)
+    with open_pool(partial(opened, out if run.ray is None else origin_of(out), finished), jobs, run.ray) as workers:
+        for i, tables in workers.completed(call, drives, lambda drive: drive.name):
             found[i] = tables
             run.progress(drives[i].samples)
     return [found[i] for i in range(len(drives))]
@@ -66,17 +72,63 @@ def record_all(drives: Sequence[Drive], out: Path, run: Run) -> list[Tables]:
 
 def end(out: Path) -> None:
     """Remove what was kept of single drives."""
-    shutil.rmtree(out / UNFINISHED, ignore_errors=True)
+    removed(out / UNFINISHED)
 
 
-def _recorded(out: Path, drive: Drive, progress: Callable[[], None] = lambda: None) -> Tables:
+class _Place(NamedTuple):
+    """Where a process writes.
+
+    Attributes:
+        out: the dataroot.
+        finished: folder below it with the tables of the drives that are recorded.
+    """
+
+    out: Path
+    finished: Path
+
+
+def _shared(out: Path, finished: Path) -> _Place:
+    """The place on a machine of a cluster.
+
+    Raises:
+        InputError: it is not what `begin` has prepared.
+    """
+    if not is_remote(out) and not (out / finished).exists():
+        raise InputError(
+            f"{out}: is another folder on {socket.gethostname()}; give one on a disk that all machines share, or in an "
+            "object store"
+        )
+    return _Place(mirror_of(out), finished)
+
+
+def _put(place: _Place, drive: Drive) -> Tables:
+    """As `_recorded`; the files of a drive for an object store are put there, and removed here."""
+    tables, out = _recorded(place, drive), place.out
+    if origin_of(out) != out:
+        rows = (row for name in ("sample_data", LIDARSEG) for row in tables.get(name, ()))
+        files = [out / row["filename"] for row in rows]
+        files += [occ3d_file(out, drive.name, row["token"]) for row in tables["sample"]]
+        files = [each for each in files if each.exists()]
+        put(out, [each.relative_to(out).as_posix() for each in files])
+        put(out, [(place.finished / f"{drive.name}.json").as_posix()])
+        for file in files:
+            file.unlink()
+    return tables
+
+
+def _recorded(place: _Place, drive: Drive, progress: Callable[[], None] = lambda: None) -> Tables:
     """The tables of a drive, which is recorded unless it was before."""
-    file = out / UNFINISHED / f"{drive.name}.json"
+    file = place.out / place.finished / f"{drive.name}.json"
     if file.exists():
         return dict(json.loads(file.read_bytes()))
-    tables = record(drive, out, progress)
-    write_atomically(file, json.dumps(tables).encode())
+    tables = record(drive, place.out, progress)
+    write_atomically(made(file.parent) / file.name, json.dumps(tables).encode())
     return tables
+
+
+def _finished(drives: Sequence[Drive], out: Path) -> Path:
+    """The folder with the tables of recorded drives, named after all drives and the code that records them."""
+    return out / UNFINISHED / _hash(drives)
 
 
 def _hash(drives: Sequence[Drive]) -> str:

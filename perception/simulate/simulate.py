@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from perception.simulate.nuscenes_writer import VERSION, Row, fixed_tables, toke
 from perception.simulate.obstacles import CATEGORIES as UNKNOWN
 from perception.simulate.recording import Run
 from perception.simulate.world_files import Worlds
+from perception.storage import removed
 from perception.taxonomy import load_taxonomy
 
 
@@ -68,17 +68,11 @@ def simulate(
     longest = max(len(course.phases) for course in courses)
     if samples < longest:
         raise InputError(f"samples is {samples}: a drive in {longest} parts needs a keyframe for each")
-    swept = rig.sensors.lidars if sweeps else ()
     drives = [Drive(seed, n, courses[n % len(courses)], samples, sweeps, rig) for n in range(scenes)]
-    for folder in (*(f"samples/{name}" for name in rig.sensors.names), *(f"sweeps/{name}" for name in swept)):
-        (out / folder).mkdir(parents=True, exist_ok=True)
     begun = recording.begin(drives, out)
     layout = layout_of(courses[0].taxonomy)
-    if layout.lidarseg:
-        classes = out / LIDARSEG / VERSION
-        if not begun:
-            shutil.rmtree(classes, ignore_errors=True)  # of an interrupted run; the devkit counts the files
-        classes.mkdir(parents=True, exist_ok=True)
+    if layout.lidarseg and not begun:  # of an interrupted run; the devkit counts the files
+        removed(out / LIDARSEG / VERSION)
     further = UNKNOWN if courses[0].extras.obstacles else ()
     categories = tuple(dict.fromkeys((*layout.categories, *further)))
     tables = fixed_tables(rig, categories, layout.attributes, layout.lidarseg)

@@ -17,7 +17,7 @@ from commands import refuses, succeeds
 from conftest import write_tiny
 from exported import QUIET
 from fleet_drives import write_scenes
-from object_store import BUCKET, objects, served, upload
+from object_store import served
 from ray.cluster_utils import Cluster
 from refusals import one_line_error
 from test_player import SAME, VERSION, assert_same, small
@@ -30,6 +30,7 @@ from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.evaluation.predictions import Reader
 from perception.evaluation.processes import Processes
 from perception.ray_workers import RayWorkers
+from perception.simulate import recording
 from perception.simulate.recording import Run
 from perception.simulate.simulate import simulate
 
@@ -92,6 +93,15 @@ def test_drives_are_simulated(address: str, tmp_path: Path) -> None:
     assert hashes(tmp_path / "ray") == hashes(tmp_path / "one")
 
 
+def test_machines_without_common_disk_do_not_simulate_to_a_folder(
+    address: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The driver prepares a folder that the workers do not see."""
+    monkeypatch.setattr(recording, "begin", lambda drives, out: False)
+    with one_line_error(r"out: is another folder on .* disk that all machines share, or in an object store"):
+        simulate(tmp_path / "out", 1, 1, 0, ["clear-day-boston"], rig=NARROW, run=Run(ray=address))
+
+
 def test_a_worker_that_cannot_start_is_one_line(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The workers lack a module."""
     module = ModuleType("only_here")
@@ -120,16 +130,21 @@ def test_machines_without_common_disk_share_an_object_store(
     """The workers' cache is not that of the driver."""
     drives = tmp_path / "drives"
     write_scenes(drives, 3, KEYFRAMES)
-    with served(tmp_path / "theirs"):
-        upload(drives, "drives")
-        upload(small(), "bundle")
+    with served(tmp_path / "theirs") as store:
+        store.upload(drives, "drives")
+        store.upload(small(), "bundle")
         cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "mine"))
-        given = ("replay", f"s3://{BUCKET}/drives", "--bundle", f"s3://{BUCKET}/bundle", "--out", f"s3://{BUCKET}/out")
+        given = ("replay", f"{store.url}/drives", "--bundle", f"{store.url}/bundle", "--out", f"{store.url}/out")
         succeeds(*given, "--ray", cluster.address)
+        simulated = ("--scenes", 2, "--samples", 1, "--conditions", "clear-day-boston", "--occupancy")
+        succeeds("simulate", f"{store.url}/simulated", *simulated, "--ray", cluster.address)
         cluster.shutdown()
-        found = objects("out")
+        found, recorded = store.objects("out"), store.objects("simulated")
     assert not list((tmp_path / "mine").rglob("*.pcd.bin"))
+    succeeds("simulate", tmp_path / "simulated", *simulated, "--jobs", 1)
+    files = [each for each in (tmp_path / "simulated").rglob("*") if each.is_file()]
+    assert recorded == {each.relative_to(tmp_path / "simulated").as_posix(): each.read_bytes() for each in files}
     replay(Source(drives, VERSION), small(), tmp_path / "one", console=QUIET)
     assert found.keys() == {each.name for each in (tmp_path / "one").iterdir()}
     assert {name: found[name] for name in SAME} == {name: (tmp_path / "one" / name).read_bytes() for name in SAME}

@@ -2,84 +2,87 @@
 
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from commands import refuses, succeeds
 from fleet_drives import write_scenes
-from object_store import BUCKET, Breaking, client, objects, served, upload
+from object_store import STORES, Breaking, Store, served
 from refusals import one_line_error
 from test_player import SAME, small
 
 from perception import storage
 from perception.storage import fetched, mirror_of, read, results
 
-URL = f"s3://{BUCKET}"
+
+@pytest.fixture(scope="module", params=STORES)
+def store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Store]:
+    with served(tmp_path_factory.mktemp("cache"), request.param) as store:
+        yield store
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with served(tmp_path_factory.mktemp("cache")) as address:
-        yield address
-
-
-@pytest.fixture(scope="module")
-def drives(server: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def drives(store: Store, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Also in the store, beside the bundle."""
     root = tmp_path_factory.mktemp("drives") / "tiny"
     write_scenes(root, 2, 4)
-    upload(root, "drives")
-    upload(small(), "bundle")
+    store.upload(root, "drives")
+    store.upload(small(), "bundle")
     return root
 
 
-def test_a_replay_reads_from_it_and_writes_to_it(drives: Path, tmp_path: Path) -> None:
+def test_a_replay_reads_from_it_and_writes_to_it(store: Store, drives: Path, tmp_path: Path) -> None:
+    url = store.url
     options = ("--fault", "drop:lidar@0-0.6", "--json")
     for jobs in (0, 2):
-        out = f"{URL}/out{jobs}"
-        given = ("replay", f"{URL}/drives", "--bundle", f"{URL}/bundle", "--out", out, *options, "--jobs", jobs)
+        out = f"{url}/out{jobs}"
+        given = ("replay", f"{url}/drives", "--bundle", f"{url}/bundle", "--out", out, *options, "--jobs", jobs)
         assert json.loads(succeeds(*given))["frames"] == 8
     succeeds("replay", drives, "--bundle", small(), "--out", tmp_path / "here", *options)
     here = {each.name: each.read_bytes() for each in (tmp_path / "here").iterdir()}
     for jobs in (0, 2):
-        there = objects(f"out{jobs}")
+        there = store.objects(f"out{jobs}")
         assert there.keys() == here.keys()
         assert {name: there[name] for name in SAME} == {name: here[name] for name in SAME}
 
 
-def test_only_files_of_selected_scenes_are_fetched(drives: Path) -> None:
-    upload(drives, "other")
-    succeeds("replay", f"{URL}/other", "--bundle", small(), "--out", f"{URL}/one", "--scenes", "scene-0001")
-    local = mirror_of(Path(f"{URL}/other"))
+def test_only_files_of_selected_scenes_are_fetched(store: Store, drives: Path) -> None:
+    url = store.url
+    store.upload(drives, "other")
+    succeeds("replay", f"{url}/other", "--bundle", small(), "--out", f"{url}/one", "--scenes", "scene-0001")
+    local = mirror_of(Path(f"{url}/other"))
     assert len([*local.glob("samples/LIDAR_TOP/*")]) == 4
     assert len([*drives.glob("samples/LIDAR_TOP/*")]) == 8
 
 
-def test_a_refused_replay_leaves_no_verdict_of_before(drives: Path, tmp_path: Path) -> None:
+def test_a_refused_replay_leaves_no_verdict_of_before(store: Store, drives: Path, tmp_path: Path) -> None:
+    url = store.url
     gates = tmp_path / "gates.yaml"
     gates.write_text("gates:\n  - {metric: dropped, at_most: 0}\n")
-    given = ("replay", f"{URL}/drives", "--bundle", f"{URL}/bundle", "--out", f"{URL}/judged", "--gates", gates)
+    given = ("replay", f"{url}/drives", "--bundle", f"{url}/bundle", "--out", f"{url}/judged", "--gates", gates)
     succeeds(*given)
-    assert {"verdict.json", "replay.json"} <= objects("judged").keys()
-    client().put_object(Bucket=BUCKET, Key="bundle/manifest.json", Body=b"{}")
+    assert {"verdict.json", "replay.json"} <= store.objects("judged").keys()
+    store.put("bundle/manifest.json", b"{}")
     refuses(*given)
-    upload(small(), "bundle")
-    left = objects("judged")
+    store.upload(small(), "bundle")
+    left = store.objects("judged")
     assert "verdict.json" not in left
     assert b"<error" in left["junit.xml"]
 
 
-def test_a_broken_connection_is_retried(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_connection_is_retried(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = store.url
     contents = {f"{i}.bin": os.urandom(200_000) for i in range(8)}
     for name, content in contents.items():
-        client().put_object(Bucket=BUCKET, Key=f"large/{name}", Body=content)
-    proxy = Breaking(server, every=2, after=100_000)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.address)
-    storage._system(mirror_of(Path(URL) / "large")).clear_instance_cache()
-    local = fetched(Path(f"{URL}/large"))
+        store.put(f"large/{name}", content)
+    proxy = Breaking(store.address, every=2, after=100_000)
+    monkeypatch.setenv(store.endpoint, proxy.address)
+    storage._system(mirror_of(Path(url) / "large")).clear_instance_cache()
+    local = fetched(Path(f"{url}/large"))
     assert {each.name: each.read_bytes() for each in local.iterdir()} == contents
-    with results(Path(f"{URL}/put"), ("last",)) as folder:
+    with results(Path(f"{url}/put"), ("last",)) as folder:
         folder.mkdir(parents=True)
         for name, content in contents.items():
             (folder / name).write_bytes(content)
@@ -87,49 +90,81 @@ def test_a_broken_connection_is_retried(server: str, tmp_path: Path, monkeypatch
     monkeypatch.undo()
     assert proxy.broken > 0
     storage._system(local).clear_instance_cache()
-    assert objects("put") == contents
+    assert store.objects("put") == contents
 
 
-def test_what_changed_in_the_store_is_fetched_again(server: str) -> None:
-    folder = Path(f"{URL}/changing")
-    client().put_object(Bucket=BUCKET, Key="changing/samples/later", Body=b"later")
+def test_what_changed_in_the_store_is_fetched_again(store: Store) -> None:
+    url = store.url
+    folder = Path(f"{url}/changing")
+    store.put("changing/samples/later", b"later")
     for i in range(2):
-        client().put_object(Bucket=BUCKET, Key="changing/same-size", Body=str(i).encode())
-        client().put_object(Bucket=BUCKET, Key=f"changing/only-{i}", Body=b"")
+        store.put("changing/same-size", str(i).encode())
+        store.put(f"changing/only-{i}", b"only")
         local = fetched(folder)
         assert (local / "same-size").read_bytes() == str(i).encode()
         assert [each.name for each in local.iterdir() if each.name.startswith("only")] == [f"only-{i}"]
-        client().delete_object(Bucket=BUCKET, Key=f"changing/only-{i}")
+        store.remove(f"changing/only-{i}")
         assert read(local / "samples" / "later") == b"later"
     with pytest.raises(FileNotFoundError):
         read(local / "samples" / "absent")
 
 
-def test_a_half_written_file_is_not_taken_for_whole(server: str) -> None:
+def test_a_half_written_file_is_not_taken_for_whole(store: Store) -> None:
     """A process that was killed while it fetched leaves no file at its place; one cut later has no version."""
-    client().put_object(Bucket=BUCKET, Key="cut/file", Body=b"whole")
-    local = fetched(Path(f"{URL}/cut"))
+    url = store.url
+    store.put("cut/file", b"whole")
+    local = fetched(Path(f"{url}/cut"))
     version = next(storage.cache().glob("versions/**/cut/file"))
     version.unlink()
     (local / "file").write_bytes(b"who")
-    assert (fetched(Path(f"{URL}/cut")) / "file").read_bytes() == b"whole"
+    assert (fetched(Path(f"{url}/cut")) / "file").read_bytes() == b"whole"
 
 
-def test_a_name_that_leaves_its_folder_is_refused(server: str) -> None:
-    client().put_object(Bucket=BUCKET, Key="hostile/inside", Body=b"")
-    local = fetched(Path(f"{URL}/hostile"))
+def test_a_name_that_leaves_its_folder_is_refused(store: Store) -> None:
+    url = store.url
+    store.put("hostile/inside", b"inside")
+    local = fetched(Path(f"{url}/hostile"))
     with one_line_error(r"/\.\./\.\./outside: an object's name leaves its folder"):
         storage._fetch(local / ".." / ".." / "outside", {"size": 0})
     assert not (local.parents[1] / "outside").exists()
 
 
-def test_mistakes_are_one_line(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    with one_line_error(rf"{URL}/nothing: there is no such object or folder"):
-        fetched(Path(f"{URL}/nothing"))
-    assert f"{URL}/absent" in refuses("replay", f"{URL}/absent", "--bundle", small(), "--out", f"{URL}/out")
-    monkeypatch.setattr(storage, "WAIT", 0.0)
-    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+def test_mistakes_are_one_line(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = store.url
+    with one_line_error(rf"{url}/nothing: there is no such object or folder"):
+        fetched(Path(f"{url}/nothing"))
+    assert f"{url}/absent" in refuses("replay", f"{url}/absent", "--bundle", small(), "--out", f"{url}/out")
+    monkeypatch.setattr(storage, "ATTEMPTS", 1)  # the clients try several times themselves
+    monkeypatch.setenv(store.endpoint, "http://127.0.0.1:1")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    storage._system(mirror_of(Path(URL) / "x")).clear_instance_cache()
-    with one_line_error(rf"{URL}/x: cannot be reached .* check address and credentials"):
-        fetched(Path(f"{URL}/x"))
+    storage._system(mirror_of(Path(url) / "x")).clear_instance_cache()
+    with one_line_error(rf"{url}/x: cannot be reached .* check address and credentials"):
+        fetched(Path(f"{url}/x"))
+
+
+def test_every_step_from_drives_to_a_bundle_writes_to_it(store: Store, tmp_path: Path) -> None:
+    """The files that it writes to a folder, and for drives their bytes; what was written does not stay here."""
+    for root in (store.url, tmp_path):
+        drives = f"{root}/simulated"
+        succeeds("simulate", drives, "--scenes", 4, "--samples", 1, "--conditions", "clear-day-boston", "--occupancy")
+        assert not mirror_of(Path(store.url) / "simulated").exists()
+        assert refuses("simulate", drives).startswith(f"perception: {drives} already holds a v1.0-sim log")
+        training = ("train", "configs/tiny.yaml", "--data", drives, "--out", f"{root}/run", "--steps", 1)
+        succeeds(*training)
+        assert "holds a trained run already" in refuses(*training)
+        succeeds("export", f"{root}/run", "--out", f"{root}/exported")
+        succeeds("verify", f"{root}/exported")
+        succeeds("evaluate", f"{root}/exported", "--data", drives, "--out", f"{root}/scores")
+        shutil.rmtree(mirror_of(Path(store.url) / "simulated"), ignore_errors=True)
+    for name in ("simulated", "run", "exported", "scores"):
+        there = store.objects(name)
+        files = [each for each in (tmp_path / name).rglob("*") if each.is_file() and "tfevents" not in each.name]
+        here = {each.relative_to(tmp_path / name).as_posix(): each.read_bytes() for each in files}
+        assert here.keys() == {each for each in there if "tfevents" not in each}
+        if name == "simulated":
+            assert here == there
+
+
+def test_what_needs_a_folder_of_this_machine_is_refused(store: Store) -> None:
+    for command in (("sign", f"{store.url}/bundle", "--key", "key.pem"), ("demo", "--out", f"{store.url}/demo")):
+        assert "is in an object store; copy it here" in refuses(*command)
