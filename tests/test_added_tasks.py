@@ -16,7 +16,7 @@ from perception.errors import InputError
 from perception.frame import Conditions
 from perception.model import PerceptionModel
 from perception.modules.base_weights import base_hash
-from perception.training.adapt import add_task, read_task
+from perception.training.adapt import MODULE_RATE, add_task, read_task
 from perception.training.checkpoint import load_model, save_model
 
 
@@ -93,6 +93,21 @@ def test_an_added_task_leaves_every_bit_and_every_output(
     assert_kept(after, again)
     key = "added.conditions.kinds.weather.weight"
     assert not torch.equal(again.state_dict()[key], both.state_dict()[key])
+
+
+def test_its_own_module_learns_at_a_smaller_rate_than_the_head(
+    finished: Path, tables: NuScenesTables, tmp_path: Path
+) -> None:
+    """Adam's first step moves what starts at 0 by the rate; the rates are not those of a later training."""
+    everywhere = GROUND | {"modules": [{**GROUND["modules"][0], "when": []}]}
+    add_task(finished, "map", everywhere, tables, "all", (), tmp_path / "map", steps=1)
+    model, config = load_model(tmp_path / "map")
+    moved = max(float(each.b.weight.abs().max()) for each in model.bank.at("ground").values())
+    head = float(model.added["map"].shared.norm.layer.bias.abs().max())
+    assert moved == pytest.approx(MODULE_RATE * head, rel=1e-3)
+    assert config.train.rates == {"*.ground.*": MODULE_RATE}
+    add_task(tmp_path / "map", "conditions", {}, tables, "all", (), tmp_path / "both", steps=1)
+    assert load_model(tmp_path / "both")[1].train.rates == {}
 
 
 @torch.no_grad()

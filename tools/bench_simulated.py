@@ -43,9 +43,10 @@ OWN = ("points", "occupancy", "obstacles")  # scores of the tasks that are added
 def add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--out", type=Path, default=Path("runs/simulated"), help="folder of the drives and runs")
     command.add_argument("--drives", type=int, default=120, help="half of them on clear days; a quarter is held out")
-    command.add_argument(
-        "--steps", type=int, default=400, help="of the base, of a head, of all jointly; a module: half"
-    )
+    command.add_argument("--clear", action="store_true", help="all drives on clear days, no module for a weather")
+    command.add_argument("--no-joint", action="store_true", help="do not train all jointly")
+    command.add_argument("--steps", type=int, default=400, help="of the base, and of all jointly")
+    command.add_argument("--head-steps", type=int, help="of a head; default: --steps; of a module: a quarter")
     command.set_defaults(run=simulated)
 
 
@@ -57,10 +58,12 @@ def simulated(arguments: argparse.Namespace) -> dict[str, Any]:
     else that at the highest one; boxes find none, since obstacles are of no detection class. `scene_obstacles` are
     those that the scene follows. `hidden`: see `_hidden`. Parts that the folder has are not made again.
     """
-    out, steps = arguments.out, arguments.steps
-    drives = _drives(out / "drives", arguments.drives)
+    out, steps, head_steps = arguments.out, arguments.steps, arguments.head_steps or arguments.steps
+    weathers = ("clear",) if arguments.clear else tuple(DRIVES)
+    drives = _drives(out / "drives", arguments.drives, weathers)
     training, held_out = (_scenes(drives, split) for split in ("sim_train", "sim_val"))
-    for name, tasks in (("base", ()), ("joint", TASKS)):
+    together = {"base": ()} if arguments.no_joint else {"base": (), "joint": TASKS}
+    for name, tasks in together.items():
         if newest(out / name) is None:
             train(_settings(tasks, steps, training["clear"]), drives, "sim_train", out / name)
     last = out / "base"
@@ -68,22 +71,21 @@ def simulated(arguments: argparse.Namespace) -> dict[str, Any]:
         content = read_task(find_config(file))
         (task,) = content["tasks"]
         if newest(out / task) is None:
-            options = {"steps": steps, "learning_rate": RATE}
+            options = {"steps": head_steps, "learning_rate": RATE}
             add_task(last, task, content, drives, "sim_train", training["clear"], out / task, **options)
         last = out / task
     added = last
-    for weather in ("rain", "night"):
+    for weather in weathers[1:]:
         for task in ("points", "occupancy"):
             run = out / f"{weather}_{task}"
             if newest(run) is None:
-                options = {"steps": steps // 4, "learning_rate": RATE}
+                options = {"steps": head_steps // 4, "learning_rate": RATE}
                 adapt(last, _module(weather, task), drives, "sim_train", training[weather], run, **options)
             last = run
-    runs = {"base": out / "base", "added": added, "joint": out / "joint"}
+    runs = {**{name: out / name for name in together}, "added": added}
     clear = {name: _scores(run, drives, "clear", held_out["clear"]) for name, run in runs.items()}
     pairs = {
-        weather: [_scores(run, drives, weather, held_out[weather]) for run in (added, last)]
-        for weather in ("rain", "night")
+        weather: [_scores(run, drives, weather, held_out[weather]) for run in (added, last)] for weather in weathers[1:]
     }
     compared = [(clear["base"], clear["added"]), *pairs.values()]
     return {
@@ -92,16 +94,17 @@ def simulated(arguments: argparse.Namespace) -> dict[str, Any]:
         "unchanged": all(_of_base(a) == _of_base(b) for a, b in compared),
         "scene_obstacles": scene_obstacles(added, drives, held_out["clear"]),
         "hidden": _hidden(added, drives, held_out["clear"]),
-        "keyframes": {name: KEYFRAMES * len(training[name]) for name in DRIVES},
-        "held_out_keyframes": {name: KEYFRAMES * len(held_out[name]) for name in DRIVES},
+        "keyframes": {name: KEYFRAMES * len(training[name]) for name in weathers},
+        "held_out_keyframes": {name: KEYFRAMES * len(held_out[name]) for name in weathers},
         "steps": steps,
+        "head_steps": head_steps,
     }
 
 
-def _drives(folder: Path, count: int) -> NuScenesTables:
+def _drives(folder: Path, count: int, weathers: Sequence[str]) -> NuScenesTables:
     """Drives with unknown obstacles and annotated points and voxels, simulated unless they are there."""
     if not folder.exists():
-        names = [name for group in DRIVES.values() for name in group]
+        names = [name for weather in weathers for name in DRIVES[weather]]
         courses = parse(names, load_taxonomy("nuscenes"), Worlds(), Extras(obstacles=True, occupancy=True))
         simulate(folder, count, KEYFRAMES, SEED, courses)
     return NuScenesTables(folder, VERSION)

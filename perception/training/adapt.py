@@ -21,6 +21,10 @@ from perception.training.checkpoint import load_model, newest, provenance
 from perception.training.fitted import fit_head
 from perception.training.loop import fit
 
+# Factor of the rate for a new task's own modules, which start from a trained network, its head from random weights. At
+# the head's rate they follow its first gradients so far that the trunk's features grow by orders of magnitude.
+MODULE_RATE = 0.1
+
 
 def with_module(config: Config, module: Mapping[str, Any], **training: Any) -> Config:
     """The configuration with one more module and with changed training settings.
@@ -35,10 +39,10 @@ def with_module(config: Config, module: Mapping[str, Any], **training: Any) -> C
 
 
 def _further(train: Mapping[str, Any], training: Mapping[str, Any]) -> dict[str, Any]:
-    """The `train` section of a checkpoint for a further training, without validation."""
+    """The `train` section of a checkpoint for a further training, without what only the earlier one needs."""
     length = {"epochs": None} if "steps" in training else {}
     rate = {"base_batch": None} if "learning_rate" in training else {}
-    return {**train, "validation": None, **length, **rate, **training}
+    return {**train, "validation": None, "rates": {}, "shard": False, **length, **rate, **training}
 
 
 def adapt(
@@ -155,7 +159,8 @@ def add_task(
     given = model.config.model_dump(mode="json")
     given["fusions"] = bank.fusions
     given["modules"] = [module.model_dump(mode="json") for module in bank.modules.values()] + own
-    given["train"] = _further(given["train"], training)
+    rates = {f"*.{module['name']}.*": MODULE_RATE for module in own}
+    given["train"] = _further(given["train"], {"rates": rates, **training})
     model.config = parse_config(given, str(checkpoint))
     for spec in model.config.modules[len(bank.modules) :]:
         bank.add(spec)

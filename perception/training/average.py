@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 
@@ -18,9 +19,15 @@ def averaged(model: nn.Module, decay: float) -> AveragedModel:
     average = get_ema_multi_avg_fn(decay)
 
     def update(own: Any, current: Any, count: Tensor | int) -> None:
+        own, current = [*map(_here, own)], [*map(_here, current)]
         if own[0].is_floating_point():
             average(own, current, count)
         else:  # torch's function would round down
             torch._foreach_copy_(own, current)
 
     return AveragedModel(model, multi_avg_fn=update, use_buffers=True)
+
+
+def _here(value: Tensor) -> Tensor:
+    """What this process has of a tensor that may be divided."""
+    return value.to_local() if isinstance(value, DTensor) else value

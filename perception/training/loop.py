@@ -21,6 +21,7 @@ from perception.errors import InputError
 from perception.model import PerceptionModel
 from perception.training import checkpoint, norms, trainable
 from perception.training.average import averaged
+from perception.training.checkpoint import Stateful
 from perception.training.loader import Batch, FrameDataset, batches
 from perception.training.log import TrainingLog
 from perception.training.losses import Losses
@@ -101,9 +102,11 @@ class _Training:
         # Copied before the model is shared, as the main process evaluates alone.
         self.average = None if options.ema is None else averaged(model, options.ema)
         self.validator = None if options.validation is None else Validator(options.validation, tables, run)
-        self.validated = copy.deepcopy(model) if self.validator and self.average is None else None
+        self.shards = divides(self.config)
+        alone = self.average is None or self.shards
+        self.validated = copy.deepcopy(model) if self.validator and alone else None
         self.best = -math.inf  # score so far
-        self.sharing, self.shards = Sharing(model), divides(self.config)
+        self.sharing = Sharing(model)
         self.losses, self.optimizer = Losses(model), self.accelerator.prepare(optimizer)
         # `divide` then does what DDP does otherwise.
         self.parallel = self.accelerator.prepare_model(self.losses, evaluation_mode=self.shards)
@@ -117,10 +120,14 @@ class _Training:
         folder = self.run / "objects" if paste.folder is None else Path(paste.folder)
         return objects_of(tables, tokens, self.config, folder, self.accelerator.is_main_process)
 
+    @property
+    def averaged(self) -> PerceptionModel | None:
+        """The model with the average of the weights, if configured."""
+        return None if self.average is None else cast(PerceptionModel, self.average.module)
+
     def resume(self) -> int:
         """Go on from the newest checkpoint; returns its step."""
-        average = None if self.average is None else self.average.module
-        step, state = checkpoint.resume(self.run, self.config, self.model, self.optimizer, average)
+        step, state = checkpoint.resume(self.run, self.config, self.model, self.optimizer, self.averaged)
         if self.average is not None:
             self.average.n_averaged.fill_(step)
         self.schedule.load_state_dict(state["rate"])
@@ -132,7 +139,7 @@ class _Training:
     def run_from(self, first: int) -> None:
         """All steps after the first ones, with validations and checkpoints."""
         if self.shards:
-            share = divide(self.losses, self.optimizer)
+            share = divide(self.losses, self.optimizer, self.averaged)
             if self.main:
                 among = f"{self.accelerator.num_processes} processes"
                 print(f"{self.run}: the model is divided among {among}, {share:.0%} of it here", file=sys.stderr)
@@ -152,8 +159,10 @@ class _Training:
 
     def check(self) -> None:
         """Raise InputError if the validation cannot work."""
-        if self.main and self.validator is not None:
-            self.validator.check(self.evaluated())
+        if self.validator is not None:
+            model = self.evaluated()
+            if self.main:
+                self.validator.check(model)
         self.turns.wait()
 
     def passes(self, first: int) -> Iterator[list[Batch]]:
@@ -191,11 +200,11 @@ class _Training:
         return {**self.model.routing_balance(), "learning_rate": float(self.schedule.get_last_lr()[0])}
 
     def evaluated(self) -> PerceptionModel:
-        """A model with the weights to evaluate, which is not the one that trains."""
-        if self.average is not None:
-            return cast(PerceptionModel, self.average.module)
-        assert self.validated is not None
-        self.validated.load_state_dict(self.model.state_dict())
+        """A model with the weights to evaluate, which is not the one that trains; all processes take part."""
+        trained = self.averaged or self.model
+        if self.validated is None:
+            return trained
+        self.validated.load_state_dict(whole(trained.state_dict()))
         return self.validated
 
     def validates(self, step: int) -> bool:
@@ -212,9 +221,9 @@ class _Training:
             InputError: a weight is not finite, the evaluation fails, or the disk is full.
         """
         found: dict[str, float] = {}
+        model = self.evaluated()
         if self.main and self.validator is not None:
-            _require_finite(self.model.state_dict(), f"{self.run}: after step {step}")
-            model = self.evaluated()
+            _require_finite(model.state_dict(), f"{self.run}: after step {step}")
             score, found = self.validator.scores(model)
             if score > self.best:
                 self.best = score
@@ -228,20 +237,24 @@ class _Training:
         Raises:
             InputError: a weight is not finite, or the disk is full.
         """
-        model, optimizer = (Whole(self.model), Whole(self.optimizer)) if self.shards else (self.model, self.optimizer)
+        model: Stateful = Whole(self.model) if self.shards else self.model
+        optimizer: Stateful = Whole(self.optimizer) if self.shards else self.optimizer
+        average: Stateful | None = Whole(self.averaged) if self.shards and self.averaged else self.averaged
         if self.main:
             _require_finite(model.state_dict(), f"{self.run}: after step {step}")
             scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler is not None else {}
             best = {} if math.isinf(self.best) else {"best": self.best}
             state = {"rate": self.schedule.state_dict(), "scaler": scaler, **best}
-            average = None if self.average is None else self.average.module
             checkpoint.save(self.run, step, self.config, model, optimizer, state, self.data, average)
 
     def finish(self) -> Path:
-        """Wait until all processes have finished; returns the folder of the last checkpoint, whose weights it loads."""
+        """Wait until all processes have finished; returns the folder of the last checkpoint.
+
+        The model gets its weights, unless it is divided.
+        """
         self.turns.wait()
         self.sharing.end()
-        if self.average is not None:
+        if self.average is not None and not self.shards:
             self.model.load_state_dict(self.average.module.state_dict())
         return self.run / "checkpoints" / f"step-{self.steps:06d}"
 

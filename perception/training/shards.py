@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from torch import Tensor
-from torch.distributed.device_mesh import init_device_mesh
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from perception.config import Config
 from perception.distributed import processes
 from perception.errors import InputError
+from perception.model import PerceptionModel
 from perception.training.checkpoint import Stateful
 from perception.training.losses import Losses
 
@@ -23,34 +24,29 @@ def divides(config: Config) -> bool:
     Raises:
         InputError: the training has a part that works with whole models alone.
     """
-    train = config.train
-    if not train.shard:
+    if not config.train.shard:
         return False
-    whole_alone = {
-        "train.ema": train.ema,
-        "train.validation": train.validation,
-        "train.precision fp16": train.precision == "fp16",
+    refused = {
+        "train.precision fp16": config.train.precision == "fp16",
         "modules": config.modules,
         "routing": config.routing,
     }
-    for key, is_there in whole_alone.items():
+    for key, is_there in refused.items():
         if is_there:
-            raise InputError(f"{config.name}: train.shard does not work with {key} yet; remove one of them")
+            raise InputError(f"{config.name}: train.shard does not work with {key}; remove one of them")
     return processes() > 1
 
 
-def divide(losses: Losses, optimizer: Any) -> float:
-    """Divide a model and the moments of its optimizer; returns the share of the parameters in this process.
+def divide(losses: Losses, optimizer: Any, average: PerceptionModel | None = None) -> float:
+    """Divide a model, its average and the moments of its optimizer; returns the share of the parameters here.
 
     All processes have the same values before. A stage of the trunk is whole only while it computes.
     """
     names = {parameter: name for name, parameter in losses.named_parameters()}
-    for parameter in names:
-        parameter.data = parameter.data.contiguous()  # which channels_last is not
     mesh = init_device_mesh(next(iter(names)).device.type, (processes(),))
-    for stage in losses.model.trunk.stages:
-        fully_shard(stage, mesh=mesh)
-    fully_shard(losses, mesh=mesh)
+    _divide(losses, losses.model.trunk.stages, mesh)
+    if average is not None:
+        _divide(average, average.trunk.stages, mesh)
     parts = dict(losses.named_parameters())
     moments = {
         parts[names[whole]]: {name: _part(value, parts[names[whole]]) for name, value in state.items()}
@@ -62,6 +58,14 @@ def divide(losses: Losses, optimizer: Any) -> float:
     optimizer.state.update(moments)
     here: list[Any] = [*parts.values()]
     return sum(part.to_local().numel() for part in here) / sum(part.numel() for part in here)
+
+
+def _divide(root: nn.Module, stages: Iterable[Any], mesh: DeviceMesh) -> None:
+    for parameter in root.parameters():
+        parameter.data = parameter.data.contiguous()  # which channels_last is not
+    for stage in stages:
+        fully_shard(stage, mesh=mesh)
+    fully_shard(root, mesh=mesh)
 
 
 def _part(value: Tensor, parameter: Any) -> Tensor:

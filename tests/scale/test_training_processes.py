@@ -190,7 +190,7 @@ def test_two_processes_adapt_as_one(runs: Path, sim_root: Path, tmp_path: Path) 
 
 
 def test_a_divided_model_trains_as_a_whole_one_and_goes_on_as_one(sim_root: Path, tmp_path: Path) -> None:
-    recipe = {"steps": 10, "batch": 2, "sync_norm": True, "checkpoint_every": 5, "shard": True}
+    recipe = {**CONFIG["train"], "steps": 10, "checkpoint_every": 5, "shard": True}
     file = tmp_path / "divided.yaml"
     file.write_text(yaml.safe_dump({**CONFIG, "modules": [], "routing": None, "train": recipe}))
     command = "train", file, "--data", sim_root, "--split", "all", "--out"
@@ -200,6 +200,8 @@ def test_a_divided_model_trains_as_a_whole_one_and_goes_on_as_one(sim_root: Path
     (share,) = re.findall(r"the model is divided among 2 processes, (\d+)% of it here", said)
     assert 50 <= int(share) < 60  # a parameter of one element has no half
     require_close(tmp_path / "1", tmp_path / "2")
+    scores = [json.loads((tmp_path / count / "validation" / "metrics.json").read_text()) for count in "12"]
+    assert scores[0] == scores[1]
     for before, count in ((1, 2), (2, 1)):
         run = tmp_path / f"{before}-then-{count}"
         shutil.copytree(tmp_path / str(before), run)
@@ -208,12 +210,9 @@ def test_a_divided_model_trains_as_a_whole_one_and_goes_on_as_one(sim_root: Path
         require_close(run, tmp_path / "1")
 
 
-def test_what_works_with_whole_models_alone_is_not_divided() -> None:
-    divided = {**CONFIG, "train": {"shard": True, "ema": 0.9}}
-    with one_line_error("small: train.shard does not work with train.ema yet; remove one of them"):
-        divides(parse_config(divided, "small"))
-    with one_line_error("small: train.shard does not work with modules yet; remove one of them"):
-        divides(parse_config({**divided, "train": {"shard": True}}, "small"))
+def test_a_model_with_modules_is_not_divided() -> None:
+    with one_line_error("small: train.shard does not work with modules; remove one of them"):
+        divides(parse_config({**CONFIG, "train": {"shard": True}}, "small"))
 
 
 def test_only_parameters_that_change_between_passes_are_searched_for(tables: NuScenesTables) -> None:
