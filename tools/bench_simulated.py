@@ -142,9 +142,9 @@ def _scores(run: Path, drives: NuScenesTables, name: str, scenes: Sequence[str])
     return json.loads(written.read_text())
 
 
-def _of_base(scores: Mapping[str, Any]) -> dict[str, Any]:
-    """All scores of detection and map."""
-    return {name: value for name, value in scores.items() if name not in OWN}
+def _of_base(scores: Mapping[str, Any]) -> str:
+    """All scores of detection and map, as JSON, in which NaN equals itself."""
+    return json.dumps({name: value for name, value in scores.items() if name not in OWN})
 
 
 def _figures(scores: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,9 +23,10 @@ def cross_entropy(logits: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
 
 
 def lovasz(probabilities: Tensor, labels: Tensor, free: int) -> Tensor:
-    """() Lovasz-softmax of the occupied voxels and of as many free ones, which are evenly spaced among all of these.
+    """() Lovasz-softmax of the occupied voxels and of as many free ones: those that are least likely to be free.
 
-    Sorting all voxels, most of which are free, would take most of the time of a training step.
+    Sorting all voxels, most of which are free, would take most of the time of a training step. Of the elements in
+    descending order of their errors, the first ones have the same weights whatever follows.
 
     Args:
         probabilities: (N, C).
@@ -35,8 +36,8 @@ def lovasz(probabilities: Tensor, labels: Tensor, free: int) -> Tensor:
     occupied = torch.nonzero(labels != free)[:, 0]
     empty = torch.nonzero(labels == free)[:, 0]
     if len(empty) > max(len(occupied), 1):
-        count = max(len(occupied), 1)
-        empty = empty[torch.arange(count, device=labels.device) * len(empty) // count]
+        hardest = probabilities[empty, free].detach().topk(max(len(occupied), 1), largest=False, sorted=False)
+        empty = empty[hardest.indices]
     chosen = torch.cat([occupied, empty])
     return lovasz_softmax(probabilities[chosen], labels[chosen])
 
