@@ -1,7 +1,7 @@
 """Drives, bundles and results in object stores: s3://BUCKET/KEY and gs://BUCKET/KEY wherever a path is given.
 
-What is read is mirrored below the user's cache; files of sensors are fetched when they are read. Results are put into
-the store when they are whole. Access is configured as for any client of the store, such as by AWS_ENDPOINT_URL.
+What is read is mirrored below the user's cache; files of sensors are fetched when they are read. Writing is in
+`perception.stored_output`. Access is configured as for any client of the store, such as by AWS_ENDPOINT_URL.
 """
 
 from __future__ import annotations
@@ -9,10 +9,9 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from functools import partial
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -34,21 +33,33 @@ def is_remote(path: Path) -> bool:
 
 def mirror_of(path: Path) -> Path:
     """Where a path lies on this machine: what is in an object store in the mirror."""
-    return _root() / path.parts[0][:-1] / Path(*path.parts[1:]) if is_remote(path) else path
+    return below("stores", path) if is_remote(path) else path
+
+
+def below(root: str, path: Path) -> Path:
+    """Where a path in an object store lies below a folder of the cache: `stores` (read), `outputs` (written)."""
+    return cache() / root / path.parts[0][:-1] / Path(*path.parts[1:])
 
 
 def origin_of(path: Path) -> Path:
     """The inverse of `mirror_of`, for other machines, whose mirrors lie elsewhere."""
-    if not path.is_relative_to(_root()):
-        return path
-    store, *rest = path.relative_to(_root()).parts
-    return Path(f"{store}:", *rest)
+    there = address_of(path)
+    return path if there is None else Path(f"{there[0]}:", *there[1:])
+
+
+def address_of(path: Path) -> tuple[str, ...] | None:
+    """Store, bucket and key of a path in the mirror, or among outputs; None elsewhere."""
+    for root in (cache() / "stores", cache() / "outputs"):
+        if path.is_relative_to(root):
+            return path.relative_to(root).parts
+    return None
 
 
 def with_addresses(text: str) -> str:
     """The text with the addresses of what is in a store, instead of the paths in the mirror."""
     for store in STORES:
-        text = text.replace(f"{_root() / store}/", f"{store}://")
+        for root in ("stores", "outputs"):
+            text = text.replace(f"{cache() / root / store}/", f"{store}://")
     return text
 
 
@@ -61,21 +72,29 @@ def fetched(path: Path) -> Path:
     if not is_remote(path):
         return path
     local = mirror_of(path)
-    objects = _attempt(local, lambda: _objects(local))
+    objects = attempt(local, lambda: objects_of(local))
     if not objects:
-        raise InputError(f"{_url(local)}: there is no such object or folder; check the address")
-    _fetch_all(local, objects)
+        raise InputError(f"{url_of(local)}: there is no such object or folder; check the address")
+    fetch_all(local, objects)
     return local
 
 
-def _fetch_all(local: Path, objects: Mapping[str, dict[str, Any]]) -> None:
-    """Make the mirror of a folder equal to its objects."""
-    if local.is_dir() and objects:
-        for file in [each for each in local.rglob("*") if each.is_file()]:
-            name = file.relative_to(local).as_posix()
-            if name not in objects and name.partition("/")[0] not in LATER and (mark := _mark(file)).is_file():
-                file.unlink()  # was fetched, and removed from the store
-                mark.unlink()
+def fetch_all(local: Path, objects: Mapping[str, dict[str, Any]], unput: bool = False) -> None:
+    """Make the mirror of a folder equal to its objects.
+
+    Args:
+        unput: keep files that were not fetched.
+    """
+    files = [each for each in local.rglob("*") if each.is_file()] if local.is_dir() else []
+    for file in files:
+        name, mark = file.relative_to(local).as_posix(), mark_of(file)
+        if name in objects or name.partition("/")[0] in LATER or (unput and not mark.is_file()):
+            continue
+        for each in (file, mark):
+            each.unlink(missing_ok=True)
+        with suppress(OSError):  # of a folder that is not empty
+            for folder in file.relative_to(local).parents:
+                (local / folder).rmdir()
     with ThreadPoolExecutor(THREADS) as threads:
         list(threads.map(lambda name: _fetch(local / name, objects[name]), objects))
 
@@ -90,126 +109,28 @@ def read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError:
-        if not path.is_relative_to(_root()):
+        if address_of(path) is None:
             raise
     except OSError as error:
         raise InputError(f"{path}: cannot read the file ({error.strerror})") from None
-    _fetch(path, _attempt(path, lambda: _system(path).info(_url(path))))
+    _fetch(path, attempt(path, lambda: system_of(path).info(url_of(path))))
     return path.read_bytes()
 
 
-@contextmanager
-def output(path: Path) -> Iterator[Path]:
-    """As `results` of a folder to which an earlier command may have written; of several processes the first one puts.
-
-    The folder begins with what is in the store, so that a command can go on there, or refuse to; what has changed is
-    put. Afterwards the store alone has it. After a kill this machine has what was written, and goes on with it.
-    """
-    if not is_remote(path):
-        yield path
-        return
-    local = mirror_of(path)
-    _fetch_all(local, _attempt(local, lambda: _objects(local)))
-    if os.environ.get("RANK", "0") != "0":  # of a training in several processes
-        yield local
-        return
-    try:
-        yield local
-    finally:
-        changed = [name for name in _files(local) if _is_changed(local / name)]
-        _put(local, [name for name in ("manifest.json",) if name in changed], changed)
-    shutil.rmtree(local, ignore_errors=True)
-
-
-@contextmanager
-def results(out: Path, last: Sequence[str] = (), only: Collection[str] | None = None) -> Iterator[Path]:
-    """The folder on this machine to write results to; those for an object store are put there in the end.
-
-    This also happens after an error, since some results describe it. Hidden files stay here.
-
-    Args:
-        last: names of files that mark the others as whole: they are removed first and put last, in this order.
-        only: names of files to put; None: all.
-
-    Raises:
-        InputError: the store cannot be reached or written.
-    """
-    folder = mirror_of(out)
-    try:
-        yield folder
-    finally:
-        _put(folder, last, only)
-
-
-def _put(folder: Path, last: Sequence[str], only: Collection[str] | None) -> None:
-    if not folder.is_relative_to(_root()) or not folder.is_dir():
-        return
-    system = _system(folder)
-    for name in last:
-        _attempt(folder, partial(_remove, system, _url(folder / name)))
-    names = [name for name in _files(folder) if only is None or name in only]
-    put(folder, [name for name in names if name not in last])
-    for name in last:
-        put(folder, [name] if name in names else [])
-
-
-def _files(folder: Path) -> list[str]:
-    """The files of a folder by relative name, without hidden ones."""
-    files = [each.relative_to(folder) for each in sorted(folder.rglob("*")) if each.is_file()]
-    return [each.as_posix() for each in files if not any(part.startswith(".") for part in each.parts)]
-
-
-def _is_changed(local: Path) -> bool:
-    """Whether a file of the mirror is not, or no longer, the one of the store."""
-    mark = _mark(local)
-    return not mark.is_file() or local.stat().st_mtime_ns > mark.stat().st_mtime_ns
-
-
-def put(folder: Path, names: Sequence[str]) -> None:
-    """Put files of a folder of the mirror into its store.
-
-    Raises:
-        InputError: the store cannot be reached or written.
-    """
-
-    def transfer(name: str) -> None:
-        local = folder / name
-        _attempt(local, lambda: _system(local).put_file(str(local), _url(local)))
-
-    with ThreadPoolExecutor(THREADS) as threads:
-        list(threads.map(transfer, names))
-
-
-def removed(folder: Path) -> None:
-    """Remove a folder here and, if it is of the mirror, in its store."""
-    if folder.is_relative_to(_root()):
-        _attempt(folder, partial(_remove, _system(folder), _url(folder)))
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def _remove(system: Any, url: str) -> None:
-    if system.exists(url):
-        system.rm(url, recursive=True)
-
-
-def _root() -> Path:
-    return cache() / "stores"
-
-
-def _url(local: Path) -> str:
+def url_of(local: Path) -> str:
     """Address of a file or folder of the mirror."""
-    store, *rest = local.relative_to(_root()).parts
+    store, *rest = address_of(local) or ("",)
     return f"{store}://{'/'.join(rest)}"
 
 
-def _mark(local: Path) -> Path:
+def mark_of(local: Path) -> Path:
     """The file with the version in which a file of the mirror was fetched."""
-    return cache() / "versions" / local.relative_to(_root())
+    return cache() / "versions" / local.relative_to(cache())
 
 
-def _system(local: Path) -> Any:
+def system_of(local: Path) -> Any:
     """Client of the store of a file or folder of the mirror."""
-    store = local.relative_to(_root()).parts[0]
+    store = url_of(local).partition(":")[0]
     try:
         import fsspec
 
@@ -218,9 +139,9 @@ def _system(local: Path) -> Any:
         raise InputError(f"{store}://: its client is not installed; pip install 'tessera-perception[scale]'") from None
 
 
-def _objects(local: Path) -> dict[str, dict[str, Any]]:
+def objects_of(local: Path) -> dict[str, dict[str, Any]]:
     """Objects at or below an address, by relative name (. for the address itself), without the content of LATER."""
-    system, base = _system(local), "/".join(local.relative_to(_root()).parts[1:])
+    system, base = system_of(local), url_of(local).partition("://")[2]
     try:
         itself = system.info(base)
     except FileNotFoundError:
@@ -241,7 +162,7 @@ def _fetch(local: Path, info: dict[str, Any]) -> None:
     if ".." in local.parts:
         raise InputError(f"{local}: an object's name leaves its folder; rename it in the store")
     version = str(info.get("ETag") or info.get("etag") or info["size"])
-    mark = _mark(local)
+    mark = mark_of(local)
     if local.is_file() and mark.is_file() and mark.read_text() == version:
         return
     part = mark.with_name(f".{local.name}.{os.getpid()}.part")
@@ -250,11 +171,11 @@ def _fetch(local: Path, info: dict[str, Any]) -> None:
             folder.mkdir(parents=True, exist_ok=True)
 
         def transfer() -> None:
-            _system(local).get_file(_url(local), str(part))
+            system_of(local).get_file(url_of(local), str(part))
             if part.stat().st_size != info["size"]:
                 raise ConnectionError(f"{part.stat().st_size} of {info['size']} bytes arrived")
 
-        _attempt(local, transfer)
+        attempt(local, transfer)
         mark.unlink(missing_ok=True)
         shutil.move(part, local)
         mark.write_text(version)
@@ -264,7 +185,7 @@ def _fetch(local: Path, info: dict[str, Any]) -> None:
         part.unlink(missing_ok=True)
 
 
-def _attempt(local: Path, transfer: Callable[[], Result]) -> Result:
+def attempt(local: Path, transfer: Callable[[], Result]) -> Result:
     """Do something with a store, again after errors that may pass."""
     for attempt in range(ATTEMPTS):
         try:
@@ -274,7 +195,7 @@ def _attempt(local: Path, transfer: Callable[[], Result]) -> Result:
         except Exception as error:  # clients of stores raise errors of their own
             if attempt == ATTEMPTS - 1 or isinstance(error, PermissionError):
                 reason = " ".join(str(error).split()) or type(error).__name__
-                message = f"{_url(local)}: cannot be reached ({reason}); check address and credentials"
+                message = f"{url_of(local)}: cannot be reached ({reason}); check address and credentials"
                 raise InputError(message) from None
             time.sleep(WAIT * 2**attempt)
     raise AssertionError("the last attempt returns or raises")

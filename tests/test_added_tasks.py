@@ -105,7 +105,7 @@ def test_its_own_module_learns_at_a_smaller_rate_than_the_head(
     moved = max(float(each.b.weight.abs().max()) for each in model.bank.at("ground").values())
     head = float(model.added["map"].shared.norm.layer.bias.abs().max())
     assert moved == pytest.approx(MODULE_RATE * head, rel=1e-3)
-    assert config.train.rates == {"*.ground.*": MODULE_RATE}
+    assert config.train.rates == {"*.computations.ground.*": MODULE_RATE}
     add_task(tmp_path / "map", "conditions", {}, tables, "all", (), tmp_path / "both", steps=1)
     assert load_model(tmp_path / "both")[1].train.rates == {}
 

@@ -87,7 +87,7 @@ def evaluate(
     from perception.evaluation.evaluate import evaluate as run
     from perception.evaluation.processes import AHEAD, Processes
     from perception.pools import open_pool
-    from perception.storage import results
+    from perception.stored_output import results
     from perception.tasks.detection.official import compare, require_official
 
     if (model / "manifest.json").exists():
@@ -257,7 +257,7 @@ def replay(
     from deploy.replay.sources import is_recording
     from perception.datasets.nuscenes.tables import only_version, versions
     from perception.section import load_section
-    from perception.storage import results
+    from perception.stored_output import results
 
     settings = Settings(
         target=target,

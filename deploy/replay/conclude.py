@@ -14,7 +14,7 @@ from deploy.replay.folder import REPORT, SCENES, SOURCES, VIEWERS
 from deploy.replay.provenance import PROVENANCE, ReplayProvenance
 from deploy.replay.results import LATENCY
 from perception.atomic import write_atomically
-from perception.storage import removed
+from perception.stored_output import removed
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,8 @@ from perception.atomic import atomic_file, made, write_atomically
 from perception.errors import InputError
 from perception.frame_file import join
 from perception.pools import open_pool
-from perception.storage import fetched, origin_of, read, results
+from perception.storage import fetched, origin_of, read
+from perception.stored_output import results
 
 PART = "part.json"  # in the folder of a drive that is finished
 

@@ -68,7 +68,7 @@ def from_store(path: Path | None) -> Path | None:
 
 def to_store(ctx: typer.Context, path: Path | None) -> Path | None:
     """A path to write to; what is in an object store is put there when the command ends."""
-    from perception.storage import output
+    from perception.stored_output import output
 
     return None if path is None else ctx.with_resource(output(path))
 
@@ -127,9 +127,10 @@ def report(result: dict[str, Any], as_json: bool, shown: str | Table | None = No
 def print_trained(last: Path) -> None:
     """Print the checkpoint of a training, in its main process."""
     from perception.distributed import rank
+    from perception.storage import with_addresses
 
     if rank() == 0:
-        print(last)
+        print(with_addresses(str(last)))
 
 
 def console_for(as_json: bool) -> Console:

@@ -145,6 +145,8 @@ def import_pointpillars(
 
 
 def _report_import(out: Path, config: Config, network: PerceptionModel, as_json: bool) -> None:
-    parameters = sum(parameter.numel() for parameter in network.parameters())
-    shown = f"{out}: {config.name}, {parameters:,} parameters"
-    report({"run": str(out), "name": config.name, "parameters": parameters}, as_json, shown)
+    from perception.storage import with_addresses
+
+    parameters, run = sum(parameter.numel() for parameter in network.parameters()), with_addresses(str(out))
+    shown = f"{run}: {config.name}, {parameters:,} parameters"
+    report({"run": run, "name": config.name, "parameters": parameters}, as_json, shown)

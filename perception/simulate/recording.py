@@ -18,7 +18,8 @@ from perception.errors import InputError
 from perception.pools import open_pool
 from perception.simulate.drive import Drive, record
 from perception.simulate.nuscenes_writer import Tables
-from perception.storage import is_remote, mirror_of, origin_of, put, removed
+from perception.storage import is_remote, mirror_of, origin_of
+from perception.stored_output import put, removed
 
 UNFINISHED = ".unfinished"  # folder below the dataroot with the tables of the drives that are recorded
 
@@ -56,17 +57,21 @@ def record_all(drives: Sequence[Drive], out: Path, run: Run) -> list[Tables]:
     Raises:
         InputError: processes die of the same drive again and again.
     """
-    jobs = min(len(drives), run.jobs or os.cpu_count() or 1)
     finished = _finished(drives, out).relative_to(out)
-    if jobs == 1 and run.ray is None:
-        return [_recorded(_Place(out, finished), drive, partial(run.progress, 1)) for drive in drives]
-    found: dict[int, Tables] = {}
+    files = [out / finished / f"{drive.name}.json" for drive in drives]
+    found = {i: dict(json.loads(file.read_bytes())) for i, file in enumerate(files) if file.exists()}
+    rest = [i for i in range(len(drives)) if i not in found]
+    for i in found:
+        run.progress(drives[i].samples)
+    jobs = min(len(rest), run.jobs or os.cpu_count() or 1)
+    if not rest or (jobs == 1 and run.ray is None):
+        return [found.get(i) or _recorded(_Place(out, finished), drives[i], run.progress) for i in range(len(drives))]
     out = out.absolute()
-    opened, call = (_Place, _recorded) if run.ray is None else (_shared, _put)
-    with open_pool(partial(opened, out if run.ray is None else origin_of(out), finished), jobs, run.ray) as workers:
-        for i, tables in workers.completed(call, drives, lambda drive: drive.name):
-            found[i] = tables
-            run.progress(drives[i].samples)
+    opened, call = (partial(_Place, out), _recorded) if run.ray is None else (partial(_shared, origin_of(out)), _put)
+    with open_pool(partial(opened, finished), jobs, run.ray) as workers:
+        for i, tables in workers.completed(call, [drives[i] for i in rest], lambda drive: drive.name):
+            found[rest[i]] = tables
+            run.progress(drives[rest[i]].samples)
     return [found[i] for i in range(len(drives))]
 
 
@@ -102,27 +107,26 @@ def _shared(out: Path, finished: Path) -> _Place:
 
 
 def _put(place: _Place, drive: Drive) -> Tables:
-    """As `_recorded`; the files of a drive for an object store are put there, and removed here."""
+    """As `_recorded`; the files of a drive for an object store are put there, its tables last, and removed here."""
     tables, out = _recorded(place, drive), place.out
     if origin_of(out) != out:
         rows = (row for name in ("sample_data", LIDARSEG) for row in tables.get(name, ()))
-        files = [out / row["filename"] for row in rows]
-        files += [occ3d_file(out, drive.name, row["token"]) for row in tables["sample"]]
-        files = [each for each in files if each.exists()]
-        put(out, [each.relative_to(out).as_posix() for each in files])
-        put(out, [(place.finished / f"{drive.name}.json").as_posix()])
-        for file in files:
-            file.unlink()
+        names = [row["filename"] for row in rows]
+        voxels = (occ3d_file(out, drive.name, row["token"]) for row in tables["sample"])
+        names += [each.relative_to(out).as_posix() for each in voxels if each.exists()]
+        put(out, names)
+        own = (place.finished / f"{drive.name}.json").as_posix()
+        put(out, [own])
+        for name in (*names, own):
+            (out / name).unlink()
     return tables
 
 
-def _recorded(place: _Place, drive: Drive, progress: Callable[[], None] = lambda: None) -> Tables:
-    """The tables of a drive, which is recorded unless it was before."""
-    file = place.out / place.finished / f"{drive.name}.json"
-    if file.exists():
-        return dict(json.loads(file.read_bytes()))
-    tables = record(drive, place.out, progress)
-    write_atomically(made(file.parent) / file.name, json.dumps(tables).encode())
+def _recorded(place: _Place, drive: Drive, progress: Callable[[int], None] = lambda keyframes: None) -> Tables:
+    """The tables of a drive, after recording it."""
+    tables = record(drive, place.out, partial(progress, 1))
+    folder = made(place.out / place.finished)
+    write_atomically(folder / f"{drive.name}.json", json.dumps(tables).encode())
     return tables
 
 

@@ -17,7 +17,7 @@ from perception.simulate.nuscenes_writer import VERSION, Row, fixed_tables, toke
 from perception.simulate.obstacles import CATEGORIES as UNKNOWN
 from perception.simulate.recording import Run
 from perception.simulate.world_files import Worlds
-from perception.storage import removed
+from perception.stored_output import removed
 from perception.taxonomy import load_taxonomy
 
 

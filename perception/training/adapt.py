@@ -159,7 +159,7 @@ def add_task(
     given = model.config.model_dump(mode="json")
     given["fusions"] = bank.fusions
     given["modules"] = [module.model_dump(mode="json") for module in bank.modules.values()] + own
-    rates = {f"*.{module['name']}.*": MODULE_RATE for module in own}
+    rates = {f"*.computations.{module['name']}.*": MODULE_RATE for module in own}
     given["train"] = _further(given["train"], {"rates": rates, **training})
     model.config = parse_config(given, str(checkpoint))
     for spec in model.config.modules[len(bank.modules) :]:

@@ -105,6 +105,7 @@ def _moto() -> Iterator[str]:
     server = ThreadedMotoServer("127.0.0.1", 0)
     server.start()
     host, port = server.get_host_and_port()
+    requests.post(f"http://{host}:{port}/moto-api/reset", timeout=60).raise_for_status()  # servers share their memory
     yield f"http://{host}:{port}"
     server.stop()
 

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,8 @@ from refusals import one_line_error
 from test_player import SAME, small
 
 from perception import storage
-from perception.storage import fetched, mirror_of, read, results
+from perception.storage import fetched, mirror_of, read
+from perception.stored_output import output, results
 
 
 @pytest.fixture(scope="module", params=STORES)
@@ -79,7 +81,7 @@ def test_a_broken_connection_is_retried(store: Store, tmp_path: Path, monkeypatc
         store.put(f"large/{name}", content)
     proxy = Breaking(store.address, every=2, after=100_000)
     monkeypatch.setenv(store.endpoint, proxy.address)
-    storage._system(mirror_of(Path(url) / "large")).clear_instance_cache()
+    storage.system_of(mirror_of(Path(url) / "large")).clear_instance_cache()
     local = fetched(Path(f"{url}/large"))
     assert {each.name: each.read_bytes() for each in local.iterdir()} == contents
     with results(Path(f"{url}/put"), ("last",)) as folder:
@@ -89,7 +91,7 @@ def test_a_broken_connection_is_retried(store: Store, tmp_path: Path, monkeypatc
     proxy.close()
     monkeypatch.undo()
     assert proxy.broken > 0
-    storage._system(local).clear_instance_cache()
+    storage.system_of(local).clear_instance_cache()
     assert store.objects("put") == contents
 
 
@@ -137,9 +139,11 @@ def test_mistakes_are_one_line(store: Store, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(storage, "ATTEMPTS", 1)  # the clients try several times themselves
     monkeypatch.setenv(store.endpoint, "http://127.0.0.1:1")
     monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
-    storage._system(mirror_of(Path(url) / "x")).clear_instance_cache()
+    storage.system_of(mirror_of(Path(url) / "x")).clear_instance_cache()
     with one_line_error(rf"{url}/x: cannot be reached .* check address and credentials"):
         fetched(Path(f"{url}/x"))
+    monkeypatch.undo()
+    storage.system_of(mirror_of(Path(url) / "x")).clear_instance_cache()
 
 
 def test_every_step_from_drives_to_a_bundle_writes_to_it(store: Store, tmp_path: Path) -> None:
@@ -163,6 +167,49 @@ def test_every_step_from_drives_to_a_bundle_writes_to_it(store: Store, tmp_path:
         assert here.keys() == {each for each in there if "tfevents" not in each}
         if name == "simulated":
             assert here == there
+
+
+def test_what_a_command_changes_and_removes_changes_in_the_store(store: Store) -> None:
+    path = Path(f"{store.url}/changed")
+    for names in (("kept", "old", "folder/old", "manifest.json"), ("kept", "new")):
+        with output(path) as folder:
+            for name in ("old", "folder/old", "manifest.json"):
+                (folder / name).unlink(missing_ok=True)
+            for name in names:
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                (folder / name).write_bytes(name.encode())
+        assert store.objects("changed") == {name: name.encode() for name in names}
+    for name in names:
+        store.remove(f"changed/{name}")
+    with output(path) as folder:
+        assert not folder.exists()
+
+
+def test_an_interrupted_command_goes_on_here_and_what_others_read_is_of_the_store(store: Store) -> None:
+    path = Path(f"{store.url}/interrupted")
+    store.put("interrupted/before", b"before")
+    with suppress(KeyboardInterrupt), output(path) as folder:
+        (folder / ".unfinished").write_bytes(b"here")
+        raise KeyboardInterrupt
+    assert [each.name for each in fetched(path).iterdir()] == ["before"]
+    with output(path) as folder:
+        assert sorted(each.name for each in folder.iterdir()) == [".unfinished", "before"]
+    assert store.objects("interrupted") == {"before": b"before"}
+
+
+def test_a_store_that_cannot_be_written_is_one_line_before_the_work(store: Store) -> None:
+    with (
+        one_line_error(rf"{store.scheme}://absent/.*: there is no such bucket"),
+        output(Path(f"{store.scheme}://absent/run")),
+    ):
+        raise AssertionError
+
+
+def test_several_machines_do_not_train_into_it(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with one_line_error("a folder that all of them see, not an object store"), output(Path(f"{store.url}/run")):
+        raise AssertionError
 
 
 def test_what_needs_a_folder_of_this_machine_is_refused(store: Store) -> None:
