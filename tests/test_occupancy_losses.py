@@ -104,18 +104,22 @@ def drawn(task: OccupancyTask, seed: int) -> Tensor:
     return logits
 
 
-def test_decoding_gives_classes_probabilities_and_free_distances() -> None:
-    task, network = head(body=(0.3, 2.0))
+@pytest.mark.parametrize("odds", [1.0, 4.0])
+def test_decoding_gives_classes_probabilities_and_free_distances(odds: float) -> None:
+    task, network = head(body=(0.3, 2.0), odds=odds)
     logits = drawn(task, 1)
     outputs = network.decode({"logits": logits.flatten(1, 2)})
     p = logits.double().softmax(dim=2).numpy()[0]
     assert outputs["classes"].dtype == torch.uint8
-    np.testing.assert_array_equal(outputs["classes"][0], p.argmax(axis=1))
+    things = p[:, :FREE]
+    best = things.argmax(axis=1)
+    np.testing.assert_array_equal(outputs["classes"][0], np.where(things.max(axis=1) > odds * p[:, FREE], best, FREE))
+    assert odds > 1 or (outputs["classes"][0].numpy() == p.argmax(axis=1)).all()
     np.testing.assert_allclose(outputs["occupied"][0], 1 - p[:, FREE], atol=1e-6)
     np.testing.assert_allclose(outputs["others"][0], p[:, OTHERS], atol=1e-6)
     flat = [i for i, name in enumerate(CLASSES) if name in ("driveable_surface", "other_flat", "sidewalk", "terrain")]
     assert len(flat) == 4
-    solid = (1 - p[:, FREE] > 0.5) & ~np.isin(p.argmax(axis=1), [*flat, FREE])
+    solid = (1 - p[:, FREE] > 0.5) & ~np.isin(best, flat)
     blocked = solid[body_levels(task.voxels, (0.3, 2.0))].any(axis=0)
     np.testing.assert_array_equal(outputs["free"][0], free_rays(task.voxels).free(blocked))
     assert (blocked != solid.any(axis=0)).any()  # heights count

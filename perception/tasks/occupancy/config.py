@@ -38,6 +38,7 @@ class OccupancyHead(TaskConfig):
     body: Range = (0.3, 2.0)  # m, z of what stops the vehicle, for the free distances
     # Point classes that a vehicle drives over, or could; names that the taxonomy lacks are ignored.
     flat: tuple[Name, ...] = Field(default=("driveable_surface", "other_flat", "sidewalk", "terrain"), strict=False)
+    odds: Annotated[float, Field(gt=0)] = 1.0  # times that a class must be as likely as free space to be in `classes`
     losses: OccupancyLosses = OccupancyLosses()
 
     @model_validator(mode="after")

@@ -54,6 +54,7 @@ class ChannelToHeightHead(TaskNetwork):
             self._constant("places", torch.from_numpy(sampling.places)[None])
         self.finer = sampling.finer if self.placement is None else self.placement.finer
         self.weights, self.body = config.losses, body_levels(voxels, config.body)
+        self.margin = math.log(config.odds)
         outputs = self.levels * self.classes * self.finer**2
         stride = 1 if self.placement is None else self.placement.coarser
         self.shared = ConvBlock("heads.occupancy", inputs, config.channels, stride=stride)
@@ -98,24 +99,29 @@ class ChannelToHeightHead(TaskNetwork):
     def decode(self, dense: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """`classes` uint8, probabilities `occupied` and `others` (B, levels, rows, columns); `free` (B, 360) m.
 
-        What stops the vehicle is a voxel of no flat class at the height of its body, more likely occupied than not.
+        A voxel has its likeliest class but free space, if that is `odds` times as likely as free space. What stops the
+        vehicle is a voxel at the height of its body, more likely occupied than not, whose likeliest class is not flat.
         """
         logits = dense["logits"]
         batch, _, rows, columns = logits.shape
         logits = logits.reshape(batch * self.levels, self.classes, rows, columns)
+        things, free = logits[:, :-1], logits[:, -1:]
+        likeliest, best = things.amax(dim=1, keepdim=True), things.argmax(dim=1)
         # ONNX Runtime is slow at a softmax along an inner dimension.
-        shares = (logits - logits.amax(dim=1, keepdim=True)).exp()
+        shares = (logits - torch.maximum(likeliest, free)).exp()
         whole = shares.sum(dim=1)
         occupied, others = 1 - shares[:, -1] / whole, shares[:, OTHERS] / whole
-        classes = logits.argmax(dim=1)
+        there = (likeliest > free + self.margin)[:, 0]
+        classes = torch.where(there, best.float(), float(self.classes - 1))
         shape = (batch, self.levels, rows, columns)
-        solid = self.solid.index_select(0, classes.flatten()).reshape(shape)
+        solid = self.solid.index_select(0, best.flatten()).reshape(shape)
         stops = (occupied.reshape(shape) * solid)[:, self.body].amax(dim=1).flatten(1)
         met = stops.index_select(1, self.columns.flatten()).reshape(batch, *self.columns.shape) > OCCUPIED
-        free = torch.where(met, self.distances, self.ends).amin(dim=2)
+        distances = torch.where(met, self.distances, self.ends).amin(dim=2)
         # TensorRT has uint8 for outputs alone, and casts only floating-point numbers to it.
-        names = classes.float().reshape(shape).to(torch.uint8)
-        return {"classes": names, "occupied": occupied.reshape(shape), "others": others.reshape(shape), "free": free}
+        names = classes.reshape(shape).to(torch.uint8)
+        outputs = {"classes": names, "occupied": occupied.reshape(shape), "others": others.reshape(shape)}
+        return {**outputs, "free": distances}
 
     def losses(self, dense: Mapping[str, Tensor], labels: Mapping[str, Tensor]) -> dict[str, Loss]:
         """Weighted cross-entropy, Lovasz-softmax and scale losses over the observed voxels of each frame."""
