@@ -187,15 +187,15 @@ def _fetch(local: Path, info: dict[str, Any]) -> None:
 
 def attempt(local: Path, transfer: Callable[[], Result]) -> Result:
     """Do something with a store, again after errors that may pass."""
-    for attempt in range(ATTEMPTS):
+    for number in range(ATTEMPTS):
         try:
             return transfer()
         except (FileNotFoundError, InputError):
             raise
         except Exception as error:  # clients of stores raise errors of their own
-            if attempt == ATTEMPTS - 1 or isinstance(error, PermissionError):
+            if number == ATTEMPTS - 1 or isinstance(error, PermissionError):
                 reason = " ".join(str(error).split()) or type(error).__name__
                 message = f"{url_of(local)}: cannot be reached ({reason}); check address and credentials"
                 raise InputError(message) from None
-            time.sleep(WAIT * 2**attempt)
+            time.sleep(WAIT * 2**number)
     raise AssertionError("the last attempt returns or raises")

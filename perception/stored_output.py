@@ -78,18 +78,17 @@ def _put_changed(local: Path, objects: Mapping[str, Any]) -> None:
     Args:
         objects: what the store has.
     """
-    names = _files(local)
-    changed = [name for name in names if _is_changed(local / name)]
-    removed_ones = [name for name in objects if not (local / name).exists()]
+    changed = [name for name in _files(local) if _is_changed(local / name)]
+    gone = [name for name in objects if not (local / name).exists()]
     marks = [name for name in changed if any(fnmatchcase(name, pattern) for pattern in MARKS)]
-    for name in {*removed_ones, *(each for each in marks if each in objects)}:
+    for name in {*gone, *(each for each in marks if each in objects)}:
         attempt(local, partial(_remove, system_of(local), url_of(local / name)))
     put(local, [name for name in changed if name not in marks])
     put(local, marks)
 
 
 @contextmanager
-def results(out: Path, last: Sequence[str] = (), only: Collection[str] | None = None) -> Iterator[Path]:
+def results(out: Path, last: Sequence[str], only: Collection[str] | None = None) -> Iterator[Path]:
     """The folder on this machine to write results to; those for an object store are put there in the end.
 
     This also happens after an error, since some results describe it. Hidden files stay here.

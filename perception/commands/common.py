@@ -74,7 +74,7 @@ def to_store(ctx: typer.Context, path: Path | None) -> Path | None:
 
 
 def as_given(path: Path) -> Path:
-    """A path of which the command itself puts results into an object store."""
+    """Marks a path that the command itself hands to `stored_output.results`."""
     return path
 
 

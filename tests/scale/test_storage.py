@@ -14,7 +14,8 @@ from object_store import STORES, Breaking, Store, served
 from refusals import one_line_error
 from test_player import SAME, small
 
-from perception import storage
+from perception import storage, stored_output
+from perception.errors import InputError
 from perception.storage import fetched, mirror_of, read
 from perception.stored_output import output, results
 
@@ -183,6 +184,28 @@ def test_what_a_command_changes_and_removes_changes_in_the_store(store: Store) -
         store.remove(f"changed/{name}")
     with output(path) as folder:
         assert not folder.exists()
+
+
+def test_what_marks_a_folder_as_whole_is_put_after_all_else(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A transfer that fails leaves none of the marks."""
+    marks = ("v1.0-sim/scene.json", "checkpoints/step-000001/checkpoint.json", "manifest.json")
+
+    def fails_at_last(folder: Path, names: list[str]) -> None:
+        transferred(folder, [name for name in names if name != "z"])
+        if "z" in names:
+            raise InputError("z")
+
+    transferred = stored_output.put
+    with monkeypatch.context() as changed, one_line_error("z"):
+        changed.setattr(stored_output, "put", fails_at_last)
+        with output(Path(f"{store.url}/marked")) as folder:
+            for name in (*marks, "a", "z"):
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
+                (folder / name).write_bytes(name.encode())
+    assert store.objects("marked").keys() == {"a"}
+    with output(Path(f"{store.url}/marked")):
+        pass
+    assert store.objects("marked").keys() == {*marks, "a", "z"}
 
 
 def test_an_interrupted_command_goes_on_here_and_what_others_read_is_of_the_store(store: Store) -> None:
