@@ -1,18 +1,16 @@
 """Replay: the same numbers as the predictor, every frame, and a report that needs nothing else."""
 
-import base64
 import json
 import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 import pytest
 from exported import QUIET, bundle
 from nuscenes.utils.geometry_utils import view_points
-from pages import page_data
+from pages import page_data, picture
 from pyquaternion import Quaternion
 from vocabulary import CAMERAS, NUSCENES
 
@@ -37,11 +35,6 @@ def replayed(nuscenes_root: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     out = tmp_path_factory.mktemp("replay") / "out"
     replay(Source(nuscenes_root, "v1.0-mini", [SCENE]), bundle().path, out, console=QUIET)
     return out
-
-
-def picture(uri: str) -> np.ndarray:
-    content = np.frombuffer(base64.b64decode(uri.split(",", 1)[1]), np.uint8)
-    return cv2.imdecode(content, cv2.IMREAD_UNCHANGED)
 
 
 def test_results_are_the_predictors(nuscenes_root: Path, replayed: Path) -> None:
@@ -187,6 +180,7 @@ def test_unwritable_folder_is_one_line(nuscenes_root: Path, tmp_path: Path) -> N
 def test_camera_picture_keeps_colours() -> None:
     image = np.zeros((900, 1600, 3), np.uint8)
     image[:] = (200, 60, 20)
-    drawn = picture(pictures.camera_picture(Camera(image, np.eye(3), np.eye(4), np.eye(4), 0), 448))
+    content = pictures.small_jpeg(Camera(image, np.eye(3), np.eye(4), np.eye(4), 0), 448)
+    drawn = picture(pictures.data_uri("jpeg", content))
     assert drawn.shape == (252, 448, 3)
     np.testing.assert_allclose(drawn[100, 100, ::-1], (200, 60, 20), atol=3)

@@ -4,18 +4,23 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
+import cv2
 import numpy as np
+import pytest
 from exported import bundle
 from hypothesis import given
 from hypothesis import strategies as st
-from pages import page_data
+from pages import page_data, picture
 from vocabulary import CONDITIONS, sensors
 
+from deploy.replay import pictures
 from deploy.replay.latency import STAGES, Latency
-from deploy.replay.report import MOST_BOXES, SPREAD, Report
+from deploy.replay.page_frames import MOST_BOXES
+from deploy.replay.report import SPREAD, Report, Share
 from deploy.replay.timeline import Timeline
 from deploy.replay.worst_frames import WorstFrames
-from perception.frame import Boxes, Conditions, Frame, Prediction
+from perception.datasets.files import decode_image
+from perception.frame import Boxes, Camera, Conditions, Frame, JpegFile, Prediction
 from perception.scene.scene import Scene, SceneFrame
 from perception.tasks.detection.drawing import mistakes
 
@@ -54,6 +59,61 @@ def test_report_pictures_are_limited_and_spread(tmp_path: Path) -> None:
     assert set(np.diff(spread)) <= {3, 4, 7, 8}  # 7 and 8 where a slow one lies between
     assert len(data["milliseconds"]) == 101
     assert data["frames"][0]["scene"] == "</script>"
+
+
+def photographed(i: int, rng: np.random.Generator) -> Frame:
+    """With points of the keyframe and of an earlier sweep, and two recorded JPEG files: a large and a small one."""
+    points = rng.uniform(-30, 30, (4000, 5)).astype(np.float32)
+    points[:, 4] = np.repeat([0, 0.05], 2000)
+    cameras = {}
+    for name, (height, width) in {"CAM_FRONT": (900, 1600), "CAM_BACK": (180, 320)}.items():
+        blurred = cv2.resize(rng.integers(0, 255, (9, 16, 3), np.uint8), (width, height), interpolation=cv2.INTER_CUBIC)
+        content = cv2.imencode(".jpg", blurred)[1].tobytes()
+        image = decode_image(content)
+        lens = np.array([[width, 0, width / 2], [0, width, height / 2], [0, 0, 1.0]])
+        mounting = np.array([[0, 0, 1.0, 0], [-1, 0, 0, 0], [0, -1, 0, 1], [0, 0, 0, 1]])
+        cameras[name] = Camera(image, lens, mounting, np.eye(4), 0, JpegFile(content, image))
+    return replace(blind(i), points=points, cameras=cameras)
+
+
+def test_pictures_are_drawn_of_frames_that_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each frame is the slowest so far, and so among the worst for a time."""
+    drawn: list[str] = []
+
+    def draw(frame: Frame, *_: object) -> None:
+        drawn.append(frame.token)
+
+    monkeypatch.setattr(pictures, "points_picture", draw)
+    report, rng = Report(bundle().manifest, "cpu", 120), np.random.default_rng(0)
+    scene = Scene(sensors("LIDAR_TOP", "CAM_FRONT", "CAM_BACK"), bundle().manifest.heads, CONDITIONS)
+    for i in range(120):
+        frame = photographed(i, rng)
+        report.add(frame, replace(seen(scene, frame, Boxes.none()), seconds=dict.fromkeys(STAGES, 0.01 * i)))
+    shown = [each["token"] for each in report.part()["frames"]]
+    assert {f"s{i}" for i in range(116, 120)} < set(shown)
+    assert SPREAD <= len(shown) <= SPREAD + 3 + 4  # the first one has no sensor with a fault before
+    assert sorted(drawn) == sorted(shown)
+
+
+def test_what_is_drawn_at_the_end_is_the_frame() -> None:
+    """The same frame in a report that certainly shows it, which draws it at once, and in one that may not."""
+    pages = []
+    for share in (Share(0, 1), Share(1, 1000)):
+        report = Report(bundle().manifest, "cpu", 1, share)
+        scene = Scene(sensors("LIDAR_TOP", "CAM_FRONT", "CAM_BACK"), bundle().manifest.heads, CONDITIONS)
+        frame = photographed(0, np.random.default_rng(1))
+        found = seen(scene, frame, cars([[10, 1, 0], [20, 0, 0]], [0.9, 0.8]))
+        shown = report.add(frame, replace(found, seconds=dict.fromkeys(STAGES, 0.01)))
+        assert (shown.drawing is None) == ("cameras" in shown.known["page"]) == (share.total == 1)
+        pages += report.part()["frames"]
+    now, later = ({**each, "cameras": {}} for each in pages)
+    assert now == later
+    assert now["points"].startswith("data:image/png")
+    files = [{name: picture(uri) for name, uri in each["cameras"].items()} for each in pages]
+    np.testing.assert_array_equal(files[0]["CAM_BACK"], files[1]["CAM_BACK"])
+    assert files[0]["CAM_FRONT"].shape == (225, 400, 3)
+    apart = np.abs(files[0]["CAM_FRONT"].astype(int) - files[1]["CAM_FRONT"])
+    assert apart.mean() < 1  # of 255: rounding and compression, since one is reduced while it is decoded
 
 
 def cars(places: list[list[float]], scores: list[float]) -> Boxes:
@@ -127,7 +187,7 @@ def test_tracks_keep_their_id_and_leave_a_trail() -> None:
         frame = replace(blind(i), global_from_reference=pose, global_from_ego=pose)
         detection = cars([[50, 2, 0]], [0.9]).transformed(np.linalg.inv(pose))
         report.add(frame, replace(seen(scene, frame, detection), seconds=dict.fromkeys(STAGES, 0.01)))
-    drawn = [report._frames[i]["layers"]["tracks"] for i in range(8)]
+    drawn = [each["layers"]["tracks"] for each in report.part()["frames"]]
     assert [len(tracks) for tracks in drawn] == [0] + [1] * 7  # not before a second detection confirms it
     assert len({tracks[0]["id"] for tracks in drawn[1:]}) == 1
     for i, (track,) in enumerate(drawn[1:], 1):
@@ -168,7 +228,7 @@ def test_report_draws_only_boxes_worth_showing() -> None:
     for i in range(2):
         frame = replace(blind(i), boxes=replace(boxes, num_points=np.zeros(n, int)))
         report.add(frame, replace(seen(scene, frame, boxes), seconds=dict.fromkeys(STAGES, 0.01)))
-    drawn = report._frames[1]["layers"]
+    drawn = report.part()["frames"][1]["layers"]
     assert [box["score"] for box in drawn["detections"]] == scores[:MOST_BOXES].round(3).tolist()
     assert len(drawn["tracks"]) == MOST_BOXES
     assert drawn["annotations"] == []

@@ -2,9 +2,10 @@
 
 import json
 import random
+import sqlite3
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,16 @@ def test_no_picture_of_a_recording_is_decoded_again(
     assert_same(tmp_path, undisturbed(recording))
     (counts,) = json.loads((tmp_path / "sources.json").read_text())
     assert counts["reasons"] == {"/cam_front/image_rect_compressed": {"a picture that cannot be decoded": 1}}
+
+
+def test_frames_are_read_again_if_what_they_are_drawn_from_is_damaged(
+    drive: Path, undisturbed: Callable[[Path], Path], tmp_path: Path
+) -> None:
+    stop(drive, tmp_path, FRAMES - 4)
+    with closing(sqlite3.connect(tmp_path / JOURNAL)) as journal, journal:
+        assert journal.execute("UPDATE records SET content = x'00' WHERE number < -1").rowcount > 0
+    assert player(drive, tmp_path).run().collected.recalled == FRAMES - 4
+    assert_same(tmp_path, undisturbed(drive))
 
 
 @pytest.mark.parametrize("kind", ["drive", "recording"])

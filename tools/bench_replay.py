@@ -15,7 +15,7 @@ from rich.console import Console
 
 from deploy.replay.latency import STAGES
 from deploy.replay.player import Player
-from deploy.replay.report import Report
+from deploy.replay.report import Report, Shown
 from deploy.replay.run import replay
 from deploy.replay.settings import Source
 from deploy.runtime import CHECK_EVERY, Runtime
@@ -59,7 +59,7 @@ def replay_speed(arguments: argparse.Namespace) -> dict[str, Any]:
         cores.append(1e3 * processor / frames)
         stages = {stage: summary["latency_ms"][stage]["mean"] for stage in STAGES}
         shares.append(stages | {name: 1e3 * each / frames for name, each in seconds.items()})
-        with patch.object(Report, "add", lambda *_: {}):
+        with patch.object(Report, "add", lambda *_: Shown({}, None)):
             without.append(_replayed(arguments, scenes)[0])
         several.append(_replayed(arguments, scenes, JOBS)[0])
     stage_ms = {name: statistics.median(each[name] for each in shares) for name in shares[0]}

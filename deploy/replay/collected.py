@@ -8,7 +8,7 @@ from typing import Any
 from deploy.replay.fault_detection import FaultDetections
 from deploy.replay.latency import THROUGHPUT, Latency
 from deploy.replay.provenance import DriveUsed
-from deploy.replay.report import Report
+from deploy.replay.report import Report, Shown
 from deploy.replay.sources import Drive
 from perception.frame import Frame
 from perception.scene.scene import SceneFrame
@@ -38,7 +38,7 @@ class Collected:
         self.counts: list[tuple[dict[str, Any], str]] = []
         self.drives: list[DriveUsed] = []
 
-    def add(self, frame: Frame, seen: SceneFrame, known: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    def add(self, frame: Frame, seen: SceneFrame, known: Mapping[str, Any] | None = None) -> Shown:
         """Add the next frame, and what was perceived in it; returns and takes what `Report.add` does."""
         self.not_finite += bool(seen.prediction.not_finite)
         shown = self.report.add(frame, seen, known)

@@ -1,9 +1,9 @@
 """The journal of an unfinished replay: what was perceived so far, so that it can resume after a kill. numpy only.
 
 The file is an SQLite database. Record 0 describes the replay, record n has what was perceived in frame n and written of
-it, as compressed JSON and tensors, without executable content; record -1 has the state of the sensors' health after the
-last one. A record that was being written at the kill is not in it. A record with a wrong checksum ends the journal; a
-database with damaged pages is recreated.
+it, as compressed JSON and tensors, without executable content. Record -1 has the state of the sensors' health after the
+last frame, and record -1 - n what frame n is drawn from, if it may stay in the report. A record that was being written
+at the kill is not in it. A record with a wrong checksum ends the journal; a database with damaged pages is recreated.
 
 Detections are stored exactly. The map is stored as far as the results depend on it: the level of each cell that the
 fused map distinguishes, and whether its probability is above one half.
@@ -20,12 +20,22 @@ import zlib
 from collections import deque
 from collections.abc import Mapping
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from deploy.replay.fingerprint import Fingerprint, FrameHashes, without_sensors
-from deploy.replay.record import MonitorState, Recorded, Written, packed, packed_monitor, unpacked_monitor
+from deploy.replay.record import (
+    MonitorState,
+    Recorded,
+    Written,
+    packed,
+    packed_drawing,
+    packed_monitor,
+    unpacked_drawing,
+    unpacked_monitor,
+)
 from deploy.replay.undecoded import SensorSizes, UndecodedFrame
 from perception.errors import InputError
 from perception.frame import Frame
@@ -118,6 +128,8 @@ class Journal:
         number, state = unpacked_monitor(record)
         last = self._execute("SELECT MAX(number) FROM records")
         whole = number == last and all(self._read(i) is not None for i in range(last + 1))
+        drawings = sum(self._read(_MONITOR - i) is not None for i in range(1, last + 1))
+        whole &= drawings == self._execute("SELECT COUNT(*) FROM records WHERE number < ?", _MONITOR)
         return (last, state) if whole else (0, None)
 
     @property
@@ -136,7 +148,10 @@ class Journal:
             return None
         self._named += 1
         self._given.append(recorded)
-        return recorded.sizes
+        drawing = self._read(_MONITOR - self._named)
+        if drawing is None or recorded.sizes is None:
+            return recorded.sizes
+        return replace(recorded.sizes, drawing=unpacked_drawing(drawing))
 
     def recall(self, frame: Frame) -> Recorded | None:
         """Return the record of the next frame; None for the first frame without a record and all later ones.
@@ -178,6 +193,8 @@ class Journal:
         if written is not None:
             number = self._execute("SELECT MAX(number) FROM records")
             self._write(_MONITOR, packed_monitor(number, written.monitor), level=0)
+            if written.drawing is not None:
+                self._write(_MONITOR - number, packed_drawing(written.drawing), level=0)
         self._execute("COMMIT")
 
     def finish(self) -> None:
@@ -238,7 +255,7 @@ class Journal:
         self._execute("INSERT OR REPLACE INTO records VALUES (?, ?)", number, content)
 
     def _delete_from(self, number: int) -> None:
-        self._execute("DELETE FROM records WHERE number >= ?", number)
+        self._execute("DELETE FROM records WHERE number >= ? OR number <= ?", number, _MONITOR - number)
 
     def _cannot_write(self, error: sqlite3.OperationalError) -> InputError:
         self._opened.close()

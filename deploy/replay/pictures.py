@@ -11,6 +11,8 @@ from typing import Any
 import cv2
 import numpy as np
 
+from deploy.replay.undecoded import DrawingData
+from perception.datasets.files import decode_image, jpeg_size, reduction_to
 from perception.frame import Boxes, Camera, Frame
 from perception.grid import BevGrid, Reference
 from perception.scene.scene import SceneFrame
@@ -127,13 +129,25 @@ def raster_picture(layer: RasterLayer) -> str:
     return data_uri("png", content.tobytes())
 
 
-def camera_picture(camera: Camera, width: int) -> str:
-    """Data URI of a camera's picture, `width` pixels wide; a recorded JPEG that is not wider is taken as it is."""
-    image = camera.image
-    if camera.jpeg is not None and image.shape[1] <= width:
-        return data_uri("jpeg", camera.jpeg)
+def drawing_data(frame: Frame, width: int) -> DrawingData:
+    """What `frame` is drawn from at the end of the replay; pictures without a recorded JPEG are `width` pixels wide."""
+    pictures = {name: camera.jpeg or small_jpeg(camera, width) for name, camera in frame.cameras.items()}
+    return DrawingData(None if frame.points is None else frame.keyframe_points, pictures)
+
+
+def small_jpeg(camera: Camera, width: int, undecoded: bool = False) -> bytes:
+    """A camera's picture as a JPEG file, `width` pixels wide; a recorded file that is not wider is taken as it is.
+
+    Args:
+        undecoded: the camera has the file alone.
+    """
+    content, image = camera.jpeg, camera.image
+    if content is not None and jpeg_size(content)[0] <= width:
+        return content
+    if content is not None and undecoded:
+        image = decode_image(content, reduction_to(content, width))
     height = round(image.shape[0] * width / image.shape[1])
-    return data_uri("jpeg", _encoded(cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA), 66))
+    return _encoded(cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA), 66)
 
 
 def jpeg(camera: Camera) -> bytes:

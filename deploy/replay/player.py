@@ -216,7 +216,7 @@ class Player:
         """Write what was perceived in a frame; the journal last, which has all that was made of the frame."""
         statistics = writers.add(frame, seen)
         shown = self.collected.add(frame, seen)
-        journal.add(frame, seen, Written(statistics, shown, monitor))
+        journal.add(frame, seen, Written(statistics, *shown, monitor))
 
     def _with_conditions(self, frame: Frame) -> Frame:
         """The frame, with the conditions from the settings, if any, instead of the drive's tags."""

@@ -11,7 +11,7 @@ import numpy as np
 from safetensors.numpy import load, save
 
 from deploy.replay.fingerprint import FrameHashes
-from deploy.replay.undecoded import SensorSizes
+from deploy.replay.undecoded import DrawingData, SensorSizes
 from perception.frame import Prediction
 from perception.scene.health.monitor import SensorHealth
 from perception.scene.scene import SceneFrame
@@ -26,12 +26,14 @@ class Written(NamedTuple):
 
     Attributes:
         statistics: of `StatisticsWriter.add`.
-        shown: of `Report.add`.
+        shown: of `Report.add`, as JSON.
+        drawing: the same, of sensor data.
         monitor: state of the health monitor after the frame.
     """
 
     statistics: dict[str, Any]
     shown: dict[str, Any]
+    drawing: DrawingData | None
     monitor: MonitorState
 
 
@@ -103,6 +105,19 @@ def unpacked_monitor(record: bytes) -> tuple[int, MonitorState]:
     return number, (known, arrays)
 
 
+def packed_drawing(drawing: DrawingData) -> bytes:
+    """Without executable content, as all records."""
+    points = {} if drawing.points is None else {"points": drawing.points}
+    return save(points | prefixed("pictures", {name: _bytes(each) for name, each in drawing.pictures.items()}))
+
+
+def unpacked_drawing(record: bytes) -> DrawingData:
+    """The inverse of `packed_drawing`."""
+    arrays = load(record)
+    pictures = {name: each.tobytes() for name, each in part_of("pictures", arrays).items()}
+    return DrawingData(arrays.get("points"), pictures)
+
+
 def pack(prediction: Prediction) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """The tensors of a prediction, and its other content as JSON values."""
     arrays: dict[str, np.ndarray] = {}
@@ -118,4 +133,8 @@ def unpack(arrays: Mapping[str, np.ndarray], rest: Mapping[str, Any]) -> Predict
 
 
 def _json(value: Any) -> np.ndarray:
-    return np.frombuffer(json.dumps(value).encode(), np.uint8)
+    return _bytes(json.dumps(value).encode())
+
+
+def _bytes(content: bytes) -> np.ndarray:
+    return np.frombuffer(content, np.uint8)

@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from deploy.manifest import Manifest
 from deploy.replay import pictures
-from deploy.replay.class_pictures import layer_pictures
 from deploy.replay.latency import STAGES
+from deploy.replay.page_frames import CAMERA_WIDTH, PageFrames
 from deploy.replay.timeline import Timeline
-from deploy.replay.track_history import Trails
+from deploy.replay.undecoded import DrawingData, UndecodedFrame
 from deploy.replay.worst_frames import WorstFrames
-from perception.frame import Boxes, Frame
+from perception.frame import Frame
 from perception.page.single_file import single_file
 from perception.rig import ordered_by_view
 from perception.scene.scene import SceneFrame
-from perception.tasks.drawing import COUNTED_SCORE, LOWEST_SCORE, BoxLayer, Layer, PointLayer, RasterLayer, VoxelLayer
+from perception.tasks.drawing import COUNTED_SCORE, LOWEST_SCORE
 
 SPREAD = 28  # frames with pictures, evenly spread over the replay; with the worst frames they make up the file's size
-ABOVE_SIZE, CAMERA_WIDTH = 640, 400  # pixels
-MOST_BOXES = 80  # of a layer in a frame, except annotations
-_STYLES = {RasterLayer: "raster", PointLayer: "points", VoxelLayer: "voxels"}  # on the page
 
 
 class Share(NamedTuple):
@@ -41,6 +37,18 @@ class Share(NamedTuple):
     floors: Mapping[str, float] | None = None
 
 
+class Shown(NamedTuple):
+    """What the report made of a frame's sensor data.
+
+    Attributes:
+        known: as JSON.
+        drawing: what pictures are drawn from at the end, should the frame stay in the report.
+    """
+
+    known: dict[str, Any]
+    drawing: DrawingData | None
+
+
 class Report:
     """Collects replayed frames.
 
@@ -55,22 +63,21 @@ class Report:
         share = share or Share(0, frames)
         spread = np.linspace(0, share.total - 1, min(share.total, SPREAD)).round().astype(int) - share.first
         self._spread = set(spread[(spread >= 0) & (spread < frames)].tolist())
-        self._frames: dict[int, dict[str, Any]] = {}  # those with pictures, by number
         self._milliseconds: list[list[float]] = []  # of every frame, as STAGES
         self._scenes: list[tuple[int, str]] = []  # number of each scene's first frame
         self._start = 0  # us, of the scene
         self._timeline, self._worst = Timeline(), WorstFrames(share.floors)
         self._tasks = manifest.heads
-        self._layers: dict[str, dict[str, Any]] = {}  # what is equal in all frames, by the layer's name
-        self._trails = defaultdict[str, Trails](Trails)  # by the layer's name
+        self._frames = PageFrames(manifest.heads, self._grid)
         # By camera, from its first picture: the yaw of its optical axis in the ego frame, and its height on the page.
         self._yaws: dict[str, float] = {}
         self._heights: dict[str, int] = {}
 
-    def add(self, frame: Frame, seen: SceneFrame, known: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    def add(self, frame: Frame, seen: SceneFrame, known: Mapping[str, Any] | None = None) -> Shown:
         """Add the next frame and what was perceived in it; `seen.seconds` must have all STAGES.
 
-        Returns, as JSON, what was made of the frame's sensor data. With this as `known`, the data is not used.
+        Args:
+            known: what `add` made of the frame in an earlier run; its sensor data is not used, but for that to draw.
         """
         number = len(self._milliseconds)
         if not self._scenes or self._scenes[-1][1] != frame.scene:
@@ -82,34 +89,37 @@ class Report:
             ahead = camera.ego_from_camera[:2, 2]
             self._yaws.setdefault(name, float(np.arctan2(ahead[1], ahead[0])))
             self._heights.setdefault(name, round(camera.image.shape[0] * CAMERA_WIDTH / camera.image.shape[1]))
-        described = len(self._layers)
+        described = len(self._frames.layers)
         if known is not None:
-            self._layers |= {each["name"]: each for each in known["layers"]}
-        layers = list(self._layers_of(frame, seen))
+            self._frames.layers |= {each["name"]: each for each in known["layers"]}
+        layers = self._frames.layers_of(frame, seen)
         ratings = self._ratings(frame, seen) if known is None else known["ratings"]
-        page = None if known is None else known["page"]
+        page, drawing = None if known is None else known["page"], None
         if self._worst.add(number, ratings) | (number in self._spread):
             if known is None:
-                page = self._with_pictures(number, frame, seen, layers)
-            if page is not None:  # a process with other drives before knew that it is not among the worst
-                self._frames[number] = page
+                page = self._page(number, frame, seen)
+                drawing = self._frames.add(page, frame, layers, number in self._spread)
+            elif page is not None:  # else a process with other drives before knew that it is not among the worst
+                assert isinstance(frame, UndecodedFrame)
+                self._frames.restore(page, frame, layers)
             self._keep_only_shown()
-        return {"ratings": ratings, "page": page, "layers": list(self._layers.values())[described:]}
+        return Shown(
+            {"ratings": ratings, "page": page, "layers": list(self._frames.layers.values())[described:]}, drawing
+        )
 
     def _keep_only_shown(self) -> None:
-        for number in self._frames.keys() - self._spread - self._worst.numbers:
-            del self._frames[number]
+        self._frames.keep(self._spread | self._worst.numbers)
 
     def part(self) -> dict[str, Any]:
         """What was collected, as JSON, for `join`."""
         return {
             "spread": sorted(self._spread),
-            "frames": [self._frames[number] for number in sorted(self._frames)],
+            "frames": self._frames.drawn(),
             "milliseconds": self._milliseconds,
             "scenes": self._scenes,
             "lanes": self._timeline.lanes(),
             "worst": self._worst.part(),
-            "layers": list(self._layers.values()),
+            "layers": list(self._frames.layers.values()),
             "yaws": self._yaws,
             "heights": self._heights,
         }
@@ -118,14 +128,14 @@ class Report:
         """Append the frames of later drives."""
         first = len(self._milliseconds)
         self._spread |= {first + number for number in part["spread"]}
-        self._frames |= {first + each["number"]: {**each, "number": first + each["number"]} for each in part["frames"]}
+        self._frames.join(part["frames"], first)
         self._milliseconds += part["milliseconds"]
         self._scenes += [(first + number, name) for number, name in part["scenes"]]
         self._timeline.join(part["lanes"], first)
         self._worst.join(part["worst"], first)
         layers = {each["name"]: each for each in part["layers"]}
         known: tuple[tuple[dict[str, Any], Mapping[str, Any]], ...] = (
-            (self._layers, layers),
+            (self._frames.layers, layers),
             (self._yaws, part["yaws"]),
             (self._heights, part["heights"]),
         )
@@ -151,7 +161,7 @@ class Report:
         data = {
             "verdict": None,
             "bundle": _bundle_facts(self.manifest, self.target) | dict(provenance or {}),
-            "layers": list(self._layers.values()),
+            "layers": list(self._frames.layers.values()),
             "lidars": self.manifest.rig.sensors.lidars,
             "cameras": self._arranged(),
             "cameraWidth": CAMERA_WIDTH,
@@ -165,7 +175,7 @@ class Report:
             "lanes": self._timeline.lanes(),
             "faults": faults,
             "worst": self._worst.listed(),
-            "frames": [self._frames[number] for number in sorted(self._frames)],
+            "frames": self._frames.drawn(),
         }
         return single_file("deploy.replay", data)
 
@@ -199,7 +209,8 @@ class Report:
         # A journal has them as JSON, which has no numbers of numpy.
         return {measure: (float(value), text) for measure, (value, text) in ratings.items()}
 
-    def _with_pictures(self, number: int, frame: Frame, seen: SceneFrame, layers: Sequence[Layer]) -> dict[str, Any]:
+    def _page(self, number: int, frame: Frame, seen: SceneFrame) -> dict[str, Any]:
+        """A frame's data for the page, without boxes and pictures."""
         return {
             "token": frame.token,
             "scene": frame.scene,
@@ -207,60 +218,11 @@ class Report:
             "location": frame.location,
             "conditions": frame.conditions.known(),
             "number": number,
-            "points": pictures.points_picture(frame, self._grid, ABOVE_SIZE),
-            "cameras": {name: pictures.camera_picture(camera, CAMERA_WIDTH) for name, camera in frame.cameras.items()},
-            "layers": {layer.name: self._drawn(layer, frame) for layer in layers},
             "believed": {kind: [belief.value, belief.why] for kind, belief in seen.beliefs.items()},
             "route": {name: [routed.weight, routed.why] for name, routed in seen.route.items()},
             "doubts": seen.doubts,
             "health": {name: [health.words, health.reasons] for name, health in seen.health.items()},
         }
-
-    def _layers_of(self, frame: Frame, seen: SceneFrame) -> Iterator[Layer]:
-        """Yield the layers of a frame; stores their descriptions and the positions of tracked boxes."""
-        for task, layer in pictures.draw_layers(self._tasks, frame, seen):
-            if layer.name not in self._layers:
-                self._layers[layer.name] = _described(task, layer)
-            if isinstance(layer, BoxLayer) and layer.style == "tracked":
-                self._trails[layer.name].add(frame.scene, frame.timestamp, layer)
-            yield layer
-
-    def _drawn(self, layer: Layer, frame: Frame) -> dict[str, Any] | list[dict[str, Any]]:
-        """A layer as data for the page: pictures or boxes."""
-        if not isinstance(layer, BoxLayer):
-            return layer_pictures(layer, frame, self._grid, ABOVE_SIZE, CAMERA_WIDTH)
-        layer, to_reference = self._worth_showing(layer), np.linalg.inv(frame.global_from_reference)
-        tracked = layer.style == "tracked"
-        boxes = layer.boxes.transformed(to_reference) if tracked else layer.boxes
-        above = pictures.box_outlines(boxes, frame.reference).round(2).tolist()
-        more = self._with_trails(layer, frame, to_reference) if tracked else _in_pictures(boxes, frame)
-        return [
-            {"class": int(label), "score": round(float(score), 3), "above": outline, **each}
-            for label, score, outline, each in zip(boxes.labels, boxes.scores, above, more, strict=True)
-        ]
-
-    def _worth_showing(self, layer: BoxLayer) -> BoxLayer:
-        """The annotations in the visible area, or the other boxes with the best scores."""
-        index = np.flatnonzero(layer.shown)
-        if layer.style == "annotated":
-            return layer.select(index[self._grid.inside(layer.boxes.centers[index] * [1, 1, 0])])
-        return layer.select(index[np.argsort(-layer.boxes.scores[index], kind="stable")[:MOST_BOXES]])
-
-    def _with_trails(self, layer: BoxLayer, frame: Frame, to_reference: np.ndarray) -> list[dict[str, Any]]:
-        to_screen = pictures.screen_from_reference(frame.reference) @ to_reference[:2]
-        faded = np.zeros(len(layer.ids), bool) if layer.faded is None else layer.faded
-        trails = [self._trails[layer.name].positions(each) @ to_screen[:, :3].T + to_screen[:, 3] for each in layer.ids]
-        return [
-            {"id": text, "faded": bool(unseen), "trail": trail.round(1).tolist()}
-            for text, unseen, trail in zip(layer.details, faded, trails, strict=True)
-        ]
-
-
-def _described(task: str, layer: Layer) -> dict[str, Any]:
-    """A layer's data for the page that is equal in all frames: checkbox, legend and style."""
-    style, within = (layer.style, layer.within) if isinstance(layer, BoxLayer) else (_STYLES[type(layer)], None)
-    classes = [{"name": name, "colour": colour} for name, colour in layer.colours.items()]
-    return {"name": layer.name, "task": task, "style": style, "within": within, "classes": classes}
 
 
 def _bundle_facts(m: Manifest, target: str) -> dict[str, str]:
@@ -277,18 +239,3 @@ def _bundle_facts(m: Manifest, target: str) -> dict[str, str]:
         "ONNX": f"opset {m.opset}, {sum(m.operators.values())} nodes, sha256 {m.files['model.onnx'][:16]}",
         "grid": f"{m.grid.x[0]:g} to {m.grid.x[1]:g} m, pillars of {m.grid.cell:g} m",
     }
-
-
-def _in_pictures(boxes: Boxes, frame: Frame) -> list[dict[str, Any]]:
-    """The movement of each box in 1 s, and its edges in the cameras' pictures."""
-    moved = (
-        (np.nan_to_num(boxes.velocities[:, :2]) @ pictures.screen_from_reference(frame.reference).T).round(2).tolist()
-    )
-    edges = {
-        name: pictures.box_edges_resized(boxes, frame.image_from_reference(name), camera.image.shape, CAMERA_WIDTH)
-        for name, camera in frame.cameras.items()
-    }
-    return [
-        {"velocity": velocity, "cameras": {name: each[i] for name, each in edges.items() if i in each}}
-        for i, velocity in enumerate(moved)
-    ]

@@ -81,7 +81,7 @@ def read_image(path: Path, least_width: int = 0) -> ReadPicture:
     """
     content = read(path)
     try:
-        reduction = _reduction(content, least_width) if least_width else 1
+        reduction = reduction_to(content, least_width) if least_width else 1
         image = decode_image(content, reduction)
         return ReadPicture(image, reduction, jpeg_file(content, image) if reduction == 1 else None)
     except ValueError as error:
@@ -133,7 +133,7 @@ def jpeg_size(content: bytes) -> tuple[int, int]:
     raise ValueError("a JPEG with a damaged header")
 
 
-def _reduction(content: bytes, least_width: int) -> int:
+def reduction_to(content: bytes, least_width: int) -> int:
     """The largest reduction of a JPEG to at least this width; 1 for other pictures.
 
     It divides the whole number by which the picture is wider, so that further averaging by whole numbers, as in

@@ -83,8 +83,8 @@ class CameraPictures:
                 dropped.append(picture)
                 continue
             try:
-                image = known.image if known is not None and picture.stamp == known.timestamp else None
-                camera = self._camera(picture, pose, mounting_of, image)
+                same = known is not None and picture.stamp == known.timestamp
+                camera = self._camera(picture, pose, mounting_of, known if same else None)
                 break
             except CorruptMessage as error:
                 counts.add_corrupt(self.topics.image, str(error))
@@ -98,7 +98,7 @@ class CameraPictures:
         picture: Picture,
         pose: np.ndarray,
         mounting_of: Callable[[str], np.ndarray | None],
-        image: np.ndarray | None,
+        known: Camera | None,
     ) -> Camera:
         mounting = mounting_of(self.topics.frame or picture.frame)
         if self.intrinsics is None:
@@ -110,8 +110,9 @@ class CameraPictures:
         lens = self.intrinsics.lens if self.topics.unrectified else None
         if lens is not None and not lens.known:
             raise CorruptMessage("a picture with an unknown lens model")
-        file = None
-        if image is None:
+        if known is not None:
+            image, file = known.image, known.file
+        else:
             image = picture.decode()
             file = jpeg_file(picture.content, image) if lens is None else None
             if (image.shape[1], image.shape[0]) != picture.size:

@@ -1,0 +1,151 @@
+"""The frames that the report's page shows: their boxes, and their pictures, which are drawn of frames that stay."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from deploy.replay import pictures
+from deploy.replay.class_pictures import layer_pictures
+from deploy.replay.track_history import Trails
+from deploy.replay.undecoded import DrawingData, SensorSizes, UndecodedFrame, undecoded
+from perception.frame import Boxes, Frame
+from perception.grid import BevGrid
+from perception.scene.scene import SceneFrame
+from perception.tasks.drawing import BoxLayer, Layer, PointLayer, RasterLayer, VoxelLayer
+from perception.tasks.task import Task
+
+ABOVE_SIZE, CAMERA_WIDTH = 640, 400  # pixels
+MOST_BOXES = 80  # of a layer in a frame, except annotations
+_STYLES = {RasterLayer: "raster", PointLayer: "points", VoxelLayer: "voxels"}  # on the page
+
+
+class PageFrames:
+    """Frames with pictures, by number. A frame that may leave again is drawn when the page is made.
+
+    Attributes:
+        layers: name of a layer -> what is equal in all frames.
+    """
+
+    def __init__(self, tasks: Mapping[str, Task[Any]], grid: BevGrid) -> None:
+        self.layers: dict[str, dict[str, Any]] = {}
+        self._tasks, self._grid = tasks, grid
+        self._pages: dict[int, dict[str, Any]] = {}  # as JSON
+        self._undrawn: dict[int, tuple[UndecodedFrame, Sequence[Layer]]] = {}
+        self._trails = defaultdict[str, Trails](Trails)  # by the layer's name
+
+    def layers_of(self, frame: Frame, seen: SceneFrame) -> list[Layer]:
+        """The layers of the next frame; stores their descriptions and the positions of tracked boxes."""
+        found = []
+        for task, layer in pictures.draw_layers(self._tasks, frame, seen):
+            if layer.name not in self.layers:
+                self.layers[layer.name] = _described(task, layer)
+            if isinstance(layer, BoxLayer) and layer.style == "tracked":
+                self._trails[layer.name].add(frame.scene, frame.timestamp, layer)
+            found.append(layer)
+        return found
+
+    def add(self, page: dict[str, Any], frame: Frame, layers: Sequence[Layer], stays: bool) -> DrawingData | None:
+        """Add the frame of the last `layers_of`; returns what its pictures are drawn from later, if not now.
+
+        Args:
+            page: the frame's data, to which boxes and pictures are added.
+            stays: whether it is certainly shown.
+        """
+        page["layers"] = {each.name: self._boxes(each, frame) for each in layers if isinstance(each, BoxLayer)}
+        self._pages[page["number"]] = page
+        if stays:
+            self._draw(page, frame, layers)
+            return None
+        drawing = pictures.drawing_data(frame, CAMERA_WIDTH)
+        self._undrawn[page["number"]] = undecoded(frame, SensorSizes.of(frame, drawing)), layers
+        return drawing
+
+    def restore(self, page: dict[str, Any], frame: UndecodedFrame, layers: Sequence[Layer]) -> None:
+        """Add a frame of an earlier run; it has what its pictures are drawn from if they were not drawn then."""
+        self._pages[page["number"]] = page
+        if "cameras" not in page:
+            self._undrawn[page["number"]] = frame, layers
+
+    def keep(self, numbers: Collection[int]) -> None:
+        """Remove the other frames."""
+        for number in self._pages.keys() - set(numbers):
+            del self._pages[number]
+            self._undrawn.pop(number, None)
+
+    def drawn(self) -> list[dict[str, Any]]:
+        """All frames, with their pictures."""
+        for number, (frame, layers) in self._undrawn.items():
+            self._draw(self._pages[number], frame, layers)
+        self._undrawn.clear()
+        return [self._pages[number] for number in sorted(self._pages)]
+
+    def join(self, frames: Sequence[Mapping[str, Any]], first: int) -> None:
+        """Add the drawn frames of later drives, whose frames are counted from `first` on."""
+        self._pages |= {first + each["number"]: {**each, "number": first + each["number"]} for each in frames}
+
+    def _draw(self, page: dict[str, Any], frame: Frame, layers: Sequence[Layer]) -> None:
+        page["points"] = pictures.points_picture(frame, self._grid, ABOVE_SIZE)
+        page["cameras"] = {
+            name: pictures.data_uri(
+                "jpeg", pictures.small_jpeg(camera, CAMERA_WIDTH, isinstance(frame, UndecodedFrame))
+            )
+            for name, camera in frame.cameras.items()
+        }
+        page["layers"] |= {
+            each.name: layer_pictures(each, frame, self._grid, ABOVE_SIZE, CAMERA_WIDTH)
+            for each in layers
+            if not isinstance(each, BoxLayer)
+        }
+
+    def _boxes(self, layer: BoxLayer, frame: Frame) -> list[dict[str, Any]]:
+        layer, to_reference = self._worth_showing(layer), np.linalg.inv(frame.global_from_reference)
+        tracked = layer.style == "tracked"
+        boxes = layer.boxes.transformed(to_reference) if tracked else layer.boxes
+        above = pictures.box_outlines(boxes, frame.reference).round(2).tolist()
+        more = self._with_trails(layer, frame, to_reference) if tracked else _in_pictures(boxes, frame)
+        return [
+            {"class": int(label), "score": round(float(score), 3), "above": outline, **each}
+            for label, score, outline, each in zip(boxes.labels, boxes.scores, above, more, strict=True)
+        ]
+
+    def _worth_showing(self, layer: BoxLayer) -> BoxLayer:
+        """The annotations in the visible area, or the other boxes with the best scores."""
+        index = np.flatnonzero(layer.shown)
+        if layer.style == "annotated":
+            return layer.select(index[self._grid.inside(layer.boxes.centers[index] * [1, 1, 0])])
+        return layer.select(index[np.argsort(-layer.boxes.scores[index], kind="stable")[:MOST_BOXES]])
+
+    def _with_trails(self, layer: BoxLayer, frame: Frame, to_reference: np.ndarray) -> list[dict[str, Any]]:
+        to_screen = pictures.screen_from_reference(frame.reference) @ to_reference[:2]
+        faded = np.zeros(len(layer.ids), bool) if layer.faded is None else layer.faded
+        trails = [self._trails[layer.name].positions(each) @ to_screen[:, :3].T + to_screen[:, 3] for each in layer.ids]
+        return [
+            {"id": text, "faded": bool(unseen), "trail": trail.round(1).tolist()}
+            for text, unseen, trail in zip(layer.details, faded, trails, strict=True)
+        ]
+
+
+def _described(task: str, layer: Layer) -> dict[str, Any]:
+    """A layer's data for the page that is equal in all frames: checkbox, legend and style."""
+    style, within = (layer.style, layer.within) if isinstance(layer, BoxLayer) else (_STYLES[type(layer)], None)
+    classes = [{"name": name, "colour": colour} for name, colour in layer.colours.items()]
+    return {"name": layer.name, "task": task, "style": style, "within": within, "classes": classes}
+
+
+def _in_pictures(boxes: Boxes, frame: Frame) -> list[dict[str, Any]]:
+    """The movement of each box in 1 s, and its edges in the cameras' pictures."""
+    moved = (
+        (np.nan_to_num(boxes.velocities[:, :2]) @ pictures.screen_from_reference(frame.reference).T).round(2).tolist()
+    )
+    edges = {
+        name: pictures.box_edges_resized(boxes, frame.image_from_reference(name), camera.image.shape, CAMERA_WIDTH)
+        for name, camera in frame.cameras.items()
+    }
+    return [
+        {"velocity": velocity, "cameras": {name: each[i] for name, each in edges.items() if i in each}}
+        for i, velocity in enumerate(moved)
+    ]
