@@ -257,6 +257,10 @@ def test_a_submission_reads_in_any_order_and_layout(tmp_path: Path) -> None:
         ({"a": [BOX | {"detection_name": "tank"}]}, "a box is malformed: KeyError"),
         ({"a": [BOX | {"size": [1, 0, 1]}]}, "a box is malformed: .*not positive"),
         ({"a": [BOX | {"translation": [0, 0]}]}, "a box is malformed: ValueError"),
+        (
+            {"a": [BOX | {"translation": [0, 0]}, BOX | {"translation": [0, 0, 0, 0]}]},
+            "a box is malformed: .*its translation has not 3 numbers",
+        ),
         ({"a": [3]}, "a box is malformed: TypeError"),
     ],
 )

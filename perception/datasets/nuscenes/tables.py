@@ -16,6 +16,7 @@ from typing import Any, BinaryIO, TextIO
 import orjson
 
 from perception.errors import InputError
+from perception.garbage import without_collection
 
 _BLOCK = 1 << 20  # bytes of rows that are parsed at once
 _MOST_BLOCKS = 16  # without the end of a row
@@ -100,7 +101,8 @@ def _rows(file: BinaryIO, path: Path) -> Iterator[dict[str, Any]]:
 def _block(content: bytes) -> list[dict[str, Any]] | None:
     """The rows in a block that ends with ]; None if it has anything else."""
     try:
-        found = orjson.loads(b"[" + content)
+        with without_collection():
+            found = orjson.loads(b"[" + content)
     except orjson.JSONDecodeError:
         return None
     return found if isinstance(found, list) and all(isinstance(row, dict) for row in found) else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 
 from perception.errors import InputError
 from perception.frame import Boxes
+from perception.garbage import without_collection
 from perception.rotations import rotation_matrices
 from perception.tasks.detection.submission_reader import read_samples
 from perception.taxonomy import Taxonomy
@@ -127,11 +129,12 @@ def read_submission(path: Path, frame_of: Mapping[str, int], taxonomy: Taxonomy)
     rows: list[np.ndarray] = [np.zeros((0, 14))]
     label = {name: i for i, name in enumerate(taxonomy.class_names)}
     attribute = {name: i for i, name in enumerate(taxonomy.attributes)} | {"": -1}
-    for token, boxes in read_samples(path, frame_of):
-        try:
-            rows.append(_rows(boxes, frame_of[token], label, attribute))
-        except (KeyError, TypeError, ValueError) as error:
-            raise InputError(f"{path}: sample {token}: a box is malformed: {error!r}") from None
+    with without_collection():
+        for token, boxes in read_samples(path, frame_of):
+            try:
+                rows.append(_rows(boxes, frame_of[token], label, attribute))
+            except (KeyError, TypeError, ValueError) as error:
+                raise InputError(f"{path}: sample {token}: a box is malformed: {error!r}") from None
     return BoxColumns.of(np.concatenate(rows))
 
 
@@ -144,14 +147,22 @@ def _rows(
     rows = np.empty((len(boxes), 14))
     rows[:, 0] = frame
     rows[:, 1] = [label[box["detection_name"]] for box in boxes]
-    rows[:, 2:5] = [box["translation"] for box in boxes]
-    rows[:, 5:8] = [box["size"] for box in boxes]
-    w, x, y, z = np.array([box["rotation"] for box in boxes], np.float64).T
+    rows[:, 2:5] = _vectors(boxes, "translation", 3)
+    rows[:, 5:8] = _vectors(boxes, "size", 3)
+    w, x, y, z = _vectors(boxes, "rotation", 4).T
     rows[:, 8] = np.arctan2(2 * (x * y + w * z), w * w + x * x - y * y - z * z)
-    rows[:, 9:11] = [box["velocity"] for box in boxes]
+    rows[:, 9:11] = _vectors(boxes, "velocity", 2)
     rows[:, 11] = [attribute[box["attribute_name"]] for box in boxes]
     rows[:, 12] = [box["detection_score"] for box in boxes]
     rows[:, 13] = -1
     if not np.isfinite(rows[:, [2, 3, 4, 5, 6, 7, 8, 12]]).all() or (rows[:, 5:8] <= 0).any():
         raise ValueError("a number is not finite or a size not positive")
     return rows
+
+
+def _vectors(boxes: Sequence[Mapping[str, Any]], name: str, length: int) -> np.ndarray:
+    """(N, length) of a field; ValueError if one has another length."""
+    values = [box[name] for box in boxes]
+    if set(map(len, values)) != {length}:
+        raise ValueError(f"its {name} has not {length} numbers")
+    return np.fromiter(chain.from_iterable(values), np.float64, length * len(values)).reshape(-1, length)

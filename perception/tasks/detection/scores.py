@@ -138,16 +138,15 @@ class _Curve:
     def __init__(self, true: np.ndarray, scenes: np.ndarray, count: int) -> None:
         self.positions = np.flatnonzero(true)
         self.scenes = scenes[self.positions]
-        self.false_before = np.empty((len(self.positions), count))  # number of false positives of each scene
-        self.last_before = np.empty((len(self.positions), count), np.int64)  # position; -1 for none
-        self.false = np.bincount(scenes[~true], minlength=count).astype(np.float64)
-        self.last = np.full(count, -1, np.int64)
-        for scene in range(count):
-            own = np.flatnonzero(scenes == scene)
-            before = np.searchsorted(own, self.positions)
-            self.false_before[:, scene] = np.searchsorted(own[~true[own]], self.positions)
-            self.last_before[:, scene] = np.append(own, -1)[before - 1]  # before = 0 selects the appended -1
-            self.last[scene] = own[-1] if len(own) else -1
+        # Row t is of the detections between true positive t - 1, included, and t; the last one of those after all.
+        rows, shape = np.cumsum(true), (len(self.positions) + 1, count)
+        false = np.bincount((rows * count + scenes)[~true], minlength=shape[0] * count).reshape(shape)
+        false = np.cumsum(false, axis=0, dtype=np.float64)
+        last = np.full(shape, -1, np.int64)
+        last[rows, scenes] = np.arange(len(true))  # of several the last one stays
+        last = np.maximum.accumulate(last, axis=0)
+        self.false_before, self.false = false[:-1], false[-1]  # number of false positives of each scene
+        self.last_before, self.last = last[:-1], last[-1]  # position; -1 for none
 
 
 class _AtRecalls:
