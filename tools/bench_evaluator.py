@@ -22,9 +22,9 @@ from unittest.mock import patch
 import numpy as np
 from bench_tables import VERSION as GENERATED
 from bench_tables import generate
+from simulated_drives import DATA, drives
 
 from perception.datasets.nuscenes.dataset import NuScenesTables
-from perception.datasets.nuscenes.tables import versions
 from perception.frame import Boxes
 from perception.tasks.detection.columns import BoxColumns, read_submission
 from perception.tasks.detection.scores import ERRORS, THRESHOLDS, DetectionScores
@@ -40,11 +40,11 @@ VAL_DRIVES = 151  # of 40 keyframes; val has 6,019
 
 def evaluator(arguments: argparse.Namespace) -> dict[str, Any]:
     """Median seconds and peak memory of both evaluators, and the largest difference between their numbers."""
-    version = arguments.version or versions(arguments.data)[0]
+    tables = drives(arguments.data)
     with tempfile.TemporaryDirectory() as folder:
         submission = Path(folder) / "results.json"
-        samples = _write(NuScenesTables(arguments.data, version), submission)
-        command = [sys.executable, __file__, str(arguments.data), version, str(submission)]
+        samples = _write(tables, submission)
+        command = [sys.executable, __file__, str(arguments.data), tables.version, str(submission)]
         runs: dict[str, list[dict[str, Any]]] = {"devkit": [], "numpy": []}
         for _ in range(arguments.rounds):
             for side, results in runs.items():
@@ -158,7 +158,6 @@ if __name__ == "__main__":
 
 
 def add_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--data", type=Path, default=Path("runs/demo/drives"), help="annotated drives")
-    command.add_argument("--version", help="default: the only one")
+    command.add_argument("--data", type=Path, default=DATA, help="annotated drives")
     command.add_argument("--rounds", type=int, default=3)
     command.set_defaults(run=evaluator)

@@ -55,7 +55,7 @@ def compare(arguments: argparse.Namespace) -> dict[str, Any]:
     All files are in memory, so it is processor time that counts; the clock says the same if nothing else runs.
     `speedup` and `speedup_cached` are those of complete samples, with reduced decoding as in the configuration; whole:
     without it; cached: decoded frames are read from `data.cache`, which the first round fills. `against_workers`
-    compares our complete samples with mmdet3d's pipeline alone, because mmdet3d makes voxels and targets in the training
+    compares our complete samples with mmdet3d's pipeline alone, because it makes voxels and targets in the training
     process.
     """
     torch.set_num_threads(1)

@@ -12,6 +12,7 @@ from typing import Any
 from unittest.mock import patch
 
 from rich.console import Console
+from simulated_drives import DATA, drives
 
 from deploy.replay.latency import STAGES
 from deploy.replay.player import Player
@@ -27,9 +28,8 @@ JOBS = 2
 
 def add_options(command: argparse.ArgumentParser) -> None:
     command.add_argument("--bundle", type=Path, default=Path("runs/demo/bundle"))
-    command.add_argument("--data", type=Path, default=Path("runs/demo/drives"))
-    command.add_argument("--version", default="v1.0-sim")
-    command.add_argument("--scenes", type=int, default=16, help="at most this many")
+    command.add_argument("--data", type=Path, default=DATA)
+    command.add_argument("--scenes", type=int, default=10, help="at most this many")
     command.add_argument("--rounds", type=int, default=3)
     command.set_defaults(run=replay_speed)
 
@@ -43,7 +43,7 @@ def replay_speed(arguments: argparse.Namespace) -> dict[str, Any]:
     with the report takes than one without. `check_share` is the share of time that repeated golden frames take on the
     vehicle. All are medians of alternating rounds.
     """
-    tables = NuScenesTables(arguments.data, arguments.version)
+    tables = drives(arguments.data)
     scenes = tables.scenes()[: arguments.scenes]
     driven = sum(_seconds(tables, scene) for scene in scenes)
     walls, without, several, cores, shares = [], [], [], [], []
@@ -96,7 +96,7 @@ def _replayed(
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
         out = Path(folder) / "out"
-        source = Source(arguments.data, arguments.version, scenes)
+        source = Source(arguments.data, None, scenes)
         summary = replay(source, arguments.bundle, out, jobs=jobs, console=QUIET)
         return time.perf_counter() - start, summary
 
