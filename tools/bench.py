@@ -24,63 +24,28 @@ python tools/bench.py precision --checkpoint runs/evidence/base --data runs/evid
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
+from pathlib import Path
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # like the `perception` command
 
-import bench_adapt
-import bench_ceiling
-import bench_conditions
-import bench_depth
-import bench_evaluator
-import bench_fleet
-import bench_loader
-import bench_mmdet3d
-import bench_modular
-import bench_occupancy
-import bench_pandaset
-import bench_pillars
-import bench_points
-import bench_precision
-import bench_replay
-import bench_runtime
-import bench_simulated
-import bench_tables
-import bench_tasks
-
-SUBJECTS = (
-    bench_adapt,
-    bench_ceiling,
-    bench_conditions,
-    bench_depth,
-    bench_evaluator,
-    bench_fleet,
-    bench_loader,
-    bench_mmdet3d,
-    bench_modular,
-    bench_occupancy,
-    bench_pandaset,
-    bench_pillars,
-    bench_points,
-    bench_precision,
-    bench_replay,
-    bench_runtime,
-    bench_simulated,
-    bench_tables,
-    bench_tasks,
-)
+SUBJECTS = sorted(path.stem.removeprefix("bench_") for path in Path(__file__).parent.glob("bench_*.py"))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(required=True)
-    for module in SUBJECTS:
-        what = (module.__doc__ or "").partition("\n")[0]
-        command = commands.add_parser(module.__name__.removeprefix("bench_"), help=what, description=what)
-        module.add_options(command)
-        command.add_argument("--json", action="store_true", help="print one JSON object")
-    arguments = parser.parse_args()
+    parser.add_argument("subject", choices=SUBJECTS)
+    parser.add_argument("options", nargs=argparse.REMAINDER, help="of the subject; --help lists them")
+    given = parser.parse_args()
+    # The others are not imported, because processes that a benchmark starts import this file again.
+    module = importlib.import_module(f"bench_{given.subject}")
+    what = (module.__doc__ or "").partition("\n")[0]
+    command = argparse.ArgumentParser(prog=f"bench.py {given.subject}", description=what)
+    module.add_options(command)
+    command.add_argument("--json", action="store_true", help="print one JSON object")
+    arguments = command.parse_args(given.options)
     result = arguments.run(arguments)
     print(json.dumps(result) if arguments.json else "\n".join(f"{key}: {value}" for key, value in result.items()))
 
