@@ -58,6 +58,24 @@ def test_the_reduction_divides_how_many_times_a_picture_is_wider(
     assert (found, image.shape[1]) == (reduction, -(-width // reduction))
 
 
+@pytest.mark.parametrize(
+    ("segment", "kept"),
+    [
+        (b"", True),
+        (b"\xff\xfe\0\x09comment", True),
+        (b"\xff\xe1\0\x08Exif\0\0", False),  # other programs may turn it
+        (b"\xff\x01", False),  # a marker without a length, which few programs write
+    ],
+)
+def test_a_file_is_kept_if_all_programs_show_the_same(tmp_path: Path, segment: bytes, kept: bool) -> None:
+    path = _written(tmp_path / "picture.jpg", np.zeros((8, 16, 3), np.uint8))
+    content = path.read_bytes()
+    path.write_bytes(content[:2] + segment + content[2:])
+    image, _, file = read_image(path)
+    assert image.shape == (8, 16, 3)
+    assert (file is not None) == kept
+
+
 def _nuscenes(root: Path) -> Keyframes:
     return NuScenesTables(root, "v1.0-tiny")
 

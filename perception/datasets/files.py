@@ -112,8 +112,11 @@ def decode_image(content: bytes, reduction: int = 1) -> np.ndarray:
 
 def jpeg_file(content: bytes, image: np.ndarray) -> JpegFile | None:
     """The file of an image if every program shows it as this image: a JPEG without an orientation for viewers."""
-    recorded = content.startswith(b"\xff\xd8") and b"Exif\0\0" not in content[:_LONGEST_SEGMENT]
-    return JpegFile(content, image) if recorded else None
+    try:
+        recorded = content.startswith(b"\xff\xd8") and jpeg_size(content) == image.shape[1::-1]
+    except ValueError:
+        return None
+    return JpegFile(content, image) if recorded and b"Exif\0\0" not in content[:_LONGEST_SEGMENT] else None
 
 
 def jpeg_size(content: bytes) -> tuple[int, int]:
