@@ -30,7 +30,7 @@ PYTEST := python -m pytest -n auto --dist loadfile --no-loadscope-reorder --dura
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/$(PYTEST)
 
-# Several processes and machines: clusters, servers, kills; and a network of full size.
+# Several processes and machines: clusters, servers, kills; a network of full size; the README's commands.
 test-scale: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/$(PYTEST) tests/scale
 

@@ -17,7 +17,7 @@ from nuscenes import NuScenes
 
 from perception.config import parse_config
 
-REPOSITORY = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[2]
 SMALLER = {
     "--scenes 8 --samples 20": "--scenes 2 --samples 2",
     "train configs/tiny.yaml": "train configs/tiny.yaml --steps 25",
