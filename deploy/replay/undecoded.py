@@ -18,7 +18,7 @@ class DrawingData:
     """What the report needs of a frame's sensors to draw it at the end of the replay.
 
     Attributes:
-        points: (M, 5) as `Frame.keyframe_points`; None: no points.
+        points: (M, 5) the `keyframe_part` of the points; None: no points.
         pictures: name of a camera -> a JPEG file of its picture, of any size.
     """
 
@@ -46,10 +46,8 @@ class SensorSizes:
     def of(frame: Frame, drawing: DrawingData | None = None) -> SensorSizes:
         points = None
         if frame.points is not None:
-            # The sweeps are in ascending order of their times.
-            keyframe = np.flatnonzero(of_keyframe(frame.points))
-            first, end = (int(keyframe[0]), int(keyframe[-1]) + 1) if len(keyframe) else (0, 0)
-            points = len(frame.points), first, end
+            part = keyframe_part(frame.points)
+            points = len(frame.points), part.start, part.stop
         cameras = {
             name: (
                 (camera.image.shape[0], camera.image.shape[1]),
@@ -79,6 +77,12 @@ class SensorSizes:
         black = np.broadcast_to(np.uint8(0), (*size, 3))
         file = None if self.drawing is None else JpegFile(self.drawing.pictures[name], black)
         return Camera(black, np.array(intrinsics), np.array(mounting), np.array(pose), timestamp, file)
+
+
+def keyframe_part(points: np.ndarray) -> slice:
+    """Where the points (N, 5) of the keyframe are: all in one place, since sweeps are in the order of their times."""
+    keyframe = np.flatnonzero(of_keyframe(points))
+    return slice(int(keyframe[0]), int(keyframe[-1]) + 1) if len(keyframe) else slice(0, 0)
 
 
 # Token of a frame -> what it has, if it is the next one that need not be read; the frames are named in order of time.
