@@ -40,8 +40,9 @@ def replay_speed(arguments: argparse.Namespace) -> dict[str, Any]:
     Frames are read and files written in parallel with the network, so the stages add up to more than a frame takes.
     `writing` is the time to write a frame's journal, results, tracks, statistics and report; `report` is part of it.
     `speed_up_of_2_processes` is that of `--jobs 2`, starting them included. `writing_slows` is how much longer a replay
-    with the report takes than one without. `check_share` is the share of time that repeated golden frames take on the
-    vehicle. All are medians of alternating rounds.
+    with the report takes than one without. `network_alone_factor` is what `realtime_factor` would be if only the
+    network took time. `check_share` is the share of time that repeated golden frames take on the vehicle. All are
+    medians of alternating rounds.
     """
     tables = drives(arguments.data)
     scenes = tables.scenes()[: arguments.scenes]
@@ -63,11 +64,13 @@ def replay_speed(arguments: argparse.Namespace) -> dict[str, Any]:
             without.append(_replayed(arguments, scenes)[0])
         several.append(_replayed(arguments, scenes, JOBS)[0])
     stage_ms = {name: statistics.median(each[name] for each in shares) for name in shares[0]}
+    network = _network_seconds(arguments.bundle)
     return {
         "realtime_factor": driven / statistics.median(walls),
         f"speed_up_of_{JOBS}_processes": statistics.median(walls) / statistics.median(several),
         "stage_ms": stage_ms,
-        "check_share": _check_share(arguments.bundle, sum(stage_ms[stage] for stage in STAGES if stage != "read")),
+        "network_alone_factor": driven / frames / network,
+        "check_share": 1e3 * network / (CHECK_EVERY * sum(stage_ms[stage] for stage in STAGES if stage != "read")),
         "frame_ms": 1e3 * statistics.median(walls) / frames,
         "processor_ms": statistics.median(cores),
         "writing_slows": statistics.median(walls) / statistics.median(without) - 1,
@@ -79,14 +82,14 @@ def replay_speed(arguments: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _check_share(bundle: Path, step_ms: float) -> float:
-    """The share of a golden frame every CHECK_EVERY frames, if a frame takes `step_ms`."""
+def _network_seconds(bundle: Path) -> float:
+    """A golden frame through the network, with nothing beside it."""
     runtime, seconds = Runtime(bundle), []
     for _ in range(15):
         start = time.perf_counter()
         runtime.check()
         seconds.append(time.perf_counter() - start)
-    return 1e3 * statistics.mean(seconds) / (CHECK_EVERY * step_ms)
+    return statistics.median(seconds)
 
 
 def _replayed(

@@ -71,7 +71,8 @@ QUOTED = {
     "depth of cameras on two real keyframes, trained on two others": "median relative error against the LiDAR with "
     "supervision: most likely depth {depth.without.most_likely:.2f} to {depth.with.most_likely:.2f}, expected depth "
     "{depth.without.expected:.2f} to {depth.with.expected:.2f}",
-    "replay with all that it writes": "{replay.realtime_factor:.1f} times as fast as driven in FP32",
+    "replay with all that it writes": "{replay.realtime_factor:.1f} times as fast as driven in FP32; the network alone "
+    "{replay.network_alone_factor:.1f} times",
     "INT8 on a CPU, whole frame": "{precision.int8_speedup:.2f} times as fast as FP32; NDS changes by "
     "{precision.int8_nds_loss:+.4f} lost in INT8, {precision.fp16_nds_loss:+.4f} in FP16",
     "four modules on board, two tasks": "time x {modular.latency_ratio_banked:.2f}, memory x "
