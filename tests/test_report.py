@@ -89,10 +89,10 @@ def test_pictures_are_drawn_of_frames_that_stay(monkeypatch: pytest.MonkeyPatch)
     for i in range(120):
         frame = photographed(i, rng)
         report.add(frame, replace(seen(scene, frame, Boxes.none()), seconds=dict.fromkeys(STAGES, 0.01 * i)))
-    shown = [each["token"] for each in report.part()["frames"]]
-    assert {f"s{i}" for i in range(116, 120)} < set(shown)
-    assert SPREAD <= len(shown) <= SPREAD + 3 + 4  # the first one has no sensor with a fault before
-    assert sorted(drawn) == sorted(shown)
+    part = report.part()
+    worst = {number for entries in part["worst"].values() for number, *_ in entries}
+    assert worst >= {116, 117, 118, 119}
+    assert sorted(drawn) == sorted(f"s{number}" for number in worst | set(part["spread"]))
 
 
 def test_what_is_drawn_at_the_end_is_the_frame() -> None:
@@ -112,8 +112,9 @@ def test_what_is_drawn_at_the_end_is_the_frame() -> None:
     files = [{name: picture(uri) for name, uri in each["cameras"].items()} for each in pages]
     np.testing.assert_array_equal(files[0]["CAM_BACK"], files[1]["CAM_BACK"])
     assert files[0]["CAM_FRONT"].shape == (225, 400, 3)
-    apart = np.abs(files[0]["CAM_FRONT"].astype(int) - files[1]["CAM_FRONT"])
-    assert apart.mean() < 1  # of 255: rounding and compression, since one is reduced while it is decoded
+    at_once, at_end = (each["CAM_FRONT"].astype(int) for each in files)
+    moved = np.abs(at_once[:, 1:] - at_once[:, :-1]).mean()  # how far pictures are apart that are moved by a pixel
+    assert np.abs(at_once - at_end).mean() < moved / 4  # one is reduced while it is decoded
 
 
 def cars(places: list[list[float]], scores: list[float]) -> Boxes:

@@ -1,4 +1,4 @@
-"""The simulated drives that benchmarks replay and score: as long as a short scene of nuScenes, in all conditions."""
+"""The simulated drives that benchmarks replay and score: 12 s each, in all conditions."""
 
 from __future__ import annotations
 

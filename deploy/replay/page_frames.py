@@ -1,4 +1,4 @@
-"""The frames that the report's page shows: their boxes, and their pictures, which are drawn of frames that stay."""
+"""The frames that the report's page shows: their boxes, and their pictures, drawn only for frames that stay on it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _STYLES = {RasterLayer: "raster", PointLayer: "points", VoxelLayer: "voxels"}  #
 
 
 class PageFrames:
-    """Frames with pictures, by number. A frame that may leave again is drawn when the page is made.
+    """Frames with pictures, by number. Pictures of a frame that later ones may displace are drawn at the end.
 
     Attributes:
         layers: name of a layer -> what is equal in all frames.
