@@ -10,6 +10,7 @@ import torch
 import yaml
 from mmdet3d.registry import MODELS
 from mmengine.config import Config
+from repository import ROOT
 from runners import FOLDERS, LOADING
 from torch import Tensor
 from typer.testing import CliRunner
@@ -246,7 +247,7 @@ def projects(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     clone = tmp_path_factory.mktemp("clone")
     package = clone / "projects" / "BEVFusion" / "bevfusion"
     package.mkdir(parents=True)
-    shutil.copy(Path(__file__).with_name("fusion_project.py"), package / "__init__.py")
+    shutil.copy(ROOT / "tests" / "support" / "fusion_project.py", package / "__init__.py")
     return clone
 
 

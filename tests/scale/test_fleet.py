@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from kills import killed
 from pages import timeless
 from refusals import one_line_error
-from test_player import SAME, assert_same, small
+from replays import SAME, assert_same, small
 
 from deploy.replay.fleet import PART, Fleet
 from deploy.replay.gates import Gates

@@ -6,9 +6,9 @@ from pathlib import Path
 import mortal
 import pytest
 from commands import refuses, succeeds
-from conftest import write_tiny
 from exported import checkpoint
 from refusals import one_line_error
+from tiny import write_tiny
 
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.evaluation.predictions import Reader

@@ -14,14 +14,15 @@ import mortal
 import psutil
 import pytest
 from commands import refuses, succeeds
-from conftest import write_tiny
 from exported import QUIET
 from fleet_drives import write_scenes
+from hashes import NARROW, hashes
 from object_store import served
 from ray.cluster_utils import Cluster
 from refusals import one_line_error
-from test_player import SAME, VERSION, assert_same, small
-from test_simulate_drive import NARROW, hashes
+from replays import SAME, VERSION, assert_same, small
+from repository import ROOT
+from tiny import write_tiny
 
 from deploy.replay.fleet import PART
 from deploy.replay.run import replay
@@ -40,7 +41,7 @@ SCENES, KEYFRAMES = 40, 3
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
     """Of a cluster with two machines of one processor each, both this one."""
-    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(Path(__file__).parent)}  # for `mortal`
+    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": str(ROOT / "tests" / "support")}  # for `mortal`
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
     cluster.add_node(num_cpus=1)
     yield cluster.address

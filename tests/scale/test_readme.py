@@ -14,10 +14,10 @@ import yaml
 from commands import perception
 from infos import new_infos, old_infos, write_infos
 from nuscenes import NuScenes
+from repository import ROOT
 
 from perception.config import parse_config
 
-REPOSITORY = Path(__file__).parents[2]
 SMALLER = {
     "--scenes 8 --samples 20": "--scenes 2 --samples 2",
     "train configs/tiny.yaml": "train configs/tiny.yaml --steps 25",
@@ -55,7 +55,7 @@ def smaller_configs(folder: Path) -> None:
     """Configurations with fewer layers, which are what an export takes its time for."""
     folder.mkdir()
     for file in ("tiny.yaml", "truck.yaml"):
-        content = yaml.safe_load((REPOSITORY / "configs" / file).read_text())
+        content = yaml.safe_load((ROOT / "configs" / file).read_text())
         for name, part in SMALLER_CONFIG.items():
             own = content if name == "grid" else content["model"]
             own[name] |= part
@@ -72,7 +72,7 @@ def check_evaluation_of_parts(folder: Path) -> None:
 
 
 def test_commands_of_the_readme(tmp_path: Path) -> None:
-    text = (REPOSITORY / "README.md").read_text()
+    text = (ROOT / "README.md").read_text()
     smaller_configs(tmp_path / "configs")
     commands = re.findall(r"^perception .*$", text, re.MULTILINE)
     assert {c.split()[1] for c in commands} >= {

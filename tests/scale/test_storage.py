@@ -12,7 +12,7 @@ from commands import refuses, succeeds
 from fleet_drives import write_scenes
 from object_store import STORES, Breaking, Store, served
 from refusals import one_line_error
-from test_player import SAME, small
+from replays import SAME, small
 
 from perception import storage, stored_output
 from perception.errors import InputError

@@ -1,0 +1,269 @@
+"""Plans that take the weights of another bundle: what is the same structure, and what is refused.
+
+No plan is compiled or refitted here: tensorrt_rtx needs a GPU for both, and tests/test_gpu.py does them on one. What a
+refittable plan's record says, and what becomes of it, is tested with a plan that was compiled as usual.
+"""
+
+import hashlib
+import shutil
+from pathlib import Path
+
+import lowered
+import numpy as np
+import onnx
+import pytest
+from commands import refuses
+from exported import QUIET, bundle, copied, keys, rewritten
+from graphs import onnx_model
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from onnx import TensorProto, helper, numpy_helper
+from refits import no_gpu, trained_further, weights
+from slotted import EVERYWHERE, Net, learned, randomised
+
+from deploy.build import build, refit
+from deploy.bundle import Bundle
+from deploy.engines import open_engine
+from deploy.engines.tensorrt import build_engine, compiler_version
+from deploy.onnx_export import to_onnx
+from deploy.signature import require_signed
+from deploy.structure import structure_sha256
+from deploy.targets import find_target
+from perception.errors import InputError
+from perception.modules.spec import LowRank
+
+TARGET = "rtx-ampere"
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16", "int8"])
+def test_weights_are_no_part_of_the_structure(precision: str) -> None:
+    graph = lowered.graph(precision, "banked")
+    other = trained_further(graph)
+    assert other.SerializeToString() != graph.SerializeToString()
+    assert structure_sha256(other) == structure_sha256(graph)
+    if precision != "int8":  # where they pass through a Q/DQ pair first
+        layers = {name for node in graph.graph.node if node.op_type.startswith("Conv") for name in node.input[1:]}
+        assert layers & {t.name for t in graph.graph.initializer} <= weights(graph)
+    assert len(weights(graph)) > 10
+
+
+def test_weights_of_a_convolution_in_int8_are_its_structure() -> None:
+    graph = lowered.graph("int8", "banked")
+    other = onnx.ModelProto()
+    other.CopyFrom(graph)
+    quantised = {node.input[0] for node in graph.graph.node if node.op_type in ("QuantizeLinear", "DequantizeLinear")}
+    tensor = next(tensor for tensor in other.graph.initializer if tensor.name in quantised)
+    values = numpy_helper.to_array(tensor)
+    tensor.CopyFrom(numpy_helper.from_array(values // 2 if values.dtype == np.int8 else values / 2, tensor.name))
+    assert structure_sha256(other) != structure_sha256(graph)
+
+
+@given(st.data())
+@settings(max_examples=20, deadline=None)
+def test_everything_else_is_part_of_the_structure(data: st.DataObject) -> None:
+    """Whatever is changed of a node, of an input or of a constant."""
+    graph = lowered.graph("fp32", "banked")
+    other = onnx.ModelProto()
+    other.CopyFrom(graph)
+    trained = weights(graph)
+    constants = [tensor for tensor in other.graph.initializer if tensor.name not in trained]
+    kind = data.draw(st.sampled_from(["constant", "node", "link", "attribute", "shape", "order", "more", "opset"]))
+    if kind == "constant":
+        tensor = data.draw(st.sampled_from([tensor for tensor in constants if np.prod(tensor.dims)]))
+        values = numpy_helper.to_array(tensor).copy()
+        values.flat[data.draw(st.integers(0, values.size - 1))] += 1
+        tensor.CopyFrom(numpy_helper.from_array(values, tensor.name))
+    elif kind in ("node", "link"):
+        node = data.draw(st.sampled_from(other.graph.node))
+        if kind == "node":
+            node.op_type += "X"
+        else:
+            node.output[0] += "x"
+    elif kind == "attribute":
+        node = data.draw(st.sampled_from([n for n in other.graph.node if n.op_type == "Conv"]))
+        next(a for a in node.attribute if a.name == "pads").ints[0] += 1
+    elif kind == "shape":
+        tensor = data.draw(st.sampled_from([t for t in other.graph.initializer if t.name in trained]))
+        tensor.dims[0] += 1
+    elif kind == "order":
+        tensors = list(other.graph.initializer)
+        i = data.draw(st.integers(1, len(tensors) - 1))
+        tensors[0], tensors[i] = tensors[i], tensors[0]
+        del other.graph.initializer[:]
+        other.graph.initializer.extend(tensors)
+    elif kind == "more":
+        other.graph.output.append(other.graph.output[0])
+    else:
+        other.opset_import[0].version += 1
+    assert structure_sha256(other) != structure_sha256(graph)
+
+
+def test_a_module_trained_further_is_the_same_structure_and_one_of_another_rank_is_not() -> None:
+    """From the exporter itself, with a learned router in the graph."""
+    example = {"x": np.ones((1, 4, 6, 8), np.float32), "lidar": np.ones(1, np.float32)}
+    made = {}
+    for name, rank, scale in (("old", 2, 1.0), ("further", 2, 1.5), ("wider", 3, 1.0)):
+        network = randomised(Net([LowRank(name="rain", slots=EVERYWHERE, rank=rank)], learned()), scale).eval()
+        made[name] = to_onnx(network, example, ["y"])
+    assert made["further"].SerializeToString() != made["old"].SerializeToString()
+    structures = {name: structure_sha256(graph) for name, graph in made.items()}
+    assert structures["further"] == structures["old"] != structures["wider"]
+
+
+def test_numbers_of_an_unknown_role_are_part_of_the_structure() -> None:
+    """A limit, a scalar, or a weight that is a limit elsewhere."""
+
+    def structure(**changed: float) -> str:
+        numbers = {"kernel": np.ones((1, 1, 1, 1)), "both": np.ones(1), "limit": np.array(2.0), "scale": np.array(3.0)}
+        nodes = [
+            helper.make_node("Conv", ["x", "kernel", "both"], ["a"], name="conv"),
+            helper.make_node("Clip", ["a", "", "limit"], ["b"], name="clip"),
+            helper.make_node("Mul", ["b", "scale"], ["c"], name="scaled"),
+            helper.make_node("Where", ["m", "c", "both"], ["y"], name="where"),
+        ]
+        shape: list[int] = [1, 1, 4, 4]
+        tensors = {name: (number + changed.get(name, 0)).astype(np.float32) for name, number in numbers.items()}
+        return structure_sha256(onnx_model(nodes, {"x": shape, "m": (TensorProto.BOOL, shape)}, {"y": shape}, tensors))
+
+    assert structure(kernel=1.0) == structure()
+    for name in ("both", "limit", "scale"):
+        assert structure(**{name: 1.0}) != structure()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_the_compiler_knows_the_weights_by_their_names(precision: str) -> None:
+    """NVIDIA's network has refittable weights of each of these names; norms alone it combines."""
+    trt = pytest.importorskip("tensorrt_rtx")
+    graph = lowered.graph(precision, "banked")
+    builder = trt.Builder(trt.Logger(trt.Logger.INTERNAL_ERROR))
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, trt.Logger(trt.Logger.INTERNAL_ERROR))
+    assert parser.parse(graph.SerializeToString())
+    norms = {name for node in graph.graph.node if node.op_type == "BatchNormalization" for name in node.input}
+    assert {name for name in weights(graph) if not network.mark_weights_refittable(name)} <= norms
+
+
+def with_plan(path: Path, **changed: object) -> Path:
+    """A copy of the bundle with a record as of a plan that was compiled to be refitted."""
+    copied(path)
+    build(path, TARGET, QUIET)
+    record = Bundle.load(path).plan(TARGET).record.model_copy(update={"refittable": True, **changed})
+    (path / "engines" / f"{TARGET}.json").write_bytes(record.hashed_json())
+    return path
+
+
+def retrained(path: Path, seed: int = 1) -> Path:
+    """A copy of the bundle with other weights."""
+    graph = trained_further(onnx.load(bundle().onnx), seed)
+    assert structure_sha256(graph) == bundle().manifest.structure_sha256
+    return rewritten(copied(path), graph.SerializeToString(deterministic=True))
+
+
+def test_a_plan_moves_to_a_bundle_with_other_weights(tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    private, public = keys(tmp_path / "keys")
+    old, new = with_plan(tmp_path / "old"), rewritten(retrained(tmp_path / "new"), sign=private)
+    before = {file: file.read_bytes() for file in old.rglob("*") if file.is_file()}
+    record = refit(new, old, TARGET, QUIET, private)
+    loaded, compiled = Bundle.load(new), Bundle.load(old).plan(TARGET).record
+    assert loaded.plan(TARGET).record.hashed_json() == record.hashed_json()
+    file = new / "engines" / f"{TARGET}.json"
+    require_signed(file, file.read_bytes(), public)
+    assert record.onnx_sha256 == compiled.onnx_sha256 == hashlib.sha256((old / "model.onnx").read_bytes()).hexdigest()
+    assert record.weights_sha256 == hashlib.sha256((new / "model.onnx").read_bytes()).hexdigest()
+    assert (record.refitted, compiled.refitted) == (True, False)
+    assert loaded.plan(TARGET, compiler_version(find_target(TARGET))).data == Bundle.load(old).plan(TARGET).data
+    assert before == {file: file.read_bytes() for file in old.rglob("*") if file.is_file()}
+    # On from there: the plan of the plan's new owner, which still names the graph it was compiled from.
+    third = retrained(tmp_path / "third", seed=2)
+    assert refit(third, new, TARGET, QUIET).onnx_sha256 == record.onnx_sha256
+    # Its weights are this bundle's and no other's.
+    shutil.rmtree(new / "engines")
+    shutil.copytree(third / "engines", new / "engines")
+    with pytest.raises(InputError, match=r"rtx-ampere.plan: compiled from another network; run `perception build"):
+        Bundle.load(new).plan(TARGET)
+    forged = refit(new, old, TARGET, QUIET).model_copy(update={"refittable": False})
+    (new / "engines" / f"{TARGET}.json").write_bytes(forged.hashed_json())
+    with pytest.raises(InputError, match=r"rtx-ampere.plan: compiled from another network; run `perception build"):
+        Bundle.load(new).plan(TARGET)
+
+
+@no_gpu
+def test_a_refitted_plan_without_a_gpu_is_one_clear_line(tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    new = retrained(tmp_path / "new")
+    refit(new, with_plan(tmp_path / "old"), TARGET, QUIET)
+    with pytest.raises(InputError, match="no NVIDIA GPU driver on this machine"):
+        open_engine(Bundle.load(new), TARGET)
+
+
+@no_gpu
+def test_compiling_to_refit_without_a_gpu_is_one_clear_line(tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    reason = "a refittable plan compiles only where there is an NVIDIA GPU; run this there, or leave out --refit"
+    line = refuses("build", bundle().path, "--target", TARGET, "--refit")
+    assert line == f"perception: {TARGET}: {reason}\n"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"refittable": False}, "to be refitted; run `perception build {old} --target rtx-ampere --refit`"),
+        ({"compiler": "tensorrt_rtx 1.0.0"}, "compiled by tensorrt_rtx 1.0.0, but here is {here}; run"),
+        ({"plan_sha256": "0" * 64}, "was changed (its sha256 differs from the record)"),
+    ],
+)  # fmt: skip
+def test_another_plan_is_refused(tmp_path: Path, change: dict[str, object], message: str) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    old = with_plan(tmp_path / "old", **change)
+    line = refuses("build", retrained(tmp_path / "new"), "--target", TARGET, "--refit-from", old)
+    assert str(old / "engines" / f"{TARGET}.plan") in line
+    assert message.format(old=old, here=compiler_version(find_target(TARGET))) in line
+    assert not (tmp_path / "new" / "engines").exists()
+
+
+def test_another_network_is_refused(tmp_path: Path) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    graph = onnx.load(bundle().onnx)
+    conv = next(node for node in graph.graph.node if node.op_type == "Conv")
+    next(a for a in conv.attribute if a.name == "dilations").ints[0] = 2
+    described = {"structure_sha256": structure_sha256(graph)}
+    new = rewritten(copied(tmp_path / "new"), graph.SerializeToString(), **described)
+    with pytest.raises(InputError, match=r"new/model.onnx: has another structure than \S*old/model.onnx, so it needs"):
+        refit(new, with_plan(tmp_path / "old"), TARGET, QUIET)
+    with pytest.raises(InputError, match="no engine for rtx-ada; run `perception build"):
+        refit(new, tmp_path / "old", "rtx-ada", QUIET)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--target", "cpu", "--refit"], "cpu: ONNX Runtime runs any bundle without a plan; leave out --refit"),
+        (["--target", "cpu", "--refit-from", "{bundle}"], "cpu: has no plan to refit"),
+        (["--target", "orin", "--refit", "--dla"], "orin: layers on a DLA cannot be refitted"),
+        (["--target", "orin", "--refit-from", "{bundle}"], "orin: needs tensorrt on the Jetson Orin itself"),
+        (["--target", TARGET, "--refit", "--refit-from", "{bundle}"], "--refit-from compiles nothing"),
+        (["--target", TARGET, "--refit-from", "nowhere"], "nowhere: not a bundle"),
+    ],
+)
+def test_what_has_no_meaning_is_refused(arguments: list[str], reason: str) -> None:
+    path = bundle().path
+    assert reason in refuses("build", path, *(each.format(bundle=path) for each in arguments))
+
+
+def test_int8_is_not_compiled_to_be_refitted(tmp_path: Path) -> None:
+    path = rewritten(copied(tmp_path / "bundle"), precision="int8")
+    with pytest.raises(InputError, match="rtx-ampere: the scales of int8 follow its weights and are compiled"):
+        build(path, TARGET, QUIET, refittable=True)
+
+
+@no_gpu
+def test_the_compiler_itself_needs_a_gpu_for_what_can_be_refitted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When a version of tensorrt_rtx comes that does not, this fails, and the refusal above can go."""
+    pytest.importorskip("tensorrt_rtx")
+    monkeypatch.setattr("deploy.engines.tensorrt._require_gpu", lambda target: None)
+    target, shape = find_target(TARGET), [1, 1, 4, 4]
+    model = onnx_model([helper.make_node("Relu", ["x"], ["y"])], {"x": shape}, {"y": shape})
+    assert build_engine(model.SerializeToString(), target, refittable=True).layers > 0
+    with pytest.raises(InputError, match=r"cannot compile the graph: .*Myelin"):
+        build_engine(bundle().onnx.read_bytes(), target, refittable=True, inputs=bundle().manifest.input_shapes)

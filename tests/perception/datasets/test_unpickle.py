@@ -1,0 +1,321 @@
+"""Pickles are read without running anything: hostile ones leave no trace, and what is not whole is refused."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import os
+import pickle
+import pickletools
+import re
+import struct
+import tracemalloc
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from commands import refuses
+from exported import bundle, checkpoint
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pickles import DEEP, Hostile, system
+
+from deploy.precision.frames import Drives
+from perception.config import find_config, load_config
+from perception.errors import InputError
+from perception.sensors.inputs import InputSpec
+from perception.unpickle import read_plain
+
+PLAIN = {
+    "numbers": [0, 255, 256, 65535, 65536, -1, 2**31, -(2**40), 1.5, float("inf"), True, None],
+    "text": ["", "a", "ü" * 300, "\ud800"],
+    "bytes": [b"", b"\xff" * 300],
+    "tuples": [(), (1,), (1, 2), (1, (2,), 3), (1, 2, 3, 4)],
+    "empty": [[], {}],
+    "ordered": collections.OrderedDict(b=1, a=2),
+}
+ARRAYS = {
+    "matrix": np.arange(6.0).reshape(2, 3),
+    "columns first": np.asfortranarray(np.arange(6, dtype=np.int32).reshape(2, 3)),
+    "strided": np.arange(12.0).reshape(3, 4)[:, ::2],
+    "no boxes": np.zeros((0, 7)),
+    "no names": np.array([], "<U1"),
+    "names": np.array(["car", "traffic_cone"]),
+    "flags": np.array([True, False]),
+    "other bytes first": np.arange(3, dtype=">f4"),
+    "text of other bytes first": np.array(["car"], ">U3"),
+    "number": np.array(3.5),
+}
+SCALARS = {"f": np.float32(3.5), "b": np.bool_(True), "i": np.int64(-5), "t": np.str_("car")}
+
+
+def read(content: bytes, folder: Path) -> Any:
+    path = folder / "nuscenes_infos_val.pkl"
+    path.write_bytes(content)
+    return read_plain(path)
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+def test_data_and_arrays_are_those_of_pythons_unpickler(tmp_path: Path, protocol: int) -> None:
+    same = [1]
+    content = pickle.dumps({"plain": PLAIN, "arrays": ARRAYS, "scalars": SCALARS, "a": same, "b": same}, protocol)
+    ours = read(content, tmp_path)
+    assert ours["plain"] == PLAIN
+    assert ours["a"] is ours["b"]
+    for name, array in ARRAYS.items():
+        assert type(ours["arrays"][name]) is np.ndarray
+        assert ours["arrays"][name].dtype.newbyteorder("=") == array.dtype.newbyteorder("=")
+        assert not ours["arrays"][name].flags.writeable
+        np.testing.assert_array_equal(ours["arrays"][name], array)
+    assert ours["scalars"] == {name: value.item() for name, value in SCALARS.items()}
+    assert {type(value) for value in ours["scalars"].values()} == {float, bool, int, str}
+
+
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+def test_the_other_numpy_names_its_modules_otherwise(tmp_path: Path, protocol: int) -> None:
+    """Written by the numpy at hand, then under the names of numpy 2 or 1, which differ in nothing else."""
+    content = pickle.dumps(ARRAYS["names"], protocol)
+    ours, theirs = (b"numpy._core.", b"numpy.core.") if np.__version__ >= "2" else (b"numpy.core.", b"numpy._core.")
+    renamed = content
+    for name in (b"multiarray", b"numeric"):
+        old, new = ours + name, theirs + name
+        if protocol >= 4:
+            renamed = renamed.replace(bytes([len(old)]) + old, bytes([len(new)]) + new)
+        else:
+            renamed = renamed.replace(old, new)
+    assert renamed != content
+    if protocol >= 4:  # each name changes the frame's length by a byte
+        start = renamed.index(b"\x95") + 1
+        length = struct.unpack("<Q", renamed[start : start + 8])[0] + len(renamed) - len(content)
+        renamed = renamed[:start] + struct.pack("<Q", length) + renamed[start + 8 :]
+    np.testing.assert_array_equal(read(renamed, tmp_path), ARRAYS["names"])
+
+
+class Stateful:
+    def __getstate__(self) -> dict[str, str]:
+        return {"a": "b"}
+
+    def __setstate__(self, state: dict[str, str]) -> None:
+        Path(os.environ["CANARY"]).touch()
+
+
+class Constructed(str):
+    def __new__(cls, text: str) -> Constructed:
+        Path(os.environ.get("CANARY", os.devnull)).touch()
+        return str.__new__(cls, text)
+
+    def __getnewargs__(self) -> tuple[str]:
+        return (str(self),)
+
+
+def array(kind: type, state: Any = None) -> Hostile:
+    """numpy's own call for an array, with this state in place of an array's."""
+    function: Any = np.zeros(1).__reduce__()[0]
+    return Hostile(function, (kind, (0,), b"b"), *([] if state is None else [state]))
+
+
+def _array(shape: Any, content: Any, dtype: Any = "f8") -> bytes:
+    """An array with this shape and these bytes."""
+    return pickle.dumps(array(np.ndarray, (1, shape, np.dtype(dtype), False, content)))
+
+
+def _dtype(kind: str, state: tuple[Any, ...]) -> Hostile:
+    return Hostile(np.dtype, (kind, False, True), state)
+
+
+F8 = np.dtype("f8")
+SHARED = b"\x80\x04B\x00\x10\x00\x00" + b"\xff" * 4096 + b"q\x010"  # a page of bytes, at 1 in the memo
+HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
+    "REDUCE": (lambda: pickle.dumps({"infos": system()}, 2), "asks for 'posix.system'"),
+    "STACK_GLOBAL": (lambda: pickle.dumps(system(), 4), "asks for 'posix.system'"),
+    "nested": (lambda: pickle.dumps([[{"a": (system(),)}]], 5), "asks for 'posix.system'"),
+    "eval": (lambda: pickle.dumps(Hostile(eval, ("1",)), 2), "asks for '__builtin__.eval'"),
+    "getattr": (lambda: b"\x80\x02cbuiltins\ngetattr\n.", "asks for 'builtins.getattr'"),
+    "a name in a known module": (lambda: b"\x80\x02cnumpy\nload\n.", "asks for 'numpy.load'"),
+    "a dotted name": (lambda: b"\x80\x04\x8c\x05numpy\x8c\x0fdtype.__class__\x93.", "numpy.dtype.__class__"),
+    "a name with a line in it": (lambda: b"\x80\x04\x8c\x01\n\x8c\x01a\x93.", r"asks for '\\n.a'"),
+    "names that are no text": (lambda: b"\x80\x04]]\x93.", "damaged"),
+    "__setstate__": (lambda: pickle.dumps(Stateful(), 2), "asks for 'test_unpickle.Stateful'|'copy_reg._recon"),
+    "a class of its own": (lambda: pickle.dumps(Constructed("a"), 2), "asks for"),
+    "an array of objects": (lambda: pickle.dumps(np.array([system()], object)), "asks for|of type 'O8'"),
+    "a type that became objects": (
+        lambda: pickle.dumps(np.arange(4.0), 2).replace(b"X\x02\x00\x00\x00f8", b"X\x02\x00\x00\x00O8"), "type 'O8'",
+    ),
+    "a type with fields": (lambda: pickle.dumps(np.zeros(2, [("a", "f8"), ("b", "O")]), 2), "of type 'V16'"),
+    "a type that gets fields": (
+        lambda: pickle.dumps(_dtype("f8", (3, "<", None, ("a",), {"a": (F8, 0)}, -1, -1, 0))), "has fields",
+    ),
+    "a type of arrays": (lambda: pickle.dumps(_dtype("f8", (3, "|", (F8, (9,)), None, None, -1, -1, 0))), "has fields"),
+    "a type in an unknown order": (lambda: pickle.dumps(_dtype("f8", (3, "?", None, None, None, -1, -1, 0))), "fields"),
+    "a type without a width": (lambda: pickle.dumps(np.arange(2.0), 2).replace(b"f8", b"f\x00"), "numbers and text"),
+    "dates, whose types carry data": (lambda: pickle.dumps(np.zeros(1, "M8[s]")), "of type 'M8'"),
+    "an array of a class of its own": (lambda: pickle.dumps(array(np.matrix)), "asks for 'numpy.*matrix'"),
+    "an array of numpy's that is no array": (lambda: pickle.dumps(array(np.float64)), "asks for 'numpy.float64'"),
+    "an array whose content is a list": (lambda: _array((2,), [1, 2]), "without type or content"),
+    "an array with a negative side": (lambda: _array((-2, -1), b"a" * 16), "shape"),
+    "an array with a shape that is none": (lambda: _array(2, b"a" * 16), "shape"),
+    "an array of many dimensions": (lambda: _array((1,) * 99, b"a" * 8), "shape"),
+    "an array of endless sides": (lambda: _array((2**64, 2), b"a" * 8), "8 bytes: truncated"),
+    "an array of nothing, for ever": (lambda: _array((1 << 40,), b"", "U0"), "0 bytes: truncated"),
+    "an array of gigabytes": (
+        lambda: pickle.dumps(np.zeros(3), 2).replace(b"K\x03\x85", b"J\xff\xff\xff\x7f\x85"), "24 bytes: truncated",
+    ),
+    "an array of characters that are none": (
+        lambda: pickle.dumps(np.array(["ab"])).replace(b"a\0\0\0", b"a\0\xff\0"), "text is none",
+    ),
+    "a state of another length": (lambda: pickle.dumps(array(np.ndarray, (1, (0,)))), "damaged"),
+    "BUILD on a name": (lambda: b"\x80\x02cnumpy\ndtype\n}b.", "gives a state to what has none"),
+    "BUILD on a dict": (lambda: b"\x80\x02}}b.", "gives a state to what has none"),
+    "BUILD on a function": (lambda: b"\x80\x02c_codecs\nencode\n}X\x01\x00\x00\x00aNsb.", "gives a state to what has"),
+    "a call of a list": (lambda: b"\x80\x02])R.", "damaged"),
+    "a call of the class of arrays": (lambda: b"\x80\x02cnumpy\nndarray\nJ\xff\xff\xff\x7f\x85R.", "damaged"),
+    "an encoding to look up": (
+        lambda: b"\x80\x02c_codecs\nencode\nX\x01\x00\x00\x00aX\x05\x00\x00\x00rot13\x86R.", "unknown encoding",
+    ),
+    "APPEND to a name": (lambda: b"\x80\x02cnumpy\ndtype\nNa.", "damaged"),
+    "an item of an array": (
+        lambda: pickle.dumps(np.arange(2), 2)[:-1] + b"X\x01\x00\x00\x00aK\x01s.", "a dict should be on the stack",
+    ),
+    "a memo place that was never filled": (lambda: b"\x80\x02h\x05.", "damaged or truncated"),
+    "a memo place that the file replaces": (
+        lambda: b"\x80\x02cnumpy\ndtype\nq\x000cposix\nsystem\nq\x00h\x00K\x01\x85R.", "'posix.system'",
+    ),
+    "text of gigabytes": (lambda: b"\x80\x02X\xff\xff\xff\xffa.", "truncated"),
+    "bytes of gigabytes": (lambda: b"\x80\x05\x96" + struct.pack("<Q", 1 << 40) + b"a.", "truncated"),
+    "bytes of exabytes": (lambda: b"\x80\x04\x8e" + b"\xff" * 8 + b".", "truncated"),
+    "a frame of exabytes": (lambda: b"\x80\x04\x95" + b"\xff" * 7 + b"\x7fN", "truncated"),
+    "arrays that share their bytes": (
+        lambda: SHARED + b"cnumpy\ndtype\n\x8c\x02i1\x89\x88\x87Rq\x02(" + 99 * (
+            b"cnumpy.core.numeric\n_frombuffer\n(h\x01h\x02M\x00\x10\x85\x8c\x01CtR"
+        ) + b"t.", "share their bytes",
+    ),
+    "bytes that are encoded again and again": (
+        lambda: b"\x80\x04X\x00\x10\x00\x00" + b"a" * 4096 + b"q\x010(" + 99 * (
+            b"c_codecs\nencode\nh\x01\x8c\x06latin1\x86R"
+        ) + b"t.", "share their bytes",
+    ),
+    "nested keys, which take for ever to hash": (lambda: b"\x80\x02" + DEEP + b"q\x000}h\x00Ns.", "of a dict is tuple"),
+    "deep keys, which overflow the stack when hashed": (lambda: b"\x80\x02}()" + b"\x85" * 10**5 + b"Nu.", "tuple"),
+    "numbers for keys, of which all could have one hash": (lambda: pickle.dumps({1: 2}), "a key of a dict is int"),
+    "a name that prints for ever": (lambda: b"\x80\x04" + DEEP + b"q\x00h\x00\x93.", "damaged"),
+    "a type that prints for ever": (lambda: b"\x80\x02" + DEEP + b"q\x00cnumpy\ndtype\nh\x00\x85R.", "type a tuple"),
+    "an old protocol": (lambda: pickle.dumps(system(), 0), "no pickle of protocol 2 to 5"),
+    "no pickle": (lambda: b"PK\x03\x04 a zip file", "no pickle of protocol 2 to 5"),
+    "nothing": (lambda: b"", "no pickle of protocol 2 to 5"),
+    "two pickles": (lambda: pickle.dumps(1) + pickle.dumps(2), "ends too early"),
+    "a mark too many": (lambda: b"\x80\x02(N.", "ends too early"),
+}  # fmt: skip
+OBJECTS = ("INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4", "PERSID", "BINPERSID")
+OTHERS = ("NEXT_BUFFER", "READONLY_BUFFER", "EMPTY_SET", "ADDITEMS", "FROZENSET", "DICT", "LIST", "LONG4", "PUT", "GET")
+CODES = {opcode.name: opcode.code.encode("latin1") for opcode in pickletools.opcodes}
+HOSTILE |= {
+    name: (partial(b"\x80\x04cnumpy\nndarray\n)}%b\x01\n.".__mod__, CODES[name]), f"asks for {name}, ")
+    for name in (*OBJECTS, *OTHERS)  # whatever they are given
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_nothing_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    canary = tmp_path / "canary"
+    monkeypatch.setenv("CANARY", str(canary))
+    make, message = HOSTILE[name]
+    content = make()
+    canary.unlink(missing_ok=True)  # making it may have called what reading it must not
+    tracemalloc.start()
+    with pytest.raises(InputError) as caught:
+        read(content, tmp_path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < (1 << 20) + 100 * len(content)
+    assert not canary.exists()
+    assert re.search(message, str(caught.value)), str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 300 + len(str(tmp_path))
+    assert str(caught.value).startswith(str(tmp_path))
+
+
+def test_pythons_unpickler_would_have_run_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The canary is one."""
+    monkeypatch.setenv("CANARY", str(tmp_path / "canary"))
+    for name in ("REDUCE", "STACK_GLOBAL", "nested", "__setstate__", "an array of objects"):
+        content = HOSTILE[name][0]()
+        (tmp_path / "canary").unlink(missing_ok=True)
+        pickle.loads(content)
+        assert (tmp_path / "canary").exists(), name
+
+
+def test_a_far_place_in_the_memo_and_deep_nesting_cost_no_memory_and_change_nothing(tmp_path: Path) -> None:
+    tracemalloc.start()
+    assert read(b"\x80\x02]r\xff\xff\xff\xff.", tmp_path) == []
+    assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    tracemalloc.stop()
+    deep = read(b"\x80\x02" + b"]" * 10**5 + b"a" * (10**5 - 1) + b".", tmp_path)
+    assert [len(deep), len(deep[0])] == [1, 1]
+    swapped = read(pickle.dumps([_dtype("f8", (3, ">", None, None, None, -1, -1, 0)), np.arange(3.0)]), tmp_path)[1]
+    assert (np.dtype("f8").isnative, swapped.tolist()) == (True, [0, 1, 2])
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "adapt"])
+def test_a_command_says_it_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+    canary, infos = tmp_path / "canary", tmp_path / "nuscenes_infos_val.pkl"
+    monkeypatch.setenv("CANARY", str(canary))
+    infos.write_bytes(HOSTILE["REDUCE"][0]())
+    first: dict[str, list[Any]] = {
+        "train": [find_config("tiny")],
+        "evaluate": [bundle().path],
+        "adapt": [checkpoint(), "--add", "low_rank:a"],
+    }
+    line = refuses(command, *first[command], "--data", infos, "--out", tmp_path / "run")
+    assert not canary.exists()
+    assert "asks for 'posix.system'" in line
+    assert list(tmp_path.iterdir()) == [infos]
+
+
+def test_calibration_says_it_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CANARY", str(tmp_path / "canary"))
+    (tmp_path / "infos.pkl").write_bytes(HOSTILE["REDUCE"][0]())
+    with pytest.raises(InputError, match=r"asks for 'posix\.system'"):
+        Drives(tmp_path / "infos.pkl").inputs(InputSpec.of(load_config(find_config("tiny"))))
+    assert not (tmp_path / "canary").exists()
+
+
+WHOLE = pickle.dumps({"a": [1.5, {"b": (1, "c")}], "d": ARRAYS, "e": SCALARS, "f": PLAIN}, 4)
+
+
+@pytest.mark.parametrize("protocol", [2, 5])
+def test_every_truncation_is_refused(tmp_path: Path, protocol: int) -> None:
+    content = pickle.dumps({"a": [1.5, {"b": (1, "c")}], "d": ARRAYS["names"], "e": SCALARS["f"]}, protocol)
+    for length in range(len(content)):
+        with pytest.raises(InputError, match="nothing in it was run"):
+            read(content[:length], tmp_path)
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.data())
+def test_changed_bytes_are_read_or_refused(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    content = bytearray(WHOLE)
+    for _ in range(data.draw(st.integers(1, 6))):
+        content[data.draw(st.integers(2, len(content) - 1))] = data.draw(st.integers(0, 255))
+    _read_or_refuse(bytes(content), tmp_path_factory.getbasetemp())
+
+
+PIECES = (
+    *(bytes([code]) for code in range(256)),
+    b"cnumpy\ndtype\n", b"cnumpy\nndarray\n", b"cnumpy.core.multiarray\n_reconstruct\n", b"X\x02\x00\x00\x00f8",
+    b"cnumpy.core.multiarray\nscalar\n", b"K\x00\x85", b"\x8c\x01a", b"h\x00", b"q\x00",
+)  # fmt: skip
+
+
+@settings(max_examples=400, deadline=None)
+@given(st.lists(st.sampled_from(PIECES), max_size=40))
+def test_any_opcodes_are_read_or_refused(tmp_path_factory: pytest.TempPathFactory, pieces: list[bytes]) -> None:
+    _read_or_refuse(b"\x80\x04" + b"".join(pieces) + b".", tmp_path_factory.getbasetemp())
+
+
+def _read_or_refuse(content: bytes, folder: Path) -> None:
+    """Anything else than an InputError would fail the test."""
+    with contextlib.suppress(InputError):
+        read(content, folder)

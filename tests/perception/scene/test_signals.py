@@ -1,0 +1,470 @@
+"""Signals of the vehicle as evidence: expressions, holds and timeouts, and what recordings have of them."""
+
+import ast
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cache
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from fixes import fix, message
+from google.protobuf.wrappers_pb2 import DoubleValue
+from hypothesis import given
+from hypothesis import strategies as st
+from make_log import STORAGES as WRITERS
+from make_log import Message, header, make, transform
+from mcap.writer import Writer
+from mcap_protobuf.schema import build_file_descriptor_set
+from recordings import SPEC, nuscenes_topics, write_raw_mcap
+from refusals import one_line_error
+from repository import ROOT
+from rosbags.rosbag2 import Reader
+from rosbags.rosbag2 import Writer as RosbagWriter
+from rosbags.typesys import Stores, get_types_from_msg, get_typestore
+from vocabulary import CONDITIONS
+from vocabulary import sensors as sensors_of
+
+from deploy.replay.sources.mcap import McapRecording
+from deploy.replay.sources.messages import CorruptMessage
+from deploy.replay.sources.readings import Readings
+from deploy.replay.sources.recorded_drive import RecordedDrive
+from deploy.replay.sources.rosbag import RosbagRecording
+from deploy.replay.sources.schemas import cdr_parser
+from perception.frame import Conditions, Frame, Prediction, Reading
+from perception.scene.belief import Belief
+from perception.scene.expression import Expression
+from perception.scene.scene import Scene
+from perception.scene.signals import SignalConfig, Signals, SignalsConfig
+from perception.scene.sources import Sources, load_sources
+
+SECOND = 1_000_000  # us
+
+
+def frame_at(timestamp: int, signals: Mapping[str, Sequence[Reading]] | None = None) -> Frame:
+    return Frame(str(timestamp), timestamp, "ego", np.eye(4), np.eye(4), None, {}, scene="drive", signals=signals or {})
+
+
+TERMS = ["a > 1", "b <= 0", "not c", "a", "0 < b < 3", "c == 1 or a != 2", "not (a and b >= 1)", "t == 'R' and a"]
+TEXTS = st.lists(st.sampled_from(TERMS), min_size=1, max_size=3).flatmap(
+    lambda terms: st.sampled_from([" and ", " or "]).map(lambda joined: joined.join(f"({term})" for term in terms))
+)
+
+
+@given(TEXTS, st.fixed_dictionaries({name: st.sampled_from([None, 0.0, 1.0, 2.0]) for name in "abc"}))
+def test_an_expression_is_true_where_python_says_so_and_unknown_only_where_values_matter(
+    text: str, values: dict[str, float | None]
+) -> None:
+    """What is told with unknown values holds whatever they are."""
+    known: Mapping[str, Any] = {**values, "t": "R"}
+    expression, told = Expression(text), Expression(text).holds(known)
+    unknown = [name for name, value in known.items() if value is None]
+    for filled in product((0.0, 1.0, 2.0, 5.0), repeat=len(unknown)):
+        whole = {**known, **dict(zip(unknown, filled, strict=True))}
+        truth = bool(eval(text, {}, whole))
+        assert expression.holds(whole) == truth
+        assert told in (None, truth)
+    assert expression.names == {each.id for each in ast.walk(ast.parse(text)) if isinstance(each, ast.Name)}
+
+
+def test_what_cannot_be_compared_is_unknown() -> None:
+    for text in ("t > 1", "a == 'R'", "t", "not t", "missing < 3", "-2 < missing"):
+        assert Expression(text).holds({"t": "R", "a": 1.0}) is None
+    assert Expression("t == 'R'").holds({"t": "R"}) is True
+    assert Expression("a >= -2").holds({"a": -2.0}) is True
+
+
+@pytest.mark.parametrize(
+    "text", ["a >", "a + 1 > 2", "f(a)", "a > b.c", "a in (1, 2)", "1", "a if b else c", "(" * 300]
+)
+def test_another_expression_is_refused(text: str) -> None:
+    with one_line_error("is no condition|is not understood"):
+        Expression(text)
+
+
+def signals_of(timeout: float, hold: float, **more: Any) -> Signals:
+    content = {
+        "source": "signals",
+        "signals": {"a": {"timeout": timeout, **more}, "b": {"timeout": 60.0}},
+        "rules": [{"when": "a >= 1 and b < 1", "says": {"rain": 0.9}, "hold": hold}],
+    }
+    return Signals(SignalsConfig.model_validate(content), CONDITIONS)
+
+
+def readings_of(values: Sequence[float]) -> st.SearchStrategy[list[Reading]]:
+    """At 1 to 6 tenths of a second after each other."""
+    steps = st.lists(st.tuples(st.integers(1, 6), st.sampled_from(values)), min_size=10, max_size=30)
+    return steps.map(
+        lambda each: [
+            Reading(int(at) * SECOND // 10, value)
+            for at, (_, value) in zip(np.cumsum([step for step, _ in each]), each, strict=True)
+        ]
+    )
+
+
+@given(
+    readings_of([1.0, 1.0, 1.0, 1.0, 0.0, np.nan]),
+    readings_of([0.0] * 9 + [1.0]),
+    st.sampled_from([0.3, 1.0]),
+    st.sampled_from([0.0, 0.5, 1.2]),
+    st.integers(1, 9),
+)
+def test_a_rule_holds_where_a_fine_grid_says_so(
+    a: list[Reading], b: list[Reading], timeout: float, hold: float, every: int
+) -> None:
+    """At every tenth of a second the values are those of the latest readings, unless these have timed out."""
+    tenth = SECOND // 10
+    signals = signals_of(timeout, hold)
+
+    def true_at(moment: int) -> bool:
+        latest = [[each for each in readings if each.timestamp <= moment][-1:] for readings in (a, b)]
+        if not all(latest) or moment - latest[0][0].timestamp > timeout * SECOND:
+            return False
+        return bool(latest[0][0].value >= 1 and latest[1][0].value < 1)  # type: ignore[operator]
+
+    for now in range(0, 61 * tenth, every * tenth):
+        # Just before a reading, a value may have timed out; half a tenth later all times are between two readings.
+        grid = [now - step * (tenth // 2) for step in range(round(20 * hold) + 1)]
+        found = signals.evidence(frame_at(now, {"a": [x for x in a if x.timestamp <= now], "b": b}))
+        assert bool(found) == all(true_at(moment) for moment in grid)
+        assert not found or found == [{"weather": [0.9 if v == "rain" else pytest.approx(0.1 / 2) for v in WEATHER]}]
+
+
+WEATHER = CONDITIONS["weather"]
+
+
+def test_the_latest_reading_alone_is_enough_and_nonsense_says_nothing() -> None:
+    signals = signals_of(5, 0, valid=(0, 3))
+    for value, speaks in ((1.0, True), (4.0, False), (2.0, True), (np.inf, False), (3.0, True), ("on", False)):
+        signals.begin()
+        on, off = Reading(SECOND, value), Reading(0, 0.0)
+        assert bool(signals.evidence(frame_at(SECOND, {"a": [on], "b": [off]}))) == speaks
+
+
+def test_a_clock_that_is_set_back_does_not_freeze_a_signal() -> None:
+    signals = signals_of(5, 0)
+    readings = {"a": [Reading(100 * SECOND, 1.0)], "b": [Reading(100 * SECOND, 0.0)]}
+    assert signals.evidence(frame_at(100 * SECOND, readings))
+    assert not signals.evidence(frame_at(50 * SECOND))
+    readings = {"a": [Reading(51 * SECOND, 1.0)], "b": [Reading(51 * SECOND, 0.0)]}
+    assert signals.evidence(frame_at(51 * SECOND, readings))
+
+
+SOURCES = """
+sources:
+  - {source: tags}
+  - source: signals
+    signals: {wipers: {timeout: 1}, outside: {timeout: 60, valid: [-60, 60]}}
+    rules:
+      - {when: wipers >= 1 and outside > 0, says: {rain: 0.9}, hold: 1}
+      - {when: wipers < 1, says: {clear: 0.8}, hold: 1}
+  - {source: recognised}
+"""
+
+
+def loaded(folder: Path, text: str) -> Sources:
+    (folder / "evidence.yaml").write_text(text)
+    return load_sources(folder / "evidence.yaml", CONDITIONS)
+
+
+def believed(sources: Sources, signals: Sequence[Mapping[str, float]], scene: Scene | None = None) -> list[Belief]:
+    """The belief in the weather at frames at 2 Hz with these signals; a signal that is not there is not sent."""
+    scene = scene or Scene(sensors_of(), {}, CONDITIONS, {}, sources)
+    beliefs = []
+    for i, each in enumerate(signals):
+        now = i * SECOND // 2
+        frame = frame_at(now, {name: [Reading(now, value)] for name, value in each.items()})
+        scene.observe(frame)
+        beliefs.append(scene.update(frame, Prediction({})).beliefs["weather"])
+    return beliefs
+
+
+OFF, ON = {"wipers": 0.0, "outside": 5.0}, {"wipers": 2.0, "outside": 5.0}
+
+
+def test_wipers_switch_the_belief_once_and_flapping_does_not(tmp_path: Path) -> None:
+    sources = loaded(tmp_path, SOURCES)
+    beliefs = believed(sources, [OFF] * 10 + [ON, OFF] * 10 + [OFF] * 4 + [ON] * 10)
+    values = [belief.value for belief in beliefs]
+    assert values[-1] == "rain"
+    assert "rain" not in values[:35]
+    assert values.index("rain") - 34 <= 2 * (1 + 2)  # the hold and the belief's own hysteresis
+    assert values == sorted(values, key=["clear", None, "rain"].index) or values[:2] == [None, None]
+    assert beliefs[-1].source == "signals"
+    assert " by signals: " in beliefs[-1].why
+
+
+def test_stale_signals_let_go(tmp_path: Path) -> None:
+    """Of the belief, two minutes later."""
+    sources = loaded(tmp_path, SOURCES)
+    beliefs = believed(sources, [ON] * 10 + [{"outside": 5.0}] * 260)
+    values = [belief.value for belief in beliefs]
+    assert values[9] == "rain"
+    assert values[-1] is None
+    assert beliefs[-1].why.startswith("nothing has spoken for rain since ")
+
+
+def test_a_source_speaks_after_the_hold_and_until_the_timeout(tmp_path: Path) -> None:
+    """Then the next source counts; one before it counts at once."""
+    sources = loaded(tmp_path, SOURCES)
+    found = []
+    for i in range(8):
+        now = i * SECOND // 2
+        sent = {name: [Reading(now, value)] for name, value in ON.items()} if i < 4 else {}
+        found.append("weather" in sources.observe(frame_at(now, sent), [])[1])
+    assert found == [False, False, True, True, True, True, False, False]
+    stale = frame_at(4 * SECOND)
+    observed, origins = sources.observe(stale, [{"weather": [0.7, 0.2, 0.1]}])
+    assert origins["weather"].source == "recognised"
+    tagged = replace(stale, conditions=Conditions(weather="fog"))
+    assert sources.observe(tagged, [])[1]["weather"].source == "tags"
+    assert observed == [{"weather": [0.7, 0.2, 0.1]}]
+
+
+def test_another_drive_begins_without_signals(tmp_path: Path) -> None:
+    sources = loaded(tmp_path, SOURCES)
+    scene = Scene(sensors_of(), {}, CONDITIONS, {}, sources)
+    assert believed(sources, [ON] * 6, scene)[-1].value == "rain"
+    scene.restart()
+    assert believed(sources, [{}] * 6, scene)[-1].why == "nothing observed"
+
+
+GIVEN = "sources: [{source: signals, signals: {a: {timeout: 5}}, rules: [RULE]}]"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{when: a > 1, says: {hail: 0.9}}", "sources.0: rules.0.says: hail is no value of a condition; there are "),
+        (
+            "{when: a > 1, says: {rain: 0.9, fog: 0.2}}",
+            "sources.0: rules.0.says: the probabilities of rain, fog are more",
+        ),
+        ("{when: a > 1, says: {rain: 1.2}}", "sources.0.signals.rules.0.says.rain: .*less than or equal to 1"),
+        ("{when: b > 1, says: {rain: 0.9}}", "sources.0: rules.0.when: b is none of the signals a"),
+        ("{when: a >, says: {rain: 0.9}}", "sources.0: rules.0.when: 'a >' is no condition"),
+        ("{when: 1 > 0, says: {rain: 0.9}}", "sources.0: rules.0.when: '1 > 0' depends on no signal"),
+        ("{when: a > 1, says: {}}", "sources.0.signals.rules.0.says: "),
+        ("{when: a > 1, says: {rain: 0.9}, holds: 2}", "sources.0.signals.rules.0.holds: is not a known key"),
+    ],
+)
+def test_a_wrong_rule_is_one_line(tmp_path: Path, text: str, message: str) -> None:
+    with one_line_error(message):
+        loaded(tmp_path, GIVEN.replace("RULE", text))
+
+
+def test_the_example_is_one_for_nuscenes() -> None:
+    shipped = load_sources(ROOT / "configs" / "evidence" / "signals.yaml", CONDITIONS)
+    assert [about.split(" ")[0] for about in shipped.about] == ["tags", "sun", "signals", "recognised"]
+    assert set(shipped.signals) == {"wipers", "rain_sensor", "fog_lamp"}
+
+
+def test_a_signal_has_one_meaning_and_a_timeout(tmp_path: Path) -> None:
+    rule = "rules: [{when: a > 1, says: {rain: 0.9}}]"
+    first, second = (f"{{source: signals, signals: {{a: {{timeout: {time}}}}}, {rule}}}" for time in (5, 6))
+    with one_line_error("sources.1: the signal a is another one in a source above"):
+        loaded(tmp_path, f"sources: [{first}, {second}]")
+    assert set(loaded(tmp_path, f"sources: [{first}, {first}]").signals) == {"a"}
+    with one_line_error("sources.0.signals.signals.a.timeout: field required"):
+        loaded(tmp_path, GIVEN.replace("timeout: 5", "").replace("RULE", "{when: a, says: {rain: 1}}"))
+
+
+BODY = """
+float32 OFF=0.0
+std_msgs/Header header
+Lamp[] lamps
+Lamp main
+string gear
+================================================================================
+MSG: car/Lamp
+bool low_beam
+float64[3] watts
+================================================================================
+MSG: std_msgs/Header
+builtin_interfaces/Time stamp
+string frame_id
+================================================================================
+MSG: builtin_interfaces/Time
+int32 sec
+uint32 nanosec
+"""
+SENT = {
+    "/bool": ("std_msgs/msg/Bool", {"data": True}, 1.0),
+    "/float32": ("std_msgs/msg/Float32", {"data": 0.25}, 0.25),
+    "/float64": ("std_msgs/msg/Float64", {"data": float("nan")}, float("nan")),
+    "/int8": ("std_msgs/msg/Int8", {"data": -3}, -3.0),
+    "/uint64": ("std_msgs/msg/UInt64", {"data": 1 << 40}, float(1 << 40)),
+    "/text": ("std_msgs/msg/String", {"data": "heavy"}, "heavy"),
+    "/air": (
+        "sensor_msgs/msg/Temperature",
+        {"header": header(7 * SECOND, ""), "temperature": -4.5, "variance": 0.0},
+        -4.5,
+    ),
+}
+WANTED = {name.strip("/"): SignalConfig(topic=name, timeout=5.0) for name in SENT}
+BODY_SIGNALS = {
+    "beam": SignalConfig(topic="/body", field="lamps.1.low_beam", timeout=5.0),
+    "watts": SignalConfig(topic="/body", field="main.watts.2", timeout=5.0),
+    "gear": SignalConfig(topic="/body", field="gear", timeout=5.0),
+}
+
+
+def read(path: Path, wanted: Mapping[str, SignalConfig]) -> dict[str, Reading]:
+    """The last reading of each signal of a recording without damage."""
+    recording = McapRecording(path) if path.suffix == ".mcap" else RosbagRecording(path)
+    readings, damage = Readings(wanted), list[str]()
+    for raw in recording.read(readings.topics, damage.append):
+        readings.add(raw.topic, raw.time, raw.parse(raw.data))
+    assert not damage
+    return {name: each[-1] for name, each in readings.at(1 << 53).items()}
+
+
+@pytest.mark.parametrize("storage", WRITERS)
+def test_standard_messages_are_read(tmp_path: Path, storage: str) -> None:
+    """At their stamp, or at the time of recording."""
+    path = tmp_path / ("drive.mcap" if storage == "file" else "drive")
+    messages = [Message(topic, kind, 9 * SECOND, make(kind, **fields)) for topic, (kind, fields, _) in SENT.items()]
+    WRITERS[storage](path, iter(messages), {topic: kind for topic, (kind, *_) in SENT.items()})
+    found = read(path, WANTED)
+    for topic, (_, _, value) in SENT.items():
+        reading = found[topic.strip("/")]
+        assert repr(reading.value) == repr(value)
+        assert reading.timestamp == (7 if topic == "/air" else 9) * SECOND
+
+
+@cache
+def car_types() -> Any:
+    types = get_typestore(Stores.EMPTY)
+    types.register(get_types_from_msg(BODY, "car/msg/Body"))
+    return types
+
+
+def body_of_a_car() -> bytes:
+    types = car_types()
+    lamps = [types.types["car/msg/Lamp"](low_beam=bool(i), watts=np.arange(3.0) + i) for i in range(3)]
+    time = types.types["builtin_interfaces/msg/Time"](sec=8, nanosec=500_000_000)
+    body = types.types["car/msg/Body"](
+        header=types.types["std_msgs/msg/Header"](stamp=time, frame_id=""), lamps=lamps[:2], main=lamps[2], gear="R"
+    )
+    return bytes(types.serialize_cdr(body, "car/msg/Body"))
+
+
+@pytest.mark.parametrize("storage", ["mcap", "sqlite3"])
+def test_fields_of_any_message_are_read_by_the_schema_that_the_recording_carries(tmp_path: Path, storage: str) -> None:
+    types, data = car_types(), body_of_a_car()
+    if storage == "mcap":
+        path = tmp_path / "drive.mcap"
+        with path.open("wb") as file:
+            writer = Writer(file)
+            writer.start(profile="ros2")
+            schema = writer.register_schema("car/msg/Body", "ros2msg", BODY.encode())
+            channel = writer.register_channel("/body", "cdr", schema)
+            writer.add_message(channel, 9000 * SECOND, data, 9000 * SECOND)
+            writer.finish()
+    else:
+        path = tmp_path / "drive"
+        with RosbagWriter(path, version=9) as bag:
+            bag.write(bag.add_connection("/body", "car/msg/Body", typestore=types), 9000 * SECOND, data)
+        with Reader(path) as reader:
+            assert "Lamp" in reader.connections[0].msgdef.data
+    found = read(path, BODY_SIGNALS)
+    at = 8_500_000
+    assert found == {"beam": Reading(at, 1.0), "watts": Reading(at, 4.0), "gear": Reading(at, "R")}
+
+
+@pytest.mark.parametrize("encoding", ["json", "protobuf"])
+def test_fields_in_json_and_protobuf_are_read(tmp_path: Path, encoding: str) -> None:
+    path, data = tmp_path / "drive.mcap", json.dumps({"value": 2.5}).encode()
+    with path.open("wb") as file:
+        writer = Writer(file)
+        writer.start()
+        if encoding == "protobuf":
+            data = DoubleValue(value=2.5).SerializeToString()
+            schema = writer.register_schema(
+                "google.protobuf.DoubleValue", "protobuf", build_file_descriptor_set(DoubleValue).SerializeToString()
+            )
+        else:
+            schema = writer.register_schema("car.Rain", "jsonschema", b"{}")
+        writer.add_message(writer.register_channel("/rain", encoding, schema), 9000 * SECOND, data, 9000 * SECOND)
+        writer.finish()
+    wanted = {"rain": SignalConfig(topic="/rain", field="value", timeout=5.0)}
+    assert read(path, wanted) == {"rain": Reading(9 * SECOND, 2.5)}
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        "this is no schema",
+        "car/Other other",
+        "Body inner",
+        "float32 data\n" * 50,
+        "float32 __class__",
+        "Lamp[900000] lamps\n" + "=" * 80 + "\nMSG: car/Lamp\nbool on",
+        "float32 data" + " " * (1 << 20),
+    ],
+)
+def test_a_damaged_schema_makes_its_messages_corrupt(schema: str) -> None:
+    with pytest.raises(CorruptMessage):
+        cdr_parser("car/msg/Body", schema, "msg")(b"\x00\x01\x00\x00" + bytes(8))
+
+
+parse_body = cdr_parser("car/msg/Body", BODY, "msg")
+
+
+@given(st.integers(0, 199), st.integers(0, 255), st.integers(0, 200))
+def test_damaged_bytes_give_a_reading_or_are_corrupt(place: int, byte: int, length: int) -> None:
+    data = bytearray(body_of_a_car())
+    data[min(place, len(data) - 1)] = byte
+    readings = Readings(BODY_SIGNALS)
+    try:
+        readings.add("/body", SECOND, parse_body(bytes(data[:length])))
+    except CorruptMessage:
+        return
+    assert all(isinstance(each[-1].value, float | str) for each in readings.at(1 << 53).values())
+
+
+def test_a_schema_in_idl_is_read() -> None:
+    idl = "module car { module msg { struct Rain { double share; uint8 level; }; }; };"
+    data = b"\x00\x01\x00\x00" + np.float64(0.5).tobytes() + b"\x03"
+    for schema in (idl, f"{'=' * 80}\nIDL: car/msg/Rain\n{idl}"):
+        rain = cdr_parser("car/msg/Rain", schema, "idl")(data)
+        assert (rain.share, rain.level) == (0.5, 3)
+
+
+def test_constants_of_a_schema_are_not_run() -> None:
+    parse = cdr_parser("car/msg/Rain", "string X=\"__import__('os').abort()\"\nfloat32 data\n", "msg")
+    assert parse(b"\x00\x01\x00\x00" + np.float32(1.5).tobytes()).data == 1.5
+    assert not hasattr(parse(b"\x00\x01\x00\x00" + bytes(4)), "X")
+
+
+def test_messages_without_the_field_are_counted(tmp_path: Path) -> None:
+    """And what else their topic is read for, such as the pose, stays."""
+    log = []
+    for i in range(6):
+        stamp, pose = (9 + i) * SECOND, np.array([10.0 * i, 0, 0, 1, 0, 0, 0])
+        moved = make("tf2_msgs/msg/TFMessage", transforms=[transform(stamp, "map", "base_link", pose)])
+        known = {"stamp": stamp, "token": f"frame-{i}", "scene": "drive", "sweeps": []}
+        keyframe = make("std_msgs/msg/String", data=json.dumps(known))
+        log += [message("/tf", stamp, moved), message("/keyframe", stamp, keyframe), fix(stamp + 9, 48.1, 11 + i)]
+    path = write_raw_mcap(tmp_path / "drive.mcap", log)
+    wanted = {
+        "east": SignalConfig(topic="/gps", field="longitude", timeout=5.0),
+        "level": SignalConfig(topic="/tf", field="level", timeout=5.0),
+        "elsewhere": SignalConfig(topic="/not/there", timeout=5.0),
+        "place": SignalConfig(topic="/tf", field="transforms.0.transform.translation.x", timeout=5.0),
+        "none": SignalConfig(timeout=5.0),
+    }
+    drive = RecordedDrive(path, nuscenes_topics(), SPEC, None, {k: v for k, v in wanted.items() if k != "level"})
+    frames = list(drive.frames())
+    assert all(frame.signals["place"][-1].value == 10.0 * i for i, frame in enumerate(frames))
+    assert [frame.signals["east"][-1].value for frame in frames[1:]] == [11 + i for i in range(5)]
+    assert "east" not in frames[0].signals  # 9 us later
+    assert "none" not in frames[-1].signals
+    assert "corrupt" not in drive.counts.summary()
+    assert drive.counts.summary()["messages"]["/not/there"] == 0
+    drive = RecordedDrive(path, nuscenes_topics(), SPEC, None, {"level": wanted["level"]})
+    assert len(list(drive.frames())) == len(frames)
+    assert drive.counts.summary()["reasons"] == {"/tf": {"a message without the signal's field": len(frames)}}

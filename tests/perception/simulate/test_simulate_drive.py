@@ -1,0 +1,375 @@
+"""Simulated drive logs as the devkit reads and scores them."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from courses import courses
+from hashes import NARROW, hashes
+from hypothesis import given
+from hypothesis import strategies as st
+from nuscenes.eval.detection.config import config_factory
+from nuscenes.eval.detection.evaluate import DetectionEval
+from nuscenes.eval.detection.utils import category_to_detection_name
+from nuscenes.nuscenes import NuScenes
+from nuscenes.utils.data_classes import LidarPointCloud
+from nuscenes.utils.geometry_utils import points_in_box
+from pyquaternion import Quaternion
+from vocabulary import CAMERAS, CONDITIONS, NUSCENES, RIG
+
+from perception.datasets.nuscenes.dataset import NuScenesTables
+from perception.errors import InputError
+from perception.frame import Conditions
+from perception.simulate.conditions import Course, every, split
+from perception.simulate.drive import KEYFRAME_PERIOD, Drive
+from perception.simulate.nuscenes_writer import VERSION, token
+from perception.simulate.recording import UNFINISHED, Run
+from perception.simulate.scenario import build_world
+from perception.simulate.simulate import simulate
+from perception.simulate.world import World
+
+SAMPLES, SWEEPS = 3, 2  # of the fixture sim_root
+MOUNTED = {each.name: each.ego_from_sensor for each in (*RIG.lidars, *RIG.cameras)}
+
+
+@pytest.fixture(scope="module")
+def nusc(sim_root: Path) -> NuScenes:
+    return NuScenes(VERSION, str(sim_root), verbose=False)
+
+
+@pytest.fixture(scope="module")
+def drives() -> list[tuple[Drive, World]]:
+    """What the fixture sim_root recorded, built again."""
+    built = []
+    for number, course in enumerate(courses("clear-day-boston", "rain-night-singapore")):
+        drive = Drive(0, number, course, SAMPLES, SWEEPS, RIG)
+        weather = course.phases[0].surroundings.draw(drive.rng(0))
+        world = build_world(course.place, weather, SAMPLES * KEYFRAME_PERIOD, drive.rng(1))
+        built.append((drive, world))
+    return built
+
+
+EVERY = courses("all")
+
+
+def test_point_counts_are_what_the_devkit_counts_in_the_files(nusc: NuScenes) -> None:
+    counted = 0
+    for sample in nusc.sample:
+        path, boxes, _ = nusc.get_sample_data(sample["data"]["LIDAR_TOP"])
+        points = LidarPointCloud.from_file(path).points[:3]
+        for box in boxes:
+            stored = nusc.get("sample_annotation", box.token)["num_lidar_pts"]
+            assert points_in_box(box, points).sum() == stored
+            counted += stored
+    assert counted > 1000
+
+
+def test_every_sample_has_its_sensors_in_time(nusc: NuScenes, drives: list[tuple[Drive, World]]) -> None:
+    for number, scene in enumerate(nusc.scene):
+        sample = nusc.get("sample", scene["first_sample_token"])
+        start = sample["timestamp"]
+        for k in range(SAMPLES):
+            assert sample["timestamp"] == start + k * 500_000
+            assert set(sample["data"]) == {"LIDAR_TOP", *CAMERAS}
+            for channel, name in sample["data"].items():
+                record = nusc.get("sample_data", name)
+                delay = record["timestamp"] - sample["timestamp"]
+                assert delay == 0 if channel == "LIDAR_TOP" else -50_000 < delay < 0
+                assert nusc.get("ego_pose", record["ego_pose_token"])["timestamp"] == record["timestamp"]
+                pose = nusc.get("ego_pose", record["ego_pose_token"])
+                truth = drives[number][1].global_from_ego_at((record["timestamp"] - start) / 1e6)
+                np.testing.assert_allclose(pose["translation"], truth[:3, 3], atol=1e-9)
+                np.testing.assert_allclose(Quaternion(pose["rotation"]).rotation_matrix, truth[:3, :3], atol=1e-9)
+            sample = nusc.get("sample", sample["next"]) if sample["next"] else sample
+        assert sample["token"] == scene["last_sample_token"]
+
+
+def test_sweeps_are_linked_at_20_hz(nusc: NuScenes) -> None:
+    for scene in nusc.scene:
+        first = nusc.get("sample", scene["first_sample_token"])["data"]["LIDAR_TOP"]
+        record = nusc.get("sample_data", first)
+        while record["prev"]:
+            record = nusc.get("sample_data", record["prev"])
+        chain = [record]
+        while chain[-1]["next"]:
+            chain.append(nusc.get("sample_data", chain[-1]["next"]))
+        assert [r["is_key_frame"] for r in chain] == ([False] * SWEEPS + [True]) * SAMPLES
+        gaps = np.diff([r["timestamp"] for r in chain])
+        assert gaps.tolist() == ([50_000] * SWEEPS + [400_000]) * (SAMPLES - 1) + [50_000] * SWEEPS
+        for r in chain:
+            points = LidarPointCloud.from_file(str(Path(nusc.dataroot) / r["filename"])).points
+            assert points.shape[1] > 5000
+
+
+def test_annotations_are_the_agents_true_boxes_and_motion(nusc: NuScenes, drives: list[tuple[Drive, World]]) -> None:
+    checked = 0
+    for drive, world in drives:
+        agents = {token(drive.token(), "instance", n): n for n in range(len(world.agents))}
+        start = nusc.get("sample", drive.token("sample", 0))["timestamp"]
+        for k in range(SAMPLES):
+            sample = nusc.get("sample", drive.token("sample", k))
+            for name in sample["anns"]:
+                annotation = nusc.get("sample_annotation", name)
+                n = agents[annotation["instance_token"]]
+                time = (sample["timestamp"] - start) / 1e6
+                xy, yaw, _ = world.agents_at(time)
+                np.testing.assert_allclose(annotation["translation"][:2], xy[n], atol=6e-4)
+                assert Quaternion(annotation["rotation"]).yaw_pitch_roll[0] == pytest.approx(
+                    np.arctan2(np.sin(yaw[n]), np.cos(yaw[n])), abs=1e-9
+                )
+                assert annotation["translation"][2] == pytest.approx(annotation["size"][2] / 2, abs=6e-4)
+                before, after = (
+                    nusc.get("sample_annotation", annotation[way])["sample_token"]
+                    if annotation[way]
+                    else sample["token"]
+                    for way in ("prev", "next")
+                )
+                if before == after:
+                    continue
+                t0, t1 = ((nusc.get("sample", s)["timestamp"] - start) / 1e6 for s in (before, after))
+                moved = (world.agents_at(t1)[0][n] - world.agents_at(t0)[0][n]) / (t1 - t0)
+                np.testing.assert_allclose(nusc.box_velocity(name)[:2], moved, atol=3e-3)
+                checked += 1
+    assert checked > 50
+
+
+def test_attributes_follow_from_behaviour(nusc: NuScenes) -> None:
+    seen: Counter[str] = Counter()
+    for annotation in nusc.sample_annotation:
+        names = [nusc.get("attribute", t)["name"] for t in annotation["attribute_tokens"]]
+        category = annotation["category_name"]
+        if category.startswith("movable_object"):
+            assert names == []
+            continue
+        (name,) = names
+        kind = "pedestrian" if category.startswith("human") else "vehicle"
+        kind = "cycle" if category.endswith(("bicycle", "motorcycle")) else kind
+        assert name.startswith(kind + ".")
+        velocity = np.linalg.norm(nusc.box_velocity(annotation["token"])[:2])
+        if name in ("vehicle.parked", "cycle.without_rider", "pedestrian.sitting_lying_down"):
+            assert np.isnan(velocity) or velocity < 1e-6
+        seen[name] += 1
+    assert {"vehicle.moving", "vehicle.parked", "pedestrian.moving"} <= set(seen)
+
+
+def test_truth_as_prediction_scores_perfectly(nusc: NuScenes, tmp_path: Path) -> None:
+    splits = json.loads((Path(nusc.dataroot) / VERSION / "splits.json").read_text())
+    results: dict[str, list[dict]] = {}
+    for sample in nusc.sample:
+        if nusc.get("scene", sample["scene_token"])["name"] not in splits["sim_val"]:
+            continue
+        boxes = results.setdefault(sample["token"], [])
+        for name in sample["anns"]:
+            a = nusc.get("sample_annotation", name)
+            if a["num_lidar_pts"] == 0:
+                continue
+            boxes.append(
+                {
+                    "sample_token": sample["token"],
+                    **{key: a[key] for key in ("translation", "size", "rotation")},
+                    "velocity": nusc.box_velocity(name)[:2].tolist(),
+                    "detection_name": category_to_detection_name(a["category_name"]),
+                    "detection_score": 1.0,
+                    "attribute_name": "".join(nusc.get("attribute", t)["name"] for t in a["attribute_tokens"]),
+                }
+            )
+    (tmp_path / "results.json").write_text(json.dumps({"meta": {"use_lidar": True}, "results": results}))
+    evaluation = DetectionEval(
+        nusc, config_factory("detection_cvpr_2019"), str(tmp_path / "results.json"), "sim_val", str(tmp_path), False
+    )
+    metrics, _ = evaluation.evaluate()
+    present = {box.detection_name for boxes in evaluation.gt_boxes.boxes.values() for box in boxes}
+    assert len(present) >= 5
+    for name, ap in metrics.mean_dist_aps.items():
+        assert ap == pytest.approx(1.0 if name in present else 0.0, abs=1e-12), name
+    for name in present:
+        assert metrics.get_label_tp(name, "trans_err") == pytest.approx(0.0, abs=1e-9)
+
+
+def test_pictures_and_masks_open(nusc: NuScenes) -> None:
+    for record in nusc.sample_data:
+        if record["sensor_modality"] == "camera":
+            image = cv2.imread(str(Path(nusc.dataroot) / record["filename"]))
+            assert image.shape == (record["height"], record["width"], 3)
+            assert image.std() > 4
+    for scene in nusc.scene:
+        log = nusc.get("log", scene["log_token"])
+        mask = nusc.get("map", log["map_token"])["mask"]
+        poses = [nusc.get("ego_pose", r["ego_pose_token"]) for r in nusc.sample_data if log["logfile"] in r["filename"]]
+        x, y = np.array([pose["translation"][:2] for pose in poses]).T
+        assert mask.is_on_mask(x, y).all()
+
+
+def test_calibration_is_a_rigid_nuscenes_like_rig(nusc: NuScenes) -> None:
+    for record in nusc.calibrated_sensor:
+        channel = nusc.get("sensor", record["sensor_token"])["channel"]
+        rotation = Quaternion(record["rotation"]).rotation_matrix
+        np.testing.assert_allclose(rotation, MOUNTED[channel][:3, :3], atol=1e-9)
+        if channel == "LIDAR_TOP":
+            np.testing.assert_allclose(rotation @ [1, 0, 0], [0, -1, 0], atol=1e-9)  # x points to the right
+        else:
+            np.testing.assert_allclose(rotation @ [0, 1, 0], [0, 0, -1], atol=1e-9)  # y points down
+    ahead = {c: MOUNTED[c][:3, 2] for c in CAMERAS}
+    assert ahead["CAM_FRONT"][0] > 0.99
+    assert ahead["CAM_BACK"][0] < -0.99
+    assert ahead["CAM_FRONT_LEFT"][1] > 0 > ahead["CAM_FRONT_RIGHT"][1]
+    assert ahead["CAM_BACK_LEFT"][1] > 0 > ahead["CAM_BACK_RIGHT"][1]
+
+
+def test_descriptions_tell_the_conditions(nusc: NuScenes) -> None:
+    clear, wet = (scene["description"] for scene in nusc.scene)
+    assert "Rain" in wet
+    assert "Night" in wet
+    assert not {"rain", "night", "fog"} & {word.strip(",").lower() for word in clear.split()}
+    assert [log["location"] for log in nusc.log] == ["boston-seaport", "singapore-onenorth"]
+
+
+def test_same_seed_same_bytes_whatever_runs_beside(sim_root: Path, tmp_path: Path) -> None:
+    """The first drive alone, in this process, equals the first of the two that worker processes recorded."""
+    simulate(tmp_path / "a", 1, SAMPLES, seed=0, condition_names=["clear-day-boston"], sweeps=SWEEPS)
+    alone, together = hashes(tmp_path / "a", "s*/**/*"), hashes(sim_root, "s*/**/*")
+    assert len(alone) == SAMPLES * 7 + SAMPLES * SWEEPS
+    assert alone == {name: value for name, value in together.items() if "boston" in name}
+    rows = {row["token"]: row for row in json.loads((sim_root / VERSION / "sample_annotation.json").read_text())}
+    for row in json.loads((tmp_path / "a" / VERSION / "sample_annotation.json").read_text()):
+        assert row == rows[row["token"]]
+
+
+def test_same_seed_same_log(tmp_path: Path) -> None:
+    for name in "ab":
+        simulate(tmp_path / name, 1, 2, seed=3, condition_names=["fog-day-singapore"], rig=NARROW)
+    assert hashes(tmp_path / "a") == hashes(tmp_path / "b")
+
+
+def test_another_seed_is_another_drive(drives: list[tuple[Drive, World]]) -> None:
+    drive, world = drives[0]
+    other = build_world(
+        drive.course.place, world.weather, SAMPLES * KEYFRAME_PERIOD, Drive(1, 0, drive.course, 3, 0, RIG).rng(1)
+    )
+    assert not np.allclose(world.ego_xy[0], other.ego_xy[0], atol=1.0)
+
+
+def test_a_drive_that_changes_is_under_each_part_the_drive_of_that_part_alone(tmp_path: Path) -> None:
+    """The same streets and traffic, bit for bit; and the devkit reads it."""
+    names = ["clear-day-boston", "rain-day-boston", "rain-night-boston"]
+    for name in [*names, "/".join(names)]:
+        simulate(tmp_path / name.replace("/", "+"), 1, 4, seed=3, condition_names=[name], sweeps=1, rig=NARROW)
+    *alone, root = (hashes(tmp_path / name.replace("/", "+"), "s*/**/*") for name in [*names, "/".join(names)])
+    assert root.keys() == alone[0].keys()
+    changing = tmp_path / "+".join(names)
+    tables = NuScenesTables(changing, VERSION)
+    found = NuScenes(VERSION, str(changing), verbose=False)
+    (scene,) = found.scene
+    assert scene["description"].endswith("; from 0.75 s: Rain; from 1.25 s: Rain, Night")
+    tags = [tables.conditions(token) for token in tables.samples()]
+    clear, rain, night = (Conditions(**dict(zip(CONDITIONS, name.split("-"), strict=True))) for name in names)
+    assert tags == [clear, clear, rain, night]
+    assert [tables.frame(token).conditions for token in tables.samples()] == tags
+    compared = 0
+    for row in found.sample_data:
+        if row["is_key_frame"]:
+            part = (clear, rain, night).index(tables.conditions(row["sample_token"]))
+            assert root[row["filename"]] == alone[part][row["filename"]]
+            compared += 1
+    assert compared == 4 * 7
+
+
+def test_a_run_that_is_cut_short_leaves_no_version(tmp_path: Path) -> None:
+    with pytest.raises(Cut):
+        simulate(tmp_path, 1, 2, seed=0, condition_names=["clear-day-boston"], rig=NARROW, run=cut_after(1))
+    assert not (tmp_path / VERSION).exists()
+
+
+class Cut(Exception):
+    pass
+
+
+def cut_after(keyframes: int) -> Run:
+    """A run in this process that is cut short."""
+    left = iter(range(keyframes - 1))
+
+    def advance(recorded: int) -> None:
+        if next(left, None) is None:
+            raise Cut
+
+    return Run(1, advance)
+
+
+def test_a_run_goes_on_with_the_drives_of_one_that_was_cut_short(tmp_path: Path) -> None:
+    given = {"seed": 0, "condition_names": ["clear-day-boston"], "rig": NARROW}
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    simulate(whole, 2, 1, **given, run=Run(1))
+    for others in ({"condition_names": ["rain-day-boston"]}, {}):  # what is of other drives is not used
+        with pytest.raises(Cut):
+            simulate(cut, 2, 1, **given | others, run=cut_after(2))
+    finished = {path: path.stat().st_mtime_ns for path in cut.glob("samples/*/*0001__*")}
+    assert len(finished) == 7
+    simulate(cut, 2, 1, **given, run=Run(2))
+    assert hashes(cut, f"{VERSION}/*") == hashes(whole, f"{VERSION}/*")
+    assert hashes(cut, "lidarseg/**/*") == hashes(whole, "lidarseg/**/*")
+    assert {path: path.stat().st_mtime_ns for path in finished} == finished
+    assert hashes(whole).items() <= hashes(cut).items()
+    assert not (cut / UNFINISHED).exists()
+
+
+def test_an_existing_log_is_not_overwritten(sim_root: Path) -> None:
+    before = hashes(sim_root, f"{VERSION}/*")
+    with pytest.raises(InputError, match="already holds"):
+        simulate(sim_root, 1, 1, seed=0, condition_names=["all"])
+    assert hashes(sim_root, f"{VERSION}/*") == before
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        [],
+        ["clear"],
+        ["snow-day-boston"],
+        ["clear-day-boston-x"],
+        ["day-clear-boston"],
+        ["clear-day-boston/"],
+        ["clear-day-boston/clear-day-singapore"],
+        ["clear-day-boston/rain-day-boston"],
+    ],
+)
+def test_unknown_conditions_are_named(names: list[str], tmp_path: Path) -> None:
+    with pytest.raises(InputError) as error:
+        simulate(tmp_path, 1, 1, seed=0, condition_names=names)
+    assert "\n" not in str(error.value)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("field", ["scenes", "samples", "sweeps", "seed"])
+def test_numbers_out_of_range_are_named(field: str, tmp_path: Path) -> None:
+    arguments = {"scenes": 1, "samples": 1, "sweeps": 0, "seed": 0} | {field: -1}
+    with pytest.raises(InputError, match=field):
+        simulate(tmp_path, condition_names=["all"], **arguments)
+
+
+def test_all_conditions_are_all_and_mixed() -> None:
+    found = every(NUSCENES)
+    assert [phase.conditions for course in courses("all") for phase in course.phases] == found
+    assert len(set(found)) == len(found) == 12
+    for kind in ("weather", "light", "city"):
+        assert {c[kind] for c in found[:6]} == {c[kind] for c in found}
+
+
+@given(st.integers(2, 60), st.integers(1, 12))
+def test_splits_share_out_the_conditions(scenes: int, kinds: int) -> None:
+    listed = EVERY[:kinds]
+    conditions: list[Course] = [listed[n % kinds] for n in range(scenes)]
+    training, validation = split(conditions)
+    assert sorted(training + validation) == list(range(scenes))
+    assert len(validation) == max(1, round(scenes / 4))
+    assert training
+    counts = Counter(conditions)
+    for condition in {conditions[n] for n in validation}:
+        if counts[condition] > 1 and all(c > 1 for c in counts.values()):
+            assert condition in {conditions[n] for n in training}
+    if len(validation) >= len(counts) and min(counts.values()) > 1:
+        assert {conditions[n] for n in validation} == set(counts)

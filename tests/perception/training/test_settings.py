@@ -1,0 +1,281 @@
+"""Training settings: what learns, what keeps every bit, and where gradients go."""
+
+import copy
+import json
+from itertools import islice
+from pathlib import Path
+
+import pytest
+import torch
+from routed import assert_same
+from torch import nn
+from training_runs import small
+
+from perception.config import Config
+from perception.datasets.nuscenes.dataset import NuScenesTables
+from perception.errors import InputError
+from perception.frame import Conditions
+from perception.model import PerceptionModel
+from perception.modules.module_record import SPECS
+from perception.modules.spec import BatchNorm, LowRank
+from perception.training import trainable
+from perception.training.adapt import adapt
+from perception.training.checkpoint import load_model, provenance
+from perception.training.combine import merge
+from perception.training.loader import Batch, FrameDataset, batches, collate
+from perception.training.loop import fit, train
+from perception.training.recalibrate import recalibrate
+
+
+@pytest.fixture(scope="module")
+def trained(tables: NuScenesTables, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of a base without modules."""
+    run = tmp_path_factory.mktemp("runs") / "base"
+    train(without_modules(), tables, "all", run)
+    return run
+
+
+def without_modules(**training: object) -> Config:
+    return small(**training).model_copy(update={"modules": ()})
+
+
+def first_batch(config: Config, tables: NuScenesTables) -> Batch:
+    return next(iter(batches(FrameDataset(tables, tables.samples("all"), config), config)))
+
+
+def base_of(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: value for name, value in state.items() if ".computations." not in name}
+
+
+def test_gradients_of_a_task_reach_only_the_modules_on_its_route(tables):
+    modules = tuple(
+        LowRank(name=name, rank=1, slots=("trunk.*",), when=when)
+        for name, when in {"boxes": ("detection",), "ground": ("map",), "both": (), "wet": ("rain",)}.items()
+    )
+    config = small().model_copy(update={"modules": modules})
+    batch = first_batch(config, tables)
+    for weather, term, reached in (
+        ("clear", "map/cells", {"ground", "both"}),
+        ("clear", "detection/heatmap", {"boxes", "both"}),
+        ("rain", "detection/heatmap", {"boxes", "both", "wet"}),
+    ):
+        torch.manual_seed(0)
+        model = PerceptionModel(config)
+        trainable.joint(model)
+        for name, parameter in model.named_parameters():
+            if ".computations." in name:
+                torch.nn.init.normal_(parameter, std=0.1)
+        dense = model(batch.inputs, [Conditions(weather=weather)] * 2)
+        model.losses(dense, batch.labels)[term].mean().backward()
+        for name in ("boxes", "ground", "both", "wet"):
+            for slot, module in model.bank.at(name).items():
+                grads = [p.grad for p in module.parameters()]
+                got = all(g is not None and bool(g.any()) for g in grads)
+                assert got == (name in reached), (term, name, slot)
+                assert got or not any(g is not None and g.any() for g in grads)
+
+
+def test_post_hoc_training_moves_the_module_and_nothing_else(tables, trained, tmp_path):
+    model, _ = load_model(trained)
+    model.bank.add(LowRank(name="a", rank=2, slots=("*",)))
+    model.bank.add(BatchNorm(name="b", slots=("*",)))
+    before = copy.deepcopy(model.state_dict())
+    trainable.post_hoc(model, ["a", "b"])
+    fit(model, tables, tables.samples("all"), tmp_path / "run")
+    after = model.state_dict()
+    assert_same(base_of(before), base_of(after))
+    moved = [k for k in after if ".computations." in k and not torch.equal(before[k], after[k])]
+    assert {k.split(".computations.")[1].split(".")[0] for k in moved} == {"a", "b"}
+    assert any(k.endswith("running_mean") for k in moved)  # a BN set collects its own statistics
+
+
+def test_only_the_parts_asked_for_learn(tables, trained, tmp_path):
+    model, _ = load_model(trained)
+    before = copy.deepcopy(model.state_dict())
+    trainable.base(model, ("heads.*",))
+    fit(model, tables, tables.samples("all"), tmp_path / "run")
+    moved = {name.split(".")[0] for name, value in model.state_dict().items() if not torch.equal(before[name], value)}
+    assert moved == {"heads"}
+
+
+def test_a_full_fine_tune_moves_all_of_the_base_and_no_module(tables, trained, tmp_path):
+    model, _ = load_model(trained)
+    model.bank.add(LowRank(name="a", rank=2, slots=("*",)))
+    before = copy.deepcopy(model.state_dict())
+    trainable.base(model)
+    names = {name for name, _ in trainable.parameters(model)}
+    assert names == {name for name, _ in model.named_parameters() if ".computations." not in name}
+    fit(model, tables, tables.samples("all"), tmp_path / "run")
+    after = model.state_dict()
+    assert all(torch.equal(before[k], after[k]) for k in after if ".computations." in k)
+    still = [k for k in base_of(after) if torch.equal(before[k], after[k])]
+    assert all(k.endswith("bias") or after[k].numel() < 3 for k in still), still
+
+
+def test_adapting_again_and_again_leaves_what_was_there_bit_for_bit(tables, trained, tmp_path):
+    rain = {"kind": "low_rank", "name": "rain", "slots": ["trunk.*"], "rank": 2, "when": ["rain"]}
+    night = {"kind": "scale_shift", "name": "night", "slots": ["trunk.*"], "when": ["night"]}
+    adapt(trained, rain, tables, "all", (), tmp_path / "rain", steps=3)
+    adapt(tmp_path / "rain", night, tables, "all", (), tmp_path / "both", steps=3)
+    one, _ = load_model(tmp_path / "rain")
+    both, config = load_model(tmp_path / "both")
+    assert [m.name for m in config.modules] == ["rain", "night"]
+    base = load_model(trained)[0]
+    assert_same(base.state_dict(), base_of(both.state_dict()))
+    assert both.bank.base_hash() == base.bank.base_hash()
+    inputs = first_batch(without_modules(), tables).inputs
+    with torch.no_grad():
+        for conditions in (Conditions(), Conditions(weather="rain"), Conditions(weather="rain", light="day")):
+            earlier, later = one(inputs, [conditions] * 2), both(inputs, [conditions] * 2)
+            assert_same(earlier, later)
+        night_outputs = both(inputs, [Conditions(light="night")] * 2)
+    assert not torch.equal(night_outputs["detection/heatmap"], later["detection/heatmap"])
+    record = json.loads((tmp_path / "both" / "modules" / "night.json").read_text())
+    assert record["base"] == base.bank.base_hash()
+    plain, _ = load_model(trained)
+    plain.bank.load(tmp_path / "both" / "modules" / "night.safetensors")
+    for slot, module in both.bank.at("night").items():
+        assert_same(module.state_dict(), plain.bank.at("night")[slot].state_dict())
+
+
+def test_adapt_trains_on_the_frames_under_its_conditions_alone(tables):
+    every = tables.samples("all")
+    wet = trainable.with_conditions(tables, every, ("rain", "night"))
+    assert 0 < len(wet) < len(every)
+    assert {tables.conditions(token)["weather"] for token in wet} == {"rain"}
+    assert trainable.with_conditions(tables, every, ("map",)) == every  # a task is no condition
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"kind": "lora"}, "lora"),
+        ({"when": ["snow"]}, "snow"),
+        ({"when": ["fog"]}, "no keyframe of the split is known to have fog"),
+        ({"slots": ["tronk.*"]}, "no slot is called 'tronk"),
+        ({"rank": 0}, "rank"),
+        ({"width": 3}, "width"),
+        ({"name": "not a name"}, "name"),
+    ],
+)
+def test_adapt_refuses_what_makes_no_sense(tables, trained, tmp_path, change, message):
+    module = {"kind": "low_rank", "name": "a", "slots": ["trunk.*"], "when": []} | change
+    with pytest.raises(InputError, match=message):
+        adapt(trained, module, tables, "all", (), tmp_path / "run", steps=1)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_module_of_several_kinds_is_trained_and_saved_as_one(tables, trained, tmp_path):
+    parts = [{"kind": "batch_norm", "slots": ["*"]}, {"kind": "low_rank", "slots": ["trunk.*"], "rank": 2}]
+    adapt(trained, {"kind": "union", "name": "rain", "parts": parts}, tables, "all", (), tmp_path / "run", steps=2)
+    model, config = load_model(tmp_path / "run")
+    assert config.modules[-1] == model.bank.modules["rain"]
+    base, _ = load_model(trained)
+    learned = base.bank.load(tmp_path / "run" / "modules" / "rain.json")
+    assert learned == ["rain"]
+    for slot, computation in base.bank.at("rain").items():
+        for key, value in computation.state_dict().items():
+            assert torch.equal(value, model.bank.at("rain")[slot].state_dict()[key])
+    products = [c.delta() for c in model.bank.at("rain").values() if c.kind == "low_rank"]
+    assert any(product.abs().max() > 0 for product in products)
+    for slot, computation in model.bank.at("rain").items():
+        if computation.kind == "batch_norm":  # it saw the two batches, and the base's did not
+            counts = [int(norm.num_batches_tracked) for norm in (computation.norm, model.bank.slots[slot].layer)]
+            assert counts[0] - counts[1] == 2
+
+
+def test_merged_modules_are_a_checkpoint_with_one_more(tables, trained, tmp_path):
+    checkpoint = trained
+    for name, when in (("rain", "rain"), ("night", "night")):
+        module = {"kind": "low_rank", "name": name, "slots": ["trunk.*"], "rank": 2, "when": [when]}
+        adapt(checkpoint, module, tables, "all", (), tmp_path / name, steps=2)
+        checkpoint = tmp_path / name
+    lost = merge(checkpoint, ["rain", "night"], "wet_night", "average", tmp_path / "merged", ["rain", "night"])
+    assert max(lost.values()) < 1e-5
+    model, config = load_model(tmp_path / "merged")
+    assert [m.name for m in config.modules] == ["rain", "night", "wet_night"]
+    for slot, module in model.bank.at("wet_night").items():
+        mean = sum(model.bank.at(n)[slot].delta() for n in ("rain", "night")) / 2
+        torch.testing.assert_close(module.delta(), mean, rtol=1e-4, atol=1e-6)
+    assert (tmp_path / "merged" / "modules" / "wet_night.json").exists()
+    all_drives, one_drive = "v1.0-sim: 6 keyframes of 2 scenes", "v1.0-sim: 3 keyframes of 1 scenes"
+    assert provenance(tmp_path / "merged").data == (all_drives, one_drive, one_drive)
+    merge(checkpoint, ["0.5*rain", "-2*night"], "mixed", "task-arithmetic", tmp_path / "mixed", [])
+    bank = load_model(tmp_path / "mixed")[0].bank
+    for slot, module in bank.at("mixed").items():
+        total = 0.5 * bank.at("rain")[slot].delta() - 2 * bank.at("night")[slot].delta()
+        torch.testing.assert_close(module.delta(), total, rtol=1e-4, atol=1e-6)
+    for members, method, options, message in (
+        (["rain", "fog"], "average", {}, "no module called 'fog'"),
+        (["rain", "night"], "magic", {}, "magic"),
+        (["0.5*rain", "night"], "average", {}, "an average has weights for all its members or for none"),
+        (["0.5*stack(rain, night)"], "average", {}, "modules merge, blocks do not"),
+        (["rain", "night"], "ties", {"depth": 1}, "depth"),
+    ):
+        with pytest.raises(InputError, match=message):
+            merge(checkpoint, members, "c", method, tmp_path / "no", [], **options)
+        assert not (tmp_path / "no").exists()
+
+
+def recalibrated(model: PerceptionModel, tables: NuScenesTables, norms: dict[str, nn.Module], *names: str) -> None:
+    """By two batches; the statistics of the norms are then those of what came to them, in double precision."""
+    seen: dict[str, list[torch.Tensor]] = {}
+    for name, norm in norms.items():
+        norm.register_forward_pre_hook(lambda _, x, name=name: seen.setdefault(name, []).append(x[0].detach()))
+    chosen = islice(batches(FrameDataset(tables, tables.samples("all"), model.config), model.config), 2)
+    frames = [
+        ({k: v.double() if v.is_floating_point() else v for k, v in batch.inputs.items()}, batch.conditions)
+        for batch in chosen
+    ]
+    recalibrate(model.double().eval(), frames, *names)
+    assert seen.keys() == norms.keys()
+    for name, norm in norms.items():
+        means = torch.stack([x.mean(dim=(0, 2, 3)) for x in seen[name]]).mean(dim=0)
+        variances = torch.stack([x.var(dim=(0, 2, 3)) for x in seen[name]]).mean(dim=0)
+        torch.testing.assert_close(norm.running_mean, means, rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(norm.running_var, variances, rtol=1e-10, atol=1e-12)
+
+
+def test_recalibrated_statistics_are_those_of_the_batches(tables, trained):
+    model, _ = load_model(trained)
+    trainable.post_hoc(model, ())  # a frozen base is recalibrated as well
+    norms = {n: m for n, m in model.named_modules() if isinstance(m, nn.BatchNorm2d)}
+    flags = [p.requires_grad for p in model.parameters()]
+    recalibrated(model, tables, norms)
+    assert len(norms) > 20
+    assert [p.requires_grad for p in model.parameters()] == flags
+    assert not any(m.training for m in model.modules())
+
+
+def test_the_statistics_of_a_module_are_recalibrated_and_the_base_stays(tables, trained):
+    model, _ = load_model(trained)
+    model.bank.add(SPECS.validate_python({"kind": "batch_norm", "name": "own", "slots": ["trunk.*", "heads.*"]}))
+    model.bank.activate("own")
+    trainable.post_hoc(model, ["own"])
+    model.double()
+    before, base = model.bank.base_hash(), {k: v.clone() for k, v in model.state_dict().items()}
+    norms = {name: computation.norm for name, computation in model.bank.at("own").items()}
+    recalibrated(model, tables, norms, "own")
+    assert len(norms) > 10
+    assert not any(norm.training for norm in norms.values())
+    assert all(norm.momentum == model.bank.slots[name].layer.momentum for name, norm in norms.items())
+    assert model.bank.base_hash() == before
+    changed = {k for k, v in model.state_dict().items() if not torch.equal(v, base[k])}
+    assert changed
+    assert all(".computations.own.norm." in key for key in changed)
+
+
+def test_costs_of_frames_are_their_losses_alone(tables):
+    config = without_modules(batch=1)
+    model = PerceptionModel(config).eval()
+    dataset = FrameDataset(tables, tables.samples("all"), config)
+    samples = [dataset[0], dataset[1]]
+    with torch.no_grad():
+        alone = [
+            sum(term.mean() for term in model.losses(model(batch.inputs), batch.labels).values())
+            for batch in (collate([sample]) for sample in samples)
+        ]
+        both = collate(samples)
+        terms = model.losses(model(both.inputs), both.labels)
+        together = sum(term.each() for term in terms.values())
+    torch.testing.assert_close(together, torch.stack(alone), rtol=1e-4, atol=1e-4)

@@ -1,0 +1,222 @@
+"""Networks with random weights, exported once for all the tests of this process."""
+
+import atexit
+import hashlib
+import shutil
+import tempfile
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+from once import once
+from rich.console import Console
+from torch import nn
+from vocabulary import RIG
+
+from deploy.bundle import Bundle, write_bundle
+from deploy.engine_record import EngineRecord
+from deploy.export import export
+from deploy.golden import Arrays, GoldenFrame, synthetic_frame
+from deploy.golden_detections import clear_detections
+from deploy.release import Release
+from deploy.signature import signer
+from deploy.trust import Trust
+from perception.config import Config, find_config, load_config, parse_config
+from perception.frame import Frame, Prediction
+from perception.model import PerceptionModel
+from perception.sensors.inputs import InputSpec, prepare
+from perception.tasks.task import part_of
+from perception.training.checkpoint import save
+
+QUIET = Console(quiet=True)
+
+
+@cache
+def folder() -> Path:
+    path = Path(tempfile.mkdtemp(prefix="exported-"))
+    atexit.register(shutil.rmtree, path, ignore_errors=True)
+    return path
+
+
+@cache
+def checkpoint(configuration: str = "tiny") -> Path:
+    """The run `checkpoint_of` a configuration of the repository; all processes of the tests share it."""
+    config = load_config(find_config(configuration))
+    return once(f"run-{config.name}", lambda run: save_random(run, config))
+
+
+def checkpoint_of(config: Config, seed: int = 0, spread: float = 0.05) -> Path:
+    """Random weights, with statistics of real activations, so that the outputs vary as a trained network's do.
+
+    Args:
+        spread: standard deviation of the modules' parameters.
+    """
+    save_random(folder() / f"run-{config.name}", config, seed, spread)
+    return folder() / f"run-{config.name}"
+
+
+def save_random(run: Path, config: Config, seed: int = 0, spread: float = 0.05) -> None:
+    torch.manual_seed(seed)
+    model = PerceptionModel(config)
+    with torch.no_grad():
+        for module in model.modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.momentum = 1.0  # take over the statistics of the next batch
+                if not module.weight.any():  # timm begins with residual branches that add nothing
+                    module.weight.fill_(0.2)
+        inputs = prepare(synthetic_frame("ego", RIG, seed=7), InputSpec.of(config))
+        model.train().forward({name: torch.from_numpy(array) for name, array in inputs.items()})
+        for name, parameter in model.named_parameters():
+            if "computations" in name:  # modules begin as the identity; these shall matter
+                parameter.normal_(0, spread)
+        heads = model.heads["detection"].branches
+        for last in [heads[name][1].layer for name in heads if name.endswith("heatmap")]:
+            last.weight.normal_(0, 0.6 * 2**0.5 / last.weight.shape[1] ** 0.5)  # with larger ones, scores tie at 1
+            last.bias.fill_(-3.0)
+    save(run, 1, config, model, torch.optim.AdamW(model.parameters()), {})
+
+
+def modular(name: str, modules: list[dict[str, object]], **more: object) -> Config:
+    """`tiny` with these modules."""
+    content = load_config(find_config("tiny")).model_dump(mode="json")
+    return parse_config(content | {"name": name, "modules": modules} | more, name)
+
+
+@cache
+def bundle(*conditions: str) -> Bundle:
+    """The bundle of `checkpoint` for these conditions; all processes of the tests share it."""
+    name, run = "-".join(("bundle", *conditions)), checkpoint()
+    return Bundle.load(once(name, lambda out: export(run, out, [conditions], console=QUIET)))
+
+
+APART = [[], ["rain"], ["rain", "night"]]
+
+
+@cache
+def apart_checkpoint() -> Path:
+    """With modules for rain and for night in the trunk."""
+    modules = [
+        {"name": name, "kind": "low_rank", "slots": ["trunk.*"], "rank": 2, "when": [name]}
+        for name in ("rain", "night")
+    ]
+    return checkpoint_of(modular("apart", modules))
+
+
+@cache
+def apart() -> tuple[Bundle, Path, Path]:
+    """A bundle with a network for each of the routes `APART`, signed, and the keys; shared as `bundle` is."""
+
+    def make(out: Path) -> None:
+        private, _ = keys(out.parent / "apart-keys")
+        export(apart_checkpoint(), out, APART, console=QUIET, apart=True, release=Release(sign=private))
+
+    path = once("bundle-apart", make)
+    folder_of_keys = path.parent / "apart-keys"
+    return Bundle.load(path), folder_of_keys / "key.pem", folder_of_keys / "public.pem"
+
+
+def copied(to: Path, *conditions: str) -> Path:
+    """A copy of the bundle that a test may damage."""
+    shutil.copytree(bundle(*conditions).path, to)
+    return to
+
+
+def keys(folder: Path) -> tuple[Path, Path]:
+    """A new private and its public key, as PEM files in the folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    private = Ed25519PrivateKey.generate()
+    pem = private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    (folder / "key.pem").write_bytes(pem)
+    pem = private.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
+    (folder / "public.pem").write_bytes(pem)
+    return folder / "key.pem", folder / "public.pem"
+
+
+def plan_record(path: Path, plan: bytes, **changed: object) -> EngineRecord:
+    """Of a plan that TensorRT compiled on an Orin from the network of the bundle at `path`."""
+    digest = Bundle.load(path).manifest.files["model.onnx"]
+    record = EngineRecord(
+        target="orin", compiler="tensorrt 10.3.0", layers=0, seconds=1.0, plan_bytes=len(plan),
+        plan_sha256=hashlib.sha256(plan).hexdigest(), refittable=False, onnx_sha256=digest, weights_sha256=digest,
+    )  # fmt: skip
+    return record.model_copy(update=changed)
+
+
+def trusting(*public: Path, allow_older: bool = False) -> Trust:
+    """A vehicle that trusts these keys, and keeps its highest release beside the first."""
+    return Trust(public, public[0].parent / "state", allow_older)
+
+
+def rewritten(
+    path: Path,
+    onnx: bytes | None = None,
+    sign: Path | None = None,
+    golden: tuple[Arrays, Arrays] | list[GoldenFrame] | None = None,
+    **manifest: object,
+) -> Path:
+    """The bundle at `path` with another network, frame or manifest, and every hash made anew, as a forger would."""
+    old = Bundle.load(path)
+    modules = {f"modules/{file.name}": file.read_bytes() for file in (path / "modules").glob("*")}
+    write_bundle(
+        path,
+        onnx or old.onnx.read_bytes(),
+        proof(*golden) if isinstance(golden, tuple) else golden or old.golden_frames(),
+        old.manifest.model_copy(update=manifest),
+        modules,
+        None if sign is None else signer(sign),
+    )
+    return path
+
+
+def proof(inputs: Arrays, outputs: Arrays) -> list[GoldenFrame]:
+    """One golden frame with these outputs."""
+    return [GoldenFrame("first", inputs, outputs, {"detection": clear_detections(part_of("detection", outputs), 1e-4)})]
+
+
+def assert_equal(a: Prediction, b: Prediction) -> None:
+    """Equal to the last bit."""
+    for field in ("centers", "sizes", "rotations", "velocities", "labels", "attributes", "scores"):
+        np.testing.assert_array_equal(getattr(a.results["detection"], field), getattr(b.results["detection"], field))
+    np.testing.assert_array_equal(a.results.get("map"), b.results.get("map"))
+
+
+def without(frame: Frame, sensor: str) -> Frame:
+    return replace(frame, cameras={}) if sensor == "camera" else replace(frame, points=None)
+
+
+# Every kind, in every branch. Export itself refuses a graph that differs from torch, and a fold from the routed.
+AFFINE = [
+    {"name": "rank", "kind": "low_rank", "slots": ["*"], "rank": 2},
+    {"name": "few", "kind": "sparse_delta", "slots": ["lidar.*", "trunk.*"], "when": ["rain"]},
+    {"name": "norms", "kind": "batch_norm", "slots": ["lidar.*", "camera.*"], "when": ["rain"]},
+    {"name": "series", "kind": "series_adapter", "slots": ["fuse*"], "when": ["rain"]},
+    {"name": "parallel", "kind": "parallel_adapter", "slots": ["camera.*", "heads.*"]},
+    {"name": "scales", "kind": "rescale", "slots": ["*"]},
+    {"name": "shifts", "kind": "scale_shift", "slots": ["camera.*", "trunk.*"], "when": ["rain"]},
+    {"name": "film", "kind": "film", "slots": ["heads.*"]},
+    {"name": "hyper", "kind": "hypernetwork", "slots": ["trunk.*"]},
+    {"name": "dry", "kind": "low_rank", "slots": ["trunk.*"], "when": ["clear"]},
+]
+
+
+PROMPT = {"name": "prompt", "kind": "prompt", "slots": ["heads.map.output"], "size": 4}  # no norm follows this one
+
+
+NOT_AFFINE = {"name": "bend", "kind": "bottleneck", "slots": ["camera.neck", "trunk.stage0.1", "heads.map"]}
+
+
+BANK = [
+    {"name": "city", "kind": "low_rank", "slots": ["trunk.*"], "rank": 2, "when": ["boston"]},
+    {"name": "rain", "kind": "low_rank", "slots": ["trunk.stage1*", "heads.*"], "rank": 2, "when": ["rain"]},
+    {"name": "night", "kind": "batch_norm", "slots": ["camera.*"], "when": ["night"]},
+    {"name": "film", "kind": "film", "slots": ["heads.map*"], "when": ["map"]},
+    {"name": "blind", "kind": "scale_shift", "slots": ["fused"], "when": ["no-cameras"]},
+    {"name": "dry", "kind": "rescale", "slots": ["trunk.*"], "when": ["clear"]},
+]
+
+
+ROUTES = [["boston"], ["boston", "rain"], ["boston", "night"]]

@@ -1,0 +1,41 @@
+"""Frames with a spot in a picture."""
+
+import numpy as np
+
+from perception.frame import Camera, Frame
+
+
+def _blob(height: int, width: int, u: float, v: float) -> np.ndarray:
+    """A picture with a bright spot around pixel (u, v)."""
+    y, x = np.mgrid[:height, :width]
+    spot = 255 * np.exp(-((x - u) ** 2 + (y - v) ** 2) / (2 * 6.0**2))
+    return np.repeat(np.round(spot).astype(np.uint8)[..., None], 3, axis=2)
+
+
+def spot_of(image: np.ndarray) -> np.ndarray:
+    """(2,) u and v of the middle of the bright spot."""
+    weights = image[..., 0].astype(np.float64)
+    y, x = np.mgrid[: image.shape[0], : image.shape[1]]
+    return np.array([(weights * x).sum(), (weights * y).sum()]) / weights.sum()
+
+
+def painted_frame(point: np.ndarray, size: tuple[int, int] = (900, 1600)) -> Frame:
+    """A frame whose front camera, at its own time and place, sees a bright spot where the point (3,) projects."""
+    ego_from_camera = np.eye(4)
+    ego_from_camera[:3, :3] = [[0, 0, 1], [-1, 0, 0], [0, -1, 0]]
+    ego_from_camera[:3, 3] = (1.7, 0.1, 1.5)
+    ego, later = np.eye(4), np.eye(4)
+    ego[:3, 3], later[:3, 3] = (600, 1600, 0), (600.4, 1600.05, 0)
+    later[:2, :2] = [[np.cos(0.02), -np.sin(0.02)], [np.sin(0.02), np.cos(0.02)]]
+    focal = 1260 * size[1] / 1600
+    intrinsics = np.array([[focal, 0, size[1] / 2], [0, focal, size[0] / 2], [0, 0, 1]])
+    camera = Camera(np.zeros((*size, 3), np.uint8), intrinsics, ego_from_camera, later, 0)
+    frame = Frame("t", 0, "ego", ego, ego, np.zeros((0, 5), np.float32), {"CAM_FRONT": camera})
+    u, v = _pixel(frame.image_from_reference("CAM_FRONT"), point)
+    painted = Camera(_blob(*size, u, v), intrinsics, ego_from_camera, later, 0)
+    return Frame("t", 0, "ego", ego, ego, np.zeros((0, 5), np.float32), {"CAM_FRONT": painted})
+
+
+def _pixel(projection: np.ndarray, point: np.ndarray) -> np.ndarray:
+    u, v, depth = projection @ np.append(point, 1)
+    return np.array([u, v]) / depth
