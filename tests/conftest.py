@@ -8,6 +8,12 @@ import once
 import pytest
 from hypothesis import settings
 from repository import ROOT
+from spent import (  # noqa: F401 - hooks of pytest
+    pytest_runtest_logreport,
+    pytest_runtest_makereport,
+    pytest_terminal_summary,
+    require_reasons,
+)
 from tiny import write_tiny
 
 from perception.datasets.nuscenes.dataset import NuScenesTables
@@ -40,6 +46,7 @@ _FIRST = (
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    require_reasons(items)
     rank = {f"test_{name}.py": i for i, name in enumerate(_FIRST)}
     items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
 

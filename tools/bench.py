@@ -19,6 +19,7 @@ python tools/bench.py simulated --json
 python tools/bench.py tables --json
 python tools/bench.py tasks --json
 python tools/bench.py precision --checkpoint runs/evidence/base --data runs/evidence/drives --json
+python tools/bench.py train --json
 """
 
 from __future__ import annotations

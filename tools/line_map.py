@@ -190,7 +190,7 @@ def lost(before: LineMap, after: LineMap) -> list[str]:
 
 
 def least(recorded: LineMap, share: float) -> list[str]:
-    """Tests that together execute this share of the lines in bodies of functions, chosen greedily by lines per second."""
+    """Tests that execute this share of the lines in bodies of functions, chosen greedily by lines per second."""
     wanted = recorded.executed() - recorded.imported
     gains = {test: recorded.lines(test) & wanted for test in recorded.tests}
     chosen: list[str] = []

@@ -17,7 +17,6 @@ _contexts: list[str] = []
 _fixture_seconds: list[float] = []  # of wider scope, within the test that runs
 
 
-
 def _write(**row: Any) -> None:
     with (_FOLDER / f"{os.getpid()}.tests.jsonl").open("a") as file:
         file.write(json.dumps(row) + "\n")

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from deploy.commands.trust import AllowOlder, Keys, State, make_trust
+from perception.allocator import keep_memory
 from perception.commands.common import Json, Out, Run, Scenes, Version, app, console_for, from_store, names, report
 from perception.errors import InputError
 
@@ -191,6 +192,7 @@ def sign(
 @app.command(epilog="Example: perception demo --out runs/demo")
 def demo(out: Annotated[Path, typer.Option("--out", help="Folder to write.")] = Path("runs/demo")) -> None:
     """Simulate, train, evaluate, export, compile and replay, in minutes, ending in a report to open."""
+    keep_memory()
     from deploy.demo import demo as run
 
     run(out)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from perception.allocator import keep_memory
 from perception.commands.common import (
     Json,
     Out,
@@ -66,6 +67,7 @@ def simulate(
 
     The same command goes on with the drives that an interrupted one has.
     """
+    keep_memory()
     from rich.progress import Progress
 
     from perception.simulate.conditions import Extras, parse
@@ -100,6 +102,7 @@ def train(
 
     Several GPUs: accelerate launch -m deploy.cli train ...
     """
+    keep_memory()
     from perception.config import load_config
     from perception.sources import open_source
     from perception.training.loop import train as run

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from perception.allocator import keep_memory
 from perception.commands.common import (
     Json,
     Out,
@@ -107,6 +108,7 @@ def adapt(
     `conditions` recognises weather, light and city, by which a bundle routes drives without tags. From pretrained
     picture features (configs/tasks/recognise.yaml) it is fitted in closed form, whatever --steps, and abstains.
     """
+    keep_memory()
     from accelerate.utils import set_seed
 
     from perception.datasets.nuscenes.dataset import NuScenesTables

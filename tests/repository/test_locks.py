@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 from locks import pinned, requirements
-from repository import ROOT
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
+from repository import ROOT
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -17,8 +17,8 @@ import numpy as np
 import pytest
 from exported import QUIET, bundle
 from locks import pinned, requirements
-from repository import ROOT
 from recordings import make_log
+from repository import ROOT
 from vehicle_modules import ABSENT, VEHICLE
 
 from deploy.replay.run import replay

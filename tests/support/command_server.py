@@ -1,8 +1,8 @@
 """Runs the command line of `perception`, each command in a process of its own, with imports made once for them all.
 
 A line of JSON on standard input is a command: its arguments, working folder, environment and the files for its output.
-The answer, a line on standard output, is its exit code. The commands import what they need as they always do; here it
-is there already, which takes 4 s of processor time off each.
+The answer, a line on standard output, is its exit code and its processor time in seconds. The commands import what they
+need as they always do; here it is there already, which takes 4 s of processor time off each.
 """
 
 import importlib
@@ -32,13 +32,14 @@ def prepare_exporter() -> None:
     torch.onnx.export(torch.nn.ReLU().eval(), (torch.zeros(1),), dynamo=True, verbose=False)
 
 
-def run(arguments: list[str], folder: str, environment: dict[str, str], stdout: str, stderr: str) -> int:
-    """Exit code of `perception` with these arguments."""
+def run(arguments: list[str], folder: str, environment: dict[str, str], stdout: str, stderr: str) -> tuple[int, float]:
+    """Exit code and processor time of `perception` with these arguments."""
     if arguments[:1] == ["export"]:
         prepare_exporter()
     child = os.fork()
     if child:
-        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        _, status, used = os.wait4(child, 0)
+        return os.waitstatus_to_exitcode(status), used.ru_utime + used.ru_stime
     code = 1
     try:
         for path, stream in ((os.devnull, 0), (stdout, 1), (stderr, 2)):
@@ -67,4 +68,4 @@ if __name__ == "__main__":
     for module in USED:
         importlib.import_module(module)
     for line in sys.stdin:
-        print(run(**json.loads(line)), file=answers, flush=True)
+        print(*run(**json.loads(line)), file=answers, flush=True)

@@ -7,8 +7,10 @@ import sys
 import tempfile
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+spent = SimpleNamespace(seconds=0.0)  # processor time of all commands
 SERVER = Path(__file__).with_name("command_server.py")
 
 
@@ -35,8 +37,9 @@ def perception(*arguments: object, cwd: Path | None = None) -> subprocess.Comple
             "stderr": str(err),
         }
         print(json.dumps(command), file=server.stdin, flush=True)
-        code = int(server.stdout.readline())
-        return subprocess.CompletedProcess(given, code, out.read_text(), err.read_text())
+        code, seconds = server.stdout.readline().split()
+        spent.seconds += float(seconds)
+        return subprocess.CompletedProcess(given, int(code), out.read_text(), err.read_text())
 
 
 def succeeds(*arguments: object) -> str:

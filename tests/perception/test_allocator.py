@@ -1,0 +1,71 @@
+"""The allocator's setting: pages stay in the process, and only where a command trains or simulates."""
+
+import importlib
+import os
+import subprocess
+import sys
+
+import pytest
+
+FAULTS = """
+import os, resource, sys
+from perception.allocator import keep_memory
+print(keep_memory())
+import numpy as np
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(20):
+        np.ones(40 << 20, np.uint8)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+faults()
+print(faults())
+"""
+
+
+def printed(code: str, **environment: str) -> list[str]:
+    clean = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "PERCEPTION_KEEP"))}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=clean | environment, check=True, capture_output=True, text=True
+    )
+    return done.stdout.split()
+
+
+def test_freed_pages_stay_in_the_process():
+    """In a second round over blocks of 40 MB the kernel gives no page anew."""
+    if "glibc" not in os.confstr("CS_GNU_LIBC_VERSION"):
+        pytest.skip("not glibc")
+    accepted, faults = printed(FAULTS)
+    switched_off, more = printed(FAULTS, PERCEPTION_KEEP_MEMORY="0")
+    assert (accepted, switched_off) == ("True", "False")
+    assert int(faults) < 20 < int(more)  # at least one page for each of the 20 blocks
+
+
+def test_what_the_user_set_stays():
+    own = {"MALLOC_MMAP_THRESHOLD_": "4096", "MALLOC_TRIM_THRESHOLD_": "4096", "MALLOC_TOP_PAD_": "0"}
+    accepted, faults = printed(FAULTS, **own)
+    assert accepted == "True"
+    assert int(faults) > 20
+
+
+class Kept(Exception):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("module", "command", "arguments"),
+    [
+        ("perception.commands.learn", "simulate", 1),
+        ("perception.commands.learn", "train", 3),
+        ("perception.commands.modules", "adapt", 3),
+        ("deploy.commands.bundles", "demo", 1),
+    ],
+)
+def test_commands_that_train_or_simulate_keep_memory_before_all_else(module, command, arguments, monkeypatch):
+    """Before they import torch, which allocates."""
+
+    def stop():
+        raise Kept
+
+    monkeypatch.setattr(f"{module}.keep_memory", stop)
+    with pytest.raises(Kept):
+        getattr(importlib.import_module(module), command)(*["nonesuch"] * arguments)

@@ -1,0 +1,445 @@
+"""Deliberate defects in the product, and whether the tests find them: `make mutants`.
+
+    python tools/mutants.py --map runs/lines --out runs/mutants.json [--against EARLIER.json] [--only TEXT]
+
+A mutant is one change of one place: drawn with a seed over all folders of perception and deploy (an operator, a number,
+a comparison, a deleted statement), or written by hand in tools/mutants.yaml (a sign, a frame of reference, a missing
+reset, a swapped route, a skipped hash, a tolerance). It runs against at most ten of the tests that execute its line by
+the line map of tools/line_map.py, the fastest first, until one fails. Each mutant has a process of its own, forked from
+one that has imported the libraries, and a copy of the repository to change. With `--against`, a mutant that an earlier
+run found and this one does not is an error (exit code 1).
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import contextlib
+import importlib
+import json
+import os
+import random
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pytest
+import yaml
+from line_map import PRODUCT, ROOT, LineMap
+
+IMPORTED = (
+    *(
+        "torch",
+        "torchvision",
+        "timm",
+        "numpy",
+        "cv2",
+        "scipy.optimize",
+        "scipy.spatial",
+        "scipy.stats",
+        "shapely.geometry",
+    ),
+    *(
+        "onnx",
+        "onnxscript",
+        "onnxruntime",
+        "hypothesis.extra.numpy",
+        "pydantic",
+        "rich.console",
+        "typer",
+        "mcap.reader",
+    ),
+    *("rosbags.typesys", "matplotlib.pyplot", "nuscenes.eval.detection.evaluate", "accelerate", "orjson", "pandas"),
+)
+TESTS = 10  # per mutant
+SECONDS = 300.0  # a mutant whose tests take longer hangs, and counts as found
+COPIED = ("perception", "deploy", "tests", "tools", "configs", "docs", "requirements", "docker", ".ci")
+
+
+@dataclass(frozen=True)
+class Mutant:
+    name: str
+    file: str
+    line: int
+    start: int  # of the replaced text in the file, in characters
+    before: str
+    after: str
+    function: str = ""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    mutant: Mutant
+    found_by: str | None
+    tests: int
+    seconds: float
+
+
+# ---------------------------------------------------------------------------------------------------------- the drawn
+
+SWAPS: dict[type, str] = {
+    ast.Add: "-", ast.Sub: "+", ast.Mult: "/", ast.Div: "*", ast.FloorDiv: "*", ast.Mod: "*", ast.MatMult: "*",
+    ast.BitAnd: "|", ast.BitOr: "&", ast.Lt: "<=", ast.LtE: "<", ast.Gt: ">=", ast.GtE: ">", ast.Eq: "!=",
+    ast.NotEq: "==", ast.Is: "is not", ast.IsNot: "is", ast.In: "not in", ast.NotIn: "in", ast.And: "or", ast.Or: "and",
+}  # fmt: skip
+
+
+class _Places(ast.NodeVisitor):
+    """Every place of a file at which a mutant can be made, within functions."""
+
+    def __init__(self, file: str, source: str) -> None:
+        self.file, self.source, self.found = file, source, list[Mutant]()
+        self._starts = [0]
+        for line in source.splitlines(keepends=True):
+            self._starts.append(self._starts[-1] + len(line))
+        self._lines = source.splitlines()
+        self._functions: list[str] = []
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> None:
+        self._functions.append(node.name)
+        for statement in node.body:  # neither decorators nor defaults, which run when the file is imported
+            self.visit(statement)
+        self._functions.pop()
+
+    def visit_ClassDef(self, node: ast.ClassDef) -> None:
+        self._functions.append(node.name)
+        self.generic_visit(node)
+        self._functions.pop()
+
+    def visit_JoinedStr(self, node: ast.JoinedStr) -> None:
+        """What a message says is not mutated."""
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> None:
+        if node.value is not None:
+            self.visit(node.value)
+            self._delete(node)
+
+    def visit_Assign(self, node: ast.Assign) -> None:
+        self.visit(node.value)
+
+    def visit_AugAssign(self, node: ast.AugAssign) -> None:
+        self._delete(node)
+        self.visit(node.value)
+
+    def visit_Expr(self, node: ast.Expr) -> None:
+        if isinstance(node.value, ast.Call):
+            self._delete(node)
+        if not isinstance(node.value, ast.Constant):
+            self.generic_visit(node)
+
+    def visit_Raise(self, node: ast.Raise) -> None:
+        self._delete(node)
+
+    def visit_BinOp(self, node: ast.BinOp) -> None:
+        text = isinstance(node.left, ast.JoinedStr) or isinstance(getattr(node.left, "value", None), str)
+        if not text and type(node.op) in SWAPS:
+            self._between("operator", node.left, node.right, SWAPS[type(node.op)])
+        self.generic_visit(node)
+
+    def visit_BoolOp(self, node: ast.BoolOp) -> None:
+        self._between("operator", node.values[0], node.values[1], SWAPS[type(node.op)])
+        self.generic_visit(node)
+
+    def visit_Compare(self, node: ast.Compare) -> None:
+        self._between("comparison", node.left, node.comparators[0], SWAPS[type(node.ops[0])])
+        self.generic_visit(node)
+
+    def visit_UnaryOp(self, node: ast.UnaryOp) -> None:
+        if isinstance(node.op, ast.Not | ast.USub):
+            self._replace("operator", node, self._text(node.operand))
+        self.generic_visit(node)
+
+    def visit_Constant(self, node: ast.Constant) -> None:
+        if isinstance(node.value, bool):
+            self._replace("constant", node, str(not node.value))
+        elif isinstance(node.value, int | float):
+            self._replace("constant", node, repr(node.value + 1))
+
+    def _at(self, line: int, column: int) -> int:
+        """Characters before this place; `column` counts bytes."""
+        return self._starts[line - 1] + len(self._lines[line - 1].encode()[:column].decode())
+
+    def _span(self, node: ast.expr | ast.stmt) -> tuple[int, int]:
+        return self._at(node.lineno, node.col_offset), self._at(node.end_lineno or 0, node.end_col_offset or 0)
+
+    def _text(self, node: ast.expr) -> str:
+        start, end = self._span(node)
+        return self.source[start:end]
+
+    def _delete(self, node: ast.stmt) -> None:
+        self._replace("statement", node, "pass")
+
+    def _replace(self, kind: str, node: ast.expr | ast.stmt, after: str) -> None:
+        start, end = self._span(node)
+        self._add(kind, node.lineno, start, self.source[start:end], after)
+
+    def _between(self, kind: str, left: ast.expr, right: ast.expr, after: str) -> None:
+        start, end = self._span(left)[1], self._span(right)[0]
+        text = self.source[start:end]
+        operator = text.strip("() \n")
+        if operator and "#" not in text:
+            self._add(kind, left.end_lineno or left.lineno, start + text.index(operator), operator, after)
+
+    def _add(self, kind: str, line: int, start: int, before: str, after: str) -> None:
+        if self._functions:
+            name = f"{self.file}:{line} {kind} {' '.join(before.split())[:60]} -> {after}"
+            self.found.append(Mutant(name, self.file, line, start, before, after, ".".join(self._functions)))
+
+
+def places(root: Path, file: str) -> list[Mutant]:
+    """The mutants of a file that still are Python."""
+    source = (root / file).read_text()
+    finder = _Places(file, source)
+    finder.visit(ast.parse(source))
+    return [mutant for mutant in finder.found if _compiles(changed(source, mutant))]
+
+
+def changed(source: str, mutant: Mutant) -> str:
+    end = mutant.start + len(mutant.before)
+    if source[mutant.start : end] != mutant.before:
+        raise ValueError(f"{mutant.name}: the file has changed meanwhile")
+    return source[: mutant.start] + mutant.after + source[end:]
+
+
+def _compiles(source: str) -> bool:
+    try:
+        compile(source, "mutant", "exec")
+    except SyntaxError:
+        return False
+    return True
+
+
+def drawn(root: Path, executed: set[tuple[str, int]], count: int, seed: int) -> list[Mutant]:
+    """`count` mutants in executed lines, of each folder its share by number of places, at least one of each."""
+    rng = random.Random(seed)
+    folders: dict[str, list[Mutant]] = defaultdict(list)
+    for package in PRODUCT:
+        for path in sorted((root / package).rglob("*.py")):
+            file = str(path.relative_to(root))
+            found = [mutant for mutant in places(root, file) if (file, mutant.line) in executed]
+            folders[str(path.parent.relative_to(root))] += found
+    total = sum(map(len, folders.values()))
+    chosen: list[Mutant] = []
+    for folder in sorted(folders):
+        rng.shuffle(folders[folder])
+        chosen += folders[folder][: max(1, len(folders[folder]) * count // total)]
+        del folders[folder][: max(1, len(folders[folder]) * count // total)]
+    rest = [mutant for folder in sorted(folders) for mutant in folders[folder]]
+    chosen += rng.sample(rest, max(0, count - len(chosen)))
+    rng.shuffle(chosen)
+    return sorted(chosen[:count], key=lambda mutant: mutant.name)
+
+
+# ----------------------------------------------------------------------------------------------------- written by hand
+
+
+def written(root: Path, path: Path) -> list[Mutant]:
+    """The mutants of a YAML file: rows of `file`, `before` (found once in the file), `after` and `why`."""
+    mutants = []
+    for row in yaml.safe_load(path.read_text()):
+        source = (root / row["file"]).read_text()
+        if source.count(row["before"]) != 1:
+            sys.exit(f"{path}: {row['file']} has `{row['before']}` {source.count(row['before'])} times, not once")
+        start = source.index(row["before"])
+        # The line of the first character that differs, which may not be the first line of the text.
+        pairs = zip(row["before"], row["after"], strict=False)
+        same = next((i for i, (old, new) in enumerate(pairs) if old != new), len(row["after"]))
+        line = source.count("\n", 0, start + min(same, len(row["before"]) - 1)) + 1
+        name = f"{row['file']} by hand: {row['why']}"
+        mutants.append(Mutant(name, row["file"], line, start, row["before"], row["after"]))
+    return mutants
+
+
+# ------------------------------------------------------------------------------------------------------------- the run
+
+
+def tests_of(mutant: Mutant, recorded: LineMap, by_line: dict[tuple[str, int], list[str]]) -> list[str]:
+    """At most TESTS, the fastest first: one case of each function before a second one of any."""
+    last = mutant.line + mutant.before.count("\n")
+    tests = [test for line in range(mutant.line, last + 1) for test in by_line.get((mutant.file, line), ())]
+    if not tests:  # what runs when the file is imported: the tests that execute most of the file
+        share = Counter(test for (file, _), names in by_line.items() if file == mutant.file for test in names)
+        tests = [test for test, _ in share.most_common(3 * TESTS)]
+    ordered = sorted(dict.fromkeys(tests), key=recorded.seconds)
+    seen: Counter[str] = Counter()
+    rank = {}
+    for i, test in enumerate(ordered):
+        function = test.split("[")[0]
+        rank[test] = (seen[function], i)
+        seen[function] += 1
+    chosen = sorted(ordered, key=lambda test: rank[test])[:TESTS]
+    return sorted(chosen, key=recorded.seconds)
+
+
+class _Result:
+    """Plugin of pytest: runs the tests in the given order and keeps the first that failed."""
+
+    def __init__(self, tests: list[str]) -> None:
+        self.rank = {test: i for i, test in enumerate(tests)}
+        self.failed: str | None = None
+        self.ran = 0
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
+        items.sort(key=lambda item: self.rank.get(item.nodeid, len(self.rank)))
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        self.ran += report.when == "call"
+        if report.failed and self.failed is None:
+            self.failed = report.nodeid
+
+    def pytest_collectreport(self, report: pytest.CollectReport) -> None:
+        if report.failed and self.failed is None:
+            self.failed = f"collection of {report.nodeid}"
+
+
+def _test(folder: Path, tests: list[str], answer: int) -> None:
+    """Run the tests in `folder` and write what failed, and how many ran, to the file descriptor; ends the process."""
+    os.setsid()
+    os.chdir(folder)
+    sys.path.insert(0, str(folder))
+    os.environ["PYTHONPATH"] = str(folder)
+    for stream in (0, 1, 2):
+        os.dup2(os.open(os.devnull, os.O_RDWR), stream)
+    result = _Result(tests)
+    try:
+        options = ["-x", "-p", "no:cacheprovider", "--basetemp", f"{folder}.tmp"]
+        code = int(pytest.main([*options, *tests], plugins=[result]))
+        if code not in (pytest.ExitCode.OK, pytest.ExitCode.NO_TESTS_COLLECTED):
+            result.failed = result.failed or f"pytest's exit code {code}"
+    except BaseException as error:
+        result.failed = result.failed or f"{type(error).__name__} in {tests[0]}"
+    os.write(answer, json.dumps([result.failed, result.ran]).encode())
+    os._exit(0)
+
+
+class Attempt:
+    """A mutant in a copy of the repository, and the process that tests it."""
+
+    def __init__(self, folder: Path, mutant: Mutant, tests: list[str], stamp: int) -> None:
+        self.folder, self.mutant, self.start = folder, mutant, time.monotonic()
+        self._path = folder / mutant.file
+        self._source, self._times = self._path.read_text(), self._path.stat()
+        self._path.write_text(changed(self._source, mutant))
+        # Python compiles a file anew if its time is another one.
+        os.utime(self._path, (self._times.st_atime, self._times.st_mtime + stamp))
+        self._answer, writing = os.pipe()
+        self._process = os.fork()
+        if not self._process:
+            _test(folder, tests, writing)
+        os.close(writing)
+        os.set_blocking(self._answer, False)
+
+    def outcome(self) -> Outcome | None:
+        """None while the tests run."""
+        seconds = time.monotonic() - self.start
+        try:
+            answer = os.read(self._answer, 65536)
+        except BlockingIOError:
+            if seconds < SECONDS:
+                return None
+            answer = b""
+        failed, ran = json.loads(answer) if answer else ("a crash, or no end", 0)
+        self._clean()
+        return Outcome(self.mutant, failed, ran, seconds)
+
+    def _clean(self) -> None:
+        os.close(self._answer)
+        for kill in (os.killpg, os.kill):
+            with contextlib.suppress(ProcessLookupError):
+                kill(self._process, signal.SIGKILL)
+        os.waitpid(self._process, 0)
+        shutil.rmtree(f"{self.folder}.tmp", ignore_errors=True)
+        self._path.write_text(self._source)
+        os.utime(self._path, (self._times.st_atime, self._times.st_mtime))
+
+
+def run_all(root: Path, jobs: list[tuple[Mutant, list[str]]], workers: int) -> Iterator[Outcome]:
+    """Each job in one of `workers` copies of the repository."""
+    with tempfile.TemporaryDirectory(prefix="mutants-") as where:
+        free = [_copied(root, Path(where) / f"copy{i}" / "main") for i in range(workers)]
+        waiting, running, stamp = list(reversed(jobs)), list[Attempt](), 0
+        while waiting or running:
+            while waiting and free:
+                mutant, tests = waiting.pop()
+                if tests:
+                    stamp += 10
+                    running.append(Attempt(free.pop(), mutant, tests, stamp))
+                else:
+                    yield Outcome(mutant, None, 0, 0.0)
+            time.sleep(0.05)
+            for attempt in tuple(running):
+                outcome = attempt.outcome()
+                if outcome is not None:
+                    running.remove(attempt)
+                    free.append(attempt.folder)
+                    yield outcome
+
+
+def _copied(root: Path, to: Path) -> Path:
+    to.mkdir(parents=True)
+    for name in COPIED:
+        if (root / name).exists():
+            shutil.copytree(root / name, to / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for path in root.iterdir():
+        if path.is_file():
+            shutil.copy2(path, to)
+    shared = root.parent / "shared"
+    if shared.exists():
+        (to.parent / "shared").symlink_to(shared)
+    return to
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--map", type=Path, required=True, help="folder that line_map.py record wrote")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--root", type=Path, default=ROOT, help="the checkout to mutate")
+    parser.add_argument("--written", type=Path, default=ROOT / "tools" / "mutants.yaml")
+    parser.add_argument("--count", type=int, default=150, help="drawn mutants")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=os.cpu_count())
+    parser.add_argument("--against", type=Path, help="an earlier result: what it found must be found")
+    parser.add_argument("--only", default="", help="mutants whose name has this text")
+    arguments = parser.parse_args()
+    root = arguments.root.resolve()
+    recorded = LineMap(arguments.map)
+    by_line = recorded.by_line()
+    mutants = [*written(root, arguments.written), *drawn(root, set(by_line), arguments.count, arguments.seed)]
+    jobs = [(mutant, tests_of(mutant, recorded, by_line)) for mutant in mutants if arguments.only in mutant.name]
+    os.environ["OMP_NUM_THREADS"] = "1"
+    for name in IMPORTED:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(name)
+    outcomes = []
+    for outcome in run_all(root, jobs, arguments.workers):
+        outcomes.append(outcome)
+        state = "found    " if outcome.found_by else "NOT FOUND"
+        print(f"{len(outcomes):3}/{len(jobs)} {state} {outcome.mutant.name} ({outcome.seconds:.0f} s)", flush=True)
+    return _report(outcomes, arguments.out, arguments.against)
+
+
+def _report(outcomes: list[Outcome], out: Path, against: Path | None) -> int:
+    rows = [asdict(outcome) for outcome in outcomes]
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(rows, indent=1))
+    found = {outcome.mutant.name for outcome in outcomes if outcome.found_by}
+    survivors = [outcome.mutant for outcome in outcomes if not outcome.found_by]
+    print(f"{len(found)} of {len(outcomes)} found, {sum(o.seconds for o in outcomes) / 60:.0f} minutes of one worker")
+    print("\n".join(f"not found: {mutant.name} in {mutant.function}" for mutant in survivors))
+    if against is None:
+        return 0
+    earlier = {row["mutant"]["name"] for row in json.loads(against.read_text()) if row["found_by"]}
+    lost = [mutant.name for mutant in survivors if mutant.name in earlier]
+    print("\n".join(f"no longer found: {name}" for name in lost) or "every mutant that was found before is found")
+    return int(bool(lost))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
