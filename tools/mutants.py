@@ -406,6 +406,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     parser.add_argument("--against", type=Path, help="an earlier result: what it found must be found")
+    parser.add_argument("--preload", default=",".join(IMPORTED), help="modules that each process has from the start")
     parser.add_argument("--only", default="", help="mutants whose name has this text")
     arguments = parser.parse_args()
     root = arguments.root.resolve()
@@ -414,7 +415,7 @@ def main() -> int:
     mutants = [*written(root, arguments.written), *drawn(root, set(by_line), arguments.count, arguments.seed)]
     jobs = [(mutant, tests_of(mutant, recorded, by_line)) for mutant in mutants if arguments.only in mutant.name]
     os.environ["OMP_NUM_THREADS"] = "1"
-    for name in IMPORTED:
+    for name in filter(None, arguments.preload.split(",")):
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
     outcomes = []

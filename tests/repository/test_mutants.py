@@ -1,0 +1,111 @@
+"""The line map and the mutants, on a product of two files: what a test executes is mapped, what it proves is found."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import yaml
+from line_map import LineMap, least, lost
+from repository import ROOT
+
+PRODUCT = """\
+def larger(a, b):
+    if a > b:
+        return a
+    return b
+
+
+def logged(lines, line):
+    lines.append(line)
+    return len(lines)
+
+
+def never(a):
+    return a + 1
+"""
+TESTS = """\
+import subprocess, sys
+import pytest
+from perception.numbers import larger, logged
+
+@pytest.fixture(scope="module")
+def lines():
+    found = []
+    logged(found, "first")
+    return found
+
+def test_larger():
+    assert (larger(2, 1), larger(1, 2), larger(1, 1)) == (2, 2, 1)
+
+def test_logged_is_only_run(lines):
+    logged(lines, "second")
+
+def test_in_another_process():
+    code = "from deploy.sign import sign; assert sign(-2) == -1"
+    subprocess.run([sys.executable, "-c", code], check=True)
+"""
+SIGN = "def sign(x):\n    return -1 if x < 0 else 1\n"
+
+
+@pytest.fixture(scope="module")
+def product(tmp_path_factory):
+    root = tmp_path_factory.mktemp("product")
+    for file, content in (
+        ("perception/__init__.py", ""),
+        ("perception/numbers.py", PRODUCT),
+        ("deploy/__init__.py", ""),
+        ("deploy/sign.py", SIGN),
+        ("tests/test_it.py", TESTS),
+        ("pyproject.toml", ""),
+    ):
+        (root / file).parent.mkdir(exist_ok=True)
+        (root / file).write_text(content)
+    return root
+
+
+@pytest.fixture(scope="module")
+def recorded(product):
+    if sys.version_info < (3, 12):
+        pytest.skip("sys.monitoring came with Python 3.12")
+    out = product / "lines"
+    command = [sys.executable, ROOT / "tools" / "line_map.py", "record", "--out", out, "--root", product, "tests"]
+    subprocess.run(command, check=True, capture_output=True)
+    return out
+
+
+def test_lines_are_those_that_each_test_and_its_fixtures_execute(recorded):
+    lines = LineMap(recorded)
+    own = {
+        name.split("::")[1]: {pair for pair in lines.lines(name) if pair not in lines.imported} for name in lines.tests
+    }
+    file = "perception/numbers.py"
+    assert own["test_larger"] == {(file, 2), (file, 3), (file, 4)}
+    assert own["test_logged_is_only_run"] == {(file, 8), (file, 9)}
+    assert own["test_in_another_process"] >= {("deploy/sign.py", 2)}
+    assert (file, 13) not in lines.executed()
+    assert len(least(lines, 1.0)) == 3
+
+
+def test_lines_that_a_run_no_longer_executes_are_listed(recorded):
+    before, after = LineMap(recorded), LineMap(recorded)
+    del after.tests["tests/test_it.py::test_larger"]
+    assert lost(before, after) == [f"perception/numbers.py:{line}" for line in (2, 3, 4)]
+
+
+def test_a_defect_is_found_by_an_assertion_and_not_by_being_executed(product, recorded):
+    rows = [
+        {"file": "perception/numbers.py", "before": "a > b", "after": "a < b", "why": "comparison"},
+        {"file": "perception/numbers.py", "before": "return len(lines)", "after": "return 0", "why": "not asserted"},
+        {"file": "deploy/sign.py", "before": "x < 0", "after": "x > 0", "why": "another process"},
+    ]
+    (product / "by_hand.yaml").write_text(yaml.safe_dump(rows))
+    out = product / "mutants.json"
+    command = [sys.executable, ROOT / "tools" / "mutants.py", "--map", recorded, "--root", product, "--out", out]
+    options = ["--written", product / "by_hand.yaml", "--count", "0", "--preload", ""]
+    subprocess.run([*command, *options], check=True, capture_output=True)
+    found = {row["mutant"]["name"].split(": ")[1]: row["found_by"] for row in json.loads(out.read_text())}
+    assert found["comparison"] == "tests/test_it.py::test_larger"
+    assert found["another process"] == "tests/test_it.py::test_in_another_process"
+    assert found["not asserted"] is None
+    assert (product / "perception" / "numbers.py").read_text() == PRODUCT
