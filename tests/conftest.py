@@ -1,6 +1,7 @@
 """Drives to test on: real nuScenes keyframes, simulated drives, and the smallest dataroot there is."""
 
 import os
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -24,31 +25,15 @@ settings.register_profile("gate", derandomize=True, deadline=None, print_blob=Tr
 settings.register_profile("random", derandomize=False, deadline=None, print_blob=True)
 settings.load_profile("gate")
 
-# These files take longest. They come first, so that no worker is left alone with one at the end; pytest-xdist keeps
-# to the order with --no-loadscope-reorder.
-_FIRST = (
-    *("anchored_export", "readme", "full_size", "fault_detection", "changing_drive"),
-    *("export_modules", "apart"),
-    *("mmdet3d_run", "precision", "toy_task", "golden_sensitivity", "golden_faults", "precision_export", "tracking"),
-    *(
-        "simulate_drive",
-        "other_vehicles",
-        "other_names",
-        "player",
-        "refit",
-        "vehicle_environment",
-        "runtime",
-        "scene",
-        "recogniser_precision",
-    ),
-    *("export", "settings", "mmdet3d_import", "build_package", "simulate_world"),
-)
-
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with many slow tests come first, so that no worker is left alone with one at the end.
+
+    pytest-xdist keeps to the order with --no-loadscope-reorder.
+    """
     require_reasons(items)
-    rank = {f"test_{name}.py": i for i, name in enumerate(_FIRST)}
-    items.sort(key=lambda item: rank.get(item.path.name, len(rank)))
+    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    items.sort(key=lambda item: -slow[item.path])
 
 
 @pytest.fixture(scope="session", autouse=True)

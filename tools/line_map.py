@@ -69,7 +69,9 @@ class Recorder:
         if content:
             self._files += 1
             path = self._folder / f"{os.getpid()}-{self._files}.lines.json"
-            path.write_text(json.dumps(content))
+            unfinished = path.with_suffix(".unfinished")  # if the process is killed meanwhile
+            unfinished.write_text(json.dumps(content))
+            unfinished.rename(path)
         self._lines = defaultdict(set)
         self._current = self._lines[os.environ.get(CONTEXT, "import")]
 
