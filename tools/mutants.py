@@ -259,13 +259,13 @@ def written(root: Path, path: Path) -> list[Mutant]:
 # ------------------------------------------------------------------------------------------------------------- the run
 
 
-def tests_of(mutant: Mutant, recorded: LineMap, by_line: dict[tuple[str, int], list[str]]) -> list[str]:
-    """At most TESTS, the fastest first: one case of each function before a second one of any."""
+def tests_of(mutant: Mutant, recorded: LineMap, by_line: dict[tuple[str, int], list[str]], most: int) -> list[str]:
+    """At most `most`, the fastest first: one case of each function before a second one of any."""
     last = mutant.line + mutant.before.count("\n")
     tests = [test for line in range(mutant.line, last + 1) for test in by_line.get((mutant.file, line), ())]
     if not tests:  # what runs when the file is imported: the tests that execute most of the file
         share = Counter(test for (file, _), names in by_line.items() if file == mutant.file for test in names)
-        tests = [test for test, _ in share.most_common(3 * TESTS)]
+        tests = [test for test, _ in share.most_common(3 * most)]
     ordered = sorted(dict.fromkeys(tests), key=recorded.seconds)
     seen: Counter[str] = Counter()
     rank = {}
@@ -273,7 +273,7 @@ def tests_of(mutant: Mutant, recorded: LineMap, by_line: dict[tuple[str, int], l
         function = test.split("[")[0]
         rank[test] = (seen[function], i)
         seen[function] += 1
-    chosen = sorted(ordered, key=lambda test: rank[test])[:TESTS]
+    chosen = sorted(ordered, key=lambda test: rank[test])[:most]
     return sorted(chosen, key=recorded.seconds)
 
 
@@ -404,6 +404,7 @@ def main() -> int:
     parser.add_argument("--written", type=Path, default=ROOT / "tools" / "mutants.yaml")
     parser.add_argument("--count", type=int, default=150, help="drawn mutants")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--tests", type=int, default=TESTS, help="per mutant")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     parser.add_argument("--against", type=Path, help="an earlier result: what it found must be found")
     parser.add_argument("--preload", default=",".join(IMPORTED), help="modules that each process has from the start")
@@ -413,7 +414,11 @@ def main() -> int:
     recorded = LineMap(arguments.map)
     by_line = recorded.by_line()
     mutants = [*written(root, arguments.written), *drawn(root, set(by_line), arguments.count, arguments.seed)]
-    jobs = [(mutant, tests_of(mutant, recorded, by_line)) for mutant in mutants if arguments.only in mutant.name]
+    jobs = [
+        (mutant, tests_of(mutant, recorded, by_line, arguments.tests))
+        for mutant in mutants
+        if arguments.only in mutant.name
+    ]
     os.environ["OMP_NUM_THREADS"] = "1"
     for name in filter(None, arguments.preload.split(",")):
         with contextlib.suppress(ImportError):
