@@ -174,10 +174,10 @@ class LineMap:
         return set().union(self.imported, *map(self.lines, self.tests))
 
     def by_line(self) -> dict[tuple[str, int], list[str]]:
-        """The tests that execute each line, the cheapest first."""
+        """The tests that execute each line, the cheapest first, but for lines that run when a file is imported."""
         tests: dict[tuple[str, int], list[str]] = defaultdict(list)
         for test in sorted(self.tests, key=self.seconds):
-            for pair in self.lines(test):
+            for pair in self.lines(test) - self.imported:
                 tests[pair].append(test)
         return tests
 

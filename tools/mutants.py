@@ -28,6 +28,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -259,22 +260,61 @@ def written(root: Path, path: Path) -> list[Mutant]:
 # ------------------------------------------------------------------------------------------------------------- the run
 
 
-def tests_of(mutant: Mutant, recorded: LineMap, by_line: dict[tuple[str, int], list[str]], most: int) -> list[str]:
-    """At most `most`, the fastest first: one case of each function before a second one of any."""
-    last = mutant.line + mutant.before.count("\n")
-    tests = [test for line in range(mutant.line, last + 1) for test in by_line.get((mutant.file, line), ())]
-    if not tests:  # what runs when the file is imported: the tests that execute most of the file
-        share = Counter(test for (file, _), names in by_line.items() if file == mutant.file for test in names)
-        tests = [test for test, _ in share.most_common(3 * most)]
-    ordered = sorted(dict.fromkeys(tests), key=recorded.seconds)
+class Selection:
+    """Chooses the tests of a mutant by a line map."""
+
+    def __init__(self, root: Path, recorded: LineMap, most: int) -> None:
+        self._root, self._recorded, self._most = root, recorded, most
+        self.by_line = recorded.by_line()
+        self._trees: dict[str, ast.Module] = {}
+
+    def tests_of(self, mutant: Mutant) -> list[str]:
+        """At most `most` of the tests that execute the mutant, the fastest first.
+
+        Half of them are the fastest of all, half those that execute most of the rarely executed lines of the same
+        function, such as the one that raises the error. One case of each function comes before a second one of any.
+        """
+        last = mutant.line + mutant.before.count("\n")
+        tests = [test for line in range(mutant.line, last + 1) for test in self.by_line.get((mutant.file, line), ())]
+        if not tests:  # what runs when the file is imported: the tests that execute most of the file
+            every = (names for (file, _), names in self.by_line.items() if file == mutant.file)
+            share = Counter(test for names in every for test in names)
+            tests = [test for test, _ in share.most_common(3 * self._most)]
+        fastest = _cases_apart(sorted(dict.fromkeys(tests), key=self._recorded.seconds))
+        rarity = self._rarity(mutant)
+        rarest = _cases_apart(sorted(fastest, key=lambda test: -rarity[test]))
+        chosen = list(dict.fromkeys([*fastest[: self._most // 2], *rarest]))[: self._most]
+        return sorted(chosen, key=self._recorded.seconds)
+
+    def _rarity(self, mutant: Mutant) -> Counter[str]:
+        """For each test the sum over the function's lines that it executes of one by the number of such tests."""
+        found: Counter[str] = Counter()
+        for line in self._function(mutant):
+            names = self.by_line.get((mutant.file, line), ())
+            for test in names:
+                found[test] += 1 / len(names)  # type: ignore[assignment]
+        return found
+
+    def _function(self, mutant: Mutant) -> range:
+        """The lines of the innermost function around the mutant; only its own line outside of any."""
+        if mutant.file not in self._trees:
+            self._trees[mutant.file] = ast.parse((self._root / mutant.file).read_text())
+        lines = range(mutant.line, mutant.line + 1)
+        for node in ast.walk(self._trees[mutant.file]):
+            if isinstance(node, ast.FunctionDef) and node.lineno <= mutant.line <= (node.end_lineno or 0):
+                lines = range(node.lineno, (node.end_lineno or 0) + 1)  # an inner function comes after its outer one
+        return lines
+
+
+def _cases_apart(tests: list[str]) -> list[str]:
+    """The tests in their order, but second cases of a function after the first ones of all, and so on."""
     seen: Counter[str] = Counter()
-    rank = {}
-    for i, test in enumerate(ordered):
+    ranked = []
+    for i, test in enumerate(tests):
         function = test.split("[")[0]
-        rank[test] = (seen[function], i)
+        ranked.append((seen[function], i, test))
         seen[function] += 1
-    chosen = sorted(ordered, key=lambda test: rank[test])[:most]
-    return sorted(chosen, key=recorded.seconds)
+    return [test for _, _, test in sorted(ranked)]
 
 
 class _Result:
@@ -406,19 +446,23 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--tests", type=int, default=TESTS, help="per mutant")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
-    parser.add_argument("--against", type=Path, help="an earlier result: what it found must be found")
+    parser.add_argument(
+        "--against", type=Path, help="an earlier result: the same mutants, and what it found must be found"
+    )
     parser.add_argument("--preload", default=",".join(IMPORTED), help="modules that each process has from the start")
     parser.add_argument("--only", default="", help="mutants whose name has this text")
+    parser.add_argument("--again", type=Path, help="an earlier result: only what it did not find")
     arguments = parser.parse_args()
     root = arguments.root.resolve()
-    recorded = LineMap(arguments.map)
-    by_line = recorded.by_line()
-    mutants = [*written(root, arguments.written), *drawn(root, set(by_line), arguments.count, arguments.seed)]
-    jobs = [
-        (mutant, tests_of(mutant, recorded, by_line, arguments.tests))
-        for mutant in mutants
-        if arguments.only in mutant.name
-    ]
+    selection = Selection(root, LineMap(arguments.map), arguments.tests)
+    earlier = arguments.against or arguments.again
+    if earlier is None:
+        executed = set(selection.by_line)
+        mutants = [*written(root, arguments.written), *drawn(root, executed, arguments.count, arguments.seed)]
+    else:
+        mutants = [Mutant(**row["mutant"]) for row in _rows(earlier) if arguments.against or not row["found_by"]]
+    mutants = [mutant for mutant in mutants if arguments.only in mutant.name]
+    jobs = [(mutant, selection.tests_of(mutant)) for mutant in mutants]
     os.environ["OMP_NUM_THREADS"] = "1"
     for name in filter(None, arguments.preload.split(",")):
         with contextlib.suppress(ImportError):
@@ -431,6 +475,11 @@ def main() -> int:
     return _report(outcomes, arguments.out, arguments.against)
 
 
+def _rows(result: Path) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = json.loads(result.read_text())
+    return rows
+
+
 def _report(outcomes: list[Outcome], out: Path, against: Path | None) -> int:
     rows = [asdict(outcome) for outcome in outcomes]
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -441,7 +490,7 @@ def _report(outcomes: list[Outcome], out: Path, against: Path | None) -> int:
     print("\n".join(f"not found: {mutant.name} in {mutant.function}" for mutant in survivors))
     if against is None:
         return 0
-    earlier = {row["mutant"]["name"] for row in json.loads(against.read_text()) if row["found_by"]}
+    earlier = {row["mutant"]["name"] for row in _rows(against) if row["found_by"]}
     lost = [mutant.name for mutant in survivors if mutant.name in earlier]
     print("\n".join(f"no longer found: {name}" for name in lost) or "every mutant that was found before is found")
     return int(bool(lost))
