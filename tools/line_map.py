@@ -2,7 +2,7 @@
 
     python tools/line_map.py record --out runs/lines [PYTEST OPTIONS]    run the tests, recorded
     python tools/line_map.py lost runs/before runs/after                  lines that only the first run executed
-    python tools/line_map.py least runs/lines --share 0.99                the cheapest tests that execute this share
+    python tools/line_map.py least runs/lines --share 0.99                the cheapest functions that execute this share
 
 `sys.monitoring` (Python 3.12) reports each line once for each test, so the recorded run takes about as long as a plain
 one. Python processes that tests start are recorded too, under the test that runs at that time; not those that a signal
@@ -192,17 +192,22 @@ def lost(before: LineMap, after: LineMap) -> list[str]:
 
 
 def least(recorded: LineMap, share: float) -> list[str]:
-    """Tests that execute this share of the lines in bodies of functions, chosen greedily by lines per second."""
+    """Functions that execute this share of the lines in bodies of functions, chosen greedily by lines per second."""
     wanted = recorded.executed() - recorded.imported
-    gains = {test: recorded.lines(test) & wanted for test in recorded.tests}
+    gains: dict[str, set[tuple[str, int]]] = defaultdict(set)
+    seconds: dict[str, float] = defaultdict(float)
+    for test, entry in recorded.tests.items():
+        function = test.split("[")[0]
+        gains[function] |= recorded.lines(test) & wanted
+        seconds[function] += entry["seconds"]
     chosen: list[str] = []
     covered: set[tuple[str, int]] = set()
     while len(covered) < share * len(wanted):
-        best = max(gains, key=lambda test: len(gains[test]) / (0.05 + recorded.tests[test]["seconds"]))
+        best = max(gains, key=lambda function: len(gains[function]) / (0.05 + seconds[function]))
         covered |= gains.pop(best)
         chosen.append(best)
-        gains = {test: lines - covered for test, lines in gains.items() if lines - covered}
-    return chosen
+        gains = {function: lines - covered for function, lines in gains.items() if lines - covered}
+    return sorted(chosen)
 
 
 def main() -> int:
@@ -224,10 +229,7 @@ def main() -> int:
         missing = lost(LineMap(arguments.before), LineMap(arguments.after))
         print("\n".join(missing))
         return int(bool(missing))
-    recorded = LineMap(arguments.map)
-    chosen = least(recorded, arguments.share)
-    print("\n".join(chosen))
-    print(f"{len(chosen)} tests, {sum(recorded.tests[test]['seconds'] for test in chosen):.0f} s", file=sys.stderr)
+    print("\n".join(least(LineMap(arguments.map), arguments.share)))
     return 0
 
 

@@ -447,7 +447,7 @@ def main() -> int:
     parser.add_argument("--tests", type=int, default=TESTS, help="per mutant")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     parser.add_argument(
-        "--against", type=Path, help="an earlier result: the same mutants, and what it found must be found"
+        "--against", type=Path, help="an earlier result, whose mutants are tested again; what it found must be found"
     )
     parser.add_argument("--preload", default=",".join(IMPORTED), help="modules that each process has from the start")
     parser.add_argument("--only", default="", help="mutants whose name has this text")
