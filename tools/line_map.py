@@ -155,6 +155,7 @@ class LineMap:
         content = json.loads((folder / "map.json").read_text())
         self.tests, self.fixtures = content["tests"], content["fixtures"]
         self.imported = _pairs(content["other"].get("import", {}))
+        self._lines: dict[str, set[tuple[str, int]]] = {}
 
     def seconds(self, test: str) -> float:
         """What the test takes alone, with all the fixtures that it needs."""
@@ -164,11 +165,12 @@ class LineMap:
 
     def lines(self, test: str) -> set[tuple[str, int]]:
         """(file, line) that the test and its fixtures execute."""
-        entry = self.tests[test]
-        pairs = _pairs(entry["lines"])
-        for name in entry["fixtures"]:
-            pairs |= _pairs(self.fixtures.get(name, {}).get("lines", {}))
-        return pairs
+        if test not in self._lines:
+            entry = self.tests[test]
+            self._lines[test] = _pairs(entry["lines"])
+            for name in entry["fixtures"]:
+                self._lines[test] |= _pairs(self.fixtures.get(name, {}).get("lines", {}))
+        return self._lines[test]
 
     def executed(self) -> set[tuple[str, int]]:
         return set().union(self.imported, *map(self.lines, self.tests))
