@@ -184,6 +184,8 @@ def test_conditions() -> None:
 
 # ---- modules in it
 
+DATA = ("v1.0-sim: 6 keyframes of 2 scenes", "v1.0-fog: 3 keyframes of 1 scenes")
+
 
 def test_affine_modules_of_every_kind_cost_nothing_but_a_prompt_a_constant(tmp_path: Path) -> None:
     modules = [*AFFINE, PROMPT]
@@ -209,7 +211,7 @@ def bent(tmp_path_factory: pytest.TempPathFactory) -> Path:
     modules = [NOT_AFFINE, AFFINE[0] | {"slots": ["fused"]}, kept, AFFINE[-1]]
     network, config = load_model(checkpoint_of(modular("bent", modules)))
     run = tmp_path_factory.mktemp("bent") / "run"
-    save_model(run, config, network, ["v1.0-sim: 6 keyframes of 2 scenes", "v1.0-fog: 3 keyframes of 1 scenes"])
+    save_model(run, config, network, DATA)
     network.bank.save("rank", run / "modules" / "rank", "fog over the sea", {"mAP": 0.25})
     with torch.no_grad():
         next(network.parameters()).add_(1)
@@ -235,19 +237,19 @@ def test_a_bundle_says_what_is_folded_where_it_comes_from_and_brings_its_modules
     assert manifest.parameters == planned.parameters + sum(step.parameters for step in planned.steps)
     assert manifest.flops == planned.flops + sum(step.flops for step in planned.steps)
 
-    trained, data = load_model(bent)[0], "v1.0-sim: 6 keyframes of 2 scenes", "v1.0-fog: 3 keyframes of 1 scenes"
+    trained = load_model(bent)[0]
     assert manifest.modules == ("bend", "rank", "kept", "dry")
     assert manifest.origin == Origin(
         checkpoint=hashlib.sha256((bent / "model.safetensors").read_bytes()).hexdigest(),
         base=trained.bank.base_hash(),
         modules={"rank": "fog over the sea", "bend": "", "kept": ""},
-        data=data,
+        data=DATA,
         golden=synthetic_frame("ego", RIG).token,
         license="CC-BY-NC-SA-4.0",
     )
     told = verify(out, trusting(public))
     assert told["modules"] == "rank (fog over the sea), bend (domain not known), kept (domain not known)"
-    assert told["trained on"] == "; ".join(data)
+    assert told["trained on"] == "; ".join(DATA)
     assert told["license"] == "CC-BY-NC-SA-4.0"
     assert told["golden frames"].startswith("synthetic-0 and others: ")
 
