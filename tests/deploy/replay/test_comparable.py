@@ -1,31 +1,24 @@
-"""Gates that are refused, replays that must not be compared, and verdicts of real bundles and of the commands."""
+"""Gates that are refused, replays that must not be compared, and the commands `judge` and `replay` with a verdict."""
 
 import json
 import shutil
-from functools import cache
 from pathlib import Path
 from typing import Any
 
-import onnx
 import pytest
-from exported import QUIET, bundle, copied, folder, rewritten
-from judged import gates, only, record
+from exported import QUIET, bundle
+from judged import gates, record
 from junitparser import Error, JUnitXml
 from pages import page_data
 from refusals import one_line_error
 from typer.testing import CliRunner
 from vocabulary import NUSCENES
 
-from deploy.bundle import Bundle
 from deploy.cli import app
-from deploy.engines.onnxruntime import OnnxRuntimeEngine
-from deploy.precision.calibrate import ranges
-from deploy.precision.quantise import CPU, activations, quantisable, quantise
 from deploy.replay import gates as module
-from deploy.replay import run as runner
 from deploy.replay.gates import Gates
 from deploy.replay.page_data import with_verdict
-from deploy.replay.results import Finished
+from deploy.replay.run import replay as replay_drives
 from deploy.replay.selection import Selection
 from deploy.replay.settings import Settings, Source
 from deploy.replay.verdict import judge
@@ -241,61 +234,7 @@ def test_a_page_without_data_stays_as_it_is(tmp_path: Path) -> None:
     assert not (run / "report.html").exists()
 
 
-# Of real bundles with random weights, on simulated drives.
-
 SCENE = "scene-0001"
-ALIKE = gates(
-    {"metric": "agreement", "of": "detections", "at_least": 0.98, "score": 0.05},
-    {"metric": "agreement", "of": "map", "at_least": 0.98},
-)
-
-
-@cache
-def replayed(root: Path, path: Path, *faults: str, time: int = 1) -> Path:
-    """The folder of a replay of both drives; at another `time` it is replayed again."""
-    out = folder() / f"replayed-{path.name}-{len(faults)}-{time}"
-    runner.replay(Source(root, "v1.0-sim"), path, out, Settings(faults=faults), console=QUIET)
-    return out
-
-
-def in_int8(to: Path, share: float) -> Path:
-    """The bundle with its trunk in INT8 on ranges of this share of the measured ones: 1 is right, less is broken.
-
-    It is sealed anew with golden outputs of its own, so nothing but its results gives it away.
-    """
-    old = Bundle.load(bundle().path)
-    model, golden = onnx.load(old.onnx), old.golden()[0]
-    measured = ranges(model, activations(model.graph), [golden])
-    small = {name: (share * low, share * high) for name, (low, high) in measured.items()}
-    lowered = quantise(model, [*quantisable(model.graph)], small, CPU).SerializeToString()
-    outputs = OnnxRuntimeEngine(lowered).run(golden)
-    return rewritten(copied(to), onnx=lowered, golden=(golden, outputs))
-
-
-def test_a_bundle_passes_against_itself_and_fails_without_its_module_or_sensors(sim_root: Path) -> None:
-    whole = replayed(sim_root, bundle("rain").path)
-    assert judge(replayed(sim_root, bundle("rain").path, time=2), whole, ALIKE).passed
-    plain = replayed(sim_root, bundle().path)
-    without = judge(plain, whole, ALIKE)
-    assert [case.passed for case in without.cases] == [False, False]
-    assert "detections and the baseline's" in without.cases[0].reason
-    blind = replayed(sim_root, bundle().path, "drop:all@0.4-0.9")
-    assert Finished.load(plain).dropped == (0, 0)
-    assert Finished.load(blind).dropped == (0, 2)  # the second of three keyframes of both drives
-    assert not only(judge(blind, None, gates({"metric": "dropped", "at_most": 0}))).passed
-    with pytest.raises(InputError, match=r"with faults none, this replay with drop:all@0\.4-0\.9; replay the baseline"):
-        judge(blind, plain, ALIKE)
-
-
-def test_a_broken_scale_of_int8_fails_where_a_right_one_agrees_more(sim_root: Path, tmp_path: Path) -> None:
-    whole = replayed(sim_root, bundle().path)
-    values = []
-    for share in (1.0, 0.25):
-        verdict = judge(replayed(sim_root, in_int8(tmp_path / f"int8-{share}", share)), whole, ALIKE)
-        values.append([case.value for case in verdict.cases])
-    assert not verdict.passed
-    assert all(right > broken for right, broken in zip(*values, strict=True)), values
-    assert values[1][1] < 0.9
 
 
 def test_exit_code_is_the_verdict(sim_root: Path, tmp_path: Path) -> None:
@@ -322,10 +261,10 @@ def test_a_replay_with_a_gate_on_amota_scores_its_tracks(tables: NuScenesTables,
     """As the devkit scores the same file by itself; a replay of each second frame is not scored."""
     gate, out = gates({"metric": "AMOTA", "at_least": 0.0}), tmp_path / "out"
     arguments = (Source(tables.dataroot, tables.version, [SCENE]), bundle().path, out)
-    found = runner.replay(*arguments, gates=gate, console=QUIET)["verdict"]["cases"][0]
+    found = replay_drives(*arguments, gates=gate, console=QUIET)["verdict"]["cases"][0]
     nusc = open_devkit(tables.dataroot, tables.version)
     scored = score_tracks(out / "tracks.json", nusc, tables.samples(selectors=[SCENE]))
     assert json.loads((out / "tracking_metrics.json").read_text()) == scored
     assert found["value"] == scored["amota"]
-    runner.replay(*arguments, Settings(selection=Selection(every=2)), gates=gate, console=QUIET)
+    replay_drives(*arguments, Settings(selection=Selection(every=2)), gates=gate, console=QUIET)
     assert not (out / "tracking_metrics.json").exists()

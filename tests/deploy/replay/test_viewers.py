@@ -14,7 +14,6 @@ from exported import QUIET, bundle
 from mcap.reader import make_reader
 from mcap_protobuf.decoder import DecoderFactory
 from pyquaternion import Quaternion
-from rerun_tables import SCENE, column
 from vocabulary import CAMERAS, CLASSES, SENSORS
 
 from deploy.replay.faults import Fault, inject
@@ -30,7 +29,7 @@ from perception.frame import Frame
 from perception.scene.scene import SceneFrame
 from perception.tasks.drawing import LOWEST_SCORE
 
-pytest.importorskip("rerun", reason="rerun-sdk is not installed")
+SCENE = "scene-0001"
 Steps = list[tuple[Frame, SceneFrame]]
 Messages = dict[str, dict[int, list[Any]]]  # topic -> log time, us -> messages
 
@@ -62,7 +61,7 @@ def viewed(root: Path, out: Path, *scenes: str, viewers: tuple[str, ...] = ("fox
 
 @pytest.fixture(scope="module")
 def replayed(sim_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return viewed(sim_root, tmp_path_factory.mktemp("viewers"), viewers=("foxglove", "rerun"))
+    return viewed(sim_root, tmp_path_factory.mktemp("viewers"))
 
 
 @pytest.fixture(scope="module")
@@ -243,9 +242,12 @@ def test_same_frames_give_the_same_bytes_and_a_failure_leaves_nothing(steps: Ste
         FoxgloveWriter.open(tmp_path / "a" / "results.mcap", tasks, "LIDAR_TOP").__enter__()
 
 
-def test_boxes_points_and_words_are_those_of_the_replay(replayed: Path, steps: Steps) -> None:
+def test_boxes_points_and_words_are_those_of_the_replay(sim_root: Path, steps: Steps, tmp_path: Path) -> None:
     """As Rerun itself reads them."""
-    recording = replayed / "results.rrd"
+    pytest.importorskip("rerun", reason="rerun-sdk is not installed")
+    from rerun_tables import column
+
+    recording = viewed(sim_root, tmp_path, SCENE, viewers=("rerun",)) / "results.rrd"
     for i, (frame, seen) in enumerate(steps[:3]):
         detections, tracks = seen.prediction.results["detection"], seen.states["detection"]
         confirmed = tracks.boxes.select(tracks.confirmed)
