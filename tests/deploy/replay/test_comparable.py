@@ -36,8 +36,12 @@ def load(text: str, folder: Path) -> Gates:
 
 
 @pytest.mark.parametrize(
-    ("gate", "message"),
+    ("text", "message"),
     [
+        ("gates: []", "gates: tuple should have at least 1 item"),
+        ("{}", "gates: field required"),
+        ("{gates: [{metric: NDS, at_least: 0}], common: 90}", "common: input should be less than or equal to 1"),
+        ("gates: [", "not valid YAML"),
         ("metric: mAP", "at_least: field required"),
         ("metric: MAP, at_least: 1", "'MAP' is none of mAP, NDS, AP, AMOTA, IoU, points, scene_obstacle_recall, "),
         ("metric: AMOTA, class: car, at_least: 1", "AMOTA has no class 'car'; it is of all classes"),
@@ -51,40 +55,17 @@ def load(text: str, folder: Path) -> Gates:
         ("metric: latency, at_most: fast", "at_most: input should be a valid number"),
         ("metric: difference, of: NDS, at_most: 2", "less than or equal to 1"),
         ("metric: NDS, at_leest: 1, at_least: 1", "at_leest: is not a known key"),
+        ("metric: AP, class: tank, at_least: 1", "^gates.0: AP has no class 'tank'; car, truck"),
+        ("metric: IoU, class: car, at_least: 1", "^gates.0: IoU has no class 'car'; drivable_area"),
+        ("metric: NDS, condition: hail, at_least: 1", "^gates.0: hail: unknown condition; choose from clear, rain"),
     ],
 )
-def test_gates_that_cannot_be_used_are_named(tmp_path: Path, gate: str, message: str) -> None:
-    with one_line_error(message, at=tmp_path / "gates.yaml"):
-        load(f"gates: [{{{gate}}}]", tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("gates: []", "gates: tuple should have at least 1 item"),
-        ("{}", "gates: field required"),
-        ("{gates: [{metric: NDS, at_least: 0}], common: 90}", "common: input should be less than or equal to 1"),
-        ("gates: [", "not valid YAML"),
-    ],
-)
-def test_a_file_of_gates_that_cannot_be_used_is_one_line(tmp_path: Path, text: str, message: str) -> None:
+def test_gates_that_cannot_be_used_are_named(tmp_path: Path, text: str, message: str) -> None:
+    """In the file or, by names that a bundle's taxonomy lacks, in its place among the gates."""
     with one_line_error("cannot read the gates", at=tmp_path / "gates.yaml"):
         load_section(Gates, tmp_path / "gates.yaml", "the gates")
-    with one_line_error(message, at=tmp_path / "gates.yaml"):
-        load(text, tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("gate", "message"),
-    [
-        ("metric: AP, class: tank, at_least: 1", "AP has no class 'tank'; car, truck"),
-        ("metric: IoU, class: car, at_least: 1", "IoU has no class 'car'; drivable_area"),
-        ("metric: NDS, condition: hail, at_least: 1", "hail: unknown condition; choose from clear, rain"),
-    ],
-)
-def test_names_that_the_taxonomy_lacks_are_refused(tmp_path: Path, gate: str, message: str) -> None:
-    with one_line_error(f"^gates.0: {message}"):
-        load(f"gates: [{{{gate}}}]", tmp_path).require_taxonomy(NUSCENES)
+    with one_line_error(message, at="" if message[0] == "^" else tmp_path / "gates.yaml"):
+        load(f"gates: [{{{text}}}]" if text[0] == "m" else text, tmp_path).require_taxonomy(NUSCENES)
 
 
 def test_the_gates_of_the_documentation_are_valid(tmp_path: Path) -> None:
