@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,7 +38,7 @@ from deploy.replay.sources import encoded, open_drives
 from deploy.runtime import Runtime
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
-from perception.frame import Frame, Prediction
+from perception.frame import Frame
 from perception.grid import BevGrid
 from perception.scene.health.monitor import HealthMonitor
 from perception.scene.scene import SceneFrame
@@ -109,14 +110,12 @@ def assert_same(out: Path, expected: Path) -> None:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Any:
     """The folder of a replay without interruption: of a drive and its faults."""
-    folder, done = tmp_path_factory.mktemp("undisturbed"), dict[str, Path]()
 
+    @cache
     def of(path: Path, *faults: str) -> Path:
-        name = f"{path.name} {len(faults)} {faults[:1]}".replace("/", "")
-        if name not in done:
-            player(path, folder / name, faults=faults).run()
-            done[name] = folder / name
-        return done[name]
+        out = tmp_path_factory.mktemp("undisturbed")
+        player(path, out, faults=faults).run()
+        return out
 
     return of
 
@@ -223,15 +222,11 @@ class Killed(NamedTuple):
             assert journal.resumed == (whole > 0)
             assert [found is not None for found in recalled] == [i < whole for i in range(7)]
             for found, seen in zip(recalled[:whole], self.seen, strict=False):
-                assert_equal(*(without_map(each.prediction) for each in (found, seen)))
+                assert_equal(*(instead(each.prediction, map=None) for each in (found, seen)))
             journal.add(self.given[whole], self.seen[whole])
         with Journal(path, {}) as journal:
             assert [journal.recall(frame) is not None for frame in self.given] == [i <= whole for i in range(7)]
         return whole
-
-
-def without_map(prediction: Prediction) -> Prediction:
-    return replace(prediction, results={k: v for k, v in prediction.results.items() if k != "map"})
 
 
 @pytest.fixture(scope="module")
@@ -358,11 +353,11 @@ def test_of_another_replay_it_is_refused_in_one_line(drive: Path, stopped: bytes
         assert (tmp_path / "out" / JOURNAL).read_bytes() == stopped
 
 
-def test_frames_that_changed_are_refused(drive: Path, stopped: bytes, tmp_path: Path) -> None:
+def test_frames_that_changed_are_refused(killed: Killed, stopped: bytes, tmp_path: Path) -> None:
     path = tmp_path / JOURNAL
     path.write_bytes(stopped)
     known = begun(path)
-    frame, second, *_ = inject(frames(drive)[:7], [Fault.parse(text, SENSORS) for text in FAULTS])
+    frame, second, *_ = killed.given
     front = frame.cameras["CAM_FRONT"]
     changed = [
         second,

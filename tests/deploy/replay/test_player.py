@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
+from shutil import copytree
 from typing import Any
 
 import numpy as np
@@ -307,13 +308,6 @@ def test_latency_percentiles() -> None:
     assert (stages["memory"]["p95"], stages["total"]["p99"]) == (95, 100)
 
 
-def copied(folder: Path, to: Path) -> Path:
-    to.mkdir()
-    for file in folder.iterdir():
-        (to / file.name).write_bytes(file.read_bytes())
-    return to
-
-
 def contents(folder: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
 
@@ -322,7 +316,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_a_baseline_that_the_replay_would_change_is_refused(
     drive: Path, judged: Path, tmp_path: Path, way: str
 ) -> None:
-    out = baseline = copied(judged, tmp_path / "baseline")
+    out = baseline = Path(copytree(judged, tmp_path / "baseline"))
     before = contents(baseline)
     if way == "a link":
         out = tmp_path / "link"
@@ -341,7 +335,7 @@ def test_a_baseline_that_the_replay_would_change_is_refused(
 
 def test_a_later_replay_leaves_nothing_of_an_earlier_verdict(drive: Path, judged: Path, tmp_path: Path) -> None:
     """And replay.json says what was replayed."""
-    out, faults = copied(judged, tmp_path / "out"), ("drop:CAM_FRONT@0.5-1.0",)
+    out, faults = Path(copytree(judged, tmp_path / "out")), ("drop:CAM_FRONT@0.5-1.0",)
     for name in ("tracking_metrics.json", "results.mcap", "results.rrd", "notes.txt"):
         (out / name).write_text("of before")
     summary = replayed(drive, out, faults=[*faults], selection=FOUR, scenes=["scene-0001"])
@@ -375,7 +369,7 @@ def broken(junit: Path) -> str:
 
 def test_a_replay_that_breaks_off_leaves_an_error_and_no_old_pass(drive: Path, judged: Path, tmp_path: Path) -> None:
     """One that cannot begin leaves the old results."""
-    out = copied(judged, tmp_path / "out")
+    out = Path(copytree(judged, tmp_path / "out"))
     with pytest.raises(InputError, match="not a bundle"):
         replayed(drive, out, bundle=tmp_path, gates=EASY)
     assert "not a bundle" in broken(out / "junit.xml")

@@ -1,5 +1,6 @@
 """Frames from messages: what is late, missing, repeated, out of order or between two poses, and when points were."""
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -221,9 +222,18 @@ def test_time_that_goes_back_gives_tokens_of_its_own(log: list[Sent]) -> None:
     assert [("#1" in token) for token in tokens] == [False] * 3 + [True] * 3
 
 
+def test_a_map_of_topics(tmp_path: Path) -> None:
+    front = {"image": "/front/image", "info": "/front/info", "frame": "front"}
+    changes = {"global_frame": "odom", "lidars": {"LIDAR_TOP": {"topic": "/top"}}, "cameras": {"CAM_FRONT": front}}
+    for text, expected in ((json.dumps(changes), changes), ("", {})):
+        (tmp_path / "topics.yaml").write_text(text)
+        assert load_topics(tmp_path / "topics.yaml", RIG) == nuscenes_topics(**expected)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("- a", "(top level): input should be a valid dictionary"),
         ("speed: 3", "speed: is not a known key"),
         ("tolerance: -1.0", "tolerance: input should be greater than 0, got -1.0"),
         ("lidars: {LIDAR_TOP: {topic: /top, time_unit: minutes}}", "lidars.LIDAR_TOP.time_unit: "),
