@@ -239,8 +239,9 @@ def test_the_same_results_at_the_drives_pace(drive: Path, tmp_path: Path) -> Non
     fast, paced = (json.loads((tmp_path / side / "latency.json").read_text()) for side in ("fast", "paced"))
     assert (fast["mode"], paced["mode"]) == ("throughput", "vehicle")
     assert (paced["frames"], paced["period"]) == (3, 500.0)
-    milliseconds = page_data(tmp_path / "paced" / "report.html")["milliseconds"]
-    assert paced["deadline_misses"] == sum(sum(m) > 500 for m in milliseconds)
+    page = page_data(tmp_path / "paced" / "report.html")
+    assert paced["deadline_misses"] == sum(sum(m) > 500 for m in page["milliseconds"])
+    assert page["verdict"] == json.loads((tmp_path / "paced" / "verdict.json").read_text())
     assert paced["behind"] >= 0
 
 
