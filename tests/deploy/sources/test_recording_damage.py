@@ -203,9 +203,11 @@ def test_a_file_that_was_cut_off_is_replayed_up_to_there(
     assert seen[0] == 3
     assert seen == sorted(seen, reverse=True)
     assert seen[-1] >= 1
-    path.write_bytes(recording[:200])
-    with pytest.raises(InputError, match="no frame can be assembled from it"):
-        read(path)
+    endless_record = recording[:9] + b"\xff" * 8 + recording[17:]
+    for content, why in ((recording[:200], "it has none of the topics"), (endless_record, "damaged in 1 places")):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=f"no frame can be assembled from it: .*{why}"):
+            read(path)
     middle = len(recording) // 2
     path.write_bytes(recording[:middle] + bytes(range(64)) + recording[middle + 64 :])
     frames, counts = read(path)
