@@ -1,26 +1,81 @@
-"""Replays that must not be compared are refused with one line, and `perception judge` judges anew those that may."""
+"""Gates that are refused, replays that must not be compared, and the commands `judge` and `replay` with a verdict."""
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from judged import gates, only, record
+from exported import QUIET, bundle
+from judged import gates, record
 from junitparser import Error, JUnitXml
 from pages import page_data
 from refusals import one_line_error
 from typer.testing import CliRunner
+from vocabulary import NUSCENES
 
 from deploy.cli import app
+from deploy.replay import gates as module
+from deploy.replay.gates import Gates
 from deploy.replay.page_data import with_verdict
+from deploy.replay.run import replay as replay_drives
+from deploy.replay.selection import Selection
+from deploy.replay.settings import Settings, Source
 from deploy.replay.verdict import judge
+from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
 from perception.page.single_file import as_script
+from perception.section import load_section
+from perception.tasks.detection.devkit import open_devkit
+from perception.tasks.detection.tracking import score_tracks
+
+
+def load(text: str, folder: Path) -> Gates:
+    (folder / "gates.yaml").write_text(text)
+    return load_section(Gates, folder / "gates.yaml", "the gates")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("gates: []", "gates: tuple should have at least 1 item"),
+        ("{}", "gates: field required"),
+        ("{gates: [{metric: NDS, at_least: 0}], common: 90}", "common: input should be less than or equal to 1"),
+        ("gates: [", "not valid YAML"),
+        ("metric: mAP", "at_least: field required"),
+        ("metric: MAP, at_least: 1", "'MAP' is none of mAP, NDS, AP, AMOTA, IoU, points, scene_obstacle_recall, "),
+        ("metric: AMOTA, class: car, at_least: 1", "AMOTA has no class 'car'; it is of all classes"),
+        ("metric: AMOTA, condition: rain, at_least: 1", "AMOTA is of all frames; give no condition"),
+        ("metric: AMOTA, range: [0, 10], at_least: 1", "AMOTA has no ranges; give none"),
+        ("metric: difference, of: AMOTA, at_most: 0.1", "AMOTA is not compared with a baseline"),
+        ("metric: mAP, class: car, at_least: 1", "mAP has no class 'car'; it is of all classes"),
+        ("metric: IoU, range: [0, 15], at_least: 1", "rings of 10 m"),
+        ("metric: NDS, range: [30, 10], at_least: 1", r"a range is \[from, to\]"),
+        ("metric: latency, stage: think, at_most: 1", "'think' is none of read, preprocess"),
+        ("metric: latency, at_most: fast", "at_most: input should be a valid number"),
+        ("metric: difference, of: NDS, at_most: 2", "less than or equal to 1"),
+        ("metric: NDS, at_leest: 1, at_least: 1", "at_leest: is not a known key"),
+        ("metric: AP, class: tank, at_least: 1", "^gates.0: AP has no class 'tank'; car, truck"),
+        ("metric: IoU, class: car, at_least: 1", "^gates.0: IoU has no class 'car'; drivable_area"),
+        ("metric: NDS, condition: hail, at_least: 1", "^gates.0: hail: unknown condition; choose from clear, rain"),
+    ],
+)
+def test_gates_that_cannot_be_used_are_named(tmp_path: Path, text: str, message: str) -> None:
+    """In the file or, by names that a bundle's taxonomy lacks, in its place among the gates."""
+    with one_line_error("cannot read the gates", at=tmp_path / "gates.yaml"):
+        load_section(Gates, tmp_path / "gates.yaml", "the gates")
+    with one_line_error(message, at="" if message[0] == "^" else tmp_path / "gates.yaml"):
+        load(f"gates: [{{{text}}}]" if text[0] == "m" else text, tmp_path).require_taxonomy(NUSCENES)
+
+
+def test_the_gates_of_the_documentation_are_valid(tmp_path: Path) -> None:
+    assert {gate.metric for gate in load(str(module.__doc__).split("\n\n", 1)[1], tmp_path).gates} == {
+        "NDS", "AP", "IoU", "AMOTA", "latency", "dropped", "difference", "agreement",
+    }  # fmt: skip
+
 
 FRAMES, SCENES = 20, 2
-AGREE = {"metric": "agreement", "of": "detections", "at_least": 0.5}
+AGREE = gates({"metric": "agreement", "of": "detections", "at_least": 0.5})
 LINE = {"conditions": ["clear"], "ego": [0.0, 0.0], "blind": False, "not_finite": {}}
 BOX = {
     "translation": [5.0, 0.0, 0.0], "size": [2.0, 4.0, 2.0], "rotation": [1.0, 0.0, 0.0, 0.0], "velocity": [0.0, 0.0],
@@ -37,17 +92,12 @@ def annotated(boxes: list[list[float]]) -> dict[str, Any]:
 def replay(out: Path, frames: range = range(FRAMES), away: float = 0.0, **settings: Any) -> Path:
     """A finished replay of frames with one car each, seen so many metres away from where it is."""
     out.mkdir()
-    lines = [
-        LINE
-        | {"token": f"t{i}", "scene": f"scene-{i * SCENES // FRAMES}", "timestamp": i, "tasks": annotated([ANNOTATED])}
-        for i in frames
-    ]
+    common = LINE | {"tasks": annotated([ANNOTATED])}
+    lines = [common | {"token": f"t{i}", "scene": f"scene-{i * SCENES // FRAMES}", "timestamp": i} for i in frames]
     (out / "statistics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     box = BOX | {"translation": [5.0 + away, 0.0, 0.0]}
-    results = {
-        f"t{i}": [BOX | {"sample_token": f"t{i}"} if not away else box | {"sample_token": f"t{i}"}] for i in frames
-    }
     meta = dict.fromkeys(("use_camera", "use_lidar", "use_radar", "use_map", "use_external"), False)
+    results = {f"t{i}": [box | {"sample_token": f"t{i}"}] for i in frames}
     (out / "results.json").write_text(json.dumps({"meta": meta, "results": results}))
     (out / "report.html").write_text(f"<p>before</p>{PAGE}<p>after</p>")
     return record(out, **settings)
@@ -59,30 +109,27 @@ def test_a_replay_is_not_compared_with_itself(tmp_path: Path) -> None:
     (tmp_path / "other").mkdir()
     for baseline in (run, tmp_path / "link", tmp_path / "other" / ".." / "run"):
         with pytest.raises(InputError, match="is the replay that is judged; give the folder of another one"):
-            judge(run, baseline, gates(AGREE))
+            judge(run, baseline, AGREE)
     assert not (run / "verdict.json").exists()
 
 
-def test_a_verdict_says_what_it_compared(tmp_path: Path) -> None:
-    """Not what was replayed: of 20 frames of 2 scenes the baseline has 10 of 1."""
+def test_too_few_common_frames_are_refused(tmp_path: Path) -> None:
+    """With fewer needed, the verdict says what it compared: of 20 frames of 2 scenes the baseline has 10 of 1."""
     run, baseline = replay(tmp_path / "run"), replay(tmp_path / "baseline", range(10))
-    verdict = judge(run, baseline, gates(AGREE, common=0.5))
+    few = "has 10 of the 20 frames of this replay (50%, at least 90% are needed)"
+    with one_line_error(exactly=f"{baseline}: {few}; replay the same drives, or set a lower `common` in the gates"):
+        judge(run, baseline, AGREE)
+    assert judge(baseline, run, AGREE).passed  # a baseline of more drives has all frames
+    verdict = judge(run, baseline, AGREE.model_copy(update={"common": 0.5}))
     written = json.loads((run / "verdict.json").read_text())
-    assert (written["frames"], written["scenes"]) == (10, 1)
-    assert (written["replayed"], written["common"]) == (20, 0.5)
+    assert [written[name] for name in ("frames", "scenes", "replayed", "common")] == [10, 1, 20, 0.5]
     title = "PASS: 10 frames of 1 scene, common with the baseline (50% of this replay's 20)"
     assert verdict.table().title == title
 
 
-def test_too_few_common_frames_are_refused(tmp_path: Path) -> None:
-    run, baseline = replay(tmp_path / "run"), replay(tmp_path / "baseline", range(10))
-    few = "has 10 of the 20 frames of this replay (50%, at least 90% are needed)"
-    with one_line_error(exactly=f"{baseline}: {few}; replay the same drives, or set a lower `common` in the gates"):
-        judge(run, baseline, gates(AGREE))
-    assert judge(baseline, run, gates(AGREE)).passed  # a baseline of more drives has all frames
-
-
 DRIVE = {"name": "scene-0", "frames": 10}
+OTHERS, HERE = ({"drives": (DRIVE | {"sensors_sha256": each},)} for each in "ab")
+PART = {"start": 0.0, "end": 4.0, "every": 2}
 
 
 @pytest.mark.parametrize(
@@ -92,17 +139,9 @@ DRIVE = {"name": "scene-0", "frames": 10}
         ({}, {"faults": ("drop:all",)}, "was replayed with faults none, this replay with drop:all"),
         ({"conditions": ("rain", "night")}, {}, "with conditions rain, night, this replay with the drive's tags"),
         ({"conditions": ()}, {}, "with conditions none known, this replay with the drive's tags"),
-        (
-            {"selection": {"start": 0.0, "end": 4.0, "every": 2}},
-            {},
-            "with selection 0 s to 4 s, every 2, this replay with 0 s to the end, every 1",
-        ),
+        ({"selection": PART}, {}, "with selection 0 s to 4 s, every 2, this replay with 0 s to the end, every 1"),
         ({"topics_sha256": "ab"}, {}, "with topics ab, this replay with none"),
-        (
-            {"drives": (DRIVE | {"sensors_sha256": "a"},)},
-            {"drives": (DRIVE | {"sensors_sha256": "b"},)},
-            "scene-0 had other sensor data",
-        ),
+        (OTHERS, HERE, "scene-0 had other sensor data"),
     ],
 )
 def test_a_baseline_of_something_else_is_refused(
@@ -110,17 +149,20 @@ def test_a_baseline_of_something_else_is_refused(
 ) -> None:
     run, baseline = replay(tmp_path / "run", **ours), replay(tmp_path / "baseline", **theirs)
     with one_line_error(at=f"{baseline}: ", says=message):
-        judge(run, baseline, gates(AGREE))
+        judge(run, baseline, AGREE)
+    (baseline / "replay.json").unlink()
+    with one_line_error(r"baseline: holds no finished replay \(no readable replay.json\)"):
+        judge(run, baseline, AGREE)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"tasks": annotated([])}, "frame t3 has another annotation than in this replay"),
-        ({"tasks": {"detection": {"truth": None}}}, "frame t3 has another annotation"),
-        ({"ego": [1.0, 0.0]}, "frame t3 has another vehicle pose"),
-        ({"conditions": ["rain"]}, "frame t3 has another condition"),
-        ({"scene": "other"}, "frame t3 has another scene"),
+        ({"tasks": annotated([])}, "another annotation than in this replay"),
+        ({"tasks": {"detection": {"truth": None}}}, "another annotation"),
+        ({"ego": [1.0, 0.0]}, "another vehicle pose"),
+        ({"conditions": ["rain"]}, "another condition"),
+        ({"scene": "other"}, "another scene"),
     ],
 )
 def test_a_baseline_with_another_truth_is_refused(change: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -128,36 +170,24 @@ def test_a_baseline_with_another_truth_is_refused(change: dict[str, Any], messag
     lines = [json.loads(line) for line in (baseline / "statistics.jsonl").read_text().splitlines()]
     lines[3] |= change
     (baseline / "statistics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    with pytest.raises(InputError, match=message):
-        judge(run, baseline, gates(AGREE))
+    with pytest.raises(InputError, match=f"frame t3 has {message}"):
+        judge(run, baseline, AGREE)
 
 
-def test_a_baseline_that_does_not_say_what_it_is_of_is_refused(tmp_path: Path) -> None:
-    run, baseline = replay(tmp_path / "run"), replay(tmp_path / "baseline")
-    (baseline / "replay.json").unlink()
-    with pytest.raises(InputError, match=r"baseline: holds no finished replay \(no readable replay.json\)"):
-        judge(run, baseline, gates(AGREE))
-
-
-@pytest.fixture
-def command(tmp_path: Path) -> Callable[..., Any]:
-    def run(*arguments: str | Path) -> Any:
-        return CliRunner().invoke(app, ["judge", *map(str, arguments)])
-
-    return run
-
-
-def test_a_finished_replay_is_judged_again(command: Callable[..., Any], tmp_path: Path) -> None:
+def test_a_finished_replay_is_judged_again(tmp_path: Path) -> None:
     """By other gates each time: files, report and exit code are those of the last verdict; the replay stays."""
     run, baseline = replay(tmp_path / "run", away=1.5), replay(tmp_path / "baseline")
     before = {path.name: path.read_bytes() for path in run.iterdir() if path.name != "report.html"}
-    file = tmp_path / "gates.yaml"
-    difference = "{metric: difference, of: mAP, at_most: %g}"
+
+    def command(*arguments: object) -> Any:
+        return CliRunner().invoke(app, ["judge", *map(str, arguments)])
+
+    file, difference = tmp_path / "gates.yaml", "{metric: difference, of: mAP, at_most: 0.9}"
     for text, code, outcome in (
         ("{metric: AP, class: car, at_least: 0.9}", 1, "fail"),
         ("{metric: AP, class: car, at_least: 0.1}", 0, "pass"),
-        (difference % 0.9, 3, "inconclusive"),  # two scenes
-        (f"{difference % 0.9}, {{metric: NDS, at_least: 0.99}}", 1, "fail"),
+        (f"{difference}, {{metric: NDS, at_least: 0.99}}", 1, "fail"),
+        (difference, 3, "inconclusive"),  # two scenes
     ):
         file.write_text(f"gates: [{text}]")
         done = command(run, "--baseline", baseline, "--gates", file, "--json")
@@ -168,23 +198,54 @@ def test_a_finished_replay_is_judged_again(command: Callable[..., Any], tmp_path
         assert page_data(run / "report.html") == {"verdict": verdict, "scene": "</script><!--"}
         page = (run / "report.html").read_text()
         assert (page.startswith("<p>before</p>"), page.endswith("<p>after</p>")) == (True, True)
+    suites = JUnitXml.fromfile(str(run / "junit.xml"))  # which calls inconclusive an error
+    assert (suites.tests, suites.failures, suites.errors, suites.skipped) == (1, 0, 1, 0)
+    (found,) = [result for suite in suites for each in suite for result in each.result]
+    assert (type(found), found.type, found.message) == (Error, "inconclusive", verdict["cases"][0]["reason"])
     assert {name: (run / name).read_bytes() for name in before} == before
     assert isinstance(command(run).exception, InputError)
     assert isinstance(command(tmp_path / "none", "--gates", file).exception, InputError)
-
-
-def test_junit_calls_inconclusive_an_error(tmp_path: Path) -> None:
-    run, baseline = replay(tmp_path / "run", away=1.5), replay(tmp_path / "baseline")
-    case = only(judge(run, baseline, gates({"metric": "difference", "of": "NDS", "at_most": 0.01})))
-    suites = JUnitXml.fromfile(str(run / "junit.xml"))
-    assert (suites.tests, suites.failures, suites.errors, suites.skipped) == (1, 0, 1, 0)
-    (found,) = [result for suite in suites for each in suite for result in each.result]
-    assert (type(found), found.type, found.message) == (Error, "inconclusive", case.reason)
 
 
 def test_a_page_without_data_stays_as_it_is(tmp_path: Path) -> None:
     assert with_verdict("<p>no data</p>", {}) == "<p>no data</p>"
     run = replay(tmp_path / "run")
     (run / "report.html").unlink()
-    judge(run, Path(shutil.copytree(run, tmp_path / "again")), gates(AGREE))
+    judge(run, Path(shutil.copytree(run, tmp_path / "again")), AGREE)
     assert not (run / "report.html").exists()
+
+
+SCENE = "scene-0001"
+
+
+def test_exit_code_is_the_verdict(sim_root: Path, tmp_path: Path) -> None:
+    def command(out: str, *arguments: str) -> Any:
+        given = ["replay", str(sim_root), "--scenes", f"{SCENE}:0-1", "--bundle", str(bundle().path)]
+        return CliRunner().invoke(app, [*given, "--out", str(tmp_path / out), *arguments])
+
+    first = command("first")
+    assert first.exit_code == 0, first.output
+    assert not (tmp_path / "first" / "verdict.json").exists()
+    passed = command("second", "--baseline", str(tmp_path / "first"), "--json")
+    assert passed.exit_code == 0, passed.output
+    (tmp_path / "gates.yaml").write_text("gates: [{metric: latency, at_most: 0.001}, {metric: dropped, at_most: 0}]")
+    failed = command("third", "--gates", str(tmp_path / "gates.yaml"), "--fault", "blackout:cameras")
+    assert failed.exit_code == 1
+    verdict = json.loads((tmp_path / "third" / "verdict.json").read_text())
+    assert [case["passed"] for case in verdict["cases"]] == [False, True]
+    assert isinstance(command("fourth", "--fault", "melt:lidar").exception, InputError)
+    assert isinstance(command("fourth", "--baseline", str(tmp_path)).exception, InputError)
+    assert not (tmp_path / "fourth").exists()
+
+
+def test_a_replay_with_a_gate_on_amota_scores_its_tracks(tables: NuScenesTables, tmp_path: Path) -> None:
+    """As the devkit scores the same file by itself; a replay of each second frame is not scored."""
+    gate, out = gates({"metric": "AMOTA", "at_least": 0.0}), tmp_path / "out"
+    arguments = (Source(tables.dataroot, tables.version, [SCENE]), bundle().path, out)
+    found = replay_drives(*arguments, gates=gate, console=QUIET)["verdict"]["cases"][0]
+    nusc = open_devkit(tables.dataroot, tables.version)
+    scored = score_tracks(out / "tracks.json", nusc, tables.samples(selectors=[SCENE]))
+    assert json.loads((out / "tracking_metrics.json").read_text()) == scored
+    assert found["value"] == scored["amota"]
+    replay_drives(*arguments, Settings(selection=Selection(every=2)), gates=gate, console=QUIET)
+    assert not (out / "tracking_metrics.json").exists()

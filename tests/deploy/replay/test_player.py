@@ -1,46 +1,57 @@
-"""A replay that is killed goes on and ends with the same bytes; parts of a drive; memory on a long drive."""
+"""A replay: which frames, when, at which latency, in how much memory, and what it leaves in its folder."""
 
 import gc
+import hashlib
+import io
 import json
-import multiprocessing
-import random
-import resource
-import shutil
+import math
+import os
+import platform
+import threading
 import time
 import tracemalloc
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import cache
+from itertools import accumulate
 from pathlib import Path
+from shutil import copytree
 from typing import Any
 
 import numpy as np
 import pytest
-from exported import assert_equal, rewritten
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
-from judged import instead
-from replays import FAULTS, FRAMES, VERSION, assert_same, begun, change, frames, record_of, replayed, small
+from judged import gates
+from junitparser import Error, JUnitXml
+from pages import page_data
+from replays import FAULTS, VERSION, assert_same, begun, change, frames, replayed, small, unreadable
+from rich.console import Console
 from tiny import token, write_tiny
-from vocabulary import MAP_CLASSES, NUSCENES, PRIOR, SENSORS
+from vocabulary import MAP_CLASSES, NUSCENES, SENSORS
 
+from deploy.manifest import MANIFEST
+from deploy.replay import real_time
 from deploy.replay.faults import Fault, inject
-from deploy.replay.journal import JOURNAL, Journal
+from deploy.replay.fingerprint import Fingerprint
+from deploy.replay.journal import JOURNAL
+from deploy.replay.latency import STAGES, Latency
 from deploy.replay.player import Player
-from deploy.replay.run import replay
+from deploy.replay.provenance import PROVENANCE, ReplayProvenance
+from deploy.replay.real_time import RealTime
+from deploy.replay.results import Finished
 from deploy.replay.selection import Selection
 from deploy.replay.settings import Settings, Source
 from deploy.replay.sources.counts import Counts
 from deploy.replay.undecoded import Known
 from deploy.runtime import Runtime
+from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
-from perception.frame import Frame, Prediction
-from perception.grid import BevGrid
+from perception.frame import Frame
 from perception.tasks.detection.tracking import TrackWriter
-from perception.tasks.map.codec import pack_map, unpack_map
-from perception.tasks.map.iou import predicted_cells
-from perception.tasks.map.memory import MapMemory
+
+FRAMES, FOUR = 24, Selection(end=2.0)
+EASY, LIMIT = gates({"metric": "dropped", "at_most": 1000}), gates({"metric": "latency", "at_most": 1e6})
 
 
 @pytest.fixture(scope="module")
@@ -53,318 +64,25 @@ def drive(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def undisturbed(drive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return whole(drive, tmp_path_factory.mktemp("undisturbed"))
-
-
-@pytest.fixture(scope="module")
-def faultless(drive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return whole(drive, tmp_path_factory.mktemp("faultless"), faults=[])
-
-
-def whole(drive: Path, out: Path, **options: Any) -> Path:
-    summary = replayed(drive, out, **options)
+    """The folder of a replay with FAULTS."""
+    out = tmp_path_factory.mktemp("undisturbed")
+    summary = replayed(drive, out)
     assert (summary["frames"], summary["resumed_at_frame"]) == (FRAMES, 0)
     assert not (out / JOURNAL).exists()
     return out
 
 
 @pytest.fixture(scope="module")
-def stopped(drive: Path, tmp_path_factory: pytest.TempPathFactory) -> bytes:
-    """The journal of a replay that could not read the last frame."""
-    out = tmp_path_factory.mktemp("stopped")
-    last = max((drive / "samples" / "LIDAR_TOP").iterdir())
-    content = last.read_bytes()
-    last.write_bytes(content[:-1])
-    with pytest.raises(InputError, match=last.name):
-        replayed(drive, out)
-    last.write_bytes(content)
-    assert not (out / "results.json").exists()
-    return (out / JOURNAL).read_bytes()
+def judged(drive: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of the first four frames, without faults."""
+    out = tmp_path_factory.mktemp("judged") / "out"
+    assert replayed(drive, out, gates=EASY, selection=FOUR)["verdict"]["passed"]
+    return out
 
 
 def test_two_replays_give_the_same_bytes(drive: Path, undisturbed: Path, tmp_path: Path) -> None:
     replayed(drive, tmp_path)
     assert_same(tmp_path, undisturbed)
-
-
-@pytest.mark.parametrize(("faults", "expected"), [(FAULTS, "undisturbed"), ([], "faultless")])
-def test_killed_at_10_random_moments_it_ends_with_the_same_bytes(
-    drive: Path, stopped: bytes, tmp_path: Path, faults: list[str], expected: str, request: pytest.FixtureRequest
-) -> None:
-    """A third of them before another frame is in the journal, the others once it has grown by up to a tenth.
-
-    With faults all frames are read again, without them only those that the journal lacks.
-    """
-    undisturbed: Path = request.getfixturevalue(expected)
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["deploy.replay.run", "deploy.engines.onnxruntime"])
-    rng, kills, journal = random.Random(0), 0, tmp_path / JOURNAL
-    stale = [tmp_path / name for name in ("verdict.json", "junit.xml", "latency.json", "report.html")]
-    for file in stale:
-        file.write_text("of before")
-    step, sizes = len(stopped) // 10, set()
-    while kills < 10:
-        moment = size(journal) + max(0, rng.randrange(-step // 2, step))
-        given = (Source(drive, VERSION), small(), tmp_path, Settings(faults=faults))
-        process = context.Process(target=replay, args=given)
-        process.start()
-        while process.is_alive() and size(journal) < moment:
-            time.sleep(0.001)
-        process.join(rng.uniform(0, 0.02))
-        process.kill()
-        process.join()
-        kills += process.exitcode != 0  # one that was done before the kill was not killed
-        sizes.add(size(journal))
-        old = [file for file in stale if file.exists() and file.read_bytes() == b"of before"]
-        assert size(journal) < 10_000 or not old
-    assert len(sizes) > 5
-    replayed(drive, tmp_path, faults=faults)
-    assert_same(tmp_path, undisturbed)
-    assert not (tmp_path / JOURNAL).exists()
-
-
-def size(journal: Path) -> int:
-    """Of the database and its write-ahead log."""
-    return sum(file.stat().st_size for file in (journal, write_ahead(journal)) if file.exists())
-
-
-def write_ahead(journal: Path) -> Path:
-    return journal.with_name(f"{journal.name}-wal")
-
-
-@pytest.mark.parametrize(
-    ("damage", "resumed"), [("none", FRAMES - 1), ("flipped", 60), ("lost", 60), ("torn", 0), ("garbage", 0)]
-)
-def test_a_damaged_journal_is_used_up_to_the_damage(
-    drive: Path, undisturbed: Path, stopped: bytes, tmp_path: Path, damage: str, resumed: int
-) -> None:
-    """Up to a record that is damaged or lost; not at all where the database is."""
-    content, path = bytearray(stopped), tmp_path / JOURNAL
-    if damage == "torn":
-        del content[len(content) // 2 :]
-    elif damage == "garbage":
-        content[: len(content) // 2] = b"\xff" * (len(content) // 2)
-    path.write_bytes(content)
-    if damage == "flipped":
-        record = bytearray(record_of(path, 61))  # of frame 60: record 0 is no frame's
-        record[len(record) // 2] ^= 1
-        change(path, "UPDATE records SET content = ? WHERE number = 61", bytes(record))
-    elif damage == "lost":
-        change(path, "DELETE FROM records WHERE number = 61")
-    assert replayed(drive, tmp_path)["resumed_at_frame"] == resumed
-    assert_same(tmp_path, undisturbed)
-    latency = json.loads((tmp_path / "latency.json").read_text())
-    assert latency["frames"] == FRAMES
-    assert latency["stages"]["engine"]["p50"] > 0
-
-
-@pytest.fixture(scope="module")
-def killed(drive: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[bytes, bytes, list[int], list[Prediction]]:
-    """A journal of six frames as a kill leaves it: database, write-ahead log, where in that each record ends."""
-    path, ends = tmp_path_factory.mktemp("killed") / JOURNAL, []
-    runtime, seen = Runtime(small()), []
-    with Journal(path, {}) as journal:
-        ends.append(write_ahead(path).stat().st_size)
-        for frame in first_frames(drive)[:6]:
-            seen.append(runtime.step(frame))
-            journal.add(frame, seen[-1])
-            ends.append(write_ahead(path).stat().st_size)
-        whole = path.read_bytes(), write_ahead(path).read_bytes()
-    return *whole, ends, [each.prediction for each in seen]
-
-
-Killed = tuple[bytes, bytes, list[int], list[Prediction]]
-
-
-def without_map(prediction: Prediction) -> Prediction:
-    return replace(prediction, results={k: v for k, v in prediction.results.items() if k != "map"})
-
-
-def assert_a_beginning(path: Path, drive: Path, killed: Killed) -> int:
-    """What is recalled are the first frames, as they were perceived; frames are added behind them. Their number."""
-    given, expected = first_frames(drive), killed[3]
-    with Journal(path, {}) as journal:
-        recalled = [journal.recall(frame) for frame in given]
-        whole = journal.recalled
-        assert journal.resumed == (whole > 0)
-        for i, (found, prediction) in enumerate(zip(recalled, expected, strict=False)):
-            assert (found is not None) == (i < whole)
-            if found is not None:
-                assert_equal(*(without_map(each) for each in (found.prediction, prediction)))
-        journal.add(given[whole], Runtime(small()).step(given[whole]))
-    with Journal(path, {}) as journal:
-        assert [journal.recall(frame) is not None for frame in given] == [i <= whole for i in range(7)]
-    return whole
-
-
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(data=st.data())
-def test_cut_anywhere_it_holds_the_frames_that_are_whole(
-    drive: Path, killed: Killed, tmp_path: Path, data: st.DataObject
-) -> None:
-    database, log, ends, _ = killed
-    cut = data.draw(st.integers(0, ends[-1]) | st.sampled_from(ends))
-    (tmp_path / JOURNAL).write_bytes(database)
-    write_ahead(tmp_path / JOURNAL).write_bytes(log[:cut])
-    assert assert_a_beginning(tmp_path / JOURNAL, drive, killed) == max(sum(end <= cut for end in ends) - 1, 0)
-
-
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(data=st.data())
-def test_damaged_anywhere_it_gives_the_first_frames_or_none(
-    drive: Path, killed: Killed, tmp_path: Path, data: st.DataObject
-) -> None:
-    path = tmp_path / JOURNAL
-    path.write_bytes(killed[0])
-    write_ahead(path).write_bytes(killed[1])
-    with Journal(path, {}):
-        pass  # SQLite moves what is in the log to the database
-    content = bytearray(path.read_bytes())
-    at = data.draw(st.integers(0, len(content) - 1) | st.integers(0, 4200))
-    kind = data.draw(st.sampled_from(["byte", "cut", "zeros"]))
-    if kind == "cut":
-        del content[at:]
-    else:
-        length = 1 if kind == "byte" else min(512, len(content) - at)
-        content[at : at + length] = bytes(length) if kind == "zeros" else [data.draw(st.integers(0, 255))]
-    path.write_bytes(content)
-    try:
-        assert_a_beginning(path, drive, killed)
-    except InputError:
-        if at not in (18, *range(44, 48)):  # the header says read-only, or another version of SQLite
-            raise
-
-
-def test_the_log_of_a_journal_that_was_removed_is_not_used(drive: Path, killed: Killed, tmp_path: Path) -> None:
-    write_ahead(tmp_path / JOURNAL).write_bytes(killed[1])
-    assert assert_a_beginning(tmp_path / JOURNAL, drive, killed) == 0
-
-
-@pytest.mark.parametrize(("limit", "reason"), [("pages", "No space left on device"), ("file", "disk I/O error")])
-def test_a_full_disk_is_one_line(drive: Path, killed: Killed, tmp_path: Path, limit: str, reason: str) -> None:
-    """SQLite or the operating system lets the database grow no more; what is in it stays."""
-    path, (soft, hard) = tmp_path / JOURNAL, resource.getrlimit(resource.RLIMIT_FSIZE)
-    path.write_bytes(killed[0])
-    write_ahead(path).write_bytes(killed[1])
-    *earlier, last = first_frames(drive)
-    seen = Runtime(small()).step(last)
-    with Journal(path, {}) as journal:
-        assert all(journal.recall(frame) is not None for frame in earlier)
-        if limit == "pages":
-            journal._database.execute("PRAGMA max_page_count = 2")
-        else:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (len(killed[1]), hard))
-        with pytest.raises(InputError) as refused:
-            journal.add(last, seen)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert str(refused.value) == f"{path}: cannot write ({reason}); make room or choose another --out"
-    assert assert_a_beginning(path, drive, killed) == 6
-
-
-@cache
-def first_frames(drive: Path) -> list[Frame]:
-    return list(inject(frames(drive)[:7], [Fault.parse(text, SENSORS) for text in FAULTS]))
-
-
-def test_a_recalled_frame_gives_the_same_scene(drive: Path, tmp_path: Path) -> None:
-    given, path = first_frames(drive), tmp_path / JOURNAL
-    runtime, live = Runtime(small()), []
-    with Journal(path, {}) as journal:
-        for frame in given:
-            assert journal.recall(frame) is None
-            live.append(runtime.step(frame))
-            journal.add(frame, live[-1])
-    scene = Runtime(small()).scene
-    with Journal(path, {}) as journal:
-        for frame, expected in zip(given, live, strict=True):
-            recorded = journal.recall(frame)
-            assert recorded is not None
-            scene.observe(frame)
-            found = scene.update(frame, recorded.prediction, recorded.weights)
-            assert recorded.seconds == expected.seconds
-            assert_equal(*(instead(each.prediction, map=None) for each in (found, expected)))
-            assert (found.route, found.beliefs, found.health) == (expected.route, expected.beliefs, expected.health)
-            np.testing.assert_array_equal(found.states["map"], expected.states["map"])
-            tracks, others = found.states["detection"], expected.states["detection"]
-            np.testing.assert_array_equal(tracks.ids, others.ids)
-            np.testing.assert_array_equal(tracks.boxes.centers, others.boxes.centers)
-    assert {routed.weight for seen in live for routed in seen.route.values()} == {1.0}  # it rains
-
-
-@given(
-    probabilities=arrays(
-        np.float32,
-        st.tuples(st.just(6), st.integers(1, 9), st.integers(1, 9)),
-        elements=st.floats(0, 1, width=32)
-        | st.floats(1023 / 2048, 1025 / 2048, width=32)
-        | st.sampled_from([np.nan, np.inf, -np.inf, -1, 2, np.nextafter(np.float32(0.5), np.float32(0))]),
-    )
-)
-def test_of_a_map_it_keeps_what_the_results_are_made_of(probabilities: np.ndarray) -> None:
-    """The ground that is covered, and what the fused map takes in; NaN is still none."""
-    kept = unpack_map(pack_map(probabilities))
-    assert kept.dtype == np.float32
-    np.testing.assert_array_equal(predicted_cells(kept), predicted_cells(probabilities))
-    memories = [MapMemory(BevGrid(x=(0, 9), y=(0, 9), cell=1, reference="ego"), PRIOR) for _ in range(2)]
-    for memory, each in zip(memories, (kept, probabilities), strict=True):
-        whole = np.full((6, 9, 9), np.nan, np.float32)
-        whole[:, : each.shape[1], : each.shape[2]] = each
-        memory.update(whole, np.eye(4))
-    np.testing.assert_array_equal(*(memory.around(np.eye(4)) for memory in memories))
-
-
-def test_of_another_replay_it_is_refused_in_one_line(drive: Path, stopped: bytes, tmp_path: Path) -> None:
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / JOURNAL).write_bytes(stopped)
-    moved = tmp_path / "moved"
-    shutil.copytree(drive, moved)
-    shutil.copytree(small(), tmp_path / "bundle")
-    others: dict[str, tuple[Path, dict[str, Any]]] = {
-        "bundle": (drive, {"bundle": rewritten(tmp_path / "bundle", name="other")}),
-        "drive": (moved, {}),
-        "scenes": (drive, {"scenes": ["scene-0001"]}),
-        "faults": (drive, {"faults": []}),
-        "selection": (drive, {"selection": Selection(every=2)}),
-    }
-    for what, (root, options) in others.items():
-        with pytest.raises(InputError) as refused:
-            replayed(root, tmp_path / "out", **options)
-        message = str(refused.value)
-        assert f"of an unfinished replay with {what} " in message
-        assert "\n" not in message
-        assert "remove this file" in message
-        assert (tmp_path / "out" / JOURNAL).read_bytes() == stopped
-
-
-def test_frames_that_changed_are_refused(drive: Path, stopped: bytes, tmp_path: Path) -> None:
-    path = tmp_path / JOURNAL
-    path.write_bytes(stopped)
-    known = begun(path)
-    frame, second, *_ = first_frames(drive)
-    front = frame.cameras["CAM_FRONT"]
-    changed = [
-        second,
-        replace(frame, timestamp=frame.timestamp + 1),
-        replace(frame, points=frame.points[1:]),
-        replace(frame, cameras={**frame.cameras, "CAM_FRONT": replace(front, image=255 - front.image)}),
-        replace(frame, cameras={**frame.cameras, "CAM_FRONT": replace(front, intrinsics=2 * front.intrinsics)}),
-        replace(frame, cameras={}),
-    ]
-    for other in changed:
-        with Journal(path, **known) as journal, pytest.raises(InputError, match="frame 0 of the drive differs"):
-            journal.recall(other)
-    assert path.read_bytes() == stopped
-
-
-def test_two_replays_do_not_write_one_journal(tmp_path: Path) -> None:
-    with Journal(tmp_path / JOURNAL, {}), pytest.raises(InputError, match="another replay writes there"):
-        Journal(tmp_path / JOURNAL, {}).__enter__()
-
-
-def test_a_journal_without_a_frame_binds_to_nothing(tmp_path: Path) -> None:
-    for about in ({"bundle": "a"}, {"bundle": "b"}):
-        with Journal(tmp_path / JOURNAL, about) as journal:
-            assert not journal.resumed
 
 
 def test_tracks_are_those_of_the_scene(drive: Path, undisturbed: Path, tmp_path: Path) -> None:
@@ -380,7 +98,7 @@ def test_tracks_are_those_of_the_scene(drive: Path, undisturbed: Path, tmp_path:
     [
         (Selection(start=1.0), range(2, FRAMES)),
         (Selection(end=3.0), range(6)),
-        (Selection(every=50), range(0, FRAMES, 50)),
+        (Selection(every=10), range(0, FRAMES, 10)),
         (Selection(6.2, 10.0, 3), range(13, 20, 3)),
     ],
 )
@@ -392,12 +110,6 @@ def test_a_part_of_a_drive(
     whole, part = (json.loads((out / "results.json").read_text())["results"] for out in (undisturbed, tmp_path))
     assert part == {token("sample", i): whole[token("sample", i)] for i in expected}
     assert selection.expected(FRAMES, 0.5 * (FRAMES - 1)) == len(expected)
-
-
-def test_a_replay_in_real_time_takes_as_long_as_the_drive(drive: Path, undisturbed: Path, tmp_path: Path) -> None:
-    start = time.monotonic()
-    replayed(drive, tmp_path, selection=Selection(end=2.0), real_time=True)
-    assert time.monotonic() - start >= 1.5  # four frames
 
 
 class LongDrive:
@@ -428,14 +140,297 @@ class LongDrive:
             yield replace(self.frame, token=str(i), timestamp=500_000 * i, points=points)
 
 
+@pytest.mark.slow("200 frames under tracemalloc, once the first 100 have filled what is bounded")
 def test_memory_does_not_grow_with_the_drive(drive: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What stays of a frame, its token and latencies, is less than a tenth of its points and of its map."""
     monkeypatch.setattr("deploy.replay.report.SPREAD", 2)  # their number does not depend on the drive
-    frame, runtime = replace(first_frames(drive)[0], cameras={}), Runtime(small())
-    assert frame.points is not None
+    frame, runtime = replace(frames(drive)[0], cameras={}), Runtime(small())
     cells = runtime.bundle.manifest.head_grid.build().cells
     size = frame.points.nbytes + len(MAP_CLASSES) * cells * np.dtype(np.float32).itemsize
     long = LongDrive(frame)
     long.player = Player(runtime, Source(drive), [long], tmp_path)
     long.player.run()
     assert 0 < long.grown < 100 * size / 10, (long.grown, size)
+
+
+def empty(token: str, timestamp: int, scene: str = "") -> Frame:
+    return Frame(token, timestamp, "ego", np.eye(4), np.eye(4), None, {}, scene=scene)
+
+
+selections = st.builds(
+    lambda start, length, every: Selection(start, start + length, every),
+    st.sampled_from([0.0, 0.5, 1.25, 7.0]),
+    st.sampled_from([0.5, 2.0, 3.75, math.inf]),
+    st.integers(1, 4),
+)
+
+
+@given(selections, st.lists(st.lists(st.integers(0, 10_000_000), min_size=1), min_size=1, max_size=3))
+def test_selection(selection: Selection, drives: list[list[int]]) -> None:
+    """Against a loop over each drive, at any rate of frames."""
+    every = [[empty(f"{i}-{k}", t, str(i)) for k, t in enumerate(sorted(each))] for i, each in enumerate(drives)]
+    expected = []
+    for each in every:
+        inside = [f for f in each if selection.start <= (f.timestamp - each[0].timestamp) * 1e-6 < selection.end]
+        expected += inside[:: selection.every]
+    chosen = selection.select(frame for each in every for frame in selection.before_end(each))
+    if expected:
+        assert [frame.token for frame in chosen] == [frame.token for frame in expected]
+    else:
+        with pytest.raises(InputError, match="start earlier"):
+            list(chosen)
+
+
+def test_after_the_end_one_frame_is_read() -> None:
+    times = iter(range(0, 10_000_000, 500_000))
+    assert len(list(FOUR.before_end(empty(str(t), t) for t in times))) == 4
+    assert next(times) == 2_500_000
+
+
+@pytest.mark.parametrize("wrong", [(-1.0, 2.0, 1), (2.0, 2.0, 1), (math.nan, 2.0, 1), (0.0, math.nan, 1), (0, 1, 0)])
+def test_impossible_selections_are_one_line(wrong: tuple[float, float, int]) -> None:
+    with pytest.raises(InputError, match=r"--start|--every"):
+        Selection(*wrong)
+
+
+class Clock:
+    """A clock that goes on only while someone sleeps."""
+
+    seconds = 1000.0
+
+    def monotonic(self) -> float:
+        return self.seconds
+
+    def sleep(self, seconds: float) -> None:
+        self.seconds += seconds
+
+
+def test_real_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Frames come when they were taken; a jump of the clock is not waited for. It says how late a frame was."""
+    now, came = Clock(), []
+    monkeypatch.setattr(real_time, "time", now)
+    clock = RealTime()
+    for i, ms in enumerate(accumulate([0, 100, 100, 3_600_000, 100, -7_200_000, 100])):
+        clock.wait_for(empty(str(i), 1000 * ms, "a"))
+        came.append(now.monotonic() - 1000.0)
+    assert came == pytest.approx([0, 0.1, 0.2, 0.2, 0.3, 0.3, 0.4])
+    assert clock.behind == pytest.approx(0, abs=1e-6)
+    clock = RealTime()
+    clock.wait_for(empty("0", 0))
+    now.sleep(0.2)
+    clock.wait_for(empty("1", 10_000))
+    assert clock.behind == pytest.approx(0.19)
+
+
+def test_the_same_results_at_the_drives_pace(drive: Path, tmp_path: Path) -> None:
+    """A gate on latency takes those at this pace with nothing beside, as a vehicle has them, and no others."""
+    three, took, summaries = {"selection": Selection(end=1.5), "gates": LIMIT}, {}, {}
+    for name, options in {"fast": {}, "paced": {"latency": True}, "timed": {"real_time": True}}.items():
+        start = time.monotonic()
+        summaries[name] = replayed(drive, tmp_path / name, **three, **options)["verdict"]
+        took[name] = time.monotonic() - start
+    assert min(took["paced"], took["timed"]) >= 1.0  # three frames
+    assert [verdict["passed"] for verdict in summaries.values()] == [False, True, False]
+    (case,) = summaries["fast"]["cases"]
+    assert case["value"] is None
+    assert "--latency" in case["reason"]
+    assert not Finished.load(tmp_path / "fast").latency_as_on_vehicle
+    assert_same(tmp_path / "paced", tmp_path / "fast")
+    assert_same(tmp_path / "timed", tmp_path / "fast")
+    fast, paced = (json.loads((tmp_path / side / "latency.json").read_text()) for side in ("fast", "paced"))
+    assert (fast["mode"], paced["mode"]) == ("throughput", "vehicle")
+    assert (paced["frames"], paced["period"]) == (3, 500.0)
+    page = page_data(tmp_path / "paced" / "report.html")
+    assert paced["deadline_misses"] == sum(sum(m) > 500 for m in page["milliseconds"])
+    assert page["verdict"] == json.loads((tmp_path / "paced" / "verdict.json").read_text())
+    assert paced["behind"] >= 0
+
+
+class WatchedDrive:
+    """A drive that sees on which thread and cores it is read, and what is in the folder meanwhile."""
+
+    tables, seconds = None, 0.2
+
+    def __init__(self, given: list[Frame], out: Path) -> None:
+        self.given, self.out, self.counts = given, out, Counts(SENSORS)
+        self.seen: list[tuple[str, int, int, set[str]]] = []
+
+    def __len__(self) -> int:
+        return len(self.given)
+
+    def frames(self, known: Known) -> Iterator[Frame]:
+        for frame in self.given:
+            cores = len(os.sched_getaffinity(0))
+            files = {file.name for file in self.out.iterdir()}
+            self.seen.append((threading.current_thread().name, threading.active_count(), cores, files))
+            yield frame
+
+
+def test_nothing_goes_on_beside_a_frame(drive: Path, tmp_path: Path) -> None:
+    """First all frames come on the main thread, which is bound to a core and has no other beside it but the test's."""
+    cores, beside = os.sched_getaffinity(0), threading.active_count()
+    watched = WatchedDrive(frames(drive)[:2], tmp_path)
+    Player(Runtime(small()), Source(drive), [watched], tmp_path, Settings(latency=True)).run()
+    main = threading.current_thread().name
+    assert watched.seen[:2] == [(main, beside, 1, {JOURNAL, f"{JOURNAL}-wal"})] * 2
+    assert {thread for thread, *_ in watched.seen[2:]} == {"reader_0"}
+    assert os.sched_getaffinity(0) == cores
+
+
+def test_what_an_interrupted_run_measured_is_not_used(drive: Path, tmp_path: Path) -> None:
+    options = {"selection": Selection(end=1.5), "latency": True}
+    with unreadable(drive, 2) as name, pytest.raises(InputError, match=name):
+        replayed(drive, tmp_path, **options)
+    assert (tmp_path / JOURNAL).stat().st_size > 10_000  # two frames are in it
+    start = time.monotonic()
+    assert replayed(drive, tmp_path, **options)["resumed_at_frame"] == 0
+    assert time.monotonic() - start >= 1.0
+    assert json.loads((tmp_path / "latency.json").read_text())["frames"] == 3
+
+
+def test_deadlines_are_the_frames_period() -> None:
+    """Of two drives at 10 Hz; the pause between them is no period."""
+    latency, totals = Latency(), [0.05, 0.101, 0.0999, 0.3, 0.1001, 0.02]
+    for i, total in enumerate(totals):
+        frame = empty(str(i), 100_000 * i + (0 if i < 3 else 60_000_000), "a" if i < 3 else "b")
+        latency.add(frame, dict.fromkeys(STAGES, 0.0) | {"engine": total})
+    summary = latency.summary()
+    missed = sum(total > 0.1 for total in totals)
+    assert (summary["frames"], summary["period"], summary["deadline_misses"]) == (6, 100.0, missed)
+
+
+def test_latency_percentiles() -> None:
+    latency = Latency()
+    for i in range(101):
+        seconds = dict.fromkeys(STAGES, 0.0) | {"read": i / 1e3, "memory": (100 - i) / 1e3}
+        latency.add(empty("s", 0, str(i)), seconds)
+    assert latency.summary()["deadline_misses"] is None  # no drive has two frames
+    stages = latency.summary()["stages"]
+    assert stages["read"] == {"p50": 50, "p95": 95, "p99": 99, "mean": 50, "max": 100}
+    assert (stages["memory"]["p95"], stages["total"]["p99"]) == (95, 100)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in folder.iterdir() if file.is_file()}
+
+
+@pytest.mark.parametrize("way", ["the same", "a link", "inside", "linked files"])
+def test_a_baseline_that_the_replay_would_change_is_refused(
+    drive: Path, judged: Path, tmp_path: Path, way: str
+) -> None:
+    out = baseline = Path(copytree(judged, tmp_path / "baseline"))
+    before = contents(baseline)
+    if way == "a link":
+        out = tmp_path / "link"
+        out.symlink_to(baseline)
+    elif way == "inside":
+        out = baseline / "new" / "out"
+    elif way == "linked files":
+        baseline = tmp_path / "links"
+        baseline.mkdir()
+        for name in before:
+            (baseline / name).symlink_to(out / name)
+    with pytest.raises(InputError, match=r"(folder of the baseline itself|is a link to .*, which the replay replaces)"):
+        replayed(drive, out, baseline=baseline, faults=["drop:all"], selection=FOUR)
+    assert contents(tmp_path / "baseline") == before
+
+
+def test_a_later_replay_leaves_nothing_of_an_earlier_verdict(drive: Path, judged: Path, tmp_path: Path) -> None:
+    """And replay.json says what was replayed."""
+    out, faults = Path(copytree(judged, tmp_path / "out")), ("drop:CAM_FRONT@0.5-1.0",)
+    for name in ("tracking_metrics.json", "results.mcap", "results.rrd", "notes.txt"):
+        (out / name).write_text("of before")
+    summary = replayed(drive, out, faults=[*faults], selection=FOUR, scenes=["scene-0001"])
+    left = {"verdict.json", "junit.xml", "tracking_metrics.json", "results.mcap", "results.rrd"} & contents(out).keys()
+    assert (left, (out / "notes.txt").read_text()) == (set(), "of before")
+    assert page_data(out / "report.html")["verdict"] is None
+    found = ReplayProvenance.load(out)
+    assert summary["provenance"] == str(out / PROVENANCE)
+    assert found.bundle.manifest_sha256 == hashlib.sha256((small() / MANIFEST).read_bytes()).hexdigest()
+    assert (found.engine.target, found.engine.compiler.split()[0]) == ("cpu", "onnxruntime")
+    assert (found.software["numpy"], found.software["python"]) == (np.__version__, platform.python_version())
+    assert (found.path, found.version, found.scenes) == ("tiny", VERSION, ("scene-0001",))
+    assert (found.faults, found.conditions) == (faults, None)
+    assert (found.selection.start, found.selection.end, found.selection.every) == (0, 2, 1)
+    assert (found.frames, found.resumed_at_frame, found.latency) == (4, 0, False)
+    assert [(each.name, each.frames) for each in found.drives] == [("scene-0001", 4)]
+    shown = page_data(out / "report.html")["bundle"]
+    assert shown["faults"] == faults[0]
+    assert np.__version__ in shown["software"]
+
+
+def broken(junit: Path) -> str:
+    """The message of the error that is all there is in the file."""
+    (suite,) = JUnitXml.fromfile(str(junit))
+    (case,) = suite
+    (error,) = case.result
+    assert isinstance(error, Error)
+    assert (suite.tests, suite.failures, suite.errors) == (1, 0, 1)
+    return str(error.message)
+
+
+def test_a_replay_that_breaks_off_leaves_an_error_and_no_old_pass(drive: Path, judged: Path, tmp_path: Path) -> None:
+    """One that cannot begin leaves the old results."""
+    out = Path(copytree(judged, tmp_path / "out"))
+    with pytest.raises(InputError, match="not a bundle"):
+        replayed(drive, out, bundle=tmp_path, gates=EASY)
+    assert "not a bundle" in broken(out / "junit.xml")
+    assert not (out / "verdict.json").exists()
+    assert (out / "results.json").read_bytes() == (judged / "results.json").read_bytes()
+    with unreadable(drive, 3), pytest.raises(InputError) as stopped:
+        replayed(drive, out, gates=EASY, selection=FOUR)
+    assert broken(out / "junit.xml") == str(stopped.value)
+    assert {file.name for file in out.iterdir()} == {"junit.xml", JOURNAL}
+    # It goes on from there, and then there is a verdict.
+    assert replayed(drive, out, gates=EASY, selection=FOUR)["resumed_at_frame"] == 3
+    assert (out / "results.json").read_bytes() == (judged / "results.json").read_bytes()
+    assert JUnitXml.fromfile(str(out / "junit.xml")).errors == 0
+
+
+@pytest.mark.parametrize("changed", ["numpy", "source", "compiler", "processor"])
+def test_what_other_software_or_another_machine_began_starts_anew(
+    drive: Path, judged: Path, tmp_path: Path, changed: str
+) -> None:
+    """Of a journal whose first record has another version of one thing, no frame is used."""
+    with unreadable(drive, 3), pytest.raises(InputError):
+        replayed(drive, tmp_path, selection=FOUR)
+    known, said = begun(tmp_path / JOURNAL), io.StringIO()
+    known["computed"][changed] = "another"
+    record = zlib.compress(json.dumps(known).encode())
+    change(tmp_path / JOURNAL, "UPDATE records SET content = ? WHERE number = 0", record)
+    console = Console(file=said, width=1000)
+    assert replayed(drive, tmp_path, selection=FOUR, console=console)["resumed_at_frame"] == 0
+    (line,) = (line for line in said.getvalue().splitlines() if "restarting" in line)
+    assert f"begun with {changed} another (now " in line
+    assert (tmp_path / "results.json").read_bytes() == (judged / "results.json").read_bytes()
+
+
+def test_a_damaged_replay_json_is_one_line(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"no readable replay\.json"):
+        ReplayProvenance.load(tmp_path)
+    (tmp_path / PROVENANCE).write_text('{"schema_version": 1}')
+    with pytest.raises(InputError, match=r"replay.json: bundle: field required; replay again"):
+        ReplayProvenance.load(tmp_path)
+
+
+def test_the_hash_of_a_drive_is_its_sensors_whatever_network_reads_them(tmp_path: Path) -> None:
+    def sensors(root: Path, reference: Any = "ego", sweeps: int = 1) -> str:
+        tables, found = NuScenesTables(root, VERSION), Fingerprint()
+        for sample in tables.samples():
+            found.add(tables.frame(sample, reference, sweeps))
+        return found.hexdigest()
+
+    roots = tmp_path / "drive", tmp_path / "other"
+    for root in roots:
+        write_tiny(root, 4)
+    first = sensors(roots[0])
+    for root, *options in ((roots[0], "lidar"), (roots[0], "ego", 3), (roots[0], "lidar", 2), (roots[1],)):
+        assert sensors(root, *options) == first
+    for channel, at in (("LIDAR_TOP", 12), ("CAM_BACK", None)):  # an intensity; another picture
+        file, *_, last = sorted((roots[1] / "samples" / channel).iterdir())
+        before = file.read_bytes()
+        changed = before[: at or 0] + np.float32(77).tobytes() + before[(at or 0) + 4 :]
+        file.write_bytes(last.read_bytes() if at is None else changed)
+        assert sensors(roots[1]) != first
+        file.write_bytes(before)
+    assert sensors(roots[1]) == first

@@ -1,28 +1,71 @@
-"""What the report keeps of a replay: which frames have pictures, tracks and their trails, the worst, what lasted."""
+"""What the report keeps of a replay and shows: frames with pictures, tracks, the worst, what lasted; in a browser."""
 
+import json
 import math
+import re
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
-from exported import bundle
+from browser import needs_chromium, visit
+from exported import QUIET, bundle
 from hypothesis import given
 from hypothesis import strategies as st
 from pages import page_data, picture
-from vocabulary import CONDITIONS, sensors
+from vocabulary import CONDITIONS, NUSCENES, sensors
 
 from deploy.replay import pictures
 from deploy.replay.latency import STAGES, Latency
+from deploy.replay.page_data import with_verdict
 from deploy.replay.page_frames import MOST_BOXES
 from deploy.replay.report import SPREAD, Report, Share
+from deploy.replay.run import replay
+from deploy.replay.settings import Source
 from deploy.replay.timeline import Timeline
+from deploy.replay.verdict import Case, Verdict
 from deploy.replay.worst_frames import WorstFrames
+from deploy.runtime import Runtime
 from perception.datasets.files import decode_image
+from perception.datasets.nuscenes.dataset import NuScenesTables
+from perception.errors import InputError
 from perception.frame import Boxes, Camera, Conditions, Frame, JpegFile, Prediction
-from perception.scene.scene import Scene, SceneFrame
+from perception.scene.scene import Routed, Scene, SceneFrame
 from perception.tasks.detection.drawing import mistakes
+from perception.tasks.detection.submission import sample_results
+
+SCENE = "scene-0103:2-8"  # all sensors twice, three times LiDAR only, then none
+USUAL = dict.fromkeys(STAGES, 0.01)  # s
+
+
+def test_results_are_the_predictors_and_the_report_shows_missing_sensors(nuscenes_root: Path, tmp_path: Path) -> None:
+    tables, runtime = NuScenesTables(nuscenes_root, "v1.0-mini"), Runtime(bundle().path)
+    replay(Source(nuscenes_root, "v1.0-mini", [SCENE]), bundle().path, tmp_path, console=QUIET)
+    submission = json.loads((tmp_path / "results.json").read_text())
+    samples = tables.samples(selectors=[SCENE])
+    frames = [tables.frame(sample, sweeps=runtime.bundle.spec.sweeps) for sample in samples]
+    assert submission["results"] == {
+        frame.token: sample_results(frame, runtime(frame).results["detection"], NUSCENES) for frame in frames
+    }
+    assert (submission["meta"]["use_lidar"], submission["meta"]["use_camera"]) == (True, True)
+    shown = page_data(tmp_path / "report.html")["frames"]
+    assert [len(each["cameras"]) for each in shown] == [6, 6, 0, 0, 0, 0]
+    assert [each["points"] is not None for each in shown] == [True] * 5 + [False]
+    assert all(each["layers"]["map"] for each in shown)
+    assert shown[0]["conditions"] == ["clear", "day", "boston"]
+    assert shown[5]["seconds"] == pytest.approx(2.5, abs=0.1)  # keyframes come at 2 Hz
+    for each, frame in zip(shown, frames, strict=True):
+        near = (np.abs(frame.boxes.centers[:, :2]) < 51.2).all(axis=1)
+        assert len(each["layers"]["annotations"]) == ((frame.boxes.num_points > 0) & near).sum()
+    stages = {
+        name: each["mean"] for name, each in json.loads((tmp_path / "latency.json").read_text())["stages"].items()
+    }
+    assert stages.pop("total") == pytest.approx(sum(stages.values()), abs=0.01)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot make the folder"):
+        replay(Source(nuscenes_root, "v1.0-mini", [SCENE]), bundle().path, tmp_path / "file" / "out", console=QUIET)
 
 
 def seen(scene: Scene, frame: Frame, boxes: Boxes) -> SceneFrame:
@@ -34,19 +77,24 @@ def blind(i: int, scene: str = "drive", boxes: Boxes | None = None) -> Frame:
     return Frame(f"s{i}", i * 500_000, "ego", np.eye(4), np.eye(4), None, {}, boxes=boxes, scene=scene)
 
 
+def reported(
+    given: Iterable[tuple[Frame, Boxes, dict[str, float]]], names: tuple[str, ...] = (), share: Share | None = None
+) -> Report:
+    """The report of frames, detections in them and latencies."""
+    given, heads = list(given), bundle().manifest.heads
+    report = Report(bundle().manifest, "cpu", len(given), *([] if share is None else [share]))
+    scene = Scene(sensors(*names), heads, CONDITIONS)
+    for frame, boxes, seconds in given:
+        report.add(frame, replace(seen(scene, frame, boxes), seconds=USUAL | seconds))
+    return report
+
+
 def test_report_pictures_are_limited_and_spread(tmp_path: Path) -> None:
-    report, scene, latency = (
-        Report(bundle().manifest, "cpu", 101),
-        Scene(sensors(), bundle().manifest.heads, CONDITIONS),
-        Latency(),
-    )
-    slow = {7: 9.0, 40: 8.0, 41: 7.0, 99: 6.0, 12: 5.0}
-    for i in range(101):
-        frame = blind(i, "</script>")
-        seconds = dict.fromkeys(STAGES, 0.01) | {"engine": slow.get(i, 0.01)}
-        report.add(frame, replace(seen(scene, frame, Boxes.none()), seconds=seconds))
-        latency.add(frame, seconds)
-    (tmp_path / "report.html").write_text(report.html(latency.summary()))
+    latency, slow = Latency(), {7: 9.0, 40: 8.0, 41: 7.0, 99: 6.0, 12: 5.0}
+    given = [(blind(i, "</script>"), Boxes.none(), {"engine": slow.get(i, 0.01)}) for i in range(101)]
+    for frame, _, seconds in given:
+        latency.add(frame, USUAL | seconds)
+    (tmp_path / "report.html").write_text(reported(given).html(latency.summary()))
     data = page_data(tmp_path / "report.html")
     assert [(each["measure"], each["number"]) for each in data["worst"]] == [
         ("slowest", 7), ("slowest", 40), ("slowest", 41), ("slowest", 99)
@@ -61,12 +109,15 @@ def test_report_pictures_are_limited_and_spread(tmp_path: Path) -> None:
     assert data["frames"][0]["scene"] == "</script>"
 
 
-def photographed(i: int, rng: np.random.Generator) -> Frame:
+PHOTOGRAPHED = ("LIDAR_TOP", "CAM_FRONT", "CAM_BACK")
+
+
+def photographed(i: int, rng: np.random.Generator, large: tuple[int, int] = (900, 1600)) -> Frame:
     """With points of the keyframe and of an earlier sweep, and two recorded JPEG files: a large and a small one."""
     points = rng.uniform(-30, 30, (4000, 5)).astype(np.float32)
     points[:, 4] = np.repeat([0, 0.05], 2000)
     cameras = {}
-    for name, (height, width) in {"CAM_FRONT": (900, 1600), "CAM_BACK": (180, 320)}.items():
+    for name, (height, width) in {"CAM_FRONT": large, "CAM_BACK": (180, 320)}.items():
         blurred = cv2.resize(rng.integers(0, 255, (9, 16, 3), np.uint8), (width, height), interpolation=cv2.INTER_CUBIC)
         content = cv2.imencode(".jpg", blurred)[1].tobytes()
         image = decode_image(content)
@@ -79,17 +130,11 @@ def photographed(i: int, rng: np.random.Generator) -> Frame:
 def test_pictures_are_drawn_of_frames_that_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each frame is the slowest so far, and so among the worst for a time."""
     drawn: list[str] = []
-
-    def draw(frame: Frame, *_: object) -> None:
-        drawn.append(frame.token)
-
-    monkeypatch.setattr(pictures, "points_picture", draw)
-    report, rng = Report(bundle().manifest, "cpu", 120), np.random.default_rng(0)
-    scene = Scene(sensors("LIDAR_TOP", "CAM_FRONT", "CAM_BACK"), bundle().manifest.heads, CONDITIONS)
-    for i in range(120):
-        frame = photographed(i, rng)
-        report.add(frame, replace(seen(scene, frame, Boxes.none()), seconds=dict.fromkeys(STAGES, 0.01 * i)))
-    part = report.part()
+    monkeypatch.setattr(pictures, "points_picture", lambda frame, *_: drawn.append(frame.token))
+    rng = np.random.default_rng(0)
+    frames = [photographed(i, rng, (180, 320)) for i in range(120)]
+    given = [(frame, Boxes.none(), dict.fromkeys(STAGES, 0.01 * i)) for i, frame in enumerate(frames)]
+    part = reported(given, PHOTOGRAPHED).part()
     worst = {number for entries in part["worst"].values() for number, *_ in entries}
     assert worst >= {116, 117, 118, 119}
     assert sorted(drawn) == sorted(f"s{number}" for number in worst | set(part["spread"]))
@@ -100,10 +145,10 @@ def test_what_is_drawn_at_the_end_is_the_frame() -> None:
     pages = []
     for share in (Share(0, 1), Share(1, 1000)):
         report = Report(bundle().manifest, "cpu", 1, share)
-        scene = Scene(sensors("LIDAR_TOP", "CAM_FRONT", "CAM_BACK"), bundle().manifest.heads, CONDITIONS)
+        scene = Scene(sensors(*PHOTOGRAPHED), bundle().manifest.heads, CONDITIONS)
         frame = photographed(0, np.random.default_rng(1))
         found = seen(scene, frame, cars([[10, 1, 0], [20, 0, 0]], [0.9, 0.8]))
-        shown = report.add(frame, replace(found, seconds=dict.fromkeys(STAGES, 0.01)))
+        shown = report.add(frame, replace(found, seconds=USUAL))
         assert (shown.drawing is None) == ("cameras" in shown.known["page"]) == (share.total == 1)
         pages += report.part()["frames"]
     now, later = ({**each, "cameras": {}} for each in pages)
@@ -118,11 +163,9 @@ def test_what_is_drawn_at_the_end_is_the_frame() -> None:
 
 
 def cars(places: list[list[float]], scores: list[float]) -> Boxes:
-    n = len(places)
-    zeros = np.zeros(n)
-    return Boxes.from_yaws(
-        np.array(places).reshape(n, 3), np.ones((n, 3)), zeros, np.zeros((n, 2)), zeros, zeros, np.array(scores)
-    )
+    n, zeros = len(places), np.zeros(len(places))
+    centers = np.array(places).reshape(n, 3)
+    return Boxes.from_yaws(centers, np.ones((n, 3)), zeros, np.zeros((n, 2)), zeros, zeros, np.array(scores))
 
 
 @given(seed=st.integers(0, 2**32 - 1))
@@ -155,40 +198,31 @@ def test_worst_frames_are_those_that_sorting_finds(values: list[int]) -> None:
 
 
 def test_report_lists_the_frames_with_most_mistakes() -> None:
-    report, scene = (
-        Report(bundle().manifest, "cpu", 3),
-        Scene(sensors("LIDAR_TOP", "CAM_FRONT"), bundle().manifest.heads, CONDITIONS),
-    )
+    """Two found; one missed and one out of place; of the two that find nothing one is too uncertain to count."""
     truth = replace(cars([[10, 0, 0], [20, 0, 0]], [1, 1]), num_points=np.full(2, 5))
-    # Two found; one missed and one out of place; of the two that find nothing one is too uncertain to count.
-    for i, detections in enumerate(
-        (
-            cars([[10, 1, 0], [20, 0, 0]], [0.9, 0.8]),
-            cars([[10, 3, 0], [20, 0, 0]], [0.9, 0.8]),
-            cars([[40, 0, 0], [10, 0, 0], [44, 0, 0]], [0.9, 0.8, 0.2]),
-        )
-    ):
-        frame = blind(i, boxes=truth)
-        report.add(frame, replace(seen(scene, frame, detections), seconds=dict.fromkeys(STAGES, 0.01)))
-    listed = {(each["measure"], each["number"]): each["text"] for each in report._worst.listed()}
-    assert {key: text for key, text in listed.items() if key[0] == "mistakes"} == {
-        ("mistakes", 1): "1 missed, 1 extra",
-        ("mistakes", 2): "1 missed, 1 extra",
-    }
+    found = (
+        cars([[10, 1, 0], [20, 0, 0]], [0.9, 0.8]),
+        cars([[10, 3, 0], [20, 0, 0]], [0.9, 0.8]),
+        cars([[40, 0, 0], [10, 0, 0], [44, 0, 0]], [0.9, 0.8, 0.2]),
+    )
+    given = [(blind(i, boxes=truth), boxes, {}) for i, boxes in enumerate(found)]
+    worst = reported(given, ("LIDAR_TOP", "CAM_FRONT"))._worst.listed()
+    listed = {(each["measure"], each["number"]): each["text"] for each in worst}
+    wrong = "1 missed, 1 extra"
+    assert {key[1]: text for key, text in listed.items() if key[0] == "mistakes"} == {1: wrong, 2: wrong}
     assert listed["sensors", 0] == "LIDAR_TOP, CAM_FRONT missing"
 
 
 def test_tracks_keep_their_id_and_leave_a_trail() -> None:
     """A car ahead stands still while the vehicle comes nearer at 10 m/s and turns left."""
-    report, scene = Report(bundle().manifest, "cpu", 8), Scene(sensors(), bundle().manifest.heads, CONDITIONS)
+    given = []
     for i in range(8):
         pose = np.eye(4)
         pose[:2, :2] = [[np.cos(0.1 * i), -np.sin(0.1 * i)], [np.sin(0.1 * i), np.cos(0.1 * i)]]
         pose[0, 3] = 5.0 * i
         frame = replace(blind(i), global_from_reference=pose, global_from_ego=pose)
-        detection = cars([[50, 2, 0]], [0.9]).transformed(np.linalg.inv(pose))
-        report.add(frame, replace(seen(scene, frame, detection), seconds=dict.fromkeys(STAGES, 0.01)))
-    drawn = [each["layers"]["tracks"] for each in report.part()["frames"]]
+        given.append((frame, cars([[50, 2, 0]], [0.9]).transformed(np.linalg.inv(pose)), {}))
+    drawn = [each["layers"]["tracks"] for each in reported(given).part()["frames"]]
     assert [len(tracks) for tracks in drawn] == [0] + [1] * 7  # not before a second detection confirms it
     assert len({tracks[0]["id"] for tracks in drawn[1:]}) == 1
     for i, (track,) in enumerate(drawn[1:], 1):
@@ -202,34 +236,124 @@ def test_timeline_has_spans_for_what_lasts() -> None:
     timeline, scene = Timeline(), Scene(sensors("LIDAR_TOP"), {}, CONDITIONS)
     points = np.zeros((4000, 5), np.float32)
     points[:, :3] = np.random.default_rng(0).uniform(-20, 20, (4000, 3))
-    drives = ["a"] * 6 + ["b"] * 2
-    for i, drive in enumerate(drives):
+    for i, drive in enumerate("aaaaaabb"):
         there = None if i in (2, 3) else points + np.float32(1e-3 * i)
         frame = replace(blind(i, drive), points=there, conditions=Conditions(weather="rain" if i > 2 else "clear"))
         timeline.add(i, frame, seen(scene, frame, Boxes.none()))
     lanes = {(lane["kind"], lane["name"]): lane["spans"] for lane in timeline.lanes()}
-    spans = [(span["from"], span["to"], span["value"]) for span in lanes["health", "LIDAR_TOP"]]
-    assert spans == [(0, 1, "ok"), (2, 3, "missing"), (4, 5, "ok"), (6, 7, "ok")]
-    weather = [(span["from"], span["to"], span["value"]) for span in lanes["conditions", "weather"]]
-    assert weather[0] == (0, 4, "clear")  # three frames of rain, from 3 on, until it is believed
-    assert weather[1:] == [(5, 5, "rain"), (6, 7, "rain")]
+    health, weather, tags = (
+        [(span["from"], span["to"], span["value"]) for span in lanes[lane]]
+        for lane in (("health", "LIDAR_TOP"), ("conditions", "weather"), ("tags", "weather"))
+    )
+    assert health == [(0, 1, "ok"), (2, 3, "missing"), (4, 5, "ok"), (6, 7, "ok")]
+    assert weather == [(0, 4, "clear"), (5, 5, "rain"), (6, 7, "rain")]  # from 3 on, until it is believed
     assert "rain" in lanes["conditions", "weather"][1]["why"]
-    tags = [(span["from"], span["to"], span["value"]) for span in lanes["tags", "weather"]]
     assert tags == [(0, 2, "clear"), (3, 5, "rain"), (6, 7, "rain")]
 
 
 def test_report_draws_only_boxes_worth_showing() -> None:
     rng = np.random.default_rng(0)
-    n = 200
-    scores = -np.sort(-rng.uniform(0, 1, n))
-    boxes = Boxes.from_yaws(
-        rng.uniform(-50, 50, (n, 3)), np.ones((n, 3)), np.zeros(n), np.zeros((n, 2)), np.zeros(n), np.zeros(n), scores
-    )
-    report, scene = Report(bundle().manifest, "cpu", 2), Scene(sensors(), bundle().manifest.heads, CONDITIONS)
-    for i in range(2):
-        frame = replace(blind(i), boxes=replace(boxes, num_points=np.zeros(n, int)))
-        report.add(frame, replace(seen(scene, frame, boxes), seconds=dict.fromkeys(STAGES, 0.01)))
-    drawn = report.part()["frames"][1]["layers"]
+    scores = -np.sort(-rng.uniform(0, 1, 200))
+    boxes = cars(rng.uniform(-50, 50, (200, 3)).tolist(), scores.tolist())
+    truth = replace(boxes, num_points=np.zeros(200, int))
+    drawn = reported([(blind(i, boxes=truth), boxes, {}) for i in range(2)]).part()["frames"][1]["layers"]
     assert [box["score"] for box in drawn["detections"]] == scores[:MOST_BOXES].round(3).tolist()
     assert len(drawn["tracks"]) == MOST_BOXES
     assert drawn["annotations"] == []
+
+
+FRAMES, SLOWEST = 120, 37
+VERDICT = Verdict(
+    (
+        Case("mAP", "mAP", True, 0.4, 0.3, "0.4000; at least 0.3"),
+        Case("NDS at night", "NDS", False, 0.2, 0.3, "0.2000; at least 0.3"),
+        Case("AMOTA", "AMOTA", False, None, 0.3, "not measured: <b>no</b> tracks"),
+    ),
+    FRAMES, 2, None,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def page(tables: NuScenesTables) -> str:
+    """Of a longer drive: simulated frames again and again, one of them very slow."""
+    runtime = Runtime(bundle().path)
+    frames = [tables.frame(sample, sweeps=runtime.bundle.spec.sweeps) for sample in tables.samples()]
+    seen = [runtime.step(frame) for frame in frames]
+    report, latency = Report(bundle().manifest, "cpu", FRAMES), Latency()
+    for i in range(FRAMES):
+        seconds = USUAL | {"engine": 3.0 if i == SLOWEST else 0.05 + 1e-4 * i}
+        which = i * len(frames) // FRAMES
+        routed = Routed(1.0, "rain since 0.0 s: 1 of 1 frames") if which >= 3 else Routed(0.0, "clear")
+        report.add(frames[which], replace(seen[which], route={"wet_road": routed}, seconds=seconds))
+        latency.add(frames[which], seconds)
+    return with_verdict(report.html(latency.summary()), VERDICT.as_dict())
+
+
+def test_page_of_a_long_drive_is_small(page: str) -> None:
+    assert len(page) < 8e6
+    assert len(re.findall(r'"token":"', page)) > 28
+
+
+LOOK = """
+  const look = () => ({
+    counter: document.getElementById("counter").textContent,
+    times: document.getElementById("status").innerText,
+    marked: [...document.querySelectorAll(".worst a.now")].map(link => link.hash),
+    pictures: [...document.querySelectorAll(".camera img")].filter(image => image.naturalWidth > 0).length,
+    hash: location.hash,
+    facts: document.getElementById("reasoned").innerText,
+  });
+  const before = look();
+"""
+
+
+@needs_chromium
+def test_link_of_a_worst_frame_shows_it(page: str, tmp_path: Path) -> None:
+    """The page opens with the verdict first, and with nothing from elsewhere."""
+    click = f"""document.querySelector('.worst a[href="#frame-{SLOWEST + 1}"]').click();"""
+    opened = visit(
+        page,
+        tmp_path,
+        f"""{LOOK} const page = {{
+          first: document.querySelector("main").innerText.split(String.fromCharCode(10)).filter(Boolean).slice(0, 5),
+          top: document.getElementById("verdict").getBoundingClientRect().top,
+          loaded: performance.getEntriesByType("resource").filter(each => !each.name.startsWith("data:")).length,
+          bars: document.querySelectorAll("#histogram rect").length,
+          why: [...document.querySelectorAll("#lanes title")].map(title => title.textContent),
+          lanes: document.querySelectorAll("#lanes rect").length,
+        }};
+        {click} setTimeout(() => report({{...page, before, after: look()}}), 500);""",
+        "--virtual-time-budget=2000",
+    )
+    found, before, after = opened.found, opened.found["before"], opened.found["after"]
+    assert opened.console == []
+    assert found["first"][:2] == ["Fail", f"2 of 3 gates failed, {FRAMES} frames of 2 scenes"]
+    reasons = ["NDS at night: 0.2000; at least 0.3", "AMOTA: not measured: <b>no</b> tracks"]
+    assert found["first"][3:5] == reasons
+    assert found["top"] < 50
+    assert (found["loaded"], found["bars"] >= 8, found["lanes"] > 10) == (0, True, True)
+    route = {why for why in found["why"] if why.startswith("wet road")}
+    assert route == {"wet road: 0\nclear", "wet road: 1\nrain since 0.0 s: 1 of 1 frames"}
+    assert (before["counter"], after["counter"]) == (f"frame 1 of {FRAMES}", f"frame {SLOWEST + 1} of {FRAMES}")
+    assert "engine 3000" in after["times"]
+    assert set(after["marked"]) == {f"#frame-{SLOWEST + 1}"}
+    assert after["pictures"] == 6
+
+
+@needs_chromium
+def test_address_of_a_frame_shows_it_and_the_arrow_goes_on(page: str, tmp_path: Path) -> None:
+    opened = visit(
+        page,
+        tmp_path,
+        f"""{LOOK} const milliseconds = performance.now();
+        document.dispatchEvent(new KeyboardEvent("keydown", {{key: "ArrowRight"}}));
+        report({{milliseconds, before, after: look()}});""",
+        fragment=f"#frame-{SLOWEST + 1}",
+    )
+    assert opened.console == []
+    assert opened.found["milliseconds"] < 2000
+    assert opened.found["before"]["counter"] == f"frame {SLOWEST + 1} of {FRAMES}"
+    assert "off: clear" in opened.found["before"]["facts"]
+    number = int(opened.found["after"]["counter"].split()[1])
+    assert SLOWEST + 1 < number <= SLOWEST + 6
+    assert opened.found["after"]["hash"] == f"#frame-{number}"

@@ -1,23 +1,40 @@
-"""Frames from messages: what is late, missing, repeated, out of order or between two poses."""
+"""Frames from messages: what is late, missing, repeated, out of order or between two poses, and when points were."""
 
+import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import cv2
 import numpy as np
 import pytest
-from recordings import TYPES, Sent, assembled, assert_equal_frames, edited, nuscenes_topics
+from foxglove_schemas_protobuf.PackedElementField_pb2 import PackedElementField
+from foxglove_schemas_protobuf.PointCloud_pb2 import PointCloud
+from hypothesis import given
+from hypothesis import strategies as st
+from make_log import header, make
+from make_log import transform as transform_message
+from recordings import TYPES, Sent, assembled, assert_equal_frames, edited, nuscenes_topics, write_raw_mcap
 from refusals import one_line_error
 from scipy.spatial.transform import Rotation, Slerp
 from vocabulary import CAMERAS, RIG
 
-from deploy.replay.sources.messages import Transform
-from deploy.replay.sources.topics import CameraTopics, LidarTopic, load_topics
+from deploy.replay.sources import foxglove
+from deploy.replay.sources.messages import Cloud, Transform
+from deploy.replay.sources.point_times import point_times
+from deploy.replay.sources.recorded_drive import RecordedDrive
+from deploy.replay.sources.topics import LidarTopic, Topics, load_topics
 from deploy.replay.sources.transforms import MOST_FRAMES, MOST_POSES, Transforms
+from perception.config import Lidar
 from perception.frame import Frame
+from perception.grid import BevGrid
+from perception.rig import Rig
+from perception.rotations import quaternion, turned
+from perception.sensors.inputs import InputSpec
+from perception.sensors.lidar.compensation import Motion, compensated
 
-LIDAR = "/lidar_top"
-FRONT = "/cam_front/image_rect_compressed"
+LIDAR, FRONT = "/lidar_top", "/cam_front/image_rect_compressed"
 UNSAID = {"token": "", "scene": "", "location": "", "position": None}
 
 
@@ -35,9 +52,7 @@ def test_repeated_messages_are_counted_and_change_nothing(log: list[Sent], expec
     for a, b in zip(frames, expected, strict=True):
         assert_equal_frames(a, b)
     duplicated = counts.summary()["duplicated"]
-    assert duplicated[LIDAR] == 6
-    assert duplicated[FRONT] == 3
-    assert duplicated["/keyframe"] == 3
+    assert (duplicated[LIDAR], duplicated[FRONT], duplicated["/keyframe"]) == (6, 3, 3)
     assert duplicated["/tf"] == sum(each.topic == "/tf" for each in log)
 
 
@@ -67,9 +82,7 @@ def test_a_message_that_is_late_is_counted_and_missing(log: list[Sent], expected
     assert "CAM_FRONT" not in frames[0].cameras
     assert_equal_frames(replace(expected[0], cameras=frames[0].cameras), frames[0])
     assert_equal_frames(frames[1], expected[1])
-    summary = counts.summary()
-    assert summary["late"] == {FRONT: 1}
-    assert summary["missing"] == {"CAM_FRONT": 1}
+    assert (counts.summary()["late"], counts.summary()["missing"]) == ({FRONT: 1}, {"CAM_FRONT": 1})
 
 
 @pytest.mark.parametrize("channel", ["LIDAR_TOP", *CAMERAS])
@@ -83,28 +96,25 @@ def test_a_sensor_that_is_silent_is_missing(log: list[Sent], expected: list[Fram
 
 def test_the_tolerance_decides_which_picture_belongs_to_a_frame(log: list[Sent]) -> None:
     """The closest in time, on either side, at most the tolerance away."""
-    keyframe = log[numbers(log, "/keyframe")[1]].time
-    first = log[numbers(log, FRONT)[1]]
+    keyframe, first = log[numbers(log, "/keyframe")[1]].time, log[numbers(log, FRONT)[1]]
     others = [each for each in log if each.topic != FRONT]
-
-    def chosen(offsets: list[int], tolerance: float = 0.06) -> int | None:
+    cut = next(i for i, each in enumerate(others) if each.time > keyframe)
+    for offsets, tolerance, chosen in (
+        ([-60_000], 0.06, -60_000),
+        ([-60_001], 0.06, None),
+        ([60_001, 50_000], 0.06, 50_000),
+        ([-20_000, 15_000, 30_000], 0.06, 15_000),
+        ([15_000], 0.01, None),
+    ):
         pictures = [edited(first, stamp=keyframe + offset, time=keyframe) for offset in offsets]
-        cut = next(i for i, each in enumerate(others) if each.time > keyframe)
         frames, _ = assembled([*others[:cut], *pictures, *others[cut:]], nuscenes_topics(tolerance=tolerance))
         camera = frames[1].cameras.get("CAM_FRONT")
-        return None if camera is None else camera.timestamp - keyframe
-
-    assert chosen([-60_000]) == -60_000
-    assert chosen([-60_001]) is None
-    assert chosen([60_001, 50_000]) == 50_000
-    assert chosen([-20_000, 15_000, 30_000]) == 15_000
-    assert chosen([15_000], tolerance=0.01) is None
+        assert (camera and camera.timestamp - keyframe) == chosen
 
 
 def test_poses_between_are_interpolated(log: list[Sent], expected: list[Frame]) -> None:
     """Every second pose is dropped; the vehicle drives straight at a constant speed, so that nothing is lost."""
-    poses = numbers(log, "/tf")
-    dropped = set(poses[1:-1:2])
+    dropped = set(numbers(log, "/tf")[1:-1:2])
     frames, counts = assembled([each for i, each in enumerate(log) if i not in dropped], nuscenes_topics(wait=0.4))
     assert counts.unposed_frames == 0
     for a, b in zip(frames, expected, strict=True):
@@ -114,18 +124,17 @@ def test_poses_between_are_interpolated(log: list[Sent], expected: list[Frame]) 
             np.testing.assert_allclose(a.cameras[name].global_from_ego, b.cameras[name].global_from_ego, atol=1e-9)
 
 
-def transform(stamp: int, parent: str, child: str, translation: np.ndarray, rotation: Rotation) -> Transform:
-    x, y, z, w = rotation.as_quat()
-    return Transform(stamp, parent, child, np.asarray(translation, float), np.array([w, x, y, z]))
+def transform(stamp: int, parent: str, child: str, place: Any = (1, 1, 1), turn: Rotation | None = None) -> Transform:
+    x, y, z, w = (turn or Rotation.identity()).as_quat()
+    return Transform(stamp, parent, child, np.asarray(place, float), np.array([w, x, y, z]))
 
 
 def test_interpolation_is_scipys() -> None:
-    rng = np.random.default_rng(0)
-    turns, places = Rotation.random(2, random_state=1), rng.normal(size=(2, 3))
+    turns, places = Rotation.random(2, random_state=1), np.random.default_rng(0).normal(size=(2, 3))
     transforms = Transforms()
     for stamp, place, turn in zip((1_000_000, 1_800_000), places, turns, strict=True):
         assert transforms.add(transform(stamp, "odom", "base", place, turn), static=False)
-    transforms.add(transform(0, "map", "odom", np.array([1.0, 2, 3]), Rotation.identity()), static=True)
+    transforms.add(transform(0, "map", "odom", (1, 2, 3)), static=True)
     for share in (0.0, 0.1, 0.5, 0.99, 1.0):
         pose = transforms.pose("map", "base", 1_000_000 + round(800_000 * share))
         np.testing.assert_allclose(pose[:3, :3], Slerp([0, 1], turns)(share).as_matrix(), atol=1e-12)
@@ -135,30 +144,30 @@ def test_interpolation_is_scipys() -> None:
 def test_a_pose_that_is_not_known_is_not_made_up() -> None:
     transforms = Transforms()
     for stamp in (1_000_000, 3_000_000):
-        transforms.add(transform(stamp, "map", "base", np.ones(3), Rotation.identity()), static=False)
-    known = [950_000, 1_000_000, 1_050_000, 2_950_000, 3_050_000]
-    unknown = [949_999, 1_050_001, 2_000_000, 2_949_999, 3_050_001]
-    assert all(transforms.pose("map", "base", stamp) is not None for stamp in known)
-    assert all(transforms.pose("map", "base", stamp) is None for stamp in unknown)
+        transforms.add(transform(stamp, "map", "base"), static=False)
+    for known, stamps in (
+        (True, [950_000, 1_000_000, 1_050_000, 2_950_000, 3_050_000]),
+        (False, [949_999, 1_050_001, 2_000_000, 2_949_999, 3_050_001]),
+    ):
+        assert [transforms.pose("map", "base", stamp) is not None for stamp in stamps] == [known] * 5
     assert transforms.pose("map", "other", 1_000_000) is None
 
 
 def test_a_ring_of_frames_has_no_root() -> None:
     transforms = Transforms()
     for parent, child in (("a", "b"), ("b", "c"), ("c", "a")):
-        transforms.add(transform(0, parent, child, np.ones(3), Rotation.identity()), static=True)
+        transforms.add(transform(0, parent, child), static=True)
     assert transforms.mounting("root", "a") is None
-    transforms.add(transform(0, "root", "b", np.ones(3), Rotation.identity()), static=True)
-    mounting = transforms.mounting("root", "a")
-    np.testing.assert_array_equal(mounting[:3, 3], [3, 3, 3])
+    transforms.add(transform(0, "root", "b"), static=True)
+    np.testing.assert_array_equal(transforms.mounting("root", "a")[:3, 3], [3, 3, 3])
 
 
 def test_transforms_are_bounded() -> None:
     transforms = Transforms()
     for i in range(3 * MOST_POSES):
-        transforms.add(transform(i, "map", "base", np.ones(3), Rotation.identity()), static=False)
+        transforms.add(transform(i, "map", "base"), static=False)
     for i in range(3 * MOST_FRAMES):
-        transforms.add(transform(i, f"parent {i}", "base", np.ones(3), Rotation.identity()), static=False)
+        transforms.add(transform(i, f"parent {i}", "base"), static=False)
     edges = [edge for parents in transforms._edges.values() for edge in parents.values()]
     assert len(edges) == MOST_FRAMES
     assert max(len(edge._stamps) for edge in edges) <= MOST_POSES
@@ -175,87 +184,292 @@ def test_without_keyframes_sweeps_set_the_pace(log: list[Sent], expected: list[F
     assert [frame.token for frame in frames] == [f"log@{stamp}" for stamp in stamps]
     for a, b in zip(frames[1::2], expected, strict=True):
         assert_equal_frames(replace(a, **UNSAID), replace(b, **UNSAID, conditions=a.conditions))
-
-
-def test_without_keyframes_and_lidar_pictures_set_the_pace(log: list[Sent]) -> None:
+    # Without LiDAR, pictures do. A LiDAR that should be there may be late: pictures wait half a period for it.
     silent = [each for each in log if each.topic != LIDAR]
-    pictures = [log[i].time for i in numbers(log, FRONT)]
     frames, counts = assembled(silent, nuscenes_topics(keyframes=None, lidars={}), keyframed=False)
-    assert [frame.timestamp for frame in frames] == pictures
+    assert [(frame.timestamp, len(frame.cameras)) for frame in frames] == [
+        (log[i].time, 6) for i in numbers(log, FRONT)
+    ]
     assert counts.missing == {"LIDAR_TOP": 3}
-    assert all(len(frame.cameras) == 6 for frame in frames)
-    # A LiDAR that should be there may be late: pictures wait half a period for it.
-    frames, _ = assembled(silent, nuscenes_topics(keyframes=None), keyframed=False)
-    assert len(frames) == 1
+    assert len(assembled(silent, nuscenes_topics(keyframes=None), keyframed=False)[0]) == 1
 
 
 def test_the_frame_of_the_lidar(log: list[Sent], expected: list[Frame]) -> None:
     """As the map of topics names it, else as the header does; without a transform of either it is missing."""
-    for frame in ("lidar_top", "elsewhere", None):
-        frames, _ = assembled(log, nuscenes_topics(lidars={"LIDAR_TOP": LidarTopic(topic=LIDAR, frame=frame)}))
-        assert_equal_frames(frames[0], expected[0])
-    other = [edited(each, header=header_of(each, "nowhere")) if each.topic == LIDAR else each for each in log]
-    frames, _ = assembled(other, nuscenes_topics(lidars={"LIDAR_TOP": LidarTopic(topic=LIDAR, frame="lidar_top")}))
-    assert_equal_frames(frames[0], expected[0])
-    frames, counts = assembled(other, nuscenes_topics(lidars={"LIDAR_TOP": LidarTopic(topic=LIDAR)}))
+
+    def header_of(message: Sent) -> Any:
+        return replace(TYPES.deserialize_cdr(message.data, message.type_name).header, frame_id="nowhere")
+
+    named = {name: nuscenes_topics(lidars={"LIDAR_TOP": LidarTopic(topic=LIDAR, frame=name)})
+             for name in ("lidar_top", "elsewhere", None)}  # fmt: skip
+    for topics in named.values():
+        assert_equal_frames(assembled(log, topics)[0][0], expected[0])
+    other = [edited(each, header=header_of(each)) if each.topic == LIDAR else each for each in log]
+    assert_equal_frames(assembled(other, named["lidar_top"])[0][0], expected[0])
+    frames, counts = assembled(other, named[None])
     assert [frame.points for frame in frames] == [None] * 3
     assert counts.summary()["reasons"] == {LIDAR: {"no transform from the sensor to the vehicle": 3}}
 
 
-def header_of(message: Sent, frame: str) -> Any:
-    header = TYPES.deserialize_cdr(message.data, message.type_name).header
-    return replace(header, frame_id=frame)
-
-
 def test_time_that_goes_back_gives_tokens_of_its_own(log: list[Sent]) -> None:
     """A recording whose clock was set an hour back."""
-    hour = 3_600_000_000
-    again = [each for each in log if each.topic != "/tf"]
-    shifted = [
-        edited(each, stamp=each.time - hour, time=each.time + hour)
-        for each in again
-        if each.topic not in ("/keyframe", "/tf_static")
-    ]
+    hour, again = 3_600_000_000, [each for each in log if each.topic != "/tf"]
+    moving = [each for each in again if each.topic not in ("/keyframe", "/tf_static")]
+    shifted = [edited(each, stamp=each.time - hour, time=each.time + hour) for each in moving]
     topics = nuscenes_topics(keyframes=None, odometry="/odometry")
-    frames, _ = assembled([*again, *shifted], topics, keyframed=False)
-    tokens = [frame.token for frame in frames]
+    tokens = [frame.token for frame in assembled([*again, *shifted], topics, keyframed=False)[0]]
     assert len(tokens) == len(set(tokens)) == 6
     assert [("#1" in token) for token in tokens] == [False] * 3 + [True] * 3
 
 
 def test_a_map_of_topics(tmp_path: Path) -> None:
-    file = tmp_path / "topics.yaml"
-    file.write_text(
-        "global_frame: odom\nlidars: {LIDAR_TOP: {topic: /top/points}}\n"
-        "cameras:\n  CAM_FRONT: {image: /front/image, info: /front/info, frame: front}\n"
-    )
-    front = CameraTopics(image="/front/image", info="/front/info", frame="front")
-    assert load_topics(file, RIG) == nuscenes_topics(
-        global_frame="odom", lidars={"LIDAR_TOP": LidarTopic(topic="/top/points")}, cameras={"CAM_FRONT": front}
-    )
-    file.write_text("")
-    assert load_topics(file, RIG) == nuscenes_topics()
+    front = {"image": "/front/image", "info": "/front/info", "frame": "front"}
+    changes = {"global_frame": "odom", "lidars": {"LIDAR_TOP": {"topic": "/top"}}, "cameras": {"CAM_FRONT": front}}
+    for text, expected in ((json.dumps(changes), changes), ("", {})):
+        (tmp_path / "topics.yaml").write_text(text)
+        assert load_topics(tmp_path / "topics.yaml", RIG) == nuscenes_topics(**expected)
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("- a", "(top level): input should be a valid dictionary"),
         ("speed: 3", "speed: is not a known key"),
-        ("lidars: {LIDAR_TOP: {}}", "lidars.LIDAR_TOP.topic: field required"),
-        ("tolerance: soon", "tolerance: input should be a valid number, got 'soon'"),
         ("tolerance: -1.0", "tolerance: input should be greater than 0, got -1.0"),
-        (
-            "cameras: {FRONT: {image: /a, info: /b}}",
-            "cameras: FRONT is none of the rig nuscenes; it has CAM_FRONT",
-        ),
+        ("lidars: {LIDAR_TOP: {topic: /top, time_unit: minutes}}", "lidars.LIDAR_TOP.time_unit: "),
+        ("cameras: {CAM_FRONT: {image: /a, info: /b, offset: 35}}", "input should be less than or equal to "),
+        ("cameras: {FRONT: {image: /a, info: /b}}", "cameras: FRONT is none of the rig nuscenes; it has CAM_FRONT"),
         ("cameras: {CAM_FRONT: {image: /a, info: /a}}", "(top level): /a is named twice; a topic has one meaning"),
         ("{lidars: {}, cameras: {}}", "(top level): neither a LiDAR nor a camera; name at least one"),
-        ("- a", "(top level): input should be a valid dictionary"),
-        ("a: [", "not valid YAML"),
     ],
 )
 def test_a_wrong_map_of_topics_is_told_in_one_line(tmp_path: Path, text: str, message: str) -> None:
-    file = tmp_path / "topics.yaml"
-    file.write_text(text)
-    with one_line_error(at=f"{file}: ", says=message):
-        load_topics(file, RIG)
+    (tmp_path / "topics.yaml").write_text(text)
+    with one_line_error(at=f"{tmp_path / 'topics.yaml'}: ", says=message):
+        load_topics(tmp_path / "topics.yaml", RIG)
+
+
+# Sweeps whose points have times, of a vehicle that drives and turns: points lie where they are.
+
+START = 1_700_000_000_000_000  # us
+MINE = Rig.model_validate(
+    {
+        "name": "mine",
+        "lidars": [
+            {"name": "top", "mount": {"position": (1.0, 0.2, 1.9), "yaw": 90.0, "pitch": 3.0}},
+            {"name": "rear", "mount": {"position": (-2.0, 0.0, 1.2), "yaw": 180.0}},
+        ],
+        "cameras": [{"name": "eye", "mount": {"position": (1.5, 0, 1.5)}, "lens": {"focal": 10.0}, "size": (16, 10)}],
+    }
+)
+TOPICS: dict[str, Any] = {
+    "lidars": {name: {"topic": f"/{name}"} for name in MINE.sensors.lidars},
+    "cameras": {"eye": {"image": "/eye", "info": "/eye/info"}},
+    "calibration": "rig",
+}
+Pose = Callable[[float], np.ndarray]
+
+
+def rigid(rotation: np.ndarray, place: np.ndarray) -> np.ndarray:
+    return np.block([[rotation, np.reshape(place, (3, 1))], [np.zeros((1, 3)), np.ones((1, 1))]])
+
+
+def steady(velocity: np.ndarray, axis: np.ndarray, rate: float, start: np.ndarray | None = None) -> Pose:
+    """global_from_ego at a time (s) of a vehicle that drives straight ahead and turns at constant speed."""
+    first = np.eye(4) if start is None else start
+    return lambda time: rigid(first[:3, :3] @ turned(axis, rate * time), first[:3, 3] + time * velocity)
+
+
+def seen(world: np.ndarray, times: np.ndarray, pose: Pose, mount: np.ndarray) -> np.ndarray:
+    """(N, 3) world points in the LiDAR's frame, each at its time."""
+    here = np.stack([np.linalg.inv(pose(time) @ mount) for time in times])
+    return np.einsum("nij,nj->ni", here[:, :3, :3], world) + here[:, :3, 3]
+
+
+def placed(world: np.ndarray, reference_from_global: np.ndarray) -> np.ndarray:
+    return world @ reference_from_global[:3, :3].T + reference_from_global[:3, 3]
+
+
+NUMBER = st.floats(-1, 1, allow_subnormal=False)
+
+
+@given(st.data())
+def test_scattered_posts_lie_where_they_are(data: st.DataObject) -> None:
+    """Whatever the motion, the mounting and the moments of points and poses."""
+    velocity, axis, place = (np.array(data.draw(st.tuples(*[NUMBER] * 3))) for _ in range(3))
+    axis = axis / np.linalg.norm(axis) if np.linalg.norm(axis) > 1e-3 else np.array([0.0, 0.0, 1.0])
+    start = rigid(turned(np.array([0.6, 0.8, 0.0]), 3 * data.draw(NUMBER)), 3000 * place)
+    pose = steady(40 * velocity, axis, 3 * data.draw(NUMBER), start)
+    mount = rigid(turned(axis, 2.0), 3 * place)
+    knots = np.cumsum([-0.3, *data.draw(st.lists(st.floats(0.004, 0.3), min_size=1, max_size=20))])
+    random = np.random.default_rng(data.draw(st.integers(0, 99)))
+    times = random.uniform(knots[0], knots[-1], 50)
+    world = start[:3, 3] + random.uniform(-60, 60, (50, 3))
+    motion = Motion(times, knots, np.stack([pose(time) for time in knots]))
+    reference = np.linalg.inv(pose(0.0))
+    found = compensated(seen(world, times, pose, mount), motion, mount, reference)
+    np.testing.assert_allclose(found, placed(world, reference), atol=1e-6)
+
+
+class Times(NamedTuple):
+    """How a driver writes the times of points."""
+
+    field: str
+    type: str
+    unit: float  # s
+    since: int = 0  # us, START if they are since 1970
+
+
+OUSTER, VELODYNE, HESAI = Times("t", "<u4", 1e-9), Times("time", "<f4", 1.0), Times("timestamp", "<f8", 1.0, START)
+DRIVERS = {
+    "ouster": OUSTER,
+    "velodyne": VELODYNE,
+    "hesai": HESAI,
+    "livox": Times("timestamp", "<f8", 1e-9, START),
+    "livox's own": Times("offset_time", "<u4", 1e-9),
+    "nebula": Times("time_stamp", "<u4", 1e-9),
+}
+DATATYPES = {"<u4": 6, "<f4": 7, "<f8": 8}
+
+
+def packed(points: np.ndarray, times: np.ndarray, stamp: int, how: Times | None) -> np.ndarray:
+    """(N,) records as in a message; times (N,) s after the stamp (us)."""
+    named = [] if how is None else [(how.field, how.type)]
+    rows = np.zeros(len(points), [("x", "<f4"), ("y", "<f4"), ("z", "<f4"), *named])
+    rows["x"], rows["y"], rows["z"] = points.T
+    if how is not None:
+        counted = (1e-6 * (how.since and stamp) + times) / how.unit
+        rows[how.field] = counted.round() if how.type[1] == "u" else counted
+    return rows
+
+
+def message(topic: str, stamp: int, content: Any) -> Sent:
+    return Sent(topic, content.__msgtype__, stamp, bytes(TYPES.serialize_cdr(content, content.__msgtype__)))
+
+
+def moved(stamp: int, pose: np.ndarray) -> Sent:
+    seven = np.array([*pose[:3, 3], *quaternion(pose[:3, :3])])
+    transforms = [transform_message(stamp, "map", "base_link", seven)]
+    return message("/tf", stamp, make("tf2_msgs/msg/TFMessage", transforms=transforms))
+
+
+DRIVE = steady(np.array([14.0, 3.0, 0.2]), np.array([0.0, 0.0, 1.0]), 0.5)
+POSES = [moved(START + 10_000 * i, DRIVE(0.01 * i)) for i in range(-40, 41)]
+ANGLES, RANGES, HEIGHTS = np.random.default_rng(1).uniform([[-3], [8], [0]], [[3], [25], [4]], (3, 300))
+WORLD = np.stack([RANGES * np.cos(ANGLES), RANGES * np.sin(ANGLES), HEIGHTS], axis=1)
+EXACT = 8 * float(np.spacing(np.float32(32)))  # m, of float32 coordinates within 32 m
+
+
+def frames_of(path: Path, log: list[Sent], **topics: Any) -> tuple[list[Frame], dict[str, Any]]:
+    """The frames of a recording, and what was counted."""
+    write_raw_mcap(path, sorted(log, key=lambda each: each.time))
+    spec = InputSpec(BevGrid(reference="ego"), Lidar(sweeps=0), None, MINE)
+    drive = RecordedDrive(path, Topics.model_validate(TOPICS | topics), spec)
+    return list(drive.frames()), drive.counts.summary()
+
+
+def scan(name: str, stamp: int, how: Times | None, span: tuple[float, float] = (0.0, 0.1), late: int = 0) -> Sent:
+    """A sweep of WORLD by a LiDAR at times within the span (s) after the stamp; the message is stamped late (us)."""
+    number = MINE.sensors.lidars.index(name)
+    times = np.random.default_rng(number).uniform(*span, len(WORLD)).round(6)
+    points = seen(WORLD, times + 1e-6 * (stamp - START), DRIVE, MINE.lidars[number].ego_from_sensor)
+    rows = packed(points, times, stamp, how)
+    fields = [
+        make("sensor_msgs/msg/PointField", name=name, offset=offset, datatype=DATATYPES.get(kind.str, 0), count=1)
+        for name, (kind, offset) in (rows.dtype.fields or {}).items()
+    ]
+    data, stamp = rows.view(np.uint8).ravel(), stamp + late
+    content = make(
+        "sensor_msgs/msg/PointCloud2", header=header(stamp, name), height=1, width=len(rows), fields=fields,
+        is_bigendian=False, point_step=rows.itemsize, row_step=len(data), data=data, is_dense=True,
+    )  # fmt: skip
+    return message(f"/{name}", stamp, content)
+
+
+def off(frame: Frame, lidar: int) -> float:
+    """m, the largest distance of a coordinate from where the point is in the frame."""
+    here = placed(WORLD, np.linalg.inv(frame.global_from_ego))
+    return float(np.abs(frame.of_lidar(lidar).points[:, :3].astype(np.float64) - here).max())
+
+
+@pytest.mark.parametrize("driver", DRIVERS)
+def test_times_as_drivers_write_them(tmp_path: Path, driver: str) -> None:
+    """Of two LiDARs, each at its own times."""
+    span = (-0.1, 0.0) if driver == "velodyne" else (0.0, 0.1)
+    log = [*POSES, scan("top", START, DRIVERS[driver], span), scan("rear", START + 30_000, VELODYNE, (-0.1, 0.0))]
+    (frame,), counts = frames_of(tmp_path / "a.mcap", log)
+    assert max(off(frame, 0), off(frame, 1)) <= EXACT
+    np.testing.assert_allclose(np.unique(frame.points[:, 4]), [-0.03, 0.0], atol=1e-6)
+    assert "uncompensated" not in counts
+
+
+def test_a_driver_that_compensates_itself_and_a_field_of_another_name(tmp_path: Path) -> None:
+    named = {"time_field": "stamp_us", "time_unit": "us"}
+    log = [*POSES, scan("top", START, Times("stamp_us", "<u4", 1e-6))]
+    for more, exact in (({}, False), (named, True), (named | {"compensated": True}, False)):
+        (frame,), counts = frames_of(tmp_path / "a.mcap", log, lidars={"top": {"topic": "/top", **more}})
+        assert off(frame, 0) <= EXACT if exact else off(frame, 0) > 0.5
+        assert "uncompensated" not in counts
+
+
+@pytest.mark.parametrize(
+    ("how", "poses", "given", "counted"),
+    [
+        (Times("t", "<u4", 1e-6), POSES, {}, True),  # us, which nothing says
+        (Times("t", "<f8", 1e-6), POSES, {}, True),
+        (Times("time", "<f8", 1.0, START), POSES, {"time_unit": "ms"}, True),
+        (None, POSES, {"time_field": "t"}, True),
+        (OUSTER, POSES[:41], {}, True),  # the last pose is of the sweep's start
+        (OUSTER, POSES, {}, False),  # all at the stamp
+    ],
+)
+def test_times_that_cannot_be_used_are_counted(
+    tmp_path: Path, how: Times | None, poses: list[Sent], given: dict[str, str], counted: bool
+) -> None:
+    """The sweep is used as of one time, as without times."""
+    span = (0.0, 0.1 if counted else 0.0)
+    log = [*poses, scan("top", START, how, span)]
+    (told,), counts = frames_of(tmp_path / "a.mcap", log, lidars={"top": {"topic": "/top", **given}})
+    (plain,), without = frames_of(tmp_path / "b.mcap", [*poses, scan("top", START, None, span)])
+    assert counts.get("uncompensated") == ({"/top": 1} if counted else None)
+    assert "uncompensated" not in without
+    np.testing.assert_array_equal(told.points, plain.points)
+
+
+def test_times_in_foxgloves_schema() -> None:
+    times = np.array([-0.1, -0.05, 0.0])
+    rows = packed(np.ones((3, 3)), times, START, VELODYNE)
+    cloud = PointCloud(frame_id="top", point_stride=rows.itemsize, data=rows.tobytes())
+    cloud.timestamp.FromMicroseconds(START)
+    for name, (_, offset) in (rows.dtype.fields or {}).items():
+        cloud.fields.append(PackedElementField(name=name, offset=offset, type=PackedElementField.FLOAT32))
+    (content,) = foxglove.CONVERTERS["foxglove.PointCloud"](cloud)
+    assert isinstance(content, Cloud)
+    np.testing.assert_allclose(point_times(content, LidarTopic(topic="/top")), times, atol=1e-8)
+
+
+def picture(stamp: int, grey: int) -> Sent:
+    data = cv2.imencode(".png", np.full((10, 16, 3), grey, np.uint8))[1].ravel()
+    content = make("sensor_msgs/msg/CompressedImage", header=header(stamp, "eye"), format="png", data=data)
+    return message("/eye", stamp, content)
+
+
+def test_a_camera_that_is_stamped_late_has_the_pose_of_its_exposure(tmp_path: Path) -> None:
+    """Stamped 80 ms after the exposure, which is at the time of the sweep; the one before is stamped nearer to it."""
+    sweeps = [scan("top", START + 100_000 * i, OUSTER, (0.0, 0.05)) for i in (-1, 0, 1)]
+    pictures = [picture(START + 100_000 * i + 80_000, 100 + i) for i in range(-2, 2)]
+    for offset, grey, exposed in ((-0.08, 100, 0.0), (0.0, 99, -0.02)):
+        cameras = {"eye": {"image": "/eye", "info": "/eye/info", "rectified": True, "offset": offset}}
+        frames, _ = frames_of(tmp_path / "a.mcap", [*POSES, *sweeps, *pictures], cameras=cameras, period=0.1)
+        camera = frames[1].cameras["eye"]
+        assert (camera.image.max(), camera.timestamp) == (grey, START + round(1e6 * exposed))
+        np.testing.assert_allclose(camera.global_from_ego, DRIVE(exposed), atol=1e-9)
+
+
+def test_a_lidar_that_is_stamped_late_has_the_pose_of_its_sweep(tmp_path: Path) -> None:
+    """Times after the stamp go with it; those since 1970 stay as they are."""
+    for how in (OUSTER, HESAI, None):
+        late = scan("top", START, how, (0.0, 0.0 if how is None else 0.1), late=70_000)
+        (frame,), _ = frames_of(tmp_path / "a.mcap", [*POSES, late], lidars={"top": {"topic": "/top", "offset": -0.07}})
+        assert frame.timestamp == START
+        assert off(frame, 0) <= EXACT

@@ -1,4 +1,4 @@
-"""results.mcap, read back with the official readers: everything lies where the submission and the scene have it."""
+"""results.mcap and results.rrd, read back with the official readers: all lies where submission and scene have it."""
 
 import filecmp
 import json
@@ -29,6 +29,8 @@ from perception.frame import Frame
 from perception.scene.scene import SceneFrame
 from perception.tasks.drawing import LOWEST_SCORE
 
+SCENE = "scene-0001"
+Steps = list[tuple[Frame, SceneFrame]]
 Messages = dict[str, dict[int, list[Any]]]  # topic -> log time, us -> messages
 
 
@@ -42,18 +44,24 @@ def read(path: Path) -> Messages:
 
 
 @pytest.fixture(scope="module")
-def steps(sim_root: Path) -> list[tuple[Frame, SceneFrame]]:
-    tables, runtime = NuScenesTables(sim_root, "v1.0-sim"), Runtime(bundle().path)
+def steps(tables: NuScenesTables) -> Steps:
+    runtime = Runtime(bundle().path)
     frames = [tables.frame(sample, sweeps=runtime.bundle.spec.sweeps) for sample in tables.samples()]
     return [(frame, runtime.step(frame)) for frame in frames]
 
 
+def viewed(root: Path, out: Path, *scenes: str, viewers: tuple[str, ...] = ("foxglove",), faults: Any = ()) -> Path:
+    """The folder of a replay with files for viewers."""
+    settings = Settings(viewers=viewers, faults=faults)
+    summary = replay(Source(root, "v1.0-sim", [*scenes]), bundle().path, out, settings, console=QUIET)
+    files = {"foxglove": str(out / "results.mcap"), "rerun": str(out / "results.rrd")}
+    assert summary["viewers"] == {viewer: files[viewer] for viewer in viewers}
+    return out
+
+
 @pytest.fixture(scope="module")
 def replayed(sim_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("foxglove")
-    summary = replay(Source(sim_root, "v1.0-sim"), bundle().path, out, Settings(viewers=["foxglove"]), console=QUIET)
-    assert summary["viewers"]["foxglove"] == str(out / "results.mcap")
-    return out
+    return viewed(sim_root, tmp_path_factory.mktemp("viewers"))
 
 
 @pytest.fixture(scope="module")
@@ -91,9 +99,7 @@ def cubes(messages: Messages, topic: str, time: int) -> list[tuple[str, str, np.
     return found
 
 
-def test_detections_are_those_of_the_submission(
-    messages: Messages, replayed: Path, steps: list[tuple[Frame, SceneFrame]]
-) -> None:
+def test_detections_are_those_of_the_submission(messages: Messages, replayed: Path, steps: Steps) -> None:
     submission = json.loads((replayed / "results.json").read_text())["results"]
     compared = 0
     for frame, _ in steps:
@@ -111,7 +117,7 @@ def test_detections_are_those_of_the_submission(
     assert compared > 20
 
 
-def test_tracks_carry_their_ids(messages: Messages, steps: list[tuple[Frame, SceneFrame]]) -> None:
+def test_tracks_carry_their_ids(messages: Messages, steps: Steps) -> None:
     for frame, seen in steps:
         shown = cubes(messages, "/tracks", frame.timestamp)
         tracks = seen.states["detection"]
@@ -123,7 +129,7 @@ def test_tracks_carry_their_ids(messages: Messages, steps: list[tuple[Frame, Sce
             assert text == f"{CLASSES[tracks.boxes.labels[i]].replace('_', ' ')} {name}"
 
 
-def test_annotations_move_with_the_global_frame(messages: Messages, steps: list[tuple[Frame, SceneFrame]]) -> None:
+def test_annotations_move_with_the_global_frame(messages: Messages, steps: Steps) -> None:
     for frame, _ in steps:
         truth = frame.boxes.transformed(frame.global_from_reference).select(frame.boxes.num_points != 0)
         shown = cubes(messages, "/annotations", frame.timestamp)
@@ -131,9 +137,7 @@ def test_annotations_move_with_the_global_frame(messages: Messages, steps: list[
         np.testing.assert_allclose([each[2][:3, 3] for each in shown], truth.centers, atol=1e-6)
 
 
-def test_edges_in_a_picture_are_the_cubes_seen_by_the_camera(
-    messages: Messages, steps: list[tuple[Frame, SceneFrame]]
-) -> None:
+def test_edges_in_a_picture_are_the_cubes_seen_by_the_camera(messages: Messages, steps: Steps) -> None:
     """From the file alone: cubes, transforms and calibrations give the corners that are drawn on the pictures."""
     corners = np.array([[x, y, z, 2] for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)]) / 2
     compared = 0
@@ -160,7 +164,7 @@ def test_edges_in_a_picture_are_the_cubes_seen_by_the_camera(
     assert compared > 20
 
 
-def test_map_points_and_pictures_are_the_frames(messages: Messages, steps: list[tuple[Frame, SceneFrame]]) -> None:
+def test_map_points_and_pictures_are_the_frames(messages: Messages, steps: Steps) -> None:
     grid = bundle().manifest.head_grid
     centers, task = grid.build().centers(), bundle().manifest.heads["map"]
     for frame, seen in steps:
@@ -186,11 +190,10 @@ def test_map_points_and_pictures_are_the_frames(messages: Messages, steps: list[
             assert picture.timestamp.ToMicroseconds() == camera.timestamp
 
 
-def test_pictures_that_were_changed_are_encoded_again(sim_root: Path, tmp_path: Path) -> None:
+def test_pictures_that_were_changed_are_encoded_again(sim_root: Path, steps: Steps, tmp_path: Path) -> None:
     """By a fault or rectified; and those that a viewer would turn."""
-    settings = Settings(faults=["noise:CAM_FRONT"], viewers=["foxglove"])
-    replay(Source(sim_root, "v1.0-sim", ["scene-0001:0-1"]), bundle().path, tmp_path, settings, console=QUIET)
-    (frame,) = inject(first_frame(sim_root), [Fault.parse("noise:CAM_FRONT", SENSORS)])
+    viewed(sim_root, tmp_path, f"{SCENE}:0-1", faults=["noise:CAM_FRONT"])
+    (frame,) = inject([steps[0][0]], [Fault.parse("noise:CAM_FRONT", SENSORS)])
     (picture,) = (each for at in read(tmp_path / "results.mcap")["/cam_front/image"].values() for each in at)
     pixels = cv2.imdecode(np.frombuffer(picture.data, np.uint8), cv2.IMREAD_COLOR)[..., ::-1]
     shown = frame.cameras["CAM_FRONT"].image
@@ -199,16 +202,10 @@ def test_pictures_that_were_changed_are_encoded_again(sim_root: Path, tmp_path: 
     np.testing.assert_allclose(*np.asarray(small, float), atol=6)  # without the noise, which JPEG changes
 
 
-def first_frame(root: Path) -> list[Frame]:
-    tables = NuScenesTables(root, "v1.0-sim")
-    return [tables.frame(tables.samples(selectors=["scene-0001"])[0])]
-
-
-def test_the_file_of_a_picture_is_that_of_its_very_image(sim_root: Path) -> None:
+def test_the_file_of_a_picture_is_that_of_its_very_image(steps: Steps) -> None:
     """Not of a changed one, nor one that programs turn by the orientation in its file."""
-    camera = first_frame(sim_root)[0].cameras["CAM_FRONT"]
+    camera = steps[0][0].cameras["CAM_FRONT"]
     content = camera.jpeg
-    assert content is not None
     np.testing.assert_array_equal(decode_image(content), camera.image)
     assert replace(camera, intrinsics=2 * camera.intrinsics).jpeg == content
     assert replace(camera, image=camera.image.copy()).jpeg is None
@@ -218,10 +215,7 @@ def test_the_file_of_a_picture_is_that_of_its_very_image(sim_root: Path) -> None
 
 
 def test_changes_of_health_are_logged(sim_root: Path, tmp_path: Path) -> None:
-    faults = ["drop:CAM_FRONT@0.3-0.8"]
-    settings = Settings(faults=faults, viewers=["foxglove"])
-    replay(Source(sim_root, "v1.0-sim", ["scene-0001"]), bundle().path, tmp_path, settings, console=QUIET)
-    found = read(tmp_path / "results.mcap")
+    found = read(viewed(sim_root, tmp_path, SCENE, faults=["drop:CAM_FRONT@0.3-0.8"]) / "results.mcap")
     times = sorted(found["/tf"])
     said = {time: {log.name: (log.message, log.level) for log in found["/log"].get(time, [])} for time in times}
     first, second, third = (said[time] for time in times)
@@ -234,9 +228,7 @@ def test_changes_of_health_are_logged(sim_root: Path, tmp_path: Path) -> None:
     assert [len(found["/cam_front/image"].get(time, [])) for time in times] == [1, 0, 1]
 
 
-def test_same_frames_give_the_same_bytes_and_a_failure_leaves_nothing(
-    steps: list[tuple[Frame, SceneFrame]], tmp_path: Path
-) -> None:
+def test_same_frames_give_the_same_bytes_and_a_failure_leaves_nothing(steps: Steps, tmp_path: Path) -> None:
     tasks = bundle().manifest.heads
     for name in ("a", "b"):
         with FoxgloveWriter.open(tmp_path / name, tasks, "LIDAR_TOP") as writer:
@@ -248,3 +240,30 @@ def test_same_frames_give_the_same_bytes_and_a_failure_leaves_nothing(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b"]
     with pytest.raises(InputError, match=r"cannot write the recording .*; choose another folder"):
         FoxgloveWriter.open(tmp_path / "a" / "results.mcap", tasks, "LIDAR_TOP").__enter__()
+
+
+def test_boxes_points_and_words_are_those_of_the_replay(sim_root: Path, steps: Steps, tmp_path: Path) -> None:
+    """As Rerun itself reads them."""
+    pytest.importorskip("rerun", reason="rerun-sdk is not installed")
+    from rerun_tables import column
+
+    recording = viewed(sim_root, tmp_path, SCENE, viewers=("rerun",)) / "results.rrd"
+    for i, (frame, seen) in enumerate(steps[:3]):
+        detections, tracks = seen.prediction.results["detection"], seen.states["detection"]
+        confirmed = tracks.boxes.select(tracks.confirmed)
+        for entity, boxes in (("world/vehicle/detections", detections), ("world/tracks", confirmed)):
+            shown = boxes.select(boxes.scores >= 0.1)
+            centers = column(recording, entity, "centers")[i]
+            np.testing.assert_allclose(np.reshape(centers, (-1, 3)), shown.centers, rtol=1e-6, atol=1e-3)
+            half = np.reshape(column(recording, entity, "half sizes")[i], (-1, 3))
+            np.testing.assert_allclose(2 * half, shown.sizes[:, [1, 0, 2]], rtol=1e-5)
+        points = column(recording, "world/vehicle/points", "positions")[i]
+        np.testing.assert_array_equal(np.reshape(points, (-1, 3)).astype(np.float32), frame.points[:, :3])
+    said = json.dumps(column(recording, "conditions", "text")[0])
+    assert "weather: clear (clear since 0.0 s by tags: 1 of 1 frames)" in said
+
+
+def test_an_unknown_viewer_is_refused_before_the_replay(sim_root: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="rviz: no file is written for this viewer; choose from foxglove, rerun"):
+        viewed(sim_root, tmp_path / "out", viewers=("rviz",))
+    assert not (tmp_path / "out").exists()
