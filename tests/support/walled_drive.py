@@ -35,15 +35,13 @@ class WalledDrive(ListedKeyframes):
 
     Args:
         labelled: whether points of keyframes have classes.
-        moves: whether the car's class is one of those that move.
     """
 
     dataroot, version, rig = Path("walled"), "", Rig.model_validate({"name": "r", "lidars": [{"name": "L"}]})
+    taxonomy = TAXONOMY
 
-    def __init__(self, labelled: bool = True, moves: bool = True, instance: str = "car") -> None:
+    def __init__(self, labelled: bool = True, instance: str = "car") -> None:
         super().__init__("walled", {"drive": [str(k) for k in range(4)]})
-        still = TAXONOMY.classes[0].model_copy(update={"static": True})
-        self.taxonomy = TAXONOMY if moves else TAXONOMY.model_copy(update={"classes": (still, TAXONOMY.classes[1])})
         self.labelled, self.instance = labelled, instance
 
     def timestamp(self, sample: str) -> int:

@@ -1,33 +1,40 @@
-"""Infos of mmdet3d give the frames that the tables give, in every layout and convention."""
+"""Infos of mmdet3d give the frames that the tables give, in every layout and convention; damage is told in one line."""
 
+import copy
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from infos import new_infos, old_infos, write_infos
+from damage import Change, put, without
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from infos import new_infos, old_infos, opened_tiny, write_infos
 from nuscenes import NuScenes
 from nuscenes.eval.detection.utils import category_to_detection_name
 from nuscenes.utils.data_classes import Box
 from nuscenes.utils.geometry_utils import BoxVisibility
+from refusals import one_line_error
 from repository import ROOT
 from rich.console import Console
-from vocabulary import NUSCENES, RIG
+from tiny import write_tiny
+from vocabulary import RIG
 
 from perception.config import Lidar, load_config, parse_config
 from perception.datasets.nuscenes.dataset import NuScenesTables
+from perception.errors import InputError
 from perception.evaluation.evaluate import evaluate
-from perception.frame import Boxes, Conditions, Frame, Prediction
+from perception.frame import Conditions, Frame, Prediction
 from perception.grid import BevGrid
 from perception.mmdet3d.infos import Infos
+from perception.mmdet3d.layouts import read_keyframes
 from perception.sensors.inputs import InputSpec
-from perception.tasks.detection.columns import read_submission
-from perception.tasks.detection.metric import DetectionMetric
+from perception.sources import open_source
 from perception.training.loader import FrameDataset, batches
-
-LAYOUTS = ("since 1.1", "1.0", "before 1.0")
+from perception.unpickle import read_plain
 
 
 @dataclass(frozen=True)
@@ -36,28 +43,22 @@ class Sources:
     devkit: NuScenes
     infos: Infos
     layout: str
-    folder: Path
 
 
-def infos_in(folder: Path, root: Path, devkit: NuScenes, layout: str) -> Infos:
-    """Infos beside links to the files of a dataroot."""
+@pytest.fixture(
+    scope="module", params=["since 1.1, real", "before 1.0, real", "since 1.1, simulated", "1.0, simulated"]
+)
+def sources(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Sources:
+    """Tables, and infos beside links to their files."""
+    layout, kind = request.param.split(", ")
+    name, version = {"real": ("nuscenes_root", "v1.0-mini"), "simulated": ("sim_root", "v1.0-sim")}[kind]
+    root, folder = request.getfixturevalue(name), tmp_path_factory.mktemp("infos")
+    devkit = NuScenes(version, str(root), verbose=False)
     for name in ("samples", "sweeps"):
         (folder / name).symlink_to(root / name)
     old = old_infos(devkit, old_boxes=layout == "before 1.0")
-    return Infos(write_infos(folder / "nuscenes_infos_val.pkl", new_infos(old) if layout == "since 1.1" else old))
-
-
-@pytest.fixture(scope="module")
-def opened(keyframes: tuple[Path, str]) -> tuple[Path, NuScenesTables, NuScenes]:
-    root, version = keyframes
-    return root, NuScenesTables(root, version), NuScenes(version, str(root), verbose=False)
-
-
-@pytest.fixture(scope="module", params=LAYOUTS)
-def sources(opened: Any, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Sources:
-    root, tables, devkit = opened
-    folder = tmp_path_factory.mktemp("infos")
-    return Sources(tables, devkit, infos_in(folder, root, devkit, request.param), request.param, folder)
+    path = write_infos(folder / "nuscenes_infos_val.pkl", new_infos(old) if layout == "since 1.1" else old)
+    return Sources(NuScenesTables(root, version), devkit, Infos(path), layout)
 
 
 def lidar_boxes(devkit: NuScenes, sample: str) -> list[Box]:
@@ -66,25 +67,16 @@ def lidar_boxes(devkit: NuScenes, sample: str) -> list[Box]:
     return [box for box in boxes if category_to_detection_name(box.name)]
 
 
-def test_the_same_keyframes_in_the_same_order(sources: Sources) -> None:
-    assert set(sources.infos.samples()) == set(sources.tables.samples())
-    for scene in sources.tables.scenes():
-        tokens = sources.tables.samples(selectors=[scene])
-        (drive,) = {sources.infos.scene(token) for token in tokens}
-        assert sources.infos.samples(selectors=[drive]) == tokens
-        assert sources.infos.samples(None, [f"{drive}:1-3"]) == tokens[1:3]
-    assert [sources.infos.timestamp(t) for t in sources.tables.samples()] == [
-        sources.tables.timestamp(t) for t in sources.tables.samples()
-    ]
-
-
 @pytest.mark.parametrize("reference", ["ego", "lidar"])
 def test_frames_equal_the_tables(sources: Sources, reference: Any) -> None:
     """Poses since 1.1 are float32, of kilometres: what goes through them differs by 0.1 mm, all else by 1e-6."""
     places = 1e-4 if sources.layout == "since 1.1" else 1e-9
     seen = 0
+    assert {*sources.infos.samples()} == {*sources.tables.samples()}
     for token in sources.tables.samples():
-        ours, theirs = (each.frame(token, reference, sweeps=3) for each in (sources.infos, sources.tables))
+        ours, theirs = (
+            each.frame(token, reference, sweeps=3, least_width=400) for each in (sources.infos, sources.tables)
+        )
         assert (ours.token, ours.timestamp, ours.reference) == (theirs.token, theirs.timestamp, theirs.reference)
         np.testing.assert_allclose(ours.global_from_ego, theirs.global_from_ego, atol=places)
         np.testing.assert_allclose(ours.global_from_reference, theirs.global_from_reference, atol=places)
@@ -177,35 +169,13 @@ def test_scores_equal_those_of_the_tables(sources: Sources, tmp_path: Path) -> N
     assert json.loads((tmp_path / sources.infos.version / "metrics.json").read_text()) == infos
 
 
-def test_scores_are_those_of_the_submission_that_was_written(opened: Any, tmp_path: Path) -> None:
-    tables = opened[1]
-    spec, samples = InputSpec(BevGrid(), Lidar(sweeps=0), camera=None, rig=RIG), tables.samples()
-    found = evaluate(Detector(tables), tables, None, [], tmp_path, spec, Console(quiet=True))
-    metric = DetectionMetric(tables, spec.grid)
-    for token in samples:
-        metric.add(tables.frame(token, annotations=False, lidar=False, cameras=False), Boxes.none())
-    written = read_submission(tmp_path / "results_nusc.json", {token: i for i, token in enumerate(samples)}, NUSCENES)
-    metric.detections = written.counted(metric.egos, metric.bicycle_racks, NUSCENES)
-    of_file = metric.scores()
-    assert of_file.keys() < found.keys()
-    _assert_close(of_file, {key: found[key] for key in of_file})
-
-
-def _assert_close(ours: Any, theirs: Any) -> None:
-    if isinstance(theirs, dict):
-        assert ours.keys() == theirs.keys()
-        for key, value in theirs.items():
-            _assert_close(ours[key], value)
-    else:
-        assert ours == theirs if theirs is None else abs(ours - theirs) < 1e-9
-
-
 def test_training_sees_the_same_batches(sources: Sources) -> None:
     content = load_config(ROOT / "configs" / "tiny.yaml").model_dump()
     content["train"] |= {"steps": 2}
     content["data"] |= {"augment": None}
     config = parse_config(content, "test")
-    tokens = [token for token in sources.tables.samples() if sources.tables.frame(token).cameras]
+    shown = {token: sources.tables.frame(token, lidar=False, least_width=200) for token in sources.tables.samples()}
+    tokens = [token for token, frame in shown.items() if frame.cameras]
     ours, theirs = (list(batches(FrameDataset(s, tokens, config), config)) for s in (sources.infos, sources.tables))
     for a, b in zip(ours, theirs, strict=True):
         assert a.tokens == b.tokens
@@ -221,3 +191,179 @@ def test_training_sees_the_same_batches(sources: Sources) -> None:
         for name in ("offset", "height"):  # of the centres, in cells of 0.8 m and in m
             np.testing.assert_allclose(mine[name], other[name], atol=1e-5 if name == "height" else 1e-5 / 0.8)
         np.testing.assert_array_equal(mine["heatmap"] == 1, other["heatmap"] == 1)  # which class, and where
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("damage") / "tiny"
+    write_tiny(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def contents(root: Path) -> dict[str, Any]:
+    """Infos of the tiny drive in the old and the new layout, as they come out of a file."""
+    old, boxes_since = (old_infos(opened_tiny(root), old_boxes=each) for each in (True, False))
+    made = {"old": old, "new": new_infos(boxes_since)}
+    return {layout: read_plain(write_infos(root / "infos.pkl", content)) for layout, content in made.items()}
+
+
+def no_vehicles(content: Any) -> None:
+    for row in content.get("infos", ()):
+        row["gt_names"] = np.array(["pedestrian"] * len(row["gt_names"]))
+    for row in content.get("data_list", ()):
+        for instance in row["instances"]:
+            instance["bbox_label_3d"] = 7
+
+
+SKEWED = np.diag([1.0, 2.0, 1.0, 1.0]).tolist()
+BACK, FIRST = "data_list.0.images.CAM_BACK", r"data_list\[0\]."
+NO_VEHICLES = "written as before mmdet3d 1.0 is seen from vehicles, and none is annotated"
+DAMAGE: list[tuple[str, Change, str]] = [
+    ("new", put("metainfo.dataset", "kitti"), "metainfo.dataset is kitti; only infos"),
+    ("new", put("data_list", {"a": 1}), "data_list is no list"),
+    ("new", put("data_list", []), "data_list has no keyframe"),
+    ("new", without("metainfo"), "neither data_list and metainfo nor infos and metadata"),
+    ("new", without("data_list.1.token"), r"list\[1\] has no token"),
+    ("new", put("data_list.2", 7), r"data_list\[2\] is no dict"),
+    ("new", without("data_list.1.ego2global"), r"data_list\[1\] has no ego2global"),
+    ("new", without(f"{BACK}.lidar2cam"), FIRST + "images.CAM_BACK has no lidar2cam"),
+    ("new", put(f"{BACK}.cam2img", [[1.0]]), FIRST + "images.CAM_BACK.cam2img is not 3 x 3 numbers"),
+    ("new", put("data_list.0.ego2global", SKEWED), FIRST + "ego2global is no rotation and translation"),
+    ("new", put("data_list.0.ego2global.0.3", np.nan), FIRST + "ego2global holds NaN, infinity"),
+    ("new", put("data_list.0.instances.0.bbox_3d.2", "a"), "bbox_3d is not 7 numbers"),
+    ("new", put("data_list.0.instances.1.bbox_3d.4", 0.0), r"instances\[1\].bbox_3d has a size that is not posit"),
+    ("new", put("data_list.0.instances.0.bbox_label_3d", 12), "is 12, which is no category"),
+    ("new", put("data_list.2.lidar_points.num_pts_feats", 4), "num_pts_feats is not 5"),
+    ("new", put("data_list.0.timestamp", 1.5e15), FIRST + "timestamp is no time .* in seconds"),
+    ("new", lambda all: all["data_list"].append(all["data_list"][0]), "data_list has 1 keyframes twice"),
+    ("new", no_vehicles, NO_VEHICLES),
+    ("old", no_vehicles, NO_VEHICLES),
+    ("old", put("infos", []), "infos has no keyframe"),
+    ("old", put("infos.0.timestamp", 1500000000), r"infos\[0\].timestamp is no time .* in microseconds"),
+    ("old", put("infos.0.gt_names", np.array(["car"])), r"infos\[0\].gt_boxes is not 1 x 7 numbers"),
+    ("old", put("infos.0.gt_names", np.zeros(3)), "gt_names is no list of names"),
+    ("old", put("infos.1.ego2global_rotation", [1.0, 1.0, 0.0, 0.0]), "no rotation: the quaternion's length is not 1"),
+    ("old", without("infos.1.sweeps.0.sensor2ego_translation"), r"\[1\].sweeps\[0\] has no sensor2ego_translation"),
+    ("old", put("infos.1.lidar_path", "a/.."), r"infos\[1\].lidar_path names no file"),
+]
+
+
+@pytest.mark.parametrize(("layout", "damage", "says"), DAMAGE)
+def test_damage_is_told_in_one_line(
+    root: Path, contents: dict[str, Any], layout: str, damage: Change, says: str
+) -> None:
+    content = copy.deepcopy(contents[layout])
+    path = write_infos(root / "nuscenes_infos_val.pkl", content)
+    assert len(Infos(path).samples()) == 3
+    damage(content)
+    write_infos(path, content)
+    with one_line_error(says, at=f"{path}: "):
+        Infos(path)
+
+
+@pytest.mark.parametrize(
+    ("ask", "says"),
+    [
+        (lambda path: open_source(path, "v1.0-mini"), "infos.pkl: infos have no --version"),
+        (lambda path: open_source(path.parent / "absent.pkl", None), "absent.pkl: cannot read the file"),
+        (lambda path: open_source(path, None).samples("val"), "has no split val; leave out --split"),
+        (lambda path: open_source(path, None).samples(None, ["scene-0001"]), "no such scene in .*; it has drive-0001"),
+        (lambda path: Infos(path).frame("1234"), "infos.pkl: no keyframe 1234"),
+    ],
+)
+def test_what_infos_do_not_have(root: Path, contents: dict[str, Any], ask: Callable[[Path], Any], says: str) -> None:
+    with one_line_error(says):
+        ask(write_infos(root / "infos.pkl", contents["new"]))
+
+
+def test_files_that_are_absent_or_do_not_fit(tmp_path: Path, contents: dict[str, Any]) -> None:
+    """A file is a missing sensor; all of them are infos apart from their data."""
+    with one_line_error(r"none of the 21 files .* such as .*samples/LIDAR_TOP/.*; put it into the data"):
+        Infos(write_infos(tmp_path / "nuscenes_infos_val.pkl", contents["new"]))
+    write_tiny(tmp_path / "tiny")
+    infos = Infos(write_infos(tmp_path / "tiny" / "infos.pkl", contents["new"]))
+    for name in ("LIDAR_TOP", "CAM_BACK"):
+        min((tmp_path / "tiny" / "samples" / name).iterdir()).unlink()
+    frames = [infos.frame(token, sweeps=1) for token in infos.samples()]
+    assert frames[0].points is None
+    assert "CAM_BACK" not in frames[0].cameras
+    assert all(frame.points is not None and len(frame.cameras) == 6 for frame in frames[1:])
+    content = copy.deepcopy(contents["new"])
+    put("data_list.0.images.CAM_FRONT.cam2img", [[120.0, 0, 79], [0, 120, 49], [0, 0, 1]])(content)
+    infos = Infos(write_infos(tmp_path / "tiny" / "infos.pkl", content))
+    with one_line_error(r"CAM_FRONT/.*the picture is 80x50, but infos.pkl has its optical axis at 79, 49"):
+        infos.frame(infos.samples()[0])
+
+
+def test_no_path_leads_out_of_the_dataroot(root: Path, contents: dict[str, Any]) -> None:
+    content = copy.deepcopy(contents["old"])
+    for row in content["infos"]:
+        row["lidar_path"] = "/etc/../../secret/passwd"
+        row["cams"]["CAM_FRONT"]["data_path"] = "..\\..\\windows\\a.jpg"
+    (a, *_) = read_keyframes(content, root, 1 << 20)
+    assert a.lidar.file == "samples/LIDAR_TOP/passwd"
+    assert a.cameras["CAM_FRONT"].file == "samples/CAM_FRONT/a.jpg"
+
+
+def test_without_annotations(root: Path, contents: dict[str, Any]) -> None:
+    content = copy.deepcopy(contents["old"])
+    for row in content["infos"]:
+        for key in ("gt_boxes", "gt_names", "gt_velocity", "num_lidar_pts", "num_radar_pts", "valid_flag"):
+            del row[key]
+    infos = Infos(write_infos(root / "nuscenes_infos_test.pkl", content))
+    assert [infos.frame(token).boxes for token in infos.samples()] == [None] * 3
+
+
+def test_a_drive_ends_at_a_gap_another_log_and_a_first_sweep(root: Path, contents: dict[str, Any]) -> None:
+    def drives(*changes: Change) -> list[int]:
+        content = copy.deepcopy(contents["old"])
+        for change in changes:
+            change(content)
+        infos = Infos(write_infos(root / "nuscenes_infos_val.pkl", content))
+        return [len(infos.samples(selectors=[name])) for name in infos.scenes()]
+
+    assert drives() == [3]
+    times = [row["timestamp"] for row in contents["old"]["infos"]]
+    assert drives(put("infos.2.timestamp", times[1] + 2_000_000)) == [2, 1]
+    assert drives(put("infos.1.sweeps", [])) == [1, 2]
+    name = f"samples/LIDAR_TOP/n008-2018__LIDAR_TOP__{times[2]}.pcd.bin"
+    assert sorted(drives(put("infos.2.lidar_path", name))) == [1, 2]
+
+
+def _places(content: Any, depth: int = 0) -> list[tuple[Any, Any]]:
+    """Every container and key in nested dicts and lists."""
+    if not isinstance(content, dict | list) or depth > 6:
+        return []
+    pairs = list(content.items()) if isinstance(content, dict) else list(enumerate(content))
+    return [(content, key) for key, _ in pairs] + [p for _, value in pairs for p in _places(value, depth + 1)]
+
+
+JUNK = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=3), st.binary(max_size=3),
+    st.lists(st.floats(), max_size=9), st.dictionaries(st.text(max_size=2), st.integers(), max_size=2),
+    st.sampled_from([np.zeros((2, 7)), np.zeros(0), np.array(["car"]), np.full((3, 7), np.nan), 1e308, 10**400]),
+)  # fmt: skip
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_whatever_is_in_them_is_read_or_refused(contents: dict[str, Any], data: st.DataObject) -> None:
+    content = copy.deepcopy(contents[data.draw(st.sampled_from(["old", "new"]))])
+    for _ in range(data.draw(st.integers(1, 3))):
+        container, key = data.draw(st.sampled_from(_places(content)))
+        container[key] = data.draw(JUNK)
+    try:
+        read_keyframes(content, Path("infos.pkl"), 1 << 30)
+    except InputError as error:
+        message = str(error)
+        assert message.startswith("infos.pkl: ")
+        assert "\n" not in message
+
+
+def test_lists_that_keyframes_share_do_not_fill_memory(contents: dict[str, Any]) -> None:
+    content = copy.deepcopy(contents["new"])
+    instances = content["data_list"][0]["instances"] * 1000
+    content["data_list"] = [content["data_list"][0] | {"token": f"t{i}", "instances": instances} for i in range(1000)]
+    with pytest.raises(InputError, match="data_list has keyframes that share their lists"):
+        read_keyframes(content, Path("infos.pkl"), 1 << 20)

@@ -1,6 +1,5 @@
-"""Frames against the official devkit, on real keyframes and on simulated ones."""
+"""Frames, boxes, classes of points and voxels of nuScenes' tables: as the devkit and Occ3D have them, and by hand."""
 
-import json
 import os
 import shutil
 from dataclasses import dataclass
@@ -9,21 +8,28 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from annotated_tiny import VERSION, labels_of, voxels_of, write_annotated
 from nuscenes import NuScenes
 from nuscenes.eval.detection.utils import category_to_detection_name
-from nuscenes.utils.data_classes import Box, LidarPointCloud
+from nuscenes.utils.data_classes import Box as DevkitBox
+from nuscenes.utils.data_classes import LidarPointCloud
+from nuscenes.utils.data_io import load_bin_file
 from nuscenes.utils.geometry_utils import BoxVisibility, view_points
 from nuscenes.utils.splits import create_splits_scenes
-from vocabulary import ATTRIBUTES, CAMERAS, CLASSES, NUSCENES
+from ten_sweeps import SWEEPS, drive
+from tiny import token
+from vocabulary import ATTRIBUTES, CAMERAS, CLASSES, NUSCENES, RIG
 
-from perception.datasets.nuscenes import tables as tables_module
+from perception.datasets.files import read_points
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.datasets.nuscenes.descriptions import conditions_of
+from perception.datasets.nuscenes.joined import JoinedTables
 from perception.datasets.nuscenes.splits import official_splits
 from perception.errors import InputError
 from perception.frame import Conditions
+from perception.rig import Box
+from perception.sensors.lidar.sweeps import Sweep, join_lidars, outside_roof
+from perception.voxels import VoxelGrid, occupancy_classes
 
 
 @dataclass(frozen=True)
@@ -42,7 +48,7 @@ class Oracle:
     def row(self, annotation: str) -> dict[str, Any]:
         return self.devkit.get("sample_annotation", annotation)
 
-    def boxes(self, sample: str, channel: str) -> list[Box]:
+    def boxes(self, sample: str, channel: str) -> list[DevkitBox]:
         """The devkit's boxes of the ten classes in a sensor's own frame, seen or not."""
         data = self.devkit.get("sample", sample)["data"][channel]
         boxes = self.devkit.get_sample_data(data, box_vis_level=BoxVisibility.NONE)[1]
@@ -77,6 +83,8 @@ def test_annotations_equal_the_devkits(oracle: Oracle) -> None:
             names = [oracle.devkit.get("attribute", a)["name"] for a in row["attribute_tokens"]]
             assert [ATTRIBUTES[a] for a in boxes.attributes[i : i + 1] if a >= 0] == names
             seen += 1
+        others = [oracle.row(a) for a in oracle.devkit.get("sample", sample)["anns"] if a not in {*annotations}]
+        assert oracle.tables.obstacles(sample).instances.tolist() == [row["instance_token"] for row in others]
     assert seen > 20
 
 
@@ -130,57 +138,55 @@ def test_both_references_place_points_and_boxes_alike(oracle: Oracle) -> None:
         np.testing.assert_array_equal(ego.global_from_ego, ego.global_from_reference)
 
 
-def test_official_splits_equal_the_devkits() -> None:
+def test_splits_and_selectors_are_the_devkits(nuscenes_root: Path) -> None:
     assert official_splits() == create_splits_scenes()
-
-
-def test_official_splits(nuscenes_root: Path) -> None:
     tables = NuScenesTables(nuscenes_root, "v1.0-mini")
     assert tables.scenes("mini_val") == create_splits_scenes()["mini_val"] == tables.scenes()
     assert len(tables.samples("mini_val")) == 81
-    assert tables.samples("all", ["scene-0916", "scene-0103:0-4"]) == [
-        *tables.samples(None, ["scene-0916"]),
-        *tables.samples()[:4],
-    ]
+    chosen = tables.samples("all", ["scene-0916", "scene-0103:0-4"])
+    assert chosen == [*tables.samples(None, ["scene-0916"]), *tables.samples()[:4]]
     with pytest.raises(InputError, match=r"no scene of split mini_train is here; it has scene-0103, scene-0916"):
         tables.samples("mini_train")
 
 
 def test_samples_are_in_order_of_time(oracle: Oracle) -> None:
-    for scene in oracle.tables.scenes():
-        record = next(s for s in oracle.devkit.scene if s["name"] == scene)
+    for record in oracle.devkit.scene:
         expected, sample = [], record["first_sample_token"]
         while sample:
             expected.append(sample)
             sample = oracle.devkit.get("sample", sample)["next"]
-        assert oracle.tables.samples(None, [scene]) == expected
+        assert oracle.tables.samples(None, [record["name"]]) == expected
 
 
-def test_real_keyframes_without_files_are_read_without_sensors(nuscenes_root: Path) -> None:
-    tables = NuScenesTables(nuscenes_root, "v1.0-mini")
-    samples = tables.samples(None, ["scene-0103:0-8"])
-    frames = [tables.frame(sample) for sample in samples]
-    assert [len(frame.cameras) for frame in frames] == [6, 6, 6, 6, 0, 0, 0, 0]
-    assert [frame.points is not None for frame in frames] == [True] * 7 + [False]
-    assert all(frame.boxes is not None and len(frame.boxes) for frame in frames)
-    assert frames[0].conditions == Conditions(weather="clear", light="day", city="boston")
-    assert frames[0].location == "boston-seaport"
+def test_a_keyframe_has_ten_real_clouds(nuscenes_root: Path, tmp_path: Path) -> None:
+    """The drive on which tools/bench.py measures the loader: real keyframes with nine sweeps before each."""
+    tables, tokens = drive(nuscenes_root, tmp_path)
+    assert len(tokens) == 4
+    for sample in tokens:
+        frame = tables.frame(sample, "lidar", SWEEPS)
+        assert len(frame.cameras) == 6
+        ages, counts = np.unique(frame.points[:, 4], return_counts=True)
+        np.testing.assert_allclose(ages, 0.05 * np.arange(10), atol=1e-6)
+        chain = [each.file for each in tables.recordings.chain(tables.recordings[sample]["LIDAR_TOP"], 10)]
+        assert len({(tmp_path / file).resolve() for file in chain}) >= 9
+        assert counts.tolist() == [int(outside_roof(read_points(tmp_path / file)).sum()) for file in chain]
+        assert len(tables.boxes(sample)) > 20
 
 
 def test_a_frame_of_the_tiny_drive(tiny_root: Path) -> None:
-    tables = NuScenesTables(tiny_root, "v1.0-tiny")
-    frame = tables.frame(tables.samples("train")[1], sweeps=10)
+    tables = NuScenesTables(tiny_root, VERSION)
+    sample = tables.samples("train")[1]
+    frame = tables.frame(sample, sweeps=10)
     assert set(frame.cameras) == set(CAMERAS)
-    assert frame.conditions == Conditions(weather="rain", light="night", city="boston")
+    assert (frame.location, frame.conditions) == (
+        "boston-seaport",
+        Conditions(weather="rain", light="night", city="boston"),
+    )
     assert [CLASSES[label] for label in frame.boxes.labels] == ["car", "pedestrian"]
     np.testing.assert_allclose(frame.boxes.velocities, [[5, 0, 0], [0, 0, 0]], atol=1e-6)
     np.testing.assert_allclose(frame.boxes.centers[0], [10, 0, 1], atol=1e-9)
     np.testing.assert_allclose(np.unique(frame.points[:, 4]), [0, 0.25, 0.5, 0.75], atol=1e-6)
 
-
-def test_a_sweep_is_moved_by_the_vehicles_motion(tiny_root: Path) -> None:
-    tables = NuScenesTables(tiny_root, "v1.0-tiny")
-    sample = tables.samples()[1]
     points = tables.frame(sample, sweeps=1).points
     _, sweep = tables.recordings.chain(tables.recordings[sample]["LIDAR_TOP"], 1)
     raw = np.fromfile(tiny_root / sweep.file, np.float32).reshape(-1, 5)
@@ -192,10 +198,9 @@ def test_a_sweep_is_moved_by_the_vehicles_motion(tiny_root: Path) -> None:
 
 
 def test_missing_files_are_missing_sensors(tiny_root: Path) -> None:
-    tables = NuScenesTables(tiny_root, "v1.0-tiny")
+    tables = NuScenesTables(tiny_root, VERSION)
     sample = tables.samples()[2]
-    whole = tables.frame(sample, sweeps=10)
-    keyframe = tables.recordings[sample]
+    whole, keyframe = tables.frame(sample, sweeps=10), tables.recordings[sample]
     _, sweep = tables.recordings.chain(keyframe["LIDAR_TOP"], 1)
     (tiny_root / sweep.file).unlink()
     (tiny_root / keyframe["CAM_BACK"].file).unlink()
@@ -204,51 +209,120 @@ def test_missing_files_are_missing_sensors(tiny_root: Path) -> None:
     np.testing.assert_array_equal(frame.points, whole.points[whole.points[:, 4] != np.float32(0.25)])
     (tiny_root / keyframe["LIDAR_TOP"].file).unlink()
     assert tables.frame(sample, sweeps=10).points is None
-
-
-def test_only_the_sensors_asked_for_are_read(tiny_root: Path) -> None:
-    tables = NuScenesTables(tiny_root, "v1.0-tiny")
-    shutil.rmtree(tiny_root / "samples" / "LIDAR_TOP")
     for file in (tiny_root / "samples" / "CAM_FRONT").iterdir():
-        os.truncate(file, 5)
-    frame = tables.frame(tables.samples()[0], lidar=False, cameras=False, annotations=False)
-    assert frame.points is None
-    assert frame.boxes is None
-    assert not frame.cameras
+        os.truncate(file, 5)  # of a sensor that nobody asks for
+    frame = tables.frame(sample, lidar=False, cameras=False, annotations=False)
+    assert (frame.points, frame.boxes, frame.cameras) == (None, None, {})
 
 
 @pytest.mark.parametrize(
     ("description", "location", "expected"),
     [
-        (
-            "Night, after rain, many peds",
-            "singapore-hollandvillage",
-            Conditions(weather="rain", light="night", city="singapore"),
-        ),
-        (
-            "Parked cars, train crossing, terrain",
-            "boston-seaport",
-            Conditions(weather="clear", light="day", city="boston"),
-        ),
-        ("Rain; heavy fog", "singapore-onenorth", Conditions(weather="rain", light="day", city="singapore")),
-        ("foggy night", "somewhere", Conditions(weather="fog", light="night", city=None)),
-        ("", "boston-seaport", Conditions(weather=None, light=None, city="boston")),
+        ("Night, after rain, many peds", "singapore-hollandvillage", ("rain", "night", "singapore")),
+        ("Parked cars, train crossing, terrain", "boston-seaport", ("clear", "day", "boston")),
+        ("Rain; heavy fog", "singapore-onenorth", ("rain", "day", "singapore")),
+        ("foggy night", "somewhere", ("fog", "night", None)),
+        ("", "boston-seaport", (None, None, "boston")),
     ],
 )
-def test_conditions(description: str, location: str, expected: Conditions) -> None:
-    assert conditions_of(description, location, NUSCENES) == expected
+def test_conditions(description: str, location: str, expected: tuple[str | None, ...]) -> None:
+    assert conditions_of(description, location, NUSCENES) == Conditions(
+        **dict(zip(("weather", "light", "city"), expected, strict=True))
+    )
 
 
-_values = st.none() | st.booleans() | st.integers(-9, 9) | st.text(max_size=5) | st.lists(st.floats(0, 1), max_size=2)
+@pytest.fixture
+def annotated_root(tmp_path: Path) -> Path:
+    return write_annotated(tmp_path / "tiny")
 
 
-@settings(max_examples=40, deadline=None)
-@given(st.lists(st.dictionaries(st.text(max_size=3), _values, max_size=2), max_size=30), st.sampled_from([None, 0, 2]))
-def test_tables_are_read_as_json_across_chunks(
-    tmp_path_factory: pytest.TempPathFactory, rows: list[dict[str, Any]], indent: int | None
-) -> None:
-    folder = tmp_path_factory.getbasetemp()
-    (folder / "table.json").write_text(json.dumps(rows, indent=indent))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tables_module, "_CHUNK", 300)
-        assert list(tables_module.rows(folder, "table")) == rows
+def opened(root: Path, joined: bool) -> NuScenesTables | JoinedTables:
+    """The tables, alone or as one of the drives of a folder."""
+    return JoinedTables(root.parent, VERSION, RIG, NUSCENES) if joined else NuScenesTables(root, VERSION)
+
+
+@pytest.mark.parametrize("joined", [False, True])
+def test_points_have_the_classes_of_the_devkits_file(annotated_root: Path, joined: bool) -> None:
+    """Those that the frame keeps, in its order; points of an earlier sweep have none."""
+    own, tables = NuScenesTables(annotated_root, VERSION), opened(annotated_root, joined)
+    names = [each.name for each in NUSCENES.point_classes]
+    expected = {0: -1, 17: names.index("car"), 2: names.index("pedestrian"), 13: -1}
+    assert [tables.has_point_classes(sample) for sample in tables.samples()] == [True, True, False]
+    for k, sample in enumerate(tables.samples()[:2]):
+        frame = tables.frame(sample, "lidar", sweeps=2, cameras=False)
+        file = next(each.file for each in own.recordings[sample].values() if "LIDAR" in each.file)
+        intensities = np.fromfile(annotated_root / file, np.float32).reshape(-1, 5)[:, 3]  # no two are the same
+        numbers = load_bin_file(str(labels_of(annotated_root, k)))
+        class_of = {i: expected[n] for i, n in zip(intensities.tolist(), numbers.tolist(), strict=True)}
+        assert frame.class_of_point.dtype == np.int16
+        at_once = frame.points[:, 4] == 0
+        assert 400 < at_once.sum() < 450  # the roof's are left out
+        labels = frame.class_of_point[at_once].tolist()
+        assert labels == [class_of[intensity] for intensity in frame.points[at_once, 3].tolist()]
+        assert {*labels} == {-1, names.index("car"), names.index("pedestrian")}
+        assert (frame.class_of_point[~at_once] == -1).all()
+    assert tables.frame(tables.samples()[2]).class_of_point is None
+    assert tables.frame(tables.samples()[0], annotations=False).class_of_point is None
+
+
+@pytest.mark.parametrize("joined", [False, True])
+def test_voxels_are_those_of_the_file_by_z_y_x(annotated_root: Path, joined: bool) -> None:
+    tables = opened(annotated_root, joined)
+    first, second, _ = tables.samples()
+    assert (tables.has_occupancy(first), tables.has_occupancy(second)) == (True, False)
+    assert tables.occupancy(second) is None
+    found = tables.occupancy(first)
+    assert found.grid == VoxelGrid()
+    assert occupancy_classes(NUSCENES)[17] == "free"
+    with np.load(voxels_of(annotated_root)) as file:
+        np.testing.assert_array_equal(found.classes, file["semantics"].transpose(2, 1, 0))
+        np.testing.assert_array_equal(found.seen_by_lidar, file["mask_lidar"].transpose(2, 1, 0) == 1)
+        np.testing.assert_array_equal(found.seen_by_cameras, file["mask_camera"].transpose(2, 1, 0) == 1)
+    assert (found.seen_by_lidar.dtype, found.classes.dtype) == (np.dtype(bool), np.dtype(np.uint8))
+
+
+@pytest.mark.parametrize("joined", [False, True])
+def test_obstacles_are_the_annotations_of_no_class(tiny_root: Path, joined: bool) -> None:
+    tables = opened(tiny_root, joined)
+    for sample in tables.samples():
+        rack = tables.obstacles(sample)
+        assert (rack.instances.tolist(), rack.labels.tolist()) == ([token("instance", "rack")], [-1])
+        np.testing.assert_allclose(rack.centers, [[105, 42, 1]])
+        np.testing.assert_allclose(rack.velocities, [[0, 0, 0]], atol=1e-12)
+        assert tables.boxes(sample).instances.tolist() == [token("instance", "car"), token("instance", "walker")]
+
+
+def test_a_dataroot_without_these_annotations(annotated_root: Path) -> None:
+    """Without the table of the classes of points, the folder that is left does not matter."""
+    (annotated_root / VERSION / "lidarseg.json").unlink()
+    shutil.rmtree(annotated_root / "gts")
+    tables, first = NuScenesTables(annotated_root, VERSION), token("sample", 0)
+    assert not tables.has_point_classes(first)
+    assert not tables.has_occupancy(first)
+    assert tables.frame(first).class_of_point is None
+    (annotated_root / VERSION / "sample_annotation.json").write_text("[]")
+    assert NuScenesTables(annotated_root, VERSION).obstacles(first) is None
+
+
+def test_classes_stay_with_the_points_of_joined_lidars() -> None:
+    """Sorted by time, without those of the own vehicle; a LiDAR without annotations has none."""
+    rng, own = np.random.default_rng(2), Box(center=(0.0, 0.0, 0.0), size=(8.0, 8.0, 8.0))
+
+    def swept(timestamp: int, annotated: bool) -> Sweep:
+        points = np.column_stack([rng.uniform(-9, 9, (300, 3)), rng.integers(0, 16, 300), np.zeros(300)])
+        points = points.astype(np.float32)
+        classes = points[:, 3].astype(np.int16) if annotated else None  # the intensity is the class
+        return Sweep(points, timestamp, np.eye(4), np.eye(4), classes=classes)
+
+    sweeps = {0: [swept(1000, True), swept(500, False)], 1: [swept(1010, True)], 2: [swept(990, False)]}
+    points, lidars, classes = join_lidars(sweeps, 1000, np.eye(4), own)
+    assert points is not None
+    assert classes is not None
+    assert lidars is not None
+    with_classes = (lidars == 1) | ((lidars == 0) & (points[:, 4] < 1e-5))
+    assert 300 < with_classes.sum() < 600
+    np.testing.assert_array_equal(classes, np.where(with_classes, points[:, 3], -1))
+    single = join_lidars({0: sweeps[0]}, 1000, np.eye(4), own)
+    assert single.lidars is None
+    np.testing.assert_array_equal(single.classes, np.where(single.points[:, 4] < 1e-5, single.points[:, 3], -1))
+    assert join_lidars({0: sweeps[0][1:]}, 1000, np.eye(4), own).classes is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandaset_drive as written
@@ -70,9 +71,8 @@ def _extrapolated(start: Rotation, end: Rotation) -> Rotation:
 def test_boxes_of_one_keyframe_move_on_by_their_velocity() -> None:
     still = np.tile(np.eye(3), (2, 1, 1))
     before = boxes_of(np.array([[0.0, 0, 0], [9, 0, 0]]), still, ["both", "gone"], 3.0)
-    after = boxes_of(
-        np.array([[1.0, 0, 0], [20, 0, 0], [30, 0, 0]]), np.tile(np.eye(3), (3, 1, 1)), ["both", "", "new"]
-    )
+    ahead = np.array([[1.0, 0, 0], [20, 0, 0], [30, 0, 0]])
+    after = boxes_of(ahead, np.tile(np.eye(3), (3, 1, 1)), ["both", "", "new"])
     motion = motion_between(before, after, 0.5)
     assert motion.start.instances.tolist() == motion.end.instances.tolist() == ["both", "", "new", "gone"]
     np.testing.assert_allclose(motion.start.centers[:, 0], [0, 20, 30, 9])  # unknown velocities are none
@@ -217,7 +217,7 @@ def test_rays_of_nuscenes_begin_at_the_lidar(tables: NuScenesTables) -> None:
 
 
 @pytest.mark.parametrize("lidars", [(0, 1), (1,)])
-def test_rays_of_pandaset_begin_at_its_lidars(tmp_path, lidars: tuple[int, ...]) -> None:  # type: ignore[no-untyped-def]
+def test_rays_of_pandaset_begin_at_its_lidars(tmp_path: Path, lidars: tuple[int, ...]) -> None:
     written.write_drive(tmp_path, [], {})
     paths = PandaSet(tmp_path, rig_of(*lidars)).lidar_paths("007-02")
     assert len(paths) == len(lidars)

@@ -7,7 +7,6 @@ import contextlib
 import os
 import pickle
 import pickletools
-import re
 import struct
 import tracemalloc
 from collections.abc import Callable
@@ -18,10 +17,10 @@ from typing import Any
 import numpy as np
 import pytest
 from commands import refuses
-from exported import bundle, checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pickles import DEEP, Hostile, system
+from pickles import DEEP, Hostile, assert_refused, system
+from refusals import one_line_error
 
 from deploy.precision.frames import Drives
 from perception.config import find_config, load_config
@@ -111,140 +110,124 @@ class Constructed(str):
         return (str(self),)
 
 
-def array(kind: type, state: Any = None) -> Hostile:
+def array(kind: type, state: Any = None) -> bytes:
     """numpy's own call for an array, with this state in place of an array's."""
     function: Any = np.zeros(1).__reduce__()[0]
-    return Hostile(function, (kind, (0,), b"b"), *([] if state is None else [state]))
+    return pickle.dumps(Hostile(function, (kind, (0,), b"b"), *([] if state is None else [state])))
 
 
-def _array(shape: Any, content: Any, dtype: Any = "f8") -> bytes:
+def shaped(shape: Any, content: Any, dtype: Any = "f8") -> bytes:
     """An array with this shape and these bytes."""
-    return pickle.dumps(array(np.ndarray, (1, shape, np.dtype(dtype), False, content)))
+    return array(np.ndarray, (1, shape, np.dtype(dtype), False, content))
 
 
-def _dtype(kind: str, state: tuple[Any, ...]) -> Hostile:
-    return Hostile(np.dtype, (kind, False, True), state)
+def kind(name: str, *state: Any) -> Hostile:
+    """A type of numpy's with this state."""
+    return Hostile(np.dtype, (name, False, True), (3, *state, -1, -1, 0))
 
 
-F8 = np.dtype("f8")
+def changed(value: Any, old: bytes, new: bytes, protocol: int = 2) -> bytes:
+    content = pickle.dumps(value, protocol)
+    assert old in content
+    return content.replace(old, new)
+
+
+F8, U = np.dtype("f8"), b"X\x02\x00\x00\x00"
 SHARED = b"\x80\x04B\x00\x10\x00\x00" + b"\xff" * 4096 + b"q\x010"  # a page of bytes, at 1 in the memo
-HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
-    "REDUCE": (lambda: pickle.dumps({"infos": system()}, 2), "asks for 'posix.system'"),
-    "STACK_GLOBAL": (lambda: pickle.dumps(system(), 4), "asks for 'posix.system'"),
-    "nested": (lambda: pickle.dumps([[{"a": (system(),)}]], 5), "asks for 'posix.system'"),
-    "eval": (lambda: pickle.dumps(Hostile(eval, ("1",)), 2), "asks for '__builtin__.eval'"),
-    "getattr": (lambda: b"\x80\x02cbuiltins\ngetattr\n.", "asks for 'builtins.getattr'"),
-    "a name in a known module": (lambda: b"\x80\x02cnumpy\nload\n.", "asks for 'numpy.load'"),
-    "a dotted name": (lambda: b"\x80\x04\x8c\x05numpy\x8c\x0fdtype.__class__\x93.", "numpy.dtype.__class__"),
-    "a name with a line in it": (lambda: b"\x80\x04\x8c\x01\n\x8c\x01a\x93.", r"asks for '\\n.a'"),
-    "names that are no text": (lambda: b"\x80\x04]]\x93.", "damaged"),
-    "__setstate__": (lambda: pickle.dumps(Stateful(), 2), "asks for 'test_unpickle.Stateful'|'copy_reg._recon"),
-    "a class of its own": (lambda: pickle.dumps(Constructed("a"), 2), "asks for"),
-    "an array of objects": (lambda: pickle.dumps(np.array([system()], object)), "asks for|of type 'O8'"),
-    "a type that became objects": (
-        lambda: pickle.dumps(np.arange(4.0), 2).replace(b"X\x02\x00\x00\x00f8", b"X\x02\x00\x00\x00O8"), "type 'O8'",
-    ),
-    "a type with fields": (lambda: pickle.dumps(np.zeros(2, [("a", "f8"), ("b", "O")]), 2), "of type 'V16'"),
-    "a type that gets fields": (
-        lambda: pickle.dumps(_dtype("f8", (3, "<", None, ("a",), {"a": (F8, 0)}, -1, -1, 0))), "has fields",
-    ),
-    "a type of arrays": (lambda: pickle.dumps(_dtype("f8", (3, "|", (F8, (9,)), None, None, -1, -1, 0))), "has fields"),
-    "a type in an unknown order": (lambda: pickle.dumps(_dtype("f8", (3, "?", None, None, None, -1, -1, 0))), "fields"),
-    "a type without a width": (lambda: pickle.dumps(np.arange(2.0), 2).replace(b"f8", b"f\x00"), "numbers and text"),
-    "dates, whose types carry data": (lambda: pickle.dumps(np.zeros(1, "M8[s]")), "of type 'M8'"),
-    "an array of a class of its own": (lambda: pickle.dumps(array(np.matrix)), "asks for 'numpy.*matrix'"),
-    "an array of numpy's that is no array": (lambda: pickle.dumps(array(np.float64)), "asks for 'numpy.float64'"),
-    "an array whose content is a list": (lambda: _array((2,), [1, 2]), "without type or content"),
-    "an array with a negative side": (lambda: _array((-2, -1), b"a" * 16), "shape"),
-    "an array with a shape that is none": (lambda: _array(2, b"a" * 16), "shape"),
-    "an array of many dimensions": (lambda: _array((1,) * 99, b"a" * 8), "shape"),
-    "an array of endless sides": (lambda: _array((2**64, 2), b"a" * 8), "8 bytes: truncated"),
-    "an array of nothing, for ever": (lambda: _array((1 << 40,), b"", "U0"), "0 bytes: truncated"),
-    "an array of gigabytes": (
-        lambda: pickle.dumps(np.zeros(3), 2).replace(b"K\x03\x85", b"J\xff\xff\xff\x7f\x85"), "24 bytes: truncated",
-    ),
-    "an array of characters that are none": (
-        lambda: pickle.dumps(np.array(["ab"])).replace(b"a\0\0\0", b"a\0\xff\0"), "text is none",
-    ),
-    "a state of another length": (lambda: pickle.dumps(array(np.ndarray, (1, (0,)))), "damaged"),
-    "BUILD on a name": (lambda: b"\x80\x02cnumpy\ndtype\n}b.", "gives a state to what has none"),
-    "BUILD on a dict": (lambda: b"\x80\x02}}b.", "gives a state to what has none"),
-    "BUILD on a function": (lambda: b"\x80\x02c_codecs\nencode\n}X\x01\x00\x00\x00aNsb.", "gives a state to what has"),
-    "a call of a list": (lambda: b"\x80\x02])R.", "damaged"),
-    "a call of the class of arrays": (lambda: b"\x80\x02cnumpy\nndarray\nJ\xff\xff\xff\x7f\x85R.", "damaged"),
-    "an encoding to look up": (
-        lambda: b"\x80\x02c_codecs\nencode\nX\x01\x00\x00\x00aX\x05\x00\x00\x00rot13\x86R.", "unknown encoding",
-    ),
-    "APPEND to a name": (lambda: b"\x80\x02cnumpy\ndtype\nNa.", "damaged"),
-    "an item of an array": (
-        lambda: pickle.dumps(np.arange(2), 2)[:-1] + b"X\x01\x00\x00\x00aK\x01s.", "a dict should be on the stack",
-    ),
-    "a memo place that was never filled": (lambda: b"\x80\x02h\x05.", "damaged or truncated"),
-    "a memo place that the file replaces": (
-        lambda: b"\x80\x02cnumpy\ndtype\nq\x000cposix\nsystem\nq\x00h\x00K\x01\x85R.", "'posix.system'",
-    ),
-    "text of gigabytes": (lambda: b"\x80\x02X\xff\xff\xff\xffa.", "truncated"),
-    "bytes of gigabytes": (lambda: b"\x80\x05\x96" + struct.pack("<Q", 1 << 40) + b"a.", "truncated"),
-    "bytes of exabytes": (lambda: b"\x80\x04\x8e" + b"\xff" * 8 + b".", "truncated"),
-    "a frame of exabytes": (lambda: b"\x80\x04\x95" + b"\xff" * 7 + b"\x7fN", "truncated"),
-    "arrays that share their bytes": (
-        lambda: SHARED + b"cnumpy\ndtype\n\x8c\x02i1\x89\x88\x87Rq\x02(" + 99 * (
-            b"cnumpy.core.numeric\n_frombuffer\n(h\x01h\x02M\x00\x10\x85\x8c\x01CtR"
-        ) + b"t.", "share their bytes",
-    ),
-    "bytes that are encoded again and again": (
-        lambda: b"\x80\x04X\x00\x10\x00\x00" + b"a" * 4096 + b"q\x010(" + 99 * (
-            b"c_codecs\nencode\nh\x01\x8c\x06latin1\x86R"
-        ) + b"t.", "share their bytes",
-    ),
-    "nested keys, which take for ever to hash": (lambda: b"\x80\x02" + DEEP + b"q\x000}h\x00Ns.", "of a dict is tuple"),
-    "deep keys, which overflow the stack when hashed": (lambda: b"\x80\x02}()" + b"\x85" * 10**5 + b"Nu.", "tuple"),
-    "numbers for keys, of which all could have one hash": (lambda: pickle.dumps({1: 2}), "a key of a dict is int"),
-    "a name that prints for ever": (lambda: b"\x80\x04" + DEEP + b"q\x00h\x00\x93.", "damaged"),
-    "a type that prints for ever": (lambda: b"\x80\x02" + DEEP + b"q\x00cnumpy\ndtype\nh\x00\x85R.", "type a tuple"),
-    "an old protocol": (lambda: pickle.dumps(system(), 0), "no pickle of protocol 2 to 5"),
-    "no pickle": (lambda: b"PK\x03\x04 a zip file", "no pickle of protocol 2 to 5"),
-    "nothing": (lambda: b"", "no pickle of protocol 2 to 5"),
-    "two pickles": (lambda: pickle.dumps(1) + pickle.dumps(2), "ends too early"),
-    "a mark too many": (lambda: b"\x80\x02(N.", "ends too early"),
-}  # fmt: skip
+VIEW = b"cnumpy.core.numeric\n_frombuffer\n(h\x01h\x02M\x00\x10\x85\x8c\x01CtR"  # of it
+VIEWS = SHARED + b"cnumpy\ndtype\n\x8c\x02i1\x89\x88\x87Rq\x02(" + 99 * VIEW + b"t."
+ENCODED = (
+    b"\x80\x04X\x00\x10\x00\x00" + b"a" * 4096 + b"q\x010(" + 99 * b"c_codecs\nencode\nh\x01\x8c\x06latin1\x86R" + b"t."
+)
+REPLACED = b"\x80\x02cnumpy\ndtype\nq\x000cposix\nsystem\nq\x00h\x00K\x01\x85R."  # a place in the memo
+RUNNING: list[tuple[Callable[[], bytes], str]] = [
+    (lambda: pickle.dumps({"infos": system()}, 2), "asks for 'posix.system'"),
+    (lambda: pickle.dumps(system(), 4), "asks for 'posix.system'"),
+    (lambda: pickle.dumps([[{"a": (system(),)}]], 5), "asks for 'posix.system'"),
+    (lambda: pickle.dumps(Stateful(), 2), "asks for 'test_unpickle.Stateful'|'copy_reg._recon"),
+    (lambda: pickle.dumps(np.array([system()], object)), "asks for|of type 'O8'"),
+]
+HOSTILE = [
+    *RUNNING,
+    (lambda: pickle.dumps(Hostile(eval, ("1",)), 2), "asks for '__builtin__.eval'"),
+    (lambda: b"\x80\x02cbuiltins\ngetattr\n.", "asks for 'builtins.getattr'"),
+    (lambda: b"\x80\x02cnumpy\nload\n.", "asks for 'numpy.load'"),
+    (lambda: b"\x80\x04\x8c\x05numpy\x8c\x0fdtype.__class__\x93.", "numpy.dtype.__class__"),
+    (lambda: b"\x80\x04\x8c\x01\n\x8c\x01a\x93.", r"asks for '\\n.a'"),
+    (lambda: b"\x80\x04]]\x93.", "damaged"),
+    (lambda: pickle.dumps(Constructed("a"), 2), "asks for"),
+    # Types.
+    (lambda: changed(np.arange(4.0), U + b"f8", U + b"O8"), "type 'O8'"),
+    (lambda: pickle.dumps(np.zeros(2, [("a", "f8"), ("b", "O")]), 2), "of type 'V16'"),
+    (lambda: pickle.dumps(kind("f8", "<", None, ("a",), {"a": (F8, 0)})), "has fields"),
+    (lambda: pickle.dumps(kind("f8", "|", (F8, (9,)), None, None)), "has fields"),
+    (lambda: pickle.dumps(kind("f8", "?", None, None, None)), "fields"),
+    (lambda: changed(np.arange(2.0), b"f8", b"f\x00"), "numbers and text"),
+    (lambda: pickle.dumps(np.zeros(1, "M8[s]")), "of type 'M8'"),
+    # Arrays.
+    (lambda: array(np.matrix), "asks for 'numpy.*matrix'"),
+    (lambda: array(np.float64), "asks for 'numpy.float64'"),
+    (lambda: array(np.ndarray, (1, (0,))), "damaged"),
+    (lambda: shaped((2,), [1, 2]), "without type or content"),
+    (lambda: shaped((-2, -1), b"a" * 16), "shape"),
+    (lambda: shaped(2, b"a" * 16), "shape"),
+    (lambda: shaped((1,) * 99, b"a" * 8), "shape"),
+    (lambda: shaped((2**64, 2), b"a" * 8), "8 bytes: truncated"),
+    (lambda: shaped((1 << 40,), b"", "U0"), "0 bytes: truncated"),
+    (lambda: changed(np.zeros(3), b"K\x03\x85", b"J\xff\xff\xff\x7f\x85"), "24 bytes: truncated"),
+    (lambda: changed(np.array(["ab"]), b"a\0\0\0", b"a\0\xff\0", 4), "text is none"),
+    (lambda: pickle.dumps(np.arange(2), 2)[:-1] + b"X\x01\x00\x00\x00aK\x01s.", "a dict should be on the stack"),
+    # States, calls and the memo.
+    (lambda: b"\x80\x02cnumpy\ndtype\n}b.", "gives a state to what has none"),
+    (lambda: b"\x80\x02}}b.", "gives a state to what has none"),
+    (lambda: b"\x80\x02c_codecs\nencode\n}X\x01\x00\x00\x00aNsb.", "gives a state to what has"),
+    (lambda: b"\x80\x02])R.", "damaged"),
+    (lambda: b"\x80\x02cnumpy\nndarray\nJ\xff\xff\xff\x7f\x85R.", "damaged"),
+    (lambda: b"\x80\x02c_codecs\nencode\nX\x01\x00\x00\x00aX\x05\x00\x00\x00rot13\x86R.", "unknown encoding"),
+    (lambda: b"\x80\x02cnumpy\ndtype\nNa.", "damaged"),
+    (lambda: b"\x80\x02h\x05.", "damaged or truncated"),
+    (lambda: REPLACED, "'posix.system'"),
+    # Sizes, and what takes for ever.
+    (lambda: b"\x80\x02X\xff\xff\xff\xffa.", "truncated"),
+    (lambda: b"\x80\x05\x96" + struct.pack("<Q", 1 << 40) + b"a.", "truncated"),
+    (lambda: b"\x80\x04\x8e" + b"\xff" * 8 + b".", "truncated"),
+    (lambda: b"\x80\x04\x95" + b"\xff" * 7 + b"\x7fN", "truncated"),
+    (lambda: VIEWS, "share their bytes"),
+    (lambda: ENCODED, "share their bytes"),
+    (lambda: b"\x80\x02" + DEEP + b"q\x000}h\x00Ns.", "of a dict is tuple"),  # to hash
+    (lambda: b"\x80\x02}()" + b"\x85" * 10**5 + b"Nu.", "tuple"),  # hashed, it overflows the stack
+    (lambda: pickle.dumps({1: 2}), "a key of a dict is int"),  # numbers could all have one hash
+    (lambda: b"\x80\x04" + DEEP + b"q\x00h\x00\x93.", "damaged"),  # to print
+    (lambda: b"\x80\x02" + DEEP + b"q\x00cnumpy\ndtype\nh\x00\x85R.", "type a tuple"),
+    (lambda: pickle.dumps(system(), 0), "no pickle of protocol 2 to 5"),
+    (lambda: b"PK\x03\x04 a zip file", "no pickle of protocol 2 to 5"),
+    (lambda: b"", "no pickle of protocol 2 to 5"),
+    (lambda: pickle.dumps(1) + pickle.dumps(2), "ends too early"),
+    (lambda: b"\x80\x02(N.", "ends too early"),
+]
 OBJECTS = ("INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4", "PERSID", "BINPERSID")
 OTHERS = ("NEXT_BUFFER", "READONLY_BUFFER", "EMPTY_SET", "ADDITEMS", "FROZENSET", "DICT", "LIST", "LONG4", "PUT", "GET")
 CODES = {opcode.name: opcode.code.encode("latin1") for opcode in pickletools.opcodes}
-HOSTILE |= {
-    name: (partial(b"\x80\x04cnumpy\nndarray\n)}%b\x01\n.".__mod__, CODES[name]), f"asks for {name}, ")
+HOSTILE += [
+    (partial(b"\x80\x04cnumpy\nndarray\n)}%b\x01\n.".__mod__, CODES[name]), f"asks for {name}, ")
     for name in (*OBJECTS, *OTHERS)  # whatever they are given
-}
+]
 
 
-@pytest.mark.parametrize("name", HOSTILE)
-def test_nothing_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    canary = tmp_path / "canary"
-    monkeypatch.setenv("CANARY", str(canary))
-    make, message = HOSTILE[name]
-    content = make()
-    canary.unlink(missing_ok=True)  # making it may have called what reading it must not
-    tracemalloc.start()
-    with pytest.raises(InputError) as caught:
-        read(content, tmp_path)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < (1 << 20) + 100 * len(content)
-    assert not canary.exists()
-    assert re.search(message, str(caught.value)), str(caught.value)
-    assert "\n" not in str(caught.value)
-    assert len(str(caught.value)) < 300 + len(str(tmp_path))
-    assert str(caught.value).startswith(str(tmp_path))
+@pytest.mark.parametrize(("make", "says"), HOSTILE)
+def test_nothing_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[[], bytes], says: str) -> None:
+    monkeypatch.setenv("CANARY", str(tmp_path / "canary"))
+    assert_refused(read, make(), tmp_path, says)
 
 
 def test_pythons_unpickler_would_have_run_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The canary is one."""
     monkeypatch.setenv("CANARY", str(tmp_path / "canary"))
-    for name in ("REDUCE", "STACK_GLOBAL", "nested", "__setstate__", "an array of objects"):
-        content = HOSTILE[name][0]()
+    for make, _ in RUNNING:
+        content = make()
         (tmp_path / "canary").unlink(missing_ok=True)
         pickle.loads(content)
-        assert (tmp_path / "canary").exists(), name
+        assert (tmp_path / "canary").exists()
 
 
 def test_a_far_place_in_the_memo_and_deep_nesting_cost_no_memory_and_change_nothing(tmp_path: Path) -> None:
@@ -254,32 +237,20 @@ def test_a_far_place_in_the_memo_and_deep_nesting_cost_no_memory_and_change_noth
     tracemalloc.stop()
     deep = read(b"\x80\x02" + b"]" * 10**5 + b"a" * (10**5 - 1) + b".", tmp_path)
     assert [len(deep), len(deep[0])] == [1, 1]
-    swapped = read(pickle.dumps([_dtype("f8", (3, ">", None, None, None, -1, -1, 0)), np.arange(3.0)]), tmp_path)[1]
+    swapped = read(pickle.dumps([kind("f8", ">", None, None, None), np.arange(3.0)]), tmp_path)[1]
     assert (np.dtype("f8").isnative, swapped.tolist()) == (True, [0, 1, 2])
 
 
-@pytest.mark.parametrize("command", ["train", "evaluate", "adapt"])
-def test_a_command_says_it_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str) -> None:
+def test_a_command_says_it_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     canary, infos = tmp_path / "canary", tmp_path / "nuscenes_infos_val.pkl"
     monkeypatch.setenv("CANARY", str(canary))
-    infos.write_bytes(HOSTILE["REDUCE"][0]())
-    first: dict[str, list[Any]] = {
-        "train": [find_config("tiny")],
-        "evaluate": [bundle().path],
-        "adapt": [checkpoint(), "--add", "low_rank:a"],
-    }
-    line = refuses(command, *first[command], "--data", infos, "--out", tmp_path / "run")
-    assert not canary.exists()
+    infos.write_bytes(pickle.dumps({"infos": system()}, 2))
+    line = refuses("train", find_config("tiny"), "--data", infos, "--out", tmp_path / "run")
     assert "asks for 'posix.system'" in line
     assert list(tmp_path.iterdir()) == [infos]
-
-
-def test_calibration_says_it_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("CANARY", str(tmp_path / "canary"))
-    (tmp_path / "infos.pkl").write_bytes(HOSTILE["REDUCE"][0]())
-    with pytest.raises(InputError, match=r"asks for 'posix\.system'"):
-        Drives(tmp_path / "infos.pkl").inputs(InputSpec.of(load_config(find_config("tiny"))))
-    assert not (tmp_path / "canary").exists()
+    with one_line_error(r"asks for 'posix\.system'"):
+        Drives(infos).inputs(InputSpec.of(load_config(find_config("tiny"))))
+    assert not canary.exists()
 
 
 WHOLE = pickle.dumps({"a": [1.5, {"b": (1, "c")}], "d": ARRAYS, "e": SCALARS, "f": PLAIN}, 4)
@@ -299,7 +270,8 @@ def test_changed_bytes_are_read_or_refused(tmp_path_factory: pytest.TempPathFact
     content = bytearray(WHOLE)
     for _ in range(data.draw(st.integers(1, 6))):
         content[data.draw(st.integers(2, len(content) - 1))] = data.draw(st.integers(0, 255))
-    _read_or_refuse(bytes(content), tmp_path_factory.getbasetemp())
+    with contextlib.suppress(InputError):  # anything else fails the test
+        read(bytes(content), tmp_path_factory.getbasetemp())
 
 
 PIECES = (
@@ -312,10 +284,5 @@ PIECES = (
 @settings(max_examples=400, deadline=None)
 @given(st.lists(st.sampled_from(PIECES), max_size=40))
 def test_any_opcodes_are_read_or_refused(tmp_path_factory: pytest.TempPathFactory, pieces: list[bytes]) -> None:
-    _read_or_refuse(b"\x80\x04" + b"".join(pieces) + b".", tmp_path_factory.getbasetemp())
-
-
-def _read_or_refuse(content: bytes, folder: Path) -> None:
-    """Anything else than an InputError would fail the test."""
     with contextlib.suppress(InputError):
-        read(content, folder)
+        read(b"\x80\x04" + b"".join(pieces) + b".", tmp_path_factory.getbasetemp())

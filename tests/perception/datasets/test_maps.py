@@ -1,4 +1,4 @@
-"""Map labels against point-in-polygon tests of every cell, and against the devkit's own masks."""
+"""Maps of nuScenes: labels against point-in-polygon tests and the devkit's masks; positions are the devkit's."""
 
 import json
 from dataclasses import replace
@@ -8,19 +8,24 @@ from typing import Any
 import numpy as np
 import pytest
 import shapely
+from hypothesis import given
+from hypothesis import strategies as st
 from map_writer import MapWriter
 from nuscenes.map_expansion.map_api import NuScenesMap
+from nuscenes.scripts import export_poses
 from refusals import one_line_error
 from vocabulary import MAP_CLASSES, NUSCENES
 
 from perception.config import Augment
 from perception.datasets.nuscenes import map_expansion
 from perception.datasets.nuscenes.dataset import NuScenesTables
+from perception.datasets.nuscenes.georeference import position_on_map
 from perception.datasets.nuscenes.map_expansion import MapExpansion
 from perception.frame import Frame
 from perception.grid import BevGrid
 from perception.training.augment import draw_similarity, transformed
 
+LOCATIONS = sorted(export_poses.REFERENCE_COORDINATES)
 AREAS = MAP_CLASSES[:5]
 
 
@@ -87,40 +92,23 @@ def test_areas_equal_point_in_polygon_tests(tmp_path: Path, seed: int | None, ce
         assert mask.any()
 
 
-@pytest.mark.parametrize("yaw", [0.0, 0.7, -2.0])
-def test_areas_agree_with_the_devkits_but_for_rounding(tmp_path: Path, yaw: float) -> None:
-    writer, grid = _street(), BevGrid(x=(-50.0, 50.0), y=(-50.0, 50.0), cell=0.5)
-    frame, area = _frame(yaw=yaw), writer.write(tmp_path)
-    devkit = NuScenesMap(str(tmp_path), "boston-seaport")
-    patch, degrees = (300.0, 300.0, 100.0, 100.0), float(np.rad2deg(yaw))
-    theirs = devkit.get_map_mask(patch, degrees, list(AREAS), grid.shape)
-    _assert_agree(area.rasterize(frame, grid), theirs, writer.layers, frame, grid)
-
-
 def test_simulated_maps_agree_with_the_devkits(sim_root: Path) -> None:
+    """The devkit rounds corners to whole cells and fills the outline too: near outlines one cell is its error."""
     tables, grid = NuScenesTables(sim_root, "v1.0-sim"), BevGrid(x=(-50.0, 50.0), y=(-50.0, 50.0), cell=0.5)
     for scene in tables.scenes():
         frame = tables.frame(tables.samples(None, [scene])[0], lidar=False, cameras=False)
-        area = MapExpansion.load(sim_root, frame.location, NUSCENES.map_layers)
+        ours = MapExpansion.load(sim_root, frame.location, NUSCENES.map_layers).rasterize(frame, grid)
         pose = frame.global_from_ego
-        degrees = float(np.rad2deg(np.arctan2(pose[1, 0], pose[0, 0])))
-        patch = (pose[0, 3], pose[1, 3], 100.0, 100.0)
+        patch, degrees = (*pose[:2, 3], 100.0, 100.0), float(np.rad2deg(np.arctan2(pose[1, 0], pose[0, 0])))
         theirs = NuScenesMap(str(sim_root), frame.location).get_map_mask(patch, degrees, list(AREAS), grid.shape)
         layers = json.loads((sim_root / "maps" / "expansion" / f"{frame.location}.json").read_text())
-        ours = area.rasterize(frame, grid)
-        _assert_agree(ours, theirs, layers, frame, grid)
+        places = shapely.points(_global_centers(frame, grid))
+        for name, mask, expected in zip(AREAS, ours, theirs, strict=False):
+            sure = shapely.distance(_shape(layers, name).boundary, places) > 2 * grid.cell
+            np.testing.assert_array_equal(mask[sure], expected[sure])
+            assert (mask != expected).mean() < 0.02
         assert ours[0].any()
         assert ours[5].any()
-
-
-def _assert_agree(ours: np.ndarray, theirs: np.ndarray, layers: dict[str, Any], frame: Frame, grid: BevGrid) -> None:
-    """The devkit rounds corners to whole cells and fills the outline too: near outlines one cell is its error."""
-    places = _global_centers(frame, grid)
-    for name, mask, expected in zip(AREAS, ours, theirs, strict=False):
-        outline = _shape(layers, name).boundary
-        sure = shapely.distance(outline, shapely.points(places)) > 2 * grid.cell
-        np.testing.assert_array_equal(mask[sure], expected[sure])
-        assert (mask != expected).mean() < 0.02
 
 
 @pytest.mark.parametrize("yaw", [0.0, 0.7, -2.0])
@@ -154,10 +142,6 @@ def test_the_lidar_reference_sees_the_same_ground(tmp_path: Path) -> None:
     # forward is x for ego and y for the LiDAR; left is y for ego and -x for the LiDAR
     turned = area.rasterize(ego, BevGrid()).transpose(0, 2, 1)[:, :, ::-1]
     np.testing.assert_array_equal(seen[:5], turned[:5])
-
-
-def test_far_from_the_map_there_is_nothing(tmp_path: Path) -> None:
-    area = _street().write(tmp_path)
     assert not area.rasterize(_frame(x=5000, y=-300), BevGrid()).any()
 
 
@@ -194,3 +178,37 @@ def test_what_is_far_from_the_vehicle_costs_nothing(tmp_path: Path, monkeypatch:
         drawn[reach], points[reach] = area.rasterize(_frame(x=1000, y=1000), grid), sum(transformed)
     np.testing.assert_array_equal(drawn[2000], drawn[120])
     assert points[2000] == points[120] > 0
+
+
+def pose_at(x: float, y: float) -> np.ndarray:
+    pose = np.eye(4)
+    pose[:2, 3] = x, y
+    return pose
+
+
+@given(st.sampled_from(LOCATIONS), st.floats(0, 5000), st.floats(1, 5000))
+def test_positions_are_the_devkits(location: str, x: float, y: float) -> None:
+    (theirs,) = export_poses.derive_latlon(location, [{"timestamp": 0, "translation": [x, y, 0.0]}])
+    ours = position_on_map(location, pose_at(x, y))
+    assert ours == pytest.approx((theirs["latitude"], theirs["longitude"]), abs=1e-11)
+
+
+@given(st.sampled_from(LOCATIONS), st.floats(-5000, 5000), st.floats(-5000, 5000))
+def test_in_any_direction_it_is_metres_from_the_origin(location: str, x: float, y: float) -> None:
+    """Also south and west of the origin, where the devkit's formula does not hold."""
+    latitude, longitude = export_poses.REFERENCE_COORDINATES[location]
+    found = position_on_map(location, pose_at(x, y))
+    assert found is not None
+    metres = np.radians(1) * export_poses.EARTH_RADIUS_METERS
+    east = (found[1] - longitude) * metres * np.cos(np.radians((found[0] + latitude) / 2))
+    assert (east, (found[0] - latitude) * metres) == pytest.approx((x, y), abs=5)  # of 7 km, on a sphere
+
+
+def test_positions_of_real_keyframes(nuscenes_root: Path) -> None:
+    assert position_on_map("", np.eye(4)) is position_on_map("munich-north", np.eye(4)) is None
+    tables = NuScenesTables(nuscenes_root, "v1.0-mini")
+    for scene, latitude, longitude in (("scene-0103", 42.35, -71.05), ("scene-0916", 1.29, 103.78)):
+        for token in tables.samples(selectors=[scene])[::20]:
+            frame = tables.frame(token, lidar=False, cameras=False)
+            assert frame.position == pytest.approx((latitude, longitude), abs=0.02)
+            assert frame.position == position_on_map(frame.location, frame.global_from_ego)

@@ -1,4 +1,4 @@
-"""MAN TruckScenes: its vocabulary, its tables and its scores are its devkit's, on what is simulated for a truck."""
+"""T4 and MAN TruckScenes, near to nuScenes' layout: vocabulary, tables, clouds and scores are their devkits'."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pypcd4
 import pytest
@@ -16,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from refusals import one_line_error
 from rich.console import Console
+from t4_devkit import Tier4
 from truckscenes.eval.common.constants import TAG_NAMES
 from truckscenes.eval.detection.config import config_factory
 from truckscenes.eval.detection.constants import ATTRIBUTE_NAMES
@@ -25,8 +27,10 @@ from truckscenes.utils.data_classes import LidarPointCloud
 from truckscenes.utils.geometry_utils import points_in_box
 from truckscenes.utils.splits import create_splits_scenes
 
+from perception.datasets.files import read_image
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.datasets.nuscenes.descriptions import phases_of
+from perception.datasets.nuscenes.joined import JoinedTables
 from perception.datasets.nuscenes.splits import official_splits
 from perception.datasets.pcd import read_pcd
 from perception.evaluation.evaluate import Breakdown, evaluate
@@ -35,9 +39,139 @@ from perception.grid import BevGrid
 from perception.rig import load_rig
 from perception.sensors.inputs import InputSpec
 from perception.simulate.layouts import tagged_description, tags
+from perception.sources import open_source
 from perception.tasks.detection.devkit import DEVKITS, open_devkit
 from perception.tasks.detection.official import compare, require_official
 from perception.taxonomy import load_taxonomy
+
+T4, T4_RIG = load_taxonomy("t4"), load_rig("t4")
+NAMES = {"vehicle.car": "car", "vehicle.truck": "vehicle.truck", "human.pedestrian.adult": "pedestrian"}
+ATTRIBUTES = {"vehicle.moving": "vehicle_state.driving", "vehicle.parked": "vehicle_state.parked"}
+DISTORTION = [-0.3, 0.1, 0.001, -0.002, 0.01]  # of one camera
+Rows = list[dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def t4_root(sim_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The simulated drives, each in a folder of its own."""
+    root = tmp_path_factory.mktemp("t4")
+    tables = {path.stem: json.loads(path.read_text()) for path in (sim_root / "v1.0-sim").glob("*.json")}
+    for number, scene in enumerate(tables["scene"]):
+        folder = root / f"drive{number}" / "0"
+        (folder / "annotation").mkdir(parents=True)
+        content = of_scene(tables, scene["token"])
+        channels = as_t4(content)
+        for i, row in enumerate(content["sample_data"]):
+            channel = channels[row["calibrated_sensor_token"]]
+            row["fileformat"] = "jpg" if channel.startswith("CAM") else "pcd.bin"
+            file = f"data/{channel}/{i}.{row['fileformat']}"
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            (folder / file).symlink_to(sim_root / row["filename"])
+            row["filename"] = file
+        blind = [row for row in content["sample_data"] if channels[row["calibrated_sensor_token"]] == "CAM_BACK"]
+        blind[0]["is_valid"] = False
+        for name, rows in content.items():
+            (folder / "annotation" / f"{name}.json").write_text(json.dumps(rows))
+    (root / "splits.json").write_text(json.dumps({"train": ["drive0"], "val": ["scene-0002"]}))
+    return root
+
+
+def of_scene(tables: dict[str, Rows], scene: str) -> dict[str, Rows]:
+    """The rows of one drive."""
+    kept = {row["token"] for row in tables["sample"] if row["scene_token"] == scene}
+    content = {
+        name: json.loads(json.dumps(rows)) for name, rows in tables.items() if name not in {"splits", "lidarseg"}
+    }
+    content["scene"] = [row for row in content["scene"] if row["token"] == scene]
+    content["sample"] = [row for row in content["sample"] if row["token"] in kept]
+    for name in ("sample_data", "sample_annotation"):
+        content[name] = [row for row in content[name] if row["sample_token"] in kept]
+    instances = {row["instance_token"] for row in content["sample_annotation"]}
+    content["instance"] = [row for row in content["instance"] if row["token"] in instances]
+    return content
+
+
+def as_t4(content: dict[str, Rows]) -> dict[str, str]:
+    """Write the rows in T4's words; returns the channel of each calibration."""
+    for row in content["log"]:
+        row["data_captured"] = row.pop("date_captured")
+    for row in content["sensor"]:
+        row["channel"] = {"LIDAR_TOP": "LIDAR_CONCAT"}.get(row["channel"], row["channel"])
+    channel = {row["token"]: row["channel"] for row in content["sensor"]}
+    for row in content["calibrated_sensor"]:
+        distorted = channel[row["sensor_token"]] == "CAM_FRONT"
+        row["camera_distortion"] = (DISTORTION if distorted else [0.0] * 5) if row["camera_intrinsic"] else []
+    for row in content["category"]:
+        row["name"] = NAMES.get(row["name"], row["name"])
+        del row["index"]
+    for row in content["attribute"]:
+        row["name"] = ATTRIBUTES.get(row["name"], row["name"])
+    content["attribute"].append({"token": "seen", "name": "occlusion_state.none", "description": ""})
+    for row in content["sample_annotation"]:
+        row["attribute_tokens"].insert(0, "seen")
+    for row in content["instance"]:
+        row["instance_name"] = "a"
+    return {row["token"]: channel[row["sensor_token"]] for row in content["calibrated_sensor"]}
+
+
+def test_frames_and_boxes_are_the_devkits(t4_root: Path) -> None:
+    folder = t4_root / "drive0" / "0"
+    tables, devkit = open_source(folder, None, T4_RIG, T4), Tier4("annotation", str(folder), verbose=False)
+    assert isinstance(tables, NuScenesTables)
+    labels, found = T4.labels_of_categories(), 0
+    for row, token in zip(devkit.sample, tables.samples(), strict=True):
+        boxes, annotations = tables.boxes(token), [devkit.get("sample_annotation", each) for each in row.ann_3ds]
+        kept = [each for each in annotations if each.category_name in labels]
+        theirs = [devkit.get_box3d(each.token) for each in kept]
+        np.testing.assert_array_equal(boxes.centers, [box.center for box in theirs])
+        np.testing.assert_array_equal(boxes.sizes, [box.wlh for box in theirs])
+        assert boxes.labels.tolist() == [labels[each.category_name] for each in kept]
+        names = [[devkit.get("attribute", name).name for name in each.attribute_tokens] for each in kept]
+        known = [[T4.attributes.index(name) for name in each if name in T4.attributes] or [-1] for each in names]
+        assert boxes.attributes.tolist() == [each[0] for each in known]
+        found += (boxes.attributes >= 0).sum()
+        frame = tables.frame(token)
+        data = {name: devkit.get("sample_data", each) for name, each in row.data.items()}
+        assert {*frame.cameras} == {name for name, each in data.items() if each.is_valid} - {"LIDAR_CONCAT"}
+        raw = np.fromfile(devkit.get_sample_data_path(row.data["LIDAR_CONCAT"]), np.float32).reshape(-1, 5)
+        assert 0 < len(frame.points) <= len(raw)
+        for name, camera in frame.cameras.items():
+            picture = read_image(Path(devkit.get_sample_data_path(row.data[name]))).image
+            intrinsics = devkit.get("calibrated_sensor", data[name].calibrated_sensor_token).camera_intrinsic
+            np.testing.assert_array_equal(camera.intrinsics, intrinsics)
+            rectified = cv2.undistort(picture, intrinsics, np.array(DISTORTION))
+            np.testing.assert_array_equal(camera.image, rectified if name == "CAM_FRONT" else picture)
+    assert found > 10
+
+
+def test_many_drives_are_one_data_set(t4_root: Path, tables: NuScenesTables) -> None:
+    """With splits that list scenes or folders."""
+    joined = open_source(t4_root, None, T4_RIG, T4)
+    assert (type(joined), joined.version) == (JoinedTables, "annotation")
+    assert (joined.scenes(), joined.samples()) == (tables.scenes(), tables.samples())
+    assert [joined.scenes(split) for split in ("train", "val")] == [["scene-0001"], ["scene-0002"]]
+    assert joined.samples(selectors=["scene-0002:0-2"]) == tables.samples(selectors=["scene-0002:0-2"])
+    for token in joined.samples():
+        ours, theirs = joined.frame(token, cameras=False), tables.frame(token, cameras=False)
+        np.testing.assert_array_equal(ours.points, theirs.points)
+        assert (joined.scene(token), joined.timestamp(token)) == (tables.scene(token), tables.timestamp(token))
+        assert len(ours.boxes) == len(joined.boxes(token))
+    assert not joined.bicycle_racks()
+    assert joined.map("") is None
+    with one_line_error(at=t4_root, says="has no split test; known are train, val, all"):
+        joined.scenes("test")
+
+
+def test_drives_that_cannot_be_joined_are_told(t4_root: Path, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).symlink_to(t4_root / "drive0")
+    with one_line_error(at=tmp_path, says="both have a scene scene-0001; remove one"):
+        open_source(tmp_path, None, T4_RIG, T4)
+    with one_line_error(says="these drives are of another vehicle than the rig nuscenes: they have no LIDAR_TOP"):
+        open_source(t4_root, None, None, T4)
+
+
+# MAN TruckScenes.
 
 TRUCKSCENES, RIG, DEVKIT = load_taxonomy("truckscenes"), load_rig("truck"), DEVKITS["truckscenes"]
 VERSION, MINI = "v1.0-sim", "v1.0-mini"
@@ -61,7 +195,7 @@ def test_the_vocabulary_is_the_devkits() -> None:
 
 
 @pytest.fixture(scope="module")
-def tables(truck_root: Path) -> NuScenesTables:
+def trucks(truck_root: Path) -> NuScenesTables:
     return NuScenesTables(truck_root, VERSION, RIG, TRUCKSCENES)
 
 
@@ -70,12 +204,12 @@ def devkit(truck_root: Path) -> Any:
     return open_devkit(truck_root, VERSION, DEVKIT)
 
 
-def test_the_devkit_loads_what_is_simulated(tables: NuScenesTables, devkit: Any) -> None:
+def test_the_devkit_loads_what_is_simulated(trucks: NuScenesTables, devkit: Any) -> None:
     """Sensors, points and their times, poses, boxes with their points inside, motion."""
     assert {row["name"] for row in devkit.category} >= {*TRUCKSCENES.labels_of_categories()}
     counted = 0
-    for row, token in zip(devkit.sample, tables.samples(), strict=True):
-        frame = tables.frame(token, sweeps=2, grid_reference="lidar")
+    for row, token in zip(devkit.sample, trucks.samples(), strict=True):
+        frame = trucks.frame(token, sweeps=2, grid_reference="lidar")
         assert {*row["data"]} == {*RIG.sensors.names} == {*frame.cameras, *RIG.sensors.lidars}
         for i, name in enumerate(RIG.sensors.lidars):
             cloud, lags = LidarPointCloud.from_file_multisweep(devkit, row, name, "LIDAR_LEFT", 3, min_distance=0.0)
@@ -84,22 +218,20 @@ def test_the_devkit_loads_what_is_simulated(tables: NuScenesTables, devkit: Any)
             np.testing.assert_allclose(own[:, :3], cloud.points[:3, outside].T, atol=1e-3)
             np.testing.assert_array_equal(own[:, 3], cloud.points[3, outside])
             np.testing.assert_allclose(own[:, 4], lags[0, outside], atol=1e-5)
-        boxes = tables.boxes(token)
+        boxes = trucks.boxes(token)
         kept = [
             a for a in row["anns"] if category_to_detection_name(devkit.get("sample_annotation", a)["category_name"])
         ]
-        for i, annotation in enumerate(kept):
-            box, stored = devkit.get_box(annotation), devkit.get("sample_annotation", annotation)
-            np.testing.assert_array_equal(boxes.centers[i], box.center)
-            np.testing.assert_array_equal(boxes.velocities[i], devkit.box_velocity(annotation))
-            assert TRUCKSCENES.class_names[boxes.labels[i]] == category_to_detection_name(box.name)
-            assert boxes.num_points[i] == stored["num_lidar_pts"]
-            counted += stored["num_lidar_pts"]
-        inside = 0
-        for name in RIG.sensors.lidars:
-            path, seen, _ = devkit.get_sample_data(row["data"][name])
-            points = LidarPointCloud.from_file(path).points[:3]
-            inside += sum(int(points_in_box(box, points).sum()) for box in seen) if name == "LIDAR_LEFT" else 0
+        theirs = [devkit.get_box(a) for a in kept]
+        np.testing.assert_array_equal(boxes.centers, [box.center for box in theirs])
+        np.testing.assert_array_equal(boxes.velocities, [devkit.box_velocity(a) for a in kept])
+        names = [TRUCKSCENES.class_names[label] for label in boxes.labels]
+        assert names == [category_to_detection_name(box.name) for box in theirs]
+        assert boxes.num_points.tolist() == [devkit.get("sample_annotation", a)["num_lidar_pts"] for a in kept]
+        counted += boxes.num_points.sum()
+        path, seen, _ = devkit.get_sample_data(row["data"]["LIDAR_LEFT"])
+        points = LidarPointCloud.from_file(path).points[:3]
+        inside = sum(int(points_in_box(box, points).sum()) for box in seen)
         assert 0 < inside <= boxes.num_points.sum()
     assert counted > 1000
     poses = [row for row in devkit.sample_data if row["channel"] == "LIDAR_LEFT"]
@@ -126,22 +258,18 @@ def off_the_truck(devkit: Any, lidar: int, sweep: dict[str, Any]) -> np.ndarray:
     return ~RIG.own.contains(points @ mount[:3, :3].T + mount[:3, 3])
 
 
-def test_descriptions_are_tags_also_where_a_drive_changes(tables: NuScenesTables, devkit: Any) -> None:
-    (scene,) = devkit.scene
-    assert {*scene["description"].split(";")} <= {*TAG_NAMES}
-    expected = Conditions(
-        weather="clear", area="city", daytime="noon", season="summer", lighting="illuminated", structure="regular",
-        construction="unchanged",
-    )  # fmt: skip
-    assert [tables.conditions(token) for token in tables.samples()] == [expected] * 3
+def test_descriptions_are_tags_also_where_a_drive_changes(trucks: NuScenesTables, devkit: Any) -> None:
+    assert {*devkit.scene[0]["description"].split(";")} <= {*TAG_NAMES}
+    known = ("clear", "city", "noon", "summer", "illuminated", "regular", "unchanged")
+    kinds = ("weather", "area", "daytime", "season", "lighting", "structure", "construction")
+    expected = Conditions(**dict(zip(kinds, known, strict=True)))
+    assert [trucks.conditions(token) for token in trucks.samples()] == [expected] * 3
     wet = Conditions(weather="rain", light="night", city="boston")
     text = tagged_description([(0.0, Conditions(weather="clear", light="day")), (1.25, wet)], TRUCKSCENES)
     assert {"weather.clear", "daytime.noon"} < {*text.split(";")}
     assert "weather.rain" not in text.split(";")  # for the devkit the drive is as it starts
-    assert phases_of(text, "", TRUCKSCENES) == [
-        (0.0, expected),
-        (1.25, Conditions(**{**expected, "weather": "rain", "daytime": "night", "lighting": "dark"})),
-    ]
+    later = Conditions(**{**expected, "weather": "rain", "daytime": "night", "lighting": "dark"})
+    assert phases_of(text, "", TRUCKSCENES) == [(0.0, expected), (1.25, later)]
     assert tags({"weather": "sleet"}, TRUCKSCENES)[0].startswith("area.")  # which it has no tag for
     assert phases_of("weather.sleet;area.highway", "", TRUCKSCENES)[0][1] == Conditions(area="highway")
 
@@ -190,7 +318,6 @@ def perturbed(tables: NuScenesTables) -> Callable[[Frame], Prediction]:
 
     def predict(frame: Frame) -> Prediction:
         boxes = tables.boxes(frame.token)
-        assert boxes is not None
         found = boxes.select(rng.permutation(np.repeat(np.arange(len(boxes)), 3))[: 2 * len(boxes)])
         count = len(found)
         other = rng.random(count) < 0.1
@@ -278,22 +405,25 @@ def test_point_clouds_are_read_as_the_devkit_reads_them(
     np.testing.assert_array_equal(times, columns[4][there])
 
 
-WRONG = {
-    "no header": (b"VERSION 0.7\nFIELDS x y z\n", "it has no header that ends with DATA"),
-    "no intensity": (b"FIELDS x y z\nSIZE 4 4 4\nTYPE F F F\nPOINTS 0\nDATA binary\n", "intensity"),
-    "cut short": (b"FIELDS x\nSIZE 4\nTYPE F\nPOINTS 9\nDATA binary\nabc", r"3 bytes for 9 points of 4 \(truncated"),
-    "a strange type": (b"FIELDS x\nSIZE 4\nTYPE Q\nPOINTS 0\nDATA binary\n", "'Q'"),
-    "text": (b"FIELDS x\nSIZE 4\nTYPE F\nPOINTS 1\nDATA ascii\n1\n", "it is in ascii"),
-    "damaged": (
-        b"FIELDS x\nSIZE 4\nTYPE F\nPOINTS 1\nDATA binary_compressed\n\x03\0\0\0\x04\0\0\0\xff\xff\xff", "are damaged"
-    ),
-    "cut in its lengths": (b"FIELDS x\nSIZE 4\nTYPE F\nPOINTS 1\nDATA binary_compressed\nab", "buffer"),
-}  # fmt: skip
+def cloud(declared: str, content: bytes = b"", points: int = 0, form: str = "binary") -> bytes:
+    names, sizes, types = zip(*(each.split(":") for each in declared.split()), strict=True)
+    rows = {"FIELDS": names, "SIZE": sizes, "TYPE": types, "POINTS": [str(points)], "DATA": [form]}
+    return "".join(f"{key} {' '.join(value)}\n" for key, value in rows.items()).encode() + content
 
 
-@pytest.mark.parametrize("case", WRONG)
-def test_a_damaged_point_cloud_is_told_in_one_line(tmp_path: Path, case: str) -> None:
-    content, says = WRONG[case]
+@pytest.mark.parametrize(
+    ("content", "says"),
+    [
+        (b"VERSION 0.7\nFIELDS x y z\n", "it has no header that ends with DATA"),
+        (cloud("x:4:F y:4:F z:4:F"), "intensity"),
+        (cloud("x:4:F", b"abc", points=9), r"3 bytes for 9 points of 4 \(truncated"),
+        (cloud("x:4:Q"), "'Q'"),
+        (cloud("x:4:F", b"1\n", 1, "ascii"), "it is in ascii"),
+        (cloud("x:4:F", b"\x03\0\0\0\x04\0\0\0\xff\xff\xff", 1, "binary_compressed"), "are damaged"),
+        (cloud("x:4:F", b"ab", 1, "binary_compressed"), "buffer"),
+    ],
+)
+def test_a_damaged_point_cloud_is_told_in_one_line(tmp_path: Path, content: bytes, says: str) -> None:
     (tmp_path / "a.pcd").write_bytes(content)
     with one_line_error(says, at=tmp_path / "a.pcd"):
         read_pcd(tmp_path / "a.pcd")

@@ -1,0 +1,352 @@
+"""Damaged dataroots of nuScenes are told in one line that says what is wrong and where; tables and submissions are read
+in blocks as the standard library reads them whole; what is computed from tables once is as if computed anew."""
+
+import json
+import os
+import re
+import threading
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from annotated_tiny import VERSION, write_annotated
+from damage import Damage, cut, delete, in_json, in_npz, number, put, replace, without, write
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from refusals import one_line_error
+
+from perception import arrays_on_disk
+from perception.arrays_on_disk import kept
+from perception.datasets.nuscenes import annotations, recordings, tables
+from perception.datasets.nuscenes.dataset import NuScenesTables
+from perception.errors import InputError
+from perception.rig import load_rig
+from perception.tasks.detection.submission_reader import read_samples
+from perception.taxonomy import load_taxonomy
+
+LIDAR, SWEEP, FRONT = "samples/LIDAR_TOP/*", "sweeps/LIDAR_TOP/*", "samples/CAM_FRONT/*"
+SEGMENTED, VOXELS = "lidarseg/*/*", "gts/*/*/*"
+
+
+def table(name: str) -> str:
+    return f"{VERSION}/{name}.json"
+
+
+DAMAGE: list[tuple[str, Damage, str]] = [  # of the first of these files
+    (LIDAR, cut(9999), r"samples/LIDAR_TOP/\d+\.pcd\.bin: 9999 bytes are no whole number"),
+    (SWEEP, cut(7), r"sweeps/LIDAR_TOP/\d+\.pcd\.bin: 7 bytes are no whole number"),
+    (LIDAR, cut(0), r"samples/LIDAR_TOP/\d+\.pcd\.bin: an empty sweep \(0 bytes\)"),
+    (SWEEP, cut(0), r"sweeps/LIDAR_TOP/\d+\.pcd\.bin: an empty sweep \(0 bytes\)"),
+    (LIDAR, number(12, np.nan), "1 of 500 points hold NaN.*first point 2;"),
+    (SWEEP, number(3, np.inf), "1 of 500 points hold NaN or infinity"),
+    (FRONT, cut(-99), "a truncated JPEG"),
+    (FRONT, cut(0), r"CAM_FRONT/\d+\.jpg: not a picture that can be decoded \(0 bytes\)"),
+    (FRONT, write("404 not found"), "not a picture that can be decoded"),
+    (table("ego_pose"), delete, "ego_pose.json: the table is missing"),
+    (table("sample_annotation"), delete, "sample_annotation.json: the table is missing"),
+    (table("sample"), cut(200), "sample.json: not valid JSON"),
+    (table("log"), write('[{"token": "a"} oops]'), r"log.json: not valid JSON \(expecting value at 'oops\]'\)"),
+    (table("log"), write("{}"), "log.json: not a table"),
+    (table("log"), write(""), "log.json: not a table"),
+    (table("log"), write("[1]"), "log.json: a row is int"),
+    (table("log"), write(b"\xff\xfe"), "log.json: not a table"),
+    (table("log"), replace(b"}", b"\xff}"), r"log.json: cannot read the table \(UnicodeDecodeError\)"),
+    (table("scene"), in_json(without("0.log_token")), "scene.json: the field or token 'log_token' is missing"),
+    (table("scene"), in_json(put("0.log_token", "gone")), "scene.json: the field or token 'gone' is missing"),
+    (table("sample_data"), in_json(put("0.ego_pose_token", "gone")), "lacks 1 poses that .* such as gone"),
+    (table("ego_pose"), in_json(put("0.rotation", ["a", "b"])), "ego_pose.json: a row has a wrong value"),
+    (table("sample_data"), replace(b'"width": 80', b'"width": 160'), "picture is 80x50, but its .* is for 160x50"),
+    (table("splits"), write("[1, 2"), "splits.json: cannot read the splits"),
+    (table("splits"), write("[1, 2]"), "splits.json: not an object"),
+    (SEGMENTED, delete, "cannot read the classes of points"),
+    (SEGMENTED, cut(499), "499 points, the sweep 500"),
+    (SEGMENTED, cut(0), "0 points, the sweep 500"),
+    (SEGMENTED, write(bytes([99] * 500)), "the class 99"),
+    (table("category"), replace(b"index", b"x"), "'index' is missing"),
+    (table("category"), replace(b"17", b"256"), "256 is no byte"),
+    (table("lidarseg"), in_json(without("0.filename")), "'filename' is missing"),
+    (table("lidarseg"), write("{}"), "not a table"),
+    (VOXELS, write("PK"), "not Occ3D's"),
+    (VOXELS, cut(5000), "not Occ3D's"),
+    (VOXELS, in_npz(without("mask_camera")), "mask_camera"),
+    (VOXELS, in_npz(put("semantics", np.array([{}], object))), "not Occ3D's"),
+    (VOXELS, in_npz(put("mask_lidar", np.zeros((16, 200, 200), np.uint8))), "expected uint8"),
+    (VOXELS, in_npz(put("semantics", np.zeros((200, 200, 16)))), "expected uint8"),
+    (VOXELS, in_npz(put("semantics", np.full((200, 200, 16), 18, np.uint8))), "class 18 is none"),
+]
+
+
+@pytest.mark.parametrize(("files", "damage", "says"), DAMAGE)
+def test_damage_is_told_in_one_line(tmp_path: Path, files: str, damage: Damage, says: str) -> None:
+    root = write_annotated(tmp_path / "tiny")
+    with one_line_error(says, at=root):
+        damage(min(root.glob(files)))
+        source = NuScenesTables(root, VERSION)
+        [sample, *_] = source.samples("train")
+        source.frame(sample, sweeps=1)
+        source.occupancy(sample)
+
+
+@pytest.mark.parametrize(
+    ("ask", "says"),
+    [
+        (lambda root: NuScenesTables(root / "nowhere", VERSION), "nowhere: no such folder; give the dataroot"),
+        (
+            lambda root: NuScenesTables(root / "samples", VERSION),
+            "samples: not .* dataroot: it has no folder v1.0-tiny",
+        ),
+        (lambda root: NuScenesTables(root, "v1.0-mini"), "has no version v1.0-mini; it has v1.0-tiny$"),
+        (lambda root: NuScenesTables(root, VERSION).frame("1234"), "no LIDAR_TOP keyframe of sample 1234"),
+        (lambda root: NuScenesTables(root, VERSION).samples("test"), "has no split test; known are train, val, all$"),
+        (
+            lambda root: NuScenesTables(root, VERSION).samples("val"),
+            "no scene of split val is here; it has scene-0001$",
+        ),
+        ("scene-9999", r"scene-9999: no such scene in .*v1.0-tiny; it has scene-0001$"),
+        ("scene-0001:2-4", "scene-0001:2-4: scene-0001 has keyframes 0 to 2;"),
+        ("scene-0001:2-2", "scene-0001:2-2: scene-0001 has keyframes 0 to 2;"),
+        ("scene-0001:x", "scene-0001:x: not a selector"),
+    ],
+)
+def test_what_is_not_there_is_told(recorded_root: Path, ask: str | Callable[[Path], object], says: str) -> None:
+    with one_line_error(says):
+        if isinstance(ask, str):
+            NuScenesTables(recorded_root, VERSION).samples(None, [ask])
+        else:
+            ask(recorded_root)
+
+
+# Tables and submissions in blocks. Texts have all that could be taken for the end of a row or a list.
+texts = st.text(st.sampled_from('}],{[:" \\\n\u00e9\U0001f697a'), max_size=8)
+numbers = st.floats(allow_nan=False, allow_infinity=False) | st.integers(-(2**53), 2**53)
+values = st.recursive(
+    st.none() | st.booleans() | numbers | texts,
+    lambda own: st.lists(own, max_size=3) | st.dictionaries(texts, own, max_size=3),
+    max_leaves=6,
+)
+objects = st.dictionaries(texts, values, max_size=4)
+written = st.fixed_dictionaries(
+    {
+        "indent": st.sampled_from([None, 0, 2]),
+        "separators": st.sampled_from([(",", ":"), (", ", ": "), (" , ", " : ")]),
+        "ensure_ascii": st.booleans(),
+    }
+)
+each_file = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+
+
+@each_file
+@given(content=st.lists(objects, max_size=12), form=written, block=st.integers(1, 60))
+def test_rows_are_those_of_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: list[Any], form: dict[str, Any], block: int
+) -> None:
+    monkeypatch.setattr(tables, "_BLOCK", block + 8)  # the first has the bracket
+    (tmp_path / "log.json").write_text(" " + json.dumps(content, **form), encoding="utf-8")
+    assert list(tables.rows(tmp_path, "log")) == content
+
+
+small = st.none() | st.booleans() | st.integers(-9, 9) | st.text(max_size=5) | st.lists(st.floats(0, 1), max_size=2)
+
+
+@each_file
+@given(
+    content=st.lists(st.dictionaries(st.text(max_size=3), small, max_size=2), max_size=30),
+    number=st.sampled_from(["NaN", "Infinity"]),
+    indent=st.sampled_from([None, 0, 2]),
+)
+def test_numbers_that_only_the_standard_library_reads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: list[dict[str, Any]], number: str, indent: int | None
+) -> None:
+    """Each row alone, also where a row lies in two reads."""
+    monkeypatch.setattr(tables, "_CHUNK", 300)
+    rows = [{"a": float(number)}, *content]
+    (tmp_path / "log.json").write_text(json.dumps(rows, indent=indent))
+    assert str([*tables.rows(tmp_path, "log")]) == str(rows)
+
+
+@each_file
+@given(content=st.lists(objects, min_size=1, max_size=6), block=st.integers(1, 60), data=st.data())
+def test_a_damaged_table_gives_its_first_rows_and_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: list[Any], block: int, data: st.DataObject
+) -> None:
+    """Cut anywhere, at most the rows before the cut come, then the error."""
+    monkeypatch.setattr(tables, "_BLOCK", block + 8)
+    text = json.dumps(content)
+    length = data.draw(st.integers(1, len(text) - 1))
+    (tmp_path / "log.json").write_text(text[:length], encoding="utf-8")
+    found = []
+    with pytest.raises(InputError, match=re.escape(f"{tmp_path / 'log.json'}: not valid JSON")):
+        found.extend(tables.rows(tmp_path, "log"))
+    assert found == content[: len(found)]
+    assert len(json.dumps(found)) - 1 <= length
+
+
+@each_file
+@given(
+    results=st.dictionaries(texts, st.lists(objects, max_size=3), max_size=5),
+    more=st.dictionaries(texts.filter(lambda name: name != "results"), values, max_size=3),
+    first=st.booleans(),
+    form=written,
+)
+def test_samples_are_those_of_the_file(
+    tmp_path: Path, results: dict[str, Any], more: dict[str, Any], first: bool, form: dict[str, Any]
+) -> None:
+    """Whatever else is in the file, before or behind the results."""
+    content = {"results": results, **more} if first else {**more, "results": results}
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps(content, **form), encoding="utf-8")
+    assert list(read_samples(path, set(results))) == list(results.items())
+
+
+@each_file
+@given(results=st.dictionaries(texts, st.lists(objects, max_size=3), max_size=4), data=st.data())
+def test_a_submission_that_was_cut_is_one_line(tmp_path: Path, results: dict[str, Any], data: st.DataObject) -> None:
+    text = json.dumps({"results": results}, ensure_ascii=False).encode()
+    path = tmp_path / "results.json"
+    path.write_bytes(text[: data.draw(st.integers(0, len(text) - 1))])
+    with pytest.raises(InputError, match="not a nuScenes submission"):
+        list(read_samples(path, set(results)))
+
+
+def test_a_submission_from_a_pipe(tmp_path: Path) -> None:
+    """Which cannot be mapped into memory."""
+    os.mkfifo(tmp_path / "pipe")
+    writer = threading.Thread(target=(tmp_path / "pipe").write_text, args=('{"results": {"a": [{"b": 1}]}}',))
+    writer.start()
+    assert list(read_samples(tmp_path / "pipe", {"a"})) == [("a", [{"b": 1}])]
+    writer.join()
+
+
+@pytest.mark.parametrize("between", ["},{", "}, {", "}\n,{", "} ,\n {"])
+def test_a_table_is_not_held_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, between: str) -> None:
+    """However its rows are separated."""
+    monkeypatch.setattr(tables, "_BLOCK", 1 << 17)
+    monkeypatch.setattr(tables, "_CHUNK", 1 << 21)
+    path, count = tmp_path / "log.json", 75_000
+    path.write_text("[{" + between.join(['"name": "a row of some length"'] * count) + "}]")
+    found = iter(tables.rows(tmp_path, "log"))
+    first, peak = peak_of(lambda: next(found))
+    assert first == {"name": "a row of some length"}
+    assert sum(1 for _ in found) == count - 1
+    whole, held = peak_of(lambda: json.loads(path.read_bytes()))
+    assert whole[0] == first
+    assert peak < held / 2
+
+
+def peak_of(call: Callable[[], Any]) -> tuple[Any, int]:
+    """What a call returns, and the most bytes that it holds meanwhile."""
+    tracemalloc.start()
+    result = call()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return result, peak
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache for arrays of any size."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(arrays_on_disk, "LEAST", 0)
+    return tmp_path / "cache" / "perception"
+
+
+class Counted:
+    """Computes arrays, and counts how often."""
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self) -> dict[str, np.ndarray]:
+        self.calls += 1
+        return {"a": np.arange(6.0).reshape(2, 3), "b": np.array([b"x", b"yz"])}
+
+
+def test_arrays_are_computed_once_for_what_they_depend_on(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    compute = Counted()
+    for about in ({"x": 1}, {"x": 1}, {"x": 2}, {"x": 1, "y": 0}, {"x": 2}):
+        found = kept("numbers", about, compute)
+        for name, each in Counted()().items():
+            np.testing.assert_array_equal(found[name], each)
+            assert found[name].dtype == each.dtype
+            assert not found[name].flags.writeable
+    assert compute.calls == 3
+    assert isinstance(kept("numbers", {"x": 1}, compute)["a"], np.memmap)
+    monkeypatch.setattr(arrays_on_disk, "LEAST", 6 * 8 + 2 * 2 + 1)
+    kept("small", {}, compute)
+    assert not list(cache.glob("small*"))
+
+
+@pytest.mark.parametrize(
+    ("file", "damage"),
+    [
+        ("a.npy", cut(140)),
+        ("b.npy", delete),
+        ("b.npy", write("no array")),
+        ("arrays.json", write("{")),
+        ("arrays.json", write("3")),
+    ],
+)
+def test_damaged_arrays_are_computed_anew(cache: Path, file: str, damage: Damage) -> None:
+    compute = Counted()
+    kept("numbers", {}, compute)
+    [folder] = cache.iterdir()
+    damage(folder / file)
+    for calls in (2, 2):
+        np.testing.assert_array_equal(kept("numbers", {}, compute)["a"], np.arange(6.0).reshape(2, 3))
+        assert compute.calls == calls
+
+
+def test_without_a_cache_that_can_be_written(cache: Path) -> None:
+    cache.parent.write_text("a file, where a folder should be")
+    compute = Counted()
+    for calls in (1, 2):
+        assert len(kept("numbers", {}, compute)) == 2
+        assert compute.calls == calls
+
+
+def unread(*_: object) -> None:
+    raise AssertionError("the tables are read again")
+
+
+def test_stored_tables_give_the_same_frames(
+    keyframes: tuple[Path, str], cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = NuScenesTables(*keyframes)
+    samples = first.samples()[:12]
+    whole = [first.frame(sample, sweeps=2, cameras=False) for sample in samples]
+    assert len(list(cache.iterdir())) == 2
+    for module in (annotations, recordings):
+        monkeypatch.setattr(module, "_read", unread)
+    second = NuScenesTables(*keyframes)
+    assert {**second.recordings} == {**first.recordings}
+    assert second.recordings.sweep_files() == first.recordings.sweep_files()
+    for sample, before in zip(samples, whole, strict=True):
+        frame = second.frame(sample, sweeps=2, cameras=False)
+        assert (frame.timestamp, frame.scene) == (before.timestamp, before.scene)
+        for name in ("global_from_ego", "points"):
+            np.testing.assert_array_equal(getattr(frame, name), getattr(before, name))
+        for name, value in vars(before.boxes).items():
+            np.testing.assert_array_equal(getattr(frame.boxes, name), value)
+
+
+def test_a_changed_table_another_rig_and_other_classes_are_read(tiny_root: Path, cache: Path) -> None:
+    source = NuScenesTables(tiny_root, VERSION)
+    sample = source.samples()[0]
+    frame = source.frame(sample, cameras=False)
+    path = tiny_root / table("ego_pose")
+    text = path.read_text()
+    rows = json.loads(text)
+    for row in rows:
+        row["translation"][2] += 4.0
+    path.write_text(json.dumps(rows))
+    raised = NuScenesTables(tiny_root, VERSION).frame(sample, cameras=False)
+    np.testing.assert_allclose(raised.global_from_ego[:3, 3], frame.global_from_ego[:3, 3] + [0, 0, 4])
+    path.write_text(text)
+    rig, names = load_rig("nuscenes"), load_taxonomy("nuscenes")
+    one = rig.model_copy(update={"cameras": rig.cameras[:1]})
+    assert len(NuScenesTables(tiny_root, VERSION, one).recordings[sample]) == 2
+    fewer = names.model_copy(update={"classes": names.classes[1:]})
+    assert len(NuScenesTables(tiny_root, VERSION, rig, fewer).frame(sample, cameras=False).boxes) < len(frame.boxes)

@@ -1,0 +1,470 @@
+"""What the product is told as data: taxonomies, rigs, configurations; and rotations, by which all of it is placed."""
+
+import math
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import centerpoint_reference
+import numpy as np
+import pillarnest_reference
+import pytest
+import yaml
+from exported import bundle, copied
+from hypothesis import given
+from hypothesis import strategies as st
+from nuscenes.eval.common.config import config_factory
+from nuscenes.eval.detection.constants import DETECTION_NAMES
+from nuscenes.eval.detection.utils import category_to_detection_name, detection_name_to_rel_attributes
+from nuscenes.eval.lidarseg.utils import LidarsegClassMapper
+from pyquaternion import Quaternion
+from random_boxes import random_boxes
+from refusals import one_line_error
+from repository import ROOT
+from scipy.spatial.transform import Rotation
+from vocabulary import NUSCENES, RIG
+
+from deploy.verify import verify
+from perception.config import find_config, load_config, parse_config
+from perception.frame import Frame
+from perception.mmdet3d import centerpoint, pillarnest
+from perception.mmdet3d.flat_config import read_config
+from perception.model import PerceptionModel
+from perception.rig import Box, Mount, Rig, load_rig, ordered_by_view
+from perception.rotations import quaternion, quaternions, rotation_matrices, turned
+from perception.sensors.lidar.sweeps import Sweep, join_lidars
+from perception.tasks.detection.columns import BoxColumns
+from perception.tasks.detection.scores import DetectionScores, undefined_errors
+from perception.taxonomy import Taxonomy, load_taxonomy
+
+# Taxonomies.
+
+
+def test_nuscenes_is_as_the_devkit_has_it() -> None:
+    assert {*NUSCENES.class_names} == {*DETECTION_NAMES}
+    ours = NUSCENES.labels_of_categories()
+    assert [NUSCENES.class_names[label] for label in ours.values()] == [category_to_detection_name(n) for n in ours]
+    assert {each.name: each.range for each in NUSCENES.classes} == config_factory("detection_cvpr_2019").class_range
+    tracked = [each.name for each in NUSCENES.classes if each.tracked]
+    assert {*tracked} == {*config_factory("tracking_nips_2019").class_names}
+    mapper = object.__new__(LidarsegClassMapper)
+    mapper.ignore_class = mapper.get_ignore_class()
+    points = [each.name for each in NUSCENES.point_classes]
+    assert {name: i + 1 for i, name in enumerate(points)} | {"ignore": 0} == mapper.get_coarse2idx()
+    coarse = {fine: name for fine, name in mapper.get_fine2coarse().items() if name != "ignore"}
+    assert {fine: points[i] for fine, i in NUSCENES.point_labels_of_categories().items()} == coarse
+    for label, name in enumerate(NUSCENES.class_names):
+        possible = zip(NUSCENES.attributes, NUSCENES.possible_attributes(label), strict=True)
+        assert {attribute for attribute, there in possible if there} == {*detection_name_to_rel_attributes(name)}
+
+
+def written(folder: Path, **changed: object) -> Path:
+    path = folder / "taxonomy.yaml"
+    path.write_text(yaml.safe_dump({"name": "own", "classes": [{"name": "car"}]} | changed))
+    return path
+
+
+CAR, VAN, ROAD = {"name": "car"}, {"name": "van", "categories": ["car"]}, {"name": "road"}
+WAY = {"name": "way", "categories": ["road"]}
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"classes": [CAR, CAR]}, "classes: 'car' is there twice"),
+        ({"classes": [CAR, VAN]}, "category 'car' is of two classes"),
+        ({"classes": []}, "classes: tuple should have at least 1 item"),
+        ({"classes": [CAR | {"attributes": ["parked", "moving"]}]}, "attribute 'parked' of car is not among"),
+        ({"classes": [CAR | {"attributes": ["parked"]}]}, "`attributes` are two"),
+        ({"classes": [CAR | {"range": 0.0}]}, "classes.0.range: input should be greater than 0"),
+        ({"point_classes": [ROAD, ROAD]}, "point_classes: 'road' is there twice"),
+        ({"point_classes": [ROAD, WAY]}, "point_classes: category 'road' is of two classes"),
+        ({"conditions": {"weather": ["snow"], "season": ["snow"]}}, "conditions: 'snow' is there twice"),
+        ({"conditions": {"sight": ["lidar"]}}, "'lidar' stands for something else"),
+        ({"conditions": {"weather": ["heavy-rain"]}}, "conditions.weather.0: string should match"),
+        ({"conditions": {"weather": []}}, "conditions.weather: tuple should have at least 1"),
+        ({"conditions": {"weather": ["dry"]}, "simulated": {"always": ["snow"]}}, "simulated: 'snow' is not among"),
+        ({"devkit": "kitti"}, "devkit: input should be 'nuscenes' or 'truckscenes'"),
+        ({"colour": "red"}, "colour: is not a known key"),
+    ],
+)
+def test_a_wrong_taxonomy_is_refused_in_one_line(tmp_path: Path, changed: dict[str, Any], says: str) -> None:
+    path = written(tmp_path, **changed)
+    with one_line_error(at=path, says=says):
+        load_taxonomy(path)
+
+
+def test_a_configuration_names_it_or_holds_it(tmp_path: Path) -> None:
+    path = written(tmp_path, conditions={"weather": ["dry", "snow"]})
+    content = {"name": "a", "taxonomy": str(path), "tasks": {"detection": {}, "conditions": {}}}
+    config = parse_config(content, "a.yaml")
+    assert config.taxonomy == load_taxonomy(path)
+    assert parse_config(config.model_dump(mode="json"), "again") == config
+    bare = parse_config({"name": "a"}, "b")
+    assert (bare.taxonomy, bare.rig) == (NUSCENES, RIG)
+    snow = {"name": "snow", "kind": "low_rank", "when": ["snow"]}
+    assert parse_config(content | {"modules": [snow]}, "a.yaml").modules[0].when == ("snow",)
+    with one_line_error(says="modules.snow.when: 'snow' is none of clear, rain"):
+        parse_config({"name": "a", "modules": [snow]}, "a.yaml")
+    with one_line_error(says="tasks.map: the taxonomy own has no map layers"):
+        parse_config(content | {"tasks": {"map": {}}}, "a.yaml")
+    with one_line_error(says="the groups, one after the other, must be car"):
+        parse_config(content | {"tasks": {"detection": {"groups": [["truck"]]}}}, "a.yaml")
+    with one_line_error(at="taxonomy munich: not known; give a YAML file or one of"):
+        load_taxonomy("munich")
+
+
+def test_a_manifest_with_fewer_classes_than_its_network(tmp_path: Path) -> None:
+    """Though all hashes hold: labels would name what is not there."""
+    path, manifest = copied(tmp_path / "bundle"), bundle().manifest
+    highest = max(int(frame.outputs["detection/labels"].max()) for frame in bundle().golden_frames("model.onnx"))
+    fewer = manifest.taxonomy.model_copy(update={"classes": manifest.taxonomy.classes[:highest]})
+    (path / "manifest.json").write_bytes(manifest.model_copy(update={"taxonomy": fewer}).hashed_json())
+    names = f"detection/labels are up to {highest}, the manifest's taxonomy nuscenes has {highest} classes"
+    with one_line_error(says=names):
+        verify(path)
+
+
+def test_scores_depend_on_what_classes_are_and_not_on_their_names_or_order() -> None:
+    rng = np.random.default_rng(0)
+    (truth, found), scenes = (random_boxes(rng, 6), np.zeros(6, np.int64))
+    order = rng.permutation(len(NUSCENES.classes))
+    renamed = Taxonomy(
+        name="other",
+        classes=tuple(NUSCENES.classes[i].model_copy(update={"name": f"class {i}"}) for i in order),
+        attributes=NUSCENES.attributes,
+    )
+    where = np.argsort(order)
+
+    def relabelled(boxes: BoxColumns) -> BoxColumns:
+        return replace(boxes, labels=where[boxes.labels])
+
+    ours = DetectionScores(truth, found, scenes, NUSCENES).scored()
+    theirs = DetectionScores(relabelled(truth), relabelled(found), scenes, renamed).scored()
+    np.testing.assert_array_equal(theirs.class_aps, ours.class_aps[:, order])
+    np.testing.assert_array_equal(theirs.errors, ours.errors[:, order])
+    undefined = [undefined_errors(each) for each in NUSCENES.classes]
+    assert [undefined_errors(each) for each in renamed.classes] == [undefined[i] for i in order]
+
+
+def test_without_attributes_the_other_errors_weigh_as_much_as_all() -> None:
+    (truth, found), scenes = random_boxes(np.random.default_rng(1), 6), np.zeros(6, np.int64)
+    bare = Taxonomy(name="bare", classes=tuple(each.model_copy(update={"attributes": ()}) for each in NUSCENES.classes))
+    ours, full = (DetectionScores(truth, found, scenes, each).scored() for each in (bare, NUSCENES))
+    assert np.isnan(ours.mean_errors[0, 4])
+    np.testing.assert_array_equal(ours.mean_errors[0, :4], full.mean_errors[0, :4])
+    share = np.maximum(0, 1 - ours.mean_errors[0, :4]).mean()
+    assert ours.nds[0] == pytest.approx((ours.mean_ap[0] + share) / 2, abs=1e-12)
+
+
+# Rigs.
+
+RIGS = ("nuscenes", "truck", "shuttle")
+angles = st.floats(-360, 360)
+
+
+@given(angles, angles, angles)
+def test_the_mount_is_scipys_rotation(yaw: float, pitch: float, roll: float) -> None:
+    mount = Mount(position=(1.0, 2.0, 3.0), yaw=yaw, pitch=pitch, roll=roll)
+    expected = Rotation.from_euler("ZYX", [yaw, pitch, roll], degrees=True).as_matrix()
+    np.testing.assert_allclose(mount.ego_from_mount[:3, :3], expected, atol=1e-11)
+    assert mount.ego_from_mount[:3, 3].tolist() == [1, 2, 3]
+
+
+@pytest.mark.parametrize("name", RIGS)
+def test_cameras_look_along_their_mount(name: str) -> None:
+    """z is the mount's x, the optical axis; x is right, y down."""
+    for camera in load_rig(name).cameras:
+        mount, pose = camera.mount.ego_from_mount, camera.ego_from_sensor
+        np.testing.assert_array_equal(pose[:3, 2], mount[:3, 0])
+        np.testing.assert_array_equal(pose[:3, 0], -mount[:3, 1])
+        np.testing.assert_array_equal(pose[:3, 1], -mount[:3, 2])
+        assert np.linalg.det(pose[:3, :3]) == pytest.approx(1)
+
+
+def test_nuscenes_car() -> None:
+    """Its LiDAR's x points to the right and y ahead, its rear camera looks back."""
+    np.testing.assert_array_equal(RIG.lidars[0].ego_from_sensor[:3, :3], [[0, 1, 0], [-1, 0, 0], [0, 0, 1]])
+    np.testing.assert_array_equal(RIG.cameras[3].ego_from_sensor[:3, :3], [[0, 0, -1], [1, 0, 0], [0, -1, 0]])
+    np.testing.assert_array_equal(RIG.cameras[3].intrinsics, [[405, 0, 400], [0, 405, 235], [0, 0, 1]])
+
+
+@pytest.mark.parametrize("name", RIGS)
+def test_rigs_that_come_with_the_package(name: str, tmp_path: Path) -> None:
+    """By name, by file and inline they are the same, and simulated as they are."""
+    rig = load_rig(name)
+    rig.require_calibration()
+    assert rig.calibrated() == rig
+    file = tmp_path / "own.yaml"
+    file.write_text(yaml.safe_dump(rig.model_dump(mode="json")))
+    assert load_rig(file) == rig == Rig.model_validate_json(rig.model_dump_json())
+    for given_as in (name, str(file), rig.model_dump(mode="json")):
+        config = parse_config({"name": "a", "rig": given_as}, "a.yaml")
+        assert config.rig == parse_config(config.model_dump(mode="json"), "checkpoint.json").rig == rig
+
+
+TOP, FRONT = {"name": "top"}, {"name": "front"}
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"lidars": []}, "(top level): `lidars` is empty; a rig has at least one LiDAR, whose time is the frame's"),
+        ({"lidars": [TOP, {"name": "Top"}]}, "(top level): two sensors are called 'top'"),
+        ({"cameras": [TOP], "lidars": [TOP]}, "(top level): two sensors are called 'top'"),
+        ({"lidars": [{"name": "lidar"}]}, "(top level): a sensor is called 'lidar', which stands for several"),
+        ({"lidars": [{"name": "my lidar"}]}, "lidars.0.name: string should match pattern"),
+        ({"lidars": [TOP | {"health": {"points": 5}}]}, "lidars.0.health.points: is not a known key"),
+        ({"cameras": [FRONT | {"size": [0, 10]}]}, "cameras.0.size.0: input should be greater than 0, got 0"),
+        ({"cameras": [FRONT | {"lens": {}}]}, "cameras.0.lens.focal: field required"),
+        (
+            {"cameras": [FRONT | {"lens": {"focal": 9.0, "distortion": [1.0]}}]},
+            "cameras.0.lens.distortion: has 1 coefficients; OpenCV's models have 4, 5 or 8",
+        ),
+        ({"cameras": [FRONT | {"fps": 10}]}, "cameras.0.fps: is not a known key"),
+        ({"own": {"center": [0, 0, 0], "size": [1, 1, -1]}}, "own.size.2: input should be greater than 0, got -1"),
+    ],
+)
+def test_a_wrong_rig_is_told_in_one_line(tmp_path: Path, change: dict[str, Any], says: str) -> None:
+    file = tmp_path / "rig.yaml"
+    file.write_text(yaml.safe_dump({"name": "mine", "lidars": [TOP]} | change))
+    with one_line_error(at=f"{file}: ", says=says):
+        load_rig(file)
+
+
+def test_an_unknown_rig_and_one_without_what_is_needed(tmp_path: Path) -> None:
+    """Without mounts it is enough for a network; to simulate, the first sensor that lacks one is named, and golden
+    frames spread them evenly."""
+    known = "nuscenes, pandaset, pandaset_64, shuttle, t4, truck"
+    with one_line_error(exactly=f"rig trukc: not known; give a YAML file or one of {known}"):
+        load_rig("trukc")
+    with one_line_error(exactly=f"{tmp_path}/a.yaml: cannot read the rig (FileNotFoundError)"):
+        load_rig(tmp_path / "a.yaml")
+    blind = {"name": "blind", "lidars": [TOP]}
+    with one_line_error(exactly="a.yaml: (top level): model.camera: the rig blind has no camera"):
+        parse_config({"name": "a", "rig": blind, "model": {"camera": {}}}, "a.yaml")
+    content = {"name": "mine", "cameras": [{"name": n} for n in "abc"], "lidars": [TOP]}
+    rig = parse_config({"name": "a", "rig": content}, "a.yaml").rig
+    with one_line_error(exactly="rig mine: top has no `mount`, its calibration; add it"):
+        rig.require_calibration()
+    spread = rig.calibrated()
+    assert [camera.mount and camera.mount.yaw for camera in spread.cameras] == [0, 120, 240]
+    with one_line_error(exactly="rig mine: a has no `lens`, its calibration; add it"):
+        spread.require_calibration()
+
+
+@pytest.mark.parametrize(
+    ("name", "prefix", "ahead", "behind"),
+    [
+        ("nuscenes", "CAM_", ["FRONT_LEFT", "FRONT", "FRONT_RIGHT"], ["BACK_LEFT", "BACK", "BACK_RIGHT"]),
+        ("truck", "CAMERA_", ["LEFT_FRONT", "RIGHT_FRONT"], ["LEFT_BACK", "RIGHT_BACK"]),
+    ],
+)
+def test_the_order_by_view(name: str, prefix: str, ahead: list[str], behind: list[str]) -> None:
+    yaws = {each.name.removeprefix(prefix): np.radians(each.mount.yaw) for each in load_rig(name).cameras}
+    assert ordered_by_view(yaws) == (ahead, behind)
+
+
+def sweep(points: np.ndarray, timestamp: int, mount: Mount, driven: float = 0.0) -> Sweep:
+    rows = np.column_stack([points, np.full(len(points), 9.0), np.zeros(len(points))]).astype(np.float32)
+    pose = np.eye(4)
+    pose[0, 3] = driven
+    return Sweep(rows, timestamp, pose, mount.ego_from_mount)
+
+
+def test_lidars_are_joined_at_their_own_times() -> None:
+    """The same places of the world, seen by two LiDARs at different times from a vehicle that drives at 10 m/s."""
+    rng = np.random.default_rng(0)
+    places = rng.uniform([5, -20, 0], [30, 20, 2], (50, 3))
+    mounts = Mount(position=(1.0, 0.0, 2.0), yaw=-90.0), Mount(position=(-1.0, 0.5, 2.5), yaw=135.0, pitch=10.0)
+
+    def seen(mount: Mount, time: float) -> Sweep:
+        pose = np.eye(4)
+        pose[0, 3] = 10 * time
+        local = np.linalg.inv(pose @ mount.ego_from_mount)
+        return sweep(places @ local[:3, :3].T + local[:3, 3], round(1e6 * (100 + time)), mount, 10 * time)
+
+    sweeps = {0: [seen(mounts[0], 0.0), seen(mounts[0], -0.05)], 1: [seen(mounts[1], 0.01), seen(mounts[1], -0.04)]}
+    points, lidars, _ = join_lidars(sweeps, 100_000_000, np.eye(4), None)
+    np.testing.assert_allclose(points[:, :3], np.tile(places, (4, 1)), atol=1e-4)
+    np.testing.assert_allclose(points[::50, 4], [-0.01, 0.0, 0.04, 0.05], atol=1e-6)
+    assert lidars[::50].tolist() == [1, 0, 1, 0]
+    frame = Frame("t", 0, "ego", np.eye(4), np.eye(4), points, {}, lidar_of_point=lidars)
+    np.testing.assert_array_equal(frame.of_lidar(1).points, points[lidars == 1])
+    assert not frame.has_lidar(2)
+    assert len(frame.keyframe_points) == 100
+    assert join_lidars({0: [], 1: []}, 0, np.eye(4), None) == (None, None, None)
+
+
+def test_the_own_vehicle_is_cropped_in_its_own_frame() -> None:
+    own = Box(center=(1.0, 0.0, 1.0), size=(4.0, 2.0, 2.0))
+    mount = Mount(position=(1.0, 0.0, 2.5), yaw=90.0, pitch=20.0)
+    rng = np.random.default_rng(1)
+    ego = rng.uniform([-4, -4, -1], [6, 4, 4], (2000, 3))
+    ego = ego[(np.abs(np.abs(ego - own.center) - np.array(own.size) / 2) > 1e-4).all(axis=1)]
+    local = np.linalg.inv(mount.ego_from_mount)
+    points, _, _ = join_lidars({0: [sweep(ego @ local[:3, :3].T + local[:3, 3], 0, mount)]}, 0, np.eye(4), own)
+    outside = ~((np.abs(ego - own.center) <= np.array(own.size) / 2).all(axis=1))
+    assert 0 < (~outside).sum() < len(ego)
+    np.testing.assert_allclose(points[:, :3], ego[outside], atol=1e-5)
+
+
+# Configurations.
+
+CONFIGS = sorted([*(ROOT / "configs").glob("*.yaml"), *(ROOT / "configs").glob("nuscenes/*.yaml")])
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_shipped_configurations_are_valid_and_build(path: Path) -> None:
+    config = load_config(path)
+    model, grid = PerceptionModel(config), config.grid.build()
+    assert all(n % config.model.trunk.stride == 0 for n in grid.shape)
+    assert ("camera" in dict(model.named_children())) == (config.model.camera is not None)
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "says"),
+    [
+        ("name: a\nmodle: {}", "", "modle: is not a known key"),
+        ("name: a\nmodel: {trunk: {chanels: [3]}}", "", "model.trunk.chanels: is not a known key"),
+        ("name: a\ntrain: {steps: many}", "", "train.steps: input should be a valid integer, got 'many'"),
+        ("name: a\ntrain: {steps: 0}", "", "train.steps: input should be greater than 0, got 0"),
+        ("name: a\ntrain: {drop_lidar: 1.5}", "", "train.drop_lidar: input should be less than or equal to 1"),
+        ("name: a\ntrain: {steps: 9, epochs: 2}", "", "train: give `steps` or `epochs`, one of them"),
+        ("name: a\ntrain: {steps: null}", "", "train: give `steps` or `epochs`, one of them"),
+        ("name: a\ntrain: {schedule: {kind: step}}", "", "train.schedule: `milestones` are for the kind `step`"),
+        ("name: a\nseed: 1.5", "", "seed: input should be a valid integer"),
+        ("name: a\nmodel: {lidar: null}", "", "the model needs `lidar`, `camera` or both"),
+        ("name: a\nmodel: {trunk: {channels: [3, 4]}}", "", "channels, blocks and strides must have the same length"),
+        ("{}", "", "name: field required"),
+        ("name: [", "", "not valid YAML"),
+        ("just text", "", "(top level): input should be"),
+        ("name: a", "train.bach=8", "train.bach: is not a known key"),
+        ("name: a", "train.batch=many", "train.batch: input should be a valid integer, got 'many'"),
+        ("name: a", "train.batch", "train.batch: write KEY=VALUE, such as train.batch=8"),
+        ("name: a", "train.batch=[", "train.batch=[: write KEY=VALUE"),
+        ("name: a", "name.first=b", "name.first=b: first would be a key of 'a', which has none"),
+    ],
+)
+def test_a_mistake_is_one_line_that_names_the_key(tmp_path: Path, text: str, overrides: str, says: str) -> None:
+    path = tmp_path / "c.yaml"
+    with one_line_error(at=path, says="cannot read the configuration"):
+        load_config(path)
+    path.write_text(text)
+    with one_line_error(at="" if overrides else path, says=says):
+        load_config(path, overrides.split())
+
+
+def test_keys_are_overridden_one_by_one(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("name: a\ntrain: {steps: 9, batch: 2}")
+    config = load_config(path, ["train.batch=8", "data.augment=null", "train.validation.split=val", "seed=3"])
+    assert (config.train.batch, config.train.steps, config.seed) == (8, 9, 3)
+    assert config.data.augment is None
+    assert config.train.validation.split == "val"
+
+
+# Published configurations of mmdet3d and PillarNeSt, of which ours have the networks.
+
+_EXTENT = "[-61.2, -61.2, -10.0, 61.2, 61.2, 10.0]"
+_PUBLISHED = {  # of the small networks of the references -> published
+    "[-12.0, -13.0, -10.0, 13.0, 13.0, 10.0]": _EXTENT,
+    "max_num_points=6": "max_num_points=20",
+    "(500, 700)": "(30000, 40000)",
+    "max_num=40": "max_num=500",
+    "head_conv=8": "head_conv=64",
+    "share_conv_channel=8": "share_conv_channel=64",
+    "sweeps_num=2": "sweeps_num=9",
+}
+_CENTERPOINT = {  # centerpoint_pillar02_second_secfpn_head-circlenms_8xb4-cyclic-20e_nus-3d
+    "[0.4, 0.4, 8]": "[0.2, 0.2, 8]",
+    "[-12.8, -12.8, -5.0, 12.8, 12.8, 3.0]": "[-51.2, -51.2, -5.0, 51.2, 51.2, 3.0]",
+    "feat_channels=[8]": "feat_channels=[64]",
+    "[8, 12, 16]": "[64, 128, 256]",
+    "[1, 1, 2]": "[3, 5, 5]",
+    "out_channels=[8, 8, 8]": "out_channels=[128, 128, 128]",
+}
+_PILLARNEST = {  # pillarnest_tiny
+    "[0.4, 0.4, 8]": "[0.15, 0.15, 8]",
+    "[-12.8, -12.8, -5.0, 12.8, 12.8, 3.0]": "[-54, -54, -5.0, 54, 54, 3.0]",
+    "feat_channels=[8]": "feat_channels=[48]",
+    "arch=dict(depths=[2, 1, 1, 2, 1], channels=[48, 12, 16, 16, 20]), in_channels=8": "arch='tiny', in_channels=48",
+    "[16, 16, 20]": "[96, 96, 96]",
+    "out_channels=[8, 8, 8]": "out_channels=[96, 96, 96]",
+    "iou_score_beta=0.4": "iou_score_beta=0.5",
+}
+
+
+def published(folder: Path, text: str, changes: dict[str, str]) -> Path:
+    """A file with a configuration at its published size."""
+    for old, new in (_PUBLISHED | changes).items():
+        assert old in text
+        text = text.replace(old, new)
+    (folder / "published.py").write_text(text)
+    return folder / "published.py"
+
+
+def test_centerpoint_is_mmdet3ds(tmp_path: Path) -> None:
+    path = published(tmp_path, centerpoint_reference.CONFIG, _CENTERPOINT)
+    imported, ours = centerpoint.configuration(read_config(path)), load_config(find_config("nuscenes/centerpoint"))
+    assert (ours.grid, ours.model) == (imported.grid, imported.model)
+    theirs = imported.tasks["detection"].model_dump()
+    found = ours.tasks["detection"].model_dump()
+    radii, wanted = found["suppression"].pop("radii"), theirs["suppression"].pop("radii")
+    assert [round(radius, 3) for radius in wanted] == list(radii)
+    assert found == theirs
+
+
+def test_lidar_is_pillarnests(tmp_path: Path) -> None:
+    """But for the vehicle's frame and the heatmaps of classes with subcells."""
+    path = published(tmp_path, pillarnest_reference.CONFIG, _PILLARNEST)
+    imported, ours = pillarnest.configuration(read_config(path)), load_config(find_config("nuscenes/lidar"))
+    assert (ours.grid.x, ours.grid.y, ours.grid.cell) == (imported.grid.x, imported.grid.y, imported.grid.cell)
+    trunk = ours.model.trunk.model_copy(update={"drop_path": 0.0})
+    assert trunk == imported.model.trunk
+    assert ours.model.lidar.model_copy(update={"overflow": "first"}) == imported.model.lidar
+    theirs = {k: v.shape for k, v in PerceptionModel(imported).state_dict().items()}
+    found = {k: v.shape for k, v in PerceptionModel(ours).state_dict().items()}
+    further = {name for name in found if name.startswith("heads.map.") or "_attribute." in name}
+    finer = {name for name in found if re.search(r"group[45]_heatmap\.1\.", name)}
+    assert found.keys() - further == theirs.keys()
+    assert {name for name, shape in theirs.items() if found[name] != shape} == finer
+
+
+# Rotations are pyquaternion's, at every angle and to the last digits.
+
+components = st.floats(-1, 1)
+some = st.tuples(components, components, components, components).filter(lambda q: np.linalg.norm(q) > 1e-3)
+
+
+@given(some)
+def test_quaternion_is_pyquaternions(elements: tuple[float, ...]) -> None:
+    expected = Quaternion(elements).unit
+    for found in (quaternions(expected.rotation_matrix[None])[0], quaternion(expected.rotation_matrix)):
+        assert found[0] >= 0
+        assert Quaternion.absolute_distance(expected, Quaternion(found)) < 1e-12
+        np.testing.assert_allclose(Quaternion(found).rotation_matrix, expected.rotation_matrix, atol=1e-14)
+
+
+@pytest.mark.parametrize("axis", np.vstack([np.eye(3), [1, 1, 0], [1, -1, 1]]))
+def test_quaternion_of_half_a_turn(axis: np.ndarray) -> None:
+    # w is zero here, which defeats the formula that divides by it.
+    half = Quaternion(axis=axis, radians=np.pi).rotation_matrix
+    for found in (quaternions(half[None])[0], np.array(quaternion(half))):
+        np.testing.assert_allclose(np.abs(found[1:]), np.abs(axis) / np.linalg.norm(axis), atol=1e-15)
+    assert quaternions(np.zeros((0, 3, 3))).shape == (0, 4)
+
+
+@given(st.lists(some, min_size=1, max_size=4))
+def test_matrices_are_pyquaternions(elements: list[tuple[float, ...]]) -> None:
+    expected = [Quaternion(each).unit.rotation_matrix for each in elements]
+    np.testing.assert_allclose(rotation_matrices(np.array(elements)), expected, atol=1e-14)
+
+
+@given(some, st.floats(-math.pi, math.pi))
+def test_a_turn_about_an_axis_is_pyquaternions(elements: tuple[float, ...], angle: float) -> None:
+    axis = Quaternion(elements).unit.elements[1:]
+    if np.linalg.norm(axis) > 1e-3:
+        expected = Quaternion(axis=axis, radians=angle).rotation_matrix
+        np.testing.assert_allclose(turned(axis / np.linalg.norm(axis), angle), expected, atol=1e-14)
