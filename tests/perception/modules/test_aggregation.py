@@ -119,9 +119,6 @@ def test_what_cannot_be_merged_is_said(call, message):
         call()
 
 
-# ---- low-rank modules from their products
-
-
 @st.composite
 def layers(draw: st.DrawFn) -> Any:
     torch.manual_seed(draw(st.integers(0, 1000)))
@@ -171,9 +168,6 @@ def test_a_module_set_to_zero_learns_on():
     module.set_task_vector({"weight": torch.zeros_like(layer.weight)}, layer)
     module(Site(torch.randn(1, 3, 5, 5), torch.zeros(1, 4, 3, 3), layer, None)).sum().backward()
     assert bool((module.b.weight.grad.flatten(1).norm(dim=0) > 0).all())
-
-
-# ---- merging modules of a bank
 
 
 @pytest.fixture

@@ -30,10 +30,6 @@ def bank() -> Bank:
     return new_bank()
 
 
-def state(bank: Bank) -> dict[str, Tensor]:
-    return {key: tensor.clone() for key, tensor in bank.network.state_dict().items()}
-
-
 PARTS = [{"kind": "batch_norm", "slots": ["norm"]}, {"kind": "low_rank", "slots": ["one", "t*"], "rank": 2}]
 
 
@@ -76,10 +72,8 @@ def test_parts_go_by_the_name_and_the_facts_of_the_union(bank):
     union(bank, "a")
     (row,) = bank.status()
     assert (row.kind, row.slots, row.folds) == ("batch_norm + low_rank", 3, True)
-    assert row.parameters == sum(p.numel() for m in bank.at("a").values() for p in m.parameters())
-    for parts, message in (([], "at least 1 item"), ([{"kind": "union", "parts": PARTS}], "'union'")):
-        with pytest.raises(ValidationError, match=message):
-            SPECS.validate_python({"kind": "union", "name": "a", "parts": parts})
+    with pytest.raises(ValidationError, match="'union'"):
+        SPECS.validate_python({"kind": "union", "name": "a", "parts": [{"kind": "union", "parts": PARTS}]})
 
 
 def test_two_parts_at_one_slot_are_refused(bank):
@@ -92,7 +86,7 @@ def test_two_parts_at_one_slot_are_refused(bank):
 
 def test_a_union_merges_into_the_base_and_comes_out_bit_for_bit(bank):
     union(bank, "a")
-    expected, before = output(bank, "a"), state(bank)
+    expected, before = output(bank, "a"), {key: t.clone() for key, t in bank.network.state_dict().items()}
     bank.merge(bank.active)
     close(seen(bank), expected)
     bank.unmerge()
@@ -175,9 +169,6 @@ def test_the_command_line_gives_each_kind_the_slots_and_its_options():
     assert both["parts"] == [{"kind": "batch_norm", "slots": ["a"]}, {"kind": "low_rank", "slots": ["a"], "rank": 4}]
     with pytest.raises(InputError, match="KIND one of batch_norm, low_rank"):
         _kinds("batch_norm+low_rank", ["a"], {"rank": 4})
-
-
-# ---- layers of a network that knows nothing of slots
 
 
 X = torch.randn(2, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))

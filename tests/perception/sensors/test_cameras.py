@@ -42,9 +42,6 @@ LENS = np.array([[20.0, 0, 31.5], [0, 20.0, 15.5], [0, 0, 1]])
 GRID = BevGrid(x=(-4.0, 4.0), y=(-2.0, 2.0), z=(-2.0, 2.0), cell=1.0)  # 4 rows, 8 columns
 
 
-# ---- lift and trunk
-
-
 def lift_by_loop(config, grid, context, depth, matrices):
     """Bilinear look-up of every voxel in every camera, in numpy, one at a time."""
     n, c, h, w = context.shape
@@ -115,9 +112,6 @@ def test_trunk_and_fusion_meet_on_the_heads_grid(fused, head):
     config = TrunkConfig(channels=(8, 8), blocks=(1, 1), strides=(1, 2), up_channels=5, stride=head)
     out = Trunk(config, 8, fused).eval()(fuse([torch.randn(1, 4, 32, 16), torch.randn(1, 6, 8, 4)]))
     assert out.shape == (1, 10, 32 // head, 16 // head)
-
-
-# ---- lens
 
 
 @settings(max_examples=40)
@@ -233,9 +227,6 @@ def test_the_graph_computes_what_torch_does_and_compiles() -> None:
     assert build_engine(graph, find_target("rtx-ada"), inputs=shapes).layers > 0
 
 
-# ---- depth labels and their loss
-
-
 def by_loop(points, matrices, depth):
     """`depth_labels`, a point at a time."""
     nearest = np.full((len(matrices), *CELLS), np.inf)
@@ -332,9 +323,6 @@ def test_the_gradient_is_distribution_minus_target_and_none_without_labels() -> 
     torch.testing.assert_close(logits.grad.float(), 3 * expected, rtol=0.01, atol=0.01)
     sums, counts = depth_loss(logits, torch.zeros(1, 1, 1, 2), DEPTH)
     assert (sums.item(), counts.item()) == (0, 0)
-
-
-# ---- depth labels in training
 
 
 def supervised(lidar: bool = True, **training: float) -> Config:

@@ -244,9 +244,6 @@ def test_outputs_become_a_prediction() -> None:
     np.testing.assert_array_equal(probabilities, maps[0])
 
 
-# ---- any number of pillars in the exported graph
-
-
 def inputs_with(pillars: int) -> dict[str, np.ndarray]:
     """Of a frame with a point in each of so many cells, of which the network keeps `max_pillars` at most."""
     spec = bundle().spec
@@ -292,9 +289,6 @@ def test_what_is_left_out_is_padding_alone(filled: list[int]) -> None:
     assert left["pillar_counts"].sum() == counts.sum()
     assert left["route"].shape == (1, 9)
     assert without_padding({"images": counts}).keys() == {"images"}
-
-
-# ---- encoders
 
 
 class Net(nn.Module):
