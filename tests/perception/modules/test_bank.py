@@ -323,9 +323,10 @@ def test_merged_equals_routed_and_unmerged_is_what_was_there_bit_for_bit(block, 
         assert not any(slot.computations for slot in bank.slots.values())
         torch.testing.assert_close(run(network, route), expected, rtol=1e-12, atol=1e-12)
         torch.testing.assert_close(run(network, Route()), expected, rtol=1e-12, atol=1e-12)
-        network.train()  # statistics move
-        run(network, Route())
-        network.eval()
+        if all(homes):  # statistics that move while modules are merged into their layers come back too
+            network.train()
+            run(network, Route())
+            network.eval()
         bank.unmerge()
         assert same(state(network), before)
         assert network.conv.layer.bias is None

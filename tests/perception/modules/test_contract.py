@@ -394,11 +394,15 @@ class Network(nn.Module):
         return self.norm1d(self.mix(x.mean((2, 3))))
 
 
-class Side(nn.ModuleDict):
+class Side(nn.Module):
     """Networks side by side in one graph, which exports in a fraction of the time of as many graphs."""
 
+    def __init__(self, networks: dict[str, Network]) -> None:
+        super().__init__()
+        self.networks = nn.ModuleDict(networks)
+
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        return {name: network(x) for name, network in self.items()}
+        return {name: network(x) for name, network in self.networks.items()}
 
 
 X = torch.randn(2, 3, 8, 10, generator=torch.Generator().manual_seed(1))
@@ -409,7 +413,7 @@ def base() -> Network:
     torch.manual_seed(0)
     network = Network().eval()
     randomize(network)
-    return network.requires_grad_(False)
+    return network
 
 
 @cache
@@ -419,7 +423,7 @@ def with_modules(case: str) -> Network:
     torch.manual_seed(2)
     for slot in network.children():
         if KINDS[CASES[case][0]].attaches_to(slot.layer):
-            slot.computations["m"] = trained(case, slot.layer).requires_grad_(False)
+            slot.computations["m"] = trained(case, slot.layer)
         slot.route = Route({"m": 1.0}, z=torch.ones(1, Z))
     assert (network(X) - base()(X)).abs().max() > 1e-3
     return network
@@ -467,15 +471,24 @@ def operators(graph: onnx.ModelProto, output: str) -> Counter[str]:
     return Counter(found.values())
 
 
-def test_modules_beside_their_layers_and_weights_of_single_frames_export():
-    for name, network in {case: with_modules(case) for case in CASES} | {"frames": with_weights_by_frame()}.items():
-        np.testing.assert_allclose(exported()[0][name], network(X), rtol=1e-5, atol=1e-5, err_msg=name)
+def assert_exported(name: str, network: Network) -> None:
+    with torch.no_grad():
+        np.testing.assert_allclose(exported()[0][name], network(X).numpy(), rtol=1e-5, atol=1e-5)
+
+
+@every_kind
+def test_modules_beside_their_layers_export(case):
+    assert_exported(case, with_modules(case))
+
+
+def test_weights_and_conditions_of_single_frames_export():
+    assert_exported("frames", with_weights_by_frame())
 
 
 @every_affine_kind
 def test_folded_modules_leave_no_operator(case):
-    outputs, found = exported()
-    np.testing.assert_allclose(outputs[f"folded {case}"], with_modules(case)(X), rtol=1e-5, atol=1e-5)
+    assert_exported(f"folded {case}", with_modules(case))
+    found = exported()[1]
     # A prompt becomes a map that is added, and the normalisation after it no longer merges with the convolution.
     more = {"Add": 1, "BatchNormalization": 1} if KINDS[CASES[case][0]].kind == "prompt" else {}
     assert found[f"folded {case}"] == found["base"] + Counter(more)

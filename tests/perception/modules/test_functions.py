@@ -145,10 +145,8 @@ class Banked(nn.Module):
 
 
 def test_a_banked_slot_of_low_rank_modules_costs_two_convolutions_however_many_they_are():
-    x, route = (
-        np.random.default_rng(0).standard_normal((1, 3, 6, 6), np.float32),
-        np.array([[1, 0, 0.5, 2]], np.float32),
-    )
+    x = np.random.default_rng(0).standard_normal((1, 3, 6, 6), np.float32)
+    route = np.array([[1, 0, 0.5, 2]], np.float32)
     four = Banked("a", "b", "c", "d")
     graph, base = to_onnx(four, {"x": x, "route": route}, ["y"]), to_onnx(Banked(), {"x": x}, ["y"])
     counts = [Counter(node.op_type for node in each.graph.node) for each in (graph, base)]
