@@ -1,42 +1,48 @@
-"""Blocks: what validation accepts, their text form, and what they compute, by hand and folded."""
+"""Blocks: what validation accepts, their text form, what they compute, by hand and folded; attention over modules."""
 
+import copy
 import math
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from computations import AFFINE, CASES, trained
+from banks import add, new_bank
+from computations import AFFINE, CASES, randomize, trained
 from computations import assert_near as close
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from refusals import one_line_error
-from torch import nn
+from torch import Tensor, nn
 from vocabulary import Z
 
 from perception.errors import InputError
 from perception.modules.aggregation.composition import Average, Fuse, Parallel, Stack, names
 from perception.modules.aggregation.notation import parse_block
+from perception.modules.aggregation.representations import AttentionFusion, add_fusion
+from perception.modules.bank import Bank
 from perception.modules.computation.computation import Site
 from perception.modules.computation.kinds import KINDS
+from perception.modules.module_record import SPECS
 from perception.modules.route import Route
 from perception.modules.slot import Slot
 
 BUILD = {"stack": Stack, "parallel": Parallel, "average": Average, "fuse": Fuse}
 NAMES = ("a", "b", "c", "d", "stack", "no-lidar_2")
-
-# A block as plain data: a name, or (type, members, weights).
 weights = st.floats(-1e6, 1e6, allow_nan=False)
 
 
-def trees(members: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
-    def extend(inner: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
-        def block(kind: str, parts: list[Any]) -> st.SearchStrategy[Any]:
-            own = st.none() | st.lists(weights, min_size=len(parts), max_size=len(parts))
-            return st.tuples(st.just(kind), st.just(parts), own if kind == "average" else st.none())
+def trees(names):
+    """Blocks as plain data: a name, or (type, members, weights)."""
 
+    def block(kind, parts):
+        own = st.none() | st.lists(weights, min_size=len(parts), max_size=len(parts))
+        return st.tuples(st.just(kind), st.just(parts), own if kind == "average" else st.none())
+
+    def extend(inner):
         return st.tuples(st.sampled_from(sorted(BUILD)), st.lists(inner, max_size=3)).flatmap(lambda d: block(*d))
 
-    return st.recursive(members, extend, max_leaves=6)
+    return st.recursive(names, extend, max_leaves=6)
 
 
 def build(tree: Any) -> Any:
@@ -100,11 +106,7 @@ def test_text_forms():
     assert block == Stack("rain", Average("night", "fog", weights=[0.7, 0.3]), Parallel("a", Fuse("b", "c-1")))
     assert str(block) == "stack(rain, average(0.7*night, 0.3*fog), parallel(a, fuse(b, c-1)))"
     assert parse_block("average(stack, average)") == Average("stack", "average")  # modules with such names
-
-
-def test_averages_are_equal_only_with_equal_weights():
     assert Average("a", "b", weights=[0.5, 0.5]) == Average("a", "b")
-    assert Average("a", "b", weights=[1, 1]) != Average("a", "b")
     assert len({Average("a", "b"), Average("a", "b", weights=[1, 1]), Parallel("a", "b")}) == 3
 
 
@@ -132,6 +134,9 @@ def test_what_is_no_block_is_shown_in_its_place(text, shows, says, character):
         parse_block(text)
 
 
+FLAT = "; write its members in its place"
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -139,30 +144,29 @@ def test_what_is_no_block_is_shown_in_its_place(text, shows, says, character):
         (lambda: Fuse("a"), "fuse(a): fuse needs 2 or more members"),
         (
             lambda: Parallel("x", Stack("y", Parallel("z")), Parallel("a", "b")),
-            "parallel(x, stack(y, parallel(z)), >>>parallel(a, b)<<<): parallel cannot stand directly in parallel; "
-            "write its members in its place",
+            "parallel(x, stack(y, parallel(z)), >>>parallel(a, b)<<<): parallel cannot stand directly in parallel"
+            + FLAT,
         ),
         (lambda: Stack("a", Average("b", "a")), "stack(a, >>>average(b, a)<<<): module 'a' is in the block twice"),
         (lambda: Stack("a", "b c"), "stack(a, >>>b c<<<): a module's name is a letter, then letters, digits, _ and -"),
-        (lambda: Stack("a", 3), "stack(a, >>>3<<<): a member is a name or a block, not int"),  # type: ignore[arg-type]
+        (lambda: Stack("a", 3), "stack(a, >>>3<<<): a member is a name or a block, not int"),
         (lambda: Average("a", "b", weights=[1.0]), "average(a, b): 2 members, 1 weights"),
         (
             lambda: Average("a", "b", weights=[0.5, math.nan]),
             "average(a, >>>b<<<): its weight nan is not a finite number",
         ),
-        (lambda: parse_block("fuse(a, fuse(b, c))"), "fuse(a, >>>fuse(b, c)<<<): fuse cannot stand directly in fuse; "
-         "write its members in its place"),
+        (
+            lambda: parse_block("fuse(a, fuse(b, c))"),
+            "fuse(a, >>>fuse(b, c)<<<): fuse cannot stand directly in fuse" + FLAT,
+        ),
     ],
-)  # fmt: skip
+)
 def test_errors_show_the_nesting_that_is_wrong(make, message):
     with one_line_error(exactly=message):
         make()
 
 
-# What blocks compute
-
-
-def add(slot: Slot, name: str, case: str) -> Any:
+def put(slot: Slot, name: str, case: str):
     """A module with random numbers at the slot."""
     slot.computations[name] = trained(case, slot.layer)
     return slot.computations[name]
@@ -177,29 +181,32 @@ def route(block: Any, **module_weights: float) -> Route:
     return Route({name: module_weights.get(name, 1.0) for name in names(block)}, block=block)
 
 
+X = torch.randn(2, 3, 6, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
 @pytest.mark.parametrize("make", [Stack, Parallel])
 @pytest.mark.parametrize("kind", ["scale_shift", "low_rank", "series_adapter"])
 def test_beside_a_module_that_does_nothing_there_is_only_the_other(make, kind):
-    slot, x = conv_slot(), torch.randn(2, 3, 6, 7, dtype=torch.float64)
-    add(slot, "a", kind)
+    slot = conv_slot()
+    put(slot, "a", kind)
     slot.computations["null"] = KINDS["low_rank"](slot.layer, rank=1)  # type: ignore[call-arg]
     slot.route = route("a")
-    alone = slot(x)
-    assert not torch.allclose(alone, slot.layer(x))
+    alone = slot(X)
+    assert not torch.allclose(alone, slot.layer(X))
     for block in (make("a", "null"), make("null", "a")):
         slot.route = route(block)
-        assert torch.equal(slot(x), alone)
+        assert torch.equal(slot(X), alone)
 
 
 def test_a_member_of_an_average_that_is_not_at_the_slot_counts_as_zero():
-    slot, x = conv_slot(), torch.randn(2, 3, 6, 7, dtype=torch.float64)
-    add(slot, "a", "low_rank")
+    slot = conv_slot()
+    put(slot, "a", "low_rank")
     slot.route = route("a")
-    delta = slot(x) - slot.layer(x)
+    delta = slot(X) - slot.layer(X)
     slot.route = route(Average("a", "elsewhere"))
-    close(slot(x) - slot.layer(x), delta / 2)
+    close(slot(X) - slot.layer(X), delta / 2)
     slot.route = route(Average("elsewhere", "nowhere"))
-    assert torch.equal(slot(x), slot.layer(x))
+    assert torch.equal(slot(X), slot.layer(X))
 
 
 def test_nested_blocks_by_hand():
@@ -230,7 +237,7 @@ def test_nested_blocks_by_hand():
     assert slot(x).item() == pytest.approx(3 + 0.5 * 6 + 2 * 5, abs=1e-12)
 
 
-def brute(tree: Any, slot: Slot, x: torch.Tensor, y: torch.Tensor, module_weights: dict[str, float]) -> torch.Tensor:
+def brute(tree, slot, x, y, module_weights):
     """The output of a tree on the output y so far; deltas as differences of outputs."""
     if isinstance(tree, str):
         return y + module_weights[tree] * slot.computations[tree](Site(x, y, slot.layer, slot.route.z))
@@ -246,11 +253,11 @@ def brute(tree: Any, slot: Slot, x: torch.Tensor, y: torch.Tensor, module_weight
     return total
 
 
-def affine_trees() -> st.SearchStrategy[Any]:
-    def has_fuse(tree: Any) -> bool:
+def affine_trees():
+    def has_fuse(tree):
         return not isinstance(tree, str) and (tree[0] == "fuse" or any(map(has_fuse, tree[1])))
 
-    def tame(tree: Any) -> Any:
+    def tame(tree):
         """Weights of the size of one."""
         if isinstance(tree, str):
             return tree
@@ -266,41 +273,201 @@ def test_folding_a_nest_equals_running_it_and_running_it_the_brute_force(tree, d
     cases = [case for case in AFFINE if KINDS[CASES[case][0]].attaches_to(slot.layer)]
     module_weights = {name: data.draw(st.sampled_from([1.0, -0.7, 0.0, 0.3])) for name in leaves(tree)}
     for name in leaves(tree):
-        add(slot, name, data.draw(st.sampled_from(cases)))
+        put(slot, name, data.draw(st.sampled_from(cases)))
     slot.route = Route(module_weights, block=block, z=torch.rand(1, Z, dtype=torch.float64))
-    x = torch.randn(2, 3, 6, 7, dtype=torch.float64)
-    running = slot(x)
-    close(running, brute(tree, slot, x, slot.layer(x), module_weights))
+    running = slot(X)
+    close(running, brute(tree, slot, X, slot.layer(X), module_weights))
     assert slot.folds()
     slot.fold()
     assert len(slot.computations) == 0
-    close(slot(x), running)
+    close(slot(X), running)
 
 
 def test_a_fuse_block_of_which_one_member_is_at_the_slot_folds():
-    slot, x = conv_slot(), torch.randn(2, 3, 6, 7, dtype=torch.float64)
-    add(slot, "a", "low_rank")
-    add(slot, "b", "scale_shift")
+    slot = conv_slot()
+    put(slot, "a", "low_rank")
+    put(slot, "b", "scale_shift")
     slot.route = route(Stack(Fuse("a", "elsewhere"), "b"))
-    running = slot(x)
+    running = slot(X)
     slot.fold()
     assert len(slot.computations) == 0
-    close(slot(x), running)
-
-
-# Input aggregation
+    close(slot(X), running)
 
 
 @pytest.mark.parametrize("case", ["prompt", "concatenated"])
 def test_prompts_add_up_or_are_read_side_by_side_in_any_order(case):
-    slot, x = conv_slot(), torch.randn(2, 3, 6, 7, dtype=torch.float64)
-    prompts = [add(slot, name, case) for name in ("a", "b")]
+    slot = conv_slot()
+    prompts = [put(slot, name, case) for name in ("a", "b")]
     maps = [nn.functional.interpolate(p.map, (6, 7), mode="bilinear").expand(2, -1, -1, -1) for p in prompts]
     if case == "prompt":
-        expected = slot.layer(x + maps[0] + maps[1])
+        expected = slot.layer(X + maps[0] + maps[1])
     else:
         weight = torch.cat([slot.layer.weight, *(p.mix.weight for p in prompts)], dim=1)
-        expected = nn.functional.conv2d(torch.cat([x, *maps], dim=1), weight, slot.layer.bias, 2, 1)
+        expected = nn.functional.conv2d(torch.cat([X, *maps], dim=1), weight, slot.layer.bias, 2, 1)
     for block in (Stack("a", "b"), Stack("b", "a"), Parallel("a", "b")):
         slot.route = route(block)
-        close(slot(x), expected)
+        close(slot(X), expected)
+
+
+SHAPES = [
+    (nn.Conv2d(2, 3, 1), (2, 3, 2, 4)),
+    (nn.ConvTranspose2d(2, 3, 2), (2, 3, 2, 4)),
+    (nn.Linear(2, 3), (2, 4, 3)),
+    (nn.BatchNorm1d(3), (5, 3)),
+    (nn.BatchNorm1d(3), (5, 3, 1)),
+    (nn.BatchNorm2d(3), (2, 3, 2, 4)),
+]
+every_layer = pytest.mark.parametrize(("layer", "shape"), SHAPES, ids=str)
+
+
+def fusion_of(layer: Any, *, identity: bool = False) -> AttentionFusion:
+    """Attention with random Q and K, and a random V or the identity that it starts with."""
+    torch.manual_seed(0)
+    fusion = AttentionFusion(copy.deepcopy(layer).double(), Fuse("a", "b", "c"))
+    for matrix in (fusion.query, fusion.key) if identity else fusion.parameters():
+        nn.init.normal_(matrix)
+    return fusion
+
+
+def site_and_parts(layer: Any, shape: tuple[int, ...], count: int = 3) -> tuple[Site, list[Tensor]]:
+    y, *parts = torch.randn(count + 1, *shape, dtype=torch.float64)
+    return Site(y, y, layer, None), parts
+
+
+def cells(tensor: Tensor, layer: Any) -> np.ndarray:
+    """(cells, channels)"""
+    last = tensor if isinstance(layer, nn.Linear) else tensor.movedim(1, -1)
+    return last.detach().reshape(-1, 3).numpy()
+
+
+@every_layer
+def test_attention_is_the_equation_at_each_cell(layer, shape):
+    fusion, (site, parts) = fusion_of(layer), site_and_parts(layer, shape)
+    q, k, v = (m.detach().numpy() for m in (fusion.query, fusion.key, fusion.value))
+    y, members = cells(site.y, layer), [cells(part, layer) for part in parts]
+    expected = np.empty_like(y)
+    for i in range(len(y)):
+        scores = np.array([(q @ y[i]) @ (k @ member[i]) / np.sqrt(3) for member in members])
+        shares = np.exp(scores) / np.exp(scores).sum()
+        expected[i] = sum(share * (v @ member[i]) for share, member in zip(shares, members, strict=True))
+    joint = fusion(site, parts)
+    assert joint.shape == site.y.shape
+    assert np.abs(cells(joint, layer) - expected).max() < 1e-12 * np.abs(expected).max()
+    for order in ([2, 0, 1], [1, 0, 2]):
+        close(fusion(site, [parts[i] for i in order]), joint)
+    first = fusion_of(layer, identity=True)
+    close(first(site, [parts[0]] * 4), parts[0])
+    assert torch.equal(first(site, parts[:1]), parts[0])
+    new = AttentionFusion(copy.deepcopy(layer).double(), Fuse("a", "b"))
+    close(new(site, parts), sum(parts) / 3)
+    new(site, parts).square().sum().backward()  # though Q starts at zero it learns, and so K does after the first step
+    assert float(new.query.grad.norm()) > 0
+
+
+@every_layer
+def test_attention_gradients(layer, shape):
+    fusion, (site, parts) = fusion_of(layer), site_and_parts(layer, shape, 2)
+    names = [name for name, _ in fusion.named_parameters()]
+
+    def joint(y: Tensor, a: Tensor, b: Tensor, *matrices: Tensor) -> Tensor:
+        arguments = (site._replace(y=y), [a, b])
+        return torch.func.functional_call(fusion, dict(zip(names, matrices, strict=True)), arguments)
+
+    inputs = [t.detach().requires_grad_() for t in (site.y, *parts, *fusion.parameters())]
+    assert torch.autograd.gradcheck(joint, inputs)
+
+
+@pytest.fixture
+def bank() -> Bank:
+    return new_bank()
+
+
+FUSE = Fuse("a", Stack("b", "c"))
+
+
+@pytest.fixture
+def fused(bank: Bank) -> Bank:
+    """Two members of FUSE at the slots one, two and up, one at rows; all with random numbers."""
+    add(bank, "a", slots=("one", "two", "up"))
+    add(bank, "b", "scale_shift", slots=("one", "two", "rows"))
+    add(bank, "c", slots=("two", "up"))
+    add_fusion(bank, FUSE)
+    for slot in bank.slots.values():
+        randomize(slot.fusions)
+    return bank
+
+
+def run(bank: Bank, slot: str, x: Tensor, block: Any, **weights: float | Tensor) -> Tensor:
+    bank.apply(Route(weights, block=block))
+    output: Tensor = bank.slots[slot](x)
+    return output
+
+
+def test_attention_is_where_two_members_meet(fused):
+    keys = [name for name, slot in fused.slots.items() if FUSE.key in slot.fusions]
+    assert keys == ["one", "up", "two"]
+    assert fused.slots["one"].fusions[FUSE.key].value.shape == (6, 6)
+    with pytest.raises(InputError, match=r"fuse\(a, stack\(b, c\)\): the model already has its attention"):
+        add_fusion(fused, FUSE)
+    add(fused, "d", slots=("norm",), kind="rescale")
+    with pytest.raises(InputError, match=r"fuse\(a, d\): no slot has two of its members"):
+        add_fusion(fused, Fuse("a", "d"))
+    with pytest.raises(InputError, match=r"fuse\(a, gone\): the model has no module called 'gone'"):
+        add_fusion(fused, Fuse("a", "gone"))
+
+
+def test_new_attention_is_frozen_where_the_base_is(bank):
+    for name in "abc":
+        add(bank, name)
+    for frozen, block in ((False, Fuse("a", "b")), (True, Fuse("a", "c"))):
+        bank.network.requires_grad_(not frozen)
+        add_fusion(bank, block)
+        parts = [slot.fusions[block.key] for slot in bank.slots.values() if block.key in slot.fusions]
+        assert {p.requires_grad for part in parts for p in part.parameters()} == {not frozen}
+    with pytest.raises(InputError, match="already has its attention"):
+        add_fusion(bank, Fuse("b", "a"))  # it is one attention, in whatever order the members are named
+    with pytest.raises(InputError, match=r"slot one has no attention for fuse\(b, c\): add it"):
+        run(bank, "one", torch.randn(1, 4, 5, 6, dtype=torch.float64), Fuse("b", "c"), b=1.0, c=1.0)
+
+
+def test_modules_that_do_nothing_give_the_base_bit_for_bit_through_attention(bank):
+    for name in "ab":
+        bank.add(SPECS.validate_python({"name": name, "kind": "low_rank", "slots": ("one",)}))
+    add_fusion(bank, Fuse("a", "b"))
+    randomize(bank.slots["one"].fusions)
+    x = torch.randn(2, 4, 5, 6, dtype=torch.float64)
+    assert torch.equal(run(bank, "one", x, Fuse("a", "b"), a=1.0, b=1.0), bank.slots["one"].layer(x))
+
+
+def test_a_slot_joins_its_members_by_its_attention(fused):
+    slot, x = fused.slots["two"], torch.randn(2, 4, 5, 6, dtype=torch.float64)
+    y = slot.layer(x)
+    a = run(fused, "two", x, "a", a=1.0) - y
+    stacked = run(fused, "two", x, Stack("b", "c"), b=1.0, c=1.0) - y
+    joint = slot.fusions[FUSE.key](Site(x, y, slot.layer, None), [a, stacked])
+    close(run(fused, "two", x, FUSE, a=1.0, b=1.0, c=1.0), y + joint)
+    close(run(fused, "two", x, Fuse(Stack("b", "c"), "a"), a=1.0, b=1.0, c=1.0), y + joint)
+    lone = torch.randn(2, 5, 4, dtype=torch.float64)  # at rows there is only b, and no attention
+    assert torch.equal(run(fused, "rows", lone, FUSE, a=1.0, b=1.0, c=1.0), run(fused, "rows", lone, "b", b=1.0))
+
+
+def test_a_frame_gets_the_same_whatever_else_is_in_its_batch(fused):
+    """Members that a frame, or a cell, does not run take no part in its attention."""
+    x = torch.randn(4, 4, 5, 6, dtype=torch.float64)
+    runs = {"a": [1, 1, 0, 0], "b": [1, 0, 1, 0], "c": [1, 0, 0, 0]}
+    by_frame = {name: torch.tensor(weight, dtype=torch.float32) for name, weight in runs.items()}
+    mixed = run(fused, "two", x, FUSE, **by_frame)
+    by_cell = {name: weight[:, None, None, None].expand(4, 1, 5, 6) for name, weight in by_frame.items()}
+    close(run(fused, "two", x, FUSE, **by_cell), mixed)
+    for i in range(4):
+        chosen = {name: 1.0 for name in runs if runs[name][i]}
+        close(mixed[i : i + 1], run(fused, "two", x[i : i + 1], FUSE, **chosen))
+        close(mixed[i : i + 1], run(fused, "two", x[i : i + 1], FUSE, **{n: float(w[i]) for n, w in runs.items()}))
+
+
+def test_attention_survives_the_graph_export(fused):
+    """Whatever stands in the key of a block."""
+    fused.apply(Route({"a": 1.0, "b": 1.0, "c": 1.0}, block=FUSE))
+    x = torch.randn(1, 4, 5, 6, dtype=torch.float64)
+    program = torch.export.export(fused.network, (x,))
+    close(program.module()(x), fused.network(x))

@@ -1,4 +1,11 @@
-"""Routing by facts, and how a route is shown."""
+"""Routing by facts, what choosers compute, and routes in the whole model."""
+
+import copy
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -6,37 +13,44 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
-from slotted import ROUTED, Net
-from vocabulary import CONDITION_VALUES, CONDITIONS
+from routed import assert_same, frame_inputs, little, module
+from slotted import ROUTED, Net, softmax
+from torch import Tensor, nn
+from vocabulary import CONDITION_VALUES, CONDITIONS, RIG
 
+from deploy.engines.onnxruntime import OnnxRuntimeEngine
+from deploy.golden import differences, synthetic_frame
+from deploy.onnx_export import to_onnx
+from deploy.tolerances import LEAST
 from perception.frame import Conditions
+from perception.model import PerceptionModel
 from perception.modules.route import Route
+from perception.modules.routing import gates, load_balance
 from perception.modules.routing.fixed import FixedRouter
+from perception.modules.routing.pooling import MAX_DEVIATIONS, CellFeatures, PooledFeatures, RunningNorm
 from perception.modules.routing.show_route import as_figure, as_table, routing_table
 from perception.modules.spec import LowRank
+from perception.training import trainable
+from perception.training.loader import batch_labels
+
+EXACT: dict[str, Any] = {"rtol": 1e-12, "atol": 1e-12}
+
 
 known_conditions = st.builds(Conditions, **{k: st.sampled_from([None, *v]) for k, v in CONDITIONS.items()})
 facts = st.sampled_from([*CONDITION_VALUES, "lidar", "no-lidar", "cameras", "no-cameras", "detection", "map"])
-
-
-def can_hold(asked: set[str]) -> bool:
-    """Others are refused."""
-    return not any(
-        set(pair) <= asked for pair in (("lidar", "no-lidar"), ("cameras", "no-cameras"), ("detection", "map"))
-    )
-
-
-# ---- fixed routing
+REFUSED = [{"lidar", "no-lidar"}, {"cameras", "no-cameras"}, {"detection", "map"}]
 
 
 @settings(deadline=None, max_examples=60)
 @given(
     st.lists(st.tuples(known_conditions, st.booleans(), st.booleans()), min_size=1, max_size=4),
-    st.lists(st.sets(facts, max_size=3).filter(can_hold), min_size=1, max_size=3),
+    st.lists(
+        st.sets(facts, max_size=3).filter(lambda asked: not any(pair <= asked for pair in REFUSED)),
+        min_size=1,
+        max_size=3,
+    ),
 )
-def test_fixed_routing_runs_a_module_where_all_that_it_asks_for_holds(
-    frames: list[tuple[Conditions, bool, bool]], asks: list[set[str]]
-) -> None:
+def test_fixed_routing_runs_a_module_where_all_that_it_asks_for_holds(frames, asks):
     modules = [LowRank(name=f"m{i}", rank=1, when=tuple(asked)) for i, asked in enumerate(asks)]
     router = FixedRouter(Net(modules).bank, ("detection", "map"))
     sensors = {"lidar": torch.tensor([f[1] for f in frames]), "cameras": torch.tensor([f[2] for f in frames])}
@@ -52,9 +66,6 @@ def test_fixed_routing_runs_a_module_where_all_that_it_asks_for_holds(
                     "lidar" if lidar else "no-lidar", "cameras" if cameras else "no-cameras", *tasks,
                 }  # fmt: skip
                 assert w == (asked <= holds)
-
-
-# ---- inspection
 
 
 def test_a_route_is_shown_by_slot_and_module() -> None:
@@ -76,3 +87,352 @@ def test_a_route_is_shown_by_slot_and_module() -> None:
     expected = np.array([[0.75, 0, 1], [0.5, np.nan, 0]])
     np.testing.assert_allclose(np.ma.filled(heat.images[0].get_array(), np.nan), expected, rtol=1e-6)
     np.testing.assert_array_equal(cell_map.images[0].get_array(), cells[0, 0].numpy())
+
+
+@pytest.mark.parametrize("cells", [(), (3, 4)])
+def test_running_estimates_are_those_of_all_that_was_seen(cells):
+    torch.manual_seed(0)
+    features, sizes = RunningNorm(5).double(), torch.arange(1.0, 6.0).reshape(5, *(1 for _ in cells))
+    seen = torch.randn(40, 2, 5, *cells, dtype=torch.float64) * sizes + 7
+    for batch in seen:
+        out = features(batch)  # by what was seen so far, in training as well
+    hat = (batch.movedim(1, -1) - features.mean) / features.variance.sqrt()
+    torch.testing.assert_close(out, hat.movedim(-1, 1).clamp(-MAX_DEVIATIONS, MAX_DEVIATIONS), rtol=1e-5, atol=1e-5)
+    rows = seen.transpose(0, 2).flatten(1)
+    torch.testing.assert_close(features.mean, rows.mean(dim=1), rtol=1e-12, atol=0)
+    torch.testing.assert_close(features.variance, rows.var(dim=1, correction=0), rtol=1e-12, atol=0)
+
+
+def test_later_batches_weigh_more_from_the_hundredth_on():
+    features = RunningNorm(1)
+    for value in [0.0] * 200 + [1.0] * 100:
+        features(torch.full((2, 1), value))
+    assert features.mean.item() == pytest.approx(1 - 0.99**100, rel=1e-4)
+
+
+def test_in_evaluation_a_frame_is_standardised_alone_and_nothing_moves():
+    features = RunningNorm(2).eval()
+    features.mean.copy_(torch.tensor([1.0, -2.0]))
+    features.variance.copy_(torch.tensor([4.0, 0.25]))
+    x = torch.tensor([[3.0, -2.5], [1.0, 98.0]])
+    torch.testing.assert_close(features(x), torch.tensor([[1.0, -1.0], [0.0, MAX_DEVIATIONS]]), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(features(x[:1]), features(x)[:1])
+    assert features.batches.item() == 0
+
+
+def test_routers_see_mean_deviation_and_maximum_of_each_channel_or_the_cell_itself():
+    torch.manual_seed(0)
+    pooled, cells, x = PooledFeatures(4).eval(), CellFeatures(4).eval(), torch.randn(2, 4, 3, 5)
+    flat, (_, linear, _), (_, mix, _) = x.flatten(2), pooled.layers, cells.layers
+    three = torch.cat([flat.mean(dim=2), flat.std(dim=2, correction=0), flat.amax(dim=2)], dim=1)
+    expected = (three @ linear.weight.T + linear.bias).relu()
+    torch.testing.assert_close(pooled(x), expected, rtol=1e-4, atol=1e-4)
+    expected = (torch.einsum("hc,bcij->bhij", mix.weight[..., 0, 0], x) + mix.bias[:, None, None]).relu()
+    torch.testing.assert_close(cells(x), expected, rtol=1e-4, atol=1e-4)
+
+
+@st.composite
+def random_logits(draw: st.DrawFn) -> Tensor:
+    """(B, N, 2, 3) in float64, often with ties."""
+    shape = (draw(st.integers(1, 3)), draw(st.integers(1, 5)), 2, 3)
+    rng = np.random.default_rng(draw(st.integers(0, 10**6)))
+    tied = draw(st.booleans())
+    return torch.from_numpy(rng.integers(-2, 3, shape).astype(float) if tied else rng.normal(0, 3, shape))
+
+
+@settings(deadline=None, max_examples=50)
+@given(random_logits(), st.integers(1, 6))
+def test_top_k_is_the_softmax_over_the_k_first_of_a_stable_sort(logits, k):
+    expected = np.zeros(logits.shape)
+    for b, i, j in itertools.product(range(len(logits)), range(2), range(3)):
+        values = logits[b, :, i, j].numpy()
+        best = np.argsort(-values, kind="stable")[:k]
+        expected[b, best, i, j] = softmax(values[best])
+    actual = gates.top_k(logits, k)
+    torch.testing.assert_close(actual, torch.from_numpy(expected), **EXACT)
+    assert ((actual != 0).sum(dim=1) == min(k, logits.shape[1])).all()
+    assert torch.equal(gates.top_k(logits, logits.shape[1]), gates.soft(logits))
+    assert torch.equal(gates.top_k(logits, 1), gates.hard(logits))
+    assert torch.equal(gates.hard(logits).argmax(dim=1), torch.from_numpy(logits.numpy().argmax(axis=1)))
+
+
+@pytest.mark.parametrize("chooser", [gates.soft, lambda logits: gates.top_k(logits, 2)])
+def test_gradients_of_soft_and_top_k_are_those_of_finite_differences(chooser: Any) -> None:
+    torch.manual_seed(0)
+    assert torch.autograd.gradcheck(chooser, torch.randn(2, 4, 3, dtype=torch.float64, requires_grad=True))
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
+def test_gumbel_is_one_hot_forward_and_has_the_gradient_of_the_relaxation(temperature: float) -> None:
+    torch.manual_seed(0)
+    logits, g, v = (torch.randn(2, 4, 3, dtype=torch.float64) for _ in range(3))
+    own = logits.clone().requires_grad_()
+    weights = gates.gumbel(own, temperature, g)
+    assert torch.equal(weights, nn.functional.one_hot((logits + g).argmax(dim=1), 4).transpose(1, 2).double())
+    (weights * v).sum().backward()
+    numeric = torch.zeros_like(logits)
+    for index in np.ndindex(*logits.shape):
+        step = torch.zeros_like(logits)
+        step[index] = 1e-5
+        up, down = (((logits + sign * step + g) / temperature).softmax(dim=1) for sign in (1, -1))
+        numeric[index] = ((up - down) * v).sum() / 2e-5
+    torch.testing.assert_close(own.grad, numeric, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("draw", [gates.sample, lambda logits: gates.gumbel(logits, 0.7)])
+def test_frequencies_are_the_softmax(draw: Any) -> None:
+    torch.manual_seed(0)
+    n, p = 40_000, torch.tensor([0.5, 0.3, 0.15, 0.05, 0.0], dtype=torch.float64)
+    counts = draw(p.log().expand(n, -1)).sum(dim=0)
+    assert counts.sum() == n
+    assert ((counts - n * p).abs() <= 4 * (n * p * (1 - p)).sqrt()).all()
+
+
+@pytest.mark.parametrize("baseline", [0.0, 2.5, -7.0])
+def test_reinforce_enumerated_over_all_joint_choices_is_the_gradient_of_the_expected_cost(baseline: float) -> None:
+    """One frame, three options at each of two places: nine joint choices, each with a cost of its own."""
+    torch.manual_seed(1)
+    logits = torch.randn(1, 3, 2, dtype=torch.float64, requires_grad=True)
+    costs = torch.randn(3, 3, dtype=torch.float64)
+    p = logits[0].softmax(dim=0)  # N P
+    (expected,) = torch.autograd.grad(torch.einsum("i,j,ij->", p[:, 0], p[:, 1], costs), logits)
+    estimate = torch.zeros_like(logits)
+    for i, j in itertools.product(range(3), range(3)):
+        chosen = nn.functional.one_hot(torch.tensor([[i, j]]), 3).transpose(1, 2)
+        loss = gates.reinforce(gates.log_probability(logits, chosen), costs[i, j][None], baseline)
+        estimate += (p[i, 0] * p[j, 1]).detach() * torch.autograd.grad(loss, logits)[0]
+    torch.testing.assert_close(estimate, expected, **EXACT)
+
+
+def test_balance_of_uniform_and_collapsed_routers_in_closed_form() -> None:
+    n = 4
+    uniform = torch.full((8, n, 1), 1 / n)
+    spread = torch.eye(n).repeat(2, 1)[..., None]  # each option is the choice of two frames
+    collapsed = torch.zeros(8, n, 1)
+    collapsed[:, 2] = 1
+    possible = torch.ones(n, 1, dtype=torch.bool)
+    for weights, chosen, gshard, variation in ((uniform, spread, 1, 0), (collapsed, collapsed, n, n - 1)):
+        assert load_balance.gshard(weights, chosen, possible) == gshard
+        assert load_balance.squared_variation(load_balance.importance(weights), possible) == variation
+        assert load_balance.squared_variation(load_balance.load(chosen), possible) == variation
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(0, 10**6), st.integers(1, 4), st.integers(2, 4), st.integers(1, 3), st.booleans())
+def test_balance_counts_frames_and_cells_by_place(seed, b, n, places, by_cell):
+    """Against loops over places; the first option of the last place is impossible."""
+    torch.manual_seed(seed)
+    logits = torch.randn(b, n, places, *((2, 3) if by_cell else ()), dtype=torch.float64)
+    logits[:, 0, -1] = -math.inf
+    report = load_balance.report(logits, gates.top_k(logits, 1))
+    expected: dict[str, list[float]] = {"importance_cv2": [], "load_cv2": [], "gshard": []}
+    for place in range(places):
+        there = list(range(1 if place == places - 1 else 0, n))
+        cells = np.ndindex(logits.shape[3:])
+        tokens = [logits[(i, slice(None), place, *at)].numpy()[there] for at in cells for i in range(b)]
+        used = np.array([np.eye(len(there))[t.argmax()] for t in tokens])
+        probabilities = np.array([softmax(t) for t in tokens])
+        variation = used.sum(axis=0).var() / used.sum(axis=0).mean() ** 2
+        expected["importance_cv2"].append(variation)
+        expected["load_cv2"].append(variation)
+        expected["gshard"].append(len(there) * (used.mean(axis=0) * probabilities.mean(axis=0)).sum())
+    for name, values in expected.items():
+        assert report[name] == pytest.approx(np.mean(values), rel=1e-12, abs=1e-12)
+
+
+def copied_base(model: PerceptionModel, to: PerceptionModel) -> PerceptionModel:
+    own = model.state_dict()
+    to.load_state_dict({key: own[key] for key in to.state_dict()})
+    return to
+
+
+ALL = [
+    module("rain", "rain"), module("night", "night"), module("boston", "boston"), module("blind", "no-lidar"),
+    module("cam", slots=("camera.*",)),
+]  # fmt: skip
+BY_TASK = [module("find", "detection", slots=("trunk.*",)), module("draw", "map", slots=("trunk.*",))]
+
+
+@torch.no_grad()
+def test_without_modules_for_a_frame_the_model_is_the_base_bit_for_bit() -> None:
+    model = little(ALL[:4], camera=True)
+    base = copied_base(model, little([], camera=True))
+    inputs = frame_inputs(model, 1, 2)
+    assert_same(model(inputs), base(inputs))
+    assert_same(model(inputs, [Conditions(weather="clear", light="day", city="singapore"), Conditions()]), base(inputs))
+    wet = model(inputs, [Conditions(weather="rain"), Conditions()])
+    assert not torch.allclose(wet["detection/heatmap"][0], base(inputs)["detection/heatmap"][0])
+    torch.testing.assert_close(wet["detection/heatmap"][1], base(inputs)["detection/heatmap"][1])
+
+
+@torch.no_grad()
+def test_swapping_a_module_that_does_not_run_leaves_every_bit() -> None:
+    model = little(ALL, camera=True)
+    inputs, tags = frame_inputs(model, 1), [Conditions(weather="rain", light="day", city="singapore")]
+    before = model(inputs, tags)
+    for name in ("night", "boston", "blind"):
+        for slot in model.bank.slots.values():
+            if name in slot.computations:
+                nn.init.normal_(slot.computations[name].b.weight)
+    assert_same(model(inputs, tags), before)
+    nn.init.normal_(model.bank.slots["trunk.stage0.0"].computations["rain"].b.weight)
+    assert not torch.equal(model(inputs, tags)["detection/heatmap"], before["detection/heatmap"])
+
+
+@torch.no_grad()
+def test_a_mixed_batch_equals_its_frames_one_by_one() -> None:
+    model = little(ALL, camera=True)
+    inputs = frame_inputs(model, 1, 2, 3)
+    inputs["pillar_counts"][1] = 0  # frame 1 has no LiDAR, frame 2 no pictures
+    inputs["pillar_points"][1] = 0
+    inputs["pillar_cells"][1] = 32 * 32
+    inputs["images"][2], inputs["image_from_reference"][2] = 0, 0
+    wet = Conditions(weather="rain", light="day")
+    tags = [Conditions(weather="rain", light="night", city="boston"), Conditions(), wet]
+    together = model(inputs, tags)
+    for i, tag in enumerate(tags):
+        alone = model({name: value[i : i + 1] for name, value in inputs.items()}, [tag])
+        for name, value in alone.items():
+            torch.testing.assert_close(together[name][i], value[0], rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_tasks_with_their_own_modules_in_the_trunk_get_their_own_passes() -> None:
+    model = little(BY_TASK)
+    inputs = frame_inputs(model, 1)
+    outputs = model(inputs)
+    assert len(model.routes) == 2
+    model.bank.activate("find")
+    found = model(inputs)
+    model.bank.activate("draw")
+    drawn = model(inputs)
+    assert not torch.allclose(found["map/logits"], drawn["map/logits"])
+    for name, value in outputs.items():
+        assert torch.equal(value, (drawn if name == "map/logits" else found)[name])
+
+
+@torch.no_grad()
+def test_the_chooser_serves_the_slots_after_the_fusion_and_tags_the_others() -> None:
+    """With all logits on `rain`, the model is the one that runs it after the fusion alone, whatever the tags say."""
+    modules = [module("rain", "rain", slots=("lidar.*", "trunk.*")), module("night", "night")]
+    model = little(modules, {"kind": "learned", "choose": "gumbel"})
+    fixed = copied_base(model, little(modules))
+    nn.init.constant_(model.chooser.options["rain"].bias, 1e4)
+    inputs = frame_inputs(model, 1)
+    served = {name: {"rain": 1.0} for name in model.bank.slots if name.startswith(("trunk.", "heads."))}
+    for tags, before in (([], {}), ([Conditions(weather="rain", light="night")], {"rain": 1.0})):
+        fixed.bank.active = Route(before, served)
+        assert_same(model(inputs, tags), fixed(inputs))
+    model.bank.activate("night")
+    fixed.bank.activate("night")
+    assert_same(model(inputs), fixed(inputs))
+
+
+def test_routing_losses_of_a_training_batch_teach_the_chooser() -> None:
+    model = little(ALL[:4], {"kind": "learned", "choose": "reinforce", "balance": 0.1, "supervise": 0.5}).train()
+    inputs = frame_inputs(model, 1, 2)
+    wet, dark = {"weather": "rain", "light": "day"}, {"weather": "clear", "light": "night"}
+    model(inputs, [Conditions(**wet, city="boston"), Conditions(**dark, city="singapore")])
+    losses = model.routing_losses(torch.tensor([1.0, 2.0]))
+    assert losses.keys() == {"balance", "supervision", "reinforce"}
+    chooser = dict(model.chooser.named_parameters())
+    for loss in losses.values():
+        gradients = torch.autograd.grad(loss, list(chooser.values()), retain_graph=True)
+        assert sum(g.abs().sum() for g in gradients) > 0
+    assert little(ALL[:4]).routing_losses() == {}
+    assert little(ALL[:4]).routing_balance() == {}
+    evenness = model.routing_balance()
+    assert losses["balance"].item() == pytest.approx(0.1 * evenness["gshard"])
+    assert evenness == load_balance.report(model.routes[0].logits, model.routes[0].chosen)
+    assert copy.deepcopy(model).state_dict().keys() == model.state_dict().keys()  # in the middle of training, too
+
+
+def test_a_module_of_another_task_is_no_option() -> None:
+    model = little(BY_TASK, {"kind": "learned"})
+    model(frame_inputs(model, 1))
+    for route, own, other in zip(model.routes, ("find", "draw"), ("draw", "find"), strict=True):
+        weights = route.at("trunk.stage0.0")
+        assert weights[other].item() == 0
+        assert 0 < weights[own].item() < 1
+
+
+def test_what_is_recognised_shapes_neither_base_nor_modules() -> None:
+    model = little(ALL[:2], recognising=True).train()
+    tags = [Conditions(weather="rain", light="day", city="boston"), Conditions(weather="clear", light="night")]
+    dense = model(frame_inputs(model, 1, 2), tags)
+    frames = [replace(synthetic_frame("ego", RIG, seed=0), conditions=known) for known in tags]
+    labels = batch_labels([{"conditions": model.tasks["conditions"].labels(frame)} for frame in frames])
+    losses = model.losses(dense, labels)
+    assert losses.keys() == {f"conditions/{kind}" for kind in CONDITIONS}
+    torch.stack([loss.mean() for loss in losses.values()]).sum().backward()
+    reached = {name for name, p in model.named_parameters() if p.grad is not None}
+    assert reached == {name for name, _ in model.named_parameters() if name.startswith("added.conditions.")}
+    assert not [name for name in little(ALL[:2]).state_dict() if name.startswith("added.")]
+
+
+@torch.no_grad()
+def test_what_is_recognised_is_a_distribution_of_each_kind_and_the_rest_of_the_output_stays() -> None:
+    model = little(ALL[:2], recognising=True)
+    plain = copied_base(model, little(ALL[:2]))
+    inputs, tags = frame_inputs(model, 1), [Conditions(weather="rain")]
+    found = model.predict(inputs, tags)
+    recognised = found.pop("conditions/probabilities")
+    assert_same(found, plain.predict(inputs, tags))
+    for kind in recognised.split([len(values) for values in CONDITIONS.values()], dim=1):
+        torch.testing.assert_close(kind.sum(dim=1), torch.ones(1))
+
+
+@torch.no_grad()
+def test_while_a_recogniser_learns_modules_run_whatever_the_tags_say() -> None:
+    model = little(ALL[:2], recognising=True)
+    trainable.added_task(model, "conditions")
+    inputs, found = frame_inputs(model, 1), set()
+    torch.manual_seed(0)
+    for _ in range(60):
+        model(inputs, [Conditions(weather="clear", light="day", city="boston")])
+        found.add(frozenset(model.routes[0].weights))
+    assert found == {frozenset(), frozenset({"rain"}), frozenset({"night"}), frozenset({"rain", "night"})}
+    assert {name.split(".")[0] for name, _ in trainable.parameters(model)} == {"added"}
+
+
+def test_a_head_learns_beside_a_router_that_has_nothing_to_choose_for_it() -> None:
+    modules = [module("rain", "rain", slots=("trunk.*",)), module("night", "night", slots=("trunk.*",))]
+    model = little(modules, {"kind": "learned", "balance": 0.1}, recognising=True)
+    inputs, tags = frame_inputs(model, 1), [Conditions(weather="clear", light="day", city="boston")]
+    model.train()(inputs, tags)
+    assert model.routing_losses()
+    assert model.routing_balance()
+    trainable.added_task(model, "conditions")
+    assert all(name.startswith("conditions/") for name in model(inputs, tags))
+    assert len(model.routes) == 1
+    assert model.routing_losses() == model.routing_balance() == {}
+
+
+def predicted(
+    model: PerceptionModel, inputs: dict[str, Tensor], tags: Sequence[Conditions] = ()
+) -> dict[str, np.ndarray]:
+    with torch.no_grad():
+        return arrays(model.predict(inputs, tags))
+
+
+def arrays(tensors: dict[str, Tensor]) -> dict[str, np.ndarray]:
+    return {name: value.numpy() for name, value in tensors.items()}
+
+
+def test_an_exported_model_keeps_its_chooser_and_folds_what_is_before_it() -> None:
+    modules = [module("rain", "rain", slots=("trunk.*",)), module("blind", "no-lidar", slots=("trunk.*",))]
+    routing = {"kind": "learned", "choose": "top_k", "k": 2, "level": "slot"}
+    model = little([*modules, module("beam", "rain", slots=("lidar.*",))], routing)
+    folded = model.folded(Conditions(weather="rain"))
+    assert (folded.bank.folded, list(folded.bank.modules)) == (("beam",), ["rain", "blind"])
+    inputs = frame_inputs(model, 1)
+    expected = predicted(folded, inputs)
+    assert differences(predicted(model, inputs, [Conditions(weather="rain")]), expected, LEAST.all(model.tasks)) == []
+    content = to_onnx(folded, arrays(inputs), list(expected)).SerializeToString()
+    assert differences(expected, OnnxRuntimeEngine(content).run(arrays(inputs)), LEAST.all(model.tasks)) == []
+
+    blind = {"pillar_points": 0, "pillar_counts": 0, "pillar_cells": 32 * 32}
+    inputs = {name: torch.full_like(inputs[name], value) for name, value in blind.items()}
+    expected = predicted(folded, inputs)
+    assert any(row.weight > 0 for row in routing_table(folded.routes[0], folded.bank) if row.module == "blind")
+    assert differences(expected, OnnxRuntimeEngine(content).run(arrays(inputs)), LEAST.all(model.tasks)) == []

@@ -1,5 +1,8 @@
-"""A module of several kinds: what holds for modules of one kind holds for it."""
+"""Modules of several kinds, and modules on layers of a network that knows nothing of them."""
 
+from __future__ import annotations
+
+import copy
 import json
 
 import pytest
@@ -9,14 +12,23 @@ from computations import assert_near as close
 from computations import randomize
 from networks import FOG, inputs, model
 from pydantic import ValidationError
+from torch import Tensor, nn
+from vocabulary import CONDITIONS
 
 from perception.commands.modules import _kinds
 from perception.errors import InputError
+from perception.layers import add_slots
 from perception.modules.aggregation.merge import Merging, merge_modules
 from perception.modules.aggregation.notation import parse_block
 from perception.modules.bank import Bank
 from perception.modules.module_record import SPECS
-from perception.modules.spec import BatchNorm, LowRank, ModuleUnion
+from perception.modules.spec import BatchNorm, LowRank
+
+
+@pytest.fixture
+def bank() -> Bank:
+    return new_bank()
+
 
 PARTS = [{"kind": "batch_norm", "slots": ["norm"]}, {"kind": "low_rank", "slots": ["one", "t*"], "rank": 2}]
 
@@ -40,8 +52,7 @@ def seen(bank: Bank) -> torch.Tensor:
     return y
 
 
-def test_it_computes_what_its_parts_compute_side_by_side():
-    bank = new_bank()
+def test_a_union_computes_what_its_parts_compute_side_by_side(bank):
     union(bank, "both")
     add(bank, "norm", "batch_norm", ("norm",))
     add(bank, "rank", "low_rank", ("one", "two"), rank=2)
@@ -52,31 +63,20 @@ def test_it_computes_what_its_parts_compute_side_by_side():
     assert not torch.allclose(output(bank, "both"), seen(new_bank()))
 
 
-def test_parts_go_by_the_name_and_the_facts_of_the_union():
+def test_parts_go_by_the_name_and_the_facts_of_the_union(bank):
     spec = SPECS.validate_python({"kind": "union", "name": "a", "when": ["fog"], "parts": PARTS})
     norm = BatchNorm(name="a", when=("fog",), slots=("norm",))
     assert spec.single() == (norm, LowRank(name="a", when=("fog",), slots=("one", "t*"), rank=2))
-    assert spec == ModuleUnion(name="a", when=("fog",), parts=(norm, spec.parts[1]))
     assert SPECS.validate_python(spec.model_dump(mode="json")) == spec
     assert norm.single() == (norm,)
+    union(bank, "a")
+    (row,) = bank.status()
+    assert (row.kind, row.slots, row.folds) == ("batch_norm + low_rank", 3, True)
+    with pytest.raises(ValidationError, match="'union'"):
+        SPECS.validate_python({"kind": "union", "name": "a", "parts": [{"kind": "union", "parts": PARTS}]})
 
 
-@pytest.mark.parametrize(
-    ("parts", "message"),
-    [
-        ([], "at least 1 item"),
-        ([3], "parts.0"),
-        ([{"kind": "union", "parts": PARTS}], "'union'"),
-        ([{"kind": "low_rank", "rank": 0}], "parts.0.low_rank.rank"),
-    ],
-)
-def test_parts_that_are_none_are_refused(parts, message):
-    with pytest.raises(ValidationError, match=message):
-        SPECS.validate_python({"kind": "union", "name": "a", "parts": parts})
-
-
-def test_two_parts_at_one_slot_are_refused():
-    bank = new_bank()
+def test_two_parts_at_one_slot_are_refused(bank):
     keys = bank.network.state_dict().keys()
     with pytest.raises(InputError, match="two parts of 'a' are at two; give each part slots of its own"):
         union(bank, "a", [{"kind": "rescale", "slots": ["two"]}, {"kind": "low_rank", "slots": ["t*"]}])
@@ -84,10 +84,9 @@ def test_two_parts_at_one_slot_are_refused():
     assert not bank.modules
 
 
-def test_it_merges_into_the_base_and_comes_out_bit_for_bit():
-    bank = new_bank()
+def test_a_union_merges_into_the_base_and_comes_out_bit_for_bit(bank):
     union(bank, "a")
-    expected, before = output(bank, "a"), {k: v.clone() for k, v in bank.network.state_dict().items()}
+    expected, before = output(bank, "a"), {key: t.clone() for key, t in bank.network.state_dict().items()}
     bank.merge(bank.active)
     close(seen(bank), expected)
     bank.unmerge()
@@ -95,26 +94,17 @@ def test_it_merges_into_the_base_and_comes_out_bit_for_bit():
     assert all(torch.equal(after[k], v) for k, v in before.items())
 
 
-@pytest.mark.parametrize("name", [None, "mist"])
-def test_a_file_brings_it_back_on_this_base_bit_for_bit(tmp_path, name):
-    bank, other = new_bank(), new_bank()
+def test_a_file_brings_a_union_back_bit_for_bit_unless_its_parts_name_other_slots(bank, tmp_path):
     union(bank, "a")
     bank.save("a", tmp_path / "a", "fog")
     path = tmp_path / "a.json"
-    (loaded,) = other.load(path, rename={path: name} if name else None)
-    assert loaded == (name or "a")
-    torch.testing.assert_close(output(other, loaded), output(bank, "a"), rtol=0, atol=0)
-    spec = other.modules[loaded]
-    assert [part.slots for part in spec.single()] == [("norm",), ("one", "two")]
-    assert {part.name for part in spec.single()} == {loaded}
+    for name in ("a", "mist"):
+        other = new_bank()
+        assert other.load(path, rename={path: name}) == [name]
+        torch.testing.assert_close(output(other, name), output(bank, "a"), rtol=0, atol=0)
+        parts = other.modules[name].single()
+        assert [(part.name, part.slots) for part in parts] == [(name, ("norm",)), (name, ("one", "two"))]
     assert bank.modules["a"].single()[1].slots == ("one", "t*"), "what is saved stays as it was"
-
-
-def test_a_file_whose_parts_name_other_slots_is_refused(tmp_path):
-    bank = new_bank()
-    union(bank, "a")
-    bank.save("a", tmp_path / "a")
-    path = tmp_path / "a.json"
     content = json.loads(path.read_text())
     content["options"]["parts"][1]["slots"] = ["one"]
     path.write_text(json.dumps(content))
@@ -122,8 +112,7 @@ def test_a_file_whose_parts_name_other_slots_is_refused(tmp_path):
         new_bank().load(path)
 
 
-def test_the_mean_of_two_has_parts_of_all_kinds_with_room_for_both():
-    bank = new_bank()
+def test_the_mean_of_two_unions_has_parts_of_all_kinds_with_room_for_both(bank):
     union(bank, "a")
     union(bank, "b", [PARTS[0], {**PARTS[1], "rank": 1}])
     missing = merge_modules(bank, "mean", ["a", "b"], Merging("average"))
@@ -137,41 +126,25 @@ def test_the_mean_of_two_has_parts_of_all_kinds_with_room_for_both():
     close(variances[2], (variances[0] + variances[1]) / 2)
 
 
+ONE, TWO = ({"kind": "low_rank", "slots": [slot], "rank": 2} for slot in ("one", "two"))
+
+
 @pytest.mark.parametrize(
-    ("parts", "message"),
+    ("first", "second", "message"),
     [
-        ([PARTS[0], {"kind": "rescale", "slots": ["one", "t*"]}], "'b' is batch_norm . rescale, and do not merge"),
-        ([PARTS[0], {**PARTS[1], "slots": ["one"]}], r"only one of 'a' and 'b' is at two; .*average\(a, b\)"),
-        ([PARTS[1], PARTS[0]], "'a' is batch_norm"),
-        (
-            [PARTS[0], *({**PARTS[1], "slots": [slot]} for slot in ("one", "two"))],
-            "'b' is batch_norm . low_rank . low_rank, and do not merge",
-        ),
+        (PARTS, [PARTS[0], {"kind": "rescale", "slots": ["one", "t*"]}], "'b' is batch_norm . rescale, and do not mer"),
+        (PARTS, [PARTS[0], ONE], r"only one of 'a' and 'b' is at two; .*average\(a, b\)"),
+        (PARTS, PARTS[::-1], "'a' is batch_norm"),
+        (PARTS, [PARTS[0], ONE, TWO], "'b' is batch_norm . low_rank . low_rank, and do not merge"),
+        ([ONE, TWO], [TWO, ONE], "the parts of 'a' and 'b' are at different slots"),
     ],
 )
-def test_unions_of_other_parts_do_not_merge(parts, message):
-    bank = new_bank()
-    union(bank, "a")
-    union(bank, "b", parts)
+def test_unions_of_other_parts_do_not_merge(bank, first, second, message):
+    union(bank, "a", first)
+    union(bank, "b", second)
     with pytest.raises(InputError, match=message):
         merge_modules(bank, "mean", ["a", "b"], Merging("average"))
     assert list(bank.modules) == ["a", "b"]
-
-
-def test_parts_at_exchanged_slots_do_not_merge():
-    bank, parts = new_bank(), [{"kind": "low_rank", "slots": [slot], "rank": 2} for slot in ("one", "two")]
-    union(bank, "a", parts)
-    union(bank, "b", parts[::-1])
-    with pytest.raises(InputError, match="the parts of 'a' and 'b' are at different slots"):
-        merge_modules(bank, "mean", ["a", "b"], Merging("average"))
-
-
-def test_status_names_all_its_kinds():
-    bank = new_bank()
-    union(bank, "a")
-    (row,) = bank.status()
-    assert (row.kind, row.slots, row.folds) == ("batch_norm + low_rank", 3, True)
-    assert row.parameters == sum(p.numel() for m in bank.at("a").values() for p in m.parameters())
 
 
 def test_a_union_trains_routes_and_forgets_nothing_in_the_whole_network():
@@ -196,3 +169,100 @@ def test_the_command_line_gives_each_kind_the_slots_and_its_options():
     assert both["parts"] == [{"kind": "batch_norm", "slots": ["a"]}, {"kind": "low_rank", "slots": ["a"], "rank": 4}]
     with pytest.raises(InputError, match="KIND one of batch_norm, low_rank"):
         _kinds("batch_norm+low_rank", ["a"], {"rank": 4})
+
+
+X = torch.randn(2, 3, 8, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+
+
+class RunningNorm(nn.Conv2d):
+    """A convolution whose weight is not what it multiplies with."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._conv_forward(x, self.weight - self.weight.mean(), self.bias)
+
+
+class Foreign(nn.Module):
+    """Freezes its stem whenever it is told to train, as mmdet's ResNet does; two heads share a layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.stem = nn.Conv2d(3, 4, 3, padding=1)
+        self.blocks = nn.Sequential(
+            nn.Sequential(nn.Conv2d(4, 6, 3, 2, 1, bias=False), nn.BatchNorm2d(6), nn.ReLU()),
+            nn.Sequential(nn.Conv2d(6, 6, 3, 1, 1, bias=False), nn.BatchNorm2d(6), nn.ReLU()),
+        )
+        self.odd = RunningNorm(6, 6, 1)
+        shared = nn.Conv2d(6, 2, 1)
+        self.heads = nn.ModuleDict({"a": nn.Sequential(shared), "b": nn.Sequential(shared)})
+        randomize(self.double())
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        x = self.odd(self.blocks(self.stem(x)))
+        return self.heads["a"](x), self.heads["b"](2 * x)
+
+    def train(self, mode: bool = True) -> Foreign:
+        super().train(mode)
+        self.stem.requires_grad_(False).eval()
+        return self
+
+
+def bank_of(patterns: tuple[str, ...] = ("*",)) -> tuple[Foreign, Bank]:
+    """A foreign network in evaluation mode as it was, and the bank of the same one with slots."""
+    plain = Foreign().eval()
+    wrapped = copy.deepcopy(plain)
+    add_slots(wrapped, patterns=patterns)
+    return plain, Bank(wrapped, CONDITIONS)
+
+
+def same(one: nn.Module, other: nn.Module) -> bool:
+    """Both outputs, bit for bit."""
+    return all(torch.equal(a, b) for a, b in zip(one(X), other(X), strict=True))
+
+
+def with_rain(bank: Bank, *slots: str) -> Bank:
+    """A module with random numbers, active."""
+    bank.add(LowRank(name="rain", slots=slots, rank=2))
+    for computation in bank.at("rain").values():
+        randomize(computation)
+    bank.activate(parse_block("rain"))
+    return bank
+
+
+def test_slots_are_named_after_the_layers_and_none_is_wrapped_twice():
+    six = ["stem", "blocks.0.0", "blocks.0.1", "blocks.1.0", "blocks.1.1", "heads.a.0"]
+    assert list(bank_of()[1].slots) == six
+    assert list(bank_of(("blocks.1*", "stem"))[1].slots) == ["stem", "blocks.1.0", "blocks.1.1"]
+    plain, bank = bank_of(("stem",))
+    add_slots(bank.network)
+    assert len(Bank(bank.network, CONDITIONS).slots) == 6
+    assert type(bank.slots["stem"].layer) is nn.Conv2d
+    assert same(plain, bank.network)
+
+
+def test_a_wrapped_network_computes_what_it_did_without_its_module_and_folded_what_it_did_with_it():
+    plain, bank = bank_of()
+    expected = with_rain(bank, "*").network(X)
+    assert not torch.allclose(expected[0], plain(X)[0])
+    bank.activate(None)
+    assert same(plain, bank.network)
+    bank.merge(parse_block("rain"))
+    for one, other in zip(expected, bank.network(X), strict=True):
+        close(other, one)
+    bank.unmerge()
+    assert same(plain, bank.network)
+
+
+def test_training_moves_the_module_alone_also_where_the_network_freezes_its_own_layers():
+    plain, bank = bank_of()
+    bank.add(LowRank(name="rain", slots=("stem", "blocks.*"), rank=2))
+    before = bank.base_hash()
+    bank.activate(parse_block("rain"))
+    bank.train("rain")
+    optimizer = torch.optim.SGD([p for p in bank.network.parameters() if p.requires_grad], 0.1)
+    bank.network(X)[0].square().sum().backward()
+    optimizer.step()
+    assert all(c.b.weight.abs().max() > 0 for c in bank.at("rain").values())
+    assert bank.base_hash() == before
+    bank.activate(None)
+    assert same(plain, bank.network.eval())

@@ -1,16 +1,26 @@
-"""What each computation function computes: its equation, its cost, its gradients, against arithmetic by hand."""
+"""What each computation function computes, against arithmetic by hand, peft and what it becomes in a graph."""
 
 import copy
+from collections import Counter
 
+import numpy as np
+import onnx
 import pytest
 import torch
-from computations import Place, assert_near, delta_of, fixed, make, randomize, slot_with, trained
+from computations import Place, assert_near, delta_of, fixed, make, places, randomize, slot_with, trained
+from graphs import onnx_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onnx import helper
 from torch import Tensor, nn
 from torch.nn import functional as F
+from vocabulary import CONDITIONS
 
+from deploy.engines.onnxruntime import OnnxRuntimeEngine
+from deploy.fold_batchnorm import fold_norms
+from deploy.onnx_export import to_onnx
 from perception.errors import InputError
+from perception.modules.bank import Bank
 from perception.modules.computation.computation import Affine
 from perception.modules.computation.conditional import Film, HyperNetwork
 from perception.modules.computation.kinds import KINDS
@@ -19,22 +29,21 @@ from perception.modules.computation.prompt import Prompt
 from perception.modules.computation.rescale import ScaleShift
 from perception.modules.computation.sparse_delta import SparseDelta
 from perception.modules.route import Route
+from perception.modules.routing.input_weighted import SteeredRouter
+from perception.modules.slot import Slot
+from perception.modules.spec import LowRank as LowRankModule
 
 
 def normalized(y: Tensor, norm: nn.BatchNorm2d) -> Tensor:
     """Batch normalisation with stored statistics, by its formula."""
-    mean, var, gamma, beta = (
-        t[:, None, None] for t in (norm.running_mean, norm.running_var, norm.weight, norm.bias)
-    )  # fmt: skip
+    numbers = (norm.running_mean, norm.running_var, norm.weight, norm.bias)
+    mean, var, gamma, beta = (t[:, None, None] for t in numbers)
     return gamma * (y - mean) / (var + norm.eps).sqrt() + beta
 
 
 def pixelwise(matrix: Tensor, y: Tensor) -> Tensor:
     """matrix (P, C) times the channels of each cell of y (B, C, H, W)."""
     return torch.stack([sum(row[c] * y[:, c] for c in range(y.shape[1])) for row in matrix], dim=1)
-
-
-# ---- low rank ----
 
 
 @pytest.mark.parametrize("groups", [1, 2])
@@ -68,16 +77,10 @@ def test_low_rank_of_a_transposed_convolution_is_one_with_the_product_of_its_fac
     assert_near(delta_of(module, place), expected)
 
 
-@pytest.mark.parametrize(
-    "layer",
-    [
-        nn.Conv2d(3, 5, 3, 2, 1),
-        nn.Conv2d(3, 5, (3, 1), (1, 2), (1, 0), bias=False),
-        nn.Conv2d(3, 5, 1),
-        nn.Linear(3, 5),
-    ],
-    ids=["3x3", "3x1", "1x1", "linear"],
-)
+SLIM = nn.Conv2d(3, 5, (3, 1), (1, 2), (1, 0), bias=False)
+
+
+@pytest.mark.parametrize("layer", [nn.Conv2d(3, 5, 3, 2, 1), SLIM, nn.Conv2d(3, 5, 1), nn.Linear(3, 5)], ids=str)
 def test_low_rank_equals_peft(layer):
     # peft has no transposed convolutions, and its A takes over neither dilation, padding mode nor groups of the layer.
     from peft import LoraConfig, get_peft_model  # it takes seconds
@@ -99,7 +102,101 @@ def test_low_rank_equals_peft(layer):
     assert_near(slot.layer.weight, theirs.merge_and_unload()[0].weight)
 
 
-# ---- sparse delta ----
+@settings(deadline=None, max_examples=40)
+@given(st.data())
+def test_stacked_low_rank_modules_compute_the_sum_of_their_weighted_deltas(data):
+    layer, x, _ = data.draw(places("low_rank"))
+    one, other = slot_with(layer, a=trained("low_rank", layer)), LowRank(layer, rank=3, alpha=0.5)
+    randomize(other)
+    one.stack_low_rank()
+    assert (one.stack, list(one.computations)) == (None, ["a"])  # one alone stays as it is
+    modules = {"a": trained("low_rank", layer), "b": other, "c": trained("low_rank", layer)}
+    weights = {"a": torch.tensor([0.3]), "b": 1.0, "r": torch.tensor([-0.7]), "s": torch.tensor([2.0])}  # not c
+    slot = slot_with(layer, Route(weights, static=False), **modules, r=trained("rescale", layer))
+    expected = slot(x)
+    slot.stack_low_rank()
+    assert list(slot.computations) == ["r"]
+    assert_near(slot(x), expected)
+    slot.route = Route({"r": 1.0})
+    assert_near(slot(x), layer(x) + slot.computations["r"].output(x, layer, None) - layer(x))
+
+
+class Banked(nn.Module):
+    """Two slots with these low-rank modules, whose weights are an input."""
+
+    def __init__(self, *names: str) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.one, self.norm = Slot("one", nn.Conv2d(3, 4, 3, padding=1, bias=False)), nn.BatchNorm2d(4)
+        self.two = Slot("two", nn.ConvTranspose2d(4, 4, 2, 2))
+        self.bank = Bank(self, CONDITIONS)
+        for name in names:
+            self.bank.add(LowRankModule(name=name, slots=("*",), rank=2))
+        randomize(self.eval())
+        self.router = SteeredRouter(self.bank, ("detection",), ())
+        self.router.steer(torch.ones(1, len(names)))
+        for slot in self.bank.slots.values():
+            slot.stack_low_rank()
+
+    def predict(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        ((route, _),) = self.router([], {})
+        self.bank.apply(route)
+        return {"y": self.two(self.norm(self.one(inputs["x"])).relu())}
+
+
+def test_a_banked_slot_of_low_rank_modules_costs_two_convolutions_however_many_they_are():
+    x = np.random.default_rng(0).standard_normal((1, 3, 6, 6), np.float32)
+    route = np.array([[1, 0, 0.5, 2]], np.float32)
+    four = Banked("a", "b", "c", "d")
+    graph, base = to_onnx(four, {"x": x, "route": route}, ["y"]), to_onnx(Banked(), {"x": x}, ["y"])
+    counts = [Counter(node.op_type for node in each.graph.node) for each in (graph, base)]
+    assert "BatchNormalization" not in counts[0]
+    grown = counts[0] - counts[1]
+    assert grown["Conv"] + grown["ConvTranspose"] == 2 * 2
+    assert (grown["Add"], grown["Mul"]) == (2, 2)
+    four.router.steer(torch.from_numpy(route))
+    with torch.no_grad():
+        expected = four.predict({"x": torch.from_numpy(x)})["y"]
+    found = OnnxRuntimeEngine(graph.SerializeToString()).run({"x": x, "route": route})["y"]
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def outputs(model: onnx.ModelProto) -> np.ndarray:
+    x = np.random.default_rng(1).standard_normal((2, 3, 5, 6)).astype(np.float32)
+    return OnnxRuntimeEngine(model.SerializeToString()).run({"x": x})["y"]
+
+
+def example(last: str) -> onnx.ModelProto:
+    """relu(norm(conv(x) + up(x) + conv(x))), behind which is a `last` node of the sum."""
+    rng = np.random.default_rng(0)
+    shapes = {"a": (4, 3, 1, 1), "b": (3, 4, 1, 1), "c": (4, 3, 1, 1), "bias": (4,), "gamma": (4,), "beta": (4,)}
+    weights = {name: rng.standard_normal(shape, np.float32) for name, shape in (shapes | {"mean": (4,)}).items()}
+    weights["variance"] = rng.uniform(0.5, 2, 4).astype(np.float32)
+    nodes = [
+        helper.make_node("Conv", ["x", "a", "bias"], ["p"]),
+        helper.make_node("ConvTranspose", ["x", "b"], ["q"]),
+        helper.make_node("Conv", ["x", "c"], ["r"]),
+        helper.make_node("Add", ["p", "q"], ["pq"]),
+        helper.make_node("Add", ["pq", "r"], ["sum"]),
+        helper.make_node("BatchNormalization", ["sum", "gamma", "beta", "mean", "variance"], ["n"], epsilon=1e-3),
+        helper.make_node("Relu", ["n"], ["m"]),
+        helper.make_node("Add", ["m", last], ["y"]),
+    ]
+    return onnx_model(nodes, {"x": [2, 3, 5, 6]}, {"y": [2, 4, 5, 6]}, weights)
+
+
+def test_a_normalisation_folds_into_all_that_is_summed_up_before_it_unless_the_sum_is_used_elsewhere():
+    model = example("m")
+    before = outputs(model)
+    fold_norms(model.graph)
+    onnx.checker.check_model(model)
+    assert [node.op_type for node in model.graph.node].count("BatchNormalization") == 0
+    assert {tensor.name for tensor in model.graph.initializer}.isdisjoint({"gamma", "beta", "mean", "variance", "a"})
+    np.testing.assert_allclose(outputs(model), before, rtol=1e-5, atol=1e-5)
+    model = example("sum")
+    content = model.SerializeToString()
+    fold_norms(model.graph)
+    assert model.SerializeToString() == content
 
 
 def test_sparse_delta_changes_the_weights_in_its_mask_and_no_others():
@@ -138,16 +235,12 @@ def test_the_mask_of_a_sparse_delta_moves_to_what_scores_most():
     assert torch.equal(module.delta(), (score >= score.flatten().sort().values[-len(module.values)]).double())
 
 
-# ---- batch normalisation ----
-
-
 def test_batch_norm_replaces_the_layers_normalisation():
     layer, x, _ = fixed(nn.BatchNorm2d)
     module = trained("batch_norm", layer)
-    assert_near(slot_with(layer, m=module)(x), normalized(x, module.norm))
-    assert_near(
-        slot_with(layer, Route({"m": 0.3}), m=module)(x), 0.7 * normalized(x, layer) + 0.3 * normalized(x, module.norm)
-    )
+    own, before = normalized(x, module.norm), normalized(x, layer)
+    assert_near(slot_with(layer, m=module)(x), own)
+    assert_near(slot_with(layer, Route({"m": 0.3}), m=module)(x), 0.7 * before + 0.3 * own)
 
 
 def test_one_step_of_a_batch_norm_moves_its_own_tensors_and_no_others():
@@ -171,9 +264,6 @@ def test_one_step_of_a_batch_norm_moves_its_own_tensors_and_no_others():
     assert still == {f"layer.{name}" for name in layer.state_dict()}
 
 
-# ---- prompts ----
-
-
 def bilinear(p: Tensor, rows: int, columns: int) -> Tensor:
     """p (1, C, h, w) stretched, cell centres over cell centres, cell by cell."""
     out = p.new_zeros(1, p.shape[1], rows, columns)
@@ -189,15 +279,11 @@ def bilinear(p: Tensor, rows: int, columns: int) -> Tensor:
     return out
 
 
-@pytest.mark.parametrize("mode", ["zeros", "reflect"])
-def test_a_prompt_is_added_to_the_input(mode):
-    layer, x, _ = fixed(nn.Conv2d, stride=(2, 1), padding_mode=mode)
-    module = trained("prompt", layer)
-    p = bilinear(module.map, 4, 5)
-    assert_near(slot_with(layer, m=module)(x), layer(x + p))
-
-
-def test_a_prompt_is_concatenated_to_the_input():
+def test_a_prompt_is_added_or_concatenated_to_the_input():
+    for mode in ("zeros", "reflect"):
+        layer, x, _ = fixed(nn.Conv2d, stride=(2, 1), padding_mode=mode)
+        module = trained("prompt", layer)
+        assert_near(slot_with(layer, m=module)(x), layer(x + bilinear(module.map, 4, 5)))
     layer, x, _ = fixed(nn.Conv2d, dilation=2, padding=2, padding_mode="circular")
     module = trained("concatenated", layer)
     p = bilinear(module.map, 4, 5).expand(4, -1, -1, -1)
@@ -208,6 +294,8 @@ def test_a_prompt_is_concatenated_to_the_input():
 
 def test_a_folded_prompt_is_a_map_and_not_a_bias():
     layer, x, _ = fixed(nn.Conv2d)
+    with pytest.raises(InputError, match="run a frame"):
+        slot_with(layer, m=make("prompt", layer)).fold()  # it has seen no input
     module = Prompt(layer, 1, 0)
     nn.init.ones_(module.map)  # the same everywhere, but zero padding shows less of it at the border
     delta_of(module, Place(layer, x, None))
@@ -218,32 +306,17 @@ def test_a_folded_prompt_is_a_map_and_not_a_bias():
     assert (inside - corner).abs().min() > 1e-2
 
 
-def test_a_prompt_that_has_seen_no_input_does_not_fold():
-    layer = fixed(nn.Conv2d).layer
-    with pytest.raises(InputError, match="run a frame"):
-        slot_with(layer, m=make("prompt", layer)).fold()
-
-
-# ---- adapters ----
-
-
 def test_a_series_adapter_normalises_mixes_and_normalises_again():
     layer, x, _ = fixed(nn.Conv2d)
-    module = trained("series_adapter", layer)
-    y = layer(x)
+    module, y = trained("series_adapter", layer), layer(x)
     mixed = y + pixelwise(module.a.weight[..., 0, 0], normalized(y, module.before))
     assert_near(slot_with(layer, m=module)(x), normalized(mixed, module.after))
 
-
-def test_a_series_adapter_normalises_by_the_batch_while_it_trains_but_only_at_first():
-    layer, x, _ = fixed(nn.Conv2d)
-    module = make("series_adapter", layer).train()
-    nn.init.normal_(module.a.weight)
-    y = layer(x)
-    hat = (y - y.mean((0, 2, 3), keepdim=True)) / (
-        y.var((0, 2, 3), correction=0, keepdim=True) + module.before.eps
-    ).sqrt()
-    assert_near(delta_of(module, Place(layer, x, None)), pixelwise(module.a.weight[..., 0, 0], hat))
+    new = make("series_adapter", layer).train()  # normalises by the batch while it trains, but only at first
+    nn.init.normal_(new.a.weight)
+    variance = y.var((0, 2, 3), correction=0, keepdim=True) + new.before.eps
+    hat = (y - y.mean((0, 2, 3), keepdim=True)) / variance.sqrt()
+    assert_near(delta_of(new, Place(layer, x, None)), pixelwise(new.a.weight[..., 0, 0], hat))
 
 
 @pytest.mark.parametrize("size", [(1, 1), (3, 3), (3, 5)])
@@ -265,9 +338,6 @@ def test_a_bottleneck_adds_what_passes_its_relu():
     assert down.shape == (2, 4)
     y = layer(x)
     assert_near(slot_with(layer, m=module)(x), y + pixelwise(up, pixelwise(down, y).clamp(min=0)))
-
-
-# ---- scales and shifts ----
 
 
 @pytest.mark.parametrize("value", [0.0, -1.5, 2.0])

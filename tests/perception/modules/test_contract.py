@@ -1,0 +1,496 @@
+"""What holds for all kinds of modules: over random layers, by frame and cell, in cost and in exported graphs."""
+
+import contextlib
+import copy
+import io
+import itertools
+import math
+from collections import Counter
+from functools import cache
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from computations import (
+    AFFINE,
+    CASES,
+    Place,
+    assert_near,
+    delta_of,
+    fixed,
+    inputs_like,
+    make,
+    places,
+    randomize,
+    slot_with,
+    trained,
+)
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+from vocabulary import Z
+
+from perception.modules.aggregation.composition import Average, Parallel, Stack
+from perception.modules.computation.computation import CHANNELWISE, Affine, Site
+from perception.modules.computation.kinds import KINDS
+from perception.modules.route import Route
+from perception.modules.slot import Slot
+
+every_kind = pytest.mark.parametrize("case", CASES)
+every_affine_kind = pytest.mark.parametrize("case", AFFINE)
+few = settings(deadline=None, max_examples=10)
+weights = st.sampled_from([1.0, -0.7, 0.0])
+PAIRS = [  # affine kinds that share a layer
+    pair for pair in itertools.product(AFFINE, AFFINE)
+    if set(KINDS[CASES[pair[0]][0]].layers) & set(KINDS[CASES[pair[1]][0]].layers)
+]  # fmt: skip
+ROWS = 2  # of each frame, as slots in the camera branch have six
+
+
+def attached(case):
+    """A place for each class of layers that the kind attaches to."""
+    return [fixed(kind) for kind in KINDS[CASES[case][0]].layers]
+
+
+def test_every_kind_is_tested():
+    assert {kind for kind, _ in CASES.values()} == set(KINDS)
+    assert all(kind == KINDS[kind].kind for kind in KINDS)
+
+
+@every_kind
+@few
+@given(st.data(), st.sampled_from([torch.float32, torch.float64]), weights)
+def test_a_new_module_is_the_identity_bit_for_bit(case, data, dtype, weight):
+    layer, x, z = data.draw(places(case))
+    layer, x = layer.to(dtype), x.to(dtype)
+    slot = slot_with(layer, Route({"m": weight}, z=z), m=make(case, layer))
+    assert torch.equal(slot(x), layer(x))
+
+
+@every_kind
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_tensors_have_the_type_of_the_layers(case, dtype):
+    for layer, *_ in attached(case):
+        module = make(case, layer.to(dtype))
+        assert {t.dtype for t in module.state_dict().values() if t.is_floating_point()} == {dtype}
+        assert all(p.requires_grad for p in module.parameters())
+
+
+@every_affine_kind
+@few
+@given(st.data(), weights)
+def test_folded_equals_unfolded_and_a_backup_of_the_layer_undoes_it_bit_for_bit(case, data, weight):
+    layer, x, z = place = data.draw(places(case, frames=1))
+    slot = slot_with(layer, Route({"m": weight}, z=z), m=trained(case, layer))
+    unfolded, backup = slot(x), copy.deepcopy(slot)
+    assert_near(unfolded, layer(x) + weight * delta_of(slot.computations["m"], place))
+    slot.fold()
+    assert len(slot.computations) == 0
+    assert_near(slot(x), unfolded)
+    slot.layer, slot.computations, slot.constant = backup.layer, backup.computations, backup.constant
+    assert torch.equal(slot(x), unfolded)
+    assert torch.equal(slot.layer(x), layer(x))
+
+
+@every_kind
+@few
+@given(st.data())
+def test_a_module_alone_computes_and_learns_as_by_its_delta(case, data):
+    layer, x, z = data.draw(places(case))
+    module = trained(case, layer)
+    alone = slot_with(layer, Route({"m": 1.0}, z=z), m=module)
+    beside = slot_with(layer, Route({"m": 1.0}, z=z, block=Average("m")), m=copy.deepcopy(module))
+    for slot in (alone, beside):
+        slot.computations.train()  # batch norms normalise by the batch, and the layer's do not
+    y, expected = alone(x), beside(x)
+    assert_near(y, expected)
+    direction = torch.randn_like(y)
+    for out in (y, expected):
+        (out * direction).sum().backward()
+    for one, other in zip(alone.computations.parameters(), beside.computations.parameters(), strict=True):
+        assert_near(one.grad, other.grad)
+    for one, other in zip(alone.computations.buffers(), beside.computations.buffers(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids="-".join)
+@settings(deadline=None, max_examples=2)
+@given(st.data(), weights)
+def test_two_modules_fold_together_and_one_after_the_other(pair, data, weight):
+    layer, x, z = data.draw(places(*pair, frames=1))
+    modules = {name: trained(case, layer) for name, case in zip("ab", pair, strict=True)}
+    for block in (Stack("a", "b"), Parallel("a", "b"), Average("a", "b", weights=[0.3, -1.2])):
+        slot = slot_with(layer, Route({"a": -0.7, "b": weight}, z=z, block=block), **modules)
+        unfolded = slot(x)
+        slot.fold()
+        assert_near(slot(x), unfolded)
+    slot = slot_with(layer, Route({"m": 1.0}, z=z), m=modules["a"])
+    slot(x)
+    slot.fold()
+    slot.computations["m"] = trained(pair[1], slot.layer)
+    unfolded = slot(x)
+    slot.fold()
+    assert_near(slot(x), unfolded)
+
+
+def test_what_is_not_affine_refuses_to_fold_and_stays_at_its_slot():
+    layer, x, _ = fixed(nn.Conv2d)
+    module = trained("bottleneck", layer)
+    with pytest.raises(NotImplementedError, match="bottleneck is not affine"):
+        module.fold(Affine.of(layer), layer, None)
+    slot = slot_with(layer, Route({"a": 1.0, "m": 1.0}), a=trained("rescale", layer), m=module)
+    before = slot(x)
+    slot.fold()
+    assert list(slot.computations) == ["a", "m"]
+    assert torch.equal(slot(x), before)
+    assert torch.equal(slot.layer.weight, layer.weight)
+    assert [kind for kind in KINDS if not KINDS[kind].affine] == ["bottleneck"]
+
+
+@every_kind
+@pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
+def test_gradients_equal_finite_differences_and_leave_a_frozen_layer_alone(case, training):
+    for layer, x, z in attached(case):
+        x = x[:2]
+        slot = slot_with(layer, Route({"m": -0.7}, z=z), m=trained(case, layer))
+        slot.computations.train(training)
+        before = copy.deepcopy(slot.layer.state_dict())
+        parameters = list(slot.computations.parameters())
+        direction = torch.randn_like(slot(x))
+
+        def along_direction(*_, slot=slot, x=x, direction=direction):
+            return (direction * slot(x)).sum()
+
+        assert torch.autograd.gradcheck(along_direction, (x.requires_grad_(), *parameters))
+        slot(x).square().sum().backward()
+        assert all(p.grad is not None and p.grad.any() for p in parameters)
+        assert all(p.grad is None for p in slot.layer.parameters())
+        assert all(torch.equal(slot.layer.state_dict()[name], before[name]) for name in before)
+
+
+@every_kind
+@few
+@given(st.data())
+def test_copies_and_saved_tensors_keep_the_function(case, data):
+    layer, x, z = data.draw(places(case))
+    slot = slot_with(layer, Route({"m": 1.0}, z=z), m=trained(case, layer))
+    expected = slot(x)
+    assert torch.equal(copy.deepcopy(slot)(x), expected)
+    other = slot_with(layer, slot.route, m=make(case, layer))
+    other.load_state_dict(slot.state_dict())
+    assert torch.equal(other(x), expected)
+    assert torch.allclose(slot.float()(x.float()).double(), expected, rtol=1e-4, atol=1e-4)
+    assert slot(x.float()).dtype == torch.float32
+
+
+NOT_MERGED = {"concatenated", "bottleneck", "hypernetwork"}
+
+
+@every_kind
+@few
+@given(st.data())
+def test_a_task_vector_is_zero_at_first_and_says_all_that_was_learned(case, data):
+    layer, x, z = data.draw(places(case))
+    new, module = make(case, layer), trained(case, layer)
+    if case in NOT_MERGED:
+        with pytest.raises(NotImplementedError, match="cannot be merged"):
+            new.task_vector(layer)
+        return
+    zero = new.task_vector(layer)
+    assert not any(t.any() for t in zero.values())
+    expected = slot_with(layer, Route({"m": 1.0}, z=z), m=module)(x)
+    vector = module.task_vector(layer)
+    assert {k: t.shape for k, t in vector.items()} == {k: t.shape for k, t in zero.items()}
+    new.set_task_vector(vector, layer)
+    randomize(module)  # the vector is a copy
+    assert_near(slot_with(layer, Route({"m": 1.0}, z=z), m=new)(x), expected)
+    new.set_task_vector(zero, layer)
+    assert_near(slot_with(layer, Route({"m": 1.0}, z=z), m=new)(x), layer(x))
+
+
+# The sum of two low-rank or sparse deltas may need more rank or entries than the module has; a normalisation is not
+# linear in its statistics.
+@pytest.mark.parametrize("case", sorted(CASES.keys() - NOT_MERGED - {"low_rank", "sparse_delta", "batch_norm"}))
+@few
+@given(st.data(), st.floats(-1, 1))
+def test_task_vectors_add_as_their_deltas_do(case, data, share):
+    place = data.draw(places(case))
+    a, b, both = trained(case, place.layer), trained(case, place.layer), make(case, place.layer).eval()
+    one, other = a.task_vector(place.layer), b.task_vector(place.layer)
+    both.set_task_vector({key: one[key] + share * other[key] for key in one}, place.layer)
+    assert_near(delta_of(both, place), delta_of(a, place) + share * delta_of(b, place))
+
+
+def test_a_kind_attaches_to_the_layers_that_it_can_change():
+    for kind in KINDS.values():
+        assert {layer for layer in CHANNELWISE if kind.attaches_to(fixed(layer).layer)} == set(kind.layers)
+        others = (nn.ReLU(), nn.LayerNorm(4), nn.Conv1d(2, 2, 1), nn.Sequential())
+        assert not any(kind.attaches_to(layer) for layer in others)
+    parallel, hyper = KINDS["parallel_adapter"].attaches_to, KINDS["hypernetwork"].attaches_to
+    assert parallel(nn.Conv2d(2, 2, (3, 5), padding=(2, 4), dilation=2))
+    assert not parallel(nn.Conv2d(2, 2, 3))  # the middle tap is not over the output's own cell
+    assert not parallel(nn.Conv2d(2, 2, 2, padding=1))  # there is no middle tap
+    assert not hyper(nn.Conv2d(2, 2, 1, groups=2))
+    assert not KINDS["rescale"].attaches_to(nn.BatchNorm2d(2, affine=False))  # nothing to fold into
+    assert not KINDS["batch_norm"].attaches_to(nn.BatchNorm2d(2, track_running_stats=False))
+
+
+def test_a_new_series_adapter_keeps_unit_statistics_without_a_call_of_train():
+    layer, x, _ = fixed(nn.Conv2d)
+    slot = Slot("s", layer)
+    slot.computations["m"] = make("series_adapter", layer)
+    slot.route = Route({"m": 1.0})
+    assert torch.equal(slot(x), layer(x))
+
+
+# Outside of convolutions and matrix products, which torch's counter passes over: at each cell the normalisations of
+# the series adapter, and for each frame the generator of the hypernetwork.
+UNCOUNTED = {"series_adapter": 2 * 4}
+SCALES = ("batch_norm", "rescale", "scale_shift", "film")
+PER_FRAME = {"hypernetwork": 7 * 8 + 8 * 4 * 2}
+
+
+@every_kind
+def test_the_stated_multiplications_are_those_that_torch_counts(case):
+    for kind in KINDS[CASES[case][0]].layers:
+        layer, x, z = fixed(kind, **({"stride": 2} if kind in (nn.Conv2d, nn.ConvTranspose2d) else {}))
+        x = x[:1]  # of a prompt all frames share one convolution
+        site = Site(x, layer(x), layer, z)
+        module = trained(case, layer)
+        if case in SCALES:
+            assert module.multiply_adds(layer) == 4
+            continue
+        with FlopCounterMode(display=False) as counter:
+            module(site)
+        # A transposed convolution multiplies at each cell of its input.
+        at_inputs = kind is nn.ConvTranspose2d and case in ("low_rank", "sparse_delta")
+        cells = math.prod((x if at_inputs else site.y).shape[2:])
+        stated = cells * (module.multiply_adds(layer) - UNCOUNTED.get(case, 0)) + PER_FRAME.get(case, 0)
+        assert counter.get_total_flops() == 2 * stated
+
+
+def frame_by_frame(module: nn.Module, place: Place, weights: list[float]) -> torch.Tensor:
+    """The layer's output with the module run on one frame after the other."""
+    out = place.layer(place.x).clone()
+    for i, weight in enumerate(weights):
+        rows = slice(i * ROWS, (i + 1) * ROWS)
+        z = None if place.z is None else place.z[i : i + 1]
+        out[rows] += weight * delta_of(module, Place(place.layer, place.x[rows], z))
+    return out
+
+
+def test_a_slot_runs_the_modules_of_its_route_and_no_others():
+    """By weights for all slots, or for this one; without any it gives its layer's output bit for bit."""
+    place = fixed(nn.Conv2d)
+    modules = {name: trained("low_rank", place.layer) for name in "ab"}
+    y, a, b = place.layer(place.x), *(delta_of(module, place) for module in modules.values())
+    for route, expected in (
+        (Route({"a": 0.5, "b": -2}), y + 0.5 * a - 2 * b),
+        (Route({"a": 1.0}, by_slot={"s": {"b": 3.0}, "t": {"a": 7.0}}), y + 3 * b),
+        (Route({"a": 1.0}, by_slot={"s": {}}), y),
+        (Route({"elsewhere": 1.0}), y),
+        (Route(), y),
+    ):
+        out = slot_with(place.layer, route, **modules)(place.x)
+        assert_near(out, expected)
+        assert torch.equal(out, y) == (expected is y)
+
+
+@every_kind
+@settings(deadline=None, max_examples=10)
+@given(st.data(), st.lists(st.sampled_from([0.0, 1.0, -0.7]), min_size=2, max_size=4), st.booleans())
+def test_each_frame_has_its_weight_and_its_condition(case, data, weights, learned):
+    place = data.draw(places(case))
+    frames = len(weights)
+    z = None if place.z is None else torch.randn(frames, Z)
+    place = Place(place.layer, inputs_like(place, frames * ROWS), z)
+    module = trained(case, place.layer)
+    weight = torch.tensor(weights, dtype=torch.float64, requires_grad=learned)
+    out = slot_with(place.layer, Route({"m": weight}, z=z), m=module)(place.x)
+    assert_near(out, frame_by_frame(module, place, weights))
+    if not learned:
+        without = torch.tensor([w == 0 for w in weights]).repeat_interleave(ROWS)
+        assert torch.equal(out[without], place.layer(place.x)[without])
+
+
+@every_kind
+def test_the_gradient_of_a_weight_is_the_products_sum_of_gradient_and_delta(case):
+    for place in attached(case):
+        module = trained(case, place.layer)
+        weight = torch.tensor([0.0, -0.7], dtype=torch.float64, requires_grad=True)
+        out = slot_with(place.layer, Route({"m": weight}, z=place.z), m=module)(place.x)
+        toward = torch.randn_like(out)
+        out.backward(toward)
+        products = (toward * delta_of(module, place)).unflatten(0, (2, ROWS)).flatten(1).sum(dim=1)
+        assert_near(weight.grad, products.detach())
+
+
+@every_kind
+def test_weights_on_the_cpu_serve_a_network_on_another_device(case):
+    for place in attached(case):
+        route = Route({"m": torch.tensor([0.0, 1.0])}, z=torch.randn(2, Z))
+        slot = slot_with(place.layer, route, m=make(case, place.layer)).to("meta")  # a device of shapes without numbers
+        assert slot(place.x.to("meta")).shape == place.layer(place.x).shape
+
+
+@every_kind
+def test_each_cell_has_its_weight(case):
+    for kind in set(KINDS[CASES[case][0]].layers) - {nn.Linear, nn.BatchNorm1d}:
+        place = fixed(kind)
+        module = trained(case, place.layer)
+        out = slot_with(place.layer, m=module)(place.x)
+        rows, columns = out.shape[-2:]
+        weight = torch.randn(4, 1, rows // 2, columns, dtype=torch.float64)
+        weighted = slot_with(place.layer, Route({"m": weight}, z=place.z), m=module)(place.x)
+        base, delta = place.layer(place.x), delta_of(module, place)
+        for row in range(rows):
+            for column in range(columns):
+                expected = base[..., row, column] + weight[..., row // 2, column] * delta[..., row, column]
+                assert_near(weighted[..., row, column], expected)
+
+
+@pytest.mark.parametrize("case", ["batch_norm", "series_adapter"])
+def test_frames_without_weight_stay_out_of_the_statistics(case):
+    place = fixed(nn.BatchNorm2d if case == "batch_norm" else nn.Conv2d)
+    some, alone = make(case, place.layer), make(case, place.layer)
+    alone.load_state_dict(some.state_dict())
+    slot = slot_with(place.layer, Route({"m": torch.tensor([0.0, 1.0])}), m=some)
+    slot.computations.train()
+    slot(place.x)
+    before = copy.deepcopy(alone.state_dict())
+    delta_of(alone.train(), place._replace(x=place.x[ROWS:]))
+    for name, value in alone.state_dict().items():
+        torch.testing.assert_close(some.state_dict()[name], value, rtol=1e-12, atol=0)
+    moved = {name for name in before if not torch.equal(before[name], alone.state_dict()[name])}
+    assert {name.rsplit(".", 1)[1] for name in moved} == {"running_mean", "running_var", "num_batches_tracked"}
+    assert not any(name.startswith("after") for name in moved)  # BN2 of the series adapter holds still
+
+
+@every_kind
+@pytest.mark.parametrize("weights", [(0.0, 0.0), (0.0, 1.0), (1.0, 1.0)])
+def test_frames_have_weights_in_mixed_precision(case, weights):
+    for layer, x, z in attached(case):
+        layer, x = layer.float(), x.float()
+        slot = slot_with(layer, Route({"m": torch.tensor(weights)}, z=z), m=trained(case, layer))
+        exact = slot(x)
+        with torch.autocast("cpu", torch.bfloat16):
+            torch.testing.assert_close(slot(x).float(), exact, rtol=0.1, atol=0.1)
+
+
+class Network(nn.Module):
+    """A slot with each of the layers, as the model has them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.down, self.norm = Slot("down", nn.Conv2d(3, 4, 3, 2, 1, bias=False)), Slot("norm", nn.BatchNorm2d(4))
+        self.up, self.mix = Slot("up", nn.ConvTranspose2d(4, 4, 2, 2, bias=False)), Slot("mix", nn.Linear(4, 4))
+        self.norm1d = Slot("norm1d", nn.BatchNorm1d(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.up(self.norm(self.down(x)).relu()).relu()
+        return self.norm1d(self.mix(x.mean((2, 3))))
+
+
+class Side(nn.Module):
+    """Networks side by side in one graph, which exports in a fraction of the time of as many graphs."""
+
+    def __init__(self, networks: dict[str, Network]) -> None:
+        super().__init__()
+        self.networks = nn.ModuleDict(networks)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {name: network(x) for name, network in self.networks.items()}
+
+
+X = torch.randn(2, 3, 8, 10, generator=torch.Generator().manual_seed(1))
+
+
+@cache
+def base() -> Network:
+    torch.manual_seed(0)
+    network = Network().eval()
+    randomize(network)
+    return network
+
+
+@cache
+def with_modules(case: str) -> Network:
+    """The network with a module of this kind wherever one attaches, after one pass."""
+    network = copy.deepcopy(base())
+    torch.manual_seed(2)
+    for slot in network.children():
+        if KINDS[CASES[case][0]].attaches_to(slot.layer):
+            slot.computations["m"] = trained(case, slot.layer)
+        slot.route = Route({"m": 1.0}, z=torch.ones(1, Z))
+    assert (network(X) - base()(X)).abs().max() > 1e-3
+    return network
+
+
+def folded(case: str) -> Network:
+    network = copy.deepcopy(with_modules(case))
+    for slot in network.children():
+        slot.fold()
+    return network
+
+
+def with_weights_by_frame() -> Network:
+    """Modules with weights and condition vectors of their own for each frame."""
+    network = copy.deepcopy(with_modules("film"))
+    for slot in network.children():
+        slot.route = Route({"m": torch.tensor([0.0, 0.5])}, z=torch.eye(Z)[:2])
+    return network
+
+
+@cache
+def exported() -> tuple[dict[str, np.ndarray], dict[str, Counter[str]]]:
+    """What ONNX Runtime computes for each network, and the operators that it takes."""
+    networks = {"base": base(), "frames": with_weights_by_frame(), **{case: with_modules(case) for case in CASES}}
+    networks |= {f"folded {case}": folded(case) for case in AFFINE}
+    with contextlib.redirect_stdout(io.StringIO()):
+        graph = torch.onnx.export(
+            Side(networks).eval(), (X,), dynamo=True, opset_version=18, output_names=list(networks), verbose=False
+        ).model_proto
+    session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
+    outputs = session.run(list(networks), {session.get_inputs()[0].name: X.numpy()})
+    return dict(zip(networks, outputs, strict=True)), {name: operators(graph, name) for name in networks}
+
+
+def operators(graph: onnx.ModelProto, output: str) -> Counter[str]:
+    """Standard operators that an output depends on."""
+    by_output = {name: node for node in graph.graph.node for name in node.output}
+    found, open_ends = {}, [output]
+    while open_ends:
+        node = by_output.get(open_ends.pop())  # None for the input and for weights
+        if node is not None and node.output[0] not in found:
+            assert not node.domain
+            found[node.output[0]] = node.op_type
+            open_ends += node.input
+    return Counter(found.values())
+
+
+def assert_exported(name: str, network: Network) -> None:
+    with torch.no_grad():
+        np.testing.assert_allclose(exported()[0][name], network(X).numpy(), rtol=1e-5, atol=1e-5)
+
+
+@every_kind
+def test_modules_beside_their_layers_export(case):
+    assert_exported(case, with_modules(case))
+
+
+def test_weights_and_conditions_of_single_frames_export():
+    assert_exported("frames", with_weights_by_frame())
+
+
+@every_affine_kind
+def test_folded_modules_leave_no_operator(case):
+    assert_exported(f"folded {case}", with_modules(case))
+    found = exported()[1]
+    # A prompt becomes a map that is added, and the normalisation after it no longer merges with the convolution.
+    more = {"Add": 1, "BatchNormalization": 1} if KINDS[CASES[case][0]].kind == "prompt" else {}
+    assert found[f"folded {case}"] == found["base"] + Counter(more)
+    alone, plain = found[case].total(), found["base"].total()
+    assert alone == plain if case == "batch_norm" else alone > plain

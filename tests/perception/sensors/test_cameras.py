@@ -1,0 +1,395 @@
+"""Lens, depth and lift of the camera branch against loops and closed forms; where training uses depth labels."""
+
+import shutil
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from networks import config as little
+from networks import disturb, inputs, spec
+from refusals import one_line_error
+from scipy.spatial.transform import Rotation
+from torch import Tensor, nn
+
+from deploy.engines.onnxruntime import OnnxRuntimeEngine
+from deploy.engines.tensorrt import build_engine
+from deploy.onnx_export import to_onnx
+from deploy.targets import find_target
+from perception.bev.fuse import Fuse
+from perception.bev.trunk import Trunk
+from perception.config import Augment, CameraBranch, Config, Data, Depth, Image
+from perception.config import Trunk as TrunkConfig
+from perception.datasets.nuscenes.dataset import NuScenesTables
+from perception.frame import KEYFRAME_AGE, Conditions
+from perception.grid import BevGrid
+from perception.model import PerceptionModel
+from perception.modules.spec import LowRank
+from perception.sensors.camera.depth import depth_labels
+from perception.sensors.camera.depth_loss import depth_loss, depth_targets
+from perception.sensors.camera.lens import intrinsics
+from perception.sensors.camera.lift import Lift
+from perception.training import trainable
+from perception.training.loader import FrameDataset, Sample
+
+IMAGE, CELLS, DEPTH = Image(height=32, width=64), (4, 8), Depth(near=1.0, far=21.0, bins=10, supervision=3.0)
+AHEAD = np.array([[0, -1.0, 0, 0], [0, 0, -1, 0], [1, 0, 0, 0]])  # camera at the origin, looks along x
+LENS = np.array([[20.0, 0, 31.5], [0, 20.0, 15.5], [0, 0, 1]])
+GRID = BevGrid(x=(-4.0, 4.0), y=(-2.0, 2.0), z=(-2.0, 2.0), cell=1.0)  # 4 rows, 8 columns
+
+
+def lift_by_loop(config, grid, context, depth, matrices):
+    """Bilinear look-up of every voxel in every camera, in numpy, one at a time."""
+    n, c, h, w = context.shape
+    rows, columns = grid.shape
+    result = np.zeros((c, len(config.heights), rows, columns))
+    bins = config.depth.bins
+    for row, column, (iz, z) in (
+        (r, k, e) for r in range(rows) for k in range(columns) for e in enumerate(config.heights)
+    ):
+        point = np.array([grid.x[0] + (column + 0.5) * grid.cell, grid.y[0] + (row + 0.5) * grid.cell, z, 1.0])
+        for i in range(n):
+            u, v, along = matrices[i] @ point
+            if along <= 0.1:
+                continue
+            u, v = u / along, v / along
+            if not (-0.5 <= u <= config.image.width - 0.5 and -0.5 <= v <= config.image.height - 0.5):
+                continue
+            fu, fv = (u + 0.5) * w / config.image.width - 0.5, (v + 0.5) * h / config.image.height - 0.5
+            feature = np.zeros(c)
+            for y in (int(np.floor(fv)), int(np.floor(fv)) + 1):
+                for x in (int(np.floor(fu)), int(np.floor(fu)) + 1):
+                    if 0 <= y < h and 0 <= x < w:
+                        feature += (1 - abs(fv - y)) * (1 - abs(fu - x)) * context[i, :, y, x]
+            near_v, near_u = int(np.clip(np.round(fv), 0, h - 1)), np.clip(fu, 0, w - 1)
+            bin_at = (along - config.depth.near) / (config.depth.far - config.depth.near) * bins - 0.5
+            likely = 0.0
+            for x in (int(np.floor(near_u)), int(np.floor(near_u)) + 1):
+                for d in (int(np.floor(bin_at)), int(np.floor(bin_at)) + 1):
+                    if x < w and 0 <= d < bins:
+                        likely += max(0, 1 - abs(near_u - x)) * (1 - abs(bin_at - d)) * depth[i, d, near_v, x]
+            result[:, iz, row, column] += likely * feature
+    return result.reshape(c * len(config.heights), rows, columns)
+
+
+def test_lift_equals_a_loop_over_voxels_and_ignores_missing_cameras():
+    config = CameraBranch(channels=3, image=IMAGE, depth=Depth(near=0.5, far=8.0, bins=7), heights=(-0.5, 0.5))
+    rng = np.random.default_rng(0)
+    lift = Lift(config, GRID).double()
+    context = rng.normal(size=(3, 3, 4, 8))
+    depth = rng.dirichlet(np.ones(7), size=(3, 4, 8)).transpose(0, 3, 1, 2)
+    # One camera looks along x, one along -y and a bit down; the third is missing.
+    intrinsics = np.array([[30.0, 0, 31.5], [0, 30.0, 15.5], [0, 0, 1]])
+    forward = np.array([[0, -1.0, 0, 0.1], [0, 0, -1, 0.2], [1, 0, 0, 0.3]])
+    right = np.array([[-1.0, 0, 0, 0.2], [0, -0.1, -1, 0.1], [0, -1, 0.1, 0.2]])
+    matrices = np.stack([intrinsics @ forward, intrinsics @ right, np.zeros((3, 4))])
+    pulled = lift(*(torch.from_numpy(a)[None] for a in (context, depth, matrices)))
+    expected = lift_by_loop(config, GRID, context, depth, matrices)
+    assert (np.abs(expected).sum(axis=0) > 0).mean() > 0.3  # the cameras see a good part of the grid
+    np.testing.assert_allclose(pulled[0].numpy(), expected, atol=1e-6)  # voxels are float32 numbers
+
+    none = lift(*(torch.from_numpy(a)[None] for a in (context, depth, 0 * matrices)))
+    assert torch.equal(none, torch.zeros_like(none))
+
+
+def test_lift_keeps_projection_in_full_precision_under_autocast():
+    config = CameraBranch(channels=3, image=IMAGE, depth=Depth(bins=7), heights=(0.0,))
+    lift = Lift(config, GRID)
+    context, depth = torch.randn(1, 1, 3, 4, 8), torch.rand(1, 1, 7, 4, 8)
+    matrices = torch.tensor([[[[31.5, -30.0, 0, 0.1], [15.5, 0, -30.0, 0.2], [1, 0, 0, 5.3]]]])
+    plain = lift(context, depth, matrices)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(lift(context, depth, matrices), plain)
+
+
+@pytest.mark.parametrize(("fused", "head"), [(1, 1), (1, 4), (2, 2), (2, 4), (4, 2)])
+def test_trunk_and_fusion_meet_on_the_heads_grid(fused, head):
+    fuse = Fuse([(4, 1), (6, 4)], 8, fused).eval()
+    config = TrunkConfig(channels=(8, 8), blocks=(1, 1), strides=(1, 2), up_channels=5, stride=head)
+    out = Trunk(config, 8, fused).eval()(fuse([torch.randn(1, 4, 32, 16), torch.randn(1, 6, 8, 4)]))
+    assert out.shape == (1, 10, 32 // head, 16 // head)
+
+
+@settings(max_examples=40)
+@given(st.integers(0, 2**32 - 1), st.sampled_from([-1.0, 1.0]), st.sampled_from([-1.0, 1.0]))
+def test_intrinsics_of_a_known_camera_and_zeros_of_a_missing_one(seed, flip, mirror):
+    rng, image = np.random.default_rng(seed), Image(height=256, width=704)
+    fx, fy, cx, cy = rng.uniform([100, 100, 0, 0], [1500, 1500, 700, 250])
+    lens = np.array([[mirror * fx, 0, cx], [0, fy, cy], [0, 0, 1]])
+    first, second = (Rotation.random(random_state=int(rng.integers(2**32))).as_matrix() for _ in range(2))
+    similarity = np.eye(4)  # of the reference frame, as `draw_similarity`
+    similarity[:3, :3] = rng.uniform(0.8, 1.2) * second * [1, flip, 1]
+    similarity[:3, 3] = rng.normal(size=3)
+    projection = torch.from_numpy(lens @ np.c_[first, rng.normal(size=3)] @ np.linalg.inv(similarity))
+    expected = [fx / 704, fy / 256, cx / 704, cy / 256]
+    np.testing.assert_allclose(intrinsics(projection, image), expected, rtol=1e-9, atol=1e-9)
+    with torch.autocast("cpu", torch.bfloat16):
+        np.testing.assert_allclose(intrinsics(projection.float(), image), expected, rtol=1e-4, atol=1e-5)
+    assert not intrinsics(0 * projection, image).any()
+
+
+def with_camera(config: Config, **camera: Any) -> Config:
+    """With another camera branch."""
+    changed = config.model.camera.model_copy(update=camera)
+    return config.model_copy(update={"model": config.model.model_copy(update={"camera": changed})})
+
+
+def with_lens() -> Config:
+    """The little model with cameras alone, of whose lenses the depth knows."""
+    config = with_camera(little(), depth=little().model.camera.depth.model_copy(update={"intrinsics": True}))
+    model = config.model.model_copy(update={"lidar": None})
+    return config.model_copy(update={"model": model, "tasks": {"map": config.tasks["map"]}})
+
+
+@cache
+def trained() -> PerceptionModel:
+    """With statistics of real activations, a gate that has learned, and a module at every slot of the depth."""
+    torch.manual_seed(0)
+    model = PerceptionModel(with_lens())
+    norms = [module for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = 1.0
+    with torch.no_grad():
+        model(pictures())
+        torch.nn.init.normal_(model.camera.lens_depth.gate.layer.weight, std=1.0)
+    model.bank.add(spec("module", "low_rank", "camera.lens*", "camera.depth*"))
+    disturb(model, "module")
+    return model.eval()
+
+
+def pictures() -> dict[str, Tensor]:
+    return {name: inputs(0)[name] for name in ("images", "image_from_reference")}
+
+
+def logits(model: PerceptionModel, zoom: float = 1.0) -> Tensor:
+    """Logits of the depth for cameras whose focal lengths are `zoom` times as large, and the same pictures."""
+    given = pictures()
+    x, y, z = given["image_from_reference"].unbind(dim=2)
+    longer = torch.stack([zoom * x, zoom * y, z], dim=2)
+    with torch.no_grad():
+        return model.camera(given["images"], longer)[1]
+
+
+def test_the_lens_makes_no_difference_at_first_and_does_once_learned() -> None:
+    torch.manual_seed(0)
+    model = PerceptionModel(with_lens()).eval()
+    lens = model.camera.lens_depth
+    features = torch.randn(6, 32, 4, 8)
+    plain = lens.head(lens.mix(features))
+    torch.testing.assert_close(lens(features, pictures()["image_from_reference"]), plain)
+    assert torch.equal(logits(model), logits(model, 1.5))
+    assert (logits(trained()) - logits(trained(), 1.5)).abs().max() > 0.01
+
+
+def test_a_missing_camera_gives_no_nan_in_training() -> None:
+    torch.manual_seed(0)
+    model = PerceptionModel(with_lens())
+    given = pictures()
+    given["image_from_reference"] = given["image_from_reference"].clone()
+    given["image_from_reference"][:, 2:] = 0
+    model(given)["map/logits"].sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in model.camera.parameters())
+    assert model.camera.lens_depth.gate.layer.weight.grad.any()
+
+
+class Depths(nn.Module):
+    """The depth alone, as `to_onnx` takes a network."""
+
+    router = None
+
+    def __init__(self, model: PerceptionModel) -> None:
+        super().__init__()
+        self.depth = model.camera.lens_depth
+
+    def predict(self, given: dict[str, Tensor]) -> dict[str, Tensor]:
+        return {"y": self.depth(given["features"], given["image_from_reference"])}
+
+
+def test_the_graph_computes_what_torch_does_and_compiles() -> None:
+    fog, projections = Conditions(weather="fog"), pictures()["image_from_reference"].clone()
+    projections[:, 5] = 0
+    given = {"features": torch.randn(6, 32, 4, 8), "image_from_reference": projections}
+    with torch.no_grad():
+        trained()(pictures(), [fog])  # its slots keep the route
+        expected = Depths(trained()).predict(given)["y"]
+        plain = Depths(trained().folded()).predict(given)["y"]
+    assert (expected - plain).abs().max() > 0.1  # what the module changes
+    arrays = {name: values.numpy() for name, values in given.items()}
+    network: Any = Depths(trained().deployed(fog))
+    graph = to_onnx(network, arrays, ["y"]).SerializeToString()
+    np.testing.assert_allclose(OnnxRuntimeEngine(graph).run(arrays)["y"], expected, atol=1e-4)
+    pytest.importorskip("tensorrt_rtx")
+    shapes = {name: values.shape for name, values in arrays.items()}
+    assert build_engine(graph, find_target("rtx-ada"), inputs=shapes).layers > 0
+
+
+def by_loop(points, matrices, depth):
+    """`depth_labels`, a point at a time."""
+    nearest = np.full((len(matrices), *CELLS), np.inf)
+    for point in points:
+        for i, matrix in enumerate(matrices):
+            x, y, along = matrix @ [*point[:3], 1]
+            u, v = (x / along, y / along) if along > 0 else (np.nan, np.nan)
+            for row in range(4):
+                for column in range(8):
+                    inside = column * 8 - 0.5 <= u < (column + 1) * 8 - 0.5
+                    if inside and row * 8 - 0.5 <= v < (row + 1) * 8 - 0.5:
+                        nearest[i, row, column] = min(nearest[i, row, column], along)
+    return np.where((nearest < depth.near) | (nearest >= depth.far), 0, nearest)
+
+
+def test_a_point_at_a_known_place_labels_its_cell() -> None:
+    # 10 m ahead, 4 m to the left, 3 m up: pixel (31.5 - 20 * 0.4, 15.5 - 20 * 0.3) = (23.5, 9.5), in cells of 8 pixels.
+    hidden, behind, far = [20, 8, 6, 0, 0], [-10, 4, 3, 0, 0], [30, 0, 0, 0, 0]
+    points = np.array([hidden, [10, 4, 3, 0, 0], behind, far], np.float32)
+    expected = np.zeros((2, *CELLS))
+    expected[0, 1, 3] = 10
+    matrices = np.stack([LENS @ AHEAD, np.zeros((3, 4))])  # the second camera is missing
+    np.testing.assert_allclose(depth_labels(points, matrices, IMAGE, CELLS, DEPTH), expected, rtol=1e-6)
+    assert not depth_labels(None, matrices, IMAGE, CELLS, DEPTH).any()
+
+
+@settings(max_examples=25)
+@given(st.integers(0, 2**32 - 1))
+def test_labels_equal_a_loop_over_points(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    points = rng.uniform([-8, -8, -3], [25, 8, 3], (40, 3))
+    points[0, 0] = 0.5  # nearer than the first bin: hides what is behind it
+    turned = np.linalg.qr(rng.normal(size=(3, 3)))[0] @ rng.normal(size=(3, 4))
+    matrices = np.stack([LENS @ AHEAD, LENS @ turned])
+    expected = by_loop(points, matrices, DEPTH)
+    assert expected[0].any()
+    np.testing.assert_allclose(depth_labels(points, matrices, IMAGE, CELLS, DEPTH), expected, rtol=1e-5)
+
+
+@given(st.floats(1.0, 21.0), st.integers(1, 70))
+def test_the_target_as_a_distribution_has_the_depth_as_its_expectation(metres: float, bins: int) -> None:
+    depth = Depth(near=1.0, far=21.0, bins=bins)
+    lower, upper, share = depth_targets(torch.tensor([metres], dtype=torch.float64), depth)
+    centres = 1.0 + (torch.arange(bins, dtype=torch.float64) + 0.5) * 20 / bins
+    expectation = ((1 - share) * centres[lower] + share * centres[upper]).item()
+    assert expectation == pytest.approx(float(np.clip(metres, centres[0], centres[-1])))
+    assert 0 <= share.item() <= 1
+    assert (upper - lower).item() in ((1, 0) if share.item() == 0 else (1,))
+
+
+@pytest.mark.parametrize("metres", [2.0, 7.3, 13.0, 19.9])
+def test_the_lift_finds_the_target_at_its_depth(metres: float) -> None:
+    """Bilinear interpolation of the shares (1 - f, f) at f gives (1 - f)^2 + f^2; 1 at the centre of a bin."""
+    grid = BevGrid(x=(metres - 0.5, metres + 0.5), y=(-0.5, 0.5), cell=1.0)
+    branch = CameraBranch(channels=1, image=IMAGE, depth=DEPTH, heights=(0.0,))
+    lower, upper, share = depth_targets(torch.full((1, 1, 1, *CELLS), metres), DEPTH)
+    distribution = torch.zeros(1, 1, DEPTH.bins, *CELLS).scatter_add(2, lower, 1 - share).scatter_add(2, upper, share)
+    matrix = torch.from_numpy(LENS @ AHEAD).float()[None, None]
+    found = Lift(branch, grid)(torch.ones(1, 1, 1, *CELLS), distribution, matrix).item()
+    f = (metres - DEPTH.near) / 2 - 0.5  # bins of 2 m
+    f -= np.floor(f)
+    assert found == pytest.approx((1 - f) ** 2 + f**2, abs=1e-4)
+
+
+def test_the_loss_is_the_cross_entropy_of_the_labelled_cells() -> None:
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(2, 3, 10, *CELLS, generator=generator, dtype=torch.float64)
+    labels = 1 + 20 * torch.rand(2, 3, *CELLS, generator=generator, dtype=torch.float64)
+    labels[:, 0] = 0
+    labels[1, 1, 2] = 0
+    sums, counts = depth_loss(logits, labels, DEPTH)
+    expected, number = torch.zeros(2, dtype=torch.float64), torch.zeros(2)
+    for b, n, row, column in np.ndindex(2, 3, *CELLS):
+        if (metres := labels[b, n, row, column].item()) > 0:
+            target = np.maximum(0, 1 - np.abs(np.arange(10) - np.clip((metres - 1) / 2 - 0.5, 0, 9)))
+            p = logits[b, n, :, row, column].numpy()
+            expected[b] -= target @ (p - np.log(np.exp(p).sum()))
+            number[b] += 1
+    torch.testing.assert_close(sums, 3 * expected, rtol=1e-5, atol=1e-5)  # computed in float32
+    assert counts.tolist() == number.tolist()
+
+
+def test_the_gradient_is_distribution_minus_target_and_none_without_labels() -> None:
+    logits = torch.randn(1, 1, 10, 1, 2, generator=torch.Generator().manual_seed(0), dtype=torch.bfloat16)
+    logits = (300 * logits).requires_grad_()  # probabilities underflow
+    loss = depth_loss(logits, torch.tensor([[[[5.0, 0.0]]]]), DEPTH).sums.sum()
+    likely = logits.detach().double().log_softmax(dim=2)[0, 0, :, 0, 0]
+    assert loss.item() == pytest.approx(-3 * (likely[1] + likely[2]).item() / 2, rel=1e-5)
+    loss.backward()
+    expected = logits.detach().float().softmax(dim=2)
+    expected[:, :, 1] -= 0.5  # 5 m is between the centres of bins 1 and 2, at 4 and 6 m
+    expected[:, :, 2] -= 0.5
+    expected[..., 1] = 0
+    torch.testing.assert_close(logits.grad.float(), 3 * expected, rtol=0.01, atol=0.01)
+    sums, counts = depth_loss(logits, torch.zeros(1, 1, 1, 2), DEPTH)
+    assert (sums.item(), counts.item()) == (0, 0)
+
+
+def supervised(lidar: bool = True, **training: float) -> Config:
+    """The little model with augmentation and supervised depth."""
+    config = with_camera(little(), depth=Depth(near=1.0, far=60.0, bins=32, supervision=3.0))
+    every = config.model.lidar.model_copy(update={"max_pillars": 2000, "points_per_pillar": 40})
+    model = config.model.model_copy(update={"lidar": every if lidar else None})
+    grid = config.grid.model_copy(update={"x": (-51.2, 51.2), "y": (-51.2, 51.2), "cell": 3.2, "z": (-9.0, 9.0)})
+    data = Data(augment=Augment(scale=0.3, image_scale=0.2), class_balanced=False)
+    train = config.train.model_copy(update={"drop_lidar": 0.0, "drop_cameras": 0.0, **training})
+    return config.model_copy(update={"grid": grid, "model": model, "data": data, "train": train})
+
+
+def sample(root: Path, position: int = 0, **changed: Any) -> Sample:
+    tables = NuScenesTables(root, "v1.0-tiny")
+    return FrameDataset(tables, tables.samples(), supervised(**changed), depth_cells=CELLS)[position]
+
+
+def test_labels_are_those_of_the_augmented_points_in_the_augmented_pictures(recorded_root):
+    for position in range(4):
+        each = sample(recorded_root, position)
+        points = each.inputs["pillar_points"][0][each.inputs["pillar_counts"][0] > 0].reshape(-1, 5)
+        points = points[points.any(axis=1) & (np.abs(points[:, 4]) < KEYFRAME_AGE)]
+        assert len(points) > 450
+        expected = by_loop(points, each.inputs["image_from_reference"][0], supervised().model.camera.depth)
+        assert (expected > 0).sum() > 50
+        np.testing.assert_allclose(each.labels["camera"]["depth"], expected, rtol=1e-4)
+
+
+def test_labels_stay_when_the_network_gets_no_points_and_are_none_without_lidar(recorded_root, tmp_path):
+    labels = sample(recorded_root).labels["camera"]["depth"]
+    dropped = sample(recorded_root, drop_lidar=1.0)
+    assert not dropped.inputs["pillar_counts"].any()
+    np.testing.assert_array_equal(dropped.labels["camera"]["depth"], labels)
+    alone = sample(recorded_root, lidar=False, drop_lidar=0.5, drop_cameras=0.5)
+    assert "pillar_points" not in alone.inputs
+    np.testing.assert_array_equal(alone.labels["camera"]["depth"], labels)
+    assert not sample(recorded_root, drop_cameras=1.0).labels["camera"]["depth"].any()
+
+    copy = shutil.copytree(recorded_root, tmp_path / "copy")
+    shutil.rmtree(copy / "samples" / "LIDAR_TOP")
+    labels = sample(copy).labels["camera"]["depth"]
+    assert labels.shape == (6, *CELLS)
+    assert not labels.any()
+
+
+def test_depth_is_an_output_only_where_the_camera_trains():
+    model = PerceptionModel(with_camera(little(), depth=Depth(near=1.0, far=60.0, bins=32, supervision=1.0)))
+    seen = inputs(0)
+    assert model.depth_cells() == CELLS
+    assert model(seen)["camera/depth"].shape == (1, 6, 32, *CELLS)
+    trainable.base(model)  # leaves the model itself in evaluation mode
+    assert "camera/depth" in model(seen)
+    trainable.base(model, ["heads.*"])
+    assert "camera/depth" not in model(seen)
+    trainable.joint(model)
+    with torch.no_grad():
+        assert "camera/depth" not in model(seen)
+    for slots, trains in (("trunk.*", False), ("camera.neck", True)):
+        model.bank.add(LowRank(name="module", rank=1, slots=(slots,)))
+        trainable.post_hoc(model, ["module"])
+        assert (model.depth_cells() is not None) == trains
+        assert ("camera/depth" in model(seen)) == trains
+        model.bank.delete("module")
+
+
+def test_pictures_of_part_of_a_cell_are_refused():
+    model = PerceptionModel(with_camera(supervised(), image=Image(height=36, width=64)))
+    with one_line_error("model.camera.image: 36 x 64 is no multiple of 8"):
+        model.depth_cells()

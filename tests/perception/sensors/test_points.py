@@ -1,0 +1,491 @@
+"""From points to pillars, inputs and features, each against a loop over points or the definition."""
+
+import argparse
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from bench_pillars import pillars, street
+from exported import bundle, checkpoint
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from painted import _pixel, painted_frame, spot_of
+from pydantic import TypeAdapter
+from repository import ROOT
+from torch import Tensor, nn
+from torch.nn import functional as F
+from vocabulary import CAMERAS, CONDITIONS, NUSCENES, RIG
+
+from deploy.engines.onnxruntime import OnnxRuntimeEngine
+from deploy.golden import differences, synthetic_frame
+from perception.bev.pyramid import PyramidTrunk
+from perception.config import CameraBranch, Image, Lidar, Trunk, load_config
+from perception.datasets.nuscenes.dataset import NuScenesTables
+from perception.grid import BevGrid
+from perception.modules.bank import Bank
+from perception.modules.route import Route
+from perception.modules.spec import Module
+from perception.sensors.inputs import PILLARS, InputSpec, fit_width, prepare, warp, without_padding
+from perception.sensors.lidar.encoder import PillarEncoder
+from perception.sensors.lidar.pillars import group
+from perception.sensors.lidar.voxel_features import VoxelFeatureEncoder
+from perception.tasks import tasks_of
+from perception.tasks.detection.config import DetectionHead, Suppression
+from perception.tasks.map.config import MapHead
+from perception.tasks.result import to_prediction
+from perception.training.checkpoint import load_model
+
+# 4 rows, 8 columns
+GRID = BevGrid(x=(-4.0, 4.0), y=(-2.0, 2.0), z=(-2.0, 2.0), cell=1.0)
+COUNTS = torch.tensor([[2, 3, 1, 0], [3, 0, 0, 0]], dtype=torch.int32)  # frames with 6 and 3 points
+CELLS = torch.tensor([[3, 17, 30, 32], [9, 32, 32, 32]], dtype=torch.int32)
+FRAMES = [0, 0, 0, 0, 0, 0, 1, 1, 1]
+# Of the ten features of a point, float32 as in the network.
+SCALE = torch.tensor([1 / 4, 1 / 4, 1 / 2, 1 / 255, 2, 1, 1, 1, 1, 1]).double()
+
+
+def _grouped_one_by_one(points, grid, max_pillars, points_per_pillar):
+    """The definition: every point goes to its cell, then the fullest cells are kept, then their first points."""
+    rows, columns = grid.shape
+    cells = {}
+    for point in points:
+        x, y, z = map(float, point[:3])
+        if grid.x[0] <= x < grid.x[1] and grid.y[0] <= y < grid.y[1] and grid.z[0] <= z < grid.z[1]:
+            column = min(int((x - grid.x[0]) / grid.cell), columns - 1)
+            row = min(int((y - grid.y[0]) / grid.cell), rows - 1)
+            cells.setdefault(row * columns + column, []).append(point)
+    fullest = sorted(cells, key=lambda cell: (-len(cells[cell]), cell))[:max_pillars]
+    return {cell: cells[cell][:points_per_pillar] for cell in sorted(fullest)}
+
+
+def _grouped(points, grid, max_pillars, points_per_pillar):
+    """What `group` leaves of pillars, counts and cells that held something else before; the padding is checked."""
+    pillars = np.full((max_pillars, points_per_pillar, 5), np.nan, np.float32)
+    counts, cells = np.full(max_pillars, -7, np.int32), np.full(max_pillars, -7, np.int32)
+    found = group(points, grid, pillars, counts, cells)
+    assert not pillars[found:].any()
+    assert not counts[found:].any()
+    assert (cells[found:] == grid.cells).all()
+    return pillars[:found], counts[:found], cells[:found]
+
+
+def _check(grouped, expected, points_per_pillar):
+    """The pillars, counts and cells of `group` are those of the loop."""
+    pillar_points, counts, cells = grouped
+    assert cells.tolist() == list(expected)
+    assert counts.tolist() == [len(kept) for kept in expected.values()]
+    padded = np.zeros((len(expected), points_per_pillar, 5), np.float32)
+    for pillar, kept in zip(padded, expected.values(), strict=True):
+        pillar[: len(kept)] = kept
+    np.testing.assert_array_equal(pillar_points, padded)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    seed=st.integers(0, 2**32 - 1),
+    number=st.integers(0, 200),
+    spread=st.floats(0.1, 8),
+    grid=st.sampled_from(
+        [
+            BevGrid(x=(-4.0, 4.0), y=(-3.0, 3.0), cell=1.0),
+            BevGrid(x=(-4.0, 4.2), y=(-1.1, 3.0), z=(-1.0, 1.0), cell=0.7),
+            BevGrid(x=(-4.0, 4.5), y=(-1.1, 2.7), cell=0.7),  # reaches beyond its last cells
+            BevGrid(x=(-60.0, 60.0), y=(-50.0, 50.0), cell=0.1),  # more cells than 16 bits count
+        ]
+    ),
+    max_pillars=st.integers(1, 60),
+    points_per_pillar=st.integers(1, 6),
+)
+def test_grouping_equals_a_loop_over_points(seed, number, spread, grid, max_pillars, points_per_pillar):
+    rng = np.random.default_rng(seed)
+    points = (rng.normal(size=(number, 5)) * spread).astype(np.float32)
+    points[rng.random(number) < 0.2, 0] = grid.x[0]  # on the edge
+    points[rng.random(number) < 0.2, 1] = grid.y[1]
+    expected = _grouped_one_by_one(points, grid, max_pillars, points_per_pillar)
+    _check(_grouped(points, grid, max_pillars, points_per_pillar), expected, points_per_pillar)
+
+
+def test_grouping_of_ten_sweeps_equals_a_loop_over_points():
+    """The cloud of tools/bench.py: many chunks, more pillars than fit, and pillars with more points than fit."""
+    grid, points = BevGrid(cell=0.2), street()
+    grouped = _grouped(points, grid, 30_000, 20)
+    assert (len(grouped[2]), grouped[1].max()) == (30_000, 20)
+    _check(grouped, _grouped_one_by_one(points, grid, 30_000, 20), 20)
+
+
+def test_more_pillars_than_16_bits_count() -> None:
+    """Every cell twice, in random order: the first of both, at the first place of its pillar."""
+    grid = BevGrid(x=(0.0, 300.0), y=(0.0, 300.0), cell=1.0)
+    cell_of_point = np.random.default_rng(0).permutation(np.repeat(np.arange(grid.cells), 2))
+    points = np.zeros((len(cell_of_point), 5), np.float32)
+    points[:, 0], points[:, 1] = cell_of_point % 300 + 0.5, cell_of_point // 300 + 0.5
+    points[:, 4] = np.arange(len(points))
+    pillar_points, counts, cells = _grouped(points, grid, grid.cells, 1)
+    np.testing.assert_array_equal(cells, np.arange(grid.cells))
+    assert (counts == 1).all()
+    np.testing.assert_array_equal(pillar_points[:, 0, 4], np.unique(cell_of_point, return_index=True)[1])
+
+
+def test_benchmark_of_the_grouping() -> None:
+    figures = pillars(argparse.Namespace(config="nuscenes/fusion", rounds=1))
+    assert figures.keys() == {"points", "ms"}
+    assert 290_000 < figures["points"] < 310_000
+    assert figures["ms"] > 0
+
+
+def test_points_at_the_far_edge_stay_on_the_grid() -> None:
+    grid = BevGrid()
+    edge = np.nextafter(np.float32(51.2), np.float32(0))
+    cells = _grouped(np.array([[edge, edge, 0, 0, 0]], np.float32), grid, 1, 1)[2]
+    assert cells.tolist() == [grid.cells - 1]
+
+
+@pytest.mark.parametrize("size", [(900, 1600), (450, 800), (1080, 1920)])
+@pytest.mark.parametrize(
+    "image", [Image(height=256, width=704), Image(height=128, width=352), Image(height=448, width=800)]
+)
+def test_projections_hit_the_pixels_that_show_the_point(size: tuple[int, int], image: Image) -> None:
+    point = np.array([20.0, 2.5, 0.4])
+    spec = InputSpec(BevGrid(), None, CameraBranch(image=image), RIG)
+    inputs = prepare(painted_frame(point, size), spec)
+    assert inputs["images"].shape == (1, 6, image.height, image.width, 3)
+    expected = _pixel(inputs["image_from_reference"][0, 0].astype(np.float64), point)
+    np.testing.assert_allclose(spot_of(inputs["images"][0, 0]), expected, atol=0.08)
+
+
+def test_fitting_keeps_the_bottom_and_the_edges_of_pixels_and_averages_all():
+    affine = fit_width((900, 1600, 3), Image(height=256, width=704))
+    np.testing.assert_allclose(affine @ [-0.5, 899.5, 1], [-0.5, 255.5, 1], atol=1e-9)
+    np.testing.assert_allclose(affine @ [1599.5, 899.5, 1], [703.5, 255.5, 1], atol=1e-9)
+
+    low, striped = np.full((10, 40, 3), 200, np.uint8), np.zeros((64, 64, 3), np.uint8)
+    image = warp(low, fit_width(low.shape, Image(height=16, width=40)), Image(height=16, width=40))
+    assert not image[:6].any()  # black rows on top
+    np.testing.assert_array_equal(image[6:], low)
+    striped[::4] = 240
+    image = warp(striped, fit_width(striped.shape, Image(height=16, width=16)), Image(height=16, width=16))
+    np.testing.assert_allclose(image, 60, atol=1)
+
+
+def test_inputs_of_a_frame_and_of_one_with_missing_sensors(recorded_root):
+    tables, spec = NuScenesTables(recorded_root, "v1.0-tiny"), InputSpec.of(load_config(ROOT / "configs" / "tiny.yaml"))
+    frame = tables.frame(tables.samples()[1], sweeps=spec.sweeps)
+    inputs = prepare(frame, spec)
+    pillars, image = spec.lidar.max_pillars, Image(height=96, width=256)
+    assert {name: (array.shape, array.dtype.name) for name, array in inputs.items()} == {
+        "pillar_points": ((1, pillars, 8, 5), "float32"),
+        "pillar_counts": ((1, pillars), "int32"),
+        "pillar_cells": ((1, pillars), "int32"),
+        "images": ((1, 6, 96, 256, 3), "uint8"),
+        "image_from_reference": ((1, 6, 3, 4), "float32"),
+    }
+    occupied = inputs["pillar_counts"][0] > 0
+    assert inputs["pillar_counts"].sum() == spec.grid.inside(frame.points).sum()
+    assert (inputs["pillar_cells"][0, ~occupied] == spec.grid.cells).all()
+    assert (inputs["pillar_cells"][0, occupied] < spec.grid.cells).all()
+    for i, name in enumerate(CAMERAS):
+        affine = fit_width(frame.cameras[name].image.shape, image)
+        expected = affine @ frame.image_from_reference(name)
+        np.testing.assert_allclose(inputs["image_from_reference"][0, i], expected, rtol=1e-6)
+
+    frame = tables.frame(tables.samples()[0], lidar=False)
+    del frame.cameras["CAM_BACK"]
+    inputs = prepare(frame, spec)
+    assert not inputs["pillar_points"].any()
+    assert not inputs["pillar_counts"].any()
+    assert (inputs["pillar_cells"] == spec.grid.cells).all()
+    seen = [name != "CAM_BACK" for name in CAMERAS]
+    assert inputs["images"][0].any(axis=(1, 2, 3)).tolist() == seen
+    assert inputs["image_from_reference"][0].any(axis=(1, 2)).tolist() == seen
+
+
+def test_a_model_without_a_sensor_lacks_its_inputs(recorded_root):
+    tables = NuScenesTables(recorded_root, "v1.0-tiny")
+    frame = tables.frame(tables.samples()[0])
+    lidar_only = prepare(frame, InputSpec(BevGrid(), Lidar(), None, RIG))
+    camera_only = prepare(frame, InputSpec(BevGrid(), None, CameraBranch(), RIG))
+    assert set(lidar_only) == {"pillar_points", "pillar_counts", "pillar_cells"}
+    assert set(camera_only) == {"images", "image_from_reference"}
+    with pytest.raises(ValueError, match="the frame is in 'ego'"):
+        prepare(frame, InputSpec(BevGrid(reference="lidar"), Lidar(), None, RIG))
+
+
+def test_outputs_become_a_prediction() -> None:
+    yaws = np.array([0.3, -3.0, 1.2])
+    boxes = np.zeros((2, 3, 10), np.float32)
+    boxes[1, :, :3] = [[1, 2, 3], [4, 5, 6], [7, 8, 9]]
+    boxes[1, :, 3:6] = [2, 4, 1.5]
+    boxes[1, :, 6], boxes[1, :, 7] = 0.5 * np.sin(yaws), 0.5 * np.cos(yaws)  # a network's are not of length one
+    boxes[1, :, 8:] = [3, -1]
+    outputs = {
+        "detection/boxes": boxes,
+        "detection/scores": np.array([[1, 1, 1], [0.9, 0.5, 0.1]], np.float32),
+        "detection/labels": np.array([[0, 0, 0], [3, 1, 8]]),
+        "detection/attributes": np.array([[0, 0, 0], [5, 6, 2]]),
+    }
+    rules = Suppression(threshold=0.3, kind="circle", radii=(0.1,))
+    tasks = tasks_of({"detection": DetectionHead(suppression=rules), "map": MapHead()}, BevGrid(), NUSCENES)
+    second = {name: values[1:] for name, values in outputs.items()}
+    prediction = to_prediction({"detection": tasks["detection"]}, second)
+    assert "map" not in prediction.results
+    found = prediction.results["detection"]
+    assert found.labels.tolist() == [3, 1]
+    assert found.attributes.tolist() == [5, 6]
+    np.testing.assert_allclose(found.scores, [0.9, 0.5], atol=1e-7)
+    np.testing.assert_allclose(found.yaws, yaws[:2], atol=1e-6)
+    np.testing.assert_allclose(found.centers, [[1, 2, 3], [4, 5, 6]])
+    np.testing.assert_allclose(found.velocities, [[3, -1, 0]] * 2)
+    np.testing.assert_allclose(np.linalg.det(found.rotations), 1)
+    maps = np.random.default_rng(0).random((1, 6, 4, 5))
+    probabilities = to_prediction(tasks, {**second, "map/probabilities": maps}).results["map"]
+    np.testing.assert_array_equal(probabilities, maps[0])
+
+
+def inputs_with(pillars: int) -> dict[str, np.ndarray]:
+    """Of a frame with a point in each of so many cells, of which the network keeps `max_pillars` at most."""
+    spec = bundle().spec
+    rows, columns = spec.grid.shape
+    cells = np.random.default_rng(pillars).permutation(rows * columns)[:pillars]
+    points = np.zeros((pillars, 5), np.float32)
+    points[:, 0] = spec.grid.x[0] + (cells % columns + 0.5) * spec.grid.cell
+    points[:, 1] = spec.grid.y[0] + (cells // columns + 0.5) * spec.grid.cell
+    points[:, 3] = cells % 251
+    return prepare(replace(synthetic_frame("ego", RIG), points=points), spec)
+
+
+@pytest.mark.parametrize("pillars", [0, 1, 37, 11_999, 12_500])
+def test_any_number_of_pillars_gives_what_torch_gives_with_padding(pillars: int) -> None:
+    padded = inputs_with(pillars)
+    assert padded["pillar_counts"].shape == (1, 12_000)
+    assert (padded["pillar_counts"] > 0).sum() == min(pillars, 12_000)
+    with torch.no_grad():
+        outputs = load_model(checkpoint())[0].predict({k: torch.from_numpy(v) for k, v in padded.items()})
+    expected = {name: value.numpy() for name, value in outputs.items()}
+    assert differences(expected, OnnxRuntimeEngine(bundle().onnx).run(padded), bundle().manifest.tolerances) == []
+    # The graph itself, with padding and without, without what the engine makes of it.
+    session = onnxruntime.InferenceSession(bundle().onnx, providers=["CPUExecutionProvider"])
+    for inputs in (padded, without_padding(padded)):
+        found = dict(zip(expected, session.run(list(expected), inputs), strict=True))
+        assert differences(expected, found, bundle().manifest.tolerances) == []
+
+
+@given(st.lists(st.integers(0, 6), min_size=1, max_size=3))
+def test_what_is_left_out_is_padding_alone(filled: list[int]) -> None:
+    batch, most = len(filled), 6
+    counts = (np.arange(most) < np.array(filled)[:, None]).astype(np.int32) * 3
+    inputs = {
+        "pillar_points": np.random.default_rng(0).random((batch, most, 4, 5)).astype(np.float32),
+        "pillar_counts": counts,
+        "pillar_cells": np.arange(batch * most, dtype=np.int32).reshape(batch, most),
+        "route": np.ones((1, 9), np.float32),
+    }
+    left = without_padding(inputs)
+    for name in PILLARS:
+        np.testing.assert_array_equal(left[name], inputs[name][:, : max(1, *filled, 0)])
+        assert left[name].base is not None  # nothing is copied
+    assert left["pillar_counts"].sum() == counts.sum()
+    assert left["route"].shape == (1, 9)
+    assert without_padding({"images": counts}).keys() == {"images"}
+
+
+class Net(nn.Module):
+    """An encoder with a bank of modules, in float64."""
+
+    def __init__(self, encoder: str, *modules: dict[str, Any]) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.lidar = PillarEncoder(Lidar(channels=5, points_per_pillar=3, encoder=encoder), GRID).double()
+        self.lidar.norm.layer.momentum = 1.0  # the statistics of the last batch
+        nn.init.normal_(self.lidar.norm.layer.bias)
+        nn.init.uniform_(self.lidar.norm.layer.weight, 0.5, 2.0)
+        self.bank = Bank(self, CONDITIONS)
+        for module in modules:
+            self.bank.add(TypeAdapter(Module).validate_python({"when": [], **module}))
+        for name, parameter in self.named_parameters():
+            if "computations" in name:
+                nn.init.normal_(parameter)
+
+    def forward(self, points: Tensor, counts: Tensor = COUNTS) -> Tensor:
+        features: Tensor = self.lidar(points, counts, CELLS)
+        return features
+
+
+def _points() -> Tensor:
+    """(2, 4, 3, 5) inside their cells."""
+    points = torch.zeros(2, 4, 3, 5, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(1)
+    for frame, pillar in ((f, p) for f in range(2) for p in range(4)):
+        row, column = divmod(int(CELLS[frame, pillar]), 8)
+        for point in points[frame, pillar, : COUNTS[frame, pillar]]:
+            point[:] = torch.rand(5, generator=generator, dtype=torch.float64)
+            point[:2] += torch.tensor([GRID.x[0] + column, GRID.y[0] + row])
+    return points
+
+
+def _ten_features(points: Tensor) -> Tensor:
+    """(9, 10) of the real points, one by one."""
+    found = []
+    for frame, pillar in ((f, p) for f in range(2) for p in range(4)):
+        row, column = divmod(int(CELLS[frame, pillar]), 8)
+        real = points[frame, pillar, : COUNTS[frame, pillar]]
+        center = torch.tensor([GRID.x[0] + column + 0.5, GRID.y[0] + row + 0.5])
+        found += [torch.cat([point, point[:3] - real[:, :3].mean(0), point[:2] - center]) for point in real]
+    return torch.stack(found) * SCALE
+
+
+def _expected(y: Tensor, network: Net, mean: Tensor | None = None, variance: Tensor | None = None) -> Tensor:
+    """The feature map for outputs y (9, 5) of the linear layer, normalised by hand, by default with y's statistics."""
+    norm = network.lidar.norm.layer
+    mean, variance = (y.mean(0), y.var(0, unbiased=False)) if mean is None else (mean, variance)
+    y = (y - mean) / (variance + norm.eps).sqrt() * norm.weight + norm.bias
+    canvas, start = torch.zeros(2, 5, 4, 8, dtype=torch.float64), 0
+    for frame, pillar in np.ndindex(2, 4):
+        if count := int(COUNTS[frame, pillar]):
+            row, column = divmod(int(CELLS[frame, pillar]), 8)
+            canvas[frame, :, row, column] = y[start : start + count].amax(0).clamp(min=0)
+            start += count
+    return canvas
+
+
+def test_in_evaluation_each_encoder_equals_a_loop_over_points():
+    real, masked, points = Net("real").eval(), Net("masked").eval(), _points()
+    for network in (real, masked):
+        norm = network.lidar.norm.layer
+        norm.running_mean.copy_(torch.linspace(-0.5, 0.5, 5))
+        norm.running_var.copy_(torch.linspace(0.5, 2.0, 5))
+    y = _ten_features(points) @ real.lidar.linear.layer.weight.T
+    torch.testing.assert_close(real(points), _expected(y, real, norm.running_mean, norm.running_var))
+    assert torch.equal(real(points), masked(points))
+    assert not torch.equal(real.train()(points), masked.train()(points))
+
+
+def test_statistics_outputs_and_gradients_are_those_of_the_real_points() -> None:
+    network, points = Net("real").train(), _points()
+    linear, norm = network.lidar.linear.layer, network.lidar.norm.layer
+    weights = [linear.weight, norm.weight, norm.bias]
+    cost = torch.randn(2, 5, 4, 8, dtype=torch.float64)
+    features = network(points)
+    gradients = torch.autograd.grad((features * cost).sum(), weights)
+
+    y = _ten_features(points) @ linear.weight.T
+    torch.testing.assert_close(norm.running_mean, y.mean(0).detach())
+    torch.testing.assert_close(norm.running_var, y.var(0).detach())
+    expected = _expected(y, network)
+    torch.testing.assert_close(features, expected)
+    for one, other in zip(gradients, torch.autograd.grad((expected * cost).sum(), weights), strict=True):
+        torch.testing.assert_close(one, other)
+    assert (expected > 0).any(dim=(0, 2, 3)).all()
+
+
+@pytest.mark.parametrize("vectors", [1, 2])
+def test_modules_run_on_the_points_of_their_frames(vectors: int) -> None:
+    slots = {"slots": ["lidar.pillar"]}
+    network = Net(
+        "real",
+        {"name": "low", "kind": "low_rank", "rank": 2, **slots},
+        {"name": "turned", "kind": "film", **slots},
+        {"name": "absent", "kind": "low_rank", "rank": 1, **slots},
+    ).train()
+    z = torch.randn(vectors, network.lidar.linear.computations["turned"].scale.shape[1], dtype=torch.float64)
+    weights = {"low": torch.tensor([0.5, 2.0]).double(), "turned": 1.0, "absent": torch.tensor([0.0, 1.0]).double()}
+    network.bank.apply(Route(weights, z=z, static=False))
+    features, points = network(_points()), _ten_features(_points())
+
+    low, turned, absent = (network.lidar.linear.computations[name] for name in weights)
+    rows = []
+    for point, frame in zip(points, FRAMES, strict=True):
+        base = network.lidar.linear.layer.weight @ point
+        own = z[frame if len(z) > 1 else 0]
+        delta = weights["low"][frame] * low.b.weight @ low.a.weight @ point
+        delta = delta + (turned.scale @ own) * base + turned.shift @ own
+        if frame == 1:
+            delta = delta + absent.b.weight @ absent.a.weight @ point
+        rows.append(base + delta)
+    torch.testing.assert_close(features, _expected(torch.stack(rows), network))
+    assert network.lidar.linear.route.z is z  # of frames again
+
+
+def test_a_normalisation_trained_on_a_frozen_base_sees_real_points() -> None:
+    network = Net("real", {"name": "own", "kind": "batch_norm", "slots": ["lidar.pillar.norm"]})
+    network.bank.train("own")
+    network.bank.apply(Route({"own": 1.0}))
+    before = network.lidar.norm.layer.running_mean.clone()
+    own = network.lidar.norm.computations["own"].norm
+    own.momentum = 1.0
+    network(_points())
+    y = _ten_features(_points()) @ network.lidar.linear.layer.weight.T
+    torch.testing.assert_close(own.running_mean, y.mean(0).detach())
+    assert torch.equal(network.lidar.norm.layer.running_mean, before)
+
+
+@pytest.mark.parametrize("points", [0, 1])
+def test_without_points_there_are_no_statistics(points: int) -> None:
+    network = Net("real").train()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    counts = torch.zeros_like(COUNTS)
+    counts[0, 0] = points
+    features = network(_points(), counts)
+    features.sum().backward()
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, before[name])
+    assert features.isfinite().all()
+    assert (features[0, :, 0, 3] > 0).any() == bool(points)
+    assert all(parameter.grad is not None for parameter in network.parameters())  # as distributed training wants it
+    assert network.lidar.norm.layer.training
+
+
+def test_encoding_is_what_the_definition_gives_for_each_pillar() -> None:
+    """Two layers; a linear layer of the points beside the pillar's greatest, rows without a point taking part."""
+    torch.manual_seed(0)
+    grid = BevGrid(x=(-4.0, 4.0), y=(-2.0, 2.0), z=(-3.0, 1.0), cell=0.5)
+    encoder = VoxelFeatureEncoder(
+        Lidar(max_pillars=60, points_per_pillar=4, channels=5, encoder="padded", hidden=(6,)), grid
+    ).eval()
+    for layer in encoder.layers:
+        for values in (layer.norm.layer.running_mean, layer.norm.layer.bias.data):
+            values.normal_()
+        layer.norm.layer.running_var.uniform_(0.5, 2)
+    points = torch.rand(150, 5) * torch.tensor([7.8, 3.8, 3.8, 255, 0.5]) - torch.tensor([3.9, 1.9, 2.9, 0, 0])
+    pillars, counts, cells = torch.zeros(60, 4, 5), torch.zeros(60, dtype=torch.int), torch.zeros(60, dtype=torch.int)
+    found = group(points.numpy(), grid, pillars.numpy(), counts.numpy(), cells.numpy())
+    assert 0 < found <= 60
+    assert len(counts.unique()) > 3  # full pillars, others, and padding
+    canvas = encoder(pillars[None], counts[None], cells[None])[0].detach()
+
+    expected = torch.zeros_like(canvas).flatten(1)
+    first, second = encoder.layers
+    linear = torch.cat([second.points.layer.weight, second.pillar.layer.weight], dim=1)  # of points, of the pillar
+    for pillar, count, cell in zip(pillars[:found], counts, cells, strict=False):
+        real = pillar[:count]
+        row, column = divmod(int(cell), 16)
+        middle = torch.tensor([-4 + (column + 0.5) * 0.5, -2 + (row + 0.5) * 0.5, -1.0])
+        described = torch.zeros(4, 11)
+        described[:count] = torch.cat([real, real[:, :3] - real[:, :3].mean(0), real[:, :3] - middle], dim=1)
+        x = torch.relu(first.norm.layer(described * encoder.scale @ first.points.layer.weight.T))
+        x = torch.cat([x, x.amax(0).expand(4, -1)], dim=1)
+        expected[:, cell] = torch.relu(second.norm.layer(x @ linear.T)).amax(0).detach()
+    torch.testing.assert_close(canvas.flatten(1), expected, rtol=1e-5, atol=1e-5)
+    assert (canvas != 0).any(dim=0).sum() > found / 2
+
+
+def test_pyramid_adds_the_coarser_levels_to_the_finer_ones() -> None:
+    torch.manual_seed(0)
+    config = Trunk(channels=(4, 6, 8), blocks=(1, 1, 2), strides=(2, 2, 2), up_channels=5)
+    trunk = PyramidTrunk(config, 3).eval()
+    x, stages = torch.randn(1, 3, 16, 24), []
+    for stage in trunk.stages:
+        stages.append(stage(x if not stages else stages[-1]))
+    own = [lateral(stage) for lateral, stage in zip(trunk.laterals, stages, strict=True)]
+    third = own[2]
+    second = own[1] + third.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+    first = own[0] + second.repeat_interleave(2, dim=2).repeat_interleave(2, dim=3)
+    for smooth, level, got in zip(trunk.smooths, (first, second, third), trunk(x), strict=True):
+        layer, norm = smooth.conv.layer, smooth.norm.layer
+        assert layer.weight.shape == (5, 5, 3, 3)
+        expected = torch.relu(norm(F.conv2d(level, layer.weight, padding=1)))
+        torch.testing.assert_close(got, expected)
+    assert [tuple(level.shape) for level in trunk(x)] == [(1, 5, 8, 12), (1, 5, 4, 6), (1, 5, 2, 3)]
+    assert {"trunk.stage2.0", "trunk.lateral1", "trunk.smooth0.norm"} <= {*Bank(trunk, CONDITIONS).slots}
