@@ -3,6 +3,7 @@
 from functools import cache
 from pathlib import Path
 
+import numpy as np
 import torch
 from exported import folder
 from torch import nn
@@ -10,6 +11,7 @@ from vocabulary import RIG
 
 from deploy.golden import synthetic_frame
 from perception.config import Config, parse_config
+from perception.frame import Boxes
 from perception.model import PerceptionModel
 from perception.sensors.inputs import InputSpec, prepare
 from perception.training.checkpoint import save_model
@@ -70,3 +72,16 @@ def run(neck: str, modular: bool = False) -> Path:
                 parameter.normal_(0, 0.05)
     save_model(out, model.config, model.eval())
     return out
+
+
+def objects(seed: int, n: int) -> Boxes:
+    """Random objects of about the anchors' sizes, away from each other."""
+    rng = np.random.default_rng(seed)
+    places = rng.choice(16, n, replace=False)
+    centers = np.stack([places % 4 * 6.0 - 9, places // 4 * 6.0 - 9, rng.uniform(-1.5, 0, n)], 1)
+    centers[:, :2] += rng.uniform(-1, 1, (n, 2))
+    sizes = np.array([[1.9, 4.6, 1.7], [0.7, 0.7, 1.8], [2.5, 0.5, 1.0]])[rng.integers(0, 3, n)]
+    return Boxes.from_yaws(
+        centers, sizes * rng.uniform(0.9, 1.1, (n, 3)), rng.uniform(-np.pi, np.pi, n), rng.normal(0, 3, (n, 2)),
+        rng.integers(0, 10, n), np.full(n, -1), np.ones(n),
+    )  # fmt: skip

@@ -1,24 +1,42 @@
-"""mIoU, RayIoU and recall of unknown obstacles, against loops over voxels and marches along rays."""
+"""Scores of occupancy and of what it calls unknown, against loops over voxels and marches along rays."""
 
+from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from occupancy_boxes import boxes
-from occupied import CLASSES, FREE, Occupied
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from occupied import CLASSES, FREE, Occupied, random_occupancy
 from vocabulary import NUSCENES
 
 from perception.frame import Boxes, Frame
 from perception.grid import BevGrid
+from perception.tasks.judging import ReplayedFrames, Subject, Unmeasured
+from perception.tasks.occupancy.config import OccupancyHead
 from perception.tasks.occupancy.confusion import confusion, geometric_iou, ious, parts
+from perception.tasks.occupancy.judge import OccupancyJudge
 from perception.tasks.occupancy.metric import OccupancyMetric
 from perception.tasks.occupancy.obstacles import driven, obstacle_clusters, score_obstacles
 from perception.tasks.occupancy.ray_iou import ORIGINS, cast, chosen_origins, count_rays, directions, ray_ious
 from perception.tasks.occupancy.result import OccupancyResult
+from perception.tasks.occupancy.task import OccupancyTask
 from perception.tasks.rings import rings
+from perception.voxel_rays import traverse
 from perception.voxels import OTHERS, Occupancy, VoxelGrid
 
 GRID = VoxelGrid((-16.0, 16.0), (-16.0, 16.0), (-1.0, 5.4), 0.8)
+
+
+def boxes(*rows: tuple[float, float, float, float, float, int]) -> Boxes:
+    """Of x, y, width, length, yaw and points."""
+    x, y, width, length, yaw, points = np.array(rows, np.float64).reshape(-1, 6).T
+    half, ones = np.full(len(x), 0.5), np.ones(len(x))
+    centers, sizes = np.column_stack([x, y, half]), np.column_stack([width, length, ones])
+    made = Boxes.from_yaws(centers, sizes, yaw, np.zeros((len(x), 2)), -ones, -ones, ones)
+    return replace(made, num_points=points.astype(np.int64))
 
 
 def street(seed: int, grid: VoxelGrid = GRID) -> np.ndarray:
@@ -119,9 +137,9 @@ def test_rays_and_origins_are_sparseoccs() -> None:
     assert len(chosen_origins(along[:14], VoxelGrid())) == 2
 
 
-def result(classes: np.ndarray, others: np.ndarray | None = None, grid: VoxelGrid = GRID) -> OccupancyResult:
+def result(classes: np.ndarray, others: np.ndarray | None = None) -> OccupancyResult:
     sure = (classes == OTHERS).astype(np.float32) if others is None else others
-    return OccupancyResult(classes, (classes != FREE).astype(np.float32), sure, np.zeros(360, np.float32), grid)
+    return OccupancyResult(classes, (classes != FREE).astype(np.float32), sure, np.zeros(360, np.float32), GRID)
 
 
 def test_clusters_are_the_connected_columns_of_no_class() -> None:
@@ -148,9 +166,8 @@ def test_clusters_are_the_connected_columns_of_no_class() -> None:
                 expected.append([*(low + high) / 2, *high - low, len(voxels), others[tuple(voxels.T)].mean()])
         found = np.column_stack([clusters.centers, clusters.sizes, clusters.voxels, clusters.probabilities])
         assert len(found) == len(expected) > 10
-        np.testing.assert_allclose(
-            found[np.lexsort(found.T)], np.array(expected)[np.lexsort(np.array(expected).T)], atol=1e-5
-        )
+        wanted = np.array(expected)
+        np.testing.assert_allclose(found[np.lexsort(found.T)], wanted[np.lexsort(wanted.T)], atol=1e-5)
         assert np.unique(clusters.cells).tolist() == [*range(len(expected) + 1)]
 
 
@@ -197,14 +214,13 @@ def test_the_metric_of_the_truth_is_perfect_and_that_of_parts_is_theirs() -> Non
             lidar[:3, 3] = places[token] + [0.9, 0, 1.8]
             return Frame(token, 0, "ego", lidar if reference == "lidar" else ego, ego, None, {}, scene=token[0])
 
-    def occupancy(token: str) -> Occupancy:
-        return Occupancy(GRID, truths[token], seen, seen)
-
     def obstacles(token: str) -> Boxes:
         moved = boxes((6.0, 0.0, 1.0, 1.0, 0.0, 3), (12.0, 0.0, 1.0, 1.0, 0.0, 3))
         return replace(moved, centers=moved.centers + places[token])
 
-    metric = OccupancyMetric(Occupied(Drives(), occupancy, obstacles), BevGrid())
+    metric = OccupancyMetric(
+        Occupied(Drives(), lambda token: Occupancy(GRID, truths[token], seen, seen), obstacles), BevGrid()
+    )
     for token, truth in truths.items():
         predicted = truth.copy()
         predicted[1, 20, 27], predicted[1, 20, 35] = OTHERS if token[0] == "a" else FREE, FREE
@@ -213,9 +229,8 @@ def test_the_metric_of_the_truth_is_perfect_and_that_of_parts_is_theirs() -> Non
         metric.add(Drives().frame(token), result(predicted))
     first, second = np.array([True, True, False, False]), np.array([False, False, True, True])
     right, half = metric.part(first), metric.part(second)
-    for name in ("occupancy_mIoU", "RayIoU"):
-        assert right[name] > 0.95
-        assert 0 < half[name] < 0.6
+    assert min(right["occupancy_mIoU"], right["RayIoU"]) > 0.95
+    assert all(0 < half[name] < 0.6 for name in ("occupancy_mIoU", "RayIoU"))
     alone = {i: metric.part(np.arange(4) == i)["occupancy_mIoU"] for i in range(4)}
     ranked = sorted(alone, key=alone.__getitem__)[:3]
     assert [each.frame for each in metric.worst(3)] == ranked
@@ -238,3 +253,147 @@ def test_the_metric_of_the_truth_is_perfect_and_that_of_parts_is_theirs() -> Non
     assert [row["probability"] for row in own["curve"]] == [0.3, 0.5, 0.7, 0.9, 0.95, 0.99, 0.995, 0.999]
     assert len(metric.tables(scores)) == 2
     assert set(scores["occupancy"]["IoU"]) == set(CLASSES[:-1])
+
+
+# ---- gates on a replay
+
+
+TASK = OccupancyTask(
+    OccupancyHead(x=(-12.8, 12.8), y=(-12.8, 12.8), z=(-1.0, 2.2), cell=0.8),
+    BevGrid((-12.8, 12.8), (-12.8, 12.8)),
+    NUSCENES,
+)
+
+
+def judge_of(tables: Any, frames: Sequence[Frame], results: Sequence[OccupancyResult]) -> OccupancyJudge:
+    statistics = [TASK.statistics(frame, seen, tables) for frame, seen in zip(frames, results, strict=True)]
+    names = [frame.scene for frame in frames]
+    scenes, count = np.unique(names, return_inverse=True)[1], len(frames)
+    conditions = [frozenset({"rain"}) if name == "b" else frozenset() for name in names]
+    tokens = [frame.token for frame in frames]
+    return OccupancyJudge(
+        ReplayedFrames(Path(), NUSCENES, tokens, scenes, np.zeros((count, 2)), conditions, statistics)
+    )
+
+
+def test_a_judge_scores_scenes_conditions_classes_and_ranges() -> None:
+    grid, far, here = TASK.voxels, np.full(360, 12.8, np.float32), np.eye(4)
+    frames = [Frame(f"{s}{i}", i * 10**6, "ego", here, here, None, {}, scene=s) for i, s in enumerate("aab")]
+    truths = {frame.token: random_occupancy(frame.token, grid) for frame in frames}
+    tables = Occupied(None, truths.__getitem__, lambda token: boxes((6.0, 0.4, 1, 1, 0, 3), (11.0, 0.4, 1, 1, 0, 3)))
+    results = []
+    for frame in frames:
+        classes = truths[frame.token].classes.copy()
+        classes[:, :, 16:][:, :, :10][classes[:, :, 16:26] == 0] = FREE
+        classes[1, 16, 23] = 0  # the near one of the obstacles
+        if frame.scene == "b":
+            classes[:, :16] = FREE
+        sure = {"occupied": (classes != FREE).astype(np.float32), "others": (classes == OTHERS).astype(np.float32)}
+        results.append(TASK.result({"classes": classes, "free": far, **sure}))
+    judge = judge_of(tables, frames, results)
+    distance = np.linalg.norm(grid.centers()[..., :2], axis=-1)
+    for condition, bounds, own in ((None, None, range(3)), ("rain", None, [2]), (None, (0.0, 10.0), range(3))):
+        for c in (4, 16):
+            hits = union = 0
+            for i in own:
+                truth = truths[frames[i].token]
+                seen = (truth.seen_by_cameras | truth.seen_by_lidar) & (distance < (bounds[1] if bounds else np.inf))
+                mine, true = ((each == c) & seen for each in (results[i].classes, truth.classes))
+                hits, union = hits + (mine & true).sum(), union + (mine | true).sum()
+            (score,) = judge.score(Subject("occupancy_IoU", CLASSES[c], condition, bounds))
+            assert score == pytest.approx(hits / union)
+    classes = [judge.score(Subject("occupancy_IoU", name))[0] for name in CLASSES[:-1]]
+    assert judge.score(Subject("occupancy_IoU"))[0] == pytest.approx(np.mean(classes))
+    assert judge.score(Subject("occupancy_IoU", "car"), np.array([[2.0, 0.0]]))[0] == 1
+    assert judge.score(Subject("obstacle_recall", range=(0.0, 8.0)))[0] == 1
+    assert judge.score(Subject("obstacle_recall", range=(8.0, 20.0)))[0] < 1
+    assert judge.sizes(Subject("obstacle_recall")).tolist() == pytest.approx([2 / 3, 1 / 3])
+    assert judge.sizes(Subject("occupancy_IoU")).sum() == pytest.approx(1)
+    assert judge.same_results(judge, Subject("occupancy_IoU"))
+    other = judge_of(tables, frames, [results[0], results[1], results[1]])
+    assert not judge.same_results(other, Subject("occupancy_IoU"))
+    assert judge.same_results(other, Subject("occupancy_IoU", range=(0.0, 10.0))) is False
+    with pytest.raises(Unmeasured, match="no annotated"):
+        judge_of(None, frames, results).score(Subject("obstacle_recall"))
+
+
+# ---- rays through voxels, against an intersection of every ray with every voxel
+
+SPACE = VoxelGrid(x=(-2.0, 2.0), y=(-1.5, 2.0), z=(0.0, 1.5), cell=0.5)
+# Whole numbers of half cells hit faces, edges and corners; the others are anywhere.
+_coordinate = st.one_of(st.integers(-14, 14).map(lambda n: n / 4), st.floats(-4, 4))
+_point = st.tuples(_coordinate, _coordinate, _coordinate)
+
+
+def paths(origins: np.ndarray, ends: np.ndarray, grid: VoxelGrid) -> dict[int, list[int]]:
+    """The voxels of each ray in order."""
+    found: dict[int, list[int]] = {}
+    for rays, voxels in traverse(origins, ends, grid):
+        for ray, voxel in zip(rays.tolist(), voxels.tolist(), strict=True):
+            found.setdefault(ray, []).append(voxel)
+    return found
+
+
+def spans(origin: np.ndarray, end: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(V,) shares of the ray's length at which it enters and leaves each voxel; enters > leaves: it misses it."""
+    corners = SPACE.centers().reshape(-1, 3).astype(np.float64) - SPACE.cell / 2
+    direction = end - origin
+    enters, leaves = np.zeros(len(corners)), np.ones(len(corners))
+    for axis in range(3):
+        low, high = corners[:, axis], corners[:, axis] + SPACE.cell
+        if abs(direction[axis]) < 1e-12:
+            misses = (origin[axis] < low - 1e-9) | (origin[axis] > high + 1e-9)
+            enters[misses] = np.inf
+        else:
+            a, b = (low - origin[axis]) / direction[axis], (high - origin[axis]) / direction[axis]
+            enters, leaves = np.maximum(enters, np.minimum(a, b)), np.minimum(leaves, np.maximum(a, b))
+    return enters, leaves
+
+
+@settings(max_examples=150, deadline=None)
+@example([((-1.75, 0.25, 0.25), (1.75, 0.25, 0.25))])
+@example([((0.0, 0.0, 0.0), (0.0, 0.0, 0.0))])
+@example([((-3.0, -3.0, 0.5), (3.0, 3.0, 0.5))])
+@example([((2.0, 0.0, 0.5), (3.0, 0.0, 0.5)), ((-3.0, 0.0, 0.5), (-2.0, 0.0, 0.5))])
+@given(st.lists(st.tuples(_point, _point), min_size=1, max_size=4))
+def test_a_ray_crosses_the_voxels_that_it_has_a_length_in(rays: list) -> None:
+    origins, ends = np.array([a for a, _ in rays]), np.array([b for _, b in rays])
+    found = paths(origins, ends, SPACE)
+    columns, rows = SPACE.shape[2], SPACE.shape[1]
+    for ray, (origin, end) in enumerate(zip(origins, ends, strict=True)):
+        path = np.array(found.get(ray, []), np.int64)
+        enters, leaves = spans(origin, end)
+        length = max(float(np.linalg.norm(end - origin)), 1e-9)
+        middle = origin + np.where(enters < leaves, (enters + leaves) / 2, 0)[:, None] * (end - origin)
+        depth = (SPACE.cell / 2 - np.abs(middle - SPACE.centers().reshape(-1, 3))).min(axis=1)
+        certain = (enters < leaves) & (depth > 1e-6)  # what runs along a face may be of either side
+        assert {*np.flatnonzero(certain).tolist()} <= {*path.tolist()}
+        assert np.all(enters[path] <= leaves[path] + 1e-6 / length)
+        assert np.all(np.diff(enters[path]) >= -1e-6 / length)
+        place = np.stack([path % columns, path // columns % rows, path // (columns * rows)], axis=1)
+        assert np.all(np.abs(np.diff(place, axis=0)).sum(axis=1) == 1)
+        for point, index in ((origin, 0), (end, -1)):
+            (voxel,), (inside,) = SPACE.indices(point[None])
+            assert not inside or path[index] == voxel
+
+
+def test_rays_keep_their_index_though_they_have_different_lengths() -> None:
+    origins = np.array([[-1.75, 0.25, 0.25]] * 4)
+    ends = np.array([[-1.7, 0.25, 0.25], [1.75, 0.25, 0.25], [np.nan, 0.0, 0.0], [-0.75, 0.25, 0.25]])
+    found = paths(origins, ends, SPACE)
+    assert {ray: len(path) for ray, path in found.items()} == {0: 1, 1: 8, 3: 3}
+    first = int(SPACE.indices(origins[:1])[0][0])
+    assert found[3] == [first, first + 1, first + 2]
+
+
+@pytest.mark.parametrize(
+    ("origins", "ends"),
+    [
+        (np.empty((0, 3)), np.empty((0, 3))),
+        (np.full((2, 3), 9.0), np.full((2, 3), 8.0)),
+        (np.array([[2.0, 0.1, 0.6]]), np.array([[3.0, 0.1, 0.6]])),  # the upper end of x is not in the grid
+    ],
+)
+def test_no_rays_have_no_steps(origins: np.ndarray, ends: np.ndarray) -> None:
+    assert list(traverse(origins, ends, SPACE)) == []
+    assert paths(ends, origins, SPACE) == {}

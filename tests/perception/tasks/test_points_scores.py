@@ -4,6 +4,7 @@ import base64
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -36,8 +37,8 @@ FINE = tuple(get_colormap())  # the categories of nuScenes-lidarseg, in their or
 CLASS_OF = np.array([NUSCENES.point_labels_of_categories().get(name, -1) for name in FINE], np.int16)
 
 
-def frame_of(points: np.ndarray, classes: np.ndarray | None, token: str = "t") -> Frame:
-    return Frame(token, 0, "ego", np.eye(4), np.eye(4), points, {}, class_of_point=classes)
+def frame_of(points: np.ndarray, classes: np.ndarray | None) -> Frame:
+    return Frame("t", 0, "ego", np.eye(4), np.eye(4), points, {}, class_of_point=classes)
 
 
 def cloud(rng: np.random.Generator, count: int) -> np.ndarray:
@@ -48,47 +49,44 @@ def cloud(rng: np.random.Generator, count: int) -> np.ndarray:
 
 def mostly_right(rng: np.random.Generator, truth: np.ndarray) -> np.ndarray:
     """Classes of which 60 % are those of the truth; only the first 12 occur."""
-    return np.where((rng.random(len(truth)) < 0.6) & (truth >= 0), truth, rng.integers(0, 12, len(truth))).astype(
-        np.uint8
-    )
+    right, others = (rng.random(len(truth)) < 0.6) & (truth >= 0), rng.integers(0, 12, len(truth))
+    return np.where(right, truth, others).astype(np.uint8)
 
 
-class Nothing:
-    """A source without annotations, for frames that have theirs."""
-
-    taxonomy = NUSCENES
-
-    def has_point_classes(self, token: str) -> bool:
-        return False
+def nothing_but_frames() -> PointsMetric:
+    """Of a source without annotations, for frames that have theirs."""
+    source: Any = SimpleNamespace(taxonomy=NUSCENES, has_point_classes=lambda token: False)
+    return PointsMetric(source, BevGrid())
 
 
 def labelled_root(root: Path, categories: list[np.ndarray]) -> list[str]:
     """The tiny dataroot with classes of the points of its keyframes; returns the tokens of their sweeps."""
-    tables, version = root / "v1.0-tiny", root / "lidarseg" / "v1.0-tiny"
-    version.mkdir(parents=True)
-    known = {row["name"]: row for row in json.loads((tables / "category.json").read_text())}
-    rows = [
-        {"token": name, "name": name, "description": ""} | known.get(name, {}) | {"index": FINE.index(name)}
-        for name in FINE
-    ]
-    (tables / "category.json").write_text(json.dumps(rows))
-    (tables / "visibility.json").write_text("[]")
-    (tables / "map.json").write_text(
-        json.dumps([{"token": "map", "log_tokens": [token_of("log")], "filename": "map.png", "category": "-"}])
-    )
-    (root / "map.png").touch()
-    scenes, samples = (json.loads((tables / f"{name}.json").read_text()) for name in ("scene", "sample"))
-    ends = {"nbr_samples": 3, "first_sample_token": samples[0]["token"], "last_sample_token": samples[-1]["token"]}
-    (tables / "scene.json").write_text(json.dumps([scenes[0] | ends]))
-    data = json.loads((tables / "sample_data.json").read_text())
+    tables, folder = root / "v1.0-tiny", Path("lidarseg") / "v1.0-tiny"
+    (root / folder).mkdir(parents=True)
+
+    def rows(table: str) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = json.loads((tables / f"{table}.json").read_text())
+        return found
+
+    known = {row["name"]: row for row in rows("category")}
+    samples, data = rows("sample"), rows("sample_data")
     sweeps = [row["token"] for row in data if row["is_key_frame"] and "LIDAR_TOP" in row["filename"]]
+    files = {token: str(folder / f"{token}_lidarseg.bin") for token in sweeps}
+    ends = {"nbr_samples": 3, "first_sample_token": samples[0]["token"], "last_sample_token": samples[-1]["token"]}
+    for table, content in {
+        "category": [
+            {"token": name, "name": name, "description": ""} | known.get(name, {}) | {"index": i}
+            for i, name in enumerate(FINE)
+        ],
+        "visibility": [],
+        "map": [{"token": "map", "log_tokens": [token_of("log")], "filename": "map.png", "category": "-"}],
+        "scene": [rows("scene")[0] | ends],
+        "lidarseg": [{"token": t, "sample_data_token": t, "filename": name} for t, name in files.items()],
+    }.items():
+        (tables / f"{table}.json").write_text(json.dumps(content))
+    (root / "map.png").touch()
     for token, labels in zip(sweeps, categories, strict=True):
-        labels.astype(np.uint8).tofile(version / f"{token}_lidarseg.bin")
-    links = [
-        {"token": token, "sample_data_token": token, "filename": f"lidarseg/v1.0-tiny/{token}_lidarseg.bin"}
-        for token in sweeps
-    ]
-    (tables / "lidarseg.json").write_text(json.dumps(links))
+        labels.astype(np.uint8).tofile(root / files[token])
     return sweeps
 
 
@@ -99,7 +97,7 @@ def test_scores_are_those_of_the_devkits_evaluation(
     rng = np.random.default_rng(0)
     categories = [rng.choice([0, 2, 8, 9, 10, 12, 14, 16, 24, 26, 27, 28], 700) for _ in range(3)]
     sweeps = labelled_root(tiny_root, categories)
-    metric = PointsMetric(Nothing(), BevGrid())  # type: ignore[arg-type]
+    metric = nothing_but_frames()
     folder = tmp_path / "lidarseg" / "train"
     folder.mkdir(parents=True)
     for token, fine in zip(sweeps, categories, strict=True):
@@ -133,7 +131,7 @@ def test_unions_beyond_the_integers_of_float32_are_rounded_as_in_the_devkit() ->
 def test_parts_are_scored_as_if_nothing_else_were_there() -> None:
     """Some frames, in a range; the devkit's matrix over the same points, those of the keyframe with a class."""
     rng = np.random.default_rng(1)
-    metric, matrix = PointsMetric(Nothing(), BevGrid()), utils.ConfusionMatrix(len(NAMES) + 1, 0)  # type: ignore[arg-type]
+    metric, matrix = nothing_but_frames(), utils.ConfusionMatrix(len(NAMES) + 1, 0)
     for chosen in (True, False, True):
         points = cloud(rng, 900)
         truth = rng.integers(-1, 14, 900).astype(np.int16)
@@ -164,7 +162,7 @@ def test_points_that_the_network_did_not_take_are_missed_and_unknown_ones_are_no
     points = cloud(rng, 100)
     points[:, 4] = 0
     truth = np.arange(100, dtype=np.int16) % 4
-    metric = PointsMetric(Nothing(), BevGrid())  # type: ignore[arg-type]
+    metric = nothing_but_frames()
     metric.add(frame_of(points, truth), truth[:60].astype(np.uint8))
     assert metric.scores()["points"]["classes"]["barrier"] == pytest.approx(15 / 25)
     metric.add(frame_of(points, truth), np.where(np.arange(120) < 70, 1, NONE).astype(np.uint8))
@@ -215,22 +213,17 @@ def statistics(rng: np.random.Generator, frames: int) -> tuple[list[dict[str, An
 
 
 def judge(parts: list[dict[str, Any]]) -> Any:
-    frames = ReplayedFrames(
-        folder=Path(),
-        taxonomy=NUSCENES,
-        tokens=[str(i) for i in range(len(parts))],
-        scenes=np.arange(len(parts)) % 2,
-        egos=np.zeros((len(parts), 2)),
-        conditions=[frozenset({"rain"}) if i else frozenset() for i in range(len(parts))],
-        statistics=parts,
-    )
+    """Of frames that belong to two scenes in turn; the first is the only one without rain."""
+    count = len(parts)
+    conditions = [frozenset({"rain"} if i else ()) for i in range(count)]
+    tokens, scenes = [str(i) for i in range(count)], np.arange(count) % 2
     assert PointsTask.judge is not None
-    return PointsTask.judge(frames)
+    return PointsTask.judge(ReplayedFrames(Path(), NUSCENES, tokens, scenes, np.zeros((count, 2)), conditions, parts))
 
 
 def test_gates_measure_what_the_metric_does_and_draws_count_scenes_several_times() -> None:
     parts, seen = statistics(np.random.default_rng(4), 3)
-    judged, metric = judge(parts), PointsMetric(Nothing(), BevGrid())  # type: ignore[arg-type]
+    judged, metric = judge(parts), nothing_but_frames()
     for frame, result in (*seen, seen[1]):
         metric.add(frame, result)
     whole, rain = np.array([1, 1, 1, 0], bool), np.array([0, 1, 1, 0], bool)
@@ -300,9 +293,8 @@ def test_panoptic_quality_is_its_definition_and_the_devkits() -> None:
     for predicted, objects, truth, true_objects in frames:
         devkit.addBatchPanoptic(predicted + 1, objects, truth + 1, true_objects)
     *_, qualities, segmentations, recognitions = devkit.getPQ()
-    np.testing.assert_allclose(quality, qualities[1:], rtol=1e-12)
-    np.testing.assert_allclose(segmentation, segmentations[1:], rtol=1e-12)
-    np.testing.assert_allclose(recognition, recognitions[1:], rtol=1e-12)
+    found, expected = (quality, segmentation, recognition), (qualities, segmentations, recognitions)
+    np.testing.assert_allclose(found, np.array(expected)[:, 1:], rtol=1e-12)
     assert first.false.sum() + second.false.sum() > 0
     assert first.missed.sum() > 0
 
@@ -320,13 +312,8 @@ def test_points_belong_to_the_box_around_them() -> None:
     centers, sizes, yaws = rng.uniform(-6, 6, (5, 3)), rng.uniform(1, 6, (5, 3)), rng.uniform(-3, 3, 5)
     boxes = Boxes.from_yaws(centers, sizes, yaws, np.zeros((5, 2)), np.arange(5), np.zeros(5), np.ones(5))
     points = rng.uniform(-8, 8, (2000, 3))
-    inside = np.stack(
-        [
-            points_in_box(Box(center, size, Quaternion(axis=[0, 0, 1], radians=yaw)), points.T)
-            for center, size, yaw in zip(centers, sizes, yaws, strict=True)
-        ],
-        axis=1,
-    )
+    turns = [Quaternion(axis=[0, 0, 1], radians=yaw) for yaw in yaws]
+    inside = np.stack([points_in_box(Box(*each), points.T) for each in zip(centers, sizes, turns, strict=True)], axis=1)
     assert (inside.sum(axis=1) > 1).any()
     distance = np.where(inside, np.linalg.norm(points[:, None] - centers, axis=2), np.inf)
     expected = np.where(inside.any(axis=1), distance.argmin(axis=1), -1)

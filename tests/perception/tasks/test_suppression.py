@@ -1,16 +1,18 @@
-"""Suppression of boxes against a loop over pairs, with shapely's polygons."""
+"""Overlap of boxes seen from above and suppression of boxes, against shapely's polygons and a loop over pairs."""
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from shapely.geometry import Polygon
+from shapely import affinity
+from shapely.geometry import Polygon, box
 from vocabulary import CLASSES, NUSCENES
 
 from perception.frame import Boxes
 from perception.grid import BevGrid
 from perception.tasks.detection.config import DetectionHead, Suppression
 from perception.tasks.detection.nms import non_maximum_suppression
+from perception.tasks.detection.rotated_iou import footprints, rotated_iou
 from perception.tasks.detection.task import DetectionTask
 from perception.tasks.result import to_prediction
 from perception.tasks.task import prefixed
@@ -28,9 +30,10 @@ def crowd(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
     return boxes, (rng.permutation(n) / n).astype(np.float32)  # no two alike
 
 
-def polygon(box: np.ndarray) -> Polygon:
-    one = Boxes.from_headings(box[None, :3], box[None, 3:6], box[None, 6:8], box[None, 8:], [0], [0], [0])
-    return Polygon(one.corners()[0][[0, 1, 5, 4], :2])
+def polygon(numbers: np.ndarray) -> Polygon:
+    one = numbers[None]
+    boxes = Boxes.from_headings(one[:, :3], one[:, 3:6], one[:, 6:8], one[:, 8:], [0], [0], [0])
+    return Polygon(boxes.corners()[0][[0, 1, 5, 4], :2])
 
 
 def one_by_one(boxes: np.ndarray, scores: np.ndarray, rules: Suppression, group: int) -> tuple[list[int], bool]:
@@ -94,9 +97,9 @@ def test_within_a_class_only_boxes_of_that_class_suppress_each_other(seed: int, 
 
 
 def test_groups_do_not_suppress_each_other() -> None:
-    box, _ = crowd(np.random.default_rng(0), 1)
+    one, _ = crowd(np.random.default_rng(0), 1)
     outputs = {
-        "boxes": np.broadcast_to(box, (1, 2, 3, 10)),
+        "boxes": np.broadcast_to(one, (1, 2, 3, 10)),
         "scores": np.array([[[0.5, 0.4, 0.3], [0.9, 0.8, 0.05]]], np.float32),
         "labels": np.array([[[0, 0, 0], [1, 2, 1]]]),
         "attributes": np.zeros((1, 2, 3), np.int64),
@@ -112,3 +115,50 @@ def test_groups_do_not_suppress_each_other() -> None:
     assert found.scores.tolist() == pytest.approx([0.9, 0.5])
     assert found.labels.tolist() == [1, 0]
     assert len(predicted(None)) == 6
+
+
+# ---- overlap
+
+
+def random_footprints(seed: int, n: int, spread: float) -> np.ndarray:
+    """Random ones; of about half of them the heading is along an axis."""
+    rng = np.random.default_rng(seed)
+    yaw = np.where(rng.random(n) < 0.5, rng.integers(0, 4, n) * np.pi / 2, rng.uniform(-np.pi, np.pi, n))
+    sides = rng.uniform(0.2, 8, (n, 2))
+    return np.column_stack([rng.uniform(-spread, spread, (n, 2)), sides, np.sin(yaw), np.cos(yaw)])
+
+
+def rectangle(footprint: np.ndarray) -> Polygon:
+    x, y, width, length, sin, cos = footprint
+    upright = box(-length / 2, -width / 2, length / 2, width / 2)
+    return affinity.affine_transform(upright, [cos, -sin, sin, cos, x, y])
+
+
+@given(st.integers(0, 10**6))
+def test_overlap_is_that_of_the_polygons(seed: int) -> None:
+    one, *others = random_footprints(seed, 6, spread=4)
+    expected = [
+        rectangle(one).intersection(rectangle(o)).area / rectangle(one).union(rectangle(o)).area for o in others
+    ]
+    np.testing.assert_allclose(rotated_iou(one, np.array(others)), expected, atol=1e-9)
+
+
+def test_overlap_in_closed_form() -> None:
+    """With itself, with a box inside, with its neighbour across the border, with the octagon of 45 degrees."""
+    one = np.array([3.0, -2.0, 2.0, 2.0, 0.0, 1.0])
+    half = np.sqrt(0.5)
+    others = np.array([one, [3, -2, 1, 1, 0, 1], [5, -2, 2, 2, 1, 0], [3, -2, 2, 2, half, half], [9, 9, 2, 2, 0, 1]])
+    octagon = 8 * (np.sqrt(2) - 1)
+    np.testing.assert_allclose(rotated_iou(one, others), [1, 1 / 4, 0, octagon / (8 - octagon), 0], atol=1e-12)
+
+
+def test_boxes_without_area_overlap_nothing() -> None:
+    flat = np.array([0.0, 0.0, 0.0, 0.0, 0.0, 1.0])
+    np.testing.assert_array_equal(rotated_iou(flat, np.array([flat, [0, 0, 2, 2, 0, 1]])), [0, 0])
+
+
+def test_footprints_of_boxes() -> None:
+    """The heading is a vector of any length; without one it is along x."""
+    boxes = np.array([[1, 2, 3, 4, 5, 6, 3.0, 4.0, 0, 0], [1, 2, 3, 4, 5, 6, 0.0, 0.0, 0, 0]], np.float32)
+    expected = [[1, 2, 4, 5, 0.6, 0.8], [1, 2, 4, 5, 0, 1]]
+    np.testing.assert_allclose(footprints(boxes), expected, rtol=1e-12)

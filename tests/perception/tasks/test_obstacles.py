@@ -1,4 +1,4 @@
-"""Unknown obstacles over a drive: ids, places, what objects explain; their file, and the scores of a replay."""
+"""Unknown obstacles over a drive: ids, places, what objects explain; their file, the scene, scores of a replay."""
 
 import json
 import math
@@ -21,8 +21,9 @@ from perception.config import find_config, load_config
 from perception.frame import Boxes, Frame, Prediction
 from perception.scene.scene import Scene
 from perception.tasks import tasks_of
-from perception.tasks.drawing import COUNTED_SCORE
+from perception.tasks.drawing import COUNTED_SCORE, BoxLayer, VoxelLayer
 from perception.tasks.judging import ReplayedFrames, Subject, Unmeasured
+from perception.tasks.occupancy.config import OccupancyHead
 from perception.tasks.occupancy.disagreement import Doubts, unexplained_voxels
 from perception.tasks.occupancy.footprints import distances
 from perception.tasks.occupancy.obstacle_file import OBSTACLES, ObstacleWriter
@@ -33,10 +34,11 @@ from perception.tasks.task import Memory, Task
 from perception.voxels import VoxelGrid, occupancy_classes
 
 CAR, PEDESTRIAN = NUSCENES.label("car"), NUSCENES.label("pedestrian")
-
-
+NAMES, TINY = occupancy_classes(NUSCENES), load_config(find_config("tiny"))
 GRID = VoxelGrid((-4, 4), (-4, 4), (-0.4, 1.2), 0.4)
-EMPTY = np.full(GRID.shape, len(occupancy_classes(NUSCENES)) - 1, np.uint8)
+EMPTY = np.full(GRID.shape, len(NAMES) - 1, np.uint8)
+PARKED = EMPTY.copy()  # a car of 24 voxels
+PARKED[1:3, 13:16, 3:7] = NAMES.index("car")
 
 
 def clusters(places: list[tuple[float, float]]) -> Boxes:
@@ -51,14 +53,17 @@ def objects(places: list[tuple[float, float]], yaw: float = 0.0, label: int = CA
     return Boxes.from_yaws(centers, sizes, yaw * ones, np.zeros((count, 2)), label * ones, 0 * ones, ones)
 
 
+def polygons_of(boxes: Boxes) -> list[Polygon]:
+    return [Polygon(box[[2, 3, 7, 6], :2]) for box in boxes.corners()]
+
+
 @settings(max_examples=30)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_distances_are_those_to_the_polygons(seed: int) -> None:
     rng = np.random.default_rng(seed)
     boxes = objects([tuple(place) for place in rng.uniform(-5, 5, (3, 2))], rng.uniform(-4, 4))
     places = rng.uniform(-9, 9, (8, 3))
-    polygons = [Polygon(box[[2, 3, 7, 6], :2]) for box in boxes.corners()]
-    expected = [[polygon.distance(Point(place[:2])) for polygon in polygons] for place in places]
+    expected = [[polygon.distance(Point(place[:2])) for polygon in polygons_of(boxes)] for place in places]
     np.testing.assert_allclose(distances(places, boxes), expected, atol=1e-9)
 
 
@@ -89,9 +94,8 @@ def test_each_obstacle_is_confirmed_kept_and_dropped_as_if_it_were_alone(seed: i
         assert result.ids.tolist() == [each[0] for each in expected]
         assert result.hits.tolist() == [each[1] for each in expected]
         assert result.unseen.tolist() == [each[2] for each in expected]
-        np.testing.assert_allclose(
-            result.boxes.centers[:, :2], np.array([each[3] for each in expected]).reshape(-1, 2), atol=1e-12
-        )
+        places = np.array([each[3] for each in expected]).reshape(-1, 2)
+        np.testing.assert_allclose(result.boxes.centers[:, :2], places, atol=1e-12)
         np.testing.assert_allclose(result.boxes.sizes, np.tile([0.8, 0.4, 1.2], (len(expected), 1)), atol=1e-12)
 
 
@@ -153,8 +157,7 @@ SpaceTask.__abstractmethods__ = frozenset()  # a network is not needed here
 
 
 def both_tasks() -> dict[str, Task[Any]]:
-    config = load_config(find_config("tiny"))
-    detection = tasks_of(config.tasks, config.head_grid, NUSCENES)["detection"]
+    detection = tasks_of(TINY.tasks, TINY.head_grid, NUSCENES)["detection"]
     return {"space": SpaceTask(None, detection.grid, NUSCENES), "detection": detection}
 
 
@@ -197,16 +200,14 @@ def test_the_scene_gives_obstacles_ids_and_leaves_out_what_tracks_explain(tmp_pa
 @settings(max_examples=25)
 @given(seed=st.integers(0, 2**32 - 1))
 def test_voxels_are_explained_as_if_each_was_looked_at_alone(seed: int) -> None:
-    rng, names = np.random.default_rng(seed), occupancy_classes(NUSCENES)
-    classes = np.full(GRID.shape, len(names) - 1, np.uint8)
+    rng, classes = np.random.default_rng(seed), EMPTY.copy()
     occupied = rng.choice(classes.size, 150, replace=False)
-    classes.flat[occupied] = rng.choice(len(names), len(occupied))
+    classes.flat[occupied] = rng.choice(len(NAMES), len(occupied))
     boxes = objects([tuple(place) for place in rng.uniform(-4, 4, (2, 2))], rng.uniform(-4, 4))
-    polygons = [Polygon(box[[2, 3, 7, 6], :2]) for box in boxes.corners()]
-    expected = np.zeros((2, len(NUSCENES.classes)), int)
+    polygons, expected = polygons_of(boxes), np.zeros((2, len(NUSCENES.classes)), int)
     for index in occupied:
         _, row, column = np.unravel_index(index, classes.shape)
-        name = names[classes.flat[index]]
+        name = NAMES[classes.flat[index]]
         if name in NUSCENES.class_names:  # those of points have the same names
             place = Point(-4 + 0.4 * (column + 0.5), -4 + 0.4 * (row + 0.5))
             expected[0, NUSCENES.label(name)] += 1
@@ -215,19 +216,14 @@ def test_voxels_are_explained_as_if_each_was_looked_at_alone(seed: int) -> None:
 
 
 def test_a_hidden_class_leaves_its_voxels_unexplained() -> None:
-    names = occupancy_classes(NUSCENES)
-    classes = np.full(GRID.shape, len(names) - 1, np.uint8)
-    boxes = Boxes.joined(objects([(-2, 2)]), objects([(2, -2)], label=PEDESTRIAN))
-    classes[1:3, 13:16, 3:7], classes[1, 4:6, 14:17] = names.index("car"), names.index("pedestrian")
-    classes[0] = names.index("driveable_surface")  # no class of objects
+    classes, boxes = PARKED.copy(), Boxes.joined(objects([(-2, 2)]), objects([(2, -2)], label=PEDESTRIAN))
+    classes[1, 4:6, 14:17] = NAMES.index("pedestrian")
+    classes[0] = NAMES.index("driveable_surface")  # no class of objects
     classes[3, 0, 0] = 0  # neither are others
-    assert not unexplained_voxels(classes, GRID, boxes, NUSCENES)[1].any()
-    cars, pedestrians = 24, 6
-    hidden = {CAR: cars, PEDESTRIAN: pedestrians}
-    for label, count in hidden.items():
-        left = boxes.select(boxes.labels != label)
+    for hidden in ({}, {CAR: 24}, {PEDESTRIAN: 6}):
+        left = boxes.select(~np.isin(boxes.labels, [*hidden]))
         lost = unexplained_voxels(classes, GRID, left, NUSCENES)[1]
-        assert {i: lost[i] for i in lost.nonzero()[0].tolist()} == {label: count}
+        assert {i: lost[i] for i in lost.nonzero()[0].tolist()} == hidden
 
 
 @pytest.mark.parametrize(
@@ -235,17 +231,13 @@ def test_a_hidden_class_leaves_its_voxels_unexplained() -> None:
     [(CAR, 0.01, True), (PEDESTRIAN, COUNTED_SCORE, True), (PEDESTRIAN, COUNTED_SCORE - 0.01, False)],
 )
 def test_an_unlikely_box_explains_voxels_of_its_class_alone(label: int, score: float, explained: bool) -> None:
-    classes = EMPTY.copy()
-    classes[1:3, 13:16, 3:7] = occupancy_classes(NUSCENES).index("car")
-    boxes = objects([(-2, 2)], label=label)
-    found = unexplained_voxels(classes, GRID, replace(boxes, scores=np.array([score])), NUSCENES)
+    boxes = replace(objects([(-2, 2)], label=label), scores=np.array([score]))
+    found = unexplained_voxels(PARKED, GRID, boxes, NUSCENES)
     assert found[:, CAR].tolist() == [24, 0 if explained else 24]
 
 
 def test_a_class_that_the_network_loses_is_doubted_and_no_longer_explained(tmp_path: Path) -> None:
     """A parked car beside a vehicle that stands: its voxels stay, its detections go, its track ends 3 s later."""
-    classes = EMPTY.copy()
-    classes[1:3, 13:16, 3:7] = occupancy_classes(NUSCENES).index("car")
     frames = [replace(frame, global_from_reference=np.eye(4), global_from_ego=np.eye(4)) for frame in drive(16)]
     explained = {}
     for text, doubted, delays in (
@@ -259,7 +251,7 @@ def test_a_class_that_the_network_loses_is_doubted_and_no_longer_explained(tmp_p
         folder.mkdir()
         with ObstacleWriter.open(folder, NUSCENES) as writer:
             for i, frame in enumerate(detections.record_starts(frames)):
-                given = Prediction({"space": (clusters([]), classes), "detection": objects([(-2, 2)])})
+                given = Prediction({"space": (clusters([]), PARKED), "detection": objects([(-2, 2)])})
                 scene.observe(frame)
                 seen = scene.update(frame, hide(given, [fault], detections.seconds(frame)))
                 assert list(seen.doubts) == (["car"] if i in doubted else [])
@@ -350,3 +342,44 @@ def test_an_obstacle_and_a_false_alarm_count_once_in_a_drive() -> None:
         for number in range(3):
             count.add(frame, state, Boxes.none(), obstacle, Boxes.joined(obstacle, car))
             assert (count.alarms, count.found) == ((0, set()) if number == 0 else expected)  # two frames confirm
+
+
+def test_a_pallet_and_a_car_as_the_scene_has_them(tmp_path: Path) -> None:
+    """The vehicle drives 2 m a frame towards a pallet; a car stands beside it, and is lost by the detector or not."""
+    heads = {"occupancy": OccupancyHead(cell=0.8, z=(-0.8, 4.0)), "detection": TINY.tasks["detection"]}
+    for detected in (True, False):
+        tasks = tasks_of(heads, TINY.head_grid, NUSCENES)
+        task: Task[OccupancyResult] = tasks["occupancy"]
+        grid, scene = task.voxels, Scene(sensors(), tasks, CONDITIONS)  # type: ignore[attr-defined]
+        writer = task.writer(tmp_path, ("lidar",))
+        assert writer is not None
+        with writer as file:
+            for i in range(8):
+                pose = np.eye(4)
+                pose[0, 3] = 2.0 * i
+                frame = Frame(f"s{i}", i * 500_000, "ego", pose, pose, None, {}, scene="a")
+                centers = grid.centers() + pose[:3, 3]
+                pallet = (np.abs(centers - [30, 1, 0.4]) < [0.8, 0.8, 0.8]).all(axis=3)
+                car = (np.abs(centers - [24, -8, 0.8]) < [2.2, 0.9, 0.9]).all(axis=3)
+                classes = np.where(pallet, 0, np.where(car, NAMES.index("car"), len(NAMES) - 1)).astype(np.uint8)
+                occupied = np.where(pallet | car, 1.0, 0.0).astype(np.float32)
+                boxes = objects([(24 - 2.0 * i, -8)] if detected else [])
+                others = np.where(pallet, 1.0, 0.0).astype(np.float32)
+                result = OccupancyResult(classes, occupied, others, np.zeros(360, np.float32), grid)
+                scene.observe(frame)
+                seen = scene.update(frame, Prediction({"occupancy": result, "detection": boxes}))
+                file.add(frame, result, seen.states["occupancy"])
+                voxels, obstacles = task.draw(frame, result, seen.states["occupancy"])
+                assert isinstance(voxels, VoxelLayer)
+                assert isinstance(obstacles, BoxLayer)
+                assert list(seen.doubts) == (["car"] if i >= 2 and not detected else [])
+        written = json.loads((tmp_path / OBSTACLES).read_text())["frames"]
+        for i in range(8):
+            entry = written[f"s{i}"]
+            assert [each["id"] for each in entry["obstacles"]] == ([] if i < 1 else [1])
+            for each in entry["obstacles"]:
+                np.testing.assert_allclose(each["translation"], [30, 1, 0.4], atol=0.8)
+            occupied, lost = (row[CAR] for row in entry["voxels"])
+            assert occupied >= 20
+            assert (lost == 0) == (detected and i > 0)
+        (tmp_path / OBSTACLES).unlink()

@@ -1,36 +1,56 @@
-"""The contract that every task keeps, and the feature map that tasks share."""
+"""The contract that every task keeps, what tasks share, and the words that they need."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from anchor_objects import objects
 from anchored_model import config as anchored
+from anchored_model import objects
+from exported import bundle, copied, rewritten
+from heights import Heights
 from hypothesis import given
 from hypothesis import strategies as st
-from occupied import CLASSES, FREE, SMALL, Occupied
+from occupied import CLASSES, FREE, SMALL, Occupied, random_occupancy
 from perfect import SURE, Dense, perfect_detection
+from refusals import one_line_error
 from routed import assert_same, frame_inputs, little, module
 from torch import Tensor
+from toy_task import Toy
 from training_runs import small
-from vocabulary import CONDITIONS, NUSCENES
+from vocabulary import CONDITION_VALUES, CONDITIONS, NUSCENES, RIG
 
+from deploy.engines.onnxruntime import OnnxRuntimeEngine
+from deploy.engines.tensorrt import build_engine
+from deploy.golden import differing, synthetic_frame
+from deploy.onnx_export import to_onnx
+from deploy.route import BankedModule
+from deploy.targets import find_target
+from deploy.tolerances import LEAST
+from deploy.vocabulary import SENSOR_FACTS, require_vocabulary
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.frame import Boxes, Conditions, Frame
 from perception.grid import BevGrid
 from perception.model import PerceptionModel
+from perception.modules.base_weights import base_hash
 from perception.modules.routing.input_weighted import SteeredRouter
+from perception.modules.spec import require_facts
+from perception.sensors.inputs import InputSpec, prepare
 from perception.tasks import TASKS, tasks_of
 from perception.tasks.detection.task import DetectionTask
 from perception.tasks.network import PointFeatures
 from perception.tasks.occupancy.labels import UNKNOWN
 from perception.tasks.occupancy.result import OccupancyResult
 from perception.tasks.task import Task, joined_labels
+from perception.training.adapt import adapt, add_task
+from perception.training.checkpoint import load_model, save_model
 from perception.training.loader import batch_labels
-from perception.voxels import OTHERS
+from perception.voxels import OTHERS, VoxelGrid
 
 FINE = BevGrid(cell=0.8)  # no two objects of the simulated frames share a cell
 POINT_CLASSES = NUSCENES.point_names
@@ -167,18 +187,15 @@ def labels_of(task: Task[Any], frames: list[Frame], tables: NuScenesTables) -> D
     return batch_labels([{task.name: task.labels(frame, tables)} for frame in frames])[task.name]
 
 
-def test_every_task_is_in_this_contract() -> None:
-    assert PERFECT.keys() == EXPECTED.keys() == TASKS.keys()
-    assert [task.name for task in TASKS.values()] == [*TASKS]
-
-
 @pytest.mark.parametrize("name", TASKS)
 def test_perfect_outputs_decode_to_the_labels_and_lose_nothing(
     name: str, frames: list[Frame], tables: NuScenesTables
 ) -> None:
     task = default(name, FINE)
+    assert task.name == name
     network, labels = task.network(8), labels_of(task, frames, tables)
     dense = PERFECT[name](labels)
+    assert dense.keys() == network(features_for(task)).keys()
     outputs = network.decode(dense)
     for i, frame in enumerate(frames):
         own = {key: values[i].numpy() for key, values in outputs.items()}
@@ -195,24 +212,6 @@ def test_perfect_outputs_decode_to_the_labels_and_lose_nothing(
     assert all(loss.mean().item() > 0.01 for loss in worse.values())
 
 
-@pytest.mark.parametrize("name", TASKS)
-def test_decoding_gives_the_declared_outputs_in_order(name: str, tables: NuScenesTables, frames: list[Frame]) -> None:
-    task = default(name, COARSE)
-    network = task.network(8).eval()
-    features = features_for(task)
-    dense = network(features)
-    for each in (network, task.deployed(network)):
-        outputs = each.decode(each(features))  # type: ignore[operator]
-        assert [*outputs] == [output.name for output in task.outputs]
-        for output in task.outputs:
-            values = outputs[output.name]
-            assert len(values) == 2
-            if output.channels:
-                assert values.shape[1] == len(output.channels)
-                assert (values.ndim > 2) == output.cells
-    assert dense.keys() == PERFECT[name](labels_of(task, frames, tables)).keys()
-
-
 def anchors() -> DetectionTask:
     config = anchored("joined")
     return DetectionTask(config.tasks["detection"], config.head_grid, NUSCENES)
@@ -220,6 +219,21 @@ def anchors() -> DetectionTask:
 
 def with_boxes(boxes: Boxes | None) -> Frame:
     return Frame("", 0, "ego", np.eye(4), np.eye(4), None, {}, boxes=boxes)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_decoding_gives_the_declared_outputs_in_order(name: str) -> None:
+    """Of the trained and of the deployed network."""
+    task = default(name, COARSE)
+    network, features = task.network(8).eval(), features_for(task)
+    for each in (network, task.deployed(network)):
+        outputs = each.decode(each(features))  # type: ignore[operator]
+        assert [*outputs] == [output.name for output in task.outputs]
+        for output, values in zip(task.outputs, outputs.values(), strict=True):
+            assert len(values) == 2
+            if output.channels:
+                assert values.shape[1] == len(output.channels)
+                assert (values.ndim > 2) == output.cells
 
 
 @pytest.mark.parametrize("name", [*TASKS, "anchors"])
@@ -264,7 +278,7 @@ UNUSED: dict[str, Any] = {"allow_unused": True, "materialize_grads": True}
 
 
 @pytest.mark.parametrize("name", [*TASKS, "anchors"])
-def test_a_frame_without_labels_teaches_nothing_false(name: str, frames: list[Frame]) -> None:
+def test_a_frame_without_labels_teaches_nothing_false(name: str) -> None:
     """Without annotations, a map or tags: finite losses, and only what says that nothing is there has a gradient."""
     task = default(name, COARSE) if name in TASKS else anchors()
     empty = with_boxes(None)
@@ -297,13 +311,9 @@ def test_conditions_lose_by_the_frames_whose_tags_say_something(tables: NuScenes
     assert task.labelled(tables, token)
 
 
-arrays = st.lists(
-    st.tuples(st.integers(0, 4), st.integers(-9, 9)), min_size=1, max_size=4
-)  # rows of each frame, and a number to fill them with
-
-
-@given(arrays)
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(-9, 9)), min_size=1, max_size=4))
 def test_labels_are_joined_frame_by_frame_and_padded_with_zeros(frames: list[tuple[int, int]]) -> None:
+    """Frames with a number of rows, and a number to fill them with."""
     each = [
         {"rows": np.full((n, 2), value, np.int16), "alone": np.array(value > 0), "mask": np.ones(n, bool)}
         for n, value in frames
@@ -395,9 +405,155 @@ def test_a_deployed_network_shares_it_as_well(slots: tuple[str, ...], encoders: 
 
 def test_tasks_of_a_model_are_those_of_its_configuration() -> None:
     config = small()
-    tasks = tasks_of(config.tasks, config.head_grid, NUSCENES)
     model = PerceptionModel(config)
-    assert [*tasks] == [*model.tasks] == ["detection", "map"]
-    assert all(task.grid == config.head_grid == config.grid.build().coarser(1) for task in tasks.values())
+    assert [*tasks_of(config.tasks, config.head_grid, NUSCENES)] == [*model.tasks] == ["detection", "map"]
+    assert all(task.grid == config.head_grid == config.grid.build().coarser(1) for task in model.tasks.values())
     dropped = config.model_validate(config.model_dump(mode="json") | {"tasks": {"detection": {}, "map": None}})
     assert [*dropped.tasks] == ["detection"]
+
+
+# ---- added to a finished model, one after the other
+
+
+ADDED: dict[str, dict[str, Any]] = {
+    "points": {"max_points": 2500, "channels": 8},
+    "occupancy": {"x": (-12.8, 12.8), "y": (-12.8, 12.8), "z": (-1.0, 5.4), "cell": 1.6, "channels": 8},
+    "toy": {},
+}
+RAIN, WET = Conditions(weather="rain", city="boston"), module("wet", "rain", slots=("trunk.*",))
+
+
+@pytest.fixture(scope="module")
+def source(tables: Occupied) -> Any:
+    """Keyframes with classes of points and with voxels of the size of the head's."""
+    voxels = VoxelGrid(**{name: ADDED["occupancy"][name] for name in ("x", "y", "z", "cell")})
+    return Heights(Occupied(tables, lambda token: random_occupancy(token, voxels)))  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="module")
+def runs(source: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Path]]:
+    """A model with a module for rain; and with each of `ADDED` and those before it, and a module for each."""
+    folder = tmp_path_factory.mktemp("added")
+    last = folder / "base"
+    model = little([module("rain", "rain")])
+    save_model(last, model.config, model)
+    made = {"base": last}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(TASKS, "toy", Toy)
+        for name, head in ADDED.items():
+            own = {**module(f"own-{name}", slots=("trunk.*", f"heads.{name}.*")), "when": []}
+            content = {"tasks": {name: head}, "modules": [own]}
+            add_task(last, name, content, source, "all", (), folder / name, steps=3, batch=1)
+            made[name] = last = folder / name
+        yield made
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("earlier", "name"), pairwise(["base", *ADDED]))
+def test_an_added_task_leaves_every_tensor_and_every_output(runs: dict[str, Path], earlier: str, name: str) -> None:
+    before, after = load_model(runs[earlier])[0], load_model(runs[name])[0]
+    state = after.state_dict()
+    assert_same(before.state_dict(), {key: state[key] for key in before.state_dict()})
+    assert base_hash(before) == base_hash(after)
+    inputs = frame_inputs(after, 1, 2)
+    for conditions in (Conditions(), RAIN, Conditions(city="boston")):
+        old, new = before.predict(inputs, [conditions] * 2), after.predict(inputs, [conditions] * 2)
+        assert new.keys() - old.keys() == {f"{name}/{output.name}" for output in after.tasks[name].outputs}
+        assert_same(old, {key: new[key] for key in old})
+    # Its own module has learned, and runs for it alone.
+    assert after.bank.modules[f"own-{name}"].when == (name,)
+    slots = after.bank.at(f"own-{name}")
+    assert {slot.partition(".")[0] for slot in slots} == {"trunk", "heads"}
+    assert all(computation.b.weight.any() for computation in slots.values())
+
+
+@pytest.mark.parametrize("name", ADDED)
+def test_a_module_for_a_task_in_rain_changes_nothing_else(
+    name: str, runs: dict[str, Path], source: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And is trained without computing the other tasks."""
+    trained, losses = set[str](), PerceptionModel.losses
+
+    def noted(model: PerceptionModel, dense: Any, labels: Any) -> Any:
+        trained.update(key.split("/")[0] for key in dense)
+        return losses(model, dense, labels)
+
+    monkeypatch.setattr(PerceptionModel, "losses", noted)
+    adapt(runs[name], {**WET, "when": ["rain", name]}, source, "all", (), tmp_path / "run", steps=3, batch=1)
+    assert trained == {name}
+    before, after = load_model(runs[name])[0], load_model(tmp_path / "run")[0]
+    assert all(computation.b.weight.any() for computation in after.bank.at("wet").values())
+    inputs = frame_inputs(after, 1, 2)
+    with torch.no_grad():
+        for conditions in (Conditions(), RAIN, Conditions(city="boston")):
+            old, new = (model(inputs, [conditions] * 2) for model in (before, after))
+            same = {key for key in old if torch.equal(old[key], new[key])}
+            assert same == old.keys() - ({f"{name}/logits"} if conditions is RAIN else set())
+
+
+@torch.no_grad()
+def test_the_graph_of_all_has_the_same_outputs_and_compiles(runs: dict[str, Path]) -> None:
+    """Without a plugin; ONNX Runtime finds what torch finds, for any number of pillars, with and without points."""
+    model = load_model(runs["toy"])[0].deployed()
+    spec = InputSpec.of(model.config)
+    frames = [synthetic_frame("ego", RIG, seed) for seed in (0, 3, 4)]
+    arrays, *others = (prepare(frame, spec) for frame in (*frames[:2], replace(frames[2], points=None)))
+    names = [*model.predict({name: torch.from_numpy(array) for name, array in arrays.items()})]
+    graph = to_onnx(model, arrays, names)
+    assert not {node.op_type for node in graph.graph.node} & {"ScatterElements", "NonZero", "Loop", "If"}
+    engine = OnnxRuntimeEngine(graph.SerializeToString())
+    for inputs in others:
+        found = engine.run(inputs)
+        expected = model.predict({name: torch.from_numpy(array) for name, array in inputs.items()})
+        assert [*found] == names
+        assert found["points/classes"].dtype == found["occupancy/classes"].dtype == np.uint8
+        for name in ("points/confidence", "occupancy/occupied", "occupancy/others", "toy/cells"):
+            torch.testing.assert_close(torch.from_numpy(found[name]), expected[name], atol=1e-5, rtol=1e-5)
+        assert differing(found["points/classes"], expected["points/classes"].numpy()) <= LEAST.labels
+    pytest.importorskip("tensorrt_rtx")
+    shapes = {name: array.shape for name, array in arrays.items()}
+    assert build_engine(graph.SerializeToString(), find_target("rtx-ampere"), inputs=shapes).layers > 10
+
+
+# ---- words that are not this software's: what the network calls 3 must be what the tracker calls 3
+
+
+NO_MAP = NUSCENES.model_copy(update={"map_layers": ()})
+SKI = BankedModule(name="ski", asks=("no-lidar", "snow"))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"taxonomy": NO_MAP}, "tasks.map: the taxonomy nuscenes has no map layers"),
+        ({"routes": ("base", "boston+snow")}, "routes: 'snow' is none of clear, rain, fog"),
+        ({"apart": ("snow",)}, "apart: 'snow' is none of clear, rain, fog"),
+        ({"banked": (SKI,)}, "banked.ski.asks: 'snow' is none of clear, rain, fog"),
+    ],
+)
+def test_a_bundle_with_other_words_is_refused(change: dict[str, object], words: str) -> None:
+    """Its module would never run, or the network of its route never be chosen, without a word."""
+    with one_line_error(at=f"manifest.json: {words}"):
+        require_vocabulary(Path("manifest.json"), bundle().manifest.model_copy(update=change))
+
+
+def test_other_names_of_outputs_are_refused(tmp_path: Path) -> None:
+    """Channels of the map belong to the names by which their tolerances are stated."""
+    swapped = NUSCENES.model_copy(update={"map_layers": NUSCENES.map_layers[::-1]})
+    with one_line_error(says="another order than its outputs"):
+        rewritten(copied(tmp_path / "bundle"), taxonomy=swapped)
+
+
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [
+        *(((fact, fact), "") for fact in (*CONDITION_VALUES, *SENSOR_FACTS, *TASKS)),
+        (("snow",), r"'snow' is none of clear, rain, fog"),
+        (("rain", "points", "occupancy"), r"\S+ and \S+ never hold together; add a module for each$"),
+        (("rain", "no-cameras", "cameras"), r"\S+ and \S+ never hold together; add a module for each$"),
+    ],
+)
+def test_facts_that_a_module_can_ask_for(facts: tuple[str, ...], words: str) -> None:
+    """A task is not asked of a frame; facts that exclude each other would never let their module run."""
+    with one_line_error(f"^here: {words}") if words else nullcontext():
+        require_facts([*facts], CONDITION_VALUES, "here")
