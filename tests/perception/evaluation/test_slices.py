@@ -31,7 +31,6 @@ from perception.evaluation.robustness import CORRUPTIONS, chosen_corruptions, co
 from perception.frame import Boxes, Frame, Prediction
 from perception.grid import BevGrid
 from perception.predict import TorchPredictor
-from perception.rotations import rotation_matrices
 from perception.sensors.inputs import InputSpec
 from perception.tasks.detection.devkit import boxes_to_compare, open_devkit, score_submission
 from perception.tasks.map.iou import MapIou
@@ -51,17 +50,15 @@ def published(path: Path) -> Any:
 
     def predict(frame: Frame) -> Prediction:
         rows = results[frame.token]
-        of = lambda name: np.array([row[name] for row in rows])  # noqa: E731
-        boxes = Boxes(
-            centers=of("translation").reshape(-1, 3),
-            sizes=of("size").reshape(-1, 3),
-            rotations=rotation_matrices(of("rotation").reshape(-1, 4)),
-            velocities=np.pad(of("velocity").reshape(-1, 2), ((0, 0), (0, 1))),
+        of = lambda name, n: np.array([row[name] for row in rows], float).reshape(-1, n)  # noqa: E731
+        boxes = Boxes.from_yaws(
+            centers=of("translation", 3),
+            sizes=of("size", 3),
+            yaws=2 * np.arctan2(of("rotation", 4)[:, 3], of("rotation", 4)[:, 0]),
+            velocities=of("velocity", 2),
             labels=np.array([CLASSES.index(row["detection_name"]) for row in rows], np.int64),
             attributes=np.array([[*ATTRIBUTES, ""].index(row["attribute_name"]) for row in rows], np.int64),
-            scores=of("detection_score"),
-            num_points=np.full(len(rows), -1),
-            instances=np.full(len(rows), ""),
+            scores=of("detection_score", 1)[:, 0],
         )
         return Prediction({"detection": boxes.transformed(np.linalg.inv(frame.global_from_reference))})
 

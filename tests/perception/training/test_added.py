@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import timm
 import torch
-from commands import refuses, succeeds
+from commands import succeeds
 from networks import config as little
 from networks import inputs
 from refusals import one_line_error
@@ -197,18 +197,6 @@ def test_adding_what_cannot_be_added_is_refused(
     (tmp_path / "task.yaml").write_text("task: {map: {}}\n")
     with pytest.raises(InputError, match="task: is not a known key"):
         read_task(tmp_path / "task.yaml")
-
-
-def test_the_command_adds_a_task(finished: Path, sim_root: Path, tmp_path: Path) -> None:
-    (tmp_path / "map.yaml").write_text("tasks: {map: {channels: 4}}\n")
-    given = ("--config", tmp_path / "map.yaml", "--data", sim_root, "--split", "all", "--steps", 1)
-    succeeds("adapt", finished, "--task", "map", *given, "--out", tmp_path / "map")
-    model, config = load_model(tmp_path / "map")
-    assert_kept(load_model(finished)[0], model)
-    assert [*config.tasks] == ["detection", "map"]
-    assert config.tasks["map"].channels == 4  # type: ignore[attr-defined]
-    again = refuses("adapt", tmp_path / "map", "--task", "detection", *given[2:], "--out", tmp_path / "no")
-    assert "its base has the task detection already" in again
 
 
 MEAN, DEVIATION = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # ImageNet's, RGB

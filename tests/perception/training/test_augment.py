@@ -74,17 +74,22 @@ def _pixels(projection: np.ndarray, points: np.ndarray) -> np.ndarray:
 
 @settings(max_examples=60, deadline=None)
 @given(seeds)
-def test_box_corners_move_with_the_similarity(seed: int) -> None:
+def test_boxes_points_and_projections_move_with_the_similarity(seed: int) -> None:
     rng = np.random.default_rng(seed)
     frame, similarity = _frame(rng), draw_similarity(rng, STRONG)
-    after = transformed(frame, similarity).boxes
+    after = transformed(frame, similarity)
     expected = _apply(similarity, frame.boxes.corners())
     if np.linalg.det(similarity) < 0:
         expected = expected[:, MIRRORED_CORNERS]
-    np.testing.assert_allclose(after.corners(), expected, atol=1e-9)
-    np.testing.assert_allclose(np.linalg.det(after.rotations), 1, atol=1e-9)
-    moved = _apply(similarity, frame.boxes.centers + 0.1 * frame.boxes.velocities)
-    np.testing.assert_allclose(after.centers + 0.1 * after.velocities, moved, atol=1e-9)
+    np.testing.assert_allclose(after.boxes.corners(), expected, atol=1e-9)
+    np.testing.assert_allclose(np.linalg.det(after.boxes.rotations), 1, atol=1e-9)
+    later = _apply(similarity, frame.boxes.centers + 0.1 * frame.boxes.velocities)
+    np.testing.assert_allclose(after.boxes.centers + 0.1 * after.boxes.velocities, later, atol=1e-9)
+    points = frame.points[:, :3].astype(np.float64)
+    moved = _apply(similarity, points)
+    np.testing.assert_allclose(after.points[:, :3], moved, atol=1e-4)
+    pixels = [_pixels(each.image_from_reference("CAM_FRONT"), p) for each, p in ((frame, points), (after, moved))]
+    np.testing.assert_allclose(pixels[1], pixels[0], atol=1e-5)
 
 
 @settings(max_examples=30, deadline=None)
@@ -103,18 +108,6 @@ def test_points_stay_in_their_boxes(seed: int) -> None:
     expected = np.abs(local / frame.boxes.sizes[:, None, [1, 0, 2]])
     np.testing.assert_allclose(np.abs(again / size), expected, atol=1e-4)
     np.testing.assert_array_equal(after.points[:, 3:], points[:, 3:].astype(np.float32))
-
-
-@settings(max_examples=30, deadline=None)
-@given(seeds)
-def test_projections_see_through_the_similarity(seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    frame, similarity = _frame(rng), draw_similarity(rng, STRONG)
-    after = transformed(frame, similarity)
-    before = _pixels(frame.image_from_reference("CAM_FRONT"), frame.points[:, :3].astype(np.float64))
-    moved = _apply(similarity, frame.points[:, :3].astype(np.float64))
-    np.testing.assert_allclose(_pixels(after.image_from_reference("CAM_FRONT"), moved), before, atol=1e-5)
-    np.testing.assert_allclose(after.points[:, :3], moved, atol=1e-4)
 
 
 def _prepared(frame: Frame, affine: np.ndarray, size: Image) -> tuple[np.ndarray, np.ndarray]:
@@ -158,6 +151,11 @@ def test_everything_that_is_configured_is_drawn() -> None:
     affines = np.array([draw_image_affine(rng, Augment(), FULL, SIZE) for _ in range(400)])
     assert (affines[:, 0, 0] < 0).mean() == pytest.approx(0.5, abs=0.1)
     assert np.abs(affines[:, 0, 0] / 0.22).min() == pytest.approx(0.94, abs=0.003)
+    by_axis = Augment(translation=(0.5, 0.2, 0.0))
+    shifts = np.array([draw_similarity(rng, by_axis) for _ in range(2000)])[:, :3, 3]
+    np.testing.assert_allclose(shifts.std(axis=0), [0.5, 0.2, 0], rtol=0.06)
+    alike = [draw_similarity(np.random.default_rng(1), Augment(translation=each)) for each in (0.5, (0.5, 0.5, 0.5))]
+    np.testing.assert_array_equal(*alike)
 
 
 def test_what_is_off_changes_nothing_and_draws_no_numbers() -> None:
@@ -229,14 +227,6 @@ def test_a_range_of_sizes_keeps_the_bottom_row() -> None:
     assert (left[large] <= -0.5 + 1e-9).all()
     assert (right[large] >= 351.5 - 1e-9).all()
     assert left[large].std() > 1
-
-
-def test_translation_differs_by_axis() -> None:
-    settings, rng = Augment(translation=(0.5, 0.2, 0.0)), np.random.default_rng(0)
-    shifts = np.array([draw_similarity(rng, settings) for _ in range(2000)])[:, :3, 3]
-    np.testing.assert_allclose(shifts.std(axis=0), [0.5, 0.2, 0], rtol=0.06)
-    one = draw_similarity(np.random.default_rng(1), Augment(translation=0.5))
-    np.testing.assert_array_equal(one, draw_similarity(np.random.default_rng(1), Augment(translation=(0.5,) * 3)))
 
 
 def test_shuffled_points_keep_their_lidar_and_class() -> None:
