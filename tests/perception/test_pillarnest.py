@@ -73,6 +73,7 @@ def shaken(config: Config) -> PerceptionModel:
     return model.eval()
 
 
+@pytest.mark.slow("traces a network, calibrates and runs it at three precisions, and compiles it for each")
 @torch.no_grad()
 def test_the_trunk_exports_at_every_precision_and_compiles() -> None:
     config = small()

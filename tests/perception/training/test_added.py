@@ -107,8 +107,9 @@ def test_its_own_module_learns_at_a_smaller_rate_than_the_head(
 def assert_equal(a: PerceptionModel, b: PerceptionModel) -> None:
     """Tensors, and outputs whatever the conditions."""
     assert_same(a.state_dict(), b.state_dict())
+    inputs = frame_inputs(a, 1, 2)
     for conditions in EVERY:
-        assert_same(*(model.predict(frame_inputs(a, 1, 2), [conditions] * 2) for model in (a, b)))
+        assert_same(*(model.predict(inputs, [conditions] * 2) for model in (a, b)))
 
 
 def test_an_added_head_is_deleted_and_comes_back_from_its_file(finished: Path, mapped: Path, tmp_path: Path) -> None:
