@@ -480,6 +480,7 @@ UNUSABLE = [
         "a box is malformed: .*its translation has not 3 numbers",
     ),
     ({"a": [3]}, "a box is malformed: TypeError"),
+    ({"a": 3}, "not a nuScenes submission"),
 ]
 
 
