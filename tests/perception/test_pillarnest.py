@@ -1,16 +1,12 @@
-"""An imported PillarNeSt against its published code, written once more; the trunk of ConvNeXt blocks; IoU in scores."""
+"""The trunk of ConvNeXt blocks at every precision and with modules, and the IoU in scores, as in PillarNeSt."""
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pillarnest_reference
 import pytest
 import torch
-from centerpoint_reference import voxelised
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from pillarnest_reference import decoded, reference
 from refusals import one_line_error
 from shapely.affinity import rotate, translate
 from shapely.geometry import box as rectangle
@@ -28,102 +24,13 @@ from perception.bev.convnext import ConvNextBlock, ConvNextTrunk
 from perception.config import Config, Trunk, parse_config
 from perception.frame import Boxes, Conditions
 from perception.grid import BevGrid
-from perception.mmdet3d.importing import import_checkpoint
-from perception.mmdet3d.pillarnest import HEAD_NAMES
 from perception.model import PerceptionModel
 from perception.sensors.inputs import InputSpec, prepare
 from perception.tasks.detection.config import DetectionHead, IouScore
 from perception.tasks.detection.iou_score import iou_3d, iou_loss
 from perception.tasks.detection.targets import center_labels
-from perception.tasks.task import part_of
-from perception.training.checkpoint import load_model
 
 FRAME = synthetic_frame("lidar", RIG, seed=3)
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("pillarnest")
-    import_checkpoint(*pillarnest_reference.files(folder), folder / "run")
-    return folder / "run"
-
-
-@pytest.fixture(scope="module")
-def maps() -> list[dict[str, torch.Tensor]]:
-    """Of each task, of the network written plainly."""
-    voxels = voxelised(FRAME.points, 700, 6)
-    assert len(voxels[0]) == 700
-    with torch.no_grad():
-        return reference()(*map(torch.from_numpy, voxels))
-
-
-@torch.no_grad()
-def test_maps_are_those_of_the_published_code(run: Path, maps: list[dict[str, torch.Tensor]]) -> None:
-    ours, config = load_model(run)
-    assert (config.model.lidar.sweeps, config.model.lidar.max_pillars, config.model.trunk.stride) == (2, 700, 4)
-    inputs = prepare(FRAME, InputSpec.of(config))
-    found = part_of("detection", ours({name: torch.from_numpy(array) for name, array in inputs.items()}))
-    assert len(found) == 6 * 7
-    for i, task in enumerate(maps):
-        for mine, theirs in HEAD_NAMES.items():
-            wanted = task[theirs] if theirs != "rot" else -task[theirs][:, [1, 0]]
-            assert wanted.std() > 0.05
-            torch.testing.assert_close(found[f"group{i}_{mine}"], wanted, atol=1e-5, rtol=1e-5)
-
-
-@torch.no_grad()
-def test_boxes_are_those_of_the_published_code(run: Path, maps: list[Any]) -> None:
-    ours, config = load_model(run)
-    inputs = {name: torch.from_numpy(array) for name, array in prepare(FRAME, InputSpec.of(config)).items()}
-    found = part_of("detection", ours.deployed(Conditions()).predict(inputs))
-    counts = []
-    for i, task in enumerate(maps):
-        boxes = decoded(task)
-        scores = found["scores"][0, i].numpy()
-        np.testing.assert_allclose(scores[: len(boxes)], [score for _, score, _ in boxes], atol=1e-5)
-        assert not scores[len(boxes) :].any()
-        counts.append(len(boxes))
-        first = sum(len(each) for each in pillarnest_reference.TASKS[:i])
-        assert found["labels"][0, i, : len(boxes)].tolist() == [first + label for label, _, _ in boxes]
-        for (_, _, box), values in zip(boxes, found["boxes"][0, i].numpy(), strict=False):
-            np.testing.assert_allclose(values[[0, 1, 2, 3, 4, 5, 8, 9]], np.delete(box, 6), atol=1e-4, rtol=1e-4)
-            turned = np.array([np.sin(box[6]), np.cos(box[6])])
-            np.testing.assert_allclose(values[6:8] / np.linalg.norm(values[6:8]), turned, atol=1e-4)
-    assert 10 < min(counts) < pillarnest_reference.MOST  # cells above and below the threshold
-
-
-REFUSED = [
-    ("arch=dict(depths=[2, 1, 1, 2, 1], channels=[48, 12, 16, 16, 20])", "arch='huge'", "arch is 'huge', known are"),
-    ("out_indices=[2, 3, 4]", "out_indices=[1, 3, 4]", "out_indices are [1, 3, 4], ours joins the last stages"),
-    ("gap_before_final_norm=False", "gap_before_final_norm=True", "gap_before_final_norm is True, ours has False"),
-    ("mode='maxavg'", "mode='max'", "mode is 'max', ours has 'maxavg'"),
-    ("feat_channels=[8]", "feat_channels=[8, 8]", "2 layers, ours has one"),
-    (", iou=(1, 2)", "", "common_heads is"),
-    ("upsample_strides=[1, 2, 4]", "upsample_strides=[1, 2, 2]", "on the same grid"),
-    ("pts_voxel_layer", "pts_voxels", "model.pts_voxel_layer is missing"),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("old", "new", "message"), REFUSED)
-def test_what_has_no_counterpart_is_refused(tmp_path: Path, old: str, new: str, message: str) -> None:
-    config, checkpoint = pillarnest_reference.files(tmp_path)
-    text = config.read_text()
-    assert old in text
-    config.write_text(text.replace(old, new))
-    with one_line_error(says=message):
-        import_checkpoint(config, checkpoint, tmp_path / "run")
-    assert not (tmp_path / "run").exists()
-
-
-def test_only_the_parameter_that_nothing_reads_may_be_left_over(tmp_path: Path) -> None:
-    config, checkpoint = pillarnest_reference.files(tmp_path)
-    content = torch.load(checkpoint, weights_only=True)
-    content["state_dict"] |= {"pts_backbone.norm1.weight": torch.ones(12)}
-    del content["state_dict"]["pts_backbone.stages.3.1.gamma"]
-    torch.save(content, checkpoint)
-    keys = "1 keys are missing (pts_backbone.stages.3.1.gamma), 1 unexpected (pts_backbone.norm1.weight)"
-    with one_line_error(exactly=f"{checkpoint}: does not fit its configuration: {keys}"):
-        import_checkpoint(config, checkpoint, tmp_path / "run")
 
 
 SMALL = {
@@ -166,6 +73,7 @@ def shaken(config: Config) -> PerceptionModel:
     return model.eval()
 
 
+@pytest.mark.slow("traces a network, calibrates and runs it at three precisions, and compiles it for each")
 @torch.no_grad()
 def test_the_trunk_exports_at_every_precision_and_compiles() -> None:
     config = small()
@@ -237,29 +145,24 @@ def test_blocks_are_skipped_more_often_the_later_they_come_and_in_training_only(
     torch.testing.assert_close(change[~skipped], (whole / 0.6).expand(int((~skipped).sum()), -1, -1, -1))
 
 
-@pytest.mark.parametrize(
-    ("trunk", "message"),
-    [
+def test_settings_that_do_not_go_together_are_refused() -> None:
+    for trunk, message in (
         ({"kernels": [7, 7, 7]}, "`kernels`, `first_joined` and `drop_path` are for the kind `convnext`"),
         ({"kind": "convnext"}, "the kind `convnext` needs `kernels`, an odd number for each stage"),
         ({"kind": "convnext", "kernels": [7, 4, 7]}, "the kind `convnext` needs `kernels`, an odd number for each"),
         ({"kind": "convnext", "kernels": [7, 7, 7], "first_joined": 3}, "the index of a stage, 0 to 2"),
         ({"kind": "convnext", "kernels": [7, 7, 7], "pyramid": True}, "`pyramid` is for the kind `second`"),
-    ],
-)
-def test_settings_that_do_not_go_together_are_refused(trunk: dict[str, Any], message: str) -> None:
-    with one_line_error(says=message):
-        parse_config({"name": "a", "model": {"trunk": trunk}}, "a")
-
-
-def boxes_of(values: list[tuple[float, ...]]) -> torch.Tensor:
-    """(N, 8) of x y z w l h yaw."""
-    rows = torch.tensor(values, dtype=torch.float64)
-    return torch.cat([rows[:, :6], rows[:, 6:].sin(), rows[:, 6:].cos()], dim=1)
+    ):
+        with one_line_error(says=message):
+            parse_config({"name": "a", "model": {"trunk": trunk}}, "a")
 
 
 number = st.floats(-3, 3)
+
+
 size = st.floats(0.2, 5)
+
+
 box = st.tuples(number, number, st.floats(-1, 1), size, size, size, st.floats(-7, 7))
 
 
@@ -274,8 +177,8 @@ def test_the_iou_is_that_of_polygons_times_heights(one: tuple[float, ...], other
     top, bottom = (pick(v[2] + sign * v[5] / 2 for v in (one, other)) for pick, sign in ((min, 1), (max, -1)))
     shared = footprint(one).intersection(footprint(other)).area * max(top - bottom, 0)
     union = sum(v[3] * v[4] * v[5] for v in (one, other)) - shared
-    found = iou_3d(boxes_of([one]), boxes_of([other]))
-    np.testing.assert_allclose(found, [shared / union], atol=1e-7)
+    rows = [torch.tensor([(*v[:6], np.sin(v[6]), np.cos(v[6]))], dtype=torch.float64) for v in (one, other)]
+    np.testing.assert_allclose(iou_3d(*rows), [shared / union], atol=1e-7)
 
 
 def test_the_loss_of_the_iou_is_its_distance_from_that_of_the_predicted_box() -> None:

@@ -1,4 +1,4 @@
-"""Two evaluations of the same keyframes are compared by what the devkit says of them without each scene in turn."""
+"""Two evaluations are compared by what is left without each scene; the interval covers what it says with few scenes."""
 
 import io
 import json
@@ -9,8 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from commands import perception
+from drawn_scenes import Draw, detection, gaussian, heavy_tails, iou, skewed
+from hypothesis import given
+from hypothesis import strategies as st
 from rich.console import Console
-from split_drives import VERSION, write_split
+from scipy import stats
 from vocabulary import CLASSES, RIG
 
 from perception.config import Lidar
@@ -18,7 +21,7 @@ from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
 from perception.evaluation.comparison import compare, comparison_table
 from perception.evaluation.evaluate import Breakdown, evaluate
-from perception.evaluation.interval import jackknife_interval
+from perception.evaluation.interval import LEAST_EFFECTIVE, delete_one, effective_number, jackknife_interval
 from perception.evaluation.left_out import LEFT_OUT, LeftOutScores
 from perception.evaluation.report import REPORT
 from perception.frame import Boxes, Frame, Prediction
@@ -29,9 +32,39 @@ from perception.tasks.detection.metric import DetectionMetric
 from perception.tasks.metric import Metric
 from perception.tasks.occupancy.metric import OccupancyMetric
 
+VERSION = "v1.0-mini"
+PIECES = 5  # of a drive
 SPEC = InputSpec(BevGrid(), Lidar(sweeps=0), camera=None, rig=RIG)
+
+
 BY = ("condition", "scene", "range")
+
+
 Network = Callable[[Frame], Prediction]
+
+
+def write_split(nuscenes_root: Path, root: Path) -> None:
+    """A dataroot with the annotations of the real keyframes, in five scenes of each city; every other one in rain."""
+    source, folder = nuscenes_root / VERSION, root / VERSION
+    folder.mkdir(parents=True)
+    for name in ("maps", "samples", "sweeps"):
+        (root / name).symlink_to(nuscenes_root / name)
+    for table in source.glob("*.json"):
+        if table.name not in ("scene.json", "sample.json"):
+            (folder / table.name).symlink_to(table)
+    samples = sorted(json.loads((source / "sample.json").read_text()), key=lambda row: row["timestamp"])
+    scenes, kept = [], []
+    for drive in json.loads((source / "scene.json").read_text()):
+        own = [row for row in samples if row["scene_token"] == drive["token"]]
+        for index in np.array_split(np.arange(len(own)), PIECES):
+            tokens = ["", *(own[i]["token"] for i in index), ""]
+            name = {"token": f"{drive['name']}-{index[0]}", "name": f"scene-{len(scenes):04}"}
+            ends = {"first_sample_token": tokens[1], "last_sample_token": tokens[-2], "nbr_samples": len(index)}
+            scenes.append(drive | name | ends | {"description": ("Rain", "Clear")[len(scenes) % 2]})
+            for i, before, after in zip(index, tokens, tokens[2:], strict=False):
+                kept.append(own[i] | {"scene_token": name["token"], "prev": before, "next": after})
+    (folder / "scene.json").write_text(json.dumps(scenes))
+    (folder / "sample.json").write_text(json.dumps(kept))
 
 
 def network(tables: NuScenesTables, found: float, metres: float, without: str = "") -> Network:
@@ -114,74 +147,50 @@ def test_slices_are_left_out_one_by_one_as_well(drives: NuScenesTables, runs: tu
             np.testing.assert_allclose(own.scores[score].values, values, rtol=0, atol=1e-12)
 
 
-def test_the_same_results_have_no_difference_in_any_draw(drives: NuScenesTables, runs: tuple[Path, Path]) -> None:
-    slices = compare(runs[0], runs[0])["slices"]
+def test_the_sign_is_that_of_the_second_run(drives: NuScenesTables, runs: tuple[Path, Path], tmp_path: Path) -> None:
+    same, there, back = (compare(*each)["slices"] for each in ((runs[0], runs[0]), runs, runs[::-1]))
     for axis in ("all", "condition", "range"):
-        for part in slices[axis].values():
+        for part in same[axis].values():
             for change in part.values():
                 assert (change["difference"], change["interval"], change["outcome"]) == (0, [0, 0], "same")
-
-
-def test_the_sign_is_that_of_the_second_run(runs: tuple[Path, Path]) -> None:
-    there, back = compare(*runs)["slices"], compare(*reversed(runs))["slices"]
     for change, other in zip(there["all"]["all"].values(), back["all"]["all"].values(), strict=True):
         assert change["difference"] == -other["difference"] < 0
         assert change["interval"] == pytest.approx([-end for end in reversed(other["interval"])])
         assert (change["outcome"], other["outcome"]) == ("worse", "better")
-
-
-def test_more_of_what_should_be_less_is_worse(runs: tuple[Path, Path], tmp_path: Path) -> None:
-    """As false alarms are; the score is the same otherwise."""
+    changes = {scene: part["mAP"] for scene, part in there["scene"].items()}  # one scene has no interval
+    assert {change["outcome"] for change in changes.values()} == {"undecided"}
+    assert {change["why"] for change in changes.values()} == {"that takes at least 3 scenes with something to score"}
+    # More of what should be less is worse, as false alarms are; the score is the same otherwise.
     for i, run in enumerate(runs):
         content = json.loads((run / LEFT_OUT).read_text())
         content["slices"]["all"]["all"]["scores"]["mAP"]["lower_is_better"] = True
         (tmp_path / str(i)).mkdir()
         (tmp_path / str(i) / LEFT_OUT).write_text(json.dumps(content))
-    change, usual = (compare(*each)["slices"]["all"]["all"]["mAP"] for each in ((tmp_path / "0", tmp_path / "1"), runs))
-    assert change == usual | {"outcome": "better"}
+    change = compare(tmp_path / "0", tmp_path / "1")["slices"]["all"]["all"]["mAP"]
+    assert change == there["all"]["all"]["mAP"] | {"outcome": "better"}
     assert OccupancyMetric.lower_is_better == ("false_alarms",)
 
 
-def test_a_lost_class_is_a_loss_in_the_slices_that_have_it(drives: NuScenesTables, tmp_path: Path) -> None:
-    by = ("city", "scene")
-    whole, less = (
-        evaluated(network(drives, 1, 0.1, lost), drives, tmp_path / f"without-{lost}", by=by) for lost in ("", "bus")
-    )
-    slices = compare(whole, less)["slices"]
-    scores = json.loads((whole / "metrics.json").read_text())["slices"]
-    there = {scene for scene, part in scores["scene"].items() if part["AP"]["bus"] is not None}
-    assert 3 <= len(there) < 10
-    assert slices["city"]["boston"]["mAP"]["outcome"] == "same"
-    assert slices["city"]["singapore"]["mAP"]["outcome"] == slices["all"]["all"]["mAP"]["outcome"] == "worse"
-    # One scene has no interval.
-    changes = {scene: part["mAP"] for scene, part in slices["scene"].items()}
-    assert {scene for scene, change in changes.items() if change["difference"] < 0} == there
-    assert {change["outcome"] for change in changes.values()} == {"undecided"}
-    assert {change["why"] for change in changes.values()} == {"that takes at least 3 scenes with something to score"}
-
-
 def test_what_cannot_be_compared(drives: NuScenesTables, runs: tuple[Path, Path], tmp_path: Path) -> None:
-    predictor = network(drives, 0.8, 0.4)
-    fewer = evaluated(predictor, drives, tmp_path / "fewer", "scene-0000", "scene-0001:0-4", by=())
-    with pytest.raises(
-        InputError, match=r"fewer: has 12 keyframes and .*good has 81, 12 of them the same; evaluate both"
-    ):
-        compare(runs[0], fewer)
-    with pytest.raises(InputError, match="fewer: was evaluated without --by range; evaluate it again with it"):
-        compare(fewer, fewer, ["range"])
-    with pytest.raises(InputError, match=f"no readable {LEFT_OUT}; give a folder that `perception evaluate` wrote"):
-        compare(runs[0], tmp_path)
-    content = json.loads((runs[0] / LEFT_OUT).read_text())
-    other = tmp_path / "relabelled"
+    good, other = runs[0], tmp_path / "relabelled"
+    fewer = evaluated(network(drives, 0.8, 0.4), drives, tmp_path / "fewer", "scene-0000", "scene-0001:0-4", by=())
     other.mkdir()
-    content["slices"]["all"]["all"]["scores"]["mAP"]["sizes"][3] += 0.1
+    content = json.loads((good / LEFT_OUT).read_text())
+    score = content["slices"]["all"]["all"]["scores"]["mAP"]
+    score["sizes"][3] += 0.1
     (other / LEFT_OUT).write_text(json.dumps(content))
-    with pytest.raises(InputError, match="relabelled: all has other annotations"):
-        compare(runs[0], other)
-    del content["slices"]["all"]["all"]["scores"]["mAP"]["sizes"]
+    for each, says in (
+        ((good, fewer), r"fewer: has 12 keyframes and .*good has 81, 12 of them the same; evaluate both"),
+        ((fewer, fewer, ["range"]), "fewer: was evaluated without --by range; evaluate it again with it"),
+        ((good, tmp_path), f"no readable {LEFT_OUT}; give a folder that `perception evaluate` wrote"),
+        ((good, other), "relabelled: all has other annotations"),
+    ):
+        with pytest.raises(InputError, match=says):
+            compare(*each)
+    del score["sizes"]
     (other / LEFT_OUT).write_text(json.dumps(content))
     with pytest.raises(InputError, match=r"left_out.json: slices.all.all.scores.mAP.sizes: field required"):
-        compare(runs[0], other)
+        compare(good, other)
 
 
 def test_files_of_an_earlier_evaluation_do_not_stay(drives: NuScenesTables, tmp_path: Path) -> None:
@@ -211,3 +220,119 @@ def test_the_command_prints_and_writes_what_it_found(runs: tuple[Path, Path], tm
     change = found["slices"]["range"]["0-20 m"]["NDS"]
     low, high = change["interval"]
     assert f"{change['difference']:+.3f} [{low:+.3f}, {high:+.3f}]" in shown.getvalue()
+
+
+COVERED, FALSE_PASSES = 0.93, 0.035  # what must hold, of a nominal 0.95 and 0.025
+
+
+SCENES = (3, 4, 5, 8, 12, 20, 40)
+
+
+def misses(intervals: np.ndarray, truth: float) -> tuple[int, int, int]:
+    """How many intervals there are, how many lie beside the truth, and how many above: those pass falsely."""
+    given = intervals[~np.isnan(intervals[:, 0])]
+    above = int((given[:, 0] > truth).sum())
+    return len(given), above + int((given[:, 1] < truth).sum()), above
+
+
+def most(count: int, of: int) -> float:
+    """The largest rate that the count leaves possible, with a confidence of 99 % (Clopper and Pearson, 1934)."""
+    return float(stats.beta.ppf(0.99, count + 1, of - count))
+
+
+@pytest.mark.parametrize("scenes", SCENES)
+@pytest.mark.parametrize("draw", [gaussian, heavy_tails, iou])
+def test_intervals_cover_and_pass_as_often_as_they_say(draw: Draw, scenes: int) -> None:
+    drawn = draw(np.random.default_rng(scenes), 20_000 if draw is not iou else 8_000, scenes)
+    intervals, missed, passed = misses(drawn.jackknife(), drawn.truth)
+    assert intervals > 0.9 * len(drawn.sizes)
+    assert most(missed, intervals) <= 1 - COVERED
+    assert most(passed, intervals) <= FALSE_PASSES
+
+
+@pytest.mark.parametrize("scenes", SCENES)
+def test_the_percentile_bootstrap_covers_less(scenes: int) -> None:
+    """So that the test above can fail: it finds what it replaced wanting."""
+    rng = np.random.default_rng(scenes)
+    drawn = gaussian(rng, 4000, scenes)
+    intervals, missed, passed = misses(drawn.percentile(300, rng), drawn.truth)
+    assert most(missed, intervals) > 1 - COVERED
+    assert most(passed, intervals) > FALSE_PASSES
+
+
+@pytest.mark.parametrize(("scenes", "repeats"), [(3, 250), (5, 150), (12, 80)])
+def test_intervals_of_map_and_nds_cover_as_they_say(scenes: int, repeats: int) -> None:
+    """Few draws, as each is scored as a replay is: they must not contradict the rates."""
+    for drawn in detection(np.random.default_rng(scenes), repeats, scenes):
+        intervals, missed, passed = misses(drawn.jackknife(), drawn.truth)
+        assert intervals > 0.4 * repeats
+        assert missed <= stats.binom.ppf(0.99, intervals, 1 - COVERED)
+        assert passed <= stats.binom.ppf(0.99, intervals, FALSE_PASSES)
+
+
+def test_losses_in_few_scenes_widen_the_interval_to_their_side() -> None:
+    """Skewed changes: false passes get fewer than by Student's interval, of the same samples."""
+    drawn = skewed(np.random.default_rng(8), 20_000, 12)
+    changes = drawn.score(np.eye(12))
+    students = np.array(stats.t.interval(0.95, 11, changes.mean(axis=1), stats.sem(changes, axis=1))).T
+    _, missed, passed = misses(drawn.jackknife(), drawn.truth)
+    _, students_missed, students_passed = misses(students, drawn.truth)
+    count = len(students)
+    assert most(missed, count) < stats.beta.ppf(0.01, students_missed, count - students_missed + 1)
+    assert most(passed, count) < stats.beta.ppf(0.01, students_passed, count - students_passed + 1)
+
+
+def test_means_of_equal_scenes_have_students_interval_where_they_are_symmetric() -> None:
+    """Of which the coverage is exact (Student, 1908); where they are not, one end lies further out."""
+    rng = np.random.default_rng(3)
+    half = rng.normal(0, 1, (50, 4))
+    scores = lambda changes: changes @ (delete_one(np.arange(8), 8).T / np.r_[8, np.full(8, 7)])  # noqa: E731
+    symmetric, any_ = 0.1 + np.hstack([half, -half]), rng.normal(0.1, 1, (50, 8))
+    for changes in (symmetric, any_):
+        low, high = stats.t.interval(0.9, 7, changes.mean(axis=1), stats.sem(changes, axis=1))
+        found = jackknife_interval(scores(changes), np.ones((50, 8)), 0.9)
+        tail = stats.skew(changes, axis=1)
+        if changes is symmetric:
+            np.testing.assert_allclose(found.T, [low, high])
+        else:
+            np.testing.assert_allclose(found[tail > 0, 0], low[tail > 0])
+            np.testing.assert_allclose(found[tail < 0, 1], high[tail < 0])
+            assert (found[tail > 0, 1] > high[tail > 0]).all()
+            assert (found[tail < 0, 0] < low[tail < 0]).all()
+
+
+def test_few_scenes_and_one_that_outweighs_the_others_have_none() -> None:
+    # Where a class is in two scenes of five, its AP rests on two.
+    for sizes in ((1,), (1, 1), (1, 1, 1), (1, 1, 0, 0, 0), (10, 1, 1), (0, 0, 0)):
+        interval = jackknife_interval(np.arange(len(sizes) + 1) / 10, np.array(sizes, float), 0.95)
+        assert np.isnan(interval).all() == (sizes != (1, 1, 1))
+
+
+sizes_of_scenes = st.lists(st.floats(0.1, 10), min_size=3, max_size=12)
+
+
+@given(sizes_of_scenes, st.integers(0, 2**32 - 1), st.floats(1e-3, 1e3))
+def test_the_order_and_the_unit_do_not_matter(sizes: list[float], seed: int, unit: float) -> None:
+    rng = np.random.default_rng(seed)
+    scores, order = rng.normal(0, 1, len(sizes) + 1), rng.permutation(len(sizes))
+    interval = jackknife_interval(scores, np.array(sizes), 0.95)
+    mixed = np.append(scores[0], scores[1:][order])
+    np.testing.assert_allclose(jackknife_interval(mixed, unit * np.array(sizes)[order], 0.95), interval)
+    np.testing.assert_allclose(jackknife_interval(unit * scores, np.array(sizes), 0.95), unit * interval)
+
+
+@given(sizes_of_scenes)
+def test_the_effective_number_is_that_of_equal_scenes_at_most(sizes: list[float]) -> None:
+    number = effective_number(np.array(sizes))
+    assert 1 <= number <= len(sizes) + 1e-9
+    assert effective_number(np.full(len(sizes), sizes[0])) == pytest.approx(len(sizes))
+    assert effective_number(np.append(sizes, 0.0)) == pytest.approx(number)  # an empty scene adds nothing
+    assert np.isnan(jackknife_interval(np.zeros(len(sizes) + 1), np.array(sizes), 0.5)[0]) == (number < LEAST_EFFECTIVE)
+
+
+@given(st.lists(st.integers(0, 20), min_size=1, max_size=8, unique=True))
+def test_each_draw_leaves_one_scene_out(scenes: list[int]) -> None:
+    draws = delete_one(np.array(scenes), 21)
+    assert draws[0].nonzero()[0].tolist() == sorted(scenes)
+    for draw, left in zip(draws[1:], scenes, strict=True):
+        assert draw.nonzero()[0].tolist() == sorted(set(scenes) - {left})

@@ -13,72 +13,31 @@ from nuscenes.utils.data_classes import Box
 from pages import page_data
 from pyquaternion import Quaternion
 from rich.console import Console
-from sliced import MAP_GRID, SPEC
-from vocabulary import MAP_CLASSES, NUSCENES
+from vocabulary import MAP_CLASSES, NUSCENES, RIG
 
+from perception.config import Lidar
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.datasets.nuscenes.map_expansion import MapExpansion
 from perception.evaluation.comparison import compare, write_comparison
 from perception.evaluation.evaluate import Breakdown, evaluate
 from perception.evaluation.report import REPORT
 from perception.frame import Boxes, Frame, Prediction
+from perception.grid import BevGrid
+from perception.sensors.inputs import InputSpec
 from perception.tasks.detection.scores import RECALLS, THRESHOLDS
 from perception.tasks.map.iou import MapIou
 
 HOSTILE = "</script><img src=x onerror=\"window.broken='yes'\">'&lt;"
+
+
 BY = ("condition", "scene", "range")
+
+
 CORRUPTIONS = ("lidar_noise", "lidar_missing")
 
 
-@pytest.fixture(scope="module")
-def drives(sim_root: Path, tmp_path_factory: pytest.TempPathFactory) -> NuScenesTables:
-    """The simulated drives, one of them with a name that breaks out of HTML that does not escape it."""
-    root, version = tmp_path_factory.mktemp("hostile"), "v1.0-sim"
-    (root / version).mkdir()
-    for path in sim_root.iterdir():
-        if path.name != version:
-            (root / path.name).symlink_to(path)
-    for path in (sim_root / version).iterdir():
-        (root / version / path.name).symlink_to(path)
-    scenes = json.loads((sim_root / version / "scene.json").read_text())
-    scenes[0]["name"] = HOSTILE
-    (root / version / "scene.json").unlink()
-    (root / version / "scene.json").write_text(json.dumps(scenes))
-    return NuScenesTables(root, version)
-
-
-def truth_of(drives: NuScenesTables, frame: Frame) -> np.ndarray:
-    return MapExpansion.load(drives.dataroot, frame.location, NUSCENES.map_layers).rasterize(frame, MAP_GRID)
-
-
-def with_wrong_cells(truth: np.ndarray) -> np.ndarray:
-    wrong = np.random.default_rng(0).random(truth.shape) < 0.2
-    return (truth.astype(bool) ^ wrong).astype(np.float32)
-
-
-@pytest.fixture(scope="module")
-def run(drives: NuScenesTables, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of an evaluation of boxes and maps, with wrong cells."""
-    detect, out = detector(drives), tmp_path_factory.mktemp("run")
-
-    def predict(frame: Frame) -> Prediction:
-        return Prediction({**detect(frame).results, "map": with_wrong_cells(truth_of(drives, frame))})
-
-    breakdown = Breakdown(BY, CORRUPTIONS, left_out=True, report=True)
-    evaluate(predict, drives, "all", [], out, SPEC, Console(file=io.StringIO()), breakdown)
-    return out
-
-
-@pytest.fixture(scope="module")
-def opened(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Visit:
-    """The report in the browser."""
-    return visit((run / REPORT).read_text(), tmp_path_factory.mktemp("opened"), SEEN)
-
-
-def shown(value: float | None) -> str:
-    return "-" if value is None else str(value) if isinstance(value, int) else f"{value:.3f}"
-
-
+SPEC = InputSpec(BevGrid(), Lidar(sweeps=0), camera=None, rig=RIG)
+BARE = {"annotations": False, "lidar": False, "cameras": False}
 SEEN = """
   const texts = (root, what) => [...root.querySelectorAll(what)].map(each => each.textContent);
   const drawn = id => [...document.querySelectorAll(`#${id} .diagrams > div`)].map(each => ({
@@ -118,6 +77,59 @@ SEEN = """
 """
 
 
+def evaluated(drives: NuScenesTables, predict: Any, out: Path, *scenes: str, **wanted: Any) -> dict[str, Any]:
+    """Scores."""
+    console = Console(file=io.StringIO())
+    return evaluate(predict, drives, "all", scenes, out, SPEC, console, Breakdown(**wanted, report=True))
+
+
+@pytest.fixture(scope="module")
+def drives(sim_root: Path, tmp_path_factory: pytest.TempPathFactory) -> NuScenesTables:
+    """The simulated drives, one of them with a name that breaks out of HTML that does not escape it."""
+    root, version = tmp_path_factory.mktemp("hostile"), "v1.0-sim"
+    (root / version).mkdir()
+    for path in (*sim_root.iterdir(), *(sim_root / version).iterdir()):
+        if path.name != version:
+            (root / path.relative_to(sim_root)).symlink_to(path)
+    scenes = json.loads((sim_root / version / "scene.json").read_text())
+    scenes[0]["name"] = HOSTILE
+    (root / version / "scene.json").unlink()
+    (root / version / "scene.json").write_text(json.dumps(scenes))
+    return NuScenesTables(root, version)
+
+
+def truth_of(drives: NuScenesTables, frame: Frame) -> np.ndarray:
+    grid = SPEC.grid.coarser(4)
+    return MapExpansion.load(drives.dataroot, frame.location, NUSCENES.map_layers).rasterize(frame, grid)
+
+
+def with_wrong_cells(truth: np.ndarray) -> np.ndarray:
+    wrong = np.random.default_rng(0).random(truth.shape) < 0.2
+    return (truth.astype(bool) ^ wrong).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def run(drives: NuScenesTables, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an evaluation of boxes and maps, with wrong cells."""
+    detect, out = detector(drives), tmp_path_factory.mktemp("run")
+
+    def predict(frame: Frame) -> Prediction:
+        return Prediction({**detect(frame).results, "map": with_wrong_cells(truth_of(drives, frame))})
+
+    evaluated(drives, predict, out, by=BY, corruptions=CORRUPTIONS, left_out=True)
+    return out
+
+
+@pytest.fixture(scope="module")
+def opened(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Visit:
+    """The report in the browser."""
+    return visit((run / REPORT).read_text(), tmp_path_factory.mktemp("opened"), SEEN)
+
+
+def shown(value: float | None) -> str:
+    return "-" if value is None else str(value) if isinstance(value, int) else f"{value:.3f}"
+
+
 @needs_chromium
 def test_the_page_shows_the_numbers_of_the_evaluation(run: Path, opened: Visit) -> None:
     found, scores = opened.found, json.loads((run / "metrics.json").read_text())
@@ -143,9 +155,7 @@ def test_the_page_shows_the_numbers_of_the_evaluation(run: Path, opened: Visit) 
 
 @needs_chromium
 def test_scores_of_zero_are_not_shown_as_amounts(drives: NuScenesTables, tmp_path: Path) -> None:
-    predict = lambda frame: Prediction({"detection": Boxes.none()})  # noqa: E731
-    console, breakdown = Console(file=io.StringIO()), Breakdown(report=True)
-    scores = evaluate(predict, drives, "all", ["scene-0002:0-1"], tmp_path, SPEC, console, breakdown)
+    scores = evaluated(drives, lambda _: Prediction({"detection": Boxes.none()}), tmp_path, "scene-0002:0-1")
     seen = visit((tmp_path / REPORT).read_text(), tmp_path, SEEN)
     assert seen.console == []
     boxes = sum(scores["ground_truth"].values())
@@ -155,14 +165,19 @@ def test_scores_of_zero_are_not_shown_as_amounts(drives: NuScenesTables, tmp_pat
 
 
 @needs_chromium
-def test_less_of_what_should_be_less_is_green(run: Path, opened: Visit, tmp_path: Path) -> None:
+def test_in_the_dark_less_of_what_should_be_less_is_green(run: Path, opened: Visit, tmp_path: Path) -> None:
+    """Of the usual page, in a light scheme, the colours of scores, ink and ground are the opposite."""
     page = (run / REPORT).read_text()
     assert '"lowerIsBetter":[]' in page
-    seen = visit(page.replace('"lowerIsBetter":[]', '"lowerIsBetter":["NDS"]'), tmp_path, SEEN)
+    page = page.replace('"lowerIsBetter":[]', '"lowerIsBetter":["NDS"]')
+    pages = [opened.found, visit(page, tmp_path, SEEN, "--force-dark-mode").found]
     nds = opened.found["head"].index("NDS") - 1
-    usual, inverted = (np.array(found["coloured"])[:, nds] for found in (opened.found, seen.found))
+    usual, inverted = (np.array(found["coloured"])[:, nds] for found in pages)
     assert usual.any()
     np.testing.assert_array_equal(inverted, -usual)
+    for found, sign in zip(pages, (1, -1), strict=True):
+        ground, ink = (np.mean([float(n) for n in found[name][4:-1].split(",")]) for name in ("ground", "ink"))
+        assert sign * (ground - ink) > 150
 
 
 @needs_chromium
@@ -186,28 +201,24 @@ def test_curves_have_as_many_points_as_the_data(run: Path, opened: Visit) -> Non
 
 @needs_chromium
 def test_worst_samples_are_counted_and_drawn(run: Path, opened: Visit, drives: NuScenesTables) -> None:
-    found = opened.found
     samples = page_data(run / REPORT)["worst"][0]["samples"]
     submission = json.loads((run / "results_nusc.json").read_text())["results"]
     mistakes = [each["values"]["mistakes"] for each in samples]
     assert mistakes == sorted(mistakes, reverse=True)
-    assert HOSTILE in {sample["scene"] for sample in found["samples"]}
-    for sample, seen in zip(samples, found["samples"], strict=False):  # those of the map come behind
-        missed, extra = brute_force(drives, sample["token"], submission[sample["token"]])
-        assert (
-            (sample["values"]["missed"], sample["values"]["extra"])
-            == (missed, extra)
-            == (seen["missed"], seen["extra"])
-        )
-        assert (seen["scene"], seen["token"]) == (sample["scene"], sample["token"])
-        assert f"mistakes {missed + extra}, missed {missed}, extra {extra}" in seen["text"]
+    assert HOSTILE in {sample["scene"] for sample in opened.found["samples"]}
+    for sample, seen in zip(samples, opened.found["samples"], strict=False):  # those of the map come behind
+        counted = brute_force(drives, sample["token"], submission[sample["token"]])
+        assert tuple(sample["values"][name] for name in ("missed", "extra")) == counted
+        assert tuple(seen[name] for name in ("missed", "extra", "scene", "token")) == (
+            *counted, sample["scene"], sample["token"]
+        )  # fmt: skip
+        assert "mistakes {}, missed {}, extra {}".format(sum(counted), *counted) in seen["text"]
 
 
 def test_worst_maps_are_those_with_the_lowest_iou(run: Path, drives: NuScenesTables) -> None:
     expected = {}
     for token in drives.samples():
-        frame = drives.frame(token, annotations=False, lidar=False, cameras=False)
-        truth = truth_of(drives, frame)
+        truth = truth_of(drives, drives.frame(token, **BARE))
         iou = MapIou(MAP_CLASSES)
         iou.add(with_wrong_cells(truth), truth)
         expected[token] = iou.result()["iou_0.5"]["mean"]
@@ -218,32 +229,30 @@ def test_worst_maps_are_those_with_the_lowest_iou(run: Path, drives: NuScenesTab
 
 def test_footprints_are_the_devkits_in_the_vehicles_frame(run: Path, drives: NuScenesTables) -> None:
     sample = page_data(run / REPORT)["worst"][0]["samples"][0]
-    boxes = drives.boxes(sample["token"])
-    ego = drives.frame(sample["token"], annotations=False, lidar=False, cameras=False).global_from_ego
-    expected = []
+    boxes, expected = drives.boxes(sample["token"]), []
+    ego_from_global = np.linalg.inv(drives.frame(sample["token"], **BARE).global_from_ego)
     for center, size, rotation in zip(boxes.centers, boxes.sizes, boxes.rotations, strict=True):
         corners = Box(center, size, Quaternion(matrix=rotation)).bottom_corners()  # the front ones first
-        flat = (np.linalg.inv(ego) @ np.vstack([corners, np.ones(4)]))[:2].T
+        flat = (ego_from_global @ np.vstack([corners, np.ones(4)]))[:2].T
         expected.append((flat[:2], flat[2:]))
-    drawn = [each["corners"] for each in sample["outlines"] if each["kind"] in ("found", "missed")]
+    drawn = [np.array(each["corners"]) for each in sample["outlines"] if each["kind"] in ("found", "missed")]
     assert len(drawn) > 5
-    for corners in map(np.array, drawn):
-        assert any(
-            all(np.abs(ours[:, None] - theirs).sum(axis=2).min(axis=1).max() < 0.02 for ours, theirs in
-                zip((corners[:2], corners[2:]), sides, strict=True))
-            for sides in expected
-        )  # fmt: skip
+
+    def alike(ours: np.ndarray, theirs: np.ndarray) -> bool:
+        return bool(np.abs(ours[:, None] - theirs).sum(axis=2).min(axis=1).max() < 0.02)
+
+    for corners in drawn:
+        assert any(alike(corners[:2], front) and alike(corners[2:], back) for front, back in expected)
 
 
 def brute_force(drives: NuScenesTables, token: str, boxes: list[dict[str, Any]]) -> tuple[int, int]:
     """Missed annotations and extra detections of a keyframe, by a loop over the submission, best score first."""
-    ego = drives.frame(token, annotations=False, lidar=False, cameras=False).global_from_ego[:2, 3]
-    reach = {each.name: each.range for each in NUSCENES.classes}
-    truth = drives.boxes(token)
+    ego = drives.frame(token, **BARE).global_from_ego[:2, 3]
+    reach, truth = {each.name: each.range for each in NUSCENES.classes}, drives.boxes(token)
+    names, centers = [NUSCENES.class_names[label] for label in truth.labels], truth.centers[:, :2]
     free = [
-        (NUSCENES.class_names[label], center) for label, center, points in
-        zip(truth.labels, truth.centers[:, :2], truth.num_points, strict=True)
-        if points and np.linalg.norm(center - ego) < reach[NUSCENES.class_names[label]]
+        (name, center) for name, center, points in zip(names, centers, truth.num_points, strict=True)
+        if points and np.linalg.norm(center - ego) < reach[name]
     ]  # fmt: skip
     extra = 0
     for box in sorted(boxes, key=lambda each: -each["detection_score"]):
@@ -272,13 +281,3 @@ def test_the_comparison_has_a_row_for_each_slice(run: Path, tmp_path: Path) -> N
     assert seen["comparison"]["rows"] == [name for parts in found["slices"].values() for name in parts]
     assert ["change worse", "-0.250", "-0.300 to -0.125"] in seen["comparison"]["outcomes"]
     assert ["change undecided", "+0.000", "no interval"] in seen["comparison"]["outcomes"]
-
-
-@needs_chromium
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_ink_and_ground_contrast_in_both_schemes(run: Path, tmp_path: Path, scheme: str) -> None:
-    flags = ["--force-dark-mode"] if scheme == "dark" else []
-    found = visit((run / REPORT).read_text(), tmp_path, SEEN, *flags).found
-    ground, ink = (np.mean([float(n) for n in found[name][4:-1].split(",")]) for name in ("ground", "ink"))
-    assert (ground > ink) == (scheme == "light")
-    assert abs(ground - ink) > 150

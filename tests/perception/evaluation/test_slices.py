@@ -1,28 +1,47 @@
-"""Scores of parts of an evaluation equal those of the devkit, or of a count cell by cell, on that part alone."""
+"""Scores of parts and of corrupted sensors are those of their frames alone, by the devkit or a count; batches."""
 
 import io
 import json
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from detectors import detector
+from networks import model
 from nuscenes.eval.common.config import config_factory
 from nuscenes.eval.common.data_classes import EvalBoxes
 from nuscenes.eval.detection.data_classes import DetectionBox
 from nuscenes.eval.detection.evaluate import DetectionEval
+from refusals import one_line_error
 from rich.console import Console
-from sliced import MAP_GRID, SPEC
-from vocabulary import ATTRIBUTES, CLASSES, MAP_CLASSES, NUSCENES
+from tiny import write_tiny
+from vocabulary import ATTRIBUTES, CAMERAS, CLASSES, MAP_CLASSES, NUSCENES, RIG
 
+from perception.config import CameraBranch, Lidar
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.datasets.nuscenes.map_expansion import MapExpansion
 from perception.errors import InputError
 from perception.evaluation.evaluate import Breakdown, evaluate
+from perception.evaluation.predictions import Reader
+from perception.evaluation.robustness import CORRUPTIONS, chosen_corruptions, corrupted
 from perception.frame import Boxes, Frame, Prediction
-from perception.rotations import rotation_matrices
+from perception.grid import BevGrid
+from perception.predict import TorchPredictor
+from perception.sensors.inputs import InputSpec
 from perception.tasks.detection.devkit import boxes_to_compare, open_devkit, score_submission
 from perception.tasks.map.iou import MapIou
+
+LIDAR = InputSpec(BevGrid(), Lidar(sweeps=0), camera=None, rig=RIG)
+BOTH = replace(LIDAR, camera=CameraBranch())
+RINGS = {"0-20 m": (0, 20), "20-30 m": (20, 30), "30-50 m": (30, 50)}
+
+
+def console() -> Console:
+    return Console(file=io.StringIO(), width=120)
 
 
 def published(path: Path) -> Any:
@@ -31,16 +50,15 @@ def published(path: Path) -> Any:
 
     def predict(frame: Frame) -> Prediction:
         rows = results[frame.token]
-        boxes = Boxes(
-            centers=np.array([row["translation"] for row in rows]).reshape(-1, 3),
-            sizes=np.array([row["size"] for row in rows]).reshape(-1, 3),
-            rotations=rotation_matrices(np.array([row["rotation"] for row in rows]).reshape(-1, 4)),
-            velocities=np.array([[*row["velocity"], 0] for row in rows]).reshape(-1, 3),
+        of = lambda name, n: np.array([row[name] for row in rows], float).reshape(-1, n)  # noqa: E731
+        boxes = Boxes.from_yaws(
+            centers=of("translation", 3),
+            sizes=of("size", 3),
+            yaws=2 * np.arctan2(of("rotation", 4)[:, 3], of("rotation", 4)[:, 0]),
+            velocities=of("velocity", 2),
             labels=np.array([CLASSES.index(row["detection_name"]) for row in rows], np.int64),
             attributes=np.array([[*ATTRIBUTES, ""].index(row["attribute_name"]) for row in rows], np.int64),
-            scores=np.array([row["detection_score"] for row in rows]),
-            num_points=np.full(len(rows), -1),
-            instances=np.full(len(rows), ""),
+            scores=of("detection_score", 1)[:, 0],
         )
         return Prediction({"detection": boxes.transformed(np.linalg.inv(frame.global_from_reference))})
 
@@ -50,9 +68,8 @@ def published(path: Path) -> Any:
 def test_parts_score_as_the_devkit_scores_them_alone(nuscenes_root: Path, tmp_path: Path) -> None:
     tables = NuScenesTables(nuscenes_root, "v1.0-mini")
     predictor = published(nuscenes_root / "results" / "pointpillars_mini_val" / "results_nusc.json")
-    shown = io.StringIO()
-    by = Breakdown(["condition", "city", "scene", "range"])
-    metrics = evaluate(predictor, tables, "mini_val", [], tmp_path, SPEC, Console(file=shown, width=120), by)
+    shown, by = console(), Breakdown(["condition", "city", "scene", "range"])
+    metrics = evaluate(predictor, tables, "mini_val", [], tmp_path, LIDAR, shown, by)
     assert metrics == json.loads((tmp_path / "metrics.json").read_text())
     slices = metrics["slices"]
     assert list(slices["scene"]) == ["scene-0103", "scene-0916"]
@@ -65,10 +82,10 @@ def test_parts_score_as_the_devkit_scores_them_alone(nuscenes_root: Path, tmp_pa
     # Both drives are known to be by day, and of none is known that it rains.
     assert_equal(slices["condition"]["day"], metrics)
     assert slices["condition"].keys() <= {"clear", "day", "boston", "singapore"}
-    for name, bounds in {"0-20 m": (0, 20), "20-30 m": (20, 30), "30-50 m": (30, 50)}.items():
+    for name, bounds in RINGS.items():
         assert_equal(slices["range"][name], devkit_in_range(tmp_path / "results_nusc.json", nusc, tables, bounds))
         assert slices["range"][name]["samples"] == metrics["samples"]
-        assert name in shown.getvalue()
+        assert name in shown.file.getvalue()
 
 
 def assert_equal(part: dict, devkits: dict) -> None:
@@ -83,47 +100,41 @@ def assert_equal(part: dict, devkits: dict) -> None:
 def devkit_in_range(path: Path, nusc: Any, tables: NuScenesTables, bounds: tuple[float, float]) -> dict:
     """The devkit's scores of what it says is so far from the vehicle."""
 
-    class InRange(DetectionEval):
-        def __init__(self) -> None:
-            self.cfg, self.verbose = config_factory("detection_cvpr_2019"), False
-            samples = tables.samples("mini_val")
-            self.pred_boxes, self.gt_boxes = map(near, boxes_to_compare(path, nusc, samples, self.cfg, DetectionBox))
-
     def near(boxes: EvalBoxes) -> EvalBoxes:
         kept = EvalBoxes()
         for token in boxes.sample_tokens:
             kept.add_boxes(token, [box for box in boxes[token] if bounds[0] <= box.ego_dist < bounds[1]])
         return kept
 
-    evaluation = InRange()
+    evaluation = object.__new__(DetectionEval)
+    evaluation.cfg, evaluation.verbose = config_factory("detection_cvpr_2019"), False
+    boxes = boxes_to_compare(path, nusc, tables.samples("mini_val"), evaluation.cfg, DetectionBox)
+    evaluation.pred_boxes, evaluation.gt_boxes = map(near, boxes)
     summary = evaluation.evaluate()[0].serialize()
     names = [box.detection_name for box in evaluation.gt_boxes.all]
-    present = [ap for name, ap in summary["mean_dist_aps"].items() if name in names]
     return {
         "mAP": summary["mean_ap"],
         "NDS": summary["nd_score"],
-        "mAP_present": np.mean(present),
+        "mAP_present": np.mean([ap for name, ap in summary["mean_dist_aps"].items() if name in names]),
         "ground_truth": {name: names.count(name) for name in CLASSES},
         "mean_dist_aps": summary["mean_dist_aps"],
     }
 
 
 def test_the_map_of_parts_is_counted_in_their_cells(sim_root: Path, tmp_path: Path) -> None:
-    tables = NuScenesTables(sim_root, "v1.0-sim")
+    tables, grid = NuScenesTables(sim_root, "v1.0-sim"), LIDAR.grid.coarser(4)
     seen: list[tuple[Frame, np.ndarray, np.ndarray]] = []
 
     def predict(frame: Frame) -> Prediction:
         """The map with every fifth cell wrong, and no boxes."""
-        expansion = MapExpansion.load(sim_root, frame.location, NUSCENES.map_layers)
-        truth = expansion.rasterize(frame, MAP_GRID)
+        truth = MapExpansion.load(sim_root, frame.location, NUSCENES.map_layers).rasterize(frame, grid)
         wrong = np.random.default_rng(len(seen)).random(truth.shape) < 0.2
         probabilities = (truth.astype(bool) ^ wrong).astype(np.float32)
         seen.append((frame, probabilities, truth))
         return Prediction({"detection": Boxes.none(), "map": probabilities})
 
-    console = Console(file=io.StringIO())
     by = Breakdown(["condition", "city", "range"])
-    slices = evaluate(predict, tables, "all", [], tmp_path, SPEC, console, by)["slices"]
+    slices = evaluate(predict, tables, "all", [], tmp_path, LIDAR, console(), by)["slices"]
     assert list(slices["condition"]) == ["clear", "rain", "day", "night", *slices["city"]]
     for axis in ("condition", "city"):
         for name, part in slices[axis].items():
@@ -136,8 +147,8 @@ def test_the_map_of_parts_is_counted_in_their_cells(sim_root: Path, tmp_path: Pa
             expected = iou.result()["iou_0.5"]
             assert part["mIoU"] == pytest.approx(expected.pop("mean"), abs=1e-12)
             assert part["IoU"] == expected
-    distance = np.linalg.norm(MAP_GRID.centers(), axis=2)
-    for name, (near, far) in {"0-20 m": (0, 20), "20-30 m": (20, 30), "30-50 m": (30, 50)}.items():
+    distance = np.linalg.norm(grid.centers(), axis=2)
+    for name, (near, far) in RINGS.items():
         ring = (distance >= near) & (distance < far)
         for i, map_class in enumerate(MAP_CLASSES):
             both = sum(int((p[i].astype(bool) & t[i].astype(bool))[ring].sum()) for _, p, t in seen)
@@ -147,9 +158,151 @@ def test_the_map_of_parts_is_counted_in_their_cells(sim_root: Path, tmp_path: Pa
 
 
 def test_an_axis_that_there_is_not(tables: NuScenesTables, tmp_path: Path) -> None:
-    by = Breakdown(["season"])
-    with pytest.raises(
-        InputError, match="--by season: cannot slice by it; one or more of condition,scene,range,weather,light,city"
-    ):
-        evaluate(lambda _: Prediction({}), tables, "all", [], tmp_path, SPEC, breakdown=by)
+    says = "--by season: cannot slice by it; one or more of condition,scene,range,weather,light,city"
+    with pytest.raises(InputError, match=says):
+        evaluate(lambda _: Prediction({}), tables, "all", [], tmp_path, LIDAR, breakdown=Breakdown(["season"]))
     assert not list(tmp_path.iterdir())
+
+
+def test_every_level_of_corruption_scores_as_its_frames_do(
+    tables: NuScenesTables, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown, applied = console(), {}
+    names = ["lidar_noise", "lidar_missing", "camera_missing", "camera_noise"]
+    predictor, scenes = detector(tables), ["scene-0001"]
+    for name in names:  # remember what each corruption made, to score it again below
+        whole = CORRUPTIONS[name]
+
+        def remember(frame, level, rng, cameras, name=name, apply=whole.apply):
+            made = applied[name, level, frame.token] = apply(frame, level, rng, cameras)
+            return made
+
+        monkeypatch.setitem(CORRUPTIONS, name, replace(whole, apply=remember))
+    every = Breakdown(corruptions=names)
+    metrics = evaluate(predictor, tables, "all", scenes, tmp_path, BOTH, shown, every)
+    assert metrics == json.loads((tmp_path / "metrics.json").read_text())
+    found = metrics["robustness"]["corruptions"]
+    assert list(found) == names
+    for name in names:
+        for level in found[name]["levels"]:
+
+            def beforehand(frame, at=(name, level["level"])):
+                return predictor(applied[(*at, frame.token)])
+
+            alone = evaluate(beforehand, tables, "all", scenes, tmp_path / "b", BOTH, console())
+            assert level["NDS"] == pytest.approx(alone["NDS"], abs=1e-9)
+            assert level["mAP"] == pytest.approx(alone["mAP"], abs=1e-9)
+            assert "mIoU" not in level  # no map was predicted
+        mean = np.mean([level["NDS"] for level in found[name]["levels"]])
+        assert found[name]["resilience"] == pytest.approx(mean / metrics["NDS"], abs=1e-12)
+        assert name in shown.file.getvalue()
+    assert metrics["robustness"]["mRA"] == pytest.approx(np.mean([each["resilience"] for each in found.values()]))
+    assert found["lidar_missing"]["levels"][0]["mAP"] < 0.5 * metrics["mAP"]
+
+
+@pytest.mark.parametrize("name", CORRUPTIONS)
+def test_a_corruption_touches_its_sensor_alone_and_more_at_each_level(tables: NuScenesTables, name: str) -> None:
+    frame = tables.frame(tables.samples()[0])
+    change = []
+    for level in CORRUPTIONS[name].levels:
+        made = [CORRUPTIONS[name].apply(frame, level, np.random.default_rng(0), CAMERAS) for _ in range(2)]
+        change.append(difference(frame, made[0], CORRUPTIONS[name].sensor))
+        assert difference(made[0], made[1], "lidar") == difference(made[0], made[1], "camera") == 0
+        other = "camera" if CORRUPTIONS[name].sensor == "lidar" else "lidar"
+        assert difference(frame, made[0], other) == 0
+    assert change[0] > 0
+    assert change == sorted(change)
+    assert len(set(change)) == len(change)
+
+
+def difference(a: Frame, b: Frame, sensor: str) -> float:
+    """How far the data of a sensor are from each other; what is missing counts most."""
+    if sensor == "lidar":
+        if a.points is None or b.points is None:
+            return 0.0 if a.points is b.points else np.inf
+        gone = abs(len(a.points) - len(b.points))
+        return float(gone) if gone else float(np.abs(a.points[:, :3] - b.points[:, :3]).sum())
+    gone = len(a.cameras.keys() ^ b.cameras.keys())
+    both = a.cameras.keys() & b.cameras.keys()
+    pictures = sum(np.abs(a.cameras[n].image.astype(int) - b.cameras[n].image.astype(int)).mean() for n in both)
+    mounting = sum(np.abs(a.cameras[n].ego_from_camera - b.cameras[n].ego_from_camera).sum() for n in both)
+    return 1e6 * gone + float(pictures) + float(mounting)
+
+
+def test_every_model_meets_the_same_frames(tables: NuScenesTables, tmp_path: Path) -> None:
+    def watching(seen: list) -> Callable[[Frame], Prediction]:
+        def predict(frame: Frame) -> Prediction:
+            seen.append(frame.points.tobytes())
+            return Prediction({"detection": Boxes.none()})
+
+        return predict
+
+    seen: tuple[list, list] = ([], [])
+    both = Breakdown(corruptions=["lidar_noise", "lidar_miscalibrated"])
+    for each, scenes in zip(seen, ([], ["scene-0001"]), strict=True):
+        metrics = evaluate(watching(each), tables, "all", scenes, tmp_path, LIDAR, console(), both)
+        assert metrics["robustness"]["mRA"] is None  # nothing is left of nothing
+    assert set(seen[1]) <= set(seen[0])
+    assert len(set(seen[0])) == len(seen[0]) == 6 * 7
+
+
+def test_a_displaced_camera_is_displaced_alike_beside_a_missing_one(tables: NuScenesTables) -> None:
+    whole = tables.frame(tables.samples()[0])
+    partial = replace(whole, cameras={name: camera for name, camera in whole.cameras.items() if name != "CAM_FRONT"})
+    displaced = [
+        CORRUPTIONS["camera_miscalibrated"].apply(frame, 1.0, np.random.default_rng(5), CAMERAS)
+        for frame in (whole, partial)
+    ]
+    assert len(displaced[1].cameras) == 5
+    for name, camera in displaced[1].cameras.items():
+        np.testing.assert_array_equal(camera.ego_from_camera, displaced[0].cameras[name].ego_from_camera)
+
+
+def test_which_corruptions() -> None:
+    assert chosen_corruptions([], ["lidar"]) == []
+    assert chosen_corruptions(["all"], ["lidar", "camera"]) == list(CORRUPTIONS)
+    assert {CORRUPTIONS[name].sensor for name in chosen_corruptions(["all"], ["camera"])} == {"camera"}
+    with pytest.raises(InputError, match="--corruptions rust: no such corruption; all, or of lidar_noise,"):
+        chosen_corruptions(["lidar_noise", "rust"], ["lidar", "camera"])
+    with pytest.raises(InputError, match="--corruptions camera_blur: the model does not see that sensor; all, or of"):
+        chosen_corruptions(["camera_blur"], ["lidar"])
+    assert int(CORRUPTIONS["camera_missing"].levels[-1]) == len(CAMERAS)
+
+
+def predictor(batch: int, workers: int = 0) -> TorchPredictor:
+    network = model()
+    data = network.config.data.model_copy(update={"workers": workers})
+    network.config = network.config.model_copy(update={"data": data})
+    return TorchPredictor(network, batch)
+
+
+def values(prediction: Prediction) -> np.ndarray:
+    """(n,) all numbers of the boxes, ordered by place because rounding orders equal scores, and those of the map."""
+    boxes = prediction.results["detection"]
+    boxes = boxes.select(np.lexsort((boxes.labels, boxes.centers[:, 1], boxes.centers[:, 0])))
+    parts = (boxes.centers, boxes.sizes, boxes.rotations, boxes.velocities, boxes.scores, prediction.results["map"])
+    return np.concatenate([part.ravel() for part in parts])
+
+
+def test_batches_have_the_results_of_single_frames(recorded_root: Path) -> None:
+    tables, found = NuScenesTables(recorded_root, "v1.0-tiny"), []
+    for change in (None, partial(corrupted, name="lidar_missing", level=1, cameras=CAMERAS)):
+        each: dict[int, list[tuple[Frame, Prediction]]] = {}
+        for batch, workers in ((1, 0), (2, 1)):
+            predict = predictor(batch, workers)
+            each[batch] = list(predict.predictions(Reader(tables, predict.spec, change), tables.samples()))
+        assert [frame.token for frame, _ in each[2]] == tables.samples()
+        assert all(frame.points is not None for frame, _ in each[2])  # as recorded
+        for (_, single), (_, batched) in zip(each[1], each[2], strict=True):
+            np.testing.assert_allclose(values(batched), values(single), rtol=1e-3, atol=1e-3)
+            found.append(values(batched)[-100:])
+    assert len({one.round(3).tobytes() for one in found}) == 6  # each frame and change has its own
+
+
+def test_a_damaged_file_in_a_worker_is_one_line(tmp_path: Path) -> None:
+    write_tiny(tmp_path)
+    file = next((tmp_path / "samples" / "CAM_FRONT").iterdir())
+    file.write_bytes(b"damaged")
+    each = predictor(2, workers=1)
+    with one_line_error(at=file):
+        evaluate(each, NuScenesTables(tmp_path, "v1.0-tiny"), "all", (), tmp_path / "out", each.spec, console())

@@ -1,24 +1,44 @@
-"""Augmentation moves points, boxes, velocities, projections and pixels together."""
+"""Augmentation moves points, boxes, velocities, projections and pixels together; test-time flip undoes its mirror."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from networks import model
 from painted import painted_frame, spot_of
+from training_runs import small
 from vocabulary import RIG
 
+from deploy.golden import synthetic_frame
 from perception.config import Augment, CameraBranch, Image
+from perception.datasets.nuscenes.dataset import NuScenesTables
+from perception.errors import InputError
 from perception.frame import Boxes, Frame
 from perception.grid import BevGrid
+from perception.model import PerceptionModel
+from perception.predict import TorchPredictor
 from perception.sensors.inputs import InputSpec, fit_width, prepare
+from perception.tasks.detection.config import DetectionHead
+from perception.tasks.detection.task import DetectionTask
+from perception.tasks.network import Axis
+from perception.taxonomy import load_taxonomy
 from perception.training.augment import draw_image_affine, draw_similarity, shuffled, transformed
 
 STRONG = Augment(flip=True, rotation=3.0, scale=0.3, translation=2.0, image_scale=0.2, image_flip=True)
+
+
 FRAME = painted_frame(np.array([20.0, 2.0, 0.5]))
+
+
 MIRRORED_CORNERS = [1, 0, 3, 2, 5, 4, 7, 6]  # left and right change places
+
+
+FULL, SIZE = (900, 1600, 3), Image(height=128, width=352)
 seeds = st.integers(0, 2**32 - 1)
 
 
@@ -46,19 +66,30 @@ def _apply(matrix: np.ndarray, points: np.ndarray) -> np.ndarray:
     return points @ matrix[:3, :3].T + matrix[:3, 3]
 
 
+def _pixels(projection: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """(N, 2) pixels of the points in front; far to the side they need no care."""
+    homogeneous = points @ projection[:, :3].T + projection[:, 3]
+    return homogeneous[:, :2] / homogeneous[:, 2:]
+
+
 @settings(max_examples=60, deadline=None)
 @given(seeds)
-def test_box_corners_move_with_the_similarity(seed: int) -> None:
+def test_boxes_points_and_projections_move_with_the_similarity(seed: int) -> None:
     rng = np.random.default_rng(seed)
     frame, similarity = _frame(rng), draw_similarity(rng, STRONG)
-    after = transformed(frame, similarity).boxes
+    after = transformed(frame, similarity)
     expected = _apply(similarity, frame.boxes.corners())
     if np.linalg.det(similarity) < 0:
         expected = expected[:, MIRRORED_CORNERS]
-    np.testing.assert_allclose(after.corners(), expected, atol=1e-9)
-    np.testing.assert_allclose(np.linalg.det(after.rotations), 1, atol=1e-9)
-    moved = _apply(similarity, frame.boxes.centers + 0.1 * frame.boxes.velocities)
-    np.testing.assert_allclose(after.centers + 0.1 * after.velocities, moved, atol=1e-9)
+    np.testing.assert_allclose(after.boxes.corners(), expected, atol=1e-9)
+    np.testing.assert_allclose(np.linalg.det(after.boxes.rotations), 1, atol=1e-9)
+    later = _apply(similarity, frame.boxes.centers + 0.1 * frame.boxes.velocities)
+    np.testing.assert_allclose(after.boxes.centers + 0.1 * after.boxes.velocities, later, atol=1e-9)
+    points = frame.points[:, :3].astype(np.float64)
+    moved = _apply(similarity, points)
+    np.testing.assert_allclose(after.points[:, :3], moved, atol=1e-4)
+    pixels = [_pixels(each.image_from_reference("CAM_FRONT"), p) for each, p in ((frame, points), (after, moved))]
+    np.testing.assert_allclose(pixels[1], pixels[0], atol=1e-5)
 
 
 @settings(max_examples=30, deadline=None)
@@ -79,22 +110,10 @@ def test_points_stay_in_their_boxes(seed: int) -> None:
     np.testing.assert_array_equal(after.points[:, 3:], points[:, 3:].astype(np.float32))
 
 
-@settings(max_examples=30, deadline=None)
-@given(seeds)
-def test_projections_see_through_the_similarity(seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    frame, similarity = _frame(rng), draw_similarity(rng, STRONG)
-    after = transformed(frame, similarity)
-    before = _pixels(frame.image_from_reference("CAM_FRONT"), frame.points[:, :3].astype(np.float64))
-    moved = _apply(similarity, frame.points[:, :3].astype(np.float64))
-    np.testing.assert_allclose(_pixels(after.image_from_reference("CAM_FRONT"), moved), before, atol=1e-5)
-    np.testing.assert_allclose(after.points[:, :3], moved, atol=1e-4)
-
-
-def _pixels(projection: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """(N, 2) pixels of the points in front; far to the side they need no care."""
-    homogeneous = points @ projection[:, :3].T + projection[:, 3]
-    return homogeneous[:, :2] / homogeneous[:, 2:]
+def _prepared(frame: Frame, affine: np.ndarray, size: Image) -> tuple[np.ndarray, np.ndarray]:
+    """The projection (3, 4) of the only camera, and where the bright spot of its prepared picture is."""
+    inputs = prepare(frame, InputSpec(BevGrid(), None, CameraBranch(image=size), RIG), {"CAM_FRONT": affine})
+    return inputs["image_from_reference"][0, 0].astype(np.float64), spot_of(inputs["images"][0, 0])
 
 
 @settings(max_examples=25, deadline=None)
@@ -104,24 +123,19 @@ def test_pixels_move_with_the_projected_point(seed: int) -> None:
     point = rng.uniform([15, -2, 0], [25, 2, 1])
     frame, similarity = painted_frame(point), draw_similarity(rng, STRONG)
     size = Image(height=256, width=704)
-    affine = draw_image_affine(rng, STRONG, (900, 1600, 3), size)
-    spec = InputSpec(BevGrid(), None, CameraBranch(image=size), RIG)
-    inputs = prepare(transformed(frame, similarity), spec, {"CAM_FRONT": affine})
-    projection = inputs["image_from_reference"][0, 0].astype(np.float64)
-    expected = _pixels(projection, _apply(similarity, point[None]))[0]
-    np.testing.assert_allclose(spot_of(inputs["images"][0, 0]), expected, atol=0.08)
+    affine = draw_image_affine(rng, STRONG, FULL, size)
+    projection, spot = _prepared(transformed(frame, similarity), affine, size)
+    np.testing.assert_allclose(spot, _pixels(projection, _apply(similarity, point[None]))[0], atol=0.08)
 
 
 @settings(max_examples=100, deadline=None)
 @given(seeds)
 def test_pictures_fill_the_network_or_lie_within_it(seed: int) -> None:
-    size = Image(height=128, width=352)
-    affine = draw_image_affine(np.random.default_rng(seed), STRONG, (900, 1600, 3), size)
+    affine = draw_image_affine(np.random.default_rng(seed), STRONG, FULL, SIZE)
     left, right = sorted((affine @ [[-0.5, 1599.5], [0, 0], [1, 1]])[0])
     assert 0.8 * 352 <= right - left <= 1.2 * 352 + 1e-9
     covers = left <= -0.5 + 1e-9 and right >= 351.5 - 1e-9
-    within = left >= -0.5 - 1e-9 and right <= 351.5 + 1e-9
-    assert covers or within
+    assert covers or (left >= -0.5 - 1e-9 and right <= 351.5 + 1e-9)
 
 
 def test_everything_that_is_configured_is_drawn() -> None:
@@ -134,18 +148,28 @@ def test_everything_that_is_configured_is_drawn() -> None:
     assert np.abs(np.arctan(forward[:, 1] / forward[:, 0])).max() == pytest.approx(0.39, abs=0.01)
     assert (scales.min(), scales.max()) == pytest.approx((0.95, 1.05), abs=0.002)
     assert similarities[:, :3, 3].std(axis=0) == pytest.approx([0.5] * 3, abs=0.05)
-    size = Image(height=128, width=352)
-    affines = np.array([draw_image_affine(rng, Augment(), (900, 1600), size) for _ in range(400)])
+    affines = np.array([draw_image_affine(rng, Augment(), FULL, SIZE) for _ in range(400)])
     assert (affines[:, 0, 0] < 0).mean() == pytest.approx(0.5, abs=0.1)
     assert np.abs(affines[:, 0, 0] / 0.22).min() == pytest.approx(0.94, abs=0.003)
+    by_axis = Augment(translation=(0.5, 0.2, 0.0))
+    shifts = np.array([draw_similarity(rng, by_axis) for _ in range(2000)])[:, :3, 3]
+    np.testing.assert_allclose(shifts.std(axis=0), [0.5, 0.2, 0], rtol=0.06)
+    alike = [draw_similarity(np.random.default_rng(1), Augment(translation=each)) for each in (0.5, (0.5, 0.5, 0.5))]
+    np.testing.assert_array_equal(*alike)
 
 
-def test_nothing_is_changed_when_all_is_off() -> None:
+def test_what_is_off_changes_nothing_and_draws_no_numbers() -> None:
+    """So samples of configurations without later options are what they were."""
     off = Augment(flip=False, rotation=0, scale=0, translation=0, image_scale=0, image_flip=False)
-    rng, size = np.random.default_rng(0), Image(height=128, width=352)
+    rng = np.random.default_rng(0)
     np.testing.assert_array_equal(draw_similarity(rng, off), np.eye(4))
-    affine = draw_image_affine(rng, off, (900, 1600), size)
-    np.testing.assert_allclose(affine, fit_width((900, 1600), size), atol=1e-12)
+    np.testing.assert_allclose(draw_image_affine(rng, off, FULL, SIZE), fit_width(FULL[:2], SIZE), atol=1e-12)
+    one, other = np.random.default_rng(0), np.random.default_rng(0)
+    draw_image_affine(one, Augment(), FULL, Image())
+    other.uniform(), other.random(), other.uniform(size=2)
+    assert one.random() == other.random()
+    three = Augment(translation=(0.5, 0.5, 0), image_scale=(0.8, 1.2))
+    assert Augment.model_validate_json(three.model_dump_json()) == three
 
 
 def test_unknown_velocities_stay_unknown_and_missing_sensors_missing() -> None:
@@ -161,38 +185,35 @@ def test_unknown_velocities_stay_unknown_and_missing_sensors_missing() -> None:
 
 def _affines(number: int, **settings: Any) -> np.ndarray:
     """(number, 3, 3) from the network's pixels without augmentation to those with it."""
-    rng, size, fit = np.random.default_rng(0), Image(height=128, width=352), np.linalg.inv(
-        fit_width((900, 1600), Image(height=128, width=352))
-    )  # fmt: skip
+    rng, fit = np.random.default_rng(0), np.linalg.inv(fit_width(FULL[:2], SIZE))
     off = Augment(image_scale=0, image_flip=False).model_copy(update=settings)
-    return np.array([draw_image_affine(rng, off, (900, 1600), size) @ fit for _ in range(number)])
+    return np.array([draw_image_affine(rng, off, FULL, SIZE) @ fit for _ in range(number)])
 
 
 def test_images_turn_about_their_middle() -> None:
     affines = _affines(300, image_rotation=5.4)
     angles = np.degrees(np.arctan2(affines[:, 1, 0], affines[:, 0, 0]))
     assert (angles.min(), angles.max()) == pytest.approx((-5.4, 5.4), abs=0.1)
-    angle, offset = np.radians(angles), np.array([100.0, 0.0])
-    middle = np.array([175.5, 63.5])
+    angle, middle, offset = np.radians(angles), np.array([175.5, 63.5]), np.array([100.0, 0.0])
     # A pixel 100 to the right of the middle, by hand.
     turned = middle + 100 * np.stack([np.cos(angle), np.sin(angle)], axis=1)
     np.testing.assert_allclose((affines @ np.append(middle + offset, 1))[:, :2], turned)
-    np.testing.assert_allclose(affines @ np.append(middle, 1), np.tile(np.append(middle, 1), (300, 1)))
+    np.testing.assert_allclose(affines @ [*middle, 1], np.tile([*middle, 1], (300, 1)))
 
 
 def test_a_point_lands_on_its_turned_pixel() -> None:
     """The pixel of a 3-D point, turned in closed form, is where the prepared picture shows it and projects it to."""
     point, size = np.array([20.0, 1.5, 0.6]), Image(height=256, width=704)
     frame, fixed = painted_frame(point), Augment(image_scale=0, image_flip=False, image_rotation=5.4)
-    affine = draw_image_affine(np.random.default_rng(5), fixed, (900, 1600, 3), size)
-    inputs = prepare(frame, InputSpec(BevGrid(), None, CameraBranch(image=size), RIG), {"CAM_FRONT": affine})
+    affine = draw_image_affine(np.random.default_rng(5), fixed, FULL, size)
     angle = np.arctan2(affine[1, 0], affine[0, 0])
     assert abs(np.degrees(angle)) > 1
     u, v = _pixels(frame.image_from_reference("CAM_FRONT"), point[None])[0]
     x, y = 0.44 * (u + 0.5) - 0.5 - 351.5, 0.44 * (v + 0.5) - 0.5 - (900 * 0.44 - 256) - 127.5
     expected = [351.5 + np.cos(angle) * x - np.sin(angle) * y, 127.5 + np.sin(angle) * x + np.cos(angle) * y]
-    np.testing.assert_allclose(_pixels(inputs["image_from_reference"][0, 0], point[None])[0], expected, atol=1e-3)
-    np.testing.assert_allclose(spot_of(inputs["images"][0, 0]), expected, atol=0.08)
+    projection, spot = _prepared(frame, affine, size)
+    np.testing.assert_allclose(_pixels(projection, point[None])[0], expected, atol=1e-3)
+    np.testing.assert_allclose(spot, expected, atol=0.08)
 
 
 def test_a_range_of_sizes_keeps_the_bottom_row() -> None:
@@ -206,14 +227,6 @@ def test_a_range_of_sizes_keeps_the_bottom_row() -> None:
     assert (left[large] <= -0.5 + 1e-9).all()
     assert (right[large] >= 351.5 - 1e-9).all()
     assert left[large].std() > 1
-
-
-def test_translation_differs_by_axis() -> None:
-    settings, rng = Augment(translation=(0.5, 0.2, 0.0)), np.random.default_rng(0)
-    shifts = np.array([draw_similarity(rng, settings) for _ in range(2000)])[:, :3, 3]
-    np.testing.assert_allclose(shifts.std(axis=0), [0.5, 0.2, 0], rtol=0.06)
-    one = draw_similarity(np.random.default_rng(1), Augment(translation=0.5))
-    np.testing.assert_array_equal(one, draw_similarity(np.random.default_rng(1), Augment(translation=(0.5,) * 3)))
 
 
 def test_shuffled_points_keep_their_lidar_and_class() -> None:
@@ -232,19 +245,71 @@ def test_shuffled_points_keep_their_lidar_and_class() -> None:
     assert shuffled(missing, np.random.default_rng(1)) is missing
 
 
-def test_options_that_are_off_draw_no_numbers() -> None:
-    """So samples of configurations without them are what they were."""
-    one, other = np.random.default_rng(0), np.random.default_rng(0)
-    draw_image_affine(one, Augment(), (900, 1600), Image())
-    other.uniform(), other.random(), other.uniform(size=2)
-    assert one.random() == other.random()
+SIGNS = {"x": np.diag([-1.0, 1, 1, 1]), "y": np.diag([1.0, -1, 1, 1])}
 
 
-def test_earlier_checkpoints_have_fewer_keys() -> None:
-    old = {
-        "flip": True, "rotation": 0.39, "scale": 0.05, "translation": 0.5, "image_scale": 0.06, "image_flip": True
-    }  # fmt: skip
-    assert Augment.model_validate(old) == Augment()
-    three = Augment(translation=(0.5, 0.5, 0), image_scale=(0.8, 1.2))
-    assert Augment.model_validate_json(three.model_dump_json()) == three
-    assert Augment.model_validate(three.model_dump(mode="json")) == three
+def scene() -> Frame:
+    """Objects in cells of their own."""
+    rng, count = np.random.default_rng(0), 12
+    boxes = Boxes.from_yaws(
+        centers=np.stack(
+            [np.linspace(-11.03, 10.61, count), rng.uniform(-12, 12, count), rng.normal(size=count)], axis=1
+        ),
+        sizes=rng.uniform(0.5, 4, (count, 3)),
+        yaws=rng.uniform(-np.pi, np.pi, count),
+        velocities=rng.normal(size=(count, 2)),
+        labels=np.arange(count) % 10,
+        attributes=np.full(count, -1),
+        scores=np.ones(count),
+    )
+    return replace(synthetic_frame("ego", RIG, 0), boxes=boxes)
+
+
+@pytest.mark.parametrize("axis", ["x", "y"])
+def test_labels_of_the_mirror_image_become_those_of_the_scene(axis: Axis) -> None:
+    grid, taxonomy, frame = BevGrid(), load_taxonomy("nuscenes"), scene()
+    task = DetectionTask(DetectionHead(axis=True), grid, taxonomy)
+    network = task.network(4)
+    dense, wanted = [], task.labels(frame)
+    for each in (frame, transformed(frame, SIGNS[axis])):
+        labels = task.labels(each)
+        maps = {name: torch.from_numpy(values)[None] for name, values in labels.items() if values.ndim == 3}
+        for name in network.regressed.keys() & labels.keys():
+            maps[name] = torch.zeros(1, labels[name].shape[1], *grid.shape)
+            maps[name].flatten(2)[0, :, labels["cells"]] = torch.from_numpy(labels[name]).T
+        dense.append(maps)
+    assert len(set(wanted["cells"].tolist())) == len(wanted["cells"]) == 12
+    found = network.unflipped(dense[1], axis)
+    assert found.keys() == dense[0].keys()
+    for name, values in dense[0].items():
+        at = (lambda maps: maps.flatten(2)[..., wanted["cells"]]) if name in network.regressed else (lambda maps: maps)
+        torch.testing.assert_close(at(found[name]), at(values), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("axes", ["x", "y"])
+def test_the_average_over_mirror_images_sees_a_mirrored_scene_mirrored(recorded_root: Path, axes: str) -> None:
+    """Whatever the weights: the four images of both scenes are the same."""
+    tables = NuScenesTables(recorded_root, "v1.0-tiny")
+    network, frame = model(), tables.frame(tables.samples()[0])
+    mirrored = frame
+    for axis in axes:
+        mirrored = transformed(mirrored, SIGNS[axis])
+    average, single = TorchPredictor(network, flip=True), TorchPredictor(network)
+    here, there = average(frame).results, average(mirrored).results
+    a, b = here["detection"], there["detection"]
+    signs = np.array([-1.0 if axis in axes else 1.0 for axis in "xyz"])
+    assert len(a) > 10
+    np.testing.assert_allclose(b.centers * signs, a.centers, atol=1e-3)
+    np.testing.assert_allclose(b.velocities * signs, a.velocities, atol=1e-3)
+    np.testing.assert_allclose(np.cos(b.yaws) * signs[0], np.cos(a.yaws), atol=1e-3)
+    np.testing.assert_allclose(np.sin(b.yaws) * signs[1], np.sin(a.yaws), atol=1e-3)
+    np.testing.assert_allclose(b.scores, a.scores, atol=1e-4)
+    rows, columns = (slice(None, None, int(sign)) for sign in (signs[1], signs[0]))
+    np.testing.assert_allclose(there["map"][:, rows, columns], here["map"], atol=1e-4)
+    assert not np.allclose(single(mirrored).results["map"][:, rows, columns], single(frame).results["map"], atol=1e-2)
+
+
+def test_an_area_that_is_not_symmetric_has_no_mirror_image() -> None:
+    lopsided = small().model_copy(update={"grid": small().grid.model_copy(update={"x": (0.0, 51.2)})})
+    with pytest.raises(InputError, match=r"--flip: the area of small is not symmetric: x \(0.0, 51.2\) m"):
+        TorchPredictor(PerceptionModel(lopsided), flip=True)

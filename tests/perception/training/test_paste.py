@@ -11,13 +11,17 @@ from hypothesis import strategies as st
 from pasting import CLASSES, ahead, config, inside, ordered, polygon, upright
 from vocabulary import CAMERAS, NUSCENES
 
-from perception.config import Config, parse_config
+from perception.config import parse_config
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.errors import InputError
 from perception.frame import Boxes, Frame
+from perception.training.box_geometry import footprints, overlapping, points_of
 from perception.training.loader import FrameDataset, Sample, batches
 from perception.training.objects import Objects, objects_of
 from perception.training.paste import Paster
+from perception.training.pictures import Layer, Place, painted, places
+
+seeds = st.integers(0, 2**32 - 1)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +44,7 @@ def _alone(objects: Objects, number: int) -> Objects:
 
 
 @settings(max_examples=12)
-@given(st.integers(0, 2**32 - 1))
+@given(seeds)
 def test_no_two_boxes_overlap_and_classes_are_filled_up(objects: Objects, frames: Sequence[Frame], seed: int) -> None:
     frame = frames[seed % len(frames)]
     bare = replace(frame, cameras={})
@@ -51,9 +55,7 @@ def test_no_two_boxes_overlap_and_classes_are_filled_up(objects: Objects, frames
     for i in range(len(frame.boxes), len(result)):
         assert all(shapes[i].intersection(other).area < 1e-9 for other in shapes[:i])
     before, after = (np.bincount(boxes.labels, minlength=10) for boxes in (frame.boxes, result))
-    most = np.zeros(10, int)
-    for name, count in CLASSES.items():
-        most[NUSCENES.label(name)] = count
+    most = np.array([CLASSES.get(name, 0) for name in NUSCENES.class_names])
     assert (after <= np.maximum(before, most)).all()
 
 
@@ -62,15 +64,11 @@ def test_points_in_a_pasted_box_are_the_objects_and_others_stay(objects: Objects
     result = paster(frame, np.random.default_rng(1))
     pasted = range(len(frame.boxes), len(result.boxes))
     assert len(pasted) > 10
-    removed = np.zeros(len(frame.points), bool)
-    stored: list[np.ndarray] = []
+    removed, stored = np.zeros(len(frame.points), bool), []
     for i in pasted:
         for moving in (True, False):
             removed |= inside(frame.points, result.boxes, i, moving)
-        (number,) = np.flatnonzero(
-            [objects.boxes.select(np.array([n])).centers[0].tolist() == result.boxes.centers[i].tolist()
-             for n in range(len(objects.boxes))]
-        )  # fmt: skip
+        (number,) = np.flatnonzero((objects.boxes.centers == result.boxes.centers[i]).all(axis=1))
         for name in ("sizes", "rotations", "velocities", "labels", "attributes"):
             np.testing.assert_array_equal(getattr(result.boxes, name)[i], getattr(objects.boxes, name)[number])
         stored.append(objects.points(number))
@@ -86,14 +84,12 @@ def test_objects_with_few_points_or_outside_the_grid_are_not_pasted(objects: Obj
     content = config(points=40).model_dump(mode="json")
     content["grid"] |= {"x": [-12.8, 25.6], "y": [-12.8, 12.8]}
     bare = replace(frames[0], cameras={}, boxes=Boxes.none())
-    paster, boxes = Paster(objects, parse_config(content, "test")), []
-    for seed in range(8):
-        boxes.append(paster(bare, np.random.default_rng(seed)).boxes)
+    paster = Paster(objects, parse_config(content, "test"))
+    boxes = [paster(bare, np.random.default_rng(seed)).boxes for seed in range(8)]
     assert max(map(len, boxes)) > 3
     for found in boxes:
         assert (found.num_points >= 40).all()
-        assert (found.centers[:, 0] >= -12.8).all() and (found.centers[:, 0] < 25.6).all()  # noqa: PT018
-        assert (np.abs(found.centers[:, 1]) <= 12.8).all()
+        assert ((found.centers[:, :2] >= -12.8) & (found.centers[:, :2] <= [25.6, 12.8])).all()
         assert set(found.labels.tolist()) <= {NUSCENES.label(name) for name in CLASSES}
 
 
@@ -203,19 +199,91 @@ def test_samples_depend_on_seed_and_position_alone(tables: NuScenesTables, objec
     assert not np.array_equal(whole[0], whole[1])
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
+def test_what_cannot_be_pasted_is_refused() -> None:
+    for changes, message in (
         ({"classes": {"tram": 2}}, "data.paste.classes: tram is no class of the taxonomy; known are car, truck"),
         ({"classes": {"car": 0}}, "data.paste.classes.car"),
         ({"model": {"lidar": None}, "pictures": "mask"}, "without LiDAR nothing shows a masked object"),
-    ],
-)
-def test_what_cannot_be_pasted_is_refused(changes: dict[str, object], message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        config(**changes)  # type: ignore[arg-type]
+    ):
+        with pytest.raises(InputError, match=message):
+            config(**changes)  # type: ignore[arg-type]
+    assert config({"lidar": None}).data.paste is not None  # crops
 
 
-def test_without_lidar_pictures_are_pasted() -> None:
-    settings: Config = config({"lidar": None})
-    assert settings.data.paste is not None
+def _boxes(rng: np.random.Generator, number: int) -> Boxes:
+    low, high = [-6, -6, -1, 0.3, 0.3, 0.5, -4, -8, -8], [6, 6, 1, 3, 9, 3, 4, 8, 8]
+    return upright(*rng.uniform(low, high, (number, 9)))
+
+
+@settings(max_examples=40)
+@given(seeds)
+def test_overlap_is_shapelys(seed: int) -> None:
+    boxes = _boxes(np.random.default_rng(seed), 12)
+    shapes = [polygon(boxes, i) for i in range(12)]
+    for i in range(12):
+        expected = [shapes[i].intersection(shape).area > 1e-9 for shape in shapes]
+        assert overlapping(footprints(boxes)[i], footprints(boxes)).tolist() == expected
+
+
+@pytest.mark.parametrize(("gap", "expected"), [(-0.01, True), (0.0, False), (0.01, False)])
+def test_touching_is_no_overlap(gap: float, expected: bool) -> None:
+    one = footprints(upright((0, 0, 0, 2, 4, 1, 0, 0, 0), (4 + gap, 0, 0, 2, 4, 1, 0, 0, 0)))
+    assert overlapping(one[0], one[1:]).tolist() == [expected]
+
+
+@settings(max_examples=20)
+@given(seeds, st.booleans())
+def test_points_are_in_the_box_where_it_was(seed: int, moving: bool) -> None:
+    rng = np.random.default_rng(seed)
+    boxes = _boxes(rng, 5)
+    boxes.velocities[2] = np.nan
+    points = rng.uniform([-9, -9, -2, 0, -0.01], [9, 9, 2, 255, 0.5], (2000, 5)).astype(np.float32)
+    for i, found in enumerate(points_of(points, boxes, moving)):
+        assert found.tolist() == np.flatnonzero(inside(points, boxes, i, moving)).tolist()
+
+
+@settings(max_examples=40)
+@given(seeds)
+def test_a_place_just_holds_the_projected_box(seed: int) -> None:
+    """Boxes before, beside, behind and around the camera."""
+    rng = np.random.default_rng(seed)
+    boxes = _boxes(rng, 4)
+    frame = ahead(boxes)
+    projection = frame.image_from_reference(CAMERAS[0])
+    grid = np.stack(np.meshgrid(*[np.linspace(-0.5, 0.5, 30)] * 3), axis=-1).reshape(-1, 3)
+    surface = grid[np.abs(grid).max(axis=1) == 0.5]
+    for i, place in enumerate(places(boxes, projection, (60, 80, 3))):
+        points = surface * boxes.sizes[i][[1, 0, 2]] @ boxes.rotations[i].T + boxes.centers[i]
+        seen = points @ projection[:, :3].T + projection[:, 3]
+        seen = seen[seen[:, 2] >= 0.5]
+        pixels = np.round(seen[:, :2] / seen[:, 2:]).astype(int)
+        pixels = pixels[((pixels >= 0) & (pixels < (80, 60))).all(axis=1)]
+        if place is None:
+            assert not len(pixels)
+        else:
+            assert place.depth == pytest.approx(boxes.centers[i, 0])
+            assert (pixels >= (place.left, place.top)).all()
+            assert (pixels < (place.right, place.bottom)).all()
+            assert 0 <= place.left < place.right <= 80
+            assert 0 <= place.top < place.bottom <= 60
+
+
+def test_the_place_of_a_box_straight_ahead() -> None:
+    # 80 pixels to a radian: the front face, 10 m ahead, is 16 by 8 pixels around the middle (39.5, 29.5).
+    box = upright((12, 0, 0, 2, 4, 1, 0, 0, 0))
+    projection = ahead(box).image_from_reference(CAMERAS[0])
+    assert places(box, projection, (60, 80, 3)) == [Place(pytest.approx(12), 32, 26, 48, 34)]
+    assert places(upright((-12, 0, 0, 2, 4, 1, 0, 0, 0)), projection, (60, 80, 3)) == [None]
+    assert places(upright((12, 20, 0, 2, 4, 1, 0, 0, 0)), projection, (60, 80, 3)) == [None]
+
+
+def test_layers_are_painted_from_far_to_near() -> None:
+    picture = np.random.default_rng(0).integers(0, 256, (20, 30, 3), np.uint8)
+    red, blue = np.full((4, 5, 3), (255, 0, 0), np.uint8), np.full((2, 2, 3), (0, 0, 255), np.uint8)
+    near, far, mask = Place(5, 3, 4, 8, 8), Place(9, 6, 6, 12, 10), Place(20, 0, 0, 30, 5)
+    result = painted(picture, [Layer(near, red), Layer(mask, None), Layer(far, blue)])
+    expected = picture.copy()
+    expected[0:5] = np.round(picture.reshape(-1, 3).mean(axis=0))
+    expected[6:10, 6:12] = (0, 0, 255)
+    expected[4:8, 3:8] = (255, 0, 0)
+    np.testing.assert_array_equal(result, expected)

@@ -1,9 +1,16 @@
-"""The trainer: what it logs and refuses, the recipe's values, and what does not change the training."""
+"""The trainer and its checkpoints: bits that resume, the recipe's values, what is logged, and what is refused."""
 
 import copy
+import hashlib
 import json
+import multiprocessing
+import os
+import resource
 import shutil
+import signal
+import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,22 +19,25 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from timm.layers import BatchNormAct2d
 from torch import nn
+from training_runs import small
 
 from perception import config as c
-from perception.config import Config, Data
+from perception.config import Config, Data, Lidar, Model, Trunk
 from perception.datasets.nuscenes.dataset import NuScenesTables
 from perception.distributed_norm import SYNCHRONISED
 from perception.errors import InputError
+from perception.frame import Conditions
 from perception.model import PerceptionModel
+from perception.modules.spec import LowRank
 from perception.recipe import InitFrom, Schedule, Train, Validation
 from perception.tasks.conditions.task import ConditionsConfig
 from perception.tasks.detection.config import DetectionHead
 from perception.tasks.map.config import MapHead
-from perception.tasks.task import TaskConfig
-from perception.training import norms, trainable
+from perception.training import checkpoint, norms, trainable
 from perception.training.adapt import adapt
 from perception.training.average import averaged
 from perception.training.checkpoint import load_model, newest, provenance, save_model
+from perception.training.loader import FrameDataset, batches
 from perception.training.log import TrainingLog
 from perception.training.loop import fit, train
 from perception.training.schedule import schedule_of
@@ -35,7 +45,7 @@ from perception.training.start import initialise
 
 
 @pytest.fixture(scope="module")
-def tables(recorded_root: Path) -> NuScenesTables:
+def recorded(recorded_root: Path) -> NuScenesTables:
     """Three keyframes."""
     return NuScenesTables(recorded_root, "v1.0-tiny")
 
@@ -76,7 +86,7 @@ def test_the_log_has_means_of_intervals_and_names_the_first_loss_that_is_not_fin
     assert [e.value for e in events.Scalars("train/learning_rate")] == pytest.approx([0.25, 0.5 / 3])
 
 
-def test_weights_that_are_not_finite_are_not_written(tables: NuScenesTables, tmp_path: Path) -> None:
+def test_weights_that_are_not_finite_are_not_written(recorded: NuScenesTables, tmp_path: Path) -> None:
     # The first loss is finite, the first step is too long.
     diverging = {"steps": 10, "learning_rate": 3.75e38, "weight_decay": 20.0}
     often = Validation(every=1, unit="steps", split="all", metric="samples")
@@ -85,7 +95,7 @@ def test_weights_that_are_not_finite_are_not_written(tables: NuScenesTables, tmp
         "b": minimal(**diverging, validation=often),
     }.items():
         with pytest.raises(InputError, match=r"after step 1 the weights \S+ are not finite; lower train.learning_rate"):
-            train(config, tables, "all", tmp_path / run)
+            train(config, recorded, "all", tmp_path / run)
         assert not list(tmp_path.glob(f"{run}/checkpoints/*"))
 
 
@@ -109,14 +119,11 @@ def test_rates_follow_their_closed_forms() -> None:
     step = rates(Schedule(kind="step", warm_up=0.0, milestones=(0.5, 0.9)), steps, 2.0)
     np.testing.assert_allclose(step[:, 0], 2.0 * np.where(done < 50, 1, np.where(done < 90, 0.1, 0.01)), rtol=1e-12)
     one = rates(Schedule(warm_up=0.4, start_divisor=10.0), steps, 2.0, 0.2)
-    top = 0.4 * (steps + 1) - 1
+    top, least = 0.4 * (steps + 1) - 1, 0.1 / 1e4
     rise, fall = (1 - np.cos(np.pi * done / top)) / 2, (1 + np.cos(np.pi * (done - top) / (steps - top))) / 2
-    least = 0.1 / 1e4
     expected = np.where(done <= top, 0.1 + 0.9 * rise, least + (1 - least) * fall)
     np.testing.assert_allclose(one, np.outer(expected, [2.0, 0.2]), rtol=1e-12)
-
-
-def test_a_rise_of_a_single_step_is_possible() -> None:
+    # A rise of a single step.
     assert np.isfinite(rates(Schedule(warm_up=0.5), 1, 1.0)).all()
     assert rates(Schedule(kind="cosine", warm_up=1.0), 2, 1.0)[:, 0] == pytest.approx([1 / 25, 13 / 25])
 
@@ -157,18 +164,21 @@ def bytes_of(checkpoint: Path) -> dict[str, bytes]:
     return {file.name: file.read_bytes() for file in checkpoint.iterdir()}
 
 
-def test_a_resumed_training_has_the_bytes_of_a_whole_one_with_its_average(
-    tables: NuScenesTables, tmp_path: Path
-) -> None:
+def halfway(tmp_path: Path, step: str) -> Path:
+    """A run that ends with this checkpoint of the run `whole`."""
+    halves = tmp_path / "halves"
+    shutil.copytree(tmp_path / "whole" / "checkpoints" / step, halves / "checkpoints" / step)
+    return halves
+
+
+def test_a_resumed_training_has_the_bytes_of_a_whole_one_with_its_average(recorded, tmp_path: Path) -> None:
     often = Validation(every=1, unit="steps", split="all", metric="samples")
     recipe = {"ema": 0.6, "accumulate": 2, "schedule": Schedule(kind="cosine"), "rates": {"lidar.*": 0.5}}
     config = minimal(**recipe, learning_rate=0.004, base_batch=8, validation=often)
-    whole = train(config, tables, "all", tmp_path / "whole")
-    halves = tmp_path / "halves" / "checkpoints"
-    halves.mkdir(parents=True)
-    (tmp_path / "whole" / "checkpoints" / "step-000002").rename(halves / "step-000002")
-    assert bytes_of(train(config, tables, "all", tmp_path / "halves", resume=True)) == bytes_of(whole)
-    assert not (halves / "best").exists()  # no step is better than the first
+    whole = train(config, recorded, "all", tmp_path / "whole")
+    halves = halfway(tmp_path, "step-000002")
+    assert bytes_of(train(config, recorded, "all", halves, resume=True)) == bytes_of(whole)
+    assert not (halves / "checkpoints" / "best").exists()  # no step is better than the first
     groups = json.loads((whole / "checkpoint.json").read_text())["optimizer"]
     assert sorted(group["initial_lr"] for group in groups) == pytest.approx([0.0005, 0.001])
     state = load_file(whole / "training.safetensors")
@@ -177,10 +187,23 @@ def test_a_resumed_training_has_the_bytes_of_a_whole_one_with_its_average(
         assert same == (name.endswith("num_batches_tracked")), name
 
 
-def test_the_average_of_an_adaptation_leaves_the_base_bit_for_bit(tables: NuScenesTables, tmp_path: Path) -> None:
-    base = train(minimal(ema=0.6), tables, "all", tmp_path / "base")
+def test_a_resumed_training_ends_with_the_bytes_of_an_uninterrupted_one(tables, tmp_path: Path) -> None:
+    paste = c.Paste(classes={"car": 30}, until=0.7, pictures="paste")  # in four of the six steps
+    data = Data(augment=c.Augment(shuffle=True, image_rotation=5.4), paste=paste)
+    config = small().model_copy(update={"data": data})
+    whole = train(config, tables, "all", tmp_path / "whole")
+    halves = halfway(tmp_path, "step-000003")
+    resumed = train(config, tables, "all", halves, resume=True)
+    assert os.listdir(tmp_path / "whole" / "objects") == os.listdir(halves / "objects")
+    assert bytes_of(resumed) == bytes_of(whole)
+    before, after = (load_file(run / "model.safetensors") for run in (halves / "checkpoints" / "step-000003", whole))
+    assert not torch.equal(before["fuse.mix.conv.layer.weight"], after["fuse.mix.conv.layer.weight"])
+
+
+def test_the_average_of_an_adaptation_leaves_the_base_bit_for_bit(recorded: NuScenesTables, tmp_path: Path) -> None:
+    base = train(minimal(ema=0.6), recorded, "all", tmp_path / "base")
     module = {"name": "a", "kind": "batch_norm", "slots": ["trunk.*norm"], "when": []}
-    adapted = adapt(base, module, tables, "all", (), tmp_path / "a", steps=3)
+    adapted = adapt(base, module, recorded, "all", (), tmp_path / "a", steps=3)
     state, before = load_file(adapted / "model.safetensors"), load_file(base / "model.safetensors")
     for name, value in before.items():
         assert torch.equal(state[name], value), name
@@ -192,7 +215,7 @@ def test_the_average_of_an_adaptation_leaves_the_base_bit_for_bit(tables: NuScen
     assert all(found)
 
 
-def test_passes_of_parts_make_the_step_of_the_whole_batch(tables: NuScenesTables, tmp_path: Path) -> None:
+def test_passes_of_parts_make_the_step_of_the_whole_batch(recorded: NuScenesTables, tmp_path: Path) -> None:
     """Without batch statistics. All keyframes have as many objects, so that the means of parts have equal weights."""
     weights, logged = [], []
     for passes in (1, 2):
@@ -203,7 +226,7 @@ def test_passes_of_parts_make_the_step_of_the_whole_batch(tables: NuScenesTables
         for layer in model.modules():
             if isinstance(layer, nn.modules.batchnorm._BatchNorm):
                 layer.eval()
-        fit(model, tables, tables.samples(), tmp_path / str(passes))
+        fit(model, recorded, recorded.samples(), tmp_path / str(passes))
         weights.append({name: value.double() for name, value in model.named_parameters()})
         events = scalars(tmp_path / str(passes))
         logged.append([events.Scalars(name)[0].value for name in events.Tags()["scalars"]])
@@ -231,11 +254,11 @@ def test_norms_change_their_momentum_and_synchronise_as_the_same_functions() -> 
         torch.testing.assert_close(value, alone.state_dict()[name], rtol=1e-12, atol=1e-12, msg=name)
 
 
-def test_validation_keeps_the_best_and_changes_no_training(tables: NuScenesTables, tmp_path: Path) -> None:
+def test_validation_keeps_the_best_and_changes_no_training(recorded: NuScenesTables, tmp_path: Path) -> None:
     lasting = {"steps": 25, "learning_rate": 0.03, "checkpoint_every": 25, "ema": 0.5}
-    alone = train(minimal(**lasting), tables, "all", tmp_path / "alone")
+    alone = train(minimal(**lasting), recorded, "all", tmp_path / "alone")
     validation = Validation(every=20, unit="steps", split="all", batch=2)
-    last = train(minimal(**lasting, validation=validation), tables, "all", tmp_path / "run")
+    last = train(minimal(**lasting, validation=validation), recorded, "all", tmp_path / "run")
     for name in ("model.safetensors", "training.safetensors"):
         assert (last / name).read_bytes() == (alone / name).read_bytes()
     scores = {e.step: e.value for e in scalars(tmp_path / "run").Scalars("validation/NDS")}
@@ -245,12 +268,12 @@ def test_validation_keeps_the_best_and_changes_no_training(tables: NuScenesTable
     assert (best / "model.safetensors").read_bytes() == (last / "model.safetensors").read_bytes()
 
 
-def test_validations_fall_on_the_ends_of_epochs(tables: NuScenesTables, tmp_path: Path) -> None:
+def test_validations_fall_on_the_ends_of_epochs(recorded: NuScenesTables, tmp_path: Path) -> None:
     """An epoch of six samples in batches of four: the third one ends within step 5, the fifth with the last step."""
     validation = Validation(every=3, split="all", metric="samples")
     config = minimal(steps=None, epochs=5, batch=4, validation=validation, checkpoint_every=5)
-    last = train(config, tables, "all", tmp_path)
-    alone = train(minimal(steps=8, batch=4), tables, "all", tmp_path / "alone")
+    last = train(config, recorded, "all", tmp_path)
+    alone = train(minimal(steps=8, batch=4), recorded, "all", tmp_path / "alone")
     assert (last / "model.safetensors").read_bytes() == (alone / "model.safetensors").read_bytes()
     assert [e.step for e in scalars(tmp_path).Scalars("validation/NDS")] == [5, 8]
     assert newest(tmp_path) == last == tmp_path / "checkpoints" / "step-000008"
@@ -260,25 +283,14 @@ def test_validations_fall_on_the_ends_of_epochs(tables: NuScenesTables, tmp_path
     assert (best / "model.safetensors").read_bytes() == (then / "model.safetensors").read_bytes()
 
 
-def test_a_validation_that_cannot_work_is_said_before_the_training(tables: NuScenesTables, tmp_path: Path) -> None:
-    for wrong, says in (
-        ({"metric": "NDs"}, r"train.validation.metric: NDs is none of the scores NDS, mAP"),
-        ({"split": "val"}, "no scene of split val is here"),
-    ):
-        validation = Validation(**{"split": "all", **wrong})
-        with pytest.raises(InputError, match=says):
-            train(minimal(validation=validation), tables, "all", tmp_path)
-    assert newest(tmp_path) is None
-
-
-def test_a_training_starts_from_parts_of_a_run(tables: NuScenesTables, tmp_path: Path) -> None:
+def test_a_training_starts_from_parts_of_a_run(recorded: NuScenesTables, tmp_path: Path) -> None:
     """The rate is so low that no weight moves in its last step."""
-    run = train(minimal(), tables, "all", tmp_path / "run")
+    run = train(minimal(), recorded, "all", tmp_path / "run")
     torch.manual_seed(0)
     fresh, still = PerceptionModel(minimal()), {"learning_rate": 1e-60, "weight_decay": 0.0, "norm_momentum": 0.0}
     config = minimal(steps=2, checkpoint_every=1, **still)
     config = config.model_copy(update={"init_from": InitFrom(run=str(tmp_path / "run"), parts=("lidar.*", "trunk.*"))})
-    started = train(config, tables, "all", tmp_path / "started")
+    started = train(config, recorded, "all", tmp_path / "started")
     state, theirs = load_file(started / "model.safetensors"), load_file(run / "model.safetensors")
     for name, value in fresh.state_dict().items():
         if name.endswith("num_batches_tracked"):
@@ -290,34 +302,188 @@ def test_a_training_starts_from_parts_of_a_run(tables: NuScenesTables, tmp_path:
     described = "v1.0-tiny: 3 keyframes of 1 scenes"
     assert provenance(tmp_path / "started").data == (described, described)
     shutil.rmtree(started)
-    train(config, tables, "all", tmp_path / "started", resume=True)
+    train(config, recorded, "all", tmp_path / "started", resume=True)
     assert provenance(tmp_path / "started").data == (described, described)
 
 
-BOXES, WIDER, MAP = DetectionHead(channels=8, top_k=20), DetectionHead(channels=9, top_k=20), MapHead(channels=8)
+def test_a_folded_model_is_the_routed_model(tables):
+    config = small()
+    batch = next(iter(batches(FrameDataset(tables, tables.samples("all"), config), config)))
+    torch.manual_seed(0)
+    model = PerceptionModel(config).double().eval()
+    for name, parameter in model.named_parameters():
+        if ".computations." in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    rain = Conditions(weather="rain")
+    inputs = {k: v.double() if v.is_floating_point() else v for k, v in batch.inputs.items()}
+    routed, plain = model(inputs, [rain, rain]), model(inputs)
+    folded = model.folded(rain)(inputs)
+    base = model.folded(Conditions())(inputs)
+    for name in routed:
+        torch.testing.assert_close(folded[name], routed[name], rtol=1e-10, atol=1e-10)
+        assert torch.equal(base[name], plain[name])
+    assert not torch.allclose(routed["detection/heatmap"], plain["detection/heatmap"])
 
 
-@pytest.mark.parametrize(
-    ("theirs", "parts", "says"),
-    [
-        ({"detection": BOXES}, ("lidar.*", "camera.*"), r"init_from.parts: camera.\* matches no tensor of the model"),
+def test_parts_that_do_not_fit_are_named(tmp_path: Path) -> None:
+    boxes, wider, ground = DetectionHead(channels=8, top_k=20), DetectionHead(channels=9, top_k=20), MapHead(channels=8)
+    own = minimal().model_copy(update={"tasks": {"detection": wider, "map": ground}})
+    shapes = r"\(8, 8, 3, 3\), that of the model \(9, 9, 3, 3\)"
+    for theirs, parts, says in (
+        ({"detection": boxes}, ("lidar.*", "camera.*"), r"init_from.parts: camera.\* matches no tensor of the model"),
+        ({"detection": boxes}, ("heads.detection.*",), rf"run: heads.\S+ has the shape {shapes}"),
+        ({"detection": wider}, ("*",), r"run: has no heads.map.logits.layer.bias; choose the parts that it has"),
         (
-            {"detection": BOXES},
-            ("heads.detection.*",),
-            r"run: heads.\S+ has the shape \(8, 8, 3, 3\), that of the model \(9, 9, 3, 3\)",
-        ),
-        ({"detection": WIDER}, ("*",), r"run: has no heads.map.logits.layer.bias; choose the parts that it has"),
-        (
-            {"detection": WIDER, "map": MAP, "conditions": ConditionsConfig()},
+            own.tasks | {"conditions": ConditionsConfig()},
             ("*",),
             r"run: has added.conditions.\S+, which the model lacks",
         ),
-    ],
+    ):
+        run = minimal().model_copy(update={"tasks": theirs})
+        shutil.rmtree(tmp_path / "run", ignore_errors=True)
+        save_model(tmp_path / "run", run, PerceptionModel(run))
+        with pytest.raises(InputError, match=says):
+            initialise(PerceptionModel(own), InitFrom(run=str(tmp_path / "run"), parts=parts))
+
+
+def test_what_cannot_be_trained_is_said_before_the_training(recorded: NuScenesTables, tmp_path: Path) -> None:
+    unknown = r"train.validation.metric: NDs is none of the scores NDS, mAP"
+    rows = [
+        (minimal(validation=Validation(split="all", metric="NDs")), unknown),
+        (minimal(validation=Validation(split="val")), "no scene of split val is here"),
+    ]
+    if not torch.cuda.is_available():
+        rows.append((minimal(precision="fp16"), "fp16 needs a GPU; use bf16 or no"))
+    for config, says in rows:
+        with pytest.raises(InputError, match=says):
+            train(config, recorded, "all", tmp_path)
+    assert newest(tmp_path) is None
+    train(minimal(steps=1), recorded, "all", tmp_path)
+    with pytest.raises(InputError, match="holds a trained run already; add --resume"):
+        train(minimal(steps=1), recorded, "all", tmp_path)
+    with pytest.raises(InputError, match=r"another configuration: train.batch was 2, is 1"):
+        train(minimal(steps=1, batch=1), recorded, "all", tmp_path, resume=True)
+
+
+LITTLE = Config(
+    name="t",
+    model=Model(
+        lidar=Lidar(channels=4), fused_channels=4, trunk=Trunk(channels=(4,), blocks=(1,), strides=(2,), up_channels=4)
+    ),
+    modules=(LowRank(name="rain", rank=1, when=("rain",)),),
 )
-def test_parts_that_do_not_fit_are_named(
-    tmp_path: Path, theirs: dict[str, TaskConfig], parts: tuple[str, ...], says: str
-) -> None:
-    run, own = (minimal().model_copy(update={"tasks": tasks}) for tasks in (theirs, {"detection": WIDER, "map": MAP}))
-    save_model(tmp_path / "run", run, PerceptionModel(run))
+
+
+def stepped(seed: int = 0) -> tuple[PerceptionModel, torch.optim.AdamW]:
+    """A model and its optimizer after one step with random gradients."""
+    torch.manual_seed(seed)
+    model = PerceptionModel(LITTLE)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+    return model, optimizer
+
+
+def test_what_is_saved_comes_back_bit_for_bit(tmp_path: Path) -> None:
+    model, optimizer = stepped()
+    folder = checkpoint.save(tmp_path, 7, LITTLE, model, optimizer, {"rate": 0.1}, ["drives", "drives at night"])
+    loaded, config = load_model(tmp_path)
+    assert config == LITTLE
+    assert not loaded.training
+    state = loaded.state_dict()
+    assert all(torch.equal(state[k], v) for k, v in model.state_dict().items())
+
+    other, fresh = stepped(seed=1)
+    assert checkpoint.resume(tmp_path, LITTLE, other, fresh) == (7, {"rate": 0.1})
+    before, after = optimizer.state_dict()["state"], fresh.state_dict()["state"]
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[i][k], after[i][k]) for i in before for k in before[i])
+
+    weights = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    assert provenance(tmp_path) == (weights, ("drives", "drives at night"))
+    content = json.loads((folder / "checkpoint.json").read_text())
+    del content["data"]  # as earlier versions wrote it
+    (folder / "checkpoint.json").write_text(json.dumps(content))
+    assert provenance(tmp_path) == (weights, ())
+    checkpoint.resume(tmp_path, LITTLE, model, optimizer)
+
+    for step in (8, 9, 10):  # only the newest stay
+        last = checkpoint.save(tmp_path, step, LITTLE, model, optimizer, {})
+    assert [p.name for p in sorted((tmp_path / "checkpoints").iterdir())] == ["step-000009", "step-000010"]
+    assert newest(tmp_path) == last
+
+
+def save_forever(run: Path, done: Any, state: tuple[PerceptionModel, torch.optim.AdamW]) -> None:
+    for step in range(10_000):
+        checkpoint.save(run, step, LITTLE, *state, {})
+        done.send(step)
+
+
+def test_a_kill_in_the_middle_of_writing_leaves_the_previous_one(tmp_path: Path) -> None:
+    """The writer saves without a pause and is killed without warning, at several moments."""
+    model, optimizer = stepped()
+    for moment in range(4):
+        context, run = multiprocessing.get_context("fork"), tmp_path / str(moment)
+        here, there = context.Pipe(duplex=False)
+        writer = context.Process(target=save_forever, args=(run, there, (model, optimizer)))
+        writer.start()
+        there.close()
+        steps = [here.recv() for _ in range(4)]
+        time.sleep(0.003 * moment)
+        os.kill(writer.pid, signal.SIGKILL)
+        writer.join()
+        while here.poll():
+            try:
+                steps.append(here.recv())
+            except EOFError:
+                break
+        assert int(newest(run).name.removeprefix("step-")) >= max(steps)
+        state = load_model(run)[0].state_dict()
+        assert all(torch.equal(state[k], v) for k, v in model.state_dict().items())
+
+
+def test_a_full_disk_is_said_and_leaves_the_previous_one(tmp_path: Path) -> None:
+    """The operating system refuses to let a file grow past a limit, as a full disk does."""
+    model, optimizer = stepped()
+    before = checkpoint.save(tmp_path, 1, LITTLE, model, optimizer, {})
+    says = r"cannot write the checkpoint \(.*\); the earlier ones are unharmed: free some space, --resume$"
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, hard))
+    try:
+        with pytest.raises(InputError, match=says):
+            checkpoint.save(tmp_path, 2, LITTLE, model, optimizer, {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == [before.name]
+    load_model(tmp_path)
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "checkpoints").write_text("")
     with pytest.raises(InputError, match=says):
-        initialise(PerceptionModel(own), InitFrom(run=str(tmp_path / "run"), parts=parts))
+        checkpoint.save(tmp_path / "other", 1, LITTLE, model, optimizer, {})
+
+
+def test_damaged_and_other_checkpoints_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no checkpoint here"):
+        load_model(tmp_path)
+    model, optimizer = stepped()
+    folder = checkpoint.save(tmp_path, 1, LITTLE, model, optimizer, {})
+    for name in ("model.safetensors", "training.safetensors"):
+        whole = (folder / name).read_bytes()
+        flipped = bytearray(whole)
+        flipped[len(whole) // 2] ^= 1
+        (folder / name).write_bytes(flipped)
+        with pytest.raises(InputError, match=f"{name}: missing or damaged"):
+            load_model(tmp_path)
+        (folder / name).unlink()
+        with pytest.raises(InputError, match=f"{name}: missing or damaged"):
+            load_model(tmp_path)
+        (folder / name).write_bytes(whole)
+    longer = LITTLE.model_copy(update={"train": LITTLE.train.model_copy(update={"steps": 7})})
+    with pytest.raises(InputError, match=r"another configuration: train.steps was 1000, is 7"):
+        checkpoint.resume(tmp_path, longer, model, optimizer)
+    content = json.loads((folder / "checkpoint.json").read_text())
+    content["config"]["model"]["trunk"]["channels"] = [6]
+    (folder / "checkpoint.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match=r"0 tensors absent, 0 unknown, [0-9]+ of another shape"):
+        load_model(folder)

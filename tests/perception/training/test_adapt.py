@@ -1,4 +1,4 @@
-"""Training settings: what learns, what keeps every bit, and where gradients go."""
+"""What of a model learns and what keeps every bit; modules that are adapted, merged and recalibrated."""
 
 import copy
 import json
@@ -27,16 +27,16 @@ from perception.training.loop import fit, train
 from perception.training.recalibrate import recalibrate
 
 
+def without_modules(**training: object) -> Config:
+    return small(**training).model_copy(update={"modules": ()})
+
+
 @pytest.fixture(scope="module")
 def trained(tables: NuScenesTables, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of a base without modules."""
     run = tmp_path_factory.mktemp("runs") / "base"
     train(without_modules(), tables, "all", run)
     return run
-
-
-def without_modules(**training: object) -> Config:
-    return small(**training).model_copy(update={"modules": ()})
 
 
 def first_batch(config: Config, tables: NuScenesTables) -> Batch:
@@ -48,10 +48,8 @@ def base_of(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 
 def test_gradients_of_a_task_reach_only_the_modules_on_its_route(tables):
-    modules = tuple(
-        LowRank(name=name, rank=1, slots=("trunk.*",), when=when)
-        for name, when in {"boxes": ("detection",), "ground": ("map",), "both": (), "wet": ("rain",)}.items()
-    )
+    routes = {"boxes": ("detection",), "ground": ("map",), "both": (), "wet": ("rain",)}
+    modules = tuple(LowRank(name=name, rank=1, slots=("trunk.*",), when=when) for name, when in routes.items())
     config = small().model_copy(update={"modules": modules})
     batch = first_batch(config, tables)
     for weather, term, reached in (
@@ -67,49 +65,40 @@ def test_gradients_of_a_task_reach_only_the_modules_on_its_route(tables):
                 torch.nn.init.normal_(parameter, std=0.1)
         dense = model(batch.inputs, [Conditions(weather=weather)] * 2)
         model.losses(dense, batch.labels)[term].mean().backward()
-        for name in ("boxes", "ground", "both", "wet"):
+        for name in routes:
             for slot, module in model.bank.at(name).items():
-                grads = [p.grad for p in module.parameters()]
-                got = all(g is not None and bool(g.any()) for g in grads)
-                assert got == (name in reached), (term, name, slot)
-                assert got or not any(g is not None and g.any() for g in grads)
+                got = {p.grad is not None and bool(p.grad.any()) for p in module.parameters()}
+                assert got == {name in reached}, (term, name, slot)
 
 
-def test_post_hoc_training_moves_the_module_and_nothing_else(tables, trained, tmp_path):
+@pytest.mark.parametrize("part", ["the modules", "the heads", "the base"])
+def test_what_is_asked_for_learns_and_nothing_else(tables, trained, tmp_path, part):
     model, _ = load_model(trained)
     model.bank.add(LowRank(name="a", rank=2, slots=("*",)))
-    model.bank.add(BatchNorm(name="b", slots=("*",)))
+    if part == "the modules":
+        model.bank.add(BatchNorm(name="b", slots=("*",)))
     before = copy.deepcopy(model.state_dict())
-    trainable.post_hoc(model, ["a", "b"])
+    if part == "the modules":
+        trainable.post_hoc(model, ["a", "b"])
+    else:
+        trainable.base(model, *([("heads.*",)] if part == "the heads" else []))
+    learning = {name for name, _ in trainable.parameters(model)}
     fit(model, tables, tables.samples("all"), tmp_path / "run")
     after = model.state_dict()
-    assert_same(base_of(before), base_of(after))
-    moved = [k for k in after if ".computations." in k and not torch.equal(before[k], after[k])]
-    assert {k.split(".computations.")[1].split(".")[0] for k in moved} == {"a", "b"}
-    assert any(k.endswith("running_mean") for k in moved)  # a BN set collects its own statistics
-
-
-def test_only_the_parts_asked_for_learn(tables, trained, tmp_path):
-    model, _ = load_model(trained)
-    before = copy.deepcopy(model.state_dict())
-    trainable.base(model, ("heads.*",))
-    fit(model, tables, tables.samples("all"), tmp_path / "run")
-    moved = {name.split(".")[0] for name, value in model.state_dict().items() if not torch.equal(before[name], value)}
-    assert moved == {"heads"}
-
-
-def test_a_full_fine_tune_moves_all_of_the_base_and_no_module(tables, trained, tmp_path):
-    model, _ = load_model(trained)
-    model.bank.add(LowRank(name="a", rank=2, slots=("*",)))
-    before = copy.deepcopy(model.state_dict())
-    trainable.base(model)
-    names = {name for name, _ in trainable.parameters(model)}
-    assert names == {name for name, _ in model.named_parameters() if ".computations." not in name}
-    fit(model, tables, tables.samples("all"), tmp_path / "run")
-    after = model.state_dict()
-    assert all(torch.equal(before[k], after[k]) for k in after if ".computations." in k)
-    still = [k for k in base_of(after) if torch.equal(before[k], after[k])]
-    assert all(k.endswith("bias") or after[k].numel() < 3 for k in still), still
+    moved = {key for key in after if not torch.equal(before[key], after[key])}
+    of_modules = {key for key in moved if ".computations." in key}
+    if part == "the modules":
+        assert moved == of_modules
+        assert {key.split(".computations.")[1].split(".")[0] for key in moved} == {"a", "b"}
+        assert any(key.endswith("running_mean") for key in moved)  # a BN set collects its own statistics
+        return
+    assert not of_modules
+    if part == "the heads":
+        assert {key.split(".")[0] for key in moved} == {"heads"}
+    else:
+        assert learning == {name for name, _ in model.named_parameters() if ".computations." not in name}
+        still = base_of(after).keys() - moved
+        assert all(key.endswith("bias") or after[key].numel() < 3 for key in still), still
 
 
 def test_adapting_again_and_again_leaves_what_was_there_bit_for_bit(tables, trained, tmp_path):
@@ -146,9 +135,8 @@ def test_adapt_trains_on_the_frames_under_its_conditions_alone(tables):
     assert trainable.with_conditions(tables, every, ("map",)) == every  # a task is no condition
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
+def test_adapt_refuses_what_makes_no_sense(tables, trained, tmp_path):
+    for change, message in (
         ({"kind": "lora"}, "lora"),
         ({"when": ["snow"]}, "snow"),
         ({"when": ["fog"]}, "no keyframe of the split is known to have fog"),
@@ -156,13 +144,11 @@ def test_adapt_trains_on_the_frames_under_its_conditions_alone(tables):
         ({"rank": 0}, "rank"),
         ({"width": 3}, "width"),
         ({"name": "not a name"}, "name"),
-    ],
-)
-def test_adapt_refuses_what_makes_no_sense(tables, trained, tmp_path, change, message):
-    module = {"kind": "low_rank", "name": "a", "slots": ["trunk.*"], "when": []} | change
-    with pytest.raises(InputError, match=message):
-        adapt(trained, module, tables, "all", (), tmp_path / "run", steps=1)
-    assert not (tmp_path / "run").exists()
+    ):
+        module = {"kind": "low_rank", "name": "a", "slots": ["trunk.*"], "when": []} | change
+        with pytest.raises(InputError, match=message):
+            adapt(trained, module, tables, "all", (), tmp_path / "run", steps=1)
+        assert not (tmp_path / "run").exists()
 
 
 def test_a_module_of_several_kinds_is_trained_and_saved_as_one(tables, trained, tmp_path):

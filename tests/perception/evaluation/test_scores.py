@@ -1,0 +1,514 @@
+"""Scores are the devkit's: published results, random boxes, drawn scenes, racks; the map; unusable submissions."""
+
+import io
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from nuscenes import NuScenes
+from nuscenes.eval.common.config import config_factory
+from nuscenes.eval.common.data_classes import EvalBoxes
+from nuscenes.eval.detection.algo import accumulate
+from nuscenes.eval.detection.data_classes import DetectionMetrics
+from nuscenes.eval.detection.evaluate import DetectionEval
+from nuscenes.utils.data_classes import Box
+from nuscenes.utils.geometry_utils import points_in_box
+from pyquaternion import Quaternion
+from random_boxes import random_boxes
+from refusals import one_line_error
+from rich.console import Console
+from vocabulary import ATTRIBUTES, CLASSES, MAP_CLASSES, NUSCENES, RIG
+
+from perception.config import Lidar
+from perception.datasets.nuscenes.dataset import NuScenesTables
+from perception.errors import InputError
+from perception.evaluation.evaluate import evaluate
+from perception.frame import Boxes, Frame, Prediction
+from perception.grid import BevGrid
+from perception.sensors.inputs import InputSpec
+from perception.tasks.detection.columns import BoxColumns, read_submission
+from perception.tasks.detection.devkit import DEVKITS, Devkit, open_devkit, score_submission
+from perception.tasks.detection.matching import match
+from perception.tasks.detection.official import compare, require_official
+from perception.tasks.detection.scores import ERRORS, THRESHOLDS, DetectionScores, Scores, undefined_errors
+from perception.tasks.map.iou import THRESHOLDS as LEVELS
+from perception.tasks.map.iou import MapIou
+from perception.taxonomy import Taxonomy, load_taxonomy
+
+CONFIG = config_factory("detection_cvpr_2019")
+
+
+UNDEFINED = {"traffic_cone": ("orient_err", "vel_err", "attr_err"), "barrier": ("vel_err", "attr_err")}  # in the devkit
+
+
+CUSTOM = "v1.0-custom"
+SPLITS = {"boston": ["scene-0103"], "singapore": ["scene-0916"]}
+EAST = 610.0  # m; scene-0103 starts ten metres west of it
+SPEC = InputSpec(BevGrid(), Lidar(sweeps=0), camera=None, rig=RIG)
+CLOSE = {"rtol": 0, "atol": 1e-9}
+BOX = {  # as a nuScenes submission has it
+    "sample_token": "", "translation": [0, 0, 0], "size": [1, 1, 1], "rotation": [1, 0, 0, 0], "velocity": [0, 0],
+    "detection_name": "car", "detection_score": 0.5, "attribute_name": "",
+}  # fmt: skip
+
+
+def map_east_of(x: float) -> dict:
+    corners = [(x, 0), (x + 2000, 0), (x + 2000, 3000), (x, 3000)]
+    layers: dict[str, list] = {name: [] for name in (*MAP_CLASSES[1:-1], "road_divider", "lane_divider", "line")}
+    return layers | {
+        "node": [{"token": str(i), "x": x, "y": y} for i, (x, y) in enumerate(corners)],
+        "polygon": [{"token": "p", "exterior_node_tokens": ["0", "1", "2", "3"], "holes": []}],
+        "drivable_area": [{"token": "d", "polygon_tokens": ["p"]}],
+    }
+
+
+@pytest.fixture(scope="module")
+def dataroot(nuscenes_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The real dataroot with custom splits under the official version and another, and a map of one city.
+
+    The map is a single drivable area: Boston east of EAST.
+    """
+    root = tmp_path_factory.mktemp("nuscenes")
+    for folder in ("samples", "sweeps"):
+        (root / folder).symlink_to(nuscenes_root / folder)
+    (root / "maps" / "expansion").mkdir(parents=True)
+    for picture in (nuscenes_root / "maps").glob("*.png"):
+        (root / "maps" / picture.name).symlink_to(picture)
+    (root / "maps" / "expansion" / "boston-seaport.json").write_text(json.dumps(map_east_of(EAST)))
+    for version in ("v1.0-mini", CUSTOM):
+        (root / version).mkdir()
+        for table in (nuscenes_root / "v1.0-mini").glob("*.json"):
+            (root / version / table.name).symlink_to(table)
+        (root / version / "splits.json").write_text(json.dumps(SPLITS))
+    return root
+
+
+@pytest.fixture(scope="module")
+def tables(dataroot: Path) -> NuScenesTables:
+    return NuScenesTables(dataroot, "v1.0-mini")
+
+
+@pytest.fixture(scope="module")
+def nusc(dataroot: Path) -> NuScenes:
+    return open_devkit(dataroot, "v1.0-mini")
+
+
+@pytest.fixture(scope="module")
+def published(nuscenes_root: Path) -> Path:
+    return nuscenes_root / "results" / "pointpillars_mini_val" / "results_nusc.json"
+
+
+def perfect(tables: NuScenesTables, keep: Callable[[Boxes], np.ndarray]) -> Callable[[Frame], Prediction]:
+    """A predictor that knows the annotations, and predicts those that `keep` selects."""
+
+    def predict(frame: Frame) -> Prediction:
+        assert frame.boxes is None  # an evaluated model must not see them
+        boxes = tables.boxes(frame.token)
+        boxes = boxes.select((boxes.num_points > 0) & keep(boxes))  # the devkit drops annotations without points
+        return Prediction({"detection": boxes.transformed(np.linalg.inv(frame.global_from_reference))})
+
+    return predict
+
+
+def assert_equals_devkit(scores: dict, summary: dict) -> None:
+    """Every number of our scores equals the devkit's metrics_summary; None stands for NaN."""
+
+    def compare(ours: object, theirs: object) -> None:
+        if isinstance(theirs, dict):
+            assert set(ours) == {str(key) for key in theirs}
+            for key, value in theirs.items():
+                compare(ours[str(key)], value)
+        else:
+            assert np.isclose(np.nan if ours is None else ours, theirs, rtol=0, atol=1e-9, equal_nan=True)
+
+    compare(scores["mAP"], summary["mean_ap"])
+    compare(scores["NDS"], summary["nd_score"])
+    for key in ("label_aps", "mean_dist_aps", "label_tp_errors", "tp_errors", "tp_scores"):
+        compare(scores[key], summary[key])
+
+
+def test_the_published_numbers_are_reproduced(tables: NuScenesTables, nusc: NuScenes, published: Path) -> None:
+    scores = score_submission(published, nusc, tables.samples("mini_val"))
+    assert_equals_devkit(scores, json.loads((published.parent / "metrics_summary.json").read_text()))
+    assert scores == json.loads(json.dumps(scores, allow_nan=False))
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_a_subset_scores_as_a_custom_split_of_the_devkit(
+    tables: NuScenesTables, nusc: NuScenes, published: Path, tmp_path: Path, split: str
+) -> None:
+    scores = score_submission(published, nusc, tables.samples("mini_val", SPLITS[split]))
+    config = config_factory("detection_cvpr_2019")
+    official = DetectionEval(nusc, config, str(published), split, str(tmp_path), verbose=False)
+    summary = official.evaluate()[0].serialize()
+    assert_equals_devkit(scores, summary)
+    names = [box.detection_name for box in official.gt_boxes.all]
+    assert scores["ground_truth"] == {name: names.count(name) for name in config.class_names}
+    present = [summary["mean_dist_aps"][name] for name in set(names)]
+    assert len(present) < len(CLASSES)
+    assert scores["mAP_present"] == pytest.approx(np.mean(present), abs=1e-12)
+
+
+@pytest.mark.parametrize("reference", ["ego", "lidar"])
+def test_perfect_predictions_score_perfectly(dataroot: Path, tmp_path: Path, reference: str) -> None:
+    # A custom split without any sensor file for one reference, official keyframes with LiDAR for the other.
+    version, split, selectors, samples, seen = (
+        (CUSTOM, "singapore", [], 41, 0) if reference == "ego" else ("v1.0-mini", None, ["scene-0103:2-12"], 10, 5)
+    )
+    tables = NuScenesTables(dataroot, version)
+    predictor, with_points = perfect(tables, keep=lambda boxes: np.ones(len(boxes), bool)), []
+
+    def watched(frame: Frame) -> Prediction:
+        with_points.append(frame.points is not None)
+        assert frame.reference == reference
+        assert not frame.cameras  # a model without cameras does not have them read
+        return predictor(frame)
+
+    spec = InputSpec(BevGrid(reference=reference), Lidar(sweeps=0), camera=None, rig=RIG)
+    metrics = evaluate(watched, tables, split, selectors, tmp_path, spec, Console(file=io.StringIO()))
+    assert metrics["split"] == (split or "all")
+    assert [metrics["samples"], len(with_points), sum(with_points)] == [samples, samples, seen]
+    present = {name for name, count in metrics["ground_truth"].items() if count}
+    assert {"car", "pedestrian"} < present
+    assert metrics["mAP_present"] == pytest.approx(1, abs=1e-12)
+    for name in CLASSES:
+        assert metrics["mean_dist_aps"][name] == pytest.approx(float(name in present), abs=1e-12)
+        if name in present:
+            errors = metrics["label_tp_errors"][name]
+            assert {e: v for e, v in errors.items() if v is not None and abs(v) > 1e-6} == {}
+
+
+def test_evaluate_writes_and_shows_what_it_returns(tables: NuScenesTables, dataroot: Path, tmp_path: Path) -> None:
+    shown, out = io.StringIO(), tmp_path / "new" / "folder"
+    cars = perfect(tables, keep=lambda boxes: boxes.labels == CLASSES.index("car"))
+    metrics = evaluate(cars, tables, "mini_val", ["scene-0103:0-4"], out, SPEC, Console(file=shown, width=120))
+    assert metrics == json.loads((out / "metrics.json").read_text())
+    results = json.loads((out / "results_nusc.json").read_text())
+    assert results["meta"]["use_lidar"]
+    assert not results["meta"]["use_camera"]
+    assert list(results["results"]) == tables.samples("mini_val", ["scene-0103:0-4"])
+    # The four keyframes hold cars, pedestrians and traffic cones in range; cars alone were predicted.
+    present = [name for name, count in metrics["ground_truth"].items() if count]
+    assert metrics["mAP"] == pytest.approx(1 / 10)
+    assert metrics["mAP_present"] == pytest.approx(1 / len(present))
+    assert "map" not in metrics  # no map was predicted
+    text = shown.getvalue()
+    for expected in ("mAP 0.100", f"NDS {metrics['NDS']:.3f}", f"mAP_present {metrics['mAP_present']:.3f}", *CLASSES):
+        assert expected in text
+
+
+def test_the_map_is_scored_where_there_is_one(tables: NuScenesTables, tmp_path: Path) -> None:
+    def unsure(frame: Frame) -> Prediction:
+        """Right about the drivable area, with a probability of 0.4; useless where there is no map."""
+        probabilities = np.zeros((len(MAP_CLASSES), 32, 32), np.float32)  # the head's cells are 4 pillars wide
+        middles = SPEC.grid.coarser(4).centers()
+        east = middles @ frame.global_from_reference[0, :2] + frame.global_from_reference[0, 3]
+        if frame.location == "boston-seaport":
+            assert 0.1 < (east > EAST).mean() < 0.9
+            probabilities[0] = 0.4 * (east > EAST)
+        else:
+            probabilities[0] = 1
+        return Prediction({"detection": Boxes.none(), "map": probabilities})
+
+    console = Console(file=io.StringIO())
+    scenes = ["scene-0103:0-2", "scene-0916:0-2"]
+    ious = evaluate(unsure, tables, "mini_val", scenes, tmp_path, SPEC, console)["map"]
+    absent = dict.fromkeys(MAP_CLASSES[1:])
+    assert ious == {
+        "iou_max": absent | {"drivable_area": 1.0, "mean": 1.0},
+        "iou_0.5": absent | {"drivable_area": 0.0, "mean": 0.0},
+    }
+    assert "IoU max" in console.file.getvalue()
+    assert evaluate(unsure, tables, "mini_val", scenes[1:], tmp_path, SPEC, console)["map"] is None
+
+
+@given(seed=st.integers(0, 2**32 - 1), frames=st.integers(1, 3), density=st.floats(0, 1))
+def test_map_iou_is_the_brute_force_count(seed: int, frames: int, density: float) -> None:
+    rng = np.random.default_rng(seed)
+    shape, iou, pairs = (len(MAP_CLASSES), 3, 4), MapIou(MAP_CLASSES), []
+    assert iou.result() is None
+    for _ in range(frames):
+        # Probabilities on the thresholds themselves are the cases that rounding gets wrong.
+        values = np.where(rng.random(shape) < 0.5, rng.choice(LEVELS, shape), rng.random(shape)).astype(np.float32)
+        pairs.append((values, (rng.random(shape) < density).astype(np.uint8)))
+        iou.add(*pairs[-1])
+    found, best, half = iou.result(), {}, {}
+    for c, name in enumerate(MAP_CLASSES):
+        if not any(truth[c].any() for _, truth in pairs):
+            assert found["iou_max"][name] is found["iou_0.5"][name] is None
+            continue
+        at = {}
+        for threshold in LEVELS:
+            cells = [each for p, t in pairs for each in zip(p[c].flat, t[c].flat, strict=True)]
+            inter = sum(bool(p >= threshold and t) for p, t in cells)
+            at[threshold] = inter / sum(bool(p >= threshold or t) for p, t in cells)
+        best[name], half[name] = max(at.values()), at[np.float32(0.5)]
+        assert found["iou_max"][name] == pytest.approx(best[name])
+        assert found["iou_0.5"][name] == pytest.approx(half[name])
+    for key, expected in (("iou_max", best), ("iou_0.5", half)):
+        mean = pytest.approx(np.mean(list(expected.values()))) if expected else None
+        assert found[key]["mean"] == mean
+
+
+def test_official_scores_stand_beside_ours(tables: NuScenesTables, tmp_path: Path) -> None:
+    """The devkit judges the same submission; a score that was changed shows as a difference of just that size."""
+    console = Console(file=io.StringIO())
+    even = perfect(tables, lambda b: b.labels % 2 == 0)
+    metrics = evaluate(even, tables, "mini_val", ["scene-0103"], tmp_path, SPEC, console)
+    compared = compare(tmp_path, tables, metrics, console)
+    assert compared["official"]["largest_difference"] <= 1e-9
+    assert compared["official"]["mean_dist_aps"]["car"] == pytest.approx(1)
+    assert 0 < compared["official"]["mAP"] < 1  # half of the classes were not predicted
+    assert json.loads((tmp_path / "metrics.json").read_text()) == compared
+    wrong = compare(tmp_path, tables, metrics | {"NDS": metrics["NDS"] - 0.25}, console)
+    assert wrong["official"]["largest_difference"] == pytest.approx(0.25)
+    undefined = compare(tmp_path, tables, metrics | {"mAP": None}, console)
+    assert undefined["official"]["largest_difference"] is None
+
+
+def test_without_the_devkit_scores_are_ours_and_official_ones_are_refused(
+    tables: NuScenesTables, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in [name for name in sys.modules if name.split(".")[0] in ("nuscenes", "motmetrics", "pyquaternion")]:
+        monkeypatch.setitem(sys.modules, name, None)
+    every, scenes = perfect(tables, lambda b: b.labels >= 0), ["scene-0103:0-2"]
+    metrics = evaluate(every, tables, "mini_val", scenes, tmp_path, SPEC, Console(quiet=True))
+    assert metrics["samples"] == 2
+    assert metrics["mAP_present"] == pytest.approx(1)
+    with pytest.raises(
+        InputError, match=r"devkit is not installed; `pip install .*--no-deps .*nuscenes-devkit motmetrics`"
+    ):
+        require_official(tables)
+
+
+def devkit_boxes(
+    boxes: BoxColumns, tokens: Sequence[str], taxonomy: Taxonomy = NUSCENES, devkit: Devkit = DEVKITS["nuscenes"]
+) -> EvalBoxes:
+    made = devkit.module("common.data_classes").EvalBoxes()
+    box_type = devkit.module("detection.data_classes").DetectionBox
+    for token in tokens:
+        made.add_boxes(token, [])
+    for i in range(len(boxes)):
+        token, attribute = tokens[boxes.frames[i]], boxes.attributes[i]
+        own = box_type(
+            sample_token=token,
+            translation=tuple(boxes.centers[i]),
+            size=tuple(boxes.sizes[i]),
+            rotation=tuple(Quaternion(axis=[0, 0, 1], radians=boxes.yaws[i])),
+            velocity=tuple(boxes.velocities[i]),
+            num_pts=int(boxes.num_points[i]),
+            detection_name=taxonomy.class_names[boxes.labels[i]],
+            detection_score=float(boxes.scores[i]),
+            attribute_name=taxonomy.attributes[attribute] if attribute >= 0 else "",
+        )
+        made.add_boxes(token, [own])
+    return made
+
+
+def devkit_scores(
+    truth: BoxColumns, detections: BoxColumns, frames: int, name: str = "nuscenes", taxonomy: Taxonomy = NUSCENES
+) -> DetectionMetrics:
+    """DetectionEval.evaluate on boxes that are filtered already."""
+    tokens, devkit = [f"s{i}" for i in range(frames)], DEVKITS[name]
+    evaluation = object.__new__(devkit.module("detection.evaluate").DetectionEval)
+    evaluation.cfg, evaluation.verbose = devkit.module("common.config").config_factory(devkit.protocol), False
+    evaluation.gt_boxes, evaluation.pred_boxes = (
+        devkit_boxes(boxes, tokens, taxonomy, devkit) for boxes in (truth, detections)
+    )
+    evaluation.gt_boxes_masks = evaluation.pred_boxes_masks = {}
+    metrics, _ = evaluation.evaluate()
+    return metrics["all"] if devkit.package == "truckscenes" else metrics
+
+
+def assert_devkits(scores: Scores, draw: int, theirs: DetectionMetrics, taxonomy: Taxonomy = NUSCENES) -> None:
+    for label, name in enumerate(taxonomy.class_names):
+        aps = [theirs.get_label_ap(name, threshold) for threshold in THRESHOLDS]
+        np.testing.assert_allclose(scores.aps[draw, label], aps, **CLOSE, err_msg=name)
+        errors = [theirs.get_label_tp(name, error) for error in ERRORS]
+        np.testing.assert_allclose(scores.errors[draw, label], errors, **CLOSE, err_msg=name)
+    np.testing.assert_allclose(scores.mean_ap[draw], theirs.mean_ap, **CLOSE)
+    np.testing.assert_allclose(scores.nds[draw], theirs.nd_score, **CLOSE)
+
+
+def in_order(boxes: BoxColumns) -> BoxColumns:
+    """Frame by frame, as in a file."""
+    return boxes.select(np.argsort(boxes.frames, kind="stable"))
+
+
+@pytest.mark.parametrize(("seed", "boxes"), [(0, 60), (1, 60), (2, 5), (3, 1)])
+def test_precision_recall_curves_are_the_devkits(seed: int, boxes: int) -> None:
+    truth, detections = map(in_order, random_boxes(np.random.default_rng(seed), 3, ties=seed == 1, boxes=boxes))
+    tokens = [f"s{i}" for i in range(3)]
+    theirs = [devkit_boxes(each, tokens) for each in (truth, detections)]
+    ours = DetectionScores(truth, detections, np.array([0, 1, 1]), NUSCENES).precisions()
+    for label, name in enumerate(CLASSES):
+        for level, threshold in enumerate(THRESHOLDS):
+            curve = accumulate(*theirs, name, CONFIG.dist_fcn_callable, threshold)
+            np.testing.assert_allclose(ours[label, level], curve.precision, rtol=0, atol=1e-12, err_msg=name)
+
+
+@settings(deadline=None, max_examples=40)
+@given(seed=st.integers(0, 2**32 - 1), frames=st.integers(1, 4), ties=st.booleans(), boxes=st.integers(1, 60))
+@pytest.mark.parametrize(("name", "classes"), [("nuscenes", (0, 5, 8, 9)), ("truckscenes", (0, 8, 9, 10, 11))])
+def test_random_boxes_score_as_with_the_devkit(
+    name: str, classes: Sequence[int], seed: int, frames: int, ties: bool, boxes: int
+) -> None:
+    """Classes with and without heading, velocity and attributes."""
+    taxonomy = load_taxonomy(name)
+    truth, detections = random_boxes(np.random.default_rng(seed), frames, ties, classes, boxes)
+    detections = in_order(detections)
+    scenes = np.arange(frames) % 2 * (frames > 1)
+    theirs = devkit_scores(truth, detections, frames, name, taxonomy)
+    assert_devkits(DetectionScores(truth, detections, scenes, taxonomy).scored(), 0, theirs, taxonomy)
+
+
+def copied(boxes: BoxColumns, frames: Sequence[int]) -> BoxColumns:
+    """The boxes of these frames, each copy of a frame under a number of its own."""
+    parts = [boxes.select(boxes.frames == frame) for frame in frames]
+    parts = [replace(part, frames=np.full(len(part), k)) for k, part in enumerate(parts)] or [boxes.select([])]
+    names = BoxColumns.__dataclass_fields__
+    return BoxColumns(**{name: np.concatenate([getattr(part, name) for part in parts]) for name in names})
+
+
+def test_drawn_scenes_score_as_a_data_set_of_their_copies() -> None:
+    """Each draw against the devkit on the frames of the drawn scenes; no scene at all is a draw as well."""
+    truth, detections = random_boxes(np.random.default_rng(3), frames=9, boxes=80)
+    scenes = np.arange(9) // 3
+    scored = DetectionScores(truth, detections, scenes, NUSCENES)
+    draws = np.array([[1, 1, 1], [0, 2, 1], [3, 0, 0], [0, 0, 1], [1, 4, 2], [0, 0, 0]])
+    scores = scored.scored(draws)
+    for i, draw in enumerate(draws):
+        frames = [frame for frame in range(9) for _ in range(draw[scenes[frame]])]
+        assert_devkits(scores, i, devkit_scores(copied(truth, frames), copied(detections, frames), len(frames)))
+    np.testing.assert_array_equal(scores.aps[0], scored.scored().aps[0])
+    # Nothing found, and nothing there.
+    for gt, found in ((copied(truth, []), detections), (truth, copied(detections, []))):
+        scores = DetectionScores(gt, found, scenes, NUSCENES).scored()
+        assert scores.mean_ap[0] == scores.nds[0] == 0
+        assert_devkits(scores, 0, devkit_scores(gt, found, 9))
+
+
+@given(seed=st.integers(0, 2**32 - 1), ties=st.booleans())
+def test_matches_are_those_of_the_greedy_loop(seed: int, ties: bool) -> None:
+    truth, detections = random_boxes(np.random.default_rng(seed), 2, ties, boxes=30)
+    expected = np.full((2, len(detections)), -1)
+    for level, threshold in enumerate((0.7, 3.0)):
+        taken: set[int] = set()
+        order = sorted(range(len(detections)), key=lambda i: (detections.scores[i], i), reverse=True)
+        for i in order:
+            group = (truth.frames == detections.frames[i]) & (truth.labels == detections.labels[i])
+            free = [j for j in np.flatnonzero(group) if j not in taken]
+            away = [np.linalg.norm(truth.centers[j, :2] - detections.centers[i, :2]) for j in free]
+            if away and min(away) < threshold:
+                expected[level, i] = free[int(np.argmin(away))]
+                taken.add(expected[level, i])
+    np.testing.assert_array_equal(match(truth, detections, (0.7, 3.0)), expected)
+
+
+def test_class_ranges_are_the_devkits() -> None:
+    assert CONFIG.class_range == {each.name: each.range for each in NUSCENES.classes}
+    assert {each.name: tuple(found) for each in NUSCENES.classes if (found := undefined_errors(each))} == UNDEFINED
+    assert tuple(CONFIG.dist_ths) == THRESHOLDS
+
+
+@given(seed=st.integers(0, 2**32 - 1))
+def test_what_stands_in_a_rack_does_not_count(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    boxes, _ = random_boxes(rng, 2, classes=[CLASSES.index(n) for n in ("bicycle", "motorcycle", "car")])
+    racks = np.column_stack(
+        [rng.integers(0, 2, 3), rng.uniform(-8, 8, (3, 3)), rng.uniform(1, 12, (3, 3)), rng.normal(0, 1, (3, 4))]
+    )
+    kept = {tuple(center) for center in boxes.counted(np.zeros((2, 2)), racks, NUSCENES).centers}
+    for i in range(len(boxes)):
+        inside = any(
+            points_in_box(Box(rack[1:4], rack[4:7], Quaternion(rack[7:11]).normalised), boxes.centers[i][:, None])[0]
+            for rack in racks[racks[:, 0] == boxes.frames[i]]
+        )
+        assert (tuple(boxes.centers[i]) in kept) == (CLASSES[boxes.labels[i]] == "car" or not inside)
+
+
+def test_far_boxes_and_those_without_points_do_not_count() -> None:
+    boxes, _ = random_boxes(np.random.default_rng(0), 1, boxes=3)
+    centers = np.array([[49.9, 0, 0], [40.1, 0, 0], [1, 0, 0.0]])
+    boxes = replace(boxes, labels=np.array([0, 8, 0]), centers=centers, num_points=np.array([-1, 3, 0]))
+    for ego, kept in ((0.0, centers[:1]), (1.0, centers[:2])):  # the vehicle is a metre nearer
+        counted = boxes.counted(np.array([[ego, 0]]), np.zeros((0, 11)), NUSCENES)
+        assert counted.centers.tolist() == kept.tolist()
+
+
+def test_a_submission_reads_in_any_order_and_layout(tmp_path: Path) -> None:
+    boxes = [BOX | {"rotation": [0, 0, 0, 1], "attribute_name": "vehicle.parked"}, BOX | {"detection_score": 0.25}]
+    content = {"results": {"b": boxes, "x": [BOX], "a": []}, "meta": {"use_lidar": True, "why": ["[{,"]}}
+    for indent in (None, 2):
+        (tmp_path / "r.json").write_text(" " + json.dumps(content, indent=indent) + "\n")
+        read = read_submission(tmp_path / "r.json", {"a": 0, "b": 1}, NUSCENES)
+        assert read.frames.tolist() == [1, 1]
+        assert read.scores.tolist() == [0.5, 0.25]
+        assert np.abs(read.yaws).tolist() == [np.pi, 0]
+        assert read.attributes.tolist() == [ATTRIBUTES.index("vehicle.parked"), -1]
+        assert read.num_points.tolist() == [-1, -1]
+
+
+def submission(path: Path, content: str | dict | None) -> Path:
+    if content is not None:
+        path.write_text(content if isinstance(content, str) else json.dumps({"results": content}))
+    return path
+
+
+UNUSABLE = [
+    (None, "cannot read the submission"),
+    ("{", "not a nuScenes submission"),
+    ("[]", "not a nuScenes submission"),
+    ('{"results": []}', "not a nuScenes submission"),
+    ('{"results": {"a": [}}', "not a nuScenes submission"),
+    ('{"results": {"a": []} "b"}', "not a nuScenes submission"),
+    ('{"meta": {}}', "not a nuScenes submission"),
+    ('{"results": {"b": []}}', "no prediction for 1 of 1 samples, such as a"),
+    ({"a": [BOX] * 501}, "sample a has 501 boxes; 500 are allowed"),
+    ({"a": [{"translation": [0, 0, 0]}]}, "sample a: a box is malformed: KeyError"),
+    ({"a": [BOX | {"detection_name": "tank"}]}, "a box is malformed: KeyError"),
+    ({"a": [BOX | {"size": [1, 0, 1]}]}, "a box is malformed: .*not positive"),
+    ({"a": [BOX | {"translation": [0, 0]}]}, "a box is malformed: ValueError"),
+    (
+        {"a": [BOX | {"translation": [0, 0]}, BOX | {"translation": [0, 0, 0, 0]}]},
+        "a box is malformed: .*its translation has not 3 numbers",
+    ),
+    ({"a": [3]}, "a box is malformed: TypeError"),
+    ({"a": 3}, "not a nuScenes submission"),
+]
+
+
+@pytest.mark.parametrize(("content", "message"), UNUSABLE)
+def test_an_unusable_submission_is_named(tmp_path: Path, content: str | dict | None, message: str) -> None:
+    path = submission(tmp_path / "r.json", content)
+    with one_line_error(message, at=path):
+        read_submission(path, {"a": 0}, NUSCENES)
+
+
+def test_what_the_devkit_cannot_judge(
+    tables: NuScenesTables, nusc: NuScenes, nuscenes_root: Path, tmp_path: Path
+) -> None:
+    (sample,) = tables.samples("mini_val", ["scene-0103:0-1"])
+    for row, message in (
+        ({"translation": [0, 0, 0]}, "a box is malformed: KeyError"),
+        (BOX | {"detection_name": "tank"}, "a box is malformed: .*Unknown detection_name tank"),
+        (3, "a box is malformed"),
+    ):
+        path = submission(tmp_path / "r.json", {sample: [row]})
+        with one_line_error(message, at=path):
+            score_submission(path, nusc, [sample])
+    with one_line_error("no prediction for 1 of 1 samples, such as", at=path):
+        score_submission(submission(path, {}), nusc, [sample])
+    scores = score_submission(submission(path, {sample: []}), nusc, [sample])
+    assert scores["mAP"] == scores["NDS"] == scores["mAP_present"] == 0
+    with pytest.raises(InputError, match=r"r\.json: cannot make the folder"):
+        evaluate(perfect(tables, lambda b: b.labels < 0), tables, None, [], path, SPEC)
+    (tmp_path / "v1.0-mini").symlink_to(nuscenes_root / "v1.0-mini")  # without the map files
+    with pytest.raises(InputError, match=r"nuscenes-devkit cannot load v1\.0-mini: .*map"):
+        open_devkit(tmp_path, "v1.0-mini")

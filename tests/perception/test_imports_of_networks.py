@@ -1,0 +1,369 @@
+"""Imported networks compute what the same ones written plainly do; what does not fit is refused, and nothing runs."""
+
+import pickle
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import centerpoint_reference
+import numpy as np
+import pillarnest_reference
+import pointpillars_reference
+import pytest
+import torch
+from centerpoint_reference import TASKS, voxelised
+from commands import refuses, succeeds
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from infos import MMDET3D_CLASSES
+from refusals import one_line_error
+from vocabulary import ATTRIBUTES, CLASSES, RIG
+
+from deploy.golden import synthetic_frame
+from perception.config import Config
+from perception.errors import InputError
+from perception.frame import Conditions
+from perception.grid import BevGrid
+from perception.mmdet3d.centerpoint import NAMES
+from perception.mmdet3d.flat_config import read_config
+from perception.mmdet3d.importing import import_checkpoint
+from perception.mmdet3d.pillar_config import sweep_step
+from perception.mmdet3d.pillarnest import HEAD_NAMES
+from perception.sensors.inputs import InputSpec, prepare
+from perception.sensors.lidar.pillars import group
+from perception.tasks.detection.center_head import REGRESSION
+from perception.tasks.task import part_of
+from perception.training.checkpoint import load_model
+
+FRAME = synthetic_frame("lidar", RIG, seed=3)
+NETWORKS = {  # maps, sweeps; fpn and secfpn are PointPillars
+    "centerpoint": (36, 2), "fpn": (9, 3), "secfpn": (3, 3), "pillarnest": (42, 2),
+}  # fmt: skip
+Files = dict[str, tuple[Path, Path]]
+
+
+plain = st.one_of(st.none(), st.booleans(), st.integers(-999, 999), st.floats(-1e6, 1e6), st.text(max_size=8))
+
+
+keys = st.sampled_from(["type", "in_channels", "norm_cfg", "a", "b"])
+
+
+children = st.recursive(plain, lambda child: st.lists(child, max_size=3) | st.dictionaries(keys, child, max_size=3))
+
+
+def written(folder: Path, text: str) -> Path:
+    (folder / "config.py").write_text(text)
+    return folder / "config.py"
+
+
+def dumped(value: object) -> str:
+    """As mmengine writes it."""
+    if isinstance(value, dict):
+        return f"dict({', '.join(f'{key}={dumped(each)}' for key, each in value.items())})"
+    return f"[{', '.join(map(dumped, value))}]" if isinstance(value, list) else repr(value)
+
+
+@settings(deadline=None)
+@given(st.dictionaries(keys, children))
+def test_values_are_those_that_python_gives(value: dict[str, object]) -> None:
+    text = f"model = {dumped(value)}\nother = ({{'k': (1, -2), 1: []}}, 1e-05)\n"
+    expected: dict[str, object] = {}
+    exec(text, expected)
+    with tempfile.TemporaryDirectory() as folder:
+        found = read_config(written(Path(folder), text)).content
+    assert found == {"model": value, "other": expected["other"]}
+
+
+FLAT = "is more than a name and its value: a configuration is read, not run; write a flat one with python -c "
+
+
+MODEL = "model = dict(type='A')\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("open(MARK, 'w').close()\n", "config.py:1: \"open('/"),
+        ("import pathlib\n", f"config.py:1: 'import pathlib' {FLAT}"),
+        ("x = pathlib.Path(MARK).touch()\n", FLAT),
+        ("x = [open(MARK, 'w') for _ in range(1)]\n", FLAT),
+        ("x = f\"{open(MARK, 'w')}\"\n", FLAT),
+        ("x = dict(**{'a': open(MARK, 'w')})\n", FLAT),
+        ("x = dict(**{'a': 1})\n", FLAT),
+        ("x = dict([('a', 1)])\n", FLAT),
+        ("x = sum.__class__.__base__.__subclasses__()\n", FLAT),
+        ("def f():\n    open(MARK, 'w')\nx = f()\n", f"config.py:1: 'def f():' {FLAT}"),
+        ("x = dict(a=(lambda: open(MARK, 'w'))())\n", FLAT),
+        ("y = 1\nx = y\n", f"config.py:2: 'x = y' {FLAT}"),
+        ("x = 'a' * 10**9\n", FLAT),
+        ("x = dict(a={[]: 1})\n", FLAT),
+        ("x = " + "[" * 90 + "]" * 90 + "\nx = y = 1\n", f"'x = y = 1' {FLAT}"),
+        ("_base_ = ['../_base_/models/a.py']\n", "config.py').dump('flat.py')"),
+        ("x = " + "-" * 3000 + "1\n", "config.py"),
+        ("model = \n", "config.py: not a Python file (SyntaxError)"),
+        ("x = " + "(" * 10**4, "config.py: not a Python file (SyntaxError)"),
+        ("\0", "config.py: not a Python file ("),
+        ("model = 1\n", "config.py: no `model` here"),
+        ("del model\n", FLAT),
+    ],
+)
+def test_what_is_not_flat_is_refused_in_one_line_and_nothing_runs(tmp_path: Path, text: str, message: str) -> None:
+    config = written(tmp_path, MODEL + text.replace("MARK", repr(str(tmp_path / "executed"))))
+    message = message.replace("config.py:2:", "config.py:3:").replace("config.py:1:", "config.py:2:")
+    with one_line_error(says=message):
+        read_config(config)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_sweeps_are_those_of_testing(tmp_path: Path) -> None:
+    steps = "test_pipeline = [dict(type='LoadPointsFromFile'), dict(type='LoadPointsFromMultiSweeps', sweeps_num=9)]\n"
+    loader = sweep_step(read_config(written(tmp_path, MODEL + steps)))
+    assert loader["sweeps_num"] == 9
+    assert sweep_step(read_config(written(tmp_path, MODEL + "test_pipeline = [dict(type='B')]\n"))) is None
+    with pytest.raises(InputError, match="no `test_pipeline` here"):
+        sweep_step(read_config(written(tmp_path, MODEL)))
+    with pytest.raises(InputError, match=r"absent\.py: cannot read the configuration \(FileNotFoundError\)"):
+        read_config(tmp_path / "absent.py")
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
+    """Configuration and checkpoint of each network."""
+    folder = tmp_path_factory.mktemp("networks")
+    return {
+        "centerpoint": centerpoint_reference.files(folder),
+        "pillarnest": pillarnest_reference.files(folder),
+        **{neck: pointpillars_reference.files(folder, neck) for neck in ("fpn", "secfpn")},
+    }
+
+
+@pytest.fixture(scope="module")
+def runs(files: Files, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("imported")
+    for network in NETWORKS:
+        import_checkpoint(*files[network], folder / network)
+    return {network: folder / network for network in NETWORKS}
+
+
+def plain_maps(network: str) -> dict[str, torch.Tensor]:
+    """Of the network written plainly, under our names, with our order of classes and sizes and our headings."""
+    voxels = voxelised(FRAME.points, 700, 6)
+    assert len(voxels[0]) == 700  # there were more
+    inputs = map(torch.from_numpy, voxels)
+    if network == "centerpoint":
+        return {
+            f"group{i}_{mine}": task[theirs][:, [1, 0, 2]] if theirs == "dim" else task[theirs]
+            for i, task in enumerate(centerpoint_reference.reference()(*inputs))
+            for mine, theirs in NAMES.items()
+        }
+    if network == "pillarnest":
+        return {
+            f"group{i}_{mine}": -task[theirs][:, [1, 0]] if theirs == "rot" else task[theirs]
+            for i, task in enumerate(pillarnest_reference.reference()(*inputs))
+            for mine, theirs in HEAD_NAMES.items()
+        }
+    classes = [MMDET3D_CLASSES.index(name) for name in CLASSES]
+    orders = {"classes": classes, "boxes": [0, 1, 2, 4, 3, 5, 6, 7, 8], "directions": [0, 1]}
+    outputs = pointpillars_reference.reference(network)(*inputs)
+    return {
+        f"{name}.{i}": level.unflatten(1, (4, len(order)))[:, :, order].flatten(1, 2)
+        for (name, order), levels in zip(orders.items(), outputs, strict=True)
+        for i, level in enumerate(levels)
+    }
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("network", NETWORKS)
+def test_maps_are_those_of_the_network_written_plainly(runs: dict[str, Path], network: str) -> None:
+    ours, config = load_model(runs[network])
+    maps, sweeps = NETWORKS[network]
+    assert (config.model.lidar.sweeps, config.model.lidar.max_pillars) == (sweeps, 700)
+    if network == "centerpoint":  # no weight gets lost
+        plain = centerpoint_reference.reference()
+        assert sum(p.numel() for p in ours.parameters()) == sum(p.numel() for p in plain.parameters())
+    found, expected = part_of("detection", ours(inputs_of(config))), plain_maps(network)
+    assert len(expected) == maps
+    for name, wanted in expected.items():
+        assert wanted.std() > 0.05
+        torch.testing.assert_close(found[name], wanted, atol=1e-5, rtol=1e-5)
+
+
+def inputs_of(config: Config) -> dict[str, torch.Tensor]:
+    return {name: torch.from_numpy(array) for name, array in prepare(FRAME, InputSpec.of(config)).items()}
+
+
+@torch.no_grad()
+def test_boxes_are_those_of_the_published_code(runs: dict[str, Path]) -> None:
+    """PillarNeSt's, whose scores are weighted by the predicted IoU."""
+    ours, config = load_model(runs["pillarnest"])
+    found = part_of("detection", ours.deployed(Conditions()).predict(inputs_of(config)))
+    counts, first = [], 0
+    maps = pillarnest_reference.reference()(*map(torch.from_numpy, voxelised(FRAME.points, 700, 6)))
+    for i, task in enumerate(maps):
+        boxes = pillarnest_reference.decoded(task)
+        scores = found["scores"][0, i].numpy()
+        np.testing.assert_allclose(scores[: len(boxes)], [score for _, score, _ in boxes], atol=1e-5)
+        assert not scores[len(boxes) :].any()
+        counts.append(len(boxes))
+        assert found["labels"][0, i, : len(boxes)].tolist() == [first + label for label, _, _ in boxes]
+        first += len(pillarnest_reference.TASKS[i])
+        for (_, _, box), values in zip(boxes, found["boxes"][0, i].numpy(), strict=False):
+            np.testing.assert_allclose(values[[0, 1, 2, 3, 4, 5, 8, 9]], np.delete(box, 6), atol=1e-4, rtol=1e-4)
+            turned = np.array([np.sin(box[6]), np.cos(box[6])])
+            np.testing.assert_allclose(values[6:8] / np.linalg.norm(values[6:8]), turned, atol=1e-4)
+    assert 10 < min(counts) < pillarnest_reference.MOST  # cells above and below the threshold
+
+
+def test_attributes_are_those_of_the_speed(runs: dict[str, Path]) -> None:
+    head: Any = load_model(runs["centerpoint"])[0].heads["detection"]
+    speeds = {0.1: ["vehicle.parked", "pedestrian.standing"], 0.3: ["vehicle.moving", "pedestrian.moving"]}
+    for speed, expected in speeds.items():
+        dense = {}
+        for i, task in enumerate(TASKS):
+            dense |= {f"group{i}_{name}": torch.zeros(1, n, 16, 16) for name, n in REGRESSION.items()}
+            dense[f"group{i}_velocity"] += speed * 0.5**0.5
+            dense[f"group{i}_heatmap"] = torch.randn(1, len(task), 16, 16, generator=torch.Generator().manual_seed(i))
+        found = head.decode(dense)
+        assert found["scores"].shape == (1, 6, 40)
+        for name, attribute in zip(("car", "pedestrian", "barrier"), [*expected, None], strict=True):
+            ids = found["attributes"][found["labels"] == CLASSES.index(name)].unique()
+            assert [None if i < 0 else ATTRIBUTES[i] for i in ids] == [attribute]
+
+
+CONV, BIAS = "pts_backbone.blocks.1.0.weight", "pts_bbox_head.task_heads.5.vel.1.bias"
+LINEAR, SMOOTH = "pts_voxel_encoder.vfe_layers.1.linear.weight", "pts_neck.fpn_convs.2.conv.weight"
+
+
+@pytest.mark.parametrize(
+    ("network", "missing", "more"),
+    [
+        ("centerpoint", [CONV, BIAS], "img_backbone.conv1.weight"),
+        ("centerpoint", [], "pts_bbox_head.task_heads.0.iou.1.bias"),
+        ("fpn", [SMOOTH, LINEAR], "pts_bbox_head.conv_iou.weight"),
+        ("pillarnest", ["pts_backbone.stages.3.1.gamma"], "pts_backbone.norm1.weight"),  # one of these nothing reads
+    ],
+)
+def test_every_key_must_be_accounted_for(
+    files: Files, tmp_path: Path, network: str, missing: list[str], more: str
+) -> None:
+    checkpoint = tmp_path / "changed.pth"
+    content = torch.load(files[network][1], weights_only=True)
+    tensors = {name: tensor for name, tensor in content["state_dict"].items() if name not in missing}
+    torch.save(content | {"state_dict": tensors | {more: torch.zeros(1)}}, checkpoint)
+    named = f" ({', '.join(missing)})" if missing else ""
+    keys = f"{len(missing)} keys are missing{named}, 1 unexpected ({more})"
+    with one_line_error(exactly=f"{checkpoint}: does not fit its configuration: {keys}"):
+        import_checkpoint(files[network][0], checkpoint, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+class Malicious:
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.file,)
+
+
+def test_a_checkpoint_that_is_no_plain_data_is_refused_and_executes_nothing(files: Files, tmp_path: Path) -> None:
+    config, checkpoint = files["centerpoint"]
+    whole, content = checkpoint.read_bytes(), torch.load(checkpoint, weights_only=True)
+    changed = tmp_path / "changed.pth"
+
+    def refused(says: str) -> None:
+        with one_line_error(says):
+            import_checkpoint(config, changed, tmp_path / "run")
+
+    for share in (0.0, 0.001, 0.5, 0.999):
+        changed.write_bytes(whole[: int(share * len(whole))])
+        refused(r"changed\.pth: not a checkpoint of torch")
+    weights = content["state_dict"]
+    torch.save({"state_dict": weights | {CONV: torch.zeros(12, 9, 3, 3)}}, changed)
+    refused(rf"{CONV} has the shape \(12, 9, 3, 3\), the configuration says \(12, 8, 3, 3\)")
+    for zipped in (True, False):
+        malicious = {"state_dict": weights, "meta": Malicious(tmp_path / "executed")}
+        torch.save(malicious, changed, _use_new_zipfile_serialization=zipped)
+        refused("holds more than tensors and plain data")
+        assert not (tmp_path / "executed").exists()
+    pickle.loads(pickle.dumps(Malicious(tmp_path / "executed")))
+    assert (tmp_path / "executed").exists()  # it would have
+
+
+REFUSED = {
+    "centerpoint": [
+        ("legacy=False", "legacy=True", "model.pts_voxel_encoder: no counterpart here: legacy is True, ours has False"),
+        ("legacy=False,", "", "model.pts_voxel_encoder: no counterpart here: legacy is True, ours has False"),
+        ("'SeparateHead'", "'DCNSeparateHead'", "separate_head: no counterpart here: type is 'DCNSeparateHead'"),
+        ("'truck', 'construction_vehicle'", "'bus', 'construction_vehicle'", "the classes of its tasks must be, in"),
+        ("'PointPillarsScatter'", "'SparseEncoder'", "`backbone: {kind: mmdet3d, ...}`), and its sparse conv"),
+        ("type='CenterPoint'", "type='BEVFusion'", "`backbone: {kind: mmdet3d, ...}`), and its sparse conv"),
+        ("type='CenterPoint'", "type='VoteNet'", "VoteNet is none of CenterPoint"),
+        ("voxel_size=[0.4, 0.4, 8]", "voxel_size=[0.4, 0.4, 0.2]", "are no pillars on square cells"),
+        ("voxel_size=[0.4, 0.4, 8]", "voxel_size=eval('[0.4, 0.4, 8]')", "a configuration is read, not run"),
+        ("upsample_strides=[0.5, 1, 2]", "upsample_strides=[1, 1, 2]", "its stages must come out with the same"),
+        ("norm_bbox=True", "norm_bbox=False", "norm_bbox is False"),
+        ("max_num=40,", "", "model.pts_bbox_head.bbox_coder.max_num is missing"),
+    ],
+    "fpn": [
+        ("with_distance=False", "with_distance=True", "no counterpart here: with_distance is True, ours has False"),
+        ("in_channels=4", "in_channels=5", "no counterpart here: in_channels is 5, ours has 4"),
+        ("test_mode=True", "use_dim=[0, 1, 3, 4]", "points have the columns [0, 1, 3, 4] of x, y, z, intensity, dt"),
+        ("use_rotate_nms=True", "use_rotate_nms=False", "model.test_cfg.pts: no counterpart here: use_rotate_nms is"),
+        ("AlignedAnchor3DRangeGenerator", "Anchor3DRangeGenerator", "no counterpart here: type is 'Anchor3DRange"),
+        ("code_size=9", "code_size=7", "bbox_coder: no counterpart here: code_size is 7, ours has 9"),
+        ("num_outs=3", "num_outs=4", "pts_neck: no counterpart here: num_outs is 4, ours has 3"),
+        ("'trailer', ", "'tram', ", "`class_names` must be, in any order, car, truck"),
+        ("nms_pre=100", "nms_pre=2000", "candidates of all maps together must be fewer than 3840"),
+        ("type='MVXFasterRCNN',", "type='MVXFasterRCNN', img_backbone=dict(type='ResNet'),", "img_backbone is"),
+        ("test_pipeline", "train_pipeline", "no `test_pipeline`"),
+        ("LoadPointsFromMultiSweeps", "LoadPointsFromFile", "has no LoadPointsFromMultiSweeps"),
+    ],
+    "pillarnest": [
+        ("arch=dict(depths=[2, 1, 1, 2, 1], channels=[48, 12, 16, 16, 20])", "arch='huge'", "arch is 'huge', known"),
+        ("out_indices=[2, 3, 4]", "out_indices=[1, 3, 4]", "out_indices are [1, 3, 4], ours joins the last stages"),
+        ("gap_before_final_norm=False", "gap_before_final_norm=True", "gap_before_final_norm is True, ours has False"),
+        ("mode='maxavg'", "mode='max'", "mode is 'max', ours has 'maxavg'"),
+        ("feat_channels=[8]", "feat_channels=[8, 8]", "2 layers, ours has one"),
+        (", iou=(1, 2)", "", "common_heads is"),
+        ("upsample_strides=[1, 2, 4]", "upsample_strides=[1, 2, 2]", "on the same grid"),
+        ("pts_voxel_layer", "pts_voxels", "model.pts_voxel_layer is missing"),
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("network", "row"), [(name, row) for name, rows in REFUSED.items() for row in rows])
+def test_what_has_no_counterpart_is_refused(
+    files: Files, tmp_path: Path, network: str, row: tuple[str, str, str]
+) -> None:
+    old, new, message = row
+    text = files[network][0].read_text()
+    assert old in text
+    with one_line_error(says=message):
+        import_checkpoint(written(tmp_path, text.replace(old, new)), files[network][1], tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_command_imports_or_says_why_not(files: Files, tmp_path: Path) -> None:
+    command = ("import-mmdet3d", *files["centerpoint"], "--out", tmp_path / "run")
+    parameters = sum(p.numel() for p in centerpoint_reference.reference().parameters())
+    assert succeeds(*command) == f"{tmp_path / 'run'}: centerpoint, {parameters:,} parameters\n"
+    assert refuses(*command) == f"perception: {tmp_path / 'run'}: holds files already; choose another --out\n"
+
+
+@settings(max_examples=100, deadline=None)
+@given(seed=st.integers(0, 2**32 - 1), number=st.integers(0, 300), spread=st.floats(0.3, 12), most=st.integers(1, 60))
+def test_first_pillars_equal_a_loop_over_points(seed: int, number: int, spread: float, most: int) -> None:
+    rng = np.random.default_rng(seed)
+    points = (rng.normal(size=(number, 5)) * spread).astype(np.float32)
+    edges = np.float32(-12.8) + np.float32(0.4) * rng.integers(0, 65, number).astype(np.float32)
+    points[:, 0] = np.where(rng.random(number) < 0.5, edges, points[:, 0])  # where precision decides
+    voxels, counts, cells = voxelised(points, most, 3)
+    pillars, (found_counts, found_cells) = np.ones((most, 3, 5), np.float32), np.ones((2, most), np.int32)
+    grid = BevGrid(x=(-12.8, 12.8), y=(-12.8, 12.8), z=(-5.0, 3.0), cell=0.4, reference="lidar")
+    found = group(points, grid, pillars, found_counts, found_cells, "first")
+    assert found == len(voxels)
+    flat = cells.reshape(-1, 2) @ np.array([64, 1])
+    order = np.argsort(flat)
+    np.testing.assert_array_equal(found_cells[:found], flat[order])
+    np.testing.assert_array_equal(found_counts[:found], counts[order])
+    np.testing.assert_array_equal(pillars[:found], voxels[order])

