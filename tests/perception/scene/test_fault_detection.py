@@ -1,0 +1,355 @@
+"""What health says of every fault, alone and in pairs, and when.
+
+The faults are those of the command, in windows of time, on simulated drives. A camera that is turned is told while the
+vehicle drives, after more than two seconds: by then the short windows are over, and a longer drive shows it.
+"""
+
+import io
+import json
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from itertools import permutations, product
+from pathlib import Path
+
+import numpy as np
+import pytest
+from courses import in_town, with_pictures
+from exported import QUIET, bundle
+from pages import page_data
+from PIL import Image
+from vocabulary import CAMERAS, LIDAR, SENSORS, sensors
+
+from deploy.replay.fault_detection import FaultDetections
+from deploy.replay.fault_kinds import KINDS, SENSORS_OF_KIND
+from deploy.replay.faults import Fault, inject
+from deploy.replay.run import replay
+from deploy.replay.settings import Settings, Source
+from perception.datasets.nuscenes.dataset import NuScenesTables
+from perception.evaluation import corrupt
+from perception.frame import Camera, Frame
+from perception.rig import Sensors
+from perception.scene.health.limits import LidarLimits
+from perception.scene.health.monitor import HealthMonitor, Status
+from perception.simulate.simulate import simulate
+
+FRAMES, WINDOW = 8, (1.0, 2.2)  # keyframes at 2 Hz, s
+BEGIN, END = 2, 5  # the frames with the fault, and the first without
+WATCHED = (LIDAR, "CAM_FRONT", "CAM_BACK")  # one camera is as another
+SUFFERED = [
+    (kind, sensor)
+    for kind in KINDS
+    for sensor in WATCHED
+    if SENSORS_OF_KIND.get(kind) in (None, "lidar" if sensor == LIDAR else "cameras")
+]
+# Health outlives what chance may hide in a frame by a second, and a tilt is the median of three frames.
+LATER = {"corruption": 2, "noise": 2, "blur": 2, "points": 2, "miscalibration": 3}
+
+
+def simulated(root: Path, samples: int, conditions: str) -> list[Frame]:
+    """Pictures of half the height and width: large enough for all signs of faults."""
+    simulate(root, 1, samples, 11, in_town(conditions), rig=with_pictures(2))
+    tables = NuScenesTables(root, "v1.0-sim")
+    return [tables.frame(token, sweeps=0, annotations=False) for token in tables.samples()]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("drives")
+
+
+@pytest.fixture(scope="module")
+def long_drive(root: Path) -> list[Frame]:
+    """6 s through a town by day."""
+    return simulated(root / "day", 12, "clear-day-boston")
+
+
+@pytest.fixture(scope="module")
+def drives(root: Path, long_drive: list[Frame]) -> list[list[Frame]]:
+    """The same, as long as a fault's window and what follows it, and a night in the rain."""
+    return [long_drive[:FRAMES], simulated(root / "night", FRAMES, "rain-night-singapore")]
+
+
+def windowed(kind: str, sensor: str) -> str:
+    amount = ",degrees=3,metres=0.1" if kind == "miscalibration" else ""  # of 1 degree health says nothing
+    name = "lidar" if sensor == LIDAR else sensor
+    return f"{kind}:{name}{amount}@{WINDOW[0]}-{WINDOW[1]}"
+
+
+def named(kind: str, sensor: str) -> set[Status]:
+    """What health calls a fault; nothing where it cannot see it in so short a window."""
+    if kind == "miscalibration" and sensor != LIDAR:
+        return set()
+    by_kind: dict[str, Status] = {"delay": "late", "blackout": "missing" if sensor == LIDAR else "dark"}
+    return {by_kind[kind]} if kind in by_kind else set(KINDS[kind].expected_statuses)
+
+
+def said(frames: Sequence[Frame], texts: Sequence[str], watched: Sensors) -> list[Mapping[str, set[Status]]]:
+    """All that health says at every frame of the sensors that are wrong."""
+    monitor = HealthMonitor(watched)
+    found = []
+    for frame in inject(frames, [Fault.parse(text, SENSORS) for text in texts]):
+        health = monitor.update(frame)
+        found.append({name: {each.status for each in h.findings} for name, h in health.items() if h.status != "ok"})
+    return found
+
+
+def test_healthy_drives_are_healthy(drives: list[list[Frame]], long_drive: list[Frame]) -> None:
+    for frames in (long_drive, drives[1]):
+        assert said(frames, [], SENSORS) == [{}] * len(frames)
+
+
+def rounded(image: np.ndarray, seed: int) -> np.ndarray:
+    """Each value off by -1, 0 or 1, as another implementation of a decoder or filter may round."""
+    off = np.random.default_rng(seed).integers(-1, 2, image.shape, np.int8)
+    return np.clip(image.astype(np.int16) + off, 0, 255).astype(np.uint8)
+
+
+def recoded(image: np.ndarray, quality: int) -> np.ndarray:
+    """Encoded anew, and decoded by Pillow."""
+    content = io.BytesIO()
+    Image.fromarray(image).save(content, "JPEG", quality=quality)
+    return np.asarray(Image.open(content))
+
+
+OTHERWISE: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
+    "rounding": rounded,
+    "JPEG 95": lambda image, seed: recoded(image, 95),
+    "JPEG 75": lambda image, seed: recoded(image, 75),
+}
+
+
+def otherwise(frames: Sequence[Frame], how: str) -> list[Frame]:
+    """The frames with pictures as another implementation would give them."""
+    return [
+        replace(
+            frame,
+            cameras={n: replace(c, image=OTHERWISE[how](c.image, i)) for n, c in frame.cameras.items()},
+        )
+        for i, frame in enumerate(frames)
+    ]
+
+
+def loads(frames: Sequence[Frame]) -> dict[tuple[str, str], np.ndarray]:
+    """How near its limit each sign of each sensor is at each frame; 0 where it was not looked at."""
+    monitor = HealthMonitor(SENSORS)
+    found: dict[tuple[str, str], np.ndarray] = defaultdict(lambda: np.zeros(len(frames)))
+    for i, frame in enumerate(frames):
+        monitor.update(frame)
+        for name, signs in monitor.loads.items():
+            for sign, load in signs.items():
+                found[name, sign][i] = load
+    return found
+
+
+@pytest.mark.parametrize("how", OTHERWISE)
+def test_limits_are_farther_from_healthy_pictures_than_implementations_are_apart(
+    drives: list[list[Frame]], how: str
+) -> None:
+    """At least twice as far as a sign comes nearer when another implementation decodes the same drive."""
+    for frames in drives:
+        recorded, other = loads(frames), loads(otherwise(frames, how))
+        assert recorded.keys() == other.keys()
+        for sign in recorded:
+            assert np.all(other[sign] <= 1), sign
+            nearer = max(0.0, (other[sign] - recorded[sign]).max())
+            assert recorded[sign].max() + 2 * nearer < 1, sign
+
+
+@pytest.mark.parametrize("how", OTHERWISE)
+def test_faults_are_told_of_pictures_of_another_implementation(drives: list[list[Frame]], how: str) -> None:
+    for frames in (otherwise(drive, how) for drive in drives):
+        for kind in ("blackout", "noise", "blur", "corruption"):
+            found = said(frames, [windowed(kind, "CAM_FRONT")], sensors("CAM_FRONT"))
+            told = [each.get("CAM_FRONT", set()) for each in found]
+            assert all(named(kind, "CAM_FRONT") <= each for each in told[BEGIN:END])
+            assert not any(told[:BEGIN])
+
+
+@pytest.mark.parametrize(("kind", "sensor"), SUFFERED)
+def test_a_fault_is_told_from_its_first_frame_to_its_end(drives: list[list[Frame]], kind: str, sensor: str) -> None:
+    """By its name, of its sensor and of no other; a tilt one frame later."""
+    name, first = named(kind, sensor), BEGIN + (kind == "miscalibration")
+    for frames in drives:
+        found = said(frames, [windowed(kind, sensor)], SENSORS)
+        assert found[:first] == [{}] * first
+        for i in range(first, END):
+            extra = found[i].get(sensor, set()) - name
+            # The first late picture is the last one that was in time, again.
+            assert extra <= ({"frozen"} if kind == "delay" and i == BEGIN else set())
+            assert found[i].keys() == ({sensor} if name else set())
+            assert name <= found[i].get(sensor, set())
+        assert found[END + LATER.get(kind, 0) :] == [{}] * (FRAMES - END - LATER.get(kind, 0))
+
+
+# Which of two faults of one sensor cannot be seen, for the other; `first` is injected first. An empty set is any fault.
+HIDING = [
+    # (sensors, first, second, what is hidden)
+    ("any", {"drop"}, set(), "second"),  # what is not there has no other fault
+    ("any", set(), {"drop"}, "first"),
+    ("lidar", {"blackout"}, {"noise", "miscalibration", "points", "corruption"}, "second"),  # no returns
+    ("lidar", set(), {"blackout"}, "first"),
+    ("cameras", {"blackout"}, {"blur", "noise"}, "second"),  # nothing but black
+    ("cameras", {"freeze", "blur", "noise", "corruption"}, {"blackout"}, "first"),
+    (
+        "any",
+        {"blackout", "blur", "noise", "points", "corruption", "miscalibration"},
+        {"freeze"},
+        "first",
+    ),  # shows before
+    ("lidar", {"delay"}, {"freeze"}, "first"),
+    ("any", {"freeze"}, {"noise", "corruption", "points"}, "first"),  # what comes is never the same
+    ("lidar", {"freeze"}, {"delay"}, "first"),  # moved by the vehicle's way
+    ("cameras", {"blur"}, {"noise"}, "first"),  # the last one has its way
+    ("cameras", {"noise", "corruption"}, {"blur"}, "first"),
+    ("lidar", {"delay"}, {"miscalibration"}, "second"),  # the ground was elsewhere
+    ("lidar", {"miscalibration"}, {"delay"}, "first"),
+]
+
+
+def hidden(first: str, second: str, sensor: str) -> set[str]:
+    return {
+        {"first": first, "second": second}[what]
+        for sensors, firsts, seconds, what in HIDING
+        if sensors in ("any", "lidar" if sensor == LIDAR else "cameras")
+        and first in (firsts or KINDS)
+        and second in (seconds or KINDS)
+    }
+
+
+@pytest.mark.parametrize("sensor", WATCHED)
+def test_two_faults_of_one_sensor_are_both_told_but_for_what_one_hides(drives: list[list[Frame]], sensor: str) -> None:
+    kinds = [kind for kind, suffering in SUFFERED if suffering == sensor]
+    wrong = []
+    for frames, (first, second) in product(drives, permutations(kinds, 2)):
+        found = said(frames, [windowed(first, sensor), windowed(second, sensor)], sensors(sensor))
+        lies = hidden(first, second, sensor)
+        if (first, second) == ("blackout", "corruption") and sensor != LIDAR:
+            # Garbage out of black blocks is either brighter, or as black.
+            assert all(each.keys() == {sensor} for each in found[BEGIN:END])
+            continue
+        early = set().union(*(each.get(sensor, set()) for each in found[BEGIN : BEGIN + 3]))
+        untold = {kind for kind in {first, second} - lies if not named(kind, sensor) <= early}
+        # What is hidden is not told, unless both have the same name.
+        shown = named(first, sensor) if second in lies else named(second, sensor)
+        guessed = {kind for kind in lies if named(kind, sensor) and named(kind, sensor) <= early - shown}
+        if untold or guessed or not early or found[-1]:
+            wrong.append((frames[0].scene, first, second, untold, guessed, early, found[-1]))
+    assert not wrong
+
+
+@pytest.mark.parametrize(("degrees", "metres"), [(0.5, 0.02), (1.0, 0.1), (3.0, 0.1), (5.0, 0.3), (0.0, 0.6)])
+def test_a_lidar_is_miscalibrated_where_the_ground_is_tilted_or_lifted(
+    drives: list[list[Frame]], degrees: float, metres: float
+) -> None:
+    """The limits are those of the closed form: the plane z = 0 under the very displacement that was injected."""
+    ground = np.array([[0, 0, 0, 0, 0], [10, 0, 0, 0, 0], [0, 10, 0, 0, 0]], np.float32)  # here, ahead, to the left
+    limits = LidarLimits()
+    for i in range(6):
+        text = f"miscalibration:lidar,degrees={degrees},metres={metres}@0-{90 + i}"
+        level = Frame("t", 0, "ego", np.eye(4), np.eye(4), ground, {})
+        origin, *along = Fault.parse(text, SENSORS).apply(level, None).points[:, :3].astype(float)
+        normal = np.cross(along[0] - origin, along[1] - origin)
+        tilt, height = np.degrees(np.arccos(normal[2] / np.linalg.norm(normal))), abs(origin @ normal / normal[2])
+        if min(abs(tilt / limits.tilted - 1), abs(height / limits.raised - 1)) < 0.15:
+            continue  # too near the limit
+        wrong = tilt > limits.tilted or height > limits.raised
+        found = said(drives[0][:4], [text], sensors(LIDAR))
+        assert found[-1] == ({LIDAR: {"miscalibrated"}} if wrong else {}), (tilt, height)
+
+
+@pytest.mark.parametrize("degrees", [2, 3])
+@pytest.mark.parametrize("name", CAMERAS)
+def test_a_turned_camera_is_told_while_the_vehicle_drives(long_drive: list[Frame], name: str, degrees: int) -> None:
+    """Of the displacement only what turns the optical axis can be seen."""
+    found = said(long_drive, [turning(name, degrees)], SENSORS)
+    told = [i for i, each in enumerate(found) if each]
+    assert told
+    assert 4 < told[0] <= 9  # 2.5 to 4.5 s
+    assert found[-1] == {name: {"miscalibrated"}}
+    assert all(each.keys() <= {name} for each in found)
+
+
+def turning(name: str, degrees: float) -> str:
+    """A fault, little of which turns the camera about its own axis."""
+    texts = (f"miscalibration:{name},degrees={degrees}@0-{90 + i}" for i in range(99))
+    return next(text for text in texts if axis_turned(text, name) > 0.9 * degrees)
+
+
+def axis_turned(text: str, name: str) -> float:
+    """Degrees between the optical axes before and after a fault."""
+    camera = Camera(np.zeros((1, 1, 3), np.uint8), np.eye(3), np.eye(4), np.eye(4), 0)
+    frame = Frame("t", 0, "ego", np.eye(4), np.eye(4), None, {name: camera})
+    cosine = Fault.parse(text, SENSORS).apply(frame, None).cameras[name].ego_from_camera[2, 2]
+    return float(np.degrees(np.arccos(cosine)))
+
+
+def test_six_turned_cameras_are_told_or_taken_for_a_turned_lidar(long_drive: list[Frame]) -> None:
+    """Each is turned in its own way, but most may agree on one turn of the LiDAR by chance."""
+    found = said(long_drive, ["miscalibration:cameras,degrees=3@0-99"], SENSORS)
+    assert LIDAR in found[-1] or len(found[-1]) >= 4
+    assert set().union(*found[-1].values()) == {"miscalibrated"}
+
+
+@pytest.mark.parametrize("degrees", [-3, -2, 2, 3])
+def test_a_lidar_that_is_turned_about_the_vertical_is_told(long_drive: list[Frame], degrees: float) -> None:
+    """The ground is as level as before; all cameras disagree alike, and none of them is blamed."""
+    angle = np.radians(degrees)
+    turn = np.eye(4)
+    turn[:2, :2] = [[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]
+    turned = [replace(frame, points=corrupt.moved(frame.points, turn)) for frame in long_drive[:9]]  # type: ignore[arg-type]
+    found = said(turned, [], SENSORS)
+    assert found[:5] == [{}] * 5
+    assert found[7:] == [{LIDAR: {"miscalibrated"}}] * 2
+
+
+def test_the_report_lists_faults_beside_what_health_said(root: Path, long_drive: list[Frame], tmp_path: Path) -> None:
+    """Through the command's own way: injected into drives that the exported network perceives."""
+    texts = [
+        windowed("drop", "cameras"),
+        windowed("noise", LIDAR),
+        "miscalibration:CAM_BACK@3.0-9.0",
+        "blur:CAM_BACK@99-100",
+        f"hidden:car@{WINDOW[0]}-{WINDOW[1]}",
+    ]
+    source = Source(root / "day", "v1.0-sim", [f"scene-0001:0-{FRAMES}"])
+    summary = replay(source, bundle().path, tmp_path, Settings(faults=texts), console=QUIET)
+    assert summary["frames"] == FRAMES
+    expected = [(texts[0], name, 3, 3, {"missing": 0.0}) for name in CAMERAS]
+    expected += [
+        (texts[1], LIDAR, 3, 3, {"noisy": 0.0}),
+        (texts[2], "CAM_BACK", 2, 0, {}),
+        (texts[3], "CAM_BACK", 0, 0, {}),
+        (texts[4], "car", 3, 0, {}),  # no task looks for it
+    ]
+    detections = json.loads((tmp_path / "results.json").read_text())["results"].values()
+    cars = [sum(box["detection_name"] == "car" for box in each) for each in detections]
+    assert not any(cars[BEGIN:END])
+    assert any(cars[:BEGIN])  # a random network need not find one in every frame
+    assert all(len(each) for each in list(detections)[BEGIN:END])  # of other classes
+    data = page_data(tmp_path / "report.html")
+    assert data["faults"] == [
+        dict(zip(("fault", "sensor", "frames", "detected", "delays"), each, strict=True)) for each in expected
+    ]
+    lanes = {
+        lane["name"]: [(span["from"], span["to"], span["value"]) for span in lane["spans"]]
+        for lane in data["lanes"]
+        if lane["kind"] == "health"
+    }
+    assert lanes["CAM_FRONT"] == [(0, 1, "ok"), (2, 4, "missing"), (5, 7, "ok")]
+    assert lanes[LIDAR] == [(0, 1, "ok"), (2, 5, "noisy"), (6, 7, "ok")]
+
+
+def test_of_several_drives_the_longest_delay_counts(drives: list[list[Frame]]) -> None:
+    """The tilt is told half a second late in each drive, whose windows count from its own first frame."""
+    detections = FaultDetections([fault := Fault.parse(windowed("miscalibration", LIDAR), SENSORS)])
+    for frames in drives:
+        monitor = HealthMonitor(sensors(LIDAR))
+        for frame in inject(detections.record_starts(frames), [fault]):
+            detections.add(frame, monitor.update(frame))
+    [found] = detections.listed()
+    assert (found["frames"], found["detected"], found["delays"]) == (
+        6,
+        4,
+        {"miscalibrated": pytest.approx(0.5, abs=0.02)},
+    )
