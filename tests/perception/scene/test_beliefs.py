@@ -210,17 +210,6 @@ def test_what_is_not_observed_is_held_and_then_unknown() -> None:
     assert belief.beliefs["weather"].why == "nothing has spoken for rain since 0.0 s"
 
 
-def test_the_source_of_a_belief_is_that_of_the_switch() -> None:
-    belief = ConditionBelief(CONDITIONS)
-    for second, (source, rain) in enumerate([("tags", 0.0), ("geofences", 0.0), *[("sun", 1.0)] * 4]):
-        belief.update(second * 1_000_000, [{"weather": [1 - rain, rain, 0.0]}], {"weather": Origin(source)})
-        found = belief.beliefs["weather"]
-        assert found.source == ("tags" if found.value == "clear" else "sun")
-    assert found.why == "rain since 4.0 s by sun: 2 of 2 frames"
-    belief.update(500_000_000, [])
-    assert belief.beliefs["weather"].source == ""
-
-
 def test_a_moment_that_is_not_later_tells_nothing_new() -> None:
     belief = ConditionBelief(CONDITIONS)
     belief.update(5_000_000, [tags(weather="clear")])

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from courses import in_town, with_pictures
+from courses import courses, in_town, with_pictures
 from exported import QUIET, bundle
 from pages import page_data
 from PIL import Image
@@ -31,6 +31,7 @@ from perception.frame import Camera, Frame
 from perception.rig import Sensors
 from perception.scene.health.limits import LidarLimits
 from perception.scene.health.monitor import HealthMonitor, Status
+from perception.simulate.conditions import Course
 from perception.simulate.simulate import simulate
 
 FRAMES, WINDOW = 8, (1.0, 2.2)  # keyframes at 2 Hz, s
@@ -46,9 +47,9 @@ SUFFERED = [
 LATER = {"corruption": 2, "noise": 2, "blur": 2, "points": 2, "miscalibration": 3}
 
 
-def simulated(root: Path, samples: int, conditions: str) -> list[Frame]:
+def simulated(root: Path, samples: int, course: Course) -> list[Frame]:
     """Pictures of half the height and width: large enough for all signs of faults."""
-    simulate(root, 1, samples, 11, in_town(conditions), rig=with_pictures(2))
+    simulate(root, 1, samples, 11, [course], rig=with_pictures(2))
     tables = NuScenesTables(root, "v1.0-sim")
     return [tables.frame(token, sweeps=0, annotations=False) for token in tables.samples()]
 
@@ -60,14 +61,14 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def long_drive(root: Path) -> list[Frame]:
-    """6 s through a town by day."""
-    return simulated(root / "day", 12, "clear-day-boston")
+    """6 s through the city by day."""
+    return simulated(root / "day", 12, courses("clear-day-boston")[0])
 
 
 @pytest.fixture(scope="module")
 def drives(root: Path, long_drive: list[Frame]) -> list[list[Frame]]:
     """The same, as long as a fault's window and what follows it, and a night in the rain."""
-    return [long_drive[:FRAMES], simulated(root / "night", FRAMES, "rain-night-singapore")]
+    return [long_drive[:FRAMES], simulated(root / "night", FRAMES, in_town("rain-night-singapore")[0])]
 
 
 def windowed(kind: str, sensor: str) -> str:
@@ -121,11 +122,9 @@ OTHERWISE: dict[str, Callable[[np.ndarray, int], np.ndarray]] = {
 
 def otherwise(frames: Sequence[Frame], how: str) -> list[Frame]:
     """The frames with pictures as another implementation would give them."""
+    other = OTHERWISE[how]
     return [
-        replace(
-            frame,
-            cameras={n: replace(c, image=OTHERWISE[how](c.image, i)) for n, c in frame.cameras.items()},
-        )
+        replace(frame, cameras={n: replace(c, image=other(c.image, i)) for n, c in frame.cameras.items()})
         for i, frame in enumerate(frames)
     ]
 

@@ -293,9 +293,6 @@ def test_the_same_frames_give_the_same_bits_wherever_they_lie_in_memory_and_afte
     assert all(to_bytes(tracks) == before for tracks, before in given)
 
 
-MEASURED = np.eye(5)  # of the state x y z vx vy
-
-
 def noise_of(n: int, rng: np.random.Generator) -> Noise:
     return Noise(*(rng.uniform(0.1, 3, n) for _ in fields(Noise)))
 
@@ -305,37 +302,29 @@ class Textbook:
 
     def __init__(self, center: np.ndarray, velocity: np.ndarray, noise: Noise, i: int) -> None:
         self.noise = {f.name: float(getattr(noise, f.name)[i]) for f in fields(Noise)}
-        spread = self.noise["position"] ** 2
         self.x = np.array([*center, 0, 0])
-        self.p = np.diag([spread, spread, spread, *[self.noise["speed"] ** 2] * 2])
-        self.correct(MEASURED[3:], velocity, [self.noise["velocity"]] * 2)
+        self.p = np.diag([self.noise["position"] ** 2] * 3 + [self.noise["speed"] ** 2] * 2)
+        self.update(np.full(3, np.nan), velocity)
 
     def predict(self, seconds: float) -> None:
-        move = np.eye(5)
-        move[0, 3] = move[1, 4] = seconds
-        q = np.zeros((5, 5))
+        move, q = np.eye(5), np.zeros((5, 5))
         for place, speed in ((0, 3), (1, 4)):
-            q[place, place] = seconds**3 / 3
+            move[place, speed] = seconds
+            q[place, place], q[speed, speed] = seconds**3 / 3, seconds
             q[place, speed] = q[speed, place] = seconds**2 / 2
-            q[speed, speed] = seconds
         q *= self.noise["acceleration"] ** 2
         q[2, 2] = self.noise["climb"] ** 2 * seconds
         self.x, self.p = move @ self.x, move @ self.p @ move.T + q
 
     def update(self, center: np.ndarray, velocity: np.ndarray) -> None:
-        errors = [self.noise["position"]] * 3 + [self.noise["velocity"]] * 2
-        measured = np.isfinite([*center, *velocity])
-        measured[3:] = measured[3:].all()
-        self.correct(MEASURED[measured], np.array([*center, *velocity])[measured], np.array(errors)[measured])
-
-    def correct(self, h: np.ndarray, z: np.ndarray, errors: list[float] | np.ndarray) -> None:
-        if not np.isfinite(z).all():
-            return
-        r = np.diag(np.square(errors))
+        """What is measured is the state itself, but for what is NaN."""
+        z = np.array([*center, *(velocity if np.isfinite(velocity).all() else [np.nan] * 2)])
+        measured = np.isfinite(z)
+        h, r = np.eye(5)[measured], np.diag([self.noise["position"] ** 2] * 3 + [self.noise["velocity"] ** 2] * 2)
+        r = r[np.ix_(measured, measured)]
         k = self.p @ h.T @ np.linalg.inv(h @ self.p @ h.T + r)
-        self.x = self.x + k @ (z - h @ self.x)
         rest = np.eye(5) - k @ h
-        self.p = rest @ self.p @ rest.T + k @ r @ k.T
+        self.x, self.p = self.x + k @ (z[measured] - h @ self.x), rest @ self.p @ rest.T + k @ r @ k.T
 
 
 def assert_equal(motion: Motion, books: list[Textbook]) -> None:
@@ -361,9 +350,8 @@ def test_the_filter_is_the_textbooks(seed: int, steps: list[float]) -> None:
         velocities[rng.random((n, 2)) < 0.2] = np.nan
         return rng.normal(0, 50, (n, 3)), velocities
 
-    centers, velocities = measurement()
-    motion = Motion.begun(centers, velocities, noise)
-    books = [Textbook(centers[i], velocities[i], noise, i) for i in range(n)]
+    begun = measurement()
+    motion, books = Motion.begun(*begun, noise), [Textbook(begun[0][i], begun[1][i], noise, i) for i in range(n)]
     assert_equal(motion, books)
     for seconds in steps:
         motion = motion.predicted(seconds, noise)

@@ -285,15 +285,6 @@ def test_fog_sends_back_by_the_inverse_square() -> None:
     assert echoes[near].mean() == pytest.approx(expected, rel=0.05)
 
 
-def test_fog_hides_the_far_and_returns_the_near() -> None:
-    wall = boxes([(60, 0, 5, 1, 80, 10, 0)])
-    clear, fog = turn(moment(wall)), turn(moment(wall, Weather(visibility=40)))
-    assert (clear.owners == 0).sum() > 1000 > (fog.owners == 0).sum() == 0
-    near = [(np.linalg.norm(each.points[:, :3], axis=1) < 2.5).sum() for each in (clear, fog)]
-    assert near[0] == 0  # nearer than the first ground
-    assert near[1] > 1000
-
-
 def seen_share(signal: np.ndarray | float) -> np.ndarray:
     """P(signal * lognormal of mean 1 > sensitivity) = Phi((log(signal / sensitivity) - s^2 / 2) / s)."""
     spread = lidar.SIGNAL_SPREAD

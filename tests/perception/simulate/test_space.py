@@ -11,7 +11,7 @@ import numpy as np
 import nuscenes.eval.lidarseg.evaluate as lidarseg_evaluation
 import pytest
 import shapely
-from courses import WORLDS, courses
+from courses import WORLDS, courses, in_town
 from hypothesis import example, given
 from hypothesis import strategies as st
 from nuscenes.eval.lidarseg.evaluate import LidarSegEval
@@ -55,7 +55,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rig = RIG.model_copy(update={"cameras": (RIG.cameras[0].model_copy(update={"size": (160, 90)}),)})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(scenario, "MAX_CANDIDATES", 1)
-        simulate(out, 1, 2, 0, parse(["clear-day-boston"], NUSCENES, WORLDS, extras), rig=rig)
+        simulate(out, 1, 2, 0, [replace(each, extras=extras) for each in in_town("clear-day-boston")], rig=rig)
     return out
 
 

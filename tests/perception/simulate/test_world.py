@@ -104,22 +104,6 @@ def test_everybody_keeps_to_the_ground_that_is_theirs(world: World) -> None:
                 assert parked or road.contains(box), agent.category
 
 
-def test_centres_are_on_the_layers_that_the_devkit_finds(
-    mapped: tuple[City, NuScenesMap], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    city, nusc_map = mapped
-    monkeypatch.setattr("perception.simulate.scenario.MAX_CANDIDATES", 1)
-    world = build_world(city.place, Weather(), 2.0, np.random.default_rng(11))
-    xy, _, _ = world.agents_at(1.0)
-    assert len(world.agents) >= 60
-    for n, agent in enumerate(world.agents[:60]):
-        layers = nusc_map.layers_on_point(*xy[n], layer_names=["drivable_area", *FOR_FEET])
-        if agent.behaviour in ("traffic", "ridden"):
-            assert layers["drivable_area"]
-        elif agent.behaviour == "walking" and not agent.category.endswith("worker"):
-            assert any(layers[layer] for layer in FOR_FEET)
-
-
 def test_traffic_keeps_to_its_side(world: World) -> None:
     dividers = shapely.STRtree(world.city.lines["road_divider"])
     seen = 0
@@ -210,13 +194,6 @@ def test_every_lane_leads_on_and_its_curve_is_the_devkits(mapped: tuple[City, Nu
         for other in following:
             assert np.linalg.norm(points[-1] - np.array(curves[other])[0, :2]) < 1.1
             assert lane["token"] in nusc_map.get_incoming_lane_ids(other)
-
-
-def test_maps_can_be_drawn_in_every_layer(mapped: tuple[City, NuScenesMap]) -> None:
-    city, nusc_map = mapped
-    x, y = city.plan.canvas[0] / 2, city.plan.canvas[1] / 2
-    layers = [layer for layer in nusc_map.non_geometric_layers if layer != "traffic_light"]  # never drawn
-    assert nusc_map.get_map_mask((x, y, 400, 400), 33.0, layers, (800, 800)).any(axis=(1, 2)).all()
 
 
 STREETS = {"columns": [1, 2, 1], "rows": [1, 2, 1]}
