@@ -212,6 +212,7 @@ def test_calibration_is_a_rigid_nuscenes_like_rig(nusc: NuScenes) -> None:
     assert ahead["CAM_BACK_LEFT"][1] > 0 > ahead["CAM_BACK_RIGHT"][1]
 
 
+@pytest.mark.slow("two processes start, which import the simulator and draw their own scenarios")
 def test_same_seed_same_bytes_whatever_runs_beside(tmp_path: Path) -> None:
     """The first drive alone, in this process, equals the first of two that worker processes record."""
     first, second = in_town("clear-day-boston", "rain-night-singapore")
