@@ -302,6 +302,7 @@ def test_a_lidar_that_is_turned_about_the_vertical_is_told(long_drive: list[Fram
     assert found[7:] == [{LIDAR: {"miscalibrated"}}] * 2
 
 
+@pytest.mark.slow("exports a network, unless another test has done so")
 def test_the_report_lists_faults_beside_what_health_said(root: Path, long_drive: list[Frame], tmp_path: Path) -> None:
     """Through the command's own way: injected into drives that the exported network perceives."""
     texts = [
