@@ -1,7 +1,10 @@
 """The courses of simulated drives under nuScenes' conditions, which many tests use."""
 
-from vocabulary import NUSCENES
+from dataclasses import replace
 
+from vocabulary import NUSCENES, RIG
+
+from perception.rig import Rig
 from perception.simulate.conditions import Course, parse
 from perception.simulate.world_files import Worlds
 
@@ -11,3 +14,22 @@ WORLDS = Worlds()  # that come with the package
 def courses(*names: str) -> list[Course]:
     """Of drives such as clear-day-boston; all: of every combination."""
     return parse(names, NUSCENES, WORLDS)
+
+
+def in_town(*names: str) -> list[Course]:
+    """The same in three by three streets of these cities, which are soon built and written."""
+    streets = {"columns": (1, 2, 1), "rows": (1, 2, 1)}
+    return [
+        replace(each, place=each.place.model_copy(update={"streets": each.place.streets.model_copy(update=streets)}))
+        for each in courses(*names)
+    ]
+
+
+def with_pictures(edges: int, cameras: int = 6) -> Rig:
+    """nuScenes' car with its LiDAR and some of its cameras, whose pictures have 1 / `edges` of the height and width."""
+    small = []
+    for each in RIG.cameras[:cameras]:
+        lens = {name: tuple(x / edges for x in getattr(each.lens, name)) for name in ("focal", "center")}
+        size = tuple(edge // edges for edge in each.size)
+        small.append(each.model_copy(update={"size": size, "lens": each.lens.model_copy(update=lens)}))
+    return RIG.model_copy(update={"cameras": tuple(small)})

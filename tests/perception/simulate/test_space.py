@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from zipfile import ZipFile
@@ -12,7 +11,7 @@ import numpy as np
 import nuscenes.eval.lidarseg.evaluate as lidarseg_evaluation
 import pytest
 import shapely
-from courses import WORLDS
+from courses import WORLDS, courses, in_town
 from hypothesis import example, given
 from hypothesis import strategies as st
 from nuscenes.eval.lidarseg.evaluate import LidarSegEval
@@ -41,40 +40,32 @@ from perception.taxonomy import load_taxonomy
 from perception.voxel_rays import traverse
 from perception.voxels import VoxelGrid, occupancy_classes
 
+RECORDED = courses("clear-day-boston", "rain-night-singapore")  # of the fixture sim_root
 GRID = VoxelGrid(x=(-4.0, 4.0), y=(-3.2, 3.2), z=(-1.0, 2.2))
-FREE = len(occupancy_classes(NUSCENES)) - 1
 CLASS = {name: i for i, name in enumerate(occupancy_classes(NUSCENES))}
-NARROW = RIG.model_copy(update={"cameras": (RIG.cameras[0].model_copy(update={"size": (160, 90)}),)})
-EXTRAS = Extras(obstacles=True, occupancy=True)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _first_scenario() -> Iterator[None]:
-    """A drive takes the first scenario that is drawn, which need not be the most active of several."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scenario, "MAX_CANDIDATES", 1)
-        yield
+FREE = len(CLASS) - 1
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A drive of two keyframes with obstacles and voxels, after a run that was interrupted there."""
-    out = tmp_path_factory.mktemp("space")
+    out, extras = tmp_path_factory.mktemp("space"), Extras(obstacles=True, occupancy=True)
     (out / "lidarseg" / VERSION).mkdir(parents=True)
     (out / "lidarseg" / VERSION / "left_lidarseg.bin").write_bytes(b"1")
-    simulate(out, 1, 2, 0, parse(["clear-day-boston"], NUSCENES, WORLDS, EXTRAS), rig=NARROW)
+    rig = RIG.model_copy(update={"cameras": (RIG.cameras[0].model_copy(update={"size": (160, 90)}),)})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scenario, "MAX_CANDIDATES", 1)
+        simulate(out, 1, 2, 0, [replace(each, extras=extras) for each in in_town("clear-day-boston")], rig=rig)
     return out
 
 
-def in_boxes(points: np.ndarray, tables: NuScenesTables, sample: str, wider: float) -> dict[int, np.ndarray]:
+def in_boxes(points: np.ndarray, devkit: NuScenes, sample: str, wider: float) -> dict[int, np.ndarray]:
     """Number of a category -> (N,) bool whether a point (global) is in one of its boxes, made wider by this (m)."""
-    devkit = NuScenes(tables.version, str(tables.dataroot), verbose=False)
     found: dict[int, np.ndarray] = {}
     for name in devkit.get("sample", sample)["anns"]:
         annotated = devkit.get_box(name)
         local = (points - annotated.center) @ annotated.rotation_matrix
-        half = annotated.wlh[[1, 0, 2]] / 2 + wider
-        inside = (np.abs(local) <= half).all(axis=1)
+        inside = (np.abs(local) <= annotated.wlh[[1, 0, 2]] / 2 + wider).all(axis=1)
         number = CATEGORIES.index(annotated.name)
         found[number] = found.get(number, np.zeros(len(points), bool)) | inside
     return found
@@ -113,17 +104,16 @@ def test_every_point_is_where_its_category_is(sim_root: Path) -> None:
     tables = NuScenesTables(sim_root, VERSION)
     lidarseg = {file: sim_root / label for file, label in tables._lidarseg.files.items()}
     assert len(lidarseg) == len(tables.samples())
-    for place, scene in zip(
-        parse(["clear-day-boston", "rain-night-singapore"], NUSCENES, WORLDS), tables.scenes(), strict=True
-    ):
-        ground, sample = build_city(place.place).ground, tables.samples(selectors=[scene])[0]
+    devkit = NuScenes(VERSION, str(sim_root), verbose=False)
+    for course, scene in zip(RECORDED, tables.scenes(), strict=True):
+        ground, sample = build_city(course.place).ground, tables.samples(selectors=[scene])[0]
         numbers = load_bin_file(str(lidarseg[tables.recordings[sample]["LIDAR_TOP"].file]))
         points = global_points(tables, sample)
         assert len(numbers) == len(points)
         assert (numbers == 0).any() == scene.endswith("2")  # only the second is in rain
         # Within 60 m all agents are annotated that have points; those that move are up to 25 ms away from their boxes.
         near = np.linalg.norm(points[:, :2] - points[:, :2].mean(axis=0), axis=1) < 60
-        for number, inside in in_boxes(points, tables, sample, 0.75).items():
+        for number, inside in in_boxes(points, devkit, sample, 0.75).items():
             assert inside[near & (numbers == number)].all()
         for number in {*numbers[near].tolist()}:
             name = CATEGORIES[number]
@@ -141,18 +131,17 @@ def test_every_point_is_where_its_category_is(sim_root: Path) -> None:
 def test_the_drive_with_everything_is_read_by_all(root: Path) -> None:
     devkit, tables = NuScenes(VERSION, str(root), verbose=False), NuScenesTables(root, VERSION)
     unknown = {kind.category for kind in KINDS.values()}
-    assert not unknown & NUSCENES.labels_of_categories().keys()
-    assert not unknown & NUSCENES.point_labels_of_categories().keys()
+    assert not unknown & {*NUSCENES.labels_of_categories(), *NUSCENES.point_labels_of_categories()}
     for sample in tables.samples():
         annotations = [devkit.get("sample_annotation", name) for name in devkit.get("sample", sample)["anns"]]
-        theirs = [a for a in annotations if a["category_name"] in unknown]
-        obstacles = tables.obstacles(sample)
-        assert obstacles is not None
+        theirs, obstacles = [a for a in annotations if a["category_name"] in unknown], tables.obstacles(sample)
         assert obstacles.instances.tolist() == [a["instance_token"] for a in theirs]
         assert len(obstacles) + len(tables.boxes(sample)) == len(annotations)
         assert tables.has_point_classes(sample)
         assert tables.has_occupancy(sample)
     assert (obstacles.num_points > 0).any()
+    for path in root.glob("gts/scene-0001/*/labels.npz"):  # the same seed gives the same bytes: no time of writing
+        assert {entry.date_time for entry in ZipFile(path).infolist()} == {(1980, 1, 1, 0, 0, 0)}
 
 
 def test_voxels_fit_points_and_boxes(root: Path) -> None:
@@ -178,87 +167,69 @@ def test_voxels_fit_points_and_boxes(root: Path) -> None:
             assert FREE not in held[chosen.sizes[inside, 2] > 1.5]  # no hole in a car's middle
 
 
-def test_a_file_of_voxels_tells_no_time_of_writing(root: Path) -> None:
-    """So that the same seed gives the same bytes."""
-    (first, second) = root.glob("gts/scene-0001/*/labels.npz")
-    for path in (first, second):
-        with ZipFile(path) as archive:
-            assert {entry.date_time for entry in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
-
-
 @pytest.fixture(scope="module")
-def world() -> World:
-    (course,) = parse(["clear-day-boston"], NUSCENES, WORLDS)
-    drive = Drive(0, 0, course, 2, 0, RIG)
-    return build_world(course.place, course.phases[0].surroundings.draw(drive.rng(0)), 1.0, drive.rng(1))
+def obstacle_free() -> World:
+    drive = Drive(0, 0, RECORDED[0], 2, 0, RIG)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scenario, "MAX_CANDIDATES", 1)
+        weather = drive.course.phases[0].surroundings.draw(drive.rng(0))
+        return build_world(drive.course.place, weather, 1.0, drive.rng(1))
+
+
+def outline(xy: np.ndarray, yaw: float, length: float, width: float) -> Polygon:
+    corners = np.array([[1, 1], [1, -1], [-1, -1], [-1, 1]]) * (length / 2, width / 2)
+    return Polygon(corners @ [[np.cos(yaw), np.sin(yaw)], [-np.sin(yaw), np.cos(yaw)]] + xy)
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_obstacles_lie_free_on_the_vehicles_way(world: World, seed: int) -> None:
-    keyframes, before = np.array([0.0, 0.5]), len(world.agents)
+def test_obstacles_lie_free_on_the_vehicles_way(obstacle_free: World, seed: int) -> None:
+    world, keyframes, before = obstacle_free, np.array([0.0, 0.5]), len(obstacle_free.agents)
     found = with_obstacles(world, keyframes, np.random.default_rng(seed))
     assert found.agents[:before] == world.agents
     np.testing.assert_array_equal(found.xy[:, :before], world.xy)
     new = found.agents[before:]
     assert len(new) >= 2
-
-    def outline(xy: np.ndarray, yaw: float, length: float, width: float) -> Polygon:
-        along, aside = (
-            np.array([np.cos(yaw), np.sin(yaw)]) * length / 2,
-            np.array([-np.sin(yaw), np.cos(yaw)]) * width / 2,
-        )
-        return Polygon([xy + along + aside, xy + along - aside, xy - along - aside, xy - along + aside])
-
     outlines = [outline(each.xy[0], each.yaw[0], each.size[1], each.size[0]) for each in new]
-    for one, other in itertools.combinations(outlines, 2):
-        assert one.distance(other) >= CLEARANCE - 1e-9
-    ahead = 0
+    others = []
     for time in keyframes:
         pose = found.global_from_ego_at(float(time))
-        middle, yaw = pose[:2, 3] + pose[:2, :2] @ [1.25, 0], np.arctan2(pose[1, 0], pose[0, 0])
-        for each, own in zip(new, outlines, strict=True):
-            assert own.distance(outline(middle, yaw, 4.1, 1.9)) >= CLEARANCE - 1e-9
-            x, y = pose[:2, :2].T @ (each.xy[0] - pose[:2, 3])
-            ahead += 0 < x < 30 and abs(y) < 8
-    assert ahead
+        others.append(outline(pose[:2, 3] + pose[:2, :2] @ [1.25, 0], np.arctan2(pose[1, 0], pose[0, 0]), 4.1, 1.9))
     for n, agent in enumerate(world.agents):
         for step in range(0, len(world.times), 5):
             if np.linalg.norm(world.xy[step, n] - world.ego_xy[0]) < 60:
-                there = outline(world.xy[step, n], world.yaw[step, n], agent.size[1], agent.size[0])
-                assert all(own.distance(there) >= CLEARANCE - 1e-9 for own in outlines)
+                others.append(outline(world.xy[step, n], world.yaw[step, n], agent.size[1], agent.size[0]))
+    for one, other in (*itertools.combinations(outlines, 2), *itertools.product(outlines, others)):
+        assert one.distance(other) >= CLEARANCE - 1e-9
+    poses = [found.global_from_ego_at(float(time)) for time in keyframes]
+    places = [pose[:2, :2].T @ (each.xy[0] - pose[:2, 3]) for pose in poses for each in new]
+    assert any(0 < x < 30 and abs(y) < 8 for x, y in places)
     for each, own in zip(new, outlines, strict=True):
         assert each.category in {kind.category for kind in KINDS.values()}
-        corners = np.array(own.exterior.coords)
-        assert (found.city.ground.at(corners) != Ground.GRASS).all()
+        assert (found.city.ground.at(np.array(own.exterior.coords)) != Ground.GRASS).all()
         halves, parts = each.size[[1, 0, 2]] / 2, each.parts  # the parts are in the annotated box
         assert (np.abs(parts[:, :2]) + parts[:, 3:5] / 2 <= halves[:2] + 1e-9).all()
         assert (parts[:, 2] + parts[:, 5] / 2 <= each.size[2] + 1e-9).all()
 
 
-def test_obstacles_lie_on_paved_ground(world: World) -> None:
+def test_obstacles_lie_on_paved_ground(obstacle_free: World) -> None:
+    world = obstacle_free
     grass = replace(world.city.ground, kinds=np.full_like(world.city.ground.kinds, Ground.GRASS))
     meadow = replace(world, city=replace(world.city, ground=grass))
     assert with_obstacles(meadow, np.array([0.0]), np.random.default_rng(0)).agents == world.agents
 
 
 def test_a_truck_meets_obstacles_too(tmp_path: Path) -> None:
-    """In another layout, whose categories are other ones; it has no classes of points."""
-    rig = load_rig("truck")
+    """In another layout, whose categories are other ones; it has no classes of points, which voxels need."""
+    rig, taxonomy = load_rig("truck"), load_taxonomy("truckscenes")
     rig = rig.model_copy(update={"cameras": (), "lidars": rig.lidars[:1]})
-    taxonomy = load_taxonomy("truckscenes")
     simulate(tmp_path, 1, 1, 0, parse(["clear-day-boston"], taxonomy, WORLDS, Extras(obstacles=True)), rig=rig)
     tables = NuScenesTables(tmp_path, VERSION, rig, taxonomy)
     (sample,) = tables.samples()
-    obstacles = tables.obstacles(sample)
-    assert obstacles is not None
-    assert len(obstacles) > 0
+    assert len(tables.obstacles(sample)) > 0
     assert not tables.has_point_classes(sample)
     assert not (tmp_path / "lidarseg").exists()
-
-
-def test_voxels_need_classes() -> None:
     with pytest.raises(InputError, match="has no point_classes"):
-        parse(["clear-day-boston"], load_taxonomy("truckscenes"), WORLDS, Extras(occupancy=True))
+        parse(["clear-day-boston"], taxonomy, WORLDS, Extras(occupancy=True))
 
 
 def solids(*rows: tuple[float, ...], category: str = "vehicle.car") -> Solids:
@@ -292,19 +263,17 @@ def test_a_solid_is_in_the_voxels_that_it_reaches_into(row: tuple, ego: tuple) -
     pose = pose_of(*ego)
     car = voxel_classes(solids(row), paved(), pose, NUSCENES, GRID) == CLASS["car"]
     x, y, z, length, width, height, yaw = row
-    corners = np.array([[1, 1], [1, -1], [-1, -1], [-1, 1]]) * (length / 2, width / 2)
-    around = pose_of(x, y, yaw)
     inverse = np.linalg.inv(pose)
-    outline = corners @ around[:2, :2].T + around[:2, 3]
-    outline = Polygon(outline @ inverse[:2, :2].T + inverse[:2, 3])
+    corners = np.array(outline(np.array([x, y]), yaw, length, width).exterior.coords)
+    own = Polygon(corners @ inverse[:2, :2].T + inverse[:2, 3])
     levels, rows, columns = GRID.shape
     left, low = GRID.x[0] + 0.4 * np.arange(columns), GRID.y[0] + 0.4 * np.arange(rows)[:, None]
     cells = shapely.box(left, low, left + 0.4, low + 0.4)
     bottom = GRID.z[0] + 0.4 * np.arange(levels)
     deep = (np.minimum(z + height / 2, bottom + 0.4) - np.maximum(z - height / 2, bottom))[:, None, None]
-    touched = (shapely.distance(cells, outline) < 1e-9) & (deep > -1e-9)
+    touched = (shapely.distance(cells, own) < 1e-9) & (deep > -1e-9)
     # Within a voxel it has the area of a square of the spacing of its places, and more than the depth that it needs.
-    held = (shapely.area(shapely.intersection(cells, outline)) > 0.06) & (deep > 0.01)
+    held = (shapely.area(shapely.intersection(cells, own)) > 0.06) & (deep > 0.01)
     assert (car <= touched).all()
     assert (held <= car).all()
 

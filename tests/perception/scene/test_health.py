@@ -1,0 +1,507 @@
+"""Sensor health: silent on real and simulated drives, right about every fault; and turned cameras and LiDARs by edges.
+
+The edges are those of a scene of boxes that is cast in closed form, picture and sweep.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import cache
+from itertools import product
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from courses import in_town, with_pictures
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from vocabulary import CAMERAS, SENSORS, sensors
+
+from perception.datasets.nuscenes.dataset import NuScenesTables
+from perception.evaluation.corrupt import moved
+from perception.frame import Camera, Frame
+from perception.rig import Rig, RigLidar
+from perception.scene.health.alignment import Alignment
+from perception.scene.health.edges import PARTS, REACH, SHIFTS, STEP, fit, range_edges, unroll
+from perception.scene.health.features import latest_sweep, sweep_features
+from perception.scene.health.limits import LidarLimits
+from perception.scene.health.monitor import HealthMonitor, SensorHealth
+from perception.scene.health.scan_gaps import ring_continuity
+from perception.simulate.simulate import simulate
+
+HALF_SECOND = 500_000  # us between keyframes
+
+
+@pytest.fixture(scope="module")
+def foggy_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("foggy")
+    simulate(root, 1, 2, 5, in_town("fog-day-boston/fog-night-boston"), rig=with_pictures(2))
+    return root
+
+
+def frames(root: Path, version: str, selectors: list[str] | None = None, sweeps: int = 2) -> list[Frame]:
+    tables = NuScenesTables(root, version)
+    return [tables.frame(s, sweeps=sweeps, annotations=False) for s in tables.samples(selectors=selectors or [])]
+
+
+@pytest.fixture(scope="module")
+def real(nuscenes_root: Path) -> list[Frame]:
+    """Seven keyframes: four with all sensors, three with the LiDAR alone."""
+    return frames(nuscenes_root, "v1.0-mini", ["scene-0103:0-7"])
+
+
+def test_real_keyframes_are_healthy(real: list[Frame]) -> None:
+    """And where the recording has no pictures, the cameras are missing from there on."""
+    monitor, begin, end = HealthMonitor(SENSORS), real[0].timestamp, real[4].timestamp
+    for frame in real:
+        health = monitor.update(frame)
+        assert list(health) == list(SENSORS.names)
+        assert health["LIDAR_TOP"] == SensorHealth("ok", begin, "")
+        expected = SensorHealth("ok", begin, "") if frame.cameras else SensorHealth("missing", end, "no picture")
+        assert [health[name] for name in CAMERAS] == [expected] * 6
+
+
+def test_simulated_drives_are_healthy(sim_root: Path, foggy_root: Path) -> None:
+    """Day and night; clear, rain and fog."""
+    seen, monitors = set(), {}
+    for frame in (*frames(sim_root, "v1.0-sim"), *frames(foggy_root, "v1.0-sim")):
+        monitor = monitors.setdefault((frame.location, frame.scene), HealthMonitor(SENSORS))
+        assert {name: h.reason for name, h in monitor.update(frame).items()} == dict.fromkeys(SENSORS.names, "")
+        seen.add((frame.conditions["weather"], frame.conditions["light"]))
+    assert seen == {("clear", "day"), ("rain", "night"), ("fog", "day"), ("fog", "night")}
+
+
+def test_another_lidar_brings_its_own_limits(real: list[Frame]) -> None:
+    """Every twentieth point is what a small LiDAR gives: too few for an HDL-32E, and usual for its own kind."""
+    small = RigLidar.model_validate({"name": "LIDAR_TOP", "health": {"min_points": 500, "broken": 0.0}})
+    for lidar, expected in ((RigLidar(name="LIDAR_TOP"), "thinned"), (small, "ok")):
+        monitor = HealthMonitor(Rig(name="car", lidars=(lidar,)).sensors)
+        for frame in real[:4]:
+            health = monitor.update(replace(frame, points=frame.points[::20]))
+            assert health["LIDAR_TOP"].status == expected
+
+
+def with_camera(frame: Frame, name: str, **changes: object) -> Frame:
+    return replace(frame, cameras={**frame.cameras, name: replace(frame.cameras[name], **changes)})
+
+
+def thinned(points: np.ndarray, share: float) -> np.ndarray:
+    return points[np.random.default_rng(2).random(len(points)) < share]
+
+
+def corrupted(points: np.ndarray) -> np.ndarray:
+    points, rng = np.array(points), np.random.default_rng(2)
+    hit = rng.choice(len(points), len(points) // 20, replace=False)  # every 20th packet
+    bits = points.view(np.uint32)
+    bits[hit] ^= rng.integers(0, 2**32, (len(hit), 5), np.uint32)
+    bits[hit, 4] = 0
+    return points
+
+
+Fault = tuple[Callable[[Frame, Frame], Camera | np.ndarray | None], str, str]
+C, LATE = "CAM_BACK", np.array([0, 0, 0, 0, 0.3], np.float32)
+
+
+def pictured(change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Frame, Frame], Camera]:
+    return lambda now, before: replace(now.cameras[C], image=change(now.cameras[C].image))
+
+
+def stamped(off: int) -> Callable[[Frame, Frame], Camera]:
+    return lambda now, before: replace(now.cameras[C], timestamp=now.timestamp + off)
+
+
+def same(name: str) -> Callable[[Frame, Frame], Camera]:
+    """The camera's picture with this of the frame before."""
+    return lambda now, before: replace(now.cameras[C], **{name: getattr(before.cameras[C], name)})
+
+
+# What the frame has instead, from the frame and the one before; the status, and words of the reason.
+CAMERA_FAULTS: dict[str, Fault] = {
+    "gone": (lambda now, before: None, "missing", "no picture"),
+    "black": (pictured(np.zeros_like), "dark", "nearly all pixels are below 10 of 255"),
+    "almost black": (pictured(lambda image: image // 32), "dark", "nearly all pixels are below 10 of 255"),
+    "white": (pictured(lambda image: np.full_like(image, 255)), "saturated", "nearly all pixels are above 245 of 255"),
+    "grey": (pictured(lambda image: np.full_like(image, 128)), "blurred", "no fine texture"),
+    "blur": (pictured(lambda image: cv2.GaussianBlur(image, (0, 0), 3)), "blurred", "no fine texture"),
+    "the same message again": (lambda now, before: before.cameras[C], "frozen", "the same picture for 0.5"),
+    "the same picture, stamped anew": (same("image"), "frozen", "the same picture for 0.5"),
+    "another picture, stamped as before": (same("timestamp"), "frozen", "the same picture for 0.5"),
+    "delay": (stamped(-300_000), "late", "taken 0.30 s before the frame"),
+    "clock ahead": (stamped(200_000), "late", "taken 0.20 s after the frame"),
+}
+LIDAR_FAULTS: dict[str, Fault] = {
+    "gone": (lambda now, before: None, "missing", "no points"),
+    "empty": (lambda now, before: now.points[:0], "missing", "a sweep without a return"),
+    "frozen": (lambda now, before: before.points, "frozen", "the same points for 0.5"),
+    "delay": (lambda now, before: now.points + LATE, "late", "the newest point is 0.30 s older than the frame"),
+    "two in three dropped": (lambda now, before: thinned(now.points, 1 / 3), "thinned", "were usual"),
+    "almost all dropped": (lambda now, before: thinned(now.points, 0.02), "thinned", " points"),
+    "corrupt": (lambda now, before: corrupted(now.points), "corrupt", "% of the points are not finite or beyond 500 m"),
+}
+
+
+@pytest.mark.parametrize(("name", "fault"), [*product((C,), CAMERA_FAULTS), *product(("LIDAR_TOP",), LIDAR_FAULTS)])
+def test_a_fault_is_told_at_once_of_its_sensor_alone(real: list[Frame], name: str, fault: str) -> None:
+    """At the third frame, and its end within a second."""
+    instead, status, reason = (CAMERA_FAULTS if name == C else LIDAR_FAULTS)[fault]
+    monitor, (_, before, now) = HealthMonitor(SENSORS), real[:3]
+    for frame in real[:2]:
+        monitor.update(frame)
+    given = instead(now, before)
+    others = {n: camera for n, camera in now.cameras.items() if n != name}
+    changed = {"cameras": others | ({C: given} if given else {})} if name == C else {"points": given}
+    health = monitor.update(replace(now, **changed))
+    assert (health[name].status, health[name].since) == (status, now.timestamp)
+    assert reason in health[name].reason
+    assert {health[other].status for other in SENSORS.names if other != name} == {"ok"}
+    later = replace(before, timestamp=now.timestamp + 2 * HALF_SECOND, points=before.points[9:])
+    moved = {n: replace(c, timestamp=later.timestamp, image=c.image[:, ::-1]) for n, c in later.cameras.items()}
+    assert monitor.update(replace(later, cameras=moved))[name] == SensorHealth("ok", later.timestamp, "")
+
+
+def test_a_camera_slower_than_the_frames_is_not_frozen(real: list[Frame]) -> None:
+    """20 frames a second with 5 pictures a second; at the second picture the camera gets stuck."""
+    monitor, name, told = HealthMonitor(sensors("CAM_FRONT")), "CAM_FRONT", []
+    for i in range(14):
+        now = real[0].timestamp + 50_000 * i
+        image = real[min(i // 4, 1)].cameras[name].image
+        frame = with_camera(replace(real[0], timestamp=now), name, image=image, timestamp=now - 50_000 * (i % 4))
+        told.append(monitor.update(frame)[name])
+    assert [health.status for health in told] == ["ok"] * 10 + ["frozen"] * 4
+    assert [health.reason for health in told[-2:]] == ["the same picture for 0.40 s", "the same picture for 0.45 s"]
+    assert told[-1].since == real[0].timestamp + 500_000
+
+
+def test_fewer_points_for_long_become_usual(real: list[Frame]) -> None:
+    """A drive out of town has fewer echoes, which is no fault for ever."""
+    monitor, rng = HealthMonitor(sensors("LIDAR_TOP")), np.random.default_rng(0)
+    told = []
+    for i in range(300):
+        points = rng.uniform(-50, 50, (20_000 if i < 10 else 8_000, 5)).astype(np.float32)
+        points[:, 4] = 0
+        told.append(monitor.update(replace(real[0], points=points, timestamp=i * HALF_SECOND))["LIDAR_TOP"])
+    assert [told[i].status for i in (9, 10, 40, 299)] == ["ok", "thinned", "thinned", "ok"]
+    assert told[10].reason == "8000 points, where 19900 were usual"
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    shapes=st.lists(st.tuples(st.integers(1, 200), st.integers(1, 200)), min_size=1, max_size=4),
+    clouds=st.lists(
+        arrays(np.float32, st.tuples(st.integers(0, 40), st.just(5)), elements=st.floats(width=32)),
+        min_size=1,
+        max_size=4,
+    ),
+    times=st.lists(st.integers(0, 2**53), min_size=1, max_size=12),
+)
+def test_no_picture_points_or_time_is_too_much(
+    shapes: list[tuple[int, int]], clouds: list[np.ndarray], times: list[int]
+) -> None:
+    """Any sizes, NaN and infinity, times to and fro: a word for each sensor, and no more memory than at first."""
+    monitor, rng = HealthMonitor(sensors("LIDAR_TOP", "CAM_FRONT")), np.random.default_rng(0)
+    for i, now in enumerate(times):
+        image = rng.integers(0, 255, (*shapes[i % len(shapes)], 3), np.uint8)
+        camera = Camera(image, np.eye(3), np.eye(4), np.eye(4), times[-i])
+        points = np.repeat(clouds[i % len(clouds)], 1 + 50 * (i % 2), axis=0)
+        health = monitor.update(Frame("t", now, "ego", np.eye(4), np.eye(4), points, {"CAM_FRONT": camera}))
+        assert list(health) == ["LIDAR_TOP", "CAM_FRONT"]
+        for each in health.values():
+            assert (each.status == "ok") == (not each.findings)
+            assert each.since in times
+    assert len(monitor._lidars[0]._ground_planes) <= 64
+    assert len(monitor._alignment._fits) <= 1
+
+
+@pytest.mark.parametrize("share", [0.5, 0.7, 0.9])
+@pytest.mark.parametrize("drive", ["real", "sim_root", "foggy_root"])
+def test_points_lost_from_the_first_frame_on_are_told_at_once(
+    drive: str, share: float, request: pytest.FixtureRequest
+) -> None:
+    """Where no usual count is known yet, by the gaps in the scan; and no more when all are there again."""
+    given = request.getfixturevalue(drive)
+    given = given[:3] if drive == "real" else frames(given, "v1.0-sim")
+    monitors: dict[str, HealthMonitor] = {}
+    for frame in given:
+        monitor = monitors.setdefault(frame.scene, HealthMonitor(sensors("LIDAR_TOP")))
+        told = monitor.update(replace(frame, points=thinned(frame.points, 1 - share)))["LIDAR_TOP"]
+        assert (told.words, told.reason) == ("thinned", "gaps between the points on the ground")
+    restored = monitors[given[0].scene].update(replace(given[0], timestamp=given[-1].timestamp + 2 * HALF_SECOND))
+    assert restored["LIDAR_TOP"].status == "ok"
+
+
+@pytest.mark.parametrize("kept", [1.0, 0.8, 0.6, 0.4])
+@pytest.mark.parametrize(("beams", "steps"), [(16, 1800), (32, 1090), (64, 2048)])
+def test_the_share_without_gaps_is_that_of_two_neighbours_at_once(beams: int, steps: int, kept: float) -> None:
+    """Rings on flat ground 1.8 m below a LiDAR over the vehicle's origin, of which each return is kept by chance."""
+    elevation = np.radians(np.linspace(-25, -5, beams))
+    azimuth = 2 * np.pi * np.arange(steps) / steps
+    away = -1.8 / np.tan(elevation)
+    x, y = away[:, None] * np.cos(azimuth), away[:, None] * np.sin(azimuth)
+    points = np.stack([x, y, *[np.zeros_like(x)] * 3], axis=2).reshape(-1, 5).astype(np.float32)
+    points = points[np.random.default_rng(0).random(len(points)) < kept]
+    found = ring_continuity(Frame("t", 0, "ego", np.eye(4), np.eye(4), points, {}), LidarLimits())
+    assert found == pytest.approx(kept**2, abs=0.05)
+
+
+def test_only_the_networks_sensors_are_watched(real: list[Frame]) -> None:
+    assert list(HealthMonitor(sensors("CAM_BACK")).update(real[5])) == ["CAM_BACK"]
+
+
+def seconds(call: Callable[[], object]) -> float:
+    """Of processor time."""
+    start = time.process_time()
+    call()
+    return time.process_time() - start
+
+
+@pytest.fixture(scope="module")
+def decoding(real: list[Frame]) -> float:
+    """Seconds that this machine needs to decode the six pictures of a frame, 1600 x 900."""
+    contents = [cv2.imencode(".jpg", camera.image)[1] for camera in real[0].cameras.values()]
+    return min(seconds(lambda: [cv2.imdecode(each, cv2.IMREAD_COLOR) for each in contents]) for _ in range(5))
+
+
+def test_a_look_at_three_cameras_takes_less_than_a_quarter_of_decoding(real: list[Frame], decoding: float) -> None:
+    """Of pictures that no cache holds; a frame of a drive has one look at most."""
+    alignment, taken = Alignment(LidarLimits()), []
+    signs = [sweep_features(frame, LidarLimits()) for frame in real[:4]]
+    for i in range(24):
+        place = real[i % 4].global_from_ego.copy()
+        place[0, 3] += 100 * i
+        frame = replace(real[i % 4], timestamp=HALF_SECOND * i, global_from_ego=place)
+        taken.append(seconds(lambda: alignment.update(frame, signs[i % 4], CAMERAS)))  # noqa: B023 - called at once
+    assert sum(each.frames for each in alignment._fits.values()) == 3 * 24
+    assert min(taken) < decoding / 4
+
+
+def test_health_takes_less_than_a_quarter_of_decoding(real: list[Frame], decoding: float) -> None:
+    """Beside ten sweeps of 30,000 points, without a look at edges."""
+    points = np.concatenate([real[3].points] * 15)[:300_000]  # type: ignore[list-item]
+    points[:, 4] = np.repeat(0.05 * np.arange(10), 30_000)
+    monitor, given = HealthMonitor(SENSORS), [replace(real[i % 4], timestamp=i, points=points) for i in range(20)]
+    assert min(seconds(lambda: monitor.update(frame)) for frame in given) < decoding / 4  # noqa: B023
+
+
+FOCAL, WIDTH, HEIGHT = 190.0, 240, 136
+
+
+INTRINSICS = np.array([[FOCAL, 0, WIDTH / 2], [0, FOCAL, HEIGHT / 2], [0, 0, 1]])
+
+
+LOOKS = {"CAM_FRONT": 0.0, "CAM_FRONT_LEFT": 60.0, "CAM_FRONT_RIGHT": -60.0, "CAM_BACK": 180.0}  # degrees to the left
+
+
+LIDAR_AT = np.array([0.9, 0.0, 1.8])
+
+
+SKY, GROUND = 230, 90
+
+
+WAYS = [4.0 * i for i in range(8)]  # m along x, of the frames of a drive
+
+
+Turn = tuple[float, float, float]  # a vector in degrees
+
+
+def boxes(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Lowest and highest corners (B, 2, 3) of boxes on the ground z = 0 along the way, and their grey levels (B,)."""
+    rng = np.random.default_rng(seed)
+    places = np.stack([rng.uniform(-30, 70, 60), rng.choice([-1, 1], 60) * rng.uniform(5, 30, 60)], axis=1)
+    sides, heights = rng.uniform(0.4, 2, (60, 2)), rng.uniform(1, 4, (60, 1))
+    low = np.concatenate([places - sides, np.zeros((60, 1))], axis=1)
+    high = np.concatenate([places + sides, heights], axis=1)
+    return np.stack([low, high], axis=1), rng.choice([10, 40, 150, 190], 60)
+
+
+def cast(scene: np.ndarray, origin: np.ndarray, directions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Range (N,) in lengths of each ray (N, 3), and what it sees: a box's number, -2 the ground, -1 the sky."""
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+        down = directions[:, 2] < 0
+        ranges, seen = np.where(down, -origin[2] / directions[:, 2], np.inf), np.where(down, -2, -1)
+        unit = directions / np.linalg.norm(directions, axis=1, keepdims=True)
+        for i, box in enumerate(scene):  # the slabs of Kay and Kajiya, 1986
+            middle, reach = box.mean(axis=0) - origin, np.linalg.norm(box[1] - box[0]) / 2
+            some = np.flatnonzero(unit @ middle > np.sqrt(max(0.0, middle @ middle - reach**2)))  # near its sphere
+            near, far = np.sort((box[:, None] - origin) / directions[some], axis=0)
+            enter, leave = near.max(axis=1), far.min(axis=1)
+            hit = (enter < leave) & (enter > 0) & (enter < ranges[some])
+            ranges[some[hit]], seen[some[hit]] = enter[hit], i
+    return ranges, seen
+
+
+def turn(x: float, y: float, z: float) -> np.ndarray:
+    """(4, 4)."""
+    pose = np.eye(4)
+    pose[:3, :3] = cv2.Rodrigues(np.radians([x, y, z]))[0]
+    return pose
+
+
+def mounted(name: str) -> np.ndarray:
+    """(4, 4) ego_from_camera."""
+    yaw = np.radians(LOOKS[name])
+    pose = np.eye(4)
+    pose[:3, :3] = np.stack([(np.sin(yaw), -np.cos(yaw), 0), (0, 0, -1), (np.cos(yaw), np.sin(yaw), 0)], axis=1)
+    pose[:3, 3] = (1.0 + 0.5 * np.cos(yaw), 0.5 * np.sin(yaw), 1.5)
+    return pose
+
+
+def sweep(scene: np.ndarray, way: float) -> np.ndarray:
+    """(N, 5) of a vehicle that has gone so far (m) along x, with a 32-beam LiDAR."""
+    azimuth, elevation = np.meshgrid(np.radians(np.arange(0, 360, 0.33)), np.radians(np.linspace(-30.67, 10.67, 32)))
+    level = np.cos(elevation)
+    rays = np.stack([level * np.cos(azimuth), level * np.sin(azimuth), np.sin(elevation)], axis=-1).reshape(-1, 3)
+    ranges, _ = cast(scene, LIDAR_AT + np.array([way, 0, 0]), rays)
+    kept = ranges < 80
+    points = np.zeros((np.count_nonzero(kept), 5), np.float32)
+    points[:, :3] = rays[kept] * ranges[kept, None] + LIDAR_AT
+    return points
+
+
+@cache
+def swept(seed: int, way: float) -> np.ndarray:
+    return sweep(boxes(seed)[0], way)
+
+
+@cache
+def picture(seed: int, way: float, name: str, turned: Turn) -> np.ndarray:
+    """(H, W, 3) of a camera that is turned against its mounting, about its own axes."""
+    scene, levels = boxes(seed)
+    really = mounted(name) @ turn(*turned)
+    u, v = np.meshgrid(np.arange(WIDTH), np.arange(HEIGHT))
+    pixels = np.stack([(u - WIDTH / 2) / FOCAL, (v - HEIGHT / 2) / FOCAL, np.ones_like(u)], axis=-1).reshape(-1, 3)
+    _, seen = cast(scene, really[:3, 3] + np.array([way, 0, 0]), pixels @ really[:3, :3].T)
+    grey = np.append(levels, [GROUND, SKY])[seen].reshape(HEIGHT, WIDTH, 1)
+    noise = np.random.default_rng([seed, int(way)]).normal(0, 2, (HEIGHT, WIDTH, 3))
+    return (grey + noise).clip(0, 255).astype(np.uint8)
+
+
+def frame(
+    way: float, turned: dict[str, Turn] | None = None, seed: int = 1, names: Sequence[str] = tuple(LOOKS)
+) -> Frame:
+    """What a vehicle sees that has gone so far (m) along x at 8 m/s."""
+    pose, now = np.eye(4), round(1e6 * way / 8)
+    pose[0, 3] = way
+    images = {name: picture(seed, way, name, (turned or {}).get(name, (0, 0, 0))) for name in names}
+    cameras = {name: Camera(image, INTRINSICS, mounted(name), pose, now) for name, image in images.items()}
+    return Frame("t", now, "ego", pose, pose, swept(seed, way), cameras)
+
+
+def with_lidar(seen: Frame, turned: np.ndarray) -> Frame:
+    return replace(seen, points=moved(seen.points, turned))
+
+
+def told(frames: Sequence[Frame]) -> Alignment:
+    alignment = Alignment(LidarLimits())
+    for each in frames:
+        alignment.update(each, sweep_features(each, LidarLimits()), list(each.cameras))
+    return alignment
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    width=st.integers(150, 400).map(lambda half: 2 * half),
+    height=st.integers(200, 500),
+    focal=st.floats(0.4, 1.5),
+    along=st.floats(-0.18, 0.18),
+    down=st.floats(-0.15, 0.15),
+)
+def test_a_picture_is_unrolled_as_the_pinhole_says(
+    width: int, height: int, focal: float, along: float, down: float
+) -> None:
+    """A ramp of grey, which interpolation keeps: each pixel of the cylinder has the grey where its ray meets it."""
+    centre, focal = np.array([width / 2 + 3.3, height / 2 - 2.7]), focal * width
+    u, v = np.meshgrid(np.arange(width), np.arange(height))
+    ramp = 128 + along * (u - width / 2) + down * (v - height / 2)
+    image = np.repeat(np.rint(ramp)[:, :, None], 3, axis=2).astype(np.uint8)
+    intrinsics = np.array([[focal, 0, centre[0]], [0, focal, centre[1]], [0, 0, 1]])
+    (azimuth, slope), found = unroll(Camera(image, intrinsics, np.eye(4), np.eye(4), 0))
+    azimuths, slopes = azimuth + STEP * np.arange(found.shape[1]), slope + STEP * np.arange(found.shape[0])
+    across = np.broadcast_to(focal * np.tan(azimuths) + centre[0], found.shape)
+    below = focal * slopes[:, None] / np.cos(azimuths) + centre[1]
+    every = max(1, round(focal * STEP / 1.5))  # rows that are looked at
+    inside = (across >= 1) & (across <= width - 2) & (below >= every) & (below <= height - 1 - every)
+    assert inside.any()
+    expected = ramp[0, 0] + along * across + down * below
+    # The picture, the mean of two columns and the interpolation are rounded; places to 1/32 of a pixel.
+    bound = 3 * 0.5 + (2 * abs(along) + every * abs(down)) / 64 + 1e-6
+    assert np.abs(found - expected)[inside].max() <= bound
+
+
+@settings(max_examples=10, deadline=None)
+@given(pitch=st.floats(-4, 4), yaw=st.floats(-4, 4), seed=st.integers(0, 3))
+def test_edges_fit_best_where_the_camera_was_turned_to(pitch: float, yaw: float, seed: int) -> None:
+    """The optical axis of the calibration, seen by the camera as it really looks, says by how much."""
+    total = np.zeros((SHIFTS, SHIFTS))
+    for way in WAYS[:3]:
+        seen = frame(way, {"CAM_FRONT": (pitch, yaw, 0)}, seed, ["CAM_FRONT"])
+        edges = range_edges(latest_sweep(seen, LidarLimits())[:, :3], LIDAR_AT, np.zeros(3), LidarLimits())
+        parts, points = fit(seen.cameras["CAM_FRONT"], np.linalg.inv(mounted("CAM_FRONT")), edges, LidarLimits())
+        assert parts.shape == (PARTS, SHIFTS, SHIFTS)
+        assert points > 20
+        total += parts.sum(axis=0)
+    down, right = STEP * (np.array(np.unravel_index(total.argmax(), total.shape)) - REACH)
+    axis = turn(pitch, yaw, 0)[:3, :3].T @ [0, 0, 1]
+    assert np.degrees(right - np.arctan2(axis[0], axis[2])) == pytest.approx(0, abs=0.75)
+    assert np.degrees(down - axis[1]) == pytest.approx(0, abs=0.75)
+
+
+def test_sides_and_tops_are_those_of_the_box() -> None:
+    """One box ahead: its corners' azimuths and its upper edge, seen from the LiDAR, to a beam."""
+    tower = [[30.0, 20.0, 0.0], [40.0, 40.0, 30.0]]  # elsewhere, so that the box is not where the view ends
+    points = sweep(np.array([[[19.0, -1.0, 0.0], [21.0, 2.0, 2.5]], tower]), 0.0)
+    sides, tops = range_edges(points[:, :3], LIDAR_AT, np.zeros(3), LidarLimits())
+    sides, tops = (each[np.abs(each[:, 1]) < 5] - LIDAR_AT for each in (sides, tops))
+    corners = [np.degrees(np.arctan2(y, 19 - LIDAR_AT[0])) for y in (-1.0, 2.0)]
+    to_corner = np.abs(np.degrees(np.arctan2(sides[:, 1], sides[:, 0]))[:, None] - corners)
+    assert set(to_corner.argmin(axis=1)) == {0, 1}
+    assert to_corner.min(axis=1).max() < 0.4
+    away = np.hypot(tops[:, 0], tops[:, 1])
+    below = np.degrees(np.arctan2(2.5 - LIDAR_AT[2], away) - np.arctan2(tops[:, 2], away))
+    assert len(tops) >= 15
+    assert below.min() > -0.05
+    assert below.max() < 1.4
+
+
+TURNED = (1.5, 2.0, 0.3)
+
+
+@pytest.mark.parametrize("degrees", [0.0, 0.4])
+def test_nothing_is_said_of_what_looks_where_it_should_or_nearly(degrees: float) -> None:
+    turned = {name: (degrees * (-1) ** i, degrees, 0.0) for i, name in enumerate(LOOKS)}
+    alignment = told([frame(way, turned) for way in WAYS])
+    assert (alignment.lidar, alignment.cameras) == (None, {})
+
+
+@pytest.mark.parametrize("name", LOOKS)
+def test_a_turned_camera_is_told_and_by_how_much_and_taken_back(name: str) -> None:
+    alignment = told([frame(way, {name: TURNED}) for way in WAYS])
+    assert (alignment.lidar, alignment.cameras) == (None, {name: pytest.approx(2.5, abs=0.7)})
+    for i, way in enumerate(
+        [*WAYS[::-1], *WAYS] if name == "CAM_FRONT" else []
+    ):  # it looks right again, back and there
+        seen = replace(frame(way), timestamp=10_000_000 + 500_000 * i)
+        alignment.update(seen, sweep_features(seen, LidarLimits()), list(seen.cameras))
+    assert name != "CAM_FRONT" or alignment.cameras == {}
+
+
+@pytest.mark.parametrize(("axis", "degrees"), [((0, 0, 1), 3.0), ((0, 0, 1), -2.0), ((0.4, -0.4, 1), 2.5)])
+def test_what_all_cameras_have_in_common_is_the_lidars(axis: Turn, degrees: float) -> None:
+    move = turn(*(degrees * np.array(axis) / np.linalg.norm(axis)))
+    alignment = told([with_lidar(frame(way), move) for way in WAYS])
+    assert (alignment.lidar, alignment.cameras) == (pytest.approx(abs(degrees), abs=0.7), {})
+
+
+def test_a_turned_lidar_and_a_turned_camera_are_both_told() -> None:
+    alignment = told([with_lidar(frame(way, {"CAM_FRONT": (0, 3.0, 0)}), turn(0, 0, 3.0)) for way in WAYS])
+    assert alignment.lidar == pytest.approx(3, abs=0.7)
+    assert alignment.cameras.keys() == {"CAM_FRONT"}
+
+
+def test_the_same_edges_again_say_nothing_new() -> None:
+    """A vehicle that stands for a minute has looked at every camera once."""
+    still = frame(0.0, {"CAM_FRONT": (1.5, 2.0, 0.3)})
+    alignment = told([replace(still, timestamp=still.timestamp + 500_000 * i) for i in range(120)])
+    assert {name: each.frames for name, each in alignment._fits.items()} == dict.fromkeys(LOOKS, 1)
+    assert alignment.cameras == {}

@@ -1,0 +1,275 @@
+"""What time and place tell: the elevation of the sun, by almanacs, and areas of the map, by their edges."""
+
+import json
+import pickle
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from geofences import box, feature, polygon, written
+from hypothesis import given
+from hypothesis import strategies as st
+from refusals import one_line_error
+
+from perception.errors import InputError
+from perception.scene.geofence import load_geofences
+from perception.scene.sun import elevation
+
+SUNRISE, CIVIL = -50 / 60, -6.0  # geometric elevations at which almanacs place sunrise and civil twilight
+OSLO, QUITO, SYDNEY, REYKJAVIK = (59.9139, 10.7522), (-0.1807, -78.4678), (-33.8688, 151.2093), (64.1466, -21.9426)
+LONDON, ARCTIC = (51.5074, -0.1278), (70.0, 0.0)
+moments = st.integers(-631_152_000, 2_524_608_000).map(lambda seconds: seconds * 1_000_000)  # 1950 to 2050
+latitudes, longitudes = st.floats(-90, 90), st.floats(-180, 180)
+
+
+def utc(text: str) -> int:
+    return round(datetime.fromisoformat(text).replace(tzinfo=timezone.utc).timestamp() * 1e6)
+
+
+@pytest.mark.parametrize(
+    ("place", "time", "published", "within"),
+    [
+        # The U.S. Naval Observatory's Astronomical Applications API 4.0.1, service celnav: computed altitudes (hc).
+        (OSLO, "2025-06-21T10:00", 51.00185, 0.01),
+        (OSLO, "2025-12-21T11:00", 6.58999, 0.01),
+        (QUITO, "2025-03-20T17:00", 84.69836, 0.01),
+        (QUITO, "2025-06-21T17:00", 66.07338, 0.01),
+        (SYDNEY, "2025-12-21T02:00", 79.46084, 0.01),
+        (SYDNEY, "2025-06-21T01:00", 31.11522, 0.01),
+        (REYKJAVIK, "2025-09-22T13:00", 25.82978, 0.01),
+        (REYKJAVIK, "2025-06-21T13:00", 48.99850, 0.01),
+        # Its declinations and Greenwich hour angles, at equinoxes and solstices: where the sun is overhead.
+        ((-23.03243, 0.82128), "2000-01-01T12:00", 90, 0.1),
+        ((-0.00028, 46.59935), "2025-03-20T09:01", 90, 0.1),
+        ((23.43834, 139.94329), "2025-06-21T02:42", 90, 0.1),
+        ((0.0, -96.61371), "2025-09-22T18:19", 90, 0.1),
+        ((-23.43824, -46.18804), "2025-12-21T15:03", 90, 0.1),
+        ((-0.00012, -26.14583), "2030-03-20T13:52", 90, 0.1),
+        ((90, 0), "2025-12-21T15:03", -23.43824, 0.01),  # at the pole it is the declination
+        # Reda and Andreas, Solar Energy 76, 2004, table A5.1: refraction of 0.016 degrees; Meeus, example 25.a.
+        ((39.742476, -105.1786), "2003-10-17T19:30:30", 90 - 50.11162 - 0.016, 0.01),
+        ((90, 0), "1992-10-13T00:00", -7.78507, 0.001),
+        # At 70 degrees north the lowest is 3.44 in June and the highest -3.44 in December: 23.44 - 20.
+        (ARCTIC, "2025-06-21T00:02", 3.44, 0.01),
+        (ARCTIC, "2025-12-21T11:58", -3.44, 0.01),
+    ],
+)
+def test_published_altitudes(place: tuple[float, float], time: str, published: float, within: float) -> None:
+    assert elevation(utc(time), *place) == pytest.approx(published, abs=within)
+
+
+@pytest.mark.parametrize(
+    ("place", "day", "limit", "rises", "sets"),
+    [
+        # The Astronomical Almanac by Reda and Andreas, table A2.1, at the meridian of Greenwich.
+        ((35.0, 0.0), "1994-01-02", SUNRISE, "07:08", "16:59"),
+        ((-35.0, 0.0), "1996-07-05", SUNRISE, "07:08", "17:01"),
+        ((-35.0, 0.0), "2004-12-04", SUNRISE, "04:38", "19:02"),
+        # The Naval Observatory (rstt/oneday), UTC.
+        (OSLO, "2025-06-21", SUNRISE, "01:54", "20:44"),
+        (OSLO, "2025-06-21", CIVIL, "00:10", "22:28"),
+        (OSLO, "2025-12-21", CIVIL, "07:21", "15:10"),
+        (QUITO, "2025-03-20", SUNRISE, "11:18", "23:24"),
+        (QUITO, "2025-03-20", CIVIL, "10:57", "23:45"),
+        (SYDNEY, "2025-09-22", SUNRISE, "19:44", "07:51"),
+        (REYKJAVIK, "2025-12-21", SUNRISE, "11:22", "15:30"),
+        (REYKJAVIK, "2025-12-21", CIVIL, "10:03", "16:49"),
+        (LONDON, "2025-06-21", SUNRISE, "03:43", "20:22"),
+        (LONDON, "2025-06-21", CIVIL, "02:55", "21:09"),
+        (ARCTIC, "2025-12-21", CIVIL, "09:55", "14:02"),
+    ],
+)
+def test_published_sunrises_sunsets_and_twilights(
+    place: tuple[float, float], day: str, limit: float, rises: str, sets: str
+) -> None:
+    """To the minute, as they are printed; rounded in some tables, truncated in others."""
+    seconds = np.arange(0, 86_400, 10)
+    above = elevation(utc(f"{day}T00:00") + seconds * 1_000_000, *place) > limit
+    for change, printed in ((1, rises), (-1, sets)):
+        (at,) = seconds[1:][np.diff(above.astype(int)) == change]
+        hours, minutes = map(int, printed.split(":"))
+        assert at == pytest.approx(3600 * hours + 60 * minutes, abs=70)
+
+
+def almanac(timestamp: int, latitude: float, longitude: float) -> float:
+    """The Astronomical Almanac, page C5, "Low-precision formulas for the Sun": 0.01 degrees from 1950 to 2050."""
+    n = timestamp / 86_400e6 - 10957.5
+    g = np.radians(357.528 + 0.9856003 * n)
+    longitude_of_sun = np.radians(280.460 + 0.9856474 * n + 1.915 * np.sin(g) + 0.020 * np.sin(2 * g))
+    obliquity = np.radians(23.439 - 0.0000004 * n)
+    x, y = np.cos(longitude_of_sun), np.cos(obliquity) * np.sin(longitude_of_sun)
+    sun = np.array([x, y, np.sin(obliquity) * np.sin(longitude_of_sun)])
+    turned = np.radians(15 * (18.697374558 + 24.06570982441908 * n) + longitude)
+    phi = np.radians(latitude)
+    zenith = np.array([np.cos(phi) * np.cos(turned), np.cos(phi) * np.sin(turned), np.sin(phi)])
+    return float(np.degrees(np.arctan2(zenith @ sun, np.linalg.norm(np.cross(zenith, sun)))))
+
+
+@given(moments, latitudes, longitudes)
+def test_another_published_formula_says_the_same(timestamp: int, latitude: float, longitude: float) -> None:
+    assert elevation(timestamp, latitude, longitude) == pytest.approx(almanac(timestamp, latitude, longitude), abs=0.03)
+
+
+@given(moments, latitudes, longitudes)
+def test_the_antipode_sees_the_other_side(timestamp: int, latitude: float, longitude: float) -> None:
+    here = elevation(timestamp, latitude, longitude)
+    assert -90 <= here <= 90
+    assert elevation(timestamp, -latitude, longitude + 180) == pytest.approx(-here, abs=1e-5)
+    assert elevation(timestamp, latitude, longitude - 360) == pytest.approx(here, abs=1e-5)
+    later = elevation(timestamp + 60_000_000, latitude, longitude)
+    assert abs(later - here) <= 15.05 / 60  # degrees that the earth turns in a minute
+
+
+AREAS = {"city": ("munich", "suva"), "road": ("urban", "highway")}
+SQUARE = polygon(box(11, 48, 12, 49))
+
+
+def test_areas_holes_and_the_smallest_area(tmp_path: Path) -> None:
+    city = feature(polygon(box(11, 48, 12, 49), box(11.4, 48.4, 11.6, 48.6)), city="munich", road="urban", name="M")
+    road = feature(polygon(box(11.9, 48, 12.2, 48.1)), road="highway")
+    for order in ((city, road), (road, city)):
+        fences = load_geofences(written(tmp_path, *order), AREAS)
+        assert fences.at((48.2, 11.2)) == {"city": "munich", "road": "urban"}
+        assert fences.at((48.5, 11.5)) == {}  # in the hole
+        assert fences.at((48.05, 11.95)) == {"city": "munich", "road": "highway"}
+        assert fences.at((48.05, 12.1)) == {"road": "highway"}
+        assert fences.at((48.0, 11.0)) == {"city": "munich", "road": "urban"}  # the corner
+        assert fences.at((11.2, 48.2)) == {}  # latitude first
+        assert fences.at(None) == {}
+        assert pickle.loads(pickle.dumps(fences)).at((48.2, 11.2)) == {"city": "munich", "road": "urban"}
+
+
+def test_an_area_across_the_antimeridian_is_two(tmp_path: Path) -> None:
+    parts = {"type": "MultiPolygon", "coordinates": [[box(177, -19, 180, -16)], [box(-180, -19, -179, -16)]]}
+    fences = load_geofences(written(tmp_path, feature(parts, city="suva")), AREAS)
+    for longitude, there in ((178, True), (180, True), (-180, True), (-179.5, True), (-178, False), (0, False)):
+        assert fences.at((-18, longitude)) == ({"city": "suva"} if there else {})
+    (tmp_path / "areas.geojson").write_text(json.dumps(feature(polygon(box(177, -19, 180, -16)), city="suva")))
+    assert load_geofences(tmp_path / "areas.geojson", AREAS).at((-18, -180)) == {
+        "city": "suva"
+    }  # one feature is a file
+
+
+def test_the_name_of_the_map_stands_in_for_the_position(tmp_path: Path) -> None:
+    path = written(
+        tmp_path,
+        feature(SQUARE, city="munich", location=["munich-north", "munich-south"]),
+        feature(None, road="highway", location="A9"),
+        feature({"type": "Point", "coordinates": [1, 2]}, name="of no condition"),
+    )
+    fences = load_geofences(path, AREAS)
+    assert fences.at(None, "munich-south") == {"city": "munich"}
+    assert fences.at((0, 0), "munich-south") == {}  # known to be elsewhere
+    assert fences.at((48.5, 11.5), "A9") == {"city": "munich", "road": "highway"}
+    assert fences.at(None, "") == fences.at(None, "paris") == {}
+
+
+def inside(ring: np.ndarray, x: float, y: float) -> bool:
+    """By the number of edges that a ray to the east crosses."""
+    (x0, y0), (x1, y1) = ring[:-1].T, ring[1:].T
+    crosses = (y0 > y) != (y1 > y)
+    at = x0 + (y - y0) / np.where(crosses, y1 - y0, 1) * (x1 - x0)
+    return bool(np.count_nonzero(crosses & (at > x)) % 2)
+
+
+@given(st.data())
+def test_a_star_is_what_rays_say(tmp_path_factory: pytest.TempPathFactory, data: st.DataObject) -> None:
+    radii = data.draw(st.lists(st.floats(1, 10), min_size=5, max_size=12))
+    angles = np.linspace(0, 2 * np.pi, len(radii), endpoint=False)
+    star = np.stack([20 + radii * np.cos(angles), 40 + radii * np.sin(angles)], axis=1)
+    star = np.concatenate([star, star[:1]])
+    path = written(tmp_path_factory.mktemp("star"), feature(polygon(star.tolist()), city="munich"))
+    fences = load_geofences(path, AREAS)
+    for x, y in data.draw(st.lists(st.tuples(st.floats(8, 32), st.floats(28, 52)), min_size=10, max_size=10)):
+        edge = min(np.abs(np.hypot(*(star - [x, y]).T)).min(), 1)
+        if edge > 1e-6:
+            assert bool(fences.at((y, x))) == inside(star, x, y)
+
+
+CROSSING = [[0, 0], [1, 1], [1, 0], [0, 1], [0, 0]]
+
+
+def shaped(*ring: list[Any], **properties: Any) -> dict[str, Any]:
+    return feature(polygon(list(ring)), **({"city": "munich"} | properties))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (feature(SQUARE, city="paris"), 'city "paris" is none of munich, suva'),
+        (feature(SQUARE, city=["munich"]), r'city \["munich"\] is none of munich, suva'),
+        (feature(SQUARE, city="munich", location=3), "location is neither a name nor a list of names"),
+        (feature(None, city="munich"), "neither a geometry nor a location"),
+        (feature({"type": "Point", "coordinates": [1, 2]}, city="munich"), "a Point, not a Polygon or MultiPolygon"),
+        (feature([], city="munich"), "a None, not a Polygon or MultiPolygon"),
+        (feature({"type": "Polygon"}, city="munich"), "not a list of rings"),
+        (feature({"type": "MultiPolygon"}, city="munich"), "no coordinates"),
+        (shaped([11, 48], [12, 48], [11, 48]), "at least four positions"),
+        (shaped([11, 48], [12, "48"], [12, 49], [11, 48]), "at least four positions"),
+        (shaped([11, 48], [12], [12, 49], [11, 48]), "at least four positions"),
+        (shaped([11, 48], [12, 48], [12, 49], [11, 49]), "a ring is not closed"),
+        (shaped(*box(48, 91, 49, 95)), "GeoJSON has the longitude first"),
+        (shaped(*box(170, 0, 190, 5)), "beyond longitude 180"),
+        (shaped([11, float("nan")], [12, 48], [12, 49], [11, 48]), "beyond longitude 180"),
+        (shaped(*box(-179, -19, 179, -16), city="suva"), "cut an area that crosses the antimeridian"),
+        (shaped(*CROSSING), "not a valid polygon .Self-intersection"),
+        (shaped([0, 0], [1, 1], [0, 0], [0, 0]), "not a valid polygon"),
+        (feature(polygon(), city="munich"), "not a list of rings"),
+        ({"type": "Polygon"}, "not a Feature"),
+        ("munich", "not a Feature"),
+        ({"type": "Feature", "properties": [1], "geometry": SQUARE}, "properties are not an object"),
+    ],
+)
+def test_a_wrong_feature_is_one_line(tmp_path: Path, wrong: Any, message: str) -> None:
+    path = written(tmp_path, feature(SQUARE, city="munich"), wrong)
+    with one_line_error(rf"areas.geojson: features.1: .*{message}"):
+        load_geofences(path, AREAS)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, "cannot read the geofences"),
+        ("{", "cannot read the geofences"),
+        ("[" * 100_000, "cannot read the geofences"),
+        ("\xff", "cannot read the geofences"),
+        ("[]", "not a GeoJSON FeatureCollection"),
+        ('{"type": "FeatureCollection"}', "not a GeoJSON FeatureCollection"),
+        ('{"type": "FeatureCollection", "features": []}', "no feature has a property city, road"),
+    ],
+)
+def test_a_wrong_file_is_one_line(tmp_path: Path, text: str | None, message: str) -> None:
+    path = tmp_path / "areas.geojson"
+    if text is not None:
+        path.write_bytes(text.encode("latin-1"))
+    with one_line_error(message):
+        load_geofences(path, AREAS)
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.floats() | st.text() | st.integers(),
+    lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(), inner, max_size=5),
+    max_leaves=15,
+)
+
+
+@given(json_values, st.sampled_from(["features", "properties", "geometry", "coordinates", "ring"]))
+def test_any_json_is_read_or_refused(tmp_path_factory: pytest.TempPathFactory, value: Any, where: str) -> None:
+    good = feature(polygon(box(11, 48, 12, 49)), city="munich")
+    content: dict[str, Any] = {"type": "FeatureCollection", "features": [good]}
+    target: Any = {"features": content, "ring": good["geometry"]["coordinates"]}.get(where, good)
+    target = good["geometry"] if where == "coordinates" else target
+    target[0 if where == "ring" else where] = value
+    path = tmp_path_factory.mktemp("any") / "areas.geojson"
+    path.write_text(json.dumps(content))
+    assert "\n" not in refusal(path)
+
+
+def refusal(path: Path) -> str:
+    try:
+        load_geofences(path, AREAS)
+    except InputError as error:
+        return str(error)
+    return ""
