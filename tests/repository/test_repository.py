@@ -120,8 +120,8 @@ def test_every_command_has_help_with_an_example() -> None:
 
 
 def test_the_installed_command_is_the_one_that_the_tests_run() -> None:
-    shown = subprocess.run([PERCEPTION, "export", "nowhere", "--out", "b"], check=False, capture_output=True, text=True)
-    here = perception("export", "nowhere", "--out", "b")
+    shown = subprocess.run([PERCEPTION, "verify", "nowhere"], check=False, capture_output=True, text=True)
+    here = perception("verify", "nowhere")
     assert (shown.returncode, shown.stdout, shown.stderr) == (here.returncode, here.stdout, here.stderr)
     assert here.returncode == 2
 
