@@ -1,159 +1,450 @@
-"""Compiling for a target: NVIDIA's own compiler takes the whole graph, and what it refuses is said."""
+"""Running a plan: with a stand-in for the driver where there is no GPU, and on the GPU where there is one.
 
+Without a GPU, CUDA's bindings are real. The driver that they call is a stand-in in C that has the driver's signatures,
+keeps "GPU memory" on the heap, and does copies when the stream is waited for, or when a graph of them is launched: so
+what reaches a driver, and in what order, is tested, and nothing about a GPU is. TensorRT is a stand-in as well, whose
+"network" copies its input to its output on the stream.
+
+With a GPU, plans are compiled for it. None of that has run yet: where it was written, there is none.
+"""
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
-from exported import QUIET, bundle, copied
-from graphs import onnx_model
-from onnx import TensorProto, helper
+from exported import QUIET, bundle, copied, rewritten
+from networks import uniform_tolerances
+from refits import has_gpu, no_gpu, trained_further
 from refusals import one_line_error
+from repository import ROOT
 
-from deploy.build import build
-from deploy.bundle import Bundle
-from deploy.engines import open_engine
-from deploy.engines.cuda import compute_capability
+from deploy.build import build, refit
+from deploy.bundle import ONNX, Bundle
+from deploy.engines import cuda, open_engine
 from deploy.engines.onnxruntime import OnnxRuntimeEngine
-from deploy.engines.tensorrt import build_engine, compiles_here, place_on_dla
+from deploy.engines.tensorrt_plan import TensorRtEngine
+from deploy.golden import differences
 from deploy.runtime import Runtime
-from deploy.targets import TARGETS, Versions, find_target
+from deploy.targets import TARGETS, Target
 from perception.errors import InputError
 
+DRIVER = r"""
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <dlfcn.h>
 
-def scatter(reduction: str) -> bytes:
-    """A graph whose third node scatters with this reduction."""
-    nodes = [
-        helper.make_node("Relu", ["x"], ["r"], name="relu"),
-        helper.make_node("ScatterElements", ["r", "i", "u"], ["s"], name="plain", axis=0),
-        helper.make_node("ScatterElements", ["s", "i", "u"], ["y"], name="canvas", axis=0, reduction=reduction),
-    ]
-    model = onnx_model(nodes, {"x": [9, 4], "i": (TensorProto.INT32, [3, 4]), "u": [3, 4]}, {"y": [9, 4]})
-    onnx.checker.check_model(model)
-    return model.SerializeToString()
+typedef struct { void *to; const void *from; size_t size; } Copy;
+typedef struct { Copy copies[16]; int n; } Queue;
+static Queue stream, recording;
+static int recording_now, invalid, live;  /* live: allocations, streams and graphs that nobody has freed */
+
+int cuGetProcAddress_v2(const char *name, void **function, int version, uint64_t flags, int *status) {
+    char versioned[128];
+    strcpy(versioned, name);
+    *function = dlsym(RTLD_DEFAULT, strcat(versioned, "_v2"));
+    if (!*function) *function = dlsym(RTLD_DEFAULT, name);
+    if (status) *status = *function ? 0 : 1;
+    return *function ? 0 : 500;
+}
+int cuGetProcAddress(const char *name, void **function, int version, uint64_t flags) {
+    return cuGetProcAddress_v2(name, function, version, flags, NULL);
+}
+int cuInit(unsigned flags) { return getenv("NO_DEVICE") ? 100 : 0; }
+int cuDevicePrimaryCtxRetain(void **context, int device) { *context = &stream; return 0; }
+int cuCtxSetCurrent(void *context) { return context == &stream ? 0 : 201; }
+int cuDeviceGetAttribute(int *value, int attribute, int device) {
+    *value = attribute == 75 ? 8 : attribute == 76 ? 7 : -1;
+    return 0;
+}
+int cuMemAlloc_v2(uint64_t *address, size_t size) { *address = (uint64_t)malloc(size); return live++, 0; }
+int cuMemFree_v2(uint64_t address) { free((void *)address); return live--, 0; }
+int cuMemHostAlloc(void **address, size_t size, unsigned flags) {
+    *address = memset(malloc(size), 0xff, size);
+    return live++, 0;
+}
+int cuMemFreeHost(void *address) { free(address); return live--, 0; }
+int cuStreamCreate(void **handle, unsigned flags) { *handle = &stream; return live++, flags == 1 ? 0 : 1; }
+int cuStreamDestroy_v2(void *handle) { return live--, 0; }
+static int queue(void *to, const void *from, size_t size) {
+    Queue *queue = recording_now ? &recording : &stream;
+    queue->copies[queue->n++] = (Copy){to, from, size};
+    return 0;
+}
+int cuMemcpyHtoDAsync_v2(uint64_t to, const void *from, size_t n, void *handle) { return queue((void *)to, from, n); }
+int cuMemcpyDtoHAsync_v2(void *to, uint64_t from, size_t n, void *handle) { return queue(to, (void *)from, n); }
+int cuStreamSynchronize(void *handle) {
+    if (recording_now) return invalid = 1, 900;
+    for (int i = 0; i < stream.n; i++) memcpy(stream.copies[i].to, stream.copies[i].from, stream.copies[i].size);
+    return stream.n = 0;
+}
+int cuStreamBeginCapture_v2(void *handle, int mode) { recording_now = 1; recording.n = 0; return mode == 1 ? 0 : 1; }
+int cuStreamEndCapture(void *handle, void **graph) {
+    recording_now = 0;
+    *graph = invalid ? NULL : &recording;
+    if (invalid) return invalid = 0, 901;
+    return live++, 0;
+}
+int cuGraphInstantiateWithFlags(void **executable, void *graph, uint64_t flags) {
+    *executable = memcpy(malloc(sizeof(Queue)), graph, sizeof(Queue));
+    return live++, 0;
+}
+int cuGraphDestroy(void *graph) { return live--, 0; }
+int cuGraphExecDestroy(void *executable) { free(executable); return live--, 0; }
+int cuGraphLaunch(void *executable, void *handle) {
+    Queue *graph = executable;
+    memcpy(stream.copies + stream.n, graph->copies, graph->n * sizeof(Copy));
+    stream.n += graph->n;
+    return 0;
+}
+int left_behind(void) { return live; }
+"""
+
+STAND_IN = """
+import ctypes
+import gc
+import os
+import sys
+import types
+import numpy as np
+import pytest
+from pathlib import Path
+from cuda.bindings import driver
+from deploy.engines import cuda
+from deploy.integrity import Content
+from deploy.targets import find_target
+from perception.errors import InputError
+
+calls = []
+trt = types.ModuleType("tensorrt")
+trt.__version__ = "10.3.0"
+trt.nptype = lambda dtype: dtype
+
+class ILogger:
+    ERROR = 1
+trt.ILogger = ILogger
+
+class TensorIOMode:
+    INPUT, OUTPUT = "input", "output"
+trt.TensorIOMode = TensorIOMode
+
+class Context:
+    def __init__(self, content):
+        self.content, self.addresses = content, {}
+        if b"rtx" in content:
+            self.is_stream_capturable = lambda handle: False
+    def set_input_shape(self, name, shape):
+        calls.append((name, shape))
+    def set_tensor_address(self, name, address):
+        self.addresses[name] = address
+    def execute_async_v3(self, handle):
+        calls.append("execute")
+        if b"waits" in self.content and int(driver.cuStreamSynchronize(handle)[0]):
+            return False
+        code, = driver.cuMemcpyHtoDAsync(self.addresses["y"], self.addresses["x"], 24, handle)
+        return not int(code)
+
+class Engine:
+    num_io_tensors = 2
+    def __init__(self, content):
+        self.content, self.refittable = content, b"refittable" in content
+    def get_tensor_name(self, i):
+        return "xy"[i]
+    def get_tensor_dtype(self, name):
+        return np.float32
+    def get_tensor_shape(self, name):
+        return [-1, 3] if name == "x" and b"open" in self.content else [2, 3]
+    def get_tensor_profile_shape(self, name, profile):
+        return [[1, 3], [1, 3], [2, 3]]  # least, best, most
+    def get_tensor_mode(self, name):
+        return {"x": "input", "y": "output"}[name]
+    def create_execution_context(self):
+        calls.append("context")
+        return Context(self.content)
+
+class Runtime:
+    def __init__(self, log):
+        self.log = log
+    def deserialize_cuda_engine(self, content):
+        if content == b"bad":
+            self.log.log(ILogger.ERROR, "wrong  magic\\nnumber")
+            return None
+        return Engine(content)
+trt.Runtime = Runtime
+
+class Refitter:
+    def __init__(self, engine, log):
+        self.engine = engine
+    def get_missing_weights(self):
+        return ["conv.bias"] if b"lacks" in self.engine.content else []
+    def refit_cuda_engine(self):
+        calls.append("refit")
+        return True
+trt.Refitter = Refitter
+
+class OnnxParserRefitter:
+    num_errors = 1
+    def __init__(self, refitter, log):
+        pass
+    def refit_from_bytes(self, content):
+        return content == b"weights"
+    def get_error(self, i):
+        return types.SimpleNamespace(desc=lambda: "no such node")
+trt.OnnxParserRefitter = OnnxParserRefitter
+
+sys.modules["tensorrt"] = trt
+from deploy.engines.tensorrt_plan import TensorRtEngine
+
+def opened(content, weights=None):
+    weights = None if weights is None else Content(Path("model.onnx"), weights)
+    return TensorRtEngine(Content(Path("a.plan"), content), find_target("orin"), weights)
+
+def copies(engine):
+    frames = [np.arange(6, dtype=np.float32).reshape(2, 3) * n for n in (1, 2, 3)]
+    outputs = [engine.run({"x": frame})["y"] for frame in frames]  # kept, so that none may be another's memory
+    for frame, output in zip(frames, outputs):
+        np.testing.assert_array_equal(output, frame)
+"""
+
+CASES = {
+    "no device": """
+os.environ["NO_DEVICE"] = "1"
+with pytest.raises(cuda.NoGpuError, match=r"^no usable NVIDIA GPU .* .cuInit gives CUDA_ERROR_NO_DEVICE.$"):
+    cuda.compute_capability()
+del os.environ["NO_DEVICE"]
+""",
+    "buffers, streams and graphs reach the driver": """
+def left():
+    gc.collect()
+    return ctypes.CDLL("libcuda.so.1").left_behind()
+
+assert cuda.compute_capability() == 87
+def use():
+    stream = cuda.Stream()
+    a, b = cuda.Buffer((2, 3), np.dtype("float32")), cuda.Buffer((5,), np.dtype("int64"))
+    assert (a.host.shape, a.host.dtype, a.host.sum()) == ((2, 3), np.float32, 0)
+    assert (b.host.shape, b.host.dtype, b.host.sum()) == ((5,), np.int64, 0)
+    back = cuda.Buffer((2, 3), np.dtype("float32"))
+    def queue():
+        stream.upload(a)
+        back_address, back.address = back.address, a.address  # what a network would have computed
+        stream.download(back)
+        back.address = back_address
+    a.host[...] = 7
+    queue()
+    assert (back.host == 0).all()
+    stream.wait()
+    assert (back.host == 7).all()
+    graph = stream.capture(queue)
+    a.host[...] = np.arange(6).reshape(2, 3)
+    stream.wait()
+    assert (back.host == 7).all()  # recorded and not done
+    for factor in (1, 2):
+        a.host *= factor
+        stream.launch(graph)
+        stream.wait()
+        np.testing.assert_array_equal(back.host, factor * np.arange(6).reshape(2, 3))
+    def waits():
+        queue()
+        stream.wait()
+    assert stream.capture(waits) is None
+    queue()  # the stream goes on
+    stream.wait()
+    a.host[...] = 3
+    assert left() > 0
+use()
+assert left() == 0
+""",
+    "a recorded frame is launched": """
+engine = opened(b"plain")
+assert engine.graph is not None
+assert calls == ["context", "execute", "execute"]  # the first run, and the one that is recorded
+copies(engine)
+assert calls.count("execute") == 2
+""",
+    "what cannot be recorded is queued anew": """
+engine = opened(b"waits")
+assert engine.graph is None
+copies(engine)
+assert calls.count("execute") == 5
+""",
+    "what says so is not recorded": """
+engine = opened(b"rtx")
+assert engine.graph is None
+copies(engine)
+assert calls.count("execute") == 4
+""",
+    "weights are replaced before anything runs": """
+copies(opened(b"refittable", b"weights"))
+assert calls[:3] == ["refit", "context", "execute"]
+""",
+    "a plan that is not made for it takes no weights": """
+with pytest.raises(InputError, match="^a.plan: was not compiled to be refitted, so it cannot take .* of model.onnx$"):
+    opened(b"plain", b"weights")
+""",
+    "weights that do not fit": """
+with pytest.raises(InputError, match="^a.plan: tensorrt 10.3.0 cannot give it .* model.onnx: .*no such node$"):
+    opened(b"refittable", b"another graph")
+with pytest.raises(InputError, match="^a.plan: tensorrt 10.3.0 cannot give it .*: it lacks conv.bias"):
+    opened(b"refittable lacks", b"weights")
+assert calls == []
+""",
+    "an input that the plan leaves open has the size it was compiled for": """
+engine = opened(b"open")
+assert calls[:2] == ["context", ("x", (2, 3))]
+copies(engine)
+with pytest.raises(InputError, match="x is float32 .1, 3., the plan takes float32 .2, 3.$"):
+    engine.run({"x": np.zeros((1, 3), "f4")})
+""",
+    "a plan of another version": """
+with pytest.raises(InputError, match="^a.plan: tensorrt 10.3.0 refuses it: wrong magic number$"):
+    opened(b"bad")
+""",
+    "inputs that are not the network's": """
+engine = opened(b"plain")
+wrong = {"is missing": {}, "is float64 .2, 3.": {"x": np.zeros((2, 3))}, "is float32 .6,.": {"x": np.zeros(6, "f4")}}
+for said, inputs in wrong.items():
+    with pytest.raises(InputError, match=f"^TensorRT cannot run the network: x {said}, the plan takes float32 .2, 3.$"):
+        engine.run(inputs)
+copies(engine)
+""",
+}  # fmt: skip
 
 
-@pytest.mark.parametrize("target", [name for name, target in TARGETS.items() if target.compiler == "tensorrt_rtx"])
-def test_whole_graph_compiles_without_a_gpu(tmp_path: Path, target: str) -> None:
-    pytest.importorskip("tensorrt_rtx")
-    path = copied(tmp_path / "bundle")
-    record = build(path, target, QUIET)
-    loaded = Bundle.load(path)  # the engine is no part of what the manifest seals
-    assert len(loaded.plan(target).data) == record.plan_bytes > 4 * loaded.manifest.parameters
-    assert record.layers >= loaded.manifest.operators["Conv"]
+@no_gpu
+def test_calls_reach_the_driver_in_their_order(tmp_path: Path) -> None:
+    """All cases in one process, whose environment names the stand-in."""
+    pytest.importorskip("cuda.bindings")
+    compiler = shutil.which("cc")
+    if compiler is None:
+        pytest.skip("no C compiler to make the stand-in for the driver with")
+    (tmp_path / "driver.c").write_text(DRIVER)
+    command = [compiler, "-shared", "-fPIC", "-w", "-o", "libcuda.so.1", "driver.c", "-ldl"]
+    subprocess.run(command, check=True, cwd=tmp_path)
+    code = f"{STAND_IN}\nfor name, case in {CASES!r}.items():\n    print(name)\n    calls.clear()\n    exec(case)\n"
+    environment = {"PYTHONPATH": str(ROOT), "LD_LIBRARY_PATH": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=False, capture_output=True, text=True, env=environment, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.splitlines() == [*CASES]
 
 
-def test_refusal_names_node_operator_and_reason() -> None:
-    pytest.importorskip("tensorrt_rtx")
-    assert build_engine(scatter("none"), find_target("rtx-ampere")).layers > 0
-    with pytest.raises(InputError, match=r"refuses node canvas \[ScatterElements\]: Unsupported reduction type"):
-        build_engine(scatter("add"), find_target("rtx-ampere"))
+@no_gpu
+def test_no_gpu_and_no_bindings_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("cuda.bindings")
+    said = "^no NVIDIA GPU driver on this machine; run TensorRT plans where there is a GPU$"
+    with pytest.raises(cuda.NoGpuError, match=said):
+        cuda.compute_capability()
+    for name in ("cuda", "cuda.bindings", "cuda.bindings.driver"):
+        monkeypatch.setitem(sys.modules, name, None)
+    remedy = "no TensorRT plan runs without it: pip install 'cuda-bindings>=12.8,<13'"
+    with one_line_error(exactly=f"cuda-bindings is not installed here, and {remedy}"):
+        cuda.compute_capability()
 
 
-def test_refusal_of_pictures_that_are_not_cast() -> None:
-    pytest.importorskip("tensorrt_rtx")
-    nodes = [helper.make_node("Transpose", ["x"], ["t"], name="turn"), helper.make_node("Cast", ["t"], ["y"], to=1)]
-    model = onnx_model(nodes, {"x": (TensorProto.UINT8, [4, 3])}, {"y": [3, 4]})
-    with one_line_error(r"refuses node turn \[Transpose\]: .*UInt8"):
-        build_engine(model.SerializeToString(), find_target("rtx-ampere"))
+# ----- on a GPU -----
 
 
-def test_refusal_of_a_file_that_is_no_graph() -> None:
-    pytest.importorskip("tensorrt_rtx")
-    with pytest.raises(InputError, match=r"refuses the file: .*Failed to parse the ONNX model"):
-        build_engine(bundle().onnx.read_bytes()[:5000], find_target("rtx-ada"))
+on_gpu = pytest.mark.skipif(not has_gpu(), reason="no NVIDIA GPU on this machine")
 
 
-def test_plan_needs_the_compiler_of_its_device() -> None:
-    with pytest.raises(InputError, match=r"orin: needs tensorrt on the Jetson Orin itself, .* JetPack 6"):
-        build_engine(bundle().onnx.read_bytes(), find_target("orin"))
-    with pytest.raises(InputError, match="toaster: unknown target; choose one of cpu, rtx-ampere"):
-        build(bundle().path, "toaster", QUIET)
-
-
-def test_tensorrt_compiles_only_beside_the_gpu_of_the_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert all(compiles_here(target) == (target.compiler != "tensorrt") for target in TARGETS.values())
-    (tmp_path / "tensorrt.py").touch()
-    monkeypatch.syspath_prepend(tmp_path)
-    for capability, expected in ((87, {"orin", "drive-orin"}), (110, {"thor", "drive-thor"}), (101, {"drive-thor"})):
-        monkeypatch.setattr("deploy.engines.cuda.compute_capability", lambda here=capability: here)
-        assert {name for name, t in TARGETS.items() if t.compiler == "tensorrt" and compiles_here(t)} == expected
-
-
-def test_another_version_of_the_compiler_is_refused() -> None:
+@pytest.fixture(scope="module")
+def target() -> Iterator[Target]:
+    """A target for this GPU; one without a name, such as a server's, is compiled for as if it were an RTX GPU."""
     trt = pytest.importorskip("tensorrt_rtx")
-    older = replace(find_target("rtx-ampere"), versions=Versions((0, 9), (1, 1)))
-    with pytest.raises(InputError, match=rf"needs tensorrt_rtx >=0.9,<1.1, but {trt.__version__} is here"):
-        build_engine(bundle().onnx.read_bytes(), older)
+    capability = cuda.compute_capability()
+    for each in TARGETS.values():
+        if each.compiler == "tensorrt_rtx" and capability in each.compute_capabilities:
+            yield each
+            return
+    if not hasattr(trt.ComputeCapability, f"SM{capability}"):
+        pytest.skip(f"tensorrt_rtx {trt.__version__} does not compile for compute capability {capability / 10}")
+    here = replace(TARGETS["rtx-ampere"], name="here", compute_capabilities=(capability,))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(TARGETS, "here", here)
+        yield here
 
 
-def test_dla_is_configured_and_found_absent() -> None:
-    """NVIDIA's configuration object takes the placement; no machine that these tests run on has a DLA."""
-    trt = pytest.importorskip("tensorrt_rtx")
-    config = trt.Builder(trt.Logger()).create_builder_config()
-    place_on_dla(trt, config)
-    assert config.default_device_type == trt.DeviceType.DLA
-    assert config.get_flag(trt.BuilderFlag.GPU_FALLBACK)
-    smallest_orin = replace(find_target("orin"), compiler="tensorrt_rtx", compute_capabilities=(86,))
-    smallest_orin = replace(smallest_orin, dla_versions=find_target("rtx-ampere").versions)
-    with pytest.raises(InputError, match="orin: this module has no DLA; build without --dla"):
-        build_engine(bundle().onnx.read_bytes(), smallest_orin, dla=True, inputs=bundle().manifest.input_shapes)
+@pytest.fixture(scope="module")
+def compiled(target: Target, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = copied(tmp_path_factory.mktemp("compiled") / "bundle")
+    build(path, target.name, QUIET)
+    return path
 
 
-def test_plan_is_checked_before_it_runs(tmp_path: Path) -> None:
-    tensorrt_rtx = pytest.importorskip("tensorrt_rtx")
-    path = copied(tmp_path / "bundle")
-    with pytest.raises(InputError, match="no engine for rtx-ada; run `perception build"):
-        Runtime(path, "rtx-ada")
-    build(path, "rtx-ada", QUIET)
-    plan = path / "engines" / "rtx-ada.plan"
-    content = plan.read_bytes()
-    plan.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    with pytest.raises(InputError, match=r"rtx-ada.plan: was changed"):
-        Bundle.load(path).plan("rtx-ada")
-    plan.write_bytes(content)
-    record = Bundle.load(path).plan("rtx-ada").record
-    remedy = f"; run `perception build {path} --target rtx-ada`"
-    file = path / "engines" / "rtx-ada.json"
-    here = f"tensorrt_rtx {tensorrt_rtx.__version__}"
-    for change, message in (
-        ({"onnx_sha256": "0" * 64}, f"{plan}: compiled from another network"),
-        ({"target": "rtx-ampere"}, f"{file}: is of an engine for rtx-ampere"),
-        ({"compiler": "tensorrt_rtx 1.0.0"}, f"{plan}: compiled by tensorrt_rtx 1.0.0, but here is {here}"),
-        ({"compiler": "tensorrt 10.3.0"}, f"{plan}: compiled by tensorrt 10.3.0, but here is {here}"),
-        ({"plan_sha256": "0" * 64}, f"{plan}: was changed (its sha256 differs from the record)"),
-    ):
-        file.write_bytes(record.model_copy(update=change).hashed_json())
-        with one_line_error(exactly=message + remedy):
-            Runtime(path, "rtx-ada")
-    file.write_text("{}")
-    with pytest.raises(InputError, match=r"rtx-ada.json: not an engine record of this version; run `perception build"):
-        Runtime(path, "rtx-ada")
+def retrained(path: Path) -> Path:
+    """A copy of the bundle with other weights, and with what ONNX Runtime computes with them as its golden frame."""
+    onnx_bytes = trained_further(onnx.load(bundle().onnx)).SerializeToString(deterministic=True)
+    inputs, _ = bundle().golden()
+    return rewritten(copied(path), onnx_bytes, golden=(inputs, OnnxRuntimeEngine(onnx_bytes).run(inputs)))
 
 
-def test_plan_without_a_gpu_is_one_clear_line(tmp_path: Path) -> None:
-    pytest.importorskip("tensorrt_rtx")
-    path = copied(tmp_path / "bundle")
-    build(path, "rtx-ampere", QUIET)
-    try:
-        compute_capability()
-    except InputError as error:
-        with one_line_error("GPU", exactly=str(error)):
-            open_engine(Bundle.load(path), "rtx-ampere")
-    else:
-        Runtime(path, "rtx-ampere")  # there is one: it must compute the network
+def engine_of(path: Path, target: Target) -> TensorRtEngine:
+    engine = open_engine(Bundle.load(path), target.name)
+    assert isinstance(engine, TensorRtEngine)
+    return engine
 
 
-def test_cpu_build_runs_the_golden_frame(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = copied(tmp_path / "bundle")
-    assert build(path, "cpu", QUIET).layers == sum(bundle().manifest.operators.values())
-    _, another = bundle("rain").golden()
-    monkeypatch.setattr(OnnxRuntimeEngine, "run", lambda self, inputs: another)
-    with pytest.raises(InputError, match=r"ONNX Runtime, golden frame \w+: does not compute the exported network"):
-        build(path, "cpu", QUIET)
+@on_gpu
+def test_the_plan_computes_the_network_and_a_recorded_frame_is_the_frame(target: Target, compiled: Path) -> None:
+    Runtime(compiled, target.name)  # runs the golden frame
+    engine = engine_of(compiled, target)
+    assert engine.graph is not None
+    inputs, _ = bundle().golden()
+    dark = inputs | {"images": np.zeros_like(inputs["images"])}
+    recorded = [engine.run(each) for each in (inputs, dark, inputs)]
+    engine.graph = None
+    for outputs, plain in zip(recorded, [engine.run(each) for each in (inputs, dark, inputs)], strict=True):
+        assert differences(plain, outputs, uniform_tolerances(1e-5, bundle().manifest.heads)) == []
+    assert differences(recorded[0], recorded[1], bundle().manifest.tolerances)  # each frame is its own
 
 
-def test_onnxruntime_refuses_in_one_line(tmp_path: Path) -> None:
-    (tmp_path / "model.onnx").write_bytes(b"not a graph")
-    with one_line_error(r"model\.onnx: ONNX Runtime refuses it"):
-        OnnxRuntimeEngine(tmp_path / "model.onnx")
+@on_gpu
+def test_a_refitted_plan_is_the_one_compiled_anew(target: Target, tmp_path: Path) -> None:
+    old, new, anew = copied(tmp_path / "old"), retrained(tmp_path / "new"), retrained(tmp_path / "anew")
+    build(old, target.name, QUIET, refittable=True)
+    refit(new, old, target.name, QUIET)
+    build(anew, target.name, QUIET)
+    inputs, _ = bundle().golden()
+    tolerance = bundle().manifest.tolerances
+    outputs = engine_of(new, target).run(inputs)
+    assert differences(engine_of(anew, target).run(inputs), outputs, tolerance) == []
+    assert differences(engine_of(old, target).run(inputs), outputs, tolerance)  # the weights matter
+    Runtime(new, target.name)
+
+
+@on_gpu
+def test_a_plan_that_was_not_compiled_for_it_takes_no_weights(target: Target, compiled: Path) -> None:
+    with pytest.raises(InputError, match="was not compiled to be refitted"):
+        TensorRtEngine(Bundle.load(compiled).plan(target.name), target, bundle().read(ONNX))
+
+
+@on_gpu
+@pytest.mark.parametrize("change", [lambda a: a[:, :0], lambda a: a.astype(np.float64), lambda a: None])
+def test_inputs_of_another_shape_or_type_are_one_line(
+    target: Target, compiled: Path, change: Callable[[np.ndarray], np.ndarray | None]
+) -> None:
+    inputs, _ = bundle().golden()
+    wrong = {name: change(array) if name == "images" else array for name, array in inputs.items()}
+    with pytest.raises(InputError, match="TensorRT cannot run the network: images is "):
+        engine_of(compiled, target).run({name: array for name, array in wrong.items() if array is not None})
+
+
+@on_gpu
+def test_memory_does_not_grow_in_100_runs(target: Target, compiled: Path) -> None:
+    from cuda.bindings import driver
+
+    engine = engine_of(compiled, target)
+    inputs, _ = bundle().golden()
+    engine.run(inputs)
+    before = driver.cuMemGetInfo()
+    for _ in range(100):
+        engine.run(inputs)
+    assert driver.cuMemGetInfo() == before

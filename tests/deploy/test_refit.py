@@ -1,6 +1,6 @@
 """Plans that take the weights of another bundle: what is the same structure, and what is refused.
 
-No plan is compiled or refitted here: tensorrt_rtx needs a GPU for both, and tests/test_gpu.py does them on one. What a
+No plan is compiled or refitted here: tensorrt_rtx needs a GPU for both, and test_engines.py does them on one. What a
 refittable plan's record says, and what becomes of it, is tested with a plan that was compiled as usual.
 """
 
@@ -98,16 +98,13 @@ def test_everything_else_is_part_of_the_structure(data: st.DataObject) -> None:
     assert structure_sha256(other) != structure_sha256(graph)
 
 
-def test_a_module_trained_further_is_the_same_structure_and_one_of_another_rank_is_not() -> None:
+def test_a_module_trained_further_is_the_same_structure() -> None:
     """From the exporter itself, with a learned router in the graph."""
     example = {"x": np.ones((1, 4, 6, 8), np.float32), "lidar": np.ones(1, np.float32)}
-    made = {}
-    for name, rank, scale in (("old", 2, 1.0), ("further", 2, 1.5), ("wider", 3, 1.0)):
-        network = randomised(Net([LowRank(name="rain", slots=EVERYWHERE, rank=rank)], learned()), scale).eval()
-        made[name] = to_onnx(network, example, ["y"])
-    assert made["further"].SerializeToString() != made["old"].SerializeToString()
-    structures = {name: structure_sha256(graph) for name, graph in made.items()}
-    assert structures["further"] == structures["old"] != structures["wider"]
+    networks = (randomised(Net([LowRank(name="rain", slots=EVERYWHERE, rank=2)], learned()), by) for by in (1.0, 1.5))
+    old, further = (to_onnx(network.eval(), example, ["y"]) for network in networks)
+    assert further.SerializeToString() != old.SerializeToString()
+    assert structure_sha256(further) == structure_sha256(old)
 
 
 def test_numbers_of_an_unknown_role_are_part_of_the_structure() -> None:
@@ -143,10 +140,18 @@ def test_the_compiler_knows_the_weights_by_their_names(precision: str) -> None:
     assert {name for name in weights(graph) if not network.mark_weights_refittable(name)} <= norms
 
 
-def with_plan(path: Path, **changed: object) -> Path:
-    """A copy of the bundle with a record as of a plan that was compiled to be refitted."""
-    copied(path)
+@pytest.fixture(scope="module")
+def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the bundle with a plan."""
+    pytest.importorskip("tensorrt_rtx")
+    path = copied(tmp_path_factory.mktemp("compiled") / "bundle")
     build(path, TARGET, QUIET)
+    return path
+
+
+def with_plan(compiled: Path, path: Path, **changed: object) -> Path:
+    """A copy of the compiled bundle with a record as of a plan that was compiled to be refitted."""
+    shutil.copytree(compiled, path)
     record = Bundle.load(path).plan(TARGET).record.model_copy(update={"refittable": True, **changed})
     (path / "engines" / f"{TARGET}.json").write_bytes(record.hashed_json())
     return path
@@ -159,10 +164,9 @@ def retrained(path: Path, seed: int = 1) -> Path:
     return rewritten(copied(path), graph.SerializeToString(deterministic=True))
 
 
-def test_a_plan_moves_to_a_bundle_with_other_weights(tmp_path: Path) -> None:
-    pytest.importorskip("tensorrt_rtx")
+def test_a_plan_moves_to_a_bundle_with_other_weights(tmp_path: Path, compiled: Path) -> None:
     private, public = keys(tmp_path / "keys")
-    old, new = with_plan(tmp_path / "old"), rewritten(retrained(tmp_path / "new"), sign=private)
+    old, new = with_plan(compiled, tmp_path / "old"), rewritten(retrained(tmp_path / "new"), sign=private)
     before = {file: file.read_bytes() for file in old.rglob("*") if file.is_file()}
     record = refit(new, old, TARGET, QUIET, private)
     loaded, compiled = Bundle.load(new), Bundle.load(old).plan(TARGET).record
@@ -188,23 +192,6 @@ def test_a_plan_moves_to_a_bundle_with_other_weights(tmp_path: Path) -> None:
         Bundle.load(new).plan(TARGET)
 
 
-@no_gpu
-def test_a_refitted_plan_without_a_gpu_is_one_clear_line(tmp_path: Path) -> None:
-    pytest.importorskip("tensorrt_rtx")
-    new = retrained(tmp_path / "new")
-    refit(new, with_plan(tmp_path / "old"), TARGET, QUIET)
-    with pytest.raises(InputError, match="no NVIDIA GPU driver on this machine"):
-        open_engine(Bundle.load(new), TARGET)
-
-
-@no_gpu
-def test_compiling_to_refit_without_a_gpu_is_one_clear_line(tmp_path: Path) -> None:
-    pytest.importorskip("tensorrt_rtx")
-    reason = "a refittable plan compiles only where there is an NVIDIA GPU; run this there, or leave out --refit"
-    line = refuses("build", bundle().path, "--target", TARGET, "--refit")
-    assert line == f"perception: {TARGET}: {reason}\n"
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -213,24 +200,22 @@ def test_compiling_to_refit_without_a_gpu_is_one_clear_line(tmp_path: Path) -> N
         ({"plan_sha256": "0" * 64}, "was changed (its sha256 differs from the record)"),
     ],
 )  # fmt: skip
-def test_another_plan_is_refused(tmp_path: Path, change: dict[str, object], message: str) -> None:
-    pytest.importorskip("tensorrt_rtx")
-    old = with_plan(tmp_path / "old", **change)
+def test_another_plan_is_refused(tmp_path: Path, compiled: Path, change: dict[str, object], message: str) -> None:
+    old = with_plan(compiled, tmp_path / "old", **change)
     line = refuses("build", retrained(tmp_path / "new"), "--target", TARGET, "--refit-from", old)
     assert str(old / "engines" / f"{TARGET}.plan") in line
     assert message.format(old=old, here=compiler_version(find_target(TARGET))) in line
     assert not (tmp_path / "new" / "engines").exists()
 
 
-def test_another_network_is_refused(tmp_path: Path) -> None:
-    pytest.importorskip("tensorrt_rtx")
+def test_another_network_is_refused(tmp_path: Path, compiled: Path) -> None:
     graph = onnx.load(bundle().onnx)
     conv = next(node for node in graph.graph.node if node.op_type == "Conv")
     next(a for a in conv.attribute if a.name == "dilations").ints[0] = 2
     described = {"structure_sha256": structure_sha256(graph)}
     new = rewritten(copied(tmp_path / "new"), graph.SerializeToString(), **described)
     with pytest.raises(InputError, match=r"new/model.onnx: has another structure than \S*old/model.onnx, so it needs"):
-        refit(new, with_plan(tmp_path / "old"), TARGET, QUIET)
+        refit(new, with_plan(compiled, tmp_path / "old"), TARGET, QUIET)
     with pytest.raises(InputError, match="no engine for rtx-ada; run `perception build"):
         refit(new, tmp_path / "old", "rtx-ada", QUIET)
 
@@ -258,9 +243,16 @@ def test_int8_is_not_compiled_to_be_refitted(tmp_path: Path) -> None:
 
 
 @no_gpu
-def test_the_compiler_itself_needs_a_gpu_for_what_can_be_refitted(monkeypatch: pytest.MonkeyPatch) -> None:
-    """When a version of tensorrt_rtx comes that does not, this fails, and the refusal above can go."""
-    pytest.importorskip("tensorrt_rtx")
+def test_without_a_gpu_nothing_is_compiled_to_be_refitted_or_refitted(
+    tmp_path: Path, compiled: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When a version of tensorrt_rtx comes whose compiler needs none, this fails, and the refusal can go."""
+    new = retrained(tmp_path / "new")
+    refit(new, with_plan(compiled, tmp_path / "old"), TARGET, QUIET)
+    with pytest.raises(InputError, match="no NVIDIA GPU driver on this machine"):
+        open_engine(Bundle.load(new), TARGET)
+    reason = "a refittable plan compiles only where there is an NVIDIA GPU; run this there, or leave out --refit"
+    assert refuses("build", bundle().path, "--target", TARGET, "--refit") == f"perception: {TARGET}: {reason}\n"
     monkeypatch.setattr("deploy.engines.tensorrt._require_gpu", lambda target: None)
     target, shape = find_target(TARGET), [1, 1, 4, 4]
     model = onnx_model([helper.make_node("Relu", ["x"], ["y"])], {"x": shape}, {"y": shape})

@@ -43,9 +43,25 @@ def folder() -> Path:
 
 
 @cache
-def checkpoint(configuration: str = "tiny") -> Path:
-    """The run `checkpoint_of` a configuration of the repository; all processes of the tests share it."""
-    config = load_config(find_config(configuration))
+def nano() -> Config:
+    """`tiny` with its slots, tasks, module, view and largest numbers of pillars and boxes, but few channels.
+
+    Pictures have 64 x 32 pixels, of which the first two stages of the backbone make features.
+    """
+    content = load_config(find_config("tiny")).model_dump(mode="json")
+    model, tasks = content["model"], content["tasks"]
+    model["fused_channels"] = 8
+    model["lidar"]["channels"] = 8
+    model["camera"] |= {"stages": [0, 1], "channels": 8, "image": {"height": 32, "width": 64}}
+    model["camera"]["depth"]["bins"] = 8
+    model["trunk"] |= {"channels": [8, 8, 16], "up_channels": 8}
+    tasks["detection"]["channels"] = tasks["map"]["channels"] = 8
+    return parse_config(content | {"name": "nano"}, "nano")
+
+
+def checkpoint(configuration: str = "") -> Path:
+    """The run `checkpoint_of` a configuration of the repository, or of `nano`; all processes of the tests share it."""
+    config = load_config(find_config(configuration)) if configuration else nano()
     return once(f"run-{config.name}", lambda run: save_random(run, config))
 
 
@@ -81,14 +97,13 @@ def save_random(run: Path, config: Config, seed: int = 0, spread: float = 0.05) 
 
 
 def modular(name: str, modules: list[dict[str, object]], **more: object) -> Config:
-    """`tiny` with these modules."""
-    content = load_config(find_config("tiny")).model_dump(mode="json")
-    return parse_config(content | {"name": name, "modules": modules} | more, name)
+    """`nano` with these modules."""
+    return parse_config(nano().model_dump(mode="json") | {"name": name, "modules": modules} | more, name)
 
 
 @cache
 def bundle(*conditions: str) -> Bundle:
-    """The bundle of `checkpoint` for these conditions; all processes of the tests share it."""
+    """The bundle of `checkpoint()` for these conditions; all processes of the tests share it."""
     name, run = "-".join(("bundle", *conditions)), checkpoint()
     return Bundle.load(once(name, lambda out: export(run, out, [conditions], console=QUIET)))
 

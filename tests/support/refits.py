@@ -17,7 +17,7 @@ def has_gpu() -> bool:
         return False
 
 
-no_gpu = pytest.mark.skipif(has_gpu(), reason="there is a GPU; tests/test_gpu.py does it for real")
+no_gpu = pytest.mark.skipif(has_gpu(), reason="there is a GPU; tests/deploy/test_engines.py does it for real")
 
 
 def trained_further(graph: onnx.ModelProto, seed: int = 1) -> onnx.ModelProto:

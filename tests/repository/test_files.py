@@ -1,8 +1,16 @@
-"""Files and folders are replaced whole: with a real SIGKILL before every step, and with the disk told to keep them."""
+"""Files and folders replaced whole, what is read ahead and written behind, and pauses of the garbage collector.
 
+Folders are replaced with a real SIGKILL before every step, and the disk is told to keep them.
+"""
+
+import gc
 import os
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -10,9 +18,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from repository import ROOT
 
+from deploy.replay.prefetch import QUEUE_DEPTH, BackgroundWriter, prefetch
 from perception import atomic
 from perception.atomic import atomic_file, folder_written_whole, put_back, write_atomically, write_together
 from perception.errors import InputError
+from perception.garbage import without_collection
 
 OLD, NEW = {"a": "old", "sub/b": "old", "only-old": "old"}, {"a": "new", "sub/b": "new"}
 
@@ -87,29 +97,41 @@ def test_killed_at_any_step_a_folder_is_the_old_or_the_new_one(tmp_path: Path, s
     assert (missing > 0) == (swap == "without")
 
 
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
+    """What is told to the disk, as the calls are made: with the last part of the path."""
+    made: list[tuple[str, str]] = []
+    fsync, rename, replace = os.fsync, Path.rename, os.replace
+
+    def synced(handle: int) -> None:
+        made.append(("fsync", os.path.basename(os.readlink(f"/proc/self/fd/{handle}"))))
+        fsync(handle)
+
+    def renamed(self: Path, target: Path) -> Path:
+        made.append(("rename", target.name))
+        return rename(self, target)
+
+    def replaced(a: Path, b: Path) -> None:
+        made.append(("replace", b.name))
+        replace(a, b)
+
+    monkeypatch.setattr(os, "fsync", synced)
+    monkeypatch.setattr(Path, "rename", renamed)
+    monkeypatch.setattr(os, "replace", replaced)
+    return made
+
+
 @pytest.mark.parametrize("swap", ["with", "without"])
 def test_a_folder_is_on_the_disk_before_it_takes_its_place(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, swap: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, calls: list[tuple[str, str]], swap: str
 ) -> None:
-    """The order of fsync and rename, as the calls were made."""
-    calls: list[tuple[str, str]] = []
-    fsync, exchange, rename = os.fsync, atomic._exchange, Path.rename
-
-    def recorded(handle: int) -> None:
-        calls.append(("fsync", os.path.basename(os.readlink(f"/proc/self/fd/{handle}"))))
-        fsync(handle)
+    exchange = atomic._exchange
 
     def swapped(a: Path, b: Path) -> bool:
         calls.append(("swap", b.name))
         return swap == "with" and exchange(a, b)
 
-    def renamed(self: Path, target: Path) -> Path:
-        calls.append(("rename", target.name))
-        return rename(self, target)
-
-    monkeypatch.setattr(os, "fsync", recorded)
     monkeypatch.setattr(atomic, "_exchange", swapped)
-    monkeypatch.setattr(Path, "rename", renamed)
     (tmp_path / "bundle").mkdir()
     with folder_written_whole(tmp_path / "bundle", "it") as fresh:
         (fresh / "sub").mkdir()
@@ -121,28 +143,10 @@ def test_a_folder_is_on_the_disk_before_it_takes_its_place(
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
 
 
-def test_files_are_on_the_disk_before_the_first_takes_its_place(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    calls: list[tuple[str, str]] = []
-    fsync, replace = os.fsync, os.replace
-
-    def recorded(handle: int) -> None:
-        calls.append(("fsync", os.path.basename(os.readlink(f"/proc/self/fd/{handle}"))))
-        fsync(handle)
-
-    def replaced(a: Path, b: Path) -> None:
-        calls.append(("replace", b.name))
-        replace(a, b)
-
-    monkeypatch.setattr(os, "fsync", recorded)
-    monkeypatch.setattr(os, "replace", replaced)
+def test_files_are_on_the_disk_before_the_first_takes_its_place(tmp_path: Path, calls: list[tuple[str, str]]) -> None:
     write_together({tmp_path / "a": b"1", tmp_path / "b": b"2"})
-    process = os.getpid()
-    assert calls == [
-        ("fsync", f".a.{process}"), ("fsync", f".b.{process}"), ("replace", "a"), ("replace", "b"),
-        ("fsync", tmp_path.name),
-    ]  # fmt: skip
+    fresh = [("fsync", f".{name}.{os.getpid()}") for name in "ab"]
+    assert calls == [*fresh, ("replace", "a"), ("replace", "b"), ("fsync", tmp_path.name)]
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"a": b"1", "b": b"2"}
 
 
@@ -165,6 +169,17 @@ def test_the_old_folder_is_put_back_only_where_none_is(tmp_path: Path) -> None:
     (tmp_path / ".bundle.old").mkdir()
     put_back(tmp_path / "bundle")
     assert {path.name for path in tmp_path.iterdir()} == {"bundle", ".bundle.old"}
+
+
+def test_a_file_that_cannot_take_its_place_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    write_atomically(tmp_path / "file", b"old")
+    monkeypatch.setattr("os.replace", full)
+    with pytest.raises(InputError, match=str(tmp_path / "file")):
+        write_atomically(tmp_path / "file", b"new")
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("file", b"old")]
 
 
 @given(st.lists(st.binary(max_size=50), min_size=1, max_size=5))
@@ -225,3 +240,120 @@ def test_a_disk_that_is_full_at_once_or_at_the_end_is_one_line(tmp_path: Path, s
 def test_a_folder_that_is_not_there_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"cannot write it \(No such file or directory\)"):
         atomic_file(tmp_path / "no" / "file", "it").__enter__()
+
+
+# ----- read ahead, written behind -----
+
+
+class Torn(Exception):
+    """What goes wrong."""
+
+
+def items(number: int, fails: int | None, made: list[int]) -> Iterator[int]:
+    for i in range(number):
+        if i == fails:
+            raise Torn(i)
+        made.append(i)
+        yield i
+
+
+def drained(coming: Iterator[int]) -> tuple[list[int], str | None]:
+    """What comes, and the exception after it."""
+    taken = []
+    try:
+        for item in coming:
+            taken.append(item)
+    except Torn as error:
+        return taken, str(error)
+    return taken, None
+
+
+@given(number=st.integers(0, 12), fails=st.none() | st.integers(0, 12))
+def test_items_come_in_order_and_an_exception_in_its_place(number: int, fails: int | None) -> None:
+    made, expected = list[int](), list[int]()
+    assert drained(prefetch(items(number, fails, made))) == drained(items(number, fails, expected))
+    assert made == expected
+
+
+def test_no_more_than_a_few_are_made_ahead_and_none_once_the_caller_stops() -> None:
+    made: list[int] = []
+    coming = prefetch(items(100, None, made))
+    assert next(coming) == 0
+    time.sleep(0.05)
+    assert made == list(range(1 + QUEUE_DEPTH))
+    coming.close()  # type: ignore[attr-defined]
+    assert made == list(range(1 + QUEUE_DEPTH))
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("reader")]
+
+
+@given(number=st.integers(0, 12), fails=st.none() | st.integers(0, 11))
+def test_calls_are_made_in_order_until_one_fails(number: int, fails: int | None) -> None:
+    done, asked = list[int](), list[int]()
+
+    def call(i: int) -> None:
+        if i == fails:
+            raise Torn(i)
+        done.append(i)
+
+    def all_calls() -> None:
+        with BackgroundWriter() as behind:
+            for i in range(number):
+                asked.append(i)
+                behind.call(call, i)
+
+    if fails is None or fails >= number:
+        all_calls()
+        assert done == list(range(number))
+        return
+    with pytest.raises(Torn, match=str(fails)):
+        all_calls()
+    assert done == list(range(fails))
+    assert len(asked) <= fails + 2 + QUEUE_DEPTH
+
+
+def test_the_caller_waits_and_what_was_asked_for_is_done_when_he_fails() -> None:
+    may, done, asked = threading.Semaphore(0), list[int](), list[int]()
+
+    def call(i: int) -> None:
+        may.acquire()
+        done.append(i)
+
+    def all_calls() -> None:
+        with BackgroundWriter() as behind:
+            for i in range(10):
+                asked.append(i)
+                behind.call(call, i)
+            raise Torn
+
+    def caller() -> None:
+        with pytest.raises(Torn):
+            all_calls()
+
+    thread = threading.Thread(target=caller)
+    thread.start()
+    time.sleep(0.05)
+    assert asked == list(range(1 + QUEUE_DEPTH))
+    may.release(10)
+    thread.join()
+    assert done == asked == list(range(10))
+
+
+# ----- pauses of the garbage collector -----
+
+
+@pytest.mark.parametrize("collecting", [True, False])
+def test_the_collector_is_as_before_and_does_not_search_in_the_block(collecting: bool) -> None:
+    try:
+        gc.enable() if collecting else gc.disable()
+        gc.collect()
+        before = [each["collections"] for each in gc.get_stats()]
+        with suppress(ValueError), without_collection():
+            with without_collection():
+                assert not gc.isenabled()
+            made = [[number] for number in range(50_000)]
+            del made
+            assert [each["collections"] for each in gc.get_stats()] == before
+            raise ValueError("damaged")
+        assert gc.isenabled() is collecting
+    finally:
+        gc.enable()

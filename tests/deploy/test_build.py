@@ -1,0 +1,374 @@
+"""Compiling for a target: here, by NVIDIA's own compiler, or by build.sh on the device, with a stand-in for trtexec."""
+
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import onnx
+import pytest
+from commands import perception, refuses, succeeds
+from devices import Device, refused
+from exported import QUIET, apart, bundle, copied
+from graphs import onnx_model
+from hypothesis import given
+from hypothesis import strategies as st
+from onnx import TensorProto, helper
+from refusals import one_line_error
+
+from deploy.build import build
+from deploy.build_package import BuildPackage
+from deploy.bundle import Bundle
+from deploy.engines import open_engine
+from deploy.engines.cuda import compute_capability
+from deploy.engines.onnxruntime import OnnxRuntimeEngine
+from deploy.engines.tensorrt import build_engine, compiles_here, place_on_dla
+from deploy.runtime import Runtime
+from deploy.targets import TARGETS, Versions, find_target, same_compiler
+from perception.errors import InputError
+
+PILLARS = "pillar_points:1x12000x8x5,pillar_counts:1x12000,pillar_cells:1x12000"
+NAMES = ["cpu", "rtx-ampere", "rtx-ada", "rtx-blackwell", "orin", "thor", "drive-orin", "drive-thor"]
+
+
+# ----- build.sh -----
+
+
+def packaged(folder: Path, target: str, dla: bool = False, refittable: bool = False) -> BuildPackage:
+    package = build(bundle().path, target, QUIET, dla, folder / "package", refittable=refittable)
+    return package
+
+
+@pytest.mark.parametrize(
+    ("target", "version", "capability", "dla", "options"),
+    [
+        ("orin", 100300, "8.7", False, ["--refit", "--stronglyTyped"]),
+        ("thor", 110401, "11.0", False, ["--refit"]),
+        ("orin", 100300, "8.7", False, ["--stronglyTyped"]),
+        ("orin", 100300, "8.7", True, ["--useDLACore=0", "--allowGPUFallback", "--stronglyTyped"]),
+        ("drive-orin", 100700, "8.7", True, ["--useDLACore=0", "--allowGPUFallback", "--stronglyTyped"]),
+        ("thor", 101303, "11.0", False, ["--stronglyTyped"]),
+        ("thor", 110401, "11.0", False, []),
+        ("drive-thor", 101010, "10.1", False, ["--stronglyTyped"]),
+        ("drive-thor", 110001, "11.0", False, []),
+    ],
+)
+def test_script_compiles_and_leaves_an_engine_that_the_bundle_accepts(
+    tmp_path: Path, target: str, version: int, capability: str, dla: bool, options: list[str]
+) -> None:
+    refittable, folder = "--refit" in options, tmp_path / "package"
+    package, device = packaged(tmp_path, target, dla, refittable), Device(tmp_path, version, capability)
+    done = device.builds(package)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert device.arguments == [
+        "--onnx=bundle/model.onnx", f"--saveEngine=bundle/engines/{target}.plan.new", "--noTF32", "--skipInference",
+        *(f"--{bound}Shapes={PILLARS}" for bound in ("min", "opt", "max")), *options
+    ]  # fmt: skip
+    # What the README and --json announce is what ran.
+    announced, readme = package.commands[str(version // 10000)], (folder / "README.md").read_text()
+    assert shlex.split(announced)[1:] == device.arguments
+    assert announced in readme
+    assert ("--refit\n" in readme) is refittable
+    assert Bundle.load(folder / "bundle").plan(target).data == b"compiled\n"
+    record = json.loads((folder / "bundle" / "engines" / f"{target}.json").read_text())
+    readable = f"{version // 10000}.{version // 100 % 100}.{version % 100}"
+    assert record["refittable"] is refittable
+    assert record["compiler"] == f"tensorrt {readable}{' with DLA 0' if dla else ''}"
+    assert sorted(path.suffix for path in (folder / "bundle" / "engines").iterdir()) == [".json", ".plan"]
+    assert device.builds(package).returncode == 0  # once more, over the engine that is there
+
+
+@pytest.mark.parametrize(
+    ("target", "dla", "version", "range_"),
+    [
+        ("orin", False, 8602, ">=10.3,<11"),  # JetPack 5 and 6.0
+        ("orin", False, 100001, ">=10.3,<11"),
+        ("orin", False, 110401, ">=10.3,<11"),
+        ("orin", True, 100800, ">=10.3,<10.8"),
+        ("thor", False, 100300, ">=10.13,<12"),
+        ("drive-thor", False, 120000, ">=10.10,<12"),
+    ],
+)
+def test_script_refuses_another_tensorrt(tmp_path: Path, target: str, dla: bool, version: int, range_: str) -> None:
+    device = Device(tmp_path, version)
+    refused(device.builds(packaged(tmp_path, target, dla)), f"{target} needs TensorRT {range_}, but ")
+    assert not device.recorded.exists()
+
+
+def test_script_refuses_another_device_changes_and_arguments(tmp_path: Path) -> None:
+    package, device = packaged(tmp_path, "orin"), Device(tmp_path, 100300)
+    refused(Device(tmp_path / "empty", None).builds(package), "no trtexec on the PATH")
+    refused(device.builds(package, "--fast", "--faster"), "takes the public key that must have signed this package")
+    refused(device.builds(package, "--fast"), "--fast: no such key")
+    graph = tmp_path / "package" / "bundle" / "model.onnx"
+    content = graph.read_bytes()
+    graph.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    refused(device.builds(package), "build.sh: bundle/model.onnx: is missing or was changed")
+    graph.unlink()
+    refused(device.builds(package), "build.sh: bundle/model.onnx: is missing or was changed")
+    graph.write_bytes(content)
+    (tmp_path / "package" / "SHA256SUMS").unlink()
+    refused(device.builds(package), "build.sh: SHA256SUMS: is missing or was changed")
+    assert not device.recorded.exists()
+
+
+def test_script_refuses_the_engine_of_another_gpu(tmp_path: Path) -> None:
+    """TensorRT 10.13 is in the range of an Orin, but a Thor has it as well."""
+    done = Device(tmp_path, 101303, "11.0").builds(packaged(tmp_path, "orin"))
+    refused(done, "this GPU has compute capability 11.0, a Jetson Orin has 8.7")
+    assert not list((tmp_path / "package" / "bundle" / "engines").iterdir())
+
+
+def test_script_ends_with_1_and_keeps_the_old_engine(tmp_path: Path) -> None:
+    package = packaged(tmp_path, "orin")
+    assert Device(tmp_path / "good", 100300).builds(package).returncode == 0
+    for name, end, reason in (
+        ("refuses", "echo '[E] Error[4]: unsupported'; exit 1", "[E] Error[4]: unsupported"),
+        ("silent", "exit 0", "wrote no engine"),
+    ):
+        done = Device(tmp_path / name, 100300, end=end).builds(package)
+        assert done.returncode == 1
+        assert reason in done.stderr
+        assert Bundle.load(tmp_path / "package" / "bundle").plan("orin").data == b"compiled\n"
+
+
+def test_script_passes_shellcheck(tmp_path: Path) -> None:
+    shellcheck = shutil.which("shellcheck", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    if shellcheck is None:
+        pytest.skip("shellcheck is not installed")
+    script = Path(packaged(tmp_path, "drive-thor").package) / "build.sh"
+    done = subprocess.run([shellcheck, script], check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+# ----- the package -----
+
+
+def test_package_is_whole_and_stale_engines_stay_behind(tmp_path: Path) -> None:
+    path = copied(tmp_path / "bundle")
+    build(path, "orin", QUIET)
+    (path / "engines").mkdir()
+    (path / "engines" / "rtx-ada.plan").write_bytes(b"of another GPU")
+    build(path, "orin", QUIET)  # replaces the first
+    package = tmp_path / "bundle-orin"
+    assert {str(file.relative_to(package)) for file in package.rglob("*") if file.is_file()} == {
+        "README.md", "SHA256SUMS", "build.sh", "bundle/golden.safetensors", "bundle/manifest.json", "bundle/model.onnx",
+    }  # fmt: skip
+    assert os.access(package / "build.sh", os.X_OK)
+    assert {file.name for file in tmp_path.iterdir()} == {"bundle", "bundle-orin"}
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "precious").write_text("a week of work")
+    with pytest.raises(InputError, match="results: exists and is not a build package"):
+        build(path, "orin", QUIET, out=tmp_path / "results")
+    assert (tmp_path / "results" / "precious").read_text() == "a week of work"
+
+
+def test_command_writes_a_package(tmp_path: Path) -> None:
+    done = perception("build", bundle().path, "--target", "orin", "--dla", "--out", "package", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    described = json.loads(done.stdout)
+    assert described["target"] == "orin"
+    assert "--useDLACore=0 --allowGPUFallback" in described["commands"]["10"]
+    assert "all layers of this fp32 bundle will stay on the GPU" in " ".join(done.stderr.split())
+    assert (tmp_path / "package" / "build.sh").exists()
+
+
+def test_every_network_of_a_bundle_is_compiled(tmp_path: Path) -> None:
+    package = build(apart()[0].path, "orin", QUIET, out=tmp_path / "package")
+    device = Device(tmp_path, 100300)
+    done = device.builds(package)
+    assert done.returncode == 0, done.stderr
+    announced = package.commands["10"].splitlines()
+    assert [line.split()[1] for line in announced] == [
+        f"--onnx=bundle/{route}model.onnx" for route in ("", "routes/rain/", "routes/rain+night/")
+    ]
+    found = Bundle.load(Path(package.package) / "bundle")
+    for part in (found, *found.routes.values()):
+        assert part.plan("orin", "tensorrt 10.3.0").data == b"compiled\n"
+    assert device.arguments == announced[2].split()[1:]  # of the last run
+
+
+# ----- targets -----
+
+
+def test_the_table_shows_every_target() -> None:
+    targets = json.loads(succeeds("build", "--list", "--json"))["targets"]
+    by_name = {target["target"]: target for target in targets}
+    assert [*by_name] == NAMES
+    assert {name for name in NAMES if by_name[name]["dla_cores"]} == {"orin", "drive-orin"}
+    assert {name for name in NAMES if by_name[name]["compiles_on"] == "the device"} == {*NAMES[4:]}
+    assert by_name["drive-thor"]["compute_capabilities"] == [10.1, 11.0]
+    shown = succeeds("build", "--list")
+    assert all(target.name in shown and str(target.versions) in shown for target in TARGETS.values())
+
+
+def test_versions_are_compared_by_their_numbers() -> None:
+    inside = ("10.3.0", "10.13.3.9")
+    for version in (*inside, "10.2.9", "11.0.0", "9.9", "unknown"):
+        assert (version in Versions((10, 3), (11, 0))) is (version in inside)
+    assert same_compiler("tensorrt 10.3", "tensorrt 10.3.0")
+    assert same_compiler("tensorrt of mine", "tensorrt of mine")
+    assert not same_compiler("tensorrt of mine", "tensorrt 10.3.0")
+
+
+def numbered(count: int) -> st.SearchStrategy[tuple[int, ...]]:
+    return st.tuples(*[st.integers(0, 20)] * count)
+
+
+@given(numbered(3), st.lists(st.integers(0, 200), max_size=2), st.lists(st.integers(0, 200), max_size=2))
+def test_one_release_of_a_compiler_is_one_however_many_numbers_it_tells(
+    release: tuple[int, ...], more: list[int], others: list[int]
+) -> None:
+    """trtexec says 10.3.0, Python's module 10.3.0.30."""
+    one, other = (".".join(map(str, (*release, *numbers))) for numbers in (more, others))
+    assert same_compiler(f"tensorrt {one}", f"tensorrt {other}")
+    assert not same_compiler(f"tensorrt {one}", f"tensorrt_rtx {other}")
+
+
+@given(numbered(3), numbered(3), st.integers(0, 200))
+def test_another_patch_is_another_compiler(a: tuple[int, ...], b: tuple[int, ...], build: int) -> None:
+    one, other = (".".join(map(str, version)) for version in (a, b))
+    assert same_compiler(f"tensorrt {one}", f"tensorrt {other}.{build}") == (a == b)
+
+
+def test_a_target_refuses_what_it_does_not_take(tmp_path: Path) -> None:
+    orin, out = find_target("orin"), tmp_path / "package"
+    with pytest.raises(InputError, match="orin: takes fp32, fp16, int8, but the bundle is fp8"):
+        orin.require_acceptable("fp8", 18)
+    with pytest.raises(InputError, match="orin: takes ONNX opsets 9 to 20, but the bundle has 21"):
+        orin.require_acceptable("fp32", 21)
+    with pytest.raises(InputError, match=r"orin: needs tensorrt on the Jetson Orin itself, .* JetPack 6"):
+        build_engine(bundle().onnx.read_bytes(), orin)
+    with pytest.raises(InputError, match="toaster: unknown target; choose one of cpu, rtx-ampere"):
+        build(bundle().path, "toaster", QUIET)
+    with pytest.raises(InputError, match="cpu: compiles here, into the bundle; --out is for"):
+        build(bundle().path, "cpu", QUIET, out=out)
+    for target in (name for name in NAMES if "orin" not in name):
+        has_none = rf"^{target}: has no DLA; leave out --dla \(orin and drive-orin have one\)$"
+        with pytest.raises(InputError, match=has_none):
+            build(bundle().path, target, QUIET, dla=True, out=out)
+    assert not out.exists()
+
+
+def test_build_needs_a_bundle_and_a_target() -> None:
+    for arguments in ([], [str(bundle().path)], ["--target", "cpu"]):
+        takes = "build takes a bundle and its --target; `perception build --list` shows the targets"
+        assert refuses("build", *arguments) == f"perception: {takes}\n"
+
+
+def test_tensorrt_compiles_only_beside_the_gpu_of_the_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert all(compiles_here(target) == (target.compiler != "tensorrt") for target in TARGETS.values())
+    (tmp_path / "tensorrt.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    for capability, expected in ((87, {"orin", "drive-orin"}), (110, {"thor", "drive-thor"}), (101, {"drive-thor"})):
+        monkeypatch.setattr("deploy.engines.cuda.compute_capability", lambda here=capability: here)
+        assert {name for name, t in TARGETS.items() if t.compiler == "tensorrt" and compiles_here(t)} == expected
+
+
+# ----- NVIDIA's compiler -----
+
+
+def scatter(reduction: str) -> bytes:
+    """A graph whose third node scatters with this reduction."""
+    nodes = [
+        helper.make_node("Relu", ["x"], ["r"], name="relu"),
+        helper.make_node("ScatterElements", ["r", "i", "u"], ["s"], name="plain", axis=0),
+        helper.make_node("ScatterElements", ["s", "i", "u"], ["y"], name="canvas", axis=0, reduction=reduction),
+    ]
+    model = onnx_model(nodes, {"x": [9, 4], "i": (TensorProto.INT32, [3, 4]), "u": [3, 4]}, {"y": [9, 4]})
+    onnx.checker.check_model(model)
+    return model.SerializeToString()
+
+
+@pytest.mark.parametrize("target", [name for name, target in TARGETS.items() if target.compiler == "tensorrt_rtx"])
+def test_whole_graph_compiles_without_a_gpu(tmp_path: Path, target: str) -> None:
+    pytest.importorskip("tensorrt_rtx")
+    path = copied(tmp_path / "bundle")
+    record = build(path, target, QUIET)
+    loaded = Bundle.load(path)  # the engine is no part of what the manifest seals
+    assert len(loaded.plan(target).data) == record.plan_bytes > 4 * loaded.manifest.parameters
+    assert record.layers >= loaded.manifest.operators["Conv"]
+
+
+def test_refusal_names_node_operator_and_reason() -> None:
+    trt = pytest.importorskip("tensorrt_rtx")
+    ampere = find_target("rtx-ampere")
+    assert build_engine(scatter("none"), ampere).layers > 0
+    turned = [helper.make_node("Transpose", ["x"], ["t"], name="turn"), helper.make_node("Cast", ["t"], ["y"], to=1)]
+    not_cast = onnx_model(turned, {"x": (TensorProto.UINT8, [4, 3])}, {"y": [3, 4]}).SerializeToString()
+    older = replace(ampere, versions=Versions((0, 9), (1, 1)))
+    for graph, target, message in (
+        (scatter("add"), ampere, r"refuses node canvas \[ScatterElements\]: Unsupported reduction type"),
+        (not_cast, ampere, r"refuses node turn \[Transpose\]: .*UInt8"),
+        (bundle().onnx.read_bytes()[:5000], find_target("rtx-ada"), r"refuses the file: .*Failed to parse the ONNX"),
+        (bundle().onnx.read_bytes(), older, rf"needs tensorrt_rtx >=0.9,<1.1, but {trt.__version__} is here"),
+    ):
+        with one_line_error(message):
+            build_engine(graph, target)
+
+
+def test_dla_is_configured_and_found_absent() -> None:
+    """NVIDIA's configuration object takes the placement; no machine that these tests run on has a DLA."""
+    trt = pytest.importorskip("tensorrt_rtx")
+    config = trt.Builder(trt.Logger()).create_builder_config()
+    place_on_dla(trt, config)
+    assert config.default_device_type == trt.DeviceType.DLA
+    assert config.get_flag(trt.BuilderFlag.GPU_FALLBACK)
+    smallest_orin = replace(find_target("orin"), compiler="tensorrt_rtx", compute_capabilities=(86,))
+    smallest_orin = replace(smallest_orin, dla_versions=find_target("rtx-ampere").versions)
+    with pytest.raises(InputError, match="orin: this module has no DLA; build without --dla"):
+        build_engine(bundle().onnx.read_bytes(), smallest_orin, dla=True, inputs=bundle().manifest.input_shapes)
+
+
+def test_plan_is_checked_before_it_runs(tmp_path: Path) -> None:
+    tensorrt_rtx = pytest.importorskip("tensorrt_rtx")
+    path = copied(tmp_path / "bundle")
+    with pytest.raises(InputError, match="no engine for rtx-ada; run `perception build"):
+        Runtime(path, "rtx-ada")
+    build(path, "rtx-ada", QUIET)
+    plan, file = (path / "engines" / f"rtx-ada.{kind}" for kind in ("plan", "json"))
+    content = plan.read_bytes()
+    plan.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(InputError, match=r"rtx-ada.plan: was changed"):
+        Bundle.load(path).plan("rtx-ada")
+    plan.write_bytes(content)
+    record = Bundle.load(path).plan("rtx-ada").record
+    here = f"tensorrt_rtx {tensorrt_rtx.__version__}"
+    for change, message in (
+        ({"onnx_sha256": "0" * 64}, f"{plan}: compiled from another network"),
+        ({"target": "rtx-ampere"}, f"{file}: is of an engine for rtx-ampere"),
+        ({"compiler": "tensorrt_rtx 1.0.0"}, f"{plan}: compiled by tensorrt_rtx 1.0.0, but here is {here}"),
+        ({"compiler": "tensorrt 10.3.0"}, f"{plan}: compiled by tensorrt 10.3.0, but here is {here}"),
+        ({"plan_sha256": "0" * 64}, f"{plan}: was changed (its sha256 differs from the record)"),
+    ):
+        file.write_bytes(record.model_copy(update=change).hashed_json())
+        with one_line_error(exactly=f"{message}; run `perception build {path} --target rtx-ada`"):
+            Runtime(path, "rtx-ada")
+    file.write_text("{}")
+    with pytest.raises(InputError, match=r"rtx-ada.json: not an engine record of this version; run `perception build"):
+        Runtime(path, "rtx-ada")
+    file.write_bytes(record.hashed_json())
+    try:
+        compute_capability()
+    except InputError as error:
+        with one_line_error("GPU", exactly=str(error)):
+            open_engine(Bundle.load(path), "rtx-ada")
+
+
+def test_cpu_build_runs_the_golden_frame(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = copied(tmp_path / "bundle")
+    assert build(path, "cpu", QUIET).layers == sum(bundle().manifest.operators.values())
+    _, another = bundle("rain").golden()
+    monkeypatch.setattr(OnnxRuntimeEngine, "run", lambda self, inputs: another)
+    with pytest.raises(InputError, match=r"ONNX Runtime, golden frame \w+: does not compute the exported network"):
+        build(path, "cpu", QUIET)
+
+
+def test_onnxruntime_refuses_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"not a graph")
+    with one_line_error(r"model\.onnx: ONNX Runtime refuses it"):
+        OnnxRuntimeEngine(tmp_path / "model.onnx")

@@ -1,0 +1,182 @@
+"""The command as a user types it, and what is imported: nothing that takes long, and on the vehicle no torch."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from check_repository import ABSENT, vehicle
+from commands import perception, refuses
+from exported import bundle
+from repository import ROOT
+from typer.testing import CliRunner
+from vehicle_modules import python
+
+from deploy.cli import app
+from deploy.golden import synthetic_frame
+from deploy.runtime import Runtime
+
+PERCEPTION = Path(sys.executable).with_name("perception")
+CONFIG = ROOT / "configs" / "tiny.yaml"
+COMMANDS = (
+    *("simulate", "train", "evaluate", "export", "build", "replay", "judge", "adapt", "modules", "merge", "demo"),
+    *("import-mmdet3d", "import-pointpillars", "verify", "sign", "compare"),
+)
+
+
+# ----- the vehicle's side -----
+
+
+def test_vehicle_side_imports_and_runs_without_torch() -> None:
+    """And without a key it needs no cryptography."""
+    imports = "".join(f"import {name}\n" for name in vehicle())
+    result = python(
+        "from pathlib import Path\nsys.modules['cryptography'] = None\nimport deploy.runtime\n"
+        f"runtime = deploy.runtime.Runtime(Path({str(bundle().path)!r}))\ndel sys.modules['cryptography']\n{imports}"
+        "frame = deploy.golden.synthetic_frame('ego', runtime.bundle.manifest.rig, 1)\n"
+        "print(len(runtime.step(frame).prediction.results['detection']))"
+    )
+    assert result.returncode == 0, result.stderr
+    here = Runtime(bundle().path)
+    assert int(result.stdout) == len(here(synthetic_frame("ego", here.bundle.manifest.rig, 1)).results["detection"]) > 0
+
+
+def test_nothing_of_the_workshop_is_imported_where_it_is_there() -> None:
+    other = [*ABSENT, "nuscenes", "motmetrics", "pandas", "sklearn"]
+    code = f"import sys, {', '.join(vehicle())}\nprint(sys.modules.keys() & {other})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout == "set()\n"
+
+
+WITHOUT = """
+import contextlib, io, json
+from deploy.cli import main
+said = []
+for arguments in {}:
+    sys.argv, lines = ["perception", *arguments], io.StringIO()
+    with contextlib.redirect_stderr(lines):
+        try:
+            main()
+            said.append([0, ""])
+        except SystemExit as end:
+            said.append([end.code, lines.getvalue()])
+print(json.dumps(said))
+"""
+
+
+def test_a_command_that_needs_torch_is_one_line(tiny_root: Path, tmp_path: Path) -> None:
+    out, data = ["--out", str(tmp_path / "out")], ["--data", str(tiny_root)]
+    commands = [
+        ["train", "configs/tiny.yaml", *data, *out],
+        ["evaluate", ".", *data, *out],
+        ["adapt", ".", "--add", "low_rank:a", *data, *out],
+        ["merge", ".", "--modules", "a,b", "--name", "c", *out],
+        ["modules", "."],
+        ["plan", "."],
+        ["import-mmdet3d", ".", ".", *out],
+        ["import-pointpillars", ".", ".", *out],
+        ["export", ".", *out],
+        ["demo", *out],
+    ]
+    done = python(WITHOUT.format(commands))
+    assert done.returncode == 0, done.stderr
+    for command, (code, said) in zip(commands, json.loads(done.stdout.splitlines()[-1]), strict=True):
+        needs = r"perception: this command needs (torch|onnx|timm|accelerate), which is not installed here; .*\n"
+        assert code == 2, command
+        assert re.fullmatch(needs, said), (command, said)
+    assert not (tmp_path / "out").exists()
+
+
+# ----- the command -----
+
+
+HELP = """
+import sys
+from deploy.cli import main
+sys.argv = ["perception", "--help"]
+try:
+    main()
+finally:
+    print(*(name for name in sys.modules if "." not in name), file=sys.stderr)
+"""
+
+
+def test_help_answers_at_once_and_names_every_command() -> None:
+    """At once, because nothing that takes long to import is: neither numpy nor what is built on it."""
+    shown = subprocess.run([sys.executable, "-c", HELP], check=True, capture_output=True, text=True)
+    assert all(command in shown.stdout for command in COMMANDS)
+    imported = set(shown.stderr.split())
+    assert "typer" in imported
+    assert not imported & {"numpy", "cv2", "scipy", "torch", "onnx", "onnxruntime", "nuscenes", "matplotlib"}
+
+
+def test_every_command_has_help_with_an_example() -> None:
+    for command in COMMANDS:
+        shown = CliRunner().invoke(app, [command, "--help"])
+        assert f"Example: perception {command}" in " ".join(shown.output.split())
+
+
+def test_the_installed_command_is_the_one_that_the_tests_run() -> None:
+    shown = subprocess.run([PERCEPTION, "verify", "nowhere"], check=False, capture_output=True, text=True)
+    here = perception("verify", "nowhere")
+    assert (shown.returncode, shown.stdout, shown.stderr) == (here.returncode, here.stdout, here.stderr)
+    assert here.returncode == 2
+
+
+DATA = "--data {tmp} --out {tmp}/r"
+ADD = "give --add with --conditions"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (f"train {CONFIG} --version v1.0-mini {DATA}", "{tmp}"),
+        (f"train {{tmp}}/no.yaml --version v1.0-mini {DATA}", "no.yaml"),
+        (f"evaluate {{tmp}} --version v1.0-mini {DATA}", "{tmp}"),
+        ("compare {tmp} {tmp}", "no readable left_out.json; give a folder that `perception evaluate` wrote"),
+        ("export {tmp} --out {tmp}/b", "no checkpoint here"),
+        ("build {tmp} --target cpu", "{tmp}"),
+        ("replay {tmp} --version v1.0-mini --bundle {tmp} --out {tmp}/r", "{tmp}"),
+        ("replay {tmp}/a.mcap --bundle {tmp} --out {tmp}/r --conditions hail", "not a bundle"),
+        ("replay {tmp} --scenes a --bundle {tmp} --out {tmp}/r --scenes=b", "--scenes is given 2 times; give it once"),
+        ("simulate {tmp}/d --conditions hail", "hail"),
+        ("simulate {tmp}/d --rig trukc", "rig trukc: not known; give a YAML file or one of nuscenes,"),
+        (f"adapt {{tmp}} --add low_rank {DATA}", "write KIND:NAME"),
+        (f"adapt {{tmp}} --add low_rank:a --option rank=x {DATA}", "--option rank=x: write NAME=NUMBER"),
+        (f"adapt {{tmp}} --add low_rank:a {DATA}", "no checkpoint here"),
+        (f"adapt {{tmp}} --task map --rig truck {DATA}", "{tmp}: no checkpoint here"),
+        (f"adapt {{tmp}} {DATA}", ADD),
+        (
+            f"adapt {{tmp}} --task conditions --add low_rank:a {DATA}",
+            f"{ADD} and --option for a module, or --task with",
+        ),
+        (f"adapt {{tmp}} --task conditions --conditions rain {DATA}", "or --task with --config for a task"),
+        ("merge {tmp} --modules a,b --name c --out {tmp}/r", "no checkpoint here"),
+        ("modules {tmp}", "no checkpoint here"),
+        ("modules {tmp} --frame scene-0001:0", "--frame and --data go together"),
+        ("modules {tmp} --load a.safetensors", "--load and --out go together"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_code_2(tmp_path: Path, arguments: str, message: str) -> None:
+    line = refuses(*(word.replace("{tmp}", str(tmp_path)) for word in arguments.split()))
+    assert line.startswith("perception: ")
+    assert message.replace("{tmp}", str(tmp_path)) in line
+
+
+def test_damaged_sensor_files_end_a_training_with_exit_code_2(tiny_root: Path, tmp_path: Path) -> None:
+    for file in sorted((tiny_root / "samples" / "LIDAR_TOP").iterdir()):
+        points = np.fromfile(file, np.float32)
+        points[7] = np.nan
+        points.tofile(file)
+    shown = perception("train", CONFIG, "--data", tiny_root, "--split", "all", "--out", tmp_path / "run")
+    assert shown.returncode == 2
+    assert "LIDAR_TOP" in shown.stderr.splitlines()[-1]
+    assert "1 of 500 points hold NaN or infinity" in shown.stderr.splitlines()[-1]
+
+
+def test_bad_usage_is_exit_code_2() -> None:
+    assert perception("train", "--nonsense").returncode == 2
+    assert perception("fly").returncode == 2

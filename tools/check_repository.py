@@ -1,0 +1,312 @@
+"""Check what no test runs: imports between modules, locks, Dockerfiles, and pages that are written from other files.
+
+Prints a line for each finding, and ends with 1 if there is one. `make lint` runs it.
+"""
+
+from __future__ import annotations
+
+import ast
+import fnmatch
+import json
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Iterator, Set
+from graphlib import CycleError, TopologicalSorter
+from importlib.metadata import PackageNotFoundError, files
+from itertools import chain
+from pathlib import Path
+
+import architecture
+import figures
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+from packaging.utils import canonicalize_name
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
+REQUIREMENTS = ROOT / "requirements"
+DOCKERFILES = [ROOT / "docker" / name / "Dockerfile" for name in ("train", "vehicle")]
+JETPACKS = [REQUIREMENTS / f"{name}.txt" for name in ("jetpack6", "jetpack7")]
+OLD = ("3.10", "3.11")  # their locks hold the oldest supported end
+# Distribution of what is imported, where it has another name.
+DISTRIBUTIONS = {
+    "PIL": "pillow",
+    "cv2": "opencv-python-headless",
+    "foxglove_schemas_protobuf": "foxglove-schemas-protobuf",
+    "mcap_protobuf": "mcap-protobuf-support",
+    "mpl_toolkits": "matplotlib",
+    "rerun": "rerun-sdk",
+    "sklearn": "scikit-learn",
+    "yaml": "PyYAML",
+}
+JUDGES = {"nuscenes", "truckscenes", "t4_devkit", "motmetrics"}
+# motmetrics solves assignments with whichever of these is there; scipy is. `imp` it takes on Python 2 alone.
+UNUSED = {"lap", "lapsolver", "munkres", "ortools", "imp"}
+
+# What must not be imported on the vehicle, and what begins there.
+ABSENT = ["torch", "torchvision", "timm", "onnx", "onnxscript", "accelerate"]
+WORKSHOP = {
+    *(f"deploy.{name}" for name in ("demo", "export", "fold_batchnorm", "network", "onnx_export", "origin", "plan")),
+    *("deploy.precision", "deploy.replay.rerun_results", "deploy.street", "deploy.structure"),
+}
+# Imported late, in functions that the vehicle does not call: training, export, and the official splits.
+LATE_WORKSHOP = {
+    *("perception.ray_workers", "perception.tasks.network", "perception.tasks.map.network"),
+    *(f"perception.tasks.detection.{name}" for name in ("center_head", "anchor_head", "joined_head", "peaks")),
+    *("perception.tasks.conditions.network", "perception.tasks.conditions.recogniser"),
+    *("perception.tasks.points.network", "perception.tasks.occupancy.network"),
+}
+# TensorRT comes with the device, fsspec with an extra; bindings of CUDA are imported by their name.
+NOT_REQUIRED, BY_NAME = {"tensorrt", "tensorrt_rtx", "fsspec", "nuscenes"}, {"cuda-bindings"}
+
+
+def requirements(file: Path) -> dict[str, Requirement]:
+    """Requirement by distribution."""
+    lines = [line.split("#")[0].strip() for line in file.read_text().splitlines()]
+    return {requirement.name: requirement for requirement in map(Requirement, filter(None, lines))}
+
+
+def pinned(lock: Path) -> dict[str, str]:
+    """Version by distribution, in lower case; hashes are left out."""
+    return dict(re.findall(r"^([a-z0-9-]+)==(\S+)", lock.read_text(), re.MULTILINE))
+
+
+# ----- layers -----
+
+
+def modules() -> dict[str, Path]:
+    """File by the name of each module of `perception` and `deploy`."""
+    found = [path for package in ("perception", "deploy") for path in (ROOT / package).rglob("*.py")]
+    return {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in found}
+
+
+def imported(nodes: Iterable[ast.AST], ours: Set[str]) -> set[str]:
+    """Names of the modules that these nodes import; of others than ours the package alone."""
+    found: set[str] = set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            inside = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= (inside & ours) | ({node.module} if inside - ours else set())
+    return {name if name in ours else name.split(".")[0] for name in found}
+
+
+def layers() -> Iterator[str]:
+    ours = modules()
+    found = {name: imported(ast.walk(ast.parse(path.read_text())), ours.keys()) for name, path in ours.items()}
+    arrows = {name: (others & ours.keys()) - {name} for name, others in found.items()}
+    for name, others in arrows.items():
+        for other in others if name.split(".")[0] == "perception" else ():
+            if other.split(".")[0] == "deploy":
+                yield f"{ours[name]}: imports {other}; perception imports nothing of deploy"
+    try:
+        TopologicalSorter(arrows).prepare()
+    except CycleError as error:
+        yield f"modules import each other: {' -> '.join(error.args[1])}"
+    if missing := WORKSHOP - ours.keys():
+        yield f"tools/check_repository.py: WORKSHOP names {', '.join(sorted(missing))}, which are not there"
+
+
+def vehicle() -> list[str]:
+    """The modules with which the vehicle begins."""
+    names = (name for name in modules() if name.split(".")[0] == "deploy")
+    own = sorted(name for name in names if name not in WORKSHOP and not name.startswith("deploy.precision."))
+    return [
+        *("perception.frame", "perception.grid", "perception.scene.scene", "perception.sensors.inputs"),
+        *("perception.sensors.lidar.pillars", "perception.tasks.result", "perception.datasets.nuscenes.dataset"),
+        *("perception.datasets.nuscenes.map_expansion",),
+        *(f"perception.tasks.detection.{name}" for name in ("nms", "rotated_iou", "submission", "tracker", "tracking")),
+        *own,
+    ]
+
+
+# ----- requirements and locks -----
+
+
+def vehicle_requirements() -> Iterator[str]:
+    """Every requirement is imported by the vehicle's modules or its command, and every import is a requirement."""
+    ours, third, seen, queue = modules(), set[str](), set(LATE_WORKSHOP | WORKSHOP), vehicle()
+    while queue:
+        module = queue.pop()
+        if module in seen:
+            continue
+        seen.add(module)
+        tree = ast.parse(ours[module].read_text())
+        for name in imported(tree.body if ".commands." in module else ast.walk(tree), ours.keys()):
+            if name in ours:
+                queue.append(name)
+            else:
+                third.add(name)
+    needed = {DISTRIBUTIONS.get(name, name) for name in third - set(sys.stdlib_module_names) - NOT_REQUIRED} | BY_NAME
+    wanted = requirements(REQUIREMENTS / "vehicle.in")
+    for name in needed ^ wanted.keys():
+        yield f"requirements/vehicle.in: {name} is {'not imported' if name in wanted else 'imported and not in it'}"
+    for lock in JETPACKS:
+        versions = pinned(lock)
+        for name in {*ABSENT, "nuscenes-devkit", "matplotlib"} & versions.keys():
+            yield f"{lock}: {name} is of the workshop"
+        yield from _out_of_range(lock, wanted.values())
+
+
+def locks() -> Iterator[str]:
+    found = {path.stem.removeprefix("py"): path for path in REQUIREMENTS.glob("py3.*.txt")}
+    supported = {
+        version for version in (f"3.{i}" for i in range(100)) if version in SpecifierSet(PROJECT["requires-python"])
+    }
+    for version in found.keys() ^ supported:
+        yield f"requirements/py{version}.txt: {'is missing' if version in supported else 'is of no supported Python'}"
+    for version, path in found.items():
+        versions = pinned(path)
+        extras = ["rtx", "viewer", "pretrained", "devkit", "dev", *(["mmdet3d"] if version in OLD else [])]
+        installed = chain(PROJECT["dependencies"], *(EXTRAS[extra] for extra in extras))
+        yield from _out_of_range(path, map(Requirement, installed))
+        for line in path.read_text().splitlines():
+            if not re.fullmatch(r"#.*|[a-z0-9-]+==[\w.!]+", line):  # a local version, an address, an index or a path
+                yield f"{path}: {line!r} belongs to one machine"
+        ends = tuple(versions.get(name, "").split(".")[0] for name in ("numpy", "opencv-python-headless"))
+        if ends != (("1", "4") if version in OLD else ("2", "5")):
+            yield f"{path}: holds numpy {ends[0]} and OpenCV {ends[1]}, which is another end of what is supported"
+
+
+def _out_of_range(lock: Path, wanted: Iterable[Requirement]) -> Iterator[str]:
+    versions = pinned(lock)
+    for requirement in wanted:
+        version = versions.get(canonicalize_name(requirement.name))
+        if version is None or not requirement.specifier.contains(version):
+            yield f"{lock}: {requirement} is {version or 'not locked'}; run `make lock`"
+
+
+def judges() -> Iterator[str]:
+    """They are installed without their dependencies, so nothing else would notice that one is missing."""
+    installed = (*PROJECT["dependencies"], *EXTRAS["devkit"], *EXTRAS["viewer"])  # T4's draws with the viewer
+    offered = {canonicalize_name(Requirement(each).name) for each in installed}
+    # Not their own tests and examples: what our evaluation, our tests and mmdet3d import.
+    unused = {"tests", "scripts", "prediction", "baselines.py", "visualization_utils.py"}
+    for distribution in requirements(REQUIREMENTS / "devkit.txt"):
+        try:
+            listed = files(distribution) or []
+        except PackageNotFoundError:
+            yield f"{distribution}: is not installed here, so its imports were not checked"
+            continue
+        paths = [
+            path for path in listed if path.suffix == ".py" and path.parts[0] in JUDGES and not unused & {*path.parts}
+        ]
+        trees = [ast.parse(Path(str(path.locate())).read_text()) for path in paths]
+        third = set().union(*(imported(ast.walk(tree), set()) for tree in trees)) - set(sys.stdlib_module_names)
+        for name in third - JUDGES - UNUSED:
+            if canonicalize_name(DISTRIBUTIONS.get(name, name)) not in offered:
+                yield f"pyproject.toml: the extra devkit lacks {name}, which {distribution} imports"
+
+
+# ----- Dockerfiles, which were not built here -----
+
+
+def arguments(file: Path, instruction: str) -> list[str]:
+    """Arguments of all lines with the instruction, with continued lines joined and comments left out."""
+    text = re.sub(r"^\s*#.*\n", "", file.read_text(), flags=re.MULTILINE).replace("\\\n", " ")
+    return [line.split(maxsplit=1)[1] for line in text.splitlines() if line.startswith(f"{instruction} ")]
+
+
+def ignored(path: str) -> bool:
+    """As docker reads .dockerignore: the last pattern that matches a path or a folder above it decides."""
+    decision = False
+    for line in (ROOT / ".dockerignore").read_text().splitlines():
+        pattern = line.removeprefix("!")
+        parts = Path(path).parts
+        above = ["/".join(parts[: i + 1]) for i in range(len(parts))]
+        if line and not line.startswith("#") and any(_matches(each, pattern) for each in above):
+            decision = not line.startswith("!")
+    return decision
+
+
+def _matches(path: str, pattern: str) -> bool:
+    return fnmatch.fnmatch(path, pattern) or fnmatch.fnmatch(f"/{path}", f"*/{pattern.removeprefix('**/')}")
+
+
+def dockerfiles() -> Iterator[str]:
+    hadolint = shutil.which("hadolint", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    for file in DOCKERFILES:
+        sources = {source for copy in arguments(file, "COPY") for source in shlex.split(copy)[:-1]}
+        for source in {"perception", "deploy", "configs", "pyproject.toml", *sources}:
+            if source not in sources or not (ROOT / source).exists() or ignored(source):
+                yield f"{file}: {source} is not copied, not there, or in .dockerignore"
+        if hadolint is None:
+            yield f"{file}: was not checked, because hadolint is not installed"
+            continue
+        done = subprocess.run([hadolint, "--no-color", file], check=False, capture_output=True, text=True)
+        yield from done.stdout.splitlines()
+    for path in (".git", ".venv", "runs", "tests", "docs", "perception/__pycache__", "deploy/replay/__pycache__"):
+        if not ignored(path):
+            yield f".dockerignore: {path} reaches the engine"
+
+
+def docker_versions() -> Iterator[str]:
+    """The same packages in the Dockerfiles, in pyproject.toml and in requirements/."""
+    (image,), installs = arguments(DOCKERFILES[0], "FROM"), " ".join(" ".join(arguments(DOCKERFILES[0], "RUN")).split())
+    cuda = "".join(re.findall(r":(\d+)\.(\d+)", image)[0])
+    if f"download.pytorch.org/whl/cu{cuda}" not in installs:
+        yield f"{DOCKERFILES[0]}: torch is not made for the CUDA of {image}"
+    for extra in {"mmdet3d", "devkit", *re.findall(r'"\.\[([\w,]+)\]"', installs)[0].split(",")} - EXTRAS.keys():
+        yield f"{DOCKERFILES[0]}: there is no extra {extra}"
+    pins = dict(re.findall(r" ([\w-]+)==([\d.]+)", installs))
+    compiled = requirements(REQUIREMENTS / "mmdet3d.txt")["onedl-mmcv"]
+    for requirement in (*map(Requirement, (*PROJECT["dependencies"], *EXTRAS["mmdet3d"])), compiled):
+        if requirement.name in pins and not requirement.specifier.contains(pins[requirement.name]):
+            yield f"{DOCKERFILES[0]}: {requirement.name} {pins[requirement.name]} is not {requirement}"
+    for name in {"torch", "torchvision", "onedl-mmcv"} - pins.keys():
+        yield f"{DOCKERFILES[0]}: {name} has no version"
+    # Without which no plan of TensorRT runs, in the extra, on the vehicle and in what their absence is told with.
+    (bindings,) = (each for each in EXTRAS["tensorrt"] if each.startswith("cuda-bindings"))
+    if str(requirements(REQUIREMENTS / "vehicle.in")["cuda-bindings"]) != str(Requirement(bindings)):
+        yield f"requirements/vehicle.in: cuda-bindings is not {bindings}, as in pyproject.toml"
+    if f"'{bindings}'" not in (ROOT / "deploy" / "engines" / "cuda.py").read_text():
+        yield f"deploy/engines/cuda.py: does not say {bindings}, as pyproject.toml does"
+
+
+# ----- pages -----
+
+
+def pages() -> Iterator[str]:
+    text = architecture.PAGE.read_text(encoding="utf-8")
+    if text != architecture.page(text):
+        yield f"{architecture.PAGE}: is out of date; run `python tools/architecture.py`"
+    record, readme = json.loads(figures.RECORD.read_text()), figures.README.read_text()
+    if figures.PAGE.read_text() != figures.page(record):
+        yield f"{figures.PAGE}: is not what {figures.RECORD.name} says; run `python tools/figures.py --write`"
+    if figures.with_block(readme, figures.quoted(record)) != readme:
+        yield f"{figures.README}: is not what {figures.RECORD.name} says; run `python tools/figures.py --write`"
+    for section, entry in record.items():
+        if entry["command"] != figures.COMMANDS.get(section) or not entry["figures"]:
+            yield f"{figures.RECORD}: {section} was not measured by the command of tools/figures.py"
+        if not re.fullmatch(r"[0-9a-f]{7,40}", entry["commit"]):
+            yield f"{figures.RECORD}: {section} was measured on a tree that was not committed"
+    evidence = (ROOT / "docs" / "evidence" / "evidence.md").read_text()
+    for quoted in re.findall(r"\d\.\d+ ± \d\.\d+", readme):
+        if quoted not in evidence:
+            yield f"{figures.README}: {quoted} stands in no page of docs/evidence"
+
+
+CHECKS: tuple[Callable[[], Iterator[str]], ...] = (
+    *(layers, vehicle_requirements, locks, judges, dockerfiles, docker_versions, pages),
+)
+
+
+def main() -> None:
+    findings = [finding for check in CHECKS for finding in check()]
+    print(*findings, sep="\n", end="\n" if findings else "")
+    sys.exit(bool(findings))
+
+
+if __name__ == "__main__":
+    main()
