@@ -83,6 +83,7 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/python tools/check_repository.py
 
 # Fit the complete keyframes of nuScenes scene-0103 with each set of sensors, then score and replay the exported bundle.
 NUSCENES ?= $(or $(PERCEPTION_NUSCENES),../shared/data/nuscenes)
